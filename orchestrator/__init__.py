@@ -1,0 +1,1 @@
+"""The driver's side: what was asked, who runs it, what came back."""

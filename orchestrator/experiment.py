@@ -1,0 +1,160 @@
+"""What was asked: an experiment, its deployments, their cells and runs. YAML and flags are the same fields."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+
+from strategies.shapes import Load
+
+SCENARIOS = {"short": (256, 128), "long": (1024, 512)}
+# Fields that may differ between commands whose results belong in one folder.
+FREE_FIELDS = {
+    "strategy", "engine", "max_concurrency", "scenario", "num_runs",
+    "result_dir", "metadata", "address", "save_detailed", "timeout",
+}
+
+
+class Experiment(BaseModel):
+    """Every field of `orchestrator submit`; a YAML file holds the same names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+    strategy: tuple[str, ...] = Field(("tp1",), min_length=1)
+    model: str = "tiny"
+    engine: str | None = None
+    scenario: tuple[str, ...] = ()
+    input_len: PositiveInt | None = None
+    output_len: PositiveInt | None = None
+    max_concurrency: tuple[PositiveInt, ...] = Field((8,), min_length=1)
+    num_runs: PositiveInt = 1
+    num_warmups: int = Field(1, ge=0)
+    num_prompts: PositiveInt | None = None
+    seed: int = 0
+    ignore_eos: bool | None = None  # None: true where lengths are fixed, false for a dataset
+    temperature: float = Field(0.0, ge=0.0)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    load_format: Literal["auto", "dummy"] = "auto"
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    dataset_path: Path | None = None
+    save_detailed: bool = False
+    prefill_tokens: PositiveInt | None = None
+    chunked_prefill: bool = True
+    timeout: float = Field(600.0, gt=0)
+    result_dir: Path | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)
+    address: str | None = None
+
+    @field_validator("strategy", "scenario", "max_concurrency", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        """One value stands for a list of one; a comma separates several."""
+        items: list[Any] = []
+        for item in value if isinstance(value, (list, tuple)) else (value,):
+            items.extend(part.strip() for part in item.split(",") if part.strip()) if isinstance(item, str) else items.append(item)
+        return tuple(items)
+
+    @field_validator("strategy", "scenario", "max_concurrency")
+    @classmethod
+    def _once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What is named twice is run once."""
+        return tuple(dict.fromkeys(values))
+
+    @field_validator("scenario")
+    @classmethod
+    def _known_scenario(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in SCENARIOS:
+                raise ValueError(f"there is no scenario '{name}'; use {', '.join(SCENARIOS)}, or input_len and output_len")
+        return names
+
+    @model_validator(mode="after")
+    def _one_source_of_lengths(self) -> Experiment:
+        if self.scenario and (self.input_len or self.output_len):
+            raise ValueError("scenario and input_len/output_len say the lengths twice; give one of them")
+        if self.dataset_path and (self.scenario or self.input_len):
+            raise ValueError("a dataset brings its own prompts; leave scenario and input_len out")
+        if bool(self.input_len) != bool(self.output_len) and not self.dataset_path:
+            raise ValueError("input_len and output_len go together; give both")
+        return self
+
+    @property
+    def scenarios(self) -> tuple[Scenario, ...]:
+        """The lengths to be run; a dataset is one scenario, named after its file."""
+        if self.dataset_path:
+            return (Scenario(self.dataset_path.stem, 0, self.output_len or 0),)
+        if self.input_len and self.output_len:
+            return (Scenario(f"{self.input_len}x{self.output_len}", self.input_len, self.output_len),)
+        return tuple(Scenario(name, *SCENARIOS[name]) for name in self.scenario or ("short",))
+
+    @property
+    def identity(self) -> str:
+        """Ten hex digits of everything that results must agree on to be compared; lists that grow are left out."""
+        return digest(self.model_dump(mode="json", exclude=FREE_FIELDS))
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Lengths in tokens; 0 where a dataset brings its own."""
+
+    name: str
+    input_len: int
+    output_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Model x strategy x engine x dtype x quantization: loaded and captured once."""
+
+    model: str
+    strategy: str
+    engine: str
+    dtype: str
+    quantization: str = "none"
+
+    @property
+    def name(self) -> str:
+        parts = (self.model, self.strategy, self.engine, self.dtype, self.quantization)
+        return ".".join(part for part in parts if part != "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Deployment x scenario x concurrency."""
+
+    deployment: Deployment
+    scenario: Scenario
+    max_concurrency: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.deployment.name}.{self.scenario.name}.c{self.max_concurrency}"
+
+    def load(self) -> Load:
+        return Load(self.scenario.input_len, self.scenario.output_len, self.max_concurrency)
+
+    def fields(self) -> dict[str, Any]:
+        """The columns that name this cell in every table."""
+        return {**asdict(self.deployment), "scenario": self.scenario.name, "max_concurrency": self.max_concurrency}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One repeat of a cell."""
+
+    cell: Cell
+    index: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.cell.name}.r{self.index}"
+
+
+def digest(value: Any) -> str:
+    """Ten hex digits of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:10]

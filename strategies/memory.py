@@ -1,0 +1,79 @@
+"""Bytes a placement takes on each rank, and whether they fit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from strategies.placement import Placement
+from strategies.shapes import Load, ModelShape
+
+# Kept free of weights and KV on a GPU: the CUDA context, NCCL's buffers, graphs and fragmentation.
+RESERVE_BYTES = 3 << 30
+# Share of a device's memory that an engine may plan with.
+UTILIZATION = 0.92
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Bytes on the fullest rank. `kv_tokens` is what one replica can hold at once; -1 where memory is unknown."""
+
+    weights: int
+    kv_per_token: int
+    workspace: int
+    available: int
+    kv_tokens: int
+
+    def holds(self, tokens: int) -> bool:
+        return self.kv_tokens < 0 or self.kv_tokens >= tokens
+
+
+def weight_bytes(placement: Placement, model: ModelShape, rank: int, dtype_bytes: int) -> int:
+    """Bytes of parameters on `rank`."""
+    return dtype_bytes * sum(
+        math.prod(s.stop - s.start for s in placement.shard(name, shape, rank))
+        for name, shape in model.parameters()
+        if placement.holds(name, rank, model)
+    )
+
+
+def kv_heads(placement: Placement, model: ModelShape, rank: int) -> int:
+    """KV heads whose cache `rank` holds."""
+    shape = (model.num_kv_heads * model.head_dim, model.hidden_size)
+    rows = placement.shard("model.layers.0.self_attn.k_proj.weight", shape, rank, stored=False)[0]
+    return (rows.stop - rows.start) // model.head_dim
+
+
+def kv_bytes_per_token(placement: Placement, model: ModelShape, rank: int, dtype_bytes: int) -> int:
+    """Bytes of keys and values on `rank` for one token: 2 x layers x KV heads x head_dim x dtype."""
+    layers = sum(len(stage.layers) for stage in placement.stages_of(rank))
+    return 2 * layers * kv_heads(placement, model, rank) * model.head_dim * dtype_bytes
+
+
+def workspace_bytes(placement: Placement, model: ModelShape, rank: int, dtype_bytes: int, tokens: int) -> int:
+    """Bytes of activations of one forward pass over `tokens` tokens: residual stream, QKV, both halves of the MLP."""
+    shape = (model.intermediate_size, model.hidden_size)
+    mlp = placement.shard("model.layers.0.mlp.gate_proj.weight", shape, rank, stored=False)[0]
+    heads = model.num_heads * model.head_dim
+    return tokens * dtype_bytes * (4 * model.hidden_size + 3 * heads + 3 * (mlp.stop - mlp.start))
+
+
+def budget(placement: Placement, model: ModelShape, dtype_bytes: int, memory_bytes: int, prefill_tokens: int) -> Budget:
+    """The budget of the rank that can hold the fewest tokens, on devices of `memory_bytes` (0 = unknown)."""
+    ranks = [_rank_budget(placement, model, rank, dtype_bytes, memory_bytes, prefill_tokens) for rank in range(placement.num_ranks)]
+    return min(ranks, key=lambda b: (b.kv_tokens, -b.weights))
+
+
+def needed_tokens(placement: Placement, load: Load) -> int:
+    """Tokens of KV one replica needs to serve its share of `load` without queueing."""
+    return math.ceil(load.max_concurrency / placement.degree("dp")) * load.max_len
+
+
+def _rank_budget(placement: Placement, model: ModelShape, rank: int, dtype_bytes: int, memory: int, tokens: int) -> Budget:
+    weights = weight_bytes(placement, model, rank, dtype_bytes)
+    per_token = kv_bytes_per_token(placement, model, rank, dtype_bytes)
+    workspace = workspace_bytes(placement, model, rank, dtype_bytes, tokens)
+    if not memory:
+        return Budget(weights, per_token, workspace, 0, -1)
+    free = int(memory * UTILIZATION) - RESERVE_BYTES - weights - workspace
+    return Budget(weights, per_token, workspace, memory, max(free, 0) // per_token if per_token else -1)

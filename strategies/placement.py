@@ -1,0 +1,171 @@
+"""Where every tensor and token lives: pure, frozen data that any process can read without a plug-in installed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+
+from strategies.errors import LayoutError
+from strategies.shapes import ModelShape
+
+# Outermost first. Tensor parallelism talks most, so its ranks are neighbours; an axis not named here goes in between.
+AXIS_ORDER = {"dp": 0, "pp": 1, "tp": 9}
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """One cut of a tensor along one mesh axis.
+
+    `unit`: cut only at multiples of this many rows (a head). More ranks than units: every unit is replicated
+    over a group of neighbouring ranks (grouped-query attention with fewer KV heads than ranks).
+    `parts`: uneven sizes, one per rank.
+    """
+
+    axis: str
+    dim: int
+    unit: int = 1
+    parts: tuple[int, ...] | None = None
+
+    def bounds(self, size: int, index: int, degree: int) -> tuple[int, int]:
+        """[start, stop) of part `index` of `degree`, of a dim of `size` elements. Raises LayoutError if it does not divide."""
+        if self.parts is not None:
+            start = sum(self.parts[:index])
+            return start, start + self.parts[index]
+        units = size // self.unit
+        if degree > units and degree % units == 0:
+            group = index // (degree // units)
+            return group * self.unit, (group + 1) * self.unit
+        if units % degree:
+            raise LayoutError(f"{units} units of {self.unit} do not divide over {self.axis}={degree}")
+        share = units // degree * self.unit
+        return index * share, (index + 1) * share
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Layers of one pipeline stage. A rank of the pp axis may hold several (interleaved schedules)."""
+
+    pp_rank: int
+    layers: range
+    embed: bool = False
+    head: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A layout of one model over ranks.
+
+    mesh: ordered axes with their degrees, innermost last; the product is the number of ranks.
+    params: pattern of parameter names -> cuts, in the order they are made; no match or () = replicated.
+    tokens: "batch" or "sequence" -> the mesh axes that share it out.
+    devices: rank -> slot of the topology.
+    options: what only one engine understands.
+    """
+
+    mesh: tuple[tuple[str, int], ...] = ()
+    params: Mapping[str, tuple[Split, ...]] = field(default_factory=dict)
+    tokens: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    stages: tuple[Stage, ...] = ()
+    devices: tuple[int, ...] = (0,)
+    options: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def single(cls, model: ModelShape) -> Placement:
+        """Everything on one device: what every layout is refined from."""
+        return cls(stages=(Stage(0, range(model.num_layers), embed=True, head=True),))
+
+    # -- mesh ---------------------------------------------------------------------------------------------------
+
+    @property
+    def num_ranks(self) -> int:
+        return math.prod(degree for _, degree in self.mesh)
+
+    def degree(self, axis: str) -> int:
+        return dict(self.mesh).get(axis, 1)
+
+    def option(self, key: str) -> str | None:
+        return dict(self.options).get(key)
+
+    def coordinates(self, rank: int) -> dict[str, int]:
+        """Index of `rank` along every axis."""
+        out = {}
+        for axis, degree in reversed(self.mesh):
+            rank, out[axis] = divmod(rank, degree)
+        return out
+
+    def group(self, axis: str, rank: int) -> tuple[int, ...]:
+        """The ranks that differ from `rank` only along `axis`, in the order of that axis."""
+        mine = self.coordinates(rank)
+        return tuple(self.rank_at({**mine, axis: i}) for i in range(self.degree(axis)))
+
+    def groups(self, axis: str) -> tuple[tuple[int, ...], ...]:
+        """Every group along `axis`, in order of their first ranks."""
+        return tuple(sorted({self.group(axis, rank) for rank in range(self.num_ranks)}))
+
+    def rank_at(self, coordinates: Mapping[str, int]) -> int:
+        rank = 0
+        for axis, degree in self.mesh:
+            rank = rank * degree + coordinates.get(axis, 0)
+        return rank
+
+    # -- refining -----------------------------------------------------------------------------------------------
+
+    def with_axis(self, axis: str, degree: int) -> Placement:
+        """The same placement over `degree` times the ranks. Raises LayoutError if the mesh has that axis already."""
+        if axis in dict(self.mesh):
+            raise LayoutError(f"the axis {axis} is in the layout already; name it once")
+        mesh = tuple(sorted((*self.mesh, (axis, degree)), key=lambda a: AXIS_ORDER.get(a[0], 5)))
+        return replace(self, mesh=mesh, devices=tuple(range(math.prod(d for _, d in mesh))))
+
+    def with_params(self, cuts: Mapping[str, Split]) -> Placement:
+        """Add one cut to each parameter pattern named."""
+        params = dict(self.params)
+        for pattern, split in cuts.items():
+            params[pattern] = (*params.get(pattern, ()), split)
+        return replace(self, params=params)
+
+    def with_options(self, **options: str) -> Placement:
+        return replace(self, options=tuple(sorted({**dict(self.options), **options}.items())))
+
+    # -- tensors ------------------------------------------------------------------------------------------------
+
+    def splits(self, name: str) -> tuple[Split, ...]:
+        """The cuts of the parameter `name`; patterns are shell-style, an exact name wins."""
+        if name in self.params:
+            return self.params[name]
+        return next((cuts for pattern, cuts in self.params.items() if fnmatchcase(name, pattern)), ())
+
+    def is_split(self, name: str, axis: str) -> bool:
+        return any(split.axis == axis for split in self.splits(name)) and self.degree(axis) > 1
+
+    def shard(self, name: str, shape: tuple[int, ...], rank: int, stored: bool = True) -> tuple[slice, ...]:
+        """The slice of parameter `name` that `rank` stores, one `slice` a dim, in global indices.
+
+        stored=False: the slice it computes with. Cuts along an axis that shares out the batch (ZeRO) are storage
+        alone: such a parameter is gathered before it is used.
+        """
+        at = self.coordinates(rank)
+        box = [(0, size) for size in shape]
+        for split in self.splits(name):
+            if self.degree(split.axis) == 1 or (not stored and split.axis in self.tokens.get("batch", ())):
+                continue
+            low, high = box[split.dim]
+            start, stop = split.bounds(high - low, at[split.axis], self.degree(split.axis))
+            box[split.dim] = (low + start, low + stop)
+        return tuple(slice(a, b) for a, b in box)
+
+    def stages_of(self, rank: int) -> tuple[Stage, ...]:
+        pp_rank = self.coordinates(rank).get("pp", 0)
+        return tuple(stage for stage in self.stages if stage.pp_rank == pp_rank)
+
+    def holds(self, name: str, rank: int, model: ModelShape) -> bool:
+        """Whether a stage of `rank` needs the parameter `name` (a tied head needs the embedding)."""
+        stages = self.stages_of(rank)
+        if name.startswith("model.layers."):
+            layer = int(name.split(".")[2])
+            return any(layer in stage.layers for stage in stages)
+        if name == "model.embed_tokens.weight":
+            return any(stage.embed or (stage.head and model.tie_embeddings) for stage in stages)
+        return any(stage.head for stage in stages)

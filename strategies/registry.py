@@ -1,0 +1,112 @@
+"""Names of layouts: `layout := part+`, `part := key number`; keys are found through entry points."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+
+from strategies.errors import LayoutError
+from strategies.placement import Placement
+from strategies.shapes import Load, ModelShape, Topology
+
+GROUP = "orchestrator.strategies"
+ALIASES = {"3d": "tp2pp2dp1"}
+# Order of parts in a canonical name, and the order they are applied in; other keys follow in alphabetical order.
+BUILT_IN_ORDER = ("tp", "pp", "dp")
+MOST = 4096  # the greatest number of a part: a slip of the finger must not fill the memory with ranks
+
+Refine = Callable[[Placement, int, ModelShape, Load, Topology], Placement]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A planned layout: its canonical name and its placement."""
+
+    name: str
+    placement: Placement
+
+    @property
+    def engine(self) -> str | None:
+        """The engine this layout needs, or None for any."""
+        return self.placement.option("engine")
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """A strategy found among the entry points; `error` says why it could not be loaded."""
+
+    key: str
+    source: str
+    refine: Refine | None
+    error: str | None = None
+
+    @property
+    def summary(self) -> str:
+        return (self.refine.__doc__ or "").strip().splitlines()[0] if self.refine and self.refine.__doc__ else ""
+
+
+def discover() -> dict[str, Installed]:
+    """Every installed strategy by key. One that raises on import is kept with its error; the others still work."""
+    return {point.name: _load(point) for point in sorted(entry_points(group=GROUP), key=lambda p: p.name)}
+
+
+def parse(name: str) -> tuple[tuple[str, int], ...]:
+    """'tp2pp2' -> (("tp", 2), ("pp", 2)), aliases resolved. Raises LayoutError if it is not `key number` repeated."""
+    text = ALIASES.get(name.lower(), name.lower())
+    if not re.fullmatch(r"([a-z]+[0-9]+)+", text):
+        aliases = ", ".join(ALIASES)
+        raise LayoutError(f"'{name}' is not a layout; write strategy and number, as in tp4, pp4, dp4, tp2pp2 (or {aliases})")
+    return tuple((key, int(number)) for key, number in re.findall(r"([a-z]+)([0-9]+)", text))
+
+
+def plan(
+    name: str, model: ModelShape, load: Load, topology: Topology, installed: Mapping[str, Installed] | None = None
+) -> Layout:
+    """Apply the strategies that `name` is made of to the single-device placement.
+
+    Parts that change nothing (dp1) are left out of the canonical name; a layout of one rank is called tp1.
+    Raises LayoutError for an unknown strategy or a combination that cannot be made.
+    """
+    found = discover() if installed is None else installed
+    parts = parse(name)
+    for key, number in parts:
+        _check_known(key, name, found)
+        if not 1 <= number <= MOST:
+            raise LayoutError(f"{name}: {key}{number} makes no sense; numbers go from 1 to {MOST}")
+    if len({key for key, _ in parts}) != len(parts):
+        raise LayoutError(f"{name}: a strategy is named twice; name each once")
+    placement, spelled = Placement.single(model), ""
+    for key, number in sorted(parts, key=_order):
+        refine = found[key].refine
+        assert refine is not None
+        refined = refine(placement, number, model, load, topology)
+        if refined is not placement:
+            spelled += f"{key}{number}"
+        placement = refined
+    return Layout(spelled or "tp1", placement)
+
+
+def _order(part: tuple[str, int]) -> tuple[int, str]:
+    key = part[0]
+    return (BUILT_IN_ORDER.index(key) if key in BUILT_IN_ORDER else len(BUILT_IN_ORDER), key)
+
+
+def _check_known(key: str, name: str, found: Mapping[str, Installed]) -> None:
+    if key not in found:
+        near = difflib.get_close_matches(key, found, n=1, cutoff=0.3)
+        hint = f"; did you mean '{name.lower().replace(key, near[0])}'?" if near else ""
+        raise LayoutError(f"{name}: there is no strategy '{key}'{hint} Installed: {', '.join(found) or 'none'}")
+    if found[key].refine is None:
+        raise LayoutError(f"{name}: the strategy '{key}' from {found[key].source} could not be loaded: {found[key].error}")
+
+
+def _load(point: EntryPoint) -> Installed:
+    source = point.dist.name if point.dist else point.value
+    try:
+        refine = point.load()
+    except Exception as error:  # a plug-in may raise anything; it must not take the others with it
+        return Installed(point.name, source, None, f"{type(error).__name__}: {error}")
+    return Installed(point.name, source, refine)

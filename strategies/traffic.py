@@ -1,0 +1,69 @@
+"""The collectives of one step, worked out from a placement: what the counted bytes are checked against."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from strategies.placement import Placement
+from strategies.shapes import ModelShape
+
+# What vocabulary-parallel sampling exchanges for one row: the best score of a shard and its token, as two float32.
+CANDIDATE_BYTES = 8
+TOKEN_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """`calls` of one operation over one mesh axis by one rank, `bytes` in all.
+
+    Bytes are message sizes as nccl-tests counts them: the tensor of an all-reduce or a send, the gathered
+    output of an all-gather. Sampled tokens go from the last stage to all others by one broadcast.
+    """
+
+    op: str
+    axis: str
+    calls: int
+    bytes: int
+
+
+def decode_step(placement: Placement, model: ModelShape, rank: int, batch: int, dtype_bytes: int) -> tuple[Traffic, ...]:
+    """Collectives of `rank` while one micro-batch of `batch` requests makes one token each."""
+    return step(placement, model, rank, tokens=batch, sampled=batch, dtype_bytes=dtype_bytes)
+
+
+def step(placement: Placement, model: ModelShape, rank: int, tokens: int, sampled: int, dtype_bytes: int) -> tuple[Traffic, ...]:
+    """Collectives of `rank` for a forward pass over `tokens` tokens of which `sampled` are sampled from."""
+    calls: Counter[tuple[str, str]] = Counter()
+    size: Counter[tuple[str, str]] = Counter()
+
+    def add(op: str, axis: str, count: int, nbytes: int) -> None:
+        if count and nbytes:
+            calls[op, axis] += count
+            size[op, axis] += count * nbytes
+
+    hidden = tokens * model.hidden_size * dtype_bytes
+    stages = placement.stages_of(rank)
+    layers = sum(len(stage.layers) for stage in stages)
+    tp = placement.degree("tp")
+    row_parallel = sum(
+        placement.is_split(f"model.layers.0.{name}.weight", "tp") for name in ("self_attn.o_proj", "mlp.down_proj")
+    )
+    add("all_reduce", "tp", layers * row_parallel, hidden)
+    if any(stage.embed for stage in stages) and placement.is_split("model.embed_tokens.weight", "tp"):
+        add("all_reduce", "tp", 1, hidden)
+    head = "model.embed_tokens.weight" if model.tie_embeddings else "lm_head.weight"
+    if any(stage.head for stage in stages) and placement.is_split(head, "tp"):
+        add("all_gather", "tp", 1, tp * sampled * CANDIDATE_BYTES)
+    _pipeline(placement, rank, hidden, sampled * TOKEN_BYTES, add)
+    return tuple(Traffic(op, axis, calls[op, axis], size[op, axis]) for op, axis in sorted(calls))
+
+
+def _pipeline(placement: Placement, rank: int, hidden: int, tokens: int, add) -> None:  # type: ignore[no-untyped-def]
+    last = placement.degree("pp") - 1
+    if last == 0:
+        return
+    at = placement.coordinates(rank)["pp"]
+    add("send", "pp", int(at < last), hidden)
+    add("recv", "pp", int(at > 0), hidden)
+    add("broadcast", "pp", 1, tokens)

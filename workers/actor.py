@@ -1,0 +1,95 @@
+"""The process of one rank, thin: meet the others, build, run, close. Ray makes an actor of `Worker`.
+
+ray is imported only to ask which node and GPU it gave this actor.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from workers import engines
+from workers.plan import Built, EnginePlan, RankReport, Work
+from workers.versions import versions
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+
+class Worker:
+    """One rank, or every rank of an engine that works in a single process.
+
+    An actor learns its rank from `assign`, once the driver knows where all of them landed.
+    """
+
+    def __init__(self, rank: int = 0, device_index: int = 0) -> None:
+        self.rank = rank
+        self.device_index = device_index
+        self._store: dist.Store | None = None
+        self._engine: engines.Engine | None = None
+        self._context: Any = None
+
+    def node(self) -> dict[str, Any]:
+        """Where Ray put this process (which from now on uses that GPU), and the versions that must agree across a cluster."""
+        import ray
+
+        context = ray.get_runtime_context()
+        self.device_index = _local_index(context.get_accelerator_ids().get("GPU", []))
+        here = {"host": socket.gethostname(), "node_id": context.get_node_id(), "pid": os.getpid()}
+        return {**here, "device_index": self.device_index, "versions": versions()}
+
+    def assign(self, rank: int) -> None:
+        self.rank = rank
+
+    def open_store(self, host: str) -> tuple[str, int]:
+        """On rank 0: open the rendezvous on a free port and keep it. Returns (host, port)."""
+        import torch.distributed as dist
+
+        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        self._store = store
+        return host, store.port
+
+    def build(self, engine: str, plan: EnginePlan, address: tuple[str, int] | None) -> Built:
+        """Join the ranks at `address`, then load weights and warm up. What it raises is the reason a deployment failed."""
+        import torch
+
+        torch.set_num_threads(1) if plan.device == "cpu" else torch.cuda.set_device(self.device_index)
+        self._engine = engines.create(engine)
+        placement, store, rank = plan.placement, None, self.rank
+        if self._engine.processes == "per_rank" and placement.num_ranks > 1 and address is not None:
+            store = self._join(address)
+        device = torch.device(plan.device, self.device_index) if plan.device == "cuda" else torch.device("cpu")
+        from workers.rank import connect
+
+        self._context = connect(rank, placement, device, store, plan.timeout_s)
+        return self._engine.build(self._context, plan)
+
+    def run(self, work: Work) -> RankReport:
+        assert self._engine is not None, "build first"
+        return self._engine.run(work)
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+        if self._context is not None:
+            self._context.close()
+        self._engine = self._context = self._store = None
+
+    def _join(self, address: tuple[str, int]) -> dist.Store:
+        import torch.distributed as dist
+
+        if self._store is None:
+            self._store = dist.TCPStore(*address, is_master=False)
+        return self._store
+
+
+def _local_index(gpu_ids: list[str]) -> int:
+    """What torch calls the first of the GPUs that Ray gave: its place among the visible ones; 0 without a GPU.
+
+    Ray names a GPU as CUDA_VISIBLE_DEVICES of the node does, and torch counts along that list.
+    """
+    if not gpu_ids:
+        return 0
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return visible.index(gpu_ids[0]) if gpu_ids[0] in visible else int(gpu_ids[0])

@@ -1,0 +1,155 @@
+"""Every collective goes through here: one place that counts calls and bytes, times them, and can be given another backend."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch.distributed as dist
+from torch import Tensor
+
+from workers.rank import RankContext
+
+Event = tuple[str, str, int]  # operation, mesh axis, message bytes
+
+
+class Backend(Protocol):
+    """How a tensor is summed over a group; the seam for faster all-reduces."""
+
+    def all_reduce(self, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        """The sum over the ranks of `group`, in place or not."""
+        ...
+
+
+class LibraryBackend:
+    """NCCL on GPUs, gloo on CPUs, whichever the group was made with."""
+
+    def all_reduce(self, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        dist.all_reduce(x, group=group)
+        return x
+
+
+@dataclass(slots=True)
+class Timers:
+    """Seconds spent inside blocking collectives since the last reset; only means something on a CPU."""
+
+    transfer_s: float = 0.0
+    bubble_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Communicator:
+    """The collectives of one rank over its mesh.
+
+    calls, bytes: counted by (phase, operation, axis); bytes are message sizes as nccl-tests counts them: the tensor of
+    an all-reduce, a broadcast or a send, the gathered output of an all-gather. `phase` is set by the engine.
+    """
+
+    context: RankContext
+    backend: Backend = field(default_factory=LibraryBackend)
+    phase: str = "prefill"
+    calls: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    bytes: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    timers: Timers = field(default_factory=Timers)
+    _recording: list[Event] | None = None
+    _sent: deque[tuple[dist.Work, Tensor]] = field(default_factory=deque)
+
+    def all_reduce(self, x: Tensor, axis: str) -> Tensor:
+        """The sum of `x` over the ranks along `axis`; may be `x` itself, overwritten."""
+        with self._counted("all_reduce", axis, nbytes(x)):
+            return self.backend.all_reduce(x, self.context.groups[axis])
+
+    def all_gather(self, x: Tensor, axis: str) -> Tensor:
+        """`x` of every rank along `axis`, stacked on a new first dim."""
+        out = x.new_empty((self.context.placement.degree(axis), *x.shape))
+        with self._counted("all_gather", axis, nbytes(out)):
+            dist.all_gather_into_tensor(out.flatten(0, 1) if x.dim() > 1 else out.view(-1), x, group=self.context.groups[axis])
+        return out
+
+    def send_next(self, x: Tensor) -> None:
+        """Hand `x` to the next stage without waiting. `x` must not be written again."""
+        group, target = self.context.edges["next"]
+        with self._counted("send", "pp", nbytes(x)):
+            work = dist.isend(x, target, group=group)
+        self._keep(work, x)
+
+    def receive_previous(self, out: Tensor) -> None:
+        """Fill `out` with what the stage before sends; on a GPU only the current stream waits for it."""
+        group, source = self.context.edges["prev"]
+        with self._counted("recv", "pp", nbytes(out), bubble=True):
+            work = dist.irecv(out, source, group=group)
+            assert work is not None
+            work.wait()
+
+    def broadcast_last(self, x: Tensor) -> dist.Work | None:
+        """Tokens from the last stage to every other. On the last stage `x` is sent without waiting; elsewhere it is filled."""
+        ranks = self.context.placement.group("pp", self.context.rank)
+        last = self.context.is_last_stage
+        with self._counted("broadcast", "pp", nbytes(x), bubble=not last):
+            work = dist.broadcast(x, ranks[-1], group=self.context.groups["pp"], async_op=True)
+            if not last:
+                work.wait()
+        if last:
+            self._keep(work, x)
+        return work
+
+    def barrier(self) -> None:
+        """Wait for every rank; not counted."""
+        if self.context.placement.num_ranks > 1:
+            dist.barrier(device_ids=[self.context.device.index] if self.context.device.type == "cuda" else None)
+
+    def flush(self) -> None:
+        """Wait until everything sent has left."""
+        while self._sent:
+            self._sent.popleft()[0].wait()
+
+    def reset(self) -> None:
+        """Forget counts and times."""
+        self.calls.clear()
+        self.bytes.clear()
+        self.timers = Timers()
+
+    @contextmanager
+    def recorded(self) -> Iterator[list[Event]]:
+        """Record what is called inside instead of counting it: for the capture of a graph, to be counted at each replay."""
+        log: list[Event] = []
+        self._recording = log
+        try:
+            yield log
+        finally:
+            self._recording = None
+
+    def count(self, events: list[Event]) -> None:
+        """Count recorded calls once, in the current phase."""
+        for op, axis, size in events:
+            self.calls[self.phase, op, axis] += 1
+            self.bytes[self.phase, op, axis] += size
+
+    @contextmanager
+    def _counted(self, op: str, axis: str, size: int, bubble: bool = False) -> Iterator[None]:
+        (self._recording.append if self._recording is not None else self._count_one)((op, axis, size))
+        start = time.perf_counter()
+        yield
+        spent = time.perf_counter() - start
+        if bubble:
+            self.timers.bubble_s += spent
+        else:
+            self.timers.transfer_s += spent
+
+    def _count_one(self, event: Event) -> None:
+        self.count([event])
+
+    def _keep(self, work: dist.Work | None, x: Tensor) -> None:
+        """Hold a sent tensor until it has left."""
+        assert work is not None
+        while self._sent and self._sent[0][0].is_completed():
+            self._sent.popleft()
+        self._sent.append((work, x))
+
+
+def nbytes(x: Tensor) -> int:
+    return x.numel() * x.element_size()

@@ -1,0 +1,232 @@
+"""The generate loop of one rank: steps in turn, tokens back from the last stage, times and counts reported at the end."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from workers.communicator import Communicator
+from workers.plan import RankReport, Work
+from workers.probes.probe import Probe, probe_for
+from workers.records import COLLECTIVES, REQUESTS, STEPS, to_table
+from workers.runner import Runner
+from workers.scheduler import Scheduler, Sequence, Step
+
+Mark = torch.cuda.Event | float
+
+
+class Clock:
+    """Moments on the device's own time line: events on a GPU, so that nothing waits; the host's clock elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._zero = self.mark()
+
+    def mark(self) -> Mark:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, mark: Mark) -> float:
+        """Seconds from the start of the clock; on a GPU the mark must have passed."""
+        if isinstance(mark, float):
+            assert isinstance(self._zero, float)
+            return mark - self._zero
+        assert isinstance(self._zero, torch.cuda.Event)
+        return self._zero.elapsed_time(mark) / 1e3
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A step whose tokens have been sampled but not been fetched; `tokens` is None where they are still to be received."""
+
+    step: Step
+    tokens: Tensor | None
+
+
+@dataclass(slots=True)
+class Log:
+    """What happened, step by step; `tokens` only where they are reported, as copies that are complete when `marks` have passed."""
+
+    steps: list[Step] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
+    tokens: list[Tensor | None] = field(default_factory=list)
+
+
+class Generator:
+    """Serves closed loops on one rank. Every rank of a replica takes the same steps without a word between them."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        communicator: Communicator,
+        lanes: int,
+        pages: int,
+        prefill_tokens: int,
+        chunked: bool,
+        eos: Iterable[int],
+    ) -> None:
+        self._runner, self._communicator = runner, communicator
+        self._lanes, self._pages, self._prefill_tokens, self._chunked = lanes, pages, prefill_tokens, chunked
+        self._eos = frozenset(eos)
+        context = communicator.context
+        self._device = context.device
+        self._replica = context.at("dp")
+        self._piped = context.placement.degree("pp") > 1
+        self._first, self._last = context.is_first_stage, context.is_last_stage
+        axes = [axis for axis, _ in context.placement.mesh if axis not in ("dp", "pp")]
+        self._reports = self._last and all(context.at(axis) == 0 for axis in axes)
+
+    def run(self, work: Work) -> RankReport:
+        """Serve this rank's share of `work`."""
+        communicator = self._communicator
+        share = work.share(self._replica, communicator.context.placement.degree("dp"))
+        scheduler = Scheduler(share.requests, share.max_concurrency, self._lanes, self._pages, self._prefill_tokens, self._chunked)
+        probe = probe_for(work.observe, self._device, communicator)
+        communicator.reset()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        with probe.watching():
+            communicator.barrier()
+            self._synchronize()
+            clock, log = Clock(self._device), Log()
+            self._loop(scheduler, probe, clock, log, heed_eos=not (share.ignore_eos or share.observe))
+            communicator.flush()
+            self._synchronize()
+        return RankReport(
+            rank=communicator.context.rank,
+            requests=self._requests(log, clock) if self._reports else None,
+            steps=self._steps(log, clock),
+            collectives=self._collectives(),
+            peak_memory_bytes=self._peak_memory(),
+            overheads=probe.overheads(),
+        )
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    def _loop(self, scheduler: Scheduler, probe: Probe, clock: Clock, log: Log, heed_eos: bool) -> None:
+        pending: deque[Pending] = deque()
+        while (lane := scheduler.next_lane()) is not None:
+            if heed_eos:
+                self._fetch(pending, lane, heed_eos)
+            step = scheduler.plan(lane)
+            if step is None:
+                continue
+            with probe.step(step.phase, step.index):
+                if step.phase == "decode":
+                    self._fetch(pending, lane, heed_eos)
+                self._communicator.phase = step.phase
+                tokens = self._runner.run(step)
+                self._pass_on(step, tokens, pending, heed_eos)
+                log.steps.append(step)
+                log.tokens.append(self._copy(tokens))
+                log.marks.append(clock.mark())
+        self._fetch(pending, None, heed_eos)
+
+    def _pass_on(self, step: Step, tokens: Tensor | None, pending: deque[Pending], heed_eos: bool) -> None:
+        if not step.sampled:
+            return
+        if self._piped and self._last:
+            assert tokens is not None
+            self._communicator.broadcast_last(tokens)
+        if heed_eos or (self._piped and not self._last):
+            pending.append(Pending(step, tokens))
+
+    def _fetch(self, pending: deque[Pending], lane: int | None, heed_eos: bool) -> None:
+        """Fetch the tokens of every step up to the newest one of `lane` (None = all), in the order they were sampled."""
+        count = len(pending) if lane is None else max((i + 1 for i, p in enumerate(pending) if p.step.lane == lane), default=0)
+        for _ in range(count):
+            step, tokens = (item := pending.popleft()).step, item.tokens
+            if tokens is None:
+                self._communicator.phase = step.phase
+                tokens = torch.empty(len(step.sampled), dtype=torch.int64, device=self._device)
+                self._communicator.broadcast_last(tokens)
+                if self._first:
+                    self._runner.set_tokens(step.sampled, tokens)
+            if heed_eos:
+                for sequence, token in zip(step.sampled, tokens.tolist(), strict=True):
+                    sequence.stopped |= token in self._eos
+
+    def _copy(self, tokens: Tensor | None) -> Tensor | None:
+        """Sampled tokens on the host, without waiting for them."""
+        if tokens is None or not self._reports:
+            return None
+        if self._device.type == "cpu":
+            return tokens
+        host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+        return host.copy_(tokens, non_blocking=True)
+
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+
+    # -- the report ---------------------------------------------------------------------------------------------
+
+    def _requests(self, log: Log, clock: Clock) -> pa.Table:
+        times: dict[Sequence, list[float]] = {}
+        tokens: dict[Sequence, list[int]] = {}
+        for step, mark, sampled in zip(log.steps, log.marks, log.tokens, strict=True):
+            if sampled is None:
+                continue
+            at = clock.seconds(mark)
+            for sequence, token in zip(step.sampled, sampled.tolist(), strict=True):
+                times.setdefault(sequence, []).append(at)
+                tokens.setdefault(sequence, []).append(token)
+        rows = (
+            {
+                "request_index": sequence.request.index,
+                "replica": self._replica,
+                "input_len": len(sequence.request.prompt),
+                "output_len": len(tokens[sequence]),
+                "arrival_s": times[sequence.after][-1] if sequence.after else 0.0,
+                "token_times_s": times[sequence],
+                "output_token_ids": tokens[sequence],
+            }
+            for sequence in sorted(tokens, key=lambda s: s.request.index)
+        )
+        return to_table(rows, REQUESTS)
+
+    def _steps(self, log: Log, clock: Clock) -> pa.Table:
+        rows = (
+            {
+                "rank": self._communicator.context.rank,
+                "step": step.index,
+                "phase": step.phase,
+                "lane": step.lane,
+                "num_requests": step.num_requests,
+                "num_tokens": step.num_tokens,
+                "end_s": clock.seconds(mark),
+            }
+            for step, mark in zip(log.steps, log.marks, strict=True)
+        )
+        return to_table(rows, STEPS)
+
+    def _collectives(self) -> pa.Table:
+        communicator = self._communicator
+        rows = (
+            {
+                "rank": communicator.context.rank,
+                "phase": phase,
+                "op": op,
+                "axis": axis,
+                "calls": calls,
+                "bytes": communicator.bytes[phase, op, axis],
+            }
+            for (phase, op, axis), calls in sorted(communicator.calls.items())
+        )
+        return to_table(rows, COLLECTIVES)
+
+    def _peak_memory(self) -> int:
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)

@@ -1,0 +1,113 @@
+"""What the driver tells a worker and what a worker answers: pure data that crosses the process boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from strategies.placement import Placement
+from strategies.shapes import ModelShape
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# How a failure that a worker foresaw is told from a crash: the driver records the reason, not a traceback.
+OUT_OF_MEMORY = "out_of_memory"
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePlan:
+    """Everything an engine builds a deployment from. Lengths in tokens, `max_concurrency` in requests (whole layout)."""
+
+    model: ModelShape
+    layout: str
+    placement: Placement
+    checkpoint: str | None  # folder of safetensors; None = dummy weights
+    dtype: str  # "float32", "bfloat16", "float16"
+    device: Literal["cuda", "cpu"]
+    max_concurrency: int
+    max_len: int
+    prefill_tokens: int  # most prompt tokens in one forward pass
+    chunked_prefill: bool = True  # a prompt may be cut to fill the budget; else whole prompts only
+    temperature: float = 0.0  # 0 = greedy
+    seed: int = 0
+    kv_tokens: int | None = None  # tokens of KV per replica; None = what the memory left holds
+    timeout_s: float = 600.0  # of a collective, and of a run
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt and the number of tokens to make for it."""
+
+    index: int
+    prompt: tuple[int, ...]
+    output_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One run: a closed loop that keeps `max_concurrency` requests in flight until all are served.
+
+    observe: take the step apart (profiler on GPU, timers on CPU); its timings are not for the summary.
+    """
+
+    requests: tuple[Request, ...]
+    max_concurrency: int
+    ignore_eos: bool = True
+    observe: bool = False
+
+    def share(self, replica: int, replicas: int) -> Work:
+        """The part of one data-parallel replica: its slots of the closed loop, and the requests dealt to them.
+
+        Request i belongs to slot i mod max_concurrency, slot s to replica s mod replicas, so a replica beyond the
+        concurrency serves nothing and the sum in flight is what was asked.
+        """
+        slots = len(range(replica, self.max_concurrency, replicas))
+        mine = tuple(r for i, r in enumerate(self.requests) if (i % self.max_concurrency) % replicas == replica)
+        return Work(mine, slots, self.ignore_eos, self.observe)
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What building cost on one rank: seconds and bytes. kv_tokens is per replica, 0 where the engine has no paged cache."""
+
+    rank: int
+    load_s: float
+    capture_s: float
+    weight_bytes: int
+    kv_tokens: int
+    device_name: str
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """One rank's mean step taken apart, from an observed run, in milliseconds per step.
+
+    busy: in communication kernels, hidden behind compute or not. exposed: the part of it when no compute ran, receives
+    from another stage left out. bubble: waiting for another stage. steps: how many steps it is the mean of.
+    """
+
+    phase: str
+    steps: int
+    step_ms: float
+    busy_ms: float
+    exposed_ms: float
+    bubble_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class RankReport:
+    """What one rank has to say of one run. Tables are in the schemas of `workers.records`.
+
+    requests: only from the rank that sees the sampled tokens of its replica, else None.
+    collectives: None where an engine cannot count them. overheads: empty unless observed.
+    """
+
+    rank: int
+    requests: pa.Table | None
+    steps: pa.Table
+    collectives: pa.Table | None
+    peak_memory_bytes: int
+    overheads: Sequence[Overhead] = ()

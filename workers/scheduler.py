@@ -1,0 +1,164 @@
+"""Continuous batching without a clock: which requests go into which step, decided alike on every rank of a replica."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from workers.cache import PagePool
+from workers.plan import Request
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request being served. after: the sequence whose end made room for it, None for the first ones."""
+
+    request: Request
+    slot: int
+    lane: int
+    pages: list[int]
+    after: Sequence | None = None
+    prefilled: int = 0
+    generated: int = 0
+    stopped: bool = False
+
+    @property
+    def done(self) -> bool:
+        return self.stopped or self.generated == self.request.output_len
+
+    @property
+    def prompt_left(self) -> int:
+        return len(self.request.prompt) - self.prefilled
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """`count` prompt tokens of a sequence, from token `start` on."""
+
+    sequence: Sequence
+    start: int
+    count: int
+
+    @property
+    def is_last(self) -> bool:
+        return self.start + self.count == len(self.sequence.request.prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One micro-batch: chunks of prompts, or one token for each sequence. `sampled`: who gets a token out of it."""
+
+    index: int
+    phase: str
+    lane: int
+    chunks: tuple[Chunk, ...]
+    sampled: tuple[Sequence, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(chunk.count for chunk in self.chunks) if self.chunks else len(self.sampled)
+
+    @property
+    def num_requests(self) -> int:
+        return len(self.chunks) or len(self.sampled)
+
+
+@dataclass(slots=True)
+class Lane:
+    """One micro-batch in flight. `prefilled_last`: its last step was a prefill, so decoding is next in turn."""
+
+    waiting: deque[Sequence] = field(default_factory=deque)
+    running: list[Sequence] = field(default_factory=list)
+    prefilled_last: bool = False
+
+    def __len__(self) -> int:
+        return len(self.waiting) + len(self.running)
+
+
+class Scheduler:
+    """Deals the steps of a closed loop out over `lanes` micro-batches, in turn.
+
+    A request gets all the pages it can ever need when it is let in, so nothing is ever preempted. Prompts go first;
+    with `chunked`, a prompt may be cut to fill the budget of `prefill_tokens`, and sequences in the middle of their
+    output are never kept waiting for more than one chunk.
+    """
+
+    def __init__(
+        self, requests: tuple[Request, ...], max_concurrency: int, lanes: int, pages: int, prefill_tokens: int, chunked: bool
+    ) -> None:
+        self._queue = deque(requests)
+        self._lanes = [Lane() for _ in range(max(1, min(lanes, max_concurrency)))]
+        self._free_slots = deque(range(max_concurrency))
+        self._freed: deque[Sequence | None] = deque([None] * max_concurrency)
+        self._pool = PagePool(pages)
+        self._prefill_tokens, self._chunked = prefill_tokens, chunked
+        self._turn = self._count = 0
+
+    def next_lane(self) -> int | None:
+        """The lane whose turn it is, or None when everything is served. Lets waiting requests in first."""
+        self._admit()
+        for _ in self._lanes:
+            lane, self._turn = self._turn, (self._turn + 1) % len(self._lanes)
+            if self._lanes[lane]:
+                return lane
+        if self._queue:
+            raise ValueError(f"request {self._queue[0].index} needs more KV pages than there are")
+        return None
+
+    def plan(self, lane: int) -> Step | None:
+        """The next step of `lane`, or None if it ran empty. Counts its tokens as made; a sequence that is done leaves."""
+        self._release(lane)
+        mine = self._lanes[lane]
+        if not mine:
+            return None
+        in_the_middle = self._chunked and mine.prefilled_last and any(s.generated > 1 for s in mine.running)
+        step = self._prefill(lane) if mine.waiting and not in_the_middle else self._decode(lane)
+        mine.prefilled_last = step.phase == "prefill"
+        for sequence in step.sampled:
+            sequence.generated += 1
+        self._count += 1
+        return step
+
+    def release(self) -> None:
+        """Let go of every sequence that is done."""
+        for lane in range(len(self._lanes)):
+            self._release(lane)
+
+    def _admit(self) -> None:
+        self.release()
+        while self._queue and self._free_slots:
+            request = self._queue[0]
+            pages = self._pool.take(len(request.prompt) + request.output_len)
+            if pages is None:
+                return
+            lane = min(range(len(self._lanes)), key=lambda i: len(self._lanes[i]))
+            sequence = Sequence(self._queue.popleft(), self._free_slots.popleft(), lane, pages, self._freed.popleft())
+            self._lanes[lane].waiting.append(sequence)
+
+    def _release(self, lane: int) -> None:
+        running = self._lanes[lane].running
+        for sequence in [s for s in running if s.done]:
+            running.remove(sequence)
+            self._pool.give_back(sequence.pages)
+            self._free_slots.append(sequence.slot)
+            self._freed.append(sequence)
+
+    def _prefill(self, lane: int) -> Step:
+        mine, left = self._lanes[lane], self._prefill_tokens
+        chunks: list[Chunk] = []
+        while mine.waiting and left > 0:
+            sequence = mine.waiting[0]
+            count = sequence.prompt_left
+            if count > left:
+                if chunks and not self._chunked:
+                    break
+                count = left if self._chunked else count
+            chunks.append(Chunk(sequence, sequence.prefilled, count))
+            sequence.prefilled += count
+            left -= count
+            if not sequence.prompt_left:
+                mine.running.append(mine.waiting.popleft())
+        return Step(self._count, "prefill", lane, tuple(chunks), tuple(c.sequence for c in chunks if c.is_last))
+
+    def _decode(self, lane: int) -> Step:
+        return Step(self._count, "decode", lane, (), tuple(self._lanes[lane].running))

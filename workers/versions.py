@@ -1,0 +1,20 @@
+"""The versions a result depends on."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+PROJECT = "shard-orchestrator"
+PACKAGES = (PROJECT, "torch", "ray", "transformers", "deepspeed", "pyarrow", "triton", "nvidia-nccl-cu13", "nvidia-nccl-cu12")
+
+
+def versions() -> dict[str, str]:
+    """Installed version of every package that matters, Python's own included; what is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

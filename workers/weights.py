@@ -1,0 +1,91 @@
+"""A rank's own slices of the weights: from a safetensors checkpoint, or dummy ones that every layout agrees on."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+# Uniform on [-a, a) with the standard deviation 0.02 that such models are initialised with.
+_AMPLITUDE = 0.02 * math.sqrt(3.0)
+_CHUNK = 1 << 24
+
+Box = tuple[slice, ...]
+
+
+class Source(Protocol):
+    """Where weights come from."""
+
+    def read(self, name: str, shape: tuple[int, ...], box: Box, out: Tensor) -> None:
+        """Fill `out`, of `box`'s shape, with that part of the parameter `name` of `shape`."""
+        ...
+
+
+class DummyWeights:
+    """Seeded weights with no file behind them."""
+
+    def read(self, name: str, shape: tuple[int, ...], box: Box, out: Tensor) -> None:
+        out.copy_(dummy_tensor(name, shape, box, out.dtype, out.device))
+
+
+class Checkpoint:
+    """A folder of safetensors: one file, or several with an index. Reads no more than the slices asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, safe_open] = {}
+        index = folder / "model.safetensors.index.json"
+        self._where: dict[str, str] = json.loads(index.read_text())["weight_map"] if index.exists() else {}
+
+    def read(self, name: str, shape: tuple[int, ...], box: Box, out: Tensor) -> None:
+        file = self._where.get(name, "model.safetensors")
+        if file not in self._files:
+            self._files[file] = safe_open(self._folder / file, framework="pt")
+        out.copy_(self._files[file].get_slice(name)[box])
+
+
+def open_source(checkpoint: str | None) -> Source:
+    return DummyWeights() if checkpoint is None else Checkpoint(Path(checkpoint))
+
+
+def dummy_tensor(name: str, shape: tuple[int, ...], box: Box, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """The part `box` of a dummy parameter, [stop - start, ...]. A value depends on name and global index alone.
+
+    Norm weights are 1, everything else is uniform with standard deviation 0.02.
+    """
+    size = tuple(s.stop - s.start for s in box)
+    if name.endswith("norm.weight"):
+        return torch.ones(size, dtype=dtype, device=device)
+    out = torch.empty(size, dtype=dtype, device=device)
+    seed = zlib.crc32(name.encode())
+    rows = out.view(size[0], -1)
+    columns = box[1] if len(box) > 1 else slice(0, 1)
+    width = shape[1] if len(shape) > 1 else 1
+    step = max(1, _CHUNK // rows.shape[1])
+    column = torch.arange(columns.start, columns.stop, device=device, dtype=torch.int64)
+    for start in range(0, size[0], step):
+        stop = min(start + step, size[0])
+        row = torch.arange(box[0].start + start, box[0].start + stop, device=device, dtype=torch.int64)
+        index = row[:, None] * width + column[None, :]
+        rows[start:stop] = uniform(index, seed).mul_(2.0).sub_(1.0).mul_(_AMPLITUDE)
+    return out
+
+
+def uniform(index: Tensor, seed: int | Tensor) -> Tensor:
+    """Float32 in [0, 1), a hash of (index, seed), the same on every device. index: int64, any shape; only its low 32 bits count.
+
+    The finalizer is MurmurHash3's (Appleby, public domain); 24 bits fill a float32's mantissa.
+    """
+    x = (index * 0x9E3779B1 + seed).to(torch.int32)
+    x ^= (x >> 16) & 0xFFFF
+    x *= -2048144789  # 0x85EBCA6B as a signed 32-bit number
+    x ^= (x >> 13) & 0x7FFFF
+    x *= -1028477387  # 0xC2B2AE35
+    x ^= (x >> 16) & 0xFFFF
+    return ((x >> 8) & 0xFFFFFF).to(torch.float32).mul_(2.0**-24)
