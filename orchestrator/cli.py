@@ -1,0 +1,248 @@
+"""The command `orchestrator`: parses and prints, decides nothing.
+
+Only click is imported here at the top, so that `--help` answers at once; each command imports what it needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.experiment import Experiment
+    from orchestrator.planned import PlannedDeployment
+    from strategies import Topology
+
+BAD_INPUT, SOME_FAILED, INTERRUPTED = 2, 1, 130
+PLAIN_WIDTH = 160  # columns of a table that goes to a file or a pipe
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class BadInput(click.ClickException):
+    """Shown as one line on stderr."""
+
+    exit_code = BAD_INPUT
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"error: {' '.join(self.format_message().split())}", file=file, err=True)
+
+
+class OneLineErrors(click.Group):
+    """A group whose commands answer bad input with one line instead of a traceback or a usage text."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from orchestrator.errors import UserError
+
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            raise BadInput(error.format_message()) from error
+        except UserError as error:
+            raise BadInput(str(error)) from error
+        except ValueError as error:
+            if not _is_refusal(error):
+                raise
+            raise BadInput(str(error)) from error
+        except KeyboardInterrupt:
+            raise SystemExit(INTERRUPTED) from None
+
+
+def _is_refusal(error: ValueError) -> bool:
+    from strategies.errors import LayoutError
+    from workers.engines import EngineError
+
+    return isinstance(error, (LayoutError, EngineError))
+
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="shard-orchestrator", prog_name="orchestrator")
+def main() -> None:
+    """Compare parallel layouts of one model on the same GPUs: which is best, and what does communication cost?"""
+
+
+EXPERIMENT_OPTIONS = (
+    click.option("--strategy", multiple=True, metavar="LAYOUT", help="tp4, pp4, dp4, tp2pp2 ... Repeat, or use commas. [tp1]"),
+    click.option("--model", metavar="NAME|FOLDER", help="A preset (tiny, llama-70b ...) or a Hugging Face folder. [tiny]"),
+    click.option("--engine", metavar="NAME", help="What executes the layouts; see `orchestrator strategies`. [torch]"),
+    click.option("--scenario", multiple=True, metavar="NAME", help="Lengths by name: short (256/128), long (1024/512). [short]"),
+    click.option("--input-len", type=int, metavar="TOKENS", help="Prompt length, instead of a scenario."),
+    click.option("--output-len", type=int, metavar="TOKENS", help="Output length, instead of a scenario; a dataset's default."),
+    click.option("--max-concurrency", metavar="N,N,...", help="Requests in flight; one cell each. [8]"),
+    click.option("--num-runs", type=int, metavar="N", help="Repeats of each cell. [1]"),
+    click.option("--num-warmups", type=int, metavar="N", help="Unrecorded runs before each cell's first. [1]"),
+    click.option("--num-prompts", type=int, metavar="N", help="Requests of a run. [max-concurrency; all of a dataset]"),
+    click.option("--seed", type=int, help="Of prompts, dummy weights and sampling. [0]"),
+    click.option("--ignore-eos/--no-ignore-eos", default=None, help="Do not stop at the end token. [yes; no for a dataset]"),
+    click.option("--temperature", type=float, help="0 is greedy. [0]"),
+    click.option("--dtype", metavar="DTYPE", help="auto, float32, bfloat16 or float16. [auto: bfloat16 on GPU, float32 on CPU]"),
+    click.option("--load-format", metavar="FORMAT", help="auto (a checkpoint) or dummy (weights from a formula). [auto]"),
+    click.option("--device", metavar="DEVICE", help="auto, cuda or cpu. [auto: GPUs if there are any]"),
+    click.option("--dataset-path", type=click.Path(path_type=Path), metavar="FILE", help="JSON lines, or ShareGPT's JSON."),
+    click.option("--save-detailed", is_flag=True, default=None, help="Keep every output's tokens and text."),
+    click.option("--prefill-tokens", type=int, metavar="N", help="Most prompt tokens in one forward pass. [8192; 2048 under pp]"),
+    click.option("--chunked-prefill/--no-chunked-prefill", default=None, help="Cut prompts to fill the pass. [yes]"),
+    click.option("--timeout", type=float, metavar="SECONDS", help="Of a build, of a run and of a collective. [600]"),
+    click.option("--result-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where results are kept. [results]"),
+    click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Kept with the results. Repeat."),
+    click.option("--address", metavar="HOST:PORT", help="A Ray cluster that is running. [RAY_ADDRESS, else a local one]"),
+)
+
+
+def experiment_options(command: Command) -> Command:
+    """Every field of an experiment as an option; one that is not given is None or ()."""
+    for option in reversed(EXPERIMENT_OPTIONS):
+        command = option(command)
+    return command
+
+
+@main.command()
+@experiment_options
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="The same fields in YAML; flags win.")
+@click.option("--dry-run", is_flag=True, help="Print cells and placements and whether they fit; take nothing.")
+def submit(config: Path | None, dry_run: bool, metadata: tuple[str, ...], **options: Any) -> None:
+    """Run one model under several layouts and compare them."""
+    from orchestrator import planning
+    from orchestrator.config import load_experiment
+
+    flags = {name: value for name, value in options.items() if value is not None and value != ()}
+    if metadata:
+        flags["metadata"] = dict(_pair(text) for text in metadata)
+    experiment = load_experiment(config, flags)
+    device, topology = planning.choose_device(experiment, _gpus(experiment))
+    planned = planning.plan(experiment, device, topology)
+    for remark in planning.remarks(experiment, planned, topology):
+        click.echo(f"note: {remark}", err=True)
+    if dry_run:
+        from orchestrator.report.explain import render_plan
+
+        render_plan(planned, topology, _console())
+        return
+    raise SystemExit(_run(experiment, planned))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def strategies(as_json: bool) -> None:
+    """List the strategies and engines that are installed."""
+    from orchestrator.report.installed import installed, render
+
+    found = installed()
+    click.echo(json.dumps(found, indent=2)) if as_json else render(found, _console())
+
+
+@main.command()
+@click.argument("layouts", nargs=-1, required=True, metavar="LAYOUT...")
+@click.option("--model", default="tiny", show_default=True, metavar="NAME|FOLDER", help="A preset or a folder with a config.json.")
+@click.option("--dtype", default="bfloat16", show_default=True, type=click.Choice(["float32", "bfloat16", "float16"]))
+@click.option("--memory", metavar="141GB", help="Memory of one GPU. [what is here]")
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(min=1), help="Requests in the decode step shown.")
+@click.option("--prefill-tokens", type=click.IntRange(min=1), metavar="N", help="Most prompt tokens in one forward pass.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def explain(
+    layouts: tuple[str, ...], model: str, dtype: str, memory: str | None, batch: int, prefill_tokens: int | None, as_json: bool
+) -> None:
+    """Show where a layout puts a model, what fits beside it and what a decode step sends."""
+    from orchestrator import hardware, planning
+    from orchestrator.report import explain as report
+    from orchestrator.units import parse_bytes
+
+    available = parse_bytes(memory) if memory else hardware.local_topology("cuda").memory_bytes
+    sketches = [planning.sketch(name, model, available) for name in layouts]
+    explained = [report.explain(layout, shape, dtype, available, batch, prefill_tokens) for layout, shape in sketches]
+    if as_json:
+        click.echo(json.dumps([report.as_data(one) for one in explained], indent=2))
+        return
+    for one in explained:
+        report.render(one, _console())
+
+
+@main.command()
+@click.argument("result_dirs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RESULT_DIR...")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def compare(result_dirs: tuple[Path, ...], as_json: bool) -> None:
+    """Print the comparison of results again."""
+    from orchestrator.compare import of_folders
+    from orchestrator.report import terminal
+
+    table = of_folders(result_dirs)
+    click.echo(json.dumps(table.to_pylist(), indent=2)) if as_json else terminal.render(table, _console())
+
+
+@main.command()
+@click.argument("result_dir", type=click.Path(path_type=Path))
+@click.option("--format", "format_", default="parquet", show_default=True, metavar="FORMAT", help="parquet, csv or arrow.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="[RESULT_DIR/export]")
+def export(result_dir: Path, format_: str, out: Path | None) -> None:
+    """Merge the parts of every table into one file each."""
+    from orchestrator import results
+
+    for path in results.export(result_dir, format_, out or result_dir / "export"):
+        click.echo(path)
+
+
+@main.command()
+@click.argument("root", default="results", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def runs(root: Path, as_json: bool) -> None:
+    """List what was run under ROOT."""
+    from orchestrator import results
+    from orchestrator.report.runs import render
+
+    rows = results.list_runs(root)
+    click.echo(json.dumps(rows, indent=2)) if as_json else render(rows, _console())
+
+
+def _run(experiment: Experiment, planned: Sequence[PlannedDeployment]) -> int:
+    """Run, print the comparison and where the files are; the exit status says whether every run has a result."""
+    from orchestrator.compare import of_folders
+    from orchestrator.driver import run_experiment
+    from orchestrator.experiment import Run
+    from orchestrator.report import terminal
+    from orchestrator.results import Store
+
+    console = _console()
+    with terminal.RunProgress(console) as progress:
+        folder = run_experiment(planned, experiment, progress)
+    terminal.render(of_folders([folder]), console)
+    console.print(f"Results: {folder}", soft_wrap=True, highlight=False)
+    runs = [Run(cell.cell, index) for one in planned for cell in one.cells for index in range(experiment.num_runs)]
+    return 0 if all(map(Store(folder).is_completed, runs)) else SOME_FAILED
+
+
+def _gpus(experiment: Experiment) -> Topology:
+    """The GPUs of the cluster that is asked for, else of this machine; asking takes none of them."""
+    from orchestrator import hardware
+
+    if experiment.address is None and not os.environ.get("RAY_ADDRESS"):
+        return hardware.local_topology("cuda")
+    from orchestrator.cluster import connect
+
+    with connect(experiment.address, "cuda", 0) as cluster:
+        return cluster.topology()
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not key or not separator:
+        raise click.UsageError(f"--metadata '{text}' is not KEY=VALUE")
+    return key, value
+
+
+def _console() -> Console:
+    """Plain and wide where nobody watches."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+
+
+if __name__ == "__main__":
+    main()

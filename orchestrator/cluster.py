@@ -1,0 +1,195 @@
+"""Ray: start a cluster or join one, and know its slots.
+
+Ray carries control and results only. `ray stop` is never called: it would hit clusters that are not ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+# Read when ray is imported. A dead worker is told of in the run's own line.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.errors import UserError
+from orchestrator.failures import first_line
+from orchestrator.hardware import local_topology
+from orchestrator.processes import children, end, uninterrupted
+from strategies.shapes import Slot, Topology
+from workers.versions import PROJECT, versions
+
+NAMESPACE = "orchestrator"
+RESOURCES = {"cuda": "GPU", "cpu": "CPU"}
+PROBE_S = 2.5  # each for the connection and for the first word: an address that is slower than that is not a cluster
+HTTP2_SETTINGS = b"\x04"
+HTTP2_OPENING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00" + HTTP2_SETTINGS + bytes(5)  # RFC 9113, 3.4
+START_S = 120.0  # for the processes of the actors: importing torch from a cold disk
+OBJECT_STORE_BYTES = 256 << 20  # only records pass through it
+
+NO_MASK = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A Ray cluster this process is connected to. embedded: started here, and ended with the context of `connect`."""
+
+    device: str
+    slots: Topology
+    embedded: bool
+    address: str
+    dashboard: str | None
+
+    def topology(self) -> Topology:
+        """The slots of `device`, ordered by node and index. Memory is 0 on CPU, and where NVML does not tell."""
+        return self.slots
+
+
+# -- connecting -------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def connect(address: str | None, device: str, ranks_needed: int, dashboard: bool = True) -> Iterator[Cluster]:
+    """A cluster with room for `ranks_needed` ranks on `device` ("cuda" or "cpu"); the one at `address`, or a local one.
+
+    address: "host:port", "auto" or "ray://host:port"; None means RAY_ADDRESS where that is set, else a local cluster
+    that ends with this context. Raises UserError where there is no such cluster, it is too small, or its nodes have
+    another version of this project.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    if address is None:
+        _check_room(local_topology(device, ranks_needed), device, ranks_needed, "this machine")
+    before = children()
+    try:
+        yield _start(device, ranks_needed, dashboard) if address is None else _join(address, device, ranks_needed)
+    finally:
+        with uninterrupted():
+            started = [child for child in children() if child not in before]
+            ray.shutdown()
+            end(started)
+
+
+def _start(device: str, ranks: int, dashboard: bool) -> Cluster:
+    """A local Ray of our own. CPU ranks may outnumber the cores."""
+    os.environ.setdefault(NO_MASK, "1")
+    context = ray.init(
+        address="local", namespace=NAMESPACE, num_cpus=max(os.cpu_count() or 1, ranks), include_dashboard=dashboard,
+        log_to_driver=False, logging_level=logging.ERROR, object_store_memory=OBJECT_STORE_BYTES,
+    )
+    url = context.dashboard_url
+    return Cluster(device, local_topology(device, ranks), True, "local", f"http://{url}" if url else None)
+
+
+def _join(address: str, device: str, ranks: int) -> Cluster:
+    """Connect to a cluster that is there. Its nodes are asked for their version and their GPUs by one tiny task each."""
+    host, port = _host_and_port(address)
+    _probe(host, port, address)
+    _use_token_if_there_is_one()
+    try:
+        context = ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"the Ray cluster at {address} did not let us in: {first_line(error)}") from error
+    nodes = _ask_nodes()
+    _refuse_other_versions(nodes, versions()[PROJECT])
+    topology = _topology_of(nodes, device)
+    _check_room(topology, device, ranks, f"the cluster at {address}")
+    url = getattr(context, "dashboard_url", None)
+    return Cluster(device, topology, False, address, f"http://{url}" if url else None)
+
+
+def _check_room(topology: Topology, device: str, ranks: int, where: str) -> None:
+    there = len(topology.slots)
+    if there < ranks:
+        what = RESOURCES[device] + "s"
+        raise UserError(f"the layout needs {ranks} {what}, {where} has {there}; use a smaller layout or another --address")
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    """The TCP endpoint behind an address. "auto" is the cluster whose head runs on this machine."""
+    if address == "auto":
+        note = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+        if not note.exists():
+            raise UserError("no Ray cluster runs on this machine for --address auto; start one, or leave --address out")
+        address = note.read_text().strip()
+    try:
+        parts = urlsplit(address if "://" in address else f"tcp://{address}")
+        host, port = parts.hostname, parts.port or (10001 if parts.scheme == "ray" else None)
+    except ValueError:
+        host = port = None
+    if not host or not port:
+        raise UserError(f"'{address}' is no Ray address; write host:port, ray://host:port or auto")
+    return host, port
+
+
+def _probe(host: str, port: int, address: str) -> None:
+    """ray.init would wait for minutes. Ray speaks gRPC, which is HTTP/2, whose servers open with SETTINGS."""
+    try:
+        with socket.create_connection((host, port), timeout=PROBE_S) as connection:
+            if not os.environ.get("RAY_USE_TLS"):
+                connection.sendall(HTTP2_OPENING)
+                if connection.recv(9)[3:4] != HTTP2_SETTINGS:
+                    raise OSError("something else listens there")
+    except OSError as error:
+        raise UserError(f"no Ray cluster answers at {address} ({error}); start one there, or leave --address out") from error
+
+
+def _use_token_if_there_is_one() -> None:
+    """Ray's own rule for clusters it finds by itself, applied to those that are named: a token that is there is used."""
+    given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if "RAY_AUTH_MODE" in os.environ or not (given or (Path.home() / ".ray" / "auth_token").exists()):
+        return
+    os.environ["RAY_AUTH_MODE"] = "token"
+    with contextlib.suppress(ImportError, AttributeError):  # ray has read its settings at import
+        from ray._raylet import Config  # type: ignore[attr-defined]
+
+        Config.initialize("")
+
+
+def _ask_nodes() -> list[dict[str, Any]]:
+    """Of every living node: its id, address, resources, this project's version there and its GPUs."""
+
+    def probe() -> dict[str, Any]:  # a closure, so that it is sent whole to nodes that may not have this project
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            found, gpus = version("shard-orchestrator"), __import__("orchestrator.hardware", fromlist=["gpus"]).gpus()
+        except (PackageNotFoundError, ImportError):
+            found, gpus = None, []
+        return {"version": found, "gpus": gpus}
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    task = ray.remote(num_cpus=0, max_retries=0)(probe)
+    refs = [task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)).remote() for n in nodes]
+    try:
+        answers = ray.get(refs, timeout=START_S)
+    except RayError as error:
+        raise UserError(f"a node of the cluster does not answer: {first_line(error)}") from error
+    fields = [{"node": n["NodeManagerAddress"], "resources": n["Resources"]} for n in nodes]
+    return [{**field, **answer} for field, answer in zip(fields, answers, strict=True)]
+
+
+def _refuse_other_versions(nodes: Sequence[dict[str, Any]], mine: str) -> None:
+    """Results made by two versions could not be compared, and their plans might not be understood."""
+    for node in nodes:
+        if node["version"] != mine:
+            there = f"node {node['node']} of the cluster has {node['version'] or 'none'}"
+            raise UserError(f"this machine has {PROJECT} {mine}, {there}; install the same version on both")
+
+
+def _topology_of(nodes: Sequence[dict[str, Any]], device: str) -> Topology:
+    slots = []
+    for node in sorted(nodes, key=lambda n: n["node"]):
+        for index in range(int(node["resources"].get(RESOURCES[device], 0))):
+            gpu = node["gpus"][index] if device == "cuda" and index < len(node["gpus"]) else {}
+            slots.append(Slot(node["node"], index, gpu.get("memory_bytes", 0), gpu.get("name", device)))
+    return Topology(tuple(slots))

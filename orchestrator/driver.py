@@ -1,0 +1,317 @@
+"""The loop over deployments, cells and runs: what is skipped, what a failure costs, what is kept.
+
+A failed run costs its worker group and the rest of its cell; the next cell gets a fresh group. A failed build costs its
+deployment; the next deployment runs. Every finished run is on disk before the next one starts.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from orchestrator import hardware, metrics, results
+from orchestrator.cluster import Cluster, connect
+from orchestrator.compare import compare
+from orchestrator.experiment import Cell, Experiment, Run
+from orchestrator.group import RunFailed, WorkerGroup
+from orchestrator.metrics import COMPLETED, FAILED
+from orchestrator.planned import PlannedCell, PlannedDeployment
+from orchestrator.results import Store
+from workers.plan import Built, RankReport, Work
+from workers.versions import versions
+
+INTERRUPTED = 130  # the exit status of a process that Ctrl-C ended
+OBSERVED_TOKENS = 16  # made for each request while a run is taken apart: enough steps for a mean
+
+
+class Progress(Protocol):
+    """What is told while it happens."""
+
+    def begin(self, runs: int, skipped: int) -> None:
+        """`runs` are to be done, `skipped` have a result already."""
+        ...
+
+    def connected(self, cluster: Cluster) -> None: ...
+
+    def phase(self, deployment: str, cell: str, what: str) -> None:
+        """What begins now: "building", "warming up", "run 2/3", "observing". `cell` is empty while building."""
+        ...
+
+    def finished(self, row: dict[str, Any]) -> None:
+        """A run has ended and is on disk; its summary row."""
+        ...
+
+    def note(self, line: str) -> None:
+        """Something that the user should read."""
+        ...
+
+
+def run_experiment(planned: Sequence[PlannedDeployment], experiment: Experiment, progress: Progress) -> Path:
+    """Run what has no result yet and write the comparison. Returns the folder of the results.
+
+    Raises UserError before anything is reserved: no such cluster, too small, other versions; a folder of another schema.
+    Raises SystemExit(130) after Ctrl-C, with every finished run kept and nothing left running.
+    """
+    store = Store(results.folder_of(experiment))
+    store.create()
+    jobs = [_Job(deployment, experiment, store) for deployment in planned]
+    left = sum(len(job.missing(cell)) for job in jobs for cell in job.deployment.cells)
+    asked = sum(len(job.deployment.cells) for job in jobs) * experiment.num_runs
+    progress.begin(left, asked - left)
+    todo = [job for job in jobs if job.has_work()]
+    try:
+        if todo:
+            _run(todo, experiment, store, progress)
+    except KeyboardInterrupt:
+        progress.note(f"Stopped. Every finished run is kept in {store.folder}; the same command again goes on from there.")
+        raise SystemExit(INTERRUPTED) from None
+    finally:
+        _write_comparison(store)
+    store.update_manifest(finished_at=results.now())
+    return store.folder
+
+
+def _run(jobs: Sequence[_Job], experiment: Experiment, store: Store, progress: Progress) -> None:
+    device = jobs[0].deployment.plan.device
+    ranks = max(job.deployment.plan.placement.num_ranks for job in jobs)
+    with connect(experiment.address, device, ranks) as cluster:
+        _write_manifest(store, experiment, jobs, cluster)
+        progress.connected(cluster)
+        for job in jobs:
+            _Deploying(job, cluster, progress).serve()
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One deployment and what of it is still to be done."""
+
+    deployment: PlannedDeployment
+    experiment: Experiment
+    store: Store
+
+    def missing(self, cell: PlannedCell) -> list[Run]:
+        runs = (Run(cell.cell, index) for index in range(self.experiment.num_runs))
+        return [run for run in runs if not self.store.is_completed(run)]
+
+    def unobserved(self, cell: PlannedCell) -> bool:
+        return self.store.overheads_of(cell.cell) is None
+
+    def has_work(self) -> bool:
+        return any(self.missing(cell) or self.unobserved(cell) for cell in self.deployment.cells)
+
+
+@dataclass(slots=True)
+class _Group:
+    """A worker group that is built, and what that cost in seconds."""
+
+    workers: WorkerGroup
+    built: list[Built]
+    asked_at: float  # when the actors were asked for, on the monotonic clock
+    build_s: float
+    startup_s: float | None = None  # known after the first token
+
+    def costs(self) -> dict[str, Any]:
+        return {**metrics.of_build(self.built), "build_s": self.build_s, "startup_s": self.startup_s}
+
+
+@dataclass(slots=True)
+class _Deploying:
+    """The work on one deployment. `group` is None before the first build and after a failure."""
+
+    job: _Job
+    cluster: Cluster
+    progress: Progress
+    group: _Group | None = None
+    started_at: str = field(default_factory=results.now)
+
+    def serve(self) -> None:
+        """Every cell that has something left to do. Leaves no worker behind, whatever happens."""
+        cells = [c for c in self.job.deployment.cells if self.job.missing(c) or self.job.unobserved(c)]
+        try:
+            for position, cell in enumerate(cells):
+                if self.group is None and not self._build(cells[position:]):
+                    return
+                self._serve_cell(cell)
+            if self.group is not None:
+                self.group.workers.close()
+                self.group = None
+        finally:
+            self._kill()
+
+    def _build(self, cells: Sequence[PlannedCell]) -> bool:
+        """A fresh group; False, with every run of `cells` marked as failed, where that does not succeed."""
+        deployment, plan = self.job.deployment.deployment, self.job.deployment.plan
+        self._tell("building")
+        asked_at = time.monotonic()
+        workers = None
+        try:
+            workers = WorkerGroup.start(self.cluster, f"{deployment.model}/{deployment.strategy}", plan, deployment.engine)
+            start = time.monotonic()
+            built = workers.build(self.job.experiment.timeout)
+            self.group = _Group(workers, built, asked_at, time.monotonic() - start)
+        except RunFailed as failure:
+            for cell in cells:
+                for run in self.job.missing(cell):
+                    self._fail(run, cell, RunFailed(f"build: {failure.reason}", failure.detail))
+        finally:
+            if workers is not None and self.group is None:
+                workers.kill()
+        return self.group is not None
+
+    def _serve_cell(self, cell: PlannedCell) -> None:
+        runs, total = self.job.missing(cell), self.job.experiment.num_runs
+        current: Run | None = runs[0] if runs else None
+        doing = "warm-up: "
+        try:
+            for _ in range(self.job.experiment.num_warmups):
+                self._tell("warming up", cell)
+                self._work(cell.warmup)
+            doing = ""
+            for current in runs:
+                self._tell(f"run {current.index + 1}/{total}", cell)
+                self._run(current, cell)
+        except RunFailed as failure:
+            self._kill()
+            if current is not None:
+                self._fail(current, cell, RunFailed(doing + failure.reason, failure.detail))
+            return
+        self._observe(cell)
+
+    def _run(self, run: Run, cell: PlannedCell) -> None:
+        self.started_at = results.now()
+        reports = self._work(cell.work)
+        requests = _merge(report.requests for report in reports)
+        if requests is None:
+            raise RunFailed("no rank reported any request")
+        row = self._common(cell) | metrics.of_requests(
+            requests, cell.cell.max_concurrency, len(cell.work.requests), self.job.deployment.plan.placement.num_ranks
+        )
+        assert self.group is not None
+        row |= metrics.of_collectives(reports) | metrics.of_memory(reports) | self.group.costs()
+        if self.job.deployment.plan.device == "cpu":
+            row["device_name"] = "cpu"
+        row |= metrics.of_overheads(self.job.store.overheads_of(cell.cell) or ())
+        tables = {"requests": results.requests_part(requests, self.job.experiment.save_detailed, self.job.deployment.decode)}
+        tables |= {"steps": _merge(report.steps for report in reports), "collectives": _merge(r.collectives for r in reports)}
+        self._keep(run, {**row, "status": COMPLETED}, tables)
+
+    def _observe(self, cell: PlannedCell) -> None:
+        """Take a short run apart. It is no run of its own: where it fails, its columns stay empty."""
+        if not self.job.unobserved(cell):
+            return
+        self._tell("observing", cell)
+        requests = tuple(replace(r, output_len=min(OBSERVED_TOKENS, r.output_len)) for r in cell.work.requests)
+        try:
+            reports = self._work(replace(cell.work, requests=requests, observe=True))
+        except RunFailed as failure:
+            self._kill()
+            self.job.store.write_failure(f"{cell.cell.name}.observed", failure.detail)
+            self.progress.note(f"{cell.cell.name}: communication could not be observed: {failure.reason}")
+            return
+        rows = metrics.overhead_rows(reports)
+        self.job.store.write_overheads(cell.cell, rows)
+        self._complete(cell.cell, metrics.of_overheads(rows))
+
+    def _complete(self, cell: Cell, columns: dict[str, Any]) -> None:
+        """Put what was observed of a cell into the summary of each of its runs."""
+        for index in range(self.job.experiment.num_runs):
+            row = self.job.store.summary_of(Run(cell, index))
+            if row is not None and row["status"] == COMPLETED:
+                self.job.store.write_run(Run(cell, index), row | columns, {})
+
+    def _work(self, work: Work) -> list[RankReport]:
+        assert self.group is not None
+        asked = time.monotonic()
+        reports = self.group.workers.run(work, self.job.experiment.timeout)
+        if self.group.startup_s is None:
+            self.group.startup_s = asked - self.group.asked_at + metrics.first_token_s(reports)
+        return reports
+
+    # -- what is kept and told ----------------------------------------------------------------------------------
+
+    def _common(self, cell: PlannedCell) -> dict[str, Any]:
+        scenario, plan = cell.cell.scenario, self.job.deployment.plan
+        return {
+            "input_len": scenario.input_len or None,
+            "output_len": scenario.output_len or None,
+            "num_prompts": len(cell.work.requests),
+            "seed": plan.seed,
+            "num_gpus": plan.placement.num_ranks,
+            "started_at": self.started_at,
+            "metadata": json.dumps(self.job.experiment.metadata),
+        }
+
+    def _fail(self, run: Run, cell: PlannedCell, failure: RunFailed) -> None:
+        self.job.store.write_failure(run.name, failure.detail)
+        row = self._common(cell) | {"completed": 0, "failed": len(cell.work.requests)}
+        self._keep(run, {**row, "status": FAILED, "reason": failure.reason}, {})
+
+    def _keep(self, run: Run, row: dict[str, Any], tables: dict[str, pa.Table | None]) -> None:
+        self.job.store.write_run(run, row, {name: table for name, table in tables.items() if table is not None})
+        self.progress.finished({**run.cell.fields(), "run": run.index, **row})
+
+    def _tell(self, what: str, cell: PlannedCell | None = None) -> None:
+        self.progress.phase(self.job.deployment.deployment.name, cell.cell.name if cell else "", what)
+
+    def _kill(self) -> None:
+        if self.group is not None:
+            self.group.workers.kill()
+        self.group = None
+
+
+def _merge(tables: Iterable[pa.Table | None]) -> pa.Table | None:
+    return results.concat(tables)
+
+
+# -- beside the runs --------------------------------------------------------------------------------------------
+
+
+def _write_comparison(store: Store) -> None:
+    summary = store.read("summary")
+    if summary is not None:
+        store.write_comparison(compare(summary))
+
+
+def _write_manifest(store: Store, experiment: Experiment, jobs: Sequence[_Job], cluster: Cluster) -> None:
+    """What was asked and on what: enough to say later whether two results can be compared."""
+    before = store.manifest()
+    gpus = hardware.gpus()
+    store.update_manifest(
+        started_at=before.get("started_at", results.now()),
+        experiment=experiment.model_dump(mode="json"),
+        identity=experiment.identity,
+        cells=sorted({*before.get("cells", []), *(cell.cell.name for job in jobs for cell in job.deployment.cells)}),
+        device=cluster.device,
+        topology=[asdict(slot) for slot in cluster.topology().slots],
+        gpus=gpus,
+        driver_version=gpus[0]["driver"] if gpus else None,
+        nccl_version=next((v for k, v in versions().items() if k.startswith("nvidia-nccl")), None),
+        versions=versions(),
+        git_commit=git_commit(),
+        host=hardware.host(),
+        ray={"embedded": cluster.embedded, "address": cluster.address},
+        metadata=experiment.metadata,
+    )
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this file is in, with "+" where it has changes; None outside of one."""
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", *arguments]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,220 @@
+"""What every figure means: pure functions from a run's tables to the columns of its summary row.
+
+Names and definitions are those of vLLM's serving benchmark where it has them. Times in the tables are seconds since
+the start of the run on the clock of the rank that reports them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from workers.plan import Built, Overhead, RankReport
+from workers.records import column, table_schema
+
+LATENCIES = ("ttft", "tpot", "itl", "e2el")
+STATISTICS = ("mean", "median", "std", "p99")
+LATENCY_COLUMNS = tuple(f"{statistic}_{latency}_ms" for latency in LATENCIES for statistic in STATISTICS)
+COMM_COLUMNS = tuple(f"{part}_pct{worst}" for part in ("comm_busy", "comm_exposed", "bubble") for worst in ("", "_worst"))
+
+COMPLETED, FAILED = "completed", "failed"
+
+# What names a cell, first in every table; `run` counts the repeats of a cell from 0.
+CELL = (
+    column("experiment", pa.string()),
+    column("model", pa.string()),
+    column("strategy", pa.string()),
+    column("engine", pa.string()),
+    column("dtype", pa.string()),
+    column("quantization", pa.string()),
+    column("scenario", pa.string()),
+    column("max_concurrency", pa.int32(), "requests"),
+)
+RUN = (*CELL, column("run", pa.int32(), "1"))
+
+SUMMARY = table_schema("summary", [
+    *RUN,
+    column("status", pa.string()),
+    column("reason", pa.string()),
+    column("input_len", pa.int32(), "tokens"),
+    column("output_len", pa.int32(), "tokens"),
+    column("num_prompts", pa.int32(), "requests"),
+    column("seed", pa.int64(), "1"),
+    column("num_gpus", pa.int32(), "1"),
+    column("device_name", pa.string()),
+    column("started_at", pa.string()),
+    column("completed", pa.int32(), "requests"),
+    column("failed", pa.int32(), "requests"),
+    column("duration", pa.float64(), "s"),
+    column("total_input_tokens", pa.int64(), "tokens"),
+    column("total_output_tokens", pa.int64(), "tokens"),
+    column("request_throughput", pa.float64(), "requests/s"),
+    column("output_throughput", pa.float64(), "tokens/s"),
+    column("total_token_throughput", pa.float64(), "tokens/s"),
+    column("output_throughput_per_gpu", pa.float64(), "tokens/s"),
+    *(column(name, pa.float64(), "ms") for name in LATENCY_COLUMNS),
+    column("decode_ms_per_step", pa.float64(), "ms"),
+    column("prefill_s", pa.float64(), "s"),
+    column("build_s", pa.float64(), "s"),
+    column("load_s", pa.float64(), "s"),
+    column("capture_s", pa.float64(), "s"),
+    column("startup_s", pa.float64(), "s"),
+    column("weight_bytes", pa.int64(), "B"),
+    column("kv_tokens", pa.int64(), "tokens"),
+    column("peak_memory_bytes", pa.int64(), "B"),
+    column("peak_memory_bytes_per_rank", pa.list_(pa.int64()), "B"),
+    column("comm_calls", pa.int64(), "1"),
+    column("comm_bytes", pa.int64(), "B"),
+    *(column(name, pa.float64(), "%") for name in COMM_COLUMNS),
+    column("metadata", pa.string()),
+])
+
+# One row per rank and phase of a cell's observed run: the raw figures behind the percentages.
+OVERHEADS = table_schema("overheads", [
+    *CELL,
+    column("rank", pa.int32(), "1"),
+    column("phase", pa.string()),
+    column("steps", pa.int32(), "1"),
+    column("step_ms", pa.float64(), "ms"),
+    column("busy_ms", pa.float64(), "ms"),
+    column("exposed_ms", pa.float64(), "ms"),
+    column("bubble_ms", pa.float64(), "ms"),
+])
+
+
+def of_requests(requests: pa.Table, max_concurrency: int, num_prompts: int, num_gpus: int) -> dict[str, Any]:
+    """Throughput and latency columns from a table in the schema REQUESTS.
+
+    `duration` is the time of the last token; `completed` counts requests that made a token, `failed` the others of
+    the `num_prompts` asked for. Throughputs are per second of `duration`, prefill included.
+    """
+    served = _Served(requests)
+    duration = max((float(times[-1]) for times in served.times), default=0.0)
+    made, read = sum(map(len, served.times)), int(sum(served.input_lens))
+    rate = 1.0 / duration if duration > 0 else None
+    row: dict[str, Any] = {
+        "completed": len(served.times),
+        "failed": num_prompts - len(served.times),
+        "duration": duration,
+        "total_input_tokens": read,
+        "total_output_tokens": made,
+        "request_throughput": rate and len(served.times) * rate,
+        "output_throughput": rate and made * rate,
+        "total_token_throughput": rate and (made + read) * rate,
+        "output_throughput_per_gpu": rate and made * rate / num_gpus,
+        "decode_ms_per_step": decode_ms_per_step(served.times, served.replicas),
+        "prefill_s": prefill_s(served.times, served.indices, max_concurrency),
+    }
+    for name, values in served.latencies_ms().items():
+        row |= statistics(name, values)
+    return row
+
+
+def statistics(name: str, values_ms: Sequence[float]) -> dict[str, float | None]:
+    """Mean, median, standard deviation (of the population) and 99th percentile (linear), None where there is no value."""
+    if not len(values_ms):
+        return {f"{statistic}_{name}_ms": None for statistic in STATISTICS}
+    values = np.asarray(values_ms)
+    figures = (values.mean(), np.median(values), values.std(), np.percentile(values, 99))
+    return {f"{statistic}_{name}_ms": float(figure) for statistic, figure in zip(STATISTICS, figures, strict=True)}
+
+
+def decode_ms_per_step(times: Sequence[np.ndarray], replicas: Sequence[int]) -> float | None:
+    """Mean gap between two tokens of a request in steady decode, in ms.
+
+    A gap counts if no request of the same replica got its first token in it: nobody's prefill is in the way.
+    """
+    gaps: list[np.ndarray] = []
+    for replica in set(replicas):
+        mine = [t for t, r in zip(times, replicas, strict=True) if r == replica]
+        firsts = np.sort([t[0] for t in mine])
+        for t in mine:
+            seen = np.searchsorted(firsts, t, side="right")
+            gaps.append(np.diff(t)[np.diff(seen) == 0])
+    pooled = np.concatenate(gaps) if gaps else np.empty(0)
+    return float(pooled.mean() * 1e3) if pooled.size else None
+
+
+def prefill_s(times: Sequence[np.ndarray], indices: Sequence[int], max_concurrency: int) -> float | None:
+    """Seconds until each of the first `max_concurrency` requests has its first token."""
+    return max((float(t[0]) for t, index in zip(times, indices, strict=True) if index < max_concurrency), default=None)
+
+
+def of_collectives(reports: Iterable[RankReport]) -> dict[str, int | None]:
+    """Calls and bytes of every collective of the run, summed over ranks; None where an engine cannot count them."""
+    tables = [report.collectives for report in reports]
+    counted = [table for table in tables if table is not None]
+    if len(counted) < len(tables) or not tables:
+        return {"comm_calls": None, "comm_bytes": None}
+    return {f"comm_{name}": sum(sum(table.column(name).to_pylist()) for table in counted) for name in ("calls", "bytes")}
+
+
+def of_memory(reports: Iterable[RankReport]) -> dict[str, Any]:
+    """Peak bytes of the fullest rank, and of each in rank order."""
+    peaks = [report.peak_memory_bytes for report in sorted(reports, key=lambda report: report.rank)]
+    return {"peak_memory_bytes": max(peaks, default=None), "peak_memory_bytes_per_rank": peaks}
+
+
+def of_build(built: Sequence[Built]) -> dict[str, Any]:
+    """Loading and capturing take as long as the slowest rank; weights are those of the fullest; KV that of the scarcest."""
+    return {
+        "load_s": max(b.load_s for b in built),
+        "capture_s": max(b.capture_s for b in built),
+        "weight_bytes": max(b.weight_bytes for b in built),
+        "kv_tokens": min(b.kv_tokens for b in built),
+        "device_name": built[0].device_name,
+    }
+
+
+def of_overheads(overheads: Iterable[Mapping[str, Any]], phase: str = "decode") -> dict[str, float | None]:
+    """Shares of the step's time, in percent, averaged over ranks, with the worst rank beside; None where not observed.
+
+    comm_busy: communication kernels, hidden behind compute or not. comm_exposed: the part during which no compute
+    ran. bubble: waiting for another pipeline stage.
+    """
+    ranks = [row for row in overheads if row["phase"] == phase and row["step_ms"] > 0]
+    out: dict[str, float | None] = {}
+    for name, part in (("comm_busy", "busy_ms"), ("comm_exposed", "exposed_ms"), ("bubble", "bubble_ms")):
+        shares = [100.0 * row[part] / row["step_ms"] for row in ranks]
+        out[f"{name}_pct"] = float(np.mean(shares)) if shares else None
+        out[f"{name}_pct_worst"] = max(shares, default=None)
+    return out
+
+
+def overhead_rows(reports: Iterable[RankReport]) -> list[dict[str, Any]]:
+    """The observed steps of every rank as rows of OVERHEADS, without the columns that name the cell."""
+    fields = ("phase", "steps", "step_ms", "busy_ms", "exposed_ms", "bubble_ms")
+    return [{"rank": report.rank, **_fields(overhead, fields)} for report in reports for overhead in report.overheads]
+
+
+def first_token_s(reports: Iterable[RankReport]) -> float:
+    """Seconds from the start of a run to its first token on any replica."""
+    tables = [report.requests for report in reports if report.requests is not None]
+    return min((float(times[0]) for table in tables for times in _Served(table).times), default=0.0)
+
+
+class _Served:
+    """The requests that made at least one token, column by column."""
+
+    def __init__(self, table: pa.Table) -> None:
+        rows = [row for row in table.to_pylist() if row["token_times_s"]]
+        self.times = [np.asarray(row["token_times_s"]) for row in rows]
+        self.arrivals = [row["arrival_s"] for row in rows]
+        self.replicas = [row["replica"] for row in rows]
+        self.indices = [row["request_index"] for row in rows]
+        self.input_lens = [row["input_len"] for row in rows]
+
+    def latencies_ms(self) -> dict[str, list[float]]:
+        """ttft: arrival to first token. e2el: arrival to last. tpot: (e2el - ttft) / (tokens - 1). itl: every gap, pooled."""
+        ttft = [1e3 * (t[0] - a) for t, a in zip(self.times, self.arrivals, strict=True)]
+        e2el = [1e3 * (t[-1] - a) for t, a in zip(self.times, self.arrivals, strict=True)]
+        tpot = [1e3 * (t[-1] - t[0]) / (len(t) - 1) for t in self.times if len(t) > 1]
+        itl = [float(gap) for t in self.times for gap in 1e3 * np.diff(t)]
+        return {"ttft": ttft, "tpot": tpot, "itl": itl, "e2el": e2el}
+
+
+def _fields(overhead: Overhead, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(overhead, name) for name in names}

@@ -1,0 +1,164 @@
+"""From an experiment to deployments that are known to fit: every refusal there is comes before anything is reserved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from orchestrator import models
+from orchestrator.errors import UserError
+from orchestrator.experiment import Cell, Deployment, Experiment
+from orchestrator.fitting import check_memory, concurrent_requests
+from orchestrator.models import ResolvedModel
+from orchestrator.planned import PlannedCell, PlannedDeployment
+from orchestrator.workload import Workload
+from strategies import Layout, Load, ModelShape, Placement, Topology, parse
+from strategies import plan as plan_layout
+from workers import engines
+from workers.plan import EnginePlan
+
+DEFAULT_ENGINE = "torch"
+# Most prompt tokens in one forward pass. Smaller under pp, so that a batch of prompts makes enough pieces to keep all stages busy.
+PREFILL_TOKENS = 8192
+PREFILL_TOKENS_PIPELINED = 2048
+MOST_CPU_WORKERS = 128
+
+Device = Literal["cuda", "cpu"]
+
+
+def choose_device(experiment: Experiment, gpus: Topology) -> tuple[Device, Topology]:
+    """The device to run on and its slots: the GPUs there are, else as many CPU workers as the largest layout asks.
+
+    Raises UserError where a GPU is asked for and there is none, LayoutError for a strategy that cannot be read.
+    """
+    if experiment.device == "cuda" and not gpus.slots:
+        raise UserError("--device cuda asks for GPUs and there is none here; use --device cpu")
+    if experiment.device != "cpu" and gpus.slots:
+        return "cuda", gpus
+    return "cpu", cpu_slots(experiment.strategy)
+
+
+def cpu_slots(strategies: Sequence[str]) -> Topology:
+    """CPU workers for the largest of `strategies`; the numbers of a layout multiplied are at least its ranks."""
+    ranks = max(math.prod(number for _, number in parse(name)) for name in strategies)
+    return Topology.uniform(min(ranks, MOST_CPU_WORKERS))
+
+
+def sketch(name: str, model: str, memory_bytes: int = 0) -> tuple[Layout, ModelShape]:
+    """A layout of a model on as many devices of `memory_bytes` as it asks for, whatever is here: to be looked at, not to be run."""
+    shape = models.resolve(model, "dummy").shape
+    slots = len(cpu_slots([name]).slots)
+    return plan_layout(name, shape, Load(256, 128, 8), Topology.uniform(slots, memory_bytes)), shape
+
+
+def plan(experiment: Experiment, device: Device, topology: Topology) -> tuple[PlannedDeployment, ...]:
+    """Every deployment of `experiment` on the slots of `topology`, each checked to fit.
+
+    Raises UserError, LayoutError or EngineError with the reason for the first one that cannot be run.
+    """
+    model = models.resolve(experiment.model, experiment.load_format)
+    workload = Workload(experiment, model)
+    load = workload.load()
+    layouts = {layout.name: layout for layout in (plan_layout(name, model.shape, load, topology) for name in experiment.strategy)}
+    dtype = resolve_dtype(experiment.dtype, device)
+    planned = []
+    for layout in layouts.values():
+        engine = choose_engine(layout, experiment.engine)
+        engine_plan = _engine_plan(experiment, model, layout, load, dtype, device, workload.longest_prompt())
+        check_ranks(layout, device, topology)
+        _check_engine(engine, engine_plan)
+        check_memory(engine_plan, topology, load)
+        planned.append(_deployment(experiment, model, engine, engine_plan, workload))
+    return tuple(planned)
+
+
+def resolve_dtype(dtype: str, device: Device) -> str:
+    """`auto` is bfloat16 on GPUs and float32 on CPUs, where bfloat16 is slow and tokens are compared exactly."""
+    return {"cuda": "bfloat16", "cpu": "float32"}[device] if dtype == "auto" else dtype
+
+
+def choose_engine(layout: Layout, asked: str | None) -> str:
+    """The engine a layout runs on: the one it needs, the one asked for, or torch. Raises UserError where the first two differ."""
+    if layout.engine and asked and layout.engine != asked:
+        raise UserError(f"{layout.name} needs the engine {layout.engine}, --engine asks for {asked}; leave --engine out")
+    return layout.engine or asked or DEFAULT_ENGINE
+
+
+def default_prefill_tokens(placement: Placement) -> int:
+    """Most prompt tokens in one forward pass, where nothing is asked."""
+    return PREFILL_TOKENS_PIPELINED if placement.degree("pp") > 1 else PREFILL_TOKENS
+
+
+def choose_prefill_tokens(experiment: Experiment, placement: Placement, longest_prompt: int) -> int:
+    """Prompt tokens per forward pass. Raises UserError where whole prompts are asked for and one is longer than what is given."""
+    tokens = experiment.prefill_tokens or default_prefill_tokens(placement)
+    if experiment.chunked_prefill or tokens >= longest_prompt:
+        return tokens
+    if experiment.prefill_tokens:
+        raise UserError(
+            f"without chunked prefill a prompt of {longest_prompt} tokens must fit into prefill_tokens, which is {tokens}; "
+            f"use --prefill-tokens {longest_prompt} or --chunked-prefill"
+        )
+    return longest_prompt
+
+
+def check_ranks(layout: Layout, device: Device, topology: Topology) -> None:
+    """Raise UserError where a layout has more ranks than there are slots."""
+    ranks, slots = layout.placement.num_ranks, len(topology.slots)
+    if ranks > slots:
+        kind, hint = ("GPUs", "use --device cpu or fewer") if device == "cuda" else ("CPU workers", "use fewer")
+        raise UserError(f"{layout.name} needs {ranks} {kind}; {slots} {'is' if slots == 1 else 'are'} here; {hint}")
+
+
+def remarks(experiment: Experiment, planned: Sequence[PlannedDeployment], topology: Topology) -> Iterator[str]:
+    """What a user should know about a plan that works: engines chosen for them, idle replicas, requests that will queue."""
+    for one in planned:
+        name, plan = one.deployment.strategy, one.plan
+        if plan.placement.option("engine") and not experiment.engine:
+            yield f"{name} runs on the engine {one.deployment.engine}, which it needs"
+        replicas = plan.placement.degree("dp")
+        for concurrency in sorted({cell.cell.max_concurrency for cell in one.cells}):
+            if concurrency < replicas:
+                yield f"{name} at max_concurrency {concurrency}: {replicas - concurrency} of {replicas} replicas have nothing to do"
+        held = concurrent_requests(plan, topology)
+        if held is not None and held < plan.max_concurrency:
+            yield f"{name}: KV holds {held} requests of {plan.max_len} tokens at once; beyond that, requests queue"
+
+
+def _engine_plan(
+    experiment: Experiment, model: ResolvedModel, layout: Layout, load: Load, dtype: str, device: Device, longest_prompt: int
+) -> EnginePlan:
+    return EnginePlan(
+        model=model.shape,
+        layout=layout.name,
+        placement=layout.placement,
+        checkpoint=str(model.checkpoint) if model.checkpoint else None,
+        dtype=dtype,
+        device=device,
+        max_concurrency=load.max_concurrency,
+        max_len=load.max_len,
+        prefill_tokens=choose_prefill_tokens(experiment, layout.placement, longest_prompt),
+        chunked_prefill=experiment.chunked_prefill,
+        temperature=experiment.temperature,
+        seed=experiment.seed,
+        timeout_s=experiment.timeout,
+    )
+
+
+def _check_engine(engine: str, plan: EnginePlan) -> None:
+    reason = engines.create(engine).supports(plan)
+    if reason:
+        raise UserError(f"the engine {engine} cannot run {plan.layout}: {reason}")
+
+
+def _deployment(
+    experiment: Experiment, model: ResolvedModel, engine: str, plan: EnginePlan, workload: Workload
+) -> PlannedDeployment:
+    deployment = Deployment(model.name, plan.layout, engine, plan.dtype)
+    cells = []
+    for scenario in experiment.scenarios:
+        for concurrency in experiment.max_concurrency:
+            work, warmup = workload.cell(scenario, concurrency)
+            cells.append(PlannedCell(Cell(deployment, scenario, concurrency), work, warmup))
+    return PlannedDeployment(deployment, plan, tuple(cells), model.decode)

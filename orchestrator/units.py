@@ -1,0 +1,28 @@
+"""Bytes as people write and read them. Decimal: 1 GB = 10^9 bytes, as in a card's data sheet; GiB is accepted too."""
+
+from __future__ import annotations
+
+import re
+
+from orchestrator.errors import UserError
+
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+def format_bytes(count: int) -> str:
+    """1234567 -> '1.2 MB'."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.95:
+            return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def parse_bytes(text: str) -> int:
+    """'141GB' -> 141e9, '80GiB' -> 80 * 2^30, '1000' -> 1000. Raises UserError for anything else."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    if not match:
+        raise UserError(f"'{text}' is not an amount of memory; write it as 141GB or 80GiB")
+    number, prefix, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** _POWERS[prefix])

@@ -1,0 +1,109 @@
+"""From the runs of every cell to the table that says which layout is best."""
+
+import io
+
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from orchestrator.compare import COMPARISON, compare
+from orchestrator.metrics import SUMMARY
+from orchestrator.report import terminal
+
+
+def run(strategy, throughput=None, index=0, **fields):
+    done = throughput is not None
+    return {
+        "experiment": "e", "model": "tiny", "strategy": strategy, "engine": "torch", "dtype": "float32", "quantization": "none",
+        "scenario": "short", "max_concurrency": 8, "run": index, "num_gpus": 4, "device_name": "cpu", "input_len": 256,
+        "output_len": 128, "status": "completed" if done else "failed", "output_throughput": throughput, **fields,
+    }
+
+
+def comparison(*runs):
+    return compare(pa.Table.from_pylist(list(runs), schema=SUMMARY))
+
+
+def shown(table, width=110):
+    console = Console(file=io.StringIO(), width=width)
+    terminal.render(table, console)
+    return console.file.getvalue()
+
+
+def test_a_cell_tells_its_best_run_and_how_far_the_runs_lie_apart():
+    rows = comparison(run("tp4", 90.0), run("tp4", 110.0, 1), run("tp4", 100.0, 2)).to_pylist()
+    assert len(rows) == 1
+    assert (rows[0]["output_throughput"], rows[0]["output_throughput_mean"]) == (110.0, 100.0)
+    assert rows[0]["output_throughput_std"] == pytest.approx(10.0)
+    assert rows[0]["num_runs"] == 3
+
+
+def test_one_run_has_no_spread():
+    assert comparison(run("tp4", 90.0)).to_pylist()[0]["output_throughput_std"] is None
+
+
+def test_latencies_are_medians_over_runs():
+    rows = comparison(*(run("tp4", 90.0, i, mean_ttft_ms=ms) for i, ms in enumerate((1.0, 9.0, 2.0)))).to_pylist()
+    assert rows[0]["mean_ttft_ms"] == 2.0
+
+
+def test_layouts_are_set_against_the_best_of_the_same_work_only():
+    rows = comparison(run("pp4", 50.0), run("tp4", 100.0), run("dp4", 300.0, max_concurrency=32)).to_pylist()
+    assert [(r["strategy"], r["relative_to_best"]) for r in rows] == [("tp4", 1.0), ("pp4", 0.5), ("dp4", 1.0)]
+
+
+def test_a_cell_that_failed_stays_with_its_reason_after_the_others():
+    rows = comparison(run("dp4", reason="out_of_memory"), run("tp4", 10.0)).to_pylist()
+    assert [(r["strategy"], r["status"], r["reason"]) for r in rows] == [
+        ("tp4", "completed", None), ("dp4", "failed", "out_of_memory"),
+    ]
+    assert rows[1]["relative_to_best"] is None
+
+
+def test_a_cell_with_one_good_run_is_completed_and_still_tells_of_the_bad_one():
+    row = comparison(run("tp4", 10.0), run("tp4", index=1, reason="timeout")).to_pylist()[0]
+    assert (row["status"], row["num_runs"], row["reason"]) == ("completed", 1, "timeout")
+
+
+def test_every_numeric_field_has_a_unit():
+    for field in COMPARISON:
+        assert str(field.type) == "string" or b"unit" in (field.metadata or {}), field.name
+
+
+def test_the_table_is_plain_text_that_fits_and_tells_failures_and_that_cpu_is_no_ranking():
+    wide = {"engine": "transformers", "peak_memory_bytes": 123_400_000_000, "median_ttft_ms": 12345.6, "median_tpot_ms": 123.45}
+    runs = [run("tp2pp2", 1e5, **wide), run("pp4", 5e4), run("dp4", reason="out_of_memory: rank 3")]
+    text = shown(comparison(*runs))
+    assert "…" not in text + shown(comparison(*runs, run("tp4", 1.0, dtype="bfloat16")), width=120)
+    assert max(map(len, text.splitlines())) <= 110
+    assert "…" not in shown(comparison(run("tp2pp2", 100.0, median_ttft_ms=123.4, peak_memory_bytes=10**9)), width=80)
+    assert "\x1b" not in text
+    assert "short (256 in / 128 out) · 8 concurrent" in text
+    assert "50%" in text
+    assert "123.4 GB" in text
+    assert "dp4 (torch) failed: out_of_memory: rank 3" in text
+    assert "no ranking" in " ".join(text.split())
+
+
+def test_the_cpu_note_is_for_cpus():
+    assert "gloo" not in shown(comparison(run("tp4", 100.0, device_name="NVIDIA H200")))
+
+
+def test_the_comparison_as_a_picture(tmp_path):
+    terminal.export_svg(comparison(run("tp4", 100.0)), tmp_path / "picture.svg")
+    assert "tp4" in (tmp_path / "picture.svg").read_text()
+
+
+def test_outside_a_terminal_progress_is_a_line_per_finished_run():
+    console = Console(file=io.StringIO(), width=100)
+    with terminal.RunProgress(console) as progress:
+        progress.begin(2, 1)
+        progress.phase("tiny.tp4", "tiny.tp4.short.c8", "run 1/2")
+        progress.finished({**run("tp4", 10.0), "median_ttft_ms": 5.0, "median_tpot_ms": 1.0})
+        progress.finished({**run("tp4", reason="timeout"), "run": 1})
+    lines = console.file.getvalue().splitlines()
+    assert lines == [
+        "1 of 3 runs have a result and are skipped.",
+        "[1/2] tp4 torch short c8 run 1: 10.0 tok/s, TTFT 5.0 ms, TPOT 1.00 ms",
+        "[2/2] tp4 torch short c8 run 2: failed: timeout",
+    ]

@@ -1,0 +1,200 @@
+"""Static batching over Transformers' `generate`, shared by the adapters that use it: waves, left padding, time stamps, tables."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+from workers.plan import EnginePlan, Overhead, Request, Work
+from workers.records import REQUESTS, STEPS, to_table
+
+PAD = 0
+PHASES = ("prefill", "decode")
+
+
+def waves(work: Work) -> list[tuple[Request, ...]]:
+    """The requests in order, `max_concurrency` at a time: a static batch starts when the one before it has ended."""
+    size = max(work.max_concurrency, 1)
+    return [work.requests[i : i + size] for i in range(0, len(work.requests), size)]
+
+
+def left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, both int64 [len(prompts), longest]; the padding is on the left."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[PAD] * (width - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    return ids, mask
+
+
+class StepClock:
+    """When each step of a wave ended, in seconds since the clock was made.
+
+    On a GPU a step is marked by an event in the stream, so that keeping time makes nothing wait.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._start = self._now()
+        self._marks: list[Any] = []
+
+    def mark(self) -> None:
+        self._marks.append(self._now())
+
+    def seconds(self) -> list[float]:
+        if not self._cuda:
+            return [mark - self._start for mark in self._marks]
+        torch.cuda.synchronize()
+        return [self._start.elapsed_time(mark) / 1e3 for mark in self._marks]
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+class Stop(StoppingCriteria):
+    """Ends each row at its own length or after an end token, and calls `on_step` once a step.
+
+    lengths: int64 [rows]. eos: int64 [n], empty to go on past end tokens. agree: given whether every row here is done,
+    whether every rank is; with it no row ends before all ranks' rows have, so that all make the same number of steps.
+    """
+
+    def __init__(self, lengths: Tensor, eos: Tensor, on_step: Callable[[], None], agree: Callable[[bool], bool] | None) -> None:
+        self._lengths, self._eos, self._on_step, self._agree = lengths, eos, on_step, agree
+        self._steps = 0
+        self._done = torch.zeros_like(lengths, dtype=torch.bool)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Any:
+        self._on_step()
+        self._steps += 1
+        self._done = self._done | (self._lengths <= self._steps) | torch.isin(input_ids[:, -1], self._eos)
+        if self._agree is None:
+            return self._done
+        return torch.full_like(self._done, self._agree(bool(self._done.all())))
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What one rank saw of a run. durations: phase -> seconds of each of its steps."""
+
+    rank: int
+    replica: int
+    request_rows: list[dict[str, Any]] = field(default_factory=list)
+    step_rows: list[dict[str, Any]] = field(default_factory=list)
+    durations: dict[str, list[float]] = field(default_factory=lambda: {phase: [] for phase in PHASES})
+
+    def add(self, wave: Sequence[Request], outputs: Sequence[Sequence[int]], began: float, ends: Sequence[float]) -> None:
+        """Enter a wave that began at `began` and whose steps ended at `ends`, seconds since the run's start."""
+        for request, output in zip(wave, outputs, strict=True):
+            self.request_rows.append({
+                "request_index": request.index, "replica": self.replica, "input_len": len(request.prompt),
+                "output_len": len(output), "arrival_s": began, "token_times_s": ends[: len(output)],
+                "output_token_ids": output,
+            })
+        for i, (start, end) in enumerate(zip([began, *ends], ends, strict=False)):
+            phase = PHASES[i > 0]
+            live = sum(len(output) > i for output in outputs)
+            self.durations[phase].append(end - start)
+            self.step_rows.append({
+                "rank": self.rank, "step": len(self.step_rows), "phase": phase, "lane": 0, "num_requests": live,
+                "num_tokens": live if i else sum(len(request.prompt) for request in wave), "end_s": end,
+            })
+
+    def requests(self) -> pa.Table:
+        return to_table(self.request_rows, REQUESTS)
+
+    def steps(self) -> pa.Table:
+        return to_table(self.step_rows, STEPS)
+
+    def overheads(self, busy_s: dict[str, float], exposed_s: dict[str, float]) -> tuple[Overhead, ...]:
+        """Mean steps, from seconds of communication by phase over the whole run. There are no stages, so no bubble."""
+        return tuple(
+            Overhead(phase, n, 1e3 * sum(spent) / n, 1e3 * busy_s.get(phase, 0.0) / n, 1e3 * exposed_s.get(phase, 0.0) / n, 0.0)
+            for phase, spent in self.durations.items()
+            if (n := len(spent))
+        )
+
+
+@dataclass(slots=True)
+class Batcher:
+    """Serves runs with `model.generate`, one wave after another.
+
+    on_phase: told "prefill" when a wave starts and "decode" after its first step. agree: see `Stop`.
+    """
+
+    model: Any
+    plan: EnginePlan
+    device: torch.device
+    on_phase: Callable[[str], None] = lambda phase: None
+    agree: Callable[[bool], bool] | None = None
+
+    def __post_init__(self) -> None:
+        sampling = {"do_sample": True, "temperature": self.plan.temperature, "top_k": 0, "top_p": 1.0}
+        greedy = {"do_sample": False}
+        # The checkpoint's own generation config would bring its end tokens and sampling filters along.
+        self.model.generation_config = GenerationConfig(pad_token_id=PAD, **(sampling if self.plan.temperature > 0 else greedy))
+
+    def serve(self, work: Work, ledger: Ledger, rounds: int = 0) -> None:
+        """Serve `work` and enter it in `ledger`; `rounds`: take part in so many waves, served or not."""
+        torch.manual_seed(self.plan.seed + ledger.replica)
+        longest = max((request.output_len for request in work.requests), default=1)
+        batches = waves(work)
+        origin = time.perf_counter()
+        for wave in batches + [()] * (rounds - len(batches)):
+            began = time.perf_counter() - origin
+            outputs, ends = self._generate(wave, work.ignore_eos, longest)
+            ledger.add(wave, outputs, began, [began + end for end in ends])
+
+    def _generate(self, wave: Sequence[Request], ignore_eos: bool, longest: int) -> tuple[list[list[int]], list[float]]:
+        """Each request's output, and when each step ended in seconds since the call. An empty wave is one row of padding."""
+        eos = () if ignore_eos else self.plan.model.eos_token_ids
+        ids, mask = left_pad([request.prompt for request in wave] or [(PAD,)], self.device)
+        lengths = torch.tensor([request.output_len for request in wave] or [0], device=self.device)
+        self.on_phase("prefill")
+        clock = StepClock(self.device)
+
+        def on_step() -> None:
+            clock.mark()
+            self.on_phase("decode")
+
+        stop = Stop(lengths, torch.tensor(eos, dtype=torch.int64, device=self.device), on_step, self.agree)
+        made = self.model.generate(
+            ids, attention_mask=mask, max_new_tokens=self.plan.max_len if self.agree else longest,
+            stopping_criteria=StoppingCriteriaList([stop]),
+        )
+        rows = made[:, ids.shape[1] :].tolist()
+        return [_until(row[: r.output_len], eos) for r, row in zip(wave, rows, strict=False)], clock.seconds()
+
+
+def _until(tokens: list[int], eos: Sequence[int]) -> list[int]:
+    """The tokens up to the first end token, which counts."""
+    return next((tokens[: i + 1] for i, token in enumerate(tokens) if token in eos), tokens)
+
+
+def peak_memory(devices: Sequence[torch.device]) -> int:
+    """Bytes: the most that was allocated on any of `devices` since `reset_peak`; on CPU the process's peak resident set."""
+    if devices[0].type == "cuda":
+        return max(torch.cuda.max_memory_allocated(device) for device in devices)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak(devices: Sequence[torch.device]) -> None:
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
