@@ -21,6 +21,7 @@ from strategies.shapes import Slot
 from workers.actor import _local_index
 from workers.plan import Work
 
+
 def started(cluster, ranks):
     return WorkerGroup.start(cluster, f"tiny/tp{ranks}", plan(ranks), "fake")
 
