@@ -69,6 +69,9 @@ def connect(address: str | None, device: str, ranks_needed: int, dashboard: bool
     address = address or os.environ.get("RAY_ADDRESS") or None
     if address is None:
         _check_room(local_topology(device, ranks_needed), device, ranks_needed, "this machine")
+    else:
+        _probe(*_host_and_port(address), address)
+    assert not ray.is_initialized(), "this process is connected to a Ray cluster already, which is not ours to end"
     before = children()
     try:
         yield _start(device, ranks_needed, dashboard) if address is None else _join(address, device, ranks_needed)
@@ -92,8 +95,6 @@ def _start(device: str, ranks: int, dashboard: bool) -> Cluster:
 
 def _join(address: str, device: str, ranks: int) -> Cluster:
     """Connect to a cluster that is there. Its nodes are asked for their version and their GPUs by one tiny task each."""
-    host, port = _host_and_port(address)
-    _probe(host, port, address)
     _use_token_if_there_is_one()
     try:
         context = ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)

@@ -48,6 +48,14 @@ def test_what_is_no_address_is_said(address):
         pass
 
 
+def test_a_refusal_leaves_a_ray_that_is_not_ours_alone(ray_cluster):
+    import ray
+
+    with pytest.raises(UserError), connect("nonsense", "cpu", 1):
+        pass
+    assert ray.is_initialized()
+
+
 def test_auto_without_a_cluster_is_said(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     with pytest.raises(UserError, match="no Ray cluster runs on this machine"), connect("auto", "cpu", 1):
@@ -120,8 +128,8 @@ def test_the_rank_that_failed_is_named_rather_than_one_that_lost_it(ray_cluster)
 
 
 def test_slots_that_others_hold_are_a_failure_and_not_a_hang(ray_cluster, monkeypatch):
-    monkeypatch.setattr("orchestrator.group.RESERVE_S", 1.0)
     first = started(ray_cluster, 4)
+    monkeypatch.setattr("orchestrator.group.RESERVE_S", 1.0)
     try:
         with pytest.raises(RunFailed, match=r"4 free CPUs could not be reserved"):
             started(ray_cluster, 4)
