@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -55,6 +56,17 @@ class OneLineErrors(click.Group):
             raise SystemExit(INTERRUPTED) from None
 
 
+class TakesLevels(click.Command):
+    """A command whose --goodput takes several words, as in vLLM's benchmark: `--goodput ttft:2000 tpot:200`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words: list[str] = []
+        for word in args:
+            continues = len(words) > 1 and words[-2] == "--goodput" and re.fullmatch(r"[a-z0-9]+:[0-9.]+", word)
+            words.extend(["--goodput", word] if continues else [word])
+        return super().parse_args(ctx, words)
+
+
 def _is_refusal(error: ValueError) -> bool:
     from strategies.errors import LayoutError
     from workers.engines import EngineError
@@ -77,6 +89,8 @@ EXPERIMENT_OPTIONS = (
     click.option("--output-len", type=int, metavar="TOKENS", help="Output length, instead of a scenario; a dataset's default."),
     click.option("--max-concurrency", metavar="N,N,...", help="Requests in flight; one cell each. [8]"),
     click.option("--num-runs", type=int, metavar="N", help="Repeats of each cell. [1]"),
+    click.option("--until-ci", type=float, metavar="SHARE", help="Add runs until half the 95% interval is within it, as 0.05."),
+    click.option("--max-runs", type=int, metavar="N", help="Most runs of a cell under --until-ci. [10]"),
     click.option("--num-warmups", type=int, metavar="N", help="Unrecorded runs before each cell's first. [1]"),
     click.option("--num-prompts", type=int, metavar="N", help="Requests of a run. [max-concurrency; all of a dataset]"),
     click.option("--seed", type=int, help="Of prompts, dummy weights and sampling. [0]"),
@@ -89,6 +103,7 @@ EXPERIMENT_OPTIONS = (
     click.option("--save-detailed", is_flag=True, default=None, help="Keep every output's tokens and text."),
     click.option("--prefill-tokens", type=int, metavar="N", help="Most prompt tokens in one forward pass. [8192; 2048 under pp]"),
     click.option("--chunked-prefill/--no-chunked-prefill", default=None, help="Cut prompts to fill the pass. [yes]"),
+    click.option("--goodput", multiple=True, metavar="LEVEL...", help="Service levels in ms, as in `ttft:2000 tpot:200`."),
     click.option("--timeout", type=float, metavar="SECONDS", help="Of a build, of a run and of a collective. [600]"),
     click.option("--result-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where results are kept. [results]"),
     click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Kept with the results. Repeat."),
@@ -103,7 +118,7 @@ def experiment_options(command: Command) -> Command:
     return command
 
 
-@main.command()
+@main.command(cls=TakesLevels)
 @experiment_options
 @click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="The same fields in YAML; flags win.")
 @click.option("--dry-run", is_flag=True, help="Print cells and placements and whether they fit; take nothing.")
@@ -220,7 +235,10 @@ def _run(experiment: Experiment, planned: Sequence[PlannedDeployment]) -> int:
 def _gpus(experiment: Experiment) -> Topology:
     """The GPUs of the cluster that is asked for, else of this machine; asking takes none of them."""
     from orchestrator import hardware
+    from strategies.shapes import Topology
 
+    if experiment.device == "cpu":
+        return Topology(())
     if experiment.address is None and not os.environ.get("RAY_ADDRESS"):
         return hardware.local_topology("cuda")
     from orchestrator.cluster import connect

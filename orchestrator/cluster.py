@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +31,6 @@ from workers.versions import PROJECT, versions
 NAMESPACE = "orchestrator"
 RESOURCES = {"cuda": "GPU", "cpu": "CPU"}
 PROBE_S = 2.5  # each for the connection and for the first word: an address that is slower than that is not a cluster
-HTTP2_SETTINGS = b"\x04"
-HTTP2_OPENING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00" + HTTP2_SETTINGS + bytes(5)  # RFC 9113, 3.4
 START_S = 120.0  # for the processes of the actors: importing torch from a cold disk
 OBJECT_STORE_BYTES = 256 << 20  # only records pass through it
 
@@ -95,7 +92,6 @@ def _start(device: str, ranks: int, dashboard: bool) -> Cluster:
 
 def _join(address: str, device: str, ranks: int) -> Cluster:
     """Connect to a cluster that is there. Its nodes are asked for their version and their GPUs by one tiny task each."""
-    _use_token_if_there_is_one()
     try:
         context = ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
@@ -133,27 +129,46 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 
 def _probe(host: str, port: int, address: str) -> None:
-    """ray.init would wait for minutes. Ray speaks gRPC, which is HTTP/2, whose servers open with SETTINGS."""
-    try:
-        with socket.create_connection((host, port), timeout=PROBE_S) as connection:
-            if not os.environ.get("RAY_USE_TLS"):
-                connection.sendall(HTTP2_OPENING)
-                if connection.recv(9)[3:4] != HTTP2_SETTINGS:
-                    raise OSError("something else listens there")
-    except OSError as error:
-        raise UserError(f"no Ray cluster answers at {address} ({error}); start one there, or leave --address out") from error
+    """Ask for entry, as ray.init would for half a minute or more, and settle whether this process shows a token.
 
-
-def _use_token_if_there_is_one() -> None:
-    """Ray's own rule for clusters it finds by itself, applied to those that are named: a token that is there is used."""
-    given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-    if "RAY_AUTH_MODE" in os.environ or not (given or (Path.home() / ".ray" / "auth_token").exists()):
+    A token that the cluster does not ask for is as wrong as none: Ray then kills actors that such a driver owns.
+    """
+    if os.environ.get("RAY_USE_TLS"):
         return
-    os.environ["RAY_AUTH_MODE"] = "token"
-    with contextlib.suppress(ImportError, AttributeError):  # ray has read its settings at import
-        from ray._raylet import Config  # type: ignore[attr-defined]
+    from ray._raylet import AuthenticationTokenLoader, Config
 
-        Config.initialize("")
+    loader = AuthenticationTokenLoader.instance()
+    token = loader.get_raw_token(ignore_auth_mode=True) if loader.has_token(ignore_auth_mode=True) else ""
+    wanted = not _let_in(host, port, address, None)
+    if wanted and not token:
+        raise UserError(f"the Ray cluster at {address} asks for a token; put it in ~/.ray/auth_token or RAY_AUTH_TOKEN")
+    if wanted and not _let_in(host, port, address, token):
+        raise UserError(f"the Ray cluster at {address} asks for another token than the one in ~/.ray/auth_token or RAY_AUTH_TOKEN")
+    os.environ["RAY_AUTH_MODE"] = "token" if wanted else "disabled"
+    loader.reset_cache()  # ray shows, and asks for, a token that it has read, whatever the mode
+    Config.initialize("")  # ray has read its settings at import
+
+
+def _let_in(host: str, port: int, address: str, token: str | None) -> bool:
+    """False where the cluster asks for (another) token. Raises UserError where no cluster answers within PROBE_S."""
+    import grpc
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc, ray_client_pb2, ray_client_pb2_grpc
+
+    metadata = [("client_id", "probe"), *([("authorization", f"Bearer {token}")] if token else [])]
+    with grpc.insecure_channel(f"{host}:{port}") as channel:
+        try:
+            if address.startswith("ray://"):
+                ping = ray_client_pb2.ClusterInfoRequest(type=ray_client_pb2.ClusterInfoType.PING)
+                ray_client_pb2_grpc.RayletDriverStub(channel).ClusterInfo(ping, timeout=PROBE_S, metadata=metadata)
+            else:
+                asked = gcs_service_pb2.GetClusterIdRequest()
+                gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel).GetClusterId(asked, timeout=PROBE_S, metadata=metadata)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                return False
+            why = error.details() or error.code().name
+            raise UserError(f"no Ray cluster answers at {address} ({why}); start one there, or leave --address out") from error
+    return True
 
 
 def _ask_nodes() -> list[dict[str, Any]]:

@@ -16,10 +16,11 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from orchestrator import hardware, metrics, results
+from orchestrator import accounting, goodput, hardware, metrics, outputs, results, steady, telemetry
 from orchestrator.cluster import Cluster, connect
 from orchestrator.compare import compare
-from orchestrator.experiment import Cell, Experiment, Run
+from orchestrator.confidence import spread
+from orchestrator.experiment import RUN_ORDER, Cell, Experiment, Run
 from orchestrator.group import RunFailed, WorkerGroup
 from orchestrator.metrics import COMPLETED, FAILED
 from orchestrator.planned import PlannedCell, PlannedDeployment
@@ -63,8 +64,7 @@ def run_experiment(planned: Sequence[PlannedDeployment], experiment: Experiment,
     store.create()
     jobs = [_Job(deployment, experiment, store) for deployment in planned]
     left = sum(len(job.missing(cell)) for job in jobs for cell in job.deployment.cells)
-    asked = sum(len(job.deployment.cells) for job in jobs) * experiment.num_runs
-    progress.begin(left, asked - left)
+    progress.begin(left, sum(len(job.throughputs(cell)) for job in jobs for cell in job.deployment.cells))
     todo = [job for job in jobs if job.has_work()]
     try:
         if todo:
@@ -73,7 +73,7 @@ def run_experiment(planned: Sequence[PlannedDeployment], experiment: Experiment,
         progress.note(f"Stopped. Every finished run is kept in {store.folder}; the same command again goes on from there.")
         raise SystemExit(INTERRUPTED) from None
     finally:
-        _write_comparison(store)
+        _write_comparison(store, experiment)
     store.update_manifest(finished_at=results.now())
     return store.folder
 
@@ -97,11 +97,27 @@ class _Job:
     store: Store
 
     def missing(self, cell: PlannedCell) -> list[Run]:
-        runs = (Run(cell.cell, index) for index in range(self.experiment.num_runs))
-        return [run for run in runs if not self.store.is_completed(run)]
+        """The runs that were asked for and have no result; where all have and they lie too far apart, one more."""
+        runs = [Run(cell.cell, index) for index in range(self.experiment.run_limit)]
+        left = [run for run in runs[: self.experiment.num_runs] if not self.store.is_completed(run)]
+        if left or self.is_narrow(cell):
+            return left
+        return [run for run in runs if not self.store.is_completed(run)][:1]
+
+    def throughputs(self, cell: PlannedCell) -> list[float]:
+        """output_throughput of every run that has a result."""
+        rows = [self.store.summary_of(Run(cell.cell, index)) for index in range(self.experiment.run_limit)]
+        return [row["output_throughput"] or 0.0 for row in rows if row is not None and row["status"] == COMPLETED]
+
+    def is_narrow(self, cell: PlannedCell) -> bool:
+        """Half of the mean's interval is within `until_ci` of it, or nothing was asked of it."""
+        if self.experiment.until_ci is None:
+            return True
+        found = spread(self.throughputs(cell))
+        return found is not None and found.half_width is not None and found.half_width <= self.experiment.until_ci
 
     def unobserved(self, cell: PlannedCell) -> bool:
-        return self.store.overheads_of(cell.cell) is None
+        return self.store.parts_of(cell.cell) is None
 
     def has_work(self) -> bool:
         return any(self.missing(cell) or self.unobserved(cell) for cell in self.deployment.cells)
@@ -174,9 +190,11 @@ class _Deploying:
                 self._tell("warming up", cell)
                 self._work(cell.warmup)
             doing = ""
-            for current in runs:
-                self._tell(f"run {current.index + 1}/{total}", cell)
+            while runs:
+                current = runs[0]
+                self._tell(f"run {current.index + 1}/{max(total, current.index + 1)}", cell)
                 self._run(current, cell)
+                runs = runs[1:] or self.job.missing(cell)
         except RunFailed as failure:
             self._kill()
             if current is not None:
@@ -190,16 +208,21 @@ class _Deploying:
         requests = _merge(report.requests for report in reports)
         if requests is None:
             raise RunFailed("no rank reported any request")
+        requests = requests.sort_by("request_index")
         row = self._common(cell) | metrics.of_requests(
             requests, cell.cell.max_concurrency, len(cell.work.requests), self.job.deployment.plan.placement.num_ranks
         )
         assert self.group is not None
         row |= metrics.of_collectives(reports) | metrics.of_memory(reports) | self.group.costs()
+        row |= steady.of_requests(requests) | goodput.of_requests(requests, self.job.experiment.goodput, len(cell.work.requests))
+        row |= telemetry.of_telemetry(reports, row["duration"], row["total_output_tokens"], row["num_gpus"])
+        row["output_digest"] = outputs.output_digest(requests)
         if self.job.deployment.plan.device == "cpu":
             row["device_name"] = "cpu"
-        row |= metrics.of_overheads(self.job.store.overheads_of(cell.cell) or ())
+        row |= accounting.shares(self.job.store.parts_of(cell.cell) or ())
         tables = {"requests": results.requests_part(requests, self.job.experiment.save_detailed, self.job.deployment.decode)}
         tables |= {"steps": _merge(report.steps for report in reports), "collectives": _merge(r.collectives for r in reports)}
+        tables["telemetry"] = _merge(report.telemetry for report in reports)
         self._keep(run, {**row, "status": COMPLETED}, tables)
 
     def _observe(self, cell: PlannedCell) -> None:
@@ -215,13 +238,13 @@ class _Deploying:
             self.job.store.write_failure(f"{cell.cell.name}.observed", failure.detail)
             self.progress.note(f"{cell.cell.name}: communication could not be observed: {failure.reason}")
             return
-        rows = metrics.overhead_rows(reports)
-        self.job.store.write_overheads(cell.cell, rows)
-        self._complete(cell.cell, metrics.of_overheads(rows))
+        tables = accounting.account(_merge(report.spans for report in reports), self.job.deployment.plan.placement)
+        self.job.store.write_observed(cell.cell, tables)
+        self._complete(cell.cell, accounting.shares(tables["parts"].to_pylist()))
 
     def _complete(self, cell: Cell, columns: dict[str, Any]) -> None:
         """Put what was observed of a cell into the summary of each of its runs."""
-        for index in range(self.job.experiment.num_runs):
+        for index in range(self.job.experiment.run_limit):
             row = self.job.store.summary_of(Run(cell, index))
             if row is not None and row["status"] == COMPLETED:
                 self.job.store.write_run(Run(cell, index), row | columns, {})
@@ -273,9 +296,11 @@ def _merge(tables: Iterable[pa.Table | None]) -> pa.Table | None:
 # -- beside the runs --------------------------------------------------------------------------------------------
 
 
-def _write_comparison(store: Store) -> None:
+def _write_comparison(store: Store, experiment: Experiment) -> None:
     summary = store.read("summary")
     if summary is not None:
+        if experiment.goodput:
+            summary = goodput.recomputed(summary, store.read("requests"), experiment.goodput)
         store.write_comparison(compare(summary))
 
 
@@ -298,6 +323,7 @@ def _write_manifest(store: Store, experiment: Experiment, jobs: Sequence[_Job], 
         host=hardware.host(),
         ray={"embedded": cluster.embedded, "address": cluster.address},
         metadata=experiment.metadata,
+        run_order=RUN_ORDER,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator,
 
 from strategies.shapes import Load
 
+LEVELS = ("ttft", "tpot", "e2el")  # latencies that --goodput may limit
+RUN_ORDER = "runs of a layout follow each other; layouts are not interleaved because each change reloads the model"
 SCENARIOS = {"short": (256, 128), "long": (1024, 512)}
 # Fields that may differ between commands whose results belong in one folder.
 FREE_FIELDS = {
     "strategy", "engine", "max_concurrency", "scenario", "num_runs",
-    "result_dir", "metadata", "address", "save_detailed", "timeout",
+    "result_dir", "metadata", "address", "save_detailed", "timeout", "until_ci", "max_runs", "goodput",
 }
 
 
@@ -33,6 +36,8 @@ class Experiment(BaseModel):
     output_len: PositiveInt | None = None
     max_concurrency: tuple[PositiveInt, ...] = Field((8,), min_length=1)
     num_runs: PositiveInt = 1
+    until_ci: float | None = Field(None, gt=0.0, lt=1.0)  # runs are added until half the interval is under this share of the mean
+    max_runs: PositiveInt = 10  # the cap of until_ci
     num_warmups: int = Field(1, ge=0)
     num_prompts: PositiveInt | None = None
     seed: int = 0
@@ -45,6 +50,7 @@ class Experiment(BaseModel):
     save_detailed: bool = False
     prefill_tokens: PositiveInt | None = None
     chunked_prefill: bool = True
+    goodput: dict[str, float] = Field(default_factory=dict)  # service levels in ms: ttft, tpot, e2el
     timeout: float = Field(600.0, gt=0)
     result_dir: Path | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
@@ -73,6 +79,17 @@ class Experiment(BaseModel):
                 raise ValueError(f"there is no scenario '{name}'; use {', '.join(SCENARIOS)}, or input_len and output_len")
         return names
 
+    @field_validator("goodput", mode="before")
+    @classmethod
+    def _as_levels(cls, value: Any) -> Any:
+        """`ttft:2000 tpot:200`, in one text or several, stands for a mapping."""
+        return value if isinstance(value, dict) else parse_levels(value if isinstance(value, (list, tuple)) else [value])
+
+    @field_validator("goodput")
+    @classmethod
+    def _known_levels(cls, levels: dict[str, float]) -> dict[str, float]:
+        return check_levels(levels)
+
     @model_validator(mode="after")
     def _one_source_of_lengths(self) -> Experiment:
         if self.scenario and (self.input_len or self.output_len):
@@ -91,6 +108,11 @@ class Experiment(BaseModel):
         if self.input_len and self.output_len:
             return (Scenario(f"{self.input_len}x{self.output_len}", self.input_len, self.output_len),)
         return tuple(Scenario(name, *SCENARIOS[name]) for name in self.scenario or ("short",))
+
+    @property
+    def run_limit(self) -> int:
+        """Most runs that a cell can get."""
+        return max(self.num_runs, self.max_runs) if self.until_ci else self.num_runs
 
     @property
     def identity(self) -> str:
@@ -153,6 +175,26 @@ class Run:
     @property
     def name(self) -> str:
         return f"{self.cell.name}.r{self.index}"
+
+
+def parse_levels(texts: Iterable[str]) -> dict[str, str]:
+    """`ttft:2000 tpot:200` as a mapping, unchecked. Raises ValueError for a word that is no KEY:VALUE."""
+    words = [word for text in texts for word in str(text).replace(",", " ").split()]
+    pairs = [word.partition(":") for word in words]
+    for word, (key, separator, value) in zip(words, pairs, strict=True):
+        if not (key and separator and value):
+            raise ValueError(f"goodput is METRIC:MILLISECONDS, as in ttft:2000 tpot:200; found '{word}'")
+    return {key: value for key, _, value in pairs}
+
+
+def check_levels(levels: dict[str, float]) -> dict[str, float]:
+    """`levels`, if it names latencies that there are and times above 0 ms. Raises ValueError."""
+    for name, limit in levels.items():
+        if name not in LEVELS:
+            raise ValueError(f"goodput has no metric '{name}'; use {', '.join(LEVELS)}")
+        if not 0 < limit < float("inf"):
+            raise ValueError(f"goodput {name}:{limit:g}: a service level is a number of milliseconds above 0")
+    return levels
 
 
 def digest(value: Any) -> str:

@@ -7,6 +7,7 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -73,7 +74,9 @@ class WorkerGroup:
 
     def run(self, work: Work, timeout_s: float) -> list[RankReport]:
         """Serve `work` on every rank. Raises RunFailed as soon as one rank has."""
-        return self._gather([actor.run.remote(work) for actor in self._actors], "the run", timeout_s)
+        reports = self._gather([actor.run.remote(work) for actor in self._actors], "the run", timeout_s)
+        tables = self._gather([actor.telemetry.remote() for actor in self._actors], "the end of sampling", timeout_s)
+        return [replace(report, telemetry=table) for report, table in zip(reports, tables, strict=True)]
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Let the engines free what they hold, then kill. For a group that is well."""
@@ -146,8 +149,7 @@ class WorkerGroup:
     def _environment(self) -> dict[str, str]:
         """Every rank sees every GPU of its node, as NCCL's peer access wants it; a process that drives several sees only those."""
         environment = dict(WORKER_ENVIRONMENT)
-        if len(self._bundles) == self._plan.placement.num_ranks:
-            environment[NO_MASK] = "1"
+        environment[NO_MASK] = str(int(len(self._bundles) == self._plan.placement.num_ranks))
         if self._plan.device == "cpu":
             environment["OMP_NUM_THREADS"] = "1"
         if self._cluster.embedded:

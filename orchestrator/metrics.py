@@ -6,19 +6,20 @@ the start of the run on the clock of the rank that reports them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from workers.plan import Built, Overhead, RankReport
+from orchestrator import goodput, telemetry
+from orchestrator.accounting import SHARE_COLUMNS
+from workers.plan import Built, RankReport
 from workers.records import column, table_schema
 
 LATENCIES = ("ttft", "tpot", "itl", "e2el")
 STATISTICS = ("mean", "median", "std", "p99")
 LATENCY_COLUMNS = tuple(f"{statistic}_{latency}_ms" for latency in LATENCIES for statistic in STATISTICS)
-COMM_COLUMNS = tuple(f"{part}_pct{worst}" for part in ("comm_busy", "comm_exposed", "bubble") for worst in ("", "_worst"))
 
 COMPLETED, FAILED = "completed", "failed"
 
@@ -55,6 +56,10 @@ SUMMARY = table_schema("summary", [
     column("output_throughput", pa.float64(), "tokens/s"),
     column("total_token_throughput", pa.float64(), "tokens/s"),
     column("output_throughput_per_gpu", pa.float64(), "tokens/s"),
+    column("steady_output_throughput", pa.float64(), "tokens/s"),
+    column("steady_s", pa.float64(), "s"),
+    *goodput.FIELDS,
+    column("output_digest", pa.string()),
     *(column(name, pa.float64(), "ms") for name in LATENCY_COLUMNS),
     column("decode_ms_per_step", pa.float64(), "ms"),
     column("prefill_s", pa.float64(), "s"),
@@ -68,22 +73,10 @@ SUMMARY = table_schema("summary", [
     column("peak_memory_bytes_per_rank", pa.list_(pa.int64()), "B"),
     column("comm_calls", pa.int64(), "1"),
     column("comm_bytes", pa.int64(), "B"),
-    *(column(name, pa.float64(), "%") for name in COMM_COLUMNS),
+    *(column(name, pa.float64(), "%") for name in SHARE_COLUMNS),
+    *telemetry.FIELDS,
     column("metadata", pa.string()),
 ])
-
-# One row per rank and phase of a cell's observed run: the raw figures behind the percentages.
-OVERHEADS = table_schema("overheads", [
-    *CELL,
-    column("rank", pa.int32(), "1"),
-    column("phase", pa.string()),
-    column("steps", pa.int32(), "1"),
-    column("step_ms", pa.float64(), "ms"),
-    column("busy_ms", pa.float64(), "ms"),
-    column("exposed_ms", pa.float64(), "ms"),
-    column("bubble_ms", pa.float64(), "ms"),
-])
-
 
 def of_requests(requests: pa.Table, max_concurrency: int, num_prompts: int, num_gpus: int) -> dict[str, Any]:
     """Throughput and latency columns from a table in the schema REQUESTS.
@@ -169,27 +162,6 @@ def of_build(built: Sequence[Built]) -> dict[str, Any]:
     }
 
 
-def of_overheads(overheads: Iterable[Mapping[str, Any]], phase: str = "decode") -> dict[str, float | None]:
-    """Shares of the step's time, in percent, averaged over ranks, with the worst rank beside; None where not observed.
-
-    comm_busy: communication kernels, hidden behind compute or not. comm_exposed: the part during which no compute
-    ran. bubble: waiting for another pipeline stage.
-    """
-    ranks = [row for row in overheads if row["phase"] == phase and row["step_ms"] > 0]
-    out: dict[str, float | None] = {}
-    for name, part in (("comm_busy", "busy_ms"), ("comm_exposed", "exposed_ms"), ("bubble", "bubble_ms")):
-        shares = [100.0 * row[part] / row["step_ms"] for row in ranks]
-        out[f"{name}_pct"] = float(np.mean(shares)) if shares else None
-        out[f"{name}_pct_worst"] = max(shares, default=None)
-    return out
-
-
-def overhead_rows(reports: Iterable[RankReport]) -> list[dict[str, Any]]:
-    """The observed steps of every rank as rows of OVERHEADS, without the columns that name the cell."""
-    fields = ("phase", "steps", "step_ms", "busy_ms", "exposed_ms", "bubble_ms")
-    return [{"rank": report.rank, **_fields(overhead, fields)} for report in reports for overhead in report.overheads]
-
-
 def first_token_s(reports: Iterable[RankReport]) -> float:
     """Seconds from the start of a run to its first token on any replica."""
     tables = [report.requests for report in reports if report.requests is not None]
@@ -214,7 +186,3 @@ class _Served:
         tpot = [1e3 * (t[-1] - t[0]) / (len(t) - 1) for t in self.times if len(t) > 1]
         itl = [float(gap) for t in self.times for gap in 1e3 * np.diff(t)]
         return {"ttft": ttft, "tpot": tpot, "itl": itl, "e2el": e2el}
-
-
-def _fields(overhead: Overhead, names: Iterable[str]) -> dict[str, Any]:
-    return {name: getattr(overhead, name) for name in names}

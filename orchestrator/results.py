@@ -21,10 +21,10 @@ import pyarrow.parquet
 
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Experiment, Run, digest
-from orchestrator.metrics import COMPLETED, OVERHEADS, SUMMARY
+from orchestrator.metrics import COMPLETED, SUMMARY
 from workers.records import SCHEMA_VERSION
 
-TABLES = ("summary", "requests", "steps", "collectives", "overheads")
+TABLES = ("summary", "requests", "steps", "collectives", "parts", "timed_collectives", "spans", "telemetry")
 MANIFEST = "manifest.json"
 COMPARISON = "comparison.arrow"
 FORMATS = ("arrow", "parquet", "csv")
@@ -63,7 +63,7 @@ class Store:
     def write_run(self, run: Run, summary: Mapping[str, Any], tables: Mapping[str, pa.Table]) -> None:
         """Keep a run: `tables` by name first, the summary last. What an earlier try left to say of its failure is dropped."""
         for table, content in tables.items():
-            write_part(self._part(table, run.name), self._named(run, content))
+            write_part(self._part(table, run.name), self._of_run(run, content))
         row = {**summary, "experiment": self.name, **run.cell.fields(), "run": run.index}
         write_part(self._part("summary", run.name), pa.Table.from_pylist([row], schema=SUMMARY))
         if row["status"] == COMPLETED:
@@ -80,13 +80,14 @@ class Store:
 
     # -- the observed run of a cell -----------------------------------------------------------------------------
 
-    def write_overheads(self, cell: Cell, rows: Iterable[Mapping[str, Any]]) -> None:
-        named = [{**row, "experiment": self.name, **cell.fields()} for row in rows]
-        write_part(self._part("overheads", cell.name), pa.Table.from_pylist(named, schema=OVERHEADS))
+    def write_observed(self, cell: Cell, tables: Mapping[str, pa.Table]) -> None:
+        """Tables without the columns that name the cell. `parts` comes last: it marks the cell as observed."""
+        for name in sorted(tables, key=lambda name: name == "parts"):
+            write_part(self._part(name, cell.name), self._of_cell(cell, tables[name]))
 
-    def overheads_of(self, cell: Cell) -> list[dict[str, Any]] | None:
-        """Rows of OVERHEADS of a cell, None where it was not observed."""
-        table = read_part(self._part("overheads", cell.name))
+    def parts_of(self, cell: Cell) -> list[dict[str, Any]] | None:
+        """The step of a cell taken apart, a row per phase and rank; None where it was not observed."""
+        table = read_part(self._part("parts", cell.name))
         return None if table is None else table.to_pylist()
 
     # -- the whole experiment -----------------------------------------------------------------------------------
@@ -118,12 +119,18 @@ class Store:
     def _story(self, name: str) -> Path:
         return self.folder / "failures" / f"{_safe(name)}.txt"
 
-    def _named(self, run: Run, table: pa.Table) -> pa.Table:
+    def _of_run(self, run: Run, table: pa.Table) -> pa.Table:
         """`table` with the columns that name its run in front, so that parts of many runs can be put together."""
-        values = {"experiment": self.name, **run.cell.fields(), "run": run.index}
-        fields = [SUMMARY.field(name) for name in values]
-        columns = [pa.repeat(pa.scalar(values[field.name], field.type), table.num_rows) for field in fields]
-        return pa.Table.from_arrays(columns + table.columns, schema=pa.schema([*fields, *table.schema], table.schema.metadata))
+        return _named(table, {"experiment": self.name, **run.cell.fields(), "run": run.index})
+
+    def _of_cell(self, cell: Cell, table: pa.Table) -> pa.Table:
+        return _named(table, {"experiment": self.name, **cell.fields()})
+
+
+def _named(table: pa.Table, values: Mapping[str, Any]) -> pa.Table:
+    fields = [SUMMARY.field(name) for name in values]
+    columns = [pa.repeat(pa.scalar(values[field.name], field.type), table.num_rows) for field in fields]
+    return pa.Table.from_arrays(columns + table.columns, schema=pa.schema([*fields, *table.schema], table.schema.metadata))
 
 
 # -- files ------------------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ import signal
 import time
 from pathlib import Path
 
-from workers.plan import Built, EnginePlan, Overhead, RankReport, Request, Work
-from workers.records import COLLECTIVES, REQUESTS, STEPS, to_table
+from workers.plan import Built, EnginePlan, RankReport, Request, Work
+from workers.records import COLLECTIVES, COMPUTE, REQUESTS, SPANS, STEPS, to_table
 
 SERVE, RAISE, RAISE_OOM, DIE, DIE_AND_BREAK, HANG = range(6)
 TOKEN_S = 0.01
@@ -68,12 +68,23 @@ class FakeEngine:
         ]
         steps = [{"rank": self.rank, "step": 0, "phase": "decode", "lane": 0, "num_requests": 1, "num_tokens": 1, "end_s": 0.01}]
         sent = [{"rank": self.rank, "phase": "decode", "op": "all_reduce", "axis": "tp", "calls": 3, "bytes": 96}]
-        overheads = [Overhead("decode", 15, 10.0, 4.0, 2.0 + self.rank, 1.0)] if work.observe else []
+        spans = to_table(seen(self.rank), SPANS) if work.observe else None
         requests = to_table(rows, REQUESTS) if self.rank == self.ranks - 1 else None
-        return RankReport(self.rank, requests, to_table(steps, STEPS), to_table(sent, COLLECTIVES), 100 + self.rank, overheads)
+        return RankReport(self.rank, requests, to_table(steps, STEPS), to_table(sent, COLLECTIVES), 100 + self.rank, spans=spans)
 
     def close(self) -> None:
         pass
+
+
+def seen(rank: int) -> list[dict[str, object]]:
+    """Two steps of 10 ms: compute until 7 ms on rank 0 and 6 ms on rank 1, then an all-reduce whose data take 3 ms."""
+    rows = []
+    for step in range(2):
+        start, talk, end = step * 1e4, step * 1e4 + 7e3 - 1e3 * rank, step * 1e4 + 1e4
+        common = {"rank": rank, "phase": "decode", "step": step}
+        rows.append({**common, "kind": COMPUTE, "axis": None, "bytes": None, "start_us": start, "end_us": talk})
+        rows.append({**common, "kind": "all_reduce", "axis": "tp", "bytes": 96, "start_us": talk, "end_us": end})
+    return rows
 
 
 def obey(order: int) -> None:

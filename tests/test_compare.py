@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from orchestrator.compare import COMPARISON, compare
+from orchestrator.compare import COMPARISON, compare, names_of
 from orchestrator.metrics import SUMMARY
 from orchestrator.report import terminal
 
@@ -107,3 +107,46 @@ def test_outside_a_terminal_progress_is_a_line_per_finished_run():
         "[1/2] tp4 torch short c8 run 1: 10.0 tok/s, TTFT 5.0 ms, TPOT 1.00 ms",
         "[2/2] tp4 torch short c8 run 2: failed: timeout",
     ]
+
+
+# -- what several runs say --------------------------------------------------------------------------------------
+
+
+def test_the_mean_has_students_interval():
+    row = comparison(*(run("tp4", tokens, i) for i, tokens in enumerate((90.0, 100.0, 110.0)))).to_pylist()[0]
+    assert row["output_throughput_cv"] == pytest.approx(0.1)
+    low, high = row["output_throughput_ci_low"], row["output_throughput_ci_high"]
+    assert (low, high) == (pytest.approx(75.16, abs=0.01), pytest.approx(124.84, abs=0.01))  # 100 ± 4.303 * 10 / sqrt(3)
+    assert comparison(run("tp4", 90.0)).to_pylist()[0]["output_throughput_ci_low"] is None
+
+
+def test_goodput_under_different_levels_is_no_one_figure():
+    levels = [{"goodput": "ttft:1", "request_goodput": 1.0}, {"goodput": "ttft:2", "request_goodput": 2.0}]
+    row = comparison(*(run("tp4", 90.0, i, **fields) for i, fields in enumerate(levels))).to_pylist()[0]
+    assert (row["goodput"], row["request_goodput"]) == (None, None)
+    row = comparison(*(run("tp4", 90.0, i, **levels[0]) for i in range(2))).to_pylist()[0]
+    assert (row["goodput"], row["request_goodput"]) == ("ttft:1", 1.0)
+
+
+def test_results_of_an_older_release_lack_columns_and_are_compared_all_the_same():
+    older = pa.Table.from_pylist([run("tp4", 90.0)], schema=SUMMARY).drop_columns(["output_digest", "steady_s", "goodput"])
+    row = compare(older).to_pylist()[0]
+    assert (row["output_throughput"], row["output_digest"], row["distinct_outputs"]) == (90.0, None, 0)
+
+
+def test_each_group_says_which_layouts_made_the_same_tokens():
+    done = [run(name, 10.0, output_digest="a" * 16, max_concurrency=c) for name in ("tp4", "dp4") for c in (1, 2)]
+    assert shown(comparison(*done)).count("Output tokens: the same under dp4, tp4.") == 2
+    assert "Output tokens" not in shown(comparison(done[0]))
+
+
+def test_repeats_come_with_a_note_on_their_order():
+    assert "layouts are not interleaved" in " ".join(shown(comparison(run("tp4", 10.0), run("tp4", 11.0, 1))).split())
+    assert "interleaved" not in shown(comparison(run("tp4", 10.0)))
+
+
+def test_a_cell_is_called_by_what_tells_it_from_the_others():
+    plain = {"strategy": "tp4", "engine": "torch", "dtype": "bfloat16", "quantization": "none"}
+    assert names_of([plain, {**plain, "strategy": "pp4"}]) == ["tp4", "pp4"]
+    assert names_of([plain, {**plain, "engine": "transformers"}]) == ["tp4 torch", "tp4 transformers"]
+    assert names_of([plain, {**plain, "quantization": "fp8"}]) == ["tp4 bfloat16", "tp4 bfloat16/fp8"]

@@ -87,12 +87,16 @@ def test_a_deployment_is_built_once_and_serves_its_cells(shared, tmp_path):
     assert row["output_throughput"] == pytest.approx(4 * 4 / 0.04)
     assert row["peak_memory_bytes_per_rank"] == [100, 101]
     assert row["comm_bytes"] == 192
-    assert (row["comm_exposed_pct"], row["comm_exposed_pct_worst"]) == (pytest.approx(25), pytest.approx(30))
+    assert (row["comm_exposed_pct"], row["comm_exposed_pct_worst"]) == (pytest.approx(35), pytest.approx(40))
     assert row["startup_s"] > row["build_s"] > 0
     assert row["metadata"] == '{"k": "v"}'
-    assert {table: store.read(table).num_rows for table in ("requests", "steps", "collectives", "overheads")} == {
-        "requests": 16, "steps": 8, "collectives": 8, "overheads": 4,
+    assert {table: store.read(table).num_rows for table in ("requests", "steps", "collectives", "parts", "spans")} == {
+        "requests": 16, "steps": 8, "collectives": 8, "parts": 4, "spans": 16,
     }
+    assert {(r["max_concurrency"], r["run"], r["rank"]) for r in store.read("telemetry").to_pylist()} == {
+        (cell, index, rank) for cell in (1, 2) for index in (0, 1) for rank in (0, 1)
+    }
+    assert (row["energy_j"], row["power_valid"]) == (None, None)
     assert results.read_part(store.folder / "comparison.arrow").num_rows == 2
     assert {"versions", "topology", "git_commit", "finished_at"} <= store.manifest().keys()
     assert alive_actors() == []

@@ -7,10 +7,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 from ranks import FAMILIES, Pool, engine_plan, ragged_requests, read_shape, tokens
 
+from orchestrator.accounting import PARTS, parts
 from strategies.traffic import step as traffic_of_step
 from workers.plan import Request, Work
 
@@ -207,14 +210,29 @@ def test_token_times_rise_and_arrivals_wait_for_a_free_slot(pool: Pool, checkpoi
         assert len(row["token_times_s"]) == row["output_len"]
 
 
-def test_an_observed_run_takes_the_step_apart(pool: Pool, checkpoint: Callable[[str], Path]) -> None:
-    shape = read_shape(checkpoint("Llama"))
-    work = Work(ragged_requests(shape.vocab_size), max_concurrency=4, observe=True)
-    for layout in ("tp1", "tp2", "pp2"):
-        (reports,) = pool.serve(engine_plan(layout, shape, checkpoint("Llama"), work), work)
-        for report in reports:
-            decode = next(o for o in report.overheads if o.phase == "decode")
-            assert decode.step_ms > 0
-            assert decode.exposed_ms + decode.bubble_ms <= decode.step_ms
-            assert (decode.exposed_ms > 0) == (layout != "tp1")
-            assert layout == "pp2" or decode.bubble_ms == 0
+def observed(layout: str, pool: Pool, folder: Path, **work: Any) -> list[dict[str, Any]]:
+    """The decode rows of PARTS of an observed run."""
+    shape = read_shape(folder)
+    asked = Work(ragged_requests(shape.vocab_size), max_concurrency=4, observe=True, **work)
+    planned = engine_plan(layout, shape, folder, asked)
+    (reports,) = pool.serve(planned, asked)
+    spans = pa.concat_tables([report.spans for report in reports if report.spans is not None])
+    return [row for row in parts(spans, planned.placement) if row["phase"] == "decode"]
+
+
+@pytest.mark.parametrize("layout", ["tp1", "tp2", "pp2"])
+def test_an_observed_run_takes_the_step_apart(layout: str, pool: Pool, checkpoint: Callable[[str], Path]) -> None:
+    for row in observed(layout, pool, checkpoint("Llama")):
+        assert row["step_ms"] == pytest.approx(sum(row[f"{part}_ms"] for part in PARTS))
+        assert all(row[f"{part}_ms"] >= 0 for part in PARTS)
+        assert (row["comm_busy_ms"] > 0) == (layout != "tp1")
+        assert (row["bubble_ms"] > 0) == (layout == "pp2")
+
+
+def test_what_one_rank_is_late_the_others_wait(pool: Pool, checkpoint: Callable[[str], Path]) -> None:
+    """50 ms a step on rank 1 are compute there (the host is not in a collective) and wait, not transfer, on rank 0."""
+    even = observed("tp2", pool, checkpoint("Llama"))
+    late = observed("tp2", pool, checkpoint("Llama"), delay=(1, 0.05))
+    assert late[0]["exposed_wait_ms"] - even[0]["exposed_wait_ms"] == pytest.approx(50, abs=10)
+    assert late[1]["compute_ms"] - even[1]["compute_ms"] == pytest.approx(50, abs=10)
+    assert late[0]["exposed_transfer_ms"] < even[0]["exposed_transfer_ms"] + 10

@@ -9,15 +9,16 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch.multiprocessing as multiprocessing
 from test_engine_transformers import BASE, LENGTHS, VARIANTS, make_plan, make_work, outputs, save_tiny
 from test_engine_transformers import serve as serve_transformers
 
+from orchestrator.accounting import parts
 from strategies import Split
 from workers.actor import Worker
 from workers.engines import create
-from workers.engines.deepspeed import Meter, _union
 from workers.plan import Built, EnginePlan, RankReport, Work
 
 pytest.importorskip("deepspeed")
@@ -167,17 +168,19 @@ def test_zero_is_counted_as_gathering_every_matrix_in_every_step(plans: dict[str
 def test_replicas_without_zero_do_not_communicate(results: Results) -> None:
     for _, report in results["dp2"]:
         assert totals(report) == {}
-        assert all(overhead.busy_ms == overhead.exposed_ms == 0 for overhead in report.overheads)
+        assert set(report.spans.column("kind").to_pylist()) == {"compute"}
 
 
 @pytest.mark.parametrize("name", ["tp2", "dp2zero3"])
 def test_an_observed_run_says_what_communication_took(name: str, results: Results) -> None:
-    for _, report in results[name]:
-        assert [overhead.phase for overhead in report.overheads] == ["prefill", "decode"]
-        for overhead in report.overheads:
-            assert 0 < overhead.exposed_ms <= overhead.busy_ms < overhead.step_ms
-            assert overhead.bubble_ms == 0
-    assert results[f"{name} eos"][0][1].overheads == ()
+    placement = make_plan(name, None, LLAMA).placement
+    spans = pa.concat_tables([report.spans for _, report in results[name]])
+    rows = parts(spans, placement)
+    assert {(row["rank"], row["phase"]) for row in rows} == {(rank, phase) for rank in (0, 1) for phase in ("prefill", "decode")}
+    for row in rows:
+        assert 0 < row["exposed_transfer_ms"] <= row["comm_busy_ms"] < row["step_ms"]
+        assert row["bubble_ms"] == 0
+    assert results[f"{name} eos"][0][1].spans is None
 
 
 def test_one_rank_needs_no_others(plans: dict[str, Case]) -> None:
@@ -213,14 +216,6 @@ def test_without_deepspeed_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch
     engine = create("deepspeed")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install 'shard-orchestrator[deepspeed]'" in str(engine.supports(make_plan("tp2", None, LLAMA)))
-
-
-def test_time_with_collectives_under_way_is_counted_once() -> None:
-    assert _union([(0, 2), (5, 6), (1, 3), (1, 2)]) == 4
-    meter = Meter(timed=True)
-    meter.spans["decode"] = [(0.0, 1.0)]
-    meter.blocked["decode"] = 2.0
-    assert meter.busy() == {"decode": 2.0}
 
 
 def test_nothing_is_left_in_shared_memory(results: Results) -> None:

@@ -27,10 +27,9 @@ BIN = Path(sys.executable).parent
 
 @dataclass(frozen=True)
 class Existing:
-    """address of the cluster, that of its Ray Client server, and the process that all of its others descend from."""
+    """Its address, and the process that all of its others descend from."""
 
     address: str
-    client: str
     head: psutil.Process
 
     def workers(self) -> list[str]:
@@ -43,24 +42,27 @@ def cluster(environment: dict[str, str]) -> Iterator[Existing]:
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: paths of sockets have at most 107 characters
     ports = free_ports(2)
     command = [
-        BIN / "ray", "start", "--head", "--block", "--port=0", f"--ray-client-server-port={ports[0]}", f"--dashboard-port={ports[1]}",
-        "--num-cpus=2", "--object-store-memory=100000000", f"--temp-dir={folder}", "--disable-usage-stats",
+        BIN / "ray", "start", "--head", "--block", "--port=0", f"--ray-client-server-port={ports[0]}",
+        f"--dashboard-port={ports[1]}", f"--temp-dir={folder}", "--num-cpus=2", "--object-store-memory=100000000",
     ]
     with (folder / "out").open("w") as out:
         head = psutil.Popen(list(map(str, command)), env=environment, stdout=out, stderr=out, start_new_session=True)
     try:
-        yield Existing(address_when_up(folder, head), f"ray://127.0.0.1:{ports[0]}", head)
+        yield Existing(address_when_up(folder, head), head)
     finally:
         end([*head.children(recursive=True), head], patience_s=0)
         shutil.rmtree(folder)
 
 
 def address_when_up(folder: Path, head: psutil.Popen) -> str:
+    """What Ray notes down when all of its processes have started."""
+    note = folder / "ray_current_cluster"
     deadline = time.monotonic() + START_S
-    while "Ray runtime started" not in (said := (folder / "out").read_text()):
-        assert head.poll() is None and time.monotonic() < deadline, said
+    while not (note.exists() and note.read_text()):
+        if head.poll() is not None or time.monotonic() > deadline:
+            pytest.fail("Ray did not start:\n" + (folder / "out").read_text())
         time.sleep(0.1)
-    return (folder / "ray_current_cluster").read_text().strip()
+    return note.read_text().strip()
 
 
 def free_ports(count: int) -> list[int]:
@@ -72,19 +74,19 @@ def free_ports(count: int) -> list[int]:
 
 
 def environment(home: Path, token: bool, **variables: str) -> dict[str, str]:
-    """That of a machine which has, or has not, a token where Ray keeps it."""
+    """That of a user who has, or has not, a token where Ray keeps it."""
     home.mkdir(exist_ok=True)
     if token:
         (home / ".ray").mkdir(exist_ok=True)
         (home / ".ray" / "auth_token").write_text(TOKEN)
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return {**kept, "HOME": str(home), **variables}
+    return {**kept, "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", **variables}
 
 
-def submit(address: str, result_dir: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def submit(address: str, result_dir: Path, env: dict[str, str], *flags: str) -> subprocess.CompletedProcess[str]:
     command = [
         BIN / "orchestrator", "submit", "--address", address, "--strategy", "tp2", "--input-len", "16", "--output-len", "4",
-        "--max-concurrency", "2", "--device", "cpu", "--result-dir", result_dir,
+        "--max-concurrency", "2", "--device", "cpu", "--result-dir", result_dir, *flags,
     ]
     return subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True, timeout=120)
 
@@ -104,19 +106,19 @@ def assert_ran(done: subprocess.CompletedProcess[str], result_dir: Path, there: 
 
 
 def test_a_cluster_that_asks_for_no_token(tmp_path):
-    with cluster(environment(tmp_path / "cluster", token=False)) as there:
+    """A token that is there all the same, as every local Ray leaves one, does no harm."""
+    with cluster(environment(tmp_path / "cluster", token=False, RAY_AUTH_MODE="disabled")) as there:
         result_dir = tmp_path / "results"
-        assert_ran(submit(there.address, result_dir, environment(tmp_path / "here", token=False)), result_dir, there)
+        assert_ran(submit(there.address, result_dir, environment(tmp_path / "here", token=True)), result_dir, there)
 
 
-@pytest.mark.parametrize("variables", [{}, {"RAY_AUTH_MODE": "token"}], ids=["mode unset", "mode token"])
-def test_a_cluster_that_asks_for_a_token(tmp_path, token_cluster, variables):
-    done = submit(token_cluster.address, tmp_path, environment(tmp_path / "here", token=True, **variables))
-    assert_ran(done, tmp_path, token_cluster)
-
-
-@pytest.fixture(scope="module")
-def token_cluster(tmp_path_factory):
-    home = tmp_path_factory.mktemp("cluster")
-    with cluster(environment(home, token=True, RAY_AUTH_MODE="token")) as there:
-        yield there
+def test_a_cluster_that_asks_for_a_token(tmp_path):
+    """It is used where Ray keeps it, whether or not RAY_AUTH_MODE says so."""
+    with cluster(environment(tmp_path / "cluster", token=True, RAY_AUTH_MODE="token")) as there:
+        result_dir = tmp_path / "results"
+        assert_ran(submit(there.address, result_dir, environment(tmp_path / "here", token=True)), result_dir, there)
+        said = environment(tmp_path / "here", token=True, RAY_AUTH_MODE="token")
+        assert submit(there.address, result_dir, said, "--device", "auto", "--dry-run").returncode == 0
+        without = submit(there.address, tmp_path / "refused", environment(tmp_path / "stranger", token=False))
+        assert without.returncode == 2
+        assert "asks for a token" in without.stderr

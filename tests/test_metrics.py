@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator import metrics
-from workers.plan import Overhead, RankReport
+from workers.plan import RankReport
 from workers.records import COLLECTIVES, REQUESTS, STEPS, to_table
 
 
@@ -20,7 +20,7 @@ def requests(*rows):
 
 def report(rank, **fields):
     tables = (fields.get("requests"), to_table([], STEPS), fields.get("collectives"))
-    return RankReport(rank, *tables, fields.get("peak", 0), fields.get("overheads", ()))
+    return RankReport(rank, *tables, fields.get("peak", 0))
 
 
 TWO = requests((0, 0, 0.0, [1.0, 1.1, 1.3]), (1, 0, 0.5, [2.0, 2.2, 2.4, 4.0]))
@@ -90,22 +90,6 @@ def test_memory_is_the_fullest_rank_with_each_beside_it():
     }
 
 
-def test_overheads_are_shares_of_the_decode_step_with_the_worst_rank_beside():
-    rows = metrics.overhead_rows([
-        report(0, overheads=[Overhead("decode", 15, 10.0, 4.0, 2.0, 0.0), Overhead("prefill", 1, 9.0, 9.0, 9.0, 0.0)]),
-        report(1, overheads=[Overhead("decode", 15, 20.0, 4.0, 2.0, 10.0)]),
-    ])
-    columns = metrics.of_overheads(rows)
-    assert columns["comm_busy_pct"] == pytest.approx((40 + 20) / 2)
-    assert (columns["comm_exposed_pct"], columns["comm_exposed_pct_worst"]) == (pytest.approx(15), pytest.approx(20))
-    assert (columns["bubble_pct"], columns["bubble_pct_worst"]) == (pytest.approx(25), pytest.approx(50))
-
-
-def test_what_was_not_observed_is_null():
-    assert set(metrics.of_overheads([]).values()) == {None}
-
-
 def test_every_numeric_field_has_a_unit():
-    for schema in (metrics.SUMMARY, metrics.OVERHEADS):
-        for field in schema:
-            assert str(field.type) == "string" or b"unit" in (field.metadata or {}), field.name
+    for field in metrics.SUMMARY:
+        assert str(field.type) in ("string", "bool") or b"unit" in (field.metadata or {}), field.name

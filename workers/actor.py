@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from workers import engines
 from workers.plan import Built, EnginePlan, RankReport, Work
+from workers.probes.telemetry import Recording, Sampler, sampler_for
 from workers.versions import versions
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import torch.distributed as dist
 
 
@@ -29,6 +31,8 @@ class Worker:
         self._store: dist.Store | None = None
         self._engine: engines.Engine | None = None
         self._context: Any = None
+        self._sampler = Sampler()
+        self._recording: Recording | None = None
 
     def node(self) -> dict[str, Any]:
         """Where Ray put this process (which from now on uses that GPU), and the versions that must agree across a cluster."""
@@ -63,13 +67,31 @@ class Worker:
         from workers.rank import connect
 
         self._context = connect(rank, placement, device, store, plan.timeout_s)
+        count = placement.num_ranks if self._engine.processes == "single" else 1
+        self._sampler = sampler_for(plan.device, self.device_index, count)
         return self._engine.build(self._context, plan)
 
     def run(self, work: Work) -> RankReport:
         assert self._engine is not None, "build first"
-        return self._engine.run(work)
+        self.telemetry()
+        self._recording = self._sampler.start()
+        report = self._engine.run(work)
+        self._recording.origin_s = report.began_s
+        return report
+
+    def telemetry(self) -> pa.Table | None:
+        """What was sampled since `run` was last called, in the schema TELEMETRY; ends the sampling.
+
+        Asked for when every rank has ended its run: the GPU of a replica that is done early is seen idling until then.
+        """
+        recording, self._recording = self._recording, None
+        if recording is None:
+            return None
+        recording.stop()
+        return recording.table(self.rank)
 
     def close(self) -> None:
+        self.telemetry()
         if self._engine is not None:
             self._engine.close()
         if self._context is not None:

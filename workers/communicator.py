@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from workers.rank import RankContext
+from workers.records import Call
 
 Event = tuple[str, str, int]  # operation, mesh axis, message bytes
 
@@ -34,19 +35,12 @@ class LibraryBackend:
 
 
 @dataclass(slots=True)
-class Timers:
-    """Seconds spent inside blocking collectives since the last reset; only means something on a CPU."""
-
-    transfer_s: float = 0.0
-    bubble_s: float = 0.0
-
-
-@dataclass(slots=True)
 class Communicator:
     """The collectives of one rank over its mesh.
 
     calls, bytes: counted by (phase, operation, axis); bytes are message sizes as nccl-tests counts them: the tensor of
     an all-reduce, a broadcast or a send, the gathered output of an all-gather. `phase` is set by the engine.
+    journal: every call in order, while a probe listens; None otherwise.
     """
 
     context: RankContext
@@ -54,7 +48,7 @@ class Communicator:
     phase: str = "prefill"
     calls: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     bytes: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    timers: Timers = field(default_factory=Timers)
+    journal: list[Call] | None = None
     _recording: list[Event] | None = None
     _sent: deque[tuple[dist.Work, Tensor]] = field(default_factory=deque)
 
@@ -80,7 +74,7 @@ class Communicator:
     def receive_previous(self, out: Tensor) -> None:
         """Fill `out` with what the stage before sends; on a GPU only the current stream waits for it."""
         group, source = self.context.edges["prev"]
-        with self._counted("recv", "pp", nbytes(out), bubble=True):
+        with self._counted("recv", "pp", nbytes(out)):
             work = dist.irecv(out, source, group=group)
             assert work is not None
             work.wait()
@@ -89,7 +83,7 @@ class Communicator:
         """Tokens from the last stage to every other. On the last stage `x` is sent without waiting; elsewhere it is filled."""
         ranks = self.context.placement.group("pp", self.context.rank)
         last = self.context.is_last_stage
-        with self._counted("broadcast", "pp", nbytes(x), bubble=not last):
+        with self._counted("broadcast", "pp", nbytes(x)):
             work = dist.broadcast(x, ranks[-1], group=self.context.groups["pp"], async_op=True)
             if not last:
                 work.wait()
@@ -108,10 +102,9 @@ class Communicator:
             self._sent.popleft()[0].wait()
 
     def reset(self) -> None:
-        """Forget counts and times."""
+        """Forget what was counted."""
         self.calls.clear()
         self.bytes.clear()
-        self.timers = Timers()
 
     @contextmanager
     def recorded(self) -> Iterator[list[Event]]:
@@ -126,22 +119,23 @@ class Communicator:
     def count(self, events: list[Event]) -> None:
         """Count recorded calls once, in the current phase."""
         for op, axis, size in events:
-            self.calls[self.phase, op, axis] += 1
-            self.bytes[self.phase, op, axis] += size
+            self._count(Call(op, axis, size))
 
     @contextmanager
-    def _counted(self, op: str, axis: str, size: int, bubble: bool = False) -> Iterator[None]:
-        (self._recording.append if self._recording is not None else self._count_one)((op, axis, size))
+    def _counted(self, op: str, axis: str, size: int) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        spent = time.perf_counter() - start
-        if bubble:
-            self.timers.bubble_s += spent
+        if self._recording is not None:
+            self._recording.append((op, axis, size))
         else:
-            self.timers.transfer_s += spent
+            self._count(Call(op, axis, size, start, time.perf_counter()))
 
-    def _count_one(self, event: Event) -> None:
-        self.count([event])
+    def _count(self, call: Call) -> None:
+        key = (self.phase, call.op, call.axis)
+        self.calls[key] += 1
+        self.bytes[key] += call.bytes
+        if self.journal is not None:
+            self.journal.append(call)
 
     def _keep(self, work: dist.Work | None, x: Tensor) -> None:
         """Hold a sent tensor until it has left."""

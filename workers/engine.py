@@ -19,6 +19,7 @@ from workers.runner import Runner
 from workers.scheduler import Scheduler, Sequence, Step
 
 Mark = torch.cuda.Event | float
+SLEEP_CYCLES_PER_SECOND = 1.98e9  # an H200's clock under load; a delay is an injected disturbance, not a measure
 
 
 class Clock:
@@ -27,6 +28,7 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
         self._zero = self.mark()
+        self.began_s = time.perf_counter()
 
     def mark(self) -> Mark:
         if not self._on_gpu:
@@ -98,7 +100,7 @@ class Generator:
             communicator.barrier()
             self._synchronize()
             clock, log = Clock(self._device), Log()
-            self._loop(scheduler, probe, clock, log, heed_eos=not (share.ignore_eos or share.observe))
+            self._loop(scheduler, probe, clock, log, share)
             communicator.flush()
             self._synchronize()
         return RankReport(
@@ -107,13 +109,15 @@ class Generator:
             steps=self._steps(log, clock),
             collectives=self._collectives(),
             peak_memory_bytes=self._peak_memory(),
-            overheads=probe.overheads(),
+            spans=probe.spans(),
+            began_s=clock.began_s,
         )
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
-    def _loop(self, scheduler: Scheduler, probe: Probe, clock: Clock, log: Log, heed_eos: bool) -> None:
+    def _loop(self, scheduler: Scheduler, probe: Probe, clock: Clock, log: Log, work: Work) -> None:
         pending: deque[Pending] = deque()
+        heed_eos = not (work.ignore_eos or work.observe)
         while (lane := scheduler.next_lane()) is not None:
             if heed_eos:
                 self._fetch(pending, lane, heed_eos)
@@ -124,6 +128,7 @@ class Generator:
                 if step.phase == "decode":
                     self._fetch(pending, lane, heed_eos)
                 self._communicator.phase = step.phase
+                self._hold_up(work.delay)
                 tokens = self._runner.run(step)
                 self._pass_on(step, tokens, pending, heed_eos)
                 log.steps.append(step)
@@ -163,6 +168,15 @@ class Generator:
             return tokens
         host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
         return host.copy_(tokens, non_blocking=True)
+
+    def _hold_up(self, delay: tuple[int, float] | None) -> None:
+        """Do nothing for the seconds of `delay` if it is meant for this rank; on a GPU, on the GPU."""
+        if delay is None or delay[0] != self._communicator.context.rank:
+            return
+        if self._device.type == "cpu":
+            time.sleep(delay[1])
+        else:
+            torch.cuda._sleep(int(delay[1] * SLEEP_CYCLES_PER_SECOND))
 
     def _synchronize(self) -> None:
         if self._device.type == "cuda":

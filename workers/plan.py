@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from strategies.placement import Placement
@@ -50,12 +49,14 @@ class Work:
     """One run: a closed loop that keeps `max_concurrency` requests in flight until all are served.
 
     observe: take the step apart (profiler on GPU, timers on CPU); its timings are not for the summary.
+    delay: (rank, seconds) by which one rank is held up in every step, to see where waiting for it is booked.
     """
 
     requests: tuple[Request, ...]
     max_concurrency: int
     ignore_eos: bool = True
     observe: bool = False
+    delay: tuple[int, float] | None = None
 
     def share(self, replica: int, replicas: int) -> Work:
         """The part of one data-parallel replica: its slots of the closed loop, and the requests dealt to them.
@@ -65,7 +66,7 @@ class Work:
         """
         slots = len(range(replica, self.max_concurrency, replicas))
         mine = tuple(r for i, r in enumerate(self.requests) if (i % self.max_concurrency) % replicas == replica)
-        return Work(mine, slots, self.ignore_eos, self.observe)
+        return replace(self, requests=mine, max_concurrency=slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,27 +83,14 @@ class Built:
 
 
 @dataclass(frozen=True, slots=True)
-class Overhead:
-    """One rank's mean step taken apart, from an observed run, in milliseconds per step.
-
-    busy: in communication kernels, hidden behind compute or not. exposed: the part of it when no compute ran, receives
-    from another stage left out. bubble: waiting for another stage. steps: how many steps it is the mean of.
-    """
-
-    phase: str
-    steps: int
-    step_ms: float
-    busy_ms: float
-    exposed_ms: float
-    bubble_ms: float
-
-
-@dataclass(frozen=True, slots=True)
 class RankReport:
     """What one rank has to say of one run. Tables are in the schemas of `workers.records`.
 
     requests: only from the rank that sees the sampled tokens of its replica, else None.
-    collectives: None where an engine cannot count them. overheads: empty unless observed.
+    collectives: None where an engine cannot count them. spans: None unless observed, or where an engine cannot be.
+    began_s: when the times in the tables were zero, by `time.perf_counter` of that process; None where an engine does not
+    tell. telemetry: what was sampled beside the run; not an engine's business, it is added where the ranks' reports meet.
+    fabric: only from the engine `calibration`.
     """
 
     rank: int
@@ -110,4 +98,7 @@ class RankReport:
     steps: pa.Table
     collectives: pa.Table | None
     peak_memory_bytes: int
-    overheads: Sequence[Overhead] = ()
+    spans: pa.Table | None = None
+    began_s: float | None = None
+    telemetry: pa.Table | None = None
+    fabric: pa.Table | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -51,6 +52,76 @@ COLLECTIVES = table_schema("collectives", [
     column("calls", pa.int64(), "1"),
     column("bytes", pa.int64(), "B"),
 ])
+
+# One row per sample of a rank and GPU; where there is no GPU, one of the process alone. Times are those of REQUESTS. What
+# could not be read is null. Energy and NVLink bytes count from the run's first sample; `process_cpu_pct` is of one core.
+TELEMETRY = table_schema("telemetry", [
+    column("rank", pa.int32(), "1"),
+    column("process_id", pa.int64(), "1"),
+    column("gpu", pa.int32(), "1"),
+    column("gpu_uuid", pa.string()),
+    column("time_s", pa.float64(), "s"),
+    column("gpu_utilization_pct", pa.int32(), "%"),
+    column("memory_utilization_pct", pa.int32(), "%"),
+    column("memory_used_bytes", pa.int64(), "B"),
+    column("sm_clock_mhz", pa.int32(), "MHz"),
+    column("memory_clock_mhz", pa.int32(), "MHz"),
+    column("power_w", pa.float64(), "W"),
+    column("energy_mj", pa.int64(), "mJ"),
+    column("temperature_c", pa.int32(), "degC"),
+    column("throttle_reasons", pa.int64(), "1"),
+    column("throttle_names", pa.list_(pa.string())),
+    column("nvlink_tx_bytes", pa.int64(), "B"),
+    column("nvlink_rx_bytes", pa.int64(), "B"),
+    column("pcie_tx_kb_s", pa.float64(), "kB/s"),
+    column("pcie_rx_kb_s", pa.float64(), "kB/s"),
+    column("gpu_process_ids", pa.list_(pa.int64()), "1"),
+    column("process_cpu_pct", pa.float64(), "%"),
+    column("process_rss_bytes", pa.int64(), "B"),
+])
+
+# One row per stretch of compute, and per communication call, of an observed run. Steps are those of STEPS. Times are
+# microseconds on a clock that the ranks of one node share; `axis` and `bytes` are null for compute.
+COMPUTE = "compute"
+SPANS = table_schema("spans", [
+    column("rank", pa.int32(), "1"),
+    column("phase", pa.string()),
+    column("step", pa.int32(), "1"),
+    column("kind", pa.string()),
+    column("axis", pa.string()),
+    column("bytes", pa.int64(), "B"),
+    column("start_us", pa.float64(), "us"),
+    column("end_us", pa.float64(), "us"),
+])
+
+# One row per thing that a node was measured to do (`orchestrator calibrate`). kind: cache, hbm, gemm, decode_gemm or collective;
+# mode: eager or graph. `bytes` are those that went through memory or, of a collective, the message as nccl-tests counts it.
+FABRIC = table_schema("fabric", [
+    column("host", pa.string()),
+    column("device_name", pa.string()),
+    column("kind", pa.string()),
+    column("op", pa.string()),
+    column("dtype", pa.string()),
+    column("mode", pa.string()),
+    column("rank", pa.int32(), "1"),
+    column("group_size", pa.int32(), "1"),
+    column("bytes", pa.int64(), "B"),
+    column("time_us", pa.float64(), "us"),
+    column("algbw", pa.float64(), "GB/s"),
+    column("busbw", pa.float64(), "GB/s"),
+    column("tflops", pa.float64(), "TFLOP/s"),
+])
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call as the host saw it: start and end in seconds of `time.perf_counter`; both 0 inside a replayed graph."""
+
+    op: str
+    axis: str
+    bytes: int
+    start: float = 0.0
+    end: float = 0.0
 
 
 def to_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:

@@ -15,6 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator import outputs
+from orchestrator.compare import names_of
+from orchestrator.experiment import RUN_ORDER
 from orchestrator.units import format_bytes
 
 if TYPE_CHECKING:
@@ -44,6 +47,8 @@ def render(comparison: pa.Table, console: Console) -> None:
     for rows in groups.values():
         _render_group(rows, console)
     console.print(LEGEND, style="dim")
+    if any(row["num_runs"] > 1 for rows in groups.values() for row in rows):
+        console.print(f"{RUN_ORDER[0].upper()}{RUN_ORDER[1:]}.", style="dim")
     if any((row["device_name"] or "").lower() == "cpu" for rows in groups.values() for row in rows):
         console.print(CPU_NOTE, style="yellow")
 
@@ -68,10 +73,13 @@ def _render_group(rows: list[dict[str, Any]], console: Console) -> None:
         words = (row["strategy"], row["engine"], *([_dtype(row)] if dtypes else []))
         table.add_row(*words, *(show(row) for show in figures.values()), style=_style(row))
     console.print(table)
+    same = outputs.sentence(names_of(rows), rows)
+    if same:
+        console.print(Text(same))
     for row in rows:
         if row["reason"]:
             console.print(Text(f"{row['strategy']} ({row['engine']}) failed: {row['reason']}", style="red"))
-    if any(row["reason"] for row in rows):
+    if same or any(row["reason"] for row in rows):
         console.print()
 
 
@@ -157,6 +165,7 @@ class RunProgress:
 
     def finished(self, row: dict[str, Any]) -> None:
         self._done += 1
+        self._total = max(self._total, self._done)  # runs may be added until they agree
         name = f"{row['strategy']} {row['engine']} {row['scenario']} c{row['max_concurrency']} run {row['run'] + 1}"
         if row["status"] == "failed":
             text = Text(f"failed: {row['reason']}", style="red")
@@ -164,7 +173,7 @@ class RunProgress:
             self._last = f"{_number(row['output_throughput'])} tok/s"
             text = Text(f"{self._last}, TTFT {_number(row['median_ttft_ms'])} ms, TPOT {_number(row['median_tpot_ms'], 2)} ms")
         self._console.print(Text(f"[{self._done}/{self._total}] {name}: ").append(text), soft_wrap=True)
-        self._bar.update(self._task, completed=self._done, last=self._last)
+        self._bar.update(self._task, completed=self._done, total=self._total, last=self._last)
 
     def note(self, line: str) -> None:
         self._console.print(Text(line), soft_wrap=True)

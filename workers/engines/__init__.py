@@ -6,7 +6,7 @@ An adapter's module must import without torch, so that the driver can ask `suppo
 from __future__ import annotations
 
 import difflib
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from workers.plan import Built, EnginePlan, RankReport, Work
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from workers.rank import RankContext
 
 GROUP = "orchestrator.engines"
+CALIBRATION = EntryPoint("calibration", "workers.engines.calibration:CalibrationEngine", GROUP)  # serves nothing, so is not listed
 
 
 class EngineError(ValueError):
@@ -53,12 +54,12 @@ def names() -> list[str]:
 def create(name: str) -> Engine:
     """A new engine by name. Raises EngineError for an unknown one or one that cannot be imported."""
     points = {point.name: point for point in entry_points(group=GROUP)}
-    if name not in points:
+    if name not in points and name != CALIBRATION.name:
         near = difflib.get_close_matches(name, points, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else "."
         raise EngineError(f"there is no engine '{name}'{hint} Installed: {', '.join(sorted(points)) or 'none'}")
     try:
-        engine: Engine = points[name].load()()
+        engine: Engine = points.get(name, CALIBRATION).load()()
     except Exception as error:  # a plug-in may raise anything
         raise EngineError(f"the engine '{name}' could not be loaded: {type(error).__name__}: {error}") from error
     return engine

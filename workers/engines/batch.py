@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from workers.plan import EnginePlan, Overhead, Request, Work
-from workers.records import REQUESTS, STEPS, to_table
+from workers.intervals import Span
+from workers.plan import EnginePlan, Request, Work
+from workers.probes.probe import host_spans
+from workers.records import REQUESTS, STEPS, Call, to_table
 
 PAD = 0
 PHASES = ("prefill", "decode")
@@ -86,13 +88,14 @@ class Stop(StoppingCriteria):
 
 @dataclass(slots=True)
 class Ledger:
-    """What one rank saw of a run. durations: phase -> seconds of each of its steps."""
+    """What one rank saw of a run. origin: its start, by `time.perf_counter`; durations: seconds of each step."""
 
     rank: int
     replica: int
     request_rows: list[dict[str, Any]] = field(default_factory=list)
     step_rows: list[dict[str, Any]] = field(default_factory=list)
-    durations: dict[str, list[float]] = field(default_factory=lambda: {phase: [] for phase in PHASES})
+    durations: list[float] = field(default_factory=list)
+    origin: float = 0.0
 
     def add(self, wave: Sequence[Request], outputs: Sequence[Sequence[int]], began: float, ends: Sequence[float]) -> None:
         """Enter a wave that began at `began` and whose steps ended at `ends`, seconds since the run's start."""
@@ -105,7 +108,7 @@ class Ledger:
         for i, (start, end) in enumerate(zip([began, *ends], ends, strict=False)):
             phase = PHASES[i > 0]
             live = sum(len(output) > i for output in outputs)
-            self.durations[phase].append(end - start)
+            self.durations.append(end - start)
             self.step_rows.append({
                 "rank": self.rank, "step": len(self.step_rows), "phase": phase, "lane": 0, "num_requests": live,
                 "num_tokens": live if i else sum(len(request.prompt) for request in wave), "end_s": end,
@@ -117,13 +120,14 @@ class Ledger:
     def steps(self) -> pa.Table:
         return to_table(self.step_rows, STEPS)
 
-    def overheads(self, busy_s: dict[str, float], exposed_s: dict[str, float]) -> tuple[Overhead, ...]:
-        """Mean steps, from seconds of communication by phase over the whole run. There are no stages, so no bubble."""
-        return tuple(
-            Overhead(phase, n, 1e3 * sum(spent) / n, 1e3 * busy_s.get(phase, 0.0) / n, 1e3 * exposed_s.get(phase, 0.0) / n, 0.0)
-            for phase, spent in self.durations.items()
-            if (n := len(spent))
-        )
+    def spans(self, calls: Sequence[Call] = (), blocked: Sequence[Span] = ()) -> pa.Table:
+        """SPANS of the run, from the collectives that were timed on the host and the stretches in which it was held up."""
+        ends = [(row["phase"], row["step"], row["end_s"]) for row in self.step_rows]
+        steps = [
+            (phase, step, self.origin + end - spent, self.origin + end)
+            for (phase, step, end), spent in zip(ends, self.durations, strict=True)
+        ]
+        return host_spans(self.rank, steps, calls, blocked)
 
 
 @dataclass(slots=True)
@@ -150,7 +154,7 @@ class Batcher:
         torch.manual_seed(self.plan.seed + ledger.replica)
         longest = max((request.output_len for request in work.requests), default=1)
         batches = waves(work)
-        origin = time.perf_counter()
+        ledger.origin = origin = time.perf_counter()
         for wave in batches + [()] * (rounds - len(batches)):
             began = time.perf_counter() - origin
             outputs, ends = self._generate(wave, work.ignore_eos, longest)

@@ -12,13 +12,14 @@ import logging
 import os
 import time
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from workers.intervals import Span
 from workers.plan import Built, EnginePlan, RankReport, Work
-from workers.records import COLLECTIVES, to_table
+from workers.records import COLLECTIVES, Call, to_table
 from workers.versions import versions
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class DeepSpeedEngine:
     def run(self, work: Work) -> RankReport:
         """Serve this replica's share in waves. Under ZeRO-3 every rank takes part in every rank's steps.
 
-        Collectives are timed on CPU alone, where a call blocks; on a GPU an observed run of several ranks has no overheads.
+        Collectives are timed on CPU alone, where a call blocks; on a GPU an observed run of several ranks has no spans.
         """
         from workers.engines.batch import Ledger, peak_memory, reset_peak, waves
 
@@ -106,7 +107,7 @@ class DeepSpeedEngine:
         rounds = max(len(waves(share)) for share in shares) if axis == "dp" else 0
         ledger = Ledger(context.rank, context.at("dp"))
         observed = work.observe and (axis is None or context.device.type == "cpu")
-        meter = Meter(timed=observed)
+        meter = Meter(axis or "", timed=observed)
         self._batcher.on_phase = meter.set_phase
         reset_peak([context.device])
         _align(context)
@@ -114,8 +115,8 @@ class DeepSpeedEngine:
             self._batcher.serve(shares[ledger.replica], ledger, rounds)
         return RankReport(
             context.rank, ledger.requests() if context.at("tp") == 0 else None, ledger.steps(),
-            meter.table(context.rank, axis or ""), peak_memory([context.device]),
-            ledger.overheads(meter.busy(), meter.blocked) if observed else (),
+            meter.table(context.rank), peak_memory([context.device]),
+            ledger.spans(meter.timed_calls, meter.blocked) if observed else None, began_s=ledger.origin,
         )
 
     def close(self) -> None:
@@ -153,15 +154,16 @@ class DeepSpeedEngine:
 class Meter:
     """Counts the collectives of DeepSpeed's backend by phase, and times them where a call blocks.
 
-    blocked: phase -> seconds in which the caller was held up, starting a collective or waiting for one.
+    timed_calls: start to completion of each; blocked: when the caller was held up, starting a collective or waiting for one.
     """
 
+    axis: str
     timed: bool
     phase: str = "prefill"
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)
     sizes: Counter[tuple[str, str]] = field(default_factory=Counter)
-    blocked: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    spans: defaultdict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    timed_calls: list[Call] = field(default_factory=list)
+    blocked: list[Span] = field(default_factory=list)
 
     def set_phase(self, phase: str) -> None:
         self.phase = phase
@@ -178,31 +180,30 @@ class Meter:
             for method in methods:
                 delattr(backend, method)
 
-    def table(self, rank: int, axis: str) -> pa.Table:
+    def table(self, rank: int) -> pa.Table:
         return to_table((
-            {"rank": rank, "phase": phase, "op": op, "axis": axis, "calls": calls, "bytes": self.sizes[phase, op]}
+            {"rank": rank, "phase": phase, "op": op, "axis": self.axis, "calls": calls, "bytes": self.sizes[phase, op]}
             for (phase, op), calls in sorted(self.calls.items())
         ), COLLECTIVES)
 
-    def busy(self) -> dict[str, float]:
-        """Phase -> seconds in which at least one collective was under way."""
-        return {phase: max(_union(spans), self.blocked[phase]) for phase, spans in self.spans.items()}
-
     def _counted(self, method: Callable[..., Any], op: str, argument: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            phase, start = self.phase, time.perf_counter()
-            self.calls[phase, op] += 1
-            self.sizes[phase, op] += _nbytes(args[0] if args else kwargs[argument])
+            start, size = time.perf_counter(), _nbytes(args[0] if args else kwargs[argument])
+            self.calls[self.phase, op] += 1
+            self.sizes[self.phase, op] += size
             work = method(*args, **kwargs)
             end = time.perf_counter()
-            self.blocked[phase] += end - start
+            self.blocked.append((start, end))
             if self.timed and hasattr(work, "get_future"):
-                work.get_future().add_done_callback(lambda _: self.spans[phase].append((start, time.perf_counter())))
-                return Watched(work, self, phase)
-            self.spans[phase].append((start, end))
+                work.get_future().add_done_callback(lambda _: self._completed(op, size, start))
+                return Watched(work, self)
+            self.timed_calls.append(Call(op, self.axis, size, start, end))
             return work
 
         return call
+
+    def _completed(self, op: str, size: int, start: float) -> None:
+        self.timed_calls.append(Call(op, self.axis, size, start, time.perf_counter()))
 
 
 @dataclass(slots=True)
@@ -211,12 +212,11 @@ class Watched:
 
     work: Any
     meter: Meter
-    phase: str
 
     def wait(self, *args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
         result = self.work.wait(*args, **kwargs)
-        self.meter.blocked[self.phase] += time.perf_counter() - start
+        self.meter.blocked.append((start, time.perf_counter()))
         return result
 
     def __getattr__(self, name: str) -> Any:
@@ -376,12 +376,3 @@ def _quiet() -> Iterator[None]:
 
 def _nbytes(message: Any) -> int:
     return sum(map(_nbytes, message)) if isinstance(message, (list, tuple)) else message.numel() * message.element_size()
-
-
-def _union(spans: list[tuple[float, float]]) -> float:
-    """Length covered by `spans`, which may overlap."""
-    covered, until = 0.0, float("-inf")
-    for start, end in sorted(spans):
-        covered += max(end - max(start, until), 0.0)
-        until = max(until, end)
-    return covered

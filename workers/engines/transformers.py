@@ -62,7 +62,7 @@ class TransformersEngine:
         return Built(0, time.perf_counter() - start, 0.0, size, 0, device_name(self._devices[0]), versions())
 
     def run(self, work: Work) -> RankReport:
-        """Serve `work` in waves. What is copied between the devices of a pipeline is not seen: no collectives, no overheads."""
+        """Serve `work` in waves. What is copied between the devices of a pipeline is not seen: no collectives, no spans."""
         from workers.engines.batch import Ledger, peak_memory, reset_peak
 
         assert self._batcher is not None, "build first"
@@ -72,7 +72,7 @@ class TransformersEngine:
         alone = len(self._devices) == 1
         return RankReport(
             0, ledger.requests(), ledger.steps(), to_table([], COLLECTIVES) if alone else None, peak_memory(self._devices),
-            ledger.overheads({}, {}) if alone and work.observe else (),
+            ledger.spans() if alone and work.observe else None, began_s=ledger.origin,
         )
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""Taking a step apart: compute, communication, bubble. Never part of a timed run."""
+"""Watching a run: its steps taken apart, which no timed run is, and the machine sampled beside it, which every run is."""

@@ -1,15 +1,20 @@
-"""What the generate loop tells a probe, and the probe that listens to nothing."""
+"""What the generate loop tells a probe: the one that sees nothing, and the one for a CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
+import pyarrow as pa
 import torch
 
 from workers.communicator import Communicator
-from workers.plan import Overhead
+from workers.intervals import Span, intersect, subtract, union
+from workers.records import COMPUTE, SPANS, Call, to_table
+
+Step = tuple[str, int, float, float]  # phase, index, start, end
 
 
 class Probe(Protocol):
@@ -23,8 +28,8 @@ class Probe(Protocol):
         """Around one step, its waiting for other stages included."""
         ...
 
-    def overheads(self) -> Sequence[Overhead]:
-        """What was seen, a row per phase; after the run."""
+    def spans(self) -> pa.Table | None:
+        """What was seen, in the schema SPANS; after the run."""
         ...
 
 
@@ -37,40 +42,55 @@ class Blind:
     def step(self, phase: str, index: int) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def overheads(self) -> Sequence[Overhead]:
-        return ()
+    def spans(self) -> pa.Table | None:
+        return None
 
 
 class Stopwatch:
-    """On a CPU, where collectives block: the wall time of steps, and of what the Communicator spent inside them.
-
-    The first step of a phase is left out where there are more: it holds what only happens once.
-    """
+    """On a CPU, where a collective blocks its caller: what is not spent in the Communicator is compute."""
 
     def __init__(self, communicator: Communicator) -> None:
         self._communicator = communicator
-        self._steps: dict[str, list[tuple[float, float, float]]] = {}
+        self._steps: list[Step] = []
+        self._calls: list[Call] = []
 
-    def watching(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        self._communicator.journal = self._calls
+        try:
+            yield
+        finally:
+            self._communicator.journal = None
 
     @contextmanager
     def step(self, phase: str, index: int) -> Iterator[None]:
-        import time
-
-        timers = self._communicator.timers
-        start, transfer, bubble = time.perf_counter(), timers.transfer_s, timers.bubble_s
+        start = time.perf_counter()
         yield
-        row = (time.perf_counter() - start, timers.transfer_s - transfer, timers.bubble_s - bubble)
-        self._steps.setdefault(phase, []).append(row)
+        self._steps.append((phase, index, start, time.perf_counter()))
 
-    def overheads(self) -> Sequence[Overhead]:
-        out = []
-        for phase, rows in self._steps.items():
-            kept = rows[1:] if len(rows) > 1 else rows
-            step, transfer, bubble = (1e3 * sum(column) / len(kept) for column in zip(*kept, strict=True))
-            out.append(Overhead(phase, len(kept), step, transfer, transfer, bubble))
-        return out
+    def spans(self) -> pa.Table:
+        blocked = [(call.start, call.end) for call in self._calls]
+        return host_spans(self._communicator.context.rank, self._steps, self._calls, blocked)
+
+
+def host_spans(rank: int, steps: Iterable[Step], calls: Iterable[Call], blocked: Iterable[Span]) -> pa.Table:
+    """SPANS of a run whose calls were timed on the host. Times in seconds of `time.perf_counter`, in order.
+
+    calls: from start to completion; blocked: when the host itself could not go on. The rest of a step is compute.
+    """
+    held, pending = union(blocked), sorted(calls, key=lambda call: call.start)
+    rows: list[dict[str, Any]] = []
+
+    def add(phase: str, index: int, kind: str, start: float, end: float, axis: str | None = None, size: int | None = None) -> None:
+        at = {"start_us": start * 1e6, "end_us": end * 1e6}
+        rows.append({"rank": rank, "phase": phase, "step": index, "kind": kind, "axis": axis, "bytes": size, **at})
+
+    for phase, index, start, end in steps:
+        for a, b in subtract([(start, end)], intersect([(start, end)], held)):
+            add(phase, index, COMPUTE, a, b)
+        for call in (call for call in pending if start <= call.start < end):
+            add(phase, index, call.op, call.start, call.end, call.axis, call.bytes)
+    return to_table(rows, SPANS)
 
 
 def probe_for(observe: bool, device: torch.device, communicator: Communicator) -> Probe:
@@ -80,4 +100,4 @@ def probe_for(observe: bool, device: torch.device, communicator: Communicator) -
         return Stopwatch(communicator)
     from workers.probes.trace import Tracer
 
-    return Tracer()
+    return Tracer(communicator)

@@ -1,4 +1,4 @@
-"""A run seen by the profiler: which kernel ran when, in which step, and whether it computed or communicated."""
+"""A run seen by torch's profiler (Kineto): which kernel ran when, in which step, and what it communicated."""
 
 from __future__ import annotations
 
@@ -6,42 +6,56 @@ import bisect
 import json
 import os
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import torch
 
-from workers.plan import Overhead
+from workers.communicator import Communicator
+from workers.intervals import union
+from workers.records import COMPUTE, SPANS, Call, to_table
 
-# Kernels that communicate, by a part of their names. Collectives of a group, and hand-over between pipeline stages.
-COLLECTIVE_KERNELS = ("ncclDevKernel_AllReduce", "ncclDevKernel_AllGather", "ncclDevKernel_ReduceScatter", "one_shot", "two_shot")
-HANDOVER_KERNELS = ("ncclDevKernel_SendRecv", "ncclDevKernel_Broadcast")
-
-Span = tuple[float, float]
+# The registry of kernels that communicate: a part of the kernel's name -> the operations it may carry out.
+COMMUNICATION_KERNELS = {
+    "ncclDevKernel_AllReduce": ("all_reduce",),
+    "ncclDevKernel_AllGather": ("all_gather",),
+    "ncclDevKernel_ReduceScatter": ("reduce_scatter",),
+    "ncclDevKernel_Broadcast": ("broadcast",),
+    "ncclDevKernel_SendRecv": ("send", "recv"),
+    "one_shot_all_reduce": ("all_reduce",),
+    "two_shot_all_reduce": ("all_reduce",),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One kernel: its name, the step it belongs to, start and end in microseconds."""
+    """One kernel: its name, the step it belongs to, when it was launched, start and end; microseconds."""
 
     name: str
     phase: str
     step: int
+    launched: float
     start: float
     end: float
 
-    def is_any(self, names: Sequence[str]) -> bool:
-        return any(name in self.name for name in names)
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """What it may communicate; () for compute."""
+        return next((ops for part, ops in COMMUNICATION_KERNELS.items() if part in self.name), ())
 
 
 class Tracer:
-    """A probe that runs torch's profiler (Kineto) around the whole run."""
+    """A probe that runs the profiler around the whole run."""
 
-    def __init__(self) -> None:
+    def __init__(self, communicator: Communicator) -> None:
         activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
         self._profiler = torch.profiler.profile(activities=activities, acc_events=True)
+        self._communicator = communicator
+        self._calls: dict[int, list[Call]] = {}
         self._kernels: list[Kernel] = []
 
     @contextmanager
@@ -49,15 +63,57 @@ class Tracer:
         with self._profiler:
             yield
             torch.cuda.synchronize()
+        self._communicator.journal = None
         self._kernels = read_kernels(_export(self._profiler))
 
-    def step(self, phase: str, index: int) -> AbstractContextManager[None]:
-        return torch.profiler.record_function(f"step/{phase}/{index}")
+    @contextmanager
+    def step(self, phase: str, index: int) -> Iterator[None]:
+        self._communicator.journal = self._calls[index] = []
+        with torch.profiler.record_function(f"step/{phase}/{index}"):
+            yield
+        self._communicator.journal = None
 
-    def overheads(self) -> Sequence[Overhead]:
-        phases = sorted({kernel.phase for kernel in self._kernels})
-        found = [take_apart(phase, [k for k in self._kernels if k.phase == phase]) for phase in phases]
-        return [overhead for overhead in found if overhead is not None]
+    def spans(self) -> pa.Table:
+        return kernel_spans(self._communicator.context.rank, self._kernels, self._calls)
+
+
+def kernel_spans(rank: int, kernels: Sequence[Kernel], calls: dict[int, list[Call]]) -> pa.Table:
+    """SPANS from kernels and, by step, the calls of the Communicator in the order they were made.
+
+    Compute is merged where kernels touch or overlap.
+    """
+    compute: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
+    talking: dict[int, list[Kernel]] = defaultdict(list)
+    for kernel in kernels:
+        if kernel.operations:
+            talking[kernel.step].append(kernel)
+        else:
+            compute[kernel.phase, kernel.step].append((kernel.start, kernel.end))
+    rows: list[dict[str, Any]] = []
+    for (phase, step), spans in compute.items():
+        rows += [_row(rank, phase, step, COMPUTE, None, None, start, end) for start, end in union(spans)]
+    for step, found in talking.items():
+        for kernel, call in zip(found, _matched(found, calls.get(step, [])), strict=True):
+            op, axis, size = (call.op, call.axis, call.bytes) if call else (kernel.operations[-1], None, None)
+            rows.append(_row(rank, kernel.phase, step, op, axis, size, kernel.start, kernel.end))
+    return to_table(sorted(rows, key=lambda row: row["start_us"]), SPANS)
+
+
+def _matched(kernels: list[Kernel], calls: list[Call]) -> list[Call | None]:
+    """The call of each kernel: kernels in the order they were launched (inside one graph: ran) are the calls in order.
+
+    None for each where the two do not fit: then a kernel's name alone says what it does.
+    """
+    kernels.sort(key=lambda k: (k.launched, k.start))
+    fits = len(kernels) == len(calls) and all(call.op in k.operations for k, call in zip(kernels, calls, strict=True))
+    return [*calls] if fits else [None] * len(kernels)
+
+
+def _row(
+    rank: int, phase: str, step: int, kind: str, axis: str | None, size: int | None, start: float, end: float
+) -> dict[str, Any]:
+    at = {"start_us": start, "end_us": end}
+    return {"rank": rank, "phase": phase, "step": step, "kind": kind, "axis": axis, "bytes": size, **at}
 
 
 def read_kernels(trace: dict[str, Any]) -> list[Kernel]:
@@ -65,104 +121,25 @@ def read_kernels(trace: dict[str, Any]) -> list[Kernel]:
 
     A kernel carries the correlation number of the call that launched it; that call lies inside a step's annotation.
     """
+    origin = float(trace.get("baseTimeNanoseconds", 0)) / 1e3
     events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
     annotations = [e for e in events if e.get("cat") == "user_annotation" and e["name"].startswith("step/")]
     steps = sorted((e["ts"], e["ts"] + e["dur"], e["name"]) for e in annotations)
     starts = [step[0] for step in steps]
-    launched: dict[int, str] = {}
+    launches: dict[int, tuple[float, str]] = {}
     for event in events:
         if event.get("cat") in ("cuda_runtime", "cuda_driver") and "correlation" in event.get("args", {}):
             i = bisect.bisect_right(starts, event["ts"]) - 1
             if i >= 0 and event["ts"] <= steps[i][1]:
-                launched[event["args"]["correlation"]] = steps[i][2]
+                launches[event["args"]["correlation"]] = (event["ts"], steps[i][2])
     kernels = []
     for event in events:
-        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset") and event["args"].get("correlation") in launched:
-            _, phase, index = launched[event["args"]["correlation"]].split("/")
-            kernels.append(Kernel(event["name"], phase, int(index), event["ts"], event["ts"] + event["dur"]))
-    return sorted(kernels, key=lambda k: k.start)
-
-
-def take_apart(phase: str, kernels: Sequence[Kernel]) -> Overhead | None:
-    """The mean step of a phase. The first step is left out where there are more: it waits for ranks that began later.
-
-    busy: collectives and hand-over, without the waiting in hand-over. exposed: the part of it when no other kernel ran.
-    bubble: waiting in hand-over when no other kernel ran; what a hand-over kernel takes beyond the shortest of its kind is
-    waiting for the other stage.
-    """
-    order = sorted({kernel.step for kernel in kernels})
-    if not order:
-        return None
-    first_end = max(k.end for k in kernels if k.step == order[0])
-    kept = [k for k in kernels if len(order) == 1 or k.step != order[0]]
-    start = first_end if len(order) > 1 else min(k.start for k in kept)
-    end = max(k.end for k in kept)
-    collectives = [(k.start, k.end) for k in kept if k.is_any(COLLECTIVE_KERNELS)]
-    handover = [k for k in kept if k.is_any(HANDOVER_KERNELS)]
-    compute = [(k.start, k.end) for k in kept if not k.is_any(COLLECTIVE_KERNELS + HANDOVER_KERNELS)]
-    moving, waiting = _split_handover(handover)
-    others = union(compute + collectives)
-    steps = max(len(order) - 1, 1)
-
-    def per_step(value: float) -> float:
-        return value / 1e3 / steps
-
-    communicating = union(collectives + moving)
-    return Overhead(
-        phase=phase,
-        steps=steps,
-        step_ms=per_step(end - start),
-        busy_ms=per_step(length(clip(communicating, start, end))),
-        exposed_ms=per_step(length(clip(subtract(communicating, union(compute)), start, end))),
-        bubble_ms=per_step(length(clip(subtract(subtract(union(waiting), others), union(moving)), start, end))),
-    )
-
-
-def _split_handover(kernels: Sequence[Kernel]) -> tuple[list[Span], list[Span]]:
-    """(moving, waiting) spans: data moves at the end of a kernel, for as long as the shortest one of its name took."""
-    shortest: dict[str, float] = {}
-    for k in kernels:
-        shortest[k.name] = min(shortest.get(k.name, k.end - k.start), k.end - k.start)
-    moving = [(k.end - shortest[k.name], k.end) for k in kernels]
-    waiting = [(k.start, k.end - shortest[k.name]) for k in kernels]
-    return moving, waiting
-
-
-def union(spans: Sequence[Span]) -> list[Span]:
-    """The same time without overlaps, in order."""
-    out: list[Span] = []
-    for start, end in sorted(spans):
-        if out and start <= out[-1][1]:
-            out[-1] = (out[-1][0], max(out[-1][1], end))
-        elif end > start:
-            out.append((start, end))
-    return out
-
-
-def subtract(spans: Sequence[Span], holes: Sequence[Span]) -> list[Span]:
-    """What is left of `spans` outside `holes`; both without overlaps and in order."""
-    out = []
-    first = 0
-    for start, end in spans:
-        while first < len(holes) and holes[first][1] <= start:
-            first += 1
-        at = first
-        while at < len(holes) and holes[at][0] < end:
-            if holes[at][0] > start:
-                out.append((start, holes[at][0]))
-            start = max(start, holes[at][1])
-            at += 1
-        if start < end:
-            out.append((start, end))
-    return out
-
-
-def clip(spans: Sequence[Span], start: float, end: float) -> list[Span]:
-    return [(max(a, start), min(b, end)) for a, b in spans if b > start and a < end]
-
-
-def length(spans: Sequence[Span]) -> float:
-    return sum(end - start for start, end in spans)
+        launch = launches.get(event.get("args", {}).get("correlation"))
+        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset") and launch is not None:
+            _, phase, index = launch[1].split("/")
+            start = origin + event["ts"]
+            kernels.append(Kernel(event["name"], phase, int(index), launch[0], start, start + event["dur"]))
+    return kernels
 
 
 def _export(profiler: torch.profiler.profile) -> dict[str, Any]:
@@ -175,3 +152,5 @@ def _export(profiler: torch.profiler.profile) -> dict[str, Any]:
             return trace
     finally:
         os.unlink(path)
+
+

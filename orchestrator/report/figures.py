@@ -1,0 +1,314 @@
+"""From the tables of results to the data of the charts: plain lists and numbers, ready for JSON, small enough for a page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from orchestrator.metrics import CELL, COMPLETED
+
+Row = Mapping[str, Any]
+T = TypeVar("T")
+KEY = tuple(field.name for field in CELL)
+PARTS = ("compute", "exposed_transfer", "exposed_wait", "bubble", "launch_gap")
+PHASES = {"decode": "", "prefill": "prefill_"}
+LATENCIES = ("ttft", "tpot", "e2el")
+
+MAX_BARS = 3000  # of the timeline, over the layouts of one view
+MAX_STEPS = 3
+SEEN = 1 / 2000  # the part of a window below which a gap between two stretches of compute cannot be seen
+QUANTILES = np.linspace(0, 1, 101)
+SAMPLES = 100  # of a cell's telemetry over time
+DIGITS = 5
+
+# Telemetry: title, unit, the columns that hold it, what a unit of the chart is of the column's.
+GAUGES: tuple[tuple[str, str, tuple[str, ...], float], ...] = (
+    ("GPU utilisation", "%", ("gpu_utilization", "gpu_utilization_pct", "utilization_gpu"), 1.0),
+    ("Memory utilisation", "%", ("memory_utilization", "memory_utilization_pct", "utilization_memory"), 1.0),
+    ("CPU utilisation", "%", ("cpu_utilization", "cpu_utilization_pct", "cpu_percent"), 1.0),
+    ("Power", "W", ("power_w", "power"), 1.0),
+    ("Memory used", "GB", ("memory_used", "memory_used_bytes"), 1e-9),
+    ("SM clock", "MHz", ("sm_clock_mhz", "sm_clock"), 1.0),
+    ("Temperature", "°C", ("temperature_c", "temperature"), 1.0),
+)
+TIMES = {"time_s": 1.0, "t_s": 1.0, "elapsed_s": 1.0, "sampled_s": 1.0, "time_ms": 1e-3}
+
+
+def key(row: Row) -> tuple[Any, ...]:
+    """What names a cell."""
+    return tuple(row[name] for name in KEY)
+
+
+def layout_names(rows: Sequence[Row]) -> dict[tuple[Any, ...], str]:
+    """Cell -> what its layout is called: the strategy, with the engine and number format only where they differ within a model."""
+    out = {}
+    for row in rows:
+        peers = [other for other in rows if other["model"] == row["model"]]
+        words = [row["strategy"]]
+        words += [row[name] for name in ("engine", "dtype", "quantization") if len({p[name] for p in peers}) > 1]
+        out[key(row)] = " ".join(words)
+    return out
+
+
+def natural(name: str) -> list[Any]:
+    """Sorts tp2 before tp10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+# -- cells ------------------------------------------------------------------------------------------------------
+
+
+def cells(comparison: Sequence[Row], parts: Sequence[Row] = ()) -> list[dict[str, Any]]:
+    """A row per cell: what the charts over cells draw. `parts`: the steps of the observed runs, for their length."""
+    names = layout_names(comparison)
+    lengths = step_lengths(parts)
+    rows = [_cell(row, names[key(row)], lengths) for row in comparison]
+    for group in grouped(rows, lambda row: (row["experiment"], row["scenario"])).values():
+        front = pareto_front([(row["per_user"], row["per_gpu"]) for row in group])
+        for index, row in enumerate(group):
+            row["pareto"] = index in front
+    return rows
+
+
+def _cell(row: Row, layout: str, lengths: Mapping[tuple[Any, ...], float]) -> dict[str, Any]:
+    good = row["status"] == COMPLETED
+    low, high, interval = _interval(row)
+    tpot = row["median_tpot_ms"]
+    phases = {phase: _parts(row, prefix) for phase, prefix in PHASES.items()}
+    return {
+        "experiment": row["experiment"],
+        "scenario": row["scenario"],
+        "concurrency": row["max_concurrency"],
+        "layout": layout,
+        "gpus": row["num_gpus"],
+        "throughput": rounded(row.get("output_throughput_mean") or row["output_throughput"]) if good else None,
+        "low": rounded(low) if good else None,
+        "high": rounded(high) if good else None,
+        "interval": interval,
+        "runs": row["num_runs"],
+        "per_gpu": rounded(row["output_throughput_per_gpu"]) if good else None,
+        "per_user": rounded(1e3 / tpot) if good and tpot else None,
+        "ttft": rounded(row["median_ttft_ms"]) if good else None,
+        "tpot": rounded(tpot) if good else None,
+        "bound": rounded(row.get("bound_output_throughput")),
+        "parts": {phase: values for phase, values in phases.items() if good and values},
+        "step_ms": {phase: rounded(ms) for phase in PHASES if (ms := lengths.get((*key(row), phase))) is not None},
+    }
+
+
+def _interval(row: Row) -> tuple[float | None, float | None, str]:
+    """What is drawn greyed beside the mean: the 95% interval, or a standard deviation either way where there is none."""
+    for name in ("ci", "output_throughput_ci"):
+        if row.get(f"{name}_low") is not None and row.get(f"{name}_high") is not None:
+            return row[f"{name}_low"], row[f"{name}_high"], "95% interval"
+    mean, std = row.get("output_throughput_mean"), row.get("output_throughput_std")
+    return (mean - std, mean + std, "± 1 std") if mean is not None and std is not None else (None, None, "")
+
+
+def _parts(row: Row, prefix: str) -> dict[str, float]:
+    """Shares of a step in percent; {} where it was not observed. An older result knows only a part of it."""
+    found = {part: row.get(f"{prefix}{part}_pct") for part in PARTS}
+    if found["compute"] is not None:
+        return {part: rounded(value) for part, value in found.items() if value is not None}
+    exposed, bubble = row.get(f"{prefix}comm_exposed_pct"), row.get(f"{prefix}bubble_pct") or 0.0
+    if exposed is None:
+        return {}
+    return {"comm_exposed": rounded(exposed), "bubble": rounded(bubble), "rest": rounded(max(0.0, 100.0 - exposed - bubble))}
+
+
+def step_lengths(parts: Sequence[Row]) -> dict[tuple[Any, ...], float]:
+    """(cell, phase) -> milliseconds of a step, mean over ranks."""
+    groups = grouped((row for row in parts if row.get("step_ms")), lambda row: (*key(row), row["phase"]))
+    return {name: float(np.mean([row["step_ms"] for row in rows])) for name, rows in groups.items()}
+
+
+def pareto_front(points: Sequence[tuple[float | None, float | None]]) -> set[int]:
+    """Indices of the points that no other beats in both; more is better. Points with a None are on no front."""
+    known = [(x, y, index) for index, (x, y) in enumerate(points) if x is not None and y is not None]
+    front, best = set(), float("-inf")
+    for _, y, index in sorted(known, key=lambda point: (-point[0], -point[1])):
+        if y > best:
+            front.add(index)
+            best = y
+    return front
+
+
+# -- latencies --------------------------------------------------------------------------------------------------
+
+
+def latencies(requests: pa.Table | None, names: Mapping[tuple[Any, ...], str]) -> list[dict[str, Any]]:
+    """Per cell and latency the quantiles 0, 1% ... 100% in ms over the requests of all runs."""
+    if requests is None:
+        return []
+    values = request_latencies(requests)
+    rows = []
+    for cell, indices in by_cell(requests).items():
+        for name in LATENCIES:
+            mine = values[name][indices]
+            mine = mine[~np.isnan(mine)]
+            if cell in names and mine.size:
+                rows.append({**view(cell, names), "metric": name, "requests": int(mine.size), "q": compact(np.quantile(mine, QUANTILES))})
+    return rows
+
+
+def request_latencies(requests: pa.Table) -> dict[str, np.ndarray]:
+    """Of each request in ms, NaN where it made too few tokens."""
+    column = requests.column("token_times_s").combine_chunks()
+    offsets = np.asarray(column.offsets)
+    times = np.append(np.asarray(column.values, dtype=float), np.nan)
+    counts = np.diff(offsets)
+    first = np.where(counts > 0, times[offsets[:-1]], np.nan)
+    last = np.where(counts > 0, times[offsets[1:] - 1], np.nan)
+    arrival = np.asarray(requests.column("arrival_s"), dtype=float)
+    tpot = np.where(counts > 1, (last - first) / np.maximum(counts - 1, 1), np.nan)
+    return {"ttft": 1e3 * (first - arrival), "tpot": 1e3 * tpot, "e2el": 1e3 * (last - arrival)}
+
+
+# -- the timeline of ranks --------------------------------------------------------------------------------------
+
+
+def timeline(spans: pa.Table | None, names: Mapping[tuple[Any, ...], str]) -> list[dict[str, Any]]:
+    """Per cell a few decode steps: [rank, step, kind, start, length] in us from the first of them; kind indexes "kinds"."""
+    if spans is None:
+        return []
+    chosen = {cell: indices for cell, indices in by_cell(spans).items() if cell in names}
+    crowd = grouped(chosen, _view_of)
+    return [
+        {**view(cell, names), **window(spans.take(indices).to_pylist(), MAX_BARS // len(crowd[_view_of(cell)]))}
+        for cell, indices in chosen.items()
+    ]
+
+
+def window(rows: Sequence[Row], budget: int) -> dict[str, Any]:
+    """At most `budget` bars out of the last steps of one cell: fewer steps, then a shorter time, until they fit."""
+    decode = [row for row in rows if row["phase"] == "decode"] or list(rows)
+    steps = sorted({row["step"] for row in decode})
+    for count in range(min(MAX_STEPS, len(steps)), 0, -1):
+        bars = merged([row for row in decode if row["step"] in steps[-count:]])
+        if len(bars) <= budget:
+            break
+    cut = len(bars) > budget
+    bars = sorted(bars, key=lambda bar: bar[3])[:budget]
+    origin = bars[0][3] if bars else 0.0
+    kinds = sorted({bar[2] for bar in bars})
+    short = [
+        [rank, step, kinds.index(kind), round(start - origin, 1), round(end - start, 1)] for rank, step, kind, start, end in bars
+    ]
+    return {"kinds": kinds, "bars": short, "cut": cut}
+
+
+def merged(rows: Sequence[Row]) -> list[tuple[int, int, str, float, float]]:
+    """(rank, step, kind, start, end), stretches of compute with no visible gap between them as one."""
+    if not rows:
+        return []
+    unseen = SEEN * (max(row["end_us"] for row in rows) - min(row["start_us"] for row in rows))
+    out: list[tuple[int, int, str, float, float]] = []
+    for row in sorted(rows, key=lambda row: (row["rank"], row["start_us"])):
+        bar = (row["rank"], row["step"], row["kind"], row["start_us"], row["end_us"])
+        before = out[-1] if out else None
+        if before and before[:3] == bar[:3] and bar[2] == "compute" and bar[3] - before[4] <= unseen:
+            out[-1] = (*before[:4], max(before[4], bar[4]))
+        else:
+            out.append(bar)
+    return out
+
+
+# -- memory and telemetry ---------------------------------------------------------------------------------------
+
+
+def memory(summary: Sequence[Row], names: Mapping[tuple[Any, ...], str]) -> list[dict[str, Any]]:
+    """Per cell and rank in GB: weights and KV where they are known per rank, and the rest of the peak."""
+    rows = []
+    done = grouped((row for row in summary if row["status"] == COMPLETED and row["peak_memory_bytes_per_rank"]), key)
+    for cell, runs in done.items():
+        run = max(runs, key=lambda run: max(run["peak_memory_bytes_per_rank"]))
+        for rank, peak in enumerate(run["peak_memory_bytes_per_rank"]):
+            parts = {name: _nth(run.get(f"{name}_bytes_per_rank"), rank) for name in ("weight", "kv")}
+            known = sum(value or 0 for value in parts.values())
+            gigabytes = {name: rounded(value / 1e9) if value else None for name, value in parts.items()}
+            rows.append({**view(cell, names), "rank": rank, "peak": rounded(peak / 1e9), "rest": rounded(max(0, peak - known) / 1e9), **gigabytes})
+    return rows
+
+
+def telemetry(samples: pa.Table | None, names: Mapping[tuple[Any, ...], str]) -> list[dict[str, Any]]:
+    """Per cell and gauge over the time of one run: mean, least and greatest over the devices in `SAMPLES` equal times."""
+    if samples is None or not (time := next((name for name in TIMES if name in samples.column_names), None)):
+        return []
+    seconds = TIMES[time] * np.asarray(samples.column(time), dtype=float)
+    runs = np.asarray(samples.column("run")) if "run" in samples.column_names else np.zeros(samples.num_rows)
+    rows = []
+    for cell, indices in by_cell(samples).items():
+        if cell not in names:
+            continue
+        mine = indices[runs[indices] == runs[indices].min()]
+        for title, unit, columns, scale in GAUGES:
+            column = next((name for name in columns if name in samples.column_names), None)
+            values = scale * np.asarray(samples.column(column), dtype=float)[mine] if column else np.empty(0)
+            if values.size and not np.isnan(values).all():
+                rows.append({**view(cell, names), "gauge": title, "unit": unit, **binned(seconds[mine], values)})
+    return rows
+
+
+def binned(seconds: np.ndarray, values: np.ndarray) -> dict[str, list[float]]:
+    """Mean, least and greatest of the values in each of at most SAMPLES equal stretches of time that have any."""
+    start, stop = seconds.min(), seconds.max()
+    width = max(stop - start, 1e-9) / SAMPLES
+    index = np.minimum(((seconds - start) / width).astype(int), SAMPLES - 1)
+    index = np.where(np.isnan(values), -1, index)
+    bins = [values[index == position] for position in range(SAMPLES)]
+    filled = [(position, found) for position, found in enumerate(bins) if found.size]
+    return {
+        "s": compact([start + (position + 0.5) * width for position, _ in filled]),
+        "mean": compact([found.mean() for _, found in filled]),
+        "low": compact([found.min() for _, found in filled]),
+        "high": compact([found.max() for _, found in filled]),
+    }
+
+
+# -- small things -----------------------------------------------------------------------------------------------
+
+
+def view(cell: tuple[Any, ...], names: Mapping[tuple[Any, ...], str]) -> dict[str, Any]:
+    """What the page selects by."""
+    row = dict(zip(KEY, cell, strict=True))
+    return {
+        "experiment": row["experiment"], "scenario": row["scenario"], "concurrency": row["max_concurrency"], "layout": names[cell],
+    }  # fmt: skip
+
+
+def _view_of(cell: tuple[Any, ...]) -> tuple[Any, ...]:
+    row = dict(zip(KEY, cell, strict=True))
+    return row["experiment"], row["scenario"], row["max_concurrency"]
+
+
+def by_cell(table: pa.Table) -> dict[tuple[Any, ...], np.ndarray]:
+    """Cell -> its rows in the table."""
+    columns = [table.column(name).to_pylist() for name in KEY]
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for index, cell in enumerate(zip(*columns, strict=True)):
+        groups.setdefault(cell, []).append(index)
+    return {cell: np.asarray(indices) for cell, indices in groups.items()}
+
+
+def grouped(rows: Iterable[T], name: Callable[[T], Any]) -> dict[Any, list[T]]:
+    groups: dict[Any, list[T]] = {}
+    for row in rows:
+        groups.setdefault(name(row), []).append(row)
+    return groups
+
+
+def rounded(value: float | None) -> float | None:
+    """To five digits: more than any of it is known to, and less to store."""
+    return None if value is None or value != value else float(f"{value:.{DIGITS}g}")
+
+
+def compact(values: Iterable[float]) -> list[float | None]:
+    return [rounded(float(value)) for value in values]
+
+
+def _nth(values: Sequence[Any] | None, index: int) -> Any:
+    return values[index] if values and index < len(values) else None

@@ -1,0 +1,277 @@
+"""The comparison as one page that opens offline for ever: `report.html`, with its data, style and charting library inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow as pa
+
+from orchestrator import results
+from orchestrator.compare import of_folders
+from orchestrator.metrics import COMPLETED
+from orchestrator.report import figures
+from orchestrator.report.figures import Row
+from orchestrator.report.terminal import CPU_NOTE
+from orchestrator.results import Store
+from orchestrator.units import format_bytes
+
+REPORT = "report.html"
+STATIC = files("orchestrator.report") / "static"
+LIBRARIES = ("vega.min.js", "vega-lite.min.js")
+COLOURS = 10  # layouts that are told apart by colour; the style sheet has as many
+
+
+def render_html(folder: Path, out: Path | None = None) -> Path:
+    """Write the report of the results at `folder`, an experiment's or one that holds several, to `out` [folder/report.html]."""
+    context = describe(folder)
+    loader = jinja2.FunctionLoader(lambda name: (STATIC / name).read_text())
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.get_template("report.html.j2").render(
+        **context,
+        style=_static("report.css"),
+        scripts=[*map(_static, LIBRARIES), _static("report.js")],
+        licences=_static("LICENSES.txt"),
+    )
+    path = out or folder / REPORT
+    path.write_text(page)
+    return path
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Everything that the template shows."""
+    folders = results.find(folder)
+    comparison = of_folders(folders).to_pylist()
+    names = figures.layout_names(comparison)
+    data = _data(folders, comparison, names)
+    return {
+        "title": ", ".join(dict.fromkeys(row["model"] for row in comparison)) or folder.name,
+        "data": _inline(data),
+        "layouts": data["layouts"],
+        "experiments": data["experiments"],
+        "hardware": _hardware(folders),
+        "groups": _groups(comparison, names),
+        "columns": [(column.title, column.help) for column in _columns(comparison)],
+        "findings": _findings(comparison, names),
+        "cpu_note": CPU_NOTE if any((row["device_name"] or "").lower() == "cpu" for row in comparison) else None,
+        "environments": [_environment(path) for path in folders],
+    }
+
+
+# -- the data of the charts -------------------------------------------------------------------------------------
+
+
+def _data(folders: Sequence[Path], comparison: Sequence[Row], names: dict[tuple[Any, ...], str]) -> dict[str, Any]:
+    layouts = sorted(set(names.values()), key=figures.natural)
+    return {
+        "layouts": [{"name": name, "colour": index % COLOURS} for index, name in enumerate(layouts)],
+        "experiments": _experiments(comparison),
+        "cells": figures.cells(comparison, _rows(_read(folders, "parts"))),
+        "latencies": _each(folders, "requests", figures.latencies, names),
+        "timeline": _each(folders, "spans", figures.timeline, names),
+        "memory": figures.memory(_rows(_read(folders, "summary")), names),
+        "capacity_gb": _capacity(folders),
+        "telemetry": _each(folders, "telemetry", figures.telemetry, names),
+    }
+
+
+def _each(folders: Sequence[Path], table: str, chart: Callable[..., list[Any]], names: dict[tuple[Any, ...], str]) -> list[Any]:
+    return [row for folder in folders for row in chart(Store(folder).read(table), names)]
+
+
+def _read(folders: Sequence[Path], table: str) -> pa.Table | None:
+    return results.concat(Store(folder).read(table) for folder in folders)
+
+
+def _rows(table: pa.Table | None) -> list[dict[str, Any]]:
+    return table.to_pylist() if table is not None else []
+
+
+def _experiments(comparison: Sequence[Row]) -> list[dict[str, Any]]:
+    """What there is to select: experiments by their model, or by their whole name where two have the same."""
+    models = {row["experiment"]: row["model"] for row in comparison}
+    unique = len(set(models.values())) == len(models)
+    return [
+        {
+            "name": experiment,
+            "label": model if unique else f"{model} ({experiment})",
+            "scenarios": [
+                {"name": scenario, "label": _scenario(rows[0]), "concurrencies": sorted({row["max_concurrency"] for row in rows})}
+                for scenario, rows in figures.grouped(
+                    (row for row in comparison if row["experiment"] == experiment), lambda row: row["scenario"]
+                ).items()
+            ],
+        }
+        for experiment, model in models.items()
+    ]
+
+
+def _scenario(row: Row) -> str:
+    known = row["input_len"] and row["output_len"]
+    return f"{row['scenario']} ({row['input_len']} in / {row['output_len']} out)" if known else row["scenario"]
+
+
+def _capacity(folders: Sequence[Path]) -> float | None:
+    """Memory of one GPU, where all have the same."""
+    found = {gpu.get("memory_bytes") for folder in folders for gpu in results.read_manifest(folder).get("gpus") or ()}
+    return found.pop() / 1e9 if len(found) == 1 and None not in found else None
+
+
+def _inline(data: Any) -> str:
+    """JSON that may stand in a script element: no "<" in it can end one."""
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+
+
+# -- the comparison ---------------------------------------------------------------------------------------------
+
+
+class Column:
+    """A column of the comparison: its title, what it means, and what it shows of a row, "" where it is unknown."""
+
+    def __init__(self, title: str, help: str, show: Callable[[Row], str]) -> None:
+        self.title, self.help, self.show = title, help, show
+
+
+def number(value: float | None) -> str:
+    """With three digits or more: 2,111 or 211 or 21.1 or 2.11."""
+    if value is None:
+        return ""
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:,.{digits}f}"
+
+
+def _figure(name: str, scale: float = 1.0, unit: str = "") -> Callable[[Row], str]:
+    return lambda row: "" if row.get(name) is None else number(scale * row[name]) + unit
+
+
+def _interval(row: Row) -> str:
+    low, high, kind = figures._interval(row)
+    return "" if low is None or high is None else f"{number(low)} to {number(high)}"
+
+
+COLUMNS = (
+    Column("GPUs", "GPUs of the layout", lambda row: "" if row["num_gpus"] is None else str(row["num_gpus"])),
+    Column("tok/s", "generated tokens per second, best of the runs", _figure("output_throughput")),
+    Column("interval", "95% interval of the mean over runs; one standard deviation either way where there is none", _interval),
+    Column("tok/s/GPU", "the same per GPU", _figure("output_throughput_per_gpu")),
+    Column("TTFT ms", "time to first token, median", _figure("median_ttft_ms")),
+    Column("TPOT ms", "time per output token after the first, median", _figure("median_tpot_ms")),
+    Column("p99 TPOT", "the same, 99th percentile, in ms", _figure("p99_tpot_ms")),
+    Column("comm", "exposed communication in a decode step: transfer and wait during which nothing computes", _figure("comm_exposed_pct", unit="%")),
+    Column("bubble", "waiting for another pipeline stage in a decode step", _figure("bubble_pct", unit="%")),
+    Column("goodput", "requests per second that met the objective", _figure("request_goodput")),
+    Column("bound", "tokens per second that the hardware could do at most", _figure("bound_output_throughput")),
+    Column("of bound", "throughput in percent of its bound", _figure("bound_pct", unit="%")),
+    Column("MFU", "model FLOPs utilisation", _figure("model_flops_utilization", 100.0, "%")),
+    Column("MBU", "memory bandwidth utilisation", _figure("memory_bandwidth_utilization", 100.0, "%")),
+    Column("J/token", "energy per generated token", _figure("joules_per_output_token")),
+    Column("memory", "peak of the fullest rank", lambda row: format_bytes(row["peak_memory_bytes"]) if row["peak_memory_bytes"] else ""),
+    Column("runs", "completed runs", lambda row: str(row["num_runs"])),
+)
+
+
+def _columns(comparison: Sequence[Row]) -> list[Column]:
+    """The columns of which anything is known."""
+    return [column for column in COLUMNS if any(column.show(row) for row in comparison)]
+
+
+def _groups(comparison: Sequence[Row], names: dict[tuple[Any, ...], str]) -> list[dict[str, Any]]:
+    """The table: rows by experiment, scenario and concurrency."""
+    columns = _columns(comparison)
+    groups = figures.grouped(comparison, lambda row: (row["experiment"], row["scenario"], row["max_concurrency"]))
+    return [
+        {
+            "experiment": experiment, "scenario": scenario, "concurrency": concurrency,
+            "title": f"{rows[0]['model']} · {_scenario(rows[0])} · {concurrency} concurrent",
+            "rows": [_line(row, names[figures.key(row)], columns) for row in rows],
+        }
+        for (experiment, scenario, concurrency), rows in groups.items()
+    ]  # fmt: skip
+
+
+def _line(row: Row, layout: str, columns: Sequence[Column]) -> dict[str, Any]:
+    good = row["status"] == COMPLETED
+    return {
+        "layout": layout,
+        "status": row["status"],
+        "reason": row["reason"],
+        "relative": row["relative_to_best"] if good else None,
+        "figures": [column.show(row) for column in columns] if good else [],
+    }
+
+
+def _findings(comparison: Sequence[Row], names: dict[tuple[Any, ...], str]) -> list[dict[str, Any]]:
+    """The sentences to read first, by experiment and scenario."""
+    groups = figures.grouped(comparison, lambda row: (row["experiment"], row["scenario"]))
+    return [
+        {"experiment": experiment, "scenario": scenario, "title": f"{rows[0]['model']} · {_scenario(rows[0])}", "sentences": list(_leaders(rows, names))}
+        for (experiment, scenario), rows in groups.items()
+    ]
+
+
+def _leaders(rows: Sequence[Row], names: dict[tuple[Any, ...], str]) -> Iterable[str]:
+    """Which layout made the most tokens at each concurrency, and by how much: what was measured, without a claim to more."""
+    for concurrency, peers in figures.grouped(rows, lambda row: row["max_concurrency"]).items():
+        ranked = sorted((row for row in peers if row["output_throughput"]), key=lambda row: -row["output_throughput"])
+        if not ranked:
+            yield f"At {concurrency} concurrent no layout completed."
+            continue
+        best = ranked[0]
+        words = f"At {concurrency} concurrent, {names[figures.key(best)]} made {number(best['output_throughput'])} tokens/s"
+        if len(ranked) > 1:
+            ratio = best["output_throughput"] / ranked[1]["output_throughput"]
+            words += f", {ratio:.2f}x {names[figures.key(ranked[1])]}"
+        yield words + "."
+
+
+# -- the environment --------------------------------------------------------------------------------------------
+
+
+def _hardware(folders: Sequence[Path]) -> str:
+    manifests = [results.read_manifest(folder) for folder in folders]
+    return "; ".join(dict.fromkeys(filter(None, map(_devices, manifests))))
+
+
+def _devices(manifest: dict[str, Any]) -> str:
+    gpus = [gpu["name"] for gpu in manifest.get("gpus") or () if gpu.get("name")]
+    if manifest.get("device") == "cpu" or not gpus:
+        return f"CPU, {manifest['host']['cpu_count']} cores" if manifest.get("host") else ""
+    return ", ".join(f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus))
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    manifest = results.read_manifest(folder)
+    asked = {name: value for name, value in (manifest.get("experiment") or {}).items() if value not in (None, [], {}, "")}
+    host = manifest.get("host") or {}
+    facts = {
+        "Devices": _devices(manifest),
+        "Driver": manifest.get("driver_version"),
+        "NCCL": manifest.get("nccl_version"),
+        "Host": host.get("system"),
+        "Processors": host.get("cpu_count"),
+        "Main memory": format_bytes(host["memory_bytes"]) if host.get("memory_bytes") else None,
+        "Commit": manifest.get("git_commit"),
+        "Started": manifest.get("started_at"),
+        "Finished": manifest.get("finished_at"),
+    }
+    return {
+        "name": folder.resolve().name,
+        "facts": {name: value for name, value in facts.items() if value},
+        "versions": manifest.get("versions") or {},
+        "asked": {name: _text(value) for name, value in asked.items()},
+        "manifest": json.dumps(manifest, indent=2),
+    }
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def _static(name: str) -> str:
+    """A file of the page, without the reference to a source map that would have to be fetched."""
+    text = (STATIC / name).read_text()
+    return text.split("//# sourceMappingURL=")[0].strip()

@@ -1,0 +1,139 @@
+"""Synthetic spans with known answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orchestrator.accounting import PARTS, account, parts, shares, timed_collectives
+from strategies import Load, ModelShape, Placement, Topology, plan
+from workers.intervals import intersect, length, subtract, union
+from workers.records import COMPUTE, SPANS, to_table
+
+MODEL = ModelShape("m", "llama", 64, 4, 4, 4, 16, 96, 128, 256, 1e-5, 1e4)
+
+
+def placed(layout: str) -> Placement:
+    return plan(layout, MODEL, Load(8, 8, 4), Topology.uniform(4)).placement
+
+
+def span(rank: int, step: int, kind: str, start: float, end: float, axis: str | None = None, size: int = 0, phase: str = "decode") -> dict[str, Any]:
+    """Times in milliseconds."""
+    at = {"start_us": start * 1e3, "end_us": end * 1e3}
+    return {"rank": rank, "phase": phase, "step": step, "kind": kind, "axis": axis, "bytes": size if axis else None, **at}
+
+
+def figures(rows: list[dict[str, Any]], layout: str) -> dict[int, dict[str, float]]:
+    """rank -> the decode step's parts in ms, rounded to the nanosecond."""
+    out = {}
+    for row in parts(to_table(rows, SPANS), placed(layout)):
+        if row["phase"] == "decode":
+            assert row["step_ms"] == pytest.approx(sum(row[f"{part}_ms"] for part in PARTS))
+            out[row["rank"]] = {key[:-3]: round(value, 6) for key, value in row.items() if key.endswith("_ms")}
+    return out
+
+
+def test_the_rank_that_comes_last_moves_and_the_other_waits() -> None:
+    """An all-reduce of 2 ms; rank 1 computes 3 ms longer; step 0 only sets the clock."""
+    rows = []
+    for rank, busy in ((0, 5.0), (1, 8.0)):
+        rows += [span(rank, 0, COMPUTE, 0, 10), span(rank, 1, COMPUTE, 10, 10 + busy), span(rank, 1, "all_reduce", 10 + busy, 20, "tp", 100)]
+    found = figures(rows, "tp2")
+    assert found[0] == {
+        "step": 10, "compute": 5, "exposed_transfer": 2, "exposed_wait": 3, "bubble": 0, "launch_gap": 0, "comm_busy": 5,
+    }  # fmt: skip
+    assert found[1] == {
+        "step": 10, "compute": 8, "exposed_transfer": 2, "exposed_wait": 0, "bubble": 0, "launch_gap": 0, "comm_busy": 2,
+    }  # fmt: skip
+
+
+def test_what_compute_hides_is_busy_but_not_exposed() -> None:
+    rows = [
+        row
+        for rank in (0, 1)
+        for row in (
+            span(rank, 0, COMPUTE, 0, 1),
+            span(rank, 1, COMPUTE, 1, 9),
+            span(rank, 1, "all_reduce", 4, 10, "tp", 100),
+        )
+    ]
+    assert figures(rows, "tp2")[0] == {
+        "step": 9, "compute": 8, "exposed_transfer": 1, "exposed_wait": 0, "bubble": 0, "launch_gap": 0, "comm_busy": 6,
+    }  # fmt: skip
+
+
+def test_waiting_for_another_stage_is_bubble_and_its_transfer_is_not() -> None:
+    """Stage 1 waits 6 ms for what takes 1 ms to send; stage 0 sends beside its next compute."""
+    rows = [
+        span(0, 0, COMPUTE, 0, 1), span(1, 0, COMPUTE, 0, 1),
+        span(0, 1, COMPUTE, 1, 7), span(0, 1, "send", 7, 8, "pp", 50), span(0, 2, COMPUTE, 7, 11),
+        span(1, 1, "recv", 1, 8, "pp", 50), span(1, 1, COMPUTE, 8, 11),
+    ]  # fmt: skip
+    found = figures(rows, "pp2")
+    assert found[1] == {
+        "step": 10, "compute": 3, "exposed_transfer": 1, "exposed_wait": 0, "bubble": 6, "launch_gap": 0, "comm_busy": 1,
+    }  # fmt: skip
+    assert found[0] == {
+        "step": 5, "compute": 5, "exposed_transfer": 0, "exposed_wait": 0, "bubble": 0, "launch_gap": 0, "comm_busy": 0.5,
+    }  # fmt: skip
+
+
+def test_when_nothing_runs_it_is_a_launch_gap() -> None:
+    rows = [span(0, 0, COMPUTE, 0, 1), span(0, 1, COMPUTE, 3, 4), span(0, 1, COMPUTE, 6, 11)]
+    assert figures(rows, "tp1")[0] == {
+        "step": 10, "compute": 6, "exposed_transfer": 0, "exposed_wait": 0, "bubble": 0, "launch_gap": 4, "comm_busy": 0,
+    }  # fmt: skip
+
+
+def test_prefill_between_decode_steps_is_not_theirs() -> None:
+    rows = [
+        span(0, 0, COMPUTE, 0, 1), span(0, 1, COMPUTE, 1, 5, phase="prefill"), span(0, 2, COMPUTE, 5, 6), span(0, 3, COMPUTE, 6, 8),
+    ]  # fmt: skip
+    assert figures(rows, "tp1")[0]["step"] == pytest.approx(1.5)
+
+
+def test_calls_are_matched_by_their_order_not_by_clocks() -> None:
+    """Rank 1's clock runs an hour ahead; two groups of a tp2dp2 have nothing to do with each other."""
+    hour = 3.6e6
+    rows = []
+    for rank, shift, took in ((0, 0.0, 4.0), (1, hour, 1.0), (2, 0.0, 9.0), (3, 0.0, 7.0)):
+        rows += [span(rank, 0, COMPUTE, shift, shift + 1), span(rank, 1, "all_reduce", shift + 1, shift + 1 + took, "tp", 10)]
+    found = figures(rows, "tp2dp2")
+    assert [found[rank]["exposed_transfer"] for rank in range(4)] == [1, 1, 7, 7]
+    assert [found[rank]["exposed_wait"] for rank in range(4)] == [3, 0, 2, 0]
+
+
+def test_bandwidths_are_those_of_nccl_tests() -> None:
+    """1 MB over 4 ranks in 10 us: 100 GB/s, and x 2 (n - 1) / n on the bus."""
+    rows = [span(rank, 0, "all_reduce", 0.0, 0.01 + 0.005 * (rank > 0), "tp", 1_000_000) for rank in range(4)]
+    first, *_, last = timed_collectives(to_table(rows, SPANS), placed("tp4"))
+    assert (first["algbw"], first["busbw"]) == (pytest.approx(100), pytest.approx(150))
+    assert (first["transfer_us"], first["wait_us"]) == (pytest.approx(10), pytest.approx(0))
+    assert (last["transfer_us"], last["wait_us"]) == (pytest.approx(10), pytest.approx(5))
+
+
+def test_shares_are_means_over_ranks_with_the_worst_beside() -> None:
+    base = {"phase": "decode", "step_ms": 10.0, "launch_gap_ms": 0.0, "comm_busy_ms": 4.0}
+    rows = [
+        {**base, "compute_ms": 8.0, "exposed_transfer_ms": 1.0, "exposed_wait_ms": 1.0, "bubble_ms": 0.0},
+        {**base, "compute_ms": 5.0, "exposed_transfer_ms": 1.0, "exposed_wait_ms": 2.0, "bubble_ms": 2.0},
+    ]
+    found = shares(rows)
+    assert (found["comm_exposed_pct"], found["comm_exposed_pct_worst"]) == (pytest.approx(25), pytest.approx(30))
+    assert (found["bubble_pct"], found["bubble_pct_worst"]) == (pytest.approx(10), pytest.approx(20))
+    assert found["prefill_compute_pct"] is None
+
+
+def test_a_run_that_was_not_observed_has_nulls_and_empty_tables() -> None:
+    assert set(shares([]).values()) == {None}
+    assert {name: table.num_rows for name, table in account(None, placed("tp2")).items()} == {
+        "spans": 0, "timed_collectives": 0, "parts": 0,
+    }  # fmt: skip
+
+
+def test_sets_of_time() -> None:
+    assert union([(3, 4), (0, 2), (1, 2.5), (5, 5)]) == [(0, 2.5), (3, 4)]
+    assert subtract([(0, 10), (20, 30)], [(2, 3), (8, 22), (29, 40)]) == [(0, 2), (3, 8), (22, 29)]
+    assert intersect([(0, 10)], [(2, 3), (8, 22)]) == [(2, 3), (8, 10)]
+    assert length([(0, 2), (3, 8)]) == 7
