@@ -42,10 +42,8 @@ COST = table_schema("recording_cost", [
 
 def main() -> None:
     arguments = parse()
-    experiment = Experiment(
-        model=arguments.model, device=arguments.device, load_format=arguments.load_format, max_concurrency=(arguments.max_concurrency,),
-        num_prompts=arguments.num_prompts, input_len=arguments.input_len, output_len=arguments.output_len,
-    )  # fmt: skip
+    fields = ("model", "device", "load_format", "max_concurrency", "num_prompts", "input_len", "output_len")
+    experiment = Experiment.model_validate({name: getattr(arguments, name) for name in fields})
     device, topology = planning.choose_device(experiment, hardware.local_topology(arguments.device))
     (deployment,) = planning.plan(experiment, device, topology)
     rows = list(measure(deployment.plan, deployment.cells[0].work, arguments.pairs, arguments.rate))
@@ -87,10 +85,8 @@ def measure(plan: EnginePlan, work: Work, pairs: int, rate_hz: float) -> Iterato
         for pair in range(pairs):
             for sampled in (True, False) if pair % 2 == 0 else (False, True):
                 run = serve(engine, work, sampler if sampled else None)
-                yield {
-                    "pair": pair, "sampled": sampled, "rate_hz": rate_hz, "model": plan.model.name, "device_name": built.device_name,
-                    "max_concurrency": work.max_concurrency, **run,
-                }  # fmt: skip
+                run |= {"pair": pair, "sampled": sampled, "rate_hz": rate_hz, "max_concurrency": work.max_concurrency}
+                yield {**run, "model": plan.model.name, "device_name": built.device_name}
     finally:
         engine.close()
         context.close()
@@ -102,6 +98,7 @@ def serve(engine: engines.Engine, work: Work, sampler: Sampler | None) -> dict[s
     report = engine.run(work)
     if recording:
         recording.stop()
+    assert report.requests is not None
     row = metrics.of_requests(report.requests, work.max_concurrency, len(work.requests), 1)
     samples, cpu_s = (len(recording.rows), recording.cpu_s) if recording else (0, 0.0)
     return {"samples": samples, "sampler_cpu_s": cpu_s, **{name: row[name] for name in ("duration", "output_throughput")}}

@@ -32,6 +32,7 @@ BUS_FACTOR = {
     "all_gather": lambda n: (n - 1) / n,
     "reduce_scatter": lambda n: (n - 1) / n,
 }
+EXCERPT = 5  # steps of a phase, the first of which is left out
 PARTS = ("compute", "exposed_transfer", "exposed_wait", "bubble", "launch_gap")
 
 # One row per phase and rank of an observed run; milliseconds per step, the five parts sum to step_ms.
@@ -87,7 +88,16 @@ def account(spans: pa.Table | None, placement: Placement) -> dict[str, pa.Table]
     seen = SPANS.empty_table() if spans is None else spans
     timed = pa.Table.from_pylist(timed_collectives(seen, placement), table_schema("timed_collectives", TIMED_FIELDS))
     rows = pa.Table.from_pylist(parts(seen, placement), table_schema("parts", PARTS_FIELDS))
-    return {"spans": seen, "timed_collectives": timed, "parts": rows}
+    return {"spans": excerpt(seen), "timed_collectives": timed, "parts": rows}
+
+
+def excerpt(spans: pa.Table) -> pa.Table:
+    """The spans of the first steps of each phase beyond its very first: enough to look at, small enough to keep."""
+    rows = spans.select(["rank", "phase", "step"]).to_pylist()
+    kept = {(phase, step) for phase in ("prefill", "decode") for step in sorted({r["step"] for r in rows if r["phase"] == phase})[1:EXCERPT]}
+    if not kept:
+        return spans
+    return spans.filter(pa.array([(row["phase"], row["step"]) in kept for row in rows]))
 
 
 def match(spans: pa.Table, placement: Placement) -> list[Transfer]:

@@ -12,16 +12,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.metrics import COMPLETED, INVALID
+import pyarrow as pa
+
 from strategies.memory import kv_bytes_per_token
 from strategies.placement import Placement
 from strategies.shapes import DTYPE_BYTES, ModelShape
 from workers.plan import EnginePlan
+from workers.records import column
 
 CALIBRATED, DATASHEET = "calibrated", "datasheet"
 # Engines whose passes hold prompts or one token a request, never both: prefill and decode cannot hide each other.
 SEPARATE = frozenset({"torch", "transformers", "deepspeed"})
-COLUMNS = ("bound_output_throughput", "bound_pct", "bound_source", "model_flops_utilization", "memory_bandwidth_utilization")
+# Columns of the summary. bound_pct is what was measured of the bound; the last two are of the ceilings' rates.
+FIELDS = (
+    column("bound_output_throughput", pa.float64(), "tokens/s"),
+    column("bound_pct", pa.float64(), "%"),
+    column("model_flops_utilization", pa.float64(), "%"),
+    column("memory_bandwidth_utilization", pa.float64(), "%"),
+    column("bound_source", pa.string()),
+)
+FIGURES = tuple(field.name for field in FIELDS if field.type != pa.string())
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,14 +171,14 @@ def _with_lanes(
 
 
 def columns(plan: EnginePlan, engine: str, row: Mapping[str, Any], ceilings: Ceilings | None) -> dict[str, Any]:
-    """COLUMNS for a run of a closed batch of equal requests, and what status the bound leaves it (`status`, `reason`).
+    """FIELDS for a run of a closed batch of equal requests; with `reason`, the arithmetic, where the run is above its bound.
 
-    Columns are None where lengths differ, tokens were left out (EOS), or nothing is known of the device in the run's dtype.
+    All are None where lengths differ, tokens were left out (EOS), or nothing is known of the device in the run's dtype.
     """
     rate = ceilings.rate(plan.dtype) if ceilings else None
     served = row["input_len"] and row["output_len"] and row["total_output_tokens"] == row["num_prompts"] * row["output_len"]
     if ceilings is None or not rate or not served or not row["output_throughput"]:
-        return {name: None for name in COLUMNS} | {"status": COMPLETED}
+        return {field.name: None for field in FIELDS} | {"reason": None}
     stages, load = stages_of(plan.placement, plan.model, plan.dtype), fullest_replica(plan.placement, row)
     bound = least(stages, load, ceilings, rate, engine in SEPARATE)
     highest = row["total_output_tokens"] / bound.seconds
@@ -179,9 +189,8 @@ def columns(plan: EnginePlan, engine: str, row: Mapping[str, Any], ceilings: Cei
         "model_flops_utilization": model_flops_utilization(plan.model, plan.dtype, row, rate),
         "memory_bandwidth_utilization": memory_bandwidth_utilization(stages, load, row["decode_ms_per_step"], ceilings),
     }
-    if row["output_throughput"] <= highest:
-        return figures | {"status": COMPLETED}
-    return figures | {"status": INVALID, "reason": _arithmetic(row, bound, ceilings, rate, stages, load)}
+    above = row["output_throughput"] > highest
+    return figures | {"reason": _arithmetic(row, bound, ceilings, rate, stages, load) if above else None}
 
 
 def fullest_replica(placement: Placement, row: Mapping[str, Any]) -> Closed:

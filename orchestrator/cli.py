@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.experiment import Experiment
+    from orchestrator.findings import Findings
     from orchestrator.planned import PlannedDeployment
     from strategies import Topology
 
-BAD_INPUT, SOME_FAILED, INTERRUPTED = 2, 1, 130
+BAD_INPUT, SOME_FAILED, REGRESSED, INTERRUPTED = 2, 1, 1, 130
+OBJECTIVES = ("throughput", "latency", "per-gpu", "goodput", "energy")  # those of orchestrator.verdicts
 PLAIN_WIDTH = 160  # columns of a table that goes to a file or a pipe
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -103,11 +105,13 @@ EXPERIMENT_OPTIONS = (
     click.option("--save-detailed", is_flag=True, default=None, help="Keep every output's tokens and text."),
     click.option("--prefill-tokens", type=int, metavar="N", help="Most prompt tokens in one forward pass. [8192; 2048 under pp]"),
     click.option("--chunked-prefill/--no-chunked-prefill", default=None, help="Cut prompts to fill the pass. [yes]"),
+    click.option("--ablate", multiple=True, metavar="WHAT", help="Run layouts again without: comm (collectives), p2p (NVLink)."),
     click.option("--goodput", multiple=True, metavar="LEVEL...", help="Service levels in ms, as in `ttft:2000 tpot:200`."),
     click.option("--timeout", type=float, metavar="SECONDS", help="Of a build, of a run and of a collective. [600]"),
     click.option("--result-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where results are kept. [results]"),
     click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Kept with the results. Repeat."),
     click.option("--address", metavar="HOST:PORT", help="A Ray cluster that is running. [RAY_ADDRESS, else a local one]"),
+    click.option("--fabric", type=click.Path(path_type=Path), metavar="FILE", help="What `calibrate` wrote. [this host's, if any]"),
 )
 
 
@@ -179,16 +183,24 @@ def explain(
         report.render(one, _console())
 
 
-@main.command()
+@main.command(cls=TakesLevels)
 @click.argument("result_dirs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RESULT_DIR...")
+@click.option("--objective", type=click.Choice(OBJECTIVES), default=OBJECTIVES[0], show_default=True, help="Of the verdicts.")
+@click.option("--goodput", multiple=True, metavar="LEVEL...", help="Service levels in ms, as in `ttft:2000 tpot:200`. [the runs']")
+@click.option("--fail-below", type=click.FloatRange(min=0, min_open=True), metavar="RATIO", help="BASE NEW: fail below, as 0.95.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-def compare(result_dirs: tuple[Path, ...], as_json: bool) -> None:
-    """Print the comparison of results again."""
-    from orchestrator.compare import of_folders
-    from orchestrator.report import terminal
+def compare(
+    result_dirs: tuple[Path, ...], objective: str, goodput: tuple[str, ...], fail_below: float | None, as_json: bool
+) -> None:
+    """Print the comparison of results again, with verdicts and curves. BASE NEW --fail-below 0.95: is the new result slower?"""
+    from orchestrator import findings
+    from orchestrator.config import load_experiment
 
-    table = of_folders(result_dirs)
-    click.echo(json.dumps(table.to_pylist(), indent=2)) if as_json else terminal.render(table, _console())
+    if fail_below is not None:
+        raise SystemExit(_check_regression(result_dirs, fail_below, as_json))
+    levels = load_experiment(None, {"goodput": goodput}).goodput
+    found = findings.of_folders(result_dirs, levels)
+    click.echo(json.dumps(found.as_data(), indent=2)) if as_json else _show(found, objective, _console())
 
 
 @main.command()
@@ -204,6 +216,18 @@ def export(result_dir: Path, format_: str, out: Path | None) -> None:
 
 
 @main.command()
+@click.argument("result_dir", type=click.Path(path_type=Path))
+def trace(result_dir: Path) -> None:
+    """Write what each rank did in a few steps, for Perfetto."""
+    from orchestrator import results
+    from orchestrator.report.trace import write_traces
+
+    for folder in results.find(result_dir):
+        for path in write_traces(folder):
+            click.echo(path)
+
+
+@main.command()
 @click.argument("root", default="results", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def runs(root: Path, as_json: bool) -> None:
@@ -215,9 +239,41 @@ def runs(root: Path, as_json: bool) -> None:
     click.echo(json.dumps(rows, indent=2)) if as_json else render(rows, _console())
 
 
+@main.command()
+@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cuda", "cpu"]))
+@click.option("--ranks", type=click.IntRange(min=1), metavar="N", help="GPUs or CPU workers. [all GPUs of a node; 2 to 4 workers]")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="[results/fabric-HOST]")
+@click.option("--address", metavar="HOST:PORT", help="A Ray cluster that is running. [RAY_ADDRESS, else a local one]")
+@click.option("--quick", is_flag=True, hidden=True, help="A few small sizes: to see that it works.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def calibrate(device: str, ranks: int | None, out: Path | None, address: str | None, quick: bool, as_json: bool) -> None:
+    """Measure what this node can do: memory, matrix products, collectives. `submit` sets results beside it."""
+    from orchestrator import calibrate as calibration
+    from orchestrator.report import calibration as report
+
+    found = calibration.calibrate(device, ranks, out, address, quick)
+    click.echo(json.dumps(report.as_data(found), indent=2)) if as_json else report.render(found, _console())
+
+
+@main.command()
+@click.option("--address", metavar="HOST:PORT", help="A Ray cluster that should answer. [RAY_ADDRESS]")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def doctor(address: str | None, as_json: bool) -> None:
+    """Check whether this node will give good numbers, and say what to do where it will not."""
+    from dataclasses import asdict
+
+    from orchestrator import doctor as doctors
+    from orchestrator import facts
+    from orchestrator.report.doctor import render
+
+    checks = doctors.examine(facts.gather(address or os.environ.get("RAY_ADDRESS")))
+    click.echo(json.dumps([asdict(check) for check in checks], indent=2)) if as_json else render(checks, _console())
+    raise SystemExit(SOME_FAILED if any(check.status == doctors.FAIL for check in checks) else 0)
+
+
 def _run(experiment: Experiment, planned: Sequence[PlannedDeployment]) -> int:
     """Run, print the comparison and where the files are; the exit status says whether every run has a result."""
-    from orchestrator.compare import of_folders
+    from orchestrator import ablation, findings
     from orchestrator.driver import run_experiment
     from orchestrator.experiment import Run
     from orchestrator.report import terminal
@@ -226,10 +282,30 @@ def _run(experiment: Experiment, planned: Sequence[PlannedDeployment]) -> int:
     console = _console()
     with terminal.RunProgress(console) as progress:
         folder = run_experiment(planned, experiment, progress)
-    terminal.render(of_folders([folder]), console)
+    _show(findings.of_folders([folder], experiment.goodput), OBJECTIVES[0], console)
+    for line in ablation.sentences(Store(folder)):
+        console.print(line, soft_wrap=True, highlight=False)
     console.print(f"Results: {folder}", soft_wrap=True, highlight=False)
     runs = [Run(cell.cell, index) for one in planned for cell in one.cells for index in range(experiment.num_runs)]
     return 0 if all(map(Store(folder).is_completed, runs)) else SOME_FAILED
+
+
+def _show(found: Findings, objective: str, console: Console) -> None:
+    from orchestrator.report import sweep, terminal
+
+    terminal.render(found.comparison, console, found.sentences(objective))
+    sweep.render(found.curves, console)
+
+
+def _check_regression(folders: Sequence[Path], fail_below: float, as_json: bool) -> int:
+    from orchestrator import regression
+    from orchestrator.report.regression import render
+
+    if len(folders) != 2:
+        raise click.UsageError(f"--fail-below compares two results, BASE and NEW; {len(folders)} were given")
+    report = regression.of_folders(folders[0], folders[1], fail_below)
+    click.echo(json.dumps(report.as_data(), indent=2)) if as_json else render(report, _console())
+    return REGRESSED if report.regressions else 0
 
 
 def _gpus(experiment: Experiment) -> Topology:

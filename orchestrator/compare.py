@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator import goodput, results, telemetry
+from orchestrator import bounds, goodput, results, telemetry
 from orchestrator.accounting import SHARE_COLUMNS
 from orchestrator.confidence import spread
-from orchestrator.metrics import CELL, COMPLETED, FAILED, LATENCY_COLUMNS
+from orchestrator.metrics import CELL, COMPLETED, FAILED, INVALID, LATENCY_COLUMNS
 from workers.records import column, table_schema
 
 # Of a cell's completed runs the median is told, one column at a time.
@@ -23,6 +23,7 @@ MEDIANS = (
 # Same for every run of a cell, or so by nature: the first that is known.
 CONSTANTS = (
     "num_gpus", "device_name", "input_len", "output_len", "num_prompts", "weight_bytes", "kv_tokens", "comm_calls", "comm_bytes",
+    "bound_source",
 )
 KEY = tuple(field.name for field in CELL)
 GROUP = ("experiment", "model", "scenario", "max_concurrency")  # within these, layouts are compared
@@ -57,6 +58,7 @@ COMPARISON = table_schema("comparison", [
     column("relative_to_best", pa.float64(), "1"),
     *(column(name, pa.float64(), _median_unit(name)) for name in MEDIANS),
     *telemetry.COMPARED,
+    *bounds.FIELDS,
     column("goodput", pa.string()),
     column("output_digest", pa.string()),
     column("distinct_outputs", pa.int32(), "1"),
@@ -112,9 +114,10 @@ def compare(summary: pa.Table) -> pa.Table:
     it, the coefficient of variation, and Student's 95% interval of the mean where there are two runs or more;
     relative_to_best is that over the best layout's of the same model, scenario and concurrency. output_digest is None where
     runs differ, distinct_outputs how many there are; goodput columns are None where runs were held to different levels.
-    Other columns are medians over runs. A cell that no run completed stays, as "failed"; `reason` is that of the last failed run.
+    Other columns are medians over runs. A cell that no run completed stays, as "failed" or "invalid"; `reason` is that of
+    the last such run.
     """
-    cells = [_cell(runs) for runs in grouped(summary.to_pylist(), KEY)]
+    cells = [_cell(runs) for runs in grouped(whole(summary), KEY)]
     cells.sort(key=lambda row: (*(row[name] for name in GROUP), -(row["output_throughput"] or 0.0), row["strategy"], row["engine"]))
     for group in grouped(cells, GROUP):
         best = max((row["output_throughput"] or 0.0 for row in group), default=0.0)
@@ -123,14 +126,19 @@ def compare(summary: pa.Table) -> pa.Table:
     return pa.Table.from_pylist(cells, schema=COMPARISON)
 
 
+def whole(summary: pa.Table) -> list[dict[str, Any]]:
+    """The runs of a summary that nothing was taken out of: those of an ablation are no results of their layout."""
+    return [row for row in summary.to_pylist() if row.get("ablation") in (None, "none")]
+
+
 def _cell(runs: list[dict[str, Any]]) -> dict[str, Any]:
     done = [run for run in runs if run["status"] == COMPLETED]
     row: dict[str, Any] = {name: runs[0][name] for name in KEY}
     row |= {name: _reduce(runs, name, lambda values: values[0]) for name in CONSTANTS}
-    reasons = [run["reason"] for run in runs if run["status"] == FAILED]
-    row |= {"status": COMPLETED if done else FAILED, "reason": reasons[-1] if reasons else None, "num_runs": len(done)}
-    row |= {name: _reduce(done, name, statistics.median) for name in MEDIANS}
-    row |= {field.name: _reduce([r for r in done if r["power_valid"]], field.name, statistics.median) for field in telemetry.COMPARED}
+    bad = [run for run in runs if run["status"] in (FAILED, INVALID)]
+    row |= {"status": COMPLETED if done else bad[-1]["status"], "reason": bad[-1]["reason"] if bad else None, "num_runs": len(done)}
+    row |= {name: _reduce(done, name, statistics.median) for name in (*MEDIANS, *bounds.FIGURES)}
+    row |= {field.name: _reduce([r for r in done if r.get("power_valid")], field.name, statistics.median) for field in telemetry.COMPARED}
     row |= _spread([run["output_throughput"] for run in done if run["output_throughput"] is not None])
     digests = {run["output_digest"] for run in done if run.get("output_digest")}
     row |= {"output_digest": next(iter(digests)) if len(digests) == 1 else None, "distinct_outputs": len(digests)}

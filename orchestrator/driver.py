@@ -16,13 +16,13 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from orchestrator import accounting, goodput, hardware, metrics, outputs, results, steady, telemetry
+from orchestrator import accounting, bounds, fabric, goodput, hardware, metrics, outputs, results, steady, telemetry
 from orchestrator.cluster import Cluster, connect
 from orchestrator.compare import compare
 from orchestrator.confidence import spread
 from orchestrator.experiment import RUN_ORDER, Cell, Experiment, Run
 from orchestrator.group import RunFailed, WorkerGroup
-from orchestrator.metrics import COMPLETED, FAILED
+from orchestrator.metrics import COMPLETED, FAILED, INVALID
 from orchestrator.planned import PlannedCell, PlannedDeployment
 from orchestrator.results import Store
 from workers.plan import Built, RankReport, Work
@@ -60,9 +60,10 @@ def run_experiment(planned: Sequence[PlannedDeployment], experiment: Experiment,
     Raises UserError before anything is reserved: no such cluster, too small, other versions; a folder of another schema.
     Raises SystemExit(130) after Ctrl-C, with every finished run kept and nothing left running.
     """
+    calibration = fabric.look_up(experiment.fabric, experiment.result_dir)
     store = Store(results.folder_of(experiment))
     store.create()
-    jobs = [_Job(deployment, experiment, store) for deployment in planned]
+    jobs = [_Job(deployment, experiment, store, calibration) for deployment in planned]
     left = sum(len(job.missing(cell)) for job in jobs for cell in job.deployment.cells)
     progress.begin(left, sum(len(job.throughputs(cell)) for job in jobs for cell in job.deployment.cells))
     todo = [job for job in jobs if job.has_work()]
@@ -90,11 +91,12 @@ def _run(jobs: Sequence[_Job], experiment: Experiment, store: Store, progress: P
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One deployment and what of it is still to be done."""
+    """One deployment and what of it is still to be done. calibration: in the schema FABRIC, None where there is none."""
 
     deployment: PlannedDeployment
     experiment: Experiment
     store: Store
+    calibration: pa.Table | None = None
 
     def missing(self, cell: PlannedCell) -> list[Run]:
         """The runs that were asked for and have no result; where all have and they lie too far apart, one more."""
@@ -194,7 +196,7 @@ class _Deploying:
                 current = runs[0]
                 self._tell(f"run {current.index + 1}/{max(total, current.index + 1)}", cell)
                 self._run(current, cell)
-                runs = runs[1:] or self.job.missing(cell)
+                runs = runs[1:] or [run for run in self.job.missing(cell) if run.index > current.index]
         except RunFailed as failure:
             self._kill()
             if current is not None:
@@ -219,11 +221,17 @@ class _Deploying:
         row["output_digest"] = outputs.output_digest(requests)
         if self.job.deployment.plan.device == "cpu":
             row["device_name"] = "cpu"
-        row |= accounting.shares(self.job.store.parts_of(cell.cell) or ())
+        row |= accounting.shares(self.job.store.parts_of(cell.cell) or ()) | self._bounds(cell, row)
         tables = {"requests": results.requests_part(requests, self.job.experiment.save_detailed, self.job.deployment.decode)}
         tables |= {"steps": _merge(report.steps for report in reports), "collectives": _merge(r.collectives for r in reports)}
         tables["telemetry"] = _merge(report.telemetry for report in reports)
-        self._keep(run, {**row, "status": COMPLETED}, tables)
+        self._keep(run, {**row, "status": INVALID if row["reason"] else COMPLETED}, tables)
+
+    def _bounds(self, cell: PlannedCell, row: dict[str, Any]) -> dict[str, Any]:
+        """What the hardware could do, by its calibration or its data sheet, and `reason` where the run claims more."""
+        ceilings = fabric.ceilings(self.job.calibration, row["device_name"])
+        plan, engine = self.job.deployment.plan, self.job.deployment.deployment.engine
+        return bounds.columns(plan, engine, row | cell.cell.fields(), ceilings)
 
     def _observe(self, cell: PlannedCell) -> None:
         """Take a short run apart. It is no run of its own: where it fails, its columns stay empty."""

@@ -19,7 +19,8 @@ SCENARIOS = {"short": (256, 128), "long": (1024, 512)}
 # Fields that may differ between commands whose results belong in one folder.
 FREE_FIELDS = {
     "strategy", "engine", "max_concurrency", "scenario", "num_runs",
-    "result_dir", "metadata", "address", "save_detailed", "timeout", "until_ci", "max_runs", "goodput",
+    "result_dir", "metadata", "address", "save_detailed", "timeout", "until_ci", "max_runs", "goodput", "ablate",
+    "fabric",
 }
 
 
@@ -50,13 +51,15 @@ class Experiment(BaseModel):
     save_detailed: bool = False
     prefill_tokens: PositiveInt | None = None
     chunked_prefill: bool = True
+    ablate: tuple[Literal["comm", "p2p"], ...] = ()  # run layouts again without collectives, or without peer-to-peer links
     goodput: dict[str, float] = Field(default_factory=dict)  # service levels in ms: ttft, tpot, e2el
     timeout: float = Field(600.0, gt=0)
     result_dir: Path | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     address: str | None = None
+    fabric: Path | None = None  # what `orchestrator calibrate` wrote; None: this host's, if there is one
 
-    @field_validator("strategy", "scenario", "max_concurrency", mode="before")
+    @field_validator("strategy", "scenario", "max_concurrency", "ablate", mode="before")
     @classmethod
     def _as_list(cls, value: Any) -> Any:
         """One value stands for a list of one; a comma separates several."""
@@ -138,11 +141,13 @@ class Deployment:
     engine: str
     dtype: str
     quantization: str = "none"
+    ablation: str = "none"
 
     @property
     def name(self) -> str:
         parts = (self.model, self.strategy, self.engine, self.dtype, self.quantization)
-        return ".".join(part for part in parts if part != "none")
+        without = [] if self.ablation == "none" else [f"without-{self.ablation}"]
+        return ".".join([*(part for part in parts if part != "none"), *without])
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ import pyarrow as pa
 from orchestrator import datasheet, results
 from orchestrator.bounds import CALIBRATED, Ceilings
 from orchestrator.errors import UserError
-from workers.calibration_factors import BUS_FACTORS
 
 FILE = "fabric.arrow"
 
@@ -83,7 +82,7 @@ def _fit(key: tuple[str, int, str], rows: list[dict[str, Any]]) -> Fit:
     for the greatest messages would else drown the latency (10 us of 2 ms). A negative latency is 0, and beta fitted alone.
     """
     op, group_size, mode = key
-    x = np.array([row["bytes"] for row in rows]) * BUS_FACTORS[op](group_size)
+    x = np.array([row["bytes"] * row["busbw"] / row["algbw"] for row in rows])
     time = np.array([row["time_us"] for row in rows])
     alpha, slope = np.linalg.lstsq(np.stack([1 / time, x / time], axis=1), np.ones(len(x)), rcond=None)[0]
     if alpha < 0 or slope <= 0:

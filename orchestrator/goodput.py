@@ -15,7 +15,7 @@ FIELDS = (
     column("request_goodput", pa.float64(), "requests/s"),
     column("slo_attainment_pct", pa.float64(), "%"),
 )
-RUN = ("experiment", "model", "strategy", "engine", "dtype", "quantization", "scenario", "max_concurrency", "run")
+RUN = ("experiment", "model", "strategy", "engine", "dtype", "quantization", "ablation", "scenario", "max_concurrency", "run")
 
 
 def text(levels: Mapping[str, float]) -> str:
@@ -46,14 +46,15 @@ def of_requests(requests: pa.Table, levels: Mapping[str, float], num_prompts: in
 
 def recomputed(summary: pa.Table, requests: pa.Table | None, levels: Mapping[str, float]) -> pa.Table:
     """`summary` with its goodput columns worked out again, for other levels than those of the runs, from the kept requests."""
+    names = [name for name in RUN if requests is not None and name in requests.column_names]
     places: dict[tuple[Any, ...], list[int]] = {}
     if requests is not None:
-        for place, key in enumerate(zip(*(requests.column(name).to_pylist() for name in RUN), strict=True)):
+        for place, key in enumerate(zip(*(requests.column(name).to_pylist() for name in names), strict=True)):
             places.setdefault(key, []).append(place)
     rows = summary.to_pylist()
     for row in rows:
         row |= dict.fromkeys(field.name for field in FIELDS)
-        mine = places.get(tuple(row[name] for name in RUN))
+        mine = places.get(tuple(row[name] for name in names))
         if requests is not None and mine:
             row |= of_requests(requests.take(mine), levels, row["num_prompts"])
     fields = [field for field in FIELDS if field.name not in summary.schema.names]

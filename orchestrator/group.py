@@ -150,6 +150,8 @@ class WorkerGroup:
         """Every rank sees every GPU of its node, as NCCL's peer access wants it; a process that drives several sees only those."""
         environment = dict(WORKER_ENVIRONMENT)
         environment[NO_MASK] = str(int(len(self._bundles) == self._plan.placement.num_ranks))
+        if self._plan.ablation == "p2p":
+            environment["NCCL_P2P_DISABLE"] = "1"
         if self._plan.device == "cpu":
             environment["OMP_NUM_THREADS"] = "1"
         if self._cluster.embedded:

@@ -25,12 +25,9 @@ def local_topology(device: str = "auto", ranks: int = 1) -> Topology:
 
 def gpus() -> list[dict[str, Any]]:
     """Every visible GPU: index (as torch counts), name, uuid, memory_bytes, driver, and clocks in MHz and power in W where told."""
-    with _nvml() as nvml:
-        if nvml is None:
-            return []
-        driver = nvml.nvmlSystemGetDriverVersion()
-        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-        return [_describe(nvml, handle, index, driver) for index, handle in enumerate(_visible(nvml, handles))]
+    with visible_gpus() as (nvml, handles):
+        driver = nvml.nvmlSystemGetDriverVersion() if handles else ""
+        return [_describe(nvml, handle, index, driver) for index, handle in enumerate(handles)]
 
 
 def host() -> dict[str, Any]:
@@ -43,6 +40,14 @@ def host() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
     }
+
+
+@contextlib.contextmanager
+def visible_gpus() -> Iterator[tuple[Any, list[Any]]]:
+    """NVML's module and the handles of the visible GPUs in torch's order; (None, []) on a machine without a driver."""
+    with _nvml() as nvml:
+        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())] if nvml else []
+        yield nvml, _visible(nvml, handles) if nvml else []
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator import goodput, telemetry
+from orchestrator import bounds, goodput, telemetry
 from orchestrator.accounting import SHARE_COLUMNS
 from workers.plan import Built, RankReport
 from workers.records import column, table_schema
@@ -21,7 +21,7 @@ LATENCIES = ("ttft", "tpot", "itl", "e2el")
 STATISTICS = ("mean", "median", "std", "p99")
 LATENCY_COLUMNS = tuple(f"{statistic}_{latency}_ms" for latency in LATENCIES for statistic in STATISTICS)
 
-COMPLETED, FAILED = "completed", "failed"
+COMPLETED, FAILED, INVALID = "completed", "failed", "invalid"  # invalid: measured above what the hardware can do
 
 # What names a cell, first in every table; `run` counts the repeats of a cell from 0.
 CELL = (
@@ -31,6 +31,7 @@ CELL = (
     column("engine", pa.string()),
     column("dtype", pa.string()),
     column("quantization", pa.string()),
+    column("ablation", pa.string()),
     column("scenario", pa.string()),
     column("max_concurrency", pa.int32(), "requests"),
 )
@@ -75,6 +76,7 @@ SUMMARY = table_schema("summary", [
     column("comm_bytes", pa.int64(), "B"),
     *(column(name, pa.float64(), "%") for name in SHARE_COLUMNS),
     *telemetry.FIELDS,
+    *bounds.FIELDS,
     column("metadata", pa.string()),
 ])
 

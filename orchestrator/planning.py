@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from orchestrator import models
@@ -69,8 +70,16 @@ def plan(experiment: Experiment, device: Device, topology: Topology) -> tuple[Pl
         check_ranks(layout, device, topology)
         _check_engine(engine, engine_plan)
         check_memory(engine_plan, topology, load)
-        planned.append(_deployment(experiment, model, engine, engine_plan, workload))
+        variants = [engine_plan, *(replace(engine_plan, ablation=what) for what in experiment.ablate if ablates(what, engine, engine_plan))]
+        planned += [_deployment(experiment, model, engine, variant, workload) for variant in variants]
     return tuple(planned)
+
+
+def ablates(what: str, engine: str, plan: EnginePlan) -> bool:
+    """Whether leaving out `what` changes anything that the torch engine does under `plan`."""
+    if what == "comm":
+        return engine == DEFAULT_ENGINE and plan.placement.degree("tp") > 1
+    return plan.device == "cuda" and plan.placement.num_ranks > plan.placement.degree("dp")
 
 
 def resolve_dtype(dtype: str, device: Device) -> str:
@@ -155,7 +164,7 @@ def _check_engine(engine: str, plan: EnginePlan) -> None:
 def _deployment(
     experiment: Experiment, model: ResolvedModel, engine: str, plan: EnginePlan, workload: Workload
 ) -> PlannedDeployment:
-    deployment = Deployment(model.name, plan.layout, engine, plan.dtype)
+    deployment = Deployment(model.name, plan.layout, engine, plan.dtype, ablation=plan.ablation)
     cells = []
     for scenario in experiment.scenarios:
         for concurrency in experiment.max_concurrency:

@@ -137,10 +137,11 @@ def _named(table: pa.Table, values: Mapping[str, Any]) -> pa.Table:
 
 
 def write_part(path: Path, table: pa.Table) -> Path:
-    """Write an Arrow IPC file that is there whole or not at all."""
+    """Write an Arrow IPC file, compressed, that is there whole or not at all."""
+    packed = pa.ipc.IpcWriteOptions(compression="zstd")
 
     def write(temporary: Path) -> None:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema, options=packed) as writer:
             writer.write_table(table)
 
     return _replace(path, write)

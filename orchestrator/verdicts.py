@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator.compare import GROUP, KEY, grouped, names_of
+from orchestrator.compare import GROUP, KEY, grouped, names_of, whole
 from orchestrator.confidence import Ratio, ratio
 from orchestrator.metrics import COMPLETED
 from workers.records import column, table_schema
@@ -32,7 +32,7 @@ class Metric:
 METRICS = (
     Metric("throughput", "output_throughput", "delivers {ratio} {other}"),
     Metric("latency", "median_tpot_ms", "takes {ratio} the time per token of {other}", " in time per token", True),
-    Metric("latency", "median_ttft_ms", "takes {ratio} the time to the first token of {other}", " in time to the first token", True),
+    Metric("latency", "median_ttft_ms", "takes {ratio} the time to the first token of {other}", " in time to a first token", True),
     Metric("per-gpu", "output_throughput_per_gpu", "delivers {ratio} {other} per GPU", " per GPU"),
     Metric("goodput", "request_goodput", "serves {ratio} the good requests of {other}", " in goodput"),
     Metric("energy", "joules_per_output_token", "uses {ratio} the energy per token of {other}", " in energy per token", True),
@@ -78,7 +78,7 @@ def verdicts(summary: pa.Table) -> pa.Table:
     ratio: best over other, of geometric means of the runs, with Welch's 95% interval on logarithms; the interval is null
     where a side has one run, the ratio too where a run has 0. different: whether the interval leaves 1 out; null without one.
     """
-    runs = [row for row in summary.to_pylist() if row["status"] == COMPLETED]
+    runs = [row for row in whole(summary) if row["status"] == COMPLETED]
     rows = [row for group in grouped(runs, GROUP) for row in _of_group(group)]
     return pa.Table.from_pylist(rows, schema=VERDICTS)
 

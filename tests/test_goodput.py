@@ -53,14 +53,18 @@ def test_kept_requests_tell_the_goodput_under_other_levels():
     assert [row["request_goodput"] for row in again] == [pytest.approx(4.0), None]
 
 
-@pytest.mark.parametrize("given", ["ttft:2000 tpot:200", ["ttft:2000", "tpot:200"], "ttft:2000,tpot:200", {"ttft": 2000, "tpot": 200}])
+WAYS = ["ttft:2000 tpot:200", ["ttft:2000", "tpot:200"], "ttft:2000,tpot:200", {"ttft": 2000, "tpot": 200}]
+
+
+@pytest.mark.parametrize("given", WAYS)
 def test_levels_can_be_written_in_several_ways(given):
     assert Experiment(goodput=given).goodput == {"ttft": 2000.0, "tpot": 200.0}
     assert goodput.text(Experiment(goodput=given).goodput) == "ttft:2000 tpot:200"
 
 
 @pytest.mark.parametrize(("given", "words"), [
-    ("ttft", "METRIC:MILLISECONDS"), ("itl:5", "no metric 'itl'; use ttft, tpot, e2el"), ("ttft:0", "above 0"), ("ttft:fast", "number"),
+    ("ttft", "METRIC:MILLISECONDS"), ("itl:5", "no metric 'itl'; use ttft, tpot, e2el"), ("ttft:0", "above 0"),
+    ("ttft:fast", "number"),
 ])
 def test_levels_that_are_none_are_refused(given, words):
     with pytest.raises(ValueError, match=words):

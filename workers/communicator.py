@@ -40,11 +40,13 @@ class Communicator:
 
     calls, bytes: counted by (phase, operation, axis); bytes are message sizes as nccl-tests counts them: the tensor of
     an all-reduce, a broadcast or a send, the gathered output of an all-gather. `phase` is set by the engine.
+    ablated: all-reduces and all-gathers are replaced by nothing, to see what they cost; outputs are then wrong.
     journal: every call in order, while a probe listens; None otherwise.
     """
 
     context: RankContext
     backend: Backend = field(default_factory=LibraryBackend)
+    ablated: bool = False
     phase: str = "prefill"
     calls: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     bytes: Counter[tuple[str, str, str]] = field(default_factory=Counter)
@@ -54,12 +56,17 @@ class Communicator:
 
     def all_reduce(self, x: Tensor, axis: str) -> Tensor:
         """The sum of `x` over the ranks along `axis`; may be `x` itself, overwritten."""
+        if self.ablated:
+            return x
         with self._counted("all_reduce", axis, nbytes(x)):
             return self.backend.all_reduce(x, self.context.groups[axis])
 
     def all_gather(self, x: Tensor, axis: str) -> Tensor:
         """`x` of every rank along `axis`, stacked on a new first dim."""
-        out = x.new_empty((self.context.placement.degree(axis), *x.shape))
+        ranks = self.context.placement.degree(axis)
+        if self.ablated:
+            return x.expand(ranks, *x.shape)
+        out = x.new_empty((ranks, *x.shape))
         with self._counted("all_gather", axis, nbytes(out)):
             dist.all_gather_into_tensor(out.flatten(0, 1) if x.dim() > 1 else out.view(-1), x, group=self.context.groups[axis])
         return out

@@ -33,6 +33,7 @@ class EnginePlan:
     seed: int = 0
     kv_tokens: int | None = None  # tokens of KV per replica; None = what the memory left holds
     timeout_s: float = 600.0  # of a collective, and of a run
+    ablation: str = "none"  # "comm": collectives are left out, outputs are wrong; "p2p": NCCL without NVLink or PCIe peers
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,13 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from orchestrator.compare import names_of
 from orchestrator.metrics import CELL, COMPLETED
 
 Row = Mapping[str, Any]
 T = TypeVar("T")
 KEY = tuple(field.name for field in CELL)
+MISSING = "none"
 PARTS = ("compute", "exposed_transfer", "exposed_wait", "bubble", "launch_gap")
 PHASES = {"decode": "", "prefill": "prefill_"}
 LATENCIES = ("ttft", "tpot", "e2el")
@@ -25,33 +27,28 @@ QUANTILES = np.linspace(0, 1, 101)
 SAMPLES = 100  # of a cell's telemetry over time
 DIGITS = 5
 
-# Telemetry: title, unit, the columns that hold it, what a unit of the chart is of the column's.
-GAUGES: tuple[tuple[str, str, tuple[str, ...], float], ...] = (
-    ("GPU utilisation", "%", ("gpu_utilization", "gpu_utilization_pct", "utilization_gpu"), 1.0),
-    ("Memory utilisation", "%", ("memory_utilization", "memory_utilization_pct", "utilization_memory"), 1.0),
-    ("CPU utilisation", "%", ("cpu_utilization", "cpu_utilization_pct", "cpu_percent"), 1.0),
-    ("Power", "W", ("power_w", "power"), 1.0),
-    ("Memory used", "GB", ("memory_used", "memory_used_bytes"), 1e-9),
-    ("SM clock", "MHz", ("sm_clock_mhz", "sm_clock"), 1.0),
-    ("Temperature", "°C", ("temperature_c", "temperature"), 1.0),
+# Telemetry: title, unit, column, and what one of its unit is in that of the chart.
+GAUGES = (
+    ("GPU utilisation", "%", "gpu_utilization_pct", 1.0),
+    ("Power", "W", "power_w", 1.0),
+    ("GPU memory used", "GB", "memory_used_bytes", 1e-9),
+    ("SM clock", "MHz", "sm_clock_mhz", 1.0),
+    ("Temperature", "°C", "temperature_c", 1.0),
+    ("Memory utilisation", "%", "memory_utilization_pct", 1.0),
+    ("Processor use of a worker", "% of a core", "process_cpu_pct", 1.0),
 )
-TIMES = {"time_s": 1.0, "t_s": 1.0, "elapsed_s": 1.0, "sampled_s": 1.0, "time_ms": 1e-3}
+CPU_GAUGES = (*GAUGES[-1:], ("Main memory of a worker", "GB", "process_rss_bytes", 1e-9))
 
 
 def key(row: Row) -> tuple[Any, ...]:
-    """What names a cell."""
-    return tuple(row[name] for name in KEY)
+    """What names a cell; an older result may lack some of it."""
+    return tuple(row.get(name, MISSING) for name in KEY)
 
 
 def layout_names(rows: Sequence[Row]) -> dict[tuple[Any, ...], str]:
     """Cell -> what its layout is called: the strategy, with the engine and number format only where they differ within a model."""
-    out = {}
-    for row in rows:
-        peers = [other for other in rows if other["model"] == row["model"]]
-        words = [row["strategy"]]
-        words += [row[name] for name in ("engine", "dtype", "quantization") if len({p[name] for p in peers}) > 1]
-        out[key(row)] = " ".join(words)
-    return out
+    models = grouped(rows, lambda row: row["model"]).values()
+    return {key(row): name for peers in models for row, name in zip(peers, names_of(peers), strict=True)}
 
 
 def natural(name: str) -> list[Any]:
@@ -76,7 +73,6 @@ def cells(comparison: Sequence[Row], parts: Sequence[Row] = ()) -> list[dict[str
 
 def _cell(row: Row, layout: str, lengths: Mapping[tuple[Any, ...], float]) -> dict[str, Any]:
     good = row["status"] == COMPLETED
-    low, high, interval = _interval(row)
     tpot = row["median_tpot_ms"]
     phases = {phase: _parts(row, prefix) for phase, prefix in PHASES.items()}
     return {
@@ -85,10 +81,9 @@ def _cell(row: Row, layout: str, lengths: Mapping[tuple[Any, ...], float]) -> di
         "concurrency": row["max_concurrency"],
         "layout": layout,
         "gpus": row["num_gpus"],
-        "throughput": rounded(row.get("output_throughput_mean") or row["output_throughput"]) if good else None,
-        "low": rounded(low) if good else None,
-        "high": rounded(high) if good else None,
-        "interval": interval,
+        "throughput": rounded(row["output_throughput_mean"]) if good else None,
+        "low": rounded(row["output_throughput_ci_low"]) if good else None,
+        "high": rounded(row["output_throughput_ci_high"]) if good else None,
         "runs": row["num_runs"],
         "per_gpu": rounded(row["output_throughput_per_gpu"]) if good else None,
         "per_user": rounded(1e3 / tpot) if good and tpot else None,
@@ -98,15 +93,6 @@ def _cell(row: Row, layout: str, lengths: Mapping[tuple[Any, ...], float]) -> di
         "parts": {phase: values for phase, values in phases.items() if good and values},
         "step_ms": {phase: rounded(ms) for phase in PHASES if (ms := lengths.get((*key(row), phase))) is not None},
     }
-
-
-def _interval(row: Row) -> tuple[float | None, float | None, str]:
-    """What is drawn greyed beside the mean: the 95% interval, or a standard deviation either way where there is none."""
-    for name in ("ci", "output_throughput_ci"):
-        if row.get(f"{name}_low") is not None and row.get(f"{name}_high") is not None:
-            return row[f"{name}_low"], row[f"{name}_high"], "95% interval"
-    mean, std = row.get("output_throughput_mean"), row.get("output_throughput_std")
-    return (mean - std, mean + std, "± 1 std") if mean is not None and std is not None else (None, None, "")
 
 
 def _parts(row: Row, prefix: str) -> dict[str, float]:
@@ -151,7 +137,8 @@ def latencies(requests: pa.Table | None, names: Mapping[tuple[Any, ...], str]) -
             mine = values[name][indices]
             mine = mine[~np.isnan(mine)]
             if cell in names and mine.size:
-                rows.append({**view(cell, names), "metric": name, "requests": int(mine.size), "q": compact(np.quantile(mine, QUANTILES))})
+                quantiles = compact(np.quantile(mine, QUANTILES))
+                rows.append({**view(cell, names), "metric": name, "requests": int(mine.size), "q": quantiles})
     return rows
 
 
@@ -230,26 +217,25 @@ def memory(summary: Sequence[Row], names: Mapping[tuple[Any, ...], str]) -> list
             parts = {name: _nth(run.get(f"{name}_bytes_per_rank"), rank) for name in ("weight", "kv")}
             known = sum(value or 0 for value in parts.values())
             gigabytes = {name: rounded(value / 1e9) if value else None for name, value in parts.items()}
-            rows.append({**view(cell, names), "rank": rank, "peak": rounded(peak / 1e9), "rest": rounded(max(0, peak - known) / 1e9), **gigabytes})
+            rest = max(0, peak - known)
+            rows.append({**view(cell, names), "rank": rank, "peak": rounded(peak / 1e9), "rest": rounded(rest / 1e9), **gigabytes})
     return rows
 
 
 def telemetry(samples: pa.Table | None, names: Mapping[tuple[Any, ...], str]) -> list[dict[str, Any]]:
-    """Per cell and gauge over the time of one run: mean, least and greatest over the devices in `SAMPLES` equal times."""
-    if samples is None or not (time := next((name for name in TIMES if name in samples.column_names), None)):
+    """Per cell and gauge over the time of one run: mean, least and greatest over its devices and ranks."""
+    if samples is None:
         return []
-    seconds = TIMES[time] * np.asarray(samples.column(time), dtype=float)
-    runs = np.asarray(samples.column("run")) if "run" in samples.column_names else np.zeros(samples.num_rows)
+    seconds, runs = np.asarray(samples.column("time_s"), dtype=float), np.asarray(samples.column("run"))
+    gauges = GAUGES if samples.column("gpu").null_count < samples.num_rows else CPU_GAUGES
+    columns = {name: np.asarray(samples.column(name).cast(pa.float64()).fill_null(np.nan)) for *_, name, _ in gauges}
     rows = []
     for cell, indices in by_cell(samples).items():
-        if cell not in names:
-            continue
-        mine = indices[runs[indices] == runs[indices].min()]
-        for title, unit, columns, scale in GAUGES:
-            column = next((name for name in columns if name in samples.column_names), None)
-            values = scale * np.asarray(samples.column(column), dtype=float)[mine] if column else np.empty(0)
-            if values.size and not np.isnan(values).all():
-                rows.append({**view(cell, names), "gauge": title, "unit": unit, **binned(seconds[mine], values)})
+        mine = indices[(runs[indices] == runs[indices].min()) & ~np.isnan(seconds[indices])]
+        for title, unit, name, scale in gauges:
+            if cell in names and mine.size and not np.isnan(columns[name][mine]).all():
+                shown = binned(seconds[mine], scale * columns[name][mine])
+                rows.append({**view(cell, names), "gauge": title, "unit": unit, **shown})
     return rows
 
 
@@ -287,7 +273,8 @@ def _view_of(cell: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def by_cell(table: pa.Table) -> dict[tuple[Any, ...], np.ndarray]:
     """Cell -> its rows in the table."""
-    columns = [table.column(name).to_pylist() for name in KEY]
+    known = table.column_names
+    columns = [table.column(name).to_pylist() if name in known else [MISSING] * table.num_rows for name in KEY]
     groups: dict[tuple[Any, ...], list[int]] = {}
     for index, cell in enumerate(zip(*columns, strict=True)):
         groups.setdefault(cell, []).append(index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from orchestrator.report.figures import Row
 from orchestrator.report.terminal import CPU_NOTE
 from orchestrator.results import Store
 from orchestrator.units import format_bytes
+from orchestrator.verdicts import verdicts
 
 REPORT = "report.html"
 STATIC = files("orchestrator.report") / "static"
@@ -52,11 +53,12 @@ def describe(folder: Path) -> dict[str, Any]:
         "title": ", ".join(dict.fromkeys(row["model"] for row in comparison)) or folder.name,
         "data": _inline(data),
         "layouts": data["layouts"],
+        "colours": {layout["name"]: layout["colour"] for layout in data["layouts"]},
         "experiments": data["experiments"],
         "hardware": _hardware(folders),
         "groups": _groups(comparison, names),
         "columns": [(column.title, column.help) for column in _columns(comparison)],
-        "findings": _findings(comparison, names),
+        "findings": _findings(_read(folders, "summary")),
         "cpu_note": CPU_NOTE if any((row["device_name"] or "").lower() == "cpu" for row in comparison) else None,
         "environments": [_environment(path) for path in folders],
     }
@@ -149,19 +151,32 @@ def _figure(name: str, scale: float = 1.0, unit: str = "") -> Callable[[Row], st
 
 
 def _interval(row: Row) -> str:
-    low, high, kind = figures._interval(row)
+    low, high = row["output_throughput_ci_low"], row["output_throughput_ci_high"]
     return "" if low is None or high is None else f"{number(low)} to {number(high)}"
 
 
+def _memory(row: Row) -> str:
+    return format_bytes(row["peak_memory_bytes"]) if row["peak_memory_bytes"] else ""
+
+
+# Columns of the summary -> how a verdict on them is headed.
+METRICS = {
+    "output_throughput": "most tokens/s",
+    "output_throughput_per_gpu": "most tokens/s per GPU",
+    "median_tpot_ms": "shortest time per token",
+    "median_ttft_ms": "shortest time to first token",
+    "request_goodput": "most goodput",
+    "joules_per_output_token": "least energy per token",
+}
 COLUMNS = (
     Column("GPUs", "GPUs of the layout", lambda row: "" if row["num_gpus"] is None else str(row["num_gpus"])),
     Column("tok/s", "generated tokens per second, best of the runs", _figure("output_throughput")),
-    Column("interval", "95% interval of the mean over runs; one standard deviation either way where there is none", _interval),
+    Column("interval", "95% interval of the mean over the runs", _interval),
     Column("tok/s/GPU", "the same per GPU", _figure("output_throughput_per_gpu")),
     Column("TTFT ms", "time to first token, median", _figure("median_ttft_ms")),
     Column("TPOT ms", "time per output token after the first, median", _figure("median_tpot_ms")),
     Column("p99 TPOT", "the same, 99th percentile, in ms", _figure("p99_tpot_ms")),
-    Column("comm", "exposed communication in a decode step: transfer and wait during which nothing computes", _figure("comm_exposed_pct", unit="%")),
+    Column("comm", "transfer and wait in a decode step during which nothing computes", _figure("comm_exposed_pct", unit="%")),
     Column("bubble", "waiting for another pipeline stage in a decode step", _figure("bubble_pct", unit="%")),
     Column("goodput", "requests per second that met the objective", _figure("request_goodput")),
     Column("bound", "tokens per second that the hardware could do at most", _figure("bound_output_throughput")),
@@ -169,7 +184,7 @@ COLUMNS = (
     Column("MFU", "model FLOPs utilisation", _figure("model_flops_utilization", 100.0, "%")),
     Column("MBU", "memory bandwidth utilisation", _figure("memory_bandwidth_utilization", 100.0, "%")),
     Column("J/token", "energy per generated token", _figure("joules_per_output_token")),
-    Column("memory", "peak of the fullest rank", lambda row: format_bytes(row["peak_memory_bytes"]) if row["peak_memory_bytes"] else ""),
+    Column("memory", "peak of the fullest rank", _memory),
     Column("runs", "completed runs", lambda row: str(row["num_runs"])),
 )
 
@@ -204,28 +219,39 @@ def _line(row: Row, layout: str, columns: Sequence[Column]) -> dict[str, Any]:
     }
 
 
-def _findings(comparison: Sequence[Row], names: dict[tuple[Any, ...], str]) -> list[dict[str, Any]]:
-    """The sentences to read first, by experiment and scenario."""
-    groups = figures.grouped(comparison, lambda row: (row["experiment"], row["scenario"]))
+# -- the verdicts -----------------------------------------------------------------------------------------------
+
+
+def _findings(summary: pa.Table | None) -> list[dict[str, Any]]:
+    """By experiment and scenario: for each concurrency and metric the best layout against the next, and all in words."""
+    found = _rows(verdicts(summary)) if summary is not None else []
     return [
-        {"experiment": experiment, "scenario": scenario, "title": f"{rows[0]['model']} · {_scenario(rows[0])}", "sentences": list(_leaders(rows, names))}
-        for (experiment, scenario), rows in groups.items()
+        {"experiment": experiment, "scenario": scenario, **_matrix(rows)}
+        for (experiment, scenario), rows in figures.grouped(found, lambda row: (row["experiment"], row["scenario"])).items()
     ]
 
 
-def _leaders(rows: Sequence[Row], names: dict[tuple[Any, ...], str]) -> Iterable[str]:
-    """Which layout made the most tokens at each concurrency, and by how much: what was measured, without a claim to more."""
-    for concurrency, peers in figures.grouped(rows, lambda row: row["max_concurrency"]).items():
-        ranked = sorted((row for row in peers if row["output_throughput"]), key=lambda row: -row["output_throughput"])
-        if not ranked:
-            yield f"At {concurrency} concurrent no layout completed."
-            continue
-        best = ranked[0]
-        words = f"At {concurrency} concurrent, {names[figures.key(best)]} made {number(best['output_throughput'])} tokens/s"
-        if len(ranked) > 1:
-            ratio = best["output_throughput"] / ranked[1]["output_throughput"]
-            words += f", {ratio:.2f}x {names[figures.key(ranked[1])]}"
-        yield words + "."
+def _matrix(rows: Sequence[Row]) -> dict[str, Any]:
+    metrics = [name for name in METRICS if any(row["metric"] == name for row in rows)]
+    lines = figures.grouped(rows, lambda row: row["max_concurrency"])
+    return {
+        "metrics": [METRICS[name] for name in metrics],
+        "lines": [
+            {
+                "concurrency": concurrency,
+                "winners": [next((_winner(row) for row in line if row["metric"] == name), None) for name in metrics],
+                "sentences": [row["sentence"] for row in line],
+            }
+            for concurrency, line in lines.items()
+        ],
+    }  # fmt: skip
+
+
+def _winner(row: Row) -> dict[str, Any]:
+    """The best layout and the next, and by how much, as far as the runs show it."""
+    times = "" if row["ratio"] is None else f"{row['ratio']:.2f}x"
+    interval = "" if row["ci_low"] is None else f"[{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
+    return {"best": row["best"], "other": row["other"], "times": times, "interval": interval, "equal": row["different"] is False}
 
 
 # -- the environment --------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,8 @@ CPU_NOTE = (
     "ranking of them."
 )
 LEGEND = (
-    "tok/s: generated tokens per second, best of the runs; ±: their standard deviation. TTFT, TPOT: medians. comm: exposed "
+    "tok/s: generated tokens per second, best of the runs; ±: their standard deviation; steady: while every slot is taken, ramp-up "
+    "and drain left out. x [low, high]: ratio of mean tok/s with its 95% interval. TTFT, TPOT: medians. comm: exposed "
     "communication, bubble: waiting for another stage; shares of a decode step, from a separate run. memory: of the fullest rank."
 )
 SVG_WIDTH = 110
@@ -39,13 +40,16 @@ SVG_WIDTH = 110
 # -- the comparison ---------------------------------------------------------------------------------------------
 
 
-def render(comparison: pa.Table, console: Console) -> None:
-    """Print a table for each model, scenario and concurrency, the best layout first; failed ones with their reason below."""
+def render(comparison: pa.Table, console: Console, sentences: Mapping[tuple[Any, ...], Sequence[str]] | None = None) -> None:
+    """Print a table for each model, scenario and concurrency, the best layout first; failed ones with their reason below.
+
+    sentences: verdicts to go under a table, by (experiment, model, scenario, max_concurrency).
+    """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in comparison.to_pylist():
         groups.setdefault((row["experiment"], row["model"], row["scenario"], row["max_concurrency"]), []).append(row)
-    for rows in groups.values():
-        _render_group(rows, console)
+    for group, rows in groups.items():
+        _render_group(rows, console, (sentences or {}).get(group, ()))
     console.print(LEGEND, style="dim")
     if any(row["num_runs"] > 1 for rows in groups.values() for row in rows):
         console.print(f"{RUN_ORDER[0].upper()}{RUN_ORDER[1:]}.", style="dim")
@@ -60,7 +64,7 @@ def export_svg(comparison: pa.Table, path: Path, title: str = "orchestrator comp
     console.save_svg(str(path), title=title)
 
 
-def _render_group(rows: list[dict[str, Any]], console: Console) -> None:
+def _render_group(rows: list[dict[str, Any]], console: Console, sentences: Sequence[str]) -> None:
     dtypes = {_dtype(row) for row in rows}
     console.print(_title(rows[0]) + (f" · {dtypes.pop()}" if len(dtypes) == 1 else ""), style="bold")
     table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, header_style="dim")
@@ -74,12 +78,13 @@ def _render_group(rows: list[dict[str, Any]], console: Console) -> None:
         table.add_row(*words, *(show(row) for show in figures.values()), style=_style(row))
     console.print(table)
     same = outputs.sentence(names_of(rows), rows)
-    if same:
-        console.print(Text(same))
+    for sentence in (*sentences, *([same] if same else [])):
+        console.print(Text(sentence))
     for row in rows:
         if row["reason"]:
-            console.print(Text(f"{row['strategy']} ({row['engine']}) failed: {row['reason']}", style="red"))
-    if same or any(row["reason"] for row in rows):
+            what = "invalid" if row["status"] == "invalid" else "failed"
+            console.print(Text(f"{row['strategy']} ({row['engine']}) {what}: {row['reason']}", style="red"))
+    if sentences or same or any(row["reason"] for row in rows):
         console.print()
 
 
@@ -89,7 +94,7 @@ def _title(row: dict[str, Any]) -> str:
 
 
 def _style(row: dict[str, Any]) -> str:
-    if row["status"] == "failed":
+    if row["status"] != "completed":
         return "red"
     return "bold green" if row["relative_to_best"] == 1.0 else ""
 
@@ -111,8 +116,9 @@ def _percent(value: float | None, digits: int = 1, of: float = 100.0) -> str:
 # Title of a column -> what it shows of a row.
 FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
     "GPUs": lambda row: _number(row["num_gpus"], 0),
-    "tok/s": lambda row: "failed" if row["status"] == "failed" else _number(row["output_throughput"]),
+    "tok/s": lambda row: _number(row["output_throughput"]) if row["status"] == "completed" else row["status"],
     "±": lambda row: _number(row["output_throughput_std"]),
+    "steady": lambda row: _number(row["steady_output_throughput"]),
     "/GPU": lambda row: _number(row["output_throughput_per_gpu"]),
     "best": lambda row: "best" if row["relative_to_best"] == 1.0 else _percent(row["relative_to_best"], 0, of=1.0),
     "TTFT ms": lambda row: _number(row["median_ttft_ms"]),
@@ -123,7 +129,7 @@ FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
     "runs": lambda row: str(row["num_runs"]),
 }
 NARROW = 100  # a terminal of fewer columns does without
-LEFT_OUT = ("±", "/GPU", "runs")
+LEFT_OUT = ("±", "steady", "/GPU", "runs")
 
 
 # -- progress ---------------------------------------------------------------------------------------------------
@@ -167,8 +173,8 @@ class RunProgress:
         self._done += 1
         self._total = max(self._total, self._done)  # runs may be added until they agree
         name = f"{row['strategy']} {row['engine']} {row['scenario']} c{row['max_concurrency']} run {row['run'] + 1}"
-        if row["status"] == "failed":
-            text = Text(f"failed: {row['reason']}", style="red")
+        if row["status"] != "completed":
+            text = Text(f"{row['status']}: {row['reason']}", style="red")
         else:
             self._last = f"{_number(row['output_throughput'])} tok/s"
             text = Text(f"{self._last}, TTFT {_number(row['median_ttft_ms'])} ms, TPOT {_number(row['median_tpot_ms'], 2)} ms")

@@ -47,7 +47,7 @@ class TorchEngine:
         from workers.engine import Generator
 
         start = time.perf_counter()
-        communicator = Communicator(context)
+        communicator = Communicator(context, ablated=plan.ablation == "comm")
         decoder, cache = load_decoder(context, plan, communicator)
         _synchronize(context)
         loaded = time.perf_counter()

@@ -107,12 +107,9 @@
   charts.throughput = {
     rows: () => chosen(data.cells, true).filter((row) => row.throughput != null).map((row) => ({
       layout: row.layout, concurrency: row.concurrency, tokens_per_second: row.throughput, low: row.low, high: row.high,
-      interval: row.interval, runs: row.runs,
+      runs: row.runs,
     })),
-    note: (rows) => {
-      const kinds = [...new Set(rows.map((row) => row.interval).filter(Boolean))];
-      return kinds.length ? `Grey: ${kinds.join(", ")}.` : "One run each, so there is no interval to draw.";
-    },
+    note: (rows) => rows.some((row) => row.low != null) ? "Grey: 95% interval of the mean." : "One run each, so there is no interval to draw.",
     panels: (rows, width) => [{ spec: new Set(rows.map((row) => row.concurrency)).size > 1 ? curves(rows, width) : bars(rows) }],
   };
 
@@ -461,6 +458,7 @@
     for (const part of document.querySelectorAll("[data-experiment]")) {
       part.hidden = part.dataset.experiment !== state.experiment || part.dataset.scenario !== state.scenario;
     }
+    for (const words of document.querySelectorAll(".words")) words.hidden = Number(words.dataset.concurrency) !== state.concurrency;
     for (const row of document.querySelectorAll("tr[data-layout]")) row.hidden = !layouts.has(row.dataset.layout);
     for (const id of ["timeline", "telemetry", "memory"]) document.getElementById(id).hidden = !data[id].length;
   }
