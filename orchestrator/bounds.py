@@ -224,10 +224,10 @@ def _arithmetic(
     row: Mapping[str, Any], bound: Bound, ceilings: Ceilings, rate: float, stages: Sequence[Stage], load: Closed
 ) -> str:
     read = sum(stage.decode_bytes(load.together / bound.lanes, load.context) for stage in stages)
+    operations = max(stage.prefill_flops(load) for stage in stages)
     return (
         f"{row['output_throughput']:.1f} tok/s is above the bound of {row['total_output_tokens'] / bound.seconds:.1f}: "
-        f"{row['total_output_tokens']} tokens in at least {bound.seconds:.4g} s, from {bound.prefill_s:.4g} s of prefill "
-        f"({sum(stage.prefill_flops(load) for stage in stages):.4g} operations a GPU of each stage at {rate / 1e12:.1f} TFLOP/s) and "
-        f"{bound.decode_s:.4g} s of decode ({load.rounds:.1f} rounds, {read / 1e9:.4g} GB at {ceilings.hbm / 1e9:.0f} GB/s, "
-        f"{bound.lanes} lanes); ceilings: {ceilings.source}"
+        f"{row['total_output_tokens']} tokens in at least {bound.seconds:.4g} s, of which prefill {bound.prefill_s:.4g} s "
+        f"({operations:.4g} operations a GPU at {rate / 1e12:.4g} TFLOP/s) and decode {bound.decode_s:.4g} s ({load.rounds:.4g} "
+        f"rounds; {read / 1e9:.4g} GB through all stages at {ceilings.hbm / 1e9:.4g} GB/s); ceilings: {ceilings.source}"
     )

@@ -40,10 +40,8 @@ def calibrate(
     Raises UserError where there is no such cluster or device, or where the measurement fails.
     """
     kind = _device(device)
-    with connect(address, kind, ranks or 0, dashboard=False) if _elsewhere(address) else _local(kind, ranks) as cluster:
-        slots = cluster.topology().slots
-        ranks = ranks or (sum(slot.node == slots[0].node for slot in slots) if kind == "cuda" and slots else _workers())
-        table = _measure(cluster, kind, ranks, quick)
+    with connect(address, kind, ranks or _here(kind, address), dashboard=False) as cluster:
+        table = _measure(cluster, kind, ranks or _on_one_node(cluster, kind), quick)
     path = (out or fabric.folder(host=table.column("host")[0].as_py())) / fabric.FILE
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,8 +52,6 @@ def calibrate(
 
 
 def _measure(cluster: Cluster, device: Literal["cuda", "cpu"], ranks: int, quick: bool) -> pa.Table:
-    if ranks == 0:
-        raise UserError("there is no GPU to calibrate; use --device cpu")
     try:
         group = WorkerGroup.start(cluster, LAYOUT, plan(device, ranks, quick), engines.CALIBRATION.name)
         try:
@@ -81,14 +77,23 @@ def _device(asked: str) -> Literal["cuda", "cpu"]:
     return cast(Literal["cuda", "cpu"], asked) if asked != "auto" else "cuda" if hardware.gpus() else "cpu"
 
 
-def _elsewhere(address: str | None) -> bool:
-    return bool(address or os.environ.get("RAY_ADDRESS"))
+def _here(device: str, address: str | None) -> int:
+    """Ranks for a local cluster where nothing is asked; 0, any number, for one that is there already."""
+    if address or os.environ.get("RAY_ADDRESS"):
+        return 0
+    return _some(len(hardware.gpus())) if device == "cuda" else _workers()
 
 
-def _local(device: str, ranks: int | None) -> Any:
-    """A local cluster with room for `ranks`, or for as many as are measured where nothing is asked."""
-    here = len(hardware.gpus()) if device == "cuda" else _workers()
-    return connect(None, device, ranks or here, dashboard=False)
+def _on_one_node(cluster: Cluster, device: str) -> int:
+    """All GPUs of the first node that has any, or a few CPU workers."""
+    slots = cluster.topology().slots
+    return _some(sum(slot.node == slots[0].node for slot in slots)) if device == "cuda" else _workers()
+
+
+def _some(gpus: int) -> int:
+    if gpus == 0:
+        raise UserError("there is no GPU to calibrate; use --device cpu")
+    return gpus
 
 
 def _workers() -> int:

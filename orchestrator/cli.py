@@ -228,6 +228,20 @@ def trace(result_dir: Path) -> None:
 
 
 @main.command()
+@click.argument("result_dir", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="[RESULT_DIR/report.html]")
+@click.option("--open", "open_", is_flag=True, help="Show it in the browser.")
+def report(result_dir: Path, out: Path | None, open_: bool) -> None:
+    """Write results as one HTML page with charts, which opens offline."""
+    from orchestrator.report.html import render_html
+
+    path = render_html(result_dir, out)
+    click.echo(path)
+    if open_:
+        click.launch(path.resolve().as_uri())
+
+
+@main.command()
 @click.argument("root", default="results", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def runs(root: Path, as_json: bool) -> None:
@@ -286,8 +300,21 @@ def _run(experiment: Experiment, planned: Sequence[PlannedDeployment]) -> int:
     for line in ablation.sentences(Store(folder)):
         console.print(line, soft_wrap=True, highlight=False)
     console.print(f"Results: {folder}", soft_wrap=True, highlight=False)
-    runs = [Run(cell.cell, index) for one in planned for cell in one.cells for index in range(experiment.num_runs)]
-    return 0 if all(map(Store(folder).is_completed, runs)) else SOME_FAILED
+    _write_report(folder, console)
+    store = Store(folder)
+    runs = [Run(cell.cell, index) for one in planned for cell in one.cells for index in range(experiment.run_limit)]
+    asked = [run for run in runs if run.index < experiment.num_runs or store.summary_of(run)]  # the others were not needed
+    return 0 if all(map(store.is_completed, asked)) else SOME_FAILED
+
+
+def _write_report(folder: Path, console: Console) -> None:
+    """Write report.html and say where; a report that cannot be made takes nothing from the results."""
+    try:
+        from orchestrator.report.html import render_html
+
+        console.print(f"Report: {render_html(folder)}", soft_wrap=True, highlight=False)
+    except Exception as error:
+        click.echo(f"note: the report could not be made: {' '.join(str(error).split()) or type(error).__name__}", err=True)
 
 
 def _show(found: Findings, objective: str, console: Console) -> None:

@@ -67,7 +67,7 @@ def connect(address: str | None, device: str, ranks_needed: int, dashboard: bool
     if address is None:
         _check_room(local_topology(device, ranks_needed), device, ranks_needed, "this machine")
     else:
-        _probe(*_host_and_port(address), address)
+        check_address(address)
     assert not ray.is_initialized(), "this process is connected to a Ray cluster already, which is not ours to end"
     before = children()
     try:
@@ -109,6 +109,11 @@ def _check_room(topology: Topology, device: str, ranks: int, where: str) -> None
     if there < ranks:
         what = RESOURCES[device] + "s"
         raise UserError(f"the layout needs {ranks} {what}, {where} has {there}; use a smaller layout or another --address")
+
+
+def check_address(address: str) -> None:
+    """Raises UserError where no Ray cluster answers at `address`."""
+    _probe(*_host_and_port(address), address)
 
 
 def _host_and_port(address: str) -> tuple[str, int]:

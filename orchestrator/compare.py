@@ -133,12 +133,13 @@ def whole(summary: pa.Table) -> list[dict[str, Any]]:
 
 def _cell(runs: list[dict[str, Any]]) -> dict[str, Any]:
     done = [run for run in runs if run["status"] == COMPLETED]
-    row: dict[str, Any] = {name: runs[0][name] for name in KEY}
+    row: dict[str, Any] = {name: runs[0].get(name) for name in KEY}
     row |= {name: _reduce(runs, name, lambda values: values[0]) for name in CONSTANTS}
     bad = [run for run in runs if run["status"] in (FAILED, INVALID)]
     row |= {"status": COMPLETED if done else bad[-1]["status"], "reason": bad[-1]["reason"] if bad else None, "num_runs": len(done)}
     row |= {name: _reduce(done, name, statistics.median) for name in (*MEDIANS, *bounds.FIGURES)}
-    row |= {field.name: _reduce([r for r in done if r.get("power_valid")], field.name, statistics.median) for field in telemetry.COMPARED}
+    powered = [run for run in done if run.get("power_valid")]
+    row |= {one.name: _reduce(powered, one.name, statistics.median) for one in telemetry.COMPARED}
     row |= _spread([run["output_throughput"] for run in done if run["output_throughput"] is not None])
     digests = {run["output_digest"] for run in done if run.get("output_digest")}
     row |= {"output_digest": next(iter(digests)) if len(digests) == 1 else None, "distinct_outputs": len(digests)}
@@ -168,5 +169,5 @@ def grouped(rows: Iterable[dict[str, Any]], names: tuple[str, ...]) -> list[list
     """Rows that agree in the columns `names` together, in the order of the first of each."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+        groups.setdefault(tuple(row.get(name) for name in names), []).append(row)
     return list(groups.values())

@@ -216,6 +216,7 @@ class _Deploying:
         )
         assert self.group is not None
         row |= metrics.of_collectives(reports) | metrics.of_memory(reports) | self.group.costs()
+        row |= metrics.of_ranks(self.group.built, self.job.deployment.plan)
         row |= steady.of_requests(requests) | goodput.of_requests(requests, self.job.experiment.goodput, len(cell.work.requests))
         row |= telemetry.of_telemetry(reports, row["duration"], row["total_output_tokens"], row["num_gpus"])
         row["output_digest"] = outputs.output_digest(requests)

@@ -14,7 +14,9 @@ import pyarrow as pa
 
 from orchestrator import bounds, goodput, telemetry
 from orchestrator.accounting import SHARE_COLUMNS
-from workers.plan import Built, RankReport
+from strategies.memory import kv_bytes_per_token
+from strategies.shapes import DTYPE_BYTES
+from workers.plan import Built, EnginePlan, RankReport
 from workers.records import column, table_schema
 
 LATENCIES = ("ttft", "tpot", "itl", "e2el")
@@ -72,6 +74,8 @@ SUMMARY = table_schema("summary", [
     column("kv_tokens", pa.int64(), "tokens"),
     column("peak_memory_bytes", pa.int64(), "B"),
     column("peak_memory_bytes_per_rank", pa.list_(pa.int64()), "B"),
+    column("weight_bytes_per_rank", pa.list_(pa.int64()), "B"),
+    column("kv_bytes_per_rank", pa.list_(pa.int64()), "B"),
     column("comm_calls", pa.int64(), "1"),
     column("comm_bytes", pa.int64(), "B"),
     *(column(name, pa.float64(), "%") for name in SHARE_COLUMNS),
@@ -162,6 +166,14 @@ def of_build(built: Sequence[Built]) -> dict[str, Any]:
         "kv_tokens": min(b.kv_tokens for b in built),
         "device_name": built[0].device_name,
     }
+
+
+def of_ranks(built: Sequence[Built], plan: EnginePlan) -> dict[str, list[int] | None]:
+    """Bytes of weights and of the paged KV cache, in rank order; no KV where an engine has no such cache."""
+    ranks = sorted(built, key=lambda b: b.rank)
+    size = DTYPE_BYTES[plan.dtype]
+    kv = [b.kv_tokens * kv_bytes_per_token(plan.placement, plan.model, b.rank, size) for b in ranks]
+    return {"weight_bytes_per_rank": [b.weight_bytes for b in ranks], "kv_bytes_per_rank": kv if any(kv) else None}
 
 
 def first_token_s(reports: Iterable[RankReport]) -> float:

@@ -91,7 +91,7 @@ def test_a_deployment_is_built_once_and_serves_its_cells(shared, tmp_path):
     assert row["startup_s"] > row["build_s"] > 0
     assert row["metadata"] == '{"k": "v"}'
     assert {table: store.read(table).num_rows for table in ("requests", "steps", "collectives", "parts", "spans")} == {
-        "requests": 16, "steps": 8, "collectives": 8, "parts": 4, "spans": 16,
+        "requests": 16, "steps": 8, "collectives": 8, "parts": 4, "spans": 8,
     }
     assert {(r["max_concurrency"], r["run"], r["rank"]) for r in store.read("telemetry").to_pylist()} == {
         (cell, index, rank) for cell in (1, 2) for index in (0, 1) for rank in (0, 1)

@@ -180,14 +180,13 @@ def test_a_run_on_a_cpu_is_sampled_ten_times_a_second_and_the_thread_ends_with_i
     table = recording.table(rank=3)
     assert table.schema == TELEMETRY
     rows = table.to_pylist()
-    within = [row for row in rows if 0 <= row["time_s"] <= 1.0]
-    assert len(within) >= 10
+    assert len(rows) / rows[-1]["time_s"] >= 10
     assert {row["rank"] for row in rows} == {3}
     assert all(row["process_rss_bytes"] > 1e6 for row in rows)
     assert rows[0]["process_cpu_pct"] is None
     assert rows[5]["process_cpu_pct"] > 0
     assert {row[name] for row in rows for name in ("gpu", "power_w", "gpu_utilization_pct", "nvlink_tx_bytes")} == {None}
-    assert recording.cpu_s < 0.1
+    assert 0 < recording.cpu_s < 0.2
 
 
 def test_times_are_those_of_the_run():

@@ -148,13 +148,11 @@ def collectives(device: torch.device, sweep: Sweep, group: dist.ProcessGroup, ra
         def renew(x: Tensor = x, source: Tensor = source) -> None:
             x.copy_(source)  # sums of sums would overflow
 
-        shown = {"group_size": size, "factor": BUS_FACTORS[op](size)}
-        name = str(dtype).removeprefix("torch.")
-        us = _median_us(device, sweep, call, renew=renew)
-        yield _row("collective", op, name, us, count * dtype.itemsize, **shown)
-        us_in_graph = _in_graph_us(device, sweep, call, renew)
-        if us_in_graph is not None:
-            yield _row("collective", op, name, us_in_graph, count * dtype.itemsize, mode="graph", **shown)
+        times = {"eager": _median_us(device, sweep, call, renew=renew), "graph": _in_graph_us(device, sweep, call, renew)}
+        for mode, us in times.items():
+            if us is not None:
+                row = _row("collective", op, str(dtype).removeprefix("torch."), us, count * dtype.itemsize, mode, size)
+                yield row | {"busbw": row["algbw"] * BUS_FACTORS[op](size)}
 
 
 # Bytes that cross each link, as a multiple of the message: PERFORMANCE.md of nccl-tests. The message is the tensor of an
@@ -234,12 +232,9 @@ def _elapsed_us(device: torch.device, call: Call, calls: int) -> float:
     return 1e3 * begin.elapsed_time(end)
 
 
-def _row(
-    kind: str, op: str, dtype: str, us: float, size: int, mode: str = "eager", group_size: int = 1, factor: float | None = None
-) -> Row:
-    algbw = size / us / 1e3
+def _row(kind: str, op: str, dtype: str, us: float, size: int, mode: str = "eager", group_size: int = 1) -> Row:
     row: Row = {"kind": kind, "op": op, "dtype": dtype, "mode": mode, "group_size": group_size, "bytes": size, "time_us": us}
-    return row | {"algbw": algbw, "busbw": None if factor is None else algbw * factor}
+    return row | {"algbw": size / us / 1e3}
 
 
 # -- the device -------------------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from orchestrator.units import format_bytes
 # kind -> what a row of it says first.
 TITLES = {"hbm": "memory", "gemm": "matrix product", "decode_gemm": "decode product"}
 NOTE = (
-    "Medians of several samples. latency and bandwidth: least squares on time = latency + bytes x factor / bandwidth, the factor of "
-    "nccl-tests' bus bandwidth; ±: the worst row's distance from that line. Data sheets give dense figures."
+    "Medians of several samples. latency and bandwidth: least squares on time = latency + bytes x factor / bandwidth, with the "
+    "factor of nccl-tests' bus bandwidth; ±: the worst row's distance from that line. Data sheets give dense figures."
 )
 
 
@@ -32,7 +32,7 @@ def render(found: Calibration, console: Console) -> None:
     """Print what was measured."""
     rows = found.table.to_pylist()
     name = rows[0]["device_name"]
-    ranks = 1 + max(row["rank"] for row in rows)
+    ranks = max(max(row["rank"] + 1, row["group_size"]) for row in rows)
     console.print(f"[bold]{rows[0]['host']}[/bold]: {ranks} x {name}", highlight=False)
     console.print(_devices(rows, datasheet.sheet(name)))
     collectives = [row for row in rows if row["kind"] == "collective"]
@@ -79,8 +79,8 @@ def _collectives(rows: Sequence[dict[str, Any]]) -> Table:
         table.add_column(_binary(size), justify="right")
     for op, group, mode in dict.fromkeys((row["op"], row["group_size"], row["mode"]) for row in rows):
         line = [row for row in rows if (row["op"], row["group_size"], row["mode"]) == (op, group, mode)]
-        times = {min(sizes, key=lambda size, row=row: abs(size - row["bytes"])): row["time_us"] for row in line}
-        table.add_row(op, str(group), mode, *(_round(times.get(size)) for size in sizes))
+        times = [next((row["time_us"] for row in line if abs(row["bytes"] / size - 1) < 0.5), None) for size in sizes]
+        table.add_row(op, str(group), mode, *map(_round, times))
     return table
 
 
@@ -105,7 +105,7 @@ def _print_links(pairs: Sequence[dict[str, Any]], sheet: datasheet.Sheet | None,
     for what, names in groups.items():
         console.print(f"Links: {what} between GPUs {', '.join(names)}", highlight=False)
     if sheet and sheet.nvlink:
-        console.print(f"Data sheet: {sheet.links} NVLinks a GPU, {sheet.nvlink:.0f} GB/s, both directions together", highlight=False)
+        console.print(f"Data sheet: {sheet.links} NVLinks, {sheet.nvlink:.0f} GB/s, both directions together", highlight=False)
 
 
 def _round(value: float | None) -> str:

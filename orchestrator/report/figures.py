@@ -35,14 +35,16 @@ GAUGES = (
     ("SM clock", "MHz", "sm_clock_mhz", 1.0),
     ("Temperature", "°C", "temperature_c", 1.0),
     ("Memory utilisation", "%", "memory_utilization_pct", 1.0),
-    ("Processor use of a worker", "% of a core", "process_cpu_pct", 1.0),
 )
-CPU_GAUGES = (*GAUGES[-1:], ("Main memory of a worker", "GB", "process_rss_bytes", 1e-9))
+CPU_GAUGES = (
+    ("Processor use of a worker", "% of a core", "process_cpu_pct", 1.0),
+    ("Main memory of a worker", "GB", "process_rss_bytes", 1e-9),
+)
 
 
 def key(row: Row) -> tuple[Any, ...]:
     """What names a cell; an older result may lack some of it."""
-    return tuple(row.get(name, MISSING) for name in KEY)
+    return tuple(row.get(name) or MISSING for name in KEY)
 
 
 def layout_names(rows: Sequence[Row]) -> dict[tuple[Any, ...], str]:
@@ -95,7 +97,7 @@ def _cell(row: Row, layout: str, lengths: Mapping[tuple[Any, ...], float]) -> di
     }
 
 
-def _parts(row: Row, prefix: str) -> dict[str, float]:
+def _parts(row: Row, prefix: str) -> dict[str, float | None]:
     """Shares of a step in percent; {} where it was not observed. An older result knows only a part of it."""
     found = {part: row.get(f"{prefix}{part}_pct") for part in PARTS}
     if found["compute"] is not None:
@@ -210,8 +212,8 @@ def merged(rows: Sequence[Row]) -> list[tuple[int, int, str, float, float]]:
 def memory(summary: Sequence[Row], names: Mapping[tuple[Any, ...], str]) -> list[dict[str, Any]]:
     """Per cell and rank in GB: weights and KV where they are known per rank, and the rest of the peak."""
     rows = []
-    done = grouped((row for row in summary if row["status"] == COMPLETED and row["peak_memory_bytes_per_rank"]), key)
-    for cell, runs in done.items():
+    done = (row for row in summary if row["status"] == COMPLETED and row["peak_memory_bytes_per_rank"] and key(row) in names)
+    for cell, runs in grouped(done, key).items():
         run = max(runs, key=lambda run: max(run["peak_memory_bytes_per_rank"]))
         for rank, peak in enumerate(run["peak_memory_bytes_per_rank"]):
             parts = {name: _nth(run.get(f"{name}_bytes_per_rank"), rank) for name in ("weight", "kv")}
@@ -227,6 +229,7 @@ def telemetry(samples: pa.Table | None, names: Mapping[tuple[Any, ...], str]) ->
     if samples is None:
         return []
     seconds, runs = np.asarray(samples.column("time_s"), dtype=float), np.asarray(samples.column("run"))
+    ranks = np.asarray(samples.column("rank"))
     gauges = GAUGES if samples.column("gpu").null_count < samples.num_rows else CPU_GAUGES
     columns = {name: np.asarray(samples.column(name).cast(pa.float64()).fill_null(np.nan)) for *_, name, _ in gauges}
     rows = []
@@ -234,24 +237,23 @@ def telemetry(samples: pa.Table | None, names: Mapping[tuple[Any, ...], str]) ->
         mine = indices[(runs[indices] == runs[indices].min()) & ~np.isnan(seconds[indices])]
         for title, unit, name, scale in gauges:
             if cell in names and mine.size and not np.isnan(columns[name][mine]).all():
-                shown = binned(seconds[mine], scale * columns[name][mine])
+                shown = binned(seconds[mine], scale * columns[name][mine], len(np.unique(ranks[mine])))
                 rows.append({**view(cell, names), "gauge": title, "unit": unit, **shown})
     return rows
 
 
-def binned(seconds: np.ndarray, values: np.ndarray) -> dict[str, list[float]]:
-    """Mean, least and greatest of the values in each of at most SAMPLES equal stretches of time that have any."""
-    start, stop = seconds.min(), seconds.max()
-    width = max(stop - start, 1e-9) / SAMPLES
-    index = np.minimum(((seconds - start) / width).astype(int), SAMPLES - 1)
-    index = np.where(np.isnan(values), -1, index)
-    bins = [values[index == position] for position in range(SAMPLES)]
-    filled = [(position, found) for position, found in enumerate(bins) if found.size]
+def binned(seconds: np.ndarray, values: np.ndarray, devices: int) -> dict[str, list[float | None]]:
+    """Mean, least and greatest of the values in equal stretches of time, at most SAMPLES, each long enough for all `devices`."""
+    known = ~np.isnan(values)
+    seconds, values = seconds[known], values[known]
+    edges = np.linspace(seconds.min(), seconds.max(), 1 + max(1, min(SAMPLES, len(values) // devices)))
+    index = np.clip(np.searchsorted(edges, seconds, side="right") - 1, 0, len(edges) - 2)
+    found = [(position, values[index == position]) for position in np.unique(index)]
     return {
-        "s": compact([start + (position + 0.5) * width for position, _ in filled]),
-        "mean": compact([found.mean() for _, found in filled]),
-        "low": compact([found.min() for _, found in filled]),
-        "high": compact([found.max() for _, found in filled]),
+        "s": compact((edges[position] + edges[position + 1]) / 2 for position, _ in found),
+        "mean": compact(inside.mean() for _, inside in found),
+        "low": compact(inside.min() for _, inside in found),
+        "high": compact(inside.max() for _, inside in found),
     }
 
 
@@ -277,7 +279,7 @@ def by_cell(table: pa.Table) -> dict[tuple[Any, ...], np.ndarray]:
     columns = [table.column(name).to_pylist() if name in known else [MISSING] * table.num_rows for name in KEY]
     groups: dict[tuple[Any, ...], list[int]] = {}
     for index, cell in enumerate(zip(*columns, strict=True)):
-        groups.setdefault(cell, []).append(index)
+        groups.setdefault(tuple(value or MISSING for value in cell), []).append(index)
     return {cell: np.asarray(indices) for cell, indices in groups.items()}
 
 

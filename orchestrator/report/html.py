@@ -11,15 +11,14 @@ from typing import Any
 import jinja2
 import pyarrow as pa
 
-from orchestrator import results
-from orchestrator.compare import of_folders
+from orchestrator import findings, results
+from orchestrator.errors import UserError
 from orchestrator.metrics import COMPLETED
-from orchestrator.report import figures
+from orchestrator.report import figures, sweep
 from orchestrator.report.figures import Row
 from orchestrator.report.terminal import CPU_NOTE
 from orchestrator.results import Store
 from orchestrator.units import format_bytes
-from orchestrator.verdicts import verdicts
 
 REPORT = "report.html"
 STATIC = files("orchestrator.report") / "static"
@@ -28,9 +27,12 @@ COLOURS = 10  # layouts that are told apart by colour; the style sheet has as ma
 
 
 def render_html(folder: Path, out: Path | None = None) -> Path:
-    """Write the report of the results at `folder`, an experiment's or one that holds several, to `out` [folder/report.html]."""
+    """Write the report of the results at `folder`, an experiment's or one that holds several, to `out` [folder/report.html].
+
+    Raises UserError where there are no results, or the page cannot be written.
+    """
     context = describe(folder)
-    loader = jinja2.FunctionLoader(lambda name: (STATIC / name).read_text())
+    loader = jinja2.FunctionLoader(lambda name: (STATIC / name).read_text(encoding="utf-8"))
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.get_template("report.html.j2").render(
         **context,
@@ -39,14 +41,18 @@ def render_html(folder: Path, out: Path | None = None) -> Path:
         licences=_static("LICENSES.txt"),
     )
     path = out or folder / REPORT
-    path.write_text(page)
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"the report cannot be written to {path}: {error.strerror}; give another --out") from error
     return path
 
 
 def describe(folder: Path) -> dict[str, Any]:
     """Everything that the template shows."""
     folders = results.find(folder)
-    comparison = of_folders(folders).to_pylist()
+    found = findings.of_folders(folders)
+    comparison = found.comparison.to_pylist()
     names = figures.layout_names(comparison)
     data = _data(folders, comparison, names)
     return {
@@ -58,7 +64,8 @@ def describe(folder: Path) -> dict[str, Any]:
         "hardware": _hardware(folders),
         "groups": _groups(comparison, names),
         "columns": [(column.title, column.help) for column in _columns(comparison)],
-        "findings": _findings(_read(folders, "summary")),
+        "findings": _verdicts(found.verdicts.to_pylist()),
+        "sweeps": _sweeps(found.curves.to_pylist()),
         "cpu_note": CPU_NOTE if any((row["device_name"] or "").lower() == "cpu" for row in comparison) else None,
         "environments": [_environment(path) for path in folders],
     }
@@ -140,19 +147,19 @@ class Column:
 
 def number(value: float | None) -> str:
     """With three digits or more: 2,111 or 211 or 21.1 or 2.11."""
-    if value is None:
-        return ""
+    if not value:
+        return "" if value is None else "0"
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
     return f"{value:,.{digits}f}"
 
 
-def _figure(name: str, scale: float = 1.0, unit: str = "") -> Callable[[Row], str]:
-    return lambda row: "" if row.get(name) is None else number(scale * row[name]) + unit
+def _figure(name: str, unit: str = "") -> Callable[[Row], str]:
+    return lambda row: "" if row.get(name) is None else number(row[name]) + unit
 
 
 def _interval(row: Row) -> str:
     low, high = row["output_throughput_ci_low"], row["output_throughput_ci_high"]
-    return "" if low is None or high is None else f"{number(low)} to {number(high)}"
+    return "" if low is None or high is None else f"{number(low)}\u2013{number(high)}"
 
 
 def _memory(row: Row) -> str:
@@ -181,8 +188,8 @@ COLUMNS = (
     Column("goodput", "requests per second that met the objective", _figure("request_goodput")),
     Column("bound", "tokens per second that the hardware could do at most", _figure("bound_output_throughput")),
     Column("of bound", "throughput in percent of its bound", _figure("bound_pct", unit="%")),
-    Column("MFU", "model FLOPs utilisation", _figure("model_flops_utilization", 100.0, "%")),
-    Column("MBU", "memory bandwidth utilisation", _figure("memory_bandwidth_utilization", 100.0, "%")),
+    Column("MFU", "model FLOPs utilisation", _figure("model_flops_utilization", unit="%")),
+    Column("MBU", "memory bandwidth utilisation", _figure("memory_bandwidth_utilization", unit="%")),
     Column("J/token", "energy per generated token", _figure("joules_per_output_token")),
     Column("memory", "peak of the fullest rank", _memory),
     Column("runs", "completed runs", lambda row: str(row["num_runs"])),
@@ -201,7 +208,7 @@ def _groups(comparison: Sequence[Row], names: dict[tuple[Any, ...], str]) -> lis
     return [
         {
             "experiment": experiment, "scenario": scenario, "concurrency": concurrency,
-            "title": f"{rows[0]['model']} · {_scenario(rows[0])} · {concurrency} concurrent",
+            "title": f"{concurrency} concurrent",
             "rows": [_line(row, names[figures.key(row)], columns) for row in rows],
         }
         for (experiment, scenario, concurrency), rows in groups.items()
@@ -222,12 +229,19 @@ def _line(row: Row, layout: str, columns: Sequence[Column]) -> dict[str, Any]:
 # -- the verdicts -----------------------------------------------------------------------------------------------
 
 
-def _findings(summary: pa.Table | None) -> list[dict[str, Any]]:
+def _verdicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """By experiment and scenario: for each concurrency and metric the best layout against the next, and all in words."""
-    found = _rows(verdicts(summary)) if summary is not None else []
     return [
-        {"experiment": experiment, "scenario": scenario, **_matrix(rows)}
-        for (experiment, scenario), rows in figures.grouped(found, lambda row: (row["experiment"], row["scenario"])).items()
+        {"experiment": experiment, "scenario": scenario, **_matrix(found)}
+        for (experiment, scenario), found in figures.grouped(rows, lambda row: (row["experiment"], row["scenario"])).items()
+    ]
+
+
+def _sweeps(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What the sweep over concurrencies says of each layout, by experiment and scenario."""
+    return [
+        {"experiment": experiment, "scenario": scenario, "sentences": [sweep.line(dict(row)) for row in found]}
+        for (experiment, scenario), found in figures.grouped(rows, lambda row: (row["experiment"], row["scenario"])).items()
     ]
 
 
@@ -242,7 +256,7 @@ def _matrix(rows: Sequence[Row]) -> dict[str, Any]:
                 "winners": [next((_winner(row) for row in line if row["metric"] == name), None) for name in metrics],
                 "sentences": [row["sentence"] for row in line],
             }
-            for concurrency, line in lines.items()
+            for concurrency, line in sorted(lines.items())
         ],
     }  # fmt: skip
 
@@ -266,12 +280,13 @@ def _devices(manifest: dict[str, Any]) -> str:
     gpus = [gpu["name"] for gpu in manifest.get("gpus") or () if gpu.get("name")]
     if manifest.get("device") == "cpu" or not gpus:
         return f"CPU, {manifest['host']['cpu_count']} cores" if manifest.get("host") else ""
-    return ", ".join(f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus))
+    return ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus))
 
 
 def _environment(folder: Path) -> dict[str, Any]:
     manifest = results.read_manifest(folder)
-    asked = {name: value for name, value in (manifest.get("experiment") or {}).items() if value not in (None, [], {}, "")}
+    asked = {name: value for name, value in (manifest.get("experiment") or {}).items() if value not in (None, [], {}, "", False)}
+    asked.pop("result_dir", None)
     host = manifest.get("host") or {}
     facts = {
         "Devices": _devices(manifest),
@@ -299,5 +314,5 @@ def _text(value: Any) -> str:
 
 def _static(name: str) -> str:
     """A file of the page, without the reference to a source map that would have to be fetched."""
-    text = (STATIC / name).read_text()
+    text = (STATIC / name).read_text(encoding="utf-8")
     return text.split("//# sourceMappingURL=")[0].strip()

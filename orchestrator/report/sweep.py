@@ -35,7 +35,8 @@ def line(row: dict[str, Any]) -> str:
     """What a sweep says of one layout."""
     first, last = row["max_concurrency"][0], row["max_concurrency"][-1]
     parts = [f"knee at {row['knee']}" if row["knee"] else "no knee"]
-    parts += [f"best point at {row['best_point']}"] if row["best_point"] else []
+    if row["best_point"]:
+        parts.append(f"best point at {row['best_point']}{', the highest measured' if row['best_point'] == last else ''}")
     if row["user_speed_decay_pct"] is not None:
         change = row["user_speed_decay_pct"]
         parts.append(f"a user {'loses' if change >= 0 else 'gains'} {abs(change):.0f}% of their speed from {first} to {last}")

@@ -50,7 +50,7 @@ def render(comparison: pa.Table, console: Console, sentences: Mapping[tuple[Any,
         groups.setdefault((row["experiment"], row["model"], row["scenario"], row["max_concurrency"]), []).append(row)
     for group, rows in groups.items():
         _render_group(rows, console, (sentences or {}).get(group, ()))
-    console.print(LEGEND, style="dim")
+    console.print(Text(LEGEND, style="dim"))
     if any(row["num_runs"] > 1 for rows in groups.values() for row in rows):
         console.print(f"{RUN_ORDER[0].upper()}{RUN_ORDER[1:]}.", style="dim")
     if any((row["device_name"] or "").lower() == "cpu" for rows in groups.values() for row in rows):

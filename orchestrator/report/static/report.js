@@ -23,7 +23,7 @@
     view: { stroke: null }, text: { fill: "var(--ink)", fontSize: 12 }, rule: { stroke: "var(--ink-2)" },
     axis: {
       labelColor: "var(--ink-2)", titleColor: "var(--ink-2)", gridColor: "var(--grid)", domainColor: "var(--line)",
-      tickColor: "var(--line)", labelFontSize: 12, titleFontSize: 12, titleFontWeight: 500, labelPadding: 6, titlePadding: 10,
+      tickColor: "var(--line)", labelFontSize: 12, titleFontSize: 12, titleFontWeight: 500, labelPadding: 6, titlePadding: 10, labelFlush: false,
     },
     axisY: { domain: false, ticks: false }, axisX: { grid: false },
   };
@@ -125,7 +125,7 @@
       scale: { type: "log", base: 2, domain: [values[0], values[values.length - 1]], nice: false },
       axis: { values, format: "d", labelOverlap: "greedy", grid: true },
     };
-    const y = { field: "tokens_per_second", type: "quantitative", title: "tokens per second", scale: { domain: [0, top], nice: false } };
+    const y = { field: "tokens_per_second", type: "quantitative", title: "tokens per second", scale: { domain: [0, top], nice: false }, axis: { tickCount: 6 } };
     const tooltip = tips([["layout", "layout"], ["concurrency", "requests in flight"], ["tokens_per_second", "tokens/s"],
       ["low", "from"], ["high", "to"], ["runs", "runs"]]);
     return {
@@ -133,7 +133,7 @@
       data: { values: rows },
       encoding: { x },
       layer: [
-        { transform: [{ filter: "isValid(datum.low)" }], mark: { type: "rule", stroke: "var(--interval)", strokeWidth: 9, opacity: .6, strokeCap: "butt" },
+        { transform: [{ filter: "isValid(datum.low)" }], mark: { type: "rule", stroke: "var(--interval)", strokeWidth: 16, opacity: .6 },
           encoding: { y: { ...y, field: "low" }, y2: { field: "high" } } },
         { mark: { type: "line", strokeWidth: 2 }, encoding: { y, color: layoutColour } },
         { mark: { type: "point", filled: true, size: 70, opacity: 1 }, encoding: { y, color: layoutColour, shape: layoutShape, tooltip } },
@@ -145,7 +145,7 @@
 
   function bars(rows) {
     const sort = [...rows].sort((a, b) => b.tokens_per_second - a.tokens_per_second).map((row) => row.layout);
-    const x = { field: "tokens_per_second", type: "quantitative", title: "tokens per second", scale: { domainMin: 0, nice: true }, axis: { grid: true } };
+    const x = { field: "tokens_per_second", type: "quantitative", title: "tokens per second", scale: { domainMin: 0, nice: true }, axis: { grid: true, tickCount: 6 } };
     const y = { field: "layout", type: "nominal", sort, title: null, axis: { labelFontSize: 13, labelColor: "var(--ink)" } };
     return {
       description: "Throughput in tokens per second, a bar per layout", height: bandHeight(rows.length, 40), data: { values: rows },
@@ -170,7 +170,7 @@
   };
 
   function tradeoff(rows, width) {
-    const axis = { grid: true };
+    const axis = { grid: true, tickCount: 6 };
     const room = 1.1;
     const x = { field: "tokens_per_second_per_user", type: "quantitative", title: "tokens per second for one user (1000 / median TPOT in ms)",
       axis, scale: { domain: [0, room * maximum(rows, "tokens_per_second_per_user")], nice: false } };
@@ -203,21 +203,21 @@
     hidden: ["key"],
     key: (rows) => PART_ORDER.filter((part) => rows.some((row) => row.key === part)).map((part) => [PARTS[part][0], `var(--${PARTS[part][1]})`]),
     note: (rows) => rows.length ? `${state.phase} at ${state.concurrency} concurrent${rows.some((row) => row.step_ms != null) ? "; to the right, how long a step takes" : ""}.` : "",
-    panels: (rows) => [{ spec: stacked(rows) }],
+    panels: (rows, width) => [{ spec: stacked(rows, width) }],
   };
 
-  function stacked(rows) {
+  function stacked(rows, width) {
     const parts = PART_ORDER.filter((part) => rows.some((row) => row.key === part));
     const start = {};
     const values = rows.map((row) => {
       const from = start[row.layout] || 0;
       start[row.layout] = from + row.percent;
-      return { ...row, from, to: from + row.percent, middle: from + row.percent / 2, label: row.percent >= 4 ? `${number(row.percent)}%` : "" };
+      return { ...row, from, to: from + row.percent, middle: from + row.percent / 2, label: row.percent * width >= 4200 ? `${number(row.percent)}%` : "" };
     });
     const ends = present(rows).map((layout) => values.find((row) => row.layout === layout)).filter((row) => row.step_ms != null)
       .map((row) => ({ layout: row.layout, to: 100, label: `${number(row.step_ms)} ms` }));
     const x = { field: "from", type: "quantitative", title: "% of the step", scale: { domain: [0, 100], clamp: true }, axis: { grid: false, tickCount: 5 } };
-    const y = { field: "layout", type: "nominal", sort: order, title: null, scale: { paddingInner: .35 }, axis: { labelFontSize: 13, labelColor: "var(--ink)" } };
+    const y = { field: "layout", type: "nominal", sort: order, title: null, scale: { paddingInner: .35, paddingOuter: .1 }, axis: { labelFontSize: 13, labelColor: "var(--ink)" } };
     const fill = (suffix) => ({ field: "key", type: "nominal", legend: null, scale: { domain: parts, range: parts.map((part) => `var(--${PARTS[part][1]}${suffix})`) } });
     return {
       description: "The step of each layout cut into its parts, in percent", height: bandHeight(present(rows).length, 46), data: { values }, encoding: { y },
@@ -240,7 +240,9 @@
       .map((kind) => [kind.replaceAll("_", "-"), `var(--${KINDS[kind] || "other"})`]),
     note: () => {
       const cut = chosen(data.timeline).filter((cell) => cell.cut).map((cell) => cell.layout);
-      return cut.length ? `Of ${cut.join(", ")} only the beginning is drawn: a step has more calls than fit.` : "";
+      const crowded = chosen(data.timeline).some((cell) => cell.bars.length * Number(state.zoom) > 1000);
+      return (cut.length ? `Of ${cut.join(", ")} only the beginning is drawn: a step has more calls than fit. ` : "")
+        + (crowded ? "Calls too close to be told apart blend into one colour; show less of it to see each." : "");
     },
     panels: (rows) => [{ spec: gantt(rows) }],
   };
@@ -257,8 +259,8 @@
       padding: { right: 12, left: 4, top: 4, bottom: 4 },
       mark: { type: "bar" },
       encoding: {
-        y: { field: "row", type: "nominal", sort, title: null, scale: { paddingInner: .3 }, axis: { labelColor: "var(--ink)", labelLimit: 260 } },
-        x: { field: "start", type: "quantitative", title: "milliseconds", scale: { domain: [0, end], nice: false }, axis: { grid: true } },
+        y: { field: "row", type: "nominal", sort, title: null, scale: { paddingInner: .3, paddingOuter: .1 }, axis: { labelColor: "var(--ink)", labelLimit: 260 } },
+        x: { field: "start", type: "quantitative", title: "milliseconds", scale: { domain: [0, end], nice: false }, axis: { grid: true, tickCount: 8 } },
         x2: { field: "end" },
         color: { field: "kind", type: "nominal", legend: null, scale: { domain: kinds, range: kinds.map((kind) => `var(--${KINDS[kind] || "other"})`) } },
         tooltip: tips([["row", "rank"], ["kind", "kind"], ["step", "step"], ["start", "from, ms"], ["us", "length, µs"]]),
@@ -311,16 +313,17 @@
     };
   }
 
-  const HELD = { weight: ["weights", "compute"], kv: ["KV cache", "gather"], rest: ["the rest of the peak", "wait"] };
+  const HELD = { weight: ["weights", "compute"], kv: ["KV cache", "gather"], rest: ["the rest of the peak", "gap"] };
   charts.memory = {
     rows: () => chosen(data.memory).map((row) => ({
       layout: row.layout, concurrency: row.concurrency, rank: row.rank, weights_gb: row.weight, kv_gb: row.kv, rest_gb: row.rest, peak_gb: row.peak,
     })),
-    key: () => held().map((name) => [heldName(name), `var(--${HELD[name][1]})`]),
+    key: () => held().map((name) => [heldName(name), heldColour(name)]),
     note: (rows) => rows.length && data.capacity_gb ? `Dashed: the ${number(data.capacity_gb)} GB of one GPU.` : "",
     panels: () => [{ spec: held_bars(chosen(data.memory)) }],
   };
   const held = () => Object.keys(HELD).filter((name) => chosen(data.memory).some((row) => row[name]));
+  const heldColour = (name) => `var(--${held().length === 1 ? "compute" : HELD[name][1]})`;
   const heldName = (name) => name === "rest" && held().length === 1 ? "peak" : HELD[name][0];
 
   function held_bars(rows) {
@@ -332,14 +335,14 @@
     });
     const sort = order.flatMap((layout) => rows.filter((row) => row.layout === layout).map((row) => `${layout} · rank ${row.rank}`));
     const ends = rows.map((row) => ({ row: `${row.layout} · rank ${row.rank}`, to: row.peak, label: `${number(row.peak)} GB` }));
-    const x = { field: "from", type: "quantitative", title: "GB", scale: { domain: [0, 1.04 * Math.max(data.capacity_gb || 0, 1.1 * maximum(rows, "peak"))], nice: false }, axis: { grid: true } };
+    const x = { field: "from", type: "quantitative", title: "GB", scale: { domain: [0, 1.04 * Math.max(data.capacity_gb || 0, 1.1 * maximum(rows, "peak"))], nice: false }, axis: { grid: true, tickCount: 6 } };
     const names = held();
     return {
       description: "Peak memory of each rank", height: bandHeight(sort.length, 28), data: { values },
       padding: { right: 12, left: 4, top: 4, bottom: 4 },
-      encoding: { y: { field: "row", type: "nominal", sort, title: null, scale: { paddingInner: .35 }, axis: { labelColor: "var(--ink)", labelLimit: 260 } } },
+      encoding: { y: { field: "row", type: "nominal", sort, title: null, scale: { paddingInner: .35, paddingOuter: .1 }, axis: { labelColor: "var(--ink)", labelLimit: 260 } } },
       layer: [
-        { mark: "bar", encoding: { x, x2: { field: "to" }, color: { field: "name", type: "nominal", legend: null, scale: { domain: names, range: names.map((name) => `var(--${HELD[name][1]})`) } },
+        { mark: "bar", encoding: { x, x2: { field: "to" }, color: { field: "name", type: "nominal", legend: null, scale: { domain: names, range: names.map(heldColour) } },
           tooltip: tips([["row", "rank"], ["what", "held by"], ["gb", "GB"], ["peak", "peak, GB"]]) } },
         { data: { values: ends }, mark: { type: "text", align: "left", dx: 6 }, encoding: { x: { ...x, field: "to" }, text: { field: "label" } } },
         ...(data.capacity_gb ? [{ data: { values: [{ gb: data.capacity_gb }] }, mark: { type: "rule", strokeDash: [5, 4] }, encoding: { x: { ...x, field: "gb" }, y: null } }] : []),
@@ -357,7 +360,7 @@
   };
 
   function over_time(gauge, rows) {
-    const x = { field: "second", type: "quantitative", title: "seconds", scale: { nice: false } };
+    const x = { field: "second", type: "quantitative", title: "seconds", scale: { nice: false }, axis: { tickCount: 6 } };
     const y = { field: "mean", type: "quantitative", title: rows[0].unit, axis: { tickCount: 4 }, scale: { zero: true } };
     return { title: gauge, spec: {
       description: `${gauge} over the time of a run, a line per layout`, height: 180, data: { values: rows }, padding: { right: 12, left: 4, top: 8, bottom: 4 },
@@ -373,6 +376,8 @@
 
   const element = (tag, className, text) => Object.assign(document.createElement(tag), { className: className || "", textContent: text || "" });
   const drawn = {};
+  const PAPER = 690, COLUMNS = { two: 2, three: 3 }; // px between the margins of A4
+  let paper = 0;
 
   function draw(id) {
     const chart = charts[id];
@@ -391,10 +396,10 @@
       return;
     }
     if (chart.key) target.append(legend(chart.key(rows)));
-    for (const { title, spec } of chart.panels(rows, target.clientWidth)) {
+    for (const { title, spec } of chart.panels(rows, paper || target.clientWidth)) {
       const panel = target.appendChild(element("div", "panel"));
       if (title) panel.append(element("h3", "", title));
-      drawn[id].push(embed(panel.appendChild(element("div", "plot")), spec));
+      drawn[id].push(embed(panel.appendChild(element("div", "plot")), spec, paper && paper / (COLUMNS[chart.columns] || 1) - 20));
     }
     target.dataset.drawn = rows.length;
   }
@@ -409,8 +414,8 @@
     return list;
   }
 
-  function embed(container, spec) {
-    const sized = { $schema: "https://vega.github.io/schema/vega-lite/v5.json", width: container.clientWidth, autosize: { type: "fit", contains: "padding" }, ...spec };
+  function embed(container, spec, width) {
+    const sized = { $schema: "https://vega.github.io/schema/vega-lite/v5.json", width: width || container.clientWidth, autosize: { type: "fit", contains: "padding" }, ...spec };
     const { spec: compiled } = vegaLite.compile({ ...sized, height: spec.height + 56 }, { config: CONFIG });
     const view = new vega.View(vega.parse(compiled), { renderer: "svg", container, hover: true }).tooltip(tip);
     return view.run();
@@ -447,9 +452,10 @@
   function next() {
     if (waiting.length) { draw(waiting.shift()); idle(next); } else document.body.dataset.ready = "yes";
   }
-  function drawAllNow() {
+  function print(on) {
+    paper = on ? PAPER : 0;
     waiting = [];
-    Object.keys(charts).forEach(draw);
+    if (on) Object.keys(charts).forEach(draw); else drawAll();
   }
 
   /** The table and the sentences follow the choice. */
@@ -460,6 +466,8 @@
     }
     for (const words of document.querySelectorAll(".words")) words.hidden = Number(words.dataset.concurrency) !== state.concurrency;
     for (const row of document.querySelectorAll("tr[data-layout]")) row.hidden = !layouts.has(row.dataset.layout);
+    const all = shown().filter((name) => data.cells.some((cell) => cell.experiment === state.experiment && cell.layout === name)).join(", ");
+    document.getElementById("chosen").textContent = `${experiment().label} · ${scenario().label} · ${state.concurrency} concurrent · ${all}`;
     for (const id of ["timeline", "telemetry", "memory"]) document.getElementById(id).hidden = !data[id].length;
   }
 
@@ -525,8 +533,8 @@
     if (picture) save(`${picture}.svg`, svg(picture), "image/svg+xml");
   });
   window.addEventListener("resize", onWidth);
-  window.addEventListener("beforeprint", drawAllNow);
-  window.addEventListener("afterprint", drawAll);
+  window.addEventListener("beforeprint", () => print(true));
+  window.addEventListener("afterprint", () => print(false));
   if (data.experiments.length) drawAll(); else document.body.dataset.ready = "yes";
   window.report = { csv, svg, state }; // for tests
 })();

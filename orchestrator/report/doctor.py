@@ -1,0 +1,28 @@
+"""What the doctor found, on one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from orchestrator.doctor import FAIL, PASS, WARN, Check, counts
+
+STYLES = {PASS: "green", WARN: "yellow", FAIL: "bold red"}
+
+
+def render(checks: Sequence[Check], console: Console) -> None:
+    """Print a row a check, and how many of each there are."""
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("check", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("here")
+    table.add_column("what to do")
+    for check in checks:
+        style = STYLES[check.status]
+        table.add_row(check.name, f"[{style}]{check.status}[/{style}]", escape(check.found), escape(check.advice))
+    console.print(table)
+    console.print(", ".join(f"{number} {status}" for status, number in counts(checks)), highlight=False)
