@@ -94,7 +94,10 @@ def account(spans: pa.Table | None, placement: Placement) -> dict[str, pa.Table]
 def excerpt(spans: pa.Table) -> pa.Table:
     """The spans of the first steps of each phase beyond its very first: enough to look at, small enough to keep."""
     rows = spans.select(["rank", "phase", "step"]).to_pylist()
-    kept = {(phase, step) for phase in ("prefill", "decode") for step in sorted({r["step"] for r in rows if r["phase"] == phase})[1:EXCERPT]}
+    steps: dict[str, set[int]] = defaultdict(set)
+    for row in rows:
+        steps[row["phase"]].add(row["step"])
+    kept = {(phase, step) for phase, found in steps.items() for step in sorted(found)[1:EXCERPT]}
     if not kept:
         return spans
     return spans.filter(pa.array([(row["phase"], row["step"]) in kept for row in rows]))
@@ -229,6 +232,13 @@ def shares(rows: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
             out[f"{prefix}{name}_pct"] = sum(values) / len(values) if values else None
             out[f"{prefix}{name}_pct_worst"] = max(values, default=None)
     return out
+
+
+def exposed(rows: Iterable[Mapping[str, Any]]) -> list[tuple[int, str, float]]:
+    """(rank, phase, exposed communication in percent of the step) of rows of PARTS_FIELDS."""
+    fields = SHARES["comm_exposed"]
+    steps = [row for row in rows if row["step_ms"] > 0]
+    return [(row["rank"], row["phase"], 100.0 * sum(row[field] for field in fields) / row["step_ms"]) for row in steps]
 
 
 SHARES = {

@@ -94,6 +94,8 @@ EXPERIMENT_OPTIONS = (
     click.option("--until-ci", type=float, metavar="SHARE", help="Add runs until half the 95% interval is within it, as 0.05."),
     click.option("--max-runs", type=int, metavar="N", help="Most runs of a cell under --until-ci. [10]"),
     click.option("--num-warmups", type=int, metavar="N", help="Unrecorded runs before each cell's first. [1]"),
+    click.option("--request-rate", type=float, metavar="R", help="Requests arriving a second: an open loop. [closed loop]"),
+    click.option("--burstiness", type=float, metavar="SHAPE", help="Of the gaps between arrivals (gamma): 1 is Poisson. [1]"),
     click.option("--num-prompts", type=int, metavar="N", help="Requests of a run. [max-concurrency; all of a dataset]"),
     click.option("--seed", type=int, help="Of prompts, dummy weights and sampling. [0]"),
     click.option("--ignore-eos/--no-ignore-eos", default=None, help="Do not stop at the end token. [yes; no for a dataset]"),

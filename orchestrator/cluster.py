@@ -33,6 +33,7 @@ RESOURCES = {"cuda": "GPU", "cpu": "CPU"}
 PROBE_S = 2.5  # each for the connection and for the first word: an address that is slower than that is not a cluster
 START_S = 120.0  # for the processes of the actors: importing torch from a cold disk
 OBJECT_STORE_BYTES = 256 << 20  # only records pass through it
+METRICS_MS = 2000  # between two reports of a process to the metrics endpoint; Ray's 10 s would miss a short run
 
 NO_MASK = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
 
@@ -85,6 +86,7 @@ def _start(device: str, ranks: int, dashboard: bool) -> Cluster:
     context = ray.init(
         address="local", namespace=NAMESPACE, num_cpus=max(os.cpu_count() or 1, ranks), include_dashboard=dashboard,
         log_to_driver=False, logging_level=logging.ERROR, object_store_memory=OBJECT_STORE_BYTES,
+        _system_config={"metrics_report_interval_ms": METRICS_MS},
     )
     url = context.dashboard_url
     return Cluster(device, local_topology(device, ranks), True, "local", f"http://{url}" if url else None)
@@ -140,7 +142,7 @@ def _probe(host: str, port: int, address: str) -> None:
     """
     if os.environ.get("RAY_USE_TLS"):
         return
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     loader = AuthenticationTokenLoader.instance()
     token = loader.get_raw_token(ignore_auth_mode=True) if loader.has_token(ignore_auth_mode=True) else ""

@@ -18,12 +18,13 @@ from workers.records import column, table_schema
 # Of a cell's completed runs the median is told, one column at a time.
 MEDIANS = (
     *LATENCY_COLUMNS, "decode_ms_per_step", "prefill_s", "request_throughput", "total_token_throughput", "duration", "build_s",
-    "startup_s", "steady_output_throughput", "steady_s", "request_goodput", "slo_attainment_pct", *SHARE_COLUMNS,
+    "startup_s", "steady_output_throughput", "steady_s", "request_goodput", "slo_attainment_pct", "mean_schedule_delay_ms",
+    "p99_schedule_delay_ms", *SHARE_COLUMNS,
 )
 # Same for every run of a cell, or so by nature: the first that is known.
 CONSTANTS = (
     "num_gpus", "device_name", "input_len", "output_len", "num_prompts", "weight_bytes", "kv_tokens", "comm_calls", "comm_bytes",
-    "bound_source",
+    "bound_source", "request_rate", "burstiness",
 )
 KEY = tuple(field.name for field in CELL)
 GROUP = ("experiment", "model", "scenario", "max_concurrency")  # within these, layouts are compared
@@ -59,6 +60,8 @@ COMPARISON = table_schema("comparison", [
     *(column(name, pa.float64(), _median_unit(name)) for name in MEDIANS),
     *telemetry.COMPARED,
     *bounds.FIELDS,
+    column("request_rate", pa.float64(), "requests/s"),
+    column("burstiness", pa.float64(), "1"),
     column("goodput", pa.string()),
     column("output_digest", pa.string()),
     column("distinct_outputs", pa.int32(), "1"),

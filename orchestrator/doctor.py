@@ -61,7 +61,7 @@ def driver(facts: Facts) -> Check:
     needs, has = facts["torch"].get("cuda"), facts["driver_cuda"]
     found = f"{facts['gpus'][0]['driver']} (CUDA {has or 'unknown'}), {len(facts['gpus'])} x {names}"
     if needs and has and int(needs.split(".")[0]) > int(has.split(".")[0]):
-        return Check("driver", FAIL, f"{found}; torch is built for CUDA {needs}", "update the driver, or install torch for its CUDA")
+        return Check("driver", FAIL, f"{found}; torch is built for CUDA {needs}", "update the driver, or use a torch for its CUDA")
     return Check("driver", PASS, found)
 
 
@@ -116,7 +116,7 @@ def nvlink(facts: Facts) -> Check:
     if len(widths) > 1:
         return Check("NVLink", WARN, found, "keep tensor parallelism within the pairs that have most links")
     if min(widths) < full:
-        return Check("NVLink", WARN, f"{found}, of {full}", "look at `nvidia-smi nvlink --status`: a link is down, or GPUs are bridged")
+        return Check("NVLink", WARN, f"{found}, of {full}", "a link is down, or GPUs are bridged: nvidia-smi nvlink --status")
     return Check("NVLink", PASS, found)
 
 
@@ -127,7 +127,7 @@ def ecc(facts: Facts) -> Check:
         return Check("ECC", FAIL, f"uncorrected errors on GPU {', '.join(broken)}", "reset or replace it: its numbers may be wrong")
     modes = {gpu["ecc"] for gpu in facts["gpus"]}
     if len(modes) > 1:
-        return Check("ECC", WARN, "on for some GPUs and off for others", "make them alike: ECC takes memory bandwidth (nvidia-smi -e)")
+        return Check("ECC", WARN, "on for some GPUs and off for others", "make them alike (nvidia-smi -e): ECC takes bandwidth")
     return Check("ECC", PASS, {True: "on, no errors", False: "off", None: "not told"}[modes.pop()])
 
 
@@ -161,7 +161,7 @@ def persistence(facts: Facts) -> Check:
 def mig(facts: Facts) -> Check:
     cut = [str(gpu["index"]) for gpu in facts["gpus"] if gpu["mig"]]
     if cut:
-        return Check("MIG", FAIL, f"on on GPU {', '.join(cut)}", "use whole GPUs: instances have no peer access (nvidia-smi -mig 0)")
+        return Check("MIG", FAIL, f"on on GPU {', '.join(cut)}", "use whole GPUs (nvidia-smi -mig 0): instances are no peers")
     return Check("MIG", PASS, "off")
 
 
@@ -199,12 +199,10 @@ def open_files(facts: Facts) -> Check:
 
 
 def locked_memory(facts: Facts) -> Check:
-    """RDMA between nodes pins memory; within a node nothing does."""
-    limit = facts["memlock"]
+    """RDMA between the nodes of a cluster pins memory; within a node nothing does."""
+    limit, several_nodes = facts["memlock"], facts["gpus"] and facts["ray"]["address"]
     found = "unlimited" if limit is None else format_bytes(limit)
-    if limit is None or not facts["gpus"]:
-        return Check("locked memory", PASS, found)
-    return Check("locked memory", WARN, found, "for InfiniBand between nodes: ulimit -l unlimited; within one node it does not matter")
+    return _at_least("locked memory", limit is None or not several_nodes, found, "ulimit -l unlimited: InfiniBand pins memory")
 
 
 def processors(facts: Facts) -> Check:

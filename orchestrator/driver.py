@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from orchestrator import accounting, bounds, fabric, goodput, hardware, metrics, outputs, results, steady, telemetry
+from orchestrator import accounting, arrivals, bounds, fabric, goodput, hardware, metrics, outputs, results, steady, telemetry
 from orchestrator.cluster import Cluster, connect
 from orchestrator.compare import compare
 from orchestrator.confidence import spread
@@ -26,6 +26,7 @@ from orchestrator.metrics import COMPLETED, FAILED, INVALID
 from orchestrator.planned import PlannedCell, PlannedDeployment
 from orchestrator.results import Store
 from workers.plan import Built, RankReport, Work
+from workers.probes.gauges import Exposure
 from workers.versions import versions
 
 INTERRUPTED = 130  # the exit status of a process that Ctrl-C ended
@@ -85,8 +86,12 @@ def _run(jobs: Sequence[_Job], experiment: Experiment, store: Store, progress: P
     with connect(experiment.address, device, ranks) as cluster:
         _write_manifest(store, experiment, jobs, cluster)
         progress.connected(cluster)
-        for job in jobs:
-            _Deploying(job, cluster, progress).serve()
+        exposure = Exposure()
+        try:
+            for job in jobs:
+                _Deploying(job, cluster, progress, exposure).serve()
+        finally:
+            exposure.stop()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +151,7 @@ class _Deploying:
     job: _Job
     cluster: Cluster
     progress: Progress
+    exposure: Exposure
     group: _Group | None = None
     started_at: str = field(default_factory=results.now)
 
@@ -170,7 +176,8 @@ class _Deploying:
         asked_at = time.monotonic()
         workers = None
         try:
-            workers = WorkerGroup.start(self.cluster, f"{deployment.model}/{deployment.strategy}", plan, deployment.engine)
+            name = f"{deployment.model}/{deployment.strategy}"
+            workers = WorkerGroup.start(self.cluster, name, plan, deployment.engine, self._tags)
             start = time.monotonic()
             built = workers.build(self.job.experiment.timeout)
             self.group = _Group(workers, built, asked_at, time.monotonic() - start)
@@ -217,7 +224,8 @@ class _Deploying:
         assert self.group is not None
         row |= metrics.of_collectives(reports) | metrics.of_memory(reports) | self.group.costs()
         row |= metrics.of_ranks(self.group.built, self.job.deployment.plan)
-        row |= steady.of_requests(requests) | goodput.of_requests(requests, self.job.experiment.goodput, len(cell.work.requests))
+        row |= arrivals.of_requests(requests) if cell.work.is_open else steady.of_requests(requests)
+        row |= goodput.of_requests(requests, self.job.experiment.goodput, len(cell.work.requests))
         row |= telemetry.of_telemetry(reports, row["duration"], row["total_output_tokens"], row["num_gpus"])
         row["output_digest"] = outputs.output_digest(requests)
         if self.job.deployment.plan.device == "cpu":
@@ -239,7 +247,7 @@ class _Deploying:
         if not self.job.unobserved(cell):
             return
         self._tell("observing", cell)
-        requests = tuple(replace(r, output_len=min(OBSERVED_TOKENS, r.output_len)) for r in cell.work.requests)
+        requests = tuple(replace(r, output_len=min(OBSERVED_TOKENS, r.output_len), arrival_s=0.0) for r in cell.work.requests)
         try:
             reports = self._work(replace(cell.work, requests=requests, observe=True))
         except RunFailed as failure:
@@ -249,6 +257,7 @@ class _Deploying:
             return
         tables = accounting.account(_merge(report.spans for report in reports), self.job.deployment.plan.placement)
         self.job.store.write_observed(cell.cell, tables)
+        self.exposure.tell(self._tags, accounting.exposed(tables["parts"].to_pylist()))
         self._complete(cell.cell, accounting.shares(tables["parts"].to_pylist()))
 
     def _complete(self, cell: Cell, columns: dict[str, Any]) -> None:
@@ -275,10 +284,19 @@ class _Deploying:
             "output_len": scenario.output_len or None,
             "num_prompts": len(cell.work.requests),
             "seed": plan.seed,
+            "request_rate": self.job.experiment.request_rate,
+            "burstiness": self.job.experiment.burstiness if cell.work.is_open else None,
             "num_gpus": plan.placement.num_ranks,
             "started_at": self.started_at,
             "metadata": json.dumps(self.job.experiment.metadata),
         }
+
+    @property
+    def _tags(self) -> dict[str, str]:
+        """Of this deployment's metrics on Ray's endpoint."""
+        asked = self.job.deployment.deployment
+        strategy = asked.strategy if asked.ablation == "none" else f"{asked.strategy}-without-{asked.ablation}"
+        return {"experiment": self.job.store.name, "model": asked.model, "strategy": strategy, "engine": asked.engine}
 
     def _fail(self, run: Run, cell: PlannedCell, failure: RunFailed) -> None:
         self.job.store.write_failure(run.name, failure.detail)

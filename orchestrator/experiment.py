@@ -41,6 +41,8 @@ class Experiment(BaseModel):
     max_runs: PositiveInt = 10  # the cap of until_ci
     num_warmups: int = Field(1, ge=0)
     num_prompts: PositiveInt | None = None
+    request_rate: float | None = Field(None, gt=0.0, allow_inf_nan=False)  # requests/s of an open loop; None: a closed loop
+    burstiness: float = Field(1.0, gt=0.0, allow_inf_nan=False)  # shape of the gamma distributed gaps; 1 is Poisson
     seed: int = 0
     ignore_eos: bool | None = None  # None: true where lengths are fixed, false for a dataset
     temperature: float = Field(0.0, ge=0.0)
@@ -99,6 +101,8 @@ class Experiment(BaseModel):
             raise ValueError("scenario and input_len/output_len say the lengths twice; give one of them")
         if self.dataset_path and (self.scenario or self.input_len):
             raise ValueError("a dataset brings its own prompts; leave scenario and input_len out")
+        if self.burstiness != 1.0 and self.request_rate is None:
+            raise ValueError("burstiness is about the gaps between arrivals; give request_rate too")
         if bool(self.input_len) != bool(self.output_len) and not self.dataset_path:
             raise ValueError("input_len and output_len go together; give both")
         return self
@@ -120,7 +124,8 @@ class Experiment(BaseModel):
     @property
     def identity(self) -> str:
         """Ten hex digits of everything that results must agree on to be compared; lists that grow are left out."""
-        return digest(self.model_dump(mode="json", exclude=FREE_FIELDS))
+        closed = {"request_rate", "burstiness"} if self.request_rate is None else set()
+        return digest(self.model_dump(mode="json", exclude=FREE_FIELDS | closed))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,19 +42,25 @@ WORKER_ENVIRONMENT = {
 class WorkerGroup:
     """The actors of one deployment, in rank order. When one fails, none can go on: `kill` the group and start another."""
 
-    def __init__(self, cluster: Cluster, name: str, plan: EnginePlan, engine: str) -> None:
+    def __init__(self, cluster: Cluster, name: str, plan: EnginePlan, engine: str, tags: Mapping[str, str] | None = None) -> None:
         self.name = f"{name}-{secrets.token_hex(2)}"  # actor names are unique in a cluster that others use too
         self._cluster = cluster
         self._plan = plan
         self._engine = engine
+        self._tags = tags
         self._group: PlacementGroup | None = None
         self._actors: list[Any] = []
         self._nodes: list[dict[str, Any]] = []
 
     @classmethod
-    def start(cls, cluster: Cluster, name: str, plan: EnginePlan, engine: str) -> WorkerGroup:
-        """Reserve the slots and start the processes. Raises RunFailed where that cannot be done; nothing is left then."""
-        group = cls(cluster, name, plan, engine)
+    def start(
+        cls, cluster: Cluster, name: str, plan: EnginePlan, engine: str, tags: Mapping[str, str] | None = None
+    ) -> WorkerGroup:
+        """Reserve the slots and start the processes. Raises RunFailed where that cannot be done; nothing is left then.
+
+        tags: under which Ray's metrics endpoint is told what the ranks do; None: it is not told.
+        """
+        group = cls(cluster, name, plan, engine, tags)
         try:
             group._reserve()
             group._spawn()
@@ -124,6 +130,8 @@ class WorkerGroup:
         self._actors = [actors[i] for i in order]
         self._nodes = [self._nodes[i] for i in order]
         self._gather([actor.assign.remote(rank) for rank, actor in enumerate(self._actors)], "the start", START_S)
+        if self._tags is not None:
+            self._gather([actor.publish.remote(dict(self._tags)) for actor in self._actors], "the start", START_S)
 
     def _ordered_bundles(self) -> list[int]:
         """Indices of the bundles by node, so that names and ranks agree (on a node, Ray hands GPUs out in order)."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator import bounds, goodput, telemetry
+from orchestrator import arrivals, bounds, goodput, telemetry
 from orchestrator.accounting import SHARE_COLUMNS
 from strategies.memory import kv_bytes_per_token
 from strategies.shapes import DTYPE_BYTES
@@ -62,6 +62,7 @@ SUMMARY = table_schema("summary", [
     column("steady_output_throughput", pa.float64(), "tokens/s"),
     column("steady_s", pa.float64(), "s"),
     *goodput.FIELDS,
+    *arrivals.FIELDS,
     column("output_digest", pa.string()),
     *(column(name, pa.float64(), "ms") for name in LATENCY_COLUMNS),
     column("decode_ms_per_step", pa.float64(), "ms"),

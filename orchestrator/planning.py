@@ -69,9 +69,10 @@ def plan(experiment: Experiment, device: Device, topology: Topology) -> tuple[Pl
         engine_plan = _engine_plan(experiment, model, layout, load, dtype, device, workload.longest_prompt())
         check_ranks(layout, device, topology)
         _check_engine(engine, engine_plan)
+        _check_arrivals(experiment, engine, layout)
         check_memory(engine_plan, topology, load)
-        variants = [engine_plan, *(replace(engine_plan, ablation=what) for what in experiment.ablate if ablates(what, engine, engine_plan))]
-        planned += [_deployment(experiment, model, engine, variant, workload) for variant in variants]
+        without = [replace(engine_plan, ablation=what) for what in experiment.ablate if ablates(what, engine, engine_plan)]
+        planned += [_deployment(experiment, model, engine, variant, workload) for variant in (engine_plan, *without)]
     return tuple(planned)
 
 
@@ -159,6 +160,14 @@ def _check_engine(engine: str, plan: EnginePlan) -> None:
     reason = engines.create(engine).supports(plan)
     if reason:
         raise UserError(f"the engine {engine} cannot run {plan.layout}: {reason}")
+
+
+def _check_arrivals(experiment: Experiment, engine: str, layout: Layout) -> None:
+    if experiment.request_rate is not None and engine != DEFAULT_ENGINE:
+        raise UserError(
+            f"the engine {engine} cannot run {layout.name} at a request rate: it serves closed loops; "
+            f"leave --request-rate out, or use --engine {DEFAULT_ENGINE}"
+        )
 
 
 def _deployment(

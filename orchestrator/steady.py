@@ -54,7 +54,7 @@ def of_requests(requests: pa.Table) -> dict[str, float | None]:
     not after the end. Both are None where the window holds fewer than two tokens for each request in flight.
     """
     replicas = _replicas(requests)
-    nothing = {"steady_output_throughput": None, "steady_s": None}
+    nothing: dict[str, float | None] = {"steady_output_throughput": None, "steady_s": None}
     if not replicas:
         return nothing
     start, end = max(r.full_from() for r in replicas), min(r.full_until() for r in replicas)

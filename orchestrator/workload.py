@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator import tokenizer
+from orchestrator import arrivals, tokenizer
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, Scenario
 from orchestrator.models import ResolvedModel
@@ -51,7 +51,7 @@ class Workload:
 
     def cell(self, scenario: Scenario, max_concurrency: int) -> tuple[Work, Work]:
         """(measured work, warm-up) of one cell; equal for equal seed, lengths and concurrency."""
-        requests = self._requests(scenario, max_concurrency, MEASURED)
+        requests = self._timed(self._requests(scenario, max_concurrency, MEASURED))
         warmup = [
             replace(request, output_len=min(request.output_len, WARMUP_OUTPUT_LEN))
             for request in self._requests(scenario, max_concurrency, WARMUP)[:max_concurrency]
@@ -86,6 +86,14 @@ class Workload:
         seed = (self.experiment.seed, scenario.input_len, scenario.output_len, max_concurrency, stream)
         rows = random_tokens(seed, count, scenario.input_len, self.model)
         return [Request(i, tuple(row), scenario.output_len) for i, row in enumerate(rows)]
+
+    def _timed(self, requests: list[Request]) -> list[Request]:
+        """With times of arrival where a rate is asked for: alike for every layout."""
+        rate = self.experiment.request_rate
+        if rate is None:
+            return requests
+        times = arrivals.times(len(requests), rate, self.experiment.burstiness, self.experiment.seed)
+        return [replace(request, arrival_s=at) for request, at in zip(requests, times, strict=True)]
 
     def _read_dataset(self) -> tuple[Prompt, ...]:
         path = self.experiment.dataset_path

@@ -33,7 +33,8 @@ def write_results(
     store = Store(folder)
     store.create()
     gpu = {"name": "Test GPU", "memory_bytes": 80 * GIGABYTE}
-    store.update_manifest(device=device, gpus=[gpu] * ranks if device == "cuda" else [], host={"cpu_count": 4}, versions={"torch": "2"})
+    gpus = [gpu] * ranks if device == "cuda" else []
+    store.update_manifest(device=device, gpus=gpus, host={"cpu_count": 4}, versions={"torch": "2"})
     for place, layout in enumerate(layouts):
         for concurrency in concurrencies:
             cell = Cell(Deployment("tiny", layout, "torch", "bfloat16"), Scenario("short", 256, 128), concurrency)
@@ -63,14 +64,15 @@ def summary(speed: float, concurrency: int, ranks: int, device: str) -> dict[str
 def tables(served: int, ranks: int, samples: int, device: str) -> dict[str, pa.Table]:
     random = np.random.default_rng(0)
     firsts = random.uniform(0.05, 0.5, served)
+    common = {"replica": 0, "input_len": 256, "output_len": 3, "arrival_s": 0.0}
     requests = [
-        {"request_index": i, "replica": 0, "input_len": 256, "output_len": 3, "arrival_s": 0.0, "token_times_s": [first, first + 0.01, first + 0.03]}
-        for i, first in enumerate(firsts)
-    ]  # fmt: skip
+        {**common, "request_index": i, "token_times_s": [first, first + 0.01, first + 0.03]} for i, first in enumerate(firsts)
+    ]
     gpus = range(ranks) if device == "cuda" else [None]
+    seen = {"gpu_utilization_pct": 90, "memory_used_bytes": 51 * GIGABYTE} if device == "cuda" else {}
+    watts = random.uniform(400, 600, samples)
     rows = [
-        {"rank": gpu or 0, "gpu": gpu, "time_s": i / 10, "process_cpu_pct": 99.0}
-        | ({"gpu_utilization_pct": 90, "power_w": random.uniform(400, 600), "memory_used_bytes": 51 * GIGABYTE} if device == "cuda" else {})
+        {**seen, "rank": gpu or 0, "gpu": gpu, "time_s": i / 10, "process_cpu_pct": 99.0, "power_w": watts[i] if seen else None}
         for i in range(samples)
         for gpu in gpus
     ]

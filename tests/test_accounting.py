@@ -18,7 +18,9 @@ def placed(layout: str) -> Placement:
     return plan(layout, MODEL, Load(8, 8, 4), Topology.uniform(4)).placement
 
 
-def span(rank: int, step: int, kind: str, start: float, end: float, axis: str | None = None, size: int = 0, phase: str = "decode") -> dict[str, Any]:
+def span(
+    rank: int, step: int, kind: str, start: float, end: float, axis: str | None = None, size: int = 0, phase: str = "decode"
+) -> dict[str, Any]:
     """Times in milliseconds."""
     at = {"start_us": start * 1e3, "end_us": end * 1e3}
     return {"rank": rank, "phase": phase, "step": step, "kind": kind, "axis": axis, "bytes": size if axis else None, **at}
@@ -38,7 +40,8 @@ def test_the_rank_that_comes_last_moves_and_the_other_waits() -> None:
     """An all-reduce of 2 ms; rank 1 computes 3 ms longer; step 0 only sets the clock."""
     rows = []
     for rank, busy in ((0, 5.0), (1, 8.0)):
-        rows += [span(rank, 0, COMPUTE, 0, 10), span(rank, 1, COMPUTE, 10, 10 + busy), span(rank, 1, "all_reduce", 10 + busy, 20, "tp", 100)]
+        rows += [span(rank, 0, COMPUTE, 0, 10), span(rank, 1, COMPUTE, 10, 10 + busy)]
+        rows.append(span(rank, 1, "all_reduce", 10 + busy, 20, "tp", 100))
     found = figures(rows, "tp2")
     assert found[0] == {
         "step": 10, "compute": 5, "exposed_transfer": 2, "exposed_wait": 3, "bubble": 0, "launch_gap": 0, "comm_busy": 5,

@@ -150,3 +150,11 @@ def test_a_cell_is_called_by_what_tells_it_from_the_others():
     assert names_of([plain, {**plain, "strategy": "pp4"}]) == ["tp4", "pp4"]
     assert names_of([plain, {**plain, "engine": "transformers"}]) == ["tp4 torch", "tp4 transformers"]
     assert names_of([plain, {**plain, "quantization": "fp8"}]) == ["tp4 bfloat16", "tp4 bfloat16/fp8"]
+
+
+def test_an_open_loop_is_named_and_shows_its_delay_where_a_closed_one_shows_its_steady_state():
+    text = shown(comparison(run("tp4", 10.0, request_rate=2.5, mean_schedule_delay_ms=12.3)))
+    assert "2.5 requests/s, at most 8 concurrent" in text
+    assert "12.3" in text
+    assert "delay ms" in text
+    assert "delay ms" not in shown(comparison(run("tp4", 10.0, steady_output_throughput=11.0)))

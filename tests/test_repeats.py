@@ -1,8 +1,12 @@
 """How many runs a cell gets: what was asked for, and more until they agree."""
 
+import contextlib
+
 import pytest
 from driver_inputs import deployment
+from test_driver import Recorder
 
+from orchestrator import driver
 from orchestrator.driver import _Job
 from orchestrator.experiment import Experiment, Run
 from orchestrator.results import Store
@@ -58,3 +62,14 @@ def test_a_failed_run_is_tried_again_before_another_is_added(job):
 def test_runs_that_were_added_count_as_done_when_the_same_command_comes_again(job):
     again = job([100.0, 101.0, 100.5], until_ci=0.05)
     assert len(again.throughputs(again.deployment.cells[0])) == 3
+
+
+def test_the_driver_adds_runs_until_they_agree(tmp_path, ray_cluster, monkeypatch):
+    """The fake engine is as fast every time, so the second run, the first to give an interval, is the last."""
+    monkeypatch.setattr(driver, "connect", lambda *_: contextlib.nullcontext(ray_cluster))
+    seen = Recorder()
+    driver.run_experiment([deployment("tp1")], Experiment(result_dir=tmp_path, num_warmups=0, until_ci=0.05, timeout=60), seen)
+    assert [(row["run"], row["status"]) for row in seen.rows] == [(0, "completed"), (1, "completed")]
+    again = Recorder()
+    driver.run_experiment([deployment("tp1")], Experiment(result_dir=tmp_path, num_warmups=0, until_ci=0.05, timeout=60), again)
+    assert (again.asked, again.rows) == ((0, 2), [])

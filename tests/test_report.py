@@ -13,11 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
+from driver_inputs import plan
 from report_inputs import write_results
 
-from orchestrator import cli
+from orchestrator import cli, metrics
 from orchestrator.report import figures, html
 from orchestrator.report.html import render_html
+from workers.plan import Built
 
 CHARTS = ("throughput", "tradeoff", "step", "timeline", "latencies", "memory", "telemetry")
 LAYOUTS, CONCURRENCIES = ("tp4", "pp4", "tp2pp2", "dp4"), (1, 8, 32)
@@ -63,6 +65,15 @@ def test_samples_are_binned_so_that_each_bin_has_every_device() -> None:
     assert set(found["low"]) == {400.0}
     assert set(found["high"]) == {600.0}
     assert len(figures.binned(np.arange(1e4), np.ones(10000), 1)["s"]) == figures.SAMPLES
+
+
+def test_memory_of_a_rank_is_what_it_was_built_with() -> None:
+    built = [Built(rank, 1.0, 1.0, weight_bytes=100 + rank, kv_tokens=64, device_name="cpu") for rank in (1, 0)]
+    columns = metrics.of_ranks(built, plan(2))
+    assert columns["weight_bytes_per_rank"] == [100, 101]
+    keys_and_values, layers, heads, dim, size = 2, 2, 4, 2, 4
+    assert columns["kv_bytes_per_rank"] == [64 * keys_and_values * layers * heads * dim * size] * 2
+    assert metrics.of_ranks([Built(0, 1.0, 1.0, 100, 0, "cpu")], plan(1))["kv_bytes_per_rank"] is None
 
 
 # -- the page ---------------------------------------------------------------------------------------------------

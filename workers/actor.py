@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from workers import engines
 from workers.plan import Built, EnginePlan, RankReport, Work
-from workers.probes.telemetry import Recording, Sampler, sampler_for
+from workers.probes.gauges import Publisher
+from workers.probes.progress import BUILDING, IDLE, OBSERVING, RUNNING, Progress
+from workers.probes.telemetry import Recording, Row, Sampler, sampler_for
 from workers.versions import versions
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ class Worker:
         self._context: Any = None
         self._sampler = Sampler()
         self._recording: Recording | None = None
+        self._progress = Progress()
+        self._publisher: Publisher | None = None
 
     def node(self) -> dict[str, Any]:
         """Where Ray put this process (which from now on uses that GPU), and the versions that must agree across a cluster."""
@@ -46,6 +50,10 @@ class Worker:
     def assign(self, rank: int) -> None:
         self.rank = rank
 
+    def publish(self, tags: dict[str, str]) -> None:
+        """From now on tell Ray's metrics what this rank does, under `tags` and its rank."""
+        self._publisher = Publisher({**tags, "rank": str(self.rank)}, self._progress, self._samples)
+
     def open_store(self, host: str) -> tuple[str, int]:
         """On rank 0: open the rendezvous on a free port and keep it. Returns (host, port)."""
         import torch.distributed as dist
@@ -58,6 +66,7 @@ class Worker:
         """Join the ranks at `address`, then load weights and warm up. What it raises is the reason a deployment failed."""
         import torch
 
+        self._progress.state = BUILDING
         torch.set_num_threads(1) if plan.device == "cpu" else torch.cuda.set_device(self.device_index)
         self._engine = engines.create(engine)
         placement, store, rank = plan.placement, None, self.rank
@@ -67,15 +76,22 @@ class Worker:
         from workers.rank import connect
 
         self._context = connect(rank, placement, device, store, plan.timeout_s)
+        self._context.progress = self._progress
         count = placement.num_ranks if self._engine.processes == "single" else 1
         self._sampler = sampler_for(plan.device, self.device_index, count)
-        return self._engine.build(self._context, plan)
+        built = self._engine.build(self._context, plan)
+        self._progress.state = IDLE
+        return built
 
     def run(self, work: Work) -> RankReport:
         assert self._engine is not None, "build first"
         self.telemetry()
         self._recording = self._sampler.start()
-        report = self._engine.run(work)
+        self._progress.state = OBSERVING if work.observe else RUNNING
+        try:
+            report = self._engine.run(work)
+        finally:
+            self._rest()
         self._recording.origin_s = report.began_s
         return report
 
@@ -92,11 +108,25 @@ class Worker:
 
     def close(self) -> None:
         self.telemetry()
+        if self._publisher is not None:
+            self._publisher.stop()
+            self._publisher = None
         if self._engine is not None:
             self._engine.close()
         if self._context is not None:
             self._context.close()
         self._engine = self._context = self._store = None
+
+    def _rest(self) -> None:
+        """A run is over: tell what of it has not been told, and let its steps go."""
+        self._progress.state = IDLE
+        if self._publisher is not None:
+            self._publisher.publish()
+        self._progress.end()
+
+    def _samples(self) -> list[Row]:
+        recording = self._recording
+        return [] if recording is None else recording.latest()
 
     def _join(self, address: tuple[str, int]) -> dist.Store:
         import torch.distributed as dist

@@ -18,9 +18,9 @@ from workers.scheduler import Scheduler
 class Arrivals:
     """Keeps the schedulers of a replica's ranks alike where the clock decides.
 
-    The first rank of the replica looks at its clock and broadcasts (requests arrived, seconds since the start) over a
-    group on the CPU, once before each admission while requests are waiting to be let in. requests: those of this replica, by
-    arrival. now: seconds since the start. group: the replica's ranks, None where there is one alone.
+    The first rank of the replica, on the first stage, looks at its clock and broadcasts (requests arrived, seconds since the
+    start) over a group on the CPU, once before each admission while there are requests to be let in. requests: those of this
+    replica, by arrival. now: seconds since the start. group: the replica's ranks, None where there is one alone.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Arrivals:
         self._now, self._decides, self._source, self._group = now, decides, source, group
 
     def tell(self, scheduler: Scheduler, keep_up: Callable[[], None]) -> None:
-        """Let `scheduler` know who has arrived; where nobody is served or waits, wait for the next one.
+        """Let `scheduler` know who has arrived; where nobody is served, wait for the next one.
 
         keep_up: called on the deciding rank alone; returns once the device is hardly behind the host, so that the moment of
         the decision is that of the step it is made for.

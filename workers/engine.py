@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from workers.arrivals import Arrivals, replica_group
 from workers.communicator import Communicator
 from workers.plan import RankReport, Work
 from workers.probes.probe import Probe, probe_for
@@ -19,6 +21,7 @@ from workers.runner import Runner
 from workers.scheduler import Scheduler, Sequence, Step
 
 Mark = torch.cuda.Event | float
+RUN_AHEAD = 2  # steps that the host may be ahead of the device where the clock decides who is let in
 SLEEP_CYCLES_PER_SECOND = 1.98e9  # an H200's clock under load; a delay is an injected disturbance, not a measure
 
 
@@ -36,6 +39,16 @@ class Clock:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+    def now(self) -> float:
+        """Seconds from the start of the clock, on the host."""
+        return time.perf_counter() - self.began_s
+
+    def keep_up(self, marks: list[Mark]) -> None:
+        """Wait until the device is no more than RUN_AHEAD steps behind the host."""
+        mark = marks[-RUN_AHEAD] if len(marks) >= RUN_AHEAD else None
+        if isinstance(mark, torch.cuda.Event):
+            mark.synchronize()
 
     def seconds(self, mark: Mark) -> float:
         """Seconds from the start of the clock; on a GPU the mark must have passed."""
@@ -64,7 +77,7 @@ class Log:
 
 
 class Generator:
-    """Serves closed loops on one rank. Every rank of a replica takes the same steps without a word between them."""
+    """Serves loops on one rank. Every rank of a replica takes the same steps; in a closed loop without a word between them."""
 
     def __init__(
         self,
@@ -85,6 +98,7 @@ class Generator:
         self._piped = context.placement.degree("pp") > 1
         self._first, self._last = context.is_first_stage, context.is_last_stage
         axes = [axis for axis, _ in context.placement.mesh if axis not in ("dp", "pp")]
+        self._together: tuple[dist.ProcessGroup | None, int] | None = None  # for open loops, made by the first
         self._reports = self._last and all(context.at(axis) == 0 for axis in axes)
 
     def run(self, work: Work) -> RankReport:
@@ -94,13 +108,16 @@ class Generator:
         scheduler = Scheduler(share.requests, share.max_concurrency, self._lanes, self._pages, self._prefill_tokens, self._chunked)
         probe = probe_for(work.observe, self._device, communicator)
         communicator.reset()
+        if work.is_open and self._together is None:
+            self._together = replica_group(communicator.context)
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         with probe.watching():
             communicator.barrier()
             self._synchronize()
             clock, log = Clock(self._device), Log()
-            self._loop(scheduler, probe, clock, log, share)
+            communicator.context.progress.begin(clock.mark(), self._pages, self._reports)
+            self._loop(scheduler, probe, clock, log, share, self._arrivals(share, clock) if work.is_open else None)
             communicator.flush()
             self._synchronize()
         return RankReport(
@@ -115,10 +132,15 @@ class Generator:
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
-    def _loop(self, scheduler: Scheduler, probe: Probe, clock: Clock, log: Log, work: Work) -> None:
+    def _loop(self, scheduler: Scheduler, probe: Probe, clock: Clock, log: Log, work: Work, arrivals: Arrivals | None) -> None:
         pending: deque[Pending] = deque()
-        heed_eos = not (work.ignore_eos or work.observe)
-        while (lane := scheduler.next_lane()) is not None:
+        heed_eos, progress = not (work.ignore_eos or work.observe), self._communicator.context.progress
+        while True:
+            if arrivals is not None:
+                arrivals.tell(scheduler, lambda: clock.keep_up(log.marks))
+            lane = scheduler.next_lane()
+            if lane is None:
+                break
             if heed_eos:
                 self._fetch(pending, lane, heed_eos)
             step = scheduler.plan(lane)
@@ -133,8 +155,14 @@ class Generator:
                 self._pass_on(step, tokens, pending, heed_eos)
                 log.steps.append(step)
                 log.tokens.append(self._copy(tokens))
-                log.marks.append(clock.mark())
+                log.marks.append(mark := clock.mark())
+            progress.step(mark, step.phase, len(step.sampled), *scheduler.held())
         self._fetch(pending, None, heed_eos)
+
+    def _arrivals(self, share: Work, clock: Clock) -> Arrivals:
+        assert self._together is not None
+        group, source = self._together
+        return Arrivals(share.requests, clock.now, source == self._communicator.context.rank, source, group)
 
     def _pass_on(self, step: Step, tokens: Tensor | None, pending: deque[Pending], heed_eos: bool) -> None:
         if not step.sampled:
@@ -200,13 +228,20 @@ class Generator:
                 "replica": self._replica,
                 "input_len": len(sequence.request.prompt),
                 "output_len": len(tokens[sequence]),
-                "arrival_s": times[sequence.after][-1] if sequence.after else 0.0,
+                "arrival_s": self._arrival(sequence, times),
+                "admitted_s": sequence.admitted_s,
                 "token_times_s": times[sequence],
                 "output_token_ids": tokens[sequence],
             }
             for sequence in sorted(tokens, key=lambda s: s.request.index)
         )
         return to_table(rows, REQUESTS)
+
+    def _arrival(self, sequence: Sequence, times: dict[Sequence, list[float]]) -> float:
+        """In an open loop when it was scheduled to come; in a closed one when the one before it had ended."""
+        if sequence.admitted_s is not None:
+            return sequence.request.arrival_s
+        return times[sequence.after][-1] if sequence.after else 0.0
 
     def _steps(self, log: Log, clock: Clock) -> pa.Table:
         rows = (

@@ -38,16 +38,19 @@ class EnginePlan:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt and the number of tokens to make for it."""
+    """One prompt and the number of tokens to make for it. arrival_s: when it arrives in an open loop, since the run's start."""
 
     index: int
     prompt: tuple[int, ...]
     output_len: int
+    arrival_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """One run: a closed loop that keeps `max_concurrency` requests in flight until all are served.
+
+    Where requests have times of arrival the loop is open: none is let in before its time, or beyond `max_concurrency`.
 
     observe: take the step apart (profiler on GPU, timers on CPU); its timings are not for the summary.
     delay: (rank, seconds) by which one rank is held up in every step, to see where waiting for it is booked.
@@ -58,6 +61,11 @@ class Work:
     ignore_eos: bool = True
     observe: bool = False
     delay: tuple[int, float] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests arrive by the clock."""
+        return any(request.arrival_s for request in self.requests)
 
     def share(self, replica: int, replicas: int) -> Work:
         """The part of one data-parallel replica: its slots of the closed loop, and the requests dealt to them.

@@ -28,6 +28,7 @@ REQUESTS = table_schema("requests", [
     column("input_len", pa.int32(), "tokens"),
     column("output_len", pa.int32(), "tokens"),
     column("arrival_s", pa.float64(), "s"),
+    column("admitted_s", pa.float64(), "s"),  # open loop only: when the scheduler let it in
     column("token_times_s", pa.list_(pa.float64()), "s"),
     column("output_token_ids", pa.list_(pa.int32()), "1"),
 ])

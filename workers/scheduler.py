@@ -1,4 +1,4 @@
-"""Continuous batching without a clock: which requests go into which step, decided alike on every rank of a replica."""
+"""Continuous batching without a clock of its own: which requests go into which step, alike on every rank of a replica."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from workers.plan import Request
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request being served. after: the sequence whose end made room for it, None for the first ones."""
+    """A request being served. after: the sequence whose end made room for it, None for the first ones.
+
+    admitted_s: when it was let in, as the scheduler was told; None in a closed loop.
+    """
 
     request: Request
     slot: int
@@ -21,6 +24,7 @@ class Sequence:
     prefilled: int = 0
     generated: int = 0
     stopped: bool = False
+    admitted_s: float | None = None
 
     @property
     def done(self) -> bool:
@@ -86,13 +90,30 @@ class Scheduler:
     def __init__(
         self, requests: tuple[Request, ...], max_concurrency: int, lanes: int, pages: int, prefill_tokens: int, chunked: bool
     ) -> None:
-        self._queue = deque(requests)
+        self._queue, self._total = deque(requests), len(requests)
         self._lanes = [Lane() for _ in range(max(1, min(lanes, max_concurrency)))]
+        self._slots = max_concurrency
         self._free_slots = deque(range(max_concurrency))
         self._freed: deque[Sequence | None] = deque([None] * max_concurrency)
-        self._pool = PagePool(pages)
+        self._pages, self._pool = pages, PagePool(pages)
         self._prefill_tokens, self._chunked = prefill_tokens, chunked
         self._turn = self._count = 0
+        self._unarrived = 0
+        self._now: float | None = None
+
+    @property
+    def queued(self) -> int:
+        """Requests that have not been let in, arrived or not."""
+        return len(self._queue)
+
+    def is_idle(self) -> bool:
+        """Whether nobody is being served."""
+        self.release()
+        return not any(self._lanes)
+
+    def arrive(self, count: int, now: float) -> None:
+        """In an open loop: the first `count` requests have arrived by `now`, in seconds since the start."""
+        self._unarrived, self._now = self._total - count, now
 
     def next_lane(self) -> int | None:
         """The lane whose turn it is, or None when everything is served. Lets waiting requests in first."""
@@ -124,15 +145,21 @@ class Scheduler:
         for lane in range(len(self._lanes)):
             self._release(lane)
 
+    def held(self) -> tuple[int, int, int]:
+        """Requests that have a slot, requests that have arrived and wait for one, KV pages taken."""
+        waiting = max(len(self._queue) - self._unarrived, 0)
+        return self._slots - len(self._free_slots), waiting, self._pages - len(self._pool)
+
     def _admit(self) -> None:
         self.release()
-        while self._queue and self._free_slots:
+        while len(self._queue) > self._unarrived and self._free_slots:
             request = self._queue[0]
             pages = self._pool.take(len(request.prompt) + request.output_len)
             if pages is None:
                 return
             lane = min(range(len(self._lanes)), key=lambda i: len(self._lanes[i]))
-            sequence = Sequence(self._queue.popleft(), self._free_slots.popleft(), lane, pages, self._freed.popleft())
+            after = self._freed.popleft()
+            sequence = Sequence(self._queue.popleft(), self._free_slots.popleft(), lane, pages, after, admitted_s=self._now)
             self._lanes[lane].waiting.append(sequence)
 
     def _release(self, lane: int) -> None:

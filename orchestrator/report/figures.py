@@ -93,6 +93,10 @@ def _cell(row: Row, layout: str, lengths: Mapping[tuple[Any, ...], float]) -> di
         "tpot": rounded(tpot) if good else None,
         "bound": rounded(row.get("bound_output_throughput")),
         "parts": {phase: values for phase, values in phases.items() if good and values},
+        "worst": {
+            phase: {part: rounded(row.get(f"{PHASES[phase]}{part}_pct_worst")) for part in values}
+            for phase, values in phases.items()
+        },
         "step_ms": {phase: rounded(ms) for phase in PHASES if (ms := lengths.get((*key(row), phase))) is not None},
     }
 
@@ -180,8 +184,10 @@ def window(rows: Sequence[Row], budget: int) -> dict[str, Any]:
         bars = merged([row for row in decode if row["step"] in steps[-count:]])
         if len(bars) <= budget:
             break
+    bars.sort(key=lambda bar: bar[3])
     cut = len(bars) > budget
-    bars = sorted(bars, key=lambda bar: bar[3])[:budget]
+    if cut:
+        bars = [bar for bar in bars if bar[3] < bars[budget][3]]
     origin = bars[0][3] if bars else 0.0
     kinds = sorted({bar[2] for bar in bars})
     short = [

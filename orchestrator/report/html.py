@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import pyarrow as pa
 
-from orchestrator import findings, results
+from orchestrator import findings, outputs, results
 from orchestrator.errors import UserError
 from orchestrator.metrics import COMPLETED
 from orchestrator.report import figures, sweep
@@ -179,10 +179,12 @@ COLUMNS = (
     Column("GPUs", "GPUs of the layout", lambda row: "" if row["num_gpus"] is None else str(row["num_gpus"])),
     Column("tok/s", "generated tokens per second, best of the runs", _figure("output_throughput")),
     Column("interval", "95% interval of the mean over the runs", _interval),
+    Column("steady tok/s", "the same while all slots are busy: without ramp-up and drain", _figure("steady_output_throughput")),
     Column("tok/s/GPU", "the same per GPU", _figure("output_throughput_per_gpu")),
     Column("TTFT ms", "time to first token, median", _figure("median_ttft_ms")),
     Column("TPOT ms", "time per output token after the first, median", _figure("median_tpot_ms")),
     Column("p99 TPOT", "the same, 99th percentile, in ms", _figure("p99_tpot_ms")),
+    Column("p99 delay", "from scheduled arrival to being let in, 99th percentile, ms", _figure("p99_schedule_delay_ms")),
     Column("comm", "transfer and wait in a decode step during which nothing computes", _figure("comm_exposed_pct", unit="%")),
     Column("bubble", "waiting for another pipeline stage in a decode step", _figure("bubble_pct", unit="%")),
     Column("goodput", "requests per second that met the objective", _figure("request_goodput")),
@@ -209,6 +211,7 @@ def _groups(comparison: Sequence[Row], names: dict[tuple[Any, ...], str]) -> lis
         {
             "experiment": experiment, "scenario": scenario, "concurrency": concurrency,
             "title": f"{concurrency} concurrent",
+            "tokens": outputs.sentence([names[figures.key(row)] for row in rows], rows),
             "rows": [_line(row, names[figures.key(row)], columns) for row in rows],
         }
         for (experiment, scenario, concurrency), rows in groups.items()

@@ -31,7 +31,8 @@ CPU_NOTE = (
 )
 LEGEND = (
     "tok/s: generated tokens per second, best of the runs; ±: their standard deviation; steady: while every slot is taken, ramp-up "
-    "and drain left out. x [low, high]: ratio of mean tok/s with its 95% interval. TTFT, TPOT: medians. comm: exposed "
+    "and drain left out. x [low, high]: ratio of mean tok/s with its 95% interval. delay: mean, from the "
+    "scheduled arrival to being let in. TTFT, TPOT: medians. comm: exposed "
     "communication, bubble: waiting for another stage; shares of a decode step, from a separate run. memory: of the fullest rank."
 )
 SVG_WIDTH = 110
@@ -70,7 +71,8 @@ def _render_group(rows: list[dict[str, Any]], console: Console, sentences: Seque
     table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, header_style="dim")
     for name in ("layout", "engine", *(["dtype"] if dtypes else [])):
         table.add_column(name, no_wrap=True)
-    figures = {name: show for name, show in FIGURES.items() if console.width >= NARROW or name not in LEFT_OUT}
+    hidden = {"steady" if rows[0]["request_rate"] else "delay ms", *(LEFT_OUT if console.width < NARROW else ())}
+    figures = {name: show for name, show in FIGURES.items() if name not in hidden}
     for name in figures:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
@@ -90,7 +92,8 @@ def _render_group(rows: list[dict[str, Any]], console: Console, sentences: Seque
 
 def _title(row: dict[str, Any]) -> str:
     lengths = f" ({row['input_len']} in / {row['output_len']} out)" if row["input_len"] and row["output_len"] else ""
-    return f"{row['model']} · {row['scenario']}{lengths} · {row['max_concurrency']} concurrent"
+    rate = f" · {row['request_rate']:g} requests/s, at most" if row["request_rate"] else " ·"
+    return f"{row['model']} · {row['scenario']}{lengths}{rate} {row['max_concurrency']} concurrent"
 
 
 def _style(row: dict[str, Any]) -> str:
@@ -121,6 +124,7 @@ FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
     "steady": lambda row: _number(row["steady_output_throughput"]),
     "/GPU": lambda row: _number(row["output_throughput_per_gpu"]),
     "best": lambda row: "best" if row["relative_to_best"] == 1.0 else _percent(row["relative_to_best"], 0, of=1.0),
+    "delay ms": lambda row: _number(row["mean_schedule_delay_ms"]),
     "TTFT ms": lambda row: _number(row["median_ttft_ms"]),
     "TPOT ms": lambda row: _number(row["median_tpot_ms"], 2),
     "comm": lambda row: _percent(row["comm_exposed_pct"]),

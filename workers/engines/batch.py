@@ -17,6 +17,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from workers.intervals import Span
 from workers.plan import EnginePlan, Request, Work
 from workers.probes.probe import host_spans
+from workers.probes.progress import Progress
 from workers.records import REQUESTS, STEPS, Call, to_table
 
 PAD = 0
@@ -45,17 +46,17 @@ class StepClock:
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._start = self._now()
-        self._marks: list[Any] = []
+        self.start = self._now()
+        self.marks: list[Any] = []
 
     def mark(self) -> None:
-        self._marks.append(self._now())
+        self.marks.append(self._now())
 
     def seconds(self) -> list[float]:
         if not self._cuda:
-            return [mark - self._start for mark in self._marks]
+            return [mark - self.start for mark in self.marks]
         torch.cuda.synchronize()
-        return [self._start.elapsed_time(mark) / 1e3 for mark in self._marks]
+        return [self.start.elapsed_time(mark) / 1e3 for mark in self.marks]
 
     def _now(self) -> Any:
         if not self._cuda:
@@ -134,7 +135,8 @@ class Ledger:
 class Batcher:
     """Serves runs with `model.generate`, one wave after another.
 
-    on_phase: told "prefill" when a wave starts and "decode" after its first step. agree: see `Stop`.
+    on_phase: told "prefill" when a wave starts and "decode" after its first step. agree: see `Stop`. progress: told of each
+    step, in which a row that met an end token counts up to its length. reports: whether this rank reports the requests.
     """
 
     model: Any
@@ -142,6 +144,8 @@ class Batcher:
     device: torch.device
     on_phase: Callable[[str], None] = lambda phase: None
     agree: Callable[[bool], bool] | None = None
+    progress: Progress = field(default_factory=Progress)
+    reports: bool = True
 
     def __post_init__(self) -> None:
         sampling = {"do_sample": True, "temperature": self.plan.temperature, "top_k": 0, "top_p": 1.0}
@@ -154,13 +158,17 @@ class Batcher:
         torch.manual_seed(self.plan.seed + ledger.replica)
         longest = max((request.output_len for request in work.requests), default=1)
         batches = waves(work)
+        waiting = len(work.requests)
+        self.progress.begin(StepClock(self.device).start, reports=self.reports)
         ledger.origin = origin = time.perf_counter()
         for wave in batches + [()] * (rounds - len(batches)):
-            began = time.perf_counter() - origin
-            outputs, ends = self._generate(wave, work.ignore_eos, longest)
+            began, waiting = time.perf_counter() - origin, waiting - len(wave)
+            outputs, ends = self._generate(wave, work.ignore_eos, longest, waiting)
             ledger.add(wave, outputs, began, [began + end for end in ends])
 
-    def _generate(self, wave: Sequence[Request], ignore_eos: bool, longest: int) -> tuple[list[list[int]], list[float]]:
+    def _generate(
+        self, wave: Sequence[Request], ignore_eos: bool, longest: int, waiting: int
+    ) -> tuple[list[list[int]], list[float]]:
         """Each request's output, and when each step ended in seconds since the call. An empty wave is one row of padding."""
         eos = () if ignore_eos else self.plan.model.eos_token_ids
         ids, mask = left_pad([request.prompt for request in wave] or [(PAD,)], self.device)
@@ -169,7 +177,10 @@ class Batcher:
         clock = StepClock(self.device)
 
         def on_step() -> None:
+            step = len(clock.marks)
             clock.mark()
+            live = sum(request.output_len > step for request in wave)
+            self.progress.step(clock.marks[-1], PHASES[step > 0], live, live, waiting)
             self.on_phase("decode")
 
         stop = Stop(lengths, torch.tensor(eos, dtype=torch.int64, device=self.device), on_step, self.agree)

@@ -86,7 +86,7 @@ class DeepSpeedEngine:
                 self._undo.append(_disconnect)
             model = self._zero(context, plan) if _axis(plan) == "dp" else _auto_tp(context, plan)
         reset_rotary(model, context.device)
-        self._batcher = Batcher(model, plan, context.device)
+        self._batcher = Batcher(model, plan, context.device, progress=context.progress, reports=context.at("tp") == 0)
         if _axis(plan) == "dp":
             self._batcher.agree = lambda done: _all_done(done, context.device)
         size = sum(getattr(p, "ds_tensor", p).numel() * p.element_size() for p in model.parameters())

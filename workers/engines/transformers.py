@@ -57,7 +57,7 @@ class TransformersEngine:
         start = time.perf_counter()
         self._devices = _devices(context.device, plan.placement.degree("pp"))
         model = _load(plan, self._devices)
-        self._batcher = Batcher(model, plan, self._devices[0])
+        self._batcher = Batcher(model, plan, self._devices[0], progress=context.progress)
         size = sum(p.numel() * p.element_size() for p in model.parameters())
         return Built(0, time.perf_counter() - start, 0.0, size, 0, device_name(self._devices[0]), versions())
 

@@ -174,6 +174,10 @@ class Recording:
         if self.thread.is_alive():
             self.thread.join(STOP_S)
 
+    def latest(self) -> list[Row]:
+        """The newest sample of each GPU; fewer while the first one is taken."""
+        return self.rows[-len(self.gauges) :]
+
     def table(self, rank: int) -> pa.Table | None:
         """The samples in the schema TELEMETRY, from `origin_s` on or else from `began_s`; None where that cannot be made."""
         origin = self.began_s if self.origin_s is None else self.origin_s

@@ -98,6 +98,8 @@
 
   const maximum = (rows, ...fields) => Math.max(0, ...rows.flatMap((row) => fields.map((field) => row[field] || 0)));
   const bandHeight = (rows, step) => Math.max(1, rows) * step;
+  const tall = (width, full) => paper || width < 560 ? 300 : full;
+  const rowHeight = (rows) => rows * Math.max(16, Math.min(30, 1000 / rows));
   const labelRoom = (names) => 14 + 7.2 * Math.max(0, ...names.map((name) => name.length));
 
   // -- charts: rows are what is downloaded, panels what is drawn -----------------------------------------------
@@ -115,7 +117,7 @@
 
   function curves(rows, width) {
     const values = [...new Set(rows.map((row) => row.concurrency))].sort((a, b) => a - b);
-    const height = width < 560 ? 300 : 380;
+    const height = tall(width, 380);
     const top = maximum(rows, "tokens_per_second", "high") * 1.04;
     const ends = present(rows).map((name) => rows.filter((row) => row.layout === name).reduce((a, b) => b.concurrency > a.concurrency ? b : a));
     const places = spread(ends.map((row) => row.tokens_per_second / top * height), 15);
@@ -169,8 +171,12 @@
     panels: (rows, width) => [{ spec: tradeoff(rows, width) }],
   };
 
+  const FEW = 16; // points that can all be labelled
   function tradeoff(rows, width) {
     const axis = { grid: true, tickCount: 6 };
+    const most = (layout) => Math.max(...rows.filter((row) => row.layout === layout).map((row) => row.concurrency));
+    const labelled = rows.filter((row) => row.on_front || rows.length <= FEW || row.concurrency === most(row.layout))
+      .map((row) => ({ ...row, label: `${row.layout} · ${row.concurrency}` }));
     const room = 1.1;
     const x = { field: "tokens_per_second_per_user", type: "quantitative", title: "tokens per second for one user (1000 / median TPOT in ms)",
       axis, scale: { domain: [0, room * maximum(rows, "tokens_per_second_per_user")], nice: false } };
@@ -178,7 +184,7 @@
       axis, scale: { domain: [0, room * maximum(rows, "tokens_per_second_per_gpu")], nice: false } };
     const opacity = { condition: { test: "datum.on_front", value: 1 }, value: .32 };
     return {
-      description: "Tokens per second per user against tokens per second per GPU, with the Pareto front", height: width < 560 ? 320 : 420,
+      description: "Tokens per second per user against tokens per second per GPU, with the Pareto front", height: tall(width, 420),
       padding: { right: 12, left: 4, top: 8, bottom: 4 }, data: { values: rows }, encoding: { x, y },
       layer: [
         { mark: { type: "line", strokeWidth: 1.5, opacity: .35 }, encoding: { color: layoutColour, order: { field: "concurrency" } } },
@@ -187,8 +193,7 @@
         { mark: { type: "point", filled: true, size: 95 }, encoding: { color: layoutColour, shape: layoutShape, opacity,
           tooltip: tips([["layout", "layout"], ["concurrency", "requests in flight"], ["tokens_per_second_per_user", "tokens/s/user"],
             ["tokens_per_second_per_gpu", "tokens/s/GPU"], ["on_front", "on the front"]]) } },
-        { transform: [{ calculate: "datum.on_front ? datum.layout + ' · ' + datum.concurrency : '' + datum.concurrency", as: "label" }],
-          mark: { type: "text", align: "left", baseline: "bottom", dx: 7, dy: -5 },
+        { data: { values: labelled }, mark: { type: "text", align: "left", baseline: "bottom", dx: 7, dy: -5 },
           encoding: { text: { field: "label" }, color: layoutColour, opacity: { condition: { test: "datum.on_front", value: 1 }, value: .55 } } },
       ],
     };
@@ -198,7 +203,7 @@
     rows: () => chosen(data.cells).flatMap((row) => PART_ORDER.filter((part) => row.parts[state.phase] && row.parts[state.phase][part] != null)
       .map((part) => ({
         layout: row.layout, concurrency: row.concurrency, phase: state.phase, part: PARTS[part][0],
-        percent: row.parts[state.phase][part], step_ms: row.step_ms[state.phase] ?? null, key: part,
+        percent: row.parts[state.phase][part], percent_of_worst_rank: row.worst[state.phase][part] ?? null, step_ms: row.step_ms[state.phase] ?? null, key: part,
       }))),
     hidden: ["key"],
     key: (rows) => PART_ORDER.filter((part) => rows.some((row) => row.key === part)).map((part) => [PARTS[part][0], `var(--${PARTS[part][1]})`]),
@@ -225,7 +230,7 @@
       resolve: { scale: { color: "independent" } },
       layer: [
         { mark: { type: "bar", stroke: "var(--page)", strokeWidth: 1 }, encoding: { x, x2: { field: "to" }, color: fill(""),
-          tooltip: tips([["layout", "layout"], ["part", "part"], ["percent", "% of the step"], ["step_ms", "step, ms"]]) } },
+          tooltip: tips([["layout", "layout"], ["part", "part"], ["percent", "% of the step"], ["percent_of_worst_rank", "worst rank, %"], ["step_ms", "step, ms"]]) } },
         { mark: { type: "text", fontSize: 12 }, encoding: { x: { ...x, field: "middle" }, text: { field: "label" }, color: fill("-ink") } },
         { data: { values: ends }, mark: { type: "text", align: "left", dx: 8, fontWeight: 600 }, encoding: { x: { ...x, field: "to" }, text: { field: "label" } } },
       ],
@@ -255,7 +260,7 @@
     const sort = order.flatMap((layout) => [...new Set(rows.filter((row) => row.layout === layout).map((row) => row.rank))]
       .sort((a, b) => a - b).map((rank) => `${layout} · rank ${rank}`));
     return {
-      description: "What each rank does over a few steps", height: bandHeight(sort.length, 30), data: { values },
+      description: "What each rank does over a few steps", height: rowHeight(sort.length), data: { values },
       padding: { right: 12, left: 4, top: 4, bottom: 4 },
       mark: { type: "bar" },
       encoding: {
@@ -338,7 +343,7 @@
     const x = { field: "from", type: "quantitative", title: "GB", scale: { domain: [0, 1.04 * Math.max(data.capacity_gb || 0, 1.1 * maximum(rows, "peak"))], nice: false }, axis: { grid: true, tickCount: 6 } };
     const names = held();
     return {
-      description: "Peak memory of each rank", height: bandHeight(sort.length, 28), data: { values },
+      description: "Peak memory of each rank", height: rowHeight(sort.length), data: { values },
       padding: { right: 12, left: 4, top: 4, bottom: 4 },
       encoding: { y: { field: "row", type: "nominal", sort, title: null, scale: { paddingInner: .35, paddingOuter: .1 }, axis: { labelColor: "var(--ink)", labelLimit: 260 } } },
       layer: [
