@@ -134,7 +134,9 @@ class Board:
 
     def __init__(self, tags: Mapping[str, str], metrics: Iterable[Metric]) -> None:
         self._tags = dict(tags)
-        self._metrics = {metric.name: _of_ray(metric) for metric in metrics}
+        self._metrics: dict[str, Any] = {}
+        with contextlib.suppress(Exception):
+            self._metrics |= {metric.name: _of_ray(metric) for metric in metrics}
 
     def put(self, readings: Iterable[Reading]) -> None:
         with contextlib.suppress(Exception):
