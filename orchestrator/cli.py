@@ -190,9 +190,15 @@ def explain(
 @click.option("--objective", type=click.Choice(OBJECTIVES), default=OBJECTIVES[0], show_default=True, help="Of the verdicts.")
 @click.option("--goodput", multiple=True, metavar="LEVEL...", help="Service levels in ms, as in `ttft:2000 tpot:200`. [the runs']")
 @click.option("--fail-below", type=click.FloatRange(min=0, min_open=True), metavar="RATIO", help="BASE NEW: fail below, as 0.95.")
+@click.option("--svg", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="As a picture of a terminal.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def compare(
-    result_dirs: tuple[Path, ...], objective: str, goodput: tuple[str, ...], fail_below: float | None, as_json: bool
+    result_dirs: tuple[Path, ...],
+    objective: str,
+    goodput: tuple[str, ...],
+    fail_below: float | None,
+    svg: Path | None,
+    as_json: bool,
 ) -> None:
     """Print the comparison of results again, with verdicts and curves. BASE NEW --fail-below 0.95: is the new result slower?"""
     from orchestrator import findings
@@ -202,6 +208,10 @@ def compare(
         raise SystemExit(_check_regression(result_dirs, fail_below, as_json))
     levels = load_experiment(None, {"goodput": goodput}).goodput
     found = findings.of_folders(result_dirs, levels)
+    if svg is not None:
+        from orchestrator.report.terminal import export_svg
+
+        export_svg(lambda console: _show(found, objective, console), svg)
     click.echo(json.dumps(found.as_data(), indent=2)) if as_json else _show(found, objective, _console())
 
 

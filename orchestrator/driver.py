@@ -246,19 +246,27 @@ class _Deploying:
         """Take a short run apart. It is no run of its own: where it fails, its columns stay empty."""
         if not self.job.unobserved(cell):
             return
-        self._tell("observing", cell)
-        requests = tuple(replace(r, output_len=min(OBSERVED_TOKENS, r.output_len), arrival_s=0.0) for r in cell.work.requests)
-        try:
-            reports = self._work(replace(cell.work, requests=requests, observe=True))
-        except RunFailed as failure:
-            self._kill()
-            self.job.store.write_failure(f"{cell.cell.name}.observed", failure.detail)
-            self.progress.note(f"{cell.cell.name}: communication could not be observed: {failure.reason}")
+        reports = self._observed(cell) or self._observed(cell)  # a profiler may bring its process down; a fresh one seldom
+        if reports is None:
             return
         tables = accounting.account(_merge(report.spans for report in reports), self.job.deployment.plan.placement)
         self.job.store.write_observed(cell.cell, tables)
         self.exposure.tell(self._tags, accounting.exposed(tables["parts"].to_pylist()))
         self._complete(cell.cell, accounting.shares(tables["parts"].to_pylist()))
+
+    def _observed(self, cell: PlannedCell) -> list[RankReport] | None:
+        """The reports of an observed run; None, with the group gone and the reason kept, where it failed."""
+        if self.group is None and not self._build([cell]):
+            return None
+        self._tell("observing", cell)
+        requests = tuple(replace(r, output_len=min(OBSERVED_TOKENS, r.output_len), arrival_s=0.0) for r in cell.work.requests)
+        try:
+            return self._work(replace(cell.work, requests=requests, observe=True))
+        except RunFailed as failure:
+            self._kill()
+            self.job.store.write_failure(f"{cell.cell.name}.observed", failure.detail)
+            self.progress.note(f"{cell.cell.name}: communication could not be observed: {failure.reason}")
+            return None
 
     def _complete(self, cell: Cell, columns: dict[str, Any]) -> None:
         """Put what was observed of a cell into the summary of each of its runs."""

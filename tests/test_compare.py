@@ -90,7 +90,7 @@ def test_the_cpu_note_is_for_cpus():
 
 
 def test_the_comparison_as_a_picture(tmp_path):
-    terminal.export_svg(comparison(run("tp4", 100.0)), tmp_path / "picture.svg")
+    terminal.export_svg(lambda console: terminal.render(comparison(run("tp4", 100.0)), console), tmp_path / "picture.svg")
     assert "tp4" in (tmp_path / "picture.svg").read_text()
 
 

@@ -58,10 +58,10 @@ def render(comparison: pa.Table, console: Console, sentences: Mapping[tuple[Any,
         console.print(CPU_NOTE, style="yellow")
 
 
-def export_svg(comparison: pa.Table, path: Path, title: str = "orchestrator compare") -> None:
-    """The comparison as a picture of a terminal."""
+def export_svg(draw: Callable[[Console], None], path: Path, title: str = "orchestrator compare") -> None:
+    """What `draw` prints, as a picture of a terminal."""
     console = Console(record=True, width=SVG_WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    render(comparison, console)
+    draw(console)
     console.save_svg(str(path), title=title)
 
 
