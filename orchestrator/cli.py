@@ -128,7 +128,8 @@ def experiment_options(command: Command) -> Command:
 @experiment_options
 @click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="The same fields in YAML; flags win.")
 @click.option("--dry-run", is_flag=True, help="Print cells and placements and whether they fit; take nothing.")
-def submit(config: Path | None, dry_run: bool, metadata: tuple[str, ...], **options: Any) -> None:
+@click.option("--trace", is_flag=True, help="Also write what each rank did in a few steps, for Perfetto.")
+def submit(config: Path | None, dry_run: bool, trace: bool, metadata: tuple[str, ...], **options: Any) -> None:
     """Run one model under several layouts and compare them."""
     from orchestrator import planning
     from orchestrator.config import load_experiment
@@ -146,7 +147,7 @@ def submit(config: Path | None, dry_run: bool, metadata: tuple[str, ...], **opti
 
         render_plan(planned, topology, _console())
         return
-    raise SystemExit(_run(experiment, planned))
+    raise SystemExit(_run(experiment, planned, trace))
 
 
 @main.command()
@@ -212,7 +213,11 @@ def compare(
         from orchestrator.report.terminal import export_svg
 
         export_svg(lambda console: _show(found, objective, console), svg)
-    click.echo(json.dumps(found.as_data(), indent=2)) if as_json else _show(found, objective, _console())
+    if as_json:
+        click.echo(json.dumps(found.as_data(), indent=2))
+        return
+    _show(found, objective, _console())
+    _show_ablations(result_dirs, _console())
 
 
 @main.command()
@@ -232,11 +237,9 @@ def export(result_dir: Path, format_: str, out: Path | None) -> None:
 def trace(result_dir: Path) -> None:
     """Write what each rank did in a few steps, for Perfetto."""
     from orchestrator import results
-    from orchestrator.report.trace import write_traces
 
     for folder in results.find(result_dir):
-        for path in write_traces(folder):
-            click.echo(path)
+        _write_traces(folder)
 
 
 @main.command()
@@ -297,9 +300,9 @@ def doctor(address: str | None, as_json: bool) -> None:
     raise SystemExit(SOME_FAILED if any(check.status == doctors.FAIL for check in checks) else 0)
 
 
-def _run(experiment: Experiment, planned: Sequence[PlannedDeployment]) -> int:
+def _run(experiment: Experiment, planned: Sequence[PlannedDeployment], trace: bool) -> int:
     """Run, print the comparison and where the files are; the exit status says whether every run has a result."""
-    from orchestrator import ablation, findings
+    from orchestrator import findings
     from orchestrator.driver import run_experiment
     from orchestrator.experiment import Run
     from orchestrator.report import terminal
@@ -309,14 +312,31 @@ def _run(experiment: Experiment, planned: Sequence[PlannedDeployment]) -> int:
     with terminal.RunProgress(console) as progress:
         folder = run_experiment(planned, experiment, progress)
     _show(findings.of_folders([folder], experiment.goodput), OBJECTIVES[0], console)
-    for line in ablation.sentences(Store(folder)):
-        console.print(line, soft_wrap=True, highlight=False)
+    _show_ablations([folder], console)
     console.print(f"Results: {folder}", soft_wrap=True, highlight=False)
     _write_report(folder, console)
+    if trace:
+        _write_traces(folder)
     store = Store(folder)
     runs = [Run(cell.cell, index) for one in planned for cell in one.cells for index in range(experiment.run_limit)]
     asked = [run for run in runs if run.index < experiment.num_runs or store.summary_of(run)]  # the others were not needed
     return 0 if all(map(store.is_completed, asked)) else SOME_FAILED
+
+
+def _show_ablations(folders: Sequence[Path], console: Console) -> None:
+    from orchestrator import ablation
+    from orchestrator.results import Store, find
+
+    for folder in (found for path in folders for found in find(path)):
+        for line in ablation.sentences(Store(folder)):
+            console.print(line, soft_wrap=True, highlight=False)
+
+
+def _write_traces(folder: Path) -> None:
+    from orchestrator.report.trace import write_traces
+
+    for path in write_traces(folder):
+        click.echo(path)
 
 
 def _write_report(folder: Path, console: Console) -> None:
