@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
-from orchestrator.metrics import COMPLETED
+from orchestrator.metrics import CELL, COMPLETED
 from orchestrator.results import Store
 
-CELL = ("model", "strategy", "engine", "dtype", "quantization", "scenario", "max_concurrency")
+NAMES = tuple(field.name for field in CELL if field.name not in ("experiment", "ablation"))
 
 
 def effects(store: Store) -> list[dict[str, Any]]:
@@ -19,10 +19,11 @@ def effects(store: Store) -> list[dict[str, Any]]:
     comm_exposed_pct of the profile when collectives were left out.
     """
     summary = store.read("summary")
-    rows = [row for row in summary.to_pylist() if row["status"] == COMPLETED] if summary is not None else []
+    done = [row for row in summary.to_pylist() if row["status"] == COMPLETED] if summary is not None else []
+    rows = [row for row in done if row["decode_ms_per_step"]]  # outputs of one token have no decode step
     cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        cells.setdefault((row["ablation"], *(row[name] for name in CELL)), []).append(row)
+        cells.setdefault((row["ablation"], *(row[name] for name in NAMES)), []).append(row)
     out = []
     for (ablation, *cell), runs in cells.items():
         whole = cells.get(("none", *cell))
@@ -30,7 +31,7 @@ def effects(store: Store) -> list[dict[str, Any]]:
             continue
         before, after = (median(row["decode_ms_per_step"] for row in side) for side in (whole, runs))
         out.append({
-            **dict(zip(CELL, cell, strict=True)),
+            **dict(zip(NAMES, cell, strict=True)),
             "ablation": ablation,
             "decode_ms_per_step": before,
             "decode_ms_per_step_without": after,

@@ -23,15 +23,9 @@ import pyarrow as pa
 
 from strategies.placement import Placement
 from workers.intervals import Span, intersect, length, subtract, union
-from workers.records import COMPUTE, SPANS, column, table_schema
+from workers.records import COMPUTE, SPANS, bus_factor, column, table_schema
 
 HANDOVER = frozenset({"send", "recv", "broadcast"})
-# Bus bandwidth over algorithm bandwidth of n ranks, as nccl-tests defines it.
-BUS_FACTOR = {
-    "all_reduce": lambda n: 2 * (n - 1) / n,
-    "all_gather": lambda n: (n - 1) / n,
-    "reduce_scatter": lambda n: (n - 1) / n,
-}
 EXCERPT = 5  # steps of a phase, the first of which is left out
 PARTS = ("compute", "exposed_transfer", "exposed_wait", "bubble", "launch_gap")
 
@@ -210,11 +204,10 @@ def _timed(key: tuple[int, str, str, str], calls: Sequence[Transfer], ranks: int
     took = sum(call.transfer for call in calls)
     waited = sum(call.end - call.start for call in calls) - took
     algbw = moved / took / 1e3 if took else None
-    factor = BUS_FACTOR.get(op, lambda n: 1.0)(ranks)
     return {
         "rank": rank, "phase": phase, "op": op, "axis": axis, "group_size": ranks, "calls": len(calls), "bytes": moved,
         "transfer_us": took / len(calls), "wait_us": waited / len(calls),
-        "algbw": algbw, "busbw": algbw and algbw * factor,
+        "algbw": algbw, "busbw": algbw and algbw * bus_factor(op, ranks),
     }  # fmt: skip
 
 

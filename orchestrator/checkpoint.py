@@ -89,6 +89,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a text file") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: the JSON cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
@@ -98,9 +100,17 @@ def _parse_header(file: Path, text: bytes) -> dict[str, Tensor]:
     try:
         entries = json.loads(text)
         entries.pop("__metadata__", None)
-        return {name: Tensor(file, e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for name, e in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return {name: _tensor(file, name, entry) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: the safetensors header cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _tensor(file: Path, name: str, entry: dict[str, Any]) -> Tensor:
+    """Raises ValueError where the bytes of the tensor do not lie behind the header."""
+    start, stop = entry["data_offsets"]
+    if not (isinstance(start, int) and isinstance(stop, int) and 0 <= start <= stop):
+        raise ValueError(f"the tensor {name} has the data_offsets {entry['data_offsets']}")
+    return Tensor(file, str(entry["dtype"]), tuple(entry["shape"]), start, stop)
 
 
 def _check_tensor(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:

@@ -97,7 +97,7 @@ EXPERIMENT_OPTIONS = (
     click.option("--request-rate", type=float, metavar="R", help="Requests arriving a second: an open loop. [closed loop]"),
     click.option("--burstiness", type=float, metavar="SHAPE", help="Of the gaps between arrivals (gamma): 1 is Poisson. [1]"),
     click.option("--num-prompts", type=int, metavar="N", help="Requests of a run. [max-concurrency; all of a dataset]"),
-    click.option("--seed", type=int, help="Of prompts, dummy weights and sampling. [0]"),
+    click.option("--seed", type=int, help="Of prompts, arrivals and sampling. [0]"),
     click.option("--ignore-eos/--no-ignore-eos", default=None, help="Do not stop at the end token. [yes; no for a dataset]"),
     click.option("--temperature", type=float, help="0 is greedy. [0]"),
     click.option("--dtype", metavar="DTYPE", help="auto, float32, bfloat16 or float16. [auto: bfloat16 on GPU, float32 on CPU]"),
@@ -145,6 +145,7 @@ def submit(config: Path | None, dry_run: bool, trace: bool, metadata: tuple[str,
     if dry_run:
         from orchestrator.report.explain import render_plan
 
+        _check_surroundings(experiment)
         render_plan(planned, topology, _console())
         return
     raise SystemExit(_run(experiment, planned, trace))
@@ -312,12 +313,12 @@ def _run(experiment: Experiment, planned: Sequence[PlannedDeployment], trace: bo
     with terminal.RunProgress(console) as progress:
         folder = run_experiment(planned, experiment, progress)
     _show(findings.of_folders([folder], experiment.goodput), OBJECTIVES[0], console)
+    store = Store(folder)
     _show_ablations([folder], console)
     console.print(f"Results: {folder}", soft_wrap=True, highlight=False)
     _write_report(folder, console)
-    if trace:
+    if trace and store.read("spans"):
         _write_traces(folder)
-    store = Store(folder)
     runs = [Run(cell.cell, index) for one in planned for cell in one.cells for index in range(experiment.run_limit)]
     asked = [run for run in runs if run.index < experiment.num_runs or store.summary_of(run)]  # the others were not needed
     return 0 if all(map(store.is_completed, asked)) else SOME_FAILED
@@ -333,9 +334,14 @@ def _show_ablations(folders: Sequence[Path], console: Console) -> None:
 
 
 def _write_traces(folder: Path) -> None:
+    from orchestrator.errors import UserError
     from orchestrator.report.trace import write_traces
 
-    for path in write_traces(folder):
+    try:
+        paths = write_traces(folder)
+    except OSError as error:
+        raise UserError(f"traces cannot be written to {folder / 'traces'}: {error.strerror}") from error
+    for path in paths:
         click.echo(path)
 
 
@@ -380,6 +386,19 @@ def _gpus(experiment: Experiment) -> Topology:
 
     with connect(experiment.address, "cuda", 0) as cluster:
         return cluster.topology()
+
+
+def _check_surroundings(experiment: Experiment) -> None:
+    """Raises UserError where a run would be refused for what is not of its plan: the calibration, old results, the cluster."""
+    from orchestrator import fabric, results
+
+    fabric.look_up(experiment.fabric, experiment.result_dir)
+    results.check_version(results.folder_of(experiment))
+    address = experiment.address or os.environ.get("RAY_ADDRESS")
+    if address and experiment.device == "cpu":  # for GPUs, the cluster was asked already
+        from orchestrator.cluster import check_address
+
+        check_address(address)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
 
+EXAMPLES = {"strategy": "tp4", "max_concurrency": "8"}  # of the lists that must not be empty
+
 
 def load_experiment(config: Path | None, flags: Mapping[str, Any]) -> Experiment:
     """The experiment of `config` with the `flags` that were given laid over it. Raises UserError with one line for bad input."""
@@ -51,6 +53,8 @@ def one_line(error: ValidationError, source: Path | None = None) -> str:
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(field, Experiment.model_fields, n=1)
         return f"{where}there is no field '{field}'" + (f"; did you mean '{near[0]}'?" if near else "")
+    if first["type"] == "too_short" and field in EXAMPLES:
+        return f"{where}{field} is empty; name at least one, as in {EXAMPLES[field]}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{where}{message}"

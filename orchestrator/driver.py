@@ -20,6 +20,7 @@ from orchestrator import accounting, arrivals, bounds, fabric, goodput, hardware
 from orchestrator.cluster import Cluster, connect
 from orchestrator.compare import compare
 from orchestrator.confidence import spread
+from orchestrator.errors import UserError
 from orchestrator.experiment import RUN_ORDER, Cell, Experiment, Run
 from orchestrator.group import RunFailed, WorkerGroup
 from orchestrator.metrics import COMPLETED, FAILED, INVALID
@@ -29,6 +30,9 @@ from workers.plan import Built, RankReport, Work
 from workers.probes.gauges import Exposure
 from workers.versions import versions
 
+# Fields whose lists grow from command to command in one folder of results, and what all of its runs must agree on.
+GROWING = ("strategy", "scenario", "max_concurrency", "ablate")
+DECISIVE = ("device", "shard-orchestrator", "torch", "triton", "nvidia-nccl-cu12", "nvidia-nccl-cu13")
 INTERRUPTED = 130  # the exit status of a process that Ctrl-C ended
 OBSERVED_TOKENS = 16  # made for each request while a run is taken apart: enough steps for a mean
 
@@ -63,7 +67,7 @@ def run_experiment(planned: Sequence[PlannedDeployment], experiment: Experiment,
     """
     calibration = fabric.look_up(experiment.fabric, experiment.result_dir)
     store = Store(results.folder_of(experiment))
-    store.create()
+    results.check_version(store.folder)
     jobs = [_Job(deployment, experiment, store, calibration) for deployment in planned]
     left = sum(len(job.missing(cell)) for job in jobs for cell in job.deployment.cells)
     progress.begin(left, sum(len(job.throughputs(cell)) for job in jobs for cell in job.deployment.cells))
@@ -84,6 +88,7 @@ def _run(jobs: Sequence[_Job], experiment: Experiment, store: Store, progress: P
     device = jobs[0].deployment.plan.device
     ranks = max(job.deployment.plan.placement.num_ranks for job in jobs)
     with connect(experiment.address, device, ranks) as cluster:
+        store.create()
         _write_manifest(store, experiment, jobs, cluster)
         progress.connected(cluster)
         exposure = Exposure()
@@ -342,10 +347,11 @@ def _write_comparison(store: Store, experiment: Experiment) -> None:
 def _write_manifest(store: Store, experiment: Experiment, jobs: Sequence[_Job], cluster: Cluster) -> None:
     """What was asked and on what: enough to say later whether two results can be compared."""
     before = store.manifest()
+    _check_same_machine(store, before, cluster)
     gpus = hardware.gpus()
     store.update_manifest(
         started_at=before.get("started_at", results.now()),
-        experiment=experiment.model_dump(mode="json"),
+        experiment=_asked(experiment, before),
         identity=experiment.identity,
         cells=sorted({*before.get("cells", []), *(cell.cell.name for job in jobs for cell in job.deployment.cells)}),
         device=cluster.device,
@@ -360,6 +366,25 @@ def _write_manifest(store: Store, experiment: Experiment, jobs: Sequence[_Job], 
         metadata=experiment.metadata,
         run_order=RUN_ORDER,
     )
+
+
+def _asked(experiment: Experiment, before: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the experiment; lists hold what earlier commands asked of these results too."""
+    earlier, now = before.get("experiment", {}), experiment.model_dump(mode="json")
+    both = {name: list(dict.fromkeys([*earlier.get(name, ()), *now[name]])) for name in GROWING}
+    return now | both
+
+
+def _check_same_machine(store: Store, before: dict[str, Any], cluster: Cluster) -> None:
+    """Raise UserError where the results in `store` come from other devices or software: they would not be comparable."""
+    if not any((store.folder / "summary").glob("*.arrow")):
+        return
+    here = {"device": sorted({slot.name for slot in cluster.topology().slots}), **versions()}
+    there = {"device": sorted({slot["name"] for slot in before.get("topology", ())}), **before.get("versions", {})}
+    other = [name for name in DECISIVE if name in there and there[name] != here.get(name)]
+    changed = [f"{name} {there[name]} (here {here.get(name)})" for name in other]
+    if changed:
+        raise UserError(f"{store.folder} holds results of {', '.join(changed)}; give another --result-dir, or move it away")
 
 
 def git_commit() -> str | None:

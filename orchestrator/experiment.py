@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
@@ -35,15 +35,15 @@ class Experiment(BaseModel):
     scenario: tuple[str, ...] = ()
     input_len: PositiveInt | None = None
     output_len: PositiveInt | None = None
-    max_concurrency: tuple[PositiveInt, ...] = Field((8,), min_length=1)
+    max_concurrency: tuple[Annotated[PositiveInt, Field(le=65536)], ...] = Field((8,), min_length=1)
     num_runs: PositiveInt = 1
     until_ci: float | None = Field(None, gt=0.0, lt=1.0)  # runs are added until half the interval is under this share of the mean
     max_runs: PositiveInt = 10  # the cap of until_ci
     num_warmups: int = Field(1, ge=0)
-    num_prompts: PositiveInt | None = None
+    num_prompts: PositiveInt | None = Field(None, le=1_000_000)
     request_rate: float | None = Field(None, gt=0.0, allow_inf_nan=False)  # requests/s of an open loop; None: a closed loop
     burstiness: float = Field(1.0, gt=0.0, allow_inf_nan=False)  # shape of the gamma distributed gaps; 1 is Poisson
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
     ignore_eos: bool | None = None  # None: true where lengths are fixed, false for a dataset
     temperature: float = Field(0.0, ge=0.0)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -123,9 +123,14 @@ class Experiment(BaseModel):
 
     @property
     def identity(self) -> str:
-        """Ten hex digits of everything that results must agree on to be compared; lists that grow are left out."""
+        """Ten hex digits of everything that results must agree on to be compared; lists that grow are left out.
+
+        Files count by what is in them: a dataset that was edited, or weights that were replaced, are another experiment.
+        """
         closed = {"request_rate", "burstiness"} if self.request_rate is None else set()
-        return digest(self.model_dump(mode="json", exclude=FREE_FIELDS | closed))
+        fields = self.model_dump(mode="json", exclude=FREE_FIELDS | closed)
+        stamps = {str(path): stamp(path) for path in (self.dataset_path, Path(self.model)) if path is not None and path.exists()}
+        return digest({**fields, "files": stamps} if stamps else fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +152,11 @@ class Deployment:
     dtype: str
     quantization: str = "none"
     ablation: str = "none"
+
+    @property
+    def layout(self) -> str:
+        """The strategy, and what was left out of it: "tp2 without comm"."""
+        return layout_name(self.strategy, self.ablation)
 
     @property
     def name(self) -> str:
@@ -187,6 +197,11 @@ class Run:
         return f"{self.cell.name}.r{self.index}"
 
 
+def layout_name(strategy: str, ablation: str | None) -> str:
+    """`strategy`, told apart from the same without collectives or links."""
+    return strategy if ablation in (None, "none") else f"{strategy} without {ablation}"
+
+
 def parse_levels(texts: Iterable[str]) -> dict[str, str]:
     """`ttft:2000 tpot:200` as a mapping, unchecked. Raises ValueError for a word that is no KEY:VALUE."""
     words = [word for text in texts for word in str(text).replace(",", " ").split()]
@@ -205,6 +220,14 @@ def check_levels(levels: dict[str, float]) -> dict[str, float]:
         if not 0 < limit < float("inf"):
             raise ValueError(f"goodput {name}:{limit:g}: a service level is a number of milliseconds above 0")
     return levels
+
+
+def stamp(path: Path) -> str:
+    """What tells one state of a dataset file, or of a folder of weights, from another: contents, or sizes and times."""
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".safetensors"))
+    return digest([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
 
 
 def digest(value: Any) -> str:

@@ -28,7 +28,8 @@ RESERVE_S = 60.0  # for placement groups: somebody else's work may be ending
 POLL_S = 0.5
 GRACE_S = 1.0  # after a first failure, for the other ranks to say more
 
-# NVLink multicast stays off (it is not there on every machine); NCCL inside CUDA graphs is not mixed with NCCL outside.
+# NVLink multicast stays off (it is not there on every machine). NCCL need not guard calls inside CUDA graphs against those
+# outside: both go through one stream.
 WORKER_ENVIRONMENT = {
     "NCCL_NVLS_ENABLE": "0",
     "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",

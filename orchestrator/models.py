@@ -58,7 +58,7 @@ def resolve(model: str, load_format: str = "auto") -> ResolvedModel:
     shape = _shape(config, fields)
     folder = config.parent if config.name == "config.json" else None
     tokenizer = folder if folder and _has_tokenizer(folder) else None
-    special = _special_ids(fields, tokenizer)
+    special = _special_ids(config, fields, tokenizer)
     if load_format == "dummy":
         return ResolvedModel(shape, None, tokenizer, special)
     if folder is None:
@@ -90,7 +90,7 @@ def _shape(config: Path, fields: dict[str, Any]) -> ModelShape:
         raise UserError(f"{config}: the field {error.args[0]} is missing") from error
     except LayoutError:
         raise
-    except (TypeError, AttributeError, ValueError) as error:
+    except (TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(f"{config}: a field has the wrong type: {error}") from error
     for size in SIZES:
         if getattr(shape, size) < 1:
@@ -98,15 +98,24 @@ def _shape(config: Path, fields: dict[str, Any]) -> ModelShape:
     return shape
 
 
-def _special_ids(config: dict[str, Any], tokenizer: Path | None) -> tuple[int, ...]:
+def _special_ids(config: Path, fields: dict[str, Any], tokenizer: Path | None) -> tuple[int, ...]:
     found: set[int] = set()
     for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        value = config.get(field)
-        found.update(value if isinstance(value, list) else () if value is None else (value,))
-    if tokenizer and (tokenizer / "tokenizer.json").is_file():
-        added = checkpoint.read_json(tokenizer / "tokenizer.json").get("added_tokens", ())
-        found.update(token["id"] for token in added if token.get("special"))
-    return tuple(sorted(found))
+        value = fields.get(field)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(one, int) for one in ids):
+            raise UserError(f"{config}: a field has the wrong type: {field} is {value!r}, no token id")
+        found.update(ids)
+    file = tokenizer / "tokenizer.json" if tokenizer else None
+    return tuple(sorted(found | (_special_tokens(file) if file and file.is_file() else set())))
+
+
+def _special_tokens(file: Path) -> set[int]:
+    """The ids of a tokenizer's special tokens. Raises UserError where the list of them is broken."""
+    try:
+        return {int(token["id"]) for token in checkpoint.read_json(file).get("added_tokens", ()) if token.get("special")}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: added_tokens cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _has_tokenizer(folder: Path) -> bool:

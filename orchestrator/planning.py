@@ -122,8 +122,14 @@ def check_ranks(layout: Layout, device: Device, topology: Topology) -> None:
 
 
 def remarks(experiment: Experiment, planned: Sequence[PlannedDeployment], topology: Topology) -> Iterator[str]:
-    """What a user should know about a plan that works: engines chosen for them, idle replicas, requests that will queue."""
+    """What a user should know about a plan that works: engines chosen for them, idle replicas, requests that will queue.
+
+    Of a layout that something is left out of, nothing is said twice; where that changes nothing, it is said.
+    """
+    made = {(one.deployment.strategy, one.deployment.ablation) for one in planned}
     for one in planned:
+        if one.deployment.ablation != "none":
+            continue
         name, plan = one.deployment.strategy, one.plan
         if plan.placement.option("engine") and not experiment.engine:
             yield f"{name} runs on the engine {one.deployment.engine}, which it needs"
@@ -134,6 +140,10 @@ def remarks(experiment: Experiment, planned: Sequence[PlannedDeployment], topolo
         held = concurrent_requests(plan, topology)
         if held is not None and held < plan.max_concurrency:
             yield f"{name}: KV holds {held} requests of {plan.max_len} tokens at once; beyond that, requests queue"
+        for what in dict.fromkeys(experiment.ablate):
+            if (name, what) not in made:
+                where = f"{one.deployment.engine}, {plan.device}"
+                yield f"{name}: --ablate {what} would change nothing ({where}); it is not run without"
 
 
 def _engine_plan(

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +231,9 @@ def find(path: Path) -> list[Path]:
 
 
 def _is_experiment(path: Path) -> bool:
-    return (path / "summary").is_dir()
+    """A run was begun there, or has ended: empty folders are no results."""
+    summary = path / "summary"
+    return summary.is_dir() and ((path / MANIFEST).is_file() or any(summary.glob("*.arrow")))
 
 
 def list_runs(root: Path) -> list[dict[str, Any]]:
@@ -262,16 +265,18 @@ def _describe(folder: Path) -> dict[str, Any]:
 
 
 def export(folder: Path, format: str, out: Path) -> list[Path]:
-    """Merge every table's parts into `out`/<table>.<format>. Returns the files written. Lists become JSON text in CSV."""
+    """Merge every table's parts into `out`/<table>.<format>. Returns the files written. Lists become JSON text in CSV.
+
+    Raises UserError for another format, where there are no results, or where the files cannot be written.
+    """
     if format not in FORMATS:
         raise UserError(f"there is no format '{format}'; use {', '.join(FORMATS)}")
-    out.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, table in _tables(folder):
-        path = out / f"{name}.{format}"
-        _replace(path, lambda temporary, table=table: _write_as(format, table, temporary))  # type: ignore[misc]
-        written.append(path)
-    return written
+    find(folder)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return [_replace(out / f"{name}.{format}", partial(_write_as, format, table)) for name, table in _tables(folder)]
+    except OSError as error:
+        raise UserError(f"tables cannot be written to {out}: {error.strerror or error}; give another --out") from error
 
 
 def _tables(folder: Path) -> Iterator[tuple[str, pa.Table]]:

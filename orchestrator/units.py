@@ -6,6 +6,7 @@ import re
 
 from orchestrator.errors import UserError
 
+LEAST_BARE = 10**6  # bytes; a smaller number without a unit is one whose unit was forgotten
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -20,9 +21,11 @@ def format_bytes(count: int) -> str:
 
 
 def parse_bytes(text: str) -> int:
-    """'141GB' -> 141e9, '80GiB' -> 80 * 2^30, '1000' -> 1000. Raises UserError for anything else."""
+    """'141GB' -> 141e9, '80GiB' -> 80 * 2^30, '141000000000' -> 141e9. Raises UserError for anything else."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     if not match:
         raise UserError(f"'{text}' is not an amount of memory; write it as 141GB or 80GiB")
     number, prefix, binary = match.groups()
+    if text.strip()[-1].isdigit() and float(number) < LEAST_BARE:
+        raise UserError(f"'{text}' bytes of memory are next to nothing; write a unit, as in 141GB")
     return int(float(number) * (1024 if binary else 1000) ** _POWERS[prefix])

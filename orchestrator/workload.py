@@ -158,6 +158,8 @@ def _json_lines(path: Path, lines: Iterable[str], model: ResolvedModel, default:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{where}: not valid JSON: {error.msg} (column {error.colno})") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: the JSON cannot be read: {error}") from error
         if not isinstance(row, dict) or ("prompt" in row) == ("prompt_token_ids" in row):
             raise UserError(f"{where}: expected an object with either 'prompt' or 'prompt_token_ids'")
         output_len = row.get("output_len", default)
@@ -170,7 +172,7 @@ def _prompt_tokens(row: dict[str, Any], where: str, model: ResolvedModel) -> tup
     if "prompt" in row:
         if not isinstance(row["prompt"], str):
             raise UserError(f"{where}: prompt is {type(row['prompt']).__name__}; it must be text")
-        return tuple(_codec(where, model).encode(row["prompt"])) if row["prompt"] else ()
+        return _encode(row["prompt"], where, model) if row["prompt"] else ()
     ids = row["prompt_token_ids"]
     if not isinstance(ids, list) or not all(map(_is_int, ids)):
         raise UserError(f"{where}: prompt_token_ids must be a list of whole numbers")
@@ -182,6 +184,8 @@ def _sharegpt(path: Path, text: str, model: ResolvedModel, output_len: int | Non
         conversations = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: the JSON cannot be read: {error}") from error
     for number, entry in enumerate(conversations, start=1):
         where = f"{path}, conversation {number}"
         turns = entry.get("conversations") if isinstance(entry, dict) else None
@@ -190,9 +194,8 @@ def _sharegpt(path: Path, text: str, model: ResolvedModel, output_len: int | Non
         question, answer = _first_exchange(turns)
         if not question or not answer:
             continue  # the published file has conversations that open with a reply, or have none
-        codec = _codec(where, model)
-        reply = output_len or len(codec.encode(answer, special=False))
-        yield Prompt(tuple(codec.encode(question)), reply, where)
+        reply = output_len or len(_encode(answer, where, model, special=False))
+        yield Prompt(_encode(question, where, model), reply, where)
 
 
 def _first_exchange(turns: Sequence[dict[str, Any]]) -> tuple[str, str]:
@@ -200,6 +203,14 @@ def _first_exchange(turns: Sequence[dict[str, Any]]) -> tuple[str, str]:
         if turn.get("from") in ("human", "user"):
             return str(turn.get("value") or ""), str(reply.get("value") or "")
     return "", ""
+
+
+def _encode(text: str, where: str, model: ResolvedModel, special: bool = True) -> tuple[int, ...]:
+    """The tokens of `text`. JSON can hold half of a surrogate pair, which is no character and no tokenizer takes."""
+    half = next((char for char in text if "\ud800" <= char <= "\udfff"), None)
+    if half is not None:
+        raise UserError(f"{where}: the text holds {half!a}, which is half of a character; leave it out")
+    return tuple(_codec(where, model).encode(text, special))
 
 
 def _codec(where: str, model: ResolvedModel) -> tokenizer.TextCodec:

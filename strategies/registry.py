@@ -49,8 +49,12 @@ class Installed:
 
 
 def discover() -> dict[str, Installed]:
-    """Every installed strategy by key. One that raises on import is kept with its error; the others still work."""
-    return {point.name: _load(point) for point in sorted(entry_points(group=GROUP), key=lambda p: p.name)}
+    """Every installed strategy by key. One that raises on import, or a key of two packages, is kept with its error alone."""
+    found: dict[str, Installed] = {}
+    for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
+        one = _load(point)
+        found[one.key] = _clash(found[one.key], one) if one.key in found else one
+    return found
 
 
 def parse(name: str) -> tuple[tuple[str, int], ...]:
@@ -80,9 +84,7 @@ def plan(
         raise LayoutError(f"{name}: a strategy is named twice; name each once")
     placement, spelled = Placement.single(model), ""
     for key, number in sorted(parts, key=_order):
-        refine = found[key].refine
-        assert refine is not None
-        refined = refine(placement, number, model, load, topology)
+        refined = _refine(found[key], name, placement, number, model, load, topology)
         if refined is not placement:
             spelled += f"{key}{number}"
         placement = refined
@@ -101,6 +103,28 @@ def _check_known(key: str, name: str, found: Mapping[str, Installed]) -> None:
         raise LayoutError(f"{name}: there is no strategy '{key}'{hint} Installed: {', '.join(found) or 'none'}")
     if found[key].refine is None:
         raise LayoutError(f"{name}: the strategy '{key}' from {found[key].source} could not be loaded: {found[key].error}")
+
+
+def _refine(
+    one: Installed, name: str, placement: Placement, number: int, model: ModelShape, load: Load, topology: Topology
+) -> Placement:
+    """What the strategy makes of `placement`. Raises LayoutError: the strategy's own, or one that says how it is broken."""
+    assert one.refine is not None
+    failed = f"{name}: the strategy '{one.key}' from {one.source} failed"
+    try:
+        refined = one.refine(placement, number, model, load, topology)
+    except LayoutError:
+        raise
+    except Exception as error:  # a plug-in may raise anything
+        raise LayoutError(f"{failed}: {type(error).__name__}: {error}") from error
+    if not isinstance(refined, Placement):
+        raise LayoutError(f"{failed}: it returned {type(refined).__name__}, not a Placement")
+    return refined
+
+
+def _clash(one: Installed, other: Installed) -> Installed:
+    sources = f"{one.source} and {other.source}"
+    return Installed(one.key, sources, None, f"{sources} both bring a strategy of this name; uninstall one of them")
 
 
 def _load(point: EntryPoint) -> Installed:

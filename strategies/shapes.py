@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from strategies.errors import LayoutError
 
@@ -16,6 +16,7 @@ ARCHITECTURES = {
     "Qwen3ForCausalLM": "qwen3",
 }
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,36 +49,35 @@ class ModelShape:
         Raises LayoutError for an architecture, an activation or a rope variant that is not run here.
         """
         _refuse_remote_code(config, name)
-        architecture = (config.get("architectures") or ["<none>"])[0]
+        architecture = _architecture(config)
         if architecture not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
             raise LayoutError(f"{name}: the architecture {architecture} is not one that runs here; these do: {known}")
         family = ARCHITECTURES[architecture]
         _refuse_variants(config, name)
-        heads = int(config["num_attention_heads"])
-        rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-        theta = float(rope.pop("rope_theta", None) or config.get("rope_theta") or 10000.0)
+        heads, hidden = _number(int, config, "num_attention_heads"), _number(int, config, "hidden_size")
+        rope = {**_object(config, "rope_parameters")} or {**_object(config, "rope_scaling")}
         eos = config.get("eos_token_id")
         attention_bias = bool(config.get("attention_bias", False))
         return cls(
             name=name,
             family=family,
-            hidden_size=int(config["hidden_size"]),
-            num_layers=int(config["num_hidden_layers"]),
+            hidden_size=hidden,
+            num_layers=_number(int, config, "num_hidden_layers"),
             num_heads=heads,
-            num_kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
-            intermediate_size=int(config["intermediate_size"]),
-            vocab_size=int(config["vocab_size"]),
-            max_positions=int(config["max_position_embeddings"]),
-            norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-            rope_theta=theta,
+            num_kv_heads=_number(int, config, "num_key_value_heads", heads),
+            head_dim=_number(int, config, "head_dim", hidden // max(heads, 1)),
+            intermediate_size=_number(int, config, "intermediate_size"),
+            vocab_size=_number(int, config, "vocab_size"),
+            max_positions=_number(int, config, "max_position_embeddings"),
+            norm_eps=_number(float, config, "rms_norm_eps", 1e-6),
+            rope_theta=_number(float, rope, "rope_theta", _number(float, config, "rope_theta", 10000.0)),
             rope_scaling=_rope_scaling(rope, name),
             tie_embeddings=bool(config.get("tie_word_embeddings", False)),
             qkv_bias=family == "qwen2" or attention_bias,
             output_bias=family != "qwen2" and attention_bias,
             qk_norm=family == "qwen3",
-            eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
+            eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (_number(int, config, "eos_token_id"),),
         )
 
     def parameters(self) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -157,6 +157,29 @@ class Topology:
         return min((slot.memory_bytes for slot in self.slots), default=0)
 
 
+def _number(kind: type[N], fields: Mapping[str, Any], name: str, default: N | None = None) -> N:
+    """A field as a number; `default`, if any, stands for one that is missing or null. Raises TypeError with the field's name."""
+    value = fields[name] if default is None or fields.get(name) is not None else default
+    try:
+        return kind(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"{name} is {value!r}, not a number") from error
+
+
+def _object(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = config.get(name) or {}
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} is {value!r}, not an object")
+    return value
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    names = config.get("architectures") or ["<none>"]
+    if not isinstance(names, list):
+        raise TypeError(f"architectures is {names!r}, not a list")
+    return str(names[0])
+
+
 def _refuse_remote_code(config: Mapping[str, Any], name: str) -> None:
     if config.get("auto_map"):
         raise LayoutError(
@@ -174,7 +197,8 @@ def _refuse_variants(config: Mapping[str, Any], name: str) -> None:
     if config.get("quantization_config"):
         raise LayoutError(f"{name}: a quantized checkpoint (quantization_config) is not run here; use BF16 weights")
     window = config.get("sliding_window")
-    if window and config.get("use_sliding_window", True) and window < config.get("max_position_embeddings", 0):
+    used = bool(window) and config.get("use_sliding_window", True)
+    if used and _number(int, config, "sliding_window") < _number(int, config, "max_position_embeddings"):
         raise LayoutError(f"{name}: sliding-window attention (window {window}) is not run here")
 
 
@@ -185,4 +209,4 @@ def _rope_scaling(rope: dict[str, Any], name: str) -> tuple[tuple[str, float | s
     if kind != "llama3":
         raise LayoutError(f"{name}: rope scaling '{kind}' is not run here; 'default' and 'llama3' are")
     keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    return (("rope_type", "llama3"), *((key, float(rope[key])) for key in keys))
+    return (("rope_type", "llama3"), *((key, _number(float, rope, key)) for key in keys))

@@ -16,7 +16,7 @@ from orchestrator.report.installed import installed
 from strategies.placement import Placement
 from workers import calibration, engines
 from workers.plan import EnginePlan
-from workers.records import FABRIC, to_table
+from workers.records import FABRIC, bus_factor, to_table
 
 OPERATIONS = {"all_reduce", "all_gather", "reduce_scatter", "send_recv"}
 
@@ -127,7 +127,7 @@ def test_group_sizes():
 
 
 def test_bus_factors_are_those_of_nccl_tests():
-    assert {op: factor(4) for op, factor in calibration.BUS_FACTORS.items()} == {
+    assert {op: bus_factor(op, 4) for op in calibration.COLLECTIVE_OPS} == {
         "all_reduce": 1.5, "all_gather": 0.75, "reduce_scatter": 0.75, "send_recv": 1.0,
     }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -13,9 +14,13 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 from fakes import shapes, write_checkpoint, write_config, write_safetensors
+from rich.console import Console
 
 from orchestrator import cli, fitting, hardware
-from orchestrator.experiment import Experiment
+from orchestrator.experiment import Cell, Deployment, Experiment, Run, Scenario
+from orchestrator.report.terminal import RunProgress
+from orchestrator.results import Store
+from workers.records import COMPUTE, SPANS, to_table
 
 HEAVY = ("torch", "ray", "pyarrow", "transformers", "pydantic", "numpy", "rich")
 
@@ -60,7 +65,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_every_field_of_an_experiment_is_an_option() -> None:
     submit = cli.main.commands["submit"]
-    assert {option.name for option in submit.params} == {*Experiment.model_fields, "config", "dry_run"}
+    assert {option.name for option in submit.params} == {*Experiment.model_fields, "config", "dry_run", "trace"}
     assert all(isinstance(option, click.Option) and option.help for option in submit.params)
 
 
@@ -107,6 +112,22 @@ def test_dry_run_prints_cells_and_placements_and_takes_nothing(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
+def test_an_ablated_cell_is_told_apart() -> None:
+    done = call("submit", "--strategy", "tp2,pp2", "--ablate", "comm", "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert "tp2 without comm" in done.stdout
+    assert "pp2: --ablate comm would change nothing (torch, cpu); it is not run without" in done.stderr
+    rows = [line for line in done.stdout.splitlines() if "torch" in line and "short" in line]
+    assert len(rows) == 3
+
+
+def test_a_finished_run_is_told_with_what_was_left_out() -> None:
+    console = Console(file=io.StringIO(), width=160)
+    cell = {"strategy": "tp2", "ablation": "comm", "engine": "torch", "scenario": "short", "max_concurrency": 8}
+    RunProgress(console).finished({**cell, "run": 0, "status": "failed", "reason": "gone"})
+    assert "tp2 without comm torch short c8 run 1: failed: gone" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
     config = tmp_path / "experiment.yaml"
     config.write_text("strategy: [tp2, pp2]\nmax_concurrency: [3]\nscenario: short\nmetadata: {rack: 7}\n")
@@ -123,6 +144,7 @@ def test_runs_of_nothing() -> None:
 
 def test_a_run_without_a_result_is_told_by_the_exit_status(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "done" / "summary").mkdir(parents=True)
+    (tmp_path / "done" / "manifest.json").write_text("{}")
     monkeypatch.setattr("orchestrator.driver.run_experiment", lambda *_: tmp_path / "done")
     done = call("submit")
     assert done.exit_code == cli.SOME_FAILED
@@ -147,7 +169,14 @@ def test_ctrl_c_is_told_by_the_exit_status(monkeypatch: pytest.MonkeyPatch) -> N
         ("--strategy 4", ("'4' is not a layout", "tp2pp2")),
         ("--strategy tp3", ("8 heads of tiny do not divide over tp=3", "use 1, 2, 4, 8")),
         ("--strategy pp5", ("pp=5", "use 1 to 4")),
-        ("--strategy ,", ("strategy",)),
+        ("--strategy ,", ("strategy is empty; name at least one, as in tp4",)),
+        ("--max-concurrency ,", ("max_concurrency is empty; name at least one, as in 8",)),
+        ("--seed -5", ("seed: input should be greater than or equal to 0, found -5",)),
+        ("--seed 99999999999999999999999", ("seed: input should be less than 2147483648",)),
+        ("--max-concurrency 65537", ("max_concurrency: input should be less than or equal to 65536", "65537")),
+        ("--num-prompts 1000001", ("num_prompts: input should be less than or equal to 1000000", "1000001")),
+        ("--device cpu --address 127.0.0.1:1 --dry-run", ("no Ray cluster answers at 127.0.0.1:1",)),
+        ("--fabric none.arrow --dry-run", ("none.arrow holds no calibration that can be read",)),
         ("--model llama-70b --load-format dummy", ("does not fit", "282.2 GB")),
         ("--model llama-70b", ("--load-format dummy",)),
         ("--model lama-70b", ("did you mean 'llama-70b'?", "tiny")),
@@ -253,7 +282,31 @@ def test_an_address_that_does_not_answer() -> None:
     assert time.monotonic() - started < 5
 
 
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    refused("submit", "--device", "cpu", "--address", "127.0.0.1:1", "--result-dir", tmp_path / "r", words=("127.0.0.1:1",))
+    assert not list(tmp_path.iterdir())
+    for table in ("summary", "requests"):
+        (tmp_path / "r" / "empty" / table).mkdir(parents=True)
+    for command in ("compare", "runs", "report", "trace", "export"):
+        refused(command, tmp_path / "r", words=("there are no results in",))
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    store = Store(tmp_path / "m-1")
+    store.create()
+    cell = Cell(Deployment("m", "tp2", "torch", "bfloat16"), Scenario("short", 256, 128), 8)
+    store.write_run(Run(cell, 0), {"status": "completed", "output_throughput": 1.0}, {})
+    refused("compare", store.folder, "--svg", tmp_path / "none" / "x.svg", words=("x.svg", "No such file", "give another --svg"))
+    refused("export", store.folder, "--out", "/dev/null", words=("cannot be written to /dev/null", "give another --out"))
+    refused("report", store.folder, "--out", tmp_path / "none" / "x.html", words=("x.html", "No such file"))
+    span = {"rank": 0, "phase": "decode", "step": 0, "kind": COMPUTE, "axis": None, "bytes": 8, "start_us": 0.0, "end_us": 5.0}
+    store.write_observed(cell, {"spans": to_table([span], SPANS)})
+    (store.folder / "traces").write_text("in the way")
+    refused("trace", store.folder, words=("traces cannot be written to", "File exists"))
+
+
 def test_other_commands_refuse_in_one_line_too(tmp_path: Path) -> None:
+    refused("explain", "tp2", "--memory", "141", words=("'141'", "write a unit, as in 141GB"))
     refused("explain", "tp2", "--memory", "much", words=("'much' is not an amount of memory",))
     refused("explain", "tp2", "--batch", "0", words=("--batch",))
     refused("explain", words=("LAYOUT",))

@@ -107,6 +107,13 @@ def test_a_tensor_with_too_few_bytes(tmp_path: Path) -> None:
     refused(tmp_path, Q_PROJ, "100 bytes", "1024")
 
 
+@pytest.mark.parametrize("offsets", [[-1024, 0], [2048, 1024], ["0", 1024], [0], None])
+def test_a_tensor_that_lies_nowhere(tmp_path: Path, offsets: Any) -> None:
+    write_checkpoint(tmp_path)
+    edit_header(tmp_path / SINGLE, Q_PROJ, data_offsets=offsets)
+    refused(tmp_path, SINGLE, "header cannot be read")
+
+
 def test_a_tensor_of_another_type(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     edit_header(tmp_path / SINGLE, Q_PROJ, dtype="F8_E4M3")
@@ -153,7 +160,30 @@ def test_a_config_with_a_field_of_the_wrong_type(tmp_path: Path, changes: dict[s
     refused(write_config(tmp_path, **changes), "config.json", "wrong type")
 
 
+@pytest.mark.parametrize(("field", "value"), [
+    ("max_position_embeddings", None), ("num_attention_heads", [3]), ("rope_theta", "far"), ("architectures", 3),
+    ("rope_scaling", "x"), ("sliding_window", "x"), ("eos_token_id", {}), ("eos_token_id", ["x"]), ("vocab_size", float("inf")),
+])  # fmt: skip
+def test_a_field_of_the_wrong_type_is_named(tmp_path: Path, field: str, value: Any) -> None:
+    write_config(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, field: value}))
+    refused(tmp_path, f"config.json: a field has the wrong type: {field} is {value!r}")
+
+
+@pytest.mark.parametrize("tokens", [[{"special": True}], [3], 3])
+def test_a_tokenizer_with_broken_special_tokens(tmp_path: Path, tokens: Any) -> None:
+    (write_checkpoint(tmp_path) / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
+    refused(tmp_path, "tokenizer.json: added_tokens cannot be read")
+
+
+def test_a_config_that_is_nested_without_end(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"a": ' + "[" * 100_000)
+    refused(tmp_path, "config.json: the JSON cannot be read")
+
+
 def test_a_config_with_an_impossible_size(tmp_path: Path) -> None:
+    refused(write_config(tmp_path, num_attention_heads=0), "num_heads is 0")
     refused(write_config(tmp_path, num_hidden_layers=0), "num_layers is 0")
 
 

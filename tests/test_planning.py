@@ -100,6 +100,13 @@ def test_replicas_without_work_and_queues_are_remarked_on() -> None:
     assert any("requests queue" in line for line in remarks(2, **wanted))
 
 
+def test_an_ablation_that_applies_to_nothing_is_remarked_on() -> None:
+    assert remarks(strategy="tp2", ablate="comm") == []
+    assert remarks(strategy="pp2", ablate="comm") == ["pp2: --ablate comm would change nothing (torch, cpu); it is not run without"]
+    assert len(plan(strategy="tp2", ablate="comm,p2p")) == 2
+    assert [line.partition(":")[0] for line in remarks(strategy="tp2,dp2", ablate="comm,p2p")] == ["tp2", "dp2", "dp2"]
+
+
 def test_a_70b_fits_when_cut_and_its_room_is_known() -> None:
     (one,) = plan(gpus=4, strategy="tp4", **DUMMY_70B)
     held = concurrent_requests(one.plan, Topology.uniform(4, H200))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from importlib.metadata import EntryPoint
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from strategies import LayoutError, Load, ModelShape, Placement, Topology, discover, memory, parse, plan, traffic
 from strategies.pipeline import balance
-from strategies.registry import Installed
+from strategies.registry import GROUP, Installed
 
 LOAD = Load(16, 16, 8)
 INSTALLED = discover()
@@ -260,3 +262,29 @@ def test_a_broken_strategy_is_named_and_the_others_work() -> None:
     assert plan("tp2", shape(), LOAD, Topology.uniform(2), installed).name == "tp2"
     with pytest.raises(LayoutError, match="'bad' from bad-package could not be loaded: ImportError: no such thing"):
         plan("bad2", shape(), LOAD, Topology.uniform(2), installed)
+
+
+def fails(*_: Any) -> Placement:
+    raise ZeroDivisionError("by zero")
+
+
+@pytest.mark.parametrize(
+    ("refine", "why"),
+    [(lambda *_: None, "it returned NoneType, not a Placement"), (fails, "ZeroDivisionError: by zero"), (3, "TypeError: 'int'")],
+)
+def test_a_strategy_that_fails_is_a_refusal(refine: Any, why: str) -> None:
+    installed = {**INSTALLED, "bad": Installed("bad", "bad-package", refine)}
+    with pytest.raises(LayoutError, match=f"tp2bad2: the strategy 'bad' from bad-package failed: {why}"):
+        plan("tp2bad2", shape(), LOAD, Topology.uniform(4), installed)
+
+
+def test_two_strategies_of_one_name_are_refused_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [EntryPoint("dp", "strategies.data:dp", GROUP), EntryPoint("tp", "strategies.tensor:tp", GROUP)]
+    points.append(EntryPoint("tp", "strategies.pipeline:pp", GROUP))
+    monkeypatch.setattr("strategies.registry.entry_points", lambda group: points)
+    found = discover()
+    assert found["dp"].error is None
+    sources = "strategies.tensor:tp and strategies.pipeline:pp"
+    assert found["tp"].error == f"{sources} both bring a strategy of this name; uninstall one of them"
+    with pytest.raises(LayoutError, match=f"tp2: the strategy 'tp' from {sources} could not be loaded"):
+        plan("tp2", shape(), LOAD, Topology.uniform(4), found)

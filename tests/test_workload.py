@@ -145,6 +145,18 @@ def test_a_bad_line_is_named(tmp_path: Path, model: ResolvedModel, line: Any, wo
         dataset(tmp_path / "data.jsonl", [{"prompt_token_ids": [3], "output_len": 5}, line], model)
 
 
+@pytest.mark.parametrize("line", ['{"prompt": "\\ud800"}', '{"prompt": ' + "[" * 100_000, '{"prompt": ' + "9" * 5000 + "}"])
+def test_a_line_that_only_json_allows_is_named(tmp_path: Path, tiny: ResolvedModel, line: str) -> None:
+    with pytest.raises(UserError, match=r"data.jsonl, line 2: the (text holds '\\ud800'|JSON cannot be read)"):
+        dataset(tmp_path / "data.jsonl", [{"prompt": "a"}, line], tiny)
+
+
+def test_half_a_character_in_a_conversation(tmp_path: Path, tiny: ResolvedModel) -> None:
+    talk = [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "\ud800"}]
+    with pytest.raises(UserError, match="conversation 1: the text holds"):
+        dataset(tmp_path / "a.json", [json.dumps([{"conversations": talk}])], tiny)
+
+
 @pytest.mark.parametrize("text", ["", "\n\n", "[]"])
 def test_a_dataset_without_prompts(tmp_path: Path, model: ResolvedModel, text: str) -> None:
     with pytest.raises(UserError, match="no prompt in it"):
@@ -152,7 +164,11 @@ def test_a_dataset_without_prompts(tmp_path: Path, model: ResolvedModel, text: s
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("[\n{]", "line 2"), ("[3]", "conversation 1"), ('[{"conversations": "x"}]', "conversation 1")]
+    ("text", "words"),
+    [
+        ("[\n{]", "line 2"), ("[" * 100_000, "JSON cannot be read"), ("[3]", "conversation 1"),
+        ('[{"conversations": "x"}]', "conversation 1"),
+    ],
 )
 def test_a_bad_sharegpt_file(tmp_path: Path, tiny: ResolvedModel, text: str, words: str) -> None:
     with pytest.raises(UserError, match=words):

@@ -21,7 +21,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
+from workers.device import device_name
 from workers.rank import RankContext
+from workers.records import bus_factor
 
 Call = Callable[[], object]
 Row = dict[str, Any]
@@ -145,7 +147,7 @@ def decode_products(device: torch.device, sweep: Sweep) -> Iterator[Row]:
 def collectives(device: torch.device, sweep: Sweep, group: dist.ProcessGroup, rank: int, size: int) -> Iterator[Row]:
     """Every operation at every size of message, eager and (on a GPU) inside a CUDA graph."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    for op, message in itertools.product(BUS_FACTORS, sweep.messages):
+    for op, message in itertools.product(COLLECTIVE_OPS, sweep.messages):
         count = message // dtype.itemsize // size * size
         source = torch.randn(count, device=device, dtype=dtype)
         x = source.clone()
@@ -158,17 +160,10 @@ def collectives(device: torch.device, sweep: Sweep, group: dist.ProcessGroup, ra
         for mode, us in times.items():
             if us is not None:
                 row = _row("collective", op, str(dtype).removeprefix("torch."), us, count * dtype.itemsize, mode, size)
-                yield row | {"busbw": row["algbw"] * BUS_FACTORS[op](size)}
+                yield row | {"busbw": row["algbw"] * bus_factor(op, size)}
 
 
-# Bytes that cross each link, as a multiple of the message: PERFORMANCE.md of nccl-tests. The message is the tensor of an
-# all-reduce or a send, what an all-gather makes, what a reduce-scatter takes.
-BUS_FACTORS: dict[str, Callable[[int], float]] = {
-    "all_reduce": lambda n: 2 * (n - 1) / n,
-    "all_gather": lambda n: (n - 1) / n,
-    "reduce_scatter": lambda n: (n - 1) / n,
-    "send_recv": lambda n: 1.0,
-}
+COLLECTIVE_OPS = ("all_reduce", "all_gather", "reduce_scatter", "send_recv")
 
 
 def _collective(op: str, x: Tensor, group: dist.ProcessGroup, rank: int, size: int) -> Call:
@@ -244,10 +239,6 @@ def _row(kind: str, op: str, dtype: str, us: float, size: int, mode: str = "eage
 
 
 # -- the device -------------------------------------------------------------------------------------------------
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def cache_bytes(device: torch.device) -> int:

@@ -76,6 +76,9 @@ class Communicator:
         group, target = self.context.edges["next"]
         with self._counted("send", "pp", nbytes(x)):
             work = dist.isend(x, target, group=group)
+        # A stage that runs far ahead would hold all it has made; gloo knows of a send's end only by waiting for it.
+        while len(self._sent) >= 2 * self.context.placement.degree("pp"):
+            self._sent.popleft()[0].wait()
         self._keep(work, x)
 
     def receive_previous(self, out: Tensor) -> None:
@@ -86,7 +89,7 @@ class Communicator:
             assert work is not None
             work.wait()
 
-    def broadcast_last(self, x: Tensor) -> dist.Work | None:
+    def broadcast_last(self, x: Tensor) -> None:
         """Tokens from the last stage to every other. On the last stage `x` is sent without waiting; elsewhere it is filled."""
         ranks = self.context.placement.group("pp", self.context.rank)
         last = self.context.is_last_stage
@@ -96,7 +99,6 @@ class Communicator:
                 work.wait()
         if last:
             self._keep(work, x)
-        return work
 
     def barrier(self) -> None:
         """Wait for every rank; not counted."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from workers.arrivals import Arrivals, replica_group
 from workers.communicator import Communicator
+from workers.device import peak_memory, reset_peak
 from workers.plan import RankReport, Work
 from workers.probes.probe import Probe, probe_for
 from workers.records import COLLECTIVES, REQUESTS, STEPS, to_table
@@ -110,8 +111,7 @@ class Generator:
         communicator.reset()
         if work.is_open and self._together is None:
             self._together = replica_group(communicator.context)
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        reset_peak([self._device])
         with probe.watching():
             communicator.barrier()
             self._synchronize()
@@ -125,7 +125,7 @@ class Generator:
             requests=self._requests(log, clock) if self._reports else None,
             steps=self._steps(log, clock),
             collectives=self._collectives(),
-            peak_memory_bytes=self._peak_memory(),
+            peak_memory_bytes=peak_memory([self._device]),
             spans=probe.spans(),
             began_s=clock.began_s,
         )
@@ -272,10 +272,3 @@ class Generator:
             for (phase, op, axis), calls in sorted(communicator.calls.items())
         )
         return to_table(rows, COLLECTIVES)
-
-    def _peak_memory(self) -> int:
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated()
-        import psutil
-
-        return int(psutil.Process().memory_info().rss)

@@ -114,6 +114,16 @@ FABRIC = table_schema("fabric", [
 ])
 
 
+def bus_factor(op: str, ranks: int) -> float:
+    """Bytes that cross each link, as a multiple of the message: PERFORMANCE.md of nccl-tests.
+
+    The message is the tensor of an all-reduce or a send, what an all-gather makes, what a reduce-scatter takes.
+    """
+    if op == "all_reduce":
+        return 2 * (ranks - 1) / ranks
+    return (ranks - 1) / ranks if op in ("all_gather", "reduce_scatter") else 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One call as the host saw it: start and end in seconds of `time.perf_counter`; both 0 inside a replayed graph."""

@@ -108,8 +108,7 @@ class Scheduler:
 
     def is_idle(self) -> bool:
         """Whether nobody is being served."""
-        self.release()
-        return not any(self._lanes)
+        return not any(lane.waiting or not all(s.done for s in lane.running) for lane in self._lanes)
 
     def arrive(self, count: int, now: float) -> None:
         """In an open loop: the first `count` requests have arrived by `now`, in seconds since the start."""
@@ -132,7 +131,8 @@ class Scheduler:
         mine = self._lanes[lane]
         if not mine:
             return None
-        in_the_middle = self._chunked and mine.prefilled_last and any(s.generated > 1 for s in mine.running)
+        begun = 1 if self._now is None else 0  # the first prompts of a closed loop are all read before anyone decodes
+        in_the_middle = self._chunked and mine.prefilled_last and any(s.generated > begun for s in mine.running)
         step = self._prefill(lane) if mine.waiting and not in_the_middle else self._decode(lane)
         mine.prefilled_last = step.phase == "prefill"
         for sequence in step.sampled:

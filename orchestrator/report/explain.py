@@ -148,7 +148,7 @@ def _cells_table(planned: Sequence[PlannedDeployment]) -> Table:
         for cell in one.cells:
             requests = cell.work.requests
             table.add_row(
-                one.deployment.strategy, one.deployment.engine, cell.cell.scenario.name, str(cell.cell.max_concurrency),
+                one.deployment.layout, one.deployment.engine, cell.cell.scenario.name, str(cell.cell.max_concurrency),
                 str(len(requests)), str(sum(len(r.prompt) for r in requests)), str(sum(r.output_len for r in requests)),
             )
     return table

@@ -17,7 +17,8 @@ from rich.text import Text
 
 from orchestrator import outputs
 from orchestrator.compare import names_of
-from orchestrator.experiment import RUN_ORDER
+from orchestrator.errors import UserError
+from orchestrator.experiment import RUN_ORDER, layout_name
 from orchestrator.units import format_bytes
 
 if TYPE_CHECKING:
@@ -59,10 +60,13 @@ def render(comparison: pa.Table, console: Console, sentences: Mapping[tuple[Any,
 
 
 def export_svg(draw: Callable[[Console], None], path: Path, title: str = "orchestrator compare") -> None:
-    """What `draw` prints, as a picture of a terminal."""
+    """What `draw` prints, as a picture of a terminal. Raises UserError where it cannot be written."""
     console = Console(record=True, width=SVG_WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     draw(console)
-    console.save_svg(str(path), title=title)
+    try:
+        console.save_svg(str(path), title=title)
+    except OSError as error:
+        raise UserError(f"the picture cannot be written to {path}: {error.strerror}; give another --svg") from error
 
 
 def _render_group(rows: list[dict[str, Any]], console: Console, sentences: Sequence[str]) -> None:
@@ -176,7 +180,8 @@ class RunProgress:
     def finished(self, row: dict[str, Any]) -> None:
         self._done += 1
         self._total = max(self._total, self._done)  # runs may be added until they agree
-        name = f"{row['strategy']} {row['engine']} {row['scenario']} c{row['max_concurrency']} run {row['run'] + 1}"
+        layout = layout_name(row["strategy"], row.get("ablation"))
+        name = f"{layout} {row['engine']} {row['scenario']} c{row['max_concurrency']} run {row['run'] + 1}"
         if row["status"] != "completed":
             text = Text(f"{row['status']}: {row['reason']}", style="red")
         else:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import UserError
+from orchestrator.experiment import Cell, Deployment, Scenario
 from orchestrator.results import Store
 from workers.records import COMPUTE
 
@@ -26,9 +27,15 @@ def write_traces(folder: Path) -> list[Path]:
         raise UserError(f"{folder} holds no spans: none of its cells was observed")
     cells: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in table.to_pylist():
-        cells[f"{row['model']}.{row['strategy']}.{row['engine']}.{row['scenario']}.c{row['max_concurrency']}"].append(row)
+        cells[_name(row)].append(row)
     (folder / "traces").mkdir(exist_ok=True)
     return [_write(folder / "traces" / f"{name}.json.gz", rows) for name, rows in sorted(cells.items())]
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """The cell's name, as in the other tables' parts."""
+    deployment = Deployment(*(row[field] for field in ("model", "strategy", "engine", "dtype", "quantization", "ablation")))
+    return Cell(deployment, Scenario(row["scenario"], 0, 0), row["max_concurrency"]).name
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -195,21 +193,3 @@ class Batcher:
 def _until(tokens: list[int], eos: Sequence[int]) -> list[int]:
     """The tokens up to the first end token, which counts."""
     return next((tokens[: i + 1] for i, token in enumerate(tokens) if token in eos), tokens)
-
-
-def peak_memory(devices: Sequence[torch.device]) -> int:
-    """Bytes: the most that was allocated on any of `devices` since `reset_peak`; on CPU the process's peak resident set."""
-    if devices[0].type == "cuda":
-        return max(torch.cuda.max_memory_allocated(device) for device in devices)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def reset_peak(devices: Sequence[torch.device]) -> None:
-    for device in devices:
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

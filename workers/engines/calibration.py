@@ -31,7 +31,7 @@ class CalibrationEngine:
         return None if plan.layout == LAYOUT else "it measures a node and serves nothing; `orchestrator calibrate` runs it"
 
     def build(self, context: RankContext, plan: EnginePlan) -> Built:
-        from workers.calibration import device_name
+        from workers.device import device_name
 
         self._context, self._quick = context, plan.placement.option("sweep") == QUICK
         return Built(context.rank, 0.0, 0.0, 0, 0, device_name(context.device), versions())

@@ -74,7 +74,8 @@ class DeepSpeedEngine:
 
     def build(self, context: RankContext, plan: EnginePlan) -> Built:
         """Build the model empty and fill this rank's part; under tp and zero3 the whole model is at no time in one place."""
-        from workers.engines.batch import Batcher, device_name
+        from workers.device import device_name
+        from workers.engines.batch import Batcher
         from workers.engines.transformers import reset_rotary
 
         start = time.perf_counter()
@@ -97,7 +98,8 @@ class DeepSpeedEngine:
 
         Collectives are timed on CPU alone, where a call blocks; on a GPU an observed run of several ranks has no spans.
         """
-        from workers.engines.batch import Ledger, peak_memory, reset_peak, waves
+        from workers.device import peak_memory, reset_peak
+        from workers.engines.batch import Ledger, waves
 
         assert self._context is not None, "build first"
         assert self._batcher is not None

@@ -38,12 +38,16 @@ class TorchEngine:
             return "it cuts parameters over tp alone"
         if plan.placement.options:
             return f"it has no option {', '.join(key for key, _ in plan.placement.options)}"
+        dim = plan.model.head_dim
+        if plan.device == "cuda" and (dim < 16 or dim & (dim - 1)):
+            return f"its GPU kernels need a head_dim that is a power of two from 16 on, not {dim}"
         ranks = [stage.pp_rank for stage in plan.placement.stages]
         return "it runs one stage a rank" if len(set(ranks)) != len(ranks) else None
 
     def build(self, context: RankContext, plan: EnginePlan) -> Built:
         from workers.cache import PAGE
         from workers.communicator import Communicator
+        from workers.device import device_name
         from workers.engine import Generator
 
         start = time.perf_counter()
@@ -63,7 +67,7 @@ class TorchEngine:
             capture_s=time.perf_counter() - loaded,
             weight_bytes=decoder.weight_bytes,
             kv_tokens=cache.pages * PAGE,
-            device_name=_device_name(context),
+            device_name=device_name(context.device),
             versions=versions(),
         )
 
@@ -149,6 +153,7 @@ def _room(context: RankContext, plan: EnginePlan) -> int:
     """Bytes left for KV on this GPU after weights, the workspace of a forward pass and the reserve."""
     import torch
 
+    torch.cuda.empty_cache()  # what loading was done with is free, but not yet given back
     free, total = torch.cuda.mem_get_info(context.device)
     workspace = workspace_bytes(plan.placement, plan.model, context.rank, DTYPE_BYTES[plan.dtype], plan.prefill_tokens)
     return free - int(total * (1 - UTILIZATION)) - RESERVE_BYTES - workspace
@@ -170,9 +175,3 @@ def _synchronize(context: RankContext) -> None:
 
     if context.device.type == "cuda":
         torch.cuda.synchronize()
-
-
-def _device_name(context: RankContext) -> str:
-    import torch
-
-    return torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else "cpu"

@@ -52,7 +52,8 @@ class TransformersEngine:
 
     def build(self, context: RankContext, plan: EnginePlan) -> Built:
         """Load the model. The devices of a pipeline are this process's and the ones numbered after it."""
-        from workers.engines.batch import Batcher, device_name
+        from workers.device import device_name
+        from workers.engines.batch import Batcher
 
         start = time.perf_counter()
         self._devices = _devices(context.device, plan.placement.degree("pp"))
@@ -63,7 +64,8 @@ class TransformersEngine:
 
     def run(self, work: Work) -> RankReport:
         """Serve `work` in waves. What is copied between the devices of a pipeline is not seen: no collectives, no spans."""
-        from workers.engines.batch import Ledger, peak_memory, reset_peak
+        from workers.device import peak_memory, reset_peak
+        from workers.engines.batch import Ledger
 
         assert self._batcher is not None, "build first"
         reset_peak(self._devices)

@@ -156,13 +156,13 @@ def _decode(  # type: ignore[no-untyped-def]
         base = (tl.load(table_ptr + request * pages + i).to(tl.int64) * page * kv_heads + kv_head) * dim
         place = base + t[:, None] * kv_heads * dim + d[None, :]
         k = tl.load(k_ptr + place)
-        score = tl.dot(q, tl.trans(k)) * scale
+        score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         score = tl.where((i * page + t)[None, :] < length, score, -1e30)
         top = tl.maximum(best, tl.max(score, 1))
         weight = tl.exp2(score - top[:, None])
         fade = tl.exp2(best - top)
         v = tl.load(v_ptr + place)
-        acc = acc * fade[:, None] + tl.dot(weight.to(v.dtype), v)
+        acc = acc * fade[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="ieee")
         total = total * fade + tl.sum(weight, 1)
         best = top
     if splits == 1:
