@@ -139,7 +139,8 @@ def remarks(experiment: Experiment, planned: Sequence[PlannedDeployment], topolo
                 yield f"{name} at max_concurrency {concurrency}: {replicas - concurrency} of {replicas} replicas have nothing to do"
         held = concurrent_requests(plan, topology)
         if held is not None and held < plan.max_concurrency:
-            yield f"{name}: KV holds {held} requests of {plan.max_len} tokens at once; beyond that, requests queue"
+            more = "requests queue" if one.deployment.engine == DEFAULT_ENGINE else "this engine runs out of memory"
+            yield f"{name}: KV holds {held} requests of {plan.max_len} tokens at once; beyond that, {more}"
         for what in dict.fromkeys(experiment.ablate):
             if (name, what) not in made:
                 where = f"{one.deployment.engine}, {plan.device}"

@@ -60,7 +60,9 @@ def workspace_bytes(placement: Placement, model: ModelShape, rank: int, dtype_by
 
 def budget(placement: Placement, model: ModelShape, dtype_bytes: int, memory_bytes: int, prefill_tokens: int) -> Budget:
     """The budget of the rank that can hold the fewest tokens, on devices of `memory_bytes` (0 = unknown)."""
-    ranks = [_rank_budget(placement, model, rank, dtype_bytes, memory_bytes, prefill_tokens) for rank in range(placement.num_ranks)]
+    alike = placement.degree("dp") > 1 and not any(s.axis == "dp" for cuts in placement.params.values() for s in cuts)
+    different = [r for r in range(placement.num_ranks) if not alike or placement.coordinates(r)["dp"] == 0]
+    ranks = [_rank_budget(placement, model, rank, dtype_bytes, memory_bytes, prefill_tokens) for rank in different]
     return min(ranks, key=lambda b: (b.kv_tokens, -b.weights))
 
 
