@@ -303,7 +303,7 @@ def doctor(address: str | None, as_json: bool) -> None:
 
 def _run(experiment: Experiment, planned: Sequence[PlannedDeployment], trace: bool) -> int:
     """Run, print the comparison and where the files are; the exit status says whether every run has a result."""
-    from orchestrator import findings
+    from orchestrator import findings, outputs
     from orchestrator.driver import run_experiment
     from orchestrator.experiment import Run
     from orchestrator.report import terminal
@@ -315,6 +315,8 @@ def _run(experiment: Experiment, planned: Sequence[PlannedDeployment], trace: bo
     _show(findings.of_folders([folder], experiment.goodput), OBJECTIVES[0], console)
     store = Store(folder)
     _show_ablations([folder], console)
+    for line in outputs.samples(store.read("requests")) if experiment.save_detailed else ():
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(f"Results: {folder}", soft_wrap=True, highlight=False)
     _write_report(folder, console)
     if trace and store.read("spans"):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 DIGITS = 16
 EXACT = "float32"  # sums in another order seldom turn its greedy tokens; in the narrower types they often do
@@ -60,3 +61,15 @@ def sentence(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str | N
     dtypes = sorted({row["dtype"] for row in rows} - {EXACT})
     reason = EXPECTED.format(dtype=" and ".join(dtypes)) if dtypes else UNEXPECTED
     return f"Output tokens: {'; '.join(parts)} ({reason})."
+
+
+def samples(requests: pa.Table | None, index: int = 0) -> Iterator[str]:
+    """One line for each text that was made for request `index`, with the layouts that made it; nothing without texts."""
+    if requests is None or "output_text" not in requests.column_names:
+        return
+    made: dict[str, list[str]] = {}
+    for row in requests.filter(pc.equal(requests["request_index"], index)).to_pylist():
+        if row["output_text"] is not None and row["strategy"] not in made.setdefault(row["output_text"], []):
+            made[row["output_text"]].append(row["strategy"])
+    for text, layouts in made.items():
+        yield f"Request {index} under {', '.join(sorted(layouts))}: {' '.join(text.split())!r}"

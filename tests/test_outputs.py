@@ -1,6 +1,8 @@
 """Whether layouts made the same tokens."""
 
-from orchestrator.outputs import agreement, output_digest, sentence
+import pyarrow as pa
+
+from orchestrator.outputs import agreement, output_digest, samples, sentence
 from workers.records import REQUESTS, to_table
 
 
@@ -57,3 +59,14 @@ def test_runs_of_one_layout_that_differ_are_named():
 def test_one_layout_alone_has_nothing_to_agree_with():
     assert sentence(["tp4"], [row("a")]) is None
     assert sentence(["tp4", "dp4"], [row("a"), row(None, distinct=0)]) is None
+
+
+def test_texts_are_shown_once_with_the_layouts_that_made_them():
+    rows = [
+        {"request_index": i, "strategy": layout, "output_text": text}
+        for layout, text in (("tp4", " a\n b"), ("dp4", " a\n b"), ("pp4", "c"), ("tp4", " a\n b"))
+        for i in (0, 1)
+    ]
+    assert list(samples(pa.Table.from_pylist(rows))) == ["Request 0 under dp4, tp4: 'a b'", "Request 0 under pp4: 'c'"]
+    assert list(samples(pa.Table.from_pylist([{"request_index": 0, "strategy": "tp4"}]))) == []
+    assert list(samples(None)) == []
