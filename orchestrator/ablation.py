@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
-from orchestrator.metrics import CELL, COMPLETED
+from orchestrator.keys import CELL_KEY
+from orchestrator.metrics import COMPLETED
 from orchestrator.results import Store
 
-NAMES = tuple(field.name for field in CELL if field.name not in ("experiment", "ablation"))
+NAMES = tuple(name for name in CELL_KEY if name not in ("experiment", "ablation"))
 
 
 def effects(store: Store) -> list[dict[str, Any]]:

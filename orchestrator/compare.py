@@ -12,7 +12,8 @@ import pyarrow as pa
 from orchestrator import bounds, goodput, results, telemetry
 from orchestrator.accounting import SHARE_COLUMNS
 from orchestrator.confidence import spread
-from orchestrator.metrics import CELL, COMPLETED, FAILED, INVALID, LATENCY_COLUMNS
+from orchestrator.keys import CELL, CELL_KEY
+from orchestrator.metrics import COMPLETED, FAILED, INVALID, LATENCY_COLUMNS
 from workers.records import column, table_schema
 
 # Of a cell's completed runs the median is told, one column at a time.
@@ -26,7 +27,6 @@ CONSTANTS = (
     "num_gpus", "device_name", "input_len", "output_len", "num_prompts", "weight_bytes", "kv_tokens", "comm_calls", "comm_bytes",
     "bound_source", "request_rate", "burstiness",
 )
-KEY = tuple(field.name for field in CELL)
 GROUP = ("experiment", "model", "scenario", "max_concurrency")  # within these, layouts are compared
 
 _UNITS = {
@@ -120,7 +120,7 @@ def compare(summary: pa.Table) -> pa.Table:
     Other columns are medians over runs. A cell that no run completed stays, as "failed" or "invalid"; `reason` is that of
     the last such run.
     """
-    cells = [_cell(runs) for runs in grouped(whole(summary), KEY)]
+    cells = [_cell(runs) for runs in grouped(whole(summary), CELL_KEY)]
     cells.sort(key=lambda row: (*(row[name] for name in GROUP), -(row["output_throughput"] or 0.0), row["strategy"], row["engine"]))
     for group in grouped(cells, GROUP):
         best = max((row["output_throughput"] or 0.0 for row in group), default=0.0)
@@ -136,7 +136,7 @@ def whole(summary: pa.Table) -> list[dict[str, Any]]:
 
 def _cell(runs: list[dict[str, Any]]) -> dict[str, Any]:
     done = [run for run in runs if run["status"] == COMPLETED]
-    row: dict[str, Any] = {name: runs[0].get(name) for name in KEY}
+    row: dict[str, Any] = {name: runs[0].get(name) for name in CELL_KEY}
     row |= {name: _reduce(runs, name, lambda values: values[0]) for name in CONSTANTS}
     bad = [run for run in runs if run["status"] in (FAILED, INVALID)]
     row |= {"status": COMPLETED if done else bad[-1]["status"], "reason": bad[-1]["reason"] if bad else None, "num_runs": len(done)}

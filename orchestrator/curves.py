@@ -8,12 +8,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator.compare import KEY, grouped, names_of
+from orchestrator.compare import grouped, names_of
+from orchestrator.keys import CELL_KEY
 from orchestrator.metrics import COMPLETED
 from workers.records import column, table_schema
 
 SWEEP = ("experiment", "model", "scenario")  # within these, the curves of layouts are set against each other
-LAYOUT = tuple(name for name in KEY if name != "max_concurrency")
+LAYOUT = tuple(name for name in CELL_KEY if name != "max_concurrency")
 LEAST_KNEE = 0.05  # of the range of throughput; a smaller bend is noise
 MET_PCT = 99.0  # of requests within all service levels
 

@@ -7,32 +7,26 @@ deployment; the next deployment runs. Every finished run is on disk before the n
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 
-from orchestrator import accounting, arrivals, bounds, fabric, goodput, hardware, metrics, outputs, results, steady, telemetry
+from orchestrator import accounting, arrivals, bounds, fabric, goodput, manifest, metrics, outputs, results, steady, telemetry
 from orchestrator.cluster import Cluster, connect
 from orchestrator.compare import compare
 from orchestrator.confidence import spread
-from orchestrator.errors import UserError
-from orchestrator.experiment import RUN_ORDER, Cell, Experiment, Run
+from orchestrator.experiment import Cell, Experiment, Run
 from orchestrator.group import RunFailed, WorkerGroup
 from orchestrator.metrics import COMPLETED, FAILED, INVALID
 from orchestrator.planned import PlannedCell, PlannedDeployment
 from orchestrator.results import Store
 from workers.plan import Built, RankReport, Work
 from workers.probes.gauges import Exposure
-from workers.versions import versions
 
-# Fields whose lists grow from command to command in one folder of results, and what all of its runs must agree on.
-GROWING = ("strategy", "scenario", "max_concurrency", "ablate")
-DECISIVE = ("device", "shard-orchestrator", "torch", "triton", "nvidia-nccl-cu12", "nvidia-nccl-cu13")
 INTERRUPTED = 130  # the exit status of a process that Ctrl-C ended
 OBSERVED_TOKENS = 16  # made for each request while a run is taken apart: enough steps for a mean
 
@@ -89,7 +83,8 @@ def _run(jobs: Sequence[_Job], experiment: Experiment, store: Store, progress: P
     ranks = max(job.deployment.plan.placement.num_ranks for job in jobs)
     with connect(experiment.address, device, ranks) as cluster:
         store.create()
-        _write_manifest(store, experiment, jobs, cluster)
+        cells = [cell.cell for job in jobs for cell in job.deployment.cells]
+        manifest.write(store, experiment, cells, cluster)
         progress.connected(cluster)
         exposure = Exposure()
         try:
@@ -342,62 +337,3 @@ def _write_comparison(store: Store, experiment: Experiment) -> None:
         if experiment.goodput:
             summary = goodput.recomputed(summary, store.read("requests"), experiment.goodput)
         store.write_comparison(compare(summary))
-
-
-def _write_manifest(store: Store, experiment: Experiment, jobs: Sequence[_Job], cluster: Cluster) -> None:
-    """What was asked and on what: enough to say later whether two results can be compared."""
-    before = store.manifest()
-    _check_same_machine(store, before, cluster)
-    gpus = hardware.gpus()
-    store.update_manifest(
-        started_at=before.get("started_at", results.now()),
-        experiment=_asked(experiment, before),
-        identity=experiment.identity,
-        cells=sorted({*before.get("cells", []), *(cell.cell.name for job in jobs for cell in job.deployment.cells)}),
-        device=cluster.device,
-        topology=[asdict(slot) for slot in cluster.topology().slots],
-        gpus=gpus,
-        driver_version=gpus[0]["driver"] if gpus else None,
-        nccl_version=next((v for k, v in versions().items() if k.startswith("nvidia-nccl")), None),
-        versions=versions(),
-        git_commit=git_commit(),
-        host=hardware.host(),
-        ray={"embedded": cluster.embedded, "address": cluster.address},
-        metadata=experiment.metadata,
-        run_order=RUN_ORDER,
-    )
-
-
-def _asked(experiment: Experiment, before: dict[str, Any]) -> dict[str, Any]:
-    """The fields of the experiment; lists hold what earlier commands asked of these results too."""
-    earlier, now = before.get("experiment", {}), experiment.model_dump(mode="json")
-    both = {name: list(dict.fromkeys([*earlier.get(name, ()), *now[name]])) for name in GROWING}
-    return now | both
-
-
-def _check_same_machine(store: Store, before: dict[str, Any], cluster: Cluster) -> None:
-    """Raise UserError where the results in `store` come from other devices or software: they would not be comparable."""
-    if not any((store.folder / "summary").glob("*.arrow")):
-        return
-    here = {"device": sorted({slot.name for slot in cluster.topology().slots}), **versions()}
-    there = {"device": sorted({slot["name"] for slot in before.get("topology", ())}), **before.get("versions", {})}
-    other = [name for name in DECISIVE if name in there and there[name] != here.get(name)]
-    changed = [f"{name} {there[name]} (here {here.get(name)})" for name in other]
-    if changed:
-        raise UserError(f"{store.folder} holds results of {', '.join(changed)}; give another --result-dir, or move it away")
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout that this file is in, with "+" where it has changes; None outside of one."""
-    folder = Path(__file__).resolve().parent.parent
-    if not (folder / ".git").exists():
-        return None
-
-    def git(*arguments: str) -> str:
-        command = ["git", "--no-optional-locks", *arguments]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from orchestrator.keys import RUN_KEY
 from workers.records import column
 
 FIELDS = (
@@ -15,7 +16,6 @@ FIELDS = (
     column("request_goodput", pa.float64(), "requests/s"),
     column("slo_attainment_pct", pa.float64(), "%"),
 )
-RUN = ("experiment", "model", "strategy", "engine", "dtype", "quantization", "ablation", "scenario", "max_concurrency", "run")
 
 
 def text(levels: Mapping[str, float]) -> str:
@@ -46,7 +46,7 @@ def of_requests(requests: pa.Table, levels: Mapping[str, float], num_prompts: in
 
 def recomputed(summary: pa.Table, requests: pa.Table | None, levels: Mapping[str, float]) -> pa.Table:
     """`summary` with its goodput columns worked out again, for other levels than those of the runs, from the kept requests."""
-    names = [name for name in RUN if requests is not None and name in requests.column_names]
+    names = [name for name in RUN_KEY if requests is not None and name in requests.column_names]
     places: dict[tuple[Any, ...], list[int]] = {}
     if requests is not None:
         for place, key in enumerate(zip(*(requests.column(name).to_pylist() for name in names), strict=True)):

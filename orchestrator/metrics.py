@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from orchestrator import arrivals, bounds, goodput, telemetry
 from orchestrator.accounting import SHARE_COLUMNS
+from orchestrator.keys import RUN
 from strategies.memory import kv_bytes_per_token
 from strategies.shapes import DTYPE_BYTES
 from workers.plan import Built, EnginePlan, RankReport
@@ -24,20 +25,6 @@ STATISTICS = ("mean", "median", "std", "p99")
 LATENCY_COLUMNS = tuple(f"{statistic}_{latency}_ms" for latency in LATENCIES for statistic in STATISTICS)
 
 COMPLETED, FAILED, INVALID = "completed", "failed", "invalid"  # invalid: measured above what the hardware can do
-
-# What names a cell, first in every table; `run` counts the repeats of a cell from 0.
-CELL = (
-    column("experiment", pa.string()),
-    column("model", pa.string()),
-    column("strategy", pa.string()),
-    column("engine", pa.string()),
-    column("dtype", pa.string()),
-    column("quantization", pa.string()),
-    column("ablation", pa.string()),
-    column("scenario", pa.string()),
-    column("max_concurrency", pa.int32(), "requests"),
-)
-RUN = (*CELL, column("run", pa.int32(), "1"))
 
 SUMMARY = table_schema("summary", [
     *RUN,

@@ -10,10 +10,11 @@ from typing import Any
 from orchestrator import compare, results
 from orchestrator.confidence import Ratio, ratio
 from orchestrator.errors import UserError
+from orchestrator.keys import CELL_KEY
 from orchestrator.metrics import COMPLETED
 from orchestrator.verdicts import times
 
-CELL = tuple(name for name in compare.KEY if name not in ("experiment", "ablation"))
+CELL = tuple(name for name in CELL_KEY if name not in ("experiment", "ablation"))
 # What a manifest says of the environment; of a GPU only what does not change from minute to minute.
 ENVIRONMENT = ("device", "driver_version", "nccl_version", "git_commit", "versions", "host", "topology")
 GPU = ("name", "memory_bytes", "max_sm_clock_mhz", "power_limit_w")

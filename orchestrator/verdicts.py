@@ -12,8 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator.compare import GROUP, KEY, grouped, names_of, whole
+from orchestrator.compare import GROUP, grouped, names_of, whole
 from orchestrator.confidence import Ratio, ratio
+from orchestrator.keys import CELL_KEY
 from orchestrator.metrics import COMPLETED
 from workers.records import column, table_schema
 
@@ -84,7 +85,7 @@ def verdicts(summary: pa.Table) -> pa.Table:
 
 
 def _of_group(runs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    cells = grouped(runs, KEY)
+    cells = grouped(runs, CELL_KEY)
     names = names_of([cell[0] for cell in cells])
     levels = {run["goodput"] for run in runs if run.get("goodput")}
     for metric in METRICS:

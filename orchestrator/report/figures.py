@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from orchestrator.accounting import PARTS
 from orchestrator.compare import names_of
-from orchestrator.metrics import CELL, COMPLETED
+from orchestrator.keys import CELL_KEY
+from orchestrator.metrics import COMPLETED
 
 Row = Mapping[str, Any]
 T = TypeVar("T")
-KEY = tuple(field.name for field in CELL)
 MISSING = "none"
-PARTS = ("compute", "exposed_transfer", "exposed_wait", "bubble", "launch_gap")
 PHASES = {"decode": "", "prefill": "prefill_"}
 LATENCIES = ("ttft", "tpot", "e2el")
 
@@ -44,7 +44,7 @@ CPU_GAUGES = (
 
 def key(row: Row) -> tuple[Any, ...]:
     """What names a cell; an older result may lack some of it."""
-    return tuple(row.get(name) or MISSING for name in KEY)
+    return tuple(row.get(name) or MISSING for name in CELL_KEY)
 
 
 def layout_names(rows: Sequence[Row]) -> dict[tuple[Any, ...], str]:
@@ -268,21 +268,21 @@ def binned(seconds: np.ndarray, values: np.ndarray, devices: int) -> dict[str, l
 
 def view(cell: tuple[Any, ...], names: Mapping[tuple[Any, ...], str]) -> dict[str, Any]:
     """What the page selects by."""
-    row = dict(zip(KEY, cell, strict=True))
+    row = dict(zip(CELL_KEY, cell, strict=True))
     return {
         "experiment": row["experiment"], "scenario": row["scenario"], "concurrency": row["max_concurrency"], "layout": names[cell],
     }  # fmt: skip
 
 
 def _view_of(cell: tuple[Any, ...]) -> tuple[Any, ...]:
-    row = dict(zip(KEY, cell, strict=True))
+    row = dict(zip(CELL_KEY, cell, strict=True))
     return row["experiment"], row["scenario"], row["max_concurrency"]
 
 
 def by_cell(table: pa.Table) -> dict[tuple[Any, ...], np.ndarray]:
     """Cell -> its rows in the table."""
     known = table.column_names
-    columns = [table.column(name).to_pylist() if name in known else [MISSING] * table.num_rows for name in KEY]
+    columns = [table.column(name).to_pylist() if name in known else [MISSING] * table.num_rows for name in CELL_KEY]
     groups: dict[tuple[Any, ...], list[int]] = {}
     for index, cell in enumerate(zip(*columns, strict=True)):
         groups.setdefault(tuple(value or MISSING for value in cell), []).append(index)

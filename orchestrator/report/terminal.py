@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator import outputs
-from orchestrator.compare import names_of
+from orchestrator.compare import GROUP, grouped, names_of
 from orchestrator.errors import UserError
 from orchestrator.experiment import RUN_ORDER, layout_name
 from orchestrator.units import format_bytes
@@ -47,15 +47,13 @@ def render(comparison: pa.Table, console: Console, sentences: Mapping[tuple[Any,
 
     sentences: verdicts to go under a table, by (experiment, model, scenario, max_concurrency).
     """
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in comparison.to_pylist():
-        groups.setdefault((row["experiment"], row["model"], row["scenario"], row["max_concurrency"]), []).append(row)
-    for group, rows in groups.items():
-        _render_group(rows, console, (sentences or {}).get(group, ()))
+    every = comparison.to_pylist()
+    for rows in grouped(every, GROUP):
+        _render_group(rows, console, (sentences or {}).get(tuple(rows[0][name] for name in GROUP), ()))
     console.print(Text(LEGEND, style="dim"))
-    if any(row["num_runs"] > 1 for rows in groups.values() for row in rows):
+    if any(row["num_runs"] > 1 for row in every):
         console.print(f"{RUN_ORDER[0].upper()}{RUN_ORDER[1:]}.", style="dim")
-    if any((row["device_name"] or "").lower() == "cpu" for rows in groups.values() for row in rows):
+    if any((row["device_name"] or "").lower() == "cpu" for row in every):
         console.print(CPU_NOTE, style="yellow")
 
 

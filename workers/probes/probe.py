@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from workers.communicator import Communicator
-from workers.intervals import Span, intersect, subtract, union
+from workers.intervals import Span, subtract, union
 from workers.records import COMPUTE, SPANS, Call, to_table
 
 Step = tuple[str, int, float, float]  # phase, index, start, end
@@ -86,7 +86,7 @@ def host_spans(rank: int, steps: Iterable[Step], calls: Iterable[Call], blocked:
         rows.append({"rank": rank, "phase": phase, "step": index, "kind": kind, "axis": axis, "bytes": size, **at})
 
     for phase, index, start, end in steps:
-        for a, b in subtract([(start, end)], intersect([(start, end)], held)):
+        for a, b in subtract([(start, end)], held):
             add(phase, index, COMPUTE, a, b)
         for call in (call for call in pending if start <= call.start < end):
             add(phase, index, call.op, call.start, call.end, call.axis, call.bytes)
