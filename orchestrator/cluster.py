@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,13 +40,19 @@ NO_MASK = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A Ray cluster this process is connected to. embedded: started here, and ended with the context of `connect`."""
+    """A Ray cluster this process is connected to. embedded: started here, and ended with the context of `connect`.
+
+    pythons: address of a node -> the interpreter of its workers; empty where that is this one. without_nsys: addresses of
+    nodes that have slots and no Nsight Systems. Both are known of clusters that were joined.
+    """
 
     device: str
     slots: Topology
     embedded: bool
     address: str
     dashboard: str | None
+    pythons: Mapping[str, str] = field(default_factory=dict)
+    without_nsys: tuple[str, ...] = ()
 
     def topology(self) -> Topology:
         """The slots of `device`, ordered by node and index. Memory is 0 on CPU, and where NVML does not tell."""
@@ -93,7 +99,7 @@ def _start(device: str, ranks: int, dashboard: bool) -> Cluster:
 
 
 def _join(address: str, device: str, ranks: int) -> Cluster:
-    """Connect to a cluster that is there. Its nodes are asked for their version and their GPUs by one tiny task each."""
+    """Connect to a cluster that is there. Its nodes are asked for their versions, GPUs and tools by one tiny task each."""
     try:
         context = ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
@@ -103,7 +109,8 @@ def _join(address: str, device: str, ranks: int) -> Cluster:
     topology = _topology_of(nodes, device)
     _check_room(topology, device, ranks, f"the cluster at {address}")
     url = getattr(context, "dashboard_url", None)
-    return Cluster(device, topology, False, address, f"http://{url}" if url else None)
+    pythons = {node["node"]: node["python"] for node in nodes}
+    return Cluster(device, topology, False, address, f"http://{url}" if url else None, pythons, _without_nsys(nodes, device))
 
 
 def _check_room(topology: Topology, device: str, ranks: int, where: str) -> None:
@@ -179,16 +186,18 @@ def _let_in(host: str, port: int, address: str, token: str | None) -> bool:
 
 
 def _ask_nodes() -> list[dict[str, Any]]:
-    """Of every living node: its id, address, resources, this project's version there and its GPUs."""
+    """Of every living node: its address, resources, this project's version there, its GPUs, its Python and whether it has nsys."""
 
     def probe() -> dict[str, Any]:  # a closure, so that it is sent whole to nodes that may not have this project
+        import shutil
+        import sys
         from importlib.metadata import PackageNotFoundError, version
 
         try:
             found, gpus = version("shard-orchestrator"), __import__("orchestrator.hardware", fromlist=["gpus"]).gpus()
         except (PackageNotFoundError, ImportError):
             found, gpus = None, []
-        return {"version": found, "gpus": gpus}
+        return {"version": found, "gpus": gpus, "python": sys.executable, "nsys": shutil.which("nsys") is not None}
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
     task = ray.remote(num_cpus=0, max_retries=0)(probe)
@@ -207,6 +216,10 @@ def _refuse_other_versions(nodes: Sequence[dict[str, Any]], mine: str) -> None:
         if node["version"] != mine:
             there = f"node {node['node']} of the cluster has {node['version'] or 'none'}"
             raise UserError(f"this machine has {PROJECT} {mine}, {there}; install the same version on both")
+
+
+def _without_nsys(nodes: Sequence[dict[str, Any]], device: str) -> tuple[str, ...]:
+    return tuple(node["node"] for node in nodes if node["resources"].get(RESOURCES[device], 0) >= 1 and not node["nsys"])
 
 
 def _topology_of(nodes: Sequence[dict[str, Any]], device: str) -> Topology:

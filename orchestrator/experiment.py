@@ -14,13 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator,
 from strategies.shapes import Load
 
 LEVELS = ("ttft", "tpot", "e2el")  # latencies that --goodput may limit
-RUN_ORDER = "runs of a layout follow each other; layouts are not interleaved because each change reloads the model"
 SCENARIOS = {"short": (256, 128), "long": (1024, 512)}
 # Fields that may differ between commands whose results belong in one folder.
 FREE_FIELDS = {
     "strategy", "engine", "max_concurrency", "scenario", "num_runs",
     "result_dir", "metadata", "address", "save_detailed", "timeout", "until_ci", "max_runs", "goodput", "ablate",
-    "fabric",
+    "fabric", "interleave",
 }
 
 
@@ -39,6 +38,7 @@ class Experiment(BaseModel):
     num_runs: PositiveInt = 1
     until_ci: float | None = Field(None, gt=0.0, lt=1.0)  # runs are added until half the interval is under this share of the mean
     max_runs: PositiveInt = 10  # the cap of until_ci
+    interleave: Literal["auto", "yes", "no"] = "auto"  # layouts take turns, run by run; auto: where starting anew is cheap
     num_warmups: int = Field(1, ge=0)
     num_prompts: PositiveInt | None = Field(None, le=1_000_000)
     request_rate: float | None = Field(None, gt=0.0, allow_inf_nan=False)  # requests/s of an open loop; None: a closed loop
@@ -54,6 +54,7 @@ class Experiment(BaseModel):
     prefill_tokens: PositiveInt | None = None
     chunked_prefill: bool = True
     ablate: tuple[Literal["comm", "p2p"], ...] = ()  # run layouts again without collectives, or without peer-to-peer links
+    nsys: bool = False  # workers run under Nsight Systems, which slows them
     goodput: dict[str, float] = Field(default_factory=dict)  # service levels in ms: ttft, tpot, e2el
     timeout: float = Field(600.0, gt=0)
     result_dir: Path | None = None
@@ -127,8 +128,9 @@ class Experiment(BaseModel):
 
         Files count by what is in them: a dataset that was edited, or weights that were replaced, are another experiment.
         """
-        closed = {"request_rate", "burstiness"} if self.request_rate is None else set()
-        fields = self.model_dump(mode="json", exclude=FREE_FIELDS | closed)
+        unused = {"request_rate", "burstiness"} if self.request_rate is None else set()
+        unused |= set() if self.nsys else {"nsys"}
+        fields = self.model_dump(mode="json", exclude=FREE_FIELDS | unused)
         stamps = {str(path): stamp(path) for path in (self.dataset_path, Path(self.model)) if path is not None and path.exists()}
         return digest({**fields, "files": stamps} if stamps else fields)
 

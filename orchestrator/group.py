@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from orchestrator import nsight
 from orchestrator.cluster import NO_MASK, RESOURCES, START_S, Cluster
-from orchestrator.failures import RunFailed, explain
+from orchestrator.failures import RunFailed, explain, first_line
 from orchestrator.processes import end, processes, uninterrupted
 from workers import engines
 from workers.actor import Worker
@@ -52,6 +55,7 @@ class WorkerGroup:
         self._group: PlacementGroup | None = None
         self._actors: list[Any] = []
         self._nodes: list[dict[str, Any]] = []
+        self._reports: list[Path] = []  # of Nsight Systems, each on its rank's node
 
     @classmethod
     def start(
@@ -89,6 +93,8 @@ class WorkerGroup:
         """Let the engines free what they hold, then kill. For a group that is well."""
         refs = [actor.close.remote() for actor in self._actors]
         ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
+        if self._plan.nsys_dir is not None:
+            self._end_under_nsys()
         self.kill()
 
     def kill(self) -> None:
@@ -101,6 +107,25 @@ class WorkerGroup:
             if self._cluster.embedded:
                 end(processes(node["pid"] for node in self._nodes))
             self._actors, self._nodes, self._group = [], [], None
+
+    def _end_under_nsys(self) -> None:
+        """Let every process end by itself and nsys write its report: what the profiler still holds dies with a killed one."""
+        for actor in self._actors:
+            actor.__ray_terminate__.remote()
+        reports: dict[str, dict[str, int]] = {}  # by the node they are on
+        for rank, node in enumerate(self._nodes):
+            reports.setdefault(node["node_id"], {})[str(self._reports[rank])] = rank
+        task = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": self._environment()})(nsight.name_reports)
+        refs = [
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(ranks, nsight.WRITE_S)
+            for node, ranks in reports.items()
+        ]
+        try:
+            missing = [report for answer in ray.get(refs, timeout=nsight.WRITE_S + START_S) for report in answer]
+        except RayError as error:
+            missing = [f"any report of {self.name} ({first_line(error)})"]
+        for report in missing:
+            logging.getLogger(__name__).warning("nsys did not write %s", report)
 
     # -- starting -----------------------------------------------------------------------------------------------
 
@@ -122,26 +147,26 @@ class WorkerGroup:
 
     def _spawn(self) -> None:
         """Start the actors, ask where they are, and number them by node and slot."""
-        actors = [self._actor(bundle, index) for index, bundle in enumerate(self._ordered_bundles())]
+        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+        actors = [self._actor(bundle, index, node) for index, (bundle, node) in enumerate(self._ordered_bundles(addresses))]
         self._actors = actors
         places = self._gather([actor.node.remote() for actor in actors], "the start", START_S)
-        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
         self._nodes = [{**place, "address": addresses[place["node_id"]]} for place in places]
         order = sorted(range(len(actors)), key=lambda i: (self._nodes[i]["address"], self._nodes[i]["device_index"], i))
         self._actors = [actors[i] for i in order]
         self._nodes = [self._nodes[i] for i in order]
+        self._reports = [self._report(i) for i in order] if self._plan.nsys_dir is not None else []
         self._gather([actor.assign.remote(rank) for rank, actor in enumerate(self._actors)], "the start", START_S)
         if self._tags is not None:
             self._gather([actor.publish.remote(dict(self._tags)) for actor in self._actors], "the start", START_S)
 
-    def _ordered_bundles(self) -> list[int]:
-        """Indices of the bundles by node, so that names and ranks agree (on a node, Ray hands GPUs out in order)."""
+    def _ordered_bundles(self, addresses: Mapping[str, str]) -> list[tuple[int, str]]:
+        """Bundles and their nodes' addresses, by node, so that names and ranks agree (on a node, Ray hands GPUs out in order)."""
         assert self._group is not None
-        nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
         where = placement_group_table(self._group)["bundles_to_node_id"]
-        return sorted(where, key=lambda bundle: (nodes[where[bundle]], bundle))
+        return sorted(((bundle, addresses[node]) for bundle, node in where.items()), key=lambda found: (found[1], found[0]))
 
-    def _actor(self, bundle: int, rank: int) -> Any:
+    def _actor(self, bundle: int, rank: int, node: str) -> Any:
         assert self._group is not None
         resource, amount = next(iter(self._bundles[bundle].items()))
         remote = ray.remote(Worker).options(
@@ -151,9 +176,20 @@ class WorkerGroup:
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle),
-            runtime_env={"env_vars": self._environment()},
+            runtime_env={"env_vars": self._environment(), **self._watched(rank, node)},
         )
         return remote.remote()
+
+    def _watched(self, index: int, node: str) -> dict[str, str]:
+        """What puts a process on the node at this address under Nsight Systems, if that is to watch."""
+        if self._plan.nsys_dir is None:
+            return {}
+        return {"py_executable": nsight.command(self._report(index), self._cluster.pythons.get(node, sys.executable))}
+
+    def _report(self, index: int) -> Path:
+        """Where the report of the process that was started as number `index` is written; its rank is not known then."""
+        assert self._plan.nsys_dir is not None
+        return Path(self._plan.nsys_dir, f"{self.name.rpartition('-')[2]}-{index}{nsight.SUFFIX}")
 
     def _environment(self) -> dict[str, str]:
         """Every rank sees every GPU of its node, as NCCL's peer access wants it; a process that drives several sees only those."""

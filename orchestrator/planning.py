@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from orchestrator import models
+from orchestrator import models, nsight
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Deployment, Experiment
 from orchestrator.fitting import check_memory, concurrent_requests
@@ -73,6 +73,8 @@ def plan(experiment: Experiment, device: Device, topology: Topology) -> tuple[Pl
         check_memory(engine_plan, topology, load)
         without = [replace(engine_plan, ablation=what) for what in experiment.ablate if ablates(what, engine, engine_plan)]
         planned += [_deployment(experiment, model, engine, variant, workload) for variant in (engine_plan, *without)]
+    if experiment.nsys:
+        nsight.check(experiment, device)
     return tuple(planned)
 
 
@@ -145,6 +147,8 @@ def remarks(experiment: Experiment, planned: Sequence[PlannedDeployment], topolo
             if (name, what) not in made:
                 where = f"{one.deployment.engine}, {plan.device}"
                 yield f"{name}: --ablate {what} would change nothing ({where}); it is not run without"
+    if experiment.nsys:
+        yield nsight.remark(experiment)
 
 
 def _engine_plan(
@@ -185,6 +189,8 @@ def _deployment(
     experiment: Experiment, model: ResolvedModel, engine: str, plan: EnginePlan, workload: Workload
 ) -> PlannedDeployment:
     deployment = Deployment(model.name, plan.layout, engine, plan.dtype, ablation=plan.ablation)
+    if experiment.nsys:
+        plan = replace(plan, nsys_dir=str(nsight.folder_for(experiment, deployment)))
     cells = []
     for scenario in experiment.scenarios:
         for concurrency in experiment.max_concurrency:

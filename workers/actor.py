@@ -73,13 +73,16 @@ class Worker:
         if self._engine.processes == "per_rank" and placement.num_ranks > 1 and address is not None:
             store = self._join(address)
         device = torch.device(plan.device, self.device_index) if plan.device == "cuda" else torch.device("cpu")
+        from workers.probes.nvtx import ranges_for
         from workers.rank import connect
 
         self._context = connect(rank, placement, device, store, plan.timeout_s)
         self._context.progress = self._progress
+        self._context.ranges = ranges_for(plan.nsys_dir is not None)
         count = placement.num_ranks if self._engine.processes == "single" else 1
         self._sampler = sampler_for(plan.device, self.device_index, count)
-        built = self._engine.build(self._context, plan)
+        with self._context.ranges.span("build"):
+            built = self._engine.build(self._context, plan)
         self._progress.state = IDLE
         return built
 
@@ -89,7 +92,8 @@ class Worker:
         self._recording = self._sampler.start()
         self._progress.state = OBSERVING if work.observe else RUNNING
         try:
-            report = self._engine.run(work)
+            with self._context.ranges.span(f"run of {len(work.requests)} requests, {work.max_concurrency} at once"):
+                report = self._engine.run(work)
         finally:
             self._rest()
         self._recording.origin_s = report.began_s

@@ -135,6 +135,7 @@ class Generator:
     def _loop(self, scheduler: Scheduler, probe: Probe, clock: Clock, log: Log, work: Work, arrivals: Arrivals | None) -> None:
         pending: deque[Pending] = deque()
         heed_eos, progress = not (work.ignore_eos or work.observe), self._communicator.context.progress
+        ranges = self._communicator.context.ranges
         while True:
             if arrivals is not None:
                 arrivals.tell(scheduler, lambda: clock.keep_up(log.marks))
@@ -146,7 +147,7 @@ class Generator:
             step = scheduler.plan(lane)
             if step is None:
                 continue
-            with probe.step(step.phase, step.index):
+            with probe.step(step.phase, step.index), ranges.span(f"{step.phase} step {step.index} lane {step.lane}"):
                 if step.phase == "decode":
                     self._fetch(pending, lane, heed_eos)
                 self._communicator.phase = step.phase

@@ -34,6 +34,7 @@ class EnginePlan:
     kv_tokens: int | None = None  # tokens of KV per replica; None = what the memory left holds
     timeout_s: float = 600.0  # of a collective, and of a run
     ablation: str = "none"  # "comm": collectives are left out, outputs are wrong; "p2p": NCCL without NVLink or PCIe peers
+    nsys_dir: str | None = None  # where Nsight Systems, on each rank's node, puts what it saw; None: it does not watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +81,16 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What building cost on one rank: seconds and bytes. kv_tokens is per replica, 0 where the engine has no paged cache."""
+    """What building cost on one rank: seconds and bytes.
+
+    capture_s: None where an engine captures no graphs. kv_tokens: per replica, None where it has no paged cache.
+    """
 
     rank: int
     load_s: float
-    capture_s: float
+    capture_s: float | None
     weight_bytes: int
-    kv_tokens: int
+    kv_tokens: int | None
     device_name: str
     versions: dict[str, str] = field(default_factory=dict)
 

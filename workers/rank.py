@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from strategies.placement import Placement
+from workers.probes.nvtx import Ranges, Silent
 from workers.probes.progress import Progress
 
 
@@ -20,7 +21,7 @@ class RankContext:
     groups: mesh axis -> process group of the ranks that differ from this one along that axis alone.
     edges: "prev" | "next" -> (group, peer) of the stage before or after; a group of two each, so that the traffic of one
     boundary never waits behind that of another.
-    progress: where an engine leaves word of how far its run is; it may as well not.
+    progress: where an engine leaves word of how far its run is; it may as well not. ranges: where it says what it is at.
     """
 
     rank: int
@@ -29,6 +30,7 @@ class RankContext:
     groups: dict[str, dist.ProcessGroup] = field(default_factory=dict)
     edges: dict[str, tuple[dist.ProcessGroup, int]] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
+    ranges: Ranges = field(default_factory=Silent)
 
     @property
     def coordinates(self) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from strategies.memory import RESERVE_BYTES, UTILIZATION, kv_bytes_per_token, workspace_bytes
@@ -29,6 +30,7 @@ class TorchEngine:
     def __init__(self) -> None:
         self._generator: Generator | None = None
         self._runner: Runner | None = None
+        self._observable = True
 
     def supports(self, plan: EnginePlan) -> str | None:
         unknown = [axis for axis, _ in plan.placement.mesh if axis not in AXES]
@@ -51,6 +53,7 @@ class TorchEngine:
         from workers.engine import Generator
 
         start = time.perf_counter()
+        self._observable = is_observable(plan)
         communicator = Communicator(context, ablated=plan.ablation == "comm")
         decoder, cache = load_decoder(context, plan, communicator)
         _synchronize(context)
@@ -76,12 +79,17 @@ class TorchEngine:
 
         assert self._generator is not None, "build first"
         with torch.inference_mode():
-            return self._generator.run(work)
+            return self._generator.run(work if self._observable else replace(work, observe=False))
 
     def close(self) -> None:
         if self._runner is not None:
             self._runner.close()
         self._runner = self._generator = None
+
+
+def is_observable(plan: EnginePlan) -> bool:
+    """Whether a run may be taken apart: torch's profiler and Nsight Systems both subscribe to CUPTI, which serves one."""
+    return plan.device == "cpu" or plan.nsys_dir is None
 
 
 def load_decoder(
@@ -92,13 +100,14 @@ def load_decoder(
 
     from workers.cache import PagedCache
     from workers.kernels import kernels_for
-    from workers.model import Decoder, Loader
+    from workers.model import Decoder, Loader, NamedDecoder
     from workers.weights import open_source
 
     dtype = getattr(torch, plan.dtype)
     load = Loader(open_source(plan.checkpoint), plan.model, plan.placement, context.rank, dtype, context.device)
+    make = Decoder if plan.nsys_dir is None else NamedDecoder
     with torch.inference_mode():
-        decoder = Decoder(
+        decoder = make(
             plan.model, plan.placement, context.rank, communicator, kernels_for(context.device), load, plan.max_len, context.device
         )
         if pages is None:
