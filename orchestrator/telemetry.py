@@ -23,10 +23,10 @@ FIELDS = (
     column("power_reasons", pa.string()),
     column("throttled", pa.bool_()),
 )
-# Of these the comparison tells the median of the runs whose power is valid.
+# Of these the comparison tells the mean of the runs whose power is valid.
 COMPARED = tuple(field for field in FIELDS if field.name in ("mean_power_w", "energy_j", "joules_per_output_token"))
 
-FEWEST_SAMPLES = 20  # of a GPU during a run, below which power is not to be believed
+FEWEST_SAMPLES = 10  # of a GPU during a run, below which power is not to be believed, whatever the energy counter says
 LEAST_COVERED = 0.95  # of a run's duration, from a GPU's first sample to its last
 MOST_APART = 0.10  # the energy of the samples and that of the counter
 # Bits of NVML's clocks event reasons.

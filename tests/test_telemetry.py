@@ -13,7 +13,6 @@ from orchestrator.compare import compare
 from orchestrator.metrics import SUMMARY
 from orchestrator.telemetry import FIELDS, of_telemetry, other_processes
 from workers.plan import RankReport
-from workers.probes import telemetry
 from workers.probes.telemetry import Gauge, Gpu, Recording, Sampler, fast_ways, find_gpu, slow_ways, throttle_names
 from workers.records import STEPS, TELEMETRY, to_table
 
@@ -72,9 +71,6 @@ class FakeNvml:
     def nvmlDeviceGetComputeRunningProcesses(self, handle):
         return [SimpleNamespace(pid=11)]
 
-    def nvmlDeviceGetPcieThroughput(self, handle, which):
-        return 100 + which
-
     def nvmlDeviceGetHandleByUUID(self, uuid):
         if uuid != "GPU-abc":
             raise NVMLError("Not Found")
@@ -106,8 +102,7 @@ def test_every_counter_of_a_gpu_is_read():
     assert (row["sm_clock_mhz"], row["memory_clock_mhz"], row["temperature_c"]) == (1980, 2619, 55)
     assert (row["memory_used_bytes"], row["throttle_names"]) == (7 << 30, ["sw_power_cap"])
     assert (first["nvlink_tx_bytes"], row["nvlink_tx_bytes"], row["nvlink_rx_bytes"]) == (0, 3 * 1024, 5 * 1024)
-    assert "pcie_tx_kb_s" not in first
-    assert row["pcie_tx_kb_s"] > 0 == row["pcie_rx_kb_s"]
+    assert (first["pcie_tx_bytes"], row["pcie_tx_bytes"], row["pcie_rx_bytes"]) == (0, 500, 0)
     assert first["gpu_process_ids"] == [11]
     assert "gpu_process_ids" not in row
 
@@ -136,16 +131,31 @@ def test_a_counter_that_is_not_supported_is_null_and_asked_for_once():
     assert {row["gpu_utilization_pct"] for row in rows} == {97}
 
 
-def test_slow_pcie_figures_are_read_once_a_second_where_there_are_no_counters():
-    nvml = FakeNvml()
+def test_the_fields_of_a_sample_are_read_in_one_call():
+    nvml = FakeNvml({(186, 0): 1, (138, 5): 10, (139, 5): 20, (197, 0): 1, (198, 0): 2})
     seen = gauge(nvml)
-    rows = [seen.read(sample) for sample in range(11)]
-    assert [i for i, row in enumerate(rows) if "pcie_tx_kb_s" in row] == [0, 10]
-    assert rows[0]["pcie_rx_kb_s"] == 101
+    seen.read(0)  # what is refused is found out
+    nvml.calls.clear()
+    assert {"power_w", "nvlink_tx_bytes", "pcie_tx_bytes", "gpu_process_ids"} <= seen.read(10).keys()
+    assert nvml.calls.count("nvmlDeviceGetFieldValues") == 1
+
+
+def test_a_driver_without_fields_is_not_asked_for_them_again():
+    nvml = FakeNvml(refused={"nvmlDeviceGetFieldValues"})
+    seen = gauge(nvml)
+    assert seen.read(0)["power_w"] == 300.0
+    nvml.calls.clear()
+    assert seen.read(1)["power_w"] == 300.0
+    assert "nvmlDeviceGetFieldValues" not in nvml.calls
 
 
 def test_a_pcie_counter_may_wrap():
-    assert telemetry._moved(2**32 - 1000, 500) == 1500
+    nvml = FakeNvml({(197, 0): 2**32 - 1000, (198, 0): 0})
+    seen = gauge(nvml)
+    seen.read(0)
+    nvml.fields |= {(197, 0): 500}
+    assert seen.read(1)["pcie_tx_bytes"] == 1500
+    assert seen.read(2)["pcie_tx_bytes"] == 1500
 
 
 def test_power_is_that_of_the_moment_or_else_the_mean_of_a_second():
@@ -255,7 +265,7 @@ def doubts(*reports, duration=4.0, num_gpus=1):
 def test_power_is_doubted_for_a_reason():
     steady = [500.0] * 41
     assert doubts(report(0, steady)) is None
-    assert doubts(report(0, steady[:5]), duration=0.4) == "run of 0.4 s is under 20 samples"
+    assert doubts(report(0, steady[:5]), duration=0.4) == "run of 0.4 s is under 10 samples"
     assert doubts(report(0, steady[:31])) == "samples cover 75% of the run"
     assert doubts(report(0, steady, throttle_reasons=[0] * 20 + [0x40] + [0] * 20)) == "thermal throttling seen"
     assert doubts(report(0, steady, throttle_reasons=[0x08] * 41)) == "hardware slowdown seen"

@@ -55,7 +55,8 @@ COLLECTIVES = table_schema("collectives", [
 ])
 
 # One row per sample of a rank and GPU; where there is no GPU, one of the process alone. Times are those of REQUESTS. What
-# could not be read is null. Energy and NVLink bytes count from the run's first sample; `process_cpu_pct` is of one core.
+# could not be read is null. Energy and the bytes of NVLink and PCIe count from the run's first sample; `process_cpu_pct` is of
+# one core.
 TELEMETRY = table_schema("telemetry", [
     column("rank", pa.int32(), "1"),
     column("process_id", pa.int64(), "1"),
@@ -74,15 +75,16 @@ TELEMETRY = table_schema("telemetry", [
     column("throttle_names", pa.list_(pa.string())),
     column("nvlink_tx_bytes", pa.int64(), "B"),
     column("nvlink_rx_bytes", pa.int64(), "B"),
-    column("pcie_tx_kb_s", pa.float64(), "kB/s"),
-    column("pcie_rx_kb_s", pa.float64(), "kB/s"),
+    column("pcie_tx_bytes", pa.int64(), "B"),
+    column("pcie_rx_bytes", pa.int64(), "B"),
     column("gpu_process_ids", pa.list_(pa.int64()), "1"),
     column("process_cpu_pct", pa.float64(), "%"),
     column("process_rss_bytes", pa.int64(), "B"),
 ])
 
 # One row per stretch of compute, and per communication call, of an observed run. Steps are those of STEPS. Times are
-# microseconds on a clock that the ranks of one node share; `axis` and `bytes` are null for compute.
+# microseconds on a clock that the ranks of one node share; `axis` and `bytes` are null for compute. `call_phase` is that of the
+# tokens a call carried: a stage receives those of the last prompts within its first decode step.
 COMPUTE = "compute"
 SPANS = table_schema("spans", [
     column("rank", pa.int32(), "1"),
@@ -90,13 +92,15 @@ SPANS = table_schema("spans", [
     column("step", pa.int32(), "1"),
     column("kind", pa.string()),
     column("axis", pa.string()),
+    column("call_phase", pa.string()),
     column("bytes", pa.int64(), "B"),
     column("start_us", pa.float64(), "us"),
     column("end_us", pa.float64(), "us"),
 ])
 
 # One row per thing that a node was measured to do (`orchestrator calibrate`). kind: cache, hbm, gemm, decode_gemm or collective;
-# mode: eager or graph. `bytes` are those that went through memory or, of a collective, the message as nccl-tests counts it.
+# mode: eager or graph; group: the ranks that took part in a collective. `bytes` are those that went through memory or, of a
+# collective, the message as nccl-tests counts it.
 FABRIC = table_schema("fabric", [
     column("host", pa.string()),
     column("device_name", pa.string()),
@@ -105,6 +109,7 @@ FABRIC = table_schema("fabric", [
     column("dtype", pa.string()),
     column("mode", pa.string()),
     column("rank", pa.int32(), "1"),
+    column("group", pa.list_(pa.int32()), "1"),
     column("group_size", pa.int32(), "1"),
     column("bytes", pa.int64(), "B"),
     column("time_us", pa.float64(), "us"),
@@ -131,6 +136,7 @@ class Call:
     op: str
     axis: str
     bytes: int
+    phase: str
     start: float = 0.0
     end: float = 0.0
 

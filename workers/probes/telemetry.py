@@ -46,6 +46,7 @@ VALUE_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 
 Row = dict[str, Any]
 Ask = Callable[[], Row]
+Answers = dict[tuple[int, int], float]  # (field, scope) -> value, without those that were refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +226,7 @@ class ProcessMeter:
 def fast_ways(nvml: Any, handle: Any) -> list[list[Ask]]:
     """Readings of every sample, power first: the time of a sample is that of its power."""
     return [
-        [lambda: _instant_power(nvml, handle), lambda: {"power_w": nvml.nvmlDeviceGetPowerUsage(handle) / 1e3}],
+        [Fields(nvml, handle, [power_ways(nvml, handle), nvlink_ways(), [Way(_each(PCIE_BYTES), PcieBytes())]])],
         [_since_first(lambda: {"energy_mj": nvml.nvmlDeviceGetTotalEnergyConsumption(handle)})],
         [lambda: _utilization(nvml, handle)],
         [lambda: {"memory_used_bytes": nvml.nvmlDeviceGetMemoryInfo(handle).used}],
@@ -236,27 +237,78 @@ def fast_ways(nvml: Any, handle: Any) -> list[list[Ask]]:
             lambda: _throttle(nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)),
             lambda: _throttle(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)),
         ],
-        [
-            _since_first(lambda: _nvlink(nvml, handle, NVLINK_DATA_KIB, [ALL_LINKS], 1024)),
-            _since_first(lambda: _nvlink(nvml, handle, NVLINK_DATA_KIB, range(MOST_LINKS), 1024)),
-            _since_first(lambda: _nvlink(nvml, handle, NVLINK_BYTES, range(MOST_LINKS), 1)),
-        ],
-        [PcieRate(nvml, handle)],
     ]
 
 
 def slow_ways(nvml: Any, handle: Any) -> list[list[Ask]]:
-    """Readings of some samples. PCIe's throughput is measured over 20 ms in the call: only where it has no counters."""
+    """Readings of some samples."""
     return [
         [lambda: {"gpu_process_ids": [process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]}],
-        [lambda: _pcie_counted(nvml, handle), lambda: _pcie_throughput(nvml, handle)],
     ]
 
 
-def _instant_power(nvml: Any, handle: Any) -> Row:
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to a reading: the (field, scope) pairs it takes, and what it makes of the answers. Raises where they do not do."""
+
+    fields: Sequence[tuple[int, int]]
+    tell: Callable[[Answers], Row]
+
+
+class Fields:
+    """Readings of NVML's fields, in one call a sample: fields that one call of the driver answers are then asked for once
+    (nvmlDeviceGetFieldValues). Of each reading's ways one that is refused is not tried again."""
+
+    def __init__(self, nvml: Any, handle: Any, readings: Sequence[list[Way]]) -> None:
+        self._nvml, self._handle, self._readings = nvml, handle, readings
+
+    def __call__(self) -> Row:
+        row: Row = {}
+        unread = [ways for ways in self._readings if ways]
+        while unread:
+            answers = _answers(self._nvml, self._handle, [pair for ways in unread for pair in ways[0].fields])
+            unread = [ways for ways in unread if not _settled(ways, answers, row)]
+        return row
+
+
+def _settled(ways: list[Way], answers: Answers, row: Row) -> bool:
+    """Whether the first of `ways` has added its reading to `row`, or else, for it is dropped, none is left to be tried."""
+    try:
+        row.update(ways[0].tell(answers))
+    except Exception:  # not supported, no permission, no such field in this driver
+        ways.pop(0)
+        return not ways
+    return True
+
+
+def power_ways(nvml: Any, handle: Any) -> list[Way]:
     """Power now; nvmlDeviceGetPowerUsage tells its mean over the last second on recent GPUs."""
-    (power,) = _fields(nvml, handle, [(POWER_INSTANT_MW, 0)])
-    return {"power_w": power / 1e3}
+    now = (POWER_INSTANT_MW, 0)
+    return [
+        Way([now], lambda answers: {"power_w": answers[now] / 1e3}),
+        Way([], lambda _: {"power_w": nvml.nvmlDeviceGetPowerUsage(handle) / 1e3}),
+    ]
+
+
+def nvlink_ways() -> list[Way]:
+    return [
+        _nvlink(NVLINK_DATA_KIB, [ALL_LINKS], 1024),
+        _nvlink(NVLINK_DATA_KIB, range(MOST_LINKS), 1024),
+        _nvlink(NVLINK_BYTES, range(MOST_LINKS), 1),
+    ]
+
+
+def _nvlink(sent_received: tuple[int, int], links: Iterable[int], unit: int) -> Way:
+    """Bytes over those of `links` that answer."""
+    pairs = [[(field, link) for link in links] for field in sent_received]
+
+    def tell(answers: Answers) -> Row:
+        sent, received = ([answers[pair] for pair in side if pair in answers] for side in pairs)
+        if not sent or not received:
+            raise LookupError("no link has a counter")
+        return {"nvlink_tx_bytes": unit * sum(sent), "nvlink_rx_bytes": unit * sum(received)}
+
+    return Way(pairs[0] + pairs[1], _since_first(tell))
 
 
 def _utilization(nvml: Any, handle: Any) -> Row:
@@ -268,39 +320,19 @@ def _throttle(reasons: int) -> Row:
     return {"throttle_reasons": reasons, "throttle_names": throttle_names(reasons)}
 
 
-def _nvlink(nvml: Any, handle: Any, sent_received: tuple[int, int], links: Iterable[int], unit: int) -> Row:
-    """Bytes over those of `links` that answer. Raises LookupError where none does."""
-    totals = [unit * sum(_fields(nvml, handle, [(which, link) for link in links], some=True)) for which in sent_received]
-    return {"nvlink_tx_bytes": totals[0], "nvlink_rx_bytes": totals[1]}
+class PcieBytes:
+    """Bytes over PCIe since the first answer, from counters of 32 bits."""
 
+    def __init__(self) -> None:
+        self._last: list[float] = []
+        self._total = [0.0] * len(PCIE_BYTES)
 
-def _pcie_counted(nvml: Any, handle: Any) -> Row:
-    """Nothing, if the counters that PcieRate reads are there. Raises LookupError if not."""
-    _fields(nvml, handle, [(which, 0) for which in PCIE_BYTES])
-    return {}
-
-
-def _pcie_throughput(nvml: Any, handle: Any) -> Row:
-    return {
-        "pcie_tx_kb_s": nvml.nvmlDeviceGetPcieThroughput(handle, nvml.NVML_PCIE_UTIL_TX_BYTES),
-        "pcie_rx_kb_s": nvml.nvmlDeviceGetPcieThroughput(handle, nvml.NVML_PCIE_UTIL_RX_BYTES),
-    }
-
-
-class PcieRate:
-    """KB/s over PCIe since the last call, from byte counters of 32 bits; nothing the first time."""
-
-    def __init__(self, nvml: Any, handle: Any) -> None:
-        self._nvml, self._handle = nvml, handle
-        self._last: tuple[float, list[float]] | None = None
-
-    def __call__(self) -> Row:
-        counted = _fields(self._nvml, self._handle, [(which, 0) for which in PCIE_BYTES])
-        now, last, self._last = time.perf_counter(), self._last, (time.perf_counter(), counted)
-        if last is None or now <= last[0]:
-            return {}
-        rates = [_moved(before, after) / 1e3 / (now - last[0]) for before, after in zip(last[1], counted, strict=True)]
-        return {"pcie_tx_kb_s": rates[0], "pcie_rx_kb_s": rates[1]}
+    def __call__(self, answers: Answers) -> Row:
+        counted = [answers[pair] for pair in _each(PCIE_BYTES)]
+        moved = map(_moved, self._last or counted, counted)
+        self._total = [total + more for total, more in zip(self._total, moved, strict=True)]
+        self._last = counted
+        return {"pcie_tx_bytes": int(self._total[0]), "pcie_rx_bytes": int(self._total[1])}
 
 
 def _moved(before: float, after: float) -> float:
@@ -308,21 +340,27 @@ def _moved(before: float, after: float) -> float:
     return after - before if after >= before else after - before + 2**32
 
 
-def _since_first(ask: Ask) -> Ask:
+def _since_first(ask: Callable[..., Row]) -> Callable[..., Row]:
     """`ask`, with every figure counted from the first answer on."""
     first: Row = {}
 
-    def counted() -> Row:
-        row = ask()
+    def counted(*answers: Answers) -> Row:
+        row = ask(*answers)
         return {name: value - first.setdefault(name, value) for name, value in row.items()}
 
     return counted
 
 
-def _fields(nvml: Any, handle: Any, wanted: Sequence[tuple[int, int]], some: bool = False) -> list[float]:
-    """Values of the (field, scope) pairs in `wanted`. Raises LookupError if one is refused; with `some`, if all are."""
-    answers = list(nvml.nvmlDeviceGetFieldValues(handle, list(wanted)))
-    values = [getattr(answer.value, VALUE_MEMBERS[answer.valueType]) for answer in answers if answer.nvmlReturn == 0]
-    if not values or (len(values) < len(wanted) and not some):
-        raise LookupError(f"NVML has no value for {wanted}")
-    return values
+def _each(fields: Iterable[int]) -> list[tuple[int, int]]:
+    """Fields of the whole GPU."""
+    return [(field, 0) for field in fields]
+
+
+def _answers(nvml: Any, handle: Any, wanted: Sequence[tuple[int, int]]) -> Answers:
+    """Values of those in `wanted` that are not refused; none where this driver does not answer at all."""
+    try:
+        values = list(nvml.nvmlDeviceGetFieldValues(handle, list(wanted))) if wanted else []
+    except Exception:
+        return {}
+    said = zip(wanted, values, strict=True)
+    return {pair: getattr(value.value, VALUE_MEMBERS[value.valueType]) for pair, value in said if value.nvmlReturn == 0}
