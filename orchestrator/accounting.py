@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from strategies.placement import Placement
 from workers.intervals import Span, intersect, length, subtract, union
-from workers.records import COMPUTE, SPANS, bus_factor, column, table_schema
+from workers.records import COLLECTIVES, COMPUTE, SPANS, bus_factor, column, table_schema
 
 HANDOVER = frozenset({"send", "recv", "broadcast"})
 EXCERPT = 5  # steps of a phase, the first of which is left out
@@ -38,25 +38,25 @@ PARTS_FIELDS = (
     *(column(f"{part}_ms", pa.float64(), "ms") for part in PARTS),
     column("comm_busy_ms", pa.float64(), "ms"),
 )
-# One row per (phase, operation, axis) and rank of an observed run: what its calls took, mean over the calls.
-TIMED_FIELDS = (
-    column("rank", pa.int32(), "1"),
-    column("phase", pa.string()),
-    column("op", pa.string()),
-    column("axis", pa.string()),
+# What calls took in an observed run, mean over the calls of a row.
+TIMING = (
     column("group_size", pa.int32(), "1"),
-    column("calls", pa.int64(), "1"),
-    column("bytes", pa.int64(), "B"),
     column("transfer_us", pa.float64(), "us"),
     column("wait_us", pa.float64(), "us"),
     column("algbw", pa.float64(), "GB/s"),
     column("busbw", pa.float64(), "GB/s"),
 )
+OPERATION_KEY = ("rank", "phase", "op", "axis")
+TIMED = table_schema("timed_collectives", [*COLLECTIVES, *TIMING])  # of an observed run, its calls and bytes included
+# Collectives of the engines that are here, by mesh axis; those of others are in the table alone.
+OPERATIONS = (
+    ("tp", "all_reduce"), ("tp", "all_gather"), ("pp", "send"), ("pp", "recv"), ("pp", "broadcast"), ("dp", "all_gather"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """One communication call of one rank, and for how long of it (us) its data moved."""
+    """One communication call of one rank, and for how long of it (us) its data moved. phase: of the tokens it carried."""
 
     rank: int
     phase: str
@@ -80,7 +80,7 @@ class Transfer:
 def account(spans: pa.Table | None, placement: Placement) -> dict[str, pa.Table]:
     """The tables of an observed run: spans as they came, `parts` and `timed_collectives`; empty where nothing was seen."""
     seen = SPANS.empty_table() if spans is None else spans
-    timed = pa.Table.from_pylist(timed_collectives(seen, placement), table_schema("timed_collectives", TIMED_FIELDS))
+    timed = pa.Table.from_pylist(timed_collectives(seen, placement), TIMED)
     rows = pa.Table.from_pylist(parts(seen, placement), table_schema("parts", PARTS_FIELDS))
     return {"spans": excerpt(seen), "timed_collectives": timed, "parts": rows}
 
@@ -113,7 +113,7 @@ def match(spans: pa.Table, placement: Placement) -> list[Transfer]:
         shortest[key] = min(took, shortest.get(key, took))
     return [
         Transfer(
-            row["rank"], row["phase"], row["step"], row["kind"], row["axis"], row["bytes"],
+            row["rank"], row["call_phase"] or row["phase"], row["step"], row["kind"], row["axis"], row["bytes"],
             row["start_us"], row["end_us"], shortest[key],
         )
         for key, row in zip(keys, calls, strict=True)
@@ -136,8 +136,7 @@ def _channel(row: Mapping[str, Any], placement: Placement) -> tuple[Any, ...]:
 def parts(spans: pa.Table, placement: Placement) -> list[dict[str, Any]]:
     """Rows of PARTS_FIELDS. spans: of all ranks, in the schema SPANS.
 
-    A step lasts from the end of the one before to its own end. The first step of a phase is left out where there are
-    more: it waits for ranks that began later.
+    Of each phase its `steady` steps count.
     """
     calls = match(spans, placement)
     rows = spans.to_pylist()
@@ -145,8 +144,8 @@ def parts(spans: pa.Table, placement: Placement) -> list[dict[str, Any]]:
     for rank in sorted({row["rank"] for row in rows}):
         mine = [row for row in rows if row["rank"] == rank]
         booked, busy = _book(mine, [call for call in calls if call.rank == rank])
-        for phase, windows in _windows(mine).items():
-            steps, within = len(windows), union(windows)
+        for phase, windows in steady(mine, placement).items():
+            steps, within = len(windows), union(windows.values())
             per_step = {part: length(intersect(booked[part], within)) / steps / 1e3 for part in PARTS[:-1]}
             step_ms = length(within) / steps / 1e3
             out.append({
@@ -171,39 +170,60 @@ def _book(rows: Sequence[Mapping[str, Any]], calls: Sequence[Transfer]) -> tuple
     return booked, union(moving + waiting)
 
 
-def _windows(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Span]]:
-    """phase -> the steps of one rank. What it sends goes on beside the next step, so it does not end one."""
+def steady(rows: Sequence[Mapping[str, Any]], placement: Placement) -> dict[str, dict[int, Span]]:
+    """phase -> step -> when it was, of one rank: from the end of the step before to its own. The first ones are left out.
+
+    The first step of prefill waits for ranks that began later. The first decode step of each micro-batch, of which there
+    are as many as stages, waits until every other stage is done with prefill: of a phase's change, not of its steps. Where
+    there are no others, the last one stays.
+    """
+    first = {"decode": placement.degree("pp")}
+    found = {phase: list(windows.items()) for phase, windows in _windows(rows).items()}
+    return {phase: dict(steps[first.get(phase, 1) :] or steps[-1:]) for phase, steps in found.items()}
+
+
+def _windows(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Span]]:
+    """phase -> step -> when it was. What a rank sends goes on beside its next step, so it does not end one."""
     ends: dict[tuple[int, str], float] = {}
     starts: dict[tuple[int, str], float] = {}
     for row in rows:
-        step = (row["step"], row["phase"])
-        starts[step] = min(row["start_us"], starts.get(step, row["start_us"]))
+        key = (row["step"], row["phase"])
+        starts[key] = min(row["start_us"], starts.get(key, row["start_us"]))
         if row["kind"] != "send":
-            ends[step] = max(row["end_us"], ends.get(step, row["end_us"]))
-    out: dict[str, list[Span]] = defaultdict(list)
+            ends[key] = max(row["end_us"], ends.get(key, row["end_us"]))
+    out: dict[str, dict[int, Span]] = defaultdict(dict)
     before: float | None = None
-    for step in sorted(ends):
-        begin = starts[step] if before is None else before
-        before = max(ends[step], begin)
-        out[step[1]].append((begin, before))
-    return {phase: windows[1:] if len(windows) > 1 else windows for phase, windows in out.items()}
+    for step, phase in sorted(ends):
+        begin = starts[step, phase] if before is None else before
+        before = max(ends[step, phase], begin)
+        out[phase][step] = (begin, before)
+    return out
 
 
 def timed_collectives(spans: pa.Table, placement: Placement) -> list[dict[str, Any]]:
-    """Rows of TIMED_FIELDS. Bandwidths in GB/s of 1e9 bytes: bytes over transfer, and that x the bus factor."""
+    """Rows of TIMED, of the calls in `steady` steps. GB/s of 1e9 bytes: bytes over transfer, and that x the bus factor."""
+    rows = spans.to_pylist()
+    ranks = {row["rank"] for row in rows}
+    kept = {
+        (rank, step)
+        for rank in ranks
+        for windows in steady([row for row in rows if row["rank"] == rank], placement).values()
+        for step in windows
+    }
     groups: dict[tuple[int, str, str, str], list[Transfer]] = defaultdict(list)
     for call in match(spans, placement):
-        if call.axis is not None:
+        if call.axis is not None and (call.rank, call.step) in kept:
             groups[call.rank, call.phase, call.op, call.axis].append(call)
     return [_timed(key, calls, placement.degree(key[3])) for key, calls in sorted(groups.items())]
 
 
 def _timed(key: tuple[int, str, str, str], calls: Sequence[Transfer], ranks: int) -> dict[str, Any]:
     rank, phase, op, axis = key
-    moved = sum(call.bytes or 0 for call in calls)
+    sizes = [call.bytes for call in calls if call.bytes is not None]
+    moved = sum(sizes) if len(sizes) == len(calls) else None
     took = sum(call.transfer for call in calls)
     waited = sum(call.end - call.start for call in calls) - took
-    algbw = moved / took / 1e3 if took else None
+    algbw = moved / took / 1e3 if took and moved is not None else None
     return {
         "rank": rank, "phase": phase, "op": op, "axis": axis, "group_size": ranks, "calls": len(calls), "bytes": moved,
         "transfer_us": took / len(calls), "wait_us": waited / len(calls),
@@ -212,7 +232,7 @@ def _timed(key: tuple[int, str, str, str], calls: Sequence[Transfer], ranks: int
 
 
 def shares(rows: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
-    """The summary's columns: each part in percent of the step, mean over ranks, `_worst` the largest of a rank.
+    """The summary's columns of the step: each part in ms and in percent of it, mean over ranks, `_worst` the largest of a rank.
 
     comm_exposed is transfer and wait together. Decode has the plain names, prefill the prefix `prefill_`.
     """
@@ -220,10 +240,43 @@ def shares(rows: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
     out: dict[str, float | None] = {}
     for phase, prefix in (("decode", ""), ("prefill", "prefill_")):
         ranks = [row for row in kept if row["phase"] == phase and row["step_ms"] > 0]
+        out |= _over_ranks(f"{prefix}step_ms", [row["step_ms"] for row in ranks])
         for name, fields in SHARES.items():
-            values = [100.0 * sum(row[field] for field in fields) / row["step_ms"] for row in ranks]
-            out[f"{prefix}{name}_pct"] = sum(values) / len(values) if values else None
-            out[f"{prefix}{name}_pct_worst"] = max(values, default=None)
+            took = [sum(row[field] for field in fields) for row in ranks]
+            out |= _over_ranks(f"{prefix}{name}_ms", took)
+            out |= _over_ranks(f"{prefix}{name}_pct", [100.0 * ms / row["step_ms"] for ms, row in zip(took, ranks, strict=True)])
+    return out
+
+
+def _over_ranks(name: str, values: Sequence[float]) -> dict[str, float | None]:
+    return {name: sum(values) / len(values) if values else None, f"{name}_worst": max(values, default=None)}
+
+
+def with_timing(collectives: pa.Table, timed: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """COLLECTIVES of a run with what an observed run says of the same calls beside it: TIMING, null where it says nothing."""
+    found = {tuple(row[name] for name in OPERATION_KEY): row for row in timed}
+    rows = [found.get(tuple(row[name] for name in OPERATION_KEY), {}) for row in collectives.to_pylist()]
+    for one in TIMING:
+        collectives = collectives.append_column(one, pa.array([row.get(one.name) for row in rows], type=one.type))
+    return collectives
+
+
+def operations(collectives: pa.Table | None) -> dict[str, Any]:
+    """The summary's columns of each collective and group: of a table made by `with_timing`, rows summed over ranks.
+
+    `{axis}_{op}_calls` and `_bytes` are of the timed run, as COLLECTIVES has them; `_algbw` and `_busbw` in GB/s are means
+    over ranks. What a layout does not have is null. Prefill has the prefix `prefill_`.
+    """
+    rows = collectives.to_pylist() if collectives is not None else []
+    out: dict[str, Any] = {}
+    for phase, prefix in (("decode", ""), ("prefill", "prefill_")):
+        for axis, op in OPERATIONS:
+            mine = [row for row in rows if (row["phase"], row["axis"], row["op"]) == (phase, axis, op)]
+            for figure in ("calls", "bytes"):
+                out[f"{prefix}{axis}_{op}_{figure}"] = sum(row[figure] for row in mine) if mine else None
+            for figure in ("algbw", "busbw"):
+                values = [row[figure] for row in mine if row[figure] is not None]
+                out[f"{prefix}{axis}_{op}_{figure}"] = sum(values) / len(values) if values else None
     return out
 
 
@@ -239,4 +292,14 @@ SHARES = {
     "comm_busy": ("comm_busy_ms",),
     "comm_exposed": ("exposed_transfer_ms", "exposed_wait_ms"),
 }
-SHARE_COLUMNS = tuple(shares(()))
+SHARE_COLUMNS = tuple(name for name in shares(()) if "_pct" in name)
+MS_COLUMNS = tuple(name for name in shares(()) if "_pct" not in name)
+OPERATION_COLUMNS = tuple(operations(None))
+_KINDS = {"calls": (pa.int64(), "1"), "bytes": (pa.int64(), "B"), "algbw": (pa.float64(), "GB/s"), "busbw": (pa.float64(), "GB/s")}
+# Of the summary, and of the comparison: a cell is observed once.
+FIELDS = (
+    *(column(name, pa.float64(), "ms") for name in MS_COLUMNS),
+    *(column(name, pa.float64(), "%") for name in SHARE_COLUMNS),
+    *(column(name, *_KINDS[name.rpartition("_")[2]]) for name in OPERATION_COLUMNS),
+)
+COLUMNS = tuple(field.name for field in FIELDS)

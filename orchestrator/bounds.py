@@ -127,7 +127,7 @@ def stages_of(placement: Placement, model: ModelShape, dtype: str) -> tuple[Stag
 def _stage(placement: Placement, model: ModelShape, rank: int, size: int) -> Stage:
     """The embedding counts where it is the head too: looking a token up reads a row of it alone."""
     last = any(stage.head for stage in placement.stages_of(rank))
-    head = "model.embed_tokens.weight" if model.tie_embeddings else "lm_head.weight"
+    head = model.head_name
     elements, matrices, head_elements = 0, 0, 0
     for name, shape in model.parameters():
         if not placement.holds(name, rank, model) or (name == "model.embed_tokens.weight" and not (last and name == head)):
@@ -223,11 +223,14 @@ def memory_bandwidth_utilization(stages: Sequence[Stage], load: Closed, step_ms:
 def _arithmetic(
     row: Mapping[str, Any], bound: Bound, ceilings: Ceilings, rate: float, stages: Sequence[Stage], load: Closed
 ) -> str:
-    read = sum(stage.decode_bytes(load.together / bound.lanes, load.context) for stage in stages)
-    operations = max(stage.prefill_flops(load) for stage in stages)
+    slowest = max(stages, key=lambda stage: stage.pass_s(load.together / bound.lanes, load.context, ceilings, rate))
+    requests = load.together / bound.lanes
+    read, operations = slowest.decode_bytes(requests, load.context), slowest.decode_flops(requests, load.context)
     return (
         f"{row['output_throughput']:.1f} tok/s is above the bound of {row['total_output_tokens'] / bound.seconds:.1f}: "
         f"{row['total_output_tokens']} tokens in at least {bound.seconds:.4g} s, of which prefill {bound.prefill_s:.4g} s "
-        f"({operations:.4g} operations a GPU at {rate / 1e12:.4g} TFLOP/s) and decode {bound.decode_s:.4g} s ({load.rounds:.4g} "
-        f"rounds; {read / 1e9:.4g} GB through all stages at {ceilings.hbm / 1e9:.4g} GB/s); ceilings: {ceilings.source}"
+        f"({bound.prefill_s * rate:.4g} operations of a GPU at {rate / 1e12:.4g} TFLOP/s) and decode {bound.decode_s:.4g} s "
+        f"({load.rounds:.4g} rounds of {bound.decode_s / max(load.rounds, 1):.4g} s; a pass of the slowest stage takes the longer "
+        f"of {read / 1e9:.4g} GB, less {ceilings.cache_bytes / 1e9:.4g} GB that may stay in a cache, at "
+        f"{ceilings.hbm / 1e9:.4g} GB/s and {operations:.4g} operations); micro-batches: {bound.lanes}, stages: {len(stages)}; ceilings: {ceilings.source}"
     )

@@ -1,14 +1,15 @@
 """The loop over deployments, cells and runs: what is skipped, what a failure costs, what is kept.
 
-A failed run costs its worker group and the rest of its cell; the next cell gets a fresh group. A failed build costs its
-deployment; the next deployment runs. Every finished run is on disk before the next one starts.
+Cells of a deployment take turns, run by run, and where starting anew is cheap so do deployments. A failed run costs its
+worker group and the rest of its cell; the next cell gets a fresh group. A failed build costs its deployment; the next one
+runs. Every finished run is on disk before the next one starts.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,14 +19,16 @@ import pyarrow as pa
 from orchestrator import accounting, arrivals, bounds, fabric, goodput, manifest, metrics, outputs, results, steady, telemetry
 from orchestrator.cluster import Cluster, connect
 from orchestrator.compare import compare
-from orchestrator.confidence import spread
 from orchestrator.experiment import Cell, Experiment, Run
 from orchestrator.group import RunFailed, WorkerGroup
+from orchestrator.jobs import Job
 from orchestrator.metrics import COMPLETED, FAILED, INVALID
 from orchestrator.planned import PlannedCell, PlannedDeployment
 from orchestrator.results import Store
+from orchestrator.turns import Turns
 from workers.plan import Built, RankReport, Work
 from workers.probes.gauges import Exposure
+from workers.records import COLLECTIVES
 
 INTERRUPTED = 130  # the exit status of a process that Ctrl-C ended
 OBSERVED_TOKENS = 16  # made for each request while a run is taken apart: enough steps for a mean
@@ -62,10 +65,10 @@ def run_experiment(planned: Sequence[PlannedDeployment], experiment: Experiment,
     calibration = fabric.look_up(experiment.fabric, experiment.result_dir)
     store = Store(results.folder_of(experiment))
     results.check_version(store.folder)
-    jobs = [_Job(deployment, experiment, store, calibration) for deployment in planned]
+    jobs = [Job(deployment, experiment, store, calibration) for deployment in planned]
     left = sum(len(job.missing(cell)) for job in jobs for cell in job.deployment.cells)
     progress.begin(left, sum(len(job.throughputs(cell)) for job in jobs for cell in job.deployment.cells))
-    todo = [job for job in jobs if job.has_work()]
+    todo = [job for job in jobs if job.unfinished()]
     try:
         if todo:
             _run(todo, experiment, store, progress)
@@ -78,7 +81,7 @@ def run_experiment(planned: Sequence[PlannedDeployment], experiment: Experiment,
     return store.folder
 
 
-def _run(jobs: Sequence[_Job], experiment: Experiment, store: Store, progress: Progress) -> None:
+def _run(jobs: Sequence[Job], experiment: Experiment, store: Store, progress: Progress) -> None:
     device = jobs[0].deployment.plan.device
     ranks = max(job.deployment.plan.placement.num_ranks for job in jobs)
     with connect(experiment.address, device, ranks) as cluster:
@@ -86,48 +89,13 @@ def _run(jobs: Sequence[_Job], experiment: Experiment, store: Store, progress: P
         cells = [cell.cell for job in jobs for cell in job.deployment.cells]
         manifest.write(store, experiment, cells, cluster)
         progress.connected(cluster)
-        exposure = Exposure()
+        exposure, turns = Exposure(), Turns(experiment.interleave, len(jobs))
         try:
-            for job in jobs:
-                _Deploying(job, cluster, progress, exposure).serve()
+            while todo := [job for job in jobs if job.unfinished()]:
+                for job in todo:
+                    _Turn(job, cluster, progress, exposure).serve(turns)
         finally:
             exposure.stop()
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One deployment and what of it is still to be done. calibration: in the schema FABRIC, None where there is none."""
-
-    deployment: PlannedDeployment
-    experiment: Experiment
-    store: Store
-    calibration: pa.Table | None = None
-
-    def missing(self, cell: PlannedCell) -> list[Run]:
-        """The runs that were asked for and have no result; where all have and they lie too far apart, one more."""
-        runs = [Run(cell.cell, index) for index in range(self.experiment.run_limit)]
-        left = [run for run in runs[: self.experiment.num_runs] if not self.store.is_completed(run)]
-        if left or self.is_narrow(cell):
-            return left
-        return [run for run in runs if not self.store.is_completed(run)][:1]
-
-    def throughputs(self, cell: PlannedCell) -> list[float]:
-        """output_throughput of every run that has a result."""
-        rows = [self.store.summary_of(Run(cell.cell, index)) for index in range(self.experiment.run_limit)]
-        return [row["output_throughput"] or 0.0 for row in rows if row is not None and row["status"] == COMPLETED]
-
-    def is_narrow(self, cell: PlannedCell) -> bool:
-        """Half of the mean's interval is within `until_ci` of it, or nothing was asked of it."""
-        if self.experiment.until_ci is None:
-            return True
-        found = spread(self.throughputs(cell))
-        return found is not None and found.half_width is not None and found.half_width <= self.experiment.until_ci
-
-    def unobserved(self, cell: PlannedCell) -> bool:
-        return self.store.parts_of(cell.cell) is None
-
-    def has_work(self) -> bool:
-        return any(self.missing(cell) or self.unobserved(cell) for cell in self.deployment.cells)
 
 
 @dataclass(slots=True)
@@ -139,30 +107,44 @@ class _Group:
     asked_at: float  # when the actors were asked for, on the monotonic clock
     build_s: float
     startup_s: float | None = None  # known after the first token
+    warm: set[Cell] = field(default_factory=set)
 
     def costs(self) -> dict[str, Any]:
         return {**metrics.of_build(self.built), "build_s": self.build_s, "startup_s": self.startup_s}
 
 
 @dataclass(slots=True)
-class _Deploying:
-    """The work on one deployment. `group` is None before the first build and after a failure."""
+class _Turn:
+    """One deployment's turn on the GPUs. `group` is None before the first build and after a failure."""
 
-    job: _Job
+    job: Job
     cluster: Cluster
     progress: Progress
     exposure: Exposure
     group: _Group | None = None
+    runs_s: float = 0.0  # spent in timed runs
+    number: int = 0
     started_at: str = field(default_factory=results.now)
 
-    def serve(self) -> None:
-        """Every cell that has something left to do. Leaves no worker behind, whatever happens."""
-        cells = [c for c in self.job.deployment.cells if self.job.missing(c) or self.job.unobserved(c)]
+    def serve(self, turns: Turns) -> None:
+        """A run of every cell, and again until none is missing or the next layout has its turn; then cells are observed.
+
+        Observed runs come last, so that no timed run follows a profiled one in the same process. Leaves no worker behind,
+        whatever happens.
+        """
+        began, self.number = time.monotonic(), self.job.next_turn()
+        for cell in self.job.deployment.cells:
+            self._tell_exposure(cell.cell)
         try:
-            for position, cell in enumerate(cells):
-                if self.group is None and not self._build(cells[position:]):
-                    return
-                self._serve_cell(cell)
+            while cells := [cell for cell in self.job.unfinished() if self.job.missing(cell)]:
+                for position, cell in enumerate(cells):
+                    if self.group is None and not self._build(cells[position:]):
+                        return
+                    self._serve_cell(cell)
+                if turns.hand_over(time.monotonic() - began, self.runs_s):
+                    break
+            for cell in self.job.unfinished():
+                self._observe(cell)
             if self.group is not None:
                 self.group.workers.close()
                 self.group = None
@@ -170,7 +152,7 @@ class _Deploying:
             self._kill()
 
     def _build(self, cells: Sequence[PlannedCell]) -> bool:
-        """A fresh group; False, with every run of `cells` marked as failed, where that does not succeed."""
+        """A fresh group; False, with `cells` given up and their runs marked as failed, where that does not succeed."""
         deployment, plan = self.job.deployment.deployment, self.job.deployment.plan
         self._tell("building")
         asked_at = time.monotonic()
@@ -185,35 +167,35 @@ class _Deploying:
             for cell in cells:
                 for run in self.job.missing(cell):
                     self._fail(run, cell, RunFailed(f"build: {failure.reason}", failure.detail))
+            self.job.give_up(self.job.deployment.cells)
         finally:
             if workers is not None and self.group is None:
                 workers.kill()
         return self.group is not None
 
     def _serve_cell(self, cell: PlannedCell) -> None:
-        runs, total = self.job.missing(cell), self.job.experiment.num_runs
-        current: Run | None = runs[0] if runs else None
+        """The next run of a cell, after warming up where this group has not yet."""
+        assert self.group is not None
+        run, total = self.job.missing(cell)[0], self.job.experiment.num_runs
+        self.job.tried.add(run)
         doing = "warm-up: "
         try:
-            for _ in range(self.job.experiment.num_warmups):
+            for _ in range(self.job.experiment.num_warmups if cell.cell not in self.group.warm else 0):
                 self._tell("warming up", cell)
                 self._work(cell.warmup)
+            self.group.warm.add(cell.cell)
             doing = ""
-            while runs:
-                current = runs[0]
-                self._tell(f"run {current.index + 1}/{max(total, current.index + 1)}", cell)
-                self._run(current, cell)
-                runs = runs[1:] or [run for run in self.job.missing(cell) if run.index > current.index]
+            self._tell(f"run {run.index + 1}/{max(total, run.index + 1)}", cell)
+            self._run(run, cell)
         except RunFailed as failure:
             self._kill()
-            if current is not None:
-                self._fail(current, cell, RunFailed(doing + failure.reason, failure.detail))
-            return
-        self._observe(cell)
+            self._fail(run, cell, RunFailed(doing + failure.reason, failure.detail))
+            self.job.give_up([cell])
 
     def _run(self, run: Run, cell: PlannedCell) -> None:
-        self.started_at = results.now()
+        self.started_at, began = results.now(), time.monotonic()
         reports = self._work(cell.work)
+        self.runs_s += time.monotonic() - began
         requests = _merge(report.requests for report in reports)
         if requests is None:
             raise RunFailed("no rank reported any request")
@@ -230,9 +212,10 @@ class _Deploying:
         row["output_digest"] = outputs.output_digest(requests)
         if self.job.deployment.plan.device == "cpu":
             row["device_name"] = "cpu"
-        row |= accounting.shares(self.job.store.parts_of(cell.cell) or ()) | self._bounds(cell, row)
+        row |= self._bounds(cell, row)
         tables = {"requests": results.requests_part(requests, self.job.experiment.save_detailed, self.job.deployment.decode)}
         tables |= {"steps": _merge(report.steps for report in reports), "collectives": _merge(r.collectives for r in reports)}
+        row |= self._accounted(cell.cell, tables)
         tables["telemetry"] = _merge(report.telemetry for report in reports)
         self._keep(run, {**row, "status": INVALID if row["reason"] else COMPLETED}, tables)
 
@@ -244,15 +227,18 @@ class _Deploying:
 
     def _observe(self, cell: PlannedCell) -> None:
         """Take a short run apart. It is no run of its own: where it fails, its columns stay empty."""
-        if not self.job.unobserved(cell):
-            return
         reports = self._observed(cell) or self._observed(cell)  # a profiler may bring its process down; a fresh one seldom
         if reports is None:
+            self.job.unobservable.add(cell.cell)
             return
         tables = accounting.account(_merge(report.spans for report in reports), self.job.deployment.plan.placement)
         self.job.store.write_observed(cell.cell, tables)
-        self.exposure.tell(self._tags, accounting.exposed(tables["parts"].to_pylist()))
-        self._complete(cell.cell, accounting.shares(tables["parts"].to_pylist()))
+        self._tell_exposure(cell.cell)
+        self._complete(cell.cell)
+
+    def _tell_exposure(self, cell: Cell) -> None:
+        """What is known of a cell's exposed communication, from now on at Ray's metrics endpoint."""
+        self.exposure.tell(self._tags, accounting.exposed(self.job.store.parts_of(cell) or ()))
 
     def _observed(self, cell: PlannedCell) -> list[RankReport] | None:
         """The reports of an observed run; None, with the group gone and the reason kept, where it failed."""
@@ -268,12 +254,21 @@ class _Deploying:
             self.progress.note(f"{cell.cell.name}: communication could not be observed: {failure.reason}")
             return None
 
-    def _complete(self, cell: Cell, columns: dict[str, Any]) -> None:
-        """Put what was observed of a cell into the summary of each of its runs."""
-        for index in range(self.job.experiment.run_limit):
-            row = self.job.store.summary_of(Run(cell, index))
+    def _complete(self, cell: Cell) -> None:
+        """Put what was observed of a cell into the summary and the collectives of each of its runs."""
+        for run in (Run(cell, index) for index in range(self.job.experiment.run_limit)):
+            row = self.job.store.summary_of(run)
             if row is not None and row["status"] == COMPLETED:
-                self.job.store.write_run(Run(cell, index), row | columns, {})
+                tables = {"collectives": self.job.store.table_of(run, "collectives", COLLECTIVES)}
+                columns = self._accounted(cell, tables)
+                self.job.store.write_run(run, row | columns, _known(tables))
+
+    def _accounted(self, cell: Cell, tables: dict[str, pa.Table | None]) -> dict[str, Any]:
+        """The summary's columns of communication; what an observed run says of the collectives is put beside them."""
+        counted = tables["collectives"]
+        if counted is not None:
+            tables["collectives"] = accounting.with_timing(counted, self.job.store.timed_of(cell))
+        return accounting.shares(self.job.store.parts_of(cell) or ()) | accounting.operations(tables["collectives"])
 
     def _work(self, work: Work) -> list[RankReport]:
         assert self.group is not None
@@ -296,6 +291,7 @@ class _Deploying:
             "burstiness": self.job.experiment.burstiness if cell.work.is_open else None,
             "num_gpus": plan.placement.num_ranks,
             "started_at": self.started_at,
+            "turn": self.number,
             "metadata": json.dumps(self.job.experiment.metadata),
         }
 
@@ -312,7 +308,7 @@ class _Deploying:
         self._keep(run, {**row, "status": FAILED, "reason": failure.reason}, {})
 
     def _keep(self, run: Run, row: dict[str, Any], tables: dict[str, pa.Table | None]) -> None:
-        self.job.store.write_run(run, row, {name: table for name, table in tables.items() if table is not None})
+        self.job.store.write_run(run, row, _known(tables))
         self.progress.finished({**run.cell.fields(), "run": run.index, **row})
 
     def _tell(self, what: str, cell: PlannedCell | None = None) -> None:
@@ -322,6 +318,10 @@ class _Deploying:
         if self.group is not None:
             self.group.workers.kill()
         self.group = None
+
+
+def _known(tables: Mapping[str, pa.Table | None]) -> dict[str, pa.Table]:
+    return {name: table for name, table in tables.items() if table is not None}
 
 
 def _merge(tables: Iterable[pa.Table | None]) -> pa.Table | None:

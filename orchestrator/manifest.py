@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator import hardware, results
 from orchestrator.cluster import Cluster
 from orchestrator.errors import UserError
-from orchestrator.experiment import RUN_ORDER, Cell, Experiment
+from orchestrator.experiment import Cell, Experiment
 from orchestrator.results import Store
 from workers.versions import versions
 
@@ -43,7 +43,6 @@ def write(store: Store, experiment: Experiment, cells: Sequence[Cell], cluster: 
         host=hardware.host(),
         ray={"embedded": cluster.embedded, "address": cluster.address},
         metadata=experiment.metadata,
-        run_order=RUN_ORDER,
     )
 
 

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator import arrivals, bounds, goodput, telemetry
-from orchestrator.accounting import SHARE_COLUMNS
+from orchestrator import accounting, arrivals, bounds, goodput, telemetry
 from orchestrator.keys import RUN
 from strategies.memory import kv_bytes_per_token
 from strategies.shapes import DTYPE_BYTES
@@ -37,6 +36,7 @@ SUMMARY = table_schema("summary", [
     column("num_gpus", pa.int32(), "1"),
     column("device_name", pa.string()),
     column("started_at", pa.string()),
+    column("turn", pa.int32(), "1"),
     column("completed", pa.int32(), "requests"),
     column("failed", pa.int32(), "requests"),
     column("duration", pa.float64(), "s"),
@@ -66,7 +66,7 @@ SUMMARY = table_schema("summary", [
     column("kv_bytes_per_rank", pa.list_(pa.int64()), "B"),
     column("comm_calls", pa.int64(), "1"),
     column("comm_bytes", pa.int64(), "B"),
-    *(column(name, pa.float64(), "%") for name in SHARE_COLUMNS),
+    *accounting.FIELDS,
     *telemetry.FIELDS,
     *bounds.FIELDS,
     column("metadata", pa.string()),
@@ -149,9 +149,9 @@ def of_build(built: Sequence[Built]) -> dict[str, Any]:
     """Loading and capturing take as long as the slowest rank; weights are those of the fullest; KV that of the scarcest."""
     return {
         "load_s": max(b.load_s for b in built),
-        "capture_s": max(b.capture_s for b in built),
+        "capture_s": max((b.capture_s for b in built if b.capture_s is not None), default=None),
         "weight_bytes": max(b.weight_bytes for b in built),
-        "kv_tokens": min(b.kv_tokens for b in built),
+        "kv_tokens": min((b.kv_tokens for b in built if b.kv_tokens is not None), default=None),
         "device_name": built[0].device_name,
     }
 
@@ -160,8 +160,9 @@ def of_ranks(built: Sequence[Built], plan: EnginePlan) -> dict[str, list[int] | 
     """Bytes of weights and of the paged KV cache, in rank order; no KV where an engine has no such cache."""
     ranks = sorted(built, key=lambda b: b.rank)
     size = DTYPE_BYTES[plan.dtype]
-    kv = [b.kv_tokens * kv_bytes_per_token(plan.placement, plan.model, b.rank, size) for b in ranks]
-    return {"weight_bytes_per_rank": [b.weight_bytes for b in ranks], "kv_bytes_per_rank": kv if any(kv) else None}
+    pools = [(b.kv_tokens, kv_bytes_per_token(plan.placement, plan.model, b.rank, size)) for b in ranks]
+    kv = [tokens * each for tokens, each in pools if tokens is not None]
+    return {"weight_bytes_per_rank": [b.weight_bytes for b in ranks], "kv_bytes_per_rank": kv if len(kv) == len(ranks) else None}
 
 
 def first_token_s(reports: Iterable[RankReport]) -> float:

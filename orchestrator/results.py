@@ -22,7 +22,7 @@ import pyarrow.parquet
 
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Experiment, Run, digest
-from orchestrator.metrics import COMPLETED, SUMMARY
+from orchestrator.metrics import COMPLETED, INVALID, SUMMARY
 from workers.records import SCHEMA_VERSION
 
 TABLES = ("summary", "requests", "steps", "collectives", "parts", "timed_collectives", "spans", "telemetry")
@@ -75,6 +75,11 @@ class Store:
         table = read_part(self._part("summary", run.name))
         return table.to_pylist()[0] if table is not None and table.num_rows else None
 
+    def table_of(self, run: Run, name: str, schema: pa.Schema) -> pa.Table | None:
+        """A table of a run, the columns of `schema` alone; None where there is none."""
+        table = read_part(self._part(name, run.name))
+        return None if table is None else table.select(schema.names)
+
     def is_completed(self, run: Run) -> bool:
         row = self.summary_of(run)
         return row is not None and row["status"] == COMPLETED
@@ -90,6 +95,11 @@ class Store:
         """The step of a cell taken apart, a row per phase and rank; None where it was not observed."""
         table = read_part(self._part("parts", cell.name))
         return None if table is None else table.to_pylist()
+
+    def timed_of(self, cell: Cell) -> list[dict[str, Any]]:
+        """What the collectives of a cell took, a row per rank and operation; empty where it was not observed."""
+        table = read_part(self._part("timed_collectives", cell.name))
+        return [] if table is None else table.to_pylist()
 
     # -- the whole experiment -----------------------------------------------------------------------------------
 
@@ -237,7 +247,7 @@ def _is_experiment(path: Path) -> bool:
 
 
 def list_runs(root: Path) -> list[dict[str, Any]]:
-    """One row an experiment under `root`, newest last: name, folder, model, strategies, completed and failed runs, started_at."""
+    """One row an experiment under `root`, newest last: name, folder, model, strategies, started_at, runs by their status."""
     if not root.exists():
         return []
     rows = [_describe(folder) for folder in find(root)]
@@ -251,15 +261,17 @@ def _describe(folder: Path) -> dict[str, Any]:
         check_version(folder)
         table = Store(folder).read("summary")
     except UserError:
-        return {**row, "model": "", "strategies": [], "completed": 0, "failed": 0, "schema_version": manifest.get("schema_version")}
+        nothing = {"model": "", "strategies": [], "completed": 0, "invalid": 0, "failed": 0}
+        return {**row, **nothing, "schema_version": manifest.get("schema_version")}
     runs = table.to_pylist() if table is not None else []
-    done = sum(run["status"] == COMPLETED for run in runs)
+    done, invalid = (sum(run["status"] == status for run in runs) for status in (COMPLETED, INVALID))
     return {
         **row,
         "model": ", ".join(dict.fromkeys(run["model"] for run in runs)),
         "strategies": list(dict.fromkeys(run["strategy"] for run in runs)),
         "completed": done,
-        "failed": len(runs) - done,
+        "invalid": invalid,
+        "failed": len(runs) - done - invalid,
         "schema_version": SCHEMA_VERSION,
     }
 

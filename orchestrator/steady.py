@@ -51,7 +51,8 @@ def of_requests(requests: pa.Table) -> dict[str, float | None]:
 
     The window begins when every request let in at the start has its first token, on the last replica, and ends when the
     first slot of any replica stays empty because its queue has run out. A token counts if it came after the beginning and
-    not after the end. Both are None where the window holds fewer than two tokens for each request in flight.
+    not after the end. Both are None where the window holds fewer than two tokens for each request in flight, and where no
+    prompt ends in it: a window of decode alone has a speed that no stream of requests can keep up.
     """
     replicas = _replicas(requests)
     nothing: dict[str, float | None] = {"steady_output_throughput": None, "steady_s": None}
@@ -60,7 +61,8 @@ def of_requests(requests: pa.Table) -> dict[str, float | None]:
     start, end = max(r.full_from() for r in replicas), min(r.full_until() for r in replicas)
     times = np.concatenate([t for replica in replicas for t in replica.times])
     tokens = int(((times > start) & (times <= end)).sum())
-    if end <= start or tokens < LEAST_TOKENS * sum(replica.slots() for replica in replicas):
+    firsts = np.concatenate([replica.firsts for replica in replicas])
+    if not ((firsts > start) & (firsts <= end)).any() or tokens < LEAST_TOKENS * sum(replica.slots() for replica in replicas):
         return nothing
     return {"steady_output_throughput": tokens / (end - start), "steady_s": end - start}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from strategies.placement import Placement
@@ -31,10 +33,14 @@ class Budget:
 def weight_bytes(placement: Placement, model: ModelShape, rank: int, dtype_bytes: int) -> int:
     """Bytes of parameters on `rank`."""
     return dtype_bytes * sum(
-        math.prod(s.stop - s.start for s in placement.shard(name, shape, rank))
+        _elements(placement.shard(name, shape, rank))
         for name, shape in model.parameters()
         if placement.holds(name, rank, model)
     )
+
+
+def _elements(slices: Sequence[slice]) -> int:
+    return math.prod(s.stop - s.start for s in slices)
 
 
 def kv_heads(placement: Placement, model: ModelShape, rank: int) -> int:
@@ -58,6 +64,17 @@ def workspace_bytes(placement: Placement, model: ModelShape, rank: int, dtype_by
     return tokens * dtype_bytes * (4 * model.hidden_size + 3 * heads + 3 * (mlp.stop - mlp.start))
 
 
+def gathered_bytes(placement: Placement, model: ModelShape, rank: int, dtype_bytes: int) -> int:
+    """Bytes of parameters that `rank` holds whole only while they are used (ZeRO-3): two layers, as the next one is fetched
+    meanwhile, or the embedding or head."""
+    used: Counter[str] = Counter()
+    for name, shape in model.parameters():
+        if placement.holds(name, rank, model):
+            whole, kept = (_elements(placement.shard(name, shape, rank, stored=stored)) for stored in (False, True))
+            used[name.split(".")[2] if name.startswith("model.layers.") else name] += whole - kept
+    return dtype_bytes * max((2 * size if group.isdigit() else size for group, size in used.items()), default=0)
+
+
 def budget(placement: Placement, model: ModelShape, dtype_bytes: int, memory_bytes: int, prefill_tokens: int) -> Budget:
     """The budget of the rank that can hold the fewest tokens, on devices of `memory_bytes` (0 = unknown)."""
     alike = placement.degree("dp") > 1 and not any(s.axis == "dp" for cuts in placement.params.values() for s in cuts)
@@ -75,6 +92,7 @@ def _rank_budget(placement: Placement, model: ModelShape, rank: int, dtype_bytes
     weights = weight_bytes(placement, model, rank, dtype_bytes)
     per_token = kv_bytes_per_token(placement, model, rank, dtype_bytes)
     workspace = workspace_bytes(placement, model, rank, dtype_bytes, tokens)
+    workspace += gathered_bytes(placement, model, rank, dtype_bytes)
     if not memory:
         return Budget(weights, per_token, workspace, 0, -1)
     free = int(memory * UTILIZATION) - RESERVE_BYTES - weights - workspace

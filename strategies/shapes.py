@@ -90,6 +90,11 @@ class ModelShape:
         if not self.tie_embeddings:
             yield "lm_head.weight", (self.vocab_size, self.hidden_size)
 
+    @property
+    def head_name(self) -> str:
+        """The tensor that makes logits: the embedding's own where it is tied."""
+        return "model.embed_tokens.weight" if self.tie_embeddings else "lm_head.weight"
+
     def layer_parameters(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """(suffix, shape) of the tensors of one layer."""
         hidden, q, kv = self.hidden_size, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim

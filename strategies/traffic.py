@@ -52,8 +52,7 @@ def step(placement: Placement, model: ModelShape, rank: int, tokens: int, sample
     add("all_reduce", "tp", layers * row_parallel, hidden)
     if any(stage.embed for stage in stages) and placement.is_split("model.embed_tokens.weight", "tp"):
         add("all_reduce", "tp", 1, hidden)
-    head = "model.embed_tokens.weight" if model.tie_embeddings else "lm_head.weight"
-    if any(stage.head for stage in stages) and placement.is_split(head, "tp"):
+    if any(stage.head for stage in stages) and placement.is_split(model.head_name, "tp"):
         add("all_gather", "tp", 1, tp * sampled * CANDIDATE_BYTES)
     _pipeline(placement, rank, hidden, sampled * TOKEN_BYTES, add)
     return tuple(Traffic(op, axis, calls[op, axis], size[op, axis]) for op, axis in sorted(calls))

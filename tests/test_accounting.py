@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.accounting import PARTS, account, parts, shares, timed_collectives
+from orchestrator.accounting import PARTS, account, operations, parts, shares, timed_collectives, with_timing
 from strategies import Load, ModelShape, Placement, Topology, plan
 from workers.intervals import intersect, length, subtract, union
-from workers.records import COMPUTE, SPANS, to_table
+from workers.records import COLLECTIVES, COMPUTE, SPANS, to_table
 
 MODEL = ModelShape("m", "llama", 64, 4, 4, 4, 16, 96, 128, 256, 1e-5, 1e4)
 
@@ -23,7 +23,8 @@ def span(
 ) -> dict[str, Any]:
     """Times in milliseconds."""
     at = {"start_us": start * 1e3, "end_us": end * 1e3}
-    return {"rank": rank, "phase": phase, "step": step, "kind": kind, "axis": axis, "bytes": size if axis else None, **at}
+    call = {"axis": axis, "call_phase": phase, "bytes": size} if axis else {"axis": None, "call_phase": None, "bytes": None}
+    return {"rank": rank, "phase": phase, "step": step, "kind": kind, **call, **at}
 
 
 def figures(rows: list[dict[str, Any]], layout: str) -> dict[int, dict[str, float]]:
@@ -69,7 +70,7 @@ def test_what_compute_hides_is_busy_but_not_exposed() -> None:
 def test_waiting_for_another_stage_is_bubble_and_its_transfer_is_not() -> None:
     """Stage 1 waits 6 ms for what takes 1 ms to send; stage 0 sends beside its next compute."""
     rows = [
-        span(0, 0, COMPUTE, 0, 1), span(1, 0, COMPUTE, 0, 1),
+        *(span(rank, step, COMPUTE, step, step + 1) for rank in (0, 1) for step in (-1, 0)),
         span(0, 1, COMPUTE, 1, 7), span(0, 1, "send", 7, 8, "pp", 50), span(0, 2, COMPUTE, 7, 11),
         span(1, 1, "recv", 1, 8, "pp", 50), span(1, 1, COMPUTE, 8, 11),
     ]  # fmt: skip
@@ -80,6 +81,34 @@ def test_waiting_for_another_stage_is_bubble_and_its_transfer_is_not() -> None:
     assert found[0] == {
         "step": 5, "compute": 5, "exposed_transfer": 0, "exposed_wait": 0, "bubble": 0, "launch_gap": 0, "comm_busy": 0.5,
     }  # fmt: skip
+
+
+def test_the_first_decode_step_of_each_micro_batch_is_left_out() -> None:
+    """Stage 0 has both micro-batches' last prompts done at 2 and waits for stage 1 until 200: no decode step is like that."""
+    rows = [
+        span(0, 0, COMPUTE, 0, 1, phase="prefill"), span(0, 1, COMPUTE, 1, 2, phase="prefill"),
+        span(0, 2, "broadcast", 2, 100, "pp", 8), span(0, 2, COMPUTE, 100, 104),
+        span(0, 3, "broadcast", 104, 200, "pp", 8), span(0, 3, COMPUTE, 200, 204),
+        span(0, 4, "broadcast", 204, 205, "pp", 8), span(0, 4, COMPUTE, 205, 209),
+        span(0, 5, COMPUTE, 209, 213),
+        span(1, 2, "broadcast", 99, 100, "pp", 8), span(1, 3, "broadcast", 199, 200, "pp", 8),
+        span(1, 4, "broadcast", 204.5, 205, "pp", 8),
+    ]  # fmt: skip
+    found = figures(rows, "pp2")[0]
+    assert (found["step"], found["compute"], found["bubble"]) == (4.5, 4, 0.25)
+    (timed,) = [row for row in timed_collectives(to_table(rows, SPANS), placed("pp2")) if row["rank"] == 0]
+    assert (timed["calls"], timed["wait_us"]) == (1, pytest.approx(500))
+
+
+def test_a_call_belongs_to_the_phase_of_what_it_carries() -> None:
+    """The first stage receives the tokens of the last prompts within a decode step."""
+    rows = [
+        span(0, 0, COMPUTE, 0, 1, phase="prefill"), *(span(0, step, COMPUTE, step, step + 1) for step in (1, 2)),
+        {**span(0, 3, "broadcast", 3, 4, "pp", 8), "call_phase": "prefill"}, span(0, 3, COMPUTE, 4, 5),
+    ]  # fmt: skip
+    (timed,) = timed_collectives(to_table(rows, SPANS), placed("pp2"))
+    assert (timed["phase"], timed["calls"]) == ("prefill", 1)
+    assert figures(rows, "pp2")[0]["step"] == 2
 
 
 def test_when_nothing_runs_it_is_a_launch_gap() -> None:
@@ -125,7 +154,25 @@ def test_shares_are_means_over_ranks_with_the_worst_beside() -> None:
     found = shares(rows)
     assert (found["comm_exposed_pct"], found["comm_exposed_pct_worst"]) == (pytest.approx(25), pytest.approx(30))
     assert (found["bubble_pct"], found["bubble_pct_worst"]) == (pytest.approx(10), pytest.approx(20))
+    assert (found["comm_exposed_ms"], found["comm_exposed_ms_worst"]) == (pytest.approx(2.5), pytest.approx(3))
     assert found["prefill_compute_pct"] is None
+
+
+def test_what_was_counted_and_what_was_timed_stand_in_one_row() -> None:
+    counted = [
+        {"rank": rank, "phase": "decode", "op": op, "axis": "tp", "calls": 80, "bytes": 8000}
+        for rank in (0, 1) for op in ("all_reduce", "all_gather")
+    ]  # fmt: skip
+    key = {"phase": "decode", "op": "all_reduce", "axis": "tp", "group_size": 2, "calls": 4, "bytes": 400}
+    timed = [{**key, "rank": rank, "transfer_us": 10.0, "wait_us": 1.0, "algbw": 4.0 + 2 * rank, "busbw": 4.0} for rank in (0, 1)]
+    table = with_timing(to_table(counted, COLLECTIVES), timed)
+    assert table.column("calls").to_pylist() == [80] * 4
+    assert table.column("algbw").to_pylist() == [4.0, None, 6.0, None]
+    found = operations(table)
+    assert (found["tp_all_reduce_calls"], found["tp_all_reduce_bytes"], found["tp_all_reduce_algbw"]) == (160, 16000, 5.0)
+    assert (found["tp_all_gather_calls"], found["tp_all_gather_algbw"]) == (160, None)
+    assert found["pp_send_calls"] is found["prefill_tp_all_reduce_calls"] is None
+    assert set(operations(None).values()) == {None}
 
 
 def test_a_run_that_was_not_observed_has_nulls_and_empty_tables() -> None:

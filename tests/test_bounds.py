@@ -181,7 +181,8 @@ def test_ceilings_come_from_a_calibration_of_the_same_device_else_from_its_data_
 
 @pytest.mark.parametrize(
     ("name", "gigabytes"),
-    [("NVIDIA H200", 4800), ("NVIDIA H100 80GB HBM3", 3352), ("NVIDIA H100 PCIe", 2039), ("NVIDIA A100-SXM4-40GB", 1555),
+    [("NVIDIA H200", 4800), ("NVIDIA H200 NVL", 4800), ("NVIDIA GH200 480GB", None), ("NVIDIA A100 80GB PCIe", 1935),
+     ("NVIDIA H100 80GB HBM3", 3352), ("NVIDIA H100 PCIe", 2039), ("NVIDIA A100-SXM4-40GB", 1555),
      ("NVIDIA A100-SXM4-80GB", 2039), ("NVIDIA L40S", 864), ("NVIDIA RTX 6000 Ada Generation", 960), ("Tesla T4", None)],
 )  # fmt: skip
 def test_a_card_is_known_by_its_name(name, gigabytes):

@@ -19,6 +19,7 @@ from driver_inputs import deployment
 from orchestrator import driver, results
 from orchestrator.experiment import Experiment, Run
 from orchestrator.results import Store
+from orchestrator.turns import Turns
 
 TIMEOUT_S = 8.0  # above what a start takes on a busy machine
 
@@ -79,7 +80,11 @@ def alive_actors():
 
 def test_a_deployment_is_built_once_and_serves_its_cells(shared, tmp_path):
     store, seen = run([deployment("tp2", [(fake_engine.SERVE, 0)] * 2)], tmp_path, num_runs=2, metadata={"k": "v"})
-    assert [what for _, what in seen.phases] == ["building", *(["warming up", "run 1/2", "run 2/2", "observing"] * 2)]
+    first, second = (f"tiny.tp2.fake.float32.short.c{concurrency}" for concurrency in (1, 2))
+    assert seen.phases[1:] == [
+        (first, "warming up"), (first, "run 1/2"), (second, "warming up"), (second, "run 1/2"),
+        (first, "run 2/2"), (second, "run 2/2"), (first, "observing"), (second, "observing"),
+    ]  # fmt: skip
     rows = store.read("summary").to_pylist()
     assert len(rows) == 4
     row = rows[0]
@@ -103,6 +108,36 @@ def test_a_deployment_is_built_once_and_serves_its_cells(shared, tmp_path):
 
     again, seen = run([deployment("tp2", [(fake_engine.SERVE, 0)] * 2)], tmp_path, num_runs=2)
     assert (again.folder, seen.asked, seen.phases) == (store.folder, (0, 4), [])
+
+
+def test_layouts_take_turns_where_that_is_asked_for(shared, tmp_path):
+    layouts = [deployment("tp1"), deployment("tp2")]
+    store, seen = run(layouts, tmp_path, num_runs=2, num_warmups=1, interleave="yes")
+    assert [(row["strategy"], row["run"], row["turn"]) for row in seen.rows] == [
+        ("tp1", 0, 0), ("tp2", 0, 0), ("tp1", 1, 1), ("tp2", 1, 1),
+    ]  # fmt: skip
+    assert seen.builds() == 4
+    assert [what for _, what in seen.phases].count("warming up") == 4
+    assert [what for _, what in seen.phases].count("observing") == 2
+    assert results.read_part(store.folder / "comparison.arrow").column("num_turns").to_pylist() == [2, 2]
+
+    _, again = run(layouts, tmp_path, num_runs=3, interleave="no")
+    assert [(row["strategy"], row["run"], row["turn"]) for row in again.rows] == [("tp1", 2, 2), ("tp2", 2, 2)]
+
+
+def test_layouts_follow_each_other_where_starting_anew_takes_longer_than_the_runs(shared, tmp_path):
+    _, seen = run([deployment("tp1"), deployment("tp2")], tmp_path, num_runs=2)
+    assert [(row["strategy"], row["run"], row["turn"]) for row in seen.rows] == [
+        ("tp1", 0, 0), ("tp1", 1, 0), ("tp2", 0, 0), ("tp2", 1, 0),
+    ]  # fmt: skip
+    assert seen.builds() == 2
+
+
+def test_the_first_pass_decides_for_all_whether_layouts_take_turns():
+    cheap, dear = Turns("auto", 2), Turns("auto", 2)
+    assert [cheap.hand_over(12.0, 10.0), cheap.hand_over(99.0, 1.0)] == [True, True]
+    assert [dear.hand_over(13.0, 10.0), dear.hand_over(10.0, 10.0)] == [False, False]
+    assert not Turns("yes", 1).hand_over(1.0, 1.0)  # there is nobody to hand over to
 
 
 # -- failures ---------------------------------------------------------------------------------------------------

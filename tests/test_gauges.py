@@ -140,13 +140,13 @@ class Silent:
         return lambda *_: None
 
 
-def deployment() -> PlannedDeployment:
-    """A tiny model under tp2: a short cell, whose communication is then known, and one that lasts for seconds."""
+def deployment(cells: int) -> PlannedDeployment:
+    """A tiny model under tp2: a short cell, and one that lasts for seconds."""
     asked = Deployment("tiny", "tp2", "torch", "float32")
     short, long = Work(requests(2, 4), 1, delay=(1, STEP_S)), Work(requests(4, 60), 2, delay=(1, STEP_S))
     scenario, warmup = Scenario("short", 3, 60), Work(requests(1, 4), 1)
-    cells = [PlannedCell(Cell(asked, scenario, work.max_concurrency), work, warmup) for work in (short, long)]
-    return PlannedDeployment(asked, engine_plan("tp2", SHAPE, None, long), tuple(cells))
+    planned = [PlannedCell(Cell(asked, scenario, work.max_concurrency), work, warmup) for work in (short, long)]
+    return PlannedDeployment(asked, engine_plan("tp2", SHAPE, None, long), tuple(planned[:cells]))
 
 
 def requests(count: int, output_len: int) -> tuple[Request, ...]:
@@ -155,11 +155,12 @@ def requests(count: int, output_len: int) -> tuple[Request, ...]:
 
 @pytest.fixture(scope="module")
 def scraped(ray_cluster, tmp_path_factory) -> Scraper:
-    """What was seen while the driver served a deployment."""
+    """What was seen while the driver served a deployment, the communication of whose first cell was known."""
     with pytest.MonkeyPatch.context() as patch, Scraper() as scraper:
         patch.setattr(driver, "connect", lambda *_: contextlib.nullcontext(ray_cluster))
         folder = tmp_path_factory.mktemp("results")
-        driver.run_experiment([deployment()], Experiment(result_dir=folder, timeout=60.0), Silent())
+        for cells in (1, 2):
+            driver.run_experiment([deployment(cells)], Experiment(result_dir=folder, timeout=60.0), Silent())
     return scraper
 
 

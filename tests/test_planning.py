@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,10 @@ def test_a_checkpoint_folder_is_a_model_by_its_name(checkpoint: Path) -> None:
     (one,) = plan(model=str(checkpoint), strategy="tp2", **SHORT)
     assert one.deployment.model == checkpoint.name
     assert one.decode is None
+
+
+def test_an_engine_that_two_packages_bring_is_refused(monkeypatch):
+    found = [EntryPoint("torch", f"{package}:Engine", engines.GROUP) for package in ("one", "two")]
+    monkeypatch.setattr(engines, "entry_points", lambda **_: found)
+    with pytest.raises(engines.EngineError, match="one:Engine and two:Engine both bring an engine 'torch'; uninstall one of them"):
+        engines.create("torch")

@@ -7,8 +7,8 @@ from driver_inputs import deployment
 from test_driver import Recorder
 
 from orchestrator import driver
-from orchestrator.driver import _Job
 from orchestrator.experiment import Experiment, Run
+from orchestrator.jobs import Job
 from orchestrator.results import Store
 
 
@@ -24,7 +24,7 @@ def job(tmp_path):
             status = "failed" if throughput is None else "completed"
             row = {"status": status, "output_throughput": throughput}
             store.write_run(Run(planned.cells[0].cell, index), row, {})
-        return _Job(planned, Experiment(**fields), store)
+        return Job(planned, Experiment(**fields), store)
 
     return with_runs
 

@@ -1,14 +1,17 @@
 """The run store: whole parts or none, resume, other schema versions, exports."""
 
+import io
 import json
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from rich.console import Console
 
 from orchestrator import results
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Deployment, Experiment, Run, Scenario
+from orchestrator.report.runs import render
 from orchestrator.results import Store
 from workers.records import REQUESTS, SCHEMA_VERSION, to_table
 
@@ -149,8 +152,18 @@ def test_listing_what_was_run(store):
     store.update_manifest(started_at="2030-01-01")
     store.write_run(RUN, {"status": "completed"}, {})
     store.write_run(Run(CELL, 1), {"status": "failed"}, {})
+    store.write_run(Run(CELL, 2), {"status": "invalid"}, {})
     row = results.list_runs(store.folder.parent)[0]
-    assert (row["name"], row["strategies"], row["completed"], row["failed"]) == (store.name, ["tp4"], 1, 1)
+    assert (row["name"], row["strategies"]) == (store.name, ["tp4"])
+    assert (row["completed"], row["invalid"], row["failed"]) == (1, 1, 1)
+
+
+def test_the_list_is_cut_at_no_width_where_nobody_watches(store):
+    store.write_run(RUN, {"status": "completed"}, {})
+    row = results.list_runs(store.folder.parent)[0] | {"folder": "x/" * 200}
+    console = Console(file=io.StringIO(), width=80)
+    render([row], console)
+    assert "x/" * 200 in console.file.getvalue()
 
 
 def test_a_folder_without_results_is_said(tmp_path):

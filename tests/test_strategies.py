@@ -194,6 +194,15 @@ def test_kv_of_a_rank_is_its_layers_and_heads() -> None:
     assert memory.kv_bytes_per_token(planned("dp2"), model, 0, 2) == 2 * 6 * 4 * 4 * 2
 
 
+def test_zero_needs_room_for_the_layers_that_it_gathers() -> None:
+    """Two layers, or the embedding where that is more; of four ranks, three quarters come from others."""
+    model = shape(tie_embeddings=False)
+    layer = sum(math.prod(dims) for _, dims in model.layer_parameters())
+    most = max(2 * layer, model.vocab_size * model.hidden_size)
+    assert memory.gathered_bytes(planned("dp4"), model, 0, 2) == 0
+    assert memory.gathered_bytes(planned("dp4zero3"), model, 0, 2) == pytest.approx(2 * most * 3 / 4, rel=0.02)
+
+
 def test_zero_stores_a_share_and_computes_with_the_whole() -> None:
     placement = planned("dp4zero3")
     stored = placement.shard("model.norm.weight", (32,), 1)

@@ -11,7 +11,7 @@ import itertools
 import socket
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from workers.rank import RankContext
 from workers.records import bus_factor
 
 Call = Callable[[], object]
+Ranks = tuple[int, ...]
 Row = dict[str, Any]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -58,7 +59,8 @@ def sweep_for(device: torch.device, quick: bool) -> Sweep:
 def measure(context: RankContext, sweep: Sweep) -> list[Row]:
     """Rows in the schema FABRIC. Every GPU is measured, of CPU workers the first alone (they share what is measured).
 
-    Collectives run over the first 2, 4, ... ranks and over all of them; rank 0 reports. Every rank calls this at once.
+    Collectives run over the first 2, 4, ... ranks and over all of them; of every other pair the links are looked at, so that a
+    weak one is seen. The first rank of a group reports. Every rank calls this at once.
     """
     device = context.device
     common = {"host": socket.gethostname(), "device_name": device_name(device), "rank": context.rank}
@@ -68,11 +70,14 @@ def measure(context: RankContext, sweep: Sweep) -> list[Row]:
         for part in (memory, products, decode_products):
             rows.extend(part(device, sweep))
             _release(device)
-    for size in group_sizes(context.placement.num_ranks):
-        group = dist.new_group(list(range(size)))  # every rank, in the same order
-        if context.rank < size:
-            found = list(collectives(device, sweep, group, context.rank, size))
-            rows.extend(found if context.rank == 0 else ())
+    ranks = context.placement.num_ranks
+    pairs = [pair for pair in itertools.combinations(range(ranks), 2) if pair != (0, 1)]
+    whole = [(tuple(range(size)), COLLECTIVE_OPS, sweep.messages) for size in group_sizes(ranks)]
+    for members, ops, messages in [*whole, *((pair, PAIR_OPS, (sweep.messages[0], sweep.messages[-1])) for pair in pairs)]:
+        group = dist.new_group(list(members))  # every rank, in the same order
+        if context.rank in members:
+            found = list(collectives(device, sweep, group, members, context.rank, ops, messages))
+            rows.extend(found if context.rank == members[0] else ())
             _release(device)
     return [common | row for row in rows]
 
@@ -144,14 +149,23 @@ def decode_products(device: torch.device, sweep: Sweep) -> Iterator[Row]:
 # -- several ranks ----------------------------------------------------------------------------------------------
 
 
-def collectives(device: torch.device, sweep: Sweep, group: dist.ProcessGroup, rank: int, size: int) -> Iterator[Row]:
-    """Every operation at every size of message, eager and (on a GPU) inside a CUDA graph."""
+def collectives(
+    device: torch.device,
+    sweep: Sweep,
+    group: dist.ProcessGroup,
+    members: Ranks,
+    rank: int,
+    ops: Sequence[str],
+    messages: Sequence[int],
+) -> Iterator[Row]:
+    """Every operation at every size of message (bytes), eager and (on a GPU) inside a CUDA graph."""
+    size = len(members)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    for op, message in itertools.product(COLLECTIVE_OPS, sweep.messages):
+    for op, message in itertools.product(ops, messages):
         count = message // dtype.itemsize // size * size
         source = torch.randn(count, device=device, dtype=dtype)
         x = source.clone()
-        call = _collective(op, x, group, rank, size)
+        call = _collective(op, x, group, members, rank)
 
         def renew(x: Tensor = x, source: Tensor = source) -> None:
             x.copy_(source)  # sums of sums would overflow
@@ -159,25 +173,27 @@ def collectives(device: torch.device, sweep: Sweep, group: dist.ProcessGroup, ra
         times = {"eager": _median_us(device, sweep, call, renew=renew), "graph": _in_graph_us(device, sweep, call, renew)}
         for mode, us in times.items():
             if us is not None:
-                row = _row("collective", op, str(dtype).removeprefix("torch."), us, count * dtype.itemsize, mode, size)
+                row = _row("collective", op, str(dtype).removeprefix("torch."), us, count * dtype.itemsize, mode, members)
                 yield row | {"busbw": row["algbw"] * bus_factor(op, size)}
 
 
 COLLECTIVE_OPS = ("all_reduce", "all_gather", "reduce_scatter", "send_recv")
+PAIR_OPS = ("send_recv",)
 
 
-def _collective(op: str, x: Tensor, group: dist.ProcessGroup, rank: int, size: int) -> Call:
+def _collective(op: str, x: Tensor, group: dist.ProcessGroup, members: Ranks, rank: int) -> Call:
     """One call over `x` [message]. send_recv is a ring: every rank sends to the next one and receives from the one before."""
+    size, place = len(members), members.index(rank)
     part = x.numel() // size
     if op == "all_reduce":
         return lambda: dist.all_reduce(x, group=group)
     if op == "all_gather":
-        mine = x[rank * part : (rank + 1) * part].clone()
+        mine = x[place * part : (place + 1) * part].clone()
         return lambda: dist.all_gather_into_tensor(x, mine, group=group)
     out = x.new_empty(part if op == "reduce_scatter" else x.numel())
     if op == "reduce_scatter":
         return lambda: dist.reduce_scatter_tensor(out, x, group=group)
-    after, before = (rank + 1) % size, (rank - 1) % size
+    after, before = members[(place + 1) % size], members[place - 1]
 
     def ring() -> None:
         pair = [dist.P2POp(dist.isend, x, after, group), dist.P2POp(dist.irecv, out, before, group)]
@@ -233,8 +249,9 @@ def _elapsed_us(device: torch.device, call: Call, calls: int) -> float:
     return 1e3 * begin.elapsed_time(end)
 
 
-def _row(kind: str, op: str, dtype: str, us: float, size: int, mode: str = "eager", group_size: int = 1) -> Row:
-    row: Row = {"kind": kind, "op": op, "dtype": dtype, "mode": mode, "group_size": group_size, "bytes": size, "time_us": us}
+def _row(kind: str, op: str, dtype: str, us: float, size: int, mode: str = "eager", members: Ranks = ()) -> Row:
+    row: Row = {"kind": kind, "op": op, "dtype": dtype, "mode": mode, "bytes": size, "time_us": us}
+    row |= {"group": list(members) or None, "group_size": len(members) or 1}
     return row | {"algbw": size / us / 1e3}
 
 

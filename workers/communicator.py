@@ -15,7 +15,19 @@ from torch import Tensor
 from workers.rank import RankContext
 from workers.records import Call
 
-Event = tuple[str, str, int]  # operation, mesh axis, message bytes
+
+@dataclass(slots=True)
+class Recording:
+    """Calls in the order they were captured in a graph: (operation, mesh axis, message bytes)."""
+
+    events: list[tuple[str, str, int]] = field(default_factory=list)
+    calls: Counter[tuple[str, str]] = field(default_factory=Counter)
+    bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def add(self, op: str, axis: str, size: int) -> None:
+        self.events.append((op, axis, size))
+        self.calls[op, axis] += 1
+        self.bytes[op, axis] += size
 
 
 class Backend(Protocol):
@@ -51,7 +63,7 @@ class Communicator:
     calls: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     bytes: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     journal: list[Call] | None = None
-    _recording: list[Event] | None = None
+    _recording: Recording | None = None
     _sent: deque[tuple[dist.Work, Tensor]] = field(default_factory=deque)
 
     def all_reduce(self, x: Tensor, axis: str) -> Tensor:
@@ -116,35 +128,33 @@ class Communicator:
         self.bytes.clear()
 
     @contextmanager
-    def recorded(self) -> Iterator[list[Event]]:
+    def recorded(self) -> Iterator[Recording]:
         """Record what is called inside instead of counting it: for the capture of a graph, to be counted at each replay."""
-        log: list[Event] = []
-        self._recording = log
+        self._recording = recording = Recording()
         try:
-            yield log
+            yield recording
         finally:
             self._recording = None
 
-    def count(self, events: list[Event]) -> None:
+    def count(self, recording: Recording) -> None:
         """Count recorded calls once, in the current phase."""
-        for op, axis, size in events:
-            self._count(Call(op, axis, size))
+        for (op, axis), calls in recording.calls.items():
+            self.calls[self.phase, op, axis] += calls
+            self.bytes[self.phase, op, axis] += recording.bytes[op, axis]
+        if self.journal is not None:
+            self.journal += [Call(op, axis, size, self.phase) for op, axis, size in recording.events]
 
     @contextmanager
     def _counted(self, op: str, axis: str, size: int) -> Iterator[None]:
         start = time.perf_counter()
         yield
         if self._recording is not None:
-            self._recording.append((op, axis, size))
-        else:
-            self._count(Call(op, axis, size, start, time.perf_counter()))
-
-    def _count(self, call: Call) -> None:
-        key = (self.phase, call.op, call.axis)
-        self.calls[key] += 1
-        self.bytes[key] += call.bytes
+            self._recording.add(op, axis, size)
+            return
+        self.calls[self.phase, op, axis] += 1
+        self.bytes[self.phase, op, axis] += size
         if self.journal is not None:
-            self.journal.append(call)
+            self.journal.append(Call(op, axis, size, self.phase, start, time.perf_counter()))
 
     def _keep(self, work: dist.Work | None, x: Tensor) -> None:
         """Hold a sent tensor until it has left."""

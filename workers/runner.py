@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from workers.cache import PAGE, PagedCache, pages_for
-from workers.communicator import Communicator, Event
+from workers.communicator import Communicator, Recording
 from workers.model import Batch, DecodeContext, Decoder, PrefillContext
 from workers.sampling import Sampler
 from workers.scheduler import Chunk, Sequence, Step
@@ -52,7 +52,7 @@ class Graph:
     inputs: Tensor | None
     output: Tensor | None = None
     graph: torch.cuda.CUDAGraph | None = None
-    events: list[Event] = field(default_factory=list)
+    recording: Recording = field(default_factory=Recording)
 
 
 class Runner:
@@ -79,10 +79,7 @@ class Runner:
         starting = [chunk.sequence for chunk in chunks if chunk.start == 0]
         if starting:
             self._enter(starting)
-        batch = self._prompt_batch(chunks)
-        if not self._decoder.has_embedding:
-            batch = self._received(batch, sum(chunk.count for chunk in chunks))
-        output = self._decoder.forward(batch, self._cache)
+        output = self._decoder.forward(self._prompt_batch(chunks), self._cache)
         ending = [chunk for chunk in chunks if chunk.is_last]
         slots = self.upload(np.array([chunk.sequence.slot for chunk in ending], dtype=np.int64))
         self.state.position[slots] = self.upload(np.array([chunk.start + chunk.count for chunk in ending], dtype=np.int64))
@@ -99,7 +96,7 @@ class Runner:
             self._communicator.receive_previous(graph.inputs[:count])
         if graph.graph is not None:
             graph.graph.replay()
-            self._communicator.count(graph.events)
+            self._communicator.count(graph.recording)
         else:
             graph.output = self._decode_forward(graph)
         assert graph.output is not None
@@ -154,13 +151,12 @@ class Runner:
         return held[1]
 
     def _prompt_batch(self, chunks: tuple[Chunk, ...]) -> Batch:
-        tokens = [chunk.sequence.request.prompt[chunk.start : chunk.start + chunk.count] for chunk in chunks]
         contexts = [_slots(chunk.sequence.pages, chunk.start + chunk.count) for chunk in chunks]
         counts = np.array([chunk.count for chunk in chunks])
         lengths = np.array([len(context) for context in contexts])
         rows = np.cumsum(counts)[[chunk.is_last for chunk in chunks]] - 1
         return Batch(
-            inputs=self.upload(np.concatenate([np.asarray(t, dtype=np.int64) for t in tokens])),
+            inputs=self._prompt_tokens(chunks) if self._decoder.has_embedding else self._received(int(counts.sum())),
             positions=self.upload(np.concatenate([np.arange(c.start, c.start + c.count, dtype=np.int64) for c in chunks])),
             slots=self.upload(np.concatenate([slots[chunk.start :] for slots, chunk in zip(contexts, chunks, strict=True)])),
             context=PrefillContext(
@@ -170,10 +166,14 @@ class Runner:
             rows=self.upload(rows.astype(np.int64)),
         )  # fmt: skip
 
-    def _received(self, batch: Batch, tokens: int) -> Batch:
+    def _prompt_tokens(self, chunks: tuple[Chunk, ...]) -> Tensor:
+        tokens = [chunk.sequence.request.prompt[chunk.start : chunk.start + chunk.count] for chunk in chunks]
+        return self.upload(np.concatenate([np.asarray(t, dtype=np.int64) for t in tokens]))
+
+    def _received(self, tokens: int) -> Tensor:
         inputs = torch.empty(tokens, self._hidden_size, dtype=self._dtype, device=self._device)
         self._communicator.receive_previous(inputs)
-        return Batch(inputs, batch.positions, batch.slots, batch.context, batch.rows)
+        return inputs
 
     # -- graphs -------------------------------------------------------------------------------------------------
 
@@ -197,11 +197,10 @@ class Runner:
         torch.cuda.synchronize()
         graph.graph = torch.cuda.CUDAGraph()
         with (
-            self._communicator.recorded() as events,
+            self._communicator.recorded() as graph.recording,
             torch.cuda.graph(graph.graph, pool=self._memory, capture_error_mode="thread_local"),
         ):
             graph.output = self._decode_forward(graph)
-        graph.events = events
         self._memory = graph.graph.pool()
         return graph
 

@@ -52,8 +52,11 @@ def names() -> list[str]:
 
 
 def create(name: str) -> Engine:
-    """A new engine by name. Raises EngineError for an unknown one or one that cannot be imported."""
+    """A new engine by name. Raises EngineError for an unknown one, one of several packages, or one that cannot be imported."""
     points = {point.name: point for point in entry_points(group=GROUP)}
+    bringing = sorted({point.dist.name if point.dist else point.value for point in entry_points(group=GROUP, name=name)})
+    if len(bringing) > 1:
+        raise EngineError(f"{' and '.join(bringing)} both bring an engine '{name}'; uninstall one of them")
     if name not in points and name != CALIBRATION.name:
         near = difflib.get_close_matches(name, points, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else "."

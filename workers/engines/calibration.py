@@ -34,7 +34,7 @@ class CalibrationEngine:
         from workers.device import device_name
 
         self._context, self._quick = context, plan.placement.option("sweep") == QUICK
-        return Built(context.rank, 0.0, 0.0, 0, 0, device_name(context.device), versions())
+        return Built(context.rank, 0.0, None, 0, None, device_name(context.device), versions())
 
     def run(self, work: Work) -> RankReport:
         from workers.calibration import measure, sweep_for

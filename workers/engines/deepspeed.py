@@ -91,7 +91,7 @@ class DeepSpeedEngine:
         if _axis(plan) == "dp":
             self._batcher.agree = lambda done: _all_done(done, context.device)
         size = sum(getattr(p, "ds_tensor", p).numel() * p.element_size() for p in model.parameters())
-        return Built(context.rank, time.perf_counter() - start, 0.0, size, 0, device_name(context.device), versions())
+        return Built(context.rank, time.perf_counter() - start, None, size, None, device_name(context.device), versions())
 
     def run(self, work: Work) -> RankReport:
         """Serve this replica's share in waves. Under ZeRO-3 every rank takes part in every rank's steps.
@@ -190,22 +190,22 @@ class Meter:
 
     def _counted(self, method: Callable[..., Any], op: str, argument: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            start, size = time.perf_counter(), _nbytes(args[0] if args else kwargs[argument])
+            start, size, phase = time.perf_counter(), _nbytes(args[0] if args else kwargs[argument]), self.phase
             self.calls[self.phase, op] += 1
             self.sizes[self.phase, op] += size
             work = method(*args, **kwargs)
             end = time.perf_counter()
             self.blocked.append((start, end))
             if self.timed and hasattr(work, "get_future"):
-                work.get_future().add_done_callback(lambda _: self._completed(op, size, start))
+                work.get_future().add_done_callback(lambda _: self._completed(op, size, phase, start))
                 return Watched(work, self)
-            self.timed_calls.append(Call(op, self.axis, size, start, end))
+            self.timed_calls.append(Call(op, self.axis, size, phase, start, end))
             return work
 
         return call
 
-    def _completed(self, op: str, size: int, start: float) -> None:
-        self.timed_calls.append(Call(op, self.axis, size, start, time.perf_counter()))
+    def _completed(self, op: str, size: int, phase: str, start: float) -> None:
+        self.timed_calls.append(Call(op, self.axis, size, phase, start, time.perf_counter()))
 
 
 @dataclass(slots=True)

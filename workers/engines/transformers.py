@@ -60,7 +60,7 @@ class TransformersEngine:
         model = _load(plan, self._devices)
         self._batcher = Batcher(model, plan, self._devices[0], progress=context.progress)
         size = sum(p.numel() * p.element_size() for p in model.parameters())
-        return Built(0, time.perf_counter() - start, 0.0, size, 0, device_name(self._devices[0]), versions())
+        return Built(0, time.perf_counter() - start, None, size, None, device_name(self._devices[0]), versions())
 
     def run(self, work: Work) -> RankReport:
         """Serve `work` in waves. What is copied between the devices of a pipeline is not seen: no collectives, no spans."""

@@ -81,15 +81,15 @@ def host_spans(rank: int, steps: Iterable[Step], calls: Iterable[Call], blocked:
     held, pending = union(blocked), sorted(calls, key=lambda call: call.start)
     rows: list[dict[str, Any]] = []
 
-    def add(phase: str, index: int, kind: str, start: float, end: float, axis: str | None = None, size: int | None = None) -> None:
+    def add(phase: str, index: int, kind: str, start: float, end: float, **call: Any) -> None:
         at = {"start_us": start * 1e6, "end_us": end * 1e6}
-        rows.append({"rank": rank, "phase": phase, "step": index, "kind": kind, "axis": axis, "bytes": size, **at})
+        rows.append({"rank": rank, "phase": phase, "step": index, "kind": kind, **at, **call})
 
     for phase, index, start, end in steps:
         for a, b in subtract([(start, end)], held):
             add(phase, index, COMPUTE, a, b)
         for call in (call for call in pending if start <= call.start < end):
-            add(phase, index, call.op, call.start, call.end, call.axis, call.bytes)
+            add(phase, index, call.op, call.start, call.end, axis=call.axis, call_phase=call.phase, bytes=call.bytes)
     return to_table(rows, SPANS)
 
 

@@ -19,15 +19,17 @@ from workers.communicator import Communicator
 from workers.intervals import union
 from workers.records import COMPUTE, SPANS, Call, to_table
 
-# The registry of kernels that communicate: a part of the kernel's name -> the operations it may carry out.
+# The registry of kernels that communicate: a part of the kernel's name -> the operations it may carry out. The first fits.
+# NCCL's begin with ncclDevKernel_ or, on symmetric memory, ncclSymkDevKernel_; its Generic ones do what they are told.
 COMMUNICATION_KERNELS = {
-    "ncclDevKernel_AllReduce": ("all_reduce",),
-    "ncclDevKernel_AllGather": ("all_gather",),
-    "ncclDevKernel_ReduceScatter": ("reduce_scatter",),
-    "ncclDevKernel_Broadcast": ("broadcast",),
-    "ncclDevKernel_SendRecv": ("send", "recv"),
+    "DevKernel_AllReduce": ("all_reduce",),
+    "DevKernel_AllGather": ("all_gather",),
+    "DevKernel_ReduceScatter": ("reduce_scatter",),
+    "DevKernel_Broadcast": ("broadcast",),
+    "DevKernel_SendRecv": ("send", "recv"),
     "one_shot_all_reduce": ("all_reduce",),
     "two_shot_all_reduce": ("all_reduce",),
+    "nccl": ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "send", "recv", "other"),
 }
 
 
@@ -91,11 +93,12 @@ def kernel_spans(rank: int, kernels: Sequence[Kernel], calls: dict[int, list[Cal
             compute[kernel.phase, kernel.step].append((kernel.start, kernel.end))
     rows: list[dict[str, Any]] = []
     for (phase, step), spans in compute.items():
-        rows += [_row(rank, phase, step, COMPUTE, None, None, start, end) for start, end in union(spans)]
+        rows += [_row(rank, phase, step, COMPUTE, start, end) for start, end in union(spans)]
     for step, found in talking.items():
         for kernel, call in zip(found, _matched(found, calls.get(step, [])), strict=True):
-            op, axis, size = (call.op, call.axis, call.bytes) if call else (kernel.operations[-1], None, None)
-            rows.append(_row(rank, kernel.phase, step, op, axis, size, kernel.start, kernel.end))
+            known = {"axis": call.axis, "call_phase": call.phase, "bytes": call.bytes} if call else {}
+            op = call.op if call else kernel.operations[-1]
+            rows.append(_row(rank, kernel.phase, step, op, kernel.start, kernel.end, **known))
     return to_table(sorted(rows, key=lambda row: row["start_us"]), SPANS)
 
 
@@ -109,11 +112,8 @@ def _matched(kernels: list[Kernel], calls: list[Call]) -> list[Call | None]:
     return [*calls] if fits else [None] * len(kernels)
 
 
-def _row(
-    rank: int, phase: str, step: int, kind: str, axis: str | None, size: int | None, start: float, end: float
-) -> dict[str, Any]:
-    at = {"start_us": start, "end_us": end}
-    return {"rank": rank, "phase": phase, "step": step, "kind": kind, "axis": axis, "bytes": size, **at}
+def _row(rank: int, phase: str, step: int, kind: str, start: float, end: float, **call: Any) -> dict[str, Any]:
+    return {"rank": rank, "phase": phase, "step": step, "kind": kind, "start_us": start, "end_us": end, **call}
 
 
 def read_kernels(trace: dict[str, Any]) -> list[Kernel]:

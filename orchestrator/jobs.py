@@ -1,0 +1,69 @@
+"""What of a deployment has a result, and what is still to be done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from orchestrator.confidence import spread
+from orchestrator.experiment import Cell, Experiment, Run
+from orchestrator.metrics import COMPLETED
+from orchestrator.planned import PlannedCell, PlannedDeployment
+from orchestrator.results import Store
+
+
+@dataclass(slots=True)
+class Job:
+    """One deployment under an experiment. calibration: in the schema FABRIC, None where there is none.
+
+    tried: runs of this command, whatever came of them. given_up, unobservable: cells whose runs, or whose observing, failed.
+    None of these is tried again before the next command.
+    """
+
+    deployment: PlannedDeployment
+    experiment: Experiment
+    store: Store
+    calibration: pa.Table | None = None
+    tried: set[Run] = field(default_factory=set)
+    given_up: set[Cell] = field(default_factory=set)
+    unobservable: set[Cell] = field(default_factory=set)
+
+    def unfinished(self) -> list[PlannedCell]:
+        """The cells that have something left to do."""
+        return [cell for cell in self.deployment.cells if self.missing(cell) or self.is_unobserved(cell)]
+
+    def missing(self, cell: PlannedCell) -> list[Run]:
+        """The runs that were asked for and have no result; where all have and they lie too far apart, one more."""
+        if cell.cell in self.given_up:
+            return []
+        left = [run for run in self._possible(cell) if run not in self.tried and not self.store.is_completed(run)]
+        asked = [run for run in left if run.index < self.experiment.num_runs]
+        return asked if asked or self._is_narrow(cell) else left[:1]
+
+    def is_unobserved(self, cell: PlannedCell) -> bool:
+        return cell.cell not in self.given_up | self.unobservable and self.store.parts_of(cell.cell) is None
+
+    def throughputs(self, cell: PlannedCell) -> list[float]:
+        """output_throughput of every run that has a result."""
+        rows = [self.store.summary_of(run) for run in self._possible(cell)]
+        return [row["output_throughput"] or 0.0 for row in rows if row is not None and row["status"] == COMPLETED]
+
+    def next_turn(self) -> int:
+        """The number of the turn to come: one more than that of any run so far."""
+        rows = [self.store.summary_of(run) for cell in self.deployment.cells for run in self._possible(cell)]
+        return 1 + max((row.get("turn") or 0 for row in rows if row is not None), default=-1)
+
+    def give_up(self, cells: Sequence[PlannedCell]) -> None:
+        self.given_up.update(cell.cell for cell in cells)
+
+    def _possible(self, cell: PlannedCell) -> list[Run]:
+        return [Run(cell.cell, index) for index in range(self.experiment.run_limit)]
+
+    def _is_narrow(self, cell: PlannedCell) -> bool:
+        """Half of the mean's interval is within `until_ci` of it, or nothing was asked of it."""
+        if self.experiment.until_ci is None:
+            return True
+        found = spread(self.throughputs(cell))
+        return found is not None and found.half_width is not None and found.half_width <= self.experiment.until_ci
