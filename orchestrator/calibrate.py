@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -35,7 +35,7 @@ class Calibration:
 def calibrate(
     device: str = "auto", ranks: int | None = None, out: Path | None = None, address: str | None = None, quick: bool = False
 ) -> Calibration:
-    """Measure one node on `ranks` of its GPUs or CPU workers, and write fabric.arrow into `out`.
+    """Measure one node on `ranks` of its GPUs or CPU workers, and write fabric.arrow and fits.arrow into `out`.
 
     Raises UserError where there is no such cluster or device, or where the measurement fails.
     """
@@ -46,6 +46,8 @@ def calibrate(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         results.write_part(path, table)
+        fits = pa.Table.from_pylist([asdict(fit) for fit in fabric.fits(table)], schema=fabric.FITS)
+        results.write_part(path.with_name(fabric.FITS_FILE), fits)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}; give another --out") from error
     return Calibration(path, table, links.pairs() if kind == "cuda" else [])

@@ -22,18 +22,25 @@ class Sheet:
     l2: int
 
 
-# Part of the name that NVML gives -> figures, the more special name first. From NVIDIA's data sheets: "H200 Tensor Core GPU",
-# "H100 Tensor Core GPU" (SXM, NVL; PCIe: "H100 PCIe product brief" PB-11133), "A100 Tensor Core GPU", "L40S", "RTX 6000 Ada
-# Generation"; sheets that give figures with sparsity are halved. L2: "H100", "A100" and "Ada GPU architecture" white papers.
+# Part of the name that NVML gives -> figures, the more special name first; "NVIDIA H200", as H200 is also a part of "NVIDIA GH200".
+# What NVIDIA gives with sparsity is halved. L2, where NVIDIA's papers do not give it, is what CUDA reports of the card.
 SHEETS = {
-    "H200": Sheet(4800, 989.4, 1979, 67, 900, 18, 60),
+    # "NVIDIA H200 Tensor Core GPU" datasheet; bf16 to a tenth as of H100, the same chip. L2: CUDA; of NVL as of SXM.
+    "H200 NVL": Sheet(4800, 835.5, 1670.5, 60, 900, 18, 60),
+    "NVIDIA H200": Sheet(4800, 989.4, 1979, 67, 900, 18, 60),
+    # "NVIDIA H100 Tensor Core GPU" datasheet, "H100 PCIe" and "H100 NVL GPU Product Brief" (PB-11133, PB-11773); hbm and bf16 of
+    # SXM and PCIe, L2: "NVIDIA H100 Tensor Core GPU Architecture" white paper. L2 of NVL: CUDA.
     "H100 PCIe": Sheet(2039, 756, 1513, 51, 600, 12, 50),
-    "H100 NVL": Sheet(3938, 835.5, 1671, 60, 600, 12, 60),
+    "H100 NVL": Sheet(3938, 835.5, 1670.5, 60, 600, 12, 60),
     "H100": Sheet(3352, 989.4, 1979, 67, 900, 18, 50),
+    # "NVIDIA A100 Tensor Core GPU" datasheet; L2: "NVIDIA A100 Tensor Core GPU Architecture" white paper.
     "A100-SXM4-40GB": Sheet(1555, 312, None, 19.5, 600, 12, 40),
     "A100-PCIE-40GB": Sheet(1555, 312, None, 19.5, 600, 12, 40),
+    "A100 80GB PCIe": Sheet(1935, 312, None, 19.5, 600, 12, 40),
     "A100": Sheet(2039, 312, None, 19.5, 600, 12, 40),
+    # "NVIDIA L40S" datasheet, which gives bf16 as 362.05 without and 733 with sparsity. L2: CUDA.
     "L40S": Sheet(864, 362.05, 733, 91.6, 0, 0, 96),
+    # "NVIDIA RTX 6000 Ada Generation" datasheet: fp8 half, bf16 a quarter of its 1457. L2: "NVIDIA Ada GPU Architecture" paper.
     "RTX 6000 Ada": Sheet(960, 364.2, 728.5, 91.1, 0, 0, 96),
 }
 

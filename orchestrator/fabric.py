@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,18 @@ import pyarrow as pa
 from orchestrator import datasheet, results
 from orchestrator.bounds import CALIBRATED, Ceilings
 from orchestrator.errors import UserError
+from workers.records import column, table_schema
 
 FILE = "fabric.arrow"
+FITS_FILE = "fits.arrow"
+FITS = table_schema("fits", [
+    column("op", pa.string()),
+    column("group_size", pa.int32(), "1"),
+    column("mode", pa.string()),
+    column("alpha_us", pa.float64(), "us"),
+    column("beta_gb_s", pa.float64(), "GB/s"),
+    column("worst", pa.float64(), "1"),
+])
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +80,28 @@ def ceilings(table: pa.Table | None, device_name: str | None) -> Ceilings | None
 
 
 def fits(table: pa.Table) -> list[Fit]:
-    """Latency and bandwidth of every collective, group size and mode that has two sizes or more."""
+    """Latency and bandwidth of every collective, group size and mode that has two sizes or more, over the first ranks."""
     groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
     for row in table.to_pylist():
-        if row["kind"] == "collective":
+        if row["kind"] == "collective" and is_first(row):
             groups.setdefault((row["op"], row["group_size"], row["mode"]), []).append(row)
     return [_fit(key, rows) for key, rows in groups.items() if len({row["bytes"] for row in rows}) > 1]
+
+
+def is_first(row: Mapping[str, Any]) -> bool:
+    """Whether a row of a collective is of ranks 0 to n - 1, as all were before other pairs were looked at."""
+    group = row.get("group")
+    return group is None or group == list(range(len(group)))
+
+
+def pairs(table: pa.Table) -> list[dict[str, Any]]:
+    """Of every pair of ranks its greatest bus bandwidth in GB/s of what was sent both ways at once; the slowest pair first."""
+    best: dict[tuple[int, ...], float] = {}
+    for row in table.to_pylist():
+        if row["op"] == "send_recv" and len(row.get("group") or ()) == 2:
+            pair = tuple(row["group"])
+            best[pair] = max(best.get(pair, 0.0), row["busbw"])
+    return [{"a": a, "b": b, "busbw": busbw} for (a, b), busbw in sorted(best.items(), key=lambda item: item[1])]
 
 
 def _fit(key: tuple[str, int, str], rows: list[dict[str, Any]]) -> Fit:

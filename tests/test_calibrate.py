@@ -1,15 +1,17 @@
 """Calibration: what is measured on CPU workers, what follows from it, and what is refused."""
 
 import contextlib
+import itertools
 import json
 import socket
 import time
 
+import pyarrow as pa
 import pytest
 import torch
 from click.testing import CliRunner
 
-from orchestrator import calibrate, cli, fabric, hardware, links
+from orchestrator import calibrate, cli, fabric, hardware, links, results
 from orchestrator.calibrate import NO_MODEL, plan
 from orchestrator.errors import UserError
 from orchestrator.report.installed import installed
@@ -45,6 +47,8 @@ def test_a_quick_calibration_on_cpu_workers(ray_cluster, tmp_path, monkeypatch):
     assert all(row["time_us"] > 0 and row["algbw"] > 0 for row in rows if row["kind"] != "cache")
     found = json.loads(done.stdout)
     assert len(found["fits"]) == 4
+    assert results.read_part(path.with_name(fabric.FITS_FILE)).num_rows == 4
+    assert found["datasheet"] is None
     assert found["links"] == []
     ceilings = fabric.ceilings(table, "cpu")
     assert ceilings is not None
@@ -57,9 +61,14 @@ def test_four_ranks_are_measured_in_groups_of_two_and_four(pool):
     engine_plan = plan("cpu", 4, quick=True)
     reports = pool.serve(engine_plan, calibration_work(), engine="calibration")[0]
     rows = [row for report in reports for row in report.fabric.to_pylist()]
-    assert {row["rank"] for row in rows} == {0}  # CPU workers share what is measured; of a collective the first rank tells
-    messages = {(row["op"], row["group_size"], row["bytes"]) for row in rows if row["kind"] == "collective"}
+    assert {row["rank"] for row in rows if row["kind"] != "collective"} == {0}  # CPU workers share what is measured
+    talks = [row for row in rows if row["kind"] == "collective"]
+    assert all(row["rank"] == row["group"][0] for row in talks)
+    messages = {(row["op"], row["group_size"], row["bytes"]) for row in talks if fabric.is_first(row)}
     assert messages == {(op, size, message) for op in OPERATIONS for size in (2, 4) for message in calibration.QUICK.messages}
+    pairs = fabric.pairs(pa.concat_tables(report.fabric for report in reports))
+    assert {(pair["a"], pair["b"]) for pair in pairs} == set(itertools.combinations(range(4), 2))
+    assert [pair["busbw"] for pair in pairs] == sorted(pair["busbw"] for pair in pairs)
 
 
 def calibration_work():

@@ -24,8 +24,10 @@ NOTE = (
 
 def as_data(found: Calibration) -> dict[str, Any]:
     """Plain data for `json.dumps`."""
+    rows, sheet = found.table.to_pylist(), datasheet.sheet(found.table.column("device_name")[0].as_py())
     fits = [asdict(fit) for fit in fabric.fits(found.table)]
-    return {"path": str(found.path), "rows": found.table.to_pylist(), "fits": fits, "links": found.pairs}
+    sheets = {"datasheet": asdict(sheet) if sheet else None, "links": found.pairs, "pairs": fabric.pairs(found.table)}
+    return {"path": str(found.path), "rows": rows, "fits": fits, **sheets}
 
 
 def render(found: Calibration, console: Console) -> None:
@@ -35,10 +37,11 @@ def render(found: Calibration, console: Console) -> None:
     ranks = max(max(row["rank"] + 1, row["group_size"]) for row in rows)
     console.print(f"[bold]{rows[0]['host']}[/bold]: {ranks} x {name}", highlight=False)
     console.print(_devices(rows, datasheet.sheet(name)))
-    collectives = [row for row in rows if row["kind"] == "collective"]
+    collectives = [row for row in rows if row["kind"] == "collective" and fabric.is_first(row)]
     if collectives:
         console.print(_collectives(collectives))
         console.print(_fits(fabric.fits(found.table)))
+    _print_pairs(fabric.pairs(found.table), console)
     _print_links(found.pairs, datasheet.sheet(name), console)
     console.print(NOTE, style="dim")
     console.print(f"Written: {found.path}", soft_wrap=True, highlight=False)
@@ -94,6 +97,12 @@ def _fits(fits: Sequence[fabric.Fit]) -> Table:
         figures = (f"{_round(fit.alpha_us)} us", f"{_round(fit.beta_gb_s)} GB/s", f"{100 * fit.worst:.0f}%")
         table.add_row(fit.op, str(fit.group_size), fit.mode, *figures)
     return table
+
+
+def _print_pairs(pairs: Sequence[dict[str, Any]], console: Console) -> None:
+    if len(pairs) > 1:
+        slow, fast = ((f"{pair['a']}-{pair['b']}", f"{_round(pair['busbw'])} GB/s") for pair in (pairs[0], pairs[-1]))
+        console.print(f"Pairs: slowest {slow[0]} with {slow[1]} each way, fastest {fast[0]} with {fast[1]}", highlight=False)
 
 
 def _print_links(pairs: Sequence[dict[str, Any]], sheet: datasheet.Sheet | None, console: Console) -> None:
