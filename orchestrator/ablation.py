@@ -2,53 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from orchestrator.keys import CELL_KEY
+import pyarrow as pa
+
+from orchestrator.compare import grouped
+from orchestrator.keys import CELL, CELL_KEY
 from orchestrator.metrics import COMPLETED
-from orchestrator.results import Store
+from workers.records import column, table_schema
 
-NAMES = tuple(name for name in CELL_KEY if name not in ("experiment", "ablation"))
+WHOLE = tuple(name for name in CELL_KEY if name != "ablation")  # within these, runs are set against those that lack nothing
+
+EFFECTS = table_schema(
+    "ablations",
+    [
+        *CELL,
+        column("decode_ms_per_step", pa.float64(), "ms"),
+        column("decode_ms_per_step_without", pa.float64(), "ms"),
+        column("saved_pct", pa.float64(), "%"),
+        column("comm_exposed_pct", pa.float64(), "%"),
+    ],
+)
 
 
-def effects(store: Store) -> list[dict[str, Any]]:
+def effects(summary: pa.Table) -> pa.Table:
     """A row per ablated cell whose whole counterpart was run too.
 
     decode_ms_per_step: medians over runs, whole and without; saved_pct = 100 x (1 - without / whole), to be held against
     comm_exposed_pct of the profile when collectives were left out.
     """
-    summary = store.read("summary")
-    done = [row for row in summary.to_pylist() if row["status"] == COMPLETED] if summary is not None else []
+    done = [{**row, "ablation": row.get("ablation") or "none"} for row in summary.to_pylist() if row["status"] == COMPLETED]
     rows = [row for row in done if row["decode_ms_per_step"]]  # outputs of one token have no decode step
-    cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        cells.setdefault((row["ablation"], *(row[name] for name in NAMES)), []).append(row)
-    out = []
-    for (ablation, *cell), runs in cells.items():
-        whole = cells.get(("none", *cell))
-        if ablation == "none" or whole is None:
-            continue
+    return pa.Table.from_pylist([effect for cell in grouped(rows, WHOLE) for effect in _of_cell(cell)], schema=EFFECTS)
+
+
+def _of_cell(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    by_ablation = {runs[0]["ablation"]: runs for runs in grouped(rows, ("ablation",))}
+    whole = by_ablation.pop("none", [])
+    for runs in by_ablation.values() if whole else ():
         before, after = (median(row["decode_ms_per_step"] for row in side) for side in (whole, runs))
-        out.append({
-            **dict(zip(NAMES, cell, strict=True)),
-            "ablation": ablation,
+        yield {
+            **{name: runs[0][name] for name in CELL_KEY},
             "decode_ms_per_step": before,
             "decode_ms_per_step_without": after,
             "saved_pct": 100.0 * (1.0 - after / before),
             "comm_exposed_pct": whole[0]["comm_exposed_pct"],
-        })
-    return out
+        }
 
 
-def sentences(store: Store) -> Iterator[str]:
-    """One line per effect."""
-    for row in effects(store):
-        cell = f"{row['strategy']} {row['scenario']} at {row['max_concurrency']} concurrent"
-        before, after = row["decode_ms_per_step"], row["decode_ms_per_step_without"]
-        if row["ablation"] == "comm":
-            profile = "" if row["comm_exposed_pct"] is None else f"; the profile says {row['comm_exposed_pct']:.1f}%"
-            yield f"Without collectives: {cell}: {before:.2f} -> {after:.2f} ms a step, {row['saved_pct']:.1f}% less{profile}."
-        else:
-            yield f"Without peer-to-peer links: {cell}: {before:.2f} -> {after:.2f} ms a step, x {after / before:.2f}."
+def sentence(row: Mapping[str, Any]) -> str:
+    """One line on an effect."""
+    cell = f"{row['strategy']} {row['scenario']} at {row['max_concurrency']} concurrent"
+    before, after = row["decode_ms_per_step"], row["decode_ms_per_step_without"]
+    if row["ablation"] == "comm":
+        profile = "" if row["comm_exposed_pct"] is None else f"; the profile says {row['comm_exposed_pct']:.1f}%"
+        return f"Without collectives: {cell}: {before:.2f} -> {after:.2f} ms a step, {row['saved_pct']:.1f}% less{profile}."
+    return f"Without peer-to-peer links: {cell}: {before:.2f} -> {after:.2f} ms a step, x {after / before:.2f}."

@@ -232,5 +232,6 @@ def _arithmetic(
         f"({bound.prefill_s * rate:.4g} operations of a GPU at {rate / 1e12:.4g} TFLOP/s) and decode {bound.decode_s:.4g} s "
         f"({load.rounds:.4g} rounds of {bound.decode_s / max(load.rounds, 1):.4g} s; a pass of the slowest stage takes the longer "
         f"of {read / 1e9:.4g} GB, less {ceilings.cache_bytes / 1e9:.4g} GB that may stay in a cache, at "
-        f"{ceilings.hbm / 1e9:.4g} GB/s and {operations:.4g} operations); micro-batches: {bound.lanes}, stages: {len(stages)}; ceilings: {ceilings.source}"
+        f"{ceilings.hbm / 1e9:.4g} GB/s and {operations:.4g} operations); micro-batches: {bound.lanes}, stages: {len(stages)}; "
+        f"ceilings: {ceilings.source}"
     )

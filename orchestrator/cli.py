@@ -5,14 +5,16 @@ Only click is imported here at the top, so that `--help` answers at once; each c
 
 from __future__ import annotations
 
-import json
+import io
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,6 +95,7 @@ EXPERIMENT_OPTIONS = (
     click.option("--num-runs", type=int, metavar="N", help="Repeats of each cell. [1]"),
     click.option("--until-ci", type=float, metavar="SHARE", help="Add runs until half the 95% interval is within it, as 0.05."),
     click.option("--max-runs", type=int, metavar="N", help="Most runs of a cell under --until-ci. [10]"),
+    click.option("--interleave", type=click.Choice(["auto", "yes", "no"]), help="Layouts take turns, run by run. [auto: if cheap]"),
     click.option("--num-warmups", type=int, metavar="N", help="Unrecorded runs before each cell's first. [1]"),
     click.option("--request-rate", type=float, metavar="R", help="Requests arriving a second: an open loop. [closed loop]"),
     click.option("--burstiness", type=float, metavar="SHAPE", help="Of the gaps between arrivals (gamma): 1 is Poisson. [1]"),
@@ -108,6 +111,7 @@ EXPERIMENT_OPTIONS = (
     click.option("--prefill-tokens", type=int, metavar="N", help="Most prompt tokens in one forward pass. [8192; 2048 under pp]"),
     click.option("--chunked-prefill/--no-chunked-prefill", default=None, help="Cut prompts to fill the pass. [yes]"),
     click.option("--ablate", multiple=True, metavar="WHAT", help="Run layouts again without: comm (collectives), p2p (NVLink)."),
+    click.option("--nsys", is_flag=True, default=None, help="Run the workers under Nsight Systems; reports go to RESULTS/nsys."),
     click.option("--goodput", multiple=True, metavar="LEVEL...", help="Service levels in ms, as in `ttft:2000 tpot:200`."),
     click.option("--timeout", type=float, metavar="SECONDS", help="Of a build, of a run and of a collective. [600]"),
     click.option("--result-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where results are kept. [results]"),
@@ -124,13 +128,17 @@ def experiment_options(command: Command) -> Command:
     return command
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
+
+
 @main.command(cls=TakesLevels)
 @experiment_options
 @click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="The same fields in YAML; flags win.")
 @click.option("--dry-run", is_flag=True, help="Print cells and placements and whether they fit; take nothing.")
 @click.option("--trace", is_flag=True, help="Also write what each rank did in a few steps, for Perfetto.")
-def submit(config: Path | None, dry_run: bool, trace: bool, metadata: tuple[str, ...], **options: Any) -> None:
-    """Run one model under several layouts and compare them."""
+@json_option
+def submit(config: Path | None, dry_run: bool, trace: bool, as_json: bool, metadata: tuple[str, ...], **options: Any) -> None:
+    """Run one model under several layouts and compare them. With --json, progress, notes and paths go to stderr."""
     from orchestrator import planning
     from orchestrator.config import load_experiment
 
@@ -143,22 +151,22 @@ def submit(config: Path | None, dry_run: bool, trace: bool, metadata: tuple[str,
     for remark in planning.remarks(experiment, planned, topology):
         click.echo(f"note: {remark}", err=True)
     if dry_run:
-        from orchestrator.report.explain import render_plan
+        from orchestrator.report import plan
 
         _check_surroundings(experiment)
-        render_plan(planned, topology, _console())
+        _print_json(plan.as_data(planned, topology)) if as_json else plan.render(planned, topology, _console())
         return
-    raise SystemExit(_run(experiment, planned, trace))
+    raise SystemExit(_run(experiment, planned, trace, as_json))
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@json_option
 def strategies(as_json: bool) -> None:
     """List the strategies and engines that are installed."""
     from orchestrator.report.installed import installed, render
 
     found = installed()
-    click.echo(json.dumps(found, indent=2)) if as_json else render(found, _console())
+    _print_json(found) if as_json else render(found, _console())
 
 
 @main.command()
@@ -168,7 +176,7 @@ def strategies(as_json: bool) -> None:
 @click.option("--memory", metavar="141GB", help="Memory of one GPU. [what is here]")
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(min=1), help="Requests in the decode step shown.")
 @click.option("--prefill-tokens", type=click.IntRange(min=1), metavar="N", help="Most prompt tokens in one forward pass.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@json_option
 def explain(
     layouts: tuple[str, ...], model: str, dtype: str, memory: str | None, batch: int, prefill_tokens: int | None, as_json: bool
 ) -> None:
@@ -181,7 +189,7 @@ def explain(
     sketches = [planning.sketch(name, model, available) for name in layouts]
     explained = [report.explain(layout, shape, dtype, available, batch, prefill_tokens) for layout, shape in sketches]
     if as_json:
-        click.echo(json.dumps([report.as_data(one) for one in explained], indent=2))
+        _print_json([report.as_data(one) for one in explained])
         return
     for one in explained:
         report.render(one, _console())
@@ -193,7 +201,7 @@ def explain(
 @click.option("--goodput", multiple=True, metavar="LEVEL...", help="Service levels in ms, as in `ttft:2000 tpot:200`. [the runs']")
 @click.option("--fail-below", type=click.FloatRange(min=0, min_open=True), metavar="RATIO", help="BASE NEW: fail below, as 0.95.")
 @click.option("--svg", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="As a picture of a terminal.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@json_option
 def compare(
     result_dirs: tuple[Path, ...],
     objective: str,
@@ -207,6 +215,7 @@ def compare(
     from orchestrator.config import load_experiment
 
     if fail_below is not None:
+        _refuse_beside("--fail-below", "objective", "goodput", "svg")
         raise SystemExit(_check_regression(result_dirs, fail_below, as_json))
     levels = load_experiment(None, {"goodput": goodput}).goodput
     found = findings.of_folders(result_dirs, levels)
@@ -215,10 +224,9 @@ def compare(
 
         export_svg(lambda console: _show(found, objective, console), svg)
     if as_json:
-        click.echo(json.dumps(found.as_data(), indent=2))
+        _print_json(found.as_data())
         return
     _show(found, objective, _console())
-    _show_ablations(result_dirs, _console())
 
 
 @main.command()
@@ -259,14 +267,14 @@ def report(result_dir: Path, out: Path | None, open_: bool) -> None:
 
 @main.command()
 @click.argument("root", default="results", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@json_option
 def runs(root: Path, as_json: bool) -> None:
     """List what was run under ROOT."""
     from orchestrator import results
     from orchestrator.report.runs import render
 
     rows = results.list_runs(root)
-    click.echo(json.dumps(rows, indent=2)) if as_json else render(rows, _console())
+    _print_json(rows) if as_json else render(rows, _console())
 
 
 @main.command()
@@ -275,19 +283,19 @@ def runs(root: Path, as_json: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="[results/fabric-HOST]")
 @click.option("--address", metavar="HOST:PORT", help="A Ray cluster that is running. [RAY_ADDRESS, else a local one]")
 @click.option("--quick", is_flag=True, hidden=True, help="A few small sizes: to see that it works.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@json_option
 def calibrate(device: str, ranks: int | None, out: Path | None, address: str | None, quick: bool, as_json: bool) -> None:
     """Measure what this node can do: memory, matrix products, collectives. `submit` sets results beside it."""
     from orchestrator import calibrate as calibration
     from orchestrator.report import calibration as report
 
     found = calibration.calibrate(device, ranks, out, address, quick)
-    click.echo(json.dumps(report.as_data(found), indent=2)) if as_json else report.render(found, _console())
+    _print_json(report.as_data(found)) if as_json else report.render(found, _console())
 
 
 @main.command()
 @click.option("--address", metavar="HOST:PORT", help="A Ray cluster that should answer. [RAY_ADDRESS]")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@json_option
 def doctor(address: str | None, as_json: bool) -> None:
     """Check whether this node will give good numbers, and say what to do where it will not."""
     from dataclasses import asdict
@@ -297,11 +305,11 @@ def doctor(address: str | None, as_json: bool) -> None:
     from orchestrator.report.doctor import render
 
     checks = doctors.examine(facts.gather(address or os.environ.get("RAY_ADDRESS")))
-    click.echo(json.dumps([asdict(check) for check in checks], indent=2)) if as_json else render(checks, _console())
+    _print_json([asdict(check) for check in checks]) if as_json else render(checks, _console())
     raise SystemExit(SOME_FAILED if any(check.status == doctors.FAIL for check in checks) else 0)
 
 
-def _run(experiment: Experiment, planned: Sequence[PlannedDeployment], trace: bool) -> int:
+def _run(experiment: Experiment, planned: Sequence[PlannedDeployment], trace: bool, as_json: bool) -> int:
     """Run, print the comparison and where the files are; the exit status says whether every run has a result."""
     from orchestrator import findings, outputs
     from orchestrator.driver import run_experiment
@@ -309,33 +317,26 @@ def _run(experiment: Experiment, planned: Sequence[PlannedDeployment], trace: bo
     from orchestrator.report import terminal
     from orchestrator.results import Store
 
-    console = _console()
+    console = _console(stderr=as_json)
     with terminal.RunProgress(console) as progress:
         folder = run_experiment(planned, experiment, progress)
-    _show(findings.of_folders([folder], experiment.goodput), OBJECTIVES[0], console)
-    store = Store(folder)
-    _show_ablations([folder], console)
+    found, store = findings.of_folders([folder], experiment.goodput, experiment.until_ci), Store(folder)
+    if not as_json:
+        _show(found, OBJECTIVES[0], console)
     for line in outputs.samples(store.read("requests")) if experiment.save_detailed else ():
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(f"Results: {folder}", soft_wrap=True, highlight=False)
-    _write_report(folder, console)
+    report = _write_report(folder, console)
+    if as_json:
+        _print_json(found.as_data() | {"results": str(folder), "report": str(report) if report else None})
     if trace and store.read("spans"):
-        _write_traces(folder)
+        _write_traces(folder, to_stderr=as_json)
     runs = [Run(cell.cell, index) for one in planned for cell in one.cells for index in range(experiment.run_limit)]
     asked = [run for run in runs if run.index < experiment.num_runs or store.summary_of(run)]  # the others were not needed
     return 0 if all(map(store.is_completed, asked)) else SOME_FAILED
 
 
-def _show_ablations(folders: Sequence[Path], console: Console) -> None:
-    from orchestrator import ablation
-    from orchestrator.results import Store, find
-
-    for folder in (found for path in folders for found in find(path)):
-        for line in ablation.sentences(Store(folder)):
-            console.print(line, soft_wrap=True, highlight=False)
-
-
-def _write_traces(folder: Path) -> None:
+def _write_traces(folder: Path, to_stderr: bool = False) -> None:
     from orchestrator.errors import UserError
     from orchestrator.report.trace import write_traces
 
@@ -344,24 +345,32 @@ def _write_traces(folder: Path) -> None:
     except OSError as error:
         raise UserError(f"traces cannot be written to {folder / 'traces'}: {error.strerror}") from error
     for path in paths:
-        click.echo(path)
+        click.echo(path, err=to_stderr)
 
 
-def _write_report(folder: Path, console: Console) -> None:
-    """Write report.html and say where; a report that cannot be made takes nothing from the results."""
+def _write_report(folder: Path, console: Console) -> Path | None:
+    """Write report.html and say where; a report that cannot be made is None and takes nothing from the results."""
     try:
         from orchestrator.report.html import render_html
 
-        console.print(f"Report: {render_html(folder)}", soft_wrap=True, highlight=False)
+        path = render_html(folder)
     except Exception as error:
         click.echo(f"note: the report could not be made: {' '.join(str(error).split()) or type(error).__name__}", err=True)
+        return None
+    console.print(f"Report: {path}", soft_wrap=True, highlight=False)
+    return path
 
 
 def _show(found: Findings, objective: str, console: Console) -> None:
+    from orchestrator import ablation
     from orchestrator.report import sweep, terminal
 
     terminal.render(found.comparison, console, found.sentences(objective))
+    for cell in found.unsettled.to_pylist():
+        console.print(cell["sentence"], style="yellow", highlight=False, markup=False)
     sweep.render(found.curves, console)
+    for effect in found.ablations.to_pylist():
+        console.print(ablation.sentence(effect), highlight=False)
 
 
 def _check_regression(folders: Sequence[Path], fail_below: float, as_json: bool) -> int:
@@ -371,8 +380,16 @@ def _check_regression(folders: Sequence[Path], fail_below: float, as_json: bool)
     if len(folders) != 2:
         raise click.UsageError(f"--fail-below compares two results, BASE and NEW; {len(folders)} were given")
     report = regression.of_folders(folders[0], folders[1], fail_below)
-    click.echo(json.dumps(report.as_data(), indent=2)) if as_json else render(report, _console())
+    _print_json(report.as_data()) if as_json else render(report, _console())
     return REGRESSED if report.regressions else 0
+
+
+def _refuse_beside(flag: str, *names: str) -> None:
+    """Raise a usage error where one of the options `names` was given: `flag` knows none of them."""
+    context = click.get_current_context()
+    given = [f"--{name}" for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given:
+        raise click.UsageError(f"{flag} judges tok/s alone and prints a line per cell; leave out {', '.join(given)}")
 
 
 def _gpus(experiment: Experiment) -> Topology:
@@ -410,12 +427,21 @@ def _pair(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _console() -> Console:
-    """Plain and wide where nobody watches."""
+def _print_json(data: Any) -> None:
+    from orchestrator.report import document
+
+    click.echo(document.text(data))
+
+
+def _console(stderr: bool = False) -> Console:
+    """Plain and wide where nobody watches; what the stream's encoding lacks is a question mark."""
     from rich.console import Console
 
-    console = Console()
-    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+    stream = sys.stderr if stderr else sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=PLAIN_WIDTH)
 
 
 if __name__ == "__main__":

@@ -9,55 +9,47 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator import bounds, goodput, results, telemetry
-from orchestrator.accounting import SHARE_COLUMNS
+from orchestrator import accounting, bounds, goodput, results, telemetry
 from orchestrator.confidence import spread
 from orchestrator.keys import CELL, CELL_KEY
-from orchestrator.metrics import COMPLETED, FAILED, INVALID, LATENCY_COLUMNS
+from orchestrator.metrics import COMPLETED, FAILED, INVALID, LATENCY_COLUMNS, SUMMARY
 from workers.records import column, table_schema
 
-# Of a cell's completed runs the median is told, one column at a time.
+# Over a cell's completed runs: the mean of rates and of energy, the median of times and shares, one column at a time.
+RATES = ("output_throughput_per_gpu", "request_throughput", "total_token_throughput", "steady_output_throughput", "request_goodput")
+ENERGY = tuple(field.name for field in telemetry.COMPARED)
 MEDIANS = (
-    *LATENCY_COLUMNS, "decode_ms_per_step", "prefill_s", "request_throughput", "total_token_throughput", "duration", "build_s",
-    "startup_s", "steady_output_throughput", "steady_s", "request_goodput", "slo_attainment_pct", "mean_schedule_delay_ms",
-    "p99_schedule_delay_ms", *SHARE_COLUMNS,
-)
+    *LATENCY_COLUMNS, "decode_ms_per_step", "prefill_s", "duration", "build_s", "startup_s", "steady_s", "slo_attainment_pct",
+    "mean_schedule_delay_ms", "median_schedule_delay_ms", "p99_schedule_delay_ms",
+)  # fmt: skip
 # Same for every run of a cell, or so by nature: the first that is known.
 CONSTANTS = (
     "num_gpus", "device_name", "input_len", "output_len", "num_prompts", "weight_bytes", "kv_tokens", "comm_calls", "comm_bytes",
-    "bound_source", "request_rate", "burstiness",
-)
+    "bound_source", "request_rate", "burstiness", *accounting.COLUMNS,
+)  # fmt: skip
 GROUP = ("experiment", "model", "scenario", "max_concurrency")  # within these, layouts are compared
-
-_UNITS = {
-    "s": ("prefill_s", "duration", "build_s", "startup_s", "steady_s"), "requests/s": ("request_throughput", "request_goodput"),
-    "tokens/s": ("total_token_throughput", "steady_output_throughput"), "%": ("slo_attainment_pct", *SHARE_COLUMNS),
-}
-
-
-def _median_unit(name: str) -> str:
-    return next((unit for unit, names in _UNITS.items() if name in names), "ms")
-
 
 COMPARISON = table_schema("comparison", [
     *CELL,
     column("status", pa.string()),
     column("reason", pa.string()),
+    column("reason_status", pa.string()),
     column("num_gpus", pa.int32(), "1"),
     column("device_name", pa.string()),
     column("input_len", pa.int32(), "tokens"),
     column("output_len", pa.int32(), "tokens"),
     column("num_prompts", pa.int32(), "requests"),
     column("num_runs", pa.int32(), "1"),
+    column("num_turns", pa.int32(), "1"),
     column("output_throughput", pa.float64(), "tokens/s"),
-    column("output_throughput_mean", pa.float64(), "tokens/s"),
     column("output_throughput_std", pa.float64(), "tokens/s"),
     column("output_throughput_cv", pa.float64(), "1"),
     column("output_throughput_ci_low", pa.float64(), "tokens/s"),
     column("output_throughput_ci_high", pa.float64(), "tokens/s"),
-    column("output_throughput_per_gpu", pa.float64(), "tokens/s"),
+    column("output_throughput_best", pa.float64(), "tokens/s"),
     column("relative_to_best", pa.float64(), "1"),
-    *(column(name, pa.float64(), _median_unit(name)) for name in MEDIANS),
+    *(SUMMARY.field(name) for name in (*RATES, *MEDIANS)),
+    *accounting.FIELDS,
     *telemetry.COMPARED,
     *bounds.FIELDS,
     column("request_rate", pa.float64(), "requests/s"),
@@ -70,16 +62,18 @@ COMPARISON = table_schema("comparison", [
     column("kv_tokens", pa.int64(), "tokens"),
     column("comm_calls", pa.int64(), "1"),
     column("comm_bytes", pa.int64(), "B"),
-])
+])  # fmt: skip
 
 
 def of_folders(folders: Iterable[Path]) -> pa.Table:
     """The comparison of several experiments' results, or of those below a folder. Raises UserError where there are none."""
-    return of_summaries(summaries(folders))
+    return of_summaries([summary for _, summary in experiments(folders)])
 
 
-def summaries(folders: Iterable[Path], levels: Mapping[str, float] | None = None) -> list[pa.Table]:
-    """The summary of each experiment at or below `folders`; with service `levels`, its goodput is that under these.
+def experiments(folders: Iterable[Path], levels: Mapping[str, float] | None = None) -> list[tuple[dict[str, Any], pa.Table]]:
+    """Manifest and summary of each experiment at or below `folders`; with service `levels`, goodput is that under these.
+
+    Without levels the requests are not read, so that a result of many requests opens as fast as one of few.
 
     Raises UserError where there are no results, or those of another schema version.
     """
@@ -88,7 +82,10 @@ def summaries(folders: Iterable[Path], levels: Mapping[str, float] | None = None
         results.check_version(folder)
     stores = [results.Store(folder) for folder in found]
     tables = [(store, table) for store in stores if (table := store.read("summary")) is not None]
-    return [goodput.recomputed(table, store.read("requests"), levels) if levels else table for store, table in tables]
+    return [
+        (store.manifest(), goodput.recomputed(table, store.read("requests"), levels) if levels else table)
+        for store, table in tables
+    ]
 
 
 def of_summaries(tables: Sequence[pa.Table]) -> pa.Table:
@@ -105,6 +102,18 @@ def names_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def run_order(rows: Sequence[Mapping[str, Any]]) -> str:
+    """In which order the runs behind rows of the comparison were made, as a sentence; empty where none has two."""
+    several = [row for row in rows if row["num_runs"] > 1]
+    in_turns = [row for row in several if row.get("num_turns") == row["num_runs"]]
+    if not several:
+        return ""
+    if len(in_turns) == len(several):
+        return "Layouts took turns, run by run: intervals of ratios are of pairs, so a drift of the machine cancels."
+    which = "Runs" if not in_turns else "Some runs"
+    return f"{which} of a layout follow each other; these layouts are not interleaved, because each change reloads the model."
+
+
 def dtype_of(row: Mapping[str, Any]) -> str:
     """The dtype of a cell, with its quantization if there is any."""
     return row["dtype"] if row["quantization"] == "none" else f"{row['dtype']}/{row['quantization']}"
@@ -113,12 +122,16 @@ def dtype_of(row: Mapping[str, Any]) -> str:
 def compare(summary: pa.Table) -> pa.Table:
     """A row per cell, by model, scenario and concurrency; within these the best layout first, failed ones last.
 
-    output_throughput is the best of the completed runs, with the mean and the standard deviation (of the sample) beside
-    it, the coefficient of variation, and Student's 95% interval of the mean where there are two runs or more;
-    relative_to_best is that over the best layout's of the same model, scenario and concurrency. output_digest is None where
-    runs differ, distinct_outputs how many there are; goodput columns are None where runs were held to different levels.
-    Other columns are medians over runs. A cell that no run completed stays, as "failed" or "invalid"; `reason` is that of
-    the last such run.
+    Figures are of the completed runs. output_throughput is their mean, with the standard deviation (of the sample), the
+    coefficient of variation, and Student's 95% interval where there are two runs or more; output_throughput_best is the best
+    run; relative_to_best is the mean over that of the best layout of the same model, scenario and concurrency. Other rates,
+    what is told of the bounds, and power and energy (of runs whose power is valid) are means too. Latencies and other times are
+    medians over runs, of what each run says of its requests: p99_ttft_ms is the median of the runs' 99th percentiles.
+
+    output_digest is None where runs differ, distinct_outputs how many there are; goodput columns are None where runs were held
+    to different levels. num_turns: turns that the runs were made in; as many as runs where layouts took turns. A cell that no
+    run completed stays, as "failed" or "invalid". `reason` is that of the last run that failed or is invalid, and
+    `reason_status` which of the two it is, whatever came of the other runs.
     """
     cells = [_cell(runs) for runs in grouped(whole(summary), CELL_KEY)]
     cells.sort(key=lambda row: (*(row[name] for name in GROUP), -(row["output_throughput"] or 0.0), row["strategy"], row["engine"]))
@@ -134,36 +147,47 @@ def whole(summary: pa.Table) -> list[dict[str, Any]]:
     return [row for row in summary.to_pylist() if row.get("ablation") in (None, "none")]
 
 
+def counted(runs: Iterable[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+    """The completed runs of a cell whose figure `name` is known and can be set against another's.
+
+    Energy counts where the power of a run is known to be valid; goodput where all runs were held to the same levels.
+    """
+    done = [run for run in runs if run["status"] == COMPLETED]
+    if name in ENERGY:
+        done = [run for run in done if run.get("power_valid") is True]
+    if name in ("request_goodput", "slo_attainment_pct") and len({run.get("goodput") for run in done}) > 1:
+        return []
+    return [run for run in done if run.get(name) is not None]
+
+
 def _cell(runs: list[dict[str, Any]]) -> dict[str, Any]:
     done = [run for run in runs if run["status"] == COMPLETED]
+    bad = [run for run in runs if run["status"] in (FAILED, INVALID)]
     row: dict[str, Any] = {name: runs[0].get(name) for name in CELL_KEY}
     row |= {name: _reduce(runs, name, lambda values: values[0]) for name in CONSTANTS}
-    bad = [run for run in runs if run["status"] in (FAILED, INVALID)]
-    row |= {"status": COMPLETED if done else bad[-1]["status"], "reason": bad[-1]["reason"] if bad else None, "num_runs": len(done)}
-    row |= {name: _reduce(done, name, statistics.median) for name in (*MEDIANS, *bounds.FIGURES)}
-    powered = [run for run in done if run.get("power_valid")]
-    row |= {one.name: _reduce(powered, one.name, statistics.median) for one in telemetry.COMPARED}
-    row |= _spread([run["output_throughput"] for run in done if run["output_throughput"] is not None])
+    row |= {"status": COMPLETED if done else bad[-1]["status"], "num_runs": len(done)}
+    row |= {"reason": bad[-1]["reason"], "reason_status": bad[-1]["status"]} if bad else {}
+    row |= {name: _reduce(counted(runs, name), name, statistics.fmean) for name in (*RATES, *ENERGY, *bounds.FIGURES)}
+    row |= {name: _reduce(counted(runs, name), name, statistics.median) for name in MEDIANS}
+    row |= _throughput([run["output_throughput"] for run in counted(runs, "output_throughput")])
+    turns, levels = ({run.get(name) for run in done} for name in ("turn", "goodput"))
     digests = {run["output_digest"] for run in done if run.get("output_digest")}
-    row |= {"output_digest": next(iter(digests)) if len(digests) == 1 else None, "distinct_outputs": len(digests)}
-    levels = {run.get("goodput") for run in done}
-    row |= {"goodput": levels.pop()} if len(levels) == 1 else {"request_goodput": None, "slo_attainment_pct": None}
-    row |= {
-        "output_throughput_per_gpu": _reduce(done, "output_throughput_per_gpu", max),
+    return row | {
+        "num_turns": None if None in turns else len(turns),
+        "goodput": levels.pop() if len(levels) == 1 else None,
+        "output_digest": next(iter(digests)) if len(digests) == 1 else None,
+        "distinct_outputs": len(digests),
         "peak_memory_bytes": _reduce(done, "peak_memory_bytes", max),
     }
-    return row
 
 
-def _spread(throughputs: list[float]) -> dict[str, Any]:
-    found = spread(throughputs)
-    columns: dict[str, Any] = {"output_throughput": max(throughputs, default=None)}
-    for name in ("mean", "std", "cv", "ci_low", "ci_high"):
-        columns[f"output_throughput_{name}"] = getattr(found, name, None)
-    return columns
+def _throughput(runs: list[float]) -> dict[str, Any]:
+    found = spread(runs)
+    columns = {f"output_throughput_{name}": getattr(found, name, None) for name in ("std", "cv", "ci_low", "ci_high")}
+    return columns | {"output_throughput": found.mean if found else None, "output_throughput_best": max(runs, default=None)}
 
 
-def _reduce(runs: Iterable[dict[str, Any]], name: str, function: Callable[[list[Any]], Any]) -> Any:
+def _reduce(runs: Iterable[Mapping[str, Any]], name: str, function: Callable[[list[Any]], Any]) -> Any:
     values = [run[name] for run in runs if run.get(name) is not None]
     return function(values) if values else None
 

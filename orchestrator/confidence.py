@@ -74,6 +74,19 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> Ratio | None:
     return Ratio(math.exp(difference), math.exp(difference - half), math.exp(difference + half))
 
 
+def paired_ratio(over: Sequence[float], under: Sequence[float]) -> Ratio | None:
+    """`over` / `under` where value i of both was measured side by side: what slowed both down then cancels.
+
+    With d the differences of logarithms: exp(mean(d) ± t(n-1) std(d) / sqrt(n)). None unless all are above 0.
+    """
+    if not over or min(*over, *under) <= 0:
+        return None
+    found = spread([math.log(a / b) for a, b in zip(over, under, strict=True)])
+    assert found is not None
+    ends = (None if end is None else math.exp(end) for end in (found.ci_low, found.ci_high))
+    return Ratio(math.exp(found.mean), *ends)
+
+
 def student_t(freedom: float, level: float = LEVEL) -> float:
     """Student's two-sided quantile: |t| stays below it with probability `level`. The same as scipy.stats.t.ppf."""
     from scipy.special import stdtrit  # a third of the time that importing scipy.stats takes

@@ -29,7 +29,7 @@ CURVES = table_schema("curves", [
     column("user_speed_decay_pct", pa.float64(), "%"),
     column("goodput", pa.string()),
     column("slo_max_concurrency", pa.int32(), "requests"),
-])
+])  # fmt: skip
 
 
 def curves(comparison: pa.Table) -> pa.Table:
@@ -91,7 +91,7 @@ def _of_sweep(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 def _of_layout(rows: list[dict[str, Any]]) -> dict[str, Any]:
     rows = sorted(rows, key=lambda row: row["max_concurrency"])
     concurrencies = [row["max_concurrency"] for row in rows]
-    throughputs = [row["output_throughput_mean"] for row in rows]
+    throughputs = [row["output_throughput"] for row in rows]
     speeds = [1e3 / row["median_tpot_ms"] if row["median_tpot_ms"] else None for row in rows]
     levels = {row["goodput"] for row in rows}
     attained = [row["slo_attainment_pct"] if len(levels) == 1 else None for row in rows]
@@ -100,4 +100,4 @@ def _of_layout(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "knee": knee(concurrencies, throughputs), "best_point": best_point(concurrencies, throughputs, speeds),
         "user_speed_decay_pct": decay_pct(speeds), "goodput": levels.pop() if len(levels) == 1 else None,
         "slo_max_concurrency": highest_within(concurrencies, attained),
-    }
+    }  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import compare, results
+from orchestrator import compare
 from orchestrator.confidence import Ratio, ratio
 from orchestrator.errors import UserError
 from orchestrator.keys import CELL_KEY
@@ -15,17 +15,24 @@ from orchestrator.metrics import COMPLETED
 from orchestrator.verdicts import times
 
 CELL = tuple(name for name in CELL_KEY if name not in ("experiment", "ablation"))
+KEY = (*CELL, "request_rate", "burstiness")  # how requests arrive is part of the work; both are None for a closed loop
 # What a manifest says of the environment; of a GPU only what does not change from minute to minute.
 ENVIRONMENT = ("device", "driver_version", "nccl_version", "git_commit", "versions", "host", "topology")
 GPU = ("name", "memory_bytes", "max_sm_clock_mhz", "power_limit_w")
-WORKLOAD = ("seed", "num_prompts", "prefill_tokens", "chunked_prefill", "temperature", "load_format", "ignore_eos")
+WORKLOAD = (
+    "request_rate", "burstiness", "dataset_path", "num_prompts", "num_warmups", "seed", "prefill_tokens", "chunked_prefill",
+    "temperature", "load_format", "ignore_eos",
+)  # fmt: skip
 
 SLOWER, SAME, LOST, ONLY_BASE, ONLY_NEW = "slower", "ok", "failed", "only in base", "only in new"
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """environment: (what, in the base, in the new one) for all that differs. cells: a row each, with `verdict` and `sentence`."""
+    """environment: (what, in the base, in the new one) for all that differs, the work first, of any experiments that share a cell.
+
+    cells: a row each, with `verdict` and `sentence`.
+    """
 
     environment: list[tuple[str, str, str]]
     cells: list[dict[str, Any]]
@@ -43,19 +50,23 @@ class Report:
 
 def of_folders(base: Path, new: Path, fail_below: float) -> Report:
     """`new` against `base`. Raises UserError where a folder has no results, holds a cell twice, or they share no cell."""
-    cells = compared(_runs(base), _runs(new), fail_below)
-    if all(cell["verdict"] in (ONLY_BASE, ONLY_NEW) for cell in cells):
-        raise UserError(f"{base} and {new} have no cell in common; give two results of the same models, layouts and concurrencies")
-    return Report(differences(_manifest(base), _manifest(new)), cells)
+    before, after = _cells(base), _cells(new)
+    shared = [(manifest, after[key][0]) for key, (manifest, _) in before.items() if key in after]
+    if not shared:
+        raise UserError(f"{base} and {new} have no cell in common; {_what_to_give(before, after)}")
+    rows = [[run for _, runs in side.values() for run in runs] for side in (before, after)]
+    environment = dict.fromkeys(found for manifests in shared for found in differences(*manifests))
+    work_first = sorted(environment, key=lambda found: not found[0].startswith("work."))
+    return Report(work_first, compared(rows[0], rows[1], fail_below))
 
 
 def compared(base: Iterable[Mapping[str, Any]], new: Iterable[Mapping[str, Any]], fail_below: float) -> list[dict[str, Any]]:
-    """A row for each cell of the summary rows `base` and `new`, joined by everything but the experiment's name.
+    """A row for each cell of the summary rows `base` and `new`, joined by KEY: by all that names a cell but the experiment.
 
     A cell is slower where the upper end of the 95% interval of new / base output_throughput is below `fail_below`; where
     a side has one run there is no interval and the plain ratio decides. It has failed where only the base completed it.
     """
-    sides = [{_key(runs[0]): runs for runs in compare.grouped([dict(row) for row in rows], CELL)} for rows in (base, new)]
+    sides = [{_key(runs[0]): runs for runs in compare.grouped([dict(row) for row in rows], KEY)} for rows in (base, new)]
     keys = sorted(sides[0].keys() | sides[1].keys(), key=str)
     return [_cell(key, sides[0].get(key), sides[1].get(key), fail_below) for key in keys]
 
@@ -72,17 +83,20 @@ def _cell(
 ) -> dict[str, Any]:
     values = [[run["output_throughput"] for run in runs or () if _has_result(run)] for runs in (base, new)]
     found = ratio(values[1], values[0])
-    name = ".".join(str(part) for part in key[:-1] if part != "none") + f".c{key[-1]}"
+    name = _name(key)
     verdict, said = _verdict(base, new, values, found, fail_below)
     return {
-        "cell": name, **dict(zip(CELL, key, strict=True)), "verdict": verdict,
+        "cell": name, **dict(zip(KEY, key, strict=True)), "verdict": verdict,
         "ratio": found.value if found else None, "ci_low": found.low if found else None, "ci_high": found.high if found else None,
         "base_runs": len(values[0]), "new_runs": len(values[1]), "sentence": f"{name}: {said}",
-    }
+    }  # fmt: skip
 
 
 def _verdict(
-    base: list[dict[str, Any]] | None, new: list[dict[str, Any]] | None, values: list[list[float]], found: Ratio | None,
+    base: list[dict[str, Any]] | None,
+    new: list[dict[str, Any]] | None,
+    values: list[list[float]],
+    found: Ratio | None,
     fail_below: float,
 ) -> tuple[str, str]:
     if base is None or new is None:
@@ -97,15 +111,37 @@ def _verdict(
     return SLOWER if slower else SAME, f"{times(found)} of the base{slower}{noise}"
 
 
-def _runs(folder: Path) -> list[dict[str, Any]]:
-    tables = compare.summaries([folder])
-    owners: dict[tuple[Any, ...], str] = {}
-    rows = [row for table in tables for row in compare.whole(table)]
-    for row in rows:
-        first = owners.setdefault(_key(row), row["experiment"])
-        if first != row["experiment"]:
-            raise UserError(f"{folder} holds the same cell in {first} and {row['experiment']}; give one experiment's folder")
-    return rows
+def _cells(folder: Path) -> dict[tuple[Any, ...], tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """By KEY, the runs of each cell of the experiments at or below `folder`, and the manifest of its experiment."""
+    found: dict[tuple[Any, ...], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+    for manifest, summary in compare.experiments([folder]):
+        for runs in compare.grouped(compare.whole(summary), KEY):
+            first = found.setdefault(_key(runs[0]), (manifest, runs))[1]
+            if first is not runs:
+                names = f"{first[0]['experiment']} and {runs[0]['experiment']}"
+                raise UserError(f"{folder} holds the same cell in {names}; give one experiment's folder")
+    return found
+
+
+def _what_to_give(base: Iterable[tuple[Any, ...]], new: Iterable[tuple[Any, ...]]) -> str:
+    """What would make two results comparable, of whose keys none is in both."""
+    sides = [{key[: len(CELL)]: key for key in side} for side in (base, new)]
+    for cell, key in sides[0].items():
+        if cell in sides[1]:
+            return f"one is {_arrivals(key)}, the other {_arrivals(sides[1][cell])}; give two results of the same arrivals"
+    return "give two results of the same models, layouts and concurrencies"
+
+
+def _name(key: tuple[Any, ...]) -> str:
+    *names, concurrency, rate, burstiness = key
+    name = ".".join(str(part) for part in names if part != "none") + f".c{concurrency}"
+    return name + (f".rate{rate:g}" if rate else "") + (f".burst{burstiness:g}" if rate and burstiness not in (None, 1.0) else "")
+
+
+def _arrivals(key: tuple[Any, ...]) -> str:
+    rate, burstiness = key[len(CELL) :]
+    uneven = "" if burstiness in (None, 1.0) else f" with burstiness {burstiness:g}"
+    return f"an open loop at {rate:g} requests/s{uneven}" if rate else "a closed loop"
 
 
 def _has_result(run: Mapping[str, Any]) -> bool:
@@ -113,12 +149,7 @@ def _has_result(run: Mapping[str, Any]) -> bool:
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in CELL)
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of the first experiment at or below `folder`; those of one root come from one machine."""
-    return results.read_manifest(results.find(folder)[0])
+    return tuple(row.get(name) for name in KEY)
 
 
 def _environment(manifest: Mapping[str, Any]) -> dict[str, Any]:

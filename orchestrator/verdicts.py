@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator.compare import GROUP, grouped, names_of, whole
-from orchestrator.confidence import Ratio, ratio
+from orchestrator.compare import GROUP, counted, grouped, names_of, whole
+from orchestrator.confidence import Ratio, paired_ratio, ratio
 from orchestrator.keys import CELL_KEY
 from orchestrator.metrics import COMPLETED
 from workers.records import column, table_schema
@@ -56,28 +56,38 @@ VERDICTS = table_schema("verdicts", [
     column("other_runs", pa.int32(), "1"),
     column("different", pa.bool_()),
     column("sentence", pa.string()),
-])
+])  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """The runs of one cell: what it is called and one figure of each run."""
+    """The runs of one cell: what it is called and one figure of each run, with the turn it was made in (None: not known)."""
 
     name: str
     num_gpus: int | None
     values: tuple[float, ...]
+    turns: tuple[int | None, ...]
 
     @property
     def centre(self) -> float:
-        """The geometric mean, 0 where a run has 0."""
-        return statistics.geometric_mean(self.values) if min(self.values) > 0 else 0.0
+        """The mean, by which the comparison ranks too."""
+        return statistics.fmean(self.values)
+
+    def over(self, other: Side) -> Ratio | None:
+        """This side's figures over the other's: in pairs where both have one run in each of the same turns."""
+        mine, theirs = ({t: v for t, v in zip(s.turns, s.values, strict=True) if t is not None} for s in (self, other))
+        if mine.keys() == theirs.keys() and len(mine) == len(self.values) == len(other.values) > 1:
+            return paired_ratio(list(mine.values()), [theirs[turn] for turn in mine])
+        return ratio(self.values, other.values)
 
 
 def verdicts(summary: pa.Table) -> pa.Table:
     """For each model, scenario, concurrency and metric that was measured, the best layout against each of the others.
 
-    ratio: best over other, of geometric means of the runs, with Welch's 95% interval on logarithms; the interval is null
-    where a side has one run, the ratio too where a run has 0. different: whether the interval leaves 1 out; null without one.
+    The best one has the best mean over its runs; which runs count, `compare.counted` says.
+    ratio: best over other, of geometric means of the runs, with a 95% interval on logarithms: of pairs where layouts took
+    turns, else Welch's; the interval is null where a side has one run, the ratio too where a run has 0. different: whether the
+    interval leaves 1 out; null without one.
     """
     runs = [row for row in whole(summary) if row["status"] == COMPLETED]
     rows = [row for group in grouped(runs, GROUP) for row in _of_group(group)]
@@ -91,14 +101,15 @@ def _of_group(runs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for metric in METRICS:
         if metric.objective == "goodput" and len(levels) > 1:
             continue  # held to different levels
-        sides = [Side(name, cell[0]["num_gpus"], _values(cell, metric)) for name, cell in zip(names, cells, strict=True)]
+        sides = [_side(name, cell, metric) for name, cell in zip(names, cells, strict=True)]
         for best, other in _pairs([side for side in sides if side.values], metric):
             yield {name: runs[0][name] for name in GROUP} | _verdict(metric, best, other, runs[0]["max_concurrency"])
 
 
-def _values(runs: Sequence[Mapping[str, Any]], metric: Metric) -> tuple[float, ...]:
-    valid = (run for run in runs if metric.objective != "energy" or run.get("power_valid") is not False)
-    return tuple(value for run in valid if (value := run.get(metric.column)) is not None)
+def _side(name: str, runs: Sequence[Mapping[str, Any]], metric: Metric) -> Side:
+    known = counted(runs, metric.column)
+    values, turns = tuple(run[metric.column] for run in known), tuple(run.get("turn") for run in known)
+    return Side(name, runs[0]["num_gpus"], values, turns)
 
 
 def _pairs(sides: list[Side], metric: Metric) -> Iterator[tuple[Side, Side]]:
@@ -109,12 +120,13 @@ def _pairs(sides: list[Side], metric: Metric) -> Iterator[tuple[Side, Side]]:
 
 
 def _verdict(metric: Metric, best: Side, other: Side, concurrency: int) -> dict[str, Any]:
-    found = ratio(best.values, other.values)
+    found = best.over(other)
     low, high = (found.low, found.high) if found else (None, None)
     different = None if low is None or high is None else not low <= 1.0 <= high
     where = f"at {concurrency} concurrent{_per_gpu(metric, best, other, found)}"
     if found is None:
-        sentence = f"{best.name} against {other.name} {where}: no ratio{metric.of}, a run of {other.name} has 0"
+        zero = next(side.name for side in (other, best) if min(side.values) <= 0)
+        sentence = f"{best.name} against {other.name} {where}: no ratio{metric.of}, a run of {zero} has 0"
     elif different is False:
         sentence = f"no difference{metric.of} shown between {best.name} and {other.name} {where} ({times(found)})"
     else:
@@ -124,7 +136,7 @@ def _verdict(metric: Metric, best: Side, other: Side, concurrency: int) -> dict[
         "objective": metric.objective, "metric": metric.column, "best": best.name, "other": other.name,
         "ratio": found.value if found else None, "ci_low": low, "ci_high": high,
         "best_runs": len(best.values), "other_runs": len(other.values), "different": different, "sentence": sentence,
-    }
+    }  # fmt: skip
 
 
 def interval(found: Ratio) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.accounting import PARTS, PARTS_FIELDS, SHARE_COLUMNS
+from orchestrator.accounting import PARTS, PARTS_FIELDS, SHARE_COLUMNS, TIMED
 from orchestrator.experiment import Cell, Deployment, Run, Scenario
 from orchestrator.results import Store
-from workers.records import REQUESTS, SPANS, TELEMETRY, table_schema, to_table
+from workers.records import REQUESTS, SPANS, STEPS, TELEMETRY, table_schema, to_table
 
 SHARES = {"compute": 80.0, "exposed_transfer": 9.0, "exposed_wait": 5.0, "bubble": 2.0, "launch_gap": 4.0}
 GIGABYTE = 10**9
@@ -28,13 +28,20 @@ def write_results(
     served: int = 20,
     calls: int = 6,
     samples: int = 30,
+    ablated: Sequence[str] = (),
 ) -> Path:
-    """Two runs of every layout at every concurrency. served: requests of a run. calls: collectives of a step. samples: of a GPU."""
+    """Two runs of every layout at every concurrency. served: requests of a run. calls: collectives of a step. samples: of a GPU.
+
+    The stages of pp4 have four micro-batches in flight, where there are as many requests. ablated: layouts that are run without
+    collectives too. A bound is a quarter above what was measured.
+    """
     store = Store(folder)
     store.create()
-    gpu = {"name": "Test GPU", "memory_bytes": 80 * GIGABYTE}
-    gpus = [gpu] * ranks if device == "cuda" else []
-    store.update_manifest(device=device, gpus=gpus, host={"cpu_count": 4}, versions={"torch": "2"})
+    gpu = {"name": "Test GPU", "memory_bytes": 80 * GIGABYTE, "max_sm_clock_mhz": 1980, "power_limit_w": 700.0}
+    gpus = [{**gpu, "index": index} for index in range(ranks)] if device == "cuda" else []
+    slots = [{"node": "local", "index": index, "name": "Test GPU", "memory_bytes": 80 * GIGABYTE} for index in range(ranks)]
+    host = {"name": "here", "cpu_count": 4}
+    store.update_manifest(device=device, gpus=gpus, topology=slots, host=host, versions={"torch": "2"})
     for place, layout in enumerate(layouts):
         for concurrency in concurrencies:
             cell = Cell(Deployment("tiny", layout, "torch", "bfloat16"), Scenario("short", 256, 128), concurrency)
@@ -44,7 +51,11 @@ def write_results(
                     store.write_run(run, {"status": "failed", "reason": "out_of_memory: <rank 3>", "num_gpus": ranks}, {})
                     continue
                 speed = concurrency**0.8 * (10 - place) * (1 + 0.01 * index)
-                store.write_run(run, summary(speed, concurrency, ranks, device), tables(served, ranks, samples, device))
+                lanes = min(4 if layout == "pp4" else 1, concurrency)
+                store.write_run(run, summary(speed, concurrency, ranks, device), tables(served, ranks, samples, device, lanes))
+                if layout in ablated:
+                    bare = Cell(Deployment("tiny", layout, "torch", "bfloat16", ablation="comm"), cell.scenario, concurrency)
+                    store.write_run(Run(bare, index), {**summary(speed, concurrency, ranks, device), "decode_ms_per_step": 8.0}, {})
             if layout not in failing:
                 store.write_observed(cell, observed(ranks, calls))
     return folder
@@ -57,11 +68,12 @@ def summary(speed: float, concurrency: int, ranks: int, device: str) -> dict[str
         "device_name": "Test GPU" if device == "cuda" else "cpu", "input_len": 256, "output_len": 128,
         "median_tpot_ms": 1e3 * concurrency / speed, "median_ttft_ms": 50.0, "peak_memory_bytes": 50 * GIGABYTE,
         "peak_memory_bytes_per_rank": [50 * GIGABYTE] * ranks, "weight_bytes_per_rank": [30 * GIGABYTE] * ranks,
-        "kv_bytes_per_rank": [15 * GIGABYTE] * ranks, **shares,
+        "kv_bytes_per_rank": [15 * GIGABYTE] * ranks, **shares, "decode_ms_per_step": 10.0,
+        "bound_output_throughput": 1.25 * speed, "bound_pct": 80.0, "bound_source": "calibrated",
     }  # fmt: skip
 
 
-def tables(served: int, ranks: int, samples: int, device: str) -> dict[str, pa.Table]:
+def tables(served: int, ranks: int, samples: int, device: str, lanes: int) -> dict[str, pa.Table]:
     random = np.random.default_rng(0)
     firsts = random.uniform(0.05, 0.5, served)
     common = {"replica": 0, "input_len": 256, "output_len": 3, "arrival_s": 0.0}
@@ -76,7 +88,13 @@ def tables(served: int, ranks: int, samples: int, device: str) -> dict[str, pa.T
         for i in range(samples)
         for gpu in gpus
     ]
-    return {"requests": to_table(requests, REQUESTS), "telemetry": to_table(rows, TELEMETRY)}
+    decode = {"phase": "decode", "num_requests": 1, "num_tokens": 1}
+    steps = [
+        {**decode, "rank": rank, "step": step, "lane": step % lanes, "end_s": step / 100}
+        for rank in range(ranks)
+        for step in range(8)
+    ]
+    return {"requests": to_table(requests, REQUESTS), "telemetry": to_table(rows, TELEMETRY), "steps": to_table(steps, STEPS)}
 
 
 def observed(ranks: int, calls: int) -> dict[str, pa.Table]:
@@ -86,7 +104,16 @@ def observed(ranks: int, calls: int) -> dict[str, pa.Table]:
         for phase in ("decode", "prefill")
     ]
     rows = [row for rank in range(ranks) for row in spans(rank, calls)]
-    return {"parts": to_table(parts, table_schema("parts", PARTS_FIELDS)), "spans": to_table(rows, SPANS)}
+    timed = [
+        {"rank": rank, "phase": phase, "op": "all_reduce", "axis": "tp", "calls": 3 * calls, "bytes": 3 * calls * 2_000_000,
+         "group_size": ranks, "transfer_us": 100.0, "wait_us": 10.0 * rank, "algbw": 20.0, "busbw": 30.0 - rank}
+        for rank in range(ranks)
+        for phase in ("decode", "prefill")
+    ]  # fmt: skip
+    return {
+        "parts": to_table(parts, table_schema("parts", PARTS_FIELDS)), "spans": to_table(rows, SPANS),
+        "timed_collectives": to_table(timed, TIMED),
+    }  # fmt: skip
 
 
 def spans(rank: int, calls: int, steps: int = 3) -> Iterator[dict[str, Any]]:

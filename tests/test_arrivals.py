@@ -154,13 +154,14 @@ def requests_table(*rows):
 
 
 def test_latency_counts_from_the_scheduled_arrival_and_the_delay_is_told():
-    table = requests_table((1.0, 1.5, [2.0, 3.0]), (2.0, 2.0, [4.0]))
+    table = requests_table((1.0, 1.5, [2.0, 3.0]), (2.0, 2.0, [4.0]), (2.5, 2.6, [4.0]))
     assert arrivals.of_requests(table) == {
-        "mean_schedule_delay_ms": pytest.approx(250.0), "p99_schedule_delay_ms": pytest.approx(495.0),
-    }
-    row = metrics.of_requests(table, 2, 2, 1)
-    assert row["mean_ttft_ms"] == pytest.approx(1500.0)  # of 1 s and 2 s
-    assert row["mean_e2el_ms"] == pytest.approx(2000.0)
+        "mean_schedule_delay_ms": pytest.approx(200.0), "median_schedule_delay_ms": pytest.approx(100.0),
+        "p99_schedule_delay_ms": pytest.approx(492.0),
+    }  # fmt: skip
+    row = metrics.of_requests(table, 3, 3, 1)
+    assert row["mean_ttft_ms"] == pytest.approx(1500.0)  # of 1 s, 2 s and 1.5 s
+    assert row["mean_e2el_ms"] == pytest.approx(5500.0 / 3)
 
 
 def test_a_closed_loop_has_no_schedule():

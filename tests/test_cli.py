@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -65,7 +66,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_every_field_of_an_experiment_is_an_option() -> None:
     submit = cli.main.commands["submit"]
-    assert {option.name for option in submit.params} == {*Experiment.model_fields, "config", "dry_run", "trace"}
+    assert {option.name for option in submit.params} == {*Experiment.model_fields, "config", "dry_run", "trace", "as_json"}
     assert all(isinstance(option, click.Option) and option.help for option in submit.params)
 
 
@@ -135,6 +136,17 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     assert "tiny.dp2.torch" in done.stdout
     assert "tp2" not in done.stdout
     assert "768" in done.stdout  # 3 prompts of 256 tokens
+
+
+def test_a_terminal_that_lacks_a_character_gets_a_question_mark(tmp_path: Path) -> None:
+    store = Store(tmp_path / "m-1")
+    store.create()
+    cell = Cell(Deployment("m", "tp2", "torch", "bfloat16"), Scenario("short", 256, 128), 8)
+    store.write_run(Run(cell, 0), {"status": "completed", "output_throughput": 1.0, "num_gpus": 2}, {})
+    command = [sys.executable, "-m", "orchestrator.cli", "compare", str(store.folder)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"m ? short ? 8 concurrent" in done.stdout
 
 
 def test_runs_of_nothing() -> None:

@@ -17,7 +17,7 @@ def rows(strategy, throughputs, status="completed", **fields):
     base = {
         "experiment": "e", "model": "m", "strategy": strategy, "engine": "torch", "dtype": "bfloat16", "quantization": "none",
         "scenario": "short", "max_concurrency": 32, "status": status, "reason": fields.get("reason"),
-    }
+    }  # fmt: skip
     return [{**base, "run": i, "output_throughput": value, **fields} for i, value in enumerate(throughputs)]
 
 
@@ -62,7 +62,17 @@ def test_cells_are_joined_by_what_they_are_and_not_by_the_experiments_name():
     new = [*rows("tp4", [100.0], experiment="other"), *rows("dp4", [70.0])]
     assert {cell["strategy"]: cell["verdict"] for cell in regression.compared(base, new, 0.95)} == {
         "tp4": "ok", "pp4": "only in base", "dp4": "only in new",
-    }
+    }  # fmt: skip
+
+
+def test_a_closed_and_an_open_loop_are_not_the_same_cell():
+    closed, open_ = rows("tp4", [100.0]), rows("tp4", [50.0], request_rate=8.0, burstiness=1.0)
+    assert {cell["cell"]: cell["verdict"] for cell in regression.compared(closed, open_, 0.95)} == {
+        "m.tp4.torch.bfloat16.short.c32": "only in base", "m.tp4.torch.bfloat16.short.c32.rate8": "only in new",
+    }  # fmt: skip
+    assert compared(open_, open_)["verdict"] == "ok"
+    burst = rows("tp4", [50.0], request_rate=8.0, burstiness=0.5)
+    assert {cell["verdict"] for cell in regression.compared(open_, burst, 0.95)} == {"only in base", "only in new"}
 
 
 # -- what is different besides ----------------------------------------------------------------------------------
@@ -78,6 +88,12 @@ def test_differences_in_the_environment_name_the_field():
     assert not any("numpy" in name or "gpus.0" in name for name, *_ in found)
 
 
+def test_how_requests_arrive_and_from_where_is_part_of_the_work():
+    asked = {"request_rate": 8.0, "burstiness": 0.5, "dataset_path": "b.jsonl", "num_warmups": 0, "seed": 0}
+    found = {name for name, *_ in regression.differences(MANIFEST, {**MANIFEST, "experiment": asked})}
+    assert found == {"work.request_rate", "work.burstiness", "work.dataset_path", "work.num_warmups"}
+
+
 def test_a_clock_or_an_identity_that_changes_by_itself_is_no_difference():
     moved = {**MANIFEST, "gpus": [{**GPU, "sm_clock_mhz": 1980, "uuid": "b"}, GPU], "started_at": "later"}
     assert regression.differences(MANIFEST, moved) == []
@@ -86,17 +102,17 @@ def test_a_clock_or_an_identity_that_changes_by_itself_is_no_difference():
 # -- the command ------------------------------------------------------------------------------------------------
 
 
-def result(folder, strategy, throughputs, concurrencies=(32,), **fields):
+def result(folder, strategy, throughputs, concurrencies=(32,), rate=None, **fields):
     """A folder of results as a submit leaves it."""
     store = Store(folder)
     store.create()
-    store.update_manifest(**MANIFEST, **fields)
+    store.update_manifest(**MANIFEST | fields)
     deployment = Deployment("m", strategy, "torch", "bfloat16")
     for concurrency in concurrencies:
         for index, throughput in enumerate(throughputs):
             run = Run(Cell(deployment, Scenario("short", 256, 128), concurrency), index)
             row = {"status": "completed", "output_throughput": throughput * concurrency, "median_tpot_ms": 10.0, "num_prompts": 1}
-            store.write_run(run, row, {})
+            store.write_run(run, row | {"request_rate": rate, "burstiness": rate and 1.0}, {})
     return folder
 
 
@@ -134,10 +150,37 @@ def test_what_cannot_be_joined_is_refused_in_one_line(tmp_path):
     assert "the same cell in one and two" in call(twice, base, "--fail-below", "0.9").stderr
 
 
+def test_two_results_whose_requests_arrive_otherwise_are_refused_with_the_reason(tmp_path):
+    base, new = result(tmp_path / "base", "tp4", [1.0]), result(tmp_path / "new", "tp4", [0.1], rate=8.0)
+    done = call(base, new, "--fail-below", "0.9")
+    assert done.exit_code == 2
+    assert "one is a closed loop, the other an open loop at 8 requests/s; give two results of the same arrivals" in done.stderr
+
+
+def test_every_experiment_of_a_folder_is_held_against_its_counterpart(tmp_path):
+    """The first of each root is the same on both sides; what differs is in the second, in a manifest of its own."""
+    for root, driver, seed in (("base", "580", 0), ("new", "590", 1)):
+        result(tmp_path / root / "a", "tp4", [100.0])
+        result(tmp_path / root / "b", "tp4", [100.0], rate=8.0, driver_version=driver, experiment={"seed": seed})
+    data = json.loads(call(tmp_path / "base", tmp_path / "new", "--fail-below", "0.9", "--json").stdout)
+    assert data["environment"] == [
+        {"what": "work.seed", "base": "0", "new": "1"}, {"what": "driver_version", "base": "580", "new": "590"},
+    ]  # fmt: skip
+    assert {cell["request_rate"]: cell["verdict"] for cell in data["cells"]} == {None: "ok", 8.0: "ok"}
+
+
+def test_what_a_regression_does_not_know_is_refused_beside_it(tmp_path):
+    base = result(tmp_path / "base", "tp4", [1.0])
+    for flags in (("--objective", "latency"), ("--goodput", "ttft:1"), ("--svg", tmp_path / "x.svg")):
+        done = call(base, base, "--fail-below", "0.9", *flags)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert f"leave out {flags[0]}" in done.stderr
+
+
 def test_without_a_threshold_folders_are_compared_side_by_side(tmp_path):
     base, new = result(tmp_path / "base", "tp4", [1.0], (1, 8)), result(tmp_path / "new", "pp4", [2.0])
     data = json.loads(call(base, new, "--json").stdout)
-    assert set(data) == {"comparison", "verdicts", "curves"}
+    assert set(data) >= {"comparison", "verdicts", "curves", "ablations"}
     assert [row["strategy"] for row in data["comparison"]] == ["tp4", "tp4", "pp4"]
     assert [curve["max_concurrency"] for curve in data["curves"]] == [[1, 8]]
 

@@ -12,7 +12,7 @@ def runs(strategy, throughputs, **fields):
     base = {
         "experiment": "e", "model": "m", "strategy": strategy, "engine": "torch", "dtype": "bfloat16", "quantization": "none",
         "scenario": "short", "max_concurrency": 32, "num_gpus": 4, "status": "completed",
-    }
+    }  # fmt: skip
     lists = {name: value for name, value in fields.items() if isinstance(value, list)}
     rest = {name: value for name, value in fields.items() if name not in lists}
     return [
@@ -42,6 +42,15 @@ def test_an_interval_around_one_shows_no_difference():
     (row,) = found(runs("tp2", [100.0, 104.0]), runs("dp2", [101.0, 99.0]))
     assert row["different"] is False
     assert row["sentence"].startswith("no difference shown between tp2 and dp2 at 32 concurrent (1.02x [")
+
+
+def test_layouts_that_took_turns_are_compared_in_pairs_so_a_drift_cancels():
+    drifting = runs("tp4", [200.0, 180.0, 160.0], turn=[0, 1, 2]), runs("pp4", [80.2, 89.8, 100.0], turn=[2, 1, 0])
+    (row,) = found(*drifting)
+    assert (row["different"], row["ratio"]) == (True, pytest.approx(2.0, abs=0.01))
+    assert row["ci_high"] - row["ci_low"] < 0.03
+    (apart,) = found(runs("tp4", [200.0, 180.0, 160.0], turn=0), runs("pp4", [80.2, 89.8, 100.0], turn=0))
+    assert apart["ci_high"] - apart["ci_low"] > 0.5
 
 
 def test_single_runs_have_no_interval_and_that_is_said():
@@ -85,6 +94,8 @@ def test_goodput_needs_the_same_levels_and_something_good():
     ]
     none = found(good, runs("pp4", [1.0], goodput="ttft:9", request_goodput=0.0), objective="goodput")[0]
     assert (none["ratio"], none["sentence"]) == (None, "tp4 against pp4 at 32 concurrent: no ratio in goodput, a run of pp4 has 0")
+    partly = runs("pp4", [1.0, 1.0], goodput="ttft:9", request_goodput=[0.0, 9.0])
+    assert sentences(good, partly, objective="goodput")[0].endswith("no ratio in goodput, a run of pp4 has 0")
     assert found(good, runs("pp4", [1.0], goodput="ttft:8", request_goodput=1.0), objective="goodput") == []
 
 
@@ -94,8 +105,9 @@ def test_energy_counts_where_it_was_measured_and_is_valid():
         schema = schema if field.name in schema.names else schema.append(field)
     cells = [runs(name, [1.0], joules_per_output_token=j, power_valid=True) for name, j in (("tp4", 1.0), ("pp4", 4.0))]
     assert "tp4 uses 0.25x the energy per token of pp4" in sentences(*cells, objective="energy", schema=schema)[0]
-    invalid = runs("dp4", [1.0], joules_per_output_token=0.1, power_valid=False)
-    assert len(found(*cells, invalid, objective="energy", schema=schema)) == 1
+    for doubt in (False, None):
+        doubtful = runs("dp4", [1.0], joules_per_output_token=0.1, power_valid=doubt)
+        assert len(found(*cells, doubtful, objective="energy", schema=schema)) == 1
     assert found(runs("tp4", [1.0]), runs("pp4", [1.0]), objective="energy") == []
 
 

@@ -12,11 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.experiment import SCENARIOS
-from orchestrator.fitting import budget_of, concurrent_requests
-from orchestrator.planned import PlannedDeployment
 from orchestrator.planning import default_prefill_tokens
 from orchestrator.units import format_bytes
-from strategies import Layout, ModelShape, Placement, Topology, memory, traffic
+from strategies import Layout, ModelShape, Placement, memory, traffic
 from strategies.shapes import DTYPE_BYTES
 
 # Rows of a table of ranks; more of them repeat the pattern.
@@ -116,41 +114,6 @@ def ranks_table(explanation: Explanation) -> Table:
     hidden = len(explanation.ranks) - MOST_ROWS
     if hidden > 0:
         table.caption = f"and {hidden} more ranks in the same pattern"
-    return table
-
-
-def render_plan(planned: Sequence[PlannedDeployment], topology: Topology, console: Console) -> None:
-    """Print every deployment's placement, and its cells with what of them fits at once."""
-    for one in planned:
-        plan = one.plan
-        layout = Layout(plan.layout, plan.placement)
-        shown = explain(layout, plan.model, plan.dtype, topology.memory_bytes, plan.max_concurrency, plan.prefill_tokens)
-        console.print(f"[bold]{one.deployment.name}[/bold]: {plan.placement.num_ranks} x {plan.device}, {_room(one, topology)}")
-        console.print(ranks_table(shown))
-    console.print(_cells_table(planned))
-
-
-def _room(one: PlannedDeployment, topology: Topology) -> str:
-    held = concurrent_requests(one.plan, topology)
-    if held is None:
-        return "fits; KV is made for the load"
-    budget = budget_of(one.plan, topology)
-    return f"fits; room for {budget.kv_tokens} tokens of KV a replica, {held} requests of {one.plan.max_len} tokens at once"
-
-
-def _cells_table(planned: Sequence[PlannedDeployment]) -> Table:
-    table = Table(box=SIMPLE_HEAD, title="cells", title_justify="left")
-    for title in ("strategy", "engine", "scenario"):
-        table.add_column(title)
-    for title in ("max_concurrency", "requests", "prompt tokens", "output tokens"):
-        table.add_column(title, justify="right")
-    for one in planned:
-        for cell in one.cells:
-            requests = cell.work.requests
-            table.add_row(
-                one.deployment.layout, one.deployment.engine, cell.cell.scenario.name, str(cell.cell.max_concurrency),
-                str(len(requests)), str(sum(len(r.prompt) for r in requests)), str(sum(r.output_len for r in requests)),
-            )
     return table
 
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from orchestrator import bounds
 from orchestrator.accounting import PARTS
 from orchestrator.compare import names_of
 from orchestrator.keys import CELL_KEY
-from orchestrator.metrics import COMPLETED
+from orchestrator.metrics import COMPLETED, INVALID
 
 Row = Mapping[str, Any]
 T = TypeVar("T")
 MISSING = "none"
 PHASES = {"decode": "", "prefill": "prefill_"}
 LATENCIES = ("ttft", "tpot", "e2el")
+COMM_SHARES = ("comm_exposed", "comm_busy")
+COLLECTIVES = "timed_collectives"  # the table of results that says what the calls of each operation took
 
 MAX_BARS = 3000  # of the timeline, over the layouts of one view
 MAX_STEPS = 3
@@ -61,21 +66,26 @@ def natural(name: str) -> list[Any]:
 # -- cells ------------------------------------------------------------------------------------------------------
 
 
-def cells(comparison: Sequence[Row], parts: Sequence[Row] = ()) -> list[dict[str, Any]]:
-    """A row per cell: what the charts over cells draw. `parts`: the steps of the observed runs, for their length."""
+def cells(comparison: Sequence[Row], parts: Sequence[Row] = (), steps: pa.Table | None = None) -> list[dict[str, Any]]:
+    """A row per cell: what the charts over cells draw.
+
+    parts: the steps of the observed runs taken apart. steps: those of the timed runs, for how many micro-batches are in flight.
+    """
     names = layout_names(comparison)
-    lengths = step_lengths(parts)
-    rows = [_cell(row, names[key(row)], lengths) for row in comparison]
-    for group in grouped(rows, lambda row: (row["experiment"], row["scenario"])).values():
-        front = pareto_front([(row["per_user"], row["per_gpu"]) for row in group])
-        for index, row in enumerate(group):
-            row["pareto"] = index in front
+    lengths, in_flight = step_lengths(parts), lanes(steps)
+    between = token_times(parts, in_flight)
+    rows = []
+    for row in comparison:
+        cell = key(row)
+        found = {phase: rounded(ms) for phase in PHASES if (ms := lengths.get((*cell, phase))) is not None}
+        together = max((number for (name, _), number in in_flight.items() if name == cell), default=None)
+        rows.append({**_cell(row, names[cell]), "step_ms": found, "token_ms": rounded(between.get(cell)), "lanes": together})
     return rows
 
 
-def _cell(row: Row, layout: str, lengths: Mapping[tuple[Any, ...], float]) -> dict[str, Any]:
+def _cell(row: Row, layout: str) -> dict[str, Any]:
     good = row["status"] == COMPLETED
-    tpot = row["median_tpot_ms"]
+    tpot = row["median_tpot_ms"] if good else None
     phases = {phase: _parts(row, prefix) for phase, prefix in PHASES.items()}
     return {
         "experiment": row["experiment"],
@@ -83,22 +93,43 @@ def _cell(row: Row, layout: str, lengths: Mapping[tuple[Any, ...], float]) -> di
         "concurrency": row["max_concurrency"],
         "layout": layout,
         "gpus": row["num_gpus"],
-        "throughput": rounded(row["output_throughput_mean"]) if good else None,
-        "low": rounded(row["output_throughput_ci_low"]) if good else None,
+        "throughput": rounded(row["output_throughput"]) if good else None,
+        "low": rounded(not_negative(row["output_throughput_ci_low"])) if good else None,
         "high": rounded(row["output_throughput_ci_high"]) if good else None,
+        "best": rounded(row["output_throughput_best"]) if good else None,
         "runs": row["num_runs"],
         "per_gpu": rounded(row["output_throughput_per_gpu"]) if good else None,
-        "per_user": rounded(1e3 / tpot) if good and tpot else None,
+        "per_user": rounded(1e3 / tpot) if tpot else None,
         "ttft": rounded(row["median_ttft_ms"]) if good else None,
-        "tpot": rounded(tpot) if good else None,
+        "tpot": rounded(tpot),
+        "status": row["status"],
         "bound": rounded(row.get("bound_output_throughput")),
+        "bound_pct": rounded(row.get("bound_pct")),
+        "bound_source": row.get("bound_source"),
+        "timed_ms": rounded(row["decode_ms_per_step"]) if good else None,
         "parts": {phase: values for phase, values in phases.items() if good and values},
         "worst": {
             phase: {part: rounded(row.get(f"{PHASES[phase]}{part}_pct_worst")) for part in values}
             for phase, values in phases.items()
         },
-        "step_ms": {phase: rounded(ms) for phase in PHASES if (ms := lengths.get((*key(row), phase))) is not None},
+        "comm": {phase: _comm(row, prefix) for phase, prefix in PHASES.items()},
     }
+
+
+def not_negative(value: float | None) -> float | None:
+    """The lower end of an interval of what cannot be below 0; Student's knows nothing of that."""
+    return None if value is None else max(0.0, value)
+
+
+def with_bounds(comparison: Sequence[Row], summary: Sequence[Row]) -> list[dict[str, Any]]:
+    """The comparison in which cells without a valid run have the bound that their runs were held against."""
+    runs = grouped((run for run in summary if run["status"] == INVALID), key)
+    rows = []
+    for row in comparison:
+        mine = runs.get(key(row), []) if row["status"] == INVALID else []
+        known = {name: [run[name] for run in mine if run.get(name) is not None] for name in bounds.FIGURES}
+        rows.append({**row, **{name: statistics.fmean(values) for name, values in known.items() if values}})
+    return rows
 
 
 def _parts(row: Row, prefix: str) -> dict[str, float | None]:
@@ -112,21 +143,77 @@ def _parts(row: Row, prefix: str) -> dict[str, float | None]:
     return {"comm_exposed": rounded(exposed), "bubble": rounded(bubble), "rest": rounded(max(0.0, 100.0 - exposed - bubble))}
 
 
+def _comm(row: Row, prefix: str) -> dict[str, float | None]:
+    """All communication in percent of a step, as a mean over ranks and of the worst one."""
+    columns = [f"{name}_pct{end}" for name in COMM_SHARES for end in ("", "_worst")]
+    return {name: rounded(row.get(prefix + name)) for name in columns}
+
+
 def step_lengths(parts: Sequence[Row]) -> dict[tuple[Any, ...], float]:
     """(cell, phase) -> milliseconds of a step, mean over ranks."""
     groups = grouped((row for row in parts if row.get("step_ms")), lambda row: (*key(row), row["phase"]))
     return {name: float(np.mean([row["step_ms"] for row in rows])) for name, rows in groups.items()}
 
 
-def pareto_front(points: Sequence[tuple[float | None, float | None]]) -> set[int]:
-    """Indices of the points that no other beats in both; more is better. Points with a None are on no front."""
-    known = [(x, y, index) for index, (x, y) in enumerate(points) if x is not None and y is not None]
-    front, best = set(), float("-inf")
-    for _, y, index in sorted(known, key=lambda point: (-point[0], -point[1])):
-        if y > best:
-            front.add(index)
-            best = y
-    return front
+def token_times(parts: Sequence[Row], in_flight: Mapping[tuple[Any, int], int]) -> dict[tuple[Any, ...], float]:
+    """Cell -> milliseconds from one token of a request to its next, mean over ranks.
+
+    A rank takes the micro-batches in flight in turn, so that time is as many of its decode steps; a cell of which their
+    number is not known for every rank is left out.
+    """
+    groups = grouped((row for row in parts if row.get("step_ms") and row["phase"] == "decode"), key)
+    return {
+        cell: float(np.mean([row["step_ms"] * in_flight[cell, row["rank"]] for row in rows]))
+        for cell, rows in groups.items()
+        if all((cell, row["rank"]) in in_flight for row in rows)
+    }
+
+
+def lanes(steps: pa.Table | None) -> dict[tuple[Any, int], int]:
+    """(cell, rank) -> micro-batches that it decodes in turn.
+
+    steps: of the timed runs. There is one for each stage, or for each request of the replica where these are fewer.
+    """
+    if steps is None:
+        return {}
+    names = [name for name in CELL_KEY if name in steps.column_names]
+    decode = steps.filter(pc.equal(steps["phase"], "decode"))
+    counted = decode.group_by([*names, "rank"]).aggregate([("lane", "count_distinct")])
+    return {(key(row), row["rank"]): row["lane_count_distinct"] for row in counted.to_pylist()}
+
+
+# -- communication by operation ---------------------------------------------------------------------------------
+
+
+def communication(collectives: pa.Table | None, names: Mapping[tuple[Any, ...], str]) -> list[dict[str, Any]]:
+    """Per cell, phase, operation and group what its calls took (us) and reached (GB/s): mean and worst over ranks.
+
+    calls: of one rank. bytes: of a call, as the message is counted. None where it was not observed.
+    """
+    if collectives is None:
+        return []
+    known = [_per_call(row) for row in collectives.to_pylist() if key(row) in names and row["calls"]]
+    groups = grouped(known, lambda row: (key(row), row["phase"], row["op"], row["axis"], row.get("group_size")))
+    return [
+        {
+            **view(cell, names), "phase": phase, "op": op, "axis": axis, "group_size": size,
+            "calls": rounded(_of(statistics.fmean, rows, "calls")),
+            "bytes_per_call": rounded(_of(statistics.fmean, rows, "bytes_per_call")),
+            **{f"{name}{end}": rounded(_of(function, rows, name))
+               for name, worst in (("transfer_us", max), ("wait_us", max), ("algbw", min), ("busbw", min))
+               for end, function in (("", statistics.fmean), ("_worst", worst))},
+        }
+        for (cell, phase, op, axis, size), rows in groups.items()
+    ]  # fmt: skip
+
+
+def _per_call(row: Row) -> Row:
+    return {**row, "bytes_per_call": None if row["bytes"] is None else row["bytes"] / row["calls"]}
+
+
+def _of(function: Callable[[list[float]], float], rows: Sequence[Row], name: str) -> float | None:
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return function(values) if values else None
 
 
 # -- latencies --------------------------------------------------------------------------------------------------

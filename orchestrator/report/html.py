@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 import jinja2
 import pyarrow as pa
 
-from orchestrator import findings, outputs, results
+from orchestrator import findings, results
+from orchestrator.compare import run_order
 from orchestrator.errors import UserError
-from orchestrator.metrics import COMPLETED
-from orchestrator.report import figures, sweep
+from orchestrator.report import environment, figures, side_by_side, sweep
 from orchestrator.report.figures import Row
+from orchestrator.report.side_by_side import number
 from orchestrator.report.terminal import CPU_NOTE
 from orchestrator.results import Store
 from orchestrator.units import format_bytes
@@ -33,8 +35,8 @@ def render_html(folder: Path, out: Path | None = None) -> Path:
     """
     context = describe(folder)
     loader = jinja2.FunctionLoader(lambda name: (STATIC / name).read_text(encoding="utf-8"))
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.get_template("report.html.j2").render(
+    templates = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = templates.get_template("report.html.j2").render(
         **context,
         style=_static("report.css"),
         scripts=[*map(_static, LIBRARIES), _static("report.js")],
@@ -52,37 +54,50 @@ def describe(folder: Path) -> dict[str, Any]:
     """Everything that the template shows."""
     folders = results.find(folder)
     found = findings.of_folders(folders)
-    comparison = found.comparison.to_pylist()
+    summary = _rows(_read(folders, "summary"))
+    comparison = figures.with_bounds(found.comparison.to_pylist(), summary)
     names = figures.layout_names(comparison)
-    data = _data(folders, comparison, names)
+    communication = _each(folders, figures.COLLECTIVES, figures.communication, names)
+    ablations = _named(found.ablations.to_pylist(), names)
+    data = _data(folders, comparison, summary, names)
+    data["tables"] = {
+        "comparison": _table(_named(comparison, names)), "findings": _table(found.verdicts.to_pylist()),
+        "sweep": _table(found.curves.to_pylist()), "ablations": _table(ablations), "communication": _table(communication),
+    }  # fmt: skip
     return {
         "title": ", ".join(dict.fromkeys(row["model"] for row in comparison)) or folder.name,
         "data": _inline(data),
         "layouts": data["layouts"],
         "colours": {layout["name"]: layout["colour"] for layout in data["layouts"]},
         "experiments": data["experiments"],
-        "hardware": _hardware(folders),
-        "groups": _groups(comparison, names),
-        "columns": [(column.title, column.help) for column in _columns(comparison)],
+        "hardware": environment.hardware(folders),
+        "groups": side_by_side.groups(comparison, summary, names),
+        "columns": [(column.title, column.help) for column in side_by_side.known_columns(comparison)],
+        "run_orders": _run_orders(comparison),
+        "bound_sources": side_by_side.bound_sources(comparison),
         "findings": _verdicts(found.verdicts.to_pylist()),
         "sweeps": _sweeps(found.curves.to_pylist()),
+        "ablations": _ablations(ablations),
+        "communication": _communication(communication),
         "cpu_note": CPU_NOTE if any((row["device_name"] or "").lower() == "cpu" for row in comparison) else None,
-        "environments": [_environment(path) for path in folders],
+        "environments": [environment.describe(path) for path in folders],
     }
 
 
 # -- the data of the charts -------------------------------------------------------------------------------------
 
 
-def _data(folders: Sequence[Path], comparison: Sequence[Row], names: dict[tuple[Any, ...], str]) -> dict[str, Any]:
+def _data(
+    folders: Sequence[Path], comparison: Sequence[Row], summary: Sequence[Row], names: dict[tuple[Any, ...], str]
+) -> dict[str, Any]:
     layouts = sorted(set(names.values()), key=figures.natural)
     return {
         "layouts": [{"name": name, "colour": index % COLOURS} for index, name in enumerate(layouts)],
         "experiments": _experiments(comparison),
-        "cells": figures.cells(comparison, _rows(_read(folders, "parts"))),
+        "cells": figures.cells(comparison, _rows(_read(folders, "parts")), _read(folders, "steps")),
         "latencies": _each(folders, "requests", figures.latencies, names),
         "timeline": _each(folders, "spans", figures.timeline, names),
-        "memory": figures.memory(_rows(_read(folders, "summary")), names),
+        "memory": figures.memory(summary, names),
         "capacity_gb": _capacity(folders),
         "telemetry": _each(folders, "telemetry", figures.telemetry, names),
     }
@@ -98,6 +113,24 @@ def _read(folders: Sequence[Path], table: str) -> pa.Table | None:
 
 def _rows(table: pa.Table | None) -> list[dict[str, Any]]:
     return table.to_pylist() if table is not None else []
+
+
+def _named(rows: Sequence[Row], names: dict[tuple[Any, ...], str]) -> list[dict[str, Any]]:
+    """Rows with the name of their layout in front; that of an ablated cell is its whole one's."""
+    return [{"layout": names[figures.key({**row, "ablation": None})], **row} for row in rows]
+
+
+def _table(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """Rows as they are downloaded: the columns of which anything is known, and the values in their order."""
+    known = [name for name in (rows[0] if rows else ()) if any(row[name] is not None for row in rows)]
+    return {"columns": known, "rows": [[_plain(row[name]) for name in known] for row in rows]}
+
+
+def _plain(value: Any) -> Any:
+    """What JSON and CSV can hold: a list as its own JSON, and no number that is none."""
+    if isinstance(value, list):
+        return json.dumps(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _experiments(comparison: Sequence[Row]) -> list[dict[str, Any]]:
@@ -135,35 +168,7 @@ def _inline(data: Any) -> str:
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
-# -- the comparison ---------------------------------------------------------------------------------------------
-
-
-class Column:
-    """A column of the comparison: its title, what it means, and what it shows of a row, "" where it is unknown."""
-
-    def __init__(self, title: str, help: str, show: Callable[[Row], str]) -> None:
-        self.title, self.help, self.show = title, help, show
-
-
-def number(value: float | None) -> str:
-    """With three digits or more: 2,111 or 211 or 21.1 or 2.11."""
-    if not value:
-        return "" if value is None else "0"
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
-    return f"{value:,.{digits}f}"
-
-
-def _figure(name: str, unit: str = "") -> Callable[[Row], str]:
-    return lambda row: "" if row.get(name) is None else number(row[name]) + unit
-
-
-def _interval(row: Row) -> str:
-    low, high = row["output_throughput_ci_low"], row["output_throughput_ci_high"]
-    return "" if low is None or high is None else f"{number(low)}\u2013{number(high)}"
-
-
-def _memory(row: Row) -> str:
-    return format_bytes(row["peak_memory_bytes"]) if row["peak_memory_bytes"] else ""
+# -- what is said of the layouts --------------------------------------------------------------------------------
 
 
 # Columns of the summary -> how a verdict on them is headed.
@@ -175,61 +180,6 @@ METRICS = {
     "request_goodput": "most goodput",
     "joules_per_output_token": "least energy per token",
 }
-COLUMNS = (
-    Column("GPUs", "GPUs of the layout", lambda row: "" if row["num_gpus"] is None else str(row["num_gpus"])),
-    Column("tok/s", "generated tokens per second, best of the runs", _figure("output_throughput")),
-    Column("interval", "95% interval of the mean over the runs", _interval),
-    Column("steady tok/s", "the same while all slots are busy: without ramp-up and drain", _figure("steady_output_throughput")),
-    Column("tok/s/GPU", "the same per GPU", _figure("output_throughput_per_gpu")),
-    Column("TTFT ms", "time to first token, median", _figure("median_ttft_ms")),
-    Column("TPOT ms", "time per output token after the first, median", _figure("median_tpot_ms")),
-    Column("p99 TPOT", "the same, 99th percentile, in ms", _figure("p99_tpot_ms")),
-    Column("p99 delay", "from scheduled arrival to being let in, 99th percentile, ms", _figure("p99_schedule_delay_ms")),
-    Column("comm", "transfer and wait in a decode step during which nothing computes", _figure("comm_exposed_pct", unit="%")),
-    Column("bubble", "waiting for another pipeline stage in a decode step", _figure("bubble_pct", unit="%")),
-    Column("goodput", "requests per second that met the objective", _figure("request_goodput")),
-    Column("bound", "tokens per second that the hardware could do at most", _figure("bound_output_throughput")),
-    Column("of bound", "throughput in percent of its bound", _figure("bound_pct", unit="%")),
-    Column("MFU", "model FLOPs utilisation", _figure("model_flops_utilization", unit="%")),
-    Column("MBU", "memory bandwidth utilisation", _figure("memory_bandwidth_utilization", unit="%")),
-    Column("J/token", "energy per generated token", _figure("joules_per_output_token")),
-    Column("memory", "peak of the fullest rank", _memory),
-    Column("runs", "completed runs", lambda row: str(row["num_runs"])),
-)
-
-
-def _columns(comparison: Sequence[Row]) -> list[Column]:
-    """The columns of which anything is known."""
-    return [column for column in COLUMNS if any(column.show(row) for row in comparison)]
-
-
-def _groups(comparison: Sequence[Row], names: dict[tuple[Any, ...], str]) -> list[dict[str, Any]]:
-    """The table: rows by experiment, scenario and concurrency."""
-    columns = _columns(comparison)
-    groups = figures.grouped(comparison, lambda row: (row["experiment"], row["scenario"], row["max_concurrency"]))
-    return [
-        {
-            "experiment": experiment, "scenario": scenario, "concurrency": concurrency,
-            "title": f"{concurrency} concurrent",
-            "tokens": outputs.sentence([names[figures.key(row)] for row in rows], rows),
-            "rows": [_line(row, names[figures.key(row)], columns) for row in rows],
-        }
-        for (experiment, scenario, concurrency), rows in groups.items()
-    ]  # fmt: skip
-
-
-def _line(row: Row, layout: str, columns: Sequence[Column]) -> dict[str, Any]:
-    good = row["status"] == COMPLETED
-    return {
-        "layout": layout,
-        "status": row["status"],
-        "reason": row["reason"],
-        "relative": row["relative_to_best"] if good else None,
-        "figures": [column.show(row) for column in columns] if good else [],
-    }
-
-
-# -- the verdicts -----------------------------------------------------------------------------------------------
 
 
 def _verdicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -240,12 +190,73 @@ def _verdicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
+def _run_orders(comparison: Sequence[Row]) -> list[dict[str, Any]]:
+    """In which order the runs were made, by experiment and scenario; nothing where none was made twice."""
+    groups = figures.grouped(comparison, lambda row: (row["experiment"], row["scenario"]))
+    orders = {group: run_order(rows) for group, rows in groups.items()}
+    return [{"experiment": group[0], "scenario": group[1], "sentence": order} for group, order in orders.items() if order]
+
+
 def _sweeps(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """What the sweep over concurrencies says of each layout, by experiment and scenario."""
     return [
         {"experiment": experiment, "scenario": scenario, "sentences": [sweep.line(dict(row)) for row in found]}
         for (experiment, scenario), found in figures.grouped(rows, lambda row: (row["experiment"], row["scenario"])).items()
     ]
+
+
+def _ablations(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What a step costs without its collectives or its links, by experiment and scenario, beside what the profile says."""
+    return [
+        {"experiment": experiment, "scenario": scenario, "rows": [_ablation(row) for row in found]}
+        for (experiment, scenario), found in figures.grouped(rows, lambda row: (row["experiment"], row["scenario"])).items()
+    ]
+
+
+ABLATIONS = {"comm": "collectives", "p2p": "peer-to-peer links"}
+
+
+def _ablation(row: Row) -> dict[str, Any]:
+    profile = row["comm_exposed_pct"] if row["ablation"] == "comm" else None  # without links there still is communication
+    return {
+        "layout": row["layout"],
+        "figures": [
+            str(row["max_concurrency"]), ABLATIONS.get(row["ablation"], row["ablation"]), number(row["decode_ms_per_step"]),
+            number(row["decode_ms_per_step_without"]), f"{row['saved_pct']:.1f}%", "" if profile is None else f"{profile:.1f}%",
+        ],
+    }  # fmt: skip
+
+
+def _communication(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """By experiment, scenario and concurrency what the calls of each operation took."""
+    ordered = sorted(rows, key=lambda row: (figures.natural(row["layout"]), row["phase"], row["axis"], row["op"]))
+    groups = figures.grouped(ordered, lambda row: (row["experiment"], row["scenario"], row["concurrency"]))
+    return [
+        {"experiment": experiment, "scenario": scenario, "concurrency": concurrency, "rows": [_operation(row) for row in found]}
+        for (experiment, scenario, concurrency), found in groups.items()
+    ]
+
+
+def _operation(row: Row) -> dict[str, Any]:
+    size = f" of {row['group_size']}" if row["group_size"] else ""
+    return {
+        "layout": row["layout"],
+        "names": [row["phase"], row["op"].replace("_", "-"), f"{row['axis']}{size}"],
+        "figures": [
+            f"{row['calls']:,.0f}", _size(row["bytes_per_call"]),
+            *(number(row[f"{name}{end}"]) for name in ("transfer_us", "wait_us") for end in ("", "_worst")),
+            *(_rate(row[name]) for name in ("algbw", "busbw", "busbw_worst")),
+        ],
+    }  # fmt: skip
+
+
+def _size(value: float | None) -> str:
+    return "" if value is None else format_bytes(round(value))
+
+
+def _rate(value: float | None) -> str:
+    """What is next to nothing is said to be so."""
+    return "<0.01" if value is not None and value < 0.005 else number(value)
 
 
 def _matrix(rows: Sequence[Row]) -> dict[str, Any]:
@@ -269,50 +280,6 @@ def _winner(row: Row) -> dict[str, Any]:
     times = "" if row["ratio"] is None else f"{row['ratio']:.2f}x"
     interval = "" if row["ci_low"] is None else f"[{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
     return {"best": row["best"], "other": row["other"], "times": times, "interval": interval, "equal": row["different"] is False}
-
-
-# -- the environment --------------------------------------------------------------------------------------------
-
-
-def _hardware(folders: Sequence[Path]) -> str:
-    manifests = [results.read_manifest(folder) for folder in folders]
-    return "; ".join(dict.fromkeys(filter(None, map(_devices, manifests))))
-
-
-def _devices(manifest: dict[str, Any]) -> str:
-    gpus = [gpu["name"] for gpu in manifest.get("gpus") or () if gpu.get("name")]
-    if manifest.get("device") == "cpu" or not gpus:
-        return f"CPU, {manifest['host']['cpu_count']} cores" if manifest.get("host") else ""
-    return ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus))
-
-
-def _environment(folder: Path) -> dict[str, Any]:
-    manifest = results.read_manifest(folder)
-    asked = {name: value for name, value in (manifest.get("experiment") or {}).items() if value not in (None, [], {}, "", False)}
-    asked.pop("result_dir", None)
-    host = manifest.get("host") or {}
-    facts = {
-        "Devices": _devices(manifest),
-        "Driver": manifest.get("driver_version"),
-        "NCCL": manifest.get("nccl_version"),
-        "Host": host.get("system"),
-        "Processors": host.get("cpu_count"),
-        "Main memory": format_bytes(host["memory_bytes"]) if host.get("memory_bytes") else None,
-        "Commit": manifest.get("git_commit"),
-        "Started": manifest.get("started_at"),
-        "Finished": manifest.get("finished_at"),
-    }
-    return {
-        "name": folder.resolve().name,
-        "facts": {name: value for name, value in facts.items() if value},
-        "versions": manifest.get("versions") or {},
-        "asked": {name: _text(value) for name, value in asked.items()},
-        "manifest": json.dumps(manifest, indent=2),
-    }
-
-
-def _text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 def _static(name: str) -> str:

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from orchestrator import outputs
-from orchestrator.compare import GROUP, grouped, names_of
+from orchestrator.compare import GROUP, grouped, names_of, run_order
 from orchestrator.errors import UserError
-from orchestrator.experiment import RUN_ORDER, layout_name
+from orchestrator.experiment import layout_name
 from orchestrator.units import format_bytes
 
 if TYPE_CHECKING:
@@ -30,12 +31,25 @@ CPU_NOTE = (
     "On CPU, gloo on a few cores takes most of every step: this shows that the layouts work and give the same tokens. It is no "
     "ranking of them."
 )
-LEGEND = (
-    "tok/s: generated tokens per second, best of the runs; ±: their standard deviation; steady: while every slot is taken, ramp-up "
-    "and drain left out. x [low, high]: ratio of mean tok/s with its 95% interval. delay: mean, from the "
-    "scheduled arrival to being let in. TTFT, TPOT: medians. comm: exposed "
-    "communication, bubble: waiting for another stage; shares of a decode step, from a separate run. memory: of the fullest rank."
-)
+RATIO = "x [low, high]"  # no column: how verdicts write one
+# Column -> what it says, to one who sees the table for the first time; those that are shown are explained below the tables.
+LEGEND = {
+    "tok/s": "generated tokens per second of all requests together, reading the prompts included; mean of the runs",
+    "±": "half of that mean's 95% interval, in percent of it",
+    "steady": "tok/s while every slot is taken, ramp-up and drain left out",
+    "/GPU": "tok/s per GPU",
+    "of bound": "tok/s in percent of what the GPUs' memory and arithmetic would allow this layout if communication took no time",
+    "best": "in percent of the best layout's tok/s",
+    "goodput": "requests per second that met every service level asked for",
+    "delay ms": "median, from the scheduled arrival of a request to being let in",
+    "TTFT ms": "time from a request's arrival to its first token, median",
+    "TPOT ms": "time for each further token of a request, median",
+    "comm": "share of a decode step in which GPUs exchange data, or wait for the last of them to join in, and compute nothing",
+    "bubble": "share in which a GPU waits for another pipeline stage; both shares are from a separate run",
+    "J/tok": "energy of the GPUs per generated token, in joules",
+    "memory": "peak of the fullest device",
+    RATIO: "ratio of means over runs, with its 95% interval",
+}
 SVG_WIDTH = 110
 
 
@@ -48,11 +62,13 @@ def render(comparison: pa.Table, console: Console, sentences: Mapping[tuple[Any,
     sentences: verdicts to go under a table, by (experiment, model, scenario, max_concurrency).
     """
     every = comparison.to_pylist()
-    for rows in grouped(every, GROUP):
-        _render_group(rows, console, (sentences or {}).get(tuple(rows[0][name] for name in GROUP), ()))
-    console.print(Text(LEGEND, style="dim"))
-    if any(row["num_runs"] > 1 for row in every):
-        console.print(f"{RUN_ORDER[0].upper()}{RUN_ORDER[1:]}.", style="dim")
+    several = any(row["num_runs"] > 1 for row in every)
+    tables = [table for rows in grouped(every, GROUP[:1]) for table in _tables(grouped(rows, GROUP), console)]
+    for rows, table in zip(grouped(every, GROUP), tables, strict=True):
+        _render_group(rows, table, console, (sentences or {}).get(tuple(rows[0][name] for name in GROUP), ()))
+    console.print(_legend(tables, ratios=several and bool(sentences)))
+    if order := run_order(every):
+        console.print(order, style="dim")
     if any((row["device_name"] or "").lower() == "cpu" for row in every):
         console.print(CPU_NOTE, style="yellow")
 
@@ -67,35 +83,67 @@ def export_svg(draw: Callable[[Console], None], path: Path, title: str = "orches
         raise UserError(f"the picture cannot be written to {path}: {error.strerror}; give another --svg") from error
 
 
-def _render_group(rows: list[dict[str, Any]], console: Console, sentences: Sequence[str]) -> None:
-    dtypes = {_dtype(row) for row in rows}
-    console.print(_title(rows[0]) + (f" · {dtypes.pop()}" if len(dtypes) == 1 else ""), style="bold")
-    table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, header_style="dim")
-    for name in ("layout", "engine", *(["dtype"] if dtypes else [])):
-        table.add_column(name, no_wrap=True)
-    hidden = {"steady" if rows[0]["request_rate"] else "delay ms", *(LEFT_OUT if console.width < NARROW else ())}
-    figures = {name: show for name, show in FIGURES.items() if name not in hidden}
-    for name in figures:
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        words = (row["strategy"], row["engine"], *([_dtype(row)] if dtypes else []))
-        table.add_row(*words, *(show(row) for show in figures.values()), style=_style(row))
+def _render_group(rows: list[dict[str, Any]], table: Table, console: Console, sentences: Sequence[str]) -> None:
+    console.print(_title(rows), style="bold")
     console.print(table)
     same = outputs.sentence(names_of(rows), rows)
     for sentence in (*sentences, *([same] if same else [])):
         console.print(Text(sentence))
     for row in rows:
         if row["reason"]:
-            what = "invalid" if row["status"] == "invalid" else "failed"
-            console.print(Text(f"{row['strategy']} ({row['engine']}) {what}: {row['reason']}", style="red"))
+            what = "is invalid" if row["reason_status"] == "invalid" else "failed"
+            which = ", one of its runs" if row["status"] == "completed" else ""
+            console.print(Text(f"{row['strategy']} ({row['engine']}){which} {what}: {row['reason']}", style="red"))
     if sentences or same or any(row["reason"] for row in rows):
         console.print()
 
 
-def _title(row: dict[str, Any]) -> str:
+def _tables(groups: Sequence[list[dict[str, Any]]], console: Console) -> list[Table]:
+    """A table for each group of an experiment; all lack the same columns, as few of SPARED as it takes for each to fit."""
+    tables: list[Table] = []
+    for spared in range(len(SPARED) + 1):
+        tables = [_table(rows, SPARED[:spared]) for rows in groups]
+        if all(_width(table, console) <= console.width for table in tables):
+            break
+    return tables
+
+
+def _table(rows: Sequence[dict[str, Any]], spared: Sequence[str]) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, header_style="dim")
+    names = {name: show for name, show in NAMES.items() if name not in _shared(rows)}
+    hidden = {*spared, "steady" if rows[0]["request_rate"] else "delay ms"}
+    hidden |= {name for name, column in WHERE_KNOWN.items() if all(row[column] is None for row in rows)}
+    figures = {name: show for name, show in FIGURES.items() if name not in hidden}
+    for name in (*names, *figures):
+        table.add_column(name, justify="right" if name in figures else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(show(row) for show in (*names.values(), *figures.values())), style=_style(row))
+    return table
+
+
+def _width(table: Table, console: Console) -> int:
+    """Columns of a terminal that `table` takes if nothing of it is cut."""
+    return Measurement.get(console, console.options.update(width=UNLIMITED), table).maximum
+
+
+def _legend(tables: Sequence[Table], ratios: bool) -> Text:
+    shown = {column.header for table in tables for column in table.columns} | ({RATIO} if ratios else set())
+    said = (Text.assemble((name, "bold"), f": {meaning}.") for name, meaning in LEGEND.items() if name in shown)
+    return Text(" ", style="dim").join(said)
+
+
+def _title(rows: Sequence[dict[str, Any]]) -> str:
+    row = rows[0]
     lengths = f" ({row['input_len']} in / {row['output_len']} out)" if row["input_len"] and row["output_len"] else ""
     rate = f" · {row['request_rate']:g} requests/s, at most" if row["request_rate"] else " ·"
-    return f"{row['model']} · {row['scenario']}{lengths}{rate} {row['max_concurrency']} concurrent"
+    work = f"{row['model']} · {row['scenario']}{lengths}{rate} {row['max_concurrency']} concurrent"
+    return " · ".join([work, *_shared(rows).values()])
+
+
+def _shared(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The engine and the dtype where all rows of a table have the same: these go into its title, not into a column."""
+    shown = {name: {show(row) for row in rows} for name, show in NAMES.items() if name != "layout"}
+    return {name: found.pop() for name, found in shown.items() if len(found) == 1}
 
 
 def _style(row: dict[str, Any]) -> str:
@@ -118,24 +166,43 @@ def _percent(value: float | None, digits: int = 1, of: float = 100.0) -> str:
     return "-" if value is None else f"{100.0 * value / of:.{digits}f}%"
 
 
+def _half_width(row: dict[str, Any]) -> float | None:
+    """Half the interval of tok/s over their mean; None below two runs."""
+    mean, high = row["output_throughput"], row["output_throughput_ci_high"]
+    return None if high is None or not mean else high / mean - 1.0
+
+
 # Title of a column -> what it shows of a row.
+NAMES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "layout": lambda row: row["strategy"],
+    "engine": lambda row: row["engine"],
+    "dtype": _dtype,
+}
 FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
     "GPUs": lambda row: _number(row["num_gpus"], 0),
     "tok/s": lambda row: _number(row["output_throughput"]) if row["status"] == "completed" else row["status"],
-    "±": lambda row: _number(row["output_throughput_std"]),
+    "±": lambda row: _percent(_half_width(row), of=1.0),
     "steady": lambda row: _number(row["steady_output_throughput"]),
     "/GPU": lambda row: _number(row["output_throughput_per_gpu"]),
+    "of bound": lambda row: _percent(row["bound_pct"], 0),
     "best": lambda row: "best" if row["relative_to_best"] == 1.0 else _percent(row["relative_to_best"], 0, of=1.0),
-    "delay ms": lambda row: _number(row["mean_schedule_delay_ms"]),
+    "goodput": lambda row: _number(row["request_goodput"]),
+    "delay ms": lambda row: _number(row["median_schedule_delay_ms"]),
     "TTFT ms": lambda row: _number(row["median_ttft_ms"]),
     "TPOT ms": lambda row: _number(row["median_tpot_ms"], 2),
     "comm": lambda row: _percent(row["comm_exposed_pct"]),
     "bubble": lambda row: _percent(row["bubble_pct"]),
+    "J/tok": lambda row: _number(row["joules_per_output_token"], 2),
     "memory": lambda row: format_bytes(row["peak_memory_bytes"]) if row["peak_memory_bytes"] else "-",
     "runs": lambda row: str(row["num_runs"]),
 }
-NARROW = 100  # a terminal of fewer columns does without
-LEFT_OUT = ("±", "steady", "/GPU", "runs")
+# Left out where no row of a table has it, by the column of the comparison that must be known.
+WHERE_KNOWN = {
+    "±": "output_throughput_ci_high", "of bound": "bound_pct", "goodput": "request_goodput", "J/tok": "joules_per_output_token",
+}  # fmt: skip
+# A terminal that is too narrow for all of them does without these, the first ones first.
+SPARED = ("J/tok", "/GPU", "runs", "steady", "memory", "±", "of bound", "delay ms", "bubble", "GPUs", "goodput")
+UNLIMITED = 10_000  # columns
 
 
 # -- progress ---------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
    Colours are CSS variables in the drawing itself, so light, dark and print need no second one. */
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const state = { phase: "decode", zoom: "1", latency: "bars" };
+  const state = { phase: "decode", zoom: "1", latency: "bars", bounds: "shown" };
   const colour = Object.fromEntries(data.layouts.map((l) => [l.name, `var(--layout-${l.colour})`]));
   const order = data.layouts.map((l) => l.name);
   const SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"];
@@ -13,9 +13,10 @@
     comm_exposed: ["exposed communication", "transfer"], rest: ["compute and gaps", "compute"],
   };
   const PART_ORDER = ["compute", "rest", "exposed_transfer", "exposed_wait", "comm_exposed", "bubble", "launch_gap"];
+  const SHARES = { comm_exposed: "communication exposed", comm_busy: "all communication" };
   const KINDS = {
-    compute: "compute", all_reduce: "transfer", all_gather: "gather", reduce_scatter: "wait", send: "send", recv: "receive",
-    broadcast: "bubble",
+    compute: "compute", all_reduce: "all-reduce", all_gather: "all-gather", reduce_scatter: "reduce-scatter", send: "send",
+    recv: "receive", broadcast: "broadcast",
   };
   const LATENCIES = { ttft: "Time to first token (TTFT)", tpot: "Time per output token (TPOT)", e2el: "Whole request (E2EL)" };
   const CONFIG = {
@@ -41,6 +42,11 @@
     return rows.filter((row) => row.experiment === state.experiment && row.scenario === state.scenario
       && layouts.has(row.layout) && (all || row.concurrency === state.concurrency));
   }
+
+  // What a chart shows is a part of what it can be asked for: a view takes rows, and says which phases.
+  const CHOSEN = { take: chosen, phases: () => [state.phase] };
+  const WHOLE = { take: (rows) => rows, phases: () => ["decode", "prefill"] };
+  const named = ({ experiment, scenario, layout, concurrency }) => ({ experiment, scenario, layout, concurrency });
 
   function fill(name, options) {
     const element = select(name);
@@ -73,8 +79,9 @@
 
   // -- numbers and colours -------------------------------------------------------------------------------------
 
-  const number = (value) => value == null ? "–"
-    : value.toLocaleString("en", { maximumFractionDigits: Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : 2 });
+  const digits = (value) => Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : 2;
+  const number = (value) => value == null ? "–" : value.toLocaleString("en", { maximumFractionDigits: digits(value) });
+  const fixed = (value) => value ? value.toLocaleString("en", { minimumFractionDigits: digits(value), maximumFractionDigits: digits(value) }) : number(value);
   const present = (rows) => order.filter((name) => rows.some((row) => row.layout === name));
   const layoutColour = { field: "layout", type: "nominal", legend: null, scale: { domain: order, range: order.map((n) => colour[n]) } };
   const layoutShape = {
@@ -106,40 +113,67 @@
 
   const charts = {};
 
+  const SOURCES = { calibrated: "rates measured on these devices", datasheet: "rates of the data sheet" };
+  const BOUND_ROOM = 2; // a bound further above the highest figure than this lies outside of the chart
+  const bounded = (rows) => state.bounds === "shown" ? rows.filter((row) => row.bound != null) : [];
+
   charts.throughput = {
-    rows: () => chosen(data.cells, true).filter((row) => row.throughput != null).map((row) => ({
-      layout: row.layout, concurrency: row.concurrency, tokens_per_second: row.throughput, low: row.low, high: row.high,
-      runs: row.runs,
+    rows: ({ take }) => take(data.cells, true).filter((row) => row.throughput != null || row.bound != null).map((row) => ({
+      ...named(row), tokens_per_second: row.throughput, low: row.low, high: row.high, best_run: row.best, runs: row.runs,
+      bound: row.bound, percent_of_bound: row.bound_pct, bound_source: row.bound_source, status: row.status,
     })),
-    note: (rows) => rows.some((row) => row.low != null) ? "Grey: 95% interval of the mean." : "One run each, so there is no interval to draw.",
-    panels: (rows, width) => [{ spec: new Set(rows.map((row) => row.concurrency)).size > 1 ? curves(rows, width) : bars(rows) }],
+    note(rows) {
+      const several = isSweep(rows), sources = [...new Set(bounded(rows).map((row) => row.bound_source).filter(Boolean))];
+      const away = bounded(rows).filter((row) => row.bound > highest(rows)).length;
+      const drawn = !away ? "" : away < bounded(rows).length ? "; some lie outside of the chart" : "; they lie outside of the chart, point at a mark for them";
+      return (!rows.some((row) => row.low != null) ? "One run each, so there is no interval to draw. "
+        : several ? "Strokes at the points: 95% interval of the mean. " : "Grey: 95% interval of the mean. ")
+        + (sources.length ? `${several ? "Dashed" : "Upright"}: bounds, from ${sources.map((name) => SOURCES[name] || name).join(" or ")}${drawn}.` : "");
+    },
+    panels: (rows, width) => [{ spec: isSweep(rows) ? curves(rows, width) : bars(rows) }],
   };
+  const isSweep = (rows) => new Set(rows.map((row) => row.concurrency)).size > 1;
+  /** The end of the scale: above every interval, and above the bounds unless they are far off. */
+  function highest(rows) {
+    const most = maximum(rows, "tokens_per_second", "high"), bound = maximum(bounded(rows), "bound");
+    return 1.04 * (most && bound > BOUND_ROOM * most ? most : Math.max(most, bound));
+  }
+  const throughputTips = tips([["layout", "layout"], ["concurrency", "requests in flight"], ["tokens_per_second", "tokens/s"],
+    ["low", "from"], ["high", "to"], ["best_run", "best run"], ["runs", "runs"], ["percent_of_bound", "% of bound"],
+    ["bound", "bound, tokens/s"], ["bound_source", "bound from"]]);
 
   function curves(rows, width) {
     const values = [...new Set(rows.map((row) => row.concurrency))].sort((a, b) => a - b);
     const height = tall(width, 380);
-    const top = maximum(rows, "tokens_per_second", "high") * 1.04;
-    const ends = present(rows).map((name) => rows.filter((row) => row.layout === name).reduce((a, b) => b.concurrency > a.concurrency ? b : a));
+    const top = highest(rows);
+    const measured = rows.filter((row) => row.tokens_per_second != null), names = present(measured);
+    const ends = names.map((name) => measured.filter((row) => row.layout === name).reduce((a, b) => b.concurrency > a.concurrency ? b : a));
     const places = spread(ends.map((row) => row.tokens_per_second / top * height), 15);
     const labels = ends.map((row, i) => ({ ...row, place: places[i] / height * top }));
+    const aside = (name) => 7 * (names.indexOf(name) - (names.length - 1) / 2); // px, so that intervals at one x stay apart
     const x = {
       field: "concurrency", type: "quantitative", title: "requests in flight",
-      scale: { type: "log", base: 2, domain: [values[0], values[values.length - 1]], nice: false },
+      scale: { type: "log", base: 2, domain: [values[0], values[values.length - 1]], nice: false, padding: 4 * names.length },
       axis: { values, format: "d", labelOverlap: "greedy", grid: true },
     };
     const y = { field: "tokens_per_second", type: "quantitative", title: "tokens per second", scale: { domain: [0, top], nice: false }, axis: { tickCount: 6 } };
-    const tooltip = tips([["layout", "layout"], ["concurrency", "requests in flight"], ["tokens_per_second", "tokens/s"],
-      ["low", "from"], ["high", "to"], ["runs", "runs"]]);
     return {
       description: "Throughput in tokens per second against concurrency, a line per layout", height, padding: { right: labelRoom(order), left: 4, top: 8, bottom: 4 },
-      data: { values: rows },
+      data: { values: measured },
       encoding: { x },
       layer: [
-        { transform: [{ filter: "isValid(datum.low)" }], mark: { type: "rule", stroke: "var(--interval)", strokeWidth: 16, opacity: .6 },
-          encoding: { y: { ...y, field: "low" }, y2: { field: "high" } } },
+        ...names.map((name) => ({
+          transform: [{ filter: { field: "layout", equal: name } }, { filter: "isValid(datum.low)" }],
+          mark: { type: "rule", clip: true, xOffset: aside(name), stroke: colour[name], strokeWidth: 6, opacity: .38 },
+          encoding: { y: { ...y, field: "low" }, y2: { field: "high" } },
+        })),
+        { data: { values: bounded(rows) }, mark: { type: "line", clip: true, strokeWidth: 1.2, strokeDash: [5, 4], opacity: .6 },
+          encoding: { y: { ...y, field: "bound" }, color: layoutColour } },
+        { data: { values: bounded(rows).filter((row) => row.bound <= top) }, mark: { type: "tick", orient: "horizontal", thickness: 2, size: 12, opacity: .8 },
+          encoding: { y: { ...y, field: "bound" }, color: layoutColour, tooltip: throughputTips } },
         { mark: { type: "line", strokeWidth: 2 }, encoding: { y, color: layoutColour } },
-        { mark: { type: "point", filled: true, size: 70, opacity: 1 }, encoding: { y, color: layoutColour, shape: layoutShape, tooltip } },
-        { data: { values: labels }, mark: { type: "text", align: "left", dx: 12, fontWeight: 600, fontSize: 13 },
+        { mark: { type: "point", filled: true, size: 70, opacity: 1 }, encoding: { y, color: layoutColour, shape: layoutShape, tooltip: throughputTips } },
+        { data: { values: labels }, mark: { type: "text", align: "left", dx: 12 + 4 * names.length, fontWeight: 600, fontSize: 13 },
           encoding: { y: { ...y, field: "place" }, text: { field: "layout" }, color: layoutColour } },
       ],
     };
@@ -147,44 +181,88 @@
 
   function bars(rows) {
     const sort = [...rows].sort((a, b) => b.tokens_per_second - a.tokens_per_second).map((row) => row.layout);
-    const x = { field: "tokens_per_second", type: "quantitative", title: "tokens per second", scale: { domainMin: 0, nice: true }, axis: { grid: true, tickCount: 6 } };
+    const end = highest(rows);
+    const values = rows.map((row) => ({
+      ...row, end: Math.max(row.tokens_per_second || 0, row.high || 0),
+      label: (row.tokens_per_second == null ? row.status : number(row.tokens_per_second))
+        + (row.percent_of_bound == null || state.bounds !== "shown" ? "" : ` · ${number(row.percent_of_bound)}% of its bound`),
+    }));
+    const x = { field: "tokens_per_second", type: "quantitative", title: "tokens per second", scale: { domain: [0, end], nice: false }, axis: { grid: true, tickCount: 6 } };
     const y = { field: "layout", type: "nominal", sort, title: null, axis: { labelFontSize: 13, labelColor: "var(--ink)" } };
     return {
-      description: "Throughput in tokens per second, a bar per layout", height: bandHeight(rows.length, 40), data: { values: rows },
-      padding: { right: 60, left: 4, top: 8, bottom: 4 }, encoding: { y },
+      description: "Throughput in tokens per second, a bar per layout", height: bandHeight(rows.length, 40), data: { values },
+      padding: { right: bounded(rows).length ? 170 : 60, left: 4, top: 8, bottom: 4 }, encoding: { y },
       layer: [
-        { mark: { type: "bar", height: 20 }, encoding: { x, color: layoutColour,
-          tooltip: tips([["layout", "layout"], ["tokens_per_second", "tokens/s"], ["low", "from"], ["high", "to"], ["runs", "runs"]]) } },
-        { transform: [{ filter: "isValid(datum.low)" }], mark: { type: "rule", stroke: "var(--interval)", strokeWidth: 9, opacity: .9 },
+        { mark: { type: "bar", height: 20 }, encoding: { x, color: layoutColour, tooltip: throughputTips } },
+        { transform: [{ filter: "isValid(datum.low)" }], mark: { type: "rule", clip: true, stroke: "var(--interval)", strokeWidth: 9, opacity: .9 },
           encoding: { x: { ...x, field: "low" }, x2: { field: "high" } } },
-        { transform: [{ calculate: "max(datum.tokens_per_second, datum.high)", as: "end" }, { calculate: "format(datum.tokens_per_second, ',.3~r')", as: "label" }],
-          mark: { type: "text", align: "left", dx: 8 }, encoding: { x: { ...x, field: "end" }, text: { field: "label" } } },
+        { data: { values: bounded(values).filter((row) => row.bound <= end) }, mark: { type: "tick", thickness: 2, size: 28, opacity: .8 },
+          encoding: { x: { ...x, field: "bound" }, color: layoutColour, tooltip: throughputTips } },
+        { mark: { type: "text", align: "left", dx: 8 }, encoding: { x: { ...x, field: "end" }, text: { field: "label" } } },
       ],
     };
   }
 
   charts.tradeoff = {
-    rows: () => chosen(data.cells, true).filter((row) => row.per_user != null && row.per_gpu != null).map((row) => ({
-      layout: row.layout, concurrency: row.concurrency, tokens_per_second_per_user: row.per_user, tokens_per_second_per_gpu: row.per_gpu,
-      on_front: row.pareto,
-    })),
+    rows: ({ take }) => groups(take(data.cells, true).filter((row) => row.per_user != null && row.per_gpu != null)).flatMap(withFront),
+    note: (rows) => rows.length ? "The front is that of the layouts shown; point at a mark for its layout and concurrency." : "",
     panels: (rows, width) => [{ spec: tradeoff(rows, width) }],
   };
 
-  const FEW = 16; // points that can all be labelled
+  /** Rows of one experiment and scenario together: only these can be set against each other. */
+  function groups(rows) {
+    const found = new Map();
+    for (const row of rows) {
+      const key = JSON.stringify([row.experiment, row.scenario]);
+      found.set(key, [...(found.get(key) || []), row]);
+    }
+    return [...found.values()];
+  }
+
+  /** The points, and whether no other of them is as good in one and better in the other. */
+  function withFront(rows) {
+    const best = new Set();
+    let most = -Infinity;
+    for (const row of [...rows].sort((a, b) => b.per_user - a.per_user || b.per_gpu - a.per_gpu)) {
+      if (row.per_gpu > most) { best.add(row); most = row.per_gpu; }
+    }
+    return rows.map((row) => ({
+      ...named(row), tokens_per_second_per_user: row.per_user, tokens_per_second_per_gpu: row.per_gpu, on_front: best.has(row),
+    }));
+  }
+
+  /** Labels where there is room for them, those that come first before those after them. box: px of the plot; points: in px. */
+  function placed(labels, points, box) {
+    const taken = points.map(([x, y]) => [x - 6, y - 6, x + 6, y + 6]);
+    const meets = (a) => a[0] < 0 || a[1] < 0 || a[2] > box.width || a[3] > box.height
+      || taken.some((b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3]);
+    return labels.flatMap((label) => {
+      const wide = 6.6 * label.text.length, [px, py] = label.at;
+      const spots = [[7, -19], [7, 5], [-7 - wide, -19], [-7 - wide, 5], [9, -7], [-9 - wide, -7]];
+      const spot = spots.map(([dx, dy]) => [px + dx, py + dy, px + dx + wide, py + dy + 14]).find((area) => !meets(area));
+      if (!spot) return [];
+      taken.push(spot);
+      return [{ ...label, x: spot[0], y: (spot[1] + spot[3]) / 2 }];
+    });
+  }
+
   function tradeoff(rows, width) {
-    const axis = { grid: true, tickCount: 6 };
-    const most = (layout) => Math.max(...rows.filter((row) => row.layout === layout).map((row) => row.concurrency));
-    const labelled = rows.filter((row) => row.on_front || rows.length <= FEW || row.concurrency === most(row.layout))
-      .map((row) => ({ ...row, label: `${row.layout} · ${row.concurrency}` }));
-    const room = 1.1;
+    const axis = { grid: true, tickCount: 6 }, room = 1.1, height = tall(width, 420);
+    const xEnd = room * maximum(rows, "tokens_per_second_per_user"), yEnd = room * maximum(rows, "tokens_per_second_per_gpu");
+    const box = { width: width - 80, height };
+    const at = (row) => [row.tokens_per_second_per_user / xEnd * box.width, (1 - row.tokens_per_second_per_gpu / yEnd) * height];
+    const alone = present(rows).filter((name) => !rows.some((row) => row.layout === name && row.on_front))
+      .map((name) => rows.filter((row) => row.layout === name).reduce((a, b) => b.concurrency > a.concurrency ? b : a));
+    const labels = [...rows.filter((row) => row.on_front), ...alone]
+      .map((row) => ({ layout: row.layout, on_front: row.on_front, text: `${row.layout} · ${row.concurrency}`, at: at(row) }));
+    const values = placed(labels, rows.map(at), box).map((label) => ({ ...label, x: label.x / box.width * xEnd, y: (1 - label.y / height) * yEnd }));
     const x = { field: "tokens_per_second_per_user", type: "quantitative", title: "tokens per second for one user (1000 / median TPOT in ms)",
-      axis, scale: { domain: [0, room * maximum(rows, "tokens_per_second_per_user")], nice: false } };
+      axis, scale: { domain: [0, xEnd], nice: false } };
     const y = { field: "tokens_per_second_per_gpu", type: "quantitative", title: "tokens per second and GPU",
-      axis, scale: { domain: [0, room * maximum(rows, "tokens_per_second_per_gpu")], nice: false } };
+      axis, scale: { domain: [0, yEnd], nice: false } };
     const opacity = { condition: { test: "datum.on_front", value: 1 }, value: .32 };
     return {
-      description: "Tokens per second per user against tokens per second per GPU, with the Pareto front", height: tall(width, 420),
+      description: "Tokens per second per user against tokens per second per GPU, with the Pareto front", height,
       padding: { right: 12, left: 4, top: 8, bottom: 4 }, data: { values: rows }, encoding: { x, y },
       layer: [
         { mark: { type: "line", strokeWidth: 1.5, opacity: .35 }, encoding: { color: layoutColour, order: { field: "concurrency" } } },
@@ -193,44 +271,72 @@
         { mark: { type: "point", filled: true, size: 95 }, encoding: { color: layoutColour, shape: layoutShape, opacity,
           tooltip: tips([["layout", "layout"], ["concurrency", "requests in flight"], ["tokens_per_second_per_user", "tokens/s/user"],
             ["tokens_per_second_per_gpu", "tokens/s/GPU"], ["on_front", "on the front"]]) } },
-        { data: { values: labelled }, mark: { type: "text", align: "left", baseline: "bottom", dx: 7, dy: -5 },
-          encoding: { text: { field: "label" }, color: layoutColour, opacity: { condition: { test: "datum.on_front", value: 1 }, value: .55 } } },
+        { data: { values }, mark: { type: "text", align: "left", baseline: "middle" },
+          encoding: { x: { ...x, field: "x" }, y: { ...y, field: "y" }, text: { field: "text" }, color: layoutColour,
+            opacity: { condition: { test: "datum.on_front", value: 1 }, value: .6 } } },
       ],
     };
   }
 
   charts.step = {
-    rows: () => chosen(data.cells).flatMap((row) => PART_ORDER.filter((part) => row.parts[state.phase] && row.parts[state.phase][part] != null)
-      .map((part) => ({
-        layout: row.layout, concurrency: row.concurrency, phase: state.phase, part: PARTS[part][0],
-        percent: row.parts[state.phase][part], percent_of_worst_rank: row.worst[state.phase][part] ?? null, step_ms: row.step_ms[state.phase] ?? null, key: part,
-      }))),
-    hidden: ["key"],
-    key: (rows) => PART_ORDER.filter((part) => rows.some((row) => row.key === part)).map((part) => [PARTS[part][0], `var(--${PARTS[part][1]})`]),
-    note: (rows) => rows.length ? `${state.phase} at ${state.concurrency} concurrent${rows.some((row) => row.step_ms != null) ? "; to the right, how long a step takes" : ""}.` : "",
+    rows: ({ take, phases }) => take(data.cells).flatMap((row) => phases().filter((phase) => row.parts[phase]).map((phase) => ({
+      ...named(row), phase, step_ms: row.step_ms[phase] ?? null,
+      ...(phase === "decode" ? { micro_batches: row.lanes, token_to_token_ms: row.token_ms, timed_token_to_token_ms: row.timed_ms } : {}),
+      ...Object.fromEntries(Object.entries(row.parts[phase]).flatMap(([part, percent]) => [[`${part}_pct`, percent], [`${part}_pct_worst`, row.worst[phase][part]]])),
+      ...row.comm[phase], parts: row.parts[phase], worst: row.worst[phase],
+    }))),
+    hidden: ["parts", "worst"],
+    key: (rows) => partsOf(rows).map((part) => [PARTS[part][0], `var(--${PARTS[part][1]})`]),
+    note(rows) {
+      if (!rows.length) return "";
+      const where = `${state.phase} at ${state.concurrency} concurrent`;
+      return state.phase === "prefill" ? `${where}: a pass reads as many tokens as fit, not as many under each layout, so that only its shares can be compared.`
+        : inTime(rows) ? `${where}; to the right, milliseconds from a token to the next.` : `${where}. Shares alone: how long a step took is not known of every layout.`;
+    },
     panels: (rows, width) => [{ spec: stacked(rows, width) }],
+    table: (rows) => [
+      ["layout", ...state.phase === "decode" ? ["from token to token, ms", "the same, timed, ms", "micro-batches"] : ["a pass, ms"],
+        ...partsOf(rows).map((part) => `${PARTS[part][0]}, %`), ...Object.values(SHARES).flatMap((name) => [`${name}, %`, "worst rank, %"])],
+      ...order.flatMap((name) => rows.filter((row) => row.layout === name)).map((row) => [
+        row.layout, ...state.phase === "decode" ? [fixed(row.token_to_token_ms), fixed(row.timed_token_to_token_ms), number(row.micro_batches)] : [fixed(row.step_ms)],
+        ...partsOf(rows).map((part) => fixed(row.parts[part])),
+        ...Object.keys(SHARES).flatMap((name) => [fixed(row[`${name}_pct`]), fixed(row[`${name}_pct_worst`])]),
+      ]),
+    ],
   };
+  const partsOf = (rows) => PART_ORDER.filter((part) => rows.some((row) => row.parts[part] != null));
+  const inTime = (rows) => rows.every((row) => row.token_to_token_ms != null);
 
+  /** Bars of milliseconds where these can be compared, else of percent. */
   function stacked(rows, width) {
-    const parts = PART_ORDER.filter((part) => rows.some((row) => row.key === part));
-    const start = {};
-    const values = rows.map((row) => {
-      const from = start[row.layout] || 0;
-      start[row.layout] = from + row.percent;
-      return { ...row, from, to: from + row.percent, middle: from + row.percent / 2, label: row.percent * width >= 4200 ? `${number(row.percent)}%` : "" };
+    const parts = partsOf(rows), timed = inTime(rows);
+    const end = timed ? maximum(rows, "token_to_token_ms") : 100;
+    const values = rows.flatMap((row) => {
+      let from = 0;
+      const scale = timed ? row.token_to_token_ms / 100 : 1;
+      return parts.filter((part) => row.parts[part] != null).map((part) => {
+        const percent = row.parts[part], length = percent * scale, start = from;
+        from += length;
+        return {
+          layout: row.layout, key: part, part: PARTS[part][0], percent, worst: row.worst[part], step_ms: row.step_ms, ms: timed ? length : null,
+          token_ms: timed ? row.token_to_token_ms : null, from: start, to: from, middle: start + length / 2,
+          label: length / end * width >= 42 ? `${number(percent)}%` : "",
+        };
+      });
     });
-    const ends = present(rows).map((layout) => values.find((row) => row.layout === layout)).filter((row) => row.step_ms != null)
-      .map((row) => ({ layout: row.layout, to: 100, label: `${number(row.step_ms)} ms` }));
-    const x = { field: "from", type: "quantitative", title: "% of the step", scale: { domain: [0, 100], clamp: true }, axis: { grid: false, tickCount: 5 } };
+    const ends = timed ? rows.map((row) => ({ layout: row.layout, to: row.token_to_token_ms, label: `${number(row.token_to_token_ms)} ms` })) : [];
+    const x = { field: "from", type: "quantitative", title: timed ? "milliseconds from one token of a request to its next" : "% of the step",
+      scale: { domain: [0, end], nice: false, clamp: true }, axis: { grid: false, tickCount: timed ? 8 : 5 } };
     const y = { field: "layout", type: "nominal", sort: order, title: null, scale: { paddingInner: .35, paddingOuter: .1 }, axis: { labelFontSize: 13, labelColor: "var(--ink)" } };
     const fill = (suffix) => ({ field: "key", type: "nominal", legend: null, scale: { domain: parts, range: parts.map((part) => `var(--${PARTS[part][1]}${suffix})`) } });
     return {
-      description: "The step of each layout cut into its parts, in percent", height: bandHeight(present(rows).length, 46), data: { values }, encoding: { y },
+      description: "The step of each layout cut into its parts", height: bandHeight(present(rows).length, 46), data: { values }, encoding: { y },
       padding: { right: ends.length ? 72 : 12, left: 4, top: 4, bottom: 4 },
       resolve: { scale: { color: "independent" } },
       layer: [
         { mark: { type: "bar", stroke: "var(--page)", strokeWidth: 1 }, encoding: { x, x2: { field: "to" }, color: fill(""),
-          tooltip: tips([["layout", "layout"], ["part", "part"], ["percent", "% of the step"], ["percent_of_worst_rank", "worst rank, %"], ["step_ms", "step, ms"]]) } },
+          tooltip: tips([["layout", "layout"], ["part", "part"], ["percent", "% of the step"], ["worst", "worst rank, %"], ["ms", "ms"],
+            ["token_ms", "token to token, ms"], ["step_ms", "a step of a rank, ms"]]) } },
         { mark: { type: "text", fontSize: 12 }, encoding: { x: { ...x, field: "middle" }, text: { field: "label" }, color: fill("-ink") } },
         { data: { values: ends }, mark: { type: "text", align: "left", dx: 8, fontWeight: 600 }, encoding: { x: { ...x, field: "to" }, text: { field: "label" } } },
       ],
@@ -238,8 +344,8 @@
   }
 
   charts.timeline = {
-    rows: () => chosen(data.timeline).flatMap((cell) => cell.bars.map(([rank, step, kind, start, length]) => ({
-      layout: cell.layout, concurrency: cell.concurrency, rank, step, kind: cell.kinds[kind], start_us: start, end_us: start + length,
+    rows: ({ take }) => take(data.timeline).flatMap((cell) => cell.bars.map(([rank, step, kind, start, length]) => ({
+      ...named(cell), rank, step, kind: cell.kinds[kind], start_us: start, end_us: start + length,
     }))),
     key: (rows) => [...new Set(rows.map((row) => row.kind))].sort((a, b) => Object.keys(KINDS).indexOf(a) - Object.keys(KINDS).indexOf(b))
       .map((kind) => [kind.replaceAll("_", "-"), `var(--${KINDS[kind] || "other"})`]),
@@ -274,8 +380,8 @@
   }
 
   charts.latencies = {
-    rows: () => chosen(data.latencies).flatMap((row) => row.q.map((ms, percentile) => ({
-      layout: row.layout, concurrency: row.concurrency, latency: row.metric, percentile, ms, requests: row.requests,
+    rows: ({ take }) => take(data.latencies).flatMap((row) => row.q.map((ms, percentile) => ({
+      ...named(row), latency: row.metric, percentile, ms, requests: row.requests,
     }))),
     columns: "three",
     note: (rows) => rows.length ? `At ${state.concurrency} concurrent, requests of all runs together.` : "",
@@ -318,10 +424,10 @@
     };
   }
 
-  const HELD = { weight: ["weights", "compute"], kv: ["KV cache", "gather"], rest: ["the rest of the peak", "gap"] };
+  const HELD = { weight: ["weights", "compute"], kv: ["KV cache", "kv"], rest: ["the rest of the peak", "gap"] };
   charts.memory = {
-    rows: () => chosen(data.memory).map((row) => ({
-      layout: row.layout, concurrency: row.concurrency, rank: row.rank, weights_gb: row.weight, kv_gb: row.kv, rest_gb: row.rest, peak_gb: row.peak,
+    rows: ({ take }) => take(data.memory).map((row) => ({
+      ...named(row), rank: row.rank, weights_gb: row.weight, kv_gb: row.kv, rest_gb: row.rest, peak_gb: row.peak,
     })),
     key: () => held().map((name) => [heldName(name), heldColour(name)]),
     note: (rows) => rows.length && data.capacity_gb ? `Dashed: the ${number(data.capacity_gb)} GB of one GPU.` : "",
@@ -356,8 +462,8 @@
   }
 
   charts.telemetry = {
-    rows: () => chosen(data.telemetry).flatMap((row) => row.s.map((second, i) => ({
-      layout: row.layout, concurrency: row.concurrency, gauge: row.gauge, unit: row.unit, second, mean: row.mean[i], low: row.low[i], high: row.high[i],
+    rows: ({ take }) => take(data.telemetry).flatMap((row) => row.s.map((second, i) => ({
+      ...named(row), gauge: row.gauge, unit: row.unit, second, mean: row.mean[i], low: row.low[i], high: row.high[i],
     }))),
     columns: "two",
     note: (rows) => rows.length ? `At ${state.concurrency} concurrent, one run of each layout.` : "",
@@ -388,13 +494,13 @@
     const chart = charts[id];
     if (!chart) return;
     const target = document.querySelector(`[data-chart="${id}"]`);
-    const rows = chart.rows();
+    const rows = chart.rows(CHOSEN);
     (drawn[id] || []).forEach((view) => view.finalize());
     drawn[id] = [];
     target.replaceChildren();
     target.className = `panels ${chart.columns || ""}`;
     document.querySelector(`[data-note="${id}"]`).textContent = chart.note ? chart.note(rows) : "";
-    document.getElementById(id).querySelector(".save").hidden = !rows.length;
+    document.querySelector(`[data-figures="${id}"]`).replaceChildren(...chart.table && rows.length ? [tableOf(chart.table(rows))] : []);
     if (!rows.length) {
       target.className = "panels";
       target.append(element("p", "empty", "Nothing was recorded for this choice."));
@@ -407,6 +513,16 @@
       drawn[id].push(embed(panel.appendChild(element("div", "plot")), spec, paper && paper / (COLUMNS[chart.columns] || 1) - 20));
     }
     target.dataset.drawn = rows.length;
+  }
+
+  function tableOf([head, ...body]) {
+    const table = element("table"), add = (parent, tag, texts) => texts.forEach((text, i) => {
+      parent.append(Object.assign(element(i && tag === "td" ? "td" : "th", "", text), { scope: tag === "td" ? "row" : "col" }));
+    });
+    add(table.createTHead().insertRow(), "th", head);
+    const rows = table.createTBody();
+    for (const texts of body) add(rows.insertRow(), "td", texts);
+    return table;
   }
 
   function legend(pairs) {
@@ -469,8 +585,11 @@
     for (const part of document.querySelectorAll("[data-experiment]")) {
       part.hidden = part.dataset.experiment !== state.experiment || part.dataset.scenario !== state.scenario;
     }
-    for (const words of document.querySelectorAll(".words")) words.hidden = Number(words.dataset.concurrency) !== state.concurrency;
+    for (const part of document.querySelectorAll(".words, .at")) {
+      part.hidden = Number(part.dataset.concurrency) !== state.concurrency || part.matches(".at") && part.hidden;
+    }
     for (const row of document.querySelectorAll("tr[data-layout]")) row.hidden = !layouts.has(row.dataset.layout);
+    for (const section of document.querySelectorAll(".listed")) section.hidden = !section.querySelector("tbody:not([hidden])");
     const all = shown().filter((name) => data.cells.some((cell) => cell.experiment === state.experiment && cell.layout === name)).join(", ");
     document.getElementById("chosen").textContent = `${experiment().label} · ${scenario().label} · ${state.concurrency} concurrent · ${all}`;
     for (const id of ["timeline", "telemetry", "memory"]) document.getElementById(id).hidden = !data[id].length;
@@ -489,11 +608,13 @@
   const quoted = (value) => /[",\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value;
   const line = (values) => values.map((value) => quoted(String(value ?? ""))).join(",");
 
-  function csv(id) {
+  /** What is shown of a chart or a table; everything there is with `whole`. */
+  function csv(id, whole) {
+    if (data.tables[id] && (whole || id !== "comparison")) return [data.tables[id].columns, ...data.tables[id].rows].map(line).join("\n") + "\n";
     if (id === "comparison") return tableCsv();
-    const hidden = charts[id].hidden || [];
-    const rows = charts[id].rows();
-    const names = Object.keys(rows[0] || {}).filter((name) => !hidden.includes(name));
+    const hidden = new Set(charts[id].hidden);
+    const rows = charts[id].rows(whole ? WHOLE : CHOSEN);
+    const names = [...new Set(rows.flatMap(Object.keys))].filter((name) => !hidden.has(name));
     return [line(names), ...rows.map((row) => line(names.map((name) => row[name])))].join("\n") + "\n";
   }
 
@@ -533,8 +654,9 @@
   document.addEventListener("change", choose);
   document.querySelector(".bar").addEventListener("submit", (event) => event.preventDefault());
   document.addEventListener("click", ({ target }) => {
-    const { csv: table, svg: picture } = target.dataset;
+    const { csv: table, all: whole, svg: picture } = target.dataset;
     if (table) save(`${table}.csv`, csv(table), "text/csv");
+    if (whole) save(`${whole}-all.csv`, csv(whole, true), "text/csv");
     if (picture) save(`${picture}.svg`, svg(picture), "image/svg+xml");
   });
   window.addEventListener("resize", onWidth);
