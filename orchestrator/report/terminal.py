@@ -111,9 +111,8 @@ def _tables(groups: Sequence[list[dict[str, Any]]], console: Console) -> list[Ta
 def _table(rows: Sequence[dict[str, Any]], spared: Sequence[str]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, header_style="dim")
     names = {name: show for name, show in NAMES.items() if name not in _shared(rows)}
-    hidden = {*spared, "steady" if rows[0]["request_rate"] else "delay ms"}
-    hidden |= {name for name, column in WHERE_KNOWN.items() if all(row[column] is None for row in rows)}
-    figures = {name: show for name, show in FIGURES.items() if name not in hidden}
+    unknown = [name for name, column in WHERE_KNOWN.items() if all(row[column] is None for row in rows)]
+    figures = {name: show for name, show in FIGURES.items() if name not in (*spared, *unknown)}
     for name in (*names, *figures):
         table.add_column(name, justify="right" if name in figures else "left", no_wrap=True)
     for row in rows:
@@ -198,7 +197,8 @@ FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 # Left out where no row of a table has it, by the column of the comparison that must be known.
 WHERE_KNOWN = {
-    "±": "output_throughput_ci_high", "of bound": "bound_pct", "goodput": "request_goodput", "J/tok": "joules_per_output_token",
+    "±": "output_throughput_ci_high", "steady": "steady_output_throughput", "of bound": "bound_pct", "goodput": "request_goodput",
+    "delay ms": "median_schedule_delay_ms", "J/tok": "joules_per_output_token",
 }  # fmt: skip
 # A terminal that is too narrow for all of them does without these, the first ones first.
 SPARED = ("J/tok", "/GPU", "runs", "steady", "memory", "±", "of bound", "delay ms", "bubble", "GPUs", "goodput")
