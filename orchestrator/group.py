@@ -121,11 +121,11 @@ class WorkerGroup:
             for node, ranks in reports.items()
         ]
         try:
-            missing = [report for answer in ray.get(refs, timeout=nsight.WRITE_S + START_S) for report in answer]
+            complaints = [said for answer in ray.get(refs, timeout=nsight.WRITE_S + START_S) for said in answer]
         except RayError as error:
-            missing = [f"any report of {self.name} ({first_line(error)})"]
-        for report in missing:
-            logging.getLogger(__name__).warning("nsys did not write %s", report)
+            complaints = [f"nsys did not write any report of {self.name} ({first_line(error)})"]
+        for complaint in complaints:
+            logging.getLogger(__name__).warning(complaint)
 
     # -- starting -----------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from orchestrator.errors import UserError
 from orchestrator.experiment import Deployment, Experiment
 
-SUFFIX = ".nsys-rep"
+SUFFIX, GATHERED = ".nsys-rep", ".qdstrm"  # a report, and what nsys makes it of
 WRITE_S = 300.0  # for nsys to make a report of what it gathered, after the worker has ended
 POLL_S = 0.1
 
@@ -31,15 +31,15 @@ def command(report: Path, python: str) -> str:
     Ray's own way, runtime_env "nsight", starts whichever `python` is first on the PATH, and keeps the report in the folder
     of Ray's session, where nothing tells one that is still being written.
     """
-    return shlex.join(["bash", "-c", SCRIPT, str(report), f"{report.with_suffix('')}-unfinished", python])
+    return shlex.join(["bash", "-c", SCRIPT, str(report), str(_unfinished(report).with_suffix("")), python])
 
 
 def name_reports(ranks: Mapping[str, int], timeout_s: float) -> list[str]:
     """Name the reports of this node by rank, waiting for each: "rank0.nsys-rep", or "rank0-2.nsys-rep" and so on where an
-    earlier start of the same layout has that. ranks: report -> rank. Returns the reports that nsys did not write.
+    earlier start of the same layout has that. ranks: report -> rank. Returns what is to be said of those nsys did not write.
     """
     waiting, deadline = {Path(report): rank for report, rank in ranks.items()}, time.monotonic() + timeout_s
-    empty = []
+    said = []
     while waiting and time.monotonic() < deadline:
         for report in [path for path in waiting if path.exists()]:
             rank = waiting.pop(report)
@@ -47,9 +47,22 @@ def name_reports(ranks: Mapping[str, int], timeout_s: float) -> list[str]:
                 report.rename(_free(report.with_name(f"rank{rank}{SUFFIX}")))
             else:
                 report.unlink()
-                empty.append(report)
+                said.append(f"nsys wrote no report of rank {rank}{_gathered(report, rank)}")
         time.sleep(POLL_S)
-    return [str(report) for report in (*empty, *waiting)]
+    return [*said, *(f"nsys had not written {report} after {timeout_s:g} s" for report in waiting)]
+
+
+def _gathered(report: Path, rank: int) -> str:
+    """Where an nsys without its importer has left what it gathered."""
+    found = _unfinished(report).with_suffix(GATHERED)
+    if not found.exists():
+        return ""
+    kept = found.rename(_free(report.with_name(f"rank{rank}{GATHERED}")))
+    return f"; what it gathered is in {kept}, of which QdstrmImporter, a part of Nsight Systems, makes one"
+
+
+def _unfinished(report: Path) -> Path:
+    return report.with_name(f"{report.stem}-unfinished{SUFFIX}")
 
 
 def _free(path: Path) -> Path:

@@ -134,9 +134,18 @@ def test_an_nsys_that_writes_nothing_is_told_of_and_not_waited_for(nsys: Path, t
     (nsys / "nsys").write_text("#!/bin/sh\nexit 1\n")
     report = tmp_path / "reports" / "ab12-0.nsys-rep"
     run_wrapped(report, "true")
-    assert nsight.name_reports({str(report): 0}, timeout_s=60) == [str(report)]
+    assert nsight.name_reports({str(report): 0}, timeout_s=60) == ["nsys wrote no report of rank 0"]
     assert list(report.parent.iterdir()) == []
-    assert nsight.name_reports({str(report): 0}, timeout_s=0.2) == [str(report)]
+    assert nsight.name_reports({str(report): 0}, timeout_s=0.2) == [f"nsys had not written {report} after 0.2 s"]
+
+
+def test_what_an_nsys_without_its_importer_gathered_is_kept(nsys: Path, tmp_path: Path) -> None:
+    (nsys / "nsys").write_text('#!/bin/bash\nfor word; do case "$word" in --output=*) touch "${word#--output=}.qdstrm";; esac; done\n')
+    report = tmp_path / "reports" / "ab12-0.nsys-rep"
+    run_wrapped(report, "true")
+    (said,) = nsight.name_reports({str(report): 2}, timeout_s=60)
+    assert [file.name for file in report.parent.iterdir()] == ["rank2.qdstrm"]
+    assert "rank2.qdstrm, of which QdstrmImporter" in said
 
 
 # -- where it is not installed ----------------------------------------------------------------------------------
