@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -25,8 +25,9 @@ from strategies.placement import Placement
 from workers.intervals import Span, intersect, length, subtract, union
 from workers.records import COLLECTIVES, COMPUTE, SPANS, bus_factor, column, table_schema
 
-HANDOVER = frozenset({"send", "recv", "broadcast"})
-EXCERPT = 5  # steps of a phase, the first of which is left out
+EDGES = frozenset({"send", "recv"})  # between two stages
+HANDOVER = EDGES | {"broadcast"}
+EXCERPT = 4  # steps of a phase
 PARTS = ("compute", "exposed_transfer", "exposed_wait", "bubble", "launch_gap")
 
 # One row per phase and rank of an observed run; milliseconds per step, the five parts sum to step_ms.
@@ -51,7 +52,10 @@ TIMED = table_schema("timed_collectives", [*COLLECTIVES, *TIMING])  # of an obse
 # Collectives of the engines that are here, by mesh axis; those of others are in the table alone.
 OPERATIONS = (
     ("tp", "all_reduce"), ("tp", "all_gather"), ("pp", "send"), ("pp", "recv"), ("pp", "broadcast"), ("dp", "all_gather"),
+    ("dp", "all_reduce"),
 )  # fmt: skip
+
+Step = TypeVar("Step")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +86,17 @@ def account(spans: pa.Table | None, placement: Placement) -> dict[str, pa.Table]
     seen = SPANS.empty_table() if spans is None else spans
     timed = pa.Table.from_pylist(timed_collectives(seen, placement), TIMED)
     rows = pa.Table.from_pylist(parts(seen, placement), table_schema("parts", PARTS_FIELDS))
-    return {"spans": excerpt(seen), "timed_collectives": timed, "parts": rows}
+    return {"spans": excerpt(seen, placement), "timed_collectives": timed, "parts": rows}
 
 
-def excerpt(spans: pa.Table) -> pa.Table:
-    """The spans of the first steps of each phase beyond its very first: enough to look at, small enough to keep."""
+def excerpt(spans: pa.Table, placement: Placement) -> pa.Table:
+    """The spans of the first steps of each phase that count: enough to look at, small enough to keep."""
     rows = spans.select(["rank", "phase", "step"]).to_pylist()
     steps: dict[str, set[int]] = defaultdict(set)
     for row in rows:
         steps[row["phase"]].add(row["step"])
-    kept = {(phase, step) for phase, found in steps.items() for step in sorted(found)[1:EXCERPT]}
-    if not kept:
-        return spans
-    return spans.filter(pa.array([(row["phase"], row["step"]) in kept for row in rows]))
+    kept = {(phase, step) for phase, found in steps.items() for step in settled(phase, sorted(found), placement)[:EXCERPT]}
+    return spans.filter(pa.array([(row["phase"], row["step"]) in kept for row in rows], type=pa.bool_()))
 
 
 def match(spans: pa.Table, placement: Placement) -> list[Transfer]:
@@ -136,7 +138,7 @@ def _channel(row: Mapping[str, Any], placement: Placement) -> tuple[Any, ...]:
 def parts(spans: pa.Table, placement: Placement) -> list[dict[str, Any]]:
     """Rows of PARTS_FIELDS. spans: of all ranks, in the schema SPANS.
 
-    Of each phase its `steady` steps count.
+    Of each phase its `settled` steps count.
     """
     calls = match(spans, placement)
     rows = spans.to_pylist()
@@ -144,7 +146,7 @@ def parts(spans: pa.Table, placement: Placement) -> list[dict[str, Any]]:
     for rank in sorted({row["rank"] for row in rows}):
         mine = [row for row in rows if row["rank"] == rank]
         booked, busy = _book(mine, [call for call in calls if call.rank == rank])
-        for phase, windows in steady(mine, placement).items():
+        for phase, windows in counted_steps(mine, placement).items():
             steps, within = len(windows), union(windows.values())
             per_step = {part: length(intersect(booked[part], within)) / steps / 1e3 for part in PARTS[:-1]}
             step_ms = length(within) / steps / 1e3
@@ -170,16 +172,18 @@ def _book(rows: Sequence[Mapping[str, Any]], calls: Sequence[Transfer]) -> tuple
     return booked, union(moving + waiting)
 
 
-def steady(rows: Sequence[Mapping[str, Any]], placement: Placement) -> dict[str, dict[int, Span]]:
-    """phase -> step -> when it was, of one rank: from the end of the step before to its own. The first ones are left out.
+def settled(phase: str, steps: Sequence[Step], placement: Placement) -> Sequence[Step]:
+    """`steps` of a phase, in order, without the first ones; the last one alone where there are no others.
 
     The first step of prefill waits for ranks that began later. The first decode step of each micro-batch, of which there
-    are as many as stages, waits until every other stage is done with prefill: of a phase's change, not of its steps. Where
-    there are no others, the last one stays.
+    are as many as stages, waits until every other stage is done with prefill: of a phase's change, not of its steps.
     """
-    first = {"decode": placement.degree("pp")}
-    found = {phase: list(windows.items()) for phase, windows in _windows(rows).items()}
-    return {phase: dict(steps[first.get(phase, 1) :] or steps[-1:]) for phase, steps in found.items()}
+    return steps[placement.degree("pp") if phase == "decode" else 1 :] or steps[-1:]
+
+
+def counted_steps(rows: Sequence[Mapping[str, Any]], placement: Placement) -> dict[str, dict[int, Span]]:
+    """phase -> step -> when it was, of the `settled` steps of one rank: from the end of the step before to its own."""
+    return {phase: dict(settled(phase, list(found.items()), placement)) for phase, found in _windows(rows).items()}
 
 
 def _windows(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Span]]:
@@ -201,20 +205,20 @@ def _windows(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Span]]:
 
 
 def timed_collectives(spans: pa.Table, placement: Placement) -> list[dict[str, Any]]:
-    """Rows of TIMED, of the calls in `steady` steps. GB/s of 1e9 bytes: bytes over transfer, and that x the bus factor."""
+    """Rows of TIMED, of the calls in `settled` steps. GB/s of 1e9 bytes: bytes over transfer, and that x the bus factor."""
     rows = spans.to_pylist()
     ranks = {row["rank"] for row in rows}
     kept = {
         (rank, step)
         for rank in ranks
-        for windows in steady([row for row in rows if row["rank"] == rank], placement).values()
+        for windows in counted_steps([row for row in rows if row["rank"] == rank], placement).values()
         for step in windows
     }
     groups: dict[tuple[int, str, str, str], list[Transfer]] = defaultdict(list)
     for call in match(spans, placement):
         if call.axis is not None and (call.rank, call.step) in kept:
             groups[call.rank, call.phase, call.op, call.axis].append(call)
-    return [_timed(key, calls, placement.degree(key[3])) for key, calls in sorted(groups.items())]
+    return [_timed(key, calls, 2 if key[2] in EDGES else placement.degree(key[3])) for key, calls in sorted(groups.items())]
 
 
 def _timed(key: tuple[int, str, str, str], calls: Sequence[Transfer], ranks: int) -> dict[str, Any]:

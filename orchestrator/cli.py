@@ -96,7 +96,7 @@ EXPERIMENT_OPTIONS = (
     click.option("--until-ci", type=float, metavar="SHARE", help="Add runs until half the 95% interval is within it, as 0.05."),
     click.option("--max-runs", type=int, metavar="N", help="Most runs of a cell under --until-ci. [10]"),
     click.option("--interleave", type=click.Choice(["auto", "yes", "no"]), help="Layouts take turns, run by run. [auto: if cheap]"),
-    click.option("--num-warmups", type=int, metavar="N", help="Unrecorded runs before each cell's first. [1]"),
+    click.option("--num-warmups", type=int, metavar="N", help="Unrecorded runs before a cell's first with fresh workers. [1]"),
     click.option("--request-rate", type=float, metavar="R", help="Requests arriving a second: an open loop. [closed loop]"),
     click.option("--burstiness", type=float, metavar="SHAPE", help="Of the gaps between arrivals (gamma): 1 is Poisson. [1]"),
     click.option("--num-prompts", type=int, metavar="N", help="Requests of a run. [max-concurrency; all of a dataset]"),

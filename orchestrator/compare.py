@@ -22,7 +22,7 @@ MEDIANS = (
     *LATENCY_COLUMNS, "decode_ms_per_step", "prefill_s", "duration", "build_s", "startup_s", "steady_s", "slo_attainment_pct",
     "mean_schedule_delay_ms", "median_schedule_delay_ms", "p99_schedule_delay_ms",
 )  # fmt: skip
-# Same for every run of a cell, or so by nature: the first that is known.
+# Same for every run of a cell, or so by nature (in an open loop the calls of the first run stand for all): the first that is known.
 CONSTANTS = (
     "num_gpus", "device_name", "input_len", "output_len", "num_prompts", "weight_bytes", "kv_tokens", "comm_calls", "comm_bytes",
     "bound_source", "request_rate", "burstiness", *accounting.COLUMNS,
@@ -103,15 +103,15 @@ def names_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def run_order(rows: Sequence[Mapping[str, Any]]) -> str:
-    """In which order the runs behind rows of the comparison were made, as a sentence; empty where none has two."""
+    """In which order the runs behind rows of the comparison were made, as a sentence; empty where that says nothing."""
     several = [row for row in rows if row["num_runs"] > 1]
     in_turns = [row for row in several if row.get("num_turns") == row["num_runs"]]
-    if not several:
+    if not several or len({row["strategy"] for row in several}) == 1:
         return ""
     if len(in_turns) == len(several):
-        return "Layouts took turns, run by run: intervals of ratios are of pairs, so a drift of the machine cancels."
-    which = "Runs" if not in_turns else "Some runs"
-    return f"{which} of a layout follow each other; these layouts are not interleaved, because each change reloads the model."
+        return "Layouts took turns, run by run: their ratios are of pairs of runs from the same turn."
+    which = "Some runs" if in_turns else "The runs"
+    return f"{which} of a layout follow each other: not interleaved, layouts would differ by a drift of the machine too."
 
 
 def dtype_of(row: Mapping[str, Any]) -> str:
@@ -164,7 +164,7 @@ def _cell(runs: list[dict[str, Any]]) -> dict[str, Any]:
     done = [run for run in runs if run["status"] == COMPLETED]
     bad = [run for run in runs if run["status"] in (FAILED, INVALID)]
     row: dict[str, Any] = {name: runs[0].get(name) for name in CELL_KEY}
-    row |= {name: _reduce(runs, name, lambda values: values[0]) for name in CONSTANTS}
+    row |= {name: _reduce(done or runs, name, lambda values: values[0]) for name in CONSTANTS}
     row |= {"status": COMPLETED if done else bad[-1]["status"], "num_runs": len(done)}
     row |= {"reason": bad[-1]["reason"], "reason_status": bad[-1]["status"]} if bad else {}
     row |= {name: _reduce(counted(runs, name), name, statistics.fmean) for name in (*RATES, *ENERGY, *bounds.FIGURES)}

@@ -1,59 +1,26 @@
-"""The loop over deployments, cells and runs: what is skipped, what a failure costs, what is kept.
+"""The loop over deployments: what is skipped, whose turn it is, and what is written beside the runs.
 
-Cells of a deployment take turns, run by run, and where starting anew is cheap so do deployments. A failed run costs its
-worker group and the rest of its cell; the next cell gets a fresh group. A failed build costs its deployment; the next one
-runs. Every finished run is on disk before the next one starts.
+Cells of a deployment take turns, run by run, and where starting anew is cheap so do deployments.
 """
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
-import pyarrow as pa
-
-from orchestrator import accounting, arrivals, bounds, fabric, goodput, manifest, metrics, outputs, results, steady, telemetry
-from orchestrator.cluster import Cluster, connect
+from orchestrator import fabric, goodput, manifest, results
+from orchestrator.cluster import connect
 from orchestrator.compare import compare
-from orchestrator.experiment import Cell, Experiment, Run
-from orchestrator.group import RunFailed, WorkerGroup
+from orchestrator.experiment import Experiment
 from orchestrator.jobs import Job
-from orchestrator.metrics import COMPLETED, FAILED, INVALID
-from orchestrator.planned import PlannedCell, PlannedDeployment
+from orchestrator.planned import PlannedDeployment
 from orchestrator.results import Store
+from orchestrator.serving import Progress, Turn
 from orchestrator.turns import Turns
-from workers.plan import Built, RankReport, Work
 from workers.probes.gauges import Exposure
-from workers.records import COLLECTIVES
 
 INTERRUPTED = 130  # the exit status of a process that Ctrl-C ended
-OBSERVED_TOKENS = 16  # made for each request while a run is taken apart: enough steps for a mean
-
-
-class Progress(Protocol):
-    """What is told while it happens."""
-
-    def begin(self, runs: int, skipped: int) -> None:
-        """`runs` are to be done, `skipped` have a result already."""
-        ...
-
-    def connected(self, cluster: Cluster) -> None: ...
-
-    def phase(self, deployment: str, cell: str, what: str) -> None:
-        """What begins now: "building", "warming up", "run 2/3", "observing". `cell` is empty while building."""
-        ...
-
-    def finished(self, row: dict[str, Any]) -> None:
-        """A run has ended and is on disk; its summary row."""
-        ...
-
-    def note(self, line: str) -> None:
-        """Something that the user should read."""
-        ...
 
 
 def run_experiment(planned: Sequence[PlannedDeployment], experiment: Experiment, progress: Progress) -> Path:
@@ -89,246 +56,17 @@ def _run(jobs: Sequence[Job], experiment: Experiment, store: Store, progress: Pr
         cells = [cell.cell for job in jobs for cell in job.deployment.cells]
         manifest.write(store, experiment, cells, cluster)
         progress.connected(cluster)
-        exposure, turns = Exposure(), Turns(experiment.interleave, len(jobs))
+        exposure, turns = Exposure(), Turns("no" if experiment.nsys else experiment.interleave, len(jobs))
         try:
-            while todo := [job for job in jobs if job.unfinished()]:
-                for job in todo:
-                    _Turn(job, cluster, progress, exposure).serve(turns)
+            for number in itertools.count(store.next_turn()):
+                todo = [job for job in jobs if job.unfinished()]
+                if not todo:
+                    break
+                first = number % len(todo)  # the one that goes first changes, or a drift would favour it
+                for job in todo[first:] + todo[:first]:
+                    Turn(job, number, cluster, progress, exposure).serve(turns)
         finally:
             exposure.stop()
-
-
-@dataclass(slots=True)
-class _Group:
-    """A worker group that is built, and what that cost in seconds."""
-
-    workers: WorkerGroup
-    built: list[Built]
-    asked_at: float  # when the actors were asked for, on the monotonic clock
-    build_s: float
-    startup_s: float | None = None  # known after the first token
-    warm: set[Cell] = field(default_factory=set)
-
-    def costs(self) -> dict[str, Any]:
-        return {**metrics.of_build(self.built), "build_s": self.build_s, "startup_s": self.startup_s}
-
-
-@dataclass(slots=True)
-class _Turn:
-    """One deployment's turn on the GPUs. `group` is None before the first build and after a failure."""
-
-    job: Job
-    cluster: Cluster
-    progress: Progress
-    exposure: Exposure
-    group: _Group | None = None
-    runs_s: float = 0.0  # spent in timed runs
-    number: int = 0
-    started_at: str = field(default_factory=results.now)
-
-    def serve(self, turns: Turns) -> None:
-        """A run of every cell, and again until none is missing or the next layout has its turn; then cells are observed.
-
-        Observed runs come last, so that no timed run follows a profiled one in the same process. Leaves no worker behind,
-        whatever happens.
-        """
-        began, self.number = time.monotonic(), self.job.next_turn()
-        for cell in self.job.deployment.cells:
-            self._tell_exposure(cell.cell)
-        try:
-            while cells := [cell for cell in self.job.unfinished() if self.job.missing(cell)]:
-                for position, cell in enumerate(cells):
-                    if self.group is None and not self._build(cells[position:]):
-                        return
-                    self._serve_cell(cell)
-                if turns.hand_over(time.monotonic() - began, self.runs_s):
-                    break
-            for cell in self.job.unfinished():
-                self._observe(cell)
-            if self.group is not None:
-                self.group.workers.close()
-                self.group = None
-        finally:
-            self._kill()
-
-    def _build(self, cells: Sequence[PlannedCell]) -> bool:
-        """A fresh group; False, with `cells` given up and their runs marked as failed, where that does not succeed."""
-        deployment, plan = self.job.deployment.deployment, self.job.deployment.plan
-        self._tell("building")
-        asked_at = time.monotonic()
-        workers = None
-        try:
-            name = f"{deployment.model}/{deployment.strategy}"
-            workers = WorkerGroup.start(self.cluster, name, plan, deployment.engine, self._tags)
-            start = time.monotonic()
-            built = workers.build(self.job.experiment.timeout)
-            self.group = _Group(workers, built, asked_at, time.monotonic() - start)
-        except RunFailed as failure:
-            for cell in cells:
-                for run in self.job.missing(cell):
-                    self._fail(run, cell, RunFailed(f"build: {failure.reason}", failure.detail))
-            self.job.give_up(self.job.deployment.cells)
-        finally:
-            if workers is not None and self.group is None:
-                workers.kill()
-        return self.group is not None
-
-    def _serve_cell(self, cell: PlannedCell) -> None:
-        """The next run of a cell, after warming up where this group has not yet."""
-        assert self.group is not None
-        run, total = self.job.missing(cell)[0], self.job.experiment.num_runs
-        self.job.tried.add(run)
-        doing = "warm-up: "
-        try:
-            for _ in range(self.job.experiment.num_warmups if cell.cell not in self.group.warm else 0):
-                self._tell("warming up", cell)
-                self._work(cell.warmup)
-            self.group.warm.add(cell.cell)
-            doing = ""
-            self._tell(f"run {run.index + 1}/{max(total, run.index + 1)}", cell)
-            self._run(run, cell)
-        except RunFailed as failure:
-            self._kill()
-            self._fail(run, cell, RunFailed(doing + failure.reason, failure.detail))
-            self.job.give_up([cell])
-
-    def _run(self, run: Run, cell: PlannedCell) -> None:
-        self.started_at, began = results.now(), time.monotonic()
-        reports = self._work(cell.work)
-        self.runs_s += time.monotonic() - began
-        requests = _merge(report.requests for report in reports)
-        if requests is None:
-            raise RunFailed("no rank reported any request")
-        requests = requests.sort_by("request_index")
-        row = self._common(cell) | metrics.of_requests(
-            requests, cell.cell.max_concurrency, len(cell.work.requests), self.job.deployment.plan.placement.num_ranks
-        )
-        assert self.group is not None
-        row |= metrics.of_collectives(reports) | metrics.of_memory(reports) | self.group.costs()
-        row |= metrics.of_ranks(self.group.built, self.job.deployment.plan)
-        row |= arrivals.of_requests(requests) if cell.work.is_open else steady.of_requests(requests)
-        row |= goodput.of_requests(requests, self.job.experiment.goodput, len(cell.work.requests))
-        row |= telemetry.of_telemetry(reports, row["duration"], row["total_output_tokens"], row["num_gpus"])
-        row["output_digest"] = outputs.output_digest(requests)
-        if self.job.deployment.plan.device == "cpu":
-            row["device_name"] = "cpu"
-        row |= self._bounds(cell, row)
-        tables = {"requests": results.requests_part(requests, self.job.experiment.save_detailed, self.job.deployment.decode)}
-        tables |= {"steps": _merge(report.steps for report in reports), "collectives": _merge(r.collectives for r in reports)}
-        row |= self._accounted(cell.cell, tables)
-        tables["telemetry"] = _merge(report.telemetry for report in reports)
-        self._keep(run, {**row, "status": INVALID if row["reason"] else COMPLETED}, tables)
-
-    def _bounds(self, cell: PlannedCell, row: dict[str, Any]) -> dict[str, Any]:
-        """What the hardware could do, by its calibration or its data sheet, and `reason` where the run claims more."""
-        ceilings = fabric.ceilings(self.job.calibration, row["device_name"])
-        plan, engine = self.job.deployment.plan, self.job.deployment.deployment.engine
-        return bounds.columns(plan, engine, row | cell.cell.fields(), ceilings)
-
-    def _observe(self, cell: PlannedCell) -> None:
-        """Take a short run apart. It is no run of its own: where it fails, its columns stay empty."""
-        reports = self._observed(cell) or self._observed(cell)  # a profiler may bring its process down; a fresh one seldom
-        if reports is None:
-            self.job.unobservable.add(cell.cell)
-            return
-        tables = accounting.account(_merge(report.spans for report in reports), self.job.deployment.plan.placement)
-        self.job.store.write_observed(cell.cell, tables)
-        self._tell_exposure(cell.cell)
-        self._complete(cell.cell)
-
-    def _tell_exposure(self, cell: Cell) -> None:
-        """What is known of a cell's exposed communication, from now on at Ray's metrics endpoint."""
-        self.exposure.tell(self._tags, accounting.exposed(self.job.store.parts_of(cell) or ()))
-
-    def _observed(self, cell: PlannedCell) -> list[RankReport] | None:
-        """The reports of an observed run; None, with the group gone and the reason kept, where it failed."""
-        if self.group is None and not self._build([cell]):
-            return None
-        self._tell("observing", cell)
-        requests = tuple(replace(r, output_len=min(OBSERVED_TOKENS, r.output_len), arrival_s=0.0) for r in cell.work.requests)
-        try:
-            return self._work(replace(cell.work, requests=requests, observe=True))
-        except RunFailed as failure:
-            self._kill()
-            self.job.store.write_failure(f"{cell.cell.name}.observed", failure.detail)
-            self.progress.note(f"{cell.cell.name}: communication could not be observed: {failure.reason}")
-            return None
-
-    def _complete(self, cell: Cell) -> None:
-        """Put what was observed of a cell into the summary and the collectives of each of its runs."""
-        for run in (Run(cell, index) for index in range(self.job.experiment.run_limit)):
-            row = self.job.store.summary_of(run)
-            if row is not None and row["status"] == COMPLETED:
-                tables = {"collectives": self.job.store.table_of(run, "collectives", COLLECTIVES)}
-                columns = self._accounted(cell, tables)
-                self.job.store.write_run(run, row | columns, _known(tables))
-
-    def _accounted(self, cell: Cell, tables: dict[str, pa.Table | None]) -> dict[str, Any]:
-        """The summary's columns of communication; what an observed run says of the collectives is put beside them."""
-        counted = tables["collectives"]
-        if counted is not None:
-            tables["collectives"] = accounting.with_timing(counted, self.job.store.timed_of(cell))
-        return accounting.shares(self.job.store.parts_of(cell) or ()) | accounting.operations(tables["collectives"])
-
-    def _work(self, work: Work) -> list[RankReport]:
-        assert self.group is not None
-        asked = time.monotonic()
-        reports = self.group.workers.run(work, self.job.experiment.timeout)
-        if self.group.startup_s is None:
-            self.group.startup_s = asked - self.group.asked_at + metrics.first_token_s(reports)
-        return reports
-
-    # -- what is kept and told ----------------------------------------------------------------------------------
-
-    def _common(self, cell: PlannedCell) -> dict[str, Any]:
-        scenario, plan = cell.cell.scenario, self.job.deployment.plan
-        return {
-            "input_len": scenario.input_len or None,
-            "output_len": scenario.output_len or None,
-            "num_prompts": len(cell.work.requests),
-            "seed": plan.seed,
-            "request_rate": self.job.experiment.request_rate,
-            "burstiness": self.job.experiment.burstiness if cell.work.is_open else None,
-            "num_gpus": plan.placement.num_ranks,
-            "started_at": self.started_at,
-            "turn": self.number,
-            "metadata": json.dumps(self.job.experiment.metadata),
-        }
-
-    @property
-    def _tags(self) -> dict[str, str]:
-        """Of this deployment's metrics on Ray's endpoint."""
-        asked = self.job.deployment.deployment
-        strategy = asked.strategy if asked.ablation == "none" else f"{asked.strategy}-without-{asked.ablation}"
-        return {"experiment": self.job.store.name, "model": asked.model, "strategy": strategy, "engine": asked.engine}
-
-    def _fail(self, run: Run, cell: PlannedCell, failure: RunFailed) -> None:
-        self.job.store.write_failure(run.name, failure.detail)
-        row = self._common(cell) | {"completed": 0, "failed": len(cell.work.requests)}
-        self._keep(run, {**row, "status": FAILED, "reason": failure.reason}, {})
-
-    def _keep(self, run: Run, row: dict[str, Any], tables: dict[str, pa.Table | None]) -> None:
-        self.job.store.write_run(run, row, _known(tables))
-        self.progress.finished({**run.cell.fields(), "run": run.index, **row})
-
-    def _tell(self, what: str, cell: PlannedCell | None = None) -> None:
-        self.progress.phase(self.job.deployment.deployment.name, cell.cell.name if cell else "", what)
-
-    def _kill(self) -> None:
-        if self.group is not None:
-            self.group.workers.kill()
-        self.group = None
-
-
-def _known(tables: Mapping[str, pa.Table | None]) -> dict[str, pa.Table]:
-    return {name: table for name, table in tables.items() if table is not None}
-
-
-def _merge(tables: Iterable[pa.Table | None]) -> pa.Table | None:
-    return results.concat(tables)
-
-
-# -- beside the runs --------------------------------------------------------------------------------------------
 
 
 def _write_comparison(store: Store, experiment: Experiment) -> None:

@@ -38,28 +38,28 @@ class Job:
         """The runs that were asked for and have no result; where all have and they lie too far apart, one more."""
         if cell.cell in self.given_up:
             return []
-        left = [run for run in self._possible(cell) if run not in self.tried and not self.store.is_completed(run)]
+        left = [run for run in self.runs_of(cell.cell) if run not in self.tried and not self.store.is_completed(run)]
         asked = [run for run in left if run.index < self.experiment.num_runs]
-        return asked if asked or self._is_narrow(cell) else left[:1]
+        return asked if asked or self._is_narrow(cell) or self._in_vain(cell) else left[:1]
 
     def is_unobserved(self, cell: PlannedCell) -> bool:
         return cell.cell not in self.given_up | self.unobservable and self.store.parts_of(cell.cell) is None
 
     def throughputs(self, cell: PlannedCell) -> list[float]:
         """output_throughput of every run that has a result."""
-        rows = [self.store.summary_of(run) for run in self._possible(cell)]
+        rows = [self.store.summary_of(run) for run in self.runs_of(cell.cell)]
         return [row["output_throughput"] or 0.0 for row in rows if row is not None and row["status"] == COMPLETED]
-
-    def next_turn(self) -> int:
-        """The number of the turn to come: one more than that of any run so far."""
-        rows = [self.store.summary_of(run) for cell in self.deployment.cells for run in self._possible(cell)]
-        return 1 + max((row.get("turn") or 0 for row in rows if row is not None), default=-1)
 
     def give_up(self, cells: Sequence[PlannedCell]) -> None:
         self.given_up.update(cell.cell for cell in cells)
 
-    def _possible(self, cell: PlannedCell) -> list[Run]:
-        return [Run(cell.cell, index) for index in range(self.experiment.run_limit)]
+    def runs_of(self, cell: Cell) -> list[Run]:
+        """Every run that a cell can get."""
+        return [Run(cell, index) for index in range(self.experiment.run_limit)]
+
+    def _in_vain(self, cell: PlannedCell) -> bool:
+        """A run of this command gave no result: more of them would not narrow the interval."""
+        return any(run.cell == cell.cell and not self.store.is_completed(run) for run in self.tried)
 
     def _is_narrow(self, cell: PlannedCell) -> bool:
         """Half of the mean's interval is within `until_ci` of it, or nothing was asked of it."""

@@ -21,7 +21,7 @@ ENVIRONMENT = ("device", "driver_version", "nccl_version", "git_commit", "versio
 GPU = ("name", "memory_bytes", "max_sm_clock_mhz", "power_limit_w")
 WORKLOAD = (
     "request_rate", "burstiness", "dataset_path", "num_prompts", "num_warmups", "seed", "prefill_tokens", "chunked_prefill",
-    "temperature", "load_format", "ignore_eos",
+    "temperature", "load_format", "ignore_eos", "nsys",
 )  # fmt: skip
 
 SLOWER, SAME, LOST, ONLY_BASE, ONLY_NEW = "slower", "ok", "failed", "only in base", "only in new"

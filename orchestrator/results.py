@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet
@@ -106,6 +107,12 @@ class Store:
     def read(self, table: str) -> pa.Table | None:
         """Every readable part of a table, one after another; None where there is none."""
         return concat(read_part(path) for path in sorted((self.folder / table).glob("*.arrow")))
+
+    def next_turn(self) -> int:
+        """The number of the next turn of layouts: one more than that of any run that is kept."""
+        table = self.read("summary")
+        known = pa.compute.max(table.column("turn")).as_py() if table is not None and "turn" in table.column_names else None
+        return 0 if known is None else known + 1
 
     def write_comparison(self, table: pa.Table) -> Path:
         return write_part(self.folder / COMPARISON, table)

@@ -7,13 +7,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from orchestrator import verdicts
 from orchestrator.compare import counted, grouped, names_of, whole
 from orchestrator.confidence import Spread, spread
 from orchestrator.keys import CELL, CELL_KEY
 from orchestrator.metrics import SUMMARY
 from workers.records import column, table_schema
 
-METRICS = ("output_throughput", "median_ttft_ms", "median_tpot_ms", "request_goodput", "joules_per_output_token")
+METRICS = tuple(metric.column for metric in verdicts.METRICS)
 OF_ROW = "see `unit`"
 
 STATISTICS = table_schema("statistics", [

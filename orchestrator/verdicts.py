@@ -74,11 +74,17 @@ class Side:
         return statistics.fmean(self.values)
 
     def over(self, other: Side) -> Ratio | None:
-        """This side's figures over the other's: in pairs where both have one run in each of the same turns."""
-        mine, theirs = ({t: v for t, v in zip(s.turns, s.values, strict=True) if t is not None} for s in (self, other))
-        if mine.keys() == theirs.keys() and len(mine) == len(self.values) == len(other.values) > 1:
-            return paired_ratio(list(mine.values()), [theirs[turn] for turn in mine])
+        """This side's figures over the other's: in pairs where both have one run a turn, and two turns in common."""
+        mine, theirs = self.by_turn(), other.by_turn()
+        shared = [turn for turn in mine if turn in theirs]
+        if len(shared) > 1:
+            return paired_ratio([mine[turn] for turn in shared], [theirs[turn] for turn in shared])
         return ratio(self.values, other.values)
+
+    def by_turn(self) -> dict[int, float]:
+        """The figure of each turn; empty where a turn has two runs, or is not known."""
+        found = {turn: value for turn, value in zip(self.turns, self.values, strict=True) if turn is not None}
+        return found if len(found) == len(self.values) else {}
 
 
 def verdicts(summary: pa.Table) -> pa.Table:

@@ -30,10 +30,10 @@ class Budget:
         return self.kv_tokens < 0 or self.kv_tokens >= tokens
 
 
-def weight_bytes(placement: Placement, model: ModelShape, rank: int, dtype_bytes: int) -> int:
-    """Bytes of parameters on `rank`."""
+def weight_bytes(placement: Placement, model: ModelShape, rank: int, dtype_bytes: int, stored: bool = True) -> int:
+    """Bytes of parameters on `rank`; with stored=False of those that it computes with, though others keep a part of them."""
     return dtype_bytes * sum(
-        _elements(placement.shard(name, shape, rank))
+        _elements(placement.shard(name, shape, rank, stored=stored))
         for name, shape in model.parameters()
         if placement.holds(name, rank, model)
     )

@@ -100,6 +100,19 @@ def test_the_first_decode_step_of_each_micro_batch_is_left_out() -> None:
     assert (timed["calls"], timed["wait_us"]) == (1, pytest.approx(500))
 
 
+def test_what_is_kept_to_look_at_is_what_counts() -> None:
+    rows = [span(0, step, COMPUTE, step, step + 1, phase="prefill" if step < 3 else "decode") for step in range(14)]
+    tables = account(to_table(rows, SPANS), placed("pp4"))
+    assert sorted(set(tables["spans"].column("step").to_pylist())) == [1, 2, 7, 8, 9, 10]
+    assert [row["steps"] for row in tables["parts"].to_pylist()] == [2, 7]
+
+
+def test_a_hand_over_is_between_two() -> None:
+    rows = [span(0, step, COMPUTE, step, step + 0.5) for step in range(6)]
+    rows += [span(0, step, "send", step + 0.5, step + 1, "pp", 8) for step in range(6)]
+    assert {row["group_size"] for row in timed_collectives(to_table(rows, SPANS), placed("pp4"))} == {2}
+
+
 def test_a_call_belongs_to_the_phase_of_what_it_carries() -> None:
     """The first stage receives the tokens of the last prompts within a decode step."""
     rows = [

@@ -265,12 +265,15 @@ def test_each_group_says_which_layouts_made_the_same_tokens():
 
 
 def test_repeats_come_with_a_note_on_their_order():
-    assert "layouts are not interleaved" in " ".join(shown(comparison(run("tp4", 10.0), run("tp4", 11.0, 1))).split())
-    assert "interleaved" not in shown(comparison(run("tp4", 10.0)))
-    in_turns = comparison(run("tp4", 10.0, turn=0), run("tp4", 11.0, 1, turn=1))
-    assert "Layouts took turns, run by run" in shown(in_turns)
-    one_turn = shown(comparison(run("tp4", 10.0, turn=0), run("tp4", 11.0, 1, turn=0)))
-    assert "layouts are not interleaved" in " ".join(one_turn.split())
+    def noted(*turns, **fields):
+        rows = [run(name, 10.0 + index, index, turn=turn, **fields) for name in ("tp4", "pp4") for index, turn in enumerate(turns)]
+        return " ".join(shown(comparison(*rows)).split())
+
+    assert "The runs of a layout follow each other: not interleaved" in noted(None, None)
+    assert "The runs of a layout follow each other: not interleaved" in noted(0, 0)
+    assert "Layouts took turns, run by run" in noted(0, 1)
+    assert "follow each other" not in noted(0)
+    assert "follow each other" not in shown(comparison(run("tp4", 10.0), run("tp4", 11.0, 1)))
 
 
 def test_a_cell_is_called_by_what_tells_it_from_the_others():

@@ -16,8 +16,9 @@ import psutil
 import pytest
 from driver_inputs import deployment
 
-from orchestrator import driver, results
+from orchestrator import driver, results, serving
 from orchestrator.experiment import Experiment, Run
+from orchestrator.group import RunFailed, WorkerGroup
 from orchestrator.results import Store
 from orchestrator.turns import Turns
 
@@ -112,17 +113,25 @@ def test_a_deployment_is_built_once_and_serves_its_cells(shared, tmp_path):
 
 def test_layouts_take_turns_where_that_is_asked_for(shared, tmp_path):
     layouts = [deployment("tp1"), deployment("tp2")]
-    store, seen = run(layouts, tmp_path, num_runs=2, num_warmups=1, interleave="yes")
+    store, seen = run(layouts, tmp_path, num_runs=3, num_warmups=1, interleave="yes")
     assert [(row["strategy"], row["run"], row["turn"]) for row in seen.rows] == [
-        ("tp1", 0, 0), ("tp2", 0, 0), ("tp1", 1, 1), ("tp2", 1, 1),
+        ("tp1", 0, 0), ("tp2", 0, 0), ("tp2", 1, 1), ("tp1", 1, 1), ("tp1", 2, 2), ("tp2", 2, 2),
     ]  # fmt: skip
-    assert seen.builds() == 4
-    assert [what for _, what in seen.phases].count("warming up") == 4
+    assert seen.builds() == 6
+    assert [what for _, what in seen.phases].count("warming up") == 6
     assert [what for _, what in seen.phases].count("observing") == 2
-    assert results.read_part(store.folder / "comparison.arrow").column("num_turns").to_pylist() == [2, 2]
+    assert results.read_part(store.folder / "comparison.arrow").column("num_turns").to_pylist() == [3, 3]
 
-    _, again = run(layouts, tmp_path, num_runs=3, interleave="no")
-    assert [(row["strategy"], row["run"], row["turn"]) for row in again.rows] == [("tp1", 2, 2), ("tp2", 2, 2)]
+    _, again = run(layouts, tmp_path, num_runs=4, interleave="no")
+    assert [(row["strategy"], row["run"], row["turn"]) for row in again.rows] == [("tp2", 3, 3), ("tp1", 3, 3)]
+
+
+def test_layouts_of_separate_commands_took_no_turns(shared, tmp_path):
+    for strategy in ("tp1", "tp2"):
+        for runs in (1, 2):
+            store, _ = run([deployment(strategy)], tmp_path, num_runs=runs, num_warmups=0)
+    turns = {(row["strategy"], row["run"]): row["turn"] for row in store.read("summary").to_pylist()}
+    assert turns == {("tp1", 0): 0, ("tp1", 1): 1, ("tp2", 0): 2, ("tp2", 1): 3}
 
 
 def test_layouts_follow_each_other_where_starting_anew_takes_longer_than_the_runs(shared, tmp_path):
@@ -136,7 +145,7 @@ def test_layouts_follow_each_other_where_starting_anew_takes_longer_than_the_run
 def test_the_first_pass_decides_for_all_whether_layouts_take_turns():
     cheap, dear = Turns("auto", 2), Turns("auto", 2)
     assert [cheap.hand_over(12.0, 10.0), cheap.hand_over(99.0, 1.0)] == [True, True]
-    assert [dear.hand_over(13.0, 10.0), dear.hand_over(10.0, 10.0)] == [False, False]
+    assert [dear.hand_over(9.0, 0.0, failed=True), dear.hand_over(13.0, 10.0), dear.hand_over(10.0, 10.0)] == [False] * 3
     assert not Turns("yes", 1).hand_over(1.0, 1.0)  # there is nobody to hand over to
 
 
@@ -182,9 +191,73 @@ def test_a_cell_that_could_not_be_observed_keeps_its_runs(shared, tmp_path, monk
     assert alive_actors() == []
 
 
-def _raise_run_failed(*_):
-    from orchestrator.failures import RunFailed
+def test_an_observed_run_that_fails_costs_no_timed_one(shared, tmp_path, monkeypatch):
+    """The profiler brings the workers down and they cannot be built again: the cell's next turn is as if nothing was."""
+    start, serve = WorkerGroup.start, WorkerGroup.run
+    down: list[bool] = []
 
+    def observing_fails(group, work, timeout_s):
+        if work.observe:
+            down.append(True)
+            raise RunFailed("no profiler")
+        return serve(group, work, timeout_s)
+
+    def cannot_start(*arguments):
+        if len(down) == 1:
+            down.append(True)
+            raise RunFailed("no room")
+        return start(*arguments)
+
+    monkeypatch.setattr(WorkerGroup, "run", observing_fails)
+    monkeypatch.setattr(WorkerGroup, "start", cannot_start)
+    layouts = [deployment("tp1", [(fake_engine.SERVE, 0)] * 2), deployment("tp1", dtype="float16")]
+    _, seen = run(layouts, tmp_path, num_runs=2, num_warmups=0, interleave="yes")
+    assert [row["status"] for row in seen.rows] == ["completed"] * 6
+    assert [note.rpartition(": ")[2] for note in seen.notes[:2]] == ["no profiler", "no room"]
+    assert "build: no room" in seen.notes[1]
+
+
+def test_a_build_that_fails_in_mid_pass_is_told_of_every_run_it_costs(shared, tmp_path, monkeypatch):
+    start, starts = WorkerGroup.start, []
+
+    def second_start_fails(*arguments):
+        starts.append(arguments)
+        if len(starts) == 2:
+            raise RunFailed("no room")
+        return start(*arguments)
+
+    monkeypatch.setattr(WorkerGroup, "start", second_start_fails)
+    orders = [(fake_engine.SERVE, 0), (fake_engine.RAISE, 0), (fake_engine.SERVE, 0)]
+    _, seen = run([deployment("tp1", orders)], tmp_path, num_runs=2, num_warmups=0)
+    assert [(row["max_concurrency"], row["run"], row["status"]) for row in seen.rows] == [
+        (1, 0, "completed"), (2, 0, "failed"), (1, 1, "failed"), (3, 0, "failed"), (3, 1, "failed"),
+    ]  # fmt: skip
+
+
+def test_what_was_observed_is_not_lost_where_the_command_stops_before_it_is_in_the_summary(shared, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("orchestrator.serving._account_for", _interrupted_once())
+        with pytest.raises(SystemExit):
+            run([deployment("tp1")], tmp_path, num_warmups=0)
+    store, again = run([deployment("tp1")], tmp_path, num_warmups=0)
+    assert [what for _, what in again.phases] == ["building", "observing"]
+    assert store.read("summary").to_pylist()[0]["comm_exposed_pct"] is not None
+
+
+def _interrupted_once():
+    """The first call, of a timed run, goes well; the second, of an observed one, is stopped."""
+    account, calls = serving._account_for, []
+
+    def stopped(*arguments):
+        calls.append(arguments)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return account(*arguments)
+
+    return stopped
+
+
+def _raise_run_failed(*_):
     raise RunFailed("no profiler")
 
 

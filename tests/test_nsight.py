@@ -140,7 +140,8 @@ def test_an_nsys_that_writes_nothing_is_told_of_and_not_waited_for(nsys: Path, t
 
 
 def test_what_an_nsys_without_its_importer_gathered_is_kept(nsys: Path, tmp_path: Path) -> None:
-    (nsys / "nsys").write_text('#!/bin/bash\nfor word; do case "$word" in --output=*) touch "${word#--output=}.qdstrm";; esac; done\n')
+    gather = 'for word; do case "$word" in --output=*) touch "${word#--output=}.qdstrm";; esac; done'
+    (nsys / "nsys").write_text(f"#!/bin/bash\n{gather}\n")
     report = tmp_path / "reports" / "ab12-0.nsys-rep"
     run_wrapped(report, "true")
     (said,) = nsight.name_reports({str(report): 2}, timeout_s=60)

@@ -59,6 +59,15 @@ def test_a_failed_run_is_tried_again_before_another_is_added(job):
     assert left(job([100.0, None, 200.0], until_ci=0.05)) == [1]
 
 
+def test_after_a_run_without_a_result_none_is_added(job):
+    """A run above its bound, and one that failed: more of the same would not narrow the interval."""
+    tried = job([100.0, None], until_ci=0.05, num_runs=2)
+    cell = tried.deployment.cells[0]
+    assert left(tried) == [1]
+    tried.tried.add(Run(cell.cell, 1))
+    assert left(tried) == []
+
+
 def test_runs_that_were_added_count_as_done_when_the_same_command_comes_again(job):
     again = job([100.0, 101.0, 100.5], until_ci=0.05)
     assert len(again.throughputs(again.deployment.cells[0])) == 3

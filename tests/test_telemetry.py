@@ -140,6 +140,18 @@ def test_the_fields_of_a_sample_are_read_in_one_call():
     assert nvml.calls.count("nvmlDeviceGetFieldValues") == 1
 
 
+def test_one_call_that_fails_drops_no_reading():
+    nvml = FakeNvml({(186, 0): 512_500, (138, 0xFFFFFFFF): 10, (139, 0xFFFFFFFF): 20})
+    seen = gauge(nvml)
+    seen.read(0)
+    nvml.refused.add("nvmlDeviceGetFieldValues")
+    assert "power_w" not in seen.read(1)
+    nvml.refused.clear()
+    nvml.fields |= {(138, 0xFFFFFFFF): 13}
+    row = seen.read(2)
+    assert (row["power_w"], row["nvlink_tx_bytes"]) == (512.5, 3 * 1024)
+
+
 def test_a_driver_without_fields_is_not_asked_for_them_again():
     nvml = FakeNvml(refused={"nvmlDeviceGetFieldValues"})
     seen = gauge(nvml)

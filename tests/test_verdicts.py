@@ -53,6 +53,11 @@ def test_layouts_that_took_turns_are_compared_in_pairs_so_a_drift_cancels():
     assert apart["ci_high"] - apart["ci_low"] > 0.5
 
 
+def test_pairs_are_of_the_turns_that_both_have():
+    (row,) = found(runs("tp4", [200.0, 180.0, 160.0], turn=[0, 1, 2]), runs("pp4", [100.0, 90.0, 80.0, 70.0], turn=[0, 1, 2, 3]))
+    assert (row["ratio"], row["ci_low"], row["ci_high"]) == (pytest.approx(2.0),) * 3
+
+
 def test_single_runs_have_no_interval_and_that_is_said():
     (row,) = found(runs("tp4", [200.0]), runs("pp4", [100.0]))
     assert (row["ratio"], row["ci_low"], row["different"]) == (pytest.approx(2.0), None, None)

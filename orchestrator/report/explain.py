@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -72,7 +71,7 @@ def explain(
     return Explanation(
         model.name, layout.name, dtype, layout.engine, replicas, batch, {**sizes, "vocabulary": model.vocab_size},
         tuple(_rank_share(placement, model, rank, size, batch) for rank in range(placement.num_ranks)), budget, fits,
-        _gathered_bytes(placement, model, size),
+        _fetched_bytes(placement, model, size),
     )
 
 
@@ -130,13 +129,9 @@ def _rank_share(placement: Placement, model: ModelShape, rank: int, size: int, b
     )
 
 
-def _gathered_bytes(placement: Placement, model: ModelShape, size: int) -> int:
-    used = sum(
-        math.prod(s.stop - s.start for s in placement.shard(name, shape, 0, stored=False))
-        for name, shape in model.parameters()
-        if placement.holds(name, 0, model)
-    )
-    return used * size - memory.weight_bytes(placement, model, 0, size)
+def _fetched_bytes(placement: Placement, model: ModelShape, size: int) -> int:
+    """Bytes of parameters that rank 0 gets from other replicas in a forward pass."""
+    return memory.weight_bytes(placement, model, 0, size, stored=False) - memory.weight_bytes(placement, model, 0, size)
 
 
 def _slices(placement: Placement, model: ModelShape, rank: int) -> Iterator[tuple[str, tuple[int, int]]]:

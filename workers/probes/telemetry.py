@@ -261,13 +261,17 @@ class Fields:
 
     def __init__(self, nvml: Any, handle: Any, readings: Sequence[list[Way]]) -> None:
         self._nvml, self._handle, self._readings = nvml, handle, readings
+        self._answered = False
 
     def __call__(self) -> Row:
         row: Row = {}
         unread = [ways for ways in self._readings if ways]
         while unread:
             answers = _answers(self._nvml, self._handle, [pair for ways in unread for pair in ways[0].fields])
-            unread = [ways for ways in unread if not _settled(ways, answers, row)]
+            if answers is None and self._answered:
+                break  # a call that failed once says nothing of ways that have worked
+            self._answered |= bool(answers)
+            unread = [ways for ways in unread if not _settled(ways, answers or {}, row)]
         return row
 
 
@@ -321,7 +325,7 @@ def _throttle(reasons: int) -> Row:
 
 
 class PcieBytes:
-    """Bytes over PCIe since the first answer, from counters of 32 bits."""
+    """Bytes over PCIe since the first answer, from counters of 32 bits: at ten samples a second right up to 43 GB/s."""
 
     def __init__(self) -> None:
         self._last: list[float] = []
@@ -356,11 +360,11 @@ def _each(fields: Iterable[int]) -> list[tuple[int, int]]:
     return [(field, 0) for field in fields]
 
 
-def _answers(nvml: Any, handle: Any, wanted: Sequence[tuple[int, int]]) -> Answers:
-    """Values of those in `wanted` that are not refused; none where this driver does not answer at all."""
+def _answers(nvml: Any, handle: Any, wanted: Sequence[tuple[int, int]]) -> Answers | None:
+    """Values of those in `wanted` that are not refused; None where the call itself fails."""
     try:
         values = list(nvml.nvmlDeviceGetFieldValues(handle, list(wanted))) if wanted else []
     except Exception:
-        return {}
+        return None
     said = zip(wanted, values, strict=True)
     return {pair: getattr(value.value, VALUE_MEMBERS[value.valueType]) for pair, value in said if value.nvmlReturn == 0}
