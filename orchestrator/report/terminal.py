@@ -71,6 +71,7 @@ def render(comparison: pa.Table, console: Console, sentences: Mapping[tuple[Any,
         console.print(order, style="dim")
     if any((row["device_name"] or "").lower() == "cpu" for row in every):
         console.print(CPU_NOTE, style="yellow")
+    console.print()
 
 
 def export_svg(draw: Callable[[Console], None], path: Path, title: str = "orchestrator compare") -> None:
