@@ -13,7 +13,6 @@ from orchestrator import datasheet
 from orchestrator.units import format_bytes
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
-NO_GPU = "no GPU: runs on CPU"
 
 MIN_SHM, GOOD_SHM = 64 << 20, 1 << 30  # docker's default, which NCCL and Ray outgrow; what Ray's store and NCCL take
 MIN_FILES, GOOD_FILES = 4096, 65536  # Ray opens some for each worker and asks for 65536 itself
@@ -38,23 +37,29 @@ class Check:
 
 
 def examine(facts: Facts) -> list[Check]:
-    """Every check, in the order they are read."""
-    return [check(facts) for check in CHECKS]
+    """Every check that can be made here, in the order they are read."""
+    of_gpus = GPU_CHECKS if facts["gpus"] else (no_gpus,)
+    return [check(facts) for check in (*of_gpus, *CHECKS)]
+
+
+def verdict(checks: Sequence[Check]) -> str:
+    """What all checks together say, in one sentence."""
+    worst = {check.status for check in checks}
+    if FAIL in worst:
+        return "This node will not give figures to be trusted: see what fails."
+    if WARN in worst:
+        return "This node gives figures, but lower or less steady ones than it could: see the warnings."
+    return "This node will give good figures."
 
 
 # -- GPUs -------------------------------------------------------------------------------------------------------
 
 
-def of_gpus(name: str) -> Callable[[Callable[[Facts], Check]], Callable[[Facts], Check]]:
-    """A check that passes, and says why, where there is no GPU."""
-
-    def wrap(check: Callable[[Facts], Check]) -> Callable[[Facts], Check]:
-        return lambda facts: check(facts) if facts["gpus"] else Check(name, PASS, NO_GPU)
-
-    return wrap
+def no_gpus(facts: Facts) -> Check:
+    found = "none: layouts run on CPU workers, which shows that they work and says nothing about GPUs"
+    return Check("GPUs", WARN, found, "for figures, use a node with NVIDIA GPUs and their driver")
 
 
-@of_gpus("driver")
 def driver(facts: Facts) -> Check:
     """torch runs on a driver of its own major CUDA version or a newer one."""
     names = ", ".join(dict.fromkeys(gpu["name"] for gpu in facts["gpus"]))
@@ -75,16 +80,14 @@ def torch_works(facts: Facts) -> Check:
         return Check("torch", FAIL, f"{found}: it sees no GPU, NVML sees {gpus}", "install torch for CUDA, not for CPU")
     if torch["gpus"] != gpus:
         return Check("torch", WARN, f"{found}: it sees {torch['gpus']} GPUs, NVML {gpus}", "look at CUDA_VISIBLE_DEVICES and MIG")
-    return Check("torch", PASS, found if gpus else f"{found}; {NO_GPU}")
+    return Check("torch", PASS, found)
 
 
-@of_gpus("NCCL")
 def nccl(facts: Facts) -> Check:
     found = facts["torch"].get("nccl")
     return Check("NCCL", PASS, found) if found else Check("NCCL", FAIL, "none in torch", "install torch for CUDA on Linux")
 
 
-@of_gpus("P2P access")
 def peer_access(facts: Facts) -> Check:
     """Every GPU reads every other's memory, by CUDA where it was asked and else by NVML."""
     asked = facts["torch"].get("peers") or [[p["a"], p["b"], p["p2p"]] for p in facts["pairs"]]
@@ -98,7 +101,6 @@ def peer_access(facts: Facts) -> Check:
     return Check("P2P access", PASS, f"unknown for {_list(unknown)}" if unknown else "between all GPUs")
 
 
-@of_gpus("NVLink")
 def nvlink(facts: Facts) -> Check:
     """Every pair has as many links as the data sheet gives one GPU, and all pairs the same."""
     widths: dict[int, list[str]] = {}
@@ -120,7 +122,6 @@ def nvlink(facts: Facts) -> Check:
     return Check("NVLink", PASS, found)
 
 
-@of_gpus("ECC")
 def ecc(facts: Facts) -> Check:
     broken = [str(gpu["index"]) for gpu in facts["gpus"] if gpu["ecc_errors"]]
     if broken:
@@ -131,7 +132,6 @@ def ecc(facts: Facts) -> Check:
     return Check("ECC", PASS, {True: "on, no errors", False: "off", None: "not told"}[modes.pop()])
 
 
-@of_gpus("clocks")
 def clocks(facts: Facts) -> Check:
     """Nothing holds a clock down but idleness, and no GPU is hot before the work begins."""
     for status, reasons, advice in (
@@ -149,7 +149,6 @@ def clocks(facts: Facts) -> Check:
     return Check("clocks", PASS, f"not held down; up to {limits}")
 
 
-@of_gpus("persistence")
 def persistence(facts: Facts) -> Check:
     off = [str(gpu["index"]) for gpu in facts["gpus"] if gpu["persistence"] == 0]
     if off:
@@ -157,7 +156,6 @@ def persistence(facts: Facts) -> Check:
     return Check("persistence", PASS, "not told" if all(gpu["persistence"] is None for gpu in facts["gpus"]) else "on")
 
 
-@of_gpus("MIG")
 def mig(facts: Facts) -> Check:
     cut = [str(gpu["index"]) for gpu in facts["gpus"] if gpu["mig"]]
     if cut:
@@ -165,7 +163,6 @@ def mig(facts: Facts) -> Check:
     return Check("MIG", PASS, "off")
 
 
-@of_gpus("other processes")
 def others(facts: Facts) -> Check:
     """Nobody else computes on the GPUs; in a container NVML hides the processes, but not the memory they hold."""
     busy = []
@@ -236,9 +233,9 @@ def ray(facts: Facts) -> Check:
     return Check("Ray", PASS, f"{there['address']} answers" if there["address"] else "no address given: a local one is started")
 
 
+GPU_CHECKS: Sequence[Callable[[Facts], Check]] = (driver, nccl, peer_access, nvlink, ecc, clocks, persistence, mig, others)
 CHECKS: Sequence[Callable[[Facts], Check]] = (
-    driver, torch_works, nccl, peer_access, nvlink, ecc, clocks, persistence, mig, others,
-    shared_memory, open_files, locked_memory, processors, versions, ray,
+    torch_works, shared_memory, open_files, locked_memory, processors, versions, ray,
 )  # fmt: skip
 
 

@@ -227,4 +227,3 @@ def test_the_driver_sets_runs_beside_the_calibration(ray_cluster, monkeypatch, t
 def test_every_numeric_field_has_a_unit():
     for field in (*bounds.FIELDS, *FABRIC):
         assert str(field.type) == "string" or b"unit" in (field.metadata or {}), field.name
-    assert driver.INVALID == "invalid"

@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.doctor import FAIL, PASS, WARN, Check, counts
+from orchestrator.doctor import FAIL, PASS, WARN, Check, counts, verdict
 
 STYLES = {PASS: "green", WARN: "yellow", FAIL: "bold red"}
 
 
 def render(checks: Sequence[Check], console: Console) -> None:
-    """Print a row a check, and how many of each there are."""
+    """Print a row a check, how many of each there are, and what that means."""
     table = Table(box=SIMPLE_HEAD)
     table.add_column("check", no_wrap=True)
     table.add_column("", no_wrap=True)
@@ -25,4 +25,5 @@ def render(checks: Sequence[Check], console: Console) -> None:
         style = STYLES[check.status]
         table.add_row(check.name, f"[{style}]{check.status}[/{style}]", escape(check.found), escape(check.advice))
     console.print(table)
-    console.print(", ".join(f"{number} {status}" for status, number in counts(checks)), highlight=False)
+    numbers = ", ".join(f"{number} {status}" for status, number in counts(checks))
+    console.print(f"{verdict(checks)} ({numbers})", highlight=False)
