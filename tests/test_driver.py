@@ -112,8 +112,7 @@ def test_a_deployment_is_built_once_and_serves_its_cells(shared, tmp_path):
 
 
 def test_layouts_take_turns_where_that_is_asked_for(shared, tmp_path):
-    layouts = [deployment("tp1"), deployment("tp2")]
-    store, seen = run(layouts, tmp_path, num_runs=3, num_warmups=1, interleave="yes")
+    store, seen = run([deployment("tp1"), deployment("tp2")], tmp_path, num_runs=3, num_warmups=1, interleave="yes")
     assert [(row["strategy"], row["run"], row["turn"]) for row in seen.rows] == [
         ("tp1", 0, 0), ("tp2", 0, 0), ("tp2", 1, 1), ("tp1", 1, 1), ("tp1", 2, 2), ("tp2", 2, 2),
     ]  # fmt: skip
@@ -121,17 +120,6 @@ def test_layouts_take_turns_where_that_is_asked_for(shared, tmp_path):
     assert [what for _, what in seen.phases].count("warming up") == 6
     assert [what for _, what in seen.phases].count("observing") == 2
     assert results.read_part(store.folder / "comparison.arrow").column("num_turns").to_pylist() == [3, 3]
-
-    _, again = run(layouts, tmp_path, num_runs=4, interleave="no")
-    assert [(row["strategy"], row["run"], row["turn"]) for row in again.rows] == [("tp2", 3, 3), ("tp1", 3, 3)]
-
-
-def test_layouts_of_separate_commands_took_no_turns(shared, tmp_path):
-    for strategy in ("tp1", "tp2"):
-        for runs in (1, 2):
-            store, _ = run([deployment(strategy)], tmp_path, num_runs=runs, num_warmups=0)
-    turns = {(row["strategy"], row["run"]): row["turn"] for row in store.read("summary").to_pylist()}
-    assert turns == {("tp1", 0): 0, ("tp1", 1): 1, ("tp2", 0): 2, ("tp2", 1): 3}
 
 
 def test_layouts_follow_each_other_where_starting_anew_takes_longer_than_the_runs(shared, tmp_path):

@@ -169,3 +169,14 @@ def test_the_list_is_cut_at_no_width_where_nobody_watches(store):
 def test_a_folder_without_results_is_said(tmp_path):
     with pytest.raises(UserError, match="no results"):
         results.find(tmp_path)
+
+
+def test_turns_are_numbered_once_for_all_layouts(store):
+    """Runs of one number were made side by side, so no command begins with a number that another has used."""
+    assert store.next_turn() == 0
+    other = Run(Cell(Deployment("tiny", "pp4", "torch", "float32"), CELL.scenario, 8), 3)
+    store.write_run(RUN, {"status": "completed", "turn": None}, {})  # as results have it that are older than turns
+    assert store.next_turn() == 0
+    for run, turn in ((RUN, 1), (other, 4)):
+        store.write_run(run, {"status": "completed", "turn": turn}, {})
+    assert store.next_turn() == 5
