@@ -15,7 +15,7 @@ waiting. Calls are matched by their order within their group, not by clocks.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -81,12 +81,35 @@ class Transfer:
         return self.start, self.end - self.transfer
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one rank did: rows of SPANS, its calls matched with those of the others, and the steps that count, by phase."""
+
+    rank: int
+    rows: Sequence[Mapping[str, Any]]
+    calls: Sequence[Transfer]
+    steps: Mapping[str, Mapping[int, Span]]
+
+
 def account(spans: pa.Table | None, placement: Placement) -> dict[str, pa.Table]:
-    """The tables of an observed run: spans as they came, `parts` and `timed_collectives`; empty where nothing was seen."""
+    """The tables of an observed run, from the spans of all ranks: an excerpt of these, `parts` (PARTS_FIELDS) and
+    `timed_collectives` (TIMED); empty where nothing was seen. Of each phase its `settled` steps count.
+    """
     seen = SPANS.empty_table() if spans is None else spans
-    timed = pa.Table.from_pylist(timed_collectives(seen, placement), TIMED)
-    rows = pa.Table.from_pylist(parts(seen, placement), table_schema("parts", PARTS_FIELDS))
+    ranks = _by_rank(seen.to_pylist(), placement)
+    timed = pa.Table.from_pylist(_timed_collectives(ranks, placement), TIMED)
+    rows = pa.Table.from_pylist([row for one in ranks for row in _parts(one)], table_schema("parts", PARTS_FIELDS))
     return {"spans": excerpt(seen, placement), "timed_collectives": timed, "parts": rows}
+
+
+def _by_rank(rows: Sequence[Mapping[str, Any]], placement: Placement) -> list[Seen]:
+    mine: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    calls: dict[int, list[Transfer]] = defaultdict(list)
+    for row in rows:
+        mine[row["rank"]].append(row)
+    for call in match(rows, placement):
+        calls[call.rank].append(call)
+    return [Seen(rank, mine[rank], calls[rank], counted_steps(mine[rank], placement)) for rank in sorted(mine)]
 
 
 def excerpt(spans: pa.Table, placement: Placement) -> pa.Table:
@@ -99,9 +122,9 @@ def excerpt(spans: pa.Table, placement: Placement) -> pa.Table:
     return spans.filter(pa.array([(row["phase"], row["step"]) in kept for row in rows], type=pa.bool_()))
 
 
-def match(spans: pa.Table, placement: Placement) -> list[Transfer]:
-    """Every communication call in a table of the schema SPANS, matched with those of the other ranks."""
-    calls = sorted((row for row in spans.to_pylist() if row["kind"] != COMPUTE), key=lambda row: row["start_us"])
+def match(rows: Iterable[Mapping[str, Any]], placement: Placement) -> list[Transfer]:
+    """Every communication call in rows of the schema SPANS, matched with those of the other ranks."""
+    calls = sorted((row for row in rows if row["kind"] != COMPUTE), key=lambda row: row["start_us"])
     order: dict[tuple[Any, ...], int] = defaultdict(int)
     keys = []
     for row in calls:
@@ -135,28 +158,18 @@ def _channel(row: Mapping[str, Any], placement: Placement) -> tuple[Any, ...]:
     return (op, group)
 
 
-def parts(spans: pa.Table, placement: Placement) -> list[dict[str, Any]]:
-    """Rows of PARTS_FIELDS. spans: of all ranks, in the schema SPANS.
-
-    Of each phase its `settled` steps count.
-    """
-    calls = match(spans, placement)
-    rows = spans.to_pylist()
-    out = []
-    for rank in sorted({row["rank"] for row in rows}):
-        mine = [row for row in rows if row["rank"] == rank]
-        booked, busy = _book(mine, [call for call in calls if call.rank == rank])
-        for phase, windows in counted_steps(mine, placement).items():
-            steps, within = len(windows), union(windows.values())
-            per_step = {part: length(intersect(booked[part], within)) / steps / 1e3 for part in PARTS[:-1]}
-            step_ms = length(within) / steps / 1e3
-            out.append({
-                "rank": rank, "phase": phase, "steps": steps, "step_ms": step_ms,
-                **{f"{part}_ms": value for part, value in per_step.items()},
-                "launch_gap_ms": step_ms - sum(per_step.values()),
-                "comm_busy_ms": length(intersect(busy, within)) / steps / 1e3,
-            })  # fmt: skip
-    return out
+def _parts(seen: Seen) -> Iterator[dict[str, Any]]:
+    booked, busy = _book(seen.rows, seen.calls)
+    for phase, windows in seen.steps.items():
+        steps, within = len(windows), union(windows.values())
+        per_step = {part: length(intersect(booked[part], within)) / steps / 1e3 for part in PARTS[:-1]}
+        step_ms = length(within) / steps / 1e3
+        yield {
+            "rank": seen.rank, "phase": phase, "steps": steps, "step_ms": step_ms,
+            **{f"{part}_ms": value for part, value in per_step.items()},
+            "launch_gap_ms": step_ms - sum(per_step.values()),
+            "comm_busy_ms": length(intersect(busy, within)) / steps / 1e3,
+        }  # fmt: skip
 
 
 def _book(rows: Sequence[Mapping[str, Any]], calls: Sequence[Transfer]) -> tuple[dict[str, list[Span]], list[Span]]:
@@ -204,20 +217,14 @@ def _windows(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Span]]:
     return out
 
 
-def timed_collectives(spans: pa.Table, placement: Placement) -> list[dict[str, Any]]:
-    """Rows of TIMED, of the calls in `settled` steps. GB/s of 1e9 bytes: bytes over transfer, and that x the bus factor."""
-    rows = spans.to_pylist()
-    ranks = {row["rank"] for row in rows}
-    kept = {
-        (rank, step)
-        for rank in ranks
-        for windows in counted_steps([row for row in rows if row["rank"] == rank], placement).values()
-        for step in windows
-    }
+def _timed_collectives(ranks: Iterable[Seen], placement: Placement) -> list[dict[str, Any]]:
+    """GB/s of 1e9 bytes: bytes over transfer, and that x the bus factor."""
     groups: dict[tuple[int, str, str, str], list[Transfer]] = defaultdict(list)
-    for call in match(spans, placement):
-        if call.axis is not None and (call.rank, call.step) in kept:
-            groups[call.rank, call.phase, call.op, call.axis].append(call)
+    for seen in ranks:
+        kept = {step for windows in seen.steps.values() for step in windows}
+        for call in seen.calls:
+            if call.axis is not None and call.step in kept:
+                groups[seen.rank, call.phase, call.op, call.axis].append(call)
     return [_timed(key, calls, 2 if key[2] in EDGES else placement.degree(key[3])) for key, calls in sorted(groups.items())]
 
 

@@ -93,7 +93,7 @@ class Turn:
         try:
             while cells := [cell for cell in self.job.deployment.cells if self.job.missing(cell)]:
                 for cell in cells:
-                    if self.job.missing(cell) and (self.group is not None or self._build()):
+                    if cell.cell not in self.job.given_up and (self.group is not None or self._build()):
                         self._serve_cell(cell)
                 if turns.hand_over(time.monotonic() - began, self.runs_s, self.failed):
                     break

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.accounting import PARTS, account, operations, parts, shares, timed_collectives, with_timing
+from orchestrator.accounting import PARTS, account, operations, shares, with_timing
 from strategies import Load, ModelShape, Placement, Topology, plan
 from workers.intervals import intersect, length, subtract, union
 from workers.records import COLLECTIVES, COMPUTE, SPANS, to_table
@@ -30,11 +30,15 @@ def span(
 def figures(rows: list[dict[str, Any]], layout: str) -> dict[int, dict[str, float]]:
     """rank -> the decode step's parts in ms, rounded to the nanosecond."""
     out = {}
-    for row in parts(to_table(rows, SPANS), placed(layout)):
+    for row in account(to_table(rows, SPANS), placed(layout))["parts"].to_pylist():
         if row["phase"] == "decode":
             assert row["step_ms"] == pytest.approx(sum(row[f"{part}_ms"] for part in PARTS))
             out[row["rank"]] = {key[:-3]: round(value, 6) for key, value in row.items() if key.endswith("_ms")}
     return out
+
+
+def timed(rows: list[dict[str, Any]], layout: str) -> list[dict[str, Any]]:
+    return account(to_table(rows, SPANS), placed(layout))["timed_collectives"].to_pylist()
 
 
 def test_the_rank_that_comes_last_moves_and_the_other_waits() -> None:
@@ -96,8 +100,8 @@ def test_the_first_decode_step_of_each_micro_batch_is_left_out() -> None:
     ]  # fmt: skip
     found = figures(rows, "pp2")[0]
     assert (found["step"], found["compute"], found["bubble"]) == (4.5, 4, 0.25)
-    (timed,) = [row for row in timed_collectives(to_table(rows, SPANS), placed("pp2")) if row["rank"] == 0]
-    assert (timed["calls"], timed["wait_us"]) == (1, pytest.approx(500))
+    (broadcast,) = [row for row in timed(rows, "pp2") if row["rank"] == 0]
+    assert (broadcast["calls"], broadcast["wait_us"]) == (1, pytest.approx(500))
 
 
 def test_what_is_kept_to_look_at_is_what_counts() -> None:
@@ -110,7 +114,7 @@ def test_what_is_kept_to_look_at_is_what_counts() -> None:
 def test_a_hand_over_is_between_two() -> None:
     rows = [span(0, step, COMPUTE, step, step + 0.5) for step in range(6)]
     rows += [span(0, step, "send", step + 0.5, step + 1, "pp", 8) for step in range(6)]
-    assert {row["group_size"] for row in timed_collectives(to_table(rows, SPANS), placed("pp4"))} == {2}
+    assert {row["group_size"] for row in timed(rows, "pp4")} == {2}
 
 
 def test_a_call_belongs_to_the_phase_of_what_it_carries() -> None:
@@ -119,8 +123,8 @@ def test_a_call_belongs_to_the_phase_of_what_it_carries() -> None:
         span(0, 0, COMPUTE, 0, 1, phase="prefill"), *(span(0, step, COMPUTE, step, step + 1) for step in (1, 2)),
         {**span(0, 3, "broadcast", 3, 4, "pp", 8), "call_phase": "prefill"}, span(0, 3, COMPUTE, 4, 5),
     ]  # fmt: skip
-    (timed,) = timed_collectives(to_table(rows, SPANS), placed("pp2"))
-    assert (timed["phase"], timed["calls"]) == ("prefill", 1)
+    (broadcast,) = timed(rows, "pp2")
+    assert (broadcast["phase"], broadcast["calls"]) == ("prefill", 1)
     assert figures(rows, "pp2")[0]["step"] == 2
 
 
@@ -152,7 +156,7 @@ def test_calls_are_matched_by_their_order_not_by_clocks() -> None:
 def test_bandwidths_are_those_of_nccl_tests() -> None:
     """1 MB over 4 ranks in 10 us: 100 GB/s, and x 2 (n - 1) / n on the bus."""
     rows = [span(rank, 0, "all_reduce", 0.0, 0.01 + 0.005 * (rank > 0), "tp", 1_000_000) for rank in range(4)]
-    first, *_, last = timed_collectives(to_table(rows, SPANS), placed("tp4"))
+    first, *_, last = timed(rows, "tp4")
     assert (first["algbw"], first["busbw"]) == (pytest.approx(100), pytest.approx(150))
     assert (first["transfer_us"], first["wait_us"]) == (pytest.approx(10), pytest.approx(0))
     assert (last["transfer_us"], last["wait_us"]) == (pytest.approx(10), pytest.approx(5))

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from ranks import FAMILIES, Pool, engine_plan, ragged_requests, read_shape, tokens
 
-from orchestrator.accounting import PARTS, parts
+from orchestrator.accounting import PARTS, account
 from strategies.traffic import step as traffic_of_step
 from workers.plan import Request, Work
 
@@ -217,7 +217,7 @@ def observed(layout: str, pool: Pool, folder: Path, **work: Any) -> list[dict[st
     planned = engine_plan(layout, shape, folder, asked)
     (reports,) = pool.serve(planned, asked)
     spans = pa.concat_tables([report.spans for report in reports if report.spans is not None])
-    return [row for row in parts(spans, planned.placement) if row["phase"] == "decode"]
+    return [row for row in account(spans, planned.placement)["parts"].to_pylist() if row["phase"] == "decode"]
 
 
 @pytest.mark.parametrize("layout", ["tp1", "tp2", "pp2"])

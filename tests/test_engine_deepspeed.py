@@ -15,7 +15,7 @@ import torch.multiprocessing as multiprocessing
 from test_engine_transformers import BASE, LENGTHS, VARIANTS, make_plan, make_work, outputs, save_tiny
 from test_engine_transformers import serve as serve_transformers
 
-from orchestrator.accounting import parts
+from orchestrator.accounting import account
 from strategies import Split
 from workers.actor import Worker
 from workers.engines import create
@@ -175,7 +175,7 @@ def test_replicas_without_zero_do_not_communicate(results: Results) -> None:
 def test_an_observed_run_says_what_communication_took(name: str, results: Results) -> None:
     placement = make_plan(name, None, LLAMA).placement
     spans = pa.concat_tables([report.spans for _, report in results[name]])
-    rows = parts(spans, placement)
+    rows = account(spans, placement)["parts"].to_pylist()
     assert {(row["rank"], row["phase"]) for row in rows} == {(rank, phase) for rank in (0, 1) for phase in ("prefill", "decode")}
     for row in rows:
         assert 0 < row["exposed_transfer_ms"] <= row["comm_busy_ms"] < row["step_ms"]

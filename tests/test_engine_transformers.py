@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from orchestrator.accounting import parts
+from orchestrator.accounting import account
 from strategies import Load, ModelShape, Placement, Split, Topology
 from strategies import plan as plan_layout
 from workers.actor import Worker
@@ -137,7 +137,7 @@ def test_one_device_communicates_nothing(checkpoint: str) -> None:
     observed, timed = serve(make_plan("tp1", checkpoint), make_work(observe=True), make_work())
     assert timed.spans is None
     assert timed.collectives.num_rows == 0
-    rows = parts(observed.spans, make_plan("tp1", checkpoint).placement)
+    rows = account(observed.spans, make_plan("tp1", checkpoint).placement)["parts"].to_pylist()
     assert [(row["phase"], row["steps"]) for row in rows] == [("prefill", 2), ("decode", 14)]
     assert all(row["compute_ms"] > 0.9 * row["step_ms"] and row["comm_busy_ms"] == 0 for row in rows)
 

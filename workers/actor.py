@@ -92,7 +92,7 @@ class Worker:
         self._recording = self._sampler.start()
         self._progress.state = OBSERVING if work.observe else RUNNING
         try:
-            with self._context.ranges.span(f"run of {len(work.requests)} requests, {work.max_concurrency} at once"):
+            with self._context.ranges.span("run of {} requests, {} at once", len(work.requests), work.max_concurrency):
                 report = self._engine.run(work)
         finally:
             self._rest()

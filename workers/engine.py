@@ -147,7 +147,7 @@ class Generator:
             step = scheduler.plan(lane)
             if step is None:
                 continue
-            with probe.step(step.phase, step.index), ranges.span(f"{step.phase} step {step.index} lane {step.lane}"):
+            with probe.step(step.phase, step.index), ranges.span("{} step {} lane {}", step.phase, step.index, step.lane):
                 if step.phase == "decode":
                     self._fetch(pending, lane, heed_eos)
                 self._communicator.phase = step.phase

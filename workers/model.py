@@ -219,7 +219,7 @@ class NamedDecoder(Decoder):
 
     def _in_turn(self) -> Iterator[tuple[int, Layer]]:
         for index, layer in super()._in_turn():
-            with self._communicator.context.ranges.span(f"layer {index}"):
+            with self._communicator.context.ranges.span("layer {}", index):
                 yield index, layer
 
     def _attention(self, layer: Layer, x: Tensor, batch: Batch, keys: Tensor, values: Tensor) -> Tensor:

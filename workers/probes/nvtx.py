@@ -10,8 +10,8 @@ from typing import Any, Protocol
 class Ranges(Protocol):
     """Told what a rank is at. Ranges nest."""
 
-    def span(self, name: str) -> AbstractContextManager[None]:
-        """Around what is called `name`."""
+    def span(self, name: str, *values: object) -> AbstractContextManager[None]:
+        """Around what is called `name`, a pattern for `str.format` that is filled in only where somebody watches."""
         ...
 
 
@@ -21,7 +21,7 @@ class Silent:
     def __init__(self) -> None:
         self._nothing = nullcontext()
 
-    def span(self, name: str) -> AbstractContextManager[None]:
+    def span(self, name: str, *values: object) -> AbstractContextManager[None]:
         return self._nothing
 
 
@@ -32,8 +32,8 @@ class Spoken:
         self._push, self._pop = push, pop
 
     @contextmanager
-    def span(self, name: str) -> Iterator[None]:
-        self._push(name)
+    def span(self, name: str, *values: object) -> Iterator[None]:
+        self._push(name.format(*values))
         try:
             yield
         finally:
