@@ -12,6 +12,7 @@ from pathlib import Path
 from orchestrator import fabric, goodput, manifest, results
 from orchestrator.cluster import connect
 from orchestrator.compare import compare
+from orchestrator.errors import INTERRUPTED
 from orchestrator.experiment import Experiment
 from orchestrator.jobs import Job
 from orchestrator.planned import PlannedDeployment
@@ -19,8 +20,6 @@ from orchestrator.results import Store
 from orchestrator.serving import Progress, Turn
 from orchestrator.turns import Turns
 from workers.probes.gauges import Exposure
-
-INTERRUPTED = 130  # the exit status of a process that Ctrl-C ended
 
 
 def run_experiment(planned: Sequence[PlannedDeployment], experiment: Experiment, progress: Progress) -> Path:

@@ -18,6 +18,7 @@ from fakes import shapes, write_checkpoint, write_config, write_safetensors
 from rich.console import Console
 
 from orchestrator import cli, fitting, hardware
+from orchestrator.errors import INTERRUPTED
 from orchestrator.experiment import Cell, Deployment, Experiment, Run, Scenario
 from orchestrator.report.terminal import RunProgress
 from orchestrator.results import Store
@@ -168,7 +169,7 @@ def test_ctrl_c_is_told_by_the_exit_status(monkeypatch: pytest.MonkeyPatch) -> N
         raise KeyboardInterrupt
 
     monkeypatch.setattr("orchestrator.planning.plan", interrupt)
-    assert call("submit").exit_code == cli.INTERRUPTED
+    assert call("submit").exit_code == INTERRUPTED
 
 
 # -- what is refused --------------------------------------------------------------------------------------------
