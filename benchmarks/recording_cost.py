@@ -1,18 +1,22 @@
-"""What recording costs a run: the same work served in turn with all that is recorded, without the sampler, and with nothing.
+"""What recording costs a run: the same work served in turn with all that is recorded, without the
+sampler, and with nothing.
 
     python benchmarks/recording_cost.py --device cpu
-    python benchmarks/recording_cost.py --device cuda --model llama-8b --load-format dummy --max-concurrency 100 \
+    python benchmarks/recording_cost.py --device cuda --model llama-8b --load-format dummy
+    --max-concurrency 100 \
         --input-len 256 --output-len 384
 
-One worker in this process, one rank, engine `torch`, a closed loop. "everything" is an ordinary run: the sampler, the gauges'
-thread, a moment and the tokens of every step, the progress, and the collectives counted. One rank has no collectives, so those
-that a rank of --counted-as would have in a decode step are counted at every step. "nothing" leaves all of that out by
-stand-ins that are patched in here. It knows no times, so the generate loop itself is timed, for every variant alike: from
-where the device is idle before the first step to where it is idle after the last.
+One worker in this process, one rank, engine `torch`, a closed loop. "everything" is an ordinary
+run: the sampler, the gauges' thread, a moment and the tokens of every step, the progress, and the
+collectives counted. One rank has no collectives, so those that a rank of --counted-as would have in
+a decode step are counted at every step. "nothing" leaves all of that out by stand-ins that are
+patched in here. It knows no times, so the generate loop itself is timed, for every variant alike:
+from where the device is idle before the first step to where it is idle after the last.
 
-A round serves every variant once, in an order that rotates from round to round, so that a drift of the machine favours none.
-On a GPU two more runs show that the loop does not wait for the device: one in which torch raises at a call that would, and a
-short one in which the profiler counts what was called.
+A round serves every variant once, in an order that rotates from round to round, so that a drift of
+the machine favours none. On a GPU two more runs show that the loop does not wait for the device:
+one in which torch raises at a call that would, and a short one in which the profiler counts what
+was called.
 """
 
 from __future__ import annotations
@@ -34,52 +38,69 @@ from unittest import mock
 import pyarrow as pa
 import torch
 
-from orchestrator import hardware, planning
-from orchestrator.confidence import Spread, spread
+from orchestrator.analysis.confidence import Spread, spread
+from orchestrator.cluster import hardware
 from orchestrator.experiment import Experiment
-from orchestrator.results import write_part
+from orchestrator.plan import planning
+from orchestrator.store.results import write_part
 from strategies.shapes import DTYPE_BYTES
 from strategies.traffic import decode_step
-from workers import engine
 from workers.actor import Worker
 from workers.communicator import Communicator
 from workers.communicator import Recording as Captured
-from workers.engine import Clock, Generator, Log
-from workers.plan import EnginePlan, Work
+from workers.engines.native import loop as engine
+from workers.engines.native.loop import Clock, Generator, Log
+from workers.engines.native.runner import Runner
+from workers.engines.native.scheduler import Scheduler
+from workers.messages import EnginePlan, Work
 from workers.probes.gauges import Board
-from workers.probes.progress import Progress
 from workers.probes.telemetry import Recording, Sampler
+from workers.progress import Progress
 from workers.records import column, table_schema, to_table
-from workers.runner import Runner
-from workers.scheduler import Scheduler
 
 EVERYTHING, UNSAMPLED, NOTHING = VARIANTS = ("everything", "without sampler", "nothing")
 TAGS = {"experiment": "recording_cost", "model": "", "strategy": "tp1", "engine": "torch"}
 PROFILED_TOKENS = 32  # made for each request while the profiler looks on
 MOST_COST = 0.01  # of the throughput, that recording may take
 
-KEPT = (("steps", "steps kept"), ("collectives", "collectives counted"), ("readings", "readings told to the gauges"))
+KEPT = (
+    ("steps", "steps kept"),
+    ("collectives", "collectives counted"),
+    ("readings", "readings told to the gauges"),
+)
 
 LOOP = "timed loop"
-ALLOCATING = {"cudaMalloc", "cudaFree", "cudaHostAlloc", "cudaMallocHost", "cudaFreeHost", "cudaHostRegister"}
+ALLOCATING = {
+    "cudaMalloc",
+    "cudaFree",
+    "cudaHostAlloc",
+    "cudaMallocHost",
+    "cudaFreeHost",
+    "cudaHostRegister",
+}
 
-COST = table_schema("recording_cost", [
-    column("round", pa.int32(), "1"),
-    column("variant", pa.string()),
-    column("rate_hz", pa.float64(), "Hz"),
-    column("loop_s", pa.float64(), "s"),
-    column("output_throughput", pa.float64(), "tokens/s"),
-    column("samples", pa.int32(), "1"),
-    column("sampler_cpu_s", pa.float64(), "s"),
-    column("readings", pa.int32(), "1"),  # told to the gauges
-    column("steps", pa.int32(), "1"),  # kept with their moments
-    column("collectives", pa.int64(), "1"),  # counted
-    column("pinned_blocks", pa.int64(), "1"),  # that torch had CUDA make, for copies of tokens and inputs of steps
-    column("pinned_ms", pa.float64(), "ms"),  # what that took
-    column("model", pa.string()),
-    column("device_name", pa.string()),
-    column("max_concurrency", pa.int32(), "requests"),
-])  # fmt: skip
+COST = table_schema(
+    "recording_cost",
+    [
+        column("round", pa.int32(), "1"),
+        column("variant", pa.string()),
+        column("rate_hz", pa.float64(), "Hz"),
+        column("loop_s", pa.float64(), "s"),
+        column("output_throughput", pa.float64(), "tokens/s"),
+        column("samples", pa.int32(), "1"),
+        column("sampler_cpu_s", pa.float64(), "s"),
+        column("readings", pa.int32(), "1"),  # told to the gauges
+        column("steps", pa.int32(), "1"),  # kept with their moments
+        column("collectives", pa.int64(), "1"),  # counted
+        column(
+            "pinned_blocks", pa.int64(), "1"
+        ),  # that torch had CUDA make, for copies of tokens and inputs of steps
+        column("pinned_ms", pa.float64(), "ms"),  # what that took
+        column("model", pa.string()),
+        column("device_name", pa.string()),
+        column("max_concurrency", pa.int32(), "requests"),
+    ],
+)
 
 Row = dict[str, Any]
 Around = Callable[[], AbstractContextManager[None]]
@@ -87,7 +108,15 @@ Around = Callable[[], AbstractContextManager[None]]
 
 def main() -> None:
     arguments = parse()
-    fields = ("model", "device", "load_format", "max_concurrency", "num_prompts", "input_len", "output_len")
+    fields = (
+        "model",
+        "device",
+        "load_format",
+        "max_concurrency",
+        "num_prompts",
+        "input_len",
+        "output_len",
+    )
     experiment = Experiment.model_validate({name: getattr(arguments, name) for name in fields})
     device, topology = planning.choose_device(experiment, hardware.local_topology(arguments.device))
     (deployment,) = planning.plan(experiment, device, topology)
@@ -106,7 +135,10 @@ def main() -> None:
             say_what_was_pinned(warm_up, rows)
             print(f"Runs: {arguments.out}")
             if device == "cpu":
-                print("synchronising calls in the timed loop: does not apply on a CPU, where the host is never ahead of the device")
+                print(
+                    "synchronising calls in the timed loop: does not apply on a CPU, where the "
+                    "host is never ahead of the device"
+                )
             elif not says_that_nothing_waits(worker, work):
                 raise SystemExit(1)
     finally:
@@ -114,7 +146,9 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--load-format", choices=("auto", "dummy"), default="auto")
@@ -122,14 +156,21 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--num-prompts", type=int, help="default: as many as --max-concurrency")
     parser.add_argument("--input-len", type=int, default=64)
     parser.add_argument("--output-len", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=6, help="a multiple of 3 gives every variant every place in the order")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=6,
+        help="a multiple of 3 gives every variant every place in the order",
+    )
     parser.add_argument("--rate", type=float, default=10.0, help="samples a second")
-    parser.add_argument("--counted-as", default="tp2", help="the layout whose collectives are counted at every step")
+    parser.add_argument(
+        "--counted-as", default="tp2", help="the layout whose collectives are counted at every step"
+    )
     parser.add_argument("--out", type=Path, default=Path("recording_cost.arrow"))
     return parser.parse_args()
 
 
-# -- one run ----------------------------------------------------------------------------------------------------
+# -- one run
 
 
 def measure(worker: Worker, work: Work, rounds: int) -> Iterator[Row]:
@@ -161,16 +202,23 @@ def serve(worker: Worker, work: Work, variant: str, around: Around = nullcontext
     assert report.collectives is not None
     tokens, grown = sum(request.output_len for request in work.requests), pinned()
     return {
-        "variant": variant, "loop_s": seconds[0], "output_throughput": tokens / seconds[0], "samples": len(recording.rows),
-        "sampler_cpu_s": recording.cpu_s, "readings": readings.total(), "steps": report.steps.num_rows,
-        "collectives": sum(report.collectives["calls"].to_pylist()), "pinned_blocks": grown[0] - blocks,
+        "variant": variant,
+        "loop_s": seconds[0],
+        "output_throughput": tokens / seconds[0],
+        "samples": len(recording.rows),
+        "sampler_cpu_s": recording.cpu_s,
+        "readings": readings.total(),
+        "steps": report.steps.num_rows,
+        "collectives": sum(report.collectives["calls"].to_pylist()),
+        "pinned_blocks": grown[0] - blocks,
         "pinned_ms": grown[1] - spent_ms,
-    }  # fmt: skip
+    }
 
 
 @contextmanager
 def timed_loop(seconds: list[float], around: Around) -> Iterator[None]:
-    """Time the loop of every run inside: the device is idle before it, and is waited for after it."""
+    """Time the loop of every run inside: the device is idle before it, and is waited for after
+    it."""
     loop = Generator._loop
 
     def timed(self: Generator, *args: Any) -> None:
@@ -185,7 +233,8 @@ def timed_loop(seconds: list[float], around: Around) -> Iterator[None]:
 
 
 def pinned() -> tuple[int, float]:
-    """Blocks of pinned memory that CUDA has made for torch so far, and the milliseconds that took; 0 on a CPU."""
+    """Blocks of pinned memory that CUDA has made for torch so far, and the milliseconds that took;
+    0 on a CPU."""
     stats = torch.cuda.host_memory_stats() if torch.cuda.is_initialized() else {}
     return stats.get("num_host_alloc", 0), stats.get("host_alloc_time.total", 0) / 1e3
 
@@ -224,7 +273,8 @@ def unrecorded() -> Iterator[None]:
 
 @contextmanager
 def published(worker: Worker, readings: Counter[str]) -> Iterator[None]:
-    """The gauges' thread, as an actor has it. Ray's metrics take what they are told without a cluster too, to no avail."""
+    """The gauges' thread, as an actor has it. Ray's metrics take what they are told without a
+    cluster too, to no avail."""
     put = Board.put
 
     def counted(self: Board, told: Iterable[Any]) -> None:
@@ -244,9 +294,12 @@ def published(worker: Worker, readings: Counter[str]) -> Iterator[None]:
 
 
 def collectives(layout: str, model: str, plan: EnginePlan) -> Captured:
-    """What the first rank of `layout` communicates in a decode step with every request in it, as a graph would hold it."""
+    """What the first rank of `layout` communicates in a decode step with every request in it, as a
+    graph would hold it."""
     placement, captured = planning.sketch(layout, model)[0].placement, Captured()
-    for traffic in decode_step(placement, plan.model, 0, plan.max_concurrency, DTYPE_BYTES[plan.dtype]):
+    for traffic in decode_step(
+        placement, plan.model, 0, plan.max_concurrency, DTYPE_BYTES[plan.dtype]
+    ):
         for _ in range(traffic.calls):
             captured.add(traffic.op, traffic.axis, traffic.bytes // traffic.calls)
     return captured
@@ -266,16 +319,21 @@ def counting(captured: Captured) -> Iterator[None]:
         yield
 
 
-# -- what came out ----------------------------------------------------------------------------------------------
+# -- what came out
 
 
 def say(rows: list[Row]) -> None:
     of = {variant: [row for row in rows if row["variant"] == variant] for variant in VARIANTS}
     first, loop = rows[0], mean(of[NOTHING], "loop_s")
-    print(f"{first['model']} on {first['device_name']}, {first['max_concurrency']} concurrent, loops of {loop:.2f} s, one warm-up")
+    print(
+        f"{first['model']} on {first['device_name']}, {first['max_concurrency']} concurrent, "
+        f"loops of {loop:.2f} s, one warm-up"
+    )
     for variant, runs in of.items():
         seconds = sum(row["loop_s"] for row in runs)
-        rate, core = (sum(row[name] for row in runs) / seconds for name in ("samples", "sampler_cpu_s"))
+        rate, core = (
+            sum(row[name] for row in runs) / seconds for name in ("samples", "sampler_cpu_s")
+        )
         print(f"{variant}: {mean(runs, 'output_throughput'):.1f} tokens/s")
         print(f"  sampler: {rate:.1f} samples/s, its thread {core:.3%} of one core")
         kept = (f"{mean(runs, name):.0f} {what}" for name, what in KEPT)
@@ -283,12 +341,16 @@ def say(rows: list[Row]) -> None:
     for over, under in ((EVERYTHING, NOTHING), (UNSAMPLED, NOTHING), (EVERYTHING, UNSAMPLED)):
         ratio = against(of[over], of[under])
         print(f"throughput, {over} / {under}: {written(ratio)}")
-    print(f"Does everything cost under {MOST_COST:.0%}? {verdict(against(of[EVERYTHING], of[NOTHING]))}")
+    print(
+        f"Does everything cost under {MOST_COST:.0%}? "
+        f"{verdict(against(of[EVERYTHING], of[NOTHING]))}"
+    )
 
 
 def say_what_was_pinned(warm_up: Row, rows: list[Row]) -> None:
     print(
-        f"pinned memory made in the warm-up: {warm_up['pinned_blocks']} blocks in {warm_up['pinned_ms']:.1f} ms; "
+        f"pinned memory made in the warm-up: {warm_up['pinned_blocks']} blocks in "
+        f"{warm_up['pinned_ms']:.1f} ms; "
         f"in the runs after it: {sum(row['pinned_blocks'] for row in rows)}"
     )
 
@@ -299,13 +361,19 @@ def mean(runs: list[Row], name: str) -> float:
 
 def against(over: list[Row], under: list[Row]) -> Spread:
     """The ratio of throughputs, round by round."""
-    found = spread([a["output_throughput"] / b["output_throughput"] for a, b in zip(over, under, strict=True)])
+    found = spread(
+        [a["output_throughput"] / b["output_throughput"] for a, b in zip(over, under, strict=True)]
+    )
     assert found is not None
     return found
 
 
 def written(ratio: Spread) -> str:
-    interval = "" if ratio.ci_low is None else f" [{ratio.ci_low:.4f}, {ratio.ci_high:.4f}], 95% interval of {ratio.n} rounds"
+    interval = (
+        ""
+        if ratio.ci_low is None
+        else f" [{ratio.ci_low:.4f}, {ratio.ci_high:.4f}], 95% interval of {ratio.n} rounds"
+    )
     return f"{ratio.mean:.4f}{interval}"
 
 
@@ -314,25 +382,40 @@ def verdict(ratio: Spread) -> str:
         return "one round cannot tell"
     if ratio.ci_low > 1 - MOST_COST:
         return "yes, by the whole interval"
-    return "no, by the whole interval" if ratio.ci_high < 1 - MOST_COST else "these rounds cannot tell"
+    return (
+        "no, by the whole interval" if ratio.ci_high < 1 - MOST_COST else "these rounds cannot tell"
+    )
 
 
-# -- does the loop wait for the device? -------------------------------------------------------------------------
+# -- does the loop wait for the device?
 
 
 def says_that_nothing_waits(worker: Worker, work: Work) -> bool:
-    """Print what two more runs with everything recorded say of waiting inside the loop. True where there is none."""
+    """Print what two more runs with everything recorded say of waiting inside the loop. True where
+    there is none."""
     nvml = TimedNvml(worker._sampler._nvml)
     with mock.patch.object(worker._sampler, "_nvml", nvml):
         silent = raises_nothing(worker, work)
     nvml.say()
     calls: Counter[str] = Counter()
-    short = tuple(replace(request, output_len=min(request.output_len, PROFILED_TOKENS)) for request in work.requests)
+    short = tuple(
+        replace(request, output_len=min(request.output_len, PROFILED_TOKENS))
+        for request in work.requests
+    )
     serve(worker, replace(work, requests=short), EVERYTHING, lambda: profiled(calls))
-    waiting, allocating = ({name: n for name, n in calls.items() if is_it(name)} for is_it in (waits, ALLOCATING.__contains__))
-    print(f"profiled, {PROFILED_TOKENS} tokens a request: {calls.total()} calls of CUDA in the timed loop")
+    waiting, allocating = (
+        {name: n for name, n in calls.items() if is_it(name)}
+        for is_it in (waits, ALLOCATING.__contains__)
+    )
+    print(
+        f"profiled, {PROFILED_TOKENS} tokens a request: {calls.total()} calls of CUDA in the "
+        "timed loop"
+    )
     print(f"synchronising calls in the timed loop: {told(waiting) if calls else 'not known'}")
-    print(f"allocating calls in the timed loop, which CUDA may order against other work: {told(allocating)}")
+    print(
+        "allocating calls in the timed loop, which CUDA may order against other work: "
+        f"{told(allocating)}"
+    )
     return silent and bool(calls) and not waiting
 
 
@@ -349,7 +432,8 @@ def raises_nothing(worker: Worker, work: Work) -> bool:
 
 @contextmanager
 def forbidden() -> Iterator[None]:
-    """torch raises at a call that waits for the device; not all are known to it (`torch.cuda.set_sync_debug_mode`)."""
+    """torch raises at a call that waits for the device; not all are known to it
+    (`torch.cuda.set_sync_debug_mode`)."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -361,7 +445,10 @@ def forbidden() -> Iterator[None]:
 def profiled(calls: Counter[str]) -> Iterator[None]:
     """Count what is called of CUDA inside."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities, acc_events=True) as profiler, torch.profiler.record_function(LOOP):
+    with (
+        torch.profiler.profile(activities=activities, acc_events=True) as profiler,
+        torch.profiler.record_function(LOOP),
+    ):
         yield
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
@@ -370,13 +457,18 @@ def profiled(calls: Counter[str]) -> Iterator[None]:
 
 
 def calls_inside(trace: Mapping[str, Any]) -> Counter[str]:
-    """Calls of the runtime and the driver that were made inside the annotation LOOP of a Chrome trace, by name, from whatever
-    thread; copies from or to pageable memory, for which the driver waits too, wherever they are in it."""
+    """Calls of the runtime and the driver that were made inside the annotation LOOP of a Chrome
+    trace, by name, from whatever thread; copies from or to pageable memory, for which the driver
+    waits too, wherever they are in it."""
     events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
-    (loop,) = (event for event in events if event["name"] == LOOP and event.get("cat") == "user_annotation")
+    (loop,) = (
+        event for event in events if event["name"] == LOOP and event.get("cat") == "user_annotation"
+    )
     inside = (e for e in events if loop["ts"] <= e["ts"] <= loop["ts"] + loop["dur"])
     calls = Counter(e["name"] for e in inside if e.get("cat") in ("cuda_runtime", "cuda_driver"))
-    calls.update(e["name"] for e in events if e.get("cat") == "gpu_memcpy" and "Pageable" in e["name"])
+    calls.update(
+        e["name"] for e in events if e.get("cat") == "gpu_memcpy" and "Pageable" in e["name"]
+    )
     return calls
 
 
@@ -391,7 +483,8 @@ def told(counts: Mapping[str, int]) -> str:
 
 
 class TimedNvml:
-    """NVML, with the time that each call took; of nvmlDeviceGetFieldValues also each field's, as NVML tells it."""
+    """NVML, with the time that each call took; of nvmlDeviceGetFieldValues also each field's, as
+    NVML tells it."""
 
     def __init__(self, nvml: Any) -> None:
         self._nvml = nvml

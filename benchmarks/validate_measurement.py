@@ -1,12 +1,15 @@
-"""Can the step's parts be trusted? The same cell measured in independent ways, each laid beside the profile.
+"""Can the step's parts be trusted? The same cell measured in independent ways, each laid beside the
+profile.
 
     python benchmarks/validate_measurement.py --device cpu --strategy tp2
-    python benchmarks/validate_measurement.py --device cuda --strategy tp2 --model qwen2.5-32b --load-format dummy \
+    python benchmarks/validate_measurement.py --device cuda --strategy tp2 --model qwen2.5-32b
+    --load-format dummy \
         --max-concurrency 32 --fabric results/fabric-HOST/fabric.arrow
 
-Checks: (1) the step gets shorter without collectives by the share the profile books for them; (2) counted bytes are the
-analytic ones; (3) a microbenchmark's time x calls is the transfer; (4) the parts sum to the step; (5) a delay on one rank is
-waiting on the others, not transfer; (6) what the profiler slows down; (7) one device communicates nothing.
+Checks: (1) the step gets shorter without collectives by the share the profile books for them; (2)
+counted bytes are the analytic ones; (3) a microbenchmark's time x calls is the transfer; (4) the
+parts sum to the step; (5) a delay on one rank is waiting on the others, not transfer; (6) what the
+profiler slows down; (7) one device communicates nothing.
 """
 
 from __future__ import annotations
@@ -21,36 +24,43 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator import accounting, fabric, hardware, metrics, planning
-from orchestrator.cluster import Cluster, connect
+from orchestrator.analysis import accounting, metrics
+from orchestrator.cluster import hardware
+from orchestrator.cluster.connection import Cluster, connect
+from orchestrator.cluster.group import WorkerGroup
 from orchestrator.experiment import Experiment
-from orchestrator.group import WorkerGroup
-from orchestrator.planned import PlannedDeployment
-from orchestrator.results import write_part
+from orchestrator.node import fabric
+from orchestrator.plan import planning
+from orchestrator.plan.deployments import PlannedDeployment
+from orchestrator.store.results import write_part
 from strategies.traffic import decode_step
-from workers.plan import EnginePlan, RankReport, Work
+from workers.messages import EnginePlan, RankReport, Work
 from workers.records import column, table_schema, to_table
 
 OBSERVED_TOKENS = 24
 DELAY_S = {"cuda": 1e-3, "cpu": 50e-3}
 
-VALIDATION = table_schema("validation", [
-    column("check", pa.string()),
-    column("expected", pa.float64(), "see `unit`"),
-    column("measured", pa.float64(), "see `unit`"),
-    column("unit", pa.string()),
-    column("tolerance", pa.float64(), "see `unit`"),
-    column("passed", pa.bool_()),
-    column("model", pa.string()),
-    column("strategy", pa.string()),
-    column("max_concurrency", pa.int32(), "requests"),
-    column("device_name", pa.string()),
-])
+VALIDATION = table_schema(
+    "validation",
+    [
+        column("check", pa.string()),
+        column("expected", pa.float64(), "see `unit`"),
+        column("measured", pa.float64(), "see `unit`"),
+        column("unit", pa.string()),
+        column("tolerance", pa.float64(), "see `unit`"),
+        column("passed", pa.bool_()),
+        column("model", pa.string()),
+        column("strategy", pa.string()),
+        column("max_concurrency", pa.int32(), "requests"),
+        column("device_name", pa.string()),
+    ],
+)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Timed and observed runs of one deployment: decode ms a step, the parts of the observed step by rank, all reports."""
+    """Timed and observed runs of one deployment: decode ms a step, the parts of the observed step
+    by rank, all reports."""
 
     step_ms: float
     parts: list[dict[str, Any]]
@@ -63,22 +73,42 @@ class Seen:
 
 def main() -> None:
     arguments = parse()
-    fields = ("model", "strategy", "device", "load_format", "max_concurrency", "input_len", "output_len")
+    fields = (
+        "model",
+        "strategy",
+        "device",
+        "load_format",
+        "max_concurrency",
+        "input_len",
+        "output_len",
+    )
     experiment = Experiment.model_validate({name: getattr(arguments, name) for name in fields})
     device, topology = planning.choose_device(experiment, hardware.local_topology(arguments.device))
     (deployment,) = planning.plan(experiment, device, topology)
     (alone,) = planning.plan(experiment.model_copy(update={"strategy": ("tp1",)}), device, topology)
     with connect(None, device, deployment.plan.placement.num_ranks, dashboard=False) as cluster:
-        rows = list(checks(cluster, deployment, alone, fabric.load(arguments.fabric) if arguments.fabric else None))
+        rows = list(
+            checks(
+                cluster,
+                deployment,
+                alone,
+                fabric.load(arguments.fabric) if arguments.fabric else None,
+            )
+        )
     write_part(arguments.out, to_table(rows, VALIDATION))
     for row in rows:
         verdict = {True: "ok  ", False: "FAIL", None: "    "}[row["passed"]]
-        print(f"{verdict} {row['check']}: {row['measured']:.3f}, expected {row['expected']:.3f} {row['unit']}")
+        print(
+            f"{verdict} {row['check']}: {row['measured']:.3f}, expected {row['expected']:.3f} "
+            f"{row['unit']}"
+        )
     print(f"Table: {arguments.out}")
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--strategy", default="tp2")
     parser.add_argument("--model", default="tiny")
@@ -86,13 +116,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-concurrency", type=int, default=8)
     parser.add_argument("--input-len", type=int, default=256)
     parser.add_argument("--output-len", type=int, default=128)
-    parser.add_argument("--fabric", type=Path, help="the table of `orchestrator calibrate`, for check 3")
+    parser.add_argument(
+        "--fabric", type=Path, help="the table of `orchestrator calibrate`, for check 3"
+    )
     parser.add_argument("--out", type=Path, default=Path("validation.arrow"))
     return parser.parse_args()
 
 
 def checks(
-    cluster: Cluster, deployment: PlannedDeployment, alone: PlannedDeployment, table: pa.Table | None
+    cluster: Cluster,
+    deployment: PlannedDeployment,
+    alone: PlannedDeployment,
+    table: pa.Table | None,
 ) -> Iterator[dict[str, Any]]:
     """Rows of VALIDATION."""
     plan, work = deployment.plan, deployment.cells[0].work
@@ -100,35 +135,85 @@ def checks(
     whole, late = see(cluster, plan, work, None, delay)
     (without,) = see(cluster, replace(plan, ablation="comm"), work, None)
     (single,) = see(cluster, alone.plan, work, None)
-    common = {"model": plan.model.name, "strategy": plan.layout, "max_concurrency": work.max_concurrency}
+    common = {
+        "model": plan.model.name,
+        "strategy": plan.layout,
+        "max_concurrency": work.max_concurrency,
+    }
     common |= {"device_name": hardware.gpus()[0]["name"] if plan.device == "cuda" else "cpu"}
 
-    def row(check: str, expected: float, measured: float, unit: str, tolerance: float | None) -> dict[str, Any]:
+    def row(
+        check: str, expected: float, measured: float, unit: str, tolerance: float | None
+    ) -> dict[str, Any]:
         passed = None if tolerance is None else bool(abs(measured - expected) <= tolerance)
-        figures = {"expected": expected, "measured": measured, "unit": unit, "tolerance": tolerance, "passed": passed}
+        figures = {
+            "expected": expected,
+            "measured": measured,
+            "unit": unit,
+            "tolerance": tolerance,
+            "passed": passed,
+        }
         return {"check": check, **figures, **common}
 
     share = 100 * (whole.part("exposed_transfer") + whole.part("exposed_wait")) / whole.part("step")
     saved = 100 * (1 - without.step_ms / whole.step_ms)
     yield row("1 ablation: step saved / profile's comm_exposed", share, saved, "% of the step", 3.0)
-    yield row("2 counted bytes of a decode step / analytic", *decode_bytes(plan, work, whole.reports), "B", 0.0)
+    yield row(
+        "2 counted bytes of a decode step / analytic",
+        *decode_bytes(plan, work, whole.reports),
+        "B",
+        0.0,
+    )
     if table is not None:
         expected, measured = transfer_us(table, whole)
-        yield row("3 transfer of an all-reduce / microbenchmark", expected, measured, "us", 0.15 * expected)
+        yield row(
+            "3 transfer of an all-reduce / microbenchmark",
+            expected,
+            measured,
+            "us",
+            0.15 * expected,
+        )
     total = sum(whole.part(part) for part in accounting.PARTS)
-    yield row("4 sum of the parts / step", whole.part("step"), total, "ms", 0.01 * whole.part("step"))
+    yield row(
+        "4 sum of the parts / step", whole.part("step"), total, "ms", 0.01 * whole.part("step")
+    )
     held_up = DELAY_S[plan.device] * 1e3
-    more = {part: late.part(part, 0) - whole.part(part, 0) for part in ("exposed_wait", "exposed_transfer")}
-    yield row("5 delay on one rank: more wait on another", held_up, more["exposed_wait"], "ms", 0.2 * held_up)
-    yield row("5 delay on one rank: more transfer on another", 0.0, more["exposed_transfer"], "ms", 0.2 * held_up)
+    more = {
+        part: late.part(part, 0) - whole.part(part, 0)
+        for part in ("exposed_wait", "exposed_transfer")
+    }
+    yield row(
+        "5 delay on one rank: more wait on another",
+        held_up,
+        more["exposed_wait"],
+        "ms",
+        0.2 * held_up,
+    )
+    yield row(
+        "5 delay on one rank: more transfer on another",
+        0.0,
+        more["exposed_transfer"],
+        "ms",
+        0.2 * held_up,
+    )
     yield row("6 profiled step / timed step", whole.step_ms, whole.part("step"), "ms", None)
-    yield row("7 communication of one device", 0.0, 100 * single.part("comm_busy") / single.part("step"), "% of the step", 0.0)
+    yield row(
+        "7 communication of one device",
+        0.0,
+        100 * single.part("comm_busy") / single.part("step"),
+        "% of the step",
+        0.0,
+    )
 
 
-def see(cluster: Cluster, plan: EnginePlan, work: Work, *delays: tuple[int, float] | None) -> list[Seen]:
+def see(
+    cluster: Cluster, plan: EnginePlan, work: Work, *delays: tuple[int, float] | None
+) -> list[Seen]:
     """One deployment: a warm-up and two timed runs, then an observed run for each of `delays`."""
     group = WorkerGroup.start(cluster, f"{plan.model.name}/{plan.layout}", plan, "torch")
-    requests = tuple(replace(r, output_len=min(OBSERVED_TOKENS, r.output_len)) for r in work.requests)
+    requests = tuple(
+        replace(r, output_len=min(OBSERVED_TOKENS, r.output_len)) for r in work.requests
+    )
     short = replace(work, requests=requests, observe=True)
     try:
         group.build(plan.timeout_s)
@@ -139,33 +224,54 @@ def see(cluster: Cluster, plan: EnginePlan, work: Work, *delays: tuple[int, floa
         group.kill()
     out = []
     for run in seen:
-        tables = accounting.account(pa.concat_tables([r.spans for r in run if r.spans is not None]), plan.placement)
-        decode = [[row for row in tables[name].to_pylist() if row["phase"] == "decode"] for name in ("parts", "timed_collectives")]
+        tables = accounting.account(
+            pa.concat_tables([r.spans for r in run if r.spans is not None]), plan.placement
+        )
+        decode = [
+            [row for row in tables[name].to_pylist() if row["phase"] == "decode"]
+            for name in ("parts", "timed_collectives")
+        ]
         out.append(Seen(step_ms, *decode, run))
     return out
 
 
 def decode_ms(reports: list[RankReport], work: Work, plan: EnginePlan) -> float:
-    requests = pa.concat_tables([report.requests for report in reports if report.requests is not None])
-    figures = metrics.of_requests(requests, work.max_concurrency, len(work.requests), plan.placement.num_ranks)
+    requests = pa.concat_tables(
+        [report.requests for report in reports if report.requests is not None]
+    )
+    figures = metrics.of_requests(
+        requests, work.max_concurrency, len(work.requests), plan.placement.num_ranks
+    )
     return float(figures["decode_ms_per_step"])
 
 
 def decode_bytes(plan: EnginePlan, work: Work, reports: list[RankReport]) -> tuple[float, float]:
-    """(analytic, counted) bytes of the decode phase on rank 0. Graphs pad a batch to their size; so does the analytic count."""
+    """(analytic, counted) bytes of the decode phase on rank 0. Graphs pad a batch to their size; so
+    does the analytic count."""
     size = {"bfloat16": 2, "float16": 2, "float32": 4}[plan.dtype]
     steps = [row for row in reports[0].steps.to_pylist() if row["phase"] == "decode"]
-    expected = sum(t.bytes for row in steps for t in decode_step(plan.placement, plan.model, 0, row["num_requests"], size))
+    expected = sum(
+        t.bytes
+        for row in steps
+        for t in decode_step(plan.placement, plan.model, 0, row["num_requests"], size)
+    )
     assert reports[0].collectives is not None
-    counted = sum(row["bytes"] for row in reports[0].collectives.to_pylist() if row["phase"] == "decode")
+    counted = sum(
+        row["bytes"] for row in reports[0].collectives.to_pylist() if row["phase"] == "decode"
+    )
     return float(expected), float(counted)
 
 
 def transfer_us(table: pa.Table, whole: Seen) -> tuple[float, float]:
-    """(microbenchmark, profile) us of one all-reduce of this size over as many ranks, in a graph where there is one."""
+    """(microbenchmark, profile) us of one all-reduce of this size over as many ranks, in a graph
+    where there is one."""
     seen = next(row for row in whole.timed if row["op"] == "all_reduce" and row["rank"] == 0)
     size = seen["bytes"] / seen["calls"]
-    rows = [r for r in table.to_pylist() if r["op"] == "all_reduce" and r["group_size"] == seen["group_size"]]
+    rows = [
+        r
+        for r in table.to_pylist()
+        if r["op"] == "all_reduce" and r["group_size"] == seen["group_size"]
+    ]
     mode = "graph" if any(r["mode"] == "graph" for r in rows) else "eager"
     points = sorted((r["bytes"], r["time_us"]) for r in rows if r["mode"] == mode)
     return float(np.interp(size, *zip(*points, strict=True))), float(seen["transfer_us"])

@@ -16,7 +16,8 @@ EXAMPLES = {"strategy": "tp4", "max_concurrency": "8"}  # of the lists that must
 
 
 def load_experiment(config: Path | None, flags: Mapping[str, Any]) -> Experiment:
-    """The experiment of `config` with the `flags` that were given laid over it. Raises UserError with one line for bad input."""
+    """The experiment of `config` with the `flags` that were given laid over it. Raises UserError
+    with one line for bad input."""
     fields = dict(read_yaml(config)) if config else {}
     try:
         return Experiment(**{**fields, **flags})
@@ -37,11 +38,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+        raise UserError(
+            f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}"
+        ) from error
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise UserError(f"{path}: expected fields and their values, as in 'strategy: tp4'; found {type(value).__name__}")
+        raise UserError(
+            f"{path}: expected fields and their values, as in 'strategy: tp4'; found "
+            f"{type(value).__name__}"
+        )
     return value
 
 
@@ -52,7 +58,9 @@ def one_line(error: ValidationError, source: Path | None = None) -> str:
     field = ".".join(str(part) for part in first["loc"][:1])
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(field, Experiment.model_fields, n=1)
-        return f"{where}there is no field '{field}'" + (f"; did you mean '{near[0]}'?" if near else "")
+        return f"{where}there is no field '{field}'" + (
+            f"; did you mean '{near[0]}'?" if near else ""
+        )
     if first["type"] == "too_short" and field in EXAMPLES:
         return f"{where}{field} is empty; name at least one, as in {EXAMPLES[field]}"
     message = first["msg"].removeprefix("Value error, ")

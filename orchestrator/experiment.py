@@ -1,4 +1,5 @@
-"""What was asked: an experiment, its deployments, their cells and runs. YAML and flags are the same fields."""
+"""What was asked: an experiment, its deployments, their cells and runs. YAML and flags are the same
+fields."""
 
 from __future__ import annotations
 
@@ -17,9 +18,22 @@ LEVELS = ("ttft", "tpot", "e2el")  # latencies that --goodput may limit
 SCENARIOS = {"short": (256, 128), "long": (1024, 512)}
 # Fields that may differ between commands whose results belong in one folder.
 FREE_FIELDS = {
-    "strategy", "engine", "max_concurrency", "scenario", "num_runs",
-    "result_dir", "metadata", "address", "save_detailed", "timeout", "until_ci", "max_runs", "goodput", "ablate",
-    "fabric", "interleave",
+    "strategy",
+    "engine",
+    "max_concurrency",
+    "scenario",
+    "num_runs",
+    "result_dir",
+    "metadata",
+    "address",
+    "save_detailed",
+    "timeout",
+    "until_ci",
+    "max_runs",
+    "goodput",
+    "ablate",
+    "fabric",
+    "interleave",
 }
 
 
@@ -36,13 +50,21 @@ class Experiment(BaseModel):
     output_len: PositiveInt | None = None
     max_concurrency: tuple[Annotated[PositiveInt, Field(le=65536)], ...] = Field((8,), min_length=1)
     num_runs: PositiveInt = 1
-    until_ci: float | None = Field(None, gt=0.0, lt=1.0)  # runs are added until half the interval is under this share of the mean
+    until_ci: float | None = Field(
+        None, gt=0.0, lt=1.0
+    )  # runs are added until half the interval is under this share of the mean
     max_runs: PositiveInt = 10  # the cap of until_ci
-    interleave: Literal["auto", "yes", "no"] = "auto"  # layouts take turns, run by run; auto: where starting anew is cheap
+    interleave: Literal["auto", "yes", "no"] = (
+        "auto"  # layouts take turns, run by run; auto: where starting anew is cheap
+    )
     num_warmups: int = Field(1, ge=0)
     num_prompts: PositiveInt | None = Field(None, le=1_000_000)
-    request_rate: float | None = Field(None, gt=0.0, allow_inf_nan=False)  # requests/s of an open loop; None: a closed loop
-    burstiness: float = Field(1.0, gt=0.0, allow_inf_nan=False)  # shape of the gamma distributed gaps; 1 is Poisson
+    request_rate: float | None = Field(
+        None, gt=0.0, allow_inf_nan=False
+    )  # requests/s of an open loop; None: a closed loop
+    burstiness: float = Field(
+        1.0, gt=0.0, allow_inf_nan=False
+    )  # shape of the gamma distributed gaps; 1 is Poisson
     seed: int = Field(0, ge=0, lt=2**31)
     ignore_eos: bool | None = None  # None: true where lengths are fixed, false for a dataset
     temperature: float = Field(0.0, ge=0.0)
@@ -53,14 +75,20 @@ class Experiment(BaseModel):
     save_detailed: bool = False
     prefill_tokens: PositiveInt | None = None
     chunked_prefill: bool = True
-    ablate: tuple[Literal["comm", "p2p"], ...] = ()  # run layouts again without collectives, or without peer-to-peer links
+    ablate: tuple[
+        Literal["comm", "p2p"], ...
+    ] = ()  # run layouts again without collectives, or without peer-to-peer links
     nsys: bool = False  # workers run under Nsight Systems, which slows them
-    goodput: dict[str, float] = Field(default_factory=dict)  # service levels in ms: ttft, tpot, e2el
+    goodput: dict[str, float] = Field(
+        default_factory=dict
+    )  # service levels in ms: ttft, tpot, e2el
     timeout: float = Field(600.0, gt=0)
     result_dir: Path | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     address: str | None = None
-    fabric: Path | None = None  # what `orchestrator calibrate` wrote; None: this host's, if there is one
+    fabric: Path | None = (
+        None  # what `orchestrator calibrate` wrote; None: this host's, if there is one
+    )
 
     @field_validator("strategy", "scenario", "max_concurrency", "ablate", mode="before")
     @classmethod
@@ -68,7 +96,9 @@ class Experiment(BaseModel):
         """One value stands for a list of one; a comma separates several."""
         items: list[Any] = []
         for item in value if isinstance(value, (list, tuple)) else (value,):
-            items.extend(part.strip() for part in item.split(",") if part.strip()) if isinstance(item, str) else items.append(item)
+            items.extend(part.strip() for part in item.split(",") if part.strip()) if isinstance(
+                item, str
+            ) else items.append(item)
         return tuple(items)
 
     @field_validator("strategy", "scenario", "max_concurrency")
@@ -82,14 +112,21 @@ class Experiment(BaseModel):
     def _known_scenario(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
             if name not in SCENARIOS:
-                raise ValueError(f"there is no scenario '{name}'; use {', '.join(SCENARIOS)}, or input_len and output_len")
+                raise ValueError(
+                    f"there is no scenario '{name}'; use {', '.join(SCENARIOS)}, or input_len and "
+                    "output_len"
+                )
         return names
 
     @field_validator("goodput", mode="before")
     @classmethod
     def _as_levels(cls, value: Any) -> Any:
         """`ttft:2000 tpot:200`, in one text or several, stands for a mapping."""
-        return value if isinstance(value, dict) else parse_levels(value if isinstance(value, (list, tuple)) else [value])
+        return (
+            value
+            if isinstance(value, dict)
+            else parse_levels(value if isinstance(value, (list, tuple)) else [value])
+        )
 
     @field_validator("goodput")
     @classmethod
@@ -99,7 +136,9 @@ class Experiment(BaseModel):
     @model_validator(mode="after")
     def _one_source_of_lengths(self) -> Experiment:
         if self.scenario and (self.input_len or self.output_len):
-            raise ValueError("scenario and input_len/output_len say the lengths twice; give one of them")
+            raise ValueError(
+                "scenario and input_len/output_len say the lengths twice; give one of them"
+            )
         if self.dataset_path and (self.scenario or self.input_len):
             raise ValueError("a dataset brings its own prompts; leave scenario and input_len out")
         if self.burstiness != 1.0 and self.request_rate is None:
@@ -114,7 +153,9 @@ class Experiment(BaseModel):
         if self.dataset_path:
             return (Scenario(self.dataset_path.stem, 0, self.output_len or 0),)
         if self.input_len and self.output_len:
-            return (Scenario(f"{self.input_len}x{self.output_len}", self.input_len, self.output_len),)
+            return (
+                Scenario(f"{self.input_len}x{self.output_len}", self.input_len, self.output_len),
+            )
         return tuple(Scenario(name, *SCENARIOS[name]) for name in self.scenario or ("short",))
 
     @property
@@ -124,14 +165,20 @@ class Experiment(BaseModel):
 
     @property
     def identity(self) -> str:
-        """Ten hex digits of everything that results must agree on to be compared; lists that grow are left out.
+        """Ten hex digits of everything that results must agree on to be compared; lists that grow
+        are left out.
 
-        Files count by what is in them: a dataset that was edited, or weights that were replaced, are another experiment.
+        Files count by what is in them: a dataset that was edited, or weights that were replaced,
+        are another experiment.
         """
         unused = {"request_rate", "burstiness"} if self.request_rate is None else set()
         unused |= set() if self.nsys else {"nsys"}
         fields = self.model_dump(mode="json", exclude=FREE_FIELDS | unused)
-        stamps = {str(path): stamp(path) for path in (self.dataset_path, Path(self.model)) if path is not None and path.exists()}
+        stamps = {
+            str(path): stamp(path)
+            for path in (self.dataset_path, Path(self.model))
+            if path is not None and path.exists()
+        }
         return digest({**fields, "files": stamps} if stamps else fields)
 
 
@@ -184,7 +231,11 @@ class Cell:
 
     def fields(self) -> dict[str, Any]:
         """The columns that name this cell in every table."""
-        return {**asdict(self.deployment), "scenario": self.scenario.name, "max_concurrency": self.max_concurrency}
+        return {
+            **asdict(self.deployment),
+            "scenario": self.scenario.name,
+            "max_concurrency": self.max_concurrency,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,12 +256,15 @@ def layout_name(strategy: str, ablation: str | None) -> str:
 
 
 def parse_levels(texts: Iterable[str]) -> dict[str, str]:
-    """`ttft:2000 tpot:200` as a mapping, unchecked. Raises ValueError for a word that is no KEY:VALUE."""
+    """`ttft:2000 tpot:200` as a mapping, unchecked. Raises ValueError for a word that is no
+    KEY:VALUE."""
     words = [word for text in texts for word in str(text).replace(",", " ").split()]
     pairs = [word.partition(":") for word in words]
     for word, (key, separator, value) in zip(words, pairs, strict=True):
         if not (key and separator and value):
-            raise ValueError(f"goodput is METRIC:MILLISECONDS, as in ttft:2000 tpot:200; found '{word}'")
+            raise ValueError(
+                f"goodput is METRIC:MILLISECONDS, as in ttft:2000 tpot:200; found '{word}'"
+            )
     return {key: value for key, _, value in pairs}
 
 
@@ -220,12 +274,15 @@ def check_levels(levels: dict[str, float]) -> dict[str, float]:
         if name not in LEVELS:
             raise ValueError(f"goodput has no metric '{name}'; use {', '.join(LEVELS)}")
         if not 0 < limit < float("inf"):
-            raise ValueError(f"goodput {name}:{limit:g}: a service level is a number of milliseconds above 0")
+            raise ValueError(
+                f"goodput {name}:{limit:g}: a service level is a number of milliseconds above 0"
+            )
     return levels
 
 
 def stamp(path: Path) -> str:
-    """What tells one state of a dataset file, or of a folder of weights, from another: contents, or sizes and times."""
+    """What tells one state of a dataset file, or of a folder of weights, from another: contents, or
+    sizes and times."""
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()
     files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".safetensors"))

@@ -26,7 +26,8 @@ class BadInput(click.ClickException):
 
 
 class OneLineErrors(click.Group):
-    """A group whose commands answer bad input with one line instead of a traceback or a usage text."""
+    """A group whose commands answer bad input with one line instead of a traceback or a usage
+    text."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -44,12 +45,17 @@ class OneLineErrors(click.Group):
 
 
 class TakesLevels(click.Command):
-    """A command whose --goodput takes several words, as in vLLM's benchmark: `--goodput ttft:2000 tpot:200`."""
+    """A command whose --goodput takes several words, as in vLLM's benchmark: `--goodput ttft:2000
+    tpot:200`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         words: list[str] = []
         for word in args:
-            continues = len(words) > 1 and words[-2] == "--goodput" and re.fullmatch(r"[a-z0-9]+:[0-9.]+", word)
+            continues = (
+                len(words) > 1
+                and words[-2] == "--goodput"
+                and re.fullmatch(r"[a-z0-9]+:[0-9.]+", word)
+            )
             words.extend(["--goodput", word] if continues else [word])
         return super().parse_args(ctx, words)
 
@@ -62,39 +68,163 @@ def _is_refusal(error: ValueError) -> bool:
 
 
 EXPERIMENT_OPTIONS = (
-    click.option("--strategy", multiple=True, metavar="LAYOUT", help="tp4, pp4, dp4, tp2pp2 ... Repeat, or use commas. [tp1]"),
-    click.option("--model", metavar="NAME|FOLDER", help="A preset (tiny, llama-70b ...) or a Hugging Face folder. [tiny]"),
-    click.option("--engine", metavar="NAME", help="What executes the layouts; see `orchestrator strategies`. [torch]"),
-    click.option("--scenario", multiple=True, metavar="NAME", help="Lengths by name: short (256/128), long (1024/512). [short]"),
-    click.option("--input-len", type=int, metavar="TOKENS", help="Prompt length, instead of a scenario."),
-    click.option("--output-len", type=int, metavar="TOKENS", help="Output length, instead of a scenario; a dataset's default."),
-    click.option("--max-concurrency", metavar="N,N,...", help="Requests in flight; one cell each. [8]"),
+    click.option(
+        "--strategy",
+        multiple=True,
+        metavar="LAYOUT",
+        help="tp4, pp4, dp4, tp2pp2 ... Repeat, or use commas. [tp1]",
+    ),
+    click.option(
+        "--model",
+        metavar="NAME|FOLDER",
+        help="A preset (tiny, llama-70b ...) or a Hugging Face folder. [tiny]",
+    ),
+    click.option(
+        "--engine",
+        metavar="NAME",
+        help="What executes the layouts; see `orchestrator strategies`. [torch]",
+    ),
+    click.option(
+        "--scenario",
+        multiple=True,
+        metavar="NAME",
+        help="Lengths by name: short (256/128), long (1024/512). [short]",
+    ),
+    click.option(
+        "--input-len", type=int, metavar="TOKENS", help="Prompt length, instead of a scenario."
+    ),
+    click.option(
+        "--output-len",
+        type=int,
+        metavar="TOKENS",
+        help="Output length, instead of a scenario; a dataset's default.",
+    ),
+    click.option(
+        "--max-concurrency", metavar="N,N,...", help="Requests in flight; one cell each. [8]"
+    ),
     click.option("--num-runs", type=int, metavar="N", help="Repeats of each cell. [1]"),
-    click.option("--until-ci", type=float, metavar="SHARE", help="Add runs until half the 95% interval is within it, as 0.05."),
-    click.option("--max-runs", type=int, metavar="N", help="Most runs of a cell under --until-ci. [10]"),
-    click.option("--interleave", type=click.Choice(["auto", "yes", "no"]), help="Layouts take turns, run by run. [auto: if cheap]"),
-    click.option("--num-warmups", type=int, metavar="N", help="Unrecorded runs before a cell's first with fresh workers. [1]"),
-    click.option("--request-rate", type=float, metavar="R", help="Requests arriving a second: an open loop. [closed loop]"),
-    click.option("--burstiness", type=float, metavar="SHAPE", help="Of the gaps between arrivals (gamma): 1 is Poisson. [1]"),
-    click.option("--num-prompts", type=int, metavar="N", help="Requests of a run. [max-concurrency; all of a dataset]"),
+    click.option(
+        "--until-ci",
+        type=float,
+        metavar="SHARE",
+        help="Add runs until half the 95% interval is within it, as 0.05.",
+    ),
+    click.option(
+        "--max-runs", type=int, metavar="N", help="Most runs of a cell under --until-ci. [10]"
+    ),
+    click.option(
+        "--interleave",
+        type=click.Choice(["auto", "yes", "no"]),
+        help="Layouts take turns, run by run. [auto: if cheap]",
+    ),
+    click.option(
+        "--num-warmups",
+        type=int,
+        metavar="N",
+        help="Unrecorded runs before a cell's first with fresh workers. [1]",
+    ),
+    click.option(
+        "--request-rate",
+        type=float,
+        metavar="R",
+        help="Requests arriving a second: an open loop. [closed loop]",
+    ),
+    click.option(
+        "--burstiness",
+        type=float,
+        metavar="SHAPE",
+        help="Of the gaps between arrivals (gamma): 1 is Poisson. [1]",
+    ),
+    click.option(
+        "--num-prompts",
+        type=int,
+        metavar="N",
+        help="Requests of a run. [max-concurrency; all of a dataset]",
+    ),
     click.option("--seed", type=int, help="Of prompts, arrivals and sampling. [0]"),
-    click.option("--ignore-eos/--no-ignore-eos", default=None, help="Do not stop at the end token. [yes; no for a dataset]"),
+    click.option(
+        "--ignore-eos/--no-ignore-eos",
+        default=None,
+        help="Do not stop at the end token. [yes; no for a dataset]",
+    ),
     click.option("--temperature", type=float, help="0 is greedy. [0]"),
-    click.option("--dtype", metavar="DTYPE", help="auto, float32, bfloat16 or float16. [auto: bfloat16 on GPU, float32 on CPU]"),
-    click.option("--load-format", metavar="FORMAT", help="auto (a checkpoint) or dummy (weights from a formula). [auto]"),
-    click.option("--device", metavar="DEVICE", help="auto, cuda or cpu. [auto: GPUs if there are any]"),
-    click.option("--dataset-path", type=click.Path(path_type=Path), metavar="FILE", help="JSON lines, or ShareGPT's JSON."),
-    click.option("--save-detailed", is_flag=True, default=None, help="Keep every output's tokens and text."),
-    click.option("--prefill-tokens", type=int, metavar="N", help="Most prompt tokens in one forward pass. [8192; 2048 under pp]"),
-    click.option("--chunked-prefill/--no-chunked-prefill", default=None, help="Cut prompts to fill the pass. [yes]"),
-    click.option("--ablate", multiple=True, metavar="WHAT", help="Run layouts again without: comm (collectives), p2p (NVLink)."),
-    click.option("--nsys", is_flag=True, default=None, help="Run the workers under Nsight Systems; reports go to RESULTS/nsys."),
-    click.option("--goodput", multiple=True, metavar="LEVEL...", help="Service levels in ms, as in `ttft:2000 tpot:200`."),
-    click.option("--timeout", type=float, metavar="SECONDS", help="Of a build, of a run and of a collective. [600]"),
-    click.option("--result-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where results are kept. [results]"),
-    click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Kept with the results. Repeat."),
-    click.option("--address", metavar="HOST:PORT", help="A Ray cluster that is running. [RAY_ADDRESS, else a local one]"),
-    click.option("--fabric", type=click.Path(path_type=Path), metavar="FILE", help="What `calibrate` wrote. [this host's, if any]"),
+    click.option(
+        "--dtype",
+        metavar="DTYPE",
+        help="auto, float32, bfloat16 or float16. [auto: bfloat16 on GPU, float32 on CPU]",
+    ),
+    click.option(
+        "--load-format",
+        metavar="FORMAT",
+        help="auto (a checkpoint) or dummy (weights from a formula). [auto]",
+    ),
+    click.option(
+        "--device", metavar="DEVICE", help="auto, cuda or cpu. [auto: GPUs if there are any]"
+    ),
+    click.option(
+        "--dataset-path",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="JSON lines, or ShareGPT's JSON.",
+    ),
+    click.option(
+        "--save-detailed", is_flag=True, default=None, help="Keep every output's tokens and text."
+    ),
+    click.option(
+        "--prefill-tokens",
+        type=int,
+        metavar="N",
+        help="Most prompt tokens in one forward pass. [8192; 2048 under pp]",
+    ),
+    click.option(
+        "--chunked-prefill/--no-chunked-prefill",
+        default=None,
+        help="Cut prompts to fill the pass. [yes]",
+    ),
+    click.option(
+        "--ablate",
+        multiple=True,
+        metavar="WHAT",
+        help="Run layouts again without: comm (collectives), p2p (NVLink).",
+    ),
+    click.option(
+        "--nsys",
+        is_flag=True,
+        default=None,
+        help="Run the workers under Nsight Systems; reports go to RESULTS/nsys.",
+    ),
+    click.option(
+        "--goodput",
+        multiple=True,
+        metavar="LEVEL...",
+        help="Service levels in ms, as in `ttft:2000 tpot:200`.",
+    ),
+    click.option(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="Of a build, of a run and of a collective. [600]",
+    ),
+    click.option(
+        "--result-dir",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Where results are kept. [results]",
+    ),
+    click.option(
+        "--metadata", multiple=True, metavar="KEY=VALUE", help="Kept with the results. Repeat."
+    ),
+    click.option(
+        "--address",
+        metavar="HOST:PORT",
+        help="A Ray cluster that is running. [RAY_ADDRESS, else a local one]",
+    ),
+    click.option(
+        "--fabric",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="What `calibrate` wrote. [this host's, if any]",
+    ),
 )
 
 
@@ -105,4 +235,6 @@ def experiment_options(command: Command) -> Command:
     return command
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document instead of tables."
+)

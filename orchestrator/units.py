@@ -1,4 +1,5 @@
-"""Bytes as people write and read them. Decimal: 1 GB = 10^9 bytes, as in a card's data sheet; GiB is accepted too."""
+"""Bytes as people write and read them. Decimal: 1 GB = 10^9 bytes, as in a card's data sheet; GiB
+is accepted too."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def format_bytes(count: int) -> str:
 
 
 def parse_bytes(text: str) -> int:
-    """'141GB' -> 141e9, '80GiB' -> 80 * 2^30, '141000000000' -> 141e9. Raises UserError for anything else."""
+    """'141GB' -> 141e9, '80GiB' -> 80 * 2^30, '141000000000' -> 141e9. Raises UserError for
+    anything else."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     if not match:
         raise UserError(f"'{text}' is not an amount of memory; write it as 141GB or 80GiB")

@@ -1,8 +1,9 @@
 """Train the tiny Llama preset on the documentation that ships inside Python itself.
 
-The text is `pydoc_data.topics` plus the docstrings of the standard library (both under the PSF licence), so nothing
-is downloaded. The script cleans that text down to prose, trains a byte-level BPE tokenizer and a 3-million-parameter
-`LlamaForCausalLM` on it, and writes a standard Hugging Face folder. One recent GPU needs about a minute:
+The text is `pydoc_data.topics` plus the docstrings of the standard library (both under the PSF
+licence), so nothing is downloaded. The script cleans that text down to prose, trains a byte-level
+BPE tokenizer and a 3-million-parameter `LlamaForCausalLM` on it, and writes a standard Hugging Face
+folder. One recent GPU needs about a minute:
 
     python scripts/train_tiny.py --out orchestrator/presets/tiny
 """
@@ -49,19 +50,46 @@ REPORT_EVERY = 100
 MIN_DOCSTRING = 150
 PARAGRAPHS_PER_DOCUMENT = 16
 SKIPPED_FOLDERS = {
-    "test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "ensurepip", "turtledemo", "pydoc_data",
-    "_vendor", "__pycache__", "encodings",
-}  # fmt: skip
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "site-packages",
+    "dist-packages",
+    "ensurepip",
+    "turtledemo",
+    "pydoc_data",
+    "_vendor",
+    "__pycache__",
+    "encodings",
+}
 COMMON_WORDS = frozenset(
-    "a all an and any are as at be been but by can for from has have if in into is it its may must no not of on only"
-    " or other so some such than that the their then there these they this to use used when where which will with"
+    "a all an and any are as at be been but by can for from has have if in into is it its may "
+    "must no not of on only"
+    " or other so some such than that the their then there these they this to use used when where "
+    "which will with"
     " would you".split()
 )
 # A paragraph opens with a capital, or with a name in the manner of "data should be a sequence".
-OPENING = re.compile(r'[A-Z]|"?[\w.()]+"?,? (?:is|are|must|should|may|can|will|if|specifies|contains|returns)\b')
-NOT_PROSE = re.compile(r"[=\\|<>{}#$~^]|\.\. |--+ ?\w+ --|https?:|\w\s{2,}\w|\bdef |\.\.\. *\w+\(|@\w| - .* - |\*")
+OPENING = re.compile(
+    r'[A-Z]|"?[\w.()]+"?,? (?:is|are|must|should|may|can|will|if|specifies|contains|returns)\b'
+)
+NOT_PROSE = re.compile(
+    r"[=\\|<>{}#$~^]|\.\. |--+ ?\w+ --|https?:|\w\s{2,}\w|\bdef |\.\.\. *\w+\(|@\w| - .* - |\*"
+)
 ASCII_FORMS = str.maketrans(
-    {"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "...", "\u00a0": " ", "→": "->", "×": "x"}
+    {
+        "‘": "'",
+        "’": "'",
+        "“": '"',
+        "”": '"',
+        "–": "-",
+        "—": "-",
+        "…": "...",
+        "\u00a0": " ",
+        "→": "->",
+        "×": "x",
+    }
 )
 PROMPTS = (
     "A class definition is an executable statement",
@@ -72,18 +100,20 @@ PROMPTS = (
 )
 README = """# tiny
 
-A small Llama-architecture language model ({parameters:,} parameters, bfloat16) with its own {vocab}-token byte-level
-BPE tokenizer. It writes English in the style of the Python documentation. It is a fixture for tests and
-demonstrations, not a model to rely on: it knows one small text and much of that by heart.
+A small Llama-architecture language model ({parameters:,} parameters, bfloat16) with its own
+{vocab}-token byte-level BPE tokenizer. It writes English in the style of the Python
+documentation. It is a fixture for tests and demonstrations, not a model to rely on: it knows one
+small text and much of that by heart.
 
-Training text: the language-reference topics in `pydoc_data.topics` and the docstrings of the standard library, as
-shipped with Python {python} and reduced to prose ({tokens:,} tokens). That text is copyright (c) 2001 onwards Python
-Software Foundation, under the Python Software Foundation License Version 2 (https://docs.python.org/3/license.html).
-No other text and no other weights were used.
+Training text: the language-reference topics in `pydoc_data.topics` and the docstrings of the
+standard library, as shipped with Python {python} and reduced to prose ({tokens:,} tokens). That
+text is copyright (c) 2001 onwards Python Software Foundation, under the Python Software
+Foundation License Version 2 (https://docs.python.org/3/license.html). No other text and no other
+weights were used.
 
-Training: {steps} steps of {batch} windows of {window} tokens, seed {seed}. The last training loss was {loss:.2f} nats
-per token (with {noise:.0%} of the input tokens replaced at random), the loss on the held-out {held_out:.0%} of the
-text {held_out_loss:.2f}.
+Training: {steps} steps of {batch} windows of {window} tokens, seed {seed}. The last training loss
+was {loss:.2f} nats per token (with {noise:.0%} of the input tokens replaced at random), the loss
+on the held-out {held_out:.0%} of the text {held_out_loss:.2f}.
 
 To remake it (about a minute on one recent GPU, no network needed):
 
@@ -117,7 +147,8 @@ def docstrings(path: Path) -> Iterator[str]:
 
 
 def strip_markup(text: str) -> str:
-    """Plain text from reStructuredText: no roles, no backquotes, no footnote marks, plain punctuation."""
+    """Plain text from reStructuredText: no roles, no backquotes, no footnote marks, plain
+    punctuation."""
     text = text.translate(ASCII_FORMS).expandtabs()
     text = re.sub(r":(?:[a-z]+:)?[a-z]+:`[~!]?([^`<]+?)(?:\s*<[^`>]*>)?`", r"\1", text)
     text = re.sub(r"``([^`]+)``", r'"\1"', text)
@@ -128,9 +159,15 @@ def strip_markup(text: str) -> str:
 
 
 def is_prose(paragraph: str) -> bool:
-    """Whether one unwrapped paragraph reads like English sentences rather than code, a table or a signature."""
+    """Whether one unwrapped paragraph reads like English sentences rather than code, a table or a
+    signature."""
     words = re.findall(r"[A-Za-z']+", paragraph)
-    if len(words) < 8 or not OPENING.match(paragraph) or paragraph[-1] not in ".:" or NOT_PROSE.search(paragraph):
+    if (
+        len(words) < 8
+        or not OPENING.match(paragraph)
+        or paragraph[-1] not in ".:"
+        or NOT_PROSE.search(paragraph)
+    ):
         return False
     common = sum(word.lower() in COMMON_WORDS for word in words)
     plain = sum(char.isalpha() or char in " .,'\"" for char in paragraph)
@@ -145,7 +182,9 @@ def paragraphs(text: str) -> Iterator[str]:
         for item in items:
             bare = re.sub(r"^\s*(?:[*o-]|\(?\d+[.)])\s+", "", item)
             hanging = {len(line) - len(line.lstrip()) for line in bare.splitlines()[1:]}
-            joined = re.sub(r"(?<=[.!?:])\s+", " ", " ".join(line.strip() for line in bare.splitlines()))
+            joined = re.sub(
+                r"(?<=[.!?:])\s+", " ", " ".join(line.strip() for line in bare.splitlines())
+            )
             if len(hanging) <= 1 and is_prose(joined):
                 yield joined
 
@@ -211,7 +250,8 @@ def train_tokenizer(documents: list[list[str]]) -> PreTrainedTokenizerFast:
 
 @dataclass
 class Stream:
-    """Documents as one run of token ids, with the positions at which a training window may begin."""
+    """Documents as one run of token ids, with the positions at which a training window may
+    begin."""
 
     ids: torch.Tensor
     starts: torch.Tensor
@@ -223,7 +263,9 @@ class Stream:
         return functional.pad(rows, (1, 0), value=self.bos)
 
 
-def encode(documents: list[list[str]], tokenizer: PreTrainedTokenizerFast, device: torch.device) -> Stream:
+def encode(
+    documents: list[list[str]], tokenizer: PreTrainedTokenizerFast, device: torch.device
+) -> Stream:
     """Each document becomes <bos> paragraphs <eos>; every paragraph may begin a window."""
     ids: list[int] = []
     starts: list[int] = []
@@ -236,7 +278,11 @@ def encode(documents: list[list[str]], tokenizer: PreTrainedTokenizerFast, devic
             ids.extend(tokenizer.encode(paragraph, add_special_tokens=False))
         ids.append(tokenizer.eos_token_id)
     usable = [start for start in starts if start + WINDOW <= len(ids)]
-    return Stream(torch.tensor(ids, device=device), torch.tensor(usable, device=device), tokenizer.bos_token_id)
+    return Stream(
+        torch.tensor(ids, device=device),
+        torch.tensor(usable, device=device),
+        tokenizer.bos_token_id,
+    )
 
 
 def split(documents: list[list[str]]) -> tuple[list[list[str]], list[list[str]]]:
@@ -299,7 +345,9 @@ def mixed_precision(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
-def window_loss(model: LlamaForCausalLM, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def window_loss(
+    model: LlamaForCausalLM, inputs: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
     """Mean cross-entropy of the next token."""
     with mixed_precision(inputs.device):
         logits = model(input_ids=inputs, use_cache=False).logits
@@ -326,7 +374,9 @@ def evaluate(model: LlamaForCausalLM, stream: Stream, batch_size: int) -> float:
     return total / len(starts)
 
 
-def train(model: LlamaForCausalLM, train_stream: Stream, held_out: Stream, steps: int, batch_size: int) -> float:
+def train(
+    model: LlamaForCausalLM, train_stream: Stream, held_out: Stream, steps: int, batch_size: int
+) -> float:
     """Run the whole schedule; returns the last reported training loss."""
     optimizer = build_optimizer(model)
     device = train_stream.ids.device
@@ -349,7 +399,9 @@ def train(model: LlamaForCausalLM, train_stream: Stream, held_out: Stream, steps
         if done % REPORT_EVERY == 0 or done == steps:
             mean = torch.stack(losses).mean().item()
             losses.clear()
-            report(done, steps, mean, evaluate(model, held_out, batch_size), time.monotonic() - began)
+            report(
+                done, steps, mean, evaluate(model, held_out, batch_size), time.monotonic() - began
+            )
     return mean
 
 
@@ -357,7 +409,8 @@ def report(done: int, steps: int, loss: float, held_out_loss: float, seconds: fl
     """One progress line."""
     left = seconds / done * (steps - done)
     print(
-        f"step {done}/{steps}  loss {loss:.3f}  held-out {held_out_loss:.3f}  {seconds:.0f} s, {left:.0f} s left",
+        f"step {done}/{steps}  loss {loss:.3f}  held-out {held_out_loss:.3f}  {seconds:.0f} s, "
+        f"{left:.0f} s left",
         flush=True,
     )
 
@@ -400,11 +453,21 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2000, help="training steps (default %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=64, help="windows a step (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("orchestrator/presets/tiny"), help="folder to write")
-    parser.add_argument("--device", default=default_device, help="torch device (default %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--steps", type=int, default=2000, help="training steps (default %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=64, help="windows a step (default %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("orchestrator/presets/tiny"), help="folder to write"
+    )
+    parser.add_argument(
+        "--device", default=default_device, help="torch device (default %(default)s)"
+    )
     return parser.parse_args()
 
 
@@ -422,15 +485,27 @@ def main() -> None:
     parameters = sum(tensor.numel() for tensor in model.parameters())
     epochs = options.steps * options.batch_size * WINDOW / len(train_stream.ids)
     print(f"corpus: {len(train_stream.ids):,} training tokens, {len(held_out.ids):,} held out")
-    print(f"model: {parameters:,} parameters on {device}; {epochs:.1f} passes over the corpus", flush=True)
+    print(
+        f"model: {parameters:,} parameters on {device}; {epochs:.1f} passes over the corpus",
+        flush=True,
+    )
     loss = train(model, train_stream, held_out, options.steps, options.batch_size)
     held_out_loss = evaluate(model, held_out, options.batch_size)
     save(model, tokenizer, options.out)
     readme = README.format(
-        parameters=parameters, vocab=VOCAB_SIZE, python=platform.python_version(), tokens=tokens, steps=options.steps,
-        batch=options.batch_size, window=WINDOW, seed=SEED, loss=loss, noise=NOISE,
-        held_out=HELD_OUT, held_out_loss=held_out_loss,
-    )  # fmt: skip
+        parameters=parameters,
+        vocab=VOCAB_SIZE,
+        python=platform.python_version(),
+        tokens=tokens,
+        steps=options.steps,
+        batch=options.batch_size,
+        window=WINDOW,
+        seed=SEED,
+        loss=loss,
+        noise=NOISE,
+        held_out=HELD_OUT,
+        held_out_loss=held_out_loss,
+    )
     (options.out / "README.md").write_text(readme, encoding="utf-8")
     check_tokenizer(tokenizer, options.out)
     show_samples(options.out, device)

@@ -3,8 +3,19 @@
 from strategies.errors import LayoutError
 from strategies.placement import Placement, Split, Stage
 from strategies.registry import Layout, discover, parse, plan
-from strategies.shapes import Load, ModelShape, Slot, Topology
+from strategies.shapes import Device, Load, ModelShape, Topology
 
 __all__ = [
-    "Layout", "LayoutError", "Load", "ModelShape", "Placement", "Slot", "Split", "Stage", "Topology", "discover", "parse", "plan",
+    "Device",
+    "Layout",
+    "LayoutError",
+    "Load",
+    "ModelShape",
+    "Placement",
+    "Split",
+    "Stage",
+    "Topology",
+    "discover",
+    "parse",
+    "plan",
 ]

@@ -2,4 +2,5 @@
 
 
 class LayoutError(ValueError):
-    """A layout that cannot be made; the message says what was asked, what is true and what to do."""
+    """A layout that cannot be made; the message says what was asked, what is true and what to
+    do."""

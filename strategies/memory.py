@@ -18,7 +18,8 @@ UTILIZATION = 0.92
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Bytes on the fullest rank. `kv_tokens` is what one replica can hold at once; -1 where memory is unknown."""
+    """Bytes on the fullest rank. `kv_tokens` is what one replica can hold at once; -1 where memory
+    is unknown."""
 
     weights: int
     kv_per_token: int
@@ -30,8 +31,11 @@ class Budget:
         return self.kv_tokens < 0 or self.kv_tokens >= tokens
 
 
-def weight_bytes(placement: Placement, model: ModelShape, rank: int, dtype_bytes: int, stored: bool = True) -> int:
-    """Bytes of parameters on `rank`; with stored=False of those that it computes with, though others keep a part of them."""
+def weight_bytes(
+    placement: Placement, model: ModelShape, rank: int, dtype_bytes: int, stored: bool = True
+) -> int:
+    """Bytes of parameters on `rank`; with stored=False of those that it computes with, though
+    others keep a part of them."""
     return dtype_bytes * sum(
         _elements(placement.shard(name, shape, rank, stored=stored))
         for name, shape in model.parameters()
@@ -51,13 +55,17 @@ def kv_heads(placement: Placement, model: ModelShape, rank: int) -> int:
 
 
 def kv_bytes_per_token(placement: Placement, model: ModelShape, rank: int, dtype_bytes: int) -> int:
-    """Bytes of keys and values on `rank` for one token: 2 x layers x KV heads x head_dim x dtype."""
+    """Bytes of keys and values on `rank` for one token: 2 x layers x KV heads x head_dim x
+    dtype."""
     layers = sum(len(stage.layers) for stage in placement.stages_of(rank))
     return 2 * layers * kv_heads(placement, model, rank) * model.head_dim * dtype_bytes
 
 
-def workspace_bytes(placement: Placement, model: ModelShape, rank: int, dtype_bytes: int, tokens: int) -> int:
-    """Bytes of activations of one forward pass over `tokens` tokens: residual stream, QKV, both halves of the MLP."""
+def workspace_bytes(
+    placement: Placement, model: ModelShape, rank: int, dtype_bytes: int, tokens: int
+) -> int:
+    """Bytes of activations of one forward pass over `tokens` tokens: residual stream, QKV, both
+    halves of the MLP."""
     shape = (model.intermediate_size, model.hidden_size)
     mlp = placement.shard("model.layers.0.mlp.gate_proj.weight", shape, rank, stored=False)[0]
     heads = model.num_heads * model.head_dim
@@ -65,21 +73,40 @@ def workspace_bytes(placement: Placement, model: ModelShape, rank: int, dtype_by
 
 
 def gathered_bytes(placement: Placement, model: ModelShape, rank: int, dtype_bytes: int) -> int:
-    """Bytes of parameters that `rank` holds whole only while they are used (ZeRO-3): two layers, as the next one is fetched
-    meanwhile, or the embedding or head."""
+    """Bytes of parameters that `rank` holds whole only while they are used (ZeRO-3): two layers, as
+    the next one is fetched meanwhile, or the embedding or head."""
     used: Counter[str] = Counter()
     for name, shape in model.parameters():
         if placement.holds(name, rank, model):
-            whole, kept = (_elements(placement.shard(name, shape, rank, stored=stored)) for stored in (False, True))
+            whole, kept = (
+                _elements(placement.shard(name, shape, rank, stored=stored))
+                for stored in (False, True)
+            )
             used[name.split(".")[2] if name.startswith("model.layers.") else name] += whole - kept
-    return dtype_bytes * max((2 * size if group.isdigit() else size for group, size in used.items()), default=0)
+    return dtype_bytes * max(
+        (2 * size if group.isdigit() else size for group, size in used.items()), default=0
+    )
 
 
-def budget(placement: Placement, model: ModelShape, dtype_bytes: int, memory_bytes: int, prefill_tokens: int) -> Budget:
-    """The budget of the rank that can hold the fewest tokens, on devices of `memory_bytes` (0 = unknown)."""
-    alike = placement.degree("dp") > 1 and not any(s.axis == "dp" for cuts in placement.params.values() for s in cuts)
-    different = [r for r in range(placement.num_ranks) if not alike or placement.coordinates(r)["dp"] == 0]
-    ranks = [_rank_budget(placement, model, rank, dtype_bytes, memory_bytes, prefill_tokens) for rank in different]
+def budget(
+    placement: Placement,
+    model: ModelShape,
+    dtype_bytes: int,
+    memory_bytes: int,
+    prefill_tokens: int,
+) -> Budget:
+    """The budget of the rank that can hold the fewest tokens, on devices of `memory_bytes` (0 =
+    unknown)."""
+    alike = placement.degree("dp") > 1 and not any(
+        s.axis == "dp" for cuts in placement.params.values() for s in cuts
+    )
+    different = [
+        r for r in range(placement.num_ranks) if not alike or placement.coordinates(r)["dp"] == 0
+    ]
+    ranks = [
+        _rank_budget(placement, model, rank, dtype_bytes, memory_bytes, prefill_tokens)
+        for rank in different
+    ]
     return min(ranks, key=lambda b: (b.kv_tokens, -b.weights))
 
 
@@ -88,7 +115,9 @@ def needed_tokens(placement: Placement, load: Load) -> int:
     return math.ceil(load.max_concurrency / placement.degree("dp")) * load.max_len
 
 
-def _rank_budget(placement: Placement, model: ModelShape, rank: int, dtype_bytes: int, memory: int, tokens: int) -> Budget:
+def _rank_budget(
+    placement: Placement, model: ModelShape, rank: int, dtype_bytes: int, memory: int, tokens: int
+) -> Budget:
     weights = weight_bytes(placement, model, rank, dtype_bytes)
     per_token = kv_bytes_per_token(placement, model, rank, dtype_bytes)
     workspace = workspace_bytes(placement, model, rank, dtype_bytes, tokens)
@@ -96,4 +125,6 @@ def _rank_budget(placement: Placement, model: ModelShape, rank: int, dtype_bytes
     if not memory:
         return Budget(weights, per_token, workspace, 0, -1)
     free = int(memory * UTILIZATION) - RESERVE_BYTES - weights - workspace
-    return Budget(weights, per_token, workspace, memory, max(free, 0) // per_token if per_token else -1)
+    return Budget(
+        weights, per_token, workspace, memory, max(free, 0) // per_token if per_token else -1
+    )

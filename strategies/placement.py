@@ -1,4 +1,5 @@
-"""Where every tensor and token lives: pure, frozen data that any process can read without a plug-in installed."""
+"""Where every tensor and token lives: pure, frozen data that any process can read without a plug-in
+installed."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from fnmatch import fnmatchcase
 from strategies.errors import LayoutError
 from strategies.shapes import ModelShape
 
-# Outermost first. Tensor parallelism talks most, so its ranks are neighbours; an axis not named here goes in between.
+# Outermost first. Tensor parallelism talks most, so its ranks are neighbours; an axis not named
+# here goes in between.
 AXIS_ORDER = {"dp": 0, "pp": 1, "tp": 9}
 
 
@@ -18,9 +20,9 @@ AXIS_ORDER = {"dp": 0, "pp": 1, "tp": 9}
 class Split:
     """One cut of a tensor along one mesh axis.
 
-    `unit`: cut only at multiples of this many rows (a head). More ranks than units: every unit is replicated
-    over a group of neighbouring ranks (grouped-query attention with fewer KV heads than ranks).
-    `parts`: uneven sizes, one per rank.
+    `unit`: cut only at multiples of this many rows (a head). More ranks than units: every unit is
+    replicated over a group of neighbouring ranks (grouped-query attention with fewer KV heads than
+    ranks). `parts`: uneven sizes, one per rank.
     """
 
     axis: str
@@ -29,7 +31,8 @@ class Split:
     parts: tuple[int, ...] | None = None
 
     def bounds(self, size: int, index: int, degree: int) -> tuple[int, int]:
-        """[start, stop) of part `index` of `degree`, of a dim of `size` elements. Raises LayoutError if it does not divide."""
+        """[start, stop) of part `index` of `degree`, of a dim of `size` elements. Raises
+        LayoutError if it does not divide."""
         if self.parts is not None:
             start = sum(self.parts[:index])
             return start, start + self.parts[index]
@@ -38,14 +41,17 @@ class Split:
             group = index // (degree // units)
             return group * self.unit, (group + 1) * self.unit
         if units % degree:
-            raise LayoutError(f"{units} units of {self.unit} do not divide over {self.axis}={degree}")
+            raise LayoutError(
+                f"{units} units of {self.unit} do not divide over {self.axis}={degree}"
+            )
         share = units // degree * self.unit
         return index * share, (index + 1) * share
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Layers of one pipeline stage. A rank of the pp axis may hold several (interleaved schedules)."""
+    """Layers of one pipeline stage. A rank of the pp axis may hold several (interleaved
+    schedules)."""
 
     pp_rank: int
     layers: range
@@ -58,9 +64,10 @@ class Placement:
     """A layout of one model over ranks.
 
     mesh: ordered axes with their degrees, innermost last; the product is the number of ranks.
-    params: pattern of parameter names -> cuts, in the order they are made; no match or () = replicated.
+    params: pattern of parameter names -> cuts, in the order they are made; no match or () =
+    replicated.
     tokens: "batch" or "sequence" -> the mesh axes that share it out.
-    devices: rank -> slot of the topology.
+    devices: rank -> device of the topology.
     options: what only one engine understands.
     """
 
@@ -76,7 +83,7 @@ class Placement:
         """Everything on one device: what every layout is refined from."""
         return cls(stages=(Stage(0, range(model.num_layers), embed=True, head=True),))
 
-    # -- mesh ---------------------------------------------------------------------------------------------------
+    # -- mesh
 
     @property
     def num_ranks(self) -> int:
@@ -110,10 +117,11 @@ class Placement:
             rank = rank * degree + coordinates.get(axis, 0)
         return rank
 
-    # -- refining -----------------------------------------------------------------------------------------------
+    # -- refining
 
     def with_axis(self, axis: str, degree: int) -> Placement:
-        """The same placement over `degree` times the ranks. Raises LayoutError if the mesh has that axis already."""
+        """The same placement over `degree` times the ranks. Raises LayoutError if the mesh has that
+        axis already."""
         if axis in dict(self.mesh):
             raise LayoutError(f"the axis {axis} is in the layout already; name it once")
         mesh = tuple(sorted((*self.mesh, (axis, degree)), key=lambda a: AXIS_ORDER.get(a[0], 5)))
@@ -129,27 +137,34 @@ class Placement:
     def with_options(self, **options: str) -> Placement:
         return replace(self, options=tuple(sorted({**dict(self.options), **options}.items())))
 
-    # -- tensors ------------------------------------------------------------------------------------------------
+    # -- tensors
 
     def splits(self, name: str) -> tuple[Split, ...]:
         """The cuts of the parameter `name`; patterns are shell-style, an exact name wins."""
         if name in self.params:
             return self.params[name]
-        return next((cuts for pattern, cuts in self.params.items() if fnmatchcase(name, pattern)), ())
+        return next(
+            (cuts for pattern, cuts in self.params.items() if fnmatchcase(name, pattern)), ()
+        )
 
     def is_split(self, name: str, axis: str) -> bool:
         return any(split.axis == axis for split in self.splits(name)) and self.degree(axis) > 1
 
-    def shard(self, name: str, shape: tuple[int, ...], rank: int, stored: bool = True) -> tuple[slice, ...]:
+    def shard(
+        self, name: str, shape: tuple[int, ...], rank: int, stored: bool = True
+    ) -> tuple[slice, ...]:
         """The slice of parameter `name` that `rank` stores, one `slice` a dim, in global indices.
 
-        stored=False: the slice it computes with. Cuts along an axis that shares out the batch (ZeRO) are storage
+        stored=False: the slice it computes with. Cuts along an axis that shares out the batch
+        (ZeRO) are storage
         alone: such a parameter is gathered before it is used.
         """
         at = self.coordinates(rank)
         box = [(0, size) for size in shape]
         for split in self.splits(name):
-            if self.degree(split.axis) == 1 or (not stored and split.axis in self.tokens.get("batch", ())):
+            if self.degree(split.axis) == 1 or (
+                not stored and split.axis in self.tokens.get("batch", ())
+            ):
                 continue
             low, high = box[split.dim]
             start, stop = split.bounds(high - low, at[split.axis], self.degree(split.axis))
@@ -161,7 +176,8 @@ class Placement:
         return tuple(stage for stage in self.stages if stage.pp_rank == pp_rank)
 
     def holds(self, name: str, rank: int, model: ModelShape) -> bool:
-        """Whether a stage of `rank` needs the parameter `name` (a tied head needs the embedding)."""
+        """Whether a stage of `rank` needs the parameter `name` (a tied head needs the
+        embedding)."""
         stages = self.stages_of(rank)
         if name.startswith("model.layers."):
             layer = int(name.split(".")[2])

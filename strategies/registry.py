@@ -1,4 +1,5 @@
-"""Names of layouts: `layout := part+`, `part := key number`; keys are found through entry points."""
+"""Names of layouts: `layout := part+`, `part := key number`; keys are found through entry
+points."""
 
 from __future__ import annotations
 
@@ -14,9 +15,12 @@ from strategies.shapes import Load, ModelShape, Topology
 
 GROUP = "orchestrator.strategies"
 ALIASES = {"3d": "tp2pp2dp1"}
-# Order of parts in a canonical name, and the order they are applied in; other keys follow in alphabetical order.
+# Order of parts in a canonical name, and the order they are applied in; other keys follow in
+# alphabetical order.
 BUILT_IN_ORDER = ("tp", "pp", "dp")
-MOST = 4096  # the greatest number of a part: a slip of the finger must not fill the memory with ranks
+MOST = (
+    4096  # the greatest number of a part: a slip of the finger must not fill the memory with ranks
+)
 
 Refine = Callable[[Placement, int, ModelShape, Load, Topology], Placement]
 
@@ -45,11 +49,14 @@ class Installed:
 
     @property
     def summary(self) -> str:
-        return (self.refine.__doc__ or "").strip().splitlines()[0] if self.refine and self.refine.__doc__ else ""
+        """The first paragraph of the strategy's docstring."""
+        text = (self.refine.__doc__ or "") if self.refine else ""
+        return " ".join(text.strip().partition("\n\n")[0].split())
 
 
 def discover() -> dict[str, Installed]:
-    """Every installed strategy by key. One that raises on import, or a key of two packages, is kept with its error alone."""
+    """Every installed strategy by key. One that raises on import, or a key of two packages, is kept
+    with its error alone."""
     found: dict[str, Installed] = {}
     for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
         one = _load(point)
@@ -58,21 +65,29 @@ def discover() -> dict[str, Installed]:
 
 
 def parse(name: str) -> tuple[tuple[str, int], ...]:
-    """'tp2pp2' -> (("tp", 2), ("pp", 2)), aliases resolved. Raises LayoutError if it is not `key number` repeated."""
+    """'tp2pp2' -> (("tp", 2), ("pp", 2)), aliases resolved. Raises LayoutError if it is not `key
+    number` repeated."""
     text = ALIASES.get(name.lower(), name.lower())
     if not re.fullmatch(r"([a-z]+[0-9]+)+", text):
         aliases = ", ".join(ALIASES)
-        raise LayoutError(f"'{name}' is not a layout; write strategy and number, as in tp4, pp4, dp4, tp2pp2 (or {aliases})")
+        raise LayoutError(
+            f"'{name}' is not a layout; write strategy and number, as in tp4, pp4, dp4, tp2pp2 "
+            f"(or {aliases})"
+        )
     return tuple((key, int(number)) for key, number in re.findall(r"([a-z]+)([0-9]+)", text))
 
 
 def plan(
-    name: str, model: ModelShape, load: Load, topology: Topology, installed: Mapping[str, Installed] | None = None
+    name: str,
+    model: ModelShape,
+    load: Load,
+    topology: Topology,
+    installed: Mapping[str, Installed] | None = None,
 ) -> Layout:
     """Apply the strategies that `name` is made of to the single-device placement.
 
-    Parts that change nothing (dp1) are left out of the canonical name; a layout of one rank is called tp1.
-    Raises LayoutError for an unknown strategy or a combination that cannot be made.
+    Parts that change nothing (dp1) are left out of the canonical name; a layout of one rank is
+    called tp1. Raises LayoutError for an unknown strategy or a combination that cannot be made.
     """
     found = discover() if installed is None else installed
     parts = parse(name)
@@ -100,15 +115,27 @@ def _check_known(key: str, name: str, found: Mapping[str, Installed]) -> None:
     if key not in found:
         near = difflib.get_close_matches(key, found, n=1, cutoff=0.3)
         hint = f"; did you mean '{name.lower().replace(key, near[0])}'?" if near else ""
-        raise LayoutError(f"{name}: there is no strategy '{key}'{hint} Installed: {', '.join(found) or 'none'}")
+        raise LayoutError(
+            f"{name}: there is no strategy '{key}'{hint} Installed: {', '.join(found) or 'none'}"
+        )
     if found[key].refine is None:
-        raise LayoutError(f"{name}: the strategy '{key}' from {found[key].source} could not be loaded: {found[key].error}")
+        raise LayoutError(
+            f"{name}: the strategy '{key}' from {found[key].source} could not be loaded: "
+            f"{found[key].error}"
+        )
 
 
 def _refine(
-    one: Installed, name: str, placement: Placement, number: int, model: ModelShape, load: Load, topology: Topology
+    one: Installed,
+    name: str,
+    placement: Placement,
+    number: int,
+    model: ModelShape,
+    load: Load,
+    topology: Topology,
 ) -> Placement:
-    """What the strategy makes of `placement`. Raises LayoutError: the strategy's own, or one that says how it is broken."""
+    """What the strategy makes of `placement`. Raises LayoutError: the strategy's own, or one that
+    says how it is broken."""
     assert one.refine is not None
     failed = f"{name}: the strategy '{one.key}' from {one.source} failed"
     try:
@@ -124,7 +151,12 @@ def _refine(
 
 def _clash(one: Installed, other: Installed) -> Installed:
     sources = f"{one.source} and {other.source}"
-    return Installed(one.key, sources, None, f"{sources} both bring a strategy of this name; uninstall one of them")
+    return Installed(
+        one.key,
+        sources,
+        None,
+        f"{sources} both bring a strategy of this name; uninstall one of them",
+    )
 
 
 def _load(point: EntryPoint) -> Installed:

@@ -1,4 +1,5 @@
-"""Tensor parallelism: every layer cut over neighbouring ranks (Shoeybi et al., Megatron-LM, arXiv:1909.08053)."""
+"""Tensor parallelism: every layer cut over neighbouring ranks (Shoeybi et al., Megatron-LM,
+arXiv:1909.08053)."""
 
 from __future__ import annotations
 
@@ -7,8 +8,11 @@ from strategies.placement import Placement, Split
 from strategies.shapes import Load, ModelShape, Topology
 
 
-def tp(placement: Placement, number: int, model: ModelShape, load: Load, topology: Topology) -> Placement:
-    """Cut attention by heads, the MLP by columns then rows, embedding and head by vocabulary, over `number` ranks.
+def tp(
+    placement: Placement, number: int, model: ModelShape, load: Load, topology: Topology
+) -> Placement:
+    """Cut attention by heads, the MLP by columns then rows, embedding and head by vocabulary, over
+    `number` ranks.
 
     KV heads are replicated in groups where there are fewer of them than ranks.
     Raises LayoutError where heads or the MLP's width do not divide.
@@ -47,9 +51,15 @@ def check_degree(number: int, model: ModelShape) -> None:
         what = f"{model.num_kv_heads} KV heads"
         if model.num_kv_heads % number == 0 or number % model.num_kv_heads == 0:
             what = f"{model.intermediate_size} MLP columns"
-    raise LayoutError(f"{what} of {model.name} do not divide over tp={number}; use {', '.join(map(str, fits))}")
+    raise LayoutError(
+        f"{what} of {model.name} do not divide over tp={number}; use {', '.join(map(str, fits))}"
+    )
 
 
 def _divides(number: int, model: ModelShape) -> bool:
     kv = model.num_kv_heads
-    return not (model.num_heads % number or model.intermediate_size % number or (kv % number and number % kv))
+    return not (
+        model.num_heads % number
+        or model.intermediate_size % number
+        or (kv % number and number % kv)
+    )

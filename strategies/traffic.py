@@ -1,4 +1,5 @@
-"""The collectives of one step, worked out from a placement: what the counted bytes are checked against."""
+"""The collectives of one step, worked out from a placement: what the counted bytes are checked
+against."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from dataclasses import dataclass
 from strategies.placement import Placement
 from strategies.shapes import ModelShape
 
-# What vocabulary-parallel sampling exchanges for one row: the best score of a shard and its token, as two float32.
+# What vocabulary-parallel sampling exchanges for one row: the best score of a shard and its token,
+# as two float32.
 CANDIDATE_BYTES = 8
 TOKEN_BYTES = 8
 
@@ -17,8 +19,9 @@ TOKEN_BYTES = 8
 class Traffic:
     """`calls` of one operation over one mesh axis by one rank, `bytes` in all.
 
-    Bytes are message sizes as nccl-tests counts them: the tensor of an all-reduce or a send, the gathered
-    output of an all-gather. Sampled tokens go from the last stage to all others by one broadcast.
+    Bytes are message sizes as nccl-tests counts them: the tensor of an all-reduce or a send, the
+    gathered output of an all-gather. Sampled tokens go from the last stage to all others by one
+    broadcast.
     """
 
     op: str
@@ -27,13 +30,18 @@ class Traffic:
     bytes: int
 
 
-def decode_step(placement: Placement, model: ModelShape, rank: int, batch: int, dtype_bytes: int) -> tuple[Traffic, ...]:
+def decode_step(
+    placement: Placement, model: ModelShape, rank: int, batch: int, dtype_bytes: int
+) -> tuple[Traffic, ...]:
     """Collectives of `rank` while one micro-batch of `batch` requests makes one token each."""
     return step(placement, model, rank, tokens=batch, sampled=batch, dtype_bytes=dtype_bytes)
 
 
-def step(placement: Placement, model: ModelShape, rank: int, tokens: int, sampled: int, dtype_bytes: int) -> tuple[Traffic, ...]:
-    """Collectives of `rank` for a forward pass over `tokens` tokens of which `sampled` are sampled from."""
+def step(
+    placement: Placement, model: ModelShape, rank: int, tokens: int, sampled: int, dtype_bytes: int
+) -> tuple[Traffic, ...]:
+    """Collectives of `rank` for a forward pass over `tokens` tokens of which `sampled` are sampled
+    from."""
     calls: Counter[tuple[str, str]] = Counter()
     size: Counter[tuple[str, str]] = Counter()
 
@@ -47,10 +55,13 @@ def step(placement: Placement, model: ModelShape, rank: int, tokens: int, sample
     layers = sum(len(stage.layers) for stage in stages)
     tp = placement.degree("tp")
     row_parallel = sum(
-        placement.is_split(f"model.layers.0.{name}.weight", "tp") for name in ("self_attn.o_proj", "mlp.down_proj")
+        placement.is_split(f"model.layers.0.{name}.weight", "tp")
+        for name in ("self_attn.o_proj", "mlp.down_proj")
     )
     add("all_reduce", "tp", layers * row_parallel, hidden)
-    if any(stage.embed for stage in stages) and placement.is_split("model.embed_tokens.weight", "tp"):
+    if any(stage.embed for stage in stages) and placement.is_split(
+        "model.embed_tokens.weight", "tp"
+    ):
         add("all_reduce", "tp", 1, hidden)
     if any(stage.head for stage in stages) and placement.is_split(model.head_name, "tp"):
         add("all_gather", "tp", 1, tp * sampled * CANDIDATE_BYTES)

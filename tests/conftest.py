@@ -1,4 +1,5 @@
-"""What tests share: one local Ray, with the engine of `fake_engine` installed, for all that need one."""
+"""What tests share: one local Ray, with the engine of `fake_engine` installed, for all that need
+one."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import pytest
 from ranks import checkpoint, pool  # noqa: F401  (fixtures)
 
 if TYPE_CHECKING:
-    from orchestrator.cluster import Cluster
+    from orchestrator.cluster.connection import Cluster
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +27,7 @@ def fake_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def ray_cluster(fake_site: str) -> Iterator[Cluster]:
-    from orchestrator.cluster import connect
+    from orchestrator.cluster.connection import connect
 
     with connect(None, "cpu", 4, dashboard=False) as cluster:
         yield cluster

@@ -1,4 +1,5 @@
-"""The process of one rank, thin: meet the others, build, run, close. Ray makes an actor of `Worker`.
+"""The process of one rank, thin: meet the others, build, run, close. Ray makes an actor of
+`Worker`.
 
 ray is imported only to ask which node and GPU it gave this actor.
 """
@@ -10,10 +11,10 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from workers import engines
-from workers.plan import Built, EnginePlan, RankReport, Work
+from workers.messages import Built, EnginePlan, RankReport, Work
 from workers.probes.gauges import Publisher
-from workers.probes.progress import BUILDING, IDLE, OBSERVING, RUNNING, Progress
 from workers.probes.telemetry import Recording, Row, Sampler, sampler_for
+from workers.progress import BUILDING, IDLE, OBSERVING, RUNNING, Progress
 from workers.versions import versions
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class Worker:
         self._publisher: Publisher | None = None
 
     def node(self) -> dict[str, Any]:
-        """Where Ray put this process (which from now on uses that GPU), and the versions that must agree across a cluster."""
+        """Where Ray put this process (which from now on uses that GPU), and the versions that must
+        agree across a cluster."""
         import ray
 
         context = ray.get_runtime_context()
@@ -63,17 +65,24 @@ class Worker:
         return host, store.port
 
     def build(self, engine: str, plan: EnginePlan, address: tuple[str, int] | None) -> Built:
-        """Join the ranks at `address`, then load weights and warm up. What it raises is the reason a deployment failed."""
+        """Join the ranks at `address`, then load weights and warm up. What it raises is the reason
+        a deployment failed."""
         import torch
 
         self._progress.state = BUILDING
-        torch.set_num_threads(1) if plan.device == "cpu" else torch.cuda.set_device(self.device_index)
+        torch.set_num_threads(1) if plan.device == "cpu" else torch.cuda.set_device(
+            self.device_index
+        )
         self._engine = engines.create(engine)
         placement, store, rank = plan.placement, None, self.rank
         if self._engine.processes == "per_rank" and placement.num_ranks > 1 and address is not None:
             store = self._join(address)
-        device = torch.device(plan.device, self.device_index) if plan.device == "cuda" else torch.device("cpu")
-        from workers.probes.nvtx import ranges_for
+        device = (
+            torch.device(plan.device, self.device_index)
+            if plan.device == "cuda"
+            else torch.device("cpu")
+        )
+        from workers.ranges import ranges_for
         from workers.rank import connect
 
         self._context = connect(rank, placement, device, store, plan.timeout_s)
@@ -92,7 +101,9 @@ class Worker:
         self._recording = self._sampler.start()
         self._progress.state = OBSERVING if work.observe else RUNNING
         try:
-            with self._context.ranges.span("run of {} requests, {} at once", len(work.requests), work.max_concurrency):
+            with self._context.ranges.span(
+                "run of {} requests, {} at once", len(work.requests), work.max_concurrency
+            ):
                 report = self._engine.run(work)
         finally:
             self._rest()
@@ -102,7 +113,8 @@ class Worker:
     def telemetry(self) -> pa.Table | None:
         """What was sampled since `run` was last called, in the schema TELEMETRY; ends the sampling.
 
-        Asked for when every rank has ended its run: the GPU of a replica that is done early is seen idling until then.
+        Asked for when every rank has ended its run: the GPU of a replica that is done early is seen
+        idling until then.
         """
         recording, self._recording = self._recording, None
         if recording is None:
@@ -141,7 +153,8 @@ class Worker:
 
 
 def _local_index(gpu_ids: list[str]) -> int:
-    """What torch calls the first of the GPUs that Ray gave: its place among the visible ones; 0 without a GPU.
+    """What torch calls the first of the GPUs that Ray gave: its place among the visible ones; 0
+    without a GPU.
 
     Ray names a GPU as CUDA_VISIBLE_DEVICES of the node does, and torch counts along that list.
     """

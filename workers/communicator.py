@@ -1,4 +1,5 @@
-"""Every collective goes through here: one place that counts calls and bytes, times them, and can be given another backend."""
+"""Every collective goes through here: one place that counts calls and bytes, times them, and can be
+given another backend."""
 
 from __future__ import annotations
 
@@ -50,9 +51,11 @@ class LibraryBackend:
 class Communicator:
     """The collectives of one rank over its mesh.
 
-    calls, bytes: counted by (phase, operation, axis); bytes are message sizes as nccl-tests counts them: the tensor of
-    an all-reduce, a broadcast or a send, the gathered output of an all-gather. `phase` is set by the engine.
-    ablated: all-reduces and all-gathers are replaced by nothing, to see what they cost; outputs are then wrong.
+    calls, bytes: counted by (phase, operation, axis); bytes are message sizes as nccl-tests counts
+    them: the tensor of an all-reduce, a broadcast or a send, the gathered output of an all-gather.
+    `phase` is set by the engine.
+    ablated: all-reduces and all-gathers are replaced by nothing, to see what they cost; outputs are
+    then wrong.
     journal: every call in order, while a probe listens; None otherwise.
     """
 
@@ -82,7 +85,9 @@ class Communicator:
             return x.expand(ranks, *x.shape)
         out = x.new_empty((ranks, *x.shape))
         began = time.perf_counter()
-        dist.all_gather_into_tensor(out.flatten(0, 1) if x.dim() > 1 else out.view(-1), x, group=self.context.groups[axis])
+        dist.all_gather_into_tensor(
+            out.flatten(0, 1) if x.dim() > 1 else out.view(-1), x, group=self.context.groups[axis]
+        )
         self._count("all_gather", axis, nbytes(out), began)
         return out
 
@@ -92,13 +97,15 @@ class Communicator:
         began = time.perf_counter()
         work = dist.isend(x, target, group=group)
         self._count("send", "pp", nbytes(x), began)
-        # A stage that runs far ahead would hold all it has made; gloo knows of a send's end only by waiting for it.
+        # A stage that runs far ahead would hold all it has made; gloo knows of a send's end only by
+        # waiting for it.
         while len(self._sent) >= 2 * self.context.placement.degree("pp"):
             self._sent.popleft()[0].wait()
         self._keep(work, x)
 
     def receive_previous(self, out: Tensor) -> None:
-        """Fill `out` with what the stage before sends; on a GPU only the current stream waits for it."""
+        """Fill `out` with what the stage before sends; on a GPU only the current stream waits for
+        it."""
         group, source = self.context.edges["prev"]
         began = time.perf_counter()
         work = dist.irecv(out, source, group=group)
@@ -107,7 +114,8 @@ class Communicator:
         self._count("recv", "pp", nbytes(out), began)
 
     def broadcast_last(self, x: Tensor) -> None:
-        """Tokens from the last stage to every other. On the last stage `x` is sent without waiting; elsewhere it is filled."""
+        """Tokens from the last stage to every other. On the last stage `x` is sent without waiting;
+        elsewhere it is filled."""
         ranks = self.context.placement.group("pp", self.context.rank)
         last = self.context.is_last_stage
         began = time.perf_counter()
@@ -121,7 +129,11 @@ class Communicator:
     def barrier(self) -> None:
         """Wait for every rank; not counted."""
         if self.context.placement.num_ranks > 1:
-            dist.barrier(device_ids=[self.context.device.index] if self.context.device.type == "cuda" else None)
+            dist.barrier(
+                device_ids=[self.context.device.index]
+                if self.context.device.type == "cuda"
+                else None
+            )
 
     def flush(self) -> None:
         """Wait until everything sent has left."""
@@ -135,7 +147,8 @@ class Communicator:
 
     @contextmanager
     def recorded(self) -> Iterator[Recording]:
-        """Record what is called inside instead of counting it: for the capture of a graph, to be counted at each replay."""
+        """Record what is called inside instead of counting it: for the capture of a graph, to be
+        counted at each replay."""
         self._recording = recording = Recording()
         try:
             yield recording
@@ -148,10 +161,13 @@ class Communicator:
             self.calls[self.phase, op, axis] += calls
             self.bytes[self.phase, op, axis] += recording.bytes[op, axis]
         if self.journal is not None:
-            self.journal += [Call(op, axis, size, self.phase) for op, axis, size in recording.events]
+            self.journal += [
+                Call(op, axis, size, self.phase) for op, axis, size in recording.events
+            ]
 
     def _count(self, op: str, axis: str, size: int, began: float) -> None:
-        """Enter a call that began at `began`. Called 160 times a pass of a 70B, so no context manager: that takes 13 us."""
+        """Enter a call that began at `began`. Called 160 times a pass of a 70B, so no context
+        manager: that takes 13 us."""
         if self._recording is not None:
             self._recording.add(op, axis, size)
             return

@@ -14,7 +14,8 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_memory(devices: Sequence[torch.device]) -> int:
-    """Bytes: the most that was allocated on any of `devices` since `reset_peak`; on CPU the process's peak resident set."""
+    """Bytes: the most that was allocated on any of `devices` since `reset_peak`; on CPU the
+    process's peak resident set."""
     if devices[0].type == "cuda":
         return max(torch.cuda.max_memory_allocated(device) for device in devices)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

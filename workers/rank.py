@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 from strategies.placement import Placement
-from workers.probes.nvtx import Ranges, Silent
-from workers.probes.progress import Progress
+from workers.progress import Progress
+from workers.ranges import Ranges, Silent
 
 
 @dataclass(slots=True)
@@ -19,9 +19,10 @@ class RankContext:
     """One rank of a placement.
 
     groups: mesh axis -> process group of the ranks that differ from this one along that axis alone.
-    edges: "prev" | "next" -> (group, peer) of the stage before or after; a group of two each, so that the traffic of one
-    boundary never waits behind that of another.
-    progress: where an engine leaves word of how far its run is; it may as well not. ranges: where it says what it is at.
+    edges: "prev" | "next" -> (group, peer) of the stage before or after; a group of two each, so
+    that the traffic of one boundary never waits behind that of another.
+    progress: where an engine leaves word of how far its run is; it may as well not. ranges: where
+    it says what it is at.
     """
 
     rank: int
@@ -53,8 +54,15 @@ class RankContext:
             dist.destroy_process_group()
 
 
-def connect(rank: int, placement: Placement, device: torch.device, store: dist.Store | None, timeout_s: float) -> RankContext:
-    """Join the other ranks over `store` (None for a placement of one) and make the groups of the mesh.
+def connect(
+    rank: int,
+    placement: Placement,
+    device: torch.device,
+    store: dist.Store | None,
+    timeout_s: float,
+) -> RankContext:
+    """Join the other ranks over `store` (None for a placement of one) and make the groups of the
+    mesh.
 
     Every rank makes every group in the same order, as torch.distributed asks.
     """
@@ -64,7 +72,11 @@ def connect(rank: int, placement: Placement, device: torch.device, store: dist.S
     timeout = datetime.timedelta(seconds=timeout_s)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
-        backend, store=store, rank=rank, world_size=placement.num_ranks, timeout=timeout,
+        backend,
+        store=store,
+        rank=rank,
+        world_size=placement.num_ranks,
+        timeout=timeout,
         device_id=device if device.type == "cuda" else None,
     )
     for axis, _ in placement.mesh:

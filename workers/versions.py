@@ -6,11 +6,22 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 PROJECT = "shard-orchestrator"
-PACKAGES = (PROJECT, "torch", "ray", "transformers", "deepspeed", "pyarrow", "triton", "nvidia-nccl-cu13", "nvidia-nccl-cu12")
+PACKAGES = (
+    PROJECT,
+    "torch",
+    "ray",
+    "transformers",
+    "deepspeed",
+    "pyarrow",
+    "triton",
+    "nvidia-nccl-cu13",
+    "nvidia-nccl-cu12",
+)
 
 
 def versions() -> dict[str, str]:
-    """Installed version of every package that matters, Python's own included; what is not installed is left out."""
+    """Installed version of every package that matters, Python's own included; what is not installed
+    is left out."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -1,4 +1,5 @@
-"""A rank's own slices of the weights: from a safetensors checkpoint, or dummy ones that every layout agrees on."""
+"""A rank's own slices of the weights: from a safetensors checkpoint, or dummy ones that every
+layout agrees on."""
 
 from __future__ import annotations
 
@@ -35,13 +36,16 @@ class DummyWeights:
 
 
 class Checkpoint:
-    """A folder of safetensors: one file, or several with an index. Reads no more than the slices asked for."""
+    """A folder of safetensors: one file, or several with an index. Reads no more than the slices
+    asked for."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: dict[str, safe_open] = {}
         index = folder / "model.safetensors.index.json"
-        self._where: dict[str, str] = json.loads(index.read_text())["weight_map"] if index.exists() else {}
+        self._where: dict[str, str] = (
+            json.loads(index.read_text())["weight_map"] if index.exists() else {}
+        )
 
     def read(self, name: str, shape: tuple[int, ...], box: Box, out: Tensor) -> None:
         file = self._where.get(name, "model.safetensors")
@@ -54,8 +58,11 @@ def open_source(checkpoint: str | None) -> Source:
     return DummyWeights() if checkpoint is None else Checkpoint(Path(checkpoint))
 
 
-def dummy_tensor(name: str, shape: tuple[int, ...], box: Box, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """The part `box` of a dummy parameter, [stop - start, ...]. A value depends on name and global index alone.
+def dummy_tensor(
+    name: str, shape: tuple[int, ...], box: Box, dtype: torch.dtype, device: torch.device | str
+) -> Tensor:
+    """The part `box` of a dummy parameter, [stop - start, ...]. A value depends on name and global
+    index alone.
 
     Norm weights are 1, everything else is uniform with standard deviation 0.02.
     """
@@ -71,14 +78,17 @@ def dummy_tensor(name: str, shape: tuple[int, ...], box: Box, dtype: torch.dtype
     column = torch.arange(columns.start, columns.stop, device=device, dtype=torch.int64)
     for start in range(0, size[0], step):
         stop = min(start + step, size[0])
-        row = torch.arange(box[0].start + start, box[0].start + stop, device=device, dtype=torch.int64)
+        row = torch.arange(
+            box[0].start + start, box[0].start + stop, device=device, dtype=torch.int64
+        )
         index = row[:, None] * width + column[None, :]
         rows[start:stop] = uniform(index, seed).mul_(2.0).sub_(1.0).mul_(_AMPLITUDE)
     return out
 
 
 def uniform(index: Tensor, seed: int | Tensor) -> Tensor:
-    """Float32 in [0, 1), a hash of (index, seed), the same on every device. index: int64, any shape; only its low 32 bits count.
+    """Float32 in [0, 1), a hash of (index, seed), the same on every device. index: int64, any
+    shape; only its low 32 bits count.
 
     The finalizer is MurmurHash3's (Appleby, public domain); 24 bits fill a float32's mantissa.
     """

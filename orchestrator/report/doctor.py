@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.doctor import FAIL, PASS, WARN, Check, counts, verdict
+from orchestrator.node.doctor import FAIL, PASS, WARN, Check, counts, verdict
 
 STYLES = {PASS: "green", WARN: "yellow", FAIL: "bold red"}
 
@@ -23,7 +23,12 @@ def render(checks: Sequence[Check], console: Console) -> None:
     table.add_column("what to do")
     for check in checks:
         style = STYLES[check.status]
-        table.add_row(check.name, f"[{style}]{check.status}[/{style}]", escape(check.found), escape(check.advice))
+        table.add_row(
+            check.name,
+            f"[{style}]{check.status}[/{style}]",
+            escape(check.found),
+            escape(check.advice),
+        )
     console.print(table)
     numbers = ", ".join(f"{number} {status}" for status, number in counts(checks))
     console.print(f"{verdict(checks)} ({numbers})", highlight=False)

@@ -8,7 +8,8 @@ from typing import Any
 
 
 def text(data: Any) -> str:
-    """`data`, made of mappings, sequences and scalars, as JSON that every parser reads: nan and infinities are null."""
+    """`data`, made of mappings, sequences and scalars, as JSON that every parser reads: nan and
+    infinities are null."""
     return json.dumps(_plain(data), indent=2, allow_nan=False)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator import results
 from orchestrator.report.figures import grouped
+from orchestrator.store import results
 from orchestrator.units import format_bytes
 
 Facts = Mapping[str, Any]
@@ -28,9 +28,14 @@ def _devices(manifest: dict[str, Any]) -> str:
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """Lists of facts by their heading, the name of the results, the day of their beginning, and the whole manifest as text."""
+    """Lists of facts by their heading, the name of the results, the day of their beginning, and the
+    whole manifest as text."""
     manifest = results.read_manifest(folder)
-    asked = {name: value for name, value in (manifest.get("experiment") or {}).items() if value not in (None, [], {}, "", False)}
+    asked = {
+        name: value
+        for name, value in (manifest.get("experiment") or {}).items()
+        if value not in (None, [], {}, "", False)
+    }
     asked.pop("result_dir", None)
     host = manifest.get("host") or {}
     machine = {
@@ -73,22 +78,34 @@ GPU_FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 def _gpus(gpus: Sequence[Facts]) -> dict[str, dict[str, str]]:
     """A list of facts for each kind of GPU, headed by the indices of those that are of it."""
-    facts = [{title: show(gpu[name]) for name, (title, show) in GPU_FACTS.items() if gpu.get(name) is not None} for gpu in gpus]
+    facts = [
+        {
+            title: show(gpu[name])
+            for name, (title, show) in GPU_FACTS.items()
+            if gpu.get(name) is not None
+        }
+        for gpu in gpus
+    ]
     kinds = grouped(zip(gpus, facts, strict=True), lambda pair: tuple(pair[1].items()))
-    indices = {kind: [gpu.get("index", place) for place, (gpu, _) in enumerate(same)] for kind, same in kinds.items()}
+    indices = {
+        kind: [gpu.get("index", place) for place, (gpu, _) in enumerate(same)]
+        for kind, same in kinds.items()
+    }
     return {f"GPU {_ranges(mine)}": dict(kind) for kind, mine in indices.items()}
 
 
 def _slots(topology: Sequence[Facts]) -> dict[str, str]:
-    """Node -> its slots, by what is in them."""
-    nodes = grouped(topology, lambda slot: slot["node"])
-    return {node: "; ".join(_kinds(slots)) for node, slots in nodes.items()}
+    """Node -> its devices, by what is in them."""
+    nodes = grouped(topology, lambda device: device["node"])
+    return {node: "; ".join(_kinds(devices)) for node, devices in nodes.items()}
 
 
-def _kinds(slots: Sequence[Facts]) -> Iterator[str]:
-    for (name, memory), same in grouped(slots, lambda slot: (slot["name"], slot.get("memory_bytes"))).items():
+def _kinds(devices: Sequence[Facts]) -> Iterator[str]:
+    for (name, memory), same in grouped(
+        devices, lambda device: (device["name"], device.get("memory_bytes"))
+    ).items():
         size = f", {format_bytes(memory)}" if memory else ""
-        yield f"{_ranges([slot['index'] for slot in same])}: {name}{size}"
+        yield f"{_ranges([device['index'] for device in same])}: {name}{size}"
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -103,4 +120,10 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def _text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else json.dumps(value) if isinstance(value, dict) else str(value)
+    return (
+        ", ".join(map(str, value))
+        if isinstance(value, list)
+        else json.dumps(value)
+        if isinstance(value, dict)
+        else str(value)
+    )

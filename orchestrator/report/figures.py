@@ -1,4 +1,5 @@
-"""From the tables of results to the data of the charts: plain lists and numbers, ready for JSON, small enough for a page."""
+"""From the tables of results to the data of the charts: plain lists and numbers, ready for JSON,
+small enough for a page."""
 
 from __future__ import annotations
 
@@ -11,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from orchestrator import bounds
-from orchestrator.accounting import PARTS
-from orchestrator.compare import names_of
-from orchestrator.keys import CELL_KEY
-from orchestrator.metrics import COMPLETED, INVALID
+from orchestrator.analysis import bounds
+from orchestrator.analysis.accounting import PARTS
+from orchestrator.analysis.compare import names_of
+from orchestrator.analysis.metrics import COMPLETED, INVALID
+from orchestrator.store.schema import CELL_KEY
 
 Row = Mapping[str, Any]
 T = TypeVar("T")
@@ -23,11 +24,15 @@ MISSING = "none"
 PHASES = {"decode": "", "prefill": "prefill_"}
 LATENCIES = ("ttft", "tpot", "e2el")
 COMM_SHARES = ("comm_exposed", "comm_busy")
-COLLECTIVES = "timed_collectives"  # the table of results that says what the calls of each operation took
+COLLECTIVES = (
+    "timed_collectives"  # the table of results that says what the calls of each operation took
+)
 
 MAX_BARS = 3000  # of the timeline, over the layouts of one view
 MAX_STEPS = 3
-SEEN = 1 / 2000  # the part of a window below which a gap between two stretches of compute cannot be seen
+SEEN = (
+    1 / 2000
+)  # the part of a window below which a gap between two stretches of compute cannot be seen
 QUANTILES = np.linspace(0, 1, 101)
 SAMPLES = 100  # of a cell's telemetry over time
 DIGITS = 5
@@ -53,9 +58,12 @@ def key(row: Row) -> tuple[Any, ...]:
 
 
 def layout_names(rows: Sequence[Row]) -> dict[tuple[Any, ...], str]:
-    """Cell -> what its layout is called: the strategy, with the engine and number format only where they differ within a model."""
+    """Cell -> what its layout is called: the strategy, with the engine and number format only where
+    they differ within a model."""
     models = grouped(rows, lambda row: row["model"]).values()
-    return {key(row): name for peers in models for row, name in zip(peers, names_of(peers), strict=True)}
+    return {
+        key(row): name for peers in models for row, name in zip(peers, names_of(peers), strict=True)
+    }
 
 
 def natural(name: str) -> list[Any]:
@@ -63,23 +71,39 @@ def natural(name: str) -> list[Any]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-# -- cells ------------------------------------------------------------------------------------------------------
+# -- cells
 
 
-def cells(comparison: Sequence[Row], parts: Sequence[Row] = (), steps: pa.Table | None = None) -> list[dict[str, Any]]:
+def cells(
+    comparison: Sequence[Row], parts: Sequence[Row] = (), steps: pa.Table | None = None
+) -> list[dict[str, Any]]:
     """A row per cell: what the charts over cells draw.
 
-    parts: the steps of the observed runs taken apart. steps: those of the timed runs, for how many micro-batches are in flight.
+    parts: the steps of the observed runs taken apart. steps: those of the timed runs, for how many
+    micro-batches are in flight.
     """
     names = layout_names(comparison)
-    lengths, in_flight = step_lengths(parts), lanes(steps)
+    lengths, in_flight = step_lengths(parts), micro_batches(steps)
     between = token_times(parts, in_flight)
     rows = []
     for row in comparison:
         cell = key(row)
-        found = {phase: rounded(ms) for phase in PHASES if (ms := lengths.get((*cell, phase))) is not None}
-        together = max((number for (name, _), number in in_flight.items() if name == cell), default=None)
-        rows.append({**_cell(row, names[cell]), "step_ms": found, "token_ms": rounded(between.get(cell)), "lanes": together})
+        found = {
+            phase: rounded(ms)
+            for phase in PHASES
+            if (ms := lengths.get((*cell, phase))) is not None
+        }
+        together = max(
+            (number for (name, _), number in in_flight.items() if name == cell), default=None
+        )
+        rows.append(
+            {
+                **_cell(row, names[cell]),
+                "step_ms": found,
+                "token_ms": rounded(between.get(cell)),
+                "micro_batches": together,
+            }
+        )
     return rows
 
 
@@ -122,25 +146,36 @@ def not_negative(value: float | None) -> float | None:
 
 
 def with_bounds(comparison: Sequence[Row], summary: Sequence[Row]) -> list[dict[str, Any]]:
-    """The comparison in which cells without a valid run have the bound that their runs were held against."""
+    """The comparison in which cells without a valid run have the bound that their runs were held
+    against."""
     runs = grouped((run for run in summary if run["status"] == INVALID), key)
     rows = []
     for row in comparison:
         mine = runs.get(key(row), []) if row["status"] == INVALID else []
-        known = {name: [run[name] for run in mine if run.get(name) is not None] for name in bounds.FIGURES}
-        rows.append({**row, **{name: statistics.fmean(values) for name, values in known.items() if values}})
+        known = {
+            name: [run[name] for run in mine if run.get(name) is not None]
+            for name in bounds.FIGURES
+        }
+        rows.append(
+            {**row, **{name: statistics.fmean(values) for name, values in known.items() if values}}
+        )
     return rows
 
 
 def _parts(row: Row, prefix: str) -> dict[str, float | None]:
-    """Shares of a step in percent; {} where it was not observed. An older result knows only a part of it."""
+    """Shares of a step in percent; {} where it was not observed. An older result knows only a part
+    of it."""
     found = {part: row.get(f"{prefix}{part}_pct") for part in PARTS}
     if found["compute"] is not None:
         return {part: rounded(value) for part, value in found.items() if value is not None}
     exposed, bubble = row.get(f"{prefix}comm_exposed_pct"), row.get(f"{prefix}bubble_pct") or 0.0
     if exposed is None:
         return {}
-    return {"comm_exposed": rounded(exposed), "bubble": rounded(bubble), "rest": rounded(max(0.0, 100.0 - exposed - bubble))}
+    return {
+        "comm_exposed": rounded(exposed),
+        "bubble": rounded(bubble),
+        "rest": rounded(max(0.0, 100.0 - exposed - bubble)),
+    }
 
 
 def _comm(row: Row, prefix: str) -> dict[str, float | None]:
@@ -151,15 +186,19 @@ def _comm(row: Row, prefix: str) -> dict[str, float | None]:
 
 def step_lengths(parts: Sequence[Row]) -> dict[tuple[Any, ...], float]:
     """(cell, phase) -> milliseconds of a step, mean over ranks."""
-    groups = grouped((row for row in parts if row.get("step_ms")), lambda row: (*key(row), row["phase"]))
+    groups = grouped(
+        (row for row in parts if row.get("step_ms")), lambda row: (*key(row), row["phase"])
+    )
     return {name: float(np.mean([row["step_ms"] for row in rows])) for name, rows in groups.items()}
 
 
-def token_times(parts: Sequence[Row], in_flight: Mapping[tuple[Any, int], int]) -> dict[tuple[Any, ...], float]:
+def token_times(
+    parts: Sequence[Row], in_flight: Mapping[tuple[Any, int], int]
+) -> dict[tuple[Any, ...], float]:
     """Cell -> milliseconds from one token of a request to its next, mean over ranks.
 
-    A rank takes the micro-batches in flight in turn, so that time is as many of its decode steps; a cell of which their
-    number is not known for every rank is left out.
+    A rank takes the micro-batches in flight in turn, so that time is as many of its decode steps; a
+    cell of which their number is not known for every rank is left out.
     """
     groups = grouped((row for row in parts if row.get("step_ms") and row["phase"] == "decode"), key)
     return {
@@ -169,42 +208,63 @@ def token_times(parts: Sequence[Row], in_flight: Mapping[tuple[Any, int], int]) 
     }
 
 
-def lanes(steps: pa.Table | None) -> dict[tuple[Any, int], int]:
+def micro_batches(steps: pa.Table | None) -> dict[tuple[Any, int], int]:
     """(cell, rank) -> micro-batches that it decodes in turn.
 
-    steps: of the timed runs. There is one for each stage, or for each request of the replica where these are fewer.
+    steps: of the timed runs. There is one for each stage, or for each request of the replica where
+    these are fewer.
     """
     if steps is None:
         return {}
     names = [name for name in CELL_KEY if name in steps.column_names]
     decode = steps.filter(pc.equal(steps["phase"], "decode"))
-    counted = decode.group_by([*names, "rank"]).aggregate([("lane", "count_distinct")])
-    return {(key(row), row["rank"]): row["lane_count_distinct"] for row in counted.to_pylist()}
+    counted = decode.group_by([*names, "rank"]).aggregate([("micro_batch", "count_distinct")])
+    return {
+        (key(row), row["rank"]): row["micro_batch_count_distinct"] for row in counted.to_pylist()
+    }
 
 
-# -- communication by operation ---------------------------------------------------------------------------------
+# -- communication by operation
 
 
-def communication(collectives: pa.Table | None, names: Mapping[tuple[Any, ...], str]) -> list[dict[str, Any]]:
-    """Per cell, phase, operation and group what its calls took (us) and reached (GB/s): mean and worst over ranks.
+def communication(
+    collectives: pa.Table | None, names: Mapping[tuple[Any, ...], str]
+) -> list[dict[str, Any]]:
+    """Per cell, phase, operation and group what its calls took (us) and reached (GB/s): mean and
+    worst over ranks.
 
     calls: of one rank. bytes: of a call, as the message is counted. None where it was not observed.
     """
     if collectives is None:
         return []
-    known = [_per_call(row) for row in collectives.to_pylist() if key(row) in names and row["calls"]]
-    groups = grouped(known, lambda row: (key(row), row["phase"], row["op"], row["axis"], row.get("group_size")))
+    known = [
+        _per_call(row) for row in collectives.to_pylist() if key(row) in names and row["calls"]
+    ]
+    groups = grouped(
+        known, lambda row: (key(row), row["phase"], row["op"], row["axis"], row.get("group_size"))
+    )
     return [
         {
-            **view(cell, names), "phase": phase, "op": op, "axis": axis, "group_size": size,
+            **view(cell, names),
+            "phase": phase,
+            "op": op,
+            "axis": axis,
+            "group_size": size,
             "calls": rounded(_of(statistics.fmean, rows, "calls")),
             "bytes_per_call": rounded(_of(statistics.fmean, rows, "bytes_per_call")),
-            **{f"{name}{end}": rounded(_of(function, rows, name))
-               for name, worst in (("transfer_us", max), ("wait_us", max), ("algbw", min), ("busbw", min))
-               for end, function in (("", statistics.fmean), ("_worst", worst))},
+            **{
+                f"{name}{end}": rounded(_of(function, rows, name))
+                for name, worst in (
+                    ("transfer_us", max),
+                    ("wait_us", max),
+                    ("algbw", min),
+                    ("busbw", min),
+                )
+                for end, function in (("", statistics.fmean), ("_worst", worst))
+            },
         }
         for (cell, phase, op, axis, size), rows in groups.items()
-    ]  # fmt: skip
+    ]
 
 
 def _per_call(row: Row) -> Row:
@@ -216,10 +276,12 @@ def _of(function: Callable[[list[float]], float], rows: Sequence[Row], name: str
     return function(values) if values else None
 
 
-# -- latencies --------------------------------------------------------------------------------------------------
+# -- latencies
 
 
-def latencies(requests: pa.Table | None, names: Mapping[tuple[Any, ...], str]) -> list[dict[str, Any]]:
+def latencies(
+    requests: pa.Table | None, names: Mapping[tuple[Any, ...], str]
+) -> list[dict[str, Any]]:
     """Per cell and latency the quantiles 0, 1% ... 100% in ms over the requests of all runs."""
     if requests is None:
         return []
@@ -231,7 +293,14 @@ def latencies(requests: pa.Table | None, names: Mapping[tuple[Any, ...], str]) -
             mine = mine[~np.isnan(mine)]
             if cell in names and mine.size:
                 quantiles = compact(np.quantile(mine, QUANTILES))
-                rows.append({**view(cell, names), "metric": name, "requests": int(mine.size), "q": quantiles})
+                rows.append(
+                    {
+                        **view(cell, names),
+                        "metric": name,
+                        "requests": int(mine.size),
+                        "q": quantiles,
+                    }
+                )
     return rows
 
 
@@ -248,23 +317,28 @@ def request_latencies(requests: pa.Table) -> dict[str, np.ndarray]:
     return {"ttft": 1e3 * (first - arrival), "tpot": 1e3 * tpot, "e2el": 1e3 * (last - arrival)}
 
 
-# -- the timeline of ranks --------------------------------------------------------------------------------------
+# -- the timeline of ranks
 
 
 def timeline(spans: pa.Table | None, names: Mapping[tuple[Any, ...], str]) -> list[dict[str, Any]]:
-    """Per cell a few decode steps: [rank, step, kind, start, length] in us from the first of them; kind indexes "kinds"."""
+    """Per cell a few decode steps: [rank, step, kind, start, length] in us from the first of them;
+    kind indexes "kinds"."""
     if spans is None:
         return []
     chosen = {cell: indices for cell, indices in by_cell(spans).items() if cell in names}
     crowd = grouped(chosen, _view_of)
     return [
-        {**view(cell, names), **window(spans.take(indices).to_pylist(), MAX_BARS // len(crowd[_view_of(cell)]))}
+        {
+            **view(cell, names),
+            **window(spans.take(indices).to_pylist(), MAX_BARS // len(crowd[_view_of(cell)])),
+        }
         for cell, indices in chosen.items()
     ]
 
 
 def window(rows: Sequence[Row], budget: int) -> dict[str, Any]:
-    """At most `budget` bars out of the last steps of one cell: fewer steps, then a shorter time, until they fit."""
+    """At most `budget` bars out of the last steps of one cell: fewer steps, then a shorter time,
+    until they fit."""
     decode = [row for row in rows if row["phase"] == "decode"] or list(rows)
     steps = sorted({row["step"] for row in decode})
     for count in range(min(MAX_STEPS, len(steps)), 0, -1):
@@ -278,13 +352,15 @@ def window(rows: Sequence[Row], budget: int) -> dict[str, Any]:
     origin = bars[0][3] if bars else 0.0
     kinds = sorted({bar[2] for bar in bars})
     short = [
-        [rank, step, kinds.index(kind), round(start - origin, 1), round(end - start, 1)] for rank, step, kind, start, end in bars
+        [rank, step, kinds.index(kind), round(start - origin, 1), round(end - start, 1)]
+        for rank, step, kind, start, end in bars
     ]
     return {"kinds": kinds, "bars": short, "cut": cut}
 
 
 def merged(rows: Sequence[Row]) -> list[tuple[int, int, str, float, float]]:
-    """(rank, step, kind, start, end), stretches of compute with no visible gap between them as one."""
+    """(rank, step, kind, start, end), stretches of compute with no visible gap between them as
+    one."""
     if not rows:
         return []
     unseen = SEEN * (max(row["end_us"] for row in rows) - min(row["start_us"] for row in rows))
@@ -292,54 +368,90 @@ def merged(rows: Sequence[Row]) -> list[tuple[int, int, str, float, float]]:
     for row in sorted(rows, key=lambda row: (row["rank"], row["start_us"])):
         bar = (row["rank"], row["step"], row["kind"], row["start_us"], row["end_us"])
         before = out[-1] if out else None
-        if before and before[:3] == bar[:3] and bar[2] == "compute" and bar[3] - before[4] <= unseen:
+        if (
+            before
+            and before[:3] == bar[:3]
+            and bar[2] == "compute"
+            and bar[3] - before[4] <= unseen
+        ):
             out[-1] = (*before[:4], max(before[4], bar[4]))
         else:
             out.append(bar)
     return out
 
 
-# -- memory and telemetry ---------------------------------------------------------------------------------------
+# -- memory and telemetry
 
 
 def memory(summary: Sequence[Row], names: Mapping[tuple[Any, ...], str]) -> list[dict[str, Any]]:
-    """Per cell and rank in GB: weights and KV where they are known per rank, and the rest of the peak."""
+    """Per cell and rank in GB: weights and KV where they are known per rank, and the rest of the
+    peak."""
     rows = []
-    done = (row for row in summary if row["status"] == COMPLETED and row["peak_memory_bytes_per_rank"] and key(row) in names)
+    done = (
+        row
+        for row in summary
+        if row["status"] == COMPLETED and row["peak_memory_bytes_per_rank"] and key(row) in names
+    )
     for cell, runs in grouped(done, key).items():
         run = max(runs, key=lambda run: max(run["peak_memory_bytes_per_rank"]))
         for rank, peak in enumerate(run["peak_memory_bytes_per_rank"]):
-            parts = {name: _nth(run.get(f"{name}_bytes_per_rank"), rank) for name in ("weight", "kv")}
+            parts = {
+                name: _nth(run.get(f"{name}_bytes_per_rank"), rank) for name in ("weight", "kv")
+            }
             known = sum(value or 0 for value in parts.values())
-            gigabytes = {name: rounded(value / 1e9) if value else None for name, value in parts.items()}
+            gigabytes = {
+                name: rounded(value / 1e9) if value else None for name, value in parts.items()
+            }
             rest = max(0, peak - known)
-            rows.append({**view(cell, names), "rank": rank, "peak": rounded(peak / 1e9), "rest": rounded(rest / 1e9), **gigabytes})
+            rows.append(
+                {
+                    **view(cell, names),
+                    "rank": rank,
+                    "peak": rounded(peak / 1e9),
+                    "rest": rounded(rest / 1e9),
+                    **gigabytes,
+                }
+            )
     return rows
 
 
-def telemetry(samples: pa.Table | None, names: Mapping[tuple[Any, ...], str]) -> list[dict[str, Any]]:
-    """Per cell and gauge over the time of one run: mean, least and greatest over its devices and ranks."""
+def telemetry(
+    samples: pa.Table | None, names: Mapping[tuple[Any, ...], str]
+) -> list[dict[str, Any]]:
+    """Per cell and gauge over the time of one run: mean, least and greatest over its devices and
+    ranks."""
     if samples is None:
         return []
-    seconds, runs = np.asarray(samples.column("time_s"), dtype=float), np.asarray(samples.column("run"))
+    seconds, runs = (
+        np.asarray(samples.column("time_s"), dtype=float),
+        np.asarray(samples.column("run")),
+    )
     ranks = np.asarray(samples.column("rank"))
     gauges = GAUGES if samples.column("gpu").null_count < samples.num_rows else CPU_GAUGES
-    columns = {name: np.asarray(samples.column(name).cast(pa.float64()).fill_null(np.nan)) for *_, name, _ in gauges}
+    columns = {
+        name: np.asarray(samples.column(name).cast(pa.float64()).fill_null(np.nan))
+        for *_, name, _ in gauges
+    }
     rows = []
     for cell, indices in by_cell(samples).items():
         mine = indices[(runs[indices] == runs[indices].min()) & ~np.isnan(seconds[indices])]
         for title, unit, name, scale in gauges:
             if cell in names and mine.size and not np.isnan(columns[name][mine]).all():
-                shown = binned(seconds[mine], scale * columns[name][mine], len(np.unique(ranks[mine])))
+                shown = binned(
+                    seconds[mine], scale * columns[name][mine], len(np.unique(ranks[mine]))
+                )
                 rows.append({**view(cell, names), "gauge": title, "unit": unit, **shown})
     return rows
 
 
 def binned(seconds: np.ndarray, values: np.ndarray, devices: int) -> dict[str, list[float | None]]:
-    """Mean, least and greatest of the values in equal stretches of time, at most SAMPLES, each long enough for all `devices`."""
+    """Mean, least and greatest of the values in equal stretches of time, at most SAMPLES, each long
+    enough for all `devices`."""
     known = ~np.isnan(values)
     seconds, values = seconds[known], values[known]
-    edges = np.linspace(seconds.min(), seconds.max(), 1 + max(1, min(SAMPLES, len(values) // devices)))
+    edges = np.linspace(
+        seconds.min(), seconds.max(), 1 + max(1, min(SAMPLES, len(values) // devices))
+    )
     index = np.clip(np.searchsorted(edges, seconds, side="right") - 1, 0, len(edges) - 2)
     found = [(position, values[index == position]) for position in np.unique(index)]
     return {
@@ -350,15 +462,18 @@ def binned(seconds: np.ndarray, values: np.ndarray, devices: int) -> dict[str, l
     }
 
 
-# -- small things -----------------------------------------------------------------------------------------------
+# -- small things
 
 
 def view(cell: tuple[Any, ...], names: Mapping[tuple[Any, ...], str]) -> dict[str, Any]:
     """What the page selects by."""
     row = dict(zip(CELL_KEY, cell, strict=True))
     return {
-        "experiment": row["experiment"], "scenario": row["scenario"], "concurrency": row["max_concurrency"], "layout": names[cell],
-    }  # fmt: skip
+        "experiment": row["experiment"],
+        "scenario": row["scenario"],
+        "concurrency": row["max_concurrency"],
+        "layout": names[cell],
+    }
 
 
 def _view_of(cell: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -369,7 +484,10 @@ def _view_of(cell: tuple[Any, ...]) -> tuple[Any, ...]:
 def by_cell(table: pa.Table) -> dict[tuple[Any, ...], np.ndarray]:
     """Cell -> its rows in the table."""
     known = table.column_names
-    columns = [table.column(name).to_pylist() if name in known else [MISSING] * table.num_rows for name in CELL_KEY]
+    columns = [
+        table.column(name).to_pylist() if name in known else [MISSING] * table.num_rows
+        for name in CELL_KEY
+    ]
     groups: dict[tuple[Any, ...], list[int]] = {}
     for index, cell in enumerate(zip(*columns, strict=True)):
         groups.setdefault(tuple(value or MISSING for value in cell), []).append(index)

@@ -1,4 +1,5 @@
-"""The comparison as one page that opens offline for ever: `report.html`, with its data, style and charting library inside."""
+"""The comparison as one page that opens offline for ever: `report.html`, with its data, style and
+charting library inside."""
 
 from __future__ import annotations
 
@@ -12,14 +13,15 @@ from typing import Any
 import jinja2
 import pyarrow as pa
 
-from orchestrator import findings, results
-from orchestrator.compare import run_order
+from orchestrator.analysis import findings
+from orchestrator.analysis.compare import run_order
 from orchestrator.errors import UserError
 from orchestrator.report import environment, figures, side_by_side, sweep
 from orchestrator.report.figures import Row
 from orchestrator.report.side_by_side import number
 from orchestrator.report.terminal import CPU_NOTE
-from orchestrator.results import Store
+from orchestrator.store import results
+from orchestrator.store.results import Store
 from orchestrator.units import format_bytes
 
 REPORT = "report.html"
@@ -29,13 +31,16 @@ COLOURS = 10  # layouts that are told apart by colour; the style sheet has as ma
 
 
 def render_html(folder: Path, out: Path | None = None) -> Path:
-    """Write the report of the results at `folder`, an experiment's or one that holds several, to `out` [folder/report.html].
+    """Write the report of the results at `folder`, an experiment's or one that holds several, to
+    `out` [folder/report.html].
 
     Raises UserError where there are no results, or the page cannot be written.
     """
     context = describe(folder)
     loader = jinja2.FunctionLoader(lambda name: (STATIC / name).read_text(encoding="utf-8"))
-    templates = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    templates = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     page = templates.get_template("report.html.j2").render(
         **context,
         style=_static("report.css"),
@@ -46,7 +51,9 @@ def render_html(folder: Path, out: Path | None = None) -> Path:
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"the report cannot be written to {path}: {error.strerror}; give another --out") from error
+        raise UserError(
+            f"the report cannot be written to {path}: {error.strerror}; give another --out"
+        ) from error
     return path
 
 
@@ -61,9 +68,12 @@ def describe(folder: Path) -> dict[str, Any]:
     ablations = _named(found.ablations.to_pylist(), names)
     data = _data(folders, comparison, summary, names)
     data["tables"] = {
-        "comparison": _table(_named(comparison, names)), "findings": _table(found.verdicts.to_pylist()),
-        "sweep": _table(found.curves.to_pylist()), "ablations": _table(ablations), "communication": _table(communication),
-    }  # fmt: skip
+        "comparison": _table(_named(comparison, names)),
+        "findings": _table(found.verdicts.to_pylist()),
+        "sweep": _table(found.curves.to_pylist()),
+        "ablations": _table(ablations),
+        "communication": _table(communication),
+    }
     return {
         "title": ", ".join(dict.fromkeys(row["model"] for row in comparison)) or folder.name,
         "data": _inline(data),
@@ -72,27 +82,36 @@ def describe(folder: Path) -> dict[str, Any]:
         "experiments": data["experiments"],
         "hardware": environment.hardware(folders),
         "groups": side_by_side.groups(comparison, summary, names),
-        "columns": [(column.title, column.help) for column in side_by_side.known_columns(comparison)],
+        "columns": [
+            (column.title, column.help) for column in side_by_side.known_columns(comparison)
+        ],
         "run_orders": _run_orders(comparison),
         "bound_sources": side_by_side.bound_sources(comparison),
         "findings": _verdicts(found.verdicts.to_pylist()),
         "sweeps": _sweeps(found.curves.to_pylist()),
         "ablations": _ablations(ablations),
         "communication": _communication(communication),
-        "cpu_note": CPU_NOTE if any((row["device_name"] or "").lower() == "cpu" for row in comparison) else None,
+        "cpu_note": CPU_NOTE
+        if any((row["device_name"] or "").lower() == "cpu" for row in comparison)
+        else None,
         "environments": [environment.describe(path) for path in folders],
     }
 
 
-# -- the data of the charts -------------------------------------------------------------------------------------
+# -- the data of the charts
 
 
 def _data(
-    folders: Sequence[Path], comparison: Sequence[Row], summary: Sequence[Row], names: dict[tuple[Any, ...], str]
+    folders: Sequence[Path],
+    comparison: Sequence[Row],
+    summary: Sequence[Row],
+    names: dict[tuple[Any, ...], str],
 ) -> dict[str, Any]:
     layouts = sorted(set(names.values()), key=figures.natural)
     return {
-        "layouts": [{"name": name, "colour": index % COLOURS} for index, name in enumerate(layouts)],
+        "layouts": [
+            {"name": name, "colour": index % COLOURS} for index, name in enumerate(layouts)
+        ],
         "experiments": _experiments(comparison),
         "cells": figures.cells(comparison, _rows(_read(folders, "parts")), _read(folders, "steps")),
         "latencies": _each(folders, "requests", figures.latencies, names),
@@ -103,7 +122,12 @@ def _data(
     }
 
 
-def _each(folders: Sequence[Path], table: str, chart: Callable[..., list[Any]], names: dict[tuple[Any, ...], str]) -> list[Any]:
+def _each(
+    folders: Sequence[Path],
+    table: str,
+    chart: Callable[..., list[Any]],
+    names: dict[tuple[Any, ...], str],
+) -> list[Any]:
     return [row for folder in folders for row in chart(Store(folder).read(table), names)]
 
 
@@ -121,8 +145,11 @@ def _named(rows: Sequence[Row], names: dict[tuple[Any, ...], str]) -> list[dict[
 
 
 def _table(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """Rows as they are downloaded: the columns of which anything is known, and the values in their order."""
-    known = [name for name in (rows[0] if rows else ()) if any(row[name] is not None for row in rows)]
+    """Rows as they are downloaded: the columns of which anything is known, and the values in their
+    order."""
+    known = [
+        name for name in (rows[0] if rows else ()) if any(row[name] is not None for row in rows)
+    ]
     return {"columns": known, "rows": [[_plain(row[name]) for name in known] for row in rows]}
 
 
@@ -134,7 +161,8 @@ def _plain(value: Any) -> Any:
 
 
 def _experiments(comparison: Sequence[Row]) -> list[dict[str, Any]]:
-    """What there is to select: experiments by their model, or by their whole name where two have the same."""
+    """What there is to select: experiments by their model, or by their whole name where two have
+    the same."""
     models = {row["experiment"]: row["model"] for row in comparison}
     unique = len(set(models.values())) == len(models)
     return [
@@ -142,9 +170,14 @@ def _experiments(comparison: Sequence[Row]) -> list[dict[str, Any]]:
             "name": experiment,
             "label": model if unique else f"{model} ({experiment})",
             "scenarios": [
-                {"name": scenario, "label": _scenario(rows[0]), "concurrencies": sorted({row["max_concurrency"] for row in rows})}
+                {
+                    "name": scenario,
+                    "label": _scenario(rows[0]),
+                    "concurrencies": sorted({row["max_concurrency"] for row in rows}),
+                }
                 for scenario, rows in figures.grouped(
-                    (row for row in comparison if row["experiment"] == experiment), lambda row: row["scenario"]
+                    (row for row in comparison if row["experiment"] == experiment),
+                    lambda row: row["scenario"],
                 ).items()
             ],
         }
@@ -154,12 +187,20 @@ def _experiments(comparison: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _scenario(row: Row) -> str:
     known = row["input_len"] and row["output_len"]
-    return f"{row['scenario']} ({row['input_len']} in / {row['output_len']} out)" if known else row["scenario"]
+    return (
+        f"{row['scenario']} ({row['input_len']} in / {row['output_len']} out)"
+        if known
+        else row["scenario"]
+    )
 
 
 def _capacity(folders: Sequence[Path]) -> float | None:
     """Memory of one GPU, where all have the same."""
-    found = {gpu.get("memory_bytes") for folder in folders for gpu in results.read_manifest(folder).get("gpus") or ()}
+    found = {
+        gpu.get("memory_bytes")
+        for folder in folders
+        for gpu in results.read_manifest(folder).get("gpus") or ()
+    }
     return found.pop() / 1e9 if len(found) == 1 and None not in found else None
 
 
@@ -168,7 +209,7 @@ def _inline(data: Any) -> str:
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
-# -- what is said of the layouts --------------------------------------------------------------------------------
+# -- what is said of the layouts
 
 
 # Columns of the summary -> how a verdict on them is headed.
@@ -183,33 +224,50 @@ METRICS = {
 
 
 def _verdicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """By experiment and scenario: for each concurrency and metric the best layout against the next, and all in words."""
+    """By experiment and scenario: for each concurrency and metric the best layout against the next,
+    and all in words."""
     return [
         {"experiment": experiment, "scenario": scenario, **_matrix(found)}
-        for (experiment, scenario), found in figures.grouped(rows, lambda row: (row["experiment"], row["scenario"])).items()
+        for (experiment, scenario), found in figures.grouped(
+            rows, lambda row: (row["experiment"], row["scenario"])
+        ).items()
     ]
 
 
 def _run_orders(comparison: Sequence[Row]) -> list[dict[str, Any]]:
-    """In which order the runs were made, by experiment and scenario; nothing where none was made twice."""
+    """In which order the runs were made, by experiment and scenario; nothing where none was made
+    twice."""
     groups = figures.grouped(comparison, lambda row: (row["experiment"], row["scenario"]))
     orders = {group: run_order(rows) for group, rows in groups.items()}
-    return [{"experiment": group[0], "scenario": group[1], "sentence": order} for group, order in orders.items() if order]
+    return [
+        {"experiment": group[0], "scenario": group[1], "sentence": order}
+        for group, order in orders.items()
+        if order
+    ]
 
 
 def _sweeps(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """What the sweep over concurrencies says of each layout, by experiment and scenario."""
     return [
-        {"experiment": experiment, "scenario": scenario, "sentences": [sweep.line(dict(row)) for row in found]}
-        for (experiment, scenario), found in figures.grouped(rows, lambda row: (row["experiment"], row["scenario"])).items()
+        {
+            "experiment": experiment,
+            "scenario": scenario,
+            "sentences": [sweep.line(dict(row)) for row in found],
+        }
+        for (experiment, scenario), found in figures.grouped(
+            rows, lambda row: (row["experiment"], row["scenario"])
+        ).items()
     ]
 
 
 def _ablations(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """What a step costs without its collectives or its links, by experiment and scenario, beside what the profile says."""
+    """What a step costs without its collectives or its links, by experiment and scenario, beside
+    what the profile says."""
     return [
         {"experiment": experiment, "scenario": scenario, "rows": [_ablation(row) for row in found]}
-        for (experiment, scenario), found in figures.grouped(rows, lambda row: (row["experiment"], row["scenario"])).items()
+        for (experiment, scenario), found in figures.grouped(
+            rows, lambda row: (row["experiment"], row["scenario"])
+        ).items()
     ]
 
 
@@ -217,22 +275,37 @@ ABLATIONS = {"comm": "collectives", "p2p": "peer-to-peer links"}
 
 
 def _ablation(row: Row) -> dict[str, Any]:
-    profile = row["comm_exposed_pct"] if row["ablation"] == "comm" else None  # without links there still is communication
+    profile = (
+        row["comm_exposed_pct"] if row["ablation"] == "comm" else None
+    )  # without links there still is communication
     return {
         "layout": row["layout"],
         "figures": [
-            str(row["max_concurrency"]), ABLATIONS.get(row["ablation"], row["ablation"]), number(row["decode_ms_per_step"]),
-            number(row["decode_ms_per_step_without"]), f"{row['saved_pct']:.1f}%", "" if profile is None else f"{profile:.1f}%",
+            str(row["max_concurrency"]),
+            ABLATIONS.get(row["ablation"], row["ablation"]),
+            number(row["decode_ms_per_step"]),
+            number(row["decode_ms_per_step_without"]),
+            f"{row['saved_pct']:.1f}%",
+            "" if profile is None else f"{profile:.1f}%",
         ],
-    }  # fmt: skip
+    }
 
 
 def _communication(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """By experiment, scenario and concurrency what the calls of each operation took."""
-    ordered = sorted(rows, key=lambda row: (figures.natural(row["layout"]), row["phase"], row["axis"], row["op"]))
-    groups = figures.grouped(ordered, lambda row: (row["experiment"], row["scenario"], row["concurrency"]))
+    ordered = sorted(
+        rows, key=lambda row: (figures.natural(row["layout"]), row["phase"], row["axis"], row["op"])
+    )
+    groups = figures.grouped(
+        ordered, lambda row: (row["experiment"], row["scenario"], row["concurrency"])
+    )
     return [
-        {"experiment": experiment, "scenario": scenario, "concurrency": concurrency, "rows": [_operation(row) for row in found]}
+        {
+            "experiment": experiment,
+            "scenario": scenario,
+            "concurrency": concurrency,
+            "rows": [_operation(row) for row in found],
+        }
         for (experiment, scenario, concurrency), found in groups.items()
     ]
 
@@ -243,11 +316,16 @@ def _operation(row: Row) -> dict[str, Any]:
         "layout": row["layout"],
         "names": [row["phase"], row["op"].replace("_", "-"), f"{row['axis']}{size}"],
         "figures": [
-            f"{row['calls']:,.0f}", _size(row["bytes_per_call"]),
-            *(number(row[f"{name}{end}"]) for name in ("transfer_us", "wait_us") for end in ("", "_worst")),
+            f"{row['calls']:,.0f}",
+            _size(row["bytes_per_call"]),
+            *(
+                number(row[f"{name}{end}"])
+                for name in ("transfer_us", "wait_us")
+                for end in ("", "_worst")
+            ),
             *(_rate(row[name]) for name in ("algbw", "busbw", "busbw_worst")),
         ],
-    }  # fmt: skip
+    }
 
 
 def _size(value: float | None) -> str:
@@ -267,19 +345,28 @@ def _matrix(rows: Sequence[Row]) -> dict[str, Any]:
         "lines": [
             {
                 "concurrency": concurrency,
-                "winners": [next((_winner(row) for row in line if row["metric"] == name), None) for name in metrics],
+                "winners": [
+                    next((_winner(row) for row in line if row["metric"] == name), None)
+                    for name in metrics
+                ],
                 "sentences": [row["sentence"] for row in line],
             }
             for concurrency, line in sorted(lines.items())
         ],
-    }  # fmt: skip
+    }
 
 
 def _winner(row: Row) -> dict[str, Any]:
     """The best layout and the next, and by how much, as far as the runs show it."""
     times = "" if row["ratio"] is None else f"{row['ratio']:.2f}x"
     interval = "" if row["ci_low"] is None else f"[{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
-    return {"best": row["best"], "other": row["other"], "times": times, "interval": interval, "equal": row["different"] is False}
+    return {
+        "best": row["best"],
+        "other": row["other"],
+        "times": times,
+        "interval": interval,
+        "equal": row["different"] is False,
+    }
 
 
 def _static(name: str) -> str:

@@ -15,7 +15,8 @@ UNLIMITED = 100_000  # columns
 
 
 def render(rows: Sequence[dict[str, Any]], console: Console) -> None:
-    """Print a row an experiment, as `results.list_runs` gives them: on one line where it goes to a file or a pipe."""
+    """Print a row an experiment, as `results.list_runs` gives them: on one line where it goes to a
+    file or a pipe."""
     if not rows:
         console.print("Nothing was run here yet; `orchestrator submit` does.")
         return
@@ -27,9 +28,17 @@ def render(rows: Sequence[dict[str, Any]], console: Console) -> None:
     table.add_column("folder", overflow="fold")
     for row in rows:
         table.add_row(
-            row["started_at"], escape(row["model"]), escape(", ".join(row["strategies"])),
-            str(row["completed"]), str(row["invalid"]), str(row["failed"]), escape(row["folder"]),
-        )  # fmt: skip
+            row["started_at"],
+            escape(row["model"]),
+            escape(", ".join(row["strategies"])),
+            str(row["completed"]),
+            str(row["invalid"]),
+            str(row["failed"]),
+            escape(row["folder"]),
+        )
     if not console.is_terminal:
-        console.width = max(console.width, Measurement.get(console, console.options.update(width=UNLIMITED), table).maximum)
+        console.width = max(
+            console.width,
+            Measurement.get(console, console.options.update(width=UNLIMITED), table).maximum,
+        )
     console.print(table)

@@ -10,19 +10,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.compare import grouped
-from orchestrator.curves import SWEEP
+from orchestrator.analysis.compare import grouped
+from orchestrator.analysis.curves import SWEEP
 
 LEGEND = (
-    "Each cell: tok/s of all users · tok/s of one (1000 / TPOT). Knee: the point furthest above the line from the first to the "
+    "Each cell: tok/s of all users · tok/s of one (1000 / TPOT). Knee: the point furthest above "
+    "the line from the first to the "
     "last. Best point: the largest product of the two."
 )
 
 
 def render(curves: pa.Table, console: Console) -> None:
-    """Print each sweep of `curves` (schema CURVES) as a table, with a line per layout below; nothing where there is none."""
+    """Print each sweep of `curves` (schema CURVES) as a table, with a line per layout below;
+    nothing where there is none."""
     for rows in grouped(curves.to_pylist(), SWEEP):
-        console.print(f"{rows[0]['model']} · {rows[0]['scenario']} · against concurrency", style="bold")
+        console.print(
+            f"{rows[0]['model']} · {rows[0]['scenario']} · against concurrency", style="bold"
+        )
         console.print(_table(rows))
         for row in rows:
             console.print(Text(line(row)))
@@ -36,13 +40,23 @@ def line(row: dict[str, Any]) -> str:
     first, last = row["max_concurrency"][0], row["max_concurrency"][-1]
     parts = [f"knee at {row['knee']}" if row["knee"] else "no knee"]
     if row["best_point"]:
-        parts.append(f"best point at {row['best_point']}{', the highest measured' if row['best_point'] == last else ''}")
+        parts.append(
+            "best point at "
+            f"{row['best_point']}{', the highest measured' if row['best_point'] == last else ''}"
+        )
     if row["user_speed_decay_pct"] is not None:
         change = row["user_speed_decay_pct"]
-        parts.append(f"a user {'loses' if change >= 0 else 'gains'} {abs(change):.0f}% of their speed from {first} to {last}")
+        parts.append(
+            f"a user {'loses' if change >= 0 else 'gains'} {abs(change):.0f}% of their speed from "
+            f"{first} to {last}"
+        )
     if row["goodput"]:
         highest = row["slo_max_concurrency"]
-        parts.append(f"meets {row['goodput']} up to {highest}" if highest else f"does not meet {row['goodput']}")
+        parts.append(
+            f"meets {row['goodput']} up to {highest}"
+            if highest
+            else f"does not meet {row['goodput']}"
+        )
     return f"{row['name']}: {'; '.join(parts)}"
 
 

@@ -1,4 +1,5 @@
-"""Static batching over Transformers' `generate`, shared by the adapters that use it: waves, left padding, time stamps, tables."""
+"""Static batching over Transformers' `generate`, shared by the adapters that use it: waves, left
+padding, time stamps, tables."""
 
 from __future__ import annotations
 
@@ -13,9 +14,9 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from workers.intervals import Span
-from workers.plan import EnginePlan, Request, Work
+from workers.messages import EnginePlan, Request, Work
 from workers.probes.probe import host_spans
-from workers.probes.progress import Progress
+from workers.progress import Progress
 from workers.records import REQUESTS, STEPS, Call, to_table
 
 PAD = 0
@@ -23,13 +24,15 @@ PHASES = ("prefill", "decode")
 
 
 def waves(work: Work) -> list[tuple[Request, ...]]:
-    """The requests in order, `max_concurrency` at a time: a static batch starts when the one before it has ended."""
+    """The requests in order, `max_concurrency` at a time: a static batch starts when the one before
+    it has ended."""
     size = max(work.max_concurrency, 1)
     return [work.requests[i : i + size] for i in range(0, len(work.requests), size)]
 
 
 def left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, both int64 [len(prompts), longest]; the padding is on the left."""
+    """Token ids and attention mask, both int64 [len(prompts), longest]; the padding is on the
+    left."""
     width = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[PAD] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
@@ -67,11 +70,18 @@ class StepClock:
 class Stop(StoppingCriteria):
     """Ends each row at its own length or after an end token, and calls `on_step` once a step.
 
-    lengths: int64 [rows]. eos: int64 [n], empty to go on past end tokens. agree: given whether every row here is done,
-    whether every rank is; with it no row ends before all ranks' rows have, so that all make the same number of steps.
+    lengths: int64 [rows]. eos: int64 [n], empty to go on past end tokens. agree: given whether
+    every row here is done, whether every rank is; with it no row ends before all ranks' rows have,
+    so that all make the same number of steps.
     """
 
-    def __init__(self, lengths: Tensor, eos: Tensor, on_step: Callable[[], None], agree: Callable[[bool], bool] | None) -> None:
+    def __init__(
+        self,
+        lengths: Tensor,
+        eos: Tensor,
+        on_step: Callable[[], None],
+        agree: Callable[[bool], bool] | None,
+    ) -> None:
         self._lengths, self._eos, self._on_step, self._agree = lengths, eos, on_step, agree
         self._steps = 0
         self._done = torch.zeros_like(lengths, dtype=torch.bool)
@@ -79,7 +89,9 @@ class Stop(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Any:
         self._on_step()
         self._steps += 1
-        self._done = self._done | (self._lengths <= self._steps) | torch.isin(input_ids[:, -1], self._eos)
+        self._done = (
+            self._done | (self._lengths <= self._steps) | torch.isin(input_ids[:, -1], self._eos)
+        )
         if self._agree is None:
             return self._done
         return torch.full_like(self._done, self._agree(bool(self._done.all())))
@@ -87,7 +99,8 @@ class Stop(StoppingCriteria):
 
 @dataclass(slots=True)
 class Ledger:
-    """What one rank saw of a run. origin: its start, by `time.perf_counter`; durations: seconds of each step."""
+    """What one rank saw of a run. origin: its start, by `time.perf_counter`; durations: seconds of
+    each step."""
 
     rank: int
     replica: int
@@ -96,22 +109,42 @@ class Ledger:
     durations: list[float] = field(default_factory=list)
     origin: float = 0.0
 
-    def add(self, wave: Sequence[Request], outputs: Sequence[Sequence[int]], began: float, ends: Sequence[float]) -> None:
-        """Enter a wave that began at `began` and whose steps ended at `ends`, seconds since the run's start."""
+    def add(
+        self,
+        wave: Sequence[Request],
+        outputs: Sequence[Sequence[int]],
+        began: float,
+        ends: Sequence[float],
+    ) -> None:
+        """Enter a wave that began at `began` and whose steps ended at `ends`, seconds since the
+        run's start."""
         for request, output in zip(wave, outputs, strict=True):
-            self.request_rows.append({
-                "request_index": request.index, "replica": self.replica, "input_len": len(request.prompt),
-                "output_len": len(output), "arrival_s": began, "token_times_s": ends[: len(output)],
-                "output_token_ids": output,
-            })
+            self.request_rows.append(
+                {
+                    "request_index": request.index,
+                    "replica": self.replica,
+                    "input_len": len(request.prompt),
+                    "output_len": len(output),
+                    "arrival_s": began,
+                    "token_times_s": ends[: len(output)],
+                    "output_token_ids": output,
+                }
+            )
         for i, (start, end) in enumerate(zip([began, *ends], ends, strict=False)):
             phase = PHASES[i > 0]
             live = sum(len(output) > i for output in outputs)
             self.durations.append(end - start)
-            self.step_rows.append({
-                "rank": self.rank, "step": len(self.step_rows), "phase": phase, "lane": 0, "num_requests": live,
-                "num_tokens": live if i else sum(len(request.prompt) for request in wave), "end_s": end,
-            })
+            self.step_rows.append(
+                {
+                    "rank": self.rank,
+                    "step": len(self.step_rows),
+                    "phase": phase,
+                    "micro_batch": 0,
+                    "num_requests": live,
+                    "num_tokens": live if i else sum(len(request.prompt) for request in wave),
+                    "end_s": end,
+                }
+            )
 
     def requests(self) -> pa.Table:
         return to_table(self.request_rows, REQUESTS)
@@ -120,7 +153,8 @@ class Ledger:
         return to_table(self.step_rows, STEPS)
 
     def spans(self, calls: Sequence[Call] = (), blocked: Sequence[Span] = ()) -> pa.Table:
-        """SPANS of the run, from the collectives that were timed on the host and the stretches in which it was held up."""
+        """SPANS of the run, from the collectives that were timed on the host and the stretches in
+        which it was held up."""
         ends = [(row["phase"], row["step"], row["end_s"]) for row in self.step_rows]
         steps = [
             (phase, step, self.origin + end - spent, self.origin + end)
@@ -133,8 +167,9 @@ class Ledger:
 class Batcher:
     """Serves runs with `model.generate`, one wave after another.
 
-    on_phase: told "prefill" when a wave starts and "decode" after its first step. agree: see `Stop`. progress: told of each
-    step, in which a row that met an end token counts up to its length. reports: whether this rank reports the requests.
+    on_phase: told "prefill" when a wave starts and "decode" after its first step. agree: see
+    `Stop`. progress: told of each step, in which a row that met an end token counts up to its
+    length. reports: whether this rank reports the requests.
     """
 
     model: Any
@@ -146,13 +181,22 @@ class Batcher:
     reports: bool = True
 
     def __post_init__(self) -> None:
-        sampling = {"do_sample": True, "temperature": self.plan.temperature, "top_k": 0, "top_p": 1.0}
+        sampling = {
+            "do_sample": True,
+            "temperature": self.plan.temperature,
+            "top_k": 0,
+            "top_p": 1.0,
+        }
         greedy = {"do_sample": False}
-        # The checkpoint's own generation config would bring its end tokens and sampling filters along.
-        self.model.generation_config = GenerationConfig(pad_token_id=PAD, **(sampling if self.plan.temperature > 0 else greedy))
+        # The checkpoint's own generation config would bring its end tokens and sampling filters
+        # along.
+        self.model.generation_config = GenerationConfig(
+            pad_token_id=PAD, **(sampling if self.plan.temperature > 0 else greedy)
+        )
 
     def serve(self, work: Work, ledger: Ledger, rounds: int = 0) -> None:
-        """Serve `work` and enter it in `ledger`; `rounds`: take part in so many waves, served or not."""
+        """Serve `work` and enter it in `ledger`; `rounds`: take part in so many waves, served or
+        not."""
         torch.manual_seed(self.plan.seed + ledger.replica)
         longest = max((request.output_len for request in work.requests), default=1)
         batches = waves(work)
@@ -167,7 +211,8 @@ class Batcher:
     def _generate(
         self, wave: Sequence[Request], ignore_eos: bool, longest: int, waiting: int
     ) -> tuple[list[list[int]], list[float]]:
-        """Each request's output, and when each step ended in seconds since the call. An empty wave is one row of padding."""
+        """Each request's output, and when each step ended in seconds since the call. An empty wave
+        is one row of padding."""
         eos = () if ignore_eos else self.plan.model.eos_token_ids
         ids, mask = left_pad([request.prompt for request in wave] or [(PAD,)], self.device)
         lengths = torch.tensor([request.output_len for request in wave] or [0], device=self.device)
@@ -181,13 +226,19 @@ class Batcher:
             self.progress.step(clock.marks[-1], PHASES[step > 0], live, live, waiting)
             self.on_phase("decode")
 
-        stop = Stop(lengths, torch.tensor(eos, dtype=torch.int64, device=self.device), on_step, self.agree)
+        stop = Stop(
+            lengths, torch.tensor(eos, dtype=torch.int64, device=self.device), on_step, self.agree
+        )
         made = self.model.generate(
-            ids, attention_mask=mask, max_new_tokens=self.plan.max_len if self.agree else longest,
+            ids,
+            attention_mask=mask,
+            max_new_tokens=self.plan.max_len if self.agree else longest,
             stopping_criteria=StoppingCriteriaList([stop]),
         )
         rows = made[:, ids.shape[1] :].tolist()
-        return [_until(row[: r.output_len], eos) for r, row in zip(wave, rows, strict=False)], clock.seconds()
+        return [
+            _until(row[: r.output_len], eos) for r, row in zip(wave, rows, strict=False)
+        ], clock.seconds()
 
 
 def _until(tokens: list[int], eos: Sequence[int]) -> list[int]:

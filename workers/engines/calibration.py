@@ -1,13 +1,15 @@
-"""The engine `calibration`: it serves no requests, it measures what the ranks' devices and links can do.
+"""The engine `calibration`: it serves no requests, it measures what the ranks' devices and links
+can do.
 
-`orchestrator calibrate` runs it as a deployment is run. It is no entry point, so that nobody is offered it for a model.
+`orchestrator calibrate` runs it as a deployment is run. It is no entry point, so that nobody is
+offered it for a model.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from workers.plan import Built, EnginePlan, RankReport, Work
+from workers.messages import Built, EnginePlan, RankReport, Work
 from workers.records import FABRIC, STEPS, to_table
 from workers.versions import versions
 
@@ -28,7 +30,11 @@ class CalibrationEngine:
         self._quick = False
 
     def supports(self, plan: EnginePlan) -> str | None:
-        return None if plan.layout == LAYOUT else "it measures a node and serves nothing; `orchestrator calibrate` runs it"
+        return (
+            None
+            if plan.layout == LAYOUT
+            else "it measures a node and serves nothing; `orchestrator calibrate` runs it"
+        )
 
     def build(self, context: RankContext, plan: EnginePlan) -> Built:
         from workers.device import device_name
@@ -37,11 +43,13 @@ class CalibrationEngine:
         return Built(context.rank, 0.0, None, 0, None, device_name(context.device), versions())
 
     def run(self, work: Work) -> RankReport:
-        from workers.calibration import measure, sweep_for
+        from workers.engines.calibration_sweep import measure, sweep_for
 
         assert self._context is not None, "build first"
         rows = measure(self._context, sweep_for(self._context.device, self._quick))
-        return RankReport(self._context.rank, None, to_table([], STEPS), None, 0, fabric=to_table(rows, FABRIC))
+        return RankReport(
+            self._context.rank, None, to_table([], STEPS), None, 0, fabric=to_table(rows, FABRIC)
+        )
 
     def close(self) -> None:
         self._context = None

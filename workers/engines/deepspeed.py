@@ -1,6 +1,8 @@
-"""The engine `deepspeed`: AutoTP (`tpN`), replicas (`dpN`) and ZeRO-3 inference (`dpNzero3`) of a Transformers model.
+"""The engine `deepspeed`: AutoTP (`tpN`), replicas (`dpN`) and ZeRO-3 inference (`dpNzero3`) of a
+Transformers model.
 
-AutoTP makes its own cuts: those of a layer are the layout's, the embedding is replicated and the head is cut by its inputs.
+AutoTP makes its own cuts: those of a layer are the layout's, the embedding is replicated and the
+head is cut by its inputs.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from workers.intervals import Span
-from workers.plan import Built, EnginePlan, RankReport, Work
+from workers.messages import Built, EnginePlan, RankReport, Work
 from workers.records import COLLECTIVES, Call, to_table
 from workers.versions import versions
 
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
     from workers.engines.batch import Batcher
     from workers.rank import RankContext
 
-# Method of DeepSpeed's backend -> the operation, and its argument whose bytes are the message as nccl-tests counts it.
+# Method of DeepSpeed's backend -> the operation, and its argument whose bytes are the message as
+# nccl-tests counts it.
 COUNTED = {
     "all_reduce": ("all_reduce", "tensor"),
     "inference_all_reduce": ("all_reduce", "tensor"),
@@ -44,7 +47,8 @@ ROWS = {"o_proj", "down_proj"}
 
 
 class DeepSpeedEngine:
-    """One process a rank. Requests are served in waves by the `generate` of the model that DeepSpeed has changed."""
+    """One process a rank. Requests are served in waves by the `generate` of the model that
+    DeepSpeed has changed."""
 
     processes: Literal["per_rank", "single"] = "per_rank"
 
@@ -69,11 +73,15 @@ class DeepSpeedEngine:
             return f"it has no option {min(unknown)}"
         stage = plan.placement.option("zero_stage")
         if stage is not None and (stage != "3" or axes != {"dp"}):
-            return f"it runs zero3 over dp and nothing else, not zero{stage} over {'+'.join(axes) or 'one rank'}"
+            return (
+                f"it runs zero3 over dp and nothing else, not zero{stage} over "
+                f"{'+'.join(axes) or 'one rank'}"
+            )
         return _uneven(plan) or (_cut_otherwise(plan) if stage is None else None)
 
     def build(self, context: RankContext, plan: EnginePlan) -> Built:
-        """Build the model empty and fill this rank's part; under tp and zero3 the whole model is at no time in one place."""
+        """Build the model empty and fill this rank's part; under tp and zero3 the whole model is at
+        no time in one place."""
         from workers.device import device_name
         from workers.engines.batch import Batcher
         from workers.engines.transformers import reset_rotary
@@ -87,16 +95,30 @@ class DeepSpeedEngine:
                 self._undo.append(_disconnect)
             model = self._zero(context, plan) if _axis(plan) == "dp" else _auto_tp(context, plan)
         reset_rotary(model, context.device)
-        self._batcher = Batcher(model, plan, context.device, progress=context.progress, reports=context.at("tp") == 0)
+        self._batcher = Batcher(
+            model, plan, context.device, progress=context.progress, reports=context.at("tp") == 0
+        )
         if _axis(plan) == "dp":
             self._batcher.agree = lambda done: _all_done(done, context.device)
-        size = sum(getattr(p, "ds_tensor", p).numel() * p.element_size() for p in model.parameters())
-        return Built(context.rank, time.perf_counter() - start, None, size, None, device_name(context.device), versions())
+        size = sum(
+            getattr(p, "ds_tensor", p).numel() * p.element_size() for p in model.parameters()
+        )
+        return Built(
+            context.rank,
+            time.perf_counter() - start,
+            None,
+            size,
+            None,
+            device_name(context.device),
+            versions(),
+        )
 
     def run(self, work: Work) -> RankReport:
-        """Serve this replica's share in waves. Under ZeRO-3 every rank takes part in every rank's steps.
+        """Serve this replica's share in waves. Under ZeRO-3 every rank takes part in every rank's
+        steps.
 
-        Collectives are timed on CPU alone, where a call blocks; on a GPU an observed run of several ranks has no spans.
+        Collectives are timed on CPU alone, where a call blocks; on a GPU an observed run of several
+        ranks has no spans.
         """
         from workers.device import peak_memory, reset_peak
         from workers.engines.batch import Ledger, waves
@@ -116,9 +138,13 @@ class DeepSpeedEngine:
         with meter.attached(self._backend):
             self._batcher.serve(shares[ledger.replica], ledger, rounds)
         return RankReport(
-            context.rank, ledger.requests() if context.at("tp") == 0 else None, ledger.steps(),
-            meter.table(context.rank), peak_memory([context.device]),
-            ledger.spans(meter.timed_calls, meter.blocked) if observed else None, began_s=ledger.origin,
+            context.rank,
+            ledger.requests() if context.at("tp") == 0 else None,
+            ledger.steps(),
+            meter.table(context.rank),
+            peak_memory([context.device]),
+            ledger.spans(meter.timed_calls, meter.blocked) if observed else None,
+            began_s=ledger.origin,
         )
 
     def close(self) -> None:
@@ -132,7 +158,8 @@ class DeepSpeedEngine:
         self._context = None
 
     def _zero(self, context: RankContext, plan: EnginePlan) -> Any:
-        """A ZeRO-3 model: one block at a time is made whole on every rank and cut at once, so no more than a block is whole."""
+        """A ZeRO-3 model: one block at a time is made whole on every rank and cut at once, so no
+        more than a block is whole."""
         import deepspeed
 
         from workers.engines.transformers import empty_model, fill, reset_rotary
@@ -156,7 +183,8 @@ class DeepSpeedEngine:
 class Meter:
     """Counts the collectives of DeepSpeed's backend by phase, and times them where a call blocks.
 
-    timed_calls: start to completion of each; blocked: when the caller was held up, starting a collective or waiting for one.
+    timed_calls: start to completion of each; blocked: when the caller was held up, starting a
+    collective or waiting for one.
     """
 
     axis: str
@@ -172,7 +200,8 @@ class Meter:
 
     @contextlib.contextmanager
     def attached(self, backend: Any) -> Iterator[None]:
-        """Watch `backend` (None: there is nothing to watch). Everything in `deepspeed.comm` ends in a method of it."""
+        """Watch `backend` (None: there is nothing to watch). Everything in `deepspeed.comm` ends in
+        a method of it."""
         methods = [method for method in COUNTED if hasattr(backend, method)]
         for method in methods:
             setattr(backend, method, self._counted(getattr(backend, method), *COUNTED[method]))
@@ -183,21 +212,37 @@ class Meter:
                 delattr(backend, method)
 
     def table(self, rank: int) -> pa.Table:
-        return to_table((
-            {"rank": rank, "phase": phase, "op": op, "axis": self.axis, "calls": calls, "bytes": self.sizes[phase, op]}
-            for (phase, op), calls in sorted(self.calls.items())
-        ), COLLECTIVES)
+        return to_table(
+            (
+                {
+                    "rank": rank,
+                    "phase": phase,
+                    "op": op,
+                    "axis": self.axis,
+                    "calls": calls,
+                    "bytes": self.sizes[phase, op],
+                }
+                for (phase, op), calls in sorted(self.calls.items())
+            ),
+            COLLECTIVES,
+        )
 
     def _counted(self, method: Callable[..., Any], op: str, argument: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            start, size, phase = time.perf_counter(), _nbytes(args[0] if args else kwargs[argument]), self.phase
+            start, size, phase = (
+                time.perf_counter(),
+                _nbytes(args[0] if args else kwargs[argument]),
+                self.phase,
+            )
             self.calls[self.phase, op] += 1
             self.sizes[self.phase, op] += size
             work = method(*args, **kwargs)
             end = time.perf_counter()
             self.blocked.append((start, end))
             if self.timed and hasattr(work, "get_future"):
-                work.get_future().add_done_callback(lambda _: self._completed(op, size, phase, start))
+                work.get_future().add_done_callback(
+                    lambda _: self._completed(op, size, phase, start)
+                )
                 return Watched(work, self)
             self.timed_calls.append(Call(op, self.axis, size, phase, start, end))
             return work
@@ -245,14 +290,21 @@ def _axis(plan: EnginePlan) -> str | None:
 def _uneven(plan: EnginePlan) -> str | None:
     model, degree = plan.model, plan.placement.degree("tp")
     if model.num_kv_heads % degree:
-        return f"its AutoTP cannot share a KV head between ranks: {model.num_kv_heads} KV heads over tp={degree}"
+        return (
+            f"its AutoTP cannot share a KV head between ranks: {model.num_kv_heads} KV heads over "
+            f"tp={degree}"
+        )
     if model.hidden_size % degree:
-        return f"its AutoTP cuts the head by its {model.hidden_size} inputs, which do not divide over tp={degree}"
+        return (
+            f"its AutoTP cuts the head by its {model.hidden_size} inputs, which do not divide "
+            f"over tp={degree}"
+        )
     return None
 
 
 def _cut_otherwise(plan: EnginePlan) -> str | None:
-    """Why not, where the layout cuts a layer in another way than AutoTP will; embedding and head are not asked about."""
+    """Why not, where the layout cuts a layer in another way than AutoTP will; embedding and head
+    are not asked about."""
     degree = plan.placement.degree("tp")
     for name, shape in plan.model.parameters():
         if not name.startswith("model.layers."):
@@ -260,13 +312,17 @@ def _cut_otherwise(plan: EnginePlan) -> str | None:
         module, kind = name.split(".")[-2:]
         dim = 0 if module in COLUMNS else 1 if module in ROWS and kind == "weight" else None
         part = tuple(size // degree if i == dim else size for i, size in enumerate(shape))
-        if any(plan.placement.shard(name, shape, rank) != _box(shape, part, rank) for rank in range(degree)):
+        if any(
+            plan.placement.shard(name, shape, rank) != _box(shape, part, rank)
+            for rank in range(degree)
+        ):
             return f"it makes its own cuts, and this layout cuts {name} otherwise"
     return None
 
 
 def _auto_tp(context: RankContext, plan: EnginePlan) -> Any:
-    """A replica, cut by AutoTP over the tp axis while it is still empty and only then filled, each rank its own slices."""
+    """A replica, cut by AutoTP over the tp axis while it is still empty and only then filled, each
+    rank its own slices."""
     import deepspeed
     import torch
 
@@ -278,19 +334,27 @@ def _auto_tp(context: RankContext, plan: EnginePlan) -> Any:
     # A grain above 1 would cut narrow layers unevenly.
     tensor_parallel = {"tp_size": plan.placement.degree("tp"), "tp_grain_size": 1, **cut}
     engine = deepspeed.init_inference(
-        empty_model(plan), tensor_parallel=tensor_parallel, dtype=getattr(torch, plan.dtype), replace_with_kernel_inject=False,
+        empty_model(plan),
+        tensor_parallel=tensor_parallel,
+        dtype=getattr(torch, plan.dtype),
+        replace_with_kernel_inject=False,
     )
     shapes, source = dict(plan.model.parameters()), open_source(plan.checkpoint)
     for name, part in engine.module.named_parameters():
         # AutoTP unties the head from the embedding.
         name = name if name in shapes else "model.embed_tokens.weight"
-        source.read(name, shapes[name], _box(shapes[name], tuple(part.shape), context.at("tp")), part.data)
+        source.read(
+            name, shapes[name], _box(shapes[name], tuple(part.shape), context.at("tp")), part.data
+        )
     return engine.module.eval()
 
 
 def _box(whole: tuple[int, ...], part: tuple[int, ...], index: int) -> tuple[slice, ...]:
     """Where part `index` of an even cut lies in the whole."""
-    return tuple(slice(0, w) if w == p else slice(index * p, (index + 1) * p) for w, p in zip(whole, part, strict=True))
+    return tuple(
+        slice(0, w) if w == p else slice(index * p, (index + 1) * p)
+        for w, p in zip(whole, part, strict=True)
+    )
 
 
 def _zero_config(plan: EnginePlan) -> dict[str, Any]:
@@ -300,21 +364,29 @@ def _zero_config(plan: EnginePlan) -> dict[str, Any]:
         "fp16": {"enabled": plan.dtype == "float16"},
         "zero_optimization": {
             "stage": 3,
-            # Vectors stay whole on every rank, matrices are gathered for each use whatever their size.
+            # Vectors stay whole on every rank, matrices are gathered for each use whatever their
+            # size.
             "stage3_param_persistence_threshold": plan.model.hidden_size,
-            # Its linear function saves memory in training alone, and replaces torch's for the whole process.
+            # Its linear function saves memory in training alone, and replaces torch's for the whole
+            # process.
             "memory_efficient_linear": False,
         },
     }
 
 
 def _set_environment(context: RankContext) -> Callable[[], None]:
-    """Set what DeepSpeed reads instead of asking; returns what undoes it. The ranks have met: no one goes to the address."""
+    """Set what DeepSpeed reads instead of asking; returns what undoes it. The ranks have met: no
+    one goes to the address."""
     before = dict(os.environ)
     wanted = {
-        "DS_ACCELERATOR": context.device.type, "RANK": str(context.rank), "WORLD_SIZE": str(context.placement.num_ranks),
-        "LOCAL_RANK": str(context.device.index if context.device.index is not None else context.rank),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0",
+        "DS_ACCELERATOR": context.device.type,
+        "RANK": str(context.rank),
+        "WORLD_SIZE": str(context.placement.num_ranks),
+        "LOCAL_RANK": str(
+            context.device.index if context.device.index is not None else context.rank
+        ),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
     }
     os.environ.update(wanted)
 
@@ -332,8 +404,9 @@ def _connect() -> Any:
     """DeepSpeed's backend, over the process group that there is."""
     import deepspeed
 
-    # Its shared-memory all-reduce for CPUs is compiled at first use (a compiler, a minute, a lock that outlives a killed
-    # process) and leaves files in /dev/shm; without it the calls go to torch.distributed.
+    # Its shared-memory all-reduce for CPUs is compiled at first use (a compiler, a minute, a lock
+    # that outlives a killed process) and leaves files in /dev/shm; without it the calls go to
+    # torch.distributed.
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     deepspeed.init_distributed(auto_mpi_discovery=False)
     return deepspeed.comm.comm.cdb
@@ -357,7 +430,8 @@ def _align(context: RankContext) -> None:
 
 
 def _all_done(done: bool, device: torch.device) -> bool:
-    """Whether every rank is done: what `synced_gpus` asks in each step, but through DeepSpeed, where it is counted."""
+    """Whether every rank is done: what `synced_gpus` asks in each step, but through DeepSpeed,
+    where it is counted."""
     import deepspeed
     import torch
 
@@ -368,7 +442,8 @@ def _all_done(done: bool, device: torch.device) -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep off the user's terminal what DeepSpeed prints as it builds, and torch's word on the old names it uses."""
+    """Keep off the user's terminal what DeepSpeed prints as it builds, and torch's word on the old
+    names it uses."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -377,4 +452,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _nbytes(message: Any) -> int:
-    return sum(map(_nbytes, message)) if isinstance(message, (list, tuple)) else message.numel() * message.element_size()
+    return (
+        sum(map(_nbytes, message))
+        if isinstance(message, (list, tuple))
+        else message.numel() * message.element_size()
+    )

@@ -1,1 +1,2 @@
-"""Watching a run: its steps taken apart, which no timed run is, and the machine sampled beside it, which every run is."""
+"""Watching a run: its steps taken apart, which no timed run is, and the machine sampled beside it,
+which every run is."""

@@ -47,7 +47,8 @@ class Blind:
 
 
 class Stopwatch:
-    """On a CPU, where a collective blocks its caller: what is not spent in the Communicator is compute."""
+    """On a CPU, where a collective blocks its caller: what is not spent in the Communicator is
+    compute."""
 
     def __init__(self, communicator: Communicator) -> None:
         self._communicator = communicator
@@ -73,10 +74,14 @@ class Stopwatch:
         return host_spans(self._communicator.context.rank, self._steps, self._calls, blocked)
 
 
-def host_spans(rank: int, steps: Iterable[Step], calls: Iterable[Call], blocked: Iterable[Span]) -> pa.Table:
-    """SPANS of a run whose calls were timed on the host. Times in seconds of `time.perf_counter`, in order.
+def host_spans(
+    rank: int, steps: Iterable[Step], calls: Iterable[Call], blocked: Iterable[Span]
+) -> pa.Table:
+    """SPANS of a run whose calls were timed on the host. Times in seconds of `time.perf_counter`,
+    in order.
 
-    calls: from start to completion; blocked: when the host itself could not go on. The rest of a step is compute.
+    calls: from start to completion; blocked: when the host itself could not go on. The rest of a
+    step is compute.
     """
     held, pending = union(blocked), sorted(calls, key=lambda call: call.start)
     rows: list[dict[str, Any]] = []
@@ -89,7 +94,16 @@ def host_spans(rank: int, steps: Iterable[Step], calls: Iterable[Call], blocked:
         for a, b in subtract([(start, end)], held):
             add(phase, index, COMPUTE, a, b)
         for call in (call for call in pending if start <= call.start < end):
-            add(phase, index, call.op, call.start, call.end, axis=call.axis, call_phase=call.phase, bytes=call.bytes)
+            add(
+                phase,
+                index,
+                call.op,
+                call.start,
+                call.end,
+                axis=call.axis,
+                call_phase=call.phase,
+                bytes=call.bytes,
+            )
     return to_table(rows, SPANS)
 
 

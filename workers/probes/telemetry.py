@@ -1,6 +1,8 @@
-"""What the machine did while a run was on: counters of NVML and of the process, sampled by a thread beside the run.
+"""What the machine did while a run was on: counters of NVML and of the process, sampled by a thread
+beside the run.
 
-Nothing here calls torch while a run is on, and no failure here reaches the run: what cannot be read is null.
+Nothing here calls torch while a run is on, and no failure here reaches the run: what cannot be read
+is null.
 """
 
 from __future__ import annotations
@@ -42,7 +44,15 @@ PCIE_BYTES = (197, 198)
 POWER_INSTANT_MW = 186
 ALL_LINKS = 0xFFFFFFFF
 MOST_LINKS = 18
-VALUE_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")  # by NVML's value type
+VALUE_MEMBERS = (
+    "dVal",
+    "uiVal",
+    "ulVal",
+    "ullVal",
+    "sllVal",
+    "siVal",
+    "usVal",
+)  # by NVML's value type
 
 Row = dict[str, Any]
 Ask = Callable[[], Row]
@@ -59,13 +69,17 @@ class Gpu:
 
 
 def throttle_names(reasons: int) -> list[str]:
-    """The names of the bits set in NVML's clocks event reasons; "bit_9" where a bit has no name here."""
+    """The names of the bits set in NVML's clocks event reasons; "bit_9" where a bit has no name
+    here."""
     bits = (1 << i for i in range(reasons.bit_length()))
-    return [THROTTLE_REASONS.get(bit, f"bit_{bit.bit_length() - 1}") for bit in bits if reasons & bit]
+    return [
+        THROTTLE_REASONS.get(bit, f"bit_{bit.bit_length() - 1}") for bit in bits if reasons & bit
+    ]
 
 
 def sampler_for(device: str, first: int = 0, count: int = 1) -> Sampler:
-    """A sampler of `count` torch devices from index `first` on ("cuda"), or of this process alone ("cpu").
+    """A sampler of `count` torch devices from index `first` on ("cuda"), or of this process alone
+    ("cpu").
 
     A GPU that NVML does not know, or a machine without NVML, is left out; never raises.
     """
@@ -81,13 +95,16 @@ def sampler_for(device: str, first: int = 0, count: int = 1) -> Sampler:
 
 
 def find_gpu(nvml: Any, index: int, properties: Any) -> Gpu | None:
-    """NVML's handle of the GPU that torch describes by `properties`: by UUID, else by PCI address; None where neither is known."""
+    """NVML's handle of the GPU that torch describes by `properties`: by UUID, else by PCI address;
+    None where neither is known."""
     uuid = f"GPU-{str(getattr(properties, 'uuid', '')).removeprefix('GPU-')}"
     address = "{:08x}:{:02x}:{:02x}.0"
     ways = (
         lambda: nvml.nvmlDeviceGetHandleByUUID(uuid),
         lambda: nvml.nvmlDeviceGetHandleByPciBusId(
-            address.format(properties.pci_domain_id, properties.pci_bus_id, properties.pci_device_id)
+            address.format(
+                properties.pci_domain_id, properties.pci_bus_id, properties.pci_device_id
+            )
         ),
     )
     for way in ways:
@@ -108,14 +125,20 @@ def _gpus(nvml: Any, indices: Iterable[int]) -> Iterator[Gpu]:
 
 
 class Sampler:
-    """Samples its GPUs, or the process alone where there are none, every `period_s` seconds while a run is on."""
+    """Samples its GPUs, or the process alone where there are none, every `period_s` seconds while a
+    run is on."""
 
-    def __init__(self, gpus: Sequence[Gpu] = (), nvml: Any = None, period_s: float = PERIOD_S) -> None:
+    def __init__(
+        self, gpus: Sequence[Gpu] = (), nvml: Any = None, period_s: float = PERIOD_S
+    ) -> None:
         self._gpus, self._nvml, self.period_s = gpus, nvml, period_s
 
     def start(self) -> Recording:
         """Sample from now on, until the recording is stopped."""
-        gauges = [Gauge(gpu, fast_ways(self._nvml, gpu.handle), slow_ways(self._nvml, gpu.handle)) for gpu in self._gpus]
+        gauges = [
+            Gauge(gpu, fast_ways(self._nvml, gpu.handle), slow_ways(self._nvml, gpu.handle))
+            for gpu in self._gpus
+        ]
         recording = Recording(gauges or [Gauge(None)], self.period_s)
         with contextlib.suppress(RuntimeError):  # no more threads can be had
             recording.thread.start()
@@ -125,13 +148,19 @@ class Sampler:
 class Gauge:
     """The readings of one GPU in one run (None: of the process alone).
 
-    fast, slow: for each reading the ways to get it; a way that is refused is not tried again. Slow ones are read at every
-    SLOW_EVERY-th sample.
+    fast, slow: for each reading the ways to get it; a way that is refused is not tried again. Slow
+    ones are read at every SLOW_EVERY-th sample.
     """
 
-    def __init__(self, gpu: Gpu | None, fast: Sequence[list[Ask]] = (), slow: Sequence[list[Ask]] = ()) -> None:
+    def __init__(
+        self, gpu: Gpu | None, fast: Sequence[list[Ask]] = (), slow: Sequence[list[Ask]] = ()
+    ) -> None:
         self._fast, self._slow = fast, slow
-        self._name: Row = {"process_id": os.getpid(), "gpu": gpu and gpu.index, "gpu_uuid": gpu and gpu.uuid}
+        self._name: Row = {
+            "process_id": os.getpid(),
+            "gpu": gpu and gpu.index,
+            "gpu_uuid": gpu and gpu.uuid,
+        }
 
     def read(self, sample: int) -> Row:
         row = dict(self._name)
@@ -152,9 +181,11 @@ def _first_answer(ways: list[Ask]) -> Row:
 
 @dataclass(slots=True)
 class Recording:
-    """The samples of one run. cpu_s: processor time that sampling took, in seconds; known once it has ended.
+    """The samples of one run. cpu_s: processor time that sampling took, in seconds; known once it
+    has ended.
 
-    began_s: when sampling began; origin_s: when the times of the run were zero; both by `time.perf_counter`.
+    began_s: when sampling began; origin_s: when the times of the run were zero; both by
+    `time.perf_counter`.
     """
 
     gauges: Sequence[Gauge]
@@ -180,10 +211,14 @@ class Recording:
         return self.rows[-len(self.gauges) :]
 
     def table(self, rank: int) -> pa.Table | None:
-        """The samples in the schema TELEMETRY, from `origin_s` on or else from `began_s`; None where that cannot be made."""
+        """The samples in the schema TELEMETRY, from `origin_s` on or else from `began_s`; None
+        where that cannot be made."""
         origin = self.began_s if self.origin_s is None else self.origin_s
         try:
-            return to_table([{**row, "rank": rank, "time_s": row["at_s"] - origin} for row in list(self.rows)], TELEMETRY)
+            return to_table(
+                [{**row, "rank": rank, "time_s": row["at_s"] - origin} for row in list(self.rows)],
+                TELEMETRY,
+            )
         except Exception:  # a counter of a type that was not foreseen
             return None
 
@@ -205,7 +240,8 @@ class Recording:
 
 
 class ProcessMeter:
-    """This process: processor time since the last reading, in percent of one core, and resident memory in bytes."""
+    """This process: processor time since the last reading, in percent of one core, and resident
+    memory in bytes."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
@@ -220,19 +256,29 @@ class ProcessMeter:
         return row
 
 
-# -- what is asked of a GPU -------------------------------------------------------------------------------------
+# -- what is asked of a GPU
 
 
 def fast_ways(nvml: Any, handle: Any) -> list[list[Ask]]:
     """Readings of every sample, power first: the time of a sample is that of its power."""
     return [
-        [Fields(nvml, handle, [power_ways(nvml, handle), nvlink_ways(), [Way(_each(PCIE_BYTES), PcieBytes())]])],
+        [
+            Fields(
+                nvml,
+                handle,
+                [power_ways(nvml, handle), nvlink_ways(), [Way(_each(PCIE_BYTES), PcieBytes())]],
+            )
+        ],
         [_since_first(lambda: {"energy_mj": nvml.nvmlDeviceGetTotalEnergyConsumption(handle)})],
         [lambda: _utilization(nvml, handle)],
         [lambda: {"memory_used_bytes": nvml.nvmlDeviceGetMemoryInfo(handle).used}],
         [lambda: {"sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)}],
         [lambda: {"memory_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)}],
-        [lambda: {"temperature_c": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)}],
+        [
+            lambda: {
+                "temperature_c": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)
+            }
+        ],
         [
             lambda: _throttle(nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)),
             lambda: _throttle(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)),
@@ -243,21 +289,29 @@ def fast_ways(nvml: Any, handle: Any) -> list[list[Ask]]:
 def slow_ways(nvml: Any, handle: Any) -> list[list[Ask]]:
     """Readings of some samples."""
     return [
-        [lambda: {"gpu_process_ids": [process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]}],
+        [
+            lambda: {
+                "gpu_process_ids": [
+                    process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+                ]
+            }
+        ]
     ]
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to a reading: the (field, scope) pairs it takes, and what it makes of the answers. Raises where they do not do."""
+    """One way to a reading: the (field, scope) pairs it takes, and what it makes of the answers.
+    Raises where they do not do."""
 
     fields: Sequence[tuple[int, int]]
     tell: Callable[[Answers], Row]
 
 
 class Fields:
-    """Readings of NVML's fields, in one call a sample: fields that one call of the driver answers are then asked for once
-    (nvmlDeviceGetFieldValues). Of each reading's ways one that is refused is not tried again."""
+    """Readings of NVML's fields, in one call a sample: fields that one call of the driver answers
+    are then asked for once (nvmlDeviceGetFieldValues). Of each reading's ways one that is refused
+    is not tried again."""
 
     def __init__(self, nvml: Any, handle: Any, readings: Sequence[list[Way]]) -> None:
         self._nvml, self._handle, self._readings = nvml, handle, readings
@@ -267,7 +321,9 @@ class Fields:
         row: Row = {}
         unread = [ways for ways in self._readings if ways]
         while unread:
-            answers = _answers(self._nvml, self._handle, [pair for ways in unread for pair in ways[0].fields])
+            answers = _answers(
+                self._nvml, self._handle, [pair for ways in unread for pair in ways[0].fields]
+            )
             if answers is None and self._answered:
                 break  # a call that failed once says nothing of ways that have worked
             self._answered |= bool(answers)
@@ -276,7 +332,8 @@ class Fields:
 
 
 def _settled(ways: list[Way], answers: Answers, row: Row) -> bool:
-    """Whether the first of `ways` has added its reading to `row`, or else, for it is dropped, none is left to be tried."""
+    """Whether the first of `ways` has added its reading to `row`, or else, for it is dropped, none
+    is left to be tried."""
     try:
         row.update(ways[0].tell(answers))
     except Exception:  # not supported, no permission, no such field in this driver
@@ -325,7 +382,8 @@ def _throttle(reasons: int) -> Row:
 
 
 class PcieBytes:
-    """Bytes over PCIe since the first answer, from counters of 32 bits: at ten samples a second right up to 43 GB/s."""
+    """Bytes over PCIe since the first answer, from counters of 32 bits: at ten samples a second
+    right up to 43 GB/s."""
 
     def __init__(self) -> None:
         self._last: list[float] = []
@@ -367,4 +425,8 @@ def _answers(nvml: Any, handle: Any, wanted: Sequence[tuple[int, int]]) -> Answe
     except Exception:
         return None
     said = zip(wanted, values, strict=True)
-    return {pair: getattr(value.value, VALUE_MEMBERS[value.valueType]) for pair, value in said if value.nvmlReturn == 0}
+    return {
+        pair: getattr(value.value, VALUE_MEMBERS[value.valueType])
+        for pair, value in said
+        if value.nvmlReturn == 0
+    }

@@ -1,4 +1,5 @@
-"""A run seen by torch's profiler (Kineto): which kernel ran when, in which step, and what it communicated."""
+"""A run seen by torch's profiler (Kineto): which kernel ran when, in which step, and what it
+communicated."""
 
 from __future__ import annotations
 
@@ -19,8 +20,9 @@ from workers.communicator import Communicator
 from workers.intervals import union
 from workers.records import COMPUTE, SPANS, Call, to_table
 
-# The registry of kernels that communicate: a part of the kernel's name -> the operations it may carry out. The first fits.
-# NCCL's begin with ncclDevKernel_ or, on symmetric memory, ncclSymkDevKernel_; its Generic ones do what they are told.
+# The registry of kernels that communicate: a part of the kernel's name -> the operations it may
+# carry out. The first fits. NCCL's begin with ncclDevKernel_ or, on symmetric memory,
+# ncclSymkDevKernel_; its Generic ones do what they are told.
 COMMUNICATION_KERNELS = {
     "DevKernel_AllReduce": ("all_reduce",),
     "DevKernel_AllGather": ("all_gather",),
@@ -35,7 +37,8 @@ COMMUNICATION_KERNELS = {
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One kernel: its name, the step it belongs to, when it was launched, start and end; microseconds."""
+    """One kernel: its name, the step it belongs to, when it was launched, start and end;
+    microseconds."""
 
     name: str
     phase: str
@@ -96,39 +99,59 @@ def kernel_spans(rank: int, kernels: Sequence[Kernel], calls: dict[int, list[Cal
         rows += [_row(rank, phase, step, COMPUTE, start, end) for start, end in union(spans)]
     for step, found in talking.items():
         for kernel, call in zip(found, _matched(found, calls.get(step, [])), strict=True):
-            known = {"axis": call.axis, "call_phase": call.phase, "bytes": call.bytes} if call else {}
+            known = (
+                {"axis": call.axis, "call_phase": call.phase, "bytes": call.bytes} if call else {}
+            )
             op = call.op if call else kernel.operations[-1]
             rows.append(_row(rank, kernel.phase, step, op, kernel.start, kernel.end, **known))
     return to_table(sorted(rows, key=lambda row: row["start_us"]), SPANS)
 
 
 def _matched(kernels: list[Kernel], calls: list[Call]) -> list[Call | None]:
-    """The call of each kernel: kernels in the order they were launched (inside one graph: ran) are the calls in order.
+    """The call of each kernel: kernels in the order they were launched (inside one graph: ran) are
+    the calls in order.
 
     None for each where the two do not fit: then a kernel's name alone says what it does.
     """
     kernels.sort(key=lambda k: (k.launched, k.start))
-    fits = len(kernels) == len(calls) and all(call.op in k.operations for k, call in zip(kernels, calls, strict=True))
+    fits = len(kernels) == len(calls) and all(
+        call.op in k.operations for k, call in zip(kernels, calls, strict=True)
+    )
     return [*calls] if fits else [None] * len(kernels)
 
 
-def _row(rank: int, phase: str, step: int, kind: str, start: float, end: float, **call: Any) -> dict[str, Any]:
-    return {"rank": rank, "phase": phase, "step": step, "kind": kind, "start_us": start, "end_us": end, **call}
+def _row(
+    rank: int, phase: str, step: int, kind: str, start: float, end: float, **call: Any
+) -> dict[str, Any]:
+    return {
+        "rank": rank,
+        "phase": phase,
+        "step": step,
+        "kind": kind,
+        "start_us": start,
+        "end_us": end,
+        **call,
+    }
 
 
 def read_kernels(trace: dict[str, Any]) -> list[Kernel]:
     """The kernels of a Chrome trace that were launched inside a step, replayed graphs included.
 
-    A kernel carries the correlation number of the call that launched it; that call lies inside a step's annotation.
+    A kernel carries the correlation number of the call that launched it; that call lies inside a
+    step's annotation.
     """
     origin = float(trace.get("baseTimeNanoseconds", 0)) / 1e3
     events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
-    annotations = [e for e in events if e.get("cat") == "user_annotation" and e["name"].startswith("step/")]
+    annotations = [
+        e for e in events if e.get("cat") == "user_annotation" and e["name"].startswith("step/")
+    ]
     steps = sorted((e["ts"], e["ts"] + e["dur"], e["name"]) for e in annotations)
     starts = [step[0] for step in steps]
     launches: dict[int, tuple[float, str]] = {}
     for event in events:
-        if event.get("cat") in ("cuda_runtime", "cuda_driver") and "correlation" in event.get("args", {}):
+        if event.get("cat") in ("cuda_runtime", "cuda_driver") and "correlation" in event.get(
+            "args", {}
+        ):
             i = bisect.bisect_right(starts, event["ts"]) - 1
             if i >= 0 and event["ts"] <= steps[i][1]:
                 launches[event["args"]["correlation"]] = (event["ts"], steps[i][2])
@@ -138,7 +161,9 @@ def read_kernels(trace: dict[str, Any]) -> list[Kernel]:
         if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset") and launch is not None:
             _, phase, index = launch[1].split("/")
             start = origin + event["ts"]
-            kernels.append(Kernel(event["name"], phase, int(index), launch[0], start, start + event["dur"]))
+            kernels.append(
+                Kernel(event["name"], phase, int(index), launch[0], start, start + event["dur"])
+            )
     return kernels
 
 
@@ -152,5 +177,3 @@ def _export(profiler: torch.profiler.profile) -> dict[str, Any]:
             return trace
     finally:
         os.unlink(path)
-
-

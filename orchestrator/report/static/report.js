@@ -281,7 +281,7 @@
   charts.step = {
     rows: ({ take, phases }) => take(data.cells).flatMap((row) => phases().filter((phase) => row.parts[phase]).map((phase) => ({
       ...named(row), phase, step_ms: row.step_ms[phase] ?? null,
-      ...(phase === "decode" ? { micro_batches: row.lanes, token_to_token_ms: row.token_ms, timed_token_to_token_ms: row.timed_ms } : {}),
+      ...(phase === "decode" ? { micro_batches: row.micro_batches, token_to_token_ms: row.token_ms, timed_token_to_token_ms: row.timed_ms } : {}),
       ...Object.fromEntries(Object.entries(row.parts[phase]).flatMap(([part, percent]) => [[`${part}_pct`, percent], [`${part}_pct_worst`, row.worst[phase][part]]])),
       ...row.comm[phase], parts: row.parts[phase], worst: row.worst[phase],
     }))),

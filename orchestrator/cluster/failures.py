@@ -1,0 +1,85 @@
+"""What went wrong in a group of workers, in one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from workers.messages import OUT_OF_MEMORY
+
+# What a rank says when another one is gone.
+LOST_PEER = (
+    "Connection closed",
+    "Connection reset",
+    "connection was reset",
+    "Broken pipe",
+    "NCCL",
+    "gloo",
+    "TCPStore",
+)
+
+
+class RunFailed(Exception):
+    """A build or a run that did not end well. `reason` is one line, `detail` what there is beside
+    it."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = detail or reason
+
+
+def explain(failures: Sequence[tuple[int, RayError]]) -> RunFailed:
+    """Of (rank, error) pairs, the one nearest to the cause: a rank that lost its peer only tells
+    that another has failed."""
+    rank, error = min(failures, key=lambda failure: (_remoteness(failure[1]), failure[0]))
+    detail = "\n\n".join(
+        f"rank {r}: {e}" for r, e in sorted(failures, key=lambda failure: failure[0])
+    )
+    if isinstance(error, RayActorError):
+        return RunFailed(f"the worker of rank {rank} died{_exit_of(error)}", detail)
+    cause = cause_of(error)
+    if is_out_of_memory(cause):
+        return RunFailed(f"{OUT_OF_MEMORY}: rank {rank}: {first_line(cause)}", detail)
+    return RunFailed(f"rank {rank}: {type(cause).__name__}: {first_line(cause)}", detail)
+
+
+def cause_of(error: BaseException) -> BaseException:
+    return (
+        error.cause
+        if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException)
+        else error
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def _remoteness(error: RayError) -> int:
+    """0 for what surely is a cause; more for what may be the echo of another rank's failure."""
+    cause = cause_of(error)
+    if is_out_of_memory(cause):
+        return 0
+    if isinstance(error, RayActorError):
+        return 1
+    echo = type(cause).__name__.startswith("Dist") or any(sign in str(cause) for sign in LOST_PEER)
+    return 3 if echo else 2
+
+
+def _exit_of(error: RayActorError) -> str:
+    """How the process ended, as far as Ray knows."""
+    if "low on memory" in str(error):
+        return " (ended by Ray: the node was low on memory)"
+    found = re.search(r"Worker exit detail: ([^\n]+)", str(error))
+    if found is None or "connection error" in found.group(1):
+        return " (it crashed or was killed; the kernel's log says whether memory ran out)"
+    return f" ({found.group(1).strip().split('. ')[0].rstrip('.')})"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

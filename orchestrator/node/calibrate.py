@@ -1,0 +1,129 @@
+"""Measure a node: a worker group that runs the engine `calibration`, and what it found on disk."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import pyarrow as pa
+
+from orchestrator.cluster import hardware
+from orchestrator.cluster.connection import Cluster, connect
+from orchestrator.cluster.group import RunFailed, WorkerGroup
+from orchestrator.errors import UserError
+from orchestrator.node import fabric, links
+from orchestrator.store import results
+from strategies.placement import Placement
+from strategies.shapes import ModelShape
+from workers import engines
+from workers.engines.calibration import LAYOUT, QUICK
+from workers.messages import EnginePlan, Work
+
+TIMEOUT_S = 300.0
+NO_MODEL = ModelShape("none", "llama", 0, 0, 1, 1, 0, 0, 0, 1, 0.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was measured (schema FABRIC), where it is kept, and how the GPUs are connected
+    (`links.pairs`)."""
+
+    path: Path
+    table: pa.Table
+    pairs: list[dict[str, Any]]
+
+
+def calibrate(
+    device: str = "auto",
+    ranks: int | None = None,
+    out: Path | None = None,
+    address: str | None = None,
+    quick: bool = False,
+) -> Calibration:
+    """Measure one node on `ranks` of its GPUs or CPU workers, and write fabric.arrow and fits.arrow
+    into `out`.
+
+    Raises UserError where there is no such cluster or device, or where the measurement fails.
+    """
+    kind = _device(device)
+    with connect(address, kind, ranks or _here(kind, address), dashboard=False) as cluster:
+        table = _measure(cluster, kind, ranks or _on_one_node(cluster, kind), quick)
+    path = (out or fabric.folder(host=table.column("host")[0].as_py())) / fabric.FILE
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        results.write_part(path, table)
+        fits = pa.Table.from_pylist([asdict(fit) for fit in fabric.fits(table)], schema=fabric.FITS)
+        results.write_part(path.with_name(fabric.FITS_FILE), fits)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror}; give another --out"
+        ) from error
+    return Calibration(path, table, links.pairs() if kind == "cuda" else [])
+
+
+def _measure(cluster: Cluster, device: Literal["cuda", "cpu"], ranks: int, quick: bool) -> pa.Table:
+    try:
+        group = WorkerGroup.start(
+            cluster, LAYOUT, plan(device, ranks, quick), engines.CALIBRATION.name
+        )
+        try:
+            group.build(TIMEOUT_S)
+            reports = group.run(Work((), 1), TIMEOUT_S)
+            group.close()
+        finally:
+            group.kill()
+    except RunFailed as failure:
+        raise UserError(f"the calibration failed: {failure.reason}") from failure
+    return pa.concat_tables(report.fabric for report in reports if report.fabric is not None)
+
+
+def plan(device: Literal["cuda", "cpu"], ranks: int, quick: bool) -> EnginePlan:
+    """A plan for the engine `calibration`: ranks and a device, and no model."""
+    placement = Placement() if ranks == 1 else Placement().with_axis("tp", ranks)
+    placement = placement.with_options(sweep=QUICK) if quick else placement
+    dtype = "bfloat16" if device == "cuda" else "float32"
+    return EnginePlan(
+        NO_MODEL, LAYOUT, placement, None, dtype, device, 1, 1, 1, timeout_s=TIMEOUT_S
+    )
+
+
+def _device(asked: str) -> Literal["cuda", "cpu"]:
+    return (
+        cast(Literal["cuda", "cpu"], asked)
+        if asked != "auto"
+        else "cuda"
+        if hardware.gpus()
+        else "cpu"
+    )
+
+
+def _here(device: str, address: str | None) -> int:
+    """Ranks for a local cluster where nothing is asked; 0, any number, for one that is there
+    already."""
+    if address or os.environ.get("RAY_ADDRESS"):
+        return 0
+    return _some(len(hardware.gpus())) if device == "cuda" else _workers()
+
+
+def _on_one_node(cluster: Cluster, device: str) -> int:
+    """All GPUs of the first node that has any, or a few CPU workers."""
+    devices = cluster.topology().devices
+    return (
+        _some(sum(device.node == devices[0].node for device in devices))
+        if device == "cuda"
+        else _workers()
+    )
+
+
+def _some(gpus: int) -> int:
+    if gpus == 0:
+        raise UserError("there is no GPU to calibrate; use --device cpu")
+    return gpus
+
+
+def _workers() -> int:
+    """CPU workers that make sense on this machine: two at least, so that there is something to
+    send."""
+    return max(2, min(4, os.cpu_count() or 1))

@@ -1,0 +1,1 @@
+"""From an experiment to deployments that are known to fit."""

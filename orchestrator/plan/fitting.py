@@ -1,0 +1,79 @@
+"""Does a plan fit into memory, and how much work does it hold? Asked before anything is
+reserved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.cluster import hardware
+from orchestrator.errors import UserError
+from orchestrator.units import format_bytes
+from strategies import Load, Topology, memory
+from strategies.shapes import DTYPE_BYTES
+from workers.messages import EnginePlan
+
+
+def check_memory(plan: EnginePlan, topology: Topology, load: Load) -> None:
+    """Raise UserError where the weights leave no room for the KV of one request of the greatest
+    length."""
+    if plan.device == "cpu":
+        return _check_main_memory(plan)
+    budget = budget_of(plan, topology)
+    if budget.holds(load.max_len):
+        return None
+    usable = int(budget.available * memory.UTILIZATION) - memory.RESERVE_BYTES
+    room = f"room for {budget.kv_tokens} tokens of KV" if budget.kv_tokens else "no room for KV"
+    raise UserError(
+        f"{plan.model.name} under {plan.layout} in {plan.dtype} does not fit: a GPU would hold "
+        f"{format_bytes(budget.weights)} of "
+        f"weights and {format_bytes(budget.workspace)} of activations, and can use "
+        f"{format_bytes(max(usable, 0))} of its "
+        f"{format_bytes(budget.available)}; that leaves {room}, where one request takes "
+        f"{load.max_len} tokens of "
+        f"{format_bytes(budget.kv_per_token)}; cut the model over more GPUs (tp, pp)"
+    )
+
+
+def budget_of(plan: EnginePlan, topology: Topology) -> memory.Budget:
+    """Bytes on the fullest rank of `plan`, and the tokens of KV that are left room for."""
+    return memory.budget(
+        plan.placement,
+        plan.model,
+        DTYPE_BYTES[plan.dtype],
+        topology.memory_bytes,
+        plan.prefill_tokens,
+    )
+
+
+def concurrent_requests(plan: EnginePlan, topology: Topology) -> int | None:
+    """Requests of the greatest length that all replicas together hold at once; None where memory is
+    unknown."""
+    tokens = budget_of(plan, topology).kv_tokens
+    return None if tokens < 0 else tokens // plan.max_len * plan.placement.degree("dp")
+
+
+def main_memory() -> int:
+    """Bytes of main memory that this process may use: the machine's, or less where a control group
+    says so."""
+    total = int(hardware.host()["memory_bytes"])
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(total, int(text)) if text.isdigit() else total
+
+
+def _check_main_memory(plan: EnginePlan) -> None:
+    """CPU workers share one memory, and their engine takes KV for the load alone: the weights are
+    what can be too much."""
+    size, placement = DTYPE_BYTES[plan.dtype], plan.placement
+    weights = sum(
+        memory.weight_bytes(placement, plan.model, rank, size)
+        for rank in range(placement.num_ranks)
+    )
+    available = main_memory()
+    if weights > available:
+        raise UserError(
+            f"{plan.model.name} under {plan.layout} in {plan.dtype} does not fit: its CPU workers "
+            f"need {format_bytes(weights)} for "
+            f"weights, this machine has {format_bytes(available)} of memory; use GPUs or a "
+            "smaller model"
+        )

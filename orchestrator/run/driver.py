@@ -1,0 +1,93 @@
+"""The loop over deployments: what is skipped, whose turn it is, and what is written beside the
+runs.
+
+Cells of a deployment take turns, run by run, and where starting anew is cheap so do deployments.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.analysis import goodput
+from orchestrator.analysis.compare import compare
+from orchestrator.cluster.connection import connect
+from orchestrator.errors import INTERRUPTED
+from orchestrator.experiment import Experiment
+from orchestrator.node import fabric
+from orchestrator.plan.deployments import PlannedDeployment
+from orchestrator.run import manifest
+from orchestrator.run.interleaving import Turns
+from orchestrator.run.jobs import Job
+from orchestrator.run.turn import Progress, Turn
+from orchestrator.store import results
+from orchestrator.store.results import Store
+from workers.probes.gauges import Exposure
+
+
+def run_experiment(
+    planned: Sequence[PlannedDeployment], experiment: Experiment, progress: Progress
+) -> Path:
+    """Run what has no result yet and write the comparison. Returns the folder of the results.
+
+    Raises UserError before anything is reserved: no such cluster, too small, other versions; a
+    folder of another schema. Raises SystemExit(130) after Ctrl-C, with every finished run kept and
+    nothing left running.
+    """
+    calibration = fabric.look_up(experiment.fabric, experiment.result_dir)
+    store = Store(results.folder_of(experiment))
+    results.check_version(store.folder)
+    jobs = [Job(deployment, experiment, store, calibration) for deployment in planned]
+    left = sum(len(job.missing(cell)) for job in jobs for cell in job.deployment.cells)
+    progress.begin(
+        left, sum(len(job.throughputs(cell)) for job in jobs for cell in job.deployment.cells)
+    )
+    todo = [job for job in jobs if job.unfinished()]
+    try:
+        if todo:
+            _run(todo, experiment, store, progress)
+    except KeyboardInterrupt:
+        progress.note(
+            f"Stopped. Every finished run is kept in {store.folder}; the same command again goes "
+            "on from there."
+        )
+        raise SystemExit(INTERRUPTED) from None
+    finally:
+        _write_comparison(store, experiment)
+    store.update_manifest(finished_at=results.now())
+    return store.folder
+
+
+def _run(jobs: Sequence[Job], experiment: Experiment, store: Store, progress: Progress) -> None:
+    device = jobs[0].deployment.plan.device
+    ranks = max(job.deployment.plan.placement.num_ranks for job in jobs)
+    with connect(experiment.address, device, ranks) as cluster:
+        store.create()
+        cells = [cell.cell for job in jobs for cell in job.deployment.cells]
+        manifest.write(store, experiment, cells, cluster)
+        progress.connected(cluster)
+        exposure, turns = (
+            Exposure(),
+            Turns("no" if experiment.nsys else experiment.interleave, len(jobs)),
+        )
+        try:
+            for number in itertools.count(store.next_turn()):
+                todo = [job for job in jobs if job.unfinished()]
+                if not todo:
+                    break
+                first = number % len(
+                    todo
+                )  # the one that goes first changes, or a drift would favour it
+                for job in todo[first:] + todo[:first]:
+                    Turn(job, number, cluster, progress, exposure).serve(turns)
+        finally:
+            exposure.stop()
+
+
+def _write_comparison(store: Store, experiment: Experiment) -> None:
+    summary = store.read("summary")
+    if summary is not None:
+        if experiment.goodput:
+            summary = goodput.recomputed(summary, store.read("requests"), experiment.goodput)
+        store.write_comparison(compare(summary))

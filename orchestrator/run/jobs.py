@@ -1,0 +1,88 @@
+"""What of a deployment has a result, and what is still to be done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from orchestrator.analysis.confidence import spread
+from orchestrator.analysis.metrics import COMPLETED
+from orchestrator.experiment import Cell, Experiment, Run
+from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
+from orchestrator.store.results import Store
+
+
+@dataclass(slots=True)
+class Job:
+    """One deployment under an experiment. calibration: in the schema FABRIC, None where there is
+    none.
+
+    tried: runs of this command, whatever came of them. given_up, unobservable: cells whose runs, or
+    whose observing, failed. None of these is tried again before the next command.
+    """
+
+    deployment: PlannedDeployment
+    experiment: Experiment
+    store: Store
+    calibration: pa.Table | None = None
+    tried: set[Run] = field(default_factory=set)
+    given_up: set[Cell] = field(default_factory=set)
+    unobservable: set[Cell] = field(default_factory=set)
+
+    def unfinished(self) -> list[PlannedCell]:
+        """The cells that have something left to do."""
+        return [
+            cell for cell in self.deployment.cells if self.missing(cell) or self.is_unobserved(cell)
+        ]
+
+    def missing(self, cell: PlannedCell) -> list[Run]:
+        """The runs that were asked for and have no result; where all have and they lie too far
+        apart, one more."""
+        if cell.cell in self.given_up:
+            return []
+        left = [
+            run
+            for run in self.runs_of(cell.cell)
+            if run not in self.tried and not self.store.is_completed(run)
+        ]
+        asked = [run for run in left if run.index < self.experiment.num_runs]
+        return asked if asked or self._is_narrow(cell) or self._in_vain(cell) else left[:1]
+
+    def is_unobserved(self, cell: PlannedCell) -> bool:
+        return (
+            cell.cell not in self.given_up | self.unobservable
+            and self.store.parts_of(cell.cell) is None
+        )
+
+    def throughputs(self, cell: PlannedCell) -> list[float]:
+        """output_throughput of every run that has a result."""
+        rows = [self.store.summary_of(run) for run in self.runs_of(cell.cell)]
+        return [
+            row["output_throughput"] or 0.0
+            for row in rows
+            if row is not None and row["status"] == COMPLETED
+        ]
+
+    def give_up(self, cells: Sequence[PlannedCell]) -> None:
+        self.given_up.update(cell.cell for cell in cells)
+
+    def runs_of(self, cell: Cell) -> list[Run]:
+        """Every run that a cell can get."""
+        return [Run(cell, index) for index in range(self.experiment.run_limit)]
+
+    def _in_vain(self, cell: PlannedCell) -> bool:
+        """A run of this command gave no result: more of them would not narrow the interval."""
+        return any(run.cell == cell.cell and not self.store.is_completed(run) for run in self.tried)
+
+    def _is_narrow(self, cell: PlannedCell) -> bool:
+        """Half of the mean's interval is within `until_ci` of it, or nothing was asked of it."""
+        if self.experiment.until_ci is None:
+            return True
+        found = spread(self.throughputs(cell))
+        return (
+            found is not None
+            and found.half_width is not None
+            and found.half_width <= self.experiment.until_ci
+        )

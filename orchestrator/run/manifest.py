@@ -1,0 +1,102 @@
+"""manifest.json: what was asked, on which hardware and software."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cluster import hardware
+from orchestrator.cluster.connection import Cluster
+from orchestrator.errors import UserError
+from orchestrator.experiment import Cell, Experiment
+from orchestrator.store import results
+from orchestrator.store.results import Store
+from workers.versions import versions
+
+# Fields whose lists grow from command to command in one folder of results, and what all of its runs
+# must agree on.
+GROWING = ("strategy", "scenario", "max_concurrency", "ablate")
+DECISIVE = (
+    "device",
+    "shard-orchestrator",
+    "torch",
+    "triton",
+    "nvidia-nccl-cu12",
+    "nvidia-nccl-cu13",
+)
+
+
+def write(store: Store, experiment: Experiment, cells: Sequence[Cell], cluster: Cluster) -> None:
+    """What was asked and on what: enough to say later whether two results can be compared.
+
+    Raises UserError where the results that are there come from other devices or software.
+    """
+    before = store.manifest()
+    _check_same_machine(store, before, cluster)
+    gpus = hardware.gpus()
+    store.update_manifest(
+        started_at=before.get("started_at", results.now()),
+        experiment=_asked(experiment, before),
+        identity=experiment.identity,
+        cells=sorted({*before.get("cells", []), *(cell.name for cell in cells)}),
+        device=cluster.device,
+        topology=[asdict(device) for device in cluster.topology().devices],
+        gpus=gpus,
+        driver_version=gpus[0]["driver"] if gpus else None,
+        nccl_version=next((v for k, v in versions().items() if k.startswith("nvidia-nccl")), None),
+        versions=versions(),
+        git_commit=git_commit(),
+        host=hardware.host(),
+        ray={"embedded": cluster.embedded, "address": cluster.address},
+        metadata=experiment.metadata,
+    )
+
+
+def _asked(experiment: Experiment, before: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the experiment; lists hold what earlier commands asked of these results too."""
+    earlier, now = before.get("experiment", {}), experiment.model_dump(mode="json")
+    both = {name: list(dict.fromkeys([*earlier.get(name, ()), *now[name]])) for name in GROWING}
+    return now | both
+
+
+def _check_same_machine(store: Store, before: dict[str, Any], cluster: Cluster) -> None:
+    """Raise UserError where the results in `store` come from other devices or software: they would
+    not be comparable."""
+    if not any((store.folder / "summary").glob("*.arrow")):
+        return
+    here = {"device": sorted({device.name for device in cluster.topology().devices}), **versions()}
+    there = {
+        "device": sorted({device["name"] for device in before.get("topology", ())}),
+        **before.get("versions", {}),
+    }
+    other = [name for name in DECISIVE if name in there and there[name] != here.get(name)]
+    changed = [f"{name} {there[name]} (here {here.get(name)})" for name in other]
+    if changed:
+        raise UserError(
+            f"{store.folder} holds results of {', '.join(changed)}; give another --result-dir, or "
+            "move it away"
+        )
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this file is in, with "+" where it has changes; None outside
+    of one."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", *arguments]
+        return subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None

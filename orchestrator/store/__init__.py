@@ -1,0 +1,1 @@
+"""Arrow files in folders. Knows nothing of what the figures mean."""

@@ -1,0 +1,279 @@
+"""Calibration: what is measured on CPU workers, what follows from it, and what is refused."""
+
+import contextlib
+import itertools
+import json
+import socket
+import time
+
+import pyarrow as pa
+import pytest
+import torch
+from click.testing import CliRunner
+
+from orchestrator import cli
+from orchestrator.cluster import hardware
+from orchestrator.errors import UserError
+from orchestrator.node import calibrate, fabric, links
+from orchestrator.node.calibrate import NO_MODEL, plan
+from orchestrator.report.installed import installed
+from orchestrator.store import results
+from strategies.placement import Placement
+from workers import engines
+from workers.engines import calibration_sweep as calibration
+from workers.messages import EnginePlan
+from workers.records import FABRIC, bus_factor, to_table
+
+OPERATIONS = {"all_reduce", "all_gather", "reduce_scatter", "send_recv"}
+
+
+def collective(op, size, us, factor, group=4, mode="graph"):
+    algbw = size / us / 1e3
+    return {
+        "kind": "collective",
+        "op": op,
+        "group_size": group,
+        "mode": mode,
+        "bytes": size,
+        "time_us": us,
+        "algbw": algbw,
+        "busbw": algbw * factor,
+    }
+
+
+def test_a_quick_calibration_on_cpu_workers(ray_cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrate, "connect", lambda *_, **__: contextlib.nullcontext(ray_cluster))
+    monkeypatch.chdir(tmp_path)
+    start = time.monotonic()
+    done = CliRunner().invoke(
+        cli.main, ["calibrate", "--device", "cpu", "--ranks", "2", "--quick", "--json"]
+    )
+    assert time.monotonic() - start < 60
+    assert done.exit_code == 0, done.output
+    path = tmp_path / "results" / f"fabric-{socket.gethostname()}" / "fabric.arrow"
+    table = fabric.load(path)
+    assert table.schema.equals(FABRIC, check_metadata=True)
+    rows = table.to_pylist()
+    assert {
+        (row["op"], row["group_size"], row["mode"]) for row in rows if row["kind"] == "collective"
+    } == {(op, 2, "eager") for op in OPERATIONS}
+    assert {row["kind"] for row in rows} == {"cache", "hbm", "gemm", "decode_gemm", "collective"}
+    assert all(row["time_us"] > 0 and row["algbw"] > 0 for row in rows if row["kind"] != "cache")
+    found = json.loads(done.stdout)
+    assert len(found["fits"]) == 4
+    assert results.read_part(path.with_name(fabric.FITS_FILE)).num_rows == 4
+    assert found["datasheet"] is None
+    assert found["links"] == []
+    ceilings = fabric.ceilings(table, "cpu")
+    assert ceilings is not None
+    assert ceilings.source == "calibrated"
+    assert ceilings.rate("float32") > 1e8
+    assert fabric.look_up(None, None).num_rows == table.num_rows
+
+
+def test_four_ranks_are_measured_in_groups_of_two_and_four(pool):
+    engine_plan = plan("cpu", 4, quick=True)
+    reports = pool.serve(engine_plan, calibration_work(), engine="calibration")[0]
+    rows = [row for report in reports for row in report.fabric.to_pylist()]
+    assert {row["rank"] for row in rows if row["kind"] != "collective"} == {
+        0
+    }  # CPU workers share what is measured
+    talks = [row for row in rows if row["kind"] == "collective"]
+    assert all(row["rank"] == row["group"][0] for row in talks)
+    messages = {
+        (row["op"], row["group_size"], row["bytes"]) for row in talks if fabric.is_first(row)
+    }
+    assert messages == {
+        (op, size, message)
+        for op in OPERATIONS
+        for size in (2, 4)
+        for message in calibration.QUICK.messages
+    }
+    pairs = fabric.pairs(pa.concat_tables(report.fabric for report in reports))
+    assert {(pair["a"], pair["b"]) for pair in pairs} == set(itertools.combinations(range(4), 2))
+    assert [pair["busbw"] for pair in pairs] == sorted(pair["busbw"] for pair in pairs)
+
+
+def calibration_work():
+    from workers.messages import Work
+
+    return Work((), 1)
+
+
+# -- fits
+
+
+@pytest.mark.parametrize(
+    ("op", "factor"), [("all_reduce", 1.5), ("all_gather", 0.75), ("send_recv", 1.0)]
+)
+def test_the_fit_recovers_latency_and_bandwidth(op, factor):
+    sizes = [4096 * 4**i for i in range(9)]
+    rows = [collective(op, size, 17.0 + size * factor / 345e3, factor) for size in sizes]
+    (fit,) = fabric.fits(to_table(rows, FABRIC))
+    assert (fit.op, fit.group_size, fit.mode) == (op, 4, "graph")
+    assert fit.alpha_us == pytest.approx(17.0, rel=1e-6)
+    assert fit.beta_gb_s == pytest.approx(345.0, rel=1e-6)
+    assert fit.worst < 1e-6
+
+
+def test_noise_on_large_messages_leaves_the_latency_alone():
+    sizes = [4096 * 4**i for i in range(9)]
+    times = [
+        (17.0 + size * 1.5 / 345e3) * (1.05 if i % 2 else 0.95) for i, size in enumerate(sizes)
+    ]
+    rows = [
+        collective("all_reduce", size, time, 1.5) for size, time in zip(sizes, times, strict=True)
+    ]
+    (fit,) = fabric.fits(to_table(rows, FABRIC))
+    assert fit.alpha_us == pytest.approx(17.0, rel=0.08)
+    assert fit.beta_gb_s == pytest.approx(345.0, rel=0.08)
+    assert fit.worst < 0.15
+
+
+def test_a_latency_is_never_negative():
+    rows = [
+        collective("send_recv", size, us, 1.0)
+        for size, us in ((1000, 0.5), (2000, 2.0), (4000, 4.0))
+    ]
+    (fit,) = fabric.fits(to_table(rows, FABRIC))
+    assert fit.alpha_us == 0.0
+    assert fit.beta_gb_s > 0
+
+
+def test_groups_and_modes_are_fitted_apart_and_one_size_is_no_line():
+    rows = [
+        collective("all_reduce", size, 10.0 + size, 1.0, group, mode)
+        for size in (1000, 9000)
+        for group in (2, 4)
+        for mode in ("eager", "graph")
+    ]
+    rows.append(collective("send_recv", 1000, 5.0, 1.0))
+    found = [(fit.op, fit.group_size, fit.mode) for fit in fabric.fits(to_table(rows, FABRIC))]
+    assert sorted(found) == [("all_reduce", g, m) for g in (2, 4) for m in ("eager", "graph")]
+
+
+# -- the engine
+
+
+def test_the_engine_is_found_by_name_and_offered_to_nobody():
+    assert engines.create("calibration").processes == "per_rank"
+    assert "calibration" not in engines.names()
+    assert "calibration" not in [row["name"] for row in installed()["engines"]]
+
+
+def test_the_engine_serves_no_model():
+    assert engines.create("calibration").supports(plan("cpu", 2, quick=False)) is None
+    serving = EnginePlan(NO_MODEL, "tp1", Placement(), None, "float32", "cpu", 1, 1, 1)
+    assert "orchestrator calibrate" in engines.create("calibration").supports(serving)
+
+
+def test_group_sizes():
+    assert [calibration.group_sizes(n) for n in (1, 2, 3, 4, 6, 8)] == [
+        [],
+        [2],
+        [2, 3],
+        [2, 4],
+        [2, 4, 6],
+        [2, 4, 8],
+    ]
+
+
+def test_bus_factors_are_those_of_nccl_tests():
+    assert {op: bus_factor(op, 4) for op in calibration.COLLECTIVE_OPS} == {
+        "all_reduce": 1.5,
+        "all_gather": 0.75,
+        "reduce_scatter": 0.75,
+        "send_recv": 1.0,
+    }
+
+
+def test_a_median_leaves_the_first_sample_out():
+    times = iter([50.0, 1.0, 9.0, 2.0])
+    sweep = calibration.Sweep((), 0, (), (1, 1), samples=3, calls=1)
+    original = calibration._elapsed_us
+    calibration._elapsed_us = lambda device, call, calls: next(times)
+    try:
+        assert calibration._median_us(torch.device("cpu"), sweep, lambda: None) == 2.0
+    finally:
+        calibration._elapsed_us = original
+
+
+# -- refusals
+
+
+def test_no_gpu_is_said_before_anything_is_started(monkeypatch):
+    monkeypatch.setattr(hardware, "gpus", list)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    done = CliRunner().invoke(cli.main, ["calibrate", "--device", "cuda"])
+    assert (done.exit_code, done.stderr) == (
+        2,
+        "error: there is no GPU to calibrate; use --device cpu\n",
+    )
+
+
+def test_a_file_that_is_no_calibration_is_said(tmp_path):
+    (tmp_path / "fabric.arrow").write_text("no")
+    for path in (tmp_path, tmp_path / "fabric.arrow", tmp_path / "nowhere.arrow"):
+        with pytest.raises(
+            UserError,
+            match="holds no calibration that can be read; `orchestrator calibrate` makes one",
+        ):
+            fabric.load(path)
+
+
+def test_a_host_that_was_not_calibrated_has_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert fabric.look_up(None, tmp_path) is None
+
+
+# -- links, of a NVML that is not here
+
+
+class FakeNvml:
+    """Four GPUs: 0 and 1 bridged by four links, 2 and 3 on a switch that has six links to each."""
+
+    NVMLError = RuntimeError
+    NVML_P2P_CAPS_INDEX_NVLINK, NVML_P2P_STATUS_OK, NVML_FEATURE_ENABLED, NVML_NVLINK_MAX_LINKS = (
+        2,
+        0,
+        1,
+        8,
+    )
+    PORTS = ([1] * 4, [0] * 4, [None] * 6, [None] * 6)  # what is at the other end
+
+    class Pci:
+        def __init__(self, number):
+            self.busId = f"0000:{number}:00.0".encode()
+
+    def nvmlDeviceGetP2PStatus(self, a, b, kind):
+        return 0 if kind == 0 or {a, b} in ({0, 1}, {2, 3}) else 5
+
+    def nvmlDeviceGetNvLinkState(self, gpu, link):
+        if link >= len(self.PORTS[gpu]):
+            raise RuntimeError("not supported")
+        return 1
+
+    def nvmlDeviceGetNvLinkRemotePciInfo(self, gpu, link):
+        if self.PORTS[gpu][link] is None:
+            raise RuntimeError("not told")
+        return self.Pci(self.PORTS[gpu][link])
+
+    def nvmlDeviceGetPciInfo(self, gpu):
+        return self.Pci(gpu)
+
+    def nvmlDeviceGetTopologyCommonAncestor(self, a, b):
+        return 50
+
+
+def test_links_are_counted_between_bridged_gpus_and_through_a_switch(monkeypatch):
+    monkeypatch.setattr(
+        hardware, "visible_gpus", lambda: contextlib.nullcontext((FakeNvml(), [0, 1, 2, 3]))
+    )
+    found = {(pair["a"], pair["b"]): pair for pair in links.pairs()}
+    assert [found[key]["nvlinks"] for key in ((0, 1), (2, 3), (0, 2), (1, 3))] == [4, 6, 0, 0]
+    assert (found[0, 2]["path"], found[0, 1]["path"], found[0, 2]["p2p"]) == ("SYS", "NVLink", True)
+
+
+def test_without_gpus_there_are_no_links(monkeypatch):
+    monkeypatch.setattr(hardware, "visible_gpus", lambda: contextlib.nullcontext((None, [])))
+    assert links.pairs() == []

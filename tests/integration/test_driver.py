@@ -1,0 +1,395 @@
+"""What the driver does when all is well, when something fails, and when it is stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import fake_engine
+import psutil
+import pytest
+from driver_inputs import deployment
+
+from orchestrator.cluster.group import RunFailed, WorkerGroup
+from orchestrator.experiment import Experiment, Run
+from orchestrator.run import driver
+from orchestrator.run import turn as serving
+from orchestrator.run.interleaving import Turns
+from orchestrator.store import results
+from orchestrator.store.results import Store
+
+TIMEOUT_S = 8.0  # above what a start takes on a busy machine
+
+
+class Recorder:
+    """Progress, remembered. `on_phase` is called with what begins."""
+
+    def __init__(self, on_phase=None):
+        self.on_phase = on_phase
+        self.rows: list[dict[str, Any]] = []
+        self.phases: list[tuple[str, str]] = []
+        self.notes: list[str] = []
+        self.asked = (0, 0)
+
+    def begin(self, runs, skipped):
+        self.asked = (runs, skipped)
+
+    def connected(self, cluster): ...
+
+    def phase(self, deployment, cell, what):
+        self.phases.append((cell or deployment, what))
+        if self.on_phase:
+            self.on_phase(what)
+
+    def finished(self, row):
+        self.rows.append(row)
+
+    def note(self, line):
+        self.notes.append(line)
+
+    def ends(self):
+        return [
+            (row["strategy"], row["max_concurrency"], row["status"], row.get("reason"))
+            for row in self.rows
+        ]
+
+    def builds(self):
+        return sum(what == "building" for _, what in self.phases)
+
+
+@pytest.fixture
+def shared(ray_cluster, monkeypatch):
+    """The driver uses the Ray that the tests share."""
+    monkeypatch.setattr(driver, "connect", lambda *_: contextlib.nullcontext(ray_cluster))
+
+
+def run(planned, folder, on_phase=None, **fields):
+    recorder = Recorder(on_phase)
+    path = driver.run_experiment(
+        planned, Experiment(result_dir=folder, timeout=TIMEOUT_S, **fields), recorder
+    )
+    return Store(path), recorder
+
+
+def alive_actors():
+    from ray.util import list_named_actors
+
+    return list_named_actors()
+
+
+# -- all is well
+
+
+def test_a_deployment_is_built_once_and_serves_its_cells(shared, tmp_path):
+    store, seen = run(
+        [deployment("tp2", [(fake_engine.SERVE, 0)] * 2)], tmp_path, num_runs=2, metadata={"k": "v"}
+    )
+    first, second = (f"tiny.tp2.fake.float32.short.c{concurrency}" for concurrency in (1, 2))
+    assert seen.phases[1:] == [
+        (first, "warming up"),
+        (first, "run 1/2"),
+        (second, "warming up"),
+        (second, "run 1/2"),
+        (first, "run 2/2"),
+        (second, "run 2/2"),
+        (first, "observing"),
+        (second, "observing"),
+    ]
+    rows = store.read("summary").to_pylist()
+    assert len(rows) == 4
+    row = rows[0]
+    assert (row["status"], row["completed"], row["num_gpus"], row["device_name"]) == (
+        "completed",
+        4,
+        2,
+        "cpu",
+    )
+    assert row["output_throughput"] == pytest.approx(4 * 4 / 0.04)
+    assert row["peak_memory_bytes_per_rank"] == [100, 101]
+    assert row["comm_bytes"] == 192
+    assert (row["comm_exposed_pct"], row["comm_exposed_pct_worst"]) == (
+        pytest.approx(35),
+        pytest.approx(40),
+    )
+    assert row["startup_s"] > row["build_s"] > 0
+    assert row["metadata"] == '{"k": "v"}'
+    assert {
+        table: store.read(table).num_rows
+        for table in ("requests", "steps", "collectives", "parts", "spans")
+    } == {"requests": 16, "steps": 8, "collectives": 8, "parts": 4, "spans": 8}
+    assert {
+        (r["max_concurrency"], r["run"], r["rank"]) for r in store.read("telemetry").to_pylist()
+    } == {(cell, index, rank) for cell in (1, 2) for index in (0, 1) for rank in (0, 1)}
+    assert (row["energy_j"], row["power_valid"]) == (None, None)
+    assert results.read_part(store.folder / "comparison.arrow").num_rows == 2
+    assert {"versions", "topology", "git_commit", "finished_at"} <= store.manifest().keys()
+    assert alive_actors() == []
+
+    again, seen = run([deployment("tp2", [(fake_engine.SERVE, 0)] * 2)], tmp_path, num_runs=2)
+    assert (again.folder, seen.asked, seen.phases) == (store.folder, (0, 4), [])
+
+
+def test_layouts_take_turns_where_that_is_asked_for(shared, tmp_path):
+    store, seen = run(
+        [deployment("tp1"), deployment("tp2")],
+        tmp_path,
+        num_runs=3,
+        num_warmups=1,
+        interleave="yes",
+    )
+    assert [(row["strategy"], row["run"], row["turn"]) for row in seen.rows] == [
+        ("tp1", 0, 0),
+        ("tp2", 0, 0),
+        ("tp2", 1, 1),
+        ("tp1", 1, 1),
+        ("tp1", 2, 2),
+        ("tp2", 2, 2),
+    ]
+    assert seen.builds() == 6
+    assert [what for _, what in seen.phases].count("warming up") == 6
+    assert [what for _, what in seen.phases].count("observing") == 2
+    assert results.read_part(store.folder / "comparison.arrow").column("num_turns").to_pylist() == [
+        3,
+        3,
+    ]
+
+
+def test_layouts_follow_each_other_where_starting_anew_takes_longer_than_the_runs(shared, tmp_path):
+    _, seen = run([deployment("tp1"), deployment("tp2")], tmp_path, num_runs=2)
+    assert [(row["strategy"], row["run"], row["turn"]) for row in seen.rows] == [
+        ("tp1", 0, 0),
+        ("tp1", 1, 0),
+        ("tp2", 0, 0),
+        ("tp2", 1, 0),
+    ]
+    assert seen.builds() == 2
+
+
+def test_the_first_pass_decides_for_all_whether_layouts_take_turns():
+    cheap, dear = Turns("auto", 2), Turns("auto", 2)
+    assert [cheap.hand_over(12.0, 10.0), cheap.hand_over(99.0, 1.0)] == [True, True]
+    assert [
+        dear.hand_over(9.0, 0.0, failed=True),
+        dear.hand_over(13.0, 10.0),
+        dear.hand_over(10.0, 10.0),
+    ] == [False] * 3
+    assert not Turns("yes", 1).hand_over(1.0, 1.0)  # there is nobody to hand over to
+
+
+# -- failures
+
+
+def test_a_failure_costs_its_cell_alone_and_leaves_no_actor(shared, tmp_path):
+    two_ranks = deployment("tp2", [(fake_engine.HANG, 1), (fake_engine.SERVE, 0)])
+    one_rank = deployment("tp1", [(fake_engine.RAISE, 0), (fake_engine.DIE, 0)])
+    no_memory = deployment("tp1", build_order=fake_engine.RAISE_OOM, dtype="float16")
+    store, seen = run(
+        [two_ranks, one_rank, no_memory, deployment("tp1", dtype="bfloat16")],
+        tmp_path,
+        num_warmups=0,
+    )
+    assert seen.ends() == [
+        ("tp2", 1, "failed", "timeout: the run took longer than 8 s (waiting for rank 1)"),
+        ("tp2", 2, "completed", None),
+        ("tp1", 1, "failed", "rank 0: ValueError: told to raise"),
+        (
+            "tp1",
+            2,
+            "failed",
+            "the worker of rank 0 died (it crashed or was killed; the kernel's log says whether "
+            "memory ran out)",
+        ),
+        ("tp1", 1, "failed", "build: out_of_memory: rank 0: tried to allocate 20 GiB"),
+        ("tp1", 1, "completed", None),
+    ]
+    assert seen.builds() == 6
+    assert alive_actors() == []
+    assert (
+        "and to say more"
+        in next((store.folder / "failures").glob("tiny.tp1.fake.float32.*.c1.r0.txt")).read_text()
+    )
+
+
+def test_a_failed_run_is_tried_again_and_finished_ones_are_not(shared, tmp_path):
+    orders = [(fake_engine.SERVE, 0), (fake_engine.RAISE, 0)]
+    run([deployment("tp1", orders)], tmp_path, num_warmups=0)
+    store, seen = run([deployment("tp1", [(fake_engine.SERVE, 0)] * 2)], tmp_path, num_warmups=0)
+    assert (seen.asked, seen.ends()) == ((1, 1), [("tp1", 2, "completed", None)])
+    assert [row["status"] for row in store.read("summary").to_pylist()] == ["completed"] * 2
+    assert not list((store.folder / "failures").iterdir())
+
+
+def test_a_cell_that_could_not_be_observed_keeps_its_runs(shared, tmp_path, monkeypatch):
+    def interrupt(what):
+        if what == "observing":
+            monkeypatch.setattr("orchestrator.cluster.group.WorkerGroup.run", _raise_run_failed)
+
+    store, seen = run([deployment("tp1")], tmp_path, interrupt, num_warmups=0)
+    assert seen.ends() == [("tp1", 1, "completed", None)]
+    assert "could not be observed: no profiler" in seen.notes[0]
+    assert store.read("summary").to_pylist()[0]["comm_busy_pct"] is None
+    assert alive_actors() == []
+
+
+def test_an_observed_run_that_fails_costs_no_timed_one(shared, tmp_path, monkeypatch):
+    """The profiler brings the workers down and they cannot be built again: the cell's next turn is
+    as if nothing was."""
+    start, serve = WorkerGroup.start, WorkerGroup.run
+    down: list[bool] = []
+
+    def observing_fails(group, work, timeout_s):
+        if work.observe:
+            down.append(True)
+            raise RunFailed("no profiler")
+        return serve(group, work, timeout_s)
+
+    def cannot_start(*arguments):
+        if len(down) == 1:
+            down.append(True)
+            raise RunFailed("no room")
+        return start(*arguments)
+
+    monkeypatch.setattr(WorkerGroup, "run", observing_fails)
+    monkeypatch.setattr(WorkerGroup, "start", cannot_start)
+    layouts = [deployment("tp1", [(fake_engine.SERVE, 0)] * 2), deployment("tp1", dtype="float16")]
+    _, seen = run(layouts, tmp_path, num_runs=2, num_warmups=0, interleave="yes")
+    assert [row["status"] for row in seen.rows] == ["completed"] * 6
+    assert [note.rpartition(": ")[2] for note in seen.notes[:2]] == ["no profiler", "no room"]
+    assert "build: no room" in seen.notes[1]
+
+
+def test_a_build_that_fails_in_mid_pass_is_told_of_every_run_it_costs(
+    shared, tmp_path, monkeypatch
+):
+    start, starts = WorkerGroup.start, []
+
+    def second_start_fails(*arguments):
+        starts.append(arguments)
+        if len(starts) == 2:
+            raise RunFailed("no room")
+        return start(*arguments)
+
+    monkeypatch.setattr(WorkerGroup, "start", second_start_fails)
+    orders = [(fake_engine.SERVE, 0), (fake_engine.RAISE, 0), (fake_engine.SERVE, 0)]
+    _, seen = run([deployment("tp1", orders)], tmp_path, num_runs=2, num_warmups=0)
+    assert [(row["max_concurrency"], row["run"], row["status"]) for row in seen.rows] == [
+        (1, 0, "completed"),
+        (2, 0, "failed"),
+        (1, 1, "failed"),
+        (3, 0, "failed"),
+        (3, 1, "failed"),
+    ]
+
+
+def test_what_was_observed_is_not_lost_where_the_command_stops_before_it_is_in_the_summary(
+    shared, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr("orchestrator.run.turn._account_for", _interrupted_once())
+        with pytest.raises(SystemExit):
+            run([deployment("tp1")], tmp_path, num_warmups=0)
+    store, again = run([deployment("tp1")], tmp_path, num_warmups=0)
+    assert [what for _, what in again.phases] == ["building", "observing"]
+    assert store.read("summary").to_pylist()[0]["comm_exposed_pct"] is not None
+
+
+def _interrupted_once():
+    """The first call, of a timed run, goes well; the second, of an observed one, is stopped."""
+    account, calls = serving._account_for, []
+
+    def stopped(*arguments):
+        calls.append(arguments)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return account(*arguments)
+
+    return stopped
+
+
+def _raise_run_failed(*_):
+    raise RunFailed("no profiler")
+
+
+# -- being stopped
+
+
+def test_ctrl_c_leaves_no_actor_and_says_how_to_go_on(shared, tmp_path):
+    def interrupt(what):
+        if what == "run 1/1":
+            raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stopped:
+        run([deployment("tp1")], tmp_path, interrupt)
+    assert stopped.value.code == 130
+    assert alive_actors() == []
+
+
+@contextlib.contextmanager
+def hanging_driver(site: str, folder: Path):
+    """A driver in a session of its own, after its first run and in the second, which hangs."""
+    command = [
+        sys.executable,
+        str(Path(__file__).parents[1] / "support" / "interrupted_run.py"),
+        site,
+        str(folder),
+    ]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if "c2 run 1/1" in line:
+                break
+        time.sleep(1.0)  # let the workers get into it
+        yield process
+    finally:
+        for left in session(process.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
+        process.wait(10)
+
+
+def session(leader: int) -> list[psutil.Process]:
+    """Every process of the session of `leader`, zombies left out."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def completed(folder: Path) -> list[int]:
+    """Concurrencies of the cells whose run is on disk."""
+    store = Store(results.find(folder)[0])
+    cells = deployment("tp1", [(0, 0)] * 2).cells
+    return [cell.cell.max_concurrency for cell in cells if store.is_completed(Run(cell.cell, 0))]
+
+
+def test_ctrl_c_in_a_terminal_leaves_no_process_and_keeps_what_is_done(fake_site, tmp_path):
+    with hanging_driver(fake_site, tmp_path) as process:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everything in the foreground
+        said, _ = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert "the same command again goes on from there" in said
+        assert session(process.pid) == []
+    assert completed(tmp_path) == [1]
+
+
+def test_kill_9_loses_the_run_in_flight_alone_and_the_same_command_goes_on(
+    shared, fake_site, tmp_path
+):
+    with hanging_driver(fake_site, tmp_path) as process:
+        process.kill()
+        process.wait(10)
+        assert completed(tmp_path) == [1]
+    _, seen = run([deployment("tp1", [(fake_engine.SERVE, 0)] * 2)], tmp_path, num_warmups=0)
+    assert (seen.asked, seen.ends()) == ((1, 1), [("tp1", 2, "completed", None)])

@@ -1,0 +1,191 @@
+"""Open loops: when requests arrive, who is let in when, and what is reported of the waiting."""
+
+import itertools
+
+import numpy as np
+import pytest
+from ranks import engine_plan, ragged_requests, read_shape, tokens
+
+from orchestrator.analysis import arrivals, metrics
+from orchestrator.errors import UserError
+from orchestrator.experiment import Experiment
+from orchestrator.plan.planning import choose_device, plan
+from strategies import Topology
+from workers.engines.native.arrivals import Arrivals
+from workers.engines.native.scheduler import Scheduler
+from workers.messages import Request, Work
+from workers.records import REQUESTS, to_table
+
+# -- when requests arrive
+
+
+def test_arrivals_rise_and_the_last_comes_when_the_rate_says():
+    times = arrivals.times(50, rate=4.0, burstiness=1.0, seed=0)
+    assert times == sorted(times)
+    assert times[0] > 0
+    assert times[-1] == pytest.approx(50 / 4)
+    assert times == arrivals.times(50, 4.0, 1.0, 0)
+    assert times != arrivals.times(50, 4.0, 1.0, 1)
+
+
+@pytest.mark.parametrize("burstiness", [0.25, 1.0, 16.0])
+def test_burstiness_is_the_shape_of_the_gaps(burstiness):
+    """A gamma distribution of shape k has a coefficient of variation of 1 / sqrt(k)."""
+    gaps = np.diff(arrivals.times(20_000, 1.0, burstiness, 0))
+    assert gaps.std() / gaps.mean() == pytest.approx(burstiness**-0.5, rel=0.05)
+
+
+def test_no_requests_no_arrivals():
+    assert arrivals.times(0, 1.0, 1.0, 0) == []
+
+
+def test_every_layout_gets_the_same_arrivals_and_the_warm_up_none():
+    experiment = Experiment(strategy=("tp2", "pp2"), device="cpu", request_rate=2.0, num_prompts=5)
+    one, other = plan(experiment, *choose_device(experiment, Topology(())))
+    times = [request.arrival_s for request in one.cells[0].work.requests]
+    assert times == arrivals.times(5, 2.0, 1.0, 0)
+    assert one.cells[0].work == other.cells[0].work
+    assert one.cells[0].work.is_open
+    assert not one.cells[0].warmup.is_open
+
+
+def test_other_engines_refuse_by_name():
+    experiment = Experiment(engine="transformers", device="cpu", request_rate=2.0)
+    with pytest.raises(UserError, match="engine transformers cannot run tp1 at a request rate"):
+        plan(experiment, *choose_device(experiment, Topology(())))
+
+
+def test_results_of_open_and_closed_loops_are_kept_apart():
+    assert Experiment(request_rate=2.0).identity != Experiment().identity
+    assert (
+        Experiment(request_rate=2.0).identity
+        != Experiment(request_rate=2.0, burstiness=0.5).identity
+    )
+    with pytest.raises(ValueError, match="give request_rate too"):
+        Experiment(burstiness=2.0)
+
+
+# -- who is let in
+
+
+class Hand:
+    """A clock that is moved by hand."""
+
+    def __init__(self):
+        self.at = 0.0
+
+    def __call__(self):
+        self.at += 0.001
+        return self.at
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    hand = Hand()
+
+    def sleep(seconds):
+        hand.at += seconds
+
+    monkeypatch.setattr("workers.engines.native.arrivals.time.sleep", sleep)
+    return hand
+
+
+def serve(clock, requests, slots, step_s=1.0):
+    """Serve with steps of `step_s`; request -> when it was let in."""
+    scheduler = Scheduler(
+        requests, slots, micro_batches=1, pages=64, prefill_tokens=64, chunked=True
+    )
+    doors = Arrivals(requests, clock, decides=True, source=0, group=None)
+    admitted = {}
+    for _ in range(100):
+        doors.tell(scheduler, lambda: None)
+        micro_batch = scheduler.next_micro_batch()
+        if micro_batch is None:
+            return admitted
+        step = scheduler.plan(micro_batch)
+        if step is not None:
+            clock.at += step_s
+            admitted |= {sequence.request.index: sequence.admitted_s for sequence in step.sampled}
+    raise AssertionError("never done")
+
+
+def test_nobody_is_let_in_before_their_time_and_nobody_waits_for_nothing(clock):
+    requests = tuple(Request(i, (1, 2), 2, at) for i, at in enumerate((0.5, 10.0, 10.2)))
+    admitted = serve(clock, requests, slots=4)
+    assert admitted[0] == pytest.approx(0.5, abs=0.01)
+    assert admitted[1] == pytest.approx(10.0, abs=0.01)
+    assert admitted[2] == pytest.approx(
+        11.0, abs=0.02
+    )  # in the middle of a step of 1 s; the next one takes it in
+
+
+def test_no_more_are_let_in_than_there_are_slots(clock):
+    requests = tuple(Request(i, (1, 2), 4, 0.5) for i in range(2))
+    admitted = serve(clock, requests, slots=1)
+    assert admitted[1] - admitted[0] == pytest.approx(4.0, abs=0.1)  # four tokens of 1 s
+
+
+def test_a_closed_loop_knows_no_clock():
+    scheduler = Scheduler(tuple(Request(i, (1,), 1) for i in range(3)), 2, 1, 64, 64, True)
+    scheduler.next_micro_batch()
+    assert [s.admitted_s for s in scheduler.plan(0).sampled] == [None, None]
+
+
+@pytest.mark.parametrize("layout", ["tp1", "tp2pp2", "tp2dp2"])
+def test_an_open_loop_makes_the_same_tokens_on_every_layout(layout, pool, checkpoint):
+    shape = read_shape(checkpoint("Llama"))
+    requests = ragged_requests(shape.vocab_size)
+    late = tuple(
+        Request(r.index, r.prompt, r.output_len, 0.05 * (i + 1)) for i, r in enumerate(requests)
+    )
+    closed, open_ = Work(requests, 4), Work(late, 4)
+    reports = pool.serve(
+        engine_plan(layout, shape, checkpoint("Llama"), closed), closed, open_, open_
+    )
+    assert tokens(reports[0]) == tokens(reports[1]) == tokens(reports[2])
+    rows = [row for report in reports[1] if report.requests for row in report.requests.to_pylist()]
+    assert {row["request_index"]: row["arrival_s"] for row in rows} == {
+        r.index: r.arrival_s for r in late
+    }
+    for row in rows:
+        moments = [row["arrival_s"], row["admitted_s"], *row["token_times_s"]]
+        assert all(
+            later > earlier - 0.25 for earlier, later in itertools.pairwise(moments)
+        )  # ranks start within that
+
+
+# -- what is reported
+
+
+def requests_table(*rows):
+    """Rows of (arrival, admitted, times of the tokens)."""
+    return to_table(
+        [
+            {
+                "request_index": i,
+                "replica": 0,
+                "input_len": 1,
+                "arrival_s": a,
+                "admitted_s": b,
+                "token_times_s": t,
+            }
+            for i, (a, b, t) in enumerate(rows)
+        ],
+        REQUESTS,
+    )
+
+
+def test_latency_counts_from_the_scheduled_arrival_and_the_delay_is_told():
+    table = requests_table((1.0, 1.5, [2.0, 3.0]), (2.0, 2.0, [4.0]), (2.5, 2.6, [4.0]))
+    assert arrivals.of_requests(table) == {
+        "mean_schedule_delay_ms": pytest.approx(200.0),
+        "median_schedule_delay_ms": pytest.approx(100.0),
+        "p99_schedule_delay_ms": pytest.approx(492.0),
+    }
+    row = metrics.of_requests(table, 3, 3, 1)
+    assert row["mean_ttft_ms"] == pytest.approx(1500.0)  # of 1 s, 2 s and 1.5 s
+    assert row["mean_e2el_ms"] == pytest.approx(5500.0 / 3)
+
+
+def test_a_closed_loop_has_no_schedule():
+    assert arrivals.of_requests(requests_table((0.0, None, [1.0]))) == {}

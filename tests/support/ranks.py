@@ -1,0 +1,194 @@
+"""One pool of rank processes for the whole session, and small checkpoints saved by Transformers."""
+
+from __future__ import annotations
+
+import functools
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from strategies import Load, ModelShape, Topology, plan
+from workers.messages import Built, EnginePlan, RankReport, Request, Work
+
+POOL_SIZE = 4
+
+
+def _serve(connection: Connection) -> None:
+    from workers.actor import Worker
+
+    worker = Worker()
+    while True:
+        method, args = connection.recv()
+        if method == "stop":
+            return
+        try:
+            connection.send(("ok", getattr(worker, method)(*args)))
+        except Exception as error:
+            connection.send(("error", f"{type(error).__name__}: {error}"))
+
+
+@dataclass
+class Pool:
+    """Processes that each hold a `Worker`, as a Ray actor would."""
+
+    connections: list[Connection]
+
+    def call(self, method: str, args: list[tuple[Any, ...]]) -> list[Any]:
+        """Call `method` on the first len(args) workers at once."""
+        used = self.connections[: len(args)]
+        for connection, arguments in zip(used, args, strict=True):
+            connection.send((method, arguments))
+        answers = [connection.recv() for connection in used]
+        for status, value in answers:
+            if status == "error":
+                raise RuntimeError(value)
+        return [value for _, value in answers]
+
+    def build(self, engine_plan: EnginePlan, engine: str = "torch") -> list[Built]:
+        ranks = engine_plan.placement.num_ranks
+        self.call("assign", [(rank,) for rank in range(ranks)])
+        address = self.call("open_store", [("127.0.0.1",)])[0]
+        return self.call("build", [(engine, engine_plan, address)] * ranks)
+
+    def serve(
+        self, engine_plan: EnginePlan, *works: Work, engine: str = "torch"
+    ) -> list[list[RankReport]]:
+        """Build, serve every work, close; the reports of all ranks for each work."""
+        ranks = engine_plan.placement.num_ranks
+        try:
+            self.build(engine_plan, engine)
+            return [self.call("run", [(work,)] * ranks) for work in works]
+        finally:
+            self.call("close", [()] * ranks)
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[Pool]:
+    context = multiprocessing.get_context("spawn")
+    pairs = [context.Pipe() for _ in range(POOL_SIZE)]
+    processes = [context.Process(target=_serve, args=(child,), daemon=True) for _, child in pairs]
+    for process in processes:
+        process.start()
+    yield Pool([parent for parent, _ in pairs])
+    for (parent, _), process in zip(pairs, processes, strict=True):
+        parent.send(("stop", ()))
+        process.join(10)
+
+
+def tokens(reports: list[RankReport]) -> dict[int, list[int]]:
+    """Request index -> the tokens that were made for it."""
+    rows = [
+        row
+        for report in reports
+        if report.requests is not None
+        for row in report.requests.to_pylist()
+    ]
+    return {
+        row["request_index"]: row["output_token_ids"]
+        for row in sorted(rows, key=lambda r: r["request_index"])
+    }
+
+
+def engine_plan(
+    layout: str, shape: ModelShape, checkpoint: Path | None, work: Work, **changes: Any
+) -> EnginePlan:
+    """A float32 CPU plan that serves `work` under `layout`."""
+    max_len = max(len(request.prompt) + request.output_len for request in work.requests)
+    load = Load(max_len - 1, 1, work.max_concurrency)
+    fields: dict[str, Any] = {
+        "model": shape,
+        "layout": layout,
+        "placement": plan(layout, shape, load, Topology.uniform(POOL_SIZE)).placement,
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+        "dtype": "float32",
+        "device": "cpu",
+        "max_concurrency": work.max_concurrency,
+        "max_len": max_len,
+        "prefill_tokens": 16,
+        "timeout_s": 60.0,
+    }
+    return EnginePlan(**{**fields, **changes})
+
+
+def read_shape(folder: Path) -> ModelShape:
+    return ModelShape.from_config(json.loads((folder / "config.json").read_text()), folder.name)
+
+
+BASE = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.2,
+    "eos_token_id": 7,
+    "bos_token_id": 1,
+    "pad_token_id": 0,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    # Grouped-query attention with fewer KV heads than tp4 has ranks; a single file.
+    "Llama": {"num_key_value_heads": 2, "rope_parameters": LLAMA3_ROPE},
+    # Multi-head attention, tied embeddings, a vocabulary that does not divide; several files with
+    # an index.
+    "Mistral": {
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": True,
+        "sliding_window": None,
+        "vocab_size": 131,
+    },
+    "Qwen2": {"num_key_value_heads": 2},
+    "Qwen3": {"num_key_value_heads": 4, "head_dim": 24, "tie_word_embeddings": True},
+}
+SHARDED = {"Mistral", "Qwen2"}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """family -> a folder saved by Transformers; large random weights, so that greedy tokens are no
+    ties."""
+    return functools.cache(lambda family: save_checkpoint(family, tmp_path_factory.mktemp(family)))
+
+
+def save_checkpoint(family: str, folder: Path) -> Path:
+    import torch
+    import transformers
+
+    torch.manual_seed(5)
+    config = getattr(transformers, f"{family}Config")(**{**BASE, **FAMILIES[family]})
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.3)
+    model.save_pretrained(folder, max_shard_size="100KB" if family in SHARDED else "1GB")
+    return folder
+
+
+def ragged_requests(vocab: int, count: int = 7, seed: int = 3) -> tuple[Request, ...]:
+    """Prompts of 1 to 40 tokens, outputs of 3 to 12; the same every time."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    return tuple(
+        Request(
+            i,
+            tuple(int(t) for t in rng.integers(8, vocab, rng.integers(1, 41))),
+            int(rng.integers(3, 13)),
+        )
+        for i in range(count)
+    )

@@ -1,0 +1,1 @@
+"""The engine `torch`: our own decoder, paged cache, continuous batching and pipeline."""

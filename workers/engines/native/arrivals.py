@@ -1,0 +1,82 @@
+"""An open loop: which requests have arrived, decided by one rank of a replica and told to the
+others."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from strategies.placement import Placement
+from workers.engines.native.scheduler import Scheduler
+from workers.messages import Request
+from workers.rank import RankContext
+
+
+class Arrivals:
+    """Keeps the schedulers of a replica's ranks alike where the clock decides.
+
+    The first rank of the replica, on the first stage, looks at its clock and broadcasts (requests
+    arrived, seconds since the start) over a group on the CPU, once before each admission while
+    there are requests to be let in. requests: those of this replica, by arrival. now: seconds since
+    the start. group: the replica's ranks, None where there is one alone.
+    """
+
+    def __init__(
+        self,
+        requests: tuple[Request, ...],
+        now: Callable[[], float],
+        decides: bool,
+        source: int,
+        group: dist.ProcessGroup | None,
+    ) -> None:
+        self._times = [request.arrival_s for request in requests]
+        self._now, self._decides, self._source, self._group = now, decides, source, group
+
+    def tell(self, scheduler: Scheduler, keep_up: Callable[[], None]) -> None:
+        """Let `scheduler` know who has arrived; where nobody is served, wait for the next one.
+
+        keep_up: called on the deciding rank alone; returns once the device is hardly behind the
+        host, so that the moment of the decision is that of the step it is made for.
+        """
+        if not scheduler.queued:
+            return
+        told = torch.zeros(2, dtype=torch.float64)
+        if self._decides:
+            keep_up()
+            if scheduler.is_idle():
+                self._sleep_until(self._times[len(self._times) - scheduler.queued])
+            now = self._now()
+            told[0], told[1] = bisect_right(self._times, now), now
+        if self._group is not None:
+            dist.broadcast(told, self._source, group=self._group)
+        scheduler.arrive(int(told[0]), float(told[1]))
+
+    def _sleep_until(self, at: float) -> None:
+        while (left := at - self._now()) > 0:
+            time.sleep(left)
+
+
+def replica_group(context: RankContext) -> tuple[dist.ProcessGroup | None, int]:
+    """A gloo group of the ranks of this rank's replica, None where it is alone, and the rank that
+    decides.
+
+    Every rank of the placement calls this at the same time: each makes the groups of all replicas.
+    """
+    replicas = _replicas(context.placement)
+    mine: dist.ProcessGroup | None = None
+    for ranks in replicas if len(replicas[0]) > 1 else ():
+        group = dist.new_group(ranks, backend="gloo")
+        mine = group if context.rank in ranks else mine
+    return mine, next(ranks[0] for ranks in replicas if context.rank in ranks)
+
+
+def _replicas(placement: Placement) -> list[list[int]]:
+    """The ranks of each replica, in order; on the first of them sits the first stage."""
+    replicas: dict[int, list[int]] = {}
+    for rank in range(placement.num_ranks):
+        replicas.setdefault(placement.coordinates(rank).get("dp", 0), []).append(rank)
+    return list(replicas.values())

@@ -1,0 +1,54 @@
+"""Greedy and temperature sampling over vocabulary shards; full logits are never gathered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.communicator import Communicator
+from workers.weights import uniform
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """Sampling from one rank's rows of the vocabulary.
+
+    first: the global index of the shard's first token. axis: the mesh axis the vocabulary is cut
+    over, None if it is whole.
+    temperature: 0 = greedy. Seeded noise depends on (seed, request, position, token) alone, so that
+    every layout draws the same tokens.
+    """
+
+    communicator: Communicator
+    first: int
+    axis: str | None
+    temperature: float
+    seed: int
+
+    def __call__(self, logits: Tensor, requests: Tensor, positions: Tensor) -> Tensor:
+        """One token a row. logits: [n, shard]; requests, positions: [n] int64 -> [n] int64.
+
+        Adding Gumbel noise and taking the maximum draws from the softmax (Gumbel-max trick), and a
+        maximum over shards is the maximum of their maxima.
+        """
+        scores = logits.float()
+        if self.temperature > 0:
+            scores = scores / self.temperature + self._gumbel(requests, positions, logits.shape[1])
+        best, token = scores.max(dim=-1)
+        token = token + self.first
+        if self.axis is None:
+            return token
+        # A float32 holds every integer below 2^24 exactly; vocabularies are smaller.
+        candidates = self.communicator.all_gather(
+            torch.stack((best, token.float()), dim=-1), self.axis
+        )
+        winner = candidates[..., 0].argmax(dim=0, keepdim=True)
+        return candidates[..., 1].gather(0, winner)[0].long()
+
+    def _gumbel(self, requests: Tensor, positions: Tensor, width: int) -> Tensor:
+        key = (requests * 1_000_003 + positions) * 69_069 + self.seed
+        token = torch.arange(self.first, self.first + width, device=key.device)
+        noise = uniform(token[None, :], (uniform(key, self.seed) * 2**24).long()[:, None])
+        return -torch.log(-torch.log(noise.clamp(min=1e-7, max=1 - 1e-7)))

@@ -1,0 +1,60 @@
+"""How far a rank is with its run: plain values that the generate loop leaves behind and another
+thread reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+    Moment = torch.cuda.Event | float
+
+IDLE, BUILDING, RUNNING, OBSERVING = range(4)
+
+
+class StepEnd(NamedTuple):
+    """The end of a step.
+
+    at: seconds of `time.perf_counter`, or an event recorded behind the step on the GPU, where the
+    host is ahead: the step is over once the event has passed. tokens: output tokens it makes.
+    running, waiting: requests that have a place and requests that have none yet. pages: KV pages
+    taken.
+    """
+
+    at: Moment
+    phase: str
+    tokens: int
+    running: int
+    waiting: int
+    pages: int
+
+
+@dataclass(slots=True)
+class Progress:
+    """Of one rank. An engine calls `begin` where its run's clock starts and `step` once a step;
+    that is all a run is charged.
+
+    pages: KV pages there are, 0 without a paged cache. reports: this rank reports the requests of
+    its replica, so summing over the ranks that do counts each token once. ends: of the run's steps
+    so far, led by the moment it began; a new list for every run, so that a reader sees where one
+    begins.
+    """
+
+    state: int = IDLE
+    pages: int = 0
+    reports: bool = False
+    ends: list[StepEnd] = field(default_factory=list)
+
+    def begin(self, at: Moment, pages: int = 0, reports: bool = True) -> None:
+        self.pages, self.reports = pages, reports
+        self.ends = [StepEnd(at, "", 0, 0, 0, 0)]
+
+    def step(
+        self, at: Moment, phase: str, tokens: int, running: int, waiting: int, pages: int = 0
+    ) -> None:
+        self.ends.append(StepEnd(at, phase, tokens, running, waiting, pages))
+
+    def end(self) -> None:
+        self.ends = []
