@@ -77,3 +77,14 @@ def _pipeline(placement: Placement, rank: int, hidden: int, tokens: int, add) ->
     add("send", "pp", int(at < last), hidden)
     add("recv", "pp", int(at > 0), hidden)
     add("broadcast", "pp", 1, tokens)
+
+
+def bus_factor(op: str, ranks: int) -> float:
+    """Bytes that cross each link, as a multiple of the message: PERFORMANCE.md of nccl-tests.
+
+    The message is the tensor of an all-reduce or a send, what an all-gather makes, what a
+    reduce-scatter takes.
+    """
+    if op == "all_reduce":
+        return 2 * (ranks - 1) / ranks
+    return (ranks - 1) / ranks if op in ("all_gather", "reduce_scatter") else 1.0

@@ -1,161 +1,158 @@
-"""Schemas of what a rank reports (pyarrow only). Every numeric field carries its unit in its
-metadata."""
+"""The rows of what a rank reports. Every table of a run is made of these, whatever the engine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import pyarrow as pa
+from workers.rows import Table, column, row
 
-SCHEMA_VERSION = 1
-
-
-def column(name: str, kind: pa.DataType, unit: str | None = None) -> pa.Field:
-    """A nullable field, with `unit` in its metadata."""
-    return pa.field(name, kind, metadata={"unit": unit} if unit else None)
+COMPUTE = "compute"  # the kind of a span in which a rank communicates with nobody
+PREFILL, DECODE = "prefill", "decode"  # the phases
 
 
-def table_schema(name: str, fields: Iterable[pa.Field]) -> pa.Schema:
-    """A schema that knows its table's name and its version."""
-    return pa.schema(list(fields), metadata={"table": name, "schema_version": str(SCHEMA_VERSION)})
+@row
+class RequestRow:
+    """One request. Times are seconds since the start of the run on the reporting rank's clock."""
+
+    request_index: int = column("number of the request in the work, from 0", "1")
+    replica: int = column("data-parallel replica that served it", "1")
+    input_len: int = column("tokens of its prompt", "tokens")
+    output_len: int = column("tokens that were made", "tokens")
+    arrival_s: float = column(
+        "when it arrived: in an open loop as scheduled, in a closed one when the request before it "
+        "in its seat had ended",
+        "s",
+    )
+    admitted_s: float | None = column("open loop only: when the scheduler let it in", "s")
+    token_times_s: Sequence[float] = column("when each token was on the host", "s")
+    output_token_ids: Sequence[int] | None = column("the tokens; kept for a detailed run", "1")
 
 
-# One row per request. Times are seconds since the start of the run on the reporting rank's clock.
-REQUESTS = table_schema(
-    "requests",
-    [
-        column("request_index", pa.int32(), "1"),
-        column("replica", pa.int32(), "1"),
-        column("input_len", pa.int32(), "tokens"),
-        column("output_len", pa.int32(), "tokens"),
-        column("arrival_s", pa.float64(), "s"),
-        column("admitted_s", pa.float64(), "s"),  # open loop only: when the scheduler let it in
-        column("token_times_s", pa.list_(pa.float64()), "s"),
-        column("output_token_ids", pa.list_(pa.int32()), "1"),
-    ],
-)
+@row
+class StepRow:
+    """One engine step of a rank: one micro-batch through its stage."""
 
-# One row per engine step (one micro-batch through this rank's stage) and rank.
-STEPS = table_schema(
-    "steps",
-    [
-        column("rank", pa.int32(), "1"),
-        column("step", pa.int32(), "1"),
-        column("phase", pa.string()),
-        column("micro_batch", pa.int32(), "1"),
-        column("num_requests", pa.int32(), "1"),
-        column("num_tokens", pa.int32(), "tokens"),
-        column("end_s", pa.float64(), "s"),
-    ],
-)
-
-# One row per (phase, operation, mesh axis) and rank. Bytes are message sizes as nccl-tests counts
-# them, summed over calls.
-COLLECTIVES = table_schema(
-    "collectives",
-    [
-        column("rank", pa.int32(), "1"),
-        column("phase", pa.string()),
-        column("op", pa.string()),
-        column("axis", pa.string()),
-        column("calls", pa.int64(), "1"),
-        column("bytes", pa.int64(), "B"),
-    ],
-)
-
-# One row per sample of a rank and GPU; where there is no GPU, one of the process alone. Times are
-# those of REQUESTS. What could not be read is null. Energy and the bytes of NVLink and PCIe count
-# from the run's first sample; `process_cpu_pct` is of one core.
-TELEMETRY = table_schema(
-    "telemetry",
-    [
-        column("rank", pa.int32(), "1"),
-        column("process_id", pa.int64(), "1"),
-        column("gpu", pa.int32(), "1"),
-        column("gpu_uuid", pa.string()),
-        column("time_s", pa.float64(), "s"),
-        column("gpu_utilization_pct", pa.int32(), "%"),
-        column("memory_utilization_pct", pa.int32(), "%"),
-        column("memory_used_bytes", pa.int64(), "B"),
-        column("sm_clock_mhz", pa.int32(), "MHz"),
-        column("memory_clock_mhz", pa.int32(), "MHz"),
-        column("power_w", pa.float64(), "W"),
-        column("energy_mj", pa.int64(), "mJ"),
-        column("temperature_c", pa.int32(), "degC"),
-        column("throttle_reasons", pa.int64(), "1"),
-        column("throttle_names", pa.list_(pa.string())),
-        column("nvlink_tx_bytes", pa.int64(), "B"),
-        column("nvlink_rx_bytes", pa.int64(), "B"),
-        column("pcie_tx_bytes", pa.int64(), "B"),
-        column("pcie_rx_bytes", pa.int64(), "B"),
-        column("gpu_process_ids", pa.list_(pa.int64()), "1"),
-        column("process_cpu_pct", pa.float64(), "%"),
-        column("process_rss_bytes", pa.int64(), "B"),
-    ],
-)
-
-# One row per stretch of compute, and per communication call, of an observed run. Steps are those of
-# STEPS. Times are microseconds on a clock that the ranks of one node share; `axis` and `bytes` are
-# null for compute. `call_phase` is that of the
-# tokens a call carried: a stage receives those of the last prompts within its first decode step.
-COMPUTE = "compute"
-SPANS = table_schema(
-    "spans",
-    [
-        column("rank", pa.int32(), "1"),
-        column("phase", pa.string()),
-        column("step", pa.int32(), "1"),
-        column("kind", pa.string()),
-        column("axis", pa.string()),
-        column("call_phase", pa.string()),
-        column("bytes", pa.int64(), "B"),
-        column("start_us", pa.float64(), "us"),
-        column("end_us", pa.float64(), "us"),
-    ],
-)
-
-# One row per thing that a node was measured to do (`orchestrator calibrate`). kind: cache, hbm,
-# gemm, decode_gemm or collective;
-# mode: eager or graph; group: the ranks that took part in a collective. `bytes` are those that went
-# through memory or, of a collective, the message as nccl-tests counts it.
-FABRIC = table_schema(
-    "fabric",
-    [
-        column("host", pa.string()),
-        column("device_name", pa.string()),
-        column("kind", pa.string()),
-        column("op", pa.string()),
-        column("dtype", pa.string()),
-        column("mode", pa.string()),
-        column("rank", pa.int32(), "1"),
-        column("group", pa.list_(pa.int32()), "1"),
-        column("group_size", pa.int32(), "1"),
-        column("bytes", pa.int64(), "B"),
-        column("time_us", pa.float64(), "us"),
-        column("algbw", pa.float64(), "GB/s"),
-        column("busbw", pa.float64(), "GB/s"),
-        column("tflops", pa.float64(), "TFLOP/s"),
-    ],
-)
+    rank: int = column("rank of the placement", "1")
+    step: int = column("number of the step in the run, from 0", "1")
+    phase: str = column("prefill or decode")
+    micro_batch: int = column("which of the micro-batches in flight", "1")
+    num_requests: int = column("requests in the step", "requests")
+    num_tokens: int = column("tokens that went through the stage", "tokens")
+    end_s: float = column("when it ended, since the start of the run", "s")
 
 
-def bus_factor(op: str, ranks: int) -> float:
-    """Bytes that cross each link, as a multiple of the message: PERFORMANCE.md of nccl-tests.
+@row
+class CollectiveRow:
+    """The calls of one operation over one mesh axis in one phase, of one rank."""
 
-    The message is the tensor of an all-reduce or a send, what an all-gather makes, what a
-    reduce-scatter takes.
+    rank: int = column("rank of the placement", "1")
+    phase: str = column("phase of the tokens that the calls carried")
+    op: str = column("operation, as all_reduce")
+    axis: str = column("mesh axis of its group")
+    calls: int = column("calls", "1")
+    bytes: int | None = column(
+        "message sizes, summed over calls: the tensor of an all-reduce, a broadcast or a send, the "
+        "gathered output of an all-gather",
+        "B",
+        source="nccl-tests, PERFORMANCE.md",
+    )
+
+
+@row
+class SampleRow:
+    """One sample of a rank and GPU; where there is no GPU, one of the process alone.
+
+    Times are those of the requests. What could not be read is null. Energy and the bytes of NVLink
+    and PCIe count from the run's first sample.
     """
-    if op == "all_reduce":
-        return 2 * (ranks - 1) / ranks
-    return (ranks - 1) / ranks if op in ("all_gather", "reduce_scatter") else 1.0
+
+    rank: int = column("rank whose process sampled", "1")
+    process_id: int = column("number of that process", "1")
+    gpu: int | None = column("GPU as torch counts", "1")
+    gpu_uuid: str | None = column("its UUID as NVML writes it")
+    time_s: float = column("when, since the start of the run", "s")
+    gpu_utilization_pct: int | None = column("time in which the GPU ran a kernel", "%")
+    memory_utilization_pct: int | None = column("time in which its memory was read or written", "%")
+    memory_used_bytes: int | None = column("memory that is taken on it", "B")
+    sm_clock_mhz: int | None = column("clock of its multiprocessors", "MHz")
+    memory_clock_mhz: int | None = column("clock of its memory", "MHz")
+    power_w: float | None = column("power that it draws", "W")
+    energy_mj: int | None = column("its energy counter, since the first sample", "mJ")
+    temperature_c: int | None = column("its temperature", "degC")
+    throttle_reasons: int | None = column("NVML's mask of what holds its clocks down", "1")
+    throttle_names: Sequence[str] | None = column("the same in words")
+    nvlink_tx_bytes: int | None = column("sent over NVLink, since the first sample", "B")
+    nvlink_rx_bytes: int | None = column("received over NVLink, since the first sample", "B")
+    pcie_tx_bytes: int | None = column("sent over PCIe, since the first sample", "B")
+    pcie_rx_bytes: int | None = column("received over PCIe, since the first sample", "B")
+    gpu_process_ids: Sequence[int] | None = column("processes that compute on it", "1")
+    process_cpu_pct: float | None = column("processor time of this process, of one core", "%")
+    process_rss_bytes: int | None = column("memory that this process has resident", "B")
+
+
+@row
+class SpanRow:
+    """A stretch of compute, or a communication call, of an observed run.
+
+    Times are on a clock that the ranks of one node share. Steps are those of the steps table.
+    """
+
+    rank: int = column("rank of the placement", "1")
+    phase: str = column("phase of the step")
+    step: int = column("number of the step", "1")
+    kind: str = column("compute, or the operation of a call")
+    axis: str | None = column("mesh axis of a call's group")
+    call_phase: str | None = column(
+        "phase of the tokens that a call carried: a stage receives those of the last prompts "
+        "within its first decode step"
+    )
+    bytes: int | None = column("size of a call's message", "B")
+    start_us: float = column("when it began", "us")
+    end_us: float = column("when it ended", "us")
+
+
+@row
+class FabricRow:
+    """One thing that a node was measured to do by `orchestrator calibrate`."""
+
+    host: str = column("name of the machine")
+    device_name: str = column("name of the device")
+    kind: str = column("cache, hbm, gemm, decode_gemm or collective")
+    op: str = column("what was done: copy, m x n x k, all_reduce ...")
+    dtype: str | None = column("element type")
+    mode: str | None = column("eager or graph")
+    rank: int = column("rank that reports", "1")
+    group: Sequence[int] | None = column("ranks that took part in a collective", "1")
+    group_size: int = column("how many these are", "1")
+    bytes: int = column(
+        "bytes that went through memory or, of a collective, the message",
+        "B",
+        source="nccl-tests, PERFORMANCE.md",
+    )
+    time_us: float | None = column("median time of a call", "us")
+    algbw: float | None = column("bytes over time", "GB/s")
+    busbw: float | None = column(
+        "algbw times the bus factor of the operation", "GB/s", source="nccl-tests, PERFORMANCE.md"
+    )
+    tflops: float | None = column("arithmetic rate", "TFLOP/s")
+
+
+REQUESTS = Table("requests", RequestRow)
+STEPS = Table("steps", StepRow)
+COLLECTIVES = Table("collectives", CollectiveRow)
+TELEMETRY = Table("telemetry", SampleRow)
+SPANS = Table("spans", SpanRow)
+FABRIC = Table("fabric", FabricRow)
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call as the host saw it: start and end in seconds of `time.perf_counter`; both 0 inside a
-    replayed graph."""
+    """One communication call as the host saw it.
+
+    bytes: its message as nccl-tests counts it. start, end: seconds of `time.perf_counter`; both 0
+    inside a replayed graph.
+    """
 
     op: str
     axis: str
@@ -163,8 +160,3 @@ class Call:
     phase: str
     start: float = 0.0
     end: float = 0.0
-
-
-def to_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Rows as a table of `schema`."""
-    return pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
