@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Generic, Literal, TypeVar, dataclass_transform
@@ -21,6 +21,8 @@ import pyarrow as pa
 SCHEMA_VERSION = 2
 OverRuns = Literal["mean", "median", "first", "max"]
 R = TypeVar("R")
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 ARROW_TYPES: Mapping[Any, pa.DataType] = {
     int: pa.int64(),
     float: pa.float64(),
@@ -138,6 +140,12 @@ def nothing(kind: type[R]) -> R:
     return _made(kind, lambda _: None)
 
 
+def widened(kind: type[R], narrow: object, **more: object) -> R:
+    """A row of `kind`, which has the fields of `narrow` and those in `more`."""
+    fields: dict[str, Any] = {**vars(narrow), **more}
+    return kind(**fields)
+
+
 def reduced(
     kind: type[R], rows: Sequence[R], functions: Mapping[OverRuns, Callable[[list[Any]], Any]]
 ) -> R:
@@ -170,43 +178,53 @@ def _nested(kind: Any, values: Mapping[tuple[str, ...], Any], path: tuple[str, .
 
 @dataclass(frozen=True)
 class Table(Generic[R]):
-    """A table: its name, and the type of its rows."""
+    """A table: its name, and the type of its rows.
+
+    only: which columns of the row type are columns of the table; the others are None in rows that
+    are read. None: all.
+    """
 
     name: str
     kind: type[R]
+    only: Callable[[Column], object] | None = None
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of the table, in order."""
+        return tuple(one for one in columns(self.kind) if self.only is None or self.only(one))
 
     @cached_property
     def schema(self) -> pa.Schema:
         """The Arrow schema, with the table's name and the schema's version in its metadata."""
-        return schema_of(self.name, columns(self.kind))
+        about = {"table": self.name, "schema_version": str(SCHEMA_VERSION)}
+        return pa.schema([column.field for column in self.columns], metadata=about)
 
     def make(self, rows: Iterable[R]) -> pa.Table:
         """Rows as an Arrow table."""
         kept = list(rows)
         arrays = [
-            pa.array([column.of(one) for one in kept], type=column.type)
-            for column in columns(self.kind)
+            pa.array([column.of(one) for one in kept], type=column.type) for column in self.columns
         ]
         return pa.Table.from_arrays(arrays, schema=self.schema)
 
     def rows(self, table: pa.Table) -> list[R]:
-        """The rows of an Arrow table; columns that this row type does not have are left out.
+        """The rows of an Arrow table; columns that this table does not have are left out.
 
         Raises KeyError with the name of a column that is not there.
         """
-        known = columns(self.kind)
-        values = [_values(table.column(column.name)) for column in known]
-        paths = [column.path for column in known]
+        unknown = dict.fromkeys(column.path for column in columns(self.kind))
+        values = [_values(table.column(column.name)) for column in self.columns]
+        paths = [column.path for column in self.columns]
         return [
-            typing.cast(R, _nested(self.kind, dict(zip(paths, one, strict=True)), ()))
+            typing.cast(
+                R, _nested(self.kind, {**unknown, **dict(zip(paths, one, strict=True))}, ())
+            )
             for one in zip(*values, strict=True)
         ]
 
-
-def schema_of(name: str, of: Iterable[Column]) -> pa.Schema:
-    """The Arrow schema of a table with these columns."""
-    about = {"table": name, "schema_version": str(SCHEMA_VERSION)}
-    return pa.schema([column.field for column in of], metadata=about)
+    def data(self, rows: Iterable[R]) -> list[dict[str, object]]:
+        """Rows as plain data for `json.dumps`: the columns of the table by name."""
+        return [{column.name: column.of(one) for column in self.columns} for one in rows]
 
 
 def _values(found: pa.ChunkedArray) -> list[Any]:
@@ -214,3 +232,11 @@ def _values(found: pa.ChunkedArray) -> list[Any]:
     if not pa.types.is_list(found.type):
         return values
     return [None if value is None else tuple(value) for value in values]
+
+
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Items that agree in `key` together, in the order of the first of each."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups

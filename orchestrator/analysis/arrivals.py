@@ -1,52 +1,49 @@
-"""Open loops: when requests arrive, and how long they waited to be let in."""
+"""Open loops: how requests arrived, and how long they waited to be let in."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from workers.records import column
-
-FIELDS = (
-    column("request_rate", pa.float64(), "requests/s"),
-    column("burstiness", pa.float64(), "1"),
-    column("mean_schedule_delay_ms", pa.float64(), "ms"),
-    column("median_schedule_delay_ms", pa.float64(), "ms"),
-    column("p99_schedule_delay_ms", pa.float64(), "ms"),
-)
-STREAM = 2  # tells these numbers from those of the prompts
+from workers.rows import column, row
 
 
-def times(count: int, rate: float, burstiness: float, seed: int) -> list[float]:
-    """When `count` requests arrive, in seconds since the start, at `rate` a second; equal for equal
-    arguments.
+@row
+class Arrivals:
+    """Requests of an open loop; null in a closed one, whose requests wait for a seat of theirs."""
 
-    As vLLM's serving benchmark has it: gaps are gamma distributed with shape `burstiness` and scale
-    1 / (rate x burstiness), so 1 is a Poisson process, less is burstier, more is more even; then
-    all are stretched so that the last arrives at count / rate.
-    """
-    gaps = np.random.default_rng((seed, STREAM)).gamma(burstiness, 1.0 / (rate * burstiness), count)
-    arrivals = np.cumsum(gaps)
-    return [float(at) for at in arrivals * (count / rate / arrivals[-1])] if count else []
-
-
-def of_requests(requests: pa.Table) -> dict[str, Any]:
-    """mean_, median_ and p99_schedule_delay_ms: from the scheduled arrival to being let in; nothing
-    for a closed loop.
-
-    requests: in the schema REQUESTS. The delay is the client's own queue: for a slot, for KV, for
-    the step under way.
-    """
-    rows = requests.select(["arrival_s", "admitted_s"]).to_pylist()
-    delays = np.array(
-        [row["admitted_s"] - row["arrival_s"] for row in rows if row["admitted_s"] is not None]
+    request_rate: float | None = column(
+        "requests that arrive a second", "requests/s", over_runs="first"
     )
-    if not delays.size:
-        return {}
-    return {
-        "mean_schedule_delay_ms": float(1e3 * delays.mean()),
-        "median_schedule_delay_ms": float(1e3 * np.median(delays)),
-        "p99_schedule_delay_ms": float(1e3 * np.percentile(delays, 99)),
-    }
+    burstiness: float | None = column(
+        "shape of the gamma distributed gaps between them; 1 is a Poisson process",
+        "1",
+        source="vLLM, benchmarks/benchmark_serving.py",
+        over_runs="first",
+    )
+    mean_schedule_delay_ms: float | None = column(
+        "from a request's scheduled arrival to being let in, mean: the client's own queue, for a "
+        "seat, for KV, for the step under way",
+        "ms",
+        over_runs="median",
+    )
+    median_schedule_delay_ms: float | None = column("the same, median", "ms", over_runs="median")
+    p99_schedule_delay_ms: float | None = column(
+        "the same, 99th percentile", "ms", over_runs="median"
+    )
+
+
+def arrivals_of(
+    requests: pa.Table, request_rate: float | None, burstiness: float | None
+) -> Arrivals:
+    """How requests arrived and were let in. requests: table REQUESTS."""
+    known = requests.filter(requests.column("admitted_s").is_valid())
+    admitted, arrived = (np.asarray(known.column(name)) for name in ("admitted_s", "arrival_s"))
+    delays = 1e3 * (admitted - arrived)
+    return Arrivals(
+        request_rate=request_rate,
+        burstiness=burstiness,
+        mean_schedule_delay_ms=float(delays.mean()) if delays.size else None,
+        median_schedule_delay_ms=float(np.median(delays)) if delays.size else None,
+        p99_schedule_delay_ms=float(np.percentile(delays, 99)) if delays.size else None,
+    )
