@@ -96,7 +96,7 @@ def _free(path: Path) -> Path:
 def folder(experiment: Experiment) -> Path:
     """The folder of all reports: in the results; of a cluster that was joined, on the node where a
     rank ran, in /tmp."""
-    from orchestrator.store.results import folder_of
+    from orchestrator.store.folders import folder_of
 
     results = folder_of(experiment)
     return (

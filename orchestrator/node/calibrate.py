@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,7 +14,7 @@ from orchestrator.cluster.connection import Cluster, connect
 from orchestrator.cluster.group import RunFailed, WorkerGroup
 from orchestrator.errors import UserError
 from orchestrator.node import fabric, links
-from orchestrator.store import results
+from orchestrator.store.arrow_files import write_part
 from strategies.placement import Placement
 from strategies.shapes import ModelShape
 from workers import engines
@@ -53,9 +53,8 @@ def calibrate(
     path = (out or fabric.folder(host=table.column("host")[0].as_py())) / fabric.FILE
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        results.write_part(path, table)
-        fits = pa.Table.from_pylist([asdict(fit) for fit in fabric.fits(table)], schema=fabric.FITS)
-        results.write_part(path.with_name(fabric.FITS_FILE), fits)
+        write_part(path, table)
+        write_part(path.with_name(fabric.FITS_FILE), fabric.FITS.make(fabric.fits(table)))
     except OSError as error:
         raise UserError(
             f"{path} cannot be written: {error.strerror}; give another --out"

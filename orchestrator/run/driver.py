@@ -10,8 +10,8 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.analysis import goodput
-from orchestrator.analysis.compare import compare
+from orchestrator.analysis.compare import COMPARED, compare
+from orchestrator.analysis.load import summaries
 from orchestrator.cluster.connection import connect
 from orchestrator.errors import INTERRUPTED
 from orchestrator.experiment import Experiment
@@ -20,9 +20,10 @@ from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.run import manifest
 from orchestrator.run.interleaving import Turns
 from orchestrator.run.jobs import Job
-from orchestrator.run.turn import Progress, Turn
-from orchestrator.store import results
-from orchestrator.store.results import Store
+from orchestrator.run.progress import Progress
+from orchestrator.run.turn import Turn
+from orchestrator.store.folders import check_version, folder_of, now
+from orchestrator.store.store import Store
 from workers.probes.gauges import Exposure
 
 
@@ -36,8 +37,8 @@ def run_experiment(
     nothing left running.
     """
     calibration = fabric.look_up(experiment.fabric, experiment.result_dir)
-    store = Store(results.folder_of(experiment))
-    results.check_version(store.folder)
+    store = Store(folder_of(experiment))
+    check_version(store.folder)
     jobs = [Job(deployment, experiment, store, calibration) for deployment in planned]
     left = sum(len(job.missing(cell)) for job in jobs for cell in job.deployment.cells)
     progress.begin(
@@ -55,7 +56,7 @@ def run_experiment(
         raise SystemExit(INTERRUPTED) from None
     finally:
         _write_comparison(store, experiment)
-    store.update_manifest(finished_at=results.now())
+    store.update_manifest(finished_at=now())
     return store.folder
 
 
@@ -72,7 +73,7 @@ def _run(jobs: Sequence[Job], experiment: Experiment, store: Store, progress: Pr
             Turns("no" if experiment.nsys else experiment.interleave, len(jobs)),
         )
         try:
-            for number in itertools.count(store.next_turn()):
+            for number in itertools.count(_next_turn(store)):
                 todo = [job for job in jobs if job.unfinished()]
                 if not todo:
                     break
@@ -85,9 +86,12 @@ def _run(jobs: Sequence[Job], experiment: Experiment, store: Store, progress: Pr
             exposure.stop()
 
 
+def _next_turn(store: Store) -> int:
+    """The number of the next turn of layouts: one more than that of any run that is kept."""
+    return 1 + max((run.conditions.turn for run in summaries(store)), default=-1)
+
+
 def _write_comparison(store: Store, experiment: Experiment) -> None:
-    summary = store.read("summary")
-    if summary is not None:
-        if experiment.goodput:
-            summary = goodput.recomputed(summary, store.read("requests"), experiment.goodput)
-        store.write_comparison(compare(summary))
+    runs = summaries(store, experiment.goodput)
+    if runs:
+        store.write_comparison(COMPARED.make(compare(runs)))

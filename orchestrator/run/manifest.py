@@ -11,9 +11,9 @@ from typing import Any
 from orchestrator.cluster import hardware
 from orchestrator.cluster.connection import Cluster
 from orchestrator.errors import UserError
-from orchestrator.experiment import Cell, Experiment
-from orchestrator.store import results
-from orchestrator.store.results import Store
+from orchestrator.experiment import Cell, Experiment, identity_of
+from orchestrator.store.folders import now
+from orchestrator.store.store import Store
 from workers.versions import versions
 
 # Fields whose lists grow from command to command in one folder of results, and what all of its runs
@@ -38,9 +38,9 @@ def write(store: Store, experiment: Experiment, cells: Sequence[Cell], cluster: 
     _check_same_machine(store, before, cluster)
     gpus = hardware.gpus()
     store.update_manifest(
-        started_at=before.get("started_at", results.now()),
+        started_at=before.get("started_at", now()),
         experiment=_asked(experiment, before),
-        identity=experiment.identity,
+        identity=identity_of(experiment),
         cells=sorted({*before.get("cells", []), *(cell.name for cell in cells)}),
         device=cluster.device,
         topology=[asdict(device) for device in cluster.topology().devices],
