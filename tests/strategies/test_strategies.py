@@ -21,7 +21,7 @@ from strategies import (
     discover,
     memory,
     parse,
-    plan,
+    plan_layout,
     traffic,
 )
 from strategies.pipeline import balance
@@ -55,7 +55,7 @@ def shape(**changes: int | bool) -> ModelShape:
 
 
 def planned(name: str, model: ModelShape | None = None) -> Placement:
-    return plan(name, model or shape(), LOAD, Topology.uniform(64), INSTALLED).placement
+    return plan_layout(name, model or shape(), LOAD, Topology.uniform(64), INSTALLED).placement
 
 
 @st.composite
@@ -173,11 +173,11 @@ def overlap(a: tuple[tuple[int, int], ...], b: tuple[tuple[int, int], ...]) -> b
 @given(models(), DEGREES, st.integers(1, 4), st.integers(1, 3))
 def test_the_order_of_parts_does_not_matter(model: ModelShape, tp: int, pp: int, dp: int) -> None:
     try:
-        expected = plan(f"tp{tp}pp{pp}dp{dp}", model, LOAD, Topology.uniform(64), INSTALLED)
+        expected = plan_layout(f"tp{tp}pp{pp}dp{dp}", model, LOAD, Topology.uniform(64), INSTALLED)
     except LayoutError:
         return
     for parts in itertools.permutations([f"tp{tp}", f"pp{pp}", f"dp{dp}"]):
-        assert plan("".join(parts), model, LOAD, Topology.uniform(64), INSTALLED) == expected
+        assert plan_layout("".join(parts), model, LOAD, Topology.uniform(64), INSTALLED) == expected
 
 
 @PROPERTY
@@ -307,7 +307,7 @@ def test_zero_stores_a_share_and_computes_with_the_whole() -> None:
     ],
 )
 def test_a_layout_has_one_canonical_name(name: str, canonical: str) -> None:
-    assert plan(name, shape(), LOAD, Topology.uniform(12), INSTALLED).name == canonical
+    assert plan_layout(name, shape(), LOAD, Topology.uniform(12), INSTALLED).name == canonical
 
 
 def test_a_name_is_keys_with_numbers() -> None:
@@ -364,11 +364,11 @@ def test_a_broken_strategy_is_named_and_the_others_work() -> None:
         **INSTALLED,
         "bad": Installed("bad", "bad-package", None, "ImportError: no such thing"),
     }
-    assert plan("tp2", shape(), LOAD, Topology.uniform(2), installed).name == "tp2"
+    assert plan_layout("tp2", shape(), LOAD, Topology.uniform(2), installed).name == "tp2"
     with pytest.raises(
         LayoutError, match="'bad' from bad-package could not be loaded: ImportError: no such thing"
     ):
-        plan("bad2", shape(), LOAD, Topology.uniform(2), installed)
+        plan_layout("bad2", shape(), LOAD, Topology.uniform(2), installed)
 
 
 def fails(*_: Any) -> Placement:
@@ -388,7 +388,7 @@ def test_a_strategy_that_fails_is_a_refusal(refine: Any, why: str) -> None:
     with pytest.raises(
         LayoutError, match=f"tp2bad2: the strategy 'bad' from bad-package failed: {why}"
     ):
-        plan("tp2bad2", shape(), LOAD, Topology.uniform(4), installed)
+        plan_layout("tp2bad2", shape(), LOAD, Topology.uniform(4), installed)
 
 
 def test_two_strategies_of_one_name_are_refused_and_reported(
@@ -409,4 +409,4 @@ def test_two_strategies_of_one_name_are_refused_and_reported(
     with pytest.raises(
         LayoutError, match=f"tp2: the strategy 'tp' from {sources} could not be loaded"
     ):
-        plan("tp2", shape(), LOAD, Topology.uniform(4), found)
+        plan_layout("tp2", shape(), LOAD, Topology.uniform(4), found)
