@@ -174,8 +174,8 @@ class _Cut:
         split, dims = self.split, len(self.sizes)
         if not 0 <= split.dim < dims:
             raise LayoutError(
-                f"{self.name} is cut along dim {split.dim}, but it has {dims} {_plural(dims, 'dim')}"
-                f"; use {_numbers(dims)}"
+                f"{self.name} is cut along dim {split.dim}, but it has {dims} "
+                f"{_plural(dims, 'dim')}; use {_numbers(dims)}"
             )
         for size in self.sizes[split.dim]:
             if split.parts is None:
