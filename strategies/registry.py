@@ -195,6 +195,9 @@ def _clash(one: Installed, other: Installed) -> Installed:
 
 def _load(point: EntryPoint) -> Installed:
     source = point.dist.name if point.dist else point.value
+    if not re.fullmatch("[a-z]+", point.name):
+        error = "no layout can name it; a key is letters from a to z"
+        return Installed(point.name, source, None, error)
     try:
         refine = point.load()
     except Exception as error:  # a plug-in may raise anything; it must not take the others with it
