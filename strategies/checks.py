@@ -24,6 +24,7 @@ def check(placement: Placement, model: ModelShape) -> None:
     _check_axes(placement)
     _check_patterns(placement, model)
     _check_layers(placement, model)
+    _check_ends(placement)
     _check_stages(placement)
     _check_work_differs(placement, _cut_axes(placement, model))
 
@@ -116,29 +117,28 @@ def _nearest(pattern: str, model: ModelShape) -> str:
 
 
 def _check_layers(placement: Placement, model: ModelShape) -> None:
-    """Every layer is on one stage, and so are the embedding and the head."""
-    stages = placement.stages
-    counts = Counter(layer for stage in stages for layer in stage.layers)
-    wanted = range(model.num_layers)
-    for wrong, what in (
-        (sorted(layer for layer in counts if layer not in wanted), "name"),
-        ([layer for layer in wanted if not counts[layer]], "leave out"),
-        ([layer for layer in wanted if counts[layer] > 1], "name more than once"),
+    """Every layer of the model is on one stage, and no other is."""
+    counts = Counter(layer for stage in placement.stages for layer in stage.layers)
+    layers = range(model.num_layers)
+    for wrong, where in (
+        (sorted(counts.keys() - set(layers)), f"not in {model.name}"),
+        ([layer for layer in layers if not counts[layer]], "on no stage"),
+        ([layer for layer in layers if counts[layer] > 1], "on more than one stage"),
     ):
         if wrong:
+            what = _plural(len(wrong), "layer {} is", "layers {} are").format(_short(wrong))
             raise LayoutError(
-                f"the stages {what} the {_plural(len(wrong), 'layer')} {_short(wrong)}; every "
-                f"layer from 0 to {model.num_layers - 1} belongs to one stage"
+                f"{what} {where}; put every layer, {_span(len(layers))}, on one stage"
             )
-    for flag, count in (
-        ("embed", sum(s.embed for s in stages)),
-        ("head", sum(s.head for s in stages)),
-    ):
+
+
+def _check_ends(placement: Placement) -> None:
+    """One stage has the embedding and one has the head."""
+    for flag in ("embed", "head"):
+        count = sum(getattr(stage, flag) for stage in placement.stages)
         if count != 1:
-            raise LayoutError(
-                f"{count or 'no'} {_plural(count, 'stage has', 'stages have')} {flag}=True; "
-                "exactly one must"
-            )
+            found = f"{count} stages have" if count else "no stage has"
+            raise LayoutError(f"{found} {flag}=True; set it for one stage")
 
 
 def _check_stages(placement: Placement) -> None:
@@ -148,7 +148,7 @@ def _check_stages(placement: Placement) -> None:
     for pp_rank in sorted(used - set(range(degree))):
         raise LayoutError(
             f"a stage is on pp_rank {pp_rank}, but the axis pp has {degree} "
-            f"{_plural(degree, 'rank')}; use 0 to {degree - 1}, or with_stages, which adds the axis"
+            f"{_plural(degree, 'rank')}; use {_span(degree)}, or with_stages, which adds the axis"
         )
     for pp_rank in sorted(set(range(degree)) - used):
         raise LayoutError(
@@ -265,6 +265,10 @@ def _plural(count: int, one: str, many: str = "") -> str:
 
 def _numbers(count: int) -> str:
     return " or ".join(map(str, range(count)))
+
+
+def _span(count: int) -> str:
+    return f"0 to {count - 1}" if count > 1 else "0"
 
 
 def _short(numbers: Iterable[int], most: int = 8) -> str:
