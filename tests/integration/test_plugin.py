@@ -18,7 +18,8 @@ EXAMPLES = (ROOT / "examples" / "mlp_tp", ROOT / "examples" / "pp_front")
 def orchestrator(
     *arguments: str, plugins: Path, timeout: float = 120
 ) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(plugins)}
+    """The command line of this checkout, with `plugins` on its path."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(plugins), str(ROOT)))}
     command = [sys.executable, "-m", "orchestrator.cli", *arguments]
     return subprocess.run(
         command, env=environment, cwd=plugins, capture_output=True, text=True, timeout=timeout
