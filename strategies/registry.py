@@ -23,6 +23,7 @@ BUILT_IN_ORDER = ("tp", "pp", "dp")
 # The greatest number of a part: a slip of the finger must not fill the memory with ranks.
 MOST = 4096
 
+# A strategy: the placement so far and the number behind its key make a refined placement.
 Refine = Callable[[Placement, int, ModelShape, Load, Topology], Placement]
 
 
