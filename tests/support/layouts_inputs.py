@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from strategies import LayoutError, Load, ModelShape, Placement, Topology, discover, plan_layout
+from strategies import (
+    Installed,
+    Layout,
+    LayoutError,
+    Load,
+    ModelShape,
+    Placement,
+    Topology,
+    discover,
+    plan_layout,
+)
 
 LOAD = Load(16, 16, 8)
 INSTALLED = discover()
 PROPERTY = settings(deadline=None, max_examples=60)  # the machine may be busy with other tests
+Make = Callable[[Placement], Placement]
 DEGREES = st.sampled_from([1, 2, 3, 4, 6, 8])
 
 
@@ -69,3 +85,20 @@ def layouts(draw: st.DrawFn) -> tuple[ModelShape, str, Placement]:
         return model, name, planned(name, model)
     except LayoutError:
         return model, "tp1", Placement.single(model)
+
+
+def planned_with(make: Make, name: str = "x2", model: ModelShape | None = None) -> Layout:
+    """A layout with the strategy `x`, which makes what `make` makes."""
+
+    def x(placement: Placement, *_: Any) -> Placement:
+        return make(placement)
+
+    installed = {**INSTALLED, "x": Installed("x", "x-package", x)}
+    return plan_layout(name, model or shape(), LOAD, Topology.uniform(8), installed)
+
+
+def refused(make: Make, message: str, name: str = "x2") -> None:
+    """`make` is refused with exactly `message`, behind the strategy's name and package."""
+    blame = f"{name}: the strategy 'x' from x-package made a placement that cannot run: "
+    with pytest.raises(LayoutError, match=f"^{re.escape(blame + message)}$"):
+        planned_with(make, name)
