@@ -1,5 +1,5 @@
-"""What tests share: one local Ray with the engine of `fake_engine` installed, and the marks that say
-what a test needs."""
+"""What tests share: one local Ray with the engine of `fake_engine` installed, and the marks that
+say what a test needs."""
 
 from __future__ import annotations
 
