@@ -24,6 +24,7 @@ FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml"))
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`[^`\n]+`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+LINE_LINK = re.compile(r"\[`(?:\w+\.)*(\w+)(?:\(\))?`\]\(([^)#\s]+)#L(\d+)\)")  # [`name`](file#L3)
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 PATH = re.compile(
     r"(?<![\w/.~-])(?:orchestrator|workers|strategies|tests|docs|benchmarks|scripts|examples)"
@@ -69,8 +70,20 @@ def dead_links(page: Path) -> Iterator[str]:
         there = page.parent / target if target else page
         if link.startswith(("http://", "https://")):
             continue
-        if not there.exists() or (anchor and anchor not in anchors(there)):
+        if not there.exists() or (
+            anchor and there.suffix == ".md" and anchor not in anchors(there)
+        ):
             yield link
+
+
+def misplaced_names(page: Path) -> Iterator[str]:
+    """Links from a name to a line that does not have it."""
+    for name, file, number in LINE_LINK.findall(FENCED.sub("", page.read_text())):
+        lines = (page.parent / file).read_text().splitlines()
+        if not (
+            0 < int(number) <= len(lines) and re.search(rf"\b{name}\b", lines[int(number) - 1])
+        ):
+            yield f"{name} in {file}:{number}"
 
 
 def dead_paths(page: Path) -> Iterator[str]:
@@ -94,6 +107,11 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_from_a_name_lead_to_the_line_that_has_it(page: Path) -> None:
+    assert list(misplaced_names(page)) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_paths_in_code_exist(page: Path) -> None:
     assert list(dead_paths(page)) == []
 
@@ -110,8 +128,10 @@ def test_what_leads_nowhere_is_found(tmp_path: Path) -> None:
         "[a](#one-thing) [b](#another) [c](gone.md) `[d](code.md)` [e](page.md#one-thing)\n"
         "`workers/rows.py` `workers/gone.py:3` `strategies/*.py` `tests/NAME/test_rows_gone.py`\n"
         "```\npython scripts/gone.py docs/measurement.md\n```\n"
+        "[`page.thing`](page.md#L1) [`thing()`](page.md#L2) [`thing`](page.md#L99)\n"
     )
-    assert list(dead_links(page)) == ["#another", "gone.md"]
+    assert [link for link in dead_links(page) if "#L" not in link] == ["#another", "gone.md"]
+    assert list(misplaced_names(page)) == ["thing in page.md:2", "thing in page.md:99"]
     assert sorted(dead_paths(page)) == [
         "scripts/gone.py",
         "tests/NAME/test_rows_gone.py",
