@@ -128,10 +128,10 @@ def test_what_leads_nowhere_is_found(tmp_path: Path) -> None:
         "[a](#one-thing) [b](#another) [c](gone.md) `[d](code.md)` [e](page.md#one-thing)\n"
         "`workers/rows.py` `workers/gone.py:3` `strategies/*.py` `tests/NAME/test_rows_gone.py`\n"
         "```\npython scripts/gone.py docs/measurement.md\n```\n"
-        "[`page.thing`](page.md#L1) [`gone()`](page.md#L2) [`thing`](page.md#L99)\n"
+        "[`page.thing`](page.md#L1) [`thing()`](page.md#L3) [`thing`](page.md#L99)\n"
     )
     assert [link for link in dead_links(page) if "#L" not in link] == ["#another", "gone.md"]
-    assert list(misplaced_names(page)) == ["gone in page.md:2", "thing in page.md:99"]
+    assert list(misplaced_names(page)) == ["thing in page.md:3", "thing in page.md:99"]
     assert sorted(dead_paths(page)) == [
         "scripts/gone.py",
         "tests/NAME/test_rows_gone.py",
