@@ -15,12 +15,24 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from workers.intervals import Span
 from workers.messages import EnginePlan, Request, Work
-from workers.probes.probe import host_spans
+from workers.probes.probe import TimedStep, host_spans
 from workers.progress import Progress
-from workers.records import REQUESTS, STEPS, Call, to_table
+from workers.records import (
+    DECODE,
+    PREFILL,
+    REQUESTS,
+    STEPS,
+    Call,
+    RequestRow,
+    StepRow,
+)
 
 PAD = 0
-PHASES = ("prefill", "decode")
+
+
+def phase_of(step: int) -> str:
+    """The phase of step `step` of a wave, counted from 0."""
+    return DECODE if step else PREFILL
 
 
 def waves(work: Work) -> list[tuple[Request, ...]]:
@@ -97,6 +109,20 @@ class Stop(StoppingCriteria):
         return torch.full_like(self._done, self._agree(bool(self._done.all())))
 
 
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """Requests that were served together, and the tokens made for each.
+
+    began_s, ends_s: when the wave began and each of its steps ended, in seconds since the start of
+    the run.
+    """
+
+    requests: Sequence[Request]
+    outputs: Sequence[Sequence[int]]
+    began_s: float
+    ends_s: Sequence[float]
+
+
 @dataclass(slots=True)
 class Ledger:
     """What one rank saw of a run. origin: its start, by `time.perf_counter`; durations: seconds of
@@ -104,61 +130,60 @@ class Ledger:
 
     rank: int
     replica: int
-    request_rows: list[dict[str, Any]] = field(default_factory=list)
-    step_rows: list[dict[str, Any]] = field(default_factory=list)
+    request_rows: list[RequestRow] = field(default_factory=list)
+    step_rows: list[StepRow] = field(default_factory=list)
     durations: list[float] = field(default_factory=list)
     origin: float = 0.0
 
-    def add(
-        self,
-        wave: Sequence[Request],
-        outputs: Sequence[Sequence[int]],
-        began: float,
-        ends: Sequence[float],
-    ) -> None:
-        """Enter a wave that began at `began` and whose steps ended at `ends`, seconds since the
-        run's start."""
-        for request, output in zip(wave, outputs, strict=True):
-            self.request_rows.append(
-                {
-                    "request_index": request.index,
-                    "replica": self.replica,
-                    "input_len": len(request.prompt),
-                    "output_len": len(output),
-                    "arrival_s": began,
-                    "token_times_s": ends[: len(output)],
-                    "output_token_ids": output,
-                }
-            )
-        for i, (start, end) in enumerate(zip([began, *ends], ends, strict=False)):
-            phase = PHASES[i > 0]
-            live = sum(len(output) > i for output in outputs)
-            self.durations.append(end - start)
-            self.step_rows.append(
-                {
-                    "rank": self.rank,
-                    "step": len(self.step_rows),
-                    "phase": phase,
-                    "micro_batch": 0,
-                    "num_requests": live,
-                    "num_tokens": live if i else sum(len(request.prompt) for request in wave),
-                    "end_s": end,
-                }
-            )
+    def add(self, wave: Wave) -> None:
+        """Enter what a wave did: a row for each of its requests and each of its steps."""
+        for request, output in zip(wave.requests, wave.outputs, strict=True):
+            self.request_rows.append(self._request(wave, request, output))
+        for i, end in enumerate(wave.ends_s):
+            self.durations.append(end - (wave.ends_s[i - 1] if i else wave.began_s))
+            self.step_rows.append(self._step(wave, i))
+
+    def _request(self, wave: Wave, request: Request, output: Sequence[int]) -> RequestRow:
+        return RequestRow(
+            request_index=request.index,
+            replica=self.replica,
+            input_len=len(request.prompt),
+            output_len=len(output),
+            arrival_s=wave.began_s,
+            admitted_s=None,
+            token_times_s=wave.ends_s[: len(output)],
+            output_token_ids=output,
+        )
+
+    def _step(self, wave: Wave, i: int) -> StepRow:
+        """Step i of a wave: the first one takes the prompts, every other a token of each request
+        that is not done."""
+        live = sum(len(output) > i for output in wave.outputs)
+        return StepRow(
+            rank=self.rank,
+            step=len(self.step_rows),
+            phase=phase_of(i),
+            micro_batch=0,
+            num_requests=live,
+            num_tokens=live if i else sum(len(request.prompt) for request in wave.requests),
+            end_s=wave.ends_s[i],
+        )
 
     def requests(self) -> pa.Table:
-        return to_table(self.request_rows, REQUESTS)
+        """The table of requests."""
+        return REQUESTS.make(self.request_rows)
 
     def steps(self) -> pa.Table:
-        return to_table(self.step_rows, STEPS)
+        """The table of steps."""
+        return STEPS.make(self.step_rows)
 
     def spans(self, calls: Sequence[Call] = (), blocked: Sequence[Span] = ()) -> pa.Table:
         """SPANS of the run, from the collectives that were timed on the host and the stretches in
         which it was held up."""
-        ends = [(row["phase"], row["step"], row["end_s"]) for row in self.step_rows]
+        ends = [self.origin + row.end_s for row in self.step_rows]
         steps = [
-            (phase, step, self.origin + end - spent, self.origin + end)
-            for (phase, step, end), spent in zip(ends, self.durations, strict=True)
+            TimedStep(row.phase, row.step, end - spent, end)
+            for row, end, spent in zip(self.step_rows, ends, self.durations, strict=True)
         ]
         return host_spans(self.rank, steps, calls, blocked)
 
@@ -206,7 +231,7 @@ class Batcher:
         for wave in batches + [()] * (rounds - len(batches)):
             began, waiting = time.perf_counter() - origin, waiting - len(wave)
             outputs, ends = self._generate(wave, work.ignore_eos, longest, waiting)
-            ledger.add(wave, outputs, began, [began + end for end in ends])
+            ledger.add(Wave(wave, outputs, began, [began + end for end in ends]))
 
     def _generate(
         self, wave: Sequence[Request], ignore_eos: bool, longest: int, waiting: int
@@ -216,15 +241,15 @@ class Batcher:
         eos = () if ignore_eos else self.plan.model.eos_token_ids
         ids, mask = left_pad([request.prompt for request in wave] or [(PAD,)], self.device)
         lengths = torch.tensor([request.output_len for request in wave] or [0], device=self.device)
-        self.on_phase("prefill")
+        self.on_phase(PREFILL)
         clock = StepClock(self.device)
 
         def on_step() -> None:
             step = len(clock.marks)
             clock.mark()
             live = sum(request.output_len > step for request in wave)
-            self.progress.step(clock.marks[-1], PHASES[step > 0], live, live, waiting)
-            self.on_phase("decode")
+            self.progress.step(clock.marks[-1], phase_of(step), live, live, waiting)
+            self.on_phase(DECODE)
 
         stop = Stop(
             lengths, torch.tensor(eos, dtype=torch.int64, device=self.device), on_step, self.agree

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from workers.messages import Built, EnginePlan, RankReport, Work
-from workers.records import FABRIC, STEPS, to_table
+from workers.records import FABRIC, STEPS
 from workers.versions import versions
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class CalibrationEngine:
         assert self._context is not None, "build first"
         rows = measure(self._context, sweep_for(self._context.device, self._quick))
         return RankReport(
-            self._context.rank, None, to_table([], STEPS), None, 0, fabric=to_table(rows, FABRIC)
+            self._context.rank, None, STEPS.make([]), None, 0, fabric=FABRIC.make(rows)
         )
 
     def close(self) -> None:

@@ -22,9 +22,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
+from strategies.traffic import bus_factor
 from workers.device import device_name
 from workers.rank import RankContext
-from workers.records import bus_factor
+from workers.records import FabricRow
 
 Call = Callable[[], object]
 Ranks = tuple[int, ...]

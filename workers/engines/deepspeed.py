@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from workers.intervals import Span
 from workers.messages import Built, EnginePlan, RankReport, Work
-from workers.records import COLLECTIVES, Call, to_table
+from workers.records import COLLECTIVES, PREFILL, Call, CollectiveRow
 from workers.versions import versions
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class Meter:
 
     axis: str
     timed: bool
-    phase: str = "prefill"
+    phase: str = PREFILL
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)
     sizes: Counter[tuple[str, str]] = field(default_factory=Counter)
     timed_calls: list[Call] = field(default_factory=list)
@@ -212,19 +212,16 @@ class Meter:
                 delattr(backend, method)
 
     def table(self, rank: int) -> pa.Table:
-        return to_table(
-            (
-                {
-                    "rank": rank,
-                    "phase": phase,
-                    "op": op,
-                    "axis": self.axis,
-                    "calls": calls,
-                    "bytes": self.sizes[phase, op],
-                }
-                for (phase, op), calls in sorted(self.calls.items())
-            ),
-            COLLECTIVES,
+        return COLLECTIVES.make(
+            CollectiveRow(
+                rank=rank,
+                phase=phase,
+                op=op,
+                axis=self.axis,
+                calls=calls,
+                bytes=self.sizes[phase, op],
+            )
+            for (phase, op), calls in sorted(self.calls.items())
         )
 
     def _counted(self, method: Callable[..., Any], op: str, argument: str) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from strategies.placement import Placement
 from strategies.shapes import ModelShape
 from workers.messages import Built, EnginePlan, RankReport, Work
-from workers.records import COLLECTIVES, to_table
+from workers.records import COLLECTIVES
 from workers.versions import versions
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class TransformersEngine:
             0,
             ledger.requests(),
             ledger.steps(),
-            to_table([], COLLECTIVES) if alone else None,
+            COLLECTIVES.make([]) if alone else None,
             peak_memory(self._devices),
             ledger.spans() if alone and work.observe else None,
             began_s=ledger.origin,
