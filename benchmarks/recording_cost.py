@@ -206,7 +206,7 @@ def serve(worker: Worker, work: Work, variant: str, around: Around = nullcontext
         "variant": variant,
         "loop_s": seconds[0],
         "output_throughput": tokens / seconds[0],
-        "samples": len(recording.rows),
+        "samples": len(recording.samples),
         "sampler_cpu_s": recording.cpu_s,
         "readings": readings.total(),
         "steps": report.steps.num_rows,

@@ -1,7 +1,7 @@
-"""The engine `calibration`: it serves no requests, it measures what the ranks' devices and links
+"""The engine `calibration`: it serves nothing, it measures what the devices and links of the ranks
 can do.
 
-`orchestrator calibrate` runs it as a deployment is run. It is no entry point, so that nobody is
+`orchestrator calibrate` runs it as any engine is run. It is no entry point, so that nobody is
 offered it for a model.
 """
 
@@ -16,12 +16,13 @@ from workers.versions import versions
 if TYPE_CHECKING:
     from workers.rank import RankContext
 
-LAYOUT = "calibration"
-QUICK = "quick"  # the value of the placement's option "sweep" that asks for a few sizes only
+CALIBRATION_LAYOUT = "calibration"  # the name of the layout of a plan for this engine
+SWEEP_OPTION = "sweep"  # the placement's option that says how much is measured
+QUICK = "quick"  # its value for a few sizes only; without the option all are measured
 
 
 class CalibrationEngine:
-    """Measures a node."""
+    """Measures a node, one process a rank."""
 
     processes: Literal["per_rank", "single"] = "per_rank"
 
@@ -30,20 +31,23 @@ class CalibrationEngine:
         self._quick = False
 
     def supports(self, plan: EnginePlan) -> str | None:
-        return (
-            None
-            if plan.layout == LAYOUT
-            else "it measures a node and serves nothing; `orchestrator calibrate` runs it"
-        )
+        """None for a plan that `orchestrator calibrate` made."""
+        if plan.layout == CALIBRATION_LAYOUT:
+            return None
+        return "it measures a node and serves nothing; `orchestrator calibrate` runs it"
 
     def build(self, context: RankContext, plan: EnginePlan) -> Built:
+        """Nothing is loaded."""
         from workers.device import device_name
 
-        self._context, self._quick = context, plan.placement.option("sweep") == QUICK
+        self._context = context
+        self._quick = plan.placement.option(SWEEP_OPTION) == QUICK
         return Built(context.rank, 0.0, None, 0, None, device_name(context.device), versions())
 
     def run(self, work: Work) -> RankReport:
-        from workers.engines.calibration_sweep import measure, sweep_for
+        """Measure; the report's `fabric` has what this rank found. The work has no requests."""
+        from workers.engines.calibration_sweep import measure
+        from workers.engines.calibration_timing import sweep_for
 
         assert self._context is not None, "build first"
         rows = measure(self._context, sweep_for(self._context.device, self._quick))
@@ -52,4 +56,5 @@ class CalibrationEngine:
         )
 
     def close(self) -> None:
+        """Nothing was taken but the context."""
         self._context = None

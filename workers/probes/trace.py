@@ -21,15 +21,7 @@ from workers.intervals import Span, union
 from workers.probes.spans import StepOf, span_row
 from workers.records import COMPUTE, SPANS, Call, SpanRow
 
-ANY_OPERATION = (
-    "all_reduce",
-    "all_gather",
-    "reduce_scatter",
-    "broadcast",
-    "send",
-    "recv",
-    "other",
-)
+ANY_OPERATION = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "send", "recv", "other")
 # The registry of kernels that communicate: a part of the kernel's name -> the operations it may
 # carry out. The first part that a name contains counts. The last operation is what a kernel is
 # booked as where its call is not known.
@@ -170,9 +162,7 @@ def _communication_spans(
             yield span_row(of, op, (kernel.start, kernel.end), call)
 
 
-def match(
-    kernels: Iterable[Kernel], calls: Sequence[Call]
-) -> Iterator[tuple[Kernel, Call | None]]:
+def match(kernels: Iterable[Kernel], calls: Sequence[Call]) -> Iterator[tuple[Kernel, Call | None]]:
     """Each communicating kernel of a step with its call, in the order they were launched; kernels
     of one graph, which are launched together, in the order they ran.
 
