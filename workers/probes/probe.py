@@ -21,7 +21,7 @@ class TimedStep(NamedTuple):
     `time.perf_counter`."""
 
     phase: str
-    index: int
+    number: int
     start: float
     end: float
 
@@ -94,7 +94,7 @@ def host_spans(
     held, pending = union(blocked), sorted(calls, key=lambda call: call.start)
     rows: list[SpanRow] = []
     for step in steps:
-        of = StepOf(rank, step.phase, step.index)
+        of = StepOf(rank, step.phase, step.number)
         free = subtract([(step.start, step.end)], held)
         inside = [call for call in pending if step.start <= call.start < step.end]
         rows += [span_row(of, COMPUTE, _microseconds(span)) for span in free]
