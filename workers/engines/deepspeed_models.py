@@ -49,7 +49,7 @@ def zero_model(context: RankContext, plan: EnginePlan) -> tuple[Any, Callable[[]
     """
     config = _zero_config(plan)
     model, source = empty_model(plan), open_source(plan.checkpoint)
-    made: dict[Any, Any] = {}
+    made: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
     layers = [f"model.layers.{i}" for i in range(plan.model.num_layers)]
     for name in ("model.embed_tokens", *layers, "model.norm", "lm_head"):
         block = model.get_submodule(name)
