@@ -46,12 +46,15 @@ class Blind:
     """For timed runs: records nothing and costs nothing."""
 
     def watching(self) -> AbstractContextManager[None]:
+        """Does nothing."""
         return nullcontext()
 
     def step(self, phase: str, index: int) -> AbstractContextManager[None]:
+        """Does nothing."""
         return nullcontext()
 
     def spans(self) -> pa.Table | None:
+        """None."""
         return None
 
 
@@ -66,6 +69,7 @@ class Stopwatch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
+        """Keep the Communicator's calls."""
         self._communicator.journal = self._calls
         try:
             yield
@@ -74,11 +78,13 @@ class Stopwatch:
 
     @contextmanager
     def step(self, phase: str, index: int) -> Iterator[None]:
+        """Keep when the step began and ended."""
         start = time.perf_counter()
         yield
         self._steps.append(TimedStep(phase, index, start, time.perf_counter()))
 
     def spans(self) -> pa.Table:
+        """The spans table of the run."""
         blocked = [(call.start, call.end) for call in self._calls]
         return host_spans(self._communicator.context.rank, self._steps, self._calls, blocked)
 

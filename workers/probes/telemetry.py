@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -60,7 +60,7 @@ def find_gpu(nvml: Any, index: int, properties: Any) -> Gpu | None:
     None where neither is known."""
     uuid = f"GPU-{str(getattr(properties, 'uuid', '')).removeprefix('GPU-')}"
     address = "{:08x}:{:02x}:{:02x}.0"
-    ways = (
+    ways: tuple[Callable[[], Any], ...] = (
         lambda: nvml.nvmlDeviceGetHandleByUUID(uuid),
         lambda: nvml.nvmlDeviceGetHandleByPciBusId(
             address.format(
