@@ -61,7 +61,7 @@ class Scraper:
 
 
 class Silent:
-    """Progress that is told to nobody."""
+    """A progress display that shows nothing."""
 
     def __getattr__(self, name: str):
         return lambda *_: None
@@ -109,7 +109,7 @@ def test_every_metric_that_a_cpu_has_is_there_under_its_tags(scraped):
         assert labels["experiment"].startswith("tiny-")
 
 
-def test_every_rank_tells_of_its_steps_and_one_of_the_requests(scraped):
+def test_every_rank_publishes_its_steps_and_one_rank_the_requests(scraped):
     for name in ("state", "step_time_ms_count", "kv_used_pct", "comm_exposed_pct"):
         assert scraped.ranks(f"ray_orchestrator_{name}") == {"0", "1"}
     for name in (

@@ -96,7 +96,7 @@ def test_power_is_summed_over_the_gpus_of_a_process_and_what_is_unknown_is_left_
     assert read(Reader(Progress()), [{"process_rss_bytes": 1}]) == {"state": [IDLE]}
 
 
-def test_a_failure_to_publish_reaches_nobody(monkeypatch):
+def test_a_failure_to_publish_raises_nothing(monkeypatch):
     monkeypatch.setattr(gauges, "_of_ray", lambda metric: SimpleNamespace())
     gauges.Board({}, METRICS).put([(gauges.STATE, 1.0, {})])
 

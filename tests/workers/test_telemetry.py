@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from workers.probes.nvml_readings import SinceFirst, fast_ways, slow_ways
+from workers.probes.nvml_readings import Readings, SinceFirst, fast_ways, slow_ways
 from workers.probes.telemetry import Gauge, Gpu, Recording, Sampler, find_gpu
 from workers.records import TELEMETRY
 from workers.rows import columns
@@ -285,8 +285,13 @@ def test_the_latest_readings_are_one_of_each_gpu():
     assert [readings["gpu"] for readings in recording.latest()] == [0, 1]
 
 
-def test_a_counter_is_told_from_its_first_value_on():
+def test_a_counter_counts_from_its_first_value_on():
     since = SinceFirst()
     assert [since(value) for value in (0, 5, 12)] == [0, 5, 12]
     since = SinceFirst()
     assert [since(value) for value in (100, 100, 130)] == [0, 0, 30]
+
+
+def test_the_readings_are_the_columns_of_a_sample_but_its_rank_and_time():
+    names = {column.name for column in columns(TELEMETRY.kind)}
+    assert Readings.__annotations__.keys() == names - {"rank", "time_s"}

@@ -1,8 +1,8 @@
 """The engine `calibration`: it serves nothing, it measures what the devices and links of the ranks
 can do.
 
-`orchestrator calibrate` runs it as any engine is run. It is no entry point, so that nobody is
-offered it for a model.
+`orchestrator calibrate` runs it as any engine is run. It is not an entry point, so it is not listed
+among the engines for a model.
 """
 
 from __future__ import annotations

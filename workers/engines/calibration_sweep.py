@@ -41,7 +41,8 @@ def measure(context: RankContext, sweep: Sweep) -> list[FabricRow]:
 
 
 def _one_device(context: RankContext, sweep: Sweep) -> Iterator[Measured]:
-    """Every GPU is measured. CPU workers share what is measured, so the first one alone does it."""
+    """Every GPU is measured. The CPU workers of a node share its memory and cores, so only the
+    first one measures them."""
     device = context.device
     if device.type == "cpu" and context.rank > 0:
         return

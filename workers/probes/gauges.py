@@ -129,8 +129,8 @@ class Reader:
 
 
 def _of_requests(done: Sequence[StepEnd], idle: bool) -> Iterator[Reading]:
-    """Tokens, throughput and requests; nothing during a long step, in which the values read last
-    stay as they are."""
+    """Tokens, throughput and requests. Where no step has ended there is nothing: the gauges keep
+    their last values."""
     tokens = sum(step.tokens for step in done[1:])
     if tokens:
         yield OUTPUT_TOKENS, tokens, {}
@@ -151,7 +151,8 @@ def _of_pages(done: Sequence[StepEnd], progress: Progress) -> Iterator[Reading]:
 
 
 def _of_gpus(samples: Sequence[Readings]) -> Iterator[Reading]:
-    """Power summed and utilization averaged over the GPUs of this process that tell them."""
+    """Power summed and utilization averaged over the GPUs of this process; those whose reading is
+    not known are left out."""
     powers = [power for one in samples if (power := one.get("power_w")) is not None]
     rates = [rate for one in samples if (rate := one.get("gpu_utilization_pct")) is not None]
     if powers:
@@ -171,7 +172,7 @@ class Board:
 
     def __init__(self, tags: Mapping[str, str], metrics: Iterable[Metric]) -> None:
         self._tags = dict(tags)
-        self._metrics: dict[str, Any] = {}
+        self._metrics: dict[str, object] = {}
         with contextlib.suppress(Exception):
             self._metrics |= {metric.name: _of_ray(metric) for metric in metrics}
 

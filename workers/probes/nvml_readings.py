@@ -111,7 +111,8 @@ def _processes(nvml: Any, handle: Any) -> Readings:
 
 
 class SinceFirst:
-    """Tells of a counter how far it is past the first value that it was given."""
+    """Counts from the first value of a counter on: a call returns how far the counter is past
+    it."""
 
     def __init__(self) -> None:
         self._first: int | None = None
