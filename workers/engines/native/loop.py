@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from workers.clock import Clock, Moment
 from workers.communicator import Communicator
 from workers.device import peak_memory, reset_peak
 from workers.engines.native.arrivals import Arrivals, replica_group
@@ -22,48 +23,12 @@ from workers.messages import RankReport, Work
 from workers.probes.probe import Probe, probe_for
 from workers.records import COLLECTIVES, REQUESTS, STEPS, CollectiveRow, RequestRow, StepRow
 
-Mark = torch.cuda.Event | float
 RUN_AHEAD = (
     2  # steps that the host may be ahead of the device where the clock decides who is let in
 )
 SLEEP_CYCLES_PER_SECOND = (
     1.98e9  # an H200's clock under load; a delay is an injected disturbance, not a measure
 )
-
-
-class Clock:
-    """Moments on the device's own time line: events on a GPU, so that nothing waits; the host's
-    clock elsewhere."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
-        self._zero = self.mark()
-        self.began_s = time.perf_counter()
-
-    def mark(self) -> Mark:
-        if not self._on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def now(self) -> float:
-        """Seconds from the start of the clock, on the host."""
-        return time.perf_counter() - self.began_s
-
-    def keep_up(self, marks: list[Mark]) -> None:
-        """Wait until the device is no more than RUN_AHEAD steps behind the host."""
-        mark = marks[-RUN_AHEAD] if len(marks) >= RUN_AHEAD else None
-        if isinstance(mark, torch.cuda.Event):
-            mark.synchronize()
-
-    def seconds(self, mark: Mark) -> float:
-        """Seconds from the start of the clock; on a GPU the mark must have passed."""
-        if isinstance(mark, float):
-            assert isinstance(self._zero, float)
-            return mark - self._zero
-        assert isinstance(self._zero, torch.cuda.Event)
-        return self._zero.elapsed_time(mark) / 1e3
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +46,7 @@ class Log:
     complete when `marks` have passed."""
 
     steps: list[Step] = field(default_factory=list)
-    marks: list[Mark] = field(default_factory=list)
+    marks: list[Moment] = field(default_factory=list)
     tokens: list[Tensor | None] = field(default_factory=list)
 
 
@@ -139,7 +104,7 @@ class Generator:
             communicator.barrier()
             self._synchronize()
             clock, log = Clock(self._device), Log()
-            communicator.context.progress.begin(clock.mark(), self._pages, self._reports)
+            communicator.context.progress.begin(clock.start, self._pages, self._reports)
             self._loop(
                 scheduler,
                 probe,
@@ -179,7 +144,7 @@ class Generator:
         ranges = self._communicator.context.ranges
         while True:
             if arrivals is not None:
-                arrivals.tell(scheduler, lambda: clock.keep_up(log.marks))
+                arrivals.tell(scheduler, lambda: clock.keep_up(log.marks, RUN_AHEAD))
             micro_batch = scheduler.next_micro_batch()
             if micro_batch is None:
                 break
