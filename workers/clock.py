@@ -40,7 +40,7 @@ def moment(device: torch.device) -> Moment:
         return time.perf_counter()
     import torch
 
-    event = torch.cuda.Event(enable_timing=True)
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return event
 
