@@ -179,7 +179,8 @@ class Batcher:
         }
         chosen = sampling if self.plan.temperature > 0 else greedy
         # The checkpoint's own generation config would bring its end tokens and sampling filters.
-        self.model.generation_config = GenerationConfig(pad_token_id=PAD, **chosen)
+        config = GenerationConfig(pad_token_id=PAD, **chosen)  # type: ignore[no-untyped-call]
+        self.model.generation_config = config
 
     def serve(self, work: Work, ledger: Ledger, rounds: int = 0) -> None:
         """Serve `work` and enter it in `ledger`; `rounds`: take part in so many waves, served or

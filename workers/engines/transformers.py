@@ -169,10 +169,10 @@ def empty_model(plan: EnginePlan) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    family: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            shape_to_config(plan.model), dtype=getattr(torch, plan.dtype)
-        ).eval()
+        model = family.from_config(shape_to_config(plan.model), dtype=getattr(torch, plan.dtype))
+    return model.eval()
 
 
 def fill(
@@ -286,13 +286,11 @@ def _load(plan: EnginePlan, devices: list[torch.device]) -> Any:
 def _from_checkpoint(plan: EnginePlan, device: torch.device, spread: dict[str, int] | None) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils import logging
 
-    disable_progress_bar()
-    dtype, source = getattr(torch, plan.dtype), str(plan.checkpoint)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    family: Any = AutoModelForCausalLM
+    options = {"dtype": getattr(torch, plan.dtype), "local_files_only": True}
     if spread is not None:
-        return AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, local_files_only=True, device_map=spread
-        ).eval()
-    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=True)
-    return model.to(device).eval()
+        return family.from_pretrained(str(plan.checkpoint), device_map=spread, **options).eval()
+    return family.from_pretrained(str(plan.checkpoint), **options).to(device).eval()
