@@ -49,10 +49,10 @@ def cases(folder: str, tied: str) -> dict[str, Case]:
         "tp2 bias": (make_plan("tp2", None, {**BASE, **VARIANTS["qwen2"]}), make_work()),
         "tp2 sampled": (make_plan("tp2", folder, temperature=1.0, seed=3), make_work()),
         "dp2": (make_plan("dp2", folder), observed),
-        "dp2 one slot": (make_plan("dp2", folder), make_work(1)),
+        "dp2 one seat": (make_plan("dp2", folder), make_work(1)),
         "dp2zero3": (make_plan("dp2zero3", folder), observed),
         "dp2zero3 eos": (make_plan("dp2zero3", folder), make_work(ignore_eos=False)),
-        "dp2zero3 one slot": (make_plan("dp2zero3", folder), make_work(1)),
+        "dp2zero3 one seat": (make_plan("dp2zero3", folder), make_work(1)),
         "dp2zero3 dummy": (
             make_plan("dp2zero3", None, {**BASE, **VARIANTS["llama_bias_tied"]}),
             make_work(),
@@ -115,10 +115,10 @@ def results(plans: dict[str, Case]) -> Results:
         "tp2 bias",
         "tp2 sampled",
         "dp2",
-        "dp2 one slot",
+        "dp2 one seat",
         "dp2zero3",
         "dp2zero3 eos",
-        "dp2zero3 one slot",
+        "dp2zero3 one seat",
         "dp2zero3 dummy",
     ],
 )
@@ -147,7 +147,7 @@ def test_a_replica_is_reported_once(results: Results) -> None:
 
 @pytest.mark.ranks
 def test_a_replica_beyond_the_concurrency_serves_nothing(results: Results) -> None:
-    for name in ("dp2 one slot", "dp2zero3 one slot"):
+    for name in ("dp2 one seat", "dp2zero3 one seat"):
         _, idle = results[name][1]
         assert idle.requests is not None
         assert idle.requests.num_rows == 0
@@ -155,7 +155,7 @@ def test_a_replica_beyond_the_concurrency_serves_nothing(results: Results) -> No
 
 @pytest.mark.ranks
 def test_zero_ranks_make_the_same_number_of_steps(results: Results) -> None:
-    for name in ("dp2zero3", "dp2zero3 eos", "dp2zero3 one slot"):
+    for name in ("dp2zero3", "dp2zero3 eos", "dp2zero3 one seat"):
         first, second = (report.steps.to_pylist() for _, report in results[name])
         assert [step["phase"] for step in first] == [step["phase"] for step in second]
         assert [step["num_requests"] for step in first] != [step["num_requests"] for step in second]
