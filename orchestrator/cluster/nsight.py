@@ -1,17 +1,19 @@
-"""Nsight Systems around the workers: how one is started under it, where its report goes, and where
-it is not installed."""
+"""Nsight Systems around the workers: how one is started under it, and where its report goes."""
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import UserError
-from orchestrator.experiment import Deployment, Experiment
+from orchestrator.experiment import Experiment
+
+if TYPE_CHECKING:
+    from orchestrator.cluster.connection import Cluster
 
 SUFFIX, GATHERED = ".nsys-rep", ".qdstrm"  # a report, and what nsys makes it of
 WRITE_S = 300.0  # for nsys to make a report of what it gathered, after the worker has ended
@@ -49,24 +51,25 @@ def command(report: Path, python: str) -> str:
 
 def name_reports(ranks: Mapping[str, int], timeout_s: float) -> list[str]:
     """Name the reports of this node by rank, waiting for each: "rank0.nsys-rep", or
-    "rank0-2.nsys-rep" and so on where an earlier start of the same layout has that. ranks: report
-    -> rank. Returns what is to be said of those nsys did not write.
+    "rank0-2.nsys-rep" and so on where an earlier start of the same layout has that name. ranks:
+    report -> rank. Returns a sentence for each that nsys did not write.
     """
-    waiting, deadline = (
-        {Path(report): rank for report, rank in ranks.items()},
-        time.monotonic() + timeout_s,
-    )
+    waiting = {Path(report): rank for report, rank in ranks.items()}
+    deadline = time.monotonic() + timeout_s
     said = []
     while waiting and time.monotonic() < deadline:
         for report in [path for path in waiting if path.exists()]:
-            rank = waiting.pop(report)
-            if report.stat().st_size:
-                report.rename(_free(report.with_name(f"rank{rank}{SUFFIX}")))
-            else:
-                report.unlink()
-                said.append(f"nsys wrote no report of rank {rank}{_gathered(report, rank)}")
+            said += _name(report, waiting.pop(report))
         time.sleep(POLL_S)
     return [*said, *(f"nsys had not written {report} after {timeout_s:g} s" for report in waiting)]
+
+
+def _name(report: Path, rank: int) -> list[str]:
+    if report.stat().st_size:
+        report.rename(_free(report.with_name(f"rank{rank}{SUFFIX}")))
+        return []
+    report.unlink()
+    return [f"nsys wrote no report of rank {rank}{_gathered(report, rank)}"]
 
 
 def _gathered(report: Path, rank: int) -> str:
@@ -93,46 +96,39 @@ def _free(path: Path) -> Path:
     return taken
 
 
-def folder(experiment: Experiment) -> Path:
-    """The folder of all reports: in the results; of a cluster that was joined, on the node where a
-    rank ran, in /tmp."""
+def folder(experiment: Experiment, joined: bool) -> Path:
+    """The folder of all reports: in the results; under a cluster that was joined, in /tmp of the
+    node where a rank ran."""
+    # Not above: the task that names reports imports this file on every node.
     from orchestrator.store.results import folder_of
 
     results = folder_of(experiment)
-    return (
-        Path("/tmp", f"{results.name}.nsys") if _joins(experiment) else results.absolute() / "nsys"
-    )
+    return Path("/tmp", f"{results.name}.nsys") if joined else results.absolute() / "nsys"
 
 
-def folder_for(experiment: Experiment, deployment: Deployment) -> Path:
-    return folder(experiment) / deployment.name
-
-
-def remark(experiment: Experiment) -> str:
+def remark(experiment: Experiment, joined: bool) -> str:
     """Where the reports go."""
-    where = f"{'on the node of each rank, ' if _joins(experiment) else ''}in {folder(experiment)}"
+    where = "on the node of each rank, in" if joined else "in"
     return (
-        f"reports of Nsight Systems will be {where}; it slows the runs, so their results are kept "
-        "apart from others"
+        f"reports of Nsight Systems will be {where} {folder(experiment, joined)}; it slows the "
+        "runs, so their results are kept apart from others"
     )
 
 
-def check(experiment: Experiment, device: str) -> None:
-    """Raises UserError where a machine that may get a rank has no `nsys`; of a cluster, its nodes
-    with devices of `device`."""
-    if _joins(experiment):
-        from orchestrator.cluster.connection import connect
+def is_here() -> bool:
+    """Whether `nsys` is on this machine's PATH."""
+    return shutil.which("nsys") is not None
 
-        with connect(experiment.address, device, 0) as cluster:
-            without = [f"node {node}" for node in cluster.without_nsys]
+
+def check(device: str, cluster: Cluster | None) -> None:
+    """Raise UserError where a machine that may get a rank has no `nsys`: a node of the `cluster`
+    that was joined with devices of `device`, else this machine."""
+    if cluster is not None:
+        without = [f"node {node}" for node in cluster.without_nsys(device)]
     else:
-        without = [] if shutil.which("nsys") else ["this machine"]
+        without = [] if is_here() else ["this machine"]
     if without:
         raise UserError(
             f"--nsys needs Nsight Systems: no `nsys` on the PATH of {', '.join(without)}; install "
             "it there, or leave --nsys out"
         )
-
-
-def _joins(experiment: Experiment) -> bool:
-    return bool(experiment.address or os.environ.get("RAY_ADDRESS"))

@@ -11,10 +11,12 @@ import psutil
 
 
 def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    """Every process that descends from this one."""
+    return list(psutil.Process().children(recursive=True))
 
 
 def processes(pids: Iterable[int]) -> list[psutil.Process]:
+    """Those of `pids` that still run."""
     found = []
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
