@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,34 +15,43 @@ from orchestrator.analysis.bounds import CALIBRATED, Ceilings
 from orchestrator.errors import UserError
 from orchestrator.node import datasheet
 from orchestrator.store import results
-from workers.records import column, table_schema
+from workers.rows import Table, column, row
 
 FILE = "fabric.arrow"
 FITS_FILE = "fits.arrow"
-FITS = table_schema(
-    "fits",
-    [
-        column("op", pa.string()),
-        column("group_size", pa.int32(), "1"),
-        column("mode", pa.string()),
-        column("alpha_us", pa.float64(), "us"),
-        column("beta_gb_s", pa.float64(), "GB/s"),
-        column("worst", pa.float64(), "1"),
-    ],
-)
+
+
+@row
+class Fit:
+    """time = alpha + bytes x factor / beta, for one operation, size of the group and mode."""
+
+    op: str = column("the collective")
+    group_size: int = column("ranks that take part", "1")
+    mode: str = column("eager, or graph: replayed from a CUDA graph")
+    alpha_us: float = column("time of an empty message", "us")
+    beta_gb_s: float = column("bus bandwidth of a message without end", "GB/s")
+    worst: float = column("greatest relative error of a measurement", "1")
+
+
+FITS = Table("fits", Fit)
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
-    """time = alpha + bytes x factor / beta for one operation, mode and group size. worst: the
-    greatest relative error of a row."""
+class PairRate:
+    """Two ranks, and the greatest bus bandwidth between them in GB/s, sending both ways at once."""
 
-    op: str
-    group_size: int
-    mode: str
-    alpha_us: float
-    beta_gb_s: float
-    worst: float
+    a: int
+    b: int
+    busbw: float
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One measurement of a collective. bus_bytes: bytes x the factor of its bus bandwidth."""
+
+    bytes: int
+    bus_bytes: float
+    time_us: float
 
 
 def folder(root: Path | None = None, host: str | None = None) -> Path:
@@ -78,68 +87,71 @@ def ceilings(table: pa.Table | None, device_name: str | None) -> Ceilings | None
     Of repeated measurements, and of the ways to move bytes, the fastest: a bound must not be too
     low.
     """
-    rows = (
-        [row for row in table.to_pylist() if row["device_name"] == device_name]
-        if table is not None
-        else []
-    )
-    hbm = max((row["algbw"] for row in rows if row["kind"] in ("hbm", "decode_gemm")), default=None)
-    if hbm is None:
+    every = table.to_pylist() if table is not None else []
+    rows = [one for one in every if one["device_name"] == device_name]
+    memory = [one["algbw"] for one in rows if one["kind"] in ("hbm", "decode_gemm")]
+    if not memory:
         return datasheet.ceilings(device_name)
     flops: dict[str, float] = {}
-    for row in rows:
-        if row["tflops"] is not None:
-            flops[row["dtype"]] = max(flops.get(row["dtype"], 0.0), row["tflops"] * 1e12)
-    cache = max((row["bytes"] for row in rows if row["kind"] == "cache"), default=0)
-    return Ceilings(hbm * 1e9, flops, cache, CALIBRATED)
+    for one in rows:
+        if one["tflops"] is not None:
+            flops[one["dtype"]] = max(flops.get(one["dtype"], 0.0), one["tflops"] * 1e12)
+    cache = max((one["bytes"] for one in rows if one["kind"] == "cache"), default=0)
+    return Ceilings(max(memory) * 1e9, flops, cache, CALIBRATED)
 
 
 def fits(table: pa.Table) -> list[Fit]:
     """Latency and bandwidth of every collective, group size and mode that has two sizes or more,
     over the first ranks."""
-    groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
-    for row in table.to_pylist():
-        if row["kind"] == "collective" and is_first(row):
-            groups.setdefault((row["op"], row["group_size"], row["mode"]), []).append(row)
+    groups: dict[tuple[str, int, str], list[Message]] = {}
+    for one in table.to_pylist():
+        if one["kind"] == "collective" and is_first(one):
+            bus_bytes = one["bytes"] * one["busbw"] / one["algbw"]
+            message = Message(one["bytes"], bus_bytes, one["time_us"])
+            groups.setdefault((one["op"], one["group_size"], one["mode"]), []).append(message)
     return [
-        _fit(key, rows) for key, rows in groups.items() if len({row["bytes"] for row in rows}) > 1
+        _fit(key, messages)
+        for key, messages in groups.items()
+        if len({message.bytes for message in messages}) > 1
     ]
 
 
-def is_first(row: Mapping[str, Any]) -> bool:
-    """Whether a row of a collective is of ranks 0 to n - 1, as all were before other pairs were
-    looked at."""
-    group = row.get("group")
+def is_first(measured: Mapping[str, Any]) -> bool:
+    """Whether a row of a collective is of ranks 0 to n - 1; older tables have no other, and name no
+    group."""
+    group = measured.get("group")
     return group is None or group == list(range(len(group)))
 
 
-def pairs(table: pa.Table) -> list[dict[str, Any]]:
-    """Of every pair of ranks its greatest bus bandwidth in GB/s of what was sent both ways at once;
-    the slowest pair first."""
-    best: dict[tuple[int, ...], float] = {}
-    for row in table.to_pylist():
-        if row["op"] == "send_recv" and len(row.get("group") or ()) == 2:
-            pair = tuple(row["group"])
-            best[pair] = max(best.get(pair, 0.0), row["busbw"])
-    return [
-        {"a": a, "b": b, "busbw": busbw}
-        for (a, b), busbw in sorted(best.items(), key=lambda item: item[1])
-    ]
+def pairs(table: pa.Table) -> list[PairRate]:
+    """The bandwidth between every pair of ranks, the slowest pair first."""
+    best: dict[tuple[int, int], float] = {}
+    for one in table.to_pylist():
+        if one["op"] == "send_recv" and len(one.get("group") or ()) == 2:
+            a, b = one["group"]
+            best[a, b] = max(best.get((a, b), 0.0), one["busbw"])
+    found = [PairRate(a, b, busbw) for (a, b), busbw in best.items()]
+    return sorted(found, key=lambda pair: pair.busbw)
 
 
-def _fit(key: tuple[str, int, str], rows: list[dict[str, Any]]) -> Fit:
+def _fit(key: tuple[str, int, str], messages: Sequence[Message]) -> Fit:
     """Least squares on time = alpha + x / beta, x = bytes x factor, in *relative* errors: each
     equation is divided by its time, for the greatest messages would else drown the latency (10 us
     of 2 ms). A negative latency is 0, and beta fitted alone.
     """
-    op, group_size, mode = key
-    x = np.array([row["bytes"] * row["busbw"] / row["algbw"] for row in rows])
-    time = np.array([row["time_us"] for row in rows])
-    alpha, slope = np.linalg.lstsq(
-        np.stack([1 / time, x / time], axis=1), np.ones(len(x)), rcond=None
-    )[0]
+    x = np.array([message.bus_bytes for message in messages])
+    time = np.array([message.time_us for message in messages])
+    equations = np.stack([1 / time, x / time], axis=1)
+    alpha, slope = np.linalg.lstsq(equations, np.ones(len(x)), rcond=None)[0]
     if alpha < 0 or slope <= 0:
         relative = x / time
         alpha, slope = 0.0, float(relative.sum() / (relative**2).sum())
-    worst = float(np.abs((alpha + slope * x) / time - 1).max())
-    return Fit(op, group_size, mode, float(alpha), float(1e-3 / slope), worst)
+    op, group_size, mode = key
+    return Fit(
+        op=op,
+        group_size=group_size,
+        mode=mode,
+        alpha_us=float(alpha),
+        beta_gb_s=float(1e-3 / slope),
+        worst=float(np.abs((alpha + slope * x) / time - 1).max()),
+    )
