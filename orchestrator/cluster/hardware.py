@@ -1,10 +1,11 @@
-"""What this machine has, asked of NVML alone: no torch, no Ray, nothing started."""
+"""What this machine has. GPUs are asked of NVML alone: no torch, no Ray, nothing started."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import platform
+import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -65,6 +66,11 @@ def host() -> Host:
 
     memory = psutil.virtual_memory().total
     return Host(socket.gethostname(), platform.platform(), os.cpu_count(), memory)
+
+
+def has_nsys() -> bool:
+    """Whether `nsys` of Nsight Systems is on this machine's PATH."""
+    return shutil.which("nsys") is not None
 
 
 def as_data(gpu: Gpu) -> dict[str, object]:

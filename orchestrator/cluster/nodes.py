@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.cluster import hardware, nsight
+from orchestrator.cluster import hardware
 from orchestrator.cluster.failures import first_line
 from orchestrator.cluster.hardware import Gpu
 from orchestrator.errors import UserError
@@ -78,7 +78,7 @@ def this_node(device: str, ranks: int) -> Node:
     """This machine as the one node of a local cluster: its GPUs, or `ranks` CPU workers."""
     gpus = tuple(hardware.gpus())
     counts = {"cuda": len(gpus), "cpu": ranks if device == "cpu" else os.cpu_count() or 1}
-    return Node("local", counts, gpus, versions().get(PROJECT), has_nsys=nsight.is_here())
+    return Node("local", counts, gpus, versions().get(PROJECT), has_nsys=hardware.has_nsys())
 
 
 def ask_nodes() -> tuple[Node, ...]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.cluster import hardware
 from orchestrator.errors import UserError
-from orchestrator.experiment import Experiment
 
 if TYPE_CHECKING:
     from orchestrator.cluster.connection import Cluster
@@ -96,28 +95,19 @@ def _free(path: Path) -> Path:
     return taken
 
 
-def folder(experiment: Experiment, joined: bool) -> Path:
-    """The folder of all reports: in the results; under a cluster that was joined, in /tmp of the
-    node where a rank ran."""
-    # Not above: the task that names reports imports this file on every node.
-    from orchestrator.store.results import folder_of
-
-    results = folder_of(experiment)
+def folder(results: Path, joined: bool) -> Path:
+    """The folder of all reports: in the folder of the `results`; under a cluster that was joined,
+    in /tmp of the node where a rank ran."""
     return Path("/tmp", f"{results.name}.nsys") if joined else results.absolute() / "nsys"
 
 
-def remark(experiment: Experiment, joined: bool) -> str:
+def remark(results: Path, joined: bool) -> str:
     """Where the reports go."""
     where = "on the node of each rank, in" if joined else "in"
     return (
-        f"reports of Nsight Systems will be {where} {folder(experiment, joined)}; it slows the "
+        f"reports of Nsight Systems will be {where} {folder(results, joined)}; it slows the "
         "runs, so their results are kept apart from others"
     )
-
-
-def is_here() -> bool:
-    """Whether `nsys` is on this machine's PATH."""
-    return shutil.which("nsys") is not None
 
 
 def check(device: str, cluster: Cluster | None) -> None:
@@ -126,7 +116,7 @@ def check(device: str, cluster: Cluster | None) -> None:
     if cluster is not None:
         without = [f"node {node}" for node in cluster.without_nsys(device)]
     else:
-        without = [] if is_here() else ["this machine"]
+        without = [] if hardware.has_nsys() else ["this machine"]
     if without:
         raise UserError(
             f"--nsys needs Nsight Systems: no `nsys` on the PATH of {', '.join(without)}; install "

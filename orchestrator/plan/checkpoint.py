@@ -101,7 +101,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, object]:
     """A JSON object from a file. Raises UserError with file and line where it is not one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -129,7 +129,7 @@ def _parse_header(file: Path, text: bytes) -> dict[str, Tensor]:
         ) from error
 
 
-def _tensor(file: Path, name: str, entry: dict[str, Any]) -> Tensor:
+def _tensor(file: Path, name: str, entry: Any) -> Tensor:
     """Raises ValueError where the bytes of the tensor do not lie behind the header."""
     start, stop = entry["data_offsets"]
     if not (isinstance(start, int) and isinstance(stop, int) and 0 <= start <= stop):
