@@ -7,13 +7,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from report_inputs import summary, write_results
 
-from orchestrator import cli
+from orchestrator import cli, commands
 from orchestrator.cluster import hardware
 from orchestrator.experiment import Cell, Deployment, Run, Scenario
 from orchestrator.report import document
@@ -87,7 +88,7 @@ def test_stdout_is_one_document(
     folder: Path, arguments: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, "gpus", list)
-    monkeypatch.setattr("orchestrator.node.facts.gather", lambda _: {"gpus": []})
+    monkeypatch.setattr("orchestrator.node.facts.gather", lambda _: SimpleNamespace(gpus=()))
     monkeypatch.setattr("orchestrator.node.doctor.CHECKS", ())
     done = call(*arguments.format(folder=folder, root=folder.parent).split(), "--json")
     if "transformers" in arguments:  # refused: one line on stderr, and nothing to parse
@@ -205,7 +206,7 @@ def test_a_run_without_a_result_is_in_the_document_and_in_the_exit_status(
 ) -> None:
     monkeypatch.setattr("orchestrator.run.driver.run_experiment", lambda *_: folder)
     done = call("submit", "--device", "cpu", "--json")
-    assert done.exit_code == cli.SOME_FAILED
+    assert done.exit_code == commands.SOME_FAILED
     found = parsed(done.stdout)
     assert (found["results"], found["report"]) == (str(folder), str(folder / "report.html"))
     for line in (f"Results: {folder}", f"Report: {folder / 'report.html'}"):
