@@ -21,7 +21,8 @@ CLIENT_PREFIX = "ray://"
 def address_of_head_here() -> str | None:
     """The address in the file that `ray start --head` leaves on its machine; None where there is
     none. Public commands read the file too, but only connect to what is in it."""
-    note = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    note = Path(folder) / "ray" / "ray_current_cluster"
     return note.read_text().strip() if note.exists() else None
 
 

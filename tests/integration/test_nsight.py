@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import fake_nsys
 import pytest
 import torch
 from ranks import engine_plan, ragged_requests, read_shape
@@ -30,28 +31,11 @@ from workers.ranges import Silent, Spoken, ranges_for
 from workers.rank import RankContext
 from workers.versions import PROJECT, versions
 
-# Notes how it was called, runs the program, and is for a while at its report once that has ended,
-# as the real one.
-NSYS = """#!/usr/bin/env bash
-echo "$@" >> "${0%/*}/calls"
-shift
-while [[ $1 == --* ]]; do
-    case $1 in --output=*) out=${1#--output=} ;; esac
-    shift
-done
-"$@"
-sleep 1
-echo a report > "${out//%%/%}.nsys-rep"
-"""
-
 
 @pytest.fixture
 def nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in front of the PATH in which `nsys` is; its calls are noted in the file "calls"."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    (folder / "nsys").write_text(NSYS)
-    (folder / "nsys").chmod(0o755)
+    folder = fake_nsys.install(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     return folder
 

@@ -16,6 +16,7 @@ from report_inputs import summary, write_results
 
 from orchestrator import cli, commands
 from orchestrator.cluster import hardware
+from orchestrator.cluster.hardware import Gpu
 from orchestrator.experiment import Cell, Deployment, Run, Scenario
 from orchestrator.report import document
 from orchestrator.store.results import Store
@@ -133,7 +134,7 @@ def test_a_dry_run_says_what_would_run_and_how_it_fits(
     monkeypatch.setattr(
         hardware,
         "gpus",
-        lambda: [{"index": i, "memory_bytes": 141 * 10**9, "name": "H200"} for i in range(4)],
+        lambda: [Gpu(i, "H200", f"GPU-{i}", 141 * 10**9, "580.1") for i in range(4)],
     )
     flags = (
         "--model",
