@@ -17,7 +17,6 @@ from orchestrator.errors import UserError
 from orchestrator.node import calibrate, fabric, links
 from orchestrator.node.calibrate import NO_MODEL, calibration_plan
 from orchestrator.report.installed import installed
-from orchestrator.store import results
 from strategies.placement import Placement
 from workers import engines
 from workers.engines import calibration_sweep as calibration
@@ -61,7 +60,7 @@ def test_a_quick_calibration_on_cpu_workers(ray_cluster, tmp_path, monkeypatch):
     assert all(row["time_us"] > 0 and row["algbw"] > 0 for row in rows if row["kind"] != "cache")
     found = json.loads(done.stdout)
     assert len(found["fits"]) == 4
-    fits = results.read_part(path.with_name(fabric.FITS_FILE))
+    fits = pa.ipc.open_file(path.with_name(fabric.FITS_FILE)).read_all()
     assert fabric.FITS.rows(fits) == fabric.fits(table)
     assert found["datasheet"] is None
     assert found["links"] == []
