@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# Read when ray is imported. A dead worker is told of in the run's own line.
+# Ray reads it when it is imported. The line of the run says that a worker died.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
 
 import ray

@@ -18,17 +18,18 @@ SUFFIX, GATHERED = ".nsys-rep", ".qdstrm"  # a report, and what nsys makes it of
 WRITE_S = 300.0  # for nsys to make a report of what it gathered, after the worker has ended
 POLL_S = 0.1
 
-# Without node, a graph that is replayed is one box without its kernels. primary: what a worker
-# leaves running is not waited for.
+# cuda-graph-trace=node: else a graph that is replayed is one box without its kernels. wait=primary:
+# nsys does not wait for processes that a worker leaves running.
 OPTIONS = (
     "--trace=cuda,nvtx --cuda-graph-trace=node --sample=none --cpuctxsw=none --wait=primary "
     "--force-overwrite=true"
 )
 
-# $0: the report; $1: what nsys writes, less its suffix; then the worker's own command. nsys is at
-# its report for a while after the worker has ended, so a shell that waits for it gives the file its
-# name: a report of that name is whole, and an empty one says that there is none. Ray kills the
-# process group of a worker that has left it: the worker gets one of its own.
+# $0: the report; $1: what nsys writes, less its suffix; then the worker's own command. nsys writes
+# its report for a while after the worker has ended. A shell waits for it and then gives the file
+# its name: a report of that name is complete, and an empty one says that there is none. Ray kills
+# the process group of a worker that has ended, and nsys with it: the worker gets a group of its
+# own.
 SCRIPT = (
     'mkdir -p "${0%/*}"; '
     f'nsys profile {OPTIONS} --output="${{1//%/%%}}" setsid "${{@:2}}"; '
@@ -37,11 +38,11 @@ SCRIPT = (
 
 
 def command(report: Path, python: str) -> str:
-    """What Ray is to start instead of `python`, as text for a shell; `report` is there once the
-    worker and nsys have ended.
+    """The command that Ray starts instead of `python`, as text for a shell. `report` exists once
+    the worker and nsys have ended.
 
-    Ray's own way, runtime_env "nsight", starts whichever `python` is first on the PATH, and keeps
-    the report in the folder of Ray's session, where nothing tells one that is still being written.
+    Ray's own way, runtime_env "nsight", starts whichever `python` is first on the PATH. It keeps
+    the report in the folder of Ray's session, where one cannot see whether it is complete.
     """
     return shlex.join(
         ["bash", "-c", SCRIPT, str(report), str(_unfinished(report).with_suffix("")), python]
@@ -72,7 +73,7 @@ def _name(report: Path, rank: int) -> list[str]:
 
 
 def _gathered(report: Path, rank: int) -> str:
-    """Where an nsys without its importer has left what it gathered."""
+    """Says where the raw data is, which an nsys without its importer leaves."""
     found = _unfinished(report).with_suffix(GATHERED)
     if not found.exists():
         return ""

@@ -1,4 +1,4 @@
-"""From an experiment to deployments that are known to fit: every refusal there is comes before
+"""From an experiment to deployments that are known to fit. What cannot run is refused here, before
 anything is reserved."""
 
 from __future__ import annotations

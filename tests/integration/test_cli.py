@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import pytest
@@ -461,3 +461,28 @@ def test_other_commands_refuse_in_one_line_too(tmp_path: Path) -> None:
     refused("compare", tmp_path / "none", words=("there are no results in",))
     refused("export", tmp_path / "none", words=("there are no results in",))
     refused("sumbit", words=("No such command 'sumbit'",))
+
+
+# -- what the command line repeats, so that it starts without what declares it
+
+
+def choices(command: str, name: str) -> tuple[str, ...]:
+    (option,) = (one for one in cli.main.commands[command].params if one.name == name)
+    assert isinstance(option.type, click.Choice)
+    return tuple(option.type.choices)
+
+
+def asked_by(field: str) -> tuple[str, ...]:
+    return get_args(Experiment.model_fields[field].annotation)
+
+
+def test_choices_are_those_of_the_experiment() -> None:
+    assert choices("submit", "interleave") == asked_by("interleave")
+    assert choices("calibrate", "device") == ("auto", "cuda", "cpu") == asked_by("device")
+    assert ("auto", *choices("explain", "dtype")) == asked_by("dtype")
+
+
+def test_python_runs_the_package() -> None:
+    command = [sys.executable, "-m", "orchestrator", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("orchestrator, version ")

@@ -1,17 +1,20 @@
 """What the doctor says of nodes that are not here."""
 
+import contextlib
 import io
 import json
 import operator
 import re
 from dataclasses import replace
 from functools import reduce
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
 from orchestrator import cli
+from orchestrator.cluster import hardware
 from orchestrator.cluster.hardware import Gpu
 from orchestrator.node import doctor, facts, gpu_checks
 from orchestrator.node.doctor import FAIL, PASS, WARN, examine
@@ -239,3 +242,43 @@ def test_every_reason_of_nvml_has_a_name_and_is_judged():
     assert every == reduce(operator.or_, nvml.THROTTLE_REASONS)
     assert every == gpu_checks.SLOWED | gpu_checks.LIMITED | nvml.GPU_IDLE
     assert not gpu_checks.SLOWED & gpu_checks.LIMITED
+
+
+class VirtualGpu:
+    """NVML of a GPU that tells its name and memory, and refuses every other question."""
+
+    NVMLError = RuntimeError
+    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+    NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC = 1, 0
+
+    def nvmlSystemGetDriverVersion(self):
+        return "580.1"
+
+    def nvmlDeviceGetName(self, handle):
+        return "NVIDIA H200-1-18C"
+
+    def nvmlDeviceGetUUID(self, handle):
+        return f"GPU-{handle}"
+
+    def nvmlDeviceGetMemoryInfo(self, handle):
+        return SimpleNamespace(total=18 << 30, used=1 << 30)
+
+    def __getattr__(self, name):
+        def refuse(*arguments):
+            raise RuntimeError("not supported")
+
+        if not name.startswith("nvml"):
+            raise AttributeError(name)
+        return refuse
+
+
+def test_what_nvml_refuses_is_none_and_is_left_out_of_the_data(monkeypatch):
+    there = contextlib.nullcontext((VirtualGpu(), ["a"]))
+    monkeypatch.setattr(hardware, "visible_gpus", lambda: there)
+    (state,) = facts.gpus()
+    assert state == GpuState(
+        Gpu(0, "NVIDIA H200-1-18C", "GPU-a", 18 << 30, "580.1"), memory_used_bytes=1 << 30
+    )
+    assert set(hardware.as_data(state.gpu)) == {"index", "name", "uuid", "memory_bytes", "driver"}
+    checks = {check.name: check for check in examine(replace(GOOD, gpus=(state,)))}
+    assert (checks["clocks"].status, checks["ECC"].found) == (PASS, "not told")
