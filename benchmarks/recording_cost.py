@@ -120,7 +120,7 @@ def main() -> None:
     )
     experiment = Experiment.model_validate({name: getattr(arguments, name) for name in fields})
     device, topology = planning.choose_device(experiment, hardware.local_topology(arguments.device))
-    (deployment,) = planning.plan(experiment, device, topology)
+    (deployment,) = planning.plan_experiment(experiment, device, topology)
     plan, work = deployment.plan, deployment.cells[0].work
     worker = Worker()
     try:

@@ -84,8 +84,10 @@ def main() -> None:
     )
     experiment = Experiment.model_validate({name: getattr(arguments, name) for name in fields})
     device, topology = planning.choose_device(experiment, hardware.local_topology(arguments.device))
-    (deployment,) = planning.plan(experiment, device, topology)
-    (alone,) = planning.plan(experiment.model_copy(update={"strategy": ("tp1",)}), device, topology)
+    (deployment,) = planning.plan_experiment(experiment, device, topology)
+    (alone,) = planning.plan_experiment(
+        experiment.model_copy(update={"strategy": ("tp1",)}), device, topology
+    )
     with connect(None, device, deployment.plan.placement.num_ranks, dashboard=False) as cluster:
         rows = list(
             checks(
@@ -140,7 +142,7 @@ def checks(
         "strategy": plan.layout,
         "max_concurrency": work.max_concurrency,
     }
-    common |= {"device_name": hardware.gpus()[0]["name"] if plan.device == "cuda" else "cpu"}
+    common |= {"device_name": hardware.gpus()[0].name if plan.device == "cuda" else "cpu"}
 
     def row(
         check: str, expected: float, measured: float, unit: str, tolerance: float | None

@@ -37,6 +37,7 @@ FLOORS = (
     ("orchestrator.run",),
     ("orchestrator.report",),
     ("orchestrator.options",),
+    ("orchestrator.commands",),
     ("orchestrator.cli",),
     ("orchestrator.__main__",),
 )

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from orchestrator.node import datasheet, fabric
 from orchestrator.node.calibrate import Calibration
+from orchestrator.node.links import Pair
 from orchestrator.units import format_bytes
 
 # kind -> what a row of it says first.
@@ -34,8 +35,8 @@ def as_data(found: Calibration) -> dict[str, Any]:
     fits = [asdict(fit) for fit in fabric.fits(found.table)]
     sheets = {
         "datasheet": asdict(sheet) if sheet else None,
-        "links": found.pairs,
-        "pairs": fabric.pairs(found.table),
+        "links": [asdict(pair) for pair in found.pairs],
+        "pairs": [asdict(pair) for pair in fabric.pairs(found.table)],
     }
     return {"path": str(found.path), "rows": rows, "fits": fits, **sheets}
 
@@ -133,11 +134,10 @@ def _fits(fits: Sequence[fabric.Fit]) -> Table:
     return table
 
 
-def _print_pairs(pairs: Sequence[dict[str, Any]], console: Console) -> None:
+def _print_pairs(pairs: Sequence[fabric.PairRate], console: Console) -> None:
     if len(pairs) > 1:
         slow, fast = (
-            (f"{pair['a']}-{pair['b']}", f"{_round(pair['busbw'])} GB/s")
-            for pair in (pairs[0], pairs[-1])
+            (f"{pair.a}-{pair.b}", f"{_round(pair.busbw)} GB/s") for pair in (pairs[0], pairs[-1])
         )
         console.print(
             f"Pairs: slowest {slow[0]} with {slow[1]} each way, fastest {fast[0]} with {fast[1]}",
@@ -145,14 +145,12 @@ def _print_pairs(pairs: Sequence[dict[str, Any]], console: Console) -> None:
         )
 
 
-def _print_links(
-    pairs: Sequence[dict[str, Any]], sheet: datasheet.Sheet | None, console: Console
-) -> None:
+def _print_links(pairs: Sequence[Pair], sheet: datasheet.Sheet | None, console: Console) -> None:
     groups: dict[str, list[str]] = {}
     for pair in pairs:
-        what = f"{pair['nvlinks']} NVLinks" if pair["nvlinks"] else f"PCIe ({pair['path']})"
-        peers = {True: "", False: ", no peer access", None: ", peer access unknown"}[pair["p2p"]]
-        groups.setdefault(what + peers, []).append(f"{pair['a']}-{pair['b']}")
+        what = f"{pair.nvlinks} NVLinks" if pair.nvlinks else f"PCIe ({pair.path})"
+        peers = {True: "", False: ", no peer access", None: ", peer access unknown"}[pair.p2p]
+        groups.setdefault(what + peers, []).append(pair.name)
     for what, names in groups.items():
         console.print(f"Links: {what} between GPUs {', '.join(names)}", highlight=False)
     if sheet and sheet.nvlink:

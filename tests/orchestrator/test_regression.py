@@ -4,7 +4,7 @@ import json
 
 from click.testing import CliRunner
 
-from orchestrator import cli
+from orchestrator import cli, commands
 from orchestrator.analysis import regression
 from orchestrator.analysis.verdicts import OBJECTIVES
 from orchestrator.experiment import Cell, Deployment, Run, Scenario
@@ -174,7 +174,7 @@ def test_a_regression_is_told_by_the_exit_status_after_the_environment(tmp_path)
     base = result(tmp_path / "base", "tp4", [100.0, 101.0])
     new = result(tmp_path / "new", "tp4", [50.0, 50.5], host={"name": "elsewhere"})
     done = call(base, new, "--fail-below", "0.95")
-    assert done.exit_code == cli.REGRESSED
+    assert done.exit_code == commands.REGRESSED
     assert done.stdout.index("elsewhere") < done.stdout.index(
         "m.tp4.torch.bfloat16.short.c32: 0.50x"
     )

@@ -7,14 +7,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from report_inputs import summary, write_results
 
-from orchestrator import cli
+from orchestrator import cli, commands
 from orchestrator.cluster import hardware
+from orchestrator.cluster.hardware import Gpu
 from orchestrator.experiment import Cell, Deployment, Run, Scenario
 from orchestrator.report import document
 from orchestrator.store.results import Store
@@ -87,7 +89,7 @@ def test_stdout_is_one_document(
     folder: Path, arguments: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, "gpus", list)
-    monkeypatch.setattr("orchestrator.node.facts.gather", lambda _: {"gpus": []})
+    monkeypatch.setattr("orchestrator.node.facts.gather", lambda _: SimpleNamespace(gpus=()))
     monkeypatch.setattr("orchestrator.node.doctor.CHECKS", ())
     done = call(*arguments.format(folder=folder, root=folder.parent).split(), "--json")
     if "transformers" in arguments:  # refused: one line on stderr, and nothing to parse
@@ -132,7 +134,7 @@ def test_a_dry_run_says_what_would_run_and_how_it_fits(
     monkeypatch.setattr(
         hardware,
         "gpus",
-        lambda: [{"index": i, "memory_bytes": 141 * 10**9, "name": "H200"} for i in range(4)],
+        lambda: [Gpu(i, "H200", f"GPU-{i}", 141 * 10**9, "580.1") for i in range(4)],
     )
     flags = (
         "--model",
@@ -205,7 +207,7 @@ def test_a_run_without_a_result_is_in_the_document_and_in_the_exit_status(
 ) -> None:
     monkeypatch.setattr("orchestrator.run.driver.run_experiment", lambda *_: folder)
     done = call("submit", "--device", "cpu", "--json")
-    assert done.exit_code == cli.SOME_FAILED
+    assert done.exit_code == commands.SOME_FAILED
     found = parsed(done.stdout)
     assert (found["results"], found["report"]) == (str(folder), str(folder / "report.html"))
     for line in (f"Results: {folder}", f"Report: {folder / 'report.html'}"):

@@ -18,12 +18,13 @@ from click.testing import CliRunner
 from driver_inputs import plan
 from report_inputs import summary, write_results
 
-from orchestrator import cli
+from orchestrator import cli, commands
 from orchestrator.analysis import metrics
 from orchestrator.analysis.accounting import TIMED
 from orchestrator.experiment import Cell, Deployment, Run, Scenario
 from orchestrator.report import environment, figures, html
 from orchestrator.report.html import render_html
+from orchestrator.report.output import Output
 from orchestrator.store.results import Store
 from workers.messages import Built
 from workers.records import to_table
@@ -369,7 +370,7 @@ def test_a_report_that_fails_takes_nothing_from_the_run(
         raise RuntimeError("no\nroom")
 
     monkeypatch.setattr(html, "render_html", fail)
-    cli._write_report(folder, cli._console())
+    commands.write_report(folder, Output().console())
     assert capsys.readouterr().err == "note: the report could not be made: no room\n"
 
 
