@@ -268,9 +268,9 @@ def test_steps_hold_layers_and_layers_hold_their_halves(checkpoint: Callable[[st
     assert recorder.open == []
     steps = [path[0] for path in recorder.paths if len(path) == 1]
     assert steps[:3] == [
-        "prefill step 0 micro_batch 0",
-        "decode step 1 micro_batch 0",
-        "decode step 2 micro_batch 0",
+        "prefill step 0 micro-batch 0",
+        "decode step 1 micro-batch 0",
+        "decode step 2 micro-batch 0",
     ]
     for step in steps:
         inside = [path[1:] for path in recorder.paths if path[0] == step]
