@@ -20,7 +20,7 @@ from workers.engines.native.runner import Runner
 from workers.engines.native.scheduler import Scheduler, Sequence, Step
 from workers.messages import RankReport, Work
 from workers.probes.probe import Probe, probe_for
-from workers.records import COLLECTIVES, REQUESTS, STEPS, to_table
+from workers.records import COLLECTIVES, REQUESTS, STEPS, CollectiveRow, RequestRow, StepRow
 
 Mark = torch.cuda.Event | float
 RUN_AHEAD = (
@@ -280,20 +280,19 @@ class Generator:
             for sequence, token in zip(step.sampled, sampled.tolist(), strict=True):
                 times.setdefault(sequence, []).append(at)
                 tokens.setdefault(sequence, []).append(token)
-        rows = (
-            {
-                "request_index": sequence.request.index,
-                "replica": self._replica,
-                "input_len": len(sequence.request.prompt),
-                "output_len": len(tokens[sequence]),
-                "arrival_s": self._arrival(sequence, times),
-                "admitted_s": sequence.admitted_s,
-                "token_times_s": times[sequence],
-                "output_token_ids": tokens[sequence],
-            }
+        return REQUESTS.make(
+            RequestRow(
+                request_index=sequence.request.index,
+                replica=self._replica,
+                input_len=len(sequence.request.prompt),
+                output_len=len(tokens[sequence]),
+                arrival_s=self._arrival(sequence, times),
+                admitted_s=sequence.admitted_s,
+                token_times_s=times[sequence],
+                output_token_ids=tokens[sequence],
+            )
             for sequence in sorted(tokens, key=lambda s: s.request.index)
         )
-        return to_table(rows, REQUESTS)
 
     def _arrival(self, sequence: Sequence, times: dict[Sequence, list[float]]) -> float:
         """In an open loop when it was scheduled to come; in a closed one when the one before it had
@@ -303,31 +302,29 @@ class Generator:
         return times[sequence.after][-1] if sequence.after else 0.0
 
     def _steps(self, log: Log, clock: Clock) -> pa.Table:
-        rows = (
-            {
-                "rank": self._communicator.context.rank,
-                "step": step.index,
-                "phase": step.phase,
-                "micro_batch": step.micro_batch,
-                "num_requests": step.num_requests,
-                "num_tokens": step.num_tokens,
-                "end_s": clock.seconds(mark),
-            }
+        return STEPS.make(
+            StepRow(
+                rank=self._communicator.context.rank,
+                step=step.index,
+                phase=step.phase,
+                micro_batch=step.micro_batch,
+                num_requests=step.num_requests,
+                num_tokens=step.num_tokens,
+                end_s=clock.seconds(mark),
+            )
             for step, mark in zip(log.steps, log.marks, strict=True)
         )
-        return to_table(rows, STEPS)
 
     def _collectives(self) -> pa.Table:
         communicator = self._communicator
-        rows = (
-            {
-                "rank": communicator.context.rank,
-                "phase": phase,
-                "op": op,
-                "axis": axis,
-                "calls": calls,
-                "bytes": communicator.bytes[phase, op, axis],
-            }
+        return COLLECTIVES.make(
+            CollectiveRow(
+                rank=communicator.context.rank,
+                phase=phase,
+                op=op,
+                axis=axis,
+                calls=calls,
+                bytes=communicator.bytes[phase, op, axis],
+            )
             for (phase, op, axis), calls in sorted(communicator.calls.items())
         )
-        return to_table(rows, COLLECTIVES)
