@@ -9,14 +9,14 @@ from orchestrator.analysis import ablation
 from orchestrator.analysis.compare import compare
 from orchestrator.analysis.summary import Summary
 from orchestrator.plan.planning import ablates
-from strategies import Load, ModelShape, Placement, Topology, plan
+from strategies import Load, ModelShape, Placement, Topology, plan_layout
 from workers.messages import EnginePlan
 
 MODEL = ModelShape("m", "llama", 64, 4, 4, 4, 16, 96, 128, 256, 1e-5, 1e4)
 
 
 def placed(layout: str) -> Placement:
-    return plan(layout, MODEL, Load(8, 8, 4), Topology.uniform(4)).placement
+    return plan_layout(layout, MODEL, Load(8, 8, 4), Topology.uniform(4)).placement
 
 
 def runs() -> list[Summary]:

@@ -4,7 +4,8 @@ import pytest
 from summaries import summary
 
 from orchestrator.analysis.compare import COMPARED, Standing, compare, names_of, run_order
-from orchestrator.analysis.summary import SUMMARY
+from orchestrator.analysis.latency import Latency
+from orchestrator.analysis.summary import MEASURED, SUMMARY
 from orchestrator.analysis.verdicts import verdicts
 from workers.rows import columns
 
@@ -175,9 +176,19 @@ def test_a_cell_is_called_by_what_tells_it_from_the_others():
 
 
 def test_its_columns_are_those_of_the_summary_that_say_how_runs_become_one_value():
+    names = [one.name for one in COMPARED.columns]
     over_runs = [one.name for one in SUMMARY.columns if one.over_runs]
-    compared_too = [one.name for one in COMPARED.columns if one.name in set(over_runs)]
-    assert compared_too == [name for name in over_runs if name != ""]
-    left_out = {one.name for one in SUMMARY.columns if not one.over_runs}
+    assert [name for name in names if name in over_runs] == over_runs
     own = {one.name for one in columns(Standing)}
-    assert {one.name for one in COMPARED.columns} & left_out <= own | {"goodput", "power_valid"}
+    assert set(names) == own | set(over_runs)
+
+
+def test_a_column_that_a_group_declares_is_in_every_table_that_has_the_group():
+    """Latency declares its columns once: nothing else has to name them."""
+    declared = columns(Latency)
+    every = [one.name for one in declared]
+    compared = [one.name for one in declared if one.over_runs]
+    for table, expected in ((MEASURED, every), (SUMMARY, every), (COMPARED, compared)):
+        names = table.schema.names
+        first = names.index(expected[0])
+        assert names[first : first + len(expected)] == expected

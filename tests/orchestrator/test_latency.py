@@ -3,8 +3,7 @@
 import pytest
 from request_tables import request, requests
 
-from orchestrator.analysis.arrivals import Arrivals, arrivals_of
-from orchestrator.analysis.latency import Latency, TokenTimes, latency_of
+from orchestrator.analysis.latency import Arrivals, Latency, TokenTimes, arrivals_of, latency_of
 from workers.rows import nothing
 
 TWO = requests(request([1.0, 1.1, 1.3]), request([2.0, 2.2, 2.4, 4.0], arrival_s=0.5))

@@ -12,7 +12,7 @@ from orchestrator.analysis.accounting import account
 from orchestrator.experiment import Cell, Deployment, Scenario
 from orchestrator.report.trace import write_traces
 from orchestrator.store.store import Store
-from strategies import Load, ModelShape, Topology, plan
+from strategies import Load, ModelShape, Topology, plan_layout
 from workers.records import COMPUTE, SPANS
 
 MODEL = ModelShape("m", "llama", 64, 4, 4, 4, 16, 96, 128, 256, 1e-5, 1e4)
@@ -37,7 +37,7 @@ def test_traces_have_a_process_a_rank_and_times_from_the_first_span(tmp_path: Pa
     ]
     store = Store(tmp_path / "m-1")
     store.create()
-    placement = plan("tp2", MODEL, Load(8, 8, 4), Topology.uniform(4)).placement
+    placement = plan_layout("tp2", MODEL, Load(8, 8, 4), Topology.uniform(4)).placement
     store.write_observed(CELL, account(make(SPANS, rows), placement))
     (path,) = write_traces(store.folder)
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
