@@ -43,6 +43,11 @@ def test_a_run_that_is_invalid_is_not_said_to_have_failed():
     assert "tp4 (torch), one of its runs failed: timeout" in failed
 
 
+def test_a_layout_of_which_every_run_is_invalid_shows_that_in_place_of_its_throughput():
+    (cell,) = compared(run("tp4", 900.0, status="invalid", reason="900 tok/s is above the bound"))
+    assert terminal.FIGURES["tok/s"](cell) == "invalid"
+
+
 def test_the_table_is_plain_text_that_fits_and_tells_failures_and_that_cpu_is_no_ranking():
     wide = {
         "engine": "transformers",
