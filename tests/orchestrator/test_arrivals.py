@@ -12,7 +12,7 @@ from orchestrator.plan.arrival_times import arrival_times
 from orchestrator.plan.planning import choose_device, plan_experiment
 from strategies import Topology
 from workers.engines.native.arrivals import Arrivals
-from workers.engines.native.scheduler import Scheduler
+from workers.engines.native.scheduler import Limits, Scheduler
 from workers.messages import Request, Work
 
 # -- when requests arrive
@@ -87,11 +87,10 @@ def clock(monkeypatch):
     return hand
 
 
-def serve(clock, requests, slots, step_s=1.0):
+def serve(clock, requests, seats, step_s=1.0):
     """Serve with steps of `step_s`; request -> when it was let in."""
-    scheduler = Scheduler(
-        requests, slots, micro_batches=1, pages=64, prefill_tokens=64, chunked=True
-    )
+    limits = Limits(micro_batches=1, pages=64, prefill_tokens=64)
+    scheduler = Scheduler(requests, seats, limits)
     doors = Arrivals(requests, clock, decides=True, source=0, group=None)
     admitted = {}
     for _ in range(100):
@@ -99,7 +98,7 @@ def serve(clock, requests, slots, step_s=1.0):
         micro_batch = scheduler.next_micro_batch()
         if micro_batch is None:
             return admitted
-        step = scheduler.plan(micro_batch)
+        step = scheduler.next_step(micro_batch)
         if step is not None:
             clock.at += step_s
             admitted |= {sequence.request.index: sequence.admitted_s for sequence in step.sampled}
@@ -108,7 +107,7 @@ def serve(clock, requests, slots, step_s=1.0):
 
 def test_nobody_is_let_in_before_their_time_and_nobody_waits_for_nothing(clock):
     requests = tuple(Request(i, (1, 2), 2, at) for i, at in enumerate((0.5, 10.0, 10.2)))
-    admitted = serve(clock, requests, slots=4)
+    admitted = serve(clock, requests, seats=4)
     assert admitted[0] == pytest.approx(0.5, abs=0.01)
     assert admitted[1] == pytest.approx(10.0, abs=0.01)
     assert admitted[2] == pytest.approx(
@@ -116,16 +115,17 @@ def test_nobody_is_let_in_before_their_time_and_nobody_waits_for_nothing(clock):
     )  # in the middle of a step of 1 s; the next one takes it in
 
 
-def test_no_more_are_let_in_than_there_are_slots(clock):
+def test_no_more_are_let_in_than_there_are_seats(clock):
     requests = tuple(Request(i, (1, 2), 4, 0.5) for i in range(2))
-    admitted = serve(clock, requests, slots=1)
+    admitted = serve(clock, requests, seats=1)
     assert admitted[1] - admitted[0] == pytest.approx(4.0, abs=0.1)  # four tokens of 1 s
 
 
 def test_a_closed_loop_knows_no_clock():
-    scheduler = Scheduler(tuple(Request(i, (1,), 1) for i in range(3)), 2, 1, 64, 64, True)
+    requests = tuple(Request(i, (1,), 1) for i in range(3))
+    scheduler = Scheduler(requests, 2, Limits(micro_batches=1, pages=64, prefill_tokens=64))
     scheduler.next_micro_batch()
-    assert [s.admitted_s for s in scheduler.plan(0).sampled] == [None, None]
+    assert [s.admitted_s for s in scheduler.next_step(0).sampled] == [None, None]
 
 
 @pytest.mark.parametrize("layout", ["tp1", "tp2pp2", "tp2dp2"])
