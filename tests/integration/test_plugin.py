@@ -110,6 +110,7 @@ def test_it_composes_with_others_and_refuses_what_does_not_divide(installed: Pat
     )
 
 
+@pytest.mark.ray
 def test_they_run(installed: Path, tmp_path: Path) -> None:
     """The same greedy text as on one device: the engine needs to know nothing of the layouts."""
     lengths = [
