@@ -14,9 +14,9 @@ import fake_engine
 import psutil
 import pytest
 from driver_inputs import deployment
+from recorder import Recorder
 
 from orchestrator.analysis.load import summaries
-from orchestrator.analysis.summary import Measured
 from orchestrator.cluster.failures import RunFailed
 from orchestrator.cluster.group import WorkerGroup
 from orchestrator.experiment import Experiment, Run
@@ -27,45 +27,6 @@ from orchestrator.store.folders import find
 from orchestrator.store.store import RUN_TABLES, Store
 
 TIMEOUT_S = 8.0  # above what a start takes on a busy machine
-
-
-class Recorder:
-    """Progress, remembered. `on_phase` is called with what begins."""
-
-    def __init__(self, on_phase=None):
-        self.on_phase = on_phase
-        self.rows: list[Measured] = []
-        self.phases: list[tuple[str, str]] = []
-        self.notes: list[str] = []
-        self.asked = (0, 0)
-
-    def begin(self, runs, skipped):
-        self.asked = (runs, skipped)
-
-    def connected(self, cluster): ...
-
-    def phase(self, deployment, cell, what):
-        self.phases.append((cell or deployment, what))
-        if self.on_phase:
-            self.on_phase(what)
-
-    def finished(self, row):
-        self.rows.append(row)
-
-    def note(self, line):
-        self.notes.append(line)
-
-    def ends(self):
-        return [
-            (row.cell.strategy, row.cell.max_concurrency, row.status, row.reason)
-            for row in self.rows
-        ]
-
-    def turns(self):
-        return [(row.cell.strategy, row.run, row.conditions.turn) for row in self.rows]
-
-    def builds(self):
-        return sum(what == "building" for _, what in self.phases)
 
 
 @pytest.fixture

@@ -113,6 +113,13 @@ def test_what_was_observed_is_known_of_a_cell_once():
     assert cell.operations.decode.tp_all_reduce.busbw == 20.0
 
 
+def test_results_from_before_a_column_was_added_are_compared_all_the_same():
+    older = SUMMARY.make([run("tp4", 90.0, output_digest="a")])
+    (cell,) = compare(SUMMARY.rows(older.drop_columns(["output_digest", "steady_s", "goodput"])))
+    assert cell.throughput.output_throughput == 90.0
+    assert (cell.output_digest, cell.distinct_outputs) == (None, 0)
+
+
 # -- what several runs say
 
 

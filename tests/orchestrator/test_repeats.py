@@ -4,8 +4,8 @@ import contextlib
 
 import pytest
 from driver_inputs import deployment
+from recorder import Recorder
 from summaries import write_run
-from test_driver import Recorder
 
 from orchestrator.experiment import Experiment, Run
 from orchestrator.run import driver

@@ -179,10 +179,17 @@ def test_a_list_comes_back_as_a_tuple_so_that_rows_stay_comparable() -> None:
     assert read == trial(sizes=(1, 2))
 
 
-def test_a_table_without_a_column_is_refused_by_its_name() -> None:
-    table = TRIALS.make([trial()]).drop_columns(["worst_tpot_ms"])
-    with pytest.raises(KeyError, match="worst_tpot_ms"):
+def test_a_table_without_a_column_that_is_never_none_is_refused_by_its_name() -> None:
+    table = TRIALS.make([trial()]).drop_columns(["count"])
+    with pytest.raises(KeyError, match="count"):
         TRIALS.rows(table)
+
+
+def test_a_column_that_may_be_none_may_be_missing() -> None:
+    """As in a result from before it was added."""
+    table = TRIALS.make([trial()]).drop_columns(["worst_tpot_ms", "sizes"])
+    tpot = Times(mean=None, worst=None)
+    assert TRIALS.rows(table) == [trial(sizes=None, tpot=tpot)]
 
 
 def test_columns_that_the_table_does_not_have_are_left_out() -> None:
