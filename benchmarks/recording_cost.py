@@ -37,12 +37,12 @@ from unittest import mock
 
 import pyarrow as pa
 import torch
+from orchestrator.store.results import write_part
 
 from orchestrator.analysis.confidence import Spread, spread
 from orchestrator.cluster import hardware
 from orchestrator.experiment import Experiment
 from orchestrator.plan import planning
-from orchestrator.store.results import write_part
 from strategies.shapes import DTYPE_BYTES
 from strategies.traffic import decode_step
 from workers.actor import Worker

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from orchestrator.store.results import write_part
 
 from orchestrator.analysis import accounting, metrics
 from orchestrator.cluster import hardware
@@ -32,7 +33,6 @@ from orchestrator.experiment import Experiment
 from orchestrator.node import fabric
 from orchestrator.plan import planning
 from orchestrator.plan.deployments import PlannedDeployment
-from orchestrator.store.results import write_part
 from strategies.traffic import decode_step
 from workers.messages import EnginePlan, RankReport, Work
 from workers.records import column, table_schema, to_table

@@ -16,6 +16,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 from fakes import shapes, write_checkpoint, write_config, write_safetensors
+from orchestrator.store.results import Store
 from rich.console import Console
 
 from orchestrator import cli, commands
@@ -25,7 +26,6 @@ from orchestrator.errors import INTERRUPTED
 from orchestrator.experiment import Cell, Deployment, Experiment, Run, Scenario
 from orchestrator.plan import fitting
 from orchestrator.report.terminal import RunProgress
-from orchestrator.store.results import Store
 from workers.records import COMPUTE, SPANS, to_table
 
 HEAVY = ("torch", "ray", "pyarrow", "transformers", "pydantic", "numpy", "rich")

@@ -1,4 +1,4 @@
-"""Open loops: when requests arrive, who is let in when, and what is reported of the waiting."""
+"""Open loops: when requests arrive, and who is let in when."""
 
 import itertools
 
@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 from ranks import engine_plan, ragged_requests, read_shape, tokens
 
-from orchestrator.analysis import arrivals, metrics
 from orchestrator.errors import UserError
-from orchestrator.experiment import Experiment
+from orchestrator.experiment import Experiment, identity_of
 from orchestrator.plan.arrival_times import arrival_times
 from orchestrator.plan.planning import choose_device, plan_experiment
 from strategies import Topology
 from workers.engines.native.arrivals import Arrivals
 from workers.engines.native.scheduler import Limits, Scheduler
 from workers.messages import Request, Work
-from workers.records import REQUESTS, to_table
 
 # -- when requests arrive
 
@@ -57,11 +55,9 @@ def test_other_engines_refuse_by_name():
 
 
 def test_results_of_open_and_closed_loops_are_kept_apart():
-    assert Experiment(request_rate=2.0).identity != Experiment().identity
-    assert (
-        Experiment(request_rate=2.0).identity
-        != Experiment(request_rate=2.0, burstiness=0.5).identity
-    )
+    closed, open_ = Experiment(), Experiment(request_rate=2.0)
+    bursts = Experiment(request_rate=2.0, burstiness=0.5)
+    assert len({identity_of(one) for one in (closed, open_, bursts)}) == 3
     with pytest.raises(ValueError, match="give request_rate too"):
         Experiment(burstiness=2.0)
 
@@ -153,40 +149,3 @@ def test_an_open_loop_makes_the_same_tokens_on_every_layout(layout, pool, checkp
         assert all(
             later > earlier - 0.25 for earlier, later in itertools.pairwise(moments)
         )  # ranks start within that
-
-
-# -- what is reported
-
-
-def requests_table(*rows):
-    """Rows of (arrival, admitted, times of the tokens)."""
-    return to_table(
-        [
-            {
-                "request_index": i,
-                "replica": 0,
-                "input_len": 1,
-                "arrival_s": a,
-                "admitted_s": b,
-                "token_times_s": t,
-            }
-            for i, (a, b, t) in enumerate(rows)
-        ],
-        REQUESTS,
-    )
-
-
-def test_latency_counts_from_the_scheduled_arrival_and_the_delay_is_told():
-    table = requests_table((1.0, 1.5, [2.0, 3.0]), (2.0, 2.0, [4.0]), (2.5, 2.6, [4.0]))
-    assert arrivals.of_requests(table) == {
-        "mean_schedule_delay_ms": pytest.approx(200.0),
-        "median_schedule_delay_ms": pytest.approx(100.0),
-        "p99_schedule_delay_ms": pytest.approx(492.0),
-    }
-    row = metrics.of_requests(table, 3, 3, 1)
-    assert row["mean_ttft_ms"] == pytest.approx(1500.0)  # of 1 s, 2 s and 1.5 s
-    assert row["mean_e2el_ms"] == pytest.approx(5500.0 / 3)
-
-
-def test_a_closed_loop_has_no_schedule():
-    assert arrivals.of_requests(requests_table((0.0, None, [1.0]))) == {}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pyarrow as pa
 import pytest
+from orchestrator.analysis.metrics import SUMMARY
 
 from orchestrator.analysis.compare import compare
 from orchestrator.analysis.energy import FIELDS, of_telemetry, other_processes
-from orchestrator.analysis.metrics import SUMMARY
 from workers.messages import RankReport
 from workers.probes.telemetry import Sampler
 from workers.records import STEPS, TELEMETRY, to_table

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from orchestrator.store.results import Store
 from report_inputs import summary, write_results
 
 from orchestrator import cli, commands
@@ -19,7 +20,6 @@ from orchestrator.cluster import hardware
 from orchestrator.cluster.hardware import Gpu
 from orchestrator.experiment import Cell, Deployment, Run, Scenario
 from orchestrator.report import document
-from orchestrator.store.results import Store
 
 PATHS_ONLY = {"export", "report", "trace"}  # they print where they wrote
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from driver_inputs import plan
+from orchestrator.store.results import Store
 from report_inputs import summary, write_results
 
 from orchestrator import cli, commands
@@ -25,7 +26,6 @@ from orchestrator.experiment import Cell, Deployment, Run, Scenario
 from orchestrator.report import environment, figures, html
 from orchestrator.report.html import render_html
 from orchestrator.report.output import Output
-from orchestrator.store.results import Store
 from workers.messages import Built
 from workers.records import to_table
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from orchestrator.store.results import Store
 
 from orchestrator.analysis.accounting import PARTS, PARTS_FIELDS, SHARE_COLUMNS, TIMED
 from orchestrator.experiment import Cell, Deployment, Run, Scenario
-from orchestrator.store.results import Store
 from workers.records import REQUESTS, SPANS, STEPS, TELEMETRY, table_schema, to_table
 
 SHARES = {
