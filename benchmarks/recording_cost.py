@@ -46,10 +46,11 @@ from orchestrator.store.results import write_part
 from strategies.shapes import DTYPE_BYTES
 from strategies.traffic import decode_step
 from workers.actor import Worker
+from workers.clock import Clock
 from workers.communicator import Communicator
 from workers.communicator import Recording as Captured
 from workers.engines.native import loop as engine
-from workers.engines.native.loop import Clock, Generator, Log
+from workers.engines.native.loop import Generator, Log
 from workers.engines.native.runner import Runner
 from workers.engines.native.scheduler import Scheduler
 from workers.messages import EnginePlan, Work
@@ -205,7 +206,7 @@ def serve(worker: Worker, work: Work, variant: str, around: Around = nullcontext
         "variant": variant,
         "loop_s": seconds[0],
         "output_throughput": tokens / seconds[0],
-        "samples": len(recording.rows),
+        "samples": len(recording.samples),
         "sampler_cpu_s": recording.cpu_s,
         "readings": readings.total(),
         "steps": report.steps.num_rows,

@@ -1,10 +1,10 @@
-"""What the driver tells a worker and what a worker answers: pure data that crosses the process
-boundary."""
+"""What the driver tells a worker and what a worker answers: plain data that crosses the border
+between their processes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from strategies.placement import Placement
 from strategies.shapes import ModelShape
@@ -12,41 +12,47 @@ from strategies.shapes import ModelShape
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# How a failure that a worker foresaw is told from a crash: the driver records the reason, not a
-# traceback.
+# The reason of a failure that is foreseen; the driver records it instead of a traceback.
 OUT_OF_MEMORY = "out_of_memory"
 
 
 @dataclass(frozen=True, slots=True)
 class EnginePlan:
-    """Everything an engine builds a deployment from. Lengths in tokens, `max_concurrency` in
-    requests (whole layout)."""
+    """Everything that an engine builds a deployment from.
+
+    layout: its name, as "tp2pp2". checkpoint: a folder of safetensors, None for dummy weights.
+    dtype: "float32", "bfloat16" or "float16". max_concurrency: requests in flight in the whole
+    layout. max_len: tokens of the longest request, prompt and output. prefill_tokens: most prompt
+    tokens in one forward pass; chunked_prefill: a prompt may be cut to fill it. temperature: 0 is
+    greedy. timeout_s: seconds, of a collective and of a run. ablation: "none"; "comm", in which
+    collectives are left out and outputs are wrong; "p2p", in which NCCL goes without NVLink and
+    PCIe peers. nsys_dir: where Nsight Systems puts its reports on a rank's node, None where it
+    does not watch.
+    """
 
     model: ModelShape
     layout: str
     placement: Placement
-    checkpoint: str | None  # folder of safetensors; None = dummy weights
-    dtype: str  # "float32", "bfloat16", "float16"
+    checkpoint: str | None
+    dtype: str
     device: Literal["cuda", "cpu"]
     max_concurrency: int
     max_len: int
-    prefill_tokens: int  # most prompt tokens in one forward pass
-    chunked_prefill: bool = True  # a prompt may be cut to fill the budget; else whole prompts only
-    temperature: float = 0.0  # 0 = greedy
+    prefill_tokens: int
+    chunked_prefill: bool = True
+    temperature: float = 0.0
     seed: int = 0
-    kv_tokens: int | None = None  # tokens of KV per replica; None = what the memory left holds
-    timeout_s: float = 600.0  # of a collective, and of a run
-    # "comm": collectives are left out, outputs are wrong; "p2p": NCCL without NVLink or PCIe peers
+    timeout_s: float = 600.0
     ablation: str = "none"
-    nsys_dir: str | None = (
-        None  # where Nsight Systems, on each rank's node, puts what it saw; None: it does not watch
-    )
+    nsys_dir: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt and the number of tokens to make for it. arrival_s: when it arrives in an open
-    loop, since the run's start."""
+    """One prompt, as token ids, and the number of tokens to make for it.
+
+    arrival_s: when it arrives in an open loop, in seconds since the start of the run.
+    """
 
     index: int
     prompt: tuple[int, ...]
@@ -54,17 +60,34 @@ class Request:
     arrival_s: float = 0.0
 
 
+class Dealt(NamedTuple):
+    """What is dealt to one replica: requests, by their places in the work, and seats."""
+
+    requests: list[int]
+    seats: int
+
+
+def dealt(num_requests: int, seats: int, replica: int, replicas: int) -> Dealt:
+    """The share of one data-parallel replica of requests and of seats, which are the places of the
+    closed loop: `max_concurrency` of them in the whole layout.
+
+    Request i belongs to seat i mod `seats`, and seat s to replica s mod `replicas`. So a replica
+    beyond the concurrency serves nothing, and as many are in flight as were asked for. No replica
+    gets more requests or seats than replica 0.
+    """
+    requests = [i for i in range(num_requests) if i % seats % replicas == replica]
+    return Dealt(requests, len(range(replica, seats, replicas)))
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """One run: a closed loop that keeps `max_concurrency` requests in flight until all are served.
 
     Where requests have times of arrival the loop is open: none is let in before its time, or beyond
-    `max_concurrency`.
-
-    observe: take the step apart (profiler on GPU, timers on CPU); its timings are not for the
-    summary.
-    delay: (rank, seconds) by which one rank is held up in every step, to see where waiting for it
-    is booked.
+    `max_concurrency`. ignore_eos: go on past an end-of-text token, up to the asked length. observe:
+    take the steps apart, with a profiler on a GPU and with timers on a CPU; the summary uses no
+    timing of such a run. delay: (rank, seconds), one rank is held up by so much in every step, to
+    see where waiting for it is booked.
     """
 
     requests: tuple[Request, ...]
@@ -79,27 +102,19 @@ class Work:
         return any(request.arrival_s for request in self.requests)
 
     def share(self, replica: int, replicas: int) -> Work:
-        """The part of one data-parallel replica: its slots of the closed loop, and the requests
-        dealt to them.
-
-        Request i belongs to slot i mod max_concurrency, slot s to replica s mod replicas, so a
-        replica beyond the concurrency serves nothing and the sum in flight is what was asked.
-        """
-        slots = len(range(replica, self.max_concurrency, replicas))
-        mine = tuple(
-            r
-            for i, r in enumerate(self.requests)
-            if (i % self.max_concurrency) % replicas == replica
-        )
-        return replace(self, requests=mine, max_concurrency=slots)
+        """The part of one data-parallel replica, by `dealt`."""
+        mine = dealt(len(self.requests), self.max_concurrency, replica, replicas)
+        requests = tuple(self.requests[i] for i in mine.requests)
+        return replace(self, requests=requests, max_concurrency=mine.seats)
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What building cost on one rank: seconds and bytes.
+    """What one rank has built.
 
-    capture_s: None where an engine captures no graphs. kv_tokens: per replica, None where it has no
-    paged cache.
+    load_s: seconds until the weights were loaded. capture_s: seconds that capturing graphs took,
+    None where an engine captures none. weight_bytes: of this rank. kv_tokens: tokens that the KV
+    cache of the replica holds, None without a paged cache. versions: of packages, by name.
     """
 
     rank: int
@@ -113,15 +128,14 @@ class Built:
 
 @dataclass(frozen=True, slots=True)
 class RankReport:
-    """What one rank has to say of one run. Tables are in the schemas of `workers.records`.
+    """What one rank reports of one run. Its tables are those of `workers.records`.
 
-    requests: only from the rank that sees the sampled tokens of its replica, else None.
-    collectives: None where an engine cannot count them. spans: None unless observed, or where an
-    engine cannot be.
-    began_s: when the times in the tables were zero, by `time.perf_counter` of that process; None
-    where an engine does not tell. telemetry: what was sampled beside the run; not an engine's
-    business, it is added where the ranks' reports meet.
-    fabric: only from the engine `calibration`.
+    requests: from the one rank of a replica that has its sampled tokens, None from the others.
+    collectives: None where an engine cannot count them. spans: None unless the run was observed,
+    or where an engine cannot observe one. began_s: the moment at which the times of the tables are
+    zero, in seconds of `time.perf_counter` of that process; None where an engine does not say.
+    telemetry: no engine fills it, it is added where the reports of the ranks meet. fabric: only
+    from the engine `calibration`.
     """
 
     rank: int

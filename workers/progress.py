@@ -4,12 +4,9 @@ thread reads."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    import torch
-
-    Moment = torch.cuda.Event | float
+from workers.clock import Moment
 
 IDLE, BUILDING, RUNNING, OBSERVING = range(4)
 
@@ -17,10 +14,9 @@ IDLE, BUILDING, RUNNING, OBSERVING = range(4)
 class StepEnd(NamedTuple):
     """The end of a step.
 
-    at: seconds of `time.perf_counter`, or an event recorded behind the step on the GPU, where the
-    host is ahead: the step is over once the event has passed. tokens: output tokens it makes.
-    running, waiting: requests that have a place and requests that have none yet. pages: KV pages
-    taken.
+    at: the step is over once this moment has passed (`workers.clock.passed`). tokens: output tokens
+    that it makes. running, waiting: requests that have a seat and requests that have none yet.
+    pages: KV pages taken.
     """
 
     at: Moment

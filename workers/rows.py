@@ -65,10 +65,14 @@ def row(kind: type[R]) -> type[R]:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a row type. path: the fields that lead to its value, from the row inwards."""
+    """One column of a row type.
+
+    path: the fields that lead to its value, from the row inwards. optional: whether it may be None.
+    """
 
     name: str
     type: pa.DataType
+    optional: bool
     unit: str
     meaning: str
     formula: str
@@ -108,7 +112,7 @@ def _columns(kind: Any) -> tuple[Column, ...]:
 def _columns_of(field: dataclasses.Field[Any], hint: Any) -> Iterator[Column]:
     about = field.metadata
     if "pattern" not in about:
-        yield Column(field.name, _arrow_type(hint), **about, path=(field.name,))
+        yield Column(field.name, _arrow_type(hint), _is_optional(hint), **about, path=(field.name,))
         return
     for inner in columns(hint):
         yield dataclasses.replace(
@@ -118,6 +122,10 @@ def _columns_of(field: dataclasses.Field[Any], hint: Any) -> Iterator[Column]:
             source=inner.source or about["source"],
             path=(field.name, *inner.path),
         )
+
+
+def _is_optional(hint: Any) -> bool:
+    return type(None) in typing.get_args(hint)
 
 
 def _arrow_type(hint: Any) -> pa.DataType:
@@ -210,11 +218,14 @@ class Table(Generic[R]):
     def rows(self, table: pa.Table) -> list[R]:
         """The rows of an Arrow table; columns that this table does not have are left out.
 
-        Raises KeyError with the name of a column that is not there.
+        One that may be None and is not there, as in a result from before it was added, is None.
+        Raises KeyError with the name of another one that is not there.
         """
         unknown = dict.fromkeys(column.path for column in columns(self.kind))
-        values = [_values(table.column(column.name)) for column in self.columns]
-        paths = [column.path for column in self.columns]
+        there = set(table.column_names)
+        known = [one for one in self.columns if one.name in there or not one.optional]
+        values = [_values(table.column(column.name)) for column in known]
+        paths = [column.path for column in known]
         return [
             typing.cast(
                 R, _nested(self.kind, {**unknown, **dict(zip(paths, one, strict=True))}, ())

@@ -16,7 +16,7 @@ from orchestrator.analysis.throughput import Throughput
 from strategies.memory import kv_bytes_per_token
 from strategies.placement import Placement
 from strategies.shapes import DTYPE_BYTES, ModelShape
-from workers.messages import EnginePlan
+from workers.messages import EnginePlan, dealt
 from workers.rows import column, nothing, row
 
 CALIBRATED, DATASHEET = "calibrated", "datasheet"
@@ -273,9 +273,8 @@ def bounds_of(
 
 def fullest_replica(placement: Placement, whole: Closed) -> Closed:
     """The share of the first data-parallel replica, which is never smaller than another's."""
-    replicas, seats = placement.degree("dp"), whole.seats
-    mine = sum((index % seats) % replicas == 0 for index in range(whole.requests))
-    return Closed(whole.input_len, whole.output_len, mine, len(range(0, seats, replicas)))
+    mine = dealt(whole.requests, whole.seats, 0, placement.degree("dp"))
+    return Closed(whole.input_len, whole.output_len, len(mine.requests), mine.seats)
 
 
 def model_flops(plan: EnginePlan, load: Closed) -> float:

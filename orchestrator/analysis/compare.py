@@ -225,16 +225,12 @@ def _figures(runs: Sequence[Summary]) -> dict[str, Any]:
         kind = type(getattr(runs[0], field.name))
         out[field.name] = reduced(kind, groups, FUNCTIONS)
     energies = [run.energy for run in with_valid_power(runs)]
+    goodputs = [run.goodput for run in held_to_one_level(runs)]
     return out | {
         "energy": reduced(Energy, energies, FUNCTIONS),
-        "goodput": _goodput(held_to_one_level(runs)),
+        "goodput": reduced(Goodput, goodputs, FUNCTIONS),
         "bounds": _bounds(out["bounds"], runs),
     }
-
-
-def _goodput(runs: Sequence[Summary]) -> Goodput:
-    found = reduced(Goodput, [run.goodput for run in runs], FUNCTIONS)
-    return replace(found, goodput=runs[0].goodput.goodput if runs else None)
 
 
 def _bounds(found: Bounds, runs: Sequence[Summary]) -> Bounds:

@@ -15,7 +15,9 @@ from workers.rows import column, nothing, row
 class Goodput:
     """Requests that met every service level; null where none was asked for."""
 
-    goodput: str | None = column("the service levels in ms, as in ttft:2000 tpot:200")
+    goodput: str | None = column(
+        "the service levels in ms, as in ttft:2000 tpot:200", over_runs="first"
+    )
     request_goodput: float | None = column(
         "requests per second that met every level, until the last token",
         "requests/s",

@@ -1,6 +1,7 @@
-"""When tokens came: TTFT, TPOT, ITL and E2EL, as vLLM's serving benchmark defines them.
+"""When requests were let in and when their tokens came.
 
-This is the one home of these definitions: the summary, goodput and the charts use it.
+TTFT, TPOT, ITL and E2EL are defined as in vLLM's serving benchmark. This is the one home of these
+definitions: the summary, goodput and the charts use it.
 """
 
 from __future__ import annotations
@@ -49,6 +50,31 @@ class Latency:
     )
     e2el: Statistics = group(
         "{}_e2el_ms", "time from a request's arrival to its last token", source=SOURCE
+    )
+
+
+@row
+class Arrivals:
+    """Requests of an open loop; null in a closed one, whose requests wait for a seat of theirs."""
+
+    request_rate: float | None = column(
+        "requests that arrive a second", "requests/s", over_runs="first"
+    )
+    burstiness: float | None = column(
+        "shape of the gamma distributed gaps between them; 1 is a Poisson process",
+        "1",
+        source=SOURCE,
+        over_runs="first",
+    )
+    mean_schedule_delay_ms: float | None = column(
+        "from a request's scheduled arrival to being let in, mean: the client's own queue, for a "
+        "seat, for KV, for the step under way",
+        "ms",
+        over_runs="median",
+    )
+    median_schedule_delay_ms: float | None = column("the same, median", "ms", over_runs="median")
+    p99_schedule_delay_ms: float | None = column(
+        "the same, 99th percentile", "ms", over_runs="median"
     )
 
 
@@ -141,4 +167,20 @@ def statistics_of(values_ms: np.ndarray) -> Statistics:
         median=float(np.median(known)),
         std=float(known.std()),
         p99=float(np.percentile(known, 99)),
+    )
+
+
+def arrivals_of(
+    requests: pa.Table, request_rate: float | None, burstiness: float | None
+) -> Arrivals:
+    """How requests arrived and were let in. requests: table REQUESTS."""
+    known = requests.filter(requests.column("admitted_s").is_valid())
+    admitted, arrived = (np.asarray(known.column(name)) for name in ("admitted_s", "arrival_s"))
+    delays = 1e3 * (admitted - arrived)
+    return Arrivals(
+        request_rate=request_rate,
+        burstiness=burstiness,
+        mean_schedule_delay_ms=float(delays.mean()) if delays.size else None,
+        median_schedule_delay_ms=float(np.median(delays)) if delays.size else None,
+        p99_schedule_delay_ms=float(np.percentile(delays, 99)) if delays.size else None,
     )

@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from orchestrator.analysis.arrivals import Arrivals, arrivals_of
 from orchestrator.analysis.bounds import Bounds, Ceilings, Closed, bounds_of
 from orchestrator.analysis.building import Memory, Startup, memory_of, startup_of
 from orchestrator.analysis.communication import Operations, StepParts, Traffic, traffic_of
 from orchestrator.analysis.energy import Energy, energy_of
 from orchestrator.analysis.goodput import Goodput, goodput_of
-from orchestrator.analysis.latency import Latency, TokenTimes, latency_of
+from orchestrator.analysis.latency import Arrivals, Latency, TokenTimes, arrivals_of, latency_of
 from orchestrator.analysis.outputs import output_digest
 from orchestrator.analysis.throughput import Steady, Throughput, steady_of, throughput_of
 from orchestrator.experiment import Scenario

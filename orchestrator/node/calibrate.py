@@ -18,7 +18,7 @@ from orchestrator.store.arrow_files import write_part
 from strategies.placement import Placement
 from strategies.shapes import ModelShape
 from workers import engines
-from workers.engines.calibration import LAYOUT, QUICK
+from workers.engines.calibration import CALIBRATION_LAYOUT, QUICK, SWEEP_OPTION
 from workers.messages import EnginePlan, Work
 
 TIMEOUT_S = 300.0
@@ -65,7 +65,7 @@ def calibrate(
 def _measure(cluster: Cluster, device: Literal["cuda", "cpu"], ranks: int, quick: bool) -> pa.Table:
     try:
         group = WorkerGroup.start(
-            cluster, LAYOUT, plan(device, ranks, quick), engines.CALIBRATION.name
+            cluster, CALIBRATION_LAYOUT, plan(device, ranks, quick), engines.CALIBRATION.name
         )
         try:
             group.build(TIMEOUT_S)
@@ -81,10 +81,10 @@ def _measure(cluster: Cluster, device: Literal["cuda", "cpu"], ranks: int, quick
 def plan(device: Literal["cuda", "cpu"], ranks: int, quick: bool) -> EnginePlan:
     """A plan for the engine `calibration`: ranks and a device, and no model."""
     placement = Placement() if ranks == 1 else Placement().with_axis("tp", ranks)
-    placement = placement.with_options(sweep=QUICK) if quick else placement
+    placement = placement.with_options(**{SWEEP_OPTION: QUICK}) if quick else placement
     dtype = "bfloat16" if device == "cuda" else "float32"
     return EnginePlan(
-        NO_MODEL, LAYOUT, placement, None, dtype, device, 1, 1, 1, timeout_s=TIMEOUT_S
+        NO_MODEL, CALIBRATION_LAYOUT, placement, None, dtype, device, 1, 1, 1, timeout_s=TIMEOUT_S
     )
 
 

@@ -16,8 +16,7 @@ from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
 from orchestrator.plan.fitting import check_memory, concurrent_requests
 from orchestrator.plan.models import ResolvedModel
 from orchestrator.plan.workload import Workload
-from strategies import Layout, Load, ModelShape, Placement, Topology, parse
-from strategies import plan as plan_layout
+from strategies import Layout, Load, ModelShape, Placement, Topology, parse, plan_layout
 from workers import engines
 from workers.messages import EnginePlan
 

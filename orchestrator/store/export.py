@@ -13,7 +13,7 @@ import pyarrow.feather
 import pyarrow.parquet
 
 from orchestrator.errors import UserError
-from orchestrator.store.arrow_files import replace_file, write_part
+from orchestrator.store.arrow_files import encoded, replace_file, write_part
 from orchestrator.store.folders import MANIFEST
 
 FORMATS = ("arrow", "parquet", "csv")
@@ -56,7 +56,9 @@ def pack(tables: Mapping[str, pa.Table], manifest: str, out: Path) -> list[Path]
     try:
         out.mkdir(parents=True, exist_ok=True)
         replace_file(out / MANIFEST, lambda path: path.write_text(manifest))
-        parts = [write_part(out / f"{name}.arrow", table) for name, table in tables.items()]
+        parts = [
+            write_part(out / f"{name}.arrow", encoded(table)) for name, table in tables.items()
+        ]
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"results cannot be packed into {out}: {reason}; give another --out") from (

@@ -374,6 +374,7 @@ def completed(folder: Path) -> list[int]:
     return [cell.cell.max_concurrency for cell in cells if store.is_completed(Run(cell.cell, 0))]
 
 
+@pytest.mark.ray
 def test_ctrl_c_in_a_terminal_leaves_no_process_and_keeps_what_is_done(fake_site, tmp_path):
     with hanging_driver(fake_site, tmp_path) as process:
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everything in the foreground

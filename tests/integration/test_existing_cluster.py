@@ -21,6 +21,8 @@ import pytest
 
 from orchestrator.cluster.processes import end
 
+pytestmark = pytest.mark.ray
+
 TOKEN = "0123456789abcdef" * 4
 START_S = 60
 BIN = Path(sys.executable).parent

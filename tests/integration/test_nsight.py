@@ -87,6 +87,7 @@ def submit(result_dir: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 # -- the workers under nsys
 
 
+@pytest.mark.ray
 def test_every_rank_leaves_a_report_named_after_it(nsys: Path, tmp_path: Path) -> None:
     done = submit(tmp_path / "50% off")
     assert done.returncode == 0, done.stdout + done.stderr

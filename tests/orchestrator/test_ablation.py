@@ -16,7 +16,7 @@ from orchestrator.experiment import Cell, Deployment, Run, Scenario
 from orchestrator.plan.planning import ablates
 from orchestrator.report.trace import write_traces
 from orchestrator.store.results import Store
-from strategies import Load, ModelShape, Placement, Topology, plan
+from strategies import Load, ModelShape, Placement, Topology, plan_layout
 from workers.messages import EnginePlan
 from workers.records import COMPUTE, SPANS, to_table
 
@@ -24,7 +24,7 @@ MODEL = ModelShape("m", "llama", 64, 4, 4, 4, 16, 96, 128, 256, 1e-5, 1e4)
 
 
 def placed(layout: str) -> Placement:
-    return plan(layout, MODEL, Load(8, 8, 4), Topology.uniform(4)).placement
+    return plan_layout(layout, MODEL, Load(8, 8, 4), Topology.uniform(4)).placement
 
 
 def cell(what: str = "none") -> Cell:

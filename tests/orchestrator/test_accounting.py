@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator.analysis.accounting import PARTS, account, operations, shares, with_timing
-from strategies import Load, ModelShape, Placement, Topology, plan
+from strategies import Load, ModelShape, Placement, Topology, plan_layout
 from workers.intervals import intersect, length, subtract, union
 from workers.records import COLLECTIVES, COMPUTE, SPANS, to_table
 
@@ -15,7 +15,7 @@ MODEL = ModelShape("m", "llama", 64, 4, 4, 4, 16, 96, 128, 256, 1e-5, 1e4)
 
 
 def placed(layout: str) -> Placement:
-    return plan(layout, MODEL, Load(8, 8, 4), Topology.uniform(4)).placement
+    return plan_layout(layout, MODEL, Load(8, 8, 4), Topology.uniform(4)).placement
 
 
 def span(

@@ -16,8 +16,7 @@ from orchestrator.plan import models
 from orchestrator.report import terminal
 from orchestrator.run import driver
 from orchestrator.store import results
-from strategies import Load, Placement, Topology
-from strategies import plan as plan_layout
+from strategies import Load, Placement, Topology, plan_layout
 from strategies.shapes import ModelShape
 from workers.messages import EnginePlan
 from workers.records import FABRIC, to_table

@@ -212,6 +212,7 @@ def test_a_run_without_a_result_is_in_the_document_and_in_the_exit_status(
         assert line in done.stderr
 
 
+@pytest.mark.ray
 def test_submit_leaves_stdout_to_the_document(tmp_path: Path) -> None:
     lengths = "--input-len 12 --output-len 6 --max-concurrency 2 --num-warmups 0 --save-detailed"
     flags = f"--strategy tp2,tp1 --ablate comm --model tiny --device cpu --trace {lengths} --json"

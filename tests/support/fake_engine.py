@@ -12,7 +12,17 @@ import time
 from pathlib import Path
 
 from workers.messages import Built, EnginePlan, RankReport, Request, Work
-from workers.records import COLLECTIVES, COMPUTE, REQUESTS, SPANS, STEPS, to_table
+from workers.records import (
+    COLLECTIVES,
+    COMPUTE,
+    REQUESTS,
+    SPANS,
+    STEPS,
+    CollectiveRow,
+    RequestRow,
+    SpanRow,
+    StepRow,
+)
 
 SERVE, RAISE, RAISE_OOM, DIE, DIE_AND_BREAK, HANG = range(6)
 TOKEN_S = 0.01
@@ -73,82 +83,76 @@ class FakeEngine:
             obey(order)
         elif order == DIE_AND_BREAK:
             raise RuntimeError("[gloo] Connection closed by peer")
-        rows = [
-            {
-                "request_index": r.index,
-                "replica": 0,
-                "input_len": len(r.prompt),
-                "output_len": r.output_len,
-                "arrival_s": 0.0,
-                "token_times_s": [TOKEN_S * (i + 1) for i in range(r.output_len)],
-                "output_token_ids": list(range(r.output_len)),
-            }
-            for r in work.requests
-        ]
-        steps = [
-            {
-                "rank": self.rank,
-                "step": 0,
-                "phase": "decode",
-                "micro_batch": 0,
-                "num_requests": 1,
-                "num_tokens": 1,
-                "end_s": 0.01,
-            }
-        ]
-        sent = [
-            {
-                "rank": self.rank,
-                "phase": "decode",
-                "op": "all_reduce",
-                "axis": "tp",
-                "calls": 3,
-                "bytes": 96,
-            }
-        ]
-        spans = to_table(seen(self.rank), SPANS) if work.observe else None
-        requests = to_table(rows, REQUESTS) if self.rank == self.ranks - 1 else None
+        reports = self.rank == self.ranks - 1
         return RankReport(
             self.rank,
-            requests,
-            to_table(steps, STEPS),
-            to_table(sent, COLLECTIVES),
-            100 + self.rank,
-            spans=spans,
+            requests=REQUESTS.make(map(served, work.requests)) if reports else None,
+            steps=STEPS.make([step(self.rank)]),
+            collectives=COLLECTIVES.make([sent(self.rank)]),
+            peak_memory_bytes=100 + self.rank,
+            spans=SPANS.make(seen(self.rank)) if work.observe else None,
         )
 
     def close(self) -> None:
         pass
 
 
-def seen(rank: int) -> list[dict[str, object]]:
+def served(request: Request) -> RequestRow:
+    """As if the request had come at once and its tokens one every TOKEN_S."""
+    return RequestRow(
+        request_index=request.index,
+        replica=0,
+        input_len=len(request.prompt),
+        output_len=request.output_len,
+        arrival_s=0.0,
+        admitted_s=None,
+        token_times_s=[TOKEN_S * (i + 1) for i in range(request.output_len)],
+        output_token_ids=list(range(request.output_len)),
+    )
+
+
+def step(rank: int) -> StepRow:
+    return StepRow(
+        rank=rank, step=0, phase="decode", micro_batch=0, num_requests=1, num_tokens=1, end_s=0.01
+    )
+
+
+def sent(rank: int) -> CollectiveRow:
+    return CollectiveRow(rank=rank, phase="decode", op="all_reduce", axis="tp", calls=3, bytes=96)
+
+
+def seen(rank: int) -> list[SpanRow]:
     """Two steps of 10 ms: compute until 7 ms on rank 0 and 6 ms on rank 1, then an all-reduce whose
     data take 3 ms."""
     rows = []
-    for step in range(2):
-        start, talk, end = step * 1e4, step * 1e4 + 7e3 - 1e3 * rank, step * 1e4 + 1e4
-        common = {"rank": rank, "phase": "decode", "step": step}
-        rows.append(
-            {
-                **common,
-                "kind": COMPUTE,
-                "axis": None,
-                "bytes": None,
-                "start_us": start,
-                "end_us": talk,
-            }
-        )
-        rows.append(
-            {
-                **common,
-                "kind": "all_reduce",
-                "axis": "tp",
-                "bytes": 96,
-                "start_us": talk,
-                "end_us": end,
-            }
-        )
+    for index in range(2):
+        start, call, end = index * 1e4, index * 1e4 + 7e3 - 1e3 * rank, index * 1e4 + 1e4
+        rows.append(span(rank, index, COMPUTE, start, call))
+        rows.append(span(rank, index, "all_reduce", call, end, axis="tp", size=96))
     return rows
+
+
+def span(
+    rank: int,
+    index: int,
+    kind: str,
+    start: float,
+    end: float,
+    axis: str | None = None,
+    size: int | None = None,
+) -> SpanRow:
+    """A span of a decode step."""
+    return SpanRow(
+        rank=rank,
+        phase="decode",
+        step=index,
+        kind=kind,
+        axis=axis,
+        call_phase=None,
+        bytes=size,
+        start_us=start,
+        end_us=end,
+    )
 
 
 def obey(order: int) -> None:

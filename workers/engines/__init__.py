@@ -1,8 +1,9 @@
-"""Engines: what executes a placement. Found by name through the entry-point group
-`orchestrator.engines`.
+"""Engines: what executes a placement, and all that one is written with.
 
-An adapter's module must import without torch, so that the driver can ask `supports` before it
-starts anything.
+An engine is found by name through the entry-point group `orchestrator.engines`;
+docs/write-an-engine.md walks through one. What its author needs is imported from here, and the
+`RankContext` from `workers.rank`. This module and that of an engine import without torch, so that
+the driver can ask `supports` before it starts anything.
 """
 
 from __future__ import annotations
@@ -11,34 +12,70 @@ import difflib
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from workers.messages import Built, EnginePlan, RankReport, Work
+from workers.messages import Built, EnginePlan, RankReport, Request, Work
+from workers.records import (
+    COLLECTIVES,
+    COMPUTE,
+    DECODE,
+    PREFILL,
+    REQUESTS,
+    SPANS,
+    STEPS,
+    CollectiveRow,
+    RequestRow,
+    SpanRow,
+    StepRow,
+)
 
 if TYPE_CHECKING:
     from workers.rank import RankContext
 
+__all__ = [
+    "COLLECTIVES",
+    "COMPUTE",
+    "DECODE",
+    "PREFILL",
+    "REQUESTS",
+    "SPANS",
+    "STEPS",
+    "Built",
+    "CollectiveRow",
+    "Engine",
+    "EngineError",
+    "EnginePlan",
+    "RankReport",
+    "Request",
+    "RequestRow",
+    "SpanRow",
+    "StepRow",
+    "Work",
+    "create",
+    "names",
+]
+
 GROUP = "orchestrator.engines"
-CALIBRATION = EntryPoint(
-    "calibration", "workers.engines.calibration:CalibrationEngine", GROUP
-)  # serves nothing, so is not listed
+# It measures a node and serves nothing, so it is not listed.
+CALIBRATION = EntryPoint("calibration", "workers.engines.calibration:CalibrationEngine", GROUP)
 
 
 class EngineError(ValueError):
-    """An engine that is not there or cannot do what was asked; the message says which and what to
-    do."""
+    """An engine that is not there, or that cannot do what was asked. The message says which, and
+    what to do."""
 
 
 class Engine(Protocol):
-    """One worker's share of a deployment. Made with no arguments; lives until `close`.
+    """The share of one process in a deployment. It is made without arguments and used until
+    `close`; every method but `supports` is called in a worker's process.
 
-    processes: "per_rank", one process a rank; "single", one process that is given every device of
-    the placement.
+    processes: "per_rank", one process for each rank; "single", one process that is given every
+    device of the placement and reports as rank 0.
     """
 
     processes: Literal["per_rank", "single"]
 
     def supports(self, plan: EnginePlan) -> str | None:
-        """None, or why this engine cannot run the plan (a clause: 'it does not do pipeline
-        stages')."""
+        """None, or why this engine cannot run the plan: a clause, as "it does not do pipeline
+        stages". Called in the driver, where torch may be missing."""
         ...
 
     def build(self, context: RankContext, plan: EnginePlan) -> Built:
@@ -47,42 +84,48 @@ class Engine(Protocol):
         ...
 
     def run(self, work: Work) -> RankReport:
-        """Serve `work` (the whole layout's; a rank takes its replica's share) and report."""
+        """Serve this rank's share of `work`, which is that of the whole layout, and report."""
         ...
 
     def close(self) -> None:
-        """Free what `build` took."""
+        """Free what `build` took. Called once, also after a `build` or a `run` that raised."""
         ...
 
 
 def names() -> list[str]:
+    """The engines that are installed, in order."""
     return sorted(point.name for point in entry_points(group=GROUP))
 
 
 def create(name: str) -> Engine:
-    """A new engine by name. Raises EngineError for an unknown one, one of several packages, or one
-    that cannot be imported."""
-    points = {point.name: point for point in entry_points(group=GROUP)}
-    bringing = sorted(
-        {
-            point.dist.name if point.dist else point.value
-            for point in entry_points(group=GROUP, name=name)
-        }
-    )
-    if len(bringing) > 1:
-        raise EngineError(
-            f"{' and '.join(bringing)} both bring an engine '{name}'; uninstall one of them"
-        )
-    if name not in points and name != CALIBRATION.name:
-        near = difflib.get_close_matches(name, points, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else "."
-        raise EngineError(
-            f"there is no engine '{name}'{hint} Installed: {', '.join(sorted(points)) or 'none'}"
-        )
+    """A new engine by name. Raises EngineError for an unknown one, for one that several packages
+    bring, and for one that cannot be imported."""
+    point = _entry_point(name)
     try:
-        engine: Engine = points.get(name, CALIBRATION).load()()
+        engine: Engine = point.load()()
     except Exception as error:  # a plug-in may raise anything
         raise EngineError(
             f"the engine '{name}' could not be loaded: {type(error).__name__}: {error}"
         ) from error
     return engine
+
+
+def _entry_point(name: str) -> EntryPoint:
+    found = entry_points(group=GROUP, name=name)
+    packages = sorted({point.dist.name if point.dist else point.value for point in found})
+    if len(packages) > 1:
+        raise EngineError(
+            f"{' and '.join(packages)} both bring an engine '{name}'; uninstall one of them"
+        )
+    if packages:
+        return next(iter(found))
+    if name == CALIBRATION.name:
+        return CALIBRATION
+    raise EngineError(_unknown(name))
+
+
+def _unknown(name: str) -> str:
+    installed = names()
+    near = difflib.get_close_matches(name, installed, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else "."
+    return f"there is no engine '{name}'{hint} Installed: {', '.join(installed) or 'none'}"

@@ -1,5 +1,4 @@
-"""An open loop: which requests have arrived, decided by one rank of a replica and told to the
-others."""
+"""Open loops: which requests have arrived. One rank of a replica decides and tells the others."""
 
 from __future__ import annotations
 
@@ -19,10 +18,13 @@ from workers.rank import RankContext
 class Arrivals:
     """Keeps the schedulers of a replica's ranks alike where the clock decides.
 
-    The first rank of the replica, on the first stage, looks at its clock and broadcasts (requests
-    arrived, seconds since the start) over a group on the CPU, once before each admission while
-    there are requests to be let in. requests: those of this replica, by arrival. now: seconds since
-    the start. group: the replica's ranks, None where there is one alone.
+    The first rank of the replica, which is on the first stage, looks at its clock and broadcasts
+    (requests arrived, seconds since the start) over a group on the CPU. It does so once before each
+    admission, until every request has been let in.
+
+    requests: those of this replica, by arrival. now: gives the seconds since the start. decides:
+    whether this is that rank. source: its number. group: the replica's ranks, None for a replica of
+    one.
     """
 
     def __init__(
@@ -37,10 +39,11 @@ class Arrivals:
         self._now, self._decides, self._source, self._group = now, decides, source, group
 
     def tell(self, scheduler: Scheduler, keep_up: Callable[[], None]) -> None:
-        """Let `scheduler` know who has arrived; where nobody is served, wait for the next one.
+        """Tell `scheduler` which requests have arrived; where none is being served, wait for the
+        next one first.
 
-        keep_up: called on the deciding rank alone; returns once the device is hardly behind the
-        host, so that the moment of the decision is that of the step it is made for.
+        keep_up: called on the deciding rank alone, before it looks at the clock. It returns once
+        the device is hardly behind the host, so that the decision is made when its step begins.
         """
         if not scheduler.queued:
             return
@@ -61,7 +64,7 @@ class Arrivals:
 
 
 def replica_group(context: RankContext) -> tuple[dist.ProcessGroup | None, int]:
-    """A gloo group of the ranks of this rank's replica, None where it is alone, and the rank that
+    """A gloo group of the ranks of this rank's replica (None where it is alone), and the rank that
     decides.
 
     Every rank of the placement calls this at the same time: each makes the groups of all replicas.

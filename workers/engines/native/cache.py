@@ -21,7 +21,8 @@ class PagedCache:
     """Keys and values of the layers of one rank, by layer index: [pages, PAGE, KV heads, head_dim]
     each.
 
-    Page 0 belongs to nobody: what padding writes goes there.
+    pages: those that requests can have. Page 0 comes on top: padding writes there, and nobody reads
+    it.
     """
 
     keys: dict[int, Tensor]
@@ -38,7 +39,7 @@ class PagedCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> PagedCache:
-        """`pages` pages beside page 0, for every layer of `rank`."""
+        """Zeros: page 0 and `pages` more, for every layer of `rank`."""
         shape = (pages + 1, PAGE, kv_heads(placement, model, rank), model.head_dim)
         layers = [layer for stage in placement.stages_of(rank) for layer in stage.layers]
         keys, values = (
@@ -63,8 +64,10 @@ class PagePool:
         return [self._free.popleft() for _ in range(count)] if count <= len(self._free) else None
 
     def give_back(self, pages: list[int]) -> None:
+        """Make pages free again."""
         self._free.extend(pages)
 
 
 def pages_for(tokens: int) -> int:
+    """Pages that `tokens` tokens of one request take."""
     return -(-tokens // PAGE)

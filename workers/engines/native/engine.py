@@ -3,13 +3,14 @@ placement of tp, pp and dp."""
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from strategies.memory import RESERVE_BYTES, UTILIZATION, kv_bytes_per_token, workspace_bytes
 from strategies.shapes import DTYPE_BYTES
-from workers.messages import Built, EnginePlan, RankReport, Work
+from workers.messages import Built, EnginePlan, RankReport, Work, dealt
 from workers.versions import versions
 
 if TYPE_CHECKING:
@@ -24,55 +25,49 @@ AXES = {"tp", "pp", "dp"}
 
 
 class TorchEngine:
-    """One rank of a deployment under our own engine."""
+    """One rank of a deployment under our own engine. most_pages: a cap on the KV pages of each
+    rank, for a test in which they run short."""
 
     processes: Literal["per_rank", "single"] = "per_rank"
 
-    def __init__(self) -> None:
+    def __init__(self, most_pages: int | None = None) -> None:
+        self._most_pages = most_pages
         self._generator: Generator | None = None
         self._runner: Runner | None = None
         self._observable = True
 
     def supports(self, plan: EnginePlan) -> str | None:
-        unknown = [axis for axis, _ in plan.placement.mesh if axis not in AXES]
+        """None, or why this engine cannot run the plan."""
+        placement, dim = plan.placement, plan.model.head_dim
+        unknown = [axis for axis, _ in placement.mesh if axis not in AXES]
         if unknown:
-            return (
-                f"it has no meaning for the mesh axis {', '.join(unknown)}; it knows "
-                f"{', '.join(sorted(AXES))}"
-            )
-        if any(split.axis != "tp" for splits in plan.placement.params.values() for split in splits):
+            known = ", ".join(sorted(AXES))
+            return f"it has no meaning for the mesh axis {', '.join(unknown)}; it knows {known}"
+        if any(split.axis != "tp" for splits in placement.params.values() for split in splits):
             return "it cuts parameters over tp alone"
-        if plan.placement.options:
-            return f"it has no option {', '.join(key for key, _ in plan.placement.options)}"
-        dim = plan.model.head_dim
+        if placement.options:
+            return f"it has no option {', '.join(key for key, _ in placement.options)}"
         if plan.device == "cuda" and (dim < 16 or dim & (dim - 1)):
             return f"its GPU kernels need a head_dim that is a power of two from 16 on, not {dim}"
-        ranks = [stage.pp_rank for stage in plan.placement.stages]
+        ranks = [stage.pp_rank for stage in placement.stages]
         return "it runs one stage a rank" if len(set(ranks)) != len(ranks) else None
 
     def build(self, context: RankContext, plan: EnginePlan) -> Built:
+        """Load weights, allocate the KV cache and capture graphs. Raises torch.OutOfMemoryError."""
         from workers.communicator import Communicator
-        from workers.device import device_name
+        from workers.device import device_name, synchronize
         from workers.engines.native.cache import PAGE
-        from workers.engines.native.loop import Generator
 
         start = time.perf_counter()
         self._observable = is_observable(plan)
         communicator = Communicator(context, ablated=plan.ablation == "comm")
-        decoder, cache = load_decoder(context, plan, communicator)
-        _synchronize(context)
+        decoder = load_decoder(context, plan, communicator)
+        cache = make_cache(context, plan, room_for_pages(context, plan, self._most_pages))
+        synchronize(context.device)
         loaded = time.perf_counter()
         self._runner = make_runner(plan, communicator, decoder, cache)
-        self._generator = Generator(
-            self._runner,
-            communicator,
-            plan.placement.degree("pp"),
-            cache.pages,
-            plan.prefill_tokens,
-            plan.chunked_prefill,
-            plan.model.eos_token_ids,
-        )
-        _synchronize(context)
+        self._generator = make_generator(plan, communicator, self._runner, cache.pages)
+        synchronize(context.device)
         return Built(
             rank=context.rank,
             load_s=loaded - start,
@@ -84,6 +79,7 @@ class TorchEngine:
         )
 
     def run(self, work: Work) -> RankReport:
+        """Serve this rank's share of `work`."""
         import torch
 
         assert self._generator is not None, "build first"
@@ -91,6 +87,7 @@ class TorchEngine:
             return self._generator.run(work if self._observable else replace(work, observe=False))
 
     def close(self) -> None:
+        """Let go of graphs, cache and weights."""
         if self._runner is not None:
             self._runner.close()
         self._runner = self._generator = None
@@ -102,86 +99,72 @@ def is_observable(plan: EnginePlan) -> bool:
     return plan.device == "cpu" or plan.nsys_dir is None
 
 
-def load_decoder(
-    context: RankContext, plan: EnginePlan, communicator: Communicator, pages: int | None = None
-) -> tuple[Decoder, PagedCache]:
-    """The rank's decoder and a cache of `pages` pages; None: as many as there is room for once the
-    weights are in."""
+def load_decoder(context: RankContext, plan: EnginePlan, communicator: Communicator) -> Decoder:
+    """The rank's decoder, with its weights."""
     import torch
 
-    from workers.engines.native.cache import PagedCache
     from workers.engines.native.kernels import kernels_for
     from workers.engines.native.model import Decoder, Loader, NamedDecoder
     from workers.weights import open_source
 
-    dtype = getattr(torch, plan.dtype)
-    load = Loader(
-        open_source(plan.checkpoint),
-        plan.model,
-        plan.placement,
-        context.rank,
-        dtype,
-        context.device,
-    )
+    source, dtype = open_source(plan.checkpoint), getattr(torch, plan.dtype)
+    load = Loader(source, plan.model, plan.placement, context.rank, dtype, context.device)
     make = Decoder if plan.nsys_dir is None else NamedDecoder
     with torch.inference_mode():
-        decoder = make(
-            plan.model,
-            plan.placement,
-            context.rank,
-            communicator,
-            kernels_for(context.device),
-            load,
-            plan.max_len,
-            context.device,
-        )
-        if pages is None:
-            pages = room_for_pages(context, plan)
-        cache = PagedCache.allocate(
-            plan.model, plan.placement, context.rank, pages, dtype, context.device
-        )
-    return decoder, cache
+        return make(load, communicator, kernels_for(context.device), plan.max_len)
+
+
+def make_cache(context: RankContext, plan: EnginePlan, pages: int) -> PagedCache:
+    """A KV cache in which requests can have `pages` pages."""
+    import torch
+
+    from workers.engines.native.cache import PagedCache
+
+    device, dtype = context.device, getattr(torch, plan.dtype)
+    with torch.inference_mode():
+        return PagedCache.allocate(plan.model, plan.placement, context.rank, pages, dtype, device)
 
 
 def make_runner(
     plan: EnginePlan, communicator: Communicator, decoder: Decoder, cache: PagedCache
 ) -> Runner:
-    """The runner of one rank, with a captured graph for every batch size that a micro_batch can
+    """The runner of one rank, with a captured graph for every batch size that a micro-batch can
     have."""
     import torch
 
     from workers.engines.native.runner import Runner, bucket_sizes
     from workers.engines.native.sampling import Sampler
 
-    device, dtype = communicator.context.device, getattr(torch, plan.dtype)
-    sampler = Sampler(
-        communicator, decoder.first_logit, decoder.head_axis, plan.temperature, plan.seed
-    )
-    slots = slots_of(plan)
+    first, axis = decoder.first_logit, decoder.head_axis
+    sampler = Sampler(communicator, first, axis, plan.temperature, plan.seed)
+    seats = seats_of(plan)
+    micro_batches = min(plan.placement.degree("pp"), seats)
     with torch.inference_mode():
-        runner = Runner(
-            decoder,
-            cache,
-            sampler,
-            communicator,
-            slots,
-            plan.max_len,
-            plan.model.hidden_size,
-            dtype,
-            device,
-        )
-        runner.capture(bucket_sizes(-(-slots // min(plan.placement.degree("pp"), slots))))
+        runner = Runner(decoder, cache, sampler, communicator, seats, plan.max_len)
+        runner.capture(bucket_sizes(-(-seats // micro_batches)))
     return runner
 
 
-def slots_of(plan: EnginePlan) -> int:
-    """Requests that one replica serves at once."""
-    return -(-plan.max_concurrency // plan.placement.degree("dp"))
+def make_generator(
+    plan: EnginePlan, communicator: Communicator, runner: Runner, pages: int
+) -> Generator:
+    """The loop of one rank; as many micro-batches are in flight as there are stages."""
+    from workers.engines.native.loop import Generator
+    from workers.engines.native.scheduler import Limits
+
+    stages = plan.placement.degree("pp")
+    limits = Limits(stages, pages, plan.prefill_tokens, plan.chunked_prefill)
+    return Generator(runner, communicator, limits, plan.model.eos_token_ids)
 
 
-def room_for_pages(context: RankContext, plan: EnginePlan) -> int:
-    """Pages of KV per rank: what the memory left holds, but no more than the load can use; alike on
-    every rank.
+def seats_of(plan: EnginePlan) -> int:
+    """Requests that one replica serves at once, at most."""
+    return dealt(0, plan.max_concurrency, 0, plan.placement.degree("dp")).seats
+
+
+def room_for_pages(context: RankContext, plan: EnginePlan, most: int | None = None) -> int:
+    """KV pages of this rank: what the memory left holds, but no more than the load can use, nor
+    than `most`. The same on every rank.
 
     Raises torch.OutOfMemoryError where not even one request fits.
     """
@@ -189,49 +172,39 @@ def room_for_pages(context: RankContext, plan: EnginePlan) -> int:
 
     from workers.engines.native.cache import PAGE, pages_for
 
-    pages = slots_of(plan) * pages_for(plan.max_len)
-    if plan.kv_tokens is not None:
-        pages = min(pages, plan.kv_tokens // PAGE)
-    if context.device.type == "cuda":
-        per_token = kv_bytes_per_token(
-            plan.placement, plan.model, context.rank, DTYPE_BYTES[plan.dtype]
-        )
-        pages = min(pages, _room(context, plan) // (PAGE * per_token))
-    pages = _smallest(context, pages)
+    usable = seats_of(plan) * pages_for(plan.max_len)
+    pages = _smallest(context, min(usable, _room(context, plan), usable if most is None else most))
     if pages < pages_for(plan.max_len):
+        room = max(pages, 0) * PAGE
         raise torch.OutOfMemoryError(
-            f"room for {max(pages, 0) * PAGE} tokens of KV is left; one request needs "
-            f"{plan.max_len}"
+            f"room for {room} tokens of KV is left; one request needs {plan.max_len}"
         )
     return pages
 
 
-def _room(context: RankContext, plan: EnginePlan) -> int:
-    """Bytes left for KV on this GPU after weights, the workspace of a forward pass and the
-    reserve."""
+def _room(context: RankContext, plan: EnginePlan) -> float:
+    """KV pages that fit into what is left on this GPU after weights, the workspace of a forward
+    pass and the reserve; on a CPU there is no limit."""
     import torch
 
-    torch.cuda.empty_cache()  # what loading was done with is free, but not yet given back
+    from workers.engines.native.cache import PAGE
+
+    if context.device.type != "cuda":
+        return math.inf
+    torch.cuda.empty_cache()  # what loading is done with is free, but not yet given back
     free, total = torch.cuda.mem_get_info(context.device)
-    workspace = workspace_bytes(
-        plan.placement, plan.model, context.rank, DTYPE_BYTES[plan.dtype], plan.prefill_tokens
-    )
-    return free - int(total * (1 - UTILIZATION)) - RESERVE_BYTES - workspace
+    size, placement, rank = DTYPE_BYTES[plan.dtype], plan.placement, context.rank
+    workspace = workspace_bytes(placement, plan.model, rank, size, plan.prefill_tokens)
+    left = free - int(total * (1 - UTILIZATION)) - RESERVE_BYTES - workspace
+    return left // (PAGE * kv_bytes_per_token(placement, plan.model, rank, size))
 
 
-def _smallest(context: RankContext, pages: int) -> int:
+def _smallest(context: RankContext, pages: float) -> int:
     import torch
     import torch.distributed as dist
 
     if context.placement.num_ranks == 1:
-        return pages
-    value = torch.tensor([pages], device=context.device)
+        return int(pages)
+    value = torch.tensor([int(pages)], device=context.device)
     dist.all_reduce(value, op=dist.ReduceOp.MIN)
     return int(value.item())
-
-
-def _synchronize(context: RankContext) -> None:
-    import torch
-
-    if context.device.type == "cuda":
-        torch.cuda.synchronize()

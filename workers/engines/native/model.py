@@ -4,10 +4,9 @@ cut as its placement says."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from types import ModuleType
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,52 +16,55 @@ from strategies.placement import Placement
 from strategies.shapes import ModelShape
 from workers.communicator import Communicator
 from workers.engines.native.cache import PagedCache
+from workers.engines.native.kernels import Kernels
 from workers.weights import Source
+
+EMBEDDING = "model.embed_tokens.weight"
+FINAL_NORM = "model.norm.weight"
 
 
 class Context(Protocol):
     """What new tokens attend to."""
 
-    def attend(self, kernels: ModuleType, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend(self, kernels: Kernels, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """q: [T, heads, D]; keys, values: one layer's cache -> [T, heads, D]."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeContext:
-    """One new token a request. tables: [B, pages] int32; lengths: [B] int32, the new token
-    included."""
+    """One new token a request; see `Kernels.decode_attention` for the fields."""
 
     tables: Tensor
     lengths: Tensor
 
-    def attend(self, kernels: ModuleType, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        out: Tensor = kernels.decode_attention(q, keys, values, self.tables, self.lengths)
-        return out
+    def attend(self, kernels: Kernels, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attention over each request's pages."""
+        return kernels.decode_attention(q, keys, values, self.tables, self.lengths)
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillContext:
-    """Chunks of prompts; see `reference.prefill_attention` for the fields."""
+    """Chunks of prompts; see `Kernels.prefill_attention` for the fields."""
 
-    slots: Tensor
-    query_ends: Tensor
-    context_ends: Tensor
-    longest_query: int
-    longest_context: int
+    slot_mapping: Tensor
+    cu_seqlens_q: Tensor
+    cu_seqlens_k: Tensor
+    max_seqlen_q: int
+    max_seqlen_k: int
 
-    def attend(self, kernels: ModuleType, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        out: Tensor = kernels.prefill_attention(
+    def attend(self, kernels: Kernels, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attention of each chunk over its prompt so far."""
+        return kernels.prefill_attention(
             q,
             keys,
             values,
-            self.slots,
-            self.query_ends,
-            self.context_ends,
-            self.longest_query,
-            self.longest_context,
+            self.slot_mapping,
+            self.cu_seqlens_q,
+            self.cu_seqlens_k,
+            self.max_seqlen_q,
+            self.max_seqlen_k,
         )
-        return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +72,15 @@ class Batch:
     """The new tokens of one forward pass.
 
     inputs: [T] int64 token ids on the first stage, [T, hidden] activations on the others.
-    positions, slots: [T] int64, place in the sequence and in the cache. rows: [n] int64, which
-    tokens are sampled from; None = all.
+    positions: [T] int64, places in the sequences. slot_mapping: [T] int64, places in the cache.
+    sampled: [n] int64, the tokens whose logits are wanted; None: all.
     """
 
     inputs: Tensor
     positions: Tensor
-    slots: Tensor
+    slot_mapping: Tensor
     context: Context
-    rows: Tensor | None = None
+    sampled: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,31 +100,33 @@ class Layer:
     down: Tensor
 
 
+@dataclass(slots=True)
 class Loader:
-    """Makes the tensors of one rank, each filled with its own slices alone."""
+    """Makes the tensors of one rank; of each parameter it reads the rank's own slices alone.
 
-    def __init__(
-        self,
-        source: Source,
-        model: ModelShape,
-        placement: Placement,
-        rank: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self._source, self._placement, self._rank = source, placement, rank
-        self._shapes = dict(model.parameters())
-        self._dtype, self._device = dtype, device
-        self.bytes = 0
+    bytes: of the tensors made so far.
+    """
+
+    source: Source
+    model: ModelShape
+    placement: Placement
+    rank: int
+    dtype: torch.dtype
+    device: torch.device
+    bytes: int = 0
+    _shapes: dict[str, tuple[int, ...]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._shapes = dict(self.model.parameters())
 
     def __call__(self, *names: str) -> Tensor:
         """The rank's parts of the parameters `names`, one below the other."""
-        boxes = [self._placement.shard(name, self._shapes[name], self._rank) for name in names]
+        boxes = [self.placement.shard(name, self._shapes[name], self.rank) for name in names]
         rows = [box[0].stop - box[0].start for box in boxes]
         width = tuple(s.stop - s.start for s in boxes[0][1:])
-        out = torch.empty((sum(rows), *width), dtype=self._dtype, device=self._device)
-        for name, box, part in zip(names, boxes, out.split(rows), strict=True):
-            self._source.read(name, self._shapes[name], box, part)
+        out = torch.empty((sum(rows), *width), dtype=self.dtype, device=self.device)
+        for name, box, part in zip(names, boxes, torch.split(out, rows), strict=True):
+            self.source.read(name, self._shapes[name], box, part)
         self.bytes += out.numel() * out.element_size()
         return out
 
@@ -131,6 +135,7 @@ class Loader:
         return self(*names) if names[0] in self._shapes else None
 
     def layer(self, index: int) -> Layer:
+        """The weights of layer `index`."""
         at = f"model.layers.{index}."
         attention = at + "self_attn."
         return Layer(
@@ -148,72 +153,77 @@ class Loader:
 
 
 class Decoder:
-    """The stages of one rank. Where a placement cuts a projection by its rows over tp, the result
-    is summed over tp."""
+    """The stage of one rank. Where a placement cuts a projection by its rows over tp, the result is
+    summed over tp.
+
+    hidden_size, dtype: of the activations. first_logit: the token of its first logit. head_axis:
+    the mesh axis over which its vocabulary is cut, None where it is whole.
+    """
 
     def __init__(
-        self,
-        model: ModelShape,
-        placement: Placement,
-        rank: int,
-        communicator: Communicator,
-        kernels: ModuleType,
-        load: Loader,
-        max_len: int,
-        device: torch.device,
+        self, load: Loader, communicator: Communicator, kernels: Kernels, max_len: int
     ) -> None:
-        self._model, self._communicator, self._kernels = model, communicator, kernels
-        stages = placement.stages_of(rank)
+        model, placement = load.model, load.placement
+        self._communicator, self._kernels = communicator, kernels
+        self._eps, self.hidden_size, self.dtype = model.norm_eps, model.hidden_size, load.dtype
+        stages = placement.stages_of(load.rank)
         self.has_embedding = any(stage.embed for stage in stages)
         self.has_head = any(stage.head for stage in stages)
         self.layers = {index: load.layer(index) for stage in stages for index in stage.layers}
-        embed, head = "model.embed_tokens.weight", model.head_name
-        self._embedding = load(embed) if self.has_embedding else None
-        self._final_norm = load("model.norm.weight") if self.has_head else None
-        shared = model.tie_embeddings and self._embedding is not None
-        self._head = None if not self.has_head else self._embedding if shared else load(head)
-        self._cut = {name: placement.is_split(name, "tp") for name in (embed, head)}
+        self._load_ends(load)
+        shape = (model.vocab_size, model.hidden_size)
+        self._cuts_embedding = placement.is_split(EMBEDDING, "tp")
+        self._first_token = placement.shard(EMBEDDING, shape, load.rank)[0].start
+        self.first_logit = placement.shard(model.head_name, shape, load.rank)[0].start
+        self.head_axis = "tp" if placement.is_split(model.head_name, "tp") else None
         self._sum_attention = placement.is_split("model.layers.0.self_attn.o_proj.weight", "tp")
         self._sum_mlp = placement.is_split("model.layers.0.mlp.down_proj.weight", "tp")
-        shape = (model.vocab_size, model.hidden_size)
-        self._first_token = placement.shard(embed, shape, rank)[0].start
-        self.first_logit = placement.shard(head, shape, rank)[0].start
-        self.head_axis = "tp" if self._cut[head] else None
         self.weight_bytes = load.bytes
-        self._cos, self._sin = (t.to(device) for t in rotary_table(model, max_len))
+        self._cos, self._sin = (t.to(load.device) for t in rotary_table(model, max_len))
+
+    def _load_ends(self, load: Loader) -> None:
+        """What lies before the first layer and behind the last; a tied head is the embedding."""
+        self._embedding = load(EMBEDDING) if self.has_embedding else None
+        self._final_norm = load(FINAL_NORM) if self.has_head else None
+        self._head: Tensor | None = None
+        if self.has_head:
+            tied = load.model.tie_embeddings and self._embedding is not None
+            self._head = self._embedding if tied else load(load.model.head_name)
 
     def forward(self, batch: Batch, cache: PagedCache) -> Tensor:
         """Logits [n, vocabulary shard] on the last stage, activations [T, hidden] on the others."""
         x = self._embed(batch.inputs) if self.has_embedding else batch.inputs
         residual: Tensor | None = None
         for index, layer in self._in_turn():
-            if residual is None:
-                residual, x = x, self._kernels.rms_norm(x, layer.input_norm, self._model.norm_eps)
-            else:
-                x = self._kernels.add_rms_norm(x, residual, layer.input_norm, self._model.norm_eps)
+            x, residual = self._normed(x, residual, layer.input_norm)
             x = self._attention(layer, x, batch, cache.keys[index], cache.values[index])
-            x = self._kernels.add_rms_norm(x, residual, layer.post_norm, self._model.norm_eps)
+            x, residual = self._normed(x, residual, layer.post_norm)
             x = self._mlp(layer, x)
         assert residual is not None, "a stage has at least one layer"
-        if not self.has_head:
-            return residual.add_(x)
-        if batch.rows is not None:
-            x, residual = x[batch.rows], residual[batch.rows]
-        assert self._final_norm is not None
-        assert self._head is not None
-        return F.linear(
-            self._kernels.add_rms_norm(x, residual, self._final_norm, self._model.norm_eps),
-            self._head,
-        )
+        return self._logits(x, residual, batch.sampled) if self.has_head else residual.add_(x)
 
     def _in_turn(self) -> Iterable[tuple[int, Layer]]:
         """Each layer with its index; the next is asked for when one is done."""
         return self.layers.items()
 
+    def _normed(self, x: Tensor, residual: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of `x` and the residual, normed and as it is; before the first layer there is no
+        residual yet."""
+        if residual is None:
+            return self._kernels.rms_norm(x, weight, self._eps), x
+        return self._kernels.add_rms_norm(x, residual, weight, self._eps), residual
+
+    def _logits(self, x: Tensor, residual: Tensor, sampled: Tensor | None) -> Tensor:
+        assert self._final_norm is not None
+        assert self._head is not None
+        if sampled is not None:
+            x, residual = x[sampled], residual[sampled]
+        return F.linear(self._normed(x, residual, self._final_norm)[0], self._head)
+
     def _embed(self, tokens: Tensor) -> Tensor:
         table = self._embedding
         assert table is not None
-        if not self._cut["model.embed_tokens.weight"]:
+        if not self._cuts_embedding:
             return F.embedding(tokens, table)
         local = tokens - self._first_token
         mine = (local >= 0) & (local < table.shape[0])
@@ -228,12 +238,12 @@ class Decoder:
             self._cos,
             self._sin,
             batch.positions,
-            batch.slots,
+            batch.slot_mapping,
             keys,
             values,
             layer.q_norm,
             layer.k_norm,
-            self._model.norm_eps,
+            self._eps,
         )
         x = F.linear(batch.context.attend(self._kernels, q, keys, values).flatten(1), layer.output)
         if self._sum_attention:
@@ -246,8 +256,8 @@ class Decoder:
 
 
 class NamedDecoder(Decoder):
-    """The same in ranges for Nsight Systems. A class of its own, so that a decoder that nobody
-    watches asks nothing."""
+    """The same, with ranges around its layers for Nsight Systems to show. A class of its own, so
+    that an ordinary decoder does not even check whether it is watched."""
 
     def _in_turn(self) -> Iterator[tuple[int, Layer]]:
         for index, layer in super()._in_turn():
@@ -266,25 +276,23 @@ class NamedDecoder(Decoder):
 
 
 def rotary_table(model: ModelShape, max_len: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary angles, [max_len, head_dim / 2] float32 each.
-
-    "llama3" stretches the long wavelengths as Llama 3.1 does (Hugging Face's
-    `_compute_llama3_parameters`).
-    """
-    frequency = 1.0 / model.rope_theta ** (
-        torch.arange(0, model.head_dim, 2).float() / model.head_dim
-    )
-    scaling = dict(model.rope_scaling)
-    if scaling:
-        factor, low, high = (
-            float(scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor")
-        )
-        original = float(scaling["original_max_position_embeddings"])
-        wavelength = 2 * math.pi / frequency
-        blend = (original / wavelength - low) / (high - low)
-        smooth = (1 - blend) * frequency / factor + blend * frequency
-        stretched = torch.where(wavelength > original / low, frequency / factor, frequency)
-        between = (wavelength >= original / high) & (wavelength <= original / low)
-        frequency = torch.where(between, smooth, stretched)
+    """Cosines and sines of the rotary angles, [max_len, head_dim / 2] float32 each."""
+    exponent = torch.arange(0, model.head_dim, 2).float() / model.head_dim
+    frequency = 1.0 / model.rope_theta**exponent
+    if model.rope_scaling:
+        frequency = _stretched(frequency, dict(model.rope_scaling))
     angles = torch.arange(max_len).float()[:, None] * frequency[None, :]
     return angles.cos(), angles.sin()
+
+
+def _stretched(frequency: Tensor, scaling: Mapping[str, Any]) -> Tensor:
+    """Rotary frequencies with the long wavelengths stretched, as "llama3" says (Hugging Face's
+    `_compute_llama3_parameters`)."""
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    factor, low, high, original = (float(scaling[name]) for name in names)
+    wavelength = 2 * math.pi / frequency
+    blend = (original / wavelength - low) / (high - low)
+    smooth = (1 - blend) * frequency / factor + blend * frequency
+    stretched = torch.where(wavelength > original / low, frequency / factor, frequency)
+    between = (wavelength >= original / high) & (wavelength <= original / low)
+    return torch.where(between, smooth, stretched)

@@ -3,6 +3,7 @@ captured graphs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +20,11 @@ from workers.engines.native.scheduler import Chunk, Sequence, Step
 
 @dataclass(slots=True)
 class State:
-    """What the device knows of every slot; the last slot is nobody's, for padding.
+    """What the device knows of each request in flight: a row for every seat, and a last one for
+    padding, which belongs to no request.
 
-    token: the newest token; position: where it goes; request: index of the request; all [slots + 1]
-    int64.
-    tables: [slots + 1, pages] int32, the pages of a slot in order.
+    token: the newest token. position: where it goes in its sequence. request: index of the request.
+    All [rows + 1] int64. tables: [rows + 1, most pages] int32, the request's pages in order.
     """
 
     token: Tensor
@@ -32,19 +33,17 @@ class State:
     tables: Tensor
 
     @classmethod
-    def empty(cls, slots: int, max_len: int, device: torch.device) -> State:
-        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.zeros(*shape, dtype=dtype, device=device)
-
-        return cls(
-            zeros(slots + 1),
-            zeros(slots + 1),
-            zeros(slots + 1),
-            zeros(slots + 1, pages_for(max_len), dtype=torch.int32),
+    def empty(cls, rows: int, max_len: int, device: torch.device) -> State:
+        """State of `rows` requests of at most `max_len` tokens, all zero."""
+        token, position, request = (
+            torch.zeros(rows + 1, dtype=torch.int64, device=device) for _ in range(3)
         )
+        shape = (rows + 1, pages_for(max_len))
+        return cls(token, position, request, torch.zeros(shape, dtype=torch.int32, device=device))
 
     @property
-    def nobody(self) -> int:
+    def padding_row(self) -> int:
+        """The row that belongs to no request."""
         return self.token.shape[0] - 1
 
 
@@ -52,11 +51,12 @@ class State:
 class Graph:
     """A decode step of one batch size. On a GPU it is captured once; elsewhere it runs as it is.
 
-    slots: [bucket] int64 and inputs: [bucket, hidden] (None on the first stage) are read by every
-    run.
+    rows: [size] int64, whose step it is. inputs: [size, hidden], activations of the stage before,
+    None on the first stage. Both are read by every run. output: tokens [size] on the last stage,
+    activations [size, hidden] on the others. recording: the collectives in it.
     """
 
-    slots: Tensor
+    rows: Tensor
     inputs: Tensor | None
     output: Tensor | None = None
     graph: torch.cuda.CUDAGraph | None = None
@@ -64,8 +64,11 @@ class Graph:
 
 
 class Runner:
-    """One rank's model, cache and state. Every method only launches work on a GPU; nothing
-    waits."""
+    """One rank's model, cache and state. On a GPU every method launches work and none waits for
+    it.
+
+    rows: requests that are served at once. max_len: tokens of the longest one.
+    """
 
     def __init__(
         self,
@@ -73,20 +76,12 @@ class Runner:
         cache: PagedCache,
         sampler: Sampler,
         communicator: Communicator,
-        slots: int,
+        rows: int,
         max_len: int,
-        hidden_size: int,
-        dtype: torch.dtype,
-        device: torch.device,
     ) -> None:
-        self._decoder, self._cache, self._sampler, self._communicator = (
-            decoder,
-            cache,
-            sampler,
-            communicator,
-        )
-        self._hidden_size, self._dtype, self._device = hidden_size, dtype, device
-        self.state = State.empty(slots, max_len, device)
+        self._decoder, self._cache, self._sampler = decoder, cache, sampler
+        self._communicator, self._device = communicator, communicator.context.device
+        self.state = State.empty(rows, max_len, self._device)
         self._graphs: dict[int, Graph] = {}
         self._memory: Any = None
         self._micro_batches: dict[int, tuple[tuple[int, ...], Tensor]] = {}
@@ -94,31 +89,28 @@ class Runner:
     # -- steps
 
     def run(self, step: Step) -> Tensor | None:
-        """One step of this rank's stages, activations received and handed on. Returns tokens
-        [sampled] on the last stage."""
+        """Take one step through this rank's stage, activations received and handed on.
+
+        Returns the tokens [sampled] int64 on the last stage, None on the others and where none is
+        sampled.
+        """
         return self._prefill(step.chunks) if step.chunks else self._decode(step)
 
     def _prefill(self, chunks: tuple[Chunk, ...]) -> Tensor | None:
-        starting = [chunk.sequence for chunk in chunks if chunk.start == 0]
-        if starting:
-            self._enter(starting)
+        self._enter([chunk.sequence for chunk in chunks if chunk.start == 0])
         output = self._decoder.forward(self._prompt_batch(chunks), self._cache)
         ending = [chunk for chunk in chunks if chunk.is_last]
-        slots = self.upload(np.array([chunk.sequence.slot for chunk in ending], dtype=np.int64))
-        self.state.position[slots] = self.upload(
-            np.array([chunk.start + chunk.count for chunk in ending], dtype=np.int64)
-        )
+        rows = self._rows_of(chunk.sequence for chunk in ending)
+        self.state.position[rows] = self._int64(chunk.start + chunk.count for chunk in ending)
         if not self._decoder.has_head:
             self._communicator.send_next(output)
             return None
-        return self._sample(output, slots) if ending else None
+        return self._sample(output, rows) if ending else None
 
     def _decode(self, step: Step) -> Tensor | None:
         count = len(step.sampled)
         graph = self._graph_for(count)
-        graph.slots.copy_(
-            self._micro_batch_rows(step.micro_batch, step.sampled, graph.slots.shape[0])
-        )
+        graph.rows.copy_(self._padded_rows(step, graph.rows.shape[0]))
         if graph.inputs is not None:
             self._communicator.receive_previous(graph.inputs[:count])
         if graph.graph is not None:
@@ -127,8 +119,8 @@ class Runner:
         else:
             graph.output = self._decode_forward(graph)
         assert graph.output is not None
-        # A copy, for the next micro-batch overwrites the graph's own output while this one is still
-        # on its way.
+        # A copy: the next micro-batch overwrites the graph's own output while this one is still on
+        # its way.
         output = graph.output[:count].clone()
         if not self._decoder.has_head:
             self._communicator.send_next(output)
@@ -136,124 +128,125 @@ class Runner:
         return output
 
     def _decode_forward(self, graph: Graph) -> Tensor:
-        slots, state = graph.slots, self.state
-        position, tables = state.position[slots], state.tables[slots]
+        rows, state = graph.rows, self.state
+        position, tables = state.position[rows], state.tables[rows]
         page = tables.gather(1, (position // PAGE)[:, None])[:, 0].long()
-        context = DecodeContext(tables, (position + 1).int())
-        inputs = state.token[slots] if graph.inputs is None else graph.inputs
         output = self._decoder.forward(
-            Batch(inputs, position, page * PAGE + position % PAGE, context), self._cache
+            Batch(
+                inputs=state.token[rows] if graph.inputs is None else graph.inputs,
+                positions=position,
+                slot_mapping=page * PAGE + position % PAGE,
+                context=DecodeContext(tables, (position + 1).int()),
+            ),
+            self._cache,
         )
-        state.position[slots] = position + (slots < state.nobody)
-        return self._sample(output, slots) if self._decoder.has_head else output
+        state.position[rows] = position + (rows < state.padding_row)
+        return self._sample(output, rows) if self._decoder.has_head else output
 
-    def _sample(self, logits: Tensor, slots: Tensor) -> Tensor:
-        tokens = self._sampler(logits, self.state.request[slots], self.state.position[slots])
-        self.state.token[slots] = tokens
+    def _sample(self, logits: Tensor, rows: Tensor) -> Tensor:
+        tokens = self._sampler(logits, self.state.request[rows], self.state.position[rows])
+        self.state.token[rows] = tokens
         return tokens
 
     # -- state
 
     def set_tokens(self, sequences: tuple[Sequence, ...], tokens: Tensor) -> None:
-        """On the first stage of a pipeline: the tokens [n] that the last stage has sampled."""
-        slots = self.upload(np.array([s.slot for s in sequences], dtype=np.int64))
-        self.state.token[slots] = tokens
+        """On the first stage of a pipeline: the tokens [n] int64 that the last stage has
+        sampled."""
+        self.state.token[self._rows_of(sequences)] = tokens
 
     def upload(self, values: np.ndarray) -> Tensor:
-        """A small array on the device, without waiting for it."""
+        """A small array on the device; the host does not wait for the copy."""
         host = torch.from_numpy(values)
-        return (
-            host.pin_memory().to(self._device, non_blocking=True)
-            if self._device.type == "cuda"
-            else host
-        )
+        if self._device.type != "cuda":
+            return host
+        return host.pin_memory().to(self._device, non_blocking=True)
+
+    def _int64(self, values: Iterable[int]) -> Tensor:
+        return self.upload(np.fromiter(values, dtype=np.int64))
+
+    def _rows_of(self, sequences: Iterable[Sequence]) -> Tensor:
+        return self._int64(sequence.seat for sequence in sequences)
 
     def _enter(self, sequences: list[Sequence]) -> None:
-        slots = self.upload(np.array([s.slot for s in sequences], dtype=np.int64))
+        """Fill the rows of requests that are about to begin."""
+        if not sequences:
+            return
         tables = np.zeros((len(sequences), self.state.tables.shape[1]), dtype=np.int32)
-        for row, sequence in zip(tables, sequences, strict=True):
-            row[: len(sequence.pages)] = sequence.pages
-        self.state.tables[slots] = self.upload(tables)
-        self.state.request[slots] = self.upload(
-            np.array([s.request.index for s in sequences], dtype=np.int64)
-        )
+        for table, sequence in zip(tables, sequences, strict=True):
+            table[: len(sequence.pages)] = sequence.pages
+        rows = self._rows_of(sequences)
+        self.state.tables[rows] = self.upload(tables)
+        self.state.request[rows] = self._int64(s.request.index for s in sequences)
 
-    def _micro_batch_rows(
-        self, micro_batch: int, sequences: tuple[Sequence, ...], bucket: int
-    ) -> Tensor:
-        """The slots of a micro_batch's sequences, padded to `bucket`; uploaded only when they
-        change."""
-        wanted = tuple(s.slot for s in sequences) + (self.state.nobody,) * (bucket - len(sequences))
-        held = self._micro_batches.get(micro_batch)
+    def _padded_rows(self, step: Step, size: int) -> Tensor:
+        """The rows of a decode step, padded to `size`; uploaded only when they change."""
+        rows = tuple(sequence.seat for sequence in step.sampled)
+        wanted = rows + (self.state.padding_row,) * (size - len(rows))
+        held = self._micro_batches.get(step.micro_batch)
         if held is None or held[0] != wanted:
-            held = self._micro_batches[micro_batch] = (
-                wanted,
-                self.upload(np.array(wanted, dtype=np.int64)),
-            )
+            held = self._micro_batches[step.micro_batch] = (wanted, self._int64(wanted))
         return held[1]
 
+    # -- prompts
+
     def _prompt_batch(self, chunks: tuple[Chunk, ...]) -> Batch:
-        contexts = [_slots(chunk.sequence.pages, chunk.start + chunk.count) for chunk in chunks]
         counts = np.array([chunk.count for chunk in chunks])
-        lengths = np.array([len(context) for context in contexts])
-        rows = np.cumsum(counts)[[chunk.is_last for chunk in chunks]] - 1
+        positions = [np.arange(c.start, c.start + c.count, dtype=np.int64) for c in chunks]
+        slots = [slots_of(c.sequence.pages)[: c.start + c.count] for c in chunks]
+        new = [of_chunk[c.start :] for of_chunk, c in zip(slots, chunks, strict=True)]
+        ends = np.cumsum(counts)[[chunk.is_last for chunk in chunks]]
+        embeds = self._decoder.has_embedding
         return Batch(
-            inputs=self._prompt_tokens(chunks)
-            if self._decoder.has_embedding
-            else self._received(int(counts.sum())),
-            positions=self.upload(
-                np.concatenate(
-                    [np.arange(c.start, c.start + c.count, dtype=np.int64) for c in chunks]
-                )
-            ),
-            slots=self.upload(
-                np.concatenate(
-                    [slots[chunk.start :] for slots, chunk in zip(contexts, chunks, strict=True)]
-                )
-            ),
-            context=PrefillContext(
-                self.upload(np.concatenate(contexts)),
-                self.upload(_ends(counts)),
-                self.upload(_ends(lengths)),
-                int(counts.max()),
-                int(lengths.max()),
-            ),
-            rows=self.upload(rows.astype(np.int64)),
+            inputs=self._prompt_tokens(chunks) if embeds else self._received(int(counts.sum())),
+            positions=self.upload(np.concatenate(positions)),
+            slot_mapping=self.upload(np.concatenate(new)),
+            context=self._prefill_context(counts, slots),
+            sampled=self._int64(ends - 1),
+        )
+
+    def _prefill_context(self, counts: np.ndarray, slots: list[np.ndarray]) -> PrefillContext:
+        """counts: tokens of each chunk. slots: those of the whole context of each."""
+        lengths = np.array([len(of_chunk) for of_chunk in slots])
+        return PrefillContext(
+            slot_mapping=self.upload(np.concatenate(slots)),
+            cu_seqlens_q=self.upload(_cumulated(counts)),
+            cu_seqlens_k=self.upload(_cumulated(lengths)),
+            max_seqlen_q=int(counts.max()),
+            max_seqlen_k=int(lengths.max()),
         )
 
     def _prompt_tokens(self, chunks: tuple[Chunk, ...]) -> Tensor:
-        tokens = [
-            chunk.sequence.request.prompt[chunk.start : chunk.start + chunk.count]
-            for chunk in chunks
-        ]
+        prompts = ((c.sequence.request.prompt, c) for c in chunks)
+        tokens = [prompt[c.start : c.start + c.count] for prompt, c in prompts]
         return self.upload(np.concatenate([np.asarray(t, dtype=np.int64) for t in tokens]))
 
     def _received(self, tokens: int) -> Tensor:
-        inputs = torch.empty(tokens, self._hidden_size, dtype=self._dtype, device=self._device)
+        shape, dtype = (tokens, self._decoder.hidden_size), self._decoder.dtype
+        inputs = torch.empty(shape, dtype=dtype, device=self._device)
         self._communicator.receive_previous(inputs)
         return inputs
 
     # -- graphs
 
     def capture(self, sizes: list[int]) -> None:
-        """Capture a decode step for each batch size, largest first, in one memory pool; on a CPU
-        nothing is to be done."""
+        """Capture a decode step for each batch size, largest first, in one memory pool. On a CPU
+        there is nothing to capture."""
         if self._device.type != "cuda":
             return
         for size in sorted(set(sizes), reverse=True):
             self._graphs[size] = self._captured(self._new_graph(size))
 
     def close(self) -> None:
-        """Graphs go before the process groups whose collectives they hold."""
+        """Let the graphs go. Call it before the process groups whose collectives they hold are
+        destroyed."""
         self._graphs.clear()
 
     def _captured(self, graph: Graph) -> Graph:
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side), self._communicator.recorded():
-            self._decode_forward(
-                graph
-            )  # compiles kernels and makes cuBLAS and NCCL allocate what they need
+            self._decode_forward(graph)  # compiles kernels; cuBLAS and NCCL allocate what they need
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.synchronize()
         graph.graph = torch.cuda.CUDAGraph()
@@ -270,43 +263,25 @@ class Runner:
         return self._graphs[min(fits)] if fits else self._new_graph(count)
 
     def _new_graph(self, size: int) -> Graph:
-        slots = torch.full((size,), self.state.nobody, device=self._device)
-        shape = (size, self._hidden_size)
-        inputs = (
-            None
-            if self._decoder.has_embedding
-            else torch.zeros(shape, dtype=self._dtype, device=self._device)
-        )
-        return Graph(slots, inputs)
+        rows = torch.full((size,), self.state.padding_row, device=self._device)
+        if self._decoder.has_embedding:
+            return Graph(rows, None)
+        shape, dtype = (size, self._decoder.hidden_size), self._decoder.dtype
+        return Graph(rows, torch.zeros(shape, dtype=dtype, device=self._device))
 
 
 def bucket_sizes(largest: int) -> list[int]:
     """Batch sizes to capture up to `largest`: fine where a step is short, coarse where padding
     costs little."""
-    steps = [
-        1,
-        2,
-        4,
-        8,
-        16,
-        24,
-        32,
-        48,
-        64,
-        80,
-        96,
-        112,
-        128,
-        *range(160, 513, 32),
-        *range(576, 4097, 64),
-    ]
-    return [*(size for size in steps if size < largest), largest]
+    fine = (1, 2, 4, 8, 16, 24, 32, 48, *range(64, 129, 16))
+    sizes = (*fine, *range(160, 513, 32), *range(576, 4097, 64))
+    return [*(size for size in sizes if size < largest), largest]
 
 
-def _slots(pages: list[int], tokens: int) -> np.ndarray:
-    """Places in the cache of the first `tokens` tokens of a request with these pages."""
-    return (np.array(pages, dtype=np.int64)[:, None] * PAGE + np.arange(PAGE)).ravel()[:tokens]
+def slots_of(pages: list[int]) -> np.ndarray:
+    """Every slot of these pages, in order: [pages x PAGE] int64."""
+    return (np.array(pages, dtype=np.int64)[:, None] * PAGE + np.arange(PAGE)).ravel()
 
 
-def _ends(lengths: np.ndarray) -> np.ndarray:
+def _cumulated(lengths: np.ndarray) -> np.ndarray:
     return np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)

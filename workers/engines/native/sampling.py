@@ -15,10 +15,9 @@ from workers.weights import uniform
 class Sampler:
     """Sampling from one rank's rows of the vocabulary.
 
-    first: the global index of the shard's first token. axis: the mesh axis the vocabulary is cut
-    over, None if it is whole.
-    temperature: 0 = greedy. Seeded noise depends on (seed, request, position, token) alone, so that
-    every layout draws the same tokens.
+    first: the token of the shard's first row. axis: the mesh axis over which the vocabulary is cut,
+    None where it is whole. temperature: 0 is greedy. The noise depends on seed, request, position
+    and token alone, so that every layout draws the same tokens.
     """
 
     communicator: Communicator

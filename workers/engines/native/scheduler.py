@@ -1,5 +1,5 @@
-"""Continuous batching without a clock of its own: which requests go into which step, alike on every
-rank of a replica."""
+"""Continuous batching: which requests go into which step. It has no clock of its own, so it decides
+alike on every rank of a replica."""
 
 from __future__ import annotations
 
@@ -8,19 +8,37 @@ from dataclasses import dataclass, field
 
 from workers.engines.native.cache import PagePool
 from workers.messages import Request
+from workers.records import DECODE, PREFILL
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a scheduler keeps to.
+
+    micro_batches: most of them in flight. pages: KV pages that there are. prefill_tokens: most
+    prompt tokens in one step. chunked: a prompt may be cut to fill them; otherwise prompts go
+    whole, and one that is longer goes alone.
+    """
+
+    micro_batches: int
+    pages: int
+    prefill_tokens: int
+    chunked: bool = True
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request being served. after: the sequence whose end made room for it, None for the first
-    ones.
+    """A request being served.
 
-    admitted_s: when it was let in, as the scheduler was told; None in a closed loop.
+    seat: its place in the closed loop, which is its row of the runner's `State` too. pages: its KV
+    pages in order. after: the sequence that had the seat before, None for the first. prefilled:
+    prompt tokens that have gone into a step; generated: tokens made. stopped: an end-of-text token
+    was made. admitted_s: when it was let in, in seconds since the start of the run; None in a
+    closed loop.
     """
 
     request: Request
-    slot: int
-    micro_batch: int
+    seat: int
     pages: list[int]
     after: Sequence | None = None
     prefilled: int = 0
@@ -30,10 +48,12 @@ class Sequence:
 
     @property
     def done(self) -> bool:
+        """Whether all its tokens are made."""
         return self.stopped or self.generated == self.request.output_len
 
     @property
     def prompt_left(self) -> int:
+        """Prompt tokens that have not gone into a step."""
         return len(self.request.prompt) - self.prefilled
 
 
@@ -47,13 +67,17 @@ class Chunk:
 
     @property
     def is_last(self) -> bool:
+        """Whether the prompt ends with it, so that a token is sampled."""
         return self.start + self.count == len(self.sequence.request.prompt)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One micro-batch: chunks of prompts, or one token for each sequence. `sampled`: who gets a
-    token out of it."""
+    """One step of a micro-batch: chunks of prompts, or one new token of each sequence.
+
+    index: number of the step in the run. chunks: empty in a decode step. sampled: the sequences
+    that get a token out of it.
+    """
 
     index: int
     phase: str
@@ -63,17 +87,22 @@ class Step:
 
     @property
     def num_tokens(self) -> int:
+        """Tokens that go through the model."""
         return sum(chunk.count for chunk in self.chunks) if self.chunks else len(self.sampled)
 
     @property
     def num_requests(self) -> int:
+        """Requests that the step is for."""
         return len(self.chunks) or len(self.sampled)
 
 
 @dataclass(slots=True)
 class MicroBatch:
-    """One micro-batch in flight. `prefilled_last`: its last step was a prefill, so decoding is next
-    in turn."""
+    """The sequences of one micro-batch.
+
+    waiting: those whose prompts are still to be read. running: those that make tokens.
+    prefilled_last: its last step was a prefill, so a decode is next in turn.
+    """
 
     waiting: deque[Sequence] = field(default_factory=deque)
     running: list[Sequence] = field(default_factory=list)
@@ -82,33 +111,33 @@ class MicroBatch:
     def __len__(self) -> int:
         return len(self.waiting) + len(self.running)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody in it needs another step."""
+        return not self.waiting and all(sequence.done for sequence in self.running)
+
+    def must_decode(self, begun: int) -> bool:
+        """Whether a prompt has just been read and a sequence that has made more than `begun` tokens
+        waits for its next one."""
+        return self.prefilled_last and any(s.generated > begun for s in self.running)
+
 
 class Scheduler:
-    """Deals the steps of a closed loop out over `micro_batches` micro-batches, in turn.
+    """Deals the requests of one replica out over micro-batches, and gives each its steps in turn.
 
-    A request gets all the pages it can ever need when it is let in, so nothing is ever preempted.
-    Prompts go first; with `chunked`, a prompt may be cut to fill the budget of `prefill_tokens`,
-    and sequences in the middle of their output are never kept waiting for more than one chunk.
+    A request gets a seat, and all the pages that it can ever need, when it is let in; nothing is
+    ever preempted. Prompts go first. With chunked prefill, a sequence in the middle of its output
+    waits for no more than one prefill step at a time.
     """
 
-    def __init__(
-        self,
-        requests: tuple[Request, ...],
-        max_concurrency: int,
-        micro_batches: int,
-        pages: int,
-        prefill_tokens: int,
-        chunked: bool,
-    ) -> None:
+    def __init__(self, requests: tuple[Request, ...], seats: int, limits: Limits) -> None:
         self._queue, self._total = deque(requests), len(requests)
-        self._micro_batches = [
-            MicroBatch() for _ in range(max(1, min(micro_batches, max_concurrency)))
-        ]
-        self._slots = max_concurrency
-        self._free_slots = deque(range(max_concurrency))
-        self._freed: deque[Sequence | None] = deque([None] * max_concurrency)
-        self._pages, self._pool = pages, PagePool(pages)
-        self._prefill_tokens, self._chunked = prefill_tokens, chunked
+        self._limits, self._pool = limits, PagePool(limits.pages)
+        count = max(1, min(limits.micro_batches, seats))
+        self._micro_batches = [MicroBatch() for _ in range(count)]
+        self._seats = seats
+        # Each free seat with the sequence that had it last.
+        self._free: deque[tuple[int, Sequence | None]] = deque((i, None) for i in range(seats))
         self._turn = self._count = 0
         self._unarrived = 0
         self._now: float | None = None
@@ -120,10 +149,7 @@ class Scheduler:
 
     def is_idle(self) -> bool:
         """Whether nobody is being served."""
-        return not any(
-            micro_batch.waiting or not all(s.done for s in micro_batch.running)
-            for micro_batch in self._micro_batches
-        )
+        return all(micro_batch.is_idle for micro_batch in self._micro_batches)
 
     def arrive(self, count: int, now: float) -> None:
         """In an open loop: the first `count` requests have arrived by `now`, in seconds since the
@@ -131,8 +157,11 @@ class Scheduler:
         self._unarrived, self._now = self._total - count, now
 
     def next_micro_batch(self) -> int | None:
-        """The micro_batch whose turn it is, or None when everything is served. Lets waiting
-        requests in first."""
+        """The micro-batch whose turn it is, or None when everything is served. Lets waiting
+        requests in first.
+
+        Raises ValueError where a request needs more pages than there are.
+        """
         self._admit()
         for _ in self._micro_batches:
             micro_batch, self._turn = self._turn, (self._turn + 1) % len(self._micro_batches)
@@ -142,94 +171,72 @@ class Scheduler:
             raise ValueError(f"request {self._queue[0].index} needs more KV pages than there are")
         return None
 
-    def plan(self, micro_batch: int) -> Step | None:
-        """The next step of `micro_batch`, or None if it ran empty. Counts its tokens as made; a
-        sequence that is done leaves."""
-        self._release(micro_batch)
+    def next_step(self, micro_batch: int) -> Step | None:
+        """The next step of `micro_batch`, or None if it ran empty. Its tokens count as made, and
+        sequences that were done before it have left."""
         mine = self._micro_batches[micro_batch]
+        self._release(mine)
         if not mine:
             return None
-        begun = (
-            1 if self._now is None else 0
-        )  # the first prompts of a closed loop are all read before anyone decodes
-        in_the_middle = (
-            self._chunked and mine.prefilled_last and any(s.generated > begun for s in mine.running)
-        )
-        step = (
-            self._prefill(micro_batch)
-            if mine.waiting and not in_the_middle
-            else self._decode(micro_batch)
-        )
-        mine.prefilled_last = step.phase == "prefill"
+        # In a closed loop all the first prompts are read before anyone decodes.
+        begun = 1 if self._now is None else 0
+        decodes = not mine.waiting or (self._limits.chunked and mine.must_decode(begun))
+        step = self._decode(micro_batch) if decodes else self._prefill(micro_batch)
+        mine.prefilled_last = not decodes
         for sequence in step.sampled:
             sequence.generated += 1
         self._count += 1
         return step
 
-    def release(self) -> None:
-        """Let go of every sequence that is done."""
-        for micro_batch in range(len(self._micro_batches)):
-            self._release(micro_batch)
-
     def held(self) -> tuple[int, int, int]:
-        """Requests that have a slot, requests that have arrived and wait for one, KV pages
+        """Requests that have a seat, requests that have arrived and wait for one, KV pages
         taken."""
         waiting = max(len(self._queue) - self._unarrived, 0)
-        return self._slots - len(self._free_slots), waiting, self._pages - len(self._pool)
+        return self._seats - len(self._free), waiting, self._limits.pages - len(self._pool)
 
     def _admit(self) -> None:
-        self.release()
-        while len(self._queue) > self._unarrived and self._free_slots:
+        for micro_batch in self._micro_batches:
+            self._release(micro_batch)
+        while len(self._queue) > self._unarrived and self._free:
             request = self._queue[0]
             pages = self._pool.take(len(request.prompt) + request.output_len)
             if pages is None:
                 return
-            micro_batch = min(
-                range(len(self._micro_batches)), key=lambda i: len(self._micro_batches[i])
-            )
-            after = self._freed.popleft()
-            sequence = Sequence(
-                self._queue.popleft(),
-                self._free_slots.popleft(),
-                micro_batch,
-                pages,
-                after,
-                admitted_s=self._now,
-            )
-            self._micro_batches[micro_batch].waiting.append(sequence)
+            self._seat(self._queue.popleft(), pages)
 
-    def _release(self, micro_batch: int) -> None:
-        running = self._micro_batches[micro_batch].running
-        for sequence in [s for s in running if s.done]:
-            running.remove(sequence)
+    def _seat(self, request: Request, pages: list[int]) -> None:
+        """Give a request a seat, in the micro-batch that has fewest."""
+        micro_batch = min(self._micro_batches, key=len)
+        seat, before = self._free.popleft()
+        micro_batch.waiting.append(
+            Sequence(request, seat, pages, after=before, admitted_s=self._now)
+        )
+
+    def _release(self, micro_batch: MicroBatch) -> None:
+        """Let go of every sequence that is done."""
+        for sequence in [s for s in micro_batch.running if s.done]:
+            micro_batch.running.remove(sequence)
             self._pool.give_back(sequence.pages)
-            self._free_slots.append(sequence.slot)
-            self._freed.append(sequence)
+            self._free.append((sequence.seat, sequence))
 
     def _prefill(self, micro_batch: int) -> Step:
-        mine, left = self._micro_batches[micro_batch], self._prefill_tokens
+        mine, left = self._micro_batches[micro_batch], self._limits.prefill_tokens
         chunks: list[Chunk] = []
         while mine.waiting and left > 0:
             sequence = mine.waiting[0]
             count = sequence.prompt_left
-            if count > left:
-                if chunks and not self._chunked:
-                    break
-                count = left if self._chunked else count
+            if count > left and self._limits.chunked:
+                count = left
+            elif count > left and chunks:
+                break
             chunks.append(Chunk(sequence, sequence.prefilled, count))
             sequence.prefilled += count
             left -= count
             if not sequence.prompt_left:
                 mine.running.append(mine.waiting.popleft())
-        return Step(
-            self._count,
-            "prefill",
-            micro_batch,
-            tuple(chunks),
-            tuple(c.sequence for c in chunks if c.is_last),
-        )
+        sampled = tuple(chunk.sequence for chunk in chunks if chunk.is_last)
+        return Step(self._count, PREFILL, micro_batch, tuple(chunks), sampled)
 
     def _decode(self, micro_batch: int) -> Step:
-        return Step(
-            self._count, "decode", micro_batch, (), tuple(self._micro_batches[micro_batch].running)
-        )
+        running = tuple(self._micro_batches[micro_batch].running)
+        return Step(self._count, DECODE, micro_batch, (), running)

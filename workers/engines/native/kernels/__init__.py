@@ -1,18 +1,93 @@
-"""The small kernels of a decoder step: Triton on a GPU, plain torch elsewhere, one interface for
-both.
+"""The small kernels of a decoder step: one interface, `Kernels`, and two modules that provide it.
 
-`reference` holds the plain-torch functions, `fused` the Triton ones, with the same names and
-arguments.
+`reference` is plain torch and runs anywhere; `fused` is Triton and runs on a GPU.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 
-def kernels_for(device: torch.device) -> ModuleType:
+class Kernels(Protocol):
+    """The functions of `reference` and of `fused`.
+
+    T: new tokens of the step. H: hidden size. D: size of a head. Activations, weights and caches
+    have the model's dtype. keys, values: the cache of one layer, [pages, page size, KV heads, D]
+    each. A slot is a token's place in it: page x page size + place in the page.
+    """
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x / rms(x) x weight over the last dim, in float32 inside (Zhang and Sennrich,
+        arXiv:1910.07467). x: [T, H], weight: [H] -> [T, H]."""
+        ...
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """residual += x, in place, then its norm. x, residual: [T, H] -> [T, H]."""
+        ...
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) x up. gate_up: [T, 2 I], the gate first -> [T, I]."""
+        ...
+
+    def rope_and_cache(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+    ) -> Tensor:
+        """Rotate queries and keys (Su et al., arXiv:2104.09864), write keys and values into the
+        cache, and return the queries [T, heads, D].
+
+        qkv: [T, (heads + 2 KV heads) x D]. cos, sin: [longest sequence, D / 2] float32. positions:
+        [T] int64, places in the sequences. slot_mapping: [T] int64, the slots that are written.
+        q_norm, k_norm: [D], weights of the norms before the rotation (Qwen3); both or neither.
+        """
+        ...
+
+    def decode_attention(
+        self, q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor
+    ) -> Tensor:
+        """Attention of one new token a request over its paged context. q: [B, heads, D] -> the same
+        shape.
+
+        tables: [B, most pages] int32, the pages of a request in order. lengths: [B] int32, tokens
+        of its context, the new one included.
+        """
+        ...
+
+    def prefill_attention(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slot_mapping: Tensor,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+    ) -> Tensor:
+        """Causal attention of chunks of prompts over their paged contexts. q: [T, heads, D] -> the
+        same shape.
+
+        Chunk i is queries cu_seqlens_q[i] to cu_seqlens_q[i + 1]. Its context, of which its queries
+        are the last tokens, lies in the slots slot_mapping[cu_seqlens_k[i]:cu_seqlens_k[i + 1]].
+        slot_mapping: [sum of the contexts' lengths] int64. cu_seqlens_q, cu_seqlens_k: [chunks + 1]
+        int32. max_seqlen_q, max_seqlen_k: the longest chunk and the longest context.
+        """
+        ...
+
+
+def kernels_for(device: torch.device) -> Kernels:
     """The module whose functions run on `device`."""
     if device.type == "cuda":
         from workers.engines.native.kernels import fused

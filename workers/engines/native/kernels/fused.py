@@ -1,4 +1,10 @@
-"""Triton kernels, one for each function of `reference`, with its arguments and its result."""
+"""The kernels in Triton, for a GPU. Shapes and dtypes are those of `kernels.Kernels`.
+
+A name that ends in `_ptr` is a pointer to the tensor of that name; those marked `tl.constexpr` are
+compiled in.
+"""
+# Triton's decorator has no types, and pointers have none either.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 
 from __future__ import annotations
 
@@ -11,34 +17,29 @@ from workers.engines.native.kernels import reference
 
 # Enough programs to give every multiprocessor of a large GPU two.
 _TARGET_PROGRAMS = 264
+_LOG2_E = 1.4426950408889634  # scores are powers of 2 inside, which the GPU has an instruction for
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    out = torch.empty_like(x)
-    _norm[(x.shape[0],)](
-        x, x, weight, out, eps, x.shape[1], triton.next_power_of_2(x.shape[1]), False, num_warps=8
-    )
-    return out
+    """One program a token."""
+    return _normed(x, None, weight, eps)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    out = torch.empty_like(x)
-    _norm[(x.shape[0],)](
-        x,
-        residual,
-        weight,
-        out,
-        eps,
-        x.shape[1],
-        triton.next_power_of_2(x.shape[1]),
-        True,
-        num_warps=8,
-    )
+    """The same, with the residual read and written by the way."""
+    return _normed(x, residual, weight, eps)
+
+
+def _normed(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+    out, width = torch.empty_like(x), x.shape[1]
+    tensors = (x, x if residual is None else residual, weight, out)
+    sizes = (width, triton.next_power_of_2(width))
+    _norm[(x.shape[0],)](*tensors, eps, *sizes, residual is not None, num_warps=8)
     return out
 
 
 @triton.jit
-def _norm(  # type: ignore[no-untyped-def]
+def _norm(
     x_ptr, res_ptr, w_ptr, out_ptr, eps, width: tl.constexpr, block: tl.constexpr, add: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64) * width
@@ -55,6 +56,7 @@ def _norm(  # type: ignore[no-untyped-def]
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
+    """One program for 1024 columns of a token."""
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(rows, width, dtype=gate_up.dtype, device=gate_up.device)
     _silu_mul[(rows, triton.cdiv(width, 1024))](gate_up, out, width, 1024)
@@ -62,7 +64,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 @triton.jit
-def _silu_mul(x_ptr, out_ptr, width, block: tl.constexpr):  # type: ignore[no-untyped-def]
+def _silu_mul(x_ptr, out_ptr, width, block: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * block + tl.arange(0, block)
     inside = at < width
@@ -76,89 +78,60 @@ def rope_and_cache(
     cos: Tensor,
     sin: Tensor,
     positions: Tensor,
-    slots: Tensor,
+    slot_mapping: Tensor,
     keys: Tensor,
     values: Tensor,
     q_norm: Tensor | None,
     k_norm: Tensor | None,
     eps: float,
 ) -> Tensor:
+    """One program for a head of a token, those of keys and values included."""
     kv_heads, dim = keys.shape[2:]
     rows, heads = qkv.shape[0], qkv.shape[1] // dim - 2 * kv_heads
     out = torch.empty(rows, heads, dim, dtype=qkv.dtype, device=qkv.device)
     weights = (q_norm, k_norm) if q_norm is not None and k_norm is not None else (qkv, qkv)
-    _rope[(rows, heads + 2 * kv_heads)](
-        qkv,
-        cos,
-        sin,
-        positions,
-        slots,
-        keys,
-        values,
-        out,
-        *weights,
-        eps,
-        heads,
-        kv_heads,
-        dim // 2,
-        triton.next_power_of_2(dim // 2),
-        q_norm is not None,
-        num_warps=1,
-    )
+    tensors = (qkv, cos, sin, positions, slot_mapping, keys, values, out, *weights)
+    sizes = (heads, kv_heads, dim // 2, triton.next_power_of_2(dim // 2))
+    grid = (rows, heads + 2 * kv_heads)
+    _rope[grid](*tensors, eps, *sizes, q_norm is not None, num_warps=1)
     return out
 
 
 @triton.jit
-def _rope(  # type: ignore[no-untyped-def]
-    qkv_ptr,
-    cos_ptr,
-    sin_ptr,
-    pos_ptr,
-    slot_ptr,
-    k_ptr,
-    v_ptr,
-    out_ptr,
-    qw_ptr,
-    kw_ptr,
-    eps,
-    heads: tl.constexpr,
-    kv_heads: tl.constexpr,
-    half: tl.constexpr,
-    block: tl.constexpr,
-    norm: tl.constexpr,
-):
+def _rope(
+    qkv_ptr, cos_ptr, sin_ptr, positions_ptr, slot_mapping_ptr, keys_ptr, values_ptr, out_ptr,
+    q_norm_ptr, k_norm_ptr, eps, heads: tl.constexpr, kv_heads: tl.constexpr, half: tl.constexpr,
+    block: tl.constexpr, norm: tl.constexpr,
+):  # fmt: skip
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = tl.arange(0, block)
     inside = at < half
     source = qkv_ptr + (row * (heads + 2 * kv_heads) + head) * 2 * half + at
     a, b = tl.load(source, mask=inside, other=0.0), tl.load(source + half, mask=inside, other=0.0)
-    slot = tl.load(slot_ptr + row)
+    slot = tl.load(slot_mapping_ptr + row)
     if head >= heads + kv_heads:
-        target = v_ptr + (slot * kv_heads + head - heads - kv_heads) * 2 * half + at
+        target = values_ptr + (slot * kv_heads + head - heads - kv_heads) * 2 * half + at
         tl.store(target, a, mask=inside)
         tl.store(target + half, b, mask=inside)
         return
     if norm:
-        weight = qw_ptr
+        weight = q_norm_ptr
         if head >= heads:
-            weight = kw_ptr
+            weight = k_norm_ptr
         wide_a, wide_b = a.to(tl.float32), b.to(tl.float32)
-        scale = tl.rsqrt(
-            (tl.sum(wide_a * wide_a, 0) + tl.sum(wide_b * wide_b, 0)) / (2 * half) + eps
-        )
+        squares = tl.sum(wide_a * wide_a, 0) + tl.sum(wide_b * wide_b, 0)
+        scale = tl.rsqrt(squares / (2 * half) + eps)
         a = (wide_a * scale).to(a.dtype) * tl.load(weight + at, mask=inside)
         b = (wide_b * scale).to(b.dtype) * tl.load(weight + half + at, mask=inside)
-    position = tl.load(pos_ptr + row)
+    position = tl.load(positions_ptr + row)
     cos = tl.load(cos_ptr + position * half + at, mask=inside)
     sin = tl.load(sin_ptr + position * half + at, mask=inside)
     wide_a, wide_b = a.to(tl.float32), b.to(tl.float32)
-    first, second = (
-        (wide_a * cos - wide_b * sin).to(a.dtype),
-        (wide_b * cos + wide_a * sin).to(a.dtype),
-    )
+    first = (wide_a * cos - wide_b * sin).to(a.dtype)
+    second = (wide_b * cos + wide_a * sin).to(a.dtype)
     target = out_ptr + (row * heads + head) * 2 * half + at
     if head >= heads:
-        target = k_ptr + (slot * kv_heads + head - heads) * 2 * half + at
+        target = keys_ptr + (slot * kv_heads + head - heads) * 2 * half + at
     tl.store(target, first, mask=inside)
     tl.store(target + half, second, mask=inside)
 
@@ -175,104 +148,68 @@ def decode_attention(
     out = torch.empty_like(q)
     parts = torch.empty(batch, heads, splits, dim, dtype=torch.float32, device=q.device)
     sums = torch.empty(batch, heads, splits, dtype=torch.float32, device=q.device)
-    rows = max(16, triton.next_power_of_2(group))
-    _decode[(batch, kv_heads, splits)](
-        q,
-        keys,
-        values,
-        tables,
-        lengths,
-        parts,
-        sums,
-        out,
-        dim**-0.5 * 1.4426950408889634,
-        pages,
-        kv_heads,
-        group,
-        rows,
-        dim,
-        page,
-        splits,
-        num_warps=4,
-        num_stages=3,
-    )
+    tensors = (q, keys, values, tables, lengths, parts, sums, out)
+    sizes = (kv_heads, group, max(16, triton.next_power_of_2(group)), dim, page, splits)
+    grid = (batch, kv_heads, splits)
+    _decode[grid](*tensors, dim**-0.5 * _LOG2_E, pages, *sizes, num_warps=4, num_stages=3)
     if splits > 1:
-        _join[(batch, heads)](
-            parts, sums, out, splits, triton.next_power_of_2(splits), dim, num_warps=2
-        )
+        block = triton.next_power_of_2(splits)
+        _join[(batch, heads)](parts, sums, out, splits, block, dim, num_warps=2)
     return out
 
 
 @triton.jit
-def _decode(  # type: ignore[no-untyped-def]
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    table_ptr,
-    length_ptr,
-    part_ptr,
-    sum_ptr,
-    out_ptr,
-    scale,
-    pages,
-    kv_heads: tl.constexpr,
-    group: tl.constexpr,
-    rows: tl.constexpr,
-    dim: tl.constexpr,
-    page: tl.constexpr,
-    splits: tl.constexpr,
-):
+def _decode(
+    q_ptr, keys_ptr, values_ptr, tables_ptr, lengths_ptr, parts_ptr, sums_ptr, out_ptr,
+    scale, pages, kv_heads: tl.constexpr, group: tl.constexpr, rows: tl.constexpr,
+    dim: tl.constexpr, page: tl.constexpr, splits: tl.constexpr,
+):  # fmt: skip
     request, kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
-    length = tl.load(length_ptr + request)
+    length = tl.load(lengths_ptr + request)
     count = tl.cdiv(tl.cdiv(length, page), splits)
     r, d, t = tl.arange(0, rows), tl.arange(0, dim), tl.arange(0, page)
-    head = kv_head * group + r
-    real = r < group
-    q = tl.load(
-        q_ptr + (request * kv_heads * group + head[:, None]) * dim + d[None, :],
-        mask=real[:, None],
-        other=0.0,
-    )
+    head = request * kv_heads * group + kv_head * group + r
+    real = (r < group)[:, None]
+    q = tl.load(q_ptr + head[:, None] * dim + d[None, :], mask=real, other=0.0)
     best = tl.full([rows], -1e30, tl.float32)
     total = tl.zeros([rows], tl.float32)
     acc = tl.zeros([rows, dim], tl.float32)
     last = tl.minimum((split + 1) * count, tl.cdiv(length, page))
     for i in range(split * count, last):
-        base = (
-            tl.load(table_ptr + request * pages + i).to(tl.int64) * page * kv_heads + kv_head
-        ) * dim
-        place = base + t[:, None] * kv_heads * dim + d[None, :]
-        k = tl.load(k_ptr + place)
+        at = tl.load(tables_ptr + request * pages + i).to(tl.int64) * page * kv_heads + kv_head
+        place = at * dim + t[:, None] * kv_heads * dim + d[None, :]
+        k = tl.load(keys_ptr + place)
         score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         score = tl.where((i * page + t)[None, :] < length, score, -1e30)
         top = tl.maximum(best, tl.max(score, 1))
         weight = tl.exp2(score - top[:, None])
         fade = tl.exp2(best - top)
-        v = tl.load(v_ptr + place)
+        v = tl.load(values_ptr + place)
         acc = acc * fade[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="ieee")
         total = total * fade + tl.sum(weight, 1)
         best = top
     if splits == 1:
-        place = (request * kv_heads * group + head[:, None]) * dim + d[None, :]
-        tl.store(out_ptr + place, (acc / total[:, None]).to(q.dtype), mask=real[:, None])
+        out = (acc / total[:, None]).to(q.dtype)
+        tl.store(out_ptr + head[:, None] * dim + d[None, :], out, mask=real)
     else:
-        at = (request * kv_heads * group + head) * splits + split
-        safe = tl.where(total > 0.0, total, 1.0)
-        tl.store(part_ptr + at[:, None] * dim + d[None, :], acc / safe[:, None], mask=real[:, None])
-        tl.store(sum_ptr + at, tl.where(total > 0.0, best + tl.log2(safe), -1e30), mask=real)
+        part, safe = head * splits + split, tl.where(total > 0.0, total, 1.0)
+        tl.store(parts_ptr + part[:, None] * dim + d[None, :], acc / safe[:, None], mask=real)
+        share = tl.where(total > 0.0, best + tl.log2(safe), -1e30)
+        tl.store(sums_ptr + part, share, mask=r < group)
 
 
 @triton.jit
-def _join(part_ptr, sum_ptr, out_ptr, splits: tl.constexpr, block: tl.constexpr, dim: tl.constexpr):  # type: ignore[no-untyped-def]
+def _join(
+    parts_ptr, sums_ptr, out_ptr, splits: tl.constexpr, block: tl.constexpr, dim: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     s, d = tl.arange(0, block), tl.arange(0, dim)
     inside = s < splits
-    share = tl.load(sum_ptr + row * splits + s, mask=inside, other=-1e30)
+    share = tl.load(sums_ptr + row * splits + s, mask=inside, other=-1e30)
     share = tl.exp2(share - tl.max(share, 0))
     share = share / tl.sum(share, 0)
-    part = tl.load(
-        part_ptr + (row * splits + s[:, None]) * dim + d[None, :], mask=inside[:, None], other=0.0
-    )
+    place = (row * splits + s[:, None]) * dim + d[None, :]
+    part = tl.load(parts_ptr + place, mask=inside[:, None], other=0.0)
     tl.store(out_ptr + row * dim + d, tl.sum(part * share[:, None], 0).to(out_ptr.dtype.element_ty))
 
 
@@ -280,20 +217,19 @@ def prefill_attention(
     q: Tensor,
     keys: Tensor,
     values: Tensor,
-    slots: Tensor,
-    query_ends: Tensor,
-    context_ends: Tensor,
-    longest_query: int,
-    longest_context: int,
+    slot_mapping: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
 ) -> Tensor:
     """FlashAttention over variable lengths; the contexts are gathered from their pages first."""
+    lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     if q.dtype == torch.float32:
-        return reference.prefill_attention(
-            q, keys, values, slots, query_ends, context_ends, longest_query, longest_context
-        )
-    k, v = (cache.flatten(0, 1)[slots] for cache in (keys, values))
-    # Straight to the operator: its public form, `varlen_attn`, has changed its arguments between
-    # torch 2.11 and 2.13.
-    return torch.ops.aten._flash_attention_forward(
-        q, k, v, query_ends, context_ends, longest_query, longest_context, 0.0, True, False
-    )[0]
+        return reference.prefill_attention(q, keys, values, slot_mapping, *lengths)
+    k, v = (cache.flatten(0, 1)[slot_mapping] for cache in (keys, values))
+    # Straight to the operator: its public form, `varlen_attn`, has other arguments in torch 2.13
+    # than in 2.11.
+    forward = torch.ops.aten._flash_attention_forward
+    out: Tensor = forward(q, k, v, *lengths, 0.0, True, False)[0]
+    return out

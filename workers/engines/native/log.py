@@ -1,0 +1,116 @@
+"""What a run leaves behind, step by step, and the tables that are made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+from torch import Tensor
+
+from workers.clock import Clock, Moment
+from workers.communicator import Communicator
+from workers.engines.native.scheduler import Sequence, Step
+from workers.records import COLLECTIVES, REQUESTS, STEPS, CollectiveRow, RequestRow, StepRow
+
+
+@dataclass(slots=True)
+class Log:
+    """The steps of a run, and of each the moment of its end and its sampled tokens.
+
+    tokens: [sampled] int64 on the host, complete once the step's mark has passed; None on a rank
+    that does not report them.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    marks: list[Moment] = field(default_factory=list)
+    tokens: list[Tensor | None] = field(default_factory=list)
+
+    def add(self, step: Step, tokens: Tensor | None, mark: Moment) -> None:
+        """Keep a step that has been launched."""
+        self.steps.append(step)
+        self.tokens.append(tokens)
+        self.marks.append(mark)
+
+
+@dataclass(slots=True)
+class _Output:
+    """What a request got: its tokens, and when."""
+
+    tokens: list[int] = field(default_factory=list)
+    times_s: list[float] = field(default_factory=list)
+
+
+def requests_table(log: Log, clock: Clock, replica: int) -> pa.Table:
+    """REQUESTS of a replica, by request index; after the run, when every mark has passed."""
+    outputs = _outputs(log, clock)
+    return REQUESTS.make(
+        RequestRow(
+            request_index=sequence.request.index,
+            replica=replica,
+            input_len=len(sequence.request.prompt),
+            output_len=len(outputs[sequence].tokens),
+            arrival_s=_arrival(sequence, outputs),
+            admitted_s=sequence.admitted_s,
+            token_times_s=outputs[sequence].times_s,
+            output_token_ids=outputs[sequence].tokens,
+        )
+        for sequence in sorted(outputs, key=lambda s: s.request.index)
+    )
+
+
+def _outputs(log: Log, clock: Clock) -> dict[Sequence, _Output]:
+    outputs: dict[Sequence, _Output] = {}
+    for sequence, token, at in _sampled(log, clock):
+        output = outputs.setdefault(sequence, _Output())
+        output.tokens.append(token)
+        output.times_s.append(at)
+    return outputs
+
+
+def _sampled(log: Log, clock: Clock) -> Iterator[tuple[Sequence, int, float]]:
+    """Each token in order: whose it is, what it is, and when it was there in seconds."""
+    for step, mark, tokens in zip(log.steps, log.marks, log.tokens, strict=True):
+        if tokens is not None:
+            at = clock.seconds(mark)
+            for sequence, token in zip(step.sampled, tokens.tolist(), strict=True):
+                yield sequence, token, at
+
+
+def _arrival(sequence: Sequence, outputs: dict[Sequence, _Output]) -> float:
+    """In an open loop when it was scheduled to come; in a closed one when the sequence before it
+    had ended."""
+    if sequence.admitted_s is not None:
+        return sequence.request.arrival_s
+    return outputs[sequence.after].times_s[-1] if sequence.after else 0.0
+
+
+def steps_table(log: Log, clock: Clock, rank: int) -> pa.Table:
+    """STEPS of a rank."""
+    return STEPS.make(
+        StepRow(
+            rank=rank,
+            step=step.index,
+            phase=step.phase,
+            micro_batch=step.micro_batch,
+            num_requests=step.num_requests,
+            num_tokens=step.num_tokens,
+            end_s=clock.seconds(mark),
+        )
+        for step, mark in zip(log.steps, log.marks, strict=True)
+    )
+
+
+def collectives_table(communicator: Communicator) -> pa.Table:
+    """COLLECTIVES of a rank, as its communicator has counted them."""
+    return COLLECTIVES.make(
+        CollectiveRow(
+            rank=communicator.context.rank,
+            phase=phase,
+            op=op,
+            axis=axis,
+            calls=calls,
+            bytes=communicator.bytes[phase, op, axis],
+        )
+        for (phase, op, axis), calls in sorted(communicator.calls.items())
+    )
