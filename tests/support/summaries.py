@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeVar
 
+import pyarrow as pa
+
 from orchestrator.analysis.compare import Comparison
-from orchestrator.analysis.summary import Measured, Summary
-from workers.rows import columns, from_flat
+from orchestrator.analysis.summary import MEASURED, Measured, Summary
+from orchestrator.experiment import Run
+from orchestrator.store.store import Store
+from workers.rows import columns, flat, from_flat
 
 R = TypeVar("R")
 CELL = {
@@ -63,6 +68,15 @@ def summary(**given: object) -> Summary:
 def comparison(**given: object) -> Comparison:
     """A cell of the comparison. Raises TypeError for an unknown column."""
     return _row(Comparison, {**COMPARED, **given})
+
+
+def write_run(
+    store: Store, run: Run, tables: Mapping[str, pa.Table] | None = None, /, **given: object
+) -> Measured:
+    """Keep a run in a store, as a turn does: its tables, then its row."""
+    row = measured(**{**flat(store.run_key(run)), **given})
+    store.write_run(run, MEASURED.make([row]), tables or {})
+    return row
 
 
 def _row(kind: type[R], given: dict[str, object]) -> R:
