@@ -29,6 +29,7 @@ from workers.records import (
 )
 from workers.rows import nothing
 
+LAYOUTS, CONCURRENCIES = ("tp4", "pp4", "tp2pp2", "dp4"), (1, 8, 32)
 SHARES = {
     "compute": 80.0,
     "exposed_transfer": 9.0,
