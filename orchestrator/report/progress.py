@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,13 +17,19 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from orchestrator.analysis.summary import Measured
 from orchestrator.experiment import layout_name
 from orchestrator.report.text import fixed
 from orchestrator.store.schema import COMPLETED
 
-if TYPE_CHECKING:
-    from orchestrator.analysis.summary import Measured
-    from orchestrator.cluster.connection import Cluster
+
+class HasDashboard(Protocol):
+    """What is shown of a cluster."""
+
+    @property
+    def dashboard(self) -> str | None:
+        """Where its dashboard answers; None without one."""
+        ...
 
 
 class RunProgress:
@@ -66,7 +72,7 @@ class RunProgress:
         if skipped:
             self.note(f"{skipped} of {runs + skipped} runs have a result and are skipped.")
 
-    def connected(self, cluster: Cluster) -> None:
+    def connected(self, cluster: HasDashboard) -> None:
         """The cluster is there."""
         if cluster.dashboard:
             self.note(f"Ray dashboard: {cluster.dashboard}")
