@@ -18,14 +18,14 @@ ABOVE = {"status": "invalid", "reason": "above its bound of 99"}
 
 
 @pytest.fixture(scope="session")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("results") / "tiny-0123456789"
     return write_results(path, LAYOUTS, CONCURRENCIES, failing=("dp4",), ablated=("tp4",))
 
 
 @pytest.fixture(scope="session")
-def page(results: Path) -> Path:
-    return render_html(results)
+def page(folder: Path) -> Path:
+    return render_html(folder)
 
 
 @pytest.fixture(scope="session")

@@ -114,23 +114,23 @@ def test_a_run_on_cpus_says_that_it_is_no_ranking(tmp_path: Path, page: Path) ->
     assert "no ranking" not in " ".join(page.read_text().split())
 
 
-def test_the_command_writes_the_page_where_it_is_told(results: Path, tmp_path: Path) -> None:
+def test_the_command_writes_the_page_where_it_is_told(folder: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(
-        cli.main, ["report", str(results), "--out", str(tmp_path / "page.html")]
+        cli.main, ["report", str(folder), "--out", str(tmp_path / "page.html")]
     )
     assert (done.exit_code, done.stdout.strip()) == (0, str(tmp_path / "page.html"))
     assert (tmp_path / "page.html").stat().st_size < 2 * MEGABYTE
-    for bad in ([str(tmp_path)], [str(results), "--out", str(tmp_path / "no" / "page.html")]):
+    for bad in ([str(tmp_path)], [str(folder), "--out", str(tmp_path / "no" / "page.html")]):
         refused = CliRunner().invoke(cli.main, ["report", *bad])
         assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
 
 
 def test_a_report_that_fails_takes_nothing_from_the_run(
-    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(_: Path) -> Path:
         raise RuntimeError("no\nroom")
 
     monkeypatch.setattr(html, "render_html", fail)
-    cli._write_report(results, cli._console())
+    cli._write_report(folder, cli._console())
     assert capsys.readouterr().err == "note: the report could not be made: no room\n"
