@@ -64,7 +64,7 @@ def render_html(folder: Path, out: Path | None = None) -> Path:
 
 
 @dataclass(frozen=True)
-class Shown:
+class Content:
     """The results that a page is made of. folders: of each experiment."""
 
     folders: Sequence[Path]
@@ -72,7 +72,7 @@ class Shown:
     found: Findings
 
     @classmethod
-    def of(cls, folder: Path) -> Shown:
+    def of(cls, folder: Path) -> Content:
         """The results at `folder`. Raises UserError where there are none."""
         results = load([folder])
         runs = [run for one in results for run in one.runs]
@@ -111,64 +111,64 @@ class Shown:
 
 def describe(folder: Path) -> dict[str, object]:
     """Everything that the template shows."""
-    shown = Shown.of(folder)
-    comparison, found = shown.found.comparison, shown.found
-    data = _data(shown)
-    layouts = _layouts(shown)
+    content = Content.of(folder)
+    comparison, found = content.found.comparison, content.found
+    data = _data(content)
+    layouts = _layouts(content)
     return {
         "title": ", ".join(dict.fromkeys(one.cell.model for one in comparison)) or folder.name,
         "data": document.inline(data),
         "layouts": layouts,
         "colours": {layout["name"]: layout["colour"] for layout in layouts},
-        "hardware": environment.hardware(shown.folders),
-        "groups": side_by_side.groups(comparison, shown.runs, shown.names),
+        "hardware": environment.hardware(content.folders),
+        "groups": side_by_side.groups(comparison, content.runs, content.names),
         "columns": [(one.title, one.help) for one in side_by_side.known_columns(comparison)],
         "run_orders": sections.run_orders(comparison),
         "bound_sources": side_by_side.bound_sources(comparison),
         "findings": sections.verdicts(found.verdicts),
         "sweeps": sections.sweeps(found.curves),
-        "ablations": sections.ablations((shown.layout_of(e.cell), e) for e in found.ablations),
-        "communication": sections.operations(shown.operations),
+        "ablations": sections.ablations((content.layout_of(e.cell), e) for e in found.ablations),
+        "communication": sections.operations(content.operations),
         "cpu_note": CPU_NOTE if on_cpu(comparison) else None,
-        "environments": list(map(environment.describe, shown.folders)),
+        "environments": list(map(environment.describe, content.folders)),
     }
 
 
 # -- the data of the charts and of what can be downloaded
 
 
-def _data(shown: Shown) -> dict[str, object]:
-    comparison, names = shown.found.comparison, shown.names
-    steps = shown.read("steps")
+def _data(content: Content) -> dict[str, object]:
+    comparison, names = content.found.comparison, content.names
+    steps = content.read("steps")
     return {
-        "layouts": _layouts(shown),
+        "layouts": _layouts(content),
         "experiments": sections.choices(comparison),
-        "cells": cells.cells(comparison, names, shown.rows(CELL_PARTS), steps),
-        "latencies": shown.drawn("requests", latencies.latencies),
-        "timeline": shown.drawn("spans", timeline.timeline),
-        "memory": memory.memory(shown.runs, names),
-        "capacity_gb": environment.capacity_gb(shown.folders),
-        "telemetry": shown.drawn("telemetry", telemetry.telemetry),
-        "tables": _tables(shown),
+        "cells": cells.cells(comparison, names, content.rows(CELL_PARTS), steps),
+        "latencies": content.drawn("requests", latencies.latencies),
+        "timeline": content.drawn("spans", timeline.timeline),
+        "memory": memory.memory(content.runs, names),
+        "capacity_gb": environment.capacity_gb(content.folders),
+        "telemetry": content.drawn("telemetry", telemetry.telemetry),
+        "tables": _tables(content),
     }
 
 
-def _layouts(shown: Shown) -> list[dict[str, object]]:
-    names = sorted(set(shown.names.values()), key=natural)
+def _layouts(content: Content) -> list[dict[str, object]]:
+    names = sorted(set(content.names.values()), key=natural)
     return [{"name": name, "colour": index % COLOURS} for index, name in enumerate(names)]
 
 
-def _tables(shown: Shown) -> dict[str, object]:
+def _tables(content: Content) -> dict[str, object]:
     """What can be downloaded, beside what the charts show."""
-    found = shown.found
+    found = content.found
     compared = zip(found.comparison, COMPARED.data(found.comparison), strict=True)
     effects = zip(found.ablations, EFFECTS.data(found.ablations), strict=True)
     return {
-        "comparison": _table({"layout": shown.layout_of(c.cell), **row} for c, row in compared),
+        "comparison": _table({"layout": content.layout_of(c.cell), **row} for c, row in compared),
         "findings": _table(VERDICTS.data(found.verdicts)),
         "sweep": _table(CURVES.data(found.curves)),
-        "ablations": _table({"layout": shown.layout_of(e.cell), **row} for e, row in effects),
-        "communication": _table(map(vars, shown.operations)),
+        "ablations": _table({"layout": content.layout_of(e.cell), **row} for e, row in effects),
+        "communication": _table(map(vars, content.operations)),
     }
 
 

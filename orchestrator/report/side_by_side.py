@@ -18,7 +18,7 @@ from workers.rows import grouped
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ShownColumn:
     """A column of the comparison as it is shown. help: what it means. show: its text for a cell, ""
     where it is unknown."""
 
@@ -68,82 +68,88 @@ def _memory(one: Comparison) -> str:
 
 BOUND, OF_BOUND = "bound", "of bound"
 COLUMNS = (
-    Shown(
+    ShownColumn(
         "GPUs",
         "GPUs of the layout",
         lambda one: "" if one.conditions.num_gpus is None else str(one.conditions.num_gpus),
     ),
-    Shown(
+    ShownColumn(
         "tok/s",
         "generated tokens per second, reading the prompts included; mean of the runs",
         lambda one: figure(one.throughput.output_throughput),
     ),
-    Shown("interval", "95% interval of that mean", _interval),
-    Shown("best run", "tok/s of the best run", _best_run),
-    Shown(
+    ShownColumn("interval", "95% interval of that mean", _interval),
+    ShownColumn("best run", "tok/s of the best run", _best_run),
+    ShownColumn(
         "steady tok/s",
         "tok/s while all slots are busy: without ramp-up and drain",
         lambda one: figure(one.steady.steady_output_throughput),
     ),
-    Shown(
+    ShownColumn(
         "tok/s/GPU", "tok/s per GPU", lambda one: figure(one.throughput.output_throughput_per_gpu)
     ),
-    Shown("TTFT ms", "time to first token, median", lambda one: figure(one.latency.ttft.median)),
-    Shown(
+    ShownColumn(
+        "TTFT ms", "time to first token, median", lambda one: figure(one.latency.ttft.median)
+    ),
+    ShownColumn(
         "TPOT ms",
         "time per output token after the first, median",
         lambda one: figure(one.latency.tpot.median),
     ),
-    Shown("p99 TPOT", "TPOT, 99th percentile, in ms", lambda one: figure(one.latency.tpot.p99)),
-    Shown(
+    ShownColumn(
+        "p99 TPOT", "TPOT, 99th percentile, in ms", lambda one: figure(one.latency.tpot.p99)
+    ),
+    ShownColumn(
         "p99 delay",
         "from scheduled arrival to being let in, 99th percentile, ms",
         lambda one: figure(one.arrivals.p99_schedule_delay_ms),
     ),
-    Shown(
+    ShownColumn(
         "comm",
         "share of a decode step in which data move, or wait for the last rank, and nothing "
         "computes",
         lambda one: figure(one.step.decode.comm_exposed.pct, "%"),
     ),
-    Shown(
+    ShownColumn(
         "bubble",
         "share of a decode step spent waiting for another pipeline stage",
         lambda one: figure(one.step.decode.bubble.pct, "%"),
     ),
-    Shown(
+    ShownColumn(
         "goodput",
         "requests per second that met the objective",
         lambda one: figure(one.goodput.request_goodput),
     ),
-    Shown(
+    ShownColumn(
         BOUND,
         "tok/s that memory and arithmetic allow this layout if communication takes no time",
         lambda one: figure(one.bounds.bound_output_throughput),
     ),
-    Shown(OF_BOUND, "tok/s in percent of the bound", lambda one: figure(one.bounds.bound_pct, "%")),
-    Shown(
+    ShownColumn(
+        OF_BOUND, "tok/s in percent of the bound", lambda one: figure(one.bounds.bound_pct, "%")
+    ),
+    ShownColumn(
         "MFU",
         "model FLOPs utilisation: the model's own operations, in percent of the arithmetic rate",
         lambda one: figure(one.bounds.model_flops_utilization, "%"),
     ),
-    Shown(
+    ShownColumn(
         "MBU",
         "memory bandwidth utilisation: weights and keys and values read in a decode step, in "
         "percent of the rate",
         lambda one: figure(one.bounds.memory_bandwidth_utilization, "%"),
     ),
-    Shown(
+    ShownColumn(
         "J/token",
         "energy of the GPUs per generated token",
         lambda one: figure(one.energy.joules_per_output_token),
     ),
-    Shown("memory", "peak of the fullest rank", _memory),
-    Shown("runs", "completed runs", lambda one: str(one.num_runs)),
+    ShownColumn("memory", "peak of the fullest rank", _memory),
+    ShownColumn("runs", "completed runs", lambda one: str(one.num_runs)),
 )
 
 
-def known_columns(comparison: Sequence[Comparison]) -> list[Shown]:
+def known_columns(comparison: Sequence[Comparison]) -> list[ShownColumn]:
     """The columns of which anything is known."""
     return [column for column in COLUMNS if any(column.show(one) for one in comparison)]
 
@@ -168,13 +174,13 @@ def groups(comparison: Sequence[Comparison], runs: Sequence[Summary], names: Nam
     return [group(load, cells) for load, cells in loads.items()]
 
 
-def _line(one: Comparison, layout: str, columns: Sequence[Shown]) -> Line:
+def _line(one: Comparison, layout: str, columns: Sequence[ShownColumn]) -> Line:
     relative = one.relative_to_best if one.status == COMPLETED else None
     figures = _figures(one, columns)
     return Line(layout, one.status, one.reason, one.reason_status, relative, figures)
 
 
-def _figures(one: Comparison, columns: Sequence[Shown]) -> list[str]:
+def _figures(one: Comparison, columns: Sequence[ShownColumn]) -> list[str]:
     """What the columns say of a cell: of an invalid one its bound alone, of a failed one
     nothing."""
     if one.status == INVALID:

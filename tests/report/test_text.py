@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+
 import pytest
 
-from orchestrator.report import environment, text
+from orchestrator.report import document, environment, text
 
 
 def test_gpus_of_a_kind_are_described_once() -> None:
@@ -53,3 +56,18 @@ def test_a_figure_is_written_for_a_terminal_for_the_page_and_for_a_calibration(
 def test_a_share_is_written_in_percent() -> None:
     assert (text.percent(14.0), text.percent(0.81, 0, of=1.0)) == ("14.0%", "81%")
     assert text.percent(None) == "-"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A row of a chart."""
+
+    name: str
+    values: tuple[float, ...]
+
+
+def test_rows_of_charts_become_json_that_cannot_end_the_script_that_holds_it() -> None:
+    point = Point("</script>", (1.5, float("nan")))
+    inline = document.inline({"points": [point]})
+    assert inline == '{"points":[{"name":"\\u003c/script>","values":[1.5,null]}]}'
+    assert json.loads(inline)["points"][0]["name"] == "</script>"
