@@ -35,6 +35,7 @@ FLOORS = (
     ("orchestrator.analysis", "orchestrator.cluster"),
     ("orchestrator.plan", "orchestrator.node"),
     ("orchestrator.run",),
+    ("orchestrator.report.charts",),
     ("orchestrator.report",),
     ("orchestrator.options",),
     ("orchestrator.commands",),

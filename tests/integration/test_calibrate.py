@@ -158,7 +158,7 @@ def test_groups_and_modes_are_fitted_apart_and_one_size_is_no_line():
 def test_the_engine_is_found_by_name_and_offered_to_nobody():
     assert engines.create("calibration").processes == "per_rank"
     assert "calibration" not in engines.names()
-    assert "calibration" not in [row["name"] for row in installed()["engines"]]
+    assert "calibration" not in [one.name for one in installed().engines]
 
 
 def test_the_engine_serves_no_model():

@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from orchestrator.store.results import Store
-from report_inputs import summary, write_results
+from report_inputs import MadeUp, cell_of, write_results
+from summaries import write_run
 
 from orchestrator import cli, commands
 from orchestrator.cluster import hardware
 from orchestrator.cluster.hardware import Gpu
-from orchestrator.experiment import Cell, Deployment, Run, Scenario
+from orchestrator.experiment import Run
 from orchestrator.report import document
+from orchestrator.store.store import Store
 
 PATHS_ONLY = {"export", "report", "trace"}  # they print where they wrote
 
@@ -44,14 +45,9 @@ def folder(tmp_path: Path) -> Path:
         tmp_path / "tiny-1", layouts=("tp4", "pp4"), concurrencies=(1, 8), served=3, samples=2
     )
     for ablation, step in (("none", 10.0), ("comm", 8.0)):
-        cell = Cell(
-            Deployment("tiny", "tp4", "torch", "bfloat16", ablation=ablation),
-            Scenario("short", 256, 128),
-            8,
-        )
-        Store(folder).write_run(
-            Run(cell, 0), {**summary(50.0, 8, 4, "cuda"), "decode_ms_per_step": step}, {}
-        )
+        run = Run(cell_of("tp4", 8, ablation), 0)
+        figures = {**MadeUp().figures(50.0, 8), "decode_ms_per_step": step}
+        write_run(Store(folder), run, **figures)
     return folder
 
 
@@ -115,10 +111,10 @@ def test_the_comparison_has_everything_that_is_printed(folder: Path) -> None:
 
 
 def test_a_figure_that_went_wrong_is_null(folder: Path) -> None:
-    cell = Cell(Deployment("tiny", "pp4", "torch", "bfloat16"), Scenario("short", 256, 128), 1)
     for index in range(2):
-        row = {**summary(9.0, 1, 4, "cuda"), "prefill_s": float("nan"), "duration": float("inf")}
-        Store(folder).write_run(Run(cell, index), row, {})
+        run = Run(cell_of("pp4", 1), index)
+        wrong = {"prefill_s": float("nan"), "duration": float("inf")}
+        write_run(Store(folder), run, **{**MadeUp().figures(9.0, 1), **wrong})
     rows = parsed(call("compare", folder, "--json").stdout)["comparison"]
     wrong = next(row for row in rows if (row["strategy"], row["max_concurrency"]) == ("pp4", 1))
     assert (wrong["output_throughput"], wrong["prefill_s"], wrong["duration"]) == (9.0, None, None)
