@@ -60,14 +60,14 @@ def submit(
         flags["metadata"] = dict(map(_pair, metadata))
     experiment, out = load_experiment(config, flags), Output(as_json)
     with commands.joined(experiment.address) as cluster:
-        planned, topology = commands.plan(experiment, cluster)
+        planned = commands.plan(experiment, cluster)
         if dry_run:
-            commands.show_plan(experiment, planned, topology, out)
+            commands.show_plan(experiment, planned, out)
             return
         with RunProgress(out.notes()) as progress:
-            folder = run_experiment(planned, experiment, progress, cluster)
+            folder = run_experiment(planned.deployments, experiment, progress, cluster)
     commands.show_run(folder, experiment, trace, out)
-    raise SystemExit(commands.exit_status(planned, experiment, folder))
+    raise SystemExit(commands.exit_status(planned.deployments, experiment, folder))
 
 
 @main.command()
@@ -154,7 +154,10 @@ def compare(
     """Print the comparison of results again, with verdicts and curves. BASE NEW --fail-below 0.95:
     is the new result slower?"""
     if fail_below is None:
-        commands.compare(result_dirs, objective, goodput, svg, as_json)
+        from orchestrator.config import load_experiment
+
+        levels = load_experiment(None, {"goodput": goodput}).goodput
+        commands.compare(result_dirs, objective, levels, svg, as_json)
         return
     _refuse_beside("--fail-below", "objective", "goodput", "svg")
     if len(result_dirs) != 2:

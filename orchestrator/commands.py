@@ -7,7 +7,7 @@ that it does not use. Functions that return a number return the exit status.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.analysis.findings import Findings
     from orchestrator.cluster.connection import Cluster
     from orchestrator.experiment import Experiment
-    from orchestrator.plan.deployments import PlannedDeployment
-    from strategies import Topology
+    from orchestrator.plan.deployments import PlannedDeployment, PlannedExperiment
 
 SOME_FAILED, REGRESSED = 1, 1
 
@@ -43,11 +42,10 @@ def joined(asked: str | None) -> Iterator[Cluster | None]:
         yield cluster
 
 
-def plan(
-    experiment: Experiment, cluster: Cluster | None
-) -> tuple[Sequence[PlannedDeployment], Topology]:
+def plan(experiment: Experiment, cluster: Cluster | None) -> PlannedExperiment:
     """The deployments and the devices they are planned for; prints what is remarkable."""
     from orchestrator.plan import planning
+    from orchestrator.plan.deployments import PlannedExperiment
     from orchestrator.plan.remarks import remarks
 
     gpus = planning.find_gpus(experiment, cluster)
@@ -55,19 +53,18 @@ def plan(
     planned = planning.plan_experiment(experiment, device, topology, cluster)
     for remark in remarks(experiment, planned, topology, cluster):
         click.echo(f"note: {remark}", err=True)
-    return planned, topology
+    return PlannedExperiment(planned, topology)
 
 
-def show_plan(
-    experiment: Experiment, planned: Sequence[PlannedDeployment], topology: Topology, out: Output
-) -> None:
+def show_plan(experiment: Experiment, planned: PlannedExperiment, out: Output) -> None:
+    """Print what would be run. Raises UserError where a run would be refused for something else."""
     from orchestrator.report import dry_run
     from orchestrator.run.surroundings import check_surroundings
 
     check_surroundings(experiment)
     out.show(
-        lambda: dry_run.as_data(planned, topology),
-        lambda console: dry_run.render(planned, topology, console),
+        lambda: dry_run.as_data(planned.deployments, planned.topology),
+        lambda console: dry_run.render(planned.deployments, planned.topology, console),
     )
 
 
@@ -101,7 +98,8 @@ def show_run(folder: Path, experiment: Experiment, trace: bool, out: Output) -> 
 
 def strategies(as_json: bool) -> None:
     """What is installed."""
-    from orchestrator.report.installed import installed, render
+    from orchestrator.plan.installed import installed
+    from orchestrator.report.installed import render
 
     found = installed()
     Output(as_json).show(lambda: found, lambda console: render(found, console))
@@ -135,13 +133,16 @@ def explain(
 
 
 def compare(
-    folders: Sequence[Path], objective: str, levels: Sequence[str], svg: Path | None, as_json: bool
+    folders: Sequence[Path],
+    objective: str,
+    levels: Mapping[str, float],
+    svg: Path | None,
+    as_json: bool,
 ) -> None:
     """The comparison of what is in `folders`, with verdicts and curves; also as a picture."""
     from orchestrator.analysis import findings
-    from orchestrator.config import load_experiment
 
-    found = findings.of_folders(folders, load_experiment(None, {"goodput": levels}).goodput)
+    found = findings.of_folders(folders, levels)
     if svg is not None:
         from orchestrator.report.terminal import export_svg
 

@@ -12,8 +12,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
-from strategies.shapes import Load
-
 LEVELS = ("ttft", "tpot", "e2el")  # latencies that --goodput may limit
 SCENARIOS = {"short": (256, 128), "long": (1024, 512)}
 # Fields that may differ between commands whose results belong in one folder.
@@ -207,9 +205,6 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.deployment.name}.{self.scenario.name}.c{self.max_concurrency}"
-
-    def load(self) -> Load:
-        return Load(self.scenario.input_len, self.scenario.output_len, self.max_concurrency)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import IO, Any, TypeVar
 
 import click
 
-from orchestrator.errors import INTERRUPTED, UserError
+from orchestrator.errors import INTERRUPTED, Refused
 
 BAD_INPUT = 2  # the exit status
 
@@ -36,11 +36,7 @@ class OneLineErrors(click.Group):
             return super().invoke(ctx)
         except click.UsageError as error:
             raise BadInput(error.format_message()) from error
-        except UserError as error:
-            raise BadInput(str(error)) from error
-        except ValueError as error:
-            if not _is_refusal(error):
-                raise
+        except Refused as error:
             raise BadInput(str(error)) from error
         except KeyboardInterrupt:
             raise SystemExit(INTERRUPTED) from None
@@ -61,13 +57,6 @@ class TakesLevels(click.Command):
             )
             words.extend(["--goodput", word] if continues else [word])
         return super().parse_args(ctx, words)
-
-
-def _is_refusal(error: ValueError) -> bool:
-    from strategies.errors import LayoutError
-    from workers.engines import EngineError
-
-    return isinstance(error, (LayoutError, EngineError))
 
 
 EXPERIMENT_OPTIONS = (

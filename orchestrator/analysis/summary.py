@@ -19,7 +19,6 @@ from orchestrator.analysis.goodput import Goodput, goodput_of
 from orchestrator.analysis.latency import Arrivals, Latency, TokenTimes, arrivals_of, latency_of
 from orchestrator.analysis.outputs import output_digest
 from orchestrator.analysis.throughput import Steady, Throughput, steady_of, throughput_of
-from orchestrator.experiment import Scenario
 from orchestrator.store.schema import COMPLETED, FAILED, INVALID, Outcome, RunKey
 from workers.messages import Built, EnginePlan, RankReport, Work
 from workers.rows import Table, column, group, nothing, row, widened
@@ -91,14 +90,16 @@ SUMMARY = Table("summary", Summary)
 class Attempt:
     """A run that is to be made: of what, and under which conditions.
 
-    levels: service levels in ms. request_rate, burstiness: None in a closed loop. ceilings: what
+    input_len, output_len: of every request, 0 where they differ. levels: service levels in ms.
+    request_rate, burstiness: None in a closed loop. ceilings: what
     its devices can do at most, None where that is unknown.
     """
 
     key: RunKey
     plan: EnginePlan
     work: Work
-    scenario: Scenario
+    input_len: int
+    output_len: int
     started_at: str
     turn: int
     metadata: str
@@ -129,9 +130,7 @@ def measured(
     plan, work, num_gpus = attempt.plan, attempt.work, attempt.plan.placement.num_ranks
     num_prompts = len(work.requests)
     made = throughput_of(requests, work.max_concurrency, num_prompts, num_gpus)
-    whole = Closed(
-        attempt.scenario.input_len, attempt.scenario.output_len, num_prompts, work.max_concurrency
-    )
+    whole = Closed(attempt.input_len, attempt.output_len, num_prompts, work.max_concurrency)
     engine = attempt.key.cell.engine
     bounds, reason = bounds_of(plan, engine, whole, made, attempt.ceilings)
     device_name = "cpu" if plan.device == "cpu" else building.device_name
@@ -173,8 +172,8 @@ def failed(attempt: Attempt, reason: str) -> Measured:
 
 def _conditions(attempt: Attempt, device_name: str | None) -> Conditions:
     return Conditions(
-        input_len=attempt.scenario.input_len or None,
-        output_len=attempt.scenario.output_len or None,
+        input_len=attempt.input_len or None,
+        output_len=attempt.output_len or None,
         num_prompts=len(attempt.work.requests),
         seed=attempt.plan.seed,
         num_gpus=attempt.plan.placement.num_ranks,

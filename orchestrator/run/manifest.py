@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Experiment, identity_of
 from orchestrator.store.folders import now
 from orchestrator.store.store import Store
-from strategies import Topology
 from workers.versions import versions
 
 # Fields whose lists grow from command to command in one folder of results, and what all of its runs
@@ -40,7 +39,7 @@ def write(
     """
     before = store.manifest()
     topology = cluster.topology(device)
-    _check_same_machine(store, before, topology)
+    _check_same_machine(store, before, {device.name for device in topology.devices})
     gpus = hardware.gpus()
     store.update_manifest(
         started_at=before.get("started_at", now()),
@@ -60,19 +59,19 @@ def write(
     )
 
 
-def _asked(experiment: Experiment, before: dict[str, Any]) -> dict[str, Any]:
+def _asked(experiment: Experiment, before: Mapping[str, Any]) -> Mapping[str, object]:
     """The fields of the experiment; lists hold what earlier commands asked of these results too."""
     earlier, now = before.get("experiment", {}), experiment.model_dump(mode="json")
     both = {name: list(dict.fromkeys([*earlier.get(name, ()), *now[name]])) for name in GROWING}
     return now | both
 
 
-def _check_same_machine(store: Store, before: dict[str, Any], topology: Topology) -> None:
+def _check_same_machine(store: Store, before: Mapping[str, Any], devices: set[str]) -> None:
     """Raise UserError where the results in `store` come from other devices or software: they would
     not be comparable."""
     if not any((store.folder / "summary").glob("*.arrow")):
         return
-    here = {"device": sorted({device.name for device in topology.devices}), **versions()}
+    here = {"device": sorted(devices), **versions()}
     there = {
         "device": sorted({device["name"] for device in before.get("topology", ())}),
         **before.get("versions", {}),

@@ -16,7 +16,7 @@ from orchestrator.cluster import hardware
 from orchestrator.errors import UserError
 from orchestrator.node import calibrate, fabric, links
 from orchestrator.node.calibrate import NO_MODEL, calibration_plan
-from orchestrator.report.installed import installed
+from orchestrator.plan.installed import installed
 from strategies.placement import Placement
 from workers import engines
 from workers.engines.calibration_timing import QUICK_SWEEP
