@@ -58,17 +58,21 @@ def write_traces(folder: Path) -> list[Path]:
     """One `traces/<cell>.json.gz` per observed cell: a process per rank, with a line each for
     LINES.
 
-    Raises UserError where no cell was observed.
+    Raises UserError where no cell was observed, or they cannot be written.
     """
     table = Store(folder).read(SPANS.name)
     if table is None or not table.num_rows:
         raise UserError(f"{folder} holds no spans: none of its cells was observed")
     cells = {_name(cell): places for cell, places in by_cell(table).items()}
-    (folder / "traces").mkdir(exist_ok=True)
-    return [
-        _write(folder / "traces" / f"{name}.json.gz", SPANS.rows(table.take(places)))
-        for name, places in sorted(cells.items())
-    ]
+    traces = folder / "traces"
+    try:
+        traces.mkdir(exist_ok=True)
+        return [
+            _write(traces / f"{name}.json.gz", SPANS.rows(table.take(places)))
+            for name, places in sorted(cells.items())
+        ]
+    except OSError as error:
+        raise UserError(f"traces cannot be written to {traces}: {error.strerror}") from error
 
 
 def _name(cell: CellKey) -> str:

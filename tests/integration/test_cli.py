@@ -16,17 +16,19 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 from fakes import shapes, write_checkpoint, write_config, write_safetensors
-from orchestrator.store.results import Store
 from rich.console import Console
+from summaries import measured, write_run
+from tables import make
 
 from orchestrator import cli, commands
 from orchestrator.cluster import hardware
 from orchestrator.cluster.hardware import Gpu
 from orchestrator.errors import INTERRUPTED
-from orchestrator.experiment import Cell, Deployment, Experiment, Run, Scenario
+from orchestrator.experiment import Cell, Deployment, Experiment, Run, Scenario, identity_of
 from orchestrator.plan import fitting
 from orchestrator.report.terminal import RunProgress
-from workers.records import COMPUTE, SPANS, to_table
+from orchestrator.store.store import Store
+from workers.records import COMPUTE, SPANS
 
 HEAVY = ("torch", "ray", "pyarrow", "transformers", "pydantic", "numpy", "rich")
 
@@ -169,14 +171,9 @@ def test_an_ablated_cell_is_told_apart() -> None:
 
 def test_a_finished_run_is_told_with_what_was_left_out() -> None:
     console = Console(file=io.StringIO(), width=160)
-    cell = {
-        "strategy": "tp2",
-        "ablation": "comm",
-        "engine": "torch",
-        "scenario": "short",
-        "max_concurrency": 8,
-    }
-    RunProgress(console).finished({**cell, "run": 0, "status": "failed", "reason": "gone"})
+    cell = {"strategy": "tp2", "ablation": "comm", "engine": "torch", "scenario": "short"}
+    run = measured(**cell, max_concurrency=8, run=0, status="failed", reason="gone")
+    RunProgress(console).finished(run)
     assert "tp2 without comm torch short c8 run 1: failed: gone" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -195,9 +192,8 @@ def test_a_terminal_that_lacks_a_character_gets_a_question_mark(tmp_path: Path) 
     store = Store(tmp_path / "m-1")
     store.create()
     cell = Cell(Deployment("m", "tp2", "torch", "bfloat16"), Scenario("short", 256, 128), 8)
-    store.write_run(
-        Run(cell, 0), {"status": "completed", "output_throughput": 1.0, "num_gpus": 2}, {}
-    )
+    lengths = {"input_len": None, "output_len": None}
+    write_run(store, Run(cell, 0), output_throughput=1.0, num_gpus=2, **lengths)
     command = [sys.executable, "-m", "orchestrator", "compare", str(store.folder)]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=60
@@ -379,7 +375,7 @@ def test_results_of_another_schema_version(tmp_path: Path) -> None:
         tmp_path / "r",
     )
     experiment = Experiment(model=str(tmp_path / "m"), input_len=8, output_len=4)
-    folder = tmp_path / "r" / f"m-{experiment.identity}"
+    folder = tmp_path / "r" / f"m-{identity_of(experiment)}"
     (folder / "summary").mkdir(parents=True)
     (folder / "manifest.json").write_text('{"schema_version": 99}')
     refused("submit", *flags, words=(str(folder), "version 99"))
@@ -416,7 +412,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     store = Store(tmp_path / "m-1")
     store.create()
     cell = Cell(Deployment("m", "tp2", "torch", "bfloat16"), Scenario("short", 256, 128), 8)
-    store.write_run(Run(cell, 0), {"status": "completed", "output_throughput": 1.0}, {})
+    write_run(store, Run(cell, 0), output_throughput=1.0)
     refused(
         "compare",
         store.folder,
@@ -448,7 +444,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         "start_us": 0.0,
         "end_us": 5.0,
     }
-    store.write_observed(cell, {"spans": to_table([span], SPANS)})
+    store.write_observed(cell, {"spans": make(SPANS, [span])})
     (store.folder / "traces").write_text("in the way")
     refused("trace", store.folder, words=("traces cannot be written to", "File exists"))
 

@@ -21,7 +21,7 @@ from orchestrator.cluster import nsight
 from orchestrator.cluster.connection import Cluster
 from orchestrator.cluster.nodes import Node, ask_nodes
 from orchestrator.errors import UserError
-from orchestrator.experiment import Experiment
+from orchestrator.experiment import Experiment, identity_of
 from orchestrator.plan.planning import choose_device, plan_experiment
 from orchestrator.plan.remarks import remarks
 from strategies.shapes import Topology
@@ -208,13 +208,13 @@ def test_results_under_nsys_are_kept_apart_and_others_keep_their_folder(
     monkeypatch.setattr(
         "orchestrator.experiment.digest", lambda value: str(fields.append(set(value)))
     )
-    assert (Experiment().identity, Experiment(nsys=True).identity) == ("None", "None")
+    assert [identity_of(Experiment()), identity_of(Experiment(nsys=True))] == ["None", "None"]
     assert fields[1] - fields[0] == {"nsys"}
 
 
 def test_reports_are_in_the_results_or_on_the_nodes_of_a_joined_cluster() -> None:
     experiment, there = Experiment(nsys=True, device="cpu"), joined(node("10.0.0.2", 0, True))
-    name = f"tiny-{experiment.identity}"
+    name = f"tiny-{identity_of(experiment)}"
     results = Path("results", name)
     assert nsight.folder(results, joined=False) == Path.cwd() / "results" / name / "nsys"
     assert nsight.folder(results, joined=True) == Path(f"/tmp/{name}.nsys")

@@ -50,7 +50,8 @@ ATTEMPT = Attempt(
     key=KEY,
     plan=plan(2),
     work=WORK,
-    scenario=CELL.scenario,
+    input_len=CELL.scenario.input_len,
+    output_len=CELL.scenario.output_len,
     started_at="2030-01-01T00:00:00+00:00",
     turn=3,
     metadata='{"k": "v"}',
@@ -111,7 +112,7 @@ def test_an_open_loop_has_its_rate_and_no_steady_state() -> None:
 
 def test_lengths_that_differ_are_none() -> None:
     """A dataset has no one length."""
-    attempt = replace(ATTEMPT, scenario=Scenario("chats", 0, 0))
+    attempt = replace(ATTEMPT, input_len=0, output_len=0)
     row = measured(attempt, BUILDING, REPORTS, SERVED)
     assert (row.conditions.input_len, row.conditions.output_len) == (None, None)
 

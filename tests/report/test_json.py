@@ -22,7 +22,7 @@ from orchestrator.experiment import Run
 from orchestrator.report import document
 from orchestrator.store.store import Store
 
-PATHS_ONLY = {"export", "report", "trace"}  # they print where they wrote
+PATHS_ONLY = {"export", "pack", "report", "trace"}  # they print where they wrote
 
 
 def parsed(text: str) -> Any:
