@@ -37,12 +37,12 @@ from unittest import mock
 
 import pyarrow as pa
 import torch
+from orchestrator.store.results import write_part
 
 from orchestrator.analysis.confidence import Spread, spread
 from orchestrator.cluster import hardware
 from orchestrator.experiment import Experiment
 from orchestrator.plan import planning
-from orchestrator.store.results import write_part
 from strategies.shapes import DTYPE_BYTES
 from strategies.traffic import decode_step
 from workers.actor import Worker
@@ -120,7 +120,7 @@ def main() -> None:
     )
     experiment = Experiment.model_validate({name: getattr(arguments, name) for name in fields})
     device, topology = planning.choose_device(experiment, hardware.local_topology(arguments.device))
-    (deployment,) = planning.plan(experiment, device, topology)
+    (deployment,) = planning.plan_experiment(experiment, device, topology)
     plan, work = deployment.plan, deployment.cells[0].work
     worker = Worker()
     try:

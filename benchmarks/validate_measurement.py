@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from orchestrator.store.results import write_part
 
 from orchestrator.analysis import accounting, metrics
 from orchestrator.cluster import hardware
@@ -32,7 +33,6 @@ from orchestrator.experiment import Experiment
 from orchestrator.node import fabric
 from orchestrator.plan import planning
 from orchestrator.plan.deployments import PlannedDeployment
-from orchestrator.store.results import write_part
 from strategies.traffic import decode_step
 from workers.messages import EnginePlan, RankReport, Work
 from workers.records import column, table_schema, to_table
@@ -84,8 +84,10 @@ def main() -> None:
     )
     experiment = Experiment.model_validate({name: getattr(arguments, name) for name in fields})
     device, topology = planning.choose_device(experiment, hardware.local_topology(arguments.device))
-    (deployment,) = planning.plan(experiment, device, topology)
-    (alone,) = planning.plan(experiment.model_copy(update={"strategy": ("tp1",)}), device, topology)
+    (deployment,) = planning.plan_experiment(experiment, device, topology)
+    (alone,) = planning.plan_experiment(
+        experiment.model_copy(update={"strategy": ("tp1",)}), device, topology
+    )
     with connect(None, device, deployment.plan.placement.num_ranks, dashboard=False) as cluster:
         rows = list(
             checks(
@@ -140,7 +142,7 @@ def checks(
         "strategy": plan.layout,
         "max_concurrency": work.max_concurrency,
     }
-    common |= {"device_name": hardware.gpus()[0]["name"] if plan.device == "cuda" else "cpu"}
+    common |= {"device_name": hardware.gpus()[0].name if plan.device == "cuda" else "cpu"}
 
     def row(
         check: str, expected: float, measured: float, unit: str, tolerance: float | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import click
 
@@ -21,7 +21,8 @@ class BadInput(click.ClickException):
 
     exit_code = BAD_INPUT
 
-    def show(self, file: Any = None) -> None:
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print it."""
         click.echo(f"error: {' '.join(self.format_message().split())}", file=file, err=True)
 
 
@@ -30,6 +31,7 @@ class OneLineErrors(click.Group):
     text."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. Ctrl-C ends the process with a status of its own."""
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
@@ -49,6 +51,7 @@ class TakesLevels(click.Command):
     tpot:200`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put --goodput before each level that follows another one."""
         words: list[str] = []
         for word in args:
             continues = (

@@ -35,8 +35,10 @@ FLOORS = (
     ("orchestrator.analysis", "orchestrator.cluster"),
     ("orchestrator.plan", "orchestrator.node"),
     ("orchestrator.run",),
+    ("orchestrator.report.charts",),
     ("orchestrator.report",),
     ("orchestrator.options",),
+    ("orchestrator.commands",),
     ("orchestrator.cli",),
     ("orchestrator.__main__",),
 )

@@ -230,6 +230,7 @@ def _figures(runs: Sequence[Summary]) -> dict[str, Any]:
         "energy": reduced(Energy, energies, FUNCTIONS),
         "goodput": reduced(Goodput, goodputs, FUNCTIONS),
         "bounds": _bounds(out["bounds"], runs),
+        "memory": out["memory"] if done else replace(out["memory"], peak_memory_bytes=None),
     }
 
 

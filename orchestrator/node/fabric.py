@@ -100,7 +100,7 @@ def is_first(collective: FabricRow) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class PairBandwidth:
+class PairRate:
     """The greatest bus bandwidth in GB/s between ranks a and b, of what was sent both ways."""
 
     a: int
@@ -108,14 +108,14 @@ class PairBandwidth:
     busbw: float
 
 
-def pairs(table: pa.Table) -> list[PairBandwidth]:
+def pairs(table: pa.Table) -> list[PairRate]:
     """The bandwidth of every pair of ranks, the slowest pair first."""
     best: dict[tuple[int, int], float] = {}
     for one in FABRIC.rows(table):
         if one.op == "send_recv" and one.group is not None and len(one.group) == 2:
             pair = (one.group[0], one.group[1])
             best[pair] = max(best.get(pair, 0.0), one.busbw or 0.0)
-    found = [PairBandwidth(a, b, busbw) for (a, b), busbw in best.items()]
+    found = [PairRate(a, b, busbw) for (a, b), busbw in best.items()]
     return sorted(found, key=lambda one: one.busbw)
 
 

@@ -3,8 +3,9 @@ is."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -15,33 +16,39 @@ from strategies.registry import ALIASES, discover
 from workers import engines
 
 
-def installed() -> dict[str, list[dict[str, Any]]]:
-    """{"strategies": ..., "engines": ...}: rows of name, summary, source and error; error is None
-    where all is well."""
-    found = [
-        {"name": s.key, "summary": s.summary, "source": s.source, "error": s.error}
-        for s in discover().values()
-    ]
-    return {
-        "strategies": found,
-        "engines": [_engine(point) for point in sorted(entry_points(group=engines.GROUP))],
-    }
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """A strategy or an engine. source: the package that it comes from. error: why it cannot be
+    loaded; None where all is well."""
+
+    name: str
+    summary: str
+    source: str
+    error: str | None
 
 
-def render(found: dict[str, list[dict[str, Any]]], console: Console) -> None:
+@dataclass(frozen=True, slots=True)
+class Plugins:
+    """Everything that a layout can be made of and be run by."""
+
+    strategies: Sequence[Plugin]
+    engines: Sequence[Plugin]
+
+
+def installed() -> Plugins:
+    """What is installed here."""
+    return Plugins(
+        strategies=[
+            Plugin(one.key, one.summary, one.source, one.error) for one in discover().values()
+        ],
+        engines=[_engine(point) for point in sorted(entry_points(group=engines.GROUP))],
+    )
+
+
+def render(found: Plugins, console: Console) -> None:
     """Print a table of strategies and one of engines."""
-    for kind, rows in found.items():
-        table = Table(box=SIMPLE_HEAD, title=kind, title_justify="left")
-        for title in ("name", "what it does", "from"):
-            table.add_column(title)
-        for row in rows:
-            text = (
-                f"[red]cannot be loaded: {escape(row['error'])}[/red]"
-                if row["error"]
-                else escape(row["summary"])
-            )
-            table.add_row(row["name"], text, row["source"])
-        console.print(table)
+    console.print(_table("strategies", found.strategies))
+    console.print(_table("engines", found.engines))
     aliases = ", ".join(f"{alias} = {layout}" for alias, layout in ALIASES.items())
     console.print(
         "A layout is strategies and their numbers, in any order: tp4, tp2pp2, dp4zero3. Aliases: "
@@ -49,17 +56,23 @@ def render(found: dict[str, list[dict[str, Any]]], console: Console) -> None:
     )
 
 
-def _engine(point: EntryPoint) -> dict[str, Any]:
-    row = {
-        "name": point.name,
-        "summary": "",
-        "source": point.dist.name if point.dist else point.value,
-        "error": None,
-    }
+def _table(title: str, plugins: Sequence[Plugin]) -> Table:
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
+    for heading in ("name", "what it does", "from"):
+        table.add_column(heading)
+    for one in plugins:
+        broken = f"[red]cannot be loaded: {escape(one.error)}[/red]" if one.error else ""
+        table.add_row(one.name, broken or escape(one.summary), one.source)
+    return table
+
+
+def _engine(point: EntryPoint) -> Plugin:
+    source = point.dist.name if point.dist else point.value
     try:
-        return {**row, "summary": _first_paragraph(type(engines.create(point.name)).__doc__)}
+        summary = _first_paragraph(type(engines.create(point.name)).__doc__)
     except engines.EngineError as error:
-        return {**row, "error": _reason(error)}
+        return Plugin(point.name, "", source, _reason(error))
+    return Plugin(point.name, summary, source, None)
 
 
 def _first_paragraph(text: str | None) -> str:

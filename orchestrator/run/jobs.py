@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -98,3 +99,15 @@ class Job:
         found = spread(self.throughputs(cell))
         half = found.half_width if found else None
         return half is not None and half <= self.experiment.until_ci
+
+
+def all_completed(
+    planned: Sequence[PlannedDeployment], experiment: Experiment, folder: Path
+) -> bool:
+    """Whether every run that was needed has a result in `folder`. Runs that `until_ci` may add are
+    needed where they were tried."""
+    store = Store(folder)
+    cells = [cell.cell for one in planned for cell in one.cells]
+    runs = [Run(cell, index) for cell in cells for index in range(experiment.run_limit)]
+    needed = [run for run in runs if run.index < experiment.num_runs or store.summary_of(run)]
+    return all(map(store.is_completed, needed))

@@ -14,6 +14,7 @@ from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Experiment, identity_of
 from orchestrator.store.folders import now
 from orchestrator.store.store import Store
+from strategies import Topology
 from workers.versions import versions
 
 # Fields whose lists grow from command to command in one folder of results, and what all of its runs
@@ -29,27 +30,31 @@ DECISIVE = (
 )
 
 
-def write(store: Store, experiment: Experiment, cells: Sequence[Cell], cluster: Cluster) -> None:
+def write(
+    store: Store, experiment: Experiment, cells: Sequence[Cell], cluster: Cluster, device: str
+) -> None:
     """What was asked and on what: enough to say later whether two results can be compared.
 
-    Raises UserError where the results that are there come from other devices or software.
+    device: "cuda" or "cpu". Raises UserError where the results that are there come from other
+    devices or software.
     """
     before = store.manifest()
-    _check_same_machine(store, before, cluster)
+    topology = cluster.topology(device)
+    _check_same_machine(store, before, topology)
     gpus = hardware.gpus()
     store.update_manifest(
         started_at=before.get("started_at", now()),
         experiment=_asked(experiment, before),
         identity=identity_of(experiment),
         cells=sorted({*before.get("cells", []), *(cell.name for cell in cells)}),
-        device=cluster.device,
-        topology=[asdict(device) for device in cluster.topology().devices],
-        gpus=gpus,
-        driver_version=gpus[0]["driver"] if gpus else None,
+        device=device,
+        topology=[asdict(one) for one in topology.devices],
+        gpus=[hardware.as_data(gpu) for gpu in gpus],
+        driver_version=gpus[0].driver if gpus else None,
         nccl_version=next((v for k, v in versions().items() if k.startswith("nvidia-nccl")), None),
         versions=versions(),
         git_commit=git_commit(),
-        host=hardware.host(),
+        host=asdict(hardware.host()),
         ray={"embedded": cluster.embedded, "address": cluster.address},
         metadata=experiment.metadata,
     )
@@ -62,12 +67,12 @@ def _asked(experiment: Experiment, before: dict[str, Any]) -> dict[str, Any]:
     return now | both
 
 
-def _check_same_machine(store: Store, before: dict[str, Any], cluster: Cluster) -> None:
+def _check_same_machine(store: Store, before: dict[str, Any], topology: Topology) -> None:
     """Raise UserError where the results in `store` come from other devices or software: they would
     not be comparable."""
     if not any((store.folder / "summary").glob("*.arrow")):
         return
-    here = {"device": sorted({device.name for device in cluster.topology().devices}), **versions()}
+    here = {"device": sorted({device.name for device in topology.devices}), **versions()}
     there = {
         "device": sorted({device["name"] for device in before.get("topology", ())}),
         **before.get("versions", {}),

@@ -63,6 +63,14 @@ def read_manifest(folder: Path) -> Mapping[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def manifest_text(folder: Path) -> str:
+    """manifest.json as it is written; an empty object where there is none."""
+    try:
+        return (folder / MANIFEST).read_text(encoding="utf-8")
+    except OSError:
+        return "{}\n"
+
+
 def check_version(folder: Path) -> None:
     """Raise UserError if `folder` holds results of another schema version."""
     found = read_manifest(folder).get("schema_version", SCHEMA_VERSION)

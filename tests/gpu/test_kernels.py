@@ -50,7 +50,7 @@ def test_rope_and_cache(dim: int, norm: bool, dtype: torch.dtype) -> None:
     qkv = torch.randn(rows, (heads + 2 * kv_heads) * dim, device="cuda", dtype=dtype)
     cos, sin = (torch.randn(64, dim // 2, device="cuda") for _ in range(2))
     positions = torch.randint(0, 64, (rows,), device="cuda")
-    slots = torch.randperm(8 * 16, device="cuda")[:rows]
+    slot_mapping = torch.randperm(8 * 16, device="cuda")[:rows]
     weights = (
         [torch.randn(dim, device="cuda", dtype=dtype) for _ in range(2)] if norm else [None, None]
     )
@@ -59,7 +59,7 @@ def test_rope_and_cache(dim: int, norm: bool, dtype: torch.dtype) -> None:
         for _ in range(2)
     ]
     outs = [
-        module.rope_and_cache(qkv, cos, sin, positions, slots, *cache, *weights, 1e-6)
+        module.rope_and_cache(qkv, cos, sin, positions, slot_mapping, *cache, *weights, 1e-6)
         for module, cache in zip((fused, reference), caches, strict=True)
     ]
     assert close(*outs)
@@ -101,9 +101,11 @@ def test_prefill_attention(heads: tuple[int, int]) -> None:
     keys, values = (
         torch.randn(8, 64, heads[1], 128, device="cuda", dtype=torch.bfloat16) for _ in range(2)
     )
-    slots = torch.randperm(512, device="cuda")[: sum(context)]
-    ends = [torch.tensor([0, *lens], device="cuda").cumsum(0).int() for lens in (query, context)]
-    args = (q, keys, values, slots, *ends, max(query), max(context))
+    slot_mapping = torch.randperm(512, device="cuda")[: sum(context)]
+    cu_seqlens = [
+        torch.tensor([0, *lens], device="cuda").cumsum(0).int() for lens in (query, context)
+    ]
+    args = (q, keys, values, slot_mapping, *cu_seqlens, max(query), max(context))
     assert close(fused.prefill_attention(*args), reference.prefill_attention(*args))
 
 

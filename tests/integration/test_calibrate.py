@@ -15,9 +15,8 @@ from orchestrator import cli
 from orchestrator.cluster import hardware
 from orchestrator.errors import UserError
 from orchestrator.node import calibrate, fabric, links
-from orchestrator.node.calibrate import NO_MODEL, plan
+from orchestrator.node.calibrate import NO_MODEL, calibration_plan
 from orchestrator.report.installed import installed
-from orchestrator.store import results
 from strategies.placement import Placement
 from workers import engines
 from workers.engines.calibration_timing import QUICK_SWEEP
@@ -61,7 +60,8 @@ def test_a_quick_calibration_on_cpu_workers(ray_cluster, tmp_path, monkeypatch):
     assert all(row["time_us"] > 0 and row["algbw"] > 0 for row in rows if row["kind"] != "cache")
     found = json.loads(done.stdout)
     assert len(found["fits"]) == 4
-    assert results.read_part(path.with_name(fabric.FITS_FILE)).num_rows == 4
+    fits = pa.ipc.open_file(path.with_name(fabric.FITS_FILE)).read_all()
+    assert fabric.FITS.rows(fits) == fabric.fits(table)
     assert found["datasheet"] is None
     assert found["links"] == []
     ceilings = fabric.ceilings(table, "cpu")
@@ -72,7 +72,7 @@ def test_a_quick_calibration_on_cpu_workers(ray_cluster, tmp_path, monkeypatch):
 
 
 def test_four_ranks_are_measured_in_groups_of_two_and_four(pool):
-    engine_plan = plan("cpu", 4, quick=True)
+    engine_plan = calibration_plan("cpu", 4, quick=True)
     reports = pool.serve(engine_plan, calibration_work(), engine="calibration")[0]
     rows = [row for report in reports for row in report.fabric.to_pylist()]
     assert {row["rank"] for row in rows if row["kind"] != "collective"} == {
@@ -90,8 +90,8 @@ def test_four_ranks_are_measured_in_groups_of_two_and_four(pool):
         for message in QUICK_SWEEP.messages
     }
     pairs = fabric.pairs(pa.concat_tables(report.fabric for report in reports))
-    assert {(pair["a"], pair["b"]) for pair in pairs} == set(itertools.combinations(range(4), 2))
-    assert [pair["busbw"] for pair in pairs] == sorted(pair["busbw"] for pair in pairs)
+    assert {(pair.a, pair.b) for pair in pairs} == set(itertools.combinations(range(4), 2))
+    assert [pair.busbw for pair in pairs] == sorted(pair.busbw for pair in pairs)
 
 
 def calibration_work():
@@ -158,11 +158,11 @@ def test_groups_and_modes_are_fitted_apart_and_one_size_is_no_line():
 def test_the_engine_is_found_by_name_and_offered_to_nobody():
     assert engines.create("calibration").processes == "per_rank"
     assert "calibration" not in engines.names()
-    assert "calibration" not in [row["name"] for row in installed()["engines"]]
+    assert "calibration" not in [one.name for one in installed().engines]
 
 
 def test_the_engine_serves_no_model():
-    assert engines.create("calibration").supports(plan("cpu", 2, quick=False)) is None
+    assert engines.create("calibration").supports(calibration_plan("cpu", 2, quick=False)) is None
     serving = EnginePlan(NO_MODEL, "tp1", Placement(), None, "float32", "cpu", 1, 1, 1)
     assert "orchestrator calibrate" in engines.create("calibration").supports(serving)
 
@@ -238,9 +238,9 @@ def test_links_are_counted_between_bridged_gpus_and_through_a_switch(monkeypatch
     monkeypatch.setattr(
         hardware, "visible_gpus", lambda: contextlib.nullcontext((FakeNvml(), [0, 1, 2, 3]))
     )
-    found = {(pair["a"], pair["b"]): pair for pair in links.pairs()}
-    assert [found[key]["nvlinks"] for key in ((0, 1), (2, 3), (0, 2), (1, 3))] == [4, 6, 0, 0]
-    assert (found[0, 2]["path"], found[0, 1]["path"], found[0, 2]["p2p"]) == ("SYS", "NVLink", True)
+    found = {(pair.a, pair.b): pair for pair in links.pairs()}
+    assert [found[key].nvlinks for key in ((0, 1), (2, 3), (0, 2), (1, 3))] == [4, 6, 0, 0]
+    assert (found[0, 2].path, found[0, 1].path, found[0, 2].p2p) == ("SYS", "NVLink", True)
 
 
 def test_without_gpus_there_are_no_links(monkeypatch):

@@ -27,18 +27,22 @@ from workers.records import (
 SERVE, RAISE, RAISE_OOM, DIE, DIE_AND_BREAK, HANG = range(6)
 TOKEN_S = 0.01
 
-# An installed distribution, as far as entry points are concerned: a folder beside the code.
-ENTRY_POINTS = "[orchestrator.engines]\nfake = fake_engine:FakeEngine\n"
-METADATA = "Metadata-Version: 2.1\nName: fake-engine\nVersion: 1\n"
-
 
 def install(folder: Path) -> Path:
     """Make `folder`, once on the path, a place where the engine 'fake' is installed."""
-    info = folder / "fake_engine-1.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(METADATA)
-    (info / "entry_points.txt").write_text(ENTRY_POINTS)
     (folder / "fake_engine.py").write_text(Path(__file__).read_text())
+    return register(folder, "fake", "fake_engine:FakeEngine")
+
+
+def register(folder: Path, name: str, where: str) -> Path:
+    """Have `folder`, once on the path, tell of an engine: `name`, which is made at `where`.
+
+    For entry points, an installed distribution is no more than a folder of metadata.
+    """
+    info = folder / f"{name}_engine-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-engine\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(f"[orchestrator.engines]\n{name} = {where}\n")
     return folder
 
 
@@ -56,7 +60,7 @@ class OutOfMemoryError(RuntimeError):
 
 
 class FakeEngine:
-    """Tokens come every TOKEN_S seconds from the last rank; `prefill_tokens` of the plan is the
+    """Tokens come every TOKEN_S seconds from the last rank. `prefill_tokens` of the plan is the
     order for `build`."""
 
     processes = "per_rank"

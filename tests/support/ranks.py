@@ -5,23 +5,36 @@ from __future__ import annotations
 import functools
 import json
 import multiprocessing
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from fake_engine import register
 
 from strategies import Load, ModelShape, Topology, plan_layout
 from workers.messages import Built, EnginePlan, RankReport, Request, Work
 
+if TYPE_CHECKING:
+    from workers.engines.native.engine import TorchEngine
+
 POOL_SIZE = 4
 
 
-def _serve(connection: Connection) -> None:
+def small_cache() -> TorchEngine:
+    """The engine 'small' of the pool: our own with two KV pages a rank."""
+    from workers.engines.native.engine import TorchEngine
+
+    return TorchEngine(most_pages=2)
+
+
+def _serve(connection: Connection, site: str) -> None:
     from workers.actor import Worker
 
+    sys.path.append(site)
     worker = Worker()
     while True:
         method, args = connection.recv()
@@ -69,10 +82,13 @@ class Pool:
 
 
 @pytest.fixture(scope="session")
-def pool() -> Iterator[Pool]:
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    site = register(tmp_path_factory.mktemp("engines"), "small", "ranks:small_cache")
     context = multiprocessing.get_context("spawn")
     pairs = [context.Pipe() for _ in range(POOL_SIZE)]
-    processes = [context.Process(target=_serve, args=(child,), daemon=True) for _, child in pairs]
+    processes = [
+        context.Process(target=_serve, args=(child, str(site)), daemon=True) for _, child in pairs
+    ]
     for process in processes:
         process.start()
     yield Pool([parent for parent, _ in pairs])

@@ -55,7 +55,7 @@ def expected(checkpoint: Callable[[str], Path]) -> Expected:
 def test_tokens_equal_those_of_generate(
     family: str, layout: str, pool: Pool, checkpoint: Callable[[str], Path], expected: Expected
 ) -> None:
-    """Ragged prompts, more requests than slots, prompts cut into chunks."""
+    """Ragged prompts, more requests than seats, prompts cut into chunks."""
     folder = checkpoint(family)
     shape = read_shape(folder)
     work = Work(ragged_requests(shape.vocab_size), max_concurrency=4)
@@ -94,10 +94,12 @@ def test_a_small_cache_makes_requests_wait_but_not_differ(
 ) -> None:
     shape = read_shape(checkpoint("Qwen2"))
     work = Work(ragged_requests(shape.vocab_size), max_concurrency=4)
-    (reports,) = pool.serve(
-        engine_plan("tp2", shape, checkpoint("Qwen2"), work, kv_tokens=128), work
-    )
-    assert tokens(reports) == expected("Qwen2")
+    planned = engine_plan("tp2", shape, checkpoint("Qwen2"), work)
+    try:
+        assert [built.kv_tokens for built in pool.build(planned, "small")] == [128, 128]
+        assert tokens(pool.call("run", [(work,)] * 2)) == expected("Qwen2")
+    finally:
+        pool.call("close", [()] * 2)
 
 
 @pytest.mark.parametrize("layout", ["tp4", "pp2", "tp2pp2", "tp2dp2"])
@@ -169,22 +171,16 @@ def test_counted_bytes_are_those_of_the_placement(
 
 def _sampled(work: Work, planned, report) -> dict[int, int]:  # type: ignore[no-untyped-def]
     """Step -> how many requests got a token, from the scheduler alone."""
-    from workers.engines.native.scheduler import Scheduler
+    from workers.engines.native.scheduler import Limits, Scheduler
 
     share = work.share(
         planned.placement.coordinates(report.rank).get("dp", 0), planned.placement.degree("dp")
     )
-    scheduler = Scheduler(
-        share.requests,
-        share.max_concurrency,
-        planned.placement.degree("pp"),
-        99,
-        planned.prefill_tokens,
-        True,
-    )
+    limits = Limits(planned.placement.degree("pp"), 99, planned.prefill_tokens)
+    scheduler = Scheduler(share.requests, share.max_concurrency, limits)
     out = {}
     while (micro_batch := scheduler.next_micro_batch()) is not None:
-        step = scheduler.plan(micro_batch)
+        step = scheduler.next_step(micro_batch)
         assert step is not None
         out[step.index] = len(step.sampled)
     return out
@@ -222,14 +218,14 @@ def _prompt_logits(folder: Path, request: Request):  # type: ignore[no-untyped-d
 
     from workers.communicator import Communicator
     from workers.engines.native.cache import PAGE
-    from workers.engines.native.engine import load_decoder
+    from workers.engines.native.engine import load_decoder, make_cache
     from workers.engines.native.model import Batch, PrefillContext
     from workers.rank import RankContext
 
     shape = read_shape(folder)
     planned = engine_plan("tp1", shape, folder, Work((request,), 1))
     context = RankContext(0, planned.placement, torch.device("cpu"))
-    decoder, cache = load_decoder(context, planned, Communicator(context), pages=1)
+    decoder = load_decoder(context, planned, Communicator(context))
     count = len(request.prompt)
     ends = torch.tensor([0, count], dtype=torch.int32)
     at = torch.arange(count)
@@ -239,7 +235,7 @@ def _prompt_logits(folder: Path, request: Request):  # type: ignore[no-untyped-d
         at + PAGE,
         PrefillContext(at + PAGE, ends, ends, count, count),
     )
-    return decoder.forward(batch, cache)
+    return decoder.forward(batch, make_cache(context, planned, pages=1))
 
 
 def test_dummy_weights_are_the_same_model_under_every_layout(
@@ -254,7 +250,7 @@ def test_dummy_weights_are_the_same_model_under_every_layout(
     assert made[0] == made[1] == made[2]
 
 
-def test_token_times_rise_and_arrivals_wait_for_a_free_slot(
+def test_token_times_rise_and_arrivals_wait_for_a_free_seat(
     pool: Pool, checkpoint: Callable[[str], Path]
 ) -> None:
     shape = read_shape(checkpoint("Llama"))

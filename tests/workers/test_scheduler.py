@@ -1,0 +1,235 @@
+"""Continuous batching: who is let in, who is in which step, and what is given back at the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from workers.engines.native.cache import PAGE
+from workers.engines.native.scheduler import Limits, Scheduler, Step
+from workers.messages import Request, dealt
+
+PLENTY = 1000
+
+
+def requests(*lengths: tuple[int, int], arrivals: tuple[float, ...] = ()) -> tuple[Request, ...]:
+    """Requests of (prompt tokens, output tokens)."""
+    times = arrivals or (0.0,) * len(lengths)
+    return tuple(
+        Request(i, (1,) * prompt, output, at)
+        for i, ((prompt, output), at) in enumerate(zip(lengths, times, strict=True))
+    )
+
+
+def scheduler(
+    asked: tuple[Request, ...],
+    seats: int = 4,
+    micro_batches: int = 1,
+    pages: int = PLENTY,
+    prefill_tokens: int = PLENTY,
+    chunked: bool = True,
+) -> Scheduler:
+    return Scheduler(asked, seats, Limits(micro_batches, pages, prefill_tokens, chunked))
+
+
+def steps(scheduler: Scheduler) -> Iterator[Step]:
+    """Every step until all is served."""
+    while (micro_batch := scheduler.next_micro_batch()) is not None:
+        step = scheduler.next_step(micro_batch)
+        if step is not None:
+            yield step
+
+
+def phases(found: Iterator[Step]) -> str:
+    """P for a prefill, D for a decode."""
+    return "".join(step.phase[0].upper() for step in found)
+
+
+def sampled(step: Step) -> list[int]:
+    return [sequence.request.index for sequence in step.sampled]
+
+
+def read(step: Step) -> list[tuple[int, int, int]]:
+    """(request, first token, tokens) of each chunk."""
+    return [(c.sequence.request.index, c.start, c.count) for c in step.chunks]
+
+
+# -- who is let in
+
+
+def test_a_request_gets_its_prompt_read_and_then_a_token_a_step() -> None:
+    found = list(steps(scheduler(requests((3, 4)))))
+    assert phases(iter(found)) == "PDDD"  # the first token comes out of the prefill
+    assert [step.num_tokens for step in found] == [3, 1, 1, 1]
+    assert [step.index for step in found] == [0, 1, 2, 3]
+    assert [sampled(step) for step in found] == [[0]] * 4
+
+
+def test_as_many_are_let_in_as_there_are_seats() -> None:
+    one = scheduler(requests(*[(2, 3)] * 5), seats=2)
+    assert max(len(step.sampled) for step in steps(one)) == 2
+    one = scheduler(requests(*[(2, 3)] * 5), seats=2)
+    one.next_micro_batch()
+    assert (one.queued, one.held()[:2]) == (3, (2, 3))
+
+
+def test_a_seat_is_given_back_and_the_next_request_knows_whose_it_was() -> None:
+    found = list(steps(scheduler(requests((2, 1), (2, 5), (2, 1)), seats=2)))
+    sequences = {s.request.index: s for step in found for s in step.sampled}
+    assert [sequences[i].seat for i in range(3)] == [0, 1, 0]
+    assert sequences[2].after is sequences[0]
+    assert sequences[0].after is sequences[1].after is None
+
+
+def test_in_the_end_every_seat_and_page_is_free_and_every_token_made() -> None:
+    lengths = [(5, 3), (70, 9), (1, 1), (130, 2), (3, 12)]
+    one = scheduler(requests(*lengths), seats=3, micro_batches=2, prefill_tokens=32)
+    made = Counter(index for step in steps(one) for index in sampled(step))
+    assert made == {i: output for i, (_, output) in enumerate(lengths)}
+    assert one.held() == (0, 0, 0)
+    assert one.is_idle()
+
+
+def test_a_request_waits_for_pages_and_those_behind_it_wait_too() -> None:
+    long, short = (PAGE, PAGE), (1, 1)  # two pages, and one
+    one = scheduler(requests(long, long, short), pages=3)
+    one.next_micro_batch()
+    assert one.held() == (1, 2, 2)  # the short one would fit, but requests stay in order
+    order = [sampled(step) for step in steps(one)]
+    assert order.index([1]) > order.index([0])
+
+
+def test_a_request_that_can_never_fit_is_an_error() -> None:
+    one = scheduler(requests((1, 1), (2 * PAGE, 1)), pages=2)
+    with pytest.raises(ValueError, match="request 1 needs more KV pages than there are"):
+        list(steps(one))
+
+
+def test_a_sequence_that_is_stopped_leaves_before_its_length_is_reached() -> None:
+    one = scheduler(requests((2, 50), (2, 3)))
+    found = []
+    for step in steps(one):
+        found.append(sampled(step))
+        for sequence in step.sampled:
+            sequence.stopped |= sequence.request.index == 0 and sequence.generated == 2
+    assert found == [[0, 1], [0, 1], [1]]
+
+
+# -- prompts
+
+
+def test_prompts_fill_the_budget_and_the_last_is_cut() -> None:
+    found = steps(scheduler(requests((6, 1), (7, 1)), prefill_tokens=8))
+    assert [read(step) for step in found] == [[(0, 0, 6), (1, 0, 2)], [(1, 2, 5)]]
+
+
+def test_a_token_is_sampled_where_a_prompt_ends() -> None:
+    found = steps(scheduler(requests((20, 1)), prefill_tokens=8))
+    assert [(step.num_tokens, sampled(step)) for step in found] == [(8, []), (8, []), (4, [0])]
+
+
+def test_without_chunks_prompts_go_whole_and_one_that_is_too_long_goes_alone() -> None:
+    lengths = requests((5, 1), (4, 1), (20, 1), (2, 1))
+    found = steps(scheduler(lengths, prefill_tokens=8, chunked=False))
+    assert [read(step) for step in found] == [[(0, 0, 5)], [(1, 0, 4)], [(2, 0, 20)], [(3, 0, 2)]]
+
+
+def test_in_a_closed_loop_the_first_prompts_are_read_before_anyone_decodes() -> None:
+    assert phases(steps(scheduler(requests((8, 3), (8, 3)), prefill_tokens=4))) == "PPPPDD"
+
+
+@pytest.mark.parametrize("prompt", [4, 9, 100])
+def test_nobody_in_the_middle_of_an_output_waits_for_more_than_one_chunk(prompt: int) -> None:
+    """A long prompt comes in when the short request beside it has ended; request 0 goes on."""
+    one = scheduler(requests((1, 40), (1, 2), (prompt, 1)), seats=2, prefill_tokens=4)
+    waited = longest = 0
+    for step in steps(one):
+        waited = 0 if 0 in sampled(step) else waited + 1
+        longest = max(longest, waited)
+    assert longest == 1
+
+
+def test_without_chunks_prompts_go_before_decoding() -> None:
+    one = scheduler(requests((1, 6), (1, 2), (4, 1), (4, 1)), seats=2, chunked=False)
+    assert phases(steps(one)) == "PDPPDDDD"
+
+
+# -- micro-batches
+
+
+def test_micro_batches_take_turns_and_are_even() -> None:
+    one = scheduler(requests(*[(1, 4)] * 7), seats=7, micro_batches=3)
+    found = list(steps(one))
+    assert [step.micro_batch for step in found[:6]] == [0, 1, 2, 0, 1, 2]
+    assert [len(step.sampled) for step in found[:3]] == [3, 2, 2]
+
+
+def test_a_request_goes_to_the_micro_batch_that_has_fewest() -> None:
+    one = scheduler(requests((1, 9), (1, 2), (1, 9), (1, 9), (1, 3)), seats=4, micro_batches=2)
+    where = {s.request.index: step.micro_batch for step in steps(one) for s in step.sampled}
+    assert where == {0: 0, 1: 1, 2: 0, 3: 1, 4: 1}  # 4 takes the place of 1
+
+
+def test_there_are_no_more_micro_batches_than_seats() -> None:
+    one = scheduler(requests((1, 2), (1, 2)), seats=1, micro_batches=4)
+    assert {step.micro_batch for step in steps(one)} == {0}
+
+
+def test_a_replica_without_seats_serves_nothing() -> None:
+    assert list(steps(scheduler((), seats=0, micro_batches=4))) == []
+
+
+# -- open loops
+
+
+def test_in_an_open_loop_only_those_who_have_arrived_are_let_in() -> None:
+    one = scheduler(requests((2, 2), (2, 2), arrivals=(0.5, 3.0)))
+    one.arrive(1, now=0.6)
+    assert one.next_micro_batch() == 0
+    assert one.held() == (1, 0, 1)
+    step = one.next_step(0)
+    assert step is not None
+    assert [s.admitted_s for s in step.sampled] == [0.6]
+    one.arrive(2, now=3.1)
+    one.next_micro_batch()
+    assert one.held()[:2] == (2, 0)
+    assert one.queued == 0
+
+
+def test_those_who_have_arrived_and_have_no_seat_wait() -> None:
+    one = scheduler(requests(*[(2, 2)] * 3, arrivals=(0.1, 0.2, 9.0)), seats=1)
+    one.arrive(2, now=0.3)
+    one.next_micro_batch()
+    assert one.held()[:2] == (1, 1)
+    assert not one.is_idle()
+
+
+def test_in_an_open_loop_a_first_token_is_not_waited_for_by_all() -> None:
+    """The one that has its first token decodes between the chunks of the other's prompt."""
+    one = scheduler(requests((2, 4), (8, 1), arrivals=(0.1, 0.2)), prefill_tokens=2)
+    one.arrive(2, now=0.3)
+    assert phases(steps(one)) == "PDPDPDPP"
+
+
+# -- what is dealt to replicas
+
+
+@pytest.mark.parametrize(
+    ("count", "seats", "replicas"), [(7, 4, 2), (9, 3, 4), (0, 5, 2), (8, 8, 8)]
+)
+def test_every_request_and_seat_is_dealt_to_one_replica(
+    count: int, seats: int, replicas: int
+) -> None:
+    hands = [dealt(count, seats, replica, replicas) for replica in range(replicas)]
+    assert sorted(i for hand in hands for i in hand.requests) == list(range(count))
+    assert sum(hand.seats for hand in hands) == seats
+    assert max(len(hand.requests) for hand in hands) == len(hands[0].requests)
+    assert max(hand.seats for hand in hands) == hands[0].seats
+
+
+def test_a_replica_gets_the_requests_of_its_seats() -> None:
+    assert dealt(8, 4, 0, 2) == ([0, 2, 4, 6], 2)
+    assert dealt(8, 3, 1, 2) == ([1, 4, 7], 1)
+    assert dealt(8, 2, 2, 3) == ([], 0)
