@@ -197,7 +197,10 @@ def test_a_packed_folder_is_read_like_the_one_it_was_made_of(store: Store, packe
     assert compare(tight.runs) == compare(loose.runs)
     assert tight.asked == loose.asked
     assert only(load([packed], LEVELS)).runs == only(load([store.folder], LEVELS)).runs
-    assert tables(packed) == tables(store.folder)
+    of_packed, of_store = tables(packed), tables(store.folder)
+    assert of_packed.keys() == of_store.keys()
+    for name, table in of_store.items():
+        assert of_packed[name].equals(table, check_metadata=True), name
 
 
 def test_a_packed_folder_is_a_file_a_table_and_its_manifest(store: Store, packed: Path) -> None:
