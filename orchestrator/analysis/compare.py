@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
-from orchestrator.analysis.bounds import Bounds
 from orchestrator.analysis.confidence import spread
 from orchestrator.analysis.energy import Energy
 from orchestrator.analysis.goodput import Goodput
@@ -21,6 +20,11 @@ FUNCTIONS: Mapping[OverRuns, Callable[[list[Any]], Any]] = {
     "median": statistics.median,
     "first": lambda values: values[0],
     "max": max,
+}
+# Of runs without a result: what each of them says alike is known, and nothing else.
+SAME_FOR_ALL: Mapping[OverRuns, Callable[[list[Any]], Any]] = {
+    **dict.fromkeys(FUNCTIONS, lambda values: None),
+    "first": FUNCTIONS["first"],
 }
 
 
@@ -217,24 +221,14 @@ def _figures(runs: Sequence[Summary]) -> dict[str, Any]:
     What is the same for every run is known of a cell that no run completed, too.
     """
     done = completed(runs)
-    same_for_all = {"conditions", "memory", "traffic", "arrivals", "step", "operations"}
+    counted, functions = (done, FUNCTIONS) if done else (runs, SAME_FOR_ALL)
     out: dict[str, Any] = {}
     for field in (*fields(Figures), *fields(Observed)):
-        counted = done or runs if field.name in same_for_all else done
         groups = [getattr(run, field.name) for run in counted]
-        kind = type(getattr(runs[0], field.name))
-        out[field.name] = reduced(kind, groups, FUNCTIONS)
+        out[field.name] = reduced(type(groups[0]), groups, functions)
     energies = [run.energy for run in with_valid_power(runs)]
     goodputs = [run.goodput for run in held_to_one_level(runs)]
     return out | {
         "energy": reduced(Energy, energies, FUNCTIONS),
         "goodput": reduced(Goodput, goodputs, FUNCTIONS),
-        "bounds": _bounds(out["bounds"], runs),
-        "memory": out["memory"] if done else replace(out["memory"], peak_memory_bytes=None),
     }
-
-
-def _bounds(found: Bounds, runs: Sequence[Summary]) -> Bounds:
-    """With the source of the rates, which is known of invalid runs too."""
-    sources = [run.bounds.bound_source for run in runs if run.bounds.bound_source]
-    return replace(found, bound_source=sources[0] if sources else None)

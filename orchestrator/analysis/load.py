@@ -76,7 +76,8 @@ def summaries(store: Store, levels: Mapping[str, float] | None = None) -> list[S
 def tables(folder: Path) -> dict[str, pa.Table]:
     """Every table of the experiments at or below `folder`, whole, for other tools.
 
-    The summary has what was observed of each cell beside its runs, and so have the collectives.
+    The summary has what was observed of each cell beside its runs, and so have the collectives. The
+    comparison is the one that was kept.
     """
     stores = [Store(path) for path in folders.find(folder)]
     for store in stores:

@@ -38,9 +38,9 @@ def run_experiment(
     """Run what has no result yet and write the comparison. Returns the folder of the results.
 
     cluster: the one that was joined; None: a local Ray is started, if something is left to run.
-    Raises UserError before anything is reserved where there are too few devices, or the folder is
-    of another schema. Raises SystemExit(130) after Ctrl-C, with every finished run kept and
-    nothing left running.
+    Raises UserError before anything is reserved where there are too few devices, or no run
+    can be added to the folder. Raises SystemExit(130) after Ctrl-C, with every finished run kept
+    and nothing left running.
     """
     calibration = check_surroundings(experiment)
     store = Store(folder_of(experiment))

@@ -6,13 +6,16 @@ import pyarrow as pa
 
 from orchestrator.experiment import Experiment
 from orchestrator.node import fabric
-from orchestrator.store.folders import check_version, folder_of
+from orchestrator.store.folders import folder_of
+from orchestrator.store.store import Store
 
 
 def check_surroundings(experiment: Experiment) -> pa.Table | None:
-    """Raise UserError where a calibration that is asked for cannot be read, or the folder of the
-    results holds those of another version. Returns the calibration, in the schema FABRIC, if there
-    is one."""
+    """The calibration, table FABRIC, if there is one.
+
+    Raises UserError where a calibration that is asked for cannot be read, or no run can be added to
+    the folder of the results: see `Store.check_open`.
+    """
     calibration = fabric.look_up(experiment.fabric, experiment.result_dir)
-    check_version(folder_of(experiment))
+    Store(folder_of(experiment)).check_open()
     return calibration

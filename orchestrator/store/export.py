@@ -16,6 +16,7 @@ from orchestrator.errors import UserError
 from orchestrator.store.arrow_files import encoded, replace_file, write_part
 from orchestrator.store.folders import MANIFEST
 
+SUMMARY = "summary"
 FORMATS = ("arrow", "parquet", "csv")
 
 
@@ -48,17 +49,17 @@ def write_tables(tables: Mapping[str, pa.Table], format: str, out: Path) -> list
 def pack(tables: Mapping[str, pa.Table], manifest: str, out: Path) -> list[Path]:
     """Write whole results to `out`: one Arrow file a table, and manifest.json.
 
-    Such a folder is read like the one it was made of. Returns the files written. Raises UserError
-    where `out` holds something already or cannot be written.
+    Such a folder is read like the one it was made of. The summary comes last and makes it results:
+    what a crash left behind holds none. Returns the files written. Raises UserError where `out`
+    holds something already or cannot be written.
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; give another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
         replace_file(out / MANIFEST, lambda path: path.write_text(manifest))
-        parts = [
-            write_part(out / f"{name}.arrow", encoded(table)) for name, table in tables.items()
-        ]
+        names = sorted(tables, key=lambda name: name == SUMMARY)
+        parts = [write_part(out / f"{name}.arrow", encoded(tables[name])) for name in names]
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"results cannot be packed into {out}: {reason}; give another --out") from (

@@ -47,18 +47,19 @@ class Store:
         """What the experiment is called in every row: a folder that was renamed keeps it."""
         return str(self.manifest().get("name") or self.folder.name)
 
-    def create(self) -> None:
-        """Make the folder.
-
-        Raises UserError if it holds results of another schema version or packed ones, or cannot be
-        written.
-        """
+    def check_open(self) -> None:
+        """Raise UserError where no run can be added: results of another schema version, or packed
+        ones."""
         check_version(self.folder)
         if is_packed(self.folder):
             raise UserError(
                 f"{self.folder} holds packed results, to which no run can be added; give another "
                 "--result-dir"
             )
+
+    def create(self) -> None:
+        """Make the folder. Raises UserError where no run can be added, or it cannot be written."""
+        self.check_open()
         try:
             for table in TABLES:
                 (self.folder / table).mkdir(parents=True, exist_ok=True)

@@ -15,15 +15,19 @@ import psutil
 import pytest
 from driver_inputs import deployment
 from recorder import Recorder
+from summaries import measured
 
 from orchestrator.analysis.load import summaries
+from orchestrator.analysis.summary import MEASURED
 from orchestrator.cluster.failures import RunFailed
 from orchestrator.cluster.group import WorkerGroup
+from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, Run
 from orchestrator.run import driver
 from orchestrator.run.interleaving import Turns
 from orchestrator.store.arrow_files import read_part
-from orchestrator.store.folders import find
+from orchestrator.store.export import pack
+from orchestrator.store.folders import find, folder_of
 from orchestrator.store.store import RUN_TABLES, Store
 
 TIMEOUT_S = 8.0  # above what a start takes on a busy machine
@@ -132,6 +136,19 @@ def test_the_first_pass_decides_for_all_whether_layouts_take_turns():
         dear.hand_over(10.0, 10.0),
     ] == [False] * 3
     assert not Turns("yes", 1).hand_over(1.0, 1.0)  # there is nobody to hand over to
+
+
+def test_packed_results_are_refused_before_anything_is_started_and_stay_as_they_are(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(driver, "connect", lambda *_: pytest.fail("a cluster was asked for"))
+    asked = Experiment(result_dir=tmp_path)
+    packed = folder_of(asked)
+    pack({"summary": MEASURED.make([measured()])}, "{}", packed)
+    before = {path.name: path.read_bytes() for path in packed.iterdir()}
+    with pytest.raises(UserError, match="packed results, to which no run can be added"):
+        run([deployment("tp1")], tmp_path)
+    assert {path.name: path.read_bytes() for path in packed.iterdir()} == before
 
 
 # -- failures

@@ -100,6 +100,23 @@ def test_a_cell_that_failed_still_says_what_is_known_without_a_result():
     assert cell.throughput.duration is None
 
 
+def test_what_an_invalid_run_measured_is_no_figure_of_its_cell():
+    invalid = run(
+        "tp4",
+        900.0,
+        status="invalid",
+        peak_memory_bytes=7,
+        mean_schedule_delay_ms=5.0,
+        weight_bytes=3,
+        bound_source="calibrated",
+        bound_pct=150.0,
+    )
+    (cell,) = compared(invalid)
+    assert (cell.memory.weight_bytes, cell.bounds.bound_source) == (3, "calibrated")
+    assert cell.memory.peak_memory_bytes is cell.arrivals.mean_schedule_delay_ms is None
+    assert cell.bounds.bound_pct is cell.throughput.output_throughput is None
+
+
 def test_a_cell_with_one_good_run_is_completed_and_still_tells_of_the_bad_one():
     (cell,) = compared(run("tp4", 10.0), run("tp4", index=1, reason="timeout"))
     assert (cell.status, cell.num_runs) == ("completed", 1)

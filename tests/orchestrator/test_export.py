@@ -14,12 +14,12 @@ from stores import CELL, RUN, observed_tables, requests_table, run_tables
 from summaries import write_run
 
 from orchestrator.analysis import findings
-from orchestrator.analysis.compare import compare
+from orchestrator.analysis.compare import COMPARED, compare
 from orchestrator.analysis.load import Results, load, summaries, tables
 from orchestrator.errors import UserError
 from orchestrator.experiment import Run
 from orchestrator.store import export
-from orchestrator.store.arrow_files import read_part
+from orchestrator.store.arrow_files import read_part, write_part
 from orchestrator.store.store import Store
 from workers.rows import flat
 
@@ -176,6 +176,14 @@ def test_experiments_of_one_folder_are_exported_together(tmp_path: Path) -> None
     assert set(found["requests"].column("experiment").to_pylist()) == {"one", "two"}
 
 
+def test_the_comparison_is_exported_and_packed_too(store: Store, tmp_path: Path) -> None:
+    kept = COMPARED.make(compare(summaries(store)))
+    store.write_comparison(kept)
+    assert tables(store.folder)["comparison"] == kept
+    export.pack(tables(store.folder), "{}", tmp_path / "packed")
+    assert read_part(tmp_path / "packed" / "comparison.arrow") == kept
+
+
 def test_an_unknown_format_is_refused(store: Store, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'xls'.*parquet"):
         export.write_tables(tables(store.folder), "xls", tmp_path)
@@ -209,6 +217,21 @@ def test_a_packed_folder_is_a_file_a_table_and_its_manifest(store: Store, packed
         *(f"{name}.arrow" for name in tables(store.folder)),
     }
     assert Store(packed).name == store.name
+
+
+def test_packing_that_stops_in_the_middle_leaves_no_results(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, table: pa.Table) -> Path:
+        if path.name == "parts.arrow":
+            raise OSError(28, "No space left on device")
+        return write_part(path, table)
+
+    monkeypatch.setattr("orchestrator.store.export.write_part", full)
+    with pytest.raises(UserError, match=r"cannot be packed into .*: No space left on device"):
+        export.pack(tables(store.folder), "{}", tmp_path / "packed")
+    with pytest.raises(UserError, match="no results"):
+        load([tmp_path / "packed"])
 
 
 def test_packing_a_packed_folder_changes_nothing(packed: Path, tmp_path: Path) -> None:
