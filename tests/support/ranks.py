@@ -89,8 +89,9 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     processes = [
         context.Process(target=_serve, args=(child, str(site)), daemon=True) for _, child in pairs
     ]
-    for process in processes:
+    for process, (_, child) in zip(processes, pairs, strict=True):
         process.start()
+        child.close()  # so that a process that dies ends the wait for its answer
     yield Pool([parent for parent, _ in pairs])
     for (parent, _), process in zip(pairs, processes, strict=True):
         parent.send(("stop", ()))
