@@ -49,8 +49,9 @@ from workers.actor import Worker
 from workers.clock import Clock
 from workers.communicator import Communicator
 from workers.communicator import Recording as Captured
-from workers.engines.native import loop as engine
-from workers.engines.native.loop import Generator, Log
+from workers.engines.native import engine
+from workers.engines.native.engine import Generator
+from workers.engines.native.log import Log
 from workers.engines.native.runner import Runner
 from workers.engines.native.scheduler import Scheduler
 from workers.messages import EnginePlan, Work

@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import pyarrow as pa
-import torch
 
-from workers.communicator import Communicator
 from workers.intervals import Span, subtract, union
 from workers.probes.spans import StepOf, span_row
 from workers.records import COMPUTE, SPANS, Call, SpanRow
+
+if TYPE_CHECKING:
+    import torch
+
+    from workers.communicator import Communicator
 
 
 class TimedStep(NamedTuple):
