@@ -45,6 +45,14 @@ def bench() -> Iterator[ModuleType]:
         yield loaded("recording_cost", patch)
 
 
+def all_reduces(calls: int) -> Recording:
+    """What a graph with so many all-reduces has recorded."""
+    captured = Recording()
+    for _ in range(calls):
+        captured.add("all_reduce", "tp", 512)
+    return captured
+
+
 def test_the_variants_record_what_their_names_say(
     bench: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,14 +61,11 @@ def test_the_variants_record_what_their_names_say(
         {**BASE, **FAMILIES["Llama"], "architectures": ["LlamaForCausalLM"]}, "llama"
     )
     work = Work(ragged_requests(shape.vocab_size), max_concurrency=4)
-    captured = Recording()
-    for _ in range(3):
-        captured.add("all_reduce", "tp", 512)
     setup = replace(nothing(bench.Setup), model="llama", rate_hz=10.0)
     worker = Worker()
     try:
         worker.build("torch", engine_plan("tp1", shape, None, work), None)
-        with bench.counting(captured):
+        with bench.counting(all_reduces(3)):
             rows = list(bench.measure(worker, work, setup, 2))
         after = worker.run(work)
     finally:
@@ -78,11 +83,8 @@ def test_the_variants_record_what_their_names_say(
     for run in runs:
         recorded, sampled = run.variant != "nothing", run.variant == "everything"
         assert (run.steps, run.collectives) == ((steps, 3 * steps) if recorded else (0, 0))
-        assert (run.readings > 0, run.samples > 0, run.sampler_cpu_s > 0) == (
-            recorded,
-            sampled,
-            sampled,
-        )
+        found = (run.readings > 0, run.samples > 0, run.sampler_cpu_s > 0)
+        assert found == (recorded, sampled, sampled)
         assert run.output_throughput * run.loop_s == pytest.approx(
             sum(r.output_len for r in work.requests)
         )
