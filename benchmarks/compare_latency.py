@@ -49,7 +49,8 @@ def write_result(folder: Path, requests: int) -> None:
         key=store.run_key(run),
         plan=engine_plan(),
         work=Work(tuple(Request(i, prompt, OUTPUT_LEN) for i in range(requests)), CONCURRENCY),
-        scenario=CELL.scenario,
+        input_len=INPUT_LEN,
+        output_len=OUTPUT_LEN,
         started_at="2030-01-01T00:00:00+00:00",
         turn=0,
         metadata="{}",
@@ -107,7 +108,7 @@ def seconds(command: list[str]) -> float:
     return time.perf_counter() - began
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -115,7 +116,11 @@ def main() -> None:
     parser.add_argument(
         "--times", type=int, default=5, help="calls, after one that fills the file cache"
     )
-    asked = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    asked = parse()
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "result"
         write_result(folder, asked.requests)
@@ -123,11 +128,10 @@ def main() -> None:
             command = [sys.executable, "-m", "orchestrator.cli", "compare", str(folder), *flags]
             seconds(command)
             took = [seconds(command) for _ in range(asked.times)]
-            what = " ".join(["compare", *flags])
-            spread = f"{min(took):.2f} to {max(took):.2f} s in {asked.times} calls"
             print(
-                f"{what}, {asked.requests} requests of {OUTPUT_LEN} tokens: median "
-                f"{statistics.median(took):.2f} s ({spread})"
+                f"{' '.join(['compare', *flags])}, {asked.requests} requests of {OUTPUT_LEN} "
+                f"tokens: median {statistics.median(took):.2f} s ({min(took):.2f} to "
+                f"{max(took):.2f} s in {asked.times} calls)"
             )
 
 
