@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import pyarrow as pa
 import torch
 
 from orchestrator.analysis.confidence import Spread, spread
@@ -49,15 +48,17 @@ from workers.actor import Worker
 from workers.clock import Clock
 from workers.communicator import Communicator
 from workers.communicator import Recording as Captured
+from workers.device import synchronize
 from workers.engines.native import loop as engine
-from workers.engines.native.loop import Generator, Log
+from workers.engines.native.log import Log
+from workers.engines.native.loop import Generator
 from workers.engines.native.runner import Runner
 from workers.engines.native.scheduler import Scheduler
 from workers.messages import EnginePlan, Work
 from workers.probes.gauges import Board
 from workers.probes.telemetry import Recording, Sampler
 from workers.progress import Progress
-from workers.records import column, table_schema, to_table
+from workers.rows import Table, column, group, row
 
 EVERYTHING, UNSAMPLED, NOTHING = VARIANTS = ("everything", "without sampler", "nothing")
 TAGS = {"experiment": "recording_cost", "model": "", "strategy": "tp1", "engine": "torch"}
@@ -80,30 +81,41 @@ ALLOCATING = {
     "cudaHostRegister",
 }
 
-COST = table_schema(
-    "recording_cost",
-    [
-        column("round", pa.int32(), "1"),
-        column("variant", pa.string()),
-        column("rate_hz", pa.float64(), "Hz"),
-        column("loop_s", pa.float64(), "s"),
-        column("output_throughput", pa.float64(), "tokens/s"),
-        column("samples", pa.int32(), "1"),
-        column("sampler_cpu_s", pa.float64(), "s"),
-        column("readings", pa.int32(), "1"),  # told to the gauges
-        column("steps", pa.int32(), "1"),  # kept with their moments
-        column("collectives", pa.int64(), "1"),  # counted
-        column(
-            "pinned_blocks", pa.int64(), "1"
-        ),  # that torch had CUDA make, for copies of tokens and inputs of steps
-        column("pinned_ms", pa.float64(), "ms"),  # what that took
-        column("model", pa.string()),
-        column("device_name", pa.string()),
-        column("max_concurrency", pa.int32(), "requests"),
-    ],
-)
 
-Row = dict[str, Any]
+@row
+class RunRow:
+    """One run of a variant."""
+
+    round: int = column("number of the round, from 0", "1")
+    variant: str = column("one of VARIANTS")
+    loop_s: float = column("how long the generate loop took", "s")
+    output_throughput: float = column("tokens made over that time", "tokens/s")
+    samples: int = column("samples taken", "1")
+    sampler_cpu_s: float = column("processor time of the sampler's thread", "s")
+    readings: int = column("readings told to the gauges", "1")
+    steps: int = column("steps kept with their moments", "1")
+    collectives: int = column("collectives counted", "1")
+    pinned_blocks: int = column(
+        "blocks of pinned memory that torch had CUDA make, for copies of tokens and inputs of "
+        "steps",
+        "1",
+    )
+    pinned_ms: float = column("what that took", "ms")
+
+
+@row
+class CostRow:
+    """A run, and what it was a run of."""
+
+    run: RunRow = group()
+    rate_hz: float = column("samples that were asked for", "Hz")
+    model: str = column("name of the model")
+    device_name: str = column("name of the device")
+    max_concurrency: int = column("most requests in flight", "requests")
+
+
+COST = Table("recording_cost", CostRow)
+
 Around = Callable[[], AbstractContextManager[None]]
 
 
@@ -126,14 +138,15 @@ def main() -> None:
     try:
         built = worker.build("torch", plan, None)
         worker._sampler.period_s = 1.0 / arguments.rate
-        same = {"rate_hz": arguments.rate, "max_concurrency": work.max_concurrency}
+        same: dict[str, Any] = {"rate_hz": arguments.rate, "max_concurrency": work.max_concurrency}
         same |= {"model": plan.model.name, "device_name": built.device_name}
         with counting(collectives(arguments.counted_as, arguments.model, plan)):
-            warm_up = serve(worker, work, EVERYTHING)
-            rows = [{**row, **same} for row in measure(worker, work, arguments.rounds)]
-            write_part(arguments.out, to_table(rows, COST))
-            say(rows)
-            say_what_was_pinned(warm_up, rows)
+            warm_up = serve(worker, work, EVERYTHING, 0)
+            runs = list(measure(worker, work, arguments.rounds))
+            write_part(arguments.out, COST.make(CostRow(run=run, **same) for run in runs))
+            first = f"{plan.model.name} on {built.device_name}, {work.max_concurrency} concurrent"
+            say(first, runs)
+            say_what_was_pinned(warm_up, runs)
             print(f"Runs: {arguments.out}")
             if device == "cpu":
                 print(
@@ -174,15 +187,17 @@ def parse() -> argparse.Namespace:
 # -- one run
 
 
-def measure(worker: Worker, work: Work, rounds: int) -> Iterator[Row]:
-    """Rows of COST: every variant once a round."""
+def measure(worker: Worker, work: Work, rounds: int) -> Iterator[RunRow]:
+    """Every variant once a round."""
     for number in range(rounds):
         first = number % len(VARIANTS)
         for variant in VARIANTS[first:] + VARIANTS[:first]:
-            yield {"round": number, **serve(worker, work, variant)}
+            yield serve(worker, work, variant, number)
 
 
-def serve(worker: Worker, work: Work, variant: str, around: Around = nullcontext) -> Row:
+def serve(
+    worker: Worker, work: Work, variant: str, number: int, around: Around = nullcontext
+) -> RunRow:
     """One run of a variant; `around`: what is set inside the timed loop alone."""
     seconds: list[float] = []
     readings: Counter[str] = Counter()
@@ -202,18 +217,19 @@ def serve(worker: Worker, work: Work, variant: str, around: Around = nullcontext
     assert recording is not None
     assert report.collectives is not None
     tokens, grown = sum(request.output_len for request in work.requests), pinned()
-    return {
-        "variant": variant,
-        "loop_s": seconds[0],
-        "output_throughput": tokens / seconds[0],
-        "samples": len(recording.rows),
-        "sampler_cpu_s": recording.cpu_s,
-        "readings": readings.total(),
-        "steps": report.steps.num_rows,
-        "collectives": sum(report.collectives["calls"].to_pylist()),
-        "pinned_blocks": grown[0] - blocks,
-        "pinned_ms": grown[1] - spent_ms,
-    }
+    return RunRow(
+        round=number,
+        variant=variant,
+        loop_s=seconds[0],
+        output_throughput=tokens / seconds[0],
+        samples=len(recording.rows),
+        sampler_cpu_s=recording.cpu_s,
+        readings=readings.total(),
+        steps=report.steps.num_rows,
+        collectives=sum(report.collectives["calls"].to_pylist()),
+        pinned_blocks=grown[0] - blocks,
+        pinned_ms=grown[1] - spent_ms,
+    )
 
 
 @contextmanager
@@ -226,7 +242,7 @@ def timed_loop(seconds: list[float], around: Around) -> Iterator[None]:
         start = time.perf_counter()
         with around():
             loop(self, *args)
-        self._synchronize()
+        synchronize(self._device)
         seconds.append(time.perf_counter() - start)
 
     with mock.patch.object(Generator, "_loop", timed):
@@ -323,18 +339,13 @@ def counting(captured: Captured) -> Iterator[None]:
 # -- what came out
 
 
-def say(rows: list[Row]) -> None:
-    of = {variant: [row for row in rows if row["variant"] == variant] for variant in VARIANTS}
-    first, loop = rows[0], mean(of[NOTHING], "loop_s")
-    print(
-        f"{first['model']} on {first['device_name']}, {first['max_concurrency']} concurrent, "
-        f"loops of {loop:.2f} s, one warm-up"
-    )
+def say(about: str, rows: list[RunRow]) -> None:
+    of = {variant: [run for run in rows if run.variant == variant] for variant in VARIANTS}
+    print(f"{about}, loops of {mean(of[NOTHING], 'loop_s'):.2f} s, one warm-up")
     for variant, runs in of.items():
-        seconds = sum(row["loop_s"] for row in runs)
-        rate, core = (
-            sum(row[name] for row in runs) / seconds for name in ("samples", "sampler_cpu_s")
-        )
+        seconds = sum(run.loop_s for run in runs)
+        rate = sum(run.samples for run in runs) / seconds
+        core = sum(run.sampler_cpu_s for run in runs) / seconds
         print(f"{variant}: {mean(runs, 'output_throughput'):.1f} tokens/s")
         print(f"  sampler: {rate:.1f} samples/s, its thread {core:.3%} of one core")
         kept = (f"{mean(runs, name):.0f} {what}" for name, what in KEPT)
@@ -342,29 +353,26 @@ def say(rows: list[Row]) -> None:
     for over, under in ((EVERYTHING, NOTHING), (UNSAMPLED, NOTHING), (EVERYTHING, UNSAMPLED)):
         ratio = against(of[over], of[under])
         print(f"throughput, {over} / {under}: {written(ratio)}")
+    cost = verdict(against(of[EVERYTHING], of[NOTHING]))
+    print(f"Does everything cost under {MOST_COST:.0%}? {cost}")
+
+
+def say_what_was_pinned(warm_up: RunRow, rows: list[RunRow]) -> None:
     print(
-        f"Does everything cost under {MOST_COST:.0%}? "
-        f"{verdict(against(of[EVERYTHING], of[NOTHING]))}"
+        f"pinned memory made in the warm-up: {warm_up.pinned_blocks} blocks in "
+        f"{warm_up.pinned_ms:.1f} ms; "
+        f"in the runs after it: {sum(run.pinned_blocks for run in rows)}"
     )
 
 
-def say_what_was_pinned(warm_up: Row, rows: list[Row]) -> None:
-    print(
-        f"pinned memory made in the warm-up: {warm_up['pinned_blocks']} blocks in "
-        f"{warm_up['pinned_ms']:.1f} ms; "
-        f"in the runs after it: {sum(row['pinned_blocks'] for row in rows)}"
-    )
+def mean(runs: list[RunRow], name: str) -> float:
+    return float(sum(getattr(run, name) for run in runs) / len(runs))
 
 
-def mean(runs: list[Row], name: str) -> float:
-    return float(sum(row[name] for row in runs) / len(runs))
-
-
-def against(over: list[Row], under: list[Row]) -> Spread:
+def against(over: list[RunRow], under: list[RunRow]) -> Spread:
     """The ratio of throughputs, round by round."""
-    found = spread(
-        [a["output_throughput"] / b["output_throughput"] for a, b in zip(over, under, strict=True)]
-    )
+    pairs = zip(over, under, strict=True)
+    found = spread([a.output_throughput / b.output_throughput for a, b in pairs])
     assert found is not None
     return found
 
@@ -403,7 +411,7 @@ def says_that_nothing_waits(worker: Worker, work: Work) -> bool:
         replace(request, output_len=min(request.output_len, PROFILED_TOKENS))
         for request in work.requests
     )
-    serve(worker, replace(work, requests=short), EVERYTHING, lambda: profiled(calls))
+    serve(worker, replace(work, requests=short), EVERYTHING, 0, lambda: profiled(calls))
     waiting, allocating = (
         {name: n for name, n in calls.items() if is_it(name)}
         for is_it in (waits, ALLOCATING.__contains__)
@@ -422,7 +430,7 @@ def says_that_nothing_waits(worker: Worker, work: Work) -> bool:
 
 def raises_nothing(worker: Worker, work: Work) -> bool:
     try:
-        serve(worker, work, EVERYTHING, forbidden)
+        serve(worker, work, EVERYTHING, 0, forbidden)
     except RuntimeError:
         traceback.print_exc()
         print("torch.cuda.set_sync_debug_mode('error') in the timed loop: raised")

@@ -35,26 +35,29 @@ from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.store.results import write_part
 from strategies.traffic import decode_step
 from workers.messages import EnginePlan, RankReport, Work
-from workers.records import column, table_schema, to_table
+from workers.rows import Table, column, row
 
 OBSERVED_TOKENS = 24
 DELAY_S = {"cuda": 1e-3, "cpu": 50e-3}
 
-VALIDATION = table_schema(
-    "validation",
-    [
-        column("check", pa.string()),
-        column("expected", pa.float64(), "see `unit`"),
-        column("measured", pa.float64(), "see `unit`"),
-        column("unit", pa.string()),
-        column("tolerance", pa.float64(), "see `unit`"),
-        column("passed", pa.bool_()),
-        column("model", pa.string()),
-        column("strategy", pa.string()),
-        column("max_concurrency", pa.int32(), "requests"),
-        column("device_name", pa.string()),
-    ],
-)
+
+@row
+class CheckRow:
+    """One check: what one way of measuring says, beside another."""
+
+    check: str = column("number and name")
+    expected: float = column("in `unit`")
+    measured: float = column("in `unit`")
+    unit: str = column("of both, and of the tolerance")
+    tolerance: float | None = column("most that they may differ, in `unit`; null: no check")
+    passed: bool | None = column("whether they differ by no more")
+    model: str = column("name of the model")
+    strategy: str = column("name of the layout")
+    max_concurrency: int = column("most requests in flight", "requests")
+    device_name: str = column("name of the device")
+
+
+VALIDATION = Table("validation", CheckRow)
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,11 @@ def main() -> None:
                 fabric.load(arguments.fabric) if arguments.fabric else None,
             )
         )
-    write_part(arguments.out, to_table(rows, VALIDATION))
-    for row in rows:
-        verdict = {True: "ok  ", False: "FAIL", None: "    "}[row["passed"]]
+    write_part(arguments.out, VALIDATION.make(rows))
+    for done in rows:
+        verdict = {True: "ok  ", False: "FAIL", None: "    "}[done.passed]
         print(
-            f"{verdict} {row['check']}: {row['measured']:.3f}, expected {row['expected']:.3f} "
-            f"{row['unit']}"
+            f"{verdict} {done.check}: {done.measured:.3f}, expected {done.expected:.3f} {done.unit}"
         )
     print(f"Table: {arguments.out}")
 
@@ -128,37 +130,38 @@ def checks(
     deployment: PlannedDeployment,
     alone: PlannedDeployment,
     table: pa.Table | None,
-) -> Iterator[dict[str, Any]]:
-    """Rows of VALIDATION."""
+) -> Iterator[CheckRow]:
+    """One check after another."""
     plan, work = deployment.plan, deployment.cells[0].work
     delay = (plan.placement.num_ranks - 1, DELAY_S[plan.device])
     whole, late = see(cluster, plan, work, None, delay)
     (without,) = see(cluster, replace(plan, ablation="comm"), work, None)
     (single,) = see(cluster, alone.plan, work, None)
-    common = {
-        "model": plan.model.name,
-        "strategy": plan.layout,
-        "max_concurrency": work.max_concurrency,
-    }
-    common |= {"device_name": hardware.gpus()[0]["name"] if plan.device == "cuda" else "cpu"}
+    device_name = hardware.gpus()[0]["name"] if plan.device == "cuda" else "cpu"
 
-    def row(
+    def checked(
         check: str, expected: float, measured: float, unit: str, tolerance: float | None
-    ) -> dict[str, Any]:
+    ) -> CheckRow:
         passed = None if tolerance is None else bool(abs(measured - expected) <= tolerance)
-        figures = {
-            "expected": expected,
-            "measured": measured,
-            "unit": unit,
-            "tolerance": tolerance,
-            "passed": passed,
-        }
-        return {"check": check, **figures, **common}
+        return CheckRow(
+            check=check,
+            expected=expected,
+            measured=measured,
+            unit=unit,
+            tolerance=tolerance,
+            passed=passed,
+            model=plan.model.name,
+            strategy=plan.layout,
+            max_concurrency=work.max_concurrency,
+            device_name=device_name,
+        )
 
     share = 100 * (whole.part("exposed_transfer") + whole.part("exposed_wait")) / whole.part("step")
     saved = 100 * (1 - without.step_ms / whole.step_ms)
-    yield row("1 ablation: step saved / profile's comm_exposed", share, saved, "% of the step", 3.0)
-    yield row(
+    yield checked(
+        "1 ablation: step saved / profile's comm_exposed", share, saved, "% of the step", 3.0
+    )
+    yield checked(
         "2 counted bytes of a decode step / analytic",
         *decode_bytes(plan, work, whole.reports),
         "B",
@@ -166,7 +169,7 @@ def checks(
     )
     if table is not None:
         expected, measured = transfer_us(table, whole)
-        yield row(
+        yield checked(
             "3 transfer of an all-reduce / microbenchmark",
             expected,
             measured,
@@ -174,7 +177,7 @@ def checks(
             0.15 * expected,
         )
     total = sum(whole.part(part) for part in accounting.PARTS)
-    yield row(
+    yield checked(
         "4 sum of the parts / step", whole.part("step"), total, "ms", 0.01 * whole.part("step")
     )
     held_up = DELAY_S[plan.device] * 1e3
@@ -182,22 +185,22 @@ def checks(
         part: late.part(part, 0) - whole.part(part, 0)
         for part in ("exposed_wait", "exposed_transfer")
     }
-    yield row(
+    yield checked(
         "5 delay on one rank: more wait on another",
         held_up,
         more["exposed_wait"],
         "ms",
         0.2 * held_up,
     )
-    yield row(
+    yield checked(
         "5 delay on one rank: more transfer on another",
         0.0,
         more["exposed_transfer"],
         "ms",
         0.2 * held_up,
     )
-    yield row("6 profiled step / timed step", whole.step_ms, whole.part("step"), "ms", None)
-    yield row(
+    yield checked("6 profiled step / timed step", whole.step_ms, whole.part("step"), "ms", None)
+    yield checked(
         "7 communication of one device",
         0.0,
         100 * single.part("comm_busy") / single.part("step"),

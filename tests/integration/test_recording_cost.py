@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -49,7 +49,7 @@ def test_the_variants_record_what_their_names_say(
         after = worker.run(work)
     finally:
         worker.close()
-    assert [row["variant"] for row in rows] == [
+    assert [row.variant for row in rows] == [
         *bench.VARIANTS,
         "without sampler",
         "nothing",
@@ -57,16 +57,15 @@ def test_the_variants_record_what_their_names_say(
     ]
     steps = after.steps.num_rows
     for row in rows:
-        recorded, sampled = row["variant"] != "nothing", row["variant"] == "everything"
-        assert (row["steps"], row["collectives"]) == ((steps, 3 * steps) if recorded else (0, 0))
-        assert (row["readings"] > 0, row["samples"] > 0, row["sampler_cpu_s"] > 0) == (
+        recorded, sampled = row.variant != "nothing", row.variant == "everything"
+        assert (row.steps, row.collectives) == ((steps, 3 * steps) if recorded else (0, 0))
+        assert (row.readings > 0, row.samples > 0, row.sampler_cpu_s > 0) == (
             recorded,
             sampled,
             sampled,
         )
-        assert row["output_throughput"] * row["loop_s"] == pytest.approx(
-            sum(r.output_len for r in work.requests)
-        )
+        made = row.output_throughput * row.loop_s
+        assert made == pytest.approx(sum(r.output_len for r in work.requests))
     assert after.requests is not None  # the stand-ins are gone
     assert after.requests.num_rows == len(work.requests)
 
@@ -102,7 +101,7 @@ def test_calls_are_counted_inside_the_loop(bench: ModuleType) -> None:
 def test_a_cost_is_judged_by_its_whole_interval(bench: ModuleType) -> None:
     def judged(*ratios: float) -> str:
         rows = [
-            [{"output_throughput": value} for value in side]
+            [SimpleNamespace(output_throughput=value) for value in side]
             for side in (ratios, [1.0] * len(ratios))
         ]
         verdict: str = bench.verdict(bench.against(*rows))
