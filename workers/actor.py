@@ -1,5 +1,5 @@
-"""The process of one rank, thin: meet the others, build, run, close. Ray makes an actor of
-`Worker`.
+"""The process of one rank, kept thin: meet the others, build, run, close. Ray makes an actor of
+`Worker`, and calls its methods by name.
 
 ray is imported only to ask which node and GPU it gave this actor.
 """
@@ -19,7 +19,10 @@ from workers.versions import versions
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import torch.distributed as dist
+    import torch
+    from torch._C._distributed_c10d import Store  # torch.distributed has it, but not for mypy
+
+    from workers.rank import RankContext
 
 
 class Worker:
@@ -31,17 +34,17 @@ class Worker:
     def __init__(self, rank: int = 0, device_index: int = 0) -> None:
         self.rank = rank
         self.device_index = device_index
-        self._store: dist.Store | None = None
+        self._store: Store | None = None
         self._engine: engines.Engine | None = None
-        self._context: Any = None
+        self._context: RankContext | None = None
         self._sampler = Sampler()
         self._recording: Recording | None = None
         self._progress = Progress()
         self._publisher: Publisher | None = None
 
     def node(self) -> dict[str, Any]:
-        """Where Ray put this process (which from now on uses that GPU), and the versions that must
-        agree across a cluster."""
+        """Where Ray put this process, and the versions that must agree across a cluster. From now
+        on the process uses that GPU."""
         import ray
 
         context = ray.get_runtime_context()
@@ -50,6 +53,7 @@ class Worker:
         return {**here, "device_index": self.device_index, "versions": versions()}
 
     def assign(self, rank: int) -> None:
+        """From now on be this rank."""
         self.rank = rank
 
     def publish(self, tags: dict[str, str]) -> None:
@@ -58,63 +62,77 @@ class Worker:
 
     def open_store(self, host: str) -> tuple[str, int]:
         """On rank 0: open the rendezvous on a free port and keep it. Returns (host, port)."""
-        import torch.distributed as dist
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
         self._store = store
         return host, store.port
 
     def build(self, engine: str, plan: EnginePlan, address: tuple[str, int] | None) -> Built:
         """Join the ranks at `address`, then load weights and warm up. What it raises is the reason
-        a deployment failed."""
-        import torch
-
+        for which a deployment failed."""
         self._progress.state = BUILDING
-        torch.set_num_threads(1) if plan.device == "cpu" else torch.cuda.set_device(
-            self.device_index
-        )
         self._engine = engines.create(engine)
-        placement, store, rank = plan.placement, None, self.rank
-        if self._engine.processes == "per_rank" and placement.num_ranks > 1 and address is not None:
-            store = self._join(address)
-        device = (
-            torch.device(plan.device, self.device_index)
-            if plan.device == "cuda"
-            else torch.device("cpu")
-        )
-        from workers.ranges import ranges_for
-        from workers.rank import connect
-
-        self._context = connect(rank, placement, device, store, plan.timeout_s)
-        self._context.progress = self._progress
-        self._context.ranges = ranges_for(plan.nsys_dir is not None)
-        count = placement.num_ranks if self._engine.processes == "single" else 1
+        single = self._engine.processes == "single"
+        alone = single or plan.placement.num_ranks == 1 or address is None
+        self._context = self._connect(plan, None if alone else self._join(address))
+        count = plan.placement.num_ranks if single else 1
         self._sampler = sampler_for(plan.device, self.device_index, count)
         with self._context.ranges.span("build"):
             built = self._engine.build(self._context, plan)
         self._progress.state = IDLE
         return built
 
+    def _connect(self, plan: EnginePlan, store: Store | None) -> RankContext:
+        """The process groups of this rank, met over `store` if there are others."""
+        from workers.ranges import ranges_for
+        from workers.rank import connect
+
+        context = connect(self.rank, plan.placement, self._device(plan), store, plan.timeout_s)
+        context.progress = self._progress
+        context.ranges = ranges_for(plan.nsys_dir is not None)
+        return context
+
+    def _device(self, plan: EnginePlan) -> torch.device:
+        """The device of this process, made the current one. On a CPU torch gets one thread, so that
+        several ranks can share the machine."""
+        import torch
+
+        if plan.device == "cpu":
+            torch.set_num_threads(1)
+            return torch.device("cpu")
+        torch.cuda.set_device(self.device_index)
+        return torch.device("cuda", self.device_index)
+
+    def _join(self, address: tuple[str, int] | None) -> Store:
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        assert address is not None
+        if self._store is None:
+            self._store = TCPStore(*address, is_master=False)
+        return self._store
+
     def run(self, work: Work) -> RankReport:
+        """Serve `work` and report. What it raises is the reason for which a run failed."""
         assert self._engine is not None, "build first"
+        assert self._context is not None
         self.telemetry()
         self._recording = self._sampler.start()
         self._progress.state = OBSERVING if work.observe else RUNNING
+        asked = len(work.requests), work.max_concurrency
         try:
-            with self._context.ranges.span(
-                "run of {} requests, {} at once", len(work.requests), work.max_concurrency
-            ):
+            with self._context.ranges.span("run of {} requests, {} at once", *asked):
                 report = self._engine.run(work)
         finally:
-            self._rest()
+            self._end_run()
         self._recording.origin_s = report.began_s
         return report
 
     def telemetry(self) -> pa.Table | None:
-        """What was sampled since `run` was last called, in the schema TELEMETRY; ends the sampling.
+        """TELEMETRY: what was sampled since `run` was last called; ends the sampling.
 
-        Asked for when every rank has ended its run: the GPU of a replica that is done early is seen
-        idling until then.
+        It is called when every rank has ended its run, so that the GPU of a replica that is done
+        early is seen idling until then.
         """
         recording, self._recording = self._recording, None
         if recording is None:
@@ -123,6 +141,7 @@ class Worker:
         return recording.table(self.rank)
 
     def close(self) -> None:
+        """Free everything; a next `build` may follow."""
         self.telemetry()
         if self._publisher is not None:
             self._publisher.stop()
@@ -133,8 +152,8 @@ class Worker:
             self._context.close()
         self._engine = self._context = self._store = None
 
-    def _rest(self) -> None:
-        """A run is over: tell what of it has not been told, and let its steps go."""
+    def _end_run(self) -> None:
+        """Publish what of the run has not been published, and let its steps go."""
         self._progress.state = IDLE
         if self._publisher is not None:
             self._publisher.publish()
@@ -144,17 +163,9 @@ class Worker:
         recording = self._recording
         return [] if recording is None else recording.latest()
 
-    def _join(self, address: tuple[str, int]) -> dist.Store:
-        import torch.distributed as dist
-
-        if self._store is None:
-            self._store = dist.TCPStore(*address, is_master=False)
-        return self._store
-
 
 def _local_index(gpu_ids: list[str]) -> int:
-    """What torch calls the first of the GPUs that Ray gave: its place among the visible ones; 0
-    without a GPU.
+    """The number by which torch knows the first of the GPUs that Ray gave; 0 without a GPU.
 
     Ray names a GPU as CUDA_VISIBLE_DEVICES of the node does, and torch counts along that list.
     """

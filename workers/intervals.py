@@ -1,4 +1,4 @@
-"""Sets of time: lists of (start, end), in any one unit."""
+"""Stretches of time: lists of (start, end), all in one unit."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""How far a rank is with its run: plain values that the generate loop leaves behind and another
-thread reads."""
+"""How far a rank is with its run: plain values that an engine writes and another thread reads."""
 
 from __future__ import annotations
 
@@ -29,13 +28,13 @@ class StepEnd(NamedTuple):
 
 @dataclass(slots=True)
 class Progress:
-    """Of one rank. An engine calls `begin` where its run's clock starts and `step` once a step;
-    that is all a run is charged.
+    """Of one rank. An engine calls `begin` where the clock of its run starts, and `step` once a
+    step; a run pays for no more than that.
 
-    pages: KV pages there are, 0 without a paged cache. reports: this rank reports the requests of
-    its replica, so summing over the ranks that do counts each token once. ends: of the run's steps
-    so far, led by the moment it began; a new list for every run, so that a reader sees where one
-    begins.
+    state: one of the four above. pages: KV pages there are, 0 without a paged cache. reports: this
+    rank reports the requests of its replica, so summing over the ranks that do counts each token
+    once. ends: of the run's steps so far, led by the moment at which it began; a new list for every
+    run, so that a reader sees where one begins.
     """
 
     state: int = IDLE
@@ -44,13 +43,16 @@ class Progress:
     ends: list[StepEnd] = field(default_factory=list)
 
     def begin(self, at: Moment, pages: int = 0, reports: bool = True) -> None:
+        """A run begins."""
         self.pages, self.reports = pages, reports
         self.ends = [StepEnd(at, "", 0, 0, 0, 0)]
 
     def step(
         self, at: Moment, phase: str, tokens: int, running: int, waiting: int, pages: int = 0
     ) -> None:
+        """A step was launched that is over at the moment `at`; see `StepEnd`."""
         self.ends.append(StepEnd(at, phase, tokens, running, waiting, pages))
 
     def end(self) -> None:
+        """The run is over and everything of it has been read."""
         self.ends = []

@@ -1,40 +1,41 @@
-"""Names for stretches of the host's time, for Nsight Systems to show: the pair of what names them
-and what does not."""
+"""Names for stretches of the host's time, for Nsight Systems to show."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import Protocol
 
 
 class Ranges(Protocol):
-    """Told what a rank is at. Ranges nest."""
+    """Is told what a rank does. Ranges nest."""
 
     def span(self, name: str, *values: object) -> AbstractContextManager[None]:
-        """Around what is called `name`, a pattern for `str.format` that is filled in only where
-        somebody watches."""
+        """A range around the block, called `name`: a pattern for `str.format`, filled in with
+        `values` only where Nsight Systems watches."""
         ...
 
 
-class Silent:
-    """For every run that nobody watches: names nothing."""
+class NoRanges:
+    """For a run that Nsight Systems does not watch: does nothing."""
 
     def __init__(self) -> None:
         self._nothing = nullcontext()
 
     def span(self, name: str, *values: object) -> AbstractContextManager[None]:
+        """No range."""
         return self._nothing
 
 
-class Spoken:
-    """Opens and closes a range by two calls."""
+class PushedRanges:
+    """Opens a range by one function and closes it by another."""
 
-    def __init__(self, push: Callable[[str], Any], pop: Callable[[], Any]) -> None:
+    def __init__(self, push: Callable[[str], object], pop: Callable[[], object]) -> None:
         self._push, self._pop = push, pop
 
     @contextmanager
     def span(self, name: str, *values: object) -> Iterator[None]:
+        """A range, closed also where the block raises."""
         self._push(name.format(*values))
         try:
             yield
@@ -47,6 +48,6 @@ def ranges_for(watched: bool) -> Ranges:
     without CUDA and NVTX."""
     import torch
 
-    if not (watched and torch.backends.cuda.is_built()):
-        return Silent()
-    return Spoken(torch.cuda.nvtx.range_push, torch.cuda.nvtx.range_pop)
+    if not (watched and torch.backends.cuda.is_built()):  # type: ignore[no-untyped-call]
+        return NoRanges()
+    return PushedRanges(torch.cuda.nvtx.range_push, torch.cuda.nvtx.range_pop)

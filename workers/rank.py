@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import datetime
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
 from strategies.placement import Placement
 from workers.progress import Progress
-from workers.ranges import Ranges, Silent
+from workers.ranges import NoRanges, Ranges
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store  # torch.distributed has it, but not for mypy
 
 
 @dataclass(slots=True)
@@ -19,10 +24,9 @@ class RankContext:
     """One rank of a placement.
 
     groups: mesh axis -> process group of the ranks that differ from this one along that axis alone.
-    edges: "prev" | "next" -> (group, peer) of the stage before or after; a group of two each, so
+    edges: "prev" or "next" -> (group, peer) of the stage before or after; a group of two each, so
     that the traffic of one boundary never waits behind that of another.
-    progress: where an engine leaves word of how far its run is; it may as well not. ranges: where
-    it says what it is at.
+    progress: where an engine may tell how far its run is. ranges: where it names what it does.
     """
 
     rank: int
@@ -31,10 +35,11 @@ class RankContext:
     groups: dict[str, dist.ProcessGroup] = field(default_factory=dict)
     edges: dict[str, tuple[dist.ProcessGroup, int]] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
-    ranges: Ranges = field(default_factory=Silent)
+    ranges: Ranges = field(default_factory=NoRanges)
 
     @property
     def coordinates(self) -> dict[str, int]:
+        """Mesh axis -> index of this rank along it."""
         return self.placement.coordinates(self.rank)
 
     def at(self, axis: str) -> int:
@@ -43,52 +48,60 @@ class RankContext:
 
     @property
     def is_first_stage(self) -> bool:
+        """Whether the embedding is here; true without a pipeline."""
         return self.at("pp") == 0
 
     @property
     def is_last_stage(self) -> bool:
+        """Whether the head is here; true without a pipeline."""
         return self.at("pp") == self.placement.degree("pp") - 1
 
     def close(self) -> None:
+        """Leave the process groups, if there are any."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
 def connect(
-    rank: int,
-    placement: Placement,
-    device: torch.device,
-    store: dist.Store | None,
-    timeout_s: float,
+    rank: int, placement: Placement, device: torch.device, store: Store | None, timeout_s: float
 ) -> RankContext:
-    """Join the other ranks over `store` (None for a placement of one) and make the groups of the
-    mesh.
-
-    Every rank makes every group in the same order, as torch.distributed asks.
-    """
+    """Join the other ranks over `store` (None for a process that is alone) and make the groups of
+    the mesh. timeout_s: of every collective."""
     context = RankContext(rank, placement, device)
     if placement.num_ranks == 1 or store is None:
         return context
     timeout = datetime.timedelta(seconds=timeout_s)
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    on_gpu = device.type == "cuda"
     dist.init_process_group(
-        backend,
+        "nccl" if on_gpu else "gloo",
         store=store,
         rank=rank,
         world_size=placement.num_ranks,
         timeout=timeout,
-        device_id=device if device.type == "cuda" else None,
+        device_id=device if on_gpu else None,
     )
+    _make_groups(context, timeout)
+    return context
+
+
+def _make_groups(context: RankContext, timeout: datetime.timedelta) -> None:
+    """Every rank makes every group in the same order, as torch.distributed asks."""
+    rank, placement = context.rank, context.placement
     for axis, _ in placement.mesh:
         for ranks in placement.groups(axis):
             group = dist.new_group(list(ranks), timeout=timeout)
             if rank in ranks:
                 context.groups[axis] = group
-    for ranks in placement.groups("pp") if placement.degree("pp") > 1 else ():
-        for source, target in itertools.pairwise(ranks):
-            group = dist.new_group([source, target], timeout=timeout)
-            if rank == source:
-                context.edges["next"] = (group, target)
-            if rank == target:
-                context.edges["prev"] = (group, source)
-    return context
+    for source, target in _boundaries(placement):
+        group = dist.new_group([source, target], timeout=timeout)
+        if rank == source:
+            context.edges["next"] = (group, target)
+        if rank == target:
+            context.edges["prev"] = (group, source)
+
+
+def _boundaries(placement: Placement) -> Iterator[tuple[int, int]]:
+    """(rank, rank of the next stage) of every pipeline."""
+    if placement.degree("pp") > 1:
+        for ranks in placement.groups("pp"):
+            yield from itertools.pairwise(ranks)

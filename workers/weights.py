@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +22,7 @@ Box = tuple[slice, ...]
 
 
 class Source(Protocol):
-    """Where weights come from."""
+    """Where weights come from. A box is the slices of a parameter, one for each of its dims."""
 
     def read(self, name: str, shape: tuple[int, ...], box: Box, out: Tensor) -> None:
         """Fill `out`, of `box`'s shape, with that part of the parameter `name` of `shape`."""
@@ -32,12 +33,13 @@ class DummyWeights:
     """Seeded weights with no file behind them."""
 
     def read(self, name: str, shape: tuple[int, ...], box: Box, out: Tensor) -> None:
+        """See `dummy_tensor`."""
         out.copy_(dummy_tensor(name, shape, box, out.dtype, out.device))
 
 
 class Checkpoint:
-    """A folder of safetensors: one file, or several with an index. Reads no more than the slices
-    asked for."""
+    """A folder of safetensors: one file, or several with an index. Only the slices that are asked
+    for are read."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -48,13 +50,15 @@ class Checkpoint:
         )
 
     def read(self, name: str, shape: tuple[int, ...], box: Box, out: Tensor) -> None:
+        """Raises safetensors.SafetensorError where the file has no such parameter."""
         file = self._where.get(name, "model.safetensors")
         if file not in self._files:
             self._files[file] = safe_open(self._folder / file, framework="pt")
-        out.copy_(self._files[file].get_slice(name)[box])
+        out.copy_(self._files[file].get_slice(name)[box])  # type: ignore[no-untyped-call]
 
 
 def open_source(checkpoint: str | None) -> Source:
+    """The weights in the folder `checkpoint`; None: dummy ones."""
     return DummyWeights() if checkpoint is None else Checkpoint(Path(checkpoint))
 
 
@@ -70,20 +74,21 @@ def dummy_tensor(
     if name.endswith("norm.weight"):
         return torch.ones(size, dtype=dtype, device=device)
     out = torch.empty(size, dtype=dtype, device=device)
-    seed = zlib.crc32(name.encode())
-    rows = out.view(size[0], -1)
+    seed, rows = zlib.crc32(name.encode()), out.view(size[0], -1)
     columns = box[1] if len(box) > 1 else slice(0, 1)
     width = shape[1] if len(shape) > 1 else 1
-    step = max(1, _CHUNK // rows.shape[1])
     column = torch.arange(columns.start, columns.stop, device=device, dtype=torch.int64)
-    for start in range(0, size[0], step):
-        stop = min(start + step, size[0])
-        row = torch.arange(
-            box[0].start + start, box[0].start + stop, device=device, dtype=torch.int64
-        )
-        index = row[:, None] * width + column[None, :]
-        rows[start:stop] = uniform(index, seed).mul_(2.0).sub_(1.0).mul_(_AMPLITUDE)
+    for part, row in _in_chunks(rows, box[0].start):
+        values = uniform(row[:, None] * width + column[None, :], seed)
+        part.copy_(values.mul_(2.0).sub_(1.0).mul_(_AMPLITUDE))
     return out
+
+
+def _in_chunks(rows: Tensor, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some rows at a time, as a view, and their numbers, of which the first is `first`."""
+    step = max(1, _CHUNK // rows.shape[1])
+    numbers = torch.arange(first, first + rows.shape[0], device=rows.device, dtype=torch.int64)
+    return zip(torch.split(rows, step), torch.split(numbers, step), strict=True)
 
 
 def uniform(index: Tensor, seed: int | Tensor) -> Tensor:

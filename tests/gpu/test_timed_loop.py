@@ -64,6 +64,6 @@ def test_a_closed_loop_of_fixed_lengths_never_waits(worker: Worker) -> None:
 
 
 @pytest.mark.usefixtures("alarmed")
-def test_a_loop_that_heeds_the_end_of_sequences_waits_for_its_tokens(worker: Worker) -> None:
+def test_a_loop_that_stops_at_an_end_of_text_waits_for_its_tokens(worker: Worker) -> None:
     with pytest.raises(RuntimeError, match="synchronizing CUDA operation"):
         worker.run(Work(WORK.requests, WORK.max_concurrency, ignore_eos=False))

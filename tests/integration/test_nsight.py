@@ -27,7 +27,7 @@ from orchestrator.plan.remarks import remarks
 from strategies.shapes import Topology
 from workers.engines.native.engine import TorchEngine, is_observable
 from workers.messages import Work
-from workers.ranges import Silent, Spoken, ranges_for
+from workers.ranges import NoRanges, PushedRanges, ranges_for
 from workers.rank import RankContext
 from workers.versions import PROJECT, versions
 
@@ -253,7 +253,7 @@ def recorded(folder: Path, nsys_dir: str | None) -> Recorder:
     engine = TorchEngine()
     engine.build(
         RankContext(
-            0, plan.placement, torch.device("cpu"), ranges=Spoken(recorder.push, recorder.pop)
+            0, plan.placement, torch.device("cpu"), ranges=PushedRanges(recorder.push, recorder.pop)
         ),
         plan,
     )
@@ -292,7 +292,7 @@ def test_a_range_ends_where_its_inside_fails() -> None:
     recorder = Recorder()
     with (
         pytest.raises(ValueError, match="inside"),
-        Spoken(recorder.push, recorder.pop).span("step"),
+        PushedRanges(recorder.push, recorder.pop).span("step"),
     ):
         raise ValueError("inside")
     assert recorder.open == []
@@ -302,10 +302,10 @@ def test_nothing_is_named_unless_it_is_asked_for_and_torch_can(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
-    assert isinstance(ranges_for(False), Silent)
-    assert isinstance(ranges_for(True), Spoken)
+    assert isinstance(ranges_for(False), NoRanges)
+    assert isinstance(ranges_for(True), PushedRanges)
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
-    assert isinstance(ranges_for(True), Silent)
+    assert isinstance(ranges_for(True), NoRanges)
 
 
 def test_under_nsys_no_run_on_a_gpu_is_taken_apart(checkpoint: Callable[[str], Path]) -> None:

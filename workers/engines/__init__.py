@@ -89,7 +89,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what `build` took. Called once, also after a `build` or a `run` that raised."""
+        """Free what `build` took, be it that it or a `run` raised."""
         ...
 
 

@@ -1,0 +1,211 @@
+"""Single steps of a tiny decoder on a CPU: what they compute, and what they leave in the state."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import engine_plan, read_shape
+
+from workers.communicator import Communicator
+from workers.engines.native.cache import PAGE, PagedCache
+from workers.engines.native.engine import load_decoder, make_cache, make_runner
+from workers.engines.native.model import Batch, Decoder, PrefillContext
+from workers.engines.native.runner import Runner, bucket_sizes, slots_of
+from workers.engines.native.scheduler import Chunk, Limits, Scheduler, Sequence, Step
+from workers.messages import EnginePlan, Request, Work
+from workers.rank import RankContext
+from workers.records import DECODE, PREFILL
+
+LONG = PAGE + 6  # a prompt that fills one page and begins another
+PAGES = 6
+PROMPT = tuple(int(t) for t in torch.arange(LONG) * 7 % 120)
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+class Rank:
+    """One rank that is alone, with room for three requests at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.plan: EnginePlan = engine_plan(
+            "tp1", read_shape(folder), folder, Work((Request(0, PROMPT, 20),), max_concurrency=3)
+        )
+        context = RankContext(0, self.plan.placement, torch.device("cpu"))
+        communicator = Communicator(context)
+        self.decoder: Decoder = load_decoder(context, self.plan, communicator)
+        self.cache: PagedCache = make_cache(context, self.plan, PAGES)
+        self.runner: Runner = make_runner(self.plan, communicator, self.decoder, self.cache)
+
+    def prefill(self, *chunks: Chunk) -> list[int]:
+        """One prefill step; the tokens that it samples."""
+        sampled = tuple(chunk.sequence for chunk in chunks if chunk.is_last)
+        tokens = self.runner.run(Step(0, PREFILL, 0, chunks, sampled))
+        return [] if tokens is None else tokens.tolist()
+
+    def decode(self, *sequences: Sequence) -> list[int]:
+        """One decode step; a token of each sequence."""
+        tokens = self.runner.run(Step(0, DECODE, 0, (), sequences))
+        assert tokens is not None
+        made: list[int] = tokens.tolist()
+        return made
+
+    def greedy(self, prompt: tuple[int, ...], count: int) -> list[int]:
+        """The same by hand: a forward pass over the whole sequence for every token, in a cache of
+        its own."""
+        tokens = list(prompt)
+        for _ in range(count):
+            cache = PagedCache.allocate(
+                self.plan.model, self.plan.placement, 0, 2, torch.float32, torch.device("cpu")
+            )
+            n = len(tokens)
+            at, ends = torch.arange(n), torch.tensor([0, n], dtype=torch.int32)
+            context = PrefillContext(at + PAGE, ends, ends, n, n)
+            last = torch.tensor([n - 1])
+            batch = Batch(torch.tensor(tokens), at, at + PAGE, context, sampled=last)
+            tokens.append(int(self.decoder.forward(batch, cache).argmax()))
+        return tokens[len(prompt) :]
+
+
+@pytest.fixture
+def rank(checkpoint: Callable[[str], Path]) -> Rank:
+    return Rank(checkpoint("Qwen3"))
+
+
+def sequence(
+    prompt: tuple[int, ...] = PROMPT, seat: int = 0, pages: tuple[int, ...] = (3, 5)
+) -> Sequence:
+    return Sequence(Request(9, prompt, 20), seat, list(pages))
+
+
+def whole(one: Sequence) -> Chunk:
+    return Chunk(one, 0, len(one.request.prompt))
+
+
+# -- what is computed
+
+
+def test_decoding_after_a_prefill_equals_a_forward_pass_over_the_whole_sequence(rank: Rank) -> None:
+    one = sequence()
+    made = rank.prefill(whole(one)) + [rank.decode(one)[0] for _ in range(8)]
+    assert made == rank.greedy(PROMPT, 9)
+    assert len(set(made)) > 3  # weights that tell tokens apart
+
+
+@pytest.mark.parametrize("cuts", [(1, 2), (10, PAGE), (PAGE, PAGE + 1), (PAGE - 1, PAGE + 3)])
+def test_a_prompt_in_chunks_gives_the_token_of_the_whole_prompt(
+    rank: Rank, cuts: tuple[int, int]
+) -> None:
+    one = sequence()
+    ends = (0, *cuts, LONG)
+    made = [rank.prefill(Chunk(one, a, b - a)) for a, b in itertools.pairwise(ends)]
+    assert made == [[], [], rank.greedy(PROMPT, 1)]
+    assert rank.decode(one) == rank.greedy(PROMPT, 2)[1:]
+
+
+def test_requests_in_one_step_do_not_see_each_other(rank: Rank) -> None:
+    prompts = (PROMPT, PROMPT[:1], PROMPT[5:50])
+    pages = ((3, 5), (1,), (6,))
+    sequences = [sequence(p, i, pages[i]) for i, p in enumerate(prompts)]
+    expected = [rank.greedy(prompt, 3) for prompt in prompts]
+    first = rank.prefill(*map(whole, sequences))
+    made = [first, rank.decode(*sequences), rank.decode(*sequences)]
+    assert [list(tokens) for tokens in zip(*made, strict=True)] == expected
+
+
+def test_the_order_of_a_decode_step_is_that_of_its_sequences(rank: Rank) -> None:
+    one, other = sequence(PROMPT[:20], 0, (1,)), sequence(PROMPT[30:45], 2, (2,))
+    rank.prefill(whole(one), whole(other))
+    tokens = [rank.greedy(s.request.prompt, 3) for s in (one, other)]
+    assert rank.decode(one, other) == [tokens[0][1], tokens[1][1]]
+    assert rank.decode(other, one) == [tokens[1][2], tokens[0][2]]
+
+
+# -- the state
+
+
+def test_a_request_that_enters_fills_its_row(rank: Rank) -> None:
+    one = sequence(seat=1)
+    (token,) = rank.prefill(whole(one))
+    state = rank.runner.state
+    assert state.tables[1].tolist() == [3, 5]
+    assert (state.request[1], state.position[1], state.token[1]) == (9, LONG, token)
+    (token,) = rank.decode(one)
+    assert (state.position[1], state.token[1]) == (LONG + 1, token)
+
+
+def test_until_a_prompt_has_ended_its_position_stays(rank: Rank) -> None:
+    rank.prefill(Chunk(sequence(), 0, 10))
+    assert rank.runner.state.position.tolist() == [0, 0, 0, 0]
+
+
+def test_rows_of_others_and_of_padding_are_left_alone(rank: Rank) -> None:
+    state = rank.runner.state
+    assert state.padding_row == 3
+    one, other = sequence(PROMPT[:20], 0, (1,)), sequence(PROMPT[30:45], 2, (2,))
+    rank.prefill(whole(one), whole(other))
+    before = [table.clone() for table in (state.token, state.position, state.request)]
+    rank.decode(one)
+    for table, old in zip((state.token, state.position, state.request), before, strict=True):
+        assert table[1:].tolist() == old[1:].tolist()
+
+
+def test_a_step_that_is_padded_writes_to_page_0_and_to_the_pages_of_its_requests(
+    rank: Rank,
+) -> None:
+    """As a graph of a larger size does."""
+    one = sequence(PROMPT[:20], 0, (4,))
+    (first,) = rank.prefill(whole(one))
+    rank.runner._graphs[3] = rank.runner._new_graph(3)
+    before = {layer: keys.clone() for layer, keys in rank.cache.keys.items()}
+    assert [first, *rank.decode(one)] == rank.greedy(PROMPT[:20], 2)
+    for layer, keys in rank.cache.keys.items():
+        touched = (keys != before[layer]).flatten(1).any(1).nonzero()[:, 0].tolist()
+        assert {4} <= set(touched) <= {0, 4}
+    assert rank.runner.state.position.tolist() == [21, 0, 0, 0]
+
+
+def test_a_seat_that_is_taken_again_begins_anew(rank: Rank) -> None:
+    for prompt, pages in ((PROMPT, (3, 5)), (PROMPT[:7], (5,)), (PROMPT[3:], (1, 2))):
+        one = sequence(prompt, 0, pages)
+        assert [rank.prefill(whole(one)), rank.decode(one)] == [
+            [token] for token in rank.greedy(prompt, 2)
+        ]
+
+
+def test_the_steps_of_a_scheduler_make_the_tokens_of_each_request(rank: Rank) -> None:
+    prompts = (PROMPT[:30], PROMPT[:9], PROMPT[20:], PROMPT[4:12])
+    asked = tuple(Request(i, prompt, 4) for i, prompt in enumerate(prompts))
+    scheduler = Scheduler(asked, 2, Limits(micro_batches=2, pages=PAGES, prefill_tokens=16))
+    made: dict[int, list[int]] = {}
+    while (micro_batch := scheduler.next_micro_batch()) is not None:
+        step = scheduler.next_step(micro_batch)
+        tokens = rank.runner.run(step) if step is not None else None
+        if step is not None and tokens is not None:
+            for one, token in zip(step.sampled, tokens.tolist(), strict=True):
+                made.setdefault(one.request.index, []).append(token)
+    assert made == {i: rank.greedy(prompt, 4) for i, prompt in enumerate(prompts)}
+
+
+# -- sizes and slots
+
+
+def test_graphs_are_captured_up_to_the_largest_batch_and_fine_below() -> None:
+    assert bucket_sizes(1) == [1]
+    assert bucket_sizes(20) == [1, 2, 4, 8, 16, 20]
+    assert bucket_sizes(100)[-5:] == [48, 64, 80, 96, 100]
+    assert bucket_sizes(512)[-3:] == [448, 480, 512]
+    assert max(b - a for a, b in itertools.pairwise(bucket_sizes(4096))) == 64
+
+
+def test_slots_follow_the_pages_in_their_order() -> None:
+    slots = slots_of([3, 1])
+    assert slots.shape == (2 * PAGE,)
+    assert slots[[0, PAGE - 1, PAGE, -1]].tolist() == [3 * PAGE, 4 * PAGE - 1, PAGE, 2 * PAGE - 1]
