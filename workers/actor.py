@@ -1,7 +1,7 @@
 """The process of one rank, kept thin: meet the others, build, run, close. Ray makes an actor of
 `Worker`, and calls its methods by name.
 
-ray is imported only to ask which node and GPU it gave this actor.
+ray is imported only to ask which node and GPU it gave this actor, and to end the actor.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from workers import engines
 from workers.messages import Built, EnginePlan, RankReport, Work
 from workers.probes.gauges import Publisher
-from workers.probes.telemetry import Recording, Row, Sampler, sampler_for
+from workers.probes.nvml_readings import Readings
+from workers.probes.telemetry import Recording, Sampler, sampler_for
 from workers.progress import BUILDING, IDLE, OBSERVING, RUNNING, Progress
 from workers.versions import versions
 
@@ -152,6 +153,13 @@ class Worker:
             self._context.close()
         self._engine = self._context = self._store = None
 
+    def leave(self) -> None:
+        """End this process as a program ends, so that a profiler around it can write its report.
+        Whoever waits for the answer is told that the actor has died."""
+        import ray
+
+        ray.actor.exit_actor()
+
     def _end_run(self) -> None:
         """Publish what of the run has not been published, and let its steps go."""
         self._progress.state = IDLE
@@ -159,9 +167,15 @@ class Worker:
             self._publisher.publish()
         self._progress.end()
 
-    def _samples(self) -> list[Row]:
+    def _samples(self) -> list[Readings]:
         recording = self._recording
         return [] if recording is None else recording.latest()
+
+
+def drives_all_devices(engine: str) -> bool:
+    """Whether one process of this engine drives every device of a placement; otherwise each rank
+    has a process of its own."""
+    return engines.create(engine).processes == "single"
 
 
 def _local_index(gpu_ids: list[str]) -> int:

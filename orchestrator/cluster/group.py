@@ -8,6 +8,7 @@ import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ from orchestrator.cluster.connection import NO_MASK, Cluster
 from orchestrator.cluster.failures import RunFailed, first_line
 from orchestrator.cluster.nodes import RESOURCES, START_S
 from orchestrator.cluster.processes import end, processes, uninterrupted
-from orchestrator.cluster.ranks import Place, RankWorker, in_rank_order, ranks_at
-from orchestrator.cluster.waiting import gather
-from workers import engines
+from orchestrator.cluster.ranks import Place, in_rank_order, ranks_at
+from orchestrator.cluster.waiting import ask, gather
+from workers.actor import Worker, drives_all_devices
 from workers.messages import Built, EnginePlan, RankReport, Work
 
 __all__ = ["RunFailed", "WorkerGroup"]
@@ -101,15 +102,15 @@ class WorkerGroup:
         """Build the engine on every rank. Raises RunFailed as soon as one rank has failed."""
         address = None
         if len(self._actors) > 1:
-            rank0 = self._actors[0].open_store.remote(self._places[0].address)
-            address = gather([rank0], "the rendezvous", START_S)[0]
-        refs = [actor.build.remote(self._engine, self._plan, address) for actor in self._actors]
+            asked = ask(self._actors[:1], Worker.open_store, self._places[0].address)
+            address = gather(asked, "the rendezvous", START_S)[0]
+        refs = ask(self._actors, Worker.build, self._engine, self._plan, address)
         return gather(refs, "the build", timeout_s)
 
     def run(self, work: Work, timeout_s: float) -> list[RankReport]:
         """Serve `work` on every rank. Raises RunFailed as soon as one rank has failed."""
-        reports = gather([actor.run.remote(work) for actor in self._actors], "the run", timeout_s)
-        sampled = [actor.telemetry.remote() for actor in self._actors]
+        reports = gather(ask(self._actors, Worker.run, work), "the run", timeout_s)
+        sampled = ask(self._actors, Worker.telemetry)
         tables = gather(sampled, "the end of sampling", timeout_s)
         return [
             replace(report, telemetry=table) for report, table in zip(reports, tables, strict=True)
@@ -117,7 +118,7 @@ class WorkerGroup:
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Let the engines free what they hold, then kill. For a group that is well."""
-        refs = [actor.close.remote() for actor in self._actors]
+        refs = ask(self._actors, Worker.close)
         ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
         if self._plan.nsys_dir is not None:
             self._end_under_nsys()
@@ -164,11 +165,10 @@ class WorkerGroup:
         self._actors = [self._actors[i] for i in order]
         self._places = [places[i] for i in order]
         self._reports = [self._report(i) for i in order] if self._plan.nsys_dir is not None else []
-        assigned = [actor.assign.remote(rank) for rank, actor in enumerate(self._actors)]
-        gather(assigned, "the start", START_S)
+        assigned = [ask([actor], Worker.assign, rank) for rank, actor in enumerate(self._actors)]
+        gather(list(chain(*assigned)), "the start", START_S)
         if self._tags is not None:
-            tagged = [actor.publish.remote(dict(self._tags)) for actor in self._actors]
-            gather(tagged, "the start", START_S)
+            gather(ask(self._actors, Worker.publish, dict(self._tags)), "the start", START_S)
 
     def _ordered_bundles(self, addresses: Mapping[str, str]) -> list[tuple[int, str]]:
         """Bundles and their nodes' addresses, by node. On a node, Ray hands GPUs out in order: so
@@ -181,7 +181,7 @@ class WorkerGroup:
 
     def _ask_places(self, addresses: Mapping[str, str]) -> list[Place]:
         """Where the actors are, in the order they were started."""
-        answers = gather([actor.node.remote() for actor in self._actors], "the start", START_S)
+        answers = gather(ask(self._actors, Worker.node), "the start", START_S)
         return [
             Place(addresses[said["node_id"]], said["node_id"], said["device_index"], said["pid"])
             for said in answers
@@ -189,7 +189,7 @@ class WorkerGroup:
 
     def _actor(self, bundle: int, name: str, runtime: Mapping[str, object]) -> Any:
         resource, amount = next(iter(self._bundles[bundle].items()))
-        remote = ray.remote(RankWorker).options(
+        remote = ray.remote(Worker).options(
             name=name,
             num_cpus=amount if resource == "CPU" else 0,
             num_gpus=amount if resource == "GPU" else 0,
@@ -234,8 +234,7 @@ class WorkerGroup:
     def _end_under_nsys(self) -> None:
         """Let every process end by itself and nsys write its report: what the profiler still holds
         dies with a killed one."""
-        for actor in self._actors:
-            actor.leave.remote()
+        ask(self._actors, Worker.leave)
         for complaint in self._name_reports():
             logging.getLogger(__name__).warning(complaint)
 
@@ -263,6 +262,6 @@ def bundles_for(plan: EnginePlan, engine: str) -> list[dict[str, float]]:
     """What is reserved: one device a process; all of them for an engine that drives every device
     from one."""
     ranks, resource = plan.placement.num_ranks, RESOURCES[plan.device]
-    if engines.create(engine).processes == "single":
+    if drives_all_devices(engine):
         return [{resource: ranks}]
     return [{resource: 1}] * ranks

@@ -1,13 +1,9 @@
-"""Which process is which rank, and the process itself."""
+"""Which process is which rank."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import ray
-
-from workers.actor import Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +15,6 @@ class Place:
     node_id: str
     device_index: int
     pid: int
-
-
-class RankWorker(Worker):
-    """A worker that ends by itself when it is told to."""
-
-    def leave(self) -> None:
-        """End this process as a program ends, so that a profiler around it can write its report.
-        Whoever waits for the answer is told that the actor has died."""
-        ray.actor.exit_actor()
 
 
 def ranks_at(devices: Sequence[int], count: int) -> list[int]:

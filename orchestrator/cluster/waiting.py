@@ -1,18 +1,32 @@
-"""Waiting for the ranks of a group: all of them answer, or the first failure is told at once."""
+"""Asking the ranks of a group and waiting: all of them answer, or the first failure is told at
+once."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Concatenate, ParamSpec
 
 import ray
 from ray.exceptions import RayError
 
 from orchestrator.cluster.failures import RunFailed, explain
+from workers.actor import Worker
+
+P = ParamSpec("P")
 
 POLL_S = 0.5
 GRACE_S = 1.0  # after a first failure, for the other ranks to say more
+
+
+def ask(
+    actors: Sequence[Any],
+    method: Callable[Concatenate[Worker, P], object],
+    *args: P.args,
+    **options: P.kwargs,
+) -> list[Any]:
+    """Call a method of `Worker` in every actor. Returns the references to the answers."""
+    return [getattr(actor, method.__name__).remote(*args, **options) for actor in actors]
 
 
 def gather(refs: Sequence[Any], what: str, timeout_s: float) -> list[Any]:

@@ -26,8 +26,6 @@ SLOW_EVERY = 10  # samples between two readings of what takes long to read
 STOP_S = 2.0  # most that a run's end waits for its last sample
 UNREAD = nothing(SampleRow)
 
-Row = Readings  # what the readings of a sample are to the actor
-
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
