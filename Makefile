@@ -1,10 +1,13 @@
-# Two commands: `make demo` and `make test`. Each makes the environment the first time.
+# Two commands to begin with: `make demo` and `make test`. Each makes the environment the first time.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint clean
+# What needs no Ray, no rank processes, no GPU and no browser.
+FAST = not ray and not ranks and not gpu and not browser
+
+.PHONY: demo test test-fast lint clean
 
 demo: $(READY)
 	$(BIN)/orchestrator submit --config examples/demo.yaml
@@ -12,9 +15,15 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
+test-fast: $(READY)
+	$(BIN)/python -m pytest -m '$(FAST)'
+
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/structure.py
+	$(BIN)/deptry .
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,7 +1,11 @@
-"""The one error a user is shown as a line, without a traceback."""
+"""What a user is shown as a line, without a traceback."""
+
+from strategies.errors import Refused
+
+__all__ = ["INTERRUPTED", "Refused", "UserError"]
 
 INTERRUPTED = 130  # the exit status of a process that Ctrl-C ended
 
 
-class UserError(ValueError):
-    """Input that cannot be served. The message says what was asked, what is true and what to do."""
+class UserError(Refused):
+    """Input that cannot be served."""

@@ -6,13 +6,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
-
-from strategies.shapes import Load
 
 LEVELS = ("ttft", "tpot", "e2el")  # latencies that --goodput may limit
 SCENARIOS = {"short": (256, 128), "long": (1024, 512)}
@@ -163,24 +161,6 @@ class Experiment(BaseModel):
         """Most runs that a cell can get."""
         return max(self.num_runs, self.max_runs) if self.until_ci else self.num_runs
 
-    @property
-    def identity(self) -> str:
-        """Ten hex digits of everything that results must agree on to be compared; lists that grow
-        are left out.
-
-        Files count by what is in them: a dataset that was edited, or weights that were replaced,
-        are another experiment.
-        """
-        unused = {"request_rate", "burstiness"} if self.request_rate is None else set()
-        unused |= set() if self.nsys else {"nsys"}
-        fields = self.model_dump(mode="json", exclude=FREE_FIELDS | unused)
-        stamps = {
-            str(path): stamp(path)
-            for path in (self.dataset_path, Path(self.model))
-            if path is not None and path.exists()
-        }
-        return digest({**fields, "files": stamps} if stamps else fields)
-
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
@@ -226,17 +206,6 @@ class Cell:
     def name(self) -> str:
         return f"{self.deployment.name}.{self.scenario.name}.c{self.max_concurrency}"
 
-    def load(self) -> Load:
-        return Load(self.scenario.input_len, self.scenario.output_len, self.max_concurrency)
-
-    def fields(self) -> dict[str, Any]:
-        """The columns that name this cell in every table."""
-        return {
-            **asdict(self.deployment),
-            "scenario": self.scenario.name,
-            "max_concurrency": self.max_concurrency,
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -278,6 +247,20 @@ def check_levels(levels: dict[str, float]) -> dict[str, float]:
                 f"goodput {name}:{limit:g}: a service level is a number of milliseconds above 0"
             )
     return levels
+
+
+def identity_of(experiment: Experiment) -> str:
+    """Ten hex digits of everything that results must agree on to be compared.
+
+    Lists that grow from command to command are left out. Files count by what is in them: a dataset
+    that was edited, or weights that were replaced, are another experiment.
+    """
+    unused = {"request_rate", "burstiness"} if experiment.request_rate is None else set()
+    unused |= set() if experiment.nsys else {"nsys"}
+    fields = experiment.model_dump(mode="json", exclude=FREE_FIELDS | unused)
+    paths = [path for path in (experiment.dataset_path, Path(experiment.model)) if path]
+    stamps = {str(path): stamp(path) for path in paths if path.exists()}
+    return digest({**fields, "files": stamps} if stamps else fields)
 
 
 def stamp(path: Path) -> str:

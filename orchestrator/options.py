@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import click
 
-from orchestrator.errors import INTERRUPTED, UserError
+from orchestrator.errors import INTERRUPTED, Refused
 
 BAD_INPUT = 2  # the exit status
 
@@ -21,7 +21,8 @@ class BadInput(click.ClickException):
 
     exit_code = BAD_INPUT
 
-    def show(self, file: Any = None) -> None:
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print it."""
         click.echo(f"error: {' '.join(self.format_message().split())}", file=file, err=True)
 
 
@@ -30,15 +31,12 @@ class OneLineErrors(click.Group):
     text."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. Ctrl-C ends the process with a status of its own."""
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
             raise BadInput(error.format_message()) from error
-        except UserError as error:
-            raise BadInput(str(error)) from error
-        except ValueError as error:
-            if not _is_refusal(error):
-                raise
+        except Refused as error:
             raise BadInput(str(error)) from error
         except KeyboardInterrupt:
             raise SystemExit(INTERRUPTED) from None
@@ -49,6 +47,7 @@ class TakesLevels(click.Command):
     tpot:200`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put --goodput before each level that follows another one."""
         words: list[str] = []
         for word in args:
             continues = (
@@ -58,13 +57,6 @@ class TakesLevels(click.Command):
             )
             words.extend(["--goodput", word] if continues else [word])
         return super().parse_args(ctx, words)
-
-
-def _is_refusal(error: ValueError) -> bool:
-    from strategies.errors import LayoutError
-    from workers.engines import EngineError
-
-    return isinstance(error, (LayoutError, EngineError))
 
 
 EXPERIMENT_OPTIONS = (

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from strategies.placement import Placement
-from strategies.shapes import Load, ModelShape
+from strategies.shapes import ModelShape
 
 # Kept free of weights and KV on a GPU: the CUDA context, NCCL's buffers, graphs and fragmentation.
 RESERVE_BYTES = 3 << 30
@@ -28,6 +28,7 @@ class Budget:
     kv_tokens: int
 
     def holds(self, tokens: int) -> bool:
+        """Whether one replica can hold `tokens` tokens at once; True where memory is unknown."""
         return self.kv_tokens < 0 or self.kv_tokens >= tokens
 
 
@@ -44,14 +45,19 @@ def weight_bytes(
 
 
 def _elements(slices: Sequence[slice]) -> int:
-    return math.prod(s.stop - s.start for s in slices)
+    return math.prod(_length(part) for part in slices)
+
+
+def _length(part: slice) -> int:
+    length: int = part.stop - part.start
+    return length
 
 
 def kv_heads(placement: Placement, model: ModelShape, rank: int) -> int:
     """KV heads whose cache `rank` holds."""
     shape = (model.num_kv_heads * model.head_dim, model.hidden_size)
     rows = placement.shard("model.layers.0.self_attn.k_proj.weight", shape, rank, stored=False)[0]
-    return (rows.stop - rows.start) // model.head_dim
+    return _length(rows) // model.head_dim
 
 
 def kv_bytes_per_token(placement: Placement, model: ModelShape, rank: int, dtype_bytes: int) -> int:
@@ -69,7 +75,7 @@ def workspace_bytes(
     shape = (model.intermediate_size, model.hidden_size)
     mlp = placement.shard("model.layers.0.mlp.gate_proj.weight", shape, rank, stored=False)[0]
     heads = model.num_heads * model.head_dim
-    return tokens * dtype_bytes * (4 * model.hidden_size + 3 * heads + 3 * (mlp.stop - mlp.start))
+    return tokens * dtype_bytes * (4 * model.hidden_size + 3 * heads + 3 * _length(mlp))
 
 
 def gathered_bytes(placement: Placement, model: ModelShape, rank: int, dtype_bytes: int) -> int:
@@ -108,11 +114,6 @@ def budget(
         for rank in different
     ]
     return min(ranks, key=lambda b: (b.kv_tokens, -b.weights))
-
-
-def needed_tokens(placement: Placement, load: Load) -> int:
-    """Tokens of KV one replica needs to serve its share of `load` without queueing."""
-    return math.ceil(load.max_concurrency / placement.degree("dp")) * load.max_len
 
 
 def _rank_budget(

@@ -11,18 +11,22 @@ from fnmatch import fnmatchcase
 from strategies.errors import LayoutError
 from strategies.shapes import ModelShape
 
-# Outermost first. Tensor parallelism talks most, so its ranks are neighbours; an axis not named
-# here goes in between.
+# Outermost first. Tensor parallelism communicates most, so its ranks are neighbours; an axis not
+# named here goes in between.
 AXIS_ORDER = {"dp": 0, "pp": 1, "tp": 9}
+EMBEDDING = "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
     """One cut of a tensor along one mesh axis.
 
-    `unit`: cut only at multiples of this many rows (a head). More ranks than units: every unit is
+    axis: the mesh axis whose ranks share the tensor. dim: the dim of the tensor that is cut,
+    counted from 0.
+    unit: cut only at multiples of this many elements (a head). More ranks than units: every unit is
     replicated over a group of neighbouring ranks (grouped-query attention with fewer KV heads than
-    ranks). `parts`: uneven sizes, one per rank.
+    ranks).
+    parts: uneven sizes in elements, one per rank of the axis; None = equal sizes.
     """
 
     axis: str
@@ -50,8 +54,11 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Layers of one pipeline stage. A rank of the pp axis may hold several (interleaved
-    schedules)."""
+    """Layers of one pipeline stage. A rank of the pp axis may hold several (interleaved schedules).
+
+    pp_rank: index along the pp axis. layers: indices of its layers. embed: it looks up the
+    embedding. head: it holds the final norm and makes logits.
+    """
 
     pp_rank: int
     layers: range
@@ -67,7 +74,9 @@ class Placement:
     params: pattern of parameter names -> cuts, in the order they are made; no match or () =
     replicated.
     tokens: "batch" or "sequence" -> the mesh axes that share it out.
-    devices: rank -> device of the topology.
+    stages: the layers of each pipeline stage.
+    devices: rank -> its place among the reserved devices, which are ordered by node and index. It
+    decides which GPU a rank gets. A permutation of 0 to num_ranks - 1.
     options: what only one engine understands.
     """
 
@@ -87,12 +96,15 @@ class Placement:
 
     @property
     def num_ranks(self) -> int:
+        """The number of ranks: the degrees of all axes multiplied."""
         return math.prod(degree for _, degree in self.mesh)
 
     def degree(self, axis: str) -> int:
+        """The number of ranks along `axis`; 1 for an axis that the mesh does not have."""
         return dict(self.mesh).get(axis, 1)
 
     def option(self, key: str) -> str | None:
+        """The option `key`, or None where it is not set."""
         return dict(self.options).get(key)
 
     def coordinates(self, rank: int) -> dict[str, int]:
@@ -112,6 +124,7 @@ class Placement:
         return tuple(sorted({self.group(axis, rank) for rank in range(self.num_ranks)}))
 
     def rank_at(self, coordinates: Mapping[str, int]) -> int:
+        """The rank with these indices; an axis that is left out counts as index 0."""
         rank = 0
         for axis, degree in self.mesh:
             rank = rank * degree + coordinates.get(axis, 0)
@@ -120,10 +133,18 @@ class Placement:
     # -- refining
 
     def with_axis(self, axis: str, degree: int) -> Placement:
-        """The same placement over `degree` times the ranks. Raises LayoutError if the mesh has that
-        axis already."""
+        """The same placement over `degree` times the ranks, on devices in natural order.
+
+        The new axis changes the number of every rank. Raises LayoutError if the mesh has that axis
+        already, or if `devices` is in an order that somebody chose, which would be lost.
+        """
         if axis in dict(self.mesh):
             raise LayoutError(f"the axis {axis} is in the layout already; name it once")
+        if self.devices != tuple(range(len(self.devices))):
+            raise LayoutError(
+                f"adding the axis {axis} renumbers the ranks and would lose the order of devices "
+                "that an earlier strategy chose; add every axis before devices is set"
+            )
         mesh = tuple(sorted((*self.mesh, (axis, degree)), key=lambda a: AXIS_ORDER.get(a[0], 5)))
         return replace(self, mesh=mesh, devices=tuple(range(math.prod(d for _, d in mesh))))
 
@@ -135,19 +156,25 @@ class Placement:
         return replace(self, params=params)
 
     def with_options(self, **options: str) -> Placement:
+        """Set options that only one engine understands; `engine` names the one that is needed."""
         return replace(self, options=tuple(sorted({**dict(self.options), **options}.items())))
 
     # -- tensors
 
-    def splits(self, name: str) -> tuple[Split, ...]:
-        """The cuts of the parameter `name`; patterns are shell-style, an exact name wins."""
+    def pattern_of(self, name: str) -> str | None:
+        """The pattern in `params` that decides over the parameter `name`, if any: the exact name,
+        else the first shell-style pattern that matches."""
         if name in self.params:
-            return self.params[name]
-        return next(
-            (cuts for pattern, cuts in self.params.items() if fnmatchcase(name, pattern)), ()
-        )
+            return name
+        return next((pattern for pattern in self.params if fnmatchcase(name, pattern)), None)
+
+    def splits(self, name: str) -> tuple[Split, ...]:
+        """The cuts of the parameter `name`; () = replicated."""
+        pattern = self.pattern_of(name)
+        return () if pattern is None else self.params[pattern]
 
     def is_split(self, name: str, axis: str) -> bool:
+        """Whether the parameter `name` is cut over more than one rank along `axis`."""
         return any(split.axis == axis for split in self.splits(name)) and self.degree(axis) > 1
 
     def shard(
@@ -156,22 +183,21 @@ class Placement:
         """The slice of parameter `name` that `rank` stores, one `slice` a dim, in global indices.
 
         stored=False: the slice it computes with. Cuts along an axis that shares out the batch
-        (ZeRO) are storage
-        alone: such a parameter is gathered before it is used.
+        (ZeRO) are storage alone: such a parameter is gathered before it is used.
         """
         at = self.coordinates(rank)
         box = [(0, size) for size in shape]
+        gathered = () if stored else self.tokens.get("batch", ())
         for split in self.splits(name):
-            if self.degree(split.axis) == 1 or (
-                not stored and split.axis in self.tokens.get("batch", ())
-            ):
-                continue
-            low, high = box[split.dim]
-            start, stop = split.bounds(high - low, at[split.axis], self.degree(split.axis))
-            box[split.dim] = (low + start, low + stop)
+            degree = self.degree(split.axis)
+            if degree > 1 and split.axis not in gathered:
+                low, high = box[split.dim]
+                start, stop = split.bounds(high - low, at[split.axis], degree)
+                box[split.dim] = (low + start, low + stop)
         return tuple(slice(a, b) for a, b in box)
 
     def stages_of(self, rank: int) -> tuple[Stage, ...]:
+        """The pipeline stages that `rank` runs."""
         pp_rank = self.coordinates(rank).get("pp", 0)
         return tuple(stage for stage in self.stages if stage.pp_rank == pp_rank)
 
@@ -182,6 +208,6 @@ class Placement:
         if name.startswith("model.layers."):
             layer = int(name.split(".")[2])
             return any(layer in stage.layers for stage in stages)
-        if name == "model.embed_tokens.weight":
+        if name == EMBEDDING:
             return any(stage.embed or (stage.head and model.tie_embeddings) for stage in stages)
         return any(stage.head for stage in stages)

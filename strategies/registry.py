@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import difflib
 import re
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
+from strategies import checks
 from strategies.errors import LayoutError
 from strategies.placement import Placement
 from strategies.shapes import Load, ModelShape, Topology
@@ -18,10 +20,10 @@ ALIASES = {"3d": "tp2pp2dp1"}
 # Order of parts in a canonical name, and the order they are applied in; other keys follow in
 # alphabetical order.
 BUILT_IN_ORDER = ("tp", "pp", "dp")
-MOST = (
-    4096  # the greatest number of a part: a slip of the finger must not fill the memory with ranks
-)
+# The greatest number of a part: a slip of the finger must not fill the memory with ranks.
+MOST = 4096
 
+# A strategy: the placement so far and the number behind its key make a refined placement.
 Refine = Callable[[Placement, int, ModelShape, Load, Topology], Placement]
 
 
@@ -77,7 +79,7 @@ def parse(name: str) -> tuple[tuple[str, int], ...]:
     return tuple((key, int(number)) for key, number in re.findall(r"([a-z]+)([0-9]+)", text))
 
 
-def plan(
+def plan_layout(
     name: str,
     model: ModelShape,
     load: Load,
@@ -87,20 +89,18 @@ def plan(
     """Apply the strategies that `name` is made of to the single-device placement.
 
     Parts that change nothing (dp1) are left out of the canonical name; a layout of one rank is
-    called tp1. Raises LayoutError for an unknown strategy or a combination that cannot be made.
+    called tp1. installed: strategies by key, instead of those that `discover` finds.
+    Raises LayoutError for an unknown strategy, one that makes a mistake (see `checks`), or a
+    combination that cannot be made.
     """
     found = discover() if installed is None else installed
-    parts = parse(name)
-    for key, number in parts:
-        _check_known(key, name, found)
-        if not 1 <= number <= MOST:
-            raise LayoutError(f"{name}: {key}{number} makes no sense; numbers go from 1 to {MOST}")
-    if len({key for key, _ in parts}) != len(parts):
-        raise LayoutError(f"{name}: a strategy is named twice; name each once")
+    parts = _known_parts(name, found)
     placement, spelled = Placement.single(model), ""
     for key, number in sorted(parts, key=_order):
-        refined = _refine(found[key], name, placement, number, model, load, topology)
+        blame = f"{name}: the strategy '{key}' from {found[key].source}"
+        refined = _refine(found[key], blame, (placement, number, model, load, topology))
         if refined is not placement:
+            _check(refined, model, blame)
             spelled += f"{key}{number}"
         placement = refined
     return Layout(spelled or "tp1", placement)
@@ -109,6 +109,19 @@ def plan(
 def _order(part: tuple[str, int]) -> tuple[int, str]:
     key = part[0]
     return (BUILT_IN_ORDER.index(key) if key in BUILT_IN_ORDER else len(BUILT_IN_ORDER), key)
+
+
+def _known_parts(name: str, found: Mapping[str, Installed]) -> tuple[tuple[str, int], ...]:
+    """The parts of `name`. Raises LayoutError unless each is a strategy in `found`, named once,
+    with a number that makes sense."""
+    parts = parse(name)
+    for key, number in parts:
+        _check_known(key, name, found)
+        if not 1 <= number <= MOST:
+            raise LayoutError(f"{name}: {key}{number} makes no sense; numbers go from 1 to {MOST}")
+    if len({key for key, _ in parts}) != len(parts):
+        raise LayoutError(f"{name}: a strategy is named twice; name each once")
+    return parts
 
 
 def _check_known(key: str, name: str, found: Mapping[str, Installed]) -> None:
@@ -126,27 +139,49 @@ def _check_known(key: str, name: str, found: Mapping[str, Installed]) -> None:
 
 
 def _refine(
-    one: Installed,
-    name: str,
-    placement: Placement,
-    number: int,
-    model: ModelShape,
-    load: Load,
-    topology: Topology,
+    one: Installed, blame: str, arguments: tuple[Placement, int, ModelShape, Load, Topology]
 ) -> Placement:
-    """What the strategy makes of `placement`. Raises LayoutError: the strategy's own, or one that
+    """What the strategy makes of the placement. Raises LayoutError: the strategy's own, or one that
     says how it is broken."""
     assert one.refine is not None
-    failed = f"{name}: the strategy '{one.key}' from {one.source} failed"
     try:
-        refined = one.refine(placement, number, model, load, topology)
+        refined = one.refine(*arguments)
     except LayoutError:
         raise
     except Exception as error:  # a plug-in may raise anything
-        raise LayoutError(f"{failed}: {type(error).__name__}: {error}") from error
+        package = str(getattr(one.refine, "__module__", "")).partition(".")[0]
+        raise LayoutError(f"{blame} failed: {_told(error, package)}") from error
     if not isinstance(refined, Placement):
-        raise LayoutError(f"{failed}: it returned {type(refined).__name__}, not a Placement")
+        raise LayoutError(f"{blame} failed: it returned {type(refined).__name__}, not a Placement")
     return refined
+
+
+def _check(placement: Placement, model: ModelShape, blame: str) -> None:
+    """Raise LayoutError with the mistake in `placement` and who made it."""
+    made = f"{blame} made a placement that cannot run"
+    try:
+        checks.check(placement, model)
+    except LayoutError as error:
+        raise LayoutError(f"{made}: {error}") from error
+    except Exception as error:  # a field of a wrong type can fail in any way
+        raise LayoutError(
+            f"{made}: a field has the wrong type: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _told(error: Exception, package: str = "") -> str:
+    """The type and text of `error`, and the file and line where it was raised: the innermost one in
+    `package`, else the innermost one outside this module and Python's import system."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError):
+        return text  # its text names file and line
+    frames = [
+        (frame.f_globals.get("__name__", ""), frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    outside = [at for at in frames if at[0].partition(".")[0] != "importlib" and at[0] != __name__]
+    own = [at for at in outside if at[0].partition(".")[0] == package] or outside
+    return f"{text} ({own[-1][1]}:{own[-1][2]})" if own else text
 
 
 def _clash(one: Installed, other: Installed) -> Installed:
@@ -161,8 +196,11 @@ def _clash(one: Installed, other: Installed) -> Installed:
 
 def _load(point: EntryPoint) -> Installed:
     source = point.dist.name if point.dist else point.value
+    if not re.fullmatch("[a-z]+", point.name):
+        error = "no layout can name it; a key is letters from a to z"
+        return Installed(point.name, source, None, error)
     try:
         refine = point.load()
     except Exception as error:  # a plug-in may raise anything; it must not take the others with it
-        return Installed(point.name, source, None, f"{type(error).__name__}: {error}")
+        return Installed(point.name, source, None, _told(error))
     return Installed(point.name, source, refine)

@@ -4,15 +4,18 @@ against."""
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from strategies.placement import Placement
+from strategies.placement import EMBEDDING, Placement
 from strategies.shapes import ModelShape
 
 # What vocabulary-parallel sampling exchanges for one row: the best score of a shard and its token,
 # as two float32.
 CANDIDATE_BYTES = 8
 TOKEN_BYTES = 8
+# The projections that are summed over tp where they are cut.
+SUMMED = ("self_attn.o_proj", "mlp.down_proj")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,17 @@ class Traffic:
     bytes: int
 
 
+def bus_factor(op: str, ranks: int) -> float:
+    """Bytes that cross each link, as a multiple of the message: PERFORMANCE.md of nccl-tests.
+
+    The message is the tensor of an all-reduce or a send, what an all-gather makes, what a
+    reduce-scatter takes.
+    """
+    if op == "all_reduce":
+        return 2 * (ranks - 1) / ranks
+    return (ranks - 1) / ranks if op in ("all_gather", "reduce_scatter") else 1.0
+
+
 def decode_step(
     placement: Placement, model: ModelShape, rank: int, batch: int, dtype_bytes: int
 ) -> tuple[Traffic, ...]:
@@ -42,49 +56,42 @@ def step(
 ) -> tuple[Traffic, ...]:
     """Collectives of `rank` for a forward pass over `tokens` tokens of which `sampled` are sampled
     from."""
+    hidden = tokens * model.hidden_size * dtype_bytes
     calls: Counter[tuple[str, str]] = Counter()
     size: Counter[tuple[str, str]] = Counter()
-
-    def add(op: str, axis: str, count: int, nbytes: int) -> None:
-        if count and nbytes:
-            calls[op, axis] += count
-            size[op, axis] += count * nbytes
-
-    hidden = tokens * model.hidden_size * dtype_bytes
-    stages = placement.stages_of(rank)
-    layers = sum(len(stage.layers) for stage in stages)
-    tp = placement.degree("tp")
-    row_parallel = sum(
-        placement.is_split(f"model.layers.0.{name}.weight", "tp")
-        for name in ("self_attn.o_proj", "mlp.down_proj")
-    )
-    add("all_reduce", "tp", layers * row_parallel, hidden)
-    if any(stage.embed for stage in stages) and placement.is_split(
-        "model.embed_tokens.weight", "tp"
+    for one in (
+        *_tensor(placement, model, rank, hidden, sampled),
+        *_pipeline(placement, rank, hidden, sampled),
     ):
-        add("all_reduce", "tp", 1, hidden)
-    if any(stage.head for stage in stages) and placement.is_split(model.head_name, "tp"):
-        add("all_gather", "tp", 1, tp * sampled * CANDIDATE_BYTES)
-    _pipeline(placement, rank, hidden, sampled * TOKEN_BYTES, add)
+        if one.calls and one.bytes:
+            calls[one.op, one.axis] += one.calls
+            size[one.op, one.axis] += one.bytes
     return tuple(Traffic(op, axis, calls[op, axis], size[op, axis]) for op, axis in sorted(calls))
 
 
-def _pipeline(placement: Placement, rank: int, hidden: int, tokens: int, add) -> None:  # type: ignore[no-untyped-def]
+def _tensor(
+    placement: Placement, model: ModelShape, rank: int, hidden: int, sampled: int
+) -> Iterator[Traffic]:
+    """What tensor parallelism sends; `hidden`: bytes of the activations between two layers."""
+    stages = placement.stages_of(rank)
+    layers = sum(len(stage.layers) for stage in stages)
+    summed = sum(placement.is_split(f"model.layers.0.{name}.weight", "tp") for name in SUMMED)
+    embed = any(stage.embed for stage in stages) and placement.is_split(EMBEDDING, "tp")
+    count = layers * summed + embed
+    yield Traffic("all_reduce", "tp", count, count * hidden)
+    if any(stage.head for stage in stages) and placement.is_split(model.head_name, "tp"):
+        gathered = placement.degree("tp") * sampled * CANDIDATE_BYTES
+        yield Traffic("all_gather", "tp", 1, gathered)
+
+
+def _pipeline(placement: Placement, rank: int, hidden: int, sampled: int) -> Iterator[Traffic]:
+    """What a pipeline sends: activations to the next stage, sampled tokens back to all."""
     last = placement.degree("pp") - 1
     if last == 0:
         return
     at = placement.coordinates(rank)["pp"]
-    add("send", "pp", int(at < last), hidden)
-    add("recv", "pp", int(at > 0), hidden)
-    add("broadcast", "pp", 1, tokens)
-
-
-def bus_factor(op: str, ranks: int) -> float:
-    """Bytes that cross each link, as a multiple of the message: PERFORMANCE.md of nccl-tests.
-
-    The message is the tensor of an all-reduce or a send, what an all-gather makes, what a
-    reduce-scatter takes.
-    """
-    if op == "all_reduce":
-        return 2 * (ranks - 1) / ranks
-    return (ranks - 1) / ranks if op in ("all_gather", "reduce_scatter") else 1.0
+    if at < last:
+        yield Traffic("send", "pp", 1, hidden)
+    if at > 0:
+        yield Traffic("recv", "pp", 1, hidden)
+    yield Traffic("broadcast", "pp", 1, sampled * TOKEN_BYTES)

@@ -1,10 +1,11 @@
-"""What tests share: one local Ray, with the engine of `fake_engine` installed, for all that need
-one."""
+"""What tests share: one local Ray with the engine of `fake_engine` installed, and the marks that
+say what a test needs."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,21 @@ from ranks import checkpoint, pool  # noqa: F401  (fixtures)
 
 if TYPE_CHECKING:
     from orchestrator.cluster.connection import Cluster
+
+GPU_TESTS = Path(__file__).parent / "gpu"
+# A test that uses one of these fixtures, also through another fixture, gets the mark beside it. A
+# test that starts Ray or ranks by itself carries its mark in its own file.
+MARK_OF_FIXTURE = {"ray_cluster": "ray", "pool": "ranks", "chromium": "browser"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by -m
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for fixture in getattr(item, "fixturenames", ()):
+            if fixture in MARK_OF_FIXTURE:
+                item.add_marker(MARK_OF_FIXTURE[fixture])
+        if GPU_TESTS in item.path.parents:
+            item.add_marker("gpu")
 
 
 @pytest.fixture(scope="session")

@@ -1,23 +1,35 @@
-"""What every engine asks of a device in the same way."""
+"""What every engine asks of a device in the same way, GPU or CPU. Imports without torch."""
 
 from __future__ import annotations
 
 import resource
 import sys
+import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
+
+# An H200's clock under load; a delay is an injected disturbance, not a measure.
+SLEEP_CYCLES_PER_SECOND = 1.98e9
 
 
 def device_name(device: torch.device) -> str:
     """The GPU's name as CUDA gives it; "cpu" for a CPU."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    if device.type != "cuda":
+        return "cpu"
+    import torch
+
+    return torch.cuda.get_device_name(device)
 
 
 def peak_memory(devices: Sequence[torch.device]) -> int:
     """Bytes: the most that was allocated on any of `devices` since `reset_peak`; on a CPU the peak
     resident set of the process."""
     if devices[0].type == "cuda":
+        import torch
+
         return max(torch.cuda.max_memory_allocated(device) for device in devices)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
@@ -28,10 +40,35 @@ def reset_peak(devices: Sequence[torch.device]) -> None:
     same."""
     for device in devices:
         if device.type == "cuda":
+            import torch
+
             torch.cuda.reset_peak_memory_stats(device)
 
 
 def synchronize(device: torch.device) -> None:
     """Have the host wait until the device has done all that was launched; a CPU always has."""
     if device.type == "cuda":
+        import torch
+
         torch.cuda.synchronize()
+
+
+def to_host(x: torch.Tensor) -> torch.Tensor:
+    """`x` on the host. It is complete once the device has done what was launched so far; the host
+    does not wait for it."""
+    if x.device.type == "cpu":
+        return x
+    import torch
+
+    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    return host.copy_(x, non_blocking=True)
+
+
+def idle(device: torch.device, seconds: float) -> None:
+    """Have the device do nothing for about `seconds`; on a GPU the host does not wait."""
+    if device.type == "cpu":
+        time.sleep(seconds)
+        return
+    import torch
+
+    torch.cuda._sleep(int(seconds * SLEEP_CYCLES_PER_SECOND))  # type: ignore[no-untyped-call]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Generic, Literal, TypeVar, dataclass_transform
@@ -21,6 +21,8 @@ import pyarrow as pa
 SCHEMA_VERSION = 2
 OverRuns = Literal["mean", "median", "first", "max"]
 R = TypeVar("R")
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 ARROW_TYPES: Mapping[Any, pa.DataType] = {
     int: pa.int64(),
     float: pa.float64(),
@@ -63,10 +65,14 @@ def row(kind: type[R]) -> type[R]:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a row type. path: the fields that lead to its value, from the row inwards."""
+    """One column of a row type.
+
+    path: the fields that lead to its value, from the row inwards. optional: whether it may be None.
+    """
 
     name: str
     type: pa.DataType
+    optional: bool
     unit: str
     meaning: str
     formula: str
@@ -106,7 +112,7 @@ def _columns(kind: Any) -> tuple[Column, ...]:
 def _columns_of(field: dataclasses.Field[Any], hint: Any) -> Iterator[Column]:
     about = field.metadata
     if "pattern" not in about:
-        yield Column(field.name, _arrow_type(hint), **about, path=(field.name,))
+        yield Column(field.name, _arrow_type(hint), _is_optional(hint), **about, path=(field.name,))
         return
     for inner in columns(hint):
         yield dataclasses.replace(
@@ -116,6 +122,10 @@ def _columns_of(field: dataclasses.Field[Any], hint: Any) -> Iterator[Column]:
             source=inner.source or about["source"],
             path=(field.name, *inner.path),
         )
+
+
+def _is_optional(hint: Any) -> bool:
+    return type(None) in typing.get_args(hint)
 
 
 def _arrow_type(hint: Any) -> pa.DataType:
@@ -133,9 +143,29 @@ def flat(one: object) -> dict[str, Any]:
     return {column.name: column.of(one) for column in columns(type(one))}
 
 
+def from_flat(kind: type[R], values: Mapping[str, object]) -> R:
+    """A row from its columns by name: what `flat` has taken apart.
+
+    Raises TypeError for a column that the row type does not have, or one that is not given.
+    """
+    known = {column.name: column for column in columns(kind)}
+    strange, left_out = values.keys() - known.keys(), known.keys() - values.keys()
+    if strange or left_out:
+        said = [f"no column {name}" for name in sorted(strange)]
+        said += [f"{name} is not given" for name in sorted(left_out)]
+        raise TypeError(f"{kind.__name__}: {', '.join(said)}")
+    return _made(kind, lambda column: values[column.name])
+
+
 def nothing(kind: type[R]) -> R:
     """A row all of whose columns are None: where there is nothing to be said."""
     return _made(kind, lambda _: None)
+
+
+def widened(kind: type[R], narrow: object, **more: object) -> R:
+    """A row of `kind`, which has the fields of `narrow` and those in `more`."""
+    fields: dict[str, Any] = {**vars(narrow), **more}
+    return kind(**fields)
 
 
 def reduced(
@@ -170,43 +200,56 @@ def _nested(kind: Any, values: Mapping[tuple[str, ...], Any], path: tuple[str, .
 
 @dataclass(frozen=True)
 class Table(Generic[R]):
-    """A table: its name, and the type of its rows."""
+    """A table: its name, and the type of its rows.
+
+    only: which columns of the row type are columns of the table; the others are None in rows that
+    are read. None: all.
+    """
 
     name: str
     kind: type[R]
+    only: Callable[[Column], object] | None = None
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of the table, in order."""
+        return tuple(one for one in columns(self.kind) if self.only is None or self.only(one))
 
     @cached_property
     def schema(self) -> pa.Schema:
         """The Arrow schema, with the table's name and the schema's version in its metadata."""
-        return schema_of(self.name, columns(self.kind))
+        about = {"table": self.name, "schema_version": str(SCHEMA_VERSION)}
+        return pa.schema([column.field for column in self.columns], metadata=about)
 
     def make(self, rows: Iterable[R]) -> pa.Table:
         """Rows as an Arrow table."""
         kept = list(rows)
         arrays = [
-            pa.array([column.of(one) for one in kept], type=column.type)
-            for column in columns(self.kind)
+            pa.array([column.of(one) for one in kept], type=column.type) for column in self.columns
         ]
         return pa.Table.from_arrays(arrays, schema=self.schema)
 
     def rows(self, table: pa.Table) -> list[R]:
-        """The rows of an Arrow table; columns that this row type does not have are left out.
+        """The rows of an Arrow table; columns that this table does not have are left out.
 
-        Raises KeyError with the name of a column that is not there.
+        One that may be None and is not there, as in a result from before it was added, is None.
+        Raises KeyError with the name of another one that is not there.
         """
-        known = columns(self.kind)
+        unknown = dict.fromkeys(column.path for column in columns(self.kind))
+        there = set(table.column_names)
+        known = [one for one in self.columns if one.name in there or not one.optional]
         values = [_values(table.column(column.name)) for column in known]
         paths = [column.path for column in known]
         return [
-            typing.cast(R, _nested(self.kind, dict(zip(paths, one, strict=True)), ()))
+            typing.cast(
+                R, _nested(self.kind, {**unknown, **dict(zip(paths, one, strict=True))}, ())
+            )
             for one in zip(*values, strict=True)
         ]
 
-
-def schema_of(name: str, of: Iterable[Column]) -> pa.Schema:
-    """The Arrow schema of a table with these columns."""
-    about = {"table": name, "schema_version": str(SCHEMA_VERSION)}
-    return pa.schema([column.field for column in of], metadata=about)
+    def data(self, rows: Iterable[R]) -> list[dict[str, object]]:
+        """Rows as plain data for `json.dumps`: the columns of the table by name."""
+        return [{column.name: column.of(one) for column in self.columns} for one in rows]
 
 
 def _values(found: pa.ChunkedArray) -> list[Any]:
@@ -214,3 +257,11 @@ def _values(found: pa.ChunkedArray) -> list[Any]:
     if not pa.types.is_list(found.type):
         return values
     return [None if value is None else tuple(value) for value in values]
+
+
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Items that agree in `key` together, in the order of the first of each."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups

@@ -29,13 +29,11 @@ def mtp(
         return placement  # unchanged: mtp1 is one device, and is left out of the layout's name
     mlp = "model.layers.*.mlp."
     cuts = {
-        mlp + "gate_proj.weight": Split(
-            "tp", dim=0
-        ),  # [columns, hidden]: each rank makes its own columns,
+        # [columns, hidden]: each rank makes its own columns,
+        mlp + "gate_proj.weight": Split("tp", dim=0),
         mlp + "up_proj.weight": Split("tp", dim=0),
-        mlp + "down_proj.weight": Split(
-            "tp", dim=1
-        ),  # [hidden, columns]: and the ranks add up what comes of them.
+        # [hidden, columns]: and the ranks add up what comes of them.
+        mlp + "down_proj.weight": Split("tp", dim=1),
     }
     # The engine reads from the cuts what must be all-reduced, so a new layout on the "tp" axis
     # needs no engine code.

@@ -3,83 +3,70 @@ the profile."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from statistics import median
-from typing import Any
 
-import pyarrow as pa
-
-from orchestrator.analysis.compare import grouped
-from orchestrator.analysis.metrics import COMPLETED
-from orchestrator.store.schema import CELL, CELL_KEY
-from workers.records import column, table_schema
-
-WHOLE = tuple(
-    name for name in CELL_KEY if name != "ablation"
-)  # within these, runs are set against those that lack nothing
-
-EFFECTS = table_schema(
-    "ablations",
-    [
-        *CELL,
-        column("decode_ms_per_step", pa.float64(), "ms"),
-        column("decode_ms_per_step_without", pa.float64(), "ms"),
-        column("saved_pct", pa.float64(), "%"),
-        column("comm_exposed_pct", pa.float64(), "%"),
-    ],
-)
+from orchestrator.analysis.compare import completed
+from orchestrator.analysis.summary import Summary
+from orchestrator.store.schema import CellKey
+from workers.rows import Table, column, group, grouped, row
 
 
-def effects(summary: pa.Table) -> pa.Table:
+@row
+class Effect:
+    """An ablated cell beside the whole one."""
+
+    cell: CellKey = group()
+    decode_ms_per_step: float = column("decode step of the whole layout, median over runs", "ms")
+    decode_ms_per_step_without: float = column("the same without what is left out", "ms")
+    saved_pct: float = column(
+        "what the step is shorter by", "%", formula="100 x (1 - without / whole)"
+    )
+    comm_exposed_pct: float | None = column(
+        "exposed communication by the profile of the whole layout, to be held against it", "%"
+    )
+
+
+EFFECTS = Table("ablations", Effect)
+
+
+def effects(runs: Iterable[Summary]) -> list[Effect]:
     """A row per ablated cell whose whole counterpart was run too.
 
-    decode_ms_per_step: medians over runs, whole and without; saved_pct = 100 x (1 - without /
-    whole), to be held against comm_exposed_pct of the profile when collectives were left out.
+    Outputs of one token have no decode step, and no row.
     """
-    done = [
-        {**row, "ablation": row.get("ablation") or "none"}
-        for row in summary.to_pylist()
-        if row["status"] == COMPLETED
-    ]
-    rows = [
-        row for row in done if row["decode_ms_per_step"]
-    ]  # outputs of one token have no decode step
-    return pa.Table.from_pylist(
-        [effect for cell in grouped(rows, WHOLE) for effect in _of_cell(cell)], schema=EFFECTS
-    )
+    known = [run for run in completed(runs) if run.throughput.decode_ms_per_step]
+    cells = grouped(known, lambda run: replace(run.cell, ablation="none"))
+    return [effect for mine in cells.values() for effect in _of_cell(mine)]
 
 
-def _of_cell(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    by_ablation = {runs[0]["ablation"]: runs for runs in grouped(rows, ("ablation",))}
+def _of_cell(runs: Sequence[Summary]) -> Iterator[Effect]:
+    by_ablation = grouped(runs, lambda run: run.cell.ablation)
     whole = by_ablation.pop("none", [])
-    for runs in by_ablation.values() if whole else ():
-        before, after = (
-            median(row["decode_ms_per_step"] for row in side) for side in (whole, runs)
+    for ablated in by_ablation.values() if whole else ():
+        before, after = _step_ms(whole), _step_ms(ablated)
+        yield Effect(
+            cell=ablated[0].cell,
+            decode_ms_per_step=before,
+            decode_ms_per_step_without=after,
+            saved_pct=100.0 * (1.0 - after / before),
+            comm_exposed_pct=whole[0].step.decode.comm_exposed.pct,
         )
-        yield {
-            **{name: runs[0][name] for name in CELL_KEY},
-            "decode_ms_per_step": before,
-            "decode_ms_per_step_without": after,
-            "saved_pct": 100.0 * (1.0 - after / before),
-            "comm_exposed_pct": whole[0]["comm_exposed_pct"],
-        }
 
 
-def sentence(row: Mapping[str, Any]) -> str:
+def _step_ms(runs: Sequence[Summary]) -> float:
+    return median(run.throughput.decode_ms_per_step or 0.0 for run in runs)
+
+
+def sentence(effect: Effect) -> str:
     """One line on an effect."""
-    cell = f"{row['strategy']} {row['scenario']} at {row['max_concurrency']} concurrent"
-    before, after = row["decode_ms_per_step"], row["decode_ms_per_step_without"]
-    if row["ablation"] == "comm":
-        profile = (
-            ""
-            if row["comm_exposed_pct"] is None
-            else f"; the profile says {row['comm_exposed_pct']:.1f}%"
-        )
-        return (
-            f"Without collectives: {cell}: {before:.2f} -> {after:.2f} ms a step, "
-            f"{row['saved_pct']:.1f}% less{profile}."
-        )
-    return (
-        f"Without peer-to-peer links: {cell}: {before:.2f} -> {after:.2f} ms a step, x "
-        f"{after / before:.2f}."
-    )
+    cell = effect.cell
+    name = f"{cell.strategy} {cell.scenario} at {cell.max_concurrency} concurrent"
+    before, after = effect.decode_ms_per_step, effect.decode_ms_per_step_without
+    change = f"{name}: {before:.2f} -> {after:.2f} ms a step"
+    if cell.ablation != "comm":
+        return f"Without peer-to-peer links: {change}, x {after / before:.2f}."
+    by_profile = effect.comm_exposed_pct
+    profile = "" if by_profile is None else f"; the profile says {by_profile:.1f}%"
+    return f"Without collectives: {change}, {effect.saved_pct:.1f}% less{profile}."

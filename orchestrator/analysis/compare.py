@@ -4,158 +4,127 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
 
-import pyarrow as pa
-
-from orchestrator.analysis import accounting, bounds, goodput
-from orchestrator.analysis import energy as telemetry
 from orchestrator.analysis.confidence import spread
-from orchestrator.analysis.metrics import COMPLETED, FAILED, INVALID, LATENCY_COLUMNS, SUMMARY
-from orchestrator.store import results
-from orchestrator.store.schema import CELL, CELL_KEY
-from workers.records import column, table_schema
+from orchestrator.analysis.energy import Energy
+from orchestrator.analysis.goodput import Goodput
+from orchestrator.analysis.outputs import CellOutput
+from orchestrator.analysis.summary import Figures, Observed, Summary
+from orchestrator.store.schema import COMPLETED, FAILED, INVALID, CellKey
+from workers.rows import Column, OverRuns, Table, column, group, grouped, nothing, reduced, row
 
-# Over a cell's completed runs: the mean of rates and of energy, the median of times and shares, one
-# column at a time.
-RATES = (
-    "output_throughput_per_gpu",
-    "request_throughput",
-    "total_token_throughput",
-    "steady_output_throughput",
-    "request_goodput",
-)
-ENERGY = tuple(field.name for field in telemetry.COMPARED)
-MEDIANS = (
-    *LATENCY_COLUMNS,
-    "decode_ms_per_step",
-    "prefill_s",
-    "duration",
-    "build_s",
-    "startup_s",
-    "steady_s",
-    "slo_attainment_pct",
-    "mean_schedule_delay_ms",
-    "median_schedule_delay_ms",
-    "p99_schedule_delay_ms",
-)
-# Same for every run of a cell, or so by nature (in an open loop the calls of the first run stand
-# for all): the first that is known.
-CONSTANTS = (
-    "num_gpus",
-    "device_name",
-    "input_len",
-    "output_len",
-    "num_prompts",
-    "weight_bytes",
-    "kv_tokens",
-    "comm_calls",
-    "comm_bytes",
-    "bound_source",
-    "request_rate",
-    "burstiness",
-    *accounting.COLUMNS,
-)
-GROUP = ("experiment", "model", "scenario", "max_concurrency")  # within these, layouts are compared
-
-COMPARISON = table_schema(
-    "comparison",
-    [
-        *CELL,
-        column("status", pa.string()),
-        column("reason", pa.string()),
-        column("reason_status", pa.string()),
-        column("num_gpus", pa.int32(), "1"),
-        column("device_name", pa.string()),
-        column("input_len", pa.int32(), "tokens"),
-        column("output_len", pa.int32(), "tokens"),
-        column("num_prompts", pa.int32(), "requests"),
-        column("num_runs", pa.int32(), "1"),
-        column("num_turns", pa.int32(), "1"),
-        column("output_throughput", pa.float64(), "tokens/s"),
-        column("output_throughput_std", pa.float64(), "tokens/s"),
-        column("output_throughput_cv", pa.float64(), "1"),
-        column("output_throughput_ci_low", pa.float64(), "tokens/s"),
-        column("output_throughput_ci_high", pa.float64(), "tokens/s"),
-        column("output_throughput_best", pa.float64(), "tokens/s"),
-        column("relative_to_best", pa.float64(), "1"),
-        *(SUMMARY.field(name) for name in (*RATES, *MEDIANS)),
-        *accounting.FIELDS,
-        *telemetry.COMPARED,
-        *bounds.FIELDS,
-        column("request_rate", pa.float64(), "requests/s"),
-        column("burstiness", pa.float64(), "1"),
-        column("goodput", pa.string()),
-        column("output_digest", pa.string()),
-        column("distinct_outputs", pa.int32(), "1"),
-        column("peak_memory_bytes", pa.int64(), "B"),
-        column("weight_bytes", pa.int64(), "B"),
-        column("kv_tokens", pa.int64(), "tokens"),
-        column("comm_calls", pa.int64(), "1"),
-        column("comm_bytes", pa.int64(), "B"),
-    ],
-)
+FUNCTIONS: Mapping[OverRuns, Callable[[list[Any]], Any]] = {
+    "mean": statistics.fmean,
+    "median": statistics.median,
+    "first": lambda values: values[0],
+    "max": max,
+}
+# Of runs without a result: what each of them says alike is known, and nothing else.
+SAME_FOR_ALL: Mapping[OverRuns, Callable[[list[Any]], Any]] = {
+    **dict.fromkeys(FUNCTIONS, lambda values: None),
+    "first": FUNCTIONS["first"],
+}
 
 
-def of_folders(folders: Iterable[Path]) -> pa.Table:
-    """The comparison of several experiments' results, or of those below a folder. Raises UserError
-    where there are none."""
-    return of_summaries([summary for _, summary in experiments(folders)])
+class Load(NamedTuple):
+    """What cells must agree in for their layouts to be compared."""
+
+    experiment: str
+    model: str
+    scenario: str
+    max_concurrency: int
 
 
-def experiments(
-    folders: Iterable[Path], levels: Mapping[str, float] | None = None
-) -> list[tuple[dict[str, Any], pa.Table]]:
-    """Manifest and summary of each experiment at or below `folders`; with service `levels`, goodput
-    is that under these.
+@row
+class ThroughputSpread:
+    """How far the runs of a cell lie apart in output_throughput."""
 
-    Without levels the requests are not read, so that a result of many requests opens as fast as one
-    of few.
+    std: float | None = column("standard deviation of the runs, as a sample", "tokens/s")
+    cv: float | None = column("coefficient of variation of the runs", "1", formula="std / mean")
+    ci_low: float | None = column(
+        "lower end of the mean's 95% interval, from two runs on", "tokens/s", source="Student"
+    )
+    ci_high: float | None = column("upper end of it", "tokens/s", source="Student")
+    best: float | None = column("the best run", "tokens/s")
 
-    Raises UserError where there are no results, or those of another schema version.
+
+@row
+class Standing:
+    """What became of a cell, and how it stands among the layouts of the same load."""
+
+    cell: CellKey = group()
+    status: str = column("completed where a run is; else failed or invalid")
+    reason: str | None = column("of the last run that failed or is invalid")
+    reason_status: str | None = column("which of the two that run is")
+    num_runs: int = column("runs that are completed", "1")
+    num_turns: int | None = column(
+        "turns that these were made in; as many as runs where layouts took turns", "1"
+    )
+    relative_to_best: float | None = column(
+        "output_throughput over that of the best layout of the same load", "1"
+    )
+    spread: ThroughputSpread = group("output_throughput_{}")
+    output_digest: str | None = column("of every run; null where they differ")
+    distinct_outputs: int = column("different outputs that its runs made", "1")
+
+
+@row
+class Comparison(Observed, Figures, Standing):
+    """One cell. Its figures are over its completed runs.
+
+    Rates, energy and bounds are means, latencies and other times medians of what each run says of
+    its requests: p99_ttft_ms is the median of the runs' 99th percentiles.
     """
-    found = [folder for path in folders for folder in results.find(path)]
-    for folder in found:
-        results.check_version(folder)
-    stores = [results.Store(folder) for folder in found]
-    tables = [(store, table) for store in stores if (table := store.read("summary")) is not None]
-    return [
-        (
-            store.manifest(),
-            goodput.recomputed(table, store.read("requests"), levels) if levels else table,
-        )
-        for store, table in tables
-    ]
 
 
-def of_summaries(tables: Sequence[pa.Table]) -> pa.Table:
-    """The comparison of several experiments, one after another."""
-    return pa.concat_tables(map(compare, tables)) if tables else COMPARISON.empty_table()
+FIGURES = {field.name for kind in (Figures, Observed) for field in fields(kind)}
+COMPARED = Table("comparison", Comparison, lambda one: _is_compared(one))
 
 
-def names_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _is_compared(one: Column) -> bool:
+    return one.path[0] not in FIGURES or one.over_runs is not None
+
+
+def load_of(cell: CellKey) -> Load:
+    """What a cell is compared within."""
+    return Load(cell.experiment, cell.model, cell.scenario, cell.max_concurrency)
+
+
+def names_of(cells: Sequence[CellKey]) -> list[str]:
     """What to call cells that did the same work: the layout, with engine, dtype and quantization
     only where these differ."""
-    engines, dtypes = ({f(row) for row in rows} for f in (lambda row: row["engine"], dtype_of))
+    several_engines = len({cell.engine for cell in cells}) > 1
+    several_dtypes = len({dtype_of(cell) for cell in cells}) > 1
+
+    def name(cell: CellKey) -> str:
+        engine = [cell.engine] if several_engines else []
+        return " ".join([cell.strategy, *engine, *([dtype_of(cell)] if several_dtypes else [])])
+
+    return [name(cell) for cell in cells]
+
+
+def outputs_of(cells: Sequence[Comparison]) -> list[CellOutput]:
+    """What each of the cells that did the same work made, by its name among them."""
+    names = names_of([one.cell for one in cells])
     return [
-        " ".join(
-            [
-                row["strategy"],
-                *([row["engine"]] if len(engines) > 1 else []),
-                *([dtype_of(row)] if len(dtypes) > 1 else []),
-            ]
-        )
-        for row in rows
+        CellOutput(name, one.cell.dtype, one.output_digest, one.distinct_outputs)
+        for name, one in zip(names, cells, strict=True)
     ]
 
 
-def run_order(rows: Sequence[Mapping[str, Any]]) -> str:
-    """In which order the runs behind rows of the comparison were made, as a sentence; empty where
-    that says nothing."""
-    several = [row for row in rows if row["num_runs"] > 1]
-    in_turns = [row for row in several if row.get("num_turns") == row["num_runs"]]
-    if not several or len({row["strategy"] for row in several}) == 1:
+def dtype_of(cell: CellKey) -> str:
+    """The dtype of a cell, with its quantization if there is any."""
+    return cell.dtype if cell.quantization == "none" else f"{cell.dtype}/{cell.quantization}"
+
+
+def run_order(cells: Sequence[Comparison]) -> str:
+    """In which order the runs of several layouts were made, as a sentence; empty where that says
+    nothing."""
+    several = [one for one in cells if one.num_runs > 1]
+    in_turns = [one for one in several if one.num_turns == one.num_runs]
+    if len({one.cell.strategy for one in several}) < 2:
         return ""
     if len(in_turns) == len(several):
         return (
@@ -163,123 +132,103 @@ def run_order(rows: Sequence[Mapping[str, Any]]) -> str:
         )
     which = "Some runs" if in_turns else "The runs"
     return (
-        f"{which} of a layout follow each other: not interleaved, layouts would differ by a drift "
-        "of the machine too."
+        f"{which} of a layout follow each other, without turns: if the machine becomes slower "
+        "meanwhile, that looks like a difference between layouts."
     )
 
 
-def dtype_of(row: Mapping[str, Any]) -> str:
-    """The dtype of a cell, with its quantization if there is any."""
-    return (
-        row["dtype"] if row["quantization"] == "none" else f"{row['dtype']}/{row['quantization']}"
-    )
+def whole(runs: Iterable[Summary]) -> list[Summary]:
+    """The runs that nothing was taken out of: those of an ablation are no results of their
+    layout."""
+    return [run for run in runs if run.cell.ablation == "none"]
 
 
-def compare(summary: pa.Table) -> pa.Table:
-    """A row per cell, by model, scenario and concurrency; within these the best layout first,
-    failed ones last.
+def completed(runs: Iterable[Summary]) -> list[Summary]:
+    """The runs that have a result."""
+    return [run for run in runs if run.status == COMPLETED]
 
-    Figures are of the completed runs. output_throughput is their mean, with the standard deviation
-    (of the sample), the coefficient of variation, and Student's 95% interval where there are two
-    runs or more; output_throughput_best is the best run; relative_to_best is the mean over that of
-    the best layout of the same model, scenario and concurrency. Other rates, what is told of the
-    bounds, and power and energy (of runs whose power is valid) are means too. Latencies and other
-    times are medians over runs, of what each run says of its requests: p99_ttft_ms is the median of
-    the runs' 99th percentiles.
 
-    output_digest is None where runs differ, distinct_outputs how many there are; goodput columns
-    are None where runs were held to different levels. num_turns: turns that the runs were made in;
-    as many as runs where layouts took turns. A cell that no run completed stays, as "failed" or
-    "invalid". `reason` is that of the last run that failed or is invalid, and `reason_status` which
-    of the two it is, whatever came of the other runs.
+def with_valid_power(runs: Iterable[Summary]) -> list[Summary]:
+    """The completed runs whose energy may be set against another's."""
+    return [run for run in completed(runs) if run.energy.power_valid]
+
+
+def held_to_one_level(runs: Iterable[Summary]) -> list[Summary]:
+    """The completed runs, if all were held to the same service levels; else none."""
+    done = completed(runs)
+    return done if len({run.goodput.goodput for run in done}) == 1 else []
+
+
+def compare(runs: Iterable[Summary]) -> list[Comparison]:
+    """A row per cell of an experiment, by model, scenario and concurrency; within these the best
+    layout first, failed ones last.
+
+    A cell that no run completed stays, as "failed" or "invalid".
     """
-    cells = [_cell(runs) for runs in grouped(whole(summary), CELL_KEY)]
-    cells.sort(
-        key=lambda row: (
-            *(row[name] for name in GROUP),
-            -(row["output_throughput"] or 0.0),
-            row["strategy"],
-            row["engine"],
-        )
+    cells = [_cell(mine) for mine in grouped(whole(runs), lambda run: run.cell).values()]
+    cells.sort(key=_rank)
+    best = {
+        load: max(one.throughput.output_throughput or 0.0 for one in peers)
+        for load, peers in grouped(cells, lambda one: load_of(one.cell)).items()
+    }
+    return [replace(one, relative_to_best=_over(one, best[load_of(one.cell)])) for one in cells]
+
+
+def _rank(one: Comparison) -> tuple[object, ...]:
+    reached = one.throughput.output_throughput or 0.0
+    return *load_of(one.cell), -reached, one.cell.strategy, one.cell.engine
+
+
+def _over(one: Comparison, best: float) -> float | None:
+    reached = one.throughput.output_throughput
+    return reached / best if reached and best else None
+
+
+def _cell(runs: Sequence[Summary]) -> Comparison:
+    done = completed(runs)
+    bad = [run for run in runs if run.status in (FAILED, INVALID)]
+    turns = {run.conditions.turn for run in done}
+    digests = {run.output_digest for run in done if run.output_digest}
+    return Comparison(
+        cell=runs[0].cell,
+        status=COMPLETED if done else bad[-1].status,
+        reason=bad[-1].reason if bad else None,
+        reason_status=bad[-1].status if bad else None,
+        num_runs=len(done),
+        num_turns=len(turns),
+        relative_to_best=None,
+        spread=_spread(done),
+        output_digest=next(iter(digests)) if len(digests) == 1 else None,
+        distinct_outputs=len(digests),
+        **_figures(runs),
     )
-    for group in grouped(cells, GROUP):
-        best = max((row["output_throughput"] or 0.0 for row in group), default=0.0)
-        for row in group:
-            row["relative_to_best"] = (
-                row["output_throughput"] / best if row["output_throughput"] and best else None
-            )
-    return pa.Table.from_pylist(cells, schema=COMPARISON)
 
 
-def whole(summary: pa.Table) -> list[dict[str, Any]]:
-    """The runs of a summary that nothing was taken out of: those of an ablation are no results of
-    their layout."""
-    return [row for row in summary.to_pylist() if row.get("ablation") in (None, "none")]
+def _spread(done: Sequence[Summary]) -> ThroughputSpread:
+    known = [run.throughput.output_throughput for run in done]
+    reached = [one for one in known if one is not None]
+    found = spread(reached)
+    if found is None:
+        return nothing(ThroughputSpread)
+    return ThroughputSpread(
+        std=found.std, cv=found.cv, ci_low=found.ci_low, ci_high=found.ci_high, best=max(reached)
+    )
 
 
-def counted(runs: Iterable[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
-    """The completed runs of a cell whose figure `name` is known and can be set against another's.
+def _figures(runs: Sequence[Summary]) -> dict[str, Any]:
+    """Every group of figures, over the runs that count for it.
 
-    Energy counts where the power of a run is known to be valid; goodput where all runs were held to
-    the same levels.
+    What is the same for every run is known of a cell that no run completed, too.
     """
-    done = [run for run in runs if run["status"] == COMPLETED]
-    if name in ENERGY:
-        done = [run for run in done if run.get("power_valid") is True]
-    if (
-        name in ("request_goodput", "slo_attainment_pct")
-        and len({run.get("goodput") for run in done}) > 1
-    ):
-        return []
-    return [run for run in done if run.get(name) is not None]
-
-
-def _cell(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    done = [run for run in runs if run["status"] == COMPLETED]
-    bad = [run for run in runs if run["status"] in (FAILED, INVALID)]
-    row: dict[str, Any] = {name: runs[0].get(name) for name in CELL_KEY}
-    row |= {name: _reduce(done or runs, name, lambda values: values[0]) for name in CONSTANTS}
-    row |= {"status": COMPLETED if done else bad[-1]["status"], "num_runs": len(done)}
-    row |= {"reason": bad[-1]["reason"], "reason_status": bad[-1]["status"]} if bad else {}
-    row |= {
-        name: _reduce(counted(runs, name), name, statistics.fmean)
-        for name in (*RATES, *ENERGY, *bounds.FIGURES)
+    done = completed(runs)
+    counted, functions = (done, FUNCTIONS) if done else (runs, SAME_FOR_ALL)
+    out: dict[str, Any] = {}
+    for field in (*fields(Figures), *fields(Observed)):
+        groups = [getattr(run, field.name) for run in counted]
+        out[field.name] = reduced(type(groups[0]), groups, functions)
+    energies = [run.energy for run in with_valid_power(runs)]
+    goodputs = [run.goodput for run in held_to_one_level(runs)]
+    return out | {
+        "energy": reduced(Energy, energies, FUNCTIONS),
+        "goodput": reduced(Goodput, goodputs, FUNCTIONS),
     }
-    row |= {name: _reduce(counted(runs, name), name, statistics.median) for name in MEDIANS}
-    row |= _throughput([run["output_throughput"] for run in counted(runs, "output_throughput")])
-    turns, levels = ({run.get(name) for run in done} for name in ("turn", "goodput"))
-    digests = {run["output_digest"] for run in done if run.get("output_digest")}
-    return row | {
-        "num_turns": None if None in turns else len(turns),
-        "goodput": levels.pop() if len(levels) == 1 else None,
-        "output_digest": next(iter(digests)) if len(digests) == 1 else None,
-        "distinct_outputs": len(digests),
-        "peak_memory_bytes": _reduce(done, "peak_memory_bytes", max),
-    }
-
-
-def _throughput(runs: list[float]) -> dict[str, Any]:
-    found = spread(runs)
-    columns = {
-        f"output_throughput_{name}": getattr(found, name, None)
-        for name in ("std", "cv", "ci_low", "ci_high")
-    }
-    return columns | {
-        "output_throughput": found.mean if found else None,
-        "output_throughput_best": max(runs, default=None),
-    }
-
-
-def _reduce(
-    runs: Iterable[Mapping[str, Any]], name: str, function: Callable[[list[Any]], Any]
-) -> Any:
-    values = [run[name] for run in runs if run.get(name) is not None]
-    return function(values) if values else None
-
-
-def grouped(rows: Iterable[dict[str, Any]], names: tuple[str, ...]) -> list[list[dict[str, Any]]]:
-    """Rows that agree in the columns `names` together, in the order of the first of each."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row.get(name) for name in names), []).append(row)
-    return list(groups.values())

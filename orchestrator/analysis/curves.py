@@ -4,58 +4,70 @@ user loses."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
-import pyarrow as pa
+from orchestrator.analysis.compare import Comparison, names_of
+from orchestrator.store.schema import COMPLETED, CellKey
+from workers.rows import Table, column, grouped, row
 
-from orchestrator.analysis.compare import grouped, names_of
-from orchestrator.analysis.metrics import COMPLETED
-from orchestrator.store.schema import CELL_KEY
-from workers.records import column, table_schema
-
-SWEEP = (
-    "experiment",
-    "model",
-    "scenario",
-)  # within these, the curves of layouts are set against each other
-LAYOUT = tuple(name for name in CELL_KEY if name != "max_concurrency")
 LEAST_KNEE = 0.05  # of the range of throughput; a smaller bend is noise
 MET_PCT = 99.0  # of requests within all service levels
-
-CURVES = table_schema(
-    "curves",
-    [
-        *(column(name, pa.string()) for name in LAYOUT),
-        column("name", pa.string()),
-        column("max_concurrency", pa.list_(pa.int32()), "requests"),
-        column("output_throughput", pa.list_(pa.float64()), "tokens/s"),
-        column("user_speed", pa.list_(pa.float64()), "tokens/s"),
-        column("knee", pa.int32(), "requests"),
-        column("best_point", pa.int32(), "requests"),
-        column("user_speed_decay_pct", pa.float64(), "%"),
-        column("goodput", pa.string()),
-        column("slo_max_concurrency", pa.int32(), "requests"),
-    ],
-)
+Sweep = tuple[str, str, str]
 
 
-def curves(comparison: pa.Table) -> pa.Table:
-    """A row for each layout that was measured at two concurrencies or more, in the order of the
-    comparison.
+@row
+class Curve:
+    """One layout over the concurrencies that it was measured at, two or more."""
 
-    output_throughput: mean over runs. user_speed: what one user sees, 1000 / median_tpot_ms.
-    user_speed_decay_pct: what it loses from the lowest to the highest concurrency.
-    slo_max_concurrency: see `highest_within`; the others: see below.
-    """
-    rows = [
-        row
-        for row in comparison.to_pylist()
-        if row["status"] == COMPLETED and row["output_throughput"]
-    ]
-    return pa.Table.from_pylist(
-        [curve for sweep in grouped(rows, SWEEP) for curve in _of_sweep(sweep)], schema=CURVES
+    experiment: str = column("name of the experiment")
+    model: str = column("name of the model")
+    strategy: str = column("layout")
+    engine: str = column("engine that executes it")
+    dtype: str = column("type of weights and activations")
+    quantization: str = column("quantization of the weights")
+    ablation: str = column("what is left out of the layout")
+    scenario: str = column("name of the lengths")
+    name: str = column("what the layout is called among the others")
+    max_concurrency: Sequence[int] = column("requests in flight, rising", "requests")
+    output_throughput: Sequence[float] = column("generated tokens a second, mean", "tokens/s")
+    user_speed: Sequence[float | None] = column(
+        "what one user sees", "tokens/s", formula="1000 / median_tpot_ms"
     )
+    knee: int | None = column(
+        "where more concurrency stops to pay: furthest above the chord from first to last",
+        "requests",
+        source="Kneedle, Satopaa et al. 2011, over log2 of the concurrency",
+    )
+    best_point: int | None = column(
+        "the largest throughput x user speed", "requests", source="power, Kleinrock 1979"
+    )
+    user_speed_decay_pct: float | None = column(
+        "what a user loses from the lowest to the highest concurrency", "%"
+    )
+    goodput: str | None = column("service levels, where all points were held to the same")
+    slo_max_concurrency: int | None = column(
+        "the highest concurrency at which 99% of requests met them, and at every lower one",
+        "requests",
+    )
+
+    @property
+    def sweep(self) -> Sweep:
+        """What its curve is set against others within."""
+        return self.experiment, self.model, self.scenario
+
+
+CURVES = Table("curves", Curve)
+
+
+def curves(comparison: Iterable[Comparison]) -> list[Curve]:
+    """A row for each layout that was measured at two concurrencies or more, in the order of the
+    comparison."""
+    known = [
+        one for one in comparison if one.status == COMPLETED and one.throughput.output_throughput
+    ]
+    sweeps = grouped(known, lambda one: (one.cell.experiment, one.cell.model, one.cell.scenario))
+    return [curve for points in sweeps.values() for curve in _of_sweep(points)]
 
 
 def knee(concurrencies: Sequence[int], throughputs: Sequence[float]) -> int | None:
@@ -111,28 +123,29 @@ def highest_within(
     return highest
 
 
-def _of_sweep(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    layouts = grouped(rows, LAYOUT)
-    names = names_of([points[0] for points in layouts])
-    for name, points in zip(names, layouts, strict=True):
-        if len(points) > 1:
-            yield {key: points[0][key] for key in LAYOUT} | {"name": name} | _of_layout(points)
+def _of_sweep(points: Sequence[Comparison]) -> Iterator[Curve]:
+    layouts = grouped(points, lambda one: replace(one.cell, max_concurrency=0))
+    for name, cell in zip(names_of(list(layouts)), layouts, strict=True):
+        if len(layouts[cell]) > 1:
+            yield _of_layout(name, cell, layouts[cell])
 
 
-def _of_layout(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    rows = sorted(rows, key=lambda row: row["max_concurrency"])
-    concurrencies = [row["max_concurrency"] for row in rows]
-    throughputs = [row["output_throughput"] for row in rows]
-    speeds = [1e3 / row["median_tpot_ms"] if row["median_tpot_ms"] else None for row in rows]
-    levels = {row["goodput"] for row in rows}
-    attained = [row["slo_attainment_pct"] if len(levels) == 1 else None for row in rows]
-    return {
-        "max_concurrency": concurrencies,
-        "output_throughput": throughputs,
-        "user_speed": speeds,
-        "knee": knee(concurrencies, throughputs),
-        "best_point": best_point(concurrencies, throughputs, speeds),
-        "user_speed_decay_pct": decay_pct(speeds),
-        "goodput": levels.pop() if len(levels) == 1 else None,
-        "slo_max_concurrency": highest_within(concurrencies, attained),
-    }
+def _of_layout(name: str, cell: CellKey, points: Sequence[Comparison]) -> Curve:
+    points = sorted(points, key=lambda one: one.cell.max_concurrency)
+    concurrencies = [one.cell.max_concurrency for one in points]
+    throughputs = [one.throughput.output_throughput or 0.0 for one in points]
+    speeds = [1e3 / tpot if (tpot := one.latency.tpot.median) else None for one in points]
+    levels = {one.goodput.goodput for one in points}
+    same_levels = len(levels) == 1
+    attained = [one.goodput.slo_attainment_pct if same_levels else None for one in points]
+    layout = {**vars(cell), "name": name, "max_concurrency": concurrencies}
+    return Curve(
+        **layout,
+        output_throughput=throughputs,
+        user_speed=speeds,
+        knee=knee(concurrencies, throughputs),
+        best_point=best_point(concurrencies, throughputs, speeds),
+        user_speed_decay_pct=decay_pct(speeds),
+        goodput=levels.pop() if same_levels else None,
+        slo_max_concurrency=highest_within(concurrencies, attained),
+    )

@@ -1,71 +1,83 @@
-"""Everything that results say when they are looked at again: comparison and statistics, verdicts,
-curves, ablations."""
+"""Everything that results say when they are looked at: comparison, statistics, verdicts, curves,
+ablations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-
-from orchestrator.analysis import ablation, compare
-from orchestrator.analysis.curves import curves
-from orchestrator.analysis.spreads import STATISTICS, UNSETTLED, statistics, unsettled
-from orchestrator.analysis.verdicts import VERDICTS, verdicts
+from orchestrator.analysis.ablation import EFFECTS, Effect, effects
+from orchestrator.analysis.compare import COMPARED, Comparison, Load, compare
+from orchestrator.analysis.curves import CURVES, Curve, curves
+from orchestrator.analysis.load import Results, load
+from orchestrator.analysis.spreads import (
+    STATISTICS,
+    UNSETTLED,
+    Statistic,
+    Unsettled,
+    statistics,
+    unsettled,
+)
+from orchestrator.analysis.verdicts import VERDICTS, Verdict, verdicts
+from workers.rows import grouped
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """Tables in the schemas COMPARISON, VERDICTS, CURVES, EFFECTS, STATISTICS and UNSETTLED."""
+    """What the results of one experiment or several say, in typed rows."""
 
-    comparison: pa.Table
-    verdicts: pa.Table
-    curves: pa.Table
-    ablations: pa.Table
-    statistics: pa.Table
-    unsettled: pa.Table
+    comparison: Sequence[Comparison]
+    verdicts: Sequence[Verdict]
+    curves: Sequence[Curve]
+    ablations: Sequence[Effect]
+    statistics: Sequence[Statistic]
+    unsettled: Sequence[Unsettled]
 
-    def as_data(self) -> dict[str, list[dict[str, Any]]]:
-        """The rows of each table, by its name."""
-        return {field.name: getattr(self, field.name).to_pylist() for field in fields(self)}
-
-    def sentences(self, objective: str) -> dict[tuple[Any, ...], list[str]]:
-        """The verdicts for one objective, by the values of `compare.GROUP`."""
-        rows = [row for row in self.verdicts.to_pylist() if row["objective"] == objective]
-        groups = compare.grouped(rows, compare.GROUP)
+    def as_data(self) -> dict[str, object]:
+        """Plain data for `json.dumps`: the rows of each table, by its name."""
         return {
-            tuple(group[0][name] for name in compare.GROUP): [row["sentence"] for row in group]
-            for group in groups
+            "comparison": COMPARED.data(self.comparison),
+            "verdicts": VERDICTS.data(self.verdicts),
+            "curves": CURVES.data(self.curves),
+            "ablations": EFFECTS.data(self.ablations),
+            "statistics": STATISTICS.data(self.statistics),
+            "unsettled": UNSETTLED.data(self.unsettled),
         }
+
+    def sentences(self, objective: str) -> Mapping[Load, list[str]]:
+        """The verdicts for one objective in words, by what layouts are compared within."""
+        mine = [one for one in self.verdicts if one.objective == objective]
+        groups = grouped(mine, lambda one: one.load)
+        return {load: [one.sentence for one in found] for load, found in groups.items()}
 
 
 def of_folders(
-    folders: Iterable[Path],
-    levels: Mapping[str, float] | None = None,
-    until_ci: float | None = None,
+    paths: Iterable[Path], levels: Mapping[str, float] | None = None, until_ci: float | None = None
 ) -> Findings:
-    """What the results at or below `folders` say; with service `levels` in ms, goodput is that
-    under these.
+    """What the results at or below `paths` say.
 
+    levels: service levels in ms that goodput is worked out under; None or empty: those of the runs.
     until_ci: how certain each mean should be; None: as was asked for when the results were made.
     Raises UserError where there are no results, or those of another schema version.
     """
-    found = compare.experiments(folders, levels)
-    summaries = [summary for _, summary in found]
-    comparison = compare.of_summaries(summaries)
-    spread = [statistics(summary) for summary in summaries]
-    asked = [
-        until_ci or (manifest.get("experiment") or {}).get("until_ci") for manifest, _ in found
-    ]
+    return of_results(load(paths, levels), until_ci)
+
+
+def of_results(results: Sequence[Results], until_ci: float | None = None) -> Findings:
+    """What results say; see `of_folders`."""
+    comparison = [cell for one in results for cell in compare(one.runs)]
+    spreads = [statistics(one.runs) for one in results]
+    asked = [until_ci or one.asked.get("until_ci") for one in results]
     return Findings(
         comparison=comparison,
-        verdicts=pa.concat_tables([VERDICTS.empty_table(), *map(verdicts, summaries)]),
+        verdicts=[verdict for one in results for verdict in verdicts(one.runs)],
         curves=curves(comparison),
-        ablations=pa.concat_tables(
-            [ablation.EFFECTS.empty_table(), *map(ablation.effects, summaries)]
-        ),
-        statistics=pa.concat_tables([STATISTICS.empty_table(), *spread]),
-        unsettled=pa.concat_tables([UNSETTLED.empty_table(), *map(unsettled, spread, asked)]),
+        ablations=[effect for one in results for effect in effects(one.runs)],
+        statistics=[statistic for mine in spreads for statistic in mine],
+        unsettled=[
+            wide
+            for mine, until in zip(spreads, asked, strict=True)
+            for wide in unsettled(mine, until)
+        ],
     )

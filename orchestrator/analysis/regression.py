@@ -3,24 +3,20 @@ between the two."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from orchestrator.analysis import compare
+from orchestrator.analysis.compare import whole
 from orchestrator.analysis.confidence import Ratio, ratio
-from orchestrator.analysis.metrics import COMPLETED
+from orchestrator.analysis.load import Results, load
+from orchestrator.analysis.summary import Summary
 from orchestrator.analysis.verdicts import times
 from orchestrator.errors import UserError
-from orchestrator.store.schema import CELL_KEY
+from orchestrator.store.schema import COMPLETED
+from workers.rows import Table, column, grouped, row
 
-CELL = tuple(name for name in CELL_KEY if name not in ("experiment", "ablation"))
-KEY = (
-    *CELL,
-    "request_rate",
-    "burstiness",
-)  # how requests arrive is part of the work; both are None for a closed loop
 # What a manifest says of the environment; of a GPU only what does not change from minute to minute.
 ENVIRONMENT = (
     "device",
@@ -46,201 +42,254 @@ WORKLOAD = (
     "ignore_eos",
     "nsys",
 )
+SLOWER, SAME, LOST = "slower", "ok", "failed"
+ONLY_BASE, ONLY_NEW = "only in base", "only in new"
 
-SLOWER, SAME, LOST, ONLY_BASE, ONLY_NEW = "slower", "ok", "failed", "only in base", "only in new"
+
+class Key(NamedTuple):
+    """What a cell of two results must agree in: all that names it but the experiment, and how its
+    requests arrive, which is part of the work."""
+
+    model: str
+    strategy: str
+    engine: str
+    dtype: str
+    quantization: str
+    scenario: str
+    max_concurrency: int
+    request_rate: float | None
+    burstiness: float | None
+
+    @property
+    def name(self) -> str:
+        """The key as a word, as in tiny.tp2.torch.float32.short.c8."""
+        parts = (*self[:6], f"c{self.max_concurrency}")
+        name = ".".join(str(part) for part in parts if part != "none")
+        uneven = self.request_rate and self.burstiness not in (None, 1.0)
+        rate = f".rate{self.request_rate:g}" if self.request_rate else ""
+        return name + rate + (f".burst{self.burstiness:g}" if uneven else "")
+
+    @property
+    def arrivals(self) -> str:
+        """How requests arrive, in words."""
+        if not self.request_rate:
+            return "a closed loop"
+        uneven = self.burstiness not in (None, 1.0)
+        burstiness = f" with burstiness {self.burstiness:g}" if uneven else ""
+        return f"an open loop at {self.request_rate:g} requests/s{burstiness}"
+
+
+@row
+class CellChange:
+    """One cell in a base and in a new result."""
+
+    cell: str = column("its name")
+    model: str = column("name of the model")
+    strategy: str = column("layout")
+    engine: str = column("engine that executes it")
+    dtype: str = column("type of weights and activations")
+    quantization: str = column("quantization of the weights")
+    scenario: str = column("name of the lengths")
+    max_concurrency: int = column("requests in flight at most", "requests")
+    request_rate: float | None = column("requests that arrive a second", "requests/s")
+    burstiness: float | None = column("shape of the gaps between them", "1")
+    verdict: str = column("slower, ok, failed, only in base, only in new")
+    ratio: float | None = column("output_throughput of the new one over the base's", "1")
+    ci_low: float | None = column("lower end of its 95% interval", "1", source="Welch")
+    ci_high: float | None = column("upper end of it", "1", source="Welch")
+    base_runs: int = column("runs of the base that count", "1")
+    new_runs: int = column("runs of the new one that count", "1")
+    sentence: str = column("the same in words")
+
+
+CHANGES = Table("changes", CellChange)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that the two environments differ in."""
+
+    what: str
+    base: str
+    new: str
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """environment: (what, in the base, in the new one) for all that differs, the work first, of any
-    experiments that share a cell.
+    """environment: all that differs in any experiments that share a cell, the work first."""
 
-    cells: a row each, with `verdict` and `sentence`.
-    """
-
-    environment: list[tuple[str, str, str]]
-    cells: list[dict[str, Any]]
+    environment: Sequence[Difference]
+    cells: Sequence[CellChange]
 
     @property
-    def regressions(self) -> list[dict[str, Any]]:
+    def regressions(self) -> list[CellChange]:
         """The cells that became slower than what is allowed, or no longer work."""
-        return [cell for cell in self.cells if cell["verdict"] in (SLOWER, LOST)]
+        return [cell for cell in self.cells if cell.verdict in (SLOWER, LOST)]
 
-    def as_data(self) -> dict[str, Any]:
-        """The same for JSON."""
-        environment = [
-            dict(zip(("what", "base", "new"), one, strict=True)) for one in self.environment
-        ]
+    def as_data(self) -> dict[str, object]:
+        """Plain data for `json.dumps`."""
         return {
-            "environment": environment,
-            "cells": self.cells,
-            "regressions": [cell["cell"] for cell in self.regressions],
+            "environment": [
+                {"what": one.what, "base": one.base, "new": one.new} for one in self.environment
+            ],
+            "cells": CHANGES.data(self.cells),
+            "regressions": [cell.cell for cell in self.regressions],
         }
 
 
 def of_folders(base: Path, new: Path, fail_below: float) -> Report:
-    """`new` against `base`. Raises UserError where a folder has no results, holds a cell twice, or
-    they share no cell."""
+    """`new` against `base`.
+
+    Raises UserError where a folder has no results, holds a cell twice, or they share no cell.
+    """
     before, after = _cells(base), _cells(new)
-    shared = [(manifest, after[key][0]) for key, (manifest, _) in before.items() if key in after]
+    shared = [(before[key][0], after[key][0]) for key in before if key in after]
     if not shared:
-        raise UserError(f"{base} and {new} have no cell in common; {_what_to_give(before, after)}")
-    rows = [[run for _, runs in side.values() for run in runs] for side in (before, after)]
-    environment = dict.fromkeys(found for manifests in shared for found in differences(*manifests))
-    work_first = sorted(environment, key=lambda found: not found[0].startswith("work."))
-    return Report(work_first, compared(rows[0], rows[1], fail_below))
+        raise UserError(
+            f"{base} and {new} have no cell in common; {_what_to_give(list(before), list(after))}"
+        )
+    found = [one for pair in shared for one in differences(pair[0].manifest, pair[1].manifest)]
+    environment = sorted(dict.fromkeys(found), key=lambda one: not one.what.startswith("work."))
+    old, young = ([run for _, runs in side.values() for run in runs] for side in (before, after))
+    return Report(environment, compared(old, young, fail_below))
 
 
 def compared(
-    base: Iterable[Mapping[str, Any]], new: Iterable[Mapping[str, Any]], fail_below: float
-) -> list[dict[str, Any]]:
-    """A row for each cell of the summary rows `base` and `new`, joined by KEY: by all that names a
-    cell but the experiment.
+    base: Iterable[Summary], new: Iterable[Summary], fail_below: float
+) -> list[CellChange]:
+    """A row for each cell of the runs `base` and `new`, joined by `Key`.
 
     A cell is slower where the upper end of the 95% interval of new / base output_throughput is
     below `fail_below`; where a side has one run there is no interval and the plain ratio decides.
     It has failed where only the base completed it.
     """
-    sides = [
-        {_key(runs[0]): runs for runs in compare.grouped([dict(row) for row in rows], KEY)}
-        for rows in (base, new)
-    ]
-    keys = sorted(sides[0].keys() | sides[1].keys(), key=str)
-    return [_cell(key, sides[0].get(key), sides[1].get(key), fail_below) for key in keys]
+    before, after = grouped(base, key_of), grouped(new, key_of)
+    keys = sorted(before.keys() | after.keys(), key=str)
+    return [_change(key, before.get(key), after.get(key), fail_below) for key in keys]
 
 
-def differences(base: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """What two manifests say differently of hardware, software and work, as (what, base, new)."""
+def key_of(run: Summary) -> Key:
+    """What the cell of a run is joined by."""
+    cell, arrivals = run.cell, run.arrivals
+    return Key(
+        cell.model,
+        cell.strategy,
+        cell.engine,
+        cell.dtype,
+        cell.quantization,
+        cell.scenario,
+        cell.max_concurrency,
+        arrivals.request_rate,
+        arrivals.burstiness,
+    )
+
+
+def differences(base: Mapping[str, object], new: Mapping[str, object]) -> list[Difference]:
+    """What two manifests say differently of hardware, software and work."""
     flat = [_flat(_environment(manifest)) for manifest in (base, new)]
     names = [name for name in {**flat[0], **flat[1]} if flat[0].get(name) != flat[1].get(name)]
-    return [(name, flat[0].get(name, "-"), flat[1].get(name, "-")) for name in names]
+    return [Difference(name, flat[0].get(name, "-"), flat[1].get(name, "-")) for name in names]
 
 
-def _cell(
-    key: tuple[Any, ...],
-    base: list[dict[str, Any]] | None,
-    new: list[dict[str, Any]] | None,
-    fail_below: float,
-) -> dict[str, Any]:
-    values = [
-        [run["output_throughput"] for run in runs or () if _has_result(run)] for runs in (base, new)
-    ]
+def _change(
+    key: Key, base: list[Summary] | None, new: list[Summary] | None, fail_below: float
+) -> CellChange:
+    values = _throughputs(base), _throughputs(new)
     found = ratio(values[1], values[0])
-    name = _name(key)
-    verdict, said = _verdict(base, new, values, found, fail_below)
-    return {
-        "cell": name,
-        **dict(zip(KEY, key, strict=True)),
-        "verdict": verdict,
-        "ratio": found.value if found else None,
-        "ci_low": found.low if found else None,
-        "ci_high": found.high if found else None,
-        "base_runs": len(values[0]),
-        "new_runs": len(values[1]),
-        "sentence": f"{name}: {said}",
-    }
+    verdict, said = _verdict(base, new, found, fail_below)
+    return CellChange(
+        cell=key.name,
+        **key._asdict(),
+        verdict=verdict,
+        ratio=found.value if found else None,
+        ci_low=found.low if found else None,
+        ci_high=found.high if found else None,
+        base_runs=len(values[0]),
+        new_runs=len(values[1]),
+        sentence=f"{key.name}: {said}",
+    )
+
+
+def _throughputs(runs: Sequence[Summary] | None) -> list[float]:
+    """output_throughput of the runs that have a result."""
+    done = [run for run in runs or () if run.status == COMPLETED]
+    return [reached for run in done if (reached := run.throughput.output_throughput)]
 
 
 def _verdict(
-    base: list[dict[str, Any]] | None,
-    new: list[dict[str, Any]] | None,
-    values: list[list[float]],
+    base: Sequence[Summary] | None,
+    new: Sequence[Summary] | None,
     found: Ratio | None,
     fail_below: float,
 ) -> tuple[str, str]:
-    if base is None or new is None:
-        return (
-            (ONLY_NEW, "only in the new result")
-            if base is None
-            else (ONLY_BASE, "only in the base")
-        )
-    if not values[0]:
-        return SAME, "failed in the base too" if not values[
-            1
-        ] else "failed in the base, has a result now"
+    if base is None:
+        return ONLY_NEW, "only in the new result"
+    if new is None:
+        return ONLY_BASE, "only in the base"
+    if not _throughputs(base):
+        has_one = bool(_throughputs(new))
+        return SAME, f"failed in the base{', has a result now' if has_one else ' too'}"
     if found is None:
-        return (
-            LOST,
-            f"failed, had a result in the base: {new[-1].get('reason') or 'no token was made'}",
-        )
+        return LOST, f"failed, had a result in the base: {new[-1].reason or 'no token was made'}"
+    return _against(found, fail_below)
+
+
+def _against(found: Ratio, fail_below: float) -> tuple[str, str]:
     upper = found.value if found.high is None else found.high
-    noise = (
-        " (one run on a side: no interval, the plain ratio decides)" if found.high is None else ""
-    )
-    slower = f", below {fail_below:g}" if upper < fail_below else ""
-    return SLOWER if slower else SAME, f"{times(found)} of the base{slower}{noise}"
+    noise = " (one run on a side: no interval, the plain ratio decides)"
+    said = f"{times(found)} of the base"
+    slower = upper < fail_below
+    below = f", below {fail_below:g}" if slower else ""
+    return SLOWER if slower else SAME, said + below + ("" if found.high is not None else noise)
 
 
-def _cells(folder: Path) -> dict[tuple[Any, ...], tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """By KEY, the runs of each cell of the experiments at or below `folder`, and the manifest of
-    its experiment."""
-    found: dict[tuple[Any, ...], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
-    for manifest, summary in compare.experiments([folder]):
-        for runs in compare.grouped(compare.whole(summary), KEY):
-            first = found.setdefault(_key(runs[0]), (manifest, runs))[1]
-            if first is not runs:
-                names = f"{first[0]['experiment']} and {runs[0]['experiment']}"
+def _cells(folder: Path) -> dict[Key, tuple[Results, list[Summary]]]:
+    """The runs of each cell of the experiments at or below `folder`, and the experiment's
+    results."""
+    found: dict[Key, tuple[Results, list[Summary]]] = {}
+    for results in load([folder]):
+        for key, runs in grouped(whole(results.runs), key_of).items():
+            if key in found:
+                first = found[key][1][0].cell.experiment
                 raise UserError(
-                    f"{folder} holds the same cell in {names}; give one experiment's folder"
+                    f"{folder} holds the same cell in {first} and {runs[0].cell.experiment}; "
+                    "give one experiment's folder"
                 )
+            found[key] = results, runs
     return found
 
 
-def _what_to_give(base: Iterable[tuple[Any, ...]], new: Iterable[tuple[Any, ...]]) -> str:
-    """What would make two results comparable, of whose keys none is in both."""
-    sides = [{key[: len(CELL)]: key for key in side} for side in (base, new)]
-    for cell, key in sides[0].items():
-        if cell in sides[1]:
+def _what_to_give(base: Sequence[Key], new: Sequence[Key]) -> str:
+    """What would make two results comparable that have no key in common."""
+    theirs = {key[:7]: key for key in new}
+    for key in base:
+        if key[:7] in theirs:
+            other = theirs[key[:7]].arrivals
             return (
-                f"one is {_arrivals(key)}, the other {_arrivals(sides[1][cell])}; give two "
-                "results of the same arrivals"
+                f"one is {key.arrivals}, the other {other}; give two results of the same arrivals"
             )
     return "give two results of the same models, layouts and concurrencies"
 
 
-def _name(key: tuple[Any, ...]) -> str:
-    *names, concurrency, rate, burstiness = key
-    name = ".".join(str(part) for part in names if part != "none") + f".c{concurrency}"
-    return (
-        name
-        + (f".rate{rate:g}" if rate else "")
-        + (f".burst{burstiness:g}" if rate and burstiness not in (None, 1.0) else "")
-    )
-
-
-def _arrivals(key: tuple[Any, ...]) -> str:
-    rate, burstiness = key[len(CELL) :]
-    uneven = "" if burstiness in (None, 1.0) else f" with burstiness {burstiness:g}"
-    return f"an open loop at {rate:g} requests/s{uneven}" if rate else "a closed loop"
-
-
-def _has_result(run: Mapping[str, Any]) -> bool:
-    return run["status"] == COMPLETED and bool(run["output_throughput"])
-
-
-def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row.get(name) for name in KEY)
-
-
-def _environment(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    experiment = manifest.get("experiment") or {}
+def _environment(manifest: Mapping[str, object]) -> dict[str, object]:
+    asked, gpus = manifest.get("experiment"), manifest.get("gpus")
+    work = asked if isinstance(asked, dict) else {}
+    known = gpus if isinstance(gpus, list) else []
     return {
-        "gpus": [{name: gpu.get(name) for name in GPU} for gpu in manifest.get("gpus") or ()],
+        "gpus": [{name: gpu.get(name) for name in GPU} for gpu in known],
         **{name: manifest.get(name) for name in ENVIRONMENT},
-        "work": {name: experiment.get(name) for name in WORKLOAD},
+        "work": {name: work.get(name) for name in WORKLOAD},
     }
 
 
-def _flat(value: Any, name: str = "") -> dict[str, str]:
+def _flat(value: object, name: str = "") -> dict[str, str]:
     """Nested fields as one level of `a.b.0`; what is None is left out."""
+    items: Iterable[tuple[object, object]]
     if isinstance(value, Mapping):
-        items: Iterable[tuple[Any, Any]] = value.items()
+        items = value.items()
     elif isinstance(value, (list, tuple)):
         items = enumerate(value)
     else:
         return {} if value is None else {name: str(value)}
-    return {
-        k: v
-        for key, part in items
-        for k, v in _flat(part, f"{name}.{key}" if name else str(key)).items()
-    }
+    inside = [(f"{name}.{key}" if name else str(key), part) for key, part in items]
+    return {key: text for path, part in inside for key, text in _flat(part, path).items()}

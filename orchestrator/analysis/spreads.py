@@ -3,109 +3,95 @@ was asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
-import pyarrow as pa
-
-from orchestrator.analysis import verdicts
-from orchestrator.analysis.compare import counted, grouped, names_of, whole
+from orchestrator.analysis.compare import names_of, whole
 from orchestrator.analysis.confidence import Spread, spread
-from orchestrator.analysis.metrics import SUMMARY
-from orchestrator.store.schema import CELL, CELL_KEY
-from workers.records import column, table_schema
+from orchestrator.analysis.summary import Summary
+from orchestrator.analysis.verdicts import METRICS, Metric
+from orchestrator.store.schema import CellKey
+from workers.rows import Table, column, group, grouped, row
 
-METRICS = tuple(metric.column for metric in verdicts.METRICS)
 OF_ROW = "see `unit`"
 
-STATISTICS = table_schema(
-    "statistics",
-    [
-        *CELL,
-        column("metric", pa.string()),
-        column("unit", pa.string()),
-        column("n", pa.int32(), "1"),
-        column("mean", pa.float64(), OF_ROW),
-        column("std", pa.float64(), OF_ROW),
-        column("cv", pa.float64(), "1"),
-        column("ci_low", pa.float64(), OF_ROW),
-        column("ci_high", pa.float64(), OF_ROW),
-    ],
-)
-UNSETTLED = table_schema(
-    "unsettled",
-    [
-        *CELL,
-        column("n", pa.int32(), "1"),
-        column("half_width", pa.float64(), "1"),
-        column("until_ci", pa.float64(), "1"),
-        column("sentence", pa.string()),
-    ],
-)
+
+@row
+class Statistic:
+    """One metric of one cell over its runs. A latency is that of each run: the median over its
+    requests."""
+
+    cell: CellKey = group()
+    metric: str = column("the column of the summary")
+    unit: str = column("its unit")
+    n: int = column("runs that count", "1")
+    mean: float = column("their mean", OF_ROW)
+    std: float | None = column("their standard deviation, as a sample", OF_ROW)
+    cv: float | None = column("their coefficient of variation", "1", formula="std / mean")
+    ci_low: float | None = column("lower end of the mean's 95% interval", OF_ROW, source="Student")
+    ci_high: float | None = column("upper end of it", OF_ROW, source="Student")
 
 
-def statistics(summary: pa.Table) -> pa.Table:
-    """A row per cell and metric that was measured: the mean over its runs and their spread, as
-    `confidence.spread` has them.
+@row
+class Unsettled:
+    """A cell whose mean output_throughput is less certain than was asked for."""
 
-    n: the runs that count, see `compare.counted`; a metric of no run has no row. A latency is that
-    of each run: the median over its requests.
+    cell: CellKey = group()
+    n: int = column("runs that count", "1")
+    half_width: float | None = column("half the interval over the mean; null for one run", "1")
+    until_ci: float = column("what was asked for", "1")
+    sentence: str = column("the same in words")
+
+
+STATISTICS = Table("statistics", Statistic)
+UNSETTLED = Table("unsettled", Unsettled)
+
+
+def statistics(runs: Iterable[Summary]) -> list[Statistic]:
+    """A row per cell and metric that was measured: the mean over its runs and their spread.
+
+    A metric that no run knows has no row.
     """
-    rows = [
-        row
-        for runs in grouped(whole(summary), CELL_KEY)
-        for metric in METRICS
-        for row in _of_metric(runs, metric)
-    ]
-    return pa.Table.from_pylist(rows, schema=STATISTICS)
+    cells = grouped(whole(runs), lambda run: run.cell).values()
+    return [one for mine in cells for metric in METRICS for one in _of_metric(mine, metric)]
 
 
-def unsettled(statistics: pa.Table, until_ci: float | None) -> pa.Table:
+def unsettled(found: Iterable[Statistic], until_ci: float | None) -> list[Unsettled]:
     """The cells whose output_throughput has an interval half of which is above `until_ci` of the
     mean, or has none yet.
 
-    half_width: half the interval over the mean, null for one run. Nothing is unsettled where
-    `until_ci` is None.
+    Nothing is unsettled where `until_ci` is None.
     """
-    rows = (
-        [row for row in statistics.to_pylist() if row["metric"] == "output_throughput"]
-        if until_ci is not None
-        else []
-    )
-    named = zip(names_of(rows), rows, strict=True)
-    return pa.Table.from_pylist(
-        [found for name, row in named for found in _too_wide(name, row, until_ci or 0.0)],
-        schema=UNSETTLED,
-    )
+    if until_ci is None:
+        return []
+    rows = [one for one in found if one.metric == "output_throughput"]
+    named = zip(names_of([one.cell for one in rows]), rows, strict=True)
+    return [wide for name, one in named for wide in _too_wide(name, one, until_ci)]
 
 
-def _of_metric(runs: list[dict[str, Any]], metric: str) -> Iterator[dict[str, Any]]:
-    found = spread([run[metric] for run in counted(runs, metric)])
+def _of_metric(runs: Sequence[Summary], metric: Metric) -> Iterator[Statistic]:
+    found = spread(metric.values(runs))
     if found is not None:
-        figures = {
-            name: getattr(found, name) for name in ("n", "mean", "std", "cv", "ci_low", "ci_high")
-        }
-        unit = SUMMARY.field(metric).metadata[b"unit"].decode()
-        yield (
-            {name: runs[0].get(name) for name in CELL_KEY}
-            | {"metric": metric, "unit": unit}
-            | figures
+        yield Statistic(
+            cell=runs[0].cell,
+            metric=metric.column,
+            unit=metric.unit,
+            n=found.n,
+            mean=found.mean,
+            std=found.std,
+            cv=found.cv,
+            ci_low=found.ci_low,
+            ci_high=found.ci_high,
         )
 
 
-def _too_wide(name: str, row: Mapping[str, Any], until_ci: float) -> Iterator[dict[str, Any]]:
-    half = Spread(row["n"], row["mean"], ci_high=row["ci_high"]).half_width
+def _too_wide(name: str, one: Statistic, until_ci: float) -> Iterator[Unsettled]:
+    half = Spread(one.n, one.mean, ci_high=one.ci_high).half_width
     if half is not None and half <= until_ci:
         return
-    runs = "1 run" if row["n"] == 1 else f"{row['n']} runs"
+    runs = "1 run" if one.n == 1 else f"{one.n} runs"
     reached = "no interval" if half is None else f"still ±{100 * half:.1f}%"
     sentence = (
-        f"{name} {row['scenario']} at {row['max_concurrency']}: {reached} after {runs} (asked "
-        f"±{100 * until_ci:g}%)"
+        f"{name} {one.cell.scenario} at {one.cell.max_concurrency}: {reached} after {runs} "
+        f"(asked ±{100 * until_ci:g}%)"
     )
-    yield {key: row[key] for key in CELL_KEY} | {
-        "n": row["n"],
-        "half_width": half,
-        "until_ci": until_ci,
-        "sentence": sentence,
-    }
+    yield Unsettled(cell=one.cell, n=one.n, half_width=half, until_ci=until_ci, sentence=sentence)

@@ -9,32 +9,26 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-# Read when ray is imported. A dead worker is told of in the run's own line.
+# Ray reads it when it is imported. The line of the run says that a worker died.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
 
 import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.cluster import nodes, ray_private
+from orchestrator.cluster.address import host_and_port
 from orchestrator.cluster.failures import first_line
-from orchestrator.cluster.hardware import local_topology
+from orchestrator.cluster.nodes import RESOURCES, Node
 from orchestrator.cluster.processes import children, end, uninterrupted
 from orchestrator.errors import UserError
-from strategies.shapes import Device, Topology
-from workers.versions import PROJECT, versions
+from strategies.shapes import Topology
 
 NAMESPACE = "orchestrator"
-RESOURCES = {"cuda": "GPU", "cpu": "CPU"}
-# each for the connection and for the first word: an address that is slower than that is not a
-# cluster
-PROBE_S = 2.5
-START_S = 120.0  # for the processes of the actors: importing torch from a cold disk
+PROBE_S = 2.5  # for the first answer; an address that is slower than that is not a cluster
 OBJECT_STORE_BYTES = 256 << 20  # only records pass through it
 # between two reports of a process to the metrics endpoint; Ray's 10 s would miss a short run
 METRICS_MS = 2000
@@ -44,57 +38,100 @@ NO_MASK = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A Ray cluster this process is connected to. embedded: started here, and ended with the
-    context of `connect`.
+    """A Ray cluster that this process is connected to, and what its nodes have.
 
-    pythons: address of a node -> the interpreter of its workers; empty where that is this one.
-    without_nsys: addresses of nodes that have devices and no Nsight Systems. Both are known of
-    clusters that were joined.
+    embedded: it was started here, and ends with the context of `start`. dashboard: its URL.
     """
 
-    device: str
-    devices: Topology
+    nodes: tuple[Node, ...]
     embedded: bool
     address: str
     dashboard: str | None
-    pythons: Mapping[str, str] = field(default_factory=dict)
-    without_nsys: tuple[str, ...] = ()
 
-    def topology(self) -> Topology:
-        """The devices of `device`, ordered by node and index. Memory is 0 on CPU, and where NVML
-        does not tell."""
-        return self.devices
+    def topology(self, device: str) -> Topology:
+        """The devices of one kind ("cuda" or "cpu"), ordered by node and index."""
+        return nodes.topology_of(self.nodes, device)
+
+    def without_nsys(self, device: str) -> tuple[str, ...]:
+        """Addresses of the nodes that may get a rank and have no Nsight Systems."""
+        return nodes.without_nsys(self.nodes, device)
+
+    def python_of(self, address: str) -> str:
+        """The interpreter of the workers on the node at `address`."""
+        found = (node.python for node in self.nodes if node.address == address)
+        return next(found, sys.executable)
+
+    def check_room(self, device: str, ranks: int) -> None:
+        """Raise UserError where there are fewer devices of one kind than `ranks`."""
+        where = "this machine" if self.embedded else f"the cluster at {self.address}"
+        _check_room(len(self.topology(device).devices), device, ranks, where)
 
 
-# -- connecting
+def connect(
+    address: str | None, device: str, ranks: int, dashboard: bool = True
+) -> contextlib.AbstractContextManager[Cluster]:
+    """A cluster with room for `ranks` ranks on `device` ("cuda" or "cpu"): the one at `address`, or
+    a local one where that is None. Raises UserError as `join` and `start` do."""
+    if address is None:
+        return start(device, ranks, dashboard)
+    return _join_with_room(address, device, ranks)
 
 
 @contextlib.contextmanager
-def connect(
-    address: str | None, device: str, ranks_needed: int, dashboard: bool = True
-) -> Iterator[Cluster]:
-    """A cluster with room for `ranks_needed` ranks on `device` ("cuda" or "cpu"); the one at
-    `address`, or a local one.
+def join(address: str) -> Iterator[Cluster]:
+    """The cluster that runs at `address`: "host:port", "auto" or "ray://host:port". It is left
+    running. Raises UserError where there is none, or a node has another version of this project."""
+    check_address(address)
+    with _connection():
+        yield _join(address)
 
-    address: "host:port", "auto" or "ray://host:port"; None means RAY_ADDRESS where that is set,
-    else a local cluster that ends with this context. Raises UserError where there is no such
-    cluster, it is too small, or its nodes have another version of this project.
-    """
-    address = address or os.environ.get("RAY_ADDRESS") or None
-    if address is None:
-        _check_room(local_topology(device, ranks_needed), device, ranks_needed, "this machine")
-    else:
-        check_address(address)
+
+@contextlib.contextmanager
+def start(device: str, ranks: int, dashboard: bool = True) -> Iterator[Cluster]:
+    """A local cluster for `ranks` ranks, which ends with this context. CPU ranks may outnumber the
+    cores. Raises UserError where there are fewer GPUs than ranks."""
+    here = nodes.this_node(device, ranks)
+    _check_room(here.has(device), device, ranks, "this machine")
+    with _connection():
+        yield _start(here, ranks, dashboard)
+
+
+def check_address(address: str) -> None:
+    """Raise UserError where no Ray cluster answers at `address`, or it asks for a token that is not
+    here. From then on this process shows its token if the cluster asks for one."""
+    host, port = host_and_port(address)
+    if os.environ.get("RAY_USE_TLS"):
+        return
+    token, where = ray_private.own_token(), f"the Ray cluster at {address}"
+    wanted = not _lets_in(address, host, port, "")
+    if wanted and not token:
+        raise UserError(f"{where} asks for a token; put it in ~/.ray/auth_token or RAY_AUTH_TOKEN")
+    if wanted and not _lets_in(address, host, port, token):
+        raise UserError(
+            f"{where} asks for another token than the one in ~/.ray/auth_token or RAY_AUTH_TOKEN"
+        )
+    ray_private.use_token(wanted)
+
+
+def _lets_in(address: str, host: str, port: int, token: str) -> bool:
+    try:
+        return ray_private.lets_in(address, host, port, token, PROBE_S)
+    except ConnectionError as error:
+        raise UserError(
+            f"no Ray cluster answers at {address} ({error}); start one there, or leave --address "
+            "out"
+        ) from error
+
+
+@contextlib.contextmanager
+def _connection() -> Iterator[None]:
+    """Whatever is connected and started inside is disconnected and ended behind it."""
     assert not ray.is_initialized(), (
         "this process is connected to a Ray cluster already, which is not ours to end"
     )
     before = children()
     try:
-        yield (
-            _start(device, ranks_needed, dashboard)
-            if address is None
-            else _join(address, device, ranks_needed)
-        )
+        yield
     finally:
         with uninterrupted():
             started = [child for child in children() if child not in before]
@@ -102,8 +139,14 @@ def connect(
             end(started)
 
 
-def _start(device: str, ranks: int, dashboard: bool) -> Cluster:
-    """A local Ray of our own. CPU ranks may outnumber the cores."""
+@contextlib.contextmanager
+def _join_with_room(address: str, device: str, ranks: int) -> Iterator[Cluster]:
+    with join(address) as cluster:
+        cluster.check_room(device, ranks)
+        yield cluster
+
+
+def _start(here: Node, ranks: int, dashboard: bool) -> Cluster:
     os.environ.setdefault(NO_MASK, "1")
     context = ray.init(
         address="local",
@@ -113,17 +156,12 @@ def _start(device: str, ranks: int, dashboard: bool) -> Cluster:
         log_to_driver=False,
         logging_level=logging.ERROR,
         object_store_memory=OBJECT_STORE_BYTES,
-        _system_config={"metrics_report_interval_ms": METRICS_MS},
+        **ray_private.settings(METRICS_MS),
     )
-    url = context.dashboard_url
-    return Cluster(
-        device, local_topology(device, ranks), True, "local", f"http://{url}" if url else None
-    )
+    return Cluster((here,), True, "local", _dashboard(context.dashboard_url))
 
 
-def _join(address: str, device: str, ranks: int) -> Cluster:
-    """Connect to a cluster that is there. Its nodes are asked for their versions, GPUs and tools by
-    one tiny task each."""
+def _join(address: str) -> Cluster:
     try:
         context = ray.init(
             address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
@@ -132,192 +170,17 @@ def _join(address: str, device: str, ranks: int) -> Cluster:
         raise UserError(
             f"the Ray cluster at {address} did not let us in: {first_line(error)}"
         ) from error
-    nodes = _ask_nodes()
-    _refuse_other_versions(nodes, versions()[PROJECT])
-    topology = _topology_of(nodes, device)
-    _check_room(topology, device, ranks, f"the cluster at {address}")
-    url = getattr(context, "dashboard_url", None)
-    pythons = {node["node"]: node["python"] for node in nodes}
-    return Cluster(
-        device,
-        topology,
-        False,
-        address,
-        f"http://{url}" if url else None,
-        pythons,
-        _without_nsys(nodes, device),
-    )
+    url = getattr(context, "dashboard_url", None)  # a client of ray:// is not told
+    return Cluster(nodes.ask_nodes(), False, address, _dashboard(url))
 
 
-def _check_room(topology: Topology, device: str, ranks: int, where: str) -> None:
-    there = len(topology.devices)
+def _dashboard(url: str | None) -> str | None:
+    return f"http://{url}" if url else None
+
+
+def _check_room(there: int, device: str, ranks: int, where: str) -> None:
     if there < ranks:
-        what = RESOURCES[device] + "s"
         raise UserError(
-            f"the layout needs {ranks} {what}, {where} has {there}; use a smaller layout or "
-            "another --address"
+            f"the layout needs {ranks} {RESOURCES[device]}s, {where} has {there}; use a smaller "
+            "layout or another --address"
         )
-
-
-def check_address(address: str) -> None:
-    """Raises UserError where no Ray cluster answers at `address`."""
-    _probe(*_host_and_port(address), address)
-
-
-def _host_and_port(address: str) -> tuple[str, int]:
-    """The TCP endpoint behind an address. "auto" is the cluster whose head runs on this machine."""
-    if address == "auto":
-        note = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
-        if not note.exists():
-            raise UserError(
-                "no Ray cluster runs on this machine for --address auto; start one, or leave "
-                "--address out"
-            )
-        address = note.read_text().strip()
-    try:
-        parts = urlsplit(address if "://" in address else f"tcp://{address}")
-        host, port = parts.hostname, parts.port or (10001 if parts.scheme == "ray" else None)
-    except ValueError:
-        host = port = None
-    if not host or not port:
-        raise UserError(f"'{address}' is no Ray address; write host:port, ray://host:port or auto")
-    return host, port
-
-
-def _probe(host: str, port: int, address: str) -> None:
-    """Ask for entry, as ray.init would for half a minute or more, and settle whether this process
-    shows a token.
-
-    A token that the cluster does not ask for is as wrong as none: Ray then kills actors that such a
-    driver owns.
-    """
-    if os.environ.get("RAY_USE_TLS"):
-        return
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-    loader = AuthenticationTokenLoader.instance()
-    token = (
-        loader.get_raw_token(ignore_auth_mode=True)
-        if loader.has_token(ignore_auth_mode=True)
-        else ""
-    )
-    wanted = not _let_in(host, port, address, None)
-    if wanted and not token:
-        raise UserError(
-            f"the Ray cluster at {address} asks for a token; put it in ~/.ray/auth_token or "
-            "RAY_AUTH_TOKEN"
-        )
-    if wanted and not _let_in(host, port, address, token):
-        raise UserError(
-            f"the Ray cluster at {address} asks for another token than the one in "
-            "~/.ray/auth_token or RAY_AUTH_TOKEN"
-        )
-    os.environ["RAY_AUTH_MODE"] = "token" if wanted else "disabled"
-    loader.reset_cache()  # ray shows, and asks for, a token that it has read, whatever the mode
-    Config.initialize("")  # ray has read its settings at import
-
-
-def _let_in(host: str, port: int, address: str, token: str | None) -> bool:
-    """False where the cluster asks for (another) token. Raises UserError where no cluster answers
-    within PROBE_S."""
-    import grpc
-    from ray.core.generated import (
-        gcs_service_pb2,
-        gcs_service_pb2_grpc,
-        ray_client_pb2,
-        ray_client_pb2_grpc,
-    )
-
-    metadata = [("client_id", "probe"), *([("authorization", f"Bearer {token}")] if token else [])]
-    with grpc.insecure_channel(f"{host}:{port}") as channel:
-        try:
-            if address.startswith("ray://"):
-                ping = ray_client_pb2.ClusterInfoRequest(type=ray_client_pb2.ClusterInfoType.PING)
-                ray_client_pb2_grpc.RayletDriverStub(channel).ClusterInfo(
-                    ping, timeout=PROBE_S, metadata=metadata
-                )
-            else:
-                asked = gcs_service_pb2.GetClusterIdRequest()
-                gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel).GetClusterId(
-                    asked, timeout=PROBE_S, metadata=metadata
-                )
-        except grpc.RpcError as error:
-            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-                return False
-            why = error.details() or error.code().name
-            raise UserError(
-                f"no Ray cluster answers at {address} ({why}); start one there, or leave "
-                "--address out"
-            ) from error
-    return True
-
-
-def _ask_nodes() -> list[dict[str, Any]]:
-    """Of every living node: its address, resources, this project's version there, its GPUs, its
-    Python and whether it has nsys."""
-
-    def probe() -> dict[
-        str, Any
-    ]:  # a closure, so that it is sent whole to nodes that may not have this project
-        import shutil
-        import sys
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            found, gpus = (
-                version("shard-orchestrator"),
-                __import__("orchestrator.cluster.hardware", fromlist=["gpus"]).gpus(),
-            )
-        except (PackageNotFoundError, ImportError):
-            found, gpus = None, []
-        return {
-            "version": found,
-            "gpus": gpus,
-            "python": sys.executable,
-            "nsys": shutil.which("nsys") is not None,
-        }
-
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    task = ray.remote(num_cpus=0, max_retries=0)(probe)
-    refs = [
-        task.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)
-        ).remote()
-        for n in nodes
-    ]
-    try:
-        answers = ray.get(refs, timeout=START_S)
-    except RayError as error:
-        raise UserError(f"a node of the cluster does not answer: {first_line(error)}") from error
-    fields = [{"node": n["NodeManagerAddress"], "resources": n["Resources"]} for n in nodes]
-    return [{**field, **answer} for field, answer in zip(fields, answers, strict=True)]
-
-
-def _refuse_other_versions(nodes: Sequence[dict[str, Any]], mine: str) -> None:
-    """Results made by two versions could not be compared, and their plans might not be
-    understood."""
-    for node in nodes:
-        if node["version"] != mine:
-            there = f"node {node['node']} of the cluster has {node['version'] or 'none'}"
-            raise UserError(
-                f"this machine has {PROJECT} {mine}, {there}; install the same version on both"
-            )
-
-
-def _without_nsys(nodes: Sequence[dict[str, Any]], device: str) -> tuple[str, ...]:
-    return tuple(
-        node["node"]
-        for node in nodes
-        if node["resources"].get(RESOURCES[device], 0) >= 1 and not node["nsys"]
-    )
-
-
-def _topology_of(nodes: Sequence[dict[str, Any]], device: str) -> Topology:
-    devices = []
-    for node in sorted(nodes, key=lambda n: n["node"]):
-        for index in range(int(node["resources"].get(RESOURCES[device], 0))):
-            gpu = node["gpus"][index] if device == "cuda" and index < len(node["gpus"]) else {}
-            devices.append(
-                Device(node["node"], index, gpu.get("memory_bytes", 0), gpu.get("name", device))
-            )
-    return Topology(tuple(devices))

@@ -22,8 +22,7 @@ LOST_PEER = (
 
 
 class RunFailed(Exception):
-    """A build or a run that did not end well. `reason` is one line, `detail` what there is beside
-    it."""
+    """A build or a run failed. `reason` is one line, `detail` the full text."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason)
@@ -32,8 +31,8 @@ class RunFailed(Exception):
 
 
 def explain(failures: Sequence[tuple[int, RayError]]) -> RunFailed:
-    """Of (rank, error) pairs, the one nearest to the cause: a rank that lost its peer only tells
-    that another has failed."""
+    """The failure nearest to the cause, of (rank, error) pairs. A rank that lost its peer only says
+    that another rank failed."""
     rank, error = min(failures, key=lambda failure: (_remoteness(failure[1]), failure[0]))
     detail = "\n\n".join(
         f"rank {r}: {e}" for r, e in sorted(failures, key=lambda failure: failure[0])
@@ -47,19 +46,19 @@ def explain(failures: Sequence[tuple[int, RayError]]) -> RunFailed:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    return (
-        error.cause
-        if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException)
-        else error
-    )
+    """What a task of Ray raised, or the error itself."""
+    if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        return error.cause
+    return error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the host or of a GPU (torch's error is known by its name)."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def _remoteness(error: RayError) -> int:
-    """0 for what surely is a cause; more for what may be the echo of another rank's failure."""
+    """0 for what is a cause; more for what may follow from another rank's failure."""
     cause = cause_of(error)
     if is_out_of_memory(cause):
         return 0
@@ -80,6 +79,6 @@ def _exit_of(error: RayActorError) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an exception says that says something."""
+    """The first line of an exception's message that is not empty, else the name of its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__

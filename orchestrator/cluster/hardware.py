@@ -1,15 +1,44 @@
-"""What this machine has, asked of NVML alone: no torch, no Ray, nothing started."""
+"""What this machine has. GPUs are asked of NVML alone: no torch, no Ray, nothing started."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import platform
+import shutil
 import socket
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from strategies.shapes import Device, Topology
+from workers.nvml import ask
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One visible GPU. index: as torch counts. Clocks are in MHz, power in W; None where NVML does
+    not tell, as of a virtual GPU."""
+
+    index: int
+    name: str
+    uuid: str
+    memory_bytes: int
+    driver: str
+    sm_clock_mhz: int | None = None
+    max_sm_clock_mhz: int | None = None
+    memory_clock_mhz: int | None = None
+    power_limit_w: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A machine in general. memory_bytes: main memory."""
+
+    name: str
+    system: str
+    cpu_count: int | None
+    memory_bytes: int
 
 
 def local_topology(device: str = "auto", ranks: int = 1) -> Topology:
@@ -20,30 +49,33 @@ def local_topology(device: str = "auto", ranks: int = 1) -> Topology:
     """
     if device == "cpu":
         return Topology.uniform(ranks)
-    devices = tuple(
-        Device("local", gpu["index"], gpu["memory_bytes"], gpu["name"]) for gpu in gpus()
-    )
+    devices = tuple(Device("local", gpu.index, gpu.memory_bytes, gpu.name) for gpu in gpus())
     return Topology.uniform(ranks) if device == "auto" and not devices else Topology(devices)
 
 
-def gpus() -> list[dict[str, Any]]:
-    """Every visible GPU: index (as torch counts), name, uuid, memory_bytes, driver, and clocks in
-    MHz and power in W where told."""
+def gpus() -> list[Gpu]:
+    """Every visible GPU, in torch's order."""
     with visible_gpus() as (nvml, handles):
         driver = nvml.nvmlSystemGetDriverVersion() if handles else ""
         return [_describe(nvml, handle, index, driver) for index, handle in enumerate(handles)]
 
 
-def host() -> dict[str, Any]:
-    """This machine in general: name, system, cores, memory in bytes."""
+def host() -> Host:
+    """This machine."""
     import psutil
 
-    return {
-        "name": socket.gethostname(),
-        "system": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-    }
+    memory = psutil.virtual_memory().total
+    return Host(socket.gethostname(), platform.platform(), os.cpu_count(), memory)
+
+
+def has_nsys() -> bool:
+    """Whether `nsys` of Nsight Systems is on this machine's PATH."""
+    return shutil.which("nsys") is not None
+
+
+def as_data(gpu: Gpu) -> dict[str, object]:
+    """Plain data for `json.dumps`; what NVML does not tell is left out."""
+    return {name: value for name, value in asdict(gpu).items() if value is not None}
 
 
 @contextlib.contextmanager
@@ -51,12 +83,11 @@ def visible_gpus() -> Iterator[tuple[Any, list[Any]]]:
     """NVML's module and the handles of the visible GPUs in torch's order; (None, []) on a machine
     without a driver."""
     with _nvml() as nvml:
-        handles = (
-            [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-            if nvml
-            else []
-        )
-        yield nvml, _visible(nvml, handles) if nvml else []
+        if nvml is None:
+            yield None, []
+            return
+        count = nvml.nvmlDeviceGetCount()
+        yield nvml, _visible(nvml, [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)])
 
 
 @contextlib.contextmanager
@@ -86,21 +117,16 @@ def _visible(nvml: Any, handles: list[Any]) -> list[Any]:
     return [named[name] for name in (part.strip() for part in wanted.split(",")) if name in named]
 
 
-def _describe(nvml: Any, handle: Any, index: int, driver: str) -> dict[str, Any]:
-    gpu = {
-        "index": index,
-        "name": nvml.nvmlDeviceGetName(handle),
-        "uuid": nvml.nvmlDeviceGetUUID(handle),
-        "memory_bytes": nvml.nvmlDeviceGetMemoryInfo(handle).total,
-        "driver": driver,
-    }
-    questions = {
-        "sm_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-        "max_sm_clock_mhz": lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM),
-        "memory_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
-        "power_limit_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
-    }
-    for name, ask in questions.items():
-        with contextlib.suppress(nvml.NVMLError):  # a virtual GPU does not tell
-            gpu[name] = ask()
-    return gpu
+def _describe(nvml: Any, handle: Any, index: int, driver: str) -> Gpu:
+    milliwatts = ask(nvml, nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
+    return Gpu(
+        index=index,
+        name=nvml.nvmlDeviceGetName(handle),
+        uuid=nvml.nvmlDeviceGetUUID(handle),
+        memory_bytes=nvml.nvmlDeviceGetMemoryInfo(handle).total,
+        driver=driver,
+        sm_clock_mhz=ask(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
+        max_sm_clock_mhz=ask(nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM),
+        memory_clock_mhz=ask(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_MEM),
+        power_limit_w=None if milliwatts is None else milliwatts / 1000,
+    )

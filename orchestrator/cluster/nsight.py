@@ -1,33 +1,35 @@
-"""Nsight Systems around the workers: how one is started under it, where its report goes, and where
-it is not installed."""
+"""Nsight Systems around the workers: how one is started under it, and where its report goes."""
 
 from __future__ import annotations
 
-import os
 import shlex
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from orchestrator.cluster import hardware
 from orchestrator.errors import UserError
-from orchestrator.experiment import Deployment, Experiment
+
+if TYPE_CHECKING:
+    from orchestrator.cluster.connection import Cluster
 
 SUFFIX, GATHERED = ".nsys-rep", ".qdstrm"  # a report, and what nsys makes it of
 WRITE_S = 300.0  # for nsys to make a report of what it gathered, after the worker has ended
 POLL_S = 0.1
 
-# Without node, a graph that is replayed is one box without its kernels. primary: what a worker
-# leaves running is not waited for.
+# cuda-graph-trace=node: else a graph that is replayed is one box without its kernels. wait=primary:
+# nsys does not wait for processes that a worker leaves running.
 OPTIONS = (
     "--trace=cuda,nvtx --cuda-graph-trace=node --sample=none --cpuctxsw=none --wait=primary "
     "--force-overwrite=true"
 )
 
-# $0: the report; $1: what nsys writes, less its suffix; then the worker's own command. nsys is at
-# its report for a while after the worker has ended, so a shell that waits for it gives the file its
-# name: a report of that name is whole, and an empty one says that there is none. Ray kills the
-# process group of a worker that has left it: the worker gets one of its own.
+# $0: the report; $1: what nsys writes, less its suffix; then the worker's own command. nsys writes
+# its report for a while after the worker has ended. A shell waits for it and then gives the file
+# its name: a report of that name is complete, and an empty one says that there is none. Ray kills
+# the process group of a worker that has ended, and nsys with it: the worker gets a group of its
+# own.
 SCRIPT = (
     'mkdir -p "${0%/*}"; '
     f'nsys profile {OPTIONS} --output="${{1//%/%%}}" setsid "${{@:2}}"; '
@@ -36,11 +38,11 @@ SCRIPT = (
 
 
 def command(report: Path, python: str) -> str:
-    """What Ray is to start instead of `python`, as text for a shell; `report` is there once the
-    worker and nsys have ended.
+    """The command that Ray starts instead of `python`, as text for a shell. `report` exists once
+    the worker and nsys have ended.
 
-    Ray's own way, runtime_env "nsight", starts whichever `python` is first on the PATH, and keeps
-    the report in the folder of Ray's session, where nothing tells one that is still being written.
+    Ray's own way, runtime_env "nsight", starts whichever `python` is first on the PATH. It keeps
+    the report in the folder of Ray's session, where one cannot see whether it is complete.
     """
     return shlex.join(
         ["bash", "-c", SCRIPT, str(report), str(_unfinished(report).with_suffix("")), python]
@@ -49,28 +51,29 @@ def command(report: Path, python: str) -> str:
 
 def name_reports(ranks: Mapping[str, int], timeout_s: float) -> list[str]:
     """Name the reports of this node by rank, waiting for each: "rank0.nsys-rep", or
-    "rank0-2.nsys-rep" and so on where an earlier start of the same layout has that. ranks: report
-    -> rank. Returns what is to be said of those nsys did not write.
+    "rank0-2.nsys-rep" and so on where an earlier start of the same layout has that name. ranks:
+    report -> rank. Returns a sentence for each that nsys did not write.
     """
-    waiting, deadline = (
-        {Path(report): rank for report, rank in ranks.items()},
-        time.monotonic() + timeout_s,
-    )
+    waiting = {Path(report): rank for report, rank in ranks.items()}
+    deadline = time.monotonic() + timeout_s
     said = []
     while waiting and time.monotonic() < deadline:
         for report in [path for path in waiting if path.exists()]:
-            rank = waiting.pop(report)
-            if report.stat().st_size:
-                report.rename(_free(report.with_name(f"rank{rank}{SUFFIX}")))
-            else:
-                report.unlink()
-                said.append(f"nsys wrote no report of rank {rank}{_gathered(report, rank)}")
+            said += _name(report, waiting.pop(report))
         time.sleep(POLL_S)
     return [*said, *(f"nsys had not written {report} after {timeout_s:g} s" for report in waiting)]
 
 
+def _name(report: Path, rank: int) -> list[str]:
+    if report.stat().st_size:
+        report.rename(_free(report.with_name(f"rank{rank}{SUFFIX}")))
+        return []
+    report.unlink()
+    return [f"nsys wrote no report of rank {rank}{_gathered(report, rank)}"]
+
+
 def _gathered(report: Path, rank: int) -> str:
-    """Where an nsys without its importer has left what it gathered."""
+    """Says where the raw data is, which an nsys without its importer leaves."""
     found = _unfinished(report).with_suffix(GATHERED)
     if not found.exists():
         return ""
@@ -93,46 +96,30 @@ def _free(path: Path) -> Path:
     return taken
 
 
-def folder(experiment: Experiment) -> Path:
-    """The folder of all reports: in the results; of a cluster that was joined, on the node where a
-    rank ran, in /tmp."""
-    from orchestrator.store.results import folder_of
-
-    results = folder_of(experiment)
-    return (
-        Path("/tmp", f"{results.name}.nsys") if _joins(experiment) else results.absolute() / "nsys"
-    )
+def folder(results: Path, joined: bool) -> Path:
+    """The folder of all reports: in the folder of the `results`; under a cluster that was joined,
+    in /tmp of the node where a rank ran."""
+    return Path("/tmp", f"{results.name}.nsys") if joined else results.absolute() / "nsys"
 
 
-def folder_for(experiment: Experiment, deployment: Deployment) -> Path:
-    return folder(experiment) / deployment.name
-
-
-def remark(experiment: Experiment) -> str:
+def remark(results: Path, joined: bool) -> str:
     """Where the reports go."""
-    where = f"{'on the node of each rank, ' if _joins(experiment) else ''}in {folder(experiment)}"
+    where = "on the node of each rank, in" if joined else "in"
     return (
-        f"reports of Nsight Systems will be {where}; it slows the runs, so their results are kept "
-        "apart from others"
+        f"reports of Nsight Systems will be {where} {folder(results, joined)}; it slows the "
+        "runs, so their results are kept apart from others"
     )
 
 
-def check(experiment: Experiment, device: str) -> None:
-    """Raises UserError where a machine that may get a rank has no `nsys`; of a cluster, its nodes
-    with devices of `device`."""
-    if _joins(experiment):
-        from orchestrator.cluster.connection import connect
-
-        with connect(experiment.address, device, 0) as cluster:
-            without = [f"node {node}" for node in cluster.without_nsys]
+def check(device: str, cluster: Cluster | None) -> None:
+    """Raise UserError where a machine that may get a rank has no `nsys`: a node of the `cluster`
+    that was joined with devices of `device`, else this machine."""
+    if cluster is not None:
+        without = [f"node {node}" for node in cluster.without_nsys(device)]
     else:
-        without = [] if shutil.which("nsys") else ["this machine"]
+        without = [] if hardware.has_nsys() else ["this machine"]
     if without:
         raise UserError(
             f"--nsys needs Nsight Systems: no `nsys` on the PATH of {', '.join(without)}; install "
             "it there, or leave --nsys out"
         )
-
-
-def _joins(experiment: Experiment) -> bool:
-    return bool(experiment.address or os.environ.get("RAY_ADDRESS"))

@@ -11,10 +11,12 @@ import psutil
 
 
 def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    """Every process that descends from this one."""
+    return list(psutil.Process().children(recursive=True))
 
 
 def processes(pids: Iterable[int]) -> list[psutil.Process]:
+    """Those of `pids` that still run."""
     found = []
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -23,7 +25,7 @@ def processes(pids: Iterable[int]) -> list[psutil.Process]:
 
 
 def end(running: Sequence[psutil.Process], patience_s: float = 5.0) -> None:
-    """Wait for processes of ours that were told to end; kill those that do not."""
+    """Wait for processes that were told to end; kill those that do not."""
     _, alive = psutil.wait_procs(running, timeout=patience_s)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -33,7 +35,7 @@ def end(running: Sequence[psutil.Process], patience_s: float = 5.0) -> None:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Cleaning up is not cut short by a second Ctrl-C."""
+    """Ignore Ctrl-C inside, so that cleaning up is finished."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import pyarrow as pa
 
 from orchestrator.cluster import hardware
+from orchestrator.cluster.address import address_of
 from orchestrator.cluster.connection import Cluster, connect
 from orchestrator.cluster.group import RunFailed, WorkerGroup
 from orchestrator.errors import UserError
 from orchestrator.node import fabric, links
-from orchestrator.store import results
+from orchestrator.node.links import Pair
+from orchestrator.store.arrow_files import write_part
 from strategies.placement import Placement
 from strategies.shapes import ModelShape
 from workers import engines
-from workers.engines.calibration import LAYOUT, QUICK
+from workers.engines.calibration import CALIBRATION_LAYOUT, QUICK, SWEEP_OPTION
 from workers.messages import EnginePlan, Work
 
 TIMEOUT_S = 300.0
 NO_MODEL = ModelShape("none", "llama", 0, 0, 1, 1, 0, 0, 0, 1, 0.0, 1.0)
 
+Device = Literal["cuda", "cpu"]
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What was measured (schema FABRIC), where it is kept, and how the GPUs are connected
-    (`links.pairs`)."""
+    """What was measured (schema FABRIC), where it is kept, and how the GPUs are connected."""
 
     path: Path
     table: pa.Table
-    pairs: list[dict[str, Any]]
+    pairs: Sequence[Pair]
 
 
 def calibrate(
@@ -47,27 +51,29 @@ def calibrate(
 
     Raises UserError where there is no such cluster or device, or where the measurement fails.
     """
-    kind = _device(device)
-    with connect(address, kind, ranks or _here(kind, address), dashboard=False) as cluster:
-        table = _measure(cluster, kind, ranks or _on_one_node(cluster, kind), quick)
+    kind, there = _device(device), address_of(address)
+    needed = ranks or (_on_this_machine(kind) if there is None else 0)
+    with connect(there, kind, needed, dashboard=False) as cluster:
+        plan = calibration_plan(kind, ranks or _on_one_node(cluster, kind), quick)
+        table = _measure(cluster, plan)
     path = (out or fabric.folder(host=table.column("host")[0].as_py())) / fabric.FILE
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        results.write_part(path, table)
-        fits = pa.Table.from_pylist([asdict(fit) for fit in fabric.fits(table)], schema=fabric.FITS)
-        results.write_part(path.with_name(fabric.FITS_FILE), fits)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written: {error.strerror}; give another --out"
-        ) from error
+    _write(path, table)
     return Calibration(path, table, links.pairs() if kind == "cuda" else [])
 
 
-def _measure(cluster: Cluster, device: Literal["cuda", "cpu"], ranks: int, quick: bool) -> pa.Table:
+def calibration_plan(device: Device, ranks: int, quick: bool) -> EnginePlan:
+    """A plan for the engine `calibration`: ranks and a device, and no model."""
+    placement = Placement() if ranks == 1 else Placement().with_axis("tp", ranks)
+    placement = placement.with_options(**{SWEEP_OPTION: QUICK}) if quick else placement
+    dtype = "bfloat16" if device == "cuda" else "float32"
+    return EnginePlan(
+        NO_MODEL, CALIBRATION_LAYOUT, placement, None, dtype, device, 1, 1, 1, timeout_s=TIMEOUT_S
+    )
+
+
+def _measure(cluster: Cluster, plan: EnginePlan) -> pa.Table:
     try:
-        group = WorkerGroup.start(
-            cluster, LAYOUT, plan(device, ranks, quick), engines.CALIBRATION.name
-        )
+        group = WorkerGroup.start(cluster, CALIBRATION_LAYOUT, plan, engines.CALIBRATION.name)
         try:
             group.build(TIMEOUT_S)
             reports = group.run(Work((), 1), TIMEOUT_S)
@@ -79,42 +85,36 @@ def _measure(cluster: Cluster, device: Literal["cuda", "cpu"], ranks: int, quick
     return pa.concat_tables(report.fabric for report in reports if report.fabric is not None)
 
 
-def plan(device: Literal["cuda", "cpu"], ranks: int, quick: bool) -> EnginePlan:
-    """A plan for the engine `calibration`: ranks and a device, and no model."""
-    placement = Placement() if ranks == 1 else Placement().with_axis("tp", ranks)
-    placement = placement.with_options(sweep=QUICK) if quick else placement
-    dtype = "bfloat16" if device == "cuda" else "float32"
-    return EnginePlan(
-        NO_MODEL, LAYOUT, placement, None, dtype, device, 1, 1, 1, timeout_s=TIMEOUT_S
-    )
+def _write(path: Path, table: pa.Table) -> None:
+    """The measurements to `path`, and the lines fitted to them beside it."""
+    fits = fabric.FITS.make(fabric.fits(table))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_part(path, table)
+        write_part(path.with_name(fabric.FITS_FILE), fits)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror}; give another --out"
+        ) from error
 
 
-def _device(asked: str) -> Literal["cuda", "cpu"]:
-    return (
-        cast(Literal["cuda", "cpu"], asked)
-        if asked != "auto"
-        else "cuda"
-        if hardware.gpus()
-        else "cpu"
-    )
+def _device(asked: str) -> Device:
+    if asked != "auto":
+        return cast(Device, asked)
+    return "cuda" if hardware.gpus() else "cpu"
 
 
-def _here(device: str, address: str | None) -> int:
-    """Ranks for a local cluster where nothing is asked; 0, any number, for one that is there
-    already."""
-    if address or os.environ.get("RAY_ADDRESS"):
-        return 0
+def _on_this_machine(device: Device) -> int:
+    """Ranks where no number is asked for: all GPUs, or a few CPU workers."""
     return _some(len(hardware.gpus())) if device == "cuda" else _workers()
 
 
-def _on_one_node(cluster: Cluster, device: str) -> int:
+def _on_one_node(cluster: Cluster, device: Device) -> int:
     """All GPUs of the first node that has any, or a few CPU workers."""
-    devices = cluster.topology().devices
-    return (
-        _some(sum(device.node == devices[0].node for device in devices))
-        if device == "cuda"
-        else _workers()
-    )
+    if device == "cpu":
+        return _workers()
+    devices = cluster.topology(device).devices
+    return _some(sum(one.node == devices[0].node for one in devices))
 
 
 def _some(gpus: int) -> int:

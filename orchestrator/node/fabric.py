@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,47 +13,41 @@ import pyarrow as pa
 from orchestrator.analysis.bounds import CALIBRATED, Ceilings
 from orchestrator.errors import UserError
 from orchestrator.node import datasheet
-from orchestrator.store import results
-from workers.records import column, table_schema
+from orchestrator.store.arrow_files import read_part
+from orchestrator.store.folders import DEFAULT_ROOT
+from workers.records import FABRIC, FabricRow
+from workers.rows import Table, column, grouped, row
 
 FILE = "fabric.arrow"
 FITS_FILE = "fits.arrow"
-FITS = table_schema(
-    "fits",
-    [
-        column("op", pa.string()),
-        column("group_size", pa.int32(), "1"),
-        column("mode", pa.string()),
-        column("alpha_us", pa.float64(), "us"),
-        column("beta_gb_s", pa.float64(), "GB/s"),
-        column("worst", pa.float64(), "1"),
-    ],
-)
 
 
-@dataclass(frozen=True, slots=True)
+@row
 class Fit:
-    """time = alpha + bytes x factor / beta for one operation, mode and group size. worst: the
-    greatest relative error of a row."""
+    """A line through the times of one operation, mode and group size:
+    time = alpha + bytes x factor / beta."""
 
-    op: str
-    group_size: int
-    mode: str
-    alpha_us: float
-    beta_gb_s: float
-    worst: float
+    op: str = column("operation")
+    group_size: int = column("ranks of the group", "1")
+    mode: str = column("eager or graph")
+    alpha_us: float = column("latency", "us")
+    beta_gb_s: float = column("bus bandwidth", "GB/s", source="nccl-tests, PERFORMANCE.md")
+    worst: float = column("the greatest relative error of a measurement", "1")
+
+
+FITS = Table("fits", Fit)
 
 
 def folder(root: Path | None = None, host: str | None = None) -> Path:
     """Where the calibration of a host is kept."""
-    return (root or results.DEFAULT_ROOT) / f"fabric-{host or socket.gethostname()}"
+    return (root or DEFAULT_ROOT) / f"fabric-{host or socket.gethostname()}"
 
 
 def load(path: Path) -> pa.Table:
     """A calibration, or the one in a folder. Raises UserError where there is none that can be
     read."""
     file = path / FILE if path.is_dir() else path
-    table = results.read_part(file)
+    table = read_part(file)
     if table is None or "busbw" not in table.column_names:
         raise UserError(
             f"{file} holds no calibration that can be read; `orchestrator calibrate` makes one"
@@ -78,68 +71,72 @@ def ceilings(table: pa.Table | None, device_name: str | None) -> Ceilings | None
     Of repeated measurements, and of the ways to move bytes, the fastest: a bound must not be too
     low.
     """
-    rows = (
-        [row for row in table.to_pylist() if row["device_name"] == device_name]
-        if table is not None
-        else []
-    )
-    hbm = max((row["algbw"] for row in rows if row["kind"] in ("hbm", "decode_gemm")), default=None)
-    if hbm is None:
+    known = [] if table is None else FABRIC.rows(table)
+    rows = [one for one in known if one.device_name == device_name]
+    moved = [one.algbw for one in rows if one.kind in ("hbm", "decode_gemm") and one.algbw]
+    if not moved:
         return datasheet.ceilings(device_name)
     flops: dict[str, float] = {}
-    for row in rows:
-        if row["tflops"] is not None:
-            flops[row["dtype"]] = max(flops.get(row["dtype"], 0.0), row["tflops"] * 1e12)
-    cache = max((row["bytes"] for row in rows if row["kind"] == "cache"), default=0)
-    return Ceilings(hbm * 1e9, flops, cache, CALIBRATED)
+    for one in rows:
+        if one.tflops is not None and one.dtype is not None:
+            flops[one.dtype] = max(flops.get(one.dtype, 0.0), one.tflops * 1e12)
+    cache = max((one.bytes for one in rows if one.kind == "cache"), default=0)
+    return Ceilings(max(moved) * 1e9, flops, cache, CALIBRATED)
 
 
 def fits(table: pa.Table) -> list[Fit]:
     """Latency and bandwidth of every collective, group size and mode that has two sizes or more,
     over the first ranks."""
-    groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
-    for row in table.to_pylist():
-        if row["kind"] == "collective" and is_first(row):
-            groups.setdefault((row["op"], row["group_size"], row["mode"]), []).append(row)
-    return [
-        _fit(key, rows) for key, rows in groups.items() if len({row["bytes"] for row in rows}) > 1
-    ]
+    collectives = [one for one in FABRIC.rows(table) if one.kind == "collective" and is_first(one)]
+    groups = grouped(collectives, lambda one: (one.op, one.group_size, one.mode))
+    return [_fit(rows) for rows in groups.values() if len({one.bytes for one in rows}) > 1]
 
 
-def is_first(row: Mapping[str, Any]) -> bool:
-    """Whether a row of a collective is of ranks 0 to n - 1, as all were before other pairs were
-    looked at."""
-    group = row.get("group")
-    return group is None or group == list(range(len(group)))
+def is_first(collective: FabricRow) -> bool:
+    """Whether a collective is of ranks 0 to n - 1, and not of another pair whose link was looked
+    at."""
+    members = collective.group
+    return members is None or list(members) == list(range(len(members)))
 
 
-def pairs(table: pa.Table) -> list[dict[str, Any]]:
-    """Of every pair of ranks its greatest bus bandwidth in GB/s of what was sent both ways at once;
-    the slowest pair first."""
-    best: dict[tuple[int, ...], float] = {}
-    for row in table.to_pylist():
-        if row["op"] == "send_recv" and len(row.get("group") or ()) == 2:
-            pair = tuple(row["group"])
-            best[pair] = max(best.get(pair, 0.0), row["busbw"])
-    return [
-        {"a": a, "b": b, "busbw": busbw}
-        for (a, b), busbw in sorted(best.items(), key=lambda item: item[1])
-    ]
+@dataclass(frozen=True, slots=True)
+class PairRate:
+    """The greatest bus bandwidth in GB/s between ranks a and b, of what was sent both ways."""
+
+    a: int
+    b: int
+    busbw: float
 
 
-def _fit(key: tuple[str, int, str], rows: list[dict[str, Any]]) -> Fit:
-    """Least squares on time = alpha + x / beta, x = bytes x factor, in *relative* errors: each
-    equation is divided by its time, for the greatest messages would else drown the latency (10 us
-    of 2 ms). A negative latency is 0, and beta fitted alone.
+def pairs(table: pa.Table) -> list[PairRate]:
+    """The bandwidth of every pair of ranks, the slowest pair first."""
+    best: dict[tuple[int, int], float] = {}
+    for one in FABRIC.rows(table):
+        if one.op == "send_recv" and one.group is not None and len(one.group) == 2:
+            pair = (one.group[0], one.group[1])
+            best[pair] = max(best.get(pair, 0.0), one.busbw or 0.0)
+    found = [PairRate(a, b, busbw) for (a, b), busbw in best.items()]
+    return sorted(found, key=lambda one: one.busbw)
+
+
+def _fit(rows: Sequence[FabricRow]) -> Fit:
+    """Least squares on time = alpha + x / beta, x = bytes x factor, in *relative* errors.
+
+    Each equation is divided by its time, for the greatest messages would else outweigh the latency
+    (10 us of 2 ms). A negative latency is 0, and beta fitted alone.
     """
-    op, group_size, mode = key
-    x = np.array([row["bytes"] * row["busbw"] / row["algbw"] for row in rows])
-    time = np.array([row["time_us"] for row in rows])
-    alpha, slope = np.linalg.lstsq(
-        np.stack([1 / time, x / time], axis=1), np.ones(len(x)), rcond=None
-    )[0]
+    x = np.array([one.bytes * (one.busbw or 0.0) / (one.algbw or 1.0) for one in rows])
+    time = np.array([one.time_us for one in rows])
+    equations = np.stack([1 / time, x / time], axis=1)
+    alpha, slope = np.linalg.lstsq(equations, np.ones(len(x)), rcond=None)[0]
     if alpha < 0 or slope <= 0:
         relative = x / time
         alpha, slope = 0.0, float(relative.sum() / (relative**2).sum())
-    worst = float(np.abs((alpha + slope * x) / time - 1).max())
-    return Fit(op, group_size, mode, float(alpha), float(1e-3 / slope), worst)
+    return Fit(
+        op=rows[0].op,
+        group_size=rows[0].group_size,
+        mode=rows[0].mode or "",
+        alpha_us=float(alpha),
+        beta_gb_s=float(1e-3 / slope),
+        worst=float(np.abs((alpha + slope * x) / time - 1).max()),
+    )

@@ -1,5 +1,4 @@
-"""What `orchestrator doctor` looks at, gathered into one plain dict. What cannot be learned is
-None, and nothing is changed."""
+"""What `orchestrator doctor` looks at. What cannot be learned is None, and nothing is changed."""
 
 from __future__ import annotations
 
@@ -9,20 +8,18 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from packaging.requirements import Requirement
-
 from orchestrator.cluster import hardware
+from orchestrator.cluster.hardware import Gpu
 from orchestrator.errors import UserError
 from orchestrator.node import links
-from orchestrator.node.links import ask
-from workers.versions import PROJECT
+from orchestrator.node.links import Pair
+from orchestrator.node.packages import Package, packages
+from workers.nvml import ask
 
-CONSTRAINTS = Path(__file__).resolve().parents[2] / "constraints.txt"
+SHM = "/dev/shm"
 PROBE_S = 120.0  # for torch to start, from a cold disk
 # In a process of its own: asking for peer access makes a CUDA context, which takes memory for as
 # long as the process lives.
@@ -42,141 +39,159 @@ print(json.dumps(found))
 """
 
 
-def gather(address: str | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class GpuState:
+    """A GPU and how it is now. None: NVML does not tell.
+
+    ecc: error correction is on. ecc_errors: uncorrected ones since the driver started. throttle:
+    NVML's mask of the reasons for low clocks (`workers.nvml`). processes: ids of those that compute
+    on it; in a container NVML hides them.
+    """
+
+    gpu: Gpu
+    ecc: bool | None = None
+    ecc_errors: int | None = None
+    throttle: int | None = None
+    persistence: bool | None = None
+    temperature_c: int | None = None
+    processes: tuple[int, ...] | None = None
+    memory_used_bytes: int | None = None
+    mig: bool | None = None
+
+    @property
+    def index(self) -> int:
+        """Its number, as torch counts."""
+        return self.gpu.index
+
+
+@dataclass(frozen=True, slots=True)
+class Torch:
+    """What torch says: its version, CUDA and NCCL, the number of GPUs that it sees, and (a, b,
+    whether a reaches b) for every two of them. error: why it does not work, None where it does."""
+
+    version: str | None = None
+    cuda: str | None = None
+    gpus: int = 0
+    nccl: str | None = None
+    peers: tuple[tuple[int, int, bool], ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RayAnswer:
+    """The address asked for, None where there is none, and why there is no cluster there."""
+
+    address: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything that is looked at. driver_cuda: the newest CUDA that the driver can run, "13.0".
+    nofile, memlock: limits of this process, None for unlimited. load: processes that run or wait to
+    run, over the last minute."""
+
+    gpus: tuple[GpuState, ...]
+    pairs: tuple[Pair, ...]
+    driver_cuda: str | None
+    torch: Torch
+    shm_free_bytes: int | None
+    nofile: int | None
+    memlock: int | None
+    packages: tuple[Package, ...]
+    cpus: int
+    load: float
+    ray: RayAnswer
+
+
+def gather(address: str | None = None) -> Facts:
     """Facts about this machine, its GPUs, limits and packages, and whether the Ray cluster at
     `address` answers."""
-    shm = "/dev/shm"
-    return {
-        "gpus": gpus(),
-        "pairs": links.pairs(),
-        "driver_cuda": driver_cuda(),
-        "torch": torch_facts(),
-        "shm_free_bytes": shutil.disk_usage(shm).free if os.path.isdir(shm) else None,
-        "nofile": _limit(resource.RLIMIT_NOFILE),
-        "memlock": _limit(resource.RLIMIT_MEMLOCK),
-        "packages": list(packages()),
-        "cpus": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1,
-        "load": os.getloadavg()[0],
-        "ray": ray_facts(address),
-    }
+    return Facts(
+        gpus=gpus(),
+        pairs=tuple(links.pairs()),
+        driver_cuda=driver_cuda(),
+        torch=torch_facts(),
+        shm_free_bytes=shutil.disk_usage(SHM).free if os.path.isdir(SHM) else None,
+        nofile=_limit(resource.RLIMIT_NOFILE),
+        memlock=_limit(resource.RLIMIT_MEMLOCK),
+        packages=tuple(packages()),
+        cpus=_usable_cpus(),
+        load=os.getloadavg()[0],
+        ray=ray_answer(address),
+    )
 
 
-def gpus() -> list[dict[str, Any]]:
-    """Of every visible GPU what NVML tells; a field that it does not tell is None."""
+def gpus() -> tuple[GpuState, ...]:
+    """Every visible GPU and its state."""
     described = hardware.gpus()
     with hardware.visible_gpus() as (nvml, handles):
-        return [
-            known | _state(nvml, handle) for known, handle in zip(described, handles, strict=True)
-        ]
+        return tuple(
+            _state(nvml, handle, gpu) for gpu, handle in zip(described, handles, strict=True)
+        )
 
 
-def _state(nvml: Any, handle: Any) -> dict[str, Any]:
+def _state(nvml: Any, handle: Any, gpu: Gpu) -> GpuState:
     ecc = ask(nvml, nvml.nvmlDeviceGetEccMode, handle)
     running = ask(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle)
     memory = ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
-    mig = (
-        ask(nvml, nvml.nvmlDeviceGetMigMode, handle)
-        if hasattr(nvml, "nvmlDeviceGetMigMode")
-        else None
-    )
+    persistence = ask(nvml, nvml.nvmlDeviceGetPersistenceMode, handle)
+    has_mig = hasattr(nvml, "nvmlDeviceGetMigMode")
+    mig = ask(nvml, nvml.nvmlDeviceGetMigMode, handle) if has_mig else None
     errors = (nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC)
-    return {
-        "ecc": None if ecc is None else bool(ecc[0]),
-        "ecc_errors": ask(nvml, nvml.nvmlDeviceGetTotalEccErrors, handle, *errors),
-        "throttle": throttle_names(
-            nvml, ask(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
-        ),
-        "persistence": ask(nvml, nvml.nvmlDeviceGetPersistenceMode, handle),
-        "temperature_c": ask(
-            nvml, nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU
-        ),
-        "processes": None if running is None else [process.pid for process in running],
-        "memory_used_bytes": None if memory is None else memory.used,
-        "mig": None if mig is None else bool(mig[0]),
-    }
-
-
-def throttle_names(nvml: Any, bits: int | None) -> list[str] | None:
-    """NVML's mask of reasons in words: 'SwPowerCap', 'HwThermalSlowdown' ..."""
-    if bits is None:
-        return None
-    prefix = "nvmlClocksThrottleReason"
-    masks = {
-        name.removeprefix(prefix): getattr(nvml, name)
-        for name in dir(nvml)
-        if name.startswith(prefix)
-    }
-    single = {
-        name: mask
-        for name, mask in masks.items()
-        if name not in ("None", "All", "UserDefinedClocks")
-    }
-    return sorted(name for name, mask in single.items() if bits & mask)
+    return GpuState(
+        gpu=gpu,
+        ecc=None if ecc is None else bool(ecc[0]),
+        ecc_errors=ask(nvml, nvml.nvmlDeviceGetTotalEccErrors, handle, *errors),
+        throttle=ask(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle),
+        persistence=None if persistence is None else bool(persistence),
+        temperature_c=ask(nvml, nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
+        processes=None if running is None else tuple(process.pid for process in running),
+        memory_used_bytes=None if memory is None else memory.used,
+        mig=None if mig is None else bool(mig[0]),
+    )
 
 
 def driver_cuda() -> str | None:
-    """The newest CUDA that the driver can run, '13.0'."""
+    """The newest CUDA that the driver can run, "13.0"."""
     with hardware.visible_gpus() as (nvml, _):
         found = None if nvml is None else ask(nvml, nvml.nvmlSystemGetCudaDriverVersion)
     return None if found is None else f"{found // 1000}.{found % 1000 // 10}"
 
 
-def torch_facts() -> dict[str, Any]:
-    """torch's version, CUDA and NCCL, the GPUs it sees and [a, b, whether a reaches b]; `error`
-    where it does not work."""
+def torch_facts() -> Torch:
+    """What torch says in a process of its own."""
+    command = [sys.executable, "-c", PROBE]
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_S
-        )
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return found
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_S)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return {"error": str(error)}
+        return Torch(error=str(error))
+    try:
+        found = json.loads(done.stdout.splitlines()[-1])
+        peers = tuple((a, b, reaches) for a, b, reaches in found.pop("peers"))
+        return Torch(peers=peers, **found)
     except (IndexError, ValueError):
-        return {"error": (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]}
+        said = done.stderr.strip().splitlines() or ["it ended without a word"]
+        return Torch(error=said[-1])
 
 
-def packages() -> Iterator[dict[str, Any]]:
-    """Every requirement of this project: name, range, installed version (None: missing), whether
-    that is in the range, and the version that this project is tested with (None outside of a
-    checkout)."""
-    tested = (
-        dict(line.split("==") for line in CONSTRAINTS.read_text().split() if "==" in line)
-        if CONSTRAINTS.is_file()
-        else {}
-    )
-    for text in requires(PROJECT) or []:
-        requirement = Requirement(text)
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        try:
-            found = version(requirement.name)
-        except PackageNotFoundError:
-            found = None
-        inside = found is not None and requirement.specifier.contains(found, prereleases=True)
-        yield {
-            "name": requirement.name,
-            "range": str(requirement.specifier),
-            "installed": found,
-            "ok": inside,
-            "tested": tested.get(requirement.name),
-        }
-
-
-def ray_facts(address: str | None) -> dict[str, Any]:
-    """The address asked for, and why there is no cluster there; error is None where it answers or
-    none was asked for."""
+def ray_answer(address: str | None) -> RayAnswer:
+    """Whether a Ray cluster answers at `address`."""
     if address is None:
-        return {"address": None, "error": None}
+        return RayAnswer()
     from orchestrator.cluster.connection import check_address
 
     try:
         check_address(address)
     except UserError as error:
-        return {"address": address, "error": str(error)}
-    return {"address": address, "error": None}
+        return RayAnswer(address, str(error))
+    return RayAnswer(address)
+
+
+def _usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _limit(kind: int) -> int | None:

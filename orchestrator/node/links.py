@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.cluster import hardware
+from workers.nvml import ask
 
 P2P_READ = 0  # NVML_P2P_CAPS_INDEX_READ, which some releases of pynvml define as a tuple
 # NVML_TOPOLOGY_*, in the words of `nvidia-smi topo -m`.
 PATHS = {0: "same board", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}
 
 
-def pairs() -> list[dict[str, Any]]:
-    """Every pair of visible GPUs: a and b (as torch counts), nvlinks between them, p2p (None where
-    NVML does not say), path.
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two visible GPUs, a and b as torch counts. nvlinks: between them; on an NVSwitch as many as
+    the GPU with fewer of them has. p2p: one reads the other's memory; None where NVML does not say.
+    path: "NVLink", or what of the PCIe tree lies between."""
 
-    path: "NVLink" where there is one, else what of the PCIe tree lies between. On an NVSwitch a
-    pair has as many links as the GPU with fewer of them.
-    """
+    a: int
+    b: int
+    nvlinks: int
+    p2p: bool | None
+    path: str
+
+    @property
+    def name(self) -> str:
+        """ "0-1" """
+        return f"{self.a}-{self.b}"
+
+
+def pairs() -> list[Pair]:
+    """Every pair of visible GPUs."""
     with hardware.visible_gpus() as (nvml, handles):
         ports = [_ports(nvml, handle) for handle in handles]
         return [
@@ -28,25 +44,27 @@ def pairs() -> list[dict[str, Any]]:
 
 
 def _pair(
-    nvml: Any, a: int, b: int, handles: list[Any], ports: list[list[str | None]]
-) -> dict[str, Any]:
+    nvml: Any, a: int, b: int, handles: Sequence[Any], ports: Sequence[list[str | None]]
+) -> Pair:
     one, other = handles[a], handles[b]
     p2p = ask(nvml, nvml.nvmlDeviceGetP2PStatus, one, other, P2P_READ)
-    linked = (
-        ask(nvml, nvml.nvmlDeviceGetP2PStatus, one, other, nvml.NVML_P2P_CAPS_INDEX_NVLINK)
-        == nvml.NVML_P2P_STATUS_OK
-    )
-    direct = ports[a].count(_bus_id(nvml, other))
-    links = direct or (min(len(ports[a]), len(ports[b])) if linked else 0)
     level = ask(nvml, nvml.nvmlDeviceGetTopologyCommonAncestor, one, other)
-    path = "NVLink" if links else PATHS.get(level, "unknown")
-    return {
-        "a": a,
-        "b": b,
-        "nvlinks": links,
-        "p2p": None if p2p is None else p2p == nvml.NVML_P2P_STATUS_OK,
-        "path": path,
-    }
+    direct = ports[a].count(_bus_id(nvml, other))
+    switched = min(len(ports[a]), len(ports[b])) if _is_linked(nvml, one, other) else 0
+    links = direct or switched
+    return Pair(
+        a=a,
+        b=b,
+        nvlinks=links,
+        p2p=None if p2p is None else p2p == nvml.NVML_P2P_STATUS_OK,
+        path="NVLink" if links else PATHS.get(level, "unknown"),
+    )
+
+
+def _is_linked(nvml: Any, one: Any, other: Any) -> bool:
+    """Whether one GPU reaches the other over NVLink, directly or through a switch."""
+    status = ask(nvml, nvml.nvmlDeviceGetP2PStatus, one, other, nvml.NVML_P2P_CAPS_INDEX_NVLINK)
+    return bool(status == nvml.NVML_P2P_STATUS_OK)
 
 
 def _ports(nvml: Any, handle: Any) -> list[str | None]:
@@ -65,13 +83,5 @@ def _bus_id(nvml: Any, handle: Any) -> str:
     return "" if info is None else _text(info.busId)
 
 
-def _text(value: Any) -> str:
+def _text(value: str | bytes) -> str:
     return (value.decode() if isinstance(value, bytes) else str(value)).lower()
-
-
-def ask(nvml: Any, function: Any, *arguments: Any) -> Any:
-    """What NVML answers, None where this GPU or driver does not know."""
-    try:
-        return function(*arguments)
-    except nvml.NVMLError:
-        return None

@@ -64,20 +64,37 @@ def locate(folder: Path) -> dict[str, Path]:
             f"{folder}: there are no weights: neither {SINGLE} nor {INDEX} (use --load-format "
             "dummy to run without)"
         )
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(
-        isinstance(file, str) for file in weight_map.values()
-    ):
-        raise UserError(f"{index}: there is no weight_map from tensors to files in it")
-    for file in sorted(set(weight_map.values())):
+    files = _weight_map(index)
+    for file in sorted(set(files.values())):
         if not (folder / file).is_file():
             raise UserError(f"{index} names {file}, which is not in the folder")
-    return {name: folder / file for name, file in weight_map.items()}
+    return {name: folder / file for name, file in files.items()}
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor name -> name of its file, from an index."""
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        raise UserError(f"{index}: there is no weight_map from tensors to files in it")
+    return found
 
 
 def read_header(file: Path) -> dict[str, Tensor]:
     """The tensors of one file by name. Raises UserError where the header is broken or the file ends
     before its data does."""
+    size, text = file.stat().st_size, _header_text(file)
+    tensors = _parse_header(file, text)
+    name, last = max(tensors.items(), key=lambda item: item[1].stop, default=("", None))
+    if last and 8 + len(text) + last.stop > size:
+        raise UserError(
+            f"{file} is cut short: the tensor {name} ends at byte {8 + len(text) + last.stop}, the "
+            f"file has {size}"
+        )
+    return tensors
+
+
+def _header_text(file: Path) -> bytes:
+    """The JSON of the header, unparsed."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         prefix = stream.read(8)
@@ -91,17 +108,10 @@ def read_header(file: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{file} is cut short: its header takes {8 + length} bytes, the file has {size}"
         )
-    tensors = _parse_header(file, text)
-    name, last = max(tensors.items(), key=lambda item: item[1].stop, default=("", None))
-    if last and 8 + length + last.stop > size:
-        raise UserError(
-            f"{file} is cut short: the tensor {name} ends at byte {8 + length + last.stop}, the "
-            f"file has {size}"
-        )
-    return tensors
+    return text
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, object]:
     """A JSON object from a file. Raises UserError with file and line where it is not one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -129,7 +139,7 @@ def _parse_header(file: Path, text: bytes) -> dict[str, Tensor]:
         ) from error
 
 
-def _tensor(file: Path, name: str, entry: dict[str, Any]) -> Tensor:
+def _tensor(file: Path, name: str, entry: Any) -> Tensor:
     """Raises ValueError where the bytes of the tensor do not lie behind the header."""
     start, stop = entry["data_offsets"]
     if not (isinstance(start, int) and isinstance(stop, int) and 0 <= start <= stop):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.experiment import Cell, Deployment
+from strategies import Topology
 from workers.messages import EnginePlan, Work
 
 
@@ -32,3 +33,11 @@ class PlannedDeployment:
     plan: EnginePlan
     cells: tuple[PlannedCell, ...]
     decode: Callable[[Sequence[int]], str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedExperiment:
+    """Deployments, in the order they run, and the devices they are planned for."""
+
+    deployments: tuple[PlannedDeployment, ...]
+    topology: Topology

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orchestrator.cluster import hardware
 from orchestrator.errors import UserError
-from orchestrator.units import format_bytes
+from orchestrator.units import format_bytes, parse_bytes
 from strategies import Load, Topology, memory
 from strategies.shapes import DTYPE_BYTES
 from workers.messages import EnginePlan
@@ -17,19 +17,26 @@ def check_memory(plan: EnginePlan, topology: Topology, load: Load) -> None:
     """Raise UserError where the weights leave no room for the KV of one request of the greatest
     length."""
     if plan.device == "cpu":
-        return _check_main_memory(plan)
+        _check_main_memory(plan)
+        return
     budget = budget_of(plan, topology)
-    if budget.holds(load.max_len):
-        return None
+    if not budget.holds(load.max_len):
+        raise UserError(f"{_what(plan)} does not fit: {_shortage(budget, load.max_len)}")
+
+
+def _what(plan: EnginePlan) -> str:
+    return f"{plan.model.name} under {plan.layout} in {plan.dtype}"
+
+
+def _shortage(budget: memory.Budget, max_len: int) -> str:
+    """What a GPU holds, and what room that leaves."""
     usable = int(budget.available * memory.UTILIZATION) - memory.RESERVE_BYTES
     room = f"room for {budget.kv_tokens} tokens of KV" if budget.kv_tokens else "no room for KV"
-    raise UserError(
-        f"{plan.model.name} under {plan.layout} in {plan.dtype} does not fit: a GPU would hold "
-        f"{format_bytes(budget.weights)} of "
-        f"weights and {format_bytes(budget.workspace)} of activations, and can use "
-        f"{format_bytes(max(usable, 0))} of its "
-        f"{format_bytes(budget.available)}; that leaves {room}, where one request takes "
-        f"{load.max_len} tokens of "
+    return (
+        f"a GPU would hold {format_bytes(budget.weights)} of weights and "
+        f"{format_bytes(budget.workspace)} of activations, and can use "
+        f"{format_bytes(max(usable, 0))} of its {format_bytes(budget.available)}; that leaves "
+        f"{room}, where one request takes {max_len} tokens of "
         f"{format_bytes(budget.kv_per_token)}; cut the model over more GPUs (tp, pp)"
     )
 
@@ -52,10 +59,16 @@ def concurrent_requests(plan: EnginePlan, topology: Topology) -> int | None:
     return None if tokens < 0 else tokens // plan.max_len * plan.placement.degree("dp")
 
 
+def gpu_memory(asked: str | None) -> int:
+    """Bytes of memory of one GPU: as asked, "141GB", else of the smallest one here; 0 where there
+    is none. Raises UserError for what is not an amount of memory."""
+    return parse_bytes(asked) if asked else hardware.local_topology("cuda").memory_bytes
+
+
 def main_memory() -> int:
     """Bytes of main memory that this process may use: the machine's, or less where a control group
     says so."""
-    total = int(hardware.host()["memory_bytes"])
+    total = hardware.host().memory_bytes
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
     return min(total, int(text)) if text.isdigit() else total
@@ -72,8 +85,7 @@ def _check_main_memory(plan: EnginePlan) -> None:
     available = main_memory()
     if weights > available:
         raise UserError(
-            f"{plan.model.name} under {plan.layout} in {plan.dtype} does not fit: its CPU workers "
-            f"need {format_bytes(weights)} for "
+            f"{_what(plan)} does not fit: its CPU workers need {format_bytes(weights)} for "
             f"weights, this machine has {format_bytes(available)} of memory; use GPUs or a "
             "smaller model"
         )

@@ -4,14 +4,14 @@ reserved."""
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import UserError
 from orchestrator.plan import checkpoint
-from orchestrator.plan import tokenizer as tokenizers
+from orchestrator.plan.tokenizer import load_tokenizer
 from strategies.errors import LayoutError
 from strategies.shapes import ModelShape
 
@@ -44,13 +44,15 @@ class ResolvedModel:
 
     @property
     def name(self) -> str:
+        """That of its folder or preset."""
         return self.shape.name
 
     @property
     def decode(self) -> Callable[[Sequence[int]], str] | None:
-        """Token ids to text, by the tokenizer that is loaded at the first call."""
+        """Token ids to text, by the tokenizer that is loaded at the first call; None without
+        one."""
         folder = self.tokenizer
-        return None if folder is None else lambda ids: tokenizers.load(folder).decode(ids)
+        return None if folder is None else lambda ids: load_tokenizer(folder).decode(ids)
 
 
 def preset_names() -> list[str]:
@@ -103,7 +105,7 @@ def _config_file(model: str) -> Path:
     )
 
 
-def _shape(config: Path, fields: dict[str, Any]) -> ModelShape:
+def _shape(config: Path, fields: Mapping[str, object]) -> ModelShape:
     name = config.parent.name if config.name == "config.json" else config.stem
     try:
         shape = ModelShape.from_config(fields, name)
@@ -119,29 +121,35 @@ def _shape(config: Path, fields: dict[str, Any]) -> ModelShape:
     return shape
 
 
-def _special_ids(config: Path, fields: dict[str, Any], tokenizer: Path | None) -> tuple[int, ...]:
+def _special_ids(
+    config: Path, fields: Mapping[str, object], tokenizer: Path | None
+) -> tuple[int, ...]:
     found: set[int] = set()
     for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        value = fields.get(field)
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(one, int) for one in ids):
-            raise UserError(
-                f"{config}: a field has the wrong type: {field} is {value!r}, no token id"
-            )
-        found.update(ids)
+        found.update(_ids(config, field, fields.get(field)))
     file = tokenizer / "tokenizer.json" if tokenizer else None
-    return tuple(sorted(found | (_special_tokens(file) if file and file.is_file() else set())))
+    if file and file.is_file():
+        found |= _special_tokens(file)
+    return tuple(sorted(found))
+
+
+def _ids(config: Path, field: str, value: object) -> list[int]:
+    """One token id, or a list of them; none where the field is missing."""
+    if value is None:
+        return []
+    ids = value if isinstance(value, list) else [value]
+    known = [one for one in ids if isinstance(one, int)]
+    if known != ids:
+        raise UserError(f"{config}: a field has the wrong type: {field} is {value!r}, no token id")
+    return known
 
 
 def _special_tokens(file: Path) -> set[int]:
     """The ids of a tokenizer's special tokens. Raises UserError where the list of them is
     broken."""
+    tokens: Any = checkpoint.read_json(file).get("added_tokens", ())
     try:
-        return {
-            int(token["id"])
-            for token in checkpoint.read_json(file).get("added_tokens", ())
-            if token.get("special")
-        }
+        return {int(token["id"]) for token in tokens if token.get("special")}
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file}: added_tokens cannot be read ({type(error).__name__}: {error})"

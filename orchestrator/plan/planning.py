@@ -1,25 +1,29 @@
-"""From an experiment to deployments that are known to fit: every refusal there is comes before
+"""From an experiment to deployments that are known to fit. What cannot run is refused here, before
 anything is reserved."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from orchestrator.cluster import nsight
+from orchestrator.cluster import hardware, nsight
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Deployment, Experiment
 from orchestrator.plan import models
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
-from orchestrator.plan.fitting import check_memory, concurrent_requests
+from orchestrator.plan.fitting import check_memory
 from orchestrator.plan.models import ResolvedModel
 from orchestrator.plan.workload import Workload
-from strategies import Layout, Load, ModelShape, Placement, Topology, parse
-from strategies import plan as plan_layout
+from orchestrator.store.folders import folder_of
+from strategies import Layout, Load, ModelShape, Placement, Topology, parse, plan_layout
 from workers import engines
 from workers.messages import EnginePlan
+
+if TYPE_CHECKING:
+    from orchestrator.cluster.connection import Cluster
 
 DEFAULT_ENGINE = "torch"
 # Most prompt tokens in one forward pass. Smaller under pp, so that a batch of prompts makes enough
@@ -27,8 +31,18 @@ DEFAULT_ENGINE = "torch"
 PREFILL_TOKENS = 8192
 PREFILL_TOKENS_PIPELINED = 2048
 MOST_CPU_WORKERS = 128
+# device -> what there may be too few of, and what to do then
+SHORT_OF = {"cuda": ("GPUs", "use --device cpu or fewer"), "cpu": ("CPU workers", "use fewer")}
 
 Device = Literal["cuda", "cpu"]
+
+
+def find_gpus(experiment: Experiment, cluster: Cluster | None) -> Topology:
+    """The GPUs of the cluster that was joined, else of this machine; none where CPU is asked for.
+    Asking takes none of them."""
+    if experiment.device == "cpu":
+        return Topology(())
+    return hardware.local_topology("cuda") if cluster is None else cluster.topology("cuda")
 
 
 def choose_device(experiment: Experiment, gpus: Topology) -> tuple[Device, Topology]:
@@ -56,52 +70,93 @@ def sketch(name: str, model: str, memory_bytes: int = 0) -> tuple[Layout, ModelS
     """A layout of a model on as many devices of `memory_bytes` as it asks for, whatever is here: to
     be looked at, not to be run."""
     shape = models.resolve(model, "dummy").shape
-    devices = len(cpu_devices([name]).devices)
-    return plan_layout(
-        name, shape, Load(256, 128, 8), Topology.uniform(devices, memory_bytes)
-    ), shape
+    devices = Topology.uniform(len(cpu_devices([name]).devices), memory_bytes)
+    return plan_layout(name, shape, Load(256, 128, 8), devices), shape
 
 
-def plan(
-    experiment: Experiment, device: Device, topology: Topology
+def plan_experiment(
+    experiment: Experiment, device: Device, topology: Topology, cluster: Cluster | None = None
 ) -> tuple[PlannedDeployment, ...]:
     """Every deployment of `experiment` on the devices of `topology`, each checked to fit.
 
-    Raises UserError, LayoutError or EngineError with the reason for the first one that cannot be
-    run.
+    cluster: the one that was joined; None where a local Ray will be started. Raises UserError,
+    LayoutError or EngineError with the reason for the first deployment that cannot be run.
     """
     model = models.resolve(experiment.model, experiment.load_format)
     workload = Workload(experiment, model)
-    load = workload.load()
-    layouts = {
-        layout.name: layout
-        for layout in (
-            plan_layout(name, model.shape, load, topology) for name in experiment.strategy
+    planner = _Planner(experiment, model, workload, workload.load(), device, topology)
+    planned = tuple(one for layout in planner.layouts() for one in planner.deployments(layout))
+    if not experiment.nsys:
+        return planned
+    nsight.check(device, cluster)
+    folder = nsight.folder(folder_of(experiment), joined=cluster is not None)
+    return tuple(_under_nsys(one, folder) for one in planned)
+
+
+@dataclass(frozen=True, slots=True)
+class _Planner:
+    """Makes the deployments of an experiment. load: the heaviest of its cells."""
+
+    experiment: Experiment
+    model: ResolvedModel
+    workload: Workload
+    load: Load
+    device: Device
+    topology: Topology
+
+    def layouts(self) -> list[Layout]:
+        """What is asked for; two names of one layout are one."""
+        shape, load = self.model.shape, self.load
+        named = (plan_layout(name, shape, load, self.topology) for name in self.experiment.strategy)
+        return list({layout.name: layout for layout in named}.values())
+
+    def deployments(self, layout: Layout) -> Iterator[PlannedDeployment]:
+        """One layout, and again without each of what is ablated and makes a difference to it."""
+        engine = choose_engine(layout, self.experiment.engine)
+        plan = self._engine_plan(layout)
+        check_devices(layout, self.device, self.topology)
+        _check_engine(engine, plan)
+        _check_arrivals(self.experiment, engine, layout)
+        check_memory(plan, self.topology, self.load)
+        yield self._deployment(engine, plan)
+        for what in self.experiment.ablate:
+            if ablates(what, engine, plan):
+                yield self._deployment(engine, replace(plan, ablation=what))
+
+    def _engine_plan(self, layout: Layout) -> EnginePlan:
+        experiment, model, load = self.experiment, self.model, self.load
+        longest = self.workload.longest_prompt()
+        return EnginePlan(
+            model=model.shape,
+            layout=layout.name,
+            placement=layout.placement,
+            checkpoint=str(model.checkpoint) if model.checkpoint else None,
+            dtype=resolve_dtype(experiment.dtype, self.device),
+            device=self.device,
+            max_concurrency=load.max_concurrency,
+            max_len=load.max_len,
+            prefill_tokens=choose_prefill_tokens(experiment, layout.placement, longest),
+            chunked_prefill=experiment.chunked_prefill,
+            temperature=experiment.temperature,
+            seed=experiment.seed,
+            timeout_s=experiment.timeout,
         )
-    }
-    dtype = resolve_dtype(experiment.dtype, device)
-    planned = []
-    for layout in layouts.values():
-        engine = choose_engine(layout, experiment.engine)
-        engine_plan = _engine_plan(
-            experiment, model, layout, load, dtype, device, workload.longest_prompt()
-        )
-        check_ranks(layout, device, topology)
-        _check_engine(engine, engine_plan)
-        _check_arrivals(experiment, engine, layout)
-        check_memory(engine_plan, topology, load)
-        without = [
-            replace(engine_plan, ablation=what)
-            for what in experiment.ablate
-            if ablates(what, engine, engine_plan)
-        ]
-        planned += [
-            _deployment(experiment, model, engine, variant, workload)
-            for variant in (engine_plan, *without)
-        ]
-    if experiment.nsys:
-        nsight.check(experiment, device)
-    return tuple(planned)
+
+    def _deployment(self, engine: str, plan: EnginePlan) -> PlannedDeployment:
+        name, model = self.model.name, self.model
+        asked = Deployment(name, plan.layout, engine, plan.dtype, ablation=plan.ablation)
+        cells = []
+        for scenario in self.experiment.scenarios:
+            for concurrency in self.experiment.max_concurrency:
+                work, warmup = self.workload.cell(scenario, concurrency)
+                cells.append(PlannedCell(Cell(asked, scenario, concurrency), work, warmup))
+        return PlannedDeployment(asked, plan, tuple(cells), model.decode)
+
+
+def _under_nsys(planned: PlannedDeployment, folder: Path) -> PlannedDeployment:
+    """The same, with the workers' reports in a folder of their own."""
+    nsys_dir = str(folder / planned.deployment.name)
+    return replace(planned, plan=replace(planned.plan, nsys_dir=nsys_dir))
 
 
 def ablates(what: str, engine: str, plan: EnginePlan) -> bool:
@@ -148,89 +203,21 @@ def choose_prefill_tokens(experiment: Experiment, placement: Placement, longest_
     return longest_prompt
 
 
-def check_ranks(layout: Layout, device: Device, topology: Topology) -> None:
-    """Raise UserError where a layout has more ranks than there are devices."""
-    ranks, devices = layout.placement.num_ranks, len(topology.devices)
-    if ranks > devices:
-        kind, hint = (
-            ("GPUs", "use --device cpu or fewer")
-            if device == "cuda"
-            else ("CPU workers", "use fewer")
-        )
+def check_devices(layout: Layout, device: Device, topology: Topology) -> None:
+    """Raise UserError where a layout has more ranks than there are devices, or does not give each
+    rank a device of its own."""
+    ranks, there = layout.placement.num_ranks, len(topology.devices)
+    if ranks > there:
+        what, advice = SHORT_OF[device]
         raise UserError(
-            f"{layout.name} needs {ranks} {kind}; {devices} {'is' if devices == 1 else 'are'} "
-            f"here; {hint}"
+            f"{layout.name} needs {ranks} {what}; {there} {'is' if there == 1 else 'are'} here; "
+            f"{advice}"
         )
-
-
-def remarks(
-    experiment: Experiment, planned: Sequence[PlannedDeployment], topology: Topology
-) -> Iterator[str]:
-    """What a user should know about a plan that works: engines chosen for them, idle replicas,
-    requests that will queue.
-
-    Of a layout that something is left out of, nothing is said twice; where that changes nothing, it
-    is said.
-    """
-    made = {(one.deployment.strategy, one.deployment.ablation) for one in planned}
-    for one in planned:
-        if one.deployment.ablation != "none":
-            continue
-        name, plan = one.deployment.strategy, one.plan
-        if plan.placement.option("engine") and not experiment.engine:
-            yield f"{name} runs on the engine {one.deployment.engine}, which it needs"
-        replicas = plan.placement.degree("dp")
-        for concurrency in sorted({cell.cell.max_concurrency for cell in one.cells}):
-            if concurrency < replicas:
-                yield (
-                    f"{name} at max_concurrency {concurrency}: {replicas - concurrency} of "
-                    f"{replicas} replicas have nothing to do"
-                )
-        held = concurrent_requests(plan, topology)
-        if held is not None and held < plan.max_concurrency:
-            more = (
-                "requests queue"
-                if one.deployment.engine == DEFAULT_ENGINE
-                else "this engine runs out of memory"
-            )
-            yield (
-                f"{name}: KV holds {held} requests of {plan.max_len} tokens at once; beyond that, "
-                f"{more}"
-            )
-        for what in dict.fromkeys(experiment.ablate):
-            if (name, what) not in made:
-                where = f"{one.deployment.engine}, {plan.device}"
-                yield (
-                    f"{name}: --ablate {what} would change nothing ({where}); it is not run without"
-                )
-    if experiment.nsys:
-        yield nsight.remark(experiment)
-
-
-def _engine_plan(
-    experiment: Experiment,
-    model: ResolvedModel,
-    layout: Layout,
-    load: Load,
-    dtype: str,
-    device: Device,
-    longest_prompt: int,
-) -> EnginePlan:
-    return EnginePlan(
-        model=model.shape,
-        layout=layout.name,
-        placement=layout.placement,
-        checkpoint=str(model.checkpoint) if model.checkpoint else None,
-        dtype=dtype,
-        device=device,
-        max_concurrency=load.max_concurrency,
-        max_len=load.max_len,
-        prefill_tokens=choose_prefill_tokens(experiment, layout.placement, longest_prompt),
-        chunked_prefill=experiment.chunked_prefill,
-        temperature=experiment.temperature,
-        seed=experiment.seed,
-        timeout_s=experiment.timeout,
-    )
+    if sorted(layout.placement.devices) != list(range(ranks)):
+        raise UserError(
+            f"{layout.name} puts its ranks on the devices {list(layout.placement.devices)}; its "
+            f"strategies must name each of 0 to {ranks - 1} once"
+        )
 
 
 def _check_engine(engine: str, plan: EnginePlan) -> None:
@@ -246,17 +233,3 @@ def _check_arrivals(experiment: Experiment, engine: str, layout: Layout) -> None
             "loops; "
             f"leave --request-rate out, or use --engine {DEFAULT_ENGINE}"
         )
-
-
-def _deployment(
-    experiment: Experiment, model: ResolvedModel, engine: str, plan: EnginePlan, workload: Workload
-) -> PlannedDeployment:
-    deployment = Deployment(model.name, plan.layout, engine, plan.dtype, ablation=plan.ablation)
-    if experiment.nsys:
-        plan = replace(plan, nsys_dir=str(nsight.folder_for(experiment, deployment)))
-    cells = []
-    for scenario in experiment.scenarios:
-        for concurrency in experiment.max_concurrency:
-            work, warmup = workload.cell(scenario, concurrency)
-            cells.append(PlannedCell(Cell(deployment, scenario, concurrency), work, warmup))
-    return PlannedDeployment(deployment, plan, tuple(cells), model.decode)

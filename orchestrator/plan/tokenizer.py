@@ -14,9 +14,13 @@ class TextCodec(Protocol):
     """Text to token ids and back. `special`: add what the model expects around a prompt (its bos
     token)."""
 
-    def encode(self, text: str, special: bool = True) -> list[int]: ...
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """The token ids of a text."""
+        ...
 
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        ...
 
 
 class _Tokenizers:
@@ -52,7 +56,7 @@ class _Transformers:
 
 
 @cache
-def load(folder: Path) -> TextCodec:
+def load_tokenizer(folder: Path) -> TextCodec:
     """The tokenizer of the checkpoint in `folder`. Raises UserError where it cannot be read."""
     file = folder / "tokenizer.json"
     try:

@@ -1,1 +1,1 @@
-"""What a person reads: tables in the terminal."""
+"""What people read: tables in a terminal, the page, JSON documents, traces."""

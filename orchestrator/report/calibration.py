@@ -3,118 +3,123 @@ GPUs are connected."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING
 
+import pyarrow as pa
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from orchestrator.node import datasheet, fabric
 from orchestrator.node.calibrate import Calibration
+from orchestrator.report.text import three_digits
 from orchestrator.units import format_bytes
+from workers.records import FABRIC, FabricRow
+from workers.rows import grouped
+
+if TYPE_CHECKING:
+    from orchestrator.node.links import Pair
 
 # kind -> what a row of it says first.
 TITLES = {"hbm": "memory", "gemm": "matrix product", "decode_gemm": "decode product"}
 NOTE = (
     "Medians of several samples. latency and bandwidth: least squares on time = latency + bytes x "
-    "factor / bandwidth, with the "
-    "factor of nccl-tests' bus bandwidth; ±: the worst row's distance from that line. Data sheets "
-    "give dense figures."
+    "factor / bandwidth, with the factor of nccl-tests' bus bandwidth; ±: the worst row's distance "
+    "from that line. Data sheets give dense figures."
 )
+PEERS = {True: "", False: ", no peer access", None: ", peer access unknown"}
 
 
-def as_data(found: Calibration) -> dict[str, Any]:
+def as_data(found: Calibration) -> dict[str, object]:
     """Plain data for `json.dumps`."""
-    rows, sheet = (
-        found.table.to_pylist(),
-        datasheet.sheet(found.table.column("device_name")[0].as_py()),
-    )
-    fits = [asdict(fit) for fit in fabric.fits(found.table)]
-    sheets = {
+    rows = FABRIC.rows(found.table)
+    sheet = datasheet.sheet(rows[0].device_name)
+    return {
+        "path": str(found.path),
+        "rows": FABRIC.data(rows),
+        "fits": fabric.FITS.data(fabric.fits(found.table)),
         "datasheet": asdict(sheet) if sheet else None,
-        "links": found.pairs,
-        "pairs": fabric.pairs(found.table),
+        "links": [asdict(pair) for pair in found.pairs],
+        "pairs": [asdict(pair) for pair in fabric.pairs(found.table)],
     }
-    return {"path": str(found.path), "rows": rows, "fits": fits, **sheets}
 
 
 def render(found: Calibration, console: Console) -> None:
     """Print what was measured."""
-    rows = found.table.to_pylist()
-    name = rows[0]["device_name"]
-    ranks = max(max(row["rank"] + 1, row["group_size"]) for row in rows)
-    console.print(f"[bold]{rows[0]['host']}[/bold]: {ranks} x {name}", highlight=False)
-    console.print(_devices(rows, datasheet.sheet(name)))
-    collectives = [row for row in rows if row["kind"] == "collective" and fabric.is_first(row)]
+    rows = FABRIC.rows(found.table)
+    sheet = datasheet.sheet(rows[0].device_name)
+    ranks = max(max(one.rank + 1, one.group_size) for one in rows)
+    heading = f"[bold]{rows[0].host}[/bold]: {ranks} x {rows[0].device_name}"
+    console.print(heading, highlight=False)
+    console.print(_devices(rows, sheet))
+    collectives = [one for one in rows if one.kind == "collective" and fabric.is_first(one)]
     if collectives:
         console.print(_collectives(collectives))
         console.print(_fits(fabric.fits(found.table)))
-    _print_pairs(fabric.pairs(found.table), console)
-    _print_links(found.pairs, datasheet.sheet(name), console)
+    for line in (*_pairs(found.table), *_links(found.pairs, sheet)):
+        console.print(line, highlight=False)
     console.print(NOTE, style="dim")
     console.print(f"Written: {found.path}", soft_wrap=True, highlight=False)
 
 
-def _devices(rows: Sequence[dict[str, Any]], sheet: datasheet.Sheet | None) -> Table:
+def _devices(rows: Sequence[FabricRow], sheet: datasheet.Sheet | None) -> Table:
     """A line per thing measured, over the devices of all ranks."""
     table = Table(box=SIMPLE_HEAD)
     for title in ("what", "of", "dtype"):
         table.add_column(title)
     for title in ("slowest device", "fastest device", "data sheet", "reached"):
         table.add_column(title, justify="right")
-    kinds = dict.fromkeys(
-        (row["kind"], row["op"], row["dtype"]) for row in rows if row["kind"] in TITLES
-    )
-    for kind, op, dtype in kinds:
-        unit, column = ("TFLOP/s", "tflops") if kind == "gemm" else ("GB/s", "algbw")
-        values = [
-            row[column]
-            for row in rows
-            if (row["kind"], row["op"], row["dtype"]) == (kind, op, dtype)
-        ]
-        limit = _limit(sheet, kind, dtype)
-        reached = f"{100 * max(values) / limit:.0f}%" if limit else "-"
-        shown = (
-            f"{_round(min(values))} {unit}",
-            f"{_round(max(values))} {unit}",
-            f"{_round(limit)} {unit}" if limit else "-",
-        )
-        table.add_row(TITLES[kind], op, dtype, *shown, reached)
+    measured = (one for one in rows if one.kind in TITLES)
+    for (kind, op, dtype), same in grouped(
+        measured, lambda one: (one.kind, one.op, one.dtype)
+    ).items():
+        table.add_row(TITLES[kind], op, dtype, *_reached(kind, same, _limit(sheet, kind, dtype)))
     return table
 
 
-def _limit(sheet: datasheet.Sheet | None, kind: str, dtype: str) -> float | None:
+def _reached(kind: str, rows: Sequence[FabricRow], limit: float | None) -> Iterator[str]:
+    """The slowest device, the fastest, the data sheet's figure and how much of it is reached."""
+    unit = "TFLOP/s" if kind == "gemm" else "GB/s"
+    rates = [(one.tflops if kind == "gemm" else one.algbw) or 0.0 for one in rows]
+    yield f"{three_digits(min(rates))} {unit}"
+    yield f"{three_digits(max(rates))} {unit}"
+    yield f"{three_digits(limit)} {unit}" if limit else "-"
+    yield f"{100 * max(rates) / limit:.0f}%" if limit else "-"
+
+
+def _limit(sheet: datasheet.Sheet | None, kind: str, dtype: str | None) -> float | None:
     if sheet is None or kind != "gemm":
         return sheet.hbm if sheet else None
-    return {"bfloat16": sheet.bf16, "float8_e4m3fn": sheet.fp8, "float32": sheet.fp32}.get(dtype)
+    rates = {"bfloat16": sheet.bf16, "float8_e4m3fn": sheet.fp8, "float32": sheet.fp32}
+    return rates.get(dtype or "")
 
 
-def _collectives(rows: Sequence[dict[str, Any]]) -> Table:
-    """Microseconds by size; a column per operation, group and mode would be too many, so groups and
-    modes are lines."""
-    sizes = sorted({row["bytes"] for row in rows})
-    sizes = [
-        size for index, size in enumerate(sizes) if index == 0 or size > 1.5 * sizes[index - 1]
-    ]  # rounded to ranks
+def _collectives(rows: Sequence[FabricRow]) -> Table:
+    """Microseconds by size. A column for each operation, group and mode would be too many, so
+    groups and modes are lines."""
+    sizes = _sizes(rows)
     table = Table(box=SIMPLE_HEAD, title="collectives, microseconds a call", title_justify="left")
     for title in ("operation", "ranks", "mode"):
         table.add_column(title)
     for size in sizes:
         table.add_column(_binary(size), justify="right")
-    for op, group, mode in dict.fromkeys(
-        (row["op"], row["group_size"], row["mode"]) for row in rows
-    ):
-        line = [
-            row for row in rows if (row["op"], row["group_size"], row["mode"]) == (op, group, mode)
-        ]
+    for (op, ranks, mode), line in grouped(
+        rows, lambda one: (one.op, one.group_size, one.mode)
+    ).items():
         times = [
-            next((row["time_us"] for row in line if abs(row["bytes"] / size - 1) < 0.5), None)
+            next((one.time_us for one in line if abs(one.bytes / size - 1) < 0.5), None)
             for size in sizes
         ]
-        table.add_row(op, str(group), mode, *map(_round, times))
+        table.add_row(op, str(ranks), mode, *map(three_digits, times))
     return table
+
+
+def _sizes(rows: Sequence[FabricRow]) -> list[int]:
+    """Message sizes, rising; those that differ only because they are rounded to ranks as one."""
+    sizes = sorted({one.bytes for one in rows})
+    return [size for index, size in enumerate(sizes) if index == 0 or size > 1.5 * sizes[index - 1]]
 
 
 def _fits(fits: Sequence[fabric.Fit]) -> Table:
@@ -125,45 +130,36 @@ def _fits(fits: Sequence[fabric.Fit]) -> Table:
         table.add_column(title, justify="right")
     for fit in fits:
         figures = (
-            f"{_round(fit.alpha_us)} us",
-            f"{_round(fit.beta_gb_s)} GB/s",
+            f"{three_digits(fit.alpha_us)} us",
+            f"{three_digits(fit.beta_gb_s)} GB/s",
             f"{100 * fit.worst:.0f}%",
         )
         table.add_row(fit.op, str(fit.group_size), fit.mode, *figures)
     return table
 
 
-def _print_pairs(pairs: Sequence[dict[str, Any]], console: Console) -> None:
+def _pairs(table: pa.Table) -> Iterator[str]:
+    """The slowest pair of ranks and the fastest, where there are several."""
+    pairs = fabric.pairs(table)
     if len(pairs) > 1:
         slow, fast = (
-            (f"{pair['a']}-{pair['b']}", f"{_round(pair['busbw'])} GB/s")
-            for pair in (pairs[0], pairs[-1])
+            f"{one.a}-{one.b} with {three_digits(one.busbw)} GB/s" for one in (pairs[0], pairs[-1])
         )
-        console.print(
-            f"Pairs: slowest {slow[0]} with {slow[1]} each way, fastest {fast[0]} with {fast[1]}",
-            highlight=False,
-        )
+        yield f"Pairs: slowest {slow} each way, fastest {fast}"
 
 
-def _print_links(
-    pairs: Sequence[dict[str, Any]], sheet: datasheet.Sheet | None, console: Console
-) -> None:
-    groups: dict[str, list[str]] = {}
-    for pair in pairs:
-        what = f"{pair['nvlinks']} NVLinks" if pair["nvlinks"] else f"PCIe ({pair['path']})"
-        peers = {True: "", False: ", no peer access", None: ", peer access unknown"}[pair["p2p"]]
-        groups.setdefault(what + peers, []).append(f"{pair['a']}-{pair['b']}")
-    for what, names in groups.items():
-        console.print(f"Links: {what} between GPUs {', '.join(names)}", highlight=False)
+def _links(pairs: Sequence[Pair], sheet: datasheet.Sheet | None) -> Iterator[str]:
+    """Which GPUs are connected by what, and what the data sheet says of it."""
+    for what, same in grouped(pairs, _link).items():
+        yield f"Links: {what} between GPUs {', '.join(pair.name for pair in same)}"
     if sheet and sheet.nvlink:
-        console.print(
-            f"Data sheet: {sheet.links} NVLinks, {sheet.nvlink:.0f} GB/s, both directions together",
-            highlight=False,
-        )
+        rate = f"{sheet.nvlink:.0f} GB/s, both directions together"
+        yield f"Data sheet: {sheet.links} NVLinks, {rate}"
 
 
-def _round(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+def _link(pair: Pair) -> str:
+    links = f"{pair.nvlinks} NVLinks" if pair.nvlinks else f"PCIe ({pair.path})"
+    return links + PEERS[pair.p2p]
 
 
 def _binary(size: int) -> str:

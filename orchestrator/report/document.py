@@ -1,21 +1,35 @@
-"""What `--json` prints: one document of plain JSON, in which what is no number is null."""
+"""JSON without nan and infinities, which JSON does not have: they are null."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-from typing import Any
+from collections.abc import Mapping
 
 
-def text(data: Any) -> str:
-    """`data`, made of mappings, sequences and scalars, as JSON that every parser reads: nan and
-    infinities are null."""
-    return json.dumps(_plain(data), indent=2, allow_nan=False)
+def text(data: object) -> str:
+    """One document for `--json`, that every parser reads. `data`: see `plain`."""
+    return json.dumps(plain(data), indent=2, allow_nan=False)
 
 
-def _plain(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {name: _plain(value) for name, value in data.items()}
+def compact(data: object) -> str:
+    """The same without white space, for files."""
+    return json.dumps(plain(data), separators=(",", ":"), allow_nan=False)
+
+
+def inline(data: object) -> str:
+    """The same for a script element of a page: no "<" in it can end one."""
+    return compact(data).replace("<", "\\u003c")
+
+
+def plain(data: object) -> object:
+    """`data`, of dataclasses, mappings, sequences and scalars, as what `json.dumps` takes."""
+    if isinstance(data, Mapping):
+        return {name: plain(value) for name, value in data.items()}
     if isinstance(data, (list, tuple)):
-        return [_plain(value) for value in data]
+        return [plain(value) for value in data]
+    if dataclasses.is_dataclass(data):
+        fields = dataclasses.fields(data)
+        return {field.name: plain(getattr(data, field.name)) for field in fields}
     return None if isinstance(data, float) and not math.isfinite(data) else data

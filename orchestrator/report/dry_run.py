@@ -4,8 +4,7 @@ work of its cells."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -17,22 +16,56 @@ from orchestrator.report import explain
 from orchestrator.report.explain import Explanation
 from strategies import Layout, Topology
 
-# Title of a column -> the field of a cell that it shows.
-WORK = {
-    "max_concurrency": "max_concurrency",
-    "requests": "num_prompts",
-    "prompt tokens": "prompt_tokens",
-    "output tokens": "output_tokens",
-}
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a deployment has room for.
+
+    max_len: tokens of its longest request. kv_tokens: of one replica. concurrent_requests: of
+    max_len tokens, in all. Both are None where KV is made for the load.
+    """
+
+    max_len: int
+    kv_tokens: int | None
+    concurrent_requests: int | None
+
+    @property
+    def sentence(self) -> str:
+        """The same in words."""
+        if self.concurrent_requests is None:
+            return "fits; KV is made for the load"
+        at_once = f"{self.concurrent_requests} requests of {self.max_len} tokens at once"
+        return f"fits; room for {self.kv_tokens} tokens of KV a replica, {at_once}"
 
 
-def as_data(planned: Sequence[PlannedDeployment], topology: Topology) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class CellWork:
+    """The work of one run of a cell."""
+
+    scenario: str
+    max_concurrency: int
+    num_prompts: int
+    prompt_tokens: int
+    output_tokens: int
+
+    @classmethod
+    def of(cls, planned: PlannedCell) -> CellWork:
+        """The work that is planned."""
+        cell, requests = planned.cell, planned.work.requests
+        return cls(
+            scenario=cell.scenario.name,
+            max_concurrency=cell.max_concurrency,
+            num_prompts=len(requests),
+            prompt_tokens=sum(len(request.prompt) for request in requests),
+            output_tokens=sum(request.output_len for request in requests),
+        )
+
+
+def as_data(planned: Sequence[PlannedDeployment], topology: Topology) -> dict[str, object]:
     """Plain data for `json.dumps`: a row per deployment, in the order they run, with its placement
     and its cells.
 
-    fits: always true, for a plan that does not fit is refused where it is made. kv_tokens: what one
-    replica has room for;
-    concurrent_requests: of max_len tokens, in all; both None where KV is made for the load.
+    fits: always true, for a plan that does not fit is refused where it is made.
     """
     return {"deployments": [_deployment(one, topology) for one in planned]}
 
@@ -41,12 +74,13 @@ def render(planned: Sequence[PlannedDeployment], topology: Topology, console: Co
     """Print every deployment's placement, and its cells with what of them fits at once."""
     for one in planned:
         ranks = f"{one.plan.placement.num_ranks} x {one.plan.device}"
-        console.print(f"[bold]{one.deployment.name}[/bold]: {ranks}, {_fit(_room(one, topology))}")
+        room = _room(one, topology).sentence
+        console.print(f"[bold]{one.deployment.name}[/bold]: {ranks}, {room}")
         console.print(explain.ranks_table(_explanation(one, topology)))
     console.print(_cells_table(planned))
 
 
-def _deployment(one: PlannedDeployment, topology: Topology) -> dict[str, Any]:
+def _deployment(one: PlannedDeployment, topology: Topology) -> dict[str, object]:
     return {
         "name": one.deployment.name,
         "layout": one.deployment.layout,
@@ -54,9 +88,9 @@ def _deployment(one: PlannedDeployment, topology: Topology) -> dict[str, Any]:
         "device": one.plan.device,
         "num_ranks": one.plan.placement.num_ranks,
         "fits": True,
-        **_room(one, topology),
+        **asdict(_room(one, topology)),
         "placement": explain.as_data(_explanation(one, topology)),
-        "cells": [_cell(cell) for cell in one.cells],
+        "cells": [asdict(CellWork.of(cell)) for cell in one.cells],
     }
 
 
@@ -73,38 +107,26 @@ def _explanation(one: PlannedDeployment, topology: Topology) -> Explanation:
     )
 
 
-def _room(one: PlannedDeployment, topology: Topology) -> dict[str, Any]:
+def _room(one: PlannedDeployment, topology: Topology) -> Room:
     held = concurrent_requests(one.plan, topology)
     kv_tokens = None if held is None else budget_of(one.plan, topology).kv_tokens
-    return {"max_len": one.plan.max_len, "kv_tokens": kv_tokens, "concurrent_requests": held}
-
-
-def _fit(room: dict[str, Any]) -> str:
-    if room["concurrent_requests"] is None:
-        return "fits; KV is made for the load"
-    at_once = f"{room['concurrent_requests']} requests of {room['max_len']} tokens at once"
-    return f"fits; room for {room['kv_tokens']} tokens of KV a replica, {at_once}"
-
-
-def _cell(planned: PlannedCell) -> dict[str, Any]:
-    cell, requests = planned.cell, planned.work.requests
-    return {
-        "scenario": cell.scenario.name,
-        "max_concurrency": cell.max_concurrency,
-        "num_prompts": len(requests),
-        "prompt_tokens": sum(len(request.prompt) for request in requests),
-        "output_tokens": sum(request.output_len for request in requests),
-    }
+    return Room(one.plan.max_len, kv_tokens, held)
 
 
 def _cells_table(planned: Sequence[PlannedDeployment]) -> Table:
     table = Table(box=SIMPLE_HEAD, title="cells", title_justify="left")
     for title in ("strategy", "engine", "scenario"):
         table.add_column(title)
-    for title in WORK:
+    for title in ("max_concurrency", "requests", "prompt tokens", "output tokens"):
         table.add_column(title, justify="right")
     for one in planned:
-        for cell in map(_cell, one.cells):
-            figures = (str(cell[name]) for name in WORK.values())
-            table.add_row(one.deployment.layout, one.deployment.engine, cell["scenario"], *figures)
+        for work in map(CellWork.of, one.cells):
+            figures = (
+                work.max_concurrency,
+                work.num_prompts,
+                work.prompt_tokens,
+                work.output_tokens,
+            )
+            names = (one.deployment.layout, one.deployment.engine, work.scenario)
+            table.add_row(*names, *map(str, figures))
     return table

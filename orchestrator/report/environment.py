@@ -1,44 +1,74 @@
-"""What was run, and on what: the manifest of results as lists of facts."""
+"""What was run, and on what: the manifest of results as lists of facts.
+
+A manifest is JSON that any version may have written, so it is read as a mapping.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.report.figures import grouped
-from orchestrator.store import results
+from orchestrator.report import text
+from orchestrator.store.folders import read_manifest
 from orchestrator.units import format_bytes
+from workers.rows import grouped
 
-Facts = Mapping[str, Any]
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """One experiment's manifest. day: of its beginning. lists: facts by their heading. manifest:
+    the whole of it as text."""
+
+    name: str
+    day: str
+    lists: Mapping[str, Mapping[str, object]]
+    manifest: str
 
 
 def hardware(folders: Sequence[Path]) -> str:
     """The devices of all results in a line."""
-    manifests = [results.read_manifest(folder) for folder in folders]
+    manifests = [read_manifest(folder) for folder in folders]
     return "; ".join(dict.fromkeys(filter(None, map(_devices, manifests))))
 
 
-def _devices(manifest: dict[str, Any]) -> str:
+def capacity_gb(folders: Sequence[Path]) -> float | None:
+    """Memory of one GPU, where all have the same."""
+    gpus = (gpu for folder in folders for gpu in read_manifest(folder).get("gpus") or ())
+    found = {gpu.get("memory_bytes") for gpu in gpus}
+    return found.pop() / 1e9 if len(found) == 1 and None not in found else None
+
+
+def describe(folder: Path) -> Environment:
+    """The environment of the results in a folder."""
+    manifest = read_manifest(folder)
+    lists = {
+        "Machine": _machine(manifest),
+        **_gpus(manifest.get("gpus") or ()),
+        "Slots, by node": _slots(manifest.get("topology") or ()),
+        "Versions": manifest.get("versions") or {},
+        "Asked for": _asked(manifest.get("experiment") or {}),
+    }
+    return Environment(
+        name=folder.resolve().name,
+        day=str(manifest.get("started_at") or "")[:10],
+        lists={heading: facts for heading, facts in lists.items() if facts},
+        manifest=json.dumps(manifest, indent=2),
+    )
+
+
+def _devices(manifest: Mapping[str, Any]) -> str:
     gpus = [gpu["name"] for gpu in manifest.get("gpus") or () if gpu.get("name")]
     if manifest.get("device") == "cpu" or not gpus:
         return f"CPU, {manifest['host']['cpu_count']} cores" if manifest.get("host") else ""
     return ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus))
 
 
-def describe(folder: Path) -> dict[str, Any]:
-    """Lists of facts by their heading, the name of the results, the day of their beginning, and the
-    whole manifest as text."""
-    manifest = results.read_manifest(folder)
-    asked = {
-        name: value
-        for name, value in (manifest.get("experiment") or {}).items()
-        if value not in (None, [], {}, "", False)
-    }
-    asked.pop("result_dir", None)
+def _machine(manifest: Mapping[str, Any]) -> dict[str, object]:
     host = manifest.get("host") or {}
-    machine = {
+    facts = {
         "Devices": _devices(manifest),
         "Driver": manifest.get("driver_version"),
         "NCCL": manifest.get("nccl_version"),
@@ -50,19 +80,17 @@ def describe(folder: Path) -> dict[str, Any]:
         "Started": manifest.get("started_at"),
         "Finished": manifest.get("finished_at"),
     }
-    lists = {
-        "Machine": {name: value for name, value in machine.items() if value},
-        **_gpus(manifest.get("gpus") or ()),
-        "Slots, by node": _slots(manifest.get("topology") or ()),
-        "Versions": manifest.get("versions") or {},
-        "Asked for": {name: _text(value) for name, value in asked.items()},
+    return {name: value for name, value in facts.items() if value}
+
+
+def _asked(experiment: Mapping[str, Any]) -> dict[str, str]:
+    """The fields of the experiment that say anything; its folder is where the reader is."""
+    known = {
+        name: value
+        for name, value in experiment.items()
+        if value not in (None, [], {}, "", False) and name != "result_dir"
     }
-    return {
-        "name": folder.resolve().name,
-        "day": str(manifest.get("started_at") or "")[:10],
-        "lists": {heading: facts for heading, facts in lists.items() if facts},
-        "manifest": json.dumps(manifest, indent=2),
-    }
+    return {name: _text(value) for name, value in known.items()}
 
 
 # What the manifest says of a GPU -> how it is headed, and shown.
@@ -76,7 +104,7 @@ GPU_FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
 }
 
 
-def _gpus(gpus: Sequence[Facts]) -> dict[str, dict[str, str]]:
+def _gpus(gpus: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     """A list of facts for each kind of GPU, headed by the indices of those that are of it."""
     facts = [
         {
@@ -86,44 +114,32 @@ def _gpus(gpus: Sequence[Facts]) -> dict[str, dict[str, str]]:
         }
         for gpu in gpus
     ]
-    kinds = grouped(zip(gpus, facts, strict=True), lambda pair: tuple(pair[1].items()))
-    indices = {
-        kind: [gpu.get("index", place) for place, (gpu, _) in enumerate(same)]
-        for kind, same in kinds.items()
+    indices = [gpu.get("index", place) for place, gpu in enumerate(gpus)]
+    pairs = zip(indices, facts, strict=True)
+    kinds = grouped(pairs, lambda pair: tuple(pair[1].items()))
+    return {
+        f"GPU {_ranges(index for index, _ in same)}": dict(kind) for kind, same in kinds.items()
     }
-    return {f"GPU {_ranges(mine)}": dict(kind) for kind, mine in indices.items()}
 
 
-def _slots(topology: Sequence[Facts]) -> dict[str, str]:
+def _slots(topology: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Node -> its devices, by what is in them."""
-    nodes = grouped(topology, lambda device: device["node"])
+    nodes = grouped(topology, lambda device: str(device["node"]))
     return {node: "; ".join(_kinds(devices)) for node, devices in nodes.items()}
 
 
-def _kinds(devices: Sequence[Facts]) -> Iterator[str]:
-    for (name, memory), same in grouped(
-        devices, lambda device: (device["name"], device.get("memory_bytes"))
-    ).items():
+def _kinds(devices: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    kinds = grouped(devices, lambda device: (device["name"], device.get("memory_bytes")))
+    for (name, memory), same in kinds.items():
         size = f", {format_bytes(memory)}" if memory else ""
-        yield f"{_ranges([device['index'] for device in same])}: {name}{size}"
+        yield f"{_ranges(device['index'] for device in same)}: {name}{size}"
 
 
-def _ranges(numbers: Sequence[int]) -> str:
-    """0, 1, 2, 5 -> 0\u20132, 5."""
-    ends: list[list[int]] = []
-    for one in sorted(numbers):
-        if ends and one == ends[-1][1] + 1:
-            ends[-1][1] = one
-        else:
-            ends.append([one, one])
-    return ", ".join(str(low) if low == high else f"{low}\u2013{high}" for low, high in ends)
+def _ranges(numbers: Iterator[int]) -> str:
+    return text.ranges(numbers, text.EN_DASH)
 
 
-def _text(value: Any) -> str:
-    return (
-        ", ".join(map(str, value))
-        if isinstance(value, list)
-        else json.dumps(value)
-        if isinstance(value, dict)
-        else str(value)
-    )
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return json.dumps(value) if isinstance(value, dict) else str(value)

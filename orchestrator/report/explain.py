@@ -3,9 +3,8 @@ sends."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -13,9 +12,11 @@ from rich.table import Table
 
 from orchestrator.experiment import SCENARIOS
 from orchestrator.plan.planning import default_prefill_tokens
+from orchestrator.report.text import plural, ranges, span
 from orchestrator.units import format_bytes
 from strategies import Layout, ModelShape, Placement, memory, traffic
 from strategies.shapes import DTYPE_BYTES
+from workers.rows import grouped
 
 # Rows of a table of ranks; more of them repeat the pattern.
 MOST_ROWS = 16
@@ -77,52 +78,35 @@ def explain(
 ) -> Explanation:
     """Work out `layout` of `model` on devices of `memory_bytes` (0 = unknown); `batch` requests
     decode together in one replica."""
-    prefill_tokens = prefill_tokens or default_prefill_tokens(layout.placement)
     placement, size = layout.placement, DTYPE_BYTES[dtype]
-    budget = (
-        memory.budget(placement, model, size, memory_bytes, prefill_tokens)
-        if memory_bytes
-        else None
-    )
-    replicas = placement.degree("dp")
-    fits = (
-        {name: budget.kv_tokens // sum(lengths) * replicas for name, lengths in SCENARIOS.items()}
-        if budget
-        else {}
-    )
-    sizes = {
-        "heads": model.num_heads,
-        "KV heads": model.num_kv_heads,
-        "MLP columns": model.intermediate_size,
-    }
+    prefill = prefill_tokens or default_prefill_tokens(placement)
+    known = bool(memory_bytes)
+    budget = memory.budget(placement, model, size, memory_bytes, prefill) if known else None
+    ranks = range(placement.num_ranks)
     return Explanation(
-        model.name,
-        layout.name,
-        dtype,
-        layout.engine,
-        replicas,
-        batch,
-        {**sizes, "vocabulary": model.vocab_size},
-        tuple(
-            _rank_share(placement, model, rank, size, batch) for rank in range(placement.num_ranks)
-        ),
-        budget,
-        fits,
-        _fetched_bytes(placement, model, size),
+        model=model.name,
+        layout=layout.name,
+        dtype=dtype,
+        engine=layout.engine,
+        replicas=placement.degree("dp"),
+        batch=batch,
+        sizes=_sizes(model),
+        ranks=tuple(_rank_share(placement, model, rank, size, batch) for rank in ranks),
+        budget=budget,
+        requests=_requests(budget, placement.degree("dp")),
+        gathered_bytes=_gathered_bytes(placement, model, size),
     )
 
 
-def as_data(explanation: Explanation) -> dict[str, Any]:
+def as_data(explanation: Explanation) -> dict[str, object]:
     """Plain data for `json.dumps`."""
     return asdict(explanation)
 
 
 def render(explanation: Explanation, console: Console) -> None:
     """Print the placement, what fits and the collectives of a decode step."""
-    title = (
-        f"[bold]{explanation.model}[/bold] under [bold]{explanation.layout}[/bold] in "
-        f"{explanation.dtype}"
-    )
+    model, layout = explanation.model, explanation.layout
+    title = f"[bold]{model}[/bold] under [bold]{layout}[/bold] in {explanation.dtype}"
     console.print(f"{title}: {_summary(explanation)}")
     console.print(ranks_table(explanation))
     for line in _fit_lines(explanation):
@@ -141,18 +125,15 @@ def ranks_table(explanation: Explanation) -> Table:
     """One row a rank: where it is and what it holds."""
     table = Table(box=SIMPLE_HEAD)
     axes = list(reversed(explanation.ranks[0].coordinates))  # outermost first
-    for title in ("rank", "device", *axes, "layers"):
-        table.add_column(title, justify="right")
-    for title, whole in explanation.sizes.items():
-        table.add_column(f"{title}\nof {whole}", justify="right")
-    for title in ("weights", "KV a token"):
+    wholes = [f"{title}\nof {whole}" for title, whole in explanation.sizes.items()]
+    for title in ("rank", "device", *axes, "layers", *wholes, "weights", "KV a token"):
         table.add_column(title, justify="right")
     for share in explanation.ranks[:MOST_ROWS]:
         table.add_row(
             str(share.rank),
             str(share.device),
             *(str(share.coordinates[axis]) for axis in axes),
-            ", ".join(_span(*layers) for layers in share.layers) or "none",
+            ", ".join(_span(layers) for layers in share.layers) or "none",
             *(_part(share.slices.get(title), whole) for title, whole in explanation.sizes.items()),
             format_bytes(share.weight_bytes),
             format_bytes(share.kv_bytes_per_token),
@@ -163,62 +144,87 @@ def ranks_table(explanation: Explanation) -> Table:
     return table
 
 
+# -- what is worked out
+
+
+def _sizes(model: ModelShape) -> dict[str, int]:
+    return {
+        "heads": model.num_heads,
+        "KV heads": model.num_kv_heads,
+        "MLP columns": model.intermediate_size,
+        "vocabulary": model.vocab_size,
+    }
+
+
+def _requests(budget: memory.Budget | None, replicas: int) -> dict[str, int]:
+    """Scenario -> requests that fit at once, in all replicas."""
+    if budget is None:
+        return {}
+    tokens = budget.kv_tokens
+    return {name: tokens // sum(lengths) * replicas for name, lengths in SCENARIOS.items()}
+
+
 def _rank_share(
     placement: Placement, model: ModelShape, rank: int, size: int, batch: int
 ) -> RankShare:
+    layers = [stage.layers for stage in placement.stages_of(rank) if stage.layers]
     return RankShare(
         rank=rank,
         device=placement.devices[rank],
         coordinates=placement.coordinates(rank),
-        layers=tuple(
-            (stage.layers.start, stage.layers.stop)
-            for stage in placement.stages_of(rank)
-            if stage.layers
-        ),
-        slices=dict(_slices(placement, model, rank)),
+        layers=tuple((one.start, one.stop) for one in layers),
+        slices={**_layer_slices(placement, model, rank), **_vocabulary(placement, model, rank)},
         weight_bytes=memory.weight_bytes(placement, model, rank, size),
         kv_bytes_per_token=memory.kv_bytes_per_token(placement, model, rank, size),
         collectives=traffic.decode_step(placement, model, rank, batch, size),
     )
 
 
-def _fetched_bytes(placement: Placement, model: ModelShape, size: int) -> int:
+def _gathered_bytes(placement: Placement, model: ModelShape, size: int) -> int:
     """Bytes of parameters that rank 0 gets from other replicas in a forward pass."""
-    return memory.weight_bytes(placement, model, 0, size, stored=False) - memory.weight_bytes(
-        placement, model, 0, size
-    )
+    used = memory.weight_bytes(placement, model, 0, size, stored=False)
+    return used - memory.weight_bytes(placement, model, 0, size)
 
 
-def _slices(
+def _layer_slices(
     placement: Placement, model: ModelShape, rank: int
-) -> Iterator[tuple[str, tuple[int, int]]]:
-    """What `rank` computes with, in units of heads, columns and vocabulary rows; what it does not
-    hold is left out."""
+) -> Mapping[str, tuple[int, int]]:
+    """What `rank` computes a layer with, in units of heads and columns; nothing without layers."""
     layers = [stage.layers for stage in placement.stages_of(rank) if stage.layers]
     shapes = dict(model.layer_parameters())
+    found = {}
     for title, parameter in SLICES if layers else ():
         suffix = f"{parameter}.weight"
-        rows = placement.shard(
-            f"model.layers.{layers[0].start}.{suffix}", shapes[suffix], rank, stored=False
-        )[0]
+        name = f"model.layers.{layers[0].start}.{suffix}"
+        rows = placement.shard(name, shapes[suffix], rank, stored=False)[0]
         unit = model.head_dim if "heads" in title else 1
-        yield title, (rows.start // unit, -(-rows.stop // unit))
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        if placement.holds(name, rank, model) and not (
-            name == "lm_head.weight" and model.tie_embeddings
-        ):
-            rows = placement.shard(name, (model.vocab_size, model.hidden_size), rank, stored=False)[
-                0
-            ]
-            yield "vocabulary", (rows.start, rows.stop)
+        found[title] = (rows.start // unit, -(-rows.stop // unit))
+    return found
+
+
+def _vocabulary(
+    placement: Placement, model: ModelShape, rank: int
+) -> Mapping[str, tuple[int, int]]:
+    """The rows of the vocabulary that `rank` holds, of the head where it has one; nothing without
+    any."""
+    found, shape = {}, (model.vocab_size, model.hidden_size)
+    heads = () if model.tie_embeddings else ("lm_head.weight",)
+    for name in ("model.embed_tokens.weight", *heads):
+        if placement.holds(name, rank, model):
+            rows = placement.shard(name, shape, rank, stored=False)[0]
+            found["vocabulary"] = (rows.start, rows.stop)
+    return found
+
+
+# -- how it is said
 
 
 def _summary(explanation: Explanation) -> str:
-    ranks, replicas = len(explanation.ranks), explanation.replicas
-    text = f"{ranks} rank{'s' if ranks > 1 else ''}"
-    if replicas > 1:
-        text += f", {replicas} replicas"
-    return text + (f", runs on the engine {explanation.engine} alone" if explanation.engine else "")
+    replicas, engine = explanation.replicas, explanation.engine
+    parts = [plural(len(explanation.ranks), "rank")]
+    parts += [plural(replicas, "replica")] if replicas > 1 else []
+    parts += [f"runs on the engine {engine} alone"] if engine else []
+    return ", ".join(parts)
 
 
 def _fit_lines(explanation: Explanation) -> Iterator[str]:
@@ -226,14 +232,7 @@ def _fit_lines(explanation: Explanation) -> Iterator[str]:
     if budget is None:
         yield "What fits: unknown without the memory of a device; give it as --memory 141GB"
         return
-    usable = max(int(budget.available * memory.UTILIZATION) - memory.RESERVE_BYTES, 0)
-    yield (
-        f"Of {format_bytes(budget.available)} a device, {format_bytes(usable)} can be used "
-        f"({memory.UTILIZATION:.0%}, less "
-        f"{format_bytes(memory.RESERVE_BYTES)} in reserve); the fullest rank takes "
-        f"{format_bytes(budget.weights)} for weights and "
-        f"{format_bytes(budget.workspace)} for activations."
-    )
+    yield _taken(budget)
     if budget.kv_tokens <= 0:
         yield "What fits: nothing, there is no room for KV."
         return
@@ -245,59 +244,43 @@ def _fit_lines(explanation: Explanation) -> Iterator[str]:
     yield f"What fits: {budget.kv_tokens} tokens of KV {replica}; at once, {requests}."
 
 
-def _collectives_table(explanation: Explanation) -> Table | str:
-    groups: dict[tuple[traffic.Traffic, ...], list[int]] = {}
-    for share in explanation.ranks:
-        if share.collectives:
-            groups.setdefault(share.collectives, []).append(share.rank)
-    if not groups:
-        return (
-            "A decode step needs no other collective."
-            if explanation.gathered_bytes
-            else "A decode step needs no collective."
-        )
-    batch = f"{explanation.batch} request{'s' if explanation.batch > 1 else ''}"
-    table = Table(
-        box=SIMPLE_HEAD,
-        title=f"collectives of one decode step of {batch}, per rank",
-        title_justify="left",
+def _taken(budget: memory.Budget) -> str:
+    usable = max(int(budget.available * memory.UTILIZATION) - memory.RESERVE_BYTES, 0)
+    return (
+        f"Of {format_bytes(budget.available)} a device, {format_bytes(usable)} can be used "
+        f"({memory.UTILIZATION:.0%}, less {format_bytes(memory.RESERVE_BYTES)} in reserve); the "
+        f"fullest rank takes {format_bytes(budget.weights)} for weights and "
+        f"{format_bytes(budget.workspace)} for activations."
     )
-    table.add_column("ranks")
-    table.add_column("operation")
-    table.add_column("axis")
+
+
+def _collectives_table(explanation: Explanation) -> Table | str:
+    sending = (share for share in explanation.ranks if share.collectives)
+    groups = grouped(sending, lambda share: share.collectives)
+    if not groups:
+        other = " other" if explanation.gathered_bytes else ""
+        return f"A decode step needs no{other} collective."
+    batch = plural(explanation.batch, "request")
+    heading = f"collectives of one decode step of {batch}, per rank"
+    table = Table(box=SIMPLE_HEAD, title=heading, title_justify="left")
+    for title in ("ranks", "operation", "axis"):
+        table.add_column(title)
     for title in ("calls", "bytes a call", "bytes"):
         table.add_column(title, justify="right")
     for collectives, alike in groups.items():
-        ranks = _ranks(alike)
-        for one in collectives:
-            table.add_row(
-                ranks,
-                one.op,
-                one.axis,
-                str(one.calls),
-                format_bytes(one.bytes // one.calls),
-                format_bytes(one.bytes),
-            )
-            ranks = ""
+        ranks = ranges(share.rank for share in alike)
+        for place, one in enumerate(collectives):
+            each, every = format_bytes(one.bytes // one.calls), format_bytes(one.bytes)
+            names = ("" if place else ranks, one.op, one.axis)
+            table.add_row(*names, str(one.calls), each, every)
     return table
 
 
-def _ranks(ranks: Sequence[int]) -> str:
-    """[0, 1, 2, 5] -> '0-2, 5'."""
-    spans: list[list[int]] = []
-    for rank in ranks:
-        if spans and spans[-1][1] == rank:
-            spans[-1][1] = rank + 1
-        else:
-            spans.append([rank, rank + 1])
-    return ", ".join(_span(start, stop) for start, stop in spans)
-
-
-def _span(start: int, stop: int) -> str:
-    return str(start) if stop - start == 1 else f"{start}-{stop - 1}"
+def _span(bounds: tuple[int, int]) -> str:
+    return span(bounds[0], bounds[1] - 1)
 
 
 def _part(bounds: tuple[int, int] | None, whole: int) -> str:
     if bounds is None:
         return "-"
-    return "all" if bounds == (0, whole) else _span(*bounds)
+    return "all" if bounds == (0, whole) else _span(bounds)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -11,34 +10,36 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from orchestrator.store.catalog import Listed
+
 UNLIMITED = 100_000  # columns
 
 
-def render(rows: Sequence[dict[str, Any]], console: Console) -> None:
-    """Print a row an experiment, as `results.list_runs` gives them: on one line where it goes to a
-    file or a pipe."""
-    if not rows:
+def render(listed: Sequence[Listed], console: Console) -> None:
+    """Print a row an experiment: on one line where it goes to a file or a pipe."""
+    if not listed:
         console.print("Nothing was run here yet; `orchestrator submit` does.")
         return
+    table = _table(listed)
+    if not console.is_terminal:
+        unlimited = console.options.update(width=UNLIMITED)
+        console.width = max(console.width, Measurement.get(console, unlimited, table).maximum)
+    console.print(table)
+
+
+def _table(listed: Sequence[Listed]) -> Table:
     table = Table(box=SIMPLE_HEAD)
     for title in ("started", "model", "strategies"):
         table.add_column(title)
     for title in ("completed", "invalid", "failed"):
         table.add_column(title, justify="right")
     table.add_column("folder", overflow="fold")
-    for row in rows:
+    for one in listed:
         table.add_row(
-            row["started_at"],
-            escape(row["model"]),
-            escape(", ".join(row["strategies"])),
-            str(row["completed"]),
-            str(row["invalid"]),
-            str(row["failed"]),
-            escape(row["folder"]),
+            one.started_at,
+            escape(one.model),
+            escape(", ".join(one.strategies)),
+            *map(str, (one.completed, one.invalid, one.failed)),
+            escape(one.folder),
         )
-    if not console.is_terminal:
-        console.width = max(
-            console.width,
-            Measurement.get(console, console.options.update(width=UNLIMITED), table).maximum,
-        )
-    console.print(table)
+    return table

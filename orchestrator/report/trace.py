@@ -3,124 +3,132 @@
 from __future__ import annotations
 
 import gzip
-import json
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Deployment, Scenario
-from orchestrator.store.results import Store
-from workers.records import COMPUTE
+from orchestrator.report import document
+from orchestrator.report.charts.views import by_cell
+from orchestrator.store.schema import CellKey
+from orchestrator.store.store import Store
+from workers.records import COMPUTE, DECODE, PREFILL, SPANS, SpanRow
+from workers.rows import grouped
 
+STEPS, COMPUTING, COMMUNICATING = 0, 1, 2  # the lines of a rank, from top to bottom
 LINES = ("steps", "compute", "communication")
-COLOURS = {
-    "prefill": "thread_state_iowait",
-    "decode": "good",
-}  # names of chrome://tracing's palette
+# Names of chrome://tracing's palette.
+COLOURS = {PREFILL: "thread_state_iowait", DECODE: "good"}
+Event = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A stretch on one line of a rank. Times are on the clock of the spans, in us.
+
+    Perfetto colours slices by their name, so that begins with the phase; chrome://tracing by
+    `cname`.
+    """
+
+    name: str
+    rank: int
+    line: int
+    phase: str
+    start_us: float
+    end_us: float
+    about: Mapping[str, object]
+
+    def event(self, origin_us: float) -> Event:
+        """The complete event of the trace format, in us from `origin_us`."""
+        return {
+            "ph": "X",
+            "name": self.name,
+            "cat": self.phase,
+            "cname": COLOURS.get(self.phase, "generic_work"),
+            "pid": self.rank,
+            "tid": self.line,
+            "ts": self.start_us - origin_us,
+            "dur": self.end_us - self.start_us,
+            "args": {**self.about, "phase": self.phase},
+        }
 
 
 def write_traces(folder: Path) -> list[Path]:
     """One `traces/<cell>.json.gz` per observed cell: a process per rank, with a line each for
     LINES.
 
-    Raises UserError where no cell was observed.
+    Raises UserError where no cell was observed, or they cannot be written.
     """
-    table = Store(folder).read("spans")
+    table = Store(folder).read(SPANS.name)
     if table is None or not table.num_rows:
         raise UserError(f"{folder} holds no spans: none of its cells was observed")
-    cells: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in table.to_pylist():
-        cells[_name(row)].append(row)
-    (folder / "traces").mkdir(exist_ok=True)
-    return [
-        _write(folder / "traces" / f"{name}.json.gz", rows) for name, rows in sorted(cells.items())
-    ]
+    cells = {_name(cell): places for cell, places in by_cell(table).items()}
+    traces = folder / "traces"
+    try:
+        traces.mkdir(exist_ok=True)
+        return [
+            _write(traces / f"{name}.json.gz", SPANS.rows(table.take(places)))
+            for name, places in sorted(cells.items())
+        ]
+    except OSError as error:
+        raise UserError(f"traces cannot be written to {traces}: {error.strerror}") from error
 
 
-def _name(row: Mapping[str, Any]) -> str:
+def _name(cell: CellKey) -> str:
     """The cell's name, as in the other tables' parts."""
     deployment = Deployment(
-        *(
-            row[field]
-            for field in ("model", "strategy", "engine", "dtype", "quantization", "ablation")
-        )
+        cell.model, cell.strategy, cell.engine, cell.dtype, cell.quantization, cell.ablation
     )
-    return Cell(deployment, Scenario(row["scenario"], 0, 0), row["max_concurrency"]).name
+    return Cell(deployment, Scenario(cell.scenario, 0, 0), cell.max_concurrency).name
 
 
-def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    path.write_bytes(gzip.compress(json.dumps({"traceEvents": events(rows)}).encode()))
+def _write(path: Path, spans: Sequence[SpanRow]) -> Path:
+    trace = document.compact({"traceEvents": events(spans)})
+    path.write_bytes(gzip.compress(trace.encode()))
     return path
 
 
-def events(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def events(spans: Sequence[SpanRow]) -> list[Event]:
     """Trace events, in microseconds from the first span; `pid` is the rank, with a line each for
-    LINES.
-
-    Names begin with the phase: Perfetto colours slices by their name, chrome://tracing by `cname`.
-    """
-    kept = list(rows)
-    origin = min((row["start_us"] for row in kept), default=0.0)
-    out: list[dict[str, Any]] = []
-    for rank in sorted({row["rank"] for row in kept}):
-        out.append(
-            {"ph": "M", "name": "process_name", "pid": rank, "args": {"name": f"rank {rank}"}}
-        )
-        for line, name in enumerate(LINES):
-            out.append(
-                {"ph": "M", "name": "thread_name", "pid": rank, "tid": line, "args": {"name": name}}
-            )
-    steps: dict[tuple[int, str, int], list[Mapping[str, Any]]] = defaultdict(list)
-    for row in kept:
-        steps[row["rank"], row["phase"], row["step"]].append(row)
-    for (rank, phase, step), spans in steps.items():
-        own = [
-            row for row in spans if row["kind"] != "send"
-        ] or spans  # what is sent goes on beside the next step
-        start, end = min(row["start_us"] for row in own), max(row["end_us"] for row in own)
-        out.append(
-            _slice(
-                f"{phase} step {step}", rank, 0, phase, start - origin, end - start, {"step": step}
-            )
-        )
-    for row in kept:
-        line, axis = (
-            (1, "") if row["kind"] == COMPUTE else (2, f" {row['axis']}" if row["axis"] else "")
-        )
-        args = {name: row[name] for name in ("step", "axis", "bytes")}
-        took = row["end_us"] - row["start_us"]
-        out.append(
-            _slice(
-                f"{row['phase']} {row['kind']}{axis}",
-                row["rank"],
-                line,
-                row["phase"],
-                row["start_us"] - origin,
-                took,
-                args,
-            )
-        )
-    return out
+    LINES."""
+    origin = min((span.start_us for span in spans), default=0.0)
+    headings = [event for rank in sorted({s.rank for s in spans}) for event in _headings(rank)]
+    slices = [*_steps(spans), *map(_span, spans)]
+    return [*headings, *(one.event(origin) for one in slices)]
 
 
-def _slice(
-    name: str,
-    rank: int,
-    line: int,
-    phase: str,
-    start_us: float,
-    took_us: float,
-    args: Mapping[str, Any],
-) -> dict[str, Any]:
-    colour = COLOURS.get(phase, "generic_work")
-    at = {"pid": rank, "tid": line, "ts": start_us, "dur": took_us}
-    return {
-        "ph": "X",
-        "name": name,
-        "cat": phase,
-        "cname": colour,
-        **at,
-        "args": {**args, "phase": phase},
-    }
+def _headings(rank: int) -> Iterator[Event]:
+    yield {"ph": "M", "name": "process_name", "pid": rank, "args": {"name": f"rank {rank}"}}
+    for line, name in enumerate(LINES):
+        yield {"ph": "M", "name": "thread_name", "pid": rank, "tid": line, "args": {"name": name}}
+
+
+def _steps(spans: Iterable[SpanRow]) -> Iterator[Slice]:
+    steps = grouped(spans, lambda span: (span.rank, span.phase, span.step))
+    for (rank, phase, step), mine in steps.items():
+        # What is sent goes on beside the next step.
+        own = [span for span in mine if span.kind != "send"] or mine
+        yield Slice(
+            f"{phase} step {step}",
+            rank,
+            STEPS,
+            phase,
+            min(span.start_us for span in own),
+            max(span.end_us for span in own),
+            {"step": step},
+        )
+
+
+def _span(span: SpanRow) -> Slice:
+    computes = span.kind == COMPUTE
+    axis = f" {span.axis}" if span.axis and not computes else ""
+    return Slice(
+        f"{span.phase} {span.kind}{axis}",
+        span.rank,
+        COMPUTING if computes else COMMUNICATING,
+        span.phase,
+        span.start_us,
+        span.end_us,
+        {"step": span.step, "axis": span.axis, "bytes": span.bytes},
+    )

@@ -6,38 +6,44 @@ Cells of a deployment take turns, run by run, and where starting anew is cheap s
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from orchestrator.analysis import goodput
-from orchestrator.analysis.compare import compare
-from orchestrator.cluster.connection import connect
+from orchestrator.analysis.compare import COMPARED, compare
+from orchestrator.analysis.load import summaries
+from orchestrator.cluster.connection import Cluster, connect
 from orchestrator.errors import INTERRUPTED
 from orchestrator.experiment import Experiment
-from orchestrator.node import fabric
 from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.run import manifest
 from orchestrator.run.interleaving import Turns
 from orchestrator.run.jobs import Job
-from orchestrator.run.turn import Progress, Turn
-from orchestrator.store import results
-from orchestrator.store.results import Store
+from orchestrator.run.progress import Progress
+from orchestrator.run.surroundings import check_surroundings
+from orchestrator.run.turn import Turn
+from orchestrator.store.folders import folder_of, now
+from orchestrator.store.store import Store
 from workers.probes.gauges import Exposure
 
 
 def run_experiment(
-    planned: Sequence[PlannedDeployment], experiment: Experiment, progress: Progress
+    planned: Sequence[PlannedDeployment],
+    experiment: Experiment,
+    progress: Progress,
+    cluster: Cluster | None = None,
 ) -> Path:
     """Run what has no result yet and write the comparison. Returns the folder of the results.
 
-    Raises UserError before anything is reserved: no such cluster, too small, other versions; a
-    folder of another schema. Raises SystemExit(130) after Ctrl-C, with every finished run kept and
-    nothing left running.
+    cluster: the one that was joined; None: a local Ray is started, if something is left to run.
+    Raises UserError before anything is reserved where there are too few devices, or no run
+    can be added to the folder. Raises SystemExit(130) after Ctrl-C, with every finished run kept
+    and nothing left running.
     """
-    calibration = fabric.look_up(experiment.fabric, experiment.result_dir)
-    store = Store(results.folder_of(experiment))
-    results.check_version(store.folder)
+    calibration = check_surroundings(experiment)
+    store = Store(folder_of(experiment))
     jobs = [Job(deployment, experiment, store, calibration) for deployment in planned]
     left = sum(len(job.missing(cell)) for job in jobs for cell in job.deployment.cells)
     progress.begin(
@@ -46,7 +52,7 @@ def run_experiment(
     todo = [job for job in jobs if job.unfinished()]
     try:
         if todo:
-            _run(todo, experiment, store, progress)
+            _run(todo, experiment, store, progress, cluster)
     except KeyboardInterrupt:
         progress.note(
             f"Stopped. Every finished run is kept in {store.folder}; the same command again goes "
@@ -55,24 +61,30 @@ def run_experiment(
         raise SystemExit(INTERRUPTED) from None
     finally:
         _write_comparison(store, experiment)
-    store.update_manifest(finished_at=results.now())
+    store.update_manifest(finished_at=now())
     return store.folder
 
 
-def _run(jobs: Sequence[Job], experiment: Experiment, store: Store, progress: Progress) -> None:
+def _run(
+    jobs: Sequence[Job],
+    experiment: Experiment,
+    store: Store,
+    progress: Progress,
+    joined: Cluster | None,
+) -> None:
     device = jobs[0].deployment.plan.device
     ranks = max(job.deployment.plan.placement.num_ranks for job in jobs)
-    with connect(experiment.address, device, ranks) as cluster:
+    with _with_room(joined, device, ranks) as cluster:
         store.create()
         cells = [cell.cell for job in jobs for cell in job.deployment.cells]
-        manifest.write(store, experiment, cells, cluster)
+        manifest.write(store, experiment, cells, cluster, device)
         progress.connected(cluster)
         exposure, turns = (
             Exposure(),
             Turns("no" if experiment.nsys else experiment.interleave, len(jobs)),
         )
         try:
-            for number in itertools.count(store.next_turn()):
+            for number in itertools.count(_next_turn(store)):
                 todo = [job for job in jobs if job.unfinished()]
                 if not todo:
                     break
@@ -85,9 +97,20 @@ def _run(jobs: Sequence[Job], experiment: Experiment, store: Store, progress: Pr
             exposure.stop()
 
 
+def _with_room(joined: Cluster | None, device: str, ranks: int) -> AbstractContextManager[Cluster]:
+    """The cluster that was joined, if it has room; else a local Ray for as many ranks."""
+    if joined is None:
+        return connect(None, device, ranks)
+    joined.check_room(device, ranks)
+    return contextlib.nullcontext(joined)
+
+
+def _next_turn(store: Store) -> int:
+    """The number of the next turn of layouts: one more than that of any run that is kept."""
+    return 1 + max((run.conditions.turn for run in summaries(store)), default=-1)
+
+
 def _write_comparison(store: Store, experiment: Experiment) -> None:
-    summary = store.read("summary")
-    if summary is not None:
-        if experiment.goodput:
-            summary = goodput.recomputed(summary, store.read("requests"), experiment.goodput)
-        store.write_comparison(compare(summary))
+    runs = summaries(store, experiment.goodput)
+    if runs:
+        store.write_comparison(COMPARED.make(compare(runs)))

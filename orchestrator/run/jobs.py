@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pyarrow as pa
 
 from orchestrator.analysis.confidence import spread
-from orchestrator.analysis.metrics import COMPLETED
+from orchestrator.analysis.summary import MEASURED, Measured
 from orchestrator.experiment import Cell, Experiment, Run
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
-from orchestrator.store.results import Store
+from orchestrator.store.schema import COMPLETED
+from orchestrator.store.store import Store
 
 
 @dataclass(slots=True)
 class Job:
-    """One deployment under an experiment. calibration: in the schema FABRIC, None where there is
-    none.
+    """One deployment under an experiment. calibration: table FABRIC, None where there is none.
 
     tried: runs of this command, whatever came of them. given_up, unobservable: cells whose runs, or
     whose observing, failed. None of these is tried again before the next command.
@@ -30,6 +31,18 @@ class Job:
     tried: set[Run] = field(default_factory=set)
     given_up: set[Cell] = field(default_factory=set)
     unobservable: set[Cell] = field(default_factory=set)
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """Under which Ray's metrics are told of this deployment."""
+        asked = self.deployment.deployment
+        without = "" if asked.ablation == "none" else f"-without-{asked.ablation}"
+        return {
+            "experiment": self.store.name,
+            "model": asked.model,
+            "strategy": asked.strategy + without,
+            "engine": asked.engine,
+        }
 
     def unfinished(self) -> list[PlannedCell]:
         """The cells that have something left to do."""
@@ -51,38 +64,50 @@ class Job:
         return asked if asked or self._is_narrow(cell) or self._in_vain(cell) else left[:1]
 
     def is_unobserved(self, cell: PlannedCell) -> bool:
-        return (
-            cell.cell not in self.given_up | self.unobservable
-            and self.store.parts_of(cell.cell) is None
-        )
+        """Whether a cell is still to be taken apart."""
+        left = self.given_up | self.unobservable
+        return cell.cell not in left and self.store.observed(cell.cell) is None
 
     def throughputs(self, cell: PlannedCell) -> list[float]:
         """output_throughput of every run that has a result."""
-        rows = [self.store.summary_of(run) for run in self.runs_of(cell.cell)]
-        return [
-            row["output_throughput"] or 0.0
-            for row in rows
-            if row is not None and row["status"] == COMPLETED
-        ]
+        done = [one for one in self._kept(cell) if one.status == COMPLETED]
+        return [one.throughput.output_throughput or 0.0 for one in done]
 
     def give_up(self, cells: Sequence[PlannedCell]) -> None:
+        """Leave the runs of these cells to the next command."""
         self.given_up.update(cell.cell for cell in cells)
 
     def runs_of(self, cell: Cell) -> list[Run]:
         """Every run that a cell can get."""
         return [Run(cell, index) for index in range(self.experiment.run_limit)]
 
+    def _kept(self, cell: PlannedCell) -> list[Measured]:
+        tables = [self.store.summary_of(run) for run in self.runs_of(cell.cell)]
+        return [MEASURED.rows(table)[0] for table in tables if table is not None]
+
     def _in_vain(self, cell: PlannedCell) -> bool:
-        """A run of this command gave no result: more of them would not narrow the interval."""
-        return any(run.cell == cell.cell and not self.store.is_completed(run) for run in self.tried)
+        """Whether a run of this command gave no result: more of them would not narrow the
+        interval."""
+        mine = [run for run in self.tried if run.cell == cell.cell]
+        return any(not self.store.is_completed(run) for run in mine)
 
     def _is_narrow(self, cell: PlannedCell) -> bool:
-        """Half of the mean's interval is within `until_ci` of it, or nothing was asked of it."""
+        """Whether half of the mean's interval is within `until_ci` of it, or nothing was asked of
+        it."""
         if self.experiment.until_ci is None:
             return True
         found = spread(self.throughputs(cell))
-        return (
-            found is not None
-            and found.half_width is not None
-            and found.half_width <= self.experiment.until_ci
-        )
+        half = found.half_width if found else None
+        return half is not None and half <= self.experiment.until_ci
+
+
+def all_completed(
+    planned: Sequence[PlannedDeployment], experiment: Experiment, folder: Path
+) -> bool:
+    """Whether every run that was needed has a result in `folder`. Runs that `until_ci` may add are
+    needed where they were tried."""
+    store = Store(folder)
+    cells = [cell.cell for one in planned for cell in one.cells]
+    runs = [Run(cell, index) for cell in cells for index in range(experiment.run_limit)]
+    needed = [run for run in runs if run.index < experiment.num_runs or store.summary_of(run)]
+    return all(map(store.is_completed, needed))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 from orchestrator.cluster import hardware
 from orchestrator.cluster.connection import Cluster
 from orchestrator.errors import UserError
-from orchestrator.experiment import Cell, Experiment
-from orchestrator.store import results
-from orchestrator.store.results import Store
+from orchestrator.experiment import Cell, Experiment, identity_of
+from orchestrator.store.folders import now
+from orchestrator.store.store import Store
 from workers.versions import versions
 
 # Fields whose lists grow from command to command in one folder of results, and what all of its runs
@@ -29,45 +29,49 @@ DECISIVE = (
 )
 
 
-def write(store: Store, experiment: Experiment, cells: Sequence[Cell], cluster: Cluster) -> None:
+def write(
+    store: Store, experiment: Experiment, cells: Sequence[Cell], cluster: Cluster, device: str
+) -> None:
     """What was asked and on what: enough to say later whether two results can be compared.
 
-    Raises UserError where the results that are there come from other devices or software.
+    device: "cuda" or "cpu". Raises UserError where the results that are there come from other
+    devices or software.
     """
     before = store.manifest()
-    _check_same_machine(store, before, cluster)
+    topology = cluster.topology(device)
+    _check_same_machine(store, before, {device.name for device in topology.devices})
     gpus = hardware.gpus()
     store.update_manifest(
-        started_at=before.get("started_at", results.now()),
+        started_at=before.get("started_at", now()),
         experiment=_asked(experiment, before),
-        identity=experiment.identity,
+        identity=identity_of(experiment),
         cells=sorted({*before.get("cells", []), *(cell.name for cell in cells)}),
-        device=cluster.device,
-        topology=[asdict(device) for device in cluster.topology().devices],
-        gpus=gpus,
-        driver_version=gpus[0]["driver"] if gpus else None,
+        device=device,
+        topology=[asdict(one) for one in topology.devices],
+        gpus=[hardware.as_data(gpu) for gpu in gpus],
+        driver_version=gpus[0].driver if gpus else None,
         nccl_version=next((v for k, v in versions().items() if k.startswith("nvidia-nccl")), None),
         versions=versions(),
         git_commit=git_commit(),
-        host=hardware.host(),
+        host=asdict(hardware.host()),
         ray={"embedded": cluster.embedded, "address": cluster.address},
         metadata=experiment.metadata,
     )
 
 
-def _asked(experiment: Experiment, before: dict[str, Any]) -> dict[str, Any]:
+def _asked(experiment: Experiment, before: Mapping[str, Any]) -> Mapping[str, object]:
     """The fields of the experiment; lists hold what earlier commands asked of these results too."""
     earlier, now = before.get("experiment", {}), experiment.model_dump(mode="json")
     both = {name: list(dict.fromkeys([*earlier.get(name, ()), *now[name]])) for name in GROWING}
     return now | both
 
 
-def _check_same_machine(store: Store, before: dict[str, Any], cluster: Cluster) -> None:
+def _check_same_machine(store: Store, before: Mapping[str, Any], devices: set[str]) -> None:
     """Raise UserError where the results in `store` come from other devices or software: they would
     not be comparable."""
     if not any((store.folder / "summary").glob("*.arrow")):
         return
-    here = {"device": sorted({device.name for device in cluster.topology().devices}), **versions()}
+    here = {"device": sorted(devices), **versions()}
     there = {
         "device": sorted({device["name"] for device in before.get("topology", ())}),
         **before.get("versions", {}),

@@ -1,94 +1,106 @@
-"""One deployment's turn on the devices: its workers, its runs, and what is observed of its cells.
+"""One deployment's turn on the devices: which of its runs are made, and that each is kept.
 
-A failed run costs its worker group and the rest of its cell; the next cell gets a fresh group. A
-failed build costs its deployment. Every finished run is on disk before the next one starts.
+A failed run costs its workers and the rest of its cell; the next cell gets fresh ones. A failed
+build costs its deployment. Every finished run is on disk before the next one starts.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
 
 import pyarrow as pa
 
-from orchestrator.analysis import accounting, arrivals, bounds, goodput, metrics, outputs, steady
-from orchestrator.analysis import energy as telemetry
-from orchestrator.analysis.metrics import COMPLETED, FAILED, INVALID
+from orchestrator.analysis.accounting import PARTS_OF_STEP, account
+from orchestrator.analysis.communication import exposed
+from orchestrator.analysis.outputs import kept_requests
+from orchestrator.analysis.summary import MEASURED, Attempt, Building, Measured, failed, measured
+from orchestrator.analysis.throughput import first_token_s
 from orchestrator.cluster.connection import Cluster
-from orchestrator.cluster.group import RunFailed, WorkerGroup
+from orchestrator.cluster.failures import RunFailed
+from orchestrator.cluster.group import WorkerGroup
 from orchestrator.experiment import Cell, Run
 from orchestrator.node import fabric
-from orchestrator.plan.deployments import PlannedCell
+from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
 from orchestrator.run.interleaving import Turns
 from orchestrator.run.jobs import Job
-from orchestrator.store import results
-from workers.messages import Built, RankReport, Work
+from orchestrator.run.progress import Progress
+from orchestrator.store.arrow_files import concat
+from orchestrator.store.folders import now
+from workers.messages import RankReport, Work
 from workers.probes.gauges import Exposure
-from workers.records import COLLECTIVES
 
 OBSERVED_TOKENS = 16  # made for each request while a run is taken apart: enough steps for a mean
 OBSERVING_TRIES = 2  # a profiler may bring its process down; a fresh one seldom
 
 
-class Progress(Protocol):
-    """What is told while it happens."""
-
-    def begin(self, runs: int, skipped: int) -> None:
-        """`runs` are to be done, `skipped` have a result already."""
-        ...
-
-    def connected(self, cluster: Cluster) -> None: ...
-
-    def phase(self, deployment: str, cell: str, what: str) -> None:
-        """What begins now: "building", "warming up", "run 2/3", "observing". `cell` is empty while
-        building."""
-        ...
-
-    def finished(self, row: dict[str, Any]) -> None:
-        """A run has ended and is on disk; its summary row."""
-        ...
-
-    def note(self, line: str) -> None:
-        """Something that the user should read."""
-        ...
-
-
 @dataclass(slots=True)
-class Group:
-    """A worker group that is built, and what that cost in seconds."""
+class Start:
+    """A group of workers that is built, and what that took.
+
+    asked_at: when the actors were asked for, on the monotonic clock. warm: cells that were warmed
+    up in it.
+    """
 
     workers: WorkerGroup
-    built: list[Built]
-    asked_at: float  # when the actors were asked for, on the monotonic clock
-    build_s: float
-    startup_s: float | None = None  # known after the first token
+    building: Building
+    asked_at: float
+    timeout_s: float
     warm: set[Cell] = field(default_factory=set)
 
-    def costs(self) -> dict[str, Any]:
-        return {
-            **metrics.of_build(self.built),
-            "build_s": self.build_s,
-            "startup_s": self.startup_s,
-        }
+    @classmethod
+    def of(
+        cls,
+        deployment: PlannedDeployment,
+        cluster: Cluster,
+        tags: Mapping[str, str],
+        timeout_s: float,
+    ) -> Start:
+        """Start and build the workers of a deployment.
+
+        tags: under which Ray's metrics are told of them. Raises RunFailed, with nothing left, where
+        that does not succeed.
+        """
+        asked_at = time.monotonic()
+        asked, plan = deployment.deployment, deployment.plan
+        name = f"{asked.model}/{asked.strategy}"
+        workers = WorkerGroup.start(cluster, name, plan, asked.engine, tags)
+        try:
+            began = time.monotonic()
+            built = workers.build(timeout_s)
+        except BaseException:
+            workers.kill()
+            raise
+        return cls(workers, Building(built, time.monotonic() - began), asked_at, timeout_s)
+
+    def serve(self, work: Work) -> list[RankReport]:
+        """Serve `work` on every rank. Raises RunFailed as soon as one rank has failed."""
+        asked = time.monotonic()
+        reports = self.workers.run(work, self.timeout_s)
+        if self.building.startup_s is None:
+            startup_s = asked - self.asked_at + first_token_s(reports)
+            self.building = replace(self.building, startup_s=startup_s)
+        return reports
 
 
 @dataclass(slots=True)
 class Turn:
-    """The turn `number` of one deployment. `group` is None before the first build and after a
-    failure."""
+    """The turn `number` of one deployment.
+
+    start: None before the first build and after a failure. runs_s: seconds spent in timed runs.
+    failed: whether a run or a build did.
+    """
 
     job: Job
     number: int
     cluster: Cluster
     progress: Progress
     exposure: Exposure
-    group: Group | None = None
-    runs_s: float = 0.0  # spent in timed runs
-    failed: bool = False  # a run or a build
-    started_at: str = field(default_factory=results.now)
+    start: Start | None = None
+    runs_s: float = 0.0
+    failed: bool = False
 
     def serve(self, turns: Turns) -> None:
         """A run of every cell, and again until none is missing or the next layout has its turn;
@@ -99,82 +111,65 @@ class Turn:
         """
         began = time.monotonic()
         for cell in self.job.deployment.cells:
-            self._tell_exposure(self.job.store.parts_of(cell.cell) or ())
+            self._expose(self.job.store.observed(cell.cell))
         try:
-            while cells := [cell for cell in self.job.deployment.cells if self.job.missing(cell)]:
-                for cell in cells:
-                    if cell.cell not in self.job.given_up and (
-                        self.group is not None or self._build()
-                    ):
-                        self._serve_cell(cell)
+            while cells := [one for one in self.job.deployment.cells if self.job.missing(one)]:
+                self._pass_over(cells)
                 if turns.hand_over(time.monotonic() - began, self.runs_s, self.failed):
                     break
             self._observe_cells()
-            if self.group is not None:
-                self.group.workers.close()
-                self.group = None
+            if self.start is not None:
+                self.start.workers.close()
+                self.start = None
         finally:
             self._kill()
 
     # -- workers
 
-    def _start(self) -> None:
-        """A fresh group. Raises RunFailed, with nothing left, where that does not succeed."""
-        deployment, plan = self.job.deployment.deployment, self.job.deployment.plan
-        self._tell("building")
-        asked_at = time.monotonic()
-        workers = None
-        try:
-            name = f"{deployment.model}/{deployment.strategy}"
-            workers = WorkerGroup.start(self.cluster, name, plan, deployment.engine, self._tags)
-            start = time.monotonic()
-            built = workers.build(self.job.experiment.timeout)
-            self.group = Group(workers, built, asked_at, time.monotonic() - start)
-        finally:
-            if workers is not None and self.group is None:
-                workers.kill()
+    def _started(self) -> Start:
+        """The workers of this turn; fresh ones where there are none. Raises RunFailed."""
+        if self.start is None:
+            self._tell("building")
+            timeout_s = self.job.experiment.timeout
+            deployment = self.job.deployment
+            self.start = Start.of(deployment, self.cluster, self.job.tags, timeout_s)
+        return self.start
 
-    def _build(self) -> bool:
-        """A fresh group; False, with the deployment given up and every run it lacks marked as
-        failed, where that fails."""
+    def _has_workers(self) -> bool:
+        """Whether there are workers, fresh ones where there were none.
+
+        Where that fails the deployment is given up, and every run that it lacks is kept as failed.
+        """
         try:
-            self._start()
+            self._started()
         except RunFailed as failure:
             self.failed = True
+            reason = RunFailed(f"build: {failure.reason}", failure.detail)
             for cell in self.job.deployment.cells:
                 for run in self.job.missing(cell):
-                    self._fail(run, cell, RunFailed(f"build: {failure.reason}", failure.detail))
+                    self._fail(run, cell, reason)
             self.job.give_up(self.job.deployment.cells)
-        return self.group is not None
+        return self.start is not None
 
     def _kill(self) -> None:
-        if self.group is not None:
-            self.group.workers.kill()
-        self.group = None
-
-    def _work(self, work: Work) -> list[RankReport]:
-        assert self.group is not None
-        asked = time.monotonic()
-        reports = self.group.workers.run(work, self.job.experiment.timeout)
-        if self.group.startup_s is None:
-            self.group.startup_s = asked - self.group.asked_at + metrics.first_token_s(reports)
-        return reports
+        if self.start is not None:
+            self.start.workers.kill()
+        self.start = None
 
     # -- runs
 
+    def _pass_over(self, cells: Sequence[PlannedCell]) -> None:
+        for cell in cells:
+            if cell.cell not in self.job.given_up and self._has_workers():
+                self._serve_cell(cell)
+
     def _serve_cell(self, cell: PlannedCell) -> None:
-        """The next run of a cell, after warming up where this group has not yet."""
-        assert self.group is not None
+        """The next run of a cell, after warming up where these workers have not yet."""
         run, total = self.job.missing(cell)[0], self.job.experiment.num_runs
         self.job.tried.add(run)
         doing = "warm-up: "
         try:
-            for _ in range(
-                self.job.experiment.num_warmups if cell.cell not in self.group.warm else 0
-            ):
-                self._tell("warming up", cell)
-                self._work(cell.warmup)
-            self.group.warm.add(cell.cell)
+            self._warm_up(cell)
             doing = ""
             self._tell(f"run {run.index + 1}/{max(total, run.index + 1)}", cell)
             self._run(run, cell)
@@ -184,58 +179,62 @@ class Turn:
             self._fail(run, cell, RunFailed(doing + failure.reason, failure.detail))
             self.job.give_up([cell])
 
+    def _warm_up(self, cell: PlannedCell) -> None:
+        start = self._started()
+        times = 0 if cell.cell in start.warm else self.job.experiment.num_warmups
+        for _ in range(times):
+            self._tell("warming up", cell)
+            start.serve(cell.warmup)
+        start.warm.add(cell.cell)
+
     def _run(self, run: Run, cell: PlannedCell) -> None:
-        self.started_at, began = results.now(), time.monotonic()
-        reports = self._work(cell.work)
+        start, started_at, began = self._started(), now(), time.monotonic()
+        reports = start.serve(cell.work)
         self.runs_s += time.monotonic() - began
-        requests = _merge(report.requests for report in reports)
+        requests = concat(report.requests for report in reports)
         if requests is None:
             raise RunFailed("no rank reported any request")
         requests = requests.sort_by("request_index")
-        row = self._common(cell) | metrics.of_requests(
-            requests,
-            cell.cell.max_concurrency,
-            len(cell.work.requests),
-            self.job.deployment.plan.placement.num_ranks,
-        )
-        assert self.group is not None
-        row |= metrics.of_collectives(reports) | metrics.of_memory(reports) | self.group.costs()
-        row |= metrics.of_ranks(self.group.built, self.job.deployment.plan)
-        row |= arrivals.of_requests(requests) if cell.work.is_open else steady.of_requests(requests)
-        row |= goodput.of_requests(requests, self.job.experiment.goodput, len(cell.work.requests))
-        row |= telemetry.of_telemetry(
-            reports, row["duration"], row["total_output_tokens"], row["num_gpus"]
-        )
-        row["output_digest"] = outputs.output_digest(requests)
-        if self.job.deployment.plan.device == "cpu":
-            row["device_name"] = "cpu"
-        row |= self._bounds(cell, row)
-        tables = {
-            "requests": results.requests_part(
-                requests, self.job.experiment.save_detailed, self.job.deployment.decode
-            )
-        }
-        tables |= {
-            "steps": _merge(report.steps for report in reports),
-            "collectives": _merge(r.collectives for r in reports),
-        }
-        row |= _account_for(
-            tables, self.job.store.parts_of(cell.cell) or (), self.job.store.timed_of(cell.cell)
-        )
-        tables["telemetry"] = _merge(report.telemetry for report in reports)
-        self._keep(run, {**row, "status": INVALID if row["reason"] else COMPLETED}, tables)
+        device_name = start.building.device_name
+        attempt = self._attempt(run, cell, started_at, device_name)
+        kept = measured(attempt, start.building, reports, requests)
+        self._keep(run, kept, self._tables(requests, reports))
 
-    def _bounds(self, cell: PlannedCell, row: dict[str, Any]) -> dict[str, Any]:
-        """What the hardware could do, by its calibration or its data sheet, and `reason` where the
-        run claims more."""
-        ceilings = fabric.ceilings(self.job.calibration, row["device_name"])
-        plan, engine = self.job.deployment.plan, self.job.deployment.deployment.engine
-        return bounds.columns(plan, engine, row | cell.cell.fields(), ceilings)
+    def _tables(self, requests: pa.Table, reports: Sequence[RankReport]) -> dict[str, pa.Table]:
+        """What is kept of a run beside its row of the summary."""
+        detailed = self.job.experiment.save_detailed
+        found = {
+            "requests": kept_requests(requests, detailed, self.job.deployment.decode),
+            "steps": concat(report.steps for report in reports),
+            "collectives": concat(report.collectives for report in reports),
+            "telemetry": concat(report.telemetry for report in reports),
+        }
+        return {name: table for name, table in found.items() if table is not None}
+
+    def _attempt(
+        self, run: Run, cell: PlannedCell, started_at: str, device_name: str | None = None
+    ) -> Attempt:
+        asked, is_open = self.job.experiment, cell.work.is_open
+        name = "cpu" if self.job.deployment.plan.device == "cpu" else device_name
+        return Attempt(
+            key=self.job.store.run_key(run),
+            plan=self.job.deployment.plan,
+            work=cell.work,
+            input_len=cell.cell.scenario.input_len,
+            output_len=cell.cell.scenario.output_len,
+            started_at=started_at,
+            turn=self.number,
+            metadata=json.dumps(asked.metadata),
+            levels=asked.goodput,
+            request_rate=asked.request_rate,
+            burstiness=asked.burstiness if is_open else None,
+            ceilings=fabric.ceilings(self.job.calibration, name),
+        )
 
     # -- observed runs
 
     def _observe_cells(self) -> None:
-        """Take each cell apart that has not been: it is no run of its own, and where it fails its
+        """Take each cell apart that has not been. That is no run of its own: where it fails, its
         columns stay empty."""
         for cell in self.job.deployment.cells:
             for _ in range(OBSERVING_TRIES):
@@ -244,117 +243,52 @@ class Turn:
             self.job.unobservable.add(cell.cell)
 
     def _observe(self, cell: PlannedCell) -> None:
-        requests = tuple(
-            replace(r, output_len=min(OBSERVED_TOKENS, r.output_len), arrival_s=0.0)
-            for r in cell.work.requests
-        )
         doing = "build: "
         try:
-            if self.group is None:
-                self._start()
+            start = self._started()
             doing = ""
             self._tell("observing", cell)
-            reports = self._work(replace(cell.work, requests=requests, observe=True))
+            reports = start.serve(_observed(cell.work))
         except RunFailed as failure:
             self._kill()
-            self.job.store.write_failure(f"{cell.cell.name}.observed", failure.detail)
-            self.progress.note(
-                f"{cell.cell.name}: communication could not be observed: {doing}{failure.reason}"
-            )
+            self._tell_unobserved(cell, RunFailed(doing + failure.reason, failure.detail))
             if doing:
-                self.job.unobservable.update(other.cell for other in self.job.deployment.cells)
+                self.job.unobservable.update(one.cell for one in self.job.deployment.cells)
             return
-        tables = accounting.account(
-            _merge(report.spans for report in reports), self.job.deployment.plan.placement
-        )
-        parts, timed = tables["parts"].to_pylist(), tables["timed_collectives"].to_pylist()
-        self._complete(cell.cell, parts, timed)
-        self.job.store.write_observed(
-            cell.cell, tables
-        )  # the last, for it marks the cell as observed
-        self._tell_exposure(parts)
+        spans = concat(report.spans for report in reports)
+        tables = account(spans, self.job.deployment.plan.placement)
+        self.job.store.write_observed(cell.cell, tables)
+        self._expose(tables["parts"])
 
-    def _complete(
-        self, cell: Cell, parts: list[dict[str, Any]], timed: list[dict[str, Any]]
-    ) -> None:
-        """Put what was observed of a cell into the summary and the collectives of each of its
-        runs."""
-        for run in self.job.runs_of(cell):
-            row = self.job.store.summary_of(run)
-            if row is not None and row["status"] == COMPLETED:
-                tables = {"collectives": self.job.store.table_of(run, "collectives", COLLECTIVES)}
-                columns = _account_for(tables, parts, timed)
-                self.job.store.write_run(run, row | columns, _known(tables))
+    def _tell_unobserved(self, cell: PlannedCell, failure: RunFailed) -> None:
+        name = cell.cell.name
+        self.job.store.write_failure(f"{name}.observed", failure.detail)
+        self.progress.note(f"{name}: communication could not be observed: {failure.reason}")
 
-    def _tell_exposure(self, parts: Iterable[Mapping[str, Any]]) -> None:
-        """What is known of a cell's exposed communication, from now on at Ray's metrics
-        endpoint."""
-        self.exposure.tell(self._tags, accounting.exposed(parts))
+    def _expose(self, parts: pa.Table | None) -> None:
+        """Tell Ray's metrics endpoint from now on what is known of a cell's communication."""
+        known = [] if parts is None else PARTS_OF_STEP.rows(parts)
+        self.exposure.tell(self.job.tags, exposed(known))
 
     # -- what is kept and told
 
-    def _common(self, cell: PlannedCell) -> dict[str, Any]:
-        scenario, plan = cell.cell.scenario, self.job.deployment.plan
-        return {
-            "input_len": scenario.input_len or None,
-            "output_len": scenario.output_len or None,
-            "num_prompts": len(cell.work.requests),
-            "seed": plan.seed,
-            "request_rate": self.job.experiment.request_rate,
-            "burstiness": self.job.experiment.burstiness if cell.work.is_open else None,
-            "num_gpus": plan.placement.num_ranks,
-            "started_at": self.started_at,
-            "turn": self.number,
-            "metadata": json.dumps(self.job.experiment.metadata),
-        }
-
-    @property
-    def _tags(self) -> dict[str, str]:
-        """Of this deployment's metrics on Ray's endpoint."""
-        asked = self.job.deployment.deployment
-        strategy = (
-            asked.strategy
-            if asked.ablation == "none"
-            else f"{asked.strategy}-without-{asked.ablation}"
-        )
-        return {
-            "experiment": self.job.store.name,
-            "model": asked.model,
-            "strategy": strategy,
-            "engine": asked.engine,
-        }
-
     def _fail(self, run: Run, cell: PlannedCell, failure: RunFailed) -> None:
         self.job.store.write_failure(run.name, failure.detail)
-        row = self._common(cell) | {"completed": 0, "failed": len(cell.work.requests)}
-        self._keep(run, {**row, "status": FAILED, "reason": failure.reason}, {})
+        self._keep(run, failed(self._attempt(run, cell, now()), failure.reason), {})
 
-    def _keep(self, run: Run, row: dict[str, Any], tables: dict[str, pa.Table | None]) -> None:
-        self.job.store.write_run(run, row, _known(tables))
-        self.progress.finished({**run.cell.fields(), "run": run.index, **row})
+    def _keep(self, run: Run, kept: Measured, tables: Mapping[str, pa.Table]) -> None:
+        self.job.store.write_run(run, MEASURED.make([kept]), tables)
+        self.progress.finished(kept)
 
     def _tell(self, what: str, cell: PlannedCell | None = None) -> None:
-        self.progress.phase(
-            self.job.deployment.deployment.name, cell.cell.name if cell else "", what
-        )
+        name = cell.cell.name if cell else ""
+        self.progress.phase(self.job.deployment.deployment.name, name, what)
 
 
-def _account_for(
-    tables: dict[str, pa.Table | None],
-    parts: Iterable[Mapping[str, Any]],
-    timed: Iterable[Mapping[str, Any]],
-) -> dict[str, Any]:
-    """The summary's columns of communication; what an observed run says of collectives is put
-    beside those in `tables`."""
-    counted = tables["collectives"]
-    if counted is not None:
-        tables["collectives"] = accounting.with_timing(counted, timed)
-    return accounting.shares(parts) | accounting.operations(tables["collectives"])
-
-
-def _known(tables: Mapping[str, pa.Table | None]) -> dict[str, pa.Table]:
-    return {name: table for name, table in tables.items() if table is not None}
-
-
-def _merge(tables: Iterable[pa.Table | None]) -> pa.Table | None:
-    return results.concat(tables)
+def _observed(work: Work) -> Work:
+    """The same requests, all there at once and cut short, to be taken apart."""
+    requests = tuple(
+        replace(one, output_len=min(OBSERVED_TOKENS, one.output_len), arrival_s=0.0)
+        for one in work.requests
+    )
+    return replace(work, requests=requests, observe=True)

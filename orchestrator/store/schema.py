@@ -1,24 +1,69 @@
-"""The columns that name a cell and a run: first in every table, the same everywhere."""
+"""What names a cell, a start and a run in every table, and what became of a run."""
 
 from __future__ import annotations
 
-import pyarrow as pa
+from dataclasses import asdict
 
-from workers.records import column
+from orchestrator.experiment import Cell
+from workers.rows import Table, column, group, row
 
-# What names a cell, first in every table; `run` counts the repeats of a cell from 0.
-CELL = (
-    column("experiment", pa.string()),
-    column("model", pa.string()),
-    column("strategy", pa.string()),
-    column("engine", pa.string()),
-    column("dtype", pa.string()),
-    column("quantization", pa.string()),
-    column("ablation", pa.string()),
-    column("scenario", pa.string()),
-    column("max_concurrency", pa.int32(), "requests"),
-)
-RUN = (*CELL, column("run", pa.int32(), "1"))
+COMPLETED, FAILED, INVALID = "completed", "failed", "invalid"
 
-CELL_KEY = tuple(field.name for field in CELL)
-RUN_KEY = tuple(field.name for field in RUN)
+
+@row
+class CellKey:
+    """One cell of an experiment: deployment x scenario x concurrency."""
+
+    experiment: str = column("name of the experiment, that of its folder when it was begun")
+    model: str = column("name of the model")
+    strategy: str = column("layout, in its canonical spelling")
+    engine: str = column("engine that executes it")
+    dtype: str = column("type of weights and activations")
+    quantization: str = column('quantization of the weights; "none"')
+    ablation: str = column('what is left out of the layout: comm, p2p or "none"')
+    scenario: str = column("name of the lengths, or of the dataset")
+    max_concurrency: int = column("requests in flight at most", "requests")
+
+
+@row
+class StartKey:
+    """One fresh group of workers that served a cell."""
+
+    cell: CellKey = group()
+    start: int = column("number of the start, from 0; until layouts are started anew, 0", "1")
+
+
+@row
+class RunKey(StartKey):
+    """One repeat of a cell inside a start."""
+
+    run: int = column("number of the run of its cell, from 0", "1")
+
+
+@row
+class Outcome:
+    """What became of a run."""
+
+    status: str = column("completed, failed, or invalid: measured above what the hardware can do")
+    reason: str | None = column("why it failed or is invalid")
+
+
+@row
+class RunOutcome(Outcome, RunKey):
+    """What the store itself reads of a summary."""
+
+
+CELL_KEYS = Table("cells", CellKey)
+START_KEYS = Table("starts", StartKey)
+RUN_KEYS = Table("runs", RunKey)
+OUTCOMES = Table("summary", RunOutcome)
+
+
+def cell_key(experiment: str, cell: Cell) -> CellKey:
+    """The columns that name `cell` of an experiment."""
+    return CellKey(
+        experiment=experiment,
+        scenario=cell.scenario.name,
+        max_concurrency=cell.max_concurrency,
+        **asdict(cell.deployment),
+    )

@@ -8,21 +8,20 @@ import time
 
 import pyarrow as pa
 import pytest
-import torch
 from click.testing import CliRunner
+from tables import make
 
 from orchestrator import cli
 from orchestrator.cluster import hardware
 from orchestrator.errors import UserError
 from orchestrator.node import calibrate, fabric, links
-from orchestrator.node.calibrate import NO_MODEL, plan
-from orchestrator.report.installed import installed
-from orchestrator.store import results
+from orchestrator.node.calibrate import NO_MODEL, calibration_plan
+from orchestrator.plan.installed import installed
 from strategies.placement import Placement
 from workers import engines
-from workers.engines import calibration_sweep as calibration
+from workers.engines.calibration_timing import QUICK_SWEEP
 from workers.messages import EnginePlan
-from workers.records import FABRIC, bus_factor, to_table
+from workers.records import FABRIC
 
 OPERATIONS = {"all_reduce", "all_gather", "reduce_scatter", "send_recv"}
 
@@ -52,7 +51,7 @@ def test_a_quick_calibration_on_cpu_workers(ray_cluster, tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     path = tmp_path / "results" / f"fabric-{socket.gethostname()}" / "fabric.arrow"
     table = fabric.load(path)
-    assert table.schema.equals(FABRIC, check_metadata=True)
+    assert table.schema.equals(FABRIC.schema, check_metadata=True)
     rows = table.to_pylist()
     assert {
         (row["op"], row["group_size"], row["mode"]) for row in rows if row["kind"] == "collective"
@@ -61,7 +60,8 @@ def test_a_quick_calibration_on_cpu_workers(ray_cluster, tmp_path, monkeypatch):
     assert all(row["time_us"] > 0 and row["algbw"] > 0 for row in rows if row["kind"] != "cache")
     found = json.loads(done.stdout)
     assert len(found["fits"]) == 4
-    assert results.read_part(path.with_name(fabric.FITS_FILE)).num_rows == 4
+    fits = pa.ipc.open_file(path.with_name(fabric.FITS_FILE)).read_all()
+    assert fabric.FITS.rows(fits) == fabric.fits(table)
     assert found["datasheet"] is None
     assert found["links"] == []
     ceilings = fabric.ceilings(table, "cpu")
@@ -72,26 +72,26 @@ def test_a_quick_calibration_on_cpu_workers(ray_cluster, tmp_path, monkeypatch):
 
 
 def test_four_ranks_are_measured_in_groups_of_two_and_four(pool):
-    engine_plan = plan("cpu", 4, quick=True)
+    engine_plan = calibration_plan("cpu", 4, quick=True)
     reports = pool.serve(engine_plan, calibration_work(), engine="calibration")[0]
     rows = [row for report in reports for row in report.fabric.to_pylist()]
     assert {row["rank"] for row in rows if row["kind"] != "collective"} == {
         0
     }  # CPU workers share what is measured
-    talks = [row for row in rows if row["kind"] == "collective"]
-    assert all(row["rank"] == row["group"][0] for row in talks)
+    collectives = [row for row in rows if row["kind"] == "collective"]
+    assert all(row["rank"] == row["group"][0] for row in collectives)
     messages = {
-        (row["op"], row["group_size"], row["bytes"]) for row in talks if fabric.is_first(row)
+        (row["op"], row["group_size"], row["bytes"]) for row in collectives if fabric.is_first(row)
     }
     assert messages == {
         (op, size, message)
         for op in OPERATIONS
         for size in (2, 4)
-        for message in calibration.QUICK.messages
+        for message in QUICK_SWEEP.messages
     }
     pairs = fabric.pairs(pa.concat_tables(report.fabric for report in reports))
-    assert {(pair["a"], pair["b"]) for pair in pairs} == set(itertools.combinations(range(4), 2))
-    assert [pair["busbw"] for pair in pairs] == sorted(pair["busbw"] for pair in pairs)
+    assert {(pair.a, pair.b) for pair in pairs} == set(itertools.combinations(range(4), 2))
+    assert [pair.busbw for pair in pairs] == sorted(pair.busbw for pair in pairs)
 
 
 def calibration_work():
@@ -109,7 +109,7 @@ def calibration_work():
 def test_the_fit_recovers_latency_and_bandwidth(op, factor):
     sizes = [4096 * 4**i for i in range(9)]
     rows = [collective(op, size, 17.0 + size * factor / 345e3, factor) for size in sizes]
-    (fit,) = fabric.fits(to_table(rows, FABRIC))
+    (fit,) = fabric.fits(make(FABRIC, rows))
     assert (fit.op, fit.group_size, fit.mode) == (op, 4, "graph")
     assert fit.alpha_us == pytest.approx(17.0, rel=1e-6)
     assert fit.beta_gb_s == pytest.approx(345.0, rel=1e-6)
@@ -124,7 +124,7 @@ def test_noise_on_large_messages_leaves_the_latency_alone():
     rows = [
         collective("all_reduce", size, time, 1.5) for size, time in zip(sizes, times, strict=True)
     ]
-    (fit,) = fabric.fits(to_table(rows, FABRIC))
+    (fit,) = fabric.fits(make(FABRIC, rows))
     assert fit.alpha_us == pytest.approx(17.0, rel=0.08)
     assert fit.beta_gb_s == pytest.approx(345.0, rel=0.08)
     assert fit.worst < 0.15
@@ -135,7 +135,7 @@ def test_a_latency_is_never_negative():
         collective("send_recv", size, us, 1.0)
         for size, us in ((1000, 0.5), (2000, 2.0), (4000, 4.0))
     ]
-    (fit,) = fabric.fits(to_table(rows, FABRIC))
+    (fit,) = fabric.fits(make(FABRIC, rows))
     assert fit.alpha_us == 0.0
     assert fit.beta_gb_s > 0
 
@@ -148,7 +148,7 @@ def test_groups_and_modes_are_fitted_apart_and_one_size_is_no_line():
         for mode in ("eager", "graph")
     ]
     rows.append(collective("send_recv", 1000, 5.0, 1.0))
-    found = [(fit.op, fit.group_size, fit.mode) for fit in fabric.fits(to_table(rows, FABRIC))]
+    found = [(fit.op, fit.group_size, fit.mode) for fit in fabric.fits(make(FABRIC, rows))]
     assert sorted(found) == [("all_reduce", g, m) for g in (2, 4) for m in ("eager", "graph")]
 
 
@@ -158,44 +158,13 @@ def test_groups_and_modes_are_fitted_apart_and_one_size_is_no_line():
 def test_the_engine_is_found_by_name_and_offered_to_nobody():
     assert engines.create("calibration").processes == "per_rank"
     assert "calibration" not in engines.names()
-    assert "calibration" not in [row["name"] for row in installed()["engines"]]
+    assert "calibration" not in [one.name for one in installed().engines]
 
 
 def test_the_engine_serves_no_model():
-    assert engines.create("calibration").supports(plan("cpu", 2, quick=False)) is None
+    assert engines.create("calibration").supports(calibration_plan("cpu", 2, quick=False)) is None
     serving = EnginePlan(NO_MODEL, "tp1", Placement(), None, "float32", "cpu", 1, 1, 1)
     assert "orchestrator calibrate" in engines.create("calibration").supports(serving)
-
-
-def test_group_sizes():
-    assert [calibration.group_sizes(n) for n in (1, 2, 3, 4, 6, 8)] == [
-        [],
-        [2],
-        [2, 3],
-        [2, 4],
-        [2, 4, 6],
-        [2, 4, 8],
-    ]
-
-
-def test_bus_factors_are_those_of_nccl_tests():
-    assert {op: bus_factor(op, 4) for op in calibration.COLLECTIVE_OPS} == {
-        "all_reduce": 1.5,
-        "all_gather": 0.75,
-        "reduce_scatter": 0.75,
-        "send_recv": 1.0,
-    }
-
-
-def test_a_median_leaves_the_first_sample_out():
-    times = iter([50.0, 1.0, 9.0, 2.0])
-    sweep = calibration.Sweep((), 0, (), (1, 1), samples=3, calls=1)
-    original = calibration._elapsed_us
-    calibration._elapsed_us = lambda device, call, calls: next(times)
-    try:
-        assert calibration._median_us(torch.device("cpu"), sweep, lambda: None) == 2.0
-    finally:
-        calibration._elapsed_us = original
 
 
 # -- refusals
@@ -269,9 +238,9 @@ def test_links_are_counted_between_bridged_gpus_and_through_a_switch(monkeypatch
     monkeypatch.setattr(
         hardware, "visible_gpus", lambda: contextlib.nullcontext((FakeNvml(), [0, 1, 2, 3]))
     )
-    found = {(pair["a"], pair["b"]): pair for pair in links.pairs()}
-    assert [found[key]["nvlinks"] for key in ((0, 1), (2, 3), (0, 2), (1, 3))] == [4, 6, 0, 0]
-    assert (found[0, 2]["path"], found[0, 1]["path"], found[0, 2]["p2p"]) == ("SYS", "NVLink", True)
+    found = {(pair.a, pair.b): pair for pair in links.pairs()}
+    assert [found[key].nvlinks for key in ((0, 1), (2, 3), (0, 2), (1, 3))] == [4, 6, 0, 0]
+    assert (found[0, 2].path, found[0, 1].path, found[0, 2].p2p) == ("SYS", "NVLink", True)
 
 
 def test_without_gpus_there_are_no_links(monkeypatch):

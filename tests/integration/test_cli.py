@@ -10,22 +10,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 from fakes import shapes, write_checkpoint, write_config, write_safetensors
 from rich.console import Console
+from summaries import measured, write_run
+from tables import make
 
-from orchestrator import cli
+from orchestrator import cli, commands
 from orchestrator.cluster import hardware
+from orchestrator.cluster.hardware import Gpu
 from orchestrator.errors import INTERRUPTED
-from orchestrator.experiment import Cell, Deployment, Experiment, Run, Scenario
+from orchestrator.experiment import Cell, Deployment, Experiment, Run, Scenario, identity_of
 from orchestrator.plan import fitting
 from orchestrator.report.terminal import RunProgress
-from orchestrator.store.results import Store
-from workers.records import COMPUTE, SPANS, to_table
+from orchestrator.store.store import Store
+from workers.records import COMPUTE, SPANS
 
 HEAVY = ("torch", "ray", "pyarrow", "transformers", "pydantic", "numpy", "rich")
 
@@ -168,14 +171,9 @@ def test_an_ablated_cell_is_told_apart() -> None:
 
 def test_a_finished_run_is_told_with_what_was_left_out() -> None:
     console = Console(file=io.StringIO(), width=160)
-    cell = {
-        "strategy": "tp2",
-        "ablation": "comm",
-        "engine": "torch",
-        "scenario": "short",
-        "max_concurrency": 8,
-    }
-    RunProgress(console).finished({**cell, "run": 0, "status": "failed", "reason": "gone"})
+    cell = {"strategy": "tp2", "ablation": "comm", "engine": "torch", "scenario": "short"}
+    run = measured(**cell, max_concurrency=8, run=0, status="failed", reason="gone")
+    RunProgress(console).finished(run)
     assert "tp2 without comm torch short c8 run 1: failed: gone" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -194,10 +192,9 @@ def test_a_terminal_that_lacks_a_character_gets_a_question_mark(tmp_path: Path) 
     store = Store(tmp_path / "m-1")
     store.create()
     cell = Cell(Deployment("m", "tp2", "torch", "bfloat16"), Scenario("short", 256, 128), 8)
-    store.write_run(
-        Run(cell, 0), {"status": "completed", "output_throughput": 1.0, "num_gpus": 2}, {}
-    )
-    command = [sys.executable, "-m", "orchestrator.cli", "compare", str(store.folder)]
+    lengths = {"input_len": None, "output_len": None}
+    write_run(store, Run(cell, 0), output_throughput=1.0, num_gpus=2, **lengths)
+    command = [sys.executable, "-m", "orchestrator", "compare", str(store.folder)]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=60
     )
@@ -217,7 +214,7 @@ def test_a_run_without_a_result_is_told_by_the_exit_status(
     (tmp_path / "done" / "manifest.json").write_text("{}")
     monkeypatch.setattr("orchestrator.run.driver.run_experiment", lambda *_: tmp_path / "done")
     done = call("submit")
-    assert done.exit_code == cli.SOME_FAILED
+    assert done.exit_code == commands.SOME_FAILED
     assert str(tmp_path / "done") in done.stdout
 
 
@@ -225,7 +222,7 @@ def test_ctrl_c_is_told_by_the_exit_status(monkeypatch: pytest.MonkeyPatch) -> N
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("orchestrator.plan.planning.plan", interrupt)
+    monkeypatch.setattr("orchestrator.plan.planning.plan_experiment", interrupt)
     assert call("submit").exit_code == INTERRUPTED
 
 
@@ -288,9 +285,7 @@ def test_a_bad_flag(arguments: str, words: tuple[str, ...]) -> None:
 
 
 def test_more_ranks_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        hardware, "gpus", lambda: [{"index": 0, "memory_bytes": 80 * 10**9, "name": "A GPU"}]
-    )
+    monkeypatch.setattr(hardware, "gpus", lambda: [Gpu(0, "A GPU", "GPU-0", 80 * 10**9, "580.1")])
     refused(
         "submit",
         "--strategy",
@@ -303,7 +298,7 @@ def test_a_model_that_leaves_no_room_for_kv(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(
         hardware,
         "gpus",
-        lambda: [{"index": i, "memory_bytes": 141 * 10**9, "name": "H200"} for i in range(4)],
+        lambda: [Gpu(i, "H200", f"GPU-{i}", 141 * 10**9, "580.1") for i in range(4)],
     )
     flags = ("--strategy", "dp4", "--model", "llama-70b", "--load-format", "dummy")
     refused(
@@ -380,7 +375,7 @@ def test_results_of_another_schema_version(tmp_path: Path) -> None:
         tmp_path / "r",
     )
     experiment = Experiment(model=str(tmp_path / "m"), input_len=8, output_len=4)
-    folder = tmp_path / "r" / f"m-{experiment.identity}"
+    folder = tmp_path / "r" / f"m-{identity_of(experiment)}"
     (folder / "summary").mkdir(parents=True)
     (folder / "manifest.json").write_text('{"schema_version": 99}')
     refused("submit", *flags, words=(str(folder), "version 99"))
@@ -417,7 +412,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     store = Store(tmp_path / "m-1")
     store.create()
     cell = Cell(Deployment("m", "tp2", "torch", "bfloat16"), Scenario("short", 256, 128), 8)
-    store.write_run(Run(cell, 0), {"status": "completed", "output_throughput": 1.0}, {})
+    write_run(store, Run(cell, 0), output_throughput=1.0)
     refused(
         "compare",
         store.folder,
@@ -449,7 +444,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         "start_us": 0.0,
         "end_us": 5.0,
     }
-    store.write_observed(cell, {"spans": to_table([span], SPANS)})
+    store.write_observed(cell, {"spans": make(SPANS, [span])})
     (store.folder / "traces").write_text("in the way")
     refused("trace", store.folder, words=("traces cannot be written to", "File exists"))
 
@@ -462,3 +457,28 @@ def test_other_commands_refuse_in_one_line_too(tmp_path: Path) -> None:
     refused("compare", tmp_path / "none", words=("there are no results in",))
     refused("export", tmp_path / "none", words=("there are no results in",))
     refused("sumbit", words=("No such command 'sumbit'",))
+
+
+# -- what the command line repeats, so that it starts without what declares it
+
+
+def choices(command: str, name: str) -> tuple[str, ...]:
+    (option,) = (one for one in cli.main.commands[command].params if one.name == name)
+    assert isinstance(option.type, click.Choice)
+    return tuple(option.type.choices)
+
+
+def asked_by(field: str) -> tuple[str, ...]:
+    return get_args(Experiment.model_fields[field].annotation)
+
+
+def test_choices_are_those_of_the_experiment() -> None:
+    assert choices("submit", "interleave") == asked_by("interleave")
+    assert choices("calibrate", "device") == ("auto", "cuda", "cpu") == asked_by("device")
+    assert ("auto", *choices("explain", "dtype")) == asked_by("dtype")
+
+
+def test_python_runs_the_package() -> None:
+    command = [sys.executable, "-m", "orchestrator", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("orchestrator, version ")

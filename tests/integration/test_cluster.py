@@ -5,17 +5,20 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import fake_engine
 import psutil
 import pytest
 from driver_inputs import plan
 
-from orchestrator.cluster import connection as clusters
-from orchestrator.cluster.connection import connect
+from orchestrator.cluster.address import address_of
+from orchestrator.cluster.connection import Cluster, connect
 from orchestrator.cluster.failures import RunFailed
 from orchestrator.cluster.group import WorkerGroup
-from orchestrator.cluster.hardware import local_topology
+from orchestrator.cluster.hardware import Gpu, local_topology
+from orchestrator.cluster.nodes import Node, refuse_other_versions
+from orchestrator.cluster.ranks import Place, in_rank_order, ranks_at
 from orchestrator.errors import UserError
 from strategies.shapes import Device
 from workers.actor import _local_index
@@ -70,7 +73,6 @@ def test_auto_without_a_cluster_is_said(monkeypatch, tmp_path):
 
 def test_more_gpus_than_there_are_is_refused_before_ray_starts(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with (
         pytest.raises(UserError, match="needs 4 GPUs, this machine has 0"),
         connect(None, "cuda", 4),
@@ -79,9 +81,9 @@ def test_more_gpus_than_there_are_is_refused_before_ray_starts(monkeypatch):
 
 
 def test_a_node_with_another_version_is_named():
-    nodes = [{"node": "10.0.0.1", "version": "0.1.0"}, {"node": "10.0.0.2", "version": "0.0.9"}]
+    nodes = [Node("10.0.0.1", {}, version="0.1.0"), Node("10.0.0.2", {}, version="0.0.9")]
     with pytest.raises(UserError, match=r"0\.1\.0, node 10\.0\.0\.2 of the cluster has 0\.0\.9"):
-        clusters._refuse_other_versions(nodes, "0.1.0")
+        refuse_other_versions(nodes, "0.1.0")
 
 
 # -- devices
@@ -91,19 +93,41 @@ def test_cpu_devices_are_as_many_as_asked():
     assert local_topology("cpu", 3).devices == tuple(Device("local", i) for i in range(3))
 
 
-def test_slots_of_a_cluster_go_by_node_and_index():
-    gpu = {"memory_bytes": 80, "name": "H"}
-    nodes = [
-        {"node": "10.0.0.2", "resources": {"GPU": 1.0}, "gpus": [gpu]},
-        {"node": "10.0.0.1", "resources": {"GPU": 2.0}, "gpus": [gpu, gpu]},
-        {"node": "10.0.0.0", "resources": {"CPU": 8.0}, "gpus": []},
-    ]
-    devices = clusters._topology_of(nodes, "cuda").devices
-    assert [(s.node, s.index, s.memory_bytes) for s in devices] == [
+def gpu(index):
+    return Gpu(index, "H", f"GPU-{index}", 80, "580.1")
+
+
+def test_devices_of_a_cluster_go_by_node_and_index():
+    nodes = (
+        Node("10.0.0.2", {"cuda": 1}, (gpu(0),)),
+        Node("10.0.0.1", {"cuda": 2}, (gpu(0), gpu(1))),
+        Node("10.0.0.0", {"cpu": 2}),
+    )
+    there = Cluster(nodes, embedded=False, address="10.0.0.0:6379", dashboard=None)
+    assert [(d.node, d.index, d.memory_bytes) for d in there.topology("cuda").devices] == [
         ("10.0.0.1", 0, 80),
         ("10.0.0.1", 1, 80),
         ("10.0.0.2", 0, 80),
     ]
+    assert there.topology("cpu").devices == (Device("10.0.0.0", 0), Device("10.0.0.0", 1))
+
+
+def test_a_gpu_that_nvml_does_not_tell_of_is_a_device_of_unknown_memory():
+    (found,) = Node("10.0.0.1", {"cuda": 1}).devices("cuda")
+    assert found == Device("10.0.0.1", 0, 0, "cuda")
+
+
+def test_a_joined_cluster_that_is_too_small_is_said():
+    there = Cluster((Node("10.0.0.1", {"cuda": 1}),), False, "10.0.0.1:6379", None)
+    with pytest.raises(UserError, match=r"needs 2 GPUs, the cluster at 10.0.0.1:6379 has 1"):
+        there.check_room("cuda", 2)
+
+
+def test_the_address_asked_for_comes_before_that_of_the_environment(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "there:1")
+    assert [address_of("asked:1"), address_of(None)] == ["asked:1", "there:1"]
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    assert address_of(None) is None
 
 
 def test_a_gpu_is_counted_among_the_visible_ones(monkeypatch):
@@ -111,6 +135,41 @@ def test_a_gpu_is_counted_among_the_visible_ones(monkeypatch):
     assert [_local_index([]), _local_index(["2"])] == [0, 2]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,GPU-abc")
     assert [_local_index(["6"]), _local_index(["GPU-abc"])] == [1, 2]
+
+
+# -- which process is which rank
+
+
+def places(*found):
+    return [Place(address, address, index, pid) for pid, (address, index) in enumerate(found)]
+
+
+def test_ranks_go_by_node_and_device_where_the_placement_does_not_say_otherwise():
+    found = places(("10.0.0.2", 0), ("10.0.0.1", 1), ("10.0.0.1", 0), ("10.0.0.2", 1))
+    assert in_rank_order(found, (0, 1, 2, 3)) == [2, 1, 0, 3]
+
+
+def test_a_rank_is_on_the_device_that_the_placement_gives_it():
+    found = places(("10.0.0.2", 0), ("10.0.0.1", 1), ("10.0.0.1", 0), ("10.0.0.2", 1))
+    assert in_rank_order(found, (3, 2, 1, 0)) == [3, 0, 1, 2]
+    rotated = [found[process] for process in in_rank_order(found, (1, 2, 3, 0))]
+    assert [(place.address, place.device_index) for place in rotated] == [
+        ("10.0.0.1", 1),
+        ("10.0.0.2", 0),
+        ("10.0.0.2", 1),
+        ("10.0.0.1", 0),
+    ]
+
+
+def test_the_names_of_processes_are_those_of_their_ranks_before_they_say_where_they_are():
+    assert ranks_at((1, 2, 3, 0), 4) == [3, 0, 1, 2]
+    in_order = places(*[("10.0.0.1", index) for index in range(4)])
+    order = in_rank_order(in_order, (1, 2, 3, 0))
+    assert [ranks_at((1, 2, 3, 0), 4)[process] for process in order] == [0, 1, 2, 3]
+
+
+def test_one_process_that_drives_every_device_is_rank_0():
+    assert in_rank_order(places(("10.0.0.1", 0)), (1, 0)) == [0]
 
 
 # -- groups
@@ -130,6 +189,31 @@ def test_a_group_serves_and_is_gone_when_killed(ray_cluster):
     group.kill()
     assert not any(psutil.pid_exists(pid) for pid in pids)
     assert {entry["state"] for entry in placement_group_table().values()} == {"REMOVED"}
+
+
+def test_a_placement_with_reversed_devices_reverses_the_ranks(ray_cluster, monkeypatch):
+    """On CPU the devices are the bundles of the reservation, in their own order."""
+    import ray
+
+    names, start_actor = {}, WorkerGroup._actor
+
+    def noted(group, bundle, name, runtime):
+        names[bundle] = name.rpartition("/")[2]
+        return start_actor(group, bundle, name, runtime)
+
+    monkeypatch.setattr(WorkerGroup, "_actor", noted)
+    placement = replace(plan(2).placement, devices=(1, 0))
+    reversed_plan = replace(plan(2), placement=placement)
+    group = WorkerGroup.start(ray_cluster, "tiny/tp2", reversed_plan, "fake")
+    try:
+        assert names == {0: "rank1", 1: "rank0"}
+        actors = [ray.get_actor(f"{group.name}/rank{rank}") for rank in (0, 1)]
+        named = ray.get([actor.node.remote() for actor in actors])
+        held = ray.get([actor.node.remote() for actor in group._actors])
+        assert [node["pid"] for node in named] == [node["pid"] for node in held]
+        assert [built.rank for built in group.build(60)] == [0, 1]
+    finally:
+        group.kill()
 
 
 def test_the_rank_that_failed_is_named_rather_than_one_that_lost_it(ray_cluster):
@@ -157,7 +241,7 @@ def test_a_running_cluster_is_joined_and_left_running(ray_cluster):
     code = (
         "from orchestrator.cluster.connection import connect\n"
         f"with connect({address!r}, 'cpu', 2) as cluster:\n"
-        "    print(cluster.embedded, len(cluster.topology().devices))\n"
+        "    print(cluster.embedded, len(cluster.topology('cpu').devices))\n"
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     done = subprocess.run(

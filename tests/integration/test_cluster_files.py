@@ -11,9 +11,8 @@ import pytest
 import yaml
 from driver_inputs import plan
 
-from orchestrator.cluster.connection import NO_MASK, Cluster
-from orchestrator.cluster.group import WORKER_ENVIRONMENT, WorkerGroup
-from strategies.shapes import Topology
+from orchestrator.cluster.connection import NO_MASK
+from orchestrator.cluster.group import WORKER_ENVIRONMENT, bundles_for
 
 ROOT = Path(__file__).parents[2]
 FILES = ["cluster.yaml", "docs/cluster-aws.yaml"]
@@ -105,8 +104,7 @@ def test_a_layout_fits_one_gpu_node_of_aws_up_to_its_eight_gpus(ranks, nodes):
     from ray.core.generated.common_pb2 import Bundle, PlacementStrategy
 
     config = prepared("docs/cluster-aws.yaml")
-    cluster = Cluster("cuda", Topology.uniform(ranks), False, "auto", None)
-    bundles = WorkerGroup(cluster, "tiny", replace(plan(ranks), device="cuda"), "torch")._bundles
+    bundles = bundles_for(replace(plan(ranks), device="cuda"), "torch")
     assert bundles == [{"GPU": 1}] * ranks
     request = PlacementGroupTableData(
         strategy=PlacementStrategy.STRICT_PACK,

@@ -9,58 +9,28 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import fake_engine
 import psutil
 import pytest
 from driver_inputs import deployment
+from recorder import Recorder
+from summaries import measured
 
-from orchestrator.cluster.group import RunFailed, WorkerGroup
+from orchestrator.analysis.load import summaries
+from orchestrator.analysis.summary import MEASURED
+from orchestrator.cluster.failures import RunFailed
+from orchestrator.cluster.group import WorkerGroup
+from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, Run
 from orchestrator.run import driver
-from orchestrator.run import turn as serving
 from orchestrator.run.interleaving import Turns
-from orchestrator.store import results
-from orchestrator.store.results import Store
+from orchestrator.store.arrow_files import read_part
+from orchestrator.store.export import pack
+from orchestrator.store.folders import find, folder_of
+from orchestrator.store.store import RUN_TABLES, Store
 
 TIMEOUT_S = 8.0  # above what a start takes on a busy machine
-
-
-class Recorder:
-    """Progress, remembered. `on_phase` is called with what begins."""
-
-    def __init__(self, on_phase=None):
-        self.on_phase = on_phase
-        self.rows: list[dict[str, Any]] = []
-        self.phases: list[tuple[str, str]] = []
-        self.notes: list[str] = []
-        self.asked = (0, 0)
-
-    def begin(self, runs, skipped):
-        self.asked = (runs, skipped)
-
-    def connected(self, cluster): ...
-
-    def phase(self, deployment, cell, what):
-        self.phases.append((cell or deployment, what))
-        if self.on_phase:
-            self.on_phase(what)
-
-    def finished(self, row):
-        self.rows.append(row)
-
-    def note(self, line):
-        self.notes.append(line)
-
-    def ends(self):
-        return [
-            (row["strategy"], row["max_concurrency"], row["status"], row.get("reason"))
-            for row in self.rows
-        ]
-
-    def builds(self):
-        return sum(what == "building" for _, what in self.phases)
 
 
 @pytest.fixture
@@ -101,24 +71,18 @@ def test_a_deployment_is_built_once_and_serves_its_cells(shared, tmp_path):
         (first, "observing"),
         (second, "observing"),
     ]
-    rows = store.read("summary").to_pylist()
+    rows = summaries(store)
     assert len(rows) == 4
     row = rows[0]
-    assert (row["status"], row["completed"], row["num_gpus"], row["device_name"]) == (
-        "completed",
-        4,
-        2,
-        "cpu",
-    )
-    assert row["output_throughput"] == pytest.approx(4 * 4 / 0.04)
-    assert row["peak_memory_bytes_per_rank"] == [100, 101]
-    assert row["comm_bytes"] == 192
-    assert (row["comm_exposed_pct"], row["comm_exposed_pct_worst"]) == (
-        pytest.approx(35),
-        pytest.approx(40),
-    )
-    assert row["startup_s"] > row["build_s"] > 0
-    assert row["metadata"] == '{"k": "v"}'
+    assert (row.status, row.throughput.completed) == ("completed", 4)
+    assert (row.conditions.num_gpus, row.conditions.device_name) == (2, "cpu")
+    assert row.throughput.output_throughput == pytest.approx(4 * 4 / 0.04)
+    assert list(row.memory.peak_memory_bytes_per_rank) == [100, 101]
+    assert row.traffic.comm_bytes == 192
+    exposed = row.step.decode.comm_exposed
+    assert (exposed.pct, exposed.pct_worst) == (pytest.approx(35), pytest.approx(40))
+    assert row.startup.startup_s > row.startup.build_s > 0
+    assert row.conditions.metadata == '{"k": "v"}'
     assert {
         table: store.read(table).num_rows
         for table in ("requests", "steps", "collectives", "parts", "spans")
@@ -126,8 +90,8 @@ def test_a_deployment_is_built_once_and_serves_its_cells(shared, tmp_path):
     assert {
         (r["max_concurrency"], r["run"], r["rank"]) for r in store.read("telemetry").to_pylist()
     } == {(cell, index, rank) for cell in (1, 2) for index in (0, 1) for rank in (0, 1)}
-    assert (row["energy_j"], row["power_valid"]) == (None, None)
-    assert results.read_part(store.folder / "comparison.arrow").num_rows == 2
+    assert (row.energy.energy_j, row.energy.power_valid) == (None, None)
+    assert read_part(store.folder / "comparison.arrow").num_rows == 2
     assert {"versions", "topology", "git_commit", "finished_at"} <= store.manifest().keys()
     assert alive_actors() == []
 
@@ -143,7 +107,7 @@ def test_layouts_take_turns_where_that_is_asked_for(shared, tmp_path):
         num_warmups=1,
         interleave="yes",
     )
-    assert [(row["strategy"], row["run"], row["turn"]) for row in seen.rows] == [
+    assert seen.turns() == [
         ("tp1", 0, 0),
         ("tp2", 0, 0),
         ("tp2", 1, 1),
@@ -154,20 +118,12 @@ def test_layouts_take_turns_where_that_is_asked_for(shared, tmp_path):
     assert seen.builds() == 6
     assert [what for _, what in seen.phases].count("warming up") == 6
     assert [what for _, what in seen.phases].count("observing") == 2
-    assert results.read_part(store.folder / "comparison.arrow").column("num_turns").to_pylist() == [
-        3,
-        3,
-    ]
+    assert read_part(store.folder / "comparison.arrow").column("num_turns").to_pylist() == [3, 3]
 
 
 def test_layouts_follow_each_other_where_starting_anew_takes_longer_than_the_runs(shared, tmp_path):
     _, seen = run([deployment("tp1"), deployment("tp2")], tmp_path, num_runs=2)
-    assert [(row["strategy"], row["run"], row["turn"]) for row in seen.rows] == [
-        ("tp1", 0, 0),
-        ("tp1", 1, 0),
-        ("tp2", 0, 0),
-        ("tp2", 1, 0),
-    ]
+    assert seen.turns() == [("tp1", 0, 0), ("tp1", 1, 0), ("tp2", 0, 0), ("tp2", 1, 0)]
     assert seen.builds() == 2
 
 
@@ -180,6 +136,19 @@ def test_the_first_pass_decides_for_all_whether_layouts_take_turns():
         dear.hand_over(10.0, 10.0),
     ] == [False] * 3
     assert not Turns("yes", 1).hand_over(1.0, 1.0)  # there is nobody to hand over to
+
+
+def test_packed_results_are_refused_before_anything_is_started_and_stay_as_they_are(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(driver, "connect", lambda *_: pytest.fail("a cluster was asked for"))
+    asked = Experiment(result_dir=tmp_path)
+    packed = folder_of(asked)
+    pack({"summary": MEASURED.make([measured()])}, "{}", packed)
+    before = {path.name: path.read_bytes() for path in packed.iterdir()}
+    with pytest.raises(UserError, match="packed results, to which no run can be added"):
+        run([deployment("tp1")], tmp_path)
+    assert {path.name: path.read_bytes() for path in packed.iterdir()} == before
 
 
 # -- failures
@@ -221,7 +190,7 @@ def test_a_failed_run_is_tried_again_and_finished_ones_are_not(shared, tmp_path)
     run([deployment("tp1", orders)], tmp_path, num_warmups=0)
     store, seen = run([deployment("tp1", [(fake_engine.SERVE, 0)] * 2)], tmp_path, num_warmups=0)
     assert (seen.asked, seen.ends()) == ((1, 1), [("tp1", 2, "completed", None)])
-    assert [row["status"] for row in store.read("summary").to_pylist()] == ["completed"] * 2
+    assert [row.status for row in summaries(store)] == ["completed"] * 2
     assert not list((store.folder / "failures").iterdir())
 
 
@@ -233,7 +202,7 @@ def test_a_cell_that_could_not_be_observed_keeps_its_runs(shared, tmp_path, monk
     store, seen = run([deployment("tp1")], tmp_path, interrupt, num_warmups=0)
     assert seen.ends() == [("tp1", 1, "completed", None)]
     assert "could not be observed: no profiler" in seen.notes[0]
-    assert store.read("summary").to_pylist()[0]["comm_busy_pct"] is None
+    assert summaries(store)[0].step.decode.comm_busy.pct is None
     assert alive_actors() == []
 
 
@@ -259,7 +228,7 @@ def test_an_observed_run_that_fails_costs_no_timed_one(shared, tmp_path, monkeyp
     monkeypatch.setattr(WorkerGroup, "start", cannot_start)
     layouts = [deployment("tp1", [(fake_engine.SERVE, 0)] * 2), deployment("tp1", dtype="float16")]
     _, seen = run(layouts, tmp_path, num_runs=2, num_warmups=0, interleave="yes")
-    assert [row["status"] for row in seen.rows] == ["completed"] * 6
+    assert [row.status for row in seen.rows] == ["completed"] * 6
     assert [note.rpartition(": ")[2] for note in seen.notes[:2]] == ["no profiler", "no room"]
     assert "build: no room" in seen.notes[1]
 
@@ -278,7 +247,7 @@ def test_a_build_that_fails_in_mid_pass_is_told_of_every_run_it_costs(
     monkeypatch.setattr(WorkerGroup, "start", second_start_fails)
     orders = [(fake_engine.SERVE, 0), (fake_engine.RAISE, 0), (fake_engine.SERVE, 0)]
     _, seen = run([deployment("tp1", orders)], tmp_path, num_runs=2, num_warmups=0)
-    assert [(row["max_concurrency"], row["run"], row["status"]) for row in seen.rows] == [
+    assert [(row.cell.max_concurrency, row.run, row.status) for row in seen.rows] == [
         (1, 0, "completed"),
         (2, 0, "failed"),
         (1, 1, "failed"),
@@ -287,29 +256,49 @@ def test_a_build_that_fails_in_mid_pass_is_told_of_every_run_it_costs(
     ]
 
 
-def test_what_was_observed_is_not_lost_where_the_command_stops_before_it_is_in_the_summary(
-    shared, tmp_path, monkeypatch
+def test_a_command_that_stops_before_a_cell_is_observed_observes_it_when_it_comes_again(
+    shared, tmp_path
 ):
-    with monkeypatch.context() as patch:
-        patch.setattr("orchestrator.run.turn._account_for", _interrupted_once())
-        with pytest.raises(SystemExit):
-            run([deployment("tp1")], tmp_path, num_warmups=0)
+    """The run is not made again, and its part stays as it is."""
+
+    def interrupt(what):
+        if what == "observing":
+            raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit):
+        run([deployment("tp1")], tmp_path, interrupt, num_warmups=0)
+    kept = content(find(tmp_path)[0])
+    assert set(kept) >= {"summary", "requests"}
     store, again = run([deployment("tp1")], tmp_path, num_warmups=0)
     assert [what for _, what in again.phases] == ["building", "observing"]
-    assert store.read("summary").to_pylist()[0]["comm_exposed_pct"] is not None
+    assert summaries(store)[0].step.decode.comm_exposed.pct is not None
+    assert content(store.folder) == kept
 
 
-def _interrupted_once():
-    """The first call, of a timed run, goes well; the second, of an observed one, is stopped."""
-    account, calls = serving._account_for, []
+def content(folder):
+    """The bytes of every part of a run, by table."""
+    return {
+        table: [path.read_bytes() for path in sorted((folder / table).iterdir())]
+        for table in RUN_TABLES
+        if any((folder / table).iterdir())
+    }
 
-    def stopped(*arguments):
-        calls.append(arguments)
-        if len(calls) > 1:
-            raise KeyboardInterrupt
-        return account(*arguments)
 
-    return stopped
+def test_what_was_observed_is_kept_once_a_cell_however_many_runs_it_has(shared, tmp_path):
+    store, _ = run([deployment("tp2")], tmp_path, num_runs=2, num_warmups=0)
+    assert [len(list((store.folder / table).iterdir())) for table in ("summary", "parts")] == [2, 1]
+    exposed = [row.step.decode.comm_exposed.pct for row in summaries(store)]
+    assert exposed == [pytest.approx(35)] * 2
+
+
+def test_no_command_begins_with_the_number_of_a_turn_that_another_has_used(shared, tmp_path):
+    """Runs of one number are taken to have been made side by side."""
+    run([deployment("tp1")], tmp_path, num_warmups=0)
+    _, seen = run([deployment("tp1")], tmp_path, num_runs=2, num_warmups=0)
+    assert seen.turns() == [("tp1", 1, 1)]
+    other = deployment("tp1", dtype="float16")
+    _, seen = run([deployment("tp1"), other], tmp_path, num_runs=2, num_warmups=0)
+    assert seen.turns() == [("tp1", 0, 2), ("tp1", 1, 2)]
 
 
 def _raise_run_failed(*_):
@@ -369,11 +358,12 @@ def session(leader: int) -> list[psutil.Process]:
 
 def completed(folder: Path) -> list[int]:
     """Concurrencies of the cells whose run is on disk."""
-    store = Store(results.find(folder)[0])
+    store = Store(find(folder)[0])
     cells = deployment("tp1", [(0, 0)] * 2).cells
     return [cell.cell.max_concurrency for cell in cells if store.is_completed(Run(cell.cell, 0))]
 
 
+@pytest.mark.ray
 def test_ctrl_c_in_a_terminal_leaves_no_process_and_keeps_what_is_done(fake_site, tmp_path):
     with hanging_driver(fake_site, tmp_path) as process:
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everything in the foreground

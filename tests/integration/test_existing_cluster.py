@@ -16,12 +16,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import fake_nsys
 import psutil
 import pytest
 
 from orchestrator.cluster.processes import end
 
+pytestmark = pytest.mark.ray
+
 TOKEN = "0123456789abcdef" * 4
+# `orchestrator` that notes each connection to Ray in the file $JOINS.
+COUNTING = """
+import os, ray
+init = ray.init
+def noted(*args, **options):
+    with open(os.environ["JOINS"], "a") as file:
+        print(options.get("address"), file=file)
+    return init(*args, **options)
+ray.init = noted
+from orchestrator.cli import main
+main()
+"""
 START_S = 60
 BIN = Path(sys.executable).parent
 
@@ -102,10 +117,14 @@ def environment(home: Path, token: bool, **variables: str) -> dict[str, str]:
 
 
 def submit(
-    address: str, result_dir: Path, env: dict[str, str], *flags: str
+    address: str,
+    result_dir: Path,
+    env: dict[str, str],
+    *flags: str,
+    program: tuple[str | Path, ...] = (BIN / "orchestrator",),
 ) -> subprocess.CompletedProcess[str]:
     command = [
-        BIN / "orchestrator",
+        *program,
         "submit",
         "--address",
         address,
@@ -171,3 +190,25 @@ def test_a_cluster_that_asks_for_a_token(tmp_path):
         )
         assert without.returncode == 2
         assert "asks for a token" in without.stderr
+
+
+def test_a_command_connects_once(tmp_path):
+    """The device, the places of nsys and the room are all known from one connection."""
+    path = f"{fake_nsys.install(tmp_path / 'bin')}{os.pathsep}{os.environ['PATH']}"
+    there = environment(tmp_path / "cluster", token=False, RAY_AUTH_MODE="disabled", PATH=path)
+    joins, results = tmp_path / "joins", tmp_path / "results"
+    here = environment(tmp_path / "here", token=False, JOINS=str(joins))
+    counting = (sys.executable, "-c", COUNTING)
+    with cluster(there) as running:
+        planned = submit(running.address, results, here, "--nsys", "--dry-run", program=counting)
+        assert planned.returncode == 0, planned.stdout + planned.stderr
+        assert joins.read_text().split() == [running.address]
+        assert not results.exists()
+        joins.unlink()
+        done = submit(running.address, results, here, "--nsys", program=counting)
+        assert joins.read_text().split() == [running.address]
+        assert_ran(done, results, running)
+    (reports,) = re.findall(r"on the node of each rank, in (/tmp/\S+?\.nsys);", done.stderr)
+    written = sorted(file.name for file in Path(reports).rglob("*.nsys-rep"))
+    shutil.rmtree(reports)
+    assert written == ["rank0.nsys-rep", "rank1.nsys-rep"]

@@ -3,7 +3,6 @@ is told of."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import shutil
@@ -13,42 +12,30 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import fake_nsys
 import pytest
 import torch
 from ranks import engine_plan, ragged_requests, read_shape
 
-from orchestrator.cluster import connection as clusters
 from orchestrator.cluster import nsight
+from orchestrator.cluster.connection import Cluster
+from orchestrator.cluster.nodes import Node, ask_nodes
 from orchestrator.errors import UserError
-from orchestrator.experiment import Experiment
+from orchestrator.experiment import Experiment, identity_of
+from orchestrator.plan.planning import choose_device, plan_experiment
+from orchestrator.plan.remarks import remarks
 from strategies.shapes import Topology
 from workers.engines.native.engine import TorchEngine, is_observable
 from workers.messages import Work
 from workers.ranges import NoRanges, PushedRanges, ranges_for
 from workers.rank import RankContext
-
-# Notes how it was called, runs the program, and is for a while at its report once that has ended,
-# as the real one.
-NSYS = """#!/usr/bin/env bash
-echo "$@" >> "${0%/*}/calls"
-shift
-while [[ $1 == --* ]]; do
-    case $1 in --output=*) out=${1#--output=} ;; esac
-    shift
-done
-"$@"
-sleep 1
-echo a report > "${out//%%/%}.nsys-rep"
-"""
+from workers.versions import PROJECT, versions
 
 
 @pytest.fixture
 def nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in front of the PATH in which `nsys` is; its calls are noted in the file "calls"."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    (folder / "nsys").write_text(NSYS)
-    (folder / "nsys").chmod(0o755)
+    folder = fake_nsys.install(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     return folder
 
@@ -63,7 +50,7 @@ def submit(result_dir: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         "-m",
-        "orchestrator.cli",
+        "orchestrator",
         "submit",
         "--nsys",
         "--device",
@@ -87,6 +74,7 @@ def submit(result_dir: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 # -- the workers under nsys
 
 
+@pytest.mark.ray
 def test_every_rank_leaves_a_report_named_after_it(nsys: Path, tmp_path: Path) -> None:
     done = submit(tmp_path / "50% off")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -179,29 +167,35 @@ def test_without_nsys_nothing_is_begun(no_nsys: None, tmp_path: Path) -> None:
     assert not (tmp_path / "results").exists()
 
 
-def test_nodes_without_nsys_are_named_if_they_may_get_a_rank(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def node(address: str, gpus: float, nsys: bool) -> dict[str, object]:
-        return {"node": address, "resources": {"GPU": gpus, "CPU": 8.0}, "nsys": nsys}
-
-    nodes = [node("10.0.0.1", 0, False), node("10.0.0.2", 4, True), node("10.0.0.3", 4, False)]
-    assert clusters._without_nsys(nodes, "cuda") == ("10.0.0.3",)
-    assert clusters._without_nsys(nodes, "cpu") == ("10.0.0.1", "10.0.0.3")
+def node(address: str, gpus: int, nsys: bool) -> Node:
+    return Node(address, {"cuda": gpus, "cpu": 8}, has_nsys=nsys)
 
 
-def test_a_node_says_what_it_has(ray_cluster: clusters.Cluster) -> None:
-    (node,) = clusters._ask_nodes()
-    assert (node["python"], node["nsys"]) == (sys.executable, shutil.which("nsys") is not None)
+def joined(*nodes: Node) -> Cluster:
+    return Cluster(nodes, embedded=False, address="10.0.0.1:6379", dashboard=None)
 
 
-def test_a_cluster_that_was_joined_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    there = clusters.Cluster(
-        "cuda", Topology(()), False, "10.0.0.1:6379", None, {}, ("10.0.0.3", "10.0.0.4")
+def test_nodes_without_nsys_are_named_if_they_may_get_a_rank() -> None:
+    there = joined(
+        node("10.0.0.1", 0, False), node("10.0.0.2", 4, True), node("10.0.0.3", 4, False)
     )
-    monkeypatch.setattr(clusters, "connect", lambda *_: contextlib.nullcontext(there))
+    assert there.without_nsys("cuda") == ("10.0.0.3",)
+    assert there.without_nsys("cpu") == ("10.0.0.1", "10.0.0.3")
+
+
+def test_a_node_says_what_it_has(ray_cluster: Cluster) -> None:
+    (here,) = ask_nodes()
+    assert (here.python, here.has_nsys) == (sys.executable, shutil.which("nsys") is not None)
+    assert (here.counts["cpu"], here.version) == (4, versions()[PROJECT])
+
+
+def test_the_nodes_of_a_joined_cluster_are_looked_at_and_this_machine_is_not(no_nsys: None) -> None:
+    nsight.check("cuda", joined(node("10.0.0.1", 0, False), node("10.0.0.2", 4, True)))
+    without = joined(node("10.0.0.3", 4, False), node("10.0.0.4", 4, False))
     with pytest.raises(UserError, match=r"PATH of node 10\.0\.0\.3, node 10\.0\.0\.4; install"):
-        nsight.check(Experiment(nsys=True, address="10.0.0.1:6379"), "cuda")
+        nsight.check("cuda", without)
+    with pytest.raises(UserError, match="PATH of this machine; install"):
+        nsight.check("cuda", None)
 
 
 # -- what belongs together
@@ -214,19 +208,21 @@ def test_results_under_nsys_are_kept_apart_and_others_keep_their_folder(
     monkeypatch.setattr(
         "orchestrator.experiment.digest", lambda value: str(fields.append(set(value)))
     )
-    assert (Experiment().identity, Experiment(nsys=True).identity) == ("None", "None")
+    assert [identity_of(Experiment()), identity_of(Experiment(nsys=True))] == ["None", "None"]
     assert fields[1] - fields[0] == {"nsys"}
 
 
-def test_reports_are_in_the_results_or_on_the_nodes_of_a_joined_cluster(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    here, there = Experiment(nsys=True), Experiment(nsys=True, address="auto")
-    name = f"tiny-{here.identity}"
-    assert nsight.folder(here) == Path.cwd() / "results" / name / "nsys"
-    assert nsight.folder(there) == Path(f"/tmp/{name}.nsys")
-    assert "on the node of each rank, in /tmp/tiny-" in nsight.remark(there)
+def test_reports_are_in_the_results_or_on_the_nodes_of_a_joined_cluster() -> None:
+    experiment, there = Experiment(nsys=True, device="cpu"), joined(node("10.0.0.2", 0, True))
+    name = f"tiny-{identity_of(experiment)}"
+    results = Path("results", name)
+    assert nsight.folder(results, joined=False) == Path.cwd() / "results" / name / "nsys"
+    assert nsight.folder(results, joined=True) == Path(f"/tmp/{name}.nsys")
+    place = choose_device(experiment, Topology(()))
+    (planned,) = plan_experiment(experiment, *place, there)
+    assert planned.plan.nsys_dir == f"/tmp/{name}.nsys/{planned.deployment.name}"
+    (remark,) = remarks(experiment, [planned], place[1], there)
+    assert f"on the node of each rank, in /tmp/{name}.nsys" in remark
 
 
 # -- ranges

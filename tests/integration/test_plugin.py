@@ -1,4 +1,4 @@
-"""A layout in a package of its own: installed from a folder, listed, planned and run; and one that
+"""Layouts in packages of their own: installed from a folder, listed, planned and run; and one that
 is broken."""
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-EXAMPLE = ROOT / "examples" / "mlp_tp"
+EXAMPLES = (ROOT / "examples" / "mlp_tp", ROOT / "examples" / "pp_front")
 
 
 def orchestrator(
     *arguments: str, plugins: Path, timeout: float = 120
 ) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(plugins)}
+    """The command line of this checkout, with `plugins` on its path."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(plugins), str(ROOT)))}
     command = [sys.executable, "-m", "orchestrator.cli", *arguments]
     return subprocess.run(
         command, env=environment, cwd=plugins, capture_output=True, text=True, timeout=timeout
@@ -27,26 +28,24 @@ def orchestrator(
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder into which pip has installed the example, away from this environment."""
-    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("plugins")
-    for file in EXAMPLE.iterdir():
-        if file.is_file():
-            (source / file.name).write_bytes(
-                file.read_bytes()
-            )  # pip builds in place: keep the checkout clean
-    flags = [
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "--disable-pip-version-check",
-        "--target",
-        str(target),
-    ]
+    """A folder into which pip has installed the examples, away from this environment."""
+    target = tmp_path_factory.mktemp("plugins")
+    sources = [copied(example, tmp_path_factory.mktemp(example.name)) for example in EXAMPLES]
+    flags = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(target)]
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", *flags, str(source)], check=True, timeout=120
+        [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *flags, *sources],
+        check=True,
+        timeout=120,
     )
     return target
+
+
+def copied(example: Path, target: Path) -> str:
+    """A copy of the files of `example`: pip builds in place, and the checkout is to stay clean."""
+    for file in example.iterdir():
+        if file.is_file():
+            (target / file.name).write_bytes(file.read_bytes())
+    return str(target)
 
 
 @pytest.fixture
@@ -63,23 +62,22 @@ def broken(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_example_is_short() -> None:
-    assert (
-        sum(
-            len(file.read_text().splitlines())
-            for file in EXAMPLE.iterdir()
-            if file.suffix in (".py", ".toml")
-        )
-        < 100
-    )
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_an_example_is_short(example: Path) -> None:
+    files = [file for file in example.iterdir() if file.suffix in (".py", ".toml")]
+    assert sum(len(file.read_text().splitlines()) for file in files) < 100
 
 
-def test_it_is_listed_and_planned(installed: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "package", "summary"),
+    [("mtp", "mlp-tp", "Cut the MLP alone"), ("ppfront", "pp-front", "Cut the layers into")],
+)
+def test_they_are_listed(installed: Path, key: str, package: str, summary: str) -> None:
     done = orchestrator("strategies", "--json", plugins=installed)
-    row = next(row for row in json.loads(done.stdout)["strategies"] if row["name"] == "mtp")
-    assert row["source"] == "mlp-tp"
+    row = next(row for row in json.loads(done.stdout)["strategies"] if row["name"] == key)
+    assert row["source"] == package
     assert row["error"] is None
-    assert row["summary"].startswith("Cut the MLP alone")
+    assert row["summary"].startswith(summary)
 
 
 def test_it_halves_the_all_reduces_and_replicates_attention(installed: Path) -> None:
@@ -112,8 +110,9 @@ def test_it_composes_with_others_and_refuses_what_does_not_divide(installed: Pat
     )
 
 
-def test_it_runs(installed: Path, tmp_path: Path) -> None:
-    """The same greedy text as on one device: the engine needs to know nothing of the layout."""
+@pytest.mark.ray
+def test_they_run(installed: Path, tmp_path: Path) -> None:
+    """The same greedy text as on one device: the engine needs to know nothing of the layouts."""
     lengths = [
         "--input-len",
         "12",
@@ -127,7 +126,7 @@ def test_it_runs(installed: Path, tmp_path: Path) -> None:
     ]
     flags = [
         "--strategy",
-        "mtp2,tp1",
+        "mtp2,ppfront2,tp1",
         "--model",
         "tiny",
         "--device",
@@ -148,11 +147,11 @@ def test_it_runs(installed: Path, tmp_path: Path) -> None:
         plugins=installed,
     )
     assert exported.returncode == 0, exported.stderr
-    assert (
-        outputs(tmp_path / "csv" / "requests.csv", "mtp2")
-        == outputs(tmp_path / "csv" / "requests.csv", "tp1")
-        != {}
-    )
+    requests = tmp_path / "csv" / "requests.csv"
+    alone = outputs(requests, "tp1")
+    assert alone != {}
+    assert outputs(requests, "mtp2") == alone
+    assert outputs(requests, "ppfront2") == alone
 
 
 def outputs(path: Path, strategy: str) -> dict[str, str]:
@@ -169,8 +168,9 @@ def test_a_broken_plug_in_is_named_and_the_others_work(broken: Path) -> None:
     errors = {
         row["name"]: row["error"] for row in found["strategies"] + found["engines"] if row["error"]
     }
+    place = f"{broken / 'broken_layout.py'}:1"
     assert errors == {
-        "bad": "RuntimeError: no licence found",
+        "bad": f"RuntimeError: no licence found ({place})",
         "broken": "RuntimeError: no licence found",
     }
     assert orchestrator("explain", "tp2", plugins=broken).returncode == 0
@@ -178,7 +178,7 @@ def test_a_broken_plug_in_is_named_and_the_others_work(broken: Path) -> None:
     assert done.returncode == 2
     assert (
         done.stderr == "error: bad2: the strategy 'bad' from broken-layout could not be loaded: "
-        "RuntimeError: no licence found\n"
+        f"RuntimeError: no licence found ({place})\n"
     )
     done = orchestrator("submit", "--engine", "broken", "--dry-run", plugins=broken)
     assert done.returncode == 2

@@ -1,33 +1,56 @@
 """The benchmark of what recording costs: its variants record what their names say, and waiting is
-counted where it is timed."""
+counted where it is timed. The published results of both benchmarks can be read."""
 
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from unittest.mock import Mock
 
 import pytest
 from ranks import BASE, FAMILIES, engine_plan, ragged_requests
 
+from orchestrator.store.arrow_files import read_part
 from strategies import ModelShape
 from workers.actor import Worker
 from workers.communicator import Recording
 from workers.messages import Work
 from workers.probes import gauges
+from workers.rows import nothing
+
+ROOT = Path(__file__).parents[2]
+PUBLISHED = ROOT / "docs" / "results" / "2xh200"
 
 
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "recording_cost.py"
-    spec = importlib.util.spec_from_file_location("recording_cost", path)
+def loaded(name: str, patch: pytest.MonkeyPatch) -> ModuleType:
+    """A script of benchmarks/ as a module, known under its name for as long as `patch` lasts: its
+    row types are looked up there."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    patch.setitem(sys.modules, name, module)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield loaded("recording_cost", patch)
+
+
+def all_reduces(calls: int) -> Recording:
+    """What a graph with so many all-reduces has recorded."""
+    captured = Recording()
+    for _ in range(calls):
+        captured.add("all_reduce", "tp", 512)
+    return captured
 
 
 def test_the_variants_record_what_their_names_say(
@@ -38,34 +61,33 @@ def test_the_variants_record_what_their_names_say(
         {**BASE, **FAMILIES["Llama"], "architectures": ["LlamaForCausalLM"]}, "llama"
     )
     work = Work(ragged_requests(shape.vocab_size), max_concurrency=4)
-    captured = Recording()
-    for _ in range(3):
-        captured.add("all_reduce", "tp", 512)
+    setup = replace(nothing(bench.Setup), model="llama", rate_hz=10.0)
     worker = Worker()
     try:
         worker.build("torch", engine_plan("tp1", shape, None, work), None)
-        with bench.counting(captured):
-            rows = list(bench.measure(worker, work, 2))
+        with bench.counting(all_reduces(3)):
+            rows = list(bench.measure(worker, work, setup, 2))
         after = worker.run(work)
     finally:
         worker.close()
-    assert [row.variant for row in rows] == [
+    runs = [row.served for row in rows]
+    assert [run.variant for run in runs] == [
         *bench.VARIANTS,
         "without sampler",
         "nothing",
         "everything",
     ]
+    assert [row.round for row in rows] == [0, 0, 0, 1, 1, 1]
+    assert {row.setup for row in rows} == {setup}
     steps = after.steps.num_rows
-    for row in rows:
-        recorded, sampled = row.variant != "nothing", row.variant == "everything"
-        assert (row.steps, row.collectives) == ((steps, 3 * steps) if recorded else (0, 0))
-        assert (row.readings > 0, row.samples > 0, row.sampler_cpu_s > 0) == (
-            recorded,
-            sampled,
-            sampled,
+    for run in runs:
+        recorded, sampled = run.variant != "nothing", run.variant == "everything"
+        assert (run.steps, run.collectives) == ((steps, 3 * steps) if recorded else (0, 0))
+        found = (run.readings > 0, run.samples > 0, run.sampler_cpu_s > 0)
+        assert found == (recorded, sampled, sampled)
+        assert run.output_throughput * run.loop_s == pytest.approx(
+            sum(r.output_len for r in work.requests)
         )
-        made = row.output_throughput * row.loop_s
-        assert made == pytest.approx(sum(r.output_len for r in work.requests))
     assert after.requests is not None  # the stand-ins are gone
     assert after.requests.num_rows == len(work.requests)
 
@@ -100,14 +122,36 @@ def test_calls_are_counted_inside_the_loop(bench: ModuleType) -> None:
 
 def test_a_cost_is_judged_by_its_whole_interval(bench: ModuleType) -> None:
     def judged(*ratios: float) -> str:
-        rows = [
-            [SimpleNamespace(output_throughput=value) for value in side]
+        unknown = nothing(bench.Served)
+        sides = [
+            [replace(unknown, output_throughput=value) for value in side]
             for side in (ratios, [1.0] * len(ratios))
         ]
-        verdict: str = bench.verdict(bench.against(*rows))
+        verdict: str = bench.verdict(bench.against(*sides))
         return verdict.split(",")[0]
 
     assert judged(0.998, 0.999, 1.0) == "yes"
     assert judged(0.95, 0.951, 0.952) == "no"
     assert judged(0.9, 1.0, 1.1) == "these rounds cannot tell"
     assert judged(1.0) == "one round cannot tell"
+
+
+def test_the_published_runs_are_read_as_rows(bench: ModuleType) -> None:
+    table = read_part(PUBLISHED / "recording_cost.arrow")
+    assert table is not None
+    assert sorted(table.column_names) == sorted(bench.COST.schema.names)
+    rows = bench.COST.rows(table)
+    assert Counter(row.served.variant for row in rows) == dict.fromkeys(bench.VARIANTS, 6)
+    assert {row.setup.model for row in rows} == {"llama-8b"}
+
+
+def test_the_published_checks_are_read_as_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    validation = loaded("validate_measurement", monkeypatch).VALIDATION
+    table = read_part(PUBLISHED / "validation.arrow")
+    assert table is not None
+    assert sorted(table.column_names) == sorted(validation.schema.names)
+    findings = [row.finding for row in validation.rows(table)]
+    assert [(one.check[0], one.passed) for one in findings] == [
+        *(("1", True), ("2", True), ("3", True), ("4", True)),
+        *(("5", True), ("5", True), ("6", None), ("7", True)),
+    ]

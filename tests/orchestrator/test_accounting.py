@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
-from orchestrator.analysis.accounting import PARTS, account, operations, shares, with_timing
-from strategies import Load, ModelShape, Placement, Topology, plan
+from orchestrator.analysis.accounting import (
+    PARTS,
+    PARTS_OF_STEP,
+    TIMED,
+    PartsRow,
+    TimedRow,
+    account,
+)
+from strategies import Load, ModelShape, Placement, Topology, plan_layout
 from workers.intervals import intersect, length, subtract, union
-from workers.records import COLLECTIVES, COMPUTE, SPANS, to_table
+from workers.records import COMPUTE, SPANS, SpanRow
+from workers.rows import flat
 
 MODEL = ModelShape("m", "llama", 64, 4, 4, 4, 16, 96, 128, 256, 1e-5, 1e4)
 
 
 def placed(layout: str) -> Placement:
-    return plan(layout, MODEL, Load(8, 8, 4), Topology.uniform(4)).placement
+    return plan_layout(layout, MODEL, Load(8, 8, 4), Topology.uniform(4)).placement
 
 
 def span(
@@ -27,31 +35,39 @@ def span(
     axis: str | None = None,
     size: int = 0,
     phase: str = "decode",
-) -> dict[str, Any]:
+) -> SpanRow:
     """Times in milliseconds."""
-    at = {"start_us": start * 1e3, "end_us": end * 1e3}
-    call = (
-        {"axis": axis, "call_phase": phase, "bytes": size}
-        if axis
-        else {"axis": None, "call_phase": None, "bytes": None}
+    return SpanRow(
+        rank=rank,
+        phase=phase,
+        step=step,
+        kind=kind,
+        axis=axis,
+        call_phase=phase if axis else None,
+        bytes=size if axis else None,
+        start_us=start * 1e3,
+        end_us=end * 1e3,
     )
-    return {"rank": rank, "phase": phase, "step": step, "kind": kind, **call, **at}
 
 
-def figures(rows: list[dict[str, Any]], layout: str) -> dict[int, dict[str, float]]:
+def parts(rows: list[SpanRow], layout: str) -> list[PartsRow]:
+    return PARTS_OF_STEP.rows(account(SPANS.make(rows), placed(layout))["parts"])
+
+
+def figures(rows: list[SpanRow], layout: str) -> dict[int, dict[str, float]]:
     """rank -> the decode step's parts in ms, rounded to the nanosecond."""
     out = {}
-    for row in account(to_table(rows, SPANS), placed(layout))["parts"].to_pylist():
-        if row["phase"] == "decode":
-            assert row["step_ms"] == pytest.approx(sum(row[f"{part}_ms"] for part in PARTS))
-            out[row["rank"]] = {
-                key[:-3]: round(value, 6) for key, value in row.items() if key.endswith("_ms")
+    for row in parts(rows, layout):
+        if row.phase == "decode":
+            assert row.step_ms == pytest.approx(sum(getattr(row, f"{part}_ms") for part in PARTS))
+            out[row.rank] = {
+                key[:-3]: round(value, 6) for key, value in flat(row).items() if key[-3:] == "_ms"
             }
     return out
 
 
-def timed(rows: list[dict[str, Any]], layout: str) -> list[dict[str, Any]]:
-    return account(to_table(rows, SPANS), placed(layout))["timed_collectives"].to_pylist()
+def timed(rows: list[SpanRow], layout: str) -> list[TimedRow]:
+    return TIMED.rows(account(SPANS.make(rows), placed(layout))["timed_collectives"])
 
 
 def test_the_rank_that_comes_last_moves_and_the_other_waits() -> None:
@@ -152,8 +168,8 @@ def test_the_first_decode_step_of_each_micro_batch_is_left_out() -> None:
     ]
     found = figures(rows, "pp2")[0]
     assert (found["step"], found["compute"], found["bubble"]) == (4.5, 4, 0.25)
-    (broadcast,) = [row for row in timed(rows, "pp2") if row["rank"] == 0]
-    assert (broadcast["calls"], broadcast["wait_us"]) == (1, pytest.approx(500))
+    (broadcast,) = [row for row in timed(rows, "pp2") if row.rank == 0]
+    assert (broadcast.calls, broadcast.wait_us) == (1, pytest.approx(500))
 
 
 def test_what_is_kept_to_look_at_is_what_counts() -> None:
@@ -161,15 +177,15 @@ def test_what_is_kept_to_look_at_is_what_counts() -> None:
         span(0, step, COMPUTE, step, step + 1, phase="prefill" if step < 3 else "decode")
         for step in range(14)
     ]
-    tables = account(to_table(rows, SPANS), placed("pp4"))
-    assert sorted(set(tables["spans"].column("step").to_pylist())) == [1, 2, 7, 8, 9, 10]
-    assert [row["steps"] for row in tables["parts"].to_pylist()] == [2, 7]
+    kept = account(SPANS.make(rows), placed("pp4"))["spans"]
+    assert sorted({row.step for row in SPANS.rows(kept)}) == [1, 2, 7, 8, 9, 10]
+    assert [row.steps for row in parts(rows, "pp4")] == [2, 7]
 
 
 def test_a_hand_over_is_between_two() -> None:
     rows = [span(0, step, COMPUTE, step, step + 0.5) for step in range(6)]
     rows += [span(0, step, "send", step + 0.5, step + 1, "pp", 8) for step in range(6)]
-    assert {row["group_size"] for row in timed(rows, "pp4")} == {2}
+    assert {row.group_size for row in timed(rows, "pp4")} == {2}
 
 
 def test_a_call_belongs_to_the_phase_of_what_it_carries() -> None:
@@ -177,11 +193,11 @@ def test_a_call_belongs_to_the_phase_of_what_it_carries() -> None:
     rows = [
         span(0, 0, COMPUTE, 0, 1, phase="prefill"),
         *(span(0, step, COMPUTE, step, step + 1) for step in (1, 2)),
-        {**span(0, 3, "broadcast", 3, 4, "pp", 8), "call_phase": "prefill"},
+        replace(span(0, 3, "broadcast", 3, 4, "pp", 8), call_phase="prefill"),
         span(0, 3, COMPUTE, 4, 5),
     ]
     (broadcast,) = timed(rows, "pp2")
-    assert (broadcast["phase"], broadcast["calls"]) == ("prefill", 1)
+    assert (broadcast.phase, broadcast.calls) == ("prefill", 1)
     assert figures(rows, "pp2")[0]["step"] == 2
 
 
@@ -230,86 +246,12 @@ def test_bandwidths_are_those_of_nccl_tests() -> None:
         for rank in range(4)
     ]
     first, *_, last = timed(rows, "tp4")
-    assert (first["algbw"], first["busbw"]) == (pytest.approx(100), pytest.approx(150))
-    assert (first["transfer_us"], first["wait_us"]) == (pytest.approx(10), pytest.approx(0))
-    assert (last["transfer_us"], last["wait_us"]) == (pytest.approx(10), pytest.approx(5))
+    assert (first.algbw, first.busbw) == (pytest.approx(100), pytest.approx(150))
+    assert (first.transfer_us, first.wait_us) == (pytest.approx(10), pytest.approx(0))
+    assert (last.transfer_us, last.wait_us) == (pytest.approx(10), pytest.approx(5))
 
 
-def test_shares_are_means_over_ranks_with_the_worst_beside() -> None:
-    base = {"phase": "decode", "step_ms": 10.0, "launch_gap_ms": 0.0, "comm_busy_ms": 4.0}
-    rows = [
-        {
-            **base,
-            "compute_ms": 8.0,
-            "exposed_transfer_ms": 1.0,
-            "exposed_wait_ms": 1.0,
-            "bubble_ms": 0.0,
-        },
-        {
-            **base,
-            "compute_ms": 5.0,
-            "exposed_transfer_ms": 1.0,
-            "exposed_wait_ms": 2.0,
-            "bubble_ms": 2.0,
-        },
-    ]
-    found = shares(rows)
-    assert (found["comm_exposed_pct"], found["comm_exposed_pct_worst"]) == (
-        pytest.approx(25),
-        pytest.approx(30),
-    )
-    assert (found["bubble_pct"], found["bubble_pct_worst"]) == (
-        pytest.approx(10),
-        pytest.approx(20),
-    )
-    assert (found["comm_exposed_ms"], found["comm_exposed_ms_worst"]) == (
-        pytest.approx(2.5),
-        pytest.approx(3),
-    )
-    assert found["prefill_compute_pct"] is None
-
-
-def test_what_was_counted_and_what_was_timed_stand_in_one_row() -> None:
-    counted = [
-        {"rank": rank, "phase": "decode", "op": op, "axis": "tp", "calls": 80, "bytes": 8000}
-        for rank in (0, 1)
-        for op in ("all_reduce", "all_gather")
-    ]
-    key = {
-        "phase": "decode",
-        "op": "all_reduce",
-        "axis": "tp",
-        "group_size": 2,
-        "calls": 4,
-        "bytes": 400,
-    }
-    timed = [
-        {
-            **key,
-            "rank": rank,
-            "transfer_us": 10.0,
-            "wait_us": 1.0,
-            "algbw": 4.0 + 2 * rank,
-            "busbw": 4.0,
-        }
-        for rank in (0, 1)
-    ]
-    table = with_timing(to_table(counted, COLLECTIVES), timed)
-    assert table.column("calls").to_pylist() == [80] * 4
-    assert table.column("algbw").to_pylist() == [4.0, None, 6.0, None]
-    found = operations(table)
-    assert (
-        found["tp_all_reduce_calls"],
-        found["tp_all_reduce_bytes"],
-        found["tp_all_reduce_algbw"],
-    ) == (160, 16000, 5.0)
-    assert (found["tp_all_gather_calls"], found["tp_all_gather_algbw"]) == (160, None)
-    assert found["pp_send_calls"] is found["prefill_tp_all_reduce_calls"] is None
-    assert set(operations(None).values()) == {None}
-
-
-def test_a_run_that_was_not_observed_has_nulls_and_empty_tables() -> None:
-    assert set(shares([]).values()) == {None}
+def test_where_nothing_was_seen_the_tables_are_empty() -> None:
     assert {name: table.num_rows for name, table in account(None, placed("tp2")).items()} == {
         "spans": 0,
         "timed_collectives": 0,

@@ -1,4 +1,4 @@
-"""Open loops: when requests arrive, who is let in when, and what is reported of the waiting."""
+"""Open loops: when requests arrive, and who is let in when."""
 
 import itertools
 
@@ -6,44 +6,43 @@ import numpy as np
 import pytest
 from ranks import engine_plan, ragged_requests, read_shape, tokens
 
-from orchestrator.analysis import arrivals, metrics
 from orchestrator.errors import UserError
-from orchestrator.experiment import Experiment
-from orchestrator.plan.planning import choose_device, plan
+from orchestrator.experiment import Experiment, identity_of
+from orchestrator.plan.arrival_times import arrival_times
+from orchestrator.plan.planning import choose_device, plan_experiment
 from strategies import Topology
 from workers.engines.native.arrivals import Arrivals
 from workers.engines.native.scheduler import Limits, Scheduler
 from workers.messages import Request, Work
-from workers.records import REQUESTS, to_table
 
 # -- when requests arrive
 
 
 def test_arrivals_rise_and_the_last_comes_when_the_rate_says():
-    times = arrivals.times(50, rate=4.0, burstiness=1.0, seed=0)
+    times = arrival_times(50, rate=4.0, burstiness=1.0, seed=0)
     assert times == sorted(times)
     assert times[0] > 0
     assert times[-1] == pytest.approx(50 / 4)
-    assert times == arrivals.times(50, 4.0, 1.0, 0)
-    assert times != arrivals.times(50, 4.0, 1.0, 1)
+    assert times == arrival_times(50, 4.0, 1.0, 0)
+    assert times != arrival_times(50, 4.0, 1.0, 1)
 
 
 @pytest.mark.parametrize("burstiness", [0.25, 1.0, 16.0])
 def test_burstiness_is_the_shape_of_the_gaps(burstiness):
     """A gamma distribution of shape k has a coefficient of variation of 1 / sqrt(k)."""
-    gaps = np.diff(arrivals.times(20_000, 1.0, burstiness, 0))
+    gaps = np.diff(arrival_times(20_000, 1.0, burstiness, 0))
     assert gaps.std() / gaps.mean() == pytest.approx(burstiness**-0.5, rel=0.05)
 
 
 def test_no_requests_no_arrivals():
-    assert arrivals.times(0, 1.0, 1.0, 0) == []
+    assert arrival_times(0, 1.0, 1.0, 0) == []
 
 
 def test_every_layout_gets_the_same_arrivals_and_the_warm_up_none():
     experiment = Experiment(strategy=("tp2", "pp2"), device="cpu", request_rate=2.0, num_prompts=5)
-    one, other = plan(experiment, *choose_device(experiment, Topology(())))
+    one, other = plan_experiment(experiment, *choose_device(experiment, Topology(())))
     times = [request.arrival_s for request in one.cells[0].work.requests]
-    assert times == arrivals.times(5, 2.0, 1.0, 0)
+    assert times == arrival_times(5, 2.0, 1.0, 0)
     assert one.cells[0].work == other.cells[0].work
     assert one.cells[0].work.is_open
     assert not one.cells[0].warmup.is_open
@@ -52,15 +51,13 @@ def test_every_layout_gets_the_same_arrivals_and_the_warm_up_none():
 def test_other_engines_refuse_by_name():
     experiment = Experiment(engine="transformers", device="cpu", request_rate=2.0)
     with pytest.raises(UserError, match="engine transformers cannot run tp1 at a request rate"):
-        plan(experiment, *choose_device(experiment, Topology(())))
+        plan_experiment(experiment, *choose_device(experiment, Topology(())))
 
 
 def test_results_of_open_and_closed_loops_are_kept_apart():
-    assert Experiment(request_rate=2.0).identity != Experiment().identity
-    assert (
-        Experiment(request_rate=2.0).identity
-        != Experiment(request_rate=2.0, burstiness=0.5).identity
-    )
+    closed, open_ = Experiment(), Experiment(request_rate=2.0)
+    bursts = Experiment(request_rate=2.0, burstiness=0.5)
+    assert len({identity_of(one) for one in (closed, open_, bursts)}) == 3
     with pytest.raises(ValueError, match="give request_rate too"):
         Experiment(burstiness=2.0)
 
@@ -152,40 +149,3 @@ def test_an_open_loop_makes_the_same_tokens_on_every_layout(layout, pool, checkp
         assert all(
             later > earlier - 0.25 for earlier, later in itertools.pairwise(moments)
         )  # ranks start within that
-
-
-# -- what is reported
-
-
-def requests_table(*rows):
-    """Rows of (arrival, admitted, times of the tokens)."""
-    return to_table(
-        [
-            {
-                "request_index": i,
-                "replica": 0,
-                "input_len": 1,
-                "arrival_s": a,
-                "admitted_s": b,
-                "token_times_s": t,
-            }
-            for i, (a, b, t) in enumerate(rows)
-        ],
-        REQUESTS,
-    )
-
-
-def test_latency_counts_from_the_scheduled_arrival_and_the_delay_is_told():
-    table = requests_table((1.0, 1.5, [2.0, 3.0]), (2.0, 2.0, [4.0]), (2.5, 2.6, [4.0]))
-    assert arrivals.of_requests(table) == {
-        "mean_schedule_delay_ms": pytest.approx(200.0),
-        "median_schedule_delay_ms": pytest.approx(100.0),
-        "p99_schedule_delay_ms": pytest.approx(492.0),
-    }
-    row = metrics.of_requests(table, 3, 3, 1)
-    assert row["mean_ttft_ms"] == pytest.approx(1500.0)  # of 1 s, 2 s and 1.5 s
-    assert row["mean_e2el_ms"] == pytest.approx(5500.0 / 3)
-
-
-def test_a_closed_loop_has_no_schedule():
-    assert arrivals.of_requests(requests_table((0.0, None, [1.0]))) == {}

@@ -1,29 +1,42 @@
 """The least time for a load, against arithmetic done by hand."""
 
 import contextlib
+from dataclasses import replace
 from unittest.mock import MagicMock
 
-import pyarrow as pa
 import pytest
 from driver_inputs import deployment
+from summaries import summary
+from tables import make
 
-from orchestrator.analysis import bounds, metrics
-from orchestrator.analysis.bounds import Ceilings, Closed, Stage, least, stages_of
+from orchestrator.analysis import bounds
+from orchestrator.analysis.bounds import (
+    Bounds,
+    Ceilings,
+    Closed,
+    Rates,
+    Stage,
+    bounds_of,
+    least,
+    stages_of,
+)
 from orchestrator.analysis.compare import compare
+from orchestrator.analysis.load import summaries
+from orchestrator.analysis.throughput import Throughput
 from orchestrator.experiment import Experiment
 from orchestrator.node import datasheet, fabric
 from orchestrator.plan import models
-from orchestrator.report import terminal
 from orchestrator.run import driver
-from orchestrator.store import results
-from strategies import Load, Placement, Topology
-from strategies import plan as plan_layout
+from orchestrator.store.arrow_files import write_part
+from orchestrator.store.store import Store
+from strategies import Load, Placement, Topology, plan_layout
 from strategies.shapes import ModelShape
 from workers.messages import EnginePlan
-from workers.records import FABRIC, to_table
+from workers.records import FABRIC
+from workers.rows import nothing
 
 HUGE = 1e30  # a rate that costs nothing
-HBM = Ceilings(4.2e12, {"bfloat16": HUGE}, 0, bounds.CALIBRATED)
+HBM = Rates(memory=4.2e12, flops=HUGE, cache_bytes=0)
 
 
 def stages(layout, model="llama-70b", dtype="bfloat16"):
@@ -33,9 +46,9 @@ def stages(layout, model="llama-70b", dtype="bfloat16"):
     )
 
 
-def one_token(layout, model="llama-70b", requests=1, ceilings=HBM):
+def one_token(layout, model="llama-70b", requests=1):
     """Seconds from the first to the second token, without the KV of a prompt."""
-    return least(stages(layout, model), Closed(0, 2, requests, requests), ceilings, HUGE).decode_s
+    return least(stages(layout, model), Closed(0, 2, requests, requests), HBM).decode_s
 
 
 # -- what the reference of the project says
@@ -84,15 +97,16 @@ def test_a_tied_head_is_read_by_the_last_stage_alone():
 
 # -- the formula
 
-UNIT = Ceilings(1.0, {"bfloat16": 1.0}, 0, bounds.CALIBRATED)  # a byte and an operation a second
+UNIT = Rates(memory=1.0, flops=1.0, cache_bytes=0)  # a byte and an operation a second
+READING = Rates(memory=1.0, flops=HUGE, cache_bytes=0)  # a byte a second, operations for nothing
 STREAM = Stage(weight_bytes=100, kv_bytes=1, token_flops=0, head_flops=0, attention_flops=0)
 
 
 def test_kv_is_read_once_for_each_token_of_each_request():
     """Tokens 2, 3, 4 of a prompt of 10 read 10, 11 and 12 tokens of KV; two requests share the
     weights."""
-    assert least([STREAM], Closed(10, 4, 1, 1), UNIT, HUGE).seconds == 3 * 100 + 10 + 11 + 12
-    assert least([STREAM], Closed(10, 4, 2, 2), UNIT, HUGE).seconds == 3 * 100 + 2 * (10 + 11 + 12)
+    assert least([STREAM], Closed(10, 4, 1, 1), READING).seconds == 3 * 100 + 10 + 11 + 12
+    assert least([STREAM], Closed(10, 4, 2, 2), READING).seconds == 3 * 100 + 2 * (10 + 11 + 12)
 
 
 def test_a_second_wave_of_requests_is_served_after_the_first():
@@ -106,42 +120,41 @@ def test_a_second_wave_of_requests_is_served_after_the_first():
 def test_prefill_computes_every_token_and_attends_to_those_before():
     stage = Stage(0, 0, token_flops=5, head_flops=7, attention_flops=2)
     assert stage.prefill_flops(Closed(3, 1, 2, 2)) == 2 * (3 * 5 + 7 + 2 * (1 + 2 + 3))
-    assert least([stage], Closed(3, 1, 2, 2), UNIT, 1.0).seconds == 68
+    assert least([stage], Closed(3, 1, 2, 2), UNIT).seconds == 68
 
 
 def test_a_pass_takes_the_longer_of_reading_and_computing():
     both = Stage(100, 0, token_flops=30, head_flops=0, attention_flops=0)
-    assert both.pass_s(1, 0, UNIT, 1.0) == 100
-    assert both.pass_s(10, 0, UNIT, 1.0) == 300
+    assert both.pass_s(1, 0, UNIT) == 100
+    assert both.pass_s(10, 0, UNIT) == 300
 
 
 def test_what_a_cache_can_hold_is_not_read():
-    cached = Ceilings(1.0, {}, 60, bounds.CALIBRATED)
-    assert least([STREAM], Closed(0, 2, 1, 1), cached, HUGE).seconds == 40
-    assert least([STREAM], Closed(0, 2, 1, 1), Ceilings(1.0, {}, 500, ""), HUGE).seconds == 0
+    for cache_bytes, seconds in ((60, 40), (500, 0)):
+        rates = replace(READING, cache_bytes=cache_bytes)
+        assert least([STREAM], Closed(0, 2, 1, 1), rates).seconds == seconds
 
 
 def test_micro_batches_share_out_the_kv_of_a_pipeline():
     """Two stages, two requests with 50 tokens each: two micro_batches keep both stages busy for 2 x
     (100 + 50)."""
-    found = least([STREAM, STREAM], Closed(50, 2, 2, 2), UNIT, HUGE)
+    found = least([STREAM, STREAM], Closed(50, 2, 2, 2), READING)
     assert (found.micro_batches, found.seconds) == (2, 300)
     assert (
-        least([STREAM, STREAM], Closed(50, 2, 1, 1), UNIT, HUGE).seconds == 300
+        least([STREAM, STREAM], Closed(50, 2, 1, 1), READING).seconds == 300
     )  # alone: 150 in each stage
 
 
 def test_engines_that_mix_prompts_and_tokens_are_held_to_the_longer_of_both():
     stage = Stage(100, 0, token_flops=5, head_flops=0, attention_flops=0)
-    assert least([stage], Closed(4, 3, 1, 1), UNIT, 1.0).seconds == 20 + 200
-    assert least([stage], Closed(4, 3, 1, 1), UNIT, 1.0, separate=False).seconds == 200
+    assert least([stage], Closed(4, 3, 1, 1), UNIT).seconds == 20 + 200
+    assert least([stage], Closed(4, 3, 1, 1), UNIT, separate=False).seconds == 200
 
 
 def test_replicas_share_out_requests_as_the_workers_do():
-    row = {"input_len": 8, "output_len": 4, "num_prompts": 10, "max_concurrency": 5}
-    assert bounds.fullest_replica(Placement((("dp", 4),)), row) == Closed(
-        8, 4, 4, 2
-    )  # slots 0 and 4, twice each
+    """Of five seats the first replica has 0 and 4, and each serves two requests."""
+    whole = Closed(8, 4, requests=10, seats=5)
+    assert bounds.fullest_replica(Placement((("dp", 4),)), whole) == Closed(8, 4, 4, 2)
 
 
 # -- columns
@@ -155,41 +168,36 @@ PREFILL = 2 * (16 * 2 * LAYERS + 2 * HEAD + 4 * 2 * 8 * 16 * 17 / 2)
 DECODE_BYTES = 2 * (LAYERS + HEAD + NORMS) + 2 * 19 * (2 * 2 * 8 * 2)  # context: 16 + 6/2
 
 
-def row(throughput, **fields):
-    served = {
-        "input_len": 16,
-        "output_len": 8,
-        "num_prompts": 2,
-        "max_concurrency": 2,
-        "num_gpus": 1,
-        "total_output_tokens": 16,
-    }
-    return {
-        **served,
-        "output_throughput": throughput,
-        "duration": 16 / throughput,
-        "decode_ms_per_step": 10.0,
-        **fields,
-    }
+LOAD = Closed(16, 8, requests=2, seats=2)
+
+
+def made(throughput, **changes):
+    """What a run of LOAD made at `throughput` tokens per second."""
+    return replace(
+        nothing(Throughput),
+        total_output_tokens=16,
+        output_throughput=throughput,
+        duration=16 / throughput,
+        decode_ms_per_step=10.0,
+        **changes,
+    )
 
 
 def test_the_columns_of_a_run():
     assert 2 * 2 * (LAYERS + HEAD) > 0.1 * DECODE_BYTES / 10  # reading is what takes the time
     seconds = PREFILL / 1e7 + 7 * DECODE_BYTES / 1e6
-    found = bounds.columns(PLAN, "torch", row(100.0), SLOW)
-    assert found["bound_output_throughput"] == pytest.approx(16 / seconds)
-    assert found["bound_pct"] == pytest.approx(100 * 100 / (16 / seconds))
-    assert (found["bound_source"], found["reason"]) == ("calibrated", None)
+    found, reason = bounds_of(PLAN, "torch", LOAD, made(100.0), SLOW)
+    assert found.bound_output_throughput == pytest.approx(16 / seconds)
+    assert found.bound_pct == pytest.approx(100 * 100 / (16 / seconds))
+    assert (found.bound_source, reason) == ("calibrated", None)
     decode = 2 * 7 * (2 * LAYERS + 2 * HEAD + 19 * 4 * 2 * 8)
-    assert found["model_flops_utilization"] == pytest.approx(
-        100 * (PREFILL + decode) / (0.16 * 1e7)
-    )
-    assert found["memory_bandwidth_utilization"] == pytest.approx(100 * DECODE_BYTES / 0.01 / 1e6)
+    assert found.model_flops_utilization == pytest.approx(100 * (PREFILL + decode) / (0.16 * 1e7))
+    assert found.memory_bandwidth_utilization == pytest.approx(100 * DECODE_BYTES / 0.01 / 1e6)
 
 
 def test_a_run_above_its_bound_says_how_the_bound_comes_about():
-    found = bounds.columns(PLAN, "torch", row(1e6), SLOW)
-    assert found["bound_pct"] > 100
+    found, reason = bounds_of(PLAN, "torch", LOAD, made(1e6), SLOW)
+    assert found.bound_pct > 100
     for word in (
         "1000000.0 tok/s is above the bound of",
         "16 tokens in at least",
@@ -198,21 +206,22 @@ def test_a_run_above_its_bound_says_how_the_bound_comes_about():
         "GB/s",
         "calibrated",
     ):
-        assert word in found["reason"]
+        assert word in reason
 
 
 @pytest.mark.parametrize(
-    ("ceilings", "changes"),
+    ("ceilings", "load", "changes"),
     [
-        (None, {}),
-        (Ceilings(1e6, {}, 0, ""), {}),
-        (SLOW, {"input_len": None}),
-        (SLOW, {"total_output_tokens": 15}),
-        (SLOW, {"output_throughput": None}),
+        (None, LOAD, {}),
+        (Ceilings(1e6, {}, 0, ""), LOAD, {}),
+        (SLOW, replace(LOAD, input_len=0), {}),
+        (SLOW, LOAD, {"total_output_tokens": 15}),
+        (SLOW, LOAD, {"output_throughput": None}),
     ],
 )
-def test_without_ceilings_or_equal_requests_there_is_no_bound(ceilings, changes):
-    assert set(bounds.columns(PLAN, "torch", row(1.0, **changes), ceilings).values()) == {None}
+def test_without_ceilings_or_equal_requests_there_is_no_bound(ceilings, load, changes):
+    served = replace(made(1.0), **changes)
+    assert bounds_of(PLAN, "torch", load, served, ceilings) == (nothing(Bounds), None)
 
 
 def test_ceilings_come_from_a_calibration_of_the_same_device_else_from_its_data_sheet():
@@ -242,13 +251,13 @@ def test_ceilings_come_from_a_calibration_of_the_same_device_else_from_its_data_
         },
         {"device_name": "NVIDIA H200", "kind": "cache", "op": "capacity", "bytes": 60 << 20},
     ]
-    table = to_table(rows, FABRIC)
+    table = make(FABRIC, rows)
     assert fabric.ceilings(table, "NVIDIA H200") == Ceilings(
         4250e9, {"bfloat16": 791e12}, 60 << 20, "calibrated"
     )
     assert fabric.ceilings(table, "NVIDIA H100 80GB HBM3").source == "datasheet"
     assert fabric.ceilings(table, "cpu") is fabric.ceilings(None, None) is None
-    assert fabric.ceilings(None, "NVIDIA H200").rate("float16") == 989.4e12
+    assert fabric.ceilings(None, "NVIDIA H200").rates("float16").flops == 989.4e12
 
 
 @pytest.mark.parametrize(
@@ -274,22 +283,15 @@ def test_a_card_is_known_by_its_name(name, gigabytes):
 
 def test_an_invalid_run_is_no_result():
     runs = [
-        {
-            "experiment": "e",
-            "model": "m",
-            "strategy": strategy,
-            "engine": "torch",
-            "dtype": "float32",
-            "quantization": "none",
-            "scenario": "short",
-            "max_concurrency": 8,
-            "run": index,
-            "num_gpus": 4,
-            "status": status,
-            "reason": reason,
-            "output_throughput": speed,
-            "bound_pct": pct,
-        }
+        summary(
+            strategy=strategy,
+            run=index,
+            status=status,
+            reason=reason,
+            output_throughput=speed,
+            bound_pct=pct,
+            bound_source="calibrated",
+        )
         for strategy, index, status, reason, speed, pct in [
             ("tp4", 0, "invalid", "9.0 tok/s is above the bound", 9.0, 150.0),
             ("pp4", 0, "completed", None, 4.0, 60.0),
@@ -297,20 +299,12 @@ def test_an_invalid_run_is_no_result():
             ("dp4", 1, "completed", None, 2.0, 30.0),
         ]
     ]
-    table = compare(pa.Table.from_pylist(runs, schema=metrics.SUMMARY))
-    found = {row["strategy"]: row for row in table.to_pylist()}
-    assert [found[s]["status"] for s in ("pp4", "dp4", "tp4")] == [
-        "completed",
-        "completed",
-        "invalid",
-    ]
-    assert (
-        found["tp4"]["output_throughput"],
-        found["tp4"]["bound_pct"],
-        found["tp4"]["relative_to_best"],
-    ) == (None, None, None)
-    assert (found["dp4"]["output_throughput"], found["dp4"]["bound_pct"]) == (2.0, 30.0)
-    assert terminal.FIGURES["tok/s"](found["tp4"]) == "invalid"
+    found = {one.cell.strategy: one for one in compare(runs)}
+    assert [found[s].status for s in ("pp4", "dp4", "tp4")] == ["completed", "completed", "invalid"]
+    tp4, dp4 = found["tp4"], found["dp4"]
+    assert tp4.throughput.output_throughput is tp4.relative_to_best is tp4.bounds.bound_pct is None
+    assert tp4.bounds.bound_source == "calibrated"
+    assert (dp4.throughput.output_throughput, dp4.bounds.bound_pct) == (2.0, 30.0)
 
 
 @pytest.mark.parametrize(("gigabytes", "status"), [(1e6, "completed"), (1e-6, "invalid")])
@@ -320,28 +314,18 @@ def test_the_driver_sets_runs_beside_the_calibration(
     monkeypatch.setattr(driver, "connect", lambda *_: contextlib.nullcontext(ray_cluster))
     measured = {"device_name": "cpu", "dtype": "float32"}
     rows = [{"kind": "hbm", "algbw": gigabytes}, {"kind": "gemm", "algbw": 1e-9, "tflops": 1e6}]
-    results.write_part(
-        tmp_path / "fabric.arrow", to_table([measured | row for row in rows], FABRIC)
-    )
+    calibrated = make(FABRIC, [measured | row for row in rows])
+    write_part(tmp_path / "fabric.arrow", calibrated)
     asked = Experiment(
         result_dir=tmp_path, fabric=tmp_path / "fabric.arrow", until_ci=0.5, max_runs=3
     )
-    store = results.Store(
-        driver.run_experiment([deployment("tp1", dtype="float32")], asked, MagicMock())
-    )
+    store = Store(driver.run_experiment([deployment("tp1", dtype="float32")], asked, MagicMock()))
     found = store.read("summary").to_pylist()
     assert {row["status"] for row in found} == {status}
     assert {row["bound_source"] for row in found} == {"calibrated"}
     assert all(
         (row["bound_pct"] > 100) == (status == "invalid") == bool(row["reason"]) for row in found
     )
-    (compared,) = compare(store.read("summary")).to_pylist()
-    assert (compared["status"], compared["output_throughput"] is None) == (
-        status,
-        status == "invalid",
-    )
-
-
-def test_every_numeric_field_has_a_unit():
-    for field in (*bounds.FIELDS, *FABRIC):
-        assert str(field.type) == "string" or b"unit" in (field.metadata or {}), field.name
+    (compared,) = compare(summaries(store))
+    assert compared.status == status
+    assert (compared.throughput.output_throughput is None) == (status == "invalid")

@@ -1,26 +1,15 @@
 """What a sweep says, from curves whose answers are known."""
 
-import pyarrow as pa
 import pytest
+from summaries import comparison
 
-from orchestrator.analysis.compare import COMPARISON
-from orchestrator.analysis.curves import CURVES, best_point, curves, decay_pct, highest_within, knee
+from orchestrator.analysis.curves import best_point, curves, decay_pct, highest_within, knee
 
 
 def cell(strategy, concurrency, throughput, **fields):
-    return {
-        "experiment": "e",
-        "model": "m",
-        "strategy": strategy,
-        "engine": "torch",
-        "dtype": "bfloat16",
-        "quantization": "none",
-        "scenario": "short",
-        "max_concurrency": concurrency,
-        "status": "completed",
-        "output_throughput": throughput,
-        **fields,
-    }
+    return comparison(
+        strategy=strategy, max_concurrency=concurrency, output_throughput=throughput, **fields
+    )
 
 
 def test_the_knee_is_where_a_curve_turns_flat():
@@ -67,30 +56,25 @@ def test_a_row_for_each_layout_with_two_concurrencies():
         cell("tp4", 8, 400.0, median_tpot_ms=20.0, goodput="ttft:9", slo_attainment_pct=100.0),
         cell("tp4", 1, 100.0, median_tpot_ms=10.0, goodput="ttft:9", slo_attainment_pct=100.0),
         cell("pp4", 1, 50.0),
-        {**cell("dp4", 1, None), "status": "failed"},
+        cell("dp4", 1, None, status="failed"),
         cell("dp4", 8, 900.0),
     ]
-    (curve,) = curves(pa.Table.from_pylist(rows, schema=COMPARISON)).to_pylist()
-    assert (curve["name"], curve["max_concurrency"], curve["output_throughput"]) == (
+    (curve,) = curves(rows)
+    assert (curve.name, curve.max_concurrency, curve.output_throughput) == (
         "tp4",
         [1, 8],
         [100.0, 400.0],
     )
-    assert curve["user_speed"] == [pytest.approx(100.0), pytest.approx(50.0)]
-    assert (curve["best_point"], curve["knee"], curve["user_speed_decay_pct"]) == (
+    assert curve.user_speed == [pytest.approx(100.0), pytest.approx(50.0)]
+    assert (curve.best_point, curve.knee, curve.user_speed_decay_pct) == (
         8,
         None,
         pytest.approx(50.0),
     )
-    assert (curve["goodput"], curve["slo_max_concurrency"]) == ("ttft:9", 8)
+    assert (curve.goodput, curve.slo_max_concurrency) == ("ttft:9", 8)
 
 
 def test_levels_that_differ_within_a_sweep_are_no_levels():
     rows = [cell("tp4", c, 1.0, goodput=f"ttft:{c}", slo_attainment_pct=100.0) for c in (1, 2)]
-    (curve,) = curves(pa.Table.from_pylist(rows, schema=COMPARISON)).to_pylist()
-    assert (curve["goodput"], curve["slo_max_concurrency"]) == (None, None)
-
-
-def test_every_number_has_a_unit():
-    for field in CURVES:
-        assert str(field.type) == "string" or b"unit" in (field.metadata or {}), field.name
+    (curve,) = curves(rows)
+    assert (curve.goodput, curve.slo_max_concurrency) == (None, None)

@@ -1,20 +1,27 @@
 """Whether layouts made the same tokens."""
 
 import pyarrow as pa
+from tables import make
 
-from orchestrator.analysis.outputs import agreement, output_digest, samples, sentence
-from workers.records import REQUESTS, to_table
+from orchestrator.analysis.outputs import (
+    CellOutput,
+    agreement,
+    kept_requests,
+    output_digest,
+    samples,
+    sentence,
+)
+from workers.records import REQUESTS
 
 
 def table(tokens):
     """tokens: request index -> output tokens, in the order the ranks report them."""
-    return to_table(
-        ({"request_index": i, "output_token_ids": ids} for i, ids in tokens.items()), REQUESTS
-    )
+    rows = [{"request_index": i, "output_token_ids": ids} for i, ids in tokens.items()]
+    return make(REQUESTS, rows)
 
 
-def row(digest, dtype="bfloat16", distinct=1):
-    return {"output_digest": digest, "dtype": dtype, "distinct_outputs": distinct}
+def made(name, digest, dtype="bfloat16", distinct=1):
+    return CellOutput(name, dtype, digest, distinct)
 
 
 def test_a_digest_does_not_depend_on_the_order_of_the_rows():
@@ -46,33 +53,32 @@ def test_names_are_grouped_by_what_they_made():
 
 
 def test_the_line_names_the_layouts_that_agree():
-    assert (
-        sentence(["tp4", "dp4"], [row("a"), row("a")]) == "Output tokens: the same under dp4, tp4."
-    )
+    same = made("tp4", "a"), made("dp4", "a")
+    assert sentence(same) == "Output tokens: the same under dp4, tp4."
 
 
 def test_the_line_says_why_bfloat16_outputs_differ():
-    line = sentence(["tp4", "dp4", "pp4"], [row("b"), row("a"), row("a")])
+    line = sentence([made("tp4", "b"), made("dp4", "a"), made("pp4", "a")])
     assert line.startswith(
         "Output tokens: the same under dp4, pp4; different under tp4 (differences are expected: "
     )
     assert "bfloat16 rounds" in line
-    assert "different under each of dp4, tp4 (" in sentence(["tp4", "dp4"], [row("b"), row("a")])
+    two = sentence([made("tp4", "b"), made("dp4", "a")])
+    assert "different under each of dp4, tp4 (" in two
 
 
 def test_float32_outputs_that_differ_are_called_out():
-    assert "not expected in float32" in sentence(
-        ["tp4", "dp4"], [row("a", "float32"), row("b", "float32")]
-    )
+    differing = made("tp4", "a", "float32"), made("dp4", "b", "float32")
+    assert "not expected in float32" in sentence(differing)
 
 
 def test_runs_of_one_layout_that_differ_are_named():
-    assert "not the same in every run of tp4" in sentence(["tp4"], [row(None, distinct=2)])
+    assert "not the same in every run of tp4" in sentence([made("tp4", None, distinct=2)])
 
 
 def test_one_layout_alone_has_nothing_to_agree_with():
-    assert sentence(["tp4"], [row("a")]) is None
-    assert sentence(["tp4", "dp4"], [row("a"), row(None, distinct=0)]) is None
+    assert sentence([made("tp4", "a")]) is None
+    assert sentence([made("tp4", "a"), made("dp4", None, distinct=0)]) is None
 
 
 def test_texts_are_shown_once_with_the_layouts_that_made_them():
@@ -87,3 +93,15 @@ def test_texts_are_shown_once_with_the_layouts_that_made_them():
     ]
     assert list(samples(pa.Table.from_pylist([{"request_index": 0, "strategy": "tp4"}]))) == []
     assert list(samples(None)) == []
+
+
+def test_tokens_and_text_are_kept_only_when_asked_for():
+    requests = table({0: [5, 6]})
+    assert "output_token_ids" not in kept_requests(requests, False, None).column_names
+    assert kept_requests(requests, True, None).column_names == requests.column_names
+    detailed = kept_requests(requests, True, lambda ids: f"<{sum(ids)}>").to_pylist()[0]
+    assert (detailed["request_index"], detailed["output_token_ids"], detailed["output_text"]) == (
+        0,
+        [5, 6],
+        "<11>",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from orchestrator.experiment import Experiment
 from orchestrator.plan import fitting, planning
 from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.plan.fitting import concurrent_requests
+from orchestrator.plan.remarks import remarks as remarks_of
 from strategies import LayoutError, Topology
 from workers import engines
 
@@ -35,13 +37,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(gpus: int = 0, **fields: Any) -> tuple[PlannedDeployment, ...]:
     experiment = Experiment(**fields)
     device, topology = planning.choose_device(experiment, Topology.uniform(gpus, H200, "H200"))
-    return planning.plan(experiment, device, topology)
+    return planning.plan_experiment(experiment, device, topology)
 
 
 def remarks(gpus: int = 0, **fields: Any) -> list[str]:
     experiment = Experiment(**fields)
     device, topology = planning.choose_device(experiment, Topology.uniform(gpus, H200, "H200"))
-    return list(planning.remarks(experiment, planning.plan(experiment, device, topology), topology))
+    return list(
+        remarks_of(experiment, planning.plan_experiment(experiment, device, topology), topology)
+    )
 
 
 def test_nothing_but_a_strategy_is_enough_without_a_gpu() -> None:
@@ -181,6 +185,21 @@ def test_refusals(gpus: int, fields: dict[str, Any], message: str) -> None:
     with pytest.raises((UserError, LayoutError, engines.EngineError), match=message) as caught:
         plan(gpus, **fields)
     assert "\n" not in str(caught.value)
+
+
+def test_a_layout_that_puts_two_ranks_on_one_device_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def twice(*arguments: Any) -> Any:
+        layout = original(*arguments)
+        return replace(layout, placement=replace(layout.placement, devices=(1, 1)))
+
+    original = planning.plan_layout
+    monkeypatch.setattr(planning, "plan_layout", twice)
+    with pytest.raises(
+        UserError, match=r"tp2 puts its ranks on the devices \[1, 1\]; .* each of 0 to 1 once"
+    ):
+        plan(strategy="tp2")
 
 
 def test_what_an_engine_cannot_run_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,14 @@
 import json
 
 from click.testing import CliRunner
+from summaries import summary, write_run
 
-from orchestrator import cli
+from orchestrator import cli, commands
 from orchestrator.analysis import regression
+from orchestrator.analysis.regression import Difference
 from orchestrator.analysis.verdicts import OBJECTIVES
 from orchestrator.experiment import Cell, Deployment, Run, Scenario
-from orchestrator.store.results import Store
+from orchestrator.store.store import Store
 
 GPU = {"name": "H200", "memory_bytes": 1, "sm_clock_mhz": 1000, "uuid": "a", "power_limit_w": 700.0}
 MANIFEST = {
@@ -20,20 +22,9 @@ MANIFEST = {
 
 
 def rows(strategy, throughputs, status="completed", **fields):
-    base = {
-        "experiment": "e",
-        "model": "m",
-        "strategy": strategy,
-        "engine": "torch",
-        "dtype": "bfloat16",
-        "quantization": "none",
-        "scenario": "short",
-        "max_concurrency": 32,
-        "status": status,
-        "reason": fields.get("reason"),
-    }
+    base = {"model": "m", "strategy": strategy, "max_concurrency": 32, "status": status}
     return [
-        {**base, "run": i, "output_throughput": value, **fields}
+        summary(**{**base, "run": i, "output_throughput": value, **fields})
         for i, value in enumerate(throughputs)
     ]
 
@@ -43,41 +34,45 @@ def compared(base, new, fail_below=0.95):
     return cell
 
 
+def verdict_of(base, new):
+    return {cell.cell: cell.verdict for cell in regression.compared(base, new, 0.95)}
+
+
 # -- what is a regression
 
 
 def test_a_ratio_whose_whole_interval_is_below_is_a_regression():
     cell = compared(rows("tp4", [100.0, 101.0, 99.0]), rows("tp4", [90.0, 91.0, 89.0]))
-    assert (cell["verdict"], cell["cell"]) == ("slower", "m.tp4.torch.bfloat16.short.c32")
-    assert cell["ci_high"] < 0.95
-    assert ", below 0.95" in cell["sentence"]
+    assert (cell.verdict, cell.cell) == ("slower", "m.tp4.torch.bfloat16.short.c32")
+    assert cell.ci_high < 0.95
+    assert ", below 0.95" in cell.sentence
 
 
 def test_a_ratio_below_whose_interval_reaches_above_is_noise():
     cell = compared(rows("tp4", [100.0, 101.0, 99.0]), rows("tp4", [80.0, 105.0, 85.0]))
-    assert cell["ratio"] < 0.95 < cell["ci_high"]
-    assert cell["verdict"] == "ok"
+    assert cell.ratio < 0.95 < cell.ci_high
+    assert cell.verdict == "ok"
 
 
 def test_single_runs_are_judged_by_the_plain_ratio_and_that_is_said():
     cell = compared(rows("tp4", [100.0]), rows("tp4", [94.0]))
-    assert (cell["verdict"], cell["ci_high"]) == ("slower", None)
-    assert "no interval, the plain ratio decides" in cell["sentence"]
-    assert compared(rows("tp4", [100.0]), rows("tp4", [96.0]))["verdict"] == "ok"
+    assert (cell.verdict, cell.ci_high) == ("slower", None)
+    assert "no interval, the plain ratio decides" in cell.sentence
+    assert compared(rows("tp4", [100.0]), rows("tp4", [96.0])).verdict == "ok"
 
 
 def test_a_cell_that_fails_now_is_a_regression_and_one_that_failed_before_is_not():
     failed = rows("tp4", [None], "failed", reason="out_of_memory")
-    assert compared(rows("tp4", [100.0]), failed)["verdict"] == "failed"
-    assert "out_of_memory" in compared(rows("tp4", [100.0]), failed)["sentence"]
-    assert compared(failed, rows("tp4", [100.0]))["verdict"] == "ok"
-    assert compared(failed, failed)["verdict"] == "ok"
+    assert compared(rows("tp4", [100.0]), failed).verdict == "failed"
+    assert "out_of_memory" in compared(rows("tp4", [100.0]), failed).sentence
+    assert compared(failed, rows("tp4", [100.0])).verdict == "ok"
+    assert compared(failed, failed).verdict == "ok"
 
 
 def test_cells_are_joined_by_what_they_are_and_not_by_the_experiments_name():
     base = [*rows("tp4", [100.0]), *rows("pp4", [50.0])]
     new = [*rows("tp4", [100.0], experiment="other"), *rows("dp4", [70.0])]
-    assert {cell["strategy"]: cell["verdict"] for cell in regression.compared(base, new, 0.95)} == {
+    assert {cell.strategy: cell.verdict for cell in regression.compared(base, new, 0.95)} == {
         "tp4": "ok",
         "pp4": "only in base",
         "dp4": "only in new",
@@ -86,16 +81,13 @@ def test_cells_are_joined_by_what_they_are_and_not_by_the_experiments_name():
 
 def test_a_closed_and_an_open_loop_are_not_the_same_cell():
     closed, open_ = rows("tp4", [100.0]), rows("tp4", [50.0], request_rate=8.0, burstiness=1.0)
-    assert {cell["cell"]: cell["verdict"] for cell in regression.compared(closed, open_, 0.95)} == {
+    assert verdict_of(closed, open_) == {
         "m.tp4.torch.bfloat16.short.c32": "only in base",
         "m.tp4.torch.bfloat16.short.c32.rate8": "only in new",
     }
-    assert compared(open_, open_)["verdict"] == "ok"
+    assert compared(open_, open_).verdict == "ok"
     burst = rows("tp4", [50.0], request_rate=8.0, burstiness=0.5)
-    assert {cell["verdict"] for cell in regression.compared(open_, burst, 0.95)} == {
-        "only in base",
-        "only in new",
-    }
+    assert set(verdict_of(open_, burst).values()) == {"only in base", "only in new"}
 
 
 # -- what is different besides
@@ -109,11 +101,11 @@ def test_differences_in_the_environment_name_the_field():
         "experiment": {"seed": 1},
     }
     found = regression.differences(MANIFEST, newer)
-    assert ("versions.torch", "2.11", "2.12") in found
-    assert ("versions.scipy", "-", "1") in found
-    assert ("gpus.1.name", "H200", "-") in found
-    assert ("work.seed", "0", "1") in found
-    assert not any("numpy" in name or "gpus.0" in name for name, *_ in found)
+    assert Difference("versions.torch", "2.11", "2.12") in found
+    assert Difference("versions.scipy", "-", "1") in found
+    assert Difference("gpus.1.name", "H200", "-") in found
+    assert Difference("work.seed", "0", "1") in found
+    assert not any("numpy" in one.what or "gpus.0" in one.what for one in found)
 
 
 def test_how_requests_arrive_and_from_where_is_part_of_the_work():
@@ -124,10 +116,8 @@ def test_how_requests_arrive_and_from_where_is_part_of_the_work():
         "num_warmups": 0,
         "seed": 0,
     }
-    found = {
-        name for name, *_ in regression.differences(MANIFEST, {**MANIFEST, "experiment": asked})
-    }
-    assert found == {
+    found = regression.differences(MANIFEST, {**MANIFEST, "experiment": asked})
+    assert {one.what for one in found} == {
         "work.request_rate",
         "work.burstiness",
         "work.dataset_path",
@@ -156,13 +146,15 @@ def result(folder, strategy, throughputs, concurrencies=(32,), rate=None, **fiel
     for concurrency in concurrencies:
         for index, throughput in enumerate(throughputs):
             run = Run(Cell(deployment, Scenario("short", 256, 128), concurrency), index)
-            row = {
-                "status": "completed",
-                "output_throughput": throughput * concurrency,
-                "median_tpot_ms": 10.0,
-                "num_prompts": 1,
-            }
-            store.write_run(run, row | {"request_rate": rate, "burstiness": rate and 1.0}, {})
+            write_run(
+                store,
+                run,
+                output_throughput=throughput * concurrency,
+                median_tpot_ms=10.0,
+                num_prompts=1,
+                request_rate=rate,
+                burstiness=rate and 1.0,
+            )
     return folder
 
 
@@ -174,7 +166,7 @@ def test_a_regression_is_told_by_the_exit_status_after_the_environment(tmp_path)
     base = result(tmp_path / "base", "tp4", [100.0, 101.0])
     new = result(tmp_path / "new", "tp4", [50.0, 50.5], host={"name": "elsewhere"})
     done = call(base, new, "--fail-below", "0.95")
-    assert done.exit_code == cli.REGRESSED
+    assert done.exit_code == commands.REGRESSED
     assert done.stdout.index("elsewhere") < done.stdout.index(
         "m.tp4.torch.bfloat16.short.c32: 0.50x"
     )

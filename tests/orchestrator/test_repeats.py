@@ -4,12 +4,13 @@ import contextlib
 
 import pytest
 from driver_inputs import deployment
-from test_driver import Recorder
+from recorder import Recorder
+from summaries import write_run
 
 from orchestrator.experiment import Experiment, Run
 from orchestrator.run import driver
 from orchestrator.run.jobs import Job
-from orchestrator.store.results import Store
+from orchestrator.store.store import Store
 
 
 @pytest.fixture
@@ -23,8 +24,8 @@ def job(tmp_path):
         planned = deployment("tp1")
         for index, throughput in enumerate(throughputs):
             status = "failed" if throughput is None else "completed"
-            row = {"status": status, "output_throughput": throughput}
-            store.write_run(Run(planned.cells[0].cell, index), row, {})
+            run = Run(planned.cells[0].cell, index)
+            write_run(store, run, status=status, output_throughput=throughput)
         return Job(planned, Experiment(**fields), store)
 
     return with_runs
@@ -85,10 +86,7 @@ def test_the_driver_adds_runs_until_they_agree(tmp_path, ray_cluster, monkeypatc
         Experiment(result_dir=tmp_path, num_warmups=0, until_ci=0.05, timeout=60),
         seen,
     )
-    assert [(row["run"], row["status"]) for row in seen.rows] == [
-        (0, "completed"),
-        (1, "completed"),
-    ]
+    assert [(row.run, row.status) for row in seen.rows] == [(0, "completed"), (1, "completed")]
     again = Recorder()
     driver.run_experiment(
         [deployment("tp1")],

@@ -7,19 +7,22 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from report_inputs import summary, write_results
+from report_inputs import MadeUp, cell_of, write_results
+from summaries import write_run
 
-from orchestrator import cli
+from orchestrator import cli, commands
 from orchestrator.cluster import hardware
-from orchestrator.experiment import Cell, Deployment, Run, Scenario
+from orchestrator.cluster.hardware import Gpu
+from orchestrator.experiment import Run
 from orchestrator.report import document
-from orchestrator.store.results import Store
+from orchestrator.store.store import Store
 
-PATHS_ONLY = {"export", "report", "trace"}  # they print where they wrote
+PATHS_ONLY = {"export", "pack", "report", "trace"}  # they print where they wrote
 
 
 def parsed(text: str) -> Any:
@@ -42,14 +45,9 @@ def folder(tmp_path: Path) -> Path:
         tmp_path / "tiny-1", layouts=("tp4", "pp4"), concurrencies=(1, 8), served=3, samples=2
     )
     for ablation, step in (("none", 10.0), ("comm", 8.0)):
-        cell = Cell(
-            Deployment("tiny", "tp4", "torch", "bfloat16", ablation=ablation),
-            Scenario("short", 256, 128),
-            8,
-        )
-        Store(folder).write_run(
-            Run(cell, 0), {**summary(50.0, 8, 4, "cuda"), "decode_ms_per_step": step}, {}
-        )
+        run = Run(cell_of("tp4", 8, ablation), 0)
+        figures = {**MadeUp().figures(50.0, 8), "decode_ms_per_step": step}
+        write_run(Store(folder), run, **figures)
     return folder
 
 
@@ -87,7 +85,7 @@ def test_stdout_is_one_document(
     folder: Path, arguments: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, "gpus", list)
-    monkeypatch.setattr("orchestrator.node.facts.gather", lambda _: {"gpus": []})
+    monkeypatch.setattr("orchestrator.node.facts.gather", lambda _: SimpleNamespace(gpus=()))
     monkeypatch.setattr("orchestrator.node.doctor.CHECKS", ())
     done = call(*arguments.format(folder=folder, root=folder.parent).split(), "--json")
     if "transformers" in arguments:  # refused: one line on stderr, and nothing to parse
@@ -113,10 +111,10 @@ def test_the_comparison_has_everything_that_is_printed(folder: Path) -> None:
 
 
 def test_a_figure_that_went_wrong_is_null(folder: Path) -> None:
-    cell = Cell(Deployment("tiny", "pp4", "torch", "bfloat16"), Scenario("short", 256, 128), 1)
     for index in range(2):
-        row = {**summary(9.0, 1, 4, "cuda"), "prefill_s": float("nan"), "duration": float("inf")}
-        Store(folder).write_run(Run(cell, index), row, {})
+        run = Run(cell_of("pp4", 1), index)
+        wrong = {"prefill_s": float("nan"), "duration": float("inf")}
+        write_run(Store(folder), run, **{**MadeUp().figures(9.0, 1), **wrong})
     rows = parsed(call("compare", folder, "--json").stdout)["comparison"]
     wrong = next(row for row in rows if (row["strategy"], row["max_concurrency"]) == ("pp4", 1))
     assert (wrong["output_throughput"], wrong["prefill_s"], wrong["duration"]) == (9.0, None, None)
@@ -132,7 +130,7 @@ def test_a_dry_run_says_what_would_run_and_how_it_fits(
     monkeypatch.setattr(
         hardware,
         "gpus",
-        lambda: [{"index": i, "memory_bytes": 141 * 10**9, "name": "H200"} for i in range(4)],
+        lambda: [Gpu(i, "H200", f"GPU-{i}", 141 * 10**9, "580.1") for i in range(4)],
     )
     flags = (
         "--model",
@@ -205,13 +203,14 @@ def test_a_run_without_a_result_is_in_the_document_and_in_the_exit_status(
 ) -> None:
     monkeypatch.setattr("orchestrator.run.driver.run_experiment", lambda *_: folder)
     done = call("submit", "--device", "cpu", "--json")
-    assert done.exit_code == cli.SOME_FAILED
+    assert done.exit_code == commands.SOME_FAILED
     found = parsed(done.stdout)
     assert (found["results"], found["report"]) == (str(folder), str(folder / "report.html"))
     for line in (f"Results: {folder}", f"Report: {folder / 'report.html'}"):
         assert line in done.stderr
 
 
+@pytest.mark.ray
 def test_submit_leaves_stdout_to_the_document(tmp_path: Path) -> None:
     lengths = "--input-len 12 --output-len 6 --max-concurrency 2 --num-warmups 0 --save-detailed"
     flags = f"--strategy tp2,tp1 --ablate comm --model tiny --device cpu --trace {lengths} --json"

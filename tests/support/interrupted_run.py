@@ -6,13 +6,14 @@ from __future__ import annotations
 import functools
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.append(sys.argv[1])
 
 import fake_engine
 from driver_inputs import deployment
 
+from orchestrator.analysis.summary import Measured
+from orchestrator.cluster.connection import Cluster
 from orchestrator.experiment import Experiment
 from orchestrator.run import driver
 
@@ -22,13 +23,13 @@ class Lines:
 
     def begin(self, runs: int, skipped: int) -> None: ...
 
-    def connected(self, cluster: Any) -> None: ...
+    def connected(self, cluster: Cluster) -> None: ...
 
     def phase(self, deployment: str, cell: str, what: str) -> None:
         print("phase", cell, what, flush=True)
 
-    def finished(self, row: dict[str, Any]) -> None:
-        print("finished", row["max_concurrency"], flush=True)
+    def finished(self, run: Measured) -> None:
+        print("finished", run.cell.max_concurrency, flush=True)
 
     def note(self, line: str) -> None:
         print(line, flush=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fake_engine import register
 
-from strategies import Load, ModelShape, Topology, plan
+from strategies import Load, ModelShape, Topology, plan_layout
 from workers.messages import Built, EnginePlan, RankReport, Request, Work
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def engine_plan(
     fields: dict[str, Any] = {
         "model": shape,
         "layout": layout,
-        "placement": plan(layout, shape, load, Topology.uniform(POOL_SIZE)).placement,
+        "placement": plan_layout(layout, shape, load, Topology.uniform(POOL_SIZE)).placement,
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "dtype": "float32",
         "device": "cpu",

@@ -217,9 +217,9 @@ def _prompt_logits(folder: Path, request: Request):  # type: ignore[no-untyped-d
     import torch
 
     from workers.communicator import Communicator
-    from workers.engines.native.cache import PAGE
-    from workers.engines.native.engine import load_decoder, make_cache
+    from workers.engines.native.build import load_decoder, make_cache
     from workers.engines.native.model import Batch, PrefillContext
+    from workers.engines.native.pages import PAGE
     from workers.rank import RankContext
 
     shape = read_shape(folder)

@@ -49,10 +49,10 @@ def cases(folder: str, tied: str) -> dict[str, Case]:
         "tp2 bias": (make_plan("tp2", None, {**BASE, **VARIANTS["qwen2"]}), make_work()),
         "tp2 sampled": (make_plan("tp2", folder, temperature=1.0, seed=3), make_work()),
         "dp2": (make_plan("dp2", folder), observed),
-        "dp2 one slot": (make_plan("dp2", folder), make_work(1)),
+        "dp2 one seat": (make_plan("dp2", folder), make_work(1)),
         "dp2zero3": (make_plan("dp2zero3", folder), observed),
         "dp2zero3 eos": (make_plan("dp2zero3", folder), make_work(ignore_eos=False)),
-        "dp2zero3 one slot": (make_plan("dp2zero3", folder), make_work(1)),
+        "dp2zero3 one seat": (make_plan("dp2zero3", folder), make_work(1)),
         "dp2zero3 dummy": (
             make_plan("dp2zero3", None, {**BASE, **VARIANTS["llama_bias_tied"]}),
             make_work(),
@@ -115,13 +115,14 @@ def results(plans: dict[str, Case]) -> Results:
         "tp2 bias",
         "tp2 sampled",
         "dp2",
-        "dp2 one slot",
+        "dp2 one seat",
         "dp2zero3",
         "dp2zero3 eos",
-        "dp2zero3 one slot",
+        "dp2zero3 one seat",
         "dp2zero3 dummy",
     ],
 )
+@pytest.mark.ranks
 def test_tokens_are_those_of_the_engine_transformers(
     name: str, plans: dict[str, Case], results: Results
 ) -> None:
@@ -131,6 +132,7 @@ def test_tokens_are_those_of_the_engine_transformers(
     assert outputs(*(report for _, report in results[name])) == outputs(reference)
 
 
+@pytest.mark.ranks
 def test_a_replica_is_reported_once(results: Results) -> None:
     first, second = (report for _, report in results["tp2"])
     assert first.requests is not None
@@ -143,20 +145,23 @@ def test_a_replica_is_reported_once(results: Results) -> None:
     assert [len(rows) for rows in served] == [5, 2]
 
 
+@pytest.mark.ranks
 def test_a_replica_beyond_the_concurrency_serves_nothing(results: Results) -> None:
-    for name in ("dp2 one slot", "dp2zero3 one slot"):
+    for name in ("dp2 one seat", "dp2zero3 one seat"):
         _, idle = results[name][1]
         assert idle.requests is not None
         assert idle.requests.num_rows == 0
 
 
+@pytest.mark.ranks
 def test_zero_ranks_make_the_same_number_of_steps(results: Results) -> None:
-    for name in ("dp2zero3", "dp2zero3 eos", "dp2zero3 one slot"):
+    for name in ("dp2zero3", "dp2zero3 eos", "dp2zero3 one seat"):
         first, second = (report.steps.to_pylist() for _, report in results[name])
         assert [step["phase"] for step in first] == [step["phase"] for step in second]
         assert [step["num_requests"] for step in first] != [step["num_requests"] for step in second]
 
 
+@pytest.mark.ranks
 def test_weights_are_cut(results: Results) -> None:
     whole = results["dp2"][0][0].weight_bytes
     bytes_of = {name: [built.weight_bytes for built, _ in rows] for name, rows in results.items()}
@@ -175,6 +180,7 @@ def totals(report: RankReport) -> dict[tuple[str, str, str], tuple[int, int]]:
     }
 
 
+@pytest.mark.ranks
 def test_auto_tp_is_counted_as_two_all_reduces_a_layer_and_one_of_logits(
     plans: dict[str, Case], results: Results
 ) -> None:
@@ -199,6 +205,7 @@ def test_auto_tp_is_counted_as_two_all_reduces_a_layer_and_one_of_logits(
         }
 
 
+@pytest.mark.ranks
 def test_zero_is_counted_as_gathering_every_matrix_in_every_step(
     plans: dict[str, Case], results: Results
 ) -> None:
@@ -214,6 +221,7 @@ def test_zero_is_counted_as_gathering_every_matrix_in_every_step(
         assert built.kv_tokens is None
 
 
+@pytest.mark.ranks
 def test_replicas_without_zero_do_not_communicate(results: Results) -> None:
     for _, report in results["dp2"]:
         assert totals(report) == {}
@@ -221,6 +229,7 @@ def test_replicas_without_zero_do_not_communicate(results: Results) -> None:
 
 
 @pytest.mark.parametrize("name", ["tp2", "dp2zero3"])
+@pytest.mark.ranks
 def test_an_observed_run_says_what_communication_took(name: str, results: Results) -> None:
     placement = make_plan(name, None, LLAMA).placement
     spans = pa.concat_tables([report.spans for _, report in results[name]])
@@ -288,6 +297,7 @@ def test_without_deepspeed_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch
     )
 
 
+@pytest.mark.ranks
 def test_nothing_is_left_in_shared_memory(results: Results) -> None:
     assert results
     assert not list(Path("/dev/shm").glob("deepspeed_*"))

@@ -15,8 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from orchestrator.analysis.accounting import account
-from strategies import Load, ModelShape, Placement, Split, Topology
-from strategies import plan as plan_layout
+from strategies import Load, ModelShape, Placement, Split, Topology, plan_layout
 from workers.actor import Worker
 from workers.engines import Engine, create
 from workers.engines.transformers import device_map, empty_model, shape_to_config

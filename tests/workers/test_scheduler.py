@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from workers.engines.native.cache import PAGE
+from workers.engines.native.pages import PAGE
 from workers.engines.native.scheduler import Limits, Scheduler, Step
 from workers.messages import Request, dealt
 

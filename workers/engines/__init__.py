@@ -12,6 +12,7 @@ import difflib
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from strategies.errors import Refused
 from workers.messages import Built, EnginePlan, RankReport, Request, Work
 from workers.records import (
     COLLECTIVES,
@@ -58,7 +59,7 @@ GROUP = "orchestrator.engines"
 CALIBRATION = EntryPoint("calibration", "workers.engines.calibration:CalibrationEngine", GROUP)
 
 
-class EngineError(ValueError):
+class EngineError(Refused):
     """An engine that is not there, or that cannot do what was asked. The message says which, and
     what to do."""
 

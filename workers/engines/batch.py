@@ -1,9 +1,8 @@
-"""Static batching over Transformers' `generate`, shared by the adapters that use it: waves, left
-padding, time stamps, tables."""
+"""Static batching over Transformers' `generate`, for the engines that use it: waves, left padding,
+time stamps, tables."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,14 +12,19 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from workers.clock import Clock, Moment, wait
 from workers.intervals import Span
 from workers.messages import EnginePlan, Request, Work
-from workers.probes.probe import host_spans
+from workers.probes.probe import TimedStep, host_spans
 from workers.progress import Progress
-from workers.records import REQUESTS, STEPS, Call, to_table
+from workers.records import DECODE, PREFILL, REQUESTS, STEPS, Call, RequestRow, StepRow
 
 PAD = 0
-PHASES = ("prefill", "decode")
+
+
+def phase_of(step: int) -> str:
+    """The phase of step `step` of a wave, counted from 0."""
+    return DECODE if step else PREFILL
 
 
 def waves(work: Work) -> list[tuple[Request, ...]]:
@@ -37,34 +41,6 @@ def left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
     ids = torch.tensor([[PAD] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     return ids, mask
-
-
-class StepClock:
-    """When each step of a wave ended, in seconds since the clock was made.
-
-    On a GPU a step is marked by an event in the stream, so that keeping time makes nothing wait.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self.start = self._now()
-        self.marks: list[Any] = []
-
-    def mark(self) -> None:
-        self.marks.append(self._now())
-
-    def seconds(self) -> list[float]:
-        if not self._cuda:
-            return [mark - self.start for mark in self.marks]
-        torch.cuda.synchronize()
-        return [self.start.elapsed_time(mark) / 1e3 for mark in self.marks]
-
-    def _now(self) -> Any:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
 
 
 class Stop(StoppingCriteria):
@@ -97,6 +73,20 @@ class Stop(StoppingCriteria):
         return torch.full_like(self._done, self._agree(bool(self._done.all())))
 
 
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """Requests that were served together, and the tokens made for each.
+
+    began_s, ends_s: when the wave began and each of its steps ended, in seconds since the start of
+    the run.
+    """
+
+    requests: Sequence[Request]
+    outputs: Sequence[Sequence[int]]
+    began_s: float
+    ends_s: Sequence[float]
+
+
 @dataclass(slots=True)
 class Ledger:
     """What one rank saw of a run. origin: its start, by `time.perf_counter`; durations: seconds of
@@ -104,61 +94,60 @@ class Ledger:
 
     rank: int
     replica: int
-    request_rows: list[dict[str, Any]] = field(default_factory=list)
-    step_rows: list[dict[str, Any]] = field(default_factory=list)
+    request_rows: list[RequestRow] = field(default_factory=list)
+    step_rows: list[StepRow] = field(default_factory=list)
     durations: list[float] = field(default_factory=list)
     origin: float = 0.0
 
-    def add(
-        self,
-        wave: Sequence[Request],
-        outputs: Sequence[Sequence[int]],
-        began: float,
-        ends: Sequence[float],
-    ) -> None:
-        """Enter a wave that began at `began` and whose steps ended at `ends`, seconds since the
-        run's start."""
-        for request, output in zip(wave, outputs, strict=True):
-            self.request_rows.append(
-                {
-                    "request_index": request.index,
-                    "replica": self.replica,
-                    "input_len": len(request.prompt),
-                    "output_len": len(output),
-                    "arrival_s": began,
-                    "token_times_s": ends[: len(output)],
-                    "output_token_ids": output,
-                }
-            )
-        for i, (start, end) in enumerate(zip([began, *ends], ends, strict=False)):
-            phase = PHASES[i > 0]
-            live = sum(len(output) > i for output in outputs)
-            self.durations.append(end - start)
-            self.step_rows.append(
-                {
-                    "rank": self.rank,
-                    "step": len(self.step_rows),
-                    "phase": phase,
-                    "micro_batch": 0,
-                    "num_requests": live,
-                    "num_tokens": live if i else sum(len(request.prompt) for request in wave),
-                    "end_s": end,
-                }
-            )
+    def add(self, wave: Wave) -> None:
+        """Enter what a wave did: a row for each of its requests and each of its steps."""
+        for request, output in zip(wave.requests, wave.outputs, strict=True):
+            self.request_rows.append(self._request(wave, request, output))
+        for i, end in enumerate(wave.ends_s):
+            self.durations.append(end - (wave.ends_s[i - 1] if i else wave.began_s))
+            self.step_rows.append(self._step(wave, i))
+
+    def _request(self, wave: Wave, request: Request, output: Sequence[int]) -> RequestRow:
+        return RequestRow(
+            request_index=request.index,
+            replica=self.replica,
+            input_len=len(request.prompt),
+            output_len=len(output),
+            arrival_s=wave.began_s,
+            admitted_s=None,
+            token_times_s=wave.ends_s[: len(output)],
+            output_token_ids=output,
+        )
+
+    def _step(self, wave: Wave, i: int) -> StepRow:
+        """Step i of a wave: the first one takes the prompts, every other a token of each request
+        that is not done."""
+        live = sum(len(output) > i for output in wave.outputs)
+        return StepRow(
+            rank=self.rank,
+            step=len(self.step_rows),
+            phase=phase_of(i),
+            micro_batch=0,
+            num_requests=live,
+            num_tokens=live if i else sum(len(request.prompt) for request in wave.requests),
+            end_s=wave.ends_s[i],
+        )
 
     def requests(self) -> pa.Table:
-        return to_table(self.request_rows, REQUESTS)
+        """The table of requests."""
+        return REQUESTS.make(self.request_rows)
 
     def steps(self) -> pa.Table:
-        return to_table(self.step_rows, STEPS)
+        """The table of steps."""
+        return STEPS.make(self.step_rows)
 
     def spans(self, calls: Sequence[Call] = (), blocked: Sequence[Span] = ()) -> pa.Table:
-        """SPANS of the run, from the collectives that were timed on the host and the stretches in
-        which it was held up."""
-        ends = [(row["phase"], row["step"], row["end_s"]) for row in self.step_rows]
+        """The spans table of the run. calls: the collectives that were timed on the host. blocked:
+        when it was held up; both in seconds of `time.perf_counter`."""
+        ends = [self.origin + row.end_s for row in self.step_rows]
         steps = [
-            (phase, step, self.origin + end - spent, self.origin + end)
-            for (phase, step, end), spent in zip(ends, self.durations, strict=True)
+            TimedStep(row.phase, row.step, end - spent, end)
+            for row, end, spent in zip(self.step_rows, ends, self.durations, strict=True)
         ]
         return host_spans(self.rank, steps, calls, blocked)
 
@@ -167,9 +156,9 @@ class Ledger:
 class Batcher:
     """Serves runs with `model.generate`, one wave after another.
 
-    on_phase: told "prefill" when a wave starts and "decode" after its first step. agree: see
-    `Stop`. progress: told of each step, in which a row that met an end token counts up to its
-    length. reports: whether this rank reports the requests.
+    model: of Transformers, with `generate`. on_phase: called with PREFILL when a wave starts and
+    with DECODE after each step. agree: see `Stop`. progress: told of each step, in which a row that
+    met an end token counts up to its length. reports: whether this rank reports the requests.
     """
 
     model: Any
@@ -181,64 +170,70 @@ class Batcher:
     reports: bool = True
 
     def __post_init__(self) -> None:
+        greedy: dict[str, object] = {"do_sample": False}
         sampling = {
             "do_sample": True,
             "temperature": self.plan.temperature,
             "top_k": 0,
             "top_p": 1.0,
         }
-        greedy = {"do_sample": False}
-        # The checkpoint's own generation config would bring its end tokens and sampling filters
-        # along.
-        self.model.generation_config = GenerationConfig(
-            pad_token_id=PAD, **(sampling if self.plan.temperature > 0 else greedy)
-        )
+        chosen = sampling if self.plan.temperature > 0 else greedy
+        # The checkpoint's own generation config would bring its end tokens and sampling filters.
+        config = GenerationConfig(pad_token_id=PAD, **chosen)  # type: ignore[no-untyped-call]
+        self.model.generation_config = config
 
     def serve(self, work: Work, ledger: Ledger, rounds: int = 0) -> None:
         """Serve `work` and enter it in `ledger`; `rounds`: take part in so many waves, served or
         not."""
         torch.manual_seed(self.plan.seed + ledger.replica)
-        longest = max((request.output_len for request in work.requests), default=1)
-        batches = waves(work)
-        waiting = len(work.requests)
-        self.progress.begin(StepClock(self.device).start, reports=self.reports)
-        ledger.origin = origin = time.perf_counter()
-        for wave in batches + [()] * (rounds - len(batches)):
-            began, waiting = time.perf_counter() - origin, waiting - len(wave)
-            outputs, ends = self._generate(wave, work.ignore_eos, longest, waiting)
-            ledger.add(wave, outputs, began, [began + end for end in ends])
+        batches, waiting = waves(work), len(work.requests)
+        clock = Clock(self.device)
+        self.progress.begin(clock.start, reports=self.reports)
+        ledger.origin = clock.began_s
+        for requests in batches + [()] * (rounds - len(batches)):
+            began, waiting = clock.now(), waiting - len(requests)
+            outputs, ends = self._generate(requests, work, waiting)
+            ledger.add(Wave(requests, outputs, began, [began + end for end in ends]))
 
     def _generate(
-        self, wave: Sequence[Request], ignore_eos: bool, longest: int, waiting: int
+        self, wave: Sequence[Request], work: Work, waiting: int
     ) -> tuple[list[list[int]], list[float]]:
         """Each request's output, and when each step ended in seconds since the call. An empty wave
-        is one row of padding."""
-        eos = () if ignore_eos else self.plan.model.eos_token_ids
+        is one row of padding. waiting: requests of `work` that come after this wave."""
+        eos = () if work.ignore_eos else self.plan.model.eos_token_ids
         ids, mask = left_pad([request.prompt for request in wave] or [(PAD,)], self.device)
-        lengths = torch.tensor([request.output_len for request in wave] or [0], device=self.device)
-        self.on_phase("prefill")
-        clock = StepClock(self.device)
+        lengths = self._int64([request.output_len for request in wave] or [0])
+        clock, marks = Clock(self.device), list[Moment]()
 
         def on_step() -> None:
-            step = len(clock.marks)
-            clock.mark()
-            live = sum(request.output_len > step for request in wave)
-            self.progress.step(clock.marks[-1], PHASES[step > 0], live, live, waiting)
-            self.on_phase("decode")
+            marks.append(clock.mark())
+            self._tell(wave, len(marks) - 1, marks[-1], waiting)
 
-        stop = Stop(
-            lengths, torch.tensor(eos, dtype=torch.int64, device=self.device), on_step, self.agree
-        )
+        self.on_phase(PREFILL)
+        stop = Stop(lengths, self._int64(eos), on_step, self.agree)
+        longest = max((request.output_len for request in work.requests), default=1)
         made = self.model.generate(
             ids,
             attention_mask=mask,
             max_new_tokens=self.plan.max_len if self.agree else longest,
             stopping_criteria=StoppingCriteriaList([stop]),
         )
+        wait(marks[-1])
         rows = made[:, ids.shape[1] :].tolist()
-        return [
-            _until(row[: r.output_len], eos) for r, row in zip(wave, rows, strict=False)
-        ], clock.seconds()
+        outputs = [
+            _until(row[: request.output_len], eos)
+            for request, row in zip(wave, rows, strict=False)  # an empty wave has one row
+        ]
+        return outputs, [clock.seconds(mark) for mark in marks]
+
+    def _tell(self, wave: Sequence[Request], step: int, at: Moment, waiting: int) -> None:
+        """Report that step `step` of a wave ends at `at`."""
+        live = sum(request.output_len > step for request in wave)
+        self.progress.step(at, phase_of(step), live, live, waiting)
+        self.on_phase(DECODE)
+
+    def _int64(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self.device)
 
 
 def _until(tokens: list[int], eos: Sequence[int]) -> list[int]:

@@ -1,8 +1,8 @@
-"""The engine `calibration`: it serves no requests, it measures what the ranks' devices and links
+"""The engine `calibration`: it serves nothing, it measures what the devices and links of the ranks
 can do.
 
-`orchestrator calibrate` runs it as a deployment is run. It is no entry point, so that nobody is
-offered it for a model.
+`orchestrator calibrate` runs it as any engine is run. It is not an entry point, so it is not listed
+among the engines for a model.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from workers.messages import Built, EnginePlan, RankReport, Work
-from workers.records import FABRIC, STEPS, to_table
+from workers.records import FABRIC, STEPS
 from workers.versions import versions
 
 if TYPE_CHECKING:
     from workers.rank import RankContext
 
-LAYOUT = "calibration"
-QUICK = "quick"  # the value of the placement's option "sweep" that asks for a few sizes only
+CALIBRATION_LAYOUT = "calibration"  # the name of the layout of a plan for this engine
+SWEEP_OPTION = "sweep"  # the placement's option that says how much is measured
+QUICK = "quick"  # its value for a few sizes only; without the option all are measured
 
 
 class CalibrationEngine:
-    """Measures a node."""
+    """Measures a node, one process a rank."""
 
     processes: Literal["per_rank", "single"] = "per_rank"
 
@@ -30,26 +31,30 @@ class CalibrationEngine:
         self._quick = False
 
     def supports(self, plan: EnginePlan) -> str | None:
-        return (
-            None
-            if plan.layout == LAYOUT
-            else "it measures a node and serves nothing; `orchestrator calibrate` runs it"
-        )
+        """None for a plan that `orchestrator calibrate` made."""
+        if plan.layout == CALIBRATION_LAYOUT:
+            return None
+        return "it measures a node and serves nothing; `orchestrator calibrate` runs it"
 
     def build(self, context: RankContext, plan: EnginePlan) -> Built:
+        """Nothing is loaded."""
         from workers.device import device_name
 
-        self._context, self._quick = context, plan.placement.option("sweep") == QUICK
+        self._context = context
+        self._quick = plan.placement.option(SWEEP_OPTION) == QUICK
         return Built(context.rank, 0.0, None, 0, None, device_name(context.device), versions())
 
     def run(self, work: Work) -> RankReport:
-        from workers.engines.calibration_sweep import measure, sweep_for
+        """Measure; the report's `fabric` has what this rank found. The work has no requests."""
+        from workers.engines.calibration_sweep import measure
+        from workers.engines.calibration_timing import sweep_for
 
         assert self._context is not None, "build first"
         rows = measure(self._context, sweep_for(self._context.device, self._quick))
         return RankReport(
-            self._context.rank, None, to_table([], STEPS), None, 0, fabric=to_table(rows, FABRIC)
+            self._context.rank, None, STEPS.make([]), None, 0, fabric=FABRIC.make(rows)
         )
 
     def close(self) -> None:
+        """Nothing was taken but the context."""
         self._context = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from strategies.placement import Placement
 from strategies.shapes import ModelShape
 from workers.messages import Built, EnginePlan, RankReport, Work
-from workers.records import COLLECTIVES, to_table
+from workers.records import COLLECTIVES
 from workers.versions import versions
 
 if TYPE_CHECKING:
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from workers.engines.batch import Batcher
     from workers.rank import RankContext
     from workers.weights import Source
+
+
+CONFIG_CLASSES = {
+    "llama": "LlamaConfig",
+    "mistral": "MistralConfig",
+    "qwen2": "Qwen2Config",
+    "qwen3": "Qwen3Config",
+}
 
 
 class TransformersEngine:
@@ -32,27 +40,9 @@ class TransformersEngine:
         self._devices: list[torch.device] = []
 
     def supports(self, plan: EnginePlan) -> str | None:
+        """None, or why Transformers cannot run the plan."""
         axes = {axis for axis, degree in plan.placement.mesh if degree > 1}
-        if "tp" in axes:
-            return "it does not cut tensors (tp)"
-        if "dp" in axes:
-            return "it does not run replicas (dp)"
-        if axes - {"pp"}:
-            return f"it does not know the axis {min(axes - {'pp'})}"
-        unknown = {key for key, _ in plan.placement.options} - {"engine"}
-        if unknown:
-            return f"it has no option {min(unknown)}"
-        cut = next(
-            (name for name, _ in plan.model.parameters() if plan.placement.is_split(name, "pp")),
-            None,
-        )
-        if cut:
-            return f"it keeps tensors whole, and the layout cuts {cut}"
-        if "pp" in axes and plan.device != "cuda":
-            return "its device_map needs GPUs (pp)"
-        if "pp" in axes and importlib.util.find_spec("accelerate") is None:
-            return "its device_map needs accelerate (pp): pip install accelerate"
-        return None
+        return _refused_axes(axes) or _refused_cuts(plan) or _missing_for(axes, plan.device)
 
     def build(self, context: RankContext, plan: EnginePlan) -> Built:
         """Load the model. The devices of a pipeline are this process's and the ones numbered after
@@ -66,18 +56,18 @@ class TransformersEngine:
         self._batcher = Batcher(model, plan, self._devices[0], progress=context.progress)
         size = sum(p.numel() * p.element_size() for p in model.parameters())
         return Built(
-            0,
-            time.perf_counter() - start,
-            None,
-            size,
-            None,
-            device_name(self._devices[0]),
-            versions(),
+            rank=0,
+            load_s=time.perf_counter() - start,
+            capture_s=None,
+            weight_bytes=size,
+            kv_tokens=None,
+            device_name=device_name(self._devices[0]),
+            versions=versions(),
         )
 
     def run(self, work: Work) -> RankReport:
-        """Serve `work` in waves. What is copied between the devices of a pipeline is not seen: no
-        collectives, no spans."""
+        """Serve `work` in waves. Copies between the devices of a pipeline cannot be observed: then
+        there are no collectives and no spans."""
         from workers.device import peak_memory, reset_peak
         from workers.engines.batch import Ledger
 
@@ -87,41 +77,59 @@ class TransformersEngine:
         self._batcher.serve(work, ledger)
         alone = len(self._devices) == 1
         return RankReport(
-            0,
-            ledger.requests(),
-            ledger.steps(),
-            to_table([], COLLECTIVES) if alone else None,
-            peak_memory(self._devices),
-            ledger.spans() if alone and work.observe else None,
+            rank=0,
+            requests=ledger.requests(),
+            steps=ledger.steps(),
+            collectives=COLLECTIVES.make([]) if alone else None,
+            peak_memory_bytes=peak_memory(self._devices),
+            spans=ledger.spans() if alone and work.observe else None,
             began_s=ledger.origin,
         )
 
     def close(self) -> None:
+        """Free the model."""
         self._batcher = None
         release(self._devices)
 
 
+def _refused_axes(axes: set[str]) -> str | None:
+    if "tp" in axes:
+        return "it does not cut tensors (tp)"
+    if "dp" in axes:
+        return "it does not run replicas (dp)"
+    if axes - {"pp"}:
+        return f"it does not know the axis {min(axes - {'pp'})}"
+    return None
+
+
+def _refused_cuts(plan: EnginePlan) -> str | None:
+    unknown = {key for key, _ in plan.placement.options} - {"engine"}
+    if unknown:
+        return f"it has no option {min(unknown)}"
+    for name, _ in plan.model.parameters():
+        if plan.placement.is_split(name, "pp"):
+            return f"it keeps tensors whole, and the layout cuts {name}"
+    return None
+
+
+def _missing_for(axes: set[str], device: str) -> str | None:
+    """What a pipeline needs and is not there."""
+    if "pp" in axes and device != "cuda":
+        return "its device_map needs GPUs (pp)"
+    if "pp" in axes and importlib.util.find_spec("accelerate") is None:
+        return "its device_map needs accelerate (pp): pip install accelerate"
+    return None
+
+
+# -- the model
+
+
 def shape_to_config(shape: ModelShape) -> Any:
-    """The Transformers config of `shape`."""
+    """The Transformers config of `shape`. Raises KeyError for a family that is not in
+    CONFIG_CLASSES."""
     import transformers
 
-    kinds = {
-        "llama": transformers.LlamaConfig,
-        "mistral": transformers.MistralConfig,
-        "qwen2": transformers.Qwen2Config,
-        "qwen3": transformers.Qwen3Config,
-    }
-    own: dict[str, dict[str, Any]] = {
-        "llama": {"attention_bias": shape.output_bias},
-        "mistral": {"sliding_window": None},
-        "qwen2": {},
-        "qwen3": {"attention_bias": shape.output_bias},
-    }
-    rope = {
-        key: int(value) if key == "original_max_position_embeddings" else value
-        for key, value in shape.rope_scaling
-    }
-    return kinds[shape.family](
+    return getattr(transformers, CONFIG_CLASSES[shape.family])(
         hidden_size=shape.hidden_size,
         num_hidden_layers=shape.num_layers,
         num_attention_heads=shape.num_heads,
@@ -131,13 +139,29 @@ def shape_to_config(shape: ModelShape) -> Any:
         vocab_size=shape.vocab_size,
         max_position_embeddings=shape.max_positions,
         rms_norm_eps=shape.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta, **rope},
+        rope_parameters=_rope_parameters(shape),
         tie_word_embeddings=shape.tie_embeddings,
         bos_token_id=None,
         pad_token_id=None,
         eos_token_id=list(shape.eos_token_ids) or None,
-        **own[shape.family],
+        **_of_family(shape),
     )
+
+
+def _rope_parameters(shape: ModelShape) -> dict[str, object]:
+    # Transformers checks that this length is an integer; a shape holds it as a float.
+    scaling = {
+        key: int(value) if key == "original_max_position_embeddings" else value
+        for key, value in shape.rope_scaling
+    }
+    return {"rope_type": "default", "rope_theta": shape.rope_theta, **scaling}
+
+
+def _of_family(shape: ModelShape) -> dict[str, object]:
+    """Arguments of a config that not every family has."""
+    if shape.family in ("llama", "qwen3"):
+        return {"attention_bias": shape.output_bias}
+    return {"sliding_window": None} if shape.family == "mistral" else {}
 
 
 def empty_model(plan: EnginePlan) -> Any:
@@ -145,47 +169,53 @@ def empty_model(plan: EnginePlan) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    family: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            shape_to_config(plan.model), dtype=getattr(torch, plan.dtype)
-        ).eval()
+        model = family.from_config(shape_to_config(plan.model), dtype=getattr(torch, plan.dtype))
+    return model.eval()
 
 
 def fill(
-    module: Any,
+    module: torch.nn.Module,
     prefix: str,
     source: Source,
     device_of: Callable[[str], torch.device],
-    made: dict[Any, Any],
+    made: dict[torch.nn.Parameter, torch.nn.Parameter],
 ) -> None:
     """Give every meta parameter under `module` its memory and its values, one at a time, whole.
 
-    prefix: the module's name in the model. made: meta parameter -> what became of it, so that tied
-    parameters stay tied.
+    prefix: the module's name in the model. device_of: the device of a parameter by its full name.
+    made: meta parameter -> what became of it, so that tied parameters stay tied.
     """
-    import torch
-
     for path, child in module.named_modules(prefix=prefix):
         for name, empty in list(child.named_parameters(recurse=False)):
+            full = f"{path}.{name}"
             if empty not in made:
-                full = f"{path}.{name}"
-                tensor = torch.empty(empty.shape, dtype=empty.dtype, device=device_of(full))
-                source.read(
-                    full, tuple(empty.shape), tuple(slice(0, size) for size in empty.shape), tensor
-                )
-                made[empty] = torch.nn.Parameter(tensor, requires_grad=False)
+                made[empty] = _filled(full, empty, source, device_of(full))
             setattr(child, name, made[empty])
 
 
+def _filled(
+    name: str, empty: torch.nn.Parameter, source: Source, device: torch.device
+) -> torch.nn.Parameter:
+    """A parameter of the shape and dtype of `empty`, with its values, on `device`."""
+    import torch
+
+    shape = tuple(empty.shape)
+    tensor = torch.empty(shape, dtype=empty.dtype, device=device)
+    source.read(name, shape, tuple(slice(0, size) for size in shape), tensor)
+    return torch.nn.Parameter(tensor, requires_grad=False)
+
+
 def reset_rotary(model: Any, device: torch.device) -> None:
-    """Compute the rotary frequencies anew, in float32: they are in no checkpoint, empty on meta,
-    and rounded by a cast."""
+    """Compute the rotary frequencies anew, in float32. No checkpoint has them, on the meta device
+    they are empty, and a cast of the model rounds them."""
     rotary = model.model.rotary_emb
     model.model.rotary_emb = type(rotary)(config=model.config).to(device)
 
 
 def release(devices: list[torch.device]) -> None:
-    """Return memory that nothing refers to any more."""
+    """Give back the memory of objects that are no longer used."""
     import gc
 
     import torch
@@ -256,13 +286,11 @@ def _load(plan: EnginePlan, devices: list[torch.device]) -> Any:
 def _from_checkpoint(plan: EnginePlan, device: torch.device, spread: dict[str, int] | None) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils import logging
 
-    disable_progress_bar()
-    dtype, source = getattr(torch, plan.dtype), str(plan.checkpoint)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    family: Any = AutoModelForCausalLM
+    options = {"dtype": getattr(torch, plan.dtype), "local_files_only": True}
     if spread is not None:
-        return AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, local_files_only=True, device_map=spread
-        ).eval()
-    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=True)
-    return model.to(device).eval()
+        return family.from_pretrained(str(plan.checkpoint), device_map=spread, **options).eval()
+    return family.from_pretrained(str(plan.checkpoint), **options).to(device).eval()

@@ -1,2 +1,2 @@
-"""Watching a run: its steps taken apart, which no timed run is, and the machine sampled beside it,
-which every run is."""
+"""What is observed of a run: the spans of its steps, in an observed run only; and samples of the
+machine beside it, in every run."""

@@ -1,10 +1,10 @@
 """What Ray's metrics endpoint tells of a run that is going on, in Ray's own format for Prometheus.
 
-A thread beside the run reads what the generate loop has left behind (`workers.progress`) once a
-second and hands it to `ray.util.metrics`; the loop itself never calls Ray. On a GPU, where the host
-launches steps ahead of the device, only steps whose event has passed are counted, so every figure
-is of work done, not of work launched. Outside of Ray nothing of this is started. ray is imported
-here, when a publisher is made, and nowhere else.
+Once a second a thread beside the run reads what the generate loop keeps in `workers.progress`, and
+hands it to `ray.util.metrics`. The loop itself never calls Ray. On a GPU the host launches steps
+ahead of the device; only steps whose event has passed are counted, so every figure is of work done,
+not of work launched. Outside of Ray none of this is started. ray is imported when a publisher is
+made.
 """
 
 from __future__ import annotations
@@ -14,41 +14,19 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from workers.clock import elapsed_ms, passed
+from workers.probes.nvml_readings import Readings
 from workers.progress import IDLE, Progress, StepEnd
-
-if TYPE_CHECKING:
-    from workers.progress import Moment
 
 PERIOD_S = 1.0
 TAGS = ("experiment", "model", "strategy", "engine", "rank")
 PHASED = (*TAGS, "phase")
-STEP_TIME_BOUNDS_MS = [
-    1,
-    2,
-    3,
-    5,
-    7,
-    10,
-    12,
-    15,
-    20,
-    25,
-    30,
-    40,
-    50,
-    75,
-    100,
-    150,
-    200,
-    300,
-    500,
-    1000,
-    2000,
-    5000,
-    10000,
-]
+STEP_TIME_BOUNDS_MS = (
+    *(1, 2, 3, 5, 7, 10, 12, 15, 20, 25, 30, 40, 50, 75),
+    *(100, 150, 200, 300, 500, 1000, 2000, 5000, 10000),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,26 +88,23 @@ OF_A_RANK = (
 )
 METRICS = (*OF_A_RANK, COMM_EXPOSED)
 
-Row = Mapping[str, Any]
-Reading = tuple[
-    Metric, float, dict[str, str]
-]  # what, its value, its tags beyond those of the process
+# What, its value, its tags beyond those of the process.
+Reading = tuple[Metric, float, dict[str, str]]
 
 
 # -- reading
 
 
 class Reader:
-    """Says of a progress what is new since it was last asked."""
+    """Reads from a progress what is new since it was last read."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._ends: list[StepEnd] = []
         self._next = 1
 
-    def read(self, samples: Sequence[Row] = ()) -> Iterator[Reading]:
-        """Readings since the last call; samples: the latest of each GPU, in the schema
-        TELEMETRY."""
+    def read(self, samples: Sequence[Readings] = ()) -> Iterator[Reading]:
+        """What is new since the last call; samples: the latest of each GPU."""
         progress = self._progress
         yield STATE, progress.state, {}
         done = self._finished()
@@ -137,18 +112,9 @@ class Reader:
             yield STEP_TIME, elapsed_ms(before.at, step.at), {"phase": step.phase}
         if progress.reports:
             yield from _of_requests(done, progress.state == IDLE)
-        if progress.pages and (done[1:] or progress.state == IDLE):
-            yield (
-                KV_USED,
-                100.0 * (done[-1].pages if progress.state != IDLE else 0) / progress.pages,
-                {},
-            )
-        for metric, values in (
-            (POWER, _known(samples, "power_w")),
-            (GPU_UTILIZATION, _known(samples, "gpu_utilization_pct")),
-        ):
-            if values:
-                yield metric, sum(values) / (1 if metric is POWER else len(values)), {}
+        if progress.pages:
+            yield from _of_pages(done, progress)
+        yield from _of_gpus(samples)
 
     def _finished(self) -> list[StepEnd]:
         """The steps that have ended since the last call, led by the end of the one before them;
@@ -163,7 +129,8 @@ class Reader:
 
 
 def _of_requests(done: Sequence[StepEnd], idle: bool) -> Iterator[Reading]:
-    """Nothing new is said while a long step lasts: what was said last goes on to hold."""
+    """Tokens, throughput and requests. Where no step has ended there is nothing: the gauges keep
+    their last values."""
     tokens = sum(step.tokens for step in done[1:])
     if tokens:
         yield OUTPUT_TOKENS, tokens, {}
@@ -175,34 +142,42 @@ def _of_requests(done: Sequence[StepEnd], idle: bool) -> Iterator[Reading]:
         yield REQUESTS_WAITING, done[-1].waiting, {}
 
 
-def _known(samples: Sequence[Row], name: str) -> list[float]:
-    return [sample[name] for sample in samples if sample.get(name) is not None]
+def _of_pages(done: Sequence[StepEnd], progress: Progress) -> Iterator[Reading]:
+    """KV pages in percent: of the newest step, 0 between runs."""
+    if progress.state == IDLE:
+        yield KV_USED, 0.0, {}
+    elif done[1:]:
+        yield KV_USED, 100.0 * done[-1].pages / progress.pages, {}
 
 
-def passed(moment: Moment) -> bool:
-    """Whether a moment lies behind; asking does not make the GPU or anybody wait."""
-    return isinstance(moment, float) or moment.query()
-
-
-def elapsed_ms(start: Any, end: Any) -> float:
-    """Milliseconds between two moments of the same kind that have passed."""
-    return 1e3 * (end - start) if isinstance(start, float) else start.elapsed_time(end)
+def _of_gpus(samples: Sequence[Readings]) -> Iterator[Reading]:
+    """Power summed and utilization averaged over the GPUs of this process; those whose reading is
+    not known are left out."""
+    powers = [power for one in samples if (power := one.get("power_w")) is not None]
+    rates = [rate for one in samples if (rate := one.get("gpu_utilization_pct")) is not None]
+    if powers:
+        yield POWER, sum(powers), {}
+    if rates:
+        yield GPU_UTILIZATION, sum(rates) / len(rates), {}
 
 
 # -- publishing
 
 
 class Board:
-    """Metrics of Ray under the tags of this process. What goes wrong here is nobody's business:
-    nothing is raised."""
+    """Metrics of Ray under the tags of this process.
+
+    Nothing is raised: a run goes on without its metrics where Ray fails to take them.
+    """
 
     def __init__(self, tags: Mapping[str, str], metrics: Iterable[Metric]) -> None:
         self._tags = dict(tags)
-        self._metrics: dict[str, Any] = {}
+        self._metrics: dict[str, object] = {}
         with contextlib.suppress(Exception):
             self._metrics |= {metric.name: _of_ray(metric) for metric in metrics}
 
     def put(self, readings: Iterable[Reading]) -> None:
+        """Hand readings to Ray, up to the first that it does not take."""
         with contextlib.suppress(Exception):
             for metric, value, tags in readings:
                 ours = self._metrics[metric.name]
@@ -213,30 +188,31 @@ class Board:
 def _of_ray(metric: Metric) -> Any:
     from ray.util import metrics
 
-    bounds = {"boundaries": STEP_TIME_BOUNDS_MS} if metric.kind == "Histogram" else {}
+    bounds = {"boundaries": list(STEP_TIME_BOUNDS_MS)} if metric.kind == "Histogram" else {}
     return getattr(metrics, metric.kind)(
         metric.name, description=metric.description, tag_keys=metric.tags, **bounds
     )
 
 
 class Publisher:
-    """Tells Ray once a second what a rank does, from now until `stop`. samples: gives the latest
-    sample of each GPU."""
+    """Tells Ray once a second what a rank does, from now until `stop`. samples: returns the latest
+    readings of each GPU."""
 
     def __init__(
-        self, tags: Mapping[str, str], progress: Progress, samples: Callable[[], Sequence[Row]]
+        self, tags: Mapping[str, str], progress: Progress, samples: Callable[[], Sequence[Readings]]
     ) -> None:
         self._board = Board(tags, OF_A_RANK)
         self._reader, self._samples = Reader(progress), samples
-        self._one_at_a_time = threading.Lock()
+        self._lock = threading.Lock()
         self._over = _every_second(self.publish)
 
     def publish(self) -> None:
-        """Now, beside the beat: when a run has ended, so that none of its steps goes untold."""
-        with self._one_at_a_time:
+        """Tell Ray now. Called when a run has ended too, so that none of its steps is left out."""
+        with self._lock:
             self._board.put(self._readings())
 
     def stop(self) -> None:
+        """Publish no more."""
         self._over.set()
 
     def _readings(self) -> Iterator[Reading]:
@@ -244,24 +220,29 @@ class Publisher:
 
 
 class Exposure:
-    """Tells Ray how much communication was exposed when a run was observed: known when it is over,
-    so it is said again and again (Ray forgets a gauge that is not) until `stop`."""
+    """Tells Ray how much communication of an observed run was exposed.
+
+    That is known once the run is over. Ray forgets a gauge that is not set again, so it is set
+    every second until `stop`.
+    """
 
     def __init__(self) -> None:
         self._board = Board({}, [COMM_EXPOSED])
         self._known: dict[tuple[str, ...], Reading] = {}
-        self._over = _every_second(self._say)
+        self._over = _every_second(self._publish)
 
     def tell(self, tags: Mapping[str, str], shares: Iterable[tuple[int, str, float]]) -> None:
-        """shares: (rank, phase, percent of the step). tags: without the rank."""
+        """Publish these shares from now on: (rank, phase, percent of the step). tags: all but rank
+        and phase."""
         for rank, phase, percent in shares:
             mine = {**tags, "rank": str(rank), "phase": phase}
             self._known[tuple(mine[key] for key in PHASED)] = (COMM_EXPOSED, percent, mine)
 
     def stop(self) -> None:
+        """Publish no more."""
         self._over.set()
 
-    def _say(self) -> None:
+    def _publish(self) -> None:
         self._board.put(list(self._known.values()))
 
 

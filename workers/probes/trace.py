@@ -8,37 +8,76 @@ import json
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
 
 from workers.communicator import Communicator
-from workers.intervals import union
-from workers.records import COMPUTE, SPANS, Call, to_table
+from workers.intervals import Span, union
+from workers.probes.spans import StepOf, span_row
+from workers.records import COMPUTE, SPANS, Call, SpanRow
 
+ANY_OPERATION = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "send", "recv", "other")
 # The registry of kernels that communicate: a part of the kernel's name -> the operations it may
-# carry out. The first fits. NCCL's begin with ncclDevKernel_ or, on symmetric memory,
-# ncclSymkDevKernel_; its Generic ones do what they are told.
+# carry out. The first part that a name contains counts. The last operation is what a kernel is
+# booked as where its call is not known.
 COMMUNICATION_KERNELS = {
+    # NCCL: ncclDevKernel_ or, on symmetric memory, ncclSymkDevKernel_.
     "DevKernel_AllReduce": ("all_reduce",),
     "DevKernel_AllGather": ("all_gather",),
     "DevKernel_ReduceScatter": ("reduce_scatter",),
     "DevKernel_Broadcast": ("broadcast",),
     "DevKernel_SendRecv": ("send", "recv"),
+    # torch's symmetric memory (CUDA), and the Triton kernels that are named after it.
     "one_shot_all_reduce": ("all_reduce",),
     "two_shot_all_reduce": ("all_reduce",),
-    "nccl": ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "send", "recv", "other"),
+    "multimem_all_gather": ("all_gather",),
+    "multimem_": ("all_reduce",),
+    # vLLM's custom all-reduce, in one stage and in two.
+    "cross_device_reduce_": ("all_reduce",),
+    # FlashInfer and TensorRT-LLM: an all-reduce and the norm after it in one kernel.
+    "allreduce_fusion": ("all_reduce",),
+    # NCCL's Generic kernels, and NVSHMEM's: they carry out any operation.
+    "nccl": ANY_OPERATION,
+    "nvshmem": ANY_OPERATION,
+    # Triton kernels of any other name.
+    "all_reduce": ("all_reduce",),
+    "all_gather": ("all_gather",),
+    "reduce_scatter": ("reduce_scatter",),
+    # A copy from one GPU's memory to another's.
+    "Memcpy PtoP": ("send", "recv", "all_gather", "broadcast", "other"),
 }
+STEP_PREFIX = "step/"  # of the annotation around a step: step/PHASE/NUMBER
+LAUNCHES = frozenset({"cuda_runtime", "cuda_driver"})  # categories of events
+ON_THE_GPU = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A complete event ("ph": "X") of a Chrome trace.
+
+    start: microseconds of the trace's own clock; duration: microseconds. correlation: the number
+    that a launch and what it launched have in common.
+    """
+
+    name: str
+    category: str
+    start: float
+    duration: float
+    correlation: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One kernel: its name, the step it belongs to, when it was launched, start and end;
-    microseconds."""
+    """A kernel, copy or fill that ran on the GPU within a step.
+
+    launched: when its launch was called, on the trace's clock; one graph's kernels have the same.
+    start, end: on the clock of the node. All in microseconds.
+    """
 
     name: str
     phase: str
@@ -65,6 +104,7 @@ class Tracer:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
+        """Profile what runs inside, and read its kernels."""
         with self._profiler:
             yield
             torch.cuda.synchronize()
@@ -73,107 +113,145 @@ class Tracer:
 
     @contextmanager
     def step(self, phase: str, index: int) -> Iterator[None]:
+        """Mark a step in the trace, and keep the calls of the Communicator in it."""
         self._communicator.journal = self._calls[index] = []
-        with torch.profiler.record_function(f"step/{phase}/{index}"):
+        with torch.profiler.record_function(f"{STEP_PREFIX}{phase}/{index}"):
             yield
         self._communicator.journal = None
 
     def spans(self) -> pa.Table:
+        """The spans table of the run."""
         return kernel_spans(self._communicator.context.rank, self._kernels, self._calls)
 
 
-def kernel_spans(rank: int, kernels: Sequence[Kernel], calls: dict[int, list[Call]]) -> pa.Table:
-    """SPANS from kernels and, by step, the calls of the Communicator in the order they were made.
+# -- from kernels and calls to spans
 
-    Compute is merged where kernels touch or overlap.
+
+def kernel_spans(
+    rank: int, kernels: Sequence[Kernel], calls: Mapping[int, Sequence[Call]]
+) -> pa.Table:
+    """The spans table of a rank, in order of start.
+
+    calls: those of the Communicator by step, in the order they were made. Compute is merged where
+    kernels touch or overlap.
     """
-    compute: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
-    talking: dict[int, list[Kernel]] = defaultdict(list)
+    rows = [*_compute_spans(rank, kernels), *_communication_spans(rank, kernels, calls)]
+    return SPANS.make(sorted(rows, key=lambda row: row.start_us))
+
+
+def _compute_spans(rank: int, kernels: Iterable[Kernel]) -> Iterator[SpanRow]:
+    compute: dict[StepOf, list[Span]] = defaultdict(list)
+    for kernel in kernels:
+        if not kernel.operations:
+            compute[StepOf(rank, kernel.phase, kernel.step)].append((kernel.start, kernel.end))
+    for of, spans in compute.items():
+        yield from (span_row(of, COMPUTE, span) for span in union(spans))
+
+
+def _communication_spans(
+    rank: int, kernels: Iterable[Kernel], calls: Mapping[int, Sequence[Call]]
+) -> Iterator[SpanRow]:
+    by_step: dict[int, list[Kernel]] = defaultdict(list)
     for kernel in kernels:
         if kernel.operations:
-            talking[kernel.step].append(kernel)
-        else:
-            compute[kernel.phase, kernel.step].append((kernel.start, kernel.end))
-    rows: list[dict[str, Any]] = []
-    for (phase, step), spans in compute.items():
-        rows += [_row(rank, phase, step, COMPUTE, start, end) for start, end in union(spans)]
-    for step, found in talking.items():
-        for kernel, call in zip(found, _matched(found, calls.get(step, [])), strict=True):
-            known = (
-                {"axis": call.axis, "call_phase": call.phase, "bytes": call.bytes} if call else {}
-            )
+            by_step[kernel.step].append(kernel)
+    for step, found in by_step.items():
+        for kernel, call in match(found, calls.get(step, ())):
             op = call.op if call else kernel.operations[-1]
-            rows.append(_row(rank, kernel.phase, step, op, kernel.start, kernel.end, **known))
-    return to_table(sorted(rows, key=lambda row: row["start_us"]), SPANS)
+            of = StepOf(rank, kernel.phase, step)
+            yield span_row(of, op, (kernel.start, kernel.end), call)
 
 
-def _matched(kernels: list[Kernel], calls: list[Call]) -> list[Call | None]:
-    """The call of each kernel: kernels in the order they were launched (inside one graph: ran) are
-    the calls in order.
+def match(kernels: Iterable[Kernel], calls: Sequence[Call]) -> Iterator[tuple[Kernel, Call | None]]:
+    """Each communicating kernel of a step with its call, in the order they were launched; kernels
+    of one graph, which are launched together, in the order they ran.
 
-    None for each where the two do not fit: then a kernel's name alone says what it does.
+    That is the order of the calls. Where number or operations of the two do not agree, no kernel
+    is given a call: then its name alone says what it does.
     """
-    kernels.sort(key=lambda k: (k.launched, k.start))
-    fits = len(kernels) == len(calls) and all(
-        call.op in k.operations for k, call in zip(kernels, calls, strict=True)
+    ordered = sorted(kernels, key=lambda kernel: (kernel.launched, kernel.start))
+    agree = len(ordered) == len(calls) and all(
+        call.op in kernel.operations for kernel, call in zip(ordered, calls, strict=True)
     )
-    return [*calls] if fits else [None] * len(kernels)
+    yield from zip(ordered, calls if agree else [None] * len(ordered), strict=True)
 
 
-def _row(
-    rank: int, phase: str, step: int, kind: str, start: float, end: float, **call: Any
-) -> dict[str, Any]:
-    return {
-        "rank": rank,
-        "phase": phase,
-        "step": step,
-        "kind": kind,
-        "start_us": start,
-        "end_us": end,
-        **call,
-    }
+# -- from a trace to kernels
 
 
-def read_kernels(trace: dict[str, Any]) -> list[Kernel]:
-    """The kernels of a Chrome trace that were launched inside a step, replayed graphs included.
+class _Step(NamedTuple):
+    """The annotation of a step; microseconds of the trace's clock."""
+
+    start: float
+    end: float
+    name: str
+
+
+class _Launch(NamedTuple):
+    at: float
+    step: _Step
+
+
+def read_kernels(trace: Any) -> list[Kernel]:
+    """The kernels of a Chrome trace (its JSON) that were launched inside a step, replayed graphs
+    included.
 
     A kernel carries the correlation number of the call that launched it; that call lies inside a
-    step's annotation.
+    step's annotation. Raises KeyError where this is no Chrome trace.
     """
     origin = float(trace.get("baseTimeNanoseconds", 0)) / 1e3
-    events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
-    annotations = [
-        e for e in events if e.get("cat") == "user_annotation" and e["name"].startswith("step/")
+    events = list(_events(trace["traceEvents"]))
+    launches = _launches(events)
+    return [
+        _kernel(event, launches[event.correlation], origin)
+        for event in events
+        if event.category in ON_THE_GPU and event.correlation in launches
     ]
-    steps = sorted((e["ts"], e["ts"] + e["dur"], e["name"]) for e in annotations)
-    starts = [step[0] for step in steps]
-    launches: dict[int, tuple[float, str]] = {}
-    for event in events:
-        if event.get("cat") in ("cuda_runtime", "cuda_driver") and "correlation" in event.get(
-            "args", {}
-        ):
-            i = bisect.bisect_right(starts, event["ts"]) - 1
-            if i >= 0 and event["ts"] <= steps[i][1]:
-                launches[event["args"]["correlation"]] = (event["ts"], steps[i][2])
-    kernels = []
-    for event in events:
-        launch = launches.get(event.get("args", {}).get("correlation"))
-        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset") and launch is not None:
-            _, phase, index = launch[1].split("/")
-            start = origin + event["ts"]
-            kernels.append(
-                Kernel(event["name"], phase, int(index), launch[0], start, start + event["dur"])
-            )
-    return kernels
 
 
-def _export(profiler: torch.profiler.profile) -> dict[str, Any]:
+def _events(entries: Iterable[Any]) -> Iterator[Event]:
+    """The steps, launches and kernels among the entries of a Chrome trace."""
+    wanted = {*LAUNCHES, *ON_THE_GPU, "user_annotation"}
+    for entry in entries:
+        if entry.get("ph") == "X" and entry.get("cat") in wanted:
+            correlation = entry.get("args", {}).get("correlation")
+            yield Event(entry["name"], entry["cat"], entry["ts"], entry["dur"], correlation)
+
+
+def _launches(events: Iterable[Event]) -> dict[int | None, _Launch]:
+    """Correlation number -> the launch that has it, of those inside a step."""
+    steps = _steps(events)
+    starts = [step.start for step in steps]
+    launches: dict[int | None, _Launch] = {}
+    for event in events:
+        if event.category in LAUNCHES and event.correlation is not None:
+            i = bisect.bisect_right(starts, event.start) - 1
+            if i >= 0 and event.start <= steps[i].end:
+                launches[event.correlation] = _Launch(event.start, steps[i])
+    return launches
+
+
+def _steps(events: Iterable[Event]) -> list[_Step]:
+    return sorted(
+        _Step(event.start, event.start + event.duration, event.name)
+        for event in events
+        if event.category == "user_annotation" and event.name.startswith(STEP_PREFIX)
+    )
+
+
+def _kernel(event: Event, launch: _Launch, origin: float) -> Kernel:
+    phase, index = launch.step.name.removeprefix(STEP_PREFIX).split("/")
+    start = origin + event.start
+    return Kernel(event.name, phase, int(index), launch.at, start, start + event.duration)
+
+
+def _export(profiler: torch.profiler.profile) -> Any:
+    """The Chrome trace of a profile, as its JSON."""
     handle, path = tempfile.mkstemp(suffix=".json")
     os.close(handle)
     try:
         profiler.export_chrome_trace(path)
-        with open(path) as file:
-            trace: dict[str, Any] = json.load(file)
-            return trace
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
     finally:
         os.unlink(path)

@@ -10,9 +10,8 @@
   const PARTS = {
     compute: ["compute", "compute"], exposed_transfer: ["exposed transfer", "transfer"], exposed_wait: ["exposed wait", "wait"],
     bubble: ["bubble", "bubble"], launch_gap: ["launch gap", "gap"],
-    comm_exposed: ["exposed communication", "transfer"], rest: ["compute and gaps", "compute"],
   };
-  const PART_ORDER = ["compute", "rest", "exposed_transfer", "exposed_wait", "comm_exposed", "bubble", "launch_gap"];
+  const PART_ORDER = ["compute", "exposed_transfer", "exposed_wait", "bubble", "launch_gap"];
   const SHARES = { comm_exposed: "communication exposed", comm_busy: "all communication" };
   const KINDS = {
     compute: "compute", all_reduce: "all-reduce", all_gather: "all-gather", reduce_scatter: "reduce-scatter", send: "send",

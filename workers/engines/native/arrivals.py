@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Callable
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING
 
 from strategies.placement import Placement
 from workers.engines.native.scheduler import Scheduler
 from workers.messages import Request
-from workers.rank import RankContext
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+    from workers.rank import RankContext
 
 
 class Arrivals:
@@ -47,6 +49,9 @@ class Arrivals:
         """
         if not scheduler.queued:
             return
+        import torch
+        import torch.distributed as dist
+
         told = torch.zeros(2, dtype=torch.float64)
         if self._decides:
             keep_up()
@@ -69,6 +74,8 @@ def replica_group(context: RankContext) -> tuple[dist.ProcessGroup | None, int]:
 
     Every rank of the placement calls this at the same time: each makes the groups of all replicas.
     """
+    import torch.distributed as dist
+
     replicas = _replicas(context.placement)
     mine: dist.ProcessGroup | None = None
     for ranks in replicas if len(replicas[0]) > 1 else ():

@@ -1,8 +1,7 @@
-"""The paged KV cache: pages of tokens, handed out whole to requests."""
+"""The paged KV cache of one rank: its tensors. Who has which page is in `pages`."""
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +10,7 @@ from torch import Tensor
 from strategies.memory import kv_heads
 from strategies.placement import Placement
 from strategies.shapes import ModelShape
-
-# Tokens a page holds: one tile of the decode kernel.
-PAGE = 64
+from workers.engines.native.pages import PAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,27 +44,3 @@ class PagedCache:
             for _ in range(2)
         )
         return cls(keys, values, pages)
-
-
-class PagePool:
-    """The free pages, as numbers. The same sequence of calls gives the same pages on every rank."""
-
-    def __init__(self, pages: int) -> None:
-        self._free = deque(range(1, pages + 1))
-
-    def __len__(self) -> int:
-        return len(self._free)
-
-    def take(self, tokens: int) -> list[int] | None:
-        """Pages for `tokens` tokens, or None where too few are free."""
-        count = pages_for(tokens)
-        return [self._free.popleft() for _ in range(count)] if count <= len(self._free) else None
-
-    def give_back(self, pages: list[int]) -> None:
-        """Make pages free again."""
-        self._free.extend(pages)
-
-
-def pages_for(tokens: int) -> int:
-    """Pages that `tokens` tokens of one request take."""
-    return -(-tokens // PAGE)

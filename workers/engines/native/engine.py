@@ -1,27 +1,40 @@
 """The engine `torch`: our own decoder, paged cache, continuous batching and pipeline, for every
-placement of tp, pp and dp."""
+placement of tp, pp and dp.
+
+`TorchEngine` answers the driver and builds; `Generator` is its loop: steps in turn, tokens back
+from the last stage, and the report. The module imports without torch.
+"""
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from strategies.memory import RESERVE_BYTES, UTILIZATION, kv_bytes_per_token, workspace_bytes
-from strategies.shapes import DTYPE_BYTES
-from workers.messages import Built, EnginePlan, RankReport, Work, dealt
+from workers.clock import Clock
+from workers.device import device_name, idle, peak_memory, reset_peak, synchronize, to_host
+from workers.engines.native.arrivals import Arrivals, replica_group
+from workers.engines.native.log import Log, collectives_table, requests_table, steps_table
+from workers.engines.native.pages import PAGE
+from workers.engines.native.scheduler import Limits, Scheduler, Step
+from workers.engines.native.support import refusal
+from workers.messages import Built, EnginePlan, RankReport, Work
+from workers.probes.probe import Probe, probe_for
+from workers.records import DECODE
 from workers.versions import versions
 
 if TYPE_CHECKING:
+    import torch.distributed as dist
+    from torch import Tensor
+
     from workers.communicator import Communicator
-    from workers.engines.native.cache import PagedCache
-    from workers.engines.native.loop import Generator
-    from workers.engines.native.model import Decoder
     from workers.engines.native.runner import Runner
     from workers.rank import RankContext
 
-AXES = {"tp", "pp", "dp"}
+# Steps that the host may be ahead of the device where the clock decides who is let in.
+RUN_AHEAD = 2
 
 
 class TorchEngine:
@@ -38,42 +51,33 @@ class TorchEngine:
 
     def supports(self, plan: EnginePlan) -> str | None:
         """None, or why this engine cannot run the plan."""
-        placement, dim = plan.placement, plan.model.head_dim
-        unknown = [axis for axis, _ in placement.mesh if axis not in AXES]
-        if unknown:
-            known = ", ".join(sorted(AXES))
-            return f"it has no meaning for the mesh axis {', '.join(unknown)}; it knows {known}"
-        if any(split.axis != "tp" for splits in placement.params.values() for split in splits):
-            return "it cuts parameters over tp alone"
-        if placement.options:
-            return f"it has no option {', '.join(key for key, _ in placement.options)}"
-        if plan.device == "cuda" and (dim < 16 or dim & (dim - 1)):
-            return f"its GPU kernels need a head_dim that is a power of two from 16 on, not {dim}"
-        ranks = [stage.pp_rank for stage in placement.stages]
-        return "it runs one stage a rank" if len(set(ranks)) != len(ranks) else None
+        return refusal(plan)
 
     def build(self, context: RankContext, plan: EnginePlan) -> Built:
         """Load weights, allocate the KV cache and capture graphs. Raises torch.OutOfMemoryError."""
         from workers.communicator import Communicator
-        from workers.device import device_name, synchronize
-        from workers.engines.native.cache import PAGE
+        from workers.engines.native import build
 
         start = time.perf_counter()
         self._observable = is_observable(plan)
         communicator = Communicator(context, ablated=plan.ablation == "comm")
-        decoder = load_decoder(context, plan, communicator)
-        cache = make_cache(context, plan, room_for_pages(context, plan, self._most_pages))
+        decoder = build.load_decoder(context, plan, communicator)
+        pages = build.room_for_pages(context, plan, self._most_pages)
+        cache = build.make_cache(context, plan, pages)
         synchronize(context.device)
         loaded = time.perf_counter()
-        self._runner = make_runner(plan, communicator, decoder, cache)
-        self._generator = make_generator(plan, communicator, self._runner, cache.pages)
+        self._runner = build.make_runner(plan, communicator, decoder, cache)
+        stages = plan.placement.degree("pp")
+        limits = Limits(stages, pages, plan.prefill_tokens, plan.chunked_prefill)
+        eos = plan.model.eos_token_ids
+        self._generator = Generator(self._runner, communicator, limits, eos)
         synchronize(context.device)
         return Built(
             rank=context.rank,
             load_s=loaded - start,
             capture_s=time.perf_counter() - loaded,
             weight_bytes=decoder.weight_bytes,
-            kv_tokens=cache.pages * PAGE,
+            kv_tokens=pages * PAGE,
             device_name=device_name(context.device),
             versions=versions(),
         )
@@ -99,112 +103,172 @@ def is_observable(plan: EnginePlan) -> bool:
     return plan.device == "cpu" or plan.nsys_dir is None
 
 
-def load_decoder(context: RankContext, plan: EnginePlan, communicator: Communicator) -> Decoder:
-    """The rank's decoder, with its weights."""
-    import torch
+class Pending(NamedTuple):
+    """A step whose sampled tokens have not been fetched. tokens: [sampled] int64, None where they
+    are still to be received."""
 
-    from workers.engines.native.kernels import kernels_for
-    from workers.engines.native.model import Decoder, Loader, NamedDecoder
-    from workers.weights import open_source
-
-    source, dtype = open_source(plan.checkpoint), getattr(torch, plan.dtype)
-    load = Loader(source, plan.model, plan.placement, context.rank, dtype, context.device)
-    make = Decoder if plan.nsys_dir is None else NamedDecoder
-    with torch.inference_mode():
-        return make(load, communicator, kernels_for(context.device), plan.max_len)
+    step: Step
+    tokens: Tensor | None
 
 
-def make_cache(context: RankContext, plan: EnginePlan, pages: int) -> PagedCache:
-    """A KV cache in which requests can have `pages` pages."""
-    import torch
+@dataclass(slots=True)
+class Run:
+    """One run of this rank. work: its replica's share. arrivals: None in a closed loop. pending:
+    steps whose tokens are still to be fetched, oldest first."""
 
-    from workers.engines.native.cache import PagedCache
+    work: Work
+    scheduler: Scheduler
+    probe: Probe
+    clock: Clock
+    log: Log
+    arrivals: Arrivals | None
+    pending: deque[Pending] = field(default_factory=deque)
 
-    device, dtype = context.device, getattr(torch, plan.dtype)
-    with torch.inference_mode():
-        return PagedCache.allocate(plan.model, plan.placement, context.rank, pages, dtype, device)
+    @property
+    def stops_at_eos(self) -> bool:
+        """Whether a sequence ends at an end-of-text token. An observed run goes on, as it must not
+        wait for its tokens."""
+        return not (self.work.ignore_eos or self.work.observe)
 
-
-def make_runner(
-    plan: EnginePlan, communicator: Communicator, decoder: Decoder, cache: PagedCache
-) -> Runner:
-    """The runner of one rank, with a captured graph for every batch size that a micro-batch can
-    have."""
-    import torch
-
-    from workers.engines.native.runner import Runner, bucket_sizes
-    from workers.engines.native.sampling import Sampler
-
-    first, axis = decoder.first_logit, decoder.head_axis
-    sampler = Sampler(communicator, first, axis, plan.temperature, plan.seed)
-    seats = seats_of(plan)
-    micro_batches = min(plan.placement.degree("pp"), seats)
-    with torch.inference_mode():
-        runner = Runner(decoder, cache, sampler, communicator, seats, plan.max_len)
-        runner.capture(bucket_sizes(-(-seats // micro_batches)))
-    return runner
+    def unfetched(self, micro_batch: int | None) -> int:
+        """Pending steps up to the newest one of `micro_batch`; None: all."""
+        if micro_batch is None:
+            return len(self.pending)
+        of_it = (i + 1 for i, p in enumerate(self.pending) if p.step.micro_batch == micro_batch)
+        return max(of_it, default=0)
 
 
-def make_generator(
-    plan: EnginePlan, communicator: Communicator, runner: Runner, pages: int
-) -> Generator:
-    """The loop of one rank; as many micro-batches are in flight as there are stages."""
-    from workers.engines.native.loop import Generator
-    from workers.engines.native.scheduler import Limits
+class Generator:
+    """Serves runs on one rank. Every rank of a replica takes the same steps; in a closed loop they
+    exchange no messages to agree on them."""
 
-    stages = plan.placement.degree("pp")
-    limits = Limits(stages, pages, plan.prefill_tokens, plan.chunked_prefill)
-    return Generator(runner, communicator, limits, plan.model.eos_token_ids)
+    def __init__(
+        self, runner: Runner, communicator: Communicator, limits: Limits, eos: Iterable[int]
+    ) -> None:
+        self._runner, self._communicator, self._limits = runner, communicator, limits
+        self._eos = frozenset(eos)
+        context = communicator.context
+        self._device, self._replica = context.device, context.at("dp")
+        self._piped = context.placement.degree("pp") > 1
+        self._first, self._last = context.is_first_stage, context.is_last_stage
+        inner = [axis for axis, _ in context.placement.mesh if axis not in ("dp", "pp")]
+        self._reports = self._last and all(context.at(axis) == 0 for axis in inner)
+        # Made by the first open loop.
+        self._replica_group: tuple[dist.ProcessGroup | None, int] | None = None
 
+    def run(self, work: Work) -> RankReport:
+        """Serve this rank's share of `work`. Raises ValueError where a request can never fit."""
+        communicator, context = self._communicator, self._communicator.context
+        share = work.share(self._replica, context.placement.degree("dp"))
+        scheduler = Scheduler(share.requests, share.max_concurrency, self._limits)
+        probe = probe_for(work.observe, self._device, communicator)
+        communicator.reset()
+        reset_peak([self._device])
+        if work.is_open and self._replica_group is None:
+            self._replica_group = replica_group(context)
+        with probe.watching():
+            communicator.barrier()
+            synchronize(self._device)
+            clock, log = Clock(self._device), Log()
+            run = Run(share, scheduler, probe, clock, log, self._arrivals(work, share, clock))
+            context.progress.begin(clock.start, self._limits.pages, self._reports)
+            self._loop(run)
+            communicator.flush()
+            synchronize(self._device)
+        return self._report(run)
 
-def seats_of(plan: EnginePlan) -> int:
-    """Requests that one replica serves at once, at most."""
-    return dealt(0, plan.max_concurrency, 0, plan.placement.degree("dp")).seats
+    def _arrivals(self, work: Work, share: Work, clock: Clock) -> Arrivals | None:
+        """work: of the whole layout, where a share may be empty."""
+        if not work.is_open:
+            return None
+        assert self._replica_group is not None
+        group, source = self._replica_group
+        decides = source == self._communicator.context.rank
+        return Arrivals(share.requests, clock.now, decides, source, group)
 
-
-def room_for_pages(context: RankContext, plan: EnginePlan, most: int | None = None) -> int:
-    """KV pages of this rank: what the memory left holds, but no more than the load can use, nor
-    than `most`. The same on every rank.
-
-    Raises torch.OutOfMemoryError where not even one request fits.
-    """
-    import torch
-
-    from workers.engines.native.cache import PAGE, pages_for
-
-    usable = seats_of(plan) * pages_for(plan.max_len)
-    pages = _smallest(context, min(usable, _room(context, plan), usable if most is None else most))
-    if pages < pages_for(plan.max_len):
-        room = max(pages, 0) * PAGE
-        raise torch.OutOfMemoryError(
-            f"room for {room} tokens of KV is left; one request needs {plan.max_len}"
+    def _report(self, run: Run) -> RankReport:
+        rank, clock = self._communicator.context.rank, run.clock
+        requests = requests_table(run.log, clock, self._replica) if self._reports else None
+        return RankReport(
+            rank=rank,
+            requests=requests,
+            steps=steps_table(run.log, clock, rank),
+            collectives=collectives_table(self._communicator),
+            peak_memory_bytes=peak_memory([self._device]),
+            spans=run.probe.spans(),
+            began_s=clock.began_s,
         )
-    return pages
 
+    # -- the loop
 
-def _room(context: RankContext, plan: EnginePlan) -> float:
-    """KV pages that fit into what is left on this GPU after weights, the workspace of a forward
-    pass and the reserve; on a CPU there is no limit."""
-    import torch
+    def _loop(self, run: Run) -> None:
+        while (micro_batch := self._next_micro_batch(run)) is not None:
+            if run.stops_at_eos:
+                self._fetch(run, micro_batch)
+            step = run.scheduler.next_step(micro_batch)
+            if step is not None:
+                self._take(run, step)
+        self._fetch(run, None)
 
-    from workers.engines.native.cache import PAGE
+    def _next_micro_batch(self, run: Run) -> int | None:
+        if run.arrivals is not None:
+            run.arrivals.tell(run.scheduler, lambda: run.clock.keep_up(run.log.marks, RUN_AHEAD))
+        return run.scheduler.next_micro_batch()
 
-    if context.device.type != "cuda":
-        return math.inf
-    torch.cuda.empty_cache()  # what loading is done with is free, but not yet given back
-    free, total = torch.cuda.mem_get_info(context.device)
-    size, placement, rank = DTYPE_BYTES[plan.dtype], plan.placement, context.rank
-    workspace = workspace_bytes(placement, plan.model, rank, size, plan.prefill_tokens)
-    left = free - int(total * (1 - UTILIZATION)) - RESERVE_BYTES - workspace
-    return left // (PAGE * kv_bytes_per_token(placement, plan.model, rank, size))
+    def _take(self, run: Run, step: Step) -> None:
+        """One step: what it needs is fetched, its work launched, its tokens passed on."""
+        context, at = self._communicator.context, (step.phase, step.index, step.micro_batch)
+        with (
+            run.probe.step(step.phase, step.index),
+            context.ranges.span("{} step {} micro-batch {}", *at),
+        ):
+            if step.phase == DECODE:
+                self._fetch(run, step.micro_batch)
+            self._communicator.phase = step.phase
+            self._hold_up(run.work.delay)
+            tokens = self._runner.run(step)
+            self._pass_on(run, step, tokens)
+            copy = self._copy(tokens)  # before the mark, so that it is complete when that passes
+            mark = run.clock.mark()
+            run.log.add(step, copy, mark)
+        context.progress.step(mark, step.phase, len(step.sampled), *run.scheduler.held())
 
+    def _pass_on(self, run: Run, step: Step, tokens: Tensor | None) -> None:
+        """Send sampled tokens from the last stage to the others, and note what is to be fetched."""
+        if not step.sampled:
+            return
+        if self._piped and self._last:
+            assert tokens is not None
+            self._communicator.broadcast_last(tokens)
+        if run.stops_at_eos or (self._piped and not self._last):
+            run.pending.append(Pending(step, tokens))
 
-def _smallest(context: RankContext, pages: float) -> int:
-    import torch
-    import torch.distributed as dist
+    def _fetch(self, run: Run, micro_batch: int | None) -> None:
+        """Fetch the tokens of every step up to the newest one of `micro_batch` (None: all), in the
+        order in which they were sampled."""
+        for _ in range(run.unfetched(micro_batch)):
+            step, tokens = run.pending.popleft()
+            tokens = self._received(step) if tokens is None else tokens
+            if run.stops_at_eos:
+                for sequence, token in zip(step.sampled, tokens.tolist(), strict=True):
+                    sequence.stopped |= token in self._eos
 
-    if context.placement.num_ranks == 1:
-        return int(pages)
-    value = torch.tensor([int(pages)], device=context.device)
-    dist.all_reduce(value, op=dist.ReduceOp.MIN)
-    return int(value.item())
+    def _received(self, step: Step) -> Tensor:
+        """The tokens of a step from the last stage."""
+        self._communicator.phase = step.phase
+        tokens = self._runner.room_for_tokens(len(step.sampled))
+        self._communicator.broadcast_last(tokens)
+        if self._first:
+            self._runner.set_tokens(step.sampled, tokens)
+        return tokens
+
+    def _copy(self, tokens: Tensor | None) -> Tensor | None:
+        """Sampled tokens on the host, where they are reported; the host does not wait for them."""
+        if tokens is None or not self._reports:
+            return None
+        return to_host(tokens)
+
+    def _hold_up(self, delay: tuple[int, float] | None) -> None:
+        """Idle for the seconds of `delay` where it is meant for this rank."""
+        if delay is not None and delay[0] == self._communicator.context.rank:
+            idle(self._device, delay[1])

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
-from torch import Tensor
 
 from workers.clock import Clock, Moment
-from workers.communicator import Communicator
 from workers.engines.native.scheduler import Sequence, Step
 from workers.records import COLLECTIVES, REQUESTS, STEPS, CollectiveRow, RequestRow, StepRow
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workers.communicator import Communicator
 
 
 @dataclass(slots=True)

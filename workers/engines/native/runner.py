@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from workers.communicator import Communicator, Recording
-from workers.engines.native.cache import PAGE, PagedCache, pages_for
+from workers.engines.native.cache import PagedCache
 from workers.engines.native.model import Batch, DecodeContext, Decoder, PrefillContext
+from workers.engines.native.pages import PAGE, pages_for
 from workers.engines.native.sampling import Sampler
 from workers.engines.native.scheduler import Chunk, Sequence, Step
 
@@ -154,6 +155,10 @@ class Runner:
         """On the first stage of a pipeline: the tokens [n] int64 that the last stage has
         sampled."""
         self.state.token[self._rows_of(sequences)] = tokens
+
+    def room_for_tokens(self, count: int) -> Tensor:
+        """[count] int64 on the device, for tokens that are received."""
+        return torch.empty(count, dtype=torch.int64, device=self._device)
 
     def upload(self, values: np.ndarray) -> Tensor:
         """A small array on the device; the host does not wait for the copy."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from workers.engines.native.cache import PagePool
+from workers.engines.native.pages import PagePool
 from workers.messages import Request
 from workers.records import DECODE, PREFILL
 

@@ -1,0 +1,81 @@
+"""What starting a deployment took, and what it holds in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from strategies.memory import kv_bytes_per_token
+from strategies.shapes import DTYPE_BYTES
+from workers.messages import Built, EnginePlan, RankReport
+from workers.rows import column, row
+
+
+@row
+class Startup:
+    """Seconds until the workers of a run served. The slowest rank counts."""
+
+    build_s: float | None = column(
+        "from the first build call to the last answer", "s", over_runs="median"
+    )
+    load_s: float | None = column("loading the weights", "s")
+    capture_s: float | None = column("capturing graphs; null without any", "s")
+    startup_s: float | None = column(
+        "from asking for the actors to the first token", "s", over_runs="median"
+    )
+
+
+@row
+class Memory:
+    """Bytes on the devices."""
+
+    weight_bytes: int | None = column("weights of the fullest rank", "B", over_runs="first")
+    kv_tokens: int | None = column(
+        "tokens of KV that a replica has room for; null without a paged cache",
+        "tokens",
+        over_runs="first",
+    )
+    peak_memory_bytes: int | None = column(
+        "most that was allocated on any rank during the run; on a CPU, resident in its process",
+        "B",
+        over_runs="max",
+    )
+    peak_memory_bytes_per_rank: Sequence[int] | None = column("the same of each rank", "B")
+    weight_bytes_per_rank: Sequence[int] | None = column("weights of each rank", "B")
+    kv_bytes_per_rank: Sequence[int] | None = column("paged KV cache of each rank", "B")
+
+
+def startup_of(built: Sequence[Built], build_s: float, startup_s: float | None) -> Startup:
+    """What starting took, from what each rank says of building."""
+    captures = [one.capture_s for one in built if one.capture_s is not None]
+    return Startup(
+        build_s=build_s,
+        load_s=max(one.load_s for one in built),
+        capture_s=max(captures, default=None),
+        startup_s=startup_s,
+    )
+
+
+def memory_of(built: Sequence[Built], plan: EnginePlan, reports: Sequence[RankReport]) -> Memory:
+    """What a run held, in rank order. There is no KV where an engine has no paged cache."""
+    ranks = sorted(built, key=lambda one: one.rank)
+    peaks = [one.peak_memory_bytes for one in sorted(reports, key=lambda one: one.rank)]
+    rooms = [one.kv_tokens for one in ranks if one.kv_tokens is not None]
+    return Memory(
+        weight_bytes=max(one.weight_bytes for one in ranks),
+        kv_tokens=min(rooms, default=None),
+        peak_memory_bytes=max(peaks, default=None),
+        peak_memory_bytes_per_rank=peaks,
+        weight_bytes_per_rank=[one.weight_bytes for one in ranks],
+        kv_bytes_per_rank=_kv_bytes(ranks, plan),
+    )
+
+
+def _kv_bytes(ranks: Sequence[Built], plan: EnginePlan) -> list[int] | None:
+    """tokens x bytes of a token, of each rank; None unless every rank has a paged cache."""
+    size, held = DTYPE_BYTES[plan.dtype], []
+    for one in ranks:
+        if one.kv_tokens is None:
+            return None
+        per_token = kv_bytes_per_token(plan.placement, plan.model, one.rank, size)
+        held.append(one.kv_tokens * per_token)
+    return held

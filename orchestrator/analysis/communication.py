@@ -1,0 +1,250 @@
+"""What communication costs a step, and what each operation moves: columns of the summary.
+
+The parts of a step and the bandwidths are of the observed run of a cell. They are kept once, and
+put beside each of its runs when the results are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from orchestrator.analysis.accounting import NCCL_TESTS, CallTiming, CellTimed, PartsRow, TimedRow
+from orchestrator.store.schema import RunKey
+from workers.messages import RankReport
+from workers.records import DECODE, PREFILL, CollectiveRow
+from workers.rows import Table, column, columns, group, nothing, row, widened
+
+KERNEL = "a kernel that is no communication runs"
+TRANSFER = "data of a collective or a hand-over move, and nothing computes"
+WAIT = "a collective waits for its last rank, and nothing computes"
+BUBBLE = "a hand-over waits for another pipeline stage, and nothing computes"
+BUSY = "communication goes on, hidden by compute or not"
+EXPOSED = "exposed transfer and exposed wait together"
+
+
+@row
+class Traffic:
+    """Every collective of the timed run, summed over ranks; null where one cannot count them."""
+
+    comm_calls: int | None = column("communication calls", "1", over_runs="first")
+    comm_bytes: int | None = column(
+        "their message sizes", "B", source=NCCL_TESTS, over_runs="first"
+    )
+
+
+@row
+class Share:
+    """A part of a step: the mean over ranks, and the rank that has most of it."""
+
+    ms: float | None = column("{about}: time of a step, mean over ranks", "ms", over_runs="first")
+    ms_worst: float | None = column("{about}: most of a rank", "ms", over_runs="first")
+    pct: float | None = column(
+        "{about}: share of a step, mean over ranks",
+        "%",
+        formula="100 x part / step, of each rank",
+        over_runs="first",
+    )
+    pct_worst: float | None = column("{about}: greatest share of a rank", "%", over_runs="first")
+
+
+@row
+class PhaseParts:
+    """A step of one phase, taken apart. compute, exposed transfer, exposed wait, bubble and launch
+    gap sum to it."""
+
+    step_ms: float | None = column("a step, mean over ranks", "ms", over_runs="first")
+    step_ms_worst: float | None = column("the longest mean step of a rank", "ms", over_runs="first")
+    compute: Share = group("compute_{}", KERNEL)
+    exposed_transfer: Share = group("exposed_transfer_{}", TRANSFER)
+    exposed_wait: Share = group("exposed_wait_{}", WAIT)
+    bubble: Share = group("bubble_{}", BUBBLE)
+    launch_gap: Share = group("launch_gap_{}", "nothing runs")
+    comm_busy: Share = group("comm_busy_{}", BUSY)
+    comm_exposed: Share = group("comm_exposed_{}", EXPOSED)
+
+
+@row
+class StepParts:
+    """The steps of the observed run. Decode has the plain names, prefill the prefix `prefill_`."""
+
+    decode: PhaseParts = group()
+    prefill: PhaseParts = group("prefill_{}")
+
+
+@row
+class Operation:
+    """One operation over one mesh axis; null in a layout that does not have it."""
+
+    calls: int | None = column("{about}: calls of the timed run", "1", over_runs="first")
+    bytes: int | None = column(
+        "{about}: message sizes of the timed run", "B", source=NCCL_TESTS, over_runs="first"
+    )
+    algbw: float | None = column(
+        "{about}: bytes over transfer, of the observed run, mean over ranks",
+        "GB/s",
+        source=NCCL_TESTS,
+        over_runs="first",
+    )
+    busbw: float | None = column(
+        "{about}: algbw times the bus factor, mean over ranks",
+        "GB/s",
+        source=NCCL_TESTS,
+        over_runs="first",
+    )
+
+
+@row
+class PhaseOperations:
+    """The collectives of the engines that are here; those of others are in their table alone."""
+
+    tp_all_reduce: Operation = group("tp_all_reduce_{}", "all-reduce over tp")
+    tp_all_gather: Operation = group("tp_all_gather_{}", "all-gather over tp")
+    pp_send: Operation = group("pp_send_{}", "send to the next stage")
+    pp_recv: Operation = group("pp_recv_{}", "receive from the stage before")
+    pp_broadcast: Operation = group("pp_broadcast_{}", "broadcast of tokens from the last stage")
+    dp_all_gather: Operation = group("dp_all_gather_{}", "all-gather over dp")
+    dp_all_reduce: Operation = group("dp_all_reduce_{}", "all-reduce over dp")
+
+
+@row
+class Operations:
+    """Calls belong to the phase of the tokens that they carry."""
+
+    decode: PhaseOperations = group()
+    prefill: PhaseOperations = group("prefill_{}")
+
+
+@row
+class RunCollective(CollectiveRow, RunKey):
+    """A row of the table `collectives`, as it is kept."""
+
+
+RUN_COLLECTIVES = Table("collectives", RunCollective)
+
+
+@row
+class JoinedCollective(CallTiming, RunCollective):
+    """A row of `collectives` with what the observed run says of the same calls beside it."""
+
+
+CALL_TIMING = tuple(one.name for one in columns(CallTiming))
+JOINED_COLLECTIVES = Table("collectives", JoinedCollective)
+
+
+def traffic_of(reports: Sequence[RankReport]) -> Traffic:
+    """Calls and bytes of a run, over all ranks; None where an engine cannot count them."""
+    counted = [report.collectives for report in reports if report.collectives is not None]
+    if len(counted) < len(reports) or not reports:
+        return nothing(Traffic)
+    return Traffic(
+        comm_calls=sum(sum(table.column("calls").to_pylist()) for table in counted),
+        comm_bytes=sum(sum(table.column("bytes").to_pylist()) for table in counted),
+    )
+
+
+# -- the step
+
+
+def step_parts_of(rows: Sequence[PartsRow]) -> StepParts:
+    """The columns of a cell's steps, from its rows of the table `parts`."""
+    return StepParts(decode=_phase_parts(rows, DECODE), prefill=_phase_parts(rows, PREFILL))
+
+
+def _phase_parts(rows: Sequence[PartsRow], phase: str) -> PhaseParts:
+    ranks = [one for one in rows if one.phase == phase and one.step_ms > 0]
+    steps = [one.step_ms for one in ranks]
+
+    def share(*parts: str) -> Share:
+        return _share([sum(getattr(one, f"{part}_ms") for part in parts) for one in ranks], steps)
+
+    return PhaseParts(
+        step_ms=_mean(steps),
+        step_ms_worst=max(steps, default=None),
+        compute=share("compute"),
+        exposed_transfer=share("exposed_transfer"),
+        exposed_wait=share("exposed_wait"),
+        bubble=share("bubble"),
+        launch_gap=share("launch_gap"),
+        comm_busy=share("comm_busy"),
+        comm_exposed=share("exposed_transfer", "exposed_wait"),
+    )
+
+
+def _share(took_ms: Sequence[float], steps_ms: Sequence[float]) -> Share:
+    percents = [100.0 * took / step for took, step in zip(took_ms, steps_ms, strict=True)]
+    return Share(
+        ms=_mean(took_ms),
+        ms_worst=max(took_ms, default=None),
+        pct=_mean(percents),
+        pct_worst=max(percents, default=None),
+    )
+
+
+def exposed(rows: Iterable[PartsRow]) -> list[tuple[int, str, float]]:
+    """(rank, phase, exposed communication in percent of the step), for each row."""
+    return [
+        (one.rank, one.phase, 100.0 * (one.exposed_transfer_ms + one.exposed_wait_ms) / one.step_ms)
+        for one in rows
+        if one.step_ms > 0
+    ]
+
+
+# -- operations
+
+
+def operations_of(collectives: Sequence[CollectiveRow], timed: Sequence[TimedRow]) -> Operations:
+    """The columns of each operation: of the collectives of a run, and of its cell's timed ones.
+
+    Calls and bytes are summed over ranks.
+    """
+    return Operations(
+        decode=_phase_operations(collectives, timed, DECODE),
+        prefill=_phase_operations(collectives, timed, PREFILL),
+    )
+
+
+def _phase_operations(
+    collectives: Sequence[CollectiveRow], timed: Sequence[TimedRow], phase: str
+) -> PhaseOperations:
+    def of(axis: str, op: str) -> Operation:
+        key = (phase, axis, op)
+        counted = [one for one in collectives if (one.phase, one.axis, one.op) == key]
+        ranks = {one.rank for one in counted}
+        seen = [one for one in timed if (one.phase, one.axis, one.op) == key and one.rank in ranks]
+        return Operation(
+            calls=sum(one.calls for one in counted) if counted else None,
+            bytes=sum(one.bytes or 0 for one in counted) if counted else None,
+            algbw=_mean([one.algbw for one in seen if one.algbw is not None]),
+            busbw=_mean([one.busbw for one in seen if one.busbw is not None]),
+        )
+
+    return PhaseOperations(
+        tp_all_reduce=of("tp", "all_reduce"),
+        tp_all_gather=of("tp", "all_gather"),
+        pp_send=of("pp", "send"),
+        pp_recv=of("pp", "recv"),
+        pp_broadcast=of("pp", "broadcast"),
+        dp_all_gather=of("dp", "all_gather"),
+        dp_all_reduce=of("dp", "all_reduce"),
+    )
+
+
+def with_timing(
+    counted: Iterable[RunCollective], timed: Iterable[CellTimed]
+) -> list[JoinedCollective]:
+    """The collectives of runs with what the observed run of their cell says of the same calls."""
+    found = {_call_key(one): one for one in timed}
+    return [_joined(one, found.get(_call_key(one))) for one in counted]
+
+
+def _call_key(one: RunCollective | CellTimed) -> tuple[object, ...]:
+    return one.cell, one.start, one.rank, one.phase, one.op, one.axis
+
+
+def _joined(counted: RunCollective, timed: CellTimed | None) -> JoinedCollective:
+    timing = {name: getattr(timed, name, None) for name in CALL_TIMING}
+    return widened(JoinedCollective, counted, **timing)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

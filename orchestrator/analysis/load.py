@@ -1,0 +1,156 @@
+"""Results from folders: what was kept, with what was observed of each cell put beside its runs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from orchestrator.analysis.accounting import CELL_PARTS, CELL_TIMED
+from orchestrator.analysis.communication import (
+    JOINED_COLLECTIVES,
+    RUN_COLLECTIVES,
+    RunCollective,
+    operations_of,
+    step_parts_of,
+    with_timing,
+)
+from orchestrator.analysis.goodput import Goodput, goodput_of
+from orchestrator.analysis.summary import MEASURED, SUMMARY, Measured, Summary
+from orchestrator.errors import UserError
+from orchestrator.store import folders
+from orchestrator.store.arrow_files import concat, read_part
+from orchestrator.store.schema import COMPLETED, RUN_KEYS, CellKey, RunKey, StartKey
+from orchestrator.store.store import COMPARISON, TABLES, Store
+from workers.rows import Table, nothing, widened
+
+K = TypeVar("K", bound=StartKey)
+CellStart = tuple[CellKey, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """One experiment as it was kept: its folder, its manifest, and a row for every run."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    runs: Sequence[Summary]
+
+    @property
+    def asked(self) -> Mapping[str, Any]:
+        """The fields of the experiment, empty where the manifest does not know them."""
+        found = self.manifest.get("experiment")
+        return found if isinstance(found, dict) else {}
+
+
+def load(paths: Iterable[Path], levels: Mapping[str, float] | None = None) -> list[Results]:
+    """The experiments at or below `paths` that have a run.
+
+    levels: service levels in ms under which goodput is worked out again. Without them the requests
+    are not read, so that a result of many requests opens as fast as one of few.
+    Raises UserError where there are no results, those of another schema version, or tables that do
+    not belong together.
+    """
+    stores = [Store(folder) for path in paths for folder in folders.find(path)]
+    for store in stores:
+        folders.check_version(store.folder)
+    found = [(store, summaries(store, levels)) for store in stores]
+    return [Results(store.folder, store.manifest(), runs) for store, runs in found if runs]
+
+
+def summaries(store: Store, levels: Mapping[str, float] | None = None) -> list[Summary]:
+    """Every run of an experiment, with what was observed of its cell. See `load`."""
+    runs = _rows(store, MEASURED)
+    experiments = {run.cell.experiment for run in runs}
+    for table in TABLES:
+        _check_experiment(store, table, experiments)
+    if levels:
+        runs = _with_goodput(runs, store.read("requests"), levels)
+    return _joined(store, runs)
+
+
+def tables(folder: Path) -> dict[str, pa.Table]:
+    """Every table of the experiments at or below `folder`, whole, for other tools.
+
+    The summary has what was observed of each cell beside its runs, and so have the collectives. The
+    comparison is the one that was kept.
+    """
+    stores = [Store(path) for path in folders.find(folder)]
+    for store in stores:
+        folders.check_version(store.folder)
+    whole = {name: concat(store.read(name) for store in stores) for name in TABLES}
+    runs = [run for store in stores for run in summaries(store)]
+    whole["summary"] = SUMMARY.make(runs) if runs else None
+    if whole["collectives"] is not None:
+        counted = [one for store in stores for one in _rows(store, RUN_COLLECTIVES)]
+        timed = [one for store in stores for one in _rows(store, CELL_TIMED)]
+        whole["collectives"] = JOINED_COLLECTIVES.make(with_timing(counted, timed))
+    whole["comparison"] = concat(read_part(store.folder / COMPARISON) for store in stores)
+    return {name: table for name, table in whole.items() if table is not None}
+
+
+def _rows(store: Store, table: Table[K]) -> list[K]:
+    kept = store.read(table.name)
+    return [] if kept is None else table.rows(kept)
+
+
+def _joined(store: Store, runs: Sequence[Measured]) -> list[Summary]:
+    parts = _by_start(_rows(store, CELL_PARTS))
+    timed = _by_start(_rows(store, CELL_TIMED))
+    counted: dict[RunKey, list[RunCollective]] = defaultdict(list)
+    for one in _rows(store, RUN_COLLECTIVES):
+        counted[_run_key(one)].append(one)
+
+    def joined(run: Measured) -> Summary:
+        start = (run.cell, run.start)
+        observed = start if run.status == COMPLETED else None
+        step = step_parts_of(parts.get(observed, ()))
+        operations = operations_of(counted[_run_key(run)], timed.get(observed, ()))
+        return widened(Summary, run, step=step, operations=operations)
+
+    return list(map(joined, runs))
+
+
+def _by_start(rows: Iterable[K]) -> Mapping[CellStart | None, list[K]]:
+    found: dict[CellStart | None, list[K]] = defaultdict(list)
+    for one in rows:
+        found[one.cell, one.start].append(one)
+    return found
+
+
+def _run_key(one: RunKey) -> RunKey:
+    return RunKey(cell=one.cell, start=one.start, run=one.run)
+
+
+def _check_experiment(store: Store, name: str, experiments: set[str]) -> None:
+    """Raise UserError where a table names an experiment that the summary does not know: its rows
+    could be put beside no run."""
+    strange = sorted(store.experiments_in(name) - experiments)
+    if strange and experiments:
+        raise UserError(
+            f"{store.folder}: the table {name} is of the experiment {', '.join(strange)}, the "
+            f"summary of {', '.join(sorted(experiments))}; the folder was put together from two "
+            "results. Use the folder that `orchestrator submit` wrote, or pack it with "
+            "`orchestrator pack`"
+        )
+
+
+def _with_goodput(
+    runs: Sequence[Measured], requests: pa.Table | None, levels: Mapping[str, float]
+) -> list[Measured]:
+    """The runs with goodput under other levels than theirs, from the kept requests."""
+    places: dict[RunKey, list[int]] = defaultdict(list)
+    for place, key in enumerate([] if requests is None else RUN_KEYS.rows(requests)):
+        places[key].append(place)
+
+    def goodput(run: Measured) -> Goodput:
+        mine = places[_run_key(run)]
+        if requests is None or not mine:
+            return nothing(Goodput)
+        return goodput_of(requests.take(mine), levels, run.conditions.num_prompts)
+
+    return [replace(run, goodput=goodput(run)) for run in runs]

@@ -1,0 +1,184 @@
+"""The summary: one row a run, made of one group of columns for each subject.
+
+A run's own row (`Measured`) is made once, by `measured` or `failed`, and kept. What was observed of
+its cell is put beside it when the results are read: that makes it a `Summary`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from orchestrator.analysis.bounds import Bounds, Ceilings, Closed, bounds_of
+from orchestrator.analysis.building import Memory, Startup, memory_of, startup_of
+from orchestrator.analysis.communication import Operations, StepParts, Traffic, traffic_of
+from orchestrator.analysis.energy import Energy, energy_of
+from orchestrator.analysis.goodput import Goodput, goodput_of
+from orchestrator.analysis.latency import Arrivals, Latency, TokenTimes, arrivals_of, latency_of
+from orchestrator.analysis.outputs import output_digest
+from orchestrator.analysis.throughput import Steady, Throughput, steady_of, throughput_of
+from orchestrator.store.schema import COMPLETED, FAILED, INVALID, Outcome, RunKey
+from workers.messages import Built, EnginePlan, RankReport, Work
+from workers.rows import Table, column, group, nothing, row, widened
+
+
+@row
+class Conditions:
+    """What was asked of a run, and where and when it ran."""
+
+    input_len: int | None = column(
+        "prompt tokens of a request; null where they differ", "tokens", over_runs="first"
+    )
+    output_len: int | None = column(
+        "tokens asked for of a request; null where they differ", "tokens", over_runs="first"
+    )
+    num_prompts: int = column("requests asked for", "requests", over_runs="first")
+    seed: int = column("of prompts, arrivals and sampling", "1")
+    num_gpus: int = column("devices of the layout", "1", over_runs="first")
+    device_name: str | None = column("name of a device", over_runs="first")
+    started_at: str = column("when the run began, UTC")
+    turn: int = column("number of the layout's turn on the devices, from 0", "1")
+    metadata: str = column("what the user had kept beside it, JSON")
+
+
+@row
+class Figures:
+    """Everything that is measured in a run, a group for each subject."""
+
+    conditions: Conditions = group()
+    throughput: Throughput = group()
+    steady: Steady = group()
+    goodput: Goodput = group()
+    arrivals: Arrivals = group()
+    latency: Latency = group()
+    startup: Startup = group()
+    memory: Memory = group()
+    traffic: Traffic = group()
+    energy: Energy = group()
+    bounds: Bounds = group()
+
+
+@row
+class Observed:
+    """What is observed of a cell, once for all of its runs."""
+
+    step: StepParts = group()
+    operations: Operations = group()
+
+
+@row
+class Measured(Figures, Outcome, RunKey):
+    """One run, as it is kept."""
+
+    output_digest: str | None = column(
+        "16 hex digits of SHA-256 over the tokens of every request; null where they are unknown"
+    )
+
+
+@row
+class Summary(Observed, Measured):
+    """One run, with what was observed of its cell."""
+
+
+MEASURED = Table("summary", Measured)
+SUMMARY = Table("summary", Summary)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A run that is to be made: of what, and under which conditions.
+
+    input_len, output_len: of every request, 0 where they differ. levels: service levels in ms.
+    request_rate, burstiness: None in a closed loop. ceilings: what
+    its devices can do at most, None where that is unknown.
+    """
+
+    key: RunKey
+    plan: EnginePlan
+    work: Work
+    input_len: int
+    output_len: int
+    started_at: str
+    turn: int
+    metadata: str
+    levels: Mapping[str, float]
+    request_rate: float | None = None
+    burstiness: float | None = None
+    ceilings: Ceilings | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Building:
+    """A group of workers that was built. startup_s: None before its first token."""
+
+    built: Sequence[Built]
+    build_s: float
+    startup_s: float | None = None
+
+    @property
+    def device_name(self) -> str:
+        """The name of its first device."""
+        return self.built[0].device_name
+
+
+def measured(
+    attempt: Attempt, building: Building, reports: Sequence[RankReport], requests: pa.Table
+) -> Measured:
+    """The row of a run. requests: those of all ranks, by index (table REQUESTS)."""
+    plan, work, num_gpus = attempt.plan, attempt.work, attempt.plan.placement.num_ranks
+    num_prompts = len(work.requests)
+    made = throughput_of(requests, work.max_concurrency, num_prompts, num_gpus)
+    whole = Closed(attempt.input_len, attempt.output_len, num_prompts, work.max_concurrency)
+    engine = attempt.key.cell.engine
+    bounds, reason = bounds_of(plan, engine, whole, made, attempt.ceilings)
+    device_name = "cpu" if plan.device == "cpu" else building.device_name
+    duration, tokens = made.duration or 0.0, made.total_output_tokens or 0
+    return widened(
+        Measured,
+        attempt.key,
+        status=INVALID if reason else COMPLETED,
+        reason=reason,
+        conditions=_conditions(attempt, device_name),
+        throughput=made,
+        steady=nothing(Steady) if work.is_open else steady_of(requests),
+        goodput=goodput_of(requests, attempt.levels, num_prompts),
+        arrivals=arrivals_of(requests, attempt.request_rate, attempt.burstiness),
+        latency=latency_of(TokenTimes.of(requests)),
+        startup=startup_of(building.built, building.build_s, building.startup_s),
+        memory=memory_of(building.built, plan, reports),
+        traffic=traffic_of(reports),
+        energy=energy_of(reports, duration, tokens, num_gpus),
+        bounds=bounds,
+        output_digest=output_digest(requests),
+    )
+
+
+def failed(attempt: Attempt, reason: str) -> Measured:
+    """The row of a run that gave no result."""
+    asked = len(attempt.work.requests)
+    figures = replace(
+        nothing(Figures),
+        conditions=_conditions(attempt, None),
+        throughput=replace(nothing(Throughput), completed=0, failed=asked),
+        arrivals=replace(
+            nothing(Arrivals), request_rate=attempt.request_rate, burstiness=attempt.burstiness
+        ),
+    )
+    outcome = {"status": FAILED, "reason": reason, "output_digest": None}
+    return widened(Measured, attempt.key, **vars(figures), **outcome)
+
+
+def _conditions(attempt: Attempt, device_name: str | None) -> Conditions:
+    return Conditions(
+        input_len=attempt.input_len or None,
+        output_len=attempt.output_len or None,
+        num_prompts=len(attempt.work.requests),
+        seed=attempt.plan.seed,
+        num_gpus=attempt.plan.placement.num_ranks,
+        device_name=device_name,
+        started_at=attempt.started_at,
+        turn=attempt.turn,
+        metadata=attempt.metadata,
+    )

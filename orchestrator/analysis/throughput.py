@@ -1,0 +1,211 @@
+"""Tokens and requests per second: over the whole run, and while a closed loop is full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from orchestrator.analysis.latency import SOURCE, TokenTimes
+from workers.messages import RankReport
+from workers.rows import column, nothing, row
+
+LEAST_TOKENS = 2  # per request in flight; a window that holds fewer says nothing
+
+
+@row
+class Throughput:
+    """What was made, and in which time. Per second means until the last token, prefill included."""
+
+    completed: int | None = column("requests that made a token", "requests", source=SOURCE)
+    failed: int | None = column(
+        "requests of those asked for that made none", "requests", source=SOURCE
+    )
+    duration: float | None = column(
+        "from the start of the run to its last token", "s", source=SOURCE, over_runs="median"
+    )
+    total_input_tokens: int | None = column("prompt tokens of them", "tokens", source=SOURCE)
+    total_output_tokens: int | None = column("tokens that were made", "tokens", source=SOURCE)
+    request_throughput: float | None = column(
+        "completed requests per second",
+        "requests/s",
+        formula="completed / duration",
+        source=SOURCE,
+        over_runs="mean",
+    )
+    output_throughput: float | None = column(
+        "generated tokens per second",
+        "tokens/s",
+        formula="total_output_tokens / duration",
+        source=SOURCE,
+        over_runs="mean",
+    )
+    total_token_throughput: float | None = column(
+        "prompt and generated tokens per second",
+        "tokens/s",
+        formula="(total_input_tokens + total_output_tokens) / duration",
+        source=SOURCE,
+        over_runs="mean",
+    )
+    output_throughput_per_gpu: float | None = column(
+        "generated tokens per second and GPU of the layout, replicas included",
+        "tokens/s",
+        formula="output_throughput / num_gpus",
+        over_runs="mean",
+    )
+    decode_ms_per_step: float | None = column(
+        "mean gap between two tokens of a request in which no request of its replica got its "
+        "first token: nobody's prefill is in the way",
+        "ms",
+        over_runs="median",
+    )
+    prefill_s: float | None = column(
+        "until each of the first max_concurrency requests has its first token",
+        "s",
+        over_runs="median",
+    )
+
+
+@row
+class Steady:
+    """A closed loop while it is full: its ramp-up and its drain are left out.
+
+    They are told by concurrency, not by time. Null where the window holds fewer than two tokens
+    for each request in flight, and where no prompt ends in it: a window of decode alone has a
+    speed that no stream of requests can keep up.
+    """
+
+    steady_output_throughput: float | None = column(
+        "generated tokens per second while every seat is taken: from the last first token of the "
+        "requests let in at the start to the first seat that stays empty",
+        "tokens/s",
+        over_runs="mean",
+    )
+    steady_s: float | None = column("length of that time", "s", over_runs="median")
+
+
+def throughput_of(
+    requests: pa.Table, max_concurrency: int, num_prompts: int, num_gpus: int
+) -> Throughput:
+    """Throughput of a run that was asked for `num_prompts` requests. requests: table REQUESTS."""
+    times = TokenTimes.of(requests)
+    served = times.counts > 0
+    made, completed = len(times.times), int(served.sum())
+    read = int(np.asarray(requests.column("input_len"))[served].sum())
+    duration = float(times.last[served].max(initial=0.0))
+    rate = 1.0 / duration if duration > 0 else None
+    return Throughput(
+        completed=completed,
+        failed=num_prompts - completed,
+        duration=duration,
+        total_input_tokens=read,
+        total_output_tokens=made,
+        request_throughput=rate and completed * rate,
+        output_throughput=rate and made * rate,
+        total_token_throughput=rate and (made + read) * rate,
+        output_throughput_per_gpu=rate and made * rate / num_gpus,
+        decode_ms_per_step=_decode_ms_per_step(times, _replicas(requests)),
+        prefill_s=_prefill_s(times, requests, max_concurrency),
+    )
+
+
+def first_token_s(reports: Iterable[RankReport]) -> float:
+    """Seconds from the start of a run to its first token on any replica."""
+    tables = [report.requests for report in reports if report.requests is not None]
+    firsts = [TokenTimes.of(table).times.min(initial=np.inf) for table in tables]
+    return float(min(firsts)) if firsts and np.isfinite(min(firsts)) else 0.0
+
+
+def _replicas(requests: pa.Table) -> np.ndarray:
+    return np.asarray(requests.column("replica"))
+
+
+def _decode_ms_per_step(times: TokenTimes, replicas: np.ndarray) -> float | None:
+    gaps: list[np.ndarray] = []
+    replicas = replicas[times.counts > 0]
+    served = times.of_each()
+    for replica in np.unique(replicas):
+        mine = [one for one, its in zip(served, replicas, strict=True) if its == replica]
+        firsts = np.sort([one[0] for one in mine])
+        for one in mine:
+            seen = np.searchsorted(firsts, one, side="right")
+            gaps.append(np.diff(one)[np.diff(seen) == 0])
+    pooled = np.concatenate(gaps) if gaps else np.empty(0)
+    return float(pooled.mean() * 1e3) if pooled.size else None
+
+
+def _prefill_s(times: TokenTimes, requests: pa.Table, max_concurrency: int) -> float | None:
+    indices = np.asarray(requests.column("request_index"))
+    firsts = times.first[(indices < max_concurrency) & (times.counts > 0)]
+    return float(firsts.max()) if firsts.size else None
+
+
+# -- a closed loop while it is full
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """The requests of one replica that made tokens, in seconds since the run's start.
+
+    arrivals: float64 [requests], when each was let in. times: float64 [its tokens] for each.
+    """
+
+    arrivals: np.ndarray
+    times: Sequence[np.ndarray]
+
+    @property
+    def firsts(self) -> np.ndarray:
+        return np.array([t[0] for t in self.times])
+
+    @property
+    def ends(self) -> np.ndarray:
+        return np.array([t[-1] for t in self.times])
+
+    def in_flight(self, at: float) -> int:
+        """Requests let in by the moment `at` and not ended by it."""
+        return int((self.arrivals <= at).sum() - (self.ends <= at).sum())
+
+    def seats(self) -> int:
+        """Most requests in flight at once."""
+        return max(self.in_flight(at) for at in np.unique(self.arrivals))
+
+    def full_from(self) -> float:
+        """When each of the requests that were let in at the start has its first token."""
+        return float(self.firsts[self.arrivals == self.arrivals.min()].max())
+
+    def full_until(self) -> float:
+        """When a seat first stays empty because the queue has run out."""
+        last = float(self.arrivals.max())
+        seats = self.seats()
+        moments = [last, *np.unique(self.ends[self.ends > last])]
+        return float(next(at for at in moments if self.in_flight(at) < seats))
+
+
+def steady_of(requests: pa.Table) -> Steady:
+    """Throughput while the loop is full; see `Steady`. requests: table REQUESTS of a closed loop.
+
+    The window begins on the last replica and ends on the first one. A token counts if it came
+    after the beginning and not after the end.
+    """
+    replicas = _served_by_replica(requests)
+    if not replicas:
+        return nothing(Steady)
+    start = max(one.full_from() for one in replicas)
+    end = min(one.full_until() for one in replicas)
+    times = np.concatenate([t for one in replicas for t in one.times])
+    firsts = np.concatenate([one.firsts for one in replicas])
+    tokens = int(((times > start) & (times <= end)).sum())
+    has_prefill = ((firsts > start) & (firsts <= end)).any()
+    if not has_prefill or tokens < LEAST_TOKENS * sum(one.seats() for one in replicas):
+        return nothing(Steady)
+    return Steady(steady_output_throughput=tokens / (end - start), steady_s=end - start)
+
+
+def _served_by_replica(requests: pa.Table) -> list[_Served]:
+    times = TokenTimes.of(requests)
+    served = times.counts > 0
+    replicas, arrivals, made = _replicas(requests)[served], times.arrivals[served], times.of_each()
+    places = [np.flatnonzero(replicas == replica) for replica in np.unique(replicas)]
+    return [_Served(arrivals[mine], [made[place] for place in mine]) for mine in places]

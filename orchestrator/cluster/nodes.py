@@ -1,0 +1,129 @@
+"""The nodes of a cluster: what each of them has."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.cluster import hardware
+from orchestrator.cluster.failures import first_line
+from orchestrator.cluster.hardware import Gpu
+from orchestrator.errors import UserError
+from strategies.shapes import Device, Topology
+from workers.versions import PROJECT, versions
+
+RESOURCES = {"cuda": "GPU", "cpu": "CPU"}  # what Ray calls a device
+START_S = 120.0  # for the processes of a cluster: importing torch from a cold disk
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node. counts: "cuda" and "cpu" -> devices that can be reserved there. gpus: what NVML
+    tells of them. version: of this project there, None where it is not installed. python: the
+    interpreter of its workers. has_nsys: Nsight Systems is on its PATH."""
+
+    address: str
+    counts: Mapping[str, int]
+    gpus: tuple[Gpu, ...] = ()
+    version: str | None = None
+    python: str = field(default_factory=lambda: sys.executable)
+    has_nsys: bool = False
+
+    def devices(self, device: str) -> list[Device]:
+        """The devices of one kind on this node. Memory is 0 on CPU, and where NVML does not
+        tell."""
+        known = {gpu.index: gpu for gpu in self.gpus} if device == "cuda" else {}
+        return [self._device(index, device, known.get(index)) for index in range(self.has(device))]
+
+    def has(self, device: str) -> int:
+        """How many devices of one kind there are."""
+        return self.counts.get(device, 0)
+
+    def _device(self, index: int, kind: str, gpu: Gpu | None) -> Device:
+        if gpu is None:
+            return Device(self.address, index, 0, kind)
+        return Device(self.address, index, gpu.memory_bytes, gpu.name)
+
+
+def topology_of(nodes: Sequence[Node], device: str) -> Topology:
+    """The devices of one kind, ordered by node and index."""
+    by_address = sorted(nodes, key=lambda node: node.address)
+    return Topology(tuple(one for node in by_address for one in node.devices(device)))
+
+
+def without_nsys(nodes: Sequence[Node], device: str) -> tuple[str, ...]:
+    """Addresses of the nodes that may get a rank and have no Nsight Systems."""
+    return tuple(node.address for node in nodes if node.has(device) and not node.has_nsys)
+
+
+def refuse_other_versions(nodes: Sequence[Node], mine: str) -> None:
+    """Raise UserError where a node has another version of this project: its results cannot be
+    compared, and it may not understand the plans."""
+    for node in nodes:
+        if node.version != mine:
+            raise UserError(
+                f"this machine has {PROJECT} {mine}, node {node.address} of the cluster has "
+                f"{node.version or 'none'}; install the same version on both"
+            )
+
+
+def this_node(device: str, ranks: int) -> Node:
+    """This machine as the one node of a local cluster: its GPUs, or `ranks` CPU workers."""
+    gpus = tuple(hardware.gpus())
+    counts = {"cuda": len(gpus), "cpu": ranks if device == "cpu" else os.cpu_count() or 1}
+    return Node("local", counts, gpus, versions().get(PROJECT), has_nsys=hardware.has_nsys())
+
+
+def ask_nodes() -> tuple[Node, ...]:
+    """What every living node of the connected cluster has; one tiny task each. Raises UserError
+    where one does not answer, or has another version of this project."""
+    mine = versions()[PROJECT]
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    task = ray.remote(num_cpus=0, max_retries=0)(_probe_for(mine))
+    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    refs = [task.options(scheduling_strategy=place).remote() for place in places]
+    try:
+        answers = ray.get(refs, timeout=START_S)
+    except RayError as error:
+        raise UserError(f"a node of the cluster does not answer: {first_line(error)}") from error
+    found = tuple(_node(node, answer) for node, answer in zip(nodes, answers, strict=True))
+    refuse_other_versions(found, mine)
+    return found
+
+
+def _node(node: Mapping[str, Any], answer: Mapping[str, Any]) -> Node:
+    """One node from what Ray and its own task say of it."""
+    counts = {device: int(node["Resources"].get(name, 0)) for device, name in RESOURCES.items()}
+    gpus = tuple(Gpu(**fields) for fields in answer["gpus"])
+    return Node(node["NodeManagerAddress"], counts, **{**answer, "gpus": gpus})
+
+
+def _probe_for(mine: str) -> Any:
+    """The task that each node runs. It is a closure, so that it is sent whole to nodes that may
+    not have this project, and answers in plain data. GPUs are told where the version is `mine`."""
+
+    def probe() -> dict[str, object]:
+        import importlib
+        import shutil
+        import sys
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            found: str | None = version("shard-orchestrator")
+        except PackageNotFoundError:
+            found = None
+        gpus = []
+        if found == mine:
+            there = importlib.import_module("orchestrator.cluster.hardware")
+            gpus = [there.as_data(gpu) for gpu in there.gpus()]
+        has_nsys = shutil.which("nsys") is not None
+        return {"version": found, "gpus": gpus, "python": sys.executable, "has_nsys": has_nsys}
+
+    return probe

@@ -1,0 +1,89 @@
+"""Everything that is used of Ray and has no public name.
+
+Tried with Ray 2.60.0; 2.53.0 and 2.55.0 have every name too, 2.52.0 does not (`has_token` and
+`get_raw_token` take no `ignore_auth_mode`). Hence the bounds in pyproject.toml.
+tests/integration/test_private_parts.py looks at each name by itself, so that the test that fails
+says which one a new release has changed.
+
+Why private names at all: `ray.init` on an address that does not answer takes two minutes and ends
+the process, and it does not say whether a cluster asks for a token. Ray has no public way to ask.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+CLIENT_PREFIX = "ray://"
+
+
+def address_of_head_here() -> str | None:
+    """The address in the file that `ray start --head` leaves on its machine; None where there is
+    none. Public commands read the file too, but only connect to what is in it."""
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    note = Path(folder) / "ray" / "ray_current_cluster"
+    return note.read_text().strip() if note.exists() else None
+
+
+def own_token() -> str:
+    """The token that Ray finds in RAY_AUTH_TOKEN or ~/.ray/auth_token, whether or not
+    RAY_AUTH_MODE asks for one; empty where there is none."""
+    loader = _token_loader()
+    if not loader.has_token(ignore_auth_mode=True):
+        return ""
+    return str(loader.get_raw_token(ignore_auth_mode=True))
+
+
+def use_token(wanted: bool) -> None:
+    """Let this process show its token from now on, or not. A token that the cluster does not ask
+    for is as wrong as none: Ray then kills the actors of such a driver."""
+    from ray._raylet import Config  # type: ignore[attr-defined]
+
+    os.environ["RAY_AUTH_MODE"] = "token" if wanted else "disabled"
+    _token_loader().reset_cache()  # Ray shows a token that it has read, whatever the mode
+    Config.initialize("")  # Ray has read its settings at import
+
+
+def lets_in(address: str, host: str, port: int, token: str, timeout_s: float) -> bool:
+    """Ask the cluster for entry with `token` (empty: without one). False where it asks for
+    another. Raises ConnectionError, with the reason, where no cluster answers in `timeout_s`."""
+    import grpc
+
+    shown = [("authorization", f"Bearer {token}")] if token else []
+    with grpc.insecure_channel(f"{host}:{port}") as channel:
+        ask = _ping_client if address.startswith(CLIENT_PREFIX) else _ping_head
+        try:
+            ask(channel, timeout=timeout_s, metadata=[("client_id", "probe"), *shown])
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                return False
+            raise ConnectionError(error.details() or error.code().name) from error
+    return True
+
+
+def settings(metrics_ms: int) -> dict[str, object]:
+    """Arguments of `ray.init` that make every process report its metrics each `metrics_ms`."""
+    return {"_system_config": {"metrics_report_interval_ms": metrics_ms}}
+
+
+def _token_loader() -> Any:
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+    return AuthenticationTokenLoader.instance()
+
+
+def _ping_head(channel: Any, **options: Any) -> None:
+    """Ask the control service of a head for the cluster's id."""
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+    stub.GetClusterId(gcs_service_pb2.GetClusterIdRequest(), **options)
+
+
+def _ping_client(channel: Any, **options: Any) -> None:
+    """Ask the server of Ray's client, at ray://, for a sign of life."""
+    from ray.core.generated import ray_client_pb2, ray_client_pb2_grpc
+
+    ping = ray_client_pb2.ClusterInfoRequest(type=ray_client_pb2.ClusterInfoType.PING)
+    ray_client_pb2_grpc.RayletDriverStub(channel).ClusterInfo(ping, **options)

@@ -1,0 +1,58 @@
+"""What strategies and engines there are, with what each says of itself, and why one that is broken
+is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+
+from strategies.registry import discover
+from workers import engines
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """A strategy or an engine. source: the package that it comes from. error: why it cannot be
+    loaded; None where all is well."""
+
+    name: str
+    summary: str
+    source: str
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plugins:
+    """Everything that a layout can be made of and be run by."""
+
+    strategies: Sequence[Plugin]
+    engines: Sequence[Plugin]
+
+
+def installed() -> Plugins:
+    """What is installed here."""
+    return Plugins(
+        strategies=[
+            Plugin(one.key, one.summary, one.source, one.error) for one in discover().values()
+        ],
+        engines=[_engine(point) for point in sorted(entry_points(group=engines.GROUP))],
+    )
+
+
+def _engine(point: EntryPoint) -> Plugin:
+    source = point.dist.name if point.dist else point.value
+    try:
+        summary = _first_paragraph(type(engines.create(point.name)).__doc__)
+    except engines.EngineError as error:
+        return Plugin(point.name, "", source, _reason(error))
+    return Plugin(point.name, summary, source, None)
+
+
+def _first_paragraph(text: str | None) -> str:
+    return " ".join((text or "").strip().partition("\n\n")[0].split())
+
+
+def _reason(error: engines.EngineError) -> str:
+    cause = error.__cause__
+    return f"{type(cause).__name__}: {cause}" if cause else str(error)

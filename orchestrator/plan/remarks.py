@@ -1,0 +1,74 @@
+"""What a user should know about a plan that works."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from orchestrator.cluster import nsight
+from orchestrator.experiment import Experiment
+from orchestrator.plan.deployments import PlannedDeployment
+from orchestrator.plan.fitting import concurrent_requests
+from orchestrator.plan.planning import DEFAULT_ENGINE
+from orchestrator.store.folders import folder_of
+from strategies import Topology
+
+if TYPE_CHECKING:
+    from orchestrator.cluster.connection import Cluster
+
+
+def remarks(
+    experiment: Experiment,
+    planned: Sequence[PlannedDeployment],
+    topology: Topology,
+    cluster: Cluster | None = None,
+) -> Iterator[str]:
+    """Engines chosen for the user, idle replicas, requests that will queue, ablations that change
+    nothing, and where Nsight Systems writes. A layout that is run again without something is
+    remarked on once."""
+    made = {(one.deployment.strategy, one.deployment.ablation) for one in planned}
+    for one in planned:
+        if one.deployment.ablation == "none":
+            yield from _of_engine(experiment, one)
+            yield from _of_replicas(one)
+            yield from _of_memory(one, topology)
+            for what in dict.fromkeys(experiment.ablate):
+                if (one.deployment.strategy, what) not in made:
+                    yield _of_ablation(one, what)
+    if experiment.nsys:
+        yield nsight.remark(folder_of(experiment), joined=cluster is not None)
+
+
+def _of_engine(experiment: Experiment, planned: PlannedDeployment) -> Iterator[str]:
+    asked = planned.deployment
+    if planned.plan.placement.option("engine") and not experiment.engine:
+        yield f"{asked.strategy} runs on the engine {asked.engine}, which it needs"
+
+
+def _of_replicas(planned: PlannedDeployment) -> Iterator[str]:
+    name, replicas = planned.deployment.strategy, planned.plan.placement.degree("dp")
+    for concurrency in sorted({cell.cell.max_concurrency for cell in planned.cells}):
+        if concurrency < replicas:
+            yield (
+                f"{name} at max_concurrency {concurrency}: {replicas - concurrency} of "
+                f"{replicas} replicas have nothing to do"
+            )
+
+
+def _of_memory(planned: PlannedDeployment, topology: Topology) -> Iterator[str]:
+    plan, held = planned.plan, concurrent_requests(planned.plan, topology)
+    if held is not None and held < plan.max_concurrency:
+        queues = planned.deployment.engine == DEFAULT_ENGINE
+        more = "requests queue" if queues else "this engine runs out of memory"
+        yield (
+            f"{planned.deployment.strategy}: KV holds {held} requests of {plan.max_len} tokens at "
+            f"once; beyond that, {more}"
+        )
+
+
+def _of_ablation(planned: PlannedDeployment, what: str) -> str:
+    where = f"{planned.deployment.engine}, {planned.plan.device}"
+    return (
+        f"{planned.deployment.strategy}: --ablate {what} would change nothing ({where}); it is not "
+        "run without"
+    )

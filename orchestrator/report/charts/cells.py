@@ -1,0 +1,196 @@
+"""A row per cell: throughput, what a user sees, and the step taken apart."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from orchestrator.analysis.accounting import PARTS, CellParts
+from orchestrator.analysis.bounds import Bounds
+from orchestrator.analysis.communication import PhaseParts
+from orchestrator.analysis.compare import FUNCTIONS, Comparison
+from orchestrator.analysis.summary import Summary
+from orchestrator.report.charts.views import Names, View, rounded, view
+from orchestrator.store.schema import CELL_KEYS, INVALID, CellKey
+from workers.records import DECODE, PREFILL
+from workers.rows import grouped, reduced, widened
+
+PHASES = (DECODE, PREFILL)
+Shares = Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class CellFigures(View):
+    """One cell. What was measured is None unless it has a completed run.
+
+    low, high: the 95% interval of throughput. per_user: tokens/s, 1000 / tpot. bound: of
+    throughput, with its source. timed_ms: decode step of the timed runs.
+    parts: phase -> part -> percent of the step, only where it was observed; worst: the same of the
+    worst rank. comm: phase -> all communication, hidden or not, in percent of the step.
+    step_ms: phase -> length of a step. token_ms: from one token of a request to its next.
+    micro_batches: that a rank decodes in turn.
+    """
+
+    gpus: int | None
+    throughput: float | None
+    low: float | None
+    high: float | None
+    best: float | None
+    runs: int
+    per_gpu: float | None
+    per_user: float | None
+    ttft: float | None
+    tpot: float | None
+    status: str
+    bound: float | None
+    bound_pct: float | None
+    bound_source: str | None
+    timed_ms: float | None
+    parts: Mapping[str, Shares]
+    worst: Mapping[str, Shares]
+    comm: Mapping[str, Shares]
+    step_ms: Mapping[str, float | None]
+    token_ms: float | None
+    micro_batches: int | None
+
+
+def cells(
+    comparison: Sequence[Comparison],
+    names: Names,
+    parts: Sequence[CellParts] = (),
+    steps: pa.Table | None = None,
+) -> list[CellFigures]:
+    """A row per cell of the comparison.
+
+    parts: the steps of the observed runs taken apart. steps: those of the timed runs, for how many
+    micro-batches are in flight.
+    """
+    lengths, in_flight = step_lengths(parts), micro_batches(steps)
+    between = token_times(parts, in_flight)
+    most: dict[CellKey, int] = {}
+    for (cell, _), number in in_flight.items():
+        most[cell] = max(number, most.get(cell, 0))
+    return [
+        _figures(
+            one,
+            names,
+            step_ms={p: rounded(lengths[one.cell, p]) for p in PHASES if (one.cell, p) in lengths},
+            token_ms=rounded(between.get(one.cell)),
+            micro_batches=most.get(one.cell),
+        )
+        for one in comparison
+    ]
+
+
+def _figures(one: Comparison, names: Names, **of_steps: object) -> CellFigures:
+    made, spread, tpot = one.throughput, one.spread, one.latency.tpot.median
+    shares = {DECODE: _shares(one.step.decode), PREFILL: _shares(one.step.prefill)}
+    return widened(
+        CellFigures,
+        view(one.cell, names),
+        gpus=one.conditions.num_gpus,
+        throughput=rounded(made.output_throughput),
+        low=rounded(not_negative(spread.ci_low)),
+        high=rounded(spread.ci_high),
+        best=rounded(spread.best),
+        runs=one.num_runs,
+        per_gpu=rounded(made.output_throughput_per_gpu),
+        per_user=rounded(1e3 / tpot) if tpot else None,
+        ttft=rounded(one.latency.ttft.median),
+        tpot=rounded(tpot),
+        status=one.status,
+        bound=rounded(one.bounds.bound_output_throughput),
+        bound_pct=rounded(one.bounds.bound_pct),
+        bound_source=one.bounds.bound_source,
+        timed_ms=rounded(made.decode_ms_per_step),
+        parts={phase: mean for phase, (mean, _) in shares.items() if mean},
+        worst={phase: worst for phase, (_, worst) in shares.items()},
+        comm={DECODE: _comm(one.step.decode), PREFILL: _comm(one.step.prefill)},
+        **of_steps,
+    )
+
+
+def not_negative(value: float | None) -> float | None:
+    """The lower end of an interval of what cannot be below 0, which Student's t does not know."""
+    return None if value is None else max(0.0, value)
+
+
+def with_bounds(comparison: Sequence[Comparison], runs: Sequence[Summary]) -> list[Comparison]:
+    """The comparison in which cells without a valid run have the bound that their runs were held
+    against."""
+    invalid = grouped((run for run in runs if run.status == INVALID), lambda run: run.cell)
+
+    def bounded(one: Comparison) -> Comparison:
+        bounds = [run.bounds for run in invalid.get(one.cell, ())]
+        if one.status != INVALID or not bounds:
+            return one
+        return replace(one, bounds=reduced(Bounds, bounds, FUNCTIONS))
+
+    return list(map(bounded, comparison))
+
+
+def _shares(phase: PhaseParts) -> tuple[Shares, Shares]:
+    """The parts of a step in percent, mean over ranks and of the worst one; both empty where it was
+    not observed."""
+    shares = {part: getattr(phase, part) for part in PARTS}
+    if phase.compute.pct is None:
+        return {}, {}
+    return (
+        {part: rounded(share.pct) for part, share in shares.items()},
+        {part: rounded(share.pct_worst) for part, share in shares.items()},
+    )
+
+
+def _comm(phase: PhaseParts) -> Shares:
+    """All communication in percent of a step, as a mean over ranks and of the worst one."""
+    return {
+        "comm_exposed_pct": rounded(phase.comm_exposed.pct),
+        "comm_exposed_pct_worst": rounded(phase.comm_exposed.pct_worst),
+        "comm_busy_pct": rounded(phase.comm_busy.pct),
+        "comm_busy_pct_worst": rounded(phase.comm_busy.pct_worst),
+    }
+
+
+# -- the length of a step
+
+
+def step_lengths(parts: Iterable[CellParts]) -> dict[tuple[CellKey, str], float]:
+    """(cell, phase) -> milliseconds of a step, mean over ranks."""
+    groups = grouped((one for one in parts if one.step_ms), lambda one: (one.cell, one.phase))
+    return {name: statistics.fmean(one.step_ms for one in rows) for name, rows in groups.items()}
+
+
+def token_times(
+    parts: Iterable[CellParts], in_flight: Mapping[tuple[CellKey, int], int]
+) -> dict[CellKey, float]:
+    """Cell -> milliseconds from one token of a request to its next, mean over ranks.
+
+    A rank takes the micro-batches in flight in turn, so that time is as many of its decode steps. A
+    cell is left out unless their number is known of every rank.
+    """
+    decode = (one for one in parts if one.step_ms and one.phase == DECODE)
+    return {
+        cell: statistics.fmean(one.step_ms * in_flight[cell, one.rank] for one in rows)
+        for cell, rows in grouped(decode, lambda one: one.cell).items()
+        if all((cell, one.rank) in in_flight for one in rows)
+    }
+
+
+def micro_batches(steps: pa.Table | None) -> dict[tuple[CellKey, int], int]:
+    """(cell, rank) -> micro-batches that it decodes in turn.
+
+    steps: of the timed runs. There is one for each stage, or for each request of the replica where
+    these are fewer.
+    """
+    if steps is None:
+        return {}
+    names = [column.name for column in CELL_KEYS.columns]
+    decode = steps.filter(pc.equal(steps["phase"], DECODE))
+    counted = decode.group_by([*names, "rank"]).aggregate([("micro_batch", "count_distinct")])
+    ranks, numbers = counted["rank"].to_pylist(), counted["micro_batch_count_distinct"].to_pylist()
+    found = zip(CELL_KEYS.rows(counted), ranks, numbers, strict=True)
+    return {(cell, rank): number for cell, rank, number in found}

@@ -1,0 +1,116 @@
+"""A few steps rank by rank: bars that fit on a page."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from orchestrator.analysis.compare import load_of
+from orchestrator.report.charts.views import Names, View, by_cell, view
+from orchestrator.store.schema import CellKey
+from workers.records import COMPUTE, DECODE, SPANS, SpanRow
+from workers.rows import widened
+
+MAX_BARS = 3000  # over the layouts of one view
+MAX_STEPS = 3
+# The part of a window below which a gap between two stretches of compute cannot be seen.
+SEEN = 1 / 2000
+
+
+class Bar(NamedTuple):
+    """A stretch of one kind on one rank, in us on the clock of the spans."""
+
+    rank: int
+    step: int
+    kind: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Window:
+    """The bars of a few steps.
+
+    bars: [rank, step, kind, start, length] each, in us from the first of them; kind indexes
+    `kinds`. cut: not the whole of a step fits.
+    """
+
+    kinds: list[str]
+    bars: list[list[float]]
+    cut: bool
+
+
+@dataclass(frozen=True)
+class Timeline(Window, View):
+    """The last decode steps of a cell."""
+
+
+def timeline(spans: pa.Table | None, names: Names) -> list[Timeline]:
+    """A row for each observed cell. spans: the kept table."""
+    if spans is None:
+        return []
+    chosen = {cell: places for cell, places in by_cell(spans).items() if cell in names}
+    crowd = Counter(map(load_of, chosen))
+
+    def drawn(cell: CellKey) -> Timeline:
+        mine = SPANS.rows(spans.take(chosen[cell]))
+        bars = window(mine, MAX_BARS // crowd[load_of(cell)])
+        return widened(Timeline, view(cell, names), **vars(bars))
+
+    return list(map(drawn, chosen))
+
+
+def window(spans: Sequence[SpanRow], budget: int) -> Window:
+    """At most `budget` bars out of the last steps of one cell: fewer steps, then a shorter time,
+    until they fit."""
+    decode = [span for span in spans if span.phase == DECODE] or spans
+    steps = sorted({span.step for span in decode})
+    bars: list[Bar] = []
+    for count in range(min(MAX_STEPS, len(steps)), 0, -1):
+        bars = merged([span for span in decode if span.step in steps[-count:]])
+        if len(bars) <= budget:
+            break
+    bars.sort(key=lambda bar: bar.start)
+    cut = len(bars) > budget
+    return _drawn([bar for bar in bars if not cut or bar.start < bars[budget].start], cut)
+
+
+def _drawn(bars: Sequence[Bar], cut: bool) -> Window:
+    origin = bars[0].start if bars else 0.0
+    kinds = sorted({bar.kind for bar in bars})
+    short = [
+        [
+            bar.rank,
+            bar.step,
+            kinds.index(bar.kind),
+            round(bar.start - origin, 1),
+            round(bar.end - bar.start, 1),
+        ]
+        for bar in bars
+    ]
+    return Window(kinds, short, cut)
+
+
+def merged(spans: Sequence[SpanRow]) -> list[Bar]:
+    """The bars of `spans`, in which stretches of compute with no visible gap between them are
+    one."""
+    if not spans:
+        return []
+    unseen = SEEN * (max(one.end_us for one in spans) - min(one.start_us for one in spans))
+    out: list[Bar] = []
+    for one in sorted(spans, key=lambda one: (one.rank, one.start_us)):
+        bar = Bar(one.rank, one.step, one.kind, one.start_us, one.end_us)
+        if out and _continues(out[-1], bar, unseen):
+            out[-1] = out[-1]._replace(end=max(out[-1].end, bar.end))
+        else:
+            out.append(bar)
+    return out
+
+
+def _continues(before: Bar, bar: Bar, unseen: float) -> bool:
+    same = before[:3] == bar[:3] and bar.kind == COMPUTE
+    return same and bar.start - before.end <= unseen

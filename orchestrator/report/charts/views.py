@@ -1,0 +1,71 @@
+"""What the rows of all charts share: what the page selects them by, and how numbers are cut."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from orchestrator.analysis.compare import names_of
+from orchestrator.store.schema import CELL_KEYS, CellKey
+from workers.rows import grouped
+
+DIGITS = 5
+Names = Mapping[CellKey, str]  # cell -> what its layout is called
+
+
+@dataclass(frozen=True)
+class View:
+    """What the page selects a row of a chart by."""
+
+    experiment: str
+    scenario: str
+    concurrency: int
+    layout: str
+
+
+def view(cell: CellKey, names: Names) -> View:
+    """What a cell is selected by."""
+    return View(cell.experiment, cell.scenario, cell.max_concurrency, names[cell])
+
+
+def layout_names(cells: Iterable[CellKey]) -> dict[CellKey, str]:
+    """Cell -> what its layout is called: the strategy, with engine and dtype only where these
+    differ within a model."""
+    models = grouped(cells, lambda cell: cell.model).values()
+    return {
+        cell: name for peers in models for cell, name in zip(peers, names_of(peers), strict=True)
+    }
+
+
+def natural(name: str) -> list[int | str]:
+    """A sorting key that puts tp2 before tp10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def by_cell(table: pa.Table) -> dict[CellKey, np.ndarray]:
+    """Cell -> the places of its rows in a table that begins with the columns of a cell's key.
+
+    Works on whole columns: tables of samples and spans have hundreds of thousands of rows.
+    """
+    codes = np.zeros(table.num_rows, dtype=np.int64)
+    for column in CELL_KEYS.columns:
+        found = table.column(column.name).combine_chunks().dictionary_encode()
+        codes = codes * len(found.dictionary) + np.asarray(found.indices)
+    _, firsts, cell_of = np.unique(codes, return_index=True, return_inverse=True)
+    cells = CELL_KEYS.rows(table.take(firsts))
+    places = [np.flatnonzero(cell_of == number) for number in range(len(cells))]
+    return {cells[number]: places[number] for number in np.argsort(firsts)}
+
+
+def rounded(value: float | None) -> float | None:
+    """To five digits: more than any of it is known to, and less to store. NaN becomes None."""
+    return None if value is None or value != value else float(f"{value:.{DIGITS}g}")
+
+
+def compact(values: Sequence[float] | np.ndarray) -> list[float | None]:
+    """All of `values`, rounded."""
+    return [rounded(float(value)) for value in values]

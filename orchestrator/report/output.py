@@ -1,0 +1,56 @@
+"""Where a command prints: stdout and stderr, as tables or as one JSON document."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.report import document
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PLAIN_WIDTH = 160  # columns of a table that goes to a file or a pipe
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where a command prints: tables for people, or one JSON document."""
+
+    as_json: bool = False
+
+    def show(self, data: Callable[[], object], draw: Callable[[Console], None]) -> None:
+        """Print `data` as JSON, or draw it."""
+        if self.as_json:
+            self.document(data())
+        else:
+            draw(self.console())
+
+    def document(self, data: object) -> None:
+        """Print one JSON document."""
+        click.echo(document.text(data))
+
+    def console(self) -> Console:
+        """stdout for tables."""
+        return _console(stderr=False)
+
+    def notes(self) -> Console:
+        """For progress and paths: stdout, which is left to the document where there is one."""
+        return _console(stderr=self.as_json)
+
+
+def _console(stderr: bool) -> Console:
+    """Plain and wide where it is no terminal; a character that the stream's encoding lacks is
+    printed as a question mark."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=PLAIN_WIDTH)

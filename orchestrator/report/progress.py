@@ -1,0 +1,109 @@
+"""How far the driver is: a live bar in a terminal, elsewhere a line per finished run."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from orchestrator.analysis.summary import Measured
+from orchestrator.experiment import layout_name
+from orchestrator.report.text import fixed
+from orchestrator.store.schema import COMPLETED
+
+
+class HasDashboard(Protocol):
+    """What is shown of a cluster."""
+
+    @property
+    def dashboard(self) -> str | None:
+        """Where its dashboard answers; None without one."""
+        ...
+
+
+class RunProgress:
+    """Shows what it is told; see `orchestrator.run.progress.Progress`."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._done = self._total = 0
+        self._last = ""
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(),
+            TextColumn("runs"),
+            TimeRemainingColumn(),
+            TextColumn("left  {task.fields[last]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("starting", total=None, last="")
+
+    def __enter__(self) -> RunProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def begin(self, runs: int, skipped: int) -> None:
+        """`runs` are to be done, `skipped` have a result already."""
+        self._total = runs
+        self._bar.update(self._task, total=runs)
+        if skipped:
+            self.note(f"{skipped} of {runs + skipped} runs have a result and are skipped.")
+
+    def connected(self, cluster: HasDashboard) -> None:
+        """The cluster is there."""
+        if cluster.dashboard:
+            self.note(f"Ray dashboard: {cluster.dashboard}")
+
+    def phase(self, deployment: str, cell: str, what: str) -> None:
+        """What begins now; `cell` is empty while building."""
+        self._bar.update(self._task, description=escape(f"{cell or deployment}  {what}"))
+
+    def finished(self, run: Measured) -> None:
+        """A run has ended and is on disk."""
+        self._done += 1
+        self._total = max(self._total, self._done)  # runs may be added until they agree
+        if run.status == COMPLETED:
+            self._last = f"{fixed(run.throughput.output_throughput)} tok/s"
+        head = f"[{self._done}/{self._total}] {_name(run)}: "
+        self._console.print(Text(head).append(self._said(run)), soft_wrap=True)
+        self._bar.update(self._task, completed=self._done, total=self._total, last=self._last)
+
+    def note(self, line: str) -> None:
+        """Something that the user should read."""
+        self._console.print(Text(line), soft_wrap=True)
+
+    def _said(self, run: Measured) -> Text:
+        if run.status != COMPLETED:
+            return Text(f"{run.status}: {run.reason}", style="red")
+        ttft, tpot = run.latency.ttft.median, run.latency.tpot.median
+        return Text(f"{self._last}, TTFT {fixed(ttft)} ms, TPOT {fixed(tpot, 2)} ms")
+
+
+def _name(run: Measured) -> str:
+    cell = run.cell
+    layout = layout_name(cell.strategy, cell.ablation)
+    load = f"{cell.scenario} c{cell.max_concurrency}"
+    return f"{layout} {cell.engine} {load} run {run.run + 1}"

@@ -1,0 +1,53 @@
+"""Numbers as people read them. Every way in which a figure is written stands here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+EN_DASH = "\u2013"
+
+
+def fixed(value: float | None, digits: int = 1) -> str:
+    """With a fixed number of decimals, none from 1000 on: 9.5, 2111. "-" where it is unknown."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.{digits}f}"
+
+
+def percent(value: float | None, digits: int = 1, of: float = 100.0) -> str:
+    """`value` as a share of `of`: 14.0%. "-" where it is unknown."""
+    return "-" if value is None else f"{100.0 * value / of:.{digits}f}%"
+
+
+def figure(value: float | None, unit: str = "") -> str:
+    """With three digits or more: 2,111 or 211 or 21.1 or 2.11. Empty where it is unknown."""
+    if not value:
+        return "" if value is None else f"0{unit}"
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:,.{digits}f}{unit}"
+
+
+def three_digits(value: float | None) -> str:
+    """With three digits, or whole from 100 on: 0.0123, 2.11, 2111. "-" where it is unknown."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def ranges(numbers: Iterable[int], dash: str = "-") -> str:
+    """Whole numbers, runs of them by their ends: 0, 1, 2, 5 is "0-2, 5"."""
+    ends: list[tuple[int, int]] = []
+    for one in sorted(numbers):
+        first = ends.pop()[0] if ends and ends[-1][1] == one - 1 else one
+        ends.append((first, one))
+    return ", ".join(span(first, last, dash) for first, last in ends)
+
+
+def span(first: int, last: int, dash: str = "-") -> str:
+    """The whole numbers from `first` to `last`: "0-2", or "5" where they are the same."""
+    return str(first) if first == last else f"{first}{dash}{last}"
+
+
+def plural(count: int, noun: str) -> str:
+    """1 rank, 2 ranks."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

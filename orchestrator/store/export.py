@@ -1,0 +1,86 @@
+"""Tables for the rest of the world: one file each, in a format that other tools read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.feather
+import pyarrow.parquet
+
+from orchestrator.errors import UserError
+from orchestrator.store.arrow_files import encoded, replace_file, write_part
+from orchestrator.store.folders import MANIFEST
+
+SUMMARY = "summary"
+FORMATS = ("arrow", "parquet", "csv")
+
+
+def check_format(format: str) -> None:
+    """Raise UserError for a format that is not written here."""
+    if format not in FORMATS:
+        raise UserError(f"there is no format '{format}'; use {', '.join(FORMATS)}")
+
+
+def write_tables(tables: Mapping[str, pa.Table], format: str, out: Path) -> list[Path]:
+    """Write each table to `out`/<name>.<format>; lists become JSON text in CSV.
+
+    Returns the files written. Raises UserError for another format, or where `out` cannot be
+    written.
+    """
+    check_format(format)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return [
+            replace_file(out / f"{name}.{format}", partial(_write_as, format, table))
+            for name, table in tables.items()
+        ]
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"tables cannot be written to {out}: {reason}; give another --out") from (
+            error
+        )
+
+
+def pack(tables: Mapping[str, pa.Table], manifest: str, out: Path) -> list[Path]:
+    """Write whole results to `out`: one Arrow file a table, and manifest.json.
+
+    Such a folder is read like the one it was made of. The summary comes last and makes it results:
+    what a crash left behind holds none. Returns the files written. Raises UserError where `out`
+    holds something already or cannot be written.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; give another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        replace_file(out / MANIFEST, lambda path: path.write_text(manifest))
+        names = sorted(tables, key=lambda name: name == SUMMARY)
+        parts = [write_part(out / f"{name}.arrow", encoded(tables[name])) for name in names]
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"results cannot be packed into {out}: {reason}; give another --out") from (
+            error
+        )
+    return [out / MANIFEST, *parts]
+
+
+def _write_as(format: str, table: pa.Table, path: Path) -> None:
+    if format == "parquet":
+        pa.parquet.write_table(table, path)
+    elif format == "arrow":
+        pa.feather.write_feather(table, str(path), compression="uncompressed")
+    else:
+        pa.csv.write_csv(_with_json_lists(table), path)
+
+
+def _with_json_lists(table: pa.Table) -> pa.Table:
+    for index, field in enumerate(table.schema):
+        if pa.types.is_list(field.type):
+            values = table.column(index).to_pylist()
+            texts = [None if value is None else json.dumps(value) for value in values]
+            table = table.set_column(index, field.name, pa.array(texts, type=pa.string()))
+    return table

@@ -1,0 +1,94 @@
+"""Folders of results: where an experiment's lie, which there are, and what their manifest says."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import UserError
+from orchestrator.experiment import Experiment, digest, identity_of
+from orchestrator.store.arrow_files import other_version
+from workers.rows import SCHEMA_VERSION
+
+MANIFEST = "manifest.json"
+DEFAULT_ROOT = Path("results")
+LONGEST_NAME = 200  # of a file, in characters
+
+
+def folder_of(experiment: Experiment) -> Path:
+    """Where an experiment's results live: the same request, the same folder."""
+    root = experiment.result_dir or DEFAULT_ROOT
+    return root / f"{safe_name(Path(experiment.model).name)}-{identity_of(experiment)}"
+
+
+def find(path: Path) -> list[Path]:
+    """The experiment folders at `path`: itself, or those in it.
+
+    Raises UserError where there are none.
+    """
+    if is_experiment(path):
+        return [path]
+    children = sorted(path.iterdir()) if path.is_dir() else []
+    found = [child for child in children if is_experiment(child)]
+    if not found:
+        raise UserError(
+            f"there are no results in {path}; give the folder that `orchestrator submit` named, or "
+            "the one it is in"
+        )
+    return found
+
+
+def is_experiment(path: Path) -> bool:
+    """Whether a run was begun there, or has ended: empty folders are no results."""
+    summary = path / "summary"
+    begun = (path / MANIFEST).is_file() or any(summary.glob("*.arrow"))
+    return is_packed(path) or (summary.is_dir() and begun)
+
+
+def is_packed(path: Path) -> bool:
+    """Whether `orchestrator pack` has put the parts of each table into one file."""
+    return (path / "summary.arrow").is_file()
+
+
+def read_manifest(folder: Path) -> Mapping[str, Any]:
+    """manifest.json, empty where there is none that can be read."""
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def manifest_text(folder: Path) -> str:
+    """manifest.json as it is written; an empty object where there is none."""
+    try:
+        return (folder / MANIFEST).read_text(encoding="utf-8")
+    except OSError:
+        return "{}\n"
+
+
+def check_version(folder: Path) -> None:
+    """Raise UserError if `folder` holds results of another schema version."""
+    found = read_manifest(folder).get("schema_version", SCHEMA_VERSION)
+    if found != SCHEMA_VERSION:
+        raise other_version(folder, found)
+
+
+def safe_name(name: str) -> str:
+    """`name` as a file name.
+
+    One that had to be changed, or is too long, ends in a digest, so that no two become one.
+    """
+    safe = re.sub(r"[^A-Za-z0-9._=+-]", "_", name)
+    if safe == name and len(name) <= LONGEST_NAME:
+        return safe
+    return f"{safe[: LONGEST_NAME - 20]}-{digest(name)}"
+
+
+def now() -> str:
+    """The time in UTC, to the second, as ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

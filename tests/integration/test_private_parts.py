@@ -1,0 +1,168 @@
+"""The private names of Ray that `orchestrator.cluster.ray_private` uses, each by itself: the test
+that fails says what a new release has changed."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import socket
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import ray
+from packaging.requirements import Requirement
+
+from orchestrator.cluster import ray_private
+from orchestrator.cluster.connection import Cluster
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_installed_ray_is_within_the_bounds_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (asked,) = (one for one in map(Requirement, project["dependencies"]) if one.name == "ray")
+    assert version("ray") in asked.specifier
+    assert {bound.operator for bound in asked.specifier} == {">=", "<"}
+
+
+def test_no_other_file_uses_a_private_name() -> None:
+    private = ("_raylet", "ray.core", "ray._", "_system_config", "__ray_", "ray_current_cluster")
+    for path in sorted((ROOT / "orchestrator").rglob("*.py")) + sorted(
+        (ROOT / "workers").rglob("*.py")
+    ):
+        found = [name for name in private if name in path.read_text()]
+        assert not found or path.name == "ray_private.py", (path, found)
+
+
+# -- ray._raylet
+
+
+def test_authentication_token_loader_instance() -> None:
+    from ray._raylet import AuthenticationTokenLoader
+
+    assert AuthenticationTokenLoader.instance() is not None
+
+
+def loader() -> object:
+    from ray._raylet import AuthenticationTokenLoader
+
+    return AuthenticationTokenLoader.instance()
+
+
+@pytest.fixture
+def no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_token_loader_has_token_whatever_the_mode(
+    no_token: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader().reset_cache()  # type: ignore[attr-defined]
+    assert loader().has_token(ignore_auth_mode=True) is False  # type: ignore[attr-defined]
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "made-up-for-a-test")
+    loader().reset_cache()  # type: ignore[attr-defined]
+    assert loader().has_token(ignore_auth_mode=True) is True  # type: ignore[attr-defined]
+    loader().reset_cache()  # type: ignore[attr-defined]
+
+
+def test_token_loader_get_raw_token_whatever_the_mode(
+    no_token: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "made-up-for-a-test")
+    loader().reset_cache()  # type: ignore[attr-defined]
+    assert ray_private.own_token() == "made-up-for-a-test"
+    loader().reset_cache()  # type: ignore[attr-defined]
+
+
+def test_token_loader_reset_cache() -> None:
+    assert callable(loader().reset_cache)  # type: ignore[attr-defined]
+
+
+def test_config_initialize() -> None:
+    from ray._raylet import Config
+
+    Config.initialize("")
+
+
+def test_config_knows_the_setting_for_metrics() -> None:
+    from ray._raylet import Config
+
+    (setting,) = ray_private.settings(2000)["_system_config"]  # type: ignore[misc]
+    assert callable(getattr(Config, setting))
+
+
+# -- ray.init
+
+
+def test_init_takes_a_system_config() -> None:
+    """It is one of the arguments that `ray.init` knows beside its public ones."""
+    assert "_system_config" in inspect.getsource(ray.init)
+
+
+# -- the file of a head
+
+
+@pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR"])
+def test_the_head_on_this_machine_is_noted_in_a_file(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray._common import utils
+
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    assert ray_private.address_of_head_here() is None
+    note = Path(utils.get_ray_address_file(None))
+    assert note == tmp_path / "ray" / "ray_current_cluster"
+    note.parent.mkdir()
+    note.write_text("10.0.0.1:6379\n")
+    assert ray_private.address_of_head_here() == "10.0.0.1:6379"
+
+
+# -- ray.core.generated
+
+
+def test_the_request_to_a_head() -> None:
+    from ray.core.generated import gcs_service_pb2
+
+    gcs_service_pb2.GetClusterIdRequest()
+
+
+def test_the_stub_of_a_head() -> None:
+    from ray.core.generated import gcs_service_pb2_grpc
+
+    assert gcs_service_pb2_grpc.NodeInfoGcsServiceStub
+
+
+def test_the_request_to_a_client_server() -> None:
+    from ray.core.generated import ray_client_pb2
+
+    ray_client_pb2.ClusterInfoRequest(type=ray_client_pb2.ClusterInfoType.PING)
+
+
+def test_the_stub_of_a_client_server() -> None:
+    from ray.core.generated import ray_client_pb2_grpc
+
+    assert ray_client_pb2_grpc.RayletDriverStub
+
+
+def test_a_head_answers_the_probe_and_says_whether_it_wants_a_token(ray_cluster: Cluster) -> None:
+    address = ray.get_runtime_context().gcs_address
+    host, _, port = address.rpartition(":")
+    wants = os.environ.get("RAY_AUTH_MODE") == "token" or not ray_private.lets_in(
+        address, host, int(port), "", 5.0
+    )
+    assert ray_private.lets_in(address, host, int(port), "wrong", 5.0) is not wants
+    assert ray_private.lets_in(address, host, int(port), ray_private.own_token(), 5.0)
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_without_a_cluster_is_a_connection_error(scheme: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(ConnectionError):
+            ray_private.lets_in(f"{scheme}127.0.0.1:{port}", "127.0.0.1", port, "", 2.0)

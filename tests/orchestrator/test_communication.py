@@ -1,0 +1,148 @@
+"""What communication costs a step and what each operation moves, as columns of the summary."""
+
+from __future__ import annotations
+
+import pytest
+from tables import make
+
+from orchestrator.analysis.accounting import CELL_TIMED, PARTS_OF_STEP, TIMED, PartsRow
+from orchestrator.analysis.communication import (
+    RUN_COLLECTIVES,
+    Operations,
+    StepParts,
+    Traffic,
+    exposed,
+    operations_of,
+    step_parts_of,
+    traffic_of,
+    with_timing,
+)
+from workers.messages import RankReport
+from workers.records import COLLECTIVES, STEPS
+from workers.rows import nothing
+
+
+def parts(phase: str = "decode") -> list[PartsRow]:
+    """Two ranks of which one waits longer, and for another stage."""
+    base = {"phase": phase, "step_ms": 10.0, "launch_gap_ms": 0.0, "comm_busy_ms": 4.0}
+    rows = [
+        {
+            **base,
+            "rank": 0,
+            "compute_ms": 8.0,
+            "exposed_transfer_ms": 1.0,
+            "exposed_wait_ms": 1.0,
+            "bubble_ms": 0.0,
+        },
+        {
+            **base,
+            "rank": 1,
+            "compute_ms": 5.0,
+            "exposed_transfer_ms": 1.0,
+            "exposed_wait_ms": 2.0,
+            "bubble_ms": 2.0,
+        },
+    ]
+    return PARTS_OF_STEP.rows(make(PARTS_OF_STEP, rows))
+
+
+def test_shares_are_means_over_ranks_with_the_worst_beside() -> None:
+    found = step_parts_of(parts())
+    step = found.decode
+    assert (step.comm_exposed.pct, step.comm_exposed.pct_worst) == (
+        pytest.approx(25),
+        pytest.approx(30),
+    )
+    assert (step.bubble.pct, step.bubble.pct_worst) == (pytest.approx(10), pytest.approx(20))
+    assert (step.comm_exposed.ms, step.comm_exposed.ms_worst) == (
+        pytest.approx(2.5),
+        pytest.approx(3),
+    )
+    assert found.prefill.compute.pct is None
+
+
+def test_a_phase_without_steps_on_a_rank_takes_no_part_in_the_means() -> None:
+    asleep = make(PARTS_OF_STEP, [{"rank": 2, "phase": "decode", "step_ms": 0.0}])
+    rows = [*parts(), *PARTS_OF_STEP.rows(asleep)]
+    assert step_parts_of(rows) == step_parts_of(parts())
+    assert exposed(rows) == [(0, "decode", pytest.approx(20)), (1, "decode", pytest.approx(30))]
+
+
+def test_prefill_has_columns_of_its_own() -> None:
+    both = step_parts_of([*parts(), *parts("prefill")[:1]])
+    assert (both.decode.compute.ms, both.prefill.compute.ms) == (6.5, 8.0)
+
+
+def test_a_cell_that_was_not_observed_has_none_of_it() -> None:
+    assert step_parts_of([]) == nothing(StepParts)
+    assert operations_of([], []) == nothing(Operations)
+
+
+def test_what_was_counted_and_what_was_timed_stand_in_one_row() -> None:
+    cell = {"experiment": "e", "strategy": "tp2", "max_concurrency": 8, "start": 0}
+    counted = [
+        {
+            **cell,
+            "run": 1,
+            "rank": rank,
+            "phase": "decode",
+            "op": op,
+            "axis": "tp",
+            "calls": 80,
+            "bytes": 8000,
+        }
+        for rank in (0, 1)
+        for op in ("all_reduce", "all_gather")
+    ]
+    timed = [
+        {
+            **cell,
+            "rank": rank,
+            "phase": "decode",
+            "op": "all_reduce",
+            "axis": "tp",
+            "group_size": 2,
+            "calls": 4,
+            "bytes": 400,
+            "transfer_us": 10.0,
+            "wait_us": 1.0,
+            "algbw": 4.0 + 2 * rank,
+            "busbw": 4.0,
+        }
+        for rank in (0, 1)
+    ]
+    calls = RUN_COLLECTIVES.rows(make(RUN_COLLECTIVES, counted))
+    seen = CELL_TIMED.rows(make(CELL_TIMED, timed))
+    joined = with_timing(calls, seen)
+    assert [one.calls for one in joined] == [80] * 4
+    assert [one.algbw for one in joined] == [4.0, None, 6.0, None]
+    found = operations_of(calls, seen)
+    reduced, gathered = found.decode.tp_all_reduce, found.decode.tp_all_gather
+    assert (reduced.calls, reduced.bytes, reduced.algbw) == (160, 16000, 5.0)
+    assert (gathered.calls, gathered.algbw) == (160, None)
+    assert found.decode.pp_send.calls is found.prefill.tp_all_reduce.calls is None
+
+
+def test_calls_of_another_cell_are_not_timed_by_this_one() -> None:
+    call = {"start": 0, "rank": 0, "phase": "decode", "op": "send", "axis": "pp"}
+    counted = make(RUN_COLLECTIVES, [{**call, "max_concurrency": 8, "run": 0, "calls": 1}])
+    timed = make(CELL_TIMED, [{**call, "max_concurrency": 9, "calls": 1, "algbw": 1.0}])
+    joined = with_timing(RUN_COLLECTIVES.rows(counted), CELL_TIMED.rows(timed))
+    assert [one.algbw for one in joined] == [None]
+
+
+def test_bandwidth_is_of_the_ranks_that_counted_the_operation() -> None:
+    """A rank that the run did not count it on says nothing of the run."""
+    key = {"phase": "decode", "op": "all_reduce", "axis": "tp"}
+    counted = COLLECTIVES.rows(make(COLLECTIVES, [{**key, "rank": 0, "calls": 1, "bytes": 8}]))
+    timed = TIMED.rows(make(TIMED, [{**key, "rank": rank, "algbw": 4.0 + rank} for rank in (0, 1)]))
+    assert operations_of(counted, timed).decode.tp_all_reduce.algbw == 4.0
+
+
+def test_collectives_are_summed_over_ranks_and_unknown_if_one_rank_cannot_count() -> None:
+    row = {"rank": 0, "phase": "decode", "op": "all_reduce", "axis": "tp", "calls": 3, "bytes": 96}
+    sent, steps = make(COLLECTIVES, [row] * 2), STEPS.make([])
+    counted = [RankReport(rank, None, steps, sent, 0) for rank in (0, 1)]
+    assert traffic_of(counted) == Traffic(comm_calls=12, comm_bytes=384)
+    uncounted = RankReport(2, None, steps, None, 0)
+    assert traffic_of([*counted, uncounted]) == Traffic(comm_calls=None, comm_bytes=None)

@@ -1,0 +1,46 @@
+"""Pages of made-up results, made once for all tests of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from report_inputs import CONCURRENCIES, LAYOUTS, MadeUp, cell_of, write_results
+from summaries import write_run
+
+from orchestrator.experiment import Run
+from orchestrator.report.html import render_html
+from orchestrator.store.store import Store
+
+SHORT = {"power_valid": False, "power_reasons": "run of 1.9 s is under 20 samples"}
+SLOWED = {"throttled": True, "power_valid": True, "joules_per_output_token": 1.5}
+ABOVE = {"status": "invalid", "reason": "above its bound of 99"}
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("results") / "tiny-0123456789"
+    return write_results(path, LAYOUTS, CONCURRENCIES, failing=("dp4",), ablated=("tp4",))
+
+
+@pytest.fixture(scope="session")
+def page(folder: Path) -> Path:
+    return render_html(folder)
+
+
+@pytest.fixture(scope="session")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results that need a word: an interval that reaches below 0, runs too short for energy, one
+    above its bound."""
+    path = write_results(tmp_path_factory.mktemp("odd") / "tiny", ("tp4", "pp4", "dp4"), (8, 32))
+    store = Store(path)
+    for layout, index, changed in (
+        ("tp4", 0, {"output_throughput": 1.0, **SHORT}),
+        ("tp4", 1, SLOWED),
+        ("pp4", 0, ABOVE),
+        ("pp4", 1, ABOVE),
+        ("dp4", 1, {"status": "failed", "reason": "a worker died"}),
+    ):
+        run = Run(cell_of(layout, 8), index)
+        write_run(store, run, **{**MadeUp().figures(50.0, 8), **changed})
+    return render_html(path)

@@ -1,0 +1,173 @@
+"""The data of the page's charts, made of the rows of results."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from driver_inputs import plan
+from report_inputs import span
+from summaries import CELL, comparison, summary
+from tables import make
+
+from orchestrator.analysis.accounting import CellParts, CellTimed
+from orchestrator.analysis.building import memory_of
+from orchestrator.analysis.outputs import KEPT_REQUESTS
+from orchestrator.report.charts import cells, memory, telemetry, timeline, views
+from orchestrator.report.charts.communication import communication
+from orchestrator.report.charts.latencies import latencies
+from orchestrator.store.schema import CellKey
+from workers.messages import Built
+from workers.rows import columns, from_flat
+
+PP2 = from_flat(CellKey, {**CELL, "strategy": "pp2"})
+NAMES = {PP2: "pp2"}
+KEY = {**CELL, "strategy": "pp2", "start": 0}
+
+
+def parts_of(rank: int, step_ms: float, phase: str = "decode") -> CellParts:
+    none = {column.name: None for column in columns(CellParts)}
+    return from_flat(CellParts, {**none, **KEY, "rank": rank, "phase": phase, "step_ms": step_ms})
+
+
+def timed(rank: int, **took: float | None) -> CellTimed:
+    call = {"phase": "decode", "op": "all_reduce", "axis": "tp", "group_size": 2, "calls": 4}
+    return from_flat(CellTimed, {**KEY, **call, "rank": rank, **took})
+
+
+def test_from_token_to_token_a_stage_takes_a_step_for_each_micro_batch() -> None:
+    steps = [
+        {**KEY, "rank": rank, "phase": "decode", "micro_batch": micro_batch}
+        for rank in (0, 1)
+        for micro_batch in (0, 1, 0, 1)
+    ]
+    steps += [{**KEY, "rank": 0, "phase": "prefill", "micro_batch": 2}]
+    in_flight = cells.micro_batches(pa.Table.from_pylist(steps))
+    assert in_flight == {(PP2, 0): 2, (PP2, 1): 2}
+    parts = [parts_of(0, 9.0), parts_of(1, 10.0), parts_of(0, 99.0, "prefill")]
+    assert cells.token_times(parts, in_flight) == {PP2: 19.0}
+    assert cells.token_times(parts, {}) == {}
+    assert cells.micro_batches(None) == {}
+
+
+def test_a_cell_has_the_parts_of_the_phases_that_were_observed() -> None:
+    shares = {
+        "compute_pct": 80.0,
+        "exposed_transfer_pct": 9.0,
+        "exposed_wait_pct": 5.0,
+        "bubble_pct": 0.0,
+        "launch_gap_pct": 6.0,
+        "bubble_pct_worst": 1.0,
+        "comm_exposed_pct": 14.0,
+    }
+    one = comparison(strategy="pp2", median_tpot_ms=20.0, **shares)
+    (found,) = cells.cells([one], NAMES, [parts_of(0, 9.0), parts_of(1, 10.0)])
+    assert found.parts == {
+        "decode": {
+            "compute": 80.0,
+            "exposed_transfer": 9.0,
+            "exposed_wait": 5.0,
+            "bubble": 0.0,
+            "launch_gap": 6.0,
+        }
+    }
+    assert found.worst["decode"]["bubble"] == 1.0
+    assert found.worst["prefill"] == {}
+    assert found.comm["decode"]["comm_exposed_pct"] == 14.0
+    assert (found.step_ms, found.token_ms, found.per_user) == ({"decode": 9.5}, None, 50.0)
+
+
+def test_calls_are_told_as_the_mean_over_ranks_and_of_the_worst_one() -> None:
+    rows = [
+        timed(0, bytes=400, transfer_us=5.0, wait_us=1.0, algbw=20.0, busbw=20.0),
+        timed(1, bytes=400, transfer_us=5.0, wait_us=3.0, algbw=10.0, busbw=10.0),
+    ]
+    (found,) = communication(rows, NAMES)
+    assert (found.calls, found.bytes_per_call) == (4, 100)
+    assert (found.wait_us, found.wait_us_worst, found.busbw, found.busbw_worst) == (2, 3, 15, 10)
+    unseen = timed(0, bytes=None, transfer_us=None, wait_us=None, algbw=None, busbw=None)
+    (found,) = communication([unseen], NAMES)
+    assert found.bytes_per_call is found.busbw_worst is None
+
+
+def test_latencies_of_requests_need_as_many_tokens_as_they_span() -> None:
+    rows = [
+        {**KEY, "run": 0, "arrival_s": 1.0, "token_times_s": times}
+        for times in ([1.5, 1.6, 1.8], [2.0], [], None)
+    ]
+    requests = make(KEPT_REQUESTS, rows)
+    found = {one.metric: (one.requests, one.q[0], one.q[100]) for one in latencies(requests, NAMES)}
+    assert found == {"ttft": (2, 500, 1000), "tpot": (1, 150, 150), "e2el": (2, 800, 1000)}
+    assert latencies(requests, {}) == latencies(None, NAMES) == []
+
+
+def test_a_timeline_joins_compute_and_gives_up_steps_before_it_gives_up_time() -> None:
+    rows = [
+        span(0, step, kind, 100.0 * step + begin, 100.0 * step + end)
+        for step in range(5)
+        for kind, begin, end in (
+            ("compute", 0.0, 40.0),
+            ("compute", 40.0, 90.0),
+            ("send", 90.0, 100.0),
+        )
+    ]
+    assert len(timeline.window(rows, 100).bars) == 6
+    two = timeline.window(rows, 4)
+    assert [bar[1] for bar in two.bars] == [3, 3, 4, 4]
+    assert (two.bars[0][3:], two.cut) == ([0.0, 90.0], False)
+    assert timeline.window(rows, 1).cut
+
+
+def test_samples_are_binned_so_that_each_bin_has_every_device() -> None:
+    seconds, values = np.repeat(np.arange(10) / 10, 2), np.tile([400.0, 600.0], 10)
+    found = telemetry.binned(seconds, values, 2)
+    assert set(found.low) == {400.0}
+    assert set(found.high) == {600.0}
+    assert len(telemetry.binned(np.arange(1e4), np.ones(10000), 1).s) == telemetry.SAMPLES
+
+
+def test_memory_is_that_of_the_run_with_the_highest_peak_and_the_rest_is_what_is_left() -> None:
+    low, high = (
+        summary(
+            strategy="pp2",
+            run=run,
+            peak_memory_bytes_per_rank=[peak, 10**9],
+            weight_bytes_per_rank=[3 * 10**9, 2 * 10**9],
+        )
+        for run, peak in enumerate((4 * 10**9, 5 * 10**9))
+    )
+    first, second = memory.memory([low, high, summary(strategy="pp2", status="failed")], NAMES)
+    assert (first.rank, first.peak, first.weight, first.kv, first.rest) == (0, 5.0, 3.0, None, 2.0)
+    assert (second.rank, second.peak, second.weight, second.rest) == (1, 1.0, 2.0, 0.0)
+
+
+def test_memory_of_a_rank_is_what_it_was_built_with() -> None:
+    built = [
+        Built(rank, 1.0, 1.0, weight_bytes=100 + rank, kv_tokens=64, device_name="cpu")
+        for rank in (1, 0)
+    ]
+    held = memory_of(built, plan(2), [])
+    assert held.weight_bytes_per_rank == [100, 101]
+    keys_and_values, layers, heads, dim, size = 2, 2, 4, 2, 4
+    assert held.kv_bytes_per_rank == [64 * keys_and_values * layers * heads * dim * size] * 2
+    unpaged = memory_of([Built(0, 1.0, 1.0, 100, None, "cpu")], plan(1), [])
+    assert unpaged.kv_bytes_per_rank is None
+
+
+def test_rows_of_a_table_are_found_by_their_cell_in_the_order_of_the_first_of_each() -> None:
+    tp2 = {**KEY, "strategy": "tp2"}
+    table = pa.Table.from_pylist([KEY, tp2, KEY, {**tp2, "max_concurrency": 2}, tp2])
+    found = {
+        (cell.strategy, cell.max_concurrency): list(places)
+        for cell, places in views.by_cell(table).items()
+    }
+    assert found == {("pp2", 8): [0, 2], ("tp2", 8): [1, 4], ("tp2", 2): [3]}
+    assert list(found) == [("pp2", 8), ("tp2", 8), ("tp2", 2)]
+    assert views.by_cell(table.slice(0, 0)) == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(None, None), (float("nan"), None), (1.234567, 1.2346), (123456.7, 123460)]
+)
+def test_numbers_are_cut_to_what_is_known_of_them(value: float | None, shown: float | None) -> None:
+    assert views.rounded(value) == shown

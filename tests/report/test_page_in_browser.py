@@ -1,0 +1,285 @@
+"""The page in a browser without a network: what it draws, and what can be done with it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import browser
+import pytest
+from pages import MEGABYTE
+from report_inputs import CONCURRENCIES, LAYOUTS, write_results
+
+from orchestrator.report.charts.timeline import MAX_BARS
+from orchestrator.report.html import render_html
+
+CHARTS = ("throughput", "tradeoff", "step", "timeline", "latencies", "memory", "telemetry")
+pytestmark = pytest.mark.skipif(
+    browser.executable() is None, reason="no Chromium is installed to open the page with"
+)
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Browser]:
+    with browser.Browser(tmp_path_factory.mktemp("profile")) as one:
+        yield one
+
+
+def marks(chromium: browser.Browser, chart: str, kind: str) -> int:
+    return chromium.evaluate(
+        f"document.querySelectorAll('[data-chart={chart}] .mark-{kind} path').length"
+    )
+
+
+def rows(chromium: browser.Browser, chart: str, whole: bool = False) -> int:
+    return len(table(chromium, chart, whole))
+
+
+def table(chromium: browser.Browser, chart: str, whole: bool = False) -> list[dict[str, str]]:
+    """What a button downloads."""
+    return list(
+        csv.DictReader(
+            io.StringIO(chromium.evaluate(f"report.csv('{chart}', {json.dumps(whole)})"))
+        )
+    )
+
+
+def choose(chromium: browser.Browser, name: str, value: str) -> None:
+    chromium.evaluate(
+        f"(() => {{ const s = document.querySelector('select[name={name}]'); s.value = '{value}';"
+        " s.dispatchEvent(new Event('change', { bubbles: true })); delete "
+        "document.body.dataset.ready; })()"
+    )
+
+
+def test_every_chart_is_drawn_without_a_complaint_or_a_request(
+    chromium: browser.Browser, page: Path
+) -> None:
+    chromium.open(page)
+    for chart in CHARTS:
+        assert chromium.evaluate(f"document.querySelectorAll('[data-chart={chart}] svg').length"), (
+            chart
+        )
+        assert chromium.evaluate(f"document.getElementById('{chart}').innerText").find("NaN") < 0
+    assert chromium.complaints == []
+    assert chromium.requests == [page.resolve().as_uri()]
+
+
+def test_charts_hold_as_many_marks_and_rows_as_there_are_results(
+    chromium: browser.Browser, page: Path
+) -> None:
+    chromium.open(page)
+    cells = 3 * len(CONCURRENCIES)
+    assert rows(chromium, "throughput") == marks(chromium, "throughput", "symbol") == cells
+    assert rows(chromium, "tradeoff") == marks(chromium, "tradeoff", "symbol") == cells
+    assert rows(chromium, "step") == 3
+    assert marks(chromium, "step", "rect") == 3 * 5
+    assert (
+        chromium.evaluate("document.querySelectorAll('[data-figures=step] tbody tr').length") == 3
+    )
+    assert rows(chromium, "timeline") == marks(chromium, "timeline", "rect") == 3 * 4 * 3 * 6 * 2
+    assert rows(chromium, "memory") == 3 * 4
+    assert marks(chromium, "memory", "rect") == 3 * 4 * 3
+    assert rows(chromium, "comparison") == len(LAYOUTS) * len(CONCURRENCIES)
+
+
+def test_selects_and_check_boxes_change_what_is_drawn(
+    chromium: browser.Browser, page: Path
+) -> None:
+    chromium.open(page)
+    choose(chromium, "concurrency", "8")
+    chromium.wait("document.querySelector('[data-note=step]').textContent.includes('8 concurrent')")
+    assert {row["concurrency"] for row in table(chromium, "step")} == {"8"}
+    choose(chromium, "phase", "prefill")
+    assert {row["phase"] for row in table(chromium, "step")} == {"prefill"}
+    chromium.evaluate("document.querySelector('input[value=tp4]').click()")
+    assert rows(chromium, "throughput") == 2 * len(CONCURRENCIES)
+    chromium.wait(
+        "document.querySelectorAll('[data-chart=throughput] .mark-symbol path').length === 6"
+    )
+
+
+def test_steps_are_as_long_as_from_one_token_to_the_next(
+    chromium: browser.Browser, page: Path
+) -> None:
+    chromium.open(page)
+    found = {row["layout"]: row for row in table(chromium, "step")}
+    assert {name: row["token_to_token_ms"] for name, row in found.items()} == {
+        "pp4": "40",
+        "tp2pp2": "10",
+        "tp4": "10",
+    }
+    assert found["pp4"]["micro_batches"] == "4"
+    ends = (
+        "[...document.querySelectorAll('[data-chart=step] .mark-text text')].map((text) => "
+        "text.textContent)"
+    )
+    assert (
+        chromium.evaluate(f"{ends}.filter((text) => text.endsWith(' ms')).sort().join()")
+        == "10 ms,10 ms,40 ms"
+    )
+
+
+def test_the_front_is_that_of_the_layouts_shown(chromium: browser.Browser, page: Path) -> None:
+    chromium.open(page)
+    for best in ("tp4", "pp4", "tp2pp2"):
+        shown = table(chromium, "tradeoff")
+        assert {row["layout"] for row in shown if row["on_front"] == "true"} == {best}
+        for row in shown:
+            mine = [float(row[f"tokens_per_second_per_{per}"]) for per in ("user", "gpu")]
+            others = [
+                [float(other[f"tokens_per_second_per_{per}"]) for per in ("user", "gpu")]
+                for other in shown
+            ]
+            beaten = any(
+                other != mine and other[0] >= mine[0] and other[1] >= mine[1] for other in others
+            )
+            assert beaten == (row["on_front"] == "false")
+        chromium.evaluate(f"document.querySelector('input[value={best}]').click()")
+
+
+def test_everything_can_be_downloaded_not_only_what_is_shown(
+    chromium: browser.Browser, page: Path
+) -> None:
+    chromium.open(page)
+    chromium.evaluate("document.querySelector('input[value=tp4]').click()")
+    cells = 3 * len(CONCURRENCIES)
+    assert (
+        rows(chromium, "throughput", whole=True) == rows(chromium, "tradeoff", whole=True) == cells
+    )
+    assert {row["phase"] for row in table(chromium, "step", whole=True)} == {"decode", "prefill"}
+    assert rows(chromium, "memory", whole=True) == 4 * cells
+    assert rows(chromium, "latencies", whole=True) == 3 * 101 * cells
+    assert rows(chromium, "comparison", whole=True) == len(LAYOUTS) * len(CONCURRENCIES)
+    verdicts = table(chromium, "findings", whole=True)
+    assert {row["best"] for row in verdicts if row["metric"] == "output_throughput"} == {"tp4"}
+    assert {
+        row["name"]: row["best_point"] for row in table(chromium, "sweep", whole=True)
+    }.keys() == {"tp4", "pp4", "tp2pp2"}
+    assert [float(row["saved_pct"]) for row in table(chromium, "ablations")] == pytest.approx(
+        [20.0] * len(CONCURRENCIES)
+    )
+    operations = table(chromium, "communication", whole=True)
+    assert len(operations) == 2 * cells
+    assert (
+        operations[0] | {"wait_us": "15", "wait_us_worst": "30", "bytes_per_call": "2000000"}
+        == operations[0]
+    )
+    wanted = (
+        "[...document.querySelectorAll('[data-csv], [data-all]')].map((one) => one.dataset.csv || "
+        "one.dataset.all)"
+    )
+    for name in set(chromium.evaluate(wanted)):
+        assert rows(chromium, name, whole=True), name
+
+
+def test_operations_are_those_of_the_chosen_load_in_colours_of_their_own(
+    chromium: browser.Browser, page: Path
+) -> None:
+    chromium.open(page)
+    seen = (
+        "[...document.querySelectorAll('#communication tbody:not([hidden]) "
+        "tr[data-layout]:not([hidden])')].length"
+    )
+    assert chromium.evaluate(seen) == 3 * 2
+    chromium.evaluate("document.querySelector('input[value=tp4]').click()")
+    assert chromium.evaluate(seen) == 2 * 2
+    fills = (
+        "[...document.querySelectorAll('#{} .key i')].slice(1).map((i) => "
+        "getComputedStyle(i).backgroundColor)"
+    )
+    parts, operations = (
+        set(chromium.evaluate(fills.format(chart))) for chart in ("step", "timeline")
+    )
+    assert len(parts) == 4
+    assert operations
+    assert not parts & operations
+
+
+def test_bounds_are_drawn_unless_they_are_left_out(
+    chromium: browser.Browser, page: Path, odd: Path
+) -> None:
+    chromium.open(page)
+    assert marks(chromium, "throughput", "rect") == 3 * len(CONCURRENCIES)
+    assert "measured on these devices" in chromium.evaluate(
+        "document.querySelector('[data-note=throughput]').textContent"
+    )
+    choose(chromium, "bounds", "hidden")
+    chromium.wait(
+        "document.querySelectorAll('[data-chart=throughput] .mark-rect path').length === 0"
+    )
+    chromium.open(odd)
+    assert (marks(chromium, "throughput", "symbol"), marks(chromium, "throughput", "rect")) == (
+        5,
+        6,
+    )
+    assert chromium.complaints == []
+
+
+def test_controls_work_from_the_keyboard(chromium: browser.Browser, page: Path) -> None:
+    chromium.open(page)
+    chromium.evaluate("document.querySelector('input[value=pp4]').focus()")
+    chromium.press(" ")
+    assert "pp4" not in chromium.evaluate("report.csv('throughput')")
+    chromium.press("Tab")
+    assert chromium.evaluate("document.activeElement.value") == "tp2pp2"
+    chromium.evaluate("document.querySelector('select[name=concurrency]').focus()")
+    chromium.press("ArrowUp")
+    chromium.wait("report.state.concurrency === 8")
+
+
+def test_the_page_fits_a_phone_and_a_laptop_in_light_and_dark(
+    chromium: browser.Browser, page: Path
+) -> None:
+    seen = set()
+    for width, dark in ((390, False), (1366, False), (1366, True)):
+        chromium.open(page, width=width, dark=dark)
+        assert chromium.evaluate("document.documentElement.scrollWidth") <= width
+        seen.add(
+            chromium.evaluate("getComputedStyle(document.querySelector('.mark-text text')).fill")
+        )
+    assert len(seen) == 2
+
+
+def test_no_table_is_cut_off_on_a_laptop(chromium: browser.Browser, page: Path) -> None:
+    cut = (
+        "[...document.querySelectorAll('.scroll')].filter((one) => one.scrollWidth > "
+        "one.clientWidth).length"
+    )
+    for width in (1280, 1366):
+        chromium.open(page, width=width)
+        assert chromium.evaluate(cut) == 0
+
+
+def test_the_page_prints(chromium: browser.Browser, page: Path, tmp_path: Path) -> None:
+    chromium.open(page, dark=True)
+    chromium.pdf(tmp_path / "page.pdf")
+    assert (tmp_path / "page.pdf").stat().st_size > 20_000
+    assert chromium.complaints == []
+
+
+def test_eight_layouts_at_ten_concurrencies_are_small_and_open_at_once(
+    chromium: browser.Browser, tmp_path: Path
+) -> None:
+    layouts = ("tp8", "pp8", "dp8", "tp4pp2", "tp2pp4", "tp4dp2", "tp2dp4", "tp2pp2dp2")
+    big = write_results(
+        tmp_path / "big",
+        layouts,
+        [2**i for i in range(10)],
+        ranks=8,
+        served=40,
+        calls=60,
+        samples=150,
+    )
+    page = render_html(big)
+    assert page.stat().st_size < 10 * MEGABYTE
+    start = time.monotonic()
+    chromium.open(page)
+    assert time.monotonic() - start < 10
+    assert rows(chromium, "throughput") == 80
+    assert rows(chromium, "timeline") <= MAX_BARS
+    assert chromium.complaints == []

@@ -1,0 +1,26 @@
+"""The list of what was run."""
+
+import io
+
+from rich.console import Console
+
+from orchestrator.report.runs import render
+from orchestrator.store.catalog import Listed
+
+LISTED = Listed(
+    name="tiny-1",
+    folder="x/" * 200,
+    started_at="2030-01-01",
+    model="tiny",
+    strategies=["tp4", "pp4"],
+    completed=3,
+    invalid=2,
+    failed=1,
+    schema_version=2,
+)
+
+
+def test_the_list_is_cut_at_no_width_outside_a_terminal():
+    console = Console(file=io.StringIO(), width=80)
+    render([LISTED], console)
+    assert "x/" * 200 in console.file.getvalue()

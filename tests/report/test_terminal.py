@@ -1,0 +1,254 @@
+"""What is shown in a terminal: the comparison of layouts, and how far the runs are."""
+
+import io
+
+import pytest
+from rich.console import Console
+from summaries import summary
+
+from orchestrator.analysis.compare import compare
+from orchestrator.report import terminal
+
+
+def run(strategy, throughput=None, index=0, **fields):
+    """A run, failed where there is no throughput."""
+    done = throughput is not None
+    status = "completed" if done else "failed"
+    base = {"strategy": strategy, "dtype": "float32", "num_gpus": 4, "status": status}
+    return summary(**{**base, "run": index, "output_throughput": throughput, **fields})
+
+
+def compared(*runs):
+    return compare(runs)
+
+
+def shown(table, width=110):
+    console = Console(file=io.StringIO(), width=width)
+    terminal.render(table, console)
+    return console.file.getvalue()
+
+
+def headers(text):
+    """The columns of each table in `text`."""
+    return [line.split("layout", 1)[1] for line in text.splitlines() if line.startswith(" layout")]
+
+
+def test_a_run_that_is_invalid_is_not_said_to_have_failed():
+    invalid = run("tp4", 900.0, 1, status="invalid", reason="900 tok/s is above the bound")
+    mixed, alone = compared(run("tp4", 10.0), invalid), compared(invalid)
+    assert [cells[0].reason_status for cells in (mixed, alone)] == ["invalid", "invalid"]
+    assert "tp4 (torch), one of its runs is invalid: 900 tok/s is above the bound" in shown(mixed)
+    assert "tp4 (torch) is invalid: 900 tok/s is above the bound" in shown(alone)
+    failed = shown(compared(run("tp4", 10.0), run("tp4", index=1, reason="timeout")))
+    assert "tp4 (torch), one of its runs failed: timeout" in failed
+
+
+def test_a_layout_of_which_every_run_is_invalid_shows_that_in_place_of_its_throughput():
+    (cell,) = compared(run("tp4", 900.0, status="invalid", reason="900 tok/s is above the bound"))
+    assert terminal.FIGURES["tok/s"](cell) == "invalid"
+
+
+def test_the_table_is_plain_text_that_fits_and_tells_failures_and_that_cpu_is_no_ranking():
+    wide = {
+        "engine": "transformers",
+        "peak_memory_bytes": 123_400_000_000,
+        "median_ttft_ms": 12345.6,
+        "median_tpot_ms": 123.45,
+    }
+    runs = [run("tp2pp2", 1e5, **wide), run("pp4", 5e4), run("dp4", reason="out_of_memory: rank 3")]
+    text = shown(compared(*runs))
+    assert "…" not in text + shown(compared(*runs, run("tp4", 1.0, dtype="bfloat16")), width=120)
+    assert max(map(len, text.splitlines())) <= 110
+    assert "…" not in shown(
+        compared(run("tp2pp2", 100.0, median_ttft_ms=123.4, peak_memory_bytes=10**9)), width=80
+    )
+    assert "\x1b" not in text
+    assert "short (256 in / 128 out) · 8 concurrent" in text
+    assert "50%" in text
+    assert "123.4 GB" in text
+    assert "dp4 (torch) failed: out_of_memory: rank 3" in text
+    assert "no ranking" in " ".join(text.split())
+
+
+LARGE = {
+    "device_name": "NVIDIA H200",
+    "steady_output_throughput": 12345.6,
+    "bound_pct": 81.4,
+    "median_ttft_ms": 12345.6,
+    "median_tpot_ms": 123.45,
+    "comm_exposed_pct": 12.3,
+    "bubble_pct": 50.0,
+    "power_valid": True,
+    "joules_per_output_token": 26.361,
+    "peak_memory_bytes": 123_400_000_000,
+    "output_throughput_per_gpu": 6172.8,
+}
+OPEN = {
+    "request_rate": 20.0,
+    "goodput": "ttft:500",
+    "request_goodput": 18.84,
+    "median_schedule_delay_ms": 1234.5,
+}
+
+
+@pytest.mark.parametrize("width", [80, 110, 160])
+@pytest.mark.parametrize("fields", [{}, OPEN, {"engine": "transformers"}, {"dtype": "bfloat16"}])
+def test_a_table_leaves_columns_out_until_nothing_of_it_is_cut_or_wrapped(width, fields):
+    first = run("tp2pp2", 1e4, **LARGE, **(fields if fields is OPEN else {}))
+    text = shown(compared(first, run("dp2zero3", 1e3, **LARGE, **fields)), width)
+    table = [line for line in text.splitlines() if line.startswith(" ") and line.strip()]
+    assert "…" not in text
+    assert len(table) == 4  # the header, the rule and two rows
+    assert max(map(len, table)) <= width
+    for name in (
+        "tok/s",
+        "best",
+        "TTFT ms",
+        "TPOT ms",
+        "comm",
+        *(["goodput"] if fields is OPEN else []),
+    ):
+        assert name in headers(text)[0]
+
+
+def test_a_column_is_explained_where_it_is_shown():
+    rows = compared(run("tp4", 100.0, **LARGE))
+    wide, narrow = shown(rows, 160), shown(rows, 80)
+    for words in ("J/tok", "26.36", "energy of the GPUs per generated token"):
+        assert words in " ".join(wide.split())
+    assert "J/tok" not in narrow
+    assert "energy" not in narrow
+    for text in (wide, narrow):
+        assert "81%" in text
+        assert (
+            "of bound: tok/s in percent of what the GPUs' memory and arithmetic would allow"
+            in " ".join(text.split())
+        )
+
+
+def test_figures_that_nobody_has_take_no_column():
+    text = shown(compared(run("tp4", 100.0)), 160)
+    for name in ("of bound", "goodput", "J/tok"):
+        assert name not in text
+    some = shown(compared(run("tp4", 100.0, **LARGE), run("pp4", 90.0)), 160)
+    pp4 = next(line for line in some.splitlines() if line.startswith(" pp4")).split()
+    assert (
+        pp4[
+            headers(some)[0].replace("of bound", "bound").replace(" ms", "").split().index("bound")
+            + 1
+        ]
+        == "-"
+    )
+
+
+def test_goodput_is_shown_where_it_was_asked_for():
+    text = shown(compared(run("tp4", 10.0, **OPEN), run("tp4", 10.0, max_concurrency=9)))
+    asked, not_asked = headers(text)
+    assert "goodput" in asked
+    assert "goodput" not in not_asked
+    assert "18.8" in text
+    assert "requests per second that met every service level" in " ".join(text.split())
+
+
+def test_tables_of_one_experiment_have_the_same_columns():
+    text = shown(
+        compared(
+            run("tp4", 1e4, **LARGE),
+            run("tp4", 1.0, device_name="H200", bound_pct=1.0, max_concurrency=1),
+        ),
+        80,
+    )
+    one, two = headers(text)
+    assert one.split() == two.split()
+    assert "memory" in one
+
+
+def test_engine_and_dtype_stand_in_the_title_unless_they_differ():
+    text = shown(compared(run("tp4", 10.0), run("pp4", 9.0)))
+    assert "8 concurrent · torch · float32" in text
+    text = shown(compared(run("tp4", 10.0), run("tp4", 9.0, engine="deepspeed")))
+    assert "8 concurrent · float32" in text
+    assert headers(text)[0].split()[0] == "engine"
+
+
+def test_the_cpu_note_is_for_cpus():
+    assert "gloo" not in shown(compared(run("tp4", 100.0, device_name="NVIDIA H200")))
+
+
+def test_the_comparison_as_a_picture(tmp_path):
+    terminal.export_svg(
+        lambda console: terminal.render(compared(run("tp4", 100.0)), console),
+        tmp_path / "picture.svg",
+    )
+    assert "tp4" in (tmp_path / "picture.svg").read_text()
+
+
+def test_outside_a_terminal_progress_is_a_line_per_finished_run():
+    console = Console(file=io.StringIO(), width=100)
+    with terminal.RunProgress(console) as progress:
+        progress.begin(2, 1)
+        progress.phase("tiny.tp4", "tiny.tp4.short.c8", "run 1/2")
+        progress.finished(run("tp4", 10.0, median_ttft_ms=5.0, median_tpot_ms=1.0))
+        progress.finished(run("tp4", index=1, reason="timeout"))
+    lines = console.file.getvalue().splitlines()
+    assert lines == [
+        "1 of 3 runs have a result and are skipped.",
+        "[1/2] tp4 torch short c8 run 1: 10.0 tok/s, TTFT 5.0 ms, TPOT 1.00 ms",
+        "[2/2] tp4 torch short c8 run 2: failed: timeout",
+    ]
+
+
+def test_the_table_shows_half_the_interval_in_percent_where_there_are_two_runs():
+    text = shown(
+        compared(
+            *(run("tp4", tokens, i) for i, tokens in enumerate((90.0, 100.0, 110.0))),
+            run("pp4", 50.0),
+        )
+    )
+    rows = [line.split() for line in text.splitlines() if line.startswith((" tp4", " pp4"))]
+    assert [row[2:4] for row in rows] == [["100.0", "24.8%"], ["50.0", "-"]]
+    assert "half of that mean's 95% interval" in " ".join(text.split())
+    assert "±" not in shown(compared(run("tp4", 100.0)))
+
+
+def test_each_group_says_which_layouts_made_the_same_tokens():
+    done = [
+        run(name, 10.0, output_digest="a" * 16, max_concurrency=c)
+        for name in ("tp4", "dp4")
+        for c in (1, 2)
+    ]
+    assert shown(compared(*done)).count("Output tokens: the same under dp4, tp4.") == 2
+    assert "Output tokens" not in shown(compared(done[0]))
+
+
+def test_repeats_come_with_a_note_on_their_order():
+    def noted(*turns, **fields):
+        rows = [
+            run(name, 10.0 + index, index, turn=turn, **fields)
+            for name in ("tp4", "pp4")
+            for index, turn in enumerate(turns)
+        ]
+        return " ".join(shown(compared(*rows)).split())
+
+    assert "The runs of a layout follow each other, without turns" in noted(0, 0)
+    assert "Layouts took turns, run by run" in noted(0, 1)
+    assert "follow each other" not in noted(0)
+    assert "follow each other" not in shown(compared(run("tp4", 10.0), run("tp4", 11.0, 1)))
+
+
+def test_an_open_loop_is_named_and_shows_its_delay_where_a_closed_one_shows_its_steady_state():
+    text = shown(
+        compared(
+            run(
+                "tp4",
+                10.0,
+                request_rate=2.5,
+                mean_schedule_delay_ms=99.9,
+                median_schedule_delay_ms=12.3,
+            )
+        )
+    )
+    assert "2.5 requests/s, at most 8 concurrent" in text
+    assert "12.3" in text
+    assert "delay ms" in text
+    assert "delay ms" not in shown(compared(run("tp4", 10.0, steady_output_throughput=11.0)))

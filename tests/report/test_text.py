@@ -1,0 +1,73 @@
+"""Numbers and the environment as people read them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from orchestrator.report import document, environment, text
+
+
+def test_gpus_of_a_kind_are_described_once() -> None:
+    one = {"name": "A", "memory_bytes": 80 * 10**9, "power_limit_w": 700.0}
+    gpus = [
+        {**one, "index": 0},
+        {**one, "index": 1},
+        {**one, "index": 2, "power_limit_w": 500.0},
+        {**one, "index": 3},
+    ]
+    found = environment._gpus(gpus)
+    assert list(found) == ["GPU 0\u20131, 3", "GPU 2"]
+    assert found["GPU 2"] == {"Name": "A", "Memory": "80.0 GB", "Power limit": "500 W"}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shown"), [([], ""), ([3], "3"), ([2, 0, 1, 5], "0-2, 5"), ([0, 2, 4], "0, 2, 4")]
+)
+def test_neighbours_are_written_as_a_range(numbers: list[int], shown: str) -> None:
+    assert text.ranges(numbers) == shown
+    assert text.ranges(numbers, text.EN_DASH) == shown.replace("-", "\u2013")
+
+
+@pytest.mark.parametrize(
+    ("value", "fixed", "figure", "three"),
+    [
+        (None, "-", "", "-"),
+        (0.0, "0.0", "0", "0"),
+        (0.0123, "0.0", "0.01", "0.0123"),
+        (2.114, "2.1", "2.11", "2.11"),
+        (21.14, "21.1", "21.1", "21.1"),
+        (211.4, "211.4", "211", "211"),
+        (2111.4, "2111", "2,111", "2111"),
+    ],
+)
+def test_a_figure_is_written_for_a_terminal_for_the_page_and_for_a_calibration(
+    value: float | None, fixed: str, figure: str, three: str
+) -> None:
+    assert (text.fixed(value), text.figure(value), text.three_digits(value)) == (
+        fixed,
+        figure,
+        three,
+    )
+
+
+def test_a_share_is_written_in_percent() -> None:
+    assert (text.percent(14.0), text.percent(0.81, 0, of=1.0)) == ("14.0%", "81%")
+    assert text.percent(None) == "-"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A row of a chart."""
+
+    name: str
+    values: tuple[float, ...]
+
+
+def test_rows_of_charts_become_json_that_cannot_end_the_script_that_holds_it() -> None:
+    point = Point("</script>", (1.5, float("nan")))
+    inline = document.inline({"points": [point]})
+    assert inline == '{"points":[{"name":"\\u003c/script>","values":[1.5,null]}]}'
+    assert json.loads(inline)["points"][0]["name"] == "</script>"

@@ -1,0 +1,50 @@
+"""Progress of a driver, remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from orchestrator.analysis.summary import Measured
+from orchestrator.cluster.connection import Cluster
+
+
+class Recorder:
+    """What a driver tells. `on_phase` is called with what begins."""
+
+    def __init__(self, on_phase: Callable[[str], object] | None = None) -> None:
+        self.on_phase = on_phase
+        self.rows: list[Measured] = []
+        self.phases: list[tuple[str, str]] = []
+        self.notes: list[str] = []
+        self.asked = (0, 0)
+
+    def begin(self, runs: int, skipped: int) -> None:
+        self.asked = (runs, skipped)
+
+    def connected(self, cluster: Cluster) -> None: ...
+
+    def phase(self, deployment: str, cell: str, what: str) -> None:
+        self.phases.append((cell or deployment, what))
+        if self.on_phase:
+            self.on_phase(what)
+
+    def finished(self, run: Measured) -> None:
+        self.rows.append(run)
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+
+    def ends(self) -> list[tuple[str, int, str, str | None]]:
+        """Of each run: layout, concurrency, what became of it and why."""
+        return [
+            (run.cell.strategy, run.cell.max_concurrency, run.status, run.reason)
+            for run in self.rows
+        ]
+
+    def turns(self) -> list[tuple[str, int, int]]:
+        """Of each run: layout, number and turn."""
+        return [(run.cell.strategy, run.run, run.conditions.turn) for run in self.rows]
+
+    def builds(self) -> int:
+        """How often workers were built."""
+        return sum(what == "building" for _, what in self.phases)

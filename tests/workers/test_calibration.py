@@ -1,0 +1,133 @@
+"""What the engine `calibration` measures, and the rows that it makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from ranks import BASE, FAMILIES, Pool
+
+from strategies import ModelShape
+from strategies.placement import Placement
+from strategies.traffic import bus_factor
+from workers.engines import calibration_collectives as collectives
+from workers.engines import calibration_timing as timing
+from workers.engines.calibration import CALIBRATION_LAYOUT, QUICK, SWEEP_OPTION
+from workers.engines.calibration_sweep import measure
+from workers.engines.calibration_timing import CPU_SWEEP, GPU_SWEEP, QUICK_SWEEP, Measured, Sweep
+from workers.messages import EnginePlan, Work
+from workers.rank import RankContext
+from workers.records import FABRIC
+
+CPU = torch.device("cpu")
+TINY = Sweep((4096,), 1 << 20, ((16, 16, 16),), (32, 16), samples=1, calls=1, rows=(1, 4))
+
+
+def context(rank: int = 0) -> RankContext:
+    return RankContext(rank, Placement(), CPU)
+
+
+def test_group_sizes() -> None:
+    assert [collectives.group_sizes(n) for n in (1, 2, 3, 4, 6, 8)] == [
+        [],
+        [2],
+        [2, 3],
+        [2, 4],
+        [2, 4, 6],
+        [2, 4, 8],
+    ]
+
+
+def test_bus_factors_are_those_of_nccl_tests() -> None:
+    assert {op: bus_factor(op, 4) for op in collectives.COLLECTIVE_OPS} == {
+        "all_reduce": 1.5,
+        "all_gather": 0.75,
+        "reduce_scatter": 0.75,
+        "send_recv": 1.0,
+    }
+
+
+def test_every_pair_of_ranks_is_measured_and_no_group_twice() -> None:
+    found = [ranks for ranks, _, _ in collectives._group_cases(4, QUICK_SWEEP)]
+    assert found == [(0, 1), (0, 1, 2, 3), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+
+
+def test_a_median_leaves_the_first_sample_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([50.0, 1.0, 9.0, 2.0])
+    monkeypatch.setattr(timing, "_elapsed_us", lambda device, call, calls: next(times))
+    sweep = Sweep((), 0, (), (1, 1), samples=3, calls=1)
+    assert timing.median_us(CPU, sweep, lambda: None) == 2.0
+
+
+def test_a_sample_is_its_calls_after_one_that_is_not_timed() -> None:
+    done: list[str] = []
+    sweep = replace(TINY, samples=2, calls=3)
+    us = timing.median_us(CPU, sweep, lambda: done.append("call"), renew=lambda: done.append("new"))
+    assert done == ["new", *["call"] * 4] * 3  # the first sample is the one left out
+    assert us > 0
+
+
+def test_on_a_cpu_there_is_no_graph_to_time() -> None:
+    assert timing.in_graph_us(CPU, TINY, lambda: None, lambda: None) is None
+
+
+def test_rates_follow_from_bytes_and_time() -> None:
+    one = Measured("collective", "all_reduce", 1_000_000, "float32", "eager", 100.0, (0, 1, 2, 3))
+    row = one.row("node", "cpu", 0)
+    assert (row.algbw, row.busbw, row.tflops) == (10.0, 15.0, None)
+    assert (row.group, row.group_size) == ((0, 1, 2, 3), 4)
+    gemm = Measured("gemm", "1x1x1", 2_000_000, "float32", "eager", 200.0, flop=4_000_000)
+    row = gemm.row("node", "cpu", 0)
+    assert (row.algbw, row.busbw, row.tflops) == (10.0, None, pytest.approx(0.02))
+    assert (row.group, row.group_size) == (None, 1)
+
+
+def test_what_has_no_time_has_no_rate() -> None:
+    row = Measured("cache", "capacity", 1 << 20).row("node", "cpu", 0)
+    assert (row.time_us, row.algbw, row.busbw, row.tflops) == (None, None, None, None)
+    assert row.bytes == 1 << 20
+
+
+def test_one_cpu_worker_measures_its_memory_and_its_products() -> None:
+    rows = measure(context(), TINY)
+    assert [(row.kind, row.op, row.dtype) for row in rows] == [
+        ("cache", "capacity", None),
+        ("hbm", "read", "float32"),
+        ("hbm", "copy", "float32"),
+        ("gemm", "16x16x16", "float32"),
+        ("gemm", "16x16x16", "bfloat16"),
+        ("decode_gemm", "m1", "float32"),
+        ("decode_gemm", "m4", "float32"),
+    ]
+    assert {(row.mode, row.group, row.device_name) for row in rows[1:]} == {("eager", None, "cpu")}
+    copied, read = rows[2], rows[1]
+    assert copied.bytes == 2 * read.bytes
+    assert all(row.time_us is not None and row.time_us > 0 for row in rows[1:])
+
+
+def test_cpu_workers_share_what_is_measured_so_the_first_one_measures_it() -> None:
+    assert measure(context(rank=1), TINY) == []
+
+
+def test_how_much_is_measured_depends_on_the_device_and_on_what_is_asked() -> None:
+    assert timing.sweep_for(torch.device("cuda"), quick=False) is GPU_SWEEP
+    assert timing.sweep_for(CPU, quick=False) is CPU_SWEEP
+    assert timing.sweep_for(torch.device("cuda"), quick=True) is QUICK_SWEEP
+
+
+def test_two_ranks_measure_every_collective_and_the_first_one_reports(pool: Pool) -> None:
+    config = {**BASE, **FAMILIES["Qwen2"], "architectures": ["Qwen2ForCausalLM"]}
+    shape = ModelShape.from_config(config, "unused")
+    placement = Placement().with_axis("dp", 2).with_options(**{SWEEP_OPTION: QUICK})
+    plan = EnginePlan(shape, CALIBRATION_LAYOUT, placement, None, "float32", "cpu", 1, 1, 1)
+    (reports,) = pool.serve(plan, Work((), 1), engine="calibration")
+    first, second = (FABRIC.rows(report.fabric) for report in reports)
+    assert second == []
+    found = [row for row in first if row.kind == "collective"]
+    assert {(row.op, row.bytes) for row in found} == {
+        (op, size) for op in collectives.COLLECTIVE_OPS for size in QUICK_SWEEP.messages
+    }
+    for row in found:
+        assert (row.group, row.group_size, row.mode, row.rank) == ((0, 1), 2, "eager", 0)
+        assert row.busbw == pytest.approx(row.algbw * bus_factor(row.op, 2))

@@ -1,0 +1,128 @@
+"""Each private part of DeepSpeed that is used is there and does what is relied on. A test that
+fails names the part that a new version has changed."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+deepspeed = pytest.importorskip("deepspeed")
+
+from workers.engines import deepspeed_private as private  # noqa: E402
+from workers.engines.deepspeed_process import connect, disconnect  # noqa: E402
+
+ENGINES = Path(private.__file__).parent
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    """DeepSpeed's backend over a process group of this process alone."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield connect()
+    finally:
+        disconnect()
+
+
+def test_deepspeed_ops_compatible_ops_is_what_decides_on_the_shared_memory_op(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from deepspeed.comm.torch import build_shm_op
+
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setattr(deepspeed.ops, "__compatible_ops__", {}, raising=False)
+    private.disable_shared_memory_op()
+    assert deepspeed.ops.__compatible_ops__ == {private.SHARED_MEMORY_OP: False}
+    assert "ops.__compatible_ops__" in inspect.getsource(build_shm_op)
+    assert build_shm_op() is None
+
+
+def test_the_name_of_the_shared_memory_op() -> None:
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    assert ShareMemCommBuilder.NAME == private.SHARED_MEMORY_OP
+
+
+def test_deepspeed_comm_comm_cdb_is_the_backend(backend: object) -> None:
+    from deepspeed.comm.torch import TorchBackend
+
+    assert backend is private.backend()
+    assert isinstance(backend, TorchBackend)
+    assert backend.is_initialized()
+
+
+@pytest.mark.parametrize("method", private.BACKEND_METHODS)
+def test_the_backend_has_the_method(method: str) -> None:
+    from deepspeed.comm.torch import TorchBackend
+
+    assert callable(getattr(TorchBackend, method))
+
+
+@pytest.mark.parametrize("method", private.BACKEND_METHODS)
+def test_a_function_of_deepspeed_comm_hands_its_message_to_the_method_of_its_name(
+    method: str, backend: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+
+    def stand_in(*args: object, **kwargs: object) -> None:
+        seen.append(args[0] if args else kwargs[private.BACKEND_METHODS[method].message])
+
+    monkeypatch.setattr(backend, method, stand_in)
+    message = torch.zeros(2)
+    arguments: dict[str, tuple[object, ...]] = {
+        "all_reduce": (message,),
+        "inference_all_reduce": (message,),
+        "all_gather": (message, torch.zeros(2)),
+        "all_gather_into_tensor": (message, torch.zeros(2)),
+        "all_gather_coalesced": (message, torch.zeros(2)),
+        "broadcast": (message, 0),
+    }
+    getattr(deepspeed.comm, method)(*arguments[method])
+    assert len(seen) == 1
+    assert seen[0] is message
+
+
+def test_ds_tensor_of_a_parameter_is_the_part_that_a_rank_stores(backend: object) -> None:
+    module = torch.nn.Linear(4, 3, bias=False)
+    assert private.stored(module.weight) is module.weight
+    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+    deepspeed.zero.Init(module=module, config_dict_or_path=config)
+    assert module.weight.numel() == 0
+    assert private.stored(module.weight) is module.weight.ds_tensor
+    assert private.stored(module.weight).numel() == 12
+
+
+def test_get_model_parallel_group_of_an_mpu_is_all_that_init_inference_calls() -> None:
+    from deepspeed.inference.engine import InferenceEngine
+
+    called = set(re.findall(r"self\.mpu\.(\w+)", inspect.getsource(InferenceEngine.__init__)))
+    assert called == {"get_model_parallel_group"}
+    assert private.TensorParallelGroup("group").get_model_parallel_group() == "group"
+
+
+def test_no_other_file_names_a_private_part() -> None:
+    parts = ("__compatible_ops__", ".cdb", "ds_tensor", "get_model_parallel_group")
+    texts = {path.name: path.read_text() for path in ENGINES.rglob("*.py")}
+    for part in parts:
+        assert [name for name, text in texts.items() if part in text] == ["deepspeed_private.py"]
+
+
+def test_the_installed_version_is_within_the_bounds_of_pyproject() -> None:
+    from importlib.metadata import version
+
+    project = (ENGINES.parents[1] / "pyproject.toml").read_text()
+    (low, high) = re.findall(r'"deepspeed>=([\d.]+),<([\d.]+)"', project)[0]
+
+    def number(text: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
+
+    assert number(low) <= number(version("deepspeed")) < number(high)

@@ -1,0 +1,128 @@
+"""What the engine `calibration` measures between ranks: collectives, and transfers over links."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from workers.engines.calibration_timing import (
+    Call,
+    Measured,
+    Ranks,
+    Sweep,
+    dtype_name,
+    in_graph_us,
+    median_us,
+    release,
+)
+from workers.rank import RankContext
+
+COLLECTIVE_OPS = ("all_reduce", "all_gather", "reduce_scatter", "send_recv")
+PAIR_OPS = ("send_recv",)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A process group, its ranks, and which of these this process is."""
+
+    process_group: dist.ProcessGroup
+    ranks: Ranks
+    rank: int
+
+    @property
+    def place(self) -> int:
+        """Index of this rank in the group."""
+        return self.ranks.index(self.rank)
+
+
+def group_sizes(ranks: int) -> list[int]:
+    """2, 4, 8 ... and all of them; nothing for one rank."""
+    powers = itertools.takewhile(lambda size: size < ranks, (2**i for i in itertools.count(1)))
+    return [*powers, ranks] if ranks > 1 else []
+
+
+def several_ranks(context: RankContext, sweep: Sweep) -> Iterator[Measured]:
+    """Collectives over the first 2, 4, ... ranks and over all of them, and transfers between every
+    other pair, so that a weak link shows. The first rank of a group reports."""
+    for ranks, ops, messages in _group_cases(context.placement.num_ranks, sweep):
+        process_group = dist.new_group(list(ranks))  # made by every rank, in the same order
+        if context.rank in ranks:
+            group = Group(process_group, ranks, context.rank)
+            cases = itertools.product(ops, messages)
+            found = [
+                one
+                for op, message in cases
+                for one in collective(context.device, sweep, group, op, message)
+            ]
+            yield from found if context.rank == ranks[0] else ()
+            release(context.device)
+
+
+def _group_cases(
+    ranks: int, sweep: Sweep
+) -> Iterator[tuple[Ranks, tuple[str, ...], tuple[int, ...]]]:
+    """(ranks of a group, operations, message sizes) of every group."""
+    for size in group_sizes(ranks):
+        yield tuple(range(size)), COLLECTIVE_OPS, sweep.messages
+    for pair in itertools.combinations(range(ranks), 2):
+        if pair != (0, 1):
+            yield pair, PAIR_OPS, (sweep.messages[0], sweep.messages[-1])
+
+
+def collective(
+    device: torch.device, sweep: Sweep, group: Group, op: str, message: int
+) -> Iterator[Measured]:
+    """One operation with messages of about `message` bytes, eager and (on a GPU) inside a CUDA
+    graph."""
+    ranks = len(group.ranks)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    count = message // dtype.itemsize // ranks * ranks
+    source = torch.randn(count, device=device, dtype=dtype)
+    x = source.clone()
+    call = _collective_call(op, x, group)
+
+    def renew() -> None:
+        x.copy_(source)  # sums of sums would overflow
+
+    times = {
+        "eager": median_us(device, sweep, call, renew=renew),
+        "graph": in_graph_us(device, sweep, call, renew),
+    }
+    for mode, us in times.items():
+        if us is not None:
+            size = count * dtype.itemsize
+            yield Measured("collective", op, size, dtype_name(dtype), mode, us, group.ranks)
+
+
+def _collective_call(op: str, x: Tensor, group: Group) -> Call:
+    """One call over `x` [message]. send_recv is a ring: every rank sends to the next one and
+    receives from the one before."""
+    part = x.numel() // len(group.ranks)
+    among = group.process_group
+    if op == "all_reduce":
+        return lambda: dist.all_reduce(x, group=among)
+    if op == "all_gather":
+        mine = x[group.place * part : (group.place + 1) * part].clone()
+        return lambda: dist.all_gather_into_tensor(x, mine, group=among)
+    if op == "reduce_scatter":
+        out = x.new_empty(part)
+        return lambda: dist.reduce_scatter_tensor(out, x, group=among)
+    return _ring_call(x, group)
+
+
+def _ring_call(x: Tensor, group: Group) -> Call:
+    out, among = x.new_empty(x.numel()), group.process_group
+    after = group.ranks[(group.place + 1) % len(group.ranks)]
+    before = group.ranks[group.place - 1]
+
+    def ring() -> None:
+        pair = [dist.P2POp(dist.isend, x, after, among), dist.P2POp(dist.irecv, out, before, among)]
+        for work in dist.batch_isend_irecv(pair):
+            work.wait()
+
+    return ring

@@ -1,0 +1,95 @@
+"""What one rank of our engine is made of: weights, cache, and the runner with its captured
+graphs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+
+from strategies.memory import RESERVE_BYTES, UTILIZATION, kv_bytes_per_token, workspace_bytes
+from strategies.shapes import DTYPE_BYTES
+from workers.communicator import Communicator
+from workers.engines.native.cache import PagedCache
+from workers.engines.native.kernels import kernels_for
+from workers.engines.native.model import Decoder, Loader, NamedDecoder
+from workers.engines.native.pages import PAGE, pages_for
+from workers.engines.native.runner import Runner, bucket_sizes
+from workers.engines.native.sampling import Sampler
+from workers.messages import EnginePlan, dealt
+from workers.rank import RankContext
+from workers.weights import open_source
+
+
+def load_decoder(context: RankContext, plan: EnginePlan, communicator: Communicator) -> Decoder:
+    """The rank's decoder, with its weights."""
+    source, dtype = open_source(plan.checkpoint), getattr(torch, plan.dtype)
+    load = Loader(source, plan.model, plan.placement, context.rank, dtype, context.device)
+    make = Decoder if plan.nsys_dir is None else NamedDecoder
+    with torch.inference_mode():
+        return make(load, communicator, kernels_for(context.device), plan.max_len)
+
+
+def make_cache(context: RankContext, plan: EnginePlan, pages: int) -> PagedCache:
+    """A KV cache in which requests can have `pages` pages."""
+    device, dtype = context.device, getattr(torch, plan.dtype)
+    with torch.inference_mode():
+        return PagedCache.allocate(plan.model, plan.placement, context.rank, pages, dtype, device)
+
+
+def make_runner(
+    plan: EnginePlan, communicator: Communicator, decoder: Decoder, cache: PagedCache
+) -> Runner:
+    """The runner of one rank, with a captured graph for every batch size that a micro-batch can
+    have."""
+    first, axis = decoder.first_logit, decoder.head_axis
+    sampler = Sampler(communicator, first, axis, plan.temperature, plan.seed)
+    seats = seats_of(plan)
+    micro_batches = min(plan.placement.degree("pp"), seats)
+    with torch.inference_mode():
+        runner = Runner(decoder, cache, sampler, communicator, seats, plan.max_len)
+        runner.capture(bucket_sizes(-(-seats // micro_batches)))
+    return runner
+
+
+def seats_of(plan: EnginePlan) -> int:
+    """Requests that one replica serves at once, at most."""
+    return dealt(0, plan.max_concurrency, 0, plan.placement.degree("dp")).seats
+
+
+def room_for_pages(context: RankContext, plan: EnginePlan, most: int | None = None) -> int:
+    """KV pages of this rank: what the memory left holds, but no more than the load can use, nor
+    than `most`. The same on every rank.
+
+    Raises torch.OutOfMemoryError where not even one request fits.
+    """
+    usable = seats_of(plan) * pages_for(plan.max_len)
+    pages = _smallest(context, min(usable, _room(context, plan), usable if most is None else most))
+    if pages < pages_for(plan.max_len):
+        room = max(pages, 0) * PAGE
+        raise torch.OutOfMemoryError(
+            f"room for {room} tokens of KV is left; one request needs {plan.max_len}"
+        )
+    return pages
+
+
+def _room(context: RankContext, plan: EnginePlan) -> float:
+    """KV pages that fit into what is left on this GPU after weights, the workspace of a forward
+    pass and the reserve; on a CPU there is no limit."""
+    if context.device.type != "cuda":
+        return math.inf
+    torch.cuda.empty_cache()  # what loading is done with is free, but not yet given back
+    free, total = torch.cuda.mem_get_info(context.device)
+    size, placement, rank = DTYPE_BYTES[plan.dtype], plan.placement, context.rank
+    workspace = workspace_bytes(placement, plan.model, rank, size, plan.prefill_tokens)
+    left = free - int(total * (1 - UTILIZATION)) - RESERVE_BYTES - workspace
+    return left // (PAGE * kv_bytes_per_token(placement, plan.model, rank, size))
+
+
+def _smallest(context: RankContext, pages: float) -> int:
+    if context.placement.num_ranks == 1:
+        return int(pages)
+    value = torch.tensor([int(pages)], device=context.device)
+    dist.all_reduce(value, op=dist.ReduceOp.MIN)
+    return int(value.item())

@@ -1,0 +1,133 @@
+"""Which plans our engine can run. Asked in the driver, so it imports without torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from itertools import chain
+
+from strategies.placement import EMBEDDING, Placement, Split
+from strategies.shapes import ModelShape
+from workers.messages import EnginePlan
+
+AXES = ("dp", "pp", "tp")
+LAYER = re.compile(r"model\.layers\.\d+\.")
+
+
+def refusal(plan: EnginePlan) -> str | None:
+    """None, or the first reason why this engine cannot run the plan, as a clause."""
+    found = (check(plan) for check in (_axes, _options, _head_dim, _stages, _over_tp, _cuts))
+    return next((reason for reason in found if reason is not None), None)
+
+
+def _axes(plan: EnginePlan) -> str | None:
+    unknown = [axis for axis, _ in plan.placement.mesh if axis not in AXES]
+    if not unknown:
+        return None
+    return f"it has no meaning for the mesh axis {', '.join(unknown)}; it knows {', '.join(AXES)}"
+
+
+def _options(plan: EnginePlan) -> str | None:
+    options = ", ".join(key for key, _ in plan.placement.options)
+    return f"it has no option {options}" if options else None
+
+
+def _head_dim(plan: EnginePlan) -> str | None:
+    dim = plan.model.head_dim
+    if plan.device != "cuda" or (dim >= 16 and dim & (dim - 1) == 0):
+        return None
+    return f"its GPU kernels need a head_dim that is a power of two from 16 on, not {dim}"
+
+
+def _stages(plan: EnginePlan) -> str | None:
+    stages = sorted(plan.placement.stages, key=lambda stage: stage.pp_rank)
+    ranks = [stage.pp_rank for stage in stages]
+    if len(set(ranks)) != len(ranks):
+        return "it runs one stage a rank"
+    if not all(stage.layers for stage in stages):
+        return "each of its stages needs a layer"
+    if [*chain.from_iterable(stage.layers for stage in stages)] != [*range(plan.model.num_layers)]:
+        return "it runs the layers in order, the first ones on pp_rank 0"
+    if not (stages[0].embed and stages[-1].head):
+        return "it has the embedding on pp_rank 0 and the head on the last one"
+    return None
+
+
+def _over_tp(plan: EnginePlan) -> str | None:
+    cuts = chain.from_iterable(plan.placement.params.values())
+    return None if all(cut.axis == "tp" for cut in cuts) else "it cuts parameters over tp alone"
+
+
+def _cuts(plan: EnginePlan) -> str | None:
+    """Which sums it makes follows from the cuts of layer 0, so only some go together."""
+    placement, model = plan.placement, plan.model
+    if placement.degree("tp") == 1:
+        return None
+    first, odd = _of_layers(placement, model)
+    if odd is not None:
+        return f"it needs all layers cut alike, and {odd} is cut unlike that of layer 0"
+    if not _belong(first, _attention(model), model.head_dim):
+        return (
+            "it needs q_proj, k_proj and v_proj cut at dim 0 and o_proj.weight at dim 1, all in "
+            f"units of the head_dim {model.head_dim}, or all four whole"
+        )
+    mlp = {"mlp.gate_proj.weight": 0, "mlp.up_proj.weight": 0, "mlp.down_proj.weight": 1}
+    if not _belong(first, mlp):
+        return (
+            "it needs gate_proj and up_proj cut at dim 0 and down_proj at dim 1, all alike, or all "
+            "three whole"
+        )
+    if cut := _cut_alone(placement, first, {*_attention(model), *mlp}):
+        return f"it needs {cut} whole"
+    ends = (placement.splits(name) for name in (EMBEDDING, model.head_name))
+    by_rows = all(len(cuts) < 2 and all(cut.dim == 0 for cut in cuts) for cuts in ends)
+    return None if by_rows else "it cuts embedding and head at dim 0, once"
+
+
+def _cut_alone(
+    placement: Placement, first: Mapping[str, tuple[Split, ...]], groups: set[str]
+) -> str | None:
+    """The first parameter that is cut and belongs to none of the groups: a norm, or the bias of a
+    sum."""
+    norm = "model.norm.weight"
+    found = {**first, norm: placement.splits(norm)}
+    return next((name for name, cuts in found.items() if cuts and name not in groups), None)
+
+
+def _of_layers(
+    placement: Placement, model: ModelShape
+) -> tuple[dict[str, tuple[Split, ...]], str | None]:
+    """The cuts of layer 0 by the suffix of the parameter, and the first parameter of another layer
+    that has other ones, if any has."""
+    first: dict[str, tuple[Split, ...]] = {}
+    for name, _ in model.parameters():
+        at = LAYER.match(name)
+        if at and first.setdefault(name[at.end() :], cuts := placement.splits(name)) != cuts:
+            return first, name
+    return first, None
+
+
+def _attention(model: ModelShape) -> dict[str, int]:
+    """Parameters of attention that are cut together, each with the dim."""
+    names = {name for name, _ in model.layer_parameters()}
+    inputs = (f"self_attn.{p}_proj.{kind}" for p in "qkv" for kind in ("weight", "bias"))
+    return {name: 0 for name in inputs if name in names} | {"self_attn.o_proj.weight": 1}
+
+
+def _belong(
+    cuts: Mapping[str, tuple[Split, ...]], dims: Mapping[str, int], unit: int | None = None
+) -> bool:
+    """Whether the parameters `dims` are all whole, or each is cut once, at its dim and otherwise
+    alike; with a `unit`, in that one and in equal parts."""
+    found = {name: cuts[name] for name in dims}
+    if not any(found.values()):
+        return True
+    if any(len(splits) != 1 or splits[0].dim != dims[name] for name, splits in found.items()):
+        return False
+    alike = {replace(splits[0], dim=0) for splits in found.values()}
+    return len(alike) == 1 and (unit is None or _in_units(alike, unit))
+
+
+def _in_units(splits: Iterable[Split], unit: int) -> bool:
+    return all(split.unit == unit and split.parts is None for split in splits)
