@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from workers.rows import Table, column, row
 
-COMPUTE = "compute"  # the kind of a span in which a rank communicates with nobody
+COMPUTE = "compute"  # the kind of a span without communication
 PREFILL, DECODE = "prefill", "decode"  # the phases
 
 

@@ -18,8 +18,8 @@ class PagedCache:
     """Keys and values of the layers of one rank, by layer index: [pages, PAGE, KV heads, head_dim]
     each.
 
-    pages: those that requests can have. Page 0 comes on top: padding writes there, and nobody reads
-    it.
+    pages: those that requests can have. Page 0 comes on top: padding writes there, and no request
+    reads it.
     """
 
     keys: dict[int, Tensor]

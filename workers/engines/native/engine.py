@@ -140,7 +140,7 @@ class Run:
 
 class Generator:
     """Serves runs on one rank. Every rank of a replica takes the same steps; in a closed loop they
-    need not exchange a word for it."""
+    exchange no messages to agree on them."""
 
     def __init__(
         self, runner: Runner, communicator: Communicator, limits: Limits, eos: Iterable[int]

@@ -113,7 +113,7 @@ class MicroBatch:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody in it needs another step."""
+        """Whether none of its sequences needs another step."""
         return not self.waiting and all(sequence.done for sequence in self.running)
 
     def must_decode(self, begun: int) -> bool:
@@ -148,7 +148,7 @@ class Scheduler:
         return len(self._queue)
 
     def is_idle(self) -> bool:
-        """Whether nobody is being served."""
+        """Whether no request is being served."""
         return all(micro_batch.is_idle for micro_batch in self._micro_batches)
 
     def arrive(self, count: int, now: float) -> None:
