@@ -67,22 +67,21 @@ def test_a_quick_calibration_on_cpu_workers(ray_cluster, tmp_path, monkeypatch):
     ceilings = fabric.ceilings(table, "cpu")
     assert ceilings is not None
     assert ceilings.source == "calibrated"
-    assert ceilings.rate("float32") > 1e8
+    rates = ceilings.rates("float32")
+    assert rates is not None
+    assert rates.flops > 1e8
     assert fabric.look_up(None, None).num_rows == table.num_rows
 
 
 def test_four_ranks_are_measured_in_groups_of_two_and_four(pool):
     engine_plan = calibration_plan("cpu", 4, quick=True)
     reports = pool.serve(engine_plan, calibration_work(), engine="calibration")[0]
-    rows = [row for report in reports for row in report.fabric.to_pylist()]
-    assert {row["rank"] for row in rows if row["kind"] != "collective"} == {
-        0
-    }  # CPU workers share what is measured
-    collectives = [row for row in rows if row["kind"] == "collective"]
-    assert all(row["rank"] == row["group"][0] for row in collectives)
-    messages = {
-        (row["op"], row["group_size"], row["bytes"]) for row in collectives if fabric.is_first(row)
-    }
+    rows = [row for report in reports for row in FABRIC.rows(report.fabric)]
+    # CPU workers share what is measured
+    assert {row.rank for row in rows if row.kind != "collective"} == {0}
+    collectives = [row for row in rows if row.kind == "collective"]
+    assert all(row.rank == row.group[0] for row in collectives)
+    messages = {(row.op, row.group_size, row.bytes) for row in collectives if fabric.is_first(row)}
     assert messages == {
         (op, size, message)
         for op in OPERATIONS
