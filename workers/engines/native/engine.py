@@ -38,8 +38,11 @@ RUN_AHEAD = 2
 
 
 class TorchEngine:
-    """One rank of a deployment under our own engine. most_pages: a cap on the KV pages of each
-    rank, for a test in which they run short."""
+    """Every placement of tp, pp and dp, with paged KV, continuous batching and CUDA graphs.
+
+    One rank of a deployment. most_pages: a cap on the KV pages of each rank, for a test in which
+    they run short.
+    """
 
     processes: Literal["per_rank", "single"] = "per_rank"
 
