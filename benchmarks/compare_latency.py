@@ -58,7 +58,7 @@ def write_result(folder: Path, requests: int) -> None:
     )
     built = [Built(rank, 1.0, 1.0, 10**10, 10**6, "Test GPU") for rank in range(GPUS)]
     reports = [RankReport(rank, None, STEPS.make([]), None, 10**10) for rank in range(GPUS)]
-    row = measured(attempt, Building(built, build_s=1.0, startup_s=2.0), reports, table)
+    row = measured(attempt, Building(built, "cpu", build_s=1.0, startup_s=2.0), reports, table)
     kept = {"requests": table.drop_columns(["output_token_ids"])}
     store.write_run(run, MEASURED.make([row]), kept)
 

@@ -185,11 +185,11 @@ def export(result_dir: Path, format_: str, out: Path | None) -> None:
 
 @main.command()
 @click.argument("result_dir", type=PATH)
-@click.option("--out", type=PATH, metavar="DIR", help="[RESULT_DIR-packed]")
+@click.option("--out", type=PATH, metavar="DIR", help="[RESULT_DIR/packed]")
 def pack(result_dir: Path, out: Path | None) -> None:
     """Put results into one small file a table, to be handed to somebody. Every command reads them
     as they are."""
-    commands.pack(result_dir, out or result_dir.with_name(f"{result_dir.resolve().name}-packed"))
+    commands.pack(result_dir, out or result_dir / "packed")
 
 
 @main.command()

@@ -134,7 +134,7 @@ def _of_layout(name: str, cell: CellKey, points: Sequence[Comparison]) -> Curve:
     points = sorted(points, key=lambda one: one.cell.max_concurrency)
     concurrencies = [one.cell.max_concurrency for one in points]
     throughputs = [one.throughput.output_throughput or 0.0 for one in points]
-    speeds = [1e3 / tpot if (tpot := one.latency.tpot.median) else None for one in points]
+    speeds = [one.latency.user_speed for one in points]
     levels = {one.goodput.goodput for one in points}
     same_levels = len(levels) == 1
     attained = [one.goodput.slo_attainment_pct if same_levels else None for one in points]

@@ -10,15 +10,14 @@ from functools import cached_property
 import numpy as np
 
 from workers.messages import RankReport
-from workers.nvml import HARDWARE_SLOWDOWN, POWER_CAP, THERMAL
+from workers.nvml import HARDWARE_SLOWDOWN, THERMAL, THROTTLING
 from workers.records import TELEMETRY, SampleRow
-from workers.rows import column, nothing, row
+from workers.rows import column, grouped, nothing, row
 
 # Samples of a GPU during a run below which its power is not believed, whatever its counter says.
 FEWEST_SAMPLES = 10
 LEAST_COVERED = 0.95  # of a run's duration, from a GPU's first sample to its last
 MOST_APART = 0.10  # the energy of the samples and that of the counter
-THROTTLING = POWER_CAP | THERMAL | HARDWARE_SLOWDOWN
 NUMBERS = ("gpu_utilization_pct", "power_w", "energy_mj", "temperature_c", "throttle_reasons")
 
 
@@ -216,10 +215,8 @@ def _interference(samples: Sequence[SampleRow], seen: Sampled) -> Iterator[str]:
 
 def _traces(samples: Iterable[SampleRow]) -> list[Trace]:
     """By GPU; one that two processes have sampled counts once."""
-    gpus: dict[str | None, dict[int, list[SampleRow]]] = {}
-    for sample in samples:
-        gpus.setdefault(sample.gpu_uuid, {}).setdefault(sample.rank, []).append(sample)
-    return [_trace(next(iter(ranks.values()))) for ranks in gpus.values()]
+    of_gpus = grouped(samples, lambda one: one.gpu_uuid).values()
+    return [_trace([one for one in of_gpu if one.rank == of_gpu[0].rank]) for of_gpu in of_gpus]
 
 
 def _trace(samples: Sequence[SampleRow]) -> Trace:

@@ -44,11 +44,8 @@ def goodput_of(requests: pa.Table, levels: Mapping[str, float], num_prompts: int
         return nothing(Goodput)
     times = TokenTimes.of(requests)
     good = times.counts > 0
-    latencies = {
-        "ttft": times.ttft_ms(),
-        "tpot": np.where(times.counts == 1, 0.0, times.tpot_ms()),
-        "e2el": times.e2el_ms(),
-    }
+    latencies = times.by_name()
+    latencies["tpot"] = np.where(times.counts == 1, 0.0, latencies["tpot"])
     for name, limit in levels.items():
         good &= latencies[name] <= limit
     duration = float(times.times.max(initial=0.0))

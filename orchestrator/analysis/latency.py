@@ -15,8 +15,7 @@ import pyarrow.compute as pc
 
 from workers.rows import column, group, nothing, row
 
-SOURCE = "vLLM, benchmarks/benchmark_serving.py"
-LEVELS = ("ttft", "tpot", "e2el")  # of one request each, so that a service level can limit them
+SOURCE = "vLLM, vllm/benchmarks/serve.py"
 
 
 @row
@@ -51,6 +50,11 @@ class Latency:
     e2el: Statistics = group(
         "{}_e2el_ms", "time from a request's arrival to its last token", source=SOURCE
     )
+
+    @property
+    def user_speed(self) -> float | None:
+        """Tokens per second that one user sees: 1000 / median TPOT in ms."""
+        return 1e3 / self.tpot.median if self.tpot.median else None
 
 
 @row
@@ -132,6 +136,10 @@ class TokenTimes:
         """float64 [requests]: (e2el - ttft) / (tokens - 1); NaN below two tokens."""
         gaps = np.maximum(self.counts - 1, 1)
         return np.where(self.counts > 1, 1e3 * (self.last - self.first) / gaps, np.nan)
+
+    def by_name(self) -> dict[str, np.ndarray]:
+        """The latencies that a request has one of, by name: float64 [requests] each, in ms."""
+        return {"ttft": self.ttft_ms(), "tpot": self.tpot_ms(), "e2el": self.e2el_ms()}
 
     def itl_ms(self) -> np.ndarray:
         """float64 [gaps]: every gap between two tokens of a request, pooled."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from orchestrator.analysis.accounting import CELL_PARTS, CELL_TIMED
 from orchestrator.analysis.communication import (
     JOINED_COLLECTIVES,
     RUN_COLLECTIVES,
-    RunCollective,
     operations_of,
     step_parts_of,
     with_timing,
@@ -24,12 +22,11 @@ from orchestrator.analysis.summary import MEASURED, SUMMARY, Measured, Summary
 from orchestrator.errors import UserError
 from orchestrator.store import folders
 from orchestrator.store.arrow_files import concat, read_part
-from orchestrator.store.schema import COMPLETED, RUN_KEYS, CellKey, RunKey, StartKey
+from orchestrator.store.schema import COMPLETED, RUN_KEYS, RunKey, StartKey
 from orchestrator.store.store import COMPARISON, TABLES, Store
-from workers.rows import Table, nothing, widened
+from workers.rows import Table, grouped, nothing, widened
 
 K = TypeVar("K", bound=StartKey)
-CellStart = tuple[CellKey, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,27 +96,21 @@ def _rows(store: Store, table: Table[K]) -> list[K]:
 
 
 def _joined(store: Store, runs: Sequence[Measured]) -> list[Summary]:
-    parts = _by_start(_rows(store, CELL_PARTS))
-    timed = _by_start(_rows(store, CELL_TIMED))
-    counted: dict[RunKey, list[RunCollective]] = defaultdict(list)
-    for one in _rows(store, RUN_COLLECTIVES):
-        counted[_run_key(one)].append(one)
+    parts = grouped(_rows(store, CELL_PARTS), _start_key)
+    timed = grouped(_rows(store, CELL_TIMED), _start_key)
+    counted = grouped(_rows(store, RUN_COLLECTIVES), _run_key)
 
     def joined(run: Measured) -> Summary:
-        start = (run.cell, run.start)
-        observed = start if run.status == COMPLETED else None
+        observed = _start_key(run) if run.status == COMPLETED else None
         step = step_parts_of(parts.get(observed, ()))
-        operations = operations_of(counted[_run_key(run)], timed.get(observed, ()))
+        operations = operations_of(counted.get(_run_key(run), ()), timed.get(observed, ()))
         return widened(Summary, run, step=step, operations=operations)
 
     return list(map(joined, runs))
 
 
-def _by_start(rows: Iterable[K]) -> Mapping[CellStart | None, list[K]]:
-    found: dict[CellStart | None, list[K]] = defaultdict(list)
-    for one in rows:
-        found[one.cell, one.start].append(one)
-    return found
+def _start_key(one: StartKey) -> StartKey | None:
+    return StartKey(cell=one.cell, start=one.start)
 
 
 def _run_key(one: RunKey) -> RunKey:
@@ -143,12 +134,11 @@ def _with_goodput(
     runs: Sequence[Measured], requests: pa.Table | None, levels: Mapping[str, float]
 ) -> list[Measured]:
     """The runs with goodput under other levels than theirs, from the kept requests."""
-    places: dict[RunKey, list[int]] = defaultdict(list)
-    for place, key in enumerate([] if requests is None else RUN_KEYS.rows(requests)):
-        places[key].append(place)
+    keys = [] if requests is None else RUN_KEYS.rows(requests)
+    places = grouped(range(len(keys)), keys.__getitem__)
 
     def goodput(run: Measured) -> Goodput:
-        mine = places[_run_key(run)]
+        mine = places.get(_run_key(run))
         if requests is None or not mine:
             return nothing(Goodput)
         return goodput_of(requests.take(mine), levels, run.conditions.num_prompts)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from orchestrator.store.schema import RunKey
 from workers.records import RequestRow
-from workers.rows import Table, column, row
+from workers.rows import Table, column, grouped, row
 
 DIGITS = 16
 # Sums in another order seldom turn its greedy tokens; in the narrower types they often do.
@@ -83,11 +83,8 @@ def output_digest(requests: pa.Table) -> str | None:
 def agreement(digests: Mapping[str, str | None]) -> list[list[str]]:
     """Names that share a digest, in alphabetical order, the largest group first; a name without a
     digest is left out."""
-    groups: dict[str, list[str]] = {}
-    for name in sorted(digests):
-        digest = digests[name]
-        if digest is not None:
-            groups.setdefault(digest, []).append(name)
+    known = sorted(name for name, digest in digests.items() if digest is not None)
+    groups = grouped(known, digests.__getitem__)
     return sorted(groups.values(), key=lambda names: (-len(names), names))
 
 

@@ -91,8 +91,8 @@ class Attempt:
     """A run that is to be made: of what, and under which conditions.
 
     input_len, output_len: of every request, 0 where they differ. levels: service levels in ms.
-    request_rate, burstiness: None in a closed loop. ceilings: what
-    its devices can do at most, None where that is unknown.
+    request_rate, burstiness: None in a closed loop. ceilings: what its devices can do at most, None
+    where that is unknown.
     """
 
     key: RunKey
@@ -114,13 +114,9 @@ class Building:
     """A group of workers that was built. startup_s: None before its first token."""
 
     built: Sequence[Built]
+    device_name: str
     build_s: float
     startup_s: float | None = None
-
-    @property
-    def device_name(self) -> str:
-        """The name of its first device."""
-        return self.built[0].device_name
 
 
 def measured(
@@ -133,14 +129,13 @@ def measured(
     whole = Closed(attempt.input_len, attempt.output_len, num_prompts, work.max_concurrency)
     engine = attempt.key.cell.engine
     bounds, reason = bounds_of(plan, engine, whole, made, attempt.ceilings)
-    device_name = "cpu" if plan.device == "cpu" else building.device_name
     duration, tokens = made.duration or 0.0, made.total_output_tokens or 0
     return widened(
         Measured,
         attempt.key,
         status=INVALID if reason else COMPLETED,
         reason=reason,
-        conditions=_conditions(attempt, device_name),
+        conditions=_conditions(attempt, building.device_name),
         throughput=made,
         steady=nothing(Steady) if work.is_open else steady_of(requests),
         goodput=goodput_of(requests, attempt.levels, num_prompts),

@@ -13,7 +13,7 @@ import pyarrow as pa
 from orchestrator.analysis.bounds import CALIBRATED, Ceilings
 from orchestrator.errors import UserError
 from orchestrator.node import datasheet
-from orchestrator.store.arrow_files import read_part
+from orchestrator.store.arrow_files import OtherVersion, read_part
 from orchestrator.store.folders import DEFAULT_ROOT
 from workers.records import FABRIC, FabricRow
 from workers.rows import Table, column, grouped, row
@@ -47,7 +47,11 @@ def load(path: Path) -> pa.Table:
     """A calibration, or the one in a folder. Raises UserError where there is none that can be
     read."""
     file = path / FILE if path.is_dir() else path
-    table = read_part(file)
+    try:
+        table = read_part(file)
+    except OtherVersion as error:
+        again = "`orchestrator calibrate` makes a new one"
+        raise OtherVersion(file, error.found, "a calibration", again) from None
     if table is None or "busbw" not in table.column_names:
         raise UserError(
             f"{file} holds no calibration that can be read; `orchestrator calibrate` makes one"

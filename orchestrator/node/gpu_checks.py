@@ -9,6 +9,7 @@ from orchestrator.node.checks import FAIL, PASS, WARN, Check, joined, listed
 from orchestrator.node.facts import Facts, GpuState
 from orchestrator.units import format_bytes
 from workers import nvml
+from workers.rows import grouped
 
 IDLE_BYTES = 2 << 30  # a GPU that nothing uses holds less: driver and contexts
 HOT_C = 80
@@ -64,9 +65,8 @@ def peer_access(facts: Facts) -> Check:
 
 def nvlink(facts: Facts) -> Check:
     """Every pair has as many links as the data sheet gives one GPU, and all pairs the same."""
-    widths: dict[int, list[str]] = {}
-    for pair in facts.pairs:
-        widths.setdefault(pair.nvlinks, []).append(pair.name)
+    pairs = grouped(facts.pairs, lambda pair: pair.nvlinks)
+    widths = {links: [pair.name for pair in alike] for links, alike in pairs.items()}
     if not widths:
         return Check("NVLink", PASS, "one GPU")
     sheet = datasheet.sheet(facts.gpus[0].gpu.name)

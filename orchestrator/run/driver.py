@@ -79,20 +79,20 @@ def _run(
         cells = [cell.cell for job in jobs for cell in job.deployment.cells]
         manifest.write(store, experiment, cells, cluster, device)
         progress.connected(cluster)
-        exposure, turns = (
-            Exposure(),
-            Turns("no" if experiment.nsys else experiment.interleave, len(jobs)),
-        )
+        exposure = Exposure()
+        for job in jobs:
+            exposure.tell(job.tags, job.exposed_shares())
+        turns = Turns("no" if experiment.nsys else experiment.interleave, len(jobs))
         try:
             for number in itertools.count(_next_turn(store)):
                 todo = [job for job in jobs if job.unfinished()]
                 if not todo:
                     break
-                first = number % len(
-                    todo
-                )  # the one that goes first changes, or a drift would favour it
+                # the one that goes first changes, or a drift would favour it
+                first = number % len(todo)
                 for job in todo[first:] + todo[:first]:
-                    Turn(job, number, cluster, progress, exposure).serve(turns)
+                    Turn(job, number, cluster, progress).serve(turns)
+                    exposure.tell(job.tags, job.exposed_shares())
         finally:
             exposure.stop()
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 
+from orchestrator.analysis.accounting import PARTS_OF_STEP
+from orchestrator.analysis.communication import exposed
 from orchestrator.analysis.confidence import spread
-from orchestrator.analysis.summary import MEASURED, Measured
+from orchestrator.analysis.outputs import kept_requests
+from orchestrator.analysis.summary import MEASURED, Attempt, Measured
 from orchestrator.experiment import Cell, Experiment, Run
+from orchestrator.node import fabric
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
+from orchestrator.store.arrow_files import concat
 from orchestrator.store.schema import COMPLETED
 from orchestrator.store.store import Store
+from workers.messages import RankReport
 
 
 @dataclass(slots=True)
@@ -57,7 +64,7 @@ class Job:
             return []
         left = [
             run
-            for run in self.runs_of(cell.cell)
+            for run in runs_of(cell.cell, self.experiment)
             if run not in self.tried and not self.store.is_completed(run)
         ]
         asked = [run for run in left if run.index < self.experiment.num_runs]
@@ -73,16 +80,55 @@ class Job:
         done = [one for one in self._kept(cell) if one.status == COMPLETED]
         return [one.throughput.output_throughput or 0.0 for one in done]
 
+    def attempt(
+        self,
+        run: Run,
+        cell: PlannedCell,
+        turn: int,
+        started_at: str,
+        device_name: str | None = None,
+    ) -> Attempt:
+        """A run of `cell`. device_name: None where it did not come so far."""
+        asked = self.experiment
+        return Attempt(
+            key=self.store.run_key(run),
+            plan=self.deployment.plan,
+            work=cell.work,
+            input_len=cell.cell.scenario.input_len,
+            output_len=cell.cell.scenario.output_len,
+            started_at=started_at,
+            turn=turn,
+            metadata=json.dumps(asked.metadata),
+            levels=asked.goodput,
+            request_rate=asked.request_rate,
+            burstiness=asked.burstiness if cell.work.is_open else None,
+            ceilings=fabric.ceilings(self.calibration, device_name) if device_name else None,
+        )
+
+    def kept_tables(self, requests: pa.Table, reports: Sequence[RankReport]) -> dict[str, pa.Table]:
+        """What is kept of a run beside its row of the summary, by table."""
+        detailed, decode = self.experiment.save_detailed, self.deployment.decode
+        found = {
+            "requests": kept_requests(requests, detailed, decode),
+            "steps": concat(report.steps for report in reports),
+            "collectives": concat(report.collectives for report in reports),
+            "telemetry": concat(report.telemetry for report in reports),
+        }
+        return {name: table for name, table in found.items() if table is not None}
+
+    def exposed_shares(self) -> list[tuple[int, str, float]]:
+        """(rank, phase, percent of a step) of exposed communication, of each cell that was
+        observed, in order."""
+        tables = [self.store.observed(cell.cell) for cell in self.deployment.cells]
+        known = [table for table in tables if table is not None]
+        return [share for table in known for share in exposed(PARTS_OF_STEP.rows(table))]
+
     def give_up(self, cells: Sequence[PlannedCell]) -> None:
         """Leave the runs of these cells to the next command."""
         self.given_up.update(cell.cell for cell in cells)
 
-    def runs_of(self, cell: Cell) -> list[Run]:
-        """Every run that a cell can get."""
-        return [Run(cell, index) for index in range(self.experiment.run_limit)]
-
     def _kept(self, cell: PlannedCell) -> list[Measured]:
-        tables = [self.store.summary_of(run) for run in self.runs_of(cell.cell)]
+        tables = [self.store.summary_of(run) for run in runs_of(cell.cell, self.experiment)]
         return [MEASURED.rows(table)[0] for table in tables if table is not None]
 
     def _in_vain(self, cell: PlannedCell) -> bool:
@@ -101,6 +147,11 @@ class Job:
         return half is not None and half <= self.experiment.until_ci
 
 
+def runs_of(cell: Cell, experiment: Experiment) -> list[Run]:
+    """Every run that a cell can get."""
+    return [Run(cell, index) for index in range(experiment.run_limit)]
+
+
 def all_completed(
     planned: Sequence[PlannedDeployment], experiment: Experiment, folder: Path
 ) -> bool:
@@ -108,6 +159,6 @@ def all_completed(
     needed where they were tried."""
     store = Store(folder)
     cells = [cell.cell for one in planned for cell in one.cells]
-    runs = [Run(cell, index) for cell in cells for index in range(experiment.run_limit)]
+    runs = [run for cell in cells for run in runs_of(cell, experiment)]
     needed = [run for run in runs if run.index < experiment.num_runs or store.summary_of(run)]
     return all(map(store.is_completed, needed))

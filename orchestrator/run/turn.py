@@ -6,23 +6,19 @@ build costs its deployment. Every finished run is on disk before the next one st
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
-from orchestrator.analysis.accounting import PARTS_OF_STEP, account
-from orchestrator.analysis.communication import exposed
-from orchestrator.analysis.outputs import kept_requests
-from orchestrator.analysis.summary import MEASURED, Attempt, Building, Measured, failed, measured
+from orchestrator.analysis.accounting import account
+from orchestrator.analysis.summary import MEASURED, Building, Measured, failed, measured
 from orchestrator.analysis.throughput import first_token_s
 from orchestrator.cluster.connection import Cluster
 from orchestrator.cluster.failures import RunFailed
 from orchestrator.cluster.group import WorkerGroup
 from orchestrator.experiment import Cell, Run
-from orchestrator.node import fabric
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
 from orchestrator.run.interleaving import Turns
 from orchestrator.run.jobs import Job
@@ -30,7 +26,6 @@ from orchestrator.run.progress import Progress
 from orchestrator.store.arrow_files import concat
 from orchestrator.store.folders import now
 from workers.messages import RankReport, Work
-from workers.probes.gauges import Exposure
 
 OBSERVED_TOKENS = 16  # made for each request while a run is taken apart: enough steps for a mean
 OBSERVING_TRIES = 2  # a profiler may bring its process down; a fresh one seldom
@@ -73,7 +68,9 @@ class Start:
         except BaseException:
             workers.kill()
             raise
-        return cls(workers, Building(built, time.monotonic() - began), asked_at, timeout_s)
+        device_name = "cpu" if plan.device == "cpu" else built[0].device_name
+        building = Building(built, device_name, time.monotonic() - began)
+        return cls(workers, building, asked_at, timeout_s)
 
     def serve(self, work: Work) -> list[RankReport]:
         """Serve `work` on every rank. Raises RunFailed as soon as one rank has failed."""
@@ -97,7 +94,6 @@ class Turn:
     number: int
     cluster: Cluster
     progress: Progress
-    exposure: Exposure
     start: Start | None = None
     runs_s: float = 0.0
     failed: bool = False
@@ -110,8 +106,6 @@ class Turn:
         Leaves no worker behind, whatever happens.
         """
         began = time.monotonic()
-        for cell in self.job.deployment.cells:
-            self._expose(self.job.store.observed(cell.cell))
         try:
             while cells := [one for one in self.job.deployment.cells if self.job.missing(one)]:
                 self._pass_over(cells)
@@ -140,6 +134,7 @@ class Turn:
 
         Where that fails the deployment is given up, and every run that it lacks is kept as failed.
         """
+        started_at = now()
         try:
             self._started()
         except RunFailed as failure:
@@ -147,7 +142,7 @@ class Turn:
             reason = RunFailed(f"build: {failure.reason}", failure.detail)
             for cell in self.job.deployment.cells:
                 for run in self.job.missing(cell):
-                    self._fail(run, cell, reason)
+                    self._fail(run, cell, started_at, reason)
             self.job.give_up(self.job.deployment.cells)
         return self.start is not None
 
@@ -167,16 +162,17 @@ class Turn:
         """The next run of a cell, after warming up where these workers have not yet."""
         run, total = self.job.missing(cell)[0], self.job.experiment.num_runs
         self.job.tried.add(run)
-        doing = "warm-up: "
+        doing, started_at = "warm-up: ", now()
         try:
             self._warm_up(cell)
-            doing = ""
+            doing, started_at = "", now()
             self._tell(f"run {run.index + 1}/{max(total, run.index + 1)}", cell)
-            self._run(run, cell)
+            self._run(run, cell, started_at)
         except RunFailed as failure:
             self.failed = True
             self._kill()
-            self._fail(run, cell, RunFailed(doing + failure.reason, failure.detail))
+            failure = RunFailed(doing + failure.reason, failure.detail)
+            self._fail(run, cell, started_at, failure)
             self.job.give_up([cell])
 
     def _warm_up(self, cell: PlannedCell) -> None:
@@ -187,49 +183,17 @@ class Turn:
             start.serve(cell.warmup)
         start.warm.add(cell.cell)
 
-    def _run(self, run: Run, cell: PlannedCell) -> None:
-        start, started_at, began = self._started(), now(), time.monotonic()
+    def _run(self, run: Run, cell: PlannedCell, started_at: str) -> None:
+        start, began = self._started(), time.monotonic()
         reports = start.serve(cell.work)
         self.runs_s += time.monotonic() - began
         requests = concat(report.requests for report in reports)
         if requests is None:
             raise RunFailed("no rank reported any request")
         requests = requests.sort_by("request_index")
-        device_name = start.building.device_name
-        attempt = self._attempt(run, cell, started_at, device_name)
+        attempt = self.job.attempt(run, cell, self.number, started_at, start.building.device_name)
         kept = measured(attempt, start.building, reports, requests)
-        self._keep(run, kept, self._tables(requests, reports))
-
-    def _tables(self, requests: pa.Table, reports: Sequence[RankReport]) -> dict[str, pa.Table]:
-        """What is kept of a run beside its row of the summary."""
-        detailed = self.job.experiment.save_detailed
-        found = {
-            "requests": kept_requests(requests, detailed, self.job.deployment.decode),
-            "steps": concat(report.steps for report in reports),
-            "collectives": concat(report.collectives for report in reports),
-            "telemetry": concat(report.telemetry for report in reports),
-        }
-        return {name: table for name, table in found.items() if table is not None}
-
-    def _attempt(
-        self, run: Run, cell: PlannedCell, started_at: str, device_name: str | None = None
-    ) -> Attempt:
-        asked, is_open = self.job.experiment, cell.work.is_open
-        name = "cpu" if self.job.deployment.plan.device == "cpu" else device_name
-        return Attempt(
-            key=self.job.store.run_key(run),
-            plan=self.job.deployment.plan,
-            work=cell.work,
-            input_len=cell.cell.scenario.input_len,
-            output_len=cell.cell.scenario.output_len,
-            started_at=started_at,
-            turn=self.number,
-            metadata=json.dumps(asked.metadata),
-            levels=asked.goodput,
-            request_rate=asked.request_rate,
-            burstiness=asked.burstiness if is_open else None,
-            ceilings=fabric.ceilings(self.job.calibration, name),
-        )
+        self._keep(run, kept, self.job.kept_tables(requests, reports))
 
     # -- observed runs
 
@@ -258,23 +222,18 @@ class Turn:
         spans = concat(report.spans for report in reports)
         tables = account(spans, self.job.deployment.plan.placement)
         self.job.store.write_observed(cell.cell, tables)
-        self._expose(tables["parts"])
 
     def _tell_unobserved(self, cell: PlannedCell, failure: RunFailed) -> None:
         name = cell.cell.name
         self.job.store.write_failure(f"{name}.observed", failure.detail)
         self.progress.note(f"{name}: communication could not be observed: {failure.reason}")
 
-    def _expose(self, parts: pa.Table | None) -> None:
-        """Tell Ray's metrics endpoint from now on what is known of a cell's communication."""
-        known = [] if parts is None else PARTS_OF_STEP.rows(parts)
-        self.exposure.tell(self.job.tags, exposed(known))
-
     # -- what is kept and told
 
-    def _fail(self, run: Run, cell: PlannedCell, failure: RunFailed) -> None:
+    def _fail(self, run: Run, cell: PlannedCell, started_at: str, failure: RunFailed) -> None:
         self.job.store.write_failure(run.name, failure.detail)
-        self._keep(run, failed(self._attempt(run, cell, now()), failure.reason), {})
+        attempt = self.job.attempt(run, cell, self.number, started_at)
+        self._keep(run, failed(attempt, failure.reason), {})
 
     def _keep(self, run: Run, kept: Measured, tables: Mapping[str, pa.Table]) -> None:
         self.job.store.write_run(run, MEASURED.make([kept]), tables)

@@ -44,7 +44,7 @@ def read_part(path: Path, only: str | None = None) -> pa.Table | None:
         return None
     found = (table.schema.metadata or {}).get(b"schema_version", b"0").decode()
     if found != str(SCHEMA_VERSION):
-        raise other_version(path, found)
+        raise OtherVersion(path, found)
     return decoded(table)
 
 
@@ -75,13 +75,16 @@ def concat(tables: Iterable[pa.Table | None]) -> pa.Table | None:
     return pa.concat_tables(found, promote_options="default") if found else None
 
 
-def other_version(path: Path, found: object) -> UserError:
-    """What is said of results that this version cannot read."""
-    return UserError(
-        f"{path} holds results of schema version {found}, this orchestrator reads and writes "
-        f"version {SCHEMA_VERSION}; give another --result-dir, or read it with the release that "
-        "wrote it"
-    )
+class OtherVersion(UserError):
+    """A file or a folder of another schema version, which this version cannot read."""
+
+    def __init__(self, path: Path, found: object, what: str = "results", do: str = "") -> None:
+        do = do or "give another --result-dir, or read it with the release that wrote it"
+        super().__init__(
+            f"{path} holds {what} of schema version {found}, this orchestrator reads and writes "
+            f"version {SCHEMA_VERSION}; {do}"
+        )
+        self.found = found
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, digest, identity_of
-from orchestrator.store.arrow_files import other_version
+from orchestrator.store.arrow_files import OtherVersion
 from workers.rows import SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
@@ -50,8 +50,9 @@ def is_experiment(path: Path) -> bool:
 
 
 def is_packed(path: Path) -> bool:
-    """Whether `orchestrator pack` has put the parts of each table into one file."""
-    return (path / "summary.arrow").is_file()
+    """Whether `orchestrator pack` wrote it. What `export` wrote has no manifest."""
+    whole = (path / "summary.arrow").is_file() and (path / MANIFEST).is_file()
+    return whole and not (path / "summary").is_dir()
 
 
 def read_manifest(folder: Path) -> Mapping[str, Any]:
@@ -75,7 +76,7 @@ def check_version(folder: Path) -> None:
     """Raise UserError if `folder` holds results of another schema version."""
     found = read_manifest(folder).get("schema_version", SCHEMA_VERSION)
     if found != SCHEMA_VERSION:
-        raise other_version(folder, found)
+        raise OtherVersion(folder, found)
 
 
 def safe_name(name: str) -> str:

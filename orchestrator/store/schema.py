@@ -30,7 +30,7 @@ class StartKey:
     """One fresh group of workers that served a cell."""
 
     cell: CellKey = group()
-    start: int = column("number of the start, from 0; until layouts are started anew, 0", "1")
+    start: int = column("number of the start; not counted yet, so 0 in every row", "1")
 
 
 @row

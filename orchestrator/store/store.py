@@ -33,7 +33,7 @@ RUN_TABLES = ("summary", "requests", "steps", "collectives", "telemetry")
 OBSERVED_TABLES = ("spans", "timed_collectives", "parts")
 TABLES = (*RUN_TABLES, *OBSERVED_TABLES)
 COMPARISON = "comparison.arrow"
-FIRST_START = 0  # until layouts are started anew, the only one
+FIRST_START = 0  # starts are not counted yet: what is observed stands for all of them
 
 
 class Store:

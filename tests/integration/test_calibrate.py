@@ -17,6 +17,7 @@ from orchestrator.errors import UserError
 from orchestrator.node import calibrate, fabric, links
 from orchestrator.node.calibrate import NO_MODEL, calibration_plan
 from orchestrator.plan.installed import installed
+from orchestrator.store.arrow_files import write_part
 from strategies.placement import Placement
 from workers import engines
 from workers.engines.calibration_timing import QUICK_SWEEP
@@ -245,3 +246,12 @@ def test_links_are_counted_between_bridged_gpus_and_through_a_switch(monkeypatch
 def test_without_gpus_there_are_no_links(monkeypatch):
     monkeypatch.setattr(hardware, "visible_gpus", lambda: contextlib.nullcontext((None, [])))
     assert links.pairs() == []
+
+
+def test_a_calibration_of_an_older_version_is_to_be_made_anew(tmp_path):
+    old = FABRIC.schema.empty_table().replace_schema_metadata({"schema_version": "1"})
+    fabric.folder(tmp_path).mkdir()
+    file = write_part(fabric.folder(tmp_path) / fabric.FILE, old)
+    with pytest.raises(UserError, match=r"schema version 1.*`orchestrator calibrate` makes a new"):
+        fabric.look_up(None, tmp_path)
+    assert file.is_file()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import fake_engine
@@ -179,6 +180,10 @@ def test_a_failure_costs_its_cell_alone_and_leaves_no_actor(shared, tmp_path):
     ]
     assert seen.builds() == 6
     assert alive_actors() == []
+    hung = next(row for row in summaries(store) if str(row.reason).startswith("timeout"))
+    began = datetime.fromisoformat(hung.conditions.started_at).timestamp()
+    (kept,) = (store.folder / "summary").glob("*.tp2.*.c1.r0.arrow")
+    assert kept.stat().st_mtime - began > 6
     assert (
         "and to say more"
         in next((store.folder / "failures").glob("tiny.tp1.fake.float32.*.c1.r0.txt")).read_text()

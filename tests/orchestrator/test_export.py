@@ -10,16 +10,19 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet
 import pytest
+from click.testing import CliRunner
 from stores import CELL, RUN, observed_tables, requests_table, run_tables
 from summaries import write_run
 
 from orchestrator.analysis import findings
 from orchestrator.analysis.compare import COMPARED, compare
 from orchestrator.analysis.load import Results, load, summaries, tables
+from orchestrator.cli import main
 from orchestrator.errors import UserError
 from orchestrator.experiment import Run
 from orchestrator.store import export
 from orchestrator.store.arrow_files import read_part, write_part
+from orchestrator.store.folders import find
 from orchestrator.store.store import Store
 from workers.rows import flat
 
@@ -265,3 +268,26 @@ def test_a_detailed_run_keeps_its_tokens_where_others_do_not(tmp_path: Path) -> 
         write_run(store, Run(CELL, index), {"requests": kept})
     tokens = tables(store.folder)["requests"].column("output_token_ids").to_pylist()
     assert tokens == [[5, 6], None]
+
+
+# -- folders that look like results
+
+
+def test_what_export_wrote_is_not_taken_for_results(store: Store) -> None:
+    export.write_tables(tables(store.folder), "arrow", store.folder.parent / "export")
+    assert find(store.folder.parent) == [store.folder]
+    before = only(load([store.folder])).runs
+    export.write_tables(tables(store.folder), "arrow", store.folder)
+    assert only(load([store.folder])).runs == before
+    store.check_open()
+
+
+def test_a_pack_lies_in_its_folder_and_counts_no_run_twice(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = only(load([store.folder])).runs
+    monkeypatch.chdir(store.folder)
+    done = CliRunner().invoke(main, ["pack", "."])
+    assert done.exit_code == 0, done.output
+    assert only(load([store.folder.parent])).runs == before
+    assert only(load([store.folder / "packed"])).runs == before

@@ -44,7 +44,7 @@ def report(rank: int, requests: pa.Table | None = None) -> RankReport:
     return RankReport(rank, requests, STEPS.make([]), sent, 100 + rank)
 
 
-BUILDING = Building([built(0), built(1)], build_s=2.5, startup_s=4.0)
+BUILDING = Building([built(0), built(1)], "Test GPU", build_s=2.5, startup_s=4.0)
 REPORTS = [report(1, SERVED), report(0)]
 ATTEMPT = Attempt(
     key=KEY,
@@ -96,10 +96,9 @@ def test_a_run_is_kept_and_read_as_it_was_made() -> None:
     }
 
 
-def test_the_name_of_the_device_is_that_of_the_first_one_unless_it_is_a_cpu() -> None:
-    on_gpu = replace(ATTEMPT, plan=replace(ATTEMPT.plan, device="cuda"))
-    rows = [measured(one, BUILDING, REPORTS, SERVED) for one in (ATTEMPT, on_gpu)]
-    assert [row.conditions.device_name for row in rows] == ["cpu", "Test GPU"]
+def test_the_name_of_the_device_is_that_of_the_building() -> None:
+    row = measured(ATTEMPT, BUILDING, REPORTS, SERVED)
+    assert row.conditions.device_name == BUILDING.device_name
 
 
 def test_an_open_loop_has_its_rate_and_no_steady_state() -> None:

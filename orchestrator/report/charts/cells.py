@@ -99,7 +99,7 @@ def _figures(one: Comparison, names: Names, **of_steps: object) -> CellFigures:
         best=rounded(spread.best),
         runs=one.num_runs,
         per_gpu=rounded(made.output_throughput_per_gpu),
-        per_user=rounded(1e3 / tpot) if tpot else None,
+        per_user=rounded(one.latency.user_speed),
         ttft=rounded(one.latency.ttft.median),
         tpot=rounded(tpot),
         status=one.status,

@@ -30,8 +30,7 @@ def latencies(requests: pa.Table | None, names: Names) -> list[LatencyQuantiles]
     """A row for each cell and latency that a request of it has. requests: the kept table."""
     if requests is None:
         return []
-    times = TokenTimes.of(requests)
-    values = {"ttft": times.ttft_ms(), "tpot": times.tpot_ms(), "e2el": times.e2el_ms()}
+    values = TokenTimes.of(requests).by_name()
     return [
         widened(
             LatencyQuantiles,
