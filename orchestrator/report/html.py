@@ -30,7 +30,7 @@ from orchestrator.report.charts.views import Names, layout_names, natural
 from orchestrator.report.terminal import CPU_NOTE, on_cpu
 from orchestrator.store import folders
 from orchestrator.store.arrow_files import concat
-from orchestrator.store.schema import CellKey
+from orchestrator.store.schema import COMPLETED, INVALID, CellKey
 from orchestrator.store.store import Store
 from workers.rows import Table
 
@@ -49,6 +49,8 @@ def render_html(folder: Path, out: Path | None = None) -> Path:
     """
     page = _template().render(
         **describe(folder),
+        COMPLETED=COMPLETED,
+        INVALID=INVALID,
         style=_static("report.css"),
         scripts=[*map(_static, LIBRARIES), _static("report.js")],
         licences=_static("LICENSES.txt"),

@@ -11,6 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from orchestrator.store.catalog import Listed
+from orchestrator.store.schema import COMPLETED, FAILED, INVALID
 
 UNLIMITED = 100_000  # columns
 
@@ -31,7 +32,7 @@ def _table(listed: Sequence[Listed]) -> Table:
     table = Table(box=SIMPLE_HEAD)
     for title in ("started", "model", "strategies"):
         table.add_column(title)
-    for title in ("completed", "invalid", "failed"):
+    for title in (COMPLETED, INVALID, FAILED):
         table.add_column(title, justify="right")
     table.add_column("folder", overflow="fold")
     for one in listed:
