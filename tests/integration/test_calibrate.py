@@ -19,7 +19,7 @@ from orchestrator.node.calibrate import NO_MODEL, calibration_plan
 from orchestrator.plan.installed import installed
 from strategies.placement import Placement
 from workers import engines
-from workers.engines.calibration_timing import QUICK_SWEEP
+from workers.engines.node_timing import QUICK_SWEEP
 from workers.messages import EnginePlan
 from workers.records import FABRIC
 

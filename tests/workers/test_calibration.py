@@ -11,11 +11,11 @@ from ranks import BASE, FAMILIES, Pool
 from strategies import ModelShape
 from strategies.placement import Placement
 from strategies.traffic import bus_factor
-from workers.engines import calibration_collectives as collectives
-from workers.engines import calibration_timing as timing
+from workers.engines import node_collectives as collectives
+from workers.engines import node_timing as timing
 from workers.engines.calibration import CALIBRATION_LAYOUT, QUICK, SWEEP_OPTION
-from workers.engines.calibration_sweep import measure
-from workers.engines.calibration_timing import CPU_SWEEP, GPU_SWEEP, QUICK_SWEEP, Measured, Sweep
+from workers.engines.node_sweep import measure
+from workers.engines.node_timing import CPU_SWEEP, GPU_SWEEP, QUICK_SWEEP, Measured, Sweep
 from workers.messages import EnginePlan, Work
 from workers.rank import RankContext
 from workers.records import FABRIC

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from workers.engines.calibration_timing import (
+from workers.engines.node_timing import (
     Call,
     Measured,
     Ranks,

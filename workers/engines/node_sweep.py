@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.device import device_name
-from workers.engines.calibration_collectives import several_ranks
-from workers.engines.calibration_timing import (
+from workers.engines.node_collectives import several_ranks
+from workers.engines.node_timing import (
     GIB,
     KIB,
     Call,
