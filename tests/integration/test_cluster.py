@@ -224,7 +224,7 @@ def test_the_rank_that_failed_is_named_rather_than_one_that_lost_it(ray_cluster)
     group.kill()
 
 
-def test_slots_that_others_hold_are_a_failure_and_not_a_hang(ray_cluster, monkeypatch):
+def test_devices_that_others_hold_are_a_failure_and_not_a_hang(ray_cluster, monkeypatch):
     first = started(ray_cluster, 4)
     monkeypatch.setattr("orchestrator.cluster.group.RESERVE_S", 1.0)
     try:
