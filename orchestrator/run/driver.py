@@ -19,7 +19,7 @@ from orchestrator.errors import INTERRUPTED
 from orchestrator.experiment import Experiment
 from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.run import manifest
-from orchestrator.run.interleaving import Turns
+from orchestrator.run.interleaving import Interleaving
 from orchestrator.run.jobs import Job
 from orchestrator.run.progress import Progress
 from orchestrator.run.surroundings import check_surroundings
@@ -79,10 +79,9 @@ def _run(
         cells = [cell.cell for job in jobs for cell in job.deployment.cells]
         manifest.write(store, experiment, cells, cluster, device)
         progress.connected(cluster)
-        exposure, turns = (
-            Exposure(),
-            Turns("no" if experiment.nsys else experiment.interleave, len(jobs)),
-        )
+        exposure = Exposure()
+        asked = "no" if experiment.nsys else experiment.interleave
+        interleaving = Interleaving(asked, len(jobs))
         try:
             for number in itertools.count(_next_turn(store)):
                 todo = [job for job in jobs if job.unfinished()]
@@ -92,7 +91,7 @@ def _run(
                     todo
                 )  # the one that goes first changes, or a drift would favour it
                 for job in todo[first:] + todo[:first]:
-                    Turn(job, number, cluster, progress, exposure).serve(turns)
+                    Turn(job, number, cluster, progress, exposure).serve(interleaving)
         finally:
             exposure.stop()
 
