@@ -60,7 +60,7 @@ def submit(
         flags["metadata"] = dict(map(_pair, metadata))
     experiment, out = load_experiment(config, flags), Output(as_json)
     with commands.joined(experiment.address) as cluster:
-        planned = commands.plan(experiment, cluster)
+        planned = commands.planned(experiment, cluster)
         if dry_run:
             commands.show_plan(experiment, planned, out)
             return

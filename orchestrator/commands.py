@@ -42,7 +42,7 @@ def joined(asked: str | None) -> Iterator[Cluster | None]:
         yield cluster
 
 
-def plan(experiment: Experiment, cluster: Cluster | None) -> PlannedExperiment:
+def planned(experiment: Experiment, cluster: Cluster | None) -> PlannedExperiment:
     """The deployments and the devices they are planned for; prints what is remarkable."""
     from orchestrator.plan import planning
     from orchestrator.plan.deployments import PlannedExperiment
@@ -50,10 +50,10 @@ def plan(experiment: Experiment, cluster: Cluster | None) -> PlannedExperiment:
 
     gpus = planning.find_gpus(experiment, cluster)
     device, topology = planning.choose_device(experiment, gpus)
-    planned = planning.plan_experiment(experiment, device, topology, cluster)
-    for remark in remarks(experiment, planned, topology, cluster):
+    deployments = planning.plan_experiment(experiment, device, topology, cluster)
+    for remark in remarks(experiment, deployments, topology, cluster):
         click.echo(f"note: {remark}", err=True)
-    return PlannedExperiment(planned, topology)
+    return PlannedExperiment(deployments, topology)
 
 
 def show_plan(experiment: Experiment, planned: PlannedExperiment, out: Output) -> None:
@@ -223,11 +223,11 @@ def calibrate(
 ) -> None:
     """Measure this node."""
     from orchestrator.node.calibrate import calibrate as measure
-    from orchestrator.report import calibration
+    from orchestrator.report import fabric_tables
 
     found = measure(device, ranks, folder, address, quick)
     Output(as_json).show(
-        lambda: calibration.as_data(found), lambda console: calibration.render(found, console)
+        lambda: fabric_tables.as_data(found), lambda console: fabric_tables.render(found, console)
     )
 
 

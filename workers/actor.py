@@ -7,16 +7,14 @@ ray is imported only to ask which node and GPU it gave this actor, and to end th
 from __future__ import annotations
 
 import os
-import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workers import engines
-from workers.messages import Built, EnginePlan, RankReport, Work
+from workers.messages import Built, EnginePlan, Process, RankReport, Work
 from workers.probes.gauges import Publisher
 from workers.probes.nvml_readings import Readings
 from workers.probes.telemetry import Recording, Sampler, sampler_for
 from workers.progress import BUILDING, IDLE, OBSERVING, RUNNING, Progress
-from workers.versions import versions
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,15 +41,13 @@ class Worker:
         self._progress = Progress()
         self._publisher: Publisher | None = None
 
-    def node(self) -> dict[str, Any]:
-        """Where Ray put this process, and the versions that must agree across a cluster. From now
-        on the process uses that GPU."""
+    def node(self) -> Process:
+        """Where Ray put this process, which uses that GPU from now on."""
         import ray
 
         context = ray.get_runtime_context()
         self.device_index = _local_index(context.get_accelerator_ids().get("GPU", []))
-        here = {"host": socket.gethostname(), "node_id": context.get_node_id(), "pid": os.getpid()}
-        return {**here, "device_index": self.device_index, "versions": versions()}
+        return Process(context.get_node_id(), self.device_index, os.getpid())
 
     def assign(self, rank: int) -> None:
         """From now on be this rank."""

@@ -109,6 +109,16 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Process:
+    """Where Ray put the process of a worker: Ray's id of the node, its GPU there as torch counts (0
+    on CPU), and its process id."""
+
+    node_id: str
+    device_index: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
 class Built:
     """What one rank has built.
 

@@ -39,7 +39,7 @@ def throttle_names(mask: int) -> list[str]:
     return [THROTTLE_REASONS.get(bit, f"bit_{bit.bit_length() - 1}") for bit in bits if mask & bit]
 
 
-def ask(nvml: Any, function: Callable[..., Any], *arguments: object) -> Any:
+def answer_of(nvml: Any, function: Callable[..., Any], *arguments: object) -> Any:
     """What `function` of NVML answers; None where this GPU or driver does not know."""
     try:
         return function(*arguments)

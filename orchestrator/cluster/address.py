@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from orchestrator.cluster import ray_private
 from orchestrator.errors import UserError
 
-CLIENT_SCHEME, CLIENT_PORT = "ray", 10001
+CLIENT_PORT = 10001  # of an address with CLIENT_PREFIX that names none
 
 
 def address_of(asked: str | None) -> str | None:
@@ -25,7 +25,8 @@ def host_and_port(address: str) -> tuple[str, int]:
     try:
         parts = urlsplit(address if "://" in address else f"tcp://{address}")
         host = parts.hostname
-        port = parts.port or (CLIENT_PORT if parts.scheme == CLIENT_SCHEME else None)
+        is_client = f"{parts.scheme}://" == ray_private.CLIENT_PREFIX
+        port = parts.port or (CLIENT_PORT if is_client else None)
     except ValueError:
         host = port = None
     if not host or not port:

@@ -33,7 +33,7 @@ from orchestrator.cluster.processes import end, processes, uninterrupted
 from orchestrator.cluster.ranks import Place, in_rank_order, ranks_at
 from orchestrator.cluster.waiting import ask, gather
 from workers.actor import Worker, drives_all_devices
-from workers.messages import Built, EnginePlan, RankReport, Work
+from workers.messages import Built, EnginePlan, Process, RankReport, Work
 
 __all__ = ["RunFailed", "WorkerGroup"]
 
@@ -181,10 +181,9 @@ class WorkerGroup:
 
     def _ask_places(self, addresses: Mapping[str, str]) -> list[Place]:
         """Where the actors are, in the order they were started."""
-        answers = gather(ask(self._actors, Worker.node), "the start", START_S)
+        found: list[Process] = gather(ask(self._actors, Worker.node), "the start", START_S)
         return [
-            Place(addresses[said["node_id"]], said["node_id"], said["device_index"], said["pid"])
-            for said in answers
+            Place(addresses[one.node_id], one.node_id, one.device_index, one.pid) for one in found
         ]
 
     def _actor(self, bundle: int, name: str, runtime: Mapping[str, object]) -> Any:

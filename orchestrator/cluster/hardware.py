@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from strategies.shapes import Device, Topology
-from workers.nvml import ask
+from workers.nvml import answer_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,15 +118,17 @@ def _visible(nvml: Any, handles: list[Any]) -> list[Any]:
 
 
 def _describe(nvml: Any, handle: Any, index: int, driver: str) -> Gpu:
-    milliwatts = ask(nvml, nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
+    milliwatts = answer_of(nvml, nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
     return Gpu(
         index=index,
         name=nvml.nvmlDeviceGetName(handle),
         uuid=nvml.nvmlDeviceGetUUID(handle),
         memory_bytes=nvml.nvmlDeviceGetMemoryInfo(handle).total,
         driver=driver,
-        sm_clock_mhz=ask(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
-        max_sm_clock_mhz=ask(nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM),
-        memory_clock_mhz=ask(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_MEM),
+        sm_clock_mhz=answer_of(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
+        max_sm_clock_mhz=answer_of(
+            nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM
+        ),
+        memory_clock_mhz=answer_of(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_MEM),
         power_limit_w=None if milliwatts is None else milliwatts / 1000,
     )

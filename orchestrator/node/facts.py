@@ -17,7 +17,7 @@ from orchestrator.errors import UserError
 from orchestrator.node import links
 from orchestrator.node.links import Pair
 from orchestrator.node.packages import Package, packages
-from workers.nvml import ask
+from workers.nvml import answer_of
 
 SHM = "/dev/shm"
 PROBE_S = 120.0  # for torch to start, from a cold disk
@@ -132,20 +132,22 @@ def gpus() -> tuple[GpuState, ...]:
 
 
 def _state(nvml: Any, handle: Any, gpu: Gpu) -> GpuState:
-    ecc = ask(nvml, nvml.nvmlDeviceGetEccMode, handle)
-    running = ask(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle)
-    memory = ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
-    persistence = ask(nvml, nvml.nvmlDeviceGetPersistenceMode, handle)
+    ecc = answer_of(nvml, nvml.nvmlDeviceGetEccMode, handle)
+    running = answer_of(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle)
+    memory = answer_of(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+    persistence = answer_of(nvml, nvml.nvmlDeviceGetPersistenceMode, handle)
     has_mig = hasattr(nvml, "nvmlDeviceGetMigMode")
-    mig = ask(nvml, nvml.nvmlDeviceGetMigMode, handle) if has_mig else None
+    mig = answer_of(nvml, nvml.nvmlDeviceGetMigMode, handle) if has_mig else None
     errors = (nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC)
     return GpuState(
         gpu=gpu,
         ecc=None if ecc is None else bool(ecc[0]),
-        ecc_errors=ask(nvml, nvml.nvmlDeviceGetTotalEccErrors, handle, *errors),
-        throttle=ask(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle),
+        ecc_errors=answer_of(nvml, nvml.nvmlDeviceGetTotalEccErrors, handle, *errors),
+        throttle=answer_of(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle),
         persistence=None if persistence is None else bool(persistence),
-        temperature_c=ask(nvml, nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
+        temperature_c=answer_of(
+            nvml, nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU
+        ),
         processes=None if running is None else tuple(process.pid for process in running),
         memory_used_bytes=None if memory is None else memory.used,
         mig=None if mig is None else bool(mig[0]),
@@ -155,7 +157,7 @@ def _state(nvml: Any, handle: Any, gpu: Gpu) -> GpuState:
 def driver_cuda() -> str | None:
     """The newest CUDA that the driver can run, "13.0"."""
     with hardware.visible_gpus() as (nvml, _):
-        found = None if nvml is None else ask(nvml, nvml.nvmlSystemGetCudaDriverVersion)
+        found = None if nvml is None else answer_of(nvml, nvml.nvmlSystemGetCudaDriverVersion)
     return None if found is None else f"{found // 1000}.{found % 1000 // 10}"
 
 

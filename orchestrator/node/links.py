@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.cluster import hardware
-from workers.nvml import ask
+from workers.nvml import answer_of
 
 P2P_READ = 0  # NVML_P2P_CAPS_INDEX_READ, which some releases of pynvml define as a tuple
 # NVML_TOPOLOGY_*, in the words of `nvidia-smi topo -m`.
@@ -47,8 +47,8 @@ def _pair(
     nvml: Any, a: int, b: int, handles: Sequence[Any], ports: Sequence[list[str | None]]
 ) -> Pair:
     one, other = handles[a], handles[b]
-    p2p = ask(nvml, nvml.nvmlDeviceGetP2PStatus, one, other, P2P_READ)
-    level = ask(nvml, nvml.nvmlDeviceGetTopologyCommonAncestor, one, other)
+    p2p = answer_of(nvml, nvml.nvmlDeviceGetP2PStatus, one, other, P2P_READ)
+    level = answer_of(nvml, nvml.nvmlDeviceGetTopologyCommonAncestor, one, other)
     direct = ports[a].count(_bus_id(nvml, other))
     switched = min(len(ports[a]), len(ports[b])) if _is_linked(nvml, one, other) else 0
     links = direct or switched
@@ -63,7 +63,9 @@ def _pair(
 
 def _is_linked(nvml: Any, one: Any, other: Any) -> bool:
     """Whether one GPU reaches the other over NVLink, directly or through a switch."""
-    status = ask(nvml, nvml.nvmlDeviceGetP2PStatus, one, other, nvml.NVML_P2P_CAPS_INDEX_NVLINK)
+    status = answer_of(
+        nvml, nvml.nvmlDeviceGetP2PStatus, one, other, nvml.NVML_P2P_CAPS_INDEX_NVLINK
+    )
     return bool(status == nvml.NVML_P2P_STATUS_OK)
 
 
@@ -72,14 +74,15 @@ def _ports(nvml: Any, handle: Any) -> list[str | None]:
     told."""
     found = []
     for link in range(nvml.NVML_NVLINK_MAX_LINKS):
-        if ask(nvml, nvml.nvmlDeviceGetNvLinkState, handle, link) == nvml.NVML_FEATURE_ENABLED:
-            remote = ask(nvml, nvml.nvmlDeviceGetNvLinkRemotePciInfo, handle, link)
+        state = answer_of(nvml, nvml.nvmlDeviceGetNvLinkState, handle, link)
+        if state == nvml.NVML_FEATURE_ENABLED:
+            remote = answer_of(nvml, nvml.nvmlDeviceGetNvLinkRemotePciInfo, handle, link)
             found.append(None if remote is None else _text(remote.busId))
     return found
 
 
 def _bus_id(nvml: Any, handle: Any) -> str:
-    info = ask(nvml, nvml.nvmlDeviceGetPciInfo, handle)
+    info = answer_of(nvml, nvml.nvmlDeviceGetPciInfo, handle)
     return "" if info is None else _text(info.busId)
 
 

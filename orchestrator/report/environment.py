@@ -47,7 +47,7 @@ def describe(folder: Path) -> Environment:
     lists = {
         "Machine": _machine(manifest),
         **_gpus(manifest.get("gpus") or ()),
-        "Slots, by node": _slots(manifest.get("topology") or ()),
+        "Devices, by node": _devices_by_node(manifest.get("topology") or ()),
         "Versions": manifest.get("versions") or {},
         "Asked for": _asked(manifest.get("experiment") or {}),
     }
@@ -122,7 +122,7 @@ def _gpus(gpus: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     }
 
 
-def _slots(topology: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _devices_by_node(topology: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Node -> its devices, by what is in them."""
     nodes = grouped(topology, lambda device: str(device["node"]))
     return {node: "; ".join(_kinds(devices)) for node, devices in nodes.items()}

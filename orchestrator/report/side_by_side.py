@@ -82,7 +82,7 @@ COLUMNS = (
     ShownColumn("best run", "tok/s of the best run", _best_run),
     ShownColumn(
         "steady tok/s",
-        "tok/s while all slots are busy: without ramp-up and drain",
+        "tok/s while as many requests are in flight as may be: without ramp-up and drain",
         lambda one: figure(one.steady.steady_output_throughput),
     ),
     ShownColumn(

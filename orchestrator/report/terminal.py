@@ -37,7 +37,7 @@ LEGEND = {
         "mean of the runs"
     ),
     "±": "half of that mean's 95% interval, in percent of it",
-    "steady": "tok/s while every slot is taken, ramp-up and drain left out",
+    "steady": "tok/s while as many requests are in flight as may be: without ramp-up and drain",
     "/GPU": "tok/s per GPU",
     "of bound": (
         "tok/s in percent of what the GPUs' memory and arithmetic would allow this layout if "

@@ -19,7 +19,7 @@ from orchestrator.errors import INTERRUPTED
 from orchestrator.experiment import Experiment
 from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.run import manifest
-from orchestrator.run.interleaving import Turns
+from orchestrator.run.interleaving import Interleaving
 from orchestrator.run.jobs import Job
 from orchestrator.run.progress import Progress
 from orchestrator.run.surroundings import check_surroundings
@@ -82,7 +82,8 @@ def _run(
         exposure = Exposure()
         for job in jobs:
             exposure.tell(job.tags, job.exposed_shares())
-        turns = Turns("no" if experiment.nsys else experiment.interleave, len(jobs))
+        asked = "no" if experiment.nsys else experiment.interleave
+        interleaving = Interleaving(asked, len(jobs))
         try:
             for number in itertools.count(_next_turn(store)):
                 todo = [job for job in jobs if job.unfinished()]
@@ -91,7 +92,7 @@ def _run(
                 # the one that goes first changes, or a drift would favour it
                 first = number % len(todo)
                 for job in todo[first:] + todo[:first]:
-                    Turn(job, number, cluster, progress).serve(turns)
+                    Turn(job, number, cluster, progress).serve(interleaving)
                     exposure.tell(job.tags, job.exposed_shares())
         finally:
             exposure.stop()

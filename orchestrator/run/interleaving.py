@@ -10,7 +10,7 @@ RESTART_SHARE = (
 )
 
 
-class Turns:
+class Interleaving:
     """Whether a layout hands the GPUs over after each pass over its cells, so that a drift of the
     machine meets all alike.
 

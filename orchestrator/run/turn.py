@@ -20,7 +20,7 @@ from orchestrator.cluster.failures import RunFailed
 from orchestrator.cluster.group import WorkerGroup
 from orchestrator.experiment import Cell, Run
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
-from orchestrator.run.interleaving import Turns
+from orchestrator.run.interleaving import Interleaving
 from orchestrator.run.jobs import Job
 from orchestrator.run.progress import Progress
 from orchestrator.store.arrow_files import concat
@@ -98,7 +98,7 @@ class Turn:
     runs_s: float = 0.0
     failed: bool = False
 
-    def serve(self, turns: Turns) -> None:
+    def serve(self, interleaving: Interleaving) -> None:
         """A run of every cell, and again until none is missing or the next layout has its turn;
         then cells are observed.
 
@@ -109,7 +109,7 @@ class Turn:
         try:
             while cells := [one for one in self.job.deployment.cells if self.job.missing(one)]:
                 self._pass_over(cells)
-                if turns.hand_over(time.monotonic() - began, self.runs_s, self.failed):
+                if interleaving.hand_over(time.monotonic() - began, self.runs_s, self.failed):
                     break
             self._observe_cells()
             if self.start is not None:

@@ -20,7 +20,7 @@ from orchestrator.plan.installed import installed
 from orchestrator.store.arrow_files import write_part
 from strategies.placement import Placement
 from workers import engines
-from workers.engines.calibration_timing import QUICK_SWEEP
+from workers.engines.node_timing import QUICK_SWEEP
 from workers.messages import EnginePlan
 from workers.records import FABRIC
 

@@ -185,7 +185,7 @@ def test_a_group_serves_and_is_gone_when_killed(ray_cluster):
     assert [built.rank for built in group.build(60)] == [0, 1]
     reports = group.run(Work(fake_engine.requests(2), 2), 60)
     assert [report.rank for report in reports] == [0, 1]
-    pids = [ray.get(actor.node.remote())["pid"] for actor in group._actors]
+    pids = [ray.get(actor.node.remote()).pid for actor in group._actors]
     group.kill()
     assert not any(psutil.pid_exists(pid) for pid in pids)
     assert {entry["state"] for entry in placement_group_table().values()} == {"REMOVED"}
@@ -210,7 +210,7 @@ def test_a_placement_with_reversed_devices_reverses_the_ranks(ray_cluster, monke
         actors = [ray.get_actor(f"{group.name}/rank{rank}") for rank in (0, 1)]
         named = ray.get([actor.node.remote() for actor in actors])
         held = ray.get([actor.node.remote() for actor in group._actors])
-        assert [node["pid"] for node in named] == [node["pid"] for node in held]
+        assert [one.pid for one in named] == [one.pid for one in held]
         assert [built.rank for built in group.build(60)] == [0, 1]
     finally:
         group.kill()
@@ -224,7 +224,7 @@ def test_the_rank_that_failed_is_named_rather_than_one_that_lost_it(ray_cluster)
     group.kill()
 
 
-def test_slots_that_others_hold_are_a_failure_and_not_a_hang(ray_cluster, monkeypatch):
+def test_devices_that_others_hold_are_a_failure_and_not_a_hang(ray_cluster, monkeypatch):
     first = started(ray_cluster, 4)
     monkeypatch.setattr("orchestrator.cluster.group.RESERVE_S", 1.0)
     try:

@@ -25,7 +25,7 @@ from orchestrator.cluster.group import WorkerGroup
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, Run
 from orchestrator.run import driver
-from orchestrator.run.interleaving import Turns
+from orchestrator.run.interleaving import Interleaving
 from orchestrator.store.arrow_files import read_part
 from orchestrator.store.export import pack
 from orchestrator.store.folders import find, folder_of
@@ -129,14 +129,14 @@ def test_layouts_follow_each_other_where_starting_anew_takes_longer_than_the_run
 
 
 def test_the_first_pass_decides_for_all_whether_layouts_take_turns():
-    cheap, dear = Turns("auto", 2), Turns("auto", 2)
+    cheap, dear = Interleaving("auto", 2), Interleaving("auto", 2)
     assert [cheap.hand_over(12.0, 10.0), cheap.hand_over(99.0, 1.0)] == [True, True]
     assert [
         dear.hand_over(9.0, 0.0, failed=True),
         dear.hand_over(13.0, 10.0),
         dear.hand_over(10.0, 10.0),
     ] == [False] * 3
-    assert not Turns("yes", 1).hand_over(1.0, 1.0)  # there is nobody to hand over to
+    assert not Interleaving("yes", 1).hand_over(1.0, 1.0)  # there is nobody to hand over to
 
 
 def test_packed_results_are_refused_before_anything_is_started_and_stay_as_they_are(

@@ -11,11 +11,11 @@ from ranks import BASE, FAMILIES, Pool
 from strategies import ModelShape
 from strategies.placement import Placement
 from strategies.traffic import bus_factor
-from workers.engines import calibration_collectives as collectives
-from workers.engines import calibration_timing as timing
+from workers.engines import node_collectives as collectives
+from workers.engines import node_timing as timing
 from workers.engines.calibration import CALIBRATION_LAYOUT, QUICK, SWEEP_OPTION
-from workers.engines.calibration_sweep import measure
-from workers.engines.calibration_timing import CPU_SWEEP, GPU_SWEEP, QUICK_SWEEP, Measured, Sweep
+from workers.engines.node_sweep import measure
+from workers.engines.node_timing import CPU_SWEEP, GPU_SWEEP, QUICK_SWEEP, Sweep, Timing
 from workers.messages import EnginePlan, Work
 from workers.rank import RankContext
 from workers.records import FABRIC
@@ -73,18 +73,18 @@ def test_on_a_cpu_there_is_no_graph_to_time() -> None:
 
 
 def test_rates_follow_from_bytes_and_time() -> None:
-    one = Measured("collective", "all_reduce", 1_000_000, "float32", "eager", 100.0, (0, 1, 2, 3))
+    one = Timing("collective", "all_reduce", 1_000_000, "float32", "eager", 100.0, (0, 1, 2, 3))
     row = one.row("node", "cpu", 0)
     assert (row.algbw, row.busbw, row.tflops) == (10.0, 15.0, None)
     assert (row.group, row.group_size) == ((0, 1, 2, 3), 4)
-    gemm = Measured("gemm", "1x1x1", 2_000_000, "float32", "eager", 200.0, flop=4_000_000)
+    gemm = Timing("gemm", "1x1x1", 2_000_000, "float32", "eager", 200.0, flop=4_000_000)
     row = gemm.row("node", "cpu", 0)
     assert (row.algbw, row.busbw, row.tflops) == (10.0, None, pytest.approx(0.02))
     assert (row.group, row.group_size) == (None, 1)
 
 
 def test_what_has_no_time_has_no_rate() -> None:
-    row = Measured("cache", "capacity", 1 << 20).row("node", "cpu", 0)
+    row = Timing("cache", "capacity", 1 << 20).row("node", "cpu", 0)
     assert (row.time_us, row.algbw, row.busbw, row.tflops) == (None, None, None, None)
     assert row.bytes == 1 << 20
 

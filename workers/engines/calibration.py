@@ -46,8 +46,8 @@ class CalibrationEngine:
 
     def run(self, work: Work) -> RankReport:
         """Measure; the report's `fabric` has what this rank found. The work has no requests."""
-        from workers.engines.calibration_sweep import measure
-        from workers.engines.calibration_timing import sweep_for
+        from workers.engines.node_sweep import measure
+        from workers.engines.node_timing import sweep_for
 
         assert self._context is not None, "build first"
         rows = measure(self._context, sweep_for(self._context.device, self._quick))

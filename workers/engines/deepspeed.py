@@ -114,7 +114,10 @@ class DeepSpeedEngine:
             if axis is not None:
                 self._backend = deepspeed_process.connect()
                 self._undo.append(deepspeed_process.disconnect)
-            model = self._spread(context, plan) if axis == "dp" else _cut(context, plan)
+            # It imports deepspeed, so not before the environment is set.
+            from workers.engines.deepspeed_models import auto_tp_model
+
+            model = self._spread(context, plan) if axis == "dp" else auto_tp_model(context, plan)
         reset_rotary(model, context.device)
         return model
 
@@ -138,12 +141,6 @@ class DeepSpeedEngine:
         align(self._context)
         with meter.attached(self._backend):
             self._batcher.serve(shares[ledger.replica], ledger, rounds)
-
-
-def _cut(context: RankContext, plan: EnginePlan) -> Any:
-    from workers.engines.deepspeed_models import auto_tp_model
-
-    return auto_tp_model(context, plan)
 
 
 def _batcher(model: Any, context: RankContext, plan: EnginePlan) -> Batcher:

@@ -60,7 +60,7 @@ def fast_ways(nvml: Any, handle: Any) -> list[list[Ask]]:
     energy = SinceFirst()
     fields = [power_ways(nvml, handle), nvlink_ways(), [Way(_of_gpu(PCIE_BYTES), PcieBytes())]]
     return [
-        [Fields(nvml, handle, fields)],
+        [FieldReader(nvml, handle, fields)],
         [lambda: {"energy_mj": energy(nvml.nvmlDeviceGetTotalEnergyConsumption(handle))}],
         [lambda: _utilization(nvml, handle)],
         [lambda: {"memory_used_bytes": nvml.nvmlDeviceGetMemoryInfo(handle).used}],
@@ -159,7 +159,7 @@ class Way:
     read: Callable[[Answers], Readings]
 
 
-class Fields:
+class FieldReader:
     """Readings of NVML's fields, of each the ways; one call of the driver a sample.
 
     Several fields are answered by one query of the driver, which nvmlDeviceGetFieldValues makes

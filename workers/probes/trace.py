@@ -57,7 +57,7 @@ ON_THE_GPU = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class TraceEvent:
     """A complete event ("ph": "X") of a Chrome trace.
 
     start: microseconds of the trace's own clock; duration: microseconds. correlation: the number
@@ -209,16 +209,16 @@ def read_kernels(trace: Any) -> list[Kernel]:
     ]
 
 
-def _events(entries: Iterable[Any]) -> Iterator[Event]:
+def _events(entries: Iterable[Any]) -> Iterator[TraceEvent]:
     """The steps, launches and kernels among the entries of a Chrome trace."""
     wanted = {*LAUNCHES, *ON_THE_GPU, "user_annotation"}
     for entry in entries:
         if entry.get("ph") == "X" and entry.get("cat") in wanted:
             correlation = entry.get("args", {}).get("correlation")
-            yield Event(entry["name"], entry["cat"], entry["ts"], entry["dur"], correlation)
+            yield TraceEvent(entry["name"], entry["cat"], entry["ts"], entry["dur"], correlation)
 
 
-def _launches(events: Iterable[Event]) -> dict[int | None, _Launch]:
+def _launches(events: Iterable[TraceEvent]) -> dict[int | None, _Launch]:
     """Correlation number -> the launch that has it, of those inside a step."""
     steps = _steps(events)
     starts = [step.start for step in steps]
@@ -231,7 +231,7 @@ def _launches(events: Iterable[Event]) -> dict[int | None, _Launch]:
     return launches
 
 
-def _steps(events: Iterable[Event]) -> list[_Step]:
+def _steps(events: Iterable[TraceEvent]) -> list[_Step]:
     return sorted(
         _Step(event.start, event.start + event.duration, event.name)
         for event in events
@@ -239,7 +239,7 @@ def _steps(events: Iterable[Event]) -> list[_Step]:
     )
 
 
-def _kernel(event: Event, launch: _Launch, origin: float) -> Kernel:
+def _kernel(event: TraceEvent, launch: _Launch, origin: float) -> Kernel:
     phase, index = launch.step.name.removeprefix(STEP_PREFIX).split("/")
     start = origin + event.start
     return Kernel(event.name, phase, int(index), launch.at, start, start + event.duration)

@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from workers.engines.calibration_timing import (
-    Call,
-    Measured,
+from workers.engines.node_timing import (
+    Operation,
     Ranks,
     Sweep,
+    Timing,
     dtype_name,
     in_graph_us,
     median_us,
@@ -46,7 +46,7 @@ def group_sizes(ranks: int) -> list[int]:
     return [*powers, ranks] if ranks > 1 else []
 
 
-def several_ranks(context: RankContext, sweep: Sweep) -> Iterator[Measured]:
+def several_ranks(context: RankContext, sweep: Sweep) -> Iterator[Timing]:
     """Collectives over the first 2, 4, ... ranks and over all of them, and transfers between every
     other pair, so that a weak link shows. The first rank of a group reports."""
     for ranks, ops, messages in _group_cases(context.placement.num_ranks, sweep):
@@ -76,7 +76,7 @@ def _group_cases(
 
 def collective(
     device: torch.device, sweep: Sweep, group: Group, op: str, message: int
-) -> Iterator[Measured]:
+) -> Iterator[Timing]:
     """One operation with messages of about `message` bytes, eager and (on a GPU) inside a CUDA
     graph."""
     ranks = len(group.ranks)
@@ -96,10 +96,10 @@ def collective(
     for mode, us in times.items():
         if us is not None:
             size = count * dtype.itemsize
-            yield Measured("collective", op, size, dtype_name(dtype), mode, us, group.ranks)
+            yield Timing("collective", op, size, dtype_name(dtype), mode, us, group.ranks)
 
 
-def _collective_call(op: str, x: Tensor, group: Group) -> Call:
+def _collective_call(op: str, x: Tensor, group: Group) -> Operation:
     """One call over `x` [message]. send_recv is a ring: every rank sends to the next one and
     receives from the one before."""
     part = x.numel() // len(group.ranks)
@@ -115,7 +115,7 @@ def _collective_call(op: str, x: Tensor, group: Group) -> Call:
     return _ring_call(x, group)
 
 
-def _ring_call(x: Tensor, group: Group) -> Call:
+def _ring_call(x: Tensor, group: Group) -> Operation:
     out, among = x.new_empty(x.numel()), group.process_group
     after = group.ranks[(group.place + 1) % len(group.ranks)]
     before = group.ranks[group.place - 1]

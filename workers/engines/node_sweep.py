@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.device import device_name
-from workers.engines.calibration_collectives import several_ranks
-from workers.engines.calibration_timing import (
+from workers.engines.node_collectives import several_ranks
+from workers.engines.node_timing import (
     GIB,
     KIB,
-    Call,
-    Measured,
+    Operation,
     Sweep,
+    Timing,
     dtype_name,
     median_us,
     release,
@@ -40,33 +40,33 @@ def measure(context: RankContext, sweep: Sweep) -> list[FabricRow]:
     return [one.row(host, device, context.rank) for one in found]
 
 
-def _one_device(context: RankContext, sweep: Sweep) -> Iterator[Measured]:
+def _one_device(context: RankContext, sweep: Sweep) -> Iterator[Timing]:
     """Every GPU is measured. The CPU workers of a node share its memory and cores, so only the
     first one measures them."""
     device = context.device
     if device.type == "cpu" and context.rank > 0:
         return
-    yield Measured("cache", "capacity", cache_bytes(device))
+    yield Timing("cache", "capacity", cache_bytes(device))
     for part in (memory, products, decode_products):
         yield from part(device, sweep)
         release(device)
 
 
-def memory(device: torch.device, sweep: Sweep) -> Iterator[Measured]:
+def memory(device: torch.device, sweep: Sweep) -> Iterator[Timing]:
     """Reading (a sum) and copying (bytes read plus bytes written) of more than the caches hold."""
     size = max(sweep.memory_bytes, min(2 * cache_bytes(device), GIB))
     x = torch.randn(size // 4, device=device)
     y = torch.empty_like(x)
-    cases: tuple[tuple[str, Call, int], ...] = (
+    cases: tuple[tuple[str, Operation, int], ...] = (
         ("read", x.sum, size),
         ("copy", lambda: y.copy_(x), 2 * size),
     )
     for op, call, moved in cases:
         us = median_us(device, sweep, call)
-        yield Measured("hbm", op, moved, "float32", "eager", us)
+        yield Timing("hbm", op, moved, "float32", "eager", us)
 
 
-def products(device: torch.device, sweep: Sweep) -> Iterator[Measured]:
+def products(device: torch.device, sweep: Sweep) -> Iterator[Timing]:
     """C[m, n] = A[m, k] B[n, k]^T: 2 m n k floating-point operations; bytes of all three."""
     for dtype, (m, n, k) in _product_cases(device, sweep):
         a = torch.randn(m, k, device=device, dtype=torch.bfloat16)
@@ -76,7 +76,7 @@ def products(device: torch.device, sweep: Sweep) -> Iterator[Measured]:
             out = torch.float32 if dtype == torch.float32 else torch.bfloat16
             size = dtype.itemsize * (m * k + n * k) + out.itemsize * m * n
             us, flop = median_us(device, sweep, call), 2 * m * n * k
-            yield Measured("gemm", f"{m}x{n}x{k}", size, dtype_name(dtype), "eager", us, flop=flop)
+            yield Timing("gemm", f"{m}x{n}x{k}", size, dtype_name(dtype), "eager", us, flop=flop)
 
 
 def _product_cases(
@@ -90,7 +90,7 @@ def _product_cases(
     yield torch.float32, sweep.gemms[0]
 
 
-def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Call | None:
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Operation | None:
     """The product in `dtype`; None where this device has none in it."""
     a, b = a.to(dtype), b.to(dtype)
     if dtype != torch.float8_e4m3fn:
@@ -107,7 +107,7 @@ def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Call | None:
     return call
 
 
-def decode_products(device: torch.device, sweep: Sweep) -> Iterator[Measured]:
+def decode_products(device: torch.device, sweep: Sweep) -> Iterator[Timing]:
     """A few rows times a weight, as in decoding; bytes of the weight.
 
     Several weights take turns, so that none is found in a cache.
@@ -120,10 +120,10 @@ def decode_products(device: torch.device, sweep: Sweep) -> Iterator[Measured]:
     for m in sweep.rows:
         call = _in_turn(torch.randn(m, k, device=device, dtype=dtype), weights)
         us, flop = median_us(device, sweep, call, max(sweep.calls, count)), 2 * m * n * k
-        yield Measured("decode_gemm", f"m{m}", size, dtype_name(dtype), "eager", us, flop=flop)
+        yield Timing("decode_gemm", f"m{m}", size, dtype_name(dtype), "eager", us, flop=flop)
 
 
-def _in_turn(x: Tensor, weights: Sequence[Tensor]) -> Call:
+def _in_turn(x: Tensor, weights: Sequence[Tensor]) -> Operation:
     """The product of `x` with another of `weights` at each call."""
     turn = itertools.cycle(weights)
     return lambda: functional.linear(x, next(turn))

@@ -16,7 +16,7 @@ from strategies.traffic import bus_factor
 from workers.clock import elapsed_ms, moment, wait
 from workers.records import FabricRow
 
-Call = Callable[[], object]
+Operation = Callable[[], object]
 Ranks = tuple[int, ...]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -73,7 +73,7 @@ def sweep_for(device: torch.device, quick: bool) -> Sweep:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Timing:
     """One thing that was measured; the fields are columns of FabricRow.
 
     group: ranks that took part in a collective, () for one device. flop: floating-point operations
@@ -129,9 +129,9 @@ def release(device: torch.device) -> None:
 def median_us(
     device: torch.device,
     sweep: Sweep,
-    call: Call,
+    call: Operation,
     calls: int | None = None,
-    renew: Call | None = None,
+    renew: Operation | None = None,
 ) -> float:
     """Microseconds a call: the median over samples of `calls` in a row. The first sample warms up
     and is left out. renew: called before each sample."""
@@ -144,7 +144,7 @@ def median_us(
     return statistics.median(times[1:])
 
 
-def _elapsed_us(device: torch.device, call: Call, calls: int) -> float:
+def _elapsed_us(device: torch.device, call: Operation, calls: int) -> float:
     start = moment(device)
     for _ in range(calls):
         call()
@@ -153,7 +153,9 @@ def _elapsed_us(device: torch.device, call: Call, calls: int) -> float:
     return 1e3 * elapsed_ms(start, end)
 
 
-def in_graph_us(device: torch.device, sweep: Sweep, call: Call, renew: Call) -> float | None:
+def in_graph_us(
+    device: torch.device, sweep: Sweep, call: Operation, renew: Operation
+) -> float | None:
     """Microseconds a call inside a CUDA graph of `calls` of them; None without CUDA, or where it
     cannot be captured."""
     if device.type != "cuda":
