@@ -79,18 +79,15 @@ def _run(
         cells = [cell.cell for job in jobs for cell in job.deployment.cells]
         manifest.write(store, experiment, cells, cluster, device)
         progress.connected(cluster)
-        exposure, turns = (
-            Exposure(),
-            Turns("no" if experiment.nsys else experiment.interleave, len(jobs)),
-        )
+        exposure = Exposure()
+        turns = Turns("no" if experiment.nsys else experiment.interleave, len(jobs))
         try:
             for number in itertools.count(_next_turn(store)):
                 todo = [job for job in jobs if job.unfinished()]
                 if not todo:
                     break
-                first = number % len(
-                    todo
-                )  # the one that goes first changes, or a drift would favour it
+                # Another layout goes first in each turn, as a drift would favour the first one.
+                first = number % len(todo)
                 for job in todo[first:] + todo[:first]:
                     Turn(job, number, cluster, progress, exposure).serve(turns)
         finally:
