@@ -1,9 +1,12 @@
-"""Everything that is used of Ray and has no public name.
+"""Every private part of Ray that the packages use.
 
 Tried with Ray 2.60.0; 2.53.0 and 2.55.0 have every name too, 2.52.0 does not (`has_token` and
 `get_raw_token` take no `ignore_auth_mode`). Hence the bounds in pyproject.toml.
 tests/integration/test_private_parts.py looks at each name by itself, so that the test that fails
 says which one a new release has changed.
+
+One test uses more: tests/integration/test_cluster_files.py checks cluster.yaml with private parts
+of Ray's autoscaler.
 
 Why private names at all: `ray.init` on an address that does not answer takes two minutes and ends
 the process, and it does not say whether a cluster asks for a token. Ray has no public way to ask.

@@ -95,13 +95,14 @@ SECTIONS = (
 NOTES = {
     "summary": """
 The part of a run is kept without the groups [step](#step) and [operations](#operations). These are
-worked out when results are read, from the observed run of the cell, and `orchestrator export`
-writes them beside each run. *over runs* says how the runs of a cell become one value in the
+worked out when results are read, from the observed run of the cell. `orchestrator export` and
+`orchestrator pack` write them beside each run. *over runs* says how the runs of a cell become one value in the
 [comparison](#comparison).
 """,
     "collectives": """
 The part of a run is kept without the timing: `group_size` and all that follows it. `orchestrator
-export` puts it beside the calls of each run, from [timed_collectives](#timed_collectives).
+export` and `orchestrator pack` take the timing from [timed_collectives](#timed_collectives) and
+write it beside the calls of each run.
 """,
     "comparison": """
 Besides the columns below it has those columns of the [summary](#summary) that name a function under
