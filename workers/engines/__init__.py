@@ -62,8 +62,8 @@ CALIBRATION = EntryPoint("calibration", "workers.engines.calibration:Calibration
 
 
 class EngineError(Refused):
-    """An engine that does not exist, or that cannot do what was asked. The message names it and says
-    what to do."""
+    """An engine that does not exist, or that cannot do what was asked. The message names it and
+    says what to do."""
 
 
 class Engine(Protocol):
