@@ -1,5 +1,5 @@
-"""What was asked: an experiment, its deployments, their cells and runs. YAML and flags are the same
-fields."""
+"""What was asked: an experiment, its deployments, their cells and runs. A YAML file and the flags
+fill the same fields."""
 
 from __future__ import annotations
 
@@ -48,21 +48,17 @@ class Experiment(BaseModel):
     output_len: PositiveInt | None = None
     max_concurrency: tuple[Annotated[PositiveInt, Field(le=65536)], ...] = Field((8,), min_length=1)
     num_runs: PositiveInt = 1
-    until_ci: float | None = Field(
-        None, gt=0.0, lt=1.0
-    )  # runs are added until half the interval is under this share of the mean
-    max_runs: PositiveInt = 10  # the cap of until_ci
-    interleave: Literal["auto", "yes", "no"] = (
-        "auto"  # layouts take turns, run by run; auto: where starting anew is cheap
-    )
+    # runs are added until half the confidence interval is below this share of the mean
+    until_ci: float | None = Field(None, gt=0.0, lt=1.0)
+    max_runs: PositiveInt = 10  # the most runs of a cell that until_ci may reach
+    # whether layouts take turns, run by run; auto: where starting their workers again is cheap
+    interleave: Literal["auto", "yes", "no"] = "auto"
     num_warmups: int = Field(1, ge=0)
     num_prompts: PositiveInt | None = Field(None, le=1_000_000)
-    request_rate: float | None = Field(
-        None, gt=0.0, allow_inf_nan=False
-    )  # requests/s of an open loop; None: a closed loop
-    burstiness: float = Field(
-        1.0, gt=0.0, allow_inf_nan=False
-    )  # shape of the gamma distributed gaps; 1 is Poisson
+    # requests/s of an open loop; None: a closed loop
+    request_rate: float | None = Field(None, gt=0.0, allow_inf_nan=False)
+    # shape of the gamma distribution of the gaps; 1 is a Poisson process
+    burstiness: float = Field(1.0, gt=0.0, allow_inf_nan=False)
     seed: int = Field(0, ge=0, lt=2**31)
     ignore_eos: bool | None = None  # None: true where lengths are fixed, false for a dataset
     temperature: float = Field(0.0, ge=0.0)
@@ -73,20 +69,17 @@ class Experiment(BaseModel):
     save_detailed: bool = False
     prefill_tokens: PositiveInt | None = None
     chunked_prefill: bool = True
-    ablate: tuple[
-        Literal["comm", "p2p"], ...
-    ] = ()  # run layouts again without collectives, or without peer-to-peer links
+    # run layouts again without collectives, or without peer-to-peer links
+    ablate: tuple[Literal["comm", "p2p"], ...] = ()
     nsys: bool = False  # workers run under Nsight Systems, which slows them
-    goodput: dict[str, float] = Field(
-        default_factory=dict
-    )  # service levels in ms: ttft, tpot, e2el
+    # service levels in ms: ttft, tpot, e2el
+    goodput: dict[str, float] = Field(default_factory=dict)
     timeout: float = Field(600.0, gt=0)
     result_dir: Path | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     address: str | None = None
-    fabric: Path | None = (
-        None  # what `orchestrator calibrate` wrote; None: this host's, if there is one
-    )
+    # a file that `orchestrator calibrate` wrote; None: that of this host, if there is one
+    fabric: Path | None = None
 
     @field_validator("strategy", "scenario", "max_concurrency", "ablate", mode="before")
     @classmethod
@@ -94,15 +87,16 @@ class Experiment(BaseModel):
         """One value stands for a list of one; a comma separates several."""
         items: list[Any] = []
         for item in value if isinstance(value, (list, tuple)) else (value,):
-            items.extend(part.strip() for part in item.split(",") if part.strip()) if isinstance(
-                item, str
-            ) else items.append(item)
+            if isinstance(item, str):
+                items.extend(part.strip() for part in item.split(",") if part.strip())
+            else:
+                items.append(item)
         return tuple(items)
 
     @field_validator("strategy", "scenario", "max_concurrency")
     @classmethod
     def _once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        """What is named twice is run once."""
+        """A value that is given twice is kept once."""
         return tuple(dict.fromkeys(values))
 
     @field_validator("scenario")
@@ -120,11 +114,9 @@ class Experiment(BaseModel):
     @classmethod
     def _as_levels(cls, value: Any) -> Any:
         """`ttft:2000 tpot:200`, in one text or several, stands for a mapping."""
-        return (
-            value
-            if isinstance(value, dict)
-            else parse_levels(value if isinstance(value, (list, tuple)) else [value])
-        )
+        if isinstance(value, dict):
+            return value
+        return parse_levels(value if isinstance(value, (list, tuple)) else [value])
 
     @field_validator("goodput")
     @classmethod
@@ -189,6 +181,7 @@ class Deployment:
 
     @property
     def name(self) -> str:
+        """Names the deployment in files and tables: "tiny.tp2.torch.float32"."""
         parts = (self.model, self.strategy, self.engine, self.dtype, self.quantization)
         without = [] if self.ablation == "none" else [f"without-{self.ablation}"]
         return ".".join([*(part for part in parts if part != "none"), *without])
@@ -204,6 +197,7 @@ class Cell:
 
     @property
     def name(self) -> str:
+        """The name of the deployment, then scenario and concurrency: "....short.c8"."""
         return f"{self.deployment.name}.{self.scenario.name}.c{self.max_concurrency}"
 
 
@@ -216,6 +210,7 @@ class Run:
 
     @property
     def name(self) -> str:
+        """The name of the cell, then the number of the run: "....c8.r0"."""
         return f"{self.cell.name}.r{self.index}"
 
 
@@ -225,8 +220,8 @@ def layout_name(strategy: str, ablation: str | None) -> str:
 
 
 def parse_levels(texts: Iterable[str]) -> dict[str, str]:
-    """`ttft:2000 tpot:200` as a mapping, unchecked. Raises ValueError for a word that is no
-    KEY:VALUE."""
+    """`ttft:2000 tpot:200` as a mapping, unchecked. Raises ValueError for a word that does not have
+    the form KEY:VALUE."""
     words = [word for text in texts for word in str(text).replace(",", " ").split()]
     pairs = [word.partition(":") for word in words]
     for word, (key, separator, value) in zip(words, pairs, strict=True):
@@ -264,8 +259,8 @@ def identity_of(experiment: Experiment) -> str:
 
 
 def stamp(path: Path) -> str:
-    """What tells one state of a dataset file, or of a folder of weights, from another: contents, or
-    sizes and times."""
+    """A text that changes when a dataset file or a folder of weights changes: a hash of the file's
+    content, or of the sizes and times of the files in the folder."""
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()
     files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".safetensors"))

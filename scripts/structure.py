@@ -54,6 +54,7 @@ LIMITS = {
     "edges between rooms": 80,
     "import circles": 0,
     "upward imports": 0,
+    "ternaries as statements or nested": 0,
 }
 LEAST_DOCUMENTED = 0.9  # of public modules, classes and functions
 
@@ -157,6 +158,20 @@ def functions(known: dict[str, Module]) -> dict[str, int]:
     }
 
 
+def ternaries(tree: ast.AST) -> list[int]:
+    """Lines of the ternaries that are a statement, or that have another one anywhere inside."""
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Expr) and isinstance(node.value, ast.IfExp))
+        or (isinstance(node, ast.IfExp) and _holds_ternary(node))
+    ]
+
+
+def _holds_ternary(node: ast.IfExp) -> bool:
+    return any(isinstance(inner, ast.IfExp) for inner in ast.walk(node) if inner is not node)
+
+
 def public(tree: ast.Module) -> Iterator[ast.AST]:
     """The module, its public classes and functions, and the public methods of those classes."""
     kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -206,6 +221,9 @@ def figures(known: dict[str, Module]) -> dict[str, float]:
         "edges between rooms": len(pairs),
         "import circles": len(circles(edges(known))),
         "upward imports": len(upward(pairs)),
+        "ternaries as statements or nested": sum(
+            len(ternaries(module.tree)) for module in known.values()
+        ),
     }
 
 
@@ -217,6 +235,11 @@ def worst(known: dict[str, Module]) -> Iterator[str]:
     yield from (f"{module.text.count(chr(10))} lines: {module.name}" for module in files[:5])
     yield from (f"circle: {' -> '.join(ring)}" for ring in circles(edges(known)))
     yield from (f"upward: {a} -> {b}" for a, b in upward(room_edges(known)))
+    yield from (
+        f"ternary: {name}:{line}"
+        for name, module in known.items()
+        for line in ternaries(module.tree)
+    )
     yield from (f"no floor: {room}" for room in unknown_rooms(known))
 
 

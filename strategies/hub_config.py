@@ -28,7 +28,7 @@ class HubConfig:
     def integer(self, field: str, default: int | None = None) -> int:
         """A field as a whole number; `default`, if any, stands for one that is missing or null.
 
-        Raises KeyError where it is missing and has no default, TypeError where it is no number.
+        Raises KeyError where it is missing and has no default, TypeError where it is not a number.
         """
         return _number(int, self.fields, field, default)
 

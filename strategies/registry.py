@@ -20,7 +20,8 @@ ALIASES = {"3d": "tp2pp2dp1"}
 # Order of parts in a canonical name, and the order they are applied in; other keys follow in
 # alphabetical order.
 BUILT_IN_ORDER = ("tp", "pp", "dp")
-# The greatest number of a part: a slip of the finger must not fill the memory with ranks.
+# The greatest number of a part, so that a typing error such as tp22222 does not fill the memory
+# with ranks.
 MOST = 4096
 
 # A strategy: the placement so far and the number behind its key make a refined placement.

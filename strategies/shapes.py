@@ -47,7 +47,7 @@ class ModelShape:
         """Read a Hugging Face `config.json`, in the spelling of transformers 4 or 5.
 
         Raises LayoutError for an architecture, an activation or a rope variant that is not run
-        here, KeyError for a field that is missing, TypeError for one that is no number.
+        here, KeyError for a field that is missing, TypeError for one that is not a number.
         """
         read = HubConfig(config, name)
         read.refuse_remote_code()

@@ -50,11 +50,11 @@ class Worker:
         return Process(context.get_node_id(), self.device_index, os.getpid())
 
     def assign(self, rank: int) -> None:
-        """From now on be this rank."""
+        """Give this process its rank."""
         self.rank = rank
 
     def publish(self, tags: dict[str, str]) -> None:
-        """From now on tell Ray's metrics what this rank does, under `tags` and its rank."""
+        """From now on publish to Ray's metrics what this rank does, under `tags` and its rank."""
         self._publisher = Publisher({**tags, "rank": str(self.rank)}, self._progress, self._samples)
 
     def open_store(self, host: str) -> tuple[str, int]:
@@ -66,8 +66,8 @@ class Worker:
         return host, store.port
 
     def build(self, engine: str, plan: EnginePlan, address: tuple[str, int] | None) -> Built:
-        """Join the ranks at `address`, then load weights and warm up. What it raises is the reason
-        for which a deployment failed."""
+        """Join the ranks at `address`, then load weights and warm up. An exception becomes the
+        reason why the deployment failed."""
         self._progress.state = BUILDING
         self._engine = engines.create(engine)
         single = self._engine.processes == "single"
@@ -110,7 +110,7 @@ class Worker:
         return self._store
 
     def run(self, work: Work) -> RankReport:
-        """Serve `work` and report. What it raises is the reason for which a run failed."""
+        """Serve `work` and report. An exception becomes the reason why the run failed."""
         assert self._engine is not None, "build first"
         assert self._context is not None
         self.telemetry()
@@ -128,8 +128,8 @@ class Worker:
     def telemetry(self) -> pa.Table | None:
         """TELEMETRY: what was sampled since `run` was last called; ends the sampling.
 
-        It is called when every rank has ended its run, so that the GPU of a replica that is done
-        early is seen idling until then.
+        The driver calls it when every rank has ended its run. If a replica ends early, the samples
+        show its GPU idle until then.
         """
         recording, self._recording = self._recording, None
         if recording is None:
@@ -150,14 +150,14 @@ class Worker:
         self._engine = self._context = self._store = None
 
     def leave(self) -> None:
-        """End this process as a program ends, so that a profiler around it can write its report.
-        Whoever waits for the answer is told that the actor has died."""
+        """End this process normally, so that a profiler around it can write its report. The caller
+        gets the error that the actor has died."""
         import ray
 
         ray.actor.exit_actor()
 
     def _end_run(self) -> None:
-        """Publish what of the run has not been published, and let its steps go."""
+        """Publish the last steps of the run, then drop all of them."""
         self._progress.state = IDLE
         if self._publisher is not None:
             self._publisher.publish()

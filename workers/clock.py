@@ -1,4 +1,4 @@
-"""The device's own clock: when its work was done, told without making the host wait.
+"""The device's own clock: it records when work was done without making the host wait.
 
 On a GPU a moment is an event recorded in the current stream, as the host runs ahead of the device.
 On a CPU it is a reading of `time.perf_counter`. The two are never mixed within a run. The module
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Event(Protocol):
-    """What is used of `torch.cuda.Event`."""
+    """The methods of `torch.cuda.Event` that are used."""
 
     def query(self) -> bool:
         """Whether the device has passed it."""
@@ -51,7 +51,7 @@ def passed(moment: Moment) -> bool:
 
 
 def wait(moment: Moment) -> None:
-    """Have the host wait until the moment has passed; on a CPU it has."""
+    """Have the host wait until the moment has passed. On a CPU it always has."""
     if not isinstance(moment, float):
         moment.synchronize()
 

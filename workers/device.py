@@ -1,4 +1,4 @@
-"""What every engine asks of a device in the same way, GPU or CPU. Imports without torch."""
+"""What every engine needs of a device, with one function for GPU and CPU. Imports without torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# An H200's clock under load; a delay is an injected disturbance, not a measure.
+# An H200's clock under load; a delay is an injected disturbance and need not be exact.
 SLEEP_CYCLES_PER_SECOND = 1.98e9
 
 
@@ -36,8 +36,8 @@ def peak_memory(devices: Sequence[torch.device]) -> int:
 
 
 def reset_peak(devices: Sequence[torch.device]) -> None:
-    """Begin what `peak_memory` measures; on a CPU it counts from the start of the process all the
-    same."""
+    """Have `peak_memory` count from here. On a CPU it always counts from the start of the
+    process."""
     for device in devices:
         if device.type == "cuda":
             import torch

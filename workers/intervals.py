@@ -19,7 +19,7 @@ def union(spans: Iterable[Span]) -> list[Span]:
 
 
 def subtract(spans: Sequence[Span], holes: Sequence[Span]) -> list[Span]:
-    """What of `spans` lies outside `holes`; both without overlaps and in order."""
+    """The parts of `spans` outside `holes`. Both are without overlaps and in order."""
     out: list[Span] = []
     first = 0
     for start, end in spans:
@@ -37,7 +37,7 @@ def subtract(spans: Sequence[Span], holes: Sequence[Span]) -> list[Span]:
 
 
 def intersect(spans: Sequence[Span], others: Sequence[Span]) -> list[Span]:
-    """What `spans` and `others` share; both without overlaps and in order."""
+    """The time that `spans` and `others` share. Both are without overlaps and in order."""
     return subtract(spans, subtract(spans, others))
 
 

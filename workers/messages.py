@@ -1,5 +1,5 @@
-"""What the driver tells a worker and what a worker answers: plain data that crosses the border
-between their processes."""
+"""The messages between the driver and a worker: plain data that is sent from one process to the
+other."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What NVML says, in one place: the reasons for low clocks by name, and a question that may be
-refused."""
+"""What is used of NVML in several places: the names of the reasons for low clocks, and a query that
+may be refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def throttle_names(mask: int) -> list[str]:
 
 
 def answer_of(nvml: Any, function: Callable[..., Any], *arguments: object) -> Any:
-    """What `function` of NVML answers; None where this GPU or driver does not know."""
+    """The answer of `function` of NVML; None where this GPU or driver does not support it."""
     try:
         return function(*arguments)
     except nvml.NVMLError:

@@ -28,8 +28,8 @@ class StepEnd(NamedTuple):
 
 @dataclass(slots=True)
 class Progress:
-    """Of one rank. An engine calls `begin` where the clock of its run starts, and `step` once a
-    step; a run pays for no more than that.
+    """The progress of one rank. An engine calls `begin` where the clock of its run starts, and
+    `step` once a step. Nothing else is added to a run.
 
     state: one of the four above. pages: KV pages there are, 0 without a paged cache. reports: this
     rank reports the requests of its replica, so summing over the ranks that do counts each token
@@ -43,16 +43,16 @@ class Progress:
     ends: list[StepEnd] = field(default_factory=list)
 
     def begin(self, at: Moment, pages: int = 0, reports: bool = True) -> None:
-        """A run begins."""
+        """Enter the start of a run, at the moment `at`."""
         self.pages, self.reports = pages, reports
         self.ends = [StepEnd(at, "", 0, 0, 0, 0)]
 
     def step(
         self, at: Moment, phase: str, tokens: int, running: int, waiting: int, pages: int = 0
     ) -> None:
-        """A step was launched that is over at the moment `at`; see `StepEnd`."""
+        """Enter a step that was launched and is over at the moment `at`; see `StepEnd`."""
         self.ends.append(StepEnd(at, phase, tokens, running, waiting, pages))
 
     def end(self) -> None:
-        """The run is over and everything of it has been read."""
+        """Drop the steps. Call it when the run is over and all of them have been read."""
         self.ends = []

@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Ranges(Protocol):
-    """Is told what a rank does. Ranges nest."""
+    """Marks what a rank is doing by named ranges, which nest."""
 
     def span(self, name: str, *values: object) -> AbstractContextManager[None]:
         """A range around the block, called `name`: a pattern for `str.format`, filled in with

@@ -158,7 +158,7 @@ def from_flat(kind: type[R], values: Mapping[str, object]) -> R:
 
 
 def nothing(kind: type[R]) -> R:
-    """A row all of whose columns are None: where there is nothing to be said."""
+    """A row all of whose columns are None, for a group without any value."""
     return _made(kind, lambda _: None)
 
 

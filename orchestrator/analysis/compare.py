@@ -218,7 +218,7 @@ def _spread(done: Sequence[Summary]) -> ThroughputSpread:
 def _figures(runs: Sequence[Summary]) -> dict[str, Any]:
     """Every group of figures, over the runs that count for it.
 
-    What is the same for every run is known of a cell that no run completed, too.
+    A cell without a completed run has only the figures that are the same for every run.
     """
     done = completed(runs)
     counted, functions = (done, FUNCTIONS) if done else (runs, SAME_FOR_ALL)

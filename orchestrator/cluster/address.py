@@ -13,7 +13,7 @@ CLIENT_PORT = 10001  # of an address with CLIENT_PREFIX that names none
 
 def address_of(asked: str | None) -> str | None:
     """The address of the cluster to join: the one asked for, else RAY_ADDRESS. None: no cluster is
-    joined, and what is run starts a local Ray."""
+    joined; a run starts a local Ray."""
     return asked or os.environ.get("RAY_ADDRESS") or None
 
 

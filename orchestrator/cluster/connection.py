@@ -13,7 +13,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# Ray reads it when it is imported. The line of the run says that a worker died.
+# Ray reads this variable at import and drops the log lines that match it. That a worker died is in
+# our own line on the run.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
 
 import ray
@@ -28,7 +29,7 @@ from orchestrator.errors import UserError
 from strategies.shapes import Topology
 
 NAMESPACE = "orchestrator"
-PROBE_S = 2.5  # for the first answer; an address that is slower than that is not a cluster
+PROBE_S = 2.5  # to wait for the first answer; a slower address counts as no cluster
 OBJECT_STORE_BYTES = 256 << 20  # only records pass through it
 # between two reports of a process to the metrics endpoint; Ray's 10 s would miss a short run
 METRICS_MS = 2000
@@ -97,8 +98,9 @@ def start(device: str, ranks: int, dashboard: bool = True) -> Iterator[Cluster]:
 
 
 def check_address(address: str) -> None:
-    """Raise UserError where no Ray cluster answers at `address`, or it asks for a token that is not
-    here. From then on this process shows its token if the cluster asks for one."""
+    """Raise UserError where no Ray cluster answers at `address`, or where it asks for a token that
+    this process does not have. From then on this process sends its token if the cluster asks for
+    one."""
     host, port = host_and_port(address)
     if os.environ.get("RAY_USE_TLS"):
         return
@@ -125,7 +127,8 @@ def _lets_in(address: str, host: str, port: int, token: str) -> bool:
 
 @contextlib.contextmanager
 def _connection() -> Iterator[None]:
-    """Whatever is connected and started inside is disconnected and ended behind it."""
+    """At the end of the block, disconnect from Ray and end the processes that were started
+    inside."""
     assert not ray.is_initialized(), (
         "this process is connected to a Ray cluster already, which is not ours to end"
     )
@@ -170,7 +173,7 @@ def _join(address: str) -> Cluster:
         raise UserError(
             f"the Ray cluster at {address} did not let us in: {first_line(error)}"
         ) from error
-    url = getattr(context, "dashboard_url", None)  # a client of ray:// is not told
+    url = getattr(context, "dashboard_url", None)  # Ray does not give it to a client of ray://
     return Cluster(nodes.ask_nodes(), False, address, _dashboard(url))
 
 

@@ -9,7 +9,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from workers.messages import OUT_OF_MEMORY
 
-# What a rank says when another one is gone.
+# Parts of the messages that a rank raises when it has lost another one.
 LOST_PEER = (
     "Connection closed",
     "Connection reset",
@@ -31,8 +31,8 @@ class RunFailed(Exception):
 
 
 def explain(failures: Sequence[tuple[int, RayError]]) -> RunFailed:
-    """The failure nearest to the cause, of (rank, error) pairs. A rank that lost its peer only says
-    that another rank failed."""
+    """The failure nearest to the cause, out of (rank, error) pairs. That a rank has lost its peer
+    only shows that another rank failed."""
     rank, error = min(failures, key=lambda failure: (_remoteness(failure[1]), failure[0]))
     detail = "\n\n".join(
         f"rank {r}: {e}" for r, e in sorted(failures, key=lambda failure: failure[0])
@@ -58,7 +58,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _remoteness(error: RayError) -> int:
-    """0 for what is a cause; more for what may follow from another rank's failure."""
+    """How far an error is from the cause: 0 for a cause, more for an error that another rank's
+    failure may have brought about."""
     cause = cause_of(error)
     if is_out_of_memory(cause):
         return 0

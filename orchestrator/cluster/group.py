@@ -37,7 +37,7 @@ from workers.messages import Built, EnginePlan, Process, RankReport, Work
 
 __all__ = ["RunFailed", "WorkerGroup"]
 
-RESERVE_S = 60.0  # for placement groups: somebody else's work may be ending
+RESERVE_S = 60.0  # to wait for a placement group: another job may be about to end
 
 # NVLink multicast stays off (it is not there on every machine). NCCL need not guard calls inside
 # CUDA graphs against those outside: both go through one stream.
@@ -55,7 +55,7 @@ class WorkerGroup:
     """The actors of one deployment, in rank order. When one fails, none can go on: `kill` the group
     and start another.
 
-    tags: under which Ray's metrics endpoint is told what the ranks do; None: it is not told.
+    tags: of the metrics that the ranks publish through Ray; None: they publish none.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class WorkerGroup:
         tags: Mapping[str, str] | None = None,
     ) -> WorkerGroup:
         """Reserve the devices and start the processes. Raises RunFailed where that cannot be done;
-        nothing is left then."""
+        then all that was started is ended."""
         group = cls(cluster, name, plan, engine, tags)
         try:
             group._reserve()
@@ -117,7 +117,7 @@ class WorkerGroup:
         ]
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Let the engines free what they hold, then kill. For a group that is well."""
+        """Let the engines free what they hold, then kill. For a group that has not failed."""
         refs = ask(self._actors, Worker.close)
         ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
         if self._plan.nsys_dir is not None:
@@ -171,8 +171,9 @@ class WorkerGroup:
             gather(ask(self._actors, Worker.publish, dict(self._tags)), "the start", START_S)
 
     def _ordered_bundles(self, addresses: Mapping[str, str]) -> list[tuple[int, str]]:
-        """Bundles and their nodes' addresses, by node. On a node, Ray hands GPUs out in order: so
-        names and ranks agree, as far as is known before the processes say where they are."""
+        """Bundles and the addresses of their nodes, sorted by node. Ray hands out the GPUs of a
+        node in order, so the actors most likely get the ranks in their names. Where they really are
+        is known only once they run."""
         where = placement_group_table(self._group)["bundles_to_node_id"]
         return sorted(
             ((bundle, addresses[node]) for bundle, node in where.items()),
@@ -202,8 +203,8 @@ class WorkerGroup:
         return remote.remote()
 
     def _environment(self) -> dict[str, str]:
-        """Every rank sees every GPU of its node, as NCCL's peer access wants it; a process that
-        drives several sees only those."""
+        """The environment of every worker. A rank sees every GPU of its node, because NCCL's peer
+        access needs that. A process that drives several GPUs sees only those."""
         environment = dict(WORKER_ENVIRONMENT)
         environment[NO_MASK] = str(int(len(self._bundles) == self._plan.placement.num_ranks))
         if self._plan.ablation == "p2p":
@@ -217,28 +218,29 @@ class WorkerGroup:
     # -- under Nsight Systems
 
     def _under(self, index: int, node: str) -> dict[str, str]:
-        """What puts process number `index`, on the node at this address, under Nsight Systems, if
-        that was asked for."""
+        """The runtime environment that starts process number `index`, on the node at this address,
+        under Nsight Systems. Empty if that was not asked for."""
         if self._plan.nsys_dir is None:
             return {}
         python = self._cluster.python_of(node)
         return {"py_executable": nsight.command(self._report(index), python)}
 
     def _report(self, index: int) -> Path:
-        """Where the report of the process that was started as number `index` is written; its rank
-        is not known then."""
+        """The report of the process that is started as number `index`. Its rank is not yet known
+        then."""
         assert self._plan.nsys_dir is not None
         return Path(self._plan.nsys_dir, f"{self.name.rpartition('-')[2]}-{index}{nsight.SUFFIX}")
 
     def _end_under_nsys(self) -> None:
-        """Let every process end by itself and nsys write its report: what the profiler still holds
-        dies with a killed one."""
+        """Let every process end by itself, so that nsys writes its report. Killing a process would
+        lose the data that the profiler still holds."""
         ask(self._actors, Worker.leave)
         for complaint in self._name_reports():
             logging.getLogger(__name__).warning(complaint)
 
     def _name_reports(self) -> list[str]:
-        """Have each node name its reports by rank; what is to be said of those that are missing."""
+        """Have each node name its reports by rank. Returns a sentence for each report that is
+        missing."""
         reports: dict[str, dict[str, int]] = {}  # by the node they are on
         for rank, place in enumerate(self._places):
             reports.setdefault(place.node_id, {})[str(self._reports[rank])] = rank
@@ -258,8 +260,8 @@ class WorkerGroup:
 
 
 def bundles_for(plan: EnginePlan, engine: str) -> list[dict[str, float]]:
-    """What is reserved: one device a process; all of them for an engine that drives every device
-    from one."""
+    """The bundles to reserve: one device for each process, or one bundle of all devices for an
+    engine that drives them from a single process."""
     ranks, resource = plan.placement.num_ranks, RESOURCES[plan.device]
     if drives_all_devices(engine):
         return [{resource: ranks}]

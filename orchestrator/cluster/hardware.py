@@ -1,4 +1,4 @@
-"""What this machine has. GPUs are asked of NVML alone: no torch, no Ray, nothing started."""
+"""What this machine has. GPUs are looked up through NVML alone, without torch and without Ray."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workers.nvml import answer_of
 @dataclass(frozen=True, slots=True)
 class Gpu:
     """One visible GPU. index: as torch counts. Clocks are in MHz, power in W; None where NVML does
-    not tell, as of a virtual GPU."""
+    not report it, as for a virtual GPU."""
 
     index: int
     name: str
@@ -44,8 +44,8 @@ class Host:
 def local_topology(device: str = "auto", ranks: int = 1) -> Topology:
     """The devices of this machine: its visible GPUs, or as many CPU devices as there are `ranks`.
 
-    device: "cuda", "cpu", or "auto" (GPUs where there are any). "cuda" on a machine without gives
-    no devices.
+    device: "cuda", "cpu", or "auto" (GPUs where there are any). "cuda" on a machine without GPUs
+    gives no devices.
     """
     if device == "cpu":
         return Topology.uniform(ranks)
@@ -74,7 +74,7 @@ def has_nsys() -> bool:
 
 
 def as_data(gpu: Gpu) -> dict[str, object]:
-    """Plain data for `json.dumps`; what NVML does not tell is left out."""
+    """Plain data for `json.dumps`; what NVML does not report is left out."""
     return {name: value for name, value in asdict(gpu).items() if value is not None}
 
 

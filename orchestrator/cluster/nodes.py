@@ -26,8 +26,8 @@ START_S = 120.0  # for the processes of a cluster: importing torch from a cold d
 @dataclass(frozen=True, slots=True)
 class Node:
     """One node. counts: "cuda" and "cpu" -> devices that can be reserved there. gpus: what NVML
-    tells of them. version: of this project there, None where it is not installed. python: the
-    interpreter of its workers. has_nsys: Nsight Systems is on its PATH."""
+    reports of them. version: of this project on the node, None where it is not installed. python:
+    the interpreter of its workers. has_nsys: Nsight Systems is on its PATH."""
 
     address: str
     counts: Mapping[str, int]
@@ -37,8 +37,8 @@ class Node:
     has_nsys: bool = False
 
     def devices(self, device: str) -> list[Device]:
-        """The devices of one kind on this node. Memory is 0 on CPU, and where NVML does not
-        tell."""
+        """The devices of one kind on this node. Memory is 0 on CPU, and where NVML does not report
+        it."""
         known = {gpu.index: gpu for gpu in self.gpus} if device == "cuda" else {}
         return [self._device(index, device, known.get(index)) for index in range(self.has(device))]
 
@@ -82,8 +82,8 @@ def this_node(device: str, ranks: int) -> Node:
 
 
 def ask_nodes() -> tuple[Node, ...]:
-    """What every living node of the connected cluster has; one tiny task each. Raises UserError
-    where one does not answer, or has another version of this project."""
+    """What every living node of the connected cluster has, asked by one small task on each. Raises
+    UserError where one does not answer, or has another version of this project."""
     mine = versions()[PROJECT]
     nodes = [node for node in ray.nodes() if node["Alive"]]
     task = ray.remote(num_cpus=0, max_retries=0)(_probe_for(mine))
@@ -106,8 +106,8 @@ def _node(node: Mapping[str, Any], answer: Mapping[str, Any]) -> Node:
 
 
 def _probe_for(mine: str) -> Any:
-    """The task that each node runs. It is a closure, so that it is sent whole to nodes that may
-    not have this project, and answers in plain data. GPUs are told where the version is `mine`."""
+    """The task that each node runs. It is a closure and returns plain data, so that it can also run
+    on nodes without this project. It reports GPUs only where the version is `mine`."""
 
     def probe() -> dict[str, object]:
         import importlib

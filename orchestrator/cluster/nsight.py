@@ -14,11 +14,11 @@ from orchestrator.errors import UserError
 if TYPE_CHECKING:
     from orchestrator.cluster.connection import Cluster
 
-SUFFIX, GATHERED = ".nsys-rep", ".qdstrm"  # a report, and what nsys makes it of
+SUFFIX, GATHERED = ".nsys-rep", ".qdstrm"  # a report, and the raw data that nsys makes it from
 WRITE_S = 300.0  # for nsys to make a report of what it gathered, after the worker has ended
 POLL_S = 0.1
 
-# cuda-graph-trace=node: else a graph that is replayed is one box without its kernels. wait=primary:
+# cuda-graph-trace=node: without it a replayed graph is one box without its kernels. wait=primary:
 # nsys does not wait for processes that a worker leaves running.
 OPTIONS = (
     "--trace=cuda,nvtx --cuda-graph-trace=node --sample=none --cpuctxsw=none --wait=primary "
@@ -73,7 +73,7 @@ def _name(report: Path, rank: int) -> list[str]:
 
 
 def _gathered(report: Path, rank: int) -> str:
-    """Says where the raw data is, which an nsys without its importer leaves."""
+    """Says where the raw data is. An nsys without its importer leaves only that."""
     found = _unfinished(report).with_suffix(GATHERED)
     if not found.exists():
         return ""

@@ -1,4 +1,4 @@
-"""Processes that were started here: finding them, and seeing them end."""
+"""Find the processes that were started here, and wait for them to end."""
 
 from __future__ import annotations
 

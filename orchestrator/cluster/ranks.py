@@ -18,8 +18,8 @@ class Place:
 
 
 def ranks_at(devices: Sequence[int], count: int) -> list[int]:
-    """Of each of `count` processes, ordered by device, its rank under `Placement.devices` (rank ->
-    device). An engine that drives every device from one process has that as rank 0."""
+    """The rank of each of `count` processes under `Placement.devices` (rank -> device). The
+    processes are ordered by device. A process that drives every device is rank 0."""
     if len(devices) != count:
         return list(range(count))
     return [list(devices).index(place) for place in range(count)]

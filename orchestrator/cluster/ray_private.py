@@ -1,9 +1,12 @@
-"""Everything that is used of Ray and has no public name.
+"""Every private part of Ray that the packages use.
 
 Tried with Ray 2.60.0; 2.53.0 and 2.55.0 have every name too, 2.52.0 does not (`has_token` and
 `get_raw_token` take no `ignore_auth_mode`). Hence the bounds in pyproject.toml.
 tests/integration/test_private_parts.py looks at each name by itself, so that the test that fails
 says which one a new release has changed.
+
+One test uses more: tests/integration/test_cluster_files.py checks cluster.yaml with private parts
+of Ray's autoscaler.
 
 Why private names at all: `ray.init` on an address that does not answer takes two minutes and ends
 the process, and it does not say whether a cluster asks for a token. Ray has no public way to ask.
@@ -20,7 +23,7 @@ CLIENT_PREFIX = "ray://"
 
 def address_of_head_here() -> str | None:
     """The address in the file that `ray start --head` leaves on its machine; None where there is
-    none. Public commands read the file too, but only connect to what is in it."""
+    none. Ray's public functions read the file too, but only to connect to the address."""
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     note = Path(folder) / "ray" / "ray_current_cluster"
     return note.read_text().strip() if note.exists() else None
@@ -36,13 +39,13 @@ def own_token() -> str:
 
 
 def use_token(wanted: bool) -> None:
-    """Let this process show its token from now on, or not. A token that the cluster does not ask
-    for is as wrong as none: Ray then kills the actors of such a driver."""
+    """Send the token of this process from now on, or stop sending it. A driver must not send a
+    token that the cluster does not ask for: Ray then kills its actors."""
     from ray._raylet import Config  # type: ignore[attr-defined]
 
     os.environ["RAY_AUTH_MODE"] = "token" if wanted else "disabled"
-    _token_loader().reset_cache()  # Ray shows a token that it has read, whatever the mode
-    Config.initialize("")  # Ray has read its settings at import
+    _token_loader().reset_cache()  # Ray sends a token that it has read, whatever the mode
+    Config.initialize("")  # once more: Ray read its settings at import
 
 
 def lets_in(address: str, host: str, port: int, token: str, timeout_s: float) -> bool:

@@ -1,4 +1,4 @@
-"""Asking the ranks of a group and waiting: all of them answer, or the first failure is told at
+"""Ask the ranks of a group and wait until all have answered. The first failure is raised at
 once."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from workers.actor import Worker
 P = ParamSpec("P")
 
 POLL_S = 0.5
-GRACE_S = 1.0  # after a first failure, for the other ranks to say more
+GRACE_S = 1.0  # to wait for failures of other ranks after the first one
 
 
 def ask(
@@ -31,7 +31,7 @@ def ask(
 
 def gather(refs: Sequence[Any], what: str, timeout_s: float) -> list[Any]:
     """Answers in the order of `refs`, one for each rank. Raises RunFailed at the first failure, or
-    when `timeout_s` is over; `what` says in it what was waited for."""
+    when `timeout_s` is over; `what` names in the message what was waited for."""
     answers: dict[int, Any] = {}
     pending = {ref: rank for rank, ref in enumerate(refs)}
     deadline = time.monotonic() + timeout_s
@@ -56,7 +56,7 @@ def _answer(ref: Any, rank: int, pending: Mapping[Any, int]) -> Any:
 
 
 def _other_failures(pending: Mapping[Any, int]) -> list[tuple[int, RayError]]:
-    """What the other ranks have to say soon after the first failure: it may be the cause of it."""
+    """Failures of other ranks soon after the first one. One of them may be its cause."""
     if not pending:
         return []
     ready, _ = ray.wait(list(pending), num_returns=len(pending), timeout=GRACE_S)

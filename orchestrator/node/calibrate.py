@@ -124,6 +124,6 @@ def _some(gpus: int) -> int:
 
 
 def _workers() -> int:
-    """CPU workers that make sense on this machine: two at least, so that there is something to
-    send."""
+    """How many CPU workers make sense on this machine: at least two, so that one has another to
+    send to."""
     return max(2, min(4, os.cpu_count() or 1))

@@ -24,9 +24,9 @@ class Sheet:
     l2: int
 
 
-# Part of the name that NVML gives -> figures, the more special name first; "NVIDIA H200", as H200
-# is also a part of "NVIDIA GH200". What NVIDIA gives with sparsity is halved. L2, where NVIDIA's
-# papers do not give it, is what CUDA reports of the card.
+# Part of the name that NVML gives -> figures, the more specific name first; "NVIDIA H200", as H200
+# is also a part of "NVIDIA GH200". Figures that NVIDIA gives with sparsity are halved. L2, where
+# NVIDIA's papers do not give it, is what CUDA reports of the card.
 SHEETS = {
     # "NVIDIA H200 Tensor Core GPU" datasheet; bf16 to a tenth as of H100, the same chip. L2: CUDA;
     # of NVL as of SXM.

@@ -1,4 +1,5 @@
-"""What `orchestrator calibrate` keeps: where it lies, and what follows from it."""
+"""The files that `orchestrator calibrate` writes: where they are, and the rates that follow from
+them."""
 
 from __future__ import annotations
 
@@ -69,11 +70,11 @@ def look_up(asked: Path | None, root: Path | None) -> pa.Table | None:
 
 
 def ceilings(table: pa.Table | None, device_name: str | None) -> Ceilings | None:
-    """Of the calibration where it is one of this kind of device, else of its data sheet; None where
-    neither is known.
+    """The ceilings of a device: from the calibration if that is of this kind of device, else from
+    the data sheet. None where neither is known.
 
-    Of repeated measurements, and of the ways to move bytes, the fastest: a bound must not be too
-    low.
+    Of repeated measurements, and of several ways to move bytes, the fastest counts, so that no
+    bound is too low.
     """
     known = [] if table is None else FABRIC.rows(table)
     rows = [one for one in known if one.device_name == device_name]
@@ -97,15 +98,16 @@ def fits(table: pa.Table) -> list[Fit]:
 
 
 def is_first(collective: FabricRow) -> bool:
-    """Whether a collective is of ranks 0 to n - 1, and not of another pair whose link was looked
-    at."""
+    """Whether a collective is over ranks 0 to n - 1, and not over another pair whose link was
+    measured."""
     members = collective.group
     return members is None or list(members) == list(range(len(members)))
 
 
 @dataclass(frozen=True, slots=True)
 class PairRate:
-    """The greatest bus bandwidth in GB/s between ranks a and b, of what was sent both ways."""
+    """The greatest bus bandwidth in GB/s between ranks a and b, sending in both directions at
+    once."""
 
     a: int
     b: int
@@ -126,8 +128,8 @@ def pairs(table: pa.Table) -> list[PairRate]:
 def _fit(rows: Sequence[FabricRow]) -> Fit:
     """Least squares on time = alpha + x / beta, x = bytes x factor, in *relative* errors.
 
-    Each equation is divided by its time, for the greatest messages would else outweigh the latency
-    (10 us of 2 ms). A negative latency is 0, and beta fitted alone.
+    Each equation is divided by its time; otherwise the largest messages would outweigh the latency
+    (10 us of 2 ms). A negative latency is set to 0, and beta is then fitted alone.
     """
     x = np.array([one.bytes * (one.busbw or 0.0) / (one.algbw or 1.0) for one in rows])
     time = np.array([one.time_us for one in rows])

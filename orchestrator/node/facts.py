@@ -1,4 +1,5 @@
-"""What `orchestrator doctor` looks at. What cannot be learned is None, and nothing is changed."""
+"""The facts that `orchestrator doctor` checks. A fact that cannot be found out is None. Nothing on
+the machine is changed."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ print(json.dumps(found))
 
 @dataclass(frozen=True, slots=True)
 class GpuState:
-    """A GPU and how it is now. None: NVML does not tell.
+    """A GPU and its present state. None: NVML does not report it.
 
     ecc: error correction is on. ecc_errors: uncorrected ones since the driver started. throttle:
     NVML's mask of the reasons for low clocks (`workers.nvml`). processes: ids of those that compute
@@ -79,7 +80,8 @@ class Torch:
 
 @dataclass(frozen=True, slots=True)
 class RayAnswer:
-    """The address asked for, None where there is none, and why there is no cluster there."""
+    """address: the one asked for, None where there is none. error: why no cluster answers there,
+    None where one does."""
 
     address: str | None = None
     error: str | None = None
@@ -173,7 +175,7 @@ def torch_facts() -> Torch:
         peers = tuple((a, b, reaches) for a, b, reaches in found.pop("peers"))
         return Torch(peers=peers, **found)
     except (IndexError, ValueError):
-        said = done.stderr.strip().splitlines() or ["it ended without a word"]
+        said = done.stderr.strip().splitlines() or ["the process ended without a message"]
         return Torch(error=said[-1])
 
 

@@ -20,7 +20,7 @@ LIMITED = nvml.POWER_CAP | nvml.CLOCK_SETTINGS | nvml.BOARD_LIMITS
 
 
 def no_gpus(facts: Facts) -> Check:
-    """What it means that there is none."""
+    """What it means that this machine has no GPU."""
     found = (
         "none: layouts run on CPU workers, which shows that they work and says nothing about GPUs"
     )
@@ -28,7 +28,7 @@ def no_gpus(facts: Facts) -> Check:
 
 
 def driver(facts: Facts) -> Check:
-    """torch runs on a driver of its own major CUDA version or a newer one."""
+    """The driver supports torch's major CUDA version or a newer one."""
     gpus = [state.gpu for state in facts.gpus]
     names = joined(dict.fromkeys(gpu.name for gpu in gpus))
     needs, has = facts.torch.cuda, facts.driver_cuda
@@ -47,7 +47,7 @@ def nccl(facts: Facts) -> Check:
 
 
 def peer_access(facts: Facts) -> Check:
-    """Every GPU reads every other's memory, by CUDA where it was asked and else by NVML."""
+    """Every GPU can read every other's memory. CUDA says so if it was asked, else NVML."""
     asked = facts.torch.peers or [(pair.a, pair.b, pair.p2p) for pair in facts.pairs]
     if not asked:
         return Check("P2P access", PASS, "one GPU")
@@ -111,11 +111,13 @@ def ecc(facts: Facts) -> Check:
     if len(modes) > 1:
         advice = "make them alike (nvidia-smi -e): ECC takes bandwidth"
         return Check("ECC", WARN, "on for some GPUs and off for others", advice)
-    return Check("ECC", PASS, {True: "on, no errors", False: "off", None: "not told"}[modes.pop()])
+    return Check(
+        "ECC", PASS, {True: "on, no errors", False: "off", None: "not reported"}[modes.pop()]
+    )
 
 
 def clocks(facts: Facts) -> Check:
-    """Nothing but idleness holds a clock down, and no GPU is hot before the work begins."""
+    """No clock is held down, except on an idle GPU, and no GPU is hot before the work begins."""
     if slowed := _held_down(facts.gpus, SLOWED):
         advice = "look at cooling and power supply; wait until it is gone"
         return Check("clocks", FAIL, slowed, advice)
@@ -140,15 +142,15 @@ def persistence(facts: Facts) -> Check:
         advice = "sudo nvidia-smi -pm 1: else the first use takes seconds"
         return Check("persistence", WARN, f"off on GPU {joined(off)}", advice)
     told = any(gpu.persistence is not None for gpu in facts.gpus)
-    return Check("persistence", PASS, "on" if told else "not told")
+    return Check("persistence", PASS, "on" if told else "not reported")
 
 
 def mig(facts: Facts) -> Check:
     """No GPU is cut into instances."""
     cut = [gpu.index for gpu in facts.gpus if gpu.mig]
     if cut:
-        advice = "use whole GPUs (nvidia-smi -mig 0): instances are no peers"
-        return Check("MIG", FAIL, f"on on GPU {joined(cut)}", advice)
+        advice = "use whole GPUs (nvidia-smi -mig 0): instances have no peer access"
+        return Check("MIG", FAIL, f"enabled on GPU {joined(cut)}", advice)
     return Check("MIG", PASS, "off")
 
 

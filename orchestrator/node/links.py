@@ -1,4 +1,4 @@
-"""How the GPUs of this machine are connected, asked of NVML alone."""
+"""How the GPUs of this machine are connected, according to NVML alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATHS = {0: "same board", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"
 class Pair:
     """Two visible GPUs, a and b as torch counts. nvlinks: between them; on an NVSwitch as many as
     the GPU with fewer of them has. p2p: one reads the other's memory; None where NVML does not say.
-    path: "NVLink", or what of the PCIe tree lies between."""
+    path: "NVLink", or the part of the PCIe tree between them."""
 
     a: int
     b: int
@@ -70,8 +70,8 @@ def _is_linked(nvml: Any, one: Any, other: Any) -> bool:
 
 
 def _ports(nvml: Any, handle: Any) -> list[str | None]:
-    """Bus ids of what is at the other end of each NVLink that is up; None where that is not
-    told."""
+    """Bus ids of what is at the other end of each NVLink that is up; None where NVML does not
+    report it."""
     found = []
     for link in range(nvml.NVML_NVLINK_MAX_LINKS):
         state = answer_of(nvml, nvml.nvmlDeviceGetNvLinkState, handle, link)

@@ -11,7 +11,7 @@ from orchestrator.units import format_bytes
 MIN_SHM = 64 << 20  # docker's default, which is too little for NCCL and Ray
 GOOD_SHM = 1 << 30  # what Ray's store and NCCL take
 MIN_FILES, GOOD_FILES = 4096, 65536  # Ray opens some for each worker and asks for 65536 itself
-BUSY_SHARE = 0.25  # of the cores: what others may use before it shows in launch gaps
+BUSY_SHARE = 0.25  # of the cores: others may use this much before launch gaps grow
 
 
 def torch_works(facts: Facts) -> Check:
@@ -51,7 +51,7 @@ def open_files(facts: Facts) -> Check:
 
 
 def locked_memory(facts: Facts) -> Check:
-    """RDMA between the nodes of a cluster pins memory; within a node nothing does."""
+    """In a cluster, memory can be locked without a limit: RDMA between nodes needs that."""
     limit, several_nodes = facts.memlock, bool(facts.gpus and facts.ray.address)
     found = "unlimited" if limit is None else format_bytes(limit)
     good = limit is None or not several_nodes
@@ -59,7 +59,8 @@ def locked_memory(facts: Facts) -> Check:
 
 
 def processors(facts: Facts) -> Check:
-    """There is a core for each GPU's worker and one for the driver, and others leave them idle."""
+    """There is a core for each GPU's worker and one for the driver, and other jobs leave them
+    idle."""
     cores, load, needed = facts.cpus, facts.load, len(facts.gpus) + 1
     found = f"{cores} cores, load {load:.1f}"
     if facts.gpus and cores < needed:

@@ -1,4 +1,4 @@
-"""The packages that this project asks for, beside those that are installed."""
+"""The packages that this project requires, compared with those that are installed."""
 
 from __future__ import annotations
 

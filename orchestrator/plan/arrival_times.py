@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-STREAM = 2  # tells these random numbers from those of the prompts
+STREAM = 2  # keeps these random numbers apart from those of the prompts
 
 
 def arrival_times(count: int, rate: float, burstiness: float, seed: int) -> list[float]:

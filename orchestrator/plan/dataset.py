@@ -28,8 +28,8 @@ class Prompt:
 def read_prompts(path: Path, model: ResolvedModel, output_len: int | None) -> Iterator[Prompt]:
     """The prompts of the dataset at `path`.
 
-    `output_len` replaces what the file does not say (128) or, for ShareGPT, the length of the
-    reply. Raises UserError with file and line for what cannot be read.
+    output_len: of every prompt for which the file gives none, 128 by default. In ShareGPT it
+    replaces the length of the reply. Raises UserError with file and line for what cannot be read.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -130,8 +130,8 @@ def _first_exchange(turns: Sequence[Mapping[str, object]]) -> tuple[str, str]:
 
 
 def _encode(text: str, where: str, model: ResolvedModel, special: bool = True) -> tuple[int, ...]:
-    """The tokens of `text`. JSON can hold half of a surrogate pair, which is no character and no
-    tokenizer takes."""
+    """The tokens of `text`. JSON can hold half of a surrogate pair. That is not a character, and no
+    tokenizer accepts it."""
     half = next((char for char in text if "\ud800" <= char <= "\udfff"), None)
     if half is not None:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Does a plan fit into memory, and how much work does it hold? Asked before anything is
+"""Does a plan fit into memory, and how many requests fit? This is checked before anything is
 reserved."""
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _what(plan: EnginePlan) -> str:
 
 
 def _shortage(budget: memory.Budget, max_len: int) -> str:
-    """What a GPU holds, and what room that leaves."""
+    """The error message: what a GPU holds, and how much room that leaves."""
     usable = int(budget.available * memory.UTILIZATION) - memory.RESERVE_BYTES
     room = f"room for {budget.kv_tokens} tokens of KV" if budget.kv_tokens else "no room for KV"
     return (
@@ -42,7 +42,7 @@ def _shortage(budget: memory.Budget, max_len: int) -> str:
 
 
 def budget_of(plan: EnginePlan, topology: Topology) -> memory.Budget:
-    """Bytes on the fullest rank of `plan`, and the tokens of KV that are left room for."""
+    """Bytes on the fullest rank of `plan`, and the tokens of KV that fit into the rest."""
     return memory.budget(
         plan.placement,
         plan.model,
@@ -75,8 +75,8 @@ def main_memory() -> int:
 
 
 def _check_main_memory(plan: EnginePlan) -> None:
-    """CPU workers share one memory, and their engine takes KV for the load alone: the weights are
-    what can be too much."""
+    """Raise UserError where the weights of all CPU workers exceed main memory, which they share. KV
+    is not counted: the engine takes only what the load needs."""
     size, placement = DTYPE_BYTES[plan.dtype], plan.placement
     weights = sum(
         memory.weight_bytes(placement, plan.model, rank, size)

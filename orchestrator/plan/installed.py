@@ -1,5 +1,4 @@
-"""What strategies and engines there are, with what each says of itself, and why one that is broken
-is."""
+"""The installed strategies and engines: what each says of itself, or why it cannot be loaded."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ class Plugin:
 
 @dataclass(frozen=True, slots=True)
 class Plugins:
-    """Everything that a layout can be made of and be run by."""
+    """Every strategy that a layout can be made of, and every engine that can run it."""
 
     strategies: Sequence[Plugin]
     engines: Sequence[Plugin]

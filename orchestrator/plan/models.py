@@ -44,7 +44,7 @@ class ResolvedModel:
 
     @property
     def name(self) -> str:
-        """That of its folder or preset."""
+        """The name of its folder or preset."""
         return self.shape.name
 
     @property

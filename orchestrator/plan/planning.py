@@ -1,5 +1,5 @@
-"""From an experiment to deployments that are known to fit. What cannot run is refused here, before
-anything is reserved."""
+"""From an experiment to deployments that are known to fit. An experiment that cannot run is refused
+here, before anything is reserved."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DEFAULT_ENGINE = "torch"
 PREFILL_TOKENS = 8192
 PREFILL_TOKENS_PIPELINED = 2048
 MOST_CPU_WORKERS = 128
-# device -> what there may be too few of, and what to do then
+# kind of device -> the devices that may be too few, and the advice in that case
 SHORT_OF = {"cuda": ("GPUs", "use --device cpu or fewer"), "cpu": ("CPU workers", "use fewer")}
 
 Device = Literal["cuda", "cpu"]
@@ -39,15 +39,15 @@ Device = Literal["cuda", "cpu"]
 
 def find_gpus(experiment: Experiment, cluster: Cluster | None) -> Topology:
     """The GPUs of the cluster that was joined, else of this machine; none where CPU is asked for.
-    Asking takes none of them."""
+    This reserves none of them."""
     if experiment.device == "cpu":
         return Topology(())
     return hardware.local_topology("cuda") if cluster is None else cluster.topology("cuda")
 
 
 def choose_device(experiment: Experiment, gpus: Topology) -> tuple[Device, Topology]:
-    """The device to run on and its devices: the GPUs there are, else as many CPU workers as the
-    largest layout asks.
+    """The kind of device to run on, and the devices: all GPUs, or without GPUs as many CPU workers
+    as the largest layout needs.
 
     Raises UserError where a GPU is asked for and there is none, LayoutError for a strategy that
     cannot be read.
@@ -60,15 +60,15 @@ def choose_device(experiment: Experiment, gpus: Topology) -> tuple[Device, Topol
 
 
 def cpu_devices(strategies: Sequence[str]) -> Topology:
-    """CPU workers for the largest of `strategies`; the numbers of a layout multiplied are at least
-    its ranks."""
+    """Enough CPU workers for the largest of `strategies`. A layout has at most as many ranks as the
+    product of the numbers in its name."""
     ranks = max(math.prod(number for _, number in parse(name)) for name in strategies)
     return Topology.uniform(min(ranks, MOST_CPU_WORKERS))
 
 
 def sketch(name: str, model: str, memory_bytes: int = 0) -> tuple[Layout, ModelShape]:
-    """A layout of a model on as many devices of `memory_bytes` as it asks for, whatever is here: to
-    be looked at, not to be run."""
+    """A layout of a model on as many devices of `memory_bytes` as it asks for, whatever this
+    machine has. It is made to be shown, not to be run."""
     shape = models.resolve(model, "dummy").shape
     devices = Topology.uniform(len(cpu_devices([name]).devices), memory_bytes)
     return plan_layout(name, shape, Load(256, 128, 8), devices), shape
@@ -105,13 +105,13 @@ class _Planner:
     topology: Topology
 
     def layouts(self) -> list[Layout]:
-        """What is asked for; two names of one layout are one."""
+        """The layouts that were asked for. Two names of the same layout count once."""
         shape, load = self.model.shape, self.load
         named = (plan_layout(name, shape, load, self.topology) for name in self.experiment.strategy)
         return list({layout.name: layout for layout in named}.values())
 
     def deployments(self, layout: Layout) -> Iterator[PlannedDeployment]:
-        """One layout, and again without each of what is ablated and makes a difference to it."""
+        """The deployment of one layout, and one more for each ablation that changes it."""
         engine = choose_engine(layout, self.experiment.engine)
         plan = self._engine_plan(layout)
         check_devices(layout, self.device, self.topology)
@@ -184,7 +184,7 @@ def choose_engine(layout: Layout, asked: str | None) -> str:
 
 
 def default_prefill_tokens(placement: Placement) -> int:
-    """Most prompt tokens in one forward pass, where nothing is asked."""
+    """Most prompt tokens in one forward pass, unless the user sets it."""
     return PREFILL_TOKENS_PIPELINED if placement.degree("pp") > 1 else PREFILL_TOKENS
 
 

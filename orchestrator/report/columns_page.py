@@ -28,7 +28,8 @@ from workers.rows import Column, columns, grouped
 
 WIDTH = 118  # of prose; the rows of a Markdown table cannot be wrapped
 UNITLESS: Mapping[pa.DataType, str] = {pa.string(): "text", pa.bool_(): "true or false"}
-# What this page says of a column beside its name; a heading that none of a table fills is left out.
+# The headings beside the name, and the text of a column under each. A heading without any text is
+# left out of its table.
 SAID: Mapping[str, Callable[[Column], str]] = {
     "unit": lambda one: unit_of(one),
     "over runs": lambda one: one.over_runs or "",
@@ -51,7 +52,7 @@ class Section:
     """One table on the page.
 
     name: of the table. kind: the type of its rows. holds: what a row is. place: where it is found.
-    keys: whose columns stand in front of each row; None: nothing's.
+    keys: the row type of its key, whose columns come first; None: it has no key.
     """
 
     name: str
@@ -95,13 +96,14 @@ SECTIONS = (
 NOTES = {
     "summary": """
 The part of a run is kept without the groups [step](#step) and [operations](#operations). These are
-worked out when results are read, from the observed run of the cell, and `orchestrator export`
-writes them beside each run. *over runs* says how the runs of a cell become one value in the
-[comparison](#comparison).
+worked out when results are read, from the observed run of the cell. `orchestrator export` and
+`orchestrator pack` write them beside each run. *over runs* says how the runs of a cell become one
+value in the [comparison](#comparison).
 """,
     "collectives": """
 The part of a run is kept without the timing: `group_size` and all that follows it. `orchestrator
-export` puts it beside the calls of each run, from [timed_collectives](#timed_collectives).
+export` and `orchestrator pack` take the timing from [timed_collectives](#timed_collectives) and
+write it beside the calls of each run.
 """,
     "comparison": """
 Besides the columns below it has those columns of the [summary](#summary) that name a function under
@@ -121,7 +123,7 @@ def page() -> str:
 
 
 def unit_of(column: Column) -> str:
-    """The unit of a number, or what the values are that have none."""
+    """The unit of a number, or what kind of values there are in a column without a unit."""
     is_list = pa.types.is_list(column.type)
     unit = column.unit or UNITLESS.get(column.type.value_type if is_list else column.type, "")
     return f"list: {unit}" if is_list else unit

@@ -15,7 +15,7 @@ STYLES = {PASS: "green", WARN: "yellow", FAIL: "bold red"}
 
 
 def render(checks: Sequence[Check], console: Console) -> None:
-    """Print a row a check, how many of each there are, and what that means."""
+    """Print a row for each check, how many have each status, and what that means."""
     table = Table(box=SIMPLE_HEAD)
     table.add_column("check", no_wrap=True)
     table.add_column("", no_wrap=True)

@@ -1,4 +1,4 @@
-"""JSON without nan and infinities, which JSON does not have: they are null."""
+"""JSON documents. NaN and infinities become null, as JSON does not have them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ def compact(data: object) -> str:
 
 
 def inline(data: object) -> str:
-    """The same for a script element of a page: no "<" in it can end one."""
+    """The same for a script element of a page: "<" is escaped, so that no text ends the element."""
     return compact(data).replace("<", "\\u003c")
 
 
 def plain(data: object) -> object:
-    """`data`, of dataclasses, mappings, sequences and scalars, as what `json.dumps` takes."""
+    """`data`, made of dataclasses, mappings, sequences and scalars, in a form that `json.dumps`
+    takes."""
     if isinstance(data, Mapping):
         return {name: plain(value) for name, value in data.items()}
     if isinstance(data, (list, tuple)):

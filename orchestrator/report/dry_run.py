@@ -65,13 +65,14 @@ def as_data(planned: Sequence[PlannedDeployment], topology: Topology) -> dict[st
     """Plain data for `json.dumps`: a row per deployment, in the order they run, with its placement
     and its cells.
 
-    fits: always true, for a plan that does not fit is refused where it is made.
+    fits: always true, because planning refuses a plan that does not fit.
     """
     return {"deployments": [_deployment(one, topology) for one in planned]}
 
 
 def render(planned: Sequence[PlannedDeployment], topology: Topology, console: Console) -> None:
-    """Print every deployment's placement, and its cells with what of them fits at once."""
+    """Print the placement of every deployment, and how many requests of each of its cells fit at
+    once."""
     for one in planned:
         ranks = f"{one.plan.placement.num_ranks} x {one.plan.device}"
         room = _room(one, topology).sentence

@@ -84,7 +84,8 @@ def _machine(manifest: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _asked(experiment: Mapping[str, Any]) -> dict[str, str]:
-    """The fields of the experiment that say anything; its folder is where the reader is."""
+    """The fields of the experiment that are set. Its result folder is left out: the page lies in
+    it."""
     known = {
         name: value
         for name, value in experiment.items()
@@ -93,7 +94,7 @@ def _asked(experiment: Mapping[str, Any]) -> dict[str, str]:
     return {name: _text(value) for name, value in known.items()}
 
 
-# What the manifest says of a GPU -> how it is headed, and shown.
+# Field of a GPU in the manifest -> its heading, and how its value is written.
 GPU_FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "name": ("Name", str),
     "memory_bytes": ("Memory", format_bytes),
@@ -105,7 +106,7 @@ GPU_FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 
 def _gpus(gpus: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """A list of facts for each kind of GPU, headed by the indices of those that are of it."""
+    """A list of facts for each kind of GPU, headed by the indices of the GPUs of that kind."""
     facts = [
         {
             title: show(gpu[name])
@@ -123,7 +124,7 @@ def _gpus(gpus: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
 
 
 def _devices_by_node(topology: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Node -> its devices, by what is in them."""
+    """Node -> its devices; those with the same name and memory are written together."""
     nodes = grouped(topology, lambda device: str(device["node"]))
     return {node: "; ".join(_kinds(devices)) for node, devices in nodes.items()}
 

@@ -47,12 +47,10 @@ class RankShare:
 class Explanation:
     """A layout of one model, worked out.
 
-    sizes: the whole of what each slice is a part of. batch: requests in the decode step whose
-    collectives are listed.
-    gathered_bytes: parameters that a rank uses and does not store, brought in at every forward pass
-    (ZeRO).
-    budget: bytes on the fullest rank, None where the memory of a device is unknown. requests:
-    scenario -> how many fit at once.
+    sizes: the full size of what each slice is a part of. batch: requests in the decode step whose
+    collectives are listed. gathered_bytes: parameters that a rank uses and does not store, brought
+    in at every forward pass (ZeRO). budget: bytes on the fullest rank, None where the memory of a
+    device is unknown. requests: scenario -> how many fit at once.
     """
 
     model: str

@@ -22,7 +22,7 @@ from workers.rows import grouped
 if TYPE_CHECKING:
     from orchestrator.node.links import Pair
 
-# kind -> what a row of it says first.
+# kind of measurement -> the title of its rows.
 TITLES = {"hbm": "memory", "gemm": "matrix product", "decode_gemm": "decode product"}
 NOTE = (
     "Medians of several samples. latency and bandwidth: least squares on time = latency + bytes x "
@@ -117,7 +117,8 @@ def _collectives(rows: Sequence[FabricRow]) -> Table:
 
 
 def _sizes(rows: Sequence[FabricRow]) -> list[int]:
-    """Message sizes, rising; those that differ only because they are rounded to ranks as one."""
+    """Message sizes in rising order. Sizes that differ only by rounding to the number of ranks
+    count once."""
     sizes = sorted({one.bytes for one in rows})
     return [size for index, size in enumerate(sizes) if index == 0 or size > 1.5 * sizes[index - 1]]
 

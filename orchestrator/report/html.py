@@ -1,5 +1,5 @@
-"""The comparison as one page that opens offline for ever: `report.html`, with its data, style and
-charting library inside."""
+"""The comparison as one page, `report.html`. Its data, style and charting library are inside, so
+that it opens without a network."""
 
 from __future__ import annotations
 
@@ -93,7 +93,8 @@ class Content:
         return communication(self.rows(CELL_TIMED), self.names)
 
     def layout_of(self, cell: CellKey) -> str:
-        """The name of a cell's layout; that of an ablated one is its whole one's."""
+        """The name of a cell's layout. An ablated cell has the name of the layout that nothing was
+        left out of."""
         return self.names[replace(cell, ablation="none")]
 
     def read(self, table: str) -> pa.Table | None:
@@ -106,7 +107,8 @@ class Content:
         return [] if kept is None else table.rows(kept)
 
     def drawn(self, table: str, chart: Callable[[pa.Table | None, Names], list[R]]) -> list[R]:
-        """The rows of a chart, experiment by experiment: each table is in memory alone."""
+        """The rows of a chart, experiment by experiment, so that only one table at a time is in
+        memory."""
         tables = (Store(folder).read(table) for folder in self.folders)
         return [row for one in tables for row in chart(one, self.names)]
 
@@ -175,7 +177,7 @@ def _tables(content: Content) -> dict[str, object]:
 
 
 def _table(rows: Iterable[Mapping[str, object]]) -> dict[str, object]:
-    """The columns of which anything is known, and the values in their order."""
+    """The columns that have a value in any row, and the rows with their values in that order."""
     kept = list(rows)
     names = kept[0] if kept else ()
     known = [name for name in names if any(row[name] is not None for row in kept)]
@@ -183,7 +185,7 @@ def _table(rows: Iterable[Mapping[str, object]]) -> dict[str, object]:
 
 
 def _field(value: object) -> object:
-    """What a field of a CSV can hold: a list as its own JSON."""
+    """A value as a CSV can hold it: a list becomes JSON text."""
     is_list = isinstance(value, (list, tuple))
     return json.dumps(document.plain(value)) if is_list else value
 

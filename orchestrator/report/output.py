@@ -40,12 +40,12 @@ class Output:
         return _console(stderr=False)
 
     def notes(self) -> Console:
-        """For progress and paths: stdout, which is left to the document where there is one."""
+        """For progress and paths: stdout, or stderr where stdout is for a JSON document."""
         return _console(stderr=self.as_json)
 
 
 def _console(stderr: bool) -> Console:
-    """Plain and wide where it is no terminal; a character that the stream's encoding lacks is
+    """Plain and wide where the stream is not a terminal. A character that its encoding lacks is
     printed as a question mark."""
     from rich.console import Console
 

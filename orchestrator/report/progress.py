@@ -33,7 +33,7 @@ class HasDashboard(Protocol):
 
 
 class RunProgress:
-    """Shows what it is told; see `orchestrator.run.progress.Progress`."""
+    """Shows the progress that the driver reports; see `orchestrator.run.progress.Progress`."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -164,7 +164,7 @@ def ablations(effects: Iterable[tuple[str, Effect]]) -> list[Ablations]:
 
 def _ablation(layout: str, effect: Effect) -> Line:
     ablation = effect.cell.ablation
-    # Without links there still is communication: the profile says nothing of that.
+    # Without links there is still communication, so the profile has no share to compare with.
     profile = effect.comm_exposed_pct if ablation == "comm" else None
     figures = [
         str(effect.cell.max_concurrency),
@@ -199,7 +199,7 @@ def _operation(one: OperationFigures) -> Line:
 
 
 def _rate(value: float | None) -> str:
-    """What would be shown as 0.00 is said to be less than can be shown."""
+    """A rate with three digits; one that would be shown as 0.00 is shown as <0.01."""
     return "<0.01" if value is not None and value < 0.005 else figure(value)
 
 

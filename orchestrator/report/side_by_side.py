@@ -150,7 +150,7 @@ COLUMNS = (
 
 
 def known_columns(comparison: Sequence[Comparison]) -> list[ShownColumn]:
-    """The columns of which anything is known."""
+    """The columns that have a value for any cell."""
     return [column for column in COLUMNS if any(column.show(one) for one in comparison)]
 
 
@@ -197,7 +197,7 @@ def _tokens(cells: Sequence[Comparison], names: Names) -> Iterator[str]:
 
 
 def _energy(runs: Mapping[str, Sequence[Summary]]) -> Iterator[str]:
-    """Why energy is not told, and whether clocks were held down. runs: the completed ones of each
+    """Why energy is not shown, and whether clocks were held down. runs: the completed ones of each
     layout."""
     for layout, mine in runs.items():
         doubtful = [run for run in mine if run.energy.power_valid is False]

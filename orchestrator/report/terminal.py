@@ -28,9 +28,9 @@ CPU_NOTE = (
     "give the same tokens. It is no "
     "ranking of them."
 )
-RATIO = "x [low, high]"  # no column: how verdicts write one
-# Column -> what it says, to one who sees the table for the first time; those that are shown are
-# explained below the tables.
+RATIO = "x [low, high]"  # not a column: how verdicts write a ratio
+# Column -> what it means, for somebody who sees the table for the first time. The columns that are
+# shown are explained below the tables.
 LEGEND = {
     "tok/s": (
         "generated tokens per second of all requests together, reading the prompts included; "
@@ -143,8 +143,8 @@ def _reasons(cells: Iterable[Comparison]) -> Iterator[str]:
 
 
 def _tables(loads: Sequence[Sequence[Comparison]], console: Console) -> list[Table]:
-    """A table for each load of an experiment; all lack the same columns, as few of SPARED as it
-    takes for each to fit."""
+    """A table for each load of an experiment. All leave out the same columns: as few of SPARED as
+    possible, so that every table fits."""
     tables: list[Table] = []
     for spared in range(len(SPARED) + 1):
         tables = [_table(cells, SPARED[:spared]) for cells in loads]
@@ -258,7 +258,7 @@ FIGURES: dict[str, Show] = {
     "memory": _memory,
     "runs": lambda one: str(one.num_runs),
 }
-# Title -> whether a cell knows it; a column that no cell of a table knows is left out.
+# Title -> whether a cell has a value for it. A column without any value is left out of its table.
 WHERE_KNOWN: dict[str, Callable[[Comparison], bool]] = {
     "±": lambda one: one.spread.ci_high is not None,
     "steady": lambda one: one.steady.steady_output_throughput is not None,

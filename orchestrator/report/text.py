@@ -1,4 +1,4 @@
-"""Numbers as people read them. Every way in which a figure is written stands here."""
+"""Numbers as people read them. Every format for a figure is in this file."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ def figure(value: float | None, unit: str = "") -> str:
     """With three digits or more: 2,111 or 211 or 21.1 or 2.11. Empty where it is unknown."""
     if not value:
         return "" if value is None else f"0{unit}"
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
-    return f"{value:,.{digits}f}{unit}"
+    if abs(value) >= 100:
+        return f"{value:,.0f}{unit}"
+    return f"{value:.1f}{unit}" if abs(value) >= 10 else f"{value:.2f}{unit}"
 
 
 def three_digits(value: float | None) -> str:

@@ -89,7 +89,7 @@ def _run(
                 todo = [job for job in jobs if job.unfinished()]
                 if not todo:
                     break
-                # the one that goes first changes, or a drift would favour it
+                # Another layout goes first in each turn, as a drift would favour the first one.
                 first = number % len(todo)
                 for job in todo[first:] + todo[:first]:
                     Turn(job, number, cluster, progress).serve(interleaving)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 from summaries import summary
 
@@ -75,7 +77,7 @@ def test_ablated_runs_are_not_compared_with_layouts() -> None:
     ],
 )
 def test_only_what_a_layout_has_is_left_out(
-    what: str, layout: str, device: str, applies: bool
+    what: str, layout: str, device: Literal["cuda", "cpu"], applies: bool
 ) -> None:
-    engine_plan = EnginePlan(MODEL, layout, placed(layout), None, "float32", device, 4, 32, 64)  # type: ignore[arg-type]
+    engine_plan = EnginePlan(MODEL, layout, placed(layout), None, "float32", device, 4, 32, 64)
     assert ablates(what, "torch", engine_plan) is applies

@@ -179,7 +179,7 @@ def test_what_is_wrong_is_said_with_what_to_do(name, status, words, changes):
         ("P2P access", "unknown for 0-1", torch(peers=()) | pairs(replace(PAIR, p2p=None))),
         ("NVLink", "one GPU", pairs()),
         ("NVLink", "none", {"gpus": (L40S, L40S)} | pairs(replace(PAIR, nvlinks=0, path="NODE"))),
-        ("ECC", "not told", {"gpus": (replace(GPU, ecc=None, ecc_errors=None),)}),
+        ("ECC", "not reported", {"gpus": (replace(GPU, ecc=None, ecc_errors=None),)}),
         ("clocks", "not held down", {"gpus": (replace(GPU, throttle=None, temperature_c=None),)}),
         (
             "other processes",
@@ -281,4 +281,4 @@ def test_what_nvml_refuses_is_none_and_is_left_out_of_the_data(monkeypatch):
     )
     assert set(hardware.as_data(state.gpu)) == {"index", "name", "uuid", "memory_bytes", "driver"}
     checks = {check.name: check for check in examine(replace(GOOD, gpus=(state,)))}
-    assert (checks["clocks"].status, checks["ECC"].found) == (PASS, "not told")
+    assert (checks["clocks"].status, checks["ECC"].found) == (PASS, "not reported")

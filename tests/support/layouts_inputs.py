@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -47,7 +48,7 @@ def shape(**changes: int | bool) -> ModelShape:
         output_bias=True,
         qk_norm=True,
     )
-    return ModelShape(**{**{name: getattr(base, name) for name in base.__slots__}, **changes})  # type: ignore[arg-type]
+    return replace(base, **changes)
 
 
 def planned(name: str, model: ModelShape | None = None) -> Placement:

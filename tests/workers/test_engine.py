@@ -16,7 +16,7 @@ from ranks import FAMILIES, Pool, engine_plan, ragged_requests, read_shape, toke
 
 from orchestrator.analysis.accounting import PARTS, account
 from strategies.traffic import step as traffic_of_step
-from workers.messages import Request, Work
+from workers.messages import EnginePlan, Request, Work
 
 LAYOUTS = ["tp1", "tp2", "tp4", "pp2", "pp4", "tp2pp2", "dp2", "tp2dp2"]
 
@@ -186,7 +186,9 @@ def _sampled(work: Work, planned, report) -> dict[int, int]:  # type: ignore[no-
     return out
 
 
-def _analytic(planned, rank: int, steps: list[dict], sampled: dict[int, int]) -> dict:  # type: ignore[type-arg, no-untyped-def]
+def _analytic(
+    planned: EnginePlan, rank: int, steps: list[dict[str, Any]], sampled: dict[int, int]
+) -> dict[tuple[str, str, str], tuple[int, int]]:
     calls: Counter[tuple[str, str, str]] = Counter()
     size: Counter[tuple[str, str, str]] = Counter()
     for row in steps:

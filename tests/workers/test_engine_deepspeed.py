@@ -101,7 +101,10 @@ def results(plans: dict[str, Case]) -> Results:
             got[name, rank] = built, report
     finally:
         for process in processes:
-            process.join(5) if len(got) == RANKS * len(plans) else process.kill()
+            if len(got) == RANKS * len(plans):
+                process.join(5)
+            else:
+                process.kill()
     return {name: [got[name, rank] for rank in range(RANKS)] for name in plans}
 
 

@@ -1,9 +1,9 @@
-"""Engines: what executes a placement, and all that one is written with.
+"""Engines: they execute a placement. Everything that an author of one needs is imported from here.
 
 An engine is found by name through the entry-point group `orchestrator.engines`;
-docs/write-an-engine.md walks through one. What its author needs is imported from here, and the
-`RankContext` from `workers.rank`. This module and that of an engine import without torch, so that
-the driver can ask `supports` before it starts anything.
+docs/write-an-engine.md walks through one. Only `RankContext` stays in `workers.rank`, which needs
+torch. This module and that of an engine import without torch, so that the driver can ask `supports`
+before it starts anything.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from strategies.errors import Refused
+from workers.clock import Clock
 from workers.messages import Built, EnginePlan, RankReport, Request, Work
 from workers.records import (
     COLLECTIVES,
@@ -40,6 +41,7 @@ __all__ = [
     "SPANS",
     "STEPS",
     "Built",
+    "Clock",
     "CollectiveRow",
     "Engine",
     "EngineError",
@@ -55,13 +57,13 @@ __all__ = [
 ]
 
 GROUP = "orchestrator.engines"
-# It measures a node and serves nothing, so it is not listed.
+# This engine measures a node and serves nothing, so it is not listed.
 CALIBRATION = EntryPoint("calibration", "workers.engines.calibration:CalibrationEngine", GROUP)
 
 
 class EngineError(Refused):
-    """An engine that is not there, or that cannot do what was asked. The message says which, and
-    what to do."""
+    """An engine that does not exist, or that cannot do what was asked. The message names it and
+    says what to do."""
 
 
 class Engine(Protocol):
@@ -85,11 +87,11 @@ class Engine(Protocol):
         ...
 
     def run(self, work: Work) -> RankReport:
-        """Serve this rank's share of `work`, which is that of the whole layout, and report."""
+        """Serve this rank's share of `work` and report. `work` is that of the whole layout."""
         ...
 
     def close(self) -> None:
-        """Free what `build` took, be it that it or a `run` raised."""
+        """Free what `build` took. It is also called after `build` or `run` has raised."""
         ...
 
 

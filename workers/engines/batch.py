@@ -46,9 +46,9 @@ def left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
 class Stop(StoppingCriteria):
     """Ends each row at its own length or after an end token, and calls `on_step` once a step.
 
-    lengths: int64 [rows]. eos: int64 [n], empty to go on past end tokens. agree: given whether
-    every row here is done, whether every rank is; with it no row ends before all ranks' rows have,
-    so that all make the same number of steps.
+    lengths: int64 [rows]. eos: int64 [n], empty to go on past end tokens. agree: takes whether
+    every row of this rank is done and returns whether those of all ranks are. With it no row ends
+    before all have, so that all ranks make the same number of steps.
     """
 
     def __init__(
@@ -157,8 +157,8 @@ class Batcher:
     """Serves runs with `model.generate`, one wave after another.
 
     model: of Transformers, with `generate`. on_phase: called with PREFILL when a wave starts and
-    with DECODE after each step. agree: see `Stop`. progress: told of each step, in which a row that
-    met an end token counts up to its length. reports: whether this rank reports the requests.
+    with DECODE after each step. agree: see `Stop`. progress: gets each step; there a row counts up
+    to its length, even after an end token. reports: whether this rank reports the requests.
     """
 
     model: Any
@@ -183,8 +183,8 @@ class Batcher:
         self.model.generation_config = config
 
     def serve(self, work: Work, ledger: Ledger, rounds: int = 0) -> None:
-        """Serve `work` and enter it in `ledger`; `rounds`: take part in so many waves, served or
-        not."""
+        """Serve `work` and enter it in `ledger`; `rounds`: the number of waves to take part in,
+        even where no request is left."""
         torch.manual_seed(self.plan.seed + ledger.replica)
         batches, waiting = waves(work), len(work.requests)
         clock = Clock(self.device)

@@ -56,5 +56,5 @@ class CalibrationEngine:
         )
 
     def close(self) -> None:
-        """Nothing was taken but the context."""
+        """Drop the context. Nothing else was taken."""
         self._context = None

@@ -75,8 +75,9 @@ def _uneven(plan: EnginePlan) -> str | None:
 
 
 def _cut_otherwise(plan: EnginePlan) -> str | None:
-    """Why not, where the layout cuts a layer in another way than AutoTP does. Embedding and head
-    are left out: AutoTP replicates the one and cuts the other by its inputs."""
+    """Why DeepSpeed cannot run the plan, where the layout cuts a layer in another way than AutoTP
+    does. Embedding and head are left out: AutoTP replicates the one and cuts the other by its
+    inputs."""
     degree = plan.placement.degree("tp")
     for name, shape in plan.model.parameters():
         if not name.startswith("model.layers."):

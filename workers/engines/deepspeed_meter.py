@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 class Meter:
     """Counts the collectives of DeepSpeed's backend by phase, and times them where a call blocks.
 
-    axis: the mesh axis that all of them go over. timed: time calls that run on after they have
-    returned. calls, sizes: calls and message bytes by (phase, operation). timed_calls: each call
-    from start to completion. blocked: when the caller was held up, starting a collective or waiting
-    for one; both in seconds of `time.perf_counter`.
+    axis: the mesh axis that all of them go over. timed: also time asynchronous calls to their end.
+    calls, sizes: calls and message bytes by (phase, operation). timed_calls: each call from start
+    to completion. blocked: when the caller was held up, starting a collective or waiting for one;
+    both in seconds of `time.perf_counter`.
     """
 
     axis: str
@@ -86,7 +86,7 @@ class Meter:
         return call
 
     def _completed(self, begun: Call) -> None:
-        """A call that went on after it had returned is over."""
+        """Enter an asynchronous call that has just ended."""
         self.timed_calls.append(replace(begun, end=time.perf_counter()))
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def set_environment(context: RankContext) -> Callable[[], None]:
-    """Set the variables that DeepSpeed reads instead of asking; returns what puts them back. The
-    ranks have met already, so the address is not used."""
+    """Set the environment variables that DeepSpeed reads. Returns a function that puts the old
+    values back. The ranks have met already, so the address is not used."""
     index = context.device.index
     wanted = {
         "DS_ACCELERATOR": context.device.type,

@@ -91,7 +91,7 @@ def _product_cases(
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Operation | None:
-    """The product in `dtype`; None where this device has none in it."""
+    """The product in `dtype`; None where this device cannot compute it."""
     a, b = a.to(dtype), b.to(dtype)
     if dtype != torch.float8_e4m3fn:
         return lambda: functional.linear(a, b)

@@ -1,4 +1,4 @@
-"""How the engine `calibration` measures: how much, how it takes a time, and what row comes of it.
+"""How the engine `calibration` measures: the sizes, how a call is timed, and the row of a result.
 
 Every time is the median of several samples. A sample is several calls in a row, after one call that
 is not timed and that brings the ranks together.
@@ -26,8 +26,8 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 class Sweep:
     """How much is measured.
 
-    messages: bytes of the collectives. memory_bytes: read and copied. gemms: (m, n, k). weight:
-    (n, k) of a decode product, rows: its m. samples: of which the median is taken, each of `calls`
+    messages: bytes of the collectives. memory_bytes: read and copied. gemms: (m, n, k). weight: (n,
+    k) of a decode product, rows: its m. samples: how many the median is taken of; each is `calls`
     calls.
     """
 

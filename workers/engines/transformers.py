@@ -113,7 +113,8 @@ def _refused_cuts(plan: EnginePlan) -> str | None:
 
 
 def _missing_for(axes: set[str], device: str) -> str | None:
-    """What a pipeline needs and is not there."""
+    """The reason why there can be no pipeline here; None where there can, or where none is asked
+    for."""
     if "pp" in axes and device != "cuda":
         return "its device_map needs GPUs (pp)"
     if "pp" in axes and importlib.util.find_spec("accelerate") is None:

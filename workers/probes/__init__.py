@@ -1,2 +1,2 @@
-"""What is observed of a run: the spans of its steps, in an observed run only; and samples of the
-machine beside it, in every run."""
+"""What is recorded beside a run: samples of the machine in every run, and the spans of its steps in
+an observed run only."""

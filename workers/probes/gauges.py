@@ -1,4 +1,4 @@
-"""What Ray's metrics endpoint tells of a run that is going on, in Ray's own format for Prometheus.
+"""Live metrics of a run at Ray's metrics endpoint, in Ray's own format for Prometheus.
 
 Once a second a thread beside the run reads what the generate loop keeps in `workers.progress`, and
 hands it to `ray.util.metrics`. The loop itself never calls Ray. On a GPU the host launches steps
@@ -195,8 +195,8 @@ def _of_ray(metric: Metric) -> Any:
 
 
 class Publisher:
-    """Tells Ray once a second what a rank does, from now until `stop`. samples: returns the latest
-    readings of each GPU."""
+    """Publishes to Ray once a second what a rank does, from now until `stop`. samples: returns the
+    latest readings of each GPU."""
 
     def __init__(
         self, tags: Mapping[str, str], progress: Progress, samples: Callable[[], Sequence[Readings]]
@@ -207,7 +207,8 @@ class Publisher:
         self._over = _every_second(self.publish)
 
     def publish(self) -> None:
-        """Tell Ray now. Called when a run has ended too, so that none of its steps is left out."""
+        """Publish now. It is also called when a run has ended, so that none of its steps is left
+        out."""
         with self._lock:
             self._board.put(self._readings())
 
@@ -220,7 +221,7 @@ class Publisher:
 
 
 class Exposure:
-    """Tells Ray how much communication of an observed run was exposed.
+    """Publishes to Ray how much communication of an observed run was exposed.
 
     That is known once the run is over. Ray forgets a gauge that is not set again, so it is set
     every second until `stop`.

@@ -55,8 +55,8 @@ Answers = dict[Field, int]  # without the fields that were refused
 
 
 def fast_ways(nvml: Any, handle: Any) -> list[list[Ask]]:
-    """The readings of every sample, each as its ways. Power is first: the time of a sample is that
-    of its power."""
+    """The readings of every sample: for each the ways to get it, best first. Power is first: the
+    time of a sample is that of its power."""
     energy = SinceFirst()
     fields = [power_ways(nvml, handle), nvlink_ways(), [Way(_of_gpu(PCIE_BYTES), PcieBytes())]]
     return [
@@ -75,7 +75,7 @@ def fast_ways(nvml: Any, handle: Any) -> list[list[Ask]]:
 
 
 def slow_ways(nvml: Any, handle: Any) -> list[list[Ask]]:
-    """The readings that take long, so are not part of every sample; each as its ways."""
+    """The readings that take long and are not part of every sample: for each the ways to get it."""
     return [[lambda: _processes(nvml, handle)]]
 
 
@@ -160,7 +160,7 @@ class Way:
 
 
 class FieldReader:
-    """Readings of NVML's fields, of each the ways; one call of the driver a sample.
+    """Readings of NVML's fields, each with several ways; one call of the driver a sample.
 
     Several fields are answered by one query of the driver, which nvmlDeviceGetFieldValues makes
     once where they are asked for together. A way that is refused is not tried again.
@@ -184,7 +184,7 @@ class FieldReader:
 
 
 def _settled(ways: list[Way], answers: Answers, found: Readings) -> bool:
-    """Add what the first of `ways` reads to `found`, or drop it where it is refused. Whether
+    """Add what the first of `ways` reads to `found`, or drop a way that is refused. Returns whether
     nothing remains to be tried."""
     try:
         found.update(ways[0].read(answers))

@@ -1,4 +1,5 @@
-"""What the generate loop tells a probe; the probe that records nothing, and the one for a CPU."""
+"""The protocol by which the generate loop reports to a probe, a probe that records nothing, and the
+probe for a CPU."""
 
 from __future__ import annotations
 

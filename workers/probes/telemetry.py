@@ -1,7 +1,7 @@
 """What the machine does during a run: a thread samples counters of NVML and of the process.
 
-Nothing here calls torch during a run, and no failure here reaches the run: what cannot be read is
-null.
+Nothing here calls torch during a run, and no failure here stops the run: a value that cannot be
+read is null.
 """
 
 from __future__ import annotations

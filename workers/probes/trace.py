@@ -88,7 +88,7 @@ class Kernel:
 
     @property
     def operations(self) -> tuple[str, ...]:
-        """What it may communicate; () for compute."""
+        """The operations that it may carry out; () for compute."""
         return next((ops for part, ops in COMMUNICATION_KERNELS.items() if part in self.name), ())
 
 

@@ -25,14 +25,14 @@ Shares = Mapping[str, float | None]
 
 @dataclass(frozen=True)
 class CellFigures(View):
-    """One cell. What was measured is None unless it has a completed run.
+    """One cell. Measured values are None unless it has a completed run.
 
     low, high: the 95% interval of throughput. per_user: tokens/s, 1000 / tpot. bound: of
-    throughput, with its source. timed_ms: decode step of the timed runs.
-    parts: phase -> part -> percent of the step, only where it was observed; worst: the same of the
-    worst rank. comm: phase -> all communication, hidden or not, in percent of the step.
-    step_ms: phase -> length of a step. token_ms: from one token of a request to its next.
-    micro_batches: that a rank decodes in turn.
+    throughput, with its source. timed_ms: decode step of the timed runs. parts: phase -> part ->
+    percent of the step, only where it was observed; worst: the same of the worst rank. comm: phase
+    -> all communication, hidden or not, in percent of the step. step_ms: phase -> length of a step.
+    token_ms: from one token of a request to its next. micro_batches: how many a rank decodes in
+    turn.
     """
 
     gpus: int | None
@@ -66,8 +66,8 @@ def cells(
 ) -> list[CellFigures]:
     """A row per cell of the comparison.
 
-    parts: the steps of the observed runs taken apart. steps: those of the timed runs, for how many
-    micro-batches are in flight.
+    parts: the steps of the observed runs taken apart. steps: those of the timed runs, which show
+    how many micro-batches are in flight.
     """
     lengths, in_flight = step_lengths(parts), micro_batches(steps)
     between = token_times(parts, in_flight)
@@ -115,12 +115,13 @@ def _figures(one: Comparison, names: Names, **of_steps: object) -> CellFigures:
 
 
 def not_negative(value: float | None) -> float | None:
-    """The lower end of an interval of what cannot be below 0, which Student's t does not know."""
+    """The lower end of an interval, or 0 if it is negative: Student's t does not know that the
+    value itself cannot be."""
     return None if value is None else max(0.0, value)
 
 
 def with_bounds(comparison: Sequence[Comparison], runs: Sequence[Summary]) -> list[Comparison]:
-    """The comparison in which cells without a valid run have the bound that their runs were held
+    """The comparison in which cells without a valid run have the bound that their runs were checked
     against."""
     invalid = grouped((run for run in runs if run.status == INVALID), lambda run: run.cell)
 

@@ -16,7 +16,7 @@ SAMPLES = 100  # of a cell's telemetry over time
 
 @dataclass(frozen=True, slots=True)
 class Gauge:
-    """A column of the table `telemetry` as it is drawn. scale: one of its unit in that of the
+    """A column of the table `telemetry` as it is drawn. scale: factor from its unit to that of the
     chart."""
 
     title: str

@@ -17,7 +17,8 @@ from workers.rows import widened
 
 MAX_BARS = 3000  # over the layouts of one view
 MAX_STEPS = 3
-# The part of a window below which a gap between two stretches of compute cannot be seen.
+# A gap between two stretches of compute cannot be seen if it is a smaller part of the window than
+# this.
 SEEN = 1 / 2000
 
 

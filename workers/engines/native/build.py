@@ -79,7 +79,7 @@ def _room(context: RankContext, plan: EnginePlan) -> float:
     pass and the reserve; on a CPU there is no limit."""
     if context.device.type != "cuda":
         return math.inf
-    torch.cuda.empty_cache()  # what loading is done with is free, but not yet given back
+    torch.cuda.empty_cache()  # memory that loading used is free, but not yet given back
     free, total = torch.cuda.mem_get_info(context.device)
     size, placement, rank = DTYPE_BYTES[plan.dtype], plan.placement, context.rank
     workspace = workspace_bytes(placement, plan.model, rank, size, plan.prefill_tokens)

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from workers.engines.native.runner import Runner
     from workers.rank import RankContext
 
-# Steps that the host may be ahead of the device where the clock decides who is let in.
+# Steps that the host may be ahead of the device in an open loop, where the clock decides which
+# requests are let in.
 RUN_AHEAD = 2
 
 
@@ -94,7 +95,7 @@ class TorchEngine:
             return self._generator.run(work if self._observable else replace(work, observe=False))
 
     def close(self) -> None:
-        """Let go of graphs, cache and weights."""
+        """Free graphs, cache and weights."""
         if self._runner is not None:
             self._runner.close()
         self._runner = self._generator = None
@@ -219,7 +220,7 @@ class Generator:
         return run.scheduler.next_micro_batch()
 
     def _take(self, run: Run, step: Step) -> None:
-        """One step: what it needs is fetched, its work launched, its tokens passed on."""
+        """Take one step: fetch the tokens that it needs, launch its work, pass its tokens on."""
         context, at = self._communicator.context, (step.phase, step.index, step.micro_batch)
         with (
             run.probe.step(step.phase, step.index),
@@ -272,6 +273,6 @@ class Generator:
         return to_host(tokens)
 
     def _hold_up(self, delay: tuple[int, float] | None) -> None:
-        """Idle for the seconds of `delay` where it is meant for this rank."""
+        """Idle for the seconds of `delay` if it names this rank."""
         if delay is not None and delay[0] == self._communicator.context.rank:
             idle(self._device, delay[1])

@@ -1,4 +1,4 @@
-"""What a run leaves behind, step by step, and the tables that are made of it."""
+"""The record of a run, step by step, and the tables that are made from it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Log:
 
 @dataclass(slots=True)
 class _Output:
-    """What a request got: its tokens, and when."""
+    """The tokens of a request, and the time of each."""
 
     tokens: list[int] = field(default_factory=list)
     times_s: list[float] = field(default_factory=list)
@@ -73,7 +73,7 @@ def _outputs(log: Log, clock: Clock) -> dict[Sequence, _Output]:
 
 
 def _sampled(log: Log, clock: Clock) -> Iterator[tuple[Sequence, int, float]]:
-    """Each token in order: whose it is, what it is, and when it was there in seconds."""
+    """Each token in order: its sequence, its id, and the time at which it was made, in seconds."""
     for step, mark, tokens in zip(log.steps, log.marks, log.tokens, strict=True):
         if tokens is not None:
             at = clock.seconds(mark)
@@ -82,8 +82,8 @@ def _sampled(log: Log, clock: Clock) -> Iterator[tuple[Sequence, int, float]]:
 
 
 def _arrival(sequence: Sequence, outputs: dict[Sequence, _Output]) -> float:
-    """In an open loop when it was scheduled to come; in a closed one when the sequence before it
-    had ended."""
+    """The arrival of a request. In an open loop it is the scheduled time; in a closed loop it is
+    the end of the sequence that had the seat before."""
     if sequence.admitted_s is not None:
         return sequence.request.arrival_s
     return outputs[sequence.after].times_s[-1] if sequence.after else 0.0

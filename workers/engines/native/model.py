@@ -256,8 +256,8 @@ class Decoder:
 
 
 class NamedDecoder(Decoder):
-    """The same, with ranges around its layers for Nsight Systems to show. A class of its own, so
-    that an ordinary decoder does not even check whether it is watched."""
+    """The same decoder with named ranges around its layers, for Nsight Systems to show. It is a
+    separate class, so that an ordinary decoder spends no time on ranges."""
 
     def _in_turn(self) -> Iterator[tuple[int, Layer]]:
         for index, layer in super()._in_turn():

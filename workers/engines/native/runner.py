@@ -243,7 +243,7 @@ class Runner:
             self._graphs[size] = self._captured(self._new_graph(size))
 
     def close(self) -> None:
-        """Let the graphs go. Call it before the process groups whose collectives they hold are
+        """Free the graphs. Call it before the process groups whose collectives they hold are
         destroyed."""
         self._graphs.clear()
 

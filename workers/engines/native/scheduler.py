@@ -13,11 +13,11 @@ from workers.records import DECODE, PREFILL
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a scheduler keeps to.
+    """The limits of a scheduler.
 
-    micro_batches: most of them in flight. pages: KV pages that there are. prefill_tokens: most
-    prompt tokens in one step. chunked: a prompt may be cut to fill them; otherwise prompts go
-    whole, and one that is longer goes alone.
+    micro_batches: the most in flight. pages: KV pages that there are. prefill_tokens: most prompt
+    tokens in one step. chunked: a prompt may be cut to fill them; otherwise prompts go whole, and
+    one that is longer goes alone.
     """
 
     micro_batches: int
@@ -172,8 +172,8 @@ class Scheduler:
         return None
 
     def next_step(self, micro_batch: int) -> Step | None:
-        """The next step of `micro_batch`, or None if it ran empty. Its tokens count as made, and
-        sequences that were done before it have left."""
+        """The next step of `micro_batch`, or None if it ran empty. Sequences that are done are
+        removed first, and the tokens of the step are counted as made."""
         mine = self._micro_batches[micro_batch]
         self._release(mine)
         if not mine:
@@ -213,7 +213,7 @@ class Scheduler:
         )
 
     def _release(self, micro_batch: MicroBatch) -> None:
-        """Let go of every sequence that is done."""
+        """Remove every sequence that is done, and free its seat and pages."""
         for sequence in [s for s in micro_batch.running if s.done]:
             micro_batch.running.remove(sequence)
             self._pool.give_back(sequence.pages)

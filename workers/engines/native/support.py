@@ -60,7 +60,8 @@ def _over_tp(plan: EnginePlan) -> str | None:
 
 
 def _cuts(plan: EnginePlan) -> str | None:
-    """Which sums it makes follows from the cuts of layer 0, so only some go together."""
+    """Why the cuts under tp cannot be run; None if they can. The engine derives its sums from the
+    cuts of layer 0, so only some cuts go together."""
     placement, model = plan.placement, plan.model
     if placement.degree("tp") == 1:
         return None

@@ -26,7 +26,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The same, with the residual read and written by the way."""
+    """The same, reading and writing the residual in the same pass."""
     return _normed(x, residual, weight, eps)
 
 
