@@ -81,7 +81,8 @@ class Worker:
         return built
 
     def _connect(self, plan: EnginePlan, store: Store | None) -> RankContext:
-        """The process groups of this rank, met over `store` if there are others."""
+        """The context of this rank, with its process groups. `store` is where the ranks meet; None
+        for a process that is alone."""
         from workers.ranges import ranges_for
         from workers.rank import connect
 

@@ -66,7 +66,7 @@ class WorkerGroup:
         engine: str,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        # actor names are unique in a cluster that others use too
+        # actor names must be unique in a cluster, which others may use too
         self.name = f"{name}-{secrets.token_hex(2)}"
         self._cluster = cluster
         self._plan = plan

@@ -17,8 +17,8 @@ CONSTRAINTS = Path(__file__).resolve().parents[2] / "constraints.txt"
 @dataclass(frozen=True, slots=True)
 class Package:
     """One requirement. range: the versions that this project asks for, empty for any. installed:
-    None where it is missing. ok: what is installed is in the range. tested: the version that this
-    project is tested with, None outside of a checkout."""
+    None where it is missing. ok: the installed version is in the range. tested: the version that
+    this project is tested with, None outside of a checkout."""
 
     name: str
     range: str

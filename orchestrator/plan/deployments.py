@@ -1,4 +1,4 @@
-"""What the driver is given: deployments with their finished plans and the work of each cell. Pure
+"""The input of the driver: deployments with their finished plans and the work of each cell. Pure
 data."""
 
 from __future__ import annotations

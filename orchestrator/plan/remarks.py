@@ -24,8 +24,7 @@ def remarks(
     cluster: Cluster | None = None,
 ) -> Iterator[str]:
     """Engines chosen for the user, idle replicas, requests that will queue, ablations that change
-    nothing, and where Nsight Systems writes. A layout that is run again without something is
-    remarked on once."""
+    nothing, and where Nsight Systems writes. An ablated layout gets no remarks of its own."""
     made = {(one.deployment.strategy, one.deployment.ablation) for one in planned}
     for one in planned:
         if one.deployment.ablation == "none":

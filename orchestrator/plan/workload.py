@@ -86,7 +86,8 @@ class Workload:
         return [Request(i, prompt.tokens, prompt.output_len) for i, prompt in enumerate(prompts)]
 
     def _timed(self, requests: list[Request]) -> list[Request]:
-        """With times of arrival where a rate is asked for: alike for every layout."""
+        """The requests, with times of arrival if a rate was asked for. The times are the same for
+        every layout."""
         rate = self.experiment.request_rate
         if rate is None:
             return requests

@@ -19,7 +19,7 @@ from workers.rows import grouped
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """One experiment's manifest. day: of its beginning. lists: facts by their heading. manifest:
+    """One experiment's manifest. day: on which it began. lists: facts by their heading. manifest:
     the whole of it as text."""
 
     name: str

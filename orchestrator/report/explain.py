@@ -187,7 +187,8 @@ def _gathered_bytes(placement: Placement, model: ModelShape, size: int) -> int:
 def _layer_slices(
     placement: Placement, model: ModelShape, rank: int
 ) -> Mapping[str, tuple[int, int]]:
-    """What `rank` computes a layer with, in units of heads and columns; nothing without layers."""
+    """The slices of a layer that `rank` computes with, in units of heads and columns. Empty for a
+    rank without layers."""
     layers = [stage.layers for stage in placement.stages_of(rank) if stage.layers]
     shapes = dict(model.layer_parameters())
     found = {}
@@ -203,8 +204,8 @@ def _layer_slices(
 def _vocabulary(
     placement: Placement, model: ModelShape, rank: int
 ) -> Mapping[str, tuple[int, int]]:
-    """The rows of the vocabulary that `rank` holds, of the head where it has one; nothing without
-    any."""
+    """The rows of the vocabulary that `rank` holds: those of the head if it holds the head, else
+    those of the embedding. Empty if it holds neither."""
     found, shape = {}, (model.vocab_size, model.hidden_size)
     heads = () if model.tie_embeddings else ("lm_head.weight",)
     for name in ("model.embed_tokens.weight", *heads):

@@ -73,12 +73,12 @@ class RunProgress:
             self.note(f"{skipped} of {runs + skipped} runs have a result and are skipped.")
 
     def connected(self, cluster: HasDashboard) -> None:
-        """The cluster is there."""
+        """The cluster is connected."""
         if cluster.dashboard:
             self.note(f"Ray dashboard: {cluster.dashboard}")
 
     def phase(self, deployment: str, cell: str, what: str) -> None:
-        """What begins now; `cell` is empty while building."""
+        """A phase begins; `cell` is empty while building."""
         self._bar.update(self._task, description=escape(f"{cell or deployment}  {what}"))
 
     def finished(self, run: Measured) -> None:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from orchestrator.store.catalog import Listed
 from orchestrator.store.schema import COMPLETED, FAILED, INVALID
+from workers.rows import SCHEMA_VERSION
 
 UNLIMITED = 100_000  # columns
 
@@ -40,7 +41,20 @@ def _table(listed: Sequence[Listed]) -> Table:
             one.started_at,
             escape(one.model),
             escape(", ".join(one.strategies)),
-            *map(str, (one.completed, one.invalid, one.failed)),
-            escape(one.folder),
+            *_counts(one),
+            escape(one.folder + _remark(one)),
         )
     return table
+
+
+def _is_readable(one: Listed) -> bool:
+    return one.schema_version == SCHEMA_VERSION
+
+
+def _counts(one: Listed) -> list[str]:
+    counts = (one.completed, one.invalid, one.failed)
+    return [str(count) if _is_readable(one) else "-" for count in counts]
+
+
+def _remark(one: Listed) -> str:
+    return "" if _is_readable(one) else f" (schema version {one.schema_version}: cannot be read)"

@@ -107,7 +107,7 @@ def _headings(rank: int) -> Iterator[Event]:
 def _steps(spans: Iterable[SpanRow]) -> Iterator[Slice]:
     steps = grouped(spans, lambda span: (span.rank, span.phase, span.step))
     for (rank, phase, step), mine in steps.items():
-        # A send goes on while the next step runs, so it does not count as part of its own.
+        # A send may last into the next step, so it is not counted in the length of its own.
         own = [span for span in mine if span.kind != "send"] or mine
         yield Slice(
             f"{phase} step {step}",

@@ -129,8 +129,8 @@ class Reader:
 
 
 def _of_requests(done: Sequence[StepEnd], idle: bool) -> Iterator[Reading]:
-    """Tokens, throughput and requests. Where no step has ended there is nothing: the gauges keep
-    their last values."""
+    """Tokens, throughput and requests. Empty where no step has ended: the gauges then keep their
+    last values."""
     tokens = sum(step.tokens for step in done[1:])
     if tokens:
         yield OUTPUT_TOKENS, tokens, {}

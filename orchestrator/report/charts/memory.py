@@ -14,7 +14,8 @@ from workers.rows import grouped, widened
 
 @dataclass(frozen=True)
 class RankMemory(View):
-    """One rank, in GB. weight, kv: None where they are not known of a rank. rest: of the peak."""
+    """One rank, in GB. weight, kv: None where a rank does not report them. rest: what remains of
+    the peak."""
 
     rank: int
     peak: float | None

@@ -69,7 +69,7 @@ class Samples:
 
     @classmethod
     def of(cls, table: pa.Table) -> Samples:
-        """The gauges of GPUs where the table knows of any, else those of processes."""
+        """The gauges of GPUs where the table has any, else those of processes."""
         gauges = GAUGES if table.column("gpu").null_count < table.num_rows else CPU_GAUGES
 
         def floats(name: str) -> np.ndarray:
@@ -83,7 +83,7 @@ class Samples:
         )
 
     def first_run(self, places: np.ndarray) -> np.ndarray:
-        """Those of `places` that are of the first run among them."""
+        """The `places` that belong to the first run among them."""
         runs = self.runs[places]
         return np.asarray(places[(runs == runs.min()) & ~np.isnan(self.times[places])])
 

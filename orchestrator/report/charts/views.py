@@ -62,7 +62,8 @@ def by_cell(table: pa.Table) -> dict[CellKey, np.ndarray]:
 
 
 def rounded(value: float | None) -> float | None:
-    """To five digits: more than any of it is known to, and less to store. NaN becomes None."""
+    """Rounded to five digits, to make the page smaller. No measured value is more precise. NaN
+    becomes None."""
     return None if value is None or value != value else float(f"{value:.{DIGITS}g}")
 
 

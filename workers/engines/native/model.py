@@ -203,12 +203,12 @@ class Decoder:
         return self._logits(x, residual, batch.sampled) if self.has_head else residual.add_(x)
 
     def _in_turn(self) -> Iterable[tuple[int, Layer]]:
-        """Each layer with its index; the next is asked for when one is done."""
+        """Each layer with its index. The caller takes the next one when it is done with one."""
         return self.layers.items()
 
     def _normed(self, x: Tensor, residual: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of `x` and the residual, normed and as it is; before the first layer there is no
-        residual yet."""
+        """The norm of the sum of `x` and the residual, and the sum itself. Before the first layer
+        there is no residual yet."""
         if residual is None:
             return self._kernels.rms_norm(x, weight, self._eps), x
         return self._kernels.add_rms_norm(x, residual, weight, self._eps), residual
