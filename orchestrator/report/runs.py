@@ -48,7 +48,7 @@ def _table(listed: Sequence[Listed]) -> Table:
 
 
 def _is_readable(one: Listed) -> bool:
-    return one.schema_version == SCHEMA_VERSION
+    return one.schema_version in (None, SCHEMA_VERSION)
 
 
 def _counts(one: Listed) -> list[str]:

@@ -1,6 +1,7 @@
 """The list of what was run."""
 
 import io
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -24,3 +25,11 @@ def test_the_list_is_cut_at_no_width_outside_a_terminal():
     console = Console(file=io.StringIO(), width=80)
     render([LISTED], console)
     assert "x/" * 200 in console.file.getvalue()
+
+
+def test_results_of_another_version_are_listed_without_counts():
+    console = Console(file=io.StringIO(), width=80)
+    render([replace(LISTED, folder="old", completed=0, schema_version=1)], console)
+    (line,) = [one for one in console.file.getvalue().splitlines() if "old" in one]
+    assert line.endswith("old (schema version 1: cannot be read)  ")
+    assert line.split("tp4, pp4")[1].split()[:3] == ["-"] * 3
