@@ -28,8 +28,7 @@ def test_the_list_is_cut_at_no_width_outside_a_terminal():
 
 
 def test_results_of_another_version_are_listed_without_counts():
-    console = Console(file=io.StringIO(), width=80)
+    console = Console(file=io.StringIO(), width=160)
     render([replace(LISTED, folder="old", completed=0, schema_version=1)], console)
-    (line,) = [one for one in console.file.getvalue().splitlines() if "old" in one]
-    assert line.endswith("old (schema version 1: cannot be read)  ")
-    assert line.split("tp4, pp4")[1].split()[:3] == ["-"] * 3
+    shown = " ".join(console.file.getvalue().split())
+    assert "tp4, pp4 - - - old (schema version 1: cannot be read)" in shown
