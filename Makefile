@@ -4,8 +4,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-# What needs no Ray, no rank processes, no GPU and no browser.
-FAST = not ray and not ranks and not gpu and not browser
+# What needs no Ray, no rank processes, no GPU and no browser, and takes no seconds.
+FAST = not ray and not ranks and not gpu and not browser and not slow
 
 .PHONY: demo test test-fast lint clean
 
@@ -16,7 +16,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m '$(FAST)'
+	$(BIN)/python -m pytest --ignore tests/integration -m '$(FAST)'
 
 lint: $(READY)
 	$(BIN)/ruff check .

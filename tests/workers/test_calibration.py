@@ -89,6 +89,7 @@ def test_what_has_no_time_has_no_rate() -> None:
     assert row.bytes == 1 << 20
 
 
+@pytest.mark.slow
 def test_one_cpu_worker_measures_its_memory_and_its_products() -> None:
     rows = measure(context(), TINY)
     assert [(row.kind, row.op, row.dtype) for row in rows] == [

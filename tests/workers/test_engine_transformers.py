@@ -21,6 +21,8 @@ from workers.engines import Engine, create
 from workers.engines.transformers import device_map, empty_model, shape_to_config
 from workers.messages import EnginePlan, RankReport, Request, Work
 
+pytestmark = pytest.mark.slow
+
 VOCAB = 96
 LENGTHS = (5, 1, 9, 3, 7, 6, 2)
 BASE: dict[str, Any] = {
