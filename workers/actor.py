@@ -41,7 +41,7 @@ class Worker:
         self._progress = Progress()
         self._publisher: Publisher | None = None
 
-    def node(self) -> Process:
+    def process(self) -> Process:
         """Where Ray put this process, which uses that GPU from now on."""
         import ray
 

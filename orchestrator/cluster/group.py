@@ -182,7 +182,7 @@ class WorkerGroup:
 
     def _ask_places(self, addresses: Mapping[str, str]) -> list[Place]:
         """Where the actors are, in the order they were started."""
-        found: list[Process] = gather(ask(self._actors, Worker.node), "the start", START_S)
+        found: list[Process] = gather(ask(self._actors, Worker.process), "the start", START_S)
         return [
             Place(addresses[one.node_id], one.node_id, one.device_index, one.pid) for one in found
         ]

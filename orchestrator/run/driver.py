@@ -79,23 +79,40 @@ def _run(
         cells = [cell.cell for job in jobs for cell in job.deployment.cells]
         manifest.write(store, experiment, cells, cluster, device)
         progress.connected(cluster)
-        exposure = Exposure()
+        asked = "no" if experiment.nsys else experiment.interleave
+        _take_turns(jobs, _next_turn(store), cluster, progress, Interleaving(asked, len(jobs)))
+
+
+def _take_turns(
+    jobs: Sequence[Job],
+    first: int,
+    cluster: Cluster,
+    progress: Progress,
+    interleaving: Interleaving,
+) -> None:
+    """Give each job its turn, again and again, until none has anything left to do.
+
+    first: number of the first turn. Meanwhile Ray's metrics are told what is known of exposed
+    communication.
+    """
+    exposure = Exposure()
+    try:
         for job in jobs:
             exposure.tell(job.tags, job.exposed_shares())
-        asked = "no" if experiment.nsys else experiment.interleave
-        interleaving = Interleaving(asked, len(jobs))
-        try:
-            for number in itertools.count(_next_turn(store)):
-                todo = [job for job in jobs if job.unfinished()]
-                if not todo:
-                    break
-                # Another layout goes first in each turn, as a drift would favour the first one.
-                first = number % len(todo)
-                for job in todo[first:] + todo[:first]:
-                    Turn(job, number, cluster, progress).serve(interleaving)
-                    exposure.tell(job.tags, job.exposed_shares())
-        finally:
-            exposure.stop()
+        for number in itertools.count(first):
+            for job in _rotated([job for job in jobs if job.unfinished()], number):
+                Turn(job, number, cluster, progress).serve(interleaving)
+                exposure.tell(job.tags, job.exposed_shares())
+            if not any(job.unfinished() for job in jobs):
+                break
+    finally:
+        exposure.stop()
+
+
+def _rotated(jobs: list[Job], number: int) -> list[Job]:
+    """Another one goes first in each turn, as a drift would favour the first one."""
+    first = number % max(len(jobs), 1)
+    return jobs[first:] + jobs[:first]
 
 
 def _with_room(joined: Cluster | None, device: str, ranks: int) -> AbstractContextManager[Cluster]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -33,17 +34,11 @@ def write_tables(tables: Mapping[str, pa.Table], format: str, out: Path) -> list
     written.
     """
     check_format(format)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with _in_folder(out):
         return [
             replace_file(out / f"{name}.{format}", partial(_write_as, format, table))
             for name, table in tables.items()
         ]
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"tables cannot be written to {out}: {reason}; give another --out") from (
-            error
-        )
 
 
 def pack(tables: Mapping[str, pa.Table], manifest: str, out: Path) -> list[Path]:
@@ -55,17 +50,24 @@ def pack(tables: Mapping[str, pa.Table], manifest: str, out: Path) -> list[Path]
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; give another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with _in_folder(out):
         replace_file(out / MANIFEST, lambda path: path.write_text(manifest))
         names = sorted(tables, key=lambda name: name == SUMMARY)
         parts = [write_part(out / f"{name}.arrow", encoded(tables[name])) for name in names]
+        return [out / MANIFEST, *parts]
+
+
+@contextmanager
+def _in_folder(out: Path) -> Iterator[None]:
+    """Make the folder, and say what is in the way where something in it cannot be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"results cannot be packed into {out}: {reason}; give another --out") from (
+        raise UserError(f"tables cannot be written to {out}: {reason}; give another --out") from (
             error
         )
-    return [out / MANIFEST, *parts]
 
 
 def _write_as(format: str, table: pa.Table, path: Path) -> None:

@@ -185,7 +185,7 @@ def test_a_group_serves_and_is_gone_when_killed(ray_cluster):
     assert [built.rank for built in group.build(60)] == [0, 1]
     reports = group.run(Work(fake_engine.requests(2), 2), 60)
     assert [report.rank for report in reports] == [0, 1]
-    pids = [ray.get(actor.node.remote()).pid for actor in group._actors]
+    pids = [ray.get(actor.process.remote()).pid for actor in group._actors]
     group.kill()
     assert not any(psutil.pid_exists(pid) for pid in pids)
     assert {entry["state"] for entry in placement_group_table().values()} == {"REMOVED"}
@@ -208,8 +208,8 @@ def test_a_placement_with_reversed_devices_reverses_the_ranks(ray_cluster, monke
     try:
         assert names == {0: "rank1", 1: "rank0"}
         actors = [ray.get_actor(f"{group.name}/rank{rank}") for rank in (0, 1)]
-        named = ray.get([actor.node.remote() for actor in actors])
-        held = ray.get([actor.node.remote() for actor in group._actors])
+        named = ray.get([actor.process.remote() for actor in actors])
+        held = ray.get([actor.process.remote() for actor in group._actors])
         assert [one.pid for one in named] == [one.pid for one in held]
         assert [built.rank for built in group.build(60)] == [0, 1]
     finally:

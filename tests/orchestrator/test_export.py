@@ -231,7 +231,7 @@ def test_packing_that_stops_in_the_middle_leaves_no_results(
         return write_part(path, table)
 
     monkeypatch.setattr("orchestrator.store.export.write_part", full)
-    with pytest.raises(UserError, match=r"cannot be packed into .*: No space left on device"):
+    with pytest.raises(UserError, match=r"cannot be written to .*: No space left on device"):
         export.pack(tables(store.folder), "{}", tmp_path / "packed")
     with pytest.raises(UserError, match="no results"):
         load([tmp_path / "packed"])
