@@ -127,12 +127,6 @@ class Communicator:
         if last:
             self._keep(work, x)
 
-    def barrier(self) -> None:
-        """Wait for every rank; not counted."""
-        device = self.context.device
-        if self.context.placement.num_ranks > 1:
-            dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)
-
     def flush(self) -> None:
         """Wait until everything sent has left."""
         while self._sent:

@@ -56,6 +56,11 @@ class RankContext:
         """Whether the head is here; true without a pipeline."""
         return self.at("pp") == self.placement.degree("pp") - 1
 
+    def barrier(self) -> None:
+        """Wait for every rank; not counted as communication of the layout."""
+        if self.placement.num_ranks > 1:
+            dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
+
     def close(self) -> None:
         """Leave the process groups, if there are any."""
         if dist.is_initialized():

@@ -41,16 +41,12 @@ class Host:
     memory_bytes: int
 
 
-def local_topology(device: str = "auto", ranks: int = 1) -> Topology:
-    """The devices of this machine: its visible GPUs, or as many CPU devices as there are `ranks`.
-
-    device: "cuda", "cpu", or "auto" (GPUs where there are any). "cuda" on a machine without GPUs
-    gives no devices.
-    """
+def local_topology(device: str, ranks: int = 1) -> Topology:
+    """The devices of this machine: its visible GPUs ("cuda"), of which it may have none, or as many
+    CPU devices ("cpu") as there are `ranks`."""
     if device == "cpu":
         return Topology.uniform(ranks)
-    devices = tuple(Device("local", gpu.index, gpu.memory_bytes, gpu.name) for gpu in gpus())
-    return Topology.uniform(ranks) if device == "auto" and not devices else Topology(devices)
+    return Topology(tuple(Device("local", gpu.index, gpu.memory_bytes, gpu.name) for gpu in gpus()))
 
 
 def gpus() -> list[Gpu]:

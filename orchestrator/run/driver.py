@@ -14,6 +14,7 @@ from pathlib import Path
 
 from orchestrator.analysis.compare import COMPARED, compare
 from orchestrator.analysis.load import summaries
+from orchestrator.analysis.summary import MEASURED
 from orchestrator.cluster.connection import Cluster, connect
 from orchestrator.errors import INTERRUPTED
 from orchestrator.experiment import Experiment
@@ -100,18 +101,19 @@ def _take_turns(
         for job in jobs:
             exposure.tell(job.tags, job.exposed_shares())
         for number in itertools.count(first):
-            for job in _rotated([job for job in jobs if job.unfinished()], number):
+            todo = [job for job in jobs if job.unfinished()]
+            if not todo:
+                break
+            for job in _rotated(todo, number):
                 Turn(job, number, cluster, progress).serve(interleaving)
                 exposure.tell(job.tags, job.exposed_shares())
-            if not any(job.unfinished() for job in jobs):
-                break
     finally:
         exposure.stop()
 
 
 def _rotated(jobs: list[Job], number: int) -> list[Job]:
     """Another one goes first in each turn, as a drift would favour the first one."""
-    first = number % max(len(jobs), 1)
+    first = number % len(jobs)
     return jobs[first:] + jobs[:first]
 
 
@@ -125,7 +127,8 @@ def _with_room(joined: Cluster | None, device: str, ranks: int) -> AbstractConte
 
 def _next_turn(store: Store) -> int:
     """The number of the next turn of layouts: one more than that of any run that is kept."""
-    return 1 + max((run.conditions.turn for run in summaries(store)), default=-1)
+    kept = store.read(MEASURED.name)
+    return 1 + max(kept["turn"].to_pylist() if kept else [], default=-1)
 
 
 def _write_comparison(store: Store, experiment: Experiment) -> None:

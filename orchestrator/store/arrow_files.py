@@ -12,6 +12,7 @@ import pyarrow as pa
 from orchestrator.errors import UserError
 from workers.rows import SCHEMA_VERSION
 
+DO_WITH_OTHERS = "give another --result-dir, or read it with the release that wrote it"
 ZSTD_LEVEL = 12  # higher ones take twice as long for 1% less
 
 
@@ -78,8 +79,9 @@ def concat(tables: Iterable[pa.Table | None]) -> pa.Table | None:
 class OtherVersion(UserError):
     """A file or a folder of another schema version, which this version cannot read."""
 
-    def __init__(self, path: Path, found: object, what: str = "results", do: str = "") -> None:
-        do = do or "give another --result-dir, or read it with the release that wrote it"
+    def __init__(
+        self, path: Path, found: object, what: str = "results", do: str = DO_WITH_OTHERS
+    ) -> None:
         super().__init__(
             f"{path} holds {what} of schema version {found}, this orchestrator reads and writes "
             f"version {SCHEMA_VERSION}; {do}"

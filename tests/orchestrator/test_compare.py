@@ -1,21 +1,13 @@
 """From the runs of every cell to the table that says which layout is best."""
 
 import pytest
-from summaries import summary
+from summaries import one_run as run
 
 from orchestrator.analysis.compare import COMPARED, Standing, compare, names_of, run_order
 from orchestrator.analysis.latency import Latency
 from orchestrator.analysis.summary import MEASURED, SUMMARY
 from orchestrator.analysis.verdicts import verdicts
 from workers.rows import columns
-
-
-def run(strategy, throughput=None, index=0, **fields):
-    """A run, failed where there is no throughput."""
-    done = throughput is not None
-    status = "completed" if done else "failed"
-    base = {"strategy": strategy, "dtype": "float32", "num_gpus": 4, "status": status}
-    return summary(**{**base, "run": index, "output_throughput": throughput, **fields})
 
 
 def compared(*runs):

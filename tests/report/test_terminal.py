@@ -4,18 +4,10 @@ import io
 
 import pytest
 from rich.console import Console
-from summaries import summary
+from summaries import one_run as run
 
 from orchestrator.analysis.compare import compare
 from orchestrator.report import terminal
-
-
-def run(strategy, throughput=None, index=0, **fields):
-    """A run, failed where there is no throughput."""
-    done = throughput is not None
-    status = "completed" if done else "failed"
-    base = {"strategy": strategy, "dtype": "float32", "num_gpus": 4, "status": status}
-    return summary(**{**base, "run": index, "output_throughput": throughput, **fields})
 
 
 def compared(*runs):

@@ -65,6 +65,15 @@ def summary(**given: object) -> Summary:
     return _row(Summary, {**RUN, **given})
 
 
+def one_run(
+    strategy: str, throughput: float | None = None, index: int = 0, **given: object
+) -> Summary:
+    """A run of four devices, failed where there is no throughput."""
+    status = "failed" if throughput is None else "completed"
+    base = {"strategy": strategy, "dtype": "float32", "num_gpus": 4, "status": status}
+    return summary(**{**base, "run": index, "output_throughput": throughput, **given})
+
+
 def comparison(**given: object) -> Comparison:
     """A cell of the comparison. Raises TypeError for an unknown column."""
     return _row(Comparison, {**COMPARED, **given})

@@ -130,7 +130,6 @@ class DeepSpeedEngine:
 
     def _serve(self, work: Work, ledger: Ledger, meter: Meter) -> None:
         from workers.engines.batch import waves
-        from workers.engines.deepspeed_process import align
 
         assert self._context is not None
         assert self._batcher is not None
@@ -138,7 +137,7 @@ class DeepSpeedEngine:
         shares = [work.share(i, replicas) for i in range(replicas)]
         rounds = max(len(waves(share)) for share in shares) if self._axis() == "dp" else 0
         self._batcher.on_phase = meter.set_phase
-        align(self._context)
+        self._context.barrier()  # so that their clocks start together
         with meter.attached(self._backend):
             self._batcher.serve(shares[ledger.replica], ledger, rounds)
 

@@ -71,14 +71,6 @@ def disconnect() -> None:
         deepspeed.comm.destroy_process_group()
 
 
-def align(context: RankContext) -> None:
-    """Wait for all ranks, so that their clocks start together; through torch, so not counted."""
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.barrier(device_ids=[context.device.index] if context.device.type == "cuda" else None)
-
-
 def all_done(done: bool, device: torch.device) -> bool:
     """Whether every rank is done: the question that `synced_gpus` of `generate` asks in each step,
     but asked through DeepSpeed, where it is counted."""

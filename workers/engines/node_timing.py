@@ -14,6 +14,7 @@ import torch
 
 from strategies.traffic import bus_factor
 from workers.clock import elapsed_ms, moment, wait
+from workers.device import synchronize
 from workers.records import FabricRow
 
 Operation = Callable[[], object]
@@ -119,7 +120,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 def release(device: torch.device) -> None:
     """Give back the memory of what was measured before."""
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        synchronize(device)
         torch.cuda.empty_cache()
 
 
@@ -161,7 +162,7 @@ def in_graph_us(
     if device.type != "cuda":
         return None
     graph = torch.cuda.CUDAGraph()
-    torch.cuda.synchronize()
+    synchronize(device)
     try:
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             for _ in range(sweep.calls):

@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 
 from workers.communicator import Communicator
+from workers.device import synchronize
 from workers.intervals import Span, union
 from workers.probes.spans import StepOf, span_row
 from workers.records import COMPUTE, SPANS, Call, SpanRow
@@ -107,7 +108,7 @@ class Tracer:
         """Profile what runs inside, and read its kernels."""
         with self._profiler:
             yield
-            torch.cuda.synchronize()
+            synchronize(self._communicator.context.device)
         self._communicator.journal = None
         self._kernels = read_kernels(_export(self._profiler))
 

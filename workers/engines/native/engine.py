@@ -171,7 +171,7 @@ class Generator:
         if work.is_open and self._replica_group is None:
             self._replica_group = replica_group(context)
         with probe.watching():
-            communicator.barrier()
+            context.barrier()
             synchronize(self._device)
             clock, log = Clock(self._device), Log()
             run = Run(share, scheduler, probe, clock, log, self._arrivals(work, share, clock))

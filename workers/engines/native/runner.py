@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from workers.communicator import Communicator, Recording
+from workers.device import synchronize
 from workers.engines.native.cache import PagedCache
 from workers.engines.native.model import Batch, DecodeContext, Decoder, PrefillContext
 from workers.engines.native.pages import PAGE, pages_for
@@ -253,7 +254,7 @@ class Runner:
         with torch.cuda.stream(side), self._communicator.recorded():
             self._decode_forward(graph)  # compiles kernels; cuBLAS and NCCL allocate what they need
         torch.cuda.current_stream().wait_stream(side)
-        torch.cuda.synchronize()
+        synchronize(self._device)
         graph.graph = torch.cuda.CUDAGraph()
         with (
             self._communicator.recorded() as graph.recording,
