@@ -143,20 +143,6 @@ def flat(one: object) -> dict[str, Any]:
     return {column.name: column.of(one) for column in columns(type(one))}
 
 
-def from_flat(kind: type[R], values: Mapping[str, object]) -> R:
-    """A row from its columns by name: what `flat` has taken apart.
-
-    Raises TypeError for a column that the row type does not have, or one that is not given.
-    """
-    known = {column.name: column for column in columns(kind)}
-    strange, left_out = values.keys() - known.keys(), known.keys() - values.keys()
-    if strange or left_out:
-        said = [f"no column {name}" for name in sorted(strange)]
-        said += [f"{name} is not given" for name in sorted(left_out)]
-        raise TypeError(f"{kind.__name__}: {', '.join(said)}")
-    return _made(kind, lambda column: values[column.name])
-
-
 def nothing(kind: type[R]) -> R:
     """A row all of whose columns are None, for a group without any value."""
     return _made(kind, lambda _: None)

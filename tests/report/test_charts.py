@@ -8,7 +8,7 @@ import pytest
 from driver_inputs import plan
 from report_inputs import span
 from summaries import CELL, comparison, summary
-from tables import make
+from tables import from_flat, make
 
 from orchestrator.analysis.accounting import CellParts, CellTimed
 from orchestrator.analysis.building import memory_of
@@ -18,7 +18,7 @@ from orchestrator.report.charts.communication import communication
 from orchestrator.report.charts.latencies import latencies
 from orchestrator.store.schema import CellKey
 from workers.messages import Built
-from workers.rows import columns, from_flat
+from workers.rows import columns
 
 PP2 = from_flat(CellKey, {**CELL, "strategy": "pp2"})
 NAMES = {PP2: "pp2"}

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 import pyarrow as pa
+from tables import from_flat
 
 from orchestrator.analysis.compare import Comparison
 from orchestrator.analysis.summary import MEASURED, Measured, Summary
 from orchestrator.experiment import Run
 from orchestrator.store.store import Store
-from workers.rows import columns, flat, from_flat
+from workers.rows import columns, flat
 
 R = TypeVar("R")
 CELL = {

@@ -19,3 +19,19 @@ def make(table: Table[R], rows: Iterable[Mapping[str, object]]) -> pa.Table:
     if unknown:
         raise ValueError(f"the table {table.name} has no column {', '.join(sorted(unknown))}")
     return pa.Table.from_pylist(kept, schema=table.schema)
+
+
+def from_flat(kind: type[R], values: Mapping[str, object]) -> R:
+    """A row from its columns by name: what `flat` has taken apart.
+
+    Raises TypeError for a column that the row type does not have, or one that is not given.
+    """
+    known = {column.name for column in columns(kind)}
+    strange, left_out = values.keys() - known, known - values.keys()
+    if strange or left_out:
+        said = [f"no column {name}" for name in sorted(strange)]
+        said += [f"{name} is not given" for name in sorted(left_out)]
+        raise TypeError(f"{kind.__name__}: {', '.join(said)}")
+    table: Table[R] = Table("", kind)
+    (one,) = table.rows(make(table, [values]))
+    return one

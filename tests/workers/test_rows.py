@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from tables import from_flat
 
 from workers.rows import (
     SCHEMA_VERSION,
@@ -16,7 +17,6 @@ from workers.rows import (
     column,
     columns,
     flat,
-    from_flat,
     group,
     grouped,
     nothing,
