@@ -52,7 +52,7 @@ def write_result(folder: Path, requests: int) -> None:
         input_len=INPUT_LEN,
         output_len=OUTPUT_LEN,
         started_at="2030-01-01T00:00:00+00:00",
-        turn=0,
+        block=0,
         metadata="{}",
         levels={},
     )

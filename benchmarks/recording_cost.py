@@ -38,7 +38,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from orchestrator.analysis.confidence import Spread, spread
+from orchestrator.analysis.comparing.confidence import Spread, spread
 from orchestrator.cluster import hardware
 from orchestrator.experiment import Experiment
 from orchestrator.plan import planning

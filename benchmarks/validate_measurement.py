@@ -23,8 +23,8 @@ from statistics import mean
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.analysis import accounting
-from orchestrator.analysis.accounting import PartsRow, TimedRow
+from orchestrator.analysis.observed import accounting
+from orchestrator.analysis.observed.accounting import PartsRow, TimedRow
 from orchestrator.analysis.throughput import throughput_of
 from orchestrator.cluster import hardware
 from orchestrator.cluster.connection import Cluster, connect

@@ -15,7 +15,7 @@ from orchestrator import commands
 from orchestrator.options import OneLineErrors, TakesLevels, experiment_options, json_option
 from orchestrator.report.output import Output
 
-# Those of orchestrator.analysis.verdicts, which takes long to import; a test compares them.
+# Those of `analysis.comparing.verdicts`, which takes long to import; a test compares them.
 OBJECTIVES = ("throughput", "latency", "per-gpu", "goodput", "energy")
 PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, dir_okay=False)

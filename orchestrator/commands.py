@@ -18,7 +18,7 @@ from orchestrator.report.output import Output
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from orchestrator.analysis.findings import Findings
+    from orchestrator.analysis.comparing.findings import Findings
     from orchestrator.cluster.connection import Cluster
     from orchestrator.experiment import Experiment
     from orchestrator.plan.deployments import PlannedDeployment, PlannedExperiment
@@ -77,8 +77,9 @@ def exit_status(planned: Sequence[PlannedDeployment], experiment: Experiment, fo
 
 def show_run(folder: Path, experiment: Experiment, trace: bool, out: Output) -> None:
     """Print the comparison and where the files are."""
-    from orchestrator.analysis import findings, outputs
-    from orchestrator.analysis.verdicts import OBJECTIVES
+    from orchestrator.analysis import outputs
+    from orchestrator.analysis.comparing import findings
+    from orchestrator.analysis.comparing.verdicts import OBJECTIVES
     from orchestrator.store.store import Store
 
     found = findings.of_folders([folder], experiment.goodput, experiment.until_ci)
@@ -140,7 +141,7 @@ def compare(
     as_json: bool,
 ) -> None:
     """The comparison of what is in `folders`, with verdicts and curves; also as a picture."""
-    from orchestrator.analysis import findings
+    from orchestrator.analysis.comparing import findings
 
     found = findings.of_folders(folders, levels)
     if svg is not None:
@@ -152,7 +153,7 @@ def compare(
 
 def check_regression(base: Path, new: Path, fail_below: float, as_json: bool) -> int:
     """Whether a cell of `new` is slower than `fail_below` times that of `base`."""
-    from orchestrator.analysis import regression
+    from orchestrator.analysis.comparing import regression
     from orchestrator.report.regression import render
 
     report = regression.of_folders(base, new, fail_below)
@@ -270,7 +271,7 @@ def _write_traces(folder: Path, to_stderr: bool = False) -> None:
 
 
 def _draw(found: Findings, objective: str, console: Console) -> None:
-    from orchestrator.analysis import ablation
+    from orchestrator.analysis.comparing import ablation
     from orchestrator.report import sweep, terminal
 
     terminal.render(found.comparison, console, found.sentences(objective))

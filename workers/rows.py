@@ -18,7 +18,7 @@ from typing import Any, Generic, Literal, TypeVar, dataclass_transform
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 OverRuns = Literal["mean", "median", "first", "max"]
 R = TypeVar("R")
 T = TypeVar("T")

@@ -9,15 +9,15 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from orchestrator.analysis.accounting import CELL_PARTS, CELL_TIMED
-from orchestrator.analysis.communication import (
+from orchestrator.analysis.goodput import Goodput, goodput_of
+from orchestrator.analysis.observed.accounting import CELL_PARTS, CELL_TIMED
+from orchestrator.analysis.observed.communication import (
     JOINED_COLLECTIVES,
     RUN_COLLECTIVES,
     operations_of,
     step_parts_of,
     with_timing,
 )
-from orchestrator.analysis.goodput import Goodput, goodput_of
 from orchestrator.analysis.summary import MEASURED, SUMMARY, Measured, Summary
 from orchestrator.errors import UserError
 from orchestrator.store import folders

@@ -13,10 +13,10 @@ import pyarrow as pa
 
 from orchestrator.analysis.bounds import Bounds, Ceilings, Closed, bounds_of
 from orchestrator.analysis.building import Memory, Startup, memory_of, startup_of
-from orchestrator.analysis.communication import Operations, StepParts, Traffic, traffic_of
 from orchestrator.analysis.energy import Energy, energy_of
 from orchestrator.analysis.goodput import Goodput, goodput_of
 from orchestrator.analysis.latency import Arrivals, Latency, TokenTimes, arrivals_of, latency_of
+from orchestrator.analysis.observed.communication import Operations, StepParts, Traffic, traffic_of
 from orchestrator.analysis.outputs import output_digest
 from orchestrator.analysis.throughput import Steady, Throughput, steady_of, throughput_of
 from orchestrator.store.schema import COMPLETED, FAILED, INVALID, Outcome, RunKey
@@ -39,7 +39,9 @@ class Conditions:
     num_gpus: int = column("devices of the layout", "1", over_runs="first")
     device_name: str | None = column("name of a device", over_runs="first")
     started_at: str = column("when the run began, UTC")
-    turn: int = column("number of the layout's turn on the devices, from 0", "1")
+    block: int = column(
+        "number of the command that made the run, from 0; starts of one block make pairs", "1"
+    )
     metadata: str = column("what the user had kept beside it, JSON")
 
 
@@ -101,7 +103,7 @@ class Attempt:
     input_len: int
     output_len: int
     started_at: str
-    turn: int
+    block: int
     metadata: str
     levels: Mapping[str, float]
     request_rate: float | None = None
@@ -174,6 +176,6 @@ def _conditions(attempt: Attempt, device_name: str | None) -> Conditions:
         num_gpus=attempt.plan.placement.num_ranks,
         device_name=device_name,
         started_at=attempt.started_at,
-        turn=attempt.turn,
+        block=attempt.block,
         metadata=attempt.metadata,
     )

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from orchestrator.analysis.ablation import Effect
-from orchestrator.analysis.accounting import PartsRow, TimedRow
-from orchestrator.analysis.communication import JoinedCollective
-from orchestrator.analysis.compare import Standing
-from orchestrator.analysis.curves import Curve
+from orchestrator.analysis.comparing.ablation import Effect
+from orchestrator.analysis.comparing.compare import Standing
+from orchestrator.analysis.comparing.curves import Curve
+from orchestrator.analysis.comparing.regression import CellChange
+from orchestrator.analysis.comparing.spreads import Statistic, Unsettled
+from orchestrator.analysis.comparing.verdicts import Verdict
+from orchestrator.analysis.observed.accounting import PartsRow, TimedRow
+from orchestrator.analysis.observed.communication import JoinedCollective
 from orchestrator.analysis.outputs import KeptRequest
-from orchestrator.analysis.regression import CellChange
-from orchestrator.analysis.spreads import Statistic, Unsettled
 from orchestrator.analysis.summary import Summary
-from orchestrator.analysis.verdicts import Verdict
 from orchestrator.node.fabric import Fit
 from orchestrator.store.schema import CellKey, RunKey, StartKey
 from workers.records import FabricRow, SampleRow, SpanRow, StepRow

@@ -14,14 +14,14 @@ from typing import TypeVar
 import jinja2
 import pyarrow as pa
 
-from orchestrator.analysis.ablation import EFFECTS
-from orchestrator.analysis.accounting import CELL_PARTS, CELL_TIMED
-from orchestrator.analysis.compare import COMPARED
-from orchestrator.analysis.curves import CURVES
-from orchestrator.analysis.findings import Findings, of_results
+from orchestrator.analysis.comparing.ablation import EFFECTS
+from orchestrator.analysis.comparing.compare import COMPARED
+from orchestrator.analysis.comparing.curves import CURVES
+from orchestrator.analysis.comparing.findings import Findings, of_results
+from orchestrator.analysis.comparing.verdicts import VERDICTS
 from orchestrator.analysis.load import load
+from orchestrator.analysis.observed.accounting import CELL_PARTS, CELL_TIMED
 from orchestrator.analysis.summary import Summary
-from orchestrator.analysis.verdicts import VERDICTS
 from orchestrator.errors import UserError
 from orchestrator.report import document, environment, sections, side_by_side
 from orchestrator.report.charts import cells, latencies, memory, telemetry, timeline

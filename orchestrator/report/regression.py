@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.analysis.regression import LOST, SLOWER, Difference, Report
+from orchestrator.analysis.comparing.regression import LOST, SLOWER, Difference, Report
 
 STYLES = {SLOWER: "red", LOST: "red"}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from orchestrator.analysis.ablation import Effect
-from orchestrator.analysis.compare import Comparison, run_order
-from orchestrator.analysis.curves import Curve
-from orchestrator.analysis.verdicts import Verdict
+from orchestrator.analysis.comparing.ablation import Effect
+from orchestrator.analysis.comparing.compare import Comparison, run_order
+from orchestrator.analysis.comparing.curves import Curve
+from orchestrator.analysis.comparing.verdicts import Verdict
 from orchestrator.report import sweep
 from orchestrator.report.charts.communication import OperationFigures
 from orchestrator.report.charts.views import natural

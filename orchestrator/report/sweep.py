@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.analysis.curves import Curve
+from orchestrator.analysis.comparing.curves import Curve
 from workers.rows import grouped
 
 LEGEND = (

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.analysis import outputs
-from orchestrator.analysis.compare import Comparison, Load, load_of, outputs_of, run_order
+from orchestrator.analysis.comparing.compare import Comparison, Load, load_of, outputs_of, run_order
 from orchestrator.errors import UserError
 from orchestrator.report.progress import RunProgress
 from orchestrator.report.text import fixed, percent

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from orchestrator.analysis.compare import COMPARED, compare
+from orchestrator.analysis.comparing.compare import COMPARED, compare
 from orchestrator.analysis.load import summaries
 from orchestrator.analysis.summary import MEASURED
 from orchestrator.cluster.connection import Cluster, connect
@@ -128,7 +128,7 @@ def _with_room(joined: Cluster | None, device: str, ranks: int) -> AbstractConte
 def _next_turn(store: Store) -> int:
     """The number of the next turn of layouts: one more than that of any run that is kept."""
     kept = store.read(MEASURED.name)
-    return 1 + max(kept["turn"].to_pylist() if kept else [], default=-1)
+    return 1 + max(kept["block"].to_pylist() if kept else [], default=-1)
 
 
 def _write_comparison(store: Store, experiment: Experiment) -> None:

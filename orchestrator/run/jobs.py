@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from orchestrator.analysis.accounting import PARTS_OF_STEP
-from orchestrator.analysis.communication import exposed
-from orchestrator.analysis.confidence import spread
+from orchestrator.analysis.comparing.confidence import spread
+from orchestrator.analysis.observed.accounting import PARTS_OF_STEP
+from orchestrator.analysis.observed.communication import exposed
 from orchestrator.analysis.outputs import kept_requests
 from orchestrator.analysis.summary import MEASURED, Attempt, Measured
 from orchestrator.experiment import Cell, Experiment, Run
@@ -84,7 +84,7 @@ class Job:
         self,
         run: Run,
         cell: PlannedCell,
-        turn: int,
+        block: int,
         started_at: str,
         device_name: str | None = None,
     ) -> Attempt:
@@ -97,7 +97,7 @@ class Job:
             input_len=cell.cell.scenario.input_len,
             output_len=cell.cell.scenario.output_len,
             started_at=started_at,
-            turn=turn,
+            block=block,
             metadata=json.dumps(asked.metadata),
             levels=asked.goodput,
             request_rate=asked.request_rate,

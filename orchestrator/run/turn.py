@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
-from orchestrator.analysis.accounting import account
+from orchestrator.analysis.observed.accounting import account
 from orchestrator.analysis.summary import MEASURED, Building, Measured, failed, measured
 from orchestrator.analysis.throughput import first_token_s
 from orchestrator.cluster.connection import Cluster

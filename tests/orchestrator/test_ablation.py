@@ -7,8 +7,8 @@ from typing import Literal
 import pytest
 from summaries import summary
 
-from orchestrator.analysis import ablation
-from orchestrator.analysis.compare import compare
+from orchestrator.analysis.comparing import ablation
+from orchestrator.analysis.comparing.compare import compare
 from orchestrator.analysis.summary import Summary
 from orchestrator.plan.planning import ablates
 from strategies import Load, ModelShape, Placement, Topology, plan_layout

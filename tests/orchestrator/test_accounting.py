@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.analysis.accounting import (
+from orchestrator.analysis.observed.accounting import (
     PARTS,
     PARTS_OF_STEP,
     TIMED,

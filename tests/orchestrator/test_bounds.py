@@ -20,7 +20,7 @@ from orchestrator.analysis.bounds import (
     least,
     stages_of,
 )
-from orchestrator.analysis.compare import compare
+from orchestrator.analysis.comparing.compare import compare
 from orchestrator.analysis.load import summaries
 from orchestrator.analysis.throughput import Throughput
 from orchestrator.experiment import Experiment

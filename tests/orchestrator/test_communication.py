@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from tables import make
 
-from orchestrator.analysis.accounting import CELL_TIMED, PARTS_OF_STEP, TIMED, PartsRow
-from orchestrator.analysis.communication import (
+from orchestrator.analysis.observed.accounting import CELL_TIMED, PARTS_OF_STEP, TIMED, PartsRow
+from orchestrator.analysis.observed.communication import (
     RUN_COLLECTIVES,
     Operations,
     StepParts,

@@ -3,10 +3,10 @@
 import pytest
 from summaries import one_run as run
 
-from orchestrator.analysis.compare import COMPARED, Standing, compare, names_of, run_order
+from orchestrator.analysis.comparing.compare import COMPARED, Standing, compare, names_of, run_order
+from orchestrator.analysis.comparing.verdicts import verdicts
 from orchestrator.analysis.latency import Latency
 from orchestrator.analysis.summary import MEASURED, SUMMARY
-from orchestrator.analysis.verdicts import verdicts
 from workers.rows import columns
 
 
@@ -167,7 +167,7 @@ def test_outputs_that_differ_from_run_to_run_have_no_digest():
 def test_the_order_of_runs_is_said_where_layouts_have_several():
     def said(*turns, layouts=("tp4", "pp4")):
         runs = (
-            run(name, 10.0, index, turn=turn)
+            run(name, 10.0, index, block=turn)
             for name in layouts
             for index, turn in enumerate(turns)
         )

@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy import stats
 
-from orchestrator.analysis.confidence import ratio, spread, student_t
+from orchestrator.analysis.comparing.confidence import ratio, spread, student_t
 
 
 def test_students_quantiles_are_those_of_the_tables():

@@ -3,7 +3,13 @@
 import pytest
 from summaries import comparison
 
-from orchestrator.analysis.curves import best_point, curves, decay_pct, highest_within, knee
+from orchestrator.analysis.comparing.curves import (
+    best_point,
+    curves,
+    decay_pct,
+    highest_within,
+    knee,
+)
 
 
 def cell(strategy, concurrency, throughput, **fields):

@@ -4,7 +4,7 @@ import pytest
 from summaries import summary
 from tables import make
 
-from orchestrator.analysis.compare import compare
+from orchestrator.analysis.comparing.compare import compare
 from orchestrator.analysis.energy import Energy, energy_of, other_processes
 from workers.messages import RankReport
 from workers.records import STEPS, TELEMETRY

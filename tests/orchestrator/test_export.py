@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from stores import CELL, RUN, observed_tables, requests_table, run_tables
 from summaries import write_run
 
-from orchestrator.analysis import findings
-from orchestrator.analysis.compare import COMPARED, compare
+from orchestrator.analysis.comparing import findings
+from orchestrator.analysis.comparing.compare import COMPARED, compare
 from orchestrator.analysis.load import Results, load, summaries, tables
 from orchestrator.cli import main
 from orchestrator.errors import UserError

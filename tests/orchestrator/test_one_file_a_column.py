@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 # The new column in every place where a column can be seen.
 SEEN = """
 from test_summary import ATTEMPT, BUILDING, REPORTS, SERVED
-from orchestrator.analysis.compare import COMPARED, compare
+from orchestrator.analysis.comparing.compare import COMPARED, compare
 from orchestrator.analysis.summary import MEASURED, SUMMARY, Summary, measured
 from orchestrator.report.columns_page import page
 from workers.rows import nothing, widened
@@ -41,7 +41,7 @@ DECLARED = '    brand_new: int | None = column("made for a test", "things", over
             4,
         ),
         (
-            "communication.py",
+            "observed/communication.py",
             "    comm_calls: int | None = column(",
             "    return Traffic(\n",
             "sum(report.steps.num_rows for report in reports)",

@@ -6,9 +6,9 @@ from click.testing import CliRunner
 from summaries import summary, write_run
 
 from orchestrator import cli, commands
-from orchestrator.analysis import regression
-from orchestrator.analysis.regression import Difference
-from orchestrator.analysis.verdicts import OBJECTIVES
+from orchestrator.analysis.comparing import regression
+from orchestrator.analysis.comparing.regression import Difference
+from orchestrator.analysis.comparing.verdicts import OBJECTIVES
 from orchestrator.experiment import Cell, Deployment, Run, Scenario
 from orchestrator.store.store import Store
 

@@ -6,8 +6,8 @@ from click.testing import CliRunner
 from summaries import summary, write_run
 
 from orchestrator import cli
-from orchestrator.analysis import findings
-from orchestrator.analysis.spreads import statistics, unsettled
+from orchestrator.analysis.comparing import findings
+from orchestrator.analysis.comparing.spreads import statistics, unsettled
 from orchestrator.experiment import Cell, Deployment, Run, Scenario
 from orchestrator.store.store import Store
 

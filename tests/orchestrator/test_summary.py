@@ -53,7 +53,7 @@ ATTEMPT = Attempt(
     input_len=CELL.scenario.input_len,
     output_len=CELL.scenario.output_len,
     started_at="2030-01-01T00:00:00+00:00",
-    turn=3,
+    block=3,
     metadata='{"k": "v"}',
     levels={"ttft": 20.0},
 )
@@ -73,7 +73,7 @@ def test_a_run_has_every_column_that_there_is() -> None:
     assert (known["comm_calls"], known["comm_bytes"]) == (6, 192)
     assert (known["build_s"], known["startup_s"], known["load_s"]) == (2.5, 4.0, 2.0)
     assert (known["weight_bytes"], known["peak_memory_bytes"]) == (1001, 101)
-    assert (known["num_gpus"], known["num_prompts"], known["turn"]) == (2, 4, 3)
+    assert (known["num_gpus"], known["num_prompts"], known["block"]) == (2, 4, 3)
     assert (known["input_len"], known["output_len"]) == (3, 4)
     assert (known["run"], known["strategy"], known["status"]) == (1, "tp2", "completed")
 
@@ -133,7 +133,7 @@ def test_a_failed_run_has_every_column_and_says_what_was_asked() -> None:
     assert MEASURED.make([row]).column_names == [one.name for one in columns(type(row))]
     assert (row.status, row.reason, row.run, row.cell) == ("failed", "timeout", 1, KEY.cell)
     assert (row.throughput.completed, row.throughput.failed) == (0, 4)
-    assert (row.conditions.num_prompts, row.conditions.num_gpus, row.conditions.turn) == (4, 2, 3)
+    assert (row.conditions.num_prompts, row.conditions.num_gpus, row.conditions.block) == (4, 2, 3)
     assert (row.arrivals.request_rate, row.arrivals.burstiness) == (10.0, 0.5)
     assert row.conditions.device_name is row.throughput.output_throughput is None
     assert (row.goodput, row.latency, row.memory) == (

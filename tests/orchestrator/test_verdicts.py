@@ -3,8 +3,8 @@
 import pytest
 from summaries import summary
 
+from orchestrator.analysis.comparing.verdicts import METRICS, OBJECTIVES, verdicts
 from orchestrator.analysis.summary import SUMMARY
-from orchestrator.analysis.verdicts import METRICS, OBJECTIVES, verdicts
 
 
 def runs(strategy, throughputs, **fields):
@@ -51,22 +51,22 @@ def test_an_interval_around_one_shows_no_difference():
 
 def test_layouts_that_took_turns_are_compared_in_pairs_so_a_drift_cancels():
     drifting = (
-        runs("tp4", [200.0, 180.0, 160.0], turn=[0, 1, 2]),
-        runs("pp4", [80.2, 89.8, 100.0], turn=[2, 1, 0]),
+        runs("tp4", [200.0, 180.0, 160.0], block=[0, 1, 2]),
+        runs("pp4", [80.2, 89.8, 100.0], block=[2, 1, 0]),
     )
     (row,) = found(*drifting)
     assert (row.different, row.ratio) == (True, pytest.approx(2.0, abs=0.01))
     assert row.ci_high - row.ci_low < 0.03
     (apart,) = found(
-        runs("tp4", [200.0, 180.0, 160.0], turn=0), runs("pp4", [80.2, 89.8, 100.0], turn=0)
+        runs("tp4", [200.0, 180.0, 160.0], block=0), runs("pp4", [80.2, 89.8, 100.0], block=0)
     )
     assert apart.ci_high - apart.ci_low > 0.5
 
 
 def test_pairs_are_of_the_turns_that_both_have():
     (row,) = found(
-        runs("tp4", [200.0, 180.0, 160.0], turn=[0, 1, 2]),
-        runs("pp4", [100.0, 90.0, 80.0, 70.0], turn=[0, 1, 2, 3]),
+        runs("tp4", [200.0, 180.0, 160.0], block=[0, 1, 2]),
+        runs("pp4", [100.0, 90.0, 80.0, 70.0], block=[0, 1, 2, 3]),
     )
     assert (row.ratio, row.ci_low, row.ci_high) == (pytest.approx(2.0),) * 3
 

@@ -10,8 +10,8 @@ from report_inputs import span
 from summaries import CELL, comparison, summary
 from tables import from_flat, make
 
-from orchestrator.analysis.accounting import CellParts, CellTimed
 from orchestrator.analysis.building import memory_of
+from orchestrator.analysis.observed.accounting import CellParts, CellTimed
 from orchestrator.analysis.outputs import KEPT_REQUESTS
 from orchestrator.report.charts import cells, memory, telemetry, timeline, views
 from orchestrator.report.charts.communication import communication

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from summaries import one_run as run
 
-from orchestrator.analysis.compare import compare
+from orchestrator.analysis.comparing.compare import compare
 from orchestrator.report import terminal
 
 
@@ -216,7 +216,7 @@ def test_each_group_says_which_layouts_made_the_same_tokens():
 def test_repeats_come_with_a_note_on_their_order():
     def noted(*turns, **fields):
         rows = [
-            run(name, 10.0 + index, index, turn=turn, **fields)
+            run(name, 10.0 + index, index, block=turn, **fields)
             for name in ("tp4", "pp4")
             for index, turn in enumerate(turns)
         ]

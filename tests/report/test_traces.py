@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tables import make
 
-from orchestrator.analysis.accounting import account
+from orchestrator.analysis.observed.accounting import account
 from orchestrator.experiment import Cell, Deployment, Scenario
 from orchestrator.report.trace import write_traces
 from orchestrator.store.store import Store

@@ -43,7 +43,7 @@ class Recorder:
 
     def turns(self) -> list[tuple[str, int, int]]:
         """Of each run: layout, number and turn."""
-        return [(run.cell.strategy, run.run, run.conditions.turn) for run in self.rows]
+        return [(run.cell.strategy, run.run, run.conditions.block) for run in self.rows]
 
     def builds(self) -> int:
         """How often workers were built."""

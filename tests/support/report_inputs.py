@@ -11,7 +11,13 @@ import numpy as np
 import pyarrow as pa
 from summaries import write_run
 
-from orchestrator.analysis.accounting import PARTS, PARTS_OF_STEP, TIMED, PartsRow, TimedRow
+from orchestrator.analysis.observed.accounting import (
+    PARTS,
+    PARTS_OF_STEP,
+    TIMED,
+    PartsRow,
+    TimedRow,
+)
 from orchestrator.experiment import Cell, Deployment, Run, Scenario
 from orchestrator.store.store import Store
 from workers.records import (

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 from tables import make
 
-from orchestrator.analysis.accounting import PARTS_OF_STEP, TIMED
+from orchestrator.analysis.observed.accounting import PARTS_OF_STEP, TIMED
 from orchestrator.experiment import Cell, Deployment, Run, Scenario
 from workers.records import COLLECTIVES, REQUESTS, SPANS
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 import pyarrow as pa
 from tables import from_flat
 
-from orchestrator.analysis.compare import Comparison
+from orchestrator.analysis.comparing.compare import Comparison
 from orchestrator.analysis.summary import MEASURED, Measured, Summary
 from orchestrator.experiment import Run
 from orchestrator.store.store import Store
@@ -38,7 +38,7 @@ RUN = {
     "seed": 0,
     "device_name": "cpu",
     "started_at": "2030-01-01T00:00:00+00:00",
-    "turn": 0,
+    "block": 0,
     "metadata": "{}",
     "output_throughput": 100.0,
 }

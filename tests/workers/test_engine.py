@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from ranks import FAMILIES, Pool, engine_plan, ragged_requests, read_shape, tokens
 
-from orchestrator.analysis.accounting import PARTS, account
+from orchestrator.analysis.observed.accounting import PARTS, account
 from strategies.traffic import step as traffic_of_step
 from workers.messages import EnginePlan, Request, Work
 

@@ -24,7 +24,7 @@ from test_engine_transformers import (
 )
 from test_engine_transformers import serve as serve_transformers
 
-from orchestrator.analysis.accounting import account
+from orchestrator.analysis.observed.accounting import account
 from strategies import Split
 from workers.actor import Worker
 from workers.engines import create

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from orchestrator.analysis.accounting import account
+from orchestrator.analysis.observed.accounting import account
 from strategies import Load, ModelShape, Placement, Split, Topology, plan_layout
 from workers.actor import Worker
 from workers.engines import Engine, create

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from orchestrator.analysis.accounting import PARTS, CellParts
 from orchestrator.analysis.bounds import Bounds
-from orchestrator.analysis.communication import PhaseParts
-from orchestrator.analysis.compare import FUNCTIONS, Comparison
+from orchestrator.analysis.comparing.compare import FUNCTIONS, Comparison
+from orchestrator.analysis.observed.accounting import PARTS, CellParts
+from orchestrator.analysis.observed.communication import PhaseParts
 from orchestrator.analysis.summary import Summary
 from orchestrator.report.charts.views import Names, View, rounded, view
 from orchestrator.store.schema import CELL_KEYS, INVALID, CellKey

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from orchestrator.analysis.accounting import CellTimed
+from orchestrator.analysis.observed.accounting import CellTimed
 from orchestrator.report.charts.views import Names, View, rounded, view
 from workers.rows import grouped, widened
 

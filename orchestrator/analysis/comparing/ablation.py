@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from statistics import median
 
-from orchestrator.analysis.compare import completed
+from orchestrator.analysis.comparing.compare import completed
 from orchestrator.analysis.summary import Summary
 from orchestrator.store.schema import CellKey
 from workers.rows import Table, column, group, grouped, row

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.analysis.compare import whole
-from orchestrator.analysis.confidence import Ratio, ratio
+from orchestrator.analysis.comparing.compare import whole
+from orchestrator.analysis.comparing.confidence import Ratio, ratio
+from orchestrator.analysis.comparing.verdicts import times
 from orchestrator.analysis.load import Results, load
 from orchestrator.analysis.summary import Summary
-from orchestrator.analysis.verdicts import times
 from orchestrator.errors import UserError
 from orchestrator.store.schema import COMPLETED
 from workers.rows import Table, column, grouped, row

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from orchestrator.analysis.matching import EDGES, HANDOVER, Transfer, match
+from orchestrator.analysis.observed.matching import EDGES, HANDOVER, Transfer, match
 from orchestrator.store.schema import StartKey
 from strategies.placement import Placement
 from strategies.traffic import bus_factor

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.analysis.ablation import EFFECTS, Effect, effects
-from orchestrator.analysis.compare import COMPARED, Comparison, Load, compare
-from orchestrator.analysis.curves import CURVES, Curve, curves
-from orchestrator.analysis.load import Results, load
-from orchestrator.analysis.spreads import (
+from orchestrator.analysis.comparing.ablation import EFFECTS, Effect, effects
+from orchestrator.analysis.comparing.compare import COMPARED, Comparison, Load, compare
+from orchestrator.analysis.comparing.curves import CURVES, Curve, curves
+from orchestrator.analysis.comparing.spreads import (
     STATISTICS,
     UNSETTLED,
     Statistic,
@@ -19,7 +18,8 @@ from orchestrator.analysis.spreads import (
     statistics,
     unsettled,
 )
-from orchestrator.analysis.verdicts import VERDICTS, Verdict, verdicts
+from orchestrator.analysis.comparing.verdicts import VERDICTS, Verdict, verdicts
+from orchestrator.analysis.load import Results, load
 from workers.rows import grouped
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
-from orchestrator.analysis.confidence import spread
+from orchestrator.analysis.comparing.confidence import spread
 from orchestrator.analysis.energy import Energy
 from orchestrator.analysis.goodput import Goodput
 from orchestrator.analysis.outputs import CellOutput
@@ -187,7 +187,7 @@ def _over(one: Comparison, best: float) -> float | None:
 def _cell(runs: Sequence[Summary]) -> Comparison:
     done = completed(runs)
     bad = [run for run in runs if run.status in (FAILED, INVALID)]
-    turns = {run.conditions.turn for run in done}
+    turns = {run.conditions.block for run in done}
     digests = {run.output_digest for run in done if run.output_digest}
     return Comparison(
         cell=runs[0].cell,

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from orchestrator.analysis.accounting import NCCL_TESTS, CallTiming, CellTimed, PartsRow, TimedRow
+from orchestrator.analysis.observed.accounting import (
+    NCCL_TESTS,
+    CallTiming,
+    CellTimed,
+    PartsRow,
+    TimedRow,
+)
 from orchestrator.store.schema import RunKey
 from workers.messages import RankReport
 from workers.records import DECODE, PREFILL, CollectiveRow

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from orchestrator.analysis.compare import names_of, whole
-from orchestrator.analysis.confidence import Spread, spread
+from orchestrator.analysis.comparing.compare import names_of, whole
+from orchestrator.analysis.comparing.confidence import Spread, spread
+from orchestrator.analysis.comparing.verdicts import METRICS, Metric
 from orchestrator.analysis.summary import Summary
-from orchestrator.analysis.verdicts import METRICS, Metric
 from orchestrator.store.schema import CellKey
 from workers.rows import Table, column, group, grouped, row
 

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from orchestrator.analysis.compare import (
+from orchestrator.analysis.comparing.compare import (
     Load,
     completed,
     held_to_one_level,
@@ -19,7 +19,7 @@ from orchestrator.analysis.compare import (
     whole,
     with_valid_power,
 )
-from orchestrator.analysis.confidence import Ratio, paired_ratio, ratio
+from orchestrator.analysis.comparing.confidence import Ratio, paired_ratio, ratio
 from orchestrator.analysis.summary import Summary
 from workers.rows import Table, column, grouped, row
 
@@ -193,7 +193,7 @@ def _of_load(load: Load, runs: Sequence[Summary]) -> Iterator[Verdict]:
 
 def _side(name: str, runs: Sequence[Summary], metric: Metric) -> Side:
     known = [run for run in metric.counted(runs) if metric.of(run) is not None]
-    turns = tuple(run.conditions.turn for run in known)
+    turns = tuple(run.conditions.block for run in known)
     return Side(name, runs[0].conditions.num_gpus, tuple(metric.values(known)), turns)
 
 

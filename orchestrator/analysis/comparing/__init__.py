@@ -1,0 +1,1 @@
+"""From the runs of an experiment to what they say: the comparison, its statistics, verdicts."""

@@ -1,0 +1,1 @@
+"""What an observed run shows: the step taken apart, and what communication costs in it."""
