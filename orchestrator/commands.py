@@ -43,16 +43,20 @@ def joined(asked: str | None) -> Iterator[Cluster | None]:
 
 
 def planned(experiment: Experiment, cluster: Cluster | None) -> PlannedExperiment:
-    """The deployments and the devices they are planned for; prints what is remarkable."""
+    """The deployments and the devices they are planned for; prints what is remarkable of them and
+    of the source that runs."""
     from orchestrator.plan import planning
     from orchestrator.plan.deployments import PlannedExperiment
     from orchestrator.plan.remarks import remarks
+    from orchestrator.run.source import remark as of_source
+    from orchestrator.run.source import source
 
     gpus = planning.find_gpus(experiment, cluster)
     device, topology = planning.choose_device(experiment, gpus)
     deployments = planning.plan_experiment(experiment, device, topology, cluster)
-    for remark in remarks(experiment, deployments, topology, cluster):
-        click.echo(f"note: {remark}", err=True)
+    for remark in (of_source(source()), *remarks(experiment, deployments, topology, cluster)):
+        if remark:
+            click.echo(f"note: {remark}", err=True)
     return PlannedExperiment(deployments, topology)
 
 

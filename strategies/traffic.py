@@ -44,6 +44,18 @@ def bus_factor(op: str, ranks: int) -> float:
     return (ranks - 1) / ranks if op in ("all_gather", "reduce_scatter") else 1.0
 
 
+def sent_factor(op: str, ranks: int) -> float | None:
+    """Bytes that a rank sends, mean over the ranks of its group, as a multiple of the message; None
+    for an operation that is not known here.
+
+    It is the same along a ring and a tree: an all-reduce sends 2(n-1) messages in all, an
+    all-gather, a reduce-scatter and a broadcast n-1. The message is that of `bus_factor`.
+    """
+    if op in ("all_reduce", "all_gather", "reduce_scatter"):
+        return bus_factor(op, ranks)
+    return {"broadcast": (ranks - 1) / ranks, "send": 1.0, "recv": 0.0}.get(op)
+
+
 def decode_step(
     placement: Placement, model: ModelShape, rank: int, batch: int, dtype_bytes: int
 ) -> tuple[Traffic, ...]:

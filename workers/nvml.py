@@ -29,7 +29,6 @@ HARDWARE_SLOWDOWN = 1 << 3 | 1 << 7
 THERMAL = 1 << 5 | 1 << 6
 CLOCK_SETTINGS = 1 << 1 | 1 << 4 | 1 << 8
 BOARD_LIMITS = 1 << 9 | 1 << 10
-THROTTLING = POWER_CAP | THERMAL | HARDWARE_SLOWDOWN  # the clocks were lower than was asked for
 
 
 def throttle_names(mask: int) -> list[str]:

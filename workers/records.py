@@ -76,6 +76,7 @@ class SampleRow:
     memory_utilization_pct: int | None = column("time in which its memory was read or written", "%")
     memory_used_bytes: int | None = column("memory that is taken on it", "B")
     sm_clock_mhz: int | None = column("clock of its multiprocessors", "MHz")
+    max_sm_clock_mhz: int | None = column("highest that it allows", "MHz")
     memory_clock_mhz: int | None = column("clock of its memory", "MHz")
     power_w: float | None = column("power that it draws", "W")
     energy_mj: int | None = column("its energy counter, since the first sample", "mJ")

@@ -13,11 +13,14 @@ import pyarrow as pa
 
 from orchestrator.analysis.bounds import Bounds, Ceilings, Closed, bounds_of
 from orchestrator.analysis.building import Memory, Startup, memory_of, startup_of
+from orchestrator.analysis.clocks import Clocks, clocks_of
+from orchestrator.analysis.crosscheck import Crosscheck, crosscheck_of
 from orchestrator.analysis.energy import Energy, energy_of
 from orchestrator.analysis.goodput import Goodput, goodput_of
 from orchestrator.analysis.latency import Arrivals, Latency, TokenTimes, arrivals_of, latency_of
 from orchestrator.analysis.observed.communication import Operations, StepParts, Traffic, traffic_of
 from orchestrator.analysis.outputs import output_digest
+from orchestrator.analysis.samples import sampled
 from orchestrator.analysis.throughput import Steady, Throughput, steady_of, throughput_of
 from orchestrator.store.schema import COMPLETED, FAILED, INVALID, Outcome, RunKey
 from workers.messages import Built, EnginePlan, RankReport, Work
@@ -59,6 +62,8 @@ class Figures:
     memory: Memory = group()
     traffic: Traffic = group()
     energy: Energy = group()
+    clocks: Clocks = group()
+    crosscheck: Crosscheck = group()
     bounds: Bounds = group()
 
 
@@ -131,7 +136,7 @@ def measured(
     whole = Closed(attempt.input_len, attempt.output_len, num_prompts, work.max_concurrency)
     engine = attempt.key.cell.engine
     bounds, reason = bounds_of(plan, engine, whole, made, attempt.ceilings)
-    duration, tokens = made.duration or 0.0, made.total_output_tokens or 0
+    seen = sampled(reports, made.duration, num_gpus)
     return widened(
         Measured,
         attempt.key,
@@ -146,7 +151,9 @@ def measured(
         startup=startup_of(building.built, building.build_s, building.startup_s),
         memory=memory_of(building.built, plan, reports),
         traffic=traffic_of(reports),
-        energy=energy_of(reports, duration, tokens, num_gpus),
+        energy=energy_of(seen, made.total_output_tokens or 0),
+        clocks=clocks_of(seen),
+        crosscheck=crosscheck_of(seen, reports, plan),
         bounds=bounds,
         output_digest=output_digest(requests),
     )

@@ -27,6 +27,7 @@ from ray.util.scheduling_strategies import (
 
 from orchestrator.cluster import nsight
 from orchestrator.cluster.connection import NO_MASK, Cluster
+from orchestrator.cluster.environment import WORKER_ENVIRONMENT
 from orchestrator.cluster.failures import RunFailed, first_line
 from orchestrator.cluster.nodes import RESOURCES, START_S
 from orchestrator.cluster.processes import end, processes, uninterrupted
@@ -38,17 +39,6 @@ from workers.messages import Built, EnginePlan, Process, RankReport, Work
 __all__ = ["RunFailed", "WorkerGroup"]
 
 RESERVE_S = 60.0  # to wait for a placement group: another job may be about to end
-
-# NVLink multicast stays off (it is not there on every machine). NCCL need not guard calls inside
-# CUDA graphs against those outside: both go through one stream.
-WORKER_ENVIRONMENT = {
-    "NCCL_NVLS_ENABLE": "0",
-    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
-    "NVSHMEM_DISABLE_NVLS": "1",
-    "NCCL_GRAPH_MIXING_SUPPORT": "0",
-    "PYTHONUNBUFFERED": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
 
 
 class WorkerGroup:

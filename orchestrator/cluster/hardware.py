@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +18,10 @@ from workers.nvml import answer_of
 @dataclass(frozen=True, slots=True)
 class Gpu:
     """One visible GPU. index: as torch counts. Clocks are in MHz, power in W; None where NVML does
-    not report it, as for a virtual GPU."""
+    not report it, as for a virtual GPU.
+
+    application_...: clocks that were set for it. default_power_limit_w: its power limit as it came.
+    """
 
     index: int
     name: str
@@ -29,6 +32,10 @@ class Gpu:
     max_sm_clock_mhz: int | None = None
     memory_clock_mhz: int | None = None
     power_limit_w: float | None = None
+    max_memory_clock_mhz: int | None = None
+    application_sm_clock_mhz: int | None = None
+    application_memory_clock_mhz: int | None = None
+    default_power_limit_w: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +121,25 @@ def _visible(nvml: Any, handles: list[Any]) -> list[Any]:
 
 
 def _describe(nvml: Any, handle: Any, index: int, driver: str) -> Gpu:
-    milliwatts = answer_of(nvml, nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
+    def told(function: Callable[..., Any], *arguments: object) -> Any:
+        return answer_of(nvml, function, handle, *arguments)
+
     return Gpu(
         index=index,
         name=nvml.nvmlDeviceGetName(handle),
         uuid=nvml.nvmlDeviceGetUUID(handle),
         memory_bytes=nvml.nvmlDeviceGetMemoryInfo(handle).total,
         driver=driver,
-        sm_clock_mhz=answer_of(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
-        max_sm_clock_mhz=answer_of(
-            nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM
-        ),
-        memory_clock_mhz=answer_of(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_MEM),
-        power_limit_w=None if milliwatts is None else milliwatts / 1000,
+        sm_clock_mhz=told(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
+        max_sm_clock_mhz=told(nvml.nvmlDeviceGetMaxClockInfo, nvml.NVML_CLOCK_SM),
+        memory_clock_mhz=told(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_MEM),
+        power_limit_w=_watts(told(nvml.nvmlDeviceGetEnforcedPowerLimit)),
+        max_memory_clock_mhz=told(nvml.nvmlDeviceGetMaxClockInfo, nvml.NVML_CLOCK_MEM),
+        application_sm_clock_mhz=told(nvml.nvmlDeviceGetApplicationsClock, nvml.NVML_CLOCK_SM),
+        application_memory_clock_mhz=told(nvml.nvmlDeviceGetApplicationsClock, nvml.NVML_CLOCK_MEM),
+        default_power_limit_w=_watts(told(nvml.nvmlDeviceGetPowerManagementDefaultLimit)),
     )
+
+
+def _watts(milliwatts: int | None) -> float | None:
+    return None if milliwatts is None else milliwatts / 1000

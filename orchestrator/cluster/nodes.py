@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.cluster import hardware
+from orchestrator.cluster import environment, hardware
 from orchestrator.cluster.failures import first_line
 from orchestrator.cluster.hardware import Gpu
 from orchestrator.errors import UserError
@@ -27,7 +27,8 @@ START_S = 120.0  # for the processes of a cluster: importing torch from a cold d
 class Node:
     """One node. counts: "cuda" and "cpu" -> devices that can be reserved there. gpus: what NVML
     reports of them. version: of this project on the node, None where it is not installed. python:
-    the interpreter of its workers. has_nsys: Nsight Systems is on its PATH."""
+    the interpreter of its workers. has_nsys: Nsight Systems is on its PATH. environment: the
+    variables by which its GPUs compute and communicate."""
 
     address: str
     counts: Mapping[str, int]
@@ -35,6 +36,7 @@ class Node:
     version: str | None = None
     python: str = field(default_factory=lambda: sys.executable)
     has_nsys: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def devices(self, device: str) -> list[Device]:
         """The devices of one kind on this node. Memory is 0 on CPU, and where NVML does not report
@@ -78,7 +80,14 @@ def this_node(device: str, ranks: int) -> Node:
     """This machine as the one node of a local cluster: its GPUs, or `ranks` CPU workers."""
     gpus = tuple(hardware.gpus())
     counts = {"cuda": len(gpus), "cpu": ranks if device == "cpu" else os.cpu_count() or 1}
-    return Node("local", counts, gpus, versions().get(PROJECT), has_nsys=hardware.has_nsys())
+    return Node(
+        "local",
+        counts,
+        gpus,
+        versions().get(PROJECT),
+        has_nsys=hardware.has_nsys(),
+        environment=environment.here(),
+    )
 
 
 def ask_nodes() -> tuple[Node, ...]:
@@ -107,7 +116,8 @@ def _node(node: Mapping[str, Any], answer: Mapping[str, Any]) -> Node:
 
 def _probe_for(mine: str) -> Any:
     """The task that each node runs. It is a closure and returns plain data, so that it can also run
-    on nodes without this project. It reports GPUs only where the version is `mine`."""
+    on nodes without this project. It reports GPUs and variables only where the version is
+    `mine`."""
 
     def probe() -> dict[str, object]:
         import importlib
@@ -119,11 +129,13 @@ def _probe_for(mine: str) -> Any:
             found: str | None = version("shard-orchestrator")
         except PackageNotFoundError:
             found = None
-        gpus = []
+        answer: dict[str, object] = {"version": found, "gpus": [], "python": sys.executable}
+        answer["has_nsys"] = shutil.which("nsys") is not None
         if found == mine:
-            there = importlib.import_module("orchestrator.cluster.hardware")
-            gpus = [there.as_data(gpu) for gpu in there.gpus()]
-        has_nsys = shutil.which("nsys") is not None
-        return {"version": found, "gpus": gpus, "python": sys.executable, "has_nsys": has_nsys}
+            hardware = importlib.import_module("orchestrator.cluster.hardware")
+            variables = importlib.import_module("orchestrator.cluster.environment")
+            answer["gpus"] = [hardware.as_data(gpu) for gpu in hardware.gpus()]
+            answer["environment"] = variables.here()
+        return answer
 
     return probe

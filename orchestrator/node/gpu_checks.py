@@ -117,7 +117,8 @@ def ecc(facts: Facts) -> Check:
 
 
 def clocks(facts: Facts) -> Check:
-    """No clock is held down, except on an idle GPU, and no GPU is hot before the work begins."""
+    """No clock is held down, except on an idle GPU, no power limit was lowered, and no GPU is hot
+    before the work begins."""
     if slowed := _held_down(facts.gpus, SLOWED):
         advice = "look at cooling and power supply; wait until it is gone"
         return Check("clocks", FAIL, slowed, advice)
@@ -127,6 +128,8 @@ def clocks(facts: Facts) -> Check:
             "nvidia-smi -rac -rgc"
         )
         return Check("clocks", WARN, limited, advice)
+    if lowered := "; ".join(filter(None, map(_lowered_limit, facts.gpus))):
+        return Check("clocks", WARN, lowered, "set it back: sudo nvidia-smi -pl WATTS")
     hot = [gpu for gpu in facts.gpus if (gpu.temperature_c or 0) > HOT_C]
     if hot:
         found = "; ".join(f"GPU {gpu.index}: {gpu.temperature_c} C" for gpu in hot)
@@ -189,6 +192,14 @@ def _held_down(gpus: Sequence[GpuState], mask: int) -> str:
     return "; ".join(
         f"GPU {index}: {joined(nvml.throttle_names(reasons))}" for index, reasons in held if reasons
     )
+
+
+def _lowered_limit(state: GpuState) -> str:
+    """That the power limit of a GPU is below its default; empty where it is not, or is unknown."""
+    limit, default = state.gpu.power_limit_w, state.gpu.default_power_limit_w
+    if limit is None or default is None or limit >= default:
+        return ""
+    return f"GPU {state.index}: power limit {limit:.0f} W, by default {default:.0f} W"
 
 
 def _major(version: str) -> int:

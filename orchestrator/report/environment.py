@@ -47,6 +47,8 @@ def describe(folder: Path) -> Environment:
     lists = {
         "Machine": _machine(manifest),
         **_gpus(manifest.get("gpus") or ()),
+        "GPU UUIDs": _uuids(manifest.get("gpus") or ()),
+        "Environment of the workers": manifest.get("environment") or {},
         "Devices, by node": _devices_by_node(manifest.get("topology") or ()),
         "Versions": manifest.get("versions") or {},
         "Asked for": _asked(manifest.get("experiment") or {}),
@@ -76,11 +78,18 @@ def _machine(manifest: Mapping[str, Any]) -> dict[str, object]:
         "System": host.get("system"),
         "Processors": host.get("cpu_count"),
         "Main memory": format_bytes(host["memory_bytes"]) if host.get("memory_bytes") else None,
-        "Commit": manifest.get("git_commit"),
+        "NVLink multicast (NVLS)": manifest.get("nvls"),
+        "Commit": _commit(manifest),
         "Started": manifest.get("started_at"),
         "Finished": manifest.get("finished_at"),
     }
     return {name: value for name, value in facts.items() if value}
+
+
+def _commit(manifest: Mapping[str, Any]) -> str | None:
+    """The commit of the source, and whether it was changed since."""
+    commit = manifest.get("git_commit")
+    return f"{commit}, with changes on top" if commit and manifest.get("git_dirty") else commit
 
 
 def _asked(experiment: Mapping[str, Any]) -> dict[str, str]:
@@ -100,8 +109,12 @@ GPU_FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "memory_bytes": ("Memory", format_bytes),
     "max_sm_clock_mhz": ("SM clock, at most", "{:,} MHz".format),
     "sm_clock_mhz": ("SM clock at the start", "{:,} MHz".format),
+    "application_sm_clock_mhz": ("SM clock, as set", "{:,} MHz".format),
+    "max_memory_clock_mhz": ("Memory clock, at most", "{:,} MHz".format),
     "memory_clock_mhz": ("Memory clock at the start", "{:,} MHz".format),
+    "application_memory_clock_mhz": ("Memory clock, as set", "{:,} MHz".format),
     "power_limit_w": ("Power limit", "{:,.0f} W".format),
+    "default_power_limit_w": ("Power limit, by default", "{:,.0f} W".format),
 }
 
 
@@ -120,6 +133,14 @@ def _gpus(gpus: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     kinds = grouped(pairs, lambda pair: tuple(pair[1].items()))
     return {
         f"GPU {_ranges(index for index, _ in same)}": dict(kind) for kind, same in kinds.items()
+    }
+
+
+def _uuids(gpus: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    return {
+        f"GPU {gpu.get('index', place)}": gpu["uuid"]
+        for place, gpu in enumerate(gpus)
+        if gpu.get("uuid")
     }
 
 

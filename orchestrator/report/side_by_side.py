@@ -11,6 +11,7 @@ from orchestrator.analysis.comparing.compare import Comparison, Load, completed,
 from orchestrator.analysis.summary import Summary
 from orchestrator.report.charts.cells import not_negative
 from orchestrator.report.charts.views import Names
+from orchestrator.report.conditions import clock_lines, crosscheck_lines
 from orchestrator.report.text import EN_DASH, figure
 from orchestrator.store.schema import COMPLETED, INVALID
 from orchestrator.units import format_bytes
@@ -160,13 +161,19 @@ def groups(comparison: Sequence[Comparison], runs: Sequence[Summary], names: Nam
     done = grouped(completed(runs), lambda run: run.cell)
 
     def group(load: Load, cells: Sequence[Comparison]) -> Group:
+        called = [names[one.cell] for one in cells]
         of_layout = {names[one.cell]: done.get(one.cell, []) for one in cells}
         return Group(
             load.experiment,
             load.scenario,
             load.max_concurrency,
             f"{load.max_concurrency} concurrent",
-            [*_tokens(cells, names), *_energy(of_layout)],
+            [
+                *_tokens(cells, names),
+                *clock_lines(cells, called),
+                *_energy(of_layout),
+                *crosscheck_lines(cells, called),
+            ],
             [_line(one, names[one.cell], columns) for one in cells],
         )
 
@@ -197,20 +204,12 @@ def _tokens(cells: Sequence[Comparison], names: Names) -> Iterator[str]:
 
 
 def _energy(runs: Mapping[str, Sequence[Summary]]) -> Iterator[str]:
-    """Why energy is not shown, and whether clocks were held down. runs: the completed ones of each
-    layout."""
+    """Why energy is not shown. runs: the completed ones of each layout."""
     for layout, mine in runs.items():
         doubtful = [run for run in mine if run.energy.power_valid is False]
         if doubtful:
             reasons = dict.fromkeys(run.energy.power_reasons or "" for run in doubtful)
             yield f"Energy of {layout}: {_of_runs(doubtful, mine)} left out ({'; '.join(reasons)})."
-    held = {layout: [run for run in mine if run.energy.throttled] for layout, mine in runs.items()}
-    slowed = [f"{layout} ({_of_runs(some, runs[layout])})" for layout, some in held.items() if some]
-    if slowed:
-        yield (
-            "Clocks were held down, by the power limit, heat or a fault, under "
-            f"{', '.join(slowed)}."
-        )
 
 
 def _of_runs(some: Sequence[Summary], every: Sequence[Summary]) -> str:

@@ -13,8 +13,16 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.analysis import outputs
-from orchestrator.analysis.comparing.compare import Comparison, Load, load_of, outputs_of, run_order
+from orchestrator.analysis.comparing.compare import (
+    Comparison,
+    Load,
+    load_of,
+    names_of,
+    outputs_of,
+    run_order,
+)
 from orchestrator.errors import UserError
+from orchestrator.report.conditions import clock_lines, crosscheck_lines
 from orchestrator.report.progress import RunProgress
 from orchestrator.report.text import fixed, percent
 from orchestrator.store.schema import COMPLETED, INVALID
@@ -126,7 +134,10 @@ def _render_load(
     console.print(_title(cells), style="bold")
     console.print(table)
     same = outputs.sentence(outputs_of(cells))
-    lines = [Text(line) for line in (*verdicts, *([same] if same else []))]
+    names = names_of([one.cell for one in cells])
+    told = (*verdicts, *([same] if same else []), *clock_lines(cells, names))
+    lines = [Text(line) for line in told]
+    lines += [Text(line, style="yellow") for line in crosscheck_lines(cells, names)]
     lines += [Text(line, style="red") for line in _reasons(cells)]
     for line in lines:
         console.print(line)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster import hardware
+from orchestrator.cluster import environment, hardware
 from orchestrator.cluster.connection import Cluster
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Experiment, identity_of
+from orchestrator.run.source import source
 from orchestrator.store.folders import now
 from orchestrator.store.store import Store
 from workers.versions import versions
@@ -40,7 +39,8 @@ def write(
     before = store.manifest()
     topology = cluster.topology(device)
     _check_same_machine(store, before, {device.name for device in topology.devices})
-    gpus = hardware.gpus()
+    gpus, here = hardware.gpus(), source()
+    variables = environment.of_workers(node.environment for node in cluster.nodes)
     store.update_manifest(
         started_at=before.get("started_at", now()),
         experiment=_asked(experiment, before),
@@ -52,7 +52,10 @@ def write(
         driver_version=gpus[0].driver if gpus else None,
         nccl_version=next((v for k, v in versions().items() if k.startswith("nvidia-nccl")), None),
         versions=versions(),
-        git_commit=git_commit(),
+        environment=variables,
+        nvls=environment.nvls(variables) if device == "cuda" else None,
+        git_commit=here.commit if here else None,
+        git_dirty=here.dirty if here else None,
         host=asdict(hardware.host()),
         ray={"embedded": cluster.embedded, "address": cluster.address},
         metadata=experiment.metadata,
@@ -83,24 +86,3 @@ def _check_same_machine(store: Store, before: Mapping[str, Any], devices: set[st
             f"{store.folder} holds results of {', '.join(changed)}; give another --result-dir, or "
             "move it away"
         )
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout that this file is in, with "+" where it has changes; None outside
-    of one."""
-    folder = Path(__file__).resolve().parents[2]
-    if not (folder / ".git").exists():
-        return None
-
-    def git(*arguments: str) -> str:
-        command = ["git", "--no-optional-locks", *arguments]
-        return subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + (
-            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -12,7 +12,8 @@ import yaml
 from driver_inputs import plan
 
 from orchestrator.cluster.connection import NO_MASK
-from orchestrator.cluster.group import WORKER_ENVIRONMENT, bundles_for
+from orchestrator.cluster.environment import WORKER_ENVIRONMENT
+from orchestrator.cluster.group import bundles_for
 
 ROOT = Path(__file__).parents[2]
 FILES = ["cluster.yaml", "docs/cluster-aws.yaml"]

@@ -34,6 +34,7 @@ class Readings(TypedDict, total=False):
     memory_utilization_pct: int | None
     memory_used_bytes: int | None
     sm_clock_mhz: int | None
+    max_sm_clock_mhz: int | None
     memory_clock_mhz: int | None
     power_w: float | None
     energy_mj: int | None
@@ -75,8 +76,12 @@ def fast_ways(nvml: Any, handle: Any) -> list[list[Ask]]:
 
 
 def slow_ways(nvml: Any, handle: Any) -> list[list[Ask]]:
-    """The readings that take long and are not part of every sample: for each the ways to get it."""
-    return [[lambda: _processes(nvml, handle)]]
+    """The readings that take long or hardly change, and are not part of every sample: for each the
+    ways to get it."""
+    return [
+        [lambda: _processes(nvml, handle)],
+        [lambda: {"max_sm_clock_mhz": nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)}],
+    ]
 
 
 def first_answer(ways: list[Ask]) -> Readings:

@@ -1,0 +1,43 @@
+"""The environment variables by which GPUs compute and communicate, as the workers see them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+
+# Variables of other names are not kept: they may be secrets.
+PREFIXES = ("NCCL_", "CUDA_", "TORCH_", "NVSHMEM_")
+# What every worker gets. NVLink multicast stays off (it is not there on every machine). NCCL need
+# not guard calls inside CUDA graphs against those outside: both go through one stream.
+WORKER_ENVIRONMENT: Mapping[str, str] = {
+    "NCCL_NVLS_ENABLE": "0",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+    "NVSHMEM_DISABLE_NVLS": "1",
+    "NCCL_GRAPH_MIXING_SUPPORT": "0",
+    "PYTHONUNBUFFERED": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def here() -> dict[str, str]:
+    """The variables of this process."""
+    return _told(os.environ)
+
+
+def of_workers(nodes: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """The variables of the workers, from those of each node: the workers' own come before these.
+
+    Where nodes differ, every value that there is, with " | " between them; "" for unset.
+    """
+    seen = [_told({**node, **WORKER_ENVIRONMENT}) for node in nodes]
+    names = sorted({name for one in seen for name in one})
+    return {name: " | ".join(sorted({one.get(name, "") for one in seen})) for name in names}
+
+
+def nvls(environment: Mapping[str, str]) -> str | None:
+    """Whether NCCL may use NVLink multicast: "on" or "off", None where that is left to NCCL."""
+    return {"0": "off", "1": "on"}.get(environment.get("NCCL_NVLS_ENABLE", ""))
+
+
+def _told(variables: Mapping[str, str]) -> dict[str, str]:
+    return {name: variables[name] for name in sorted(variables) if name.startswith(PREFIXES)}
