@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from orchestrator.analysis.samples import Sampled, Trace, mean
 from workers.nvml import GPU_IDLE, POWER_CAP
 from workers.rows import column, nothing, row
+
+NAMED_PCT = 0.5  # a share of samples that is worth a word: less rounds to 0%
 
 
 @row
@@ -53,6 +55,43 @@ def clocks_of(seen: Sampled | None) -> Clocks:
         lowest_sm_clock_mhz=min(seen.over_gpus("sm_clock_mhz", np.min), default=None),
         sm_clock_pct=_percent([share for one in seen.traces for share in _of_max(one, seen)]),
     )
+
+
+def sentences(of: Mapping[str, Clocks]) -> Iterator[str]:
+    """In how many samples clocks were held down, by the power cap and by anything; nothing where
+    they were not. of: the clocks of each layout by its name."""
+    capped = _shares(of, lambda one: one.power_capped_pct)
+    if capped:
+        yield f"Power cap: {_listed(capped, 'held its clocks down in')}."
+    limited = _shares(of, _beyond_the_cap)
+    if limited:
+        yield (
+            "Clocks held down by heat, hardware, settings or the power cap: "
+            f"{_listed(limited, 'in')}."
+        )
+
+
+def _beyond_the_cap(one: Clocks) -> float | None:
+    """The share of samples in which anything held clocks down, where that is more than the power
+    cap did."""
+    limited = one.clock_limited_pct
+    beyond = (limited or 0.0) - (one.power_capped_pct or 0.0)
+    return limited if beyond >= NAMED_PCT else None
+
+
+def _shares(
+    of: Mapping[str, Clocks], share: Callable[[Clocks], float | None]
+) -> list[tuple[str, float]]:
+    """(name, percent) of those that have a share worth a word."""
+    known = [(name, share(one) or 0.0) for name, one in of.items()]
+    return [(name, found) for name, found in known if found >= NAMED_PCT]
+
+
+def _listed(shares: Sequence[tuple[str, float]], verb: str) -> str:
+    """The first with its verb and what it is a share of, the others without."""
+    (first, share), *others = shares
+    more = [f"{name} in {found:.0f}%" for name, found in others]
+    return ", ".join([f"{first} {verb} {share:.0f}% of samples", *more])
 
 
 def _of_max(trace: Trace, seen: Sampled) -> list[float]:

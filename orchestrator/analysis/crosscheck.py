@@ -3,7 +3,7 @@ against what the NVLink counters saw, and sampled power against the energy count
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.analysis.energy import Joules, joules
@@ -85,6 +85,14 @@ def crosscheck_of(
         energy_over_counter=None if energy is None else energy.sampled / energy.counted,
         crosscheck_reasons="; ".join(reasons) or None,
     )
+
+
+def sentences(of: Mapping[str, Crosscheck]) -> Iterator[str]:
+    """Which two measures of the same thing disagree; nothing where all agree. of: the cross-checks
+    of each layout by its name."""
+    for name, one in of.items():
+        if one.crosscheck_reasons:
+            yield f"Cross-check of {name} failed in a run: {one.crosscheck_reasons}."
 
 
 def sent_by(collectives: Iterable[CollectiveRow], placement: Placement) -> Sent | None:

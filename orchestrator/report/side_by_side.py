@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.analysis import outputs
+from orchestrator.analysis import clocks, crosscheck, outputs
 from orchestrator.analysis.bounds import CALIBRATED, DATASHEET
 from orchestrator.analysis.comparing.compare import Comparison, Load, completed, load_of, outputs_of
 from orchestrator.analysis.summary import Summary
 from orchestrator.report.charts.cells import not_negative
 from orchestrator.report.charts.views import Names
-from orchestrator.report.conditions import clock_lines, crosscheck_lines
 from orchestrator.report.text import EN_DASH, figure
 from orchestrator.store.schema import COMPLETED, INVALID
 from orchestrator.units import format_bytes
@@ -161,7 +160,6 @@ def groups(comparison: Sequence[Comparison], runs: Sequence[Summary], names: Nam
     done = grouped(completed(runs), lambda run: run.cell)
 
     def group(load: Load, cells: Sequence[Comparison]) -> Group:
-        called = [names[one.cell] for one in cells]
         of_layout = {names[one.cell]: done.get(one.cell, []) for one in cells}
         return Group(
             load.experiment,
@@ -170,9 +168,9 @@ def groups(comparison: Sequence[Comparison], runs: Sequence[Summary], names: Nam
             f"{load.max_concurrency} concurrent",
             [
                 *_tokens(cells, names),
-                *clock_lines(cells, called),
+                *clocks.sentences({names[one.cell]: one.clocks for one in cells}),
                 *_energy(of_layout),
-                *crosscheck_lines(cells, called),
+                *crosscheck.sentences({names[one.cell]: one.crosscheck for one in cells}),
             ],
             [_line(one, names[one.cell], columns) for one in cells],
         )

@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.analysis import outputs
+from orchestrator.analysis import clocks, crosscheck, outputs
 from orchestrator.analysis.comparing.compare import (
     Comparison,
     Load,
@@ -22,7 +22,6 @@ from orchestrator.analysis.comparing.compare import (
     run_order,
 )
 from orchestrator.errors import UserError
-from orchestrator.report.conditions import clock_lines, crosscheck_lines
 from orchestrator.report.progress import RunProgress
 from orchestrator.report.text import fixed, percent
 from orchestrator.store.schema import COMPLETED, INVALID
@@ -134,10 +133,11 @@ def _render_load(
     console.print(_title(cells), style="bold")
     console.print(table)
     same = outputs.sentence(outputs_of(cells))
-    names = names_of([one.cell for one in cells])
-    told = (*verdicts, *([same] if same else []), *clock_lines(cells, names))
-    lines = [Text(line) for line in told]
-    lines += [Text(line, style="yellow") for line in crosscheck_lines(cells, names)]
+    named = dict(zip(names_of([one.cell for one in cells]), cells, strict=True))
+    held = clocks.sentences({name: one.clocks for name, one in named.items()})
+    doubts = crosscheck.sentences({name: one.crosscheck for name, one in named.items()})
+    lines = [Text(line) for line in (*verdicts, *([same] if same else []), *held)]
+    lines += [Text(line, style="yellow") for line in doubts]
     lines += [Text(line, style="red") for line in _reasons(cells)]
     for line in lines:
         console.print(line)

@@ -94,6 +94,7 @@ def test_a_deployment_is_built_once_and_serves_its_cells(shared, tmp_path):
     assert (row.energy.energy_j, row.energy.power_valid) == (None, None)
     assert read_part(store.folder / "comparison.arrow").num_rows == 2
     assert {"versions", "topology", "git_commit", "finished_at"} <= store.manifest().keys()
+    assert store.manifest()["environment"]["NCCL_NVLS_ENABLE"] == "0"
     assert alive_actors() == []
 
     again, seen = run([deployment("tp2", [(fake_engine.SERVE, 0)] * 2)], tmp_path, num_runs=2)

@@ -36,6 +36,7 @@ GPU = GpuState(
     mig=False,
 )
 OTHER = replace(GPU, gpu=replace(GPU.gpu, index=1))
+LOWERED = replace(OTHER.gpu, power_limit_w=500.0, default_power_limit_w=700.0)
 L40S = replace(GPU, gpu=replace(GPU.gpu, name="NVIDIA L40S"))
 PAIR = Pair(0, 1, nvlinks=18, p2p=True, path="NVLink")
 TORCH = Torch("2.11.0", "13.0", 2, "2.28.9", ((0, 1, True),))
@@ -130,6 +131,7 @@ def test_one_sentence_says_what_the_checks_mean(changes, words):
         ("ECC", WARN, "on for some", gpu(ecc=False)),
         ("clocks", FAIL, "GPU 1: hw_thermal", gpu(throttle=HW_THERMAL | SW_POWER_CAP)),
         ("clocks", WARN, "GPU 1: sw_power_cap", gpu(throttle=SW_POWER_CAP)),
+        ("clocks", WARN, "GPU 1: power limit 500 W, by default 700 W", gpu(gpu=LOWERED)),
         ("clocks", WARN, "GPU 1: 88 C", gpu(temperature_c=88)),
         ("persistence", WARN, "off on GPU 1", gpu(persistence=False)),
         ("MIG", FAIL, "GPU 1", gpu(mig=True)),

@@ -1,31 +1,21 @@
 """Power and energy of a run, against traces of samples with known answers."""
 
 import pytest
+from samples import report, without_gpu
 from summaries import summary
 from tables import make
 
+from orchestrator.analysis import energy
 from orchestrator.analysis.comparing.compare import compare
-from orchestrator.analysis.energy import Energy, energy_of, other_processes
+from orchestrator.analysis.energy import Energy, other_processes
+from orchestrator.analysis.samples import sampled
 from workers.messages import RankReport
 from workers.records import STEPS, TELEMETRY
 from workers.rows import nothing
 
 
-def report(rank, powers, step_s=0.1, **fields):
-    """A rank whose GPU drew `powers` watts at 0, step_s, ... seconds."""
-    rows = [
-        {
-            "rank": rank,
-            "process_id": 100 + rank,
-            "gpu": rank,
-            "gpu_uuid": f"GPU-{rank}",
-            "time_s": step_s * i,
-            "power_w": power,
-            **{name: values[i] for name, values in fields.items()},
-        }
-        for i, power in enumerate(powers)
-    ]
-    return RankReport(rank, None, STEPS.make([]), None, 0, telemetry=make(TELEMETRY, rows))
+def energy_of(reports, duration, output_tokens, num_gpus):
+    return energy.energy_of(sampled(reports, duration, num_gpus), output_tokens)
 
 
 def test_energy_is_the_trapezoid_of_power_summed_over_gpus():
@@ -58,11 +48,7 @@ def test_the_summary_says_how_busy_and_how_hot_the_gpus_were():
         1,
         2,
     )
-    assert (found.mean_gpu_utilization_pct, found.peak_temperature_c, found.throttled) == (
-        75.0,
-        71.0,
-        True,
-    )
+    assert (found.mean_gpu_utilization_pct, found.peak_temperature_c) == (75.0, 71.0)
     assert found.power_valid  # a power cap is how a GPU works at full load
 
 
@@ -99,9 +85,10 @@ def test_the_energy_counter_is_heard():
     found = energy_of([report(0, [500.0] * 41, energy_mj=counted)], 4.0, 1, 1)
     assert found.energy_counter_j == pytest.approx(2000)
     assert doubts(report(0, [500.0] * 41, energy_mj=counted)) is None
+    assert doubts(report(0, [480.0] * 41, energy_mj=counted)) is None
     assert (
-        doubts(report(0, [400.0] * 41, energy_mj=counted))
-        == "1600 J by the samples, 2000 J by the energy counter"
+        doubts(report(0, [465.0] * 41, energy_mj=counted))
+        == "1860 J by the samples, 2000 J by the energy counter"
     )
 
 
@@ -134,9 +121,7 @@ def test_processes_of_the_same_run_are_no_others():
 
 
 def test_without_a_gpu_there_is_no_power_to_speak_of():
-    rows = [{"rank": 0, "process_id": 100, "time_s": 0.1, "process_cpu_pct": 99.0}]
-    on_cpu = RankReport(0, None, STEPS.make([]), None, 0, telemetry=make(TELEMETRY, rows))
-    assert energy_of([on_cpu], 1.0, 10, 1) == nothing(Energy)
+    assert energy_of([without_gpu()], 1.0, 10, 1) == nothing(Energy)
     assert energy_of([RankReport(0, None, STEPS.make([]), None, 0)], 1.0, 10, 1) == nothing(Energy)
 
 

@@ -13,7 +13,13 @@ from orchestrator.report.html import render_html
 from orchestrator.store.store import Store
 
 SHORT = {"power_valid": False, "power_reasons": "run of 1.9 s is under 20 samples"}
-SLOWED = {"throttled": True, "power_valid": True, "joules_per_output_token": 1.5}
+SLOWED = {
+    "power_capped_pct": 96.0,
+    "clock_limited_pct": 96.0,
+    "crosscheck_reasons": "NVLink counters saw 1.31 of the bytes counted, 1.00 expected",
+    "power_valid": True,
+    "joules_per_output_token": 1.5,
+}
 ABOVE = {"status": "invalid", "reason": "above its bound of 99"}
 
 

@@ -100,11 +100,16 @@ def test_a_row_above_its_bound_keeps_the_bound_beside_its_reason(odd: Path) -> N
 def test_energy_that_is_left_out_has_its_reason(odd: Path) -> None:
     said = text_of(odd)
     assert "Energy of tp4: 1 of 2 runs left out (run of 1.9 s is under 20 samples)." in said
-    assert (
-        "Clocks were held down, by the power limit, heat or a fault, under tp4 (1 of 2 runs)."
-        in said
-    )
     assert "one of its runs failed: a worker died" in said
+
+
+def test_the_conditions_of_a_load_are_beside_its_table(odd: Path) -> None:
+    said = text_of(odd)
+    assert "Power cap: tp4 held its clocks down in 96% of samples." in said
+    assert (
+        "Cross-check of tp4 failed in a run: NVLink counters saw 1.31 of the bytes counted, 1.00 "
+        "expected." in said
+    )
 
 
 def test_a_run_on_cpus_says_that_it_is_no_ranking(tmp_path: Path, page: Path) -> None:

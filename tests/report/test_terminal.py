@@ -118,6 +118,17 @@ def test_a_column_is_explained_where_it_is_shown():
         )
 
 
+def test_what_held_clocks_down_and_a_failed_cross_check_are_told_below_the_table():
+    off = "NVLink counters saw 1.31 of the bytes counted, 1.00 expected"
+    held = {"power_capped_pct": 96.0, "clock_limited_pct": 96.0}
+    text = shown(compared(run("tp4", 9.0, **held, crosscheck_reasons=off), run("pp4", 8.0)), 160)
+    assert "Power cap: tp4 held its clocks down in 96% of samples.\n" in text
+    assert f"Cross-check of tp4 failed in a run: {off}.\n" in text
+    quiet = shown(compared(run("tp4", 9.0), run("pp4", 8.0)), 160)
+    assert "Power cap" not in quiet
+    assert "Cross-check" not in quiet
+
+
 def test_figures_that_nobody_has_take_no_column():
     text = shown(compared(run("tp4", 100.0)), 160)
     for name in ("of bound", "goodput", "J/tok"):

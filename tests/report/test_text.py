@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,28 @@ def test_gpus_of_a_kind_are_described_once() -> None:
     found = environment._gpus(gpus)
     assert list(found) == ["GPU 0\u20131, 3", "GPU 2"]
     assert found["GPU 2"] == {"Name": "A", "Memory": "80.0 GB", "Power limit": "500 W"}
+
+
+def test_the_environment_has_the_state_of_source_links_and_variables(tmp_path: Path) -> None:
+    manifest = {
+        "nvls": "off",
+        "git_commit": "abc",
+        "git_dirty": True,
+        "environment": {"NCCL_NVLS_ENABLE": "0"},
+        "gpus": [
+            {"name": "A", "index": 0, "uuid": "GPU-a", "application_sm_clock_mhz": 1200},
+            {"name": "A", "index": 1, "uuid": "GPU-b", "application_sm_clock_mhz": 1200},
+        ],
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    lists = environment.describe(tmp_path).lists
+    assert lists["Machine"]["NVLink multicast (NVLS)"] == "off"
+    assert lists["Machine"]["Commit"] == "abc, with changes on top"
+    assert lists["Environment of the workers"] == {"NCCL_NVLS_ENABLE": "0"}
+    assert lists["GPU UUIDs"] == {"GPU 0": "GPU-a", "GPU 1": "GPU-b"}
+    assert lists["GPU 0\u20131"] == {"Name": "A", "SM clock, as set": "1,200 MHz"}
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "git_dirty": False}))
+    assert environment.describe(tmp_path).lists["Machine"]["Commit"] == "abc"
 
 
 @pytest.mark.parametrize(

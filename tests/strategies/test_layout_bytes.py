@@ -104,3 +104,15 @@ def test_bus_factors_are_those_of_nccl_tests() -> None:
         "send": 1.0,
         "broadcast": 1.0,
     }
+
+
+def test_a_group_sends_as_much_along_a_ring_as_along_a_tree() -> None:
+    """Messages that the 4 ranks of a group send in all: 2(n-1) for an all-reduce, n-1 for the
+    others, and one between two stages."""
+    sent = {
+        op: 4 * (traffic.sent_factor(op, 4) or 0)
+        for op in ("all_reduce", "all_gather", "reduce_scatter", "broadcast")
+    }
+    assert sent == {"all_reduce": 6, "all_gather": 3, "reduce_scatter": 3, "broadcast": 3}
+    assert (traffic.sent_factor("send", 2), traffic.sent_factor("recv", 2)) == (1, 0)
+    assert traffic.sent_factor("all_to_all", 4) is None

@@ -68,6 +68,9 @@ class FakeNvml:
     def nvmlDeviceGetClockInfo(self, handle, which):
         return {1: 1980, 2: 2619}[which]
 
+    def nvmlDeviceGetMaxClockInfo(self, handle, which):
+        return {1: 1980, 2: 3201}[which]
+
     def nvmlDeviceGetTemperature(self, handle, sensor):
         return 55
 
@@ -125,8 +128,8 @@ def test_every_counter_of_a_gpu_is_read():
         5 * 1024,
     )
     assert (first["pcie_tx_bytes"], row["pcie_tx_bytes"], row["pcie_rx_bytes"]) == (0, 500, 0)
-    assert first["gpu_process_ids"] == [11]
-    assert "gpu_process_ids" not in row
+    assert (first["gpu_process_ids"], first["max_sm_clock_mhz"]) == ([11], 1980)
+    assert not {"gpu_process_ids", "max_sm_clock_mhz"} & row.keys()
 
 
 def test_nvlink_is_summed_over_the_links_that_answer_where_there_is_no_total():
