@@ -4,7 +4,7 @@ against what the NVLink counters saw, and sampled power against the energy count
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.analysis.energy import Joules, joules
 from orchestrator.analysis.samples import TOLERANCE, Sampled, Trace
@@ -70,8 +70,7 @@ def crosscheck_of(
 ) -> Crosscheck:
     """The cross-checks of a run, from what was sampled in it and the collectives it counted."""
     if seen is None:
-        unknown = {**vars(nothing(Crosscheck)), "nvlink_reasons": "no GPU was sampled"}
-        return Crosscheck(**unknown)
+        return replace(nothing(Crosscheck), nvlink_reasons="no GPU was sampled")
     sent, energy = _sent(reports, plan.placement), joules(seen)
     why = next(_obstacles(seen, sent, plan), None)
     ratio = limit = None
