@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.analysis import outputs
-from orchestrator.analysis.bounds import CALIBRATED, DATASHEET
 from orchestrator.analysis.comparing.compare import Comparison, Load, completed, load_of, outputs_of
+from orchestrator.analysis.roofline import CALIBRATED, DATASHEET
 from orchestrator.analysis.summary import Summary
 from orchestrator.report.charts.cells import not_negative
 from orchestrator.report.charts.views import Names
