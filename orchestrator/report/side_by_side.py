@@ -130,13 +130,14 @@ COLUMNS = (
     ),
     ShownColumn(
         "MFU",
-        "model FLOPs utilisation: the model's own operations, in percent of the arithmetic rate",
+        "model FLOPs utilisation: the model's own operations, in percent of the arithmetic rate in "
+        "the data sheet",
         lambda one: figure(one.bounds.model_flops_utilization, "%"),
     ),
     ShownColumn(
         "MBU",
         "memory bandwidth utilisation: weights and keys and values read in a decode step, in "
-        "percent of the rate",
+        "percent of the rate in the data sheet",
         lambda one: figure(one.bounds.memory_bandwidth_utilization, "%"),
     ),
     ShownColumn(
