@@ -131,12 +131,17 @@ class FabricRow:
         "B",
         source="nccl-tests, PERFORMANCE.md",
     )
-    time_us: float | None = column("median time of a call", "us")
+    time_us: float | None = column("time of a call: the `percentile` of its `samples`", "us")
+    percentile: float | None = column("which percentile of the samples; 50 is their median", "%")
+    samples: int | None = column("how many times it was timed, several calls in a row each", "1")
     algbw: float | None = column("bytes over time", "GB/s")
     busbw: float | None = column(
         "algbw times the bus factor of the operation", "GB/s", source="nccl-tests, PERFORMANCE.md"
     )
     tflops: float | None = column("arithmetic rate", "TFLOP/s")
+    held_down: Sequence[str] | None = column(
+        "what held clocks or power down while the rank measured; null where NVML did not say"
+    )
 
 
 REQUESTS = Table("requests", RequestRow)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from orchestrator.analysis.bounds import Bounds, Ceilings, Closed, bounds_of
+from orchestrator.analysis.bounds import Bounds, bounds_of
 from orchestrator.analysis.building import Memory, Startup, memory_of, startup_of
 from orchestrator.analysis.clocks import Clocks, clocks_of
 from orchestrator.analysis.crosscheck import Crosscheck, crosscheck_of
@@ -21,6 +21,7 @@ from orchestrator.analysis.latency import Arrivals, Latency, TokenTimes, arrival
 from orchestrator.analysis.observed.communication import Operations, StepParts, Traffic, traffic_of
 from orchestrator.analysis.outputs import output_digest
 from orchestrator.analysis.samples import sampled
+from orchestrator.analysis.roofline import Ceilings, Closed
 from orchestrator.analysis.throughput import Steady, Throughput, steady_of, throughput_of
 from orchestrator.store.schema import COMPLETED, FAILED, INVALID, Outcome, RunKey
 from workers.messages import Built, EnginePlan, RankReport, Work
@@ -98,8 +99,8 @@ class Attempt:
     """A run that is to be made: of what, and under which conditions.
 
     input_len, output_len: of every request, 0 where they differ. levels: service levels in ms.
-    request_rate, burstiness: None in a closed loop. ceilings: what its devices can do at most, None
-    where that is unknown.
+    request_rate, burstiness: None in a closed loop. ceilings: what its devices can do as measured,
+    or else as their maker says; sheet: as their maker says; None where that is unknown.
     """
 
     key: RunKey
@@ -114,6 +115,7 @@ class Attempt:
     request_rate: float | None = None
     burstiness: float | None = None
     ceilings: Ceilings | None = None
+    sheet: Ceilings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ def measured(
     made = throughput_of(requests, work.max_concurrency, num_prompts, num_gpus)
     whole = Closed(attempt.input_len, attempt.output_len, num_prompts, work.max_concurrency)
     engine = attempt.key.cell.engine
-    bounds, reason = bounds_of(plan, engine, whole, made, attempt.ceilings)
+    bounds, reason = bounds_of(plan, engine, whole, made, attempt.ceilings, attempt.sheet)
     seen = sampled(reports, made.duration, num_gpus)
     return widened(
         Measured,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.analysis.bounds import CALIBRATED, Ceilings
+from orchestrator.analysis.roofline import CALIBRATED, Ceilings
 from orchestrator.errors import UserError
 from orchestrator.node import datasheet
 from orchestrator.store.arrow_files import OtherVersion, read_part
@@ -73,8 +73,8 @@ def ceilings(table: pa.Table | None, device_name: str | None) -> Ceilings | None
     """The ceilings of a device: from the calibration if that is of this kind of device, else from
     the data sheet. None where neither is known.
 
-    Of repeated measurements, and of several ways to move bytes, the fastest counts, so that no
-    bound is too low.
+    Each measurement is the median of its samples. Of those of several devices, shapes and ways to
+    move bytes the fastest counts.
     """
     known = [] if table is None else FABRIC.rows(table)
     rows = [one for one in known if one.device_name == device_name]
@@ -87,6 +87,27 @@ def ceilings(table: pa.Table | None, device_name: str | None) -> Ceilings | None
             flops[one.dtype] = max(flops.get(one.dtype, 0.0), one.tflops * 1e12)
     cache = max((one.bytes for one in rows if one.kind == "cache"), default=0)
     return Ceilings(max(moved) * 1e9, flops, cache, CALIBRATED)
+
+
+def statistic(rows: Sequence[FabricRow]) -> str:
+    """What of their samples the times of a calibration are, in words."""
+    found = sorted({(one.percentile, one.samples) for one in rows if one.samples})
+    named = [f"percentile {which:g} of {samples} samples" for which, samples in found]
+    return " or ".join(named) if named else "medians of several samples"
+
+
+def warnings(rows: Sequence[FabricRow]) -> list[str]:
+    """What held clocks or power down while a calibration was made, a sentence for each rank; none
+    for CPUs."""
+    ranks = grouped((one for one in rows if one.device_name != "cpu"), lambda one: one.rank)
+    held = {rank: same[0].held_down for rank, same in ranks.items()}
+    return [f"rank {rank}: {_held(said)}" for rank, said in held.items() if said is None or said]
+
+
+def _held(said: Sequence[str] | None) -> str:
+    if said is None:
+        return "not known whether clocks or power were held down"
+    return f"held down while it was measured: {'; '.join(said)}"
 
 
 def fits(table: pa.Table) -> list[Fit]:

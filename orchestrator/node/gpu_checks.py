@@ -70,7 +70,8 @@ def nvlink(facts: Facts) -> Check:
     if not widths:
         return Check("NVLink", PASS, "one GPU")
     sheet = datasheet.sheet(facts.gpus[0].gpu.name)
-    full = sheet.links if sheet else max(widths)
+    told = sheet.links if sheet else None
+    full = max(widths) if told is None else told
     if set(widths) == {0}:
         return _without_nvlink(facts, full)
     return _of_widths(widths, full)

@@ -25,9 +25,13 @@ if TYPE_CHECKING:
 # kind of measurement -> the title of its rows.
 TITLES = {"hbm": "memory", "gemm": "matrix product", "decode_gemm": "decode product"}
 NOTE = (
-    "Medians of several samples. latency and bandwidth: least squares on time = latency + bytes x "
-    "factor / bandwidth, with the factor of nccl-tests' bus bandwidth; ±: the worst row's distance "
-    "from that line. Data sheets give dense figures."
+    "latency and bandwidth: least squares on time = latency + bytes x factor / bandwidth, with the "
+    "factor of nccl-tests' bus bandwidth; ±: the worst row's distance from that line. Data sheets "
+    "give dense figures."
+)
+LOW = (
+    "Rates measured like this are lower than the devices allow, and percentages of them are too "
+    "high: nvidia-smi -q -d POWER,CLOCK,PERFORMANCE says why."
 )
 PEERS = {True: "", False: ", no peer access", None: ", peer access unknown"}
 
@@ -38,6 +42,8 @@ def as_data(found: Calibration) -> dict[str, object]:
     sheet = datasheet.sheet(rows[0].device_name)
     return {
         "path": str(found.path),
+        "statistic": fabric.statistic(rows),
+        "warnings": fabric.warnings(rows),
         "rows": FABRIC.data(rows),
         "fits": fabric.FITS.data(fabric.fits(found.table)),
         "datasheet": asdict(sheet) if sheet else None,
@@ -60,7 +66,9 @@ def render(found: Calibration, console: Console) -> None:
         console.print(_fits(fabric.fits(found.table)))
     for line in (*_pairs(found.table), *_links(found.pairs, sheet)):
         console.print(line, highlight=False)
-    console.print(NOTE, style="dim")
+    console.print(f"Times: {fabric.statistic(rows)}. {NOTE}", style="dim", highlight=False)
+    for line in _warnings(rows):
+        console.print(line, style="yellow", highlight=False, markup=False)
     console.print(f"Written: {found.path}", soft_wrap=True, highlight=False)
 
 
@@ -155,7 +163,14 @@ def _links(pairs: Sequence[Pair], sheet: datasheet.Sheet | None) -> Iterator[str
         yield f"Links: {what} between GPUs {', '.join(pair.name for pair in same)}"
     if sheet and sheet.nvlink:
         rate = f"{sheet.nvlink:.0f} GB/s, both directions together"
-        yield f"Data sheet: {sheet.links} NVLinks, {rate}"
+        yield f"Data sheet: {f'{sheet.links} NVLinks' if sheet.links else 'NVLink'}, {rate}"
+
+
+def _warnings(rows: Sequence[FabricRow]) -> Iterator[str]:
+    """What held clocks or power down, and what that means."""
+    yield from (f"Warning: {one}" for one in fabric.warnings(rows))
+    if any(one.held_down for one in rows):
+        yield LOW
 
 
 def _link(pair: Pair) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.analysis import clocks, crosscheck, outputs
-from orchestrator.analysis.bounds import CALIBRATED, DATASHEET
 from orchestrator.analysis.comparing.compare import Comparison, Load, completed, load_of, outputs_of
+from orchestrator.analysis.roofline import CALIBRATED, DATASHEET
 from orchestrator.analysis.summary import Summary
 from orchestrator.report.charts.cells import not_negative
 from orchestrator.report.charts.views import Names
@@ -130,13 +130,14 @@ COLUMNS = (
     ),
     ShownColumn(
         "MFU",
-        "model FLOPs utilisation: the model's own operations, in percent of the arithmetic rate",
+        "model FLOPs utilisation: the model's own operations, in percent of the arithmetic rate in "
+        "the data sheet",
         lambda one: figure(one.bounds.model_flops_utilization, "%"),
     ),
     ShownColumn(
         "MBU",
         "memory bandwidth utilisation: weights and keys and values read in a decode step, in "
-        "percent of the rate",
+        "percent of the rate in the data sheet",
         lambda one: figure(one.bounds.memory_bandwidth_utilization, "%"),
     ),
     ShownColumn(

@@ -15,7 +15,7 @@ from orchestrator.analysis.observed.communication import exposed
 from orchestrator.analysis.outputs import kept_requests
 from orchestrator.analysis.summary import MEASURED, Attempt, Measured
 from orchestrator.experiment import Cell, Experiment, Run
-from orchestrator.node import fabric
+from orchestrator.node import datasheet, fabric
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
 from orchestrator.store.arrow_files import concat
 from orchestrator.store.schema import COMPLETED
@@ -103,6 +103,7 @@ class Job:
             request_rate=asked.request_rate,
             burstiness=asked.burstiness if cell.work.is_open else None,
             ceilings=fabric.ceilings(self.calibration, device_name) if device_name else None,
+            sheet=datasheet.ceilings(device_name),
         )
 
     def kept_tables(self, requests: pa.Table, reports: Sequence[RankReport]) -> dict[str, pa.Table]:

@@ -44,7 +44,9 @@ class RunKey(StartKey):
 class Outcome:
     """What became of a run."""
 
-    status: str = column("completed, failed, or invalid: measured above what the hardware can do")
+    status: str = column(
+        "completed, failed, or invalid: faster than the data sheet of its devices allows"
+    )
     reason: str | None = column("why it failed or is invalid")
 
 

@@ -1,22 +1,26 @@
 """Calibration: what is measured on CPU workers, what follows from it, and what is refused."""
 
 import contextlib
+import io
 import itertools
 import json
 import socket
 import time
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 from tables import make
 
 from orchestrator import cli
 from orchestrator.cluster import hardware
 from orchestrator.errors import UserError
 from orchestrator.node import calibrate, fabric, links
-from orchestrator.node.calibrate import NO_MODEL, calibration_plan
+from orchestrator.node.calibrate import NO_MODEL, Calibration, calibration_plan
 from orchestrator.plan.installed import installed
+from orchestrator.report import fabric_tables
 from orchestrator.store.arrow_files import write_part
 from strategies.placement import Placement
 from workers import engines
@@ -63,6 +67,8 @@ def test_a_quick_calibration_on_cpu_workers(ray_cluster, tmp_path, monkeypatch):
     assert len(found["fits"]) == 4
     fits = pa.ipc.open_file(path.with_name(fabric.FITS_FILE)).read_all()
     assert fabric.FITS.rows(fits) == fabric.fits(table)
+    assert found["statistic"] == f"percentile 50 of {QUICK_SWEEP.samples} samples"
+    assert found["warnings"] == []  # of CPUs nothing is asked
     assert found["datasheet"] is None
     assert found["links"] == []
     ceilings = fabric.ceilings(table, "cpu")
@@ -150,6 +156,83 @@ def test_groups_and_modes_are_fitted_apart_and_one_size_is_no_line():
     rows.append(collective("send_recv", 1000, 5.0, 1.0))
     found = [(fit.op, fit.group_size, fit.mode) for fit in fabric.fits(make(FABRIC, rows))]
     assert sorted(found) == [("all_reduce", g, m) for g in (2, 4) for m in ("eager", "graph")]
+
+
+# -- the statistic, and clocks that were held down
+
+
+def timed(rank, held, device="NVIDIA H200"):
+    return FABRIC.rows(
+        make(
+            FABRIC,
+            [
+                {
+                    "host": "node",
+                    "device_name": device,
+                    "kind": "hbm",
+                    "op": "copy",
+                    "dtype": "float32",
+                    "rank": rank,
+                    "group_size": 1,
+                    "algbw": 4000.0,
+                    "time_us": 1.0,
+                    "percentile": 50.0,
+                    "samples": 7,
+                    "held_down": held,
+                }
+            ],
+        )
+    )
+
+
+CAPPED = "sw_power_cap in 40% of the samples"
+
+
+def shown(rows):
+    console = Console(width=200, file=io.StringIO())
+    fabric_tables.render(Calibration(Path("fabric.arrow"), FABRIC.make(rows), []), console)
+    return console.file.getvalue()
+
+
+def test_a_calibration_says_which_percentile_it_is():
+    assert fabric.statistic(timed(0, [])) == "percentile 50 of 7 samples"
+    assert "Times: percentile 50 of 7 samples." in shown(timed(0, []))
+
+
+def test_clocks_and_power_that_were_held_down_are_warned_of_for_each_rank():
+    rows = timed(0, []) + timed(1, ["power limit 500 W, by default 700 W", CAPPED])
+    warning = (
+        "rank 1: held down while it was measured: power limit 500 W, by default 700 W; " + CAPPED
+    )
+    assert fabric.warnings(rows) == [warning]
+    assert f"Warning: {warning}" in shown(rows)
+    assert "lower than the devices allow" in shown(rows)
+    found = fabric_tables.as_data(Calibration(Path("fabric.arrow"), FABRIC.make(rows), []))
+    assert found["warnings"] == [warning]
+
+
+def test_nothing_is_warned_of_where_nothing_was_held_down():
+    assert "Warning" not in shown(timed(0, []))
+    assert fabric.warnings(timed(0, None, "cpu")) == []
+
+
+def test_a_gpu_that_nvml_does_not_know_is_said():
+    assert fabric.warnings(timed(0, None)) == [
+        "rank 0: not known whether clocks or power were held down"
+    ]
+    assert "lower than the devices allow" not in shown(timed(0, None))
+
+
+def test_a_calibration_from_before_the_statistic_was_kept_can_be_read():
+    old = FABRIC.make(timed(0, [])).drop_columns(["percentile", "samples", "held_down"])
+    assert fabric.statistic(FABRIC.rows(old)) == "medians of several samples"
+    assert fabric.ceilings(old, "NVIDIA H200").hbm == 4000e9
+
+
+def test_cells_of_a_data_sheet_that_are_unknown_are_a_dash():
+    text = shown(timed(0, [], "NVIDIA H800 PCIe"))
+    assert "4000 GB/s" in text
+    assert "Data sheet:" not in text
 
 
 # -- the engine

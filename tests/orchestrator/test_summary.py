@@ -10,12 +10,13 @@ from driver_inputs import plan
 from request_tables import request, requests
 from tables import make
 
-from orchestrator.analysis.bounds import CALIBRATED, Bounds, Ceilings
+from orchestrator.analysis.bounds import Bounds
 from orchestrator.analysis.building import Memory, Startup, memory_of, startup_of
 from orchestrator.analysis.energy import Energy
 from orchestrator.analysis.goodput import Goodput
 from orchestrator.analysis.latency import Latency
 from orchestrator.analysis.outputs import output_digest
+from orchestrator.analysis.roofline import CALIBRATED, Ceilings
 from orchestrator.analysis.summary import MEASURED, Attempt, Building, failed, measured
 from orchestrator.analysis.throughput import Steady
 from orchestrator.experiment import Cell, Deployment, Scenario
@@ -143,15 +144,24 @@ def test_a_failed_run_has_every_column_and_says_what_was_asked() -> None:
     )
 
 
-def test_a_run_above_its_bound_is_invalid_and_keeps_what_was_measured() -> None:
-    slow = Ceilings(hbm=1e3, flops={"float32": 1e3}, cache_bytes=0, source=CALIBRATED)
-    row = measured(replace(ATTEMPT, ceilings=slow), BUILDING, REPORTS, SERVED)
+SLOW = Ceilings(hbm=1e3, flops={"float32": 1e3}, cache_bytes=0, source=CALIBRATED)
+
+
+def test_a_run_above_its_data_sheet_is_invalid_and_keeps_what_was_measured() -> None:
+    row = measured(replace(ATTEMPT, sheet=SLOW), BUILDING, REPORTS, SERVED)
     assert row.status == "invalid"
     assert row.reason is not None
     assert row.reason.startswith("200.0 tok/s is above the bound of")
     assert row.bounds.bound_pct is not None
     assert row.bounds.bound_pct > 100
     assert row.throughput.output_throughput == pytest.approx(200.0)
+
+
+def test_a_run_above_what_was_measured_of_its_devices_is_completed() -> None:
+    row = measured(replace(ATTEMPT, ceilings=SLOW), BUILDING, REPORTS, SERVED)
+    assert (row.status, row.reason) == ("completed", None)
+    assert row.bounds.bound_pct is not None
+    assert row.bounds.bound_pct > 100
 
 
 def test_a_run_below_its_bound_is_completed() -> None:

@@ -74,19 +74,25 @@ def test_on_a_cpu_there_is_no_graph_to_time() -> None:
 
 def test_rates_follow_from_bytes_and_time() -> None:
     one = Timing("collective", "all_reduce", 1_000_000, "float32", "eager", 100.0, (0, 1, 2, 3))
-    row = one.row("node", "cpu", 0)
+    row = one.row("node", "cpu", 0, samples=7)
     assert (row.algbw, row.busbw, row.tflops) == (10.0, 15.0, None)
     assert (row.group, row.group_size) == ((0, 1, 2, 3), 4)
     gemm = Timing("gemm", "1x1x1", 2_000_000, "float32", "eager", 200.0, flop=4_000_000)
-    row = gemm.row("node", "cpu", 0)
+    row = gemm.row("node", "cpu", 0, samples=7)
     assert (row.algbw, row.busbw, row.tflops) == (10.0, None, pytest.approx(0.02))
     assert (row.group, row.group_size) == (None, 1)
 
 
 def test_what_has_no_time_has_no_rate() -> None:
-    row = Timing("cache", "capacity", 1 << 20).row("node", "cpu", 0)
+    row = Timing("cache", "capacity", 1 << 20).row("node", "cpu", 0, samples=7)
     assert (row.time_us, row.algbw, row.busbw, row.tflops) == (None, None, None, None)
+    assert row.percentile is row.samples is None
     assert row.bytes == 1 << 20
+
+
+def test_a_time_says_that_it_is_the_median_and_of_how_many_samples() -> None:
+    row = Timing("hbm", "copy", 1, "float32", "eager", 1.0).row("node", "cpu", 0, samples=7)
+    assert (row.percentile, row.samples) == (50, 7)
 
 
 @pytest.mark.slow
@@ -105,6 +111,7 @@ def test_one_cpu_worker_measures_its_memory_and_its_products() -> None:
     copied, read = rows[2], rows[1]
     assert copied.bytes == 2 * read.bytes
     assert all(row.time_us is not None and row.time_us > 0 for row in rows[1:])
+    assert {(row.percentile, row.samples, row.held_down) for row in rows[1:]} == {(50, 1, None)}
 
 
 def test_cpu_workers_share_what_is_measured_so_the_first_one_measures_it() -> None:

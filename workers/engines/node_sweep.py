@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from workers.device import device_name
 from workers.engines.node_collectives import several_ranks
+from workers.engines.node_conditions import watching
 from workers.engines.node_timing import (
     GIB,
     KIB,
@@ -36,8 +37,10 @@ from workers.records import FabricRow
 def measure(context: RankContext, sweep: Sweep) -> list[FabricRow]:
     """What this rank measured of the node. Every rank calls this at once."""
     host, device = socket.gethostname(), device_name(context.device)
-    found = [*_one_device(context, sweep), *several_ranks(context, sweep)]
-    return [one.row(host, device, context.rank) for one in found]
+    with watching(context.device) as watched:
+        found = [*_one_device(context, sweep), *several_ranks(context, sweep)]
+    held = watched.held_down() if watched else None
+    return [one.row(host, device, context.rank, sweep.samples, held) for one in found]
 
 
 def _one_device(context: RankContext, sweep: Sweep) -> Iterator[Timing]:

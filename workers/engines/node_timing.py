@@ -1,13 +1,13 @@
 """How the engine `calibration` measures: the sizes, how a call is timed, and the row of a result.
 
-Every time is the median of several samples. A sample is several calls in a row, after one call that
-is not timed and that brings the ranks together.
+Every time is the median of several samples: half of them are faster. A sample is several calls in a
+row, after one call that is not timed and that brings the ranks together.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ Operation = Callable[[], object]
 Ranks = tuple[int, ...]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+PERCENTILE = 50.0  # of the samples that a time is: their median
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +91,14 @@ class Timing:
     group: Ranks = ()
     flop: int = 0
 
-    def row(self, host: str, device: str, rank: int) -> FabricRow:
-        """The row of the fabric table, with the rates that follow from bytes and time."""
+    def row(
+        self, host: str, device: str, rank: int, samples: int, held: Sequence[str] | None = None
+    ) -> FabricRow:
+        """The row of the fabric table, with the rates that follow from bytes and time.
+
+        samples: how many the time is the median of. held: what held clocks or power down, None
+        where that is unknown.
+        """
         algbw = self.bytes / self.time_us / 1e3 if self.time_us else None
         ranks = len(self.group)
         return FabricRow(
@@ -106,9 +113,12 @@ class Timing:
             group_size=ranks or 1,
             bytes=self.bytes,
             time_us=self.time_us,
+            percentile=PERCENTILE if self.time_us else None,
+            samples=samples if self.time_us else None,
             algbw=algbw,
             busbw=algbw * bus_factor(self.op, ranks) if algbw and ranks else None,
             tflops=1e-6 * self.flop / self.time_us if self.flop and self.time_us else None,
+            held_down=held,
         )
 
 
