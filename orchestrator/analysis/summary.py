@@ -13,12 +13,14 @@ import pyarrow as pa
 
 from orchestrator.analysis.bounds import Bounds, Ceilings, Closed, bounds_of
 from orchestrator.analysis.building import Memory, Startup, memory_of, startup_of
+from orchestrator.analysis.device_time import DeviceTime, device_time_of
 from orchestrator.analysis.energy import Energy, energy_of
 from orchestrator.analysis.goodput import Goodput, goodput_of
 from orchestrator.analysis.latency import Arrivals, Latency, TokenTimes, arrivals_of, latency_of
 from orchestrator.analysis.observed.communication import Operations, StepParts, Traffic, traffic_of
 from orchestrator.analysis.outputs import output_digest
 from orchestrator.analysis.throughput import Steady, Throughput, steady_of, throughput_of
+from orchestrator.analysis.token_cost import TokenCost
 from orchestrator.store.schema import COMPLETED, FAILED, INVALID, Outcome, RunKey
 from workers.messages import Built, EnginePlan, RankReport, Work
 from workers.rows import Table, column, group, nothing, row, widened
@@ -52,6 +54,7 @@ class Figures:
     conditions: Conditions = group()
     throughput: Throughput = group()
     steady: Steady = group()
+    device_time: DeviceTime = group()
     goodput: Goodput = group()
     arrivals: Arrivals = group()
     latency: Latency = group()
@@ -67,6 +70,7 @@ class Observed:
     """What is observed of a cell, once for all of its runs."""
 
     step: StepParts = group()
+    cost: TokenCost = group()
     operations: Operations = group()
 
 
@@ -140,6 +144,7 @@ def measured(
         conditions=_conditions(attempt, building.device_name),
         throughput=made,
         steady=nothing(Steady) if work.is_open else steady_of(requests),
+        device_time=device_time_of(plan, made, reports, requests, attempt.ceilings),
         goodput=goodput_of(requests, attempt.levels, num_prompts),
         arrivals=arrivals_of(requests, attempt.request_rate, attempt.burstiness),
         latency=latency_of(TokenTimes.of(requests)),
