@@ -1,5 +1,5 @@
-"""Bytes as people write and read them. Decimal: 1 GB = 10^9 bytes, as in a card's data sheet; GiB
-is accepted too."""
+"""Units as people write and read them. Bytes are decimal: 1 GB = 10^9 bytes, as in a card's data
+sheet; GiB is accepted too."""
 
 from __future__ import annotations
 
@@ -31,3 +31,13 @@ def parse_bytes(text: str) -> int:
     if text.strip()[-1].isdigit() and float(number) < LEAST_BARE:
         raise UserError(f"'{text}' bytes of memory are next to nothing; write a unit, as in 141GB")
     return int(float(number) * (1024 if binary else 1000) ** _POWERS[prefix])
+
+
+def device_ms(device_name: str | None) -> str:
+    """The unit of a device's time: GPU-ms, or worker-ms on a CPU."""
+    return "worker-ms" if is_cpu(device_name) else "GPU-ms"
+
+
+def is_cpu(device_name: str | None) -> bool:
+    """Whether a device of that name is a CPU."""
+    return (device_name or "").lower() == "cpu"

@@ -19,6 +19,7 @@ from orchestrator.analysis.observed.communication import (
     with_timing,
 )
 from orchestrator.analysis.summary import MEASURED, SUMMARY, Measured, Summary
+from orchestrator.analysis.token_cost import token_cost_of
 from orchestrator.errors import UserError
 from orchestrator.store import folders
 from orchestrator.store.arrow_files import concat, read_part
@@ -102,9 +103,15 @@ def _joined(store: Store, runs: Sequence[Measured]) -> list[Summary]:
 
     def joined(run: Measured) -> Summary:
         observed = _start_key(run) if run.status == COMPLETED else None
-        step = step_parts_of(parts.get(observed, ()))
-        operations = operations_of(counted.get(_run_key(run), ()), timed.get(observed, ()))
-        return widened(Summary, run, step=step, operations=operations)
+        mine, is_open = parts.get(observed, ()), run.arrivals.request_rate is not None
+        tokens = run.throughput.total_output_tokens
+        return widened(
+            Summary,
+            run,
+            step=step_parts_of(mine),
+            cost=token_cost_of(run.device_time, tokens, mine, is_open),
+            operations=operations_of(counted.get(_run_key(run), ()), timed.get(observed, ())),
+        )
 
     return list(map(joined, runs))
 

@@ -15,14 +15,16 @@ from orchestrator.analysis.bounds import Bounds, bounds_of
 from orchestrator.analysis.building import Memory, Startup, memory_of, startup_of
 from orchestrator.analysis.clocks import Clocks, clocks_of
 from orchestrator.analysis.crosscheck import Crosscheck, crosscheck_of
+from orchestrator.analysis.device_time import DeviceTime, device_time_of
 from orchestrator.analysis.energy import Energy, energy_of
 from orchestrator.analysis.goodput import Goodput, goodput_of
 from orchestrator.analysis.latency import Arrivals, Latency, TokenTimes, arrivals_of, latency_of
 from orchestrator.analysis.observed.communication import Operations, StepParts, Traffic, traffic_of
 from orchestrator.analysis.outputs import output_digest
-from orchestrator.analysis.samples import sampled
 from orchestrator.analysis.roofline import Ceilings, Closed
+from orchestrator.analysis.samples import sampled
 from orchestrator.analysis.throughput import Steady, Throughput, steady_of, throughput_of
+from orchestrator.analysis.token_cost import TokenCost
 from orchestrator.store.schema import COMPLETED, FAILED, INVALID, Outcome, RunKey
 from workers.messages import Built, EnginePlan, RankReport, Work
 from workers.rows import Table, column, group, nothing, row, widened
@@ -56,6 +58,7 @@ class Figures:
     conditions: Conditions = group()
     throughput: Throughput = group()
     steady: Steady = group()
+    device_time: DeviceTime = group()
     goodput: Goodput = group()
     arrivals: Arrivals = group()
     latency: Latency = group()
@@ -73,6 +76,7 @@ class Observed:
     """What is observed of a cell, once for all of its runs."""
 
     step: StepParts = group()
+    cost: TokenCost = group()
     operations: Operations = group()
 
 
@@ -147,6 +151,7 @@ def measured(
         conditions=_conditions(attempt, building.device_name),
         throughput=made,
         steady=nothing(Steady) if work.is_open else steady_of(requests),
+        device_time=device_time_of(plan, made, reports, requests, attempt.ceilings),
         goodput=goodput_of(requests, attempt.levels, num_prompts),
         arrivals=arrivals_of(requests, attempt.request_rate, attempt.burstiness),
         latency=latency_of(TokenTimes.of(requests)),

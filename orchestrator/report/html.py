@@ -24,7 +24,7 @@ from orchestrator.analysis.observed.accounting import CELL_PARTS, CELL_TIMED
 from orchestrator.analysis.summary import Summary
 from orchestrator.errors import UserError
 from orchestrator.report import document, environment, sections, side_by_side
-from orchestrator.report.charts import cells, latencies, memory, telemetry, timeline
+from orchestrator.report.charts import cells, cost, latencies, memory, telemetry, timeline
 from orchestrator.report.charts.communication import OperationFigures, communication
 from orchestrator.report.charts.views import Names, layout_names, natural
 from orchestrator.report.terminal import CPU_NOTE, on_cpu
@@ -148,6 +148,7 @@ def _data(content: Content) -> dict[str, object]:
         "layouts": _layouts(content),
         "experiments": sections.choices(comparison),
         "cells": cells.cells(comparison, names, content.rows(CELL_PARTS), steps),
+        "cost": cost.cost(comparison, names),
         "latencies": content.drawn("requests", latencies.latencies),
         "timeline": content.drawn("spans", timeline.timeline),
         "memory": memory.memory(content.runs, names),

@@ -23,9 +23,9 @@ from orchestrator.analysis.comparing.compare import (
 )
 from orchestrator.errors import UserError
 from orchestrator.report.progress import RunProgress
-from orchestrator.report.text import fixed, percent
+from orchestrator.report.text import fixed, percent, three_digits
 from orchestrator.store.schema import COMPLETED, INVALID
-from orchestrator.units import format_bytes
+from orchestrator.units import device_ms, format_bytes, is_cpu
 from workers.rows import grouped
 
 __all__ = ["CPU_NOTE", "FIGURES", "RunProgress", "export_svg", "on_cpu", "render"]
@@ -35,6 +35,7 @@ CPU_NOTE = (
     "give the same tokens. It is no "
     "ranking of them."
 )
+GPU_MS, WORKER_MS = "GPU-ms/tok", "worker-ms/tok"
 RATIO = "x [low, high]"  # not a column: how verdicts write a ratio
 # Column -> what it means, for somebody who sees the table for the first time. The columns that are
 # shown are explained below the tables.
@@ -51,6 +52,8 @@ LEGEND = {
         "communication took no time"
     ),
     "best": "in percent of the best layout's tok/s",
+    GPU_MS: "time of all GPUs of the layout for each generated token, in milliseconds",
+    WORKER_MS: "time of all workers of the layout for each generated token, in milliseconds",
     "goodput": "requests per second that met every service level asked for",
     "delay ms": "median, from the scheduled arrival of a request to being let in",
     "TTFT ms": "time from a request's arrival to its first token, median",
@@ -103,7 +106,7 @@ def render(
 
 def on_cpu(comparison: Iterable[Comparison]) -> bool:
     """Whether any cell was run on CPU devices, whose figures are no ranking."""
-    return any((one.conditions.device_name or "").lower() == "cpu" for one in comparison)
+    return any(is_cpu(one.conditions.device_name) for one in comparison)
 
 
 def export_svg(
@@ -240,6 +243,12 @@ def _of_best(one: Comparison) -> str:
     return "best" if relative == 1.0 else percent(relative, 0, of=1.0)
 
 
+def _device_ms(one: Comparison, title: str) -> float | None:
+    """What a token costs, where the column of that title is the one for its devices."""
+    is_mine = title == f"{device_ms(one.conditions.device_name)}/tok"
+    return one.device_time.device_ms_per_token if is_mine else None
+
+
 def _memory(one: Comparison) -> str:
     peak = one.memory.peak_memory_bytes
     return format_bytes(peak) if peak else "-"
@@ -259,6 +268,8 @@ FIGURES: dict[str, Show] = {
     "/GPU": lambda one: fixed(one.throughput.output_throughput_per_gpu),
     "of bound": lambda one: percent(one.bounds.bound_pct, 0),
     "best": _of_best,
+    GPU_MS: lambda one: three_digits(_device_ms(one, GPU_MS)),
+    WORKER_MS: lambda one: three_digits(_device_ms(one, WORKER_MS)),
     "goodput": lambda one: fixed(one.goodput.request_goodput),
     "delay ms": lambda one: fixed(one.arrivals.median_schedule_delay_ms),
     "TTFT ms": lambda one: fixed(one.latency.ttft.median),
@@ -274,6 +285,8 @@ WHERE_KNOWN: dict[str, Callable[[Comparison], bool]] = {
     "±": lambda one: one.spread.ci_high is not None,
     "steady": lambda one: one.steady.steady_output_throughput is not None,
     "of bound": lambda one: one.bounds.bound_pct is not None,
+    GPU_MS: lambda one: _device_ms(one, GPU_MS) is not None,
+    WORKER_MS: lambda one: _device_ms(one, WORKER_MS) is not None,
     "goodput": lambda one: one.goodput.request_goodput is not None,
     "delay ms": lambda one: one.arrivals.median_schedule_delay_ms is not None,
     "J/tok": lambda one: one.energy.joules_per_output_token is not None,
@@ -289,6 +302,8 @@ SPARED = (
     "of bound",
     "delay ms",
     "bubble",
+    GPU_MS,
+    WORKER_MS,
     "GPUs",
     "goodput",
 )

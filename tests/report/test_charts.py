@@ -15,6 +15,7 @@ from orchestrator.analysis.observed.accounting import CellParts, CellTimed
 from orchestrator.analysis.outputs import KEPT_REQUESTS
 from orchestrator.report.charts import cells, memory, telemetry, timeline, views
 from orchestrator.report.charts.communication import communication
+from orchestrator.report.charts.cost import cost
 from orchestrator.report.charts.latencies import latencies
 from orchestrator.store.schema import CellKey
 from workers.messages import Built
@@ -171,3 +172,77 @@ def test_rows_of_a_table_are_found_by_their_cell_in_the_order_of_the_first_of_ea
 )
 def test_numbers_are_cut_to_what_is_known_of_them(value: float | None, shown: float | None) -> None:
     assert views.rounded(value) == shown
+
+
+# Of a token's 10 ms: 7 in decode, 2 in prefill, half a millisecond each of ramp and outside.
+COST = {
+    "device_ms_per_token": 10.0,
+    "outside_ms_per_token": 0.5,
+    "ramp_ms_per_token": 0.5,
+    "decode_device_ms_per_token": 7.5,
+    "decode_ramp_ms_per_token": 0.5,
+    "prefill_device_ms_per_token": 2.0,
+    "prefill_ramp_ms_per_token": 0.0,
+    "run_comm_exposed_pct": 15.0,
+}
+BESIDE = {"transfer": 1.0, "wait": 0.5, "bubble": 0.0, "launch_gap": 0.5}
+DECODE = {"compute": 5.0, **BESIDE}
+PREFILL = {"compute": 1.5, **BESIDE, "transfer": 0.5, "wait": 0.0, "launch_gap": -1e-12}
+
+
+def costed(**given: object) -> dict[str, object]:
+    """Columns of a cell's cost: those of decode and prefill by part."""
+    cut = {
+        f"{phase}_{part}_ms_per_token": value
+        for phase, parts in given.items()
+        for part, value in dict(parts).items()
+    }
+    return {**CELL, "strategy": "pp2", **COST, **cut}
+
+
+def test_the_cost_of_a_token_is_cut_over_both_phases() -> None:
+    roofline = {"weights": 4.0, "kv": 0.5, "arithmetic": 0.0}
+    slow = {"weights": 0.5, "kv": 0.0, "arithmetic": 1.5}
+    given = costed(
+        decode={**DECODE, **roofline, "rest": 0.5}, prefill={**PREFILL, **slow, "rest": -0.5}
+    )
+    (row,) = cost([comparison(**given)], NAMES)
+    assert row.parts == pytest.approx(
+        {
+            "weights": 4.5,
+            "kv": 0.5,
+            "arithmetic": 1.5,
+            "rest": 0.0,
+            "transfer": 1.5,
+            "wait": 0.5,
+            "bubble": 0.0,
+            "launch_gap": 0.5,
+            "ramp": 0.5,
+            "outside": 0.5,
+        }
+    )
+    assert sum(row.parts.values()) == pytest.approx(row.total)
+    assert (row.layout, row.unit, row.comm, row.reasons) == ("pp2", "worker-ms", 15.0, [])
+
+
+def test_without_rates_compute_is_one_part_of_the_cost() -> None:
+    (row,) = cost([comparison(**costed(decode=DECODE, prefill=PREFILL))], NAMES)
+    assert row.parts["compute"] == 6.5
+    assert not {"weights", "kv", "arithmetic", "rest"} & row.parts.keys()
+    assert sum(row.parts.values()) == pytest.approx(row.total)
+
+
+def test_a_phase_that_was_not_taken_apart_is_one_part_of_the_cost() -> None:
+    given = {**costed(decode=DECODE), "prefill_cost_reason": "slowed down"}
+    (row,) = cost([comparison(**given, device_name="NVIDIA H200")], NAMES)
+    assert row.parts["prefill"] == 2.0
+    assert row.parts["compute"] == 5.0
+    assert sum(row.parts.values()) == pytest.approx(row.total)
+    assert (row.unit, row.reasons) == ("GPU-ms", ["prefill: slowed down"])
+
+
+def test_a_run_without_steps_has_a_cost_in_one_piece_and_one_without_tokens_none() -> None:
+    given = {"device_ms_per_token": 10.0, "device_time_reason": "no steps", "strategy": "pp2"}
+    (row,) = cost([comparison(**given)], NAMES)
+    assert (row.parts, row.reasons) == ({"uncut": 10.0}, ["no steps"])
+    assert cost([comparison(strategy="pp2")], NAMES) == []

@@ -17,7 +17,7 @@ from report_inputs import CONCURRENCIES, LAYOUTS, write_results
 from orchestrator.report.charts.timeline import MAX_BARS
 from orchestrator.report.html import render_html
 
-CHARTS = ("throughput", "tradeoff", "step", "timeline", "latencies", "memory", "telemetry")
+CHARTS = ("throughput", "tradeoff", "cost", "step", "timeline", "latencies", "memory", "telemetry")
 pytestmark = pytest.mark.skipif(
     browser.executable() is None, reason="no Chromium is installed to open the page with"
 )
@@ -76,6 +76,8 @@ def test_charts_hold_as_many_marks_and_rows_as_there_are_results(
     cells = 3 * len(CONCURRENCIES)
     assert rows(chromium, "throughput") == marks(chromium, "throughput", "symbol") == cells
     assert rows(chromium, "tradeoff") == marks(chromium, "tradeoff", "symbol") == cells
+    assert rows(chromium, "cost") == 3
+    assert marks(chromium, "cost", "rect") == 3 * (10 + 1)  # parts, and a tick at the total
     assert rows(chromium, "step") == 3
     assert marks(chromium, "step", "rect") == 3 * 5
     assert (
@@ -122,6 +124,33 @@ def test_steps_are_as_long_as_from_one_token_to_the_next(
         chromium.evaluate(f"{ends}.filter((text) => text.endsWith(' ms')).sort().join()")
         == "10 ms,10 ms,40 ms"
     )
+
+
+def test_the_parts_of_a_token_sum_to_its_cost_and_a_negative_rest_lies_left_of_zero(
+    chromium: browser.Browser, page: Path
+) -> None:
+    chromium.open(page)
+    found = table(chromium, "cost")
+    assert {row["unit"] for row in found} == {"GPU-ms"}
+    for row in found:
+        parts = [float(value) for name, value in row.items() if name.endswith("_ms") and value]
+        assert sum(parts) == pytest.approx(float(row["device_ms_per_token"]), rel=0.01)
+        assert float(row["rest_ms"]) < 0
+    ticks = (
+        "[...document.querySelectorAll('[data-chart=cost] .role-axis-label text')].map((text) => "
+        "text.textContent)"
+    )
+    assert chromium.evaluate(f"{ticks}.some((text) => text.startsWith('\u2212'))")
+    shown = "document.querySelectorAll('[data-figures=cost] tbody tr').length"
+    assert chromium.evaluate(shown) == 3
+
+
+def test_without_any_device_time_there_is_no_chart_of_it(
+    chromium: browser.Browser, tmp_path: Path
+) -> None:
+    chromium.open(render_html(write_results(tmp_path / "none", ("tp4",), (1,), failing=("tp4",))))
+    assert chromium.evaluate("document.getElementById('cost').hidden")
+    assert chromium.complaints == []
 
 
 def test_the_front_is_that_of_the_layouts_shown(chromium: browser.Browser, page: Path) -> None:

@@ -144,6 +144,16 @@ def test_figures_that_nobody_has_take_no_column():
     )
 
 
+def test_a_token_costs_milliseconds_of_gpus_or_of_workers():
+    gpu = shown(compared(run("tp4", 100.0, device_ms_per_token=40.0, device_name="GPU")))
+    assert "GPU-ms/tok" in headers(gpu)[0]
+    assert "time of all GPUs of the layout for each generated token" in " ".join(gpu.split())
+    cpu = shown(compared(run("tp4", 100.0, device_ms_per_token=40.0, device_name="cpu")))
+    assert "worker-ms/tok" in headers(cpu)[0]
+    assert "GPU-ms/tok" not in cpu
+    assert "ms/tok" not in headers(shown(compared(run("tp4", 100.0))))[0]
+
+
 def test_goodput_is_shown_where_it_was_asked_for():
     text = shown(compared(run("tp4", 10.0, **OPEN), run("tp4", 10.0, max_concurrency=9)))
     asked, not_asked = headers(text)

@@ -277,6 +277,72 @@
     };
   }
 
+  // Part of the cost -> its name and colour. A phase that is not taken apart is a part of its own.
+  const COSTS = {
+    weights: ["streaming weights", "weights"], kv: ["keys and values", "kv"], arithmetic: ["arithmetic", "arithmetic"], rest: ["rest of compute", "rest"],
+    compute: ["compute", "compute"], fused: ["fused kernels", "fused"], transfer: ["exposed transfer", "transfer"], wait: ["exposed wait", "wait"],
+    bubble: ["bubble", "bubble"], ramp: ["ramp", "ramp"], launch_gap: ["launch gap", "gap"], decode: ["decode, not taken apart", "decode"],
+    prefill: ["prefill, not taken apart", "prefill"], uncut: ["not taken apart", "decode"], outside: ["outside of steps", "outside"],
+  };
+  charts.cost = {
+    rows: ({ take }) => take(data.cost).map((row) => ({
+      ...named(row), unit: row.unit, device_ms_per_token: row.total, ...Object.fromEntries(Object.keys(COSTS).map((part) => [`${part}_ms`, row.parts[part] ?? null])),
+      run_comm_exposed_pct: row.comm, run_bubble_pct: row.bubble, rates: row.source, reasons: row.reasons.join("; "), parts: row.parts,
+    })),
+    hidden: ["parts"],
+    key: (rows) => costsOf(rows).map((part) => [COSTS[part][0], `var(--${COSTS[part][1]})`]),
+    note(rows) {
+      if (!rows.length) return "";
+      const sources = [...new Set(rows.map((row) => row.rates).filter(Boolean))].map((name) => SOURCES[name] || name);
+      return `At ${state.concurrency} concurrent. `
+        + (sources.length ? `Weights, keys and values and arithmetic: ${sources.join(" or ")}. ` : "No rate of these devices is known, so compute is one part. ")
+        + rows.filter((row) => row.reasons).map((row) => `${row.layout}, ${row.reasons}. `).join("");
+    },
+    panels: (rows, width) => [{ spec: costBars(rows, width) }],
+    table: (rows) => [
+      ["layout", `${rows[0].unit} per token`, ...costsOf(rows).map((part) => COSTS[part][0]), "communication exposed, % of the run", "bubble, % of the run"],
+      ...order.flatMap((name) => rows.filter((row) => row.layout === name)).map((row) => [
+        row.layout, fixed(row.device_ms_per_token), ...costsOf(rows).map((part) => fixed(row.parts[part])), fixed(row.run_comm_exposed_pct), fixed(row.run_bubble_pct),
+      ]),
+    ],
+  };
+  const costsOf = (rows) => Object.keys(COSTS).filter((part) => rows.some((row) => row.parts[part] != null && (row.parts[part] !== 0 || !["ramp", "fused"].includes(part))));
+
+  /** Parts above zero one after another to the right of it, those below zero to the left; a tick at the total. */
+  function costBars(rows, width) {
+    const names = costsOf(rows), unit = `${rows[0].unit} per token`;
+    const values = rows.flatMap((row) => {
+      let right = 0, left = 0;
+      return names.filter((part) => row.parts[part]).map((part) => {
+        const ms = row.parts[part], from = ms < 0 ? left : right, to = from + ms;
+        if (ms < 0) left = to; else right = to;
+        return { layout: row.layout, key: part, part: COSTS[part][0], ms, total: row.device_ms_per_token, percent: 100 * ms / row.device_ms_per_token, from, to, middle: (from + to) / 2 };
+      });
+    });
+    const end = maximum([...values, ...rows], "to", "device_ms_per_token"), start = -maximum(values.map((one) => ({ below: -one.to })), "below");
+    const labels = values.filter((one) => Math.abs(one.ms) / (end - start) * (width - 190) >= 34).map((one) => ({ ...one, label: number(one.ms) }));
+    const ends = rows.map((row) => ({
+      layout: row.layout, total: row.device_ms_per_token, label: `${number(row.device_ms_per_token)} ${row.unit}`,
+      to: Math.max(row.device_ms_per_token, ...values.filter((one) => one.layout === row.layout).map((one) => one.to)),
+    }));
+    const x = { field: "from", type: "quantitative", title: unit, scale: { domain: [start, end], nice: false }, axis: { grid: false, tickCount: 8 } };
+    const y = { field: "layout", type: "nominal", sort: order, title: null, scale: { paddingInner: .35, paddingOuter: .1 }, axis: { labelFontSize: 13, labelColor: "var(--ink)" } };
+    const fill = (suffix) => ({ field: "key", type: "nominal", legend: null, scale: { domain: names, range: names.map((part) => `var(--${COSTS[part][1]}${suffix})`) } });
+    return {
+      description: `${unit} under each layout, cut into parts`, height: bandHeight(present(rows).length, 46), data: { values }, encoding: { y },
+      padding: { right: 110, left: 4, top: 4, bottom: 4 },
+      resolve: { scale: { color: "independent" } },
+      layer: [
+        { mark: { type: "bar", stroke: "var(--page)", strokeWidth: 1 }, encoding: { x, x2: { field: "to" }, color: fill(""),
+          tooltip: tips([["layout", "layout"], ["part", "part"], ["ms", unit], ["percent", "% of the total"], ["total", "total"]]) } },
+        { data: { values: labels }, mark: { type: "text", fontSize: 12 }, encoding: { x: { ...x, field: "middle" }, text: { field: "label" }, color: fill("-ink") } },
+        ...(start < 0 ? [{ data: { values: [{ zero: 0 }] }, mark: { type: "rule", strokeWidth: 1 }, encoding: { x: { ...x, field: "zero" }, y: null } }] : []),
+        { data: { values: ends }, mark: { type: "tick", thickness: 3, size: 34, color: "var(--ink)" }, encoding: { x: { ...x, field: "total" } } },
+        { data: { values: ends }, mark: { type: "text", align: "left", dx: 8, fontWeight: 600 }, encoding: { x: { ...x, field: "to" }, text: { field: "label" } } },
+      ],
+    };
+  }
+
   charts.step = {
     rows: ({ take, phases }) => take(data.cells).flatMap((row) => phases().filter((phase) => row.parts[phase]).map((phase) => ({
       ...named(row), phase, step_ms: row.step_ms[phase] ?? null,
@@ -591,7 +657,7 @@
     for (const section of document.querySelectorAll(".listed")) section.hidden = !section.querySelector("tbody:not([hidden])");
     const all = shown().filter((name) => data.cells.some((cell) => cell.experiment === state.experiment && cell.layout === name)).join(", ");
     document.getElementById("chosen").textContent = `${experiment().label} · ${scenario().label} · ${state.concurrency} concurrent · ${all}`;
-    for (const id of ["timeline", "telemetry", "memory"]) document.getElementById(id).hidden = !data[id].length;
+    for (const id of ["cost", "timeline", "telemetry", "memory"]) document.getElementById(id).hidden = !data[id].length;
   }
 
   // -- downloads -----------------------------------------------------------------------------------------------

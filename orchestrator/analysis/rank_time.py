@@ -1,0 +1,188 @@
+"""What one rank spent in each phase of a timed run, and what the roofline says that takes at least.
+
+A step is from the end of the step before it to its own end. The first steps of a phase, which are
+not `settled` and so in no profile, also wait for other ranks: what they take beyond the pace of the
+others is the ramp.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from orchestrator.analysis.observed.accounting import settled
+from orchestrator.analysis.roofline import Closed, Rates, Stage, stages_of
+from strategies.placement import Placement
+from workers.intervals import union
+from workers.messages import EnginePlan, RankReport
+from workers.records import DECODE, PREFILL
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The steps of one rank in one phase, in order: arrays [steps].
+
+    windows: float64, seconds from the end of the step before. requests, tokens, micro_batch: int64,
+    of each step. first: how many of the first ones are not `settled`.
+    """
+
+    windows: np.ndarray
+    requests: np.ndarray
+    tokens: np.ndarray
+    micro_batch: np.ndarray
+    first: int
+
+    def ramp(self, work: np.ndarray) -> float:
+        """Seconds that the first steps take beyond the pace of the others. work: [steps], how much
+        each has to do."""
+        settled_work = work[self.first :].sum()
+        if not self.first or not settled_work:
+            return 0.0
+        pace = self.windows[self.first :].sum() / settled_work
+        return max(0.0, float((self.windows - pace * work)[: self.first].sum()))
+
+
+@dataclass(frozen=True, slots=True)
+class RankSteps:
+    """What one rank did. loads: the requests of its replica, those of equal lengths together."""
+
+    stage: Stage
+    loads: Sequence[Closed]
+    decode: Steps
+    prefill: Steps
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What one rank spent in a phase, in seconds: in its steps, and in the ramp of the first ones;
+    and the roofline of it, None where unknown."""
+
+    steps: float
+    ramp: float
+    weights: float | None = None
+    kv: float | None = None
+    arithmetic: float | None = None
+
+
+def ranks_of(
+    plan: EnginePlan, reports: Sequence[RankReport], requests: pa.Table
+) -> list[RankSteps]:
+    """In rank order."""
+    placement = plan.placement
+    stages = stages_of(placement, plan.model, plan.dtype)
+    replicas = np.asarray(requests.column("replica"))
+
+    def of(report: RankReport) -> RankSteps:
+        at = placement.coordinates(report.rank)
+        mine = requests.filter(pa.array(replicas == at.get("dp", 0)))
+        ends = _worked_until(np.asarray(report.steps.column("end_s")), mine)
+        steps = partial(_steps, report.steps, np.diff(ends, prepend=0.0), placement)
+        return RankSteps(stages[at.get("pp", 0)], _loads(mine), steps(DECODE), steps(PREFILL))
+
+    return [of(report) for report in sorted(reports, key=lambda one: one.rank)]
+
+
+def _steps(table: pa.Table, windows: np.ndarray, placement: Placement, phase: str) -> Steps:
+    """table: STEPS of one rank. windows: float64 [steps], seconds."""
+    mine = np.asarray(table.column("phase")) == phase
+    took = windows[mine]
+    return Steps(
+        windows=took,
+        requests=np.asarray(table.column("num_requests"))[mine],
+        tokens=np.asarray(table.column("num_tokens"))[mine],
+        micro_batch=np.asarray(table.column("micro_batch"))[mine],
+        first=len(took) - len(settled(phase, range(len(took)), placement)),
+    )
+
+
+def _loads(requests: pa.Table) -> list[Closed]:
+    lengths = (requests.column(name).to_pylist() for name in ("input_len", "output_len"))
+    counted = Counter(zip(*lengths, strict=True))
+    return [Closed(inputs, outputs, n, 1) for (inputs, outputs), n in counted.items()]
+
+
+def _worked_until(ends: np.ndarray, requests: pa.Table) -> np.ndarray:
+    """Seconds until each of the moments `ends` without those in which an open loop had no request
+    in flight: waiting for the next arrival is no part of the step that serves it.
+
+    requests: those of the replica.
+    """
+    admitted = requests.column("admitted_s")
+    if not len(admitted) or admitted.null_count:
+        return ends
+    lasts = [times[-1] for times in requests.column("token_times_s").to_pylist()]
+    edges = np.array(union(zip(admitted.to_pylist(), lasts, strict=True))).ravel()
+    lengths = np.diff(edges, prepend=edges[0])
+    lengths[::2] = 0.0  # up to the beginning of each stretch
+    worked: np.ndarray = np.interp(ends, edges, np.cumsum(lengths))
+    return worked
+
+
+# -- what a phase took of it
+
+
+def decode_of(rank: RankSteps, rates: Rates | None) -> Spent:
+    """A pass takes about as long whatever the number of its requests: the pace is of steps."""
+    steps, loads = rank.decode, rank.loads
+    made = sum(load.requests * (load.output_len - 1) for load in loads)
+    read = sum(load.requests * (load.output_len - 1) * load.context for load in loads)
+    operations = rank.stage.decode_flops(made, read / made) if made else 0.0
+    spent = _spent(steps, np.ones(len(steps.windows)))
+    return _with_roofline(spent, rank.stage, len(steps.windows), read, operations, rates)
+
+
+def prefill_of(rank: RankSteps, rates: Rates | None) -> Spent:
+    """The pace is of tokens."""
+    steps, stage = rank.prefill, rank.stage
+    operations = sum(stage.prefill_flops(load) for load in rank.loads)
+    read = _read_again(steps, rank.loads)
+    spent = _spent(steps, steps.tokens)
+    return _with_roofline(spent, stage, len(steps.windows), read, operations, rates)
+
+
+def _read_again(steps: Steps, loads: Sequence[Closed]) -> float | None:
+    """Tokens of earlier chunks of a prompt whose keys and values a later one reads, over all
+    prompts; None where that is not known.
+
+    A micro-batch takes its prompts in order, so where these are equally long the place in the
+    prompt at which a step begins is known. Prompts that are read whole read nothing again.
+    """
+    if steps.requests.sum() == sum(load.requests for load in loads):
+        return 0.0
+    lengths = {load.input_len for load in loads}
+    if len(lengths) != 1:
+        return None
+    (length,), read = lengths, 0.0
+    for one in np.unique(steps.micro_batch):
+        tokens = steps.tokens[steps.micro_batch == one]
+        read += float(((np.cumsum(tokens) - tokens) % length).sum())
+    return read
+
+
+def _spent(steps: Steps, work: np.ndarray) -> Spent:
+    ramp = steps.ramp(work)
+    return Spent(float(steps.windows.sum()) - ramp, ramp)
+
+
+def _with_roofline(
+    spent: Spent,
+    stage: Stage,
+    passes: int,
+    read: float | None,
+    operations: float,
+    rates: Rates | None,
+) -> Spent:
+    """read: tokens whose keys and values are read."""
+    if rates is None:
+        return spent
+    weights = passes * stage.weight_bytes / rates.memory
+    if read is None:
+        return replace(spent, weights=weights)
+    kv = read * stage.kv_bytes / rates.memory
+    arithmetic = max(0.0, operations / rates.flops - weights - kv)
+    return replace(spent, weights=weights, kv=kv, arithmetic=arithmetic)
