@@ -59,7 +59,7 @@ class Figures:
     memory: Memory = group()
     traffic: Traffic = group()
     energy: Energy = group()
-    bounds: Bounds = group()
+    bounds: Bounds = group(better="higher")
 
 
 @row
