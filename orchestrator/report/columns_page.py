@@ -101,7 +101,8 @@ NOTES = {
 The part of a run is kept without the groups [step](#step) and [operations](#operations). These are
 worked out when results are read, from the observed run of the cell. `orchestrator export` and
 `orchestrator pack` write them beside each run. *over runs* says how the runs of a cell become one
-value in the [comparison](#comparison).
+value in the [comparison](#comparison). *better* says which of two values is the better one, where
+one is: `orchestrator compare --gate` takes these columns.
 """,
     "collectives": """
 The part of a run is kept without the timing: `group_size` and all that follows it. `orchestrator

@@ -260,7 +260,7 @@ def _entry(one: Change, widest: float) -> Entry:
 def _widest(changes: Iterable[Change]) -> float:
     """How far from 1 the intervals of a metric reach: the half of the width that they are drawn
     in."""
-    ends = (end for one in changes for end in (one.ci_low, one.ci_high, one.ratio))
+    ends = (end for one in changes for end in (one.ci_low, one.ci_high))
     return max((abs(end - 1.0) for end in ends if end is not None), default=0.0) or 1.0
 
 

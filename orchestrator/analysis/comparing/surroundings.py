@@ -226,14 +226,15 @@ def _environment(manifest: Manifest) -> dict[str, object]:
 
 
 def _devices(manifest: Manifest, kind: str) -> dict[str, str]:
-    """Each fact of a list of devices in one line, by name: `gpus.power_limit_w`, `2 x 700.0`."""
-    devices = manifest.get(kind) or ()
+    """How many devices a list has, and what is said of them: by `gpus.power_limit_w`, "700.0", or
+    "700.0, 500.0" where they are not alike."""
+    devices = manifest.get(kind)
+    if not isinstance(devices, list):
+        return {}
     names = dict.fromkeys(name for one in devices for name in one if name not in NOT_COMPARED)
     values = {name: [str(one.get(name, ABSENT)) for one in devices] for name in names}
-    return {
-        f"{kind}.{name}": ", ".join(f"{found.count(one)} x {one}" for one in dict.fromkeys(found))
-        for name, found in values.items()
-    }
+    said = {f"{kind}.{name}": ", ".join(dict.fromkeys(found)) for name, found in values.items()}
+    return {f"{kind}.count": str(len(devices))} | said
 
 
 def _flat(value: object, name: str = "") -> dict[str, str]:
