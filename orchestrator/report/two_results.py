@@ -53,6 +53,7 @@ SHOWN: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "joules_per_output_token": ("J/token", figure),
     "peak_memory_bytes": ("memory", lambda value: format_bytes(round(value))),
 }
+WIDE = 100  # columns of a terminal that a row takes in one line
 IN_TERMINAL = ("median_ttft_ms", "median_tpot_ms")  # beside MAIN
 
 
@@ -82,7 +83,7 @@ def render_changes(
     _render_surroundings(surroundings, console)
     for mine in grouped(changes, lambda one: one.joined.load).values():
         console.print(Text(title_of(mine[0]), style="bold"))
-        console.print(_side_by_side(mine))
+        console.print(_side_by_side(mine, console.width))
     for note in notes(changes):
         console.print(Text(note, style="dim"))
     alone = f"What each says by itself: orchestrator compare {base}; orchestrator compare {new}"
@@ -128,20 +129,20 @@ def _render_surroundings(surroundings: Surroundings, console: Console) -> None:
         console.print(table)
 
 
-def _side_by_side(changes: Sequence[Change]) -> Table:
+def _side_by_side(changes: Sequence[Change], width: int) -> Table:
+    """A row for each layout; an interval stands below its ratio where the terminal is narrow."""
+    space = " " if width >= WIDE else "\n"
     table = _table("layout")
-    for heading in ("base tok/s", "new tok/s"):
+    ratios = ("new / base", "TTFT\nnew / base", "TPOT\nnew / base")
+    for heading in ("base\ntok/s", "new\ntok/s", *ratios, "starts"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("new / base", "TTFT new / base", "TPOT new / base"):
-        table.add_column(heading, justify="right")
-    table.add_column("starts", justify="right", no_wrap=True)
     for mine in grouped(changes, lambda one: one.cell).values():
         by_metric = {one.metric: one for one in mine}
         main = by_metric[MAIN]
-        ratios = [_ratio(by_metric.get(name)) for name in (MAIN, *IN_TERMINAL)]
+        said = [_ratio(by_metric.get(name), space) for name in (MAIN, *IN_TERMINAL)]
         sides = (Text(value(main, side)) for side in ("base", "new"))
         starts = Text(f"{main.base_starts} / {main.new_starts}")
-        table.add_row(Text(main.layout), *sides, *ratios, starts)
+        table.add_row(Text(main.layout), *sides, *said, starts)
     return table
 
 
@@ -153,10 +154,10 @@ def value(one: Change, side: str) -> str:
     return "-" if found is None else SHOWN[one.metric][1](found)
 
 
-def _ratio(one: Change | None) -> Text:
+def _ratio(one: Change | None, space: str) -> Text:
     if one is None or one.ratio is None:
         return Text("-")
-    return Text(f"{one.ratio:.3f} {interval(one)}".strip(), style=STYLES.get(one.change, ""))
+    return Text(f"{one.ratio:.3f}{space}{interval(one)}".strip(), style=STYLES.get(one.change, ""))
 
 
 def interval(one: Change) -> str:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 from two_results_inputs import MANIFEST, OTHER_GPU, starts, with_metric, write_result
 
 from orchestrator import cli
 from orchestrator.analysis.comparing.changes import METRICS, changes
 from orchestrator.analysis.comparing.surroundings import Surroundings
-from orchestrator.analysis.comparing.two_results import TwoResults, cells_of
+from orchestrator.analysis.comparing.two_results import TwoResults, cells_of, two_results
 from orchestrator.analysis.summary import Summary
-from orchestrator.report.two_results import SHOWN
+from orchestrator.report.two_results import SHOWN, render_changes
 
 STEADY = (100.0, 101.0, 99.0)
 
@@ -92,6 +94,18 @@ def test_two_results_with_cells_in_common_are_laid_side_by_side(folders: tuple[P
     assert "delivers" not in text
 
 
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_the_tables_fit_the_terminal_with_every_interval_whole(
+    folders: tuple[Path, Path], width: int
+) -> None:
+    results = two_results(*folders)
+    console = Console(width=width, file=io.StringIO())
+    render_changes(folders, changes(results), results.surroundings, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text
+    assert len(re.findall(r"\[\d\.\d{3}, \d\.\d{3}\]", text)) == 6  # of tp4: two loads
+
+
 def test_one_folder_and_folders_without_common_cells_print_their_own_comparison(
     folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -99,7 +113,7 @@ def test_one_folder_and_folders_without_common_cells_print_their_own_comparison(
     for arguments in ((folders[0],), (folders[0], other), (*folders, other)):
         text = call(*arguments).stdout
         assert "TTFT ms" in text
-        assert "base tok/s" not in text
+        assert "new / base" not in text
         assert "changes" not in json.loads(call(*arguments, "--json").stdout)
 
 
@@ -109,7 +123,7 @@ def test_a_folder_that_holds_a_cell_twice_is_compared_by_itself_and_that_is_said
     for name in ("one", "two"):
         write_result(tmp_path / "twice" / name, {("tp4", 8): STEADY})
     done = call(folders[0], tmp_path / "twice")
-    assert (done.exit_code, "base tok/s" in done.stdout) == (0, False)
+    assert (done.exit_code, "new / base" in done.stdout) == (0, False)
     assert "note: not laid side by side" in done.stderr
     assert "the same cell in one and two" in done.stderr
 

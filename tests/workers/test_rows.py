@@ -83,6 +83,13 @@ def trial(**changes: Any) -> Trial:
     return Trial(**{**fields, **changes})
 
 
+def test_a_column_says_which_value_is_better_or_has_it_from_its_group_or_says_nothing() -> None:
+    said = {one.name: one.better for one in columns(Trial)}
+    assert (said["worst_ttft_ms"], said["worst_tpot_ms"]) == ("higher", "higher")
+    assert (said["mean_ttft_ms"], said["mean_tpot_ms"]) == (None, "lower")
+    assert said["count"] is None
+
+
 # -- making a row
 
 
