@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from orchestrator import commands
-from orchestrator.options import OneLineErrors, TakesLevels, experiment_options, json_option
+from orchestrator.commands import comparing, node, results, submitting
+from orchestrator.options import (
+    FILE,
+    OneLineErrors,
+    TakesLevels,
+    compare_options,
+    experiment_options,
+    json_option,
+)
 from orchestrator.report.output import Output
 
-# Those of `analysis.comparing.verdicts`, which takes long to import; a test compares them.
-OBJECTIVES = ("throughput", "latency", "per-gpu", "goodput", "energy")
 PATH = click.Path(path_type=Path)
-FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.group(
@@ -59,22 +62,22 @@ def submit(
     if metadata:
         flags["metadata"] = dict(map(_pair, metadata))
     experiment, out = load_experiment(config, flags), Output(as_json)
-    with commands.joined(experiment.address) as cluster:
-        planned = commands.planned(experiment, cluster)
+    with submitting.joined(experiment.address) as cluster:
+        planned = submitting.planned(experiment, cluster)
         if dry_run:
-            commands.show_plan(experiment, planned, out)
+            submitting.show_plan(experiment, planned, out)
             return
         with RunProgress(out.notes()) as progress:
             folder = run_experiment(planned.deployments, experiment, progress, cluster)
-    commands.show_run(folder, experiment, trace, out)
-    raise SystemExit(commands.exit_status(planned.deployments, experiment, folder))
+    submitting.show_run(folder, experiment, trace, out)
+    raise SystemExit(submitting.exit_status(planned.deployments, experiment, folder))
 
 
 @main.command()
 @json_option
 def strategies(as_json: bool) -> None:
     """List the strategies and engines that are installed."""
-    commands.strategies(as_json)
+    node.strategies(as_json)
 
 
 @main.command()
@@ -117,54 +120,37 @@ def explain(
     as_json: bool,
 ) -> None:
     """Show where a layout puts a model, what fits beside it and what a decode step sends."""
-    commands.explain(layouts, model, dtype, memory, batch, prefill_tokens, as_json)
+    node.explain(layouts, model, dtype, memory, batch, prefill_tokens, as_json)
 
 
 @main.command(cls=TakesLevels)
 @click.argument("result_dirs", nargs=-1, required=True, type=PATH, metavar="RESULT_DIR...")
-@click.option(
-    "--objective",
-    type=click.Choice(OBJECTIVES),
-    default=OBJECTIVES[0],
-    show_default=True,
-    help="Of the verdicts.",
-)
-@click.option(
-    "--goodput",
-    multiple=True,
-    metavar="LEVEL...",
-    help="Service levels in ms, as in `ttft:2000 tpot:200`. [the runs']",
-)
-@click.option(
-    "--fail-below",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="RATIO",
-    help="BASE NEW: fail below, as 0.95.",
-)
-@click.option("--svg", type=FILE, metavar="FILE", help="As a picture of a terminal.")
+@compare_options
 @json_option
 def compare(
     result_dirs: tuple[Path, ...],
-    objective: str,
+    objective: str | None,
     goodput: tuple[str, ...],
+    gate: tuple[str, ...],
     fail_below: float | None,
+    allow_missing: bool,
+    html: Path | None,
     svg: Path | None,
     as_json: bool,
 ) -> None:
-    """Print the comparison of results again, with verdicts and curves. BASE NEW --fail-below 0.95:
-    is the new result slower?"""
-    if fail_below is None:
-        from orchestrator.config import load_experiment
+    """Print the comparison of results again, with verdicts and curves. Two results with cells in
+    common are laid side by side; with --gate the second must not be worse than the first."""
+    from orchestrator.config import load_experiment
 
-        levels = load_experiment(None, {"goodput": goodput}).goodput
-        commands.compare(result_dirs, objective, levels, svg, as_json)
-        return
-    _refuse_beside("--fail-below", "objective", "goodput", "svg")
-    if len(result_dirs) != 2:
-        raise click.UsageError(
-            f"--fail-below compares two results, BASE and NEW; {len(result_dirs)} were given"
-        )
-    raise SystemExit(commands.check_regression(*result_dirs, fail_below, as_json))
+    gates = (*gate, *((f"output_throughput:{fail_below}",) if fail_below else ()))
+    levels = load_experiment(None, {"goodput": goodput}).goodput
+    if gates:
+        _refuse("--gate judges cell by cell and prints a line for each", "objective", "html")
+        status = comparing.gate(result_dirs, gates, allow_missing, levels, svg, as_json)
+        raise SystemExit(status)
+    if allow_missing:
+        raise click.UsageError("--allow-missing is of a gate; give --gate METRIC:RATIO too")
+    comparing.compare(result_dirs, objective, levels, svg, html, as_json)
 
 
 @main.command()
@@ -180,7 +166,7 @@ def compare(
 @click.option("--out", type=PATH, metavar="DIR", help="[RESULT_DIR/export]")
 def export(result_dir: Path, format_: str, out: Path | None) -> None:
     """Merge the parts of every table into one file each."""
-    commands.export(result_dir, format_, out or result_dir / "export")
+    results.export(result_dir, format_, out or result_dir / "export")
 
 
 @main.command()
@@ -189,14 +175,14 @@ def export(result_dir: Path, format_: str, out: Path | None) -> None:
 def pack(result_dir: Path, out: Path | None) -> None:
     """Put results into one small file a table, to be handed to somebody. Every command reads them
     as they are."""
-    commands.pack(result_dir, out or result_dir / "packed")
+    results.pack(result_dir, out or result_dir / "packed")
 
 
 @main.command()
 @click.argument("result_dir", type=PATH)
 def trace(result_dir: Path) -> None:
     """Write what each rank did in a few steps, for Perfetto."""
-    commands.trace(result_dir)
+    results.trace(result_dir)
 
 
 @main.command()
@@ -205,7 +191,7 @@ def trace(result_dir: Path) -> None:
 @click.option("--open", "open_", is_flag=True, help="Show it in the browser.")
 def report(result_dir: Path, out: Path | None, open_: bool) -> None:
     """Write results as one HTML page with charts, which opens offline."""
-    commands.report(result_dir, out, open_)
+    results.report(result_dir, out, open_)
 
 
 @main.command()
@@ -213,7 +199,7 @@ def report(result_dir: Path, out: Path | None, open_: bool) -> None:
 @json_option
 def runs(root: Path, as_json: bool) -> None:
     """List what was run under ROOT."""
-    commands.runs(root, as_json)
+    results.runs(root, as_json)
 
 
 @main.command()
@@ -244,7 +230,7 @@ def calibrate(
 ) -> None:
     """Measure what this node can do: memory, matrix products, collectives. `submit` sets results
     beside it."""
-    commands.calibrate(device, ranks, out, address, quick, as_json)
+    node.calibrate(device, ranks, out, address, quick, as_json)
 
 
 @main.command()
@@ -254,21 +240,15 @@ def calibrate(
 @json_option
 def doctor(address: str | None, as_json: bool) -> None:
     """Check whether this node will give good numbers, and say what to do where it will not."""
-    raise SystemExit(commands.doctor(address, as_json))
+    raise SystemExit(node.doctor(address, as_json))
 
 
-def _refuse_beside(flag: str, *names: str) -> None:
-    """Raise a usage error where one of the options `names` was given: `flag` knows none of them."""
+def _refuse(why: str, *names: str) -> None:
+    """Raise a usage error where one of the options `names` was given."""
     context = click.get_current_context()
-    given = [
-        f"--{name}"
-        for name in names
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    ]
+    given = [f"--{name}" for name in names if context.params[name] is not None]
     if given:
-        raise click.UsageError(
-            f"{flag} judges tok/s alone and prints a line per cell; leave out {', '.join(given)}"
-        )
+        raise click.UsageError(f"{why}; leave out {', '.join(given)}")
 
 
 def _pair(text: str) -> tuple[str, str]:

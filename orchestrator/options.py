@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -12,6 +12,9 @@ import click
 from orchestrator.errors import INTERRUPTED, Refused
 
 BAD_INPUT = 2  # the exit status
+# Those of `analysis.comparing.verdicts`, which takes long to import; a test compares them.
+OBJECTIVES = ("throughput", "latency", "per-gpu", "goodput", "energy")
+FILE = click.Path(path_type=Path, dir_okay=False)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -220,9 +223,53 @@ EXPERIMENT_OPTIONS = (
 )
 
 
+COMPARE_OPTIONS = (
+    click.option(
+        "--objective", type=click.Choice(OBJECTIVES), help="Of the verdicts. [throughput]"
+    ),
+    click.option(
+        "--goodput",
+        multiple=True,
+        metavar="LEVEL...",
+        help="Service levels in ms, as in `ttft:2000 tpot:200`. [the runs']",
+    ),
+    click.option(
+        "--gate",
+        multiple=True,
+        metavar="METRIC:RATIO",
+        help="BASE NEW: how far NEW / BASE may go in a column of the comparison, as "
+        "output_throughput:0.95 or median_ttft_ms:1.05. Repeat. Exit status: 0 if the 95% interval "
+        "of every cell is on the allowed side, 1 if one is beyond it or a cell is missing or "
+        "failed, 3 if undecided.",
+    ),
+    click.option(
+        "--fail-below",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="RATIO",
+        help="The same as --gate output_throughput:RATIO.",
+    ),
+    click.option(
+        "--allow-missing", is_flag=True, help="Pass a gate though NEW lacks cells of BASE."
+    ),
+    click.option(
+        "--html", type=FILE, metavar="FILE", help="BASE NEW: write them side by side as a page."
+    ),
+    click.option("--svg", type=FILE, metavar="FILE", help="As a picture of a terminal."),
+)
+
+
 def experiment_options(command: Command) -> Command:
     """Every field of an experiment as an option; one that is not given is None or ()."""
-    for option in reversed(EXPERIMENT_OPTIONS):
+    return _with(EXPERIMENT_OPTIONS, command)
+
+
+def compare_options(command: Command) -> Command:
+    """What may be asked of a comparison of results."""
+    return _with(COMPARE_OPTIONS, command)
+
+
+def _with(options: Sequence[Callable[[Command], Command]], command: Command) -> Command:
+    for option in reversed(options):
         command = option(command)
     return command
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 3
 OverRuns = Literal["mean", "median", "first", "max"]
+Better = Literal["higher", "lower"]
 R = TypeVar("R")
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -38,23 +39,29 @@ def column(
     formula: str = "",
     source: str = "",
     over_runs: OverRuns | None = None,
+    better: Better | None = None,
 ) -> Any:
     """A field of a row that is a column of its table.
 
     meaning: what it says, as a clause. unit: of a number, "1" where it is a count or a ratio.
     source: whose definition it is. over_runs: how the runs of a cell become one value in the
-    comparison; None: it is not part of that.
+    comparison; None: it is not part of that. better: which of two values is the better one; None:
+    neither is by itself.
     """
     about = {"meaning": meaning, "unit": unit, "formula": formula, "source": source}
-    return dataclasses.field(metadata={**about, "over_runs": over_runs})
+    return dataclasses.field(metadata={**about, "over_runs": over_runs, "better": better})
 
 
-def group(pattern: str = "{}", about: str = "", *, source: str = "") -> Any:
+def group(
+    pattern: str = "{}", about: str = "", *, source: str = "", better: Better | None = None
+) -> Any:
     """A field of a row that is a row itself. pattern: makes the names of its columns, as "tp_{}".
 
-    about: put into the meanings of the columns, at "{about}". source: for those that name none.
+    about: put into the meanings of the columns, at "{about}". source, better: for those that name
+    none.
     """
-    return dataclasses.field(metadata={"pattern": pattern, "about": about, "source": source})
+    about_group = {"pattern": pattern, "about": about, "source": source, "better": better}
+    return dataclasses.field(metadata=about_group)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(column, group))
@@ -78,6 +85,7 @@ class Column:
     formula: str
     source: str
     over_runs: OverRuns | None
+    better: Better | None
     path: tuple[str, ...]
 
     @property
@@ -120,6 +128,7 @@ def _columns_of(field: dataclasses.Field[Any], hint: Any) -> Iterator[Column]:
             name=about["pattern"].format(inner.name),
             meaning=inner.meaning.replace("{about}", about["about"]),
             source=inner.source or about["source"],
+            better=inner.better or about["better"],
             path=(field.name, *inner.path),
         )
 

@@ -15,12 +15,12 @@ class Startup:
     """Seconds until the workers of a run served. The slowest rank counts."""
 
     build_s: float | None = column(
-        "from the first build call to the last answer", "s", over_runs="median"
+        "from the first build call to the last answer", "s", over_runs="median", better="lower"
     )
     load_s: float | None = column("loading the weights", "s")
     capture_s: float | None = column("capturing graphs; null without any", "s")
     startup_s: float | None = column(
-        "from asking for the actors to the first token", "s", over_runs="median"
+        "from asking for the actors to the first token", "s", over_runs="median", better="lower"
     )
 
 
@@ -28,16 +28,20 @@ class Startup:
 class Memory:
     """Bytes on the devices."""
 
-    weight_bytes: int | None = column("weights of the fullest rank", "B", over_runs="first")
+    weight_bytes: int | None = column(
+        "weights of the fullest rank", "B", over_runs="first", better="lower"
+    )
     kv_tokens: int | None = column(
         "tokens of KV that a replica has room for; null without a paged cache",
         "tokens",
         over_runs="first",
+        better="higher",
     )
     peak_memory_bytes: int | None = column(
         "most that was allocated on any rank during the run; on a CPU, resident in its process",
         "B",
         over_runs="max",
+        better="lower",
     )
     peak_memory_bytes_per_rank: Sequence[int] | None = column("the same of each rank", "B")
     weight_bytes_per_rank: Sequence[int] | None = column("weights of each rank", "B")

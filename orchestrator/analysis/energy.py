@@ -37,6 +37,7 @@ class Energy:
         "is held. Null unless every GPU told its power",
         "J",
         over_runs="mean",
+        better="lower",
     )
     energy_counter_j: float | None = column(
         "energy by the GPUs' own counters, between the first and last sample in the run", "J"
@@ -46,6 +47,7 @@ class Energy:
         "J",
         formula="energy_j / total_output_tokens",
         over_runs="mean",
+        better="lower",
     )
     power_valid: bool | None = column("whether energy may be set against another run's")
     power_reasons: str | None = column("why it may not")

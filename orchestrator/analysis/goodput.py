@@ -23,9 +23,10 @@ class Goodput:
         "requests/s",
         source=SOURCE,
         over_runs="mean",
+        better="higher",
     )
     slo_attainment_pct: float | None = column(
-        "the same requests, of all that were asked for", "%", over_runs="median"
+        "the same requests, of all that were asked for", "%", over_runs="median", better="higher"
     )
 
 

@@ -68,7 +68,7 @@ class Figures:
     energy: Energy = group()
     clocks: Clocks = group()
     crosscheck: Crosscheck = group()
-    bounds: Bounds = group()
+    bounds: Bounds = group(better="higher")
 
 
 @row

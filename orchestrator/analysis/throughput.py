@@ -24,7 +24,11 @@ class Throughput:
         "requests of those asked for that made none", "requests", source=SOURCE
     )
     duration: float | None = column(
-        "from the start of the run to its last token", "s", source=SOURCE, over_runs="median"
+        "from the start of the run to its last token",
+        "s",
+        source=SOURCE,
+        over_runs="median",
+        better="lower",
     )
     total_input_tokens: int | None = column("prompt tokens of them", "tokens", source=SOURCE)
     total_output_tokens: int | None = column("tokens that were made", "tokens", source=SOURCE)
@@ -34,6 +38,7 @@ class Throughput:
         formula="completed / duration",
         source=SOURCE,
         over_runs="mean",
+        better="higher",
     )
     output_throughput: float | None = column(
         "generated tokens per second",
@@ -41,6 +46,7 @@ class Throughput:
         formula="total_output_tokens / duration",
         source=SOURCE,
         over_runs="mean",
+        better="higher",
     )
     total_token_throughput: float | None = column(
         "prompt and generated tokens per second",
@@ -48,23 +54,27 @@ class Throughput:
         formula="(total_input_tokens + total_output_tokens) / duration",
         source=SOURCE,
         over_runs="mean",
+        better="higher",
     )
     output_throughput_per_gpu: float | None = column(
         "generated tokens per second and GPU of the layout, replicas included",
         "tokens/s",
         formula="output_throughput / num_gpus",
         over_runs="mean",
+        better="higher",
     )
     decode_ms_per_step: float | None = column(
         "mean gap between two tokens of a request in which no request of its replica got its "
         "first token: nobody's prefill is in the way",
         "ms",
         over_runs="median",
+        better="lower",
     )
     prefill_s: float | None = column(
         "until each of the first max_concurrency requests has its first token",
         "s",
         over_runs="median",
+        better="lower",
     )
 
 
@@ -82,6 +92,7 @@ class Steady:
         "requests let in at the start to the first seat that stays empty",
         "tokens/s",
         over_runs="mean",
+        better="higher",
     )
     steady_s: float | None = column("length of that time", "s", over_runs="median")
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from orchestrator.analysis.comparing.ablation import Effect
+from orchestrator.analysis.comparing.changes import Change
 from orchestrator.analysis.comparing.compare import Standing
 from orchestrator.analysis.comparing.curves import Curve
-from orchestrator.analysis.comparing.regression import CellChange
+from orchestrator.analysis.comparing.gate import Outcome
 from orchestrator.analysis.comparing.spreads import Statistic, Unsettled
 from orchestrator.analysis.comparing.verdicts import Verdict
 from orchestrator.analysis.observed.accounting import PartsRow, TimedRow
@@ -33,6 +34,7 @@ UNITLESS: Mapping[pa.DataType, str] = {pa.string(): "text", pa.bool_(): "true or
 SAID: Mapping[str, Callable[[Column], str]] = {
     "unit": lambda one: unit_of(one),
     "over runs": lambda one: one.over_runs or "",
+    "better": lambda one: one.better or "",
     "meaning": lambda one: one.meaning,
     "formula": lambda one: f"`{one.formula}`" if one.formula else "",
     "source": lambda one: one.source,
@@ -88,7 +90,8 @@ SECTIONS = (
     Section("ablations", Effect, "an ablated cell", JSON, CellKey),
     Section("statistics", Statistic, "a metric of a cell", JSON, CellKey),
     Section("unsettled", Unsettled, "a cell less certain than was asked for", JSON, CellKey),
-    Section("changes", CellChange, "a cell of two results", f"{JSON} with `--fail-below`"),
+    Section("changes", Change, "a metric of a cell of two results", f"{JSON} of two results"),
+    Section("gate", Outcome, "a gate of a cell of two results", f"{JSON} with `--gate`"),
     Section("fabric", FabricRow, "a measurement of a node", f"`fabric.arrow` of {CALIBRATE}"),
     Section("fits", Fit, "a collective of a node", f"`fits.arrow` of {CALIBRATE}"),
 )
@@ -98,7 +101,8 @@ NOTES = {
 The part of a run is kept without the groups [step](#step) and [operations](#operations). These are
 worked out when results are read, from the observed run of the cell. `orchestrator export` and
 `orchestrator pack` write them beside each run. *over runs* says how the runs of a cell become one
-value in the [comparison](#comparison).
+value in the [comparison](#comparison). *better* says which of two values is the better one, where
+one is: `orchestrator compare --gate` takes these columns.
 """,
     "collectives": """
 The part of a run is kept without the timing: `group_size` and all that follows it. `orchestrator

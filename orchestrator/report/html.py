@@ -47,22 +47,28 @@ def render_html(folder: Path, out: Path | None = None) -> Path:
 
     Raises UserError where there are no results, or the page cannot be written.
     """
-    page = _template().render(
-        **describe(folder),
-        COMPLETED=COMPLETED,
-        INVALID=INVALID,
-        style=_static("report.css"),
-        scripts=[*map(_static, LIBRARIES), _static("report.js")],
-        licences=_static("LICENSES.txt"),
-    )
+    values = describe(folder) | {"COMPLETED": COMPLETED, "INVALID": INVALID}
+    scripts = [*map(_static, LIBRARIES), _static("report.js")]
+    licences = _static("LICENSES.txt")
+    page = filled("report.html.j2", **values, scripts=scripts, licences=licences)
     path = out or folder / REPORT
+    write(page, path, "--out")
+    return path
+
+
+def filled(template: str, **values: object) -> str:
+    """A page from a template in `static`, with the style of the report in it."""
+    return _template(template).render(**values, style=_static("report.css"))
+
+
+def write(page: str, path: Path, flag: str) -> None:
+    """Write a page. Raises UserError where it cannot be written. flag: what names another place."""
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
         raise UserError(
-            f"the report cannot be written to {path}: {error.strerror}; give another --out"
+            f"the report cannot be written to {path}: {error.strerror}; give another {flag}"
         ) from error
-    return path
 
 
 @dataclass(frozen=True)
@@ -194,12 +200,12 @@ def _field(value: object) -> object:
 # -- the files of the page
 
 
-def _template() -> jinja2.Template:
+def _template(file: str) -> jinja2.Template:
     loader = jinja2.FunctionLoader(lambda name: (STATIC / name).read_text(encoding="utf-8"))
     templates = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    return templates.get_template("report.html.j2")
+    return templates.get_template(file)
 
 
 def _static(name: str) -> str:

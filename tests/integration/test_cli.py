@@ -20,9 +20,11 @@ from rich.console import Console
 from summaries import measured, write_run
 from tables import make
 
-from orchestrator import cli, commands
+from orchestrator import cli
+from orchestrator.analysis.comparing.verdicts import OBJECTIVES
 from orchestrator.cluster import hardware
 from orchestrator.cluster.hardware import Gpu
+from orchestrator.commands import SOME_FAILED
 from orchestrator.errors import INTERRUPTED
 from orchestrator.experiment import Cell, Deployment, Experiment, Run, Scenario, identity_of
 from orchestrator.plan import fitting
@@ -215,7 +217,7 @@ def test_a_run_without_a_result_is_told_by_the_exit_status(
     (tmp_path / "done" / "manifest.json").write_text("{}")
     monkeypatch.setattr("orchestrator.run.driver.run_experiment", lambda *_: tmp_path / "done")
     done = call("submit")
-    assert done.exit_code == commands.SOME_FAILED
+    assert done.exit_code == SOME_FAILED
     assert str(tmp_path / "done") in done.stdout
 
 
@@ -467,6 +469,10 @@ def choices(command: str, name: str) -> tuple[str, ...]:
     (option,) = (one for one in cli.main.commands[command].params if one.name == name)
     assert isinstance(option.type, click.Choice)
     return tuple(option.type.choices)
+
+
+def test_the_objectives_offered_are_those_there_are() -> None:
+    assert choices("compare", "objective") == OBJECTIVES
 
 
 def asked_by(field: str) -> tuple[str, ...]:

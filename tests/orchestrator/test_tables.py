@@ -54,6 +54,7 @@ def test_the_tables_are_found() -> None:
         "unsettled",
         "ablations",
         "changes",
+        "gate",
     }
 
 

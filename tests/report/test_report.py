@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from pages import MEGABYTE, data_of, text_of
 from report_inputs import CONCURRENCIES, LAYOUTS, write_results
 
-from orchestrator import cli, commands
+from orchestrator import cli
+from orchestrator.commands.results import write_report
 from orchestrator.report import html
 from orchestrator.report.html import render_html
 from orchestrator.report.output import Output
@@ -138,5 +139,5 @@ def test_a_report_that_fails_takes_nothing_from_the_run(
         raise RuntimeError("no\nroom")
 
     monkeypatch.setattr(html, "render_html", fail)
-    commands.write_report(folder, Output().console())
+    write_report(folder, Output().console())
     assert capsys.readouterr().err == "note: the report could not be made: no room\n"

@@ -35,7 +35,7 @@ class Key:
 class Times:
     mean: float | None = column("{about}, mean", "ms", over_runs="median")
     worst: float | None = column(
-        "{about}, the longest", "ms", formula="max", source="own", over_runs="max"
+        "{about}, the longest", "ms", formula="max", source="own", over_runs="max", better="higher"
     )
 
 
@@ -46,7 +46,7 @@ class Trial(Key):
     count: int = column("how many", "1", over_runs="first")
     sizes: Sequence[int] | None = column("of each", "B")
     ttft: Times = group("{}_ttft_ms", "time to the first token", source="vLLM")
-    tpot: Times = group("{}_tpot_ms", "time per token")
+    tpot: Times = group("{}_tpot_ms", "time per token", better="lower")
     done: bool | None = column("whether it ended")
 
 
@@ -81,6 +81,13 @@ def trial(**changes: Any) -> Trial:
         "done": True,
     }
     return Trial(**{**fields, **changes})
+
+
+def test_a_column_says_which_value_is_better_or_has_it_from_its_group_or_says_nothing() -> None:
+    said = {one.name: one.better for one in columns(Trial)}
+    assert (said["worst_ttft_ms"], said["worst_tpot_ms"]) == ("higher", "higher")
+    assert (said["mean_ttft_ms"], said["mean_tpot_ms"]) == (None, "lower")
+    assert said["count"] is None
 
 
 # -- making a row

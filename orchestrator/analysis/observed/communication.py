@@ -32,9 +32,9 @@ EXPOSED = "exposed transfer and exposed wait together"
 class Traffic:
     """Every collective of the timed run, summed over ranks; null where one cannot count them."""
 
-    comm_calls: int | None = column("communication calls", "1", over_runs="first")
+    comm_calls: int | None = column("communication calls", "1", over_runs="first", better="lower")
     comm_bytes: int | None = column(
-        "their message sizes", "B", source=NCCL_TESTS, over_runs="first"
+        "their message sizes", "B", source=NCCL_TESTS, over_runs="first", better="lower"
     )
 
 
@@ -42,8 +42,12 @@ class Traffic:
 class Share:
     """A part of a step: the mean over ranks, and the rank that has most of it."""
 
-    ms: float | None = column("{about}: time of a step, mean over ranks", "ms", over_runs="first")
-    ms_worst: float | None = column("{about}: most of a rank", "ms", over_runs="first")
+    ms: float | None = column(
+        "{about}: time of a step, mean over ranks", "ms", over_runs="first", better="lower"
+    )
+    ms_worst: float | None = column(
+        "{about}: most of a rank", "ms", over_runs="first", better="lower"
+    )
     pct: float | None = column(
         "{about}: share of a step, mean over ranks",
         "%",
@@ -58,15 +62,19 @@ class PhaseParts:
     """A step of one phase, taken apart. compute, exposed transfer, exposed wait, bubble and launch
     gap sum to it."""
 
-    step_ms: float | None = column("a step, mean over ranks", "ms", over_runs="first")
-    step_ms_worst: float | None = column("the longest mean step of a rank", "ms", over_runs="first")
+    step_ms: float | None = column(
+        "a step, mean over ranks", "ms", over_runs="first", better="lower"
+    )
+    step_ms_worst: float | None = column(
+        "the longest mean step of a rank", "ms", over_runs="first", better="lower"
+    )
     compute: Share = group("compute_{}", KERNEL)
-    exposed_transfer: Share = group("exposed_transfer_{}", TRANSFER)
-    exposed_wait: Share = group("exposed_wait_{}", WAIT)
-    bubble: Share = group("bubble_{}", BUBBLE)
-    launch_gap: Share = group("launch_gap_{}", "nothing runs")
-    comm_busy: Share = group("comm_busy_{}", BUSY)
-    comm_exposed: Share = group("comm_exposed_{}", EXPOSED)
+    exposed_transfer: Share = group("exposed_transfer_{}", TRANSFER, better="lower")
+    exposed_wait: Share = group("exposed_wait_{}", WAIT, better="lower")
+    bubble: Share = group("bubble_{}", BUBBLE, better="lower")
+    launch_gap: Share = group("launch_gap_{}", "nothing runs", better="lower")
+    comm_busy: Share = group("comm_busy_{}", BUSY, better="lower")
+    comm_exposed: Share = group("comm_exposed_{}", EXPOSED, better="lower")
 
 
 @row
@@ -81,21 +89,29 @@ class StepParts:
 class Operation:
     """One operation over one mesh axis; null in a layout that does not have it."""
 
-    calls: int | None = column("{about}: calls of the timed run", "1", over_runs="first")
+    calls: int | None = column(
+        "{about}: calls of the timed run", "1", over_runs="first", better="lower"
+    )
     bytes: int | None = column(
-        "{about}: message sizes of the timed run", "B", source=NCCL_TESTS, over_runs="first"
+        "{about}: message sizes of the timed run",
+        "B",
+        source=NCCL_TESTS,
+        over_runs="first",
+        better="lower",
     )
     algbw: float | None = column(
         "{about}: bytes over transfer, of the observed run, mean over ranks",
         "GB/s",
         source=NCCL_TESTS,
         over_runs="first",
+        better="higher",
     )
     busbw: float | None = column(
         "{about}: algbw times the bus factor, mean over ranks",
         "GB/s",
         source=NCCL_TESTS,
         over_runs="first",
+        better="higher",
     )
 
 

@@ -1,0 +1,250 @@
+"""What two results were made on, by their manifests: whether it was another node, and what else is
+different.
+
+A manifest is JSON that any version may have written. What one of the two does not say is unknown,
+and neither the same nor different.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+Manifest = Mapping[str, Any]
+ENVIRONMENT = (
+    "device",
+    "driver_version",
+    "nccl_version",
+    "nvls",
+    "environment",
+    "git_commit",
+    "versions",
+    "host",
+)
+OF_GPUS = frozenset({"driver_version", "nccl_version", "nvls"})  # a CPU has none of them
+# Lists of devices. Of a GPU are left out: its place, what is said once for all of them, and what
+# says which node it is.
+DEVICES, NOT_COMPARED = ("topology", "gpus"), frozenset({"index", "driver", "uuid"})
+WORKLOAD = (
+    "request_rate",
+    "burstiness",
+    "dataset_path",
+    "num_prompts",
+    "min_duration",
+    "num_warmups",
+    "seed",
+    "prefill_tokens",
+    "chunked_prefill",
+    "temperature",
+    "load_format",
+    "ignore_eos",
+    "nsys",
+)
+UUID_SHOWN = 12  # characters: GPU-5ac1f5e2
+ABSENT = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that the two environments differ in."""
+
+    what: str
+    base: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """One thing that the manifest of a side, or of both, does not say. sides: "base", "new"."""
+
+    what: str
+    sides: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What two results were made on.
+
+    another_node: None where that is unknown. node: the same in words. differences: the work first.
+    dirty: the sides whose code has changes that no commit holds.
+    """
+
+    another_node: bool | None = None
+    node: str = ""
+    differences: Sequence[Difference] = ()
+    unknown: Sequence[Unknown] = ()
+    dirty: Sequence[str] = ()
+
+    def as_data(self) -> dict[str, object]:
+        """Plain data for `json.dumps`."""
+        return {
+            "another_node": self.another_node,
+            "node": self.node,
+            "environment": [
+                {"what": one.what, "base": one.base, "new": one.new} for one in self.differences
+            ],
+            "unknown": {one.what: list(one.sides) for one in self.unknown},
+            "uncommitted_changes": list(self.dirty),
+        }
+
+
+class Place(NamedTuple):
+    """Where a part of a result was made. uuids: of the GPUs; empty where they are unknown."""
+
+    uuids: frozenset[str]
+    host: str | None
+    boot: str | None
+
+
+def surroundings_of(pairs: Iterable[tuple[Manifest, Manifest]]) -> Surroundings:
+    """What the manifests of experiments say that share a cell, the base's first in each pair."""
+    known = list(pairs)
+    nodes = [another_node(*pair) for pair in known]
+    # One pair on another node decides, then one of which nothing is known.
+    worst = sorted(nodes, key=lambda node: {True: 0, None: 1, False: 2}[node[0]])
+    another, said = worst[0] if worst else (None, "")
+    found = dict.fromkeys(one for pair in known for one in differences(*pair))
+    return Surroundings(
+        another_node=another,
+        node=said,
+        differences=sorted(found, key=lambda one: not one.what.startswith("work.")),
+        unknown=list(dict.fromkeys(one for pair in known for one in unknown(*pair))),
+        dirty=[
+            side
+            for place, side in enumerate(("base", "new"))
+            if any(_is_dirty(pair[place]) for pair in known)
+        ],
+    )
+
+
+def another_node(base: Manifest, new: Manifest) -> tuple[bool | None, str]:
+    """Whether two results were made on different nodes, and the same in words. None: unknown.
+
+    By the UUIDs of the GPUs where both know them, for hosts in containers may all have one name;
+    else by the host's name and the time or number of its boot.
+    """
+    ours, theirs = _places(base), _places(new)
+    if all(place.uuids for place in (*ours, *theirs)):
+        return _by_gpus(ours, theirs)
+    return _by_hosts(ours, theirs)
+
+
+def differences(base: Manifest, new: Manifest) -> list[Difference]:
+    """What two manifests say differently of hardware, software and work; what one of them does not
+    know is left out."""
+    ours, theirs = _environment(base), _environment(new)
+    both = [name for name in ours if name in theirs]
+    before, after = (_flat({name: side[name] for name in both}) for side in (ours, theirs))
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return [Difference(name, before.get(name, ABSENT), after.get(name, ABSENT)) for name in names]
+
+
+def unknown(base: Manifest, new: Manifest) -> list[Unknown]:
+    """What a manifest does not say that another might: of CPUs nothing that only GPUs have."""
+    sides = {"base": _environment(base), "new": _environment(new)}
+    on_cpu = base.get("device") == new.get("device") == "cpu"
+    asked = [name for name in ENVIRONMENT if not (on_cpu and name in OF_GPUS)]
+    told = [name for side in sides.values() for name in side]
+    lacking = {
+        name: tuple(side for side, known in sides.items() if name not in known)
+        for name in dict.fromkeys([*asked, *told])
+    }
+    return [Unknown(name, without) for name, without in lacking.items() if without]
+
+
+def _places(manifest: Manifest) -> list[Place]:
+    """Where the blocks of a result were made; one place where its manifest has no blocks."""
+    host = manifest.get("host")
+    gpus = frozenset(gpu["uuid"] for gpu in manifest.get("gpus") or () if gpu.get("uuid"))
+    blocks = manifest.get("blocks") or [{"host": host, "gpu_uuids": sorted(gpus)}]
+    return [
+        Place(frozenset(one.get("gpu_uuids") or ()), *_host(one.get("host") or host))
+        for one in blocks
+    ]
+
+
+def _host(host: object) -> tuple[str | None, str | None]:
+    """Name and boot of a host, as a block or a manifest has it."""
+    if not isinstance(host, Mapping):
+        return (None if host is None else str(host)), None
+    boot = host.get("boot_id") or host.get("boot")
+    return host.get("name"), None if boot is None else str(boot)
+
+
+def _by_gpus(base: Sequence[Place], new: Sequence[Place]) -> tuple[bool, str]:
+    """Two places are on one node where they have a GPU in common."""
+
+    def are_shared(places: Sequence[Place], others: Sequence[Place]) -> bool:
+        return all(any(one.uuids & other.uuids for other in others) for one in places)
+
+    gpus = f"GPUs {_uuids(base)} in the base, {_uuids(new)} in the new result"
+    if not (are_shared(base, new) and are_shared(new, base)):
+        return True, f"another node: yes, {gpus}"
+    same = {place.uuids for place in base} == {place.uuids for place in new}
+    return False, f"another node: no, {'the same GPUs' if same else f'but other {gpus}'}"
+
+
+def _by_hosts(base: Sequence[Place], new: Sequence[Place]) -> tuple[bool | None, str]:
+    hosts, boots = _known("host", base, new), _known("boot", base, new)
+    if hosts and hosts[0] != hosts[1]:
+        return True, f"another node: yes, host {hosts[0]} in the base, {hosts[1]} in the new result"
+    if boots and boots[0] != boots[1]:
+        return True, "another node: yes, or the same one after a boot: the hosts booted apart"
+    if boots:
+        return False, "another node: no, the same boot of one host"
+    same = f": both hosts are called {hosts[0]}, as others may be" if hosts else ""
+    return None, f"another node: unknown, the manifests do not both say which GPUs ran{same}"
+
+
+def _known(what: str, *sides: Sequence[Place]) -> list[str]:
+    """The hosts, or the boots, of each side as a text; nothing where one of them is unknown."""
+    found = [{getattr(place, what) for place in side} for side in sides]
+    known = not any(None in side for side in found)
+    return [", ".join(sorted(side)) for side in found] if known else []
+
+
+def _uuids(places: Sequence[Place]) -> str:
+    found = sorted({uuid[:UUID_SHOWN] for place in places for uuid in place.uuids})
+    return " ".join(found)
+
+
+def _is_dirty(manifest: Manifest) -> bool:
+    return bool(manifest.get("git_dirty")) or str(manifest.get("git_commit")).endswith("+")
+
+
+def _environment(manifest: Manifest) -> dict[str, object]:
+    """What a manifest knows of hardware, software and work, by name."""
+    asked, counts = manifest.get("experiment"), manifest.get("num_prompts")
+    work = asked if isinstance(asked, dict) else {}
+    found = {name: manifest.get(name) for name in ENVIRONMENT} | {
+        "work": {name: work.get(name) for name in WORKLOAD},
+        "work.num_prompts": counts if isinstance(counts, Mapping) else None,
+    }
+    devices = {name: text for kind in DEVICES for name, text in _devices(manifest, kind).items()}
+    return {name: value for name, value in found.items() if value is not None} | devices
+
+
+def _devices(manifest: Manifest, kind: str) -> dict[str, str]:
+    """How many devices a list has, and what is said of them: by `gpus.power_limit_w`, "700.0", or
+    "700.0, 500.0" where they are not alike."""
+    devices = manifest.get(kind)
+    if not isinstance(devices, list):
+        return {}
+    names = dict.fromkeys(name for one in devices for name in one if name not in NOT_COMPARED)
+    values = {name: [str(one.get(name, ABSENT)) for one in devices] for name in names}
+    said = {f"{kind}.{name}": ", ".join(dict.fromkeys(found)) for name, found in values.items()}
+    return {f"{kind}.count": str(len(devices))} | said
+
+
+def _flat(value: object, name: str = "") -> dict[str, str]:
+    """Nested fields as one level of `a.b.0`; what is None is left out."""
+    items: Iterable[tuple[object, object]]
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    else:
+        return {} if value is None else {name: str(value)}
+    inside = [(f"{name}.{key}" if name else str(key), part) for key, part in items]
+    return {key: text for path, part in inside for key, text in _flat(part, path).items()}

@@ -1,0 +1,142 @@
+"""What results say: by themselves, two of them side by side, or a new one held against a base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.report.output import Output
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.analysis.comparing.findings import Findings
+    from orchestrator.analysis.comparing.two_results import TwoResults
+
+
+def compare(
+    folders: Sequence[Path],
+    objective: str | None,
+    levels: Mapping[str, float],
+    svg: Path | None,
+    page: Path | None,
+    as_json: bool,
+) -> None:
+    """The comparison of what is in `folders`, with verdicts and curves; two results with cells in
+    common are laid side by side instead. svg, page: where to write a picture, and a page."""
+    from orchestrator.analysis.comparing import findings
+    from orchestrator.analysis.comparing.verdicts import OBJECTIVES
+
+    found = findings.of_folders(folders, levels)
+    results = _in_common(folders, levels)
+    if results is not None:
+        _show_both(folders, results, found, objective, svg, page, as_json)
+        return
+    if page is not None:
+        raise click.UsageError(
+            "--html lays two results side by side: give two folders with cells in common, or "
+            "`orchestrator report` one"
+        )
+
+    def render(console: Console) -> None:
+        draw(found, objective or OBJECTIVES[0], console)
+
+    _shown(found.as_data, render, svg, as_json)
+
+
+def gate(
+    folders: Sequence[Path],
+    asked: Sequence[str],
+    allow_missing: bool,
+    levels: Mapping[str, float],
+    svg: Path | None,
+    as_json: bool,
+) -> int:
+    """Hold the second of two results against the first. asked: gates as METRIC:RATIO, which are
+    read before any result is."""
+    from orchestrator.analysis.comparing import gate as comparing
+    from orchestrator.analysis.comparing.gates import gate_of
+    from orchestrator.analysis.comparing.two_results import two_results
+    from orchestrator.report.two_results import render_gate
+
+    gates = [gate_of(text) for text in asked]
+    if len(folders) != 2:
+        raise click.UsageError(
+            f"a gate compares two results, BASE and NEW; {len(folders)} were given"
+        )
+    base, new = folders
+    report = comparing.judge(two_results(base, new, levels), gates, allow_missing)
+    _shown(report.as_data, lambda console: render_gate(report, console), svg, as_json)
+    return report.status
+
+
+def draw(found: Findings, objective: str, console: Console) -> None:
+    """Print what results say."""
+    from orchestrator.analysis.comparing import ablation
+    from orchestrator.report import sweep, terminal
+
+    terminal.render(found.comparison, console, found.sentences(objective))
+    for cell in found.unsettled:
+        console.print(cell.sentence, style="yellow", highlight=False, markup=False)
+    sweep.render(found.curves, console)
+    for effect in found.ablations:
+        console.print(ablation.sentence(effect), highlight=False)
+
+
+def _in_common(folders: Sequence[Path], levels: Mapping[str, float]) -> TwoResults | None:
+    """The two results in `folders` if they are two and have cells in common; else None. One that
+    holds a cell twice cannot be laid beside another, and that is said."""
+    if len(folders) != 2:
+        return None
+    from orchestrator.analysis.comparing.two_results import CellTwice, two_results
+
+    base, new = folders
+    try:
+        found = two_results(base, new, levels)
+    except CellTwice as error:
+        click.echo(f"note: not laid side by side: {error}", err=True)
+        return None
+    return found if found.have_cells_in_common else None
+
+
+def _show_both(
+    folders: Sequence[Path],
+    results: TwoResults,
+    found: Findings,
+    objective: str | None,
+    svg: Path | None,
+    page: Path | None,
+    as_json: bool,
+) -> None:
+    """Lay two results side by side. found: what each says by itself, which the JSON has too."""
+    from orchestrator.analysis.comparing.changes import CHANGES, changes
+    from orchestrator.report import two_results as report
+
+    if objective is not None:
+        raise click.UsageError(
+            "--objective is of the verdicts within one result, and these two have cells in common, "
+            "so they are laid side by side; give one of them"
+        )
+    rows = changes(results)
+    if page is not None:
+        report.write_page(folders, rows, results.surroundings, page)
+    _shown(
+        lambda: found.as_data() | {"changes": CHANGES.data(rows)} | results.surroundings.as_data(),
+        lambda console: report.render_changes(folders, rows, results.surroundings, console),
+        svg,
+        as_json,
+    )
+
+
+def _shown(
+    data: Callable[[], object], render: Callable[[Console], None], svg: Path | None, as_json: bool
+) -> None:
+    """Print `data` as JSON, or what `render` draws; svg: also as a picture of a terminal."""
+    if svg is not None:
+        from orchestrator.report.terminal import export_svg
+
+        export_svg(render, svg)
+    Output(as_json).show(data, render)

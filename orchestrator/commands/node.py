@@ -1,0 +1,83 @@
+"""What is installed here, where a layout would put a model, and what this node can do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.commands import SOME_FAILED
+from orchestrator.report.output import Output
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def strategies(as_json: bool) -> None:
+    """What is installed."""
+    from orchestrator.plan.installed import installed
+    from orchestrator.report.installed import render
+
+    found = installed()
+    Output(as_json).show(lambda: found, lambda console: render(found, console))
+
+
+def explain(
+    layouts: Sequence[str],
+    model: str,
+    dtype: str,
+    memory: str | None,
+    batch: int,
+    prefill_tokens: int | None,
+    as_json: bool,
+) -> None:
+    """Where layouts put a model. memory: of one GPU, as "141GB"; None: what is here."""
+    from orchestrator.plan import fitting, planning
+    from orchestrator.report import explain as report
+
+    available = fitting.gpu_memory(memory)
+    sketches = [planning.sketch(name, model, available) for name in layouts]
+    explained = [
+        report.explain(layout, shape, dtype, available, batch, prefill_tokens)
+        for layout, shape in sketches
+    ]
+
+    def draw(console: Console) -> None:
+        for one in explained:
+            report.render(one, console)
+
+    Output(as_json).show(lambda: [report.as_data(one) for one in explained], draw)
+
+
+def calibrate(
+    device: str,
+    ranks: int | None,
+    folder: Path | None,
+    address: str | None,
+    quick: bool,
+    as_json: bool,
+) -> None:
+    """Measure this node."""
+    from orchestrator.node.calibrate import calibrate as measure
+    from orchestrator.report import fabric_tables
+
+    found = measure(device, ranks, folder, address, quick)
+    Output(as_json).show(
+        lambda: fabric_tables.as_data(found), lambda console: fabric_tables.render(found, console)
+    )
+
+
+def doctor(address: str | None, as_json: bool) -> int:
+    """Check this node."""
+    from dataclasses import asdict
+
+    from orchestrator.cluster.address import address_of
+    from orchestrator.node import facts
+    from orchestrator.node.doctor import FAIL, examine
+    from orchestrator.report.doctor import render
+
+    checks = examine(facts.gather(address_of(address)))
+    Output(as_json).show(
+        lambda: [asdict(check) for check in checks], lambda console: render(checks, console)
+    )
+    return SOME_FAILED if any(check.status == FAIL for check in checks) else 0

@@ -1,0 +1,89 @@
+"""Results as files for others: tables, pages and traces, and the list of what was run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.report.output import Output
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def export(folder: Path, format_: str, into: Path) -> None:
+    """Write every table of results as one file, and print the files."""
+    from orchestrator.analysis.load import tables
+    from orchestrator.store.export import check_format, write_tables
+
+    check_format(format_)
+    for path in write_tables(tables(folder), format_, into):
+        click.echo(path)
+
+
+def pack(folder: Path, into: Path) -> None:
+    """Pack the results at or below `folder`, and print the files."""
+    from orchestrator.analysis.load import tables
+    from orchestrator.store.export import pack as write
+    from orchestrator.store.folders import find, is_experiment, manifest_text
+
+    for one in find(folder):
+        target = into if is_experiment(folder) else into / one.name
+        for path in write(tables(one), manifest_text(one), target):
+            click.echo(path)
+
+
+def trace(root: Path) -> None:
+    """Write the traces of all results under `root`."""
+    from orchestrator.store.folders import find
+
+    for folder in find(root):
+        write_traces(folder)
+
+
+def report(folder: Path, page: Path | None, open_: bool) -> None:
+    """Write the page of results; `open_`: show it."""
+    from orchestrator.report.html import render_html
+
+    path = render_html(folder, page)
+    click.echo(path)
+    if open_:
+        click.launch(path.resolve().as_uri())
+
+
+def runs(root: Path, as_json: bool) -> None:
+    """What was run under `root`."""
+    from dataclasses import asdict
+
+    from orchestrator.report.runs import render
+    from orchestrator.store.catalog import list_runs
+
+    rows = list_runs(root)
+    Output(as_json).show(
+        lambda: [asdict(row) for row in rows], lambda console: render(rows, console)
+    )
+
+
+def write_report(folder: Path, console: Console) -> Path | None:
+    """Write report.html and say where; a report that cannot be made is None and takes nothing from
+    the results."""
+    try:
+        from orchestrator.report.html import render_html
+
+        path = render_html(folder)
+    except Exception as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        click.echo(f"note: the report could not be made: {why}", err=True)
+        return None
+    console.print(f"Report: {path}", soft_wrap=True, highlight=False)
+    return path
+
+
+def write_traces(folder: Path, to_stderr: bool = False) -> None:
+    """Write the traces of results, and print the files."""
+    from orchestrator.report.trace import write_traces
+
+    for path in write_traces(folder):
+        click.echo(path, err=to_stderr)

@@ -1,0 +1,95 @@
+"""The run of an experiment: from what was asked to where its results are."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.commands import SOME_FAILED
+from orchestrator.commands.comparing import draw
+from orchestrator.commands.results import write_report, write_traces
+from orchestrator.report.output import Output
+
+if TYPE_CHECKING:
+    from orchestrator.cluster.connection import Cluster
+    from orchestrator.experiment import Experiment
+    from orchestrator.plan.deployments import PlannedDeployment, PlannedExperiment
+
+
+@contextlib.contextmanager
+def joined(asked: str | None) -> Iterator[Cluster | None]:
+    """The cluster that is asked for, by flag or RAY_ADDRESS, joined once for all that a command
+    does; None where there is none."""
+    from orchestrator.cluster.address import address_of
+
+    address = address_of(asked)
+    if address is None:
+        yield None
+        return
+    from orchestrator.cluster.connection import join
+
+    with join(address) as cluster:
+        yield cluster
+
+
+def planned(experiment: Experiment, cluster: Cluster | None) -> PlannedExperiment:
+    """The deployments and the devices they are planned for; prints what is remarkable of them and
+    of the source that runs."""
+    from orchestrator.plan import planning
+    from orchestrator.plan.deployments import PlannedExperiment
+    from orchestrator.plan.remarks import remarks
+    from orchestrator.run.source import remark as of_source
+    from orchestrator.run.source import source
+
+    gpus = planning.find_gpus(experiment, cluster)
+    device, topology = planning.choose_device(experiment, gpus)
+    deployments = planning.plan_experiment(experiment, device, topology, cluster)
+    for remark in (of_source(source()), *remarks(experiment, deployments, topology, cluster)):
+        if remark:
+            click.echo(f"note: {remark}", err=True)
+    return PlannedExperiment(deployments, topology)
+
+
+def show_plan(experiment: Experiment, planned: PlannedExperiment, out: Output) -> None:
+    """Print what would be run. Raises UserError where a run would be refused for something else."""
+    from orchestrator.report import dry_run
+    from orchestrator.run.surroundings import check_surroundings
+
+    check_surroundings(experiment)
+    out.show(
+        lambda: dry_run.as_data(planned.deployments, planned.topology),
+        lambda console: dry_run.render(planned.deployments, planned.topology, console),
+    )
+
+
+def exit_status(planned: Sequence[PlannedDeployment], experiment: Experiment, folder: Path) -> int:
+    """0 where every run that was needed has a result."""
+    from orchestrator.run.jobs import all_completed
+
+    return 0 if all_completed(planned, experiment, folder) else SOME_FAILED
+
+
+def show_run(folder: Path, experiment: Experiment, trace: bool, out: Output) -> None:
+    """Print the comparison and where the files are."""
+    from orchestrator.analysis import outputs
+    from orchestrator.analysis.comparing import findings
+    from orchestrator.analysis.comparing.verdicts import OBJECTIVES
+    from orchestrator.store.store import Store
+
+    found = findings.of_folders([folder], experiment.goodput, experiment.until_ci)
+    notes, store = out.notes(), Store(folder)
+    if not out.as_json:
+        draw(found, OBJECTIVES[0], notes)
+    for line in outputs.samples(store.read("requests")) if experiment.save_detailed else ():
+        notes.print(line, soft_wrap=True, highlight=False, markup=False)
+    notes.print(f"Results: {folder}", soft_wrap=True, highlight=False)
+    page = write_report(folder, notes)
+    if out.as_json:
+        places = {"results": str(folder), "report": str(page) if page else None}
+        out.document(found.as_data() | places)
+    if trace and store.read("spans"):
+        write_traces(folder, to_stderr=out.as_json)
