@@ -6,14 +6,17 @@ transfer       data of a collective or a hand-over move;
 fused          a kernel runs that communicates and computes, and all of its ranks have come;
 wait           a collective is there but waits for its last rank;
 bubble         a hand-over between pipeline stages waits for the other stage.
-What is left of a step is its launch gap. A wait is what the last rank did meanwhile: where that
-waited in a hand-over itself, it is a bubble here too.
+What is left of a step is its launch gap. A wait is split by what the last rank did meanwhile. But
+where that rank is late because it had to wait for a hand-over itself, the wait for it is a bubble
+here too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import bisect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from orchestrator.analysis.observed.matching import HANDOVER, Transfer
 from workers.intervals import Span, intersect, subtract, union
@@ -84,10 +87,12 @@ def _with_causes(
     clocks: Mapping[int, float],
 ) -> Booked:
     """`mine` with its wait split by what the last rank did meanwhile."""
-    left = list(mine.parts["exposed_wait"])
-    causes: dict[str, list[Span]] = {name: [] for name in (*WAITS, "bubble")}
-    waits = grouped((call for call in calls if call.op not in HANDOVER), lambda call: call.last)
-    for last, late in sorted(waits.items()):
+    collectives = [call for call in calls if call.op not in HANDOVER]
+    late_edges = union(_late_hand_overs(collectives, others))
+    causes: dict[str, list[Span]] = {name: [] for name in WAITS}
+    causes["bubble"] = intersect(mine.parts["exposed_wait"], late_edges)
+    left = subtract(mine.parts["exposed_wait"], causes["bubble"])
+    for last, late in sorted(grouped(collectives, lambda call: call.last).items()):
         waited = intersect(union(call.waiting for call in late), left)
         left = subtract(left, waited)
         if waited:
@@ -103,6 +108,36 @@ def _with_causes(
         "bubble": union([*mine.parts["bubble"], *bubble]),
     }
     return replace(mine, parts=parts)
+
+
+def _late_hand_overs(calls: Iterable[Transfer], booked: Mapping[int, Booked]) -> Iterator[Span]:
+    """The first stretch of each wait: as long as the last rank waited longer than this one for
+    other stages, since both left the last call that they had together."""
+    bubbles = {rank: Lengths(one.parts["bubble"]) for rank, one in booked.items()}
+    for call in calls:
+        if call.since and call.last_since:
+            there, here = bubbles[call.last], bubbles[call.rank]
+            longer = there.within(call.last_since) - here.within(call.since)
+            begin, end = call.waiting
+            yield begin, min(end, begin + max(0.0, longer))
+
+
+class Lengths:
+    """How much of any stretch of time lies in given spans, which are in order and do not
+    overlap."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self._spans = spans
+        self._starts = [start for start, _ in spans]
+        self._before = [0.0, *accumulate(end - start for start, end in spans)]
+
+    def within(self, stretch: Span) -> float:
+        """The length of `stretch` inside the spans."""
+        return self._until(stretch[1]) - self._until(stretch[0])
+
+    def _until(self, time: float) -> float:
+        i = bisect.bisect_right(self._starts, time)
+        return self._before[i] - (max(0.0, self._spans[i - 1][1] - time) if i else 0.0)
 
 
 def _causes(waited: Sequence[Span], last: Booked, ahead: float) -> dict[str, list[Span]]:

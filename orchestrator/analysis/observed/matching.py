@@ -44,7 +44,9 @@ class Transfer:
     """One communication call of one rank, and for how long of it (us) its data moved.
 
     phase: of the tokens that it carried. fused: its kernel also computes, which is a part of
-    `transfer`. last: the rank that came last.
+    `transfer`. since: from the end of the last call that the same ranks had together to this one;
+    None for a hand-over and where there is none. last: the rank that came last, and `last_since`
+    the same on its own clock.
     """
 
     rank: int
@@ -57,7 +59,9 @@ class Transfer:
     start: float
     end: float
     transfer: float
+    since: Span | None
     last: int
+    last_since: Span | None
 
     @property
     def moving(self) -> Span:
@@ -110,8 +114,8 @@ def match(spans: Iterable[SpanRow], placement: Placement) -> Matched:
             reason = f"a kernel of {one.kind} ran that fits none of the calls"
             unmatched.setdefault(Place(one.rank, one.step), reason)
     unmatched |= dict(_spread(matched, unmatched))
-    transfers = [transfer for calls in matched for transfer in _transfers(calls)]
-    return Matched(transfers, unmatched, clocks(matched))
+    matched.sort(key=lambda calls: _times(calls[0]))
+    return Matched(list(_transfers(matched)), unmatched, clocks(matched))
 
 
 def _spread(
@@ -182,8 +186,20 @@ def _took(span: SpanRow) -> float:
     return end - start
 
 
-def _transfers(calls: Sequence[SpanRow]) -> Iterator[Transfer]:
-    """One call on every rank that took part in it."""
+def _transfers(matched: Iterable[Sequence[SpanRow]]) -> Iterator[Transfer]:
+    """Each call on every rank that took part in it, in order."""
+    together: dict[tuple[int, ...], dict[int, float]] = {}
+    for calls in matched:
+        since: dict[int, Span] = {}
+        if calls[0].kind not in HANDOVER:
+            ranks = tuple(sorted(call.rank for call in calls))
+            ended = together.get(ranks, {})
+            since = {c.rank: (ended[c.rank], _times(c)[0]) for c in calls if c.rank in ended}
+            together[ranks] = {call.rank: _times(call)[1] for call in calls}
+        yield from _of_one(calls, since)
+
+
+def _of_one(calls: Sequence[SpanRow], since: Mapping[int, Span]) -> Iterator[Transfer]:
     last = min(calls, key=_took)
     for call in calls:
         start, end = _times(call)
@@ -198,7 +214,9 @@ def _transfers(calls: Sequence[SpanRow]) -> Iterator[Transfer]:
             start=start,
             end=end,
             transfer=_took(last),
+            since=since.get(call.rank),
             last=last.rank,
+            last_since=since.get(last.rank),
         )
 
 

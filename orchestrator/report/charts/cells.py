@@ -135,11 +135,10 @@ def with_bounds(comparison: Sequence[Comparison], runs: Sequence[Summary]) -> li
 
 
 def _shares(phase: PhaseParts) -> tuple[Shares, Shares]:
-    """The parts of a step in percent, mean over ranks and of the worst one; both empty where it was
-    not observed."""
-    shares = {part: getattr(phase, part) for part in PARTS}
-    if phase.compute.pct is None:
-        return {}, {}
+    """The parts of a step in percent, mean over ranks and of the worst one; a part that is not
+    known is left out, all of them where the step was not observed."""
+    found = {part: getattr(phase, part) for part in PARTS}
+    shares = {part: share for part, share in found.items() if share.pct is not None}
     return (
         {part: rounded(share.pct) for part, share in shares.items()},
         {part: rounded(share.pct_worst) for part, share in shares.items()},

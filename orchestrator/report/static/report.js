@@ -9,7 +9,7 @@
   const SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"];
   const PARTS = {
     compute: ["compute", "compute"], exposed_transfer: ["exposed transfer", "transfer"], exposed_wait: ["exposed wait", "wait"],
-    bubble: ["bubble", "bubble"], fused: ["fused", "other"], launch_gap: ["launch gap", "gap"],
+    bubble: ["bubble", "bubble"], fused: ["fused", "fused"], launch_gap: ["launch gap", "gap"],
   };
   const PART_ORDER = ["compute", "exposed_transfer", "exposed_wait", "bubble", "fused", "launch_gap"];
   const SHARES = { comm_exposed: "communication exposed", comm_busy: "all communication" };
