@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from orchestrator.experiment import Experiment
     from orchestrator.plan.deployments import PlannedDeployment, PlannedExperiment
 
-SOME_FAILED, REGRESSED = 1, 1
+SOME_FAILED, REGRESSED, DIFFERS = 1, 1, 1
 
 
 @contextlib.contextmanager
@@ -189,6 +189,16 @@ def trace(root: Path) -> None:
 
     for folder in find(root):
         _write_traces(folder)
+
+
+def recompute(folder: Path, as_json: bool) -> int:
+    """Work out again what was kept of the observed runs at or below `folder`."""
+    from orchestrator.analysis.observed.recompute import DIFFERENT, of_folder
+    from orchestrator.report.recompute import as_data, render
+
+    found = of_folder(folder)
+    Output(as_json).show(lambda: as_data(found), lambda console: render(found, console))
+    return DIFFERS if any(one.status == DIFFERENT for one in found) else 0
 
 
 def report(folder: Path, page: Path | None, open_: bool) -> None:
