@@ -99,6 +99,8 @@ class Seen:
         """A part of the decode step in ms, or the whole ("step"); the mean over all ranks where
         none is given."""
         rows = [one for one in self.parts if rank is None or one.rank == rank]
+        for one in rows:
+            assert one.step_ms is not None, f"no step of rank {one.rank} is left: {one.reason}"
         return float(mean(getattr(one, f"{name}_ms") for one in rows))
 
 
@@ -335,11 +337,14 @@ def sum_of_parts(whole: Seen) -> Finding:
 def delayed(measured: Measured) -> Iterator[Finding]:
     """What rank 0 sees of another rank being held up."""
     held_up, tolerance = measured.delay_ms, 0.2 * measured.delay_ms
-    wait, moved = (
+    wait, meanwhile, moved = (
         measured.late.part(part, 0) - measured.whole.part(part, 0)
-        for part in ("exposed_wait", "exposed_transfer")
+        for part in ("exposed_wait", "wait_compute", "exposed_transfer")
     )
     yield found("5 delay on one rank: more wait on another", held_up, wait, "ms", tolerance)
+    # The delay is a kernel that spins, or on a CPU a host that is in no collective.
+    check = "5 delay on one rank: more wait for its kernel on another"
+    yield found(check, held_up, meanwhile, "ms", tolerance)
     yield found("5 delay on one rank: more transfer on another", 0.0, moved, "ms", tolerance)
 
 

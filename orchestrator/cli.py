@@ -187,6 +187,15 @@ def trace(result_dir: Path) -> None:
 
 @main.command()
 @click.argument("result_dir", type=PATH)
+@json_option
+def recompute(result_dir: Path, as_json: bool) -> None:
+    """Take the steps of observed runs apart again, from all their spans: is what was kept equal?
+    Exits with 1 where it is not."""
+    raise SystemExit(results.recompute(result_dir, as_json))
+
+
+@main.command()
+@click.argument("result_dir", type=PATH)
 @click.option("--out", type=FILE, metavar="FILE", help="[RESULT_DIR/report.html]")
 @click.option("--open", "open_", is_flag=True, help="Show it in the browser.")
 def report(result_dir: Path, out: Path | None, open_: bool) -> None:

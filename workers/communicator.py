@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch.distributed as dist
 from torch import Tensor
@@ -32,8 +32,44 @@ class Recording:
         self.bytes[op, axis] += size
 
 
+@dataclass(frozen=True, slots=True)
+class CommunicationKernel:
+    """A kernel that communicates, as a profiler shows it: one launch of it is one call.
+
+    pattern: a regular expression that is found in its name, in upper or lower case. operations:
+    what it may carry out; the last is what it is booked as where its call is not known. fused: it
+    also computes, so that nobody can see where the transfer ends.
+    """
+
+    pattern: str
+    operations: tuple[str, ...]
+    fused: bool = False
+
+
+ANY_OPERATION = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "send", "recv", "other")
+# "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(...)", before 2.19 "ncclKernel_AllReduce_...", and on
+# symmetric memory "ncclSymkDevKernel_AllReduce_...". The Generic kernels carry out any operation.
+NCCL_KERNELS = (
+    CommunicationKernel(r"nccl\w*Kernel_AllReduce", ("all_reduce",)),
+    CommunicationKernel(r"nccl\w*Kernel_AllGather", ("all_gather",)),
+    CommunicationKernel(r"nccl\w*Kernel_ReduceScatter", ("reduce_scatter",)),
+    CommunicationKernel(r"nccl\w*Kernel_Broadcast", ("broadcast",)),
+    CommunicationKernel(r"nccl\w*Kernel_SendRecv", ("send", "recv")),
+    CommunicationKernel(r"nccl", ANY_OPERATION),
+)
+
+
 class Backend(Protocol):
-    """How a tensor is summed over a group; the seam for faster all-reduces."""
+    """How a tensor is summed over a group; the seam for faster all-reduces.
+
+    kernels: every kernel that it launches to communicate. One that is not declared, and that the
+    profiler's registry does not know, leaves its calls unseen: then a step has no parts.
+    """
+
+    @property
+    def kernels(self) -> Sequence[CommunicationKernel]:
+        """What it launches; the first whose pattern fits a name counts."""
+        ...
 
     def all_reduce(self, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         """The sum over the ranks of `group`, in place or not."""
@@ -42,6 +78,8 @@ class Backend(Protocol):
 
 class LibraryBackend:
     """NCCL on GPUs, gloo on CPUs, whichever the group was made with."""
+
+    kernels: ClassVar[Sequence[CommunicationKernel]] = NCCL_KERNELS
 
     def all_reduce(self, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         """In place."""
@@ -55,7 +93,8 @@ class Communicator:
 
     calls, bytes: counted by (phase, operation, axis); bytes are message sizes as nccl-tests counts
     them: the tensor of an all-reduce, a broadcast or a send, the gathered output of an all-gather.
-    phase: of the step, set by the engine. ablated: all-reduces and all-gathers are left out, to see
+    phase, step: of the tokens that are carried, set by the engine; step is None where nobody counts
+    them. ablated: all-reduces and all-gathers are left out, to see
     what they cost; outputs are then wrong. journal: every call in order, while a probe watches;
     None otherwise.
     """
@@ -64,6 +103,7 @@ class Communicator:
     backend: Backend = field(default_factory=LibraryBackend)
     ablated: bool = False
     phase: str = "prefill"
+    step: int | None = None
     calls: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     bytes: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     journal: list[Call] | None = None
@@ -154,7 +194,8 @@ class Communicator:
             self.bytes[self.phase, op, axis] += recording.bytes[op, axis]
         if self.journal is not None:
             self.journal += [
-                Call(op, axis, size, self.phase) for op, axis, size in recording.events
+                Call(op, axis, size, self.phase, step=self.step)
+                for op, axis, size in recording.events
             ]
 
     def _count(self, op: str, axis: str, size: int, began: float) -> None:
@@ -166,7 +207,8 @@ class Communicator:
         self.calls[self.phase, op, axis] += 1
         self.bytes[self.phase, op, axis] += size
         if self.journal is not None:
-            self.journal.append(Call(op, axis, size, self.phase, began, time.perf_counter()))
+            ended = time.perf_counter()
+            self.journal.append(Call(op, axis, size, self.phase, began, ended, self.step))
 
     def _keep(self, work: dist.Work | None, x: Tensor) -> None:
         """Hold a sent tensor until it has left."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from workers.intervals import Span
 from workers.rows import Table, column, row
 
 COMPUTE = "compute"  # the kind of a span without communication
 PREFILL, DECODE = "prefill", "decode"  # the phases
+# After its last step a stage receives the tokens of the steps before: a step of spans alone.
+DRAIN = "drain"
 
 
 @row
@@ -96,21 +99,38 @@ class SampleRow:
 class SpanRow:
     """A stretch of compute, or a communication call, of an observed run.
 
-    Times are on a clock that the ranks of one node share. Steps are those of the steps table.
+    Times are on a clock that the ranks of one node share. Steps are those of the steps table, and
+    after them one of the phase `drain`, in which a stage receives the last tokens. A call that was
+    made and not seen has no times.
     """
 
     rank: int = column("rank of the placement", "1")
-    phase: str = column("phase of the step")
+    phase: str = column("phase of the step: prefill, decode or drain")
     step: int = column("number of the step", "1")
     kind: str = column("compute, or the operation of a call")
-    axis: str | None = column("mesh axis of a call's group")
+    fused: bool | None = column(
+        "whether the kernel of a call also computes, as an all-reduce with a norm does"
+    )
+    axis: str | None = column(
+        "mesh axis of a call's group; null where a kernel communicates and its call is not known"
+    )
     call_phase: str | None = column(
         "phase of the tokens that a call carried: a stage receives those of the last prompts "
         "within its first decode step"
     )
+    call_step: int | None = column(
+        "number of the step whose tokens a call carried; the ranks of its group agree in it", "1"
+    )
     bytes: int | None = column("size of a call's message", "B")
-    start_us: float = column("when it began", "us")
-    end_us: float = column("when it ended", "us")
+    start_us: float | None = column("when it began; null where a call was not seen", "us")
+    end_us: float | None = column("when it ended; null where a call was not seen", "us")
+
+    @property
+    def when(self) -> Span | None:
+        """When it was; None for a call that was not seen."""
+        if self.start_us is None or self.end_us is None:
+            return None
+        return self.start_us, self.end_us
 
 
 @row
@@ -156,8 +176,9 @@ FABRIC = Table("fabric", FabricRow)
 class Call:
     """One communication call as the host saw it.
 
-    bytes: its message as nccl-tests counts it. start, end: seconds of `time.perf_counter`; both 0
-    inside a replayed graph.
+    bytes: its message as nccl-tests counts it. phase: of the tokens that it carries. start, end:
+    seconds of `time.perf_counter`; both 0 inside a replayed graph. step: whose tokens it carries;
+    None: those of the step in which it is made.
     """
 
     op: str
@@ -166,3 +187,4 @@ class Call:
     phase: str
     start: float = 0.0
     end: float = 0.0
+    step: int | None = None

@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.analysis.observed.accounting import settled
+from orchestrator.analysis.observed.steps import settled
 from orchestrator.analysis.roofline import Closed, Rates, Stage, stages_of
 from strategies.placement import Placement
 from workers.intervals import union

@@ -58,7 +58,7 @@ class Figures:
     conditions: Conditions = group()
     throughput: Throughput = group()
     steady: Steady = group()
-    device_time: DeviceTime = group()
+    device_time: DeviceTime = group(better="lower")
     goodput: Goodput = group()
     arrivals: Arrivals = group()
     latency: Latency = group()
@@ -76,7 +76,7 @@ class Observed:
     """What is observed of a cell, once for all of its runs."""
 
     step: StepParts = group()
-    cost: TokenCost = group()
+    cost: TokenCost = group(better="lower")
     operations: Operations = group()
 
 

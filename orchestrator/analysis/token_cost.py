@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from orchestrator.analysis.device_time import DeviceTime, PhaseTime
 from orchestrator.analysis.observed.accounting import PartsRow
+from orchestrator.analysis.observed.communication import why_unknown
 from workers.records import DECODE, PREFILL
 from workers.rows import column, group, grouped, nothing, row
 
@@ -132,8 +133,9 @@ class _Observed:
     reason: str | None
 
     @classmethod
-    def of(cls, time: PhaseTime, rows: Iterable[PartsRow], reason: str | None) -> _Observed:
+    def of(cls, time: PhaseTime, rows: Sequence[PartsRow], reason: str | None) -> _Observed:
         """reason: why the phase cannot be cut whatever was observed, None where it can."""
+        reason = reason or why_unknown(rows)
         known = {one.rank: one for one in rows if one.step_ms and _is_told(one, SHARES.values())}
         busy = [(rank, spent) for rank, spent in enumerate(time.steps_s_per_rank or ()) if spent]
         unseen = sum(rank not in known for rank, _ in busy)

@@ -12,6 +12,8 @@ from orchestrator.report.output import Output
 if TYPE_CHECKING:
     from rich.console import Console
 
+DIFFERS = 1
+
 
 def export(folder: Path, format_: str, into: Path) -> None:
     """Write every table of results as one file, and print the files."""
@@ -41,6 +43,16 @@ def trace(root: Path) -> None:
 
     for folder in find(root):
         write_traces(folder)
+
+
+def recompute(folder: Path, as_json: bool) -> int:
+    """Work out again what was kept of the observed runs at or below `folder`."""
+    from orchestrator.analysis.observed.recompute import DIFFERENT, of_folder
+    from orchestrator.report.recompute import as_data, render
+
+    found = of_folder(folder)
+    Output(as_json).show(lambda: as_data(found), lambda console: render(found, console))
+    return DIFFERS if any(one.status == DIFFERENT for one in found) else 0
 
 
 def report(folder: Path, page: Path | None, open_: bool) -> None:

@@ -13,6 +13,7 @@ from orchestrator.report import document
 from orchestrator.report.charts.views import by_cell
 from orchestrator.store.schema import CellKey
 from orchestrator.store.store import Store
+from workers.intervals import Span
 from workers.records import COMPUTE, DECODE, PREFILL, SPANS, SpanRow
 from workers.rows import grouped
 
@@ -91,10 +92,11 @@ def _write(path: Path, spans: Sequence[SpanRow]) -> Path:
 
 def events(spans: Sequence[SpanRow]) -> list[Event]:
     """Trace events, in microseconds from the first span; `pid` is the rank, with a line each for
-    LINES."""
-    origin = min((span.start_us for span in spans), default=0.0)
+    LINES. A call that was not seen has no slice."""
+    seen = [(span, span.when) for span in spans if span.when]
+    origin = min((start for _, (start, _) in seen), default=0.0)
     headings = [event for rank in sorted({s.rank for s in spans}) for event in _headings(rank)]
-    slices = [*_steps(spans), *map(_span, spans)]
+    slices = [*_steps(seen), *(_span(span, when) for span, when in seen)]
     return [*headings, *(one.event(origin) for one in slices)]
 
 
@@ -104,31 +106,31 @@ def _headings(rank: int) -> Iterator[Event]:
         yield {"ph": "M", "name": "thread_name", "pid": rank, "tid": line, "args": {"name": name}}
 
 
-def _steps(spans: Iterable[SpanRow]) -> Iterator[Slice]:
-    steps = grouped(spans, lambda span: (span.rank, span.phase, span.step))
+def _steps(seen: Iterable[tuple[SpanRow, Span]]) -> Iterator[Slice]:
+    steps = grouped(seen, lambda one: (one[0].rank, one[0].phase, one[0].step))
     for (rank, phase, step), mine in steps.items():
         # A send may last into the next step, so it is not counted in the length of its own.
-        own = [span for span in mine if span.kind != "send"] or mine
+        own = [when for span, when in mine if span.kind != "send"] or [when for _, when in mine]
         yield Slice(
             f"{phase} step {step}",
             rank,
             STEPS,
             phase,
-            min(span.start_us for span in own),
-            max(span.end_us for span in own),
+            min(start for start, _ in own),
+            max(end for _, end in own),
             {"step": step},
         )
 
 
-def _span(span: SpanRow) -> Slice:
+def _span(span: SpanRow, when: Span) -> Slice:
     computes = span.kind == COMPUTE
+    fused = " fused" if span.fused else ""
     axis = f" {span.axis}" if span.axis and not computes else ""
     return Slice(
-        f"{span.phase} {span.kind}{axis}",
+        f"{span.phase} {span.kind}{fused}{axis}",
         span.rank,
         COMPUTING if computes else COMMUNICATING,
         span.phase,
-        span.start_us,
-        span.end_us,
+        *when,
         {"step": span.step, "axis": span.axis, "bytes": span.bytes},
     )

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
 
 from orchestrator.experiment import Cell
 from workers.rows import Table, column, group, row
 
+K = TypeVar("K")
 COMPLETED, FAILED, INVALID = "completed", "failed", "invalid"
 
 
@@ -69,3 +74,18 @@ def cell_key(experiment: str, cell: Cell) -> CellKey:
         max_concurrency=cell.max_concurrency,
         **asdict(cell.deployment),
     )
+
+
+def places(table: pa.Table, keys: Table[K]) -> dict[K, np.ndarray]:
+    """Key -> the places of its rows in a table that has the columns of `keys`.
+
+    Works on whole columns: tables of samples and spans have hundreds of thousands of rows.
+    """
+    codes = np.zeros(table.num_rows, dtype=np.int64)
+    for one in keys.columns:
+        found = table.column(one.name).combine_chunks().dictionary_encode()
+        codes = codes * len(found.dictionary) + np.asarray(found.indices)
+    _, firsts, key_of = np.unique(codes, return_index=True, return_inverse=True)
+    known = keys.rows(table.take(firsts))
+    rows = [np.flatnonzero(key_of == number) for number in range(len(known))]
+    return {known[number]: rows[number] for number in np.argsort(firsts)}

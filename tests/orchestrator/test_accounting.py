@@ -1,73 +1,15 @@
-"""Synthetic spans with known answers."""
+"""The step taken apart: synthetic spans with known answers, in milliseconds."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
+from spans import figures, parts, placed, span, step, timed
 
-from orchestrator.analysis.observed.accounting import (
-    PARTS,
-    PARTS_OF_STEP,
-    TIMED,
-    PartsRow,
-    TimedRow,
-    account,
-)
-from strategies import Load, ModelShape, Placement, Topology, plan_layout
+from orchestrator.analysis.observed.accounting import account
 from workers.intervals import intersect, length, subtract, union
-from workers.records import COMPUTE, SPANS, SpanRow
-from workers.rows import flat
-
-MODEL = ModelShape("m", "llama", 64, 4, 4, 4, 16, 96, 128, 256, 1e-5, 1e4)
-
-
-def placed(layout: str) -> Placement:
-    return plan_layout(layout, MODEL, Load(8, 8, 4), Topology.uniform(4)).placement
-
-
-def span(
-    rank: int,
-    step: int,
-    kind: str,
-    start: float,
-    end: float,
-    axis: str | None = None,
-    size: int = 0,
-    phase: str = "decode",
-) -> SpanRow:
-    """Times in milliseconds."""
-    return SpanRow(
-        rank=rank,
-        phase=phase,
-        step=step,
-        kind=kind,
-        axis=axis,
-        call_phase=phase if axis else None,
-        bytes=size if axis else None,
-        start_us=start * 1e3,
-        end_us=end * 1e3,
-    )
-
-
-def parts(rows: list[SpanRow], layout: str) -> list[PartsRow]:
-    return PARTS_OF_STEP.rows(account(SPANS.make(rows), placed(layout))["parts"])
-
-
-def figures(rows: list[SpanRow], layout: str) -> dict[int, dict[str, float]]:
-    """rank -> the decode step's parts in ms, rounded to the nanosecond."""
-    out = {}
-    for row in parts(rows, layout):
-        if row.phase == "decode":
-            assert row.step_ms == pytest.approx(sum(getattr(row, f"{part}_ms") for part in PARTS))
-            out[row.rank] = {
-                key[:-3]: round(value, 6) for key, value in flat(row).items() if key[-3:] == "_ms"
-            }
-    return out
-
-
-def timed(rows: list[SpanRow], layout: str) -> list[TimedRow]:
-    return TIMED.rows(account(SPANS.make(rows), placed(layout))["timed_collectives"])
+from workers.records import COMPUTE, DRAIN, PREFILL, SPANS
 
 
 def test_the_rank_that_comes_last_moves_and_the_other_waits() -> None:
@@ -82,19 +24,10 @@ def test_the_rank_that_comes_last_moves_and_the_other_waits() -> None:
         "compute": 5,
         "exposed_transfer": 2,
         "exposed_wait": 3,
-        "bubble": 0,
-        "launch_gap": 0,
+        "wait_compute": 3,
         "comm_busy": 5,
     }
-    assert found[1] == {
-        "step": 10,
-        "compute": 8,
-        "exposed_transfer": 2,
-        "exposed_wait": 0,
-        "bubble": 0,
-        "launch_gap": 0,
-        "comm_busy": 2,
-    }
+    assert found[1] == {"step": 10, "compute": 8, "exposed_transfer": 2, "comm_busy": 2}
 
 
 def test_what_compute_hides_is_busy_but_not_exposed() -> None:
@@ -111,17 +44,28 @@ def test_what_compute_hides_is_busy_but_not_exposed() -> None:
         "step": 9,
         "compute": 8,
         "exposed_transfer": 1,
-        "exposed_wait": 0,
-        "bubble": 0,
-        "launch_gap": 0,
         "comm_busy": 6,
     }
+
+
+def test_a_wait_that_compute_hides_is_none() -> None:
+    """Rank 0 computes on beside its call while it waits 4 ms for rank 1, of which 1 ms is bare."""
+    rows = [
+        *(span(rank, 0, COMPUTE, 0, 1) for rank in (0, 1)),
+        span(0, 1, COMPUTE, 1, 5),
+        span(0, 1, "all_reduce", 2, 8, "tp", 100),
+        span(1, 1, COMPUTE, 1, 6),
+        span(1, 1, "all_reduce", 6, 8, "tp", 100),
+    ]
+    found = figures(rows, "tp2")[0]
+    assert (found["compute"], found["exposed_wait"], found["exposed_transfer"]) == (4, 1, 2)
+    assert found["comm_busy"] == 6
 
 
 def test_waiting_for_another_stage_is_bubble_and_its_transfer_is_not() -> None:
     """Stage 1 waits 6 ms for what takes 1 ms to send; stage 0 sends beside its next compute."""
     rows = [
-        *(span(rank, step, COMPUTE, step, step + 1) for rank in (0, 1) for step in (-1, 0)),
+        *(span(rank, number, COMPUTE, number, number + 1) for rank in (0, 1) for number in (-1, 0)),
         span(0, 1, COMPUTE, 1, 7),
         span(0, 1, "send", 7, 8, "pp", 50),
         span(0, 2, COMPUTE, 7, 11),
@@ -133,19 +77,38 @@ def test_waiting_for_another_stage_is_bubble_and_its_transfer_is_not() -> None:
         "step": 10,
         "compute": 3,
         "exposed_transfer": 1,
-        "exposed_wait": 0,
         "bubble": 6,
-        "launch_gap": 0,
         "comm_busy": 1,
     }
+    assert found[0] == {"step": 5, "compute": 5, "comm_busy": 0.5}
+
+
+def test_uneven_stages_make_the_faster_one_wait() -> None:
+    """Stage 0 computes 2 ms a micro-batch and stage 1 5 ms; a message takes 0.5 ms. Stage 0 sends
+    without waiting, then waits for the tokens of two steps before."""
+    rows = []
+    for number in range(8):
+        begin = 6.0 * number
+        if number >= 2:
+            came = begin - 4.5
+            rows.append(
+                span(0, number, "broadcast", came, begin - 0.5, "pp", 8, carried=number - 2)
+            )
+        rows.append(span(0, number, COMPUTE, begin - 0.5, begin + 1.5))
+        rows.append(span(0, number, "send", begin + 1.5, begin + 6, "pp", 50))
+        rows.append(span(1, number, "recv", begin + 5.5, begin + 6, "pp", 50))
+        rows.append(span(1, number, COMPUTE, begin + 6, begin + 11))
+        rows.append(span(1, number, "broadcast", begin + 11, begin + 11.5, "pp", 8))
+    for number in (6, 7):
+        rows.append(span(0, 8, "broadcast", 43.5, 53.5, "pp", 8, DRAIN, carried=number))
+    found = figures(rows, "pp2")
+    assert found[1] == {"step": 6, "compute": 5, "exposed_transfer": 1, "comm_busy": 1}
     assert found[0] == {
-        "step": 5,
-        "compute": 5,
-        "exposed_transfer": 0,
-        "exposed_wait": 0,
-        "bubble": 0,
-        "launch_gap": 0,
-        "comm_busy": 0.5,
+        "step": 6,
+        "compute": 2,
+        "exposed_transfer": 0.5,
+        "bubble": 3.5,
+        "comm_busy": 1,
     }
 
 
@@ -174,44 +137,59 @@ def test_the_first_decode_step_of_each_micro_batch_is_left_out() -> None:
 
 def test_what_is_kept_to_look_at_is_what_counts() -> None:
     rows = [
-        span(0, step, COMPUTE, step, step + 1, phase="prefill" if step < 3 else "decode")
-        for step in range(14)
+        span(0, number, COMPUTE, number, number + 1, phase="prefill" if number < 3 else "decode")
+        for number in range(14)
     ]
     kept = account(SPANS.make(rows), placed("pp4"))["spans"]
     assert sorted({row.step for row in SPANS.rows(kept)}) == [1, 2, 7, 8, 9, 10]
     assert [row.steps for row in parts(rows, "pp4")] == [2, 7]
 
 
+def test_all_spans_are_kept_where_that_is_asked_for() -> None:
+    rows = [span(0, number, COMPUTE, number, number + 1) for number in range(14)]
+    rows.append(span(0, 14, COMPUTE, 14, 15, phase=DRAIN))
+    tables = account(SPANS.make(rows), placed("tp1"), whole=True)
+    assert SPANS.rows(tables["spans"]) == rows
+    assert tables["parts"].column("whole").to_pylist() == [True]
+    assert account(SPANS.make(rows), placed("tp1"))["parts"].column("whole").to_pylist() == [False]
+
+
+def test_tokens_that_come_after_the_last_step_are_of_no_phase() -> None:
+    rows = [span(0, number, COMPUTE, number, number + 1) for number in range(3)]
+    rows.append(span(0, 3, COMPUTE, 3, 90, phase=DRAIN))
+    (found,) = parts(rows, "tp1")
+    assert (found.phase, found.steps, found.step_ms) == ("decode", 2, 1)
+
+
 def test_a_hand_over_is_between_two() -> None:
-    rows = [span(0, step, COMPUTE, step, step + 0.5) for step in range(6)]
-    rows += [span(0, step, "send", step + 0.5, step + 1, "pp", 8) for step in range(6)]
-    assert {row.group_size for row in timed(rows, "pp4")} == {2}
+    rows = [
+        span(rank, number, COMPUTE, number, number + 0.5) for rank in (0, 1) for number in range(6)
+    ]
+    rows += [span(0, number, "send", number + 0.5, number + 1, "pp", 8) for number in range(6)]
+    rows += [span(1, number, "recv", number + 0.5, number + 1, "pp", 8) for number in range(6)]
+    found = timed(rows, "pp4")
+    assert {(row.rank, row.op, row.group_size) for row in found} == {(0, "send", 2), (1, "recv", 2)}
 
 
 def test_a_call_belongs_to_the_phase_of_what_it_carries() -> None:
     """The first stage receives the tokens of the last prompts within a decode step."""
+    carried = {"call_phase": PREFILL, "call_step": 0}
     rows = [
         span(0, 0, COMPUTE, 0, 1, phase="prefill"),
-        *(span(0, step, COMPUTE, step, step + 1) for step in (1, 2)),
-        replace(span(0, 3, "broadcast", 3, 4, "pp", 8), call_phase="prefill"),
+        *(span(0, number, COMPUTE, number, number + 1) for number in (1, 2)),
+        replace(span(0, 3, "broadcast", 3, 4, "pp", 8), **carried),
         span(0, 3, COMPUTE, 4, 5),
+        span(1, 0, COMPUTE, 0, 1, phase="prefill"),
+        span(1, 0, "broadcast", 1, 2, "pp", 8, "prefill"),
     ]
-    (broadcast,) = timed(rows, "pp2")
+    (broadcast,) = [row for row in timed(rows, "pp2") if row.rank == 0]
     assert (broadcast.phase, broadcast.calls) == ("prefill", 1)
     assert figures(rows, "pp2")[0]["step"] == 2
 
 
 def test_when_nothing_runs_it_is_a_launch_gap() -> None:
     rows = [span(0, 0, COMPUTE, 0, 1), span(0, 1, COMPUTE, 3, 4), span(0, 1, COMPUTE, 6, 11)]
-    assert figures(rows, "tp1")[0] == {
-        "step": 10,
-        "compute": 6,
-        "exposed_transfer": 0,
-        "exposed_wait": 0,
-        "bubble": 0,
-        "launch_gap": 4,
-        "comm_busy": 0,
-    }
+    assert figures(rows, "tp1")[0] == {"step": 10, "compute": 6, "launch_gap": 4}
 
 
 def test_prefill_between_decode_steps_is_not_theirs() -> None:
@@ -222,21 +200,6 @@ def test_prefill_between_decode_steps_is_not_theirs() -> None:
         span(0, 3, COMPUTE, 6, 8),
     ]
     assert figures(rows, "tp1")[0]["step"] == pytest.approx(1.5)
-
-
-def test_calls_are_matched_by_their_order_not_by_clocks() -> None:
-    """Rank 1's clock runs an hour ahead; two groups of a tp2dp2 have nothing to do with each
-    other."""
-    hour = 3.6e6
-    rows = []
-    for rank, shift, took in ((0, 0.0, 4.0), (1, hour, 1.0), (2, 0.0, 9.0), (3, 0.0, 7.0)):
-        rows += [
-            span(rank, 0, COMPUTE, shift, shift + 1),
-            span(rank, 1, "all_reduce", shift + 1, shift + 1 + took, "tp", 10),
-        ]
-    found = figures(rows, "tp2dp2")
-    assert [found[rank]["exposed_transfer"] for rank in range(4)] == [1, 1, 7, 7]
-    assert [found[rank]["exposed_wait"] for rank in range(4)] == [3, 0, 2, 0]
 
 
 def test_bandwidths_are_those_of_nccl_tests() -> None:
@@ -257,6 +220,58 @@ def test_where_nothing_was_seen_the_tables_are_empty() -> None:
         "timed_collectives": 0,
         "parts": 0,
     }
+
+
+# -- kernels that communicate and compute
+
+
+def test_a_kernel_that_also_computes_is_neither_transfer_nor_compute() -> None:
+    """An all-reduce with a norm takes 2 ms once both ranks are there; rank 0 waits 3 ms for that,
+    which is known."""
+    rows = []
+    for rank, busy in ((0, 5.0), (1, 8.0)):
+        rows += [span(rank, 0, COMPUTE, 0, 10), span(rank, 1, COMPUTE, 10, 10 + busy)]
+        rows.append(span(rank, 1, "all_reduce", 10 + busy, 20, "tp", 100, fused=True))
+    found = figures(rows, "tp2")
+    assert found[0] == {
+        "step": 10,
+        "compute": 5,
+        "exposed_wait": 3,
+        "wait_compute": 3,
+        "fused": 2,
+        "comm_busy": 5,
+    }
+    assert found[1] == {"step": 10, "compute": 8, "fused": 2, "comm_busy": 2}
+    first, _ = timed(rows, "tp2")
+    assert (first.transfer_us, first.algbw, first.busbw) == (None, None, None)
+    assert first.wait_us == pytest.approx(3000)
+
+
+# -- the same work without a probe
+
+
+def test_a_profiled_step_is_laid_beside_the_same_step_without_a_probe() -> None:
+    """Steps of 3 ms with a probe and of 2 ms without; one hiccup on either side decides nothing."""
+    ends, end = [], 0.0
+    for length_ms in (9, 3, 3, 30, 3, 3):
+        end += length_ms
+        ends.append(end)
+    rows = [
+        span(0, number, COMPUTE, before, end)
+        for number, (before, end) in enumerate(zip([0, *ends], ends, strict=False))
+    ]
+    without = [step(0, number, 2.0 * (number + 1) + 50 * (number > 3)) for number in range(6)]
+    (found,) = parts(rows, "tp1", without)
+    assert found.timed_step_ms == pytest.approx(2)
+    assert found.profile_ratio == pytest.approx(1.5)
+    assert found.step_ms == pytest.approx(42 / 5)
+
+
+def test_what_the_probe_costs_is_unknown_where_nothing_was_served_without_it() -> None:
+    rows = [span(0, number, COMPUTE, number, number + 1) for number in range(3)]
+    for without in (None, [], [step(1, 1, 1.0)], [step(0, 1, 1.0, "prefill")]):
+        (found,) = parts(rows, "tp1", without)
+        assert (found.timed_step_ms, found.profile_ratio) == (None, None)
 
 
 def test_sets_of_time() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tables import make
 
@@ -9,6 +11,7 @@ from orchestrator.analysis.observed.accounting import CELL_TIMED, PARTS_OF_STEP,
 from orchestrator.analysis.observed.communication import (
     RUN_COLLECTIVES,
     Operations,
+    Share,
     StepParts,
     Traffic,
     exposed,
@@ -22,9 +25,18 @@ from workers.records import COLLECTIVES, STEPS
 from workers.rows import nothing
 
 
-def parts(phase: str = "decode") -> list[PartsRow]:
-    """Two ranks of which one waits longer, and for another stage."""
-    base = {"phase": phase, "step_ms": 10.0, "launch_gap_ms": 0.0, "comm_busy_ms": 4.0}
+def parts(phase: str = "decode", **given: object) -> list[PartsRow]:
+    """Two ranks of which one waits longer, and for another stage. given: of both."""
+    base = {
+        "phase": phase,
+        "steps": 9,
+        "steps_unmatched": 0,
+        "step_ms": 10.0,
+        "launch_gap_ms": 0.0,
+        "fused_ms": 0.0,
+        "comm_busy_ms": 4.0,
+        **given,
+    }
     rows = [
         {
             **base,
@@ -32,6 +44,9 @@ def parts(phase: str = "decode") -> list[PartsRow]:
             "compute_ms": 8.0,
             "exposed_transfer_ms": 1.0,
             "exposed_wait_ms": 1.0,
+            "wait_compute_ms": 0.0,
+            "wait_launch_ms": 1.0,
+            "wait_communication_ms": 0.0,
             "bubble_ms": 0.0,
         },
         {
@@ -40,6 +55,9 @@ def parts(phase: str = "decode") -> list[PartsRow]:
             "compute_ms": 5.0,
             "exposed_transfer_ms": 1.0,
             "exposed_wait_ms": 2.0,
+            "wait_compute_ms": 1.5,
+            "wait_launch_ms": 0.5,
+            "wait_communication_ms": 0.0,
             "bubble_ms": 2.0,
         },
     ]
@@ -66,6 +84,72 @@ def test_a_phase_without_steps_on_a_rank_takes_no_part_in_the_means() -> None:
     rows = [*parts(), *PARTS_OF_STEP.rows(asleep)]
     assert step_parts_of(rows) == step_parts_of(parts())
     assert exposed(rows) == [(0, "decode", pytest.approx(20)), (1, "decode", pytest.approx(30))]
+
+
+def test_a_wait_is_also_told_by_what_the_last_rank_did() -> None:
+    step = step_parts_of(parts()).decode
+    found = [step.wait_compute.ms, step.wait_launch.ms, step.wait_communication.ms]
+    assert found == [0.75, 0.75, 0.0]
+    assert step.exposed_wait.ms == pytest.approx(sum(found))
+    assert (step.wait_launch.pct, step.wait_launch.pct_worst) == (7.5, 10.0)
+
+
+def test_fused_kernels_have_a_share_that_is_not_in_exposed_communication() -> None:
+    step = step_parts_of(parts(fused_ms=1.0)).decode
+    assert (step.fused.ms, step.fused.pct) == (1.0, 10.0)
+    assert step.comm_exposed == step_parts_of(parts()).decode.comm_exposed
+
+
+@pytest.mark.parametrize(("ratios", "shown"), [((1.0, 1.1), True), ((1.02, 1.1), False)])
+def test_shares_of_steps_that_the_profiler_made_longer_are_not_shown(
+    ratios: tuple[float, float], shown: bool
+) -> None:
+    """The mean over ranks decides: 1.05 may be, 1.06 not."""
+    rows = [replace(row, profile_ratio=ratio) for row, ratio in zip(parts(), ratios, strict=True)]
+    step = step_parts_of(rows).decode
+    assert step.profile_ratio == pytest.approx(sum(ratios) / 2)
+    assert step.step_ms == 10.0
+    if shown:
+        assert step.step_reason is None
+        assert step.compute.pct == pytest.approx(65)
+        assert len(exposed(rows)) == 2
+    else:
+        assert step.step_reason == "the profiled pass takes 1.06 of the timed one"
+        assert step.compute == step.comm_exposed == step.wait_launch == nothing(Share)
+        assert exposed(rows) == []
+
+
+def test_each_phase_is_shown_or_not_by_its_own_ratio() -> None:
+    rows = [*parts(profile_ratio=1.01), *parts("prefill", profile_ratio=1.31)]
+    found = step_parts_of(rows)
+    assert found.decode.compute.ms == 6.5
+    assert found.prefill.compute.ms is None
+    assert found.prefill.step_reason == "the profiled pass takes 1.31 of the timed one"
+    assert {phase for _, phase, _ in exposed(rows)} == {"decode"}
+
+
+def test_without_the_same_work_unprofiled_the_ratio_is_unknown_and_shares_are_shown() -> None:
+    step = step_parts_of(parts()).decode
+    assert (step.profile_ratio, step.step_reason, step.compute.ms) == (None, None, 6.5)
+
+
+def test_where_a_rank_has_no_step_left_the_phase_has_no_parts_but_a_reason() -> None:
+    """A mean over the other ranks would not be one of the layout."""
+    why = "2 calls of all_reduce over tp were made and not seen"
+    left_out = {"rank": 1, "phase": "decode", "steps": 0, "steps_unmatched": 9, "reason": why}
+    rows = [parts()[0], *PARTS_OF_STEP.rows(make(PARTS_OF_STEP, [left_out]))]
+    step = step_parts_of(rows).decode
+    assert step.step_reason == f"no step of rank 1 is left: {why}"
+    assert (step.steps_unmatched, step.step_ms) == (9, 10.0)
+    assert step.compute == step.exposed_transfer == step.comm_busy == nothing(Share)
+    assert exposed(rows) == []
+
+
+def test_shares_that_a_result_is_older_than_are_null_and_the_others_are_not() -> None:
+    old = {"fused_ms": None, "wait_launch_ms": None, "steps_unmatched": None}
+    step = step_parts_of([replace(row, **old) for row in parts()]).decode
+    assert step.fused == step.wait_launch == nothing(Share)
+    assert (step.compute.ms, step.steps_unmatched) == (6.5, None)
 
 
 def test_prefill_has_columns_of_its_own() -> None:

@@ -41,6 +41,7 @@ SHARES = {
     "exposed_transfer": 9.0,
     "exposed_wait": 5.0,
     "bubble": 2.0,
+    "fused": 0.0,
     "launch_gap": 4.0,
 }
 GIGABYTE = 10**9
@@ -282,7 +283,21 @@ def _step(rank: int, step: int, micro_batch: int) -> StepRow:
 def _parts(rank: int, phase: str) -> PartsRow:
     """A step of 10 ms. All communication of it is exposed."""
     parts = {f"{part}_ms": SHARES[part] / 10 for part in PARTS}
-    return PartsRow(rank=rank, phase=phase, steps=3, step_ms=10.0, comm_busy_ms=1.4, **parts)
+    waits = {"wait_compute_ms": 0.3, "wait_launch_ms": 0.2, "wait_communication_ms": 0.0}
+    return PartsRow(
+        rank=rank,
+        phase=phase,
+        steps=3,
+        steps_unmatched=0,
+        reason=None,
+        step_ms=10.0,
+        comm_busy_ms=1.4,
+        timed_step_ms=10.0,
+        profile_ratio=1.0,
+        whole=False,
+        **parts,
+        **waits,
+    )
 
 
 def spans(rank: int, calls: int, steps: int = 3) -> Iterator[SpanRow]:
@@ -305,8 +320,10 @@ def span(rank: int, step: int, kind: str, start_us: float, end_us: float) -> Spa
         phase=DECODE,
         step=step,
         kind=kind,
+        fused=None,
         axis=None,
         call_phase=None,
+        call_step=None,
         bytes=None,
         start_us=start_us,
         end_us=end_us,

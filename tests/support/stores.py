@@ -40,6 +40,7 @@ def observed_tables() -> Mapping[str, pa.Table]:
         "exposed_transfer_ms": 2.0,
         "exposed_wait_ms": 1.0,
         "bubble_ms": 0.0,
+        "fused_ms": 0.0,
         "launch_gap_ms": 0.0,
         "comm_busy_ms": 3.0,
     }

@@ -15,6 +15,7 @@ import pytest
 from ranks import FAMILIES, Pool, engine_plan, ragged_requests, read_shape, tokens
 
 from orchestrator.analysis.observed.accounting import PARTS, account
+from orchestrator.analysis.observed.booking import WAITS
 from strategies.traffic import step as traffic_of_step
 from workers.messages import EnginePlan, Request, Work
 
@@ -289,7 +290,7 @@ def observed(layout: str, pool: Pool, folder: Path, **work: Any) -> list[dict[st
     ]
 
 
-@pytest.mark.parametrize("layout", ["tp1", "tp2", "pp2"])
+@pytest.mark.parametrize("layout", ["tp1", "tp2", "pp2", "tp2pp2"])
 def test_an_observed_run_takes_the_step_apart(
     layout: str, pool: Pool, checkpoint: Callable[[str], Path]
 ) -> None:
@@ -297,7 +298,9 @@ def test_an_observed_run_takes_the_step_apart(
         assert row["step_ms"] == pytest.approx(sum(row[f"{part}_ms"] for part in PARTS))
         assert all(row[f"{part}_ms"] >= 0 for part in PARTS)
         assert (row["comm_busy_ms"] > 0) == (layout != "tp1")
-        assert (row["bubble_ms"] > 0) == (layout == "pp2")
+        assert (row["bubble_ms"] > 0) == ("pp2" in layout)
+        assert row["exposed_wait_ms"] == pytest.approx(sum(row[f"{wait}_ms"] for wait in WAITS))
+        assert row["steps_unmatched"] == 0, row["reason"]
 
 
 def test_what_one_rank_is_late_the_others_wait(
@@ -309,4 +312,5 @@ def test_what_one_rank_is_late_the_others_wait(
     late = observed("tp2", pool, checkpoint("Llama"), delay=(1, 0.05))
     assert late[0]["exposed_wait_ms"] - even[0]["exposed_wait_ms"] == pytest.approx(50, abs=10)
     assert late[1]["compute_ms"] - even[1]["compute_ms"] == pytest.approx(50, abs=10)
+    assert late[0]["wait_compute_ms"] - even[0]["wait_compute_ms"] == pytest.approx(50, abs=10)
     assert late[0]["exposed_transfer_ms"] < even[0]["exposed_transfer_ms"] + 10

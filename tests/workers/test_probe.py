@@ -29,7 +29,7 @@ def test_a_step_that_is_never_held_up_is_compute() -> None:
     (row,) = spans([TimedStep(DECODE, 4, 1.0, 2.0)])
     assert (row.rank, row.phase, row.step, row.kind) == (2, DECODE, 4, COMPUTE)
     assert (row.start_us, row.end_us) == (1e6, 2e6)
-    assert (row.axis, row.call_phase, row.bytes) == (None, None, None)
+    assert (row.axis, row.call_phase, row.call_step, row.bytes) == (None, None, None, None)
 
 
 def test_compute_is_what_a_blocking_call_leaves_of_a_step() -> None:
@@ -61,6 +61,16 @@ def test_the_phase_of_a_call_may_differ_from_that_of_its_step() -> None:
     calls = [Call("recv", "pp", 8, PREFILL, 1.5, 1.75)]
     row = spans([TimedStep(DECODE, 7, 1.0, 2.0)], calls)[-1]
     assert (row.phase, row.call_phase) == (DECODE, PREFILL)
+
+
+def test_a_call_names_the_step_whose_tokens_it_carries_or_else_its_own() -> None:
+    calls = [
+        Call("broadcast", "pp", 8, PREFILL, 1.5, 1.75, step=4),
+        Call("all_reduce", "tp", 8, DECODE, 1.8, 1.9),
+    ]
+    found = spans([TimedStep(DECODE, 7, 1.0, 2.0)], calls)
+    assert [(row.step, row.call_step) for row in found if row.axis] == [(7, 4), (7, 7)]
+    assert {row.fused for row in found if row.axis} == {False}
 
 
 def test_a_timed_run_has_no_spans() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import bisect
 import json
+import math
 import os
+import re
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,42 +19,14 @@ import torch
 
 from workers.communicator import Communicator
 from workers.device import synchronize
-from workers.intervals import Span, union
+from workers.intervals import union
+from workers.probes.kernels import Registry
 from workers.probes.spans import StepOf, span_row
 from workers.records import COMPUTE, SPANS, Call, SpanRow
 
-ANY_OPERATION = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "send", "recv", "other")
-# The registry of kernels that communicate: a part of the kernel's name -> the operations it may
-# carry out. The first part that a name contains counts. The last operation is what a kernel is
-# booked as where its call is not known.
-COMMUNICATION_KERNELS = {
-    # NCCL: ncclDevKernel_ or, on symmetric memory, ncclSymkDevKernel_.
-    "DevKernel_AllReduce": ("all_reduce",),
-    "DevKernel_AllGather": ("all_gather",),
-    "DevKernel_ReduceScatter": ("reduce_scatter",),
-    "DevKernel_Broadcast": ("broadcast",),
-    "DevKernel_SendRecv": ("send", "recv"),
-    # torch's symmetric memory (CUDA), and the Triton kernels that are named after it.
-    "one_shot_all_reduce": ("all_reduce",),
-    "two_shot_all_reduce": ("all_reduce",),
-    "multimem_all_gather": ("all_gather",),
-    "multimem_": ("all_reduce",),
-    # vLLM's custom all-reduce, in one stage and in two.
-    "cross_device_reduce_": ("all_reduce",),
-    # FlashInfer and TensorRT-LLM: an all-reduce and the norm after it in one kernel.
-    "allreduce_fusion": ("all_reduce",),
-    # NCCL's Generic kernels, and NVSHMEM's: they carry out any operation.
-    "nccl": ANY_OPERATION,
-    "nvshmem": ANY_OPERATION,
-    # Triton kernels of any other name.
-    "all_reduce": ("all_reduce",),
-    "all_gather": ("all_gather",),
-    "reduce_scatter": ("reduce_scatter",),
-    # A copy from one GPU's memory to another's.
-    "Memcpy PtoP": ("send", "recv", "all_gather", "broadcast", "other"),
-}
-STEP_PREFIX = "step/"  # of the annotation around a step: step/PHASE/NUMBER
+STEP = re.compile(r"step/(\w+)/(\d+)")  # the annotation around a step: phase and number
 LAUNCHES = frozenset({"cuda_runtime", "cuda_driver"})  # categories of events
+YEAR_NS = 365 * 24 * 3600 * 10**9
 ON_THE_GPU = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
 
 
@@ -87,11 +60,6 @@ class Kernel:
     start: float
     end: float
 
-    @property
-    def operations(self) -> tuple[str, ...]:
-        """The operations that it may carry out; () for compute."""
-        return next((ops for part, ops in COMMUNICATION_KERNELS.items() if part in self.name), ())
-
 
 class Tracer:
     """A probe that runs the profiler around the whole run."""
@@ -100,7 +68,7 @@ class Tracer:
         activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
         self._profiler = torch.profiler.profile(activities=activities, acc_events=True)
         self._communicator = communicator
-        self._calls: dict[int, list[Call]] = {}
+        self._calls: dict[StepOf, list[Call]] = {}
         self._kernels: list[Kernel] = []
 
     @contextmanager
@@ -115,66 +83,81 @@ class Tracer:
     @contextmanager
     def step(self, phase: str, index: int) -> Iterator[None]:
         """Mark a step in the trace, and keep the calls of the Communicator in it."""
-        self._communicator.journal = self._calls[index] = []
-        with torch.profiler.record_function(f"{STEP_PREFIX}{phase}/{index}"):
+        of = StepOf(self._communicator.context.rank, phase, index)
+        self._communicator.journal = self._calls[of] = []
+        with torch.profiler.record_function(f"step/{phase}/{index}"):
             yield
         self._communicator.journal = None
 
     def spans(self) -> pa.Table:
         """The spans table of the run."""
-        return kernel_spans(self._communicator.context.rank, self._kernels, self._calls)
+        registry = Registry.beside(self._communicator.backend.kernels)
+        rank = self._communicator.context.rank
+        return kernel_spans(rank, self._kernels, self._calls, registry)
 
 
 # -- from kernels and calls to spans
 
 
 def kernel_spans(
-    rank: int, kernels: Sequence[Kernel], calls: Mapping[int, Sequence[Call]]
+    rank: int, kernels: Sequence[Kernel], calls: Mapping[StepOf, Sequence[Call]], registry: Registry
 ) -> pa.Table:
-    """The spans table of a rank, in order of start.
+    """The spans table of a rank, in order of start; calls that were not seen come last.
 
     calls: those of the Communicator by step, in the order they were made. Compute is merged where
     kernels touch or overlap.
     """
-    rows = [*_compute_spans(rank, kernels), *_communication_spans(rank, kernels, calls)]
-    return SPANS.make(sorted(rows, key=lambda row: row.start_us))
-
-
-def _compute_spans(rank: int, kernels: Iterable[Kernel]) -> Iterator[SpanRow]:
-    compute: dict[StepOf, list[Span]] = defaultdict(list)
+    steps: dict[StepOf, list[Kernel]] = {of: [] for of in calls}
     for kernel in kernels:
-        if not kernel.operations:
-            compute[StepOf(rank, kernel.phase, kernel.step)].append((kernel.start, kernel.end))
-    for of, spans in compute.items():
-        yield from (span_row(of, COMPUTE, span) for span in union(spans))
+        steps.setdefault(StepOf(rank, kernel.phase, kernel.step), []).append(kernel)
+    rows = [
+        row
+        for of, found in steps.items()
+        for row in (
+            *_compute_spans(of, found, registry),
+            *_communication_spans(of, found, calls.get(of, ()), registry),
+        )
+    ]
+    return SPANS.make(sorted(rows, key=_start))
+
+
+def _start(row: SpanRow) -> float:
+    return math.inf if row.start_us is None else row.start_us
+
+
+def _compute_spans(of: StepOf, kernels: Iterable[Kernel], registry: Registry) -> Iterator[SpanRow]:
+    computing = (one for one in kernels if not registry.of(one.name).operations)
+    for span in union((kernel.start, kernel.end) for kernel in computing):
+        yield span_row(of, COMPUTE, span)
 
 
 def _communication_spans(
-    rank: int, kernels: Iterable[Kernel], calls: Mapping[int, Sequence[Call]]
+    of: StepOf, kernels: Iterable[Kernel], calls: Sequence[Call], registry: Registry
 ) -> Iterator[SpanRow]:
-    by_step: dict[int, list[Kernel]] = defaultdict(list)
-    for kernel in kernels:
-        if kernel.operations:
-            by_step[kernel.step].append(kernel)
-    for step, found in by_step.items():
-        for kernel, call in match(found, calls.get(step, ())):
-            op = call.op if call else kernel.operations[-1]
-            of = StepOf(rank, kernel.phase, step)
-            yield span_row(of, op, (kernel.start, kernel.end), call)
-
-
-def match(kernels: Iterable[Kernel], calls: Sequence[Call]) -> Iterator[tuple[Kernel, Call | None]]:
-    """Each communicating kernel of a step with its call, in the order they were launched; kernels
-    of one graph, which are launched together, in the order they ran.
-
-    That is the order of the calls. Where number or operations of the two do not agree, no kernel
-    is given a call: then its name alone says what it does.
-    """
-    ordered = sorted(kernels, key=lambda kernel: (kernel.launched, kernel.start))
-    agree = len(ordered) == len(calls) and all(
-        call.op in kernel.operations for kernel, call in zip(ordered, calls, strict=True)
+    """Each communicating kernel with its call. Where they do not agree, each kernel without a call
+    and each call as one that was not seen."""
+    found = sorted(
+        (kernel for kernel in kernels if registry.of(kernel.name).operations),
+        key=lambda kernel: (kernel.launched, kernel.start),
     )
-    yield from zip(ordered, calls if agree else [None] * len(ordered), strict=True)
+    agree = match([registry.of(kernel.name).operations for kernel in found], calls)
+    for kernel, call in zip(found, calls if agree else [None] * len(found), strict=True):
+        known = registry.of(kernel.name)
+        op = call.op if call else known.operations[-1]
+        yield span_row(of, op, (kernel.start, kernel.end), call, fused=known.fused)
+    for call in () if agree else calls:
+        yield span_row(of, call.op, None, call)
+
+
+def match(operations: Sequence[tuple[str, ...]], calls: Sequence[Call]) -> bool:
+    """Whether the communicating kernels of a step are its calls, one by one.
+
+    operations: what each kernel may carry out, in the order they were launched; kernels of one
+    graph, which are launched together, in the order they ran. That is the order of the calls.
+    """
+    return len(operations) == len(calls) and all(
+        call.op in able for able, call in zip(operations, calls, strict=True)
+    )
 
 
 # -- from a trace to kernels
@@ -185,7 +168,8 @@ class _Step(NamedTuple):
 
     start: float
     end: float
-    name: str
+    phase: str
+    number: int
 
 
 class _Launch(NamedTuple):
@@ -200,7 +184,8 @@ def read_kernels(trace: Any) -> list[Kernel]:
     A kernel carries the correlation number of the call that launched it; that call lies inside a
     step's annotation. Raises KeyError where this is no Chrome trace.
     """
-    origin = float(trace.get("baseTimeNanoseconds", 0)) / 1e3
+    # Within a year: a float has no room for nanoseconds since 1970, and all ranks have one base.
+    origin = (int(trace.get("baseTimeNanoseconds", 0)) % YEAR_NS) / 1e3
     events = list(_events(trace["traceEvents"]))
     launches = _launches(events)
     return [
@@ -233,17 +218,18 @@ def _launches(events: Iterable[TraceEvent]) -> dict[int | None, _Launch]:
 
 
 def _steps(events: Iterable[TraceEvent]) -> list[_Step]:
+    annotations = (event for event in events if event.category == "user_annotation")
     return sorted(
-        _Step(event.start, event.start + event.duration, event.name)
-        for event in events
-        if event.category == "user_annotation" and event.name.startswith(STEP_PREFIX)
+        _Step(event.start, event.start + event.duration, named[1], int(named[2]))
+        for event in annotations
+        if (named := STEP.fullmatch(event.name))
     )
 
 
 def _kernel(event: TraceEvent, launch: _Launch, origin: float) -> Kernel:
-    phase, index = launch.step.name.removeprefix(STEP_PREFIX).split("/")
-    start = origin + event.start
-    return Kernel(event.name, phase, int(index), launch.at, start, start + event.duration)
+    start, step = origin + event.start, launch.step
+    end = start + event.duration
+    return Kernel(event.name, step.phase, step.number, launch.at, start, end)
 
 
 def _export(profiler: torch.profiler.profile) -> Any:

@@ -1,58 +1,79 @@
 """The step taken apart: from the spans of all ranks to compute, transfer, wait, bubble and gap.
 
-Each stretch of a rank's time is booked once, by the first that fits:
-compute        a kernel that is no communication runs (on a CPU: the host is in no collective);
-transfer       data of a collective or a hand-over move, and nothing computes;
-wait           a collective is there but waits for its last rank, and nothing computes;
-bubble         a hand-over between pipeline stages waits for the other stage, nothing computes;
-launch gap     nothing runs at all.
-
-How calls are matched over ranks, and which part of one is transfer, is in `matching.py`.
+How calls are matched over ranks, and which part of one is transfer, is in `matching.py`; how each
+stretch of a rank's time is booked in `booking.py`; which steps count in `steps.py`.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from statistics import fmean, median
 
 import pyarrow as pa
 
-from orchestrator.analysis.observed.matching import EDGES, HANDOVER, Transfer, match
+from orchestrator.analysis.observed.booking import WAITS, Booked, book
+from orchestrator.analysis.observed.matching import EDGES, Transfer, match
+from orchestrator.analysis.observed.steps import Steps, excerpt, steps_of
 from orchestrator.store.schema import StartKey
 from strategies.placement import Placement
 from strategies.traffic import bus_factor
-from workers.intervals import Span, intersect, length, subtract, union
-from workers.records import COMPUTE, DECODE, SPANS, CollectiveRow, SpanRow
-from workers.rows import Table, column, row
+from workers.intervals import Span, intersect, length, union
+from workers.records import SPANS, STEPS, CollectiveRow, SpanRow, StepRow
+from workers.rows import Table, column, grouped, row
 
 NCCL_TESTS = "nccl-tests, PERFORMANCE.md"
-EXCERPT = 4  # steps of a phase
-PARTS = ("compute", "exposed_transfer", "exposed_wait", "bubble", "launch_gap")
-
-Step = TypeVar("Step")
+PARTS = ("compute", "exposed_transfer", "exposed_wait", "bubble", "fused", "launch_gap")
 
 
 @row
 class PartsRow:
-    """A step of one phase on one rank, taken apart: means over the steps of an observed run.
+    """The steps of one phase on one rank, taken apart: means over the steps of an observed run.
 
-    The five parts sum to step_ms.
+    compute, exposed transfer, exposed wait, bubble, fused and launch gap sum to step_ms. All of it
+    is null where no step is left.
     """
 
     rank: int = column("rank of the placement", "1")
     phase: str = column("prefill or decode")
     steps: int = column("steps that count", "1")
-    step_ms: float = column("from the end of the step before to its own", "ms")
-    compute_ms: float = column("a kernel that is no communication runs", "ms")
-    exposed_transfer_ms: float = column("data move, and nothing computes", "ms")
-    exposed_wait_ms: float = column(
+    steps_unmatched: int | None = column(
+        "steps left out: their calls do not agree over ranks or were not seen, or it is not known "
+        "when they began",
+        "1",
+    )
+    reason: str | None = column("why steps are left out, of most of them; null where none is")
+    step_ms: float | None = column("from the end of the step before to its own", "ms")
+    compute_ms: float | None = column("a kernel that is no communication runs", "ms")
+    exposed_transfer_ms: float | None = column("data move, and nothing computes", "ms")
+    exposed_wait_ms: float | None = column(
         "a collective waits for its last rank, and nothing computes", "ms"
     )
-    bubble_ms: float = column("a hand-over waits for another stage, and nothing computes", "ms")
-    launch_gap_ms: float = column("nothing runs", "ms")
-    comm_busy_ms: float = column("communication, hidden or not", "ms")
+    wait_compute_ms: float | None = column("of that: a kernel ran on the last rank", "ms")
+    wait_launch_ms: float | None = column(
+        "of that: nothing ran on the last rank, whose host was late", "ms"
+    )
+    wait_communication_ms: float | None = column("of that: the last rank was in another call", "ms")
+    bubble_ms: float | None = column(
+        "a hand-over waits for another stage, here or on the last rank of a collective, and "
+        "nothing computes",
+        "ms",
+    )
+    fused_ms: float | None = column(
+        "a kernel that communicates and computes runs, and all of its ranks have come", "ms"
+    )
+    launch_gap_ms: float | None = column("nothing runs", "ms")
+    comm_busy_ms: float | None = column(
+        "communication, hidden or not, with all of the fused kernels", "ms"
+    )
+    timed_step_ms: float | None = column(
+        "a step of the same work served without a probe, median over the steps that count; null "
+        "where it was not served",
+        "ms",
+    )
+    profile_ratio: float | None = column("median of the observed steps over timed_step_ms", "1")
+    whole: bool | None = column("whether all spans are kept, not those of a few steps")
 
 
 @row
@@ -60,7 +81,9 @@ class CallTiming:
     """What the calls of one operation took in an observed run: means over the calls."""
 
     group_size: int | None = column("ranks of the group; 2 for a hand-over", "1")
-    transfer_us: float | None = column("data of a call move", "us")
+    transfer_us: float | None = column(
+        "data of a call move; null where the kernel of a call also computes", "us"
+    )
     wait_us: float | None = column("a call waits for its last rank", "us")
     algbw: float | None = column("bytes over transfer", "GB/s", source=NCCL_TESTS)
     busbw: float | None = column(
@@ -83,6 +106,8 @@ class CellTimed(TimedRow, StartKey):
     """A row of the table `timed_collectives`, as it is kept."""
 
 
+# The columns that a step's windows give.
+MILLISECONDS = tuple(f"{name}_ms" for name in ("step", *PARTS, *WAITS, "comm_busy"))
 PARTS_OF_STEP = Table("parts", PartsRow)
 TIMED = Table("timed_collectives", TimedRow)
 CELL_PARTS = Table("parts", CellParts)
@@ -91,135 +116,109 @@ CELL_TIMED = Table("timed_collectives", CellTimed)
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one rank did: its spans, its calls matched with those of the others, and the steps that
-    count, by phase."""
+    """What one rank did: its time by part, its calls, and its steps by phase."""
 
     rank: int
-    spans: Sequence[SpanRow]
+    booked: Booked
     calls: Sequence[Transfer]
-    steps: Mapping[str, Mapping[int, Span]]
+    steps: Mapping[str, Steps]
 
 
-def account(spans: pa.Table | None, placement: Placement) -> dict[str, pa.Table]:
-    """The tables of an observed run, from the spans of all ranks.
+def account(
+    spans: pa.Table | None, placement: Placement, timed: pa.Table | None = None, whole: bool = False
+) -> dict[str, pa.Table]:
+    """The tables of an observed run, from the spans of all ranks (table SPANS).
 
-    An excerpt of these, `parts` (PARTS_OF_STEP) and `timed_collectives` (TIMED); empty where
-    nothing was seen. Of each phase its `settled` steps count.
+    `spans` (all of them where `whole`, else an excerpt), `parts` (PARTS_OF_STEP) and
+    `timed_collectives` (TIMED); empty where nothing was seen. Of each phase its `settled` steps
+    count. timed: table STEPS of all ranks, of the very same work served without a probe; None where
+    it was not, then nobody knows what the probe costs. placement: its mesh alone is looked at.
     """
-    seen = SPANS.schema.empty_table() if spans is None else spans
-    ranks = _by_rank(SPANS.rows(seen), placement)
+    kept = SPANS.schema.empty_table() if spans is None else spans
+    ranks = _by_rank(SPANS.rows(kept), placement)
+    unprobed = {} if timed is None else _step_lengths(STEPS.rows(timed))
     return {
-        "spans": excerpt(seen, placement),
+        "spans": kept if whole else excerpt(kept, placement),
         "timed_collectives": TIMED.make(_timed_collectives(ranks, placement)),
-        "parts": PARTS_OF_STEP.make(part for one in ranks for part in _parts(one)),
+        "parts": PARTS_OF_STEP.make(
+            _parts(one, phase, unprobed, whole) for one in ranks for phase in one.steps
+        ),
     }
 
 
 def _by_rank(spans: Sequence[SpanRow], placement: Placement) -> list[Seen]:
-    mine: dict[int, list[SpanRow]] = defaultdict(list)
-    calls: dict[int, list[Transfer]] = defaultdict(list)
-    for span in spans:
-        mine[span.rank].append(span)
-    for call in match(spans, placement):
-        calls[call.rank].append(call)
+    mine = grouped(spans, lambda span: span.rank)
+    matched = match(spans, placement)
+    calls = grouped(matched.calls, lambda call: call.rank)
+    booked = book(mine, calls, matched.clocks)
     return [
-        Seen(rank, mine[rank], calls[rank], counted_steps(mine[rank], placement))
+        Seen(
+            rank,
+            booked[rank],
+            calls.get(rank, ()),
+            steps_of(rank, mine[rank], matched.unmatched, placement),
+        )
         for rank in sorted(mine)
     ]
-
-
-def excerpt(spans: pa.Table, placement: Placement) -> pa.Table:
-    """The spans of the first steps of each phase that count: enough to look at, few to keep."""
-    steps: dict[str, set[int]] = defaultdict(set)
-    places = list(zip(*(spans.column(name).to_pylist() for name in ("phase", "step")), strict=True))
-    for phase, step in places:
-        steps[phase].add(step)
-    kept = {
-        (phase, step)
-        for phase, found in steps.items()
-        for step in settled(phase, sorted(found), placement)[:EXCERPT]
-    }
-    return spans.filter(pa.array([place in kept for place in places], type=pa.bool_()))
 
 
 # -- the parts of a step
 
 
-def _parts(seen: Seen) -> Iterator[PartsRow]:
-    booked, busy = _book(seen.spans, seen.calls)
-    for phase, windows in seen.steps.items():
-        within, steps = union(windows.values()), len(windows)
-
-        def per_step_ms(
-            spans: Sequence[Span], within: list[Span] = within, n: int = steps
-        ) -> float:
-            return length(intersect(spans, within)) / n / 1e3
-
-        step_ms = length(within) / steps / 1e3
-        parts = {f"{part}_ms": per_step_ms(booked[part]) for part in PARTS[:-1]}
-        yield PartsRow(
-            rank=seen.rank,
-            phase=phase,
-            steps=steps,
-            step_ms=step_ms,
-            launch_gap_ms=step_ms - sum(parts.values()),
-            comm_busy_ms=per_step_ms(busy),
-            **parts,
-        )
-
-
-def _book(
-    spans: Sequence[SpanRow], calls: Sequence[Transfer]
-) -> tuple[dict[str, list[Span]], list[Span]]:
-    """One rank's time by part, without overlaps, and the time in which it communicated, hidden or
-    not."""
-    compute = union((span.start_us, span.end_us) for span in spans if span.kind == COMPUTE)
-    moving = union(call.moving for call in calls)
-    waiting = union(call.waiting for call in calls if call.op not in HANDOVER)
-    idle = union(call.waiting for call in calls if call.op in HANDOVER)
-    booked = {"compute": compute, "exposed_transfer": subtract(moving, compute)}
-    taken = union(compute + moving)
-    booked["exposed_wait"] = subtract(waiting, taken)
-    booked["bubble"] = subtract(idle, union(taken + waiting))
-    return booked, union(moving + waiting)
+def _parts(
+    seen: Seen, phase: str, unprobed: Mapping[tuple[int, int, str], float], whole: bool
+) -> PartsRow:
+    steps = seen.steps[phase]
+    windows = steps.counted
+    reasons = Counter(steps.left_out.values()).most_common(1)
+    known = {step: unprobed.get((seen.rank, step, phase)) for step in windows}
+    lengths = [ms for ms in known.values() if ms is not None]
+    observed = [length([windows[step]]) / 1e3 for step, ms in known.items() if ms is not None]
+    timed_ms = median(lengths) if lengths else None
+    return PartsRow(
+        rank=seen.rank,
+        phase=phase,
+        steps=len(windows),
+        steps_unmatched=len(steps.left_out),
+        reason=reasons[0][0] if reasons else None,
+        timed_step_ms=timed_ms,
+        profile_ratio=median(observed) / timed_ms if timed_ms else None,
+        whole=whole,
+        **_per_step_ms(seen.booked, list(windows.values())),
+    )
 
 
-def settled(phase: str, steps: Sequence[Step], placement: Placement) -> Sequence[Step]:
-    """`steps` of a phase, in order, without the first ones; the last one alone where there are no
-    others.
+def _per_step_ms(booked: Booked, windows: Sequence[Span]) -> dict[str, float | None]:
+    """Each part in ms of a step, the mean over the steps that were in `windows`; None without
+    any."""
+    if not windows:
+        return dict.fromkeys(MILLISECONDS)
+    within = union(windows)
 
-    The first step of prefill waits for ranks that began later. The first decode step of each
-    micro-batch, of which there are as many as stages, waits until every other stage is done with
-    prefill: that is of a phase's change, not of its steps.
-    """
-    return steps[placement.degree("pp") if phase == DECODE else 1 :] or steps[-1:]
+    def mean_ms(spans: Sequence[Span]) -> float:
+        return length(intersect(spans, within)) / len(windows) / 1e3
 
-
-def counted_steps(spans: Sequence[SpanRow], placement: Placement) -> dict[str, dict[int, Span]]:
-    """phase -> step -> when it was, of the `settled` steps of one rank: from the end of the step
-    before to its own."""
+    step_ms = length(within) / len(windows) / 1e3
+    parts = {part: mean_ms(booked.parts[part]) for part in (*PARTS[:-1], *WAITS)}
+    gap_ms = step_ms - sum(parts[part] for part in PARTS[:-1])
     return {
-        phase: dict(settled(phase, list(found.items()), placement))
-        for phase, found in _windows(spans).items()
+        "step_ms": step_ms,
+        "launch_gap_ms": gap_ms,
+        "comm_busy_ms": mean_ms(booked.busy),
+        **{f"{part}_ms": ms for part, ms in parts.items()},
     }
 
 
-def _windows(spans: Sequence[SpanRow]) -> dict[str, dict[int, Span]]:
-    """phase -> step -> when it was. What a rank sends goes on beside its next step, so it does not
-    end one."""
-    ends: dict[tuple[int, str], float] = {}
-    starts: dict[tuple[int, str], float] = {}
-    for span in spans:
-        key = (span.step, span.phase)
-        starts[key] = min(span.start_us, starts.get(key, span.start_us))
-        if span.kind != "send":
-            ends[key] = max(span.end_us, ends.get(key, span.end_us))
-    out: dict[str, dict[int, Span]] = defaultdict(dict)
-    before: float | None = None
-    for step, phase in sorted(ends):
-        begin = starts[step, phase] if before is None else before
-        before = max(ends[step, phase], begin)
-        out[phase][step] = (begin, before)
+def _step_lengths(steps: Iterable[StepRow]) -> dict[tuple[int, int, str], float]:
+    """(rank, step, phase) -> ms from the end of the step before to its own; the first step's from
+    the start of the run."""
+    ends = {(one.rank, one.step): one for one in steps}
+    out = {}
+    for (rank, step), one in ends.items():
+        before = ends.get((rank, step - 1))
+        if before is not None or step == 0:
+            began_s = before.end_s if before is not None else 0.0
+            out[rank, step, one.phase] = 1e3 * (one.end_s - began_s)
     return out
 
 
@@ -229,11 +228,11 @@ def _windows(spans: Sequence[SpanRow]) -> dict[str, dict[int, Span]]:
 def _timed_collectives(ranks: Iterable[Seen], placement: Placement) -> Iterator[TimedRow]:
     """GB/s of 1e9 bytes: bytes over transfer, and that x the bus factor."""
     groups: dict[tuple[int, str, str, str], list[Transfer]] = defaultdict(list)
-    for seen in ranks:
-        kept = {step for windows in seen.steps.values() for step in windows}
-        for call in seen.calls:
-            if call.axis is not None and call.step in kept:
-                groups[seen.rank, call.phase, call.op, call.axis].append(call)
+    for one in ranks:
+        kept = {step for steps in one.steps.values() for step in steps.counted}
+        for call in one.calls:
+            if call.step in kept:
+                groups[one.rank, call.phase, call.op, call.axis].append(call)
     for (rank, phase, op, axis), calls in sorted(groups.items()):
         yield _timed(calls, rank, phase, axis, 2 if op in EDGES else placement.degree(axis))
 
@@ -241,11 +240,13 @@ def _timed_collectives(ranks: Iterable[Seen], placement: Placement) -> Iterator[
 def _timed(
     calls: Sequence[Transfer], rank: int, phase: str, axis: str, group_size: int
 ) -> TimedRow:
+    """Of calls whose kernel also computes nobody knows what their data take."""
     op, sizes = calls[0].op, [call.bytes for call in calls if call.bytes is not None]
     moved = sum(sizes) if len(sizes) == len(calls) else None
-    took = sum(call.transfer for call in calls)
-    waited = sum(call.end - call.start for call in calls) - took
-    algbw = moved / took / 1e3 if took and moved is not None else None
+    took = fmean(call.transfer for call in calls)
+    waited = fmean(call.end - call.start - call.transfer for call in calls)
+    plain = took > 0 and not any(call.fused for call in calls)
+    algbw = moved / len(calls) / took / 1e3 if plain and moved is not None else None
     return TimedRow(
         rank=rank,
         phase=phase,
@@ -254,8 +255,8 @@ def _timed(
         calls=len(calls),
         bytes=moved,
         group_size=group_size,
-        transfer_us=took / len(calls),
-        wait_us=waited / len(calls),
+        transfer_us=None if any(call.fused for call in calls) else took,
+        wait_us=waited,
         algbw=algbw,
         busbw=algbw and algbw * bus_factor(op, group_size),
     )

@@ -10,22 +10,29 @@ from collections.abc import Iterable, Sequence
 
 from orchestrator.analysis.observed.accounting import (
     NCCL_TESTS,
+    PARTS,
     CallTiming,
     CellTimed,
     PartsRow,
     TimedRow,
 )
+from orchestrator.analysis.observed.booking import WAITS
 from orchestrator.store.schema import RunKey
 from workers.messages import RankReport
 from workers.records import DECODE, PREFILL, CollectiveRow
-from workers.rows import Table, column, columns, group, nothing, row, widened
+from workers.rows import Table, column, columns, group, grouped, nothing, row, widened
 
+PROFILE_LIMIT = 1.05  # a profiled step may take this much of a timed one, and its shares be shown
 KERNEL = "a kernel that is no communication runs"
 TRANSFER = "data of a collective or a hand-over move, and nothing computes"
 WAIT = "a collective waits for its last rank, and nothing computes"
+WAIT_COMPUTE = "exposed wait in which a kernel ran on the rank that came last"
+WAIT_LAUNCH = "exposed wait in which nothing ran on the rank that came last: its host was late"
+WAIT_COMMUNICATION = "exposed wait in which the rank that came last was in another call"
 BUBBLE = "a hand-over waits for another pipeline stage, and nothing computes"
+FUSED = "a kernel that communicates and computes runs, all of its ranks having come"
 BUSY = "communication goes on, hidden by compute or not"
-EXPOSED = "exposed transfer and exposed wait together"
+EXPOSED = "exposed transfer and exposed wait together; what fused kernels move is not in it"
 
 
 @row
@@ -43,35 +50,52 @@ class Share:
     """A part of a step: the mean over ranks, and the rank that has most of it."""
 
     ms: float | None = column(
-        "{about}: time of a step, mean over ranks", "ms", over_runs="first", better="lower"
+        "{about}: time of a step, mean over ranks", "ms", over_runs="mean", better="lower"
     )
     ms_worst: float | None = column(
-        "{about}: most of a rank", "ms", over_runs="first", better="lower"
+        "{about}: most of a rank", "ms", over_runs="mean", better="lower"
     )
     pct: float | None = column(
         "{about}: share of a step, mean over ranks",
         "%",
         formula="100 x part / step, of each rank",
-        over_runs="first",
+        over_runs="mean",
     )
-    pct_worst: float | None = column("{about}: greatest share of a rank", "%", over_runs="first")
+    pct_worst: float | None = column("{about}: greatest share of a rank", "%", over_runs="mean")
 
 
 @row
 class PhaseParts:
-    """A step of one phase, taken apart. compute, exposed transfer, exposed wait, bubble and launch
-    gap sum to it."""
+    """A step of one phase, taken apart. compute, exposed transfer, exposed wait, bubble, fused and
+    launch gap sum to it; wait_compute, wait_launch and wait_communication to the exposed wait."""
 
     step_ms: float | None = column(
-        "a step, mean over ranks", "ms", over_runs="first", better="lower"
+        "a step of the observed run, mean over ranks", "ms", over_runs="mean", better="lower"
     )
     step_ms_worst: float | None = column(
-        "the longest mean step of a rank", "ms", over_runs="first", better="lower"
+        "the longest mean step of a rank", "ms", over_runs="mean", better="lower"
+    )
+    steps_unmatched: int | None = column(
+        "steps left out, most of a rank: their calls do not agree over ranks or were not seen",
+        "1",
+        over_runs="max",
+    )
+    profile_ratio: float | None = column(
+        "a profiled step over a timed one, median over steps, mean over ranks",
+        "1",
+        over_runs="mean",
+    )
+    step_reason: str | None = column(
+        "why the parts of the step are null where it was observed", over_runs="first"
     )
     compute: Share = group("compute_{}", KERNEL)
     exposed_transfer: Share = group("exposed_transfer_{}", TRANSFER, better="lower")
     exposed_wait: Share = group("exposed_wait_{}", WAIT, better="lower")
+    wait_compute: Share = group("wait_compute_{}", WAIT_COMPUTE, better="lower")
+    wait_launch: Share = group("wait_launch_{}", WAIT_LAUNCH, better="lower")
+    wait_communication: Share = group("wait_communication_{}", WAIT_COMMUNICATION, better="lower")
     bubble: Share = group("bubble_{}", BUBBLE, better="lower")
+    fused: Share = group("fused_{}", FUSED)
     launch_gap: Share = group("launch_gap_{}", "nothing runs", better="lower")
     comm_busy: Share = group("comm_busy_{}", BUSY, better="lower")
     comm_exposed: Share = group("comm_exposed_{}", EXPOSED, better="lower")
@@ -103,14 +127,14 @@ class Operation:
         "{about}: bytes over transfer, of the observed run, mean over ranks",
         "GB/s",
         source=NCCL_TESTS,
-        over_runs="first",
+        over_runs="mean",
         better="higher",
     )
     busbw: float | None = column(
         "{about}: algbw times the bus factor, mean over ranks",
         "GB/s",
         source=NCCL_TESTS,
-        over_runs="first",
+        over_runs="mean",
         better="higher",
     )
 
@@ -151,6 +175,9 @@ class JoinedCollective(CallTiming, RunCollective):
 
 CALL_TIMING = tuple(one.name for one in columns(CallTiming))
 JOINED_COLLECTIVES = Table("collectives", JoinedCollective)
+# Each share of a step -> the parts that it is the sum of.
+ALONE = (*PARTS, *WAITS, "comm_busy")
+SHARES = {part: (part,) for part in ALONE} | {"comm_exposed": ("exposed_transfer", "exposed_wait")}
 
 
 def traffic_of(reports: Sequence[RankReport]) -> Traffic:
@@ -173,26 +200,55 @@ def step_parts_of(rows: Sequence[PartsRow]) -> StepParts:
 
 
 def _phase_parts(rows: Sequence[PartsRow], phase: str) -> PhaseParts:
-    ranks = [one for one in rows if one.phase == phase and one.step_ms > 0]
-    steps = [one.step_ms for one in ranks]
-
-    def share(*parts: str) -> Share:
-        return _share([sum(getattr(one, f"{part}_ms") for part in parts) for one in ranks], steps)
-
+    ranks = [one for one in rows if one.phase == phase and one.step_ms != 0]
+    steps = _known(ranks, "step")
+    reason = why_unknown(ranks)
+    left_out = [one.steps_unmatched for one in ranks if one.steps_unmatched is not None]
+    shares = {
+        part: nothing(Share) if reason else _share(ranks, steps, parts)
+        for part, parts in SHARES.items()
+    }
     return PhaseParts(
         step_ms=_mean(steps),
         step_ms_worst=max(steps, default=None),
-        compute=share("compute"),
-        exposed_transfer=share("exposed_transfer"),
-        exposed_wait=share("exposed_wait"),
-        bubble=share("bubble"),
-        launch_gap=share("launch_gap"),
-        comm_busy=share("comm_busy"),
-        comm_exposed=share("exposed_transfer", "exposed_wait"),
+        steps_unmatched=max(left_out, default=None),
+        profile_ratio=profile_ratio(ranks),
+        step_reason=reason,
+        **shares,
     )
 
 
-def _share(took_ms: Sequence[float], steps_ms: Sequence[float]) -> Share:
+def profile_ratio(ranks: Sequence[PartsRow]) -> float | None:
+    """A profiled step of a phase over a timed one, mean over its ranks; None where not known."""
+    return _mean([one.profile_ratio for one in ranks if one.profile_ratio is not None])
+
+
+def why_unknown(ranks: Sequence[PartsRow]) -> str | None:
+    """Why the parts of a step say nothing, from the rows of one phase; None where they do.
+
+    A mean over some of the ranks, or of steps that the profiler has made longer, is none of the
+    layout.
+    """
+    without = next((one for one in ranks if one.step_ms is None), None)
+    if without is not None:
+        return f"no step of rank {without.rank} is left: {without.reason}"
+    ratio = profile_ratio(ranks)
+    if ratio is not None and ratio > PROFILE_LIMIT:
+        return f"the profiled pass takes {ratio:.2f} of the timed one"
+    return None
+
+
+def _known(ranks: Sequence[PartsRow], *parts: str) -> list[float]:
+    """Milliseconds of `parts` together, of each rank that knows them."""
+    found = [[getattr(one, f"{part}_ms") for part in parts] for one in ranks]
+    return [sum(values) for values in found if None not in values]
+
+
+def _share(ranks: Sequence[PartsRow], steps_ms: Sequence[float], parts: Sequence[str]) -> Share:
+    """The share of `parts` together; null where results are older than one of them."""
+    took_ms = _known(ranks, *parts)
+    if len(took_ms) < len(steps_ms):
+        return nothing(Share)
     percents = [100.0 * took / step for took, step in zip(took_ms, steps_ms, strict=True)]
     return Share(
         ms=_mean(took_ms),
@@ -203,11 +259,14 @@ def _share(took_ms: Sequence[float], steps_ms: Sequence[float]) -> Share:
 
 
 def exposed(rows: Iterable[PartsRow]) -> list[tuple[int, str, float]]:
-    """(rank, phase, exposed communication in percent of the step), for each row."""
+    """(rank, phase, exposed communication in percent of the step), for each row of a phase whose
+    parts are known."""
+    phases = grouped((one for one in rows if one.step_ms != 0), lambda one: one.phase)
+    known = [one for ranks in phases.values() if not why_unknown(ranks) for one in ranks]
     return [
-        (one.rank, one.phase, 100.0 * (one.exposed_transfer_ms + one.exposed_wait_ms) / one.step_ms)
-        for one in rows
-        if one.step_ms > 0
+        (one.rank, one.phase, 100.0 * sum(_known([one], *SHARES["comm_exposed"])) / one.step_ms)
+        for one in known
+        if one.step_ms
     ]
 
 

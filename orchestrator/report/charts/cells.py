@@ -135,11 +135,10 @@ def with_bounds(comparison: Sequence[Comparison], runs: Sequence[Summary]) -> li
 
 
 def _shares(phase: PhaseParts) -> tuple[Shares, Shares]:
-    """The parts of a step in percent, mean over ranks and of the worst one; both empty where it was
-    not observed."""
-    shares = {part: getattr(phase, part) for part in PARTS}
-    if phase.compute.pct is None:
-        return {}, {}
+    """The parts of a step in percent, mean over ranks and of the worst one; a part that is not
+    known is left out, all of them where the step was not observed."""
+    found = {part: getattr(phase, part) for part in PARTS}
+    shares = {part: share for part, share in found.items() if share.pct is not None}
     return (
         {part: rounded(share.pct) for part, share in shares.items()},
         {part: rounded(share.pct_worst) for part, share in shares.items()},
@@ -161,8 +160,9 @@ def _comm(phase: PhaseParts) -> Shares:
 
 def step_lengths(parts: Iterable[CellParts]) -> dict[tuple[CellKey, str], float]:
     """(cell, phase) -> milliseconds of a step, mean over ranks."""
-    groups = grouped((one for one in parts if one.step_ms), lambda one: (one.cell, one.phase))
-    return {name: statistics.fmean(one.step_ms for one in rows) for name, rows in groups.items()}
+    known = ((one.cell, one.phase, one.step_ms) for one in parts if one.step_ms)
+    groups = grouped(known, lambda one: one[:2])
+    return {name: statistics.fmean(ms for *_, ms in rows) for name, rows in groups.items()}
 
 
 def token_times(
@@ -173,11 +173,13 @@ def token_times(
     A rank takes the micro-batches in flight in turn, so that time is as many of its decode steps. A
     cell is left out unless their number is known of every rank.
     """
-    decode = (one for one in parts if one.step_ms and one.phase == DECODE)
+    decode = (
+        (one.cell, one.rank, one.step_ms) for one in parts if one.step_ms and one.phase == DECODE
+    )
     return {
-        cell: statistics.fmean(one.step_ms * in_flight[cell, one.rank] for one in rows)
-        for cell, rows in grouped(decode, lambda one: one.cell).items()
-        if all((cell, one.rank) in in_flight for one in rows)
+        cell: statistics.fmean(ms * in_flight[cell, rank] for _, rank, ms in rows)
+        for cell, rows in grouped(decode, lambda one: one[0]).items()
+        if all((cell, rank) in in_flight for _, rank, _ in rows)
     }
 
 

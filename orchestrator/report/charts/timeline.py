@@ -97,14 +97,17 @@ def _drawn(bars: Sequence[Bar], cut: bool) -> Window:
 
 
 def merged(spans: Sequence[SpanRow]) -> list[Bar]:
-    """The bars of `spans`, in which stretches of compute with no visible gap between them are
-    one."""
-    if not spans:
+    """The bars of `spans`, in which stretches of compute with no visible gap between them are one.
+
+    A call that was not seen has no bar.
+    """
+    found = (Bar(one.rank, one.step, one.kind, *one.when) for one in spans if one.when)
+    bars = sorted(found, key=lambda bar: (bar.rank, bar.start))
+    if not bars:
         return []
-    unseen = SEEN * (max(one.end_us for one in spans) - min(one.start_us for one in spans))
+    unseen = SEEN * (max(bar.end for bar in bars) - min(bar.start for bar in bars))
     out: list[Bar] = []
-    for one in sorted(spans, key=lambda one: (one.rank, one.start_us)):
-        bar = Bar(one.rank, one.step, one.kind, one.start_us, one.end_us)
+    for bar in bars:
         if out and _continues(out[-1], bar, unseen):
             out[-1] = out[-1]._replace(end=max(out[-1].end, bar.end))
         else:

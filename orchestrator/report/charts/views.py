@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator.analysis.comparing.compare import names_of
-from orchestrator.store.schema import CELL_KEYS, CellKey
+from orchestrator.store.schema import CELL_KEYS, CellKey, places
 from workers.rows import grouped
 
 DIGITS = 5
@@ -47,18 +47,8 @@ def natural(name: str) -> list[int | str]:
 
 
 def by_cell(table: pa.Table) -> dict[CellKey, np.ndarray]:
-    """Cell -> the places of its rows in a table that begins with the columns of a cell's key.
-
-    Works on whole columns: tables of samples and spans have hundreds of thousands of rows.
-    """
-    codes = np.zeros(table.num_rows, dtype=np.int64)
-    for column in CELL_KEYS.columns:
-        found = table.column(column.name).combine_chunks().dictionary_encode()
-        codes = codes * len(found.dictionary) + np.asarray(found.indices)
-    _, firsts, cell_of = np.unique(codes, return_index=True, return_inverse=True)
-    cells = CELL_KEYS.rows(table.take(firsts))
-    places = [np.flatnonzero(cell_of == number) for number in range(len(cells))]
-    return {cells[number]: places[number] for number in np.argsort(firsts)}
+    """Cell -> the places of its rows in a table that begins with the columns of a cell's key."""
+    return places(table, CELL_KEYS)
 
 
 def rounded(value: float | None) -> float | None:

@@ -9,9 +9,9 @@
   const SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"];
   const PARTS = {
     compute: ["compute", "compute"], exposed_transfer: ["exposed transfer", "transfer"], exposed_wait: ["exposed wait", "wait"],
-    bubble: ["bubble", "bubble"], launch_gap: ["launch gap", "gap"],
+    bubble: ["bubble", "bubble"], fused: ["fused", "fused"], launch_gap: ["launch gap", "gap"],
   };
-  const PART_ORDER = ["compute", "exposed_transfer", "exposed_wait", "bubble", "launch_gap"];
+  const PART_ORDER = ["compute", "exposed_transfer", "exposed_wait", "bubble", "fused", "launch_gap"];
   const SHARES = { comm_exposed: "communication exposed", comm_busy: "all communication" };
   const KINDS = {
     compute: "compute", all_reduce: "all-reduce", all_gather: "all-gather", reduce_scatter: "reduce-scatter", send: "send",
@@ -369,7 +369,7 @@
       ]),
     ],
   };
-  const partsOf = (rows) => PART_ORDER.filter((part) => rows.some((row) => row.parts[part] != null));
+  const partsOf = (rows) => PART_ORDER.filter((part) => rows.some((row) => part === "fused" ? row.parts[part] : row.parts[part] != null));
   const inTime = (rows) => rows.every((row) => row.token_to_token_ms != null);
 
   /** Bars of milliseconds where these can be compared, else of percent. */

@@ -22,7 +22,7 @@ from workers.engines.native.scheduler import Limits, Scheduler, Step
 from workers.engines.native.support import refusal
 from workers.messages import Built, EnginePlan, RankReport, Work
 from workers.probes.probe import Probe, probe_for
-from workers.records import DECODE
+from workers.records import DECODE, DRAIN
 from workers.versions import versions
 
 if TYPE_CHECKING:
@@ -212,7 +212,13 @@ class Generator:
             step = run.scheduler.next_step(micro_batch)
             if step is not None:
                 self._take(run, step)
-        self._fetch(run, None)
+        self._drain(run)
+
+    def _drain(self, run: Run) -> None:
+        """Fetch the tokens of the last steps, after which there is no step to fetch them in."""
+        if run.pending:
+            with run.probe.step(DRAIN, len(run.log.steps)):
+                self._fetch(run, None)
 
     def _next_micro_batch(self, run: Run) -> int | None:
         if run.arrivals is not None:
@@ -228,7 +234,7 @@ class Generator:
         ):
             if step.phase == DECODE:
                 self._fetch(run, step.micro_batch)
-            self._communicator.phase = step.phase
+            self._carry(step)
             self._hold_up(run.work.delay)
             tokens = self._runner.run(step)
             self._pass_on(run, step, tokens)
@@ -236,6 +242,10 @@ class Generator:
             mark = run.clock.mark()
             run.log.add(step, copy, mark)
         context.progress.step(mark, step.phase, len(step.sampled), *run.scheduler.held())
+
+    def _carry(self, step: Step) -> None:
+        """What is communicated from here on carries the tokens of `step`."""
+        self._communicator.phase, self._communicator.step = step.phase, step.index
 
     def _pass_on(self, run: Run, step: Step, tokens: Tensor | None) -> None:
         """Send sampled tokens from the last stage to the others, and note what is to be fetched."""
@@ -259,7 +269,7 @@ class Generator:
 
     def _received(self, step: Step) -> Tensor:
         """The tokens of a step from the last stage."""
-        self._communicator.phase = step.phase
+        self._carry(step)
         tokens = self._runner.room_for_tokens(len(step.sampled))
         self._communicator.broadcast_last(tokens)
         if self._first:
