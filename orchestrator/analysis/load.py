@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from orchestrator.analysis.goodput import Goodput, goodput_of
 from orchestrator.analysis.observed.accounting import CELL_PARTS, CELL_TIMED
-from orchestrator.analysis.observed.communication import (
+from orchestrator.analysis.observed.communication import step_parts_of
+from orchestrator.analysis.observed.operations import (
     JOINED_COLLECTIVES,
     RUN_COLLECTIVES,
     operations_of,
-    step_parts_of,
     with_timing,
 )
 from orchestrator.analysis.summary import MEASURED, SUMMARY, Measured, Summary

@@ -19,7 +19,8 @@ from orchestrator.analysis.device_time import DeviceTime, device_time_of
 from orchestrator.analysis.energy import Energy, energy_of
 from orchestrator.analysis.goodput import Goodput, goodput_of
 from orchestrator.analysis.latency import Arrivals, Latency, TokenTimes, arrivals_of, latency_of
-from orchestrator.analysis.observed.communication import Operations, StepParts, Traffic, traffic_of
+from orchestrator.analysis.observed.communication import StepParts
+from orchestrator.analysis.observed.operations import Operations, Traffic, traffic_of
 from orchestrator.analysis.outputs import output_digest
 from orchestrator.analysis.roofline import Ceilings, Closed
 from orchestrator.analysis.samples import sampled

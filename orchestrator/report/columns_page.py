@@ -19,7 +19,7 @@ from orchestrator.analysis.comparing.gate import Outcome
 from orchestrator.analysis.comparing.spreads import Statistic, Unsettled
 from orchestrator.analysis.comparing.verdicts import Verdict
 from orchestrator.analysis.observed.accounting import PartsRow, TimedRow
-from orchestrator.analysis.observed.communication import JoinedCollective
+from orchestrator.analysis.observed.operations import JoinedCollective
 from orchestrator.analysis.outputs import KeptRequest
 from orchestrator.analysis.summary import Summary
 from orchestrator.node.fabric import Fit

@@ -8,15 +8,12 @@ import pytest
 from tables import make
 
 from orchestrator.analysis.observed.accounting import CELL_TIMED, PARTS_OF_STEP, TIMED, PartsRow
-from orchestrator.analysis.observed.communication import (
+from orchestrator.analysis.observed.communication import Share, StepParts, exposed, step_parts_of
+from orchestrator.analysis.observed.operations import (
     RUN_COLLECTIVES,
     Operations,
-    Share,
-    StepParts,
     Traffic,
-    exposed,
     operations_of,
-    step_parts_of,
     traffic_of,
     with_timing,
 )

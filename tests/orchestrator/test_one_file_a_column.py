@@ -41,7 +41,7 @@ DECLARED = '    brand_new: int | None = column("made for a test", "things", over
             4,
         ),
         (
-            "observed/communication.py",
+            "observed/operations.py",
             "    comm_calls: int | None = column(",
             "    return Traffic(\n",
             "sum(report.steps.num_rows for report in reports)",

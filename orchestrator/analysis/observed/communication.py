@@ -1,26 +1,17 @@
-"""What communication costs a step, and what each operation moves: columns of the summary.
+"""What communication costs a step: columns of the summary.
 
-The parts of a step and the bandwidths are of the observed run of a cell. They are kept once, and
-put beside each of its runs when the results are read.
+The parts of a step are of the observed run of a cell and start. They are kept once, and put beside
+each of its runs when the results are read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from orchestrator.analysis.observed.accounting import (
-    NCCL_TESTS,
-    PARTS,
-    CallTiming,
-    CellTimed,
-    PartsRow,
-    TimedRow,
-)
+from orchestrator.analysis.observed.accounting import PARTS, PartsRow
 from orchestrator.analysis.observed.booking import WAITS
-from orchestrator.store.schema import RunKey
-from workers.messages import RankReport
-from workers.records import DECODE, PREFILL, CollectiveRow
-from workers.rows import Table, column, columns, group, grouped, nothing, row, widened
+from workers.records import DECODE, PREFILL
+from workers.rows import column, group, grouped, nothing, row
 
 PROFILE_LIMIT = 1.05  # a profiled step may take this much of a timed one, and its shares be shown
 KERNEL = "a kernel that is no communication runs"
@@ -33,16 +24,6 @@ BUBBLE = "a hand-over waits for another pipeline stage, and nothing computes"
 FUSED = "a kernel that communicates and computes runs, all of its ranks having come"
 BUSY = "communication goes on, hidden by compute or not"
 EXPOSED = "exposed transfer and exposed wait together; what fused kernels move is not in it"
-
-
-@row
-class Traffic:
-    """Every collective of the timed run, summed over ranks; null where one cannot count them."""
-
-    comm_calls: int | None = column("communication calls", "1", over_runs="first", better="lower")
-    comm_bytes: int | None = column(
-        "their message sizes", "B", source=NCCL_TESTS, over_runs="first", better="lower"
-    )
 
 
 @row
@@ -109,86 +90,8 @@ class StepParts:
     prefill: PhaseParts = group("prefill_{}")
 
 
-@row
-class Operation:
-    """One operation over one mesh axis; null in a layout that does not have it."""
-
-    calls: int | None = column(
-        "{about}: calls of the timed run", "1", over_runs="first", better="lower"
-    )
-    bytes: int | None = column(
-        "{about}: message sizes of the timed run",
-        "B",
-        source=NCCL_TESTS,
-        over_runs="first",
-        better="lower",
-    )
-    algbw: float | None = column(
-        "{about}: bytes over transfer, of the observed run, mean over ranks",
-        "GB/s",
-        source=NCCL_TESTS,
-        over_runs="mean",
-        better="higher",
-    )
-    busbw: float | None = column(
-        "{about}: algbw times the bus factor, mean over ranks",
-        "GB/s",
-        source=NCCL_TESTS,
-        over_runs="mean",
-        better="higher",
-    )
-
-
-@row
-class PhaseOperations:
-    """The collectives of the engines that are here; those of others are in their table alone."""
-
-    tp_all_reduce: Operation = group("tp_all_reduce_{}", "all-reduce over tp")
-    tp_all_gather: Operation = group("tp_all_gather_{}", "all-gather over tp")
-    pp_send: Operation = group("pp_send_{}", "send to the next stage")
-    pp_recv: Operation = group("pp_recv_{}", "receive from the stage before")
-    pp_broadcast: Operation = group("pp_broadcast_{}", "broadcast of tokens from the last stage")
-    dp_all_gather: Operation = group("dp_all_gather_{}", "all-gather over dp")
-    dp_all_reduce: Operation = group("dp_all_reduce_{}", "all-reduce over dp")
-
-
-@row
-class Operations:
-    """Calls belong to the phase of the tokens that they carry."""
-
-    decode: PhaseOperations = group()
-    prefill: PhaseOperations = group("prefill_{}")
-
-
-@row
-class RunCollective(CollectiveRow, RunKey):
-    """A row of the table `collectives`, as it is kept."""
-
-
-RUN_COLLECTIVES = Table("collectives", RunCollective)
-
-
-@row
-class JoinedCollective(CallTiming, RunCollective):
-    """A row of `collectives` with what the observed run says of the same calls beside it."""
-
-
-CALL_TIMING = tuple(one.name for one in columns(CallTiming))
-JOINED_COLLECTIVES = Table("collectives", JoinedCollective)
-# Each share of a step -> the parts that it is the sum of.
 ALONE = (*PARTS, *WAITS, "comm_busy")
 SHARES = {part: (part,) for part in ALONE} | {"comm_exposed": ("exposed_transfer", "exposed_wait")}
-
-
-def traffic_of(reports: Sequence[RankReport]) -> Traffic:
-    """Calls and bytes of a run, over all ranks; None where an engine cannot count them."""
-    counted = [report.collectives for report in reports if report.collectives is not None]
-    if len(counted) < len(reports) or not reports:
-        return nothing(Traffic)
-    return Traffic(
-        comm_calls=sum(sum(table.column("calls").to_pylist()) for table in counted),
-        comm_bytes=sum(sum(table.column("bytes").to_pylist()) for table in counted),
-    )
 
 
 # -- the step
@@ -268,63 +171,6 @@ def exposed(rows: Iterable[PartsRow]) -> list[tuple[int, str, float]]:
         for one in known
         if one.step_ms
     ]
-
-
-# -- operations
-
-
-def operations_of(collectives: Sequence[CollectiveRow], timed: Sequence[TimedRow]) -> Operations:
-    """The columns of each operation: of the collectives of a run, and of its cell's timed ones.
-
-    Calls and bytes are summed over ranks.
-    """
-    return Operations(
-        decode=_phase_operations(collectives, timed, DECODE),
-        prefill=_phase_operations(collectives, timed, PREFILL),
-    )
-
-
-def _phase_operations(
-    collectives: Sequence[CollectiveRow], timed: Sequence[TimedRow], phase: str
-) -> PhaseOperations:
-    def of(axis: str, op: str) -> Operation:
-        key = (phase, axis, op)
-        counted = [one for one in collectives if (one.phase, one.axis, one.op) == key]
-        ranks = {one.rank for one in counted}
-        seen = [one for one in timed if (one.phase, one.axis, one.op) == key and one.rank in ranks]
-        return Operation(
-            calls=sum(one.calls for one in counted) if counted else None,
-            bytes=sum(one.bytes or 0 for one in counted) if counted else None,
-            algbw=_mean([one.algbw for one in seen if one.algbw is not None]),
-            busbw=_mean([one.busbw for one in seen if one.busbw is not None]),
-        )
-
-    return PhaseOperations(
-        tp_all_reduce=of("tp", "all_reduce"),
-        tp_all_gather=of("tp", "all_gather"),
-        pp_send=of("pp", "send"),
-        pp_recv=of("pp", "recv"),
-        pp_broadcast=of("pp", "broadcast"),
-        dp_all_gather=of("dp", "all_gather"),
-        dp_all_reduce=of("dp", "all_reduce"),
-    )
-
-
-def with_timing(
-    counted: Iterable[RunCollective], timed: Iterable[CellTimed]
-) -> list[JoinedCollective]:
-    """The collectives of runs with what the observed run of their cell says of the same calls."""
-    found = {_call_key(one): one for one in timed}
-    return [_joined(one, found.get(_call_key(one))) for one in counted]
-
-
-def _call_key(one: RunCollective | CellTimed) -> tuple[object, ...]:
-    return one.cell, one.start, one.rank, one.phase, one.op, one.axis
-
-
-def _joined(counted: RunCollective, timed: CellTimed | None) -> JoinedCollective:
-    timing = {name: getattr(timed, name, None) for name in CALL_TIMING}
-    return widened(JoinedCollective, counted, **timing)
 
 
 def _mean(values: Sequence[float]) -> float | None:
