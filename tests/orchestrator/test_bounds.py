@@ -317,7 +317,7 @@ def test_the_driver_sets_runs_beside_the_calibration(
     calibrated = make(FABRIC, [measured | row for row in rows])
     write_part(tmp_path / "fabric.arrow", calibrated)
     asked = Experiment(
-        result_dir=tmp_path, fabric=tmp_path / "fabric.arrow", until_ci=0.5, max_runs=3
+        result_dir=tmp_path, fabric=tmp_path / "fabric.arrow", until_ci=0.5, max_starts=3
     )
     store = Store(driver.run_experiment([deployment("tp1", dtype="float32")], asked, MagicMock()))
     found = store.read("summary").to_pylist()

@@ -145,7 +145,7 @@ def result(folder, strategy, throughputs, concurrencies=(32,), rate=None, **fiel
     deployment = Deployment("m", strategy, "torch", "bfloat16")
     for concurrency in concurrencies:
         for index, throughput in enumerate(throughputs):
-            run = Run(Cell(deployment, Scenario("short", 256, 128), concurrency), index)
+            run = Run(Cell(deployment, Scenario("short", 256, 128), concurrency), 0, index)
             write_run(
                 store,
                 run,

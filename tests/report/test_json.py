@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
         tmp_path / "tiny-1", layouts=("tp4", "pp4"), concurrencies=(1, 8), served=3, samples=2
     )
     for ablation, step in (("none", 10.0), ("comm", 8.0)):
-        run = Run(cell_of("tp4", 8, ablation), 0)
+        run = Run(cell_of("tp4", 8, ablation), 0, 0)
         figures = {**MadeUp().figures(50.0, 8), "decode_ms_per_step": step}
         write_run(Store(folder), run, **figures)
     return folder
@@ -112,7 +112,7 @@ def test_the_comparison_has_everything_that_is_printed(folder: Path) -> None:
 
 def test_a_figure_that_went_wrong_is_null(folder: Path) -> None:
     for index in range(2):
-        run = Run(cell_of("pp4", 1), index)
+        run = Run(cell_of("pp4", 1), 0, index)
         wrong = {"prefill_s": float("nan"), "duration": float("inf")}
         write_run(Store(folder), run, **{**MadeUp().figures(9.0, 1), **wrong})
     rows = parsed(call("compare", folder, "--json").stdout)["comparison"]

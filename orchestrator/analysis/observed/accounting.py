@@ -100,16 +100,19 @@ class Seen:
     steps: Mapping[str, Mapping[int, Span]]
 
 
-def account(spans: pa.Table | None, placement: Placement) -> dict[str, pa.Table]:
+def account(
+    spans: pa.Table | None, placement: Placement, timed: pa.Table | None = None, whole: bool = False
+) -> dict[str, pa.Table]:
     """The tables of an observed run, from the spans of all ranks.
 
-    An excerpt of these, `parts` (PARTS_OF_STEP) and `timed_collectives` (TIMED); empty where
+    timed: table STEPS of all ranks, of the same work served unprofiled. An excerpt of the spans, or
+    all of them if `whole`, `parts` (PARTS_OF_STEP) and `timed_collectives` (TIMED); empty where
     nothing was seen. Of each phase its `settled` steps count.
     """
     seen = SPANS.schema.empty_table() if spans is None else spans
     ranks = _by_rank(SPANS.rows(seen), placement)
     return {
-        "spans": excerpt(seen, placement),
+        "spans": seen if whole else excerpt(seen, placement),
         "timed_collectives": TIMED.make(_timed_collectives(ranks, placement)),
         "parts": PARTS_OF_STEP.make(part for one in ranks for part in _parts(one)),
     }
