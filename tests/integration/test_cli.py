@@ -175,7 +175,7 @@ def test_a_finished_run_is_told_with_what_was_left_out() -> None:
     cell = {"strategy": "tp2", "ablation": "comm", "engine": "torch", "scenario": "short"}
     run = measured(**cell, max_concurrency=8, run=0, status="failed", reason="gone")
     RunProgress(console).finished(run)
-    assert "tp2 without comm torch short c8 run 1: failed: gone" in printed.getvalue()
+    assert "tp2 without comm torch short c8 start 1 run 1: failed: gone" in printed.getvalue()
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from summaries import write_run
 from orchestrator import cli, commands
 from orchestrator.cluster import hardware
 from orchestrator.cluster.hardware import Gpu
-from orchestrator.experiment import Run
+from orchestrator.experiment import Experiment, Run
 from orchestrator.report import document
+from orchestrator.store.folders import folder_of
 from orchestrator.store.store import Store
 
 PATHS_ONLY = {"export", "pack", "report", "trace"}  # they print where they wrote
@@ -178,6 +179,21 @@ def test_a_dry_run_says_what_would_run_and_how_it_fits(
     ]
 
 
+def test_a_dry_run_says_where_a_pilot_is_to_settle_the_requests_and_knows_those_that_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store(folder_of(Experiment(min_duration=8.0, device="cpu")))
+    store.folder.mkdir(parents=True)
+    store.update_manifest(num_prompts={"short.c1": 30})
+    flags = ("--min-duration", 8, "--device", "cpu", "--max-concurrency", "1,4", "--dry-run")
+    (planned,) = parsed(call("submit", *flags, "--json").stdout)["deployments"]
+    known, unknown = planned["cells"]
+    assert (known["num_prompts"], known["prompt_tokens"]) == (30, 30 * 256)
+    assert (unknown["num_prompts"], unknown["prompt_tokens"]) == (None, None)
+    assert call("submit", *flags).stdout.count("by a pilot") == 3
+
+
 def test_a_dry_run_on_cpus_makes_room_for_the_load(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -234,7 +250,7 @@ def test_submit_leaves_stdout_to_the_document(tmp_path: Path) -> None:
     assert Path(found["report"]).parent == Path(found["results"])
     assert Path(found["report"]).is_file()
     for words in (
-        "tp2 without comm torch 12x6 c2 run 1: ",
+        "tp2 without comm torch 12x6 c2 start 1 run 1: ",
         "Request 0 under tp1",
         f"Results: {found['results']}",
         "traces",
