@@ -41,7 +41,7 @@ CELL = Cell(
 
 def write_result(folder: Path, requests: int) -> None:
     """A completed run of `requests` under tp2, as `submit` keeps it."""
-    store, run, table = Store(folder), Run(CELL, 0), served(requests)
+    store, run, table = Store(folder), Run(CELL, 0, 0), served(requests)
     store.create()
     store.update_manifest(experiment={"strategy": ["tp2"]})
     prompt = (0,) * INPUT_LEN
@@ -97,7 +97,7 @@ def engine_plan() -> EnginePlan:
         device="cuda",
         max_concurrency=CONCURRENCY,
         max_len=INPUT_LEN + OUTPUT_LEN,
-        prefill_tokens=8192,
+        prefill_tokens=2048,
     )
 
 

@@ -20,18 +20,19 @@ FREE_FIELDS = {
     "engine",
     "max_concurrency",
     "scenario",
+    "num_starts",
     "num_runs",
     "result_dir",
     "metadata",
     "address",
     "save_detailed",
+    "save_spans",
     "timeout",
     "until_ci",
-    "max_runs",
+    "max_starts",
     "goodput",
     "ablate",
     "fabric",
-    "interleave",
 }
 
 
@@ -47,14 +48,16 @@ class Experiment(BaseModel):
     input_len: PositiveInt | None = None
     output_len: PositiveInt | None = None
     max_concurrency: tuple[Annotated[PositiveInt, Field(le=65536)], ...] = Field((8,), min_length=1)
+    # fresh groups of workers, in which layouts take turns, and runs of each cell inside one
+    num_starts: PositiveInt = 1
     num_runs: PositiveInt = 1
-    # runs are added until half the confidence interval is below this share of the mean
+    # starts are added until half the confidence interval is below this share of the mean
     until_ci: float | None = Field(None, gt=0.0, lt=1.0)
-    max_runs: PositiveInt = 10  # the most runs of a cell that until_ci may reach
-    # whether layouts take turns, run by run; auto: where starting their workers again is cheap
-    interleave: Literal["auto", "yes", "no"] = "auto"
-    num_warmups: int = Field(1, ge=0)
+    max_starts: PositiveInt = 10  # the most starts that until_ci may reach
+    num_warmups: int = Field(3, ge=0)
     num_prompts: PositiveInt | None = Field(None, le=1_000_000)
+    # seconds that a run lasts at least: a pilot settles num_prompts, alike for all layouts
+    min_duration: float | None = Field(None, gt=0.0, allow_inf_nan=False)
     # requests/s of an open loop; None: a closed loop
     request_rate: float | None = Field(None, gt=0.0, allow_inf_nan=False)
     # shape of the gamma distribution of the gaps; 1 is a Poisson process
@@ -67,6 +70,7 @@ class Experiment(BaseModel):
     device: Literal["auto", "cuda", "cpu"] = "auto"
     dataset_path: Path | None = None
     save_detailed: bool = False
+    save_spans: bool = False  # of the first start's observed runs, every span instead of a few
     prefill_tokens: PositiveInt | None = None
     chunked_prefill: bool = True
     # run layouts again without collectives, or without peer-to-peer links
@@ -137,6 +141,23 @@ class Experiment(BaseModel):
             raise ValueError("input_len and output_len go together; give both")
         return self
 
+    @model_validator(mode="after")
+    def _one_source_of_counts(self) -> Experiment:
+        beside = ("num_prompts", "request_rate", "dataset_path")
+        if self.min_duration is None:
+            return self
+        for name in beside:
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"min_duration settles how many requests a run has; leave {name} out"
+                )
+        if self.min_duration >= self.timeout:
+            raise ValueError(
+                f"a run of {self.min_duration:g} s (min_duration) would not end within the timeout "
+                f"of {self.timeout:g} s; give a longer timeout"
+            )
+        return self
+
     @property
     def scenarios(self) -> tuple[Scenario, ...]:
         """The lengths to be run; a dataset is one scenario, named after its file."""
@@ -149,9 +170,9 @@ class Experiment(BaseModel):
         return tuple(Scenario(name, *SCENARIOS[name]) for name in self.scenario or ("short",))
 
     @property
-    def run_limit(self) -> int:
-        """Most runs that a cell can get."""
-        return max(self.num_runs, self.max_runs) if self.until_ci else self.num_runs
+    def start_limit(self) -> int:
+        """Most starts that a cell can get."""
+        return max(self.num_starts, self.max_starts) if self.until_ci else self.num_starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,21 +218,27 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The name of the deployment, then scenario and concurrency: "....short.c8"."""
-        return f"{self.deployment.name}.{self.scenario.name}.c{self.max_concurrency}"
+        """The name of the deployment, then of the load: "....short.c8"."""
+        return f"{self.deployment.name}.{self.load}"
+
+    @property
+    def load(self) -> str:
+        """Scenario and concurrency, "short.c8": what cells of one experiment are compared at."""
+        return f"{self.scenario.name}.c{self.max_concurrency}"
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One repeat of a cell."""
+    """One repeat of a cell, inside one of its starts."""
 
     cell: Cell
+    start: int
     index: int
 
     @property
     def name(self) -> str:
-        """The name of the cell, then the number of the run: "....c8.r0"."""
-        return f"{self.cell.name}.r{self.index}"
+        """The name of the cell, then the numbers of start and run: "....c8.s0.r1"."""
+        return f"{self.cell.name}.s{self.start}.r{self.index}"
 
 
 def layout_name(strategy: str, ablation: str | None) -> str:

@@ -97,26 +97,31 @@ EXPERIMENT_OPTIONS = (
     click.option(
         "--max-concurrency", metavar="N,N,...", help="Requests in flight; one cell each. [8]"
     ),
-    click.option("--num-runs", type=int, metavar="N", help="Repeats of each cell. [1]"),
+    click.option(
+        "--num-starts",
+        type=int,
+        metavar="N",
+        help="Fresh groups of workers for each layout, which take turns. [1]",
+    ),
+    click.option("--num-runs", type=int, metavar="N", help="Runs of each cell inside a start. [1]"),
     click.option(
         "--until-ci",
         type=float,
         metavar="SHARE",
-        help="Add runs until half the 95% interval is within it, as 0.05.",
+        help="Add starts until half the 95% interval is within it, as 0.05.",
     ),
-    click.option(
-        "--max-runs", type=int, metavar="N", help="Most runs of a cell under --until-ci. [10]"
-    ),
-    click.option(
-        "--interleave",
-        type=click.Choice(["auto", "yes", "no"]),
-        help="Layouts take turns, run by run. [auto: if cheap]",
-    ),
+    click.option("--max-starts", type=int, metavar="N", help="Most starts under --until-ci. [10]"),
     click.option(
         "--num-warmups",
         type=int,
         metavar="N",
-        help="Unrecorded runs before a cell's first with fresh workers. [1]",
+        help="Unrecorded runs before a cell's first with fresh workers. [3]",
+    ),
+    click.option(
+        "--min-duration",
+        type=float,
+        metavar="SECONDS",
+        help="Least length of a run: pilots settle one --num-prompts for all layouts.",
     ),
     click.option(
         "--request-rate",
@@ -166,10 +171,16 @@ EXPERIMENT_OPTIONS = (
         "--save-detailed", is_flag=True, default=None, help="Keep every output's tokens and text."
     ),
     click.option(
+        "--save-spans",
+        is_flag=True,
+        default=None,
+        help="Keep every span of the first start's observed runs.",
+    ),
+    click.option(
         "--prefill-tokens",
         type=int,
         metavar="N",
-        help="Most prompt tokens in one forward pass. [8192; 2048 under pp]",
+        help="Most prompt tokens in one forward pass. [2048]",
     ),
     click.option(
         "--chunked-prefill/--no-chunked-prefill",

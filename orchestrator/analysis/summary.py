@@ -74,7 +74,7 @@ class Figures:
 
 @row
 class Observed:
-    """What is observed of a cell, once for all of its runs."""
+    """What is observed of a cell in a start, for all runs of that start."""
 
     step: StepParts = group()
     cost: TokenCost = group(better="lower")

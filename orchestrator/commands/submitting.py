@@ -57,12 +57,16 @@ def planned(experiment: Experiment, cluster: Cluster | None) -> PlannedExperimen
 def show_plan(experiment: Experiment, planned: PlannedExperiment, out: Output) -> None:
     """Print what would be run. Raises UserError where a run would be refused for something else."""
     from orchestrator.report import dry_run
-    from orchestrator.run.surroundings import check_surroundings
+    from orchestrator.run.surroundings import check_surroundings, settled_counts
+    from orchestrator.store.folders import folder_of
+    from orchestrator.store.store import Store
 
     check_surroundings(experiment)
+    counts = settled_counts(Store(folder_of(experiment)))
+    deployments = [one.settled(counts) for one in planned.deployments]
     out.show(
-        lambda: dry_run.as_data(planned.deployments, planned.topology),
-        lambda console: dry_run.render(planned.deployments, planned.topology, console),
+        lambda: dry_run.as_data(deployments, planned.topology),
+        lambda console: dry_run.render(deployments, planned.topology, console),
     )
 
 

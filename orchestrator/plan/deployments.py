@@ -3,8 +3,8 @@ data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from orchestrator.experiment import Cell, Deployment
 from strategies import Topology
@@ -14,11 +14,21 @@ from workers.messages import EnginePlan, Work
 @dataclass(frozen=True, slots=True)
 class PlannedCell:
     """One cell and the requests of its runs; `warmup` is served num_warmups times first and not
-    recorded."""
+    recorded.
+
+    sized: makes the work of so many requests, where a pilot is to settle how many. Until then
+    `work` is that of the pilot. None: `work` is what runs serve.
+    """
 
     cell: Cell
     work: Work
     warmup: Work
+    sized: Callable[[int], Work] | None = None
+
+    def settled(self, num_prompts: int) -> PlannedCell:
+        """The same cell with runs of so many requests. Only for one that is to be settled."""
+        assert self.sized is not None, "its work is settled"
+        return replace(self, work=self.sized(num_prompts), sized=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,17 @@ class PlannedDeployment:
     plan: EnginePlan
     cells: tuple[PlannedCell, ...]
     decode: Callable[[Sequence[int]], str] | None = None
+
+    def settled(self, num_prompts: Mapping[str, int]) -> PlannedDeployment:
+        """The same, its cells with the requests that were settled for their load, "short.c8". One
+        whose load is not among them stays as it is."""
+        cells = (
+            cell.settled(num_prompts[cell.cell.load])
+            if cell.sized is not None and cell.cell.load in num_prompts
+            else cell
+            for cell in self.cells
+        )
+        return replace(self, cells=tuple(cells))
 
 
 @dataclass(frozen=True, slots=True)

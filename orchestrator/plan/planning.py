@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +19,7 @@ from orchestrator.plan.fitting import check_memory
 from orchestrator.plan.models import ResolvedModel
 from orchestrator.plan.workload import Workload
 from orchestrator.store.folders import folder_of
-from strategies import Layout, Load, ModelShape, Placement, Topology, parse, plan_layout
+from strategies import Layout, Load, ModelShape, Topology, parse, plan_layout
 from workers import engines
 from workers.messages import EnginePlan
 
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
     from orchestrator.cluster.connection import Cluster
 
 DEFAULT_ENGINE = "torch"
-# Most prompt tokens in one forward pass. Smaller under pp, so that a batch of prompts makes enough
-# pieces to keep all stages busy.
-PREFILL_TOKENS = 8192
-PREFILL_TOKENS_PIPELINED = 2048
+# Most prompt tokens in one forward pass, under every layout alike: time to first token depends on
+# it. Small enough for a pipeline: 100 prompts of 256 tokens make 13 passes to fill its stages with.
+# Large enough for the others: a pass is bound by arithmetic from some 200 tokens on (H200 in BF16:
+# 989 TFLOP/s over 4.8 TB/s), so reading the weights once more often costs little.
+PREFILL_TOKENS = 2048
 MOST_CPU_WORKERS = 128
 # kind of device -> the devices that may be too few, and the advice in that case
 SHORT_OF = {"cuda": ("GPUs", "use --device cpu or fewer"), "cpu": ("CPU workers", "use fewer")}
@@ -135,7 +137,7 @@ class _Planner:
             device=self.device,
             max_concurrency=load.max_concurrency,
             max_len=load.max_len,
-            prefill_tokens=choose_prefill_tokens(experiment, layout.placement, longest),
+            prefill_tokens=choose_prefill_tokens(experiment, longest),
             chunked_prefill=experiment.chunked_prefill,
             temperature=experiment.temperature,
             seed=experiment.seed,
@@ -148,9 +150,13 @@ class _Planner:
         cells = []
         for scenario in self.experiment.scenarios:
             for concurrency in self.experiment.max_concurrency:
-                work, warmup = self.workload.cell(scenario, concurrency)
-                cells.append(PlannedCell(Cell(asked, scenario, concurrency), work, warmup))
+                cells.append(self._cell(Cell(asked, scenario, concurrency)))
         return PlannedDeployment(asked, plan, tuple(cells), model.decode)
+
+    def _cell(self, cell: Cell) -> PlannedCell:
+        work = partial(self.workload.work, cell.scenario, cell.max_concurrency)
+        warmup = self.workload.warmup(cell.scenario, cell.max_concurrency)
+        return PlannedCell(cell, work(), warmup, work if self.experiment.min_duration else None)
 
 
 def _under_nsys(planned: PlannedDeployment, folder: Path) -> PlannedDeployment:
@@ -183,15 +189,10 @@ def choose_engine(layout: Layout, asked: str | None) -> str:
     return layout.engine or asked or DEFAULT_ENGINE
 
 
-def default_prefill_tokens(placement: Placement) -> int:
-    """Most prompt tokens in one forward pass, unless the user sets it."""
-    return PREFILL_TOKENS_PIPELINED if placement.degree("pp") > 1 else PREFILL_TOKENS
-
-
-def choose_prefill_tokens(experiment: Experiment, placement: Placement, longest_prompt: int) -> int:
+def choose_prefill_tokens(experiment: Experiment, longest_prompt: int) -> int:
     """Prompt tokens per forward pass. Raises UserError where whole prompts are asked for and one is
     longer than what is given."""
-    tokens = experiment.prefill_tokens or default_prefill_tokens(placement)
+    tokens = experiment.prefill_tokens or PREFILL_TOKENS
     if experiment.chunked_prefill or tokens >= longest_prompt:
         return tokens
     if experiment.prefill_tokens:

@@ -41,17 +41,22 @@ class Workload:
         self.ignore_eos = experiment.dataset_path is None if asked is None else asked
         self._dataset = self._read_dataset() if experiment.dataset_path else ()
 
-    def cell(self, scenario: Scenario, max_concurrency: int) -> tuple[Work, Work]:
-        """(measured work, warm-up) of one cell; equal for equal seed, lengths and concurrency."""
-        requests = self._timed(self._requests(scenario, max_concurrency, MEASURED))
-        warmup = [
-            replace(request, output_len=min(request.output_len, WARMUP_OUTPUT_LEN))
-            for request in self._requests(scenario, max_concurrency, WARMUP)[:max_concurrency]
-        ]
-        return (
-            Work(tuple(requests), max_concurrency, self.ignore_eos),
-            Work(tuple(warmup), max_concurrency, self.ignore_eos),
+    def work(self, scenario: Scenario, max_concurrency: int, count: int | None = None) -> Work:
+        """What a run of one cell serves: equal for equal seed, lengths, concurrency and count.
+
+        count: requests, as many as were asked for or as are in flight where it is None. The
+        requests of a smaller count are the first ones of a larger one.
+        """
+        requests = self._requests(scenario, max_concurrency, MEASURED, count)
+        return Work(tuple(self._timed(requests)), max_concurrency, self.ignore_eos)
+
+    def warmup(self, scenario: Scenario, max_concurrency: int) -> Work:
+        """What is served before the first run of a cell."""
+        requests = self._requests(scenario, max_concurrency, WARMUP)[:max_concurrency]
+        short = (
+            replace(one, output_len=min(one.output_len, WARMUP_OUTPUT_LEN)) for one in requests
         )
+        return Work(tuple(short), max_concurrency, self.ignore_eos)
 
     def load(self) -> Load:
         """The heaviest load of all cells: the longest request at the highest concurrency."""
@@ -69,14 +74,16 @@ class Workload:
             return max(len(prompt.tokens) for prompt in self._dataset)
         return max(scenario.input_len for scenario in self.experiment.scenarios)
 
-    def _requests(self, scenario: Scenario, max_concurrency: int, stream: int) -> list[Request]:
+    def _requests(
+        self, scenario: Scenario, max_concurrency: int, stream: int, count: int | None = None
+    ) -> list[Request]:
         if self._dataset:
             return self._dataset_requests(self._dataset)
         self._check_scenario(scenario)
         lengths = (scenario.input_len, scenario.output_len)
         seed = (self.experiment.seed, *lengths, max_concurrency, stream)
-        count = self.experiment.num_prompts or max_concurrency
-        rows = random_tokens(seed, count, scenario.input_len, self.model)
+        number = count or self.experiment.num_prompts or max_concurrency
+        rows = random_tokens(seed, number, scenario.input_len, self.model)
         return [Request(i, tuple(row), scenario.output_len) for i, row in enumerate(rows)]
 
     def _dataset_requests(self, dataset: Sequence[Prompt]) -> list[Request]:
@@ -136,8 +143,8 @@ class Workload:
 def random_tokens(
     seed: Sequence[int], count: int, length: int, model: ResolvedModel
 ) -> list[list[int]]:
-    """`count` rows of `length` token ids, uniform over the vocabulary without the special
-    tokens."""
+    """`count` rows of `length` token ids, uniform over the vocabulary without the special tokens.
+    A larger count adds rows and changes none."""
     allowed = np.setdiff1d(
         np.arange(model.shape.vocab_size), np.array(model.special_ids, dtype=np.int64)
     )

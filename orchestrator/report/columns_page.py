@@ -71,7 +71,7 @@ class Section:
 
 
 KEYS: Mapping[type[object], str] = {CellKey: "cell", StartKey: "start", RunKey: "run"}
-RUNS, OBSERVED = "a part a run", "a part for each observed cell"
+RUNS, OBSERVED = "a part a run", "a part for each start of a cell"
 JSON, CALIBRATE = "`orchestrator compare --json`", "`orchestrator calibrate`"
 SECTIONS = (
     Section("summary", Summary, "a run", RUNS, RunKey),

@@ -40,18 +40,21 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class CellWork:
-    """The work of one run of a cell."""
+    """The work of one run of a cell. Requests and tokens are None where a pilot is to settle
+    them."""
 
     scenario: str
     max_concurrency: int
-    num_prompts: int
-    prompt_tokens: int
-    output_tokens: int
+    num_prompts: int | None
+    prompt_tokens: int | None
+    output_tokens: int | None
 
     @classmethod
     def of(cls, planned: PlannedCell) -> CellWork:
         """The work that is planned."""
         cell, requests = planned.cell, planned.work.requests
+        if planned.sized is not None:
+            return cls(cell.scenario.name, cell.max_concurrency, None, None, None)
         return cls(
             scenario=cell.scenario.name,
             max_concurrency=cell.max_concurrency,
@@ -129,5 +132,9 @@ def _cells_table(planned: Sequence[PlannedDeployment]) -> Table:
                 work.output_tokens,
             )
             names = (one.deployment.layout, one.deployment.engine, work.scenario)
-            table.add_row(*names, *map(str, figures))
+            table.add_row(*names, *map(_figure, figures))
     return table
+
+
+def _figure(value: int | None) -> str:
+    return "by a pilot" if value is None else str(value)

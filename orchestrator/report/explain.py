@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.experiment import SCENARIOS
-from orchestrator.plan.planning import default_prefill_tokens
+from orchestrator.plan.planning import PREFILL_TOKENS
 from orchestrator.report.text import plural, ranges, span
 from orchestrator.units import format_bytes
 from strategies import Layout, ModelShape, Placement, memory, traffic
@@ -77,7 +77,7 @@ def explain(
     """Work out `layout` of `model` on devices of `memory_bytes` (0 = unknown); `batch` requests
     decode together in one replica."""
     placement, size = layout.placement, DTYPE_BYTES[dtype]
-    prefill = prefill_tokens or default_prefill_tokens(placement)
+    prefill = prefill_tokens or PREFILL_TOKENS
     known = bool(memory_bytes)
     budget = memory.budget(placement, model, size, memory_bytes, prefill) if known else None
     ranks = range(placement.num_ranks)

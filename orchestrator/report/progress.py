@@ -84,7 +84,7 @@ class RunProgress:
     def finished(self, run: Measured) -> None:
         """A run has ended and is on disk."""
         self._done += 1
-        self._total = max(self._total, self._done)  # runs may be added until they agree
+        self._total = max(self._total, self._done)  # starts may be added until they agree
         if run.status == COMPLETED:
             self._last = f"{fixed(run.throughput.output_throughput)} tok/s"
         head = f"[{self._done}/{self._total}] {_name(run)}: "
@@ -106,4 +106,4 @@ def _name(run: Measured) -> str:
     cell = run.cell
     layout = layout_name(cell.strategy, cell.ablation)
     load = f"{cell.scenario} c{cell.max_concurrency}"
-    return f"{layout} {cell.engine} {load} run {run.run + 1}"
+    return f"{layout} {cell.engine} {load} start {run.start + 1} run {run.run + 1}"

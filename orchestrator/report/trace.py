@@ -10,7 +10,7 @@ from pathlib import Path
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Deployment, Scenario
 from orchestrator.report import document
-from orchestrator.report.charts.views import by_cell
+from orchestrator.report.charts.views import first_start
 from orchestrator.store.schema import CellKey
 from orchestrator.store.store import Store
 from workers.intervals import Span
@@ -56,15 +56,15 @@ class Slice:
 
 
 def write_traces(folder: Path) -> list[Path]:
-    """One `traces/<cell>.json.gz` per observed cell: a process per rank, with a line each for
-    LINES.
+    """One `traces/<cell>.json.gz` per observed cell, of its first start: a process per rank, with a
+    line each for LINES.
 
     Raises UserError where no cell was observed, or they cannot be written.
     """
     table = Store(folder).read(SPANS.name)
     if table is None or not table.num_rows:
         raise UserError(f"{folder} holds no spans: none of its cells was observed")
-    cells = {_name(cell): places for cell, places in by_cell(table).items()}
+    cells = {_name(cell): places for cell, places in first_start(table).items()}
     traces = folder / "traces"
     try:
         traces.mkdir(exist_ok=True)

@@ -1,1 +1,1 @@
-"""The loop: whose turn it is, what is left to do, what is kept."""
+"""The loop: starts, what is left to do, what is kept."""

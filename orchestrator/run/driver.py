@@ -1,13 +1,12 @@
-"""The loop over deployments: what is skipped, whose turn it is, and what is written beside the
+"""The loop over starts: what is skipped, which layout goes first, and what is written beside the
 runs.
 
-Cells of a deployment take turns, run by run, and where starting anew is cheap so do deployments.
+In each start every layout gets fresh workers and serves all of its cells, so layouts take turns.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,11 +19,13 @@ from orchestrator.errors import INTERRUPTED
 from orchestrator.experiment import Experiment
 from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.run import manifest
-from orchestrator.run.interleaving import Interleaving
 from orchestrator.run.jobs import Job
+from orchestrator.run.pilot import settle
 from orchestrator.run.progress import Progress
+from orchestrator.run.schedule import Schedule
+from orchestrator.run.serving import Start
 from orchestrator.run.surroundings import check_surroundings
-from orchestrator.run.turn import Turn
+from orchestrator.run.workers import Session
 from orchestrator.store.folders import folder_of, now
 from orchestrator.store.store import Store
 from workers.probes.gauges import Exposure
@@ -45,15 +46,15 @@ def run_experiment(
     """
     calibration = check_surroundings(experiment)
     store = Store(folder_of(experiment))
-    jobs = [Job(deployment, experiment, store, calibration) for deployment in planned]
-    left = sum(len(job.missing(cell)) for job in jobs for cell in job.deployment.cells)
+    block = _next_block(store)
+    jobs = [Job(one, experiment, store, block, calibration) for one in planned]
+    schedule = Schedule(jobs, experiment, store)
     progress.begin(
-        left, sum(len(job.throughputs(cell)) for job in jobs for cell in job.deployment.cells)
+        schedule.left(), sum(job.completed(cell) for job in jobs for cell in job.deployment.cells)
     )
-    todo = [job for job in jobs if job.unfinished()]
     try:
-        if todo:
-            _run(todo, experiment, store, progress, cluster)
+        if schedule.is_unfinished():
+            _run(schedule, progress, cluster)
     except KeyboardInterrupt:
         progress.note(
             f"Stopped. Every finished run is kept in {store.folder}; the same command again goes "
@@ -66,55 +67,39 @@ def run_experiment(
     return store.folder
 
 
-def _run(
-    jobs: Sequence[Job],
-    experiment: Experiment,
-    store: Store,
-    progress: Progress,
-    joined: Cluster | None,
-) -> None:
-    device = jobs[0].deployment.plan.device
-    ranks = max(job.deployment.plan.placement.num_ranks for job in jobs)
+def _run(schedule: Schedule, progress: Progress, joined: Cluster | None) -> None:
+    store, planned = schedule.store, [job.deployment for job in schedule.jobs]
+    device, block = planned[0].plan.device, schedule.jobs[0].block
+    ranks = max(one.plan.placement.num_ranks for one in planned)
     with _with_room(joined, device, ranks) as cluster:
         store.create()
-        cells = [cell.cell for job in jobs for cell in job.deployment.cells]
-        manifest.write(store, experiment, cells, cluster, device)
+        manifest.write(store, schedule.experiment, planned, cluster, device, block)
         progress.connected(cluster)
-        asked = "no" if experiment.nsys else experiment.interleave
-        _take_turns(jobs, _next_turn(store), cluster, progress, Interleaving(asked, len(jobs)))
+        settle(schedule.jobs, cluster, progress)
+        _serve(schedule, cluster, progress)
 
 
-def _take_turns(
-    jobs: Sequence[Job],
-    first: int,
-    cluster: Cluster,
-    progress: Progress,
-    interleaving: Interleaving,
-) -> None:
-    """Give each job its turn, again and again, until none has anything left to do.
-
-    first: number of the first turn. Meanwhile Ray's metrics are told what is known of exposed
-    communication.
-    """
+def _serve(schedule: Schedule, cluster: Cluster, progress: Progress) -> None:
+    """Give every layout its starts, in turns. Meanwhile Ray's metrics are told what is known of
+    exposed communication."""
     exposure = Exposure()
     try:
-        for job in jobs:
+        for job in schedule.jobs:
             exposure.tell(job.tags, job.exposed_shares())
-        for number in itertools.count(first):
-            todo = [job for job in jobs if job.unfinished()]
-            if not todo:
-                break
-            for job in _rotated(todo, number):
-                Turn(job, number, cluster, progress).serve(interleaving)
-                exposure.tell(job.tags, job.exposed_shares())
+        for number in range(schedule.experiment.start_limit):
+            wanted = schedule.cells(number)
+            for job in _rotated(schedule.jobs, number):
+                if cells := job.unfinished(number, wanted):
+                    Start(Session(job, cluster, progress), number).serve(cells)
+                    exposure.tell(job.tags, job.exposed_shares())
     finally:
         exposure.stop()
 
 
-def _rotated(jobs: list[Job], number: int) -> list[Job]:
-    """Another one goes first in each turn, as a drift would favour the first one."""
+def _rotated(jobs: Sequence[Job], number: int) -> list[Job]:
+    """Another one goes first in each start, as a drift would favour the first one."""
     first = number % len(jobs)
-    return jobs[first:] + jobs[:first]
+    return [*jobs[first:], *jobs[:first]]
 
 
 def _with_room(joined: Cluster | None, device: str, ranks: int) -> AbstractContextManager[Cluster]:
@@ -125,8 +110,9 @@ def _with_room(joined: Cluster | None, device: str, ranks: int) -> AbstractConte
     return contextlib.nullcontext(joined)
 
 
-def _next_turn(store: Store) -> int:
-    """The number of the next turn of layouts: one more than that of any run that is kept."""
+def _next_block(store: Store) -> int:
+    """The number of this command among those that made the runs: one more than that of any run that
+    is kept."""
     kept = store.read(MEASURED.name)
     return 1 + max(kept["block"].to_pylist() if kept else [], default=-1)
 

@@ -3,41 +3,43 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 
-from orchestrator.analysis.comparing.confidence import spread
 from orchestrator.analysis.observed.accounting import PARTS_OF_STEP
 from orchestrator.analysis.observed.communication import exposed
 from orchestrator.analysis.outputs import kept_requests
-from orchestrator.analysis.summary import MEASURED, Attempt, Measured
+from orchestrator.analysis.summary import Attempt
 from orchestrator.experiment import Cell, Experiment, Run
 from orchestrator.node import datasheet, fabric
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
 from orchestrator.store.arrow_files import concat
-from orchestrator.store.schema import COMPLETED
 from orchestrator.store.store import Store
 from workers.messages import RankReport
 
 
 @dataclass(slots=True)
 class Job:
-    """One deployment under an experiment. calibration: table FABRIC, None where there is none.
+    """One deployment under an experiment.
 
-    tried: runs of this command, whatever came of them. given_up, unobservable: cells whose runs, or
-    whose observing, failed. None of these is tried again before the next command.
+    block: number of this command among those that made the results. calibration: table FABRIC, None
+    where there is none. tried: runs of this command, whatever came of them. given_up, unobservable:
+    cells whose runs, or whose observing, failed; none of these is tried again before the next
+    command. short: cells of which was told that their runs are shorter than was asked for.
     """
 
     deployment: PlannedDeployment
     experiment: Experiment
     store: Store
+    block: int = 0
     calibration: pa.Table | None = None
     tried: set[Run] = field(default_factory=set)
     given_up: set[Cell] = field(default_factory=set)
     unobservable: set[Cell] = field(default_factory=set)
+    short: set[Cell] = field(default_factory=set)
 
     @property
     def tags(self) -> Mapping[str, str]:
@@ -51,42 +53,53 @@ class Job:
             "engine": asked.engine,
         }
 
-    def unfinished(self) -> list[PlannedCell]:
-        """The cells that have something left to do."""
+    def unfinished(self, start: int, wanted: Container[Cell]) -> list[PlannedCell]:
+        """The cells of `wanted` that have something left to do in a start."""
         return [
-            cell for cell in self.deployment.cells if self.missing(cell) or self.is_unobserved(cell)
+            cell
+            for cell in self.deployment.cells
+            if cell.cell in wanted
+            and (self.missing(cell, start) or self.is_unobserved(cell, start))
         ]
 
-    def missing(self, cell: PlannedCell) -> list[Run]:
-        """The runs that were asked for and have no result; where all have and they lie too far
-        apart, one more."""
+    def missing(self, cell: PlannedCell, start: int) -> list[Run]:
+        """The runs of a start that have no result and were not tried."""
         if cell.cell in self.given_up:
             return []
-        left = [
+        return [
             run
-            for run in runs_of(cell.cell, self.experiment)
+            for run in self.runs(cell, start)
             if run not in self.tried and not self.store.is_completed(run)
         ]
-        asked = [run for run in left if run.index < self.experiment.num_runs]
-        return asked if asked or self._is_narrow(cell) or self._in_vain(cell) else left[:1]
 
-    def is_unobserved(self, cell: PlannedCell) -> bool:
-        """Whether a cell is still to be taken apart."""
+    def lacking(self, cell: PlannedCell, start: int) -> list[Run]:
+        """What is missing of a start and of those after it that were asked for."""
+        stop = max(self.experiment.num_starts, start + 1)
+        return [run for number in range(start, stop) for run in self.missing(cell, number)]
+
+    def is_unobserved(self, cell: PlannedCell, start: int) -> bool:
+        """Whether a cell is still to be taken apart in a start."""
         left = self.given_up | self.unobservable
-        return cell.cell not in left and self.store.observed(cell.cell) is None
+        return cell.cell not in left and self.store.observed(cell.cell, start) is None
 
-    def throughputs(self, cell: PlannedCell) -> list[float]:
-        """output_throughput of every run that has a result."""
-        done = [one for one in self._kept(cell) if one.status == COMPLETED]
-        return [one.throughput.output_throughput or 0.0 for one in done]
+    def runs(self, cell: PlannedCell, start: int) -> list[Run]:
+        """The runs of a cell in one start."""
+        return [Run(cell.cell, start, index) for index in range(self.experiment.num_runs)]
+
+    def completed(self, cell: PlannedCell) -> int:
+        """How many of the runs that a cell can get have a result."""
+        starts = range(self.experiment.start_limit)
+        runs = [run for start in starts for run in self.runs(cell, start)]
+        return sum(map(self.store.is_completed, runs))
+
+    def in_vain(self, cell: PlannedCell) -> bool:
+        """Whether a run of this command gave no result: another start would not narrow the
+        interval."""
+        mine = [run for run in self.tried if run.cell == cell.cell]
+        return cell.cell in self.given_up or not all(map(self.store.is_completed, mine))
 
     def attempt(
-        self,
-        run: Run,
-        cell: PlannedCell,
-        block: int,
-        started_at: str,
-        device_name: str | None = None,
+        self, run: Run, cell: PlannedCell, started_at: str, device_name: str | None = None
     ) -> Attempt:
         """A run of `cell`. device_name: None where it did not come so far."""
         asked = self.experiment
@@ -97,7 +110,7 @@ class Job:
             input_len=cell.cell.scenario.input_len,
             output_len=cell.cell.scenario.output_len,
             started_at=started_at,
-            block=block,
+            block=self.block,
             metadata=json.dumps(asked.metadata),
             levels=asked.goodput,
             request_rate=asked.request_rate,
@@ -119,8 +132,8 @@ class Job:
 
     def exposed_shares(self) -> list[tuple[int, str, float]]:
         """(rank, phase, percent of a step) of exposed communication, of each cell that was
-        observed, in order."""
-        tables = [self.store.observed(cell.cell) for cell in self.deployment.cells]
+        observed, in order; of the last start in which it was."""
+        tables = [self._last_observed(cell) for cell in self.deployment.cells]
         known = [table for table in tables if table is not None]
         return [share for table in known for share in exposed(PARTS_OF_STEP.rows(table))]
 
@@ -128,38 +141,25 @@ class Job:
         """Leave the runs of these cells to the next command."""
         self.given_up.update(cell.cell for cell in cells)
 
-    def _kept(self, cell: PlannedCell) -> list[Measured]:
-        tables = [self.store.summary_of(run) for run in runs_of(cell.cell, self.experiment)]
-        return [MEASURED.rows(table)[0] for table in tables if table is not None]
-
-    def _in_vain(self, cell: PlannedCell) -> bool:
-        """Whether a run of this command gave no result: more of them would not narrow the
-        interval."""
-        mine = [run for run in self.tried if run.cell == cell.cell]
-        return any(not self.store.is_completed(run) for run in mine)
-
-    def _is_narrow(self, cell: PlannedCell) -> bool:
-        """Whether half of the mean's interval is within `until_ci` of it, or nothing was asked of
-        it."""
-        if self.experiment.until_ci is None:
-            return True
-        found = spread(self.throughputs(cell))
-        half = found.half_width if found else None
-        return half is not None and half <= self.experiment.until_ci
-
-
-def runs_of(cell: Cell, experiment: Experiment) -> list[Run]:
-    """Every run that a cell can get."""
-    return [Run(cell, index) for index in range(experiment.run_limit)]
+    def _last_observed(self, cell: PlannedCell) -> pa.Table | None:
+        starts = reversed(range(self.experiment.start_limit))
+        tables = (self.store.observed(cell.cell, start) for start in starts)
+        return next((table for table in tables if table is not None), None)
 
 
 def all_completed(
     planned: Sequence[PlannedDeployment], experiment: Experiment, folder: Path
 ) -> bool:
-    """Whether every run that was needed has a result in `folder`. Runs that `until_ci` may add are
-    needed where they were tried."""
+    """Whether every run that was needed has a result in `folder`. Runs of starts that `until_ci`
+    may add are needed where they were tried."""
     store = Store(folder)
-    cells = [cell.cell for one in planned for cell in one.cells]
-    runs = [run for cell in cells for run in runs_of(cell, experiment)]
-    needed = [run for run in runs if run.index < experiment.num_runs or store.summary_of(run)]
+    jobs = [Job(deployment, experiment, store) for deployment in planned]
+    runs = [
+        run
+        for job in jobs
+        for cell in job.deployment.cells
+        for start in range(experiment.start_limit)
+        for run in job.runs(cell, start)
+    ]
+    needed = [run for run in runs if run.start < experiment.num_starts or store.summary_of(run)]
     return all(map(store.is_completed, needed))

@@ -9,7 +9,8 @@ from typing import Any
 from orchestrator.cluster import environment, hardware
 from orchestrator.cluster.connection import Cluster
 from orchestrator.errors import UserError
-from orchestrator.experiment import Cell, Experiment, identity_of
+from orchestrator.experiment import Experiment, identity_of
+from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.run.source import source
 from orchestrator.store.folders import now
 from orchestrator.store.store import Store
@@ -29,23 +30,31 @@ DECISIVE = (
 
 
 def write(
-    store: Store, experiment: Experiment, cells: Sequence[Cell], cluster: Cluster, device: str
+    store: Store,
+    experiment: Experiment,
+    planned: Sequence[PlannedDeployment],
+    cluster: Cluster,
+    device: str,
+    block: int,
 ) -> None:
     """What was asked and on what: enough to say later whether two results can be compared.
 
-    device: "cuda" or "cpu". Raises UserError where the results that are there come from other
-    devices or software.
+    device: "cuda" or "cpu". block: number of this command among those that made the runs. Raises
+    UserError where the results that are there come from other devices or software.
     """
     before = store.manifest()
     topology = cluster.topology(device)
     _check_same_machine(store, before, {device.name for device in topology.devices})
     gpus, here = hardware.gpus(), source()
     variables = environment.of_workers(node.environment for node in cluster.nodes)
+    cells = [cell for one in planned for cell in one.cells]
     store.update_manifest(
         started_at=before.get("started_at", now()),
         experiment=_asked(experiment, before),
         identity=identity_of(experiment),
-        cells=sorted({*before.get("cells", []), *(cell.name for cell in cells)}),
+        cells=sorted({*before.get("cells", []), *(one.cell.name for one in cells)}),
+        meshes={**before.get("meshes", {}), **_meshes(planned)},
+        blocks=_blocks(before, block, gpus if device == "cuda" else []),
         device=device,
         topology=[asdict(one) for one in topology.devices],
         gpus=[hardware.as_data(gpu) for gpu in gpus],
@@ -67,6 +76,24 @@ def _asked(experiment: Experiment, before: Mapping[str, Any]) -> Mapping[str, ob
     earlier, now = before.get("experiment", {}), experiment.model_dump(mode="json")
     both = {name: list(dict.fromkeys([*earlier.get(name, ()), *now[name]])) for name in GROWING}
     return now | both
+
+
+def _meshes(planned: Sequence[PlannedDeployment]) -> dict[str, object]:
+    """Layout -> its mesh: [axis, degree] of each axis, the innermost last."""
+    return {one.deployment.strategy: one.plan.placement.mesh for one in planned}
+
+
+def _blocks(
+    before: Mapping[str, Any], block: int, gpus: Sequence[hardware.Gpu]
+) -> list[Mapping[str, object]]:
+    """When and where each command ran, entry n being of the runs of block n. One that ended before
+    it kept a run gave its number to the next, and so its entry."""
+    mine = {
+        "started_at": now(),
+        "host": hardware.host().name,
+        "gpu_uuids": [gpu.uuid for gpu in gpus],
+    }
+    return [*before.get("blocks", [])[:block], mine]
 
 
 def _check_same_machine(store: Store, before: Mapping[str, Any], devices: set[str]) -> None:

@@ -20,7 +20,7 @@ class Progress(Protocol):
         ...
 
     def phase(self, deployment: str, cell: str, what: str) -> None:
-        """What begins now: "building", "warming up", "run 2/3", "observing".
+        """What begins now: "building", "warming up", "pilot", "start 1/3 run 2/2", "observing".
 
         `cell` is empty while building.
         """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pyarrow as pa
 
 from orchestrator.experiment import Experiment
@@ -19,3 +21,9 @@ def check_surroundings(experiment: Experiment) -> pa.Table | None:
     calibration = fabric.look_up(experiment.fabric, experiment.result_dir)
     Store(folder_of(experiment)).check_open()
     return calibration
+
+
+def settled_counts(store: Store) -> Mapping[str, int]:
+    """Load, as "short.c8", -> requests of a run, as the pilots of earlier commands settled it."""
+    found = store.manifest().get("num_prompts")
+    return found if isinstance(found, dict) else {}

@@ -35,14 +35,14 @@ class StartKey:
     """One fresh group of workers that served a cell."""
 
     cell: CellKey = group()
-    start: int = column("number of the start; not counted yet, so 0 in every row", "1")
+    start: int = column("number of the start, from 0", "1")
 
 
 @row
 class RunKey(StartKey):
     """One repeat of a cell inside a start."""
 
-    run: int = column("number of the run of its cell, from 0", "1")
+    run: int = column("number of the run inside its start, from 0", "1")
 
 
 @row

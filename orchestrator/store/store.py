@@ -33,7 +33,6 @@ RUN_TABLES = ("summary", "requests", "steps", "collectives", "telemetry")
 OBSERVED_TABLES = ("spans", "timed_collectives", "parts")
 TABLES = (*RUN_TABLES, *OBSERVED_TABLES)
 COMPARISON = "comparison.arrow"
-FIRST_START = 0  # starts are not counted yet: what is observed stands for all of them
 
 
 class Store:
@@ -75,7 +74,7 @@ class Store:
 
     def run_key(self, run: Run) -> RunKey:
         """The columns that name a run."""
-        return RunKey(cell=cell_key(self.name, run.cell), start=FIRST_START, run=run.index)
+        return RunKey(cell=cell_key(self.name, run.cell), start=run.start, run=run.index)
 
     def write_run(self, run: Run, summary: pa.Table, tables: Mapping[str, pa.Table]) -> None:
         """Keep a run: `tables` by name first, its row of the summary last.
@@ -103,24 +102,24 @@ class Store:
         outcome = self.outcome_of(run)
         return outcome is not None and outcome.status == COMPLETED
 
-    # -- the observed run of a cell
+    # -- what was observed of a cell in one start
 
-    def start_key(self, cell: Cell) -> StartKey:
-        """The columns that name the start in which a cell was observed."""
-        return StartKey(cell=cell_key(self.name, cell), start=FIRST_START)
+    def start_key(self, cell: Cell, start: int) -> StartKey:
+        """The columns that name a start of a cell."""
+        return StartKey(cell=cell_key(self.name, cell), start=start)
 
-    def write_observed(self, cell: Cell, tables: Mapping[str, pa.Table]) -> None:
-        """Keep what was observed of a cell, by table; the key is put in front of each.
+    def write_observed(self, cell: Cell, start: int, tables: Mapping[str, pa.Table]) -> None:
+        """Keep what was observed of a cell in a start, by table; the key is put in front of each.
 
-        `parts` comes last: it marks the cell as observed.
+        `parts` comes last: it marks the cell as observed in this start.
         """
-        key = self.start_key(cell)
+        key = self.start_key(cell, start)
         for name in sorted(tables, key=OBSERVED_TABLES.index):
-            write_part(self._part(name, _observed(cell)), _named(tables[name], key))
+            write_part(self._part(name, _observed(cell, start)), _named(tables[name], key))
 
-    def observed(self, cell: Cell) -> pa.Table | None:
-        """The table `parts` of a cell; None where it was not observed."""
-        return read_part(self._part("parts", _observed(cell)))
+    def observed(self, cell: Cell, start: int) -> pa.Table | None:
+        """The table `parts` of a cell in a start; None where it was not observed."""
+        return read_part(self._part("parts", _observed(cell, start)))
 
     # -- the whole experiment
 
@@ -164,8 +163,8 @@ class Store:
         return self.folder / "failures" / f"{safe_name(name)}.txt"
 
 
-def _observed(cell: Cell) -> str:
-    return f"{cell.name}.s{FIRST_START}"
+def _observed(cell: Cell, start: int) -> str:
+    return f"{cell.name}.s{start}"
 
 
 def _named(table: pa.Table, key: StartKey) -> pa.Table:

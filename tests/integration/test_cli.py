@@ -177,7 +177,7 @@ def test_a_finished_run_is_told_with_what_was_left_out() -> None:
     cell = {"strategy": "tp2", "ablation": "comm", "engine": "torch", "scenario": "short"}
     run = measured(**cell, max_concurrency=8, run=0, status="failed", reason="gone")
     RunProgress(console).finished(run)
-    assert "tp2 without comm torch short c8 run 1: failed: gone" in printed.getvalue()
+    assert "tp2 without comm torch short c8 start 1 run 1: failed: gone" in printed.getvalue()
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_terminal_that_lacks_a_character_gets_a_question_mark(tmp_path: Path) 
     store.create()
     cell = Cell(Deployment("m", "tp2", "torch", "bfloat16"), Scenario("short", 256, 128), 8)
     lengths = {"input_len": None, "output_len": None}
-    write_run(store, Run(cell, 0), output_throughput=1.0, num_gpus=2, **lengths)
+    write_run(store, Run(cell, 0, 0), output_throughput=1.0, num_gpus=2, **lengths)
     command = [sys.executable, "-m", "orchestrator", "compare", str(store.folder)]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=60
@@ -274,6 +274,8 @@ def test_ctrl_c_is_told_by_the_exit_status(monkeypatch: pytest.MonkeyPatch) -> N
         ("--max-concurrency 1,many", ("max_concurrency", "'many'")),
         ("--num-runs 0", ("num_runs", "greater than 0")),
         ("--num-runs two", ("--num-runs", "'two'")),
+        ("--num-starts 0", ("num_starts", "greater than 0")),
+        ("--min-duration 8 --num-prompts 9", ("min_duration settles", "leave num_prompts out")),
         ("--temperature -1", ("temperature", "greater than or equal to 0")),
         ("--dtype fp8", ("dtype", "bfloat16", "'fp8'")),
         ("--load-format gguf", ("load_format", "'auto' or 'dummy'")),
@@ -415,7 +417,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     store = Store(tmp_path / "m-1")
     store.create()
     cell = Cell(Deployment("m", "tp2", "torch", "bfloat16"), Scenario("short", 256, 128), 8)
-    write_run(store, Run(cell, 0), output_throughput=1.0)
+    write_run(store, Run(cell, 0, 0), output_throughput=1.0)
     refused(
         "compare",
         store.folder,
@@ -447,7 +449,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         "start_us": 0.0,
         "end_us": 5.0,
     }
-    store.write_observed(cell, {"spans": make(SPANS, [span])})
+    store.write_observed(cell, 0, {"spans": make(SPANS, [span])})
     (store.folder / "traces").write_text("in the way")
     refused("trace", store.folder, words=("traces cannot be written to", "File exists"))
 
@@ -480,7 +482,6 @@ def asked_by(field: str) -> tuple[str, ...]:
 
 
 def test_choices_are_those_of_the_experiment() -> None:
-    assert choices("submit", "interleave") == asked_by("interleave")
     assert choices("calibrate", "device") == ("auto", "cuda", "cpu") == asked_by("device")
     assert ("auto", *choices("explain", "dtype")) == asked_by("dtype")
 

@@ -14,8 +14,7 @@ from pathlib import Path
 import fake_engine
 import psutil
 import pytest
-from driver_inputs import deployment
-from recorder import Recorder
+from driver_inputs import deployment, run
 from summaries import measured
 
 from orchestrator.analysis.load import summaries
@@ -25,27 +24,16 @@ from orchestrator.cluster.group import WorkerGroup
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, Run
 from orchestrator.run import driver
-from orchestrator.run.interleaving import Interleaving
 from orchestrator.store.arrow_files import read_part
 from orchestrator.store.export import pack
 from orchestrator.store.folders import find, folder_of
 from orchestrator.store.store import RUN_TABLES, Store
-
-TIMEOUT_S = 8.0  # above what a start takes on a busy machine
 
 
 @pytest.fixture
 def shared(ray_cluster, monkeypatch):
     """The driver uses the Ray that the tests share."""
     monkeypatch.setattr(driver, "connect", lambda *_: contextlib.nullcontext(ray_cluster))
-
-
-def run(planned, folder, on_phase=None, **fields):
-    recorder = Recorder(on_phase)
-    path = driver.run_experiment(
-        planned, Experiment(result_dir=folder, timeout=TIMEOUT_S, **fields), recorder
-    )
-    return Store(path), recorder
 
 
 def alive_actors():
@@ -59,16 +47,22 @@ def alive_actors():
 
 def test_a_deployment_is_built_once_and_serves_its_cells(shared, tmp_path):
     store, seen = run(
-        [deployment("tp2", [(fake_engine.SERVE, 0)] * 2)], tmp_path, num_runs=2, metadata={"k": "v"}
+        [deployment("tp2", [(fake_engine.SERVE, 0)] * 2)],
+        tmp_path,
+        num_runs=2,
+        num_warmups=1,
+        metadata={"k": "v"},
     )
     first, second = (f"tiny.tp2.fake.float32.short.c{concurrency}" for concurrency in (1, 2))
     assert seen.phases[1:] == [
         (first, "warming up"),
-        (first, "run 1/2"),
+        (first, "start 1/1 run 1/2"),
+        (first, "start 1/1 run 2/2"),
         (second, "warming up"),
-        (second, "run 1/2"),
-        (first, "run 2/2"),
-        (second, "run 2/2"),
+        (second, "start 1/1 run 1/2"),
+        (second, "start 1/1 run 2/2"),
+        (first, "timing what is observed"),
+        (second, "timing what is observed"),
         (first, "observing"),
         (second, "observing"),
     ]
@@ -97,47 +91,9 @@ def test_a_deployment_is_built_once_and_serves_its_cells(shared, tmp_path):
     assert store.manifest()["environment"]["NCCL_NVLS_ENABLE"] == "0"
     assert alive_actors() == []
 
-    again, seen = run([deployment("tp2", [(fake_engine.SERVE, 0)] * 2)], tmp_path, num_runs=2)
+    layout = deployment("tp2", [(fake_engine.SERVE, 0)] * 2)
+    again, seen = run([layout], tmp_path, num_runs=2, num_warmups=1)
     assert (again.folder, seen.asked, seen.phases) == (store.folder, (0, 4), [])
-
-
-def test_layouts_take_turns_where_that_is_asked_for(shared, tmp_path):
-    store, seen = run(
-        [deployment("tp1"), deployment("tp2")],
-        tmp_path,
-        num_runs=3,
-        num_warmups=1,
-        interleave="yes",
-    )
-    assert seen.turns() == [
-        ("tp1", 0, 0),
-        ("tp2", 0, 0),
-        ("tp2", 1, 1),
-        ("tp1", 1, 1),
-        ("tp1", 2, 2),
-        ("tp2", 2, 2),
-    ]
-    assert seen.builds() == 6
-    assert [what for _, what in seen.phases].count("warming up") == 6
-    assert [what for _, what in seen.phases].count("observing") == 2
-    assert read_part(store.folder / "comparison.arrow").column("num_turns").to_pylist() == [3, 3]
-
-
-def test_layouts_follow_each_other_where_starting_anew_takes_longer_than_the_runs(shared, tmp_path):
-    _, seen = run([deployment("tp1"), deployment("tp2")], tmp_path, num_runs=2)
-    assert seen.turns() == [("tp1", 0, 0), ("tp1", 1, 0), ("tp2", 0, 0), ("tp2", 1, 0)]
-    assert seen.builds() == 2
-
-
-def test_the_first_pass_decides_for_all_whether_layouts_take_turns():
-    cheap, dear = Interleaving("auto", 2), Interleaving("auto", 2)
-    assert [cheap.hand_over(12.0, 10.0), cheap.hand_over(99.0, 1.0)] == [True, True]
-    assert [
-        dear.hand_over(9.0, 0.0, failed=True),
-        dear.hand_over(13.0, 10.0),
-        dear.hand_over(10.0, 10.0),
-    ] == [False] * 3
-    assert not Interleaving("yes", 1).hand_over(1.0, 1.0)  # there is nobody to hand over to
 
 
 def test_packed_results_are_refused_before_anything_is_started_and_stay_as_they_are(
@@ -183,11 +139,13 @@ def test_a_failure_costs_its_cell_alone_and_leaves_no_actor(shared, tmp_path):
     assert alive_actors() == []
     hung = next(row for row in summaries(store) if str(row.reason).startswith("timeout"))
     began = datetime.fromisoformat(hung.conditions.started_at).timestamp()
-    (kept,) = (store.folder / "summary").glob("*.tp2.*.c1.r0.arrow")
+    (kept,) = (store.folder / "summary").glob("*.tp2.*.c1.s0.r0.arrow")
     assert kept.stat().st_mtime - began > 6
     assert (
         "and to say more"
-        in next((store.folder / "failures").glob("tiny.tp1.fake.float32.*.c1.r0.txt")).read_text()
+        in next(
+            (store.folder / "failures").glob("tiny.tp1.fake.float32.*.c1.s0.r0.txt")
+        ).read_text()
     )
 
 
@@ -213,8 +171,8 @@ def test_a_cell_that_could_not_be_observed_keeps_its_runs(shared, tmp_path, monk
 
 
 def test_an_observed_run_that_fails_costs_no_timed_one(shared, tmp_path, monkeypatch):
-    """The profiler brings the workers down and they cannot be built again: the cell's next turn is
-    as if nothing was."""
+    """The profiler brings the workers down and they cannot be built again: the next start is as if
+    nothing was."""
     start, serve = WorkerGroup.start, WorkerGroup.run
     down: list[bool] = []
 
@@ -233,13 +191,13 @@ def test_an_observed_run_that_fails_costs_no_timed_one(shared, tmp_path, monkeyp
     monkeypatch.setattr(WorkerGroup, "run", observing_fails)
     monkeypatch.setattr(WorkerGroup, "start", cannot_start)
     layouts = [deployment("tp1", [(fake_engine.SERVE, 0)] * 2), deployment("tp1", dtype="float16")]
-    _, seen = run(layouts, tmp_path, num_runs=2, num_warmups=0, interleave="yes")
+    _, seen = run(layouts, tmp_path, num_starts=2, num_warmups=0)
     assert [row.status for row in seen.rows] == ["completed"] * 6
     assert [note.rpartition(": ")[2] for note in seen.notes[:2]] == ["no profiler", "no room"]
     assert "build: no room" in seen.notes[1]
 
 
-def test_a_build_that_fails_in_mid_pass_is_told_of_every_run_it_costs(
+def test_a_build_that_fails_within_a_start_is_told_of_every_run_it_costs(
     shared, tmp_path, monkeypatch
 ):
     start, starts = WorkerGroup.start, []
@@ -255,8 +213,8 @@ def test_a_build_that_fails_in_mid_pass_is_told_of_every_run_it_costs(
     _, seen = run([deployment("tp1", orders)], tmp_path, num_runs=2, num_warmups=0)
     assert [(row.cell.max_concurrency, row.run, row.status) for row in seen.rows] == [
         (1, 0, "completed"),
+        (1, 1, "completed"),
         (2, 0, "failed"),
-        (1, 1, "failed"),
         (3, 0, "failed"),
         (3, 1, "failed"),
     ]
@@ -276,7 +234,11 @@ def test_a_command_that_stops_before_a_cell_is_observed_observes_it_when_it_come
     kept = content(find(tmp_path)[0])
     assert set(kept) >= {"summary", "requests"}
     store, again = run([deployment("tp1")], tmp_path, num_warmups=0)
-    assert [what for _, what in again.phases] == ["building", "observing"]
+    assert [what for _, what in again.phases] == [
+        "building",
+        "timing what is observed",
+        "observing",
+    ]
     assert summaries(store)[0].step.decode.comm_exposed.pct is not None
     assert content(store.folder) == kept
 
@@ -290,21 +252,21 @@ def content(folder):
     }
 
 
-def test_what_was_observed_is_kept_once_a_cell_however_many_runs_it_has(shared, tmp_path):
-    store, _ = run([deployment("tp2")], tmp_path, num_runs=2, num_warmups=0)
-    assert [len(list((store.folder / table).iterdir())) for table in ("summary", "parts")] == [2, 1]
+def test_what_was_observed_is_kept_once_a_start_however_many_runs_it_has(shared, tmp_path):
+    store, _ = run([deployment("tp2")], tmp_path, num_starts=2, num_runs=2, num_warmups=0)
+    assert [len(list((store.folder / table).iterdir())) for table in ("summary", "parts")] == [4, 2]
     exposed = [row.step.decode.comm_exposed.pct for row in summaries(store)]
-    assert exposed == [pytest.approx(35)] * 2
+    assert exposed == [pytest.approx(35)] * 4
+    assert [processes(store, start, 0) for start in (0, 1)] == [
+        processes(store, start, 1) for start in (0, 1)
+    ]
+    assert processes(store, 0, 0).isdisjoint(processes(store, 1, 0))
 
 
-def test_no_command_begins_with_the_number_of_a_turn_that_another_has_used(shared, tmp_path):
-    """Runs of one number are taken to have been made side by side."""
-    run([deployment("tp1")], tmp_path, num_warmups=0)
-    _, seen = run([deployment("tp1")], tmp_path, num_runs=2, num_warmups=0)
-    assert seen.turns() == [("tp1", 1, 1)]
-    other = deployment("tp1", dtype="float16")
-    _, seen = run([deployment("tp1"), other], tmp_path, num_runs=2, num_warmups=0)
-    assert seen.turns() == [("tp1", 0, 2), ("tp1", 1, 2)]
+def processes(store, start, index):
+    """Those that made a run."""
+    rows = store.read("telemetry").to_pylist()
+    return {row["process_id"] for row in rows if (row["start"], row["run"]) == (start, index)}
 
 
 def _raise_run_failed(*_):
@@ -316,7 +278,7 @@ def _raise_run_failed(*_):
 
 def test_ctrl_c_leaves_no_actor_and_says_how_to_go_on(shared, tmp_path):
     def interrupt(what):
-        if what == "run 1/1":
+        if what == "start 1/1 run 1/1":
             raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as stopped:
@@ -341,7 +303,7 @@ def hanging_driver(site: str, folder: Path):
     assert process.stdout is not None
     try:
         for line in process.stdout:
-            if "c2 run 1/1" in line:
+            if "c2 start 1/1 run 1/1" in line:
                 break
         time.sleep(1.0)  # let the workers get into it
         yield process
@@ -366,7 +328,7 @@ def completed(folder: Path) -> list[int]:
     """Concurrencies of the cells whose run is on disk."""
     store = Store(find(folder)[0])
     cells = deployment("tp1", [(0, 0)] * 2).cells
-    return [cell.cell.max_concurrency for cell in cells if store.is_completed(Run(cell.cell, 0))]
+    return [cell.cell.max_concurrency for cell in cells if store.is_completed(Run(cell.cell, 0, 0))]
 
 
 @pytest.mark.ray

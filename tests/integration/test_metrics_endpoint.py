@@ -94,9 +94,8 @@ def scraped(ray_cluster, tmp_path_factory) -> Scraper:
         patch.setattr(driver, "connect", lambda *_: contextlib.nullcontext(ray_cluster))
         folder = tmp_path_factory.mktemp("results")
         for cells in (1, 2):
-            driver.run_experiment(
-                [deployment(cells)], Experiment(result_dir=folder, timeout=60.0), Silent()
-            )
+            asked = Experiment(result_dir=folder, timeout=60.0, num_warmups=1)
+            driver.run_experiment([deployment(cells)], asked, Silent())
     return scraper
 
 

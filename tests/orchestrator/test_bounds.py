@@ -222,7 +222,9 @@ def test_the_driver_refuses_by_the_data_sheet_alone(
     measured = {"device_name": "cpu", "dtype": "float32"}
     rows = [{"kind": "hbm", "algbw": calibrated / 1e9}, {"kind": "gemm", "tflops": 1e6}]
     write_part(tmp_path / "fabric.arrow", make(FABRIC, [measured | row for row in rows]))
-    asked = Experiment(result_dir=tmp_path, fabric=tmp_path / "fabric.arrow")
+    asked = Experiment(
+        result_dir=tmp_path, fabric=tmp_path / "fabric.arrow", until_ci=0.5, max_starts=3
+    )
     store = Store(driver.run_experiment([deployment("tp1", dtype="float32")], asked, MagicMock()))
     found = store.read("summary").to_pylist()
     assert {row["status"] for row in found} == {status}

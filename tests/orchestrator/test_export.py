@@ -38,9 +38,9 @@ def written(folder: Path) -> Store:
     for index in range(2):
         rate, memory = 100.0 + index, (1, 2)
         row = {"output_throughput": rate, "peak_memory_bytes_per_rank": memory, "num_prompts": 1}
-        write_run(store, Run(CELL, index), run_tables(), **row)
-    write_run(store, Run(CELL, 2), status="failed", reason="timeout", output_throughput=None)
-    store.write_observed(CELL, observed_tables())
+        write_run(store, Run(CELL, 0, index), run_tables(), **row)
+    write_run(store, Run(CELL, 0, 2), status="failed", reason="timeout", output_throughput=None)
+    store.write_observed(CELL, 0, observed_tables())
     return store
 
 
@@ -78,7 +78,7 @@ def test_what_was_observed_of_a_cell_stands_beside_each_of_its_completed_runs(st
 
 def test_what_was_observed_of_one_cell_is_not_put_beside_another(tmp_path: Path) -> None:
     store = written(tmp_path / "tiny-1")
-    other = Run(type(CELL)(CELL.deployment, CELL.scenario, 9), 0)
+    other = Run(type(CELL)(CELL.deployment, CELL.scenario, 9), 0, 0)
     write_run(store, other, run_tables())
     (run,) = [run for run in summaries(store) if run.cell.max_concurrency == 9]
     assert run.step.decode.comm_exposed.pct is None
@@ -265,7 +265,7 @@ def test_a_detailed_run_keeps_its_tokens_where_others_do_not(tmp_path: Path) -> 
     for index, detailed in enumerate((True, False)):
         kept = requests_table()
         kept = kept if detailed else kept.drop_columns(["output_token_ids"])
-        write_run(store, Run(CELL, index), {"requests": kept})
+        write_run(store, Run(CELL, 0, index), {"requests": kept})
     tokens = tables(store.folder)["requests"].column("output_token_ids").to_pylist()
     assert tokens == [[5, 6], None]
 

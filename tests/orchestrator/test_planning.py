@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from fakes import write_checkpoint
+from pydantic import ValidationError
 
 from orchestrator.errors import UserError
-from orchestrator.experiment import Experiment
+from orchestrator.experiment import Experiment, identity_of
 from orchestrator.plan import fitting, planning
 from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.plan.fitting import concurrent_requests
@@ -88,21 +89,61 @@ def test_every_layout_gets_the_same_work() -> None:
     assert [(c.work, c.warmup) for c in one.cells] == [(c.work, c.warmup) for c in other.cells]
 
 
-def test_pipelines_prefill_in_smaller_pieces() -> None:
-    assert [one.plan.prefill_tokens for one in plan(strategy="tp2,pp2")] == [8192, 2048]
-    assert [one.plan.prefill_tokens for one in plan(strategy="tp2,pp2", prefill_tokens=64)] == [
-        64,
-        64,
-    ]
+def test_every_layout_prefills_in_pieces_of_one_size() -> None:
+    assert {one.plan.prefill_tokens for one in plan(strategy="tp2,pp2,dp2")} == {2048}
+    chosen = plan(strategy="tp2,pp2", prefill_tokens=64)
+    assert [one.plan.prefill_tokens for one in chosen] == [64, 64]
 
 
 def test_whole_prompts_must_fit_into_a_pass() -> None:
     (one,) = plan(chunked_prefill=False)
-    assert one.plan.prefill_tokens == 8192
+    assert one.plan.prefill_tokens == 2048
     with pytest.raises(
         UserError, match="a prompt of 256 tokens must fit into prefill_tokens, which is 64"
     ):
         plan(chunked_prefill=False, prefill_tokens=64)
+
+
+def test_where_a_pilot_settles_the_count_every_layout_gets_the_same_requests() -> None:
+    planned = plan(strategy="tp2,pp2", min_duration=5.0, max_concurrency="1,4")
+    for one in planned:
+        assert [len(cell.work.requests) for cell in one.cells] == [1, 4]  # the pilot's
+    tp, pp = (one.settled({"short.c1": 6, "short.c4": 12}) for one in planned)
+    assert [len(cell.work.requests) for cell in tp.cells] == [6, 12]
+    assert [cell.work for cell in tp.cells] == [cell.work for cell in pp.cells]
+    assert tp.cells[1].work.requests[:4] == planned[0].cells[1].work.requests
+
+
+def test_a_load_that_was_not_settled_stays_the_pilots() -> None:
+    (one,) = plan(min_duration=5.0, max_concurrency="1,4")
+    small, large = one.settled({"short.c1": 6}).cells
+    assert (small.sized, large.sized is None) == (None, False)
+    assert large == one.cells[1]
+    (fixed,) = plan(max_concurrency="1,4")
+    assert fixed.settled({"short.c1": 6}) == fixed
+
+
+@pytest.mark.parametrize(
+    ("beside", "said"),
+    [
+        ({"num_prompts": 9}, "leave num_prompts out"),
+        ({"request_rate": 2.0}, "leave request_rate out"),
+        ({"dataset_path": "prompts.jsonl"}, "leave dataset_path out"),
+        ({"timeout": 5.0}, "would not end within the timeout of 5 s"),
+    ],
+)
+def test_a_least_duration_and_what_settles_the_requests_otherwise_are_refused_together(
+    beside: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Experiment(min_duration=8.0, **beside)
+
+
+def test_starts_may_be_added_to_results_and_another_least_duration_makes_others() -> None:
+    one = identity_of(Experiment())
+    assert identity_of(Experiment(num_starts=5, num_runs=2, save_spans=True)) == one
+    assert identity_of(Experiment(until_ci=0.02, max_starts=20)) == one
+    assert identity_of(Experiment(min_duration=8.0)) != one
 
 
 def test_zero_brings_its_engine_and_says_so() -> None:

@@ -83,8 +83,8 @@ def without(table: pa.Table, column: str, value: float) -> pa.Table:
 @pytest.mark.parametrize("packed", [False, True])
 def test_parts_and_timed_calls_of_tp_and_pp_are_equal_again(store: Store, packed: bool) -> None:
     for layout in RUNS:
-        write_run(store, Run(cell(layout), 0))
-        store.write_observed(cell(layout), observed(layout))
+        write_run(store, Run(cell(layout), 0, 0))
+        store.write_observed(cell(layout), 0, observed(layout))
     if packed:
         target = store.folder.parent / "packed"
         pack(tables(store.folder), manifest_text(store.folder), target)
@@ -101,8 +101,8 @@ def test_parts_and_timed_calls_of_tp_and_pp_are_equal_again(store: Store, packed
 def test_what_was_kept_wrongly_is_found_with_its_column_and_fails(store: Store) -> None:
     wrong = observed("tp2")
     wrong["parts"] = without(wrong["parts"], "exposed_wait_ms", 3.5)
-    store.write_observed(cell("tp2"), wrong)
-    store.write_observed(cell("pp2"), observed("pp2"))
+    store.write_observed(cell("tp2"), 0, wrong)
+    store.write_observed(cell("pp2"), 0, observed("pp2"))
     done = invoke(store, "--json")
     assert done.exit_code == 1
     found = {one["strategy"]: one for one in json.loads(done.output)}
@@ -116,7 +116,7 @@ def test_the_largest_difference_is_told(store: Store) -> None:
     wrong = observed("tp2")
     for column, value in (("compute_ms", 5.2), ("bubble_ms", 7.0), ("launch_gap_ms", 0.1)):
         wrong["parts"] = without(wrong["parts"], column, value)
-    store.write_observed(cell("tp2"), wrong)
+    store.write_observed(cell("tp2"), 0, wrong)
     (found,) = of_folder(store.folder)
     assert (found.difference, found.where) == (7.0, "bubble_ms in parts of rank 0 decode")
 
@@ -125,7 +125,7 @@ def test_a_row_that_was_kept_and_is_not_there_again_is_a_difference(store: Store
     lost = observed("tp2")
     keeps = pc.not_equal(lost["spans"].column("kind"), "all_reduce")
     lost["spans"] = lost["spans"].filter(keeps)
-    store.write_observed(cell("tp2"), lost)
+    store.write_observed(cell("tp2"), 0, lost)
     (found,) = of_folder(store.folder)
     assert (found.status, found.difference) == (DIFFERENT, None)
     assert invoke(store).exit_code == 1
@@ -134,14 +134,14 @@ def test_a_row_that_was_kept_and_is_not_there_again_is_a_difference(store: Store
 def test_what_the_probe_costs_cannot_be_known_from_spans_and_is_not_compared(store: Store) -> None:
     kept = observed("tp2")
     kept["parts"] = without(kept["parts"], "timed_step_ms", 9.9)
-    store.write_observed(cell("tp2"), kept)
+    store.write_observed(cell("tp2"), 0, kept)
     (found,) = of_folder(store.folder)
     assert found.status == EQUAL
 
 
 def test_a_cell_of_which_an_excerpt_was_kept_is_listed_as_such(store: Store) -> None:
-    store.write_observed(cell("tp2"), observed("tp2"))
-    store.write_observed(cell("pp2"), observed("pp2", whole=False))
+    store.write_observed(cell("tp2"), 0, observed("tp2"))
+    store.write_observed(cell("pp2"), 0, observed("pp2", whole=False))
     found = {one.cell.strategy: one.status for one in of_folder(store.folder)}
     assert found == {"tp2": EQUAL, "pp2": EXCERPT}
     assert invoke(store).exit_code == 0
@@ -150,7 +150,7 @@ def test_a_cell_of_which_an_excerpt_was_kept_is_listed_as_such(store: Store) -> 
 def test_where_nothing_can_be_recomputed_the_error_says_why(store: Store) -> None:
     with pytest.raises(UserError, match="holds nothing that was observed"):
         of_folder(store.folder)
-    store.write_observed(cell("tp2"), observed("tp2", whole=False))
+    store.write_observed(cell("tp2"), 0, observed("tp2", whole=False))
     done = invoke(store)
     assert done.exit_code != 0
     assert "an excerpt of its spans was kept" in done.output
@@ -159,10 +159,10 @@ def test_where_nothing_can_be_recomputed_the_error_says_why(store: Store) -> Non
 
 def test_a_mesh_or_spans_that_are_not_there_are_named(store: Store) -> None:
     store.update_manifest(meshes={"tp2": [["tp", 2]]})
-    store.write_observed(cell("pp2"), observed("pp2"))
+    store.write_observed(cell("pp2"), 0, observed("pp2"))
     with pytest.raises(UserError, match=r"its mesh is not in manifest\.json"):
         of_folder(store.folder)
     kept = observed("tp2")
-    store.write_observed(cell("tp2"), {**kept, "spans": kept["spans"].slice(0, 0)})
+    store.write_observed(cell("tp2"), 0, {**kept, "spans": kept["spans"].slice(0, 0)})
     with pytest.raises(UserError, match="its spans are not there"):
         of_folder(store.folder)

@@ -82,7 +82,7 @@ def test_it_is_said_below_the_comparison_for_what_was_asked_when_the_runs_were_m
     store.update_manifest(experiment={"until_ci": 0.05})
     cell = Cell(Deployment("m", "tp4", "torch", "bfloat16"), Scenario("short", 256, 128), 32)
     for index, throughput in enumerate((100.0, 110.0, 105.0)):
-        write_run(store, Run(cell, index), output_throughput=throughput)
+        write_run(store, Run(cell, 0, index), output_throughput=throughput)
     said = "tp4 short at 32: still ±11.8% after 3 runs (asked ±5%)"
     assert said in CliRunner().invoke(cli.main, ["compare", str(store.folder)]).stdout
     assert findings.of_folders([store.folder]).as_data()["unsettled"][0]["sentence"] == said

@@ -83,14 +83,14 @@ def test_every_part_names_its_run(store: Store) -> None:
 
 
 def test_what_was_observed_of_a_cell_names_its_start_and_no_run(store: Store) -> None:
-    assert store.observed(CELL) is None
-    store.write_observed(CELL, observed_tables())
+    assert store.observed(CELL, 0) is None
+    store.write_observed(CELL, 0, observed_tables())
     for table in observed_tables():
         kept = store.read(table)
         assert kept is not None
-        assert START_KEYS.rows(kept) == [store.start_key(CELL)]
+        assert START_KEYS.rows(kept) == [store.start_key(CELL, 0)]
         assert "run" not in kept.column_names
-    assert store.observed(CELL) is not None
+    assert store.observed(CELL, 0) is not None
 
 
 def test_a_crash_while_observed_tables_are_written_leaves_the_cell_unobserved(
@@ -108,9 +108,9 @@ def test_a_crash_while_observed_tables_are_written_leaves_the_cell_unobserved(
     monkeypatch.setattr("orchestrator.store.store.write_part", write)
     tables = observed_tables()
     with pytest.raises(KeyboardInterrupt):
-        store.write_observed(CELL, {name: tables[name] for name in reversed(tables)})
+        store.write_observed(CELL, 0, {name: tables[name] for name in reversed(tables)})
     assert written == ["spans"]
-    assert store.observed(CELL) is None
+    assert store.observed(CELL, 0) is None
 
 
 def test_observing_a_cell_leaves_the_parts_of_its_runs_as_they_are(store: Store) -> None:
@@ -118,7 +118,7 @@ def test_observing_a_cell_leaves_the_parts_of_its_runs_as_they_are(store: Store)
     files = [path for table in RUN_TABLES for path in (store.folder / table).iterdir()]
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
     assert len(before) == 3
-    store.write_observed(CELL, observed_tables())
+    store.write_observed(CELL, 0, observed_tables())
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files} == before
 
 
@@ -146,7 +146,7 @@ def test_a_part_cut_short_is_a_run_not_done(store: Store, keep: int) -> None:
 
 def test_a_part_that_is_missing_is_a_run_not_done(store: Store) -> None:
     write_run(store, RUN)
-    write_run(store, Run(CELL, 1))
+    write_run(store, Run(CELL, 0, 1))
     summary_part(store).unlink()
     assert not store.is_completed(RUN)
     kept = store.read("summary")
@@ -155,10 +155,10 @@ def test_a_part_that_is_missing_is_a_run_not_done(store: Store) -> None:
 
 
 def test_a_cell_whose_observed_part_is_cut_short_is_not_observed(store: Store) -> None:
-    store.write_observed(CELL, observed_tables())
+    store.write_observed(CELL, 0, observed_tables())
     (path,) = (store.folder / "parts").iterdir()
     path.write_bytes(path.read_bytes()[:-10])
-    assert store.observed(CELL) is None
+    assert store.observed(CELL, 0) is None
 
 
 def test_a_temporary_file_of_a_dead_process_is_cleared(store: Store) -> None:
@@ -232,8 +232,8 @@ def test_a_folder_that_was_renamed_keeps_the_name_of_its_experiment(store: Store
     write_run(store, RUN)
     renamed = Store(store.folder.rename(store.folder.with_name("moved")))
     assert renamed.name == "tiny-0123456789"
-    write_run(renamed, Run(CELL, 1), {"requests": requests_table()})
-    renamed.write_observed(CELL, observed_tables())
+    write_run(renamed, Run(CELL, 0, 1), {"requests": requests_table()})
+    renamed.write_observed(CELL, 0, observed_tables())
     assert {name for table in TABLES for name in renamed.experiments_in(table)} == {renamed.name}
     renamed.update_manifest(finished_at="now")
     assert renamed.manifest()["name"] == renamed.name
@@ -242,7 +242,7 @@ def test_a_folder_that_was_renamed_keeps_the_name_of_its_experiment(store: Store
 def test_names_that_are_no_file_names_do_not_meet(store: Store) -> None:
     for model in ("a/b", "a_b", "a:b"):
         write_run(
-            store, Run(Cell(Deployment(model, "tp1", "torch", "float32"), CELL.scenario, 1), 0)
+            store, Run(Cell(Deployment(model, "tp1", "torch", "float32"), CELL.scenario, 1), 0, 0)
         )
     assert len(parts(store)) == 3
 
@@ -276,7 +276,7 @@ def test_the_experiments_of_a_table_are_known_without_reading_the_rest(store: St
 def test_listing_what_was_run(store: Store) -> None:
     store.update_manifest(started_at="2030-01-01")
     for index, status in enumerate(("completed", "failed", "invalid")):
-        write_run(store, Run(CELL, index), status=status)
+        write_run(store, Run(CELL, 0, index), status=status)
     (listed,) = list_runs(store.folder.parent)
     assert (listed.name, listed.model, listed.strategies) == (store.name, "tiny", ["tp4"])
     assert (listed.completed, listed.invalid, listed.failed) == (1, 1, 1)

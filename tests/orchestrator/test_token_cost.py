@@ -273,7 +273,7 @@ def test_runs_are_read_with_their_cost_and_so_is_the_comparison(tmp_path: Path) 
     kept: dict[str, Any] = {**flat(time), "total_output_tokens": TP2.run.tokens}
     write_run(store, RUN, **kept)
     rows = [dict(flat(one)) for one in TP2.rows]
-    store.write_observed(RUN.cell, {"parts": make(PARTS_OF_STEP, rows)})
+    store.write_observed(RUN.cell, 0, {"parts": make(PARTS_OF_STEP, rows)})
     (run,) = summaries(store)
     assert run.cost == token_cost_of(time, TP2.run.tokens, TP2.rows, False)
     (row_,) = COMPARED.data(compare([run]))

@@ -41,7 +41,7 @@ def dataset(path: Path, lines: list[Any], model: ResolvedModel, **fields: Any) -
 
 
 def cell(workload: Workload, concurrency: int = 4) -> Any:
-    return workload.cell(workload.experiment.scenarios[0], concurrency)[0]
+    return workload.work(workload.experiment.scenarios[0], concurrency)
 
 
 def test_fixed_lengths_make_one_closed_batch(model: ResolvedModel) -> None:
@@ -56,14 +56,23 @@ def test_the_same_cell_gets_the_same_prompts_whatever_the_layout(model: Resolved
         fixed(model, strategy="tp4", engine="torch"),
         fixed(model, strategy="dp2,pp2", max_concurrency="4,1"),
     )
-    assert one.cell(LENGTHS, 4) == other.cell(LENGTHS, 4)
+    assert one.work(LENGTHS, 4) == other.work(LENGTHS, 4)
+    assert one.warmup(LENGTHS, 4) == other.warmup(LENGTHS, 4)
 
 
 def test_seed_lengths_and_concurrency_change_the_prompts(model: ResolvedModel) -> None:
     base = cell(fixed(model)).requests[0].prompt
     assert cell(fixed(model, seed=1)).requests[0].prompt != base
     assert cell(fixed(model), concurrency=5).requests[0].prompt != base
-    assert fixed(model).cell(Scenario("", 10, 21), 4)[0].requests[0].prompt != base
+    assert fixed(model).work(Scenario("", 10, 21), 4).requests[0].prompt != base
+
+
+def test_a_larger_count_adds_requests_and_changes_none(model: ResolvedModel) -> None:
+    made = fixed(model)
+    few, many = made.work(LENGTHS, 4, 5), made.work(LENGTHS, 4, 12)
+    assert (len(few.requests), len(many.requests)) == (5, 12)
+    assert many.requests[:5] == few.requests
+    assert few.requests[:4] == made.work(LENGTHS, 4).requests
 
 
 def test_special_tokens_are_left_out_and_all_others_appear(model: ResolvedModel) -> None:
@@ -78,7 +87,8 @@ def test_special_tokens_are_left_out_and_all_others_appear(model: ResolvedModel)
 def test_the_warm_up_fills_the_batch_with_other_prompts_and_stops_early(
     model: ResolvedModel,
 ) -> None:
-    work, warmup = fixed(model, num_prompts=9).cell(LENGTHS, 4)
+    made = fixed(model, num_prompts=9)
+    work, warmup = made.work(LENGTHS, 4), made.warmup(LENGTHS, 4)
     assert len(work.requests) == 9
     assert len(warmup.requests) == 4
     assert {request.output_len for request in warmup.requests} == {WARMUP_OUTPUT_LEN}

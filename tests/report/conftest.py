@@ -47,6 +47,6 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("pp4", 1, ABOVE),
         ("dp4", 1, {"status": "failed", "reason": "a worker died"}),
     ):
-        run = Run(cell_of(layout, 8), index)
+        run = Run(cell_of(layout, 8), 0, index)
         write_run(store, run, **{**MadeUp().figures(50.0, 8), **changed})
     return render_html(path)

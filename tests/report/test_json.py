@@ -19,8 +19,9 @@ from orchestrator import cli
 from orchestrator.cluster import hardware
 from orchestrator.cluster.hardware import Gpu
 from orchestrator.commands import SOME_FAILED
-from orchestrator.experiment import Run
+from orchestrator.experiment import Experiment, Run
 from orchestrator.report import document
+from orchestrator.store.folders import folder_of
 from orchestrator.store.store import Store
 
 PATHS_ONLY = {"export", "pack", "report", "trace"}  # they print where they wrote
@@ -46,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
         tmp_path / "tiny-1", layouts=("tp4", "pp4"), concurrencies=(1, 8), served=3, samples=2
     )
     for ablation, step in (("none", 10.0), ("comm", 8.0)):
-        run = Run(cell_of("tp4", 8, ablation), 0)
+        run = Run(cell_of("tp4", 8, ablation), 0, 0)
         figures = {**MadeUp().figures(50.0, 8), "decode_ms_per_step": step}
         write_run(Store(folder), run, **figures)
     return folder
@@ -113,7 +114,7 @@ def test_the_comparison_has_everything_that_is_printed(folder: Path) -> None:
 
 def test_a_figure_that_went_wrong_is_null(folder: Path) -> None:
     for index in range(2):
-        run = Run(cell_of("pp4", 1), index)
+        run = Run(cell_of("pp4", 1), 0, index)
         wrong = {"prefill_s": float("nan"), "duration": float("inf")}
         write_run(Store(folder), run, **{**MadeUp().figures(9.0, 1), **wrong})
     rows = parsed(call("compare", folder, "--json").stdout)["comparison"]
@@ -179,6 +180,21 @@ def test_a_dry_run_says_what_would_run_and_how_it_fits(
     ]
 
 
+def test_a_dry_run_says_where_a_pilot_is_to_settle_the_requests_and_knows_those_that_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store(folder_of(Experiment(min_duration=8.0, device="cpu")))
+    store.folder.mkdir(parents=True)
+    store.update_manifest(num_prompts={"short.c1": 30})
+    flags = ("--min-duration", 8, "--device", "cpu", "--max-concurrency", "1,4", "--dry-run")
+    (planned,) = parsed(call("submit", *flags, "--json").stdout)["deployments"]
+    known, unknown = planned["cells"]
+    assert (known["num_prompts"], known["prompt_tokens"]) == (30, 30 * 256)
+    assert (unknown["num_prompts"], unknown["prompt_tokens"]) == (None, None)
+    assert call("submit", *flags).stdout.count("by a pilot") == 3
+
+
 def test_a_dry_run_on_cpus_makes_room_for_the_load(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -235,7 +251,7 @@ def test_submit_leaves_stdout_to_the_document(tmp_path: Path) -> None:
     assert Path(found["report"]).parent == Path(found["results"])
     assert Path(found["report"]).is_file()
     for words in (
-        "tp2 without comm torch 12x6 c2 run 1: ",
+        "tp2 without comm torch 12x6 c2 start 1 run 1: ",
         "Request 0 under tp1",
         f"Results: {found['results']}",
         "traces",

@@ -200,14 +200,14 @@ def test_outside_a_terminal_progress_is_a_line_per_finished_run():
     console = Console(file=io.StringIO(), width=100)
     with terminal.RunProgress(console) as progress:
         progress.begin(2, 1)
-        progress.phase("tiny.tp4", "tiny.tp4.short.c8", "run 1/2")
+        progress.phase("tiny.tp4", "tiny.tp4.short.c8", "start 1/1 run 1/2")
         progress.finished(run("tp4", 10.0, median_ttft_ms=5.0, median_tpot_ms=1.0))
         progress.finished(run("tp4", index=1, reason="timeout"))
     lines = console.file.getvalue().splitlines()
     assert lines == [
         "1 of 3 runs have a result and are skipped.",
-        "[1/2] tp4 torch short c8 run 1: 10.0 tok/s, TTFT 5.0 ms, TPOT 1.00 ms",
-        "[2/2] tp4 torch short c8 run 2: failed: timeout",
+        "[1/2] tp4 torch short c8 start 1 run 1: 10.0 tok/s, TTFT 5.0 ms, TPOT 1.00 ms",
+        "[2/2] tp4 torch short c8 start 1 run 2: failed: timeout",
     ]
 
 

@@ -38,7 +38,7 @@ def test_traces_have_a_process_a_rank_and_times_from_the_first_span(tmp_path: Pa
     store = Store(tmp_path / "m-1")
     store.create()
     placement = plan_layout("tp2", MODEL, Load(8, 8, 4), Topology.uniform(4)).placement
-    store.write_observed(CELL, account(make(SPANS, rows), placement))
+    store.write_observed(CELL, 0, account(make(SPANS, rows), placement))
     (path,) = write_traces(store.folder)
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     names = {

@@ -11,6 +11,8 @@ import signal
 import time
 from pathlib import Path
 
+import pyarrow as pa
+
 from workers.messages import Built, EnginePlan, RankReport, Request, Work
 from workers.records import (
     COLLECTIVES,
@@ -61,7 +63,7 @@ class OutOfMemoryError(RuntimeError):
 
 class FakeEngine:
     """Tokens come every TOKEN_S seconds from the last rank. `prefill_tokens` of the plan is the
-    order for `build`."""
+    order for `build`; by its `temperature` x TOKEN_S each token takes longer."""
 
     processes = "per_rank"
 
@@ -70,6 +72,7 @@ class FakeEngine:
 
     def build(self, context, plan: EnginePlan) -> Built:  # type: ignore[no-untyped-def]
         self.rank, self.ranks = context.rank, plan.placement.num_ranks
+        self.token_s = TOKEN_S * (1 + plan.temperature)
         obey(plan.prefill_tokens)
         return Built(
             self.rank,
@@ -90,7 +93,7 @@ class FakeEngine:
         reports = self.rank == self.ranks - 1
         return RankReport(
             self.rank,
-            requests=REQUESTS.make(map(served, work.requests)) if reports else None,
+            requests=served(work, self.token_s) if reports else None,
             steps=STEPS.make([step(self.rank)]),
             collectives=COLLECTIVES.make([sent(self.rank)]),
             peak_memory_bytes=100 + self.rank,
@@ -101,17 +104,20 @@ class FakeEngine:
         pass
 
 
-def served(request: Request) -> RequestRow:
-    """As if the request had come at once and its tokens one every TOKEN_S."""
-    return RequestRow(
-        request_index=request.index,
-        replica=0,
-        input_len=len(request.prompt),
-        output_len=request.output_len,
-        arrival_s=0.0,
-        admitted_s=None,
-        token_times_s=[TOKEN_S * (i + 1) for i in range(request.output_len)],
-        output_token_ids=list(range(request.output_len)),
+def served(work: Work, token_s: float) -> pa.Table:
+    """As if every request had come at once and its tokens one every `token_s` seconds."""
+    return REQUESTS.make(
+        RequestRow(
+            request_index=request.index,
+            replica=0,
+            input_len=len(request.prompt),
+            output_len=request.output_len,
+            arrival_s=0.0,
+            admitted_s=None,
+            token_times_s=[token_s * (i + 1) for i in range(request.output_len)],
+            output_token_ids=list(range(request.output_len)),
+        )
+        for request in work.requests
     )
 
 

@@ -41,9 +41,13 @@ class Recorder:
             for run in self.rows
         ]
 
-    def turns(self) -> list[tuple[str, int, int]]:
-        """Of each run: layout, number and turn."""
-        return [(run.cell.strategy, run.run, run.conditions.block) for run in self.rows]
+    def runs(self) -> list[tuple[str, int, int]]:
+        """Of each run: layout, number of its start and its own."""
+        return [(run.cell.strategy, run.start, run.run) for run in self.rows]
+
+    def blocks(self) -> list[int]:
+        """Of each run: the number of the command that made it."""
+        return [run.conditions.block for run in self.rows]
 
     def builds(self) -> int:
         """How often workers were built."""

@@ -198,7 +198,7 @@ def write_results(
                 _write_failed(store, cell, made)
                 continue
             _write_runs(store, cell, made, concurrency**0.8 * (10 - place), layout in ablated)
-            store.write_observed(cell, made.observed)
+            store.write_observed(cell, 0, made.observed)
     return folder
 
 
@@ -227,7 +227,7 @@ def _write_failed(store: Store, cell: Cell, made: MadeUp) -> None:
     for index in range(2):
         write_run(
             store,
-            Run(cell, index),
+            Run(cell, 0, index),
             status="failed",
             reason=reason,
             num_gpus=made.ranks,
@@ -241,9 +241,9 @@ def _write_runs(store: Store, cell: Cell, made: MadeUp, speed: float, ablated: b
     micro_batches = min(4 if layout == "pp4" else 1, concurrency)
     for index in range(2):
         figures = made.figures(speed * (1 + 0.01 * index), concurrency)
-        write_run(store, Run(cell, index), made.tables(micro_batches), **figures)
+        write_run(store, Run(cell, 0, index), made.tables(micro_batches), **figures)
         if ablated:
-            bare = Run(cell_of(layout, concurrency, "comm"), index)
+            bare = Run(cell_of(layout, concurrency, "comm"), 0, index)
             write_run(store, bare, **{**figures, "decode_ms_per_step": 8.0})
 
 

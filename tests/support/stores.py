@@ -12,7 +12,7 @@ from orchestrator.experiment import Cell, Deployment, Run, Scenario
 from workers.records import COLLECTIVES, REQUESTS, SPANS
 
 CELL = Cell(Deployment("tiny", "tp4", "torch", "float32"), Scenario("short", 256, 128), 8)
-RUN = Run(CELL, 0)
+RUN = Run(CELL, 0, 0)
 CALL = {"rank": 0, "phase": "decode", "op": "all_reduce", "axis": "tp"}
 
 

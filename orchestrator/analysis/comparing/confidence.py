@@ -59,6 +59,16 @@ def spread(values: Sequence[float]) -> Spread | None:
     return Spread(n, mean, std, std / abs(mean) if mean else None, mean - half, mean + half)
 
 
+def is_narrow(values: Sequence[float], until_ci: float) -> bool:
+    """Whether half of the mean's 95% interval is within `until_ci` of the mean.
+
+    values: the mean of each start of a cell; one or none has no interval.
+    """
+    found = spread(values)
+    half = found.half_width if found else None
+    return half is not None and half <= until_ci
+
+
 def ratio(over: Sequence[float], under: Sequence[float]) -> Ratio | None:
     """`over` / `under` with Welch's interval on logarithms; None unless both have values and all
     are above 0.

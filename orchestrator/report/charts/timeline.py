@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from orchestrator.analysis.comparing.compare import load_of
-from orchestrator.report.charts.views import Names, View, by_cell, view
+from orchestrator.report.charts.views import Names, View, first_start, view
 from orchestrator.store.schema import CellKey
 from workers.records import COMPUTE, DECODE, SPANS, SpanRow
 from workers.rows import widened
@@ -51,10 +51,10 @@ class Timeline(Window, View):
 
 
 def timeline(spans: pa.Table | None, names: Names) -> list[Timeline]:
-    """A row for each observed cell. spans: the kept table."""
+    """A row for each observed cell, of its first start. spans: the kept table."""
     if spans is None:
         return []
-    chosen = {cell: places for cell, places in by_cell(spans).items() if cell in names}
+    chosen = {cell: places for cell, places in first_start(spans).items() if cell in names}
     crowd = Counter(map(load_of, chosen))
 
     def drawn(cell: CellKey) -> Timeline:

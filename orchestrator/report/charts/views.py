@@ -51,6 +51,16 @@ def by_cell(table: pa.Table) -> dict[CellKey, np.ndarray]:
     return places(table, CELL_KEYS)
 
 
+def first_start(table: pa.Table) -> dict[CellKey, np.ndarray]:
+    """The same as `by_cell`, of the first start of each cell alone: spans of two starts are on
+    clocks of their own."""
+    starts = np.asarray(table.column("start"))
+    return {
+        cell: places[starts[places] == starts[places].min()]
+        for cell, places in by_cell(table).items()
+    }
+
+
 def rounded(value: float | None) -> float | None:
     """Rounded to five digits, to make the page smaller. No measured value is more precise. NaN
     becomes None."""

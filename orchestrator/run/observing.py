@@ -1,0 +1,100 @@
+"""Each cell of a start taken apart, once its timed runs are made.
+
+The same short work is served twice: unprofiled, which says how long its steps take, and profiled,
+which says what they consist of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
+
+from orchestrator.analysis.observed.accounting import account
+from orchestrator.cluster.failures import RunFailed
+from orchestrator.experiment import Cell
+from orchestrator.plan.deployments import PlannedCell
+from orchestrator.run.jobs import Job
+from orchestrator.run.workers import BuildFailed, Session
+from orchestrator.store.arrow_files import concat
+from workers.messages import RankReport, Work
+
+OBSERVED_TOKENS = 16  # made for each request while a run is taken apart: enough steps for a mean
+TRIES = 2  # a profiler may bring its process down; a fresh one seldom
+
+
+def observe(session: Session, start: int, cells: Sequence[PlannedCell]) -> None:
+    """Take each of `cells` apart that has not been in this start. That is no run of its own: where
+    it fails, its columns stay empty."""
+    for _ in range(TRIES):
+        _Observing(session, start).observe(cells)
+    session.job.unobservable.update(
+        cell.cell for cell in cells if session.job.is_unobserved(cell, start)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Observing:
+    """One try. timed: the table STEPS of each cell's unprofiled run."""
+
+    session: Session
+    start: int
+    timed: dict[Cell, pa.Table | None] = field(default_factory=dict)
+
+    @property
+    def job(self) -> Job:
+        return self.session.job
+
+    def observe(self, cells: Sequence[PlannedCell]) -> None:
+        """Every cell is served unprofiled before the first profiler is started: what it loads stays
+        in the process."""
+        for cell in cells:
+            if self.job.is_unobserved(cell, self.start):
+                self._time(cell)
+        for cell in cells:
+            if cell.cell in self.timed and self.job.is_unobserved(cell, self.start):
+                self._observe(cell)
+
+    def _time(self, cell: PlannedCell) -> None:
+        reports = self._serve(cell, short(cell.work), "timing what is observed")
+        if reports is not None:
+            self.timed[cell.cell] = concat(report.steps for report in reports)
+
+    def _observe(self, cell: PlannedCell) -> None:
+        reports = self._serve(cell, replace(short(cell.work), observe=True), "observing")
+        if reports is None:
+            return
+        spans = concat(report.spans for report in reports)
+        whole = self.job.experiment.save_spans and self.start == 0
+        placement = self.job.deployment.plan.placement
+        tables = account(spans, placement, timed=self.timed[cell.cell], whole=whole)
+        self.job.store.write_observed(cell.cell, self.start, tables)
+
+    def _serve(self, cell: PlannedCell, work: Work, what: str) -> list[RankReport] | None:
+        """The reports of `work`; None where it failed, which is told."""
+        try:
+            workers = self.session.prepared(cell)
+            self.session.tell(what, cell)
+            return workers.serve(work)
+        except BuildFailed as failure:
+            self.job.unobservable.update(one.cell for one in self.job.deployment.cells)
+            self._tell_unobserved(cell, failure)
+        except RunFailed as failure:
+            self.session.kill()
+            self._tell_unobserved(cell, failure)
+        return None
+
+    def _tell_unobserved(self, cell: PlannedCell, failure: RunFailed) -> None:
+        name = f"{cell.cell.name}.s{self.start}"
+        self.job.store.write_failure(f"{name}.observed", failure.detail)
+        self.session.progress.note(f"{name}: communication could not be observed: {failure.reason}")
+
+
+def short(work: Work) -> Work:
+    """The first requests of `work`, as many as are in flight, all there at once and cut short."""
+    requests = tuple(
+        replace(one, output_len=min(OBSERVED_TOKENS, one.output_len), arrival_s=0.0)
+        for one in work.requests[: work.max_concurrency]
+    )
+    return replace(work, requests=requests)

@@ -1,0 +1,94 @@
+"""Which starts the cells of an experiment get: those that were asked for, and more until the means
+of the starts agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.analysis.comparing.confidence import is_narrow
+from orchestrator.analysis.comparing.rounds import means
+from orchestrator.analysis.summary import MEASURED, Measured
+from orchestrator.experiment import Cell, Experiment
+from orchestrator.plan.deployments import PlannedCell
+from orchestrator.run.jobs import Job
+from orchestrator.store.schema import COMPLETED, CellKey, cell_key
+from orchestrator.store.store import Store
+from workers.rows import grouped
+
+Load = Sequence[tuple[Job, PlannedCell]]  # the cells that are compared with each other
+Kept = Mapping[CellKey, Sequence[Measured]]  # runs of each cell
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The starts of all jobs. A start that is added goes to every layout of a load, so that each
+    round is complete."""
+
+    jobs: Sequence[Job]
+    experiment: Experiment
+    store: Store
+
+    def cells(self, start: int) -> set[Cell]:
+        """The cells that get a start: all of them, where it was asked for; else, as far as is known
+        now, those of the loads to which it is added."""
+        return self._cells(start, self._kept())
+
+    def is_unfinished(self) -> bool:
+        """Whether anything is left to do, as far as is known now."""
+        return any(
+            job.unfinished(start, cells) for start, cells in self._starts() for job in self.jobs
+        )
+
+    def left(self) -> int:
+        """Runs that are to be made, as far as is known now."""
+        return sum(
+            len(job.missing(cell, start))
+            for start, cells in self._starts()
+            for job in self.jobs
+            for cell in job.deployment.cells
+            if cell.cell in cells
+        )
+
+    def _starts(self) -> Iterator[tuple[int, set[Cell]]]:
+        kept = self._kept()
+        return ((start, self._cells(start, kept)) for start in range(self.experiment.start_limit))
+
+    def _cells(self, start: int, kept: Kept) -> set[Cell]:
+        every = [(job, cell) for job in self.jobs for cell in job.deployment.cells]
+        if start < self.experiment.num_starts:
+            return {cell.cell for _, cell in every}
+        return {
+            cell.cell
+            for load in grouped(every, lambda one: one[1].cell.load).values()
+            if self._is_added(start, load, kept)
+            for job, cell in load
+            if not job.in_vain(cell)
+        }
+
+    def _kept(self) -> Kept:
+        """The runs with a result, where starts may be added."""
+        table = None if self.experiment.until_ci is None else self.store.read(MEASURED.name)
+        runs = [] if table is None else MEASURED.rows(table)
+        return grouped((run for run in runs if run.status == COMPLETED), lambda run: run.cell)
+
+    def _is_added(self, start: int, load: Load, kept: Kept) -> bool:
+        """Whether a load gets a start beyond those that were asked for: one that some layout of it
+        has, or the next one while a cell is not narrow."""
+        runs = {cell.cell: kept.get(cell_key(self.store.name, cell.cell), ()) for _, cell in load}
+        begun = 1 + max((run.start for mine in runs.values() for run in mine), default=-1)
+        if start < begun:
+            return True
+        before = range(max(begun, self.experiment.num_starts))
+        if start != len(before) or any(job.missing(cell, n) for n in before for job, cell in load):
+            return False
+        return any(self._is_wide(runs[cell.cell]) for job, cell in load if not job.in_vain(cell))
+
+    def _is_wide(self, runs: Sequence[Measured]) -> bool:
+        until_ci = self.experiment.until_ci
+        found = list(means(runs, _throughput).values())
+        return until_ci is not None and not is_narrow(found, until_ci)
+
+
+def _throughput(run: Measured) -> float | None:
+    return run.throughput.output_throughput

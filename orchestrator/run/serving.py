@@ -1,0 +1,85 @@
+"""One start of one deployment: which of its runs are made, and that each is kept.
+
+A failed run costs its workers and the rest of its cell; the next cell gets fresh ones. A failed
+build costs its deployment. Every finished run is on disk before the next one starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.analysis.summary import measured
+from orchestrator.cluster.failures import RunFailed
+from orchestrator.experiment import Run
+from orchestrator.plan.deployments import PlannedCell
+from orchestrator.run.jobs import Job
+from orchestrator.run.observing import observe
+from orchestrator.run.workers import BuildFailed, Session, Workers, requests_of
+from orchestrator.store.folders import now
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start `number` of one deployment, which has no workers yet."""
+
+    session: Session
+    number: int
+
+    @property
+    def job(self) -> Job:
+        """The deployment, and what of it has a result."""
+        return self.session.job
+
+    def serve(self, cells: Sequence[PlannedCell]) -> None:
+        """Make the runs that `cells` lack in this start, cell by cell; then observe the cells.
+
+        The runs of a cell are of one group of workers, whatever happens to other cells. Observed
+        runs come last, so that no timed run follows a profiled one in the same process. Leaves no
+        worker behind.
+        """
+        try:
+            for cell in cells:
+                self._serve_cell(cell, cells)
+            observe(self.session, self.number, cells)
+            self.session.close()
+        finally:
+            self.session.kill()
+
+    def _serve_cell(self, cell: PlannedCell, cells: Sequence[PlannedCell]) -> None:
+        for run in self.job.missing(cell, self.number):
+            started_at = now()
+            try:
+                workers = self.session.prepared(cell)
+                started_at = now()
+                self._run(run, cell, workers, started_at)
+            except BuildFailed as failure:
+                self.session.fail_build(cells, self.number, started_at, failure)
+                return
+            except RunFailed as failure:
+                self.session.fail(run, cell, started_at, failure)
+                return
+
+    def _run(self, run: Run, cell: PlannedCell, workers: Workers, started_at: str) -> None:
+        self.job.tried.add(run)
+        asked = self.job.experiment
+        starts = max(asked.num_starts, self.number + 1)
+        place = f"start {self.number + 1}/{starts} run {run.index + 1}/{asked.num_runs}"
+        self.session.tell(place, cell)
+        reports = workers.serve(cell.work)
+        requests = requests_of(reports)
+        attempt = self.job.attempt(run, cell, started_at, workers.building.device_name)
+        kept = measured(attempt, workers.building, reports, requests)
+        self.session.keep(run, kept, self.job.kept_tables(requests, reports))
+        self._note_short(cell, kept.throughput.duration)
+
+    def _note_short(self, cell: PlannedCell, duration: float | None) -> None:
+        """Say once of a cell that its runs are shorter than was asked for."""
+        least = self.job.experiment.min_duration
+        if least and duration and duration < least and cell.cell not in self.job.short:
+            self.job.short.add(cell.cell)
+            self.session.progress.note(
+                f"{cell.cell.name}: a run took {duration:.1f} s, less than the {least:g} s of "
+                f"--min-duration: its {len(cell.work.requests)} requests were settled by the "
+                "pilots, and every layout serves the same"
+            )

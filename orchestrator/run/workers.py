@@ -1,0 +1,170 @@
+"""The workers of one deployment while it has the devices: fresh ones, and fresh ones again after a
+failure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
+
+from orchestrator.analysis.summary import MEASURED, Building, Measured, failed
+from orchestrator.analysis.throughput import first_token_s
+from orchestrator.cluster.connection import Cluster
+from orchestrator.cluster.failures import RunFailed
+from orchestrator.cluster.group import WorkerGroup
+from orchestrator.experiment import Cell, Run
+from orchestrator.plan.deployments import PlannedCell
+from orchestrator.run.jobs import Job
+from orchestrator.run.progress import Progress
+from orchestrator.store.arrow_files import concat
+from workers.messages import EnginePlan, RankReport, Work
+
+
+class BuildFailed(RunFailed):
+    """No workers could be started, or they could not be built."""
+
+
+@dataclass(slots=True)
+class Workers:
+    """A group of workers that is built, and what that took.
+
+    asked_at: when the actors were asked for, on the monotonic clock. warm: cells that were warmed
+    up in it.
+    """
+
+    group: WorkerGroup
+    building: Building
+    asked_at: float
+    timeout_s: float
+    warm: set[Cell] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, job: Job, plan: EnginePlan, cluster: Cluster) -> Workers:
+        """Start and build the workers of a job's deployment by `plan`.
+
+        Raises BuildFailed, with nothing left, where that does not succeed.
+        """
+        asked_at, asked = time.monotonic(), job.deployment.deployment
+        timeout_s, name = job.experiment.timeout, f"{asked.model}/{asked.strategy}"
+        try:
+            group = WorkerGroup.start(cluster, name, plan, asked.engine, job.tags)
+            try:
+                began = time.monotonic()
+                built = group.build(timeout_s)
+            except BaseException:
+                group.kill()
+                raise
+        except RunFailed as failure:
+            raise BuildFailed(f"build: {failure.reason}", failure.detail) from failure
+        device_name = "cpu" if plan.device == "cpu" else built[0].device_name
+        building = Building(built, device_name, time.monotonic() - began)
+        return cls(group, building, asked_at, timeout_s)
+
+    def serve(self, work: Work) -> list[RankReport]:
+        """Serve `work` on every rank. Raises RunFailed as soon as one rank has failed."""
+        asked = time.monotonic()
+        reports = self.group.run(work, self.timeout_s)
+        if self.building.startup_s is None:
+            startup_s = asked - self.asked_at + first_token_s(reports)
+            self.building = replace(self.building, startup_s=startup_s)
+        return reports
+
+
+@dataclass(slots=True)
+class Session:
+    """One deployment's time on the devices, and what is kept and told of its runs.
+
+    nsys: whether Nsight Systems watches the workers, where that is asked for. workers: None before
+    the first build and after a failure.
+    """
+
+    job: Job
+    cluster: Cluster
+    progress: Progress
+    nsys: bool = True
+    workers: Workers | None = None
+
+    def prepared(self, cell: PlannedCell) -> Workers:
+        """Workers in which `cell` is warmed up, fresh ones where there are none.
+
+        Raises BuildFailed, or RunFailed where it is the warming up that fails.
+        """
+        workers = self._started()
+        if cell.cell not in workers.warm:
+            self._warm_up(workers, cell)
+        return workers
+
+    def close(self) -> None:
+        """Let the workers end by themselves, and then end them."""
+        if self.workers is not None:
+            self.workers.group.close()
+        self.workers = None
+
+    def kill(self) -> None:
+        """End the workers at once."""
+        if self.workers is not None:
+            self.workers.group.kill()
+        self.workers = None
+
+    def _started(self) -> Workers:
+        if self.workers is None:
+            self.tell("building")
+            plan = self.job.deployment.plan
+            plan = plan if self.nsys else replace(plan, nsys_dir=None)
+            self.workers = Workers.of(self.job, plan, self.cluster)
+        return self.workers
+
+    def _warm_up(self, workers: Workers, cell: PlannedCell) -> None:
+        for _ in range(self.job.experiment.num_warmups):
+            self.tell("warming up", cell)
+            try:
+                workers.serve(cell.warmup)
+            except RunFailed as failure:
+                raise RunFailed(f"warm-up: {failure.reason}", failure.detail) from failure
+        workers.warm.add(cell.cell)
+
+    # -- what is kept and told
+
+    def keep(self, run: Run, kept: Measured, tables: Mapping[str, pa.Table]) -> None:
+        """Keep a run that has ended, its tables first."""
+        self.job.store.write_run(run, MEASURED.make([kept]), tables)
+        self.progress.finished(kept)
+
+    def fail(self, run: Run, cell: PlannedCell, started_at: str, failure: RunFailed) -> None:
+        """End the workers, keep `run` as failed and leave the rest of its cell to the next
+        command."""
+        self.kill()
+        self._keep_failed(run, cell, started_at, failure)
+        self.job.give_up([cell])
+
+    def fail_build(
+        self, cells: Sequence[PlannedCell], start: int, started_at: str, failure: BuildFailed
+    ) -> None:
+        """Keep every run that `cells` lack, from number `start` of their starts on, as failed, and
+        leave the deployment to the next command."""
+        for cell in cells:
+            for run in self.job.lacking(cell, start):
+                self._keep_failed(run, cell, started_at, failure)
+        self.job.give_up(self.job.deployment.cells)
+
+    def _keep_failed(
+        self, run: Run, cell: PlannedCell, started_at: str, failure: RunFailed
+    ) -> None:
+        self.job.store.write_failure(run.name, failure.detail)
+        attempt = self.job.attempt(run, cell, started_at)
+        self.keep(run, failed(attempt, failure.reason), {})
+
+    def tell(self, what: str, cell: PlannedCell | None = None) -> None:
+        """Say what begins now."""
+        name = cell.cell.name if cell else ""
+        self.progress.phase(self.job.deployment.deployment.name, name, what)
+
+
+def requests_of(reports: Sequence[RankReport]) -> pa.Table:
+    """The requests of a run, table REQUESTS by index. Raises RunFailed where there are none."""
+    requests = concat(report.requests for report in reports)
+    if requests is None:
+        raise RunFailed("no rank reported any request")
+    return requests.sort_by("request_index")

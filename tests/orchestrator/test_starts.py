@@ -1,0 +1,300 @@
+"""Starts: fresh groups of workers, in which layouts take turns; how more are added, how an
+interrupted one goes on, and how many requests a run has where it is to last some seconds."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+
+import fake_engine
+import pytest
+from driver_inputs import deployment, piloted, run
+from fake_group import CLUSTER, Groups
+
+from orchestrator.cluster import hardware
+from orchestrator.cluster.group import WorkerGroup
+from orchestrator.cluster.hardware import Gpu
+from orchestrator.experiment import Experiment
+from orchestrator.run import driver, manifest, observing
+from orchestrator.run.observing import OBSERVED_TOKENS, short
+from orchestrator.store.store import OBSERVED_TABLES, RUN_TABLES, Store
+from workers.messages import Work
+from workers.records import STEPS
+
+TWO_CELLS = [(fake_engine.SERVE, 0)] * 2
+
+
+@pytest.fixture
+def groups(monkeypatch):
+    """The driver uses fake groups of workers, which this remembers."""
+    made = Groups()
+    monkeypatch.setattr(driver, "connect", lambda *_: contextlib.nullcontext(CLUSTER))
+    monkeypatch.setattr(driver, "Exposure", Silent)
+    monkeypatch.setattr(WorkerGroup, "start", made.start)
+    return made
+
+
+class Silent:
+    """Publishes nothing to Ray, which does not run here."""
+
+    def tell(self, tags, shares): ...
+
+    def stop(self): ...
+
+
+def layouts(*names):
+    return [deployment(name) for name in names]
+
+
+def contents(folder):
+    """The bytes of every part, by its place."""
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for table in (*RUN_TABLES, *OBSERVED_TABLES)
+        for path in (folder / table).glob("*.arrow")
+    }
+
+
+# -- starts
+
+
+def test_each_start_is_of_fresh_workers_and_another_layout_goes_first(groups, tmp_path):
+    _, seen = run(layouts("tp1", "tp2"), tmp_path, num_starts=3, num_runs=2, num_warmups=1)
+    assert seen.runs() == [
+        (layout, start, index)
+        for start, order in enumerate((("tp1", "tp2"), ("tp2", "tp1"), ("tp1", "tp2")))
+        for layout in order
+        for index in range(2)
+    ]
+    assert seen.builds() == 6
+    assert [what for _, what in seen.phases].count("warming up") == 6
+    assert seen.blocks() == [0] * 12
+    timed = [one.group for one in groups.served if len(one.work.requests) == 4]
+    assert timed == [number for number in range(1, 7) for _ in range(2)]
+    assert not groups.alive
+
+
+def test_starts_that_are_added_keep_those_that_are_there(groups, tmp_path):
+    store, _ = run(layouts("tp1", "tp2"), tmp_path, num_warmups=0)
+    before = contents(store.folder)
+    again, seen = run(layouts("tp1", "tp2"), tmp_path, num_starts=2, num_warmups=0)
+    assert (again.folder, seen.asked) == (store.folder, (2, 2))
+    assert seen.runs() == [("tp2", 1, 0), ("tp1", 1, 0)]
+    after = contents(store.folder)
+    assert {place: after[place] for place in before} == before
+    assert len(after) > len(before)
+
+
+def test_a_layout_that_comes_later_gets_the_starts_of_the_others(groups, tmp_path):
+    run(layouts("tp1"), tmp_path, num_starts=2, num_warmups=0)
+    store, seen = run(layouts("tp1", "tp2"), tmp_path, num_starts=2, num_warmups=0)
+    assert seen.runs() == [("tp2", 0, 0), ("tp2", 1, 0)]
+    assert store.manifest()["meshes"] == {"tp1": [], "tp2": [["tp", 2]]}
+
+
+def test_what_is_made_after_an_interruption_is_of_fresh_workers_and_another_block(groups, tmp_path):
+    def interrupt(what):
+        if what == "start 1/1 run 2/2":
+            raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit):
+        run(layouts("tp1", "tp2"), tmp_path, interrupt, num_runs=2, num_warmups=0)
+    store, seen = run(layouts("tp1", "tp2"), tmp_path, num_runs=2, num_warmups=0)
+    assert seen.runs() == [("tp1", 0, 1), ("tp2", 0, 0), ("tp2", 0, 1)]
+    assert seen.blocks() == [1, 1, 1]
+    assert [row["block"] for row in store.read("summary").to_pylist()] == [0, 1, 1, 1]
+    assert len(groups.plans) == 1 + 2
+
+
+def test_each_command_that_runs_something_is_a_block_with_an_entry_of_its_own(groups, tmp_path):
+    def interrupt(what):
+        if what.endswith("run 1/1"):
+            raise KeyboardInterrupt
+
+    store, first = run(layouts("tp1"), tmp_path, num_warmups=0)
+    run(layouts("tp1"), tmp_path, num_warmups=0)  # has nothing to do
+    with pytest.raises(SystemExit):  # keeps no run
+        run(layouts("tp1"), tmp_path, interrupt, num_starts=2, num_warmups=0)
+    _, second = run(layouts("tp1"), tmp_path, num_starts=2, num_warmups=0)
+    assert first.blocks() + second.blocks() == [0, 1]
+    blocks = store.manifest()["blocks"]
+    assert [set(one) for one in blocks] == [{"started_at", "host", "gpu_uuids"}] * 2
+    assert [one["gpu_uuids"] for one in blocks] == [[], []]  # on a CPU
+
+
+def test_a_block_names_the_gpus_of_its_node(tmp_path, monkeypatch):
+    two = [Gpu(index, "A GPU", f"GPU-{index}", 80 * 10**9, "580.1") for index in range(2)]
+    monkeypatch.setattr(hardware, "gpus", lambda: two)
+    store = Store(tmp_path)
+    for block in range(2):
+        manifest.write(store, Experiment(), layouts("tp2"), CLUSTER, "cuda", block)
+    assert [one["gpu_uuids"] for one in store.manifest()["blocks"]] == [["GPU-0", "GPU-1"]] * 2
+
+
+def test_a_start_is_added_until_the_starts_agree(groups, tmp_path):
+    """The fake engine is as fast every time, so the second start, the first to give an interval, is
+    the last."""
+    asked = {"num_warmups": 0, "until_ci": 0.05}
+    _, seen = run(layouts("tp1", "tp2"), tmp_path, **asked)
+    assert seen.runs() == [("tp1", 0, 0), ("tp2", 0, 0), ("tp2", 1, 0), ("tp1", 1, 0)]
+    _, again = run(layouts("tp1", "tp2"), tmp_path, **asked)
+    assert (again.asked, again.rows) == ((0, 4), [])
+
+
+def test_a_cell_that_failed_gets_no_further_start_in_this_command(groups, tmp_path):
+    orders = [(fake_engine.RAISE, 0), (fake_engine.SERVE, 0)]
+    _, seen = run([deployment("tp1", orders)], tmp_path, num_starts=2, num_warmups=0)
+    assert [(row.cell.max_concurrency, row.start, row.status) for row in seen.rows] == [
+        (1, 0, "failed"),
+        (2, 0, "completed"),
+        (2, 1, "completed"),
+    ]
+
+
+def test_a_build_that_fails_costs_every_start_that_is_left(groups, tmp_path):
+    broken = deployment("tp1", build_order=fake_engine.RAISE_OOM)
+    _, seen = run([broken], tmp_path, num_starts=2)
+    assert [(row.start, row.status) for row in seen.rows] == [(0, "failed"), (1, "failed")]
+    assert seen.builds() == 1
+
+
+# -- observed runs
+
+
+def test_the_same_short_work_is_timed_in_every_cell_before_one_is_profiled(groups, tmp_path):
+    run([deployment("tp1", TWO_CELLS)], tmp_path, num_starts=2, num_warmups=0)
+    once = [
+        ("tp1", 4, False),  # the timed runs
+        ("tp1", 4, False),
+        ("tp1", 1, False),  # as many requests as are in flight
+        ("tp1", 2, False),
+        ("tp1", 1, True),
+        ("tp1", 2, True),
+    ]
+    assert groups.asked() == once * 2
+
+
+def test_each_start_observes_each_cell_beside_its_unprofiled_steps(groups, tmp_path, monkeypatch):
+    seen, account = [], observing.account
+
+    def recorded(spans, placement, timed=None, whole=False):
+        seen.append((timed, whole))
+        return account(spans, placement, timed=timed, whole=whole)
+
+    monkeypatch.setattr(observing, "account", recorded)
+    store, _ = run(layouts("tp2"), tmp_path, num_starts=2, num_warmups=0, save_spans=True)
+    assert [whole for _, whole in seen] == [True, False]
+    assert [sorted(one.rank for one in STEPS.rows(timed)) for timed, _ in seen] == [[0, 1]] * 2
+    spans = store.read("spans")["start"].to_pylist()
+    assert (spans.count(0), spans.count(1)) == (8, 4)  # two steps of two ranks, or one of them
+    assert {row["start"] for row in store.read("parts").to_pylist()} == {0, 1}
+
+
+def test_an_observed_run_has_the_first_requests_all_there_at_once():
+    requests = tuple(
+        replace(one, output_len=40, arrival_s=1.0 * one.index) for one in fake_engine.requests(9)
+    )
+    work = short(Work(requests, 4))
+    assert [one.prompt for one in work.requests] == [one.prompt for one in requests[:4]]
+    assert {(one.output_len, one.arrival_s) for one in work.requests} == {(OBSERVED_TOKENS, 0.0)}
+    assert (work.observe, work.is_open) == (False, False)
+
+
+# -- pilots
+
+
+def test_the_largest_count_that_any_layout_needs_is_that_of_all(groups, tmp_path):
+    """tp1 serves its pilots in 0.04 s and tp2 in 0.08 s: in 0.5 s, and 5% more, tp1 serves 13.1
+    requests one by one and 26.3 two by two."""
+    fast, slow = deployment("tp1", TWO_CELLS), deployment("tp2", TWO_CELLS, slower=1.0)
+    store, seen = run([piloted(fast), piloted(slow)], tmp_path, min_duration=0.5, num_warmups=0)
+    assert store.manifest()["num_prompts"] == {"short.c1": 14, "short.c2": 28}
+    assert {(row.cell.max_concurrency, row.conditions.num_prompts) for row in seen.rows} == {
+        (1, 14),
+        (2, 28),
+    }
+    assert groups.asked()[:4] == [
+        ("tp1", 1, False),
+        ("tp1", 2, False),
+        ("tp2", 1, False),
+        ("tp2", 2, False),
+    ]
+    assert [what for _, what in seen.phases].count("pilot") == 4
+    assert seen.builds() == 4
+    assert len(seen.rows) == store.read("summary").num_rows == 4  # a pilot is no result
+
+
+def test_a_count_that_was_settled_is_used_as_it_is(groups, tmp_path):
+    run([piloted(deployment("tp1"))], tmp_path, min_duration=0.5, num_warmups=0)
+    groups.served.clear()
+    both = [piloted(deployment("tp1")), piloted(deployment("tp2", slower=-0.5))]
+    store, seen = run(both, tmp_path, min_duration=0.5, num_warmups=0, num_starts=2)
+    assert "pilot" not in {what for _, what in seen.phases}
+    assert {requests for _, requests, _ in groups.asked()} == {14, 1}
+    assert store.manifest()["num_prompts"] == {"short.c1": 14}
+
+
+def test_a_run_that_is_shorter_than_was_asked_for_is_told_once_a_cell(groups, tmp_path):
+    _, seen = run(
+        [piloted(deployment("tp1"))], tmp_path, min_duration=0.5, num_warmups=0, num_starts=2
+    )
+    assert seen.notes == [
+        "tiny.tp1.fake.float32.short.c1: a run took 0.0 s, less than the 0.5 s of --min-duration: "
+        "its 14 requests were settled by the pilots, and every layout serves the same"
+    ]
+
+
+def test_a_layout_whose_pilot_fails_has_failed_and_the_others_settle_the_count(groups, tmp_path):
+    orders = [(fake_engine.RAISE, 0), (fake_engine.SERVE, 0)]
+    planned = [
+        piloted(deployment("tp1", orders)),
+        piloted(deployment("tp1", TWO_CELLS, fake_engine.RAISE_OOM, "float16")),
+        piloted(deployment("tp2", TWO_CELLS)),
+    ]
+    store, seen = run(planned, tmp_path, min_duration=0.5, num_warmups=0)
+    assert [(row.cell.dtype, *end) for row, end in zip(seen.rows, seen.ends(), strict=True)] == [
+        ("float32", "tp1", 1, "failed", "pilot: ValueError: told to raise"),
+        ("float16", "tp1", 1, "failed", "build: OutOfMemoryError: tried to allocate 20 GiB"),
+        ("float16", "tp1", 2, "failed", "build: OutOfMemoryError: tried to allocate 20 GiB"),
+        ("float32", "tp1", 2, "completed", None),
+        ("float32", "tp2", 1, "completed", None),
+        ("float32", "tp2", 2, "completed", None),
+    ]
+    assert store.manifest()["num_prompts"] == {"short.c1": 14, "short.c2": 28}
+
+
+def test_an_ablated_layout_has_no_pilot_and_fails_where_the_whole_one_does(groups, tmp_path):
+    orders = [(fake_engine.RAISE, 0), (fake_engine.SERVE, 0)]
+    planned = [
+        piloted(deployment("tp2", orders)),
+        piloted(deployment("tp2", TWO_CELLS, ablation="comm")),
+    ]
+    store, seen = run(planned, tmp_path, min_duration=0.5, num_warmups=0)
+    assert [(row.cell.ablation, row.cell.max_concurrency, row.reason) for row in seen.rows] == [
+        ("none", 1, "pilot: ValueError: told to raise"),
+        ("comm", 1, "pilot: no layout settled how many requests short.c1 has"),
+        ("none", 2, None),
+        ("comm", 2, None),
+    ]
+    assert [what for _, what in seen.phases].count("pilot") == 2
+    assert store.manifest()["num_prompts"] == {"short.c2": 28}
+
+
+def test_a_pilot_is_not_watched_by_nsight_systems(groups, tmp_path):
+    planned = piloted(deployment("tp1"))
+    watched = replace(planned, plan=replace(planned.plan, nsys_dir="/reports"))
+    run([watched], tmp_path, min_duration=0.5, num_warmups=0, nsys=True)
+    assert [plan.nsys_dir for plan in groups.plans] == [None, "/reports"]
+
+
+def test_pilots_that_are_interrupted_are_served_again(groups, tmp_path):
+    def interrupt(what):
+        if what == "pilot":
+            raise KeyboardInterrupt
+
+    planned = [piloted(deployment("tp1"))]
+    with pytest.raises(SystemExit):
+        run(planned, tmp_path, interrupt, min_duration=0.5, num_warmups=0)
+    store, seen = run(planned, tmp_path, min_duration=0.5, num_warmups=0)
+    assert [what for _, what in seen.phases].count("pilot") == 1
+    assert store.manifest()["num_prompts"] == {"short.c1": 14}
