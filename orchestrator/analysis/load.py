@@ -104,12 +104,12 @@ def _joined(store: Store, runs: Sequence[Measured]) -> list[Summary]:
     def joined(run: Measured) -> Summary:
         observed = _start_key(run) if run.status == COMPLETED else None
         mine, is_open = parts.get(observed, ()), run.arrivals.request_rate is not None
-        tokens = run.throughput.total_output_tokens
+        step, tokens = step_parts_of(mine), run.throughput.total_output_tokens
         return widened(
             Summary,
             run,
-            step=step_parts_of(mine),
-            cost=token_cost_of(run.device_time, tokens, mine, is_open),
+            step=step,
+            cost=token_cost_of(run.device_time, tokens, mine, step, is_open),
             operations=operations_of(counted.get(_run_key(run), ()), timed.get(observed, ())),
         )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from orchestrator.analysis.device_time import DeviceTime, PhaseTime
 from orchestrator.analysis.observed.accounting import PartsRow
-from orchestrator.analysis.observed.communication import why_unknown
+from orchestrator.analysis.observed.communication import PhaseParts, StepParts
 from workers.records import DECODE, PREFILL
 from workers.rows import column, group, grouped, nothing, row
 
@@ -19,6 +19,8 @@ OPEN_LOOP = (
     "an open loop: the observed run has all its requests at once, so the shares of its steps are "
     "not those of the timed ones"
 )
+
+UNSHOWN = "the shares of its steps are not shown"
 
 
 @row
@@ -96,17 +98,20 @@ FUSED = "fused_ms"  # where it is told apart
 
 
 def token_cost_of(
-    time: DeviceTime, tokens: int | None, rows: Iterable[PartsRow], is_open: bool
+    time: DeviceTime, tokens: int | None, rows: Iterable[PartsRow], shown: StepParts, is_open: bool
 ) -> TokenCost:
-    """The cost of a token of a run that made `tokens`. rows: of the table `parts`, of its start.
-    is_open: whether its requests arrived by the clock."""
+    """The cost of a token of a run that made `tokens`.
+
+    rows: of the table `parts`, of its start. shown: the columns made of them, which are null where
+    the rows say nothing of the layout. is_open: whether its requests arrived by the clock.
+    """
     total = time.device_ms_per_token
     if not total or not tokens:
         return nothing(TokenCost)
     seen = grouped(rows, lambda one: one.phase)
     reason = time.device_time_reason or (OPEN_LOOP if is_open else None)
-    decode = _Observed.of(time.decode, seen.get(DECODE, ()), reason)
-    prefill = _Observed.of(time.prefill, seen.get(PREFILL, ()), reason)
+    decode = _Observed.of(time.decode, seen.get(DECODE, ()), shown.decode, reason)
+    prefill = _Observed.of(time.prefill, seen.get(PREFILL, ()), shown.prefill, reason)
     of_decode, of_prefill = decode.parts(1e3 / tokens), prefill.parts(1e3 / tokens)
     both = _added(of_decode, of_prefill)
     return TokenCost(
@@ -133,15 +138,19 @@ class _Observed:
     reason: str | None
 
     @classmethod
-    def of(cls, time: PhaseTime, rows: Sequence[PartsRow], reason: str | None) -> _Observed:
+    def of(
+        cls, time: PhaseTime, rows: Iterable[PartsRow], shown: PhaseParts, reason: str | None
+    ) -> _Observed:
         """reason: why the phase cannot be cut whatever was observed, None where it can."""
-        reason = reason or why_unknown(rows)
         known = {one.rank: one for one in rows if one.step_ms and _is_told(one, SHARES.values())}
         busy = [(rank, spent) for rank, spent in enumerate(time.steps_s_per_rank or ()) if spent]
-        unseen = sum(rank not in known for rank, _ in busy)
-        if unseen and not reason:
-            reason = f"the steps of {unseen} of {len(busy)} ranks could not be taken apart"
         seen = [(spent, known[rank]) for rank, spent in busy if rank in known]
+        if len(seen) < len(busy):
+            missing = len(busy) - len(seen)
+            unseen = f"the steps of {missing} of {len(busy)} ranks were not taken apart"
+            reason = reason or shown.step_reason or unseen
+        elif busy and shown.compute.pct is None:
+            reason = reason or shown.step_reason or UNSHOWN
         return cls(time, seen, reason)
 
     def parts(self, per_token: float) -> Parts:
@@ -168,7 +177,7 @@ class _Observed:
 def _is_told(one: PartsRow, columns: Iterable[str]) -> bool:
     """Whether a row has values in these columns: that of a step that was not to be taken apart has
     none."""
-    return all(getattr(one, column, None) is not None for column in columns)
+    return all(getattr(one, column) is not None for column in columns)
 
 
 def _added(one: Parts, other: Parts) -> Parts:

@@ -17,6 +17,7 @@ from orchestrator.analysis.comparing.compare import COMPARED, compare
 from orchestrator.analysis.device_time import DeviceTime
 from orchestrator.analysis.load import summaries
 from orchestrator.analysis.observed.accounting import PARTS_OF_STEP, PartsRow
+from orchestrator.analysis.observed.communication import PhaseParts, step_parts_of
 from orchestrator.analysis.roofline import Ceilings
 from orchestrator.analysis.token_cost import Parts, TokenCost, token_cost_of
 from orchestrator.store.store import Store
@@ -36,7 +37,7 @@ def cost(
     run: TimedRun, rows: Sequence[PartsRow], is_open: bool = False
 ) -> tuple[DeviceTime, TokenCost]:
     time = run.device_time
-    return time, token_cost_of(time, run.tokens, rows, is_open)
+    return time, token_cost_of(time, run.tokens, rows, step_parts_of(rows), is_open)
 
 
 def summed(time: DeviceTime, found: TokenCost, compute: Sequence[str]) -> float:
@@ -99,6 +100,8 @@ DP2 = Layout(
     observed(both_phases(0, launch_gap=3.0) + both_phases(1, launch_gap=6.0)),
 )
 LAYOUTS = {"tp2": TP2, "pp2": PP2, "dp2": DP2}
+
+SHOWN = step_parts_of(TP2.rows)
 
 
 # -- parts and their sum
@@ -215,27 +218,38 @@ def test_fused_kernels_are_a_part_where_they_are_told_apart() -> None:
 # -- what is not known
 
 
-def test_a_phase_that_was_not_to_be_taken_apart_is_null_and_the_total_stays() -> None:
-    """The profiler slowed prefill down, so its step has no parts; decode keeps its own."""
-    held_up = [
-        replace(one, **dict.fromkeys(HIDDEN)) if one.phase == PREFILL else one for one in TP2.rows
-    ]
-    time, found = cost(TP2.run, held_up)
+def test_a_phase_whose_shares_are_not_shown_is_null_and_the_total_stays() -> None:
+    """The profiler slowed prefill down, so its shares say nothing; decode keeps its own."""
+    time, shown = TP2.run.device_time, replace(SHOWN, prefill=nothing(PhaseParts))
+    found = token_cost_of(time, TP2.run.tokens, TP2.rows, shown, False)
     assert found.prefill == found.parts == nothing(Parts)
-    assert found.prefill_cost_reason == "the steps of 2 of 2 ranks could not be taken apart"
+    assert found.prefill_cost_reason == "the shares of its steps are not shown"
     assert found.run_comm_exposed_pct is found.run_bubble_pct is None
     assert found.decode == cost(TP2.run, TP2.rows)[1].decode
     assert found.decode_cost_reason is None
-    assert time.device_ms_per_token is not None
+    assert time.device_ms_per_token == pytest.approx(1e3 * 2 / 72)
 
 
-HIDDEN = ("compute_ms", "exposed_transfer_ms", "exposed_wait_ms", "bubble_ms", "launch_gap_ms")
+@row
+class SlowedParts(PhaseParts):
+    """The columns of a phase that say why they are null."""
+
+    step_reason: str | None
+
+
+def test_the_reason_of_a_phase_is_that_of_its_shares() -> None:
+    why = "the profiled pass takes 1.31 of the timed one"
+    slowed = widened(SlowedParts, nothing(PhaseParts), step_reason=why)
+    shown = replace(SHOWN, prefill=slowed)
+    for rows in (TP2.rows, ()):
+        found = token_cost_of(TP2.run.device_time, TP2.run.tokens, rows, shown, False)
+        assert found.prefill_cost_reason == why
 
 
 def test_a_phase_is_null_unless_every_rank_that_had_a_step_was_observed() -> None:
     _, found = cost(TP2.run, [one for one in TP2.rows if (one.rank, one.phase) != (1, DECODE)])
     assert found.decode == nothing(Parts)
-    assert found.decode_cost_reason == "the steps of 1 of 2 ranks could not be taken apart"
+    assert found.decode_cost_reason == "the steps of 1 of 2 ranks were not taken apart"
     assert found.prefill_cost_reason is None
 
 
@@ -261,7 +275,7 @@ def test_where_steps_were_not_reported_their_reason_is_that_of_both_phases() -> 
 
 
 def test_a_result_from_before_device_time_was_kept_has_no_cost() -> None:
-    assert token_cost_of(nothing(DeviceTime), 72, TP2.rows, False) == nothing(TokenCost)
+    assert token_cost_of(nothing(DeviceTime), 72, TP2.rows, SHOWN, False) == nothing(TokenCost)
 
 
 # -- when results are read
@@ -275,7 +289,7 @@ def test_runs_are_read_with_their_cost_and_so_is_the_comparison(tmp_path: Path) 
     rows = [dict(flat(one)) for one in TP2.rows]
     store.write_observed(RUN.cell, 0, {"parts": make(PARTS_OF_STEP, rows)})
     (run,) = summaries(store)
-    assert run.cost == token_cost_of(time, TP2.run.tokens, TP2.rows, False)
+    assert run.cost == token_cost_of(time, TP2.run.tokens, TP2.rows, SHOWN, False)
     (row_,) = COMPARED.data(compare([run]))
     assert row_["device_ms_per_token"] == pytest.approx(time.device_ms_per_token)
     assert row_["transfer_ms_per_token"] == pytest.approx(run.cost.parts.transfer)
