@@ -19,7 +19,8 @@ MODEL = ModelShape("m", "llama", 64, 4, 4, 4, 16, 96, 128, 256, 1e-5, 1e4)
 CELL = Cell(Deployment("m", "tp2", "torch", "bfloat16"), Scenario("short", 256, 128), 8)
 
 
-def test_traces_have_a_process_a_rank_and_times_from_the_first_span(tmp_path: Path) -> None:
+def observed(store: Store, start: int, length_us: float = 5.0) -> None:
+    """Two steps of two ranks, kept as those of a start."""
     rows = [
         {
             "rank": rank,
@@ -29,16 +30,30 @@ def test_traces_have_a_process_a_rank_and_times_from_the_first_span(tmp_path: Pa
             "axis": axis,
             "bytes": 8,
             "start_us": 1e6 + 10 * step,
-            "end_us": 1e6 + 10 * step + 5,
+            "end_us": 1e6 + 10 * step + length_us,
         }
         for rank in (0, 1)
         for step in (0, 1)
         for kind, axis in ((COMPUTE, None), ("all_reduce", "tp"))
     ]
+    placement = plan_layout("tp2", MODEL, Load(8, 8, 4), Topology.uniform(4)).placement
+    store.write_observed(CELL, start, account(make(SPANS, rows), placement))
+
+
+def test_a_trace_is_of_the_first_start_that_was_observed(tmp_path: Path) -> None:
     store = Store(tmp_path / "m-1")
     store.create()
-    placement = plan_layout("tp2", MODEL, Load(8, 8, 4), Topology.uniform(4)).placement
-    store.write_observed(CELL, 0, account(make(SPANS, rows), placement))
+    for start in (2, 1):
+        observed(store, start, length_us=float(start))
+    (path,) = write_traces(store.folder)
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    assert {event["dur"] for event in events if event["ph"] == "X"} == {1.0}
+
+
+def test_traces_have_a_process_a_rank_and_times_from_the_first_span(tmp_path: Path) -> None:
+    store = Store(tmp_path / "m-1")
+    store.create()
+    observed(store, 0)
     (path,) = write_traces(store.folder)
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     names = {

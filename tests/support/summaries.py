@@ -83,7 +83,7 @@ def comparison(**given: object) -> Comparison:
 def write_run(
     store: Store, run: Run, tables: Mapping[str, pa.Table] | None = None, /, **given: object
 ) -> Measured:
-    """Keep a run in a store, as a turn does: its tables, then its row."""
+    """Keep a run in a store, as the driver does: its tables, then its row."""
     row = measured(**{**flat(store.run_key(run)), **given})
     store.write_run(run, MEASURED.make([row]), tables or {})
     return row
