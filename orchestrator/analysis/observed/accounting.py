@@ -54,7 +54,10 @@ class PartsRow:
     wait_launch_ms: float | None = column(
         "of that: nothing ran on the last rank, whose host was late", "ms"
     )
-    wait_communication_ms: float | None = column("of that: the last rank was in another call", "ms")
+    wait_communication_ms: float | None = column(
+        "of that: the last rank was in another call, or in this one, which then ended later here",
+        "ms",
+    )
     bubble_ms: float | None = column(
         "a hand-over waits for another stage, here or on the last rank of a collective, and "
         "nothing computes",

@@ -19,7 +19,10 @@ TRANSFER = "data of a collective or a hand-over move, and nothing computes"
 WAIT = "a collective waits for its last rank, and nothing computes"
 WAIT_COMPUTE = "exposed wait in which a kernel ran on the rank that came last"
 WAIT_LAUNCH = "exposed wait in which nothing ran on the rank that came last: its host was late"
-WAIT_COMMUNICATION = "exposed wait in which the rank that came last was in another call"
+WAIT_COMMUNICATION = (
+    "exposed wait in which the rank that came last was in another call, or in this one, which then "
+    "ended later here"
+)
 BUBBLE = "a hand-over waits for another pipeline stage, and nothing computes"
 FUSED = "a kernel that communicates and computes runs, all of its ranks having come"
 BUSY = "communication goes on, hidden by compute or not"
