@@ -11,7 +11,7 @@ from orchestrator.cluster.connection import Cluster
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, identity_of
 from orchestrator.plan.deployments import PlannedDeployment
-from orchestrator.run.source import source
+from orchestrator.run.source import Source, source
 from orchestrator.store.folders import now
 from orchestrator.store.store import Store
 from workers.versions import versions
@@ -54,7 +54,7 @@ def write(
         identity=identity_of(experiment),
         cells=sorted({*before.get("cells", []), *(one.cell.name for one in cells)}),
         meshes={**before.get("meshes", {}), **_meshes(planned)},
-        blocks=_blocks(before, block, gpus if device == "cuda" else []),
+        blocks=_blocks(before, block, gpus if device == "cuda" else [], here),
         device=device,
         topology=[asdict(one) for one in topology.devices],
         gpus=[hardware.as_data(gpu) for gpu in gpus],
@@ -84,14 +84,17 @@ def _meshes(planned: Sequence[PlannedDeployment]) -> dict[str, object]:
 
 
 def _blocks(
-    before: Mapping[str, Any], block: int, gpus: Sequence[hardware.Gpu]
+    before: Mapping[str, Any], block: int, gpus: Sequence[hardware.Gpu], here: Source | None
 ) -> list[Mapping[str, object]]:
-    """When and where each command ran, entry n being of the runs of block n. One that ended before
-    it kept a run gave its number to the next, and so its entry."""
+    """When, where and with what each command ran, entry n being of the runs of block n. One that
+    ended before it kept a run gave its number to the next, and so its entry."""
     mine = {
         "started_at": now(),
         "host": hardware.host().name,
         "gpu_uuids": [gpu.uuid for gpu in gpus],
+        "gpus": [hardware.as_data(gpu) for gpu in gpus],
+        "git_commit": here.commit if here else None,
+        "git_dirty": here.dirty if here else None,
     }
     return [*before.get("blocks", [])[:block], mine]
 

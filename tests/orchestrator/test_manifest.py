@@ -59,7 +59,7 @@ def written(folder: Path, device: str) -> dict[str, object]:
     store.create()
     experiment = Experiment(strategy=["tp1"], model="tiny", result_dir=folder)
     cluster = Cluster((nodes.this_node(device, 1),), True, "local", None)
-    manifest.write(store, experiment, [], cluster, device)
+    manifest.write(store, experiment, [], cluster, device, 0)
     found: dict[str, object] = json.loads((folder / "manifest.json").read_text())
     return found
 
