@@ -15,7 +15,7 @@ from orchestrator import commands
 from orchestrator.options import OneLineErrors, TakesLevels, experiment_options, json_option
 from orchestrator.report.output import Output
 
-# Those of `analysis.comparing.verdicts`, which takes long to import; a test compares them.
+# Those of `analysis.comparing.metrics`, which takes long to import; a test compares them.
 OBJECTIVES = ("throughput", "latency", "per-gpu", "goodput", "energy")
 PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -127,7 +127,7 @@ def explain(
     type=click.Choice(OBJECTIVES),
     default=OBJECTIVES[0],
     show_default=True,
-    help="Of the verdicts.",
+    help="Of the verdicts, and of the order.",
 )
 @click.option(
     "--goodput",
@@ -141,6 +141,12 @@ def explain(
     metavar="RATIO",
     help="BASE NEW: fail below, as 0.95.",
 )
+@click.option(
+    "--difference",
+    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+    metavar="SHARE",
+    help="The smallest difference that matters. [as was asked, 0.02]",
+)
 @click.option("--svg", type=FILE, metavar="FILE", help="As a picture of a terminal.")
 @json_option
 def compare(
@@ -148,6 +154,7 @@ def compare(
     objective: str,
     goodput: tuple[str, ...],
     fail_below: float | None,
+    difference: float | None,
     svg: Path | None,
     as_json: bool,
 ) -> None:
@@ -157,9 +164,9 @@ def compare(
         from orchestrator.config import load_experiment
 
         levels = load_experiment(None, {"goodput": goodput}).goodput
-        commands.compare(result_dirs, objective, levels, svg, as_json)
+        commands.compare(result_dirs, objective, levels, difference, svg, as_json)
         return
-    _refuse_beside("--fail-below", "objective", "goodput", "svg")
+    _refuse_beside("--fail-below", "objective", "goodput", "difference", "svg")
     if len(result_dirs) != 2:
         raise click.UsageError(
             f"--fail-below compares two results, BASE and NEW; {len(result_dirs)} were given"

@@ -79,10 +79,12 @@ def show_run(folder: Path, experiment: Experiment, trace: bool, out: Output) -> 
     """Print the comparison and where the files are."""
     from orchestrator.analysis import outputs
     from orchestrator.analysis.comparing import findings
-    from orchestrator.analysis.comparing.verdicts import OBJECTIVES
+    from orchestrator.analysis.comparing.metrics import OBJECTIVES
     from orchestrator.store.store import Store
 
-    found = findings.of_folders([folder], experiment.goodput, experiment.until_ci)
+    found = findings.of_folders(
+        [folder], experiment.goodput, experiment.until_ci, experiment.difference
+    )
     notes, store = out.notes(), Store(folder)
     if not out.as_json:
         _draw(found, OBJECTIVES[0], notes)
@@ -137,13 +139,14 @@ def compare(
     folders: Sequence[Path],
     objective: str,
     levels: Mapping[str, float],
+    difference: float | None,
     svg: Path | None,
     as_json: bool,
 ) -> None:
     """The comparison of what is in `folders`, with verdicts and curves; also as a picture."""
     from orchestrator.analysis.comparing import findings
 
-    found = findings.of_folders(folders, levels)
+    found = findings.of_folders(folders, levels, difference=difference, objective=objective)
     if svg is not None:
         from orchestrator.report.terminal import export_svg
 
@@ -275,8 +278,9 @@ def _draw(found: Findings, objective: str, console: Console) -> None:
     from orchestrator.report import sweep, terminal
 
     terminal.render(found.comparison, console, found.sentences(objective))
-    for cell in found.unsettled:
-        console.print(cell.sentence, style="yellow", highlight=False, markup=False)
+    notes = [*(one.sentence for one in found.unsettled), *(one.sentence for one in found.drifts)]
+    for note in notes:
+        console.print(note, style="yellow", highlight=False, markup=False)
     sweep.render(found.curves, console)
     for effect in found.ablations:
         console.print(ablation.sentence(effect), highlight=False)

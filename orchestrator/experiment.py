@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 LEVELS = ("ttft", "tpot", "e2el")  # latencies that --goodput may limit
+DIFFERENCE = 0.02  # the smallest difference between layouts that matters, unless it is said
 SCENARIOS = {"short": (256, 128), "long": (1024, 512)}
 # Fields that may differ between commands whose results belong in one folder.
 FREE_FIELDS = {
@@ -27,6 +28,7 @@ FREE_FIELDS = {
     "save_detailed",
     "timeout",
     "until_ci",
+    "difference",
     "max_runs",
     "goodput",
     "ablate",
@@ -50,6 +52,8 @@ class Experiment(BaseModel):
     num_runs: PositiveInt = 1
     # runs are added until half the confidence interval is below this share of the mean
     until_ci: float | None = Field(None, gt=0.0, lt=1.0)
+    # the smallest difference between layouts that matters, as a share
+    difference: float = Field(DIFFERENCE, gt=0.0, lt=1.0)
     max_runs: PositiveInt = 10  # the most runs of a cell that until_ci may reach
     # whether layouts take turns, run by run; auto: where starting their workers again is cheap
     interleave: Literal["auto", "yes", "no"] = "auto"

@@ -110,6 +110,12 @@ EXPERIMENT_OPTIONS = (
         help="Layouts take turns, run by run. [auto: if cheap]",
     ),
     click.option(
+        "--difference",
+        type=float,
+        metavar="SHARE",
+        help="The smallest difference between layouts that matters. [0.02]",
+    ),
+    click.option(
         "--num-warmups",
         type=int,
         metavar="N",

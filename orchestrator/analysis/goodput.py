@@ -25,7 +25,7 @@ class Goodput:
         over_runs="mean",
     )
     slo_attainment_pct: float | None = column(
-        "the same requests, of all that were asked for", "%", over_runs="median"
+        "the same requests, of all that were asked for", "%", over_runs="mean"
     )
 
 

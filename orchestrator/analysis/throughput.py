@@ -24,7 +24,7 @@ class Throughput:
         "requests of those asked for that made none", "requests", source=SOURCE
     )
     duration: float | None = column(
-        "from the start of the run to its last token", "s", source=SOURCE, over_runs="median"
+        "from the start of the run to its last token", "s", source=SOURCE, over_runs="mean"
     )
     total_input_tokens: int | None = column("prompt tokens of them", "tokens", source=SOURCE)
     total_output_tokens: int | None = column("tokens that were made", "tokens", source=SOURCE)
@@ -59,12 +59,12 @@ class Throughput:
         "mean gap between two tokens of a request in which no request of its replica got its "
         "first token: nobody's prefill is in the way",
         "ms",
-        over_runs="median",
+        over_runs="mean",
     )
     prefill_s: float | None = column(
         "until each of the first max_concurrency requests has its first token",
         "s",
-        over_runs="median",
+        over_runs="mean",
     )
 
 
@@ -83,7 +83,7 @@ class Steady:
         "tokens/s",
         over_runs="mean",
     )
-    steady_s: float | None = column("length of that time", "s", over_runs="median")
+    steady_s: float | None = column("length of that time", "s", over_runs="mean")
 
 
 def throughput_of(

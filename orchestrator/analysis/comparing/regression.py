@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.analysis.comparing.compare import whole
 from orchestrator.analysis.comparing.confidence import Ratio, ratio
-from orchestrator.analysis.comparing.verdicts import times
+from orchestrator.analysis.comparing.rounds import whole
+from orchestrator.analysis.comparing.sentences import times
 from orchestrator.analysis.load import Results, load
 from orchestrator.analysis.summary import Summary
 from orchestrator.errors import UserError
