@@ -115,10 +115,13 @@ def _noisier(starts: Sequence[float]) -> list[float]:
     return [1.0 + 3.0 * (value - 1.0) for value in starts[: max(2, len(starts) // 2)]]
 
 
-def stopped(starts: Sequence[float], until_ci: float) -> Sequence[float]:
-    """The starts that are made until their interval is narrow, all of them if it never is."""
-    counts = range(2, len(starts))
-    return starts[: next((n for n in counts if is_narrow(starts[:n], until_ci)), len(starts))]
+def stopped(sides: Sequence[Sequence[float]], until_ci: float) -> list[Sequence[float]]:
+    """The starts of each layout of a load that are made until the intervals of all are narrow; all
+    of them if they never are."""
+    most = len(sides[0])
+    narrow = (n for n in range(2, most) if all(is_narrow(side[:n], until_ci) for side in sides))
+    enough = next(narrow, most)
+    return [side[:enough] for side in sides]
 
 
 def rows(drawn: np.ndarray) -> list[Summary]:
