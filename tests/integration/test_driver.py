@@ -119,7 +119,7 @@ def test_layouts_take_turns_where_that_is_asked_for(shared, tmp_path):
     assert seen.builds() == 6
     assert [what for _, what in seen.phases].count("warming up") == 6
     assert [what for _, what in seen.phases].count("observing") == 2
-    assert read_part(store.folder / "comparison.arrow").column("num_turns").to_pylist() == [3, 3]
+    assert read_part(store.folder / "comparison.arrow").column("num_starts").to_pylist() == [3, 3]
 
 
 def test_layouts_follow_each_other_where_starting_anew_takes_longer_than_the_runs(shared, tmp_path):

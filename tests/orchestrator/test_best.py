@@ -9,7 +9,7 @@ from orchestrator import cli
 from orchestrator.analysis.comparing import findings
 from orchestrator.analysis.comparing.best import best
 from orchestrator.analysis.comparing.verdicts import rulings
-from orchestrator.experiment import Cell, Deployment, Run, Scenario
+from orchestrator.experiment import Cell, Deployment, Experiment, Run, Scenario, identity_of
 from orchestrator.store.store import Store
 
 STEADY = [100.0, 101.0, 99.0, 100.0, 100.0]
@@ -147,6 +147,23 @@ def test_the_sentences_under_a_table_are_the_leaders_and_the_document_has_every_
     within = "tp2 and dp2 are equivalent within 20% at 32 concurrent"
     assert within in " ".join(printed("--difference", "0.2").split())
     assert within not in " ".join(printed().split())
+
+
+def test_the_difference_that_matters_is_no_part_of_what_names_results():
+    assert identity_of(Experiment(difference=0.1)) == identity_of(Experiment())
+
+
+def test_the_difference_is_the_one_that_was_asked_for_when_the_results_were_made(tmp_path):
+    store = Store(tmp_path / "m-1")
+    store.create()
+    store.update_manifest(experiment={"difference": 0.3})
+    for layout, start in itertools.product(("tp2", "dp2"), range(3)):
+        cell = Cell(Deployment("m", layout, "torch", "bfloat16"), Scenario("short", 1, 2), 32)
+        write_run(store, Run(cell, start), output_throughput=STEADY[start], start=start)
+    (row,) = findings.of_folders([store.folder]).verdicts
+    assert row.difference == 0.3
+    (row,) = findings.of_folders([store.folder], difference=0.1).verdicts
+    assert row.difference == 0.1
 
 
 def test_a_dispute_is_said_in_place_of_the_verdicts(tmp_path):

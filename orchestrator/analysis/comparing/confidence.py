@@ -68,10 +68,10 @@ def is_narrow(values: Sequence[float], until_ci: float) -> bool:
     """Whether half of the mean's 95% interval is within `until_ci` of it, as was to be reached.
 
     values: of each start, in the order in which they were made. Stopping at the first narrow
-    interval would select the starts that happen to agree: the interval would cover the mean in 90%
-    of cells. So CONFIRMING more starts must follow a narrow one, and the interval of all must be
-    narrow too. Then it covers the mean in at least 94%, whatever the noise, for up to 20 starts
-    (docs/measurement.md).
+    interval would select starts that happen to agree, and its interval would cover the mean too
+    seldom. So CONFIRMING more starts must follow a narrow one, and the interval of all must be
+    narrow too. Then it covers the mean in at least 94% of cells, whatever the noise, for up to 20
+    starts (docs/measurement.md).
     """
     return _is_within(values, until_ci) and any(
         _is_within(values[:n], until_ci) for n in range(2, len(values) - CONFIRMING + 1)
