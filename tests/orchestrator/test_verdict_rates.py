@@ -120,3 +120,42 @@ def test_its_tables_are_those_of_the_documentation():
     page = (ROOT / "docs" / "measurement.md").read_text(encoding="utf-8")
     for line in bench.markdown(published()).splitlines():
         assert line in page
+
+
+def test_the_figures_in_its_prose_are_those_of_the_tables():
+    page = " ".join((ROOT / "docs" / "measurement.md").read_text(encoding="utf-8").split())
+    rates = published()
+
+    def of(question, **fields):
+        return [
+            one
+            for one in rates
+            if one.question == question
+            and all(getattr(one, name) == value for name, value in fields.items())
+        ]
+
+    def reach(found):
+        return f"{100 * min(found):.1f} to {100 * max(found):.1f}%"
+
+    noise_alone = of("false_different", furthest=1.0, slow=0.0, drift=0.0, until_ci=None)
+    wrong = np.mean([one.share for one in noise_alone])
+    assert f"wrong in {wrong:.1%} of experiments with equal layouts" in page
+    means, pairs = (
+        [one.share for one in of(question, slow=0.0)] for question in ("mean", "paired_ratio")
+    )
+    assert f"{reach(means)} (means) and {reach(pairs)} (ratios of pairs)" in page
+    waited = min(one.share for one in of("until_ci"))
+    assert f"under `--until-ci` in at least {waited:.1%}" in page
+    alone = {n: of("power_equivalent", between=0.01, cells=1, starts=n)[0] for n in (6, 8)}
+    assert (
+        f"within 2% in {alone[6].share:.0%} of cases, and 8 starts in {alone[8].share:.0%}" in page
+    )
+    (together,) = of("power_equivalent", between=0.01, cells=18, starts=10)
+    (too_few,) = of("power_equivalent", between=0.01, cells=18, starts=8)
+    assert too_few.share < 0.8 < together.share
+    slow = [one.share for one in of("mean", slow=0.1)]
+    assert f"that of a mean holds it in {reach(slow)}" in page
+    wrong = max(one.share for one in of("false_different", slow=0.1))
+    assert f"At most {wrong:.1%} of experiments have a wrong *different* there" in page
+    uneven = [one.share for one in of("ratio_uneven")]
+    assert f"holds their ratio in {reach(uneven)}" in page
