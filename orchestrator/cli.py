@@ -133,6 +133,7 @@ def compare(
     goodput: tuple[str, ...],
     gate: tuple[str, ...],
     fail_below: float | None,
+    difference: float | None,
     allow_missing: bool,
     html: Path | None,
     svg: Path | None,
@@ -145,12 +146,17 @@ def compare(
     gates = (*gate, *((f"output_throughput:{fail_below}",) if fail_below else ()))
     levels = load_experiment(None, {"goodput": goodput}).goodput
     if gates:
-        _refuse("--gate judges cell by cell and prints a line for each", "objective", "html")
+        _refuse(
+            "--gate judges cell by cell and prints a line for each",
+            "objective",
+            "difference",
+            "html",
+        )
         status = comparing.gate(result_dirs, gates, allow_missing, levels, svg, as_json)
         raise SystemExit(status)
     if allow_missing:
         raise click.UsageError("--allow-missing is of a gate; give --gate METRIC:RATIO too")
-    comparing.compare(result_dirs, objective, levels, svg, html, as_json)
+    comparing.compare(result_dirs, objective, levels, difference, svg, html, as_json)
 
 
 @main.command()

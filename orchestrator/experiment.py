@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 LEVELS = ("ttft", "tpot", "e2el")  # latencies that --goodput may limit
+DIFFERENCE = 0.02  # the smallest difference between layouts that matters, unless it is said
 SCENARIOS = {"short": (256, 128), "long": (1024, 512)}
 # Fields that may differ between commands whose results belong in one folder.
 FREE_FIELDS = {
@@ -30,6 +31,7 @@ FREE_FIELDS = {
     "timeout",
     "until_ci",
     "max_starts",
+    "difference",
     "goodput",
     "ablate",
     "fabric",
@@ -55,6 +57,8 @@ class Experiment(BaseModel):
     until_ci: float | None = Field(None, gt=0.0, lt=1.0)
     max_starts: PositiveInt = 10  # the most starts that until_ci may reach
     num_warmups: int = Field(3, ge=0)
+    # the smallest difference between layouts that matters, as a share
+    difference: float = Field(DIFFERENCE, gt=0.0, lt=1.0)
     num_prompts: PositiveInt | None = Field(None, le=1_000_000)
     # seconds that a run lasts at least: a pilot settles num_prompts, alike for all layouts
     min_duration: float | None = Field(None, gt=0.0, allow_inf_nan=False)

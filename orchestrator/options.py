@@ -112,6 +112,12 @@ EXPERIMENT_OPTIONS = (
     ),
     click.option("--max-starts", type=int, metavar="N", help="Most starts under --until-ci. [10]"),
     click.option(
+        "--difference",
+        type=float,
+        metavar="SHARE",
+        help="The smallest difference between layouts that matters. [0.02]",
+    ),
+    click.option(
         "--num-warmups",
         type=int,
         metavar="N",
@@ -236,13 +242,21 @@ EXPERIMENT_OPTIONS = (
 
 COMPARE_OPTIONS = (
     click.option(
-        "--objective", type=click.Choice(OBJECTIVES), help="Of the verdicts. [throughput]"
+        "--objective",
+        type=click.Choice(OBJECTIVES),
+        help="Of the verdicts, and of the order. [throughput]",
     ),
     click.option(
         "--goodput",
         multiple=True,
         metavar="LEVEL...",
         help="Service levels in ms, as in `ttft:2000 tpot:200`. [the runs']",
+    ),
+    click.option(
+        "--difference",
+        type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+        metavar="SHARE",
+        help="The smallest difference that matters. [as was asked, 0.02]",
     ),
     click.option(
         "--gate",

@@ -19,7 +19,7 @@ from typing import Any, Generic, Literal, TypeVar, dataclass_transform
 import pyarrow as pa
 
 SCHEMA_VERSION = 3
-OverRuns = Literal["mean", "median", "first", "max"]
+OverRuns = Literal["mean", "first", "max"]
 Better = Literal["higher", "lower"]
 R = TypeVar("R")
 T = TypeVar("T")
@@ -44,9 +44,9 @@ def column(
     """A field of a row that is a column of its table.
 
     meaning: what it says, as a clause. unit: of a number, "1" where it is a count or a ratio.
-    source: whose definition it is. over_runs: how the runs of a cell become one value in the
-    comparison; None: it is not part of that. better: which of two values is the better one; None:
-    neither is by itself.
+    source: whose definition it is. over_runs: how the runs of a start become one value, and then
+    the starts of a cell, in the comparison; None: it is not part of that. better: which of two
+    values is the better one; None: neither is by itself.
     """
     about = {"meaning": meaning, "unit": unit, "formula": formula, "source": source}
     return dataclasses.field(metadata={**about, "over_runs": over_runs, "better": better})

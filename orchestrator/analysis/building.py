@@ -15,12 +15,12 @@ class Startup:
     """Seconds until the workers of a run served. The slowest rank counts."""
 
     build_s: float | None = column(
-        "from the first build call to the last answer", "s", over_runs="median", better="lower"
+        "from the first build call to the last answer", "s", over_runs="mean", better="lower"
     )
     load_s: float | None = column("loading the weights", "s")
     capture_s: float | None = column("capturing graphs; null without any", "s")
     startup_s: float | None = column(
-        "from asking for the actors to the first token", "s", over_runs="median", better="lower"
+        "from asking for the actors to the first token", "s", over_runs="mean", better="lower"
     )
 
 

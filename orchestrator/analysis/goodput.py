@@ -26,7 +26,7 @@ class Goodput:
         better="higher",
     )
     slo_attainment_pct: float | None = column(
-        "the same requests, of all that were asked for", "%", over_runs="median", better="higher"
+        "the same requests, of all that were asked for", "%", over_runs="mean", better="higher"
     )
 
 

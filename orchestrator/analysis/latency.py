@@ -22,13 +22,13 @@ SOURCE = "vLLM, vllm/benchmarks/serve.py"
 class Statistics:
     """Over the requests of a run, in milliseconds."""
 
-    mean: float | None = column("{about}, mean", "ms", over_runs="median", better="lower")
-    median: float | None = column("{about}, median", "ms", over_runs="median", better="lower")
+    mean: float | None = column("{about}, mean", "ms", over_runs="mean", better="lower")
+    median: float | None = column("{about}, median", "ms", over_runs="mean", better="lower")
     std: float | None = column(
-        "{about}, standard deviation of the population", "ms", over_runs="median", better="lower"
+        "{about}, standard deviation of the population", "ms", over_runs="mean", better="lower"
     )
     p99: float | None = column(
-        "{about}, 99th percentile, linear between ranks", "ms", over_runs="median", better="lower"
+        "{about}, 99th percentile, linear between ranks", "ms", over_runs="mean", better="lower"
     )
 
 
@@ -74,14 +74,14 @@ class Arrivals:
         "from a request's scheduled arrival to being let in, mean: the client's own queue, for a "
         "seat, for KV, for the step under way",
         "ms",
-        over_runs="median",
+        over_runs="mean",
         better="lower",
     )
     median_schedule_delay_ms: float | None = column(
-        "the same, median", "ms", over_runs="median", better="lower"
+        "the same, median", "ms", over_runs="mean", better="lower"
     )
     p99_schedule_delay_ms: float | None = column(
-        "the same, 99th percentile", "ms", over_runs="median", better="lower"
+        "the same, 99th percentile", "ms", over_runs="mean", better="lower"
     )
 
 

@@ -27,7 +27,7 @@ class Throughput:
         "from the start of the run to its last token",
         "s",
         source=SOURCE,
-        over_runs="median",
+        over_runs="mean",
         better="lower",
     )
     total_input_tokens: int | None = column("prompt tokens of them", "tokens", source=SOURCE)
@@ -67,13 +67,13 @@ class Throughput:
         "mean gap between two tokens of a request in which no request of its replica got its "
         "first token: nobody's prefill is in the way",
         "ms",
-        over_runs="median",
+        over_runs="mean",
         better="lower",
     )
     prefill_s: float | None = column(
         "until each of the first max_concurrency requests has its first token",
         "s",
-        over_runs="median",
+        over_runs="mean",
         better="lower",
     )
 
@@ -94,7 +94,7 @@ class Steady:
         over_runs="mean",
         better="higher",
     )
-    steady_s: float | None = column("length of that time", "s", over_runs="median")
+    steady_s: float | None = column("length of that time", "s", over_runs="mean")
 
 
 def throughput_of(

@@ -21,6 +21,7 @@ def compare(
     folders: Sequence[Path],
     objective: str | None,
     levels: Mapping[str, float],
+    difference: float | None,
     svg: Path | None,
     page: Path | None,
     as_json: bool,
@@ -28,9 +29,10 @@ def compare(
     """The comparison of what is in `folders`, with verdicts and curves; two results with cells in
     common are laid side by side instead. svg, page: where to write a picture, and a page."""
     from orchestrator.analysis.comparing import findings
-    from orchestrator.analysis.comparing.verdicts import OBJECTIVES
+    from orchestrator.analysis.comparing.metrics import OBJECTIVES
 
-    found = findings.of_folders(folders, levels)
+    judged_by = objective or OBJECTIVES[0]
+    found = findings.of_folders(folders, levels, difference=difference, objective=judged_by)
     results = _in_common(folders, levels)
     if results is not None:
         _show_both(folders, results, found, objective, svg, page, as_json)
@@ -42,7 +44,7 @@ def compare(
         )
 
     def render(console: Console) -> None:
-        draw(found, objective or OBJECTIVES[0], console)
+        draw(found, judged_by, console)
 
     _shown(found.as_data, render, svg, as_json)
 
@@ -79,8 +81,9 @@ def draw(found: Findings, objective: str, console: Console) -> None:
     from orchestrator.report import sweep, terminal
 
     terminal.render(found.comparison, console, found.sentences(objective))
-    for cell in found.unsettled:
-        console.print(cell.sentence, style="yellow", highlight=False, markup=False)
+    notes = [*(one.sentence for one in found.unsettled), *(one.sentence for one in found.drifts)]
+    for note in notes:
+        console.print(note, style="yellow", highlight=False, markup=False)
     sweep.render(found.curves, console)
     for effect in found.ablations:
         console.print(ablation.sentence(effect), highlight=False)

@@ -81,10 +81,12 @@ def show_run(folder: Path, experiment: Experiment, trace: bool, out: Output) -> 
     """Print the comparison and where the files are."""
     from orchestrator.analysis import outputs
     from orchestrator.analysis.comparing import findings
-    from orchestrator.analysis.comparing.verdicts import OBJECTIVES
+    from orchestrator.analysis.comparing.metrics import OBJECTIVES
     from orchestrator.store.store import Store
 
-    found = findings.of_folders([folder], experiment.goodput, experiment.until_ci)
+    found = findings.of_folders(
+        [folder], experiment.goodput, experiment.until_ci, experiment.difference
+    )
     notes, store = out.notes(), Store(folder)
     if not out.as_json:
         draw(found, OBJECTIVES[0], notes)

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from orchestrator.analysis.comparing.ablation import Effect
+from orchestrator.analysis.comparing.best import Best
 from orchestrator.analysis.comparing.changes import Change
 from orchestrator.analysis.comparing.compare import Standing
 from orchestrator.analysis.comparing.curves import Curve
+from orchestrator.analysis.comparing.drift import Drift
 from orchestrator.analysis.comparing.gate import Outcome
 from orchestrator.analysis.comparing.spreads import Statistic, Unsettled
 from orchestrator.analysis.comparing.verdicts import Verdict
@@ -85,13 +87,15 @@ SECTIONS = (
         "timed_collectives", TimedRow, "an operation of a rank in one phase", OBSERVED, StartKey
     ),
     Section("comparison", Standing, "a cell", f"`comparison.arrow`, {JSON}", CellKey),
-    Section("verdicts", Verdict, "the best layout and another, by one metric", JSON),
+    Section("best", Best, "a load and a metric: which layouts are best", JSON),
+    Section("verdicts", Verdict, "two layouts under one load, by one metric", JSON),
     Section("curves", Curve, "a layout over its concurrencies", JSON),
     Section("ablations", Effect, "an ablated cell", JSON, CellKey),
-    Section("statistics", Statistic, "a metric of a cell", JSON, CellKey),
+    Section("statistics", Statistic, "a figure of a cell over its starts", JSON, CellKey),
     Section("unsettled", Unsettled, "a cell less certain than was asked for", JSON, CellKey),
     Section("changes", Change, "a metric of a cell of two results", f"{JSON} of two results"),
     Section("gate", Outcome, "a gate of a cell of two results", f"{JSON} with `--gate`"),
+    Section("drifts", Drift, "a figure that changes from run to run", JSON, CellKey),
     Section("fabric", FabricRow, "a measurement of a node", f"`fabric.arrow` of {CALIBRATE}"),
     Section("fits", Fit, "a collective of a node", f"`fits.arrow` of {CALIBRATE}"),
 )
@@ -100,9 +104,9 @@ NOTES = {
     "summary": """
 The part of a run is kept without the groups [step](#step) and [operations](#operations). These are
 worked out when results are read, from the observed run of the cell. `orchestrator export` and
-`orchestrator pack` write them beside each run. *over runs* says how the runs of a cell become one
-value in the [comparison](#comparison). *better* says which of two values is the better one, where
-one is: `orchestrator compare --gate` takes these columns.
+`orchestrator pack` write them beside each run. *over runs* says how the runs of a start become one
+value, and then the starts of a cell, in the [comparison](#comparison). *better* says which of two
+values is the better one, where one is: `orchestrator compare --gate` takes these columns.
 """,
     "collectives": """
 The part of a run is kept without the timing: `group_size` and all that follows it. `orchestrator
@@ -111,10 +115,10 @@ write it beside the calls of each run.
 """,
     "comparison": """
 Besides the columns below it has those columns of the [summary](#summary) that name a function under
-*over runs*, by the same names. That function makes one value of the completed runs of the cell that
-know one: `mean`, `median`, `max`, or `first`, which is for what is the same in all of them. Energy
-is over the runs whose power is valid. Goodput is null unless all runs were held to the same service
-levels.
+*over runs*, by the same names. That function makes one value of the completed runs of each start
+that know one, and then one of the starts: `mean`, `max`, or `first`, which is for what is the same
+in all of them. Energy is over the runs whose power is valid. Goodput is null unless all runs were
+held to the same service levels.
 """,
 }
 

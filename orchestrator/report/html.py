@@ -135,7 +135,7 @@ def describe(folder: Path) -> dict[str, object]:
         "columns": [(one.title, one.help) for one in side_by_side.known_columns(comparison)],
         "run_orders": sections.run_orders(comparison),
         "bound_sources": side_by_side.bound_sources(comparison),
-        "findings": sections.verdicts(found.verdicts),
+        "findings": sections.verdicts(found.best, found.verdicts),
         "sweeps": sections.sweeps(found.curves),
         "ablations": sections.ablations((content.layout_of(e.cell), e) for e in found.ablations),
         "communication": sections.operations(content.operations),

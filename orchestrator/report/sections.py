@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.analysis.comparing.ablation import Effect
+from orchestrator.analysis.comparing.best import Best
 from orchestrator.analysis.comparing.compare import Comparison, run_order
 from orchestrator.analysis.comparing.curves import Curve
+from orchestrator.analysis.comparing.rounds import Load
 from orchestrator.analysis.comparing.verdicts import Verdict
 from orchestrator.report import sweep
 from orchestrator.report.charts.communication import OperationFigures
@@ -25,18 +27,18 @@ METRICS = {
     "request_goodput": "most goodput",
     "joules_per_output_token": "least energy per token",
 }
+Pairs = Mapping[tuple[Load, str], Sequence[Verdict]]
 ABLATIONS = {"comm": "collectives", "p2p": "peer-to-peer links"}
 
 
 @dataclass(frozen=True, slots=True)
 class Winner:
-    """The best layout and the next, and by how much. equal: the runs show no difference."""
+    """The best layouts by one metric. names: none where nobody can win. shown: whether they are
+    shown to be the best; note: the first against the next, or why nothing is shown."""
 
-    best: str
-    other: str
-    times: str
-    interval: str
-    equal: bool
+    names: Sequence[str]
+    shown: bool
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,7 @@ class VerdictLine:
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """One scenario: for each concurrency and metric the best layout against the next, and all in
-    words."""
+    """One scenario: for each concurrency and metric the best layouts, and all pairs in words."""
 
     experiment: str
     scenario: str
@@ -108,33 +109,42 @@ class Operations:
 # -- verdicts
 
 
-def verdicts(found: Iterable[Verdict]) -> list[Verdicts]:
-    """By experiment and scenario."""
-    groups = grouped(found, lambda one: (one.experiment, one.scenario))
-    return [_verdicts(*where, mine) for where, mine in groups.items()]
+def verdicts(best: Iterable[Best], found: Iterable[Verdict]) -> list[Verdicts]:
+    """By experiment and scenario; nothing where one layout is alone."""
+    pairs = grouped(found, lambda one: (one.load, one.metric))
+    contested = [one for one in best if one.leader is None or (one.load, one.metric) in pairs]
+    groups = grouped(contested, lambda one: (one.experiment, one.scenario))
+    return [_verdicts(*where, mine, pairs) for where, mine in groups.items()]
 
 
-def _verdicts(experiment: str, scenario: str, found: Sequence[Verdict]) -> Verdicts:
-    metrics = [name for name in METRICS if any(one.metric == name for one in found)]
-    lines = sorted(grouped(found, lambda one: one.max_concurrency).items())
+def _verdicts(experiment: str, scenario: str, best: Sequence[Best], pairs: Pairs) -> Verdicts:
+    metrics = [name for name in METRICS if any(one.metric == name for one in best)]
+    lines = sorted(grouped(best, lambda one: one.max_concurrency).items())
     return Verdicts(
         experiment,
         scenario,
         [METRICS[name] for name in metrics],
-        [_verdict_line(concurrency, mine, metrics) for concurrency, mine in lines],
+        [_verdict_line(concurrency, mine, metrics, pairs) for concurrency, mine in lines],
     )
 
 
-def _verdict_line(concurrency: int, found: Sequence[Verdict], metrics: list[str]) -> VerdictLine:
-    first = {one.metric: one for one in reversed(found)}
-    winners = [_winner(first[name]) if name in first else None for name in metrics]
-    return VerdictLine(concurrency, winners, [one.sentence for one in found])
+def _verdict_line(
+    concurrency: int, best: Sequence[Best], metrics: list[str], pairs: Pairs
+) -> VerdictLine:
+    of = {one.metric: (one, pairs.get((one.load, one.metric), ())) for one in best}
+    winners = [_winner(*of[name]) if name in of else None for name in metrics]
+    sentences = [one.sentence for _, mine in of.values() for one in mine]
+    return VerdictLine(concurrency, winners, sentences)
 
 
-def _winner(one: Verdict) -> Winner:
-    times = "" if one.ratio is None else f"{one.ratio:.2f}x"
-    interval = "" if one.ci_low is None else f"[{one.ci_low:.2f}, {one.ci_high:.2f}]"
-    return Winner(one.best, one.other, times, interval, one.different is False)
+def _winner(best: Best, pairs: Sequence[Verdict]) -> Winner:
+    if best.leader is None:
+        return Winner((), False, best.reason or "")
+    first = pairs[0]
+    times = "" if first.ratio is None else f"{first.ratio:.2f}x {first.other}"
+    interval = "" if first.ci_low is None else f"[{first.ci_low:.2f}, {first.ci_high:.2f}]"
+    note = " ".join(part for part in (times, interval, best.reason) if part)
+    return Winner(best.layouts or (best.leader,), best.layouts is not None, note)
 
 
 def run_orders(comparison: Iterable[Comparison]) -> list[Order]:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.analysis import clocks, crosscheck, outputs
-from orchestrator.analysis.comparing.compare import Comparison, Load, completed, load_of, outputs_of
+from orchestrator.analysis.comparing.compare import Comparison, outputs_of
+from orchestrator.analysis.comparing.rounds import Load, completed, load_of
 from orchestrator.analysis.roofline import CALIBRATED, DATASHEET
 from orchestrator.analysis.summary import Summary
 from orchestrator.report.charts.cells import not_negative
@@ -29,14 +30,15 @@ class ShownColumn:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A cell in the table. relative: to the best of the same load. figures: a text a column; none
-    where the cell failed."""
+    """A cell in the table. relative: to the best mean of the same load. best: whether it is not
+    shown to be worse. figures: a text a column; none where the cell failed."""
 
     layout: str
     status: str
     reason: str | None
     reason_status: str | None
     relative: float | None
+    best: bool
     figures: Sequence[str]
 
 
@@ -75,7 +77,7 @@ COLUMNS = (
     ),
     ShownColumn(
         "tok/s",
-        "generated tokens per second, reading the prompts included; mean of the runs",
+        "generated tokens per second, reading the prompts included; mean of the starts",
         lambda one: figure(one.throughput.output_throughput),
     ),
     ShownColumn("interval", "95% interval of that mean", _interval),
@@ -146,7 +148,8 @@ COLUMNS = (
         lambda one: figure(one.energy.joules_per_output_token),
     ),
     ShownColumn("memory", "peak of the fullest rank", _memory),
-    ShownColumn("runs", "completed runs", lambda one: str(one.num_runs)),
+    ShownColumn("starts", "starts with a completed run", lambda one: str(one.num_starts)),
+    ShownColumn("runs", "completed runs, of all starts", lambda one: str(one.num_runs)),
 )
 
 
@@ -183,7 +186,8 @@ def groups(comparison: Sequence[Comparison], runs: Sequence[Summary], names: Nam
 def _line(one: Comparison, layout: str, columns: Sequence[ShownColumn]) -> Line:
     relative = one.relative_to_best if one.status == COMPLETED else None
     figures = _figures(one, columns)
-    return Line(layout, one.status, one.reason, one.reason_status, relative, figures)
+    best = one.in_best_set is True
+    return Line(layout, one.status, one.reason, one.reason_status, relative, best, figures)
 
 
 def _figures(one: Comparison, columns: Sequence[ShownColumn]) -> list[str]:

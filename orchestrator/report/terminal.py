@@ -13,14 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.analysis import clocks, crosscheck, outputs
-from orchestrator.analysis.comparing.compare import (
-    Comparison,
-    Load,
-    load_of,
-    names_of,
-    outputs_of,
-    run_order,
-)
+from orchestrator.analysis.comparing.compare import Comparison, outputs_of, run_order
+from orchestrator.analysis.comparing.rounds import Load, load_of, names_of
 from orchestrator.errors import UserError
 from orchestrator.report.progress import RunProgress
 from orchestrator.report.text import fixed, percent, three_digits
@@ -42,7 +36,7 @@ RATIO = "x [low, high]"  # not a column: how verdicts write a ratio
 LEGEND = {
     "tok/s": (
         "generated tokens per second of all requests together, reading the prompts included; "
-        "mean of the runs"
+        "mean of the starts"
     ),
     "±": "half of that mean's 95% interval, in percent of it",
     "steady": "tok/s while as many requests are in flight as may be: without ramp-up and drain",
@@ -51,9 +45,9 @@ LEGEND = {
         "tok/s in percent of what the GPUs' memory and arithmetic would allow this layout if "
         "communication took no time"
     ),
-    "best": "in percent of the best layout's tok/s",
     GPU_MS: "time of all GPUs of the layout for each generated token, in milliseconds",
     WORKER_MS: "time of all workers of the layout for each generated token, in milliseconds",
+    "best": "not shown to deliver less than the best mean; else in percent of that",
     "goodput": "requests per second that met every service level asked for",
     "delay ms": "median, from the scheduled arrival of a request to being let in",
     "TTFT ms": "time from a request's arrival to its first token, median",
@@ -67,7 +61,7 @@ LEGEND = {
     ),
     "J/tok": "energy of the GPUs per generated token, in joules",
     "memory": "peak of the fullest device",
-    RATIO: "ratio of means over runs, with its 95% interval",
+    RATIO: "ratio of means over starts, with its 95% interval by itself",
 }
 SVG_WIDTH = 110
 
@@ -95,7 +89,7 @@ def render(
     ordered = [load for mine in experiments for load in mine]
     for load, table in zip(ordered, tables, strict=True):
         _render_load(loads[load], table, console, said.get(load, ()))
-    several = any(one.num_runs > 1 for one in comparison)
+    several = any(one.num_starts > 1 for one in comparison)
     console.print(_legend(tables, ratios=several and bool(said)))
     if order := run_order(comparison):
         console.print(order, style="dim")
@@ -220,7 +214,7 @@ def _shared(cells: Sequence[Comparison]) -> dict[str, str]:
 def _style(one: Comparison) -> str:
     if one.status != COMPLETED:
         return "red"
-    return "bold green" if one.relative_to_best == 1.0 else ""
+    return "bold green" if one.in_best_set else ""
 
 
 def _dtype(one: Comparison) -> str:
@@ -233,14 +227,13 @@ def _throughput(one: Comparison) -> str:
 
 
 def _half_width(one: Comparison) -> float | None:
-    """Half the interval of tok/s over their mean; None below two runs."""
+    """Half the interval of tok/s over their mean; None below two starts."""
     mean, high = one.throughput.output_throughput, one.spread.ci_high
     return None if high is None or not mean else high / mean - 1.0
 
 
 def _of_best(one: Comparison) -> str:
-    relative = one.relative_to_best
-    return "best" if relative == 1.0 else percent(relative, 0, of=1.0)
+    return "best" if one.in_best_set else percent(one.relative_to_best, 0, of=1.0)
 
 
 def _device_ms(one: Comparison, title: str) -> float | None:
@@ -278,6 +271,7 @@ FIGURES: dict[str, Show] = {
     "bubble": lambda one: percent(one.step.decode.bubble.pct),
     "J/tok": lambda one: fixed(one.energy.joules_per_output_token, 2),
     "memory": _memory,
+    "starts": lambda one: str(one.num_starts),
     "runs": lambda one: str(one.num_runs),
 }
 # Title -> whether a cell has a value for it. A column without any value is left out of its table.
@@ -290,12 +284,14 @@ WHERE_KNOWN: dict[str, Callable[[Comparison], bool]] = {
     "goodput": lambda one: one.goodput.request_goodput is not None,
     "delay ms": lambda one: one.arrivals.median_schedule_delay_ms is not None,
     "J/tok": lambda one: one.energy.joules_per_output_token is not None,
+    "starts": lambda one: one.num_starts > 1,
 }
 # A terminal that is too narrow for all of them does without these, the first ones first.
 SPARED = (
     "J/tok",
     "/GPU",
     "runs",
+    "starts",
     "steady",
     "memory",
     "±",

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from orchestrator.analysis.comparing.compare import COMPARED, compare
+from orchestrator.analysis.comparing.verdicts import rulings
 from orchestrator.analysis.load import summaries
 from orchestrator.analysis.summary import MEASURED
 from orchestrator.cluster.connection import Cluster, connect
@@ -120,4 +121,4 @@ def _next_block(store: Store) -> int:
 def _write_comparison(store: Store, experiment: Experiment) -> None:
     runs = summaries(store, experiment.goodput)
     if runs:
-        store.write_comparison(COMPARED.make(compare(runs)))
+        store.write_comparison(COMPARED.make(compare(runs, rulings(runs, experiment.difference))))

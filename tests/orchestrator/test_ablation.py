@@ -60,6 +60,39 @@ def test_a_failed_run_an_output_of_one_token_and_a_lone_ablation_have_no_effect(
     assert ablation.effects([comm]) == []
 
 
+def started(what: str, *steps: float, **fields: object) -> list[Summary]:
+    """A run of a start for each step, in ms."""
+    return [
+        summary(ablation=what, start=i, decode_ms_per_step=ms, **fields)
+        for i, ms in enumerate(steps)
+    ]
+
+
+def test_the_saving_is_of_starts_of_the_same_round_with_an_interval() -> None:
+    whole = started("none", 10.0, 12.0, 11.0, comm_exposed_pct=9.0)
+    (effect,) = ablation.effects([*whole, *started("comm", 9.0, 10.9, 9.9)])
+    assert effect.decode_ms_per_step == 11.0
+    assert effect.saved_pct == pytest.approx(100 * (1 - 29.8 / 33))
+    assert effect.saved_ci_low is not None
+    assert effect.saved_ci_high is not None
+    assert 8.5 < effect.saved_ci_low < effect.saved_pct < effect.saved_ci_high < 11.5
+    low, high = effect.saved_ci_low, effect.saved_ci_high
+    assert f"{effect.saved_pct:.1f}% [{low:.1f}, {high:.1f}] less" in ablation.sentence(effect)
+
+
+def test_a_saving_of_starts_without_a_round_in_common_has_no_interval() -> None:
+    apart = started("comm", 9.0, 9.0, block=1)
+    (effect,) = ablation.effects([*started("none", 10.0, 10.0), *apart])
+    assert (effect.saved_pct, effect.saved_ci_low) == (pytest.approx(10.0), None)
+
+
+def test_the_share_by_the_profile_is_the_mean_of_the_starts() -> None:
+    whole = [*started("none", 10.0, 10.0, comm_exposed_pct=9.0)]
+    whole.append(summary(start=2, decode_ms_per_step=10.0, comm_exposed_pct=12.0))
+    (effect,) = ablation.effects([*whole, *started("comm", 9.0)])
+    assert effect.comm_exposed_pct == pytest.approx(10.0)
+
+
 def test_ablated_runs_are_not_compared_with_layouts() -> None:
     assert [one.throughput.output_throughput for one in compare(runs())] == [100.0]
 

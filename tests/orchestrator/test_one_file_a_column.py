@@ -26,7 +26,7 @@ cell = compare([widened(Summary, row, **vars(nothing(Observed)))])
 print(COMPARED.make(cell).column("brand_new").to_pylist())
 print("brand_new" in page())
 """
-DECLARED = '    brand_new: int | None = column("made for a test", "things", over_runs="median")\n'
+DECLARED = '    brand_new: int | None = column("made for a test", "things", over_runs="mean")\n'
 
 
 @pytest.mark.parametrize(

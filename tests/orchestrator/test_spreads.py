@@ -1,5 +1,5 @@
-"""How far runs lie apart, metric by metric, and what is said where that is further than was asked
-for."""
+"""How far starts and the runs inside them lie apart, figure by figure, and what is said where that
+is further than was asked for."""
 
 import pytest
 from click.testing import CliRunner
@@ -14,18 +14,18 @@ from orchestrator.store.store import Store
 CELL = {"model": "m", "strategy": "tp4", "max_concurrency": 32, "output_throughput": None}
 
 
-def of_runs(*runs):
-    """The statistics of runs that are given by what they measured."""
-    return statistics(summary(**{**CELL, "run": i, **run}) for i, run in enumerate(runs))
+def rows(*runs):
+    """Runs that are given by what they measured, each in a start of its own."""
+    return [summary(**{**CELL, "start": i, **run}) for i, run in enumerate(runs)]
 
 
 def by_metric(*runs):
-    return {one.metric: one for one in of_runs(*runs)}
+    return {one.metric: one for one in statistics(rows(*runs))}
 
 
 def sentences(until_ci, *throughputs):
-    found = of_runs(*({"output_throughput": throughput} for throughput in throughputs))
-    return [one.sentence for one in unsettled(found, until_ci)]
+    runs = rows(*({"output_throughput": throughput} for throughput in throughputs))
+    return [one.sentence for one in unsettled(runs, until_ci)]
 
 
 def test_every_metric_that_was_measured_has_a_mean_and_an_interval():
@@ -34,22 +34,49 @@ def test_every_metric_that_was_measured_has_a_mean_and_an_interval():
     )
     assert set(found) == {"output_throughput", "median_ttft_ms"}
     row = found["median_ttft_ms"]
-    assert (row.n, row.mean, row.std, row.cv, row.unit) == (
+    assert (row.n, row.mean, row.std, row.cv_between, row.unit) == (
         3,
         200.0,
         20.0,
         pytest.approx(0.1),
         "ms",
     )
+    assert row.cv_within is None
     assert (row.ci_low, row.ci_high) == (
         pytest.approx(150.32, abs=0.01),
         pytest.approx(249.68, abs=0.01),
     )
 
 
-def test_one_run_has_a_mean_alone():
+def test_one_start_has_a_mean_alone_and_what_its_runs_scatter_by():
     row = by_metric({"median_tpot_ms": 5.0})["median_tpot_ms"]
-    assert (row.n, row.mean, row.std, row.ci_low) == (1, 5.0, None, None)
+    assert (row.n, row.mean, row.std, row.ci_low, row.cv_within) == (1, 5.0, None, None, None)
+    runs = [summary(**{**CELL, "run": i, "median_tpot_ms": ms}) for i, ms in enumerate((4.0, 6.0))]
+    (row,) = statistics(runs)
+    assert (row.n, row.mean, row.ci_low) == (1, 5.0, None)
+    assert row.cv_within == pytest.approx(2**0.5 / 5)
+
+
+def test_what_lies_within_starts_and_between_them_is_told_apart():
+    """Runs of a start lie 2 apart, the starts 20: the interval is of the starts."""
+    values = {0: (99.0, 101.0), 1: (119.0, 121.0)}
+    runs = [
+        summary(**{**CELL, "start": at, "run": i, "output_throughput": x})
+        for at, mine in values.items()
+        for i, x in enumerate(mine)
+    ]
+    (row,) = statistics(runs)
+    assert (row.n, row.mean, row.std) == (2, 110.0, pytest.approx(200**0.5))
+    assert row.cv_within == pytest.approx(2**0.5 / 110)
+    assert row.ci_high - row.mean == pytest.approx(12.706 * 10, abs=0.01)
+
+
+def test_shares_of_a_step_have_intervals_over_starts_and_may_be_0():
+    found = by_metric(*({"comm_exposed_pct": x, "bubble_pct": 0.0} for x in (9.0, 10.0, 11.0)))
+    row = found["comm_exposed_pct"]
+    assert (row.n, row.mean, row.unit) == (3, 10.0, "%")
+    assert row.ci_high - row.ci_low == pytest.approx(2 * 4.303 / 3**0.5, abs=0.01)
+    assert (found["bubble_pct"].mean, found["bubble_pct"].cv_between) == (0.0, None)
 
 
 def test_only_runs_that_count_are_in_it():
@@ -69,11 +96,21 @@ def test_only_runs_that_count_are_in_it():
 
 def test_a_cell_that_is_less_certain_than_was_asked_says_how_far_it_came():
     assert sentences(0.05, 100.0, 110.0, 105.0) == [
-        "tp4 short at 32: still ±11.8% after 3 runs (asked ±5%)"
+        "tp4 short at 32: still ±11.8% after 3 starts (asked ±5%)"
     ]
-    assert sentences(0.05, 100.0) == ["tp4 short at 32: no interval after 1 run (asked ±5%)"]
-    assert sentences(0.15, 100.0, 110.0, 105.0) == []
+    assert sentences(0.05, 100.0) == ["tp4 short at 32: no interval after 1 start (asked ±5%)"]
+    assert sentences(0.15, 100.0, 110.0, 105.0) == [
+        "tp4 short at 32: ±11.8%, not confirmed by 6 more, after 3 starts (asked ±15%)"
+    ]
+    assert sentences(0.15, *[100.0, 101.0] * 4) == []
     assert sentences(None, 100.0, 110.0, 105.0) == []
+
+
+def test_runs_of_one_start_settle_nothing():
+    runs = [
+        summary(**{**CELL, "run": i, "output_throughput": x}) for i, x in enumerate([100.0] * 9)
+    ]
+    assert [one.n for one in unsettled(runs, 0.05)] == [1]
 
 
 def test_it_is_said_below_the_comparison_for_what_was_asked_when_the_runs_were_made(tmp_path):
@@ -82,8 +119,10 @@ def test_it_is_said_below_the_comparison_for_what_was_asked_when_the_runs_were_m
     store.update_manifest(experiment={"until_ci": 0.05})
     cell = Cell(Deployment("m", "tp4", "torch", "bfloat16"), Scenario("short", 256, 128), 32)
     for index, throughput in enumerate((100.0, 110.0, 105.0)):
-        write_run(store, Run(cell, 0, index), output_throughput=throughput)
-    said = "tp4 short at 32: still ±11.8% after 3 runs (asked ±5%)"
+        write_run(store, Run(cell, index, 0), output_throughput=throughput)
+    said = "tp4 short at 32: still ±11.8% after 3 starts (asked ±5%)"
     assert said in CliRunner().invoke(cli.main, ["compare", str(store.folder)]).stdout
     assert findings.of_folders([store.folder]).as_data()["unsettled"][0]["sentence"] == said
-    assert findings.of_folders([store.folder], until_ci=0.2).unsettled == []
+    assert (
+        "not confirmed" in findings.of_folders([store.folder], until_ci=0.2).unsettled[0].sentence
+    )

@@ -62,7 +62,7 @@ def test_one_figure_is_told_of_a_cell_the_mean_of_its_runs(page: Path) -> None:
 def test_what_the_page_says_beside_the_figures(page: Path) -> None:
     said = text_of(page)
     for words in (
-        "follow each other",
+        "Every layout had one start",
         "from rates measured on these devices",
         "Communication by operation",
         "all-reduce",

@@ -31,7 +31,7 @@ def test_a_run_that_is_invalid_is_not_said_to_have_failed():
     assert [cells[0].reason_status for cells in (mixed, alone)] == ["invalid", "invalid"]
     assert "tp4 (torch), one of its runs is invalid: 900 tok/s is above the bound" in shown(mixed)
     assert "tp4 (torch) is invalid: 900 tok/s is above the bound" in shown(alone)
-    failed = shown(compared(run("tp4", 10.0), run("tp4", index=1, reason="timeout")))
+    failed = shown(compared(run("tp4", 10.0), run("tp4", start=1, reason="timeout")))
     assert "tp4 (torch), one of its runs failed: timeout" in failed
 
 
@@ -202,7 +202,7 @@ def test_outside_a_terminal_progress_is_a_line_per_finished_run():
         progress.begin(2, 1)
         progress.phase("tiny.tp4", "tiny.tp4.short.c8", "start 1/1 run 1/2")
         progress.finished(run("tp4", 10.0, median_ttft_ms=5.0, median_tpot_ms=1.0))
-        progress.finished(run("tp4", index=1, reason="timeout"))
+        progress.finished(run("tp4", run=1, reason="timeout"))
     lines = console.file.getvalue().splitlines()
     assert lines == [
         "1 of 3 runs have a result and are skipped.",
@@ -234,19 +234,43 @@ def test_each_group_says_which_layouts_made_the_same_tokens():
     assert "Output tokens" not in shown(compared(done[0]))
 
 
-def test_repeats_come_with_a_note_on_their_order():
-    def noted(*turns, **fields):
+def test_repeats_come_with_a_note_on_what_they_are_worth():
+    def noted(starts, runs):
         rows = [
-            run(name, 10.0 + index, index, block=turn, **fields)
+            run(name, 10.0 + index, start, run=index)
             for name in ("tp4", "pp4")
-            for index, turn in enumerate(turns)
+            for start in range(starts)
+            for index in range(runs)
         ]
         return " ".join(shown(compared(*rows)).split())
 
-    assert "The runs of a layout follow each other, without turns" in noted(0, 0)
-    assert "Layouts took turns, run by run" in noted(0, 1)
-    assert "follow each other" not in noted(0)
-    assert "follow each other" not in shown(compared(run("tp4", 10.0), run("tp4", 11.0, 1)))
+    assert "Its runs share whatever was fixed when its workers were built" in noted(1, 2)
+    assert "Layouts took turns, start by start" in noted(2, 1)
+    assert "start by start" not in noted(1, 1)
+    assert "start by start" not in shown(compared(run("tp4", 10.0), run("tp4", 11.0, 1)))
+
+
+def test_starts_are_counted_where_there_are_several():
+    assert "starts" not in headers(shown(compared(run("tp4", 10.0)), 160))[0]
+    assert "starts" in headers(shown(compared(run("tp4", 10.0), run("tp4", 11.0, 1)), 160))[0]
+
+
+def test_every_layout_that_is_not_shown_to_be_worse_is_called_best():
+    values = {"tp4": (100.0, 101.0, 99.0), "dp4": (99.0, 101.0, 98.0), "pp4": (50.0, 51.0, 49.0)}
+    rows = [run(name, x, i) for name, mine in values.items() for i, x in enumerate(mine)]
+    text = shown(compared(*rows), 160)
+    lines = [line for line in text.splitlines() if line.startswith((" tp4", " dp4", " pp4"))]
+    assert ["best" in line for line in lines] == [True, True, False]
+
+
+def test_with_one_start_each_no_layout_is_called_best():
+    text = shown(compared(run("tp4", 100.0), run("pp4", 50.0)), 160)
+    tp4, pp4 = (
+        next(line for line in text.splitlines() if line.startswith(f" {name}"))
+        for name in ("tp4", "pp4")
+    )
+    assert "best" not in tp4 + pp4
+    assert "100%" in tp4
 
 
 def test_an_open_loop_is_named_and_shows_its_delay_where_a_closed_one_shows_its_steady_state():

@@ -46,7 +46,7 @@ COMPARED = {
     **CELL,
     "status": "completed",
     "num_runs": 1,
-    "num_turns": 1,
+    "num_starts": 1,
     "distinct_outputs": 0,
     "input_len": 256,
     "output_len": 128,
@@ -67,12 +67,12 @@ def summary(**given: object) -> Summary:
 
 
 def one_run(
-    strategy: str, throughput: float | None = None, index: int = 0, **given: object
+    strategy: str, throughput: float | None = None, start: int = 0, **given: object
 ) -> Summary:
-    """A run of four devices, failed where there is no throughput."""
+    """A run of four devices, the only one of its start; failed where there is no throughput."""
     status = "failed" if throughput is None else "completed"
     base = {"strategy": strategy, "dtype": "float32", "num_gpus": 4, "status": status}
-    return summary(**{**base, "run": index, "output_throughput": throughput, **given})
+    return summary(**{**base, "start": start, "output_throughput": throughput, **given})
 
 
 def comparison(**given: object) -> Comparison:

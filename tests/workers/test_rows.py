@@ -33,7 +33,7 @@ class Key:
 
 @row
 class Times:
-    mean: float | None = column("{about}, mean", "ms", over_runs="median")
+    mean: float | None = column("{about}, mean", "ms", over_runs="mean")
     worst: float | None = column(
         "{about}, the longest", "ms", formula="max", source="own", over_runs="max", better="higher"
     )
@@ -207,7 +207,7 @@ def test_columns_that_the_table_does_not_have_are_left_out() -> None:
 
 
 def test_a_table_of_some_columns_has_none_in_the_others() -> None:
-    some = Table("some", Trial, lambda one: one.over_runs == "median" or one.name == "name")
+    some = Table("some", Trial, lambda one: one.over_runs == "mean" or one.name == "name")
     assert some.schema.names == ["name", "mean_ttft_ms", "mean_tpot_ms"]
     (read,) = some.rows(some.make([trial()]))
     assert read == trial(
@@ -228,11 +228,11 @@ def test_rows_as_plain_data_are_their_columns_by_name() -> None:
 
 
 def test_several_rows_become_one_each_column_by_its_own_function() -> None:
-    functions: Any = {"median": statistics.median, "max": max, "first": lambda known: known[0]}
+    functions: Any = {"mean": statistics.fmean, "max": max, "first": lambda known: known[0]}
     times = (Times(mean=1.0, worst=9.0), Times(mean=9.0, worst=2.0), Times(mean=2.0, worst=None))
     rows = [trial(count=index, ttft=one) for index, one in enumerate(times, start=5)]
     found = reduced(Trial, rows, functions)
-    assert (found.ttft.mean, found.ttft.worst, found.count) == (2.0, 9.0, 5)
+    assert (found.ttft.mean, found.ttft.worst, found.count) == (4.0, 9.0, 5)
     assert found.tpot == Times(mean=None, worst=4.0)
     assert found.name is found.sizes is found.done is None  # no part of a comparison
     assert reduced(Trial, [], functions) == nothing(Trial)

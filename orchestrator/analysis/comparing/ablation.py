@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from statistics import median
+from statistics import fmean
 
-from orchestrator.analysis.comparing.compare import completed
+from orchestrator.analysis.comparing.confidence import paired_ratio
+from orchestrator.analysis.comparing.rounds import completed, means
 from orchestrator.analysis.summary import Summary
 from orchestrator.store.schema import CellKey
 from workers.rows import Table, column, group, grouped, row
@@ -18,11 +19,17 @@ class Effect:
     """An ablated cell beside the whole one."""
 
     cell: CellKey = group()
-    decode_ms_per_step: float = column("decode step of the whole layout, median over runs", "ms")
+    decode_ms_per_step: float = column("decode step of the whole layout, mean over starts", "ms")
     decode_ms_per_step_without: float = column("the same without what is left out", "ms")
     saved_pct: float = column(
-        "what the step is shorter by", "%", formula="100 x (1 - without / whole)"
+        "what the step is shorter by, over the rounds that both have, or all where there are none",
+        "%",
+        formula="100 x (1 - without / whole)",
     )
+    saved_ci_low: float | None = column(
+        "lower end of its 95% interval, from two rounds on", "%", source="Fieller 1954, of pairs"
+    )
+    saved_ci_high: float | None = column("upper end of it", "%", source="Fieller 1954, of pairs")
     comm_exposed_pct: float | None = column(
         "exposed communication by the profile of the whole layout, to be held against it", "%"
     )
@@ -44,19 +51,33 @@ def effects(runs: Iterable[Summary]) -> list[Effect]:
 def _of_cell(runs: Sequence[Summary]) -> Iterator[Effect]:
     by_ablation = grouped(runs, lambda run: run.cell.ablation)
     whole = by_ablation.pop("none", [])
-    for ablated in by_ablation.values() if whole else ():
-        before, after = _step_ms(whole), _step_ms(ablated)
-        yield Effect(
-            cell=ablated[0].cell,
-            decode_ms_per_step=before,
-            decode_ms_per_step_without=after,
-            saved_pct=100.0 * (1.0 - after / before),
-            comm_exposed_pct=whole[0].step.decode.comm_exposed.pct,
-        )
+    yield from (_effect(whole, ablated) for ablated in by_ablation.values() if whole)
 
 
-def _step_ms(runs: Sequence[Summary]) -> float:
-    return median(run.throughput.decode_ms_per_step or 0.0 for run in runs)
+def _effect(whole: Sequence[Summary], ablated: Sequence[Summary]) -> Effect:
+    before, after = means(whole, _step_ms), means(ablated, _step_ms)
+    shared = [at for at in before if at in after]
+    sides = [after[at] for at in shared], [before[at] for at in shared]
+    found = paired_ratio(*sides)
+    profile = means(whole, lambda run: run.step.decode.comm_exposed.pct).values()
+    without = found.value if found else fmean(after.values()) / fmean(before.values())
+    return Effect(
+        cell=ablated[0].cell,
+        decode_ms_per_step=fmean(before.values()),
+        decode_ms_per_step_without=fmean(after.values()),
+        saved_pct=_saved(without),
+        saved_ci_low=_saved(found.high) if found and found.high is not None else None,
+        saved_ci_high=_saved(found.low) if found and found.low is not None else None,
+        comm_exposed_pct=fmean(profile) if profile else None,
+    )
+
+
+def _saved(without: float) -> float:
+    return 100.0 * (1.0 - without)
+
+
+def _step_ms(run: Summary) -> float | None:
+    return run.throughput.decode_ms_per_step
 
 
 def sentence(effect: Effect) -> str:
@@ -69,4 +90,6 @@ def sentence(effect: Effect) -> str:
         return f"Without peer-to-peer links: {change}, x {after / before:.2f}."
     by_profile = effect.comm_exposed_pct
     profile = "" if by_profile is None else f"; the profile says {by_profile:.1f}%"
-    return f"Without collectives: {change}, {effect.saved_pct:.1f}% less{profile}."
+    low, high = effect.saved_ci_low, effect.saved_ci_high
+    between = "" if low is None or high is None else f" [{low:.1f}, {high:.1f}]"
+    return f"Without collectives: {change}, {effect.saved_pct:.1f}%{between} less{profile}."

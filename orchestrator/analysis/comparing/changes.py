@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from orchestrator.analysis.comparing.compare import completed, names_of
 from orchestrator.analysis.comparing.confidence import Ratio
+from orchestrator.analysis.comparing.rounds import completed, names_of
 from orchestrator.analysis.comparing.two_results import JoinedCell, Sides, TwoResults, sides_of
 from orchestrator.analysis.summary import SUMMARY, Summary
 from workers.rows import Column, Table, column, group, grouped, row

@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from orchestrator.analysis.comparing.compare import Comparison, names_of
+from orchestrator.analysis.comparing.compare import Comparison
+from orchestrator.analysis.comparing.rounds import names_of
 from orchestrator.store.schema import COMPLETED, CellKey
 from workers.rows import Table, column, grouped, row
 

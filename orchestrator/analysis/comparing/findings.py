@@ -1,15 +1,19 @@
 """Everything that results say when they are looked at: comparison, statistics, verdicts, curves,
-ablations."""
+ablations, drifts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from orchestrator.analysis.comparing.ablation import EFFECTS, Effect, effects
-from orchestrator.analysis.comparing.compare import COMPARED, Comparison, Load, compare
+from orchestrator.analysis.comparing.best import BEST, Best, best
+from orchestrator.analysis.comparing.compare import COMPARED, Comparison, compare
 from orchestrator.analysis.comparing.curves import CURVES, Curve, curves
+from orchestrator.analysis.comparing.drift import DRIFTS, Drift, drifts
+from orchestrator.analysis.comparing.metrics import OBJECTIVES
+from orchestrator.analysis.comparing.rounds import Load
 from orchestrator.analysis.comparing.spreads import (
     STATISTICS,
     UNSETTLED,
@@ -18,8 +22,9 @@ from orchestrator.analysis.comparing.spreads import (
     statistics,
     unsettled,
 )
-from orchestrator.analysis.comparing.verdicts import VERDICTS, Verdict, verdicts
+from orchestrator.analysis.comparing.verdicts import VERDICTS, Verdict, rulings
 from orchestrator.analysis.load import Results, load
+from orchestrator.experiment import DIFFERENCE
 from workers.rows import grouped
 
 
@@ -28,56 +33,94 @@ class Findings:
     """What the results of one experiment or several say, in typed rows."""
 
     comparison: Sequence[Comparison]
+    best: Sequence[Best]
     verdicts: Sequence[Verdict]
     curves: Sequence[Curve]
     ablations: Sequence[Effect]
     statistics: Sequence[Statistic]
     unsettled: Sequence[Unsettled]
+    drifts: Sequence[Drift]
 
     def as_data(self) -> dict[str, object]:
         """Plain data for `json.dumps`: the rows of each table, by its name."""
         return {
             "comparison": COMPARED.data(self.comparison),
+            "best": BEST.data(self.best),
             "verdicts": VERDICTS.data(self.verdicts),
             "curves": CURVES.data(self.curves),
             "ablations": EFFECTS.data(self.ablations),
             "statistics": STATISTICS.data(self.statistics),
             "unsettled": UNSETTLED.data(self.unsettled),
+            "drifts": DRIFTS.data(self.drifts),
         }
 
     def sentences(self, objective: str) -> Mapping[Load, list[str]]:
-        """The verdicts for one objective in words, by what layouts are compared within."""
-        mine = [one for one in self.verdicts if one.objective == objective]
-        groups = grouped(mine, lambda one: one.load)
-        return {load: [one.sentence for one in found] for load, found in groups.items()}
+        """The verdicts for one objective in words, by what layouts are compared within: the leader
+        against each other layout, or why there is none."""
+        metrics = grouped(
+            (one for one in self.best if one.objective == objective), lambda one: one.load
+        )
+        pairs = grouped(self.verdicts, lambda one: (one.load, one.metric))
+        return {
+            load: [line for one in mine for line in _said(one, pairs.get((load, one.metric), ()))]
+            for load, mine in metrics.items()
+        }
 
 
 def of_folders(
-    paths: Iterable[Path], levels: Mapping[str, float] | None = None, until_ci: float | None = None
+    paths: Iterable[Path],
+    levels: Mapping[str, float] | None = None,
+    until_ci: float | None = None,
+    difference: float | None = None,
+    objective: str = OBJECTIVES[0],
 ) -> Findings:
     """What the results at or below `paths` say.
 
     levels: service levels in ms that goodput is worked out under; None or empty: those of the runs.
-    until_ci: how certain each mean should be; None: as was asked for when the results were made.
+    until_ci: how certain each mean should be. difference: the smallest that matters, as a share. Of
+    both None: as was asked for when the results were made. objective: what cells are ordered by.
     Raises UserError where there are no results, or those of another schema version.
     """
-    return of_results(load(paths, levels), until_ci)
+    return of_results(load(paths, levels), until_ci, difference, objective)
 
 
-def of_results(results: Sequence[Results], until_ci: float | None = None) -> Findings:
+def of_results(
+    results: Sequence[Results],
+    until_ci: float | None = None,
+    difference: float | None = None,
+    objective: str = OBJECTIVES[0],
+) -> Findings:
     """What results say; see `of_folders`."""
-    comparison = [cell for one in results for cell in compare(one.runs)]
-    spreads = [statistics(one.runs) for one in results]
-    asked = [until_ci or one.asked.get("until_ci") for one in results]
+    found = [_of_experiment(one, until_ci, difference, objective) for one in results]
+    return Findings(
+        **{
+            field.name: [row for one in found for row in getattr(one, field.name)]
+            for field in fields(Findings)
+        }
+    )
+
+
+def _of_experiment(
+    one: Results, until_ci: float | None, difference: float | None, objective: str
+) -> Findings:
+    matters = difference or one.asked.get("difference") or DIFFERENCE
+    shown = rulings(one.runs, matters)
+    comparison = compare(one.runs, shown, objective)
     return Findings(
         comparison=comparison,
-        verdicts=[verdict for one in results for verdict in verdicts(one.runs)],
+        best=best(shown),
+        verdicts=[verdict for ruling in shown for verdict in ruling.verdicts],
         curves=curves(comparison),
-        ablations=[effect for one in results for effect in effects(one.runs)],
-        statistics=[statistic for mine in spreads for statistic in mine],
-        unsettled=[
-            wide
-            for mine, until in zip(spreads, asked, strict=True)
-            for wide in unsettled(mine, until)
-        ],
+        ablations=effects(one.runs),
+        statistics=statistics(one.runs),
+        unsettled=unsettled(one.runs, until_ci or one.asked.get("until_ci")),
+        drifts=drifts(one.runs, matters),
     )
+
+
+def _said(found: Best, verdicts: Iterable[Verdict]) -> Iterator[str]:
+    """What is said of one metric under one load. verdicts: of every pair."""
+    if found.leader is None:
+        yield found.reason or ""
+        return
+    yield from (one.sentence for one in verdicts if found.leader in (one.better, one.other))

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from orchestrator.analysis.comparing.compare import completed
 from orchestrator.analysis.comparing.confidence import Ratio
 from orchestrator.analysis.comparing.gates import BEYOND, UNDECIDED, WITHIN, Gate
+from orchestrator.analysis.comparing.rounds import completed
 from orchestrator.analysis.comparing.surroundings import Surroundings
 from orchestrator.analysis.comparing.two_results import (
     JoinedCell,

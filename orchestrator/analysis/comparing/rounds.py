@@ -1,16 +1,27 @@
-"""The unit of repetition: a start, which is a fresh group of workers. Those of one round are
-pairs."""
+"""What is compared with what. Cells of one load are; of their starts, each a fresh group of workers
+and the unit of repetition, those of one round are pairs."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
-from orchestrator.analysis.summary import Measured
+from orchestrator.analysis.summary import Measured, Summary
+from orchestrator.store.schema import COMPLETED, CellKey
 from workers.rows import grouped
 
 R = TypeVar("R", bound=Measured)
+
+
+class Load(NamedTuple):
+    """What cells must agree in for their layouts to be compared."""
+
+    experiment: str
+    model: str
+    scenario: str
+    max_concurrency: int
 
 
 class Round(NamedTuple):
@@ -19,6 +30,57 @@ class Round(NamedTuple):
 
     block: int
     start: int
+
+
+def load_of(cell: CellKey) -> Load:
+    """What a cell is compared within."""
+    return Load(cell.experiment, cell.model, cell.scenario, cell.max_concurrency)
+
+
+def names_of(cells: Sequence[CellKey]) -> list[str]:
+    """What to call cells that did the same work: the layout, with engine, dtype and quantization
+    only where these differ."""
+    several_engines = len({cell.engine for cell in cells}) > 1
+    several_dtypes = len({dtype_of(cell) for cell in cells}) > 1
+
+    def name(cell: CellKey) -> str:
+        engine = [cell.engine] if several_engines else []
+        return " ".join([cell.strategy, *engine, *([dtype_of(cell)] if several_dtypes else [])])
+
+    return [name(cell) for cell in cells]
+
+
+def dtype_of(cell: CellKey) -> str:
+    """The dtype of a cell, with its quantization if there is any."""
+    return cell.dtype if cell.quantization == "none" else f"{cell.dtype}/{cell.quantization}"
+
+
+# -- the runs that count
+
+
+def whole(runs: Iterable[Summary]) -> list[Summary]:
+    """The runs that nothing was taken out of: those of an ablation are no results of their
+    layout."""
+    return [run for run in runs if run.cell.ablation == "none"]
+
+
+def completed(runs: Iterable[Summary]) -> list[Summary]:
+    """The runs that have a result."""
+    return [run for run in runs if run.status == COMPLETED]
+
+
+def with_valid_power(runs: Iterable[Summary]) -> list[Summary]:
+    """The completed runs whose energy may be set against another's."""
+    return [run for run in completed(runs) if run.energy.power_valid]
+
+
+def held_to_one_level(runs: Iterable[Summary]) -> list[Summary]:
+    """The completed runs, if all were held to the same service levels; else none."""
+    done = completed(runs)
+    return done if len({run.goodput.goodput for run in done}) == 1 else []
+
+
+# -- starts, and the runs inside them
 
 
 def round_of(run: Measured) -> Round:
@@ -34,10 +96,20 @@ def by_round(runs: Iterable[R]) -> dict[Round, list[R]]:
 def means(runs: Iterable[R], value: Callable[[R], float | None]) -> dict[Round, float]:
     """A figure of each start of one cell: the mean over its runs that know it. A start of which no
     run knows it is left out."""
-    known = {at: _known(mine, value) for at, mine in by_round(runs).items()}
-    return {at: statistics.fmean(values) for at, values in known.items() if values}
+    return {at: statistics.fmean(values) for at, values in _known(runs, value).items()}
 
 
-def _known(runs: Sequence[R], value: Callable[[R], float | None]) -> list[float]:
-    found = map(value, runs)
-    return [one for one in found if one is not None]
+def std_within(runs: Iterable[R], value: Callable[[R], float | None]) -> float | None:
+    """How far the runs inside a start of one cell lie apart: their standard deviation, pooled over
+    starts. None where each start has one run."""
+    starts = _known(runs, value).values()
+    freedom = sum(len(values) - 1 for values in starts)
+    squares = (math.fsum((x - statistics.fmean(of)) ** 2 for x in of) for of in starts)
+    return math.sqrt(math.fsum(squares) / freedom) if freedom else None
+
+
+def _known(runs: Iterable[R], value: Callable[[R], float | None]) -> dict[Round, list[float]]:
+    """The values of each start of which any run knows one."""
+    found = {at: list(map(value, mine)) for at, mine in by_round(runs).items()}
+    known = {at: [one for one in mine if one is not None] for at, mine in found.items()}
+    return {at: values for at, values in known.items() if values}

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.analysis.comparing.compare import (
+from orchestrator.analysis.comparing.confidence import Ratio, ratio
+from orchestrator.analysis.comparing.rounds import (
     completed,
     held_to_one_level,
+    means,
     whole,
     with_valid_power,
 )
-from orchestrator.analysis.comparing.confidence import Ratio, ratio
-from orchestrator.analysis.comparing.rounds import means
 from orchestrator.analysis.comparing.surroundings import Surroundings, surroundings_of
 from orchestrator.analysis.load import Results, load
 from orchestrator.analysis.summary import Observed, Summary

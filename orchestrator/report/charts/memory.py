@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from orchestrator.analysis.building import Memory
-from orchestrator.analysis.comparing.compare import completed
+from orchestrator.analysis.comparing.rounds import completed
 from orchestrator.analysis.summary import Summary
 from orchestrator.report.charts.views import Names, View, rounded, view
 from workers.rows import grouped, widened

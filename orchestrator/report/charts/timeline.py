@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from orchestrator.analysis.comparing.compare import load_of
+from orchestrator.analysis.comparing.rounds import load_of
 from orchestrator.report.charts.views import Names, View, first_start, view
 from orchestrator.store.schema import CellKey
 from workers.records import COMPUTE, DECODE, SPANS, SpanRow

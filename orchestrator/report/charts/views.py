@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.analysis.comparing.compare import names_of
+from orchestrator.analysis.comparing.rounds import names_of
 from orchestrator.store.schema import CELL_KEYS, CellKey, places
 from workers.rows import grouped
 
