@@ -82,7 +82,9 @@ class Schedule:
         before = range(max(begun, self.experiment.num_starts))
         if start != len(before) or any(job.missing(cell, n) for n in before for job, cell in load):
             return False
-        return any(self._is_wide(runs[cell.cell]) for job, cell in load if not job.in_vain(cell))
+        # An ablation is no result of its layout: it shares the rounds, and asks for none.
+        judged = [one for one in load if one[1].cell.deployment.ablation == "none"]
+        return any(self._is_wide(runs[cell.cell]) for job, cell in judged if not job.in_vain(cell))
 
     def _is_wide(self, runs: Sequence[Measured]) -> bool:
         until_ci = self.experiment.until_ci

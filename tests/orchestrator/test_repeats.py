@@ -133,3 +133,23 @@ def test_starts_that_were_added_count_as_done_when_the_same_command_comes_again(
     again = schedule(*[AGREE] * 4, until_ci=0.05)
     assert [job.completed(cell) for job in again.jobs for cell in job.deployment.cells] == [3] * 4
     assert not again.left()
+
+
+def test_an_ablated_layout_shares_the_starts_that_are_added_and_asks_for_none(
+    tmp_path: Path,
+) -> None:
+    store = Store(tmp_path)
+    store.create()
+    experiment = Experiment(until_ci=0.05, num_starts=3)
+    jobs = [
+        Job(deployment("tp2", [(SERVE, 0)], ablation=ablation), experiment, store)
+        for ablation in ("none", "comm")
+    ]
+    schedule = Schedule(jobs, experiment, store)
+    whole, without = (job.deployment.cells[0].cell for job in jobs)
+    for start in range(9):
+        write_run(store, Run(whole, start, 0), output_throughput=100.0 + 0.1 * start)
+        write_run(store, Run(without, start, 0), output_throughput=100.0 + 90.0 * (start % 2))
+    assert schedule.left() == 0
+    write_run(store, Run(whole, 8, 0), output_throughput=900.0)
+    assert schedule.cells(9) == {whole, without}
