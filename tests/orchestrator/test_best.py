@@ -49,6 +49,12 @@ def test_a_layout_that_is_equivalent_to_the_leader_is_among_the_best():
     assert one.layouts == ["dp2", "tp2"]
 
 
+def test_where_nobody_made_anything_that_is_said_and_not_that_rounds_are_missing():
+    zeros = [0.0] * 3
+    one = found(starts("dp2", zeros), starts("tp2", zeros))
+    assert (one.layouts, one.reason) == (None, "every start of both has 0")
+
+
 def test_lower_is_better_where_it_is():
     fast, slow = times(0.5), STEADY[::-1]
     one = found(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from orchestrator.analysis.comparing.contests import Field, Side
 from orchestrator.analysis.comparing.metrics import THROUGHPUT
 from orchestrator.analysis.comparing.rounds import Load
-from orchestrator.analysis.comparing.sentences import Outcome, too_few_rounds
+from orchestrator.analysis.comparing.sentences import Outcome, why_untested
 from orchestrator.analysis.comparing.significance import DIFFERENT
 from orchestrator.analysis.comparing.verdicts import Ruling
 from workers.rows import Table, column, row
@@ -108,7 +108,7 @@ def _untested(ruling: Ruling) -> str:
     if not contests:
         return "no other layout has a figure"
     nearest = max(contests, key=lambda one: one.rounds)
-    return too_few_rounds(nearest)
+    return why_untested(nearest)
 
 
 def _with_first(ruling: Ruling) -> list[Outcome]:

@@ -36,7 +36,7 @@ def sentence(found: Outcome) -> str:
     if found.ratio is None:
         return _without_ratio(found)
     if found.decision is None:
-        return f"{_not_shown(found)} {written(found.ratio)} with {too_few_rounds(found)}"
+        return f"{_not_shown(found)} {written(found.ratio)} with {why_untested(found)}"
     verdict = found.decision.verdict
     if verdict == DIFFERENT:
         return _different(found, found.ratio)
@@ -45,9 +45,11 @@ def sentence(found: Outcome) -> str:
     return f"{_not_shown(found)} {times(found.ratio)} ({_starts(found)}){_needed(found)}"
 
 
-def too_few_rounds(found: Outcome) -> str:
+def why_untested(found: Outcome) -> str:
     """Why a contest could not be tested, and what to do about it."""
     mine, theirs = (len(side.starts) for side in (found.contest.better, found.contest.other))
+    if found.rounds > 1:
+        return "every start of both has 0"
     if mine == theirs == found.rounds == 1:
         return f"one start each: no interval ({MORE} gives one)"
     rounds = "one round" if found.rounds else "no rounds"
@@ -119,7 +121,8 @@ def _without_ratio(found: Outcome) -> str:
     both = f"{contest.better.name} against {contest.other.name}"
     shown = found.decision is not None and found.decision.verdict == DIFFERENT
     verdict = "different" if shown else "not shown"
-    because = f"{' and '.join(zeros)} has 0" if zeros else "one has 0 in the rounds of both"
+    has = "has" if len(zeros) == 1 else "have"
+    because = f"{' and '.join(zeros)} {has} 0" if zeros else "one has 0 in the rounds of both"
     return f"{verdict}: {both}{contest.metric.subject} {_where(found)}, no ratio, as {because}"
 
 
