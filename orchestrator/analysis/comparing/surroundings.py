@@ -23,9 +23,10 @@ ENVIRONMENT = (
     "host",
 )
 OF_GPUS = frozenset({"driver_version", "nccl_version", "nvls"})  # a CPU has none of them
-# Lists of devices. Of a GPU are left out: its place, what is said once for all of them, and what
-# says which node it is.
-DEVICES, NOT_COMPARED = ("topology", "gpus"), frozenset({"index", "driver", "uuid"})
+# Lists of devices. Of a GPU are left out: its place, what is said once for all of them, what says
+# which node it is, and its clock of one moment, which is another one each time.
+DEVICES = ("topology", "gpus")
+NOT_COMPARED = frozenset({"index", "driver", "uuid", "sm_clock_mhz"})
 WORKLOAD = (
     "request_rate",
     "burstiness",
