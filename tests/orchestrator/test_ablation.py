@@ -51,6 +51,29 @@ def test_the_saving_is_held_against_the_profile() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("exposed", "in_fused"), [(4.0, 6.0), (9.0, 1.0), (12.0, 0.0), (1.0, 8.0), (None, None)]
+)
+def test_what_is_saved_beyond_what_the_profile_sees_was_in_the_fused_kernels(
+    exposed: float | None, in_fused: float | None
+) -> None:
+    """10% is saved, and 8% of a step is in kernels that communicate and compute."""
+    whole = summary(decode_ms_per_step=10.0, comm_exposed_pct=exposed, fused_pct=8.0)
+    comm, p2p = (summary(ablation=what, decode_ms_per_step=9.0) for what in ("comm", "p2p"))
+    of_comm, of_p2p = ablation.effects([whole, comm, p2p])
+    assert of_comm.fused_comm_pct == (in_fused and pytest.approx(in_fused))
+    assert of_p2p.fused_comm_pct is None
+    said = f"of the 8.0% in fused kernels {in_fused or 0:.1f}% is communication"
+    assert (said in ablation.sentence(of_comm)) == (in_fused is not None)
+
+
+def test_without_fused_kernels_nothing_is_said_of_them() -> None:
+    whole = summary(decode_ms_per_step=10.0, comm_exposed_pct=4.0, fused_pct=0.0)
+    (effect,) = ablation.effects([whole, summary(ablation="comm", decode_ms_per_step=9.0)])
+    assert effect.fused_comm_pct is None
+    assert "fused" not in ablation.sentence(effect)
+
+
 def test_a_failed_run_an_output_of_one_token_and_a_lone_ablation_have_no_effect() -> None:
     whole, comm, _ = runs()
     failed = summary(ablation="p2p", status="failed", decode_ms_per_step=1.0)

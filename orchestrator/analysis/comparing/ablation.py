@@ -3,7 +3,7 @@ the profile."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -33,6 +33,15 @@ class Effect:
     comm_exposed_pct: float | None = column(
         "exposed communication by the profile of the whole layout, to be held against it", "%"
     )
+    fused_pct: float | None = column(
+        "kernels that communicate and compute, by the profile of the whole layout", "%"
+    )
+    fused_comm_pct: float | None = column(
+        "the part of these that is communication, which no profile can see; null where none runs, "
+        "and where anything but collectives is left out",
+        "%",
+        formula="saved_pct - comm_exposed_pct, from 0 to fused_pct",
+    )
 
 
 EFFECTS = Table("ablations", Effect)
@@ -59,8 +68,10 @@ def _effect(whole: Sequence[Summary], ablated: Sequence[Summary]) -> Effect:
     shared = [at for at in before if at in after]
     sides = [after[at] for at in shared], [before[at] for at in shared]
     found = paired_ratio(*sides)
-    profile = means(whole, lambda run: run.step.decode.comm_exposed.pct).values()
+    exposed = _mean(whole, lambda run: run.step.decode.comm_exposed.pct)
+    fused = _mean(whole, lambda run: run.step.decode.fused.pct)
     without = found.value if found else fmean(after.values()) / fmean(before.values())
+    in_fused = _in_fused(_saved(without), exposed, fused)
     return Effect(
         cell=ablated[0].cell,
         decode_ms_per_step=fmean(before.values()),
@@ -68,8 +79,23 @@ def _effect(whole: Sequence[Summary], ablated: Sequence[Summary]) -> Effect:
         saved_pct=_saved(without),
         saved_ci_low=_saved(found.high) if found and found.high is not None else None,
         saved_ci_high=_saved(found.low) if found and found.low is not None else None,
-        comm_exposed_pct=fmean(profile) if profile else None,
+        comm_exposed_pct=exposed,
+        fused_pct=fused,
+        fused_comm_pct=in_fused if ablated[0].cell.ablation == "comm" else None,
     )
+
+
+def _in_fused(saved: float, exposed: float | None, fused: float | None) -> float | None:
+    """What is saved beyond the communication that the profile sees was in the fused kernels."""
+    if not fused or exposed is None:
+        return None
+    return min(fused, max(0.0, saved - exposed))
+
+
+def _mean(runs: Iterable[Summary], value: Callable[[Summary], float | None]) -> float | None:
+    """Over starts."""
+    found = means(runs, value).values()
+    return fmean(found) if found else None
 
 
 def _saved(without: float) -> float:
@@ -90,6 +116,11 @@ def sentence(effect: Effect) -> str:
         return f"Without peer-to-peer links: {change}, x {after / before:.2f}."
     by_profile = effect.comm_exposed_pct
     profile = "" if by_profile is None else f"; the profile says {by_profile:.1f}%"
+    if effect.fused_pct and effect.fused_comm_pct is not None:
+        profile += (
+            f"; of the {effect.fused_pct:.1f}% in fused kernels {effect.fused_comm_pct:.1f}% is "
+            "communication"
+        )
     low, high = effect.saved_ci_low, effect.saved_ci_high
     between = "" if low is None or high is None else f" [{low:.1f}, {high:.1f}]"
     return f"Without collectives: {change}, {effect.saved_pct:.1f}%{between} less{profile}."
