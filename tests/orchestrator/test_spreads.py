@@ -79,6 +79,14 @@ def test_shares_of_a_step_have_intervals_over_starts_and_may_be_0():
     assert (found["bubble_pct"].mean, found["bubble_pct"].cv_between) == (0.0, None)
 
 
+def test_what_is_observed_once_a_start_does_not_scatter_within_it():
+    """Also where a later command made the second run of the start."""
+    shares = [{"start": start, "comm_exposed_pct": 9.0 + start} for start in (0, 0, 1)]
+    runs = rows(*({**one, "run": i, "block": i} for i, one in enumerate(shares)))
+    (row,) = statistics(runs)
+    assert (row.n, row.mean, row.cv_within) == (2, 9.5, None)
+
+
 def test_only_runs_that_count_are_in_it():
     measured = ((1.0, True), (3.0, True), (9.0, False), (9.0, None))
     energy = by_metric(

@@ -11,6 +11,7 @@ from orchestrator.analysis.comparing.rounds import (
     completed,
     held_to_one_level,
     means,
+    observed_once,
     std_within,
     with_valid_power,
 )
@@ -112,6 +113,8 @@ THROUGHPUT, TPOT, TTFT = METRICS[:3]
 OBJECTIVES = tuple(dict.fromkeys(metric.objective for metric in METRICS))
 # What is described with an interval and not judged: a share of its own step cannot rank layouts.
 SHARES = (
-    Figure("comm_exposed_pct", "%", lambda run: run.step.decode.comm_exposed.pct),
-    Figure("bubble_pct", "%", lambda run: run.step.decode.bubble.pct),
+    Figure(
+        "comm_exposed_pct", "%", lambda run: run.step.decode.comm_exposed.pct, counted=observed_once
+    ),
+    Figure("bubble_pct", "%", lambda run: run.step.decode.bubble.pct, counted=observed_once),
 )

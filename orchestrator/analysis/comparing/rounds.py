@@ -80,6 +80,12 @@ def held_to_one_level(runs: Iterable[Summary]) -> list[Summary]:
     return done if len({run.goodput.goodput for run in done}) == 1 else []
 
 
+def observed_once(runs: Iterable[Summary]) -> list[Summary]:
+    """One completed run of each start of one cell: a start is observed once, and all of its runs
+    have that beside them."""
+    return list({run.start: run for run in completed(runs)}.values())
+
+
 # -- starts, and the runs inside them
 
 

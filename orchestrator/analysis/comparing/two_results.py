@@ -13,6 +13,7 @@ from orchestrator.analysis.comparing.rounds import (
     completed,
     held_to_one_level,
     means,
+    observed_once,
     whole,
     with_valid_power,
 )
@@ -176,7 +177,7 @@ def _figures(column: Column, runs: Iterable[Summary]) -> list[float]:
     counted = {"energy": with_valid_power, "goodput": held_to_one_level}
     mine = counted.get(column.path[0], completed)(runs)
     if column.path in OBSERVED:
-        mine = list({run.start: run for run in mine}.values())
+        mine = observed_once(mine)
     return list(means(mine, column.of).values())
 
 
