@@ -114,6 +114,16 @@ def test_a_cell_that_is_less_certain_than_was_asked_says_how_far_it_came():
     assert sentences(None, 100.0, 110.0, 105.0) == []
 
 
+def test_starts_count_in_the_order_they_were_made_and_not_in_that_of_their_files():
+    """With start 10 between 1 and 2, six others would follow the first narrow interval."""
+    made = (99.7, 101.1, 99.8, 100.4, 98.8, 99.8, 99.0, 102.1, 99.2, 100.5, 101.2)
+    runs = rows(*({"output_throughput": value} for value in made))
+    by_name = sorted(runs, key=lambda run: f"s{run.start}.r0")
+    assert [run.start for run in by_name][:4] == [0, 1, 10, 2]
+    (one,) = unsettled(by_name, 0.01)
+    assert "not confirmed by 6 more" in one.sentence
+
+
 def test_runs_of_one_start_settle_nothing():
     runs = [
         summary(**{**CELL, "run": i, "output_throughput": x}) for i, x in enumerate([100.0] * 9)

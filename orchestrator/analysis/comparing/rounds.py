@@ -95,8 +95,9 @@ def round_of(run: Measured) -> Round:
 
 
 def by_round(runs: Iterable[R]) -> dict[Round, list[R]]:
-    """The runs of each start of one cell."""
-    return grouped(runs, round_of)
+    """The runs of each start of one cell, starts in the order in which they were made: results are
+    read by the names of their files, s10 before s2."""
+    return dict(sorted(grouped(runs, round_of).items()))
 
 
 def means(runs: Iterable[R], value: Callable[[R], float | None]) -> dict[Round, float]:
