@@ -81,8 +81,12 @@ def draw(found: Findings, objective: str, console: Console) -> None:
     from orchestrator.report import sweep, terminal
 
     terminal.render(found.comparison, console, found.sentences(objective))
-    notes = [*(one.sentence for one in found.unsettled), *(one.sentence for one in found.drifts)]
-    for note in notes:
+    notes = [
+        found.lacking(objective),
+        *(one.sentence for one in found.unsettled),
+        *(one.sentence for one in found.drifts),
+    ]
+    for note in filter(None, notes):
         console.print(note, style="yellow", highlight=False, markup=False)
     sweep.render(found.curves, console)
     for effect in found.ablations:

@@ -105,6 +105,17 @@ def test_where_each_is_beaten_by_another_nobody_leads():
     assert "each is beaten by another" in one.reason
 
 
+def test_an_objective_that_no_layout_has_a_figure_for_is_said_to_have_none(tmp_path):
+    store = Store(tmp_path / "m-1")
+    store.create()
+    cell = Cell(Deployment("m", "tp2", "torch", "bfloat16"), Scenario("short", 256, 128), 32)
+    write_run(store, Run(cell, 0, 0), output_throughput=100.0)
+    asked = ["compare", str(store.folder), "--objective"]
+    said = " ".join(CliRunner().invoke(cli.main, [*asked, "goodput"]).stdout.split())
+    assert "No layout has a figure for goodput: give service levels" in said
+    assert "No layout has" not in CliRunner().invoke(cli.main, [*asked, "throughput"]).stdout
+
+
 def test_the_leader_is_never_less_than_another_in_the_rounds_that_both_have():
     """Whatever rounds are missing: a verdict never says that another delivers more than it."""
     rates = {"a": [10.0, 11.0, 9.0], "b": [10.5, 10.0, 9.5], "c": [9.0, 12.0, 11.0]}

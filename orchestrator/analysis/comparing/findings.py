@@ -66,6 +66,13 @@ class Findings:
             for load, mine in metrics.items()
         }
 
+    def lacking(self, objective: str) -> str:
+        """That no layout can be judged by an objective, and what to do; empty where one can."""
+        if not self.best or any(one.objective == objective for one in self.best):
+            return ""
+        advice = ": give service levels, the same for all runs, with --goodput"
+        return f"No layout has a figure for {objective}{advice * (objective == 'goodput')}."
+
 
 def of_folders(
     paths: Iterable[Path],
