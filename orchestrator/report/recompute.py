@@ -15,6 +15,7 @@ from orchestrator.analysis.observed.recompute import (
     RECOMPUTED,
     Recomputed,
 )
+from orchestrator.experiment import layout_name
 
 COLOURS = {EQUAL: "green", DIFFERENT: "red"}
 TITLES = ("model", "layout", "scenario", "concurrent", "start", "from its spans", "difference")
@@ -29,7 +30,7 @@ def render(found: Sequence[Recomputed], console: Console) -> None:
         cell = one.cell
         table.add_row(
             cell.model,
-            cell.strategy,
+            layout_name(cell.strategy, cell.ablation),
             cell.scenario,
             str(cell.max_concurrency),
             str(one.start),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -96,6 +97,15 @@ def test_parts_and_timed_calls_of_tp_and_pp_are_equal_again(store: Store, packed
     done = invoke(store)
     assert done.exit_code == 0, done.output
     assert "2 of 2 equal what is kept" in done.output
+
+
+def test_a_layout_without_its_collectives_is_told_from_the_whole_one(store: Store) -> None:
+    whole = cell("tp2")
+    ablated = replace(whole, deployment=replace(whole.deployment, ablation="comm"))
+    for one in (whole, ablated):
+        write_run(store, Run(one, 0, 0))
+        store.write_observed(one, 0, observed("tp2"))
+    assert "tp2 without comm" in invoke(store).output
 
 
 def test_what_was_kept_wrongly_is_found_with_its_column_and_fails(store: Store) -> None:
