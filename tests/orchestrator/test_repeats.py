@@ -85,7 +85,7 @@ def test_a_start_is_added_for_every_layout_of_a_load_and_for_no_other_load(sched
 
 
 def test_a_first_narrow_interval_is_confirmed_by_six_more_starts(schedule: Made) -> None:
-    for made in range(2, 8):
+    for made in (2, 7):
         assert left(schedule(*[AGREE[:made]] * 4, until_ci=0.05), made) == ALL
     assert schedule(*[AGREE] * 4, until_ci=0.05).left() == 0
 
@@ -97,9 +97,9 @@ def test_a_round_that_was_begun_is_completed_even_where_all_are_narrow(schedule:
 
 
 def test_no_more_starts_than_the_cap_are_added(schedule: Made) -> None:
-    wide = [DIFFER] * 4
-    assert schedule(*wide, until_ci=0.05, max_starts=9).left() == 4
-    assert schedule(*wide, until_ci=0.05, max_starts=8).left() == 0
+    wide = [DIFFER[:3]] * 4
+    assert schedule(*wide, until_ci=0.05, max_starts=4).left() == 4
+    assert schedule(*wide, until_ci=0.05, max_starts=3).left() == 0
     assert schedule(*wide, until_ci=0.05, max_starts=2, num_starts=3).left() == 0
 
 
