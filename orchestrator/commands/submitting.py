@@ -38,16 +38,18 @@ def joined(asked: str | None) -> Iterator[Cluster | None]:
 
 def planned(experiment: Experiment, cluster: Cluster | None) -> PlannedExperiment:
     """The deployments and the devices they are planned for; prints what is remarkable of them and
-    of the source that runs."""
+    of the source that runs. Raises UserError where a run would be refused, before any of that."""
     from orchestrator.plan import planning
     from orchestrator.plan.deployments import PlannedExperiment
     from orchestrator.plan.remarks import remarks
     from orchestrator.run.source import remark as of_source
     from orchestrator.run.source import source
+    from orchestrator.run.surroundings import check_surroundings
 
     gpus = planning.find_gpus(experiment, cluster)
     device, topology = planning.choose_device(experiment, gpus)
     deployments = planning.plan_experiment(experiment, device, topology, cluster)
+    check_surroundings(experiment)
     for remark in (of_source(source()), *remarks(experiment, deployments, topology, cluster)):
         if remark:
             click.echo(f"note: {remark}", err=True)
@@ -55,13 +57,12 @@ def planned(experiment: Experiment, cluster: Cluster | None) -> PlannedExperimen
 
 
 def show_plan(experiment: Experiment, planned: PlannedExperiment, out: Output) -> None:
-    """Print what would be run. Raises UserError where a run would be refused for something else."""
+    """Print what would be run."""
     from orchestrator.report import dry_run
-    from orchestrator.run.surroundings import check_surroundings, settled_counts
+    from orchestrator.run.surroundings import settled_counts
     from orchestrator.store.folders import folder_of
     from orchestrator.store.store import Store
 
-    check_surroundings(experiment)
     counts = settled_counts(Store(folder_of(experiment)))
     deployments = [one.settled(counts) for one in planned.deployments]
     out.show(

@@ -21,7 +21,7 @@ from summaries import measured, write_run
 from tables import make
 
 from orchestrator import cli
-from orchestrator.analysis.comparing.verdicts import OBJECTIVES
+from orchestrator.analysis.comparing.metrics import OBJECTIVES
 from orchestrator.cluster import hardware
 from orchestrator.cluster.hardware import Gpu
 from orchestrator.commands import SOME_FAILED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import threading
 import urllib.request
@@ -11,6 +12,7 @@ import pytest
 from driver_inputs import SHAPE
 from ranks import engine_plan
 
+from orchestrator.analysis.observed import communication
 from orchestrator.experiment import Cell, Deployment, Experiment, Scenario
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
 from orchestrator.run import driver
@@ -89,8 +91,9 @@ def requests(count: int, output_len: int) -> tuple[Request, ...]:
 @pytest.fixture(scope="module")
 def scraped(ray_cluster, tmp_path_factory) -> Scraper:
     """What was seen while the driver served a deployment, the communication of whose first cell was
-    known."""
+    known. However much the profiler slows a step on this machine: its shares are shown."""
     with pytest.MonkeyPatch.context() as patch, Scraper() as scraper:
+        patch.setattr(communication, "PROFILE_LIMIT", math.inf)
         patch.setattr(driver, "connect", lambda *_: contextlib.nullcontext(ray_cluster))
         folder = tmp_path_factory.mktemp("results")
         for cells in (1, 2):

@@ -142,7 +142,7 @@ def test_the_sentences_under_a_table_are_the_leaders_and_the_document_has_every_
     for (layout, values), start in itertools.product(layouts.items(), range(5)):
         cell = Cell(Deployment("m", layout, "torch", "bfloat16"), Scenario("short", 256, 128), 32)
         slow = {"median_ttft_ms": 1e3 / values[start], "median_tpot_ms": values[start]}
-        write_run(store, Run(cell, start), output_throughput=values[start], start=start, **slow)
+        write_run(store, Run(cell, start, 0), output_throughput=values[start], **slow)
     found = findings.of_folders([store.folder])
     (under,) = found.sentences("throughput").values()
     assert [sentence.split(" delivers")[0] for sentence in under] == ["tp2", "tp2"]
@@ -176,7 +176,7 @@ def test_the_difference_is_the_one_that_was_asked_for_when_the_results_were_made
     store.update_manifest(experiment={"difference": 0.3})
     for layout, start in itertools.product(("tp2", "dp2"), range(3)):
         cell = Cell(Deployment("m", layout, "torch", "bfloat16"), Scenario("short", 1, 2), 32)
-        write_run(store, Run(cell, start), output_throughput=STEADY[start], start=start)
+        write_run(store, Run(cell, start, 0), output_throughput=STEADY[start])
     (row,) = findings.of_folders([store.folder]).verdicts
     assert row.difference == 0.3
     (row,) = findings.of_folders([store.folder], difference=0.1).verdicts
@@ -190,6 +190,6 @@ def test_a_dispute_is_said_in_place_of_the_verdicts(tmp_path):
         for start in range(3):
             cell = Cell(Deployment("m", layout, "torch", "bfloat16"), Scenario("short", 1, 2), 32)
             energy = {"joules_per_output_token": 1.0, "power_valid": valid}
-            write_run(store, Run(cell, start), output_throughput=speed, start=start, **energy)
+            write_run(store, Run(cell, start, 0), output_throughput=speed, **energy)
     (said,) = findings.of_folders([store.folder]).sentences("energy").values()
     assert said[0].startswith("nobody is best in energy per token: dp2 delivers more tokens")

@@ -53,7 +53,7 @@ def left(schedule: Schedule, start: int) -> list[tuple[str, int]]:
 
 
 ALL = [("tp1", 1), ("tp1", 2), ("tp2", 1), ("tp2", 2)]
-AGREE, DIFFER = [100.0, 101.0, 100.5], [100.0, 200.0, 100.0]
+AGREE, DIFFER = [100.0, 100.1] * 4, [100.0, 200.0] * 4  # as many as an interval is believed for
 
 
 def test_without_an_interval_to_reach_there_are_as_many_starts_as_asked_for(schedule: Made) -> None:
@@ -78,29 +78,35 @@ def test_one_start_has_no_interval_so_a_second_is_added(schedule: Made) -> None:
 
 def test_a_start_is_added_for_every_layout_of_a_load_and_for_no_other_load(schedule: Made) -> None:
     wide = schedule(AGREE, AGREE, AGREE, DIFFER, until_ci=0.05, num_starts=3)
-    assert left(wide, 3) == [("tp1", 2), ("tp2", 2)]
-    assert left(wide, 4) == []
+    assert left(wide, 8) == [("tp1", 2), ("tp2", 2)]
+    assert left(wide, 9) == []
     assert wide.left() == 2
     assert schedule(*[AGREE] * 4, until_ci=0.05, num_starts=3).left() == 0
 
 
+def test_a_first_narrow_interval_is_confirmed_by_six_more_starts(schedule: Made) -> None:
+    for made in (2, 7):
+        assert left(schedule(*[AGREE[:made]] * 4, until_ci=0.05), made) == ALL
+    assert schedule(*[AGREE] * 4, until_ci=0.05).left() == 0
+
+
 def test_a_round_that_was_begun_is_completed_even_where_all_are_narrow(schedule: Made) -> None:
-    begun = schedule([*AGREE, 100.6], AGREE, AGREE, AGREE, until_ci=0.05, num_starts=3)
-    assert left(begun, 3) == [("tp2", 1)]
-    assert left(schedule([*AGREE, 100.6], AGREE, AGREE, AGREE, num_starts=3), 3) == []
+    begun = schedule([*AGREE, 100.0], AGREE, AGREE, AGREE, until_ci=0.05, num_starts=3)
+    assert left(begun, 8) == [("tp2", 1)]
+    assert left(schedule([*AGREE, 100.0], AGREE, AGREE, AGREE, num_starts=3), 8) == []
 
 
 def test_no_more_starts_than_the_cap_are_added(schedule: Made) -> None:
-    wide = [DIFFER] * 4
+    wide = [DIFFER[:3]] * 4
     assert schedule(*wide, until_ci=0.05, max_starts=4).left() == 4
     assert schedule(*wide, until_ci=0.05, max_starts=3).left() == 0
     assert schedule(*wide, until_ci=0.05, max_starts=2, num_starts=3).left() == 0
 
 
 def test_a_failed_run_is_tried_again_before_a_start_is_added(schedule: Made) -> None:
-    again = schedule([100.0, None, 200.0], *[DIFFER] * 3, until_ci=0.05, num_starts=3)
+    again = schedule([100.0, None, *DIFFER[2:]], *[DIFFER] * 3, until_ci=0.05, num_starts=3)
     assert left(again, 1) == [("tp1", 1)]
-    assert left(again, 3) == [("tp1", 2), ("tp2", 2)]
+    assert left(again, 8) == [("tp1", 2), ("tp2", 2)]
 
 
 def test_after_a_failure_of_this_command_a_cell_gets_no_start_and_asks_for_none(
@@ -111,11 +117,11 @@ def test_after_a_failure_of_this_command_a_cell_gets_no_start_and_asks_for_none(
     tried = schedule([100.0, None], [100.0, 100.0], AGREE, DIFFER, until_ci=0.05, num_starts=2)
     job = tried.jobs[0]
     job.tried.add(Run(job.deployment.cells[0].cell, 1, 0))
-    assert left(tried, 2) == [("tp1", 2)]  # the start that tp2 has
-    assert left(tried, 3) == []
+    assert left(tried, 2) == left(tried, 7) == [("tp1", 2)]  # the starts that tp2 has
+    assert left(tried, 8) == []
     job.give_up(job.deployment.cells)
     assert left(tried, 2) == []
-    assert left(tried, 3) == [("tp2", 2)]
+    assert left(tried, 8) == [("tp2", 2)]
 
 
 def test_runs_inside_a_start_are_one_value(schedule: Made) -> None:
@@ -131,7 +137,7 @@ def test_starts_that_were_added_count_as_done_when_the_same_command_comes_again(
     schedule: Made,
 ) -> None:
     again = schedule(*[AGREE] * 4, until_ci=0.05)
-    assert [job.completed(cell) for job in again.jobs for cell in job.deployment.cells] == [3] * 4
+    assert [job.completed(cell) for job in again.jobs for cell in job.deployment.cells] == [8] * 4
     assert not again.left()
 
 

@@ -53,3 +53,15 @@ def test_submit_says_on_stderr_that_the_tree_is_dirty(
         said = "note: the source differs from its commit 0123456789;"
         assert (said in done.stderr) is dirty
         assert said not in done.stdout
+
+
+def test_a_run_that_is_refused_is_told_why_and_nothing_of_the_tree(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "source", lambda: Source("0123456789abcdef", dirty=True))
+    for flags in (["--fabric", str(tmp_path / "none.arrow")], ["--strategy", "tp3"]):
+        command = ["submit", "--model", "tiny", "--device", "cpu", "--dry-run", *flags]
+        done = CliRunner().invoke(cli.main, command)
+        assert done.exit_code == 2
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1

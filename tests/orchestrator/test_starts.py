@@ -11,6 +11,7 @@ import pytest
 from driver_inputs import deployment, piloted, run
 from fake_group import CLUSTER, Groups
 
+from orchestrator.analysis.comparing.confidence import CONFIRMING
 from orchestrator.cluster import hardware
 from orchestrator.cluster.group import WorkerGroup
 from orchestrator.cluster.hardware import Gpu
@@ -118,8 +119,9 @@ def test_each_command_that_runs_something_is_a_block_with_an_entry_of_its_own(gr
     _, second = run(layouts("tp1"), tmp_path, num_starts=2, num_warmups=0)
     assert first.blocks() + second.blocks() == [0, 1]
     blocks = store.manifest()["blocks"]
-    assert [set(one) for one in blocks] == [{"started_at", "host", "gpu_uuids"}] * 2
-    assert [one["gpu_uuids"] for one in blocks] == [[], []]  # on a CPU
+    node = {"host", "gpus", "gpu_uuids"}
+    assert [set(one) for one in blocks] == [{"started_at", *node, "git_commit", "git_dirty"}] * 2
+    assert [(one["gpus"], one["gpu_uuids"]) for one in blocks] == [([], [])] * 2  # on a CPU
 
 
 def test_a_block_names_the_gpus_of_its_node(tmp_path, monkeypatch):
@@ -132,13 +134,17 @@ def test_a_block_names_the_gpus_of_its_node(tmp_path, monkeypatch):
 
 
 def test_a_start_is_added_until_the_starts_agree(groups, tmp_path):
-    """The fake engine is as fast every time, so the second start, the first to give an interval, is
-    the last."""
+    """The fake engine is as fast every time, so the second start, the first to give an interval,
+    gives a narrow one, and the six that confirm it are the last."""
     asked = {"num_warmups": 0, "until_ci": 0.05}
     _, seen = run(layouts("tp1", "tp2"), tmp_path, **asked)
-    assert seen.runs() == [("tp1", 0, 0), ("tp2", 0, 0), ("tp2", 1, 0), ("tp1", 1, 0)]
+    assert seen.runs() == [
+        (layout, start, 0)
+        for start in range(2 + CONFIRMING)
+        for layout in (("tp1", "tp2") if start % 2 == 0 else ("tp2", "tp1"))
+    ]
     _, again = run(layouts("tp1", "tp2"), tmp_path, **asked)
-    assert (again.asked, again.rows) == ((0, 4), [])
+    assert (again.asked, again.rows) == ((0, 2 * (2 + CONFIRMING)), [])
 
 
 def test_a_cell_that_failed_gets_no_further_start_in_this_command(groups, tmp_path):

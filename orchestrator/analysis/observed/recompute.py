@@ -89,7 +89,17 @@ def of_folder(path: Path) -> list[Recomputed]:
             f"{'; '.join(dict.fromkeys(one.status for one in found))}. "
             "`orchestrator submit --save-spans` keeps all spans"
         )
-    return found
+    return sorted(found, key=_place)
+
+
+def _place(one: StartKey) -> tuple[object, ...]:
+    return (
+        one.cell.strategy,
+        one.cell.engine,
+        one.cell.scenario,
+        one.cell.max_concurrency,
+        one.start,
+    )
 
 
 def _of_store(store: Store) -> Iterator[Recomputed]:

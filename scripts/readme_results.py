@@ -1,0 +1,355 @@
+"""Write the results in README.md anew from the packed tables: `python scripts/readme_results.py`.
+
+Every figure between the two marks is worked out here, and so is every sentence: a statement that
+the tables do not bear out raises AssertionError instead of being written. A test compares the page
+with what this makes.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from orchestrator.analysis.comparing.compare import Comparison
+from orchestrator.analysis.comparing.findings import Findings, of_results
+from orchestrator.analysis.comparing.significance import DIFFERENT, EQUIVALENT
+from orchestrator.analysis.comparing.spreads import Statistic
+from orchestrator.analysis.comparing.verdicts import Verdict
+from orchestrator.analysis.load import Results, load
+from orchestrator.analysis.observed.communication import PROFILE_LIMIT
+from orchestrator.report.text import EN_DASH, fixed, three_digits
+from workers.rows import grouped
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+QWEN = ROOT / "docs" / "results" / "2xh100" / "qwen2.5-32b"
+LLAMA = ROOT / "docs" / "results" / "2xh200" / "llama-70b"
+BEGIN, END = "<!-- begin: scripts/readme_results.py -->", "<!-- end: scripts/readme_results.py -->"
+WIDTH = 118
+THROUGHPUT = "output_throughput"
+# Title of a column -> what a token costs of it, in GPU-ms; None where it was not taken apart.
+COST: dict[str, Callable[[Comparison], float | None]] = {
+    "total": lambda one: one.device_time.device_ms_per_token,
+    "weights": lambda one: one.device_time.roofline.weights,
+    "KV": lambda one: one.device_time.roofline.kv,
+    "arithmetic": lambda one: one.device_time.roofline.arithmetic,
+    "rest of compute": lambda one: one.cost.parts.rest,
+    "transfer": lambda one: one.cost.parts.transfer,
+    "wait": lambda one: one.cost.parts.wait,
+    "bubble": lambda one: one.cost.parts.bubble,
+    "launch gap": lambda one: one.cost.parts.launch_gap,
+    "ramp, idle": lambda one: (
+        (one.device_time.ramp_ms_per_token or 0.0) + (one.device_time.outside_ms_per_token or 0.0)
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published result: a folder of packed tables, and what it says."""
+
+    folder: Path
+
+    @cached_property
+    def results(self) -> Results:
+        """The runs and the manifest."""
+        (found,) = load([self.folder])
+        return found
+
+    @cached_property
+    def findings(self) -> Findings:
+        """Comparison, verdicts and statistics."""
+        return of_results([self.results])
+
+    @property
+    def concurrencies(self) -> list[int]:
+        """In order."""
+        return sorted({one.cell.max_concurrency for one in self.findings.comparison})
+
+    def cell(self, strategy: str, concurrency: int) -> Comparison:
+        """The row of the comparison of a layout."""
+        (found,) = (
+            one
+            for one in self.findings.comparison
+            if (one.cell.strategy, one.cell.max_concurrency) == (strategy, concurrency)
+        )
+        return found
+
+    def verdict(self, one: str, other: str, concurrency: int) -> Verdict:
+        """The verdict on the throughput of two layouts."""
+        (found,) = (
+            verdict
+            for verdict in self.findings.verdicts
+            if verdict.metric == THROUGHPUT
+            and verdict.max_concurrency == concurrency
+            and {verdict.better, verdict.other} == {one, other}
+        )
+        return found
+
+    def statistic(self, strategy: str, concurrency: int, metric: str) -> Statistic:
+        """A figure of a cell over its starts."""
+        (found,) = (
+            one
+            for one in self.findings.statistics
+            if (one.cell.strategy, one.cell.max_concurrency) == (strategy, concurrency)
+            and one.metric == metric
+        )
+        return found
+
+    def values(self, of: Callable[[Comparison], float | None]) -> list[float]:
+        """A figure of every cell that knows it."""
+        found = map(of, self.findings.comparison)
+        return [one for one in found if one is not None]
+
+
+def section() -> str:
+    """What is between the marks."""
+    return "\n\n".join([*_qwen(Published(QWEN)), *_llama(Published(LLAMA))])
+
+
+def page(text: str) -> str:
+    """A README with the results written anew."""
+    head, rest = text.split(BEGIN)
+    _, tail = rest.split(END)
+    return f"{head}{BEGIN}\n{section()}\n{END}{tail}"
+
+
+# -- qwen2.5-32b on two H100
+
+
+def _qwen(found: Published) -> Iterator[str]:
+    yield "### qwen2.5-32b on two H100"
+    yield _paragraph(*_conditions(found))
+    yield _throughputs(found, ["tp2", "dp2", "pp2"])
+    yield "\n".join(_bullet(text) for text in _verdicts(found))
+    yield _paragraph(
+        "What a token costs, in milliseconds of GPU time: the time of both GPUs for each token "
+        "that the run made, prompts included.",
+        "The parts of a row sum to its total.",
+        "[docs/measurement.md](docs/measurement.md#what-a-token-costs) defines them:",
+    )
+    yield _costs(found, ["tp2", "dp2", "pp2"])
+    yield "\n".join(_bullet(text) for text in _losses(found))
+
+
+def _conditions(found: Published) -> Iterator[str]:
+    asked, manifest = found.results.asked, found.results.manifest
+    (name,) = {one.conditions.device_name for one in found.findings.comparison}
+    lengths = found.findings.comparison[0].conditions
+    (starts,) = {one.num_starts for one in found.findings.comparison}
+    nodes = {tuple(block["gpu_uuids"]) for block in manifest["blocks"]}
+    assert (len(nodes), asked["load_format"], asked["prefill_tokens"]) == (1, "dummy", None)
+    shortest = min(one.throughput.duration or 0.0 for one in found.results.runs)
+    assert shortest >= asked["min_duration"]
+    counts = [str(manifest["num_prompts"][f"short.c{n}"]) for n in found.concurrencies]
+    yield (
+        f"Two {name} of one node, 18 NVLinks between them; BF16, dummy weights, "
+        f"{lengths.input_len} tokens in and {lengths.output_len} out, greedy, engine `torch`, a "
+        "closed loop."
+    )
+    yield f"Each layout was started {starts} times, and layouts took turns, start by start."
+    yield (
+        f"All served the same requests: {_listed(counts)} at {_listed(found.concurrencies)} "
+        f"concurrent, so that no run is under {asked['min_duration']:g} s."
+    )
+    yield (
+        "Generated tokens per second, prefill included, as the mean over starts, and half of its "
+        "95% interval; the best layouts are bold:"
+    )
+
+
+def _throughputs(found: Published, layouts: Sequence[str]) -> str:
+    def shown(layout: str, concurrency: int) -> str:
+        one = found.cell(layout, concurrency)
+        half = found.statistic(layout, concurrency, THROUGHPUT)
+        reached = three_digits(_known(one.throughput.output_throughput))
+        width = 100 * (_known(half.ci_high) / half.mean - 1)
+        return f"{_bold(reached, one.in_best_set)} ± {width:.1f}%"
+
+    rows = [[str(n), *(shown(layout, n) for layout in layouts)] for n in found.concurrencies]
+    return _table(["concurrent", *layouts], rows)
+
+
+def _verdicts(found: Published) -> Iterator[str]:
+    one, many = found.concurrencies[0], found.concurrencies[1:]
+    over = [found.verdict("tp2", other, n) for n in found.concurrencies for other in ("pp2", "dp2")]
+    assert all((each.verdict, each.better) == (DIFFERENT, "tp2") for each in over)
+    at = grouped(over, lambda each: each.max_concurrency)
+    ranges = [f"by {_range(_ratios(at[n]), '.2f', 'x')} at {n}" for n in found.concurrencies]
+    yield f"tp2 is best throughout, {_listed(ranges)} concurrent."
+    assert found.verdict("pp2", "dp2", one).verdict == EQUIVALENT
+    rest = [found.verdict("dp2", "pp2", n) for n in many]
+    assert all((each.verdict, each.better) == (DIFFERENT, "dp2") for each in rest)
+    delta = 100 * rest[0].difference
+    yield (
+        f"pp2 and dp2 are equivalent within {delta:g}% for {_users(one)}. At {_listed(many)} dp2 "
+        f"delivers {_range(_ratios(rest), '.2f', 'x')} pp2."
+    )
+    between = [100 * value for value in found.values(lambda one: one.spread.cv_between)]
+    within = [100 * value for value in found.values(lambda one: one.spread.cv_within)]
+    yield (
+        f"Starts of a layout scatter by {_range(between, '.2f', '%')} of its throughput, runs "
+        f"inside a start by {_range(within, '.2f', '%')} (coefficients of variation)."
+    )
+
+
+def _ratios(verdicts: Sequence[Verdict]) -> list[float]:
+    return [_known(one.ratio) for one in verdicts]
+
+
+def _costs(found: Published, layouts: Sequence[str]) -> str:
+    rows = []
+    for concurrency in found.concurrencies:
+        for layout in layouts:
+            one = found.cell(layout, concurrency)
+            parts = {title: of(one) for title, of in COST.items()}
+            _check_sum(parts)
+            values = [_cost(parts[title]) for title in COST]
+            rows.append([str(concurrency), layout, *values])
+    return _table(["concurrent", "layout", *COST], rows)
+
+
+def _check_sum(parts: dict[str, float | None]) -> None:
+    total, *rest = parts.values()
+    known = [value for value in rest if value is not None]
+    assert total is not None
+    assert len(known) < len(rest) or abs(sum(known) - total) <= 0.01 * total, parts
+
+
+def _losses(found: Published) -> Iterator[str]:
+    one, some, most = found.concurrencies
+    tp2, pp2 = found.cell("tp2", some), found.cell("pp2", some)
+    total, weights, bubble = (
+        _known(COST[title](pp2)) - _known(COST[title](tp2))
+        for title in ("total", "weights", "bubble")
+    )
+    assert weights > 0.9 * total > 10 * bubble
+    yield (
+        f"What a pipeline loses is weights rather than bubbles. At {some} concurrent a token costs "
+        f"{total:.2f} GPU-ms more under pp2 than under tp2. Each of its two micro-batches streams "
+        f"the weights of a stage by itself: {weights:.2f} of these. The bubble is {bubble:.2f}."
+    )
+    alone = found.cell("pp2", one)
+    idle = found.cell("dp2", one)
+    yield (
+        f"For {_users(one)} there is one micro-batch: {_known(alone.cost.run_bubble_pct):.0f}% of "
+        "the GPU time under pp2 is bubble. Under dp2 the second replica has nothing to do: "
+        f"{100 * _known(COST['ramp, idle'](idle)) / _known(COST['total'](idle)):.0f}%."
+    )
+    shares = [_known(found.cell("tp2", n).cost.run_comm_exposed_pct) for n in (some, most)]
+    steps = [found.statistic("tp2", n, "comm_exposed_pct") for n in found.concurrencies]
+    said = [f"{each.mean:.1f}% [{each.ci_low:.1f}, {each.ci_high:.1f}]" for each in steps]
+    yield (
+        "What tensor parallelism loses is communication, nearly all of it data on their way. "
+        f"tp2 spends {_listed(said)} of a decode step on it at {_listed(found.concurrencies)} "
+        f"concurrent, and {shares[0]:.1f}% and {shares[1]:.1f}% of the whole run at {some} and "
+        f"{most}. Under pp2 it is {_range(_decode_comm(found, 'pp2'), '.2f', '%')} of a decode "
+        "step."
+    )
+    waits = [_known(found.cell("tp2", n).cost.parts.wait) for n in (some, most)]
+    moves = [_known(found.cell("tp2", n).cost.parts.transfer) for n in (some, most)]
+    assert all(wait < 0.15 * move for wait, move in zip(waits, moves, strict=True))
+    unknown = [each for each in found.findings.comparison if each.cost.parts.transfer is None]
+    assert [(each.cell.strategy, each.cell.max_concurrency) for each in unknown] == [("tp2", one)]
+    yield (
+        f"The parts of tp2 for {_users(one)} are not known ({EN_DASH}): in prefill "
+        f"{unknown[0].cost.prefill_cost_reason}, and above {PROFILE_LIMIT:g} no share is shown."
+    )
+    held = {name: found.cell(name, most).clocks.power_capped_pct for name in ("tp2", "dp2", "pp2")}
+    said = [f"{_known(share):.0f}% of the samples of {name}" for name, share in held.items()]
+    yield f"At {most} concurrent the power cap held the clocks down, in {_listed(said)}."
+    startups = found.values(lambda each: each.startup.startup_s)
+    yield (
+        "From the start of the actors to the first token takes "
+        f"{min(startups):.0f} to {max(startups):.0f} s."
+    )
+
+
+def _decode_comm(found: Published, layout: str) -> list[float]:
+    return [_known(found.cell(layout, n).step.decode.comm_exposed.pct) for n in found.concurrencies]
+
+
+# -- llama-70b on two H200
+
+
+def _llama(found: Published) -> Iterator[str]:
+    yield "### llama-70b on two H200"
+    cells = found.findings.comparison
+    assert {one.num_starts for one in cells} == {1}
+    (runs,) = {one.num_runs for one in cells}
+    assert not any(one.in_best_set for one in cells)
+    yield _paragraph(
+        f"Each layout has one start of {runs} runs, a closed batch of the given concurrency.",
+        "So there is no interval, and nothing is shown to be different.",
+        "dp2 does not fit. Tokens per second:",
+    )
+    layouts = ["tp2", "pp2"]
+    rows = [
+        [
+            str(n),
+            *(
+                three_digits(_known(found.cell(layout, n).throughput.output_throughput))
+                for layout in layouts
+            ),
+        ]
+        for n in found.concurrencies
+    ]
+    yield _table(["concurrent", *layouts], rows)
+
+
+# -- words and tables
+
+
+def _known(value: float | None) -> float:
+    assert value is not None
+    return value
+
+
+def _users(concurrency: int) -> str:
+    assert concurrency == 1
+    return "one user"
+
+
+def _range(values: Sequence[float], form: str, unit: str) -> str:
+    low, high = (f"{value:{form}}" for value in (min(values), max(values)))
+    return f"{low}{unit}" if low == high else f"{low}{unit} to {high}{unit}"
+
+
+def _listed(items: Sequence[object]) -> str:
+    *head, last = map(str, items)
+    return f"{', '.join(head)} and {last}" if head else last
+
+
+def _cost(value: float | None) -> str:
+    return EN_DASH if value is None else fixed(value + 0.0, 2).replace("-0.00", "0.00")
+
+
+def _bold(text: str, yes: object) -> str:
+    return f"**{text}**" if yes else text
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(line)} |" for line in (titles, *rows)]
+    return "\n".join([lines[0], "|---:" * len(titles) + "|", *lines[1:]])
+
+
+def _paragraph(*sentences: str) -> str:
+    return textwrap.fill(" ".join(sentences), WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _bullet(text: str) -> str:
+    return textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent="* ",
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+if __name__ == "__main__":
+    README.write_text(page(README.read_text(encoding="utf-8")), encoding="utf-8")
