@@ -79,6 +79,7 @@ def describe(folder: Path) -> Environment:
         "Environment of the workers": manifest.get("environment") or {},
         "Devices, by node": _devices_by_node(manifest.get("topology") or ()),
         "Versions": manifest.get("versions") or {},
+        "Requests of a run": manifest.get("num_prompts") or {},
         "Asked for": _asked(manifest.get("experiment") or {}),
     }
     return Environment(

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 from orchestrator.analysis.comparing.compare import Comparison
 from orchestrator.analysis.comparing.spreads import Statistic
-from orchestrator.report.charts.cells import not_negative
-from orchestrator.report.text import between, figure, three_digits
+from orchestrator.report.text import figure, three_digits
 from orchestrator.store.schema import CellKey
 from orchestrator.units import device_ms, format_bytes
 
 Show = Callable[[Comparison], str]
 Statistics = Mapping[tuple[CellKey, str], Statistic]  # by cell and column of the summary
-INTERVAL = "95% interval of the mean over starts"
+INTERVAL = "half of the 95% interval of the mean over starts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +42,17 @@ class ShownColumn:
     @property
     def second(self) -> str:
         """What stands below the figures; empty where nothing does."""
-        return self.below_title or (f"{self.title}, interval" if self.interval_of else "")
+        return self.below_title or (f"{self.title}, half interval" if self.interval_of else "")
 
 
 def _interval(found: Statistic) -> str:
-    low, high = not_negative(found.ci_low), found.ci_high
-    return "" if low is None or high is None or low == high else between(low, high)
+    """Half of it: of a share in points, else in percent of the mean."""
+    if found.ci_high is None or not found.mean:
+        return ""
+    half, unit = found.ci_high - found.mean, ""
+    if found.unit != "%":
+        half, unit = 100 * half / found.mean, "%"
+    return f"\u00b1{figure(half) if half >= 0.005 else '<0.01'}{unit}"
 
 
 def _memory(one: Comparison) -> str:
@@ -85,7 +89,7 @@ def _bound(one: Comparison) -> str:
 
 def _slowed_prefill(one: Comparison) -> str:
     ratio = one.step.prefill.profile_ratio
-    return "" if ratio is None else f"prefill {ratio:.2f}"
+    return "" if ratio is None else f"{ratio:.2f} prefill"
 
 
 OF_BOUND = "of bound"
@@ -149,8 +153,8 @@ COLUMNS = (
     ),
     ShownColumn(
         "profiled / timed",
-        "a profiled decode step over the same step without the profiler, below: of prefill. Shares "
-        "are not shown above 1.05",
+        "a profiled decode step over the same step without the profiler; below: of prefill. Shares "
+        "of a start above 1.05 are left out",
         lambda one: figure(one.step.decode.profile_ratio),
         below=_slowed_prefill,
         below_title="profiled / timed, prefill",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 EN_DASH = "\u2013"
@@ -34,12 +33,6 @@ def three_digits(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def between(low: float, high: float) -> str:
-    """From one to the other, with as many decimals as tell their distance: 9.58\u20139.70."""
-    digits = max(0, min(3, 1 - math.floor(math.log10(high - low)))) if high > low else 0
-    return f"{low:,.{digits}f}{EN_DASH}{high:,.{digits}f}"
 
 
 def ranges(numbers: Iterable[int], dash: str = "-") -> str:

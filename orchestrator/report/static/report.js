@@ -707,7 +707,7 @@
     const texts = (cell, i) => {
       const below = cell.querySelector("small")?.textContent ?? "";
       const text = cell.textContent.slice(0, cell.textContent.length - below.length).trim().replace(/^–$/, "");
-      return columns[i]?.dataset.below ? [text, below] : [text];
+      return columns[i]?.dataset.below ? [text, below.replace(/^(of |p99 |±)| prefill$/g, "")] : [text];
     };
     const body = rows.map((row) => [row.parentElement.dataset.concurrency, ...[...row.children].flatMap(texts)]);
     return [head, ...body].map(line).join("\n") + "\n";
