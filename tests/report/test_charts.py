@@ -250,5 +250,5 @@ def test_a_run_without_steps_has_a_cost_in_one_piece_and_one_without_tokens_none
 
 def test_the_interval_of_a_throughput_does_not_reach_below_0() -> None:
     spread = {"output_throughput_ci_low": -5.0, "output_throughput_ci_high": 20.0}
-    (row,) = cells([comparison(strategy="pp4", output_throughput=7.5, **spread)], NAMES)
+    (row,) = cells.cells([comparison(strategy="pp2", output_throughput=7.5, **spread)], NAMES)
     assert (row.low, row.high) == (0.0, 20.0)

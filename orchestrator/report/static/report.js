@@ -259,7 +259,7 @@
     const labels = [...rows.filter((row) => row.on_front), ...alone]
       .map((row) => ({ layout: row.layout, on_front: row.on_front, text: `${row.layout} · ${row.concurrency}`, at: at(row) }));
     const values = placed(labels, rows.map(at), box).map((label) => ({ ...label, x: label.x / box.width * xEnd, y: (1 - label.y / height) * yEnd }));
-    const x = { field: "tokens_per_second_per_user", type: "quantitative", title: "tokens per second for one user (1000 / median TPOT in ms)",
+    const x = { field: "tokens_per_second_per_user", type: "quantitative", title: width < 560 ? "tokens/s for one user (1000 / median TPOT)" : "tokens per second for one user (1000 / median TPOT in ms)",
       axis, scale: { domain: [0, xEnd], nice: false } };
     const y = { field: "tokens_per_second_per_gpu", type: "quantitative", title: "tokens per second and GPU",
       axis, scale: { domain: [0, yEnd], nice: false } };
@@ -334,7 +334,7 @@
     const fill = (suffix) => ({ field: "key", type: "nominal", legend: null, scale: { domain: names, range: names.map((part) => `var(--${COSTS[part][1]}${suffix})`) } });
     return {
       description: `${unit} under each layout, cut into parts`, height: bandHeight(present(rows).length, 46), data: { values }, encoding: { y },
-      padding: { right: 110, left: 4, top: 4, bottom: 4 },
+      padding: { right: 12, left: 4, top: 4, bottom: 4 },
       resolve: { scale: { color: "independent" } },
       layer: [
         { mark: { type: "bar", stroke: "var(--page)", strokeWidth: 1 }, encoding: { x, x2: { field: "to" }, color: fill(""),
@@ -403,7 +403,7 @@
     const fill = (suffix) => ({ field: "key", type: "nominal", legend: null, scale: { domain: parts, range: parts.map((part) => `var(--${PARTS[part][1]}${suffix})`) } });
     return {
       description: "The step of each layout cut into its parts", height: bandHeight(present(rows).length, 46), data: { values }, encoding: { y },
-      padding: { right: ends.length ? 72 : 12, left: 4, top: 4, bottom: 4 },
+      padding: { right: 12, left: 4, top: 4, bottom: 4 },
       resolve: { scale: { color: "independent" } },
       layer: [
         { mark: { type: "bar", stroke: "var(--page)", strokeWidth: 1 }, encoding: { x, x2: { field: "to" }, color: fill(""),
