@@ -62,12 +62,11 @@ def sentences(of: Mapping[str, Clocks]) -> Iterator[str]:
     they were not. of: the clocks of each layout by its name."""
     capped = _shares(of, lambda one: one.power_capped_pct)
     if capped:
-        yield f"Power cap: {_listed(capped, 'held its clocks down in')}."
+        yield f"Clocks held down by the power cap: {_listed(capped)}."
     limited = _shares(of, _beyond_the_cap)
     if limited:
         yield (
-            "Clocks held down by heat, hardware, settings or the power cap: "
-            f"{_listed(limited, 'in')}."
+            f"Clocks held down by heat, hardware, settings or the power cap: {_listed(limited)}."
         )
 
 
@@ -87,11 +86,11 @@ def _shares(
     return [(name, found) for name, found in known if found >= NAMED_PCT]
 
 
-def _listed(shares: Sequence[tuple[str, float]], verb: str) -> str:
-    """The first with its verb and what it is a share of, the others without."""
+def _listed(shares: Sequence[tuple[str, float]]) -> str:
+    """The first with what it is a share of, the others without."""
     (first, share), *others = shares
     more = [f"{name} in {found:.0f}%" for name, found in others]
-    return ", ".join([f"{first} {verb} {share:.0f}% of samples", *more])
+    return ", ".join([f"{first} in {share:.0f}% of samples", *more])
 
 
 def _of_max(trace: Trace, seen: Sampled) -> list[float]:

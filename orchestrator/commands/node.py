@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 def strategies(as_json: bool) -> None:
     """What is installed."""
     from orchestrator.plan.installed import installed
-    from orchestrator.report.installed import render
+    from orchestrator.report.doctor import render_plugins
 
     found = installed()
-    Output(as_json).show(lambda: found, lambda console: render(found, console))
+    Output(as_json).show(lambda: found, lambda console: render_plugins(found, console))
 
 
 def explain(

@@ -19,11 +19,12 @@ from workers.rows import grouped
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """One experiment's manifest. day: on which it began. lists: facts by their heading. manifest:
-    the whole of it as text."""
+    """One experiment's manifest. day: on which it began. note: what is to be known of its
+    nodes. lists: facts by their heading. manifest: the whole of it as text."""
 
     name: str
     day: str
+    note: str
     lists: Mapping[str, Mapping[str, object]]
     manifest: str
 
@@ -41,21 +42,50 @@ def capacity_gb(folders: Sequence[Path]) -> float | None:
     return found.pop() / 1e9 if len(found) == 1 and None not in found else None
 
 
+def nodes(folders: Sequence[Path]) -> dict[str, int]:
+    """Experiment -> how many nodes its blocks were made on, as far as it is known. Two blocks are
+    of one node where they have a GPU in common, or without GPUs the host's name."""
+    return {
+        folder.resolve().name: len(_nodes(read_manifest(folder).get("blocks") or ()))
+        for folder in folders
+    }
+
+
+def pooled(nodes: int) -> str:
+    """What starts on several nodes are worth; empty for one."""
+    return f"Starts pool over {nodes} nodes; pairs stay within a node." if nodes > 1 else ""
+
+
+def _nodes(blocks: Sequence[Mapping[str, Any]]) -> list[set[str]]:
+    """What each node is known by: its GPUs, or its name."""
+    found: list[set[str]] = []
+    for block in blocks:
+        mine = set(block.get("gpu_uuids") or [str(block.get("host"))])
+        shared = [node for node in found if node & mine]
+        found = [node for node in found if not node & mine] + [mine.union(*shared)]
+    return found
+
+
 def describe(folder: Path) -> Environment:
     """The environment of the results in a folder."""
     manifest = read_manifest(folder)
+    blocks = manifest.get("blocks") or ()
+    several = len(blocks) > 1
     lists = {
         "Machine": _machine(manifest),
         **_gpus(manifest.get("gpus") or ()),
-        "GPU UUIDs": _uuids(manifest.get("gpus") or ()),
+        "GPU UUIDs": {} if several else _uuids(manifest.get("gpus") or ()),
+        **(_blocks(blocks) if several else {}),
         "Environment of the workers": manifest.get("environment") or {},
         "Devices, by node": _devices_by_node(manifest.get("topology") or ()),
         "Versions": manifest.get("versions") or {},
+        "Requests of a run": manifest.get("num_prompts") or {},
         "Asked for": _asked(manifest.get("experiment") or {}),
     }
     return Environment(
         name=folder.resolve().name,
         day=str(manifest.get("started_at") or "")[:10],
+        note=pooled(len(_nodes(blocks))),
         lists={heading: facts for heading, facts in lists.items() if facts},
         manifest=json.dumps(manifest, indent=2),
     )
@@ -84,6 +114,27 @@ def _machine(manifest: Mapping[str, Any]) -> dict[str, object]:
         "Finished": manifest.get("finished_at"),
     }
     return {name: value for name, value in facts.items() if value}
+
+
+def _blocks(blocks: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, object]]:
+    """A list of facts for each place and source that blocks have in common, headed by the numbers
+    of these blocks."""
+    numbered = grouped(enumerate(blocks), lambda pair: json.dumps(_made(pair[1])))
+    out: dict[str, dict[str, object]] = {}
+    for same in numbered.values():
+        numbers = [number for number, _ in same]
+        started = {f"Block {number} began": block.get("started_at") for number, block in same}
+        facts = {**started, **_made(same[0][1])}
+        heading = f"{'Block' if len(same) == 1 else 'Blocks'} {_ranges(iter(numbers))}"
+        out[heading] = {name: value for name, value in facts.items() if value}
+    return out
+
+
+def _made(block: Mapping[str, Any]) -> dict[str, object]:
+    """Where a block was made, and with which source."""
+    uuids = block.get("gpu_uuids") or ()
+    named = {f"GPU {place}": uuid for place, uuid in enumerate(uuids)}
+    return {"Host": block.get("host"), **named, "Commit": _commit(block)}
 
 
 def _commit(manifest: Mapping[str, Any]) -> str | None:

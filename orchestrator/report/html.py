@@ -15,9 +15,11 @@ import jinja2
 import pyarrow as pa
 
 from orchestrator.analysis.comparing.ablation import EFFECTS
+from orchestrator.analysis.comparing.best import BEST
 from orchestrator.analysis.comparing.compare import COMPARED
 from orchestrator.analysis.comparing.curves import CURVES
 from orchestrator.analysis.comparing.findings import Findings, of_results
+from orchestrator.analysis.comparing.spreads import STATISTICS
 from orchestrator.analysis.comparing.verdicts import VERDICTS
 from orchestrator.analysis.load import load
 from orchestrator.analysis.observed.accounting import CELL_PARTS, CELL_TIMED
@@ -25,8 +27,10 @@ from orchestrator.analysis.summary import Summary
 from orchestrator.errors import UserError
 from orchestrator.report import document, environment, sections, side_by_side
 from orchestrator.report.charts import cells, cost, latencies, memory, telemetry, timeline
+from orchestrator.report.charts.choices import choices
 from orchestrator.report.charts.communication import OperationFigures, communication
 from orchestrator.report.charts.views import Names, layout_names, natural
+from orchestrator.report.shown_columns import known_columns
 from orchestrator.report.terminal import CPU_NOTE, on_cpu
 from orchestrator.store import folders
 from orchestrator.store.arrow_files import concat
@@ -131,14 +135,16 @@ def describe(folder: Path) -> dict[str, object]:
         "layouts": layouts,
         "colours": {layout["name"]: layout["colour"] for layout in layouts},
         "hardware": environment.hardware(content.folders),
-        "groups": side_by_side.groups(comparison, content.runs, content.names),
-        "columns": [(one.title, one.help) for one in side_by_side.known_columns(comparison)],
-        "run_orders": sections.run_orders(comparison),
+        "groups": side_by_side.groups(found, content.runs, content.names),
+        "columns": known_columns(comparison),
+        "run_orders": sections.run_orders(comparison, environment.nodes(content.folders)),
+        "spreads": sections.spreads(found.statistics, content.names),
         "bound_sources": side_by_side.bound_sources(comparison),
         "findings": sections.verdicts(found.best, found.verdicts),
         "sweeps": sections.sweeps(found.curves),
         "ablations": sections.ablations((content.layout_of(e.cell), e) for e in found.ablations),
         "communication": sections.operations(content.operations),
+        "waits": sections.waits(comparison, content.names),
         "cpu_note": CPU_NOTE if on_cpu(comparison) else None,
         "environments": list(map(environment.describe, content.folders)),
     }
@@ -152,7 +158,7 @@ def _data(content: Content) -> dict[str, object]:
     steps = content.read("steps")
     return {
         "layouts": _layouts(content),
-        "experiments": sections.choices(comparison),
+        "experiments": choices(comparison),
         "cells": cells.cells(comparison, names, content.rows(CELL_PARTS), steps),
         "cost": cost.cost(comparison, names),
         "latencies": content.drawn("requests", latencies.latencies),
@@ -177,6 +183,8 @@ def _tables(content: Content) -> dict[str, object]:
     return {
         "comparison": _table({"layout": content.layout_of(c.cell), **row} for c, row in compared),
         "findings": _table(VERDICTS.data(found.verdicts)),
+        "best": _table(BEST.data(found.best)),
+        "statistics": _table(STATISTICS.data(found.statistics)),
         "sweep": _table(CURVES.data(found.curves)),
         "ablations": _table({"layout": content.layout_of(e.cell), **row} for e, row in effects),
         "communication": _table(map(vars, content.operations)),

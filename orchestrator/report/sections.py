@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.analysis.comparing.ablation import Effect
 from orchestrator.analysis.comparing.best import Best
 from orchestrator.analysis.comparing.compare import Comparison, run_order
+from orchestrator.analysis.comparing.confidence import Ratio
 from orchestrator.analysis.comparing.curves import Curve
-from orchestrator.analysis.comparing.rounds import Load
+from orchestrator.analysis.comparing.rounds import Load, load_of
+from orchestrator.analysis.comparing.sentences import times
+from orchestrator.analysis.comparing.spreads import Statistic
 from orchestrator.analysis.comparing.verdicts import Verdict
-from orchestrator.report import sweep
+from orchestrator.analysis.observed.communication import PhaseParts
+from orchestrator.report import environment, sweep
 from orchestrator.report.charts.communication import OperationFigures
-from orchestrator.report.charts.views import natural
+from orchestrator.report.charts.views import Names, natural
 from orchestrator.report.text import figure
 from orchestrator.units import format_bytes
 from workers.rows import grouped
@@ -28,6 +32,7 @@ METRICS = {
     "joules_per_output_token": "least energy per token",
 }
 Pairs = Mapping[tuple[Load, str], Sequence[Verdict]]
+NEITHER = (None, None)
 ABLATIONS = {"comm": "collectives", "p2p": "peer-to-peer links"}
 
 
@@ -106,6 +111,25 @@ class Operations:
     rows: Sequence[Line]
 
 
+@dataclass(frozen=True, slots=True)
+class SpreadLine:
+    """A layout. figures: between starts and within a start, a pair a metric."""
+
+    layout: str
+    figures: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Spreads:
+    """How far the starts of each layout lie apart under one load, and the runs inside them."""
+
+    experiment: str
+    scenario: str
+    concurrency: int
+    metrics: Sequence[str]
+    rows: Sequence[SpreadLine]
+
+
 # -- verdicts
 
 
@@ -141,17 +165,71 @@ def _winner(best: Best, pairs: Sequence[Verdict]) -> Winner:
     if best.leader is None:
         return Winner((), False, best.reason or "")
     first = pairs[0]
-    times = "" if first.ratio is None else f"{first.ratio:.2f}x {first.other}"
-    interval = "" if first.ci_low is None else f"[{first.ci_low:.2f}, {first.ci_high:.2f}]"
-    note = " ".join(part for part in (times, interval, best.reason) if part)
+    ahead = "" if first.ratio is None else _ahead(first.ratio, first)
+    note = ": ".join(part for part in (ahead, best.reason) if part)
     return Winner(best.layouts or (best.leader,), best.layouts is not None, note)
 
 
-def run_orders(comparison: Iterable[Comparison]) -> list[Order]:
-    """By experiment and scenario; nothing where none was run twice."""
+def _ahead(ratio: float, found: Verdict) -> str:
+    """How far the first is ahead of the other one, with the interval of that."""
+    value, *interval = times(Ratio(ratio, found.ci_low, found.ci_high)).split(" ", 1)
+    return " ".join([value, found.other, *interval])
+
+
+def run_orders(comparison: Iterable[Comparison], nodes: Mapping[str, int]) -> list[Order]:
+    """By experiment and scenario; nothing where none was run twice. nodes: how many each experiment
+    was run on."""
     groups = grouped(comparison, lambda one: (one.cell.experiment, one.cell.scenario))
-    orders = [Order(*where, run_order(cells)) for where, cells in groups.items()]
+    said = {
+        where: [run_order(cells), environment.pooled(nodes.get(where[0], 1))]
+        for where, cells in groups.items()
+    }
+    orders = [Order(*where, " ".join(filter(None, lines))) for where, lines in said.items()]
     return [order for order in orders if order.sentence]
+
+
+# -- how far starts and runs lie apart
+
+APART = {
+    "output_throughput": "tokens/s",
+    "median_tpot_ms": "time per token",
+    "median_ttft_ms": "time to first token",
+    "request_goodput": "goodput",
+    "joules_per_output_token": "energy per token",
+}
+
+
+def spreads(found: Iterable[Statistic], names: Names) -> list[Spreads]:
+    """By experiment, scenario and concurrency; nothing where no layout was run twice."""
+    known = [
+        one
+        for one in found
+        if one.metric in APART and one.cell in names and (one.cv_between, one.cv_within) != NEITHER
+    ]
+    groups = grouped(known, lambda one: load_of(one.cell))
+    return [_spreads(load, mine, names) for load, mine in sorted(groups.items())]
+
+
+def _spreads(load: Load, mine: Sequence[Statistic], names: Names) -> Spreads:
+    metrics = [name for name in APART if any(one.metric == name for one in mine)]
+    layouts = grouped(mine, lambda one: names[one.cell])
+    rows = [
+        SpreadLine(layout, [_apart(metric, layouts[layout]) for metric in metrics])
+        for layout in sorted(layouts, key=natural)
+    ]
+    where = load.experiment, load.scenario, load.max_concurrency
+    return Spreads(*where, [APART[name] for name in metrics], rows)
+
+
+def _apart(metric: str, mine: Sequence[Statistic]) -> tuple[str, str]:
+    """Coefficients of variation between starts and within one, in percent."""
+    one = next((one for one in mine if one.metric == metric), None)
+    between, within = (one.cv_between, one.cv_within) if one else NEITHER
+    return _cv(between), _cv(within)
+
+
+def _cv(share: float | None) -> str:
+    return "" if share is None else _rate(100 * share) + "%"
 
 
 # -- sweeps and ablations
@@ -210,47 +288,29 @@ def _operation(one: OperationFigures) -> Line:
 
 def _rate(value: float | None) -> str:
     """A rate with three digits; one that would be shown as 0.00 is shown as <0.01."""
-    return "<0.01" if value is not None and value < 0.005 else figure(value)
+    return "<0.01" if value is not None and 0 < value < 0.005 else figure(value)
 
 
-# -- what there is to select
-
-
-@dataclass(frozen=True, slots=True)
-class ScenarioChoice:
-    """A scenario of an experiment. label: with its lengths."""
-
-    name: str
-    label: str
-    concurrencies: Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class ExperimentChoice:
-    """An experiment. label: its model, with its whole name where two have the same."""
-
-    name: str
-    label: str
-    scenarios: Sequence[ScenarioChoice]
-
-
-def choices(comparison: Iterable[Comparison]) -> list[ExperimentChoice]:
-    """Every experiment with its scenarios and their concurrencies."""
-    experiments = grouped(comparison, lambda one: one.cell.experiment)
-    models = {name: cells[-1].cell.model for name, cells in experiments.items()}
-    unique = len(set(models.values())) == len(models)
-    return [
-        ExperimentChoice(
-            name,
-            models[name] if unique else f"{models[name]} ({name})",
-            list(map(_scenario, grouped(cells, lambda one: one.cell.scenario).values())),
-        )
-        for name, cells in experiments.items()
+def waits(comparison: Iterable[Comparison], names: Names) -> list[Operations]:
+    """What exposed waits were for, by experiment, scenario and concurrency: a row for each layout
+    and phase that waits."""
+    loads = grouped(comparison, lambda one: load_of(one.cell))
+    found = [
+        Operations(load.experiment, load.scenario, load.max_concurrency, list(_waits(cells, names)))
+        for load, cells in loads.items()
     ]
+    return [one for one in found if one.rows]
 
 
-def _scenario(cells: Sequence[Comparison]) -> ScenarioChoice:
-    asked, name = cells[0].conditions, cells[0].cell.scenario
-    known = asked.input_len and asked.output_len
-    lengths = f" ({asked.input_len} in / {asked.output_len} out)" if known else ""
-    return ScenarioChoice(name, name + lengths, sorted({one.cell.max_concurrency for one in cells}))
+def _waits(cells: Iterable[Comparison], names: Names) -> Iterator[Line]:
+    for one in sorted(cells, key=lambda one: natural(names[one.cell])):
+        for phase, seen in (("decode", one.step.decode), ("prefill", one.step.prefill)):
+            if seen.exposed_wait.pct:
+                yield Line(names[one.cell], _wait(seen), [phase])
+
+
+def _wait(seen: PhaseParts) -> list[str]:
+    shares = (seen.exposed_wait, seen.wait_compute, seen.wait_launch, seen.wait_communication)
+    parts = [_rate(share.pct) for share in shares]
+    unmatched = "" if seen.steps_unmatched is None else str(seen.steps_unmatched)
+    return [*parts, _rate(seen.exposed_wait.pct_worst), unmatched]

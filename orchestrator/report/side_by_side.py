@@ -1,37 +1,29 @@
-"""The comparison on the page: its columns, its rows by load, and what is said below them."""
+"""The comparison on the page: its rows by load, and what is said below them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.analysis import clocks, crosscheck, outputs
+from orchestrator.analysis import clocks, crosscheck, outputs, unshown
+from orchestrator.analysis.comparing.best import Best
 from orchestrator.analysis.comparing.compare import Comparison, outputs_of
+from orchestrator.analysis.comparing.findings import Findings
+from orchestrator.analysis.comparing.metrics import THROUGHPUT
 from orchestrator.analysis.comparing.rounds import Load, completed, load_of
 from orchestrator.analysis.roofline import CALIBRATED, DATASHEET
 from orchestrator.analysis.summary import Summary
-from orchestrator.report.charts.cells import not_negative
 from orchestrator.report.charts.views import Names
-from orchestrator.report.text import EN_DASH, figure
+from orchestrator.report.shown_columns import OF_BOUND, ShownColumn, Statistics, known_columns
 from orchestrator.store.schema import COMPLETED, INVALID
-from orchestrator.units import format_bytes
 from workers.rows import grouped
-
-
-@dataclass(frozen=True, slots=True)
-class ShownColumn:
-    """A column of the comparison as it is shown. help: what it means. show: its text for a cell, ""
-    where it is unknown."""
-
-    title: str
-    help: str
-    show: Callable[[Comparison], str]
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """A cell in the table. relative: to the best mean of the same load. best: whether it is not
-    shown to be worse. figures: a text a column; none where the cell failed."""
+    shown to be worse. figures: a text a column, with what stands below it; none where the cell
+    failed."""
 
     layout: str
     status: str
@@ -39,7 +31,7 @@ class Line:
     reason_status: str | None
     relative: float | None
     best: bool
-    figures: Sequence[str]
+    figures: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,148 +46,63 @@ class Group:
     rows: Sequence[Line]
 
 
-def _interval(one: Comparison) -> str:
-    low, high = not_negative(one.spread.ci_low), one.spread.ci_high
-    return "" if low is None or high is None else f"{figure(low)}{EN_DASH}{figure(high)}"
-
-
-def _best_run(one: Comparison) -> str:
-    return "" if one.num_runs < 2 else figure(one.spread.best)
-
-
-def _memory(one: Comparison) -> str:
-    peak = one.memory.peak_memory_bytes
-    return format_bytes(peak) if peak else ""
-
-
-BOUND, OF_BOUND = "bound", "of bound"
-COLUMNS = (
-    ShownColumn(
-        "GPUs",
-        "GPUs of the layout",
-        lambda one: "" if one.conditions.num_gpus is None else str(one.conditions.num_gpus),
-    ),
-    ShownColumn(
-        "tok/s",
-        "generated tokens per second, reading the prompts included; mean of the starts",
-        lambda one: figure(one.throughput.output_throughput),
-    ),
-    ShownColumn("interval", "95% interval of that mean", _interval),
-    ShownColumn("best run", "tok/s of the best run", _best_run),
-    ShownColumn(
-        "steady tok/s",
-        "tok/s while as many requests are in flight as may be: without ramp-up and drain",
-        lambda one: figure(one.steady.steady_output_throughput),
-    ),
-    ShownColumn(
-        "tok/s/GPU", "tok/s per GPU", lambda one: figure(one.throughput.output_throughput_per_gpu)
-    ),
-    ShownColumn(
-        "TTFT ms", "time to first token, median", lambda one: figure(one.latency.ttft.median)
-    ),
-    ShownColumn(
-        "TPOT ms",
-        "time per output token after the first, median",
-        lambda one: figure(one.latency.tpot.median),
-    ),
-    ShownColumn(
-        "p99 TPOT", "TPOT, 99th percentile, in ms", lambda one: figure(one.latency.tpot.p99)
-    ),
-    ShownColumn(
-        "p99 delay",
-        "from scheduled arrival to being let in, 99th percentile, ms",
-        lambda one: figure(one.arrivals.p99_schedule_delay_ms),
-    ),
-    ShownColumn(
-        "comm",
-        "share of a decode step in which data move, or wait for the last rank, and nothing "
-        "computes",
-        lambda one: figure(one.step.decode.comm_exposed.pct, "%"),
-    ),
-    ShownColumn(
-        "bubble",
-        "share of a decode step spent waiting for another pipeline stage",
-        lambda one: figure(one.step.decode.bubble.pct, "%"),
-    ),
-    ShownColumn(
-        "goodput",
-        "requests per second that met the objective",
-        lambda one: figure(one.goodput.request_goodput),
-    ),
-    ShownColumn(
-        BOUND,
-        "tok/s that memory and arithmetic allow this layout if communication takes no time",
-        lambda one: figure(one.bounds.bound_output_throughput),
-    ),
-    ShownColumn(
-        OF_BOUND, "tok/s in percent of the bound", lambda one: figure(one.bounds.bound_pct, "%")
-    ),
-    ShownColumn(
-        "MFU",
-        "model FLOPs utilisation: the model's own operations, in percent of the arithmetic rate in "
-        "the data sheet",
-        lambda one: figure(one.bounds.model_flops_utilization, "%"),
-    ),
-    ShownColumn(
-        "MBU",
-        "memory bandwidth utilisation: weights and keys and values read in a decode step, in "
-        "percent of the rate in the data sheet",
-        lambda one: figure(one.bounds.memory_bandwidth_utilization, "%"),
-    ),
-    ShownColumn(
-        "J/token",
-        "energy of the GPUs per generated token",
-        lambda one: figure(one.energy.joules_per_output_token),
-    ),
-    ShownColumn("memory", "peak of the fullest rank", _memory),
-    ShownColumn("starts", "starts with a completed run", lambda one: str(one.num_starts)),
-    ShownColumn("runs", "completed runs, of all starts", lambda one: str(one.num_runs)),
-)
-
-
-def known_columns(comparison: Sequence[Comparison]) -> list[ShownColumn]:
-    """The columns that have a value for any cell."""
-    return [column for column in COLUMNS if any(column.show(one) for one in comparison)]
-
-
-def groups(comparison: Sequence[Comparison], runs: Sequence[Summary], names: Names) -> list[Group]:
+def groups(found: Findings, runs: Sequence[Summary], names: Names) -> list[Group]:
     """The table: rows by experiment, scenario and concurrency."""
-    columns = known_columns(comparison)
+    columns = known_columns(found.comparison)
+    known = {(one.cell, one.metric): one for one in found.statistics}
+    fastest = {one.load: one for one in found.best if one.metric == THROUGHPUT.column}
     done = grouped(completed(runs), lambda run: run.cell)
 
     def group(load: Load, cells: Sequence[Comparison]) -> Group:
-        of_layout = {names[one.cell]: done.get(one.cell, []) for one in cells}
+        mine = {names[one.cell]: done.get(one.cell, []) for one in cells}
         return Group(
             load.experiment,
             load.scenario,
             load.max_concurrency,
             f"{load.max_concurrency} concurrent",
-            [
-                *_tokens(cells, names),
-                *clocks.sentences({names[one.cell]: one.clocks for one in cells}),
-                *_energy(of_layout),
-                *crosscheck.sentences({names[one.cell]: one.crosscheck for one in cells}),
-            ],
-            [_line(one, names[one.cell], columns) for one in cells],
+            [*_without_best(fastest.get(load), cells), *_notes(cells, names), *_energy(mine)],
+            [_line(one, names[one.cell], columns, known) for one in cells],
         )
 
-    loads = grouped(comparison, lambda one: load_of(one.cell))
+    loads = grouped(found.comparison, lambda one: load_of(one.cell))
     return [group(load, cells) for load, cells in loads.items()]
 
 
-def _line(one: Comparison, layout: str, columns: Sequence[ShownColumn]) -> Line:
+def _without_best(fastest: Best | None, cells: Sequence[Comparison]) -> Iterator[str]:
+    """Why no row is marked as the best, where several have a result."""
+    several = sum(one.status == COMPLETED for one in cells) > 1
+    if several and fastest is not None and fastest.layouts is None and fastest.reason:
+        yield f"Nothing is marked best: {fastest.reason}."
+
+
+def _notes(cells: Sequence[Comparison], names: Names) -> Iterator[str]:
+    """What is said of each layout that has a result."""
+    named = {names[one.cell]: one for one in cells if one.status == COMPLETED}
+    yield from _tokens(cells, names)
+    yield from unshown.sentences(named)
+    yield from clocks.sentences({name: one.clocks for name, one in named.items()})
+    yield from crosscheck.sentences({name: one.crosscheck for name, one in named.items()})
+
+
+def _line(one: Comparison, layout: str, columns: Sequence[ShownColumn], known: Statistics) -> Line:
     relative = one.relative_to_best if one.status == COMPLETED else None
-    figures = _figures(one, columns)
+    figures = _figures(one, columns, known)
     best = one.in_best_set is True
     return Line(layout, one.status, one.reason, one.reason_status, relative, best, figures)
 
 
-def _figures(one: Comparison, columns: Sequence[ShownColumn]) -> list[str]:
+def _figures(
+    one: Comparison, columns: Sequence[ShownColumn], known: Statistics
+) -> list[tuple[str, str]]:
     """What the columns say of a cell: of an invalid one its bound alone, of a failed one
     nothing."""
-    if one.status == INVALID:
-        return [column.show(one) if column.title in (BOUND, OF_BOUND) else "" for column in columns]
-    return [column.show(one) for column in columns] if one.status == COMPLETED else []
+    if one.status not in (COMPLETED, INVALID):
+        return []
+    is_known = one.status == COMPLETED
+    return [
+        column.pair(one, known) if is_known or column.title == OF_BOUND else ("", "")
+        for column in columns
+    ]
 
 
 def _tokens(cells: Sequence[Comparison], names: Names) -> Iterator[str]:

@@ -22,13 +22,13 @@ def render(curves: Sequence[Curve], console: Console) -> None:
     """Print each sweep as a table, with a line per layout below; nothing where there is none."""
     for mine in grouped(curves, lambda one: one.sweep).values():
         heading = f"{mine[0].model} · {mine[0].scenario} · against concurrency"
-        console.print(heading, style="bold")
+        console.print(heading, style="bold", highlight=False)
         console.print(_table(mine))
         for one in mine:
             console.print(Text(line(one)))
         console.print()
     if curves:
-        console.print(LEGEND, style="dim")
+        console.print(LEGEND, style="dim", highlight=False)
 
 
 def line(one: Curve) -> str:

@@ -12,12 +12,12 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.analysis import clocks, crosscheck, outputs
+from orchestrator.analysis import clocks, crosscheck, outputs, unshown
 from orchestrator.analysis.comparing.compare import Comparison, outputs_of, run_order
 from orchestrator.analysis.comparing.rounds import Load, load_of, names_of
 from orchestrator.errors import UserError
 from orchestrator.report.progress import RunProgress
-from orchestrator.report.text import fixed, percent, three_digits
+from orchestrator.report.text import figure, fixed, percent, three_digits
 from orchestrator.store.schema import COMPLETED, INVALID
 from orchestrator.units import device_ms, format_bytes, is_cpu
 from workers.rows import grouped
@@ -56,8 +56,10 @@ LEGEND = {
         "share of a decode step in which GPUs exchange data, or wait for the last of them to join "
         "in, and compute nothing"
     ),
+    "of run": "the same, of the whole run, prefill and decode",
     "bubble": (
-        "share in which a GPU waits for another pipeline stage; both shares are from a separate run"
+        "share of a decode step in which a GPU waits for another pipeline stage; the shares are "
+        "from separate runs"
     ),
     "J/tok": "energy of the GPUs per generated token, in joules",
     "memory": "peak of the fullest device",
@@ -92,7 +94,7 @@ def render(
     several = any(one.num_starts > 1 for one in comparison)
     console.print(_legend(tables, ratios=several and bool(said)))
     if order := run_order(comparison):
-        console.print(order, style="dim")
+        console.print(order, style="dim", highlight=False)
     if on_cpu(comparison):
         console.print(CPU_NOTE, style="yellow")
     console.print()
@@ -127,13 +129,15 @@ def export_svg(
 def _render_load(
     cells: Sequence[Comparison], table: Table, console: Console, verdicts: Sequence[str]
 ) -> None:
-    console.print(_title(cells), style="bold")
+    console.print(_title(cells), style="bold", highlight=False)
     console.print(table)
     same = outputs.sentence(outputs_of(cells))
     named = dict(zip(names_of([one.cell for one in cells]), cells, strict=True))
+    seen = {name: one for name, one in named.items() if one.status == COMPLETED}
     held = clocks.sentences({name: one.clocks for name, one in named.items()})
     doubts = crosscheck.sentences({name: one.crosscheck for name, one in named.items()})
     lines = [Text(line) for line in (*verdicts, *([same] if same else []), *held)]
+    lines += [Text(line, style="dim") for line in unshown.sentences(seen)]
     lines += [Text(line, style="yellow") for line in doubts]
     lines += [Text(line, style="red") for line in _reasons(cells)]
     for line in lines:
@@ -226,10 +230,10 @@ def _throughput(one: Comparison) -> str:
     return fixed(one.throughput.output_throughput) if one.status == COMPLETED else one.status
 
 
-def _half_width(one: Comparison) -> float | None:
-    """Half the interval of tok/s over their mean; None below two starts."""
+def _half_width(one: Comparison) -> str:
+    """Half the interval of tok/s over their mean; "-" below two starts."""
     mean, high = one.throughput.output_throughput, one.spread.ci_high
-    return None if high is None or not mean else high / mean - 1.0
+    return "-" if high is None or not mean else figure(100 * (high / mean - 1), "%")
 
 
 def _of_best(one: Comparison) -> str:
@@ -256,7 +260,7 @@ NAMES: dict[str, Show] = {
 FIGURES: dict[str, Show] = {
     "GPUs": lambda one: fixed(one.conditions.num_gpus, 0),
     "tok/s": _throughput,
-    "±": lambda one: percent(_half_width(one), of=1.0),
+    "±": lambda one: _half_width(one),
     "steady": lambda one: fixed(one.steady.steady_output_throughput),
     "/GPU": lambda one: fixed(one.throughput.output_throughput_per_gpu),
     "of bound": lambda one: percent(one.bounds.bound_pct, 0),
@@ -268,6 +272,7 @@ FIGURES: dict[str, Show] = {
     "TTFT ms": lambda one: fixed(one.latency.ttft.median),
     "TPOT ms": lambda one: fixed(one.latency.tpot.median, 2),
     "comm": lambda one: percent(one.step.decode.comm_exposed.pct),
+    "of run": lambda one: percent(one.cost.run_comm_exposed_pct),
     "bubble": lambda one: percent(one.step.decode.bubble.pct),
     "J/tok": lambda one: fixed(one.energy.joules_per_output_token, 2),
     "memory": _memory,
@@ -283,6 +288,7 @@ WHERE_KNOWN: dict[str, Callable[[Comparison], bool]] = {
     WORKER_MS: lambda one: _device_ms(one, WORKER_MS) is not None,
     "goodput": lambda one: one.goodput.request_goodput is not None,
     "delay ms": lambda one: one.arrivals.median_schedule_delay_ms is not None,
+    "of run": lambda one: one.cost.run_comm_exposed_pct is not None,
     "J/tok": lambda one: one.energy.joules_per_output_token is not None,
     "starts": lambda one: one.num_starts > 1,
 }
@@ -297,6 +303,7 @@ SPARED = (
     "±",
     "of bound",
     "delay ms",
+    "of run",
     "bubble",
     GPU_MS,
     WORKER_MS,

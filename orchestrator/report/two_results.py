@@ -48,11 +48,12 @@ SHOWN: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "median_tpot_ms": ("TPOT, ms", figure),
     "p99_tpot_ms": ("p99 TPOT, ms", figure),
     "request_goodput": ("goodput, requests/s", figure),
-    "comm_exposed_pct": ("comm", lambda value: figure(value, "%")),
+    "comm_exposed_pct": ("comm, decode", lambda value: figure(value, "%")),
     "bubble_pct": ("bubble", lambda value: figure(value, "%")),
     "joules_per_output_token": ("J/token", figure),
     "peak_memory_bytes": ("memory", lambda value: format_bytes(round(value))),
 }
+DRAWN = 0.01  # how far from 1 the picture of an interval reaches at least
 WIDE = 100  # columns of a terminal that a row takes in one line
 IN_TERMINAL = ("median_ttft_ms", "median_tpot_ms")  # beside MAIN
 
@@ -262,7 +263,8 @@ def _widest(changes: Iterable[Change]) -> float:
     """How far from 1 the intervals of a metric reach: the half of the width that they are drawn
     in."""
     ends = (end for one in changes for end in (one.ci_low, one.ci_high))
-    return max((abs(end - 1.0) for end in ends if end is not None), default=0.0) or 1.0
+    found = max((abs(end - 1.0) for end in ends if end is not None), default=1.0)
+    return max(found, DRAWN)
 
 
 def _mark(one: Change, widest: float) -> Mark | None:

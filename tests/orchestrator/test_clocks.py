@@ -78,13 +78,13 @@ def test_the_comparison_has_the_mean_of_all_runs_whether_or_not_their_power_is_v
 
 def test_a_line_has_the_share_of_every_layout_that_the_power_cap_held_down() -> None:
     assert said(tp2=(96.2, 96.2), pp2=(40.0, 40.0), dp2=(0.0, 0.0)) == [
-        "Power cap: tp2 held its clocks down in 96% of samples, pp2 in 40%."
+        "Clocks held down by the power cap: tp2 in 96% of samples, pp2 in 40%."
     ]
 
 
 def test_what_else_held_clocks_down_has_a_line_of_its_own() -> None:
     assert said(tp2=(50.0, 80.0), pp2=(40.0, 40.2)) == [
-        "Power cap: tp2 held its clocks down in 50% of samples, pp2 in 40%.",
+        "Clocks held down by the power cap: tp2 in 50% of samples, pp2 in 40%.",
         "Clocks held down by heat, hardware, settings or the power cap: tp2 in 80% of samples.",
     ]
 

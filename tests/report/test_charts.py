@@ -238,7 +238,7 @@ def test_a_phase_that_was_not_taken_apart_is_one_part_of_the_cost() -> None:
     assert row.parts["prefill"] == 2.0
     assert row.parts["compute"] == 5.0
     assert sum(row.parts.values()) == pytest.approx(row.total)
-    assert (row.unit, row.reasons) == ("GPU-ms", ["prefill: slowed down"])
+    assert (row.unit, row.reasons) == ("GPU-ms", ["prefill is not taken apart (slowed down)"])
 
 
 def test_a_run_without_steps_has_a_cost_in_one_piece_and_one_without_tokens_none() -> None:
@@ -246,3 +246,9 @@ def test_a_run_without_steps_has_a_cost_in_one_piece_and_one_without_tokens_none
     (row,) = cost([comparison(**given)], NAMES)
     assert (row.parts, row.reasons) == ({"uncut": 10.0}, ["no steps"])
     assert cost([comparison(strategy="pp2")], NAMES) == []
+
+
+def test_the_interval_of_a_throughput_does_not_reach_below_0() -> None:
+    spread = {"output_throughput_ci_low": -5.0, "output_throughput_ci_high": 20.0}
+    (row,) = cells.cells([comparison(strategy="pp2", output_throughput=7.5, **spread)], NAMES)
+    assert (row.low, row.high) == (0.0, 20.0)

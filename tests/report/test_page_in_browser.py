@@ -212,7 +212,8 @@ def test_operations_are_those_of_the_chosen_load_in_colours_of_their_own(
 ) -> None:
     chromium.open(page)
     seen = (
-        "[...document.querySelectorAll('#communication tbody:not([hidden]) "
+        "[...document.querySelectorAll('#communication table:first-of-type:not(.waits) "
+        "tbody:not([hidden]) "
         "tr[data-layout]:not([hidden])')].length"
     )
     assert chromium.evaluate(seen) == 3 * 2
@@ -313,3 +314,28 @@ def test_eight_layouts_at_ten_concurrencies_are_small_and_open_at_once(
     assert rows(chromium, "throughput") == 80
     assert rows(chromium, "timeline") <= MAX_BARS
     assert chromium.complaints == []
+
+
+def test_a_downloaded_table_has_what_stands_below_a_figure_in_a_column_of_its_own(
+    chromium: browser.Browser, page: Path
+) -> None:
+    chromium.open(page)
+    row = next(one for one in table(chromium, "comparison") if one["layout"] == "tp4")
+    assert (row["of bound"], row["bound, tok/s"]) == ("80.0%", "12.6")
+    assert (row["profiled / timed"], row["profiled / timed, prefill"]) == ("1.00", "1.00")
+
+
+def test_waits_are_shown_of_the_chosen_load_and_layouts_alone(
+    chromium: browser.Browser, page: Path
+) -> None:
+    chromium.open(page)
+    seen = (
+        "[...document.querySelectorAll('.waits tbody:not([hidden]) tr[data-layout]:not([hidden])')]"
+        ".length"
+    )
+    assert chromium.evaluate(seen) == 3 * 2
+    chromium.evaluate("document.querySelector('input[value=tp4]').click()")
+    assert chromium.evaluate(seen) == 2 * 2
+    for layout in ("pp4", "tp2pp2"):
+        chromium.evaluate(f"document.querySelector('input[value={layout}]').click()")
+    assert chromium.evaluate("document.querySelector('.waits').offsetParent === null")

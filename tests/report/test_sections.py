@@ -36,7 +36,7 @@ def test_several_are_named_where_none_is_shown_to_be_worse():
 def test_with_one_start_each_the_first_is_not_shown_to_be_best():
     found = winner({"tp4": STEADY[:1], "pp4": [50.0]})
     assert (found.names, found.shown) == (("tp4",), False)
-    assert found.note.startswith("2.00x pp4 one start each: no interval")
+    assert found.note.startswith("2.00x pp4: one start each: no interval")
 
 
 def test_nobody_is_named_where_a_faster_layout_has_no_figure():

@@ -122,7 +122,7 @@ def test_what_held_clocks_down_and_a_failed_cross_check_are_told_below_the_table
     off = "NVLink counters saw 1.31 of the bytes counted, 1.00 expected"
     held = {"power_capped_pct": 96.0, "clock_limited_pct": 96.0}
     text = shown(compared(run("tp4", 9.0, **held, crosscheck_reasons=off), run("pp4", 8.0)), 160)
-    assert "Power cap: tp4 held its clocks down in 96% of samples.\n" in text
+    assert "Clocks held down by the power cap: tp4 in 96% of samples.\n" in text
     assert f"Cross-check of tp4 failed in a run: {off}.\n" in text
     quiet = shown(compared(run("tp4", 9.0), run("pp4", 8.0)), 160)
     assert "Power cap" not in quiet

@@ -94,3 +94,27 @@ def test_rows_of_charts_become_json_that_cannot_end_the_script_that_holds_it() -
     inline = document.inline({"points": [point]})
     assert inline == '{"points":[{"name":"\\u003c/script>","values":[1.5,null]}]}'
     assert json.loads(inline)["points"][0]["name"] == "</script>"
+
+
+def test_every_block_has_its_host_its_gpus_and_its_commit(tmp_path: Path) -> None:
+    def block(uuid: str, dirty: bool) -> dict[str, object]:
+        return {
+            "started_at": "2030-01-01T10:00:00+00:00",
+            "host": "vm",
+            "gpu_uuids": [uuid],
+            "git_commit": "abc",
+            "git_dirty": dirty,
+        }
+
+    blocks = [block("GPU-1", False), block("GPU-1", False), block("GPU-2", True)]
+    (tmp_path / "manifest.json").write_text(json.dumps({"blocks": blocks}))
+    found = environment.describe(tmp_path)
+    assert list(found.lists) == ["Blocks 0\u20131", "Block 2"]
+    assert found.lists["Block 2"] == {
+        "Block 2 began": "2030-01-01T10:00:00+00:00",
+        "Host": "vm",
+        "GPU 0": "GPU-2",
+        "Commit": "abc, with changes on top",
+    }
+    assert environment.nodes([tmp_path]) == {tmp_path.name: 2}
+    assert found.note == "Starts pool over 2 nodes; pairs stay within a node."

@@ -27,7 +27,8 @@ Shares = Mapping[str, float | None]
 class CellFigures(View):
     """One cell. Measured values are None unless it has a completed run.
 
-    low, high: the 95% interval of throughput. per_user: tokens/s, 1000 / tpot. bound: of
+    low, high: the 95% interval of throughput. in_best_set: whether it is not shown to be worse than
+    the best mean, None where nothing is shown. per_user: tokens/s, 1000 / tpot. bound: of
     throughput, with its source. timed_ms: decode step of the timed runs. parts: phase -> part ->
     percent of the step, only where it was observed; worst: the same of the worst rank. comm: phase
     -> all communication, hidden or not, in percent of the step. step_ms: phase -> length of a step.
@@ -40,6 +41,8 @@ class CellFigures(View):
     low: float | None
     high: float | None
     best: float | None
+    in_best_set: bool | None
+    starts: int
     runs: int
     per_gpu: float | None
     per_user: float | None
@@ -97,6 +100,8 @@ def _figures(one: Comparison, names: Names, **of_steps: object) -> CellFigures:
         low=rounded(not_negative(spread.ci_low)),
         high=rounded(spread.ci_high),
         best=rounded(spread.best),
+        in_best_set=one.in_best_set,
+        starts=one.num_starts,
         runs=one.num_runs,
         per_gpu=rounded(made.output_throughput_per_gpu),
         per_user=rounded(one.latency.user_speed),

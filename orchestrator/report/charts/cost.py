@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrator.analysis import unshown
 from orchestrator.analysis.comparing.compare import Comparison
 from orchestrator.analysis.device_time import PhaseTime
 from orchestrator.analysis.token_cost import Parts
@@ -20,12 +21,13 @@ BESIDE = ("transfer", "wait", "fused", "bubble", "launch_gap")
 
 @dataclass(frozen=True)
 class CostFigures(View):
-    """The cost of a token of one cell, mean over its runs.
+    """The cost of a token of one cell, mean over its starts.
 
     unit: GPU-ms or worker-ms. total: all of it. parts: name -> how much of it; a phase that is not
     taken apart is a part of its own, named after it, and so is a run: `uncut`. comm, bubble:
     percent of the device time of the whole run. source: of the rates behind weights, KV and
-    arithmetic. reasons: why a phase is not taken apart.
+    arithmetic. reasons: why a phase is not taken apart,
+    or that of some starts is not.
     """
 
     unit: str
@@ -82,5 +84,12 @@ def _phase(name: str, time: PhaseTime, parts: Parts) -> dict[str, float]:
 def _reasons(one: Comparison) -> list[str]:
     if one.device_time.device_time_reason:
         return [one.device_time.device_time_reason]
-    reasons = {DECODE: one.cost.decode_cost_reason, PREFILL: one.cost.prefill_cost_reason}
-    return [f"{phase}: {reason}" for phase, reason in reasons.items() if reason]
+    phases = {
+        DECODE: (one.cost.decode, one.cost.decode_cost_reason),
+        PREFILL: (one.cost.prefill, one.cost.prefill_cost_reason),
+    }
+    return [
+        unshown.of_cost(phase, parts.compute is not None, reason)
+        for phase, (parts, reason) in phases.items()
+        if reason
+    ]

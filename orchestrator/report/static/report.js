@@ -81,6 +81,9 @@
   const digits = (value) => Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : 2;
   const number = (value) => value == null ? "–" : value.toLocaleString("en", { maximumFractionDigits: digits(value) });
   const fixed = (value) => value ? value.toLocaleString("en", { minimumFractionDigits: digits(value), maximumFractionDigits: digits(value) }) : number(value);
+  /** Three digits of what may be small; a trace of it is not called nothing. */
+  const precise = (value) => value == null || Math.abs(value) >= 1 ? fixed(value) : value === 0 ? "0"
+    : Math.abs(value) < 0.0005 ? "<0.001" : value.toLocaleString("en", { minimumFractionDigits: 3, maximumFractionDigits: 3 });
   const present = (rows) => order.filter((name) => rows.some((row) => row.layout === name));
   const layoutColour = { field: "layout", type: "nominal", legend: null, scale: { domain: order, range: order.map((n) => colour[n]) } };
   const layoutShape = {
@@ -118,19 +121,20 @@
 
   charts.throughput = {
     rows: ({ take }) => take(data.cells, true).filter((row) => row.throughput != null || row.bound != null).map((row) => ({
-      ...named(row), tokens_per_second: row.throughput, low: row.low, high: row.high, best_run: row.best, runs: row.runs,
+      ...named(row), tokens_per_second: row.throughput, low: row.low, high: row.high, best_run: row.best, starts: row.starts, runs: row.runs, in_best_set: row.in_best_set,
       bound: row.bound, percent_of_bound: row.bound_pct, bound_source: row.bound_source, status: row.status,
     })),
     note(rows) {
       const several = isSweep(rows), sources = [...new Set(bounded(rows).map((row) => row.bound_source).filter(Boolean))];
       const away = bounded(rows).filter((row) => row.bound > highest(rows)).length;
       const drawn = !away ? "" : away < bounded(rows).length ? "; some lie outside of the chart" : "; they lie outside of the chart, point at a mark for them";
-      return (!rows.some((row) => row.low != null) ? "One run each, so there is no interval to draw. "
+      return (!rows.some((row) => row.low != null) ? "One start each, so there is no interval to draw. "
         : several ? "Strokes at the points: 95% interval of the mean. " : "Grey: 95% interval of the mean. ")
         + (sources.length ? `${several ? "Dashed" : "Upright"}: bounds, from ${sources.map((name) => SOURCES[name] || name).join(" or ")}${drawn}.` : "");
     },
     panels: (rows, width) => [{ spec: isSweep(rows) ? curves(rows, width) : bars(rows) }],
   };
+  const standing = (row) => row.in_best_set == null ? null : row.in_best_set ? "not shown to be worse" : "shown to be worse";
   const isSweep = (rows) => new Set(rows.map((row) => row.concurrency)).size > 1;
   /** The end of the scale: above every interval, and above the bounds unless they are far off. */
   function highest(rows) {
@@ -138,14 +142,14 @@
     return 1.04 * (most && bound > BOUND_ROOM * most ? most : Math.max(most, bound));
   }
   const throughputTips = tips([["layout", "layout"], ["concurrency", "requests in flight"], ["tokens_per_second", "tokens/s"],
-    ["low", "from"], ["high", "to"], ["best_run", "best run"], ["runs", "runs"], ["percent_of_bound", "% of bound"],
+    ["low", "from"], ["high", "to"], ["starts", "starts"], ["runs", "runs"], ["standing", "against the best mean"], ["percent_of_bound", "% of bound"],
     ["bound", "bound, tokens/s"], ["bound_source", "bound from"]]);
 
   function curves(rows, width) {
     const values = [...new Set(rows.map((row) => row.concurrency))].sort((a, b) => a - b);
     const height = tall(width, 380);
     const top = highest(rows);
-    const measured = rows.filter((row) => row.tokens_per_second != null), names = present(measured);
+    const measured = rows.filter((row) => row.tokens_per_second != null).map((row) => ({ ...row, standing: standing(row) })), names = present(measured);
     const ends = names.map((name) => measured.filter((row) => row.layout === name).reduce((a, b) => b.concurrency > a.concurrency ? b : a));
     const places = spread(ends.map((row) => row.tokens_per_second / top * height), 15);
     const labels = ends.map((row, i) => ({ ...row, place: places[i] / height * top }));
@@ -182,15 +186,15 @@
     const sort = [...rows].sort((a, b) => b.tokens_per_second - a.tokens_per_second).map((row) => row.layout);
     const end = highest(rows);
     const values = rows.map((row) => ({
-      ...row, end: Math.max(row.tokens_per_second || 0, row.high || 0),
-      label: (row.tokens_per_second == null ? row.status : number(row.tokens_per_second))
+      ...row, standing: standing(row), end: Math.max(row.tokens_per_second || 0, row.high || 0),
+      label: (row.tokens_per_second == null ? row.status : number(row.tokens_per_second)) + (row.in_best_set ? " · best" : "")
         + (row.percent_of_bound == null || state.bounds !== "shown" ? "" : ` · ${number(row.percent_of_bound)}% of its bound`),
     }));
     const x = { field: "tokens_per_second", type: "quantitative", title: "tokens per second", scale: { domain: [0, end], nice: false }, axis: { grid: true, tickCount: 6 } };
     const y = { field: "layout", type: "nominal", sort, title: null, axis: { labelFontSize: 13, labelColor: "var(--ink)" } };
     return {
       description: "Throughput in tokens per second, a bar per layout", height: bandHeight(rows.length, 40), data: { values },
-      padding: { right: bounded(rows).length ? 170 : 60, left: 4, top: 8, bottom: 4 }, encoding: { y },
+      padding: { right: bounded(rows).length ? 210 : 100, left: 4, top: 8, bottom: 4 }, encoding: { y },
       layer: [
         { mark: { type: "bar", height: 20 }, encoding: { x, color: layoutColour, tooltip: throughputTips } },
         { transform: [{ filter: "isValid(datum.low)" }], mark: { type: "rule", clip: true, stroke: "var(--interval)", strokeWidth: 9, opacity: .9 },
@@ -255,7 +259,7 @@
     const labels = [...rows.filter((row) => row.on_front), ...alone]
       .map((row) => ({ layout: row.layout, on_front: row.on_front, text: `${row.layout} · ${row.concurrency}`, at: at(row) }));
     const values = placed(labels, rows.map(at), box).map((label) => ({ ...label, x: label.x / box.width * xEnd, y: (1 - label.y / height) * yEnd }));
-    const x = { field: "tokens_per_second_per_user", type: "quantitative", title: "tokens per second for one user (1000 / median TPOT in ms)",
+    const x = { field: "tokens_per_second_per_user", type: "quantitative", title: width < 560 ? "tokens/s for one user (1000 / median TPOT)" : "tokens per second for one user (1000 / median TPOT in ms)",
       axis, scale: { domain: [0, xEnd], nice: false } };
     const y = { field: "tokens_per_second_per_gpu", type: "quantitative", title: "tokens per second and GPU",
       axis, scale: { domain: [0, yEnd], nice: false } };
@@ -294,15 +298,15 @@
     note(rows) {
       if (!rows.length) return "";
       const sources = [...new Set(rows.map((row) => row.rates).filter(Boolean))].map((name) => SOURCES[name] || name);
-      return `At ${state.concurrency} concurrent. `
+      return `At ${state.concurrency} concurrent, mean over starts. `
         + (sources.length ? `Weights, keys and values and arithmetic: ${sources.join(" or ")}. ` : "No rate of these devices is known, so compute is one part. ")
-        + rows.filter((row) => row.reasons).map((row) => `${row.layout}, ${row.reasons}. `).join("");
+        + rows.filter((row) => row.reasons).map((row) => `${row.layout}: ${row.reasons}. `).join("");
     },
     panels: (rows, width) => [{ spec: costBars(rows, width) }],
     table: (rows) => [
       ["layout", `${rows[0].unit} per token`, ...costsOf(rows).map((part) => COSTS[part][0]), "communication exposed, % of the run", "bubble, % of the run"],
       ...order.flatMap((name) => rows.filter((row) => row.layout === name)).map((row) => [
-        row.layout, fixed(row.device_ms_per_token), ...costsOf(rows).map((part) => fixed(row.parts[part])), fixed(row.run_comm_exposed_pct), fixed(row.run_bubble_pct),
+        row.layout, precise(row.device_ms_per_token), ...costsOf(rows).map((part) => precise(row.parts[part])), fixed(row.run_comm_exposed_pct), fixed(row.run_bubble_pct),
       ]),
     ],
   };
@@ -320,9 +324,9 @@
       });
     });
     const end = maximum([...values, ...rows], "to", "device_ms_per_token"), start = -maximum(values.map((one) => ({ below: -one.to })), "below");
-    const labels = values.filter((one) => Math.abs(one.ms) / (end - start) * (width - 190) >= 34).map((one) => ({ ...one, label: number(one.ms) }));
+    const labels = values.filter((one) => Math.abs(one.ms) / (end - start) * (width - 190) >= 40).map((one) => ({ ...one, label: precise(one.ms) }));
     const ends = rows.map((row) => ({
-      layout: row.layout, total: row.device_ms_per_token, label: `${number(row.device_ms_per_token)} ${row.unit}`,
+      layout: row.layout, total: row.device_ms_per_token, label: `${precise(row.device_ms_per_token)} ${row.unit}`,
       to: Math.max(row.device_ms_per_token, ...values.filter((one) => one.layout === row.layout).map((one) => one.to)),
     }));
     const x = { field: "from", type: "quantitative", title: unit, scale: { domain: [start, end], nice: false }, axis: { grid: false, tickCount: 8 } };
@@ -330,7 +334,7 @@
     const fill = (suffix) => ({ field: "key", type: "nominal", legend: null, scale: { domain: names, range: names.map((part) => `var(--${COSTS[part][1]}${suffix})`) } });
     return {
       description: `${unit} under each layout, cut into parts`, height: bandHeight(present(rows).length, 46), data: { values }, encoding: { y },
-      padding: { right: 110, left: 4, top: 4, bottom: 4 },
+      padding: { right: 12, left: 4, top: 4, bottom: 4 },
       resolve: { scale: { color: "independent" } },
       layer: [
         { mark: { type: "bar", stroke: "var(--page)", strokeWidth: 1 }, encoding: { x, x2: { field: "to" }, color: fill(""),
@@ -355,8 +359,11 @@
     note(rows) {
       if (!rows.length) return "";
       const where = `${state.phase} at ${state.concurrency} concurrent`;
-      return state.phase === "prefill" ? `${where}: a pass reads as many tokens as fit, not as many under each layout, so that only its shares can be compared.`
-        : inTime(rows) ? `${where}; to the right, milliseconds from a token to the next.` : `${where}. Shares alone: how long a step took is not known of every layout.`;
+      const unseen = shown().filter((name) => !rows.some((row) => row.layout === name) && chosen(data.cells).some((row) => row.layout === name && row.throughput != null));
+      const without = unseen.length ? ` Without ${unseen.join(", ")}: not taken apart; the reason is below the comparison.` : "";
+      return sentence() + without;
+      function sentence() { return state.phase === "prefill" ? `${where}: a pass reads as many tokens as fit, not as many under each layout, so that only its shares can be compared.`
+        : inTime(rows) ? `${where}; to the right, milliseconds from a token to the next.` : `${where}. Shares alone: how long a step took is not known of every layout.`; }
     },
     panels: (rows, width) => [{ spec: stacked(rows, width) }],
     table: (rows) => [
@@ -396,7 +403,7 @@
     const fill = (suffix) => ({ field: "key", type: "nominal", legend: null, scale: { domain: parts, range: parts.map((part) => `var(--${PARTS[part][1]}${suffix})`) } });
     return {
       description: "The step of each layout cut into its parts", height: bandHeight(present(rows).length, 46), data: { values }, encoding: { y },
-      padding: { right: ends.length ? 72 : 12, left: 4, top: 4, bottom: 4 },
+      padding: { right: 12, left: 4, top: 4, bottom: 4 },
       resolve: { scale: { color: "independent" } },
       layer: [
         { mark: { type: "bar", stroke: "var(--page)", strokeWidth: 1 }, encoding: { x, x2: { field: "to" }, color: fill(""),
@@ -416,12 +423,19 @@
       .map((kind) => [kind.replaceAll("_", "-"), `var(--${KINDS[kind] || "other"})`]),
     note: () => {
       const cut = chosen(data.timeline).filter((cell) => cell.cut).map((cell) => cell.layout);
-      const crowded = chosen(data.timeline).some((cell) => cell.bars.length * Number(state.zoom) > 1000);
+      const crowded = chosen(data.timeline).some((cell) => tooClose(cell));
       return (cut.length ? `Of ${cut.join(", ")} only the beginning is drawn: a step has more calls than fit. ` : "")
         + (crowded ? "Calls too close to be told apart blend into one colour; show less of it to see each." : "");
     },
     panels: (rows) => [{ spec: gantt(rows) }],
   };
+
+  /** Whether most bars of a layout are narrower than a pixel or so. */
+  function tooClose(cell) {
+    const longest = Math.max(...chosen(data.timeline).flatMap((one) => one.bars.map(([, , , start, length]) => start + length)));
+    const short = cell.bars.filter(([, , , , length]) => length < longest * Number(state.zoom) / 600).length;
+    return short > cell.bars.length / 3;
+  }
 
   function gantt(rows) {
     const end = maximum(rows, "end_us") / 1e3 * Number(state.zoom);
@@ -655,6 +669,9 @@
     }
     for (const row of document.querySelectorAll("tr[data-layout]")) row.hidden = !layouts.has(row.dataset.layout);
     for (const section of document.querySelectorAll(".listed")) section.hidden = !section.querySelector("tbody:not([hidden])");
+    for (const table of document.querySelectorAll(".waits")) for (const part of [table.parentElement, table.parentElement.previousElementSibling, table.parentElement.previousElementSibling.previousElementSibling]) {
+      part.hidden = !table.querySelector("tbody:not([hidden]) tr:not([hidden])");
+    }
     const all = shown().filter((name) => data.cells.some((cell) => cell.experiment === state.experiment && cell.layout === name)).join(", ");
     document.getElementById("chosen").textContent = `${experiment().label} · ${scenario().label} · ${state.concurrency} concurrent · ${all}`;
     for (const id of ["cost", "timeline", "telemetry", "memory"]) document.getElementById(id).hidden = !data[id].length;
@@ -685,8 +702,14 @@
 
   function tableCsv() {
     const rows = [...document.querySelectorAll("#comparison tbody:not([hidden]) tr[data-layout]:not([hidden]):not(.aside)")];
-    const head = ["concurrency", ...[...document.querySelectorAll("#comparison thead th")].map((cell) => cell.textContent)];
-    const body = rows.map((row) => [row.parentElement.dataset.concurrency, ...[...row.children].map((cell) => cell.textContent.trim().replace(/^–$/, ""))]);
+    const columns = [...document.querySelectorAll("#comparison thead th")];
+    const head = ["concurrency", ...columns.flatMap((cell) => [cell.textContent, ...cell.dataset.below ? [cell.dataset.below] : []])];
+    const texts = (cell, i) => {
+      const below = cell.querySelector("small")?.textContent ?? "";
+      const text = cell.textContent.slice(0, cell.textContent.length - below.length).trim().replace(/^–$/, "");
+      return columns[i]?.dataset.below ? [text, below.replace(/^(of |p99 |±)| prefill$/g, "")] : [text];
+    };
+    const body = rows.map((row) => [row.parentElement.dataset.concurrency, ...[...row.children].flatMap(texts)]);
     return [head, ...body].map(line).join("\n") + "\n";
   }
 
