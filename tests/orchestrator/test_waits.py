@@ -1,4 +1,4 @@
-"""Why a rank waits: what the rank that came last was doing meanwhile."""
+"""Why a rank waits: what the rank that came last spent longer on."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ STEPS = range(6)
 
 
 def test_a_late_host_is_a_wait_for_a_launch_on_the_other_rank_not_for_communication() -> None:
-    """Rank 1 does nothing for 6 of 10 ms, as its host is late: what is its launch gap is rank 0's
-    wait."""
+    """Rank 1 does nothing for 6 of 10 ms, as its host is late: its launch gap is all of rank 0's
+    wait, though rank 1 computes in the second half of it."""
     rows = []
     for number in STEPS:
         begin = 10.0 * number
@@ -28,8 +28,7 @@ def test_a_late_host_is_a_wait_for_a_launch_on_the_other_rank_not_for_communicat
         "compute": 3,
         "exposed_transfer": 1,
         "exposed_wait": 6,
-        "wait_launch": 3,
-        "wait_compute": 3,
+        "wait_launch": 6,
         "comm_busy": 7,
     }
     assert found[1] == {
@@ -39,6 +38,18 @@ def test_a_late_host_is_a_wait_for_a_launch_on_the_other_rank_not_for_communicat
         "launch_gap": 6,
         "comm_busy": 1,
     }
+
+
+def test_gaps_that_both_ranks_have_are_no_cause_of_a_wait() -> None:
+    """Both hosts are late by 2 ms, and rank 1 computes 3 ms longer."""
+    rows = []
+    for number in STEPS:
+        begin = 10.0 * number
+        for rank, busy in ((0, 3.0), (1, 6.0)):
+            rows.append(span(rank, number, COMPUTE, begin + 2, begin + 2 + busy))
+            rows.append(span(rank, number, "all_reduce", begin + 2 + busy, begin + 10, "tp", 100))
+    found = figures(rows, "tp2")[0]
+    assert (found["exposed_wait"], found["wait_compute"], found.get("wait_launch", 0)) == (3, 3, 0)
 
 
 def test_a_wait_for_a_rank_in_another_call_is_for_communication() -> None:

@@ -50,13 +50,12 @@ class PartsRow:
     exposed_wait_ms: float | None = column(
         "a collective waits for its last rank, and nothing computes", "ms"
     )
-    wait_compute_ms: float | None = column("of that: a kernel ran on the last rank", "ms")
+    wait_compute_ms: float | None = column("of that: the last rank computed longer", "ms")
     wait_launch_ms: float | None = column(
-        "of that: nothing ran on the last rank, whose host was late", "ms"
+        "of that: nothing ran for longer on the last rank, whose host was late", "ms"
     )
     wait_communication_ms: float | None = column(
-        "of that: the last rank was in another call, or in this one, which then ended later here",
-        "ms",
+        "of that: the last rank communicated longer, or the call ended later here", "ms"
     )
     bubble_ms: float | None = column(
         "a hand-over waits for another stage, here or on the last rank of a collective, and "

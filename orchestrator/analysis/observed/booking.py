@@ -6,25 +6,24 @@ transfer       data of a collective or a hand-over move;
 fused          a kernel runs that communicates and computes, and all of its ranks have come;
 wait           a collective is there but waits for its last rank;
 bubble         a hand-over between pipeline stages waits for the other stage.
-What is left of a step is its launch gap. A wait is split by what the last rank did meanwhile. But
-where that rank is late because it had to wait for a hand-over itself, the wait for it is a bubble
-here too.
+What is left of a step is its launch gap. A wait is split by cause: what the last rank spent longer
+on than this one since the last call that they had together. Where it is late because it waited for
+a hand-over itself, the wait for it is a bubble here too.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from orchestrator.analysis.observed.matching import HANDOVER, Transfer
 from workers.intervals import Span, intersect, subtract, union
 from workers.records import COMPUTE, SpanRow
-from workers.rows import grouped
 
 WAITS = ("wait_compute", "wait_launch", "wait_communication")  # what exposed_wait is made of
-# What the last rank does while others wait for it -> what their wait is.
+# What the last rank spends its time on -> what the wait for it is.
 CAUSES = {
     "compute": "wait_compute",
     "exposed_transfer": "wait_communication",
@@ -86,40 +85,69 @@ def _with_causes(
     others: Mapping[int, Booked],
     clocks: Mapping[int, float],
 ) -> Booked:
-    """`mine` with its wait split by what the last rank did meanwhile."""
-    collectives = [call for call in calls if call.op not in HANDOVER]
-    late_edges = union(_late_hand_overs(collectives, others))
-    causes: dict[str, list[Span]] = {name: [] for name in WAITS}
-    causes["bubble"] = intersect(mine.parts["exposed_wait"], late_edges)
-    left = subtract(mine.parts["exposed_wait"], causes["bubble"])
-    for last, late in sorted(grouped(collectives, lambda call: call.last).items()):
-        waited = intersect(union(call.waiting for call in late), left)
-        left = subtract(left, waited)
-        if waited:
-            ahead = clocks.get(last, 0.0) - clocks.get(late[0].rank, 0.0)
-            for cause, spans in _causes(waited, others[last], ahead).items():
-                causes[cause] += spans
-    found = {cause: union(spans) for cause, spans in causes.items()}
-    bubble = found.pop("bubble")
-    parts = {
-        **mine.parts,
-        **found,
-        "exposed_wait": subtract(mine.parts["exposed_wait"], bubble),
-        "bubble": union([*mine.parts["bubble"], *bubble]),
-    }
+    """`mine` with its wait split by what the last rank spent longer on."""
+    causes: dict[str, list[Span]] = {name: [] for name in (*WAITS, "bubble")}
+    spent = {rank: Spent.of(one) for rank, one in others.items()}
+    for call in calls:
+        if call.op in HANDOVER or call.waiting[1] <= call.waiting[0]:
+            continue
+        if call.since and call.last_since:
+            found = _by_excess(call, spent)
+        else:
+            ahead = clocks.get(call.last, 0.0) - clocks.get(call.rank, 0.0)
+            found = _meanwhile([call.waiting], others[call.last], ahead)
+        for cause, spans in found.items():
+            causes[cause] += spans
+    left, parts = mine.parts["exposed_wait"], dict(mine.parts)
+    for cause, spans in causes.items():
+        parts[cause] = intersect(left, union(spans))
+        left = subtract(left, parts[cause])
+    bubble = intersect(mine.parts["exposed_wait"], union(causes["bubble"]))
+    parts["exposed_wait"] = subtract(mine.parts["exposed_wait"], bubble)
+    parts["bubble"] = union([*mine.parts["bubble"], *bubble])
     return replace(mine, parts=parts)
 
 
-def _late_hand_overs(calls: Iterable[Transfer], booked: Mapping[int, Booked]) -> Iterator[Span]:
-    """The first stretch of each wait: as long as the last rank waited longer than this one for
-    other stages, since both left the last call that they had together."""
-    bubbles = {rank: Lengths(one.parts["bubble"]) for rank, one in booked.items()}
-    for call in calls:
-        if call.since and call.last_since:
-            there, here = bubbles[call.last], bubbles[call.rank]
-            longer = there.within(call.last_since) - here.within(call.since)
-            begin, end = call.waiting
-            yield begin, min(end, begin + max(0.0, longer))
+def _by_excess(call: Transfer, spent: Mapping[int, Spent]) -> dict[str, list[Span]]:
+    """The wait for a call, cut by how much longer the last rank took for each cause since both left
+    the last call that they had together.
+
+    What is left is communication: other calls, or this one, which then ended later here. What the
+    last rank does during the wait says little: where its host was late it computes then.
+    """
+    assert call.since is not None
+    assert call.last_since is not None
+    found: dict[str, list[Span]] = {}
+    begin, end = call.waiting
+    for cause in ("bubble", "wait_launch", "wait_compute"):
+        there = spent[call.last].on(cause, call.last_since)
+        longer = max(0.0, there - spent[call.rank].on(cause, call.since))
+        found[cause] = [(begin, min(end, begin + longer))]
+        begin = found[cause][0][1]
+    return found | {"wait_communication": [(begin, end)]}
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """How long one rank spent on each cause of a wait, in any stretch of its own time."""
+
+    causes: Mapping[str, Lengths]
+    all: Lengths
+
+    @classmethod
+    def of(cls, booked: Booked) -> Spent:
+        """parts of `booked` are alone: not yet split by cause."""
+        spans: dict[str, list[Span]] = {}
+        for part, cause in CAUSES.items():
+            spans.setdefault(cause, []).extend(booked.parts[part])
+        whole = union(span for of_it in spans.values() for span in of_it)
+        return cls({cause: Lengths(union(of_it)) for cause, of_it in spans.items()}, Lengths(whole))
+
+    def on(self, cause: str, stretch: Span) -> float:
+        """Microseconds of `stretch`; of "wait_launch" what is in no part."""
+        if cause == "wait_launch":
+            return stretch[1] - stretch[0] - self.all.within(stretch)
+        return self.causes[cause].within(stretch)
 
 
 class Lengths:
@@ -140,9 +168,9 @@ class Lengths:
         return self._before[i] - (max(0.0, self._spans[i - 1][1] - time) if i else 0.0)
 
 
-def _causes(waited: Sequence[Span], last: Booked, ahead: float) -> dict[str, list[Span]]:
-    """When the rank that was waited for did what. ahead: us by which its clock is before that of
-    the rank that waits."""
+def _meanwhile(waited: Sequence[Span], last: Booked, ahead: float) -> dict[str, list[Span]]:
+    """What the rank that was waited for did meanwhile: all that is known where there was no call
+    before. ahead: us by which its clock is before that of the rank that waits."""
     causes: dict[str, list[Span]] = {"wait_launch": []}
     there = _shifted(waited, ahead)
     for part, cause in CAUSES.items():

@@ -17,11 +17,10 @@ PROFILE_LIMIT = 1.05  # a profiled step may take this much of a timed one, and i
 KERNEL = "a kernel that is no communication runs"
 TRANSFER = "data of a collective or a hand-over move, and nothing computes"
 WAIT = "a collective waits for its last rank, and nothing computes"
-WAIT_COMPUTE = "exposed wait in which a kernel ran on the rank that came last"
-WAIT_LAUNCH = "exposed wait in which nothing ran on the rank that came last: its host was late"
+WAIT_COMPUTE = "exposed wait for a rank that computed longer"
+WAIT_LAUNCH = "exposed wait for a rank on which nothing ran for longer: its host was late"
 WAIT_COMMUNICATION = (
-    "exposed wait in which the rank that came last was in another call, or in this one, which then "
-    "ended later here"
+    "exposed wait for a rank that communicated longer, or in a call that ended later here"
 )
 BUBBLE = "a hand-over waits for another pipeline stage, and nothing computes"
 FUSED = "a kernel that communicates and computes runs, all of its ranks having come"
