@@ -6,6 +6,7 @@ which says what they consist of.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -21,6 +22,7 @@ from orchestrator.store.arrow_files import concat
 from workers.messages import RankReport, Work
 
 OBSERVED_TOKENS = 16  # made for each request while a run is taken apart: enough steps for a mean
+BATCHES, FEW = 4, 16  # of the requests in flight, as long as these are not more than FEW together
 TRIES = 2  # a profiler may bring its process down; a fresh one seldom
 
 
@@ -92,9 +94,12 @@ class _Observing:
 
 
 def short(work: Work) -> Work:
-    """The first requests of `work`, as many as are in flight, all there at once and cut short."""
+    """The first requests of `work`, all there at once and cut short: as many as are in flight, and
+    where these are few several batches of them, so that more than one step reads prompts."""
+    seats = min(work.max_concurrency, len(work.requests))
+    count = max(seats, min(BATCHES * seats, FEW))
     requests = tuple(
-        replace(one, output_len=min(OBSERVED_TOKENS, one.output_len), arrival_s=0.0)
-        for one in work.requests[: work.max_concurrency]
+        replace(one, index=i, output_len=min(OBSERVED_TOKENS, one.output_len), arrival_s=0.0)
+        for i, one in enumerate(itertools.islice(itertools.cycle(work.requests), count))
     )
     return replace(work, requests=requests)

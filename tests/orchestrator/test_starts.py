@@ -70,8 +70,9 @@ def test_each_start_is_of_fresh_workers_and_another_layout_goes_first(groups, tm
     assert seen.builds() == 6
     assert [what for _, what in seen.phases].count("warming up") == 6
     assert seen.blocks() == [0] * 12
-    timed = [one.group for one in groups.served if len(one.work.requests) == 4]
-    assert timed == [number for number in range(1, 7) for _ in range(2)]
+    served = [one.group for one in groups.served if len(one.work.requests) == 4]
+    # Two timed runs, the unprofiled one and the profiled one.
+    assert served == [number for number in range(1, 7) for _ in range(4)]
     assert not groups.alive
 
 
@@ -172,10 +173,10 @@ def test_the_same_short_work_is_timed_in_every_cell_before_one_is_profiled(group
     once = [
         ("tp1", 4, False),  # the timed runs
         ("tp1", 4, False),
-        ("tp1", 1, False),  # as many requests as are in flight
-        ("tp1", 2, False),
-        ("tp1", 1, True),
-        ("tp1", 2, True),
+        ("tp1", 4, False),  # four batches of the requests in flight
+        ("tp1", 8, False),
+        ("tp1", 4, True),
+        ("tp1", 8, True),
     ]
     assert groups.asked() == once * 2
 
@@ -201,9 +202,16 @@ def test_an_observed_run_has_the_first_requests_all_there_at_once():
         replace(one, output_len=40, arrival_s=1.0 * one.index) for one in fake_engine.requests(9)
     )
     work = short(Work(requests, 4))
-    assert [one.prompt for one in work.requests] == [one.prompt for one in requests[:4]]
+    assert [one.prompt for one in work.requests][:9] == [one.prompt for one in requests]
+    assert [one.index for one in work.requests] == list(range(16))
     assert {(one.output_len, one.arrival_s) for one in work.requests} == {(OBSERVED_TOKENS, 0.0)}
     assert (work.observe, work.is_open) == (False, False)
+
+
+def test_an_observed_run_has_several_batches_only_where_few_requests_are_in_flight():
+    requests = fake_engine.requests(40)
+    served = {seats: len(short(Work(requests, seats)).requests) for seats in (1, 3, 8, 32, 64)}
+    assert served == {1: 4, 3: 12, 8: 16, 32: 32, 64: 40}
 
 
 # -- pilots
@@ -236,7 +244,7 @@ def test_a_count_that_was_settled_is_used_as_it_is(groups, tmp_path):
     both = [piloted(deployment("tp1")), piloted(deployment("tp2", slower=-0.5))]
     store, seen = run(both, tmp_path, min_duration=0.5, num_warmups=0, num_starts=2)
     assert "pilot" not in {what for _, what in seen.phases}
-    assert {requests for _, requests, _ in groups.asked()} == {14, 1}
+    assert {requests for _, requests, _ in groups.asked()} == {14, 4}
     assert store.manifest()["num_prompts"] == {"short.c1": 14}
 
 
