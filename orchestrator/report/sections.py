@@ -310,7 +310,9 @@ def _waits(cells: Iterable[Comparison], names: Names) -> Iterator[Line]:
 
 
 def _wait(seen: PhaseParts) -> list[str]:
-    shares = (seen.exposed_wait, seen.wait_compute, seen.wait_launch, seen.wait_communication)
-    parts = [_rate(share.pct) for share in shares]
+    causes = [one.pct for one in (seen.wait_compute, seen.wait_launch, seen.wait_communication)]
+    known = [one for one in causes if one is not None]
+    # Of the starts that know the causes, where any does: then these sum to it.
+    whole = sum(known) if len(known) == len(causes) else seen.exposed_wait.pct
     unmatched = "" if seen.steps_unmatched is None else str(seen.steps_unmatched)
-    return [*parts, _rate(seen.exposed_wait.pct_worst), unmatched]
+    return [*map(_rate, (whole, *causes, seen.exposed_wait.pct_worst)), unmatched]
