@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from orchestrator.analysis.goodput import Goodput, goodput_of
 from orchestrator.analysis.observed.accounting import CELL_PARTS, CELL_TIMED
-from orchestrator.analysis.observed.communication import step_parts_of
+from orchestrator.analysis.observed.communication import StepParts, step_parts_of
 from orchestrator.analysis.observed.operations import (
     JOINED_COLLECTIVES,
     RUN_COLLECTIVES,
@@ -104,7 +104,8 @@ def _joined(store: Store, runs: Sequence[Measured]) -> list[Summary]:
     def joined(run: Measured) -> Summary:
         observed = _start_key(run) if run.status == COMPLETED else None
         mine, is_open = parts.get(observed, ()), run.arrivals.request_rate is not None
-        step, tokens = step_parts_of(mine), run.throughput.total_output_tokens
+        step = step_parts_of(mine) if observed else nothing(StepParts)
+        tokens = run.throughput.total_output_tokens
         return widened(
             Summary,
             run,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from orchestrator.analysis.observed.communication import PhaseParts
+from orchestrator.analysis.observed.communication import UNSEEN, PhaseParts
 from orchestrator.analysis.summary import Observed
 
 UNMATCHED = "their calls do not agree over ranks or were not seen"
@@ -19,7 +19,7 @@ def sentences(of: Mapping[str, Observed]) -> Iterator[str]:
     if unseen:
         yield f"No step of {', '.join(unseen)} was observed, so it is not known where time goes."
     for name, seen in of.items():
-        if said := list(_of_layout(seen)):
+        if name not in unseen and (said := list(_of_layout(seen))):
             yield f"Steps of {name}: {'; '.join(said)}."
 
 
@@ -32,7 +32,7 @@ def of_cost(phase: str, is_cut: bool, reason: str) -> str:
 
 def _is_observed(seen: Observed) -> bool:
     phases = (seen.step.decode, seen.step.prefill)
-    return any(one.step_ms is not None or one.step_reason for one in phases)
+    return any(one.step_ms is not None or one.step_reason not in (None, UNSEEN) for one in phases)
 
 
 def _of_layout(seen: Observed) -> Iterator[str]:

@@ -8,7 +8,13 @@ import pytest
 from tables import make
 
 from orchestrator.analysis.observed.accounting import CELL_TIMED, PARTS_OF_STEP, TIMED, PartsRow
-from orchestrator.analysis.observed.communication import Share, StepParts, exposed, step_parts_of
+from orchestrator.analysis.observed.communication import (
+    UNSEEN,
+    PhaseParts,
+    Share,
+    exposed,
+    step_parts_of,
+)
 from orchestrator.analysis.observed.operations import (
     RUN_COLLECTIVES,
     Operations,
@@ -154,8 +160,9 @@ def test_prefill_has_columns_of_its_own() -> None:
     assert (both.decode.compute.ms, both.prefill.compute.ms) == (6.5, 8.0)
 
 
-def test_a_cell_that_was_not_observed_has_none_of_it() -> None:
-    assert step_parts_of([]) == nothing(StepParts)
+def test_a_cell_that_was_not_observed_has_none_of_it_and_says_so() -> None:
+    step = step_parts_of([])
+    assert step.decode == step.prefill == replace(nothing(PhaseParts), step_reason=UNSEEN)
     assert operations_of([], []) == nothing(Operations)
 
 

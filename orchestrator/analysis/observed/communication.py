@@ -7,12 +7,14 @@ each of its runs when the results are read.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from orchestrator.analysis.observed.accounting import PARTS, PartsRow
 from orchestrator.analysis.observed.booking import WAITS
 from workers.records import DECODE, PREFILL
 from workers.rows import column, group, grouped, nothing, row
 
+UNSEEN = "no step was observed"
 PROFILE_LIMIT = 1.05  # a profiled step may take this much of a timed one, and its shares be shown
 KERNEL = "a kernel that is no communication runs"
 TRANSFER = "data of a collective or a hand-over move, and nothing computes"
@@ -68,9 +70,7 @@ class PhaseParts:
         "1",
         over_runs="mean",
     )
-    step_reason: str | None = column(
-        "why the parts of the step are null where it was observed", over_runs="first"
-    )
+    step_reason: str | None = column("why the parts of the step are null", over_runs="first")
     compute: Share = group("compute_{}", KERNEL)
     exposed_transfer: Share = group("exposed_transfer_{}", TRANSFER, better="lower")
     exposed_wait: Share = group("exposed_wait_{}", WAIT, better="lower")
@@ -100,7 +100,10 @@ SHARES = {part: (part,) for part in ALONE} | {"comm_exposed": ("exposed_transfer
 
 
 def step_parts_of(rows: Sequence[PartsRow]) -> StepParts:
-    """The columns of a cell's steps, from its rows of the table `parts`."""
+    """The columns of a cell's steps, from its rows of the table `parts`; without any, why."""
+    if not rows:
+        unseen = replace(nothing(PhaseParts), step_reason=UNSEEN)
+        return StepParts(decode=unseen, prefill=unseen)
     return StepParts(decode=_phase_parts(rows, DECODE), prefill=_phase_parts(rows, PREFILL))
 
 
