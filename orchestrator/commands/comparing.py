@@ -32,16 +32,21 @@ def compare(
     from orchestrator.analysis.comparing.metrics import OBJECTIVES
 
     judged_by = objective or OBJECTIVES[0]
-    found = findings.of_folders(folders, levels, difference=difference, objective=judged_by)
+
+    def find() -> Findings:
+        return findings.of_folders(folders, levels, difference=difference, objective=judged_by)
+
     results = _in_common(folders, levels)
     if results is not None:
-        _show_both(folders, results, found, objective, svg, page, as_json)
+        _show_both(folders, results, find, objective, svg, page, as_json)
         return
     if page is not None:
         raise click.UsageError(
             "--html lays two results side by side: give two folders with cells in common, or "
             "`orchestrator report` one"
         )
+
+    found = find()
 
     def render(console: Console) -> None:
         draw(found, judged_by, console)
@@ -112,13 +117,13 @@ def _in_common(folders: Sequence[Path], levels: Mapping[str, float]) -> TwoResul
 def _show_both(
     folders: Sequence[Path],
     results: TwoResults,
-    found: Findings,
+    find: Callable[[], Findings],
     objective: str | None,
     svg: Path | None,
     page: Path | None,
     as_json: bool,
 ) -> None:
-    """Lay two results side by side. found: what each says by itself, which the JSON has too."""
+    """Lay two results side by side. find: what each says by itself, which only the JSON has."""
     from orchestrator.analysis.comparing.changes import CHANGES, changes
     from orchestrator.report import two_results as report
 
@@ -131,7 +136,7 @@ def _show_both(
     if page is not None:
         report.write_page(folders, rows, results.surroundings, page)
     _shown(
-        lambda: found.as_data() | {"changes": CHANGES.data(rows)} | results.surroundings.as_data(),
+        lambda: find().as_data() | {"changes": CHANGES.data(rows)} | results.surroundings.as_data(),
         lambda console: report.render_changes(folders, rows, results.surroundings, console),
         svg,
         as_json,

@@ -11,7 +11,7 @@ from orchestrator.cluster.connection import Cluster
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, identity_of
 from orchestrator.plan.deployments import PlannedDeployment
-from orchestrator.run.source import Source, source
+from orchestrator.run.source import source
 from orchestrator.store.folders import now
 from orchestrator.store.store import Store
 from workers.versions import versions
@@ -45,7 +45,7 @@ def write(
     before = store.manifest()
     topology = cluster.topology(device)
     _check_same_machine(store, before, {device.name for device in topology.devices})
-    gpus, here = hardware.gpus(), source()
+    gpus, of_source = hardware.gpus(), _source()
     variables = environment.of_workers(node.environment for node in cluster.nodes)
     cells = [cell for one in planned for cell in one.cells]
     store.update_manifest(
@@ -54,7 +54,7 @@ def write(
         identity=identity_of(experiment),
         cells=sorted({*before.get("cells", []), *(one.cell.name for one in cells)}),
         meshes={**before.get("meshes", {}), **_meshes(planned)},
-        blocks=_blocks(before, block, gpus if device == "cuda" else [], here),
+        blocks=_blocks(before, block, gpus if device == "cuda" else [], of_source),
         device=device,
         topology=[asdict(one) for one in topology.devices],
         gpus=[hardware.as_data(gpu) for gpu in gpus],
@@ -63,8 +63,7 @@ def write(
         versions=versions(),
         environment=variables,
         nvls=environment.nvls(variables) if device == "cuda" else None,
-        git_commit=here.commit if here else None,
-        git_dirty=here.dirty if here else None,
+        **of_source,
         host=asdict(hardware.host()),
         ray={"embedded": cluster.embedded, "address": cluster.address},
         metadata=experiment.metadata,
@@ -78,13 +77,22 @@ def _asked(experiment: Experiment, before: Mapping[str, Any]) -> Mapping[str, ob
     return now | both
 
 
+def _source() -> dict[str, object]:
+    """The commit of the source and whether it was changed; None where it is no checkout."""
+    here = source()
+    return {"git_commit": here.commit if here else None, "git_dirty": here.dirty if here else None}
+
+
 def _meshes(planned: Sequence[PlannedDeployment]) -> dict[str, object]:
     """Layout -> its mesh: [axis, degree] of each axis, the innermost last."""
     return {one.deployment.strategy: one.plan.placement.mesh for one in planned}
 
 
 def _blocks(
-    before: Mapping[str, Any], block: int, gpus: Sequence[hardware.Gpu], here: Source | None
+    before: Mapping[str, Any],
+    block: int,
+    gpus: Sequence[hardware.Gpu],
+    of_source: Mapping[str, object],
 ) -> list[Mapping[str, object]]:
     """When, where and with what each command ran, entry n being of the runs of block n. One that
     ended before it kept a run gave its number to the next, and so its entry."""
@@ -93,8 +101,7 @@ def _blocks(
         "host": hardware.host().name,
         "gpu_uuids": [gpu.uuid for gpu in gpus],
         "gpus": [hardware.as_data(gpu) for gpu in gpus],
-        "git_commit": here.commit if here else None,
-        "git_dirty": here.dirty if here else None,
+        **of_source,
     }
     return [*before.get("blocks", [])[:block], mine]
 

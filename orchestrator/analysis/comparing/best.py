@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from orchestrator.analysis.comparing.contests import Field, Side
 from orchestrator.analysis.comparing.metrics import THROUGHPUT
-from orchestrator.analysis.comparing.rounds import Load
+from orchestrator.analysis.comparing.rounds import LoadKey
 from orchestrator.analysis.comparing.sentences import Outcome, why_untested
 from orchestrator.analysis.comparing.significance import DIFFERENT
 from orchestrator.analysis.comparing.verdicts import Ruling
@@ -14,13 +14,9 @@ from workers.rows import Table, column, row
 
 
 @row
-class Best:
+class Best(LoadKey):
     """The best layouts of one load by one metric."""
 
-    experiment: str = column("name of the experiment")
-    model: str = column("name of the model")
-    scenario: str = column("name of the lengths")
-    max_concurrency: int = column("requests in flight at most", "requests")
     objective: str = column("what is judged: throughput, latency, per-gpu, goodput, energy")
     metric: str = column("the column of the summary that it is judged by")
     leader: str | None = column("the layout with the best mean; null where nobody can win")
@@ -28,11 +24,6 @@ class Best:
         "the leader and every layout that is not shown to be worse; null where nothing is shown"
     )
     reason: str | None = column("why there is no leader, or why nothing is shown")
-
-    @property
-    def load(self) -> Load:
-        """What the layouts are compared within."""
-        return Load(self.experiment, self.model, self.scenario, self.max_concurrency)
 
 
 BEST = Table("best", Best)

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 from orchestrator.analysis.summary import Measured, Summary
 from orchestrator.store.schema import COMPLETED, CellKey
-from workers.rows import grouped
+from workers.rows import column, grouped, row
 
 R = TypeVar("R", bound=Measured)
 
@@ -22,6 +22,21 @@ class Load(NamedTuple):
     model: str
     scenario: str
     max_concurrency: int
+
+
+@row
+class LoadKey:
+    """A load, as the rows that are of one name it."""
+
+    experiment: str = column("name of the experiment")
+    model: str = column("name of the model")
+    scenario: str = column("name of the lengths")
+    max_concurrency: int = column("requests in flight at most", "requests")
+
+    @property
+    def load(self) -> Load:
+        """What the layouts are compared within."""
+        return Load(self.experiment, self.model, self.scenario, self.max_concurrency)
 
 
 class Round(NamedTuple):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from orchestrator.analysis.comparing.contests import Contest, Field, field_of
 from orchestrator.analysis.comparing.metrics import METRICS
-from orchestrator.analysis.comparing.rounds import Load, completed, load_of, whole
+from orchestrator.analysis.comparing.rounds import Load, LoadKey, completed, load_of, whole
 from orchestrator.analysis.comparing.sentences import Outcome, sentence
 from orchestrator.analysis.comparing.significance import (
     NOT_SHOWN,
@@ -28,13 +28,9 @@ ADJUSTED = "Holm, over all pairs, loads and metrics of the objective; null below
 
 
 @row
-class Verdict:
+class Verdict(LoadKey):
     """Two layouts under one load, by one metric."""
 
-    experiment: str = column("name of the experiment")
-    model: str = column("name of the model")
-    scenario: str = column("name of the lengths")
-    max_concurrency: int = column("requests in flight at most", "requests")
     objective: str = column("what is judged: throughput, latency, per-gpu, goodput, energy")
     metric: str = column("the column of the summary that it is judged by")
     better: str = column("the layout with the better mean of the two")
@@ -71,11 +67,6 @@ class Verdict:
     )
     starts_to_equal: int | None = column("the same, to show that equal layouts are equivalent", "1")
     sentence: str = column("the same in words")
-
-    @property
-    def load(self) -> Load:
-        """What the two are compared within."""
-        return Load(self.experiment, self.model, self.scenario, self.max_concurrency)
 
 
 VERDICTS = Table("verdicts", Verdict)

@@ -52,8 +52,10 @@ def book(
 ) -> dict[int, Booked]:
     """Rank -> its time by part. spans, calls: of each rank. clocks: us by which each is ahead."""
     alone = {rank: _book(mine, calls.get(rank, ())) for rank, mine in spans.items()}
+    spent = {rank: Spent.of(one) for rank, one in alone.items()}
     return {
-        rank: _with_causes(one, calls.get(rank, ()), alone, clocks) for rank, one in alone.items()
+        rank: _with_causes(one, calls.get(rank, ()), alone, spent, clocks)
+        for rank, one in alone.items()
     }
 
 
@@ -83,11 +85,12 @@ def _with_causes(
     mine: Booked,
     calls: Sequence[Transfer],
     others: Mapping[int, Booked],
+    spent: Mapping[int, Spent],
     clocks: Mapping[int, float],
 ) -> Booked:
-    """`mine` with its wait split by what the last rank spent longer on."""
+    """`mine` with its wait split by what the last rank spent longer on. others, spent: of every
+    rank."""
     causes: dict[str, list[Span]] = {name: [] for name in (*WAITS, "bubble")}
-    spent = {rank: Spent.of(one) for rank, one in others.items()}
     for call in calls:
         if call.op in HANDOVER or call.waiting[1] <= call.waiting[0]:
             continue

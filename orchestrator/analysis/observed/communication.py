@@ -117,7 +117,7 @@ def _phase_parts(rows: Sequence[PartsRow], phase: str) -> PhaseParts:
         for part, parts in SHARES.items()
     }
     return PhaseParts(
-        step_ms=_mean(steps),
+        step_ms=mean(steps),
         step_ms_worst=max(steps, default=None),
         steps_unmatched=max(left_out, default=None),
         profile_ratio=profile_ratio(ranks),
@@ -128,7 +128,7 @@ def _phase_parts(rows: Sequence[PartsRow], phase: str) -> PhaseParts:
 
 def profile_ratio(ranks: Sequence[PartsRow]) -> float | None:
     """A profiled step of a phase over a timed one, mean over its ranks; None where not known."""
-    return _mean([one.profile_ratio for one in ranks if one.profile_ratio is not None])
+    return mean([one.profile_ratio for one in ranks if one.profile_ratio is not None])
 
 
 def why_unknown(ranks: Sequence[PartsRow]) -> str | None:
@@ -159,9 +159,9 @@ def _share(ranks: Sequence[PartsRow], steps_ms: Sequence[float], parts: Sequence
         return nothing(Share)
     percents = [100.0 * took / step for took, step in zip(took_ms, steps_ms, strict=True)]
     return Share(
-        ms=_mean(took_ms),
+        ms=mean(took_ms),
         ms_worst=max(took_ms, default=None),
-        pct=_mean(percents),
+        pct=mean(percents),
         pct_worst=max(percents, default=None),
     )
 
@@ -178,5 +178,6 @@ def exposed(rows: Iterable[PartsRow]) -> list[tuple[int, str, float]]:
     ]
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def mean(values: Sequence[float]) -> float | None:
+    """Of values; None without any."""
     return sum(values) / len(values) if values else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from orchestrator.analysis.observed.accounting import NCCL_TESTS, CallTiming, CellTimed, TimedRow
+from orchestrator.analysis.observed.communication import mean
 from orchestrator.store.schema import RunKey
 from workers.messages import RankReport
 from workers.records import DECODE, PREFILL, CollectiveRow
@@ -127,8 +128,8 @@ def _phase_operations(
         return Operation(
             calls=sum(one.calls for one in counted) if counted else None,
             bytes=sum(one.bytes or 0 for one in counted) if counted else None,
-            algbw=_mean([one.algbw for one in seen if one.algbw is not None]),
-            busbw=_mean([one.busbw for one in seen if one.busbw is not None]),
+            algbw=mean([one.algbw for one in seen if one.algbw is not None]),
+            busbw=mean([one.busbw for one in seen if one.busbw is not None]),
         )
 
     return PhaseOperations(
@@ -157,7 +158,3 @@ def _call_key(one: RunCollective | CellTimed) -> tuple[object, ...]:
 def _joined(counted: RunCollective, timed: CellTimed | None) -> JoinedCollective:
     timing = {name: getattr(timed, name, None) for name in CALL_TIMING}
     return widened(JoinedCollective, counted, **timing)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
