@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from orchestrator.analysis.comparing.ablation import Effect
 from orchestrator.analysis.comparing.compare import Comparison
 from orchestrator.analysis.comparing.findings import Findings, of_results
 from orchestrator.analysis.comparing.significance import DIFFERENT, EQUIVALENT
@@ -20,6 +21,7 @@ from orchestrator.analysis.comparing.spreads import Statistic
 from orchestrator.analysis.comparing.verdicts import Verdict
 from orchestrator.analysis.load import Results, load
 from orchestrator.analysis.observed.communication import PROFILE_LIMIT
+from orchestrator.analysis.token_cost import Parts
 from orchestrator.report.text import EN_DASH, fixed, three_digits
 from workers.rows import grouped
 
@@ -27,8 +29,10 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 QWEN = ROOT / "docs" / "results" / "2xh100" / "qwen2.5-32b"
 LLAMA = ROOT / "docs" / "results" / "2xh200" / "llama-70b"
+WITHOUT = ROOT / "docs" / "results" / "2xh200" / "ablation-comm-qwen2.5-32b"
 BEGIN, END = "<!-- begin: scripts/readme_results.py -->", "<!-- end: scripts/readme_results.py -->"
 WIDTH = 118
+AGREE = 1.0  # percent of a step by which an ablation and the profile may differ
 THROUGHPUT = "output_throughput"
 # Title of a column -> what a token costs of it, in GPU-ms; None where it was not taken apart.
 COST: dict[str, Callable[[Comparison], float | None]] = {
@@ -107,7 +111,9 @@ class Published:
 
 def section() -> str:
     """What is between the marks."""
-    return "\n\n".join([*_qwen(Published(QWEN)), *_llama(Published(LLAMA))])
+    return "\n\n".join(
+        [*_qwen(Published(QWEN)), *_llama(Published(LLAMA)), *_without(Published(WITHOUT))]
+    )
 
 
 def page(text: str) -> str:
@@ -121,21 +127,119 @@ def page(text: str) -> str:
 
 
 def _qwen(found: Published) -> Iterator[str]:
+    layouts = ["tp2", "dp2", "pp2"]
     yield "### qwen2.5-32b on two H100"
     yield _paragraph(*_conditions(found))
-    yield _throughputs(found, ["tp2", "dp2", "pp2"])
-    yield "\n".join(_bullet(text) for text in _verdicts(found))
+    yield _throughputs(found, layouts)
+    yield _bullets(*_three_layouts(found), _scatter(found))
     yield _paragraph(
         "What a token costs, in milliseconds of GPU time: the time of both GPUs for each token "
         "that the run made, prompts included.",
         "The parts of a row sum to its total.",
         "[docs/measurement.md](docs/measurement.md#what-a-token-costs) defines them:",
     )
-    yield _costs(found, ["tp2", "dp2", "pp2"])
-    yield "\n".join(_bullet(text) for text in _losses(found))
+    yield _costs(found, layouts)
+    yield _bullets(
+        _pipeline_loses(found),
+        f"{_one_micro_batch(found)} {_idle_replica(found)}",
+        " ".join(_tensor_loses(found)),
+        _unknown_parts(found),
+        _capped(found, layouts),
+        _startups(found),
+    )
 
 
-def _conditions(found: Published) -> Iterator[str]:
+def _three_layouts(found: Published) -> Iterator[str]:
+    one, many = found.concurrencies[0], found.concurrencies[1:]
+    over = [found.verdict("tp2", other, n) for n in found.concurrencies for other in ("pp2", "dp2")]
+    yield _tp2_is_best(found, over)
+    assert found.verdict("pp2", "dp2", one).verdict == EQUIVALENT
+    rest = [found.verdict("dp2", "pp2", n) for n in many]
+    assert all((each.verdict, each.better) == (DIFFERENT, "dp2") for each in rest)
+    delta = 100 * rest[0].difference
+    yield (
+        f"pp2 and dp2 are equivalent within {delta:g}% for {_users(one)}. At {_listed(many)} dp2 "
+        f"delivers {_range(_ratios(rest), '.2f', 'x')} pp2."
+    )
+
+
+def _idle_replica(found: Published) -> str:
+    idle = found.cell("dp2", found.concurrencies[0])
+    share = 100 * _known(COST["ramp, idle"](idle)) / _known(COST["total"](idle))
+    return f"Under dp2 the second replica has nothing to do: {share:.0f}%."
+
+
+def _unknown_parts(found: Published) -> str:
+    one = found.concurrencies[0]
+    unknown = [each for each in found.findings.comparison if each.cost.parts.transfer is None]
+    assert [(each.cell.strategy, each.cell.max_concurrency) for each in unknown] == [("tp2", one)]
+    return (
+        f"The parts of tp2 for {_users(one)} are not known ({EN_DASH}): in prefill "
+        f"{unknown[0].cost.prefill_cost_reason}, and above {PROFILE_LIMIT:g} no share is shown."
+    )
+
+
+# -- llama-70b on two H200
+
+
+def _llama(found: Published) -> Iterator[str]:
+    layouts = ["tp2", "pp2"]
+    yield "### llama-70b on two H200"
+    yield _paragraph(*_conditions(found, "dp2 does not fit."))
+    yield _throughputs(found, layouts)
+    over = [found.verdict("tp2", "pp2", n) for n in found.concurrencies]
+    yield _bullets(_tp2_is_best(found, over), _scatter(found))
+    yield "What a token costs, in milliseconds of GPU time:"
+    yield _costs(found, layouts)
+    yield _bullets(
+        _less_observed(found, "pp2"),
+        _pipeline_loses(found),
+        _one_micro_batch(found),
+        " ".join(_tensor_loses(found)),
+        _capped(found, layouts),
+        _startups(found),
+    )
+
+
+def _less_observed(found: Published, layout: str) -> str:
+    starts = found.cell(layout, found.concurrencies[0]).num_starts
+    seen = {n: found.statistic(layout, n, "comm_exposed_pct").n for n in found.concurrencies}
+    fewer = [n for n, count in seen.items() if count < starts]
+    (count,) = {seen[n] for n in fewer}
+    return (
+        f"{starts - count} of the {starts} starts of {layout} was not taken apart at "
+        f"{_listed(fewer)} concurrent: its parts there are of {count} starts."
+    )
+
+
+# -- qwen2.5-32b on two H200, without its collectives
+
+
+def _without(found: Published) -> Iterator[str]:
+    effects = found.findings.ablations
+    (starts,) = {one.num_starts for one in found.findings.comparison}
+    assert {one.cell.ablation for one in effects} == {"comm"}
+    assert all(abs(one.saved_pct - _known(one.comm_exposed_pct)) < AGREE for one in effects)
+    saved = [_saved(one) for one in effects]
+    profile = [f"{_known(one.comm_exposed_pct):.1f}%" for one in effects]
+    yield "### What communication costs, measured twice"
+    yield _paragraph(
+        f"`--ablate comm` on qwen2.5-32b under tp2, two H200, {starts} starts: without its "
+        f"collectives a decode step is shorter by {_listed(saved)} at "
+        f"{_listed([one.cell.max_concurrency for one in effects])} concurrent.",
+        f"The profile of the whole layout books {_listed(profile)} for them.",
+    )
+
+
+def _saved(one: Effect) -> str:
+    low, high = _known(one.saved_ci_low), _known(one.saved_ci_high)
+    return f"{one.saved_pct:.1f}% [{low:.1f}, {high:.1f}]"
+
+
+# -- what is said of every result
+
+
+def _conditions(found: Published, *more: str) -> Iterator[str]:
     asked, manifest = found.results.asked, found.results.manifest
     (name,) = {one.conditions.device_name for one in found.findings.comparison}
     lengths = found.findings.comparison[0].conditions
@@ -155,6 +259,7 @@ def _conditions(found: Published) -> Iterator[str]:
         f"All served the same requests: {_listed(counts)} at {_listed(found.concurrencies)} "
         f"concurrent, so that no run is under {asked['min_duration']:g} s."
     )
+    yield from more
     yield (
         "Generated tokens per second, prefill included, as the mean over starts, and half of its "
         "95% interval; the best layouts are bold:"
@@ -173,24 +278,17 @@ def _throughputs(found: Published, layouts: Sequence[str]) -> str:
     return _table(["concurrent", *layouts], rows)
 
 
-def _verdicts(found: Published) -> Iterator[str]:
-    one, many = found.concurrencies[0], found.concurrencies[1:]
-    over = [found.verdict("tp2", other, n) for n in found.concurrencies for other in ("pp2", "dp2")]
+def _tp2_is_best(found: Published, over: Sequence[Verdict]) -> str:
     assert all((each.verdict, each.better) == (DIFFERENT, "tp2") for each in over)
     at = grouped(over, lambda each: each.max_concurrency)
     ranges = [f"by {_range(_ratios(at[n]), '.2f', 'x')} at {n}" for n in found.concurrencies]
-    yield f"tp2 is best throughout, {_listed(ranges)} concurrent."
-    assert found.verdict("pp2", "dp2", one).verdict == EQUIVALENT
-    rest = [found.verdict("dp2", "pp2", n) for n in many]
-    assert all((each.verdict, each.better) == (DIFFERENT, "dp2") for each in rest)
-    delta = 100 * rest[0].difference
-    yield (
-        f"pp2 and dp2 are equivalent within {delta:g}% for {_users(one)}. At {_listed(many)} dp2 "
-        f"delivers {_range(_ratios(rest), '.2f', 'x')} pp2."
-    )
+    return f"tp2 is best throughout, {_listed(ranges)} concurrent."
+
+
+def _scatter(found: Published) -> str:
     between = [100 * value for value in found.values(lambda one: one.spread.cv_between)]
     within = [100 * value for value in found.values(lambda one: one.spread.cv_within)]
-    yield (
+    return (
         f"Starts of a layout scatter by {_range(between, '.2f', '%')} of its throughput, runs "
         f"inside a start by {_range(within, '.2f', '%')} (coefficients of variation)."
     )
@@ -219,85 +317,68 @@ def _check_sum(parts: dict[str, float | None]) -> None:
     assert len(known) < len(rest) or abs(sum(known) - total) <= 0.01 * total, parts
 
 
-def _losses(found: Published) -> Iterator[str]:
-    one, some, most = found.concurrencies
+def _pipeline_loses(found: Published) -> str:
+    some = found.concurrencies[1]
     tp2, pp2 = found.cell("tp2", some), found.cell("pp2", some)
     total, weights, bubble = (
         _known(COST[title](pp2)) - _known(COST[title](tp2))
         for title in ("total", "weights", "bubble")
     )
     assert weights > 0.9 * total > 10 * bubble
-    yield (
+    return (
         f"What a pipeline loses is weights rather than bubbles. At {some} concurrent a token costs "
         f"{total:.2f} GPU-ms more under pp2 than under tp2. Each of its two micro-batches streams "
         f"the weights of a stage by itself: {weights:.2f} of these. The bubble is {bubble:.2f}."
     )
-    alone = found.cell("pp2", one)
-    idle = found.cell("dp2", one)
-    yield (
-        f"For {_users(one)} there is one micro-batch: {_known(alone.cost.run_bubble_pct):.0f}% of "
-        "the GPU time under pp2 is bubble. Under dp2 the second replica has nothing to do: "
-        f"{100 * _known(COST['ramp, idle'](idle)) / _known(COST['total'](idle)):.0f}%."
+
+
+def _one_micro_batch(found: Published) -> str:
+    one = found.concurrencies[0]
+    share = _known(found.cell("pp2", one).cost.run_bubble_pct)
+    return (
+        f"For {_users(one)} there is one micro-batch: {share:.0f}% of the GPU time under pp2 is "
+        "bubble."
     )
-    shares = [_known(found.cell("tp2", n).cost.run_comm_exposed_pct) for n in (some, most)]
+
+
+def _tensor_loses(found: Published) -> Iterator[str]:
+    at = [n for n in found.concurrencies if found.cell("tp2", n).cost.parts.transfer is not None]
+    cells = [found.cell("tp2", n).cost for n in at]
+    moving = [_moving_pct(each.parts) for each in cells]
     steps = [found.statistic("tp2", n, "comm_exposed_pct") for n in found.concurrencies]
     said = [f"{each.mean:.1f}% [{each.ci_low:.1f}, {each.ci_high:.1f}]" for each in steps]
+    runs = [f"{_known(each.run_comm_exposed_pct):.1f}%" for each in cells]
     yield (
-        "What tensor parallelism loses is communication, nearly all of it data on their way. "
+        "What tensor parallelism loses is communication: data on their way for "
+        f"{_range(moving, '.0f', '%')} of it, else waits for the other GPU. "
         f"tp2 spends {_listed(said)} of a decode step on it at {_listed(found.concurrencies)} "
-        f"concurrent, and {shares[0]:.1f}% and {shares[1]:.1f}% of the whole run at {some} and "
-        f"{most}. Under pp2 it is {_range(_decode_comm(found, 'pp2'), '.2f', '%')} of a decode "
-        "step."
+        f"concurrent, and {_listed(runs)} of the whole run at {_listed(at)}."
     )
-    waits = [_known(found.cell("tp2", n).cost.parts.wait) for n in (some, most)]
-    moves = [_known(found.cell("tp2", n).cost.parts.transfer) for n in (some, most)]
-    assert all(wait < 0.15 * move for wait, move in zip(waits, moves, strict=True))
-    unknown = [each for each in found.findings.comparison if each.cost.parts.transfer is None]
-    assert [(each.cell.strategy, each.cell.max_concurrency) for each in unknown] == [("tp2", one)]
-    yield (
-        f"The parts of tp2 for {_users(one)} are not known ({EN_DASH}): in prefill "
-        f"{unknown[0].cost.prefill_cost_reason}, and above {PROFILE_LIMIT:g} no share is shown."
-    )
-    held = {name: found.cell(name, most).clocks.power_capped_pct for name in ("tp2", "dp2", "pp2")}
-    said = [f"{_known(share):.0f}% of the samples of {name}" for name, share in held.items()]
-    yield f"At {most} concurrent the power cap held the clocks down, in {_listed(said)}."
-    startups = found.values(lambda each: each.startup.startup_s)
-    yield (
-        "From the start of the actors to the first token takes "
-        f"{min(startups):.0f} to {max(startups):.0f} s."
-    )
+    yield f"Under pp2 it is {_range(_decode_comm(found, 'pp2'), '.2f', '%')} of a decode step."
+
+
+def _moving_pct(parts: Parts) -> float:
+    moving, waiting = _known(parts.transfer), _known(parts.wait)
+    return 100 * moving / (moving + waiting)
 
 
 def _decode_comm(found: Published, layout: str) -> list[float]:
     return [_known(found.cell(layout, n).step.decode.comm_exposed.pct) for n in found.concurrencies]
 
 
-# -- llama-70b on two H200
+def _capped(found: Published, layouts: Sequence[str]) -> str:
+    most = found.concurrencies[-1]
+    held = {name: found.cell(name, most).clocks.power_capped_pct for name in layouts}
+    said = [f"{_known(share):.0f}% of the samples of {name}" for name, share in held.items()]
+    return f"At {most} concurrent the power cap held the clocks down, in {_listed(said)}."
 
 
-def _llama(found: Published) -> Iterator[str]:
-    yield "### llama-70b on two H200"
-    cells = found.findings.comparison
-    assert {one.num_starts for one in cells} == {1}
-    (runs,) = {one.num_runs for one in cells}
-    assert not any(one.in_best_set for one in cells)
-    yield _paragraph(
-        f"Each layout has one start of {runs} runs, a closed batch of the given concurrency.",
-        "So there is no interval, and nothing is shown to be different.",
-        "dp2 does not fit. Tokens per second:",
+def _startups(found: Published) -> str:
+    startups = found.values(lambda each: each.startup.startup_s)
+    return (
+        "From the start of the actors to the first token takes "
+        f"{min(startups):.0f} to {max(startups):.0f} s."
     )
-    layouts = ["tp2", "pp2"]
-    rows = [
-        [
-            str(n),
-            *(
-                three_digits(_known(found.cell(layout, n).throughput.output_throughput))
-                for layout in layouts
-            ),
-        ]
-        for n in found.concurrencies
-    ]
-    yield _table(["concurrent", *layouts], rows)
 
 
 # -- words and tables
@@ -338,6 +419,10 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _paragraph(*sentences: str) -> str:
     return textwrap.fill(" ".join(sentences), WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _bullets(*texts: str) -> str:
+    return "\n".join(map(_bullet, texts))
 
 
 def _bullet(text: str) -> str:

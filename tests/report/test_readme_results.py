@@ -35,12 +35,12 @@ def test_a_sentence_that_the_tables_do_not_bear_out_is_not_written(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = script.Published(script.QWEN)
-    list(script._verdicts(found))
+    list(script._three_layouts(found))
     worse = [replace(one, better=one.other, other=one.better) for one in found.findings.verdicts]
     turned = replace(found.findings, verdicts=worse)
     monkeypatch.setitem(found.__dict__, "findings", turned)
     with pytest.raises(AssertionError):
-        list(script._verdicts(found))
+        list(script._three_layouts(found))
 
 
 def test_parts_that_do_not_sum_to_their_total_are_not_written(script: ModuleType) -> None:
