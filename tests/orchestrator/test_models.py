@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from fakes import shapes, write_checkpoint, write_config, write_safetensors, write_sharded
 
-from orchestrator.errors import UserError
+from orchestrator.errors import Refused, UserError
 from orchestrator.plan import models
-from strategies import LayoutError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -20,7 +19,7 @@ Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 
 
 def refused(folder: Path, *words: str) -> None:
-    with pytest.raises((UserError, LayoutError)) as caught:
+    with pytest.raises(Refused) as caught:
         models.resolve(str(folder))
     message = str(caught.value)
     assert "\n" not in message
@@ -158,8 +157,12 @@ def test_a_config_that_is_no_json_is_named_with_its_line(tmp_path: Path) -> None
     refused(tmp_path, "config.json, line 2")
 
 
-def test_a_config_without_a_field(tmp_path: Path) -> None:
-    refused(write_config(tmp_path, hidden_size=None), "hidden_size", "missing")
+def test_a_field_that_is_missing_has_the_default_of_its_class(tmp_path: Path) -> None:
+    """It is not the sizes of the tensors that decide, in Transformers either."""
+    shape = models.resolve(str(write_config(tmp_path, hidden_size=None)), "dummy").shape
+    assert (shape.hidden_size, shape.head_dim) == (4096, 1024)
+    write_safetensors(tmp_path / SINGLE, shapes())
+    refused(tmp_path, "model.embed_tokens.weight", "[40, 16]", "[40, 4096]")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +206,7 @@ def test_a_config_that_is_nested_without_end(tmp_path: Path) -> None:
 
 
 def test_a_config_with_an_impossible_size(tmp_path: Path) -> None:
-    refused(write_config(tmp_path, num_attention_heads=0), "num_heads is 0")
+    refused(write_config(tmp_path, num_attention_heads=0), "num_attention_heads is 0")
     refused(write_config(tmp_path, num_hidden_layers=0), "num_layers is 0")
 
 
@@ -226,6 +229,6 @@ def test_code_from_the_checkpoint_is_refused_whatever_the_architecture(tmp_path:
 
 
 def test_messages_name_the_folder_once(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(Refused) as caught:
         models.resolve(str(write_config(tmp_path)))
     assert len(re.findall(re.escape(str(tmp_path)), str(caught.value))) == 1

@@ -12,6 +12,7 @@ from strategies.shapes import ModelShape
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
     "hidden_size": 16,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,

@@ -160,9 +160,24 @@ def _rope_parameters(shape: ModelShape) -> dict[str, object]:
 
 def _of_family(shape: ModelShape) -> dict[str, object]:
     """Arguments of a config that not every family has."""
-    if shape.family in ("llama", "qwen3"):
+    window = shape.sliding_window
+    if shape.family == "llama":
         return {"attention_bias": shape.output_bias}
-    return {"sliding_window": None} if shape.family == "mistral" else {}
+    if shape.family == "mistral":
+        return {"sliding_window": window}
+    own: dict[str, object] = {}
+    if shape.family == "qwen3":
+        own["attention_bias"] = shape.output_bias
+    if window is None:
+        return own
+    layers = shape.sliding_layers or (True,) * shape.num_layers
+    kinds = ["sliding_attention" if slides else "full_attention" for slides in layers]
+    return own | {
+        "use_sliding_window": True,
+        "sliding_window": window,
+        "layer_types": kinds,
+        "max_window_layers": 0,
+    }
 
 
 def empty_model(plan: EnginePlan) -> Any:
