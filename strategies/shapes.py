@@ -18,10 +18,11 @@ class ModelShape:
     """A decoder of the Llama family, as its Hugging Face config describes it. Sizes are in
     elements.
 
-    rope_scaling: () = plain rope, else rope_type ("llama3", "linear", "yarn" or "dynamic") and its
-    numbers. qkv_bias, output_bias: whether the projections of attention have biases. qk_norm:
-    whether queries and keys are normalised. sliding_window: None = a query sees every key before
-    it, else so many, itself included. sliding_layers: whether each layer has the window; () = all.
+    rope_scaling: () = plain rope, else rope_type ("llama3", "linear", "yarn" or "dynamic") and the
+    numbers of Transformers' `rope_parameters`. qkv_bias, output_bias: whether the projections of
+    attention have biases. qk_norm: whether queries and keys are normalised. sliding_window: tokens
+    that attention sees, the newest one included; None: all. sliding_layers: whether each layer has
+    the window; () = every one.
     """
 
     name: str

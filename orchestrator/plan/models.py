@@ -18,6 +18,7 @@ from strategies.hub_config import HubConfig
 from strategies.shapes import ModelShape
 from workers.checkpoint_files import folder_name, read_json
 
+TOKENIZER = "tokenizer.json"
 PRESETS = Path(__file__).parents[1] / "presets"
 SIZES = (
     "hidden_size",
@@ -145,9 +146,9 @@ def _special_ids(
     read, names = HubConfig(fields, config.name), ("bos_token_id", "eos_token_id", "pad_token_id")
     with _naming(config):
         found = set[int]().union(*map(read.token_ids, names))
-    file = tokenizer / "tokenizer.json" if tokenizer else None
-    if file and file.is_file():
-        found |= _special_tokens(file)
+    if tokenizer and (tokenizer / TOKENIZER).is_file():
+        found |= _special_tokens(tokenizer / TOKENIZER)
+        load_tokenizer(tokenizer)  # so that a broken one is met before the first run, not after it
     return tuple(sorted(found))
 
 
@@ -164,4 +165,4 @@ def _special_tokens(file: Path) -> set[int]:
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
+    return any((folder / file).is_file() for file in (TOKENIZER, "tokenizer_config.json"))
