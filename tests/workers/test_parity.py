@@ -41,7 +41,7 @@ def work_of(case: Case) -> Work:
     """Prompts shorter and longer than a page, than a chunk of the prefill, and than the windows and
     the lengths that rope was stretched from."""
     prompts = [tuple((7 * i + 11 * n) % 120 + 8 for i in range(n)) for n in (3, 18, 41)]
-    requests = (Request(i, prompt, 9 - i) for i, prompt in enumerate(prompts))
+    requests = (Request(i, prompt, 7 - i) for i, prompt in enumerate(prompts))
     return Work(tuple(requests), max_concurrency=2, ignore_eos=not case.stops)
 
 
@@ -50,6 +50,7 @@ def generated(folder: Path, work: Work) -> dict[int, list[int]]:
     import torch
     from transformers import AutoModelForCausalLM
 
+    torch.set_num_threads(1)  # for models so small more threads wait for each other
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     if work.ignore_eos:
         model.generation_config.eos_token_id = None
