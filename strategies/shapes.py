@@ -18,9 +18,11 @@ class ModelShape:
     """A decoder of the Llama family, as its Hugging Face config describes it. Sizes are in
     elements.
 
-    rope_scaling: () = plain rope, else rope_type "llama3" and its numbers. qkv_bias, output_bias:
-    whether the projections of attention have biases. qk_norm: whether queries and keys are
-    normalised.
+    rope_scaling: () = plain rope, else rope_type ("llama3", "linear", "yarn" or "dynamic") and the
+    numbers of Transformers' `rope_parameters`. qkv_bias, output_bias: whether the projections of
+    attention have biases. qk_norm: whether queries and keys are normalised. sliding_window: tokens
+    that attention sees, the newest one included; None: all. sliding_layers: whether each layer has
+    the window; () = every one.
     """
 
     name: str
@@ -41,6 +43,8 @@ class ModelShape:
     output_bias: bool = False
     qk_norm: bool = False
     eos_token_ids: tuple[int, ...] = ()
+    sliding_window: int | None = None
+    sliding_layers: tuple[bool, ...] = ()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], name: str) -> ModelShape:
