@@ -4,7 +4,7 @@ or a refusal that names the field."""
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -25,16 +25,6 @@ LEAST = 34  # checkpoints that run
 # (engine, checkpoint) -> what the engine says that it cannot do
 LACKS = {("deepspeed", "llama-one-kv-head"): "KV head"}
 Outcome = dict[int, list[int]] | str  # tokens by request, or a refusal
-
-
-@dataclass
-class Outcomes:
-    """What became of each checkpoint. expected: the tokens of `generate`. refused: why one cannot
-    be read. served: by checkpoint, engine and layout."""
-
-    expected: dict[str, Outcome]
-    refused: dict[str, str]
-    served: dict[tuple[str, str, str], Outcome]
 
 
 def work_of(case: Case) -> Work:
@@ -68,37 +58,55 @@ def generated(folder: Path, work: Work) -> dict[int, list[int]]:
     return made
 
 
-def plan_for(layout: str, shape: ModelShape, folder: Path, work: Work) -> EnginePlan:
-    return engine_plan(layout, shape, folder, work, timeout_s=20.0)
+@dataclass
+class Outcomes:
+    """What became of each checkpoint.
 
+    shapes, expected: of those that can be read, the tokens of `generate`. refused: why the others
+    cannot. served: by engine and layout, then by checkpoint; made when it is asked for.
+    """
 
-@pytest.fixture(scope="module")
-def outcomes(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
-    """Every checkpoint under every layout. The ranks of a layout meet once for all of them."""
-    root = tmp_path_factory.mktemp("parity")
-    found = Outcomes({}, {}, {})
-    shapes: dict[str, ModelShape] = {}
-    for case in CASES:
-        folder = write(case, root / case.name)
+    pool: Pool
+    root: Path
+    shapes: dict[str, ModelShape] = field(default_factory=dict)
+    expected: dict[str, Outcome] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    served: dict[tuple[str, str], dict[str, Outcome]] = field(default_factory=dict)
+
+    def read(self, case: Case) -> None:
+        """Write it, read it, and have Transformers serve it."""
+        folder = write(case, self.root / case.name)
         try:
-            shapes[case.name] = models.resolve(str(folder)).shape
+            self.shapes[case.name] = models.resolve(str(folder)).shape
         except Refused as refusal:
-            found.refused[case.name] = str(refusal)
-            continue
-        found.expected[case.name] = generated(folder, work_of(case))
-    readable = [case for case in CASES if case.name in shapes]
-    for engine, layout in SERVED:
-        jobs = {}
-        for case in readable:
-            work = work_of(case)
-            plan = plan_for(layout, shapes[case.name], root / case.name, work)
+            self.refused[case.name] = str(refusal)
+        else:
+            self.expected[case.name] = generated(folder, work_of(case))
+
+    def of(self, engine: str, layout: str) -> dict[str, Outcome]:
+        """Of each checkpoint the tokens, or why it is not run. The ranks meet once for all."""
+        if (engine, layout) not in self.served:
+            self.served[engine, layout] = self._serve(engine, layout)
+        return self.served[engine, layout]
+
+    def _serve(self, engine: str, layout: str) -> dict[str, Outcome]:
+        said, jobs = {}, {}
+        for case in (case for case in CASES if case.name in self.shapes):
+            work, shape = work_of(case), self.shapes[case.name]
+            plan = engine_plan(layout, shape, self.root / case.name, work)
             reason = engines.create(engine).supports(plan)
             if reason is None:
                 jobs[case.name] = (plan, work)
             else:
-                found.served[case.name, engine, layout] = reason
-        for name, outcome in serve(pool, engine, jobs).items():
-            found.served[name, engine, layout] = outcome
+                said[case.name] = reason
+        return said | serve(self.pool, engine, jobs)
+
+
+@pytest.fixture(scope="module")
+def outcomes(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
+    found = Outcomes(pool, tmp_path_factory.mktemp("parity"))
+    for case in CASES:
+        found.read(case)
     return found
 
 
@@ -123,7 +131,7 @@ def test_tokens_are_those_of_generate_or_the_engine_says_what_it_lacks(
     case: Case, engine: str, layout: str, outcomes: Outcomes
 ) -> None:
     assert outcomes.refused.get(case.name) is None
-    served = outcomes.served[case.name, engine, layout]
+    served = outcomes.of(engine, layout)[case.name]
     if (engine, case.name) in LACKS:
         assert LACKS[engine, case.name] in served
     else:
@@ -141,7 +149,7 @@ def test_most_checkpoints_run_under_every_layout(outcomes: Outcomes) -> None:
     for engine, layout in SERVED:
         run = [one for one in READABLE if (engine, one.name) not in LACKS]
         equal = [
-            outcomes.served[one.name, engine, layout] == outcomes.expected[one.name] for one in run
+            outcomes.of(engine, layout)[one.name] == outcomes.expected[one.name] for one in run
         ]
         assert sum(equal) >= LEAST, (engine, layout)
 

@@ -44,11 +44,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         name: ("Llama", {"rope_parameters": {"rope_theta": 10000.0, **rope}}, {})
         for name, rope in ROPES.items()
     },
-    "a window in every layer": (
-        "Mistral",
-        {"sliding_window": WINDOW},
-        {"sliding_window": WINDOW},
-    ),
+    "a window in every layer": ("Mistral", {"sliding_window": WINDOW}, {"sliding_window": WINDOW}),
     "a window in the last layers": (
         "Qwen2",
         of_qwen((False, False, True, True, True)),
@@ -162,9 +158,7 @@ def test_a_query_sees_the_tokens_of_its_window(window: int | None) -> None:
         weights = torch.einsum("hd,thd->ht", q[p], k[seen]).div(8**0.5).softmax(1)
         expected.append(torch.einsum("ht,thd->hd", weights, v[seen]))
     ends = torch.tensor([0, 20], dtype=torch.int32), torch.tensor([0, length], dtype=torch.int32)
-    chunk = reference.prefill_attention(
-        q[-20:], keys, values, slots, *ends, 20, length, window
-    )
+    chunk = reference.prefill_attention(q[-20:], keys, values, slots, *ends, 20, length, window)
     torch.testing.assert_close(chunk, torch.stack(expected[-20:]))
     lengths = torch.tensor([length, 33, 1])
     tables = pages.int().expand(3, -1)
