@@ -17,6 +17,7 @@ from strategies.shapes import ModelShape
 from workers.engines.native.engine import TorchEngine
 from workers.engines.native.kernels import reference
 from workers.engines.native.rope import rotary_table
+from workers.engines.transformers import shape_to_config
 from workers.messages import Request, Work
 
 LAYOUTS = ["tp1", "tp2", "pp2", "tp2pp2"]
@@ -44,11 +45,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         name: ("Llama", {"rope_parameters": {"rope_theta": 10000.0, **rope}}, {})
         for name, rope in ROPES.items()
     },
-    "a window in every layer": (
-        "Mistral",
-        {"sliding_window": WINDOW},
-        {"sliding_window": WINDOW},
-    ),
+    "a window in every layer": ("Mistral", {"sliding_window": WINDOW}, {"sliding_window": WINDOW}),
     "a window in the last layers": (
         "Qwen2",
         of_qwen((False, False, True, True, True)),
@@ -145,6 +142,13 @@ def test_cosines_and_sines_are_those_of_transformers(variant: str) -> None:
         torch.testing.assert_close(ours, their[0, :, :8], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_config_that_other_engines_get_says_the_same(variant: str) -> None:
+    made, whole = shape_to_config(shape_of(variant)), config_of(variant)
+    for field in ("rope_parameters", "sliding_window", "use_sliding_window", "layer_types"):
+        assert getattr(made, field, None) == getattr(whole, field, None), field
+
+
 # -- the kernels
 
 
@@ -162,9 +166,7 @@ def test_a_query_sees_the_tokens_of_its_window(window: int | None) -> None:
         weights = torch.einsum("hd,thd->ht", q[p], k[seen]).div(8**0.5).softmax(1)
         expected.append(torch.einsum("ht,thd->hd", weights, v[seen]))
     ends = torch.tensor([0, 20], dtype=torch.int32), torch.tensor([0, length], dtype=torch.int32)
-    chunk = reference.prefill_attention(
-        q[-20:], keys, values, slots, *ends, 20, length, window
-    )
+    chunk = reference.prefill_attention(q[-20:], keys, values, slots, *ends, 20, length, window)
     torch.testing.assert_close(chunk, torch.stack(expected[-20:]))
     lengths = torch.tensor([length, 33, 1])
     tables = pages.int().expand(3, -1)

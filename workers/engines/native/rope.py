@@ -26,7 +26,9 @@ def _frequency(model: ModelShape, scaling: Scaling) -> tuple[Tensor, float]:
     """Radians a token, [head_dim / 2] float32, and the factor of cosines and sines."""
     plain = 1.0 / _wavelengths(model)
     match scaling.get("rope_type", "default"):
-        case "default" | "dynamic":  # up to the length that the model was made for, dynamic is plain
+        case (
+            "default" | "dynamic"
+        ):  # up to the length that the model was made for, dynamic is plain
             return plain, 1.0
         case "linear":
             return plain / float(scaling["factor"]), 1.0

@@ -137,12 +137,7 @@ def _rope(
 
 
 def decode_attention(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    tables: Tensor,
-    lengths: Tensor,
-    window: int | None,
+    q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor, window: int | None
 ) -> Tensor:
     """Split-KV decoding: every (request, KV head) is shared by several programs whose parts are
     then joined. Pages before the window are not read."""
@@ -155,7 +150,15 @@ def decode_attention(
     parts = torch.empty(batch, heads, splits, dim, dtype=torch.float32, device=q.device)
     sums = torch.empty(batch, heads, splits, dtype=torch.float32, device=q.device)
     tensors = (q, keys, values, tables, lengths, parts, sums, out)
-    sizes = (kv_heads, group, max(16, triton.next_power_of_2(group)), dim, page, splits, window or 0)
+    sizes = (
+        kv_heads,
+        group,
+        max(16, triton.next_power_of_2(group)),
+        dim,
+        page,
+        splits,
+        window or 0,
+    )
     grid = (batch, kv_heads, splits)
     _decode[grid](*tensors, dim**-0.5 * _LOG2_E, pages, *sizes, num_warps=4, num_stages=3)
     if splits > 1:

@@ -54,12 +54,7 @@ def rope_and_cache(
 
 
 def decode_attention(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    tables: Tensor,
-    lengths: Tensor,
-    window: int | None,
+    q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor, window: int | None
 ) -> Tensor:
     """One request after another."""
     page = keys.shape[1]
