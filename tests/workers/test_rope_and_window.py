@@ -17,6 +17,7 @@ from strategies.shapes import ModelShape
 from workers.engines.native.engine import TorchEngine
 from workers.engines.native.kernels import reference
 from workers.engines.native.rope import rotary_table
+from workers.engines.transformers import shape_to_config
 from workers.messages import Request, Work
 
 LAYOUTS = ["tp1", "tp2", "pp2", "tp2pp2"]
@@ -139,6 +140,13 @@ def test_cosines_and_sines_are_those_of_transformers(variant: str) -> None:
     theirs = LlamaRotaryEmbedding(config_of(variant))(torch.zeros(1), positions)
     for ours, their in zip(rotary_table(shape_of(variant), 256), theirs, strict=True):
         torch.testing.assert_close(ours, their[0, :, :8], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_config_that_other_engines_get_says_the_same(variant: str) -> None:
+    made, whole = shape_to_config(shape_of(variant)), config_of(variant)
+    for field in ("rope_parameters", "sliding_window", "use_sliding_window", "layer_types"):
+        assert getattr(made, field, None) == getattr(whole, field, None), field
 
 
 # -- the kernels
