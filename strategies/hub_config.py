@@ -14,7 +14,17 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
-LLAMA3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+# rope type -> the numbers that it needs, by their names in Transformers; those it may have
+ROPE_NUMBERS = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor", "original_max_position_embeddings"),
+}
+OPTIONAL_ROPE_NUMBERS = {
+    "yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")
+}
+QWEN = ("qwen2", "qwen3")
 N = TypeVar("N", int, float)
 
 
@@ -68,10 +78,33 @@ class HubConfig:
             raise self._not_run(
                 "a quantized checkpoint (quantization_config) is not run here; use BF16 weights"
             )
-        window = self.fields.get("sliding_window")
-        used = bool(window) and self.fields.get("use_sliding_window", True)
-        if used and self.integer("sliding_window") < self.integer("max_position_embeddings"):
-            raise self._not_run(f"sliding-window attention (window {window}) is not run here")
+        if _number(float, self.rope, "partial_rotary_factor", 1.0) != 1.0:
+            raise self._not_run("rotary positions in a part of a head (partial_rotary_factor)")
+
+    def sliding_window(self, family: str) -> tuple[int | None, tuple[bool, ...]]:
+        """How many keys a query sees, itself included, and in which layers; () = in all of them.
+        None: it sees all. Raises LayoutError where Transformers has no window for the family."""
+        asked = self.fields.get("sliding_window")
+        if not asked or (family in QWEN and not self.flag("use_sliding_window")):
+            return None, ()
+        window = self.integer("sliding_window")
+        layers = self._windowed_layers() if family in QWEN else ()
+        if window >= self.integer("max_position_embeddings") or (layers and not any(layers)):
+            return None, ()
+        if family == "llama":
+            raise self._not_run(f"a Llama has no sliding window (sliding_window {window})")
+        return window, () if all(layers) else layers
+
+    def _windowed_layers(self) -> tuple[bool, ...]:
+        """Whether each layer has the window."""
+        layers, first = self.integer("num_hidden_layers"), self.integer("max_window_layers", 28)
+        kinds = self.fields.get("layer_types")
+        if kinds is None:
+            return tuple(layer >= first for layer in range(layers))
+        known = {"sliding_attention": True, "full_attention": False}
+        if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= set(known):
+            raise self._not_run(f"layer_types is not a list of {layers} {' or '.join(known)}")
+        return tuple(known[kind] for kind in kinds)
 
     def _not_run(self, what: str) -> LayoutError:
         return LayoutError(f"{self.name}: {what}")
@@ -83,8 +116,9 @@ class HubConfig:
 
     @property
     def rope(self) -> Mapping[str, Any]:
-        """What is said of rotary positions, under either of its names."""
-        return self._object("rope_parameters") or self._object("rope_scaling")
+        """What is said of rotary positions. Of its two names the older one wins, as in
+        Transformers."""
+        return self._object("rope_scaling") or self._object("rope_parameters")
 
     @property
     def rope_theta(self) -> float:
@@ -94,26 +128,35 @@ class HubConfig:
 
     @property
     def rope_scaling(self) -> tuple[tuple[str, float | str], ...]:
-        """() for plain rope, else its type "llama3" and its numbers. Raises LayoutError for other
-        types."""
+        """() for plain rope, else its type and its numbers, under their names in Transformers.
+        Raises LayoutError for other types."""
         rope = self.rope
         kind = rope.get("rope_type") or rope.get("type") or "default"
         if kind == "default":
             return ()
-        if kind != "llama3":
+        if kind not in ROPE_NUMBERS:
             raise self._not_run(
-                f"rope scaling '{kind}' is not run here; 'default' and 'llama3' are"
+                f"rope scaling '{kind}' is not run here; 'default', "
+                f"{', '.join(map(repr, ROPE_NUMBERS))} are"
             )
-        numbers = ((key, _number(float, rope, key)) for key in LLAMA3_ROPE)
-        return (("rope_type", "llama3"), *numbers)
+        wanted = OPTIONAL_ROPE_NUMBERS.get(kind, ())
+        names = (*ROPE_NUMBERS[kind], *(key for key in wanted if rope.get(key) is not None))
+        return (("rope_type", kind), *((key, _number(float, rope, key)) for key in names))
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """The tokens that end a text; () where none is named."""
-        eos = self.fields.get("eos_token_id")
-        if isinstance(eos, list):
-            return tuple(eos)
-        return () if eos is None else (self.integer("eos_token_id"),)
+        return tuple(sorted(self.token_ids("eos_token_id")))
+
+    def token_ids(self, field: str) -> set[int]:
+        """One token id, or a list of them; none where the field is missing."""
+        value = self.fields.get(field)
+        ids = value if isinstance(value, list) else [value]
+        if value is None:
+            return set()
+        if not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
+            raise TypeError(f"{field} is {value!r}, no token id")
+        return set(ids)
 
     def _object(self, field: str) -> Mapping[str, Any]:
         value = self.fields.get(field) or {}

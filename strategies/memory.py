@@ -60,6 +60,12 @@ def kv_heads(placement: Placement, model: ModelShape, rank: int) -> int:
     return _length(rows) // model.head_dim
 
 
+def window_of(model: ModelShape, layer: int) -> int | None:
+    """Tokens that attention of `layer` sees, the newest one included; None: all."""
+    slides = not model.sliding_layers or model.sliding_layers[layer]
+    return model.sliding_window if slides else None
+
+
 def kv_bytes_per_token(placement: Placement, model: ModelShape, rank: int, dtype_bytes: int) -> int:
     """Bytes of keys and values on `rank` for one token: 2 x layers x KV heads x head_dim x
     dtype."""

@@ -18,9 +18,11 @@ class ModelShape:
     """A decoder of the Llama family, as its Hugging Face config describes it. Sizes are in
     elements.
 
-    rope_scaling: () = plain rope, else rope_type "llama3" and its numbers. qkv_bias, output_bias:
-    whether the projections of attention have biases. qk_norm: whether queries and keys are
-    normalised.
+    rope_scaling: () = plain rope, else rope_type ("llama3", "linear", "yarn" or "dynamic") and the
+    numbers of Transformers' `rope_parameters`. qkv_bias, output_bias: whether the projections of
+    attention have biases. qk_norm: whether queries and keys are normalised. sliding_window: tokens
+    that attention sees, the newest one included; None: all. sliding_layers: whether each layer has
+    the window; () = every one.
     """
 
     name: str
@@ -41,6 +43,8 @@ class ModelShape:
     output_bias: bool = False
     qk_norm: bool = False
     eos_token_ids: tuple[int, ...] = ()
+    sliding_window: int | None = None
+    sliding_layers: tuple[bool, ...] = ()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], name: str) -> ModelShape:
@@ -54,6 +58,9 @@ class ModelShape:
         family = read.family()
         read.refuse_variants()
         heads, hidden = read.integer("num_attention_heads"), read.integer("hidden_size")
+        window, windowed = read.sliding_window(family)
+        # Transformers' classes of the other families do not read it.
+        bias = family in ("llama", "qwen3") and read.flag("attention_bias")
         return cls(
             name=name,
             family=family,
@@ -69,10 +76,12 @@ class ModelShape:
             rope_theta=read.rope_theta,
             rope_scaling=read.rope_scaling,
             tie_embeddings=read.flag("tie_word_embeddings"),
-            qkv_bias=family == "qwen2" or read.flag("attention_bias"),
-            output_bias=family != "qwen2" and read.flag("attention_bias"),
+            qkv_bias=family == "qwen2" or bias,
+            output_bias=bias,
             qk_norm=family == "qwen3",
             eos_token_ids=read.eos_token_ids,
+            sliding_window=window,
+            sliding_layers=windowed,
         )
 
     def parameters(self) -> Iterator[tuple[str, tuple[int, ...]]]:

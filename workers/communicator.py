@@ -132,6 +132,12 @@ class Communicator:
         self._count("all_gather", axis, nbytes(out), began)
         return out
 
+    @property
+    def most_ahead(self) -> int:
+        """Steps that a pipeline stage may be ahead of the ones behind it: enough for none to wait
+        for work."""
+        return 2 * self.context.placement.degree("pp")
+
     def send_next(self, x: Tensor) -> None:
         """Hand `x` to the next stage without waiting. `x` must not be written again."""
         group, target = self.context.edges["next"]
@@ -140,7 +146,7 @@ class Communicator:
         self._count("send", "pp", nbytes(x), began)
         # A stage that runs far ahead would hold all it has made; gloo knows of a send's end only by
         # waiting for it.
-        while len(self._sent) >= 2 * self.context.placement.degree("pp"):
+        while len(self._sent) >= self.most_ahead:
             self._sent.popleft()[0].wait()
         self._keep(work, x)
 

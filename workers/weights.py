@@ -3,7 +3,6 @@ layout agrees on."""
 
 from __future__ import annotations
 
-import json
 import math
 import zlib
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ from typing import Protocol
 import torch
 from safetensors import safe_open
 from torch import Tensor
+
+from workers.checkpoint_files import locate
 
 # Uniform on [-a, a) with the standard deviation 0.02 that such models are initialised with.
 _AMPLITUDE = 0.02 * math.sqrt(3.0)
@@ -38,22 +39,18 @@ class DummyWeights:
 
 
 class Checkpoint:
-    """A folder of safetensors: one file, or several with an index. Only the slices that are asked
-    for are read."""
+    """A folder of safetensors; see `checkpoint_files` for which files count. Only the slices that
+    are asked for are read."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._files: dict[str, safe_open] = {}
-        index = folder / "model.safetensors.index.json"
-        self._where: dict[str, str] = (
-            json.loads(index.read_text())["weight_map"] if index.exists() else {}
-        )
+        self._stored = locate(folder)
+        self._files: dict[Path, safe_open] = {}
 
     def read(self, name: str, shape: tuple[int, ...], box: Box, out: Tensor) -> None:
-        """Raises safetensors.SafetensorError where the file has no such parameter."""
-        file = self._where.get(name, "model.safetensors")
+        """Raises KeyError where there is no such parameter."""
+        file = self._stored[name].file
         if file not in self._files:
-            self._files[file] = safe_open(self._folder / file, framework="pt")
+            self._files[file] = safe_open(file, framework="pt")
         out.copy_(self._files[file].get_slice(name)[box])  # type: ignore[no-untyped-call]
 
 

@@ -136,7 +136,7 @@ def model_flops(plan: EnginePlan, load: Closed) -> float:
     """The operations of the model itself for `load`, whatever is done twice."""
     whole = stages_of(Placement.single(plan.model), plan.model, plan.dtype)[0]
     decoded = load.requests * (load.output_len - 1)
-    return whole.prefill_flops(load) + whole.decode_flops(decoded, load.context)
+    return whole.prefill_flops(load) + whole.decode_flops(decoded, whole.context(load))
 
 
 def memory_bandwidth_utilization(
@@ -154,16 +154,17 @@ def memory_bandwidth_utilization(
     load = fullest_replica(plan.placement, whole)
     micro_batches = min(len(stages), load.in_flight)
     requests = load.in_flight / micro_batches
-    read = [micro_batches * stage.decode_bytes(requests, load.context) for stage in stages]
+    read = [micro_batches * stage.decode_bytes(requests, stage.context(load)) for stage in stages]
     return 100 * sum(read) / len(read) / (step_ms / 1e3) / sheet.hbm
 
 
 def _arithmetic(roof: Roof, reached: float) -> str:
     load, rates, bound = roof.load, roof.rates, roof.bound
     requests = load.in_flight / bound.micro_batches
-    slowest = max(roof.stages, key=lambda stage: stage.pass_s(requests, load.context, rates))
-    read = slowest.decode_bytes(requests, load.context)
-    operations = slowest.decode_flops(requests, load.context)
+    slowest = max(roof.stages, key=lambda one: one.pass_s(requests, one.context(load), rates))
+    context = slowest.context(load)
+    read = slowest.decode_bytes(requests, context)
+    operations = slowest.decode_flops(requests, context)
     round_s = bound.decode_s / max(load.rounds, 1)
     return (
         f"{reached:.1f} tok/s is above the bound of {roof.highest:.1f} by the data sheet: "

@@ -128,9 +128,9 @@ def _worked_until(ends: np.ndarray, requests: pa.Table) -> np.ndarray:
 
 def decode_of(rank: RankSteps, rates: Rates | None) -> Spent:
     """A pass takes about as long whatever the number of its requests: the pace is of steps."""
-    steps, loads = rank.decode, rank.loads
+    steps, loads, context = rank.decode, rank.loads, rank.stage.context
     made = sum(load.requests * (load.output_len - 1) for load in loads)
-    read = sum(load.requests * (load.output_len - 1) * load.context for load in loads)
+    read = sum(load.requests * (load.output_len - 1) * context(load) for load in loads)
     operations = rank.stage.decode_flops(made, read / made) if made else 0.0
     spent = _spent(steps, np.ones(len(steps.windows)))
     return _with_roofline(spent, rank.stage, len(steps.windows), read, operations, rates)
@@ -140,14 +140,14 @@ def prefill_of(rank: RankSteps, rates: Rates | None) -> Spent:
     """The pace is of tokens."""
     steps, stage = rank.prefill, rank.stage
     operations = sum(stage.prefill_flops(load) for load in rank.loads)
-    read = _read_again(steps, rank.loads)
+    read = _read_again(steps, rank.loads, stage)
     spent = _spent(steps, steps.tokens)
     return _with_roofline(spent, stage, len(steps.windows), read, operations, rates)
 
 
-def _read_again(steps: Steps, loads: Sequence[Closed]) -> float | None:
+def _read_again(steps: Steps, loads: Sequence[Closed], stage: Stage) -> float | None:
     """Tokens of earlier chunks of a prompt whose keys and values a later one reads, over all
-    prompts; None where that is not known.
+    prompts, mean over the layers of `stage`; None where that is not known.
 
     A micro-batch takes its prompts in order, so where these are equally long the place in the
     prompt at which a step begins is known. Prompts that are read whole read nothing again.
@@ -157,11 +157,16 @@ def _read_again(steps: Steps, loads: Sequence[Closed]) -> float | None:
     lengths = {load.input_len for load in loads}
     if len(lengths) != 1:
         return None
-    (length,), read = lengths, 0.0
+    (length,) = lengths
+    starts = np.zeros_like(steps.tokens)
     for one in np.unique(steps.micro_batch):
         tokens = steps.tokens[steps.micro_batch == one]
-        read += float(((np.cumsum(tokens) - tokens) % length).sum())
-    return read
+        starts[steps.micro_batch == one] = (np.cumsum(tokens) - tokens) % length
+
+    def read(window: int | None) -> float:
+        return float(np.minimum(starts, length if window is None else window - 1).sum())
+
+    return stage.over_layers(read)
 
 
 def _spent(steps: Steps, work: np.ndarray) -> Spent:

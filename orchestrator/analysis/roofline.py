@@ -9,10 +9,11 @@ is not counted, and communication takes no time at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from strategies.memory import kv_bytes_per_token
+from strategies.memory import kv_bytes_per_token, window_of
 from strategies.placement import Placement
 from strategies.shapes import DTYPE_BYTES, ModelShape
 
@@ -83,11 +84,25 @@ class Closed:
         """Decode passes of the fullest seat; a request's first token comes from its prefill."""
         return (self.output_len - 1) * max(1.0, self.requests / self.in_flight)
 
-    @property
-    def context(self) -> float:
-        """Mean tokens of KV that a decode pass reads for a request: input_len for the second token,
-        one more for each next."""
-        return self.input_len + max(self.output_len - 2, 0) / 2
+    def context(self, window: int | None = None) -> float:
+        """Mean tokens of KV that a decode pass reads for a request in a layer: input_len for the
+        second token, one more for each next. With a window, no more than what it holds beside the
+        pass's own token."""
+        passes, first = max(self.output_len - 1, 1), self.input_len
+        if window is None:
+            return first + (passes - 1) / 2
+        return _capped_sum(first, first + passes, window - 1) / passes
+
+    def pairs(self, window: int | None = None) -> int:
+        """Tokens that the tokens of a prompt attend to in a layer, themselves included."""
+        n = self.input_len
+        return _capped_sum(1, n + 1, n if window is None else window)
+
+
+def _capped_sum(start: int, stop: int, cap: int) -> int:
+    """The sum of min(i, cap) over start <= i < stop."""
+    turn = min(max(cap, start), stop)
+    return (start + turn - 1) * (turn - start) // 2 + (stop - turn) * cap
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +111,7 @@ class Stage:
 
     weight_bytes: in every pass. kv_bytes: of one token. token_flops, head_flops: of a token, of a
     sampled one (2 a parameter of a matrix). attention_flops: of a token and a token of its context.
+    windows: (window, layers) of those that have it, None for all tokens.
     """
 
     weight_bytes: int
@@ -103,12 +119,21 @@ class Stage:
     token_flops: int
     head_flops: int
     attention_flops: int
+    windows: tuple[tuple[int | None, int], ...] = ((None, 1),)
+
+    def context(self, load: Closed) -> float:
+        """Mean tokens of KV that a decode pass reads for a request, over its layers."""
+        return self.over_layers(load.context)
+
+    def over_layers(self, of_window: Callable[[int | None], float]) -> float:
+        """The mean over its layers of a function of their windows."""
+        layers = sum(count for _, count in self.windows)
+        return sum(count * of_window(window) for window, count in self.windows) / layers
 
     def prefill_flops(self, load: Closed) -> float:
         """Operations of all prompts, with causal attention; one token of each is sampled."""
-        n = load.input_len
-        attention = self.attention_flops * n * (n + 1) / 2
-        return load.requests * (n * self.token_flops + self.head_flops + attention)
+        attention = self.attention_flops * self.over_layers(load.pairs)
+        return load.requests * (load.input_len * self.token_flops + self.head_flops + attention)
 
     def decode_flops(self, tokens: float, context: float) -> float:
         """Operations of `tokens` decoded tokens that attend to `context` tokens each."""
@@ -139,7 +164,7 @@ def _stage(placement: Placement, model: ModelShape, rank: int, dtype_bytes: int)
     shapes = dict(model.parameters())
     head = read.get(model.head_name, 0)
     matrices = sum(n for name, n in read.items() if len(shapes[name]) == 2) - head
-    layers = sum(len(stage.layers) for stage in placement.stages_of(rank))
+    layers = [layer for stage in placement.stages_of(rank) for layer in stage.layers]
     q_shape = (model.num_heads * model.head_dim, model.hidden_size)
     q = placement.shard("model.layers.0.self_attn.q_proj.weight", q_shape, rank, stored=False)[0]
     return Stage(
@@ -148,7 +173,8 @@ def _stage(placement: Placement, model: ModelShape, rank: int, dtype_bytes: int)
         token_flops=2 * matrices,
         head_flops=2 * head,
         # queries times keys, and weights times values: 2 operations an element each
-        attention_flops=4 * layers * (q.stop - q.start),
+        attention_flops=4 * len(layers) * (q.stop - q.start),
+        windows=tuple(Counter(window_of(model, layer) for layer in layers).items()),
     )
 
 
@@ -218,13 +244,14 @@ def least(stages: Sequence[Stage], load: Closed, rates: Rates, separate: bool = 
     passes = load.waves if separate else 1
     streams = [passes * stage.weights_s(rates) for stage in stages]
     prompts = [stage.prefill_flops(load) / rates.flops for stage in stages]
+    reading = [(stage, stage.context(load)) for stage in stages]
 
     def bound(micro_batches: int) -> Bound:
         requests = load.in_flight / micro_batches
-        decodes = [load.rounds * stage.pass_s(requests, load.context, rates) for stage in stages]
+        decodes = [load.rounds * stage.pass_s(requests, read, rates) for stage, read in reading]
         flops = [
-            load.rounds * stage.decode_flops(requests, load.context) / rates.flops
-            for stage in stages
+            load.rounds * stage.decode_flops(requests, read) / rates.flops
+            for stage, read in reading
         ]
         ways = [
             _Way(stream, prompt, micro_batches * decode, micro_batches * flop)

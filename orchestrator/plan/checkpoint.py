@@ -1,153 +1,56 @@
-"""Is a checkpoint whole? Read from the headers of its safetensors files alone, before anything is
-reserved.
-
-The format: 8 bytes of little-endian header length, a JSON header (tensor name -> dtype, shape,
-data_offsets), the data.
-"""
+"""Is a checkpoint whole, and is all of it read? Asked of the headers of its files, before anything
+is reserved."""
 
 from __future__ import annotations
 
-import json
-import math
-import struct
-from dataclasses import dataclass
+import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from orchestrator.errors import UserError
+from strategies.placement import EMBEDDING
 from strategies.shapes import ModelShape
+from workers.checkpoint_files import ITEM_BYTES, Stored, locate
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-MAX_HEADER_BYTES = 100_000_000  # what the safetensors library itself accepts
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A tensor as the header of `file` describes it; `stop` is where its bytes end, counted from
-    the header's end."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
+ADAPTER = "adapter_config.json"
+HEAD = "lm_head.weight"
+# Stored by old versions of Transformers, and computed anew by every version.
+HARMLESS = re.compile(
+    r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)"
+)
+CHUNK = 1 << 24  # bytes
 
 
-def check(folder: Path, shape: ModelShape) -> None:
-    """Raise UserError unless `folder` holds every tensor of `shape`, in its shape and to its last
-    byte."""
-    where = locate(folder)
-    headers = {file: read_header(file) for file in sorted(set(where.values()))}
-    for name, expected in shape.parameters():
-        if name not in where:
-            raise UserError(
-                f"{folder}: the tensor {name} is missing (expected shape {list(expected)})"
-            )
-        tensor = headers[where[name]].get(name)
-        if tensor is None:
-            raise UserError(
-                f"{where[name]}: the tensor {name} is missing, though {INDEX} says it is here"
-            )
-        _check_tensor(name, tensor, expected)
+def check(folder: Path, shape: ModelShape) -> ModelShape:
+    """Raise Refused unless the weights in `folder` are those of `shape`: every tensor is there, in
+    its shape and to its last byte, and none that would not be read.
 
-
-def locate(folder: Path) -> dict[str, Path]:
-    """Tensor name -> the file that holds it. Raises UserError where there are no weights or a shard
-    is missing."""
-    if (folder / SINGLE).is_file():
-        return dict.fromkeys(read_header(folder / SINGLE), folder / SINGLE)
-    index = folder / INDEX
-    if not index.is_file():
+    Returns the shape as the weights have it: Transformers does not tie a head to the embedding
+    where both are stored and differ, whatever the config says.
+    """
+    if (folder / ADAPTER).is_file():
         raise UserError(
-            f"{folder}: there are no weights: neither {SINGLE} nor {INDEX} (use --load-format "
-            "dummy to run without)"
+            f"{folder}: {ADAPTER} asks for an adapter, which is not run here; merge it into the "
+            "weights (merge_and_unload), or remove it"
         )
-    files = _weight_map(index)
-    for file in sorted(set(files.values())):
-        if not (folder / file).is_file():
-            raise UserError(f"{index} names {file}, which is not in the folder")
-    return {name: folder / file for name, file in files.items()}
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor name -> name of its file, from an index."""
-    found = read_json(index).get("weight_map")
-    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
-        raise UserError(f"{index}: there is no weight_map from tensors to files in it")
-    return found
-
-
-def read_header(file: Path) -> dict[str, Tensor]:
-    """The tensors of one file by name. Raises UserError where the header is broken or the file ends
-    before its data does."""
-    size, text = file.stat().st_size, _header_text(file)
-    tensors = _parse_header(file, text)
-    name, last = max(tensors.items(), key=lambda item: item[1].stop, default=("", None))
-    if last and 8 + len(text) + last.stop > size:
+    stored = locate(folder)
+    shape = replace(shape, tie_embeddings=shape.tie_embeddings and not _own_head(stored))
+    expected = dict(shape.parameters())
+    for name, size in expected.items():
+        if name not in stored:
+            raise UserError(f"{folder}: the tensor {name} is missing (expected shape {list(size)})")
+        _check_tensor(name, stored[name], size)
+    unread = {name for name in stored.keys() - expected.keys() if not HARMLESS.fullmatch(name)}
+    for name in sorted(unread - {HEAD} if shape.tie_embeddings else unread):
         raise UserError(
-            f"{file} is cut short: the tensor {name} ends at byte {8 + len(text) + last.stop}, the "
-            f"file has {size}"
+            f"{stored[name].file}: the tensor {name} is stored, and no part of a {shape.family} of "
+            f"{shape.num_layers} layers, as config.json has it, reads it; use the config.json and "
+            "the weights of one model"
         )
-    return tensors
+    return shape
 
 
-def _header_text(file: Path) -> bytes:
-    """The JSON of the header, unparsed."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else MAX_HEADER_BYTES + 1
-        if length > MAX_HEADER_BYTES:
-            raise UserError(
-                f"{file} is not a safetensors file: it has no valid header ({size} bytes in all)"
-            )
-        text = stream.read(length)
-    if len(text) < length:
-        raise UserError(
-            f"{file} is cut short: its header takes {8 + length} bytes, the file has {size}"
-        )
-    return text
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """A JSON object from a file. Raises UserError with file and line where it is not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text file") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: the JSON cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
-def _parse_header(file: Path, text: bytes) -> dict[str, Tensor]:
-    try:
-        entries = json.loads(text)
-        entries.pop("__metadata__", None)
-        return {name: _tensor(file, name, entry) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{file}: the safetensors header cannot be read ({type(error).__name__}: {error})"
-        ) from error
-
-
-def _tensor(file: Path, name: str, entry: Any) -> Tensor:
-    """Raises ValueError where the bytes of the tensor do not lie behind the header."""
-    start, stop = entry["data_offsets"]
-    if not (isinstance(start, int) and isinstance(stop, int) and 0 <= start <= stop):
-        raise ValueError(f"the tensor {name} has the data_offsets {entry['data_offsets']}")
-    return Tensor(file, str(entry["dtype"]), tuple(entry["shape"]), start, stop)
-
-
-def _check_tensor(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+def _check_tensor(name: str, tensor: Stored, expected: tuple[int, ...]) -> None:
     if tensor.shape != expected:
         raise UserError(
             f"{tensor.file}: the tensor {name} has shape {list(tensor.shape)}, config.json asks "
@@ -158,9 +61,23 @@ def _check_tensor(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
             f"{tensor.file}: the tensor {name} is stored as {tensor.dtype}; what runs here is "
             f"{', '.join(ITEM_BYTES)}"
         )
-    nbytes = math.prod(expected) * ITEM_BYTES[tensor.dtype]
-    if tensor.stop - tensor.start != nbytes:
-        raise UserError(
-            f"{tensor.file}: the tensor {name} has {tensor.stop - tensor.start} bytes, its shape "
-            f"needs {nbytes}"
-        )
+
+
+def _own_head(stored: dict[str, Stored]) -> bool:
+    """Whether a head is stored that is not the embedding."""
+    if HEAD not in stored or EMBEDDING not in stored:
+        return False
+    head, table = stored[HEAD], stored[EMBEDDING]
+    return (head.dtype, head.shape) != (table.dtype, table.shape) or not _same(head, table)
+
+
+def _same(one: Stored, other: Stored) -> bool:
+    """Whether two tensors of one size have the same bytes."""
+    with one.file.open("rb") as left, other.file.open("rb") as right:
+        left.seek(one.start)
+        right.seek(other.start)
+        for done in range(0, one.stop - one.start, CHUNK):
+            size = min(CHUNK, one.stop - one.start - done)
+            if left.read(size) != right.read(size):
+                return False
+    return True

@@ -14,6 +14,12 @@ from orchestrator.plan.models import ResolvedModel
 from orchestrator.plan.tokenizer import TextCodec, load_tokenizer
 
 DEFAULT_OUTPUT_LEN = 128
+# What the datasets of this project, of vLLM, of AIPerf and of OpenAI call the length of a reply.
+LENGTHS = ("output_len", "output_tokens", "output_length", "max_tokens")
+FORMATS = (
+    "a dataset is JSON lines, each an object with 'prompt' or 'prompt_token_ids', or ShareGPT's "
+    "JSON list of conversations"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +38,7 @@ def read_prompts(path: Path, model: ResolvedModel, output_len: int | None) -> It
     replaces the length of the reply. Raises UserError with file and line for what cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows tools begin with a mark
     except OSError as error:
         raise UserError(f"the dataset {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -57,19 +63,26 @@ def _prompt(line: str, where: str, model: ResolvedModel, default: int) -> Prompt
     row = _object_of(line, where)
     if ("prompt" in row) == ("prompt_token_ids" in row):
         raise _not_a_prompt(where)
-    output_len = row.get("output_len", default)
-    if not _is_int(output_len) or output_len < 1:
-        raise UserError(
-            f"{where}: output_len is {output_len!r}; it must be a whole number, 1 or more"
-        )
-    return Prompt(_prompt_tokens(row, where, model), output_len, where)
+    return Prompt(_prompt_tokens(row, where, model), _output_len(row, where, default), where)
+
+
+def _output_len(row: Mapping[str, Any], where: str, default: int) -> int:
+    given = {name: row[name] for name in LENGTHS if name in row}
+    for name, length in given.items():
+        if not _is_int(length) or length < 1:
+            raise UserError(f"{where}: {name} is {length!r}; it must be a whole number, 1 or more")
+    if len(set(given.values())) > 1:
+        raise UserError(f"{where}: {' and '.join(given)} differ; give one of them")
+    return next(iter(given.values()), default)
 
 
 def _object_of(line: str, where: str) -> Mapping[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not valid JSON: {error.msg} (column {error.colno})") from error
+        raise UserError(
+            f"{where}: not valid JSON: {error.msg} (column {error.colno}); {FORMATS}"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: the JSON cannot be read: {error}") from error
     if not isinstance(row, dict):
@@ -78,7 +91,9 @@ def _object_of(line: str, where: str) -> Mapping[str, Any]:
 
 
 def _not_a_prompt(where: str) -> UserError:
-    return UserError(f"{where}: expected an object with either 'prompt' or 'prompt_token_ids'")
+    return UserError(
+        f"{where}: expected an object with either 'prompt' or 'prompt_token_ids'; {FORMATS}"
+    )
 
 
 def _prompt_tokens(row: Mapping[str, Any], where: str, model: ResolvedModel) -> tuple[int, ...]:
@@ -104,8 +119,10 @@ def _sharegpt(
         if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
             raise UserError(f"{where}: expected an object with 'conversations', a list of turns")
         question, answer = _first_exchange(turns)
-        if question and answer:  # some published conversations open with a reply, or have none
-            reply = output_len or len(_encode(answer, where, model, special=False))
+        if not (question and answer):  # some published ones open with a reply, or have none
+            continue
+        reply = output_len or len(_encode(answer, where, model, special=False))
+        if reply:  # a text can be without tokens, as white space is to some tokenizers
             yield Prompt(_encode(question, where, model), reply, where)
 
 

@@ -4,17 +4,21 @@ reserved."""
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import UserError
+from orchestrator.errors import Refused, UserError
 from orchestrator.plan import checkpoint
+from orchestrator.plan.hub import completed, end_tokens
 from orchestrator.plan.tokenizer import load_tokenizer
-from strategies.errors import LayoutError
+from strategies.hub_config import HubConfig
 from strategies.shapes import ModelShape
+from workers.checkpoint_files import folder_name, read_json
 
+TOKENIZER = "tokenizer.json"
 PRESETS = Path(__file__).parents[1] / "presets"
 SIZES = (
     "hidden_size",
@@ -65,12 +69,12 @@ def preset_names() -> list[str]:
 def resolve(model: str, load_format: str = "auto") -> ResolvedModel:
     """Find `model` and check its config and, unless `load_format` is "dummy", its weights.
 
-    Raises UserError for an unknown name, a broken config.json or checkpoint, or a preset without
-    weights, and LayoutError for an architecture that is not run here.
+    Raises Refused for an unknown name, a broken config.json or checkpoint, or a preset without
+    weights, and an architecture that is not run here.
     """
     config = _config_file(model)
-    fields = checkpoint.read_json(config)
-    shape = _shape(config, fields)
+    fields = _fields(config, folder_name(model))
+    shape = _shape(config, fields, folder_name(model))
     folder = config.parent if config.name == "config.json" else None
     tokenizer = folder if folder and _has_tokenizer(folder) else None
     special = _special_ids(config, fields, tokenizer)
@@ -81,8 +85,7 @@ def resolve(model: str, load_format: str = "auto") -> ResolvedModel:
             f"the preset {model} is a config without weights; use --load-format dummy or --model "
             "FOLDER"
         )
-    checkpoint.check(folder, shape)
-    return ResolvedModel(shape, folder, tokenizer, special)
+    return ResolvedModel(checkpoint.check(folder, shape), folder, tokenizer, special)
 
 
 def _config_file(model: str) -> Path:
@@ -105,49 +108,54 @@ def _config_file(model: str) -> Path:
     )
 
 
-def _shape(config: Path, fields: Mapping[str, object]) -> ModelShape:
-    name = config.parent.name if config.name == "config.json" else config.stem
-    try:
+def _fields(config: Path, name: str) -> Mapping[str, object]:
+    """The fields of a config. Those of a preset are complete: transformers is not imported."""
+    raw = read_json(config)
+    with _naming(config):
+        whole = raw if PRESETS in config.parents else completed(config, raw, name)
+    if config.name != "config.json":
+        return whole
+    return {**whole, "eos_token_id": end_tokens(config.parent, raw)}
+
+
+def _shape(config: Path, fields: Mapping[str, object], name: str) -> ModelShape:
+    with _naming(config):
         shape = ModelShape.from_config(fields, name)
-    except KeyError as error:
-        raise UserError(f"{config}: the field {error.args[0]} is missing") from error
-    except LayoutError:
-        raise
-    except (TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise UserError(f"{config}: a field has the wrong type: {error}") from error
     for size in SIZES:
         if getattr(shape, size) < 1:
             raise UserError(f"{config}: {size} is {getattr(shape, size)}; it must be 1 or more")
     return shape
 
 
+@contextmanager
+def _naming(config: Path) -> Iterator[None]:
+    """Make a UserError of what reading the fields of `config` raises."""
+    try:
+        yield
+    except KeyError as error:
+        raise UserError(f"{config}: the field {error.args[0]} is missing") from error
+    except Refused:
+        raise
+    except (TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise UserError(f"{config}: a field has the wrong type: {error}") from error
+
+
 def _special_ids(
     config: Path, fields: Mapping[str, object], tokenizer: Path | None
 ) -> tuple[int, ...]:
-    found: set[int] = set()
-    for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        found.update(_ids(config, field, fields.get(field)))
-    file = tokenizer / "tokenizer.json" if tokenizer else None
-    if file and file.is_file():
-        found |= _special_tokens(file)
+    read, names = HubConfig(fields, config.name), ("bos_token_id", "eos_token_id", "pad_token_id")
+    with _naming(config):
+        found = set[int]().union(*map(read.token_ids, names))
+    if tokenizer and (tokenizer / TOKENIZER).is_file():
+        found |= _special_tokens(tokenizer / TOKENIZER)
+        load_tokenizer(tokenizer)  # so that a broken one is met before the first run, not after it
     return tuple(sorted(found))
-
-
-def _ids(config: Path, field: str, value: object) -> list[int]:
-    """One token id, or a list of them; none where the field is missing."""
-    if value is None:
-        return []
-    ids = value if isinstance(value, list) else [value]
-    known = [one for one in ids if isinstance(one, int)]
-    if known != ids:
-        raise UserError(f"{config}: a field has the wrong type: {field} is {value!r}, no token id")
-    return known
 
 
 def _special_tokens(file: Path) -> set[int]:
     """The ids of a tokenizer's special tokens. Raises UserError where the list of them is
     broken."""
-    tokens: Any = checkpoint.read_json(file).get("added_tokens", ())
+    tokens: Any = read_json(file).get("added_tokens", ())
     try:
         return {int(token["id"]) for token in tokens if token.get("special")}
     except (KeyError, TypeError, AttributeError) as error:
@@ -157,4 +165,4 @@ def _special_tokens(file: Path) -> set[int]:
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
+    return any((folder / file).is_file() for file in (TOKENIZER, "tokenizer_config.json"))

@@ -13,7 +13,7 @@ from rich.table import Table
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
 from orchestrator.plan.fitting import budget_of, concurrent_requests
 from orchestrator.report import explain
-from orchestrator.report.explain import Explanation
+from orchestrator.report.explain import Attention, Explanation
 from strategies import Layout, Topology
 
 
@@ -81,6 +81,8 @@ def render(planned: Sequence[PlannedDeployment], topology: Topology, console: Co
         room = _room(one, topology).sentence
         console.print(f"[bold]{one.deployment.name}[/bold]: {ranks}, {room}")
         console.print(explain.ranks_table(_explanation(one, topology)))
+    for sentence in dict.fromkeys(Attention.of(one.plan.model).sentence for one in planned):
+        console.print(sentence, highlight=False)
     console.print(_cells_table(planned))
 
 

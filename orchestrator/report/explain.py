@@ -44,6 +44,34 @@ class RankShare:
 
 
 @dataclass(frozen=True, slots=True)
+class Attention:
+    """rope: Transformers' `rope_parameters`. sliding_window: tokens, None where no layer has one.
+    sliding_layers: how many have it, of num_layers."""
+
+    rope: dict[str, float | str]
+    sliding_window: int | None
+    sliding_layers: int
+    num_layers: int
+
+    @classmethod
+    def of(cls, model: ModelShape) -> Attention:
+        """That of a model."""
+        rope = {"rope_type": "default", "rope_theta": model.rope_theta, **dict(model.rope_scaling)}
+        windows = [memory.window_of(model, layer) for layer in range(model.num_layers)]
+        slides = len(windows) - windows.count(None)
+        return cls(rope, model.sliding_window if slides else None, slides, len(windows))
+
+    @property
+    def sentence(self) -> str:
+        """The same in words."""
+        numbers = ", ".join(f"{key} {_number(value)}" for key, value in self.rope.items())
+        if self.sliding_window is None:
+            return f"Attention: to all earlier tokens; {numbers}."
+        window = f"to the newest {plural(self.sliding_window, 'token')} in {self.sliding_layers}"
+        return f"Attention: {window} of {self.num_layers} layers, all KV kept; {numbers}."
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """A layout of one model, worked out.
 
@@ -54,6 +82,7 @@ class Explanation:
     """
 
     model: str
+    attention: Attention
     layout: str
     dtype: str
     engine: str | None
@@ -83,6 +112,7 @@ def explain(
     ranks = range(placement.num_ranks)
     return Explanation(
         model=model.name,
+        attention=Attention.of(model),
         layout=layout.name,
         dtype=dtype,
         engine=layout.engine,
@@ -107,6 +137,7 @@ def render(explanation: Explanation, console: Console) -> None:
     title = f"[bold]{model}[/bold] under [bold]{layout}[/bold] in {explanation.dtype}"
     console.print(f"{title}: {_summary(explanation)}")
     console.print(ranks_table(explanation))
+    console.print(explanation.attention.sentence, highlight=False)
     for line in _fit_lines(explanation):
         console.print(line, highlight=False)
     if explanation.gathered_bytes:
@@ -273,6 +304,10 @@ def _collectives_table(explanation: Explanation) -> Table | str:
             names = ("" if place else ranks, one.op, one.axis)
             table.add_row(*names, str(one.calls), each, every)
     return table
+
+
+def _number(value: float | str) -> str:
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def _span(bounds: tuple[int, int]) -> str:

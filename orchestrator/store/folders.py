@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, digest, identity_of
 from orchestrator.store.arrow_files import OtherVersion
+from workers.checkpoint_files import folder_name
 from workers.rows import SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
@@ -22,7 +23,7 @@ LONGEST_NAME = 200  # of a file, in characters
 def folder_of(experiment: Experiment) -> Path:
     """Where an experiment's results live: the same request, the same folder."""
     root = experiment.result_dir or DEFAULT_ROOT
-    return root / f"{safe_name(Path(experiment.model).name)}-{identity_of(experiment)}"
+    return root / f"{safe_name(folder_name(experiment.model))}-{identity_of(experiment)}"
 
 
 def find(path: Path) -> list[Path]:

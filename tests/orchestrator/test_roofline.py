@@ -101,6 +101,37 @@ def test_prefill_computes_every_token_and_attends_to_those_before():
     assert least([stage], Closed(3, 1, 2, 2), UNIT).seconds == 68
 
 
+def test_a_window_is_read_for_the_tokens_that_it_holds_beside_the_new_one():
+    """Tokens 2 to 5 of a prompt of 10 would read 10 to 13; a window of 12 holds 11 others."""
+    windowed = replace(STREAM, windows=((12, 1),))
+    load = Closed(10, 5, 2, 2)
+    assert least([windowed], load, READING).decode_s == 4 * 100 + 2 * (10 + 11 + 11 + 11)
+    half = replace(STREAM, windows=((12, 3), (None, 3)))
+    assert half.context(load) == (10 + 11 + 11 + 11 + 10 + 11 + 12 + 13) / 8
+    for window in (1, 5, 100):
+        one = replace(STREAM, windows=((window, 1),))
+        assert one.context(load) == sum(min(c, window - 1) for c in range(10, 14)) / 4
+
+
+def test_in_prefill_a_token_attends_to_its_window():
+    stage = Stage(0, 0, token_flops=5, head_flops=7, attention_flops=2, windows=((2, 1),))
+    assert stage.prefill_flops(Closed(4, 1, 1, 1)) == 4 * 5 + 7 + 2 * (1 + 2 + 2 + 2)
+
+
+def test_each_stage_has_the_windows_of_its_layers():
+    shape = replace(
+        models.resolve("tiny", "dummy").shape,
+        sliding_window=64,
+        sliding_layers=(False, False, False, True),
+    )
+    placement = plan_layout("pp2", shape, Load(256, 128, 1), Topology.uniform(2)).placement
+    first, last = stages_of(placement, shape, "float32")
+    assert (first.windows, last.windows) == (((None, 2),), ((None, 1), (64, 1)))
+    assert last.kv_bytes == first.kv_bytes  # what is kept is whole
+    load = Closed(256, 2, 1, 1)
+    assert (first.context(load), last.context(load)) == (256, (256 + 63) / 2)
+
+
 def test_a_pass_takes_the_longer_of_reading_and_computing():
     both = Stage(100, 0, token_flops=30, head_flops=0, attention_flops=0)
     assert both.pass_s(1, 0, UNIT) == 100

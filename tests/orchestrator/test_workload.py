@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 from fakes import write_config
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, Scenario
@@ -161,10 +164,47 @@ def test_sharegpt_takes_the_first_exchange(tmp_path: Path, tiny: ResolvedModel) 
     assert request.output_len == 9
 
 
+def test_a_mark_at_the_start_of_the_text_is_not_read(tmp_path: Path, tiny: ResolvedModel) -> None:
+    """Windows tools write one."""
+    talk = [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "A function."}]
+    for text in (json.dumps({"prompt": "Hello"}), json.dumps([{"conversations": talk}])):
+        (request,) = cell(dataset(tmp_path / "a", ["\ufeff" + text], tiny)).requests
+        assert tiny.decode
+        assert tiny.decode(request.prompt).strip() == "Hello"
+
+
+@pytest.mark.parametrize("name", ["output_len", "output_tokens", "output_length", "max_tokens"])
+def test_the_length_of_a_reply_has_the_names_that_other_tools_use(
+    tmp_path: Path, model: ResolvedModel, name: str
+) -> None:
+    (request,) = cell(dataset(tmp_path / "a", [{"prompt_token_ids": [3], name: 4}], model)).requests
+    assert request.output_len == 4
+
+
+def test_a_reply_without_tokens_is_left_out_as_an_empty_one_is(tmp_path: Path) -> None:
+    made = Tokenizer(WordLevel({"<unk>": 0, "hello": 3, "world": 4}, unk_token="<unk>"))
+    made.pre_tokenizer = Whitespace()
+    made.save(str(write_config(tmp_path / "model") / "tokenizer.json"))
+    entries = [
+        {"conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": reply}]}
+        for reply in ("\n", "", "hello world")
+    ]
+    model = models.resolve(str(tmp_path / "model"), "dummy")
+    (request,) = cell(dataset(tmp_path / "a.json", [json.dumps(entries)], model)).requests
+    assert (request.prompt, request.output_len) == ((3,), 2)
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "line 2: not valid JSON"),
+        ("{", "line 2: not valid JSON.* JSON lines, each an object .* or ShareGPT's JSON list"),
+        ("TIMESTAMP,ContextTokens", "line 2: not valid JSON.* JSON lines"),
+        ({"conversations": []}, "line 2: expected an object .* or ShareGPT's JSON list"),
+        (
+            {"prompt_token_ids": [3], "output_len": 4, "max_tokens": 5},
+            "line 2: output_len and max_tokens differ",
+        ),
+        ({"prompt_token_ids": [3], "max_tokens": 0}, "line 2: max_tokens is 0"),
         ("3", "line 2: expected an object"),
         ({"text": "x"}, "line 2: expected an object with either 'prompt' or 'prompt_token_ids'"),
         ({"prompt": "x", "prompt_token_ids": [1]}, "line 2: expected"),

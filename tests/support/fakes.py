@@ -12,6 +12,7 @@ from strategies.shapes import ModelShape
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
     "hidden_size": 16,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -49,8 +50,10 @@ def write_safetensors(file: Path, tensors: dict[str, tuple[int, ...]], cut: int 
 
 
 def write_checkpoint(folder: Path) -> Path:
-    """A whole single-file checkpoint."""
-    write_safetensors(write_config(folder) / "model.safetensors", shapes())
+    """A whole single-file checkpoint; its config.json may be there already."""
+    if not (folder / "config.json").is_file():
+        write_config(folder)
+    write_safetensors(folder / "model.safetensors", shapes())
     return folder
 
 

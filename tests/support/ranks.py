@@ -32,10 +32,10 @@ def small_cache() -> TorchEngine:
 
 
 def _serve(connection: Connection, site: str) -> None:
-    from workers.actor import Worker
+    from many_plans import Rank
 
     sys.path.append(site)
-    worker = Worker()
+    worker = Rank()
     while True:
         method, args = connection.recv()
         if method == "stop":
@@ -79,6 +79,20 @@ class Pool:
             return [self.call("run", [(work,)] * ranks) for work in works]
         finally:
             self.call("close", [()] * ranks)
+
+    def serve_many(
+        self, jobs: list[tuple[EnginePlan, Work]], engine: str = "torch"
+    ) -> list[list[RankReport] | str]:
+        """Serve plans of one mesh, one after another in one set of process groups: for each the
+        reports of all ranks, or what went wrong."""
+        ranks = jobs[0][0].placement.num_ranks
+        self.call("assign", [(rank,) for rank in range(ranks)])
+        address = self.call("open_store", [("127.0.0.1",)])[0]
+        by_rank = self.call("serve_many", [(engine, jobs, address)] * ranks)
+        return [
+            next((one for one in found if isinstance(one, str)), list(found))
+            for found in zip(*by_rank, strict=True)
+        ]
 
 
 @pytest.fixture(scope="session")

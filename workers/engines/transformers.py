@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
+from strategies.memory import window_of
 from strategies.placement import Placement
 from strategies.shapes import ModelShape
 from workers.messages import Built, EnginePlan, RankReport, Work
@@ -160,9 +161,21 @@ def _rope_parameters(shape: ModelShape) -> dict[str, object]:
 
 def _of_family(shape: ModelShape) -> dict[str, object]:
     """Arguments of a config that not every family has."""
-    if shape.family in ("llama", "qwen3"):
-        return {"attention_bias": shape.output_bias}
-    return {"sliding_window": None} if shape.family == "mistral" else {}
+    fields = {"attention_bias": shape.output_bias} if shape.family in ("llama", "qwen3") else {}
+    return {**fields, **_window_fields(shape)}
+
+
+def _window_fields(shape: ModelShape) -> dict[str, object]:
+    """How a config of the family says which layers have a window."""
+    if shape.family == "llama":
+        return {}
+    if shape.family == "mistral":
+        return {"sliding_window": shape.sliding_window}
+    windows = (window_of(shape, layer) for layer in range(shape.num_layers))
+    kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
+    used = shape.sliding_window is not None
+    window = {"sliding_window": shape.sliding_window} if used else {}
+    return {"use_sliding_window": used, "layer_types": kinds, **window}
 
 
 def empty_model(plan: EnginePlan) -> Any:

@@ -134,12 +134,14 @@ class Run:
         wait for its tokens."""
         return not (self.work.ignore_eos or self.work.observe)
 
-    def unfetched(self, micro_batch: int | None) -> int:
-        """Pending steps up to the newest one of `micro_batch`; None: all."""
-        if micro_batch is None:
-            return len(self.pending)
+    def unfetched(self, micro_batch: int) -> int:
+        """Pending steps up to the newest one of `micro_batch`."""
         of_it = (i + 1 for i, p in enumerate(self.pending) if p.step.micro_batch == micro_batch)
         return max(of_it, default=0)
+
+    def overdue(self, newest: int) -> int:
+        """Pending steps up to the step `newest`."""
+        return sum(pending.step.index <= newest for pending in self.pending)
 
 
 class Generator:
@@ -208,7 +210,7 @@ class Generator:
     def _loop(self, run: Run) -> None:
         while (micro_batch := self._next_micro_batch(run)) is not None:
             if run.stops_at_eos:
-                self._fetch(run, micro_batch)
+                self._fetch(run, run.unfetched(micro_batch))
             step = run.scheduler.next_step(micro_batch)
             if step is not None:
                 self._take(run, step)
@@ -218,22 +220,29 @@ class Generator:
         """Fetch the tokens of the last steps, after which there is no step to fetch them in."""
         if run.pending:
             with run.probe.step(DRAIN, len(run.log.steps)):
-                self._fetch(run, None)
+                self._fetch(run, len(run.pending))
 
     def _next_micro_batch(self, run: Run) -> int | None:
         if run.arrivals is not None:
+            if run.scheduler.is_idle():  # who knows for how long
+                self._drain(run)
             run.arrivals.tell(run.scheduler, lambda: run.clock.keep_up(run.log.marks, RUN_AHEAD))
         return run.scheduler.next_micro_batch()
 
     def _take(self, run: Run, step: Step) -> None:
-        """Take one step: fetch the tokens that it needs, launch its work, pass its tokens on."""
+        """Take one step: fetch the tokens that it needs, launch its work, pass its tokens on.
+
+        Tokens are fetched soon where no step needs them too, as while prompts are read: the last
+        stage is in a broadcast until every stage has joined it.
+        """
         context, at = self._communicator.context, (step.phase, step.index, step.micro_batch)
         with (
             run.probe.step(step.phase, step.index),
             context.ranges.span("{} step {} micro-batch {}", *at),
         ):
+            self._fetch(run, run.overdue(step.index - self._communicator.most_ahead))
             if step.phase == DECODE:
-                self._fetch(run, step.micro_batch)
+                self._fetch(run, run.unfetched(step.micro_batch))
             self._carry(step)
             self._hold_up(run.work.delay)
             tokens = self._runner.run(step)
@@ -257,10 +266,10 @@ class Generator:
         if run.stops_at_eos or (self._piped and not self._last):
             run.pending.append(Pending(step, tokens))
 
-    def _fetch(self, run: Run, micro_batch: int | None) -> None:
-        """Fetch the tokens of every step up to the newest one of `micro_batch` (None: all), in the
-        order in which they were sampled."""
-        for _ in range(run.unfetched(micro_batch)):
+    def _fetch(self, run: Run, count: int) -> None:
+        """Fetch the tokens of the `count` oldest pending steps, in the order in which they were
+        sampled."""
+        for _ in range(count):
             step, tokens = run.pending.popleft()
             tokens = self._received(step) if tokens is None else tokens
             if run.stops_at_eos:

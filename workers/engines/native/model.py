@@ -3,20 +3,21 @@ cut as its placement says."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from strategies.memory import window_of
 from strategies.placement import Placement
 from strategies.shapes import ModelShape
 from workers.communicator import Communicator
 from workers.engines.native.cache import PagedCache
 from workers.engines.native.kernels import Kernels
+from workers.engines.native.rope import rotary_table
 from workers.weights import Source
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -26,8 +27,11 @@ FINAL_NORM = "model.norm.weight"
 class Context(Protocol):
     """What new tokens attend to."""
 
-    def attend(self, kernels: Kernels, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """q: [T, heads, D]; keys, values: one layer's cache -> [T, heads, D]."""
+    def attend(
+        self, kernels: Kernels, q: Tensor, keys: Tensor, values: Tensor, window: int | None
+    ) -> Tensor:
+        """q: [T, heads, D]; keys, values: one layer's cache; window: the newest tokens of a context
+        that are seen, None for all -> [T, heads, D]."""
         ...
 
 
@@ -38,9 +42,11 @@ class DecodeContext:
     tables: Tensor
     lengths: Tensor
 
-    def attend(self, kernels: Kernels, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend(
+        self, kernels: Kernels, q: Tensor, keys: Tensor, values: Tensor, window: int | None
+    ) -> Tensor:
         """Attention over each request's pages."""
-        return kernels.decode_attention(q, keys, values, self.tables, self.lengths)
+        return kernels.decode_attention(q, keys, values, self.tables, self.lengths, window)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,9 @@ class PrefillContext:
     max_seqlen_q: int
     max_seqlen_k: int
 
-    def attend(self, kernels: Kernels, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend(
+        self, kernels: Kernels, q: Tensor, keys: Tensor, values: Tensor, window: int | None
+    ) -> Tensor:
         """Attention of each chunk over its prompt so far."""
         return kernels.prefill_attention(
             q,
@@ -64,6 +72,7 @@ class PrefillContext:
             self.cu_seqlens_k,
             self.max_seqlen_q,
             self.max_seqlen_k,
+            window,
         )
 
 
@@ -86,7 +95,7 @@ class Batch:
 @dataclass(frozen=True, slots=True)
 class Layer:
     """One layer's weights as its rank holds them; queries, keys and values are one matrix, gate and
-    up another."""
+    up another. window: the newest tokens that its attention sees, None for all."""
 
     input_norm: Tensor
     qkv: Tensor
@@ -98,6 +107,7 @@ class Layer:
     post_norm: Tensor
     gate_up: Tensor
     down: Tensor
+    window: int | None
 
 
 @dataclass(slots=True)
@@ -135,7 +145,7 @@ class Loader:
         return self(*names) if names[0] in self._shapes else None
 
     def layer(self, index: int) -> Layer:
-        """The weights of layer `index`."""
+        """Layer `index`."""
         at = f"model.layers.{index}."
         attention = at + "self_attn."
         return Layer(
@@ -149,6 +159,7 @@ class Loader:
             post_norm=self(at + "post_attention_layernorm.weight"),
             gate_up=self(at + "mlp.gate_proj.weight", at + "mlp.up_proj.weight"),
             down=self(at + "mlp.down_proj.weight"),
+            window=window_of(self.model, index),
         )
 
 
@@ -245,7 +256,8 @@ class Decoder:
             layer.k_norm,
             self._eps,
         )
-        x = F.linear(batch.context.attend(self._kernels, q, keys, values).flatten(1), layer.output)
+        x = batch.context.attend(self._kernels, q, keys, values, layer.window)
+        x = F.linear(x.flatten(1), layer.output)
         if self._sum_attention:
             x = self._communicator.all_reduce(x, "tp")
         return x if layer.output_bias is None else x + layer.output_bias
@@ -273,26 +285,3 @@ class NamedDecoder(Decoder):
     def _mlp(self, layer: Layer, x: Tensor) -> Tensor:
         with self._communicator.context.ranges.span("mlp"):
             return super()._mlp(layer, x)
-
-
-def rotary_table(model: ModelShape, max_len: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary angles, [max_len, head_dim / 2] float32 each."""
-    exponent = torch.arange(0, model.head_dim, 2).float() / model.head_dim
-    frequency = 1.0 / model.rope_theta**exponent
-    if model.rope_scaling:
-        frequency = _stretched(frequency, dict(model.rope_scaling))
-    angles = torch.arange(max_len).float()[:, None] * frequency[None, :]
-    return angles.cos(), angles.sin()
-
-
-def _stretched(frequency: Tensor, scaling: Mapping[str, Any]) -> Tensor:
-    """Rotary frequencies with the long wavelengths stretched, as "llama3" says (Hugging Face's
-    `_compute_llama3_parameters`)."""
-    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    factor, low, high, original = (float(scaling[name]) for name in names)
-    wavelength = 2 * math.pi / frequency
-    blend = (original / wavelength - low) / (high - low)
-    smooth = (1 - blend) * frequency / factor + blend * frequency
-    stretched = torch.where(wavelength > original / low, frequency / factor, frequency)
-    between = (wavelength >= original / high) & (wavelength <= original / low)
-    return torch.where(between, smooth, stretched)

@@ -12,12 +12,15 @@ from strategies.shapes import ModelShape
 from workers.messages import EnginePlan
 
 AXES = ("dp", "pp", "tp")
+# The rope types of `native.rope`.
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 LAYER = re.compile(r"model\.layers\.\d+\.")
 
 
 def refusal(plan: EnginePlan) -> str | None:
     """None, or the first reason why this engine cannot run the plan, as a clause."""
-    found = (check(plan) for check in (_axes, _options, _head_dim, _stages, _over_tp, _cuts))
+    checks = (_axes, _options, _head_dim, _rope, _window, _stages, _over_tp, _cuts)
+    found = (check(plan) for check in checks)
     return next((reason for reason in found if reason is not None), None)
 
 
@@ -35,9 +38,35 @@ def _options(plan: EnginePlan) -> str | None:
 
 def _head_dim(plan: EnginePlan) -> str | None:
     dim = plan.model.head_dim
+    if dim % 2:
+        return f"it rotates pairs of elements, and the head_dim {dim} is odd"
     if plan.device != "cuda" or (dim >= 16 and dim & (dim - 1) == 0):
         return None
     return f"its GPU kernels need a head_dim that is a power of two from 16 on, not {dim}"
+
+
+def _rope(plan: EnginePlan) -> str | None:
+    """Beyond the length that a model was made for, the frequencies of dynamic rope depend in
+    Transformers on the longest request of a batch."""
+    model = plan.model
+    kind = dict(model.rope_scaling).get("rope_type", "default")
+    if kind not in ROPE_TYPES:
+        return f"it has no rope_type {kind}; it has {', '.join(ROPE_TYPES)}"
+    if kind != "dynamic" or plan.max_len <= model.max_positions:
+        return None
+    return (
+        f"it runs the rope_type dynamic up to max_position_embeddings, {model.max_positions} "
+        f"tokens, and a request has {plan.max_len}; use shorter lengths"
+    )
+
+
+def _window(plan: EnginePlan) -> str | None:
+    model = plan.model
+    if model.sliding_window is not None and model.sliding_window < 1:
+        return f"a sliding_window has at least 1 token, not {model.sliding_window}"
+    if len(model.sliding_layers) in (0, model.num_layers):
+        return None
+    return f"sliding_layers names {len(model.sliding_layers)} of {model.num_layers} layers"
 
 
 def _stages(plan: EnginePlan) -> str | None:

@@ -55,13 +55,20 @@ class Kernels(Protocol):
         ...
 
     def decode_attention(
-        self, q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        tables: Tensor,
+        lengths: Tensor,
+        window: int | None,
     ) -> Tensor:
         """Attention of one new token a request over its paged context. q: [B, heads, D] -> the same
         shape.
 
         tables: [B, most pages] int32, the pages of a request in order. lengths: [B] int32, tokens
-        of its context, the new one included.
+        of its context, the new one included. window: only the newest tokens of a context are seen,
+        at most so many (at least 1); None: all.
         """
         ...
 
@@ -75,6 +82,7 @@ class Kernels(Protocol):
         cu_seqlens_k: Tensor,
         max_seqlen_q: int,
         max_seqlen_k: int,
+        window: int | None,
     ) -> Tensor:
         """Causal attention of chunks of prompts over their paged contexts. q: [T, heads, D] -> the
         same shape.
@@ -82,7 +90,8 @@ class Kernels(Protocol):
         Chunk i is queries cu_seqlens_q[i] to cu_seqlens_q[i + 1]. Its context, of which its queries
         are the last tokens, lies in the slots slot_mapping[cu_seqlens_k[i]:cu_seqlens_k[i + 1]].
         slot_mapping: [sum of the contexts' lengths] int64. cu_seqlens_q, cu_seqlens_k: [chunks + 1]
-        int32. max_seqlen_q, max_seqlen_k: the longest chunk and the longest context.
+        int32. max_seqlen_q, max_seqlen_k: the longest chunk and the longest context. window: a
+        query at position p sees the tokens p - window + 1 to p; None: all up to p.
         """
         ...
 

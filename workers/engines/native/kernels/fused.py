@@ -137,19 +137,28 @@ def _rope(
 
 
 def decode_attention(
-    q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor
+    q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor, window: int | None
 ) -> Tensor:
     """Split-KV decoding: every (request, KV head) is shared by several programs whose parts are
-    then joined."""
+    then joined. Pages before the window are not read."""
     batch, heads, dim = q.shape
     page, kv_heads = keys.shape[1], keys.shape[2]
     group, pages = heads // kv_heads, tables.shape[1]
-    splits = max(1, min(triton.cdiv(_TARGET_PROGRAMS, batch * kv_heads), triton.cdiv(pages, 2), 16))
+    read = pages if window is None else min(pages, triton.cdiv(window, page) + 1)
+    splits = max(1, min(triton.cdiv(_TARGET_PROGRAMS, batch * kv_heads), triton.cdiv(read, 2), 16))
     out = torch.empty_like(q)
     parts = torch.empty(batch, heads, splits, dim, dtype=torch.float32, device=q.device)
     sums = torch.empty(batch, heads, splits, dtype=torch.float32, device=q.device)
     tensors = (q, keys, values, tables, lengths, parts, sums, out)
-    sizes = (kv_heads, group, max(16, triton.next_power_of_2(group)), dim, page, splits)
+    sizes = (
+        kv_heads,
+        group,
+        max(16, triton.next_power_of_2(group)),
+        dim,
+        page,
+        splits,
+        window or 0,
+    )
     grid = (batch, kv_heads, splits)
     _decode[grid](*tensors, dim**-0.5 * _LOG2_E, pages, *sizes, num_warps=4, num_stages=3)
     if splits > 1:
@@ -162,11 +171,13 @@ def decode_attention(
 def _decode(
     q_ptr, keys_ptr, values_ptr, tables_ptr, lengths_ptr, parts_ptr, sums_ptr, out_ptr,
     scale, pages, kv_heads: tl.constexpr, group: tl.constexpr, rows: tl.constexpr,
-    dim: tl.constexpr, page: tl.constexpr, splits: tl.constexpr,
+    dim: tl.constexpr, page: tl.constexpr, splits: tl.constexpr, window: tl.constexpr,
 ):  # fmt: skip
     request, kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths_ptr + request)
-    count = tl.cdiv(tl.cdiv(length, page), splits)
+    oldest = tl.maximum(length - window, 0) if window else 0  # the first token that is seen
+    begin, end = oldest // page, tl.cdiv(length, page)
+    count = tl.cdiv(end - begin, splits)
     r, d, t = tl.arange(0, rows), tl.arange(0, dim), tl.arange(0, page)
     head = request * kv_heads * group + kv_head * group + r
     real = (r < group)[:, None]
@@ -174,13 +185,14 @@ def _decode(
     best = tl.full([rows], -1e30, tl.float32)
     total = tl.zeros([rows], tl.float32)
     acc = tl.zeros([rows, dim], tl.float32)
-    last = tl.minimum((split + 1) * count, tl.cdiv(length, page))
-    for i in range(split * count, last):
+    for i in range(begin + split * count, tl.minimum(begin + (split + 1) * count, end)):
         at = tl.load(tables_ptr + request * pages + i).to(tl.int64) * page * kv_heads + kv_head
         place = at * dim + t[:, None] * kv_heads * dim + d[None, :]
         k = tl.load(keys_ptr + place)
         score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        score = tl.where((i * page + t)[None, :] < length, score, -1e30)
+        place_in_text = i * page + t
+        seen = (place_in_text < length) & (place_in_text >= oldest)
+        score = tl.where(seen[None, :], score, -1e30)
         top = tl.maximum(best, tl.max(score, 1))
         weight = tl.exp2(score - top[:, None])
         fade = tl.exp2(best - top)
@@ -222,14 +234,18 @@ def prefill_attention(
     cu_seqlens_k: Tensor,
     max_seqlen_q: int,
     max_seqlen_k: int,
+    window: int | None,
 ) -> Tensor:
     """FlashAttention over variable lengths; the contexts are gathered from their pages first."""
     lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     if q.dtype == torch.float32:
-        return reference.prefill_attention(q, keys, values, slot_mapping, *lengths)
+        return reference.prefill_attention(q, keys, values, slot_mapping, *lengths, window)
     k, v = (cache.flatten(0, 1)[slot_mapping] for cache in (keys, values))
     # Straight to the operator: its public form, `varlen_attn`, has other arguments in torch 2.13
     # than in 2.11.
     forward = torch.ops.aten._flash_attention_forward
-    out: Tensor = forward(q, k, v, *lengths, 0.0, True, False)[0]
+    left = None if window is None else window - 1  # tokens that are seen beside the query's own
+    right = None if window is None else 0
+    sides = {"window_size_left": left, "window_size_right": right}
+    out: Tensor = forward(q, k, v, *lengths, 0.0, True, False, **sides)[0]
     return out

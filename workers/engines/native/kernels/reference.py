@@ -54,7 +54,7 @@ def rope_and_cache(
 
 
 def decode_attention(
-    q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor
+    q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor, window: int | None
 ) -> Tensor:
     """One request after another."""
     page = keys.shape[1]
@@ -62,7 +62,7 @@ def decode_attention(
     for i, length in enumerate(lengths.tolist()):
         pages = tables[i, : -(-length // page)].long()
         k, v = (cache[pages].flatten(0, 1)[:length] for cache in (keys, values))
-        outputs.append(_attend(q[i : i + 1], k, v))
+        outputs.append(_attend(q[i : i + 1], k, v, window))
     return torch.cat(outputs)
 
 
@@ -75,24 +75,26 @@ def prefill_attention(
     cu_seqlens_k: Tensor,
     max_seqlen_q: int,
     max_seqlen_k: int,
+    window: int | None,
 ) -> Tensor:
     """One chunk after another; the longest lengths are not needed here."""
     k, v = (cache.flatten(0, 1)[slot_mapping] for cache in (keys, values))
     queries, contexts = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
     parts = [
-        _attend(q[a:b], k[c:d], v[c:d])
+        _attend(q[a:b], k[c:d], v[c:d], window)
         for a, b, c, d in zip(queries[:-1], queries[1:], contexts[:-1], contexts[1:], strict=True)
     ]
     return torch.cat(parts)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     """Causal attention of one request's newest tokens over its context. q: [new, heads, D]; k, v:
     [length, KV heads, D]."""
     new, length = q.shape[0], k.shape[0]
     mask = None
-    if new > 1:
-        mask = torch.ones(new, length, dtype=torch.bool, device=q.device).tril(length - new)
+    if new > 1 or window is not None:
+        seen = torch.ones(new, length, dtype=torch.bool, device=q.device).tril(length - new)
+        mask = seen if window is None else seen.triu(length - new - window + 1)
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
     return out.squeeze(0).transpose(0, 1)

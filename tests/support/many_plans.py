@@ -1,0 +1,35 @@
+"""The process of one rank that serves many plans without meeting the others anew for each."""
+
+from __future__ import annotations
+
+from workers import engines
+from workers.actor import Worker
+from workers.messages import EnginePlan, RankReport, Work
+
+
+class Rank(Worker):
+    """A worker of the pool."""
+
+    def serve_many(
+        self, engine: str, jobs: list[tuple[EnginePlan, Work]], address: tuple[str, int]
+    ) -> list[RankReport | str]:
+        """The report of each job, or the error that it ended with. All have one mesh."""
+        first = jobs[0][0]
+        store = self._join(address) if first.placement.num_ranks > 1 else None
+        self._context = self._connect(first, store)
+        try:
+            return [self._served(engine, plan, work) for plan, work in jobs]
+        finally:
+            self.close()
+
+    def _served(self, name: str, plan: EnginePlan, work: Work) -> RankReport | str:
+        assert self._context is not None
+        self._context.placement = plan.placement
+        engine = engines.create(name)
+        try:
+            engine.build(self._context, plan)
+            return engine.run(work)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        finally:
+            engine.close()
