@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import UserError
+from orchestrator.plan.safetensors_bytes import check_bytes
 from strategies.shapes import ModelShape
 
 SINGLE = "model.safetensors"
@@ -37,7 +38,7 @@ class Tensor:
 
 def check(folder: Path, shape: ModelShape) -> None:
     """Raise UserError unless `folder` holds every tensor of `shape`, in its shape and to its last
-    byte."""
+    byte, and its files hold nothing but tensors."""
     where = locate(folder)
     headers = {file: read_header(file) for file in sorted(set(where.values()))}
     for name, expected in shape.parameters():
@@ -51,6 +52,8 @@ def check(folder: Path, shape: ModelShape) -> None:
                 f"{where[name]}: the tensor {name} is missing, though {INDEX} says it is here"
             )
         _check_tensor(name, tensor, expected)
+    for file, tensors in headers.items():
+        check_bytes(file, ((name, one.start, one.stop) for name, one in tensors.items()))
 
 
 def locate(folder: Path) -> dict[str, Path]:

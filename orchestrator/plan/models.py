@@ -12,20 +12,11 @@ from typing import Any
 from orchestrator.errors import UserError
 from orchestrator.plan import checkpoint
 from orchestrator.plan.tokenizer import load_tokenizer
+from orchestrator.store.names import as_path
 from strategies.errors import LayoutError
 from strategies.shapes import ModelShape
 
 PRESETS = Path(__file__).parents[1] / "presets"
-SIZES = (
-    "hidden_size",
-    "num_layers",
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "intermediate_size",
-    "vocab_size",
-    "max_positions",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +80,7 @@ def _config_file(model: str) -> Path:
     for preset in (PRESETS / f"{model}.json", PRESETS / model / "config.json"):
         if model in preset_names() and preset.is_file():
             return preset
-    folder = Path(model).expanduser()
+    folder = as_path(model)
     if (folder / "config.json").is_file():
         return folder.resolve() / "config.json"
     if folder.is_dir():
@@ -108,17 +99,13 @@ def _config_file(model: str) -> Path:
 def _shape(config: Path, fields: Mapping[str, object]) -> ModelShape:
     name = config.parent.name if config.name == "config.json" else config.stem
     try:
-        shape = ModelShape.from_config(fields, name)
+        return ModelShape.from_config(fields, name)
     except KeyError as error:
         raise UserError(f"{config}: the field {error.args[0]} is missing") from error
     except LayoutError:
         raise
     except (TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(f"{config}: a field has the wrong type: {error}") from error
-    for size in SIZES:
-        if getattr(shape, size) < 1:
-            raise UserError(f"{config}: {size} is {getattr(shape, size)}; it must be 1 or more")
-    return shape
 
 
 def _special_ids(

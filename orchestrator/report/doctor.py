@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 from rich.table import Table
 
 from orchestrator.node.doctor import FAIL, PASS, WARN, Check, counts, verdict
@@ -27,9 +27,9 @@ def render(checks: Sequence[Check], console: Console) -> None:
         style = STYLES[check.status]
         table.add_row(
             check.name,
-            f"[{style}]{check.status}[/{style}]",
-            escape(check.found),
-            escape(check.advice),
+            Text(check.status, style=style),
+            check.found,
+            check.advice,
         )
     console.print(table)
     numbers = ", ".join(f"{number} {status}" for status, number in counts(checks))
@@ -52,6 +52,6 @@ def _table(title: str, plugins: Sequence[Plugin]) -> Table:
     for heading in ("name", "what it does", "from"):
         table.add_column(heading)
     for one in plugins:
-        broken = f"[red]cannot be loaded: {escape(one.error)}[/red]" if one.error else ""
-        table.add_row(one.name, broken or escape(one.summary), one.source)
+        broken = Text(f"cannot be loaded: {one.error}", style="red") if one.error else None
+        table.add_row(one.name, broken or one.summary, one.source)
     return table

@@ -23,8 +23,8 @@ from orchestrator.store.folders import (
     is_packed,
     now,
     read_manifest,
-    safe_name,
 )
+from orchestrator.store.names import safe_name
 from orchestrator.store.schema import COMPLETED, OUTCOMES, RunKey, RunOutcome, StartKey, cell_key
 from workers.rows import SCHEMA_VERSION, columns, flat
 
