@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from strategies.errors import LayoutError
 
@@ -22,28 +23,26 @@ WHOLE: Mapping[str, tuple[str, int, int]] = {
 }
 
 
-def validate(shape: object) -> None:
+def validate(shape: Any) -> None:
     """Raise LayoutError with the first number of a ModelShape that no model can have: a size out of
     range, heads that do not divide, an odd head_dim, a norm or a rotary base that is not finite."""
     wrong = next(_mistakes(shape), None)
     if wrong is not None:
-        raise LayoutError(f"{getattr(shape, 'name', 'the model')}: {wrong}")
+        raise LayoutError(f"{shape.name}: {wrong}")
 
 
-def _mistakes(shape: object) -> Iterator[str]:
+def _mistakes(shape: Any) -> Iterator[str]:
     for field, (name, least, most) in WHOLE.items():
         value = getattr(shape, field)
         if not least <= value <= most:
             yield f"{name} is {_short(value)}; it must be from {least} to {most}"
-    yield from _heads(
-        getattr(shape, "num_heads"), getattr(shape, "num_kv_heads"), getattr(shape, "head_dim")
-    )
-    eps, theta = getattr(shape, "norm_eps"), getattr(shape, "rope_theta")
+    yield from _heads(shape.num_heads, shape.num_kv_heads, shape.head_dim)
+    eps, theta = shape.norm_eps, shape.rope_theta
     if not 0 <= eps < 1:
         yield f"rms_norm_eps is {eps}; it must be a number from 0 to below 1"
     if not 0 < theta < math.inf:
         yield f"rope_theta is {theta}; it must be a finite number above 0"
-    yield from _scaling(dict(getattr(shape, "rope_scaling")))
+    yield from _scaling(dict(shape.rope_scaling))
 
 
 def _heads(heads: int, kv_heads: int, dim: int) -> Iterator[str]:

@@ -223,7 +223,7 @@ def check_devices(layout: Layout, device: Device, topology: Topology) -> None:
 
 
 def _check_engine(engine: str, plan: EnginePlan) -> None:
-    reason = engines.create(engine).supports(plan)
+    reason = engines.refusal(engine, plan)
     if reason:
         raise UserError(f"the engine {engine} cannot run {plan.layout}: {reason}")
 
