@@ -27,14 +27,22 @@ def load_experiment(config: Path | None, flags: Mapping[str, Any]) -> Experiment
     with one line for bad input."""
     fields = {**(read_yaml(config) if config else {}), **flags}
     for name, value in fields.items():
-        if isinstance(value, (str, Path)) and "\0" in str(value):
-            raise UserError(
-                f"{name} holds a NUL byte, which no file and no model has; leave it out"
-            )
+        _check_text(name, value)
     try:
         return Experiment(**fields)
     except ValidationError as error:
         raise UserError(one_line(error, config)) from error
+
+
+def _check_text(name: str, value: Any) -> None:
+    """Raise UserError for a text that no file, host or model can have as its name."""
+    for item in value if isinstance(value, (list, tuple)) else (value,):
+        text = str(item) if isinstance(item, (str, Path)) else ""
+        if "\0" in text or any("\ud800" <= one <= "\udfff" for one in text):
+            raise UserError(
+                f"{name} holds {_FOUND.repr(text)}, in which a character is no text: a NUL byte, or "
+                "one that is not UTF-8; leave it out"
+            )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

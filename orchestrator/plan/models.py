@@ -125,7 +125,7 @@ def _ids(config: Path, field: str, value: object) -> list[int]:
     if value is None:
         return []
     ids = value if isinstance(value, list) else [value]
-    known = [one for one in ids if isinstance(one, int)]
+    known = [one for one in ids if isinstance(one, int) and abs(one) < 2**31]
     if known != ids:
         raise UserError(f"{config}: a field has the wrong type: {field} is {value!r}, no token id")
     return known

@@ -57,7 +57,7 @@ def _describe(folder: Path) -> Listed:
     return Listed(
         name=folder.name,
         folder=str(folder),
-        started_at=manifest.get("started_at", ""),
+        started_at=str(manifest.get("started_at", "")),
         model=", ".join(dict.fromkeys(run.cell.model for run in runs)),
         strategies=list(dict.fromkeys(run.cell.strategy for run in runs)),
         completed=statuses.count(COMPLETED),

@@ -58,7 +58,7 @@ def read_manifest(folder: Path) -> Mapping[str, Any]:
     """manifest.json, empty where there is none that can be read."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
