@@ -350,7 +350,10 @@ def checkpoints(folder: Path) -> Iterator[Case]:
 
 def plugins() -> Iterator[Case]:
     """A layout and an engine, brought by a package that misbehaves."""
-    refuses = "def odd(*_): {0}\nclass Odd:\n    processes = 'per_rank'\n    def supports(self, plan): {0}\n"
+    refuses = (
+        "def odd(*_): {0}\nclass Odd:\n    processes = 'per_rank'\n"
+        "    def supports(self, plan): {0}\n"
+    )
     sources = {
         "raises": "raise RuntimeError('no licence')",
         "exits": "raise SystemExit(0)",
@@ -369,10 +372,15 @@ def plugins() -> Iterator[Case]:
         "answers a number": refuses.format("return 5"),
         "answers markup": refuses.format("return '[/b]\\x1b[31m'"),
     }
-    points = "[orchestrator.strategies]\nodd = odd_plugin:odd\n[orchestrator.engines]\nodd = odd_plugin:Odd\n"
-    for name, source in sources.items():
+    for number, (name, source) in enumerate(sources.items()):
+        # A module of its own: one whose import hangs is locked for the rest of the process.
+        module = f"odd_plugin_{number}"
+        points = (
+            f"[orchestrator.strategies]\nodd = {module}:odd\n"
+            f"[orchestrator.engines]\nodd = {module}:Odd\n"
+        )
         files = {
-            "odd_plugin.py": source.encode(),
+            f"{module}.py": source.encode(),
             "odd-1.dist-info/METADATA": b"Metadata-Version: 2.1\nName: odd\nVersion: 1\n",
             "odd-1.dist-info/entry_points.txt": points.encode(),
         }
