@@ -40,8 +40,8 @@ def _check_text(name: str, value: Any) -> None:
         text = str(item) if isinstance(item, (str, Path)) else ""
         if "\0" in text or any("\ud800" <= one <= "\udfff" for one in text):
             raise UserError(
-                f"{name} holds {_FOUND.repr(text)}, in which a character is no text: a NUL byte, or "
-                "one that is not UTF-8; leave it out"
+                f"{name} holds {_FOUND.repr(text)}, in which a character is no text: a NUL byte, "
+                "or one that is not UTF-8; leave it out"
             )
 
 

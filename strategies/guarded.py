@@ -24,13 +24,15 @@ def guarded(call: Callable[[], T], limit_s: float | None = None) -> T:
 
     limit_s: seconds after which nobody waits for it any more; its thread is left behind. None: it
     is called in this thread, however long it takes. Raises Ended where it calls `sys.exit` or takes
-    longer, else what it raises.
+    longer, else the exception that it raises.
     """
     with _stdout_to_stderr():
         try:
             return call() if limit_s is None else _within(limit_s, call)
-        except SystemExit as error:
-            raise Ended(f"it ended the process: SystemExit: {error.code}") from error
+        except (Exception, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # SystemExit, GeneratorExit: they pass every other net
+            raise Ended(f"it raised {type(error).__name__}: {error}") from error
 
 
 def _within(limit_s: float, call: Callable[[], T]) -> T:

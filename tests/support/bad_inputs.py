@@ -221,7 +221,7 @@ def datasets() -> Iterator[Case]:
         "both": '{"prompt": "a", "prompt_token_ids": [1]}',
         "turns": '[{"conversations": 5}]',
         "a turn": '[{"conversations": [5]}]',
-        "values": '[{"conversations": [{"from": "human", "value": {}}, {"from": "gpt", "value": []}]}]',
+        "values": '[{"conversations": [{"from": "user", "value": {}}, {"value": []}]}]',
         "no value": '[{"conversations": [{"from": "human"}, {"from": "gpt"}]}]',
         "numbers": "[1, 2]",
         "twice": '{"prompt_token_ids": [1], "prompt_token_ids": [2]}',
