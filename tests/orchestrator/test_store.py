@@ -296,5 +296,5 @@ def test_where_nothing_was_run_the_list_is_empty(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert list_runs(Path("results")) == []
-    with pytest.raises(UserError, match="there is no folder .*nowhere"):
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
         list_runs(tmp_path / "nowhere")
