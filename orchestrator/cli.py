@@ -11,14 +11,8 @@ from typing import Any
 import click
 
 from orchestrator.commands import comparing, node, results, submitting
-from orchestrator.options import (
-    FILE,
-    OneLineErrors,
-    TakesLevels,
-    compare_options,
-    experiment_options,
-    json_option,
-)
+from orchestrator.commands.boundary import OneLineErrors
+from orchestrator.options import FILE, TakesLevels, compare_options, experiment_options, json_option
 from orchestrator.report.output import Output
 
 PATH = click.Path(path_type=Path)
@@ -100,12 +94,12 @@ def strategies(as_json: bool) -> None:
     "--batch",
     default=1,
     show_default=True,
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=65536),
     help="Requests in the decode step shown.",
 )
 @click.option(
     "--prefill-tokens",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=10_000_000),
     metavar="N",
     help="Most prompt tokens in one forward pass.",
 )
@@ -223,7 +217,7 @@ def runs(root: Path, as_json: bool) -> None:
 )
 @click.option(
     "--ranks",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=4096),
     metavar="N",
     help="GPUs or CPU workers. [all GPUs of a node; 2 to 4 workers]",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,35 +13,55 @@ from pydantic import ValidationError
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
 
+MOST_BYTES = 1_000_000
 EXAMPLES = {"strategy": "tp4", "max_concurrency": "8"}  # of the lists that must not be empty
+
+
+# A value as a message shows it. YAML's aliases make values of any length out of a few lines.
+_FOUND = reprlib.Repr()
+_FOUND.maxlevel, _FOUND.maxlong, _FOUND.maxstring, _FOUND.maxother = 2, 60, 120, 60
 
 
 def load_experiment(config: Path | None, flags: Mapping[str, Any]) -> Experiment:
     """The experiment of `config` with the `flags` that were given laid over it. Raises UserError
     with one line for bad input."""
-    fields = dict(read_yaml(config)) if config else {}
+    fields = {**(read_yaml(config) if config else {}), **flags}
+    for name, value in fields.items():
+        _check_text(name, value)
     try:
-        return Experiment(**{**fields, **flags})
+        return Experiment(**fields)
     except ValidationError as error:
         raise UserError(one_line(error, config)) from error
+
+
+def _check_text(name: str, value: Any) -> None:
+    """Raise UserError for a text that no file, host or model can have as its name."""
+    for item in value if isinstance(value, (list, tuple)) else (value,):
+        text = str(item) if isinstance(item, (str, Path)) else ""
+        if "\0" in text or any("\ud800" <= one <= "\udfff" for one in text):
+            raise UserError(
+                f"{name} holds {_FOUND.repr(text)}, in which a character is no text: a NUL byte, "
+                "or one that is not UTF-8; leave it out"
+            )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UserError with file and line."""
     import yaml
 
+    text = _text(path)
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text") from error
+        value = yaml.safe_load(text)
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deep; an experiment is fields and values") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         raise UserError(
             f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}"
         ) from error
+    except (ValueError, OverflowError) as error:  # a number of thousands of digits, a month 13
+        raise UserError(f"{path} holds a value that cannot be read: {error}") from error
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
@@ -49,6 +70,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{type(value).__name__}"
         )
     return value
+
+
+def _text(path: Path) -> str:
+    """The text of a file. Raises UserError where it cannot be read or is too large to be an
+    experiment, as a device is that has no end."""
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MOST_BYTES + 1)
+        text = content.decode()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text") from error
+    except ValueError as error:  # of the name
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{path} is larger than {MOST_BYTES} bytes, which no experiment is")
+    return text
 
 
 def one_line(error: ValidationError, source: Path | None = None) -> str:
@@ -66,4 +105,4 @@ def one_line(error: ValidationError, source: Path | None = None) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{where}{message}"
-    return f"{where}{field}: {message[0].lower()}{message[1:]}, found {first['input']!r}"
+    return f"{where}{field}: {message[0].lower()}{message[1:]}, found {_FOUND.repr(first['input'])}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 LEVELS = ("ttft", "tpot", "e2el")  # latencies that --goodput may limit
 DIFFERENCE = 0.02  # the smallest difference between layouts that matters, unless it is said
@@ -38,56 +38,70 @@ FREE_FIELDS = {
 }
 
 
+Tokens = Annotated[int, Field(gt=0, le=10_000_000)]
+Count = Annotated[int, Field(gt=0, le=10_000)]
+LONGEST_S = 1e6  # 12 days; a wait that is much longer overflows in the libraries below
+
+
 class Experiment(BaseModel):
     """Every field of `orchestrator submit`; a YAML file holds the same names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False
+    )
 
     strategy: tuple[str, ...] = Field(("tp1",), min_length=1)
     model: str = "tiny"
     engine: str | None = None
     scenario: tuple[str, ...] = ()
-    input_len: PositiveInt | None = None
-    output_len: PositiveInt | None = None
-    max_concurrency: tuple[Annotated[PositiveInt, Field(le=65536)], ...] = Field((8,), min_length=1)
+    input_len: Tokens | None = None
+    output_len: Tokens | None = None
+    max_concurrency: tuple[Annotated[int, Field(gt=0, le=65536)], ...] = Field((8,), min_length=1)
     # fresh groups of workers, in which layouts take turns, and runs of each cell inside one
-    num_starts: PositiveInt = 1
-    num_runs: PositiveInt = 1
+    num_starts: Count = 1
+    num_runs: Count = 1
     # starts are added until half the confidence interval is below this share of the mean
     until_ci: float | None = Field(None, gt=0.0, lt=1.0)
-    max_starts: PositiveInt = 10  # the most starts that until_ci may reach
-    num_warmups: int = Field(3, ge=0)
+    max_starts: Count = 10  # the most starts that until_ci may reach
+    num_warmups: int = Field(3, ge=0, le=10_000)
     # the smallest difference between layouts that matters, as a share
     difference: float = Field(DIFFERENCE, gt=0.0, lt=1.0)
-    num_prompts: PositiveInt | None = Field(None, le=1_000_000)
+    num_prompts: int | None = Field(None, gt=0, le=1_000_000)
     # seconds that a run lasts at least: a pilot settles num_prompts, alike for all layouts
-    min_duration: float | None = Field(None, gt=0.0, allow_inf_nan=False)
+    min_duration: float | None = Field(None, gt=0.0, le=LONGEST_S)
     # requests/s of an open loop; None: a closed loop
-    request_rate: float | None = Field(None, gt=0.0, allow_inf_nan=False)
+    request_rate: float | None = Field(None, ge=1e-6, le=1e6)
     # shape of the gamma distribution of the gaps; 1 is a Poisson process
-    burstiness: float = Field(1.0, gt=0.0, allow_inf_nan=False)
+    burstiness: float = Field(1.0, ge=1e-3, le=1e6)
     seed: int = Field(0, ge=0, lt=2**31)
     ignore_eos: bool | None = None  # None: true where lengths are fixed, false for a dataset
-    temperature: float = Field(0.0, ge=0.0)
+    temperature: float = Field(0.0, ge=0.0, le=100.0)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     load_format: Literal["auto", "dummy"] = "auto"
     device: Literal["auto", "cuda", "cpu"] = "auto"
     dataset_path: Path | None = None
     save_detailed: bool = False
     save_spans: bool = False  # of the first start's observed runs, every span instead of a few
-    prefill_tokens: PositiveInt | None = None
+    prefill_tokens: Tokens | None = None
     chunked_prefill: bool = True
     # run layouts again without collectives, or without peer-to-peer links
     ablate: tuple[Literal["comm", "p2p"], ...] = ()
     nsys: bool = False  # workers run under Nsight Systems, which slows them
     # service levels in ms: ttft, tpot, e2el
     goodput: dict[str, float] = Field(default_factory=dict)
-    timeout: float = Field(600.0, gt=0)
+    timeout: float = Field(600.0, gt=0.0, le=LONGEST_S)
     result_dir: Path | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     address: str | None = None
     # a file that `orchestrator calibrate` wrote; None: that of this host, if there is one
     fabric: Path | None = None
+
+    @field_validator("temperature")
+    @classmethod
+    def _no_tiny_temperature(cls, value: float) -> float:
+        if 0 < value < 1e-3:
+            raise ValueError(f"temperature {value:g} makes logits overflow; use 0, which is greedy")
+        return value
 
     @field_validator("strategy", "scenario", "max_concurrency", "ablate", mode="before")
     @classmethod
@@ -124,7 +138,10 @@ class Experiment(BaseModel):
         """`ttft:2000 tpot:200`, in one text or several, stands for a mapping."""
         if isinstance(value, dict):
             return value
-        return parse_levels(value if isinstance(value, (list, tuple)) else [value])
+        texts = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(text, (dict, list, tuple)) for text in texts):
+            raise ValueError("goodput is METRIC:MILLISECONDS, as in ttft:2000 tpot:200")
+        return parse_levels(texts)
 
     @field_validator("goodput")
     @classmethod

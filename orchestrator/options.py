@@ -1,17 +1,15 @@
-"""What the command line takes, and how it says no: click's part of `orchestrator.cli`."""
+"""What the command line takes: click's part of `orchestrator.cli`."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-from orchestrator.errors import INTERRUPTED, Refused
-
-BAD_INPUT = 2  # the exit status
 # Those of `analysis.comparing.verdicts`, which takes long to import; a test compares them.
 OBJECTIVES = ("throughput", "latency", "per-gpu", "goodput", "energy")
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -19,30 +17,17 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class BadInput(click.ClickException):
-    """Shown as one line on stderr."""
+class Finite(click.FloatRange):
+    """A number in a range; NaN and infinities are in none."""
 
-    exit_code = BAD_INPUT
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Print it."""
-        click.echo(f"error: {' '.join(self.format_message().split())}", file=file, err=True)
-
-
-class OneLineErrors(click.Group):
-    """A group whose commands answer bad input with one line instead of a traceback or a usage
-    text."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. Ctrl-C ends the process with a status of its own."""
-        try:
-            return super().invoke(ctx)
-        except click.UsageError as error:
-            raise BadInput(error.format_message()) from error
-        except Refused as error:
-            raise BadInput(str(error)) from error
-        except KeyboardInterrupt:
-            raise SystemExit(INTERRUPTED) from None
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Read it."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
 
 
 class TakesLevels(click.Command):
@@ -254,7 +239,7 @@ COMPARE_OPTIONS = (
     ),
     click.option(
         "--difference",
-        type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+        type=Finite(min=0, max=1, min_open=True, max_open=True),
         metavar="SHARE",
         help="The smallest difference that matters. [as was asked, 0.02]",
     ),
@@ -269,7 +254,7 @@ COMPARE_OPTIONS = (
     ),
     click.option(
         "--fail-below",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Finite(min=0, min_open=True),
         metavar="RATIO",
         help="The same as --gate output_throughput:RATIO.",
     ),

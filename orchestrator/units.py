@@ -24,7 +24,7 @@ def format_bytes(count: int) -> str:
 def parse_bytes(text: str) -> int:
     """'141GB' -> 141e9, '80GiB' -> 80 * 2^30, '141000000000' -> 141e9. Raises UserError for
     anything else."""
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     if not match:
         raise UserError(f"'{text}' is not an amount of memory; write it as 141GB or 80GiB")
     number, prefix, binary = match.groups()

@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from strategies import checks
 from strategies.errors import LayoutError
+from strategies.guarded import IMPORT_LIMIT_S, guarded
 from strategies.placement import Placement
 from strategies.shapes import Load, ModelShape, Topology
 
@@ -23,6 +24,7 @@ BUILT_IN_ORDER = ("tp", "pp", "dp")
 # The greatest number of a part, so that a typing error such as tp22222 does not fill the memory
 # with ranks.
 MOST = 4096
+OURS = (__name__, guarded.__module__)
 
 # A strategy: the placement so far and the number behind its key make a refined placement.
 Refine = Callable[[Placement, int, ModelShape, Load, Topology], Placement]
@@ -53,7 +55,7 @@ class Installed:
     @property
     def summary(self) -> str:
         """The first paragraph of the strategy's docstring."""
-        text = (self.refine.__doc__ or "") if self.refine else ""
+        text = str(getattr(self.refine, "__doc__", None) or "")
         return " ".join(text.strip().partition("\n\n")[0].split())
 
 
@@ -71,7 +73,7 @@ def parse(name: str) -> tuple[tuple[str, int], ...]:
     """'tp2pp2' -> (("tp", 2), ("pp", 2)), aliases resolved. Raises LayoutError if it is not `key
     number` repeated."""
     text = ALIASES.get(name.lower(), name.lower())
-    if not re.fullmatch(r"([a-z]+[0-9]+)+", text):
+    if not re.fullmatch(r"([a-z]+[0-9]{1,9})+", text):
         aliases = ", ".join(ALIASES)
         raise LayoutError(
             f"'{name}' is not a layout; write strategy and number, as in tp4, pp4, dp4, tp2pp2 "
@@ -146,7 +148,8 @@ def _refine(
     says how it is broken."""
     assert one.refine is not None
     try:
-        refined = one.refine(*arguments)
+        refine = one.refine
+        refined = guarded(lambda: refine(*arguments))
     except LayoutError:
         raise
     except Exception as error:  # a plug-in may raise anything
@@ -180,7 +183,8 @@ def _told(error: Exception, package: str = "") -> str:
         (frame.f_globals.get("__name__", ""), frame.f_code.co_filename, line)
         for frame, line in traceback.walk_tb(error.__traceback__)
     ]
-    outside = [at for at in frames if at[0].partition(".")[0] != "importlib" and at[0] != __name__]
+    ours = ("importlib", "threading")
+    outside = [at for at in frames if at[0].partition(".")[0] not in ours and at[0] not in OURS]
     own = [at for at in outside if at[0].partition(".")[0] == package] or outside
     return f"{text} ({own[-1][1]}:{own[-1][2]})" if own else text
 
@@ -201,7 +205,7 @@ def _load(point: EntryPoint) -> Installed:
         error = "no layout can name it; a key is letters from a to z"
         return Installed(point.name, source, None, error)
     try:
-        refine = point.load()
+        refine = guarded(point.load, IMPORT_LIMIT_S)
     except Exception as error:  # a plug-in may raise anything; it must not take the others with it
         return Installed(point.name, source, None, _told(error))
     return Installed(point.name, source, refine)

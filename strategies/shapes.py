@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from strategies.hub_config import HubConfig
+from strategies.shape_checks import validate
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -51,7 +52,8 @@ class ModelShape:
         """Read a Hugging Face `config.json`, in the spelling of transformers 4 or 5.
 
         Raises LayoutError for an architecture, an activation or a rope variant that is not run
-        here, KeyError for a field that is missing, TypeError for one that is not a number.
+        here and for a number that no model can have (`shape_checks`), KeyError for a field that is
+        missing, TypeError for one that is not a number.
         """
         read = HubConfig(config, name)
         read.refuse_remote_code()
@@ -61,7 +63,7 @@ class ModelShape:
         window, windowed = read.sliding_window(family)
         # Transformers' classes of the other families do not read it.
         bias = family in ("llama", "qwen3") and read.flag("attention_bias")
-        return cls(
+        shape = cls(
             name=name,
             family=family,
             hidden_size=hidden,
@@ -83,6 +85,8 @@ class ModelShape:
             sliding_window=window,
             sliding_layers=windowed,
         )
+        validate(shape)
+        return shape
 
     def parameters(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """(name, shape) of every tensor in a checkpoint, by its Hugging Face name; a tied head has

@@ -61,6 +61,14 @@ class RankContext:
         if self.placement.num_ranks > 1:
             dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
+    def smallest(self, value: int) -> int:
+        """The smallest of the values of all ranks; not counted as communication of the layout."""
+        if self.placement.num_ranks == 1:
+            return value
+        shared = torch.tensor([value], device=self.device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MIN)
+        return int(shared.item())
+
     def close(self) -> None:
         """Leave the process groups, if there are any."""
         if dist.is_initialized():

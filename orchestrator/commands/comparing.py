@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.report.output import Output
+from orchestrator.report.output import Output, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,7 +92,7 @@ def draw(found: Findings, objective: str, console: Console) -> None:
         *(one.sentence for one in found.drifts),
     ]
     for note in filter(None, notes):
-        console.print(note, style="yellow", highlight=False, markup=False)
+        console.print(note, style="yellow", highlight=False)
     sweep.render(found.curves, console)
     for effect in found.ablations:
         console.print(ablation.sentence(effect), highlight=False)
@@ -109,7 +109,7 @@ def _in_common(folders: Sequence[Path], levels: Mapping[str, float]) -> TwoResul
     try:
         found = two_results(base, new, levels)
     except CellTwice as error:
-        click.echo(f"note: not laid side by side: {error}", err=True)
+        say(f"note: not laid side by side: {error}", err=True)
         return None
     return found if found.have_cells_in_common else None
 

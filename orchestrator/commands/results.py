@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.report.output import Output
+from orchestrator.report.output import Output, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +22,7 @@ def export(folder: Path, format_: str, into: Path) -> None:
 
     check_format(format_)
     for path in write_tables(tables(folder), format_, into):
-        click.echo(path)
+        say(path)
 
 
 def pack(folder: Path, into: Path) -> None:
@@ -34,7 +34,7 @@ def pack(folder: Path, into: Path) -> None:
     for one in find(folder):
         target = into if is_experiment(folder) else into / one.name
         for path in write(tables(one), manifest_text(one), target):
-            click.echo(path)
+            say(path)
 
 
 def trace(root: Path) -> None:
@@ -60,7 +60,7 @@ def report(folder: Path, page: Path | None, open_: bool) -> None:
     from orchestrator.report.html import render_html
 
     path = render_html(folder, page)
-    click.echo(path)
+    say(path)
     if open_:
         click.launch(path.resolve().as_uri())
 
@@ -87,7 +87,7 @@ def write_report(folder: Path, console: Console) -> Path | None:
         path = render_html(folder)
     except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__
-        click.echo(f"note: the report could not be made: {why}", err=True)
+        say(f"note: the report could not be made: {why}", err=True)
         return None
     console.print(f"Report: {path}", soft_wrap=True, highlight=False)
     return path
@@ -98,4 +98,4 @@ def write_traces(folder: Path, to_stderr: bool = False) -> None:
     from orchestrator.report.trace import write_traces
 
     for path in write_traces(folder):
-        click.echo(path, err=to_stderr)
+        say(path, err=to_stderr)

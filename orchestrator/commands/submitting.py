@@ -7,12 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from orchestrator.commands import SOME_FAILED
 from orchestrator.commands.comparing import draw
 from orchestrator.commands.results import write_report, write_traces
-from orchestrator.report.output import Output
+from orchestrator.report.output import Output, say
 
 if TYPE_CHECKING:
     from orchestrator.cluster.connection import Cluster
@@ -52,7 +50,7 @@ def planned(experiment: Experiment, cluster: Cluster | None) -> PlannedExperimen
     check_surroundings(experiment)
     for remark in (of_source(source()), *remarks(experiment, deployments, topology, cluster)):
         if remark:
-            click.echo(f"note: {remark}", err=True)
+            say(f"note: {remark}", err=True)
     return PlannedExperiment(deployments, topology)
 
 
@@ -92,7 +90,7 @@ def show_run(folder: Path, experiment: Experiment, trace: bool, out: Output) -> 
     if not out.as_json:
         draw(found, OBJECTIVES[0], notes)
     for line in outputs.samples(store.read("requests")) if experiment.save_detailed else ():
-        notes.print(line, soft_wrap=True, highlight=False, markup=False)
+        notes.print(line, soft_wrap=True, highlight=False)
     notes.print(f"Results: {folder}", soft_wrap=True, highlight=False)
     page = write_report(folder, notes)
     if out.as_json:

@@ -53,11 +53,19 @@ def load(path: Path) -> pa.Table:
     except OtherVersion as error:
         again = "`orchestrator calibrate` makes a new one"
         raise OtherVersion(file, error.found, "a calibration", again) from None
-    if table is None or "busbw" not in table.column_names:
+    if table is None or not _is_calibration(table):
         raise UserError(
             f"{file} holds no calibration that can be read; `orchestrator calibrate` makes one"
         )
     return table
+
+
+def _is_calibration(table: pa.Table) -> bool:
+    """Whether it has the columns of FABRIC, in their types; one that may be null may be missing."""
+    found = {field.name: field.type for field in table.schema}
+    return all(
+        found[one.name] == one.type if one.name in found else one.optional for one in FABRIC.columns
+    ) and ("busbw" in found)
 
 
 def look_up(asked: Path | None, root: Path | None) -> pa.Table | None:

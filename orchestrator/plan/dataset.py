@@ -37,6 +37,8 @@ def read_prompts(path: Path, model: ResolvedModel, output_len: int | None) -> It
     output_len: of every prompt for which the file gives none, 128 by default. In ShareGPT it
     replaces the length of the reply. Raises UserError with file and line for what cannot be read.
     """
+    if path.exists() and not path.is_file():  # a device may have no end
+        raise UserError(f"the dataset {path} is not a file; give one of JSON lines or ShareGPT's")
     try:
         text = path.read_text(encoding="utf-8-sig")  # Windows tools begin with a mark
     except OSError as error:

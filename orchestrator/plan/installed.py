@@ -42,14 +42,14 @@ def installed() -> Plugins:
 def _engine(point: EntryPoint) -> Plugin:
     source = point.dist.name if point.dist else point.value
     try:
-        summary = _first_paragraph(type(engines.create(point.name)).__doc__)
+        summary = _first_paragraph(str(type(engines.create(point.name)).__doc__ or ""))
     except engines.EngineError as error:
         return Plugin(point.name, "", source, _reason(error))
     return Plugin(point.name, summary, source, None)
 
 
-def _first_paragraph(text: str | None) -> str:
-    return " ".join((text or "").strip().partition("\n\n")[0].split())
+def _first_paragraph(text: str) -> str:
+    return " ".join(text.strip().partition("\n\n")[0].split())
 
 
 def _reason(error: engines.EngineError) -> str:

@@ -14,22 +14,13 @@ from orchestrator.errors import Refused, UserError
 from orchestrator.plan import checkpoint
 from orchestrator.plan.hub import completed, end_tokens
 from orchestrator.plan.tokenizer import load_tokenizer
+from orchestrator.store.names import as_path
 from strategies.hub_config import HubConfig
 from strategies.shapes import ModelShape
 from workers.checkpoint_files import folder_name, read_json
 
 TOKENIZER = "tokenizer.json"
 PRESETS = Path(__file__).parents[1] / "presets"
-SIZES = (
-    "hidden_size",
-    "num_layers",
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "intermediate_size",
-    "vocab_size",
-    "max_positions",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +83,7 @@ def _config_file(model: str) -> Path:
     for preset in (PRESETS / f"{model}.json", PRESETS / model / "config.json"):
         if model in preset_names() and preset.is_file():
             return preset
-    folder = Path(model).expanduser()
+    folder = as_path(model)
     if (folder / "config.json").is_file():
         return folder.resolve() / "config.json"
     if folder.is_dir():
@@ -120,11 +111,7 @@ def _fields(config: Path, name: str) -> Mapping[str, object]:
 
 def _shape(config: Path, fields: Mapping[str, object], name: str) -> ModelShape:
     with _naming(config):
-        shape = ModelShape.from_config(fields, name)
-    for size in SIZES:
-        if getattr(shape, size) < 1:
-            raise UserError(f"{config}: {size} is {getattr(shape, size)}; it must be 1 or more")
-    return shape
+        return ModelShape.from_config(fields, name)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from orchestrator.plan.fitting import check_memory
 from orchestrator.plan.models import ResolvedModel
 from orchestrator.plan.workload import Workload
 from orchestrator.store.folders import folder_of
+from orchestrator.store.names import safe_name
 from strategies import Layout, Load, ModelShape, Topology, parse, plan_layout
 from workers import engines
 from workers.messages import EnginePlan
@@ -161,7 +162,7 @@ class _Planner:
 
 def _under_nsys(planned: PlannedDeployment, folder: Path) -> PlannedDeployment:
     """The same, with the workers' reports in a folder of their own."""
-    nsys_dir = str(folder / planned.deployment.name)
+    nsys_dir = str(folder / safe_name(planned.deployment.name))
     return replace(planned, plan=replace(planned.plan, nsys_dir=nsys_dir))
 
 
@@ -222,7 +223,7 @@ def check_devices(layout: Layout, device: Device, topology: Topology) -> None:
 
 
 def _check_engine(engine: str, plan: EnginePlan) -> None:
-    reason = engines.create(engine).supports(plan)
+    reason = engines.refusal(engine, plan)
     if reason:
         raise UserError(f"the engine {engine} cannot run {plan.layout}: {reason}")
 

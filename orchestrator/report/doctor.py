@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator.node.doctor import FAIL, PASS, WARN, Check, counts, verdict
 from orchestrator.plan.installed import Plugin, Plugins
@@ -25,12 +25,7 @@ def render(checks: Sequence[Check], console: Console) -> None:
     table.add_column("what to do")
     for check in checks:
         style = STYLES[check.status]
-        table.add_row(
-            check.name,
-            f"[{style}]{check.status}[/{style}]",
-            escape(check.found),
-            escape(check.advice),
-        )
+        table.add_row(check.name, Text(check.status, style=style), check.found, check.advice)
     console.print(table)
     numbers = ", ".join(f"{number} {status}" for status, number in counts(checks))
     console.print(f"{verdict(checks)} ({numbers})", highlight=False)
@@ -52,6 +47,6 @@ def _table(title: str, plugins: Sequence[Plugin]) -> Table:
     for heading in ("name", "what it does", "from"):
         table.add_column(heading)
     for one in plugins:
-        broken = f"[red]cannot be loaded: {escape(one.error)}[/red]" if one.error else ""
-        table.add_row(one.name, broken or escape(one.summary), one.source)
+        broken = Text(f"cannot be loaded: {one.error}", style="red") if one.error else None
+        table.add_row(one.name, broken or one.summary, one.source)
     return table

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
 from orchestrator.plan.fitting import budget_of, concurrent_requests
@@ -79,7 +80,7 @@ def render(planned: Sequence[PlannedDeployment], topology: Topology, console: Co
     for one in planned:
         ranks = f"{one.plan.placement.num_ranks} x {one.plan.device}"
         room = _room(one, topology).sentence
-        console.print(f"[bold]{one.deployment.name}[/bold]: {ranks}, {room}")
+        console.print(Text.assemble((one.deployment.name, "bold"), f": {ranks}, {room}"))
         console.print(explain.ranks_table(_explanation(one, topology)))
     for sentence in dict.fromkeys(Attention.of(one.plan.model).sentence for one in planned):
         console.print(sentence, highlight=False)

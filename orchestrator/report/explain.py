@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator.experiment import SCENARIOS
 from orchestrator.plan.planning import PREFILL_TOKENS
@@ -134,8 +135,10 @@ def as_data(explanation: Explanation) -> dict[str, object]:
 def render(explanation: Explanation, console: Console) -> None:
     """Print the placement, what fits and the collectives of a decode step."""
     model, layout = explanation.model, explanation.layout
-    title = f"[bold]{model}[/bold] under [bold]{layout}[/bold] in {explanation.dtype}"
-    console.print(f"{title}: {_summary(explanation)}")
+    title = Text.assemble(
+        (model, "bold"), " under ", (layout, "bold"), f" in {explanation.dtype}: "
+    )
+    console.print(title.append(_summary(explanation)))
     console.print(ranks_table(explanation))
     console.print(explanation.attention.sentence, highlight=False)
     for line in _fit_lines(explanation):

@@ -11,6 +11,7 @@ import pyarrow as pa
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator.node import datasheet, fabric
 from orchestrator.node.calibrate import Calibration
@@ -57,7 +58,7 @@ def render(found: Calibration, console: Console) -> None:
     rows = FABRIC.rows(found.table)
     sheet = datasheet.sheet(rows[0].device_name)
     ranks = max(max(one.rank + 1, one.group_size) for one in rows)
-    heading = f"[bold]{rows[0].host}[/bold]: {ranks} x {rows[0].device_name}"
+    heading = Text.assemble((rows[0].host, "bold"), f": {ranks} x {rows[0].device_name}")
     console.print(heading, highlight=False)
     console.print(_devices(rows, sheet))
     collectives = [one for one in rows if one.kind == "collective" and fabric.is_first(one)]
@@ -68,7 +69,7 @@ def render(found: Calibration, console: Console) -> None:
         console.print(line, highlight=False)
     console.print(f"Times: {fabric.statistic(rows)}. {NOTE}", style="dim", highlight=False)
     for line in _warnings(rows):
-        console.print(line, style="yellow", highlight=False, markup=False)
+        console.print(line, style="yellow", highlight=False)
     console.print(f"Written: {found.path}", soft_wrap=True, highlight=False)
 
 

@@ -6,11 +6,12 @@ import io
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.report import document
+from orchestrator.store.names import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,13 +45,35 @@ class Output:
         return _console(stderr=self.as_json)
 
 
+def say(text: object, err: bool = False) -> None:
+    """Print a line, as it can be shown."""
+    click.echo(shown(text), err=err)
+
+
+def console_of(**options: Any) -> Console:
+    """A console that prints names as they are: no text is markup or an emoji's name, and control
+    characters are written out. options: of rich's Console."""
+    from collections.abc import Iterable
+
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+    class Plain(Console):
+        def render(
+            self, renderable: RenderableType, options: ConsoleOptions | None = None
+        ) -> Iterable[Segment]:
+            for segment in super().render(renderable, options):
+                text, style, control = segment
+                yield segment if control else Segment(shown(text, keep="\n"), style)
+
+    return Plain(markup=False, emoji=False, **options)
+
+
 def _console(stderr: bool) -> Console:
     """Plain and wide where the stream is not a terminal. A character that its encoding lacks is
     printed as a question mark."""
-    from rich.console import Console
-
     stream = sys.stderr if stderr else sys.stdout
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="replace")
-    console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=PLAIN_WIDTH)
+    console = console_of(stderr=stderr)
+    return console if console.is_terminal else console_of(stderr=stderr, width=PLAIN_WIDTH)

@@ -6,7 +6,6 @@ from types import TracebackType
 from typing import Protocol
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -41,12 +40,12 @@ class RunProgress:
         self._last = ""
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TextColumn("runs"),
             TimeRemainingColumn(),
-            TextColumn("left  {task.fields[last]}"),
+            TextColumn("left  {task.fields[last]}", markup=False),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -79,7 +78,7 @@ class RunProgress:
 
     def phase(self, deployment: str, cell: str, what: str) -> None:
         """A phase begins; `cell` is empty while building."""
-        self._bar.update(self._task, description=escape(f"{cell or deployment}  {what}"))
+        self._bar.update(self._task, description=f"{cell or deployment}  {what}")
 
     def finished(self, run: Measured) -> None:
         """A run has ended and is on disk."""

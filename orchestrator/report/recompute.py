@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator.analysis.observed.recompute import (
     DIFFERENT,
@@ -34,7 +35,7 @@ def render(found: Sequence[Recomputed], console: Console) -> None:
             cell.scenario,
             str(cell.max_concurrency),
             str(one.start),
-            f"[{COLOURS.get(one.status, 'yellow')}]{one.status}[/]",
+            Text(one.status, style=COLOURS.get(one.status, "yellow")),
             difference(one),
         )
     console.print(table)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -39,10 +38,10 @@ def _table(listed: Sequence[Listed]) -> Table:
     for one in listed:
         table.add_row(
             one.started_at,
-            escape(one.model),
-            escape(", ".join(one.strategies)),
+            one.model,
+            ", ".join(one.strategies),
             *_counts(one),
-            escape(one.folder + _remark(one)),
+            one.folder + _remark(one),
         )
     return table
 

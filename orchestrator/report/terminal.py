@@ -16,6 +16,7 @@ from orchestrator.analysis import clocks, crosscheck, outputs, unshown
 from orchestrator.analysis.comparing.compare import Comparison, outputs_of, run_order
 from orchestrator.analysis.comparing.rounds import Load, load_of, names_of
 from orchestrator.errors import UserError
+from orchestrator.report.output import console_of
 from orchestrator.report.progress import RunProgress
 from orchestrator.report.text import figure, fixed, percent, three_digits
 from orchestrator.store.schema import COMPLETED, INVALID
@@ -110,7 +111,7 @@ def export_svg(
 ) -> None:
     """What `draw` prints, as a picture of a terminal. Raises UserError where it cannot be
     written."""
-    console = Console(
+    console = console_of(
         record=True,
         width=SVG_WIDTH,
         file=io.StringIO(),

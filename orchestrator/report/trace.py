@@ -11,6 +11,7 @@ from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Deployment, Scenario
 from orchestrator.report import document
 from orchestrator.report.charts.views import first_start
+from orchestrator.store.names import safe_name
 from orchestrator.store.schema import CellKey
 from orchestrator.store.store import Store
 from workers.intervals import Span
@@ -69,7 +70,7 @@ def write_traces(folder: Path) -> list[Path]:
     try:
         traces.mkdir(exist_ok=True)
         return [
-            _write(traces / f"{name}.json.gz", SPANS.rows(table.take(places)))
+            _write(traces / f"{safe_name(name)}.json.gz", SPANS.rows(table.take(places)))
             for name, places in sorted(cells.items())
         ]
     except OSError as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import UserError
-from orchestrator.store.folders import check_version, find, read_manifest
+from orchestrator.store.folders import DEFAULT_ROOT, check_version, find, read_manifest
 from orchestrator.store.schema import COMPLETED, INVALID, OUTCOMES, RunOutcome
 from orchestrator.store.store import Store
 from workers.rows import SCHEMA_VERSION
@@ -32,8 +32,13 @@ class Listed:
 
 
 def list_runs(root: Path) -> list[Listed]:
-    """The experiments under `root`, newest last; none where there is no such folder."""
+    """The experiments under `root`, newest last; none where nothing was run yet.
+
+    Raises UserError where `root` is not there, unless it is the usual folder.
+    """
     if not root.exists():
+        if root != DEFAULT_ROOT:
+            raise UserError(f"there is no folder {root}; give the one that holds results")
         return []
     return sorted(map(_describe, find(root)), key=lambda one: one.started_at)
 
@@ -52,7 +57,7 @@ def _describe(folder: Path) -> Listed:
     return Listed(
         name=folder.name,
         folder=str(folder),
-        started_at=manifest.get("started_at", ""),
+        started_at=str(manifest.get("started_at", "")),
         model=", ".join(dict.fromkeys(run.cell.model for run in runs)),
         strategies=list(dict.fromkeys(run.cell.strategy for run in runs)),
         completed=statuses.count(COMPLETED),

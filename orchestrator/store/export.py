@@ -16,6 +16,7 @@ import pyarrow.parquet
 from orchestrator.errors import UserError
 from orchestrator.store.arrow_files import encoded, replace_file, write_part
 from orchestrator.store.folders import MANIFEST
+from orchestrator.store.names import cell
 
 SUMMARY = "summary"
 FORMATS = ("arrow", "parquet", "csv")
@@ -28,7 +29,8 @@ def check_format(format: str) -> None:
 
 
 def write_tables(tables: Mapping[str, pa.Table], format: str, out: Path) -> list[Path]:
-    """Write each table to `out`/<name>.<format>; lists become JSON text in CSV.
+    """Write each table to `out`/<name>.<format>; in CSV lists become JSON text, and a text
+    that a spreadsheet would compute gets an apostrophe (`names.cell`).
 
     Returns the files written. Raises UserError for another format, or where `out` cannot be
     written.
@@ -76,13 +78,15 @@ def _write_as(format: str, table: pa.Table, path: Path) -> None:
     elif format == "arrow":
         pa.feather.write_feather(table, str(path), compression="uncompressed")
     else:
-        pa.csv.write_csv(_with_json_lists(table), path)
+        pa.csv.write_csv(_as_cells(table), path)
 
 
-def _with_json_lists(table: pa.Table) -> pa.Table:
+def _as_cells(table: pa.Table) -> pa.Table:
+    """`table` with its lists and texts as cells of CSV."""
     for index, field in enumerate(table.schema):
-        if pa.types.is_list(field.type):
+        write = json.dumps if pa.types.is_list(field.type) else cell
+        if pa.types.is_list(field.type) or pa.types.is_string(field.type):
             values = table.column(index).to_pylist()
-            texts = [None if value is None else json.dumps(value) for value in values]
+            texts = [None if value is None else write(value) for value in values]
             table = table.set_column(index, field.name, pa.array(texts, type=pa.string()))
     return table

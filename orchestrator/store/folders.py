@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import UserError
-from orchestrator.experiment import Experiment, digest, identity_of
+from orchestrator.experiment import Experiment, identity_of
 from orchestrator.store.arrow_files import OtherVersion
+from orchestrator.store.names import safe_name
 from workers.checkpoint_files import folder_name
 from workers.rows import SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
 DEFAULT_ROOT = Path("results")
-LONGEST_NAME = 200  # of a file, in characters
 
 
 def folder_of(experiment: Experiment) -> Path:
@@ -60,7 +59,7 @@ def read_manifest(folder: Path) -> Mapping[str, Any]:
     """manifest.json, empty where there is none that can be read."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -78,17 +77,6 @@ def check_version(folder: Path) -> None:
     found = read_manifest(folder).get("schema_version", SCHEMA_VERSION)
     if found != SCHEMA_VERSION:
         raise OtherVersion(folder, found)
-
-
-def safe_name(name: str) -> str:
-    """`name` as a file name.
-
-    One that had to be changed, or is too long, ends in a digest, so that no two become one.
-    """
-    safe = re.sub(r"[^A-Za-z0-9._=+-]", "_", name)
-    if safe == name and len(name) <= LONGEST_NAME:
-        return safe
-    return f"{safe[: LONGEST_NAME - 20]}-{digest(name)}"
 
 
 def now() -> str:

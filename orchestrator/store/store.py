@@ -17,14 +17,8 @@ import pyarrow as pa
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Run
 from orchestrator.store.arrow_files import concat, read_part, replace_file, write_part
-from orchestrator.store.folders import (
-    MANIFEST,
-    check_version,
-    is_packed,
-    now,
-    read_manifest,
-    safe_name,
-)
+from orchestrator.store.folders import MANIFEST, check_version, is_packed, now, read_manifest
+from orchestrator.store.names import safe_name
 from orchestrator.store.schema import COMPLETED, OUTCOMES, RunKey, RunOutcome, StartKey, cell_key
 from workers.rows import SCHEMA_VERSION, columns, flat
 

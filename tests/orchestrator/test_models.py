@@ -289,7 +289,7 @@ def test_a_config_that_is_nested_without_end(tmp_path: Path) -> None:
 
 def test_a_config_with_an_impossible_size(tmp_path: Path) -> None:
     refused(write_config(tmp_path, num_attention_heads=0), "num_attention_heads is 0")
-    refused(write_config(tmp_path, num_hidden_layers=0), "num_layers is 0")
+    refused(write_config(tmp_path, num_hidden_layers=0), "num_hidden_layers is 0")
 
 
 def mistral(**fields: Any) -> dict[str, Any]:

@@ -291,5 +291,10 @@ def test_results_of_another_version_are_listed_with_that_version_alone(store: St
     assert (listed.completed, listed.strategies) == (0, [])
 
 
-def test_where_nothing_was_run_the_list_is_empty(tmp_path: Path) -> None:
-    assert list_runs(tmp_path / "nowhere") == []
+def test_where_nothing_was_run_the_list_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert list_runs(Path("results")) == []
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
+        list_runs(tmp_path / "nowhere")

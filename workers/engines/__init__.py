@@ -13,6 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from strategies.errors import Refused
+from strategies.guarded import IMPORT_LIMIT_S, guarded
 from workers.clock import Clock
 from workers.messages import Built, EnginePlan, RankReport, Request, Work
 from workers.records import (
@@ -54,6 +55,7 @@ __all__ = [
     "Work",
     "create",
     "names",
+    "refusal",
 ]
 
 GROUP = "orchestrator.engines"
@@ -105,12 +107,31 @@ def create(name: str) -> Engine:
     bring, and for one that cannot be imported."""
     point = _entry_point(name)
     try:
-        engine: Engine = point.load()()
+        engine: Engine = guarded(lambda: point.load()(), IMPORT_LIMIT_S)
     except Exception as error:  # a plug-in may raise anything
         raise EngineError(
             f"the engine '{name}' could not be loaded: {type(error).__name__}: {error}"
         ) from error
     return engine
+
+
+def refusal(name: str, plan: EnginePlan) -> str | None:
+    """None, or why the engine `name` cannot run the plan. Raises EngineError as `create` does, and
+    where the engine does not answer."""
+    engine = create(name)
+    try:
+        reason = guarded(lambda: engine.supports(plan))
+    except Exception as error:  # a plug-in may raise anything
+        raise EngineError(
+            f"the engine '{name}' failed when it was asked whether it runs {plan.layout}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not (reason is None or isinstance(reason, str)):
+        raise EngineError(
+            f"the engine '{name}' answered {reason!r} when it was asked whether it runs "
+            f"{plan.layout}; `supports` returns None or a text"
+        )
+    return reason
 
 
 def _entry_point(name: str) -> EntryPoint:

@@ -10,9 +10,16 @@ from typing import Any
 import pyarrow as pa
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from workers.clock import Clock, Moment, wait
+from workers.finite import NotFinite
 from workers.intervals import Span
 from workers.messages import EnginePlan, Request, Work
 from workers.probes.probe import TimedStep, host_spans
@@ -71,6 +78,34 @@ class Stop(StoppingCriteria):
         if self._agree is None:
             return self._done
         return torch.full_like(self._done, self._agree(bool(self._done.all())))
+
+
+class Look(LogitsProcessor):
+    """Notes which rows of logits hold a value that is not finite, and waits for nothing.
+
+    rows: of each step, [rows] bool. samples: whether tokens are drawn, which torch refuses to do
+    from such rows before anything can be said of them.
+    """
+
+    def __init__(self, samples: bool) -> None:
+        self._samples = samples
+        self.rows: list[Tensor] = []
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        self.rows.append(~scores.sum(dim=-1, dtype=torch.float32).isfinite())
+        return scores.nan_to_num() if self._samples else scores
+
+    def check(self, wave: Sequence[Request], before: int) -> None:
+        """Raise NotFinite for the first such row of a request that was still served. before: steps
+        of the run before this wave."""
+        for step, rows in enumerate(torch.stack(self.rows).tolist() if self.rows else ()):
+            for request, broken in zip(wave, rows, strict=False):  # an empty wave has one row
+                if broken and step < request.output_len:
+                    raise NotFinite(
+                        f"the logits of step {before + step}, request {request.index}, are not "
+                        "finite (NaN or infinity); look at the weights, or use another --dtype; "
+                        "the engine torch says which layer they come from"
+                    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,14 +227,15 @@ class Batcher:
         ledger.origin = clock.began_s
         for requests in batches + [()] * (rounds - len(batches)):
             began, waiting = clock.now(), waiting - len(requests)
-            outputs, ends = self._generate(requests, work, waiting)
+            outputs, ends = self._generate(requests, work, waiting, len(ledger.step_rows))
             ledger.add(Wave(requests, outputs, began, [began + end for end in ends]))
 
     def _generate(
-        self, wave: Sequence[Request], work: Work, waiting: int
+        self, wave: Sequence[Request], work: Work, waiting: int, taken: int
     ) -> tuple[list[list[int]], list[float]]:
         """Each request's output, and when each step ended in seconds since the call. An empty wave
-        is one row of padding. waiting: requests of `work` that come after this wave."""
+        is one row of padding. waiting: requests of `work` that come after this wave. taken: steps
+        of the run before it. Raises NotFinite."""
         eos = () if work.ignore_eos else self.plan.model.eos_token_ids
         ids, mask = left_pad([request.prompt for request in wave] or [(PAD,)], self.device)
         lengths = self._int64([request.output_len for request in wave] or [0])
@@ -210,6 +246,7 @@ class Batcher:
             self._tell(wave, len(marks) - 1, marks[-1], waiting)
 
         self.on_phase(PREFILL)
+        look = Look(self.plan.temperature > 0)
         stop = Stop(lengths, self._int64(eos), on_step, self.agree)
         longest = max((request.output_len for request in work.requests), default=1)
         made = self.model.generate(
@@ -217,8 +254,10 @@ class Batcher:
             attention_mask=mask,
             max_new_tokens=self.plan.max_len if self.agree else longest,
             stopping_criteria=StoppingCriteriaList([stop]),
+            logits_processor=LogitsProcessorList([look]),
         )
         wait(marks[-1])
+        look.check(wave, taken)
         rows = made[:, ids.shape[1] :].tolist()
         outputs = [
             _until(row[: request.output_len], eos)

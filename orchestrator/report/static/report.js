@@ -688,7 +688,9 @@
   }
 
   const quoted = (value) => /[",\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value;
-  const line = (values) => values.map((value) => quoted(String(value ?? ""))).join(",");
+  /** A text that a spreadsheet would compute gets an apostrophe in front; a number is a number. */
+  const cell = (value) => typeof value === "string" && /^[=+\-@\t\r]/.test(value) && isNaN(value) ? `'${value}` : String(value ?? "");
+  const line = (values) => values.map((value) => quoted(cell(value))).join(",");
 
   /** What is shown of a chart or a table; everything there is with `whole`. */
   function csv(id, whole) {

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.distributed as dist
 
 from strategies.memory import RESERVE_BYTES, UTILIZATION, kv_bytes_per_token, workspace_bytes
 from strategies.shapes import DTYPE_BYTES
@@ -44,7 +43,9 @@ def make_runner(
     """The runner of one rank, with a captured graph for every batch size that a micro-batch can
     have."""
     first, axis = decoder.first_logit, decoder.head_axis
-    sampler = Sampler(communicator, first, axis, plan.temperature, plan.seed)
+    # Without collectives a layout computes something else, which need not be finite.
+    checks = not communicator.ablated
+    sampler = Sampler(communicator, first, axis, plan.temperature, plan.seed, checks)
     seats = seats_of(plan)
     micro_batches = min(plan.placement.degree("pp"), seats)
     with torch.inference_mode():
@@ -65,11 +66,12 @@ def room_for_pages(context: RankContext, plan: EnginePlan, most: int | None = No
     Raises torch.OutOfMemoryError where not even one request fits.
     """
     usable = seats_of(plan) * pages_for(plan.max_len)
-    pages = _smallest(context, min(usable, _room(context, plan), usable if most is None else most))
+    room = min(usable, _room(context, plan), usable if most is None else most)
+    pages = context.smallest(int(room))
     if pages < pages_for(plan.max_len):
-        room = max(pages, 0) * PAGE
+        left = max(pages, 0) * PAGE
         raise torch.OutOfMemoryError(
-            f"room for {room} tokens of KV is left; one request needs {plan.max_len}"
+            f"room for {left} tokens of KV is left; one request needs {plan.max_len}"
         )
     return pages
 
@@ -85,11 +87,3 @@ def _room(context: RankContext, plan: EnginePlan) -> float:
     workspace = workspace_bytes(placement, plan.model, rank, size, plan.prefill_tokens)
     left = free - int(total * (1 - UTILIZATION)) - RESERVE_BYTES - workspace
     return left // (PAGE * kv_bytes_per_token(placement, plan.model, rank, size))
-
-
-def _smallest(context: RankContext, pages: float) -> int:
-    if context.placement.num_ranks == 1:
-        return int(pages)
-    value = torch.tensor([int(pages)], device=context.device)
-    dist.all_reduce(value, op=dist.ReduceOp.MIN)
-    return int(value.item())

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from workers.clock import Clock
 from workers.device import device_name, idle, peak_memory, reset_peak, synchronize, to_host
 from workers.engines.native.arrivals import Arrivals, replica_group
+from workers.engines.native.examining import NEVER, REQUESTS, first_broken
 from workers.engines.native.log import Log, collectives_table, requests_table, steps_table
 from workers.engines.native.pages import PAGE
 from workers.engines.native.scheduler import Limits, Scheduler, Step
@@ -118,7 +119,8 @@ class Pending(NamedTuple):
 @dataclass(slots=True)
 class Run:
     """One run of this rank. work: its replica's share. arrivals: None in a closed loop. pending:
-    steps whose tokens are still to be fetched, oldest first."""
+    steps whose tokens are still to be fetched, oldest first. until: the step after which it ends;
+    None: it ends when all requests are served."""
 
     work: Work
     scheduler: Scheduler
@@ -126,6 +128,7 @@ class Run:
     clock: Clock
     log: Log
     arrivals: Arrivals | None
+    until: int | None = None
     pending: deque[Pending] = field(default_factory=deque)
 
     @property
@@ -133,6 +136,11 @@ class Run:
         """Whether a sequence ends at an end-of-text token. An observed run goes on, as it must not
         wait for its tokens."""
         return not (self.work.ignore_eos or self.work.observe)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its last step was taken, where one was named."""
+        return self.until is not None and len(self.log.steps) > self.until
 
     def unfetched(self, micro_batch: int) -> int:
         """Pending steps up to the newest one of `micro_batch`."""
@@ -163,7 +171,27 @@ class Generator:
         self._replica_group: tuple[dist.ProcessGroup | None, int] | None = None
 
     def run(self, work: Work) -> RankReport:
-        """Serve this rank's share of `work`. Raises ValueError where a request can never fit."""
+        """Serve this rank's share of `work`. Raises ValueError where a request can never fit, and
+        NotFinite where logits are NaN or infinite; not with collectives left out, which gives
+        anything."""
+        run = self._serve(work)
+        if not self._communicator.ablated:
+            self._check(run.log, work)
+        return self._report(run)
+
+    def _check(self, log: Log, work: Work) -> None:
+        """Raise NotFinite where logits were not finite. All ranks take the run again together, to
+        say which layer it was."""
+        broken = self._communicator.context.smallest(first_broken(log))
+        if broken == NEVER:
+            return
+        step, request = divmod(broken, REQUESTS)
+        with self._runner.examined() as examination:
+            self._serve(replace(work, observe=False), until=step)
+        examination.tell(step, request)
+
+    def _serve(self, work: Work, until: int | None = None) -> Run:
+        """A run of this rank's share of `work`. until: the step that is its last one."""
         communicator, context = self._communicator, self._communicator.context
         share = work.share(self._replica, context.placement.degree("dp"))
         scheduler = Scheduler(share.requests, share.max_concurrency, self._limits)
@@ -176,12 +204,14 @@ class Generator:
             context.barrier()
             synchronize(self._device)
             clock, log = Clock(self._device), Log()
-            run = Run(share, scheduler, probe, clock, log, self._arrivals(work, share, clock))
+            run = Run(
+                share, scheduler, probe, clock, log, self._arrivals(work, share, clock), until
+            )
             context.progress.begin(clock.start, self._limits.pages, self._reports)
             self._loop(run)
             communicator.flush()
             synchronize(self._device)
-        return self._report(run)
+        return run
 
     def _arrivals(self, work: Work, share: Work, clock: Clock) -> Arrivals | None:
         """work: of the whole layout, where a share may be empty."""
@@ -208,7 +238,7 @@ class Generator:
     # -- the loop
 
     def _loop(self, run: Run) -> None:
-        while (micro_batch := self._next_micro_batch(run)) is not None:
+        while not run.is_over and (micro_batch := self._next_micro_batch(run)) is not None:
             if run.stops_at_eos:
                 self._fetch(run, run.unfetched(micro_batch))
             step = run.scheduler.next_step(micro_batch)

@@ -3,7 +3,8 @@ captured graphs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from workers.communicator import Communicator, Recording
 from workers.device import synchronize
 from workers.engines.native.cache import PagedCache
+from workers.engines.native.examining import Examination
 from workers.engines.native.model import Batch, DecodeContext, Decoder, PrefillContext
 from workers.engines.native.pages import PAGE, pages_for
 from workers.engines.native.sampling import Sampler
@@ -147,7 +149,7 @@ class Runner:
 
     def _sample(self, logits: Tensor, rows: Tensor) -> Tensor:
         tokens = self._sampler(logits, self.state.request[rows], self.state.position[rows])
-        self.state.token[rows] = tokens
+        self.state.token[rows] = tokens.clamp(min=0)  # BROKEN has no embedding
         return tokens
 
     # -- state
@@ -155,7 +157,7 @@ class Runner:
     def set_tokens(self, sequences: tuple[Sequence, ...], tokens: Tensor) -> None:
         """On the first stage of a pipeline: the tokens [n] int64 that the last stage has
         sampled."""
-        self.state.token[self._rows_of(sequences)] = tokens
+        self.state.token[self._rows_of(sequences)] = tokens.clamp(min=0)
 
     def room_for_tokens(self, count: int) -> Tensor:
         """[count] int64 on the device, for tokens that are received."""
@@ -247,6 +249,14 @@ class Runner:
         """Free the graphs. Call it before the process groups whose collectives they hold are
         destroyed."""
         self._graphs.clear()
+
+    @contextmanager
+    def examined(self) -> Iterator[Examination]:
+        """Steps inside are looked at layer by layer, without graphs, which are gone afterwards."""
+        self.close()
+        examination = Examination(self._communicator)
+        with examination.of(self._decoder):
+            yield examination
 
     def _captured(self, graph: Graph) -> Graph:
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]

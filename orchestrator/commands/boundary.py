@@ -1,0 +1,93 @@
+"""Where a command ends that cannot be carried out: always in one line on stderr, and an exit
+status."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+import traceback
+from collections.abc import Sequence
+from typing import IO, Any
+
+import click
+
+from orchestrator.errors import INTERRUPTED, Refused
+from orchestrator.store.names import shortened
+
+BAD_INPUT = 2  # the exit statuses
+UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
+
+
+class BadInput(click.ClickException):
+    """Shown as one line on stderr."""
+
+    exit_code = BAD_INPUT
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print it."""
+        line = shortened(" ".join(self.format_message().split()))
+        click.echo(f"error: {line}", file=file, err=True)
+
+
+class Unforeseen(BadInput):
+    """A mistake of this program, or of what it is built on: what was raised, in one line, and where
+    its traceback is."""
+
+    exit_code = UNFORESEEN
+
+    def __init__(self, error: BaseException) -> None:
+        what = shortened(" ".join(str(error).split()), 300)
+        super().__init__(
+            f"this should not have happened: {type(error).__name__}: {what} ({_kept(error)}); "
+            "please report it"
+        )
+
+
+class OneLineErrors(click.Group):
+    """A group whose commands answer bad input with one line instead of a traceback or a usage
+    text."""
+
+    def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
+        """Read the arguments and run the command. What nobody foresaw becomes one line too."""
+        try:
+            return super().main(args, *more, **options)
+        except Exception as error:  # the last place where anything can be said of it
+            if not options.get("standalone_mode", True):
+                raise
+            unforeseen = Unforeseen(error)
+            unforeseen.show()
+            raise SystemExit(unforeseen.exit_code) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. Ctrl-C ends the process with a status of its own."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            raise BadInput(error.format_message()) from error
+        except Refused as error:
+            raise BadInput(str(error)) from error
+        except OSError as error:
+            raise _of_file(error) from error
+        except KeyboardInterrupt:
+            raise SystemExit(INTERRUPTED) from None
+
+
+def _of_file(error: OSError) -> Exception:
+    """The line for a file that the system refuses, as one whose name is too long; any other error
+    of the system as it is."""
+    if error.filename is None or error.errno == errno.EPIPE:
+        return error
+    return BadInput(f"{os.fsdecode(error.filename)}: {error.strerror}")
+
+
+def _kept(error: BaseException) -> str:
+    """Write the traceback to a file of its own and say where."""
+    text = "".join(traceback.format_exception(error))
+    with contextlib.suppress(OSError):
+        handle, path = tempfile.mkstemp(prefix="orchestrator-", suffix=".traceback.txt")
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+        return f"traceback: {path}"
+    return "its traceback could not be saved"
