@@ -51,7 +51,7 @@ from workers.communicator import Communicator
 from workers.communicator import Recording as Captured
 from workers.device import synchronize
 from workers.engines.native import engine
-from workers.engines.native.engine import Generator, Run
+from workers.engines.native.generator import Generator, Run
 from workers.engines.native.log import Log
 from workers.engines.native.runner import Runner
 from workers.engines.native.scheduler import Scheduler, Step

@@ -154,7 +154,8 @@ class HubConfig:
         ids = value if isinstance(value, list) else [value]
         if value is None:
             return set()
-        if not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
+        known = [one for one in ids if isinstance(one, int) and not isinstance(one, bool)]
+        if known != ids or any(abs(one) >= 2**31 for one in known):
             raise TypeError(f"{field} is {value!r}, no token id")
         return set(ids)
 

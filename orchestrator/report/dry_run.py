@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.plan.attention import Attention
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
 from orchestrator.plan.fitting import budget_of, concurrent_requests
 from orchestrator.report import explain
-from orchestrator.report.explain import Attention, Explanation
+from orchestrator.report.explain import Explanation
 from strategies import Layout, Topology
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.experiment import SCENARIOS
+from orchestrator.plan.attention import Attention
 from orchestrator.plan.planning import PREFILL_TOKENS
 from orchestrator.report.text import plural, ranges, span
 from orchestrator.units import format_bytes
@@ -42,34 +43,6 @@ class RankShare:
     weight_bytes: int
     kv_bytes_per_token: int
     collectives: tuple[traffic.Traffic, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Attention:
-    """rope: Transformers' `rope_parameters`. sliding_window: tokens, None where no layer has one.
-    sliding_layers: how many have it, of num_layers."""
-
-    rope: dict[str, float | str]
-    sliding_window: int | None
-    sliding_layers: int
-    num_layers: int
-
-    @classmethod
-    def of(cls, model: ModelShape) -> Attention:
-        """That of a model."""
-        rope = {"rope_type": "default", "rope_theta": model.rope_theta, **dict(model.rope_scaling)}
-        windows = [memory.window_of(model, layer) for layer in range(model.num_layers)]
-        slides = len(windows) - windows.count(None)
-        return cls(rope, model.sliding_window if slides else None, slides, len(windows))
-
-    @property
-    def sentence(self) -> str:
-        """The same in words."""
-        numbers = ", ".join(f"{key} {_number(value)}" for key, value in self.rope.items())
-        if self.sliding_window is None:
-            return f"Attention: to all earlier tokens; {numbers}."
-        window = f"to the newest {plural(self.sliding_window, 'token')} in {self.sliding_layers}"
-        return f"Attention: {window} of {self.num_layers} layers, all KV kept; {numbers}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,10 +280,6 @@ def _collectives_table(explanation: Explanation) -> Table | str:
             names = ("" if place else ranks, one.op, one.axis)
             table.add_row(*names, str(one.calls), each, every)
     return table
-
-
-def _number(value: float | str) -> str:
-    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def _span(bounds: tuple[int, int]) -> str:

@@ -40,7 +40,7 @@ def worker() -> Iterator[Worker]:
 @pytest.fixture
 def alarmed(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch raises at a call inside the loop that waits for the device."""
-    from workers.engines.native.engine import Generator
+    from workers.engines.native.generator import Generator
 
     loop = Generator._loop
 

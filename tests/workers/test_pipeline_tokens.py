@@ -10,7 +10,7 @@ from ranks import BASE, FAMILIES, engine_plan
 
 from strategies.shapes import ModelShape
 from workers.communicator import Communicator
-from workers.engines.native.engine import Generator
+from workers.engines.native.generator import Generator
 from workers.engines.native.scheduler import Limits, Step
 from workers.messages import Request, Work
 from workers.rank import RankContext
@@ -25,6 +25,9 @@ class Alone(RankContext):
 
     def barrier(self) -> None:
         pass
+
+    def smallest(self, value: int) -> int:
+        return value
 
 
 class Listening(Communicator):
