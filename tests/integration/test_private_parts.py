@@ -88,10 +88,10 @@ def test_config_initialize() -> None:
     Config.initialize("")
 
 
-def test_config_knows_the_setting_for_metrics() -> None:
+def test_config_knows_the_setting_for_metrics(tmp_path: Path) -> None:
     from ray._raylet import Config
 
-    (setting,) = ray_private.settings(2000)["_system_config"]  # type: ignore[misc]
+    (setting,) = ray_private.settings(2000, tmp_path)["_system_config"]  # type: ignore[misc]
     assert callable(getattr(Config, setting))
 
 
