@@ -50,8 +50,8 @@ class Reach:
 
     def ports_of(self, process: str) -> list[int]:
         """How many ports each process of that name listened on."""
-        pids = [one.pid for one in self.listeners if one.process.startswith(process)]
-        return [pids.count(pid) for pid in set(pids)]
+        pids = {one.pid for one in self.listeners if one.process.startswith(process)}
+        return [len({one.port for one in self.listeners if one.pid == pid}) for pid in pids]
 
     def _look_at(self, process: psutil.Process) -> None:
         name = process.name()
