@@ -249,6 +249,7 @@ def test_a_running_cluster_is_joined_and_left_running(ray_cluster):
         "    print(cluster.embedded, len(cluster.topology('cpu').devices))\n"
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment["RAY_AUTH_TOKEN_PATH"] = os.environ["RAY_AUTH_TOKEN_PATH"]
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
     )

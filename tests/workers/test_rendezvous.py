@@ -31,7 +31,7 @@ def test_the_store_listens_on_the_address_that_was_asked_for_and_on_no_other(hos
 
 
 def test_an_address_of_another_machine_is_an_error() -> None:
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="assign requested address"):
         rendezvous.open_store("203.0.113.7")
 
 
