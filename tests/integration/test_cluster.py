@@ -244,8 +244,9 @@ def test_a_running_cluster_is_joined_and_left_running(ray_cluster):
 
     address = ray.get_runtime_context().gcs_address
     code = (
+        "from orchestrator.cluster import ray_private\n"
         "from orchestrator.cluster.connection import connect\n"
-        f"with connect({address!r}, 'cpu', 2) as cluster:\n"
+        f"with ray_private.on_loopback(), connect({address!r}, 'cpu', 2) as cluster:\n"
         "    print(cluster.embedded, len(cluster.topology('cpu').devices))\n"
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
