@@ -58,12 +58,12 @@ class Worker:
         self._publisher = Publisher({**tags, "rank": str(self.rank)}, self._progress, self._samples)
 
     def open_store(self, host: str) -> tuple[str, int]:
-        """On rank 0: open the rendezvous on a free port and keep it. Returns (host, port)."""
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+        """On rank 0: open the rendezvous on a free port of `host`, an address of its node, and keep
+        it. Returns (host, port)."""
+        from workers import rendezvous
 
-        store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
-        self._store = store
-        return host, store.port
+        self._store, port = rendezvous.open_store(host)
+        return host, port
 
     def build(self, engine: str, plan: EnginePlan, address: tuple[str, int] | None) -> Built:
         """Join the ranks at `address`, then load weights and warm up. An exception becomes the
@@ -71,8 +71,9 @@ class Worker:
         self._progress.state = BUILDING
         self._engine = engines.create(engine)
         single = self._engine.processes == "single"
-        alone = single or plan.placement.num_ranks == 1 or address is None
-        self._context = self._connect(plan, None if alone else self._join(address))
+        alone = single or plan.placement.num_ranks == 1
+        store = None if alone or address is None else self._join(address)
+        self._context = self._connect(plan, store)
         count = plan.placement.num_ranks if single else 1
         self._sampler = sampler_for(plan.device, self.device_index, count)
         with self._context.ranges.span("build"):
@@ -102,12 +103,12 @@ class Worker:
         torch.cuda.set_device(self.device_index)
         return torch.device("cuda", self.device_index)
 
-    def _join(self, address: tuple[str, int] | None) -> Store:
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    def _join(self, address: tuple[str, int]) -> Store:
+        from workers import rendezvous
 
-        assert address is not None
+        rendezvous.stay_on_loopback(address[0])
         if self._store is None:
-            self._store = TCPStore(*address, is_master=False)
+            self._store = rendezvous.join(address)
         return self._store
 
     def run(self, work: Work) -> RankReport:

@@ -10,8 +10,10 @@ import contextlib
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 # Ray reads this variable at import and drops the log lines that match it. That a worker died is in
 # our own line on the run.
@@ -93,8 +95,15 @@ def start(device: str, ranks: int, dashboard: bool = True) -> Iterator[Cluster]:
     cores. Raises UserError where there are fewer GPUs than ranks."""
     here = nodes.this_node(device, ranks)
     _check_room(here.has(device), device, ranks, "this machine")
-    with _connection():
-        yield _start(here, ranks, dashboard)
+    # Named in /tmp: the path of a socket has at most 107 characters. Its mode is 0700.
+    with (
+        tempfile.TemporaryDirectory(
+            prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
+        ) as folder,
+        ray_private.token_in(Path(folder)),
+        _connection(),
+    ):
+        yield _start(here, ranks, dashboard, Path(folder))
 
 
 def check_address(address: str) -> None:
@@ -149,18 +158,19 @@ def _join_with_room(address: str, device: str, ranks: int) -> Iterator[Cluster]:
         yield cluster
 
 
-def _start(here: Node, ranks: int, dashboard: bool) -> Cluster:
+def _start(here: Node, ranks: int, dashboard: bool, folder: Path) -> Cluster:
     os.environ.setdefault(NO_MASK, "1")
-    context = ray.init(
-        address="local",
-        namespace=NAMESPACE,
-        num_cpus=max(os.cpu_count() or 1, ranks),
-        include_dashboard=dashboard,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=OBJECT_STORE_BYTES,
-        **ray_private.settings(METRICS_MS),
-    )
+    with ray_private.on_loopback():
+        context = ray.init(
+            address="local",
+            namespace=NAMESPACE,
+            num_cpus=max(os.cpu_count() or 1, ranks),
+            include_dashboard=dashboard,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **ray_private.settings(METRICS_MS, folder),
+        )
     return Cluster((here,), True, "local", _dashboard(context.dashboard_url))
 
 

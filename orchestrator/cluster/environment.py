@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+
+from workers.rendezvous import ON_LOOPBACK
 
 # Variables of other names are not kept: they may be secrets.
-PREFIXES = ("NCCL_", "CUDA_", "TORCH_", "NVSHMEM_")
+PREFIXES = ("NCCL_", "GLOO_", "CUDA_", "TORCH_", "NVSHMEM_")
 # What every worker gets. NVLink multicast stays off (it is not there on every machine). NCCL need
 # not guard calls inside CUDA graphs against those outside: both go through one stream.
 WORKER_ENVIRONMENT: Mapping[str, str] = {
@@ -24,12 +26,16 @@ def here() -> dict[str, str]:
     return _told(os.environ)
 
 
-def of_workers(nodes: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """The variables of the workers, from those of each node: the workers' own come before these.
+def of_workers(nodes: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The variables of the workers, from those of each node: the workers' own come before these,
+    but a node's choice of an interface is kept.
 
-    Where nodes differ, every value that there is, with " | " between them; "" for unset.
+    Where nodes differ, every value that there is, with " | " between them; "" for unset. So it is
+    for the interface on several nodes, as a layout that fits on one of them stays on loopback.
     """
-    seen = [_told({**node, **WORKER_ENVIRONMENT}) for node in nodes]
+    seen = [_told({**ON_LOOPBACK, **node, **WORKER_ENVIRONMENT}) for node in nodes]
+    if len(nodes) > 1:
+        seen += [_told({**node, **WORKER_ENVIRONMENT}) for node in nodes]
     names = sorted({name for one in seen for name in one})
     return {name: " | ".join(sorted({one.get(name, "") for one in seen})) for name in names}
 

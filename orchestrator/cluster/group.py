@@ -31,7 +31,7 @@ from orchestrator.cluster.environment import WORKER_ENVIRONMENT
 from orchestrator.cluster.failures import RunFailed, first_line
 from orchestrator.cluster.nodes import RESOURCES, START_S
 from orchestrator.cluster.processes import end, processes, uninterrupted
-from orchestrator.cluster.ranks import Place, in_rank_order, ranks_at
+from orchestrator.cluster.ranks import Place, in_rank_order, meeting_host, ranks_at
 from orchestrator.cluster.waiting import ask, gather
 from workers.actor import Worker, drives_all_devices
 from workers.messages import Built, EnginePlan, Process, RankReport, Work
@@ -92,7 +92,7 @@ class WorkerGroup:
         """Build the engine on every rank. Raises RunFailed as soon as one rank has failed."""
         address = None
         if len(self._actors) > 1:
-            asked = ask(self._actors[:1], Worker.open_store, self._places[0].address)
+            asked = ask(self._actors[:1], Worker.open_store, meeting_host(self._places))
             address = gather(asked, "the rendezvous", START_S)[0]
         refs = ask(self._actors, Worker.build, self._engine, self._plan, address)
         return gather(refs, "the build", timeout_s)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from workers.rendezvous import LOOPBACK
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -34,3 +36,10 @@ def in_rank_order(places: Sequence[Place], devices: Sequence[int]) -> list[int]:
     )
     ranks = ranks_at(devices, len(places))
     return [process for _, process in sorted(zip(ranks, by_device, strict=True))]
+
+
+def meeting_host(places: Sequence[Place]) -> str:
+    """The address at which rank 0 opens the rendezvous, for processes in rank order: its node's, or
+    loopback where all of them are on one node."""
+    one_node = len({place.node_id for place in places}) == 1
+    return LOOPBACK if one_node else places[0].address

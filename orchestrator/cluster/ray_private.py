@@ -10,15 +10,23 @@ of Ray's autoscaler.
 
 Why private names at all: `ray.init` on an address that does not answer takes two minutes and ends
 the process, and it does not say whether a cluster asks for a token. Ray has no public way to ask.
+Nor has it one to start a cluster that only this machine can reach.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from workers.rendezvous import LOOPBACK
+
 CLIENT_PREFIX = "ray://"
+TOKEN_FILE = "auth_token"
+TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def address_of_head_here() -> str | None:
@@ -41,11 +49,8 @@ def own_token() -> str:
 def use_token(wanted: bool) -> None:
     """Send the token of this process from now on, or stop sending it. A driver must not send a
     token that the cluster does not ask for: Ray then kills its actors."""
-    from ray._raylet import Config  # type: ignore[attr-defined]
-
     os.environ["RAY_AUTH_MODE"] = "token" if wanted else "disabled"
-    _token_loader().reset_cache()  # Ray sends a token that it has read, whatever the mode
-    Config.initialize("")  # once more: Ray read its settings at import
+    _read_settings_again()
 
 
 def lets_in(address: str, host: str, port: int, token: str, timeout_s: float) -> bool:
@@ -65,9 +70,61 @@ def lets_in(address: str, host: str, port: int, token: str, timeout_s: float) ->
     return True
 
 
-def settings(metrics_ms: int) -> dict[str, object]:
-    """Arguments of `ray.init` that make every process report its metrics each `metrics_ms`."""
-    return {"_system_config": {"metrics_report_interval_ms": metrics_ms}}
+def settings(metrics_ms: int, folder: Path) -> dict[str, object]:
+    """Arguments of `ray.init` for a Ray of this machine alone: it keeps its files in a folder of
+    its own in `folder`, and every process reports its metrics each `metrics_ms`.
+
+    Ray opens the folder that it is given, and all in it, to everybody (mode 0777): nobody else may
+    be able to enter `folder`.
+    """
+    return {
+        "_node_ip_address": LOOPBACK,
+        "_temp_dir": str(folder / "ray"),
+        "_system_config": {"metrics_report_interval_ms": metrics_ms},
+    }
+
+
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """Let `ray.init` take LOOPBACK for the address of its node, so that each of Ray's processes
+    listens there and nowhere else. Ray would put an address in its place that others reach."""
+    from ray._private import services
+
+    replaced = services.resolve_ip_for_localhost
+    services.resolve_ip_for_localhost = lambda host: host
+    try:
+        yield
+    finally:
+        services.resolve_ip_for_localhost = replaced
+
+
+@contextlib.contextmanager
+def token_in(folder: Path) -> Iterator[None]:
+    """Inside, this process and those that it starts use a token made for them alone, in the file
+    TOKEN_FILE of `folder`, whichever the user has: Ray's own way leaves a file in his home that
+    everybody may read."""
+    file = folder / TOKEN_FILE
+    file.touch(mode=0o600, exist_ok=False)
+    file.write_text(secrets.token_hex(32))
+    replaced = {name: os.environ.pop(name, None) for name in TOKEN_VARIABLES}
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)
+    use_token(True)
+    try:
+        yield
+    finally:
+        for name, value in replaced.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        _read_settings_again()
+
+
+def _read_settings_again() -> None:
+    """Have Ray follow the environment; it read its settings at import."""
+    from ray._raylet import Config  # type: ignore[attr-defined]
+
+    _token_loader().reset_cache()  # Ray sends a token that it has read, whatever the mode
+    Config.initialize("")
 
 
 def _token_loader() -> Any:

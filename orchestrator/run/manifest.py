@@ -46,7 +46,7 @@ def write(
     topology = cluster.topology(device)
     _check_same_machine(store, before, {device.name for device in topology.devices})
     gpus, of_source = hardware.gpus(), _source()
-    variables = environment.of_workers(node.environment for node in cluster.nodes)
+    variables = environment.of_workers([node.environment for node in cluster.nodes])
     cells = [cell for one in planned for cell in one.cells]
     store.update_manifest(
         started_at=before.get("started_at", now()),

@@ -18,7 +18,7 @@ from orchestrator.cluster.failures import RunFailed
 from orchestrator.cluster.group import WorkerGroup
 from orchestrator.cluster.hardware import Gpu, local_topology
 from orchestrator.cluster.nodes import Node, refuse_other_versions
-from orchestrator.cluster.ranks import Place, in_rank_order, ranks_at
+from orchestrator.cluster.ranks import Place, in_rank_order, meeting_host, ranks_at
 from orchestrator.errors import UserError
 from strategies.shapes import Device
 from workers.actor import _local_index
@@ -149,6 +149,11 @@ def test_ranks_go_by_node_and_device_where_the_placement_does_not_say_otherwise(
     assert in_rank_order(found, (0, 1, 2, 3)) == [2, 1, 0, 3]
 
 
+def test_ranks_of_one_node_meet_on_loopback_and_others_at_the_node_of_rank_0():
+    assert meeting_host(places(("10.0.0.2", 0), ("10.0.0.2", 1))) == "127.0.0.1"
+    assert meeting_host(places(("10.0.0.2", 0), ("10.0.0.1", 0))) == "10.0.0.2"
+
+
 def test_a_rank_is_on_the_device_that_the_placement_gives_it():
     found = places(("10.0.0.2", 0), ("10.0.0.1", 1), ("10.0.0.1", 0), ("10.0.0.2", 1))
     assert in_rank_order(found, (3, 2, 1, 0)) == [3, 0, 1, 2]
@@ -239,11 +244,13 @@ def test_a_running_cluster_is_joined_and_left_running(ray_cluster):
 
     address = ray.get_runtime_context().gcs_address
     code = (
+        "from orchestrator.cluster import ray_private\n"
         "from orchestrator.cluster.connection import connect\n"
-        f"with connect({address!r}, 'cpu', 2) as cluster:\n"
+        f"with ray_private.on_loopback(), connect({address!r}, 'cpu', 2) as cluster:\n"
         "    print(cluster.embedded, len(cluster.topology('cpu').devices))\n"
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment["RAY_AUTH_TOKEN_PATH"] = os.environ["RAY_AUTH_TOKEN_PATH"]
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
     )

@@ -162,7 +162,7 @@ def assert_ran(done: subprocess.CompletedProcess[str], result_dir: Path, there: 
 
 
 def test_a_cluster_that_asks_for_no_token(tmp_path):
-    """A token that is there all the same, as every local Ray leaves one, does no harm."""
+    """A token that is there all the same, for another cluster, does no harm."""
     with cluster(environment(tmp_path / "cluster", token=False, RAY_AUTH_MODE="disabled")) as there:
         result_dir = tmp_path / "results"
         assert_ran(

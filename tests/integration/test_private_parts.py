@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import os
 import socket
+import stat
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -88,10 +89,10 @@ def test_config_initialize() -> None:
     Config.initialize("")
 
 
-def test_config_knows_the_setting_for_metrics() -> None:
+def test_config_knows_the_setting_for_metrics(tmp_path: Path) -> None:
     from ray._raylet import Config
 
-    (setting,) = ray_private.settings(2000)["_system_config"]  # type: ignore[misc]
+    (setting,) = ray_private.settings(2000, tmp_path)["_system_config"]  # type: ignore[misc]
     assert callable(getattr(Config, setting))
 
 
@@ -101,6 +102,51 @@ def test_config_knows_the_setting_for_metrics() -> None:
 def test_init_takes_a_system_config() -> None:
     """It is one of the arguments that `ray.init` knows beside its public ones."""
     assert "_system_config" in inspect.getsource(ray.init)
+
+
+@pytest.mark.parametrize("argument", ["_node_ip_address", "_temp_dir"])
+def test_init_takes_the_address_and_the_folder_of_a_local_ray(
+    argument: str, tmp_path: Path
+) -> None:
+    assert argument in inspect.getsource(ray.init)
+    assert argument in ray_private.settings(2000, tmp_path)
+
+
+# -- ray._private.services
+
+
+def test_init_asks_for_the_address_behind_loopback_through_the_name_that_is_replaced() -> None:
+    from ray._private import services
+
+    assert "services.resolve_ip_for_localhost(_node_ip_address)" in inspect.getsource(ray.init)
+    before = services.resolve_ip_for_localhost
+    with ray_private.on_loopback():
+        assert services.resolve_ip_for_localhost("127.0.0.1") == "127.0.0.1"
+    assert services.resolve_ip_for_localhost is before
+
+
+# -- the token of a local Ray
+
+
+def test_a_local_ray_has_a_token_of_its_own_which_only_its_user_can_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    his = {"RAY_AUTH_TOKEN": "made-up-for-a-test", "RAY_AUTH_MODE": "disabled"}
+    for name, value in his.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    with ray_private.token_in(tmp_path):
+        (file,) = tmp_path.iterdir()
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert ray_private.own_token() == file.read_text()
+        assert len(file.read_text()) == 64
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+        assert "RAY_AUTH_TOKEN" not in os.environ
+    assert {name: os.environ[name] for name in his} == his
+    assert "RAY_AUTH_TOKEN_PATH" not in os.environ
+    assert ray_private.own_token() == "made-up-for-a-test"
+    monkeypatch.undo()
+    loader().reset_cache()  # type: ignore[attr-defined]
 
 
 # -- the file of a head

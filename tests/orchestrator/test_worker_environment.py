@@ -6,7 +6,9 @@ import pytest
 
 from orchestrator.cluster import environment, nodes
 
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 OURS = {
+    **LOOPBACK,
     "NCCL_GRAPH_MIXING_SUPPORT": "0",
     "NCCL_NVLS_ENABLE": "0",
     "NVSHMEM_DISABLE_NVLS": "1",
@@ -35,6 +37,17 @@ def test_workers_have_the_variables_of_their_node_and_ours_come_first() -> None:
     node = {"NCCL_ALGO": "Ring", "NCCL_NVLS_ENABLE": "1", "HF_TOKEN": "secret"}
     assert environment.of_workers([node]) == {**OURS, "NCCL_ALGO": "Ring"}
     assert environment.of_workers([{}]) == OURS
+
+
+def test_an_interface_that_a_node_has_chosen_is_kept() -> None:
+    found = environment.of_workers([{"NCCL_SOCKET_IFNAME": "eth1"}])
+    assert found == {**OURS, "NCCL_SOCKET_IFNAME": "eth1"}
+
+
+def test_several_nodes_have_the_interface_of_a_layout_on_one_of_them_and_that_of_others() -> None:
+    found = environment.of_workers([{"NCCL_SOCKET_IFNAME": "eth1"}, {"NCCL_SOCKET_IFNAME": "eth1"}])
+    assert found["NCCL_SOCKET_IFNAME"] == "eth1"
+    assert found["GLOO_SOCKET_IFNAME"] == " | lo"
 
 
 def test_a_variable_in_which_nodes_differ_has_every_value() -> None:

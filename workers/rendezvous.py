@@ -1,0 +1,51 @@
+"""Where the ranks of one placement meet, and which interface their sockets use."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store  # torch.distributed has it, but not for mypy
+
+LOOPBACK = "127.0.0.1"
+# What gloo and NCCL get where all ranks are on one node. The data between GPUs does not go through
+# these sockets.
+ON_LOOPBACK: Mapping[str, str] = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+
+
+def open_store(host: str) -> tuple[Store, int]:
+    """Open the store on a free port of `host`, an address of this machine. Returns it and the port.
+
+    torch would listen on every interface. It has no authentication: whoever reaches the port can
+    read and set what is in the store.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listener:
+        port = int(listener.getsockname()[1])
+        return TCPStore(
+            host,
+            port,
+            is_master=True,
+            wait_for_workers=False,
+            master_listen_fd=listener.detach(),  # the store closes it
+        ), port
+
+
+def join(address: tuple[str, int]) -> Store:
+    """The store that another rank has opened at (host, port)."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    return TCPStore(*address, is_master=False)
+
+
+def stay_on_loopback(host: str) -> None:
+    """Have gloo and NCCL use the loopback interface where the ranks meet there. A setting that the
+    process has already is kept."""
+    if host == LOOPBACK:
+        for name, value in ON_LOOPBACK.items():
+            os.environ.setdefault(name, value)
