@@ -22,9 +22,9 @@ from orchestrator.analysis.summary import MEASURED, SUMMARY, Measured, Summary
 from orchestrator.analysis.token_cost import token_cost_of
 from orchestrator.errors import UserError
 from orchestrator.store import folders
-from orchestrator.store.arrow_files import concat, read_part
+from orchestrator.store.arrow_files import concat
 from orchestrator.store.schema import COMPLETED, RUN_KEYS, RunKey, StartKey
-from orchestrator.store.store import COMPARISON, TABLES, Store
+from orchestrator.store.store import TABLES, Store
 from workers.rows import Table, grouped, nothing, widened
 
 K = TypeVar("K", bound=StartKey)
@@ -87,7 +87,7 @@ def tables(folder: Path) -> dict[str, pa.Table]:
         counted = [one for store in stores for one in _rows(store, RUN_COLLECTIVES)]
         timed = [one for store in stores for one in _rows(store, CELL_TIMED)]
         whole["collectives"] = JOINED_COLLECTIVES.make(with_timing(counted, timed))
-    whole["comparison"] = concat(read_part(store.folder / COMPARISON) for store in stores)
+    whole["comparison"] = concat(store.comparison() for store in stores)
     return {name: table for name, table in whole.items() if table is not None}
 
 

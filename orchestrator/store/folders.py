@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -12,6 +11,8 @@ from typing import Any
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, digest, identity_of
 from orchestrator.store.arrow_files import OtherVersion
+from orchestrator.store.journal import Journal, tell
+from orchestrator.store.manifest import fields_of
 from workers.rows import SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
@@ -56,20 +57,37 @@ def is_packed(path: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> Mapping[str, Any]:
-    """manifest.json, empty where there is none that can be read."""
-    try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    """The fields of manifest.json. None of them where there is no such file, or it is not what was
+    written or has a field of a wrong type: that is told."""
+    content = _manifest(folder)
+    return {} if content is None else fields_of(content)
 
 
 def manifest_text(folder: Path) -> str:
-    """manifest.json as it is written; an empty object where there is none."""
+    """manifest.json as it is written; an empty object where there is none that can be read."""
+    content = _manifest(folder)
+    return "{}\n" if content is None else content.decode()
+
+
+def lost_manifest(folder: Path) -> bool:
+    """Whether there is a manifest.json that cannot be read."""
+    return has_manifest(folder) and _manifest(folder) is None
+
+
+def has_manifest(folder: Path) -> bool:
+    """Whether there is a manifest.json, or should be."""
+    return (folder / MANIFEST).exists() or Journal(folder).knows(folder / MANIFEST)
+
+
+def _manifest(folder: Path) -> bytes | None:
+    path = folder / MANIFEST
+    content = Journal(folder).read(path) if has_manifest(folder) else None
     try:
-        return (folder / MANIFEST).read_text(encoding="utf-8")
-    except OSError:
-        return "{}\n"
+        if content is not None:
+            fields_of(content)
+        return content
+    except ValueError as error:
+        return tell(path, str(error))
 
 
 def check_version(folder: Path) -> None:
