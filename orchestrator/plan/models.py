@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import UserError
+from orchestrator.experiment import PRESETS, preset_names
 from orchestrator.plan import checkpoint
 from orchestrator.plan.tokenizer import load_tokenizer
 from strategies.errors import LayoutError
 from strategies.shapes import ModelShape
 
-PRESETS = Path(__file__).parents[1] / "presets"
 SIZES = (
     "hidden_size",
     "num_layers",
@@ -53,13 +53,6 @@ class ResolvedModel:
         one."""
         folder = self.tokenizer
         return None if folder is None else lambda ids: load_tokenizer(folder).decode(ids)
-
-
-def preset_names() -> list[str]:
-    """Presets: a config alone (`NAME.json`) or a whole checkpoint (`NAME/`)."""
-    return sorted(path.stem for path in PRESETS.glob("*.json")) + sorted(
-        path.parent.name for path in PRESETS.glob("*/config.json")
-    )
 
 
 def resolve(model: str, load_format: str = "auto") -> ResolvedModel:

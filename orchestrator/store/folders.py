@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -95,6 +98,27 @@ def check_version(folder: Path) -> None:
     found = read_manifest(folder).get("schema_version", SCHEMA_VERSION)
     if found != SCHEMA_VERSION:
         raise OtherVersion(folder, found)
+
+
+def check_writable(folder: Path, what: str, flag: str) -> None:
+    """Try whether a folder, which need not be there yet, can be written, and leave nothing behind.
+
+    Raises UserError where it cannot. what: is to be written. flag: what names another place.
+    """
+    places = (folder.absolute(), *folder.absolute().parents)
+    there = next(place for place in places if os.path.lexists(place))
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            folder.lstat()  # whether its name can be one
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(
+            f"{what} cannot be written to {folder}: {error.strerror or error}; make room there, or "
+            f"give another {flag}"
+        ) from error
 
 
 def safe_name(name: str) -> str:

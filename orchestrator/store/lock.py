@@ -43,7 +43,7 @@ class Holder:
         if self.host != socket.gethostname():
             return True
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.started) < 1.0
+            return bool(abs(psutil.Process(self.pid).create_time() - self.started) < 1.0)
         except psutil.NoSuchProcess:
             return False
 

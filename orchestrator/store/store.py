@@ -69,6 +69,11 @@ class Store:
                 "--result-dir"
             )
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no run was kept here."""
+        return not self._files("summary")
+
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
         """Make the folder and be the only one that adds runs to it. Raises UserError where no run
@@ -224,8 +229,8 @@ class Store:
     def _read(self, path: Path, only: str | None = None) -> pa.Table | None:
         """A part, or one column of it. None where it counts as missing, for itself or for another
         table of the same run."""
-        beside = [one for one in self._beside(path) if self._is_kept(one)]
-        if not all([self._journal.is_sound(one) for one in beside]) or not self._is_kept(path):
+        beside = [self._journal.is_sound(one) for one in self._beside(path) if self._is_kept(one)]
+        if not all(beside) or not self._is_kept(path):
             return None
         content = self._journal.read(path)
         try:

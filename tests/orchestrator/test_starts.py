@@ -120,7 +120,7 @@ def test_each_command_that_runs_something_is_a_block_with_an_entry_of_its_own(gr
     _, second = run(layouts("tp1"), tmp_path, num_starts=2, num_warmups=0)
     assert first.blocks() + second.blocks() == [0, 1]
     blocks = store.manifest()["blocks"]
-    node = {"host", "gpus", "gpu_uuids"}
+    node = {"host", "node", "cpu_model", "gpus", "gpu_uuids"}
     assert [set(one) for one in blocks] == [{"started_at", *node, "git_commit", "git_dirty"}] * 2
     assert [(one["gpus"], one["gpu_uuids"]) for one in blocks] == [([], [])] * 2  # on a CPU
 
