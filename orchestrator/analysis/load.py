@@ -50,13 +50,16 @@ def load(paths: Iterable[Path], levels: Mapping[str, float] | None = None) -> li
 
     levels: service levels in ms under which goodput is worked out again. Without them the requests
     are not read, so that a result of many requests opens as fast as one of few.
-    Raises UserError where there are no results, those of another schema version, or tables that do
-    not belong together.
+    Raises UserError where there are no results, none that can be read, those of another schema
+    version, or tables that do not belong together.
     """
     stores = [Store(folder) for path in paths for folder in folders.find(path)]
     for store in stores:
         folders.check_version(store.folder)
     found = [(store, summaries(store, levels)) for store in stores]
+    unreadable = [str(store.folder) for store, runs in found if not runs and not store.is_empty]
+    if unreadable and not any(runs for _, runs in found):
+        raise UserError(f"no run in {', '.join(unreadable)} can be read; make them again")
     return [Results(store.folder, store.manifest(), runs) for store, runs in found if runs]
 
 

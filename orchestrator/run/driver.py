@@ -43,8 +43,8 @@ def run_experiment(
 
     cluster: the one that was joined; None: a local Ray is started, if something is left to run.
     Raises UserError before anything is reserved where there are too few devices, no run can be
-    added to the folder, or another driver is adding some. Raises SystemExit(130) after Ctrl-C, with every finished run kept
-    and nothing left running.
+    added to the folder, or another driver is adding some. Raises SystemExit(130) after Ctrl-C,
+    with every finished run kept and nothing left running.
     """
     schedule = _schedule(planned, experiment, cluster)
     store = schedule.store

@@ -25,9 +25,10 @@ from workers.messages import RankReport
 class Job:
     """One deployment under an experiment.
 
-    block, node: numbers of this command and of its node among those that made the results. calibration: table FABRIC, None
-    where there is none. tried: runs of this command, whatever came of them. given_up, unobservable:
-    cells whose runs, or whose observing, failed; none of these is tried again before the next
+    block, node: numbers of this command and of its node among those that made the results.
+    calibration: table FABRIC, None where there is none. tried: runs of this command, whatever came
+    of them. given_up, unobservable: cells whose runs, or whose observing, failed; none of these is
+    tried again before the next
     command. short: cells of which was told that their runs are shorter than was asked for.
     """
 

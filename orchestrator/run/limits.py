@@ -28,8 +28,8 @@ def check_limits() -> None:
     if _is_less(memory, LEAST_ADDRESSES):
         raise UserError(
             f"a process may have {memory >> 20} MiB of addresses here, and Ray and torch reserve "
-            f"{LEAST_ADDRESSES >> 20} MiB; give `ulimit -v unlimited` before the command, and limit "
-            "memory by a control group"
+            f"{LEAST_ADDRESSES >> 20} MiB; give `ulimit -v unlimited` before the command, and "
+            "limit memory by a control group"
         )
     scratch = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
     check_writable(scratch, "Ray's files", "RAY_TMPDIR")

@@ -82,7 +82,7 @@ def _holder(file: IO[str]) -> Holder | None:
     """Who wrote into the lock last, None where that is nobody or cannot be read."""
     file.seek(0)
     try:
-        fields = json.loads(file.read())
+        fields = json.loads(file.read(4096))
         return Holder(str(fields["host"]), int(fields["pid"]), float(fields["started"]))
     except (ValueError, KeyError, TypeError, OverflowError):
         return None

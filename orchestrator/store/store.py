@@ -126,15 +126,16 @@ class Store:
     def write_run(self, run: Run, summary: pa.Table, tables: Mapping[str, pa.Table]) -> None:
         """Keep a run: `tables` by name first, its row of the summary last.
 
-        What an earlier try left to say of its failure is dropped where this one is completed.
+        What an earlier try left is dropped: its tables, and what it had to say of its failure where
+        this one is completed.
         """
         named = {name: _named(table, self.run_key(run)) for name, table in tables.items()}
         with self._writing():
+            for table, content in {**named, "summary": summary}.items():
+                self._write(self._part(table, run.name), content)
             for table in RUN_TABLES:
                 if table not in {*tables, "summary"}:
                     self._journal.drop(self._part(table, run.name))
-            for table, content in {**named, "summary": summary}.items():
-                self._write(self._part(table, run.name), content)
             if OUTCOMES.rows(summary)[0].status == COMPLETED:
                 self._story(run.name).unlink(missing_ok=True)
 
