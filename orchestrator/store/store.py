@@ -112,9 +112,10 @@ class Store:
         try:
             yield
         except OSError as error:
+            reason = error.strerror or str(error).rpartition("] ")[2]  # the latter is Arrow's
             raise UserError(
-                f"results cannot be written to {self.folder}: {error.strerror or error}; what is "
-                "there is kept: make room and give the same command again, or another --result-dir"
+                f"results cannot be written to {self.folder}: {reason}; what is there is kept: "
+                "make room and give the same command again, or another --result-dir"
             ) from error
 
     # -- one run

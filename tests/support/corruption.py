@@ -1,6 +1,6 @@
 """Cut every file of a small result at every byte, flip every bit of it, and see what is read.
 
-`python tests/support/corruption.py [STRIDE]` tries all of it, or each STRIDE-th damage, in a
+`make corruption`, which is `corruption.py [STRIDE]`, tries all of it, or each STRIDE-th damage, in a
 process a file; it prints what came of it and fails where a value was read differently, or was
 missing, without a word, or where a process crashed. `corruption.py FOLDER STRIDE PATH...` is such a
 process.
@@ -20,10 +20,6 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-
-SUPPORT = Path(__file__).parent
-if __name__ == "__main__":
-    sys.path[:0] = [str(SUPPORT), str(SUPPORT.parents[1])]
 
 from stores import CELL, RUN, observed_tables, run_tables
 from summaries import write_run
@@ -99,7 +95,8 @@ def in_process(folder: Path, stride: int, names: Sequence[str]) -> Mapping[str, 
     """What came of the damages to some files, tried in a process of their own. Raises
     CalledProcessError where that crashed."""
     command = [sys.executable, __file__, str(folder), str(stride), *names]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found_in = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=found_in)
     found: Mapping[str, Mapping[str, int]] = json.loads(done.stdout)
     return found
 
