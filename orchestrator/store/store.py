@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -112,7 +113,9 @@ class Store:
         try:
             yield
         except OSError as error:
-            reason = error.strerror or str(error).rpartition("] ")[2]  # the latter is Arrow's
+            reason = (
+                os.strerror(error.errno) if error.errno else error
+            )  # Arrow's own text is longer
             raise UserError(
                 f"results cannot be written to {self.folder}: {reason}; what is there is kept: "
                 "make room and give the same command again, or another --result-dir"

@@ -1,7 +1,7 @@
 """Cut every file of a small result at every byte, flip every bit of it, and see what is read.
 
-`make corruption`, which is `corruption.py [STRIDE]`, tries all of it, or each STRIDE-th damage, in a
-process a file; it prints what came of it and fails where a value was read differently, or was
+`make corruption`, which is `corruption.py [STRIDE]`, tries all of it, or each STRIDE-th damage, in
+a process a file; it prints what came of it and fails where a value was read differently, or was
 missing, without a word, or where a process crashed. `corruption.py FOLDER STRIDE PATH...` is such a
 process.
 """
