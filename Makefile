@@ -7,7 +7,7 @@ READY = $(VENV)/.ready
 # What needs no Ray, no rank processes, no GPU and no browser, and takes no seconds.
 FAST = not ray and not ranks and not gpu and not browser and not slow
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast corruption lint clean
 
 demo: $(READY)
 	$(BIN)/orchestrator submit --config examples/demo.yaml
@@ -17,6 +17,10 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest --ignore tests/integration -m '$(FAST)'
+
+# Every byte and bit of a small result: minutes, a process a file.
+corruption: $(READY)
+	PYTHONPATH=.:tests/support $(BIN)/python tests/support/corruption.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -35,7 +35,9 @@ FREE_FIELDS = {
     "goodput",
     "ablate",
     "fabric",
+    "allow_other_node",
 }
+PRESETS = Path(__file__).parent / "presets"
 
 
 Tokens = Annotated[int, Field(gt=0, le=10_000_000)]
@@ -95,6 +97,8 @@ class Experiment(BaseModel):
     address: str | None = None
     # a file that `orchestrator calibrate` wrote; None: that of this host, if there is one
     fabric: Path | None = None
+    # add runs of other GPUs, or of another CPU, to results that are there
+    allow_other_node: bool = False
 
     @field_validator("temperature")
     @classmethod
@@ -301,9 +305,18 @@ def identity_of(experiment: Experiment) -> str:
     unused = {"request_rate", "burstiness"} if experiment.request_rate is None else set()
     unused |= set() if experiment.nsys else {"nsys"}
     fields = experiment.model_dump(mode="json", exclude=FREE_FIELDS | unused)
-    paths = [path for path in (experiment.dataset_path, Path(experiment.model)) if path]
+    model = None if experiment.model in preset_names() else Path(experiment.model)
+    paths = [path for path in (experiment.dataset_path, model) if path]
     stamps = {str(path): stamp(path) for path in paths if path.exists()}
     return digest({**fields, "files": stamps} if stamps else fields)
+
+
+def preset_names() -> list[str]:
+    """Presets: a config alone (`NAME.json`) or a whole checkpoint (`NAME/`). A folder of the same
+    name elsewhere is not meant by it."""
+    return sorted(path.stem for path in PRESETS.glob("*.json")) + sorted(
+        path.parent.name for path in PRESETS.glob("*/config.json")
+    )
 
 
 def stamp(path: Path) -> str:

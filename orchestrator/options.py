@@ -222,6 +222,12 @@ EXPERIMENT_OPTIONS = (
         metavar="FILE",
         help="What `calibrate` wrote. [this host's, if any]",
     ),
+    click.option(
+        "--allow-other-node",
+        is_flag=True,
+        default=None,
+        help="Add to results of other GPUs, or of another CPU; starts pair within a node.",
+    ),
 )
 
 

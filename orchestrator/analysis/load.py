@@ -22,9 +22,9 @@ from orchestrator.analysis.summary import MEASURED, SUMMARY, Measured, Summary
 from orchestrator.analysis.token_cost import token_cost_of
 from orchestrator.errors import UserError
 from orchestrator.store import folders
-from orchestrator.store.arrow_files import concat, read_part
+from orchestrator.store.arrow_files import concat
 from orchestrator.store.schema import COMPLETED, RUN_KEYS, RunKey, StartKey
-from orchestrator.store.store import COMPARISON, TABLES, Store
+from orchestrator.store.store import TABLES, Store
 from workers.rows import Table, grouped, nothing, widened
 
 K = TypeVar("K", bound=StartKey)
@@ -50,13 +50,16 @@ def load(paths: Iterable[Path], levels: Mapping[str, float] | None = None) -> li
 
     levels: service levels in ms under which goodput is worked out again. Without them the requests
     are not read, so that a result of many requests opens as fast as one of few.
-    Raises UserError where there are no results, those of another schema version, or tables that do
-    not belong together.
+    Raises UserError where there are no results, none that can be read, those of another schema
+    version, or tables that do not belong together.
     """
     stores = [Store(folder) for path in paths for folder in folders.find(path)]
     for store in stores:
         folders.check_version(store.folder)
     found = [(store, summaries(store, levels)) for store in stores]
+    unreadable = [str(store.folder) for store, runs in found if not runs and not store.is_empty]
+    if unreadable and not any(runs for _, runs in found):
+        raise UserError(f"no run in {', '.join(unreadable)} can be read; make them again")
     return [Results(store.folder, store.manifest(), runs) for store, runs in found if runs]
 
 
@@ -87,7 +90,7 @@ def tables(folder: Path) -> dict[str, pa.Table]:
         counted = [one for store in stores for one in _rows(store, RUN_COLLECTIVES)]
         timed = [one for store in stores for one in _rows(store, CELL_TIMED)]
         whole["collectives"] = JOINED_COLLECTIVES.make(with_timing(counted, timed))
-    whole["comparison"] = concat(read_part(store.folder / COMPARISON) for store in stores)
+    whole["comparison"] = concat(store.comparison() for store in stores)
     return {name: table for name, table in whole.items() if table is not None}
 
 

@@ -49,6 +49,10 @@ class Conditions:
     block: int = column(
         "number of the command that made the run, from 0; starts of one block make pairs", "1"
     )
+    node: int | None = column(
+        "number of the node that made the run, from 0: other GPUs, or another CPU, are another one",
+        "1",
+    )
     metadata: str = column("what the user had kept beside it, JSON")
 
 
@@ -117,6 +121,7 @@ class Attempt:
     block: int
     metadata: str
     levels: Mapping[str, float]
+    node: int | None = None
     request_rate: float | None = None
     burstiness: float | None = None
     ceilings: Ceilings | None = None
@@ -192,5 +197,6 @@ def _conditions(attempt: Attempt, device_name: str | None) -> Conditions:
         device_name=device_name,
         started_at=attempt.started_at,
         block=attempt.block,
+        node=attempt.node,
         metadata=attempt.metadata,
     )

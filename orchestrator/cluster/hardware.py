@@ -9,6 +9,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from strategies.shapes import Device, Topology
@@ -40,12 +41,14 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A machine in general. memory_bytes: main memory."""
+    """A machine in general. memory_bytes: main memory. cpu_model: None where the system does not
+    say."""
 
     name: str
     system: str
     cpu_count: int | None
     memory_bytes: int
+    cpu_model: str | None = None
 
 
 def local_topology(device: str, ranks: int = 1) -> Topology:
@@ -68,7 +71,19 @@ def host() -> Host:
     import psutil
 
     memory = psutil.virtual_memory().total
-    return Host(socket.gethostname(), platform.platform(), os.cpu_count(), memory)
+    name, system = socket.gethostname(), platform.platform()
+    return Host(name, system, os.cpu_count(), memory, cpu_model())
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """What this machine's processor is called, "AMD EPYC 9654 96-Core Processor"; None where the
+    system does not say."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, None) or platform.processor() or None
 
 
 def has_nsys() -> bool:

@@ -90,6 +90,7 @@ def draw(found: Findings, objective: str, console: Console) -> None:
         found.lacking(objective),
         *(one.sentence for one in found.unsettled),
         *(one.sentence for one in found.drifts),
+        *(one.sentence for one in found.missing),
     ]
     for note in filter(None, notes):
         console.print(note, style="yellow", highlight=False)

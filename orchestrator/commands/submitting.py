@@ -47,7 +47,7 @@ def planned(experiment: Experiment, cluster: Cluster | None) -> PlannedExperimen
     gpus = planning.find_gpus(experiment, cluster)
     device, topology = planning.choose_device(experiment, gpus)
     deployments = planning.plan_experiment(experiment, device, topology, cluster)
-    check_surroundings(experiment)
+    check_surroundings(experiment, deployments, cluster)
     for remark in (of_source(source()), *remarks(experiment, deployments, topology, cluster)):
         if remark:
             say(f"note: {remark}", err=True)

@@ -18,6 +18,7 @@ from orchestrator.errors import UserError
 from orchestrator.node import fabric, links
 from orchestrator.node.links import Pair
 from orchestrator.store.arrow_files import write_part
+from orchestrator.store.folders import DEFAULT_ROOT, check_writable
 from strategies.placement import Placement
 from strategies.shapes import ModelShape
 from workers import engines
@@ -52,6 +53,7 @@ def calibrate(
     Raises UserError where there is no such cluster or device, or where the measurement fails.
     """
     kind, there = _device(device), address_of(address)
+    check_writable(out or DEFAULT_ROOT, "the calibration", "--out")
     needed = ranks or (_on_this_machine(kind) if there is None else 0)
     with connect(there, kind, needed, dashboard=False) as cluster:
         plan = calibration_plan(kind, ranks or _on_one_node(cluster, kind), quick)

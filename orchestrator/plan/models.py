@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import Refused, UserError
+from orchestrator.experiment import PRESETS, preset_names
 from orchestrator.plan import checkpoint
 from orchestrator.plan.hub import completed, end_tokens
 from orchestrator.plan.tokenizer import load_tokenizer
@@ -20,7 +21,6 @@ from strategies.shapes import ModelShape
 from workers.checkpoint_files import folder_name, read_json
 
 TOKENIZER = "tokenizer.json"
-PRESETS = Path(__file__).parents[1] / "presets"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +48,6 @@ class ResolvedModel:
         one."""
         folder = self.tokenizer
         return None if folder is None else lambda ids: load_tokenizer(folder).decode(ids)
-
-
-def preset_names() -> list[str]:
-    """Presets: a config alone (`NAME.json`) or a whole checkpoint (`NAME/`)."""
-    return sorted(path.stem for path in PRESETS.glob("*.json")) + sorted(
-        path.parent.name for path in PRESETS.glob("*/config.json")
-    )
 
 
 def resolve(model: str, load_format: str = "auto") -> ResolvedModel:

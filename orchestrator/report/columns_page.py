@@ -17,6 +17,7 @@ from orchestrator.analysis.comparing.changes import Change
 from orchestrator.analysis.comparing.compare import Standing
 from orchestrator.analysis.comparing.curves import Curve
 from orchestrator.analysis.comparing.drift import Drift
+from orchestrator.analysis.comparing.gaps import Missing
 from orchestrator.analysis.comparing.gate import Outcome
 from orchestrator.analysis.comparing.spreads import Statistic, Unsettled
 from orchestrator.analysis.comparing.verdicts import Verdict
@@ -96,6 +97,7 @@ SECTIONS = (
     Section("changes", Change, "a metric of a cell of two results", f"{JSON} of two results"),
     Section("gate", Outcome, "a gate of a cell of two results", f"{JSON} with `--gate`"),
     Section("drifts", Drift, "a figure that changes from run to run", JSON, CellKey),
+    Section("missing", Missing, "a cell that was asked for and has no run", JSON),
     Section("fabric", FabricRow, "a measurement of a node", f"`fabric.arrow` of {CALIBRATE}"),
     Section("fits", Fit, "a collective of a node", f"`fits.arrow` of {CALIBRATE}"),
 )

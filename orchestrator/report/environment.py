@@ -44,7 +44,7 @@ def capacity_gb(folders: Sequence[Path]) -> float | None:
 
 def nodes(folders: Sequence[Path]) -> dict[str, int]:
     """Experiment -> how many nodes its blocks were made on, as far as it is known. Two blocks are
-    of one node where they have a GPU in common, or without GPUs the host's name."""
+    of one node where they have a GPU in common, or without GPUs the processor."""
     return {
         folder.resolve().name: len(_nodes(read_manifest(folder).get("blocks") or ()))
         for folder in folders
@@ -57,10 +57,10 @@ def pooled(nodes: int) -> str:
 
 
 def _nodes(blocks: Sequence[Mapping[str, Any]]) -> list[set[str]]:
-    """What each node is known by: its GPUs, or its name."""
+    """What each node is known by: its GPUs, or its processor, or its name."""
     found: list[set[str]] = []
     for block in blocks:
-        mine = set(block.get("gpu_uuids") or [str(block.get("host"))])
+        mine = set(block.get("gpu_uuids") or [str(block.get("cpu_model") or block.get("host"))])
         shared = [node for node in found if node & mine]
         found = [node for node in found if not node & mine] + [mine.union(*shared)]
     return found
@@ -106,6 +106,7 @@ def _machine(manifest: Mapping[str, Any]) -> dict[str, object]:
         "NCCL": manifest.get("nccl_version"),
         "Host": host.get("name"),
         "System": host.get("system"),
+        "Processor": host.get("cpu_model"),
         "Processors": host.get("cpu_count"),
         "Main memory": format_bytes(host["memory_bytes"]) if host.get("memory_bytes") else None,
         "NVLink multicast (NVLS)": manifest.get("nvls"),
@@ -134,7 +135,8 @@ def _made(block: Mapping[str, Any]) -> dict[str, object]:
     """Where a block was made, and with which source."""
     uuids = block.get("gpu_uuids") or ()
     named = {f"GPU {place}": uuid for place, uuid in enumerate(uuids)}
-    return {"Host": block.get("host"), **named, "Commit": _commit(block)}
+    processor = None if uuids else block.get("cpu_model")
+    return {"Host": block.get("host"), "Processor": processor, **named, "Commit": _commit(block)}
 
 
 def _commit(manifest: Mapping[str, Any]) -> str | None:

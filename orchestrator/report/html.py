@@ -145,6 +145,7 @@ def describe(folder: Path) -> dict[str, object]:
         "ablations": sections.ablations((content.layout_of(e.cell), e) for e in found.ablations),
         "communication": sections.operations(content.operations),
         "waits": sections.waits(comparison, content.names),
+        "missing": [one.sentence for one in found.missing],
         "cpu_note": CPU_NOTE if on_cpu(comparison) else None,
         "environments": list(map(environment.describe, content.folders)),
     }

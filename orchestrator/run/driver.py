@@ -16,11 +16,12 @@ from orchestrator.analysis.comparing.verdicts import rulings
 from orchestrator.analysis.load import summaries
 from orchestrator.analysis.summary import MEASURED
 from orchestrator.cluster.connection import Cluster, connect
-from orchestrator.errors import INTERRUPTED
+from orchestrator.errors import INTERRUPTED, UserError
 from orchestrator.experiment import Experiment
 from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.run import manifest
 from orchestrator.run.jobs import Job
+from orchestrator.run.origin import origin_of
 from orchestrator.run.pilot import settle
 from orchestrator.run.progress import Progress
 from orchestrator.run.schedule import Schedule
@@ -41,21 +42,22 @@ def run_experiment(
     """Run what has no result yet and write the comparison. Returns the folder of the results.
 
     cluster: the one that was joined; None: a local Ray is started, if something is left to run.
-    Raises UserError before anything is reserved where there are too few devices, or no run
-    can be added to the folder. Raises SystemExit(130) after Ctrl-C, with every finished run kept
-    and nothing left running.
+    Raises UserError before anything is reserved where there are too few devices, no run can be
+    added to the folder, or another driver is adding some. Raises SystemExit(130) after Ctrl-C,
+    with every finished run kept and nothing left running.
     """
-    calibration = check_surroundings(experiment)
-    store = Store(folder_of(experiment))
-    block = _next_block(store)
-    jobs = [Job(one, experiment, store, block, calibration) for one in planned]
-    schedule = Schedule(jobs, experiment, store)
+    schedule = _schedule(planned, experiment, cluster)
+    store = schedule.store
     progress.begin(
-        schedule.left(), sum(job.completed(cell) for job in jobs for cell in job.deployment.cells)
+        schedule.left(),
+        sum(job.completed(cell) for job in schedule.jobs for cell in job.deployment.cells),
     )
     try:
         if schedule.is_unfinished():
-            _run(schedule, progress, cluster)
+            with store.opened():
+                # Once more: until now another driver may have written here.
+                _run(_schedule(planned, experiment, cluster), progress, cluster)
+                store.update_manifest(finished_at=now())
     except KeyboardInterrupt:
         progress.note(
             f"Stopped. Every finished run is kept in {store.folder}; the same command again goes "
@@ -63,9 +65,20 @@ def run_experiment(
         )
         raise SystemExit(INTERRUPTED) from None
     finally:
-        _write_comparison(store, experiment)
-    store.update_manifest(finished_at=now())
+        _write_comparison(store, experiment, progress)
     return store.folder
+
+
+def _schedule(
+    planned: Sequence[PlannedDeployment], experiment: Experiment, cluster: Cluster | None
+) -> Schedule:
+    """What is to be run. Raises UserError where that cannot be: see `check_surroundings`."""
+    calibration = check_surroundings(experiment, planned, cluster)
+    store = Store(folder_of(experiment))
+    block, origin = _next_block(store), origin_of(planned[0].plan.device, cluster)
+    node = origin.node_among(store.manifest().get("blocks", ())[:block])
+    jobs = [Job(one, experiment, store, block, node, calibration) for one in planned]
+    return Schedule(jobs, experiment, store)
 
 
 def _run(schedule: Schedule, progress: Progress, joined: Cluster | None) -> None:
@@ -73,7 +86,6 @@ def _run(schedule: Schedule, progress: Progress, joined: Cluster | None) -> None
     device, block = planned[0].plan.device, schedule.jobs[0].block
     ranks = max(one.plan.placement.num_ranks for one in planned)
     with _with_room(joined, device, ranks) as cluster:
-        store.create()
         manifest.write(store, schedule.experiment, planned, cluster, device, block)
         progress.connected(cluster)
         settle(schedule.jobs, cluster, progress)
@@ -118,7 +130,13 @@ def _next_block(store: Store) -> int:
     return 1 + max(kept["block"].to_pylist() if kept else [], default=-1)
 
 
-def _write_comparison(store: Store, experiment: Experiment) -> None:
+def _write_comparison(store: Store, experiment: Experiment, progress: Progress) -> None:
+    """Keep the comparison. Where it cannot be, nothing is lost: it is worked out again when results
+    are read."""
     runs = summaries(store, experiment.goodput)
-    if runs:
-        store.write_comparison(COMPARED.make(compare(runs, rulings(runs, experiment.difference))))
+    try:
+        if runs:
+            shown = rulings(runs, experiment.difference)
+            store.write_comparison(COMPARED.make(compare(runs, shown)))
+    except UserError as error:
+        progress.note(f"the comparison was not kept: {error}")

@@ -25,9 +25,10 @@ from workers.messages import RankReport
 class Job:
     """One deployment under an experiment.
 
-    block: number of this command among those that made the results. calibration: table FABRIC, None
-    where there is none. tried: runs of this command, whatever came of them. given_up, unobservable:
-    cells whose runs, or whose observing, failed; none of these is tried again before the next
+    block, node: numbers of this command and of its node among those that made the results.
+    calibration: table FABRIC, None where there is none. tried: runs of this command, whatever came
+    of them. given_up, unobservable: cells whose runs, or whose observing, failed; none of these is
+    tried again before the next
     command. short: cells of which was told that their runs are shorter than was asked for.
     """
 
@@ -35,6 +36,7 @@ class Job:
     experiment: Experiment
     store: Store
     block: int = 0
+    node: int | None = None
     calibration: pa.Table | None = None
     tried: set[Run] = field(default_factory=set)
     given_up: set[Cell] = field(default_factory=set)
@@ -111,6 +113,7 @@ class Job:
             output_len=cell.cell.scenario.output_len,
             started_at=started_at,
             block=self.block,
+            node=self.node,
             metadata=json.dumps(asked.metadata),
             levels=asked.goodput,
             request_rate=asked.request_rate,

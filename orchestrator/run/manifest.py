@@ -8,25 +8,16 @@ from typing import Any
 
 from orchestrator.cluster import environment, hardware
 from orchestrator.cluster.connection import Cluster
-from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, identity_of
 from orchestrator.plan.deployments import PlannedDeployment
+from orchestrator.run.origin import Origin, origin_of
 from orchestrator.run.source import source
 from orchestrator.store.folders import now
 from orchestrator.store.store import Store
 from workers.versions import versions
 
-# Fields whose lists grow from command to command in one folder of results, and what all of its runs
-# must agree on.
+# Fields whose lists grow from command to command in one folder of results.
 GROWING = ("strategy", "scenario", "max_concurrency", "ablate")
-DECISIVE = (
-    "device",
-    "shard-orchestrator",
-    "torch",
-    "triton",
-    "nvidia-nccl-cu12",
-    "nvidia-nccl-cu13",
-)
 
 
 def write(
@@ -39,13 +30,11 @@ def write(
 ) -> None:
     """What was asked and on what: enough to say later whether two results can be compared.
 
-    device: "cuda" or "cpu". block: number of this command among those that made the runs. Raises
-    UserError where the results that are there come from other devices or software.
+    device: "cuda" or "cpu". block: number of this command among those that made the runs.
     """
-    before = store.manifest()
-    topology = cluster.topology(device)
-    _check_same_machine(store, before, {device.name for device in topology.devices})
-    gpus, of_source = hardware.gpus(), _source()
+    before, topology = store.manifest(), cluster.topology(device)
+    origin = origin_of(device, cluster)
+    gpus, of_source = origin.gpus or tuple(hardware.gpus()), _source()
     variables = environment.of_workers([node.environment for node in cluster.nodes])
     cells = [cell for one in planned for cell in one.cells]
     store.update_manifest(
@@ -54,7 +43,7 @@ def write(
         identity=identity_of(experiment),
         cells=sorted({*before.get("cells", []), *(one.cell.name for one in cells)}),
         meshes={**before.get("meshes", {}), **_meshes(planned)},
-        blocks=_blocks(before, block, gpus if device == "cuda" else [], of_source),
+        blocks=_blocks(before, block, origin, of_source),
         device=device,
         topology=[asdict(one) for one in topology.devices],
         gpus=[hardware.as_data(gpu) for gpu in gpus],
@@ -89,37 +78,20 @@ def _meshes(planned: Sequence[PlannedDeployment]) -> dict[str, object]:
 
 
 def _blocks(
-    before: Mapping[str, Any],
-    block: int,
-    gpus: Sequence[hardware.Gpu],
-    of_source: Mapping[str, object],
+    before: Mapping[str, Any], block: int, origin: Origin, of_source: Mapping[str, object]
 ) -> list[Mapping[str, object]]:
     """When, where and with what each command ran, entry n being of the runs of block n. One that
-    ended before it kept a run gave its number to the next, and so its entry."""
+    ended before it kept a run gave its number to the next, and so its entry. Of one whose entry was
+    lost nothing is known."""
+    earlier = before.get("blocks", [])[:block]
+    lost: list[Mapping[str, object]] = [{}] * (block - len(earlier))
     mine = {
         "started_at": now(),
         "host": hardware.host().name,
-        "gpu_uuids": [gpu.uuid for gpu in gpus],
-        "gpus": [hardware.as_data(gpu) for gpu in gpus],
+        "node": origin.node_among(earlier),
+        "cpu_model": origin.cpu_model,
+        "gpu_uuids": [gpu.uuid for gpu in origin.gpus],
+        "gpus": [hardware.as_data(gpu) for gpu in origin.gpus],
         **of_source,
     }
-    return [*before.get("blocks", [])[:block], mine]
-
-
-def _check_same_machine(store: Store, before: Mapping[str, Any], devices: set[str]) -> None:
-    """Raise UserError where the results in `store` come from other devices or software: they would
-    not be comparable."""
-    if not any((store.folder / "summary").glob("*.arrow")):
-        return
-    here = {"device": sorted(devices), **versions()}
-    there = {
-        "device": sorted({device["name"] for device in before.get("topology", ())}),
-        **before.get("versions", {}),
-    }
-    other = [name for name in DECISIVE if name in there and there[name] != here.get(name)]
-    changed = [f"{name} {there[name]} (here {here.get(name)})" for name in other]
-    if changed:
-        raise UserError(
-            f"{store.folder} holds results of {', '.join(changed)}; give another --result-dir, or "
-            "move it away"
-        )
+    return [*earlier, *lost, mine]

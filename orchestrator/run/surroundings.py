@@ -1,29 +1,48 @@
-"""What a run needs besides its plan."""
+"""What a run needs besides its plan: a calibration that was asked for, room for results, and what
+Ray takes of this machine. All of it is tried before Ray is started."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
+from orchestrator.cluster.connection import Cluster
 from orchestrator.experiment import Experiment
 from orchestrator.node import fabric
-from orchestrator.store.folders import folder_of
+from orchestrator.plan.deployments import PlannedDeployment
+from orchestrator.run.jobs import Job
+from orchestrator.run.limits import check_limits
+from orchestrator.run.origin import check_origin, origin_of
+from orchestrator.run.schedule import Schedule
+from orchestrator.store.folders import check_writable, folder_of
 from orchestrator.store.store import Store
 
 
-def check_surroundings(experiment: Experiment) -> pa.Table | None:
-    """The calibration, table FABRIC, if there is one.
+def check_surroundings(
+    experiment: Experiment, planned: Sequence[PlannedDeployment], cluster: Cluster | None
+) -> pa.Table | None:
+    """The calibration, table FABRIC, if there is one. cluster: the one that was joined.
 
-    Raises UserError where a calibration that is asked for cannot be read, or no run can be added to
-    the folder of the results: see `Store.check_open`.
+    Raises UserError where a calibration that is asked for cannot be read, no run can be added to
+    the folder of the results (see `Store.check_open`), and, if any is to be added, where these come
+    from other hardware or software, the folder cannot be written, or this process may take too
+    little of the machine for Ray. Results that are finished need none of the latter.
     """
     calibration = fabric.look_up(experiment.fabric, experiment.result_dir)
-    Store(folder_of(experiment)).check_open()
+    store = Store(folder_of(experiment))
+    store.check_open()
+    jobs = [Job(one, experiment, store) for one in planned]
+    if Schedule(jobs, experiment, store).is_unfinished():
+        origin = origin_of(planned[0].plan.device, cluster)
+        check_origin(store, origin, experiment.allow_other_node)
+        check_writable(store.folder, "results", "--result-dir")
+        if cluster is None:
+            check_limits()
     return calibration
 
 
 def settled_counts(store: Store) -> Mapping[str, int]:
     """Load, as "short.c8", -> requests of a run, as the pilots of earlier commands settled it."""
-    found = store.manifest().get("num_prompts")
-    return found if isinstance(found, dict) else {}
+    found: Mapping[str, int] = store.manifest().get("num_prompts", {})
+    return found

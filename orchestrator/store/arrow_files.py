@@ -18,35 +18,52 @@ ZSTD_LEVEL = 12  # higher ones take twice as long for 1% less
 
 def write_part(path: Path, table: pa.Table) -> Path:
     """Write an Arrow IPC file, compressed, that is there whole or not at all."""
+    return replace_file(path, lambda temporary: write_arrow(temporary, table))
+
+
+def write_arrow(path: Path, table: pa.Table) -> None:
+    """Fill the file at `path`. Raises OSError where the disk is full."""
     codec = pa.Codec("zstd", compression_level=ZSTD_LEVEL)
     packed = pa.ipc.IpcWriteOptions(compression=codec)
-
-    def write(temporary: Path) -> None:
-        with (
-            pa.OSFile(str(temporary), "wb") as sink,
-            pa.ipc.new_file(sink, table.schema, options=packed) as writer,
-        ):
-            writer.write_table(table)
-
-    return replace_file(path, write)
+    with (
+        pa.OSFile(str(path), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema, options=packed) as writer,
+    ):
+        writer.write_table(table)
 
 
 def read_part(path: Path, only: str | None = None) -> pa.Table | None:
-    """A part in memory, None where it is missing, cut short or no Arrow file.
+    """A part in memory, None where it is missing, cut short or no Arrow file. See `parsed`."""
+    try:
+        return parsed(path.read_bytes(), path, only)
+    except (OSError, Unreadable):
+        return None
 
-    only: the one column that is read. Raises UserError for another schema version.
+
+def parsed(content: bytes, path: Path, only: str | None = None) -> pa.Table:
+    """The table in the content of the file at `path`, every value of it checked to be one of its
+    type: Arrow itself would follow a damaged offset anywhere.
+
+    only: the one column that is read. Raises Unreadable, and UserError for another schema version.
     """
     try:
-        with pa.OSFile(str(path), "rb") as source:
-            fields = None if only is None else [pa.ipc.open_file(source).schema.names.index(only)]
-            options = pa.ipc.IpcReadOptions(included_fields=fields)
-            table = pa.ipc.open_file(source, options=options).read_all()
-    except (OSError, pa.ArrowInvalid):
-        return None
-    found = (table.schema.metadata or {}).get(b"schema_version", b"0").decode()
+        fields = None if only is None else [_open(content).schema.names.index(only)]
+        table = _open(content, included_fields=fields).read_all()
+        table.validate(full=True)
+        found = (table.schema.metadata or {}).get(b"schema_version", b"0").decode()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise Unreadable(" ".join(str(error).split())) from error
     if found != str(SCHEMA_VERSION):
         raise OtherVersion(path, found)
     return decoded(table)
+
+
+def _open(content: bytes, **options: Any) -> pa.ipc.RecordBatchFileReader:
+    return pa.ipc.open_file(pa.BufferReader(content), options=pa.ipc.IpcReadOptions(**options))
+
+
+class Unreadable(ValueError):
+    """What is no Arrow file, or a damaged one."""
 
 
 def encoded(table: pa.Table) -> pa.Table:
@@ -89,15 +106,19 @@ class OtherVersion(UserError):
         self.found = found
 
 
-def replace_file(path: Path, write: Callable[[Path], Any]) -> Path:
+def replace_file(
+    path: Path, write: Callable[[Path], Any], announce: Callable[[Path], object] = lambda _: None
+) -> Path:
     """Let `write` fill a temporary file beside `path`, then put it in its place.
 
-    The content and its name are on disk when this returns: both survive a power cut.
+    The content and its name are on disk when this returns: both survive a power cut. announce: is
+    given the temporary file once that is on disk, before it is put in its place.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
         _sync(temporary)
+        announce(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
     finally:

@@ -14,8 +14,9 @@ import pyarrow.feather
 import pyarrow.parquet
 
 from orchestrator.errors import UserError
-from orchestrator.store.arrow_files import encoded, replace_file, write_part
+from orchestrator.store.arrow_files import encoded, replace_file, write_arrow
 from orchestrator.store.folders import MANIFEST
+from orchestrator.store.journal import Journal
 from orchestrator.store.names import cell
 
 SUMMARY = "summary"
@@ -44,7 +45,7 @@ def write_tables(tables: Mapping[str, pa.Table], format: str, out: Path) -> list
 
 
 def pack(tables: Mapping[str, pa.Table], manifest: str, out: Path) -> list[Path]:
-    """Write whole results to `out`: one Arrow file a table, and manifest.json.
+    """Write whole results to `out`: one Arrow file a table, manifest.json and their checksums.
 
     Such a folder is read like the one it was made of. The summary comes last and makes it results:
     what a crash left behind holds none. Returns the files written. Raises UserError where `out`
@@ -53,10 +54,14 @@ def pack(tables: Mapping[str, pa.Table], manifest: str, out: Path) -> list[Path]
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; give another --out")
     with _in_folder(out):
-        replace_file(out / MANIFEST, lambda path: path.write_text(manifest))
+        journal = Journal(out)
+        journal.write(out / MANIFEST, lambda path: path.write_text(manifest))
         names = sorted(tables, key=lambda name: name == SUMMARY)
-        parts = [write_part(out / f"{name}.arrow", encoded(tables[name])) for name in names]
-        return [out / MANIFEST, *parts]
+        parts = [
+            journal.write(out / f"{name}.arrow", partial(write_arrow, table=encoded(tables[name])))
+            for name in names
+        ]
+        return [journal.path, out / MANIFEST, *parts]
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import os
+import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, identity_of
 from orchestrator.store.arrow_files import OtherVersion
+from orchestrator.store.journal import Journal, tell
+from orchestrator.store.manifest import fields_of
 from orchestrator.store.names import safe_name
 from workers.checkpoint_files import folder_name
 from workers.rows import SCHEMA_VERSION
@@ -56,20 +60,37 @@ def is_packed(path: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> Mapping[str, Any]:
-    """manifest.json, empty where there is none that can be read."""
-    try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    """The fields of manifest.json. None of them where there is no such file, or it is not what was
+    written or has a field of a wrong type: that is told."""
+    content = _manifest(folder)
+    return {} if content is None else fields_of(content)
 
 
 def manifest_text(folder: Path) -> str:
-    """manifest.json as it is written; an empty object where there is none."""
+    """manifest.json as it is written; an empty object where there is none that can be read."""
+    content = _manifest(folder)
+    return "{}\n" if content is None else content.decode()
+
+
+def lost_manifest(folder: Path) -> bool:
+    """Whether there is a manifest.json that cannot be read."""
+    return has_manifest(folder) and _manifest(folder) is None
+
+
+def has_manifest(folder: Path) -> bool:
+    """Whether there is a manifest.json, or should be."""
+    return (folder / MANIFEST).exists() or Journal(folder).knows(folder / MANIFEST)
+
+
+def _manifest(folder: Path) -> bytes | None:
+    path = folder / MANIFEST
+    content = Journal(folder).read(path) if has_manifest(folder) else None
     try:
-        return (folder / MANIFEST).read_text(encoding="utf-8")
-    except OSError:
-        return "{}\n"
+        if content is not None:
+            fields_of(content)
+        return content
+    except ValueError as error:
+        return tell(path, str(error))
 
 
 def check_version(folder: Path) -> None:
@@ -77,6 +98,27 @@ def check_version(folder: Path) -> None:
     found = read_manifest(folder).get("schema_version", SCHEMA_VERSION)
     if found != SCHEMA_VERSION:
         raise OtherVersion(folder, found)
+
+
+def check_writable(folder: Path, what: str, flag: str) -> None:
+    """Try whether a folder, which need not be there yet, can be written, and leave nothing behind.
+
+    Raises UserError where it cannot. what: is to be written. flag: what names another place.
+    """
+    places = (folder.absolute(), *folder.absolute().parents)
+    there = next(place for place in places if os.path.lexists(place))
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            folder.lstat()  # whether its name can be one
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(
+            f"{what} cannot be written to {folder}: {error.strerror or error}; make room there, or "
+            f"give another {flag}"
+        ) from error
 
 
 def now() -> str:

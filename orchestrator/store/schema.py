@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.experiment import Cell
+from orchestrator.experiment import Cell, Deployment, Scenario
 from workers.rows import Table, column, group, row
 
 K = TypeVar("K")
@@ -28,6 +28,14 @@ class CellKey:
     ablation: str = column('what is left out of the layout: comm, p2p or "none"')
     scenario: str = column("name of the lengths, or of the dataset")
     max_concurrency: int = column("requests in flight at most", "requests")
+
+    @property
+    def name(self) -> str:
+        """The cell's name, as in the manifest and in the names of files."""
+        deployment = Deployment(
+            self.model, self.strategy, self.engine, self.dtype, self.quantization, self.ablation
+        )
+        return Cell(deployment, Scenario(self.scenario, 0, 0), self.max_concurrency).name
 
 
 @row

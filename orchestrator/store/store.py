@@ -1,14 +1,17 @@
 """The results of one experiment: a folder with an Arrow file a run and table, never appended to.
 
-A part is written under a temporary name, synced and renamed, so it is there whole or not at all.
-The summary part comes last and marks its run as done; whatever a crash left half-written is
-ignored.
+A part is written under a temporary name, synced, named in the journal and renamed, so it is there
+whole or not at all. The summary part comes last and marks its run as done. A run of which any table
+is not what was written counts as missing, and so does what was observed of a cell.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,17 @@ import pyarrow as pa
 
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Run
-from orchestrator.store.arrow_files import concat, read_part, replace_file, write_part
+from orchestrator.store.arrow_files import (
+    Unreadable,
+    concat,
+    parsed,
+    read_part,
+    replace_file,
+    write_arrow,
+)
 from orchestrator.store.folders import MANIFEST, check_version, is_packed, now, read_manifest
+from orchestrator.store.journal import Journal, tell
+from orchestrator.store.lock import locked
 from orchestrator.store.names import safe_name
 from orchestrator.store.schema import COMPLETED, OUTCOMES, RunKey, RunOutcome, StartKey, cell_key
 from workers.rows import SCHEMA_VERSION, columns, flat
@@ -30,10 +42,12 @@ COMPARISON = "comparison.arrow"
 
 
 class Store:
-    """The results of one experiment under `folder`."""
+    """The results of one experiment under `folder`. What writes raises UserError where it cannot:
+    what was kept before stays as it is."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._journal = Journal(folder)
 
     @property
     def name(self) -> str:
@@ -50,19 +64,56 @@ class Store:
                 "--result-dir"
             )
 
-    def create(self) -> None:
-        """Make the folder. Raises UserError where no run can be added, or it cannot be written."""
+    @property
+    def is_empty(self) -> bool:
+        """Whether no run was kept here."""
+        return not self._files("summary")
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Make the folder and be the only one that adds runs to it. Raises UserError where no run
+        can be added, it cannot be written, or another process writes there."""
         self.check_open()
-        try:
+        with contextlib.ExitStack() as stack:
+            with self._writing():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(self.folder))
+            self.create()
+            yield
+
+    def create(self) -> None:
+        """Make the folders of the tables, and the journal."""
+        self.check_open()
+        with self._writing():
             for table in TABLES:
                 (self.folder / table).mkdir(parents=True, exist_ok=True)
+                for leftover in (self.folder / table).glob(".*.tmp"):
+                    leftover.unlink(missing_ok=True)
+            for leftover in self.folder.glob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
+            self._journal.begin(self._from_before())
+
+    def _from_before(self) -> Iterator[Path]:
+        """What is there of results that have no checksums yet, and can be read."""
+        manifest = self.folder / MANIFEST
+        parts = (path for table in TABLES for path in self._files(table))
+        yield from (path for path in parts if read_part(path) is not None)
+        if manifest.is_file() and self.manifest():
+            yield manifest
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say in a line why something cannot be written."""
+        try:
+            yield
         except OSError as error:
+            reason = (
+                os.strerror(error.errno) if error.errno else error
+            )  # Arrow's own text is longer
             raise UserError(
-                f"results cannot be written to {self.folder}: {error.strerror}; give another "
-                "--result-dir"
+                f"results cannot be written to {self.folder}: {reason}; what is there is kept: "
+                "make room and give the same command again, or another --result-dir"
             ) from error
-        for leftover in self.folder.glob("**/.*.tmp"):
-            leftover.unlink(missing_ok=True)
 
     # -- one run
 
@@ -73,17 +124,23 @@ class Store:
     def write_run(self, run: Run, summary: pa.Table, tables: Mapping[str, pa.Table]) -> None:
         """Keep a run: `tables` by name first, its row of the summary last.
 
-        What an earlier try left to say of its failure is dropped where this one is completed.
+        What an earlier try left is dropped: its tables, and what it had to say of its failure where
+        this one is completed.
         """
-        for table, content in tables.items():
-            write_part(self._part(table, run.name), _named(content, self.run_key(run)))
-        write_part(self._part("summary", run.name), summary)
-        if OUTCOMES.rows(summary)[0].status == COMPLETED:
-            self._story(run.name).unlink(missing_ok=True)
+        named = {name: _named(table, self.run_key(run)) for name, table in tables.items()}
+        with self._writing():
+            for table, content in {**named, "summary": summary}.items():
+                self._write(self._part(table, run.name), content)
+            for table in RUN_TABLES:
+                if table not in {*tables, "summary"}:
+                    self._journal.drop(self._part(table, run.name))
+            if OUTCOMES.rows(summary)[0].status == COMPLETED:
+                self._story(run.name).unlink(missing_ok=True)
 
     def summary_of(self, run: Run) -> pa.Table | None:
-        """The summary of a run, one row; None where there is none that can be read."""
-        table = read_part(self._part("summary", run.name))
+        """The summary of a run, one row; None where there is none, or any table of the run is not
+        what was written."""
+        table = self._read(self._part("summary", run.name))
         return table if table is not None and table.num_rows else None
 
     def outcome_of(self, run: Run) -> RunOutcome | None:
@@ -108,32 +165,40 @@ class Store:
         `parts` comes last: it marks the cell as observed in this start.
         """
         key = self.start_key(cell, start)
-        for name in sorted(tables, key=OBSERVED_TABLES.index):
-            write_part(self._part(name, _observed(cell, start)), _named(tables[name], key))
+        with self._writing():
+            for name in sorted(tables, key=OBSERVED_TABLES.index):
+                self._write(self._part(name, _observed(cell, start)), _named(tables[name], key))
 
     def observed(self, cell: Cell, start: int) -> pa.Table | None:
         """The table `parts` of a cell in a start; None where it was not observed."""
-        return read_part(self._part("parts", _observed(cell, start)))
+        return self._read(self._part("parts", _observed(cell, start)))
 
     # -- the whole experiment
 
     def read(self, table: str) -> pa.Table | None:
-        """Every readable part of a table, or the file it was packed into; None without either."""
-        return concat(map(read_part, self._files(table)))
+        """Every part of a table that counts, or the file it was packed into; None without
+        either."""
+        return concat(map(self._read, self._files(table)))
 
     def experiments_in(self, table: str) -> set[str]:
         """The experiments that rows of a table say they are of."""
-        columns = [read_part(path, only="experiment") for path in self._files(table)]
+        columns = [self._read(path, only="experiment") for path in self._files(table)]
         return {name for one in columns if one for name in one.column(0).unique().to_pylist()}
 
-    def write_comparison(self, table: pa.Table) -> Path:
+    def comparison(self) -> pa.Table | None:
+        """The comparison that was kept."""
+        return self._read(self.folder / COMPARISON)
+
+    def write_comparison(self, table: pa.Table) -> None:
         """Keep the comparison beside the tables."""
-        return write_part(self.folder / COMPARISON, table)
+        with self._writing():
+            self._write(self.folder / COMPARISON, table)
 
     def write_failure(self, name: str, detail: str) -> None:
         """Keep the long story of a failure beside the one-line reason in the summary."""
-        self._story(name).parent.mkdir(exist_ok=True)
-        replace_file(self._story(name), lambda path: path.write_text(detail + "\n"))
+        with self._writing():
+            self._story(name).parent.mkdir(exist_ok=True)
+            replace_file(self._story(name), lambda path: path.write_text(detail + "\n"))
 
     def manifest(self) -> Mapping[str, Any]:
         """manifest.json, empty where there is none."""
@@ -144,11 +209,44 @@ class Store:
         head = {"schema_version": SCHEMA_VERSION, "name": self.name}
         merged = {**head, **self.manifest(), **fields, "updated_at": now()}
         text = json.dumps(merged, indent=2, default=str) + "\n"
-        replace_file(self.folder / MANIFEST, lambda path: path.write_text(text))
+        with self._writing():
+            self._journal.write(self.folder / MANIFEST, lambda path: path.write_text(text))
+
+    # -- the files
 
     def _files(self, table: str) -> list[Path]:
-        packed = [self.folder / f"{table}.arrow"] if is_packed(self.folder) else []
-        return [*packed, *sorted((self.folder / table).glob("*.arrow"))]
+        """The parts of a table that are there, or should be."""
+        folder, packed = self.folder / table, self.folder / f"{table}.arrow"
+        if is_packed(self.folder):
+            return [packed] if self._is_kept(packed) else []
+        return sorted({*folder.glob("*.arrow"), *self._journal.known_in(folder)})
+
+    def _is_kept(self, path: Path) -> bool:
+        """Whether a file is there, or should be."""
+        return path.exists() or self._journal.knows(path)
+
+    def _read(self, path: Path, only: str | None = None) -> pa.Table | None:
+        """A part, or one column of it. None where it counts as missing, for itself or for another
+        table of the same run."""
+        beside = [self._journal.is_sound(one) for one in self._beside(path) if self._is_kept(one)]
+        if not all(beside) or not self._is_kept(path):
+            return None
+        content = self._journal.read(path)
+        try:
+            return None if content is None else parsed(content, path, only)
+        except Unreadable as error:
+            return tell(path, str(error))
+
+    def _beside(self, path: Path) -> list[Path]:
+        """The parts of the other tables of the same run, or observed cell. None of packed
+        results."""
+        tables = next((t for t in (RUN_TABLES, OBSERVED_TABLES) if path.parent.name in t), ())
+        if path.parent.parent != self.folder:
+            return []
+        return [self.folder / t / path.name for t in tables if t != path.parent.name]
+
+    def _write(self, path: Path, table: pa.Table) -> None:
+        self._journal.write(path, partial(write_arrow, table=table))
 
     def _part(self, table: str, name: str) -> Path:
         return self.folder / table / f"{safe_name(name)}.arrow"

@@ -21,8 +21,9 @@ from orchestrator.cli import main
 from orchestrator.errors import UserError
 from orchestrator.experiment import Run
 from orchestrator.store import export
-from orchestrator.store.arrow_files import read_part, write_part
+from orchestrator.store.arrow_files import parsed, read_part, write_arrow
 from orchestrator.store.folders import find
+from orchestrator.store.journal import CHECKSUMS
 from orchestrator.store.store import Store
 from workers.rows import flat
 
@@ -114,12 +115,12 @@ def test_requests_are_read_only_to_hold_them_against_other_levels(
 ) -> None:
     whole: set[str] = set()
 
-    def read(path: Path, only: str | None = None) -> pa.Table | None:
+    def read(content: bytes, path: Path, only: str | None = None) -> pa.Table:
         if only is None:
             whole.add(path.parent.name)
-        return read_part(path, only)
+        return parsed(content, path, only)
 
-    monkeypatch.setattr("orchestrator.store.store.read_part", read)
+    monkeypatch.setattr("orchestrator.store.store.parsed", read)
     findings.of_folders([store.folder])
     assert whole == {"summary", "parts", "timed_collectives", "collectives"}
     findings.of_folders([store.folder], LEVELS)
@@ -127,8 +128,11 @@ def test_requests_are_read_only_to_hold_them_against_other_levels(
 
 
 def test_tables_of_two_experiments_are_refused_with_both_names(tmp_path: Path) -> None:
-    """Somebody has copied the requests of one result into the folder of another."""
+    """Somebody has copied the requests of one result into the folder of another, which are from
+    before there were checksums."""
     one, other = written(tmp_path / "one"), written(tmp_path / "other")
+    for store in (one, other):
+        (store.folder / CHECKSUMS).unlink()
     for path in (one.folder / "requests").iterdir():
         path.unlink()
     for path in (other.folder / "requests").iterdir():
@@ -141,9 +145,7 @@ def test_tables_of_two_experiments_are_refused_with_both_names(tmp_path: Path) -
 
 
 def test_results_of_schema_version_1_are_refused_with_what_to_do(store: Store) -> None:
-    manifest = store.folder / "manifest.json"
-    content = {**json.loads(manifest.read_text()), "schema_version": 1}
-    manifest.write_text(json.dumps(content))
+    store.update_manifest(schema_version=1)
     readers: tuple[Callable[[], object], ...] = (
         lambda: load([store.folder]),
         lambda: tables(store.folder),
@@ -217,6 +219,7 @@ def test_a_packed_folder_is_read_like_the_one_it_was_made_of(store: Store, packe
 def test_a_packed_folder_is_a_file_a_table_and_its_manifest(store: Store, packed: Path) -> None:
     assert {path.name for path in packed.iterdir()} == {
         "manifest.json",
+        CHECKSUMS,
         *(f"{name}.arrow" for name in tables(store.folder)),
     }
     assert Store(packed).name == store.name
@@ -225,12 +228,12 @@ def test_a_packed_folder_is_a_file_a_table_and_its_manifest(store: Store, packed
 def test_packing_that_stops_in_the_middle_leaves_no_results(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, table: pa.Table) -> Path:
-        if path.name == "parts.arrow":
+    def full(path: Path, table: pa.Table) -> None:
+        if "parts.arrow" in path.name:
             raise OSError(28, "No space left on device")
-        return write_part(path, table)
+        write_arrow(path, table)
 
-    monkeypatch.setattr("orchestrator.store.export.write_part", full)
+    monkeypatch.setattr("orchestrator.store.export.write_arrow", full)
     with pytest.raises(UserError, match=r"cannot be written to .*: No space left on device"):
         export.pack(tables(store.folder), "{}", tmp_path / "packed")
     with pytest.raises(UserError, match="no results"):

@@ -10,14 +10,18 @@ import fake_engine
 import pytest
 from driver_inputs import deployment, piloted, run
 from fake_group import CLUSTER, Groups
+from stores import RUN
+from summaries import write_run
 
 from orchestrator.analysis.comparing.confidence import CONFIRMING
 from orchestrator.cluster import hardware
 from orchestrator.cluster.group import WorkerGroup
 from orchestrator.cluster.hardware import Gpu
+from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
 from orchestrator.run import driver, manifest, observing
 from orchestrator.run.observing import OBSERVED_TOKENS, short
+from orchestrator.run.origin import Origin, check_origin
 from orchestrator.store.store import OBSERVED_TABLES, RUN_TABLES, Store
 from workers.messages import Work
 from workers.records import STEPS
@@ -120,7 +124,7 @@ def test_each_command_that_runs_something_is_a_block_with_an_entry_of_its_own(gr
     _, second = run(layouts("tp1"), tmp_path, num_starts=2, num_warmups=0)
     assert first.blocks() + second.blocks() == [0, 1]
     blocks = store.manifest()["blocks"]
-    node = {"host", "gpus", "gpu_uuids"}
+    node = {"host", "node", "cpu_model", "gpus", "gpu_uuids"}
     assert [set(one) for one in blocks] == [{"started_at", *node, "git_commit", "git_dirty"}] * 2
     assert [(one["gpus"], one["gpu_uuids"]) for one in blocks] == [([], [])] * 2  # on a CPU
 
@@ -312,3 +316,108 @@ def test_pilots_that_are_interrupted_are_served_again(groups, tmp_path):
     store, seen = run(planned, tmp_path, min_duration=0.5, num_warmups=0)
     assert [what for _, what in seen.phases].count("pilot") == 1
     assert store.manifest()["num_prompts"] == {"short.c1": 14}
+
+
+# -- where the results that are there were made
+
+
+def gpus(*uuids):
+    return [Gpu(index, "A GPU", uuid, 80 * 10**9, "580.1") for index, uuid in enumerate(uuids)]
+
+
+def on_cpu(monkeypatch, model):
+    monkeypatch.setattr(hardware, "cpu_model", lambda: model)
+
+
+def test_runs_of_another_cpu_are_refused_unless_they_are_asked_for(groups, tmp_path, monkeypatch):
+    on_cpu(monkeypatch, "EPYC")
+    run(layouts("tp1"), tmp_path, num_warmups=0)
+    on_cpu(monkeypatch, "Xeon")
+    words = r"results of another node, EPYC \(here Xeon\); give another --result-dir, or --allow"
+    with pytest.raises(UserError, match=words):
+        run(layouts("tp1"), tmp_path, num_warmups=0, num_starts=2)
+    run(layouts("tp1"), tmp_path, num_warmups=0)  # has nothing to add
+    asked = {"num_warmups": 0, "num_starts": 3, "allow_other_node": True}
+    store, _ = run(layouts("tp1"), tmp_path, **asked)
+    rows = store.read("summary").to_pylist()
+    assert [(row["block"], row["node"]) for row in rows] == [(0, 0), (1, 1), (1, 1)]
+    assert [block["node"] for block in store.manifest()["blocks"]] == [0, 1]
+    on_cpu(monkeypatch, "EPYC")
+    store, _ = run(layouts("tp1"), tmp_path, num_warmups=0, num_starts=4)
+    assert [block["node"] for block in store.manifest()["blocks"]] == [0, 1, 0]
+
+
+@pytest.mark.parametrize(("there", "is_same"), [(["GPU-0"], True), (["GPU-9"], False), ([], True)])
+def test_a_gpu_in_common_makes_it_the_same_node_and_a_host_name_does_not(
+    tmp_path, monkeypatch, there, is_same
+):
+    store = Store(tmp_path)
+    store.create()
+    store.update_manifest(blocks=[{"host": "vm", "gpu_uuids": there}])
+    write_run(store, RUN)
+    mine = Origin(frozenset({"A GPU"}), tuple(gpus("GPU-0", "GPU-1")), "EPYC")
+    if is_same:
+        check_origin(store, mine, False)
+        return
+    with pytest.raises(UserError, match=r"another node, GPU-9 \(here GPU-0 GPU-1\)"):
+        check_origin(store, mine, False)
+    check_origin(store, mine, True)
+
+
+@pytest.mark.parametrize("package", ["ray", "transformers", "torch"])
+def test_runs_of_another_version_are_refused_whatever_is_allowed(groups, tmp_path, package):
+    store, _ = run(layouts("tp1"), tmp_path, num_warmups=0)
+    store.update_manifest(versions={**store.manifest()["versions"], package: "0.1"})
+    with pytest.raises(UserError, match=rf"holds results of {package} 0\.1 \(here "):
+        run(layouts("tp1"), tmp_path, num_warmups=0, num_starts=2, allow_other_node=True)
+
+
+def test_where_the_manifest_is_damaged_nobody_knows_the_node(groups, tmp_path):
+    store, _ = run(layouts("tp1"), tmp_path, num_warmups=0)
+    (store.folder / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match=r"manifest\.json cannot be read, so nobody knows on which"):
+        run(layouts("tp1"), tmp_path, num_warmups=0, num_starts=2)
+    store, seen = run(layouts("tp1"), tmp_path, num_warmups=0, num_starts=2, allow_other_node=True)
+    assert seen.blocks() == [1]
+    assert store.manifest()["blocks"][0] == {}
+
+
+def test_finished_results_in_a_folder_that_cannot_be_written_are_shown(
+    groups, tmp_path, monkeypatch
+):
+    store, _ = run(layouts("tp1"), tmp_path, num_warmups=0)
+    before = {path: path.stat().st_mtime_ns for path in store.folder.rglob("*")}
+
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("orchestrator.store.journal.replace_file", refuse)
+    monkeypatch.setattr("orchestrator.store.folders.tempfile.TemporaryFile", refuse)
+    again, seen = run(layouts("tp1"), tmp_path, num_warmups=0)
+    assert (again.folder, seen.asked) == (store.folder, (0, 1))
+    (note,) = seen.notes
+    assert note.startswith("the comparison was not kept: results cannot be written to")
+    assert {path: path.stat().st_mtime_ns for path in store.folder.rglob("*")} == before
+    with pytest.raises(UserError, match="Read-only file system; make room there"):
+        run(layouts("tp1"), tmp_path, num_warmups=0, num_starts=2)
+
+
+def test_a_disk_that_fills_up_ends_the_sweep_with_one_line_and_keeps_what_is_there(
+    groups, tmp_path, monkeypatch
+):
+    write = Store.write_run
+
+    def full(self, run, summary, tables):
+        if run.start == 1:
+            monkeypatch.setattr("orchestrator.store.journal.replace_file", no_space)
+        write(self, run, summary, tables)
+
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write_run", full)
+        with pytest.raises(UserError, match="No space left on device; what is there is kept"):
+            run(layouts("tp1"), tmp_path, num_warmups=0, num_starts=2)
+    monkeypatch.undo()
+    assert not groups.alive

@@ -12,6 +12,7 @@ from orchestrator.analysis.comparing.best import BEST, Best, best
 from orchestrator.analysis.comparing.compare import COMPARED, Comparison, compare
 from orchestrator.analysis.comparing.curves import CURVES, Curve, curves
 from orchestrator.analysis.comparing.drift import DRIFTS, Drift, drifts
+from orchestrator.analysis.comparing.gaps import MISSING, Missing, missing
 from orchestrator.analysis.comparing.metrics import OBJECTIVES
 from orchestrator.analysis.comparing.rounds import Load
 from orchestrator.analysis.comparing.spreads import (
@@ -40,6 +41,7 @@ class Findings:
     statistics: Sequence[Statistic]
     unsettled: Sequence[Unsettled]
     drifts: Sequence[Drift]
+    missing: Sequence[Missing] = ()
 
     def as_data(self) -> dict[str, object]:
         """Plain data for `json.dumps`: the rows of each table, by its name."""
@@ -52,6 +54,7 @@ class Findings:
             "statistics": STATISTICS.data(self.statistics),
             "unsettled": UNSETTLED.data(self.unsettled),
             "drifts": DRIFTS.data(self.drifts),
+            "missing": MISSING.data(self.missing),
         }
 
     def sentences(self, objective: str) -> Mapping[Load, list[str]]:
@@ -122,6 +125,7 @@ def _of_experiment(
         statistics=statistics(one.runs),
         unsettled=unsettled(one.runs, until_ci or one.asked.get("until_ci")),
         drifts=drifts(one.runs, matters),
+        missing=missing(one),
     )
 
 

@@ -1,0 +1,347 @@
+"""What becomes of results whose files are damaged, cut, foreign or from before there were
+checksums; and of places that cannot be written."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from corruption import SILENT, in_process, small_result
+from stores import CELL, RUN, observed_tables, run_tables
+from summaries import write_run
+
+from orchestrator.analysis.load import load, tables
+from orchestrator.cli import main
+from orchestrator.errors import UserError
+from orchestrator.experiment import Cell, Deployment, Experiment, Run, identity_of
+from orchestrator.run import limits
+from orchestrator.store import export, journal, lock
+from orchestrator.store.folders import check_writable, manifest_text, read_manifest
+from orchestrator.store.journal import CHECKSUMS
+from orchestrator.store.store import RUN_TABLES, Store
+
+OTHER = Cell(Deployment("tiny", "pp4", "torch", "float32"), CELL.scenario, 8)
+READERS = (["compare"], ["report"], ["export"], ["runs"], ["compare", "--json"])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Two cells, each with a run and what was observed."""
+    store = Store(tmp_path / "tiny-1")
+    store.create()
+    store.update_manifest(cells=[CELL.name, OTHER.name])
+    for cell in (CELL, OTHER):
+        write_run(store, Run(cell, 0, 0), run_tables())
+        store.write_observed(cell, 0, observed_tables())
+    return store
+
+
+@contextlib.contextmanager
+def small_files() -> Iterator[None]:
+    """No file may grow beyond 20 kB: a part of the summary is larger."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, list(map(str, arguments)))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+# -- damage
+
+
+def test_no_cut_and_no_flipped_bit_changes_or_hides_anything_without_a_word(tmp_path: Path) -> None:
+    names = small_result(tmp_path / "r")
+    found = in_process(tmp_path / "r", 1499, names)
+    assert found.keys() == set(names)
+    assert all(sum(kinds.values()) and SILENT not in kinds for kinds in found.values()), found
+
+
+@pytest.mark.parametrize("table", ["summary", "requests", "collectives"])
+def test_a_run_of_which_a_table_is_cut_by_one_byte_is_missing_and_said(
+    store: Store, table: str
+) -> None:
+    part = store.folder / table / f"{RUN.name}.arrow"
+    cut(part)
+    for reader in READERS:
+        journal.tell.cache_clear()
+        done = call(*reader, store.folder)
+        assert (done.exit_code, done.exception) == (0, None), (reader, done.output)
+        assert f"note: {part} counts as missing: its checksum is another one" in done.stderr
+    assert f"{CELL.name} was asked for and has no run that can be read" in call(
+        "compare", store.folder
+    ).stdout.replace("\n", " ")
+    assert f"{CELL.name} was asked for" in (store.folder / "report.html").read_text()
+    assert not store.is_completed(RUN)
+    assert store.is_completed(Run(OTHER, 0, 0))
+    write_run(store, RUN, run_tables())
+    assert store.is_completed(RUN)
+
+
+def test_a_part_that_is_gone_is_said_and_its_run_is_made_again(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (store.folder / "requests" / f"{RUN.name}.arrow").unlink()
+    assert not store.is_completed(RUN)
+    assert f"it is gone, though {CHECKSUMS} names it" in capsys.readouterr().err
+
+
+def test_a_part_that_nobody_wrote_here_is_missing(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = store.folder / "summary" / "foreign.arrow"
+    foreign.write_bytes((store.folder / "summary" / f"{RUN.name}.arrow").read_bytes())
+    kept = store.read("summary")
+    assert kept is not None
+    assert kept.num_rows == 2
+    assert f"{foreign} counts as missing: {CHECKSUMS} does not name it" in capsys.readouterr().err
+
+
+def test_results_of_which_no_run_can_be_read_are_an_error(store: Store) -> None:
+    for part in (store.folder / "summary").iterdir():
+        cut(part)
+    done = call("compare", store.folder)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "error: no run in" in done.stderr
+
+
+def test_a_crash_between_the_line_and_the_name_of_a_part_loses_nothing(store: Store) -> None:
+    """Any line of a path may match: the part that was to be replaced is still there."""
+    name = f"summary/{RUN.name}.arrow"
+    with (store.folder / CHECKSUMS).open("a") as file:
+        file.write(f"{'ab' * 32}  {name}\n")
+    assert store.is_completed(RUN)
+
+
+def test_a_line_that_a_crash_cut_costs_no_other_line(store: Store) -> None:
+    with (store.folder / CHECKSUMS).open("a") as file:
+        file.write("0123abc")
+    write_run(store, Run(CELL, 0, 1))
+    assert all(store.is_completed(Run(CELL, 0, index)) for index in (0, 1))
+
+
+def test_tables_that_an_earlier_try_of_a_run_left_are_dropped(store: Store) -> None:
+    write_run(store, RUN, status="failed", reason="timeout")
+    assert not (store.folder / "requests" / f"{RUN.name}.arrow").exists()
+    outcome = store.outcome_of(RUN)
+    assert outcome is not None
+    assert outcome.reason == "timeout"
+
+
+# -- results from before there were checksums, and packed ones
+
+
+def test_results_without_checksums_are_read_as_they_are_and_get_some_with_the_next_run(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (store.folder / CHECKSUMS).unlink()
+    cut(store.folder / "parts" / f"{OTHER.name}.s0.arrow")
+    old = Store(store.folder)
+    assert old.is_completed(RUN)
+    assert f"note: {store.folder} has no {CHECKSUMS}" in capsys.readouterr().err
+    old.create()
+    assert old.is_completed(RUN)
+    assert old.manifest()["cells"]
+    assert old.observed(CELL, 0) is not None
+    assert old.observed(OTHER, 0) is None
+    cut(store.folder / "summary" / f"{RUN.name}.arrow")
+    assert not old.is_completed(RUN)
+
+
+def test_a_packed_table_that_is_damaged_is_named_and_left_out(store: Store, tmp_path: Path) -> None:
+    packed = tmp_path / "packed"
+    export.pack(tables(store.folder), manifest_text(store.folder), packed)
+    assert len((packed / CHECKSUMS).read_text().splitlines()) == len(list(packed.iterdir())) - 1
+    cut(packed / "parts.arrow")
+    done = call("compare", packed)
+    assert done.exit_code == 0
+    assert f"note: {packed / 'parts.arrow'} counts as missing" in done.stderr
+    (packed / CHECKSUMS).unlink()
+    assert f"note: {packed} has no {CHECKSUMS}" in call("compare", packed).stderr
+
+
+# -- the manifest
+
+WRONG = [
+    "[]",
+    "null",
+    '"text"',
+    "{",
+    '{"schema_version": "3"}',
+    '{"name": ["a"]}',
+    '{"started_at": 5}',
+    '{"experiment": []}',
+    '{"experiment": {"strategy": "tp4"}}',
+    '{"experiment": {"difference": "2%"}}',
+    '{"cells": "all"}',
+    '{"meshes": {"tp4": 4}}',
+    '{"num_prompts": []}',
+    '{"blocks": {"0": {}}}',
+    '{"blocks": [1]}',
+    '{"blocks": [{"gpu_uuids": 7}]}',
+    '{"gpus": ["H100"]}',
+    '{"gpus": [{"memory_bytes": "80 GB"}]}',
+    '{"host": "vm"}',
+    '{"topology": [{}]}',
+    '{"versions": ["2.11"]}',
+    '{"environment": "NCCL_ALGO=Ring"}',
+]
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_manifest_of_wrong_types_is_said_and_counts_as_missing(store: Store, text: str) -> None:
+    path = store.folder / "manifest.json"
+    journal.Journal(store.folder).write(path, lambda file: file.write_text(text))
+    for reader in (["compare"], ["report"], ["runs"], ["pack"]):
+        journal.tell.cache_clear()
+        done = call(*reader, store.folder)
+        assert (done.exit_code, done.exception) == (0, None), (reader, done.output)
+        assert f"note: {path} counts as missing: " in done.stderr
+    assert (store.folder / "packed" / "manifest.json").read_text() == "{}\n"
+    assert read_manifest(store.folder) == {}
+
+
+# -- one driver at a time
+
+
+def test_a_second_driver_is_told_who_writes_here(store: Store) -> None:
+    me = lock.Holder.here()
+    with store.opened():
+        with (
+            pytest.raises(UserError, match=f"pid {me.pid} on {me.host} is writing here: "),
+            Store(store.folder).opened(),
+        ):
+            pass
+        assert json.loads((store.folder / lock.LOCK).read_text())["pid"] == me.pid
+    with store.opened():
+        pass
+
+
+def test_a_lock_whose_holder_died_is_taken_over(store: Store) -> None:
+    dead = {"host": "elsewhere", "pid": 1, "started": 0.0}
+    (store.folder / lock.LOCK).write_text(json.dumps(dead))
+    with store.opened():
+        assert "elsewhere" not in (store.folder / lock.LOCK).read_text()
+
+
+@pytest.mark.parametrize(("started", "is_free"), [(None, False), (1.0, True)])
+def test_where_there_is_no_flock_the_pid_and_its_start_decide(
+    store: Store, monkeypatch: pytest.MonkeyPatch, started: float | None, is_free: bool
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    me = lock.Holder.here()
+    holder = {"host": me.host, "pid": me.pid, "started": started or me.started}
+    (store.folder / lock.LOCK).write_text(json.dumps(holder))
+    if is_free:
+        with store.opened():
+            return
+    with pytest.raises(UserError, match="is writing here"), store.opened():
+        pass
+
+
+# -- places that cannot be written
+
+
+def test_a_full_disk_is_one_line_and_takes_nothing(store: Store) -> None:
+    words = r"results cannot be written to .*: File too large; what is there is kept"
+    with pytest.raises(UserError, match=words), small_files():
+        write_run(store, RUN, status="failed")
+    assert store.is_completed(RUN)
+    assert not list(store.folder.glob("**/.*.tmp"))
+
+
+@pytest.mark.parametrize("below", ["", "x", "x/y"])
+def test_a_file_in_place_of_a_folder_is_said_before_anything_starts(
+    tmp_path: Path, below: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written to .*: Not a directory; make room"):
+        check_writable(tmp_path / "file" / below, "results", "--result-dir")
+    check_writable(tmp_path / "a" / "b", "results", "--result-dir")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    for command in (
+        ["submit", "--device", "cpu", "--dry-run", "--result-dir"],
+        ["calibrate", "--device", "cpu", "--out"],
+    ):
+        done = call(*command, tmp_path / "file" / below)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert "Not a directory" in done.stderr
+
+
+def test_a_lock_or_a_report_on_a_full_device_is_one_line(store: Store) -> None:
+    (store.folder / lock.LOCK).symlink_to("/dev/full")
+    with pytest.raises(UserError, match="results cannot be written to"), store.opened():
+        pass
+    done = call("report", store.folder, "--out", "/dev/full")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("limit", "soft", "words"),
+    [
+        (resource.RLIMIT_NOFILE, 64, "may open 64 files here"),
+        (resource.RLIMIT_AS, 1 << 30, "may have 1024 MiB of addresses here"),
+    ],
+)
+def test_a_shell_that_gives_ray_too_little_is_said(
+    monkeypatch: pytest.MonkeyPatch, limit: int, soft: int, words: str
+) -> None:
+    limits.check_limits()
+    other = resource.getrlimit
+
+    def given(which: int) -> tuple[int, int]:
+        return (soft, soft) if which == limit else other(which)
+
+    monkeypatch.setattr(resource, "getrlimit", given)
+    with pytest.raises(UserError, match=words):
+        limits.check_limits()
+
+
+@pytest.mark.parametrize("variable", ["HOME", "RAY_TMPDIR"])
+def test_a_folder_that_ray_cannot_write_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(variable, str(tmp_path / "file" / "x"))
+    with pytest.raises(UserError, match=f"cannot be written to .*; .* another {variable}"):
+        limits.check_limits()
+
+
+# -- identity
+
+
+def test_a_folder_called_like_a_preset_does_not_change_the_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = identity_of(Experiment(model="tiny"))
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "config.json").write_text("{}")
+    assert identity_of(Experiment(model="tiny")) == before
+    assert identity_of(Experiment(model="./tiny")) != before
+
+
+def test_every_published_result_is_still_read(capsys: pytest.CaptureFixture[str]) -> None:
+    root = Path(__file__).parents[2] / "docs" / "results"
+    folders = sorted(path.parent for path in root.glob("*/*/manifest.json"))
+    assert len(load(folders)) == len(folders) > 3
+    assert set(RUN_TABLES) <= {path.stem for path in folders[0].glob("*.arrow")}
+    assert "counts as missing" not in capsys.readouterr().err
