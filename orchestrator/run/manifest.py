@@ -8,7 +8,8 @@ from typing import Any
 
 from orchestrator.cluster import environment, hardware
 from orchestrator.cluster.connection import Cluster
-from orchestrator.experiment import Experiment, identity_of
+from orchestrator.experiment import Experiment
+from orchestrator.identity import identity_of
 from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.run.origin import Origin, origin_of
 from orchestrator.run.source import source

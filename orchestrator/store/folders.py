@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import UserError
-from orchestrator.experiment import Experiment, identity_of
+from orchestrator.experiment import Experiment
+from orchestrator.identity import identity_of
 from orchestrator.store.arrow_files import OtherVersion
 from orchestrator.store.journal import Journal, tell
 from orchestrator.store.manifest import fields_of

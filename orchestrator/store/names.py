@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from orchestrator.errors import UserError
+from orchestrator.identity import digest
 
 LONGEST_NAME = 200  # of a file, in characters
 LONGEST_PATH = 4095  # bytes that the system takes
@@ -25,8 +26,6 @@ def safe_name(name: str) -> str:
     safe = re.sub(r"[^A-Za-z0-9._=+-]", "_", name)
     if safe == name and len(name) <= LONGEST_NAME and safe not in (".", ".."):
         return safe
-    from orchestrator.experiment import digest  # takes long to import
-
     return f"{safe[: LONGEST_NAME - 20]}-{digest(name)}"
 
 

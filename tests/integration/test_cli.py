@@ -26,7 +26,8 @@ from orchestrator.cluster import hardware
 from orchestrator.cluster.hardware import Gpu
 from orchestrator.commands import SOME_FAILED
 from orchestrator.errors import INTERRUPTED
-from orchestrator.experiment import Cell, Deployment, Experiment, Run, Scenario, identity_of
+from orchestrator.experiment import Cell, Deployment, Experiment, Run, Scenario
+from orchestrator.identity import identity_of
 from orchestrator.plan import fitting
 from orchestrator.report.terminal import RunProgress
 from orchestrator.store.store import Store

@@ -21,7 +21,8 @@ from orchestrator.cluster import nsight
 from orchestrator.cluster.connection import Cluster
 from orchestrator.cluster.nodes import Node, ask_nodes
 from orchestrator.errors import UserError
-from orchestrator.experiment import Experiment, identity_of
+from orchestrator.experiment import Experiment
+from orchestrator.identity import identity_of
 from orchestrator.plan.planning import choose_device, plan_experiment
 from orchestrator.plan.remarks import remarks
 from strategies.shapes import Topology
@@ -206,7 +207,7 @@ def test_results_under_nsys_are_kept_apart_and_others_keep_their_folder(
 ) -> None:
     fields: list[set[str]] = []
     monkeypatch.setattr(
-        "orchestrator.experiment.digest", lambda value: str(fields.append(set(value)))
+        "orchestrator.identity.digest", lambda value: str(fields.append(set(value)))
     )
     assert [identity_of(Experiment()), identity_of(Experiment(nsys=True))] == ["None", "None"]
     assert fields[1] - fields[0] == {"nsys"}

@@ -7,7 +7,8 @@ import pytest
 from ranks import engine_plan, ragged_requests, read_shape, tokens
 
 from orchestrator.errors import UserError
-from orchestrator.experiment import Experiment, identity_of
+from orchestrator.experiment import Experiment
+from orchestrator.identity import identity_of
 from orchestrator.plan.arrival_times import arrival_times
 from orchestrator.plan.planning import choose_device, plan_experiment
 from strategies import Topology

@@ -19,7 +19,8 @@ from summaries import write_run
 from orchestrator.analysis.load import load, tables
 from orchestrator.cli import main
 from orchestrator.errors import UserError
-from orchestrator.experiment import Cell, Deployment, Experiment, Run, identity_of
+from orchestrator.experiment import Cell, Deployment, Experiment, Run
+from orchestrator.identity import identity_of
 from orchestrator.run import limits
 from orchestrator.store import export, journal, lock
 from orchestrator.store.folders import check_writable, manifest_text, read_manifest

@@ -12,7 +12,8 @@ from fakes import write_checkpoint
 from pydantic import ValidationError
 
 from orchestrator.errors import UserError
-from orchestrator.experiment import Experiment, identity_of
+from orchestrator.experiment import Experiment
+from orchestrator.identity import identity_of
 from orchestrator.plan import fitting, planning
 from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.plan.fitting import concurrent_requests
