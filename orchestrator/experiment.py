@@ -13,6 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 LEVELS = ("ttft", "tpot", "e2el")  # latencies that --goodput may limit
 DIFFERENCE = 0.02  # the smallest difference between layouts that matters, unless it is said
 SCENARIOS = {"short": (256, 128), "long": (1024, 512)}
+PRESETS = Path(__file__).parent / "presets"
+
+
+Tokens = Annotated[int, Field(gt=0, le=10_000_000)]
+Count = Annotated[int, Field(gt=0, le=10_000)]
+LONGEST_S = 1e6  # 12 days; a wait that is much longer overflows in the libraries below
 
 
 class Experiment(BaseModel):
@@ -264,3 +270,11 @@ def check_levels(levels: dict[str, float]) -> dict[str, float]:
                 f"goodput {name}:{limit:g}: a service level is a number of milliseconds above 0"
             )
     return levels
+
+
+def preset_names() -> list[str]:
+    """Presets: a config alone (`NAME.json`) or a whole checkpoint (`NAME/`). A folder of the same
+    name elsewhere is not meant by it."""
+    return sorted(path.stem for path in PRESETS.glob("*.json")) + sorted(
+        path.parent.name for path in PRESETS.glob("*/config.json")
+    )

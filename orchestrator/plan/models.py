@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import Refused, UserError
-from orchestrator.identity import PRESETS, preset_names
+from orchestrator.experiment import PRESETS, preset_names
 from orchestrator.plan import checkpoint
 from orchestrator.plan.hub import completed, end_tokens
 from orchestrator.plan.tokenizer import load_tokenizer

@@ -9,11 +9,11 @@ from typing import Any
 from orchestrator.cluster import environment, hardware
 from orchestrator.cluster.connection import Cluster
 from orchestrator.experiment import Experiment
-from orchestrator.identity import identity_of
 from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.run.origin import Origin, origin_of
 from orchestrator.run.source import source
 from orchestrator.store.folders import now
+from orchestrator.store.identity import identity_of
 from orchestrator.store.store import Store
 from workers.versions import versions
 

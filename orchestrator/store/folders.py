@@ -12,8 +12,8 @@ from typing import Any
 
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
-from orchestrator.identity import identity_of
 from orchestrator.store.arrow_files import OtherVersion
+from orchestrator.store.identity import identity_of
 from orchestrator.store.journal import Journal, tell
 from orchestrator.store.manifest import fields_of
 from orchestrator.store.names import safe_name

@@ -4,11 +4,13 @@ given and `report.document.inline` the data."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from orchestrator.errors import UserError
-from orchestrator.identity import digest
 
 LONGEST_NAME = 200  # of a file, in characters
 LONGEST_PATH = 4095  # bytes that the system takes
@@ -67,3 +69,8 @@ def cell(text: str) -> str:
     """`text` as a cell of CSV: a spreadsheet computes what begins like a formula, so that gets an
     apostrophe in front."""
     return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def digest(value: Any) -> str:
+    """Ten hex digits of a JSON value: a name for what is too long to be one."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:10]

@@ -27,9 +27,9 @@ from orchestrator.cluster.hardware import Gpu
 from orchestrator.commands import SOME_FAILED
 from orchestrator.errors import INTERRUPTED
 from orchestrator.experiment import Cell, Deployment, Experiment, Run, Scenario
-from orchestrator.identity import identity_of
 from orchestrator.plan import fitting
 from orchestrator.report.terminal import RunProgress
+from orchestrator.store.identity import identity_of
 from orchestrator.store.store import Store
 from workers.records import COMPUTE, SPANS
 

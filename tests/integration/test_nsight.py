@@ -22,9 +22,9 @@ from orchestrator.cluster.connection import Cluster
 from orchestrator.cluster.nodes import Node, ask_nodes
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
-from orchestrator.identity import identity_of
 from orchestrator.plan.planning import choose_device, plan_experiment
 from orchestrator.plan.remarks import remarks
+from orchestrator.store.identity import identity_of
 from strategies.shapes import Topology
 from workers.engines.native.engine import TorchEngine, is_observable
 from workers.messages import Work
@@ -207,7 +207,7 @@ def test_results_under_nsys_are_kept_apart_and_others_keep_their_folder(
 ) -> None:
     fields: list[set[str]] = []
     monkeypatch.setattr(
-        "orchestrator.identity.digest", lambda value: str(fields.append(set(value)))
+        "orchestrator.store.identity.digest", lambda value: str(fields.append(set(value)))
     )
     assert [identity_of(Experiment()), identity_of(Experiment(nsys=True))] == ["None", "None"]
     assert fields[1] - fields[0] == {"nsys"}

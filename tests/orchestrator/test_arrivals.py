@@ -8,9 +8,9 @@ from ranks import engine_plan, ragged_requests, read_shape, tokens
 
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
-from orchestrator.identity import identity_of
 from orchestrator.plan.arrival_times import arrival_times
 from orchestrator.plan.planning import choose_device, plan_experiment
+from orchestrator.store.identity import identity_of
 from strategies import Topology
 from workers.engines.native.arrivals import Arrivals
 from workers.engines.native.scheduler import Limits, Scheduler

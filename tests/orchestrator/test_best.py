@@ -10,7 +10,7 @@ from orchestrator.analysis.comparing import findings
 from orchestrator.analysis.comparing.best import best
 from orchestrator.analysis.comparing.verdicts import rulings
 from orchestrator.experiment import Cell, Deployment, Experiment, Run, Scenario
-from orchestrator.identity import identity_of
+from orchestrator.store.identity import identity_of
 from orchestrator.store.store import Store
 
 STEADY = [100.0, 101.0, 99.0, 100.0, 100.0]

@@ -20,10 +20,10 @@ from orchestrator.analysis.load import load, tables
 from orchestrator.cli import main
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Deployment, Experiment, Run
-from orchestrator.identity import identity_of
 from orchestrator.run import limits
 from orchestrator.store import export, journal, lock
 from orchestrator.store.folders import check_writable, manifest_text, read_manifest
+from orchestrator.store.identity import identity_of
 from orchestrator.store.journal import CHECKSUMS
 from orchestrator.store.store import RUN_TABLES, Store
 

@@ -5,7 +5,7 @@ from request_tables import request, requests
 
 from orchestrator.analysis.goodput import Goodput, goodput_of, text
 from orchestrator.experiment import Experiment
-from orchestrator.identity import identity_of
+from orchestrator.store.identity import identity_of
 from workers.rows import nothing
 
 # TTFT 100, 300 and 100 ms; TPOT 50, 50 and 200 ms; E2EL 200, 400 and 500 ms. The last token comes

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
-from orchestrator.identity import identity_of
 from orchestrator.plan import fitting, planning
 from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.plan.fitting import concurrent_requests
 from orchestrator.plan.remarks import remarks as remarks_of
+from orchestrator.store.identity import identity_of
 from strategies import LayoutError, Topology
 from workers import engines
 

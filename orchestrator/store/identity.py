@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from orchestrator.experiment import Experiment
+from orchestrator.experiment import Experiment, preset_names
+from orchestrator.store.names import digest
 
 # Fields that may differ between commands whose results belong in one folder.
 FREE_FIELDS = {
@@ -32,12 +30,6 @@ FREE_FIELDS = {
     "fabric",
     "allow_other_node",
 }
-PRESETS = Path(__file__).parent / "presets"
-
-
-Tokens = Annotated[int, Field(gt=0, le=10_000_000)]
-Count = Annotated[int, Field(gt=0, le=10_000)]
-LONGEST_S = 1e6  # 12 days; a wait that is much longer overflows in the libraries below
 
 
 def identity_of(experiment: Experiment) -> str:
@@ -55,14 +47,6 @@ def identity_of(experiment: Experiment) -> str:
     return digest({**fields, "files": stamps} if stamps else fields)
 
 
-def preset_names() -> list[str]:
-    """Presets: a config alone (`NAME.json`) or a whole checkpoint (`NAME/`). A folder of the same
-    name elsewhere is not meant by it."""
-    return sorted(path.stem for path in PRESETS.glob("*.json")) + sorted(
-        path.parent.name for path in PRESETS.glob("*/config.json")
-    )
-
-
 def stamp(path: Path) -> str:
     """A text that changes when a dataset file or a folder of weights changes: a hash of the file's
     content, or of the sizes and times of the files in the folder."""
@@ -70,8 +54,3 @@ def stamp(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".safetensors"))
     return digest([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
-
-
-def digest(value: Any) -> str:
-    """Ten hex digits of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:10]
