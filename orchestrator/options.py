@@ -9,7 +9,7 @@ from typing import IO, Any, TypeVar
 
 import click
 
-from orchestrator.errors import INTERRUPTED, Refused
+from orchestrator.errors import Refused, Stop
 
 BAD_INPUT = 2  # the exit status
 # Those of `analysis.comparing.verdicts`, which takes long to import; a test compares them.
@@ -34,15 +34,17 @@ class OneLineErrors(click.Group):
     text."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. Ctrl-C ends the process with a status of its own."""
+        """Run the command. A signal that stops it gives the process a status of its own."""
+        stop = Stop()
         try:
-            return super().invoke(ctx)
+            with stop:
+                return super().invoke(ctx)
         except click.UsageError as error:
             raise BadInput(error.format_message()) from error
         except Refused as error:
             raise BadInput(str(error)) from error
         except KeyboardInterrupt:
-            raise SystemExit(INTERRUPTED) from None
+            raise SystemExit(stop.status) from None
 
 
 class TakesLevels(click.Command):

@@ -14,7 +14,9 @@ the process, and it does not say whether a cluster asks for a token. Ray has no 
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +67,23 @@ def lets_in(address: str, host: str, port: int, token: str, timeout_s: float) ->
     return True
 
 
-def settings(metrics_ms: int) -> dict[str, object]:
-    """Arguments of `ray.init` that make every process report its metrics each `metrics_ms`."""
-    return {"_system_config": {"metrics_report_interval_ms": metrics_ms}}
+def settings(metrics_ms: int, folder: str) -> dict[str, object]:
+    """Arguments of `ray.init` that make every process report its metrics each `metrics_ms`, and
+    Ray keep its session in `folder`."""
+    return {"_system_config": {"metrics_report_interval_ms": metrics_ms}, "_temp_dir": folder}
+
+
+@contextlib.contextmanager
+def without_signal_handlers() -> Iterator[None]:
+    """Inside, `ray.init` leaves SIGTERM to those who handle it. Ray would end this process with
+    status 1 and no word."""
+    from ray._private import utils
+
+    before, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
 
 
 def _token_loader() -> Any:

@@ -16,13 +16,13 @@ from orchestrator.analysis.comparing.verdicts import rulings
 from orchestrator.analysis.load import summaries
 from orchestrator.analysis.summary import MEASURED
 from orchestrator.cluster.connection import Cluster, connect
-from orchestrator.errors import INTERRUPTED
+from orchestrator.errors import ClusterLost, Stop
 from orchestrator.experiment import Experiment
 from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.run import manifest
 from orchestrator.run.jobs import Job
 from orchestrator.run.pilot import settle
-from orchestrator.run.progress import Progress
+from orchestrator.run.progress import Progress, UntilStopped
 from orchestrator.run.schedule import Schedule
 from orchestrator.run.serving import Start
 from orchestrator.run.surroundings import check_surroundings
@@ -42,8 +42,9 @@ def run_experiment(
 
     cluster: the one that was joined; None: a local Ray is started, if something is left to run.
     Raises UserError before anything is reserved where there are too few devices, or no run
-    can be added to the folder. Raises SystemExit(130) after Ctrl-C, with every finished run kept
-    and nothing left running.
+    can be added to the folder. Raises SystemExit after a signal that stops (130 after Ctrl-C), with
+    every finished run kept and nothing left running. A Ray that dies for good ends the runs and is
+    told: what is finished is in the folder.
     """
     calibration = check_surroundings(experiment)
     store = Store(folder_of(experiment))
@@ -53,15 +54,20 @@ def run_experiment(
     progress.begin(
         schedule.left(), sum(job.completed(cell) for job in jobs for cell in job.deployment.cells)
     )
+    kept = (
+        f"Every finished run is kept in {store.folder}; the same command again goes on from there."
+    )
+    stop = Stop()
     try:
-        if schedule.is_unfinished():
-            _run(schedule, progress, cluster)
+        with stop:
+            if schedule.is_unfinished():
+                _run(schedule, UntilStopped(progress, stop), cluster)
     except KeyboardInterrupt:
-        progress.note(
-            f"Stopped. Every finished run is kept in {store.folder}; the same command again goes "
-            "on from there."
-        )
-        raise SystemExit(INTERRUPTED) from None
+        progress.note(f"Stopped. {kept}")
+        raise SystemExit(stop.status) from None
+    except ClusterLost as lost:
+        progress.note(f"Stopped: {lost}. {kept}")
+        return store.folder
     finally:
         _write_comparison(store, experiment)
     store.update_manifest(finished_at=now())
@@ -69,6 +75,18 @@ def run_experiment(
 
 
 def _run(schedule: Schedule, progress: Progress, joined: Cluster | None) -> None:
+    """Do what is left. A local Ray that dies is started once more, and the run in flight made
+    again. Raises ClusterLost where it dies again, or is not ours."""
+    try:
+        _run_once(schedule, progress, joined)
+    except ClusterLost as lost:
+        if joined is not None:
+            raise
+        progress.note(f"{lost}; it is started once more, and the run in flight made again")
+        _run_once(schedule, progress, None)
+
+
+def _run_once(schedule: Schedule, progress: Progress, joined: Cluster | None) -> None:
     store, planned = schedule.store, [job.deployment for job in schedule.jobs]
     device, block = planned[0].plan.device, schedule.jobs[0].block
     ranks = max(one.plan.placement.num_ranks for one in planned)
