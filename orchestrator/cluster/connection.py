@@ -224,6 +224,7 @@ def _join(address: str) -> Cluster:
 @contextlib.contextmanager
 def _init() -> Iterator[Callable[..., Any]]:
     """`ray.init` with what is the same for every cluster; the signal handlers stay."""
+    ray_private.be_quiet()
     with kept_handlers(), ray_private.without_signal_handlers():
         yield functools.partial(
             ray.init, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR

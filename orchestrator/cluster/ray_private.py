@@ -86,6 +86,13 @@ def without_signal_handlers() -> Iterator[None]:
         utils.set_sigterm_handler = before
 
 
+def be_quiet() -> None:
+    """Keep what Ray says of its own deaths, and the end of its logs, off this process's output."""
+    from ray._private import worker
+
+    worker.print_to_stdstream = lambda *_, **__: None
+
+
 def _token_loader() -> Any:
     from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
