@@ -11,8 +11,8 @@ STATUS = {TERM: 143, HUP: 129, "driver": -9}
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """event: whom `kill -9` strikes ("driver", "actor", "raylet", "gcs"), a signal to the driver, or
-    one of OTHERS. phase: of the second cell, but for connecting and building."""
+    """event: whom `kill -9` strikes ("driver", "actor", "raylet", "gcs"), a signal to the driver,
+    or one of OTHERS. phase: of the second cell, but for connecting and building."""
 
     event: str
     phase: str

@@ -200,7 +200,9 @@ def _resumes(site: str, results: Path, environment: dict[str, str]) -> bool:
     driver = _start(site, results, environment)
     _, errors = _ended(driver)
     kept = list(results.rglob("summary/*.arrow"))
-    return driver.returncode == 0 and len(kept) == 2 and not list(results.rglob("failures/*.r0.txt"))
+    return (
+        driver.returncode == 0 and len(kept) == 2 and not list(results.rglob("failures/*.r0.txt"))
+    )
 
 
 @contextlib.contextmanager

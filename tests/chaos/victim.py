@@ -106,7 +106,7 @@ def planned() -> PlannedDeployment:
 def main(folder: str, address: str | None = None) -> int:
     Store.write_run = slow_writing(Store.write_run)  # type: ignore[method-assign]
     driver.connect = functools.partial(driver.connect, dashboard=False)  # type: ignore[assignment]
-    asked, stop = Experiment(result_dir=Path(folder), timeout=60), Stop()
+    asked, stop = Experiment(result_dir=Path(folder), timeout=60, num_warmups=1), Stop()
     tell("connecting")
     try:
         with stop, join(address) if address else contextlib.nullcontext() as cluster:
