@@ -21,7 +21,7 @@ test-fast: $(READY)
 
 # Strikes a driver in every way and phase, and writes the table of docs/reliability.md; hours.
 chaos: $(READY)
-	PYTHONPATH=. $(BIN)/python tests/chaos/chaos.py --repeats $(REPEATS)
+	PYTHONPATH=.:tests/support $(BIN)/python tests/chaos/chaos.py --repeats $(REPEATS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

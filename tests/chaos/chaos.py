@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
-
-HERE = Path(__file__).parent
-sys.path += [str(HERE), str(HERE.parent / "support")]
 
 import fake_engine
 from cases import OTHERS, STRUCK
 from reliability import write_page
 from strike import strike
+
+HERE = Path(__file__).parent
 
 RESULTS = HERE / "results.jsonl"
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-sys.path += [sys.argv[1], str(Path(__file__).parents[1] / "support")]
+sys.path.append(str(Path(__file__).parents[1] / "support"))
 
 import fake_engine
 from driver_inputs import deployment
@@ -103,7 +103,8 @@ def planned() -> PlannedDeployment:
     return replace(one, cells=(first, replace(second, warmup=warmup)))
 
 
-def main(folder: str, address: str | None = None) -> int:
+def main(site: str, folder: str, address: str | None = None) -> int:
+    sys.path.append(site)
     Store.write_run = slow_writing(Store.write_run)  # type: ignore[method-assign]
     driver.connect = functools.partial(driver.connect, dashboard=False)  # type: ignore[assignment]
     asked, stop = Experiment(result_dir=Path(folder), timeout=60, num_warmups=1), Stop()
@@ -120,4 +121,4 @@ def main(folder: str, address: str | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(*sys.argv[2:]))
+    raise SystemExit(main(*sys.argv[1:]))

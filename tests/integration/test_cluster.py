@@ -265,7 +265,7 @@ def test_a_ray_that_cannot_start_is_one_line_and_its_logs_are_kept(monkeypatch):
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as folder:
         monkeypatch.setenv("RAY_TMPDIR", folder)
         with (
-            pytest.raises(UserError, match="^Ray could not be started: The current node") as found,
+            pytest.raises(UserError, match=r"^Ray could not be started: The current node") as found,
             connect(None, "cpu", 1),
         ):
             pass

@@ -21,7 +21,7 @@ def test_a_signal_interrupts_and_gives_the_process_its_status(number, status):
     assert (stop.status, signal.getsignal(number)) == (status, before)
 
 
-def test_a_signal_that_is_ignored_stays_ignored(monkeypatch):
+def test_a_signal_that_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Stop() as stop:
@@ -34,10 +34,14 @@ def test_a_signal_that_is_ignored_stays_ignored(monkeypatch):
 def test_a_warning_leaves_the_run_in_flight_its_time_and_then_interrupts(monkeypatch):
     monkeypatch.setattr("orchestrator.errors.NOTICE_S", 0.2)
     stop, began = Stop(), time.monotonic()
-    with pytest.raises(KeyboardInterrupt), stop:
+
+    def go_on():
         signal.raise_signal(signal.SIGUSR1)
         assert stop.is_near
         time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt), stop:
+        go_on()
     assert 0.2 <= time.monotonic() - began < 2
     assert stop.status == 138
 
@@ -51,9 +55,14 @@ def test_a_run_that_ends_in_time_after_a_warning_disarms_the_alarm():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_cleaning_up_is_delivered_after_it(number):
     done = []
-    with pytest.raises(KeyboardInterrupt), Stop(), uninterrupted():
-        os.kill(os.getpid(), number)
-        done.append("cleaned up")
+
+    def clean_up():
+        with uninterrupted():
+            os.kill(os.getpid(), number)
+            done.append("cleaned up")
+
+    with pytest.raises(KeyboardInterrupt), Stop():
+        clean_up()
     assert done == ["cleaned up"]
 
 
