@@ -24,7 +24,7 @@ SLACK_BYTES = 64 << 20  # NVML's own accounting moves by a few MiB
 LONGEST_S = 300.0
 COMMAND = [
     *(sys.executable, "-m", "orchestrator", "submit", "--device", "cuda", "--strategy", "tp2"),
-    *("--model", "qwen2.5-7b", "--load-format", "dummy", "--max-concurrency", "8"),
+    *("--model", "llama-8b", "--load-format", "dummy", "--max-concurrency", "8"),
     *("--input-len", "256", "--output-len", "512", "--num-runs", "50", "--num-warmups", "0"),
 ]
 
