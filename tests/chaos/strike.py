@@ -67,7 +67,7 @@ def strike(case: Case, site: str, folder: Path) -> Outcome:
     results, sessions = folder / "results", folder / "s"
     sessions.mkdir()
     environment = _environment(sessions, full=case.event == "full disk")
-    with _head(case, environment) as (address, servers):
+    with _head(case, site, folder / "h") as (address, servers):
         driver = _start(site, results, environment, address)
         said = _wait_for(driver, case.phase)
         before = _finished(results)
@@ -206,18 +206,21 @@ def _resumes(site: str, results: Path, environment: dict[str, str]) -> bool:
 
 @contextlib.contextmanager
 def _head(
-    case: Case, environment: dict[str, str]
+    case: Case, site: str, sessions: Path
 ) -> Iterator[tuple[str | None, dict[str, psutil.Process]]]:
     """A cluster to be joined, and its servers, where the case asks for one."""
     if not case.event.startswith("joined "):
         yield None, {}
         return
+    sessions.mkdir()
+    environment = _environment(sessions)
+    path = os.pathsep.join([site, *filter(None, sys.path)])  # workers of a head get it from there
     head = subprocess.Popen(
         [sys.executable, str(HERE / "head.py")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=environment,
+        env={**environment, "PYTHONPATH": path},
     )
     assert head.stdout is not None
     try:
