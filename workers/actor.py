@@ -14,7 +14,7 @@ from workers.messages import Built, EnginePlan, Process, RankReport, Work
 from workers.probes.gauges import Publisher
 from workers.probes.nvml_readings import Readings
 from workers.probes.telemetry import Recording, Sampler, sampler_for
-from workers.progress import BUILDING, IDLE, OBSERVING, RUNNING, Progress, Standing
+from workers.progress import BUILDING, IDLE, OBSERVING, RUNNING, Progress, standing_here
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,7 +38,7 @@ class Worker:
         self._context: RankContext | None = None
         self._sampler = Sampler()
         self._recording: Recording | None = None
-        self._progress = Progress(standing=Standing())
+        self._progress = Progress(standing=standing_here())
         self._publisher: Publisher | None = None
 
     def process(self) -> Process:

@@ -71,6 +71,11 @@ class NoStanding:
         """Told to nobody."""
 
 
+def standing_here() -> Standing | NoStanding:
+    """Memory to be read by others, where the system has such (Linux)."""
+    return Standing() if hasattr(os, "memfd_create") else NoStanding()
+
+
 def stand_of(pid: int, fd: int) -> Stand | None:
     """Where the process `pid` of this machine stands, whose `Standing` has that descriptor; None
     where that cannot be read."""
