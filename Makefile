@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+REPEATS ?= 10
 READY = $(VENV)/.ready
 
 # What needs no Ray, no rank processes, no GPU and no browser, and takes no seconds.
 FAST = not ray and not ranks and not gpu and not browser and not slow
 
-.PHONY: demo test test-fast corruption lint clean
+.PHONY: demo test test-fast chaos corruption lint clean
 
 demo: $(READY)
 	$(BIN)/orchestrator submit --config examples/demo.yaml
@@ -21,6 +22,9 @@ test-fast: $(READY)
 # Every byte and bit of a small result: minutes, a process a file.
 corruption: $(READY)
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/corruption.py
+# Strikes a driver in every way and phase, and writes the table of docs/reliability.md; hours.
+chaos: $(READY)
+	PYTHONPATH=.:tests/support $(BIN)/python tests/chaos/chaos.py --repeats $(REPEATS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

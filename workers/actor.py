@@ -14,7 +14,7 @@ from workers.messages import Built, EnginePlan, Process, RankReport, Work
 from workers.probes.gauges import Publisher
 from workers.probes.nvml_readings import Readings
 from workers.probes.telemetry import Recording, Sampler, sampler_for
-from workers.progress import BUILDING, IDLE, OBSERVING, RUNNING, Progress
+from workers.progress import BUILDING, IDLE, OBSERVING, RUNNING, Progress, standing_here
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,7 +38,7 @@ class Worker:
         self._context: RankContext | None = None
         self._sampler = Sampler()
         self._recording: Recording | None = None
-        self._progress = Progress()
+        self._progress = Progress(standing=standing_here())
         self._publisher: Publisher | None = None
 
     def process(self) -> Process:
@@ -47,7 +47,8 @@ class Worker:
 
         context = ray.get_runtime_context()
         self.device_index = _local_index(context.get_accelerator_ids().get("GPU", []))
-        return Process(context.get_node_id(), self.device_index, os.getpid())
+        fd = self._progress.standing.fd
+        return Process(context.get_node_id(), self.device_index, os.getpid(), fd)
 
     def assign(self, rank: int) -> None:
         """Give this process its rank."""
@@ -87,7 +88,9 @@ class Worker:
         from workers.ranges import ranges_for
         from workers.rank import connect
 
-        context = connect(self.rank, plan.placement, self._device(plan), store, plan.timeout_s)
+        device = self._device(plan)
+        with self._progress.waiting():
+            context = connect(self.rank, plan.placement, device, store, plan.timeout_s)
         context.progress = self._progress
         context.ranges = ranges_for(plan.nsys_dir is not None)
         return context

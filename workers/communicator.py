@@ -114,7 +114,7 @@ class Communicator:
         """The sum of `x` over the ranks along `axis`; may be `x` itself, overwritten."""
         if self.ablated:
             return x
-        began = time.perf_counter()
+        began = self._begin()
         out = self.backend.all_reduce(x, self.context.groups[axis])
         self._count("all_reduce", axis, nbytes(x), began)
         return out
@@ -125,7 +125,7 @@ class Communicator:
         if self.ablated:
             return x.expand(ranks, *x.shape)
         out = x.new_empty((ranks, *x.shape))
-        began = time.perf_counter()
+        began = self._begin()
         dist.all_gather_into_tensor(
             out.flatten(0, 1) if x.dim() > 1 else out.view(-1), x, group=self.context.groups[axis]
         )
@@ -141,7 +141,7 @@ class Communicator:
     def send_next(self, x: Tensor) -> None:
         """Hand `x` to the next stage without waiting. `x` must not be written again."""
         group, target = self.context.edges["next"]
-        began = time.perf_counter()
+        began = self._begin()
         work = dist.isend(x, target, group=group)
         self._count("send", "pp", nbytes(x), began)
         # A stage that runs far ahead would hold all it has made; gloo knows of a send's end only by
@@ -154,7 +154,7 @@ class Communicator:
         """Fill `out` with what the stage before sends; on a GPU the current stream waits for it,
         and the host does not."""
         group, source = self.context.edges["prev"]
-        began = time.perf_counter()
+        began = self._begin()
         work = dist.irecv(out, source, group=group)
         assert work is not None
         work.wait()
@@ -165,7 +165,7 @@ class Communicator:
         elsewhere it is filled."""
         ranks = self.context.placement.group("pp", self.context.rank)
         last = self.context.is_last_stage
-        began = time.perf_counter()
+        began = self._begin()
         work = dist.broadcast(x, ranks[-1], group=self.context.groups["pp"], async_op=True)
         if not last:
             work.wait()
@@ -204,9 +204,15 @@ class Communicator:
                 for op, axis, size in recording.events
             ]
 
+    def _begin(self) -> float:
+        """Enter a call; `_count` leaves it."""
+        self.context.progress.standing.waits(True)
+        return time.perf_counter()
+
     def _count(self, op: str, axis: str, size: int, began: float) -> None:
         """Enter a call that began at `began`. This is not a context manager, because one takes 13
         us a call and a forward pass of a 70B has 160 calls."""
+        self.context.progress.standing.waits(False)
         if self._recording is not None:
             self._recording.add(op, axis, size)
             return

@@ -111,11 +111,13 @@ class Work:
 @dataclass(frozen=True, slots=True)
 class Process:
     """Where Ray put the process of a worker: Ray's id of the node, its GPU there as torch counts (0
-    on CPU), and its process id."""
+    on CPU), its process id, and the descriptor under which it keeps where it stands (-1: nowhere).
+    """
 
     node_id: str
     device_index: int
     pid: int
+    progress_fd: int = -1
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -26,6 +30,63 @@ class StepEnd(NamedTuple):
     pages: int
 
 
+class Stand(NamedTuple):
+    """Where a rank stands: whether it is in a collective, and how many steps of a run it has
+    launched."""
+
+    waits: bool
+    steps: int
+
+
+class Standing:
+    """Where this rank stands, in memory that another process of the node can read even while this
+    one hangs: `stand_of`. No file is left of it. fd: its descriptor."""
+
+    __slots__ = ("_bytes", "_numbers", "fd")
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("standing")
+        os.ftruncate(self.fd, 16)
+        self._bytes = mmap.mmap(self.fd, 16)
+        self._numbers = memoryview(self._bytes).cast("q")
+
+    def waits(self, in_collective: bool) -> None:
+        """Enter or leave a collective."""
+        self._numbers[0] = in_collective
+
+    def steps(self, launched: int) -> None:
+        """Tell how many steps of the run were launched."""
+        self._numbers[1] = launched
+
+
+class NoStanding:
+    """Of a rank that nobody asks."""
+
+    fd = -1
+
+    def waits(self, in_collective: bool) -> None:
+        """Told to nobody."""
+
+    def steps(self, launched: int) -> None:
+        """Told to nobody."""
+
+
+def standing_here() -> Standing | NoStanding:
+    """Memory to be read by others, where the system has such (Linux)."""
+    return Standing() if hasattr(os, "memfd_create") else NoStanding()
+
+
+def stand_of(pid: int, fd: int) -> Stand | None:
+    """Where the process `pid` of this machine stands, whose `Standing` has that descriptor; None
+    where that cannot be read."""
+    try:
+        with open(f"/proc/{pid}/fd/{fd}", "rb") as file:
+            waits, steps = memoryview(file.read(16)).cast("q")
+    except (OSError, TypeError, ValueError):
+        return None
+    return Stand(bool(waits), steps)
+
+
 @dataclass(slots=True)
 class Progress:
     """The progress of one rank. An engine calls `begin` where the clock of its run starts, and
@@ -33,7 +94,8 @@ class Progress:
 
     state: one of the four above. pages: KV pages there are, 0 without a paged cache. reports: this
     rank reports the requests of its replica, so summing over the ranks that do counts each token
-    once. ends: of the run's steps so far, led by the moment at which it began; a new list for every
+    once. standing: what the driver reads where this rank does not answer.
+    ends: of the run's steps so far, led by the moment at which it began; a new list for every
     run, so that a reader sees where one begins.
     """
 
@@ -41,17 +103,29 @@ class Progress:
     pages: int = 0
     reports: bool = False
     ends: list[StepEnd] = field(default_factory=list)
+    standing: Standing | NoStanding = field(default_factory=NoStanding)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside, this rank waits for others."""
+        self.standing.waits(True)
+        try:
+            yield
+        finally:
+            self.standing.waits(False)
 
     def begin(self, at: Moment, pages: int = 0, reports: bool = True) -> None:
         """Enter the start of a run, at the moment `at`."""
         self.pages, self.reports = pages, reports
         self.ends = [StepEnd(at, "", 0, 0, 0, 0)]
+        self.standing.steps(0)
 
     def step(
         self, at: Moment, phase: str, tokens: int, running: int, waiting: int, pages: int = 0
     ) -> None:
         """Enter a step that was launched and is over at the moment `at`; see `StepEnd`."""
         self.ends.append(StepEnd(at, phase, tokens, running, waiting, pages))
+        self.standing.steps(len(self.ends) - 1)
 
     def end(self) -> None:
         """Drop the steps. Call it when the run is over and all of them have been read."""

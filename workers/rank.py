@@ -59,7 +59,8 @@ class RankContext:
     def barrier(self) -> None:
         """Wait for every rank; not counted as communication of the layout."""
         if self.placement.num_ranks > 1:
-            dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
+            with self.progress.waiting():
+                dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
     def smallest(self, value: int) -> int:
         """The smallest of the values of all ranks; not counted as communication of the layout."""

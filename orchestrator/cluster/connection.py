@@ -7,26 +7,29 @@ ours.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 # Ray reads this variable at import and drops the log lines that match it. That a worker died is in
 # our own line on the run.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
 
+import psutil
 import ray
-from ray.exceptions import RayError
 
-from orchestrator.cluster import nodes, ray_private
+from orchestrator.cluster import health, nodes, ray_private
 from orchestrator.cluster.address import host_and_port
 from orchestrator.cluster.failures import first_line
+from orchestrator.cluster.health import Server
 from orchestrator.cluster.nodes import RESOURCES, Node
-from orchestrator.cluster.processes import children, end, uninterrupted
+from orchestrator.cluster.processes import children, end, kept_handlers, kill, uninterrupted
+from orchestrator.cluster.session import RaySession, session
+from orchestrator.cluster.starting import serves, watched
 from orchestrator.errors import UserError
 from strategies.shapes import Topology
 
@@ -44,12 +47,29 @@ class Cluster:
     """A Ray cluster that this process is connected to, and what its nodes have.
 
     embedded: it was started here, and ends with the context of `start`. dashboard: its URL.
+    servers: the processes without which nothing works. session: the folder of a local Ray.
     """
 
     nodes: tuple[Node, ...]
     embedded: bool
     address: str
     dashboard: str | None
+    servers: tuple[Server, ...] = ()
+    session: RaySession | None = None
+
+    @property
+    def logs(self) -> str | None:
+        """The folder of sockets and logs, where it is ours."""
+        return None if self.session is None else str(self.session.folder)
+
+    def keep_logs(self, why: str) -> None:
+        """Leave the logs of a local Ray where they are when it ends."""
+        if self.session is not None:
+            self.session.keep(why)
+
+    def check_alive(self) -> None:
+        """Raise ClusterLost where a server of Ray has died."""
+        health.check(self.servers)
 
     def topology(self, device: str) -> Topology:
         """The devices of one kind ("cuda" or "cpu"), ordered by node and index."""
@@ -95,15 +115,13 @@ def start(device: str, ranks: int, dashboard: bool = True) -> Iterator[Cluster]:
     cores. Raises UserError where there are fewer GPUs than ranks."""
     here = nodes.this_node(device, ranks)
     _check_room(here.has(device), device, ranks, "this machine")
-    # Named in /tmp: the path of a socket has at most 107 characters. Its mode is 0700.
-    with (
-        tempfile.TemporaryDirectory(
-            prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
-        ) as folder,
-        ray_private.token_in(Path(folder)),
-        _connection(),
-    ):
-        yield _start(here, ranks, dashboard, Path(folder))
+    with session() as mine, ray_private.token_in(mine.folder), _connection():
+        cluster = _start(here, ranks, dashboard, mine)
+        try:
+            yield cluster
+        except Exception as error:
+            mine.keep(first_line(error))
+            raise
 
 
 def check_address(address: str) -> None:
@@ -146,9 +164,17 @@ def _connection() -> Iterator[None]:
         yield
     finally:
         with uninterrupted():
-            started = [child for child in children() if child not in before]
-            ray.shutdown()
-            end(started)
+            _disconnect([child for child in children() if child not in before])
+
+
+def _disconnect(started: Sequence[psutil.Process]) -> None:
+    """Leave Ray and end `started`. All but its servers is killed first: Ray would ask one process
+    after the other to end, and wait for each, but it waits even longer for a server that is
+    gone."""
+    kill(one for one in started if not serves(one))
+    with contextlib.suppress(Exception):  # of a Ray whose servers have died
+        ray.shutdown()
+    end(started)
 
 
 @contextlib.contextmanager
@@ -158,33 +184,60 @@ def _join_with_room(address: str, device: str, ranks: int) -> Iterator[Cluster]:
         yield cluster
 
 
-def _start(here: Node, ranks: int, dashboard: bool, folder: Path) -> Cluster:
+def _start(here: Node, ranks: int, dashboard: bool, mine: RaySession) -> Cluster:
     os.environ.setdefault(NO_MASK, "1")
-    with ray_private.on_loopback():
-        context = ray.init(
-            address="local",
-            namespace=NAMESPACE,
-            num_cpus=max(os.cpu_count() or 1, ranks),
-            include_dashboard=dashboard,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
-            **ray_private.settings(METRICS_MS, folder),
-        )
-    return Cluster((here,), True, "local", _dashboard(context.dashboard_url))
+    try:
+        with mine.marking(), watched(mine.keep), ray_private.on_loopback(), _init() as init:
+            context = init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, ranks),
+                include_dashboard=dashboard,
+                object_store_memory=OBJECT_STORE_BYTES,
+                **ray_private.settings(METRICS_MS, mine.folder),
+            )
+    except Exception as error:
+        mine.keep(first_line(error))
+        raise UserError(
+            f"Ray could not be started: {first_line(error)}; its logs are kept in {mine.folder}"
+        ) from error
+    url = _dashboard(context.dashboard_url)
+    return Cluster((here,), True, "local", url, _servers("local Ray"), mine)
 
 
 def _join(address: str) -> Cluster:
     try:
-        context = ray.init(
-            address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
-        )
-    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+        with _init() as init:
+            context = init(address=address)
+    except Exception as error:
         raise UserError(
             f"the Ray cluster at {address} did not let us in: {first_line(error)}"
         ) from error
     url = getattr(context, "dashboard_url", None)  # Ray does not give it to a client of ray://
-    return Cluster(nodes.ask_nodes(), False, address, _dashboard(url))
+    name = f"the Ray cluster at {address}"
+    if address.startswith(ray_private.CLIENT_PREFIX):
+        servers: tuple[Server, ...] = (Server(f"server of {name}", *host_and_port(address)),)
+    else:
+        servers = _servers(name)
+    return Cluster(nodes.ask_nodes(), False, address, _dashboard(url), servers)
+
+
+@contextlib.contextmanager
+def _init() -> Iterator[Callable[..., Any]]:
+    """`ray.init` with what is the same for every cluster; the signal handlers stay."""
+    ray_private.be_quiet()
+    with kept_handlers(), ray_private.without_signal_handlers():
+        yield functools.partial(
+            ray.init, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
+        )
+
+
+def _servers(name: str) -> tuple[Server, ...]:
+    """The GCS of the cluster that this process is connected to, and the raylet of this node."""
+    context = ray.get_runtime_context()
+    host, _, port = context.gcs_address.rpartition(":")
+    mine = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    raylet = mine["NodeManagerAddress"], mine["NodeManagerPort"]
+    return Server(f"GCS of {name}", host, int(port)), Server(f"raylet of {name}", *raylet)
 
 
 def _dashboard(url: str | None) -> str | None:

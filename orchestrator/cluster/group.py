@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
@@ -29,14 +31,18 @@ from orchestrator.cluster import nsight
 from orchestrator.cluster.connection import NO_MASK, Cluster
 from orchestrator.cluster.environment import WORKER_ENVIRONMENT
 from orchestrator.cluster.failures import RunFailed, first_line
+from orchestrator.cluster.hanging import hanging, stands_of
 from orchestrator.cluster.nodes import RESOURCES, START_S
 from orchestrator.cluster.processes import end, processes, uninterrupted
 from orchestrator.cluster.ranks import Place, in_rank_order, meeting_host, ranks_at
-from orchestrator.cluster.waiting import ask, gather
+from orchestrator.cluster.waiting import ask, gather, patiently
+from orchestrator.errors import ClusterLost
 from workers.actor import Worker, drives_all_devices
 from workers.messages import Built, EnginePlan, Process, RankReport, Work
 
 __all__ = ["RunFailed", "WorkerGroup"]
+
+T = TypeVar("T")
 
 RESERVE_S = 60.0  # to wait for a placement group: another job may be about to end
 
@@ -93,15 +99,15 @@ class WorkerGroup:
         address = None
         if len(self._actors) > 1:
             asked = ask(self._actors[:1], Worker.open_store, meeting_host(self._places))
-            address = gather(asked, "the rendezvous", START_S)[0]
+            address = self._gather(asked, "the rendezvous", START_S)[0]
         refs = ask(self._actors, Worker.build, self._engine, self._plan, address)
-        return gather(refs, "the build", timeout_s)
+        return self._gather(refs, "the build", timeout_s)
 
     def run(self, work: Work, timeout_s: float) -> list[RankReport]:
         """Serve `work` on every rank. Raises RunFailed as soon as one rank has failed."""
-        reports = gather(ask(self._actors, Worker.run, work), "the run", timeout_s)
+        reports = self._gather(ask(self._actors, Worker.run, work), "the run", timeout_s)
         sampled = ask(self._actors, Worker.telemetry)
-        tables = gather(sampled, "the end of sampling", timeout_s)
+        tables = self._gather(sampled, "the end of sampling", timeout_s)
         return [
             replace(report, telemetry=table) for report, table in zip(reports, tables, strict=True)
         ]
@@ -118,13 +124,27 @@ class WorkerGroup:
         """End every process and give the devices back. Returns when the processes of a local
         cluster are gone."""
         with uninterrupted():
-            for actor in self._actors:
-                ray.kill(actor, no_restart=True)
-            if self._group is not None:
-                remove_placement_group(self._group)
+            with contextlib.suppress(ClusterLost):  # then they have ended with it
+                self._cluster.check_alive()
+                patiently(self._give_back, self._cluster.check_alive)
             if self._cluster.embedded:
                 end(processes(place.pid for place in self._places))
             self._actors, self._places, self._group = [], [], None
+
+    def _give_back(self) -> None:
+        for actor in self._actors:
+            ray.kill(actor, no_restart=True)
+        if self._group is not None:
+            remove_placement_group(self._group)
+
+    def _gather(self, refs: Sequence[Any], what: str, timeout_s: float) -> list[Any]:
+        """The answers of all ranks."""
+        return gather(refs, what, timeout_s, self._cluster.check_alive, self._hanging)
+
+    def _hanging(self, pending: Sequence[int]) -> str:
+        """Which of the ranks that have not answered the others wait for."""
+        stands = stands_of([self._places[rank] for rank in pending], self._cluster.embedded)
+        return hanging(dict(zip(pending, stands, strict=True)))
 
     # -- starting
 
@@ -133,8 +153,9 @@ class WorkerGroup:
         nodes = [one.node for one in self._cluster.topology(device).devices]
         one_node = ranks <= max(map(nodes.count, nodes), default=0)
         strategy = "STRICT_PACK" if one_node else "PACK"
-        self._group = placement_group(self._bundles, strategy=strategy, name=self.name)
-        if not self._group.wait(RESERVE_S):
+        reserve = functools.partial(placement_group, self._bundles, strategy, self.name)
+        self._group = group = self._ask_ray(reserve)
+        if not self._ask_ray(lambda: group.wait(RESERVE_S)):
             raise RunFailed(
                 f"{ranks} free {RESOURCES[device]}s could not be reserved within "
                 f"{RESERVE_S:.0f} s; others are using the cluster"
@@ -142,29 +163,34 @@ class WorkerGroup:
 
     def _spawn(self) -> None:
         """Start the actors, ask where they are, and number them by `Placement.devices`."""
-        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+        nodes = self._ask_ray(ray.nodes)
+        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
         devices = self._plan.placement.devices
         bundles = self._ordered_bundles(addresses)
         names = [f"{self.name}/rank{rank}" for rank in ranks_at(devices, len(bundles))]
-        self._actors = [
-            self._actor(bundle, names[index], self._under(index, node))
-            for index, (bundle, node) in enumerate(bundles)
-        ]
+        for index, (bundle, node) in enumerate(bundles):
+            make = functools.partial(self._actor, bundle, names[index], self._under(index, node))
+            self._actors.append(self._ask_ray(make))
         places = self._ask_places(addresses)
         order = in_rank_order(places, devices)
         self._actors = [self._actors[i] for i in order]
         self._places = [places[i] for i in order]
         self._reports = [self._report(i) for i in order] if self._plan.nsys_dir is not None else []
         assigned = [ask([actor], Worker.assign, rank) for rank, actor in enumerate(self._actors)]
-        gather(list(chain(*assigned)), "the start", START_S)
+        self._gather(list(chain(*assigned)), "the start", START_S)
         if self._tags is not None:
-            gather(ask(self._actors, Worker.publish, dict(self._tags)), "the start", START_S)
+            asked = ask(self._actors, Worker.publish, dict(self._tags))
+            self._gather(asked, "the start", START_S)
+
+    def _ask_ray(self, call: Callable[[], T]) -> T:
+        return patiently(call, self._cluster.check_alive)
 
     def _ordered_bundles(self, addresses: Mapping[str, str]) -> list[tuple[int, str]]:
         """Bundles and the addresses of their nodes, sorted by node. Ray hands out the GPUs of a
         node in order, so the actors most likely get the ranks in their names. Where they really are
         is known only once they run."""
-        where = placement_group_table(self._group)["bundles_to_node_id"]
+        table = self._ask_ray(lambda: placement_group_table(self._group))
+        where = table["bundles_to_node_id"]
         return sorted(
             ((bundle, addresses[node]) for bundle, node in where.items()),
             key=lambda found: (found[1], found[0]),
@@ -172,9 +198,11 @@ class WorkerGroup:
 
     def _ask_places(self, addresses: Mapping[str, str]) -> list[Place]:
         """Where the actors are, in the order they were started."""
-        found: list[Process] = gather(ask(self._actors, Worker.process), "the start", START_S)
+        asked = ask(self._actors, Worker.process)
+        found: list[Process] = gather(asked, "the start", START_S, self._cluster.check_alive)
         return [
-            Place(addresses[one.node_id], one.node_id, one.device_index, one.pid) for one in found
+            Place(addresses[one.node_id], one.node_id, one.device_index, one.pid, one.progress_fd)
+            for one in found
         ]
 
     def _actor(self, bundle: int, name: str, runtime: Mapping[str, object]) -> Any:

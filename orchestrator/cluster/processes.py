@@ -9,6 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import psutil
 
+from orchestrator.errors import STOPPING
+
+LAST_S = 0.3  # for a process that was told to end, before it is killed
+
 
 def children() -> list[psutil.Process]:
     """Every process that descends from this one."""
@@ -24,23 +28,51 @@ def processes(pids: Iterable[int]) -> list[psutil.Process]:
     return found
 
 
-def end(running: Sequence[psutil.Process], patience_s: float = 5.0) -> None:
-    """Wait for processes that were told to end; kill those that do not."""
-    _, alive = psutil.wait_procs(running, timeout=patience_s)
-    for process in alive:
+def kill(running: Iterable[psutil.Process]) -> None:
+    """Kill processes without waiting for their end."""
+    for process in running:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(alive, timeout=patience_s)
+
+
+def end(running: Sequence[psutil.Process], patience_s: float = LAST_S) -> None:
+    """Wait for processes that were told to end; kill those that do not."""
+    _, alive = psutil.wait_procs(running, timeout=patience_s)
+    kill(alive)
+    psutil.wait_procs(alive, timeout=5.0)
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ignore Ctrl-C inside, so that cleaning up is finished."""
+    """Hold back the signals that stop a command, so that cleaning up is finished. The first that
+    came is delivered at the end."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    held: list[int] = []
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    handled = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in handled:
+        signal.signal(number, lambda came, _: held.append(came))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in handled.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
+
+
+@contextlib.contextmanager
+def kept_handlers() -> Iterator[None]:
+    """Give the signals that stop a command back to those who handled them, whoever took them
+    inside: Ray does, in Python and in C++."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

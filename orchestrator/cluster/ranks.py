@@ -11,12 +11,13 @@ from workers.rendezvous import LOOPBACK
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a process is: the address and Ray's id of its node, its GPU there as torch counts (0 on
-    CPU), and its process id."""
+    CPU), its process id, and the descriptor under which it keeps where it stands."""
 
     address: str
     node_id: str
     device_index: int
     pid: int
+    progress_fd: int = -1
 
 
 def ranks_at(devices: Sequence[int], count: int) -> list[int]:

@@ -127,6 +127,26 @@ def _read_settings_again() -> None:
     Config.initialize("")
 
 
+@contextlib.contextmanager
+def without_signal_handlers() -> Iterator[None]:
+    """Inside, `ray.init` leaves SIGTERM to those who handle it. Ray would end this process with
+    status 1 and no word."""
+    from ray._private import utils
+
+    before, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
+
+
+def be_quiet() -> None:
+    """Keep what Ray says of its own deaths, and the end of its logs, off this process's output."""
+    from ray._private import worker
+
+    worker.print_to_stdstream = lambda *_, **__: None
+
+
 def _token_loader() -> Any:
     from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 

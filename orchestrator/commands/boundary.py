@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import click
 
-from orchestrator.errors import INTERRUPTED, Refused
+from orchestrator.errors import Refused, Stop
 from orchestrator.store.names import shortened
 
 BAD_INPUT = 2  # the exit statuses
@@ -61,9 +61,11 @@ class OneLineErrors(click.Group):
             raise SystemExit(unforeseen.exit_code) from error
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. Ctrl-C ends the process with a status of its own."""
+        """Run the command. A signal that stops it gives the process a status of its own."""
+        stop = Stop()
         try:
-            return super().invoke(ctx)
+            with stop:
+                return super().invoke(ctx)
         except click.UsageError as error:
             raise BadInput(error.format_message()) from error
         except Refused as error:
@@ -71,7 +73,7 @@ class OneLineErrors(click.Group):
         except OSError as error:
             raise _of_file(error) from error
         except KeyboardInterrupt:
-            raise SystemExit(INTERRUPTED) from None
+            raise SystemExit(stop.status) from None
 
 
 def _of_file(error: OSError) -> Exception:

@@ -30,6 +30,11 @@ class HasDashboard(Protocol):
         """Where its dashboard answers; None without one."""
         ...
 
+    @property
+    def logs(self) -> str | None:
+        """The folder of a local Ray; None of a cluster that was joined."""
+        ...
+
 
 class RunProgress:
     """Shows the progress that the driver reports; see `orchestrator.run.progress.Progress`."""
@@ -75,6 +80,8 @@ class RunProgress:
         """The cluster is connected."""
         if cluster.dashboard:
             self.note(f"Ray dashboard: {cluster.dashboard}")
+        if cluster.logs:
+            self.note(f"Ray session: {cluster.logs} (kept where a run fails)")
 
     def phase(self, deployment: str, cell: str, what: str) -> None:
         """A phase begins; `cell` is empty while building."""

@@ -16,14 +16,14 @@ from orchestrator.analysis.comparing.verdicts import rulings
 from orchestrator.analysis.load import summaries
 from orchestrator.analysis.summary import MEASURED
 from orchestrator.cluster.connection import Cluster, connect
-from orchestrator.errors import INTERRUPTED, UserError
+from orchestrator.errors import ClusterLost, Stop, UserError
 from orchestrator.experiment import Experiment
 from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.run import manifest
 from orchestrator.run.jobs import Job
 from orchestrator.run.origin import origin_of
 from orchestrator.run.pilot import settle
-from orchestrator.run.progress import Progress
+from orchestrator.run.progress import Progress, UntilStopped
 from orchestrator.run.schedule import Schedule
 from orchestrator.run.serving import Start
 from orchestrator.run.surroundings import check_surroundings
@@ -43,27 +43,31 @@ def run_experiment(
 
     cluster: the one that was joined; None: a local Ray is started, if something is left to run.
     Raises UserError before anything is reserved where there are too few devices, no run can be
-    added to the folder, or another driver is adding some. Raises SystemExit(130) after Ctrl-C,
-    with every finished run kept and nothing left running.
+    added to the folder, or another driver is adding some. Raises SystemExit after a signal that
+    stops (130 after Ctrl-C), with every finished run kept and nothing left running. A Ray that dies
+    for good ends the runs and is told: what is finished is in the folder.
     """
     schedule = _schedule(planned, experiment, cluster)
     store = schedule.store
-    progress.begin(
-        schedule.left(),
-        sum(job.completed(cell) for job in schedule.jobs for cell in job.deployment.cells),
+    progress.begin(schedule.left(), schedule.completed())
+    kept = (
+        f"Every finished run is kept in {store.folder}; the same command again goes on from there."
     )
+    stop = Stop()
     try:
-        if schedule.is_unfinished():
-            with store.opened():
-                # Once more: until now another driver may have written here.
-                _run(_schedule(planned, experiment, cluster), progress, cluster)
-                store.update_manifest(finished_at=now())
+        with stop:
+            if schedule.is_unfinished():
+                with store.opened():
+                    # Once more: until now another driver may have written here.
+                    schedule = _schedule(planned, experiment, cluster)
+                    _run(schedule, UntilStopped(progress, stop), cluster)
+                    store.update_manifest(finished_at=now())
     except KeyboardInterrupt:
-        progress.note(
-            f"Stopped. Every finished run is kept in {store.folder}; the same command again goes "
-            "on from there."
-        )
-        raise SystemExit(INTERRUPTED) from None
+        progress.note(f"Stopped. {kept}")
+        raise SystemExit(stop.status) from None
+    except ClusterLost as lost:
+        progress.note(f"Stopped: {lost}. {kept}")
+        return store.folder
     finally:
         _write_comparison(store, experiment, progress)
     return store.folder
@@ -82,6 +86,18 @@ def _schedule(
 
 
 def _run(schedule: Schedule, progress: Progress, joined: Cluster | None) -> None:
+    """Do what is left. A local Ray that dies is started once more, and the run in flight made
+    again. Raises ClusterLost where it dies again, or is not ours."""
+    try:
+        _run_once(schedule, progress, joined)
+    except ClusterLost as lost:
+        if joined is not None:
+            raise
+        progress.note(f"{lost}; it is started once more, and the run in flight made again")
+        _run_once(schedule, progress, None)
+
+
+def _run_once(schedule: Schedule, progress: Progress, joined: Cluster | None) -> None:
     store, planned = schedule.store, [job.deployment for job in schedule.jobs]
     device, block = planned[0].plan.device, schedule.jobs[0].block
     ranks = max(one.plan.placement.num_ranks for one in planned)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from orchestrator.analysis.summary import Measured
 from orchestrator.cluster.connection import Cluster
+from orchestrator.errors import Stop
 
 
 class Progress(Protocol):
@@ -33,3 +35,34 @@ class Progress(Protocol):
     def note(self, line: str) -> None:
         """Something that the user should read."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class UntilStopped:
+    """Progress that is passed on until a signal has come: then no phase begins any more, and
+    KeyboardInterrupt is raised instead."""
+
+    progress: Progress
+    stop: Stop
+
+    def begin(self, runs: int, skipped: int) -> None:
+        """Pass it on."""
+        self.progress.begin(runs, skipped)
+
+    def connected(self, cluster: Cluster) -> None:
+        """Pass it on."""
+        self.progress.connected(cluster)
+
+    def phase(self, deployment: str, cell: str, what: str) -> None:
+        """Pass it on, unless the command is to end."""
+        if self.stop.is_near:
+            raise KeyboardInterrupt
+        self.progress.phase(deployment, cell, what)
+
+    def finished(self, run: Measured) -> None:
+        """Pass it on."""
+        self.progress.finished(run)
+
+    def note(self, line: str) -> None:
+        """Pass it on."""
+        self.progress.note(line)

@@ -50,6 +50,10 @@ class Schedule:
             if cell.cell in cells
         )
 
+    def completed(self) -> int:
+        """Runs that have a result."""
+        return sum(job.completed(cell) for job in self.jobs for cell in job.deployment.cells)
+
     def _starts(self) -> Iterator[tuple[int, set[Cell]]]:
         kept = self._kept()
         return ((start, self._cells(start, kept)) for start in range(self.experiment.start_limit))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from orchestrator.analysis.summary import measured
 from orchestrator.cluster.failures import RunFailed
+from orchestrator.errors import ClusterLost
 from orchestrator.experiment import Run
 from orchestrator.plan.deployments import PlannedCell
 from orchestrator.run.jobs import Job
@@ -53,6 +54,9 @@ class Start:
                 workers = self.session.prepared(cell)
                 started_at = now()
                 self._run(run, cell, workers, started_at)
+            except ClusterLost:
+                self.job.tried.discard(run)
+                raise
             except BuildFailed as failure:
                 self.session.fail_build(cells, self.number, started_at, failure)
                 return

@@ -153,6 +153,7 @@ class Session:
         self, run: Run, cell: PlannedCell, started_at: str, failure: RunFailed
     ) -> None:
         self.job.store.write_failure(run.name, failure.detail)
+        self.cluster.keep_logs(failure.reason)
         attempt = self.job.attempt(run, cell, started_at)
         self.keep(run, failed(attempt, failure.reason), {})
 

@@ -25,7 +25,6 @@ from orchestrator.analysis.comparing.metrics import OBJECTIVES
 from orchestrator.cluster import hardware
 from orchestrator.cluster.hardware import Gpu
 from orchestrator.commands import SOME_FAILED
-from orchestrator.errors import INTERRUPTED
 from orchestrator.experiment import Cell, Deployment, Experiment, Run, Scenario
 from orchestrator.plan import fitting
 from orchestrator.report.terminal import RunProgress
@@ -227,7 +226,7 @@ def test_ctrl_c_is_told_by_the_exit_status(monkeypatch: pytest.MonkeyPatch) -> N
         raise KeyboardInterrupt
 
     monkeypatch.setattr("orchestrator.plan.planning.plan_experiment", interrupt)
-    assert call("submit").exit_code == INTERRUPTED
+    assert call("submit").exit_code == 130
 
 
 # -- what is refused

@@ -4,6 +4,8 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from dataclasses import replace
 
@@ -17,9 +19,11 @@ from orchestrator.cluster.connection import Cluster, connect
 from orchestrator.cluster.failures import RunFailed
 from orchestrator.cluster.group import WorkerGroup
 from orchestrator.cluster.hardware import Gpu, local_topology
+from orchestrator.cluster.health import Server
 from orchestrator.cluster.nodes import Node, refuse_other_versions
 from orchestrator.cluster.ranks import Place, in_rank_order, meeting_host, ranks_at
-from orchestrator.errors import UserError
+from orchestrator.cluster.waiting import patiently
+from orchestrator.errors import ClusterLost, UserError
 from strategies.shapes import Device
 from workers.actor import _local_index
 from workers.messages import Work
@@ -227,6 +231,51 @@ def test_the_rank_that_failed_is_named_rather_than_one_that_lost_it(ray_cluster)
     with pytest.raises(RunFailed, match="the worker of rank 1 died"):
         group.run(Work(fake_engine.requests(2, fake_engine.DIE_AND_BREAK, 1), 2), 60)
     group.kill()
+
+
+def test_the_rank_that_hangs_is_named_rather_than_those_that_wait_for_it(ray_cluster):
+    group = started(ray_cluster, 2)
+    group.build(60)
+    with pytest.raises(RunFailed, match="rank 1 hangs: the others wait for it in a collective"):
+        group.run(Work(fake_engine.requests(2, fake_engine.HANG_OTHERS_WAIT, 1), 2), 2)
+    group.kill()
+
+
+def test_a_cluster_that_dies_is_named_rather_than_the_worker_that_dies_with_it(
+    ray_cluster, monkeypatch
+):
+    """Also where it dies in the middle of a call that does not come back."""
+    group = started(ray_cluster, 1)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        gone = replace(ray_cluster, servers=(Server("GCS of local Ray", *taken.getsockname()),))
+    monkeypatch.setattr(group, "_cluster", gone)
+    began = time.monotonic()
+    with pytest.raises(ClusterLost, match="the GCS of local Ray died"):
+        group.run(Work(fake_engine.requests(1, fake_engine.DIE), 1), 60)
+    with pytest.raises(ClusterLost):
+        patiently(threading.Event().wait, gone.check_alive)
+    assert time.monotonic() - began < 5
+    monkeypatch.undo()
+    group.kill()
+
+
+def test_a_ray_that_cannot_start_is_one_line_and_its_logs_are_kept(monkeypatch):
+    def fail(**_):
+        raise RuntimeError("The current node timed out during startup.\nmore")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", fail)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        with (
+            pytest.raises(UserError, match=r"^Ray could not be started: The current node") as found,
+            connect(None, "cpu", 1),
+        ):
+            pass
+        kept = str(found.value).rpartition(" ")[2]
+        assert os.path.isdir(kept)
 
 
 def test_devices_that_others_hold_are_a_failure_and_not_a_hang(ray_cluster, monkeypatch):

@@ -21,7 +21,7 @@ from orchestrator.analysis.load import summaries
 from orchestrator.analysis.summary import MEASURED
 from orchestrator.cluster.failures import RunFailed
 from orchestrator.cluster.group import WorkerGroup
-from orchestrator.errors import UserError
+from orchestrator.errors import ClusterLost, UserError
 from orchestrator.experiment import Experiment, Run
 from orchestrator.run import driver
 from orchestrator.store.arrow_files import read_part
@@ -287,6 +287,51 @@ def test_ctrl_c_leaves_no_actor_and_says_how_to_go_on(shared, tmp_path):
     assert alive_actors() == []
 
 
+def test_after_a_warning_the_run_in_flight_is_finished_and_kept_and_no_other_begins(
+    shared, tmp_path
+):
+    def warn(what):
+        if what == "start 1/1 run 1/2":
+            signal.raise_signal(signal.SIGUSR1)
+
+    with pytest.raises(SystemExit) as stopped:
+        run([deployment("tp1")], tmp_path, warn, num_runs=2, num_warmups=0)
+    assert stopped.value.code == 138
+    kept = Store(find(tmp_path)[0])
+    assert len(list((kept.folder / "summary").iterdir())) == 1
+    _, seen = run([deployment("tp1")], tmp_path, num_runs=2, num_warmups=0)
+    assert (seen.asked, seen.ends()) == ((1, 1), [("tp1", 1, "completed", None)])
+
+
+def test_a_local_ray_that_dies_is_started_once_more_and_the_run_in_flight_made_again(
+    shared, tmp_path, monkeypatch
+):
+    serve, served = WorkerGroup.run, []
+
+    def dies_with_ray(group, work, timeout_s):
+        served.append(work)
+        if len(served) in deaths:
+            raise ClusterLost("the raylet of local Ray died")
+        return serve(group, work, timeout_s)
+
+    monkeypatch.setattr(WorkerGroup, "run", dies_with_ray)
+    layouts = [deployment("tp1", [(fake_engine.SERVE, 0)] * 2)]
+    deaths = {2}
+    store, seen = run(layouts, tmp_path / "once", num_warmups=0)
+    assert [row.status for row in seen.rows] == ["completed"] * 2
+    assert seen.notes == [
+        "the raylet of local Ray died; it is started once more, and the run in flight made again"
+    ]
+    assert "finished_at" in store.manifest()
+    deaths = {2, 3}
+    served.clear()
+    store, seen = run(layouts, tmp_path / "twice", num_warmups=0)
+    assert seen.ends() == [("tp1", 1, "completed", None)]
+    assert seen.notes[-1].startswith("Stopped: the raylet of local Ray died. Every finished run is")
+    assert read_part(store.folder / "comparison.arrow").num_rows == 1
+    assert alive_actors() == []
+
+
 @contextlib.contextmanager
 def hanging_driver(site: str, folder: Path):
     """A driver in a session of its own, after its first run and in the second, which hangs."""
@@ -332,11 +377,16 @@ def completed(folder: Path) -> list[int]:
 
 
 @pytest.mark.ray
-def test_ctrl_c_in_a_terminal_leaves_no_process_and_keeps_what_is_done(fake_site, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_to_the_foreground_leaves_no_process_and_keeps_what_is_done(
+    number, status, fake_site, tmp_path
+):
     with hanging_driver(fake_site, tmp_path) as process:
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everything in the foreground
+        os.killpg(process.pid, number)  # as a terminal does: to everything in the foreground
         said, _ = process.communicate(timeout=30)
-        assert process.returncode == 130
+        assert process.returncode == status
         assert "the same command again goes on from there" in said
         assert session(process.pid) == []
     assert completed(tmp_path) == [1]

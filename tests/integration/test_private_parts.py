@@ -100,8 +100,26 @@ def test_config_knows_the_setting_for_metrics(tmp_path: Path) -> None:
 
 
 def test_init_takes_a_system_config() -> None:
-    """It is one of the arguments that `ray.init` knows beside its public ones."""
-    assert "_system_config" in inspect.getsource(ray.init)
+    """It is one of the arguments that `ray.init` knows beside its public ones, as is the folder."""
+    for name in ray_private.settings(2000, Path("/tmp")):
+        assert name in inspect.getsource(ray.init)
+
+
+def test_init_takes_sigterm_by_the_function_that_is_replaced() -> None:
+    from ray._private import node, utils
+
+    assert "ray._private.utils.set_sigterm_handler" in inspect.getsource(ray.init)
+    assert "ray._private.utils.set_sigterm_handler" in inspect.getsource(node)
+    before = utils.set_sigterm_handler
+    with ray_private.without_signal_handlers():
+        assert utils.set_sigterm_handler is not before
+    assert utils.set_sigterm_handler is before
+
+
+def test_a_driver_prints_what_ray_says_of_nodes_by_the_function_that_is_silenced() -> None:
+    from ray._private import worker
+
+    assert "print_to_stdstream" in inspect.getsource(worker.listen_error_messages)
 
 
 @pytest.mark.parametrize("argument", ["_node_ip_address", "_temp_dir"])

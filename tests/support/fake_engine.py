@@ -26,8 +26,9 @@ from workers.records import (
     StepRow,
 )
 
-SERVE, RAISE, RAISE_OOM, DIE, DIE_AND_BREAK, HANG = range(6)
+SERVE, RAISE, RAISE_OOM, DIE, DIE_AND_BREAK, HANG, HANG_OTHERS_WAIT, PAUSE = range(8)
 TOKEN_S = 0.01
+PAUSE_S = 1.5  # long enough to be struck in
 
 
 def install(folder: Path) -> Path:
@@ -71,6 +72,7 @@ class FakeEngine:
         return None
 
     def build(self, context, plan: EnginePlan) -> Built:  # type: ignore[no-untyped-def]
+        self.context = context
         self.rank, self.ranks = context.rank, plan.placement.num_ranks
         self.token_s = TOKEN_S * (1 + plan.temperature)
         obey(plan.prefill_tokens)
@@ -86,10 +88,12 @@ class FakeEngine:
 
     def run(self, work: Work) -> RankReport:
         order, rank = work.requests[0].prompt[:2]
-        if rank == self.rank:
+        if rank == self.rank or order == PAUSE:
             obey(order)
         elif order == DIE_AND_BREAK:
             raise RuntimeError("[gloo] Connection closed by peer")
+        elif order == HANG_OTHERS_WAIT:
+            self.context.barrier()
         reports = self.rank == self.ranks - 1
         return RankReport(
             self.rank,
@@ -175,5 +179,7 @@ def obey(order: int) -> None:
     elif order in (DIE, DIE_AND_BREAK):
         time.sleep(0.2 * (order == DIE_AND_BREAK))  # the others notice before Ray does
         os.kill(os.getpid(), signal.SIGKILL)
-    elif order == HANG:
+    elif order == PAUSE:
+        time.sleep(PAUSE_S)
+    elif order in (HANG, HANG_OTHERS_WAIT):
         time.sleep(3600)

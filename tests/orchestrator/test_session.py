@@ -1,0 +1,109 @@
+"""The folder of a local Ray, and the processes that belong to it."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from orchestrator.cluster import guard
+from orchestrator.cluster.health import Server, check
+from orchestrator.cluster.session import KEPT, KEPT_S, OWNER, PREFIX, reap, session
+from orchestrator.errors import ClusterLost, UserError
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+@pytest.fixture
+def base(tmp_path_factory, monkeypatch):
+    """A folder with a path as short as sockets need it."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        yield tmp_path_factory.mktemp("x").parent.__class__(folder)
+
+
+def test_the_folder_is_private_and_gone_after_success(base):
+    with session() as mine:
+        assert stat.S_IMODE(mine.folder.stat().st_mode) == 0o700
+        assert json.loads((mine.folder / OWNER).read_text())["pid"] == os.getpid()
+    assert list(base.iterdir()) == []
+
+
+def test_a_folder_is_kept_after_a_failure_and_the_next_command_leaves_it(base):
+    with session() as mine:
+        mine.keep("rank 0 died")
+    reap(base)
+    assert (mine.folder / KEPT).read_text() == "rank 0 died\n"
+    long_ago = time.time() - KEPT_S - 60
+    os.utime(mine.folder / KEPT, (long_ago, long_ago))
+    reap(base)
+    assert list(base.iterdir()) == []
+
+
+def test_what_a_killed_command_left_is_removed_with_its_processes_and_what_lives_is_not(base):
+    alive, dead = base / f"{PREFIX}alive", base / f"{PREFIX}dead"
+    me = psutil.Process()
+    started = {alive: me.create_time(), dead: me.create_time() - 1}  # the same id, used again
+    for folder, started_at in started.items():
+        folder.mkdir()
+        owner = {"pid": me.pid, "started_at": started_at, "host": os.uname().nodename}
+        (folder / OWNER).write_text(json.dumps(owner))
+    (base / f"{PREFIX}others").mkdir()
+    left = subprocess.Popen(SLEEP, env={guard.MARK: str(dead)})
+    reap(base)
+    assert left.wait(5) == -9
+    assert sorted(path.name for path in base.iterdir()) == [f"{PREFIX}alive", f"{PREFIX}others"]
+
+
+def test_the_guard_ends_what_is_marked_once_its_command_is_gone(base):
+    code = (
+        "import os, subprocess, sys, time\n"
+        "from orchestrator.cluster.session import session\n"
+        "with session() as mine, mine.marking():\n"
+        f"    child = subprocess.Popen({SLEEP!r}, start_new_session=True)\n"
+        "    print(child.pid, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(command.stdout.readline()))
+    command.kill()
+    command.wait()
+    psutil.wait_procs([child], timeout=5)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_sockets_with_too_long_a_path_are_one_line_before_anything_is_started(
+    tmp_path, monkeypatch
+):
+    folder = tmp_path / "a_directory_with_a_long_name_as_slurm_gives_to_jobs"
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    with (
+        pytest.raises(UserError, match="the system allows 107; set RAY_TMPDIR to a shorter folder"),
+        session(),
+    ):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", "/dev/null")
+    with pytest.raises(UserError, match="Ray could not be started: it needs a folder"), session():
+        pass
+
+
+def test_a_server_that_no_longer_listens_is_named():
+    import socket
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        server = Server("GCS of local Ray", *listening.getsockname())
+        check([server])
+    with pytest.raises(ClusterLost, match="the GCS of local Ray died"):
+        check([server])
