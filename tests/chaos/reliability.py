@@ -27,7 +27,8 @@ def table(outcomes: Iterable[dict[str, Any]]) -> str:
 
 def _row(event: str, phase: str, found: Sequence[dict[str, Any]]) -> str:
     lost, left = (sum(one[name] for one in found) for name in ("lost", "left"))
-    ended = [one["gone_s"] for one in found if one["status"] != 0]
+    joined = event.startswith("joined")
+    ended = [one["gone_s"] for one in found if joined or one["status"] != 0]
     longest = f"{max(ended):.1f} s" if ended else "goes on"
     resumed = sum(one["resumed"] for one in found)
     cells = (event, phase, len(found), lost, left, longest, f"{resumed} of {len(found)}")
