@@ -50,7 +50,7 @@ from workers.clock import Clock
 from workers.communicator import Communicator
 from workers.communicator import Recording as Captured
 from workers.device import synchronize
-from workers.engines.native import engine
+from workers.engines.native import generator
 from workers.engines.native.generator import Generator, Run
 from workers.engines.native.log import Log
 from workers.engines.native.runner import Runner
@@ -294,7 +294,7 @@ class Unwritten(list[Any]):
 def unrecorded() -> Iterator[None]:
     """Nothing of a step is kept: no moment, no copy of its tokens, no progress, no count."""
     stand_ins: tuple[tuple[object, str, Callable[..., object]], ...] = (
-        (engine, "Log", lambda: Log(Unwritten(), Unwritten(), Unwritten())),
+        (generator, "Log", lambda: Log(Unwritten(), Unwritten(), Unwritten())),
         (Clock, "mark", lambda self: 0.0),
         (Generator, "_copy", lambda self, tokens: None),
         (Scheduler, "held", lambda self: (0, 0, 0)),

@@ -227,7 +227,7 @@ def test_the_driver_refuses_by_the_data_sheet_alone(
     )
     store = Store(driver.run_experiment([deployment("tp1", dtype="float32")], asked, MagicMock()))
     found = store.read("summary").to_pylist()
-    assert {row["status"] for row in found} == {status}
+    assert {row["status"] for row in found} == {status}, [row["reason"] for row in found]
     assert {row["bound_source"] for row in found} == {"calibrated"}
     assert all((row["bound_pct"] > 100) == (calibrated == 1e3) for row in found)
     assert all(bool(row["reason"]) == (status == "invalid") for row in found)
