@@ -12,7 +12,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-IMPORT_LIMIT_S = 60.0  # an engine may import torch and more from a slow disk
+LIMIT_S = 60.0  # an engine may import torch and more from a slow disk
 
 
 class Ended(Exception):

@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from strategies import checks
 from strategies.errors import LayoutError
-from strategies.guarded import IMPORT_LIMIT_S, guarded
+from strategies.guarded import LIMIT_S, guarded
 from strategies.placement import Placement
 from strategies.shapes import Load, ModelShape, Topology
 
@@ -205,7 +205,7 @@ def _load(point: EntryPoint) -> Installed:
         error = "no layout can name it; a key is letters from a to z"
         return Installed(point.name, source, None, error)
     try:
-        refine = guarded(point.load, IMPORT_LIMIT_S)
+        refine = guarded(point.load, LIMIT_S)
     except Exception as error:  # a plug-in may raise anything; it must not take the others with it
         return Installed(point.name, source, None, _told(error))
     return Installed(point.name, source, refine)

@@ -57,10 +57,10 @@ def pooled(nodes: int) -> str:
 
 
 def _nodes(blocks: Sequence[Mapping[str, Any]]) -> list[set[str]]:
-    """What each node is known by: its GPUs, or its processor, or its name."""
+    """What each node is known by: its GPUs, or its processor."""
     found: list[set[str]] = []
     for block in blocks:
-        mine = set(block.get("gpu_uuids") or [str(block.get("cpu_model") or block.get("host"))])
+        mine = set(block.get("gpu_uuids") or [str(block.get("cpu_model"))])
         shared = [node for node in found if node & mine]
         found = [node for node in found if not node & mine] + [mine.union(*shared)]
     return found

@@ -105,7 +105,8 @@ def _check_same(store: Store, before: Mapping[str, Any], origin: Origin) -> None
         **before.get("versions", {}),
     }
     known = [name for name in DECISIVE if there.get(name)]
-    other = [name for name in known if there[name] != here.get(name)]
+    # What is not installed here takes no part in what is to be added.
+    other = [name for name in known if here.get(name) not in (None, there[name])]
     changed = [f"{name} {there[name]} (here {here.get(name)})" for name in other]
     if changed:
         raise UserError(

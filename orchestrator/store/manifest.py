@@ -56,7 +56,6 @@ class BlockFields(_Fields):
 
     started_at: str | None = None
     host: str | None = None
-    boot: str | None = None
     cpu_model: str | None = None
     node: int | None = None
     gpu_uuids: list[str] | None = None

@@ -38,8 +38,8 @@ def nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(hardware, "gpus", list)
     monkeypatch.setattr(fitting, "main_memory", lambda: 16 * 10**9)
-    monkeypatch.setattr("strategies.registry.IMPORT_LIMIT_S", 0.2)
-    monkeypatch.setattr("workers.engines.IMPORT_LIMIT_S", 0.2)
+    monkeypatch.setattr("strategies.registry.LIMIT_S", 0.2)
+    monkeypatch.setattr("workers.engines.LIMIT_S", 0.2)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("Ray was started")

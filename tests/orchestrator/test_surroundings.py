@@ -56,30 +56,27 @@ def test_a_result_of_several_blocks_is_of_every_node_that_one_of_them_ran_on():
     assert another_node(both, both)[0] is False
 
 
-def test_without_uuids_the_hosts_names_tell_two_nodes_apart_but_never_make_them_one():
-    old = with_(gpus=[{"name": "H200"}])
-    assert another_node(MANIFEST, old) == (
+def test_without_uuids_the_cpus_tell_two_nodes_apart_but_never_make_them_one():
+    def on(cpu_model):
+        return with_(gpus=[{"name": "H200"}], host={"name": "vm", "cpu_model": cpu_model})
+
+    assert another_node(on("Xeon"), on("Xeon")) == (
         None,
         "another node: unknown, the manifests do not both say which GPUs ran: "
-        "both hosts are called vm, as others may be",
+        "both have Xeon, as others may",
     )
-    elsewhere = with_(gpus=[], host={"name": "rack-7"})
-    found, said = another_node(old, elsewhere)
-    assert (found, said) == (
+    assert another_node(on("Xeon"), on("EPYC")) == (
         True,
-        "another node: yes, host vm in the base, rack-7 in the new result",
+        "another node: yes, Xeon in the base, EPYC in the new result",
     )
-    assert another_node({}, {})[0] is None
+    assert another_node(on("Xeon"), {})[0] is None
 
 
-def test_hosts_of_one_name_are_one_where_they_are_of_one_boot():
-    def booted(boot):
-        return with_(gpus=[], device="cpu", host={"name": "vm", "boot_id": boot})
+def test_the_name_of_a_host_says_nothing_of_the_node():
+    def called(host):
+        return with_(gpus=[], host={"name": host, "cpu_model": "Xeon"})
 
-    assert another_node(booted("a"), booted("a"))[0] is False
-    found, said = another_node(booted("a"), booted("b"))
-    assert found is True
-    assert "or the same one after a boot" in said
+    assert another_node(called("vm"), called("rack-7"))[0] is None
 
 
 def test_one_pair_of_experiments_on_another_node_decides_for_all():

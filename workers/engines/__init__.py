@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from strategies.errors import Refused
-from strategies.guarded import IMPORT_LIMIT_S, guarded
+from strategies.guarded import LIMIT_S, guarded
 from workers.clock import Clock
 from workers.messages import Built, EnginePlan, RankReport, Request, Work
 from workers.records import (
@@ -107,7 +107,7 @@ def create(name: str) -> Engine:
     bring, and for one that cannot be imported."""
     point = _entry_point(name)
     try:
-        engine: Engine = guarded(lambda: point.load()(), IMPORT_LIMIT_S)
+        engine: Engine = guarded(lambda: point.load()(), LIMIT_S)
     except Exception as error:  # a plug-in may raise anything
         raise EngineError(
             f"the engine '{name}' could not be loaded: {type(error).__name__}: {error}"
@@ -120,7 +120,7 @@ def refusal(name: str, plan: EnginePlan) -> str | None:
     where the engine does not answer."""
     engine = create(name)
     try:
-        reason = guarded(lambda: engine.supports(plan))
+        reason = guarded(lambda: engine.supports(plan), LIMIT_S)
     except Exception as error:  # a plug-in may raise anything
         raise EngineError(
             f"the engine '{name}' failed when it was asked whether it runs {plan.layout}: "

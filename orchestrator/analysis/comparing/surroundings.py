@@ -94,8 +94,7 @@ class Place(NamedTuple):
     """Where a part of a result was made. uuids: of the GPUs; empty where they are unknown."""
 
     uuids: frozenset[str]
-    host: str | None
-    boot: str | None
+    cpu_model: str | None
 
 
 def surroundings_of(pairs: Iterable[tuple[Manifest, Manifest]]) -> Surroundings:
@@ -122,13 +121,13 @@ def surroundings_of(pairs: Iterable[tuple[Manifest, Manifest]]) -> Surroundings:
 def another_node(base: Manifest, new: Manifest) -> tuple[bool | None, str]:
     """Whether two results were made on different nodes, and the same in words. None: unknown.
 
-    By the UUIDs of the GPUs where both know them, for hosts in containers may all have one name;
-    else by the host's name and the time or number of its boot.
+    By the UUIDs of the GPUs where both know them, else by the models of the CPUs. Names of hosts
+    say nothing: nodes that are lent are often all called alike.
     """
     ours, theirs = _places(base), _places(new)
     if all(place.uuids for place in (*ours, *theirs)):
         return _by_gpus(ours, theirs)
-    return _by_hosts(ours, theirs)
+    return _by_cpus(ours, theirs)
 
 
 def differences(base: Manifest, new: Manifest) -> list[Difference]:
@@ -156,21 +155,13 @@ def unknown(base: Manifest, new: Manifest) -> list[Unknown]:
 
 def _places(manifest: Manifest) -> list[Place]:
     """Where the blocks of a result were made; one place where its manifest has no blocks."""
-    host = manifest.get("host")
-    gpus = frozenset(gpu["uuid"] for gpu in manifest.get("gpus") or () if gpu.get("uuid"))
-    blocks = manifest.get("blocks") or [{"host": host, "gpu_uuids": sorted(gpus)}]
+    host = manifest.get("host") or {}
+    gpus = sorted(gpu["uuid"] for gpu in manifest.get("gpus") or () if gpu.get("uuid"))
+    blocks = manifest.get("blocks") or [{"gpu_uuids": gpus}]
     return [
-        Place(frozenset(one.get("gpu_uuids") or ()), *_host(one.get("host") or host))
+        Place(frozenset(one.get("gpu_uuids") or ()), one.get("cpu_model") or host.get("cpu_model"))
         for one in blocks
     ]
-
-
-def _host(host: object) -> tuple[str | None, str | None]:
-    """Name and boot of a host, as a block or a manifest has it."""
-    if not isinstance(host, Mapping):
-        return (None if host is None else str(host)), None
-    boot = host.get("boot_id") or host.get("boot")
-    return host.get("name"), None if boot is None else str(boot)
 
 
 def _by_gpus(base: Sequence[Place], new: Sequence[Place]) -> tuple[bool, str]:
@@ -186,23 +177,18 @@ def _by_gpus(base: Sequence[Place], new: Sequence[Place]) -> tuple[bool, str]:
     return False, f"another node: no, {'the same GPUs' if same else f'but other {gpus}'}"
 
 
-def _by_hosts(base: Sequence[Place], new: Sequence[Place]) -> tuple[bool | None, str]:
-    hosts, boots = _known("host", base, new), _known("boot", base, new)
-    if hosts and hosts[0] != hosts[1]:
-        return True, f"another node: yes, host {hosts[0]} in the base, {hosts[1]} in the new result"
-    if boots and boots[0] != boots[1]:
-        return True, "another node: yes, or the same one after a boot: the hosts booted apart"
-    if boots:
-        return False, "another node: no, the same boot of one host"
-    same = f": both hosts are called {hosts[0]}, as others may be" if hosts else ""
+def _by_cpus(base: Sequence[Place], new: Sequence[Place]) -> tuple[bool | None, str]:
+    ours, theirs = _cpus(base), _cpus(new)
+    if ours and theirs and ours != theirs:
+        return True, f"another node: yes, {ours} in the base, {theirs} in the new result"
+    same = f": both have {ours}, as others may" if ours and theirs else ""
     return None, f"another node: unknown, the manifests do not both say which GPUs ran{same}"
 
 
-def _known(what: str, *sides: Sequence[Place]) -> list[str]:
-    """The hosts, or the boots, of each side as a text; nothing where one of them is unknown."""
-    found = [{getattr(place, what) for place in side} for side in sides]
-    known = not any(None in side for side in found)
-    return [", ".join(sorted(side)) for side in found] if known else []
+def _cpus(places: Sequence[Place]) -> str:
+    """The models of the CPUs; empty where one of them is unknown."""
+    models = [place.cpu_model for place in places]
+    return ", ".join(sorted({str(model) for model in models})) if all(models) else ""
 
 
 def _uuids(places: Sequence[Place]) -> str:
