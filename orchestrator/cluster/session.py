@@ -10,13 +10,12 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
@@ -24,6 +23,7 @@ import psutil
 from orchestrator.cluster import guard
 from orchestrator.cluster.processes import kill
 from orchestrator.errors import UserError
+from workers.process import ProcessId
 
 PREFIX = "orc-"
 OWNER, KEPT = "owner.json", "kept"  # who made a folder; why it was kept
@@ -105,30 +105,16 @@ def _is_stale(found: RaySession) -> bool:
     if found.is_kept:
         return time.time() - (found.folder / KEPT).stat().st_mtime > KEPT_S
     try:
-        owner = json.loads((found.folder / OWNER).read_text())
-        here, started_at = owner["host"] == socket.gethostname(), owner["started_at"]
-        return here and not _runs(owner["pid"], started_at)
-    except (OSError, ValueError, KeyError, TypeError):
+        owner = ProcessId.read(json.loads((found.folder / OWNER).read_text()))
+        return not owner.may_run(of_this_machine=True)  # no other one has its sockets
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return False  # another program's folder, or one that is being made
-
-
-def _runs(pid: int, started_at: float) -> bool:
-    """Whether a process runs, and is the one that was started then."""
-    try:
-        return bool(psutil.Process(pid).create_time() == started_at)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _made(base: Path) -> Path:
     try:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
-        owner = {
-            "pid": os.getpid(),
-            "started_at": psutil.Process().create_time(),
-            "host": socket.gethostname(),
-        }
-        (folder / OWNER).write_text(json.dumps(owner))
+        (folder / OWNER).write_text(json.dumps(asdict(ProcessId.here())))
     except OSError as error:
         raise UserError(
             f"Ray could not be started: it needs a folder in {base} ({error.strerror}); set "

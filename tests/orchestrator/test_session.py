@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 
 import psutil
 import pytest
@@ -14,6 +15,7 @@ from orchestrator.cluster import guard
 from orchestrator.cluster.health import Server, check
 from orchestrator.cluster.session import KEPT, KEPT_S, OWNER, PREFIX, reap, session
 from orchestrator.errors import ClusterLost, UserError
+from workers.process import ProcessId
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
@@ -47,18 +49,22 @@ def test_a_folder_is_kept_after_a_failure_and_the_next_command_leaves_it(base):
 
 
 def test_what_a_killed_command_left_is_removed_with_its_processes_and_what_lives_is_not(base):
-    alive, dead = base / f"{PREFIX}alive", base / f"{PREFIX}dead"
-    me = psutil.Process()
-    started = {alive: me.create_time(), dead: me.create_time() - 1}  # the same id, used again
-    for folder, started_at in started.items():
-        folder.mkdir()
-        owner = {"pid": me.pid, "started_at": started_at, "host": os.uname().nodename}
-        (folder / OWNER).write_text(json.dumps(owner))
+    me = ProcessId.here()
+    owners = {
+        "alive": me,
+        "dead": replace(me, ticks=me.ticks - 1),  # the same id, used again
+        "earlier": replace(me, boot="of an earlier boot"),
+        "elsewhere": replace(me, host="elsewhere", boot="of another machine"),
+    }
+    for name, owner in owners.items():
+        (base / f"{PREFIX}{name}").mkdir()
+        (base / f"{PREFIX}{name}" / OWNER).write_text(json.dumps(asdict(owner)))
     (base / f"{PREFIX}others").mkdir()
-    left = subprocess.Popen(SLEEP, env={guard.MARK: str(dead)})
+    left = subprocess.Popen(SLEEP, env={guard.MARK: str(base / f"{PREFIX}dead")})
     reap(base)
     assert left.wait(5) == -9
-    assert sorted(path.name for path in base.iterdir()) == [f"{PREFIX}alive", f"{PREFIX}others"]
+    stay = [f"{PREFIX}{name}" for name in ("alive", "elsewhere", "others")]
+    assert sorted(path.name for path in base.iterdir()) == stay
 
 
 def test_the_guard_ends_what_is_marked_once_its_command_is_gone(base):
