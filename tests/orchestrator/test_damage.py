@@ -324,12 +324,13 @@ def test_a_shell_that_gives_ray_too_little_is_said(
         limits.check_limits()
 
 
-@pytest.mark.parametrize("variable", ["HOME", "RAY_TMPDIR"])
+@pytest.mark.parametrize(
+    ("variable", "folder"), [("HOME", "/dev/null"), ("RAY_TMPDIR", "/dev/null/x")]
+)
 def test_a_folder_that_ray_cannot_write_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+    monkeypatch: pytest.MonkeyPatch, variable: str, folder: str
 ) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv(variable, str(tmp_path / "file" / "x"))
+    monkeypatch.setenv(variable, folder)
     with pytest.raises(UserError, match=f"cannot be written to .*; .* another {variable}"):
         limits.check_limits()
 

@@ -13,8 +13,20 @@ import pytest
 
 from orchestrator.cluster import guard
 from orchestrator.cluster.health import Server, check
-from orchestrator.cluster.session import KEPT, KEPT_S, OWNER, PREFIX, reap, session
+from orchestrator.cluster.ray_private import settings
+from orchestrator.cluster.session import (
+    BELOW,
+    KEPT,
+    KEPT_S,
+    LONGEST,
+    OWNER,
+    PREFIX,
+    folder_of_ray,
+    reap,
+    session,
+)
 from orchestrator.errors import ClusterLost, UserError
+from orchestrator.run.limits import check_limits
 from workers.process import ProcessId
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -84,17 +96,45 @@ def test_the_guard_ends_what_is_marked_once_its_command_is_gone(base):
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
-def test_sockets_with_too_long_a_path_are_one_line_before_anything_is_started(
-    tmp_path, monkeypatch
-):
-    folder = tmp_path / "a_directory_with_a_long_name_as_slurm_gives_to_jobs"
-    monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    monkeypatch.setenv("TMPDIR", str(folder))
-    with (
-        pytest.raises(UserError, match="the system allows 107; set RAY_TMPDIR to a shorter folder"),
-        session(),
-    ):
+TOO_LONG = "a_directory_with_a_long_name_as_slurm_gives_to_jobs"
+
+
+def test_a_folder_asked_for_that_is_too_long_for_sockets_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / TOO_LONG))
+    with pytest.raises(UserError, match="that the system allows; set RAY_TMPDIR to a shorter"):
+        check_limits()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_TMPDIR", ".")
+    (tmp_path / TOO_LONG).mkdir()
+    monkeypatch.chdir(tmp_path / TOO_LONG)
+    with pytest.raises(UserError, match=f"{TOO_LONG} has .* bytes in its path"), session():
         pass
+
+
+@pytest.mark.parametrize("unusable", [f"/tmp/{TOO_LONG}", "/dev/null", "/does/not/exist"])
+def test_a_usual_folder_that_will_not_do_is_passed_over(unusable, base, monkeypatch):
+    monkeypatch.delenv("RAY_TMPDIR")
+    monkeypatch.setattr("orchestrator.cluster.session.USUAL", (unusable, str(base)))
+    for name in ("", unusable):
+        monkeypatch.setenv("TMPDIR", name)
+        assert folder_of_ray() == base
+    with session() as mine:
+        assert mine.folder.parent == base
+    monkeypatch.setattr("orchestrator.cluster.session.USUAL", (unusable,))
+    with pytest.raises(UserError, match=f"none of {unusable}, .* set RAY_TMPDIR to such a folder"):
+        check_limits()
+
+
+def test_a_folder_of_the_greatest_length_leaves_room_for_the_longest_socket(base, monkeypatch):
+    longest = base / ("x" * (LONGEST - len(str(base)) - 1))
+    longest.mkdir()
+    monkeypatch.setenv("RAY_TMPDIR", str(longest))
+    with session() as mine:
+        assert len(f"{mine.folder}{BELOW}") == 107
+        assert BELOW.startswith(settings(1, mine.folder)["_temp_dir"][len(str(mine.folder)) :])
+    monkeypatch.setenv("RAY_TMPDIR", f"{longest}x")
+    with pytest.raises(UserError, match=f"has {LONGEST + 1} bytes in its path"):
+        folder_of_ray()
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch):
