@@ -133,6 +133,7 @@ def _is_stale(found: RaySession) -> bool:
 
 def _made(base: Path) -> Path:
     try:
+        base.mkdir(parents=True, exist_ok=True)  # a RAY_TMPDIR need not be there yet
         folder = _private(base)
         (folder / OWNER).write_text(json.dumps(asdict(ProcessId.here())))
     except OSError as error:

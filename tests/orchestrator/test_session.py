@@ -137,6 +137,15 @@ def test_a_folder_of_the_greatest_length_leaves_room_for_the_longest_socket(base
         folder_of_ray()
 
 
+def test_a_folder_asked_for_that_is_not_there_is_made_but_not_to_try(base, monkeypatch):
+    asked = base / "x" / "y"
+    monkeypatch.setenv("RAY_TMPDIR", str(asked))
+    check_limits()
+    assert not asked.parent.exists()
+    with session() as mine:
+        assert mine.folder.parent == asked
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", "/dev/null")
     with pytest.raises(UserError, match="Ray could not be started: it needs a folder"), session():
