@@ -4,7 +4,6 @@ without saying why."""
 from __future__ import annotations
 
 import resource
-from pathlib import Path
 
 from orchestrator.cluster.session import folder_of_ray
 from orchestrator.errors import UserError
@@ -32,7 +31,6 @@ def check_limits() -> None:
             "limit memory by a control group"
         )
     check_writable(folder_of_ray(), "Ray's files", "RAY_TMPDIR")
-    check_writable(Path("~").expanduser(), "Ray's token", "HOME")
 
 
 def _is_less(limit: int, needed: int) -> bool:
