@@ -1,7 +1,10 @@
 """The folder of a local Ray, and the processes that belong to it."""
 
+import contextlib
+import errno
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -12,7 +15,7 @@ import psutil
 import pytest
 
 from orchestrator.cluster import guard
-from orchestrator.cluster.health import Server, check
+from orchestrator.cluster.health import ASKS, JOINED_S, LOCAL_S, Server, check
 from orchestrator.cluster.ray_private import settings
 from orchestrator.cluster.session import (
     BELOW,
@@ -25,6 +28,7 @@ from orchestrator.cluster.session import (
     reap,
     session,
 )
+from orchestrator.cluster.waiting import POLL_S
 from orchestrator.errors import ClusterLost, UserError
 from orchestrator.run.limits import check_limits
 from workers.process import ProcessId
@@ -153,8 +157,6 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch):
 
 
 def test_a_server_that_no_longer_listens_is_named():
-    import socket
-
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
@@ -162,3 +164,59 @@ def test_a_server_that_no_longer_listens_is_named():
         check([server])
     with pytest.raises(ClusterLost, match="the GCS of local Ray died"):
         check([server])
+
+
+def answering(monkeypatch, answers):
+    """Let each ask of a server end as the next of `answers` says; the last one stays."""
+    asked = []
+
+    def connect(address, timeout):
+        answer = answers[min(len(asked), len(answers) - 1)]
+        asked.append(timeout)
+        if answer is not None:
+            raise answer
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr("socket.create_connection", connect)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("answers", "is_gone", "asks"),
+    [
+        ([ConnectionRefusedError()], True, 1),
+        ([ConnectionResetError()], True, 1),
+        ([TimeoutError(), None], False, 2),
+        ([TimeoutError(), TimeoutError(), None], False, 3),
+        ([TimeoutError()], True, 3),
+        ([OSError(errno.EHOSTUNREACH, "")], True, 3),
+        ([socket.gaierror(), None], False, 2),
+        ([TimeoutError(), ConnectionRefusedError()], True, 2),
+        ([OSError(errno.EMFILE, "")], False, 1),
+    ],
+)
+def test_a_refusal_is_death_at_once_and_silence_only_three_times_in_a_row(
+    monkeypatch, answers, is_gone, asks
+):
+    asked = answering(monkeypatch, answers)
+    assert Server("GCS", "10.0.0.1", 1).is_gone() == is_gone
+    assert len(asked) == asks
+
+
+def test_two_silent_servers_of_a_local_ray_are_noticed_within_five_seconds():
+    assert 2 * ASKS * LOCAL_S + POLL_S < 5 < ASKS * JOINED_S
+
+
+def test_a_server_that_listens_without_answering_is_asked_all_its_time():
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        with contextlib.ExitStack() as waiting:
+            for _ in range(3):  # fill the backlog: the kernel answers no more
+                one = waiting.enter_context(socket.socket())
+                one.setblocking(False)
+                one.connect_ex(full.getsockname())
+            began = time.monotonic()
+            assert Server("raylet", *full.getsockname(), 0.1).is_gone()
+            assert time.monotonic() - began >= ASKS * 0.1
