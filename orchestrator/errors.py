@@ -62,7 +62,7 @@ class Stop:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._came == WARNING:
+        if self._before:  # the timer is ours
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -75,8 +75,10 @@ class Stop:
 
     def _at_once(self, number: int, frame: FrameType | None) -> None:
         self._came = self._came or number
+        signal.setitimer(signal.ITIMER_REAL, 0)  # nothing else interrupts the cleaning up
         raise KeyboardInterrupt
 
     def _soon(self, number: int, frame: FrameType | None) -> None:
-        self._came = self._came or number
-        signal.setitimer(signal.ITIMER_REAL, NOTICE_S)
+        if self._came is None:
+            self._came = number
+            signal.setitimer(signal.ITIMER_REAL, NOTICE_S)

@@ -25,7 +25,7 @@ import ray
 from orchestrator.cluster import health, nodes, ray_private
 from orchestrator.cluster.address import host_and_port
 from orchestrator.cluster.failures import first_line
-from orchestrator.cluster.health import Server
+from orchestrator.cluster.health import JOINED_S, LOCAL_S, Server
 from orchestrator.cluster.nodes import RESOURCES, Node
 from orchestrator.cluster.processes import children, end, kept_handlers, kill, uninterrupted
 from orchestrator.cluster.session import RaySession, session
@@ -201,7 +201,7 @@ def _start(here: Node, ranks: int, dashboard: bool, mine: RaySession) -> Cluster
             f"Ray could not be started: {first_line(error)}; its logs are kept in {mine.folder}"
         ) from error
     url = _dashboard(context.dashboard_url)
-    return Cluster((here,), True, "local", url, _servers("local Ray"), mine)
+    return Cluster((here,), True, "local", url, _servers("local Ray", LOCAL_S), mine)
 
 
 def _join(address: str) -> Cluster:
@@ -215,9 +215,10 @@ def _join(address: str) -> Cluster:
     url = getattr(context, "dashboard_url", None)  # Ray does not give it to a client of ray://
     name = f"the Ray cluster at {address}"
     if address.startswith(ray_private.CLIENT_PREFIX):
-        servers: tuple[Server, ...] = (Server(f"server of {name}", *host_and_port(address)),)
+        server = Server(f"server of {name}", *host_and_port(address), JOINED_S)
+        servers: tuple[Server, ...] = (server,)
     else:
-        servers = _servers(name)
+        servers = _servers(name, JOINED_S)
     return Cluster(nodes.ask_nodes(), False, address, _dashboard(url), servers)
 
 
@@ -231,13 +232,14 @@ def _init() -> Iterator[Callable[..., Any]]:
         )
 
 
-def _servers(name: str) -> tuple[Server, ...]:
+def _servers(name: str, answer_s: float) -> tuple[Server, ...]:
     """The GCS of the cluster that this process is connected to, and the raylet of this node."""
     context = ray.get_runtime_context()
     host, _, port = context.gcs_address.rpartition(":")
     mine = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
     raylet = mine["NodeManagerAddress"], mine["NodeManagerPort"]
-    return Server(f"GCS of {name}", host, int(port)), Server(f"raylet of {name}", *raylet)
+    gcs = Server(f"GCS of {name}", host, int(port), answer_s)
+    return gcs, Server(f"raylet of {name}", *raylet, answer_s)
 
 
 def _dashboard(url: str | None) -> str | None:

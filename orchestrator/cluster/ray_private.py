@@ -79,7 +79,7 @@ def settings(metrics_ms: int, folder: Path) -> dict[str, object]:
     """
     return {
         "_node_ip_address": LOOPBACK,
-        "_temp_dir": str(folder / "ray"),
+        "_temp_dir": str(folder / "r"),  # of one letter: see session.BELOW
         "_system_config": {"metrics_report_interval_ms": metrics_ms},
     }
 

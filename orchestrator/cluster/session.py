@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
-import socket
+import string
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
@@ -24,13 +25,18 @@ import psutil
 from orchestrator.cluster import guard
 from orchestrator.cluster.processes import kill
 from orchestrator.errors import UserError
+from workers.process import ProcessId
 
 PREFIX = "orc-"
+LETTERS = string.ascii_lowercase + string.digits
 OWNER, KEPT = "owner.json", "kept"  # who made a folder; why it was kept
 KEPT_S = 7 * 24 * 3600.0  # how long a folder with the logs of a failure stays
+NAMED = 4  # letters and digits after PREFIX
 SOCKET_PATH = 107  # bytes of the path of a socket, on Linux
 # What Ray puts below the folder, at its longest: the session is named by time and process id.
-BELOW = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_MetricsHead"
+BELOW = "/r/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_MetricsHead"
+LONGEST = SOCKET_PATH - len(f"/{PREFIX}") - NAMED - len(BELOW)  # bytes of the folder above
+USUAL = ("/tmp", "/dev/shm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +77,9 @@ def session() -> Iterator[RaySession]:
     """A private folder for a Ray that is started inside. It is removed at the end unless it was
     kept. Should this process be killed, a guard ends what belongs to the session.
 
-    Raises UserError where sockets in it would have too long a path, or it cannot be made.
+    Raises UserError as `folder_of_ray` does, or where it cannot be made.
     """
-    base = Path(folder_of_ray())
-    _check_length(base)
+    base = folder_of_ray()
     reap(base)
     mine = RaySession(_made(base))
     watcher = _guard(mine.folder)
@@ -86,9 +91,24 @@ def session() -> Iterator[RaySession]:
             shutil.rmtree(mine.folder, ignore_errors=True)
 
 
-def folder_of_ray() -> str:
-    """Where Ray keeps its folders: RAY_TMPDIR, else the system's folder for temporary files."""
-    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()
+def folder_of_ray() -> Path:
+    """Where the folder of a local Ray is made, as an absolute path: RAY_TMPDIR, else the first of
+    TMPDIR, /tmp and /dev/shm that can be written and is short enough for the sockets.
+
+    Raises UserError where RAY_TMPDIR is too long, or none of the others will do.
+    """
+    if asked := os.environ.get("RAY_TMPDIR"):
+        base = Path(asked).absolute()
+        _check_length(base)
+        return base
+    usual = [Path(name).absolute() for name in (os.environ.get("TMPDIR"), *USUAL) if name]
+    found = next((base for base in usual if _length(base) <= LONGEST and _is_writable(base)), None)
+    if found is None:
+        raise UserError(
+            f"Ray could not be started: none of {', '.join(map(str, usual))} can be written and "
+            f"has at most {LONGEST} bytes in its path; set RAY_TMPDIR to such a folder"
+        )
+    return found
 
 
 def reap(base: Path) -> None:
@@ -105,30 +125,17 @@ def _is_stale(found: RaySession) -> bool:
     if found.is_kept:
         return time.time() - (found.folder / KEPT).stat().st_mtime > KEPT_S
     try:
-        owner = json.loads((found.folder / OWNER).read_text())
-        here, started_at = owner["host"] == socket.gethostname(), owner["started_at"]
-        return here and not _runs(owner["pid"], started_at)
-    except (OSError, ValueError, KeyError, TypeError):
+        owner = ProcessId.read(json.loads((found.folder / OWNER).read_text()))
+        return not owner.may_run(of_this_machine=True)  # no other one has its sockets
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return False  # another program's folder, or one that is being made
-
-
-def _runs(pid: int, started_at: float) -> bool:
-    """Whether a process runs, and is the one that was started then."""
-    try:
-        return bool(psutil.Process(pid).create_time() == started_at)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _made(base: Path) -> Path:
     try:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
-        owner = {
-            "pid": os.getpid(),
-            "started_at": psutil.Process().create_time(),
-            "host": socket.gethostname(),
-        }
-        (folder / OWNER).write_text(json.dumps(owner))
+        base.mkdir(parents=True, exist_ok=True)  # a RAY_TMPDIR need not be there yet
+        folder = _private(base)
+        (folder / OWNER).write_text(json.dumps(asdict(ProcessId.here())))
     except OSError as error:
         raise UserError(
             f"Ray could not be started: it needs a folder in {base} ({error.strerror}); set "
@@ -137,13 +144,36 @@ def _made(base: Path) -> Path:
     return folder
 
 
+def _private(base: Path) -> Path:
+    """As `tempfile.mkdtemp`, with a shorter name."""
+    while True:
+        name = "".join(secrets.choice(LETTERS) for _ in range(NAMED))
+        with contextlib.suppress(FileExistsError):
+            (base / f"{PREFIX}{name}").mkdir(mode=0o700)
+            return base / f"{PREFIX}{name}"
+
+
 def _check_length(base: Path) -> None:
-    longest = len(os.fsencode(base)) + len(f"/{PREFIX}12345678{BELOW}")
-    if longest > SOCKET_PATH:
+    if _length(base) > LONGEST:
         raise UserError(
-            f"Ray could not be started: its sockets in {base} would have paths of {longest} bytes, "
-            f"and the system allows {SOCKET_PATH}; set RAY_TMPDIR to a shorter folder"
+            f"Ray could not be started: {base} has {_length(base)} bytes in its path, and with "
+            f"more than {LONGEST} the paths of Ray's sockets exceed the {SOCKET_PATH} that the "
+            "system allows; set RAY_TMPDIR to a shorter folder"
         )
+
+
+def _length(base: Path) -> int:
+    return len(os.fsencode(base))
+
+
+def _is_writable(base: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=base) as file:
+            file.write(bytes(4096))
+            file.flush()
+    except OSError:
+        return False
+    return True
 
 
 def _guard(folder: Path) -> subprocess.Popen[bytes]:

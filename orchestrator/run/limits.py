@@ -3,11 +3,9 @@ without saying why."""
 
 from __future__ import annotations
 
-import os
 import resource
-import tempfile
-from pathlib import Path
 
+from orchestrator.cluster.session import folder_of_ray
 from orchestrator.errors import UserError
 from orchestrator.store.folders import check_writable
 
@@ -17,7 +15,8 @@ LEAST_ADDRESSES = 8 << 30  # bytes; Ray's processes and torch reserve more than 
 
 def check_limits() -> None:
     """Raise UserError where this process may open too few files (`ulimit -n`) or may have too
-    little address space (`ulimit -v`), or Ray's files cannot be written."""
+    little address space (`ulimit -v`), or there is no folder for Ray's files: one that can be
+    written, and is short enough."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if _is_less(files, LEAST_FILES):
         raise UserError(
@@ -31,9 +30,7 @@ def check_limits() -> None:
             f"{LEAST_ADDRESSES >> 20} MiB; give `ulimit -v unlimited` before the command, and "
             "limit memory by a control group"
         )
-    scratch = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
-    check_writable(scratch, "Ray's files", "RAY_TMPDIR")
-    check_writable(Path("~").expanduser(), "Ray's token", "HOME")
+    check_writable(folder_of_ray(), "Ray's files", "RAY_TMPDIR")
 
 
 def _is_less(limit: int, needed: int) -> bool:

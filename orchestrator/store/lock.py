@@ -10,42 +10,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
-import socket
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-import psutil
-
 from orchestrator.errors import UserError
+from workers.process import ProcessId
 
 LOCK = "driver.lock"
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """A process. started: when it began, in seconds since the epoch: a pid is given again."""
-
-    host: str
-    pid: int
-    started: float
-
-    @classmethod
-    def here(cls) -> Holder:
-        """This process."""
-        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time())
-
-    @property
-    def may_live(self) -> bool:
-        """Whether it still runs. Of another host nobody knows."""
-        if self.host != socket.gethostname():
-            return True
-        try:
-            return bool(abs(psutil.Process(self.pid).create_time() - self.started) < 1.0)
-        except psutil.NoSuchProcess:
-            return False
 
 
 @contextlib.contextmanager
@@ -61,29 +34,29 @@ def locked(folder: Path) -> Iterator[None]:
                 f"{who} is writing here: {folder}; wait for it to end, or give another "
                 f"--result-dir (if there is no such process any more, remove {path})"
             )
-        _write(file, json.dumps(asdict(Holder.here())))
+        _write(file, json.dumps(asdict(ProcessId.here())))
         try:
             yield
         finally:
             _write(file, "")
 
 
-def _takes(file: IO[str], holder: Holder | None) -> bool:
+def _takes(file: IO[str], holder: ProcessId | None) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except BlockingIOError:
         return False
     except OSError:  # this file system has no flock
-        return holder is None or not holder.may_live
+        # Other machines may write here too.
+        return holder is None or not holder.may_run(of_this_machine=False)
 
 
-def _holder(file: IO[str]) -> Holder | None:
+def _holder(file: IO[str]) -> ProcessId | None:
     """Who wrote into the lock last, None where that is nobody or cannot be read."""
     file.seek(0)
     try:
-        fields = json.loads(file.read(4096))
-        return Holder(str(fields["host"]), int(fields["pid"]), float(fields["started"]))
+        return ProcessId.read(json.loads(file.read(4096)))
     except (ValueError, KeyError, TypeError, OverflowError):
         return None
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 PHASES = ("connecting", "building", "warm-up", "measuring", "observing", "writing")
 TERM, HUP = "SIGTERM", "SIGHUP"
+# After these no folder of a session may stay. After the others one is kept for its logs, or the
+# next command removes it.
+FOLDERS_GO = (TERM, HUP, "second driver")
 STATUS = {TERM: 143, HUP: 129, "driver": -9}
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cases import OTHERS, STRUCK, Case
+
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "reliability.md"
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
@@ -17,21 +19,26 @@ HEAD = (
 )
 
 
-def table(outcomes: Iterable[dict[str, Any]]) -> str:
-    """A row for each event and phase, in the order of their first outcome."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+def table(outcomes: Iterable[dict[str, Any]], cases: Iterable[Case]) -> str:
+    """A row for each of `cases`, also for those that were not tried."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {
+        (case.event, case.phase): [] for case in cases
+    }
     for outcome in outcomes:
-        groups.setdefault((outcome["event"], outcome["phase"]), []).append(outcome)
+        groups[outcome["event"], outcome["phase"]].append(outcome)
     return HEAD + "".join(_row(*key, found) for key, found in groups.items())
 
 
 def _row(event: str, phase: str, found: Sequence[dict[str, Any]]) -> str:
+    if not found:
+        return f"| {event} | {phase} | not tried | | | | |\n"
     lost, left = (sum(one[name] for one in found) for name in ("lost", "left"))
+    mark = "" if all("compared" in one for one in found) else " *"
     joined = event.startswith("joined")
     ended = [one["gone_s"] for one in found if joined or one["status"] != 0]
     longest = f"{max(ended):.1f} s" if ended else "goes on"
     resumed = sum(one["resumed"] for one in found)
-    cells = (event, phase, len(found), lost, left, longest, f"{resumed} of {len(found)}")
+    cells = (event, phase, len(found), f"{lost}{mark}", left, longest, f"{resumed} of {len(found)}")
     return f"| {' | '.join(map(str, cells))} |\n"
 
 
@@ -39,7 +46,7 @@ def page_with(text: str, results: Path) -> str:
     """The page, with the table of `results` in its place."""
     outcomes = [json.loads(line) for line in results.read_text().splitlines()]
     start, stop = text.index(BEGIN) + len(BEGIN), text.index(END)
-    return text[:start] + table(outcomes) + text[stop:]
+    return text[:start] + table(outcomes, [*STRUCK, *OTHERS]) + text[stop:]
 
 
 def write_page(results: Path) -> None:

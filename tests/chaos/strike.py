@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from cases import HUP, TERM, Case
+from cases import FOLDERS_GO, HUP, TERM, Case
+from kept import kept
 from victim import FULL
 
 from orchestrator.cluster import guard
@@ -29,8 +30,9 @@ NAMES = {"gcs": "gcs_server", "raylet": "raylet", "actor": "ray::"}
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """status: of the driver. gone_s: from the strike to the end of the driver and all its
-    processes, for a strike that ends it. lost: finished parts that are gone or changed. left:
-    processes and session folders. resumed: the same command finished what was missing. said: its
+    processes, for a strike that ends it. lost: what `Kept.lost` counts, of the
+    `compared` parts, lines and fields. left: processes and
+    session folders. resumed: the same command finished what was missing. said: its
     last line on stderr or its note. traceback: one was printed."""
 
     event: str
@@ -42,17 +44,18 @@ class Outcome:
     resumed: bool
     said: str
     traceback: bool
+    compared: int
 
     def faults(self, case: Case) -> list[str]:
         """What is not as it has to be."""
         found = {
             f"status {self.status}, not {case.status}": self.status != case.status,
             f"gone after {self.gone_s:.1f} s": case.status and self.gone_s > case.within_s,
-            f"{self.lost} finished parts lost": self.lost,
+            f"{self.lost} finished files lost": self.lost,
             f"{self.left} processes or folders left": self.left,
             "the same command did not finish": not self.resumed,
             "a traceback": self.traceback,
-            f"said: {self.said}": case.event.lstrip("joined ") in NAMES
+            f"said: {self.said}": case.event.removeprefix("joined ") in NAMES
             and case.event != "actor"
             and "died" not in self.said,
         }
@@ -70,13 +73,13 @@ def strike(case: Case, site: str, folder: Path) -> Outcome:
     with _head(case, site, folder / "h") as (address, servers):
         driver = _start(site, results, environment, address)
         said = _wait_for(driver, case.phase)
-        before = _finished(results)
+        before = kept(results)
         other = _strike(case, driver, servers, (site, results, environment))
         struck = time.monotonic()
         rest, errors = _ended(driver)
         left = _left(sessions, driver.pid, case)
         gone_s = time.monotonic() - struck
-    lost = sum(_finished(results).get(path) != data for path, data in before.items())
+    lost = len(before.lost(kept(results)))
     resumed = _resumes(site, results, _environment(sessions))
     text = [*said, *rest.splitlines(), *errors.splitlines(), *other]
     return Outcome(
@@ -89,12 +92,13 @@ def strike(case: Case, site: str, folder: Path) -> Outcome:
         resumed,
         next((line for line in text if "died" in line or "error" in line or "Stopped" in line), ""),
         any("Traceback" in line for line in text),
+        before.count,
     )
 
 
 def _environment(sessions: Path, full: bool = False) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return {**kept, "RAY_TMPDIR": str(sessions), **({FULL: "1"} if full else {})}
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return {**ours, "RAY_TMPDIR": str(sessions), **({FULL: "1"} if full else {})}
 
 
 def _start(
@@ -179,29 +183,18 @@ def _left(sessions: Path, driver: int, case: Case) -> list[str]:
             break
         time.sleep(0.05)
     folders = [
-        str(one)
-        for one in sessions.glob(f"{PREFIX}*")
-        if case.event in (TERM, HUP, "second driver") and one.is_dir()
+        str(one) for one in sessions.glob(f"{PREFIX}*") if case.event in FOLDERS_GO and one.is_dir()
     ]
     return running + folders
-
-
-def _finished(results: Path) -> dict[str, bytes]:
-    """What is kept of the first cell, whose run is over before the second one begins."""
-    return {
-        str(path): path.read_bytes()
-        for path in results.rglob("*.c1.s0.r0.arrow")
-        if path.parent.name in ("summary", "requests", "steps", "collectives", "telemetry")
-    }
 
 
 def _resumes(site: str, results: Path, environment: dict[str, str]) -> bool:
     """Whether the same command ends well, with both runs completed."""
     driver = _start(site, results, environment)
     _ended(driver)
-    kept = list(results.rglob("summary/*.arrow"))
+    runs = list(results.rglob("summary/*.arrow"))
     failed = list(results.rglob("failures/*.r0.txt"))
-    return driver.returncode == 0 and len(kept) == 2 and not failed
+    return driver.returncode == 0 and len(runs) == 2 and not failed
 
 
 @contextlib.contextmanager

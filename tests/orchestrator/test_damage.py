@@ -8,6 +8,7 @@ import fcntl
 import json
 import resource
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from orchestrator.store.folders import check_writable, manifest_text, read_manif
 from orchestrator.store.identity import identity_of
 from orchestrator.store.journal import CHECKSUMS
 from orchestrator.store.store import RUN_TABLES, Store
+from workers.process import ProcessId
 
 OTHER = Cell(Deployment("tiny", "pp4", "torch", "float32"), CELL.scenario, 8)
 READERS = (["compare"], ["report"], ["export"], ["runs"], ["compare", "--json"])
@@ -220,7 +222,7 @@ def test_a_manifest_of_wrong_types_is_said_and_counts_as_missing(store: Store, t
 
 
 def test_a_second_driver_is_told_who_writes_here(store: Store) -> None:
-    me = lock.Holder.here()
+    me = ProcessId.here()
     with store.opened():
         with (
             pytest.raises(UserError, match=f"pid {me.pid} on {me.host} is writing here: "),
@@ -233,23 +235,29 @@ def test_a_second_driver_is_told_who_writes_here(store: Store) -> None:
 
 
 def test_a_lock_whose_holder_died_is_taken_over(store: Store) -> None:
-    dead = {"host": "elsewhere", "pid": 1, "started": 0.0}
+    dead = {"host": "elsewhere", "pid": 1, "ticks": 1, "boot": "another"}
     (store.folder / lock.LOCK).write_text(json.dumps(dead))
     with store.opened():
         assert "elsewhere" not in (store.folder / lock.LOCK).read_text()
 
 
-@pytest.mark.parametrize(("started", "is_free"), [(None, False), (1.0, True)])
+@pytest.mark.parametrize(
+    ("changed", "is_free"),
+    [
+        ({}, False),
+        ({"ticks": 1}, True),
+        ({"boot": "of another machine with this name"}, False),
+        ({"host": "elsewhere"}, False),
+    ],
+)
 def test_where_there_is_no_flock_the_pid_and_its_start_decide(
-    store: Store, monkeypatch: pytest.MonkeyPatch, started: float | None, is_free: bool
+    store: Store, monkeypatch: pytest.MonkeyPatch, changed: dict[str, object], is_free: bool
 ) -> None:
     def unsupported(*_: object) -> None:
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    me = lock.Holder.here()
-    holder = {"host": me.host, "pid": me.pid, "started": started or me.started}
-    (store.folder / lock.LOCK).write_text(json.dumps(holder))
+    (store.folder / lock.LOCK).write_text(json.dumps(asdict(ProcessId.here()) | changed))
     if is_free:
         with store.opened():
             return
@@ -316,13 +324,13 @@ def test_a_shell_that_gives_ray_too_little_is_said(
         limits.check_limits()
 
 
-@pytest.mark.parametrize("variable", ["HOME", "RAY_TMPDIR"])
-def test_a_folder_that_ray_cannot_write_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+def test_a_folder_that_ray_cannot_write_is_said_and_a_home_is_not_needed(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv(variable, str(tmp_path / "file" / "x"))
-    with pytest.raises(UserError, match=f"cannot be written to .*; .* another {variable}"):
+    monkeypatch.setenv("HOME", "/dev/null")
+    limits.check_limits()
+    monkeypatch.setenv("RAY_TMPDIR", "/dev/null/x")
+    with pytest.raises(UserError, match=r"cannot be written to .*; .* another RAY_TMPDIR"):
         limits.check_limits()
 
 

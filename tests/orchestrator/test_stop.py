@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -50,6 +51,47 @@ def test_a_run_that_ends_in_time_after_a_warning_disarms_the_alarm():
     with Stop():
         signal.raise_signal(signal.SIGUSR1)
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "status"),
+    [(signal.SIGTERM, signal.SIGUSR1, 143), (signal.SIGUSR1, signal.SIGTERM, 138)],
+)
+def test_a_warning_beside_another_signal_interrupts_no_cleaning_up(first, second, status):
+    stop = Stop()
+
+    def clean_up():
+        try:
+            signal.raise_signal(first)
+            signal.raise_signal(second)
+        except KeyboardInterrupt:
+            signal.raise_signal(signal.SIGUSR1)
+            assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+            raise
+
+    with pytest.raises(KeyboardInterrupt), stop:
+        clean_up()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert stop.status == status
+
+
+def test_a_warning_that_comes_again_gives_no_more_time():
+    with Stop():
+        signal.raise_signal(signal.SIGUSR1)
+        left = signal.getitimer(signal.ITIMER_REAL)[0]
+        signal.raise_signal(signal.SIGUSR1)
+        assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= left
+
+
+def test_a_timer_of_others_is_left_alone_where_no_signal_is_handled():
+    signal.setitimer(signal.ITIMER_REAL, 60)
+    try:
+        ended = threading.Thread(target=lambda: Stop().__enter__().__exit__(None, None, None))
+        ended.start()
+        ended.join()
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
