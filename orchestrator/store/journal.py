@@ -6,6 +6,7 @@ line was not kept whole; and as any line of a path may match, one that is replac
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -114,16 +115,19 @@ class Journal:
         return self._digests[1]
 
     def _append(self, digest: str, path: Path) -> None:
-        """Add a line, on disk when this returns. What a crash left of a line stays one by
-        itself."""
+        """Add a line, on disk when this returns. It goes to the end by one call, so that nobody
+        else's is overwritten. What a crash left of a line stays one by itself."""
         self.begin()
-        with self.path.open("r+b") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(0, end - 1))
-            torn = file.read() not in (b"", b"\n")
-            file.write(b"\n" * torn + self._line(digest, path))
-            file.flush()
-            os.fsync(file.fileno())
+        handle = os.open(self.path, os.O_RDWR | os.O_APPEND)
+        try:
+            size = os.fstat(handle).st_size
+            torn = os.pread(handle, 1, max(0, size - 1)) not in (b"", b"\n")
+            line = b"\n" * torn + self._line(digest, path)
+            if os.write(handle, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
     def _line(self, digest: str, path: Path) -> bytes:
         return f"{digest}  {self._name(path)}\n".encode()

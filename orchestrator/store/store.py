@@ -194,6 +194,11 @@ class Store:
         with self._writing():
             self._write(self.folder / COMPARISON, table)
 
+    def drop_comparison(self) -> None:
+        """Let there be none: runs are added that it does not know."""
+        with self._writing():
+            self._journal.drop(self.folder / COMPARISON)
+
     def write_failure(self, name: str, detail: str) -> None:
         """Keep the long story of a failure beside the one-line reason in the summary."""
         with self._writing():

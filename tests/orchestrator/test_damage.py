@@ -6,21 +6,27 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import resource
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from corruption import SILENT, in_process, small_result
+from driver_inputs import deployment, run
+from recorder import Recorder
 from stores import CELL, RUN, observed_tables, run_tables
 from summaries import write_run
 
+from orchestrator.analysis.comparing import findings
 from orchestrator.analysis.load import load, tables
 from orchestrator.cli import main
-from orchestrator.errors import UserError
+from orchestrator.errors import Stop, UserError
 from orchestrator.experiment import Cell, Deployment, Experiment, Run
-from orchestrator.run import limits
+from orchestrator.run import driver, limits, surroundings
+from orchestrator.run.schedule import Schedule
 from orchestrator.store import export, journal, lock
 from orchestrator.store.folders import check_writable, manifest_text, read_manifest
 from orchestrator.store.identity import identity_of
@@ -28,6 +34,7 @@ from orchestrator.store.journal import CHECKSUMS
 from orchestrator.store.store import RUN_TABLES, Store
 
 OTHER = Cell(Deployment("tiny", "pp4", "torch", "float32"), CELL.scenario, 8)
+Monkey = pytest.MonkeyPatch
 READERS = (["compare"], ["report"], ["export"], ["runs"], ["compare", "--json"])
 
 
@@ -56,6 +63,10 @@ def small_files() -> Iterator[None]:
 
 def call(*arguments: object) -> Result:
     return CliRunner().invoke(main, list(map(str, arguments)))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def cut(path: Path) -> None:
@@ -230,6 +241,62 @@ def test_a_second_driver_is_told_who_writes_here(store: Store) -> None:
         assert json.loads((store.folder / lock.LOCK).read_text())["pid"] == me.pid
     with store.opened():
         pass
+
+
+def test_a_driver_that_is_refused_writes_nothing(store: Store, monkeypatch: Monkey) -> None:
+    monkeypatch.setattr(driver, "folder_of", lambda _: store.folder)
+    monkeypatch.setattr(surroundings, "check_limits", lambda: None)
+    monkeypatch.setattr(surroundings, "check_origin", lambda *_: None)
+    with store.opened():
+        before = contents(store.folder)
+        with pytest.raises(UserError, match="is writing here"):
+            run([deployment("tp1")], store.folder.parent)
+        assert contents(store.folder) == before
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_finished_results_are_compared_again_only_by_the_one_driver_in_them(
+    store: Store, is_busy: bool
+) -> None:
+    seen = Recorder()
+    with store.opened() if is_busy else contextlib.nullcontext():
+        driver._compare_again(Store(store.folder), Experiment(), seen)
+    assert (store.folder / "comparison.arrow").exists() is not is_busy
+    assert (seen.notes != []) is is_busy
+
+
+def test_a_signal_leaves_no_time_for_the_comparison_and_what_is_read_has_one(
+    store: Store, monkeypatch: Monkey
+) -> None:
+    stop = Stop()
+
+    def stopped(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    store.write_comparison(tables(store.folder)["summary"])
+    monkeypatch.setattr(driver, "_run", stopped)
+    schedule = Schedule([], Experiment(), store)
+    with pytest.raises(KeyboardInterrupt), stop:
+        driver._run_and_compare(schedule, Recorder(), None, stop)
+    assert not (store.folder / "comparison.arrow").exists()
+    assert "comparison" not in tables(store.folder)
+    assert findings.tables(store.folder)["comparison"].num_rows == 2
+
+
+def test_two_writers_lose_no_line_of_the_journal(store: Store, monkeypatch: Monkey) -> None:
+    """The second one comes between where the first one looks and where it writes."""
+    pread, mine = os.pread, journal.Journal(store.folder)
+    other = journal.Journal(store.folder)
+
+    def interrupted(handle: int, size: int, place: int) -> bytes:
+        found = pread(handle, size, place)
+        monkeypatch.setattr(os, "pread", pread)
+        other.write(store.folder / "b.arrow", lambda path: path.write_bytes(b"b"))
+        return found
+
+    monkeypatch.setattr(os, "pread", interrupted)
+    mine.write(store.folder / "a.arrow", lambda path: path.write_bytes(b"a"))
+    assert all(mine.is_sound(store.folder / name) for name in ("a.arrow", "b.arrow"))
 
 
 def test_a_lock_whose_holder_died_is_taken_over(store: Store) -> None:
