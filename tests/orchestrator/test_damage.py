@@ -8,13 +8,14 @@ import fcntl
 import json
 import os
 import resource
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from corruption import SILENT, in_process, small_result
+from corruption import RESULTS, SILENT, in_process
 from driver_inputs import deployment, run
 from recorder import Recorder
 from stores import CELL, RUN, observed_tables, run_tables
@@ -76,11 +77,71 @@ def cut(path: Path) -> None:
 # -- damage
 
 
-def test_no_cut_and_no_flipped_bit_changes_or_hides_anything_without_a_word(tmp_path: Path) -> None:
-    names = small_result(tmp_path / "r")
+@pytest.mark.parametrize("make_result", RESULTS)
+def test_no_cut_no_flipped_bit_and_no_removal_changes_or_hides_anything_without_a_word(
+    tmp_path: Path, make_result: Callable[[Path], list[str]]
+) -> None:
+    names = make_result(tmp_path / "r")
     found = in_process(tmp_path / "r", 1499, names)
     assert found.keys() == set(names)
     assert all(sum(kinds.values()) and SILENT not in kinds for kinds in found.values()), found
+
+
+def test_results_of_which_the_summary_is_gone_are_listed_and_said(store: Store) -> None:
+    shutil.rmtree(store.folder / "summary")
+    done = call("runs", store.folder.parent, "--json")
+    assert (done.exit_code, done.exception) == (0, None)
+    assert [one["completed"] for one in json.loads(done.stdout)] == [0]
+    assert f"{RUN.name}.arrow counts as missing: it is gone" in done.stderr
+    assert "no run in" in call("compare", store.folder).stderr
+
+
+@pytest.mark.parametrize(("name", "completed"), [("summary.arrow", 0), ("manifest.json", 2)])
+def test_packed_results_of_which_a_file_is_gone_are_listed_and_said(
+    store: Store, tmp_path: Path, name: str, completed: int
+) -> None:
+    packed = tmp_path / "root" / "packed"
+    export.pack(tables(store.folder), manifest_text(store.folder), packed)
+    (packed / name).unlink()
+    done = call("runs", packed.parent, "--json")
+    assert [one["completed"] for one in json.loads(done.stdout)] == [completed]
+    assert f"{packed / name} counts as missing: it is gone" in done.stderr
+    with pytest.raises(UserError, match="packed results"):
+        Store(packed).check_open()
+
+
+@pytest.mark.parametrize("table", RUN_TABLES[:2])
+def test_a_folder_in_place_of_a_part_is_a_part_that_is_missing(store: Store, table: str) -> None:
+    part = store.folder / table / f"{RUN.name}.arrow"
+    part.unlink()
+    part.mkdir()
+    for reader in READERS:
+        journal.told.cache_clear()
+        done = call(*reader, store.folder)
+        assert (done.exit_code, done.exception) == (0, None), (reader, done.output)
+        assert f"{part} counts as missing: it cannot be read: Is a directory" in done.stderr
+    assert not store.is_completed(RUN)
+
+
+def test_a_folder_in_place_of_the_journal_is_said_and_nothing_is_believed(store: Store) -> None:
+    (store.folder / CHECKSUMS).unlink()
+    (store.folder / CHECKSUMS).mkdir()
+    done = call("runs", store.folder, "--json")
+    assert [one["completed"] for one in json.loads(done.stdout)] == [0]
+    journal_is = f"{store.folder / CHECKSUMS} counts as missing: it cannot be read: Is a directory"
+    assert journal_is in done.stderr
+    with pytest.raises(UserError, match=r"cannot be written to .*: Is a directory"):
+        write_run(store, RUN)
+
+
+def test_of_many_damaged_files_ten_are_named_and_the_others_summed_up(store: Store) -> None:
+    for index in range(1, 20):
+        write_run(store, Run(CELL, 0, index))
+    (store.folder / CHECKSUMS).write_text("damaged")
+    done = call("runs", store.folder)
+    assert done.stderr.count("counts as missing") == journal.MOST_TOLD
+    assert done.stderr.count(f"more files in {store.folder} count as missing") == 1
+    assert done.stderr.count("\n") == journal.MOST_TOLD + 1
 
 
 @pytest.mark.parametrize("table", ["summary", "requests", "collectives"])
@@ -90,7 +151,7 @@ def test_a_run_of_which_a_table_is_cut_by_one_byte_is_missing_and_said(
     part = store.folder / table / f"{RUN.name}.arrow"
     cut(part)
     for reader in READERS:
-        journal.tell.cache_clear()
+        journal.told.cache_clear()
         done = call(*reader, store.folder)
         assert (done.exit_code, done.exception) == (0, None), (reader, done.output)
         assert f"note: {part} counts as missing: its checksum is another one" in done.stderr
@@ -219,7 +280,7 @@ def test_a_manifest_of_wrong_types_is_said_and_counts_as_missing(store: Store, t
     path = store.folder / "manifest.json"
     journal.Journal(store.folder).write(path, lambda file: file.write_text(text))
     for reader in (["compare"], ["report"], ["runs"], ["pack"]):
-        journal.tell.cache_clear()
+        journal.told.cache_clear()
         done = call(*reader, store.folder)
         assert (done.exit_code, done.exception) == (0, None), (reader, done.output)
         assert f"note: {path} counts as missing: " in done.stderr
