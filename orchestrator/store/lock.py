@@ -17,8 +17,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-import psutil
-
 from orchestrator.errors import UserError
 
 LOCK = "driver.lock"
@@ -35,6 +33,8 @@ class Holder:
     @classmethod
     def here(cls) -> Holder:
         """This process."""
+        import psutil  # readers of results take no lock
+
         return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time())
 
     @property
@@ -42,6 +42,8 @@ class Holder:
         """Whether it still runs. Of another host nobody knows."""
         if self.host != socket.gethostname():
             return True
+        import psutil
+
         try:
             return bool(abs(psutil.Process(self.pid).create_time() - self.started) < 1.0)
         except psutil.NoSuchProcess:
