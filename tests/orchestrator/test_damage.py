@@ -10,6 +10,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from orchestrator.analysis.load import load, tables
 from orchestrator.cli import main
 from orchestrator.errors import Stop, UserError
 from orchestrator.experiment import Cell, Deployment, Experiment, Run
-from orchestrator.run import driver, limits, surroundings
+from orchestrator.run import driver, limits, manifest, surroundings
 from orchestrator.run.schedule import Schedule
 from orchestrator.store import export, journal, lock
 from orchestrator.store.folders import check_writable, manifest_text, read_manifest
@@ -132,6 +134,47 @@ def test_a_folder_in_place_of_the_journal_is_said_and_nothing_is_believed(store:
     assert journal_is in done.stderr
     with pytest.raises(UserError, match=r"cannot be written to .*: Is a directory"):
         write_run(store, RUN)
+
+
+def test_a_cell_with_one_of_five_runs_left_is_said_in_the_table_the_page_and_json(
+    store: Store,
+) -> None:
+    store.update_manifest(asked={CELL.name: [[5, 1], [3, 1]], OTHER.name: [[1, 1]]})
+    for start in range(1, 5):
+        write_run(store, Run(CELL, start, 0))
+        cut(store.folder / "summary" / f"{Run(CELL, start, 0).name}.arrow")
+    said = f"{CELL.name} has 1 of 5 runs that were asked for"
+    done = call("compare", store.folder, "--json")
+    row = {"experiment": store.name, "cell": CELL.name, "runs": 1, "asked": 5}
+    assert json.loads(done.stdout)["missing"] == [row]
+    assert said in call("compare", store.folder).stdout.replace("\n", " ")
+    call("report", store.folder)
+    assert said in (store.folder / "report.html").read_text()
+
+
+def test_readers_of_results_load_no_psutil() -> None:
+    source = "import sys, orchestrator.store.store; sys.exit('psutil' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", source], check=False).returncode == 0
+
+
+def test_what_each_command_asked_for_of_a_cell_is_kept() -> None:
+    (cell,) = deployment("tp1").cells
+    one = manifest._asked_of([cell], Experiment(num_starts=5), {})
+    again = manifest._asked_of([cell], Experiment(num_starts=5), {"asked": one})
+    more = manifest._asked_of([cell], Experiment(num_runs=3), {"asked": {**again, "x": [[1, 1]]}})
+    assert one == again == {cell.cell.name: [[5, 1]]}
+    assert more == {cell.cell.name: [[5, 1], [1, 3]], "x": [[1, 1]]}
+
+
+def test_a_damaged_table_of_a_pack_takes_nothing_from_its_summary(
+    store: Store, tmp_path: Path
+) -> None:
+    packed = tmp_path / "packed"
+    export.pack(tables(store.folder), manifest_text(store.folder), packed)
+    cut(packed / "requests.arrow")
+    found = tables(packed)
+    assert "requests" not in found
+    assert found["summary"].num_rows == 2
 
 
 def test_of_many_damaged_files_ten_are_named_and_the_others_summed_up(store: Store) -> None:
@@ -261,6 +304,7 @@ WRONG = [
     '{"experiment": {"strategy": "tp4"}}',
     '{"experiment": {"difference": "2%"}}',
     '{"cells": "all"}',
+    '{"asked": {"cell": [5]}}',
     '{"meshes": {"tp4": 4}}',
     '{"num_prompts": []}',
     '{"blocks": {"0": {}}}',
