@@ -94,7 +94,8 @@ def _manifest(folder: Path) -> bytes | None:
             fields_of(content)
         return content
     except ValueError as error:
-        return tell(folder, path, str(error))
+        tell(folder, path, str(error))
+        return None
 
 
 def check_version(folder: Path) -> None:

@@ -77,9 +77,11 @@ class Journal:
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            return tell(self.folder, path, f"it is gone, though {CHECKSUMS} names it")
+            tell(self.folder, path, f"it is gone, though {CHECKSUMS} names it")
+            return None
         except OSError as error:
-            return tell(self.folder, path, f"it cannot be read: {error.strerror}")
+            tell(self.folder, path, f"it cannot be read: {error.strerror}")
+            return None
         return content if self._is_that_of(path, sha256(content)) else None
 
     def is_sound(self, path: Path) -> bool:

@@ -240,7 +240,8 @@ class Store:
         try:
             return None if content is None else parsed(content, path, only)
         except Unreadable as error:
-            return tell(self.folder, path, str(error))
+            tell(self.folder, path, str(error))
+            return None
 
     def _beside(self, path: Path) -> list[Path]:
         """The parts of the other tables of the same run, or observed cell. None of packed
