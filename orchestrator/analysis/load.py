@@ -78,7 +78,7 @@ def tables(folder: Path) -> dict[str, pa.Table]:
     """Every table of the experiments at or below `folder`, whole, for other tools.
 
     The summary has what was observed of each cell beside its runs, and so have the collectives. The
-    comparison is the one that was kept.
+    comparison is the one that was kept, if there is one.
     """
     stores = [Store(path) for path in folders.find(folder)]
     for store in stores:

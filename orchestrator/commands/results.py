@@ -17,7 +17,7 @@ DIFFERS = 1
 
 def export(folder: Path, format_: str, into: Path) -> None:
     """Write every table of results as one file, and print the files."""
-    from orchestrator.analysis.load import tables
+    from orchestrator.analysis.comparing.findings import tables
     from orchestrator.store.export import check_format, write_tables
 
     check_format(format_)
@@ -27,7 +27,7 @@ def export(folder: Path, format_: str, into: Path) -> None:
 
 def pack(folder: Path, into: Path) -> None:
     """Pack the results at or below `folder`, and print the files."""
-    from orchestrator.analysis.load import tables
+    from orchestrator.analysis.comparing.findings import tables
     from orchestrator.store.export import pack as write
     from orchestrator.store.folders import find, is_experiment, manifest_text
 

@@ -43,11 +43,13 @@ def planned(experiment: Experiment, cluster: Cluster | None) -> PlannedExperimen
     from orchestrator.run.source import remark as of_source
     from orchestrator.run.source import source
     from orchestrator.run.surroundings import check_surroundings
+    from orchestrator.store.folders import folder_of
+    from orchestrator.store.store import Store
 
     gpus = planning.find_gpus(experiment, cluster)
     device, topology = planning.choose_device(experiment, gpus)
     deployments = planning.plan_experiment(experiment, device, topology, cluster)
-    check_surroundings(experiment, deployments, cluster)
+    check_surroundings(Store(folder_of(experiment)), experiment, deployments, cluster)
     for remark in (of_source(source()), *remarks(experiment, deployments, topology, cluster)):
         if remark:
             say(f"note: {remark}", err=True)

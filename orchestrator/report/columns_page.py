@@ -97,7 +97,7 @@ SECTIONS = (
     Section("changes", Change, "a metric of a cell of two results", f"{JSON} of two results"),
     Section("gate", Outcome, "a gate of a cell of two results", f"{JSON} with `--gate`"),
     Section("drifts", Drift, "a figure that changes from run to run", JSON, CellKey),
-    Section("missing", Missing, "a cell that was asked for and has no run", JSON),
+    Section("missing", Missing, "a cell that has not all the runs asked for", JSON),
     Section("fabric", FabricRow, "a measurement of a node", f"`fabric.arrow` of {CALIBRATE}"),
     Section("fits", Fit, "a collective of a node", f"`fits.arrow` of {CALIBRATE}"),
 )

@@ -47,8 +47,8 @@ def run_experiment(
     stops (130 after Ctrl-C), with every finished run kept and nothing left running. A Ray that dies
     for good ends the runs and is told: what is finished is in the folder.
     """
-    schedule = _schedule(planned, experiment, cluster)
-    store = schedule.store
+    store = Store(folder_of(experiment))
+    schedule = _schedule(store, planned, experiment, cluster)
     progress.begin(schedule.left(), schedule.completed())
     kept = (
         f"Every finished run is kept in {store.folder}; the same command again goes on from there."
@@ -56,33 +56,48 @@ def run_experiment(
     stop = Stop()
     try:
         with stop:
-            if schedule.is_unfinished():
-                with store.opened():
-                    # Once more: until now another driver may have written here.
-                    schedule = _schedule(planned, experiment, cluster)
-                    _run(schedule, UntilStopped(progress, stop), cluster)
-                    store.update_manifest(finished_at=now())
+            if not schedule.is_unfinished():
+                _compare_again(store, experiment, progress)
+                return store.folder
+            with store.opened():
+                # Once more: until now another driver may have written here.
+                schedule = _schedule(store, planned, experiment, cluster)
+                _run_and_compare(schedule, UntilStopped(progress, stop), cluster, stop)
     except KeyboardInterrupt:
         progress.note(f"Stopped. {kept}")
         raise SystemExit(stop.status) from None
     except ClusterLost as lost:
         progress.note(f"Stopped: {lost}. {kept}")
-        return store.folder
-    finally:
-        _write_comparison(store, experiment, progress)
     return store.folder
 
 
 def _schedule(
-    planned: Sequence[PlannedDeployment], experiment: Experiment, cluster: Cluster | None
+    store: Store,
+    planned: Sequence[PlannedDeployment],
+    experiment: Experiment,
+    cluster: Cluster | None,
 ) -> Schedule:
     """What is to be run. Raises UserError where that cannot be: see `check_surroundings`."""
-    calibration = check_surroundings(experiment, planned, cluster)
-    store = Store(folder_of(experiment))
+    calibration = check_surroundings(store, experiment, planned, cluster)
     block, origin = _next_block(store), origin_of(planned[0].plan.device, cluster)
     node = origin.node_among(store.manifest().get("blocks", ())[:block])
     jobs = [Job(one, experiment, store, block, node, calibration) for one in planned]
     return Schedule(jobs, experiment, store)
+
+
+def _run_and_compare(
+    schedule: Schedule, progress: Progress, joined: Cluster | None, stop: Stop
+) -> None:
+    """Do what is left and keep the comparison, also of what there is after a failure. A signal
+    leaves no time for it: it is worked out when results are read."""
+    store = schedule.store
+    store.drop_comparison()  # what is there is of fewer runs
+    try:
+        _run(schedule, progress, joined)
+        store.update_manifest(finished_at=now())
+    finally:
+        if not stop.is_near:
+            _write_comparison(store, schedule.experiment, progress)
 
 
 def _run(schedule: Schedule, progress: Progress, joined: Cluster | None) -> None:
@@ -146,9 +161,19 @@ def _next_block(store: Store) -> int:
     return 1 + max(kept["block"].to_pylist() if kept else [], default=-1)
 
 
+def _compare_again(store: Store, experiment: Experiment, progress: Progress) -> None:
+    """Keep the comparison of finished results, as the service levels may be others; see
+    `_write_comparison`."""
+    try:
+        with store.opened():
+            _write_comparison(store, experiment, progress)
+    except UserError as error:
+        progress.note(f"the comparison was not kept: {error}")
+
+
 def _write_comparison(store: Store, experiment: Experiment, progress: Progress) -> None:
-    """Keep the comparison. Where it cannot be, nothing is lost: it is worked out again when results
-    are read."""
+    """Keep the comparison, as the one driver that writes here. Where it cannot be, nothing is lost:
+    it is worked out again when results are read."""
     runs = summaries(store, experiment.goodput)
     try:
         if runs:

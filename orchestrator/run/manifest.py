@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.cluster import environment, hardware
 from orchestrator.cluster.connection import Cluster
 from orchestrator.experiment import Experiment
-from orchestrator.plan.deployments import PlannedDeployment
+from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
 from orchestrator.run.origin import Origin, origin_of
 from orchestrator.run.source import source
 from orchestrator.store.folders import now
@@ -43,6 +43,7 @@ def write(
         experiment=_asked(experiment, before),
         identity=identity_of(experiment),
         cells=sorted({*before.get("cells", []), *(one.cell.name for one in cells)}),
+        asked=_asked_of(cells, experiment, before),
         meshes={**before.get("meshes", {}), **_meshes(planned)},
         blocks=_blocks(before, block, origin, of_source),
         device=device,
@@ -65,6 +66,17 @@ def _asked(experiment: Experiment, before: Mapping[str, Any]) -> Mapping[str, ob
     earlier, now = before.get("experiment", {}), experiment.model_dump(mode="json")
     both = {name: list(dict.fromkeys([*earlier.get(name, ()), *now[name]])) for name in GROWING}
     return now | both
+
+
+def _asked_of(
+    cells: Sequence[PlannedCell], experiment: Experiment, before: Mapping[str, Any]
+) -> dict[str, object]:
+    """Cell -> [starts, runs of each] that each command asked for of it."""
+    asked, earlier = [experiment.num_starts, experiment.num_runs], before.get("asked", {})
+    names = [one.cell.name for one in cells]
+    known = {name: earlier.get(name, []) for name in names}
+    mine = {name: pairs if asked in pairs else [*pairs, asked] for name, pairs in known.items()}
+    return {**earlier, **mine}
 
 
 def _source() -> dict[str, object]:

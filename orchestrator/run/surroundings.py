@@ -15,12 +15,15 @@ from orchestrator.run.jobs import Job
 from orchestrator.run.limits import check_limits
 from orchestrator.run.origin import check_origin, origin_of
 from orchestrator.run.schedule import Schedule
-from orchestrator.store.folders import check_writable, folder_of
+from orchestrator.store.folders import check_writable
 from orchestrator.store.store import Store
 
 
 def check_surroundings(
-    experiment: Experiment, planned: Sequence[PlannedDeployment], cluster: Cluster | None
+    store: Store,
+    experiment: Experiment,
+    planned: Sequence[PlannedDeployment],
+    cluster: Cluster | None,
 ) -> pa.Table | None:
     """The calibration, table FABRIC, if there is one. cluster: the one that was joined.
 
@@ -30,7 +33,6 @@ def check_surroundings(
     little of the machine for Ray. Results that are finished need none of the latter.
     """
     calibration = fabric.look_up(experiment.fabric, experiment.result_dir)
-    store = Store(folder_of(experiment))
     store.check_open()
     jobs = [Job(one, experiment, store) for one in planned]
     if Schedule(jobs, experiment, store).is_unfinished():

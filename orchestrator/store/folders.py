@@ -48,16 +48,19 @@ def find(path: Path) -> list[Path]:
 
 
 def is_experiment(path: Path) -> bool:
-    """Whether a run was begun there, or has ended: empty folders are no results."""
+    """Whether a run was begun there, or has ended, or should be there: empty folders are no
+    results."""
     summary = path / "summary"
     begun = (path / MANIFEST).is_file() or any(summary.glob("*.arrow"))
-    return is_packed(path) or (summary.is_dir() and begun)
+    return is_packed(path) or (summary.is_dir() and begun) or bool(Journal(path).known_in(summary))
 
 
 def is_packed(path: Path) -> bool:
-    """Whether `orchestrator pack` wrote it. What `export` wrote has no manifest."""
-    whole = (path / "summary.arrow").is_file() and (path / MANIFEST).is_file()
-    return whole and not (path / "summary").is_dir()
+    """Whether `orchestrator pack` wrote it, whatever became of it since. What `export` wrote has
+    neither checksums nor a manifest."""
+    summary, journal = path / "summary.arrow", Journal(path)
+    whole = summary.is_file() and (journal.exists or (path / MANIFEST).is_file())
+    return journal.knows(summary) or (whole and not (path / "summary").is_dir())
 
 
 def read_manifest(folder: Path) -> Mapping[str, Any]:
@@ -91,7 +94,8 @@ def _manifest(folder: Path) -> bytes | None:
             fields_of(content)
         return content
     except ValueError as error:
-        return tell(path, str(error))
+        tell(folder, path, str(error))
+        return None
 
 
 def check_version(folder: Path) -> None:

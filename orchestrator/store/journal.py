@@ -6,6 +6,7 @@ line was not kept whole; and as any line of a path may match, one that is replac
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -20,6 +21,7 @@ from orchestrator.store.arrow_files import replace_file
 
 CHECKSUMS = "SHA256SUMS"
 NOTHING = "0" * 64  # in place of a digest: from this line on there is no such file
+MOST_TOLD = 10  # files of an experiment: where the journal is damaged, each of them is
 LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 Stamp = tuple[int, ...]
@@ -40,7 +42,7 @@ class Journal:
     @property
     def exists(self) -> bool:
         """Whether the folder has checksums: results from before there were any have none."""
-        return self.path.is_file()
+        return os.path.lexists(self.path)
 
     def begin(self, there: Iterable[Path] = ()) -> None:
         """Make the journal where there is none yet, with the files that are there as they are."""
@@ -75,19 +77,21 @@ class Journal:
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            return tell(path, f"it is gone, though {CHECKSUMS} names it")
+            tell(self.folder, path, f"it is gone, though {CHECKSUMS} names it")
+            return None
         except OSError as error:
-            return tell(path, f"it cannot be read: {error.strerror}")
+            tell(self.folder, path, f"it cannot be read: {error.strerror}")
+            return None
         return content if self._is_that_of(path, sha256(content)) else None
 
     def is_sound(self, path: Path) -> bool:
         """Whether a file is what was written. Its content is read again only after a change."""
         try:
             stamp = _stamp(path)
+            if self._seen.get(path, (None,))[0] != stamp:
+                self._seen[path] = stamp, sha256(path.read_bytes())
         except OSError:
             return self.read(path) is not None
-        if self._seen.get(path, (None,))[0] != stamp:
-            self._seen[path] = stamp, sha256(path.read_bytes())
         return self._is_that_of(path, self._seen[path][1])
 
     def _is_that_of(self, path: Path, digest: str) -> bool:
@@ -99,31 +103,42 @@ class Journal:
         known = self.digests.get(self._name(path))
         if known and digest in known:
             return True
-        tell(path, "its checksum is another one" if known else f"{CHECKSUMS} does not name it")
+        tell(
+            self.folder,
+            path,
+            "its checksum is another one" if known else f"{CHECKSUMS} does not name it",
+        )
         return False
 
     @property
     def digests(self) -> Digests:
-        """Path -> every checksum that it may have."""
+        """Path -> every checksum that it may have; none where the journal cannot be read, which is
+        told where there is one."""
         try:
             stamp = _stamp(self.path)
-        except OSError:
+            if self._digests[0] != stamp:
+                self._digests = stamp, _digests(self.path.read_bytes())
+        except FileNotFoundError:
             return {}
-        if self._digests[0] != stamp:
-            self._digests = stamp, _digests(self.path.read_bytes())
+        except OSError as error:
+            tell(self.folder, self.path, f"it cannot be read: {error.strerror}")
+            return {}
         return self._digests[1]
 
     def _append(self, digest: str, path: Path) -> None:
-        """Add a line, on disk when this returns. What a crash left of a line stays one by
-        itself."""
+        """Add a line, on disk when this returns. It goes to the end by one call, so that nobody
+        else's is overwritten. What a crash left of a line stays one by itself."""
         self.begin()
-        with self.path.open("r+b") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(0, end - 1))
-            torn = file.read() not in (b"", b"\n")
-            file.write(b"\n" * torn + self._line(digest, path))
-            file.flush()
-            os.fsync(file.fileno())
+        handle = os.open(self.path, os.O_RDWR | os.O_APPEND)
+        try:
+            size = os.fstat(handle).st_size
+            torn = os.pread(handle, 1, max(0, size - 1)) not in (b"", b"\n")
+            line = b"\n" * torn + self._line(digest, path)
+            if os.write(handle, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
     def _line(self, digest: str, path: Path) -> bytes:
         return f"{digest}  {self._name(path)}\n".encode()
@@ -137,10 +152,27 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def tell(folder: Path, path: Path, why: str) -> None:
+    """Say on stderr that a file of the experiment in `folder` is damaged, and so counts as missing:
+    of the first `MOST_TOLD`, and then that there are more."""
+    before = told(folder)
+    if (path, why) in before:
+        return
+    before.add((path, why))
+    if len(before) <= MOST_TOLD:
+        click.echo(f"note: {path} counts as missing: {why}", err=True)
+    elif len(before) == MOST_TOLD + 1:
+        click.echo(
+            f"note: more files in {folder} count as missing; `sha256sum --check {CHECKSUMS}` there "
+            "names them",
+            err=True,
+        )
+
+
 @cache  # each line once a process: a table may be read more than once
-def tell(path: Path, why: str) -> None:
-    """Say on stderr that a file is damaged, and so counts as missing."""
-    click.echo(f"note: {path} counts as missing: {why}", err=True)
+def told(folder: Path) -> set[tuple[Path, str]]:
+    """What was told of the files of an experiment."""
+    return set()
 
 
 @cache

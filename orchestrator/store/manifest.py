@@ -86,6 +86,7 @@ class ManifestFields(_Fields):
     updated_at: str | None = None
     experiment: AskedFields = AskedFields()
     cells: list[str] = []
+    asked: dict[str, list[tuple[int, int]]] = {}
     meshes: dict[str, list[tuple[str, int]]] = {}
     num_prompts: dict[str, int] = {}
     blocks: list[BlockFields] = []

@@ -194,6 +194,11 @@ class Store:
         with self._writing():
             self._write(self.folder / COMPARISON, table)
 
+    def drop_comparison(self) -> None:
+        """Let there be none: runs are added that it does not know."""
+        with self._writing():
+            self._journal.drop(self.folder / COMPARISON)
+
     def write_failure(self, name: str, detail: str) -> None:
         """Keep the long story of a failure beside the one-line reason in the summary."""
         with self._writing():
@@ -235,7 +240,8 @@ class Store:
         try:
             return None if content is None else parsed(content, path, only)
         except Unreadable as error:
-            return tell(path, str(error))
+            tell(self.folder, path, str(error))
+            return None
 
     def _beside(self, path: Path) -> list[Path]:
         """The parts of the other tables of the same run, or observed cell. None of packed

@@ -6,22 +6,31 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import resource
-from collections.abc import Iterator
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from corruption import SILENT, in_process, small_result
+from corruption import RESULTS, SILENT, in_process
+from driver_inputs import deployment, run
+from recorder import Recorder
 from stores import CELL, RUN, observed_tables, run_tables
 from summaries import write_run
 
+from orchestrator.analysis.comparing import findings
 from orchestrator.analysis.load import load, tables
 from orchestrator.cli import main
-from orchestrator.errors import UserError
+from orchestrator.errors import Stop, UserError
 from orchestrator.experiment import Cell, Deployment, Experiment, Run
-from orchestrator.run import limits
+from orchestrator.run import driver, limits, manifest, surroundings
+from orchestrator.run.schedule import Schedule
 from orchestrator.store import export, journal, lock
 from orchestrator.store.folders import check_writable, manifest_text, read_manifest
 from orchestrator.store.identity import identity_of
@@ -30,6 +39,7 @@ from orchestrator.store.store import RUN_TABLES, Store
 from workers.process import ProcessId
 
 OTHER = Cell(Deployment("tiny", "pp4", "torch", "float32"), CELL.scenario, 8)
+Monkey = pytest.MonkeyPatch
 READERS = (["compare"], ["report"], ["export"], ["runs"], ["compare", "--json"])
 
 
@@ -60,6 +70,10 @@ def call(*arguments: object) -> Result:
     return CliRunner().invoke(main, list(map(str, arguments)))
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
@@ -67,11 +81,112 @@ def cut(path: Path) -> None:
 # -- damage
 
 
-def test_no_cut_and_no_flipped_bit_changes_or_hides_anything_without_a_word(tmp_path: Path) -> None:
-    names = small_result(tmp_path / "r")
+@pytest.mark.parametrize("make_result", RESULTS)
+def test_no_cut_no_flipped_bit_and_no_removal_changes_or_hides_anything_without_a_word(
+    tmp_path: Path, make_result: Callable[[Path], list[str]]
+) -> None:
+    names = make_result(tmp_path / "r")
     found = in_process(tmp_path / "r", 1499, names)
     assert found.keys() == set(names)
     assert all(sum(kinds.values()) and SILENT not in kinds for kinds in found.values()), found
+
+
+def test_results_of_which_the_summary_is_gone_are_listed_and_said(store: Store) -> None:
+    shutil.rmtree(store.folder / "summary")
+    done = call("runs", store.folder.parent, "--json")
+    assert (done.exit_code, done.exception) == (0, None)
+    assert [one["completed"] for one in json.loads(done.stdout)] == [0]
+    assert f"{RUN.name}.arrow counts as missing: it is gone" in done.stderr
+    assert "no run in" in call("compare", store.folder).stderr
+
+
+@pytest.mark.parametrize(("name", "completed"), [("summary.arrow", 0), ("manifest.json", 2)])
+def test_packed_results_of_which_a_file_is_gone_are_listed_and_said(
+    store: Store, tmp_path: Path, name: str, completed: int
+) -> None:
+    packed = tmp_path / "root" / "packed"
+    export.pack(tables(store.folder), manifest_text(store.folder), packed)
+    (packed / name).unlink()
+    done = call("runs", packed.parent, "--json")
+    assert [one["completed"] for one in json.loads(done.stdout)] == [completed]
+    assert f"{packed / name} counts as missing: it is gone" in done.stderr
+    with pytest.raises(UserError, match="packed results"):
+        Store(packed).check_open()
+
+
+@pytest.mark.parametrize("table", RUN_TABLES[:2])
+def test_a_folder_in_place_of_a_part_is_a_part_that_is_missing(store: Store, table: str) -> None:
+    part = store.folder / table / f"{RUN.name}.arrow"
+    part.unlink()
+    part.mkdir()
+    for reader in READERS:
+        journal.told.cache_clear()
+        done = call(*reader, store.folder)
+        assert (done.exit_code, done.exception) == (0, None), (reader, done.output)
+        assert f"{part} counts as missing: it cannot be read: Is a directory" in done.stderr
+    assert not store.is_completed(RUN)
+
+
+def test_a_folder_in_place_of_the_journal_is_said_and_nothing_is_believed(store: Store) -> None:
+    (store.folder / CHECKSUMS).unlink()
+    (store.folder / CHECKSUMS).mkdir()
+    done = call("runs", store.folder, "--json")
+    assert [one["completed"] for one in json.loads(done.stdout)] == [0]
+    journal_is = f"{store.folder / CHECKSUMS} counts as missing: it cannot be read: Is a directory"
+    assert journal_is in done.stderr
+    with pytest.raises(UserError, match=r"cannot be written to .*: Is a directory"):
+        write_run(store, RUN)
+
+
+def test_a_cell_with_one_of_five_runs_left_is_said_in_the_table_the_page_and_json(
+    store: Store,
+) -> None:
+    store.update_manifest(asked={CELL.name: [[5, 1], [3, 1]], OTHER.name: [[1, 1]]})
+    for start in range(1, 5):
+        write_run(store, Run(CELL, start, 0))
+        cut(store.folder / "summary" / f"{Run(CELL, start, 0).name}.arrow")
+    said = f"{CELL.name} has 1 of 5 runs that were asked for"
+    done = call("compare", store.folder, "--json")
+    row = {"experiment": store.name, "cell": CELL.name, "runs": 1, "asked": 5}
+    assert json.loads(done.stdout)["missing"] == [row]
+    assert said in call("compare", store.folder).stdout.replace("\n", " ")
+    call("report", store.folder)
+    assert said in (store.folder / "report.html").read_text()
+
+
+def test_readers_of_results_load_no_psutil() -> None:
+    source = "import sys, orchestrator.store.store; sys.exit('psutil' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", source], check=False).returncode == 0
+
+
+def test_what_each_command_asked_for_of_a_cell_is_kept() -> None:
+    (cell,) = deployment("tp1").cells
+    one = manifest._asked_of([cell], Experiment(num_starts=5), {})
+    again = manifest._asked_of([cell], Experiment(num_starts=5), {"asked": one})
+    more = manifest._asked_of([cell], Experiment(num_runs=3), {"asked": {**again, "x": [[1, 1]]}})
+    assert one == again == {cell.cell.name: [[5, 1]]}
+    assert more == {cell.cell.name: [[5, 1], [1, 3]], "x": [[1, 1]]}
+
+
+def test_a_damaged_table_of_a_pack_takes_nothing_from_its_summary(
+    store: Store, tmp_path: Path
+) -> None:
+    packed = tmp_path / "packed"
+    export.pack(tables(store.folder), manifest_text(store.folder), packed)
+    cut(packed / "requests.arrow")
+    found = tables(packed)
+    assert "requests" not in found
+    assert found["summary"].num_rows == 2
+
+
+def test_of_many_damaged_files_ten_are_named_and_the_others_summed_up(store: Store) -> None:
+    for index in range(1, 20):
+        write_run(store, Run(CELL, 0, index))
+    (store.folder / CHECKSUMS).write_text("damaged")
+    done = call("runs", store.folder)
+    assert done.stderr.count("counts as missing") == journal.MOST_TOLD
+    assert done.stderr.count(f"more files in {store.folder} count as missing") == 1
+    assert done.stderr.count("\n") == journal.MOST_TOLD + 1
 
 
 @pytest.mark.parametrize("table", ["summary", "requests", "collectives"])
@@ -81,7 +196,7 @@ def test_a_run_of_which_a_table_is_cut_by_one_byte_is_missing_and_said(
     part = store.folder / table / f"{RUN.name}.arrow"
     cut(part)
     for reader in READERS:
-        journal.tell.cache_clear()
+        journal.told.cache_clear()
         done = call(*reader, store.folder)
         assert (done.exit_code, done.exception) == (0, None), (reader, done.output)
         assert f"note: {part} counts as missing: its checksum is another one" in done.stderr
@@ -191,6 +306,7 @@ WRONG = [
     '{"experiment": {"strategy": "tp4"}}',
     '{"experiment": {"difference": "2%"}}',
     '{"cells": "all"}',
+    '{"asked": {"cell": [5]}}',
     '{"meshes": {"tp4": 4}}',
     '{"num_prompts": []}',
     '{"blocks": {"0": {}}}',
@@ -210,7 +326,7 @@ def test_a_manifest_of_wrong_types_is_said_and_counts_as_missing(store: Store, t
     path = store.folder / "manifest.json"
     journal.Journal(store.folder).write(path, lambda file: file.write_text(text))
     for reader in (["compare"], ["report"], ["runs"], ["pack"]):
-        journal.tell.cache_clear()
+        journal.told.cache_clear()
         done = call(*reader, store.folder)
         assert (done.exit_code, done.exception) == (0, None), (reader, done.output)
         assert f"note: {path} counts as missing: " in done.stderr
@@ -232,6 +348,62 @@ def test_a_second_driver_is_told_who_writes_here(store: Store) -> None:
         assert json.loads((store.folder / lock.LOCK).read_text())["pid"] == me.pid
     with store.opened():
         pass
+
+
+def test_a_driver_that_is_refused_writes_nothing(store: Store, monkeypatch: Monkey) -> None:
+    monkeypatch.setattr(driver, "folder_of", lambda _: store.folder)
+    monkeypatch.setattr(surroundings, "check_limits", lambda: None)
+    monkeypatch.setattr(surroundings, "check_origin", lambda *_: None)
+    with store.opened():
+        before = contents(store.folder)
+        with pytest.raises(UserError, match="is writing here"):
+            run([deployment("tp1")], store.folder.parent)
+        assert contents(store.folder) == before
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_finished_results_are_compared_again_only_by_the_one_driver_in_them(
+    store: Store, is_busy: bool
+) -> None:
+    seen = Recorder()
+    with store.opened() if is_busy else contextlib.nullcontext():
+        driver._compare_again(Store(store.folder), Experiment(), seen)
+    assert (store.folder / "comparison.arrow").exists() is not is_busy
+    assert (seen.notes != []) is is_busy
+
+
+def test_a_signal_leaves_no_time_for_the_comparison_and_what_is_read_has_one(
+    store: Store, monkeypatch: Monkey
+) -> None:
+    stop = Stop()
+
+    def stopped(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    store.write_comparison(tables(store.folder)["summary"])
+    monkeypatch.setattr(driver, "_run", stopped)
+    schedule = Schedule([], Experiment(), store)
+    with pytest.raises(KeyboardInterrupt), stop:
+        driver._run_and_compare(schedule, Recorder(), None, stop)
+    assert not (store.folder / "comparison.arrow").exists()
+    assert "comparison" not in tables(store.folder)
+    assert findings.tables(store.folder)["comparison"].num_rows == 2
+
+
+def test_two_writers_lose_no_line_of_the_journal(store: Store, monkeypatch: Monkey) -> None:
+    """The second one comes between where the first one looks and where it writes."""
+    pread, mine = os.pread, journal.Journal(store.folder)
+    other = journal.Journal(store.folder)
+
+    def interrupted(handle: int, size: int, place: int) -> bytes:
+        found = pread(handle, size, place)
+        monkeypatch.setattr(os, "pread", pread)
+        other.write(store.folder / "b.arrow", lambda path: path.write_bytes(b"b"))
+        return found
+
+    monkeypatch.setattr(os, "pread", interrupted)
+    mine.write(store.folder / "a.arrow", lambda path: path.write_bytes(b"a"))
+    assert all(mine.is_sound(store.folder / name) for name in ("a.arrow", "b.arrow"))
 
 
 def test_a_lock_whose_holder_died_is_taken_over(store: Store) -> None:

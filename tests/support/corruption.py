@@ -1,4 +1,5 @@
-"""Cut every file of a small result at every byte, flip every bit of it, and see what is read.
+"""Cut every file of a small result, and of a packed one, at every byte, flip every bit of it,
+remove it, and see what is read.
 
 `make corruption`, which is `corruption.py [STRIDE]`, tries all of it, or each STRIDE-th damage, in
 a process a file; it prints what came of it and fails where a value was read differently, or was
@@ -25,16 +26,20 @@ from stores import CELL, RUN, observed_tables, run_tables
 from summaries import write_run
 from tables import make
 
-from orchestrator.store import journal
-from orchestrator.store.store import RUN_TABLES, TABLES, Store
+from orchestrator.analysis import load
+from orchestrator.analysis.comparing.compare import COMPARED, compare
+from orchestrator.analysis.load import summaries
+from orchestrator.store import export, journal
+from orchestrator.store.folders import is_experiment, manifest_text
+from orchestrator.store.store import COMPARISON, RUN_TABLES, TABLES, Store
 from workers.records import STEPS, TELEMETRY
 
 SAME, NAMED, SILENT = "same", "named", "silent"
 
 
 def small_result(folder: Path) -> list[str]:
-    """A result with a row in every table. Returns its files: the parts, the journal and the
-    manifest."""
+    """A result with a row in every table. Returns its files: the parts, the comparison, the journal
+    and the manifest."""
     store = Store(folder)
     store.create()
     store.update_manifest(cells=[CELL.name], blocks=[{"gpu_uuids": ["GPU-1"]}], device="cuda")
@@ -48,19 +53,31 @@ def small_result(folder: Path) -> list[str]:
     store.write_observed(CELL, 0, observed_tables())
     parts = [f"{table}/{RUN.name}.arrow" for table in TABLES[:5]]
     parts += [f"{table}/{CELL.name}.s0.arrow" for table in TABLES[5:]]
-    return [*parts, journal.CHECKSUMS, "manifest.json"]
+    store.write_comparison(COMPARED.make(compare(summaries(store))))
+    return [*parts, COMPARISON, journal.CHECKSUMS, "manifest.json"]
+
+
+def packed_result(folder: Path) -> list[str]:
+    """The same, packed, with what it was made of beside it. Returns its files."""
+    made_of = folder.with_name(f"{folder.name}-parts")
+    small_result(made_of)
+    files = export.pack(load.tables(made_of), manifest_text(made_of), folder)
+    return [path.name for path in files]
+
+
+RESULTS = (small_result, packed_result)
 
 
 def judge(folder: Path, name: str, stride: int) -> Counter[str]:
     """What came of each damage to one file. A damage that hurts nothing leaves all as it was."""
     path, said, found = folder / name, io.StringIO(), Counter[str]()
-    table = name.partition("/")[0]
+    table = name.partition("/")[0].removesuffix(".arrow")
     tables = {table, "summary" if table in RUN_TABLES else table} & {*TABLES} or TABLES
     with contextlib.redirect_stderr(said):
         before = _seen(folder, tables)
         assert not said.getvalue(), said.getvalue()
         for _ in _damages(path, stride):
-            journal.tell.cache_clear()
+            journal.told.cache_clear()
             after = _seen(folder, tables)
             kind = NAMED if "counts as missing" in said.getvalue() else SILENT
             found[SAME if after == before else kind] += 1
@@ -73,7 +90,9 @@ def judge(folder: Path, name: str, stride: int) -> Counter[str]:
 def _seen(folder: Path, tables: Collection[str]) -> Mapping[str, object]:
     store = Store(folder)
     found: dict[str, object] = {table: store.read(table) for table in tables}
-    return found if tables is not TABLES else {**found, "manifest": store.manifest()}
+    found["is listed"] = is_experiment(folder)
+    whole = {"manifest": store.manifest, "comparison": store.comparison}
+    return found if tables is not TABLES else found | {name: read() for name, read in whole.items()}
 
 
 def _damages(path: Path, stride: int) -> Iterator[None]:
@@ -89,6 +108,9 @@ def _damages(path: Path, stride: int) -> Iterator[None]:
             file.truncate(length)
             yield
             os.pwrite(file.fileno(), content[length:], length)
+    path.unlink()
+    yield
+    path.write_bytes(content)
 
 
 def in_process(folder: Path, stride: int, names: Sequence[str]) -> Mapping[str, Mapping[str, int]]:
@@ -108,17 +130,23 @@ def main(arguments: Sequence[str]) -> int:
         print(json.dumps({name: judge(Path(folder), name, int(stride)) for name in names}))
         return 0
     worst = 0
-    for index in range(len(TABLES) + 2):
+    stride = int(arguments[0]) if arguments else 1
+    for make_result in RESULTS:
         with tempfile.TemporaryDirectory() as folder:
-            name, began = small_result(Path(folder) / "r")[index], time.monotonic()
-            stride = int(arguments[0]) if arguments else 1
-            try:
-                found = in_process(Path(folder) / "r", stride, [name])[name]
-            except subprocess.CalledProcessError as error:
-                found = {SILENT: 1, f"crashed with {error.returncode}": 1}
-            print(f"{name}: {dict(found)} in {time.monotonic() - began:.0f} s", flush=True)
-            worst = max(worst, found.get(SILENT, 0))
+            for name in make_result(Path(folder) / "r"):
+                worst = max(worst, _tried(Path(folder) / "r", stride, name))
     return int(worst > 0)
+
+
+def _tried(folder: Path, stride: int, name: str) -> int:
+    """Print what came of the damages to a file. Returns how many nobody was told of."""
+    began = time.monotonic()
+    try:
+        found = in_process(folder, stride, [name])[name]
+    except subprocess.CalledProcessError as error:
+        found = {SILENT: 1, f"crashed with {error.returncode}": 1}
+    print(f"{name}: {dict(found)} in {time.monotonic() - began:.0f} s", flush=True)
+    return found.get(SILENT, 0)
 
 
 if __name__ == "__main__":

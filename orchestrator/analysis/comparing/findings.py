@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import pyarrow as pa
+
 from orchestrator.analysis.comparing.ablation import EFFECTS, Effect, effects
 from orchestrator.analysis.comparing.best import BEST, Best, best
 from orchestrator.analysis.comparing.compare import COMPARED, Comparison, compare
@@ -25,6 +27,7 @@ from orchestrator.analysis.comparing.spreads import (
 )
 from orchestrator.analysis.comparing.verdicts import VERDICTS, Verdict, rulings
 from orchestrator.analysis.load import Results, load
+from orchestrator.analysis.load import tables as kept_tables
 from orchestrator.experiment import DIFFERENCE
 from workers.rows import grouped
 
@@ -108,6 +111,19 @@ def of_results(
             for field in fields(Findings)
         }
     )
+
+
+def tables(folder: Path) -> dict[str, pa.Table]:
+    """Every table of the experiments at or below `folder`. The comparison is worked out where one
+    has none, as after a signal. See `load.tables`."""
+    whole = kept_tables(folder)
+    if _experiments(whole.get("summary")) - _experiments(whole.get("comparison")):
+        whole["comparison"] = COMPARED.make(of_folders([folder]).comparison)
+    return whole
+
+
+def _experiments(table: pa.Table | None) -> set[str]:
+    return set() if table is None else set(table["experiment"].to_pylist())
 
 
 def _of_experiment(
