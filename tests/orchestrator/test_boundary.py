@@ -1,9 +1,10 @@
-"""Where a command ends that cannot print what it found."""
+"""Where a command ends that cannot print what it found, or is given what has no end."""
 
 from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from click.testing import CliRunner
 
 from orchestrator import cli
 from orchestrator.commands.boundary import BAD_INPUT, UNFORESEEN
+from orchestrator.errors import UserError
+from orchestrator.node import fabric
 
 
 @pytest.mark.parametrize("command", [["strategies"], ["strategies", "--json"], ["--help"]])
@@ -50,3 +53,15 @@ def test_only_output_that_finds_no_room_is_an_error_of_the_output(
     assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (status, "", 1)
     assert words in done.stderr
     assert bool(list(tmp_path.iterdir())) == (status == UNFORESEEN)
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe"])
+def test_a_calibration_that_is_no_regular_file_is_refused_unread(kind: str, tmp_path: Path) -> None:
+    path = Path("/dev/zero") if kind == "device" else tmp_path / "fabric.arrow"
+    if kind == "pipe":
+        os.mkfifo(path)
+    for asked in {path, path.parent if kind == "pipe" else path}:
+        with pytest.raises(UserError, match=f"{path} is no regular file; give the one that"):
+            fabric.load(asked)
+    with pytest.raises(UserError, match="holds no calibration that can be read"):
+        fabric.load(tmp_path / "missing")
