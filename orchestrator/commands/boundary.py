@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from orchestrator.store.names import shortened
 
 BAD_INPUT = 2  # the exit statuses
 UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
+NO_ROOM = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)
 
 
 class BadInput(click.ClickException):
@@ -50,15 +52,16 @@ class OneLineErrors(click.Group):
     text."""
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
-        """Read the arguments and run the command. What nobody foresaw becomes one line too."""
+        """Read the arguments and run the command. What nobody foresaw becomes one line too, and so
+        does a stdout that takes no more."""
         try:
             return super().main(args, *more, **options)
         except Exception as error:  # the last place where anything can be said of it
             if not options.get("standalone_mode", True):
                 raise
-            unforeseen = Unforeseen(error)
-            unforeseen.show()
-            raise SystemExit(unforeseen.exit_code) from error
+            answer = _of_output(error) or Unforeseen(error)
+            answer.show()
+            raise SystemExit(answer.exit_code) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. A signal that stops it gives the process a status of its own."""
@@ -82,6 +85,18 @@ def _of_file(error: OSError) -> Exception:
     if error.filename is None or error.errno == errno.EPIPE:
         return error
     return BadInput(f"{os.fsdecode(error.filename)}: {error.strerror}")
+
+
+def _of_output(error: Exception) -> BadInput | None:
+    """The line for output that cannot be written; None for another error. What is still held back
+    goes nowhere: Python would try it again at its end, and complain."""
+    if not isinstance(error, OSError) or error.filename or error.errno not in NO_ROOM:
+        return None
+    with contextlib.suppress(OSError):  # a stdout that is no file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    return BadInput(f"the output cannot be written: {error.strerror or error}")
 
 
 def _kept(error: BaseException) -> str:

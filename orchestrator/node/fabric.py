@@ -48,6 +48,10 @@ def load(path: Path) -> pa.Table:
     """A calibration, or the one in a folder. Raises UserError where there is none that can be
     read."""
     file = path / FILE if path.is_dir() else path
+    if file.exists() and not file.is_file():  # a device may have no end
+        raise UserError(
+            f"{file} is no regular file; give the one that `orchestrator calibrate` wrote"
+        )
     try:
         table = read_part(file)
     except OtherVersion as error:

@@ -423,6 +423,8 @@ def manifests() -> Iterator[Case]:
     }
     for name, content in fabric.items():
         yield Case(f"fabric: {name}", (*DRY, "--fabric", "f.arrow"), {"f.arrow": content})
+    for device in ("/dev/zero", "/dev/null"):
+        yield Case(f"fabric: {device}", (*DRY, "--fabric", device))
 
 
 def _arrow(columns: dict[str, list[object]]) -> bytes:
