@@ -12,8 +12,6 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 PROC = Path("/proc")
 STATE, START = 3, 22  # fields of /proc/PID/stat, counted from 1; see proc(5)
 ENDED = ("Z", "X")  # states; one that has ended stays until its parent asks for its status
@@ -60,6 +58,8 @@ def start_ticks(pid: int) -> int | None:
     """When a process began, in clock ticks since the boot; None where none of this id runs. 0
     without /proc, so that whoever has the id counts as the same process."""
     if not (PROC / "self" / "stat").exists():
+        import psutil  # readers of results know no process
+
         return 0 if psutil.pid_exists(pid) else None
     try:
         stat = (PROC / str(pid) / "stat").read_text(errors="replace")
