@@ -22,6 +22,9 @@ DATASET_OPTIONS = (
         metavar="FIELD=COLUMN,...",
         help="Columns to read, as in prompt=question,output_len=max_tokens.",
     ),
+    click.option(
+        "--multi-turn", is_flag=True, default=None, help="Refused: no engine here lets turns wait."
+    ),
     click.option("--dataset-split", metavar="NAME", help="Of a folder. [the only one]"),
     click.option(
         "--skip-invalid",

@@ -37,6 +37,7 @@ IF_ASKED = (
     "dataset_format",
     "dataset_columns",
     "dataset_split",
+    "multi_turn",
     "skip_invalid",
     "trace_speed",
     "trace_window",
