@@ -315,7 +315,7 @@ def test_a_format_that_is_not_there_is_refused_with_those_that_are(
             '{"timestamp": 3000, "input_length": 732, "output_length": 49, "hash_ids": [0, 2]}\n',
             [(675, 50), (732, 49)],
         ),
-        ("prompts_list.json", '[{"prompt": "a", "output_len": 4}]', [(1, 4)]),
+        ("prompts_list.json", '[{"prompt_token_ids": [9], "output_len": 4}]', [(1, 4)]),
     ],
 )
 def test_files_as_they_are_published_are_read(
