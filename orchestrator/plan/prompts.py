@@ -51,12 +51,13 @@ class Prompts:
     def remarks(self) -> Iterator[str]:
         """What a user should know of what was left out."""
         if self.silent:
-            yield f"dataset: {self.silent} entries whose reply has no tokens were left out"
+            yield f"dataset: rows left out because their reply has no tokens: {self.silent}"
         if self.invalid:
             shown = "; ".join(self.invalid[:REASONS_SHOWN])
             more = len(self.invalid) - REASONS_SHOWN
             rest = f"; and {more} more" if more > 0 else ""
-            yield f"dataset: {len(self.invalid)} rows cannot run and were left out: {shown}{rest}"
+            count = len(self.invalid)
+            yield f"dataset: rows left out because they cannot run: {count} ({shown}{rest})"
         if any(one.shared for one in self.served):
             yield (
                 "dataset: equal hash_ids are equal tokens; an engine without a prefix cache, as "
@@ -170,8 +171,9 @@ class _Reader:
             _check_characters(content, where)
         if self.model.tokenizer is None:
             raise self._without_tokenizer(where)
+        text_of = load_chat_template(self.model.tokenizer)
         try:
-            text = load_chat_template(self.model.tokenizer)(chat.messages)
+            text = text_of(chat.messages)
         except ValueError as error:
             raise CannotRun(f"{where}: the chat template refuses it: {error}") from error
         return self._encode(text, where, special=False)

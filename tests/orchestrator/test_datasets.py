@@ -252,7 +252,10 @@ def test_a_completion_of_a_batch_is_a_prompt(tmp_path: Path, model: ResolvedMode
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"messages": MESSAGES[:1]}, "has no chat template, so messages cannot become prompts"),
+        (
+            {"messages": MESSAGES[:1]},
+            "^the tokenizer of .* has no chat template, so messages cannot become prompts",
+        ),
         ({"messages": []}, "line 1: messages must be a list"),
         ({"messages": MESSAGES[1:]}, "line 1: there is no message before the reply"),
         ({"messages": [{"content": "hello"}]}, "line 1: a message has no role"),
@@ -338,7 +341,7 @@ def test_one_conversation_that_is_too_long_need_not_stop_the_others(
         read(path, tiny)
     made = workload(path, tiny, skip_invalid=True)
     assert len(made.work(made.experiment.scenarios[0], 3).requests) == 2
-    assert "1 rows cannot run and were left out" in made.remarks()[0]
+    assert "because they cannot run: 1 (" in made.remarks()[0]
 
 
 # -- traces
@@ -473,8 +476,8 @@ def test_rows_that_cannot_run_are_left_out_and_counted_if_that_is_asked_for(
         read(path, model)
     assert read(path, model, skip_invalid=True) == READ
     (said,) = workload(path, model, skip_invalid=True).remarks()
-    assert said.startswith("dataset: 4 rows cannot run and were left out: ")
-    assert said.endswith("; and 1 more")
+    assert said.startswith("dataset: rows left out because they cannot run: 4 (")
+    assert said.endswith("; and 1 more)")
 
 
 def test_rows_that_are_no_rows_stop_the_dataset_in_any_case(
@@ -487,7 +490,7 @@ def test_rows_that_are_no_rows_stop_the_dataset_in_any_case(
 
 def test_replies_without_tokens_are_counted(tmp_path: Path, model: ResolvedModel) -> None:
     made = workload(lines(tmp_path / "a.csv", *BURSTGPT), model)
-    assert made.remarks() == ("dataset: 1 entries whose reply has no tokens were left out",)
+    assert made.remarks() == ("dataset: rows left out because their reply has no tokens: 1",)
 
 
 def test_remarks_of_a_dataset_reach_the_user_once(tmp_path: Path) -> None:
