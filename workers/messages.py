@@ -101,6 +101,12 @@ class Work:
         """Whether requests arrive by the clock."""
         return any(request.arrival_s for request in self.requests)
 
+    @property
+    def request_rate(self) -> float | None:
+        """Requests that arrive a second until the last one, mean; None in a closed loop."""
+        last = max((request.arrival_s for request in self.requests), default=0.0)
+        return len(self.requests) / last if last else None
+
     def share(self, replica: int, replicas: int) -> Work:
         """The part of one data-parallel replica, by `dealt`."""
         mine = dealt(len(self.requests), self.max_concurrency, replica, replicas)

@@ -47,7 +47,7 @@ def trace(root: Path) -> None:
 
 def recompute(folder: Path, as_json: bool) -> int:
     """Work out again what was kept of the observed runs at or below `folder`."""
-    from orchestrator.analysis.observed.recompute import DIFFERENT, of_folder
+    from orchestrator.analysis.recompute import DIFFERENT, of_folder
     from orchestrator.report.recompute import as_data, render
 
     found = of_folder(folder)

@@ -119,7 +119,7 @@ class _Planner:
         plan = self._engine_plan(layout)
         check_devices(layout, self.device, self.topology)
         _check_engine(engine, plan)
-        _check_arrivals(self.experiment, engine, layout)
+        _check_arrivals(self.workload, engine, layout)
         check_memory(plan, self.topology, self.load)
         yield self._deployment(engine, plan)
         for what in self.experiment.ablate:
@@ -152,7 +152,7 @@ class _Planner:
         for scenario in self.experiment.scenarios:
             for concurrency in self.experiment.max_concurrency:
                 cells.append(self._cell(Cell(asked, scenario, concurrency)))
-        return PlannedDeployment(asked, plan, tuple(cells), model.decode)
+        return PlannedDeployment(asked, plan, tuple(cells), model.decode, self.workload.remarks())
 
     def _cell(self, cell: Cell) -> PlannedCell:
         work = partial(self.workload.work, cell.scenario, cell.max_concurrency)
@@ -228,10 +228,12 @@ def _check_engine(engine: str, plan: EnginePlan) -> None:
         raise UserError(f"the engine {engine} cannot run {plan.layout}: {reason}")
 
 
-def _check_arrivals(experiment: Experiment, engine: str, layout: Layout) -> None:
-    if experiment.request_rate is not None and engine != DEFAULT_ENGINE:
+def _check_arrivals(workload: Workload, engine: str, layout: Layout) -> None:
+    if workload.is_open and engine != DEFAULT_ENGINE:
+        what, give = "at a request rate", "leave --request-rate out"
+        if workload.is_trace:
+            what, give = "at the times of a trace", "use another dataset"
         raise UserError(
-            f"the engine {engine} cannot run {layout.name} at a request rate: it serves closed "
-            "loops; "
-            f"leave --request-rate out, or use --engine {DEFAULT_ENGINE}"
+            f"the engine {engine} cannot run {layout.name} {what}: it serves closed loops; {give}, "
+            f"or use --engine {DEFAULT_ENGINE}"
         )

@@ -23,8 +23,10 @@ def remarks(
     topology: Topology,
     cluster: Cluster | None = None,
 ) -> Iterator[str]:
-    """Engines chosen for the user, idle replicas, requests that will queue, ablations that change
-    nothing, and where Nsight Systems writes. An ablated layout gets no remarks of its own."""
+    """What was left out of a dataset, engines chosen for the user, idle replicas, requests that
+    will queue, ablations that change nothing, and where Nsight Systems writes. An ablated layout
+    gets no remarks of its own."""
+    yield from planned[0].remarks if planned else ()
     made = {(one.deployment.strategy, one.deployment.ablation) for one in planned}
     for one in planned:
         if one.deployment.ablation == "none":

@@ -24,6 +24,7 @@ from orchestrator.analysis.comparing.verdicts import Verdict
 from orchestrator.analysis.observed.accounting import PartsRow, TimedRow
 from orchestrator.analysis.observed.operations import JoinedCollective
 from orchestrator.analysis.outputs import KeptRequest
+from orchestrator.analysis.recompute import Recomputed
 from orchestrator.analysis.summary import Summary
 from orchestrator.node.fabric import Fit
 from orchestrator.store.schema import CellKey, RunKey, StartKey
@@ -98,6 +99,13 @@ SECTIONS = (
     Section("gate", Outcome, "a gate of a cell of two results", f"{JSON} with `--gate`"),
     Section("drifts", Drift, "a figure that changes from run to run", JSON, CellKey),
     Section("missing", Missing, "a cell that has not all the runs asked for", JSON),
+    Section(
+        "recomputed",
+        Recomputed,
+        "an observed cell of a start",
+        "`orchestrator recompute --json`",
+        StartKey,
+    ),
     Section("fabric", FabricRow, "a measurement of a node", f"`fabric.arrow` of {CALIBRATE}"),
     Section("fits", Fit, "a collective of a node", f"`fits.arrow` of {CALIBRATE}"),
 )

@@ -109,15 +109,15 @@ class Job:
             key=self.store.run_key(run),
             plan=self.deployment.plan,
             work=cell.work,
-            input_len=cell.cell.scenario.input_len,
-            output_len=cell.cell.scenario.output_len,
             started_at=started_at,
             block=self.block,
             node=self.node,
             metadata=json.dumps(asked.metadata),
             levels=asked.goodput,
-            request_rate=asked.request_rate,
-            burstiness=asked.burstiness if cell.work.is_open else None,
+            request_rate=cell.work.request_rate
+            if asked.request_rate is None
+            else asked.request_rate,
+            burstiness=None if asked.request_rate is None else asked.burstiness,
             ceilings=fabric.ceilings(self.calibration, device_name) if device_name else None,
             sheet=datasheet.ceilings(device_name),
         )

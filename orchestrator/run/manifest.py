@@ -41,6 +41,7 @@ def write(
     store.update_manifest(
         started_at=before.get("started_at", now()),
         experiment=_asked(experiment, before),
+        dataset=list(planned[0].remarks) if planned else [],
         identity=identity_of(experiment),
         cells=sorted({*before.get("cells", []), *(one.cell.name for one in cells)}),
         asked=_asked_of(cells, experiment, before),

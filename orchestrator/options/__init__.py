@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from orchestrator.options.dataset import DATASET_OPTIONS
+
 # Those of `analysis.comparing.verdicts`, which takes long to import; a test compares them.
 OBJECTIVES = ("throughput", "latency", "per-gpu", "goodput", "energy")
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -71,13 +73,18 @@ EXPERIMENT_OPTIONS = (
         help="Lengths by name: short (256/128), long (1024/512). [short]",
     ),
     click.option(
-        "--input-len", type=int, metavar="TOKENS", help="Prompt length, instead of a scenario."
+        "--input-len",
+        metavar="TOKENS",
+        help="Prompt length, instead of a scenario: 512, 256:1024 or normal(512,128).",
     ),
     click.option(
-        "--output-len",
-        type=int,
-        metavar="TOKENS",
-        help="Output length, instead of a scenario; a dataset's default.",
+        "--output-len", metavar="TOKENS", help="Output length, likewise; a dataset's default."
+    ),
+    click.option(
+        "--range-ratio",
+        type=float,
+        metavar="R",
+        help="Lengths uniform from (1 - R) to (1 + R) of these. [0]",
     ),
     click.option(
         "--max-concurrency", metavar="N,N,...", help="Requests in flight; one cell each. [8]"
@@ -136,7 +143,7 @@ EXPERIMENT_OPTIONS = (
     click.option(
         "--ignore-eos/--no-ignore-eos",
         default=None,
-        help="Do not stop at the end token. [yes; no for a dataset]",
+        help="Do not stop at the end token. [yes; no for texts of a dataset]",
     ),
     click.option("--temperature", type=float, help="0 is greedy. [0]"),
     click.option(
@@ -152,12 +159,7 @@ EXPERIMENT_OPTIONS = (
     click.option(
         "--device", metavar="DEVICE", help="auto, cuda or cpu. [auto: GPUs if there are any]"
     ),
-    click.option(
-        "--dataset-path",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="JSON lines, or ShareGPT's JSON.",
-    ),
+    *DATASET_OPTIONS,
     click.option(
         "--save-detailed", is_flag=True, default=None, help="Keep every output's tokens and text."
     ),

@@ -1,23 +1,32 @@
-"""What was asked: an experiment, its deployments, their cells and runs. A YAML file and the flags
-fill the same fields."""
+"""What was asked. A YAML file and the flags fill the same fields."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from orchestrator.experiment.cells import Scenario
+from orchestrator.experiment.lengths import Lengths, Window
 
 LEVELS = ("ttft", "tpot", "e2el")  # latencies that --goodput may limit
 DIFFERENCE = 0.02  # the smallest difference between layouts that matters, unless it is said
 SCENARIOS = {"short": (256, 128), "long": (1024, 512)}
-PRESETS = Path(__file__).parent / "presets"
 
 
 Tokens = Annotated[int, Field(gt=0, le=10_000_000)]
 Count = Annotated[int, Field(gt=0, le=10_000)]
+# Fields that mean nothing without a dataset.
+OF_DATASET = (
+    "dataset_format",
+    "dataset_columns",
+    "dataset_split",
+    "skip_invalid",
+    "trace_speed",
+    "trace_window",
+)
 LONGEST_S = 1e6  # 12 days; a wait that is much longer overflows in the libraries below
 
 
@@ -32,8 +41,11 @@ class Experiment(BaseModel):
     model: str = "tiny"
     engine: str | None = None
     scenario: tuple[str, ...] = ()
-    input_len: Tokens | None = None
-    output_len: Tokens | None = None
+    # tokens; or a distribution, "256:1024" or "normal(512,128)"
+    input_len: int | str | None = None
+    output_len: int | str | None = None
+    # lengths are uniform from (1 - ratio) to (1 + ratio) of what was asked
+    range_ratio: float = Field(0.0, ge=0.0, lt=1.0)
     max_concurrency: tuple[Annotated[int, Field(gt=0, le=65536)], ...] = Field((8,), min_length=1)
     # fresh groups of workers, in which layouts take turns, and runs of each cell inside one
     num_starts: Count = 1
@@ -52,12 +64,21 @@ class Experiment(BaseModel):
     # shape of the gamma distribution of the gaps; 1 is a Poisson process
     burstiness: float = Field(1.0, ge=1e-3, le=1e6)
     seed: int = Field(0, ge=0, lt=2**31)
-    ignore_eos: bool | None = None  # None: true where lengths are fixed, false for a dataset
+    ignore_eos: bool | None = None  # None: false for a dataset that has texts, else true
     temperature: float = Field(0.0, ge=0.0, le=100.0)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     load_format: Literal["auto", "dummy"] = "auto"
     device: Literal["auto", "cuda", "cpu"] = "auto"
     dataset_path: Path | None = None
+    dataset_format: str = "auto"
+    # field -> the column of the dataset that holds it; other columns are not read
+    dataset_columns: dict[str, str] = Field(default_factory=dict)
+    dataset_split: str | None = None  # of a folder
+    multi_turn: bool = False  # refused: see `_options_of_a_dataset`
+    skip_invalid: bool = False  # leave out rows that cannot run, instead of refusing the dataset
+    # of a dataset with times of arrival: how much faster, and which part, as "60s" or "10m:11m"
+    trace_speed: float = Field(1.0, ge=1e-6, le=1e6)
+    trace_window: str | None = None
     save_detailed: bool = False
     save_spans: bool = False  # of the first start's observed runs, every span instead of a few
     prefill_tokens: Tokens | None = None
@@ -82,6 +103,39 @@ class Experiment(BaseModel):
         if 0 < value < 1e-3:
             raise ValueError(f"temperature {value:g} makes logits overflow; use 0, which is greedy")
         return value
+
+    @field_validator("input_len", "output_len", mode="before")
+    @classmethod
+    def _as_length(cls, value: Any, info: ValidationInfo) -> Any:
+        """A number stays one, a distribution its text."""
+        if value is None:
+            return None
+        try:
+            lengths = Lengths.parse(value)
+        except ValueError as error:
+            raise ValueError(f"{info.field_name}: {error}") from error
+        return lengths.fixed or str(value).replace(" ", "")
+
+    @field_validator("trace_window")
+    @classmethod
+    def _known_window(cls, value: str | None) -> str | None:
+        if value is not None:
+            Window.parse(value)
+        return value
+
+    @field_validator("dataset_columns", mode="before")
+    @classmethod
+    def _as_columns(cls, value: Any) -> Any:
+        """`prompt=question,output_len=max_tokens` stands for a mapping."""
+        if isinstance(value, dict):
+            return value
+        texts = value if isinstance(value, (list, tuple)) else (value,)
+        pairs = [part.split("=", 1) for text in texts for part in str(text).split(",")]
+        if not all(len(pair) == 2 and all(pair) for pair in pairs):
+            raise ValueError(
+                "dataset_columns is FIELD=COLUMN, as in prompt=question,output_len=max_tokens"
+            )
+        return {field.strip(): column.strip() for field, column in pairs}
 
     @field_validator("strategy", "scenario", "max_concurrency", "ablate", mode="before")
     @classmethod
@@ -136,10 +190,32 @@ class Experiment(BaseModel):
             )
         if self.dataset_path and (self.scenario or self.input_len):
             raise ValueError("a dataset brings its own prompts; leave scenario and input_len out")
+        if self.dataset_path and (isinstance(self.output_len, str) or self.range_ratio):
+            raise ValueError(
+                "a dataset brings its own lengths; output_len is one number there, and range_ratio "
+                "is left out"
+            )
         if self.burstiness != 1.0 and self.request_rate is None:
             raise ValueError("burstiness is about the gaps between arrivals; give request_rate too")
         if bool(self.input_len) != bool(self.output_len) and not self.dataset_path:
             raise ValueError("input_len and output_len go together; give both")
+        if self.range_ratio and any(isinstance(one, str) for one in self._asked_lengths):
+            raise ValueError("range_ratio widens lengths that are numbers; give one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _options_of_a_dataset(self) -> Experiment:
+        if self.multi_turn:
+            raise ValueError(
+                "multi_turn needs an engine in which a turn waits for the reply before it; here "
+                "requests do not depend on each other; leave it out, then the first exchange of "
+                "each conversation is served"
+            )
+        for name in OF_DATASET if self.dataset_path is None else ():
+            if getattr(self, name) != type(self).model_fields[name].get_default(
+                call_default_factory=True
+            ):
+                raise ValueError(f"{name} is about a dataset; give dataset_path too")
         return self
 
     @model_validator(mode="after")
@@ -163,88 +239,32 @@ class Experiment(BaseModel):
     def scenarios(self) -> tuple[Scenario, ...]:
         """The lengths to be run; a dataset is one scenario, named after its file."""
         if self.dataset_path:
-            return (Scenario(self.dataset_path.stem, 0, self.output_len or 0),)
+            return (Scenario(Path(self.dataset_path.name.removesuffix(".gz")).stem, 0, 0),)
         if self.input_len and self.output_len:
-            return (
-                Scenario(f"{self.input_len}x{self.output_len}", self.input_len, self.output_len),
+            inputs, outputs = map(Lengths.parse, self._asked_lengths)
+            return (self._scenario(f"{inputs.name}x{outputs.name}", inputs, outputs),)
+        return tuple(
+            self._scenario(name, *map(Lengths.parse, SCENARIOS[name]))
+            for name in self.scenario or ("short",)
+        )
+
+    def _scenario(self, name: str, inputs: Lengths, outputs: Lengths) -> Scenario:
+        if self.range_ratio:
+            inputs, outputs = (
+                Lengths.around(one.fixed, self.range_ratio) for one in (inputs, outputs)
             )
-        return tuple(Scenario(name, *SCENARIOS[name]) for name in self.scenario or ("short",))
+        if inputs.fixed and outputs.fixed:
+            return Scenario(name, inputs.fixed, outputs.fixed)
+        return Scenario(name, inputs.fixed, outputs.fixed, (inputs, outputs))
+
+    @property
+    def _asked_lengths(self) -> tuple[int | str, ...]:
+        return tuple(one for one in (self.input_len, self.output_len) if one is not None)
 
     @property
     def start_limit(self) -> int:
         """Most starts that a cell can get."""
         return max(self.num_starts, self.max_starts) if self.until_ci else self.num_starts
-
-
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """Lengths in tokens; 0 where a dataset brings its own."""
-
-    name: str
-    input_len: int
-    output_len: int
-
-
-@dataclass(frozen=True, slots=True)
-class Deployment:
-    """Model x strategy x engine x dtype x quantization: loaded and captured once."""
-
-    model: str
-    strategy: str
-    engine: str
-    dtype: str
-    quantization: str = "none"
-    ablation: str = "none"
-
-    @property
-    def layout(self) -> str:
-        """The strategy, and what was left out of it: "tp2 without comm"."""
-        return layout_name(self.strategy, self.ablation)
-
-    @property
-    def name(self) -> str:
-        """Names the deployment in files and tables: "tiny.tp2.torch.float32"."""
-        parts = (self.model, self.strategy, self.engine, self.dtype, self.quantization)
-        without = [] if self.ablation == "none" else [f"without-{self.ablation}"]
-        return ".".join([*(part for part in parts if part != "none"), *without])
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """Deployment x scenario x concurrency."""
-
-    deployment: Deployment
-    scenario: Scenario
-    max_concurrency: int
-
-    @property
-    def name(self) -> str:
-        """The name of the deployment, then of the load: "....short.c8"."""
-        return f"{self.deployment.name}.{self.load}"
-
-    @property
-    def load(self) -> str:
-        """Scenario and concurrency, "short.c8": what cells of one experiment are compared at."""
-        return f"{self.scenario.name}.c{self.max_concurrency}"
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One repeat of a cell, inside one of its starts."""
-
-    cell: Cell
-    start: int
-    index: int
-
-    @property
-    def name(self) -> str:
-        """The name of the cell, then the numbers of start and run: "....c8.s0.r1"."""
-        return f"{self.cell.name}.s{self.start}.r{self.index}"
-
-
-def layout_name(strategy: str, ablation: str | None) -> str:
-    """`strategy`, told apart from the same without collectives or links."""
-    return strategy if ablation in (None, "none") else f"{strategy} without {ablation}"
 
 
 def parse_levels(texts: Iterable[str]) -> dict[str, str]:
@@ -270,11 +290,3 @@ def check_levels(levels: dict[str, float]) -> dict[str, float]:
                 f"goodput {name}:{limit:g}: a service level is a number of milliseconds above 0"
             )
     return levels
-
-
-def preset_names() -> list[str]:
-    """Presets: a config alone (`NAME.json`) or a whole checkpoint (`NAME/`). A folder of the same
-    name elsewhere is not meant by it."""
-    return sorted(path.stem for path in PRESETS.glob("*.json")) + sorted(
-        path.parent.name for path in PRESETS.glob("*/config.json")
-    )
