@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from orchestrator.commands import comparing, node, results, submitting
-from orchestrator.commands.boundary import OneLineErrors
-from orchestrator.options import FILE, TakesLevels, compare_options, experiment_options, json_option
+from orchestrator.commands.boundary import OneLineErrors, TakesLevels
+from orchestrator.options import FILE, compare_options, experiment_options, json_option
 from orchestrator.report.output import Output
 
 PATH = click.Path(path_type=Path)
@@ -49,8 +49,6 @@ def submit(
     """Run one model under several layouts and compare them. With --json, progress, notes and paths
     go to stderr."""
     from orchestrator.config import load_experiment
-    from orchestrator.report.progress import RunProgress
-    from orchestrator.run.driver import run_experiment
 
     flags = {name: value for name, value in options.items() if value is not None and value != ()}
     if metadata:
@@ -61,8 +59,9 @@ def submit(
         if dry_run:
             submitting.show_plan(experiment, planned, out)
             return
-        with RunProgress(out.notes()) as progress:
-            folder = run_experiment(planned.deployments, experiment, progress, cluster)
+        if experiment.find_rate:
+            raise SystemExit(submitting.find_rates(experiment, planned, cluster, out))
+        folder = submitting.run(experiment, planned, cluster, out)
     submitting.show_run(folder, experiment, trace, out)
     raise SystemExit(submitting.exit_status(planned.deployments, experiment, folder))
 
@@ -125,6 +124,7 @@ def compare(
     result_dirs: tuple[Path, ...],
     objective: str | None,
     goodput: tuple[str, ...],
+    slo: tuple[str, ...],
     gate: tuple[str, ...],
     fail_below: float | None,
     difference: float | None,
@@ -138,7 +138,7 @@ def compare(
     from orchestrator.config import load_experiment
 
     gates = (*gate, *((f"output_throughput:{fail_below}",) if fail_below else ()))
-    levels = load_experiment(None, {"goodput": goodput}).goodput
+    levels = load_experiment(None, {"goodput": goodput, "slo": slo}).levels
     if gates:
         _refuse(
             "--gate judges cell by cell and prints a line for each",

@@ -31,6 +31,7 @@ FLOORS = (
     ("workers.actor",),
     ("orchestrator.errors",),
     ("orchestrator.units",),
+    ("orchestrator.levels",),
     ("orchestrator.experiment",),
     ("orchestrator.config",),
     ("orchestrator.store",),

@@ -17,7 +17,7 @@ from orchestrator.analysis.clocks import Clocks, clocks_of
 from orchestrator.analysis.crosscheck import Crosscheck, crosscheck_of
 from orchestrator.analysis.device_time import DeviceTime, device_time_of
 from orchestrator.analysis.energy import Energy, energy_of
-from orchestrator.analysis.goodput import Goodput, goodput_of
+from orchestrator.analysis.goodput import Goodput, Slo, goodput_of, slo_of
 from orchestrator.analysis.latency import Arrivals, Latency, TokenTimes, arrivals_of, latency_of
 from orchestrator.analysis.observed.communication import StepParts
 from orchestrator.analysis.observed.operations import Operations, Traffic, traffic_of
@@ -65,6 +65,7 @@ class Figures:
     steady: Steady = group()
     device_time: DeviceTime = group(better="lower")
     goodput: Goodput = group()
+    slo: Slo = group()
     arrivals: Arrivals = group()
     latency: Latency = group()
     startup: Startup = group()
@@ -159,6 +160,7 @@ def measured(
         steady=nothing(Steady) if work.is_open else steady_of(requests),
         device_time=device_time_of(plan, made, reports, requests, attempt.ceilings),
         goodput=goodput_of(requests, attempt.levels, num_prompts),
+        slo=slo_of(requests, attempt.levels, num_prompts),
         arrivals=arrivals_of(requests, attempt.request_rate, attempt.burstiness),
         latency=latency_of(TokenTimes.of(requests)),
         startup=startup_of(building.built, building.build_s, building.startup_s),

@@ -229,9 +229,10 @@ def _check_engine(engine: str, plan: EnginePlan) -> None:
 
 
 def _check_arrivals(experiment: Experiment, engine: str, layout: Layout) -> None:
-    if experiment.request_rate is not None and engine != DEFAULT_ENGINE:
+    is_open = experiment.request_rate is not None or experiment.find_rate
+    if is_open and engine != DEFAULT_ENGINE:
+        flag = "--find-rate" if experiment.find_rate else "--request-rate"
         raise UserError(
             f"the engine {engine} cannot run {layout.name} at a request rate: it serves closed "
-            "loops; "
-            f"leave --request-rate out, or use --engine {DEFAULT_ENGINE}"
+            f"loops; leave {flag} out, or use --engine {DEFAULT_ENGINE}"
         )

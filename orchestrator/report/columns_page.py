@@ -118,9 +118,9 @@ write it beside the calls of each run.
     "comparison": """
 Besides the columns below it has those columns of the [summary](#summary) that name a function under
 *over runs*, by the same names. That function makes one value of the completed runs of each start
-that know one, and then one of the starts: `mean`, `max`, or `first`, which is for what is the same
-in all of them. Energy is over the runs whose power is valid. Goodput is null unless all runs were
-held to the same service levels.
+that know one, and then one of the starts: `mean`, `max`, `min`, or `first`, which is for what is the
+same in all of them. Energy is over the runs whose power is valid. Goodput is null unless all runs
+were held to the same service levels, and so is what is said of an SLO.
 """,
 }
 

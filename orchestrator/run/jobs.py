@@ -115,7 +115,7 @@ class Job:
             block=self.block,
             node=self.node,
             metadata=json.dumps(asked.metadata),
-            levels=asked.goodput,
+            levels=asked.levels,
             request_rate=asked.request_rate,
             burstiness=asked.burstiness if cell.work.is_open else None,
             ceilings=fabric.ceilings(self.calibration, device_name) if device_name else None,
