@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from orchestrator.commands import comparing, node, results, submitting
+from orchestrator.commands import comparing, exporting, importing, node, results, submitting
 from orchestrator.commands.boundary import OneLineErrors, TakesLevels
 from orchestrator.options import FILE, compare_options, experiment_options, json_option
 from orchestrator.report.output import Output
@@ -158,15 +158,41 @@ def compare(
 @click.option(
     "--format",
     "format_",
-    default="parquet",
-    show_default=True,
     metavar="FORMAT",
-    help="parquet, csv or arrow.",
+    help="Tables: parquet, csv, arrow. JSON a cell: vllm-bench, aiperf. [parquet]",
+)
+@click.option(
+    "--save-detailed", is_flag=True, help="vllm-bench: with its lists, a value a request."
+)
+@click.option(
+    "--track",
+    type=click.Choice(["mlflow", "wandb", "tensorboard"]),
+    help="Log the comparison's rows and the page to a tracker.",
 )
 @click.option("--out", type=PATH, metavar="DIR", help="[RESULT_DIR/export]")
-def export(result_dir: Path, format_: str, out: Path | None) -> None:
-    """Merge the parts of every table into one file each."""
-    results.export(result_dir, format_, out or result_dir / "export")
+def export(
+    result_dir: Path, format_: str | None, save_detailed: bool, track: str | None, out: Path | None
+) -> None:
+    """Write results for other tools: tables, the JSON of other benchmarks, or to a tracker."""
+    into = out or result_dir / "export"
+    exporting.export(result_dir, format_, into, save_detailed, track)
+
+
+@main.command("import")
+@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
+@click.option("--strategy", metavar="LAYOUT", help="Layout of the runs, where FILE does not say.")
+@click.option("--model", metavar="NAME", help="Name of the model. [FILE's]")
+@click.option("--engine", metavar="NAME", help="What executed the layout. [FILE's backend]")
+@click.option("--dtype", metavar="DTYPE", help="Of weights and activations. [FILE's]")
+@click.option("--scenario", metavar="NAME", help="Name of the lengths. [as 256x128]")
+@click.option("--result-dir", type=PATH, metavar="DIR", help="Where results are kept. [results]")
+@click.option("--out", type=PATH, metavar="DIR", help="[RESULT_DIR/imported-FILE]")
+def import_(
+    files: tuple[Path, ...], result_dir: Path | None, out: Path | None, **named: str | None
+) -> None:
+    """Take results of `vllm bench serve --save-result`, or those of `export`, as an experiment to
+    compare against."""
+    importing.import_results(files, named, result_dir, out)
 
 
 @main.command()

@@ -48,8 +48,9 @@ class Results:
 def load(paths: Iterable[Path], levels: Mapping[str, float] | None = None) -> list[Results]:
     """The experiments at or below `paths` that have a run.
 
-    levels: service levels in ms under which goodput, and what meets an SLO, are worked out again. Without them the requests
-    are not read, so that a result of many requests opens as fast as one of few.
+    levels: service levels in ms under which goodput, and whether an SLO is met, are worked out
+    again. Without them the requests are not read, so that a result of many requests opens as fast
+    as one of few.
     Raises UserError where there are no results, none that can be read, those of another schema
     version, or tables that do not belong together.
     """

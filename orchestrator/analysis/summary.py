@@ -42,7 +42,9 @@ class Conditions:
         "tokens asked for of a request; null where they differ", "tokens", over_runs="first"
     )
     num_prompts: int = column("requests asked for", "requests", over_runs="first")
-    seed: int = column("of prompts, arrivals and sampling", "1")
+    seed: int | None = column(
+        "of prompts, arrivals and sampling; null where an imported run does not say", "1"
+    )
     num_gpus: int = column("devices of the layout", "1", over_runs="first")
     device_name: str | None = column("name of a device", over_runs="first")
     started_at: str = column("when the run began, UTC")

@@ -1,5 +1,4 @@
-"""Sweeps in a terminal, layout by layout: over concurrencies, throughput and what one user sees; over
-request rates, the highest that meets an SLO."""
+"""Sweeps in a terminal, layout by layout: over concurrencies, and over request rates."""
 
 from __future__ import annotations
 
