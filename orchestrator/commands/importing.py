@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from orchestrator.analysis.summary import Measured
-    from orchestrator.analysis.vllm_bench import Named
+    from orchestrator.analysis.vllm_import import Named
 
 EXPORT = "orchestrator-export"
 
@@ -26,8 +26,9 @@ def import_results(
     out: Path | None,
 ) -> None:
     """Write what is in `files` as one experiment, and print its folder. named: what the user says
-    of runs of vLLM's benchmark; see `vllm_bench.Named`."""
-    from orchestrator.analysis.vllm_bench import FORMAT, Named
+    of runs of vLLM's benchmark; see `vllm_import.Named`."""
+    from orchestrator.analysis.vllm_bench import FORMAT
+    from orchestrator.analysis.vllm_import import Named
     from orchestrator.store.export import pack
     from orchestrator.store.folders import DEFAULT_ROOT
     from orchestrator.store.names import safe_name
@@ -68,7 +69,7 @@ def _files(path: Path) -> list[Path]:
 
 def _of_vllm(files: Sequence[Path], experiment: str, named: Named) -> dict[str, pa.Table]:
     from orchestrator.analysis.summary import MEASURED
-    from orchestrator.analysis.vllm_bench import requests_of, run_of
+    from orchestrator.analysis.vllm_import import requests_of, run_of
     from orchestrator.store.arrow_files import concat
 
     records = [(record, path) for path in files for record in _records(path)]
