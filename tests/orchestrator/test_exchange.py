@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -121,10 +122,8 @@ def test_what_was_exported_for_vllm_comes_back_as_the_same_run(
     assert done("import", path, "--out", out).strip() == str(out)
     (before,), (back,) = load([results]), load([out])
     (run,), middle = back.runs, before.runs[1]
-    for group in ("latency", "cell"):
-        mine, theirs = flat(getattr(run, group)), flat(getattr(middle, group))
-        assert {**mine, "experiment": ""} == {**theirs, "experiment": ""} or group != "cell"
-        assert mine == theirs or group == "cell"
+    assert run.latency == middle.latency
+    assert replace(run.cell, experiment="") == replace(middle.cell, experiment="")
     assert run.throughput.output_throughput == 20.0
     assert (run.start, run.run, run.conditions.num_gpus) == (0, 1, 2)
     assert run.energy.joules_per_output_token is None
@@ -184,7 +183,6 @@ def test_an_import_says_so_has_checksums_and_every_command_reads_it(
     assert (out / CHECKSUMS).is_file()
     assert all(Journal(out).is_sound(one) for one in out.glob("*.arrow"))
     assert "was imported (vllm-bench" in done("compare", out)
-    assert "side" not in done("compare", results, out, "--json").split('"comparison"')[0]
     both = json.loads(done("compare", results, out, "--json"))
     assert {one["metric"] for one in both["changes"]} >= {"output_throughput"}
     assert "was imported" in Path(done("report", out).strip()).read_text()
