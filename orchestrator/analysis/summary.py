@@ -17,7 +17,7 @@ from orchestrator.analysis.clocks import Clocks, clocks_of
 from orchestrator.analysis.crosscheck import Crosscheck, crosscheck_of
 from orchestrator.analysis.device_time import DeviceTime, device_time_of
 from orchestrator.analysis.energy import Energy, energy_of
-from orchestrator.analysis.goodput import Goodput, goodput_of
+from orchestrator.analysis.goodput import Goodput, Slo, goodput_of, slo_of
 from orchestrator.analysis.latency import Arrivals, Latency, TokenTimes, arrivals_of, latency_of
 from orchestrator.analysis.observed.communication import StepParts
 from orchestrator.analysis.observed.operations import Operations, Traffic, traffic_of
@@ -48,7 +48,9 @@ class Conditions:
         "mean tokens asked for of a request", "tokens", over_runs="first"
     )
     num_prompts: int = column("requests asked for", "requests", over_runs="first")
-    seed: int = column("of prompts, arrivals and sampling", "1")
+    seed: int | None = column(
+        "of prompts, arrivals and sampling; null where an imported run does not say", "1"
+    )
     num_gpus: int = column("devices of the layout", "1", over_runs="first")
     device_name: str | None = column("name of a device", over_runs="first")
     started_at: str = column("when the run began, UTC")
@@ -71,6 +73,7 @@ class Figures:
     steady: Steady = group()
     device_time: DeviceTime = group(better="lower")
     goodput: Goodput = group()
+    slo: Slo = group()
     arrivals: Arrivals = group()
     latency: Latency = group()
     startup: Startup = group()
@@ -163,6 +166,7 @@ def measured(
         steady=nothing(Steady) if work.is_open else steady_of(requests),
         device_time=device_time_of(plan, made, reports, requests, attempt.ceilings),
         goodput=goodput_of(requests, attempt.levels, num_prompts),
+        slo=slo_of(requests, attempt.levels, num_prompts),
         arrivals=arrivals_of(requests, attempt.request_rate, attempt.burstiness),
         latency=latency_of(TokenTimes.of(requests)),
         startup=startup_of(building.built, building.build_s, building.startup_s),

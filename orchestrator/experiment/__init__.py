@@ -1,13 +1,6 @@
 """What was asked: an experiment, its deployments, their cells and runs."""
 
-from orchestrator.experiment.asked import (
-    DIFFERENCE,
-    LEVELS,
-    SCENARIOS,
-    Experiment,
-    check_levels,
-    parse_levels,
-)
+from orchestrator.experiment.asked import DIFFERENCE, SCENARIOS, Experiment
 from orchestrator.experiment.cells import (
     PRESETS,
     Cell,
@@ -21,7 +14,6 @@ from orchestrator.experiment.lengths import Lengths, Window
 
 __all__ = [
     "DIFFERENCE",
-    "LEVELS",
     "PRESETS",
     "SCENARIOS",
     "Cell",
@@ -31,8 +23,6 @@ __all__ = [
     "Run",
     "Scenario",
     "Window",
-    "check_levels",
     "layout_name",
-    "parse_levels",
     "preset_names",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from orchestrator.experiment.cells import Scenario
 from orchestrator.experiment.lengths import Lengths, Window
+from orchestrator.experiment.levels import FORMS, check_levels, parse_levels
 
-LEVELS = ("ttft", "tpot", "e2el")  # latencies that --goodput may limit
 DIFFERENCE = 0.02  # the smallest difference between layouts that matters, unless it is said
 SCENARIOS = {"short": (256, 128), "long": (1024, 512)}
 
@@ -88,6 +87,11 @@ class Experiment(BaseModel):
     nsys: bool = False  # workers run under Nsight Systems, which slows them
     # service levels in ms: ttft, tpot, e2el
     goodput: dict[str, float] = Field(default_factory=dict)
+    # limits in ms on percentiles of a run: "ttft:p99"
+    slo: dict[str, float] = Field(default_factory=dict)
+    # search the highest request rate that meets the slo, by at most so many rates of each cell
+    find_rate: bool = False
+    rate_runs: int = Field(8, ge=1, le=100)
     timeout: float = Field(600.0, gt=0.0, le=LONGEST_S)
     result_dir: Path | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
@@ -166,21 +170,22 @@ class Experiment(BaseModel):
                 )
         return names
 
-    @field_validator("goodput", mode="before")
+    @field_validator("goodput", "slo", mode="before")
     @classmethod
-    def _as_levels(cls, value: Any) -> Any:
+    def _as_levels(cls, value: Any, info: ValidationInfo) -> Any:
         """`ttft:2000 tpot:200`, in one text or several, stands for a mapping."""
         if isinstance(value, dict):
             return value
+        field = str(info.field_name)
         texts = value if isinstance(value, (list, tuple)) else [value]
         if any(isinstance(text, (dict, list, tuple)) for text in texts):
-            raise ValueError("goodput is METRIC:MILLISECONDS, as in ttft:2000 tpot:200")
-        return parse_levels(texts)
+            raise ValueError(f"{field} is {FORMS[field]}")
+        return parse_levels(texts, field)
 
-    @field_validator("goodput")
+    @field_validator("goodput", "slo")
     @classmethod
-    def _known_levels(cls, levels: dict[str, float]) -> dict[str, float]:
-        return check_levels(levels)
+    def _known_levels(cls, levels: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        return check_levels(levels, str(info.field_name))
 
     @model_validator(mode="after")
     def _one_source_of_lengths(self) -> Experiment:
@@ -195,7 +200,7 @@ class Experiment(BaseModel):
                 "a dataset brings its own lengths; output_len is one number there, and range_ratio "
                 "is left out"
             )
-        if self.burstiness != 1.0 and self.request_rate is None:
+        if self.burstiness != 1.0 and self.request_rate is None and not self.find_rate:
             raise ValueError("burstiness is about the gaps between arrivals; give request_rate too")
         if bool(self.input_len) != bool(self.output_len) and not self.dataset_path:
             raise ValueError("input_len and output_len go together; give both")
@@ -235,6 +240,26 @@ class Experiment(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _search_of_a_rate(self) -> Experiment:
+        if not self.find_rate:
+            return self
+        if not self.slo:
+            raise ValueError("find_rate searches the rate that meets an slo; give slo too")
+        if self.num_prompts is None and self.dataset_path is None:
+            raise ValueError(
+                "find_rate needs to know how many requests a run has; give num_prompts"
+            )
+        for name in ("request_rate", "min_duration", "until_ci", "ablate", "nsys"):
+            if getattr(self, name):
+                raise ValueError(f"find_rate chooses the runs itself; leave {name} out")
+        return self
+
+    @property
+    def levels(self) -> dict[str, float]:
+        """Every service level in ms: of each request, and of percentiles."""
+        return {**self.goodput, **self.slo}
+
     @property
     def scenarios(self) -> tuple[Scenario, ...]:
         """The lengths to be run; a dataset is one scenario, named after its file."""
@@ -265,28 +290,3 @@ class Experiment(BaseModel):
     def start_limit(self) -> int:
         """Most starts that a cell can get."""
         return max(self.num_starts, self.max_starts) if self.until_ci else self.num_starts
-
-
-def parse_levels(texts: Iterable[str]) -> dict[str, str]:
-    """`ttft:2000 tpot:200` as a mapping, unchecked. Raises ValueError for a word that does not have
-    the form KEY:VALUE."""
-    words = [word for text in texts for word in str(text).replace(",", " ").split()]
-    pairs = [word.partition(":") for word in words]
-    for word, (key, separator, value) in zip(words, pairs, strict=True):
-        if not (key and separator and value):
-            raise ValueError(
-                f"goodput is METRIC:MILLISECONDS, as in ttft:2000 tpot:200; found '{word}'"
-            )
-    return {key: value for key, _, value in pairs}
-
-
-def check_levels(levels: dict[str, float]) -> dict[str, float]:
-    """`levels`, if it names latencies that there are and times above 0 ms. Raises ValueError."""
-    for name, limit in levels.items():
-        if name not in LEVELS:
-            raise ValueError(f"goodput has no metric '{name}'; use {', '.join(LEVELS)}")
-        if not 0 < limit < float("inf"):
-            raise ValueError(
-                f"goodput {name}:{limit:g}: a service level is a number of milliseconds above 0"
-            )
-    return levels

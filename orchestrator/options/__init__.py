@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,23 +29,6 @@ class Finite(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number", param, ctx)
         return number
-
-
-class TakesLevels(click.Command):
-    """A command whose --goodput takes several words, as in vLLM's benchmark: `--goodput ttft:2000
-    tpot:200`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put --goodput before each level that follows another one."""
-        words: list[str] = []
-        for word in args:
-            continues = (
-                len(words) > 1
-                and words[-2] == "--goodput"
-                and re.fullmatch(r"[a-z0-9]+:[0-9.]+", word)
-            )
-            words.extend(["--goodput", word] if continues else [word])
-        return super().parse_args(ctx, words)
 
 
 EXPERIMENT_OPTIONS = (
@@ -199,6 +181,21 @@ EXPERIMENT_OPTIONS = (
         help="Service levels in ms, as in `ttft:2000 tpot:200`.",
     ),
     click.option(
+        "--slo",
+        multiple=True,
+        metavar="LIMIT...",
+        help="Limits in ms on percentiles of a run, as in `ttft:p99:2000 tpot:p95:50`.",
+    ),
+    click.option(
+        "--find-rate",
+        is_flag=True,
+        default=None,
+        help="Search the highest request rate at which each layout meets the --slo.",
+    ),
+    click.option(
+        "--rate-runs", type=int, metavar="N", help="Most rates that --find-rate tries. [8]"
+    ),
+    click.option(
         "--timeout",
         type=float,
         metavar="SECONDS",
@@ -244,6 +241,12 @@ COMPARE_OPTIONS = (
         multiple=True,
         metavar="LEVEL...",
         help="Service levels in ms, as in `ttft:2000 tpot:200`. [the runs']",
+    ),
+    click.option(
+        "--slo",
+        multiple=True,
+        metavar="LIMIT...",
+        help="Limits on percentiles, as in `ttft:p99:2000 tpot:p95:50`. [the runs']",
     ),
     click.option(
         "--difference",

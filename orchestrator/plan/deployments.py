@@ -3,11 +3,12 @@ data."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.experiment import Cell, Deployment
-from strategies import Topology
+from strategies import Topology, parse
 from workers.messages import EnginePlan, Work
 
 
@@ -63,3 +64,9 @@ class PlannedExperiment:
 
     deployments: tuple[PlannedDeployment, ...]
     topology: Topology
+
+
+def devices_of(layout: str) -> int:
+    """How many devices a layout needs, by its name: 4 for "tp2pp2". Raises LayoutError for a name
+    that is none."""
+    return math.prod(number for key, number in parse(layout) if key != "zero")

@@ -119,7 +119,7 @@ class _Planner:
         plan = self._engine_plan(layout)
         check_devices(layout, self.device, self.topology)
         _check_engine(engine, plan)
-        _check_arrivals(self.workload, engine, layout)
+        _check_arrivals(self.experiment, self.workload, engine, layout)
         check_memory(plan, self.topology, self.load)
         yield self._deployment(engine, plan)
         for what in self.experiment.ablate:
@@ -228,9 +228,13 @@ def _check_engine(engine: str, plan: EnginePlan) -> None:
         raise UserError(f"the engine {engine} cannot run {plan.layout}: {reason}")
 
 
-def _check_arrivals(workload: Workload, engine: str, layout: Layout) -> None:
-    if workload.is_open and engine != DEFAULT_ENGINE:
-        what, give = "at a request rate", "leave --request-rate out"
+def _check_arrivals(
+    experiment: Experiment, workload: Workload, engine: str, layout: Layout
+) -> None:
+    is_open = workload.is_open or experiment.find_rate
+    if is_open and engine != DEFAULT_ENGINE:
+        flag = "--find-rate" if experiment.find_rate else "--request-rate"
+        what, give = "at a request rate", f"leave {flag} out"
         if workload.is_trace:
             what, give = "at the times of a trace", "use another dataset"
         raise UserError(

@@ -113,7 +113,7 @@ class Job:
             block=self.block,
             node=self.node,
             metadata=json.dumps(asked.metadata),
-            levels=asked.goodput,
+            levels=asked.levels,
             request_rate=cell.work.request_rate
             if asked.request_rate is None
             else asked.request_rate,

@@ -26,6 +26,9 @@ FREE_FIELDS = {
     "max_starts",
     "difference",
     "goodput",
+    "slo",
+    "find_rate",
+    "rate_runs",
     "ablate",
     "fabric",
     "allow_other_node",
@@ -52,7 +55,8 @@ def identity_of(experiment: Experiment) -> str:
     Lists that grow from command to command are left out. Files count by what is in them: a dataset
     that was edited, or weights that were replaced, are another experiment.
     """
-    unused = {"request_rate", "burstiness"} if experiment.request_rate is None else set()
+    is_closed = experiment.request_rate is None and not experiment.find_rate
+    unused = {"request_rate", "burstiness"} if is_closed else set()
     unused |= {name for name in IF_ASKED if not _is_asked(experiment, name)}
     fields = experiment.model_dump(mode="json", exclude=FREE_FIELDS | unused)
     model = None if experiment.model in preset_names() else Path(experiment.model)

@@ -69,6 +69,7 @@ NUMBERS = (
     "temperature",
     "prefill-tokens",
     "timeout",
+    "rate-runs",
 )
 TEXTS = (
     "strategy",
@@ -83,7 +84,7 @@ TEXTS = (
     "dataset-split",
     "trace-window",
 )
-REST = ("ablate", "goodput", "metadata", "dataset-columns", "fabric", "result-dir", "config")
+REST = ("ablate", "goodput", "slo", "metadata", "dataset-columns", "fabric", "result-dir", "config")
 DRY = ("submit", "--dry-run", "--device", "cpu")
 
 
@@ -116,13 +117,22 @@ def flags() -> Iterator[Case]:
 def commands() -> Iterator[Case]:
     """The other commands, with odd folders, names and numbers."""
     for value in ODD_TEXTS:
-        for command in ("compare", "export", "pack", "trace", "recompute", "report", "runs"):
+        for command in (
+            "compare",
+            "export",
+            "pack",
+            "trace",
+            "recompute",
+            "report",
+            "runs",
+            "import",
+        ):
             yield Case(f"{command} {_short(value)}", (command, "--", value))
         yield Case(f"explain {_short(value)}", ("explain", "--", value))
         yield Case(f"explain --model {_short(value)}", ("explain", "tp2", f"--model={value}"))
         yield Case(f"explain --memory {_short(value)}", ("explain", "tp2", f"--memory={value}"))
     for value in ODD_NUMBERS:
-        for option in ("difference", "fail-below", "gate", "goodput"):
+        for option in ("difference", "fail-below", "gate", "goodput", "slo"):
             yield Case(
                 f"compare --{option} {_short(value)}", ("compare", "a", "b", f"--{option}={value}")
             )
