@@ -3,6 +3,7 @@ fill the same fields."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,9 @@ class Experiment(BaseModel):
 
     strategy: tuple[str, ...] = Field(("tp1",), min_length=1)
     model: str = "tiny"
-    engine: str | None = None
+    engine: tuple[str, ...] = ()  # empty: torch, or what a layout needs
+    # settings of the engine's own, as texts; those of an engine that takes some
+    engine_arg: dict[str, str] = Field(default_factory=dict)
     scenario: tuple[str, ...] = ()
     input_len: Tokens | None = None
     output_len: Tokens | None = None
@@ -83,7 +86,7 @@ class Experiment(BaseModel):
             raise ValueError(f"temperature {value:g} makes logits overflow; use 0, which is greedy")
         return value
 
-    @field_validator("strategy", "scenario", "max_concurrency", "ablate", mode="before")
+    @field_validator("strategy", "engine", "scenario", "max_concurrency", "ablate", mode="before")
     @classmethod
     def _as_list(cls, value: Any) -> Any:
         """One value stands for a list of one; a comma separates several."""
@@ -95,7 +98,7 @@ class Experiment(BaseModel):
                 items.append(item)
         return tuple(items)
 
-    @field_validator("strategy", "scenario", "max_concurrency")
+    @field_validator("strategy", "engine", "scenario", "max_concurrency")
     @classmethod
     def _once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         """A value that is given twice is kept once."""
@@ -111,6 +114,14 @@ class Experiment(BaseModel):
                     "output_len"
                 )
         return names
+
+    @field_validator("engine_arg", mode="before")
+    @classmethod
+    def _as_texts(cls, value: Any) -> Any:
+        """A value that YAML has read, as true or a mapping, stands for its JSON."""
+        if not isinstance(value, dict):
+            return value
+        return {key: one if isinstance(one, str) else json.dumps(one) for key, one in value.items()}
 
     @field_validator("goodput", mode="before")
     @classmethod

@@ -6,11 +6,11 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
@@ -33,16 +33,19 @@ from orchestrator.cluster.nodes import RESOURCES, START_S
 from orchestrator.cluster.processes import end, processes, uninterrupted
 from orchestrator.cluster.ranks import Place, in_rank_order, meeting_host, ranks_at
 from orchestrator.cluster.waiting import ask, gather
-from workers.actor import Worker, drives_all_devices
+from workers.actor import Worker
+from workers.engines import create, ranks_of_process
 from workers.messages import Built, EnginePlan, Process, RankReport, Work
 
 __all__ = ["RunFailed", "WorkerGroup"]
+
+Answer = TypeVar("Answer", Built, RankReport)
 
 RESERVE_S = 60.0  # to wait for a placement group: another job may be about to end
 
 
 class WorkerGroup:
-    """The actors of one deployment, in rank order. When one fails, none can go on: `kill` the group
+    """The actors of one deployment, in order of their first ranks. When one fails, none can go on: `kill` the group
     and start another.
 
     tags: of the metrics that the ranks publish through Ray; None: they publish none.
@@ -63,6 +66,7 @@ class WorkerGroup:
         self._engine = engine
         self._tags = tags
         self._bundles = bundles_for(plan, engine)
+        self._step = plan.placement.num_ranks // len(self._bundles)  # ranks of a process
         self._group: PlacementGroup | None = None
         self._actors: list[Any] = []
         self._places: list[Place] = []
@@ -95,15 +99,17 @@ class WorkerGroup:
             asked = ask(self._actors[:1], Worker.open_store, meeting_host(self._places))
             address = gather(asked, "the rendezvous", START_S)[0]
         refs = ask(self._actors, Worker.build, self._engine, self._plan, address)
-        return gather(refs, "the build", timeout_s)
+        return list(chain.from_iterable(map(_each, self._gather(refs, "the build", timeout_s))))
 
     def run(self, work: Work, timeout_s: float) -> list[RankReport]:
         """Serve `work` on every rank. Raises RunFailed as soon as one rank has failed."""
-        reports = gather(ask(self._actors, Worker.run, work), "the run", timeout_s)
+        reports = self._gather(ask(self._actors, Worker.run, work), "the run", timeout_s)
         sampled = ask(self._actors, Worker.telemetry)
         tables = gather(sampled, "the end of sampling", timeout_s)
         return [
-            replace(report, telemetry=table) for report, table in zip(reports, tables, strict=True)
+            replace(report, telemetry=None if number else table)
+            for answer, table in zip(reports, tables, strict=True)
+            for number, report in enumerate(_each(answer))
         ]
 
     def close(self, timeout_s: float = 5.0) -> None:
@@ -125,6 +131,9 @@ class WorkerGroup:
             if self._cluster.embedded:
                 end(processes(place.pid for place in self._places))
             self._actors, self._places, self._group = [], [], None
+
+    def _gather(self, refs: Sequence[Any], what: str, timeout_s: float) -> list[Any]:
+        return gather(refs, what, timeout_s, self._step)
 
     # -- starting
 
@@ -155,7 +164,10 @@ class WorkerGroup:
         self._actors = [self._actors[i] for i in order]
         self._places = [places[i] for i in order]
         self._reports = [self._report(i) for i in order] if self._plan.nsys_dir is not None else []
-        assigned = [ask([actor], Worker.assign, rank) for rank, actor in enumerate(self._actors)]
+        firsts = range(0, self._plan.placement.num_ranks, self._step)
+        assigned = [
+            ask([one], Worker.assign, rank) for one, rank in zip(self._actors, firsts, strict=True)
+        ]
         gather(list(chain(*assigned)), "the start", START_S)
         if self._tags is not None:
             gather(ask(self._actors, Worker.publish, dict(self._tags)), "the start", START_S)
@@ -194,9 +206,11 @@ class WorkerGroup:
 
     def _environment(self) -> dict[str, str]:
         """The environment of every worker. A rank sees every GPU of its node, because NCCL's peer
-        access needs that. A process that drives several GPUs sees only those."""
+        access needs that. The one process of all ranks sees only theirs; that of a replica hides
+        those of others itself."""
         environment = dict(WORKER_ENVIRONMENT)
-        environment[NO_MASK] = str(int(len(self._bundles) == self._plan.placement.num_ranks))
+        masked = self._plan.placement.num_ranks > 1 and create(self._engine).processes == "single"
+        environment[NO_MASK] = str(int(not masked))
         if self._plan.ablation == "p2p":
             environment["NCCL_P2P_DISABLE"] = "1"
         if self._plan.device == "cpu":
@@ -250,9 +264,11 @@ class WorkerGroup:
 
 
 def bundles_for(plan: EnginePlan, engine: str) -> list[dict[str, float]]:
-    """The bundles to reserve: one device for each process, or one bundle of all devices for an
-    engine that drives them from a single process."""
-    ranks, resource = plan.placement.num_ranks, RESOURCES[plan.device]
-    if drives_all_devices(engine):
-        return [{resource: ranks}]
-    return [{resource: 1}] * ranks
+    """The bundles to reserve: one for each process, with a device for each of its ranks."""
+    size = ranks_of_process(engine, plan.placement)
+    return [{RESOURCES[plan.device]: size}] * (plan.placement.num_ranks // size)
+
+
+def _each(answer: Answer | Sequence[Answer]) -> Iterator[Answer]:
+    """What a process answered for each of its ranks."""
+    yield from (answer,) if isinstance(answer, (Built, RankReport)) else answer

@@ -29,11 +29,12 @@ def ask(
     return [getattr(actor, method.__name__).remote(*args, **options) for actor in actors]
 
 
-def gather(refs: Sequence[Any], what: str, timeout_s: float) -> list[Any]:
-    """Answers in the order of `refs`, one for each rank. Raises RunFailed at the first failure, or
-    when `timeout_s` is over; `what` names in the message what was waited for."""
+def gather(refs: Sequence[Any], what: str, timeout_s: float, step: int = 1) -> list[Any]:
+    """Answers in the order of `refs`, one for each process. Raises RunFailed at the first failure,
+    or when `timeout_s` is over; `what` names in the message what was waited for. step: ranks of a
+    process, the first of which names it."""
     answers: dict[int, Any] = {}
-    pending = {ref: rank for rank, ref in enumerate(refs)}
+    pending = {ref: step * number for number, ref in enumerate(refs)}
     deadline = time.monotonic() + timeout_s
     while pending:
         ready, _ = ray.wait(list(pending), num_returns=1, timeout=POLL_S)
@@ -45,7 +46,7 @@ def gather(refs: Sequence[Any], what: str, timeout_s: float) -> list[Any]:
             raise RunFailed(
                 f"timeout: {what} took longer than {timeout_s:g} s (waiting for rank {ranks})"
             )
-    return [answers[rank] for rank in range(len(refs))]
+    return [answer for _, answer in sorted(answers.items(), key=lambda one: one[0])]
 
 
 def _answer(ref: Any, rank: int, pending: Mapping[Any, int]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.cluster import nsight
@@ -25,14 +26,14 @@ def remarks(
 ) -> Iterator[str]:
     """Engines chosen for the user, idle replicas, requests that will queue, ablations that change
     nothing, and where Nsight Systems writes. An ablated layout gets no remarks of its own."""
-    made = {(one.deployment.strategy, one.deployment.ablation) for one in planned}
+    made = {one.deployment for one in planned}
     for one in planned:
         if one.deployment.ablation == "none":
             yield from _of_engine(experiment, one)
             yield from _of_replicas(one)
             yield from _of_memory(one, topology)
             for what in dict.fromkeys(experiment.ablate):
-                if (one.deployment.strategy, what) not in made:
+                if replace(one.deployment, ablation=what) not in made:
                     yield _of_ablation(one, what)
     if experiment.nsys:
         yield nsight.remark(folder_of(experiment), joined=cluster is not None)

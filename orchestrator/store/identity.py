@@ -39,7 +39,7 @@ def identity_of(experiment: Experiment) -> str:
     that was edited, or weights that were replaced, are another experiment.
     """
     unused = {"request_rate", "burstiness"} if experiment.request_rate is None else set()
-    unused |= set() if experiment.nsys else {"nsys"}
+    unused |= {name for name in ("nsys", "engine_arg") if not getattr(experiment, name)}
     fields = experiment.model_dump(mode="json", exclude=FREE_FIELDS | unused)
     model = None if experiment.model in preset_names() else Path(experiment.model)
     paths = [path for path in (experiment.dataset_path, model) if path]
