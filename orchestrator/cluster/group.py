@@ -33,8 +33,7 @@ from orchestrator.cluster.nodes import RESOURCES, START_S
 from orchestrator.cluster.processes import end, processes, uninterrupted
 from orchestrator.cluster.ranks import Place, in_rank_order, meeting_host, ranks_at
 from orchestrator.cluster.waiting import ask, gather
-from workers.actor import Worker
-from workers.engines import create, ranks_of_process
+from workers.actor import Worker, ranks_of_process
 from workers.messages import Built, EnginePlan, Process, RankReport, Work
 
 __all__ = ["RunFailed", "WorkerGroup"]
@@ -45,8 +44,8 @@ RESERVE_S = 60.0  # to wait for a placement group: another job may be about to e
 
 
 class WorkerGroup:
-    """The actors of one deployment, in order of their first ranks. When one fails, none can go on: `kill` the group
-    and start another.
+    """The actors of one deployment, in order of their first ranks. When one fails, none can go on:
+    `kill` the group and start another.
 
     tags: of the metrics that the ranks publish through Ray; None: they publish none.
     """
@@ -165,9 +164,8 @@ class WorkerGroup:
         self._places = [places[i] for i in order]
         self._reports = [self._report(i) for i in order] if self._plan.nsys_dir is not None else []
         firsts = range(0, self._plan.placement.num_ranks, self._step)
-        assigned = [
-            ask([one], Worker.assign, rank) for one, rank in zip(self._actors, firsts, strict=True)
-        ]
+        numbered = zip(self._actors, firsts, strict=True)
+        assigned = [ask([actor], Worker.assign, rank) for actor, rank in numbered]
         gather(list(chain(*assigned)), "the start", START_S)
         if self._tags is not None:
             gather(ask(self._actors, Worker.publish, dict(self._tags)), "the start", START_S)
@@ -206,11 +204,9 @@ class WorkerGroup:
 
     def _environment(self) -> dict[str, str]:
         """The environment of every worker. A rank sees every GPU of its node, because NCCL's peer
-        access needs that. The one process of all ranks sees only theirs; that of a replica hides
-        those of others itself."""
+        access needs that. A process that drives several GPUs sees only those."""
         environment = dict(WORKER_ENVIRONMENT)
-        masked = self._plan.placement.num_ranks > 1 and create(self._engine).processes == "single"
-        environment[NO_MASK] = str(int(not masked))
+        environment[NO_MASK] = str(int(len(self._bundles) == self._plan.placement.num_ranks))
         if self._plan.ablation == "p2p":
             environment["NCCL_P2P_DISABLE"] = "1"
         if self._plan.device == "cpu":

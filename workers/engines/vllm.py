@@ -194,6 +194,6 @@ def check_plugin() -> None:
     """Raise VllmFailed where vLLM's processes would not find ours: they would outlive this one."""
     if not entry_points(group=PLUGINS, name="orchestrator"):
         raise VllmFailed(
-            f"the entry point orchestrator of {PLUGINS} is not installed, so vLLM's processes would "
-            "outlive a killed worker; install this project with pip"
+            f"the entry point orchestrator of {PLUGINS} is not installed, so vLLM's processes "
+            "would outlive a killed worker; install this project with pip"
         )

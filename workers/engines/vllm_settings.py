@@ -1,4 +1,5 @@
-"""From a plan to the arguments of vLLM's engine, and which plans it can run. Imports without vLLM."""
+"""From a plan to the arguments of vLLM's engine, and which plans it can run. Imports without
+vLLM."""
 
 from __future__ import annotations
 
