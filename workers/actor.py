@@ -10,7 +10,6 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from strategies.placement import Placement
 from workers import engines
 from workers.messages import Built, EnginePlan, Process, RankReport, Work
 from workers.probes.gauges import Publisher
@@ -82,7 +81,7 @@ class Worker:
             self._see_own_gpus()
         store = self._join(address) if together and address is not None else None
         self._context = self._connect(plan, store)
-        count = ranks_of_process(engine, plan.placement)
+        count = ranks_of_process(engine, plan)
         self._sampler = sampler_for(plan.device, self.device_index, count)
         with self._context.ranges.span("build"):
             built = self._engine.build(self._context, plan)
@@ -187,14 +186,14 @@ class Worker:
         return [] if recording is None else recording.latest()
 
 
-def ranks_of_process(engine: str, placement: Placement) -> int:
-    """How many ranks of `placement` one process of the engine stands for, and so how many devices
+def ranks_of_process(engine: str, plan: EnginePlan) -> int:
+    """How many ranks of a plan one process of the engine stands for, and so how many devices
     it is given. Ranks of a replica are neighbours, as dp is the outermost axis of a mesh."""
     processes = engines.create(engine).processes
     if processes == "per_rank":
         return 1
-    replicas = placement.degree("dp") if processes == "per_replica" else 1
-    return placement.num_ranks // replicas
+    replicas = plan.placement.degree("dp") if processes == "per_replica" else 1
+    return plan.placement.num_ranks // replicas
 
 
 def _local_index(gpu_ids: list[str]) -> int:

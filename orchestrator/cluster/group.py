@@ -261,7 +261,7 @@ class WorkerGroup:
 
 def bundles_for(plan: EnginePlan, engine: str) -> list[dict[str, float]]:
     """The bundles to reserve: one for each process, with a device for each of its ranks."""
-    size = ranks_of_process(engine, plan.placement)
+    size = ranks_of_process(engine, plan)
     return [{RESOURCES[plan.device]: size}] * (plan.placement.num_ranks // size)
 
 

@@ -17,6 +17,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from strategies.memory import weight_bytes
+from strategies.shapes import DTYPE_BYTES
 from workers.engines.vllm_settings import arguments, config_of, environment, recorded, refusal
 from workers.engines.vllm_versions import kv_tokens
 from workers.engines.vllm_worker import ERRORS, OWNER
@@ -130,10 +132,12 @@ class VllmEngine:
         from workers.device import device_name
 
         assert self._context is not None
+        assert self._plan is not None
         name, room = device_name(self._context.device), kv_tokens(self._engine.vllm_config)
+        plan = self._plan
         return [
-            Built(rank, took, None, one["weight_bytes"], room, name, versions(), settings)
-            for rank, one in zip(self._ranks(), told, strict=True)
+            Built(rank, took, None, held(plan, rank, size), room, name, versions(), settings)
+            for rank, size in zip(self._ranks(), told, strict=True)
         ]
 
     def _reports(self, watch: Any, share: Work, told: Sequence[Any]) -> list[RankReport]:
@@ -174,6 +178,14 @@ class VllmEngine:
             )
 
         return params
+
+
+def held(plan: EnginePlan, rank: int, told: int) -> int:
+    """Bytes of weights of a rank. On a CPU vLLM packs them out of sight of the model: then those of
+    the layout."""
+    if plan.device != "cpu":
+        return told
+    return weight_bytes(plan.placement, plan.model, rank, DTYPE_BYTES[plan.dtype])
 
 
 class VllmFailed(Exception):

@@ -59,11 +59,10 @@ class Recorder:
     Here `self` is the worker: `model_runner`, `device` and `execute_model` are vLLM's.
     """
 
-    def orchestrator_built(self) -> dict[str, Any]:
-        """weight_bytes: of the parameters that are here."""
+    def orchestrator_built(self) -> int:
+        """Bytes of the parameters that are here."""
         parameters = {id(one): one for one in self._orchestrator_model().parameters()}
-        size = sum(one.numel() * one.element_size() for one in parameters.values())
-        return {"weight_bytes": size}
+        return sum(one.numel() * one.element_size() for one in parameters.values())
 
     def orchestrator_begin(self) -> None:
         """Keep the steps from here on, and count the peak of memory from here."""
