@@ -58,7 +58,7 @@ def _of_replicas(planned: PlannedDeployment) -> Iterator[str]:
 def _of_memory(planned: PlannedDeployment, topology: Topology) -> Iterator[str]:
     plan, held = planned.plan, concurrent_requests(planned.plan, topology)
     if held is not None and held < plan.max_concurrency:
-        queues = planned.deployment.engine == DEFAULT_ENGINE
+        queues = planned.deployment.engine in (DEFAULT_ENGINE, "vllm")
         more = "requests queue" if queues else "this engine runs out of memory"
         yield (
             f"{planned.deployment.strategy}: KV holds {held} requests of {plan.max_len} tokens at "

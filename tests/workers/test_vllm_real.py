@@ -14,6 +14,7 @@ import pytest
 from ranks import engine_plan
 
 from orchestrator.plan import models
+from orchestrator.store.store import Store
 from workers.actor import Worker
 from workers.messages import RankReport, Request, Work
 from workers.records import DECODE, PREFILL
@@ -92,3 +93,24 @@ def test_no_process_is_left_when_the_worker_is_killed(tmp_path: Path) -> None:
         began = time.monotonic()
         _, alive = psutil.wait_procs(left, timeout=GONE_S)
         assert not alive, f"{alive} after {time.monotonic() - began:.0f} s"
+
+
+def test_replicas_serve_beside_the_engine_torch_with_equal_tokens(tmp_path: Path) -> None:
+    asked = "--engine torch,vllm --strategy dp2 --device cpu --input-len 32 --output-len 8 "
+    more = "--max-concurrency 2 --num-prompts 4 --num-warmups 1 --save-detailed --result-dir"
+    command = [sys.executable, "-m", "orchestrator", "submit", *(asked + more).split()]
+    subprocess.run([*command, str(tmp_path)], check=True, timeout=500)
+    (folder,) = tmp_path.iterdir()
+    store = Store(folder)
+    requests, steps = store.read("requests"), store.read("steps")
+    assert requests is not None
+    assert steps is not None
+    made: dict[str, list[list[int]]] = {}
+    for row in requests.sort_by("request_index").to_pylist():
+        made.setdefault(row["engine"], []).append(row["output_token_ids"])
+    assert len(made["torch"]) == 4
+    assert made["vllm"] == made["torch"]
+    assert {row["rank"] for row in steps.to_pylist() if row["engine"] == "vllm"} == {0, 1}
+    settings = store.manifest()["engine_settings"]["tiny.dp2.vllm.float32"]
+    assert settings["max_num_seqs"] == "1"
+    assert settings["resolved.cache_config.enable_prefix_caching"] == "True"
