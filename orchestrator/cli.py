@@ -44,6 +44,7 @@ def submit(
     trace: bool,
     as_json: bool,
     metadata: tuple[str, ...],
+    engine_arg: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Run one model under several layouts and compare them. With --json, progress, notes and paths
@@ -51,8 +52,9 @@ def submit(
     from orchestrator.config import load_experiment
 
     flags = {name: value for name, value in options.items() if value is not None and value != ()}
-    if metadata:
-        flags["metadata"] = dict(map(_pair, metadata))
+    for name, texts in (("metadata", metadata), ("engine_arg", engine_arg)):
+        if texts:
+            flags[name] = dict(_pair(name, text) for text in texts)
     experiment, out = load_experiment(config, flags), Output(as_json)
     with submitting.joined(experiment.address) as cluster:
         planned = submitting.planned(experiment, cluster)
@@ -286,10 +288,10 @@ def _refuse(why: str, *names: str) -> None:
         raise click.UsageError(f"{why}; leave out {', '.join(given)}")
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _pair(name: str, text: str) -> tuple[str, str]:
     key, separator, value = text.partition("=")
     if not key or not separator:
-        raise click.UsageError(f"--metadata '{text}' is not KEY=VALUE")
+        raise click.UsageError(f"--{name.replace('_', '-')} '{text}' is not KEY=VALUE")
     return key, value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,7 +39,9 @@ class Experiment(BaseModel):
 
     strategy: tuple[str, ...] = Field(("tp1",), min_length=1)
     model: str = "tiny"
-    engine: str | None = None
+    engine: tuple[str, ...] = ()  # empty: torch, or what a layout needs
+    # settings of the engine's own, as texts; those of an engine that takes some
+    engine_arg: dict[str, str] = Field(default_factory=dict)
     scenario: tuple[str, ...] = ()
     # tokens; or a distribution, "256:1024" or "normal(512,128)"
     input_len: int | str | None = None
@@ -141,7 +144,7 @@ class Experiment(BaseModel):
             )
         return {field.strip(): column.strip() for field, column in pairs}
 
-    @field_validator("strategy", "scenario", "max_concurrency", "ablate", mode="before")
+    @field_validator("strategy", "engine", "scenario", "max_concurrency", "ablate", mode="before")
     @classmethod
     def _as_list(cls, value: Any) -> Any:
         """One value stands for a list of one; a comma separates several."""
@@ -153,7 +156,7 @@ class Experiment(BaseModel):
                 items.append(item)
         return tuple(items)
 
-    @field_validator("strategy", "scenario", "max_concurrency")
+    @field_validator("strategy", "engine", "scenario", "max_concurrency")
     @classmethod
     def _once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         """A value that is given twice is kept once."""
@@ -169,6 +172,14 @@ class Experiment(BaseModel):
                     "output_len"
                 )
         return names
+
+    @field_validator("engine_arg", mode="before")
+    @classmethod
+    def _as_texts(cls, value: Any) -> Any:
+        """A value that YAML has read, as true or a mapping, stands for its JSON."""
+        if not isinstance(value, dict):
+            return value
+        return {key: one if isinstance(one, str) else json.dumps(one) for key, one in value.items()}
 
     @field_validator("goodput", "slo", mode="before")
     @classmethod

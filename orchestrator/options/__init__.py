@@ -45,8 +45,16 @@ EXPERIMENT_OPTIONS = (
     ),
     click.option(
         "--engine",
+        multiple=True,
         metavar="NAME",
-        help="What executes the layouts; see `orchestrator strategies`. [torch]",
+        help="What executes the layouts; see `orchestrator strategies`. Repeat, or use commas: "
+        "engines take turns. [torch]",
+    ),
+    click.option(
+        "--engine-arg",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="A setting of the engine's own, as vLLM's gpu_memory_utilization=0.8. Repeat.",
     ),
     click.option(
         "--scenario",

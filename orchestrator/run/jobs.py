@@ -122,6 +122,13 @@ class Job:
             sheet=datasheet.ceilings(device_name),
         )
 
+    def keep_settings(self, settings: Mapping[str, str]) -> None:
+        """Keep what an engine with settings of its own says of them, by deployment."""
+        before = self.store.manifest().get("engine_settings", {})
+        now = {**before, self.deployment.deployment.name: dict(settings)}
+        if settings and now != before:
+            self.store.update_manifest(engine_settings=now)
+
     def kept_tables(self, requests: pa.Table, reports: Sequence[RankReport]) -> dict[str, pa.Table]:
         """What is kept of a run beside its row of the summary, by table."""
         detailed, decode = self.experiment.save_detailed, self.deployment.decode

@@ -36,6 +36,7 @@ FREE_FIELDS = {
 # Fields that count where they are not as they are by default.
 IF_ASKED = (
     "nsys",
+    "engine_arg",
     "range_ratio",
     "dataset_format",
     "dataset_columns",
