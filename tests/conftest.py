@@ -3,6 +3,7 @@ say what a test needs."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,17 @@ GPU_TESTS = Path(__file__).parent / "gpu"
 # A test that uses one of these fixtures, also through another fixture, gets the mark beside it. A
 # test that starts Ray or ranks by itself carries its mark in its own file.
 MARK_OF_FIXTURE = {"ray_cluster": "ray", "pool": "ranks", "chromium": "browser"}
+
+
+def pytest_configure() -> None:
+    """Let tests, and what they start, be stopped by signals that this process was told to ignore,
+    as under nohup or in the background of a shell."""
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by -m
