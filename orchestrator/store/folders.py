@@ -50,6 +50,8 @@ def find(path: Path) -> list[Path]:
 def is_experiment(path: Path) -> bool:
     """Whether a run was begun there, or has ended, or should be there: empty folders are no
     results."""
+    if not path.is_dir():
+        return False
     summary = path / "summary"
     begun = (path / MANIFEST).is_file() or any(summary.glob("*.arrow"))
     return is_packed(path) or (summary.is_dir() and begun) or bool(Journal(path).known_in(summary))

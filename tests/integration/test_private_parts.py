@@ -164,7 +164,7 @@ def test_a_local_ray_has_a_token_of_its_own_which_only_its_user_can_read(
     assert "RAY_AUTH_TOKEN_PATH" not in os.environ
     assert ray_private.own_token() == "made-up-for-a-test"
     monkeypatch.undo()
-    loader().reset_cache()  # type: ignore[attr-defined]
+    ray_private._read_settings_again()  # those of the Ray that other tests share
 
 
 # -- the file of a head
