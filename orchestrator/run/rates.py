@@ -182,7 +182,7 @@ class Search:
         fixed = one.dataset_path or one.input_len
         changed = {
             "strategy": (deployment.strategy,),
-            "engine": deployment.engine,
+            "engine": (deployment.engine,),
             "scenario": () if fixed else (cell.cell.scenario.name,),
             "max_concurrency": (cell.cell.max_concurrency,),
             "request_rate": rate,
