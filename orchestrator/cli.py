@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from orchestrator.commands import comparing, node, results, submitting
-from orchestrator.commands.boundary import OneLineErrors
-from orchestrator.options import FILE, TakesLevels, compare_options, experiment_options, json_option
+from orchestrator.commands import comparing, exporting, importing, node, results, submitting
+from orchestrator.commands.boundary import OneLineErrors, TakesLevels
+from orchestrator.options import FILE, compare_options, experiment_options, json_option
 from orchestrator.report.output import Output
 
 PATH = click.Path(path_type=Path)
@@ -44,25 +44,26 @@ def submit(
     trace: bool,
     as_json: bool,
     metadata: tuple[str, ...],
+    engine_arg: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Run one model under several layouts and compare them. With --json, progress, notes and paths
     go to stderr."""
     from orchestrator.config import load_experiment
-    from orchestrator.report.progress import RunProgress
-    from orchestrator.run.driver import run_experiment
 
     flags = {name: value for name, value in options.items() if value is not None and value != ()}
-    if metadata:
-        flags["metadata"] = dict(map(_pair, metadata))
+    for name, texts in (("metadata", metadata), ("engine_arg", engine_arg)):
+        if texts:
+            flags[name] = dict(_pair(name, text) for text in texts)
     experiment, out = load_experiment(config, flags), Output(as_json)
     with submitting.joined(experiment.address) as cluster:
         planned = submitting.planned(experiment, cluster)
         if dry_run:
             submitting.show_plan(experiment, planned, out)
             return
-        with RunProgress(out.notes()) as progress:
-            folder = run_experiment(planned.deployments, experiment, progress, cluster)
+        if experiment.find_rate:
+            raise SystemExit(submitting.find_rates(experiment, planned, cluster, out))
+        folder = submitting.run(experiment, planned, cluster, out)
     submitting.show_run(folder, experiment, trace, out)
     raise SystemExit(submitting.exit_status(planned.deployments, experiment, folder))
 
@@ -125,6 +126,7 @@ def compare(
     result_dirs: tuple[Path, ...],
     objective: str | None,
     goodput: tuple[str, ...],
+    slo: tuple[str, ...],
     gate: tuple[str, ...],
     fail_below: float | None,
     difference: float | None,
@@ -138,7 +140,7 @@ def compare(
     from orchestrator.config import load_experiment
 
     gates = (*gate, *((f"output_throughput:{fail_below}",) if fail_below else ()))
-    levels = load_experiment(None, {"goodput": goodput}).goodput
+    levels = load_experiment(None, {"goodput": goodput, "slo": slo}).levels
     if gates:
         _refuse(
             "--gate judges cell by cell and prints a line for each",
@@ -158,15 +160,41 @@ def compare(
 @click.option(
     "--format",
     "format_",
-    default="parquet",
-    show_default=True,
     metavar="FORMAT",
-    help="parquet, csv or arrow.",
+    help="Tables: parquet, csv, arrow. JSON a cell: vllm-bench, aiperf. [parquet]",
+)
+@click.option(
+    "--save-detailed", is_flag=True, help="vllm-bench: with its lists, a value a request."
+)
+@click.option(
+    "--track",
+    type=click.Choice(["mlflow", "wandb", "tensorboard"]),
+    help="Log the comparison's rows and the page to a tracker.",
 )
 @click.option("--out", type=PATH, metavar="DIR", help="[RESULT_DIR/export]")
-def export(result_dir: Path, format_: str, out: Path | None) -> None:
-    """Merge the parts of every table into one file each."""
-    results.export(result_dir, format_, out or result_dir / "export")
+def export(
+    result_dir: Path, format_: str | None, save_detailed: bool, track: str | None, out: Path | None
+) -> None:
+    """Write results for other tools: tables, the JSON of other benchmarks, or to a tracker."""
+    into = out or result_dir / "export"
+    exporting.export(result_dir, format_, into, save_detailed, track)
+
+
+@main.command("import")
+@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
+@click.option("--strategy", metavar="LAYOUT", help="Layout of the runs, where FILE does not say.")
+@click.option("--model", metavar="NAME", help="Name of the model. [FILE's]")
+@click.option("--engine", metavar="NAME", help="What executed the layout. [FILE's backend]")
+@click.option("--dtype", metavar="DTYPE", help="Of weights and activations. [FILE's]")
+@click.option("--scenario", metavar="NAME", help="Name of the lengths. [as 256x128]")
+@click.option("--result-dir", type=PATH, metavar="DIR", help="Where results are kept. [results]")
+@click.option("--out", type=PATH, metavar="DIR", help="[RESULT_DIR/imported-FILE]")
+def import_(
+    files: tuple[Path, ...], result_dir: Path | None, out: Path | None, **named: str | None
+) -> None:
+    """Take results of `vllm bench serve --save-result`, or those of `export`, as an experiment to
+    compare against."""
+    importing.import_results(files, named, result_dir, out)
 
 
 @main.command()
@@ -260,10 +288,10 @@ def _refuse(why: str, *names: str) -> None:
         raise click.UsageError(f"{why}; leave out {', '.join(given)}")
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _pair(name: str, text: str) -> tuple[str, str]:
     key, separator, value = text.partition("=")
     if not key or not separator:
-        raise click.UsageError(f"--metadata '{text}' is not KEY=VALUE")
+        raise click.UsageError(f"--{name.replace('_', '-')} '{text}' is not KEY=VALUE")
     return key, value
 
 

@@ -38,6 +38,7 @@ FLOORS = (
     ("orchestrator.analysis.observed",),
     ("orchestrator.analysis",),
     ("orchestrator.analysis.comparing",),
+    ("orchestrator.plan.datasets",),
     ("orchestrator.plan", "orchestrator.node"),
     ("orchestrator.run",),
     ("orchestrator.report.charts",),

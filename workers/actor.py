@@ -7,6 +7,7 @@ ray is imported only to ask which node and GPU it gave this actor, and to end th
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from workers import engines
@@ -25,14 +26,16 @@ if TYPE_CHECKING:
 
 
 class Worker:
-    """One rank, or every rank of an engine that works in a single process.
+    """One rank, or the ranks that an engine drives from one process: those of a replica, or all.
 
-    An actor learns its rank from `assign`, once the driver knows where all of them landed.
+    rank: the first of them. An actor learns its rank from `assign`, once the driver knows where all
+    of them landed.
     """
 
     def __init__(self, rank: int = 0, device_index: int = 0) -> None:
         self.rank = rank
         self.device_index = device_index
+        self._gpu_ids: list[str] = []
         self._store: Store | None = None
         self._engine: engines.Engine | None = None
         self._context: RankContext | None = None
@@ -46,7 +49,8 @@ class Worker:
         import ray
 
         context = ray.get_runtime_context()
-        self.device_index = _local_index(context.get_accelerator_ids().get("GPU", []))
+        self._gpu_ids = context.get_accelerator_ids().get("GPU", [])
+        self.device_index = _local_index(self._gpu_ids)
         fd = self._progress.standing.fd
         return Process(context.get_node_id(), self.device_index, os.getpid(), fd)
 
@@ -66,21 +70,31 @@ class Worker:
         self._store, port = rendezvous.open_store(host)
         return host, port
 
-    def build(self, engine: str, plan: EnginePlan, address: tuple[str, int] | None) -> Built:
+    def build(
+        self, engine: str, plan: EnginePlan, address: tuple[str, int] | None
+    ) -> Built | Sequence[Built]:
         """Join the ranks at `address`, then load weights and warm up. An exception becomes the
         reason why the deployment failed."""
         self._progress.state = BUILDING
         self._engine = engines.create(engine)
-        single = self._engine.processes == "single"
-        alone = single or plan.placement.num_ranks == 1
-        store = None if alone or address is None else self._join(address)
+        together = self._engine.processes == "per_rank" and plan.placement.num_ranks > 1
+        if self._engine.processes == "per_replica":
+            self._see_own_gpus()
+        store = self._join(address) if together and address is not None else None
         self._context = self._connect(plan, store)
-        count = plan.placement.num_ranks if single else 1
+        count = ranks_of_process(engine, plan)
         self._sampler = sampler_for(plan.device, self.device_index, count)
         with self._context.ranges.span("build"):
             built = self._engine.build(self._context, plan)
         self._progress.state = IDLE
         return built
+
+    def _see_own_gpus(self) -> None:
+        """Hide the GPUs of other replicas from this process and those that it starts: they take the
+        first ones that they see. Before anything asks CUDA."""
+        if self._gpu_ids:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpu_ids)
+            self.device_index = 0
 
     def _connect(self, plan: EnginePlan, store: Store | None) -> RankContext:
         """The context of this rank, with its process groups. `store` is where the ranks meet; None
@@ -103,7 +117,8 @@ class Worker:
         if plan.device == "cpu":
             torch.set_num_threads(1)
             return torch.device("cpu")
-        torch.cuda.set_device(self.device_index)
+        if self._engine is None or self._engine.processes != "per_replica":
+            torch.cuda.set_device(self.device_index)  # else others compute, and this takes memory
         return torch.device("cuda", self.device_index)
 
     def _join(self, address: tuple[str, int]) -> Store:
@@ -114,7 +129,7 @@ class Worker:
             self._store = rendezvous.join(address)
         return self._store
 
-    def run(self, work: Work) -> RankReport:
+    def run(self, work: Work) -> RankReport | Sequence[RankReport]:
         """Serve `work` and report. An exception becomes the reason why the run failed."""
         assert self._engine is not None, "build first"
         assert self._context is not None
@@ -127,7 +142,8 @@ class Worker:
                 report = self._engine.run(work)
         finally:
             self._end_run()
-        self._recording.origin_s = report.began_s
+        first = report if isinstance(report, RankReport) else report[0]
+        self._recording.origin_s = first.began_s
         return report
 
     def telemetry(self) -> pa.Table | None:
@@ -173,10 +189,14 @@ class Worker:
         return [] if recording is None else recording.latest()
 
 
-def drives_all_devices(engine: str) -> bool:
-    """Whether one process of this engine drives every device of a placement; otherwise each rank
-    has a process of its own."""
-    return engines.create(engine).processes == "single"
+def ranks_of_process(engine: str, plan: EnginePlan) -> int:
+    """How many ranks of a plan one process of the engine stands for, and so how many devices
+    it is given. Ranks of a replica are neighbours, as dp is the outermost axis of a mesh."""
+    processes = engines.create(engine).processes
+    if processes == "per_rank":
+        return 1
+    replicas = plan.placement.degree("dp") if processes == "per_replica" else 1
+    return plan.placement.num_ranks // replicas
 
 
 def _local_index(gpu_ids: list[str]) -> int:

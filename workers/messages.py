@@ -26,7 +26,8 @@ class EnginePlan:
     tokens in one forward pass; chunked_prefill: a prompt may be cut to fill it. temperature: 0 is
     greedy. timeout_s: seconds, of a collective and of a run. ablation: "none"; "comm", in which
     collectives are left out and outputs are wrong; "p2p", in which NCCL goes without NVLink and
-    PCIe peers. nsys_dir: where Nsight Systems puts its reports on a rank's node, None where it
+    PCIe peers. engine_args: settings of the engine's own, by name, as they were given.
+    nsys_dir: where Nsight Systems puts its reports on a rank's node, None where it
     does not watch.
     """
 
@@ -44,6 +45,7 @@ class EnginePlan:
     seed: int = 0
     timeout_s: float = 600.0
     ablation: str = "none"
+    engine_args: tuple[tuple[str, str], ...] = ()
     nsys_dir: str | None = None
 
 
@@ -101,6 +103,12 @@ class Work:
         """Whether requests arrive by the clock."""
         return any(request.arrival_s for request in self.requests)
 
+    @property
+    def request_rate(self) -> float | None:
+        """Requests that arrive a second until the last one, mean; None in a closed loop."""
+        last = max((request.arrival_s for request in self.requests), default=0.0)
+        return len(self.requests) / last if last else None
+
     def share(self, replica: int, replicas: int) -> Work:
         """The part of one data-parallel replica, by `dealt`."""
         mine = dealt(len(self.requests), self.max_concurrency, replica, replicas)
@@ -127,6 +135,8 @@ class Built:
     load_s: seconds until the weights were loaded. capture_s: seconds that capturing graphs took,
     None where an engine captures none. weight_bytes: of this rank. kv_tokens: tokens that the KV
     cache of the replica holds, None without a paged cache. versions: of packages, by name.
+    settings: of an engine with settings of its own, those that are not its defaults and what it
+    made of them.
     """
 
     rank: int
@@ -136,6 +146,7 @@ class Built:
     kv_tokens: int | None
     device_name: str
     versions: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from typing import Any, Generic, Literal, TypeVar, dataclass_transform
 import pyarrow as pa
 
 SCHEMA_VERSION = 3
-OverRuns = Literal["mean", "first", "max"]
+OverRuns = Literal["mean", "first", "max", "min"]
 Better = Literal["higher", "lower"]
 R = TypeVar("R")
 T = TypeVar("T")

@@ -6,18 +6,13 @@ alone: a median of measurements is passed by a good run.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.analysis.roofline import (
-    SEPARATE,
-    Bound,
-    Ceilings,
-    Closed,
-    Rates,
-    Stage,
-    least,
-    stages_of,
-)
+import pyarrow as pa
+
+from orchestrator.analysis.least import SEPARATE, Bound, least
+from orchestrator.analysis.roofline import Ceilings, Closed, Rates, Stage, stages_of
 from orchestrator.analysis.throughput import Throughput
 from strategies.placement import Placement
 from workers.messages import EnginePlan, dealt
@@ -28,8 +23,8 @@ ROOFLINE = "roofline, Williams et al. 2009"
 
 @row
 class Bounds:
-    """What the hardware could do. Null where lengths differ, tokens were left out (EOS), or nothing
-    is known of the device in the run's dtype."""
+    """What the hardware could do for the tokens that were made. Null where a request made none, or
+    nothing is known of the device in the run's dtype."""
 
     bound_output_throughput: float | None = column(
         "generated tokens per second that memory bandwidth and arithmetic allow this placement if "
@@ -81,79 +76,97 @@ class Roof:
         return self.tokens / self.bound.seconds
 
     @classmethod
-    def of(cls, plan: EnginePlan, engine: str, whole: Closed, rates: Rates) -> Roof:
-        """The bound of the fullest replica of a plan that serves the load `whole`."""
+    def of(cls, plan: EnginePlan, engine: str, loads: Sequence[Closed], rates: Rates) -> Roof:
+        """The bound of the slowest replica of a plan. loads: of each."""
         stages = stages_of(plan.placement, plan.model, plan.dtype)
-        load = fullest_replica(plan.placement, whole)
-        bound = least(stages, load, rates, engine in SEPARATE)
-        return cls(stages, load, rates, bound, whole.output_tokens)
+        tokens = sum(load.output_tokens for load in loads)
+        roofs = (
+            cls(stages, load, rates, least(stages, load, rates, engine in SEPARATE), tokens)
+            for load in dict.fromkeys(loads)
+        )
+        return max(roofs, key=lambda roof: roof.bound.seconds)
 
 
 def bounds_of(
     plan: EnginePlan,
     engine: str,
-    whole: Closed,
+    loads: Sequence[Closed],
     made: Throughput,
     ceilings: Ceilings | None,
     sheet: Ceilings | None,
 ) -> tuple[Bounds, str | None]:
     """The bounds of a run, and the arithmetic where it claims more than the data sheet allows.
 
-    whole: the load of all replicas, lengths 0 where they differ. made: what the run made of it.
+    loads: of each replica, by the tokens that were made. made: what the run made of it.
     ceilings: what its devices can do as measured; the bound is worked out of the data sheet where
     they do not know the dtype. sheet: the data sheet; without it no run is refused.
     """
-    served = whole.input_len and made.total_output_tokens == whole.output_tokens
-    if not (served and made.output_throughput and made.duration):
+    if made.failed or not (loads and made.output_throughput and made.duration):
         return nothing(Bounds), None
     reached = made.output_throughput
-    limit, measured = (_roof(plan, engine, whole, one) for one in (sheet, ceilings))
+    limit, measured = (_roof(plan, engine, loads, one) for one in (sheet, ceilings))
     roof, source = (measured, ceilings) if measured else (limit, sheet)
     device_s = made.duration * plan.placement.num_ranks
-    flops, step_ms = model_flops(plan, whole), made.decode_ms_per_step
+    flops, step_ms = model_flops(plan, loads), made.decode_ms_per_step
     bounds = Bounds(
         bound_output_throughput=roof.highest if roof else None,
         bound_pct=100 * reached / roof.highest if roof else None,
         bound_source=source.source if roof and source else None,
         model_flops_utilization=100 * flops / (device_s * limit.rates.flops) if limit else None,
-        memory_bandwidth_utilization=memory_bandwidth_utilization(plan, whole, step_ms, sheet),
+        memory_bandwidth_utilization=memory_bandwidth_utilization(plan, loads, step_ms, sheet),
     )
     return bounds, _arithmetic(limit, reached) if limit and reached > limit.highest else None
 
 
-def _roof(plan: EnginePlan, engine: str, whole: Closed, ceilings: Ceilings | None) -> Roof | None:
+def _roof(
+    plan: EnginePlan, engine: str, loads: Sequence[Closed], ceilings: Ceilings | None
+) -> Roof | None:
     rates = ceilings.rates(plan.dtype) if ceilings else None
-    return Roof.of(plan, engine, whole, rates) if rates else None
+    return Roof.of(plan, engine, loads, rates) if rates else None
 
 
-def fullest_replica(placement: Placement, whole: Closed) -> Closed:
-    """The share of the first data-parallel replica, which is never smaller than another's."""
-    mine = dealt(whole.requests, whole.seats, 0, placement.degree("dp"))
-    return Closed(whole.input_len, whole.output_len, len(mine.requests), mine.seats)
+def loads_of(requests: pa.Table, placement: Placement, seats: int) -> list[Closed]:
+    """What each data-parallel replica served, those left out that served nothing.
+
+    requests: table REQUESTS. seats: of all replicas.
+    """
+    names = ("replica", "input_len", "output_len")
+    served: dict[int, list[tuple[int, int]]] = {}
+    for replica, *lengths in zip(*(requests.column(n).to_pylist() for n in names), strict=True):
+        served.setdefault(replica, []).append((lengths[0], lengths[1]))
+    replicas = placement.degree("dp")
+    return [
+        Closed.of(lengths, dealt(requests.num_rows, seats, replica, replicas).seats)
+        for replica, lengths in sorted(served.items())
+    ]
 
 
-def model_flops(plan: EnginePlan, load: Closed) -> float:
-    """The operations of the model itself for `load`, whatever is done twice."""
+def model_flops(plan: EnginePlan, loads: Sequence[Closed]) -> float:
+    """The operations of the model itself for `loads`, whatever is done twice."""
     whole = stages_of(Placement.single(plan.model), plan.model, plan.dtype)[0]
-    decoded = load.requests * (load.output_len - 1)
-    return whole.prefill_flops(load) + whole.decode_flops(decoded, whole.context(load))
+    return sum(
+        whole.prefill_flops(load) + whole.decode_flops(load.decoded, whole.context(load))
+        for load in loads
+    )
 
 
 def memory_bandwidth_utilization(
-    plan: EnginePlan, whole: Closed, step_ms: float | None, sheet: Ceilings | None
+    plan: EnginePlan, loads: Sequence[Closed], step_ms: float | None, sheet: Ceilings | None
 ) -> float | None:
     """Percent of the memory's rate that reading weights and KV took in steady decode, mean over the
     stages of the fullest replica; None where a time or the rate is unknown.
 
     step_ms: from one token of a request to its next; in it a stage serves as many micro-batches as
-    there are stages.
+    there are stages. Where outputs differ in length, requests in flight are their mean over the
+    passes that the longest one takes at least.
     """
     if not step_ms or sheet is None:
         return None
     stages = stages_of(plan.placement, plan.model, plan.dtype)
-    load = fullest_replica(plan.placement, whole)
+    load = max(loads, key=lambda one: one.decoded)
     micro_batches = min(len(stages), load.in_flight)
-    requests = load.in_flight / micro_batches
+    in_flight = load.decoded / max(load.rounds, load.longest.passes, 1)
+    requests = in_flight / micro_batches
     read = [micro_batches * stage.decode_bytes(requests, stage.context(load)) for stage in stages]
     return 100 * sum(read) / len(read) / (step_ms / 1e3) / sheet.hbm
 

@@ -62,10 +62,12 @@ class Arrivals:
     """Requests of an open loop; null in a closed one, whose requests wait for a seat of theirs."""
 
     request_rate: float | None = column(
-        "requests that arrive a second", "requests/s", over_runs="first"
+        "requests that arrive a second; of a trace, their mean until the last one",
+        "requests/s",
+        over_runs="first",
     )
     burstiness: float | None = column(
-        "shape of the gamma distributed gaps between them; 1 is a Poisson process",
+        "shape of the gamma distributed gaps between them; 1 is a Poisson process; null of a trace",
         "1",
         source=SOURCE,
         over_runs="first",

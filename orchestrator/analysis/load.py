@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from orchestrator.analysis.goodput import Goodput, goodput_of
+from orchestrator.analysis.goodput import goodput_of, limits_of, per_request, slo_of
 from orchestrator.analysis.observed.accounting import CELL_PARTS, CELL_TIMED
 from orchestrator.analysis.observed.communication import StepParts, step_parts_of
 from orchestrator.analysis.observed.operations import (
@@ -48,8 +48,9 @@ class Results:
 def load(paths: Iterable[Path], levels: Mapping[str, float] | None = None) -> list[Results]:
     """The experiments at or below `paths` that have a run.
 
-    levels: service levels in ms under which goodput is worked out again. Without them the requests
-    are not read, so that a result of many requests opens as fast as one of few.
+    levels: service levels in ms under which goodput, and whether an SLO is met, are worked out
+    again. Without them the requests are not read, so that a result of many requests opens as fast
+    as one of few.
     Raises UserError where there are no results, none that can be read, those of another schema
     version, or tables that do not belong together.
     """
@@ -70,7 +71,7 @@ def summaries(store: Store, levels: Mapping[str, float] | None = None) -> list[S
     for table in TABLES:
         _check_experiment(store, table, experiments)
     if levels:
-        runs = _with_goodput(runs, store.read("requests"), levels)
+        runs = _with_levels(runs, store.read("requests"), levels)
     return _joined(store, runs)
 
 
@@ -141,17 +142,27 @@ def _check_experiment(store: Store, name: str, experiments: set[str]) -> None:
         )
 
 
-def _with_goodput(
+def _with_levels(
     runs: Sequence[Measured], requests: pa.Table | None, levels: Mapping[str, float]
 ) -> list[Measured]:
-    """The runs with goodput under other levels than theirs, from the kept requests."""
+    """The runs under other service levels than theirs, from the kept requests: goodput where a
+    level is of a request, the SLO where one is of a percentile; the other one stays as it is."""
     keys = [] if requests is None else RUN_KEYS.rows(requests)
     places = grouped(range(len(keys)), keys.__getitem__)
+    changed: dict[str, Any] = {}
+    if per_request(levels):
+        changed["goodput"] = goodput_of
+    if limits_of(levels):
+        changed["slo"] = slo_of
 
-    def goodput(run: Measured) -> Goodput:
+    def judged(run: Measured) -> Measured:
         mine = places.get(_run_key(run))
-        if requests is None or not mine:
-            return nothing(Goodput)
-        return goodput_of(requests.take(mine), levels, run.conditions.num_prompts)
+        found = None if requests is None or not mine else requests.take(mine)
+        count = run.conditions.num_prompts
+        groups = {
+            name: nothing(type(getattr(run, name))) if found is None else of(found, levels, count)
+            for name, of in changed.items()
+        }
+        return replace(run, **groups)
 
-    return [replace(run, goodput=goodput(run)) for run in runs]
+    return list(map(judged, runs))

@@ -7,7 +7,6 @@ others is the ramp.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -49,10 +48,12 @@ class Steps:
 
 @dataclass(frozen=True, slots=True)
 class RankSteps:
-    """What one rank did. loads: the requests of its replica, those of equal lengths together."""
+    """What one rank did. load: the requests of its replica. prompts: int64, their tokens, in the
+    order in which they were let in."""
 
     stage: Stage
-    loads: Sequence[Closed]
+    load: Closed
+    prompts: np.ndarray
     decode: Steps
     prefill: Steps
 
@@ -82,7 +83,10 @@ def ranks_of(
         mine = requests.filter(pa.array(replicas == at.get("dp", 0)))
         ends = _worked_until(np.asarray(report.steps.column("end_s")), mine)
         steps = partial(_steps, report.steps, np.diff(ends, prepend=0.0), placement)
-        return RankSteps(stages[at.get("pp", 0)], _loads(mine), steps(DECODE), steps(PREFILL))
+        lengths = [mine.column(name).to_pylist() for name in ("input_len", "output_len")]
+        load = Closed.of(zip(*lengths, strict=True), seats=1)
+        prompts = np.array(lengths[0], dtype=np.int64)
+        return RankSteps(stages[at.get("pp", 0)], load, prompts, steps(DECODE), steps(PREFILL))
 
     return [of(report) for report in sorted(reports, key=lambda one: one.rank)]
 
@@ -98,12 +102,6 @@ def _steps(table: pa.Table, windows: np.ndarray, placement: Placement, phase: st
         micro_batch=np.asarray(table.column("micro_batch"))[mine],
         first=len(took) - len(settled(phase, range(len(took)), placement)),
     )
-
-
-def _loads(requests: pa.Table) -> list[Closed]:
-    lengths = (requests.column(name).to_pylist() for name in ("input_len", "output_len"))
-    counted = Counter(zip(*lengths, strict=True))
-    return [Closed(inputs, outputs, n, 1) for (inputs, outputs), n in counted.items()]
 
 
 def _worked_until(ends: np.ndarray, requests: pa.Table) -> np.ndarray:
@@ -128,10 +126,8 @@ def _worked_until(ends: np.ndarray, requests: pa.Table) -> np.ndarray:
 
 def decode_of(rank: RankSteps, rates: Rates | None) -> Spent:
     """A pass takes about as long whatever the number of its requests: the pace is of steps."""
-    steps, loads, context = rank.decode, rank.loads, rank.stage.context
-    made = sum(load.requests * (load.output_len - 1) for load in loads)
-    read = sum(load.requests * (load.output_len - 1) * context(load) for load in loads)
-    operations = rank.stage.decode_flops(made, read / made) if made else 0.0
+    steps, made, context = rank.decode, rank.load.decoded, rank.stage.context(rank.load)
+    read, operations = made * context, rank.stage.decode_flops(made, context)
     spent = _spent(steps, np.ones(len(steps.windows)))
     return _with_roofline(spent, rank.stage, len(steps.windows), read, operations, rates)
 
@@ -139,32 +135,35 @@ def decode_of(rank: RankSteps, rates: Rates | None) -> Spent:
 def prefill_of(rank: RankSteps, rates: Rates | None) -> Spent:
     """The pace is of tokens."""
     steps, stage = rank.prefill, rank.stage
-    operations = sum(stage.prefill_flops(load) for load in rank.loads)
-    read = _read_again(steps, rank.loads, stage)
+    operations = stage.prefill_flops(rank.load)
+    read = _read_again(steps, rank.prompts, stage)
     spent = _spent(steps, steps.tokens)
     return _with_roofline(spent, stage, len(steps.windows), read, operations, rates)
 
 
-def _read_again(steps: Steps, loads: Sequence[Closed], stage: Stage) -> float | None:
+def _read_again(steps: Steps, prompts: np.ndarray, stage: Stage) -> float | None:
     """Tokens of earlier chunks of a prompt whose keys and values a later one reads, over all
     prompts, mean over the layers of `stage`; None where that is not known.
 
-    A micro-batch takes its prompts in order, so where these are equally long the place in the
-    prompt at which a step begins is known. Prompts that are read whole read nothing again.
+    A micro-batch takes its prompts in order, so the place in a prompt at which a step begins is
+    known where there is one micro-batch, or where prompts are equally long. Prompts that are read
+    whole read nothing again.
     """
-    if steps.requests.sum() == sum(load.requests for load in loads):
+    if steps.requests.sum() == len(prompts):
         return 0.0
-    lengths = {load.input_len for load in loads}
-    if len(lengths) != 1:
+    micro_batches = np.unique(steps.micro_batch)
+    if len(micro_batches) > 1 and prompts.min() != prompts.max():
         return None
-    (length,) = lengths
+    begins = np.cumsum(prompts) - prompts
     starts = np.zeros_like(steps.tokens)
-    for one in np.unique(steps.micro_batch):
+    for one in micro_batches:
         tokens = steps.tokens[steps.micro_batch == one]
-        starts[steps.micro_batch == one] = (np.cumsum(tokens) - tokens) % length
+        places = np.cumsum(tokens) - tokens
+        within = np.searchsorted(begins, places, side="right") - 1
+        starts[steps.micro_batch == one] = places - begins[within]
 
     def read(window: int | None) -> float:
-        return float(np.minimum(starts, length if window is None else window - 1).sum())
+        return float(np.minimum(starts, prompts.max() if window is None else window - 1).sum())
 
     return stage.over_layers(read)
 

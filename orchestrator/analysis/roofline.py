@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from strategies.memory import kv_bytes_per_token, window_of
@@ -18,9 +18,6 @@ from strategies.placement import Placement
 from strategies.shapes import DTYPE_BYTES, ModelShape
 
 CALIBRATED, DATASHEET = "calibrated", "datasheet"
-# Engines whose passes hold prompts or one token a request, never both: prefill and decode cannot
-# hide each other.
-SEPARATE = frozenset({"torch", "transformers", "deepspeed"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +53,55 @@ class Ceilings:
 
 
 @dataclass(frozen=True, slots=True)
-class Closed:
-    """A closed batch: `requests` of `input_len` tokens in, `output_len` out, `seats` at a time."""
+class Kind:
+    """`requests` of `input_len` tokens in, `output_len` out."""
 
     input_len: int
     output_len: int
     requests: int
+
+    @property
+    def passes(self) -> int:
+        """Decode passes that each takes; a request's first token comes from its prefill."""
+        return max(self.output_len - 1, 0)
+
+    def context(self, window: int | None = None) -> float:
+        """Mean tokens of KV that a decode pass reads for a request in a layer: input_len for the
+        second token, one more for each next. With a window, no more than what it holds beside the
+        pass's own token."""
+        passes, first = max(self.passes, 1), self.input_len
+        if window is None:
+            return first + (passes - 1) / 2
+        return _capped_sum(first, first + passes, window - 1) / passes
+
+    def pairs(self, window: int | None = None) -> int:
+        """Tokens that the tokens of a prompt attend to in a layer, themselves included."""
+        n = self.input_len
+        return _capped_sum(1, n + 1, n if window is None else window)
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A closed batch, `seats` requests at a time; those of equal lengths are one kind."""
+
+    kinds: tuple[Kind, ...]
     seats: int
+
+    @classmethod
+    def equal(cls, input_len: int, output_len: int, requests: int, seats: int) -> Closed:
+        """Requests that are all alike."""
+        return cls((Kind(input_len, output_len, requests),), seats)
+
+    @classmethod
+    def of(cls, lengths: Iterable[tuple[int, int]], seats: int) -> Closed:
+        """Requests of these tokens in and out."""
+        counted = Counter(lengths)
+        return cls(tuple(Kind(*both, requests) for both, requests in counted.items()), seats)
+
+    @property
+    def requests(self) -> int:
+        """Of all kinds."""
+        return sum(kind.requests for kind in self.kinds)
 
     @property
     def in_flight(self) -> int:
@@ -72,7 +111,12 @@ class Closed:
     @property
     def output_tokens(self) -> int:
         """Tokens that are made."""
-        return self.requests * self.output_len
+        return sum(kind.requests * kind.output_len for kind in self.kinds)
+
+    @property
+    def decoded(self) -> int:
+        """Tokens that decode passes make."""
+        return sum(kind.requests * kind.passes for kind in self.kinds)
 
     @property
     def waves(self) -> int:
@@ -81,22 +125,13 @@ class Closed:
 
     @property
     def rounds(self) -> float:
-        """Decode passes of the fullest seat; a request's first token comes from its prefill."""
-        return (self.output_len - 1) * max(1.0, self.requests / self.in_flight)
+        """Decode passes that it takes if each has all seats full."""
+        return self.decoded / self.in_flight
 
-    def context(self, window: int | None = None) -> float:
-        """Mean tokens of KV that a decode pass reads for a request in a layer: input_len for the
-        second token, one more for each next. With a window, no more than what it holds beside the
-        pass's own token."""
-        passes, first = max(self.output_len - 1, 1), self.input_len
-        if window is None:
-            return first + (passes - 1) / 2
-        return _capped_sum(first, first + passes, window - 1) / passes
-
-    def pairs(self, window: int | None = None) -> int:
-        """Tokens that the tokens of a prompt attend to in a layer, themselves included."""
-        n = self.input_len
-        return _capped_sum(1, n + 1, n if window is None else window)
+    @property
+    def longest(self) -> Kind:
+        """That of which each request takes most decode passes."""
+        return max(self.kinds, key=lambda kind: kind.passes)
 
 
 def _capped_sum(start: int, stop: int, cap: int) -> int:
@@ -123,7 +158,12 @@ class Stage:
 
     def context(self, load: Closed) -> float:
         """Mean tokens of KV that a decode pass reads for a request, over its layers."""
-        return self.over_layers(load.context)
+        read = sum(kind.requests * kind.passes * self.context_of(kind) for kind in load.kinds)
+        return read / load.decoded if load.decoded else 0.0
+
+    def context_of(self, kind: Kind) -> float:
+        """The same, of requests of one kind."""
+        return self.over_layers(kind.context)
 
     def over_layers(self, of_window: Callable[[int | None], float]) -> float:
         """The mean over its layers of a function of their windows."""
@@ -132,8 +172,15 @@ class Stage:
 
     def prefill_flops(self, load: Closed) -> float:
         """Operations of all prompts, with causal attention; one token of each is sampled."""
-        attention = self.attention_flops * self.over_layers(load.pairs)
-        return load.requests * (load.input_len * self.token_flops + self.head_flops + attention)
+        return sum(
+            kind.requests
+            * (
+                kind.input_len * self.token_flops
+                + self.head_flops
+                + self.attention_flops * self.over_layers(kind.pairs)
+            )
+            for kind in load.kinds
+        )
 
     def decode_flops(self, tokens: float, context: float) -> float:
         """Operations of `tokens` decoded tokens that attend to `context` tokens each."""
@@ -191,74 +238,3 @@ def _parameters_read(
         if placement.holds(name, rank, model) and (name != "model.embed_tokens.weight" or is_head):
             box = placement.shard(name, shape, rank, stored=False)
             yield name, math.prod(side.stop - side.start for side in box)
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """The least seconds for a load, and how they come about with the best `micro_batches`.
-
-    prefill_passes: passes with prompts alone. prefill_s: what prompts add to the seconds of decode.
-    """
-
-    prefill_passes: int
-    prefill_s: float
-    decode_s: float
-    micro_batches: int
-
-    @property
-    def seconds(self) -> float:
-        """Prefill and decode."""
-        return self.prefill_s + self.decode_s
-
-
-@dataclass(frozen=True, slots=True)
-class _Way:
-    """Seconds along one way through a load, which cannot overlap with themselves.
-
-    stream: of weights, for prompts. prompts: computing them. decode: passes with decoded tokens.
-    decode_flops: what these take to compute.
-    """
-
-    stream: float
-    prompts: float
-    decode: float
-    decode_flops: float
-
-    def prefill_s(self, separate: bool) -> float:
-        """What prompts add to the decode passes, which may compute them while they read."""
-        hidden = 0.0 if separate else self.decode - self.decode_flops
-        return max(self.stream, self.prompts - hidden)
-
-
-def least(stages: Sequence[Stage], load: Closed, rates: Rates, separate: bool = True) -> Bound:
-    """The least seconds in which one replica can serve `load`, over every number of micro-batches.
-
-    With n micro-batches a stage streams its weights n times a round, and a micro-batch passes the
-    stages one after another, so a round takes max(n x slowest stage, sum of stages) of a pass with
-    1/n of the requests. All prompts go through the slowest stage; a micro-batch waits for its own.
-
-    Prompts stream the weights too. separate: no pass holds both prompts and decoded tokens, so each
-    wave of requests takes a pass of prompts alone. Else only the first pass of all must do without
-    decoded tokens, and decode passes can compute prompts for as long as they read.
-    """
-    passes = load.waves if separate else 1
-    streams = [passes * stage.weights_s(rates) for stage in stages]
-    prompts = [stage.prefill_flops(load) / rates.flops for stage in stages]
-    reading = [(stage, stage.context(load)) for stage in stages]
-
-    def bound(micro_batches: int) -> Bound:
-        requests = load.in_flight / micro_batches
-        decodes = [load.rounds * stage.pass_s(requests, read, rates) for stage, read in reading]
-        flops = [
-            load.rounds * stage.decode_flops(requests, read) / rates.flops
-            for stage, read in reading
-        ]
-        ways = [
-            _Way(stream, prompt, micro_batches * decode, micro_batches * flop)
-            for stream, prompt, decode, flop in zip(streams, prompts, decodes, flops, strict=True)
-        ]
-        ways.append(_Way(sum(streams), max(prompts) / micro_batches, sum(decodes), sum(flops)))
-        bounds = (Bound(passes, way.prefill_s(separate), way.decode, micro_batches) for way in ways)
-        return max(bounds, key=lambda one: one.seconds)
-
-    return min(map(bound, range(1, load.in_flight + 1)), key=lambda one: one.seconds)

@@ -11,18 +11,18 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from orchestrator.analysis.bounds import Bounds, bounds_of
+from orchestrator.analysis.bounds import Bounds, bounds_of, loads_of
 from orchestrator.analysis.building import Memory, Startup, memory_of, startup_of
 from orchestrator.analysis.clocks import Clocks, clocks_of
 from orchestrator.analysis.crosscheck import Crosscheck, crosscheck_of
 from orchestrator.analysis.device_time import DeviceTime, device_time_of
 from orchestrator.analysis.energy import Energy, energy_of
-from orchestrator.analysis.goodput import Goodput, goodput_of
+from orchestrator.analysis.goodput import Goodput, Slo, goodput_of, slo_of
 from orchestrator.analysis.latency import Arrivals, Latency, TokenTimes, arrivals_of, latency_of
 from orchestrator.analysis.observed.communication import StepParts
 from orchestrator.analysis.observed.operations import Operations, Traffic, traffic_of
 from orchestrator.analysis.outputs import output_digest
-from orchestrator.analysis.roofline import Ceilings, Closed
+from orchestrator.analysis.roofline import Ceilings
 from orchestrator.analysis.samples import sampled
 from orchestrator.analysis.throughput import Steady, Throughput, steady_of, throughput_of
 from orchestrator.analysis.token_cost import TokenCost
@@ -41,8 +41,16 @@ class Conditions:
     output_len: int | None = column(
         "tokens asked for of a request; null where they differ", "tokens", over_runs="first"
     )
+    mean_input_len: float | None = column(
+        "mean prompt tokens of a request", "tokens", over_runs="first"
+    )
+    mean_output_len: float | None = column(
+        "mean tokens asked for of a request", "tokens", over_runs="first"
+    )
     num_prompts: int = column("requests asked for", "requests", over_runs="first")
-    seed: int = column("of prompts, arrivals and sampling", "1")
+    seed: int | None = column(
+        "of prompts, arrivals and sampling; null where an imported run does not say", "1"
+    )
     num_gpus: int = column("devices of the layout", "1", over_runs="first")
     device_name: str | None = column("name of a device", over_runs="first")
     started_at: str = column("when the run began, UTC")
@@ -65,6 +73,7 @@ class Figures:
     steady: Steady = group()
     device_time: DeviceTime = group(better="lower")
     goodput: Goodput = group()
+    slo: Slo = group()
     arrivals: Arrivals = group()
     latency: Latency = group()
     startup: Startup = group()
@@ -107,16 +116,14 @@ SUMMARY = Table("summary", Summary)
 class Attempt:
     """A run that is to be made: of what, and under which conditions.
 
-    input_len, output_len: of every request, 0 where they differ. levels: service levels in ms.
-    request_rate, burstiness: None in a closed loop. ceilings: what its devices can do as measured,
+    levels: service levels in ms. request_rate: of a trace, its mean; None in a closed loop.
+    burstiness: None in a closed loop and of a trace. ceilings: what its devices can do as measured,
     or else as their maker says; sheet: as their maker says; None where that is unknown.
     """
 
     key: RunKey
     plan: EnginePlan
     work: Work
-    input_len: int
-    output_len: int
     started_at: str
     block: int
     metadata: str
@@ -145,9 +152,9 @@ def measured(
     plan, work, num_gpus = attempt.plan, attempt.work, attempt.plan.placement.num_ranks
     num_prompts = len(work.requests)
     made = throughput_of(requests, work.max_concurrency, num_prompts, num_gpus)
-    whole = Closed(attempt.input_len, attempt.output_len, num_prompts, work.max_concurrency)
+    loads = loads_of(requests, plan.placement, work.max_concurrency)
     engine = attempt.key.cell.engine
-    bounds, reason = bounds_of(plan, engine, whole, made, attempt.ceilings, attempt.sheet)
+    bounds, reason = bounds_of(plan, engine, loads, made, attempt.ceilings, attempt.sheet)
     seen = sampled(reports, made.duration, num_gpus)
     return widened(
         Measured,
@@ -159,6 +166,7 @@ def measured(
         steady=nothing(Steady) if work.is_open else steady_of(requests),
         device_time=device_time_of(plan, made, reports, requests, attempt.ceilings),
         goodput=goodput_of(requests, attempt.levels, num_prompts),
+        slo=slo_of(requests, attempt.levels, num_prompts),
         arrivals=arrivals_of(requests, attempt.request_rate, attempt.burstiness),
         latency=latency_of(TokenTimes.of(requests)),
         startup=startup_of(building.built, building.build_s, building.startup_s),
@@ -188,9 +196,13 @@ def failed(attempt: Attempt, reason: str) -> Measured:
 
 
 def _conditions(attempt: Attempt, device_name: str | None) -> Conditions:
+    prompts = [len(request.prompt) for request in attempt.work.requests]
+    outputs = [request.output_len for request in attempt.work.requests]
     return Conditions(
-        input_len=attempt.input_len or None,
-        output_len=attempt.output_len or None,
+        input_len=_common(prompts),
+        output_len=_common(outputs),
+        mean_input_len=sum(prompts) / len(prompts),
+        mean_output_len=sum(outputs) / len(outputs),
         num_prompts=len(attempt.work.requests),
         seed=attempt.plan.seed,
         num_gpus=attempt.plan.placement.num_ranks,
@@ -200,3 +212,8 @@ def _conditions(attempt: Attempt, device_name: str | None) -> Conditions:
         node=attempt.node,
         metadata=attempt.metadata,
     )
+
+
+def _common(lengths: Sequence[int]) -> int | None:
+    """The length that all have."""
+    return lengths[0] if len(set(lengths)) == 1 else None

@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -37,19 +37,20 @@ from orchestrator.cluster.processes import end, processes, uninterrupted
 from orchestrator.cluster.ranks import Place, in_rank_order, meeting_host, ranks_at
 from orchestrator.cluster.waiting import ask, gather, patiently
 from orchestrator.errors import ClusterLost
-from workers.actor import Worker, drives_all_devices
+from workers.actor import Worker, ranks_of_process
 from workers.messages import Built, EnginePlan, Process, RankReport, Work
 
 __all__ = ["RunFailed", "WorkerGroup"]
 
 T = TypeVar("T")
+Answer = TypeVar("Answer", Built, RankReport)
 
 RESERVE_S = 60.0  # to wait for a placement group: another job may be about to end
 
 
 class WorkerGroup:
-    """The actors of one deployment, in rank order. When one fails, none can go on: `kill` the group
-    and start another.
+    """The actors of one deployment, in order of their first ranks. When one fails, none can go on:
+    `kill` the group and start another.
 
     tags: of the metrics that the ranks publish through Ray; None: they publish none.
     """
@@ -69,6 +70,7 @@ class WorkerGroup:
         self._engine = engine
         self._tags = tags
         self._bundles = bundles_for(plan, engine)
+        self._step = plan.placement.num_ranks // len(self._bundles)  # ranks of a process
         self._group: PlacementGroup | None = None
         self._actors: list[Any] = []
         self._places: list[Place] = []
@@ -101,7 +103,7 @@ class WorkerGroup:
             asked = ask(self._actors[:1], Worker.open_store, meeting_host(self._places))
             address = self._gather(asked, "the rendezvous", START_S)[0]
         refs = ask(self._actors, Worker.build, self._engine, self._plan, address)
-        return self._gather(refs, "the build", timeout_s)
+        return list(chain.from_iterable(map(_each, self._gather(refs, "the build", timeout_s))))
 
     def run(self, work: Work, timeout_s: float) -> list[RankReport]:
         """Serve `work` on every rank. Raises RunFailed as soon as one rank has failed."""
@@ -109,7 +111,9 @@ class WorkerGroup:
         sampled = ask(self._actors, Worker.telemetry)
         tables = self._gather(sampled, "the end of sampling", timeout_s)
         return [
-            replace(report, telemetry=table) for report, table in zip(reports, tables, strict=True)
+            replace(report, telemetry=None if number else table)
+            for answer, table in zip(reports, tables, strict=True)
+            for number, report in enumerate(_each(answer))
         ]
 
     def close(self, timeout_s: float = 5.0) -> None:
@@ -139,11 +143,13 @@ class WorkerGroup:
 
     def _gather(self, refs: Sequence[Any], what: str, timeout_s: float) -> list[Any]:
         """The answers of all ranks."""
-        return gather(refs, what, timeout_s, self._cluster.check_alive, self._hanging)
+        return gather(refs, what, timeout_s, self._cluster.check_alive, self._hanging, self._step)
 
     def _hanging(self, pending: Sequence[int]) -> str:
         """Which of the ranks that have not answered the others wait for."""
-        stands = stands_of([self._places[rank] for rank in pending], self._cluster.embedded)
+        stands = stands_of(
+            [self._places[rank // self._step] for rank in pending], self._cluster.embedded
+        )
         return hanging(dict(zip(pending, stands, strict=True)))
 
     # -- starting
@@ -176,7 +182,9 @@ class WorkerGroup:
         self._actors = [self._actors[i] for i in order]
         self._places = [places[i] for i in order]
         self._reports = [self._report(i) for i in order] if self._plan.nsys_dir is not None else []
-        assigned = [ask([actor], Worker.assign, rank) for rank, actor in enumerate(self._actors)]
+        firsts = range(0, self._plan.placement.num_ranks, self._step)
+        numbered = zip(self._actors, firsts, strict=True)
+        assigned = [ask([actor], Worker.assign, rank) for actor, rank in numbered]
         self._gather(list(chain(*assigned)), "the start", START_S)
         if self._tags is not None:
             asked = ask(self._actors, Worker.publish, dict(self._tags))
@@ -278,9 +286,11 @@ class WorkerGroup:
 
 
 def bundles_for(plan: EnginePlan, engine: str) -> list[dict[str, float]]:
-    """The bundles to reserve: one device for each process, or one bundle of all devices for an
-    engine that drives them from a single process."""
-    ranks, resource = plan.placement.num_ranks, RESOURCES[plan.device]
-    if drives_all_devices(engine):
-        return [{resource: ranks}]
-    return [{resource: 1}] * ranks
+    """The bundles to reserve: one for each process, with a device for each of its ranks."""
+    size = ranks_of_process(engine, plan)
+    return [{RESOURCES[plan.device]: size}] * (plan.placement.num_ranks // size)
+
+
+def _each(answer: Answer | Sequence[Answer]) -> Iterator[Answer]:
+    """What a process answered for each of its ranks."""
+    yield from (answer,) if isinstance(answer, (Built, RankReport)) else answer

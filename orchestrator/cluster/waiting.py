@@ -40,15 +40,17 @@ def gather(
     timeout_s: float,
     check: Check,
     hanging: Callable[[Sequence[int]], str] = str,
+    step: int = 1,
 ) -> list[Any]:
-    """Answers in the order of `refs`, one for each rank.
+    """Answers in the order of `refs`, one for each process.
 
     Raises RunFailed at the first failure, or when `timeout_s` is over, and whatever `check` raises.
     what: names in the message what was waited for. hanging: says of the ranks that have not
-    answered which of them the others wait for.
+    answered which of them the others wait for. step: ranks of a process, the first of which names
+    it.
     """
     answers: dict[int, Any] = {}
-    pending = {ref: rank for rank, ref in enumerate(refs)}
+    pending = {ref: step * number for number, ref in enumerate(refs)}
     deadline = time.monotonic() + timeout_s
     while pending:
         with _unless_lost(check):
@@ -63,7 +65,7 @@ def gather(
                 f"timeout: {what} took longer than {timeout_s:g} s "
                 f"({hanging(sorted(pending.values()))})"
             )
-    return [answers[rank] for rank in range(len(refs))]
+    return [answer for _, answer in sorted(answers.items(), key=lambda one: one[0])]
 
 
 def patiently(call: Callable[[], T], check: Check) -> T:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -18,6 +19,7 @@ from orchestrator.errors import Refused, Stop
 from orchestrator.store.names import shortened
 
 BAD_INPUT = 2  # the exit statuses
+SEVERAL_LEVELS, LEVEL = ("--goodput", "--slo"), r"[a-z0-9]+(:p[0-9.]+)?:[0-9.]+"
 UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
 NO_ROOM = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)
 
@@ -77,6 +79,20 @@ class OneLineErrors(click.Group):
             raise _of_file(error) from error
         except KeyboardInterrupt:
             raise SystemExit(stop.status) from None
+
+
+class TakesLevels(click.Command):
+    """A command whose --goodput and --slo take several words, as in vLLM's benchmark: `--goodput
+    ttft:2000 tpot:200`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the option before each level that follows another one."""
+        words: list[str] = []
+        for word in args:
+            option = words[-2] if len(words) > 1 else ""
+            continues = option in SEVERAL_LEVELS and re.fullmatch(LEVEL, word)
+            words.extend([option, word] if continues else [word])
+        return super().parse_args(ctx, words)
 
 
 def _of_file(error: OSError) -> Exception:

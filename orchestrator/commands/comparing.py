@@ -91,6 +91,7 @@ def draw(found: Findings, objective: str, console: Console) -> None:
         *(one.sentence for one in found.unsettled),
         *(one.sentence for one in found.drifts),
         *(one.sentence for one in found.missing),
+        *(one.sentence for one in found.imported),
     ]
     for note in filter(None, notes):
         console.print(note, style="yellow", highlight=False)

@@ -15,16 +15,6 @@ if TYPE_CHECKING:
 DIFFERS = 1
 
 
-def export(folder: Path, format_: str, into: Path) -> None:
-    """Write every table of results as one file, and print the files."""
-    from orchestrator.analysis.comparing.findings import tables
-    from orchestrator.store.export import check_format, write_tables
-
-    check_format(format_)
-    for path in write_tables(tables(folder), format_, into):
-        say(path)
-
-
 def pack(folder: Path, into: Path) -> None:
     """Pack the results at or below `folder`, and print the files."""
     from orchestrator.analysis.comparing.findings import tables
@@ -47,7 +37,7 @@ def trace(root: Path) -> None:
 
 def recompute(folder: Path, as_json: bool) -> int:
     """Work out again what was kept of the observed runs at or below `folder`."""
-    from orchestrator.analysis.observed.recompute import DIFFERENT, of_folder
+    from orchestrator.analysis.recompute import DIFFERENT, of_folder
     from orchestrator.report.recompute import as_data, render
 
     found = of_folder(folder)

@@ -71,6 +71,43 @@ def show_plan(experiment: Experiment, planned: PlannedExperiment, out: Output) -
     )
 
 
+def run(
+    experiment: Experiment, planned: PlannedExperiment, cluster: Cluster | None, out: Output
+) -> Path:
+    """Run what has no result yet. Returns the folder of the results."""
+    from orchestrator.report.progress import RunProgress
+    from orchestrator.run.driver import run_experiment
+
+    with RunProgress(out.notes()) as progress:
+        return run_experiment(planned.deployments, experiment, progress, cluster)
+
+
+def find_rates(
+    experiment: Experiment, planned: PlannedExperiment, cluster: Cluster | None, out: Output
+) -> int:
+    """Search the highest rate that meets the SLO, cell by cell, and print what was found. Returns
+    the exit status."""
+    from orchestrator.analysis.goodput import RATES
+    from orchestrator.plan.planning import plan_experiment
+    from orchestrator.report import sweep
+    from orchestrator.report.progress import RunProgress
+    from orchestrator.run.rates import Search
+
+    device = planned.deployments[0].plan.device
+
+    def plan(asked: Experiment) -> tuple[PlannedDeployment, ...]:
+        return plan_experiment(asked, device, planned.topology, cluster)
+
+    with RunProgress(out.notes()) as progress:
+        search = Search(experiment, plan, progress, cluster)
+        found = search.run(planned.deployments)
+    out.show(
+        lambda: {"rates": RATES.data(found), "results": str(search.root)},
+        lambda console: sweep.render_rates(found, search.root, console),
+    )
+    return SOME_FAILED if any(one.reason for one in found) else 0
+
+
 def exit_status(planned: Sequence[PlannedDeployment], experiment: Experiment, folder: Path) -> int:
     """0 where every run that was needed has a result."""
     from orchestrator.run.jobs import all_completed
@@ -86,7 +123,7 @@ def show_run(folder: Path, experiment: Experiment, trace: bool, out: Output) -> 
     from orchestrator.store.store import Store
 
     found = findings.of_folders(
-        [folder], experiment.goodput, experiment.until_ci, experiment.difference
+        [folder], experiment.levels, experiment.until_ci, experiment.difference
     )
     notes, store = out.notes(), Store(folder)
     if not out.as_json:

@@ -3,11 +3,12 @@ data."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.experiment import Cell, Deployment
-from strategies import Topology
+from strategies import Topology, parse
 from workers.messages import EnginePlan, Work
 
 
@@ -36,13 +37,14 @@ class PlannedDeployment:
     """One deployment, the plan for the heaviest of its cells, and the cells in the order they run.
 
     decode: token ids -> text, for the requests table of a detailed run; None where there is no
-    tokenizer.
+    tokenizer. remarks: what a user should know of the dataset, the same for all deployments.
     """
 
     deployment: Deployment
     plan: EnginePlan
     cells: tuple[PlannedCell, ...]
     decode: Callable[[Sequence[int]], str] | None = None
+    remarks: tuple[str, ...] = ()
 
     def settled(self, num_prompts: Mapping[str, int]) -> PlannedDeployment:
         """The same, its cells with the requests that were settled for their load, "short.c8". One
@@ -62,3 +64,9 @@ class PlannedExperiment:
 
     deployments: tuple[PlannedDeployment, ...]
     topology: Topology
+
+
+def devices_of(layout: str) -> int:
+    """How many devices a layout needs, by its name: 4 for "tp2pp2". Raises LayoutError for a name
+    that is none."""
+    return math.prod(number for key, number in parse(layout) if key != "zero")

@@ -114,17 +114,29 @@ class _Planner:
         return list({layout.name: layout for layout in named}.values())
 
     def deployments(self, layout: Layout) -> Iterator[PlannedDeployment]:
-        """The deployment of one layout, and one more for each ablation that changes it."""
-        engine = choose_engine(layout, self.experiment.engine)
-        plan = self._engine_plan(layout)
+        """The deployments of one layout, engine by engine."""
         check_devices(layout, self.device, self.topology)
+        for engine in choose_engines(layout, self.experiment.engine):
+            yield from self._on(engine, layout)
+
+    def _on(self, engine: str, layout: Layout) -> Iterator[PlannedDeployment]:
+        """The deployment of a layout on one engine, and one more for each ablation that changes
+        it."""
+        plan = replace(self._engine_plan(layout), engine_args=self._arguments(engine))
         _check_engine(engine, plan)
-        _check_arrivals(self.experiment, engine, layout)
+        _check_arrivals(self.experiment, self.workload, engine, layout)
         check_memory(plan, self.topology, self.load)
         yield self._deployment(engine, plan)
         for what in self.experiment.ablate:
             if ablates(what, engine, plan):
                 yield self._deployment(engine, replace(plan, ablation=what))
+
+    def _arguments(self, engine: str) -> tuple[tuple[str, str], ...]:
+        """Settings of the engine's own: none for one that takes none, where another is asked for
+        that does."""
+        given, asked = tuple(self.experiment.engine_arg.items()), self.experiment.engine
+        others = any(map(engines.takes_arguments, asked)) if given else False
+        return () if others and not engines.takes_arguments(engine) else given
 
     def _engine_plan(self, layout: Layout) -> EnginePlan:
         experiment, model, load = self.experiment, self.model, self.load
@@ -152,7 +164,7 @@ class _Planner:
         for scenario in self.experiment.scenarios:
             for concurrency in self.experiment.max_concurrency:
                 cells.append(self._cell(Cell(asked, scenario, concurrency)))
-        return PlannedDeployment(asked, plan, tuple(cells), model.decode)
+        return PlannedDeployment(asked, plan, tuple(cells), model.decode, self.workload.remarks())
 
     def _cell(self, cell: Cell) -> PlannedCell:
         work = partial(self.workload.work, cell.scenario, cell.max_concurrency)
@@ -179,15 +191,17 @@ def resolve_dtype(dtype: str, device: Device) -> str:
     return {"cuda": "bfloat16", "cpu": "float32"}[device] if dtype == "auto" else dtype
 
 
-def choose_engine(layout: Layout, asked: str | None) -> str:
-    """The engine a layout runs on: the one it needs, the one asked for, or torch. Raises UserError
-    where the first two differ."""
-    if layout.engine and asked and layout.engine != asked:
+def choose_engines(layout: Layout, asked: Sequence[str]) -> tuple[str, ...]:
+    """The engines a layout runs on: the one it needs, those asked for, or torch. Raises UserError
+    where the first is not among the second."""
+    if layout.engine and asked and layout.engine not in asked:
         raise UserError(
-            f"{layout.name} needs the engine {layout.engine}, --engine asks for {asked}; leave "
-            "--engine out"
+            f"{layout.name} needs the engine {layout.engine}, --engine asks for "
+            f"{', '.join(asked)}; leave --engine out"
         )
-    return layout.engine or asked or DEFAULT_ENGINE
+    if layout.engine:
+        return (layout.engine,)
+    return tuple(asked) or (DEFAULT_ENGINE,)
 
 
 def choose_prefill_tokens(experiment: Experiment, longest_prompt: int) -> int:
@@ -228,10 +242,16 @@ def _check_engine(engine: str, plan: EnginePlan) -> None:
         raise UserError(f"the engine {engine} cannot run {plan.layout}: {reason}")
 
 
-def _check_arrivals(experiment: Experiment, engine: str, layout: Layout) -> None:
-    if experiment.request_rate is not None and engine != DEFAULT_ENGINE:
+def _check_arrivals(
+    experiment: Experiment, workload: Workload, engine: str, layout: Layout
+) -> None:
+    is_open = workload.is_open or experiment.find_rate
+    if is_open and engine != DEFAULT_ENGINE:
+        flag = "--find-rate" if experiment.find_rate else "--request-rate"
+        what, give = "at a request rate", f"leave {flag} out"
+        if workload.is_trace:
+            what, give = "at the times of a trace", "use another dataset"
         raise UserError(
-            f"the engine {engine} cannot run {layout.name} at a request rate: it serves closed "
-            "loops; "
-            f"leave --request-rate out, or use --engine {DEFAULT_ENGINE}"
+            f"the engine {engine} cannot run {layout.name} {what}: it serves closed loops; {give}, "
+            f"or use --engine {DEFAULT_ENGINE}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.cluster import nsight
@@ -23,16 +24,18 @@ def remarks(
     topology: Topology,
     cluster: Cluster | None = None,
 ) -> Iterator[str]:
-    """Engines chosen for the user, idle replicas, requests that will queue, ablations that change
-    nothing, and where Nsight Systems writes. An ablated layout gets no remarks of its own."""
-    made = {(one.deployment.strategy, one.deployment.ablation) for one in planned}
+    """What was left out of a dataset, engines chosen for the user, idle replicas, requests that
+    will queue, ablations that change nothing, and where Nsight Systems writes. An ablated layout
+    gets no remarks of its own."""
+    yield from planned[0].remarks if planned else ()
+    made = {one.deployment for one in planned}
     for one in planned:
         if one.deployment.ablation == "none":
             yield from _of_engine(experiment, one)
             yield from _of_replicas(one)
             yield from _of_memory(one, topology)
             for what in dict.fromkeys(experiment.ablate):
-                if (one.deployment.strategy, what) not in made:
+                if replace(one.deployment, ablation=what) not in made:
                     yield _of_ablation(one, what)
     if experiment.nsys:
         yield nsight.remark(folder_of(experiment), joined=cluster is not None)
@@ -57,7 +60,7 @@ def _of_replicas(planned: PlannedDeployment) -> Iterator[str]:
 def _of_memory(planned: PlannedDeployment, topology: Topology) -> Iterator[str]:
     plan, held = planned.plan, concurrent_requests(planned.plan, topology)
     if held is not None and held < plan.max_concurrency:
-        queues = planned.deployment.engine == DEFAULT_ENGINE
+        queues = planned.deployment.engine in (DEFAULT_ENGINE, "vllm")
         more = "requests queue" if queues else "this engine runs out of memory"
         yield (
             f"{planned.deployment.strategy}: KV holds {held} requests of {plan.max_len} tokens at "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Protocol
@@ -68,3 +68,40 @@ def load_tokenizer(folder: Path) -> TextCodec:
         raise UserError(
             f"{folder}: the tokenizer cannot be read: {type(error).__name__}: {error}"
         ) from error
+
+
+@cache
+def load_chat_template(folder: Path) -> Callable[[Sequence[tuple[str, str]]], str]:
+    """What makes a prompt of messages, (role, text) each, by the chat template of the checkpoint in
+    `folder`: up to where the reply begins, with its special tokens as text.
+
+    Raises UserError where there is no template, or where it cannot be read. What it returns raises
+    ValueError with the template's reason for refusing the messages.
+    """
+    from jinja2 import TemplateError
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # it raises whatever its formats raise
+        raise UserError(
+            f"{folder}: the tokenizer cannot be read: {type(error).__name__}: {error}"
+        ) from error
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"the tokenizer of {folder.name} has no chat template, so messages cannot become "
+            "prompts; use a dataset of prompts, or a model that was trained for chats"
+        )
+
+    def text_of(messages: Sequence[tuple[str, str]]) -> str:
+        said = [{"role": role, "content": content} for role, content in messages]
+        try:
+            return str(
+                tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
+            )
+        except TemplateError as error:
+            raise ValueError(str(error)) from error
+
+    return text_of

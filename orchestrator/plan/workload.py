@@ -1,7 +1,7 @@
 """The requests of a cell: the same under every strategy and engine.
 
-Fixed lengths are random token ids from a seed of (seed, lengths, concurrency); a dataset is served
-in its own order.
+Without a dataset, prompts are random token ids from a seed of (seed, lengths, concurrency); a
+dataset is served in its own order, a trace also at its own times.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import replace
 import numpy as np
 
 from orchestrator.errors import UserError
-from orchestrator.experiment import Experiment, Scenario
+from orchestrator.experiment import Experiment, Lengths, Scenario
 from orchestrator.plan.arrival_times import arrival_times
-from orchestrator.plan.dataset import Prompt, read_prompts
 from orchestrator.plan.models import ResolvedModel
+from orchestrator.plan.prompts import Prompt, Prompts, allowed_tokens, read_prompts, too_long
 from strategies.shapes import Load
 from workers.messages import Request, Work
 
@@ -30,16 +30,33 @@ MEASURED, WARMUP = 0, 1
 class Workload:
     """Makes the work of each cell of an experiment. Reads the dataset, if there is one, once.
 
-    Raises UserError for prompts that `model` cannot serve: empty, too long, or with unknown token
-    ids.
+    Raises UserError for what `read_prompts` refuses, and for lengths that `model` cannot serve.
     """
 
     def __init__(self, experiment: Experiment, model: ResolvedModel) -> None:
         self.experiment = experiment
         self.model = model
         asked = experiment.ignore_eos
-        self.ignore_eos = experiment.dataset_path is None if asked is None else asked
-        self._dataset = self._read_dataset() if experiment.dataset_path else ()
+        self._dataset = Prompts(())
+        if experiment.dataset_path:
+            self._dataset = read_prompts(experiment, model)
+            self._check_counts()
+        whole = experiment.dataset_path is None or self.is_trace  # lengths are what is asked for
+        self.ignore_eos = whole if asked is None else asked
+
+    @property
+    def is_trace(self) -> bool:
+        """Whether requests arrive at the times of a trace."""
+        return self._dataset.is_trace
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests arrive by the clock."""
+        return self.is_trace or self.experiment.request_rate is not None
+
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know of the dataset."""
+        return tuple(self._dataset.remarks())
 
     def work(self, scenario: Scenario, max_concurrency: int, count: int | None = None) -> Work:
         """What a run of one cell serves: equal for equal seed, lengths, concurrency and count.
@@ -54,43 +71,66 @@ class Workload:
         """What is served before the first run of a cell."""
         requests = self._requests(scenario, max_concurrency, WARMUP)[:max_concurrency]
         short = (
-            replace(one, output_len=min(one.output_len, WARMUP_OUTPUT_LEN)) for one in requests
+            replace(one, output_len=min(one.output_len, WARMUP_OUTPUT_LEN), arrival_s=0.0)
+            for one in requests
         )
         return Work(tuple(short), max_concurrency, self.ignore_eos)
 
     def load(self) -> Load:
         """The heaviest load of all cells: the longest request at the highest concurrency."""
-        lengths = [(len(prompt.tokens), prompt.output_len) for prompt in self._dataset]
-        if not self._dataset:
-            scenarios = self.experiment.scenarios
-            for scenario in scenarios:
-                self._check_scenario(scenario)
-            lengths = [(scenario.input_len, scenario.output_len) for scenario in scenarios]
+        lengths = [(len(prompt.tokens), prompt.output_len) for prompt in self._dataset.served]
+        for scenario in () if lengths else self.experiment.scenarios:
+            self._check_scenario(scenario)
+        lengths = lengths or [longest(scenario) for scenario in self.experiment.scenarios]
         return Load(*max(lengths, key=sum), max(self.experiment.max_concurrency))
 
     def longest_prompt(self) -> int:
         """Tokens of the longest prompt of all cells."""
-        if self._dataset:
-            return max(len(prompt.tokens) for prompt in self._dataset)
-        return max(scenario.input_len for scenario in self.experiment.scenarios)
+        if self._dataset.served:
+            return max(len(prompt.tokens) for prompt in self._dataset.served)
+        return max(longest(scenario)[0] for scenario in self.experiment.scenarios)
 
     def _requests(
         self, scenario: Scenario, max_concurrency: int, stream: int, count: int | None = None
     ) -> list[Request]:
-        if self._dataset:
-            return self._dataset_requests(self._dataset)
+        if self._dataset.served:
+            return self._dataset_requests(self._dataset.served)
         self._check_scenario(scenario)
+        number = count or self.experiment.num_prompts or max_concurrency
+        if scenario.mixed:
+            return self._mixed_requests(*scenario.mixed, (max_concurrency, stream), number)
         lengths = (scenario.input_len, scenario.output_len)
         seed = (self.experiment.seed, *lengths, max_concurrency, stream)
-        number = count or self.experiment.num_prompts or max_concurrency
         rows = random_tokens(seed, number, scenario.input_len, self.model)
         return [Request(i, tuple(row), scenario.output_len) for i, row in enumerate(rows)]
+
+    def _mixed_requests(
+        self, inputs: Lengths, outputs: Lengths, stream: tuple[int, int], count: int
+    ) -> list[Request]:
+        """Lengths and tokens have random numbers of their own each, so that a larger count adds
+        requests and changes none."""
+        bounds = (inputs.low, inputs.high, outputs.low, outputs.high)
+        seed = (self.experiment.seed, *bounds, *stream)
+        prompts, made = (
+            drawn(one, (*seed, place), count) for place, one in enumerate((inputs, outputs))
+        )
+        (row,) = random_tokens(seed, 1, int(prompts.sum()), self.model)
+        ends = np.cumsum(prompts).tolist()
+        return [
+            Request(i, tuple(row[end - length : end]), output_len)
+            for i, (end, length, output_len) in enumerate(
+                zip(ends, prompts.tolist(), made.tolist(), strict=True)
+            )
+        ]
 
     def _dataset_requests(self, dataset: Sequence[Prompt]) -> list[Request]:
         """The prompts in their own order, from the start again where more are asked for."""
         count = self.experiment.num_prompts or len(dataset)
         prompts = itertools.islice(itertools.cycle(dataset), count)
-        return [Request(i, prompt.tokens, prompt.output_len) for i, prompt in enumerate(prompts)]
+        return [
+            Request(i, prompt.tokens, prompt.output_len, prompt.arrival_s or 0.0)
+            for i, prompt in enumerate(prompts)
+        ]
 
     def _timed(self, requests: list[Request]) -> list[Request]:
         """The requests, with times of arrival if a rate was asked for. The times are the same for
@@ -102,42 +142,37 @@ class Workload:
         times = arrival_times(len(requests), rate, burstiness, seed)
         return [replace(request, arrival_s=at) for request, at in zip(requests, times, strict=True)]
 
-    def _read_dataset(self) -> tuple[Prompt, ...]:
-        path = self.experiment.dataset_path
-        assert path is not None
-        default = self.experiment.output_len
-        prompts = tuple(
-            itertools.islice(read_prompts(path, self.model, default), self.experiment.num_prompts)
-        )
-        if not prompts:
-            raise UserError(f"{path}: there is no prompt in it")
-        for prompt in prompts:
-            self._check_prompt(prompt)
-        return prompts
-
-    def _check_prompt(self, prompt: Prompt) -> None:
-        if not prompt.tokens:
-            raise UserError(f"{prompt.where}: the prompt is empty")
-        last = self.model.shape.vocab_size - 1
-        wrong = next((token for token in prompt.tokens if not 0 <= token <= last), None)
-        if wrong is not None:
-            raise UserError(
-                f"{prompt.where}: the token id {wrong} is outside the vocabulary of "
-                f"{self.model.name} (0 to {last})"
-            )
-        self._check_lengths(prompt.where, len(prompt.tokens), prompt.output_len)
+    def _check_counts(self) -> None:
+        """A trace is served once, at its own times."""
+        if not self.is_trace:
+            return
+        asked, there = self.experiment.num_prompts or 0, len(self._dataset.served)
+        if asked > there:
+            raise UserError(f"num_prompts asks for {asked} requests of a trace that has {there}")
+        if self.experiment.request_rate is not None:
+            raise UserError("a trace brings its own times of arrival; leave request_rate out")
 
     def _check_scenario(self, scenario: Scenario) -> None:
-        self._check_lengths(f"scenario {scenario.name}", scenario.input_len, scenario.output_len)
+        lengths = longest(scenario)
+        if sum(lengths) > self.model.shape.max_positions:
+            raise UserError(too_long(f"scenario {scenario.name}", *lengths, self.model))
 
-    def _check_lengths(self, what: str, input_len: int, output_len: int) -> None:
-        limit = self.model.shape.max_positions
-        if input_len + output_len > limit:
-            raise UserError(
-                f"{what}: {input_len} prompt + {output_len} output tokens = "
-                f"{input_len + output_len}, "
-                f"but {self.model.name} has {limit} positions; use shorter lengths"
-            )
+
+def longest(scenario: Scenario) -> tuple[int, int]:
+    """Most tokens of a prompt and of an output."""
+    if scenario.mixed is None:
+        return scenario.input_len, scenario.output_len
+    inputs, outputs = scenario.mixed
+    return inputs.high, outputs.high
+
+
+def drawn(lengths: Lengths, seed: Sequence[int], count: int) -> np.ndarray:
+    """int64 [count], lengths of that distribution."""
+    random = np.random.default_rng(seed)
+    if lengths.normal is None:
+        return random.integers(lengths.low, lengths.high, size=count, endpoint=True)
+    found = random.normal(*lengths.normal, size=count)
+    return np.clip(np.rint(found), lengths.low, lengths.high).astype(np.int64)
 
 
 def random_tokens(
@@ -145,9 +180,7 @@ def random_tokens(
 ) -> list[list[int]]:
     """`count` rows of `length` token ids, uniform over the vocabulary without the special tokens.
     A larger count adds rows and changes none."""
-    allowed = np.setdiff1d(
-        np.arange(model.shape.vocab_size), np.array(model.special_ids, dtype=np.int64)
-    )
+    allowed = allowed_tokens(model)
     picks = np.random.default_rng(seed).integers(len(allowed), size=(count, length))
     rows: list[list[int]] = allowed[picks].tolist()
     return rows

@@ -17,13 +17,15 @@ from orchestrator.analysis.comparing.changes import Change
 from orchestrator.analysis.comparing.compare import Standing
 from orchestrator.analysis.comparing.curves import Curve
 from orchestrator.analysis.comparing.drift import Drift
-from orchestrator.analysis.comparing.gaps import Missing
+from orchestrator.analysis.comparing.gaps import Imported, Missing
 from orchestrator.analysis.comparing.gate import Outcome
 from orchestrator.analysis.comparing.spreads import Statistic, Unsettled
 from orchestrator.analysis.comparing.verdicts import Verdict
+from orchestrator.analysis.goodput import FoundRate
 from orchestrator.analysis.observed.accounting import PartsRow, TimedRow
 from orchestrator.analysis.observed.operations import JoinedCollective
 from orchestrator.analysis.outputs import KeptRequest
+from orchestrator.analysis.recompute import Recomputed
 from orchestrator.analysis.summary import Summary
 from orchestrator.node.fabric import Fit
 from orchestrator.store.schema import CellKey, RunKey, StartKey
@@ -98,6 +100,15 @@ SECTIONS = (
     Section("gate", Outcome, "a gate of a cell of two results", f"{JSON} with `--gate`"),
     Section("drifts", Drift, "a figure that changes from run to run", JSON, CellKey),
     Section("missing", Missing, "a cell that has not all the runs asked for", JSON),
+    Section(
+        "recomputed",
+        Recomputed,
+        "an observed cell of a start",
+        "`orchestrator recompute --json`",
+        StartKey,
+    ),
+    Section("imported", Imported, "a result that was imported", JSON),
+    Section("rates", FoundRate, "a cell", "`rates.arrow` of `submit --find-rate`", CellKey),
     Section("fabric", FabricRow, "a measurement of a node", f"`fabric.arrow` of {CALIBRATE}"),
     Section("fits", Fit, "a collective of a node", f"`fits.arrow` of {CALIBRATE}"),
 )
@@ -116,11 +127,11 @@ export` and `orchestrator pack` take the timing from [timed_collectives](#timed_
 write it beside the calls of each run.
 """,
     "comparison": """
-Besides the columns below it has those columns of the [summary](#summary) that name a function under
-*over runs*, by the same names. That function makes one value of the completed runs of each start
-that know one, and then one of the starts: `mean`, `max`, or `first`, which is for what is the same
-in all of them. Energy is over the runs whose power is valid. Goodput is null unless all runs were
-held to the same service levels.
+Besides the columns below it has those columns of the [summary](#summary) that name a function
+under *over runs*, by the same names. That function makes one value of the completed runs of each
+start that know one, and then one of the starts: `mean`, `max`, `min`, or `first`, for what is the
+same in all of them. Energy is over the runs whose power is valid. Goodput is null unless all runs
+were held to the same service levels, and so is what is said of an SLO.
 """,
 }
 

@@ -145,7 +145,10 @@ def describe(folder: Path) -> dict[str, object]:
         "ablations": sections.ablations((content.layout_of(e.cell), e) for e in found.ablations),
         "communication": sections.operations(content.operations),
         "waits": sections.waits(comparison, content.names),
-        "missing": [one.sentence for one in found.missing],
+        "missing": [
+            *(one.sentence for one in found.missing),
+            *(one.sentence for one in found.imported),
+        ],
         "cpu_note": CPU_NOTE if on_cpu(comparison) else None,
         "environments": list(map(environment.describe, content.folders)),
     }

@@ -42,7 +42,7 @@ class RunProgress:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._done = self._total = 0
-        self._last = ""
+        self._last = self._dashboard = ""
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -77,8 +77,9 @@ class RunProgress:
             self.note(f"{skipped} of {runs + skipped} runs have a result and are skipped.")
 
     def connected(self, cluster: HasDashboard) -> None:
-        """The cluster is connected."""
-        if cluster.dashboard:
+        """The cluster is connected. A search tells of the same one at every rate."""
+        if cluster.dashboard and cluster.dashboard != self._dashboard:
+            self._dashboard = cluster.dashboard
             self.note(f"Ray dashboard: {cluster.dashboard}")
         if cluster.logs:
             self.note(f"Ray session: {cluster.logs} (kept where a run fails)")

@@ -9,13 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.analysis.observed.recompute import (
-    DIFFERENT,
-    EQUAL,
-    LEFT_OUT,
-    RECOMPUTED,
-    Recomputed,
-)
+from orchestrator.analysis.recompute import DIFFERENT, EQUAL, LEFT_OUT, RECOMPUTED, Recomputed
 from orchestrator.experiment import layout_name
 
 COLOURS = {EQUAL: "green", DIFFERENT: "red"}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.analysis.comparing.compare import Comparison
 from orchestrator.analysis.comparing.spreads import Statistic
+from orchestrator.analysis.goodput import slo_text
 from orchestrator.report.text import figure, three_digits
 from orchestrator.store.schema import CellKey
 from orchestrator.units import device_ms, format_bytes
@@ -168,6 +169,13 @@ COLUMNS = (
         "goodput",
         "requests per second that met the objective",
         lambda one: figure(one.goodput.request_goodput),
+    ),
+    ShownColumn(
+        "SLO",
+        "met, or the percentile that is furthest above its limit, over that limit; below: which",
+        lambda one: slo_text(one.slo) if one.slo.slo else "",
+        below=lambda one: one.slo.slo_limiting or "",
+        below_title="limit",
     ),
     ShownColumn(
         OF_BOUND,

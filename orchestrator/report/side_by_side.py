@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.analysis import clocks, crosscheck, outputs, unshown
+from orchestrator.analysis import clocks, crosscheck, goodput, outputs, unshown
 from orchestrator.analysis.comparing.best import Best
 from orchestrator.analysis.comparing.compare import Comparison, outputs_of
 from orchestrator.analysis.comparing.findings import Findings
@@ -79,6 +79,7 @@ def _notes(cells: Sequence[Comparison], names: Names) -> Iterator[str]:
     """What is said of each layout that has a result."""
     named = {names[one.cell]: one for one in cells if one.status == COMPLETED}
     yield from _tokens(cells, names)
+    yield from goodput.slo_sentences({name: one.slo for name, one in named.items()})
     yield from unshown.sentences(named)
     yield from clocks.sentences({name: one.clocks for name, one in named.items()})
     yield from crosscheck.sentences({name: one.crosscheck for name, one in named.items()})

@@ -1,8 +1,9 @@
-"""A sweep over concurrencies in a terminal: throughput and what one user sees, layout by layout."""
+"""Sweeps in a terminal, layout by layout: over concurrencies, and over request rates."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -10,11 +11,22 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.analysis.comparing.curves import Curve
+from orchestrator.analysis.goodput import FoundRate
+from orchestrator.report.text import fixed
 from workers.rows import grouped
 
 LEGEND = (
     "Each cell: tok/s of all users · tok/s of one (1000 / TPOT). Knee: the point furthest above "
     "the line from the first to the last. Best point: the largest product of the two."
+)
+RATE_TITLES = (
+    "layout",
+    "engine",
+    "met at req/s",
+    "missed at",
+    "closed loop",
+    "met /GPU",
+    "tok/s there",
 )
 
 
@@ -29,6 +41,32 @@ def render(curves: Sequence[Curve], console: Console) -> None:
         console.print()
     if curves:
         console.print(LEGEND, style="dim", highlight=False)
+
+
+def render_rates(found: Sequence[FoundRate], root: Path, console: Console) -> None:
+    """Print the highest rate at which each layout meets an SLO, the highest first, with a sentence
+    each. root: the folder of the runs."""
+    for mine in grouped(found, lambda one: (one.cell.scenario, one.cell.max_concurrency)).values():
+        cell = mine[0].cell
+        heading = f"{cell.model} · {cell.scenario} · at most {cell.max_concurrency} concurrent"
+        console.print(f"{heading} · {mine[0].slo}", style="bold", highlight=False)
+        ordered = sorted(mine, key=lambda one: -(one.rate or 0.0))
+        console.print(_rate_table(ordered))
+        for one in ordered:
+            console.print(Text(one.sentence, style="red" if one.reason else ""))
+        console.print()
+    console.print(f"Results: {root}", soft_wrap=True, highlight=False)
+
+
+def _rate_table(found: Sequence[FoundRate]) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, header_style="dim")
+    for title in RATE_TITLES:
+        table.add_column(title, justify="left" if title in ("layout", "engine") else "right")
+    for one in found:
+        rates = (one.rate, one.missed_rate, one.closed_rate, one.rate_per_gpu)
+        shown = ("-" if rate is None else f"{rate:.3g}" for rate in rates)
+        table.add_row(one.cell.strategy, one.cell.engine, *shown, fixed(one.output_throughput))
+    return table
 
 
 def line(one: Curve) -> str:

@@ -12,10 +12,11 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.analysis import clocks, crosscheck, outputs, unshown
+from orchestrator.analysis import clocks, crosscheck, goodput, outputs, unshown
 from orchestrator.analysis.comparing.compare import Comparison, outputs_of, run_order
 from orchestrator.analysis.comparing.rounds import Load, load_of, names_of
 from orchestrator.errors import UserError
+from orchestrator.report.charts.choices import lengths_of
 from orchestrator.report.output import console_of
 from orchestrator.report.progress import RunProgress
 from orchestrator.report.text import figure, fixed, percent, three_digits
@@ -50,6 +51,7 @@ LEGEND = {
     WORKER_MS: "time of all workers of the layout for each generated token, in milliseconds",
     "best": "not shown to deliver less than the best mean; else in percent of that",
     "goodput": "requests per second that met every service level asked for",
+    "SLO": "met, or how far above its limit the worst of its percentiles is",
     "delay ms": "median, from the scheduled arrival of a request to being let in",
     "TTFT ms": "time from a request's arrival to its first token, median",
     "TPOT ms": "time for each further token of a request, median",
@@ -136,8 +138,9 @@ def _render_load(
     named = dict(zip(names_of([one.cell for one in cells]), cells, strict=True))
     seen = {name: one for name, one in named.items() if one.status == COMPLETED}
     held = clocks.sentences({name: one.clocks for name, one in named.items()})
+    slos = goodput.slo_sentences({name: one.slo for name, one in seen.items()})
     doubts = crosscheck.sentences({name: one.crosscheck for name, one in named.items()})
-    lines = [Text(line) for line in (*verdicts, *([same] if same else []), *held)]
+    lines = [Text(line) for line in (*verdicts, *([same] if same else []), *held, *slos)]
     lines += [Text(line, style="dim") for line in unshown.sentences(seen)]
     lines += [Text(line, style="yellow") for line in doubts]
     lines += [Text(line, style="red") for line in _reasons(cells)]
@@ -201,8 +204,7 @@ def _legend(tables: Iterable[Table], ratios: bool) -> Text:
 
 def _title(cells: Sequence[Comparison]) -> str:
     cell, asked = cells[0].cell, cells[0].conditions
-    known = asked.input_len and asked.output_len
-    lengths = f" ({asked.input_len} in / {asked.output_len} out)" if known else ""
+    lengths = lengths_of(asked)
     rate = cells[0].arrivals.request_rate
     arrivals = f" · {rate:g} requests/s, at most" if rate else " ·"
     work = f"{cell.model} · {cell.scenario}{lengths}{arrivals} {cell.max_concurrency} concurrent"
@@ -269,6 +271,7 @@ FIGURES: dict[str, Show] = {
     GPU_MS: lambda one: three_digits(_device_ms(one, GPU_MS)),
     WORKER_MS: lambda one: three_digits(_device_ms(one, WORKER_MS)),
     "goodput": lambda one: fixed(one.goodput.request_goodput),
+    "SLO": lambda one: goodput.slo_text(one.slo),
     "delay ms": lambda one: fixed(one.arrivals.median_schedule_delay_ms),
     "TTFT ms": lambda one: fixed(one.latency.ttft.median),
     "TPOT ms": lambda one: fixed(one.latency.tpot.median, 2),
@@ -288,6 +291,7 @@ WHERE_KNOWN: dict[str, Callable[[Comparison], bool]] = {
     GPU_MS: lambda one: _device_ms(one, GPU_MS) is not None,
     WORKER_MS: lambda one: _device_ms(one, WORKER_MS) is not None,
     "goodput": lambda one: one.goodput.request_goodput is not None,
+    "SLO": lambda one: one.slo.slo is not None,
     "delay ms": lambda one: one.arrivals.median_schedule_delay_ms is not None,
     "of run": lambda one: one.cost.run_comm_exposed_pct is not None,
     "J/tok": lambda one: one.energy.joules_per_output_token is not None,

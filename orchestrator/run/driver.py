@@ -116,7 +116,7 @@ def _run_once(schedule: Schedule, progress: Progress, joined: Cluster | None) ->
     store, planned = schedule.store, [job.deployment for job in schedule.jobs]
     device, block = planned[0].plan.device, schedule.jobs[0].block
     ranks = max(one.plan.placement.num_ranks for one in planned)
-    with _with_room(joined, device, ranks) as cluster:
+    with with_room(joined, device, ranks) as cluster:
         manifest.write(store, schedule.experiment, planned, cluster, device, block)
         progress.connected(cluster)
         settle(schedule.jobs, cluster, progress)
@@ -146,7 +146,7 @@ def _rotated(jobs: Sequence[Job], number: int) -> list[Job]:
     return [*jobs[first:], *jobs[:first]]
 
 
-def _with_room(joined: Cluster | None, device: str, ranks: int) -> AbstractContextManager[Cluster]:
+def with_room(joined: Cluster | None, device: str, ranks: int) -> AbstractContextManager[Cluster]:
     """The cluster that was joined, if it has room; else a local Ray for as many ranks."""
     if joined is None:
         return connect(None, device, ranks)
@@ -174,7 +174,7 @@ def _compare_again(store: Store, experiment: Experiment, progress: Progress) -> 
 def _write_comparison(store: Store, experiment: Experiment, progress: Progress) -> None:
     """Keep the comparison, as the one driver that writes here. Where it cannot be, nothing is lost:
     it is worked out again when results are read."""
-    runs = summaries(store, experiment.goodput)
+    runs = summaries(store, experiment.levels)
     try:
         if runs:
             shown = rulings(runs, experiment.difference)

@@ -109,18 +109,25 @@ class Job:
             key=self.store.run_key(run),
             plan=self.deployment.plan,
             work=cell.work,
-            input_len=cell.cell.scenario.input_len,
-            output_len=cell.cell.scenario.output_len,
             started_at=started_at,
             block=self.block,
             node=self.node,
             metadata=json.dumps(asked.metadata),
-            levels=asked.goodput,
-            request_rate=asked.request_rate,
-            burstiness=asked.burstiness if cell.work.is_open else None,
+            levels=asked.levels,
+            request_rate=cell.work.request_rate
+            if asked.request_rate is None
+            else asked.request_rate,
+            burstiness=None if asked.request_rate is None else asked.burstiness,
             ceilings=fabric.ceilings(self.calibration, device_name) if device_name else None,
             sheet=datasheet.ceilings(device_name),
         )
+
+    def keep_settings(self, settings: Mapping[str, str]) -> None:
+        """Keep what an engine with settings of its own says of them, by deployment."""
+        before = self.store.manifest().get("engine_settings", {})
+        now = {**before, self.deployment.deployment.name: dict(settings)}
+        if settings and now != before:
+            self.store.update_manifest(engine_settings=now)
 
     def kept_tables(self, requests: pa.Table, reports: Sequence[RankReport]) -> dict[str, pa.Table]:
         """What is kept of a run beside its row of the summary, by table."""

@@ -18,7 +18,7 @@ from orchestrator.store.store import Store
 from workers.versions import versions
 
 # Fields whose lists grow from command to command in one folder of results.
-GROWING = ("strategy", "scenario", "max_concurrency", "ablate")
+GROWING = ("strategy", "engine", "scenario", "max_concurrency", "ablate")
 
 
 def write(
@@ -41,6 +41,7 @@ def write(
     store.update_manifest(
         started_at=before.get("started_at", now()),
         experiment=_asked(experiment, before),
+        dataset=list(planned[0].remarks) if planned else [],
         identity=identity_of(experiment),
         cells=sorted({*before.get("cells", []), *(one.cell.name for one in cells)}),
         asked=_asked_of(cells, experiment, before),
@@ -64,7 +65,7 @@ def write(
 def _asked(experiment: Experiment, before: Mapping[str, Any]) -> Mapping[str, object]:
     """The fields of the experiment; lists hold what earlier commands asked of these results too."""
     earlier, now = before.get("experiment", {}), experiment.model_dump(mode="json")
-    both = {name: list(dict.fromkeys([*earlier.get(name, ()), *now[name]])) for name in GROWING}
+    both = {name: list(dict.fromkeys([*_list(earlier.get(name)), *now[name]])) for name in GROWING}
     return now | both
 
 
@@ -77,6 +78,11 @@ def _asked_of(
     known = {name: earlier.get(name, []) for name in names}
     mine = {name: pairs if asked in pairs else [*pairs, asked] for name, pairs in known.items()}
     return {**earlier, **mine}
+
+
+def _list(value: Any) -> Sequence[Any]:
+    """A field of a manifest that was one value, or none, before it grew."""
+    return value if isinstance(value, list) else [value] * (value is not None)
 
 
 def _source() -> dict[str, object]:

@@ -114,6 +114,7 @@ class Session:
             plan = self.job.deployment.plan
             plan = plan if self.nsys else replace(plan, nsys_dir=None)
             self.workers = Workers.of(self.job, plan, self.cluster)
+            self.job.keep_settings(self.workers.building.built[0].settings)
         return self.workers
 
     def _warm_up(self, workers: Workers, cell: PlannedCell) -> None:

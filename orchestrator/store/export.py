@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,10 @@ SUMMARY = "summary"
 FORMATS = ("arrow", "parquet", "csv")
 
 
-def check_format(format: str) -> None:
-    """Raise UserError for a format that is not written here."""
+def check_format(format: str, known: Sequence[str] = FORMATS) -> None:
+    """Raise UserError for a format that is not written here. known: those that may be asked for."""
     if format not in FORMATS:
-        raise UserError(f"there is no format '{format}'; use {', '.join(FORMATS)}")
+        raise UserError(f"there is no format '{format}'; use {', '.join(known)}")
 
 
 def write_tables(tables: Mapping[str, pa.Table], format: str, out: Path) -> list[Path]:

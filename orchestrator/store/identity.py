@@ -26,10 +26,28 @@ FREE_FIELDS = {
     "max_starts",
     "difference",
     "goodput",
+    "slo",
+    "find_rate",
+    "rate_runs",
     "ablate",
     "fabric",
     "allow_other_node",
 }
+# Fields that count where they are not as they are by default.
+IF_ASKED = (
+    "nsys",
+    "engine_arg",
+    "range_ratio",
+    "dataset_format",
+    "dataset_columns",
+    "dataset_split",
+    "multi_turn",
+    "skip_invalid",
+    "trace_speed",
+    "trace_window",
+)
+# Files of a dataset's folder.
+OF_ROWS = frozenset({".jsonl", ".csv", ".parquet", ".arrow", ".gz"})
 
 
 def identity_of(experiment: Experiment) -> str:
@@ -38,8 +56,9 @@ def identity_of(experiment: Experiment) -> str:
     Lists that grow from command to command are left out. Files count by what is in them: a dataset
     that was edited, or weights that were replaced, are another experiment.
     """
-    unused = {"request_rate", "burstiness"} if experiment.request_rate is None else set()
-    unused |= set() if experiment.nsys else {"nsys"}
+    is_closed = experiment.request_rate is None and not experiment.find_rate
+    unused = {"request_rate", "burstiness"} if is_closed else set()
+    unused |= {name for name in IF_ASKED if not _is_asked(experiment, name)}
     fields = experiment.model_dump(mode="json", exclude=FREE_FIELDS | unused)
     model = None if experiment.model in preset_names() else Path(experiment.model)
     paths = [path for path in (experiment.dataset_path, model) if path]
@@ -47,10 +66,17 @@ def identity_of(experiment: Experiment) -> str:
     return digest({**fields, "files": stamps} if stamps else fields)
 
 
+def _is_asked(experiment: Experiment, name: str) -> bool:
+    default = Experiment.model_fields[name].get_default(call_default_factory=True)
+    return bool(getattr(experiment, name) != default)
+
+
 def stamp(path: Path) -> str:
-    """A text that changes when a dataset file or a folder of weights changes: a hash of the file's
+    """A text that changes when a dataset or a folder of weights changes: a hash of the file's
     content, or of the sizes and times of the files in the folder."""
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".safetensors"))
+    weights = (file for file in path.iterdir() if file.suffix in (".json", ".safetensors"))
+    rows = (file for file in path.rglob("*") if file.suffix in OF_ROWS)
+    files = sorted((*weights, *rows))
     return digest([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])

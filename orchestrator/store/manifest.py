@@ -101,6 +101,7 @@ class ManifestFields(_Fields):
     environment: dict[str, str] = {}
     git_commit: str | None = None
     git_dirty: bool | None = None
+    engine_settings: dict[str, dict[str, str]] = {}  # deployment -> what its engine says
     metadata: dict[str, str] = {}
 
 

@@ -60,7 +60,9 @@ class Outcome:
     status: str = column(
         "completed, failed, or invalid: faster than the data sheet of its devices allows"
     )
-    reason: str | None = column("why it failed or is invalid")
+    reason: str | None = column(
+        "why it failed or is invalid; of an imported run why it lacks columns"
+    )
 
 
 @row

@@ -6,6 +6,7 @@ from unittest.mock import MagicMock
 
 import pytest
 from driver_inputs import deployment
+from request_tables import request, requests
 from summaries import summary
 from tables import make
 
@@ -13,7 +14,7 @@ from orchestrator.analysis import bounds
 from orchestrator.analysis.bounds import Bounds, bounds_of
 from orchestrator.analysis.comparing.compare import compare
 from orchestrator.analysis.load import summaries
-from orchestrator.analysis.roofline import CALIBRATED, DATASHEET, Ceilings, Closed
+from orchestrator.analysis.roofline import CALIBRATED, DATASHEET, Ceilings, Closed, Kind
 from orchestrator.analysis.throughput import Throughput
 from orchestrator.experiment import Experiment
 from orchestrator.node import datasheet, fabric
@@ -27,10 +28,18 @@ from workers.records import FABRIC
 from workers.rows import nothing
 
 
-def test_replicas_share_out_requests_as_the_workers_do():
-    """Of five seats the first replica has 0 and 4, and each serves two requests."""
-    whole = Closed(8, 4, requests=10, seats=5)
-    assert bounds.fullest_replica(Placement((("dp", 4),)), whole) == Closed(8, 4, 4, 2)
+def test_the_loads_of_replicas_are_what_each_served_on_its_seats():
+    """Of three seats the first of two replicas has 0 and 2."""
+    served = requests(
+        request([0.1, 0.2], input_len=8),
+        request([0.1], input_len=5, replica=1),
+        request([0.1, 0.2], input_len=8),
+        request([0.1, 0.2], input_len=9),
+    )
+    assert bounds.loads_of(served, Placement((("dp", 2),)), seats=3) == [
+        Closed((Kind(8, 2, 2), Kind(9, 2, 1)), 2),
+        Closed((Kind(5, 1, 1),), 1),
+    ]
 
 
 # -- columns
@@ -45,13 +54,14 @@ PREFILL = 2 * (16 * 2 * LAYERS + 2 * HEAD + 4 * 2 * 8 * 16 * 17 / 2)
 DECODE_BYTES = 2 * (LAYERS + HEAD + NORMS) + 2 * 19 * (2 * 2 * 8 * 2)  # context: 16 + 6/2
 
 
-LOAD = Closed(16, 8, requests=2, seats=2)
+LOAD = Closed.equal(16, 8, requests=2, seats=2)
 
 
 def made(throughput, **changes):
     """What a run of LOAD made at `throughput` tokens per second."""
     return replace(
         nothing(Throughput),
+        failed=0,
         total_output_tokens=16,
         output_throughput=throughput,
         duration=16 / throughput,
@@ -68,7 +78,7 @@ FLOPS = PREFILL + 2 * 7 * (2 * LAYERS + 2 * HEAD + 19 * 4 * 2 * 8)
 
 def test_the_bound_is_of_what_was_measured_and_utilisation_of_the_data_sheet():
     assert 2 * 2 * (LAYERS + HEAD) > 0.1 * DECODE_BYTES / 10  # reading is what takes the time
-    found, reason = bounds_of(PLAN, "torch", LOAD, made(100.0), SLOW, SHEET)
+    found, reason = bounds_of(PLAN, "torch", [LOAD], made(100.0), SLOW, SHEET)
     assert found.bound_output_throughput == pytest.approx(16 / SLOW_S)
     assert found.bound_pct == pytest.approx(100 * 100 / (16 / SLOW_S))
     assert (found.bound_source, reason) == ("calibrated", None)
@@ -77,14 +87,14 @@ def test_the_bound_is_of_what_was_measured_and_utilisation_of_the_data_sheet():
 
 
 def test_a_run_at_104_5_percent_of_a_calibration_is_completed_and_says_so():
-    found, reason = bounds_of(PLAN, "torch", LOAD, made(1.045 * 16 / SLOW_S), SLOW, SHEET)
+    found, reason = bounds_of(PLAN, "torch", [LOAD], made(1.045 * 16 / SLOW_S), SLOW, SHEET)
     assert found.bound_pct == pytest.approx(104.5)
     assert (found.bound_source, reason) == ("calibrated", None)
 
 
 def test_a_run_above_its_data_sheet_is_refused_with_the_arithmetic():
     reached = 1.01 * 16 / SHEET_S
-    found, reason = bounds_of(PLAN, "torch", LOAD, made(reached), SLOW, SHEET)
+    found, reason = bounds_of(PLAN, "torch", [LOAD], made(reached), SLOW, SHEET)
     assert found.bound_pct == pytest.approx(101 * SLOW_S / SHEET_S)
     for words in (
         f"{reached:.1f} tok/s is above the bound of {16 / SHEET_S:.1f} by the data sheet",
@@ -98,14 +108,14 @@ def test_a_run_above_its_data_sheet_is_refused_with_the_arithmetic():
 
 
 def test_without_a_data_sheet_nothing_is_refused_and_utilisation_is_unknown():
-    found, reason = bounds_of(PLAN, "torch", LOAD, made(1e6), SLOW, None)
+    found, reason = bounds_of(PLAN, "torch", [LOAD], made(1e6), SLOW, None)
     assert reason is None
     assert found.bound_pct > 1000
     assert found.model_flops_utilization is found.memory_bandwidth_utilization is None
 
 
 def test_without_a_calibration_the_bound_is_of_the_data_sheet():
-    found, _ = bounds_of(PLAN, "torch", LOAD, made(1.0), None, SHEET)
+    found, _ = bounds_of(PLAN, "torch", [LOAD], made(1.0), None, SHEET)
     assert (found.bound_output_throughput, found.bound_source) == (
         pytest.approx(16 / SHEET_S),
         "datasheet",
@@ -114,32 +124,45 @@ def test_without_a_calibration_the_bound_is_of_the_data_sheet():
 
 def test_a_calibration_without_the_dtype_leaves_the_bound_to_the_data_sheet():
     other = replace(SLOW, flops={"float32": 1e6})
-    assert bounds_of(PLAN, "torch", LOAD, made(1.0), other, SHEET)[0].bound_source == "datasheet"
+    assert bounds_of(PLAN, "torch", [LOAD], made(1.0), other, SHEET)[0].bound_source == "datasheet"
 
 
 def test_a_sheet_without_the_dtype_still_says_how_much_of_its_memory_was_used():
     sheet = replace(SHEET, flops={})
-    found, reason = bounds_of(PLAN, "torch", LOAD, made(1e6), None, sheet)
+    found, reason = bounds_of(PLAN, "torch", [LOAD], made(1e6), None, sheet)
     used = 100 * DECODE_BYTES / 0.01 / 2e6
     assert found == replace(nothing(Bounds), memory_bandwidth_utilization=pytest.approx(used))
     assert reason is None
 
 
-@pytest.mark.parametrize(
-    ("load", "changes"),
-    [
-        (replace(LOAD, input_len=0), {}),
-        (LOAD, {"total_output_tokens": 15}),
-        (LOAD, {"output_throughput": None}),
-    ],
-)
-def test_without_equal_requests_there_is_no_bound(load, changes):
+@pytest.mark.parametrize("changes", [{"failed": 1}, {"output_throughput": None}])
+def test_where_requests_failed_there_is_no_bound(changes):
     served = replace(made(1.0), **changes)
-    assert bounds_of(PLAN, "torch", load, served, SLOW, SHEET) == (nothing(Bounds), None)
+    assert bounds_of(PLAN, "torch", [LOAD], served, SLOW, SHEET) == (nothing(Bounds), None)
+
+
+def test_requests_of_mixed_lengths_have_a_bound_by_their_own_tokens():
+    """One reads and makes twice as much as the other: the same weights in twice the passes."""
+    load = Closed.of([(16, 8), (32, 16)], seats=2)
+    alone, both = (
+        bounds_of(PLAN, "torch", [one], made(1.0), SLOW, SHEET)[0]
+        for one in (Closed.equal(32, 16, requests=1, seats=1), load)
+    )
+    seconds = [16 / alone.bound_output_throughput, 24 / both.bound_output_throughput]
+    assert seconds[0] < seconds[1] < seconds[0] + SLOW_S
+    assert both.model_flops_utilization > alone.model_flops_utilization > 0
+    assert both.memory_bandwidth_utilization > alone.memory_bandwidth_utilization > 0
+
+
+def test_the_bound_is_that_of_the_slowest_replica():
+    light, heavy = Closed.equal(16, 2, 1, 1), Closed.equal(16, 9, 1, 1)
+    found, _ = bounds_of(PLAN, "torch", [light, heavy], made(1.0), SLOW, SHEET)
+    alone, _ = bounds_of(PLAN, "torch", [heavy], made(1.0), SLOW, SHEET)
+    assert found.bound_output_throughput / alone.bound_output_throughput == pytest.approx(11 / 9)
 
 
 def test_of_an_unknown_device_there_is_no_bound():
-    assert bounds_of(PLAN, "torch", LOAD, made(1e9), None, None) == (nothing(Bounds), None)
+    assert bounds_of(PLAN, "torch", [LOAD], made(1e9), None, None) == (nothing(Bounds), None)
 
 
 def test_ceilings_come_from_a_calibration_of_the_same_device_else_from_its_data_sheet():

@@ -144,9 +144,18 @@ def test_micro_batches_have_prompts_of_their_own() -> None:
     assert run.device_time.prefill.roofline.kv == pytest.approx(1e3 * 2 * 5 * bytes_ / 4e12 / 2)
 
 
-def test_which_tokens_are_read_again_is_unknown_of_cut_prompts_of_different_lengths() -> None:
+def test_prompts_of_different_lengths_are_cut_in_their_order() -> None:
+    """Of 8 and 12 tokens in passes of 12 and 8: the second pass reads 4 tokens of the second
+    prompt again."""
     cut = [Step(PREFILL, 0.1, 2, 12), Step(PREFILL, 0.1, 1, 8)]
-    found = TimedRun("tp1", 0.2, [cut], lengths=[(8, 1), (12, 1)]).device_time.prefill.roofline
+    run = TimedRun("tp1", 0.2, [cut], lengths=[(8, 1), (12, 1)])
+    expected = 1e3 * 4 * stages(run)[0].kv_bytes / 4e12 / 2
+    assert run.device_time.prefill.roofline.kv == pytest.approx(expected)
+
+
+def test_which_tokens_micro_batches_read_again_is_unknown_of_prompts_of_different_lengths() -> None:
+    cut = [Step(PREFILL, 0.1, 1, 5, micro_batch=i % 2) for i in range(4)]
+    found = TimedRun("pp2", 0.4, [cut, cut], lengths=[(8, 1), (12, 1)]).device_time.prefill.roofline
     assert found.weights is not None
     assert found.kv is found.arithmetic is None
 

@@ -110,6 +110,23 @@ def test_kept_requests_tell_the_goodput_under_other_levels(store: Store) -> None
     assert [run.goodput.goodput for run in summaries(store)] == [None] * 3
 
 
+def test_an_slo_is_worked_out_again_from_the_kept_requests_and_leaves_goodput_as_it_is(
+    store: Store,
+) -> None:
+    runs = summaries(store, {"ttft:p99": 50.0})
+    assert [run.slo.slo_met for run in runs] == [False, False, None]
+    assert [run.slo.slo_ratio for run in runs] == [pytest.approx(2.0)] * 2 + [None]
+    assert [run.goodput for run in runs] == [run.goodput for run in summaries(store)]
+
+
+def test_compare_says_below_the_table_which_layouts_meet_an_slo(store: Store) -> None:
+    asked = ["compare", str(store.folder), "--slo", "ttft:p99:50", "e2el:p50:500"]
+    done = CliRunner().invoke(main, asked)
+    assert "SLO ttft:p99:50 e2el:p50:500: missed by tp4 (2.00x the limit of ttft:p99:50)." in (
+        " ".join(done.stdout.split())
+    )
+
+
 def test_requests_are_read_only_to_hold_them_against_other_levels(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

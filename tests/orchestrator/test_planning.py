@@ -270,3 +270,24 @@ def test_an_engine_that_two_packages_bring_is_refused(monkeypatch):
         match="one:Engine and two:Engine both bring an engine 'torch'; uninstall one of them",
     ):
         engines.create("torch")
+
+
+def test_every_engine_that_is_asked_for_gets_every_layout() -> None:
+    planned = plan(strategy=("tp1", "tp1"), engine="torch,transformers")
+    names = [one.deployment.name for one in planned]
+    assert names == ["tiny.tp1.torch.float32", "tiny.tp1.transformers.float32"]
+
+
+def test_settings_go_to_the_engines_that_take_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "takes_arguments", lambda name: name == "transformers")
+    asked = {"engine_arg": {"mode": {"level": 3}}}
+    planned = plan(engine="torch,transformers", **asked)
+    assert [one.plan.engine_args for one in planned] == [(), (("mode", '{"level": 3}'),)]
+    with pytest.raises(UserError, match=r"engine torch cannot run tp1: it takes no --engine-arg"):
+        plan(engine="torch", **asked)
+
+
+def test_results_of_other_settings_are_kept_elsewhere() -> None:
+    plain = identity_of(Experiment())
+    assert identity_of(Experiment(engine="torch,vllm")) == plain
+    assert identity_of(Experiment(engine_arg={"block_size": "32"})) != plain

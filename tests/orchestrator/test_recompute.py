@@ -17,7 +17,7 @@ from summaries import write_run
 from orchestrator import cli
 from orchestrator.analysis.load import tables
 from orchestrator.analysis.observed.accounting import account
-from orchestrator.analysis.observed.recompute import DIFFERENT, EQUAL, EXCERPT, of_folder
+from orchestrator.analysis.recompute import DIFFERENT, EQUAL, EXCERPT, of_folder
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Deployment, Run, Scenario
 from orchestrator.store.export import pack

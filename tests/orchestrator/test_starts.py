@@ -3,23 +3,21 @@ interrupted one goes on, and how many requests a run has where it is to last som
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 
 import fake_engine
 import pytest
 from driver_inputs import deployment, piloted, run
-from fake_group import CLUSTER, Groups
+from fake_group import CLUSTER, installed
 from stores import RUN
 from summaries import write_run
 
 from orchestrator.analysis.comparing.confidence import CONFIRMING
 from orchestrator.cluster import hardware
-from orchestrator.cluster.group import WorkerGroup
 from orchestrator.cluster.hardware import Gpu
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
-from orchestrator.run import driver, manifest, observing
+from orchestrator.run import manifest, observing
 from orchestrator.run.observing import OBSERVED_TOKENS, short
 from orchestrator.run.origin import Origin, check_origin
 from orchestrator.store.lock import LOCK
@@ -33,19 +31,7 @@ TWO_CELLS = [(fake_engine.SERVE, 0)] * 2
 @pytest.fixture
 def groups(monkeypatch):
     """The driver uses fake groups of workers, which this remembers."""
-    made = Groups()
-    monkeypatch.setattr(driver, "connect", lambda *_: contextlib.nullcontext(CLUSTER))
-    monkeypatch.setattr(driver, "Exposure", Silent)
-    monkeypatch.setattr(WorkerGroup, "start", made.start)
-    return made
-
-
-class Silent:
-    """Publishes nothing to Ray, which does not run here."""
-
-    def tell(self, tags, shares): ...
-
-    def stop(self): ...
+    return installed(monkeypatch)
 
 
 def layouts(*names):

@@ -51,8 +51,6 @@ ATTEMPT = Attempt(
     key=KEY,
     plan=plan(2),
     work=WORK,
-    input_len=CELL.scenario.input_len,
-    output_len=CELL.scenario.output_len,
     started_at="2030-01-01T00:00:00+00:00",
     block=3,
     metadata='{"k": "v"}',
@@ -110,11 +108,12 @@ def test_an_open_loop_has_its_rate_and_no_steady_state() -> None:
     assert row.steady == nothing(Steady)
 
 
-def test_lengths_that_differ_are_none() -> None:
-    """A dataset has no one length."""
-    attempt = replace(ATTEMPT, input_len=0, output_len=0)
-    row = measured(attempt, BUILDING, REPORTS, SERVED)
-    assert (row.conditions.input_len, row.conditions.output_len) == (None, None)
+def test_lengths_that_differ_have_a_mean_and_no_one_length() -> None:
+    longer = (*WORK.requests[:3], Request(3, (0,) * 7, 12))
+    row = measured(replace(ATTEMPT, work=replace(WORK, requests=longer)), BUILDING, REPORTS, SERVED)
+    asked = row.conditions
+    assert (asked.input_len, asked.mean_input_len) == (None, 4.0)
+    assert (asked.output_len, asked.mean_output_len) == (None, 6.0)
 
 
 def test_the_outputs_have_a_digest_where_they_are_known() -> None:

@@ -197,16 +197,16 @@ def test_a_reply_without_tokens_is_left_out_as_an_empty_one_is(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "line 2: not valid JSON.* JSON lines, each an object .* or ShareGPT's JSON list"),
+        ("{", "line 2: not valid JSON.* a dataset is JSON lines, a JSON list, CSV, Parquet"),
         ("TIMESTAMP,ContextTokens", "line 2: not valid JSON.* JSON lines"),
-        ({"conversations": []}, "line 2: expected an object .* or ShareGPT's JSON list"),
+        ({"conversations": []}, "line 2: there is no field 'conversations' in the format prompts"),
         (
             {"prompt_token_ids": [3], "output_len": 4, "max_tokens": 5},
             "line 2: output_len and max_tokens differ",
         ),
         ({"prompt_token_ids": [3], "max_tokens": 0}, "line 2: max_tokens is 0"),
         ("3", "line 2: expected an object"),
-        ({"text": "x"}, "line 2: expected an object with either 'prompt' or 'prompt_token_ids'"),
+        ({"text": "x"}, "line 2: there is no field 'text' .* output_len \\(or output_tokens, "),
         ({"prompt": "x", "prompt_token_ids": [1]}, "line 2: expected"),
         ({"prompt_token_ids": []}, "line 2: the prompt is empty"),
         ({"prompt": ""}, "line 2: the prompt is empty"),
@@ -246,7 +246,7 @@ def test_a_line_that_only_json_allows_is_named(
 
 def test_half_a_character_in_a_conversation(tmp_path: Path, tiny: ResolvedModel) -> None:
     talk = [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "\ud800"}]
-    with pytest.raises(UserError, match="conversation 1: the text holds"):
+    with pytest.raises(UserError, match="entry 1: the text holds"):
         dataset(tmp_path / "a.json", [json.dumps([{"conversations": talk}])], tiny)
 
 
@@ -261,8 +261,8 @@ def test_a_dataset_without_prompts(tmp_path: Path, model: ResolvedModel, text: s
     [
         ("[\n{]", "line 2"),
         ("[" * 100_000, "JSON cannot be read"),
-        ("[3]", "conversation 1"),
-        ('[{"conversations": "x"}]', "conversation 1"),
+        ("[3]", "entry 1"),
+        ('[{"conversations": "x"}]', "entry 1"),
     ],
 )
 def test_a_bad_sharegpt_file(tmp_path: Path, tiny: ResolvedModel, text: str, words: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -13,13 +15,15 @@ from tables import from_flat, make
 from orchestrator.analysis.building import memory_of
 from orchestrator.analysis.observed.accounting import CellParts, CellTimed
 from orchestrator.analysis.outputs import KEPT_REQUESTS
+from orchestrator.analysis.summary import Conditions
 from orchestrator.report.charts import cells, memory, telemetry, timeline, views
+from orchestrator.report.charts.choices import lengths_of
 from orchestrator.report.charts.communication import communication
 from orchestrator.report.charts.cost import cost
 from orchestrator.report.charts.latencies import latencies
 from orchestrator.store.schema import CellKey
 from workers.messages import Built
-from workers.rows import columns
+from workers.rows import columns, nothing
 
 PP2 = from_flat(CellKey, {**CELL, "strategy": "pp2"})
 NAMES = {PP2: "pp2"}
@@ -252,3 +256,11 @@ def test_the_interval_of_a_throughput_does_not_reach_below_0() -> None:
     spread = {"output_throughput_ci_low": -5.0, "output_throughput_ci_high": 20.0}
     (row,) = cells.cells([comparison(strategy="pp2", output_throughput=7.5, **spread)], NAMES)
     assert (row.low, row.high) == (0.0, 20.0)
+
+
+def test_lengths_that_differ_are_shown_by_their_means() -> None:
+    unknown = nothing(Conditions)
+    equal = replace(unknown, input_len=8, output_len=4, mean_input_len=8.0, mean_output_len=4.0)
+    assert lengths_of(equal) == " (8 in / 4 out)"
+    assert lengths_of(replace(equal, input_len=None)) == " (mean 8 in / 4 out)"
+    assert lengths_of(unknown) == ""

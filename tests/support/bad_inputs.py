@@ -63,10 +63,13 @@ NUMBERS = (
     "request-rate",
     "burstiness",
     "num-prompts",
+    "range-ratio",
+    "trace-speed",
     "seed",
     "temperature",
     "prefill-tokens",
     "timeout",
+    "rate-runs",
 )
 TEXTS = (
     "strategy",
@@ -77,8 +80,11 @@ TEXTS = (
     "load-format",
     "device",
     "dataset-path",
+    "dataset-format",
+    "dataset-split",
+    "trace-window",
 )
-REST = ("ablate", "goodput", "metadata", "fabric", "result-dir", "config")
+REST = ("ablate", "goodput", "slo", "metadata", "dataset-columns", "fabric", "result-dir", "config")
 DRY = ("submit", "--dry-run", "--device", "cpu")
 
 
@@ -111,13 +117,22 @@ def flags() -> Iterator[Case]:
 def commands() -> Iterator[Case]:
     """The other commands, with odd folders, names and numbers."""
     for value in ODD_TEXTS:
-        for command in ("compare", "export", "pack", "trace", "recompute", "report", "runs"):
+        for command in (
+            "compare",
+            "export",
+            "pack",
+            "trace",
+            "recompute",
+            "report",
+            "runs",
+            "import",
+        ):
             yield Case(f"{command} {_short(value)}", (command, "--", value))
         yield Case(f"explain {_short(value)}", ("explain", "--", value))
         yield Case(f"explain --model {_short(value)}", ("explain", "tp2", f"--model={value}"))
         yield Case(f"explain --memory {_short(value)}", ("explain", "tp2", f"--memory={value}"))
     for value in ODD_NUMBERS:
-        for option in ("difference", "fail-below", "gate", "goodput"):
+        for option in ("difference", "fail-below", "gate", "goodput", "slo"):
             yield Case(
                 f"compare --{option} {_short(value)}", ("compare", "a", "b", f"--{option}={value}")
             )
@@ -230,6 +245,22 @@ def datasets() -> Iterator[Case]:
         yield Case(
             f"dataset: {name}", (*DRY, "--dataset-path", "d.jsonl"), {"d.jsonl": text.encode()}
         )
+    tables = {
+        "d.csv": b"prompt,output_len\n,\n",
+        "e.csv": b"prompt,prompt\nhi,hi\n",
+        "f.csv": b"TIMESTAMP,ContextTokens,GeneratedTokens\n9999-99-99,1,1\n",
+        "g.csv": b"Timestamp,Request tokens,Response tokens\n1e400,1,1\n",
+        "h.csv": b"\0\0",
+        "d.parquet": b"PAR1PAR1",
+        "d.arrow": b"ARROW1\0\0",
+        "d.jsonl.gz": b"\x1f\x8b",
+        "m.jsonl": f'{{"timestamp": 0, "input_length": {DIGITS}, "output_length": 1}}'.encode(),
+        "n.jsonl": b'{"timestamp": 0, "input_length": 4, "output_length": 1, "hash_ids": [-1]}',
+        "c.jsonl": b'{"messages": [{"role": [], "content": {}}]}',
+        "b.jsonl": b'{"body": {"messages": 5}}',
+    }
+    for name, content in tables.items():
+        yield Case(f"dataset: {name}", (*DRY, "--dataset-path", name), {name: content})
     yield Case("dataset: bytes", (*DRY, "--dataset-path", "d.jsonl"), {"d.jsonl": b"\xff\xfe\0\0"})
     for place in (".", "/dev/null", "/dev/zero", "/proc/self/mem", "none"):
         yield Case(f"dataset: {place}", (*DRY, "--dataset-path", place))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import pytest
 from fake_engine import FakeEngine
 
 from orchestrator.cluster.connection import Cluster
 from orchestrator.cluster.failures import RunFailed, first_line
+from orchestrator.cluster.group import WorkerGroup
 from orchestrator.cluster.nodes import Node
+from orchestrator.run import driver
 from workers.messages import Built, EnginePlan, RankReport, Work
 
 CLUSTER = Cluster((Node("local", {"cuda": 0, "cpu": 4}),), True, "local", None)
@@ -75,6 +79,23 @@ class FakeGroup:
 
     def kill(self) -> None:
         self.groups.alive.discard(self.number)
+
+
+class Silent:
+    """Publishes nothing to Ray, which does not run here."""
+
+    def tell(self, tags, shares): ...  # type: ignore[no-untyped-def]
+
+    def stop(self): ...  # type: ignore[no-untyped-def]
+
+
+def installed(monkeypatch: pytest.MonkeyPatch) -> Groups:
+    """Have the driver use fake groups of workers, which these remember."""
+    made = Groups()
+    monkeypatch.setattr(driver, "connect", lambda *_: contextlib.nullcontext(CLUSTER))
+    monkeypatch.setattr(driver, "Exposure", Silent)
+    monkeypatch.setattr(WorkerGroup, "start", made.start)
+    return made
 
 
 def _asked(call, *arguments):  # type: ignore[no-untyped-def]

@@ -15,11 +15,12 @@ def request(
     arrival_s: float = 0.0,
     replica: int = 0,
     admitted_s: float | None = None,
+    input_len: int = 10,
 ) -> dict[str, object]:
-    """One request with a prompt of 10 tokens. token_times_s: when each of its tokens came."""
+    """One request. token_times_s: when each of its tokens came."""
     return {
         "replica": replica,
-        "input_len": 10,
+        "input_len": input_len,
         "output_len": len(token_times_s),
         "arrival_s": arrival_s,
         "admitted_s": admitted_s,

@@ -9,6 +9,7 @@ before it starts anything.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -56,6 +57,7 @@ __all__ = [
     "create",
     "names",
     "refusal",
+    "takes_arguments",
 ]
 
 GROUP = "orchestrator.engines"
@@ -72,24 +74,29 @@ class Engine(Protocol):
     """The share of one process in a deployment. It is made without arguments and used until
     `close`; every method but `supports` is called in a worker's process.
 
-    processes: "per_rank", one process for each rank; "single", one process that is given every
-    device of the placement and reports as rank 0.
+    processes: "per_rank", one process for each rank; "per_replica", one for each data-parallel
+    replica, which is given all devices of it; "single", one process that is given every device of
+    the placement and reports as rank 0.
+
+    An engine that takes settings of its own (`--engine-arg`) has an attribute `takes_arguments`
+    that is true.
     """
 
-    processes: Literal["per_rank", "single"]
+    processes: Literal["per_rank", "per_replica", "single"]
 
     def supports(self, plan: EnginePlan) -> str | None:
         """None, or why this engine cannot run the plan: a clause, as "it does not do pipeline
         stages". Called in the driver, where torch may be missing."""
         ...
 
-    def build(self, context: RankContext, plan: EnginePlan) -> Built:
-        """Load weights and get ready to serve. Raises torch.OutOfMemoryError where it does not
-        fit."""
+    def build(self, context: RankContext, plan: EnginePlan) -> Built | Sequence[Built]:
+        """Load weights and get ready to serve. "per_replica": one `Built` for each rank of the
+        replica. Raises torch.OutOfMemoryError where it does not fit."""
         ...
 
-    def run(self, work: Work) -> RankReport:
-        """Serve this rank's share of `work` and report. `work` is that of the whole layout."""
+    def run(self, work: Work) -> RankReport | Sequence[RankReport]:
+        """Serve this rank's share of `work` and report; "per_replica": one report for each rank of
+        the replica. `work` is that of the whole layout."""
         ...
 
     def close(self) -> None:
@@ -119,6 +126,8 @@ def refusal(name: str, plan: EnginePlan) -> str | None:
     """None, or why the engine `name` cannot run the plan. Raises EngineError as `create` does, and
     where the engine does not answer."""
     engine = create(name)
+    if plan.engine_args and not takes_arguments(name):
+        return f"it takes no --engine-arg, and {plan.engine_args[0][0]} is given"
     try:
         reason = guarded(lambda: engine.supports(plan), LIMIT_S)
     except Exception as error:  # a plug-in may raise anything
@@ -132,6 +141,11 @@ def refusal(name: str, plan: EnginePlan) -> str | None:
             f"{plan.layout}; `supports` returns None or a text"
         )
     return reason
+
+
+def takes_arguments(name: str) -> bool:
+    """Whether the engine has settings of its own, which `--engine-arg` gives."""
+    return bool(getattr(create(name), "takes_arguments", False))
 
 
 def _entry_point(name: str) -> EntryPoint:

@@ -15,6 +15,7 @@ from orchestrator.analysis.comparing.rounds import (
     by_round,
     completed,
     held_to_one_level,
+    held_to_one_slo,
     load_of,
     names_of,
     whole,
@@ -23,7 +24,7 @@ from orchestrator.analysis.comparing.rounds import (
 from orchestrator.analysis.comparing.sentences import MORE
 from orchestrator.analysis.comparing.verdicts import Ruling, rulings
 from orchestrator.analysis.energy import Energy
-from orchestrator.analysis.goodput import Goodput
+from orchestrator.analysis.goodput import Goodput, Slo
 from orchestrator.analysis.outputs import CellOutput
 from orchestrator.analysis.summary import Figures, Observed, Summary
 from orchestrator.store.schema import COMPLETED, FAILED, INVALID, CellKey
@@ -33,6 +34,7 @@ FUNCTIONS: Mapping[OverRuns, Callable[[list[Any]], Any]] = {
     "mean": statistics.fmean,
     "first": lambda values: values[0],
     "max": max,
+    "min": min,
 }
 # Of runs without a result: what each of them says alike is known, and nothing else.
 SAME_FOR_ALL: Mapping[OverRuns, Callable[[list[Any]], Any]] = {
@@ -241,6 +243,7 @@ def _figures(runs: Sequence[Summary]) -> dict[str, Any]:
     return out | {
         "energy": _over_starts(with_valid_power(runs), "energy", FUNCTIONS, Energy),
         "goodput": _over_starts(held_to_one_level(runs), "goodput", FUNCTIONS, Goodput),
+        "slo": _over_starts(held_to_one_slo(runs), "slo", FUNCTIONS, Slo),
     }
 
 

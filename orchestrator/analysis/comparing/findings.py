@@ -14,7 +14,14 @@ from orchestrator.analysis.comparing.best import BEST, Best, best
 from orchestrator.analysis.comparing.compare import COMPARED, Comparison, compare
 from orchestrator.analysis.comparing.curves import CURVES, Curve, curves
 from orchestrator.analysis.comparing.drift import DRIFTS, Drift, drifts
-from orchestrator.analysis.comparing.gaps import MISSING, Missing, missing
+from orchestrator.analysis.comparing.gaps import (
+    IMPORTED,
+    MISSING,
+    Imported,
+    Missing,
+    imported,
+    missing,
+)
 from orchestrator.analysis.comparing.metrics import OBJECTIVES
 from orchestrator.analysis.comparing.rounds import Load
 from orchestrator.analysis.comparing.spreads import (
@@ -45,6 +52,7 @@ class Findings:
     unsettled: Sequence[Unsettled]
     drifts: Sequence[Drift]
     missing: Sequence[Missing] = ()
+    imported: Sequence[Imported] = ()
 
     def as_data(self) -> dict[str, object]:
         """Plain data for `json.dumps`: the rows of each table, by its name."""
@@ -58,6 +66,7 @@ class Findings:
             "unsettled": UNSETTLED.data(self.unsettled),
             "drifts": DRIFTS.data(self.drifts),
             "missing": MISSING.data(self.missing),
+            "imported": IMPORTED.data(self.imported),
         }
 
     def sentences(self, objective: str) -> Mapping[Load, list[str]]:
@@ -142,6 +151,7 @@ def _of_experiment(
         unsettled=unsettled(one.runs, until_ci or one.asked.get("until_ci")),
         drifts=drifts(one.runs, matters),
         missing=missing(one),
+        imported=imported(one),
     )
 
 

@@ -1,4 +1,5 @@
-"""Cells that have not all the runs that were asked for: not made yet, or damaged since."""
+"""What results lack: runs that were asked for and are not there, not made yet or damaged since; and
+what an imported result never had."""
 
 from __future__ import annotations
 
@@ -55,3 +56,33 @@ def _asked(results: Results, cell: str) -> set[tuple[int, int]]:
     """(start, run) of each run of a cell that any command asked for."""
     pairs = results.manifest.get("asked", {}).get(cell, ())
     return {(s, run) for starts, runs in pairs for s in range(starts) for run in range(runs)}
+
+
+@row
+class Imported:
+    """Results that `orchestrator import` wrote."""
+
+    experiment: str = column("name of the experiment")
+    format: str = column("what was imported: vllm-bench or orchestrator-export")
+    files: str = column("the files, separated by commas")
+
+    @property
+    def sentence(self) -> str:
+        """Where they are from, and why columns are empty."""
+        return (
+            f"{self.experiment} was imported ({self.format}: {self.files}): it has the columns of "
+            "those files and no others"
+        )
+
+
+IMPORTED = Table("imported", Imported)
+
+
+def imported(results: Results) -> list[Imported]:
+    """One row where the manifest says that the results were imported."""
+    found = results.manifest.get("imported")
+    if not isinstance(found, dict):
+        return []
+    experiment = str(results.manifest.get("name") or results.folder.name)
+    files = ", ".join(map(str, found.get("files") or ()))
+    return [Imported(experiment=experiment, format=str(found.get("format")), files=files)]

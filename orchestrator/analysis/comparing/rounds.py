@@ -95,6 +95,12 @@ def held_to_one_level(runs: Iterable[Summary]) -> list[Summary]:
     return done if len({run.goodput.goodput for run in done}) == 1 else []
 
 
+def held_to_one_slo(runs: Iterable[Summary]) -> list[Summary]:
+    """The completed runs, if all were held to the same SLO; else none."""
+    done = completed(runs)
+    return done if len({run.slo.slo for run in done}) == 1 else []
+
+
 def observed_once(runs: Iterable[Summary]) -> list[Summary]:
     """One completed run of each start of one cell: a start is observed once, and all of its runs
     have that beside them."""

@@ -4,7 +4,7 @@ say."""
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from orchestrator.analysis.comparing.confidence import Ratio, ratio
 from orchestrator.analysis.comparing.rounds import (
     completed,
     held_to_one_level,
+    held_to_one_slo,
     means,
     observed_once,
     whole,
@@ -152,8 +153,8 @@ def cells_of(runs: Iterable[Summary]) -> dict[JoinedCell, list[Summary]]:
 
 def sides_of(column: Column, base: Sequence[Summary], new: Sequence[Summary]) -> Sides:
     """A column of the summary in the runs of one cell, of each side. Of energy the runs whose power
-    is valid count; of goodput none where they were not all held to the same service levels."""
-    unlike = _levels_apart(base, new) if column.path[0] == "goodput" else ""
+    is valid count; of goodput and an SLO none where they were not all held to the same levels."""
+    unlike = _levels_apart(column.path[0], base, new)
     return Sides(_figures(column, base), _figures(column, new), unlike)
 
 
@@ -163,18 +164,25 @@ def written(found: Ratio) -> str:
     return f"{found.value:.3f}x" + (f" [{found.low:.3f}, {found.high:.3f}]" if known else "")
 
 
-def _levels_apart(base: Iterable[Summary], new: Iterable[Summary]) -> str:
-    """Which service levels the two sides were held to, where these are not the same."""
-    asked = [{run.goodput.goodput or "none" for run in completed(side)} for side in (base, new)]
+def _levels_apart(of: str, base: Iterable[Summary], new: Iterable[Summary]) -> str:
+    """Which levels of goodput or of an SLO the two sides were held to, where these are not the
+    same; empty for any other group of columns."""
+    held: Mapping[str, Callable[[Summary], str | None]] = {
+        "goodput": lambda run: run.goodput.goodput,
+        "slo": lambda run: run.slo.slo,
+    }
+    if of not in held:
+        return ""
+    asked = [{held[of](run) or "none" for run in completed(side)} for side in (base, new)]
     if asked[0] == asked[1]:
         return ""
     levels = [" or ".join(sorted(side)) for side in asked]
-    return f"service levels of {levels[0]} against {levels[1]}: give --goodput"
+    return f"service levels of {levels[0]} against {levels[1]}: give --{of}"
 
 
 def _figures(column: Column, runs: Iterable[Summary]) -> list[float]:
     """The figure of each start that knows it."""
-    counted = {"energy": with_valid_power, "goodput": held_to_one_level}
+    counted = {"energy": with_valid_power, "goodput": held_to_one_level, "slo": held_to_one_slo}
     mine = counted.get(column.path[0], completed)(runs)
     if column.path in OBSERVED:
         mine = observed_once(mine)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.analysis.comparing.compare import Comparison
+from orchestrator.analysis.summary import Conditions
 from workers.rows import grouped
 
 
@@ -42,8 +43,17 @@ def choices(comparison: Iterable[Comparison]) -> list[ExperimentChoice]:
     ]
 
 
+def lengths_of(asked: Conditions) -> str:
+    """The lengths of requests in words, their means where they differ; empty where unknown."""
+    if asked.input_len and asked.output_len:
+        return f" ({asked.input_len} in / {asked.output_len} out)"
+    if asked.mean_input_len and asked.mean_output_len:
+        return f" (mean {asked.mean_input_len:.0f} in / {asked.mean_output_len:.0f} out)"
+    return ""
+
+
 def _scenario(cells: Sequence[Comparison]) -> ScenarioChoice:
     asked, name = cells[0].conditions, cells[0].cell.scenario
-    known = asked.input_len and asked.output_len
-    lengths = f" ({asked.input_len} in / {asked.output_len} out)" if known else ""
-    return ScenarioChoice(name, name + lengths, sorted({one.cell.max_concurrency for one in cells}))
+    return ScenarioChoice(
+        name, name + lengths_of(asked), sorted({one.cell.max_concurrency for one in cells})
+    )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from orchestrator.options.dataset import DATASET_OPTIONS
 
 # Those of `analysis.comparing.verdicts`, which takes long to import; a test compares them.
 OBJECTIVES = ("throughput", "latency", "per-gpu", "goodput", "energy")
@@ -30,23 +31,6 @@ class Finite(click.FloatRange):
         return number
 
 
-class TakesLevels(click.Command):
-    """A command whose --goodput takes several words, as in vLLM's benchmark: `--goodput ttft:2000
-    tpot:200`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put --goodput before each level that follows another one."""
-        words: list[str] = []
-        for word in args:
-            continues = (
-                len(words) > 1
-                and words[-2] == "--goodput"
-                and re.fullmatch(r"[a-z0-9]+:[0-9.]+", word)
-            )
-            words.extend(["--goodput", word] if continues else [word])
-        return super().parse_args(ctx, words)
-
-
 EXPERIMENT_OPTIONS = (
     click.option(
         "--strategy",
@@ -61,8 +45,16 @@ EXPERIMENT_OPTIONS = (
     ),
     click.option(
         "--engine",
+        multiple=True,
         metavar="NAME",
-        help="What executes the layouts; see `orchestrator strategies`. [torch]",
+        help="What executes the layouts; see `orchestrator strategies`. Repeat, or use commas: "
+        "engines take turns. [torch]",
+    ),
+    click.option(
+        "--engine-arg",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="A setting of the engine's own, as vLLM's gpu_memory_utilization=0.8. Repeat.",
     ),
     click.option(
         "--scenario",
@@ -71,13 +63,18 @@ EXPERIMENT_OPTIONS = (
         help="Lengths by name: short (256/128), long (1024/512). [short]",
     ),
     click.option(
-        "--input-len", type=int, metavar="TOKENS", help="Prompt length, instead of a scenario."
+        "--input-len",
+        metavar="TOKENS",
+        help="Prompt length, instead of a scenario: 512, 256:1024 or normal(512,128).",
     ),
     click.option(
-        "--output-len",
-        type=int,
-        metavar="TOKENS",
-        help="Output length, instead of a scenario; a dataset's default.",
+        "--output-len", metavar="TOKENS", help="Output length, likewise; a dataset's default."
+    ),
+    click.option(
+        "--range-ratio",
+        type=float,
+        metavar="R",
+        help="Lengths uniform from (1 - R) to (1 + R) of these. [0]",
     ),
     click.option(
         "--max-concurrency", metavar="N,N,...", help="Requests in flight; one cell each. [8]"
@@ -136,7 +133,7 @@ EXPERIMENT_OPTIONS = (
     click.option(
         "--ignore-eos/--no-ignore-eos",
         default=None,
-        help="Do not stop at the end token. [yes; no for a dataset]",
+        help="Do not stop at the end token. [yes; no for texts of a dataset]",
     ),
     click.option("--temperature", type=float, help="0 is greedy. [0]"),
     click.option(
@@ -152,12 +149,7 @@ EXPERIMENT_OPTIONS = (
     click.option(
         "--device", metavar="DEVICE", help="auto, cuda or cpu. [auto: GPUs if there are any]"
     ),
-    click.option(
-        "--dataset-path",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="JSON lines, or ShareGPT's JSON.",
-    ),
+    *DATASET_OPTIONS,
     click.option(
         "--save-detailed", is_flag=True, default=None, help="Keep every output's tokens and text."
     ),
@@ -195,6 +187,21 @@ EXPERIMENT_OPTIONS = (
         multiple=True,
         metavar="LEVEL...",
         help="Service levels in ms, as in `ttft:2000 tpot:200`.",
+    ),
+    click.option(
+        "--slo",
+        multiple=True,
+        metavar="LIMIT...",
+        help="Limits in ms on percentiles of a run, as in `ttft:p99:2000 tpot:p95:50`.",
+    ),
+    click.option(
+        "--find-rate",
+        is_flag=True,
+        default=None,
+        help="Search the highest request rate at which each layout meets the --slo.",
+    ),
+    click.option(
+        "--rate-runs", type=int, metavar="N", help="Most rates that --find-rate tries. [8]"
     ),
     click.option(
         "--timeout",
@@ -242,6 +249,12 @@ COMPARE_OPTIONS = (
         multiple=True,
         metavar="LEVEL...",
         help="Service levels in ms, as in `ttft:2000 tpot:200`. [the runs']",
+    ),
+    click.option(
+        "--slo",
+        multiple=True,
+        metavar="LIMIT...",
+        help="Limits on percentiles, as in `ttft:p99:2000 tpot:p95:50`. [the runs']",
     ),
     click.option(
         "--difference",

@@ -1,0 +1,218 @@
+"""A file of `vllm bench serve --save-result` as a run: the columns that it has, None elsewhere."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from orchestrator.analysis.goodput import Goodput
+from orchestrator.analysis.latency import Latency, Statistics
+from orchestrator.analysis.outputs import KEPT_REQUESTS
+from orchestrator.analysis.summary import Conditions, Figures, Measured
+from orchestrator.analysis.throughput import Throughput
+from orchestrator.commands.vllm_bench import DATE, LATENCIES, Record
+from orchestrator.errors import UserError
+from orchestrator.plan.deployments import devices_of
+from orchestrator.store.schema import COMPLETED, CellKey, RunKey
+from workers.rows import flat, nothing, widened
+
+# A generation benchmark has at least these. Those of Throughput have the same names there.
+NEEDED = ("duration", "completed", "total_input_tokens", "total_output_tokens", "output_throughput")
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What the user says of imported runs; None where the files are to say it themselves."""
+
+    strategy: str | None = None
+    model: str | None = None
+    engine: str | None = None
+    dtype: str | None = None
+    scenario: str | None = None
+
+
+def run_of(record: Record, where: str, experiment: str, named: Named) -> Measured:
+    """The row of a run of vLLM's benchmark: what the file has, None elsewhere.
+
+    where: names the file in errors and in `reason`. Raises UserError where it is no generation
+    benchmark, or does not say its layout and `named` does not either.
+    """
+    for name in NEEDED:
+        if not isinstance(record.get(name), int | float):
+            raise UserError(
+                f"{where} is no result of `vllm bench serve --save-result` of a model that "
+                f"generates: it has no number '{name}'"
+            )
+    cell, figures = _cell(record, where, experiment, named), nothing(Figures)
+    gpus = devices_of(cell.strategy)
+    made = Throughput(
+        **{one.name: _number(record, one.name) for one in fields(Throughput)}
+        | {"output_throughput_per_gpu": record["output_throughput"] / gpus}
+    )
+    return widened(
+        Measured,
+        RunKey(cell=cell, start=_whole(record, "start") or 0, run=_whole(record, "run") or 0),
+        **{
+            **vars(figures),
+            "conditions": _conditions(record, gpus),
+            "throughput": made,
+            "latency": _latency(record),
+            "goodput": _goodput(record),
+            "arrivals": _arrivals(record, figures),
+        },
+        status=COMPLETED,
+        reason=f"imported from {where}, written by `vllm bench serve`: it has no other columns",
+        output_digest=None,
+    )
+
+
+def _cell(record: Record, where: str, experiment: str, named: Named) -> CellKey:
+    strategy = named.strategy or record.get("strategy")
+    if not strategy:
+        raise UserError(
+            f"{where} does not say which layout it is of; give --strategy, as in --strategy tp4"
+        )
+    model = named.model or str(record.get("model_id") or UNKNOWN).rstrip("/").rpartition("/")[2]
+    return CellKey(
+        experiment=experiment,
+        model=model,
+        strategy=str(strategy),
+        engine=named.engine or str(record.get("engine") or record.get("backend") or UNKNOWN),
+        dtype=named.dtype or str(record.get("dtype") or UNKNOWN),
+        quantization=str(record.get("quantization") or "none"),
+        ablation=str(record.get("ablation") or "none"),
+        scenario=named.scenario or str(record.get("scenario") or _lengths_name(record)),
+        max_concurrency=_whole(record, "max_concurrency") or _asked_for(record),
+    )
+
+
+def _lengths(record: Record) -> tuple[int | None, int | None]:
+    """Tokens of each prompt and of each output; None where they differ."""
+    count = record["completed"]
+    totals = record["total_input_tokens"], record["total_output_tokens"]
+    even = [int(total // count) if count and total % count == 0 else None for total in totals]
+    return even[0], even[1]
+
+
+def _mean(record: Record, total: str) -> float | None:
+    """Tokens of a completed request."""
+    return record[total] / record["completed"] if record["completed"] else None
+
+
+def _lengths_name(record: Record) -> str:
+    """As `submit --input-len --output-len` calls them."""
+    input_len, output_len = _lengths(record)
+    return f"{input_len}x{output_len}" if input_len and output_len else "mixed"
+
+
+def _asked_for(record: Record) -> int:
+    return _whole(record, "num_prompts") or int(record["completed"])
+
+
+def _conditions(record: Record, gpus: int) -> Conditions:
+    input_len, output_len = _lengths(record)
+    return Conditions(
+        input_len=input_len,
+        output_len=output_len,
+        mean_input_len=_mean(record, "total_input_tokens"),
+        mean_output_len=_mean(record, "total_output_tokens"),
+        num_prompts=_asked_for(record),
+        seed=_whole(record, "seed"),
+        num_gpus=gpus,
+        device_name=record.get("device_name"),
+        started_at=_started_at(record),
+        block=0,
+        node=None,
+        metadata=json.dumps({k: v for k, v in record.items() if isinstance(v, str)}),
+    )
+
+
+def _started_at(record: Record) -> str:
+    """The date of the file, which has no time zone, as ISO 8601; empty where it is none."""
+    try:
+        return datetime.strptime(str(record.get("date")), DATE).isoformat()
+    except ValueError:
+        return ""
+
+
+def _latency(record: Record) -> Latency:
+    return Latency(**{name: _statistics_of(record, name) for name in LATENCIES})
+
+
+def _statistics_of(record: Record, latency: str) -> Statistics:
+    names = [one.name for one in fields(Statistics)]
+    return Statistics(**{name: _number(record, f"{name}_{latency}_ms") for name in names})
+
+
+def _goodput(record: Record) -> Goodput:
+    """None where the file does not say which service levels it is of: vLLM's own never do."""
+    levels = record.get("goodput")
+    known = _number(record, "request_goodput") if levels else None
+    return replace(nothing(Goodput), goodput=levels, request_goodput=known)
+
+
+def _arrivals(record: Record, figures: Figures) -> object:
+    """The rate and burstiness of an open loop; vLLM writes "inf" for a closed one."""
+    rate = _number(record, "request_rate")
+    burstiness = _number(record, "burstiness") if rate else None
+    return replace(figures.arrivals, request_rate=rate, burstiness=burstiness)
+
+
+def _number(record: Mapping[str, object], name: str) -> Any:
+    """The finite number of that name; None where it is none."""
+    value = record.get(name)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) else None  # type: ignore[arg-type]
+
+
+def _whole(record: Mapping[str, object], name: str) -> int | None:
+    """A whole number, which metadata holds as text."""
+    value = record.get(name)
+    return int(str(value)) if str(value).isdecimal() else None
+
+
+def requests_of(record: Record, run: RunKey) -> pa.Table | None:
+    """The requests of a detailed file, table REQUESTS with their keys. None where it has no such
+    lists, or a gap of it holds several tokens, so that their times are not known."""
+    names = ("input_lens", "output_lens", "start_times", "ttfts", "itls")
+    lists = [found for name in names if isinstance(found := record.get(name), list)]
+    if len(lists) < len(names) or len({*map(len, lists)}) > 1:
+        return None
+    rows = list(zip(*lists, strict=True))
+    whole = rows and all(made == _tokens(made, itl) for _, made, _, _, itl in rows)
+    return _table(rows, run) if whole else None
+
+
+def _tokens(made: int, gaps: Sequence[float]) -> int:
+    return len(gaps) + 1 if made else 0
+
+
+def _table(rows: Sequence[tuple[Any, ...]], run: RunKey) -> pa.Table:
+    first = min(start for _, _, start, _, _ in rows)
+    arrived = [start - first for _, _, start, _, _ in rows]
+    times = [
+        (at + ttft + np.cumsum([0.0, *itl])).tolist() if made else []
+        for at, (_, made, _, ttft, itl) in zip(arrived, rows, strict=True)
+    ]
+    count = len(rows)
+    columns: dict[str, list[Any]] = {name: [value] * count for name, value in flat(run).items()}
+    columns |= {
+        "request_index": list(range(count)),
+        "input_len": [row[0] for row in rows],
+        "output_len": [row[1] for row in rows],
+        "arrival_s": arrived,
+        "token_times_s": times,
+    }
+    arrays = [
+        pa.array(columns.get(one.name, [None] * count), type=one.type)
+        for one in KEPT_REQUESTS.columns
+    ]
+    return pa.Table.from_arrays(arrays, schema=KEPT_REQUESTS.schema)

@@ -1,0 +1,28 @@
+"""What was asked: an experiment, its deployments, their cells and runs."""
+
+from orchestrator.experiment.asked import DIFFERENCE, SCENARIOS, Experiment
+from orchestrator.experiment.cells import (
+    PRESETS,
+    Cell,
+    Deployment,
+    Run,
+    Scenario,
+    layout_name,
+    preset_names,
+)
+from orchestrator.experiment.lengths import Lengths, Window
+
+__all__ = [
+    "DIFFERENCE",
+    "PRESETS",
+    "SCENARIOS",
+    "Cell",
+    "Deployment",
+    "Experiment",
+    "Lengths",
+    "Run",
+    "Scenario",
+    "Window",
+    "layout_name",
+    "preset_names",
+]

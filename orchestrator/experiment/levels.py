@@ -1,0 +1,53 @@
+"""Service levels: limits in milliseconds on the latencies of each request (goodput), or on their
+percentiles over the requests of a run (an SLO)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+LEVELS = ("ttft", "tpot", "e2el")  # latencies that --goodput may limit: a request has one of each
+LATENCIES = ("ttft", "tpot", "itl", "e2el")  # those that --slo may limit
+PERCENTILE = re.compile(r"([a-z0-9]+):p([0-9]+(?:\.[0-9]+)?)")
+FORMS = {
+    "goodput": "METRIC:MILLISECONDS, as in ttft:2000 tpot:200",
+    "slo": "METRIC:PERCENTILE:MILLISECONDS, as in ttft:p99:2000 tpot:p95:50",
+}
+
+
+def parse_levels(texts: Iterable[str], field: str) -> dict[str, str]:
+    """`ttft:2000 tpot:200` as a mapping, unchecked. field: "goodput" or "slo". Raises ValueError
+    for a word that does not have the form KEY:VALUE."""
+    words = [word for text in texts for word in str(text).replace(",", " ").split()]
+    pairs = [word.rpartition(":") for word in words]
+    for word, (key, separator, value) in zip(words, pairs, strict=True):
+        if not (key and separator and value):
+            raise ValueError(f"{field} is {FORMS[field]}; found '{word}'")
+    return {key: value for key, _, value in pairs}
+
+
+def check_levels(levels: dict[str, float], field: str) -> dict[str, float]:
+    """`levels`, if it names latencies that there are and times above 0 ms. Raises ValueError."""
+    check = {"goodput": _check_level, "slo": _check_percentile}[field]
+    for name, limit in levels.items():
+        check(name)
+        if not 0 < limit < float("inf"):
+            raise ValueError(
+                f"{field} {name}:{limit:g}: a service level is a number of milliseconds above 0"
+            )
+    return levels
+
+
+def _check_level(name: str) -> None:
+    if name not in LEVELS:
+        raise ValueError(f"goodput has no metric '{name}'; use {', '.join(LEVELS)}")
+
+
+def _check_percentile(name: str) -> None:
+    match = PERCENTILE.fullmatch(name)
+    if match is None:
+        raise ValueError(f"slo is {FORMS['slo']}; found '{name}'")
+    if match[1] not in LATENCIES:
+        raise ValueError(f"slo has no metric '{match[1]}'; use {', '.join(LATENCIES)}")
+    if not 0 < float(match[2]) <= 100:
+        raise ValueError(f"slo {name}: a percentile is above p0 and at most p100")

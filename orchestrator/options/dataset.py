@@ -1,0 +1,43 @@
+"""The options of `submit` that are about a dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+DATASET_OPTIONS = (
+    click.option(
+        "--dataset-path",
+        type=click.Path(path_type=Path),
+        metavar="FILE|FOLDER",
+        help="Prompts, conversations or a trace; docs/datasets.md has the formats.",
+    ),
+    click.option(
+        "--dataset-format", metavar="NAME", help="Of the dataset. [auto: by the fields of its rows]"
+    ),
+    click.option(
+        "--dataset-columns",
+        multiple=True,
+        metavar="FIELD=COLUMN,...",
+        help="Columns to read, as in prompt=question,output_len=max_tokens.",
+    ),
+    click.option(
+        "--multi-turn", is_flag=True, default=None, help="Refused: no engine here lets turns wait."
+    ),
+    click.option("--dataset-split", metavar="NAME", help="Of a folder. [the only one]"),
+    click.option(
+        "--skip-invalid",
+        is_flag=True,
+        default=None,
+        help="Leave out and count rows that cannot run. [refuse the dataset]",
+    ),
+    click.option(
+        "--trace-speed", type=float, metavar="X", help="How much faster requests arrive. [1]"
+    ),
+    click.option(
+        "--trace-window",
+        metavar="TIME",
+        help="Part of a trace: 60s, its first minute, or 10m:11m. [all]",
+    ),
+)

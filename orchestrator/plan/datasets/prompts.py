@@ -1,0 +1,69 @@
+"""Prompts as text or token ids, and conversations in the form of ShareGPT."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+
+from orchestrator.errors import UserError
+from orchestrator.plan.datasets.rows import OUTPUT_LEN, Entry, Format, Row, alike
+
+HUMAN = ("human", "user")
+
+
+def _prompt(row: Row) -> Entry:
+    if ("prompt" in row.fields) == ("prompt_token_ids" in row.fields):
+        raise UserError(
+            f"{row.where}: expected either 'prompt' or 'prompt_token_ids', with 'output_len'"
+        )
+    length = row.whole("output_len", least=1) if row.has("output_len") else None
+    if "prompt" in row.fields:
+        return Entry(row.where, row.text("prompt"), length)
+    return Entry(row.where, _token_ids(row), length)
+
+
+def _token_ids(row: Row) -> tuple[int, ...]:
+    ids = row.fields["prompt_token_ids"]
+    if not row.typed:  # a cell of CSV
+        try:
+            ids = json.loads(ids)
+        except (ValueError, RecursionError):
+            ids = None
+    if not isinstance(ids, list) or not all(type(one) is int for one in ids):
+        raise UserError(f"{row.where}: prompt_token_ids must be a list of whole numbers")
+    return tuple(ids)
+
+
+def _first_exchange(row: Row) -> Entry | None:
+    turns = row.fields.get("conversations")
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise UserError(f"{row.where}: expected 'conversations', a list of turns")
+    question, answer = _exchange(turns)
+    if not (question and answer):  # some published ones open with a reply, or have none
+        return None
+    return Entry(row.where, question, reply=answer)
+
+
+def _exchange(turns: Sequence[Mapping[str, object]]) -> tuple[str, str]:
+    for turn, reply in itertools.pairwise(turns):
+        if turn.get("from") in HUMAN:
+            return str(turn.get("value") or ""), str(reply.get("value") or "")
+    return "", ""
+
+
+PROMPTS = Format(
+    "prompts",
+    "rows with prompt or prompt_token_ids, and output_len",
+    signs=("prompt", "prompt_token_ids"),
+    entry=_prompt,
+    fields={**alike("prompt", "prompt_token_ids"), "output_len": OUTPUT_LEN},
+)
+SHAREGPT = Format(
+    "sharegpt",
+    "conversations of human and gpt; the first exchange is taken",
+    signs=("conversations",),
+    entry=_first_exchange,
+    fields=alike("conversations"),
+    unread=("id", "model", "source"),
+)

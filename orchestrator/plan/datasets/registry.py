@@ -1,0 +1,140 @@
+"""The formats that are read: those of this project and, of the entry-point group
+`orchestrator.datasets`, those of other packages."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from orchestrator.errors import UserError
+from orchestrator.plan.datasets import chats, prompts, traces
+from orchestrator.plan.datasets.files import rows
+from orchestrator.plan.datasets.rows import CannotRun, Entry, Format, Row
+
+GROUP = "orchestrator.datasets"
+AUTO = "auto"
+BUILT_IN = (
+    prompts.PROMPTS,
+    prompts.SHAREGPT,
+    chats.CHAT,
+    chats.BATCH,
+    traces.MOONCAKE,
+    traces.AZURE,
+    traces.BURSTGPT,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A dataset, and how it is to be read. format: "auto", or the name of one. columns: field ->
+    the column that holds it; then columns of other names are not read. split: of a folder; None:
+    the only one."""
+
+    path: Path
+    format: str = AUTO
+    columns: Mapping[str, str] = field(default_factory=dict)
+    split: str | None = None
+
+
+def formats() -> dict[str, Format]:
+    """Every format by name. Raises UserError for a plug-in that cannot be loaded, or has the name
+    of another format."""
+    found = {one.name: one for one in BUILT_IN}
+    for point in sorted(entry_points(group=GROUP), key=lambda one: one.name):
+        if point.name in found:
+            raise UserError(f"two formats of datasets are called '{point.name}'; uninstall one")
+        found[point.name] = _load(point)
+    return found
+
+
+def _load(point: EntryPoint) -> Format:
+    try:
+        loaded = point.load()
+    except Exception as error:  # a plug-in may raise anything
+        raise UserError(
+            f"the format of datasets '{point.name}' ({point.value}) cannot be loaded: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(loaded, Format):
+        raise UserError(
+            f"the format of datasets '{point.name}' ({point.value}) is {type(loaded).__name__}; it "
+            "must be a Format"
+        )
+    return loaded
+
+
+def described() -> str:
+    """The formats that are read, in words."""
+    return "; ".join(f"{name} ({one.summary})" for name, one in formats().items())
+
+
+def read(source: Source) -> Iterator[Entry | CannotRun]:
+    """What each row of a dataset asks for, in order; for a row that cannot run, the reason.
+
+    Raises UserError for what cannot be read, with file and line.
+    """
+    found = (_renamed(row, source) for row in rows(source.path, source.split))
+    first = next(found, None)
+    if first is None:
+        return
+    form = _format_of(source, first)
+    for row in itertools.chain([first], found):
+        try:
+            entry = form.entry(form.named(row, selected=bool(source.columns)))
+        except CannotRun as error:
+            yield error
+            continue
+        if entry is not None:
+            yield entry
+
+
+def _renamed(row: Row, source: Source) -> Row:
+    """The row with the columns that were named under the names of their fields."""
+    if not source.columns:
+        return row
+    for column in source.columns.values():
+        if column not in row.fields:
+            raise UserError(
+                f"{row.where}: there is no column '{column}'; there are {_some(row.fields)}"
+            )
+    taken = set(source.columns.values())
+    left = {name: value for name, value in row.fields.items() if name not in taken}
+    named = {name: row.fields[column] for name, column in source.columns.items()}
+    return replace(row, fields={**left, **named})
+
+
+def _format_of(source: Source, first: Row) -> Format:
+    known = formats()
+    if source.format != AUTO:
+        if source.format not in known:
+            raise UserError(
+                f"there is no format of datasets '{source.format}'; use {AUTO} or one of "
+                f"{', '.join(known)}"
+            )
+        return _with_columns(known[source.format], source)
+    found = [one for one in known.values() if one.knows(first)]
+    if not found:
+        raise UserError(
+            f"{first.where}: no format has the fields {_some(first.fields)}; those that are read: "
+            f"{described()}. --dataset-columns prompt=COLUMN names the columns of other tables"
+        )
+    return _with_columns(found[0], source)
+
+
+def _with_columns(form: Format, source: Source) -> Format:
+    """The format, if it has the fields whose columns were named."""
+    for name in source.columns:
+        if all(name not in (one, *others) for one, others in form.fields.items()):
+            raise UserError(
+                f"--dataset-columns names '{name}', which the format {form.name} does not have; "
+                f"it has {', '.join(form.fields)}"
+            )
+    return form
+
+
+def _some(fields: Mapping[str, object]) -> str:
+    shown = [str(name)[:40] for name in itertools.islice(fields, 12)]
+    return ", ".join(shown) or "none"

@@ -1,0 +1,158 @@
+"""What all formats share: a row of a file, the request that it asks for, and what a format is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from orchestrator.errors import UserError
+
+# What the datasets of this project, of vLLM, of AIPerf and of OpenAI call the length of a reply.
+OUTPUT_LEN = ("output_len", "output_tokens", "output_length", "max_tokens", "max_completion_tokens")
+
+
+class CannotRun(UserError):
+    """A row that was understood, and asks for what no engine can run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a dataset; `where` names its file and line. typed: whether its values have types;
+    those of CSV are all text. A value that is null counts as one that is not there. names: field ->
+    its name in the file, where that is another one."""
+
+    where: str
+    fields: Mapping[str, Any]
+    typed: bool = True
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def has(self, name: str) -> bool:
+        """Whether it has a value of that name."""
+        value = self.fields.get(name)
+        return value is not None and (self.typed or value != "")
+
+    def text(self, name: str) -> str:
+        """A text, which may be empty. Raises UserError for anything else."""
+        value = self.fields.get(name, "")
+        if not isinstance(value, str):
+            raise UserError(
+                f"{self.where}: {self.names.get(name, name)} is {type(value).__name__}; it must be "
+                "text"
+            )
+        return value
+
+    def whole(self, name: str, least: int = 0) -> int:
+        """A whole number. Raises UserError where it is none, CannotRun where it is below
+        `least`."""
+        value = self.number(name)
+        if value != int(value):
+            raise self._no_number(name, least)
+        if value < least:
+            raise CannotRun(str(self._no_number(name, least)))
+        return int(value)
+
+    def number(self, name: str) -> float:
+        """A finite number. Raises UserError for anything else."""
+        value = self.fields.get(name)
+        try:
+            if self.typed != isinstance(value, str) and not isinstance(value, bool):
+                number = value if isinstance(value, int) else float(value or 0)
+                if abs(number) < float("inf"):
+                    return number
+        except (TypeError, ValueError, OverflowError):
+            pass
+        raise self._no_number(name)
+
+    def _no_number(self, name: str, least: int | None = None) -> UserError:
+        wanted = "a number" if least is None else f"a whole number, {least} or more"
+        found = repr(self.fields.get(name))
+        shown = self.names.get(name, name)
+        return UserError(f"{self.where}: {shown} is {found[:60]}; it must be {wanted}")
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """Messages, each with its role and its text, that a chat template makes a prompt of."""
+
+    messages: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A prompt of `length` random tokens. blocks: numbers of blocks of `block_size` tokens that it
+    begins with; equal numbers are equal tokens."""
+
+    length: int
+    blocks: tuple[int, ...] = ()
+    block_size: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one row asks for.
+
+    prompt: a text, token ids, messages, or random tokens. output_len: tokens; None where `reply`,
+    or else a default, says it. arrival_s: of a trace, in seconds since any moment.
+    """
+
+    where: str
+    prompt: str | tuple[int, ...] | Chat | Drawn
+    output_len: int | None = None
+    reply: str | None = None
+    arrival_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A format of datasets: the fields of its rows, and what a row asks for.
+
+    signs: fields by which it is known; one of them is enough. fields: name -> the names that it may
+    have in a file. unread: fields that may be there and change nothing. entry: what a row asks for,
+    its fields by name; None for a row that asks for nothing. It raises UserError for a row that is
+    no row of this format, and CannotRun for one that cannot run.
+    """
+
+    name: str
+    summary: str
+    signs: tuple[str, ...]
+    entry: Callable[[Row], Entry | None]
+    fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+
+    def knows(self, row: Row) -> bool:
+        """Whether a row looks like one of this format."""
+        return any(sign in row.fields for sign in self.signs)
+
+    def named(self, row: Row, selected: bool) -> Row:
+        """The row with its fields under their names here. selected: columns were named, so one of
+        an unknown name is not read. Raises UserError for an unknown field, and for two names of a
+        field with values that differ."""
+        known = {one: name for name, others in self.fields.items() for one in (name, *others)}
+        found: dict[str, Any] = {}
+        by: dict[str, str] = {}
+        for column, value in row.fields.items():
+            name = known.get(column)
+            if name is None and not selected and column not in self.unread:
+                raise self._unknown(row.where, column)
+            if name is None or value is None:
+                continue
+            if name in found and found[name] != value:
+                raise UserError(f"{row.where}: {by[name]} and {column} differ; give one of them")
+            found[name], by[name] = value, column
+        return replace(row, fields=found, names=by)
+
+    def _unknown(self, where: str, column: str) -> UserError:
+        names = ", ".join(
+            aliases[0] + (f" (or {', '.join(aliases[1:])})" if aliases[1:] else "")
+            for aliases in self.fields.values()
+        )
+        return UserError(
+            f"{where}: there is no field '{column[:60]}' in the format {self.name}; it has "
+            f"{names}. --dataset-columns names the columns to be read, then others are not"
+        )
+
+
+def alike(*names: str) -> dict[str, tuple[str, ...]]:
+    """Fields that have one name each."""
+    return {name: (name,) for name in names}

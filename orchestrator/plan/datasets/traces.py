@@ -1,0 +1,77 @@
+"""Traces of services: lengths and times of arrival, no texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+
+from orchestrator.errors import UserError
+from orchestrator.plan.datasets.rows import CannotRun, Drawn, Entry, Format, Row
+
+BLOCK = 512  # tokens of a block of Mooncake's hash_ids
+
+
+def _milliseconds(row: Row) -> float:
+    return row.number("timestamp") / 1e3
+
+
+def _seconds(row: Row) -> float:
+    return row.number("timestamp")
+
+
+def _date(row: Row) -> float:
+    """Seconds since 1970, of a time with as many digits as there are."""
+    text = row.text("timestamp").strip()
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise UserError(
+            f"{row.where}: '{text[:60]}' is not a time; write it as 2023-11-16 18:15:46.68"
+        ) from error
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+
+
+def _request(time: Callable[[Row], float], row: Row) -> Entry:
+    for name in ("timestamp", "input_len", "output_len"):
+        if not row.has(name):
+            raise UserError(f"{row.where}: {name} is missing")
+    inputs, outputs = row.whole("input_len"), row.whole("output_len")
+    if not inputs:
+        raise CannotRun(f"{row.where}: the prompt is empty")
+    return Entry(row.where, Drawn(inputs, _blocks(row), BLOCK), outputs, arrival_s=time(row))
+
+
+def _blocks(row: Row) -> tuple[int, ...]:
+    ids = row.fields.get("hash_ids") or []
+    if not isinstance(ids, list) or not all(type(one) is int and one >= 0 for one in ids):
+        raise UserError(f"{row.where}: hash_ids must be a list of whole numbers, 0 or more")
+    return tuple(ids)
+
+
+def _fields(timestamp: str, inputs: str, outputs: str) -> dict[str, tuple[str, ...]]:
+    return {"timestamp": (timestamp,), "input_len": (inputs,), "output_len": (outputs,)}
+
+
+MOONCAKE = Format(
+    "mooncake",
+    "timestamp in ms, input_length, output_length, hash_ids",
+    signs=("input_length",),
+    entry=partial(_request, _milliseconds),
+    fields={**_fields("timestamp", "input_length", "output_length"), "hash_ids": ("hash_ids",)},
+)
+AZURE = Format(
+    "azure",
+    "TIMESTAMP, ContextTokens, GeneratedTokens",
+    signs=("ContextTokens",),
+    entry=partial(_request, _date),
+    fields=_fields("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
+)
+BURSTGPT = Format(
+    "burstgpt",
+    "Timestamp in s, Request tokens, Response tokens",
+    signs=("Request tokens",),
+    entry=partial(_request, _seconds),
+    fields=_fields("Timestamp", "Request tokens", "Response tokens"),
+    unread=("Model", "Session ID", "Elapsed time", "Total tokens", "Log Type"),
+)

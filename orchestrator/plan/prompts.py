@@ -1,0 +1,277 @@
+"""The prompts of a dataset for one model: its entries as tokens, checked."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from orchestrator.errors import UserError
+from orchestrator.experiment import Experiment, Window
+from orchestrator.plan.datasets.registry import Source, read
+from orchestrator.plan.datasets.rows import CannotRun, Chat, Drawn, Entry
+from orchestrator.plan.models import ResolvedModel
+from orchestrator.plan.tokenizer import load_chat_template, load_tokenizer
+
+DEFAULT_OUTPUT_LEN = 128
+ROW, BLOCK = 3, 4  # tell random tokens of rows and of blocks from those without a dataset
+REASONS_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One entry of a dataset. arrival_s: of a trace, in seconds since the start of a run; None
+    elsewhere. shared: whether it begins with blocks of tokens that others may begin with too."""
+
+    tokens: tuple[int, ...]
+    output_len: int
+    where: str
+    arrival_s: float | None = None
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """What is served of a dataset, and what was left out.
+
+    silent: entries whose reply has no tokens. invalid: why each of the others cannot run.
+    """
+
+    served: tuple[Prompt, ...]
+    silent: int = 0
+    invalid: tuple[str, ...] = ()
+
+    @property
+    def is_trace(self) -> bool:
+        """Whether they have times of arrival."""
+        return bool(self.served) and self.served[0].arrival_s is not None
+
+    def remarks(self) -> Iterator[str]:
+        """What a user should know of what was left out."""
+        if self.silent:
+            yield f"dataset: rows left out because their reply has no tokens: {self.silent}"
+        if self.invalid:
+            shown = "; ".join(self.invalid[:REASONS_SHOWN])
+            more = len(self.invalid) - REASONS_SHOWN
+            rest = f"; and {more} more" if more > 0 else ""
+            count = len(self.invalid)
+            yield f"dataset: rows left out because they cannot run: {count} ({shown}{rest})"
+        if any(one.shared for one in self.served):
+            yield (
+                "dataset: equal hash_ids are equal tokens; an engine without a prefix cache, as "
+                "torch is, reads them again for each request"
+            )
+
+
+def read_prompts(experiment: Experiment, model: ResolvedModel) -> Prompts:
+    """The prompts of the dataset of `experiment`, as many as it asks for, in order.
+
+    Raises UserError with file and line for what cannot be read and, unless they are to be left out,
+    for rows that cannot run: empty, too long, with unknown token ids.
+    """
+    assert experiment.dataset_path is not None
+    reader = _Reader(experiment, model, _Vocabulary.of(experiment.seed, model))
+    served = tuple(itertools.islice(reader.prompts(), experiment.num_prompts))
+    if not served:
+        left_out = len(reader.invalid) + reader.silent
+        why = f"; {left_out} rows were left out" if left_out else ""
+        raise UserError(f"{experiment.dataset_path}: there is no prompt in it{why}")
+    return Prompts(served, reader.silent, tuple(reader.invalid))
+
+
+@dataclass(slots=True)
+class _Reader:
+    """One pass over a dataset. It counts what it leaves out."""
+
+    experiment: Experiment
+    model: ResolvedModel
+    vocabulary: _Vocabulary
+    silent: int = 0
+    invalid: list[str] = field(default_factory=list)
+
+    def prompts(self) -> Iterator[Prompt]:
+        """Those that can run."""
+        for index, entry in enumerate(self._entries()):
+            try:
+                prompt = self._prompt(entry, index)
+            except CannotRun as error:
+                self._leave_out(error)
+                continue
+            if prompt is None:
+                self.silent += 1
+            else:
+                yield prompt
+
+    def _entries(self) -> Iterator[Entry]:
+        asked = self.experiment
+        assert asked.dataset_path is not None
+        source = Source(
+            asked.dataset_path, asked.dataset_format, asked.dataset_columns, asked.dataset_split
+        )
+        return replayed(self._valid(read(source)), asked.trace_window, asked.trace_speed)
+
+    def _valid(self, found: Iterable[Entry | CannotRun]) -> Iterator[Entry]:
+        for one in found:
+            if isinstance(one, CannotRun):
+                self._leave_out(one)
+            else:
+                yield one
+
+    def _leave_out(self, error: CannotRun) -> None:
+        if not self.experiment.skip_invalid:
+            raise UserError(f"{error}; --skip-invalid leaves such rows out") from error
+        self.invalid.append(str(error))
+
+    def _prompt(self, entry: Entry, index: int) -> Prompt | None:
+        """None where the reply has no tokens."""
+        output_len = self._output_len(entry)
+        if not output_len:  # a text can be without tokens, as white space is to some tokenizers
+            return None
+        limit = self.model.shape.max_positions
+        if isinstance(entry.prompt, Drawn):  # before any is drawn: a trace may say any number
+            self._check_lengths(entry.where, entry.prompt.length, output_len, limit)
+        tokens = self._tokens(entry, index)
+        if not tokens:
+            raise CannotRun(f"{entry.where}: the prompt is empty")
+        self._check_lengths(entry.where, len(tokens), output_len, limit)
+        shared = isinstance(entry.prompt, Drawn) and bool(entry.prompt.blocks)
+        return Prompt(tokens, output_len, entry.where, entry.arrival_s, shared)
+
+    def _output_len(self, entry: Entry) -> int:
+        """What the row says; else what was asked for; else the length of the reply."""
+        if entry.output_len is not None:
+            return entry.output_len
+        asked = self.experiment.output_len
+        if asked is not None or entry.reply is None:
+            return int(asked or DEFAULT_OUTPUT_LEN)
+        return len(self._encode(entry.reply, entry.where, special=False)) if entry.reply else 0
+
+    def _tokens(self, entry: Entry, index: int) -> tuple[int, ...]:
+        prompt = entry.prompt
+        if isinstance(prompt, Drawn):
+            return self.vocabulary.drawn(prompt, index)
+        if isinstance(prompt, Chat):
+            return self._chat(prompt, entry.where)
+        if isinstance(prompt, str):
+            return self._encode(prompt, entry.where) if prompt else ()
+        last = self.model.shape.vocab_size - 1
+        wrong = next((token for token in prompt if not 0 <= token <= last), None)
+        if wrong is not None:
+            raise CannotRun(
+                f"{entry.where}: the token id {wrong} is outside the vocabulary of "
+                f"{self.model.name} (0 to {last})"
+            )
+        return prompt
+
+    def _chat(self, chat: Chat, where: str) -> tuple[int, ...]:
+        """A template writes the special tokens itself."""
+        for _, content in chat.messages:
+            _check_characters(content, where)
+        if self.model.tokenizer is None:
+            raise self._without_tokenizer(where)
+        text_of = load_chat_template(self.model.tokenizer)
+        try:
+            text = text_of(chat.messages)
+        except ValueError as error:
+            raise CannotRun(f"{where}: the chat template refuses it: {error}") from error
+        return self._encode(text, where, special=False)
+
+    def _encode(self, text: str, where: str, special: bool = True) -> tuple[int, ...]:
+        _check_characters(text, where)
+        if self.model.tokenizer is None:
+            raise self._without_tokenizer(where)
+        return tuple(load_tokenizer(self.model.tokenizer).encode(text, special))
+
+    def _without_tokenizer(self, where: str) -> UserError:
+        return UserError(
+            f"{where}: {self.model.name} comes without a tokenizer; use prompt_token_ids instead "
+            "of prompt"
+        )
+
+    def _check_lengths(self, where: str, input_len: int, output_len: int, limit: int) -> None:
+        if input_len + output_len > limit:
+            raise CannotRun(too_long(where, input_len, output_len, self.model))
+
+
+def too_long(what: str, input_len: int, output_len: int, model: ResolvedModel) -> str:
+    """Why a request cannot run, with the arithmetic."""
+    return (
+        f"{what}: {input_len} prompt + {output_len} output tokens = {input_len + output_len}, but "
+        f"{model.name} has {model.shape.max_positions} positions; use shorter lengths"
+    )
+
+
+def _check_characters(text: str, where: str) -> None:
+    """JSON can hold half of a surrogate pair. That is not a character, and no tokenizer accepts
+    it."""
+    half = next((char for char in text if "\ud800" <= char <= "\udfff"), None)
+    if half is not None:
+        raise CannotRun(f"{where}: the text holds {half!a}, which is half of a character")
+
+
+def replayed(entries: Iterable[Entry], asked_window: str | None, speed: float) -> Iterator[Entry]:
+    """The entries of a trace whose arrivals lie in the window, in seconds since its beginning, made
+    `speed` times as fast. Others have no times and pass as they are.
+
+    Raises UserError where a window or a speed is asked of what has no times, and where times go
+    back.
+    """
+    window = Window.parse(asked_window) if asked_window else Window()
+    first, before = None, 0.0
+    for entry in entries:
+        if entry.arrival_s is None:
+            if asked_window or speed != 1.0:
+                raise UserError(
+                    f"{entry.where}: the dataset has no times of arrival; leave --trace-window and "
+                    "--trace-speed out"
+                )
+            yield entry
+            continue
+        first = entry.arrival_s if first is None else first
+        at = entry.arrival_s - first
+        if at < before:
+            raise UserError(
+                f"{entry.where}: it arrives before the row before it; sort the trace by time"
+            )
+        before = at
+        if at >= window.stop:
+            return
+        if at >= window.start:
+            yield replace(entry, arrival_s=(at - window.start) / speed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Vocabulary:
+    """Random tokens of a dataset that has lengths alone. allowed: int64, ids that are not
+    special."""
+
+    seed: int
+    allowed: np.ndarray
+
+    @classmethod
+    def of(cls, seed: int, model: ResolvedModel) -> _Vocabulary:
+        return cls(seed, allowed_tokens(model))
+
+    def drawn(self, prompt: Drawn, index: int) -> tuple[int, ...]:
+        """The tokens of a prompt: those of its blocks, the rest by its place in the dataset."""
+        needed = -(-prompt.length // prompt.block_size)
+        parts = [
+            self._picked((BLOCK, number), prompt.block_size) for number in prompt.blocks[:needed]
+        ]
+        left = prompt.length - sum(map(len, parts))
+        parts.append(self._picked((ROW, index), max(left, 0)))
+        tokens: list[int] = np.concatenate(parts)[: prompt.length].tolist()
+        return tuple(tokens)
+
+    def _picked(self, stream: Sequence[int], count: int) -> np.ndarray:
+        random = np.random.default_rng((self.seed, *stream))
+        picked: np.ndarray = self.allowed[random.integers(len(self.allowed), size=count)]
+        return picked
+
+
+def allowed_tokens(model: ResolvedModel) -> np.ndarray:
+    """int64, the vocabulary without the special tokens."""
+    special = np.array(model.special_ids, dtype=np.int64)
+    return np.setdiff1d(np.arange(model.shape.vocab_size), special)

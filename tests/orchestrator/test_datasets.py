@@ -1,0 +1,577 @@
+"""Datasets of every format: what each row asks for, what is refused, and what is left out."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import pyarrow as pa
+import pytest
+from fakes import write_config
+from pyarrow import csv, ipc, parquet
+from pydantic import ValidationError
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from orchestrator.errors import UserError
+from orchestrator.experiment import Experiment, Lengths, Window
+from orchestrator.plan import models, planning
+from orchestrator.plan.datasets import registry
+from orchestrator.plan.datasets.rows import Entry, Format
+from orchestrator.plan.models import ResolvedModel
+from orchestrator.plan.workload import Workload
+from orchestrator.run.jobs import Job
+from orchestrator.store.identity import identity_of
+from strategies import Topology
+from workers.messages import Request
+
+WORDS = ("<unk>", "<s>", "</s>", "user", "assistant", "hello", "world", "hi", ":")
+TEMPLATE = (
+    "{{ '<s> ' }}{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+LINES = [{"prompt": "hello world", "output_len": 4}, {"prompt": "hi", "output_len": 3}]
+READ = [((5, 6), 4), ((7,), 3)]
+AZURE_HEAD = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+BURSTGPT_HEAD = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+
+
+def checkpoint(folder: Path, template: str | None = None) -> ResolvedModel:
+    """A model whose tokenizer knows WORDS by their places."""
+    made = Tokenizer(
+        WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<unk>")
+    )
+    made.add_special_tokens(["<s>", "</s>"])
+    made.pre_tokenizer = Whitespace()
+    made.save(str(write_config(folder) / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
+    if template:
+        config["chat_template"] = template
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return models.resolve(str(folder), "dummy")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ResolvedModel:
+    return checkpoint(tmp_path_factory.mktemp("words"))
+
+
+@pytest.fixture(scope="module")
+def chatty(tmp_path_factory: pytest.TempPathFactory) -> ResolvedModel:
+    return checkpoint(tmp_path_factory.mktemp("chatty"), TEMPLATE)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> ResolvedModel:
+    return models.resolve("tiny")
+
+
+def workload(path: Path, model: ResolvedModel, **fields: Any) -> Workload:
+    return Workload(Experiment(dataset_path=path, **fields), model)
+
+
+def served(path: Path, model: ResolvedModel, **fields: Any) -> Sequence[Request]:
+    made = workload(path, model, **fields)
+    return made.work(made.experiment.scenarios[0], 4).requests
+
+
+def read(path: Path, model: ResolvedModel, **fields: Any) -> list[tuple[tuple[int, ...], int]]:
+    return [(one.prompt, one.output_len) for one in served(path, model, **fields)]
+
+
+def lines(path: Path, *rows: Any) -> Path:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return path
+
+
+# -- containers
+
+
+def json_lines(path: Path) -> None:
+    lines(path, *LINES)
+
+
+def zipped(path: Path) -> None:
+    path.write_bytes(gzip.compress(("\ufeff" + "\n".join(map(json.dumps, LINES))).encode()))
+
+
+def zipped_csv(path: Path) -> None:
+    path.write_bytes(gzip.compress(b"prompt,output_len\nhello world,4\nhi,3\n"))
+
+
+def json_list(path: Path) -> None:
+    path.write_text(json.dumps(LINES))
+
+
+def arrow(path: Path) -> None:
+    with ipc.new_stream(path, pa.schema({"prompt": "string", "output_len": "int64"})) as stream:
+        stream.write_table(pa.Table.from_pylist(LINES))
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.jsonl", json_lines),
+        ("a.jsonl.gz", zipped),
+        ("a.json", json_list),
+        ("a.csv", lambda path: csv.write_csv(pa.Table.from_pylist(LINES), path)),
+        ("a.csv.gz", zipped_csv),
+        ("a.parquet", lambda path: parquet.write_table(pa.Table.from_pylist(LINES), path)),
+        ("a.arrow", arrow),
+    ],
+)
+def test_the_same_rows_are_read_from_every_container(
+    tmp_path: Path, model: ResolvedModel, name: str, write: Any
+) -> None:
+    write(tmp_path / name)
+    assert read(tmp_path / name, model) == READ
+    assert Experiment(dataset_path=tmp_path / name).scenarios[0].name == "a"
+
+
+def test_columns_are_mapped_and_others_are_not_read(tmp_path: Path, model: ResolvedModel) -> None:
+    path = lines(tmp_path / "a.csv", "id,question,limit", "1,hello world,4", "2,hi,3")
+    assert read(path, model, dataset_columns="prompt=question,output_len=limit") == READ
+    with pytest.raises(UserError, match="line 2: there is no column 'text'; there are id, quest"):
+        read(path, model, dataset_columns="prompt=text")
+    with pytest.raises(UserError, match="names 'prompts', which the format prompts does not have"):
+        read(path, model, dataset_format="prompts", dataset_columns="prompts=question")
+    with pytest.raises(UserError, match="no format has the fields id, question, limit"):
+        read(path, model)
+
+
+def test_a_row_of_csv_is_named_by_its_line_though_cells_hold_line_ends(
+    tmp_path: Path, model: ResolvedModel
+) -> None:
+    path = lines(tmp_path / "a.csv", "prompt,output_len", '"hello\nworld",4', "hi,many")
+    with pytest.raises(UserError, match=r"a\.csv, line 4: output_len is 'many'; it must be a num"):
+        read(path, model)
+
+
+@pytest.mark.parametrize("layout", ["saved", "splits", "hub"])
+def test_a_folder_of_hugging_face_is_read_by_its_split(
+    tmp_path: Path, model: ResolvedModel, layout: str
+) -> None:
+    folder = tmp_path / "set"
+    part = folder / "train" if layout == "splits" else folder
+    (folder / "data").mkdir(parents=True)
+    part.mkdir(exist_ok=True)
+    if layout == "hub":
+        for split in ("train", "test"):
+            file = folder / "data" / f"{split}-00000-of-00001.parquet"
+            parquet.write_table(pa.Table.from_pylist(LINES[: 2 if split == "train" else 1]), file)
+    else:
+        arrow(part / "data-00000-of-00001.arrow")
+        state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": "train"}
+        (part / "state.json").write_text(json.dumps(state))
+        if layout == "splits":
+            (folder / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    assert read(folder, model, dataset_split="train") == READ
+    with pytest.raises(UserError, match="split"):
+        read(folder, model, dataset_split="other")
+    if layout == "hub":
+        with pytest.raises(UserError, match="has the splits test, train; name one"):
+            read(folder, model)
+    else:
+        assert read(folder, model) == READ
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.txt", b"A line of verse", "line 1: not valid JSON.* CSV, Parquet"),
+        ("a.parquet", b"PAR1 and no more", "cannot be read"),
+        ("a.csv", b"prompt,output_len\nhi\n", "cannot be read: .*Expected 2 columns, got 1"),
+        ("a.jsonl.gz", b"\x1f\x8b\x08 broken", "cannot be read"),
+        ("a.csv", b"prompt\n\xff\xfe\n", "a.csv"),
+        ("b.jsonl", b'{"speech": 1}', "line 1: no format has the fields speech; .* mooncake"),
+    ],
+)
+def test_what_cannot_be_read_says_what_is_read(
+    tmp_path: Path, model: ResolvedModel, name: str, content: bytes, words: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        read(tmp_path / name, model)
+
+
+# -- formats
+
+
+def test_sharegpt_is_read_as_json_lines_too(tmp_path: Path, model: ResolvedModel) -> None:
+    talk = [{"from": "human", "value": "hello world"}, {"from": "gpt", "value": "hi hi hi"}]
+    path = lines(tmp_path / "a.jsonl", *[{"id": "a_0", "conversations": talk}] * 2)
+    assert read(path, model) == [((5, 6), 3)] * 2
+
+
+MESSAGES = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi hi"}]
+# <s> user : hello assistant :
+CHAT_TOKENS = (1, 3, 8, 5, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("row", "output_len"),
+    [
+        ({"messages": MESSAGES}, 2),
+        ({"messages": MESSAGES[:1], "max_tokens": 9}, 9),
+        (
+            {
+                "messages": [{"role": "user", "content": [{"type": "text", "text": "hello"}]}],
+                "output_len": 3,
+            },
+            3,
+        ),
+        (
+            {
+                "custom_id": "1",
+                "method": "POST",
+                "url": "/v1/chat/completions",
+                "body": {"model": "m", "messages": MESSAGES[:1], "max_completion_tokens": 7},
+            },
+            7,
+        ),
+    ],
+)
+def test_messages_go_through_the_chat_template(
+    tmp_path: Path, chatty: ResolvedModel, row: Any, output_len: int
+) -> None:
+    path = lines(tmp_path / "a.jsonl", row)
+    assert read(path, chatty) == [(CHAT_TOKENS, output_len)]
+
+
+def test_a_completion_of_a_batch_is_a_prompt(tmp_path: Path, model: ResolvedModel) -> None:
+    body = {"model": "m", "prompt": "hello world", "max_tokens": 4}
+    path = lines(tmp_path / "a.jsonl", {"custom_id": "1", "url": "/v1/completions", "body": body})
+    assert read(path, model) == READ[:1]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (
+            {"messages": MESSAGES[:1]},
+            "^the tokenizer of .* has no chat template, so messages cannot become prompts",
+        ),
+        ({"messages": []}, "line 1: messages must be a list"),
+        ({"messages": MESSAGES[1:]}, "line 1: there is no message before the reply"),
+        ({"messages": [{"content": "hello"}]}, "line 1: a message has no role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "line 1: the cont"),
+        ({"body": {"messages": MESSAGES, "tools": []}}, r"no field 'tools' in .*batch \(body\)"),
+        ({"body": {}}, "line 1: expected either 'messages' or 'prompt' in body"),
+        ({"body": 3}, "line 1: expected 'body'"),
+    ],
+)
+def test_messages_that_cannot_be_served_are_refused_with_the_reason(
+    tmp_path: Path, model: ResolvedModel, row: Any, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        read(lines(tmp_path / "a.jsonl", row), model)
+
+
+def test_a_plugin_brings_a_format(
+    tmp_path: Path, model: ResolvedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poem = Format(
+        "poem",
+        "verses",
+        ("verse",),
+        lambda row: Entry(row.where, row.text("verse"), 4),
+        {"verse": ()},
+    )
+    points = [MagicMock(load=lambda: poem, value="poems:POEM")]
+    points[0].name = "poem"
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    path = lines(tmp_path / "a.jsonl", {"verse": "hello world"})
+    assert read(path, model) == read(path, model, dataset_format="poem") == READ[:1]
+    points[0].name = "prompts"
+    with pytest.raises(UserError, match="two formats of datasets are called 'prompts'"):
+        read(path, model)
+    points[0].name, points[0].load = "other", lambda: 1 / 0
+    with pytest.raises(UserError, match=r"'other' .* cannot be loaded: ZeroDivisionError"):
+        read(path, model)
+
+
+def test_a_format_that_is_not_there_is_refused_with_those_that_are(
+    tmp_path: Path, model: ResolvedModel
+) -> None:
+    with pytest.raises(UserError, match="no format of datasets 'alpaca'; use auto or one of prom"):
+        read(lines(tmp_path / "a.jsonl", *LINES), model, dataset_format="alpaca")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "lengths"),
+    [
+        ("azure.csv", AZURE_HEAD + "2023-11-16 18:15:46.6805900,374,44\n", [(374, 44)]),
+        (
+            "burstgpt.csv",
+            BURSTGPT_HEAD
+            + "5,ChatGPT,472,18,490,Conversation log\n45,ChatGPT,1087,0,1087,Conversation log\n",
+            [(472, 18)],
+        ),
+        (
+            "mooncake.jsonl",
+            '{"timestamp": 0, "input_length": 675, "output_length": 50, "hash_ids": [0, 1]}\n'
+            '{"timestamp": 3000, "input_length": 732, "output_length": 49, "hash_ids": [0, 2]}\n',
+            [(675, 50), (732, 49)],
+        ),
+        ("prompts_list.json", '[{"prompt_token_ids": [9], "output_len": 4}]', [(1, 4)]),
+    ],
+)
+def test_files_as_they_are_published_are_read(
+    tmp_path: Path, tiny: ResolvedModel, name: str, content: str, lengths: Any
+) -> None:
+    (tmp_path / name).write_text(content)
+    assert [(len(tokens), made) for tokens, made in read(tmp_path / name, tiny)] == lengths
+
+
+def test_one_conversation_that_is_too_long_need_not_stop_the_others(
+    tmp_path: Path, tiny: ResolvedModel
+) -> None:
+    talks = [
+        [{"from": "human", "value": text}, {"from": "gpt", "value": "A chain of stages."}]
+        for text in ("What is a pipeline?", "word " * 3000, "What is a pipeline?")
+    ]
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([{"id": "a_0", "conversations": talk} for talk in talks]))
+    with pytest.raises(UserError, match=r"entry 2: \d+ prompt .* --skip-invalid leaves such rows"):
+        read(path, tiny)
+    made = workload(path, tiny, skip_invalid=True)
+    assert len(made.work(made.experiment.scenarios[0], 3).requests) == 2
+    assert "because they cannot run: 1 (" in made.remarks()[0]
+
+
+# -- traces
+
+MOONCAKE = (
+    {"timestamp": 27000, "input_length": 6, "output_length": 5, "hash_ids": [0]},
+    {"timestamp": 30000, "input_length": 7, "output_length": 4, "hash_ids": [0]},
+    {"timestamp": 33000, "input_length": 5, "output_length": 3, "hash_ids": [2]},
+)
+AZURE = (
+    AZURE_HEAD.strip(),
+    "2023-11-16 18:15:46.6805900,6,5",
+    "2023-11-16 18:15:49.6805900,7,4",
+    "2023-11-16 18:15:52.6805900,5,3",
+)
+BURSTGPT = (
+    BURSTGPT_HEAD.strip(),
+    "5,ChatGPT,6,5,11,Conversation log",
+    "6,ChatGPT,9,0,9,Conversation log",
+    "8,ChatGPT,7,4,11,Conversation log",
+    "11,GPT-4,5,3,8,API log",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"), [("a.jsonl", MOONCAKE), ("a.csv", AZURE), ("b.csv", BURSTGPT)]
+)
+def test_a_trace_is_replayed_with_its_lengths_at_its_times(
+    tmp_path: Path, model: ResolvedModel, name: str, rows: Any
+) -> None:
+    path = lines(tmp_path / name, *rows)
+    found = served(path, model)
+    assert [(len(one.prompt), one.output_len) for one in found] == [(6, 5), (7, 4), (5, 3)]
+    assert [one.arrival_s for one in found] == pytest.approx([0.0, 3.0, 6.0], abs=1e-5)
+    made = workload(path, model)
+    assert made.is_open
+    assert made.ignore_eos
+    work = made.work(made.experiment.scenarios[0], 4)
+    assert work.is_open
+    assert work.request_rate == pytest.approx(0.5)
+    assert {one.arrival_s for one in made.warmup(made.experiment.scenarios[0], 4).requests} == {0}
+
+
+def test_a_trace_is_the_same_under_every_layout_and_concurrency(
+    tmp_path: Path, model: ResolvedModel
+) -> None:
+    path = lines(tmp_path / "a.csv", *AZURE)
+    one, other = workload(path, model), workload(path, model, strategy="tp2,pp2", seed=0)
+    scenario = one.experiment.scenarios[0]
+    assert one.work(scenario, 4).requests == other.work(scenario, 32).requests
+    assert served(path, model, seed=1)[0].prompt != one.work(scenario, 4).requests[0].prompt
+
+
+def test_a_trace_is_cut_and_sped_up(tmp_path: Path, model: ResolvedModel) -> None:
+    path = lines(tmp_path / "a.csv", *AZURE)
+    fast = served(path, model, trace_speed=2.0, trace_window="2s:10s")
+    assert [one.arrival_s for one in fast] == pytest.approx([0.5, 2.0], abs=1e-5)
+    assert len(served(path, model, trace_window="6s")) == 2
+    with pytest.raises(UserError, match="no prompt in it"):
+        served(path, model, trace_window="1h:2h")
+
+
+def test_equal_hash_ids_are_equal_tokens_and_it_is_said_that_they_are_read_again(
+    tmp_path: Path, model: ResolvedModel
+) -> None:
+    made = workload(lines(tmp_path / "a.jsonl", *MOONCAKE), model)
+    first, second, third = (
+        one.prompt for one in made.work(made.experiment.scenarios[0], 4).requests
+    )
+    assert second[:6] == first
+    assert third[:5] != first[:5]
+    assert any("hash_ids are equal tokens" in one for one in made.remarks())
+
+
+@pytest.mark.parametrize(
+    ("rows", "fields", "words"),
+    [
+        (AZURE, {"request_rate": 2.0}, "a trace brings its own times of arrival"),
+        (AZURE, {"num_prompts": 4}, "num_prompts asks for 4 requests of a trace that has 3"),
+        ((*AZURE, AZURE[1]), {}, "line 5: it arrives before the row before it"),
+        ((*AZURE, "soon,1,1"), {}, "line 5: 'soon' is not a time"),
+        ((*AZURE, "2023-11-16 18:15:53,x,1"), {}, "line 5: ContextTokens is 'x'"),
+        ((*AZURE, "2023-11-16 18:15:53,60,9"), {}, r"line 5: 60 prompt \+ 9 output tokens = 69"),
+        ((*AZURE, "2023-11-16 18:15:53,99999999999999,9"), {}, "line 5: 99999999999999 prompt"),
+        ((*AZURE, "2023-11-16 18:15:53,,9"), {}, "line 5: input_len is missing"),
+        ((*AZURE, "2023-11-16 18:15:53,0,9"), {}, "line 5: the prompt is empty"),
+        (("prompt,output_len", "hi,3"), {"trace_speed": 2.0}, "no times of arrival; leave --trace"),
+    ],
+)
+def test_a_trace_that_cannot_be_replayed_is_refused(
+    tmp_path: Path, model: ResolvedModel, rows: Any, fields: Any, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        served(lines(tmp_path / "a.csv", *rows), model, **fields)
+
+
+def test_an_engine_of_closed_loops_refuses_a_trace(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.csv", *AZURE)
+    asked = Experiment(dataset_path=path, model="tiny", engine="transformers", device="cpu")
+    with pytest.raises(UserError, match="transformers cannot run tp1 at the times of a trace"):
+        planning.plan_experiment(asked, "cpu", Topology.uniform(1))
+
+
+def test_a_run_of_a_trace_has_its_mean_rate_and_no_burstiness(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.csv", *AZURE)
+    asked = Experiment(dataset_path=path, model="tiny", device="cpu")
+    (planned,) = planning.plan_experiment(asked, "cpu", Topology.uniform(1))
+    job = MagicMock(
+        spec=Job, experiment=asked, deployment=planned, block=0, node=0, calibration=None
+    )
+    attempt = Job.attempt(job, MagicMock(), planned.cells[0], "2030-01-01T00:00:00+00:00")
+    assert attempt.request_rate == pytest.approx(0.5)
+    assert attempt.burstiness is None
+
+
+# -- rows that cannot run
+
+
+def test_rows_that_cannot_run_are_left_out_and_counted_if_that_is_asked_for(
+    tmp_path: Path, model: ResolvedModel
+) -> None:
+    bad = [
+        {"prompt": "hello " * 70, "output_len": 4},
+        {"prompt": "", "output_len": 4},
+        {"prompt": "hi", "output_len": 0},
+        {"prompt_token_ids": [99], "output_len": 4},
+    ]
+    path = lines(tmp_path / "a.jsonl", LINES[0], *bad, LINES[1])
+    with pytest.raises(
+        UserError, match=r"line 2: 70 prompt .* --skip-invalid leaves such rows out"
+    ):
+        read(path, model)
+    assert read(path, model, skip_invalid=True) == READ
+    (said,) = workload(path, model, skip_invalid=True).remarks()
+    assert said.startswith("dataset: rows left out because they cannot run: 4 (")
+    assert said.endswith("; and 1 more)")
+
+
+def test_rows_that_are_no_rows_stop_the_dataset_in_any_case(
+    tmp_path: Path, model: ResolvedModel
+) -> None:
+    for row in ("{", {"prompt": "hi", "answer": "x"}, {"prompt": 5}):
+        with pytest.raises(UserError, match="line 2"):
+            read(lines(tmp_path / "a.jsonl", LINES[0], row), model, skip_invalid=True)
+
+
+def test_replies_without_tokens_are_counted(tmp_path: Path, model: ResolvedModel) -> None:
+    made = workload(lines(tmp_path / "a.csv", *BURSTGPT), model)
+    assert made.remarks() == ("dataset: rows left out because their reply has no tokens: 1",)
+
+
+def test_remarks_of_a_dataset_reach_the_user_once(tmp_path: Path) -> None:
+    from orchestrator.plan.remarks import remarks
+
+    path = lines(tmp_path / "a.csv", *BURSTGPT)
+    asked = Experiment(dataset_path=path, model="tiny", device="cpu", strategy="tp1,tp2")
+    planned = planning.plan_experiment(asked, "cpu", Topology.uniform(2))
+    said = list(remarks(asked, planned, Topology.uniform(2)))
+    assert [one for one in said if one.startswith("dataset:")] == list(planned[0].remarks)
+    assert len(planned[0].remarks) == 1
+
+
+# -- random lengths
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "low", "high"),
+    [
+        ({"input_len": "4:12", "output_len": 3}, "4-12x3", 4, 12),
+        ({"input_len": "normal(8,2)", "output_len": 3}, "normal8-2x3", 2, 14),
+        ({"input_len": 8, "output_len": 4, "range_ratio": 0.5}, "8x4", 4, 12),
+    ],
+)
+def test_prompts_have_lengths_of_the_distribution(
+    model: ResolvedModel, asked: Any, name: str, low: int, high: int
+) -> None:
+    made = Workload(Experiment(**asked, num_prompts=300), model)
+    (scenario,) = made.experiment.scenarios
+    requests = made.work(scenario, 4).requests
+    found = [len(one.prompt) for one in requests]
+    assert (scenario.name, min(found) >= low, max(found) <= high) == (name, True, True)
+    assert len(set(found)) > 6
+    assert sum(found) / len(found) == pytest.approx(8, abs=0.6)
+    assert made.load().input_len == made.longest_prompt() == high
+    assert {one.output_len for one in requests} <= {2, 3, 4, 5, 6}
+    few = made.work(scenario, 4, 5).requests
+    assert few == made.work(scenario, 4, 300).requests[:5]
+
+
+def test_the_longest_lengths_must_fit_the_model(model: ResolvedModel) -> None:
+    with pytest.raises(UserError, match=r"10-60x8: 60 prompt \+ 8 output tokens = 68"):
+        Workload(Experiment(input_len="10:60", output_len=8), model).load()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"input_len": "9:3", "output_len": 3}, "input_len: lengths of 9:3 are 9 to 3"),
+        ({"input_len": "many", "output_len": 3}, "input_len: 'many' is not a length"),
+        ({"input_len": 0, "output_len": 3}, "input_len: lengths of 0 are 0 to 0"),
+        ({"input_len": "3:9", "output_len": 3, "range_ratio": 0.1}, "give one of the two"),
+        ({"range_ratio": 1.0}, "less than 1"),
+        ({"trace_speed": 2.0}, "trace_speed is about a dataset"),
+        ({"skip_invalid": True}, "skip_invalid is about a dataset"),
+        ({"dataset_path": "a", "output_len": "3:9"}, "output_len is one number there"),
+        ({"dataset_path": "a", "trace_window": "soon"}, "'soon' is not a window"),
+        ({"dataset_path": "a", "trace_window": "9s:3s"}, "the window 9s:3s is empty"),
+        ({"dataset_path": "a", "dataset_columns": "prompt"}, "dataset_columns is FIELD=COLUMN"),
+        ({"dataset_path": "a", "multi_turn": True}, "a turn waits for the reply before it"),
+    ],
+)
+def test_what_makes_no_sense_of_lengths_and_datasets_is_refused(fields: Any, words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        Experiment(**fields)
+
+
+def test_lengths_and_windows_are_read_as_people_write_them() -> None:
+    assert Lengths.parse("256") == Lengths.parse(256) == Lengths(256, 256)
+    assert Lengths.parse("normal(512, 128)") == Lengths(128, 896, (512.0, 128.0))
+    assert Lengths.around(100, 0.25) == Lengths(75, 125)
+    assert Window.parse("10m:11m") == Window(600, 660)
+    assert Window.parse("1.5") == Window(0, 1.5)
+
+
+def test_results_are_of_another_experiment_where_it_is_read_in_another_way(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.csv", *AZURE)
+    plain = Experiment(dataset_path=path)
+    others = [
+        Experiment(dataset_path=path, **fields)
+        for fields in ({"trace_speed": 2.0}, {"trace_window": "6s"}, {"skip_invalid": True})
+    ]
+    assert len({identity_of(one) for one in (plain, *others)}) == 4
+    assert identity_of(Experiment(range_ratio=0.5)) != identity_of(Experiment())

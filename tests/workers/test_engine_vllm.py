@@ -1,0 +1,364 @@
+"""The engine `vllm`, as far as it goes without vLLM: what it is given, what it refuses, the closed
+loop, its tables, and what ends its processes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+from ranks import engine_plan
+
+from orchestrator.cluster.group import bundles_for
+from orchestrator.plan import models
+from strategies import Split
+from workers import engines
+from workers.actor import Worker
+from workers.engines import vllm_run, vllm_settings
+from workers.engines.vllm import OutOfMemoryError, VllmEngine, VllmFailed, failure, held
+from workers.engines.vllm_run import Watch, requests_table, serve, steps_table
+from workers.engines.vllm_settings import arguments, environment, refusal
+from workers.engines.vllm_worker import ErrorFile, counts_of
+from workers.messages import EnginePlan, Request, Work
+from workers.progress import Progress
+from workers.records import DECODE, PREFILL
+
+WORK = Work(tuple(Request(i, tuple(range(4 + i)), 3) for i in range(5)), 2)
+
+
+def plan(layout: str = "tp1", **changes: Any) -> EnginePlan:
+    return engine_plan(layout, models.resolve("tiny", "dummy").shape, None, WORK, **changes)
+
+
+# -- what it is given
+
+
+def test_vllm_gets_what_our_options_say_and_keeps_its_defaults_else() -> None:
+    asked = plan("dp2tp2pp2", device="cuda", max_concurrency=5, prefill_tokens=2048)
+    assert arguments(asked, "folder") == {
+        "model": "folder",
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "dtype": "float32",
+        "seed": 0,
+        "max_model_len": asked.max_len,
+        "max_num_seqs": 3,  # of five requests the first replica has three
+        "max_num_batched_tokens": 2048,
+        "tensor_parallel_size": 2,
+        "pipeline_parallel_size": 2,
+        "distributed_executor_backend": "mp",
+        "worker_extension_cls": vllm_settings.EXTENSION,
+    }
+
+
+def test_prompts_stay_whole_where_they_are_not_to_be_cut() -> None:
+    given = arguments(plan(chunked_prefill=False, prefill_tokens=1), "folder")
+    assert (given["enable_chunked_prefill"], given["max_num_batched_tokens"]) == (False, 11)
+
+
+def test_links_that_are_left_out_are_not_used_by_its_own_all_reduce_either() -> None:
+    assert arguments(plan("tp2", device="cuda", ablation="p2p"), "")["disable_custom_all_reduce"]
+    assert "disable_custom_all_reduce" not in arguments(plan("tp2", device="cuda"), "")
+
+
+def test_a_setting_is_json_or_else_a_text() -> None:
+    texts = (("a", "0.8"), ("b", "true"), ("c", '{"mode": 3}'), ("d", "fp8"))
+    given = arguments(plan(engine_args=texts), "")
+    assert [given[name] for name in "abcd"] == [0.8, True, {"mode": 3}, "fp8"]
+
+
+def test_on_a_cpu_there_is_room_for_the_kv_of_every_seat() -> None:
+    token = 2 * 8 * models.resolve("llama-8b", "dummy").shape.head_dim * 4 * 32
+    asked = replace(plan(), model=models.resolve("llama-8b", "dummy").shape, max_len=4096)
+    asked = replace(asked, placement=replace(asked.placement, stages=(_stage(32),)))
+    room = int(environment(replace(asked, max_concurrency=8))["VLLM_CPU_KVCACHE_SPACE"])
+    assert room * 2**30 >= 8 * 4096 * token > (room - 2) * 2**30
+
+
+def _stage(layers: int) -> Any:
+    from strategies import Stage
+
+    return Stage(0, range(layers), embed=True, head=True)
+
+
+def test_weights_are_those_of_the_layout_where_vllm_packs_them_out_of_sight() -> None:
+    whole, half = held(plan("tp1"), 0, 7), held(plan("tp2"), 0, 7)
+    assert held(plan(device="cuda"), 0, 7) == 7
+    assert 7 < half < whole < 2 * half
+
+
+# -- what it refuses
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_settings, "_installed", lambda plan: None)
+    monkeypatch.setattr(vllm_settings, "known_arguments", lambda: frozenset({"block_size", "seed"}))
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        (plan("tp2"), None),
+        (plan("dp2tp2pp2", device="cuda"), None),
+        (plan(engine_args=(("block_size", "32"),)), None),
+        (plan("pp2"), "on a CPU it does not do pipeline stages (pp)"),
+        (plan(nsys_dir="/tmp"), "its processes do not run under Nsight Systems"),
+        (
+            plan(engine_args=(("seed", "1"),)),
+            "--engine-arg seed is not its to set; --seed decides it",
+        ),
+        (
+            plan(engine_args=(("blocksize", "1"),)),
+            "it has no setting blocksize (--engine-arg); its EngineArgs names them",
+        ),
+        (
+            replace(plan("tp2"), placement=replace(plan("tp2").placement, devices=(1, 0))),
+            "it cuts a model as tp2pp1dp1 does, and tp2 cuts it in another way",
+        ),
+        (
+            replace(plan(), placement=replace(plan().placement, params={"x": (Split("tp", 0),)})),
+            "it cuts a model as tp1pp1dp1 does, and tp1 cuts it in another way",
+        ),
+    ],
+)
+def test_what_vllm_would_do_otherwise_is_refused(asked: EnginePlan, reason: str | None) -> None:
+    assert refusal(asked) == reason
+
+
+def test_without_vllm_the_reason_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_settings.importlib.util, "find_spec", lambda name: None)
+    assert refusal(plan()) == "it is not installed: pip install 'shard-orchestrator[vllm]'"
+
+
+def test_an_engine_without_settings_of_its_own_takes_none() -> None:
+    assert engines.refusal("torch", plan(engine_args=(("block_size", "32"),))) == (
+        "it takes no --engine-arg, and block_size is given"
+    )
+
+
+# -- one process a replica
+
+
+@pytest.fixture
+def vllm_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "create", lambda name: VllmEngine())
+
+
+@pytest.mark.usefixtures("vllm_is_known")
+@pytest.mark.parametrize(
+    ("layout", "bundles"),
+    [
+        ("tp4", [{"GPU": 4}]),
+        ("dp2", [{"GPU": 1}, {"GPU": 1}]),
+        ("dp2tp2", [{"GPU": 2}, {"GPU": 2}]),
+    ],
+)
+def test_a_replica_is_given_all_its_devices_at_once(
+    layout: str, bundles: list[dict[str, float]]
+) -> None:
+    assert bundles_for(plan(layout, device="cuda"), "vllm") == bundles
+
+
+def test_a_replica_sees_no_gpu_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    worker = Worker(device_index=2)
+    worker._gpu_ids = ["2", "3"]
+    worker._see_own_gpus()
+    assert (os.environ["CUDA_VISIBLE_DEVICES"], worker.device_index) == ("2,3", 0)
+
+
+# -- a run
+
+
+class FakeVllm:
+    """An LLMEngine whose every step brings `each` tokens of every request it has."""
+
+    def __init__(self, each: int = 1, cached: int = 0, resets: tuple[bool, ...] = (True,)) -> None:
+        self.each, self.cached, self.resets = each, cached, list(resets)
+        self.left: dict[str, int] = {}
+        self.most = 0
+        self.salts: list[str] = []
+        self.engine_core = _Core(self)
+
+    def reset_prefix_cache(self) -> bool:
+        return self.resets.pop(0) if len(self.resets) > 1 else self.resets[0]
+
+    def collective_rpc(self, method: str) -> None:
+        assert method == "orchestrator_begin"
+
+    def add_request(self, name: str, prompt: dict[str, Any], params: int) -> None:
+        self.left[name] = params
+        self.salts.append(prompt["cache_salt"])
+        self.most = max(self.most, len(self.left))
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self.left)
+
+    def step(self) -> list[Any]:
+        outputs = self.engine_core.get_output().outputs
+        return [_named(one, one.request_id not in self.left) for one in outputs]
+
+
+class _Core:
+    def __init__(self, engine: FakeVllm) -> None:
+        self.engine = engine
+
+    def get_output(self) -> Any:
+        import time
+
+        engine, outputs = self.engine, []
+        for name in list(engine.left):
+            made = min(engine.each, engine.left[name])
+            engine.left[name] -= made
+            if not engine.left[name]:
+                del engine.left[name]
+            outputs.append(_output(name, [7] * made, engine.cached))
+        stats = SimpleNamespace(num_running_reqs=len(engine.left), num_waiting_reqs=0)
+        return SimpleNamespace(timestamp=time.monotonic(), outputs=outputs, scheduler_stats=stats)
+
+
+def _output(name: str, tokens: list[int], cached: int = 0) -> Any:
+    stats = SimpleNamespace(num_cached_tokens=cached)
+    return SimpleNamespace(request_id=name, new_token_ids=tokens, prefill_stats=stats)
+
+
+def _named(output: Any, finished: bool) -> Any:
+    return SimpleNamespace(request_id=output.request_id, finished=finished)
+
+
+def run(engine: FakeVllm) -> list[dict[str, Any]]:
+    watch = serve(engine, WORK, lambda request: request.output_len, Progress())
+    rows: list[dict[str, Any]] = requests_table(watch, WORK, replica=1).to_pylist()
+    return rows
+
+
+def test_a_request_arrives_when_one_in_flight_has_ended() -> None:
+    engine = FakeVllm()
+    rows = run(engine)
+    assert engine.most == WORK.max_concurrency
+    ends = [row["token_times_s"][-1] for row in rows]
+    assert [row["arrival_s"] for row in rows] == [0.0, 0.0, ends[0], ends[1], ends[2]]
+    assert [row["output_token_ids"] for row in rows] == [[7, 7, 7]] * 5
+    assert engine.salts == ["0", "1", "2", "3", "4"]  # no prompt finds itself in the cache
+    assert "get_output" not in vars(engine.engine_core)  # vLLM has its own again
+
+
+def test_tokens_that_one_step_brings_have_one_time() -> None:
+    for row in run(FakeVllm(each=3)):
+        assert len(row["token_times_s"]) == 3
+        assert len(set(row["token_times_s"])) == 1
+
+
+def test_a_run_that_found_prompts_in_the_cache_is_no_result() -> None:
+    with pytest.raises(RuntimeError, match="found tokens of request 0 in its prefix cache"):
+        run(FakeVllm(cached=16))
+
+
+def test_a_cache_that_is_not_reset_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_run, "SETTLE_S", 0.001)
+    assert run(FakeVllm(resets=(False, False, True)))  # blocks of the run before were still held
+    monkeypatch.setattr(vllm_run, "RESET_S", 0.01)
+    with pytest.raises(RuntimeError, match=r"did not reset its prefix cache within 0\.01 s"):
+        run(FakeVllm(resets=(False,)))
+
+
+def test_outputs_of_the_run_before_are_left_out() -> None:
+    watch = Watch(Progress(), began_s=100.0)
+    stats = SimpleNamespace(num_running_reqs=0, num_waiting_reqs=0)
+    for at, name in ((99.0, "1"), (101.0, "2-a1b2c3d4")):
+        output = _output(name, [5])
+        watch.keep(SimpleNamespace(timestamp=at, outputs=[output], scheduler_stats=stats))
+    assert (watch.by_request(), watch.ends_s) == ({2: ([5], [1.0])}, [101.0])
+
+
+def test_steps_are_what_the_worker_counted_and_end_where_the_core_had_their_outputs() -> None:
+    watch = Watch(Progress(), began_s=100.0, ends_s=[101.0, 102.0, 103.0])
+    counted = [[2, 20, 20], [0, 0, 0], [3, 3, 0], [1, 1, 0]]  # an empty one, one after the end
+    steps = steps_table(watch, 4, counted).to_pylist()
+    assert [(one["step"], one["phase"], one["end_s"]) for one in steps] == [
+        (0, PREFILL, 1.0),
+        (1, DECODE, 3.0),
+    ]
+    assert [(one["rank"], one["num_requests"], one["num_tokens"]) for one in steps] == [
+        (4, 2, 20),
+        (4, 3, 3),
+    ]
+    assert steps_table(watch, 4, counted[:2]).num_rows == 0  # not known which ended when
+
+
+def test_a_request_without_a_token_is_in_its_prompt() -> None:
+    cached = SimpleNamespace(req_ids=["decoding", "chunk"], num_output_tokens=[4, 0])
+    scheduled = SimpleNamespace(
+        scheduled_cached_reqs=cached,
+        num_scheduled_tokens={"decoding": 1, "chunk": 10, "first": 5},
+        total_num_scheduled_tokens=16,
+    )
+    assert counts_of(scheduled) == [3, 16, 15]
+
+
+# -- failures
+
+
+def test_a_failure_is_what_vllms_first_process_to_fail_logged(tmp_path: Path) -> None:
+    logger = logging.getLogger("test-vllm-errors")
+    logger.addHandler(ErrorFile(str(tmp_path / "errors")))
+    logger.error("said without an exception")
+    for error in (ValueError("no such layer"), RuntimeError("see above")):
+        try:
+            raise error
+        except Exception:
+            logger.exception("failed")
+    first = json.loads((tmp_path / "errors").read_text().splitlines()[0])
+    assert first == {"type": "ValueError", "message": "no such layer"}
+    engine = VllmEngine()
+    engine._folder = tmp_path
+    cause = engine._cause(RuntimeError("core failed"))
+    assert (type(cause), str(cause)) == (VllmFailed, "vLLM: ValueError: no such layer")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("OutOfMemoryError", "CUDA out of memory"),
+        ("ValueError", "No available memory for the cache blocks. Try ..."),
+    ],
+)
+def test_no_room_is_told_as_out_of_memory(kind: str, message: str) -> None:
+    assert isinstance(failure(kind, message), OutOfMemoryError)
+
+
+def test_a_process_ends_with_the_one_that_started_it() -> None:
+    child = (
+        "import time; from workers.engines.vllm_worker import attend; attend(); "
+        "print('attends', flush=True); time.sleep(600)"
+    )
+    parent = (
+        "import os, subprocess, sys; os.environ['ORCHESTRATOR_VLLM_OWNER'] = str(os.getpid()); "
+        f"one = subprocess.Popen([sys.executable, '-c', {child!r}]); print(one.pid); one.wait()"
+    )
+    command = [sys.executable, "-u", "-c", parent]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        started = psutil.Process(int(owner.stdout.readline()))
+        assert owner.stdout.readline() == "attends\n"
+        os.kill(owner.pid, signal.SIGKILL)
+        assert psutil.wait_procs([started], timeout=15)[1] == []
+
+
+def test_a_vllm_of_somebody_else_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from workers.engines import vllm_worker
+
+    monkeypatch.delenv(vllm_worker.OWNER, raising=False)
+    monkeypatch.setattr(vllm_worker.ctypes, "CDLL", lambda *args, **options: pytest.fail("called"))
+    vllm_worker.attend()

@@ -1,0 +1,116 @@
+"""The engine `vllm` with a real vLLM on the CPU: `make test-vllm` runs it. Skipped without vLLM."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from ranks import engine_plan
+
+from orchestrator.plan import models
+from orchestrator.store.store import Store
+from workers.actor import Worker
+from workers.messages import RankReport, Request, Work
+from workers.records import DECODE, PREFILL
+
+pytest.importorskip("vllm")
+pytestmark = [pytest.mark.slow, pytest.mark.ranks, pytest.mark.timeout(600)]
+
+GONE_S = 15.0  # within which nothing is left of a worker that was killed
+WORK = Work(tuple(Request(i, tuple(range(5 + i, 37 + i)), 8) for i in range(6)), 2)
+
+
+def served(engine: str, layout: str, runs: int = 1) -> list[list[RankReport]]:
+    """What an engine in this process reports of each run."""
+    model = models.resolve("tiny", "auto")
+    plan = engine_plan(layout, model.shape, model.checkpoint, WORK, timeout_s=600.0)
+    worker = Worker()
+    try:
+        worker.build(engine, plan, None)
+        answers = [worker.run(WORK) for _ in range(runs)]
+    finally:
+        worker.close()
+    return [[one] if isinstance(one, RankReport) else list(one) for one in answers]
+
+
+@pytest.fixture(scope="module")
+def of_torch() -> list[list[int]]:
+    """The tokens that the engine torch makes."""
+    return tokens(served("torch", "tp1")[0])
+
+
+def tokens(reports: list[RankReport]) -> list[list[int]]:
+    assert reports[0].requests is not None
+    found: list[list[int]] = reports[0].requests["output_token_ids"].to_pylist()
+    return found
+
+
+@pytest.mark.parametrize("layout", ["tp1", "tp2"])
+def test_every_run_makes_the_tokens_of_torch_and_tells_its_steps(
+    layout: str, of_torch: list[list[int]]
+) -> None:
+    for reports in served("vllm", layout, runs=2):
+        assert [one.rank for one in reports] == [*range(int(layout[-1]))]
+        assert tokens(reports) == of_torch
+        assert [one.requests is None for one in reports[1:]] == [True] * (len(reports) - 1)
+        for report in reports:
+            steps = report.steps.to_pylist()
+            asked = sum(len(one.prompt) + one.output_len - 1 for one in WORK.requests)
+            assert sum(one["num_tokens"] for one in steps) == asked
+            assert {one["phase"] for one in steps} == {PREFILL, DECODE}
+            assert max(one["num_requests"] for one in steps) == WORK.max_concurrency
+            assert report.peak_memory_bytes > 0
+
+
+def test_no_process_is_left_when_the_worker_is_killed(tmp_path: Path) -> None:
+    script = (
+        "import sys, time\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent.parent / 'support')!r})\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "if __name__ == '__main__':\n"
+        "    from ranks import engine_plan\n"
+        "    from test_vllm_real import WORK, Worker, models\n"
+        "    model = models.resolve('tiny', 'auto')\n"
+        "    plan = engine_plan('tp2', model.shape, model.checkpoint, WORK, timeout_s=600.0)\n"
+        "    Worker().build('vllm', plan, None)\n"
+        "    print('built', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    (tmp_path / "killed.py").write_text(script)
+    command = [sys.executable, str(tmp_path / "killed.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        assert any(line == "built\n" for line in worker.stdout)
+        left = psutil.Process(worker.pid).children(recursive=True)
+        assert len(left) >= 3  # the engine core and two workers
+        os.kill(worker.pid, signal.SIGKILL)
+        began = time.monotonic()
+        _, alive = psutil.wait_procs(left, timeout=GONE_S)
+        assert not alive, f"{alive} after {time.monotonic() - began:.0f} s"
+
+
+def test_replicas_serve_beside_the_engine_torch_with_equal_tokens(tmp_path: Path) -> None:
+    asked = "--engine torch,vllm --strategy dp2 --device cpu --input-len 32 --output-len 8 "
+    more = "--max-concurrency 2 --num-prompts 4 --num-warmups 1 --save-detailed --result-dir"
+    command = [sys.executable, "-m", "orchestrator", "submit", *(asked + more).split()]
+    subprocess.run([*command, str(tmp_path)], check=True, timeout=500)
+    (folder,) = tmp_path.iterdir()
+    store = Store(folder)
+    requests, steps = store.read("requests"), store.read("steps")
+    assert requests is not None
+    assert steps is not None
+    made: dict[str, list[list[int]]] = {}
+    for row in requests.sort_by("request_index").to_pylist():
+        made.setdefault(row["engine"], []).append(row["output_token_ids"])
+    assert len(made["torch"]) == 4
+    assert made["vllm"] == made["torch"]
+    assert {row["rank"] for row in steps.to_pylist() if row["engine"] == "vllm"} == {0, 1}
+    settings = store.manifest()["engine_settings"]["tiny.dp2.vllm.float32"]
+    assert settings["max_num_seqs"] == "1"
+    assert settings["resolved.cache_config.enable_prefix_caching"] == "True"

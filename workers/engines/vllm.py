@@ -1,0 +1,211 @@
+"""The engine `vllm`: its own executor, scheduler and kernels, one engine core a replica.
+
+Everything that vLLM decides stays as it decides it, but for what an option of ours says and for its
+prefix cache, which is emptied before every run. `vllm_settings` says what is given to it,
+`vllm_run` how a run is made, `vllm_worker` what is in its processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from strategies.memory import weight_bytes
+from strategies.shapes import DTYPE_BYTES
+from workers.engines.vllm_settings import arguments, config_of, environment, recorded, refusal
+from workers.engines.vllm_versions import kv_tokens
+from workers.engines.vllm_worker import ERRORS, OWNER
+from workers.messages import Built, EnginePlan, RankReport, Request, Work
+from workers.versions import versions
+
+if TYPE_CHECKING:
+    from workers.rank import RankContext
+
+PLUGINS = "vllm.general_plugins"
+NO_ROOM = "No available memory for the cache blocks"
+
+
+class VllmEngine:
+    """vLLM under every layout of tp, pp and dp. One process a replica, which starts vLLM's own."""
+
+    processes: Literal["per_rank", "per_replica", "single"] = "per_replica"
+    takes_arguments = True
+
+    def __init__(self) -> None:
+        self._context: RankContext | None = None
+        self._plan: EnginePlan | None = None
+        self._engine: Any = None
+        self._folder: Path | None = None
+
+    def supports(self, plan: EnginePlan) -> str | None:
+        """None, or why vLLM cannot run the plan."""
+        return refusal(plan)
+
+    def build(self, context: RankContext, plan: EnginePlan) -> list[Built]:
+        """Start vLLM. `load_s` is all of its start, as it does not tell the parts. Raises what the
+        first of its processes to fail has logged."""
+        from workers.engines.vllm_run import check_clocks
+
+        start = time.perf_counter()
+        check_clocks()
+        check_plugin()
+        self._context, self._plan = context, plan
+        self._folder = Path(tempfile.mkdtemp(prefix="orchestrator-vllm-"))
+        variables = environment(plan)
+        own = {OWNER: str(os.getpid()), ERRORS: str(self._folder / "errors")}
+        os.environ.update(variables | own)
+        try:
+            settings = self._start(plan)
+            told = self._engine.collective_rpc("orchestrator_built")
+        except Exception as error:
+            raise self._cause(error) from error
+        return self._built(time.perf_counter() - start, told, settings | variables)
+
+    def run(self, work: Work) -> list[RankReport]:
+        """Serve this replica's share. An observed run is served as usual and has no spans."""
+        from workers.engines.vllm_run import serve
+
+        assert self._context is not None, "build first"
+        replica, replicas = self._context.at("dp"), self._context.placement.degree("dp")
+        share = work.share(replica, replicas)
+        try:
+            watch = serve(self._engine, share, self._params(work), self._context.progress)
+            told = self._engine.collective_rpc("orchestrator_end")
+        except Exception as error:
+            raise self._cause(error) from error
+        return self._reports(watch, share, told)
+
+    def close(self) -> None:
+        """End vLLM's processes."""
+        if self._engine is not None:
+            self._engine.engine_core.shutdown()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._engine = self._folder = self._context = None
+
+    # -- starting
+
+    def _start(self, plan: EnginePlan) -> dict[str, str]:
+        """Start vLLM's engine, whose core is a process of its own. Returns its settings."""
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        given = arguments(plan, self._model_folder(plan))
+        args, plain = EngineArgs(**given), EngineArgs(model=given["model"])
+        self._engine = LLMEngine.from_engine_args(args, enable_multiprocessing=True)
+        return recorded(given, plain, self._engine.vllm_config)
+
+    def _model_folder(self, plan: EnginePlan) -> str:
+        if plan.checkpoint is not None:
+            return plan.checkpoint
+        assert self._folder is not None
+        (self._folder / "config.json").write_text(json.dumps(config_of(plan)))
+        return str(self._folder)
+
+    def _cause(self, error: Exception) -> Exception:
+        """What the first of vLLM's processes to fail has logged; `error` itself where none has."""
+        assert self._folder is not None
+        log = self._folder / "errors"
+        if not log.is_file() or not (lines := log.read_text("utf-8").splitlines()):
+            return error
+        first = json.loads(lines[0])
+        kind, message = first["type"], first["message"]
+        return failure(kind, message)
+
+    # -- what is reported
+
+    def _ranks(self) -> list[int]:
+        """The ranks of this replica, in vLLM's order: tp innermost, then pp."""
+        assert self._context is not None
+        placement = self._context.placement
+        size = placement.degree("tp") * placement.degree("pp")
+        return list(range(self._context.rank, self._context.rank + size))
+
+    def _built(self, took: float, told: Sequence[Any], settings: dict[str, str]) -> list[Built]:
+        from workers.device import device_name
+
+        assert self._context is not None
+        assert self._plan is not None
+        name, room = device_name(self._context.device), kv_tokens(self._engine.vllm_config)
+        plan = self._plan
+        return [
+            Built(rank, took, None, held(plan, rank, size), room, name, versions(), settings)
+            for rank, size in zip(self._ranks(), told, strict=True)
+        ]
+
+    def _reports(self, watch: Any, share: Work, told: Sequence[Any]) -> list[RankReport]:
+        """One report a rank. The first has the requests."""
+        from workers.engines.vllm_run import requests_table, steps_table
+
+        assert self._context is not None
+        requests = requests_table(watch, share, self._context.at("dp"))
+        return [
+            RankReport(
+                rank=rank,
+                requests=requests if rank == self._context.rank else None,
+                steps=steps_table(watch, rank, one["steps"]),
+                collectives=None,
+                peak_memory_bytes=one["peak_memory_bytes"],
+                began_s=watch.began_s,
+            )
+            for rank, one in zip(self._ranks(), told, strict=True)
+        ]
+
+    def _params(self, work: Work) -> Any:
+        """Makes vLLM's SamplingParams of a request."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        assert self._plan is not None
+        plan = self._plan
+        stops = [] if work.ignore_eos else list(plan.model.eos_token_ids)
+
+        def params(request: Request) -> Any:
+            return SamplingParams(
+                temperature=plan.temperature,
+                max_tokens=request.output_len,
+                ignore_eos=work.ignore_eos,
+                stop_token_ids=stops,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+
+        return params
+
+
+def held(plan: EnginePlan, rank: int, told: int) -> int:
+    """Bytes of weights of a rank. On a CPU vLLM packs them out of sight of the model: then those of
+    the layout."""
+    if plan.device != "cpu":
+        return told
+    return weight_bytes(plan.placement, plan.model, rank, DTYPE_BYTES[plan.dtype])
+
+
+class VllmFailed(Exception):
+    """A process of vLLM failed; the message has the type and the text of its exception."""
+
+
+class OutOfMemoryError(VllmFailed):
+    """A process of vLLM had no room; known to the driver by this name."""
+
+
+def failure(kind: str, message: str) -> VllmFailed:
+    """The exception for what a process of vLLM has logged."""
+    full = kind == "OutOfMemoryError" or NO_ROOM in message
+    return (OutOfMemoryError if full else VllmFailed)(f"vLLM: {kind}: {message}")
+
+
+def check_plugin() -> None:
+    """Raise VllmFailed where vLLM's processes would not find ours: they would outlive this one."""
+    if not entry_points(group=PLUGINS, name="orchestrator"):
+        raise VllmFailed(
+            f"the entry point orchestrator of {PLUGINS} is not installed, so vLLM's processes "
+            "would outlive a killed worker; install this project with pip"
+        )

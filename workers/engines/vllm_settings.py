@@ -1,0 +1,209 @@
+"""From a plan to the arguments of vLLM's engine, and which plans it can run. Imports without
+vLLM."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from strategies import Load, Topology, plan_layout
+from strategies.hub_config import ARCHITECTURES
+from strategies.memory import kv_bytes_per_token
+from strategies.shapes import DTYPE_BYTES
+from workers.messages import EnginePlan, dealt
+
+AXES = ("dp", "pp", "tp")
+EXTENSION = "workers.engines.vllm_worker.Recorder"
+# settings of vLLM that an option of ours decides, and which
+OURS = {
+    "model": "--model",
+    "dtype": "--dtype",
+    "seed": "--seed",
+    "load_format": "--load-format",
+    "max_model_len": "--input-len and --output-len",
+    "max_num_seqs": "--max-concurrency",
+    "max_num_batched_tokens": "--prefill-tokens",
+    "enable_chunked_prefill": "--chunked-prefill",
+    "tensor_parallel_size": "--strategy",
+    "pipeline_parallel_size": "--strategy",
+    "data_parallel_size": "--strategy",
+    "distributed_executor_backend": "--strategy",
+    "disable_log_stats": "the measurement",
+    "skip_tokenizer_init": "the measurement",
+    "worker_extension_cls": "the measurement",
+}
+
+
+def refusal(plan: EnginePlan) -> str | None:
+    """None, or the first reason why vLLM cannot run the plan, as a clause."""
+    checks = (_installed, _axes, _pipeline, _layout, _watched, _arguments)
+    return next((reason for check in checks if (reason := check(plan)) is not None), None)
+
+
+def _installed(plan: EnginePlan) -> str | None:
+    if importlib.util.find_spec("vllm") is None:
+        return "it is not installed: pip install 'shard-orchestrator[vllm]'"
+    return None
+
+
+def _axes(plan: EnginePlan) -> str | None:
+    unknown = [axis for axis, degree in plan.placement.mesh if axis not in AXES and degree > 1]
+    return f"it does not know the axis {unknown[0]}" if unknown else None
+
+
+def _pipeline(plan: EnginePlan) -> str | None:
+    if plan.device == "cpu" and plan.placement.degree("pp") > 1:
+        return "on a CPU it does not do pipeline stages (pp)"
+    return None
+
+
+def _layout(plan: EnginePlan) -> str | None:
+    """vLLM cuts a model in its own way: that of the plain strategies."""
+    degrees = ((axis, plan.placement.degree(axis)) for axis in reversed(AXES))
+    name = "".join(f"{axis}{degree}" for axis, degree in degrees)
+    topology = Topology.uniform(plan.placement.num_ranks)
+    plain = plan_layout(name, plan.model, Load(1, 1, 1), topology).placement
+    if plain == plan.placement:
+        return None
+    return f"it cuts a model as {name} does, and {plan.layout} cuts it in another way"
+
+
+def _watched(plan: EnginePlan) -> str | None:
+    return "its processes do not run under Nsight Systems" if plan.nsys_dir is not None else None
+
+
+def _arguments(plan: EnginePlan) -> str | None:
+    """Why a setting cannot be given; its names are read from vLLM's source, as importing it takes
+    many seconds."""
+    if not plan.engine_args:
+        return None
+    known = known_arguments()
+    for name, _ in plan.engine_args:
+        if name in OURS:
+            return f"--engine-arg {name} is not its to set; {OURS[name]} decides it"
+        if name not in known:
+            return f"it has no setting {name} (--engine-arg); its EngineArgs names them"
+    return None
+
+
+def known_arguments() -> frozenset[str]:
+    """The names of the settings of the vLLM that is installed."""
+    found = importlib.util.find_spec("vllm")
+    assert found is not None
+    assert found.submodule_search_locations is not None
+    source = Path(found.submodule_search_locations[0], "engine", "arg_utils.py").read_text("utf-8")
+    classes = (one for one in ast.parse(source).body if isinstance(one, ast.ClassDef))
+    body = next(one.body for one in classes if one.name == "EngineArgs")
+    names = (one.target for one in body if isinstance(one, ast.AnnAssign))
+    return frozenset(name.id for name in names if isinstance(name, ast.Name))
+
+
+# -- what is given to vLLM
+
+
+def arguments(plan: EnginePlan, model: str) -> dict[str, Any]:
+    """The arguments of vLLM's EngineArgs for one replica. What is not here is vLLM's own default.
+
+    model: the folder of the checkpoint, or of a config alone.
+    """
+    ranks = plan.placement.degree("tp") * plan.placement.degree("pp")
+    return {
+        "model": model,
+        "load_format": "auto" if plan.checkpoint else "dummy",
+        "skip_tokenizer_init": True,
+        "dtype": plan.dtype,
+        "seed": plan.seed,
+        "max_model_len": plan.max_len,
+        "max_num_seqs": seats(plan),
+        **_prompt_budget(plan),
+        "tensor_parallel_size": plan.placement.degree("tp"),
+        "pipeline_parallel_size": plan.placement.degree("pp"),
+        # Inside a placement group vLLM would choose Ray by itself.
+        "distributed_executor_backend": "mp" if ranks > 1 else "uni",
+        "worker_extension_cls": EXTENSION,
+        **({"enforce_eager": True} if plan.device == "cpu" else {}),
+        # Its own all-reduce goes over the links that are to be left out.
+        **({"disable_custom_all_reduce": True} if plan.ablation == "p2p" else {}),
+        **{name: value_of(text) for name, text in plan.engine_args},
+    }
+
+
+def seats(plan: EnginePlan) -> int:
+    """Most requests in flight in one replica: those of the first, which has the most."""
+    return dealt(0, plan.max_concurrency, 0, plan.placement.degree("dp")).seats
+
+
+def _prompt_budget(plan: EnginePlan) -> dict[str, object]:
+    """Tokens of a step. vLLM wants room for one of each request and, where prompts stay whole, for
+    the longest sequence."""
+    tokens = max(plan.prefill_tokens, seats(plan))
+    if plan.chunked_prefill:
+        return {"max_num_batched_tokens": tokens}
+    whole = max(tokens, plan.max_len)
+    return {"max_num_batched_tokens": whole, "enable_chunked_prefill": False}
+
+
+def value_of(text: str) -> Any:
+    """The value of `--engine-arg name=text`: JSON where it is some (0.8, true, {"mode": 3}), else
+    the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def config_of(plan: EnginePlan) -> Mapping[str, object]:
+    """The config.json of the plan's model, for dummy weights."""
+    from workers.engines.transformers import shape_to_config
+
+    config: dict[str, object] = shape_to_config(plan.model).to_dict()
+    names = (name for name, family in ARCHITECTURES.items() if family == plan.model.family)
+    return {**config, "architectures": [next(names)]}
+
+
+def environment(plan: EnginePlan) -> dict[str, str]:
+    """Variables of vLLM's processes: time to start, as a plan gives it, and on a CPU room for the
+    KV of every seat, in GiB, and threads that are not bound to cores, which ranks share."""
+    wait = str(max(1, math.ceil(plan.timeout_s)))
+    patience = {"VLLM_ENGINE_READY_TIMEOUT_S": wait, "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": wait}
+    common = {**patience, "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1"}
+    if plan.device != "cpu":
+        return common
+    token = kv_bytes_per_token(plan.placement, plan.model, 0, DTYPE_BYTES[plan.dtype])
+    room = max(1, math.ceil(seats(plan) * (plan.max_len + 128) * token / 2**30))
+    return {**common, "VLLM_CPU_KVCACHE_SPACE": str(room), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+
+
+# -- what is recorded
+
+
+def recorded(given: Mapping[str, Any], plain: Any, config: Any) -> dict[str, str]:
+    """Settings by name, as texts: those given that are not vLLM's defaults, and under "resolved"
+    what vLLM made of it all.
+
+    plain: its EngineArgs with defaults. config: its VllmConfig, once the engine is up.
+    """
+    changed = {name: str(value) for name, value in given.items() if value != getattr(plain, name)}
+    made = {f"resolved.{name}": str(value) for name, value in resolved(config).items()}
+    return changed | made
+
+
+def resolved(config: Any) -> dict[str, object]:
+    """What vLLM decided by itself; what a release does not have is left out."""
+    places = {
+        "scheduler_config": ("async_scheduling", "enable_chunked_prefill", "scheduler_cls"),
+        "cache_config": ("block_size", "num_gpu_blocks", "cache_dtype", "enable_prefix_caching"),
+        "compilation_config": ("mode", "cudagraph_mode", "cudagraph_capture_sizes", "pass_config"),
+        "attention_config": ("backend",),
+        "parallel_config": ("disable_custom_all_reduce", "distributed_executor_backend"),
+    }
+    found: dict[str, object] = {}
+    for place, names in places.items():
+        part = getattr(config, place, None)
+        found |= {f"{place}.{name}": getattr(part, name) for name in names if hasattr(part, name)}
+    return found

@@ -1,0 +1,106 @@
+"""What runs in vLLM's own processes: the watch for the death of the process that started them, what
+they log of a failure, and what its workers tell of a run.
+
+vLLM calls `attend` through the entry point `vllm.general_plugins` in each of its processes, and
+mixes `Recorder` into its workers (`worker_extension_cls`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+OWNER = "ORCHESTRATOR_VLLM_OWNER"  # process id of the actor; unset where vLLM is not ours
+ERRORS = "ORCHESTRATOR_VLLM_ERRORS"  # a file to which errors are added, a JSON object a line
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def attend() -> None:
+    """End this process when its parent ends, and keep what it logs as an error. Does nothing in a
+    vLLM that no engine of ours has started, and in the process of the engine itself.
+
+    vLLM's engine core does not notice that its parent was killed, and would keep the GPUs. Its
+    workers have the engine core as parent.
+    """
+    owner = os.environ.get(OWNER)
+    if owner is None or int(owner) == os.getpid():
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1 or not Path("/proc", owner).exists():  # it died before
+        os._exit(1)
+    if errors := os.environ.get(ERRORS):
+        logging.getLogger("vllm").addHandler(ErrorFile(errors))
+
+
+class ErrorFile(logging.Handler):
+    """Adds the exceptions that are logged to a file: their type and message."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(logging.ERROR)
+        self._path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Add one, in one write, as several processes share the file."""
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            line = json.dumps({"type": type(error).__name__, "message": str(error)}) + "\n"
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(line)
+
+
+class Recorder:
+    """Methods that a worker of vLLM gets beside its own; each answers for its rank, in plain data.
+
+    Here `self` is the worker: `model_runner`, `device` and `execute_model` are vLLM's.
+    """
+
+    def orchestrator_built(self) -> int:
+        """Bytes of the parameters that are here."""
+        parameters = {id(one): one for one in self._orchestrator_model().parameters()}
+        return sum(one.numel() * one.element_size() for one in parameters.values())
+
+    def orchestrator_begin(self) -> None:
+        """Keep the steps from here on, and count the peak of memory from here."""
+        from workers.device import reset_peak
+
+        worker: Any = self
+        if not hasattr(self, "orchestrator_steps"):
+            self.orchestrator_steps: list[list[int]] = []
+            worker.execute_model = self._orchestrator_kept(worker.execute_model)
+        self.orchestrator_steps.clear()
+        reset_peak([worker.device])
+
+    def orchestrator_end(self) -> dict[str, Any]:
+        """steps: [requests, tokens, of these of prompts] of each step since `orchestrator_begin`;
+        peak_memory_bytes."""
+        from workers.device import peak_memory
+
+        worker: Any = self
+        peak = peak_memory([worker.device])
+        return {"steps": list(self.orchestrator_steps), "peak_memory_bytes": peak}
+
+    def _orchestrator_model(self) -> Any:
+        worker: Any = self
+        return worker.model_runner.get_model()
+
+    def _orchestrator_kept(self, execute: Any) -> Any:
+        def execute_and_keep(scheduled: Any, *args: Any, **options: Any) -> Any:
+            self.orchestrator_steps.append(counts_of(scheduled))
+            return execute(scheduled, *args, **options)
+
+        return execute_and_keep
+
+
+def counts_of(scheduled: Any) -> list[int]:
+    """[requests, tokens, of these of prompts] of a SchedulerOutput. A request that has made no
+    token yet is in its prompt."""
+    cached = scheduled.scheduled_cached_reqs
+    made = dict(zip(cached.req_ids, cached.num_output_tokens, strict=True))
+    tokens = scheduled.num_scheduled_tokens
+    prompts = sum(count for name, count in tokens.items() if not made.get(name))
+    return [len(tokens), scheduled.total_num_scheduled_tokens, prompts]
