@@ -210,6 +210,36 @@ def save_checkpoint(family: str, folder: Path) -> Path:
     return folder
 
 
+def generated(model: Any, requests: tuple[Request, ...]) -> dict[int, list[int]]:
+    """Greedy tokens of Transformers' `generate`, by request, one prompt at a time. When they end is
+    for the model's generation_config to say."""
+    import torch
+
+    made = {}
+    for request in requests:
+        prompt = torch.tensor([request.prompt])
+        out = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=request.output_len,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        made[request.index] = out[0, prompt.shape[1] :].tolist()
+    return made
+
+
+def plain(folder: Path | str, work: Work) -> dict[int, list[int]]:
+    """What Transformers makes of each prompt of `work` alone, with the weights in `folder`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if work.ignore_eos:
+        model.generation_config.eos_token_id = None
+    return generated(model, work.requests)
+
+
 def ragged_requests(vocab: int, count: int = 7, seed: int = 3) -> tuple[Request, ...]:
     """Prompts of 1 to 40 tokens, outputs of 3 to 12; the same every time."""
     import numpy as np

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from ranks import FAMILIES, Pool, engine_plan, ragged_requests, read_shape, tokens
+from ranks import FAMILIES, Pool, engine_plan, generated, ragged_requests, read_shape, tokens
 
 from orchestrator.analysis.observed.accounting import PARTS, account
 from orchestrator.analysis.observed.booking import WAITS
@@ -36,17 +36,7 @@ def expected(checkpoint: Callable[[str], Path]) -> Expected:
 
         model = AutoModelForCausalLM.from_pretrained(checkpoint(family), dtype=torch.float32)
         model.generation_config.eos_token_id = eos
-        answers = {}
-        for request in ragged_requests(model.config.vocab_size):
-            prompt = torch.tensor([request.prompt])
-            out = model.generate(
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=request.output_len,
-                do_sample=False,
-            )
-            answers[request.index] = out[0, prompt.shape[1] :].tolist()
-        return answers
+        return generated(model, ragged_requests(model.config.vocab_size))
 
     return generate
 

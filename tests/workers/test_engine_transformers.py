@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import plain
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from orchestrator.analysis.observed.accounting import account
@@ -117,25 +118,6 @@ def outputs(*reports: RankReport) -> dict[int, list[int]]:
         for row in report.requests.to_pylist()
     ]
     return {row["request_index"]: row["output_token_ids"] for row in rows}
-
-
-def plain(folder: str, work: Work) -> dict[int, list[int]]:
-    """What Transformers makes of each prompt alone."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    if work.ignore_eos:
-        model.generation_config.eos_token_id = None
-    made = {}
-    for request in work.requests:
-        ids = torch.tensor([request.prompt])
-        out = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=request.output_len,
-            pad_token_id=0,
-        )
-        made[request.index] = out[0, len(request.prompt) :].tolist()
-    return made
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import CASES, Case, write
-from ranks import Pool, engine_plan, tokens
+from ranks import Pool, engine_plan, plain, tokens
 
 from orchestrator.errors import Refused
 from orchestrator.plan import models
@@ -35,27 +35,12 @@ def work_of(case: Case) -> Work:
     return Work(tuple(requests), max_concurrency=2, ignore_eos=not case.stops)
 
 
-def generated(folder: Path, work: Work) -> dict[int, list[int]]:
-    """Tokens of `generate`, one prompt at a time."""
+def alone(folder: Path, work: Work) -> dict[int, list[int]]:
+    """See `ranks.plain`."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(1)  # for models so small more threads wait for each other
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    if work.ignore_eos:
-        model.generation_config.eos_token_id = None
-    made = {}
-    for request in work.requests:
-        prompt = torch.tensor([request.prompt])
-        out = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=request.output_len,
-            do_sample=False,
-            pad_token_id=0,
-        )
-        made[request.index] = out[0, prompt.shape[1] :].tolist()
-    return made
+    return plain(folder, work)
 
 
 @dataclass
@@ -81,7 +66,7 @@ class Outcomes:
         except Refused as refusal:
             self.refused[case.name] = str(refusal)
         else:
-            self.expected[case.name] = generated(folder, work_of(case))
+            self.expected[case.name] = alone(folder, work_of(case))
 
     def of(self, engine: str, layout: str) -> dict[str, Outcome]:
         """Of each checkpoint the tokens, or why it is not run. The ranks meet once for all."""

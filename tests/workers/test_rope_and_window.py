@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import BASE, Pool, engine_plan, ragged_requests, tokens
+from ranks import BASE, Pool, engine_plan, generated, ragged_requests, tokens
 
 from strategies.shapes import ModelShape
 from workers.engines.native.engine import TorchEngine
@@ -96,22 +96,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pat
     return save
 
 
-def generated(model: Any, requests: tuple[Request, ...]) -> dict[int, list[int]]:
-    """Greedy tokens of Transformers' `generate`, one prompt at a time."""
-    model.generation_config.eos_token_id = None
-    made = {}
-    for request in requests:
-        prompt = torch.tensor([request.prompt])
-        out = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=request.output_len,
-            do_sample=False,
-        )
-        made[request.index] = out[0, prompt.shape[1] :].tolist()
-    return made
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_layout_makes_the_tokens_of_generate(
     variant: str, pool: Pool, saved: Callable[[str], tuple[Path, Any]]
@@ -121,6 +105,7 @@ def test_every_layout_makes_the_tokens_of_generate(
     shape = shape_of(variant)
     requests = ragged_requests(shape.vocab_size, count=4)
     assert max(len(request.prompt) for request in requests) > 2 * WINDOW + 16
+    model.generation_config.eos_token_id = None
     expected = generated(model, requests)
     work = Work(requests, max_concurrency=3)
     for layout in LAYOUTS:
