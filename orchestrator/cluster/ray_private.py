@@ -112,9 +112,9 @@ def interruptible() -> Iterator[None]:
         deadline = time.monotonic() + timeout_ms / 1e3
         while time.monotonic() < deadline:
             with contextlib.suppress(RuntimeError):  # no port has been told yet
-                return wait(*which, timeout_ms=0)
+                return int(wait(*which, timeout_ms=0))
             time.sleep(PORT_S)
-        return wait(*which, timeout_ms=0)
+        return int(wait(*which, timeout_ms=0))
 
     node.wait_for_persisted_port = wait_in_steps
     try:
