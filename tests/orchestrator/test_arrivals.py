@@ -91,8 +91,8 @@ def clock(monkeypatch):
 def serve(clock, requests, seats, step_s=1.0):
     """Serve with steps of `step_s`; request -> when it was let in."""
     limits = Limits(micro_batches=1, pages=64, prefill_tokens=64)
-    scheduler = Scheduler(requests, seats, limits)
-    doors = Arrivals(requests, clock, decides=True, source=0, group=None)
+    scheduler = Scheduler(requests, seats, limits, is_open=True)
+    doors = Arrivals(clock, decides=True, source=0, group=None)
     admitted = {}
     for _ in range(100):
         doors.tell(scheduler, lambda: None)
@@ -120,6 +120,20 @@ def test_no_more_are_let_in_than_there_are_seats(clock):
     requests = tuple(Request(i, (1, 2), 4, 0.5) for i in range(2))
     admitted = serve(clock, requests, seats=1)
     assert admitted[1] - admitted[0] == pytest.approx(4.0, abs=0.1)  # four tokens of 1 s
+
+
+def test_a_turn_waits_for_the_reply_and_not_for_the_clock(clock):
+    asked = (
+        Request(0, (1, 2), 3, 0.5),
+        Request(1, (1, 2), 2, after=0),
+        Request(2, (1, 2), 2, 20.0),
+        Request(3, (1, 2), 2, after=2),
+    )
+    admitted = serve(clock, asked, seats=4)
+    assert list(admitted) == [0, 1, 2, 3]
+    assert admitted[1] == pytest.approx(0.5 + 3.0, abs=0.02)  # three tokens of 1 s
+    assert admitted[2] == pytest.approx(20.0, abs=0.02)
+    assert admitted[3] == pytest.approx(22.0, abs=0.02)
 
 
 def test_a_closed_loop_knows_no_clock():
