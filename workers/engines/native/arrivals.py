@@ -27,11 +27,7 @@ class Arrivals:
     """
 
     def __init__(
-        self,
-        now: Callable[[], float],
-        decides: bool,
-        source: int,
-        group: dist.ProcessGroup | None,
+        self, now: Callable[[], float], decides: bool, source: int, group: dist.ProcessGroup | None
     ) -> None:
         self._now, self._decides, self._source, self._group = now, decides, source, group
 

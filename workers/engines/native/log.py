@@ -54,9 +54,7 @@ def requests_table(log: Log, clock: Clock, replica: int) -> pa.Table:
     )
 
 
-def _request_row(
-    sequence: Sequence, outputs: dict[Sequence, _Output], replica: int
-) -> RequestRow:
+def _request_row(sequence: Sequence, outputs: dict[Sequence, _Output], replica: int) -> RequestRow:
     request, made, admitted = sequence.request, outputs[sequence], sequence.admitted_s
     arrival = _arrival(sequence, outputs)
     return RequestRow(
