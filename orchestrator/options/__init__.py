@@ -127,7 +127,7 @@ EXPERIMENT_OPTIONS = (
         "--num-prompts",
         type=int,
         metavar="N",
-        help="Requests of a run. [max-concurrency; all of a dataset]",
+        help="Requests of a run, or conversations. [max-concurrency; all of a dataset]",
     ),
     click.option("--seed", type=int, help="Of prompts, arrivals and sampling. [0]"),
     click.option(

@@ -100,8 +100,8 @@ class Drawn:
 class Entry:
     """What one row, or one turn of it, asks for.
 
-    prompt: a text, token ids, texts in a row, messages, or random tokens. output_len: tokens; None where `reply`,
-    or else a default, says it. arrival_s: of a trace, in seconds since any moment.
+    prompt: a text, token ids, texts in a row, messages, or random tokens. output_len: tokens; None
+    where `reply`, or else a default, says it. arrival_s: of a trace, in seconds since any moment.
     """
 
     where: str
