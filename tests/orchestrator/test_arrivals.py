@@ -12,6 +12,7 @@ from orchestrator.plan.arrival_times import arrival_times
 from orchestrator.plan.planning import choose_device, plan_experiment
 from orchestrator.store.identity import identity_of
 from strategies import Topology
+from workers import engines
 from workers.engines.native.arrivals import Arrivals
 from workers.engines.native.scheduler import Limits, Scheduler
 from workers.messages import Request, Work
@@ -53,6 +54,22 @@ def test_other_engines_refuse_by_name():
     experiment = Experiment(engine="transformers", device="cpu", request_rate=2.0)
     with pytest.raises(UserError, match="engine transformers cannot run tp1 at a request rate"):
         plan_experiment(experiment, *choose_device(experiment, Topology(())))
+
+
+def test_engines_that_let_requests_wait_say_so():
+    able = [name for name in engines.names() if engines.lets_wait(name)]
+    assert able == ["torch", "vllm"]
+
+
+@pytest.mark.parametrize(
+    "asked", [{"request_rate": 2.0}, {"find_rate": True, "slo": "ttft:p99:2000", "num_prompts": 4}]
+)
+def test_the_engine_vllm_serves_at_a_rate_and_searches_one(asked, monkeypatch):
+    monkeypatch.setattr(engines, "refusal", lambda name, plan: None)  # installed or not
+    experiment = Experiment(engine="torch,vllm", device="cpu", **asked)
+    ours, theirs = plan_experiment(experiment, *choose_device(experiment, Topology(())))
+    assert theirs.deployment.engine == "vllm"
+    assert theirs.cells[0].work == ours.cells[0].work
 
 
 def test_results_of_open_and_closed_loops_are_kept_apart():
