@@ -55,7 +55,8 @@ class Request:
 
     arrival_s: when it arrives in an open loop, in seconds since the start of the run. after: the
     index of an earlier request, with whose end it arrives instead: the turn of a conversation
-    before it. Its prompt is known all the same, as what was said there is given.
+    before it, which no other one is after. Its prompt is known all the same, as what was said there
+    is given.
     """
 
     index: int

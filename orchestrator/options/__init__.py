@@ -133,7 +133,7 @@ EXPERIMENT_OPTIONS = (
     click.option(
         "--ignore-eos/--no-ignore-eos",
         default=None,
-        help="Do not stop at the end token. [yes; no for texts of a dataset]",
+        help="Do not stop at the end token. [yes; of texts of a dataset only for --multi-turn]",
     ),
     click.option("--temperature", type=float, help="0 is greedy. [0]"),
     click.option(
