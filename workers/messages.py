@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
 # The reason of a failure that is foreseen; the driver records it instead of a traceback.
 OUT_OF_MEMORY = "out_of_memory"
+BROKEN = -1  # in place of a sampled token: its logits were not finite
+
+
+class NotFinite(ArithmeticError):
+    """Logits that are not finite (NaN, infinity): a run that makes them counts for nothing. The
+    message says the step, the request, and where to look."""
 
 
 @dataclass(frozen=True, slots=True)
