@@ -14,10 +14,12 @@ from functools import cached_property
 from pathlib import Path
 
 from orchestrator.analysis.comparing.ablation import Effect
+from orchestrator.analysis.comparing.changes import changes
 from orchestrator.analysis.comparing.compare import Comparison
 from orchestrator.analysis.comparing.findings import Findings, of_results
 from orchestrator.analysis.comparing.significance import DIFFERENT, EQUIVALENT
 from orchestrator.analysis.comparing.spreads import Statistic
+from orchestrator.analysis.comparing.two_results import two_results
 from orchestrator.analysis.comparing.verdicts import Verdict
 from orchestrator.analysis.load import Results, load
 from orchestrator.analysis.observed.communication import PROFILE_LIMIT
@@ -30,9 +32,11 @@ README = ROOT / "README.md"
 QWEN = ROOT / "docs" / "results" / "2xh100" / "qwen2.5-32b"
 LLAMA = ROOT / "docs" / "results" / "2xh200" / "llama-70b"
 WITHOUT = ROOT / "docs" / "results" / "2xh200" / "ablation-comm-qwen2.5-32b"
+SWAP = ROOT / "docs" / "results" / "2xh100" / "swap-qwen2.5-32b"
 BEGIN, END = "<!-- begin: scripts/readme_results.py -->", "<!-- end: scripts/readme_results.py -->"
 WIDTH = 118
 AGREE = 1.0  # percent of a step by which an ablation and the profile may differ
+SWAP_MATTERS = 0.01  # of throughput; more would be said otherwise
 THROUGHPUT = "output_throughput"
 # Title of a column -> what a token costs of it, in GPU-ms; None where it was not taken apart.
 COST: dict[str, Callable[[Comparison], float | None]] = {
@@ -112,7 +116,12 @@ class Published:
 def section() -> str:
     """What is between the marks."""
     return "\n\n".join(
-        [*_qwen(Published(QWEN)), *_llama(Published(LLAMA)), *_without(Published(WITHOUT))]
+        [
+            *_qwen(Published(QWEN)),
+            *_llama(Published(LLAMA)),
+            *_without(Published(WITHOUT)),
+            *_swapped(SWAP / "inorder", SWAP / "swapped"),
+        ]
     )
 
 
@@ -234,6 +243,29 @@ def _without(found: Published) -> Iterator[str]:
 def _saved(one: Effect) -> str:
     low, high = _known(one.saved_ci_low), _known(one.saved_ci_high)
     return f"{one.saved_pct:.1f}% [{low:.1f}, {high:.1f}]"
+
+
+# -- qwen2.5-32b on two H100, with the GPUs the other way round
+
+
+def _swapped(base: Path, new: Path) -> Iterator[str]:
+    orders = [Published(one).results.manifest["environment"] for one in (base, new)]
+    assert [one.get("CUDA_VISIBLE_DEVICES") for one in orders] == [None, "1,0"]
+    found = [one for one in changes(two_results(base, new)) if one.metric == THROUGHPUT]
+    ((starts, other),) = {(one.base_starts, one.new_starts) for one in found}
+    assert starts == other
+    assert all(abs(_known(one.ratio) - 1) < SWAP_MATTERS for one in found)
+    ratios = [
+        f"{_known(one.ratio):.3f}x [{_known(one.ci_low):.3f}, {_known(one.ci_high):.3f}] under "
+        f"{one.joined.strategy}"
+        for one in found
+    ]
+    yield "### The GPUs the other way round"
+    yield _paragraph(
+        f"With `CUDA_VISIBLE_DEVICES=1,0` the ranks trade places. On two H100, at 100 concurrent, "
+        f"{starts} starts each way, throughput is then {_listed(ratios)}.",
+        f"So the order of the GPUs moves these means by less than {100 * SWAP_MATTERS:.0f}%.",
+    )
 
 
 # -- what is said of every result

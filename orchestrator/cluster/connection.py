@@ -187,7 +187,13 @@ def _join_with_room(address: str, device: str, ranks: int) -> Iterator[Cluster]:
 def _start(here: Node, ranks: int, dashboard: bool, mine: RaySession) -> Cluster:
     os.environ.setdefault(NO_MASK, "1")
     try:
-        with mine.marking(), watched(mine.keep), ray_private.on_loopback(), _init() as init:
+        with (
+            mine.marking(),
+            watched(mine.keep),
+            ray_private.on_loopback(),
+            ray_private.interruptible(),
+            _init() as init,
+        ):
             context = init(
                 address="local",
                 num_cpus=max(os.cpu_count() or 1, ranks),

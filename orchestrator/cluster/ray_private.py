@@ -1,7 +1,7 @@
 """Every private part of Ray that the packages use.
 
-Tried with Ray 2.60.0; 2.53.0 and 2.55.0 have every name too, 2.52.0 does not (`has_token` and
-`get_raw_token` take no `ignore_auth_mode`). Hence the bounds in pyproject.toml.
+Tried with Ray 2.60.0; 2.55.0 has every name too, 2.53.0 does not (`wait_for_persisted_port`). Hence
+the bounds in pyproject.toml.
 tests/integration/test_private_parts.py looks at each name by itself, so that the test that fails
 says which one a new release has changed.
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from workers.rendezvous import LOOPBACK
 
 CLIENT_PREFIX = "ray://"
 TOKEN_FILE = "auth_token"
+PORT_S = 0.02  # between two looks for the port of a GCS
 TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -96,6 +98,29 @@ def on_loopback() -> Iterator[None]:
         yield
     finally:
         services.resolve_ip_for_localhost = replaced
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let other threads run, and signals be handled, while `ray.init` waits for the GCS to tell its
+    port. Ray's own wait holds the interpreter for 30 s where the GCS has died."""
+    from ray._private import node
+
+    wait = node.wait_for_persisted_port
+
+    def wait_in_steps(*which: str, timeout_ms: int) -> int:
+        deadline = time.monotonic() + timeout_ms / 1e3
+        while time.monotonic() < deadline:
+            with contextlib.suppress(RuntimeError):  # no port has been told yet
+                return int(wait(*which, timeout_ms=0))
+            time.sleep(PORT_S)
+        return int(wait(*which, timeout_ms=0))
+
+    node.wait_for_persisted_port = wait_in_steps
+    try:
+        yield
+    finally:
+        node.wait_for_persisted_port = wait
 
 
 @contextlib.contextmanager

@@ -44,6 +44,11 @@ class _Watch:
                     self._end()
                 return
 
+    def interrupt(self, *_: object) -> None:
+        """The handler of CALL: end the wait, unless it is over."""
+        if not self.over.is_set():
+            raise KeyboardInterrupt
+
     @property
     def why(self) -> str:
         """What happened, in words."""
@@ -64,7 +69,8 @@ def watched(keep: Callable[[str], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    watch, before = _Watch(keep), signal.signal(CALL, _interrupt)
+    watch = _Watch(keep)
+    before = signal.signal(CALL, watch.interrupt)
     thread = threading.Thread(target=watch.look_until_over, name="starting", daemon=True)
     thread.start()
     try:
@@ -96,7 +102,3 @@ def _own_servers() -> dict[int, tuple[str, bool]]:
             if child.name() in SERVERS:
                 found[child.pid] = child.name(), serves(child, SERVERS)
     return found
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt

@@ -7,6 +7,8 @@ import inspect
 import os
 import socket
 import stat
+import threading
+import time
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +21,7 @@ from orchestrator.cluster import ray_private
 from orchestrator.cluster.connection import Cluster
 
 ROOT = Path(__file__).parents[2]
+NO_NODE = "f" * 56
 
 
 def test_the_installed_ray_is_within_the_bounds_of_the_project() -> None:
@@ -141,6 +144,34 @@ def test_init_asks_for_the_address_behind_loopback_through_the_name_that_is_repl
     with ray_private.on_loopback():
         assert services.resolve_ip_for_localhost("127.0.0.1") == "127.0.0.1"
     assert services.resolve_ip_for_localhost is before
+
+
+# -- ray._private.node
+
+
+def test_the_wait_for_the_port_of_a_gcs_lets_other_threads_run(tmp_path: Path) -> None:
+    from ray._private import node
+
+    assert "wait_for_persisted_port(" in inspect.getsource(node.Node.start_gcs_server)
+    looked: list[float] = []
+    with ray_private.interruptible():
+        looker = threading.Timer(0.1, lambda: looked.append(time.monotonic()))
+        looker.start()
+        with pytest.raises(RuntimeError, match="Timed out waiting for file"):
+            node.wait_for_persisted_port(str(tmp_path), NO_NODE, "gcs_server_port", timeout_ms=400)
+        ended = time.monotonic()
+    assert looked[0] < ended - 0.1
+
+
+def test_the_port_of_a_gcs_is_read_as_ray_writes_it(tmp_path: Path) -> None:
+    from ray._private import node
+
+    (tmp_path / f"gcs_server_port_{NO_NODE}").write_text("6543")
+    with ray_private.interruptible():
+        port = node.wait_for_persisted_port(
+            str(tmp_path), NO_NODE, "gcs_server_port", timeout_ms=1000
+        )
+    assert port == 6543
 
 
 # -- the token of a local Ray

@@ -25,6 +25,7 @@ from workers.rows import nothing
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "docs" / "results" / "2xh200"
+CHECKED = ROOT / "docs" / "results" / "2xh100" / "validation"
 
 
 def loaded(name: str, patch: pytest.MonkeyPatch) -> ModuleType:
@@ -147,11 +148,11 @@ def test_the_published_runs_are_read_as_rows(bench: ModuleType) -> None:
 
 def test_the_published_checks_are_read_as_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     validation = loaded("validate_measurement", monkeypatch).VALIDATION
-    table = read_part(PUBLISHED / "validation.arrow")
+    table = read_part(CHECKED / "validation.arrow")
     assert table is not None
     assert sorted(table.column_names) == sorted(validation.schema.names)
     findings = [row.finding for row in validation.rows(table)]
     assert [(one.check[0], one.passed) for one in findings] == [
         *(("1", True), ("2", True), ("3", True), ("4", True)),
-        *(("5", True), ("5", True), ("6", None), ("7", True)),
+        *(("5", True), ("5", True), ("5", True), ("6", None), ("7", True)),
     ]
