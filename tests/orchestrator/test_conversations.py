@@ -81,6 +81,7 @@ def test_a_turn_has_all_that_was_said_before_it_and_the_length_of_its_own_reply(
             [((WORLD, WORLD), 1, None), ((WORLD, WORLD, HI, HELLO, HI), 2, 0)],
         ),
         ([*FAREWELL, ("human", "hello")], [((WORLD, WORLD), 1, None)]),
+        ([("human", ""), ("gpt", "hi"), *FAREWELL], [((HI, WORLD, WORLD), 1, None)]),
     ],
 )
 def test_only_what_a_human_was_answered_is_a_turn(

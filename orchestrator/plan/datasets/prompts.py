@@ -60,14 +60,11 @@ def _every_exchange(row: Row) -> Sequence[Entry]:
     """What is said to a human who has just spoken is a reply; all before it is its prompt."""
     said = _said(row)
     texts = tuple(map(_text, said))
-    replies = (
-        place
-        for place, (before, turn) in enumerate(itertools.pairwise(said), start=1)
-        if before.get("from") in HUMAN and turn.get("from") not in HUMAN
-    )
+    human = [turn.get("from") in HUMAN for turn in said]
     return [
         Entry(f"{row.where}, turn {place + 1}", Said(texts[:place]), reply=texts[place])
-        for place in replies
+        for place in range(1, len(said))
+        if human[place - 1] and not human[place] and texts[place - 1] and texts[place]
     ]
 
 
