@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
 # The reason of a failure that is foreseen; the driver records it instead of a traceback.
 OUT_OF_MEMORY = "out_of_memory"
+BROKEN = -1  # in place of a sampled token: its logits were not finite
+
+
+class NotFinite(ArithmeticError):
+    """Logits that are not finite (NaN, infinity): a run that makes them counts for nothing. The
+    message says the step, the request, and where to look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,32 +59,37 @@ class EnginePlan:
 class Request:
     """One prompt, as token ids, and the number of tokens to make for it.
 
-    arrival_s: when it arrives in an open loop, in seconds since the start of the run.
+    arrival_s: when it arrives in an open loop, in seconds since the start of the run. after: the
+    index of an earlier request, with whose end it arrives instead: the turn of a conversation
+    before it, which no other one is after. Its prompt is known all the same, as what was said there
+    is given.
     """
 
     index: int
     prompt: tuple[int, ...]
     output_len: int
     arrival_s: float = 0.0
+    after: int | None = None
 
 
 class Dealt(NamedTuple):
-    """What is dealt to one replica: requests, by their places in the work, and seats."""
+    """What is dealt to one replica: conversations, by their places in the work, and seats. A
+    request alone is a conversation of one."""
 
-    requests: list[int]
+    conversations: list[int]
     seats: int
 
 
-def dealt(num_requests: int, seats: int, replica: int, replicas: int) -> Dealt:
-    """The share of one data-parallel replica of requests and of seats, which are the places of the
-    closed loop: `max_concurrency` of them in the whole layout.
+def dealt(conversations: int, seats: int, replica: int, replicas: int) -> Dealt:
+    """The share of one data-parallel replica of conversations and of seats, which are the places of
+    the closed loop: `max_concurrency` of them in the whole layout.
 
-    Request i belongs to seat i mod `seats`, and seat s to replica s mod `replicas`. So a replica
-    beyond the concurrency serves nothing, and as many are in flight as were asked for. No replica
-    gets more requests or seats than replica 0.
+    Conversation i belongs to seat i mod `seats`, and seat s to replica s mod `replicas`. So a
+    replica beyond the concurrency serves nothing, and as many are in flight as were asked for. No
+    replica gets more conversations or seats than replica 0.
     """
-    requests = [i for i in range(num_requests) if i % seats % replicas == replica]
-    return Dealt(requests, len(range(replica, seats, replicas)))
+    mine = [i for i in range(conversations) if i % seats % replicas == replica]
+    return Dealt(mine, len(range(replica, seats, replicas)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +97,21 @@ class Work:
     """One run: a closed loop that keeps `max_concurrency` requests in flight until all are served.
 
     Where requests have times of arrival the loop is open: none is let in before its time, or beyond
-    `max_concurrency`. ignore_eos: go on past an end-of-text token, up to the asked length. observe:
-    take the steps apart, with a profiler on a GPU and with timers on a CPU; the summary uses no
-    timing of such a run. delay: (rank, seconds), one rank is held up by so much in every step, to
-    see where waiting for it is booked.
+    `max_concurrency`. One that is after another is let in when that one has ended; until then it
+    takes none of the `max_concurrency` places. `workers.line.Line` has the order.
+
+    ignore_eos: go on past an end-of-text token, up to the asked length. reuse: where a request may
+    find the beginning of its prompt in an engine's prefix cache: in none (None), in the turns
+    before it ("conversation"), or in any request of the run ("all"). observe: take the steps apart,
+    with a profiler on a GPU and with timers on a CPU; the summary uses no timing of such a run.
+    delay: (rank, seconds), one rank is held up by so much in every step, to see where waiting for
+    it is booked.
     """
 
     requests: tuple[Request, ...]
     max_concurrency: int
     ignore_eos: bool = True
+    reuse: Literal["conversation", "all"] | None = None
     observe: bool = False
     delay: tuple[int, float] | None = None
 
@@ -104,15 +121,37 @@ class Work:
         return any(request.arrival_s for request in self.requests)
 
     @property
+    def num_conversations(self) -> int:
+        """Requests that are after no other one."""
+        return sum(request.after is None for request in self.requests)
+
+    @property
     def request_rate(self) -> float | None:
-        """Requests that arrive a second until the last one, mean; None in a closed loop."""
+        """Conversations that arrive a second until the last one, mean; None in a closed loop."""
         last = max((request.arrival_s for request in self.requests), default=0.0)
-        return len(self.requests) / last if last else None
+        return self.num_conversations / last if last else None
+
+    def first_turns(self) -> dict[int, int]:
+        """Request -> the first one of its conversation, by their indices."""
+        first: dict[int, int] = {}
+        for one in self.requests:
+            first[one.index] = one.index if one.after is None else first[one.after]
+        return first
+
+    def cache_of(self) -> dict[int, int]:
+        """Request -> a number that it has in common with those in whose prompts it may find the
+        beginning of its own."""
+        if self.reuse == "conversation":
+            return self.first_turns()
+        return {one.index: 0 if self.reuse == "all" else one.index for one in self.requests}
 
     def share(self, replica: int, replicas: int) -> Work:
-        """The part of one data-parallel replica, by `dealt`."""
-        mine = dealt(len(self.requests), self.max_concurrency, replica, replicas)
-        requests = tuple(self.requests[i] for i in mine.requests)
+        """The part of one data-parallel replica, by `dealt`: all turns of its conversations."""
+        first = self.first_turns()
+        places = list(dict.fromkeys(first.values()))
+        mine = dealt(len(places), self.max_concurrency, replica, replicas)
+        chosen = {places[i] for i in mine.conversations}
+        requests = tuple(one for one in self.requests if first[one.index] in chosen)
         return replace(self, requests=requests, max_concurrency=mine.seats)
 
 

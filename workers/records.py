@@ -24,7 +24,7 @@ class RequestRow:
     output_len: int = column("tokens that were made", "tokens")
     arrival_s: float = column(
         "when it arrived: in an open loop as scheduled, in a closed one when the request before it "
-        "in its seat had ended",
+        "in its seat had ended; a turn of a conversation not before the reply before it had ended",
         "s",
     )
     admitted_s: float | None = column("open loop only: when the scheduler let it in", "s")

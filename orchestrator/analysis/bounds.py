@@ -23,8 +23,8 @@ ROOFLINE = "roofline, Williams et al. 2009"
 
 @row
 class Bounds:
-    """What the hardware could do for the tokens that were made. Null where a request made none, or
-    nothing is known of the device in the run's dtype."""
+    """What the hardware could do for the tokens that were made. Null where a request made none,
+    nothing is known of the device in the run's dtype, or prompts may be found in a prefix cache."""
 
     bound_output_throughput: float | None = column(
         "generated tokens per second that memory bandwidth and arithmetic allow this placement if "

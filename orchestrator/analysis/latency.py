@@ -62,7 +62,8 @@ class Arrivals:
     """Requests of an open loop; null in a closed one, whose requests wait for a seat of theirs."""
 
     request_rate: float | None = column(
-        "requests that arrive a second; of a trace, their mean until the last one",
+        "requests that arrive a second, or conversations; of a trace, their mean until the last "
+        "one",
         "requests/s",
         over_runs="first",
     )

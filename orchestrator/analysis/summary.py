@@ -108,6 +108,7 @@ class Summary(Observed, Measured):
     """One run, with what was observed of its cell."""
 
 
+WITHOUT_PREFIX_CACHE = frozenset({"torch"})  # engines that read every prompt from its beginning
 MEASURED = Table("summary", Measured)
 SUMMARY = Table("summary", Summary)
 
@@ -153,8 +154,8 @@ def measured(
     num_prompts = len(work.requests)
     made = throughput_of(requests, work.max_concurrency, num_prompts, num_gpus)
     loads = loads_of(requests, plan.placement, work.max_concurrency)
-    engine = attempt.key.cell.engine
-    bounds, reason = bounds_of(plan, engine, loads, made, attempt.ceilings, attempt.sheet)
+    engine, (ceilings, sheet) = attempt.key.cell.engine, _ceilings(attempt)
+    bounds, reason = bounds_of(plan, engine, loads, made, ceilings, sheet)
     seen = sampled(reports, made.duration, num_gpus)
     return widened(
         Measured,
@@ -164,7 +165,7 @@ def measured(
         conditions=_conditions(attempt, building.device_name),
         throughput=made,
         steady=nothing(Steady) if work.is_open else steady_of(requests),
-        device_time=device_time_of(plan, made, reports, requests, attempt.ceilings),
+        device_time=device_time_of(plan, made, reports, requests, ceilings),
         goodput=goodput_of(requests, attempt.levels, num_prompts),
         slo=slo_of(requests, attempt.levels, num_prompts),
         arrivals=arrivals_of(requests, attempt.request_rate, attempt.burstiness),
@@ -178,6 +179,14 @@ def measured(
         bounds=bounds,
         output_digest=output_digest(requests),
     )
+
+
+def _ceilings(attempt: Attempt) -> tuple[Ceilings | None, Ceilings | None]:
+    """As measured and as the maker says. None where the lengths of prompts do not say what must be
+    computed of them, as some may have been found in a prefix cache."""
+    if attempt.work.reuse and attempt.key.cell.engine not in WITHOUT_PREFIX_CACHE:
+        return None, None
+    return attempt.ceilings, attempt.sheet
 
 
 def failed(attempt: Attempt, reason: str) -> Measured:

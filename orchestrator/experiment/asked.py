@@ -23,6 +23,7 @@ OF_DATASET = (
     "dataset_format",
     "dataset_columns",
     "dataset_split",
+    "multi_turn",
     "skip_invalid",
     "trace_speed",
     "trace_window",
@@ -76,7 +77,7 @@ class Experiment(BaseModel):
     # field -> the column of the dataset that holds it; other columns are not read
     dataset_columns: dict[str, str] = Field(default_factory=dict)
     dataset_split: str | None = None  # of a folder
-    multi_turn: bool = False  # refused: see `_options_of_a_dataset`
+    multi_turn: bool = False  # whole conversations; num_prompts and request_rate count these
     skip_invalid: bool = False  # leave out rows that cannot run, instead of refusing the dataset
     # of a dataset with times of arrival: how much faster, and which part, as "60s" or "10m:11m"
     trace_speed: float = Field(1.0, ge=1e-6, le=1e6)
@@ -221,12 +222,6 @@ class Experiment(BaseModel):
 
     @model_validator(mode="after")
     def _options_of_a_dataset(self) -> Experiment:
-        if self.multi_turn:
-            raise ValueError(
-                "multi_turn needs an engine in which a turn waits for the reply before it; here "
-                "requests do not depend on each other; leave it out, then the first exchange of "
-                "each conversation is served"
-            )
         for name in OF_DATASET if self.dataset_path is None else ():
             if getattr(self, name) != type(self).model_fields[name].get_default(
                 call_default_factory=True

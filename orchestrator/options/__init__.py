@@ -127,13 +127,13 @@ EXPERIMENT_OPTIONS = (
         "--num-prompts",
         type=int,
         metavar="N",
-        help="Requests of a run. [max-concurrency; all of a dataset]",
+        help="Requests of a run, or conversations. [max-concurrency; all of a dataset]",
     ),
     click.option("--seed", type=int, help="Of prompts, arrivals and sampling. [0]"),
     click.option(
         "--ignore-eos/--no-ignore-eos",
         default=None,
-        help="Do not stop at the end token. [yes; no for texts of a dataset]",
+        help="Do not stop at the end token. [yes; of texts of a dataset only for --multi-turn]",
     ),
     click.option("--temperature", type=float, help="0 is greedy. [0]"),
     click.option(

@@ -23,7 +23,10 @@ DATASET_OPTIONS = (
         help="Columns to read, as in prompt=question,output_len=max_tokens.",
     ),
     click.option(
-        "--multi-turn", is_flag=True, default=None, help="Refused: no engine here lets turns wait."
+        "--multi-turn",
+        is_flag=True,
+        default=None,
+        help="Whole conversations, each turn after the reply before it. [the first exchange]",
     ),
     click.option("--dataset-split", metavar="NAME", help="Of a folder. [the only one]"),
     click.option(

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
 import numpy as np
+
+from orchestrator.errors import UserError
+from orchestrator.experiment import Window
+from orchestrator.plan.datasets.rows import Entry
 
 STREAM = 2  # keeps these random numbers apart from those of the prompts
 
@@ -20,3 +27,38 @@ def arrival_times(count: int, rate: float, burstiness: float, seed: int) -> list
     random = np.random.default_rng((seed, STREAM))
     arrivals = np.cumsum(random.gamma(burstiness, 1.0 / (rate * burstiness), count))
     return [float(at) for at in arrivals * (count / rate / arrivals[-1])]
+
+
+def replayed(
+    found: Iterable[Sequence[Entry]], asked_window: str | None, speed: float
+) -> Iterator[Sequence[Entry]]:
+    """The entries of a trace whose arrivals lie in the window, in seconds since its beginning, made
+    `speed` times as fast. Others, turns of conversations among them, have no times and pass as they
+    are.
+
+    Raises UserError where a window or a speed is asked of what has no times, and where times go
+    back.
+    """
+    window = Window.parse(asked_window) if asked_window else Window()
+    first, before = None, 0.0
+    for turns in found:
+        entry = turns[0]
+        if entry.arrival_s is None:
+            if asked_window or speed != 1.0:
+                raise UserError(
+                    f"{entry.where}: the dataset has no times of arrival; leave --trace-window and "
+                    "--trace-speed out"
+                )
+            yield turns
+            continue
+        first = entry.arrival_s if first is None else first
+        at = entry.arrival_s - first
+        if at < before:
+            raise UserError(
+                f"{entry.where}: it arrives before the row before it; sort the trace by time"
+            )
+        before = at
+        if at >= window.stop:
+            return
+        if at >= window.start:
+            yield (replace(entry, arrival_s=(at - window.start) / speed), *turns[1:])

@@ -124,12 +124,35 @@ class _Planner:
         it."""
         plan = replace(self._engine_plan(layout), engine_args=self._arguments(engine))
         _check_engine(engine, plan)
-        _check_arrivals(self.experiment, self.workload, engine, layout)
+        self._check_waiting(engine, layout)
         check_memory(plan, self.topology, self.load)
         yield self._deployment(engine, plan)
         for what in self.experiment.ablate:
             if ablates(what, engine, plan):
                 yield self._deployment(engine, replace(plan, ablation=what))
+
+    def _check_waiting(self, engine: str, layout: Layout) -> None:
+        if not (what := self._waits()) or engines.lets_wait(engine):
+            return
+        does, give = what
+        raise UserError(
+            f"the engine {engine} cannot run {layout.name} {does}; {give}, or use --engine "
+            f"{DEFAULT_ENGINE} or vllm"
+        )
+
+    def _waits(self) -> tuple[str, str] | None:
+        """What requests wait for, and what is to be given for none to wait; None where none
+        does."""
+        closed = "it serves closed loops"
+        if self.workload.has_turns:
+            why = "in it no request waits for the reply to another one"
+            return f"with conversations: {why}", "leave --multi-turn out"
+        if self.workload.is_trace:
+            return f"at the times of a trace: {closed}", "use another dataset"
+        if self.workload.is_open or self.experiment.find_rate:
+            flag = "--find-rate" if self.experiment.find_rate else "--request-rate"
+            return f"at a request rate: {closed}", f"leave {flag} out"
+        return None
 
     def _arguments(self, engine: str) -> tuple[tuple[str, str], ...]:
         """Settings of the engine's own: none for one that takes none, where another is asked for
@@ -240,18 +263,3 @@ def _check_engine(engine: str, plan: EnginePlan) -> None:
     reason = engines.refusal(engine, plan)
     if reason:
         raise UserError(f"the engine {engine} cannot run {plan.layout}: {reason}")
-
-
-def _check_arrivals(
-    experiment: Experiment, workload: Workload, engine: str, layout: Layout
-) -> None:
-    is_open = workload.is_open or experiment.find_rate
-    if is_open and engine != DEFAULT_ENGINE:
-        flag = "--find-rate" if experiment.find_rate else "--request-rate"
-        what, give = "at a request rate", f"leave {flag} out"
-        if workload.is_trace:
-            what, give = "at the times of a trace", "use another dataset"
-        raise UserError(
-            f"the engine {engine} cannot run {layout.name} {what}: it serves closed loops; {give}, "
-            f"or use --engine {DEFAULT_ENGINE}"
-        )

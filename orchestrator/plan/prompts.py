@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from orchestrator.errors import UserError
-from orchestrator.experiment import Experiment, Window
+from orchestrator.experiment import Experiment
+from orchestrator.plan.arrival_times import replayed
 from orchestrator.plan.datasets.registry import Source, read
-from orchestrator.plan.datasets.rows import CannotRun, Chat, Drawn, Entry
+from orchestrator.plan.datasets.rows import CannotRun, Chat, Drawn, Entry, Said
 from orchestrator.plan.models import ResolvedModel
 from orchestrator.plan.tokenizer import load_chat_template, load_tokenizer
 
@@ -36,17 +38,30 @@ class Prompt:
 class Prompts:
     """What is served of a dataset, and what was left out.
 
-    silent: entries whose reply has no tokens. invalid: why each of the others cannot run.
+    conversations: the turns of each; one alone where they are not asked for. silent: entries whose
+    reply has no tokens. invalid: why each of the others cannot run.
     """
 
-    served: tuple[Prompt, ...]
+    conversations: tuple[tuple[Prompt, ...], ...]
     silent: int = 0
     invalid: tuple[str, ...] = ()
 
     @property
+    def served(self) -> tuple[Prompt, ...]:
+        """Every prompt, in order."""
+        return tuple(itertools.chain.from_iterable(self.conversations))
+
+    @property
     def is_trace(self) -> bool:
         """Whether they have times of arrival."""
-        return bool(self.served) and self.served[0].arrival_s is not None
+        return bool(self.conversations) and self.conversations[0][0].arrival_s is not None
+
+    @property
+    def reuse(self) -> Literal["conversation", "all"] | None:
+        """Where a prompt may find its beginning in a prefix cache; see `Work`."""
+        if any(len(turns) > 1 for turns in self.conversations):
+            return "conversation"
+        return "all" if any(one.shared for one in self.served) else None
 
     def remarks(self) -> Iterator[str]:
         """What a user should know of what was left out."""
@@ -58,7 +73,14 @@ class Prompts:
             rest = f"; and {more} more" if more > 0 else ""
             count = len(self.invalid)
             yield f"dataset: rows left out because they cannot run: {count} ({shown}{rest})"
-        if any(one.shared for one in self.served):
+        if self.reuse == "conversation":
+            yield (
+                f"dataset: {len(self.conversations)} conversations with {len(self.served)} turns; "
+                "each is sent when the reply before it has ended, with the replies of the dataset "
+                "in its prompt. An engine without a prefix cache, as torch is, reads the whole "
+                "prompt of every turn"
+            )
+        if self.reuse == "all":
             yield (
                 "dataset: equal hash_ids are equal tokens; an engine without a prefix cache, as "
                 "torch is, reads them again for each request"
@@ -66,14 +88,15 @@ class Prompts:
 
 
 def read_prompts(experiment: Experiment, model: ResolvedModel) -> Prompts:
-    """The prompts of the dataset of `experiment`, as many as it asks for, in order.
+    """The prompts of the dataset of `experiment`, as many as it asks for, in order: of its
+    conversations where these are asked for.
 
     Raises UserError with file and line for what cannot be read and, unless they are to be left out,
     for rows that cannot run: empty, too long, with unknown token ids.
     """
     assert experiment.dataset_path is not None
     reader = _Reader(experiment, model, _Vocabulary.of(experiment.seed, model))
-    served = tuple(itertools.islice(reader.prompts(), experiment.num_prompts))
+    served = tuple(itertools.islice(reader.conversations(), experiment.num_prompts))
     if not served:
         left_out = len(reader.invalid) + reader.silent
         why = f"; {left_out} rows were left out" if left_out else ""
@@ -91,28 +114,38 @@ class _Reader:
     silent: int = 0
     invalid: list[str] = field(default_factory=list)
 
-    def prompts(self) -> Iterator[Prompt]:
+    def conversations(self) -> Iterator[tuple[Prompt, ...]]:
         """Those that can run."""
-        for index, entry in enumerate(self._entries()):
+        for index, turns in enumerate(self._entries()):
+            if prompts := tuple(self._prompts(turns, index)):
+                yield prompts
+
+    def _prompts(self, turns: Sequence[Entry], index: int) -> Iterator[Prompt]:
+        """Of the turns of a conversation, up to one that cannot run."""
+        for entry in turns:
             try:
                 prompt = self._prompt(entry, index)
             except CannotRun as error:
                 self._leave_out(error)
-                continue
+                return
             if prompt is None:
                 self.silent += 1
             else:
                 yield prompt
 
-    def _entries(self) -> Iterator[Entry]:
+    def _entries(self) -> Iterator[Sequence[Entry]]:
         asked = self.experiment
         assert asked.dataset_path is not None
         source = Source(
-            asked.dataset_path, asked.dataset_format, asked.dataset_columns, asked.dataset_split
+            asked.dataset_path,
+            asked.dataset_format,
+            asked.dataset_columns,
+            asked.dataset_split,
+            asked.multi_turn,
         )
         return replayed(self._valid(read(source)), asked.trace_window, asked.trace_speed)
 
-    def _valid(self, found: Iterable[Entry | CannotRun]) -> Iterator[Entry]:
+    def _valid(self, found: Iterable[Sequence[Entry] | CannotRun]) -> Iterator[Sequence[Entry]]:
         for one in found:
             if isinstance(one, CannotRun):
                 self._leave_out(one)
@@ -154,6 +187,8 @@ class _Reader:
             return self.vocabulary.drawn(prompt, index)
         if isinstance(prompt, Chat):
             return self._chat(prompt, entry.where)
+        if isinstance(prompt, Said):
+            return self._said(prompt, entry.where)
         if isinstance(prompt, str):
             return self._encode(prompt, entry.where) if prompt else ()
         last = self.model.shape.vocab_size - 1
@@ -164,6 +199,12 @@ class _Reader:
                 f"{self.model.name} (0 to {last})"
             )
         return prompt
+
+    def _said(self, said: Said, where: str) -> tuple[int, ...]:
+        """Only the first text gets what a tokenizer puts around one."""
+        texts = [text for text in said.texts if text]
+        parts = (self._encode(text, where, special=not i) for i, text in enumerate(texts))
+        return tuple(itertools.chain.from_iterable(parts))
 
     def _chat(self, chat: Chat, where: str) -> tuple[int, ...]:
         """A template writes the special tokens itself."""
@@ -209,37 +250,6 @@ def _check_characters(text: str, where: str) -> None:
     half = next((char for char in text if "\ud800" <= char <= "\udfff"), None)
     if half is not None:
         raise CannotRun(f"{where}: the text holds {half!a}, which is half of a character")
-
-
-def replayed(entries: Iterable[Entry], asked_window: str | None, speed: float) -> Iterator[Entry]:
-    """The entries of a trace whose arrivals lie in the window, in seconds since its beginning, made
-    `speed` times as fast. Others have no times and pass as they are.
-
-    Raises UserError where a window or a speed is asked of what has no times, and where times go
-    back.
-    """
-    window = Window.parse(asked_window) if asked_window else Window()
-    first, before = None, 0.0
-    for entry in entries:
-        if entry.arrival_s is None:
-            if asked_window or speed != 1.0:
-                raise UserError(
-                    f"{entry.where}: the dataset has no times of arrival; leave --trace-window and "
-                    "--trace-speed out"
-                )
-            yield entry
-            continue
-        first = entry.arrival_s if first is None else first
-        at = entry.arrival_s - first
-        if at < before:
-            raise UserError(
-                f"{entry.where}: it arrives before the row before it; sort the trace by time"
-            )
-        before = at
-        if at >= window.stop:
-            return
-        if at >= window.start:
-            yield replace(entry, arrival_s=(at - window.start) / speed)
 
 
 @dataclass(frozen=True, slots=True)

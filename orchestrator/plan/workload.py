@@ -41,13 +41,19 @@ class Workload:
         if experiment.dataset_path:
             self._dataset = read_prompts(experiment, model)
             self._check_counts()
-        whole = experiment.dataset_path is None or self.is_trace  # lengths are what is asked for
+        # Lengths are what is asked for; in a conversation, those of the replies of the dataset.
+        whole = experiment.dataset_path is None or self.is_trace or experiment.multi_turn
         self.ignore_eos = whole if asked is None else asked
 
     @property
     def is_trace(self) -> bool:
         """Whether requests arrive at the times of a trace."""
         return self._dataset.is_trace
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether requests wait for the reply to another one."""
+        return self._dataset.reuse == "conversation"
 
     @property
     def is_open(self) -> bool:
@@ -65,13 +71,16 @@ class Workload:
         requests of a smaller count are the first ones of a larger one.
         """
         requests = self._requests(scenario, max_concurrency, MEASURED, count)
-        return Work(tuple(self._timed(requests)), max_concurrency, self.ignore_eos)
+        timed, reuse = tuple(self._timed(requests)), self._dataset.reuse
+        return Work(timed, max_concurrency, self.ignore_eos, reuse)
 
     def warmup(self, scenario: Scenario, max_concurrency: int) -> Work:
-        """What is served before the first run of a cell."""
+        """What is served before the first run of a cell. Nothing in it waits."""
         requests = self._requests(scenario, max_concurrency, WARMUP)[:max_concurrency]
         short = (
-            replace(one, output_len=min(one.output_len, WARMUP_OUTPUT_LEN), arrival_s=0.0)
+            replace(
+                one, output_len=min(one.output_len, WARMUP_OUTPUT_LEN), arrival_s=0.0, after=None
+            )
             for one in requests
         )
         return Work(tuple(short), max_concurrency, self.ignore_eos)
@@ -93,8 +102,8 @@ class Workload:
     def _requests(
         self, scenario: Scenario, max_concurrency: int, stream: int, count: int | None = None
     ) -> list[Request]:
-        if self._dataset.served:
-            return self._dataset_requests(self._dataset.served)
+        if self._dataset.conversations:
+            return self._dataset_requests(self._dataset.conversations)
         self._check_scenario(scenario)
         number = count or self.experiment.num_prompts or max_concurrency
         if scenario.mixed:
@@ -123,24 +132,29 @@ class Workload:
             )
         ]
 
-    def _dataset_requests(self, dataset: Sequence[Prompt]) -> list[Request]:
-        """The prompts in their own order, from the start again where more are asked for."""
-        count = self.experiment.num_prompts or len(dataset)
-        prompts = itertools.islice(itertools.cycle(dataset), count)
-        return [
-            Request(i, prompt.tokens, prompt.output_len, prompt.arrival_s or 0.0)
-            for i, prompt in enumerate(prompts)
-        ]
+    def _dataset_requests(self, dataset: Sequence[Sequence[Prompt]]) -> list[Request]:
+        """The conversations in their own order, from the start again where more are asked for; a
+        turn is after the one before it."""
+        count, made = self.experiment.num_prompts or len(dataset), list[Request]()
+        for turns in itertools.islice(itertools.cycle(dataset), count):
+            for turn, prompt in enumerate(turns):
+                index, at = len(made), prompt.arrival_s or 0.0
+                after = index - 1 if turn else None
+                made.append(Request(index, prompt.tokens, prompt.output_len, at, after))
+        return made
 
     def _timed(self, requests: list[Request]) -> list[Request]:
-        """The requests, with times of arrival if a rate was asked for. The times are the same for
-        every layout."""
+        """The requests, with times of arrival if a rate was asked for: of those that are after no
+        other one. The times are the same for every layout."""
         rate = self.experiment.request_rate
         if rate is None:
             return requests
         burstiness, seed = self.experiment.burstiness, self.experiment.seed
-        times = arrival_times(len(requests), rate, burstiness, seed)
-        return [replace(request, arrival_s=at) for request, at in zip(requests, times, strict=True)]
+        count = sum(one.after is None for one in requests)
+        times = iter(arrival_times(count, rate, burstiness, seed))
+        return [
+            replace(one, arrival_s=next(times)) if one.after is None else one for one in requests
+        ]
 
     def _check_counts(self) -> None:
         """A trace is served once, at its own times."""

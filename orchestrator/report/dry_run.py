@@ -43,11 +43,12 @@ class Room:
 @dataclass(frozen=True, slots=True)
 class CellWork:
     """The work of one run of a cell. Requests and tokens are None where a pilot is to settle
-    them."""
+    them. A request that belongs to no conversation is one of its own."""
 
     scenario: str
     max_concurrency: int
     num_prompts: int | None
+    num_conversations: int | None
     prompt_tokens: int | None
     output_tokens: int | None
 
@@ -56,11 +57,12 @@ class CellWork:
         """The work that is planned."""
         cell, requests = planned.cell, planned.work.requests
         if planned.sized is not None:
-            return cls(cell.scenario.name, cell.max_concurrency, None, None, None)
+            return cls(cell.scenario.name, cell.max_concurrency, None, None, None, None)
         return cls(
             scenario=cell.scenario.name,
             max_concurrency=cell.max_concurrency,
             num_prompts=len(requests),
+            num_conversations=planned.work.num_conversations,
             prompt_tokens=sum(len(request.prompt) for request in requests),
             output_tokens=sum(request.output_len for request in requests),
         )

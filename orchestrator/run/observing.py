@@ -19,7 +19,7 @@ from orchestrator.plan.deployments import PlannedCell
 from orchestrator.run.jobs import Job
 from orchestrator.run.workers import BuildFailed, Session
 from orchestrator.store.arrow_files import concat
-from workers.messages import RankReport, Work
+from workers.messages import RankReport, Request, Work
 
 OBSERVED_TOKENS = 16  # made for each request while a run is taken apart: enough steps for a mean
 BATCHES, FEW = 4, 16  # of the requests in flight, as long as these are not more than FEW together
@@ -95,11 +95,12 @@ class _Observing:
 
 def short(work: Work) -> Work:
     """The first requests of `work`, all there at once and cut short: as many as are in flight, and
-    where these are few several batches of them, so that more than one step reads prompts."""
+    where these are few several batches of them, so that more than one step reads prompts. None
+    waits for another or finds its prompt in a cache."""
     seats = min(work.max_concurrency, len(work.requests))
     count = max(seats, min(BATCHES * seats, FEW))
     requests = tuple(
-        replace(one, index=i, output_len=min(OBSERVED_TOKENS, one.output_len), arrival_s=0.0)
+        Request(i, one.prompt, min(OBSERVED_TOKENS, one.output_len))
         for i, one in enumerate(itertools.islice(itertools.cycle(work.requests), count))
     )
-    return replace(work, requests=requests)
+    return replace(work, requests=requests, reuse=None)

@@ -125,7 +125,9 @@ class Search:
         search = Bisection(0.0, self.experiment.rate_runs, partial(self._try, cell))
         closed: float | None = None
         try:
-            closed = search.highest = _completed_rate(self._runs(cell, None))
+            work = cell.work
+            arriving = work.num_conversations / len(work.requests)
+            closed = search.highest = _completed_rate(self._runs(cell, None)) * arriving
             search.run()
         except NoResult as error:
             search.reason = f"its closed loop: {error}"
@@ -147,11 +149,10 @@ class Search:
 
     def _try(self, cell: PlannedCell, rate: float) -> Tried:
         """Whether every run of a cell at `rate` meets the SLO."""
-        lasts, timeout = len(cell.work.requests) / rate, self.experiment.timeout
-        if lasts >= timeout:
+        arriving, timeout = cell.work.num_conversations, self.experiment.timeout
+        if arriving / rate >= timeout:
             raise NoResult(
-                f"{len(cell.work.requests)} requests at {rate:g} requests/s take longer than "
-                f"--timeout {timeout:g}"
+                f"{arriving} requests at {rate:g} requests/s take longer than --timeout {timeout:g}"
             )
         runs = self._runs(cell, rate)
         worst = max(runs, key=lambda run: (not run.slo.slo_met, run.slo.slo_ratio or 0.0))

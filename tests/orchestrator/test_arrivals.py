@@ -12,6 +12,7 @@ from orchestrator.plan.arrival_times import arrival_times
 from orchestrator.plan.planning import choose_device, plan_experiment
 from orchestrator.store.identity import identity_of
 from strategies import Topology
+from workers import engines
 from workers.engines.native.arrivals import Arrivals
 from workers.engines.native.scheduler import Limits, Scheduler
 from workers.messages import Request, Work
@@ -55,6 +56,22 @@ def test_other_engines_refuse_by_name():
         plan_experiment(experiment, *choose_device(experiment, Topology(())))
 
 
+def test_engines_that_let_requests_wait_say_so():
+    able = [name for name in engines.names() if engines.lets_wait(name)]
+    assert able == ["torch", "vllm"]
+
+
+@pytest.mark.parametrize(
+    "asked", [{"request_rate": 2.0}, {"find_rate": True, "slo": "ttft:p99:2000", "num_prompts": 4}]
+)
+def test_the_engine_vllm_serves_at_a_rate_and_searches_one(asked, monkeypatch):
+    monkeypatch.setattr(engines, "refusal", lambda name, plan: None)  # installed or not
+    experiment = Experiment(engine="torch,vllm", device="cpu", **asked)
+    ours, theirs = plan_experiment(experiment, *choose_device(experiment, Topology(())))
+    assert theirs.deployment.engine == "vllm"
+    assert theirs.cells[0].work == ours.cells[0].work
+
+
 def test_results_of_open_and_closed_loops_are_kept_apart():
     closed, open_ = Experiment(), Experiment(request_rate=2.0)
     bursts = Experiment(request_rate=2.0, burstiness=0.5)
@@ -91,8 +108,8 @@ def clock(monkeypatch):
 def serve(clock, requests, seats, step_s=1.0):
     """Serve with steps of `step_s`; request -> when it was let in."""
     limits = Limits(micro_batches=1, pages=64, prefill_tokens=64)
-    scheduler = Scheduler(requests, seats, limits)
-    doors = Arrivals(requests, clock, decides=True, source=0, group=None)
+    scheduler = Scheduler(requests, seats, limits, is_open=True)
+    doors = Arrivals(clock, decides=True, source=0, group=None)
     admitted = {}
     for _ in range(100):
         doors.tell(scheduler, lambda: None)
@@ -120,6 +137,20 @@ def test_no_more_are_let_in_than_there_are_seats(clock):
     requests = tuple(Request(i, (1, 2), 4, 0.5) for i in range(2))
     admitted = serve(clock, requests, seats=1)
     assert admitted[1] - admitted[0] == pytest.approx(4.0, abs=0.1)  # four tokens of 1 s
+
+
+def test_a_turn_waits_for_the_reply_and_not_for_the_clock(clock):
+    asked = (
+        Request(0, (1, 2), 3, 0.5),
+        Request(1, (1, 2), 2, after=0),
+        Request(2, (1, 2), 2, 20.0),
+        Request(3, (1, 2), 2, after=2),
+    )
+    admitted = serve(clock, asked, seats=4)
+    assert list(admitted) == [0, 1, 2, 3]
+    assert admitted[1] == pytest.approx(0.5 + 3.0, abs=0.02)  # three tokens of 1 s
+    assert admitted[2] == pytest.approx(20.0, abs=0.02)
+    assert admitted[3] == pytest.approx(22.0, abs=0.02)
 
 
 def test_a_closed_loop_knows_no_clock():

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
 import pyarrow as pa
 import pytest
-from fakes import write_config
+from dataset_inputs import TEMPLATE, checkpoint, lines, read, served, workload
 from pyarrow import csv, ipc, parquet
 from pydantic import ValidationError
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, Lengths, Window
@@ -28,32 +24,11 @@ from orchestrator.plan.workload import Workload
 from orchestrator.run.jobs import Job
 from orchestrator.store.identity import identity_of
 from strategies import Topology
-from workers.messages import Request
 
-WORDS = ("<unk>", "<s>", "</s>", "user", "assistant", "hello", "world", "hi", ":")
-TEMPLATE = (
-    "{{ '<s> ' }}{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' ' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
-)
 LINES = [{"prompt": "hello world", "output_len": 4}, {"prompt": "hi", "output_len": 3}]
 READ = [((5, 6), 4), ((7,), 3)]
 AZURE_HEAD = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 BURSTGPT_HEAD = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
-
-
-def checkpoint(folder: Path, template: str | None = None) -> ResolvedModel:
-    """A model whose tokenizer knows WORDS by their places."""
-    made = Tokenizer(
-        WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<unk>")
-    )
-    made.add_special_tokens(["<s>", "</s>"])
-    made.pre_tokenizer = Whitespace()
-    made.save(str(write_config(folder) / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
-    if template:
-        config["chat_template"] = template
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return models.resolve(str(folder), "dummy")
 
 
 @pytest.fixture(scope="module")
@@ -69,24 +44,6 @@ def chatty(tmp_path_factory: pytest.TempPathFactory) -> ResolvedModel:
 @pytest.fixture(scope="module")
 def tiny() -> ResolvedModel:
     return models.resolve("tiny")
-
-
-def workload(path: Path, model: ResolvedModel, **fields: Any) -> Workload:
-    return Workload(Experiment(dataset_path=path, **fields), model)
-
-
-def served(path: Path, model: ResolvedModel, **fields: Any) -> Sequence[Request]:
-    made = workload(path, model, **fields)
-    return made.work(made.experiment.scenarios[0], 4).requests
-
-
-def read(path: Path, model: ResolvedModel, **fields: Any) -> list[tuple[tuple[int, ...], int]]:
-    return [(one.prompt, one.output_len) for one in served(path, model, **fields)]
-
-
-def lines(path: Path, *rows: Any) -> Path:
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
-    return path
 
 
 # -- containers
@@ -414,6 +371,7 @@ def test_equal_hash_ids_are_equal_tokens_and_it_is_said_that_they_are_read_again
     assert second[:6] == first
     assert third[:5] != first[:5]
     assert any("hash_ids are equal tokens" in one for one in made.remarks())
+    assert made.work(made.experiment.scenarios[0], 4).reuse == "all"
 
 
 @pytest.mark.parametrize(
@@ -550,7 +508,7 @@ def test_the_longest_lengths_must_fit_the_model(model: ResolvedModel) -> None:
         ({"dataset_path": "a", "trace_window": "soon"}, "'soon' is not a window"),
         ({"dataset_path": "a", "trace_window": "9s:3s"}, "the window 9s:3s is empty"),
         ({"dataset_path": "a", "dataset_columns": "prompt"}, "dataset_columns is FIELD=COLUMN"),
-        ({"dataset_path": "a", "multi_turn": True}, "a turn waits for the reply before it"),
+        ({"multi_turn": True}, "multi_turn is about a dataset"),
     ],
 )
 def test_what_makes_no_sense_of_lengths_and_datasets_is_refused(fields: Any, words: str) -> None:
@@ -571,7 +529,12 @@ def test_results_are_of_another_experiment_where_it_is_read_in_another_way(tmp_p
     plain = Experiment(dataset_path=path)
     others = [
         Experiment(dataset_path=path, **fields)
-        for fields in ({"trace_speed": 2.0}, {"trace_window": "6s"}, {"skip_invalid": True})
+        for fields in (
+            {"trace_speed": 2.0},
+            {"trace_window": "6s"},
+            {"skip_invalid": True},
+            {"multi_turn": True},
+        )
     ]
-    assert len({identity_of(one) for one in (plain, *others)}) == 4
+    assert len({identity_of(one) for one in (plain, *others)}) == 5
     assert identity_of(Experiment(range_ratio=0.5)) != identity_of(Experiment())

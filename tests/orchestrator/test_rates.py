@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from driver_inputs import TIMEOUT_S, deployment
 from fake_engine import RAISE, SERVE, TOKEN_S
@@ -154,6 +156,25 @@ def test_a_layout_whose_runs_fail_says_so_and_the_others_are_searched(groups, tm
 def test_a_rate_so_low_that_a_run_outlasts_the_timeout_is_not_tried(groups, tmp_path):
     _, (found,) = searched(experiment(tmp_path, strategy="tp1", timeout=0.05, num_prompts=4))
     assert "take longer than --timeout" in found.reason
+
+
+def test_the_rate_of_conversations_is_searched_where_requests_are_turns(groups, tmp_path):
+    """A turn after another one does not arrive by the clock."""
+
+    def in_pairs(asked):
+        (one,) = plan(asked)
+        (cell,) = one.cells
+        first, second, *others = cell.work.requests
+        turns = (first, replace(second, after=0), *others)
+        return [replace(one, cells=(replace(cell, work=replace(cell.work, requests=turns)),))]
+
+    search, (found,) = searched(experiment(tmp_path, strategy="tp1", rate_runs=1), in_pairs)
+    runs = [run for one in load([search.root]) for run in one.runs]
+    (closed,) = (run for run in runs if run.arrivals.request_rate is None)
+    assert found.closed_rate == rounded(closed.throughput.request_throughput * 3 / 4)
+    timeout = {"strategy": "tp1", "timeout": 0.05}
+    _, (slow,) = searched(experiment(tmp_path / "slow", **timeout), in_pairs)
+    assert slow.reason.startswith("3 requests at")
 
 
 def test_the_table_has_the_best_layout_first_and_a_sentence_for_each(groups, tmp_path):

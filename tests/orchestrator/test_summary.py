@@ -156,6 +156,15 @@ def test_a_run_above_its_data_sheet_is_invalid_and_keeps_what_was_measured() -> 
     assert row.throughput.output_throughput == pytest.approx(200.0)
 
 
+def test_a_run_whose_prompts_may_have_been_cached_is_held_to_no_bound() -> None:
+    """The engine torch has no prefix cache, so its prompts say what it computed."""
+    shared = replace(ATTEMPT, sheet=SLOW, work=replace(WORK, reuse="all"))
+    elsewhere = replace(KEY, cell=replace(KEY.cell, engine="vllm"))
+    assert measured(shared, BUILDING, REPORTS, SERVED).status == "invalid"
+    row = measured(replace(shared, key=elsewhere), BUILDING, REPORTS, SERVED)
+    assert (row.status, row.bounds) == ("completed", nothing(Bounds))
+
+
 def test_a_run_above_what_was_measured_of_its_devices_is_completed() -> None:
     row = measured(replace(ATTEMPT, ceilings=SLOW), BUILDING, REPORTS, SERVED)
     assert (row.status, row.reason) == ("completed", None)

@@ -173,6 +173,7 @@ def test_a_dry_run_says_what_would_run_and_how_it_fits(
             "scenario": "short",
             "max_concurrency": c,
             "num_prompts": 8,
+            "num_conversations": 8,
             "prompt_tokens": 2048,
             "output_tokens": 1024,
         }

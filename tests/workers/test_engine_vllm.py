@@ -6,9 +6,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -182,10 +185,17 @@ def test_a_replica_sees_no_gpu_of_another(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 class FakeVllm:
-    """An LLMEngine whose every step brings `each` tokens of every request it has."""
+    """An LLMEngine whose every step brings `each` tokens of every request it has, `step_s` after
+    the one before."""
 
-    def __init__(self, each: int = 1, cached: int = 0, resets: tuple[bool, ...] = (True,)) -> None:
-        self.each, self.cached, self.resets = each, cached, list(resets)
+    def __init__(
+        self,
+        each: int = 1,
+        cached: int = 0,
+        resets: tuple[bool, ...] = (True,),
+        step_s: float = 0.0,
+    ) -> None:
+        self.each, self.cached, self.resets, self.step_s = each, cached, list(resets), step_s
         self.left: dict[str, int] = {}
         self.most = 0
         self.salts: list[str] = []
@@ -198,12 +208,11 @@ class FakeVllm:
         assert method == "orchestrator_begin"
 
     def add_request(self, name: str, prompt: dict[str, Any], params: int) -> None:
+        if not self.left:
+            self.engine_core.begin_step()
         self.left[name] = params
         self.salts.append(prompt["cache_salt"])
         self.most = max(self.most, len(self.left))
-
-    def has_unfinished_requests(self) -> bool:
-        return bool(self.left)
 
     def step(self) -> list[Any]:
         outputs = self.engine_core.get_output().outputs
@@ -213,10 +222,13 @@ class FakeVllm:
 class _Core:
     def __init__(self, engine: FakeVllm) -> None:
         self.engine = engine
+        self.outputs_queue: queue.Queue[None] = queue.Queue()
+
+    def begin_step(self) -> None:
+        threading.Timer(self.engine.step_s, self.outputs_queue.put, (None,)).start()
 
     def get_output(self) -> Any:
-        import time
-
+        self.outputs_queue.get()
         engine, outputs = self.engine, []
         for name in list(engine.left):
             made = min(engine.each, engine.left[name])
@@ -224,6 +236,8 @@ class _Core:
             if not engine.left[name]:
                 del engine.left[name]
             outputs.append(_output(name, [7] * made, engine.cached))
+        if engine.left:
+            self.begin_step()
         stats = SimpleNamespace(num_running_reqs=len(engine.left), num_waiting_reqs=0)
         return SimpleNamespace(timestamp=time.monotonic(), outputs=outputs, scheduler_stats=stats)
 
@@ -237,9 +251,9 @@ def _named(output: Any, finished: bool) -> Any:
     return SimpleNamespace(request_id=output.request_id, finished=finished)
 
 
-def run(engine: FakeVllm) -> list[dict[str, Any]]:
-    watch = serve(engine, WORK, lambda request: request.output_len, Progress())
-    rows: list[dict[str, Any]] = requests_table(watch, WORK, replica=1).to_pylist()
+def run(engine: FakeVllm, work: Work = WORK) -> list[dict[str, Any]]:
+    watch = serve(engine, work, lambda request: request.output_len, Progress())
+    rows: list[dict[str, Any]] = requests_table(watch, work, replica=1).to_pylist()
     return rows
 
 
@@ -252,6 +266,54 @@ def test_a_request_arrives_when_one_in_flight_has_ended() -> None:
     assert [row["output_token_ids"] for row in rows] == [[7, 7, 7]] * 5
     assert engine.salts == ["0", "1", "2", "3", "4"]  # no prompt finds itself in the cache
     assert "get_output" not in vars(engine.engine_core)  # vLLM has its own again
+
+
+def test_in_an_open_loop_a_request_is_handed_in_when_it_arrives() -> None:
+    """Steps take long, so that the second request comes while vLLM is in one, and the third when it
+    has had nothing to do for a while."""
+    at = (0.05, 0.15, 0.9)
+    work = Work(tuple(Request(i, (1, 2), 2, when) for i, when in enumerate(at)), 4)
+    engine = FakeVllm(step_s=0.2)
+    rows = run(engine, work)
+    assert [row["arrival_s"] for row in rows] == list(at)
+    for row in rows:
+        assert row["admitted_s"] == pytest.approx(row["arrival_s"], abs=0.08)
+        assert row["admitted_s"] >= row["arrival_s"]
+    first, second, third = (row["token_times_s"][0] for row in rows)
+    assert first == second  # it was there for the step under way, which has made no token yet
+    assert third == pytest.approx(1.1, abs=0.1)
+
+
+def test_in_an_open_loop_no_more_are_in_flight_than_was_asked_for() -> None:
+    engine = FakeVllm(step_s=0.01)
+    rows = run(engine, Work(tuple(Request(i, (1,), 5, 0.001 * (i + 1)) for i in range(4)), 1))
+    assert engine.most == 1
+    ends = [row["token_times_s"][-1] for row in rows]
+    assert [row["arrival_s"] for row in rows] == [0.001, 0.002, 0.003, 0.004]
+    assert all(
+        row["admitted_s"] >= end for row, end in zip(rows[1:], ends[:-1], strict=True)
+    )  # the client's own queue
+
+
+@pytest.mark.parametrize("arrival_s", [0.0, 0.01])
+def test_a_turn_is_handed_in_when_the_reply_before_it_has_ended(arrival_s: float) -> None:
+    after = {1: 0, 2: 1, 4: 3}
+    asked = tuple(
+        Request(i, (1, 2), 2, 0.0 if i in after else arrival_s, after.get(i)) for i in range(5)
+    )
+    engine = FakeVllm(cached=16)
+    rows = run(engine, Work(asked, 2, reuse="conversation"))
+    for turn, reply in after.items():
+        assert rows[turn]["arrival_s"] == rows[reply]["token_times_s"][-1]
+        assert rows[turn]["token_times_s"][0] > rows[turn]["arrival_s"]
+        assert (rows[turn]["admitted_s"] is None) == (not arrival_s)
+    assert sorted(engine.salts) == ["0", "0", "0", "3", "3"]  # a conversation finds its own blocks
+
+
+def test_blocks_of_all_requests_may_be_found_where_the_work_says_so() -> None:
+    engine = FakeVllm(cached=16)
+    assert len(run(engine, replace(WORK, reuse="all"))) == 5
+    assert set(engine.salts) == {"0"}
 
 
 def test_tokens_that_one_step_brings_have_one_time() -> None:

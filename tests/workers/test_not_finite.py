@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from workers.communicator import Communicator
 from workers.engines.native.sampling import Sampler
-from workers.finite import BROKEN
-from workers.messages import Work
+from workers.messages import BROKEN, Work
 
 LAYOUTS = ["tp1", "tp2", "pp2", "tp2pp2", "dp2"]
 MLP_OF_3 = "model.layers.3.mlp.up_proj.weight"

@@ -9,7 +9,9 @@ import pytest
 
 from workers.engines.native.pages import PAGE
 from workers.engines.native.scheduler import Limits, Scheduler, Step
-from workers.messages import Request, dealt
+from workers.line import Line
+from workers.messages import Request, Work, dealt
+from workers.records import DECODE
 
 PLENTY = 1000
 
@@ -31,7 +33,8 @@ def scheduler(
     prefill_tokens: int = PLENTY,
     chunked: bool = True,
 ) -> Scheduler:
-    return Scheduler(asked, seats, Limits(micro_batches, pages, prefill_tokens, chunked))
+    limits = Limits(micro_batches, pages, prefill_tokens, chunked)
+    return Scheduler(asked, seats, limits, is_open=any(one.arrival_s for one in asked))
 
 
 def steps(scheduler: Scheduler) -> Iterator[Step]:
@@ -186,13 +189,13 @@ def test_a_replica_without_seats_serves_nothing() -> None:
 
 def test_in_an_open_loop_only_those_who_have_arrived_are_let_in() -> None:
     one = scheduler(requests((2, 2), (2, 2), arrivals=(0.5, 3.0)))
-    one.arrive(1, now=0.6)
+    one.arrive(0.6)
     assert one.next_micro_batch() == 0
     assert one.held() == (1, 0, 1)
     step = one.next_step(0)
     assert step is not None
     assert [s.admitted_s for s in step.sampled] == [0.6]
-    one.arrive(2, now=3.1)
+    one.arrive(3.1)
     one.next_micro_batch()
     assert one.held()[:2] == (2, 0)
     assert one.queued == 0
@@ -200,7 +203,7 @@ def test_in_an_open_loop_only_those_who_have_arrived_are_let_in() -> None:
 
 def test_those_who_have_arrived_and_have_no_seat_wait() -> None:
     one = scheduler(requests(*[(2, 2)] * 3, arrivals=(0.1, 0.2, 9.0)), seats=1)
-    one.arrive(2, now=0.3)
+    one.arrive(0.3)
     one.next_micro_batch()
     assert one.held()[:2] == (1, 1)
     assert not one.is_idle()
@@ -209,8 +212,112 @@ def test_those_who_have_arrived_and_have_no_seat_wait() -> None:
 def test_in_an_open_loop_a_first_token_is_not_waited_for_by_all() -> None:
     """The one that has its first token decodes between the chunks of the other's prompt."""
     one = scheduler(requests((2, 4), (8, 1), arrivals=(0.1, 0.2)), prefill_tokens=2)
-    one.arrive(2, now=0.3)
+    one.arrive(0.3)
     assert phases(steps(one)) == "PDPDPDPP"
+
+
+# -- conversations
+
+
+def talks(*turns: int, output: int = 2, arrivals: tuple[float, ...] = ()) -> tuple[Request, ...]:
+    """Conversations of so many turns each, one after the other."""
+    times, made = arrivals or (0.0,) * len(turns), list[Request]()
+    for count, at in zip(turns, times, strict=True):
+        for turn in range(count):
+            after = made[-1].index if turn else None
+            made.append(Request(len(made), (1, 2), output, 0.0 if turn else at, after))
+    return tuple(made)
+
+
+def order(found: Iterator[Step]) -> list[int]:
+    """Requests by their first tokens."""
+    return list(dict.fromkeys(index for step in found for index in sampled(step)))
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2, 3])
+@pytest.mark.parametrize("seats", [1, 2, 3, 9])
+def test_a_turn_goes_in_only_after_the_last_token_of_the_reply_before_it(
+    seats: int, micro_batches: int
+) -> None:
+    asked = talks(3, 1, 4, 2, 1)
+    one = scheduler(asked, seats, micro_batches)
+    made: Counter[int] = Counter()
+    for step in steps(one):
+        for chunk in step.chunks:
+            request = chunk.sequence.request
+            if request.after is not None:
+                assert made[request.after] == asked[request.after].output_len
+                assert chunk.sequence.reply is not None
+                assert chunk.sequence.reply.request.index == request.after
+                assert chunk.sequence.reply.done
+        made.update(sampled(step))
+        assert one.held()[0] <= seats
+    assert made == {one.index: one.output_len for one in asked}
+    assert one.held() == (0, 0, 0)
+    assert (one.queued, one.is_idle()) == (0, True)
+
+
+def test_a_conversation_goes_on_before_another_one_begins() -> None:
+    assert order(steps(scheduler(talks(2, 3, 2), seats=1))) == [0, 1, 2, 3, 4, 5, 6]
+    assert order(steps(scheduler(talks(2, 3, 2), seats=2))) == [0, 2, 1, 3, 4, 5, 6]
+
+
+def test_a_waiting_turn_holds_no_seat() -> None:
+    """Of two seats one is always free for the other conversation's request."""
+    one = scheduler(talks(2, 1, output=3), seats=1)
+    one.next_micro_batch()
+    assert (one.held()[:2], one.queued) == ((1, 1), 2)  # the second turn has not arrived
+
+
+def test_no_step_waits_for_a_reply_on_its_way_through_the_stages() -> None:
+    """Under a pipeline a reply's micro-batch comes round again before the turn after it goes in, so
+    its tokens have left the last stage."""
+    found = list(steps(scheduler(talks(2, 1, 1), seats=2, micro_batches=2)))
+    ended = next(step for step in found if sampled(step) == [0] and step.phase == DECODE)
+    began = next(step for step in found if any(c.sequence.request.index == 1 for c in step.chunks))
+    assert began.index - ended.index >= 2
+
+
+def test_in_an_open_loop_a_turn_arrives_with_the_reply_before_it() -> None:
+    one = scheduler(talks(2, 1, arrivals=(0.5, 9.0)))
+    assert (one.is_idle(), one.next_arrival_s) == (True, 0.5)
+    found = []
+    for now in (0.6, 0.7, 0.8, 0.9):
+        one.arrive(now)
+        assert not one.is_idle()  # the turn after the reply that has ended is to come at once
+        micro_batch = one.next_micro_batch()
+        assert micro_batch is not None
+        step = one.next_step(micro_batch)
+        assert step is not None
+        found.append([(s.request.index, s.admitted_s) for s in step.sampled])
+    assert found == [[(0, 0.6)], [(0, 0.6)], [(1, 0.8)], [(1, 0.8)]]
+    assert (one.is_idle(), one.next_arrival_s) == (True, 9.0)
+
+
+def test_those_who_have_arrived_go_in_the_order_of_their_arrival() -> None:
+    line = Line(talks(2, 1, 1, arrivals=(0.1, 0.2, 0.9)), is_open=True)
+    line.arrive(0.1)
+    assert line.take().index == 0
+    line.arrive(0.3)
+    line.end(0)
+    line.arrive(1.0)
+    assert [line.take().index for _ in range(3)] == [2, 1, 3]
+    assert (line.next, line.waiting, len(line)) == (None, 0, 0)
+
+
+def test_all_turns_of_a_conversation_are_dealt_to_one_replica() -> None:
+    work = Work(talks(3, 1, 2, 1), max_concurrency=2, reuse="conversation")
+    shares = [work.share(replica, 2) for replica in range(2)]
+    assert [[one.index for one in share.requests] for share in shares] == [[0, 1, 2, 4, 5], [3, 6]]
+    assert [share.max_concurrency for share in shares] == [1, 1]
+    assert shares[0].cache_of() == {0: 0, 1: 0, 2: 0, 4: 4, 5: 4}
+    assert work.num_conversations == 4
+
+
+def test_whose_blocks_a_prompt_may_find_is_said_by_the_work() -> None:
+    alone, every = Work(talks(2, 1), 1), Work(talks(2, 1), 1, reuse="all")
+    assert list(alone.cache_of().values()) == [0, 1, 2]
+    assert list(every.cache_of().values()) == [0, 0, 0]
 
 
 # -- what is dealt to replicas
@@ -223,9 +330,9 @@ def test_every_request_and_seat_is_dealt_to_one_replica(
     count: int, seats: int, replicas: int
 ) -> None:
     hands = [dealt(count, seats, replica, replicas) for replica in range(replicas)]
-    assert sorted(i for hand in hands for i in hand.requests) == list(range(count))
+    assert sorted(i for hand in hands for i in hand.conversations) == list(range(count))
     assert sum(hand.seats for hand in hands) == seats
-    assert max(len(hand.requests) for hand in hands) == len(hands[0].requests)
+    assert max(len(hand.conversations) for hand in hands) == len(hands[0].conversations)
     assert max(hand.seats for hand in hands) == hands[0].seats
 
 

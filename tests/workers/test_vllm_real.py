@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -26,14 +28,14 @@ GONE_S = 15.0  # within which nothing is left of a worker that was killed
 WORK = Work(tuple(Request(i, tuple(range(5 + i, 37 + i)), 8) for i in range(6)), 2)
 
 
-def served(engine: str, layout: str, runs: int = 1) -> list[list[RankReport]]:
+def served(engine: str, layout: str, *works: Work) -> list[list[RankReport]]:
     """What an engine in this process reports of each run."""
     model = models.resolve("tiny", "auto")
-    plan = engine_plan(layout, model.shape, model.checkpoint, WORK, timeout_s=600.0)
+    plan = engine_plan(layout, model.shape, model.checkpoint, works[0], timeout_s=600.0)
     worker = Worker()
     try:
         worker.build(engine, plan, None)
-        answers = [worker.run(WORK) for _ in range(runs)]
+        answers = [worker.run(work) for work in works]
     finally:
         worker.close()
     return [[one] if isinstance(one, RankReport) else list(one) for one in answers]
@@ -42,7 +44,7 @@ def served(engine: str, layout: str, runs: int = 1) -> list[list[RankReport]]:
 @pytest.fixture(scope="module")
 def of_torch() -> list[list[int]]:
     """The tokens that the engine torch makes."""
-    return tokens(served("torch", "tp1")[0])
+    return tokens(served("torch", "tp1", WORK)[0])
 
 
 def tokens(reports: list[RankReport]) -> list[list[int]]:
@@ -55,7 +57,7 @@ def tokens(reports: list[RankReport]) -> list[list[int]]:
 def test_every_run_makes_the_tokens_of_torch_and_tells_its_steps(
     layout: str, of_torch: list[list[int]]
 ) -> None:
-    for reports in served("vllm", layout, runs=2):
+    for reports in served("vllm", layout, WORK, WORK):
         assert [one.rank for one in reports] == [*range(int(layout[-1]))]
         assert tokens(reports) == of_torch
         assert [one.requests is None for one in reports[1:]] == [True] * (len(reports) - 1)
@@ -66,6 +68,53 @@ def test_every_run_makes_the_tokens_of_torch_and_tells_its_steps(
             assert {one["phase"] for one in steps} == {PREFILL, DECODE}
             assert max(one["num_requests"] for one in steps) == WORK.max_concurrency
             assert report.peak_memory_bytes > 0
+
+
+# Conversations of three and two turns; every prompt begins with those that are shorter.
+# On a CPU a block of the prefix cache has 128 tokens: one, two and one are found again.
+BLOCK = 128
+WORDS = tuple(range(5, 405))
+TALKS = tuple(
+    Request(index, WORDS[:length], 8, at, after)
+    for index, length, at, after in (
+        (0, 200, 0.2, None),
+        (1, 300, 0.0, 0),
+        (2, 400, 0.0, 1),
+        (3, 130, 0.6, None),
+        (4, 260, 0.0, 3),
+    )
+)
+
+
+def test_turns_follow_their_replies_at_their_times_and_find_their_own_prompts_cached() -> None:
+    open_ = Work(TALKS, 2, reuse="conversation")
+    closed = replace(open_, requests=tuple(replace(one, arrival_s=0.0) for one in TALKS))
+    alone = Work(tuple(replace(one, after=None) for one in closed.requests), 1)
+    of_torch = tokens(served("torch", "tp1", closed)[0])
+    asked = sum(len(one.prompt) + one.output_len - 1 for one in TALKS)
+    reports = [one for (one,) in served("vllm", "tp1", open_, closed, alone)]
+    assert [tokens([one]) for one in reports] == [of_torch] * 3
+    for report in reports[:2]:
+        rows = rows_of(report)
+        for turn, reply in ((1, 0), (2, 1), (4, 3)):
+            assert rows[turn]["arrival_s"] == rows[reply]["token_times_s"][-1]
+            assert rows[turn]["token_times_s"][0] > rows[turn]["arrival_s"]
+        assert tokens_read(report) == asked - 4 * BLOCK
+    timed = rows_of(reports[0])
+    assert [timed[index]["arrival_s"] for index in (0, 3)] == [0.2, 0.6]
+    assert all(0 <= row["admitted_s"] - row["arrival_s"] < 0.2 for row in timed)
+    assert tokens_read(reports[2]) == asked  # a conversation finds nothing of another one
+
+
+def rows_of(report: RankReport) -> list[dict[str, Any]]:
+    assert report.requests is not None
+    found: list[dict[str, Any]] = report.requests.to_pylist()
+    return found
+
+
+def tokens_read(report: RankReport) -> int:
+    """Tokens that went through the model."""
+    return sum(one["num_tokens"] for one in report.steps.to_pylist())
 
 
 def test_no_process_is_left_when_the_worker_is_killed(tmp_path: Path) -> None:

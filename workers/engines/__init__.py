@@ -55,6 +55,7 @@ __all__ = [
     "StepRow",
     "Work",
     "create",
+    "lets_wait",
     "names",
     "refusal",
     "takes_arguments",
@@ -79,7 +80,8 @@ class Engine(Protocol):
     the placement and reports as rank 0.
 
     An engine that takes settings of its own (`--engine-arg`) has an attribute `takes_arguments`
-    that is true.
+    that is true. One in which a request may wait, for its time of arrival or for the reply to
+    another one (`Request.arrival_s`, `Request.after`), has an attribute `lets_wait` that is true.
     """
 
     processes: Literal["per_rank", "per_replica", "single"]
@@ -146,6 +148,11 @@ def refusal(name: str, plan: EnginePlan) -> str | None:
 def takes_arguments(name: str) -> bool:
     """Whether the engine has settings of its own, which `--engine-arg` gives."""
     return bool(getattr(create(name), "takes_arguments", False))
+
+
+def lets_wait(name: str) -> bool:
+    """Whether a request may wait there, for its time of arrival or for the reply to another."""
+    return bool(getattr(create(name), "lets_wait", False))
 
 
 def _entry_point(name: str) -> EntryPoint:

@@ -19,9 +19,8 @@ from transformers import (
 )
 
 from workers.clock import Clock, Moment, wait
-from workers.finite import NotFinite
 from workers.intervals import Span
-from workers.messages import EnginePlan, Request, Work
+from workers.messages import EnginePlan, NotFinite, Request, Work
 from workers.probes.probe import TimedStep, host_spans
 from workers.progress import Progress
 from workers.records import DECODE, PREFILL, REQUESTS, STEPS, Call, RequestRow, StepRow

@@ -37,6 +37,7 @@ class VllmEngine:
 
     processes: Literal["per_rank", "per_replica", "single"] = "per_replica"
     takes_arguments = True
+    lets_wait = True
 
     def __init__(self) -> None:
         self._context: RankContext | None = None

@@ -1,4 +1,4 @@
-"""One run of vLLM's engine: the closed loop, and the tables of what came of it."""
+"""One run of vLLM's engine: handing requests in, and the tables of what came of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from workers.engines.vllm_versions import cached_tokens, index_of
+from workers.line import Line
 from workers.messages import Request, Work
 from workers.progress import Progress
 from workers.records import DECODE, PREFILL, REQUESTS, STEPS, RequestRow, StepRow
@@ -34,7 +35,9 @@ class Watch:
     that is of this run.
 
     The core stamps them by `time.monotonic`, which is the clock of `time.perf_counter` here: see
-    `check_clocks`. ends_s: when each step ended. after: request -> the one whose end let it in.
+    `check_clocks`. ends_s: when each step ended. after: request -> those that had to end before it
+    arrived. admitted_s: request -> when it was handed in, in seconds since the start of the run; of
+    an open loop.
     """
 
     progress: Progress
@@ -42,7 +45,8 @@ class Watch:
     tokens: list[Token] = field(default_factory=list)
     ends_s: list[float] = field(default_factory=list)
     cached: dict[int, int] = field(default_factory=dict)
-    after: dict[int, int] = field(default_factory=dict)
+    after: dict[int, Sequence[int]] = field(default_factory=dict)
+    admitted_s: dict[int, float] = field(default_factory=dict)
     _seen: set[int] = field(default_factory=set)
 
     def keep(self, outputs: Any) -> None:
@@ -89,14 +93,13 @@ def check_clocks() -> None:
 
 
 def serve(engine: Any, work: Work, params: Any, progress: Progress) -> Watch:
-    """Serve a replica's share of a run: as many requests in flight as `max_concurrency` says, the
-    next one when one has ended.
+    """Serve a replica's share of a run.
 
     engine: vLLM's LLMEngine, whose workers record. params: makes the SamplingParams of a request.
     """
     forget(engine)
     engine.collective_rpc("orchestrator_begin")
-    core, waiting = engine.engine_core, deque(work.requests)
+    core = engine.engine_core
     watch, take = Watch(progress), core.get_output
     progress.begin(watch.began_s)
 
@@ -107,28 +110,80 @@ def serve(engine: Any, work: Work, params: Any, progress: Progress) -> Watch:
 
     core.get_output = kept
     try:
-        for _ in range(min(work.max_concurrency, len(waiting))):
-            add(engine, waiting.popleft(), params)
-        while engine.has_unfinished_requests():
-            for ended in _ended(engine.step()):
-                if waiting:
-                    watch.after[waiting[0].index] = ended
-                    add(engine, waiting.popleft(), params)
+        Client(engine, work, params, watch).run()
     finally:
         del core.get_output
     return watch
+
+
+class Client:
+    """Hands requests to vLLM, each when it may go: no more in flight than `max_concurrency` says,
+    none before its time or before the reply that it is after."""
+
+    def __init__(self, engine: Any, work: Work, params: Any, watch: Watch) -> None:
+        self._engine, self._params, self._watch = engine, params, watch
+        self._line, self._cache_of = Line(work.requests, work.is_open), work.cache_of()
+        self._is_open = work.is_open
+        # Each free seat with the request that had it last.
+        self._free: deque[int | None] = deque([None] * work.max_concurrency)
+        self._in_flight = 0
+
+    def run(self) -> None:
+        """Serve all requests."""
+        while self._line or self._in_flight:
+            self._hand_in()
+            if self._waits_for_output():
+                for index in _ended(self._engine.step()):
+                    self._in_flight -= 1
+                    self._free.append(index)
+                    self._line.end(index)
+
+    def _hand_in(self) -> None:
+        if self._is_open:
+            self._line.arrive(self._now())
+        while self._free and self._line.next is not None:
+            request, before = self._line.take(), self._free.popleft()
+            seat = None if self._is_open else before
+            after = [one for one in (seat, request.after) if one is not None]
+            self._watch.after[request.index] = after
+            add(self._engine, request, self._params, str(self._cache_of[request.index]))
+            self._in_flight += 1
+            if self._is_open:
+                self._watch.admitted_s[request.index] = self._now()
+
+    def _waits_for_output(self) -> bool:
+        """Wait for an output of vLLM, but not beyond the next arrival that may be handed in;
+        whether there is an output."""
+        at = self._line.next_arrival_s if self._free else None
+        if at is None:
+            return True  # a step waits for it
+        left = max(at - self._now(), 0.0)
+        if self._in_flight:
+            return has_output(self._engine.engine_core, left)
+        time.sleep(left)
+        return False
+
+    def _now(self) -> float:
+        """Seconds since the start of the run."""
+        return time.perf_counter() - self._watch.began_s
+
+
+def has_output(core: Any, timeout_s: float) -> bool:
+    """Whether the client of vLLM's engine core has an output, for which it waits so long. It keeps
+    them in a `queue.Queue`."""
+    outputs = core.outputs_queue
+    with outputs.not_empty:
+        return bool(outputs.not_empty.wait_for(lambda: outputs.queue, timeout_s))
 
 
 def _ended(outputs: Sequence[Any]) -> Iterator[int]:
     return (index_of(one.request_id) for one in outputs if one.finished)
 
 
-def add(engine: Any, request: Request, params: Any) -> None:
-    """Hand a request to vLLM. The salt keeps requests from sharing blocks of the prefix cache, as a
-    run may ask the same prompt twice."""
-    name = str(request.index)
-    prompt = {"prompt_token_ids": list(request.prompt), "cache_salt": name}
-    engine.add_request(name, prompt, params(request))
+def add(engine: Any, request: Request, params: Any, salt: str) -> None:
+    """Hand a request to vLLM. salt: it finds only blocks of the prefix cache that have the same."""
+    prompt = {"prompt_token_ids": list(request.prompt), "cache_salt": salt}
+    engine.add_request(str(request.index), prompt, params(request))
 
 
 def forget(engine: Any) -> None:
@@ -149,10 +204,11 @@ def forget(engine: Any) -> None:
 
 
 def requests_table(watch: Watch, work: Work, replica: int) -> pa.Table:
-    """REQUESTS of a replica. Raises RuntimeError where a prompt was found in the prefix cache, or a
-    request made no token."""
+    """REQUESTS of a replica. Raises RuntimeError where a prompt was found in the prefix cache and
+    must not be, or a request made no token."""
     found = watch.by_request()
-    if reused := sorted(index for index, count in watch.cached.items() if count):
+    reused = sorted(index for index, count in watch.cached.items() if count)
+    if reused and work.reuse is None:
         raise RuntimeError(
             f"vLLM found tokens of request {reused[0]} in its prefix cache, so it did less work "
             "than was asked for"
@@ -165,8 +221,8 @@ def requests_table(watch: Watch, work: Work, replica: int) -> pa.Table:
             replica=replica,
             input_len=len(one.prompt),
             output_len=len(found[one.index][0]),
-            arrival_s=_arrival(watch, one.index, found),
-            admitted_s=None,
+            arrival_s=_arrival(watch, one, found),
+            admitted_s=watch.admitted_s.get(one.index),
             token_times_s=found[one.index][1],
             output_token_ids=found[one.index][0],
         )
@@ -174,9 +230,12 @@ def requests_table(watch: Watch, work: Work, replica: int) -> pa.Table:
     )
 
 
-def _arrival(watch: Watch, index: int, found: dict[int, tuple[list[int], list[float]]]) -> float:
-    before = watch.after.get(index)
-    return 0.0 if before is None else found[before][1][-1]
+def _arrival(
+    watch: Watch, request: Request, found: dict[int, tuple[list[int], list[float]]]
+) -> float:
+    """As scheduled, and not before those ended that it was let in after."""
+    ends = [found[one][1][-1] for one in watch.after[request.index]]
+    return max([request.arrival_s, *ends])
 
 
 def steps_table(watch: Watch, rank: int, counts: Sequence[Sequence[int]]) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from orchestrator.errors import UserError
@@ -62,6 +63,19 @@ def _chat(row: Row) -> Entry:
     return Entry(row.where, Chat(messages), _length(row), reply)
 
 
+def _turns(row: Row) -> Sequence[Entry]:
+    """Each reply with the messages before it, and what the last message asks for if it is none."""
+    messages, length = _messages(row), _length(row)
+    found = [
+        Entry(f"{row.where}, message {place + 1}", Chat(messages[:place]), length, text)
+        for place, (role, text) in enumerate(messages)
+        if role == "assistant" and place
+    ]
+    if messages[-1][0] != "assistant":
+        found.append(Entry(row.where, Chat(messages), length))
+    return found
+
+
 def _length(row: Row) -> int | None:
     return row.whole("output_len", least=1) if row.has("output_len") else None
 
@@ -83,6 +97,7 @@ CHAT = Format(
     "messages with role and content, through the chat template",
     signs=("messages",),
     entry=_chat,
+    turns=_turns,
     fields={**alike("messages"), "output_len": OUTPUT_LEN},
     unread=("id", *OF_SAMPLING),
 )

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from orchestrator.errors import UserError
-from orchestrator.plan.datasets.rows import OUTPUT_LEN, Entry, Format, Row, alike
+from orchestrator.plan.datasets.rows import OUTPUT_LEN, Entry, Format, Row, Said, alike
 
 HUMAN = ("human", "user")
 
@@ -36,20 +36,40 @@ def _token_ids(row: Row) -> tuple[int, ...]:
 
 
 def _first_exchange(row: Row) -> Entry | None:
-    turns = row.fields.get("conversations")
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise UserError(f"{row.where}: expected 'conversations', a list of turns")
-    question, answer = _exchange(turns)
+    question, answer = _exchange(_said(row))
     if not (question and answer):  # some published ones open with a reply, or have none
         return None
     return Entry(row.where, question, reply=answer)
 
 
+def _said(row: Row) -> Sequence[Mapping[str, object]]:
+    turns = row.fields.get("conversations")
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise UserError(f"{row.where}: expected 'conversations', a list of turns")
+    return turns
+
+
 def _exchange(turns: Sequence[Mapping[str, object]]) -> tuple[str, str]:
     for turn, reply in itertools.pairwise(turns):
         if turn.get("from") in HUMAN:
-            return str(turn.get("value") or ""), str(reply.get("value") or "")
+            return _text(turn), _text(reply)
     return "", ""
+
+
+def _every_exchange(row: Row) -> Sequence[Entry]:
+    """What is said to a human who has just spoken is a reply; all before it is its prompt."""
+    said = _said(row)
+    texts = tuple(map(_text, said))
+    human = [turn.get("from") in HUMAN for turn in said]
+    return [
+        Entry(f"{row.where}, turn {place + 1}", Said(texts[:place]), reply=texts[place])
+        for place in range(1, len(said))
+        if human[place - 1] and not human[place] and texts[place - 1] and texts[place]
+    ]
+
+
+def _text(turn: Mapping[str, object]) -> str:
+    return str(turn.get("value") or "")
 
 
 PROMPTS = Format(
@@ -61,9 +81,10 @@ PROMPTS = Format(
 )
 SHAREGPT = Format(
     "sharegpt",
-    "conversations of human and gpt; the first exchange is taken",
+    "conversations of human and gpt; the first exchange, or with --multi-turn all",
     signs=("conversations",),
     entry=_first_exchange,
+    turns=_every_exchange,
     fields=alike("conversations"),
     unread=("id", "model", "source"),
 )

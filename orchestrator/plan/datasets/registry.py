@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -31,12 +31,13 @@ BUILT_IN = (
 class Source:
     """A dataset, and how it is to be read. format: "auto", or the name of one. columns: field ->
     the column that holds it; then columns of other names are not read. split: of a folder; None:
-    the only one."""
+    the only one. multi_turn: whole conversations, not their first exchange."""
 
     path: Path
     format: str = AUTO
     columns: Mapping[str, str] = field(default_factory=dict)
     split: str | None = None
+    multi_turn: bool = False
 
 
 def formats() -> dict[str, Format]:
@@ -71,8 +72,9 @@ def described() -> str:
     return "; ".join(f"{name} ({one.summary})" for name, one in formats().items())
 
 
-def read(source: Source) -> Iterator[Entry | CannotRun]:
-    """What each row of a dataset asks for, in order; for a row that cannot run, the reason.
+def read(source: Source) -> Iterator[Sequence[Entry] | CannotRun]:
+    """What each row of a dataset asks for, in order: the turns of a conversation, else one entry;
+    for a row that cannot run, the reason.
 
     Raises UserError for what cannot be read, with file and line.
     """
@@ -81,14 +83,32 @@ def read(source: Source) -> Iterator[Entry | CannotRun]:
     if first is None:
         return
     form = _format_of(source, first)
+    turns_of = _turns_of(form, source)
     for row in itertools.chain([first], found):
         try:
-            entry = form.entry(form.named(row, selected=bool(source.columns)))
+            turns = turns_of(form.named(row, selected=bool(source.columns)))
         except CannotRun as error:
             yield error
             continue
-        if entry is not None:
-            yield entry
+        if turns:
+            yield turns
+
+
+def _turns_of(form: Format, source: Source) -> Callable[[Row], Sequence[Entry]]:
+    if source.multi_turn and form.turns is None:
+        able = ", ".join(name for name, one in formats().items() if one.turns)
+        raise UserError(
+            f"--multi-turn serves conversations, and the format {form.name} of {source.path} has "
+            f"none ({able} have); leave it out"
+        )
+    if source.multi_turn and form.turns:
+        return form.turns
+
+    def alone(row: Row) -> Sequence[Entry]:
+        entry = form.entry(row)
+        return () if entry is None else (entry,)
+
+    return alone
 
 
 def _renamed(row: Row, source: Source) -> Row:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -79,6 +79,14 @@ class Chat:
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """Texts that were said one after another, whose tokens follow each other. So what was said
+    before is, token by token, the beginning of what is said after."""
+
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Drawn:
     """A prompt of `length` random tokens. blocks: numbers of blocks of `block_size` tokens that it
     begins with; equal numbers are equal tokens."""
@@ -90,14 +98,14 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What one row asks for.
+    """What one row, or one turn of it, asks for.
 
-    prompt: a text, token ids, messages, or random tokens. output_len: tokens; None where `reply`,
-    or else a default, says it. arrival_s: of a trace, in seconds since any moment.
+    prompt: a text, token ids, texts in a row, messages, or random tokens. output_len: tokens; None
+    where `reply`, or else a default, says it. arrival_s: of a trace, in seconds since any moment.
     """
 
     where: str
-    prompt: str | tuple[int, ...] | Chat | Drawn
+    prompt: str | tuple[int, ...] | Said | Chat | Drawn
     output_len: int | None = None
     reply: str | None = None
     arrival_s: float | None = None
@@ -110,7 +118,9 @@ class Format:
     signs: fields by which it is known; one of them is enough. fields: name -> the names that it may
     have in a file. unread: fields that may be there and change nothing. entry: what a row asks for,
     its fields by name; None for a row that asks for nothing. It raises UserError for a row that is
-    no row of this format, and CannotRun for one that cannot run.
+    no row of this format, and CannotRun for one that cannot run. turns: of a format that has
+    conversations, what each turn of a row asks for, in order; a prompt has all that was said before
+    it. It raises what `entry` does.
     """
 
     name: str
@@ -119,6 +129,7 @@ class Format:
     entry: Callable[[Row], Entry | None]
     fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    turns: Callable[[Row], Sequence[Entry]] | None = None
 
     def knows(self, row: Row) -> bool:
         """Whether a row looks like one of this format."""

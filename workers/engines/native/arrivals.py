@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from strategies.placement import Placement
 from workers.engines.native.scheduler import Scheduler
-from workers.messages import Request
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -21,28 +19,21 @@ class Arrivals:
     """Keeps the schedulers of a replica's ranks alike where the clock decides.
 
     The first rank of the replica, which is on the first stage, looks at its clock and broadcasts
-    (requests arrived, seconds since the start) over a group on the CPU. It does so once before each
-    admission, until every request has been let in.
+    the seconds since the start over a group on the CPU. It does so once before each admission,
+    until every request has been let in.
 
-    requests: those of this replica, by arrival. now: gives the seconds since the start. decides:
-    whether this is that rank. source: its number. group: the replica's ranks, None for a replica of
-    one.
+    now: gives the seconds since the start. decides: whether this is that rank. source: its number.
+    group: the replica's ranks, None for a replica of one.
     """
 
     def __init__(
-        self,
-        requests: tuple[Request, ...],
-        now: Callable[[], float],
-        decides: bool,
-        source: int,
-        group: dist.ProcessGroup | None,
+        self, now: Callable[[], float], decides: bool, source: int, group: dist.ProcessGroup | None
     ) -> None:
-        self._times = [request.arrival_s for request in requests]
         self._now, self._decides, self._source, self._group = now, decides, source, group
 
     def tell(self, scheduler: Scheduler, keep_up: Callable[[], None]) -> None:
-        """Tell `scheduler` which requests have arrived; where none is being served, wait for the
-        next one first.
+        """Tell `scheduler` the time, which says what requests have arrived; where none is being
+        served, wait for the next one first.
 
         keep_up: called on the deciding rank alone, before it looks at the clock. It returns once
         the device is hardly behind the host, so that the decision is made when its step begins.
@@ -52,16 +43,15 @@ class Arrivals:
         import torch
         import torch.distributed as dist
 
-        told = torch.zeros(2, dtype=torch.float64)
+        told = torch.zeros(1, dtype=torch.float64)
         if self._decides:
             keep_up()
-            if scheduler.is_idle():
-                self._sleep_until(self._times[len(self._times) - scheduler.queued])
-            now = self._now()
-            told[0], told[1] = bisect_right(self._times, now), now
+            if scheduler.is_idle() and (at := scheduler.next_arrival_s) is not None:
+                self._sleep_until(at)
+            told[0] = self._now()
         if self._group is not None:
             dist.broadcast(told, self._source, group=self._group)
-        scheduler.arrive(int(told[0]), float(told[1]))
+        scheduler.arrive(float(told))
 
     def _sleep_until(self, at: float) -> None:
         while (left := at - self._now()) > 0:

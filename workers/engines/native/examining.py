@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from workers.finite import BROKEN, NotFinite
+from workers.messages import BROKEN, NotFinite
 
 if TYPE_CHECKING:
     import torch.distributed as dist

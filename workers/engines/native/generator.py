@@ -4,7 +4,7 @@ It imports without torch."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +13,7 @@ from workers.device import idle, peak_memory, reset_peak, synchronize, to_host
 from workers.engines.native.arrivals import Arrivals, replica_group
 from workers.engines.native.examining import NEVER, REQUESTS, first_broken
 from workers.engines.native.log import Log, collectives_table, requests_table, steps_table
-from workers.engines.native.scheduler import Limits, Scheduler, Step
+from workers.engines.native.scheduler import Chunk, Limits, Scheduler, Step
 from workers.messages import RankReport, Work
 from workers.probes.probe import Probe, probe_for
 from workers.records import DECODE, DRAIN
@@ -66,8 +66,15 @@ class Run:
 
     def unfetched(self, micro_batch: int) -> int:
         """Pending steps up to the newest one of `micro_batch`."""
-        of_it = (i + 1 for i, p in enumerate(self.pending) if p.step.micro_batch == micro_batch)
-        return max(of_it, default=0)
+        return self._up_to(lambda step: step.micro_batch == micro_batch)
+
+    def unanswered(self, chunks: Sequence[Chunk]) -> int:
+        """Pending steps up to the newest one with a reply that one of `chunks` goes on from."""
+        replies = [chunk.sequence.reply for chunk in chunks if chunk.sequence.reply]
+        return self._up_to(lambda step: any(one in step.sampled for one in replies))
+
+    def _up_to(self, wanted: Callable[[Step], bool]) -> int:
+        return max((i + 1 for i, one in enumerate(self.pending) if wanted(one.step)), default=0)
 
     def overdue(self, newest: int) -> int:
         """Pending steps up to the step `newest`."""
@@ -116,7 +123,7 @@ class Generator:
         """A run of this rank's share of `work`. until: the step that is its last one."""
         communicator, context = self._communicator, self._communicator.context
         share = work.share(self._replica, context.placement.degree("dp"))
-        scheduler = Scheduler(share.requests, share.max_concurrency, self._limits)
+        scheduler = Scheduler(share.requests, share.max_concurrency, self._limits, work.is_open)
         probe = probe_for(work.observe, self._device, communicator)
         communicator.reset()
         reset_peak([self._device])
@@ -126,23 +133,21 @@ class Generator:
             context.barrier()
             synchronize(self._device)
             clock, log = Clock(self._device), Log()
-            run = Run(
-                share, scheduler, probe, clock, log, self._arrivals(work, share, clock), until
-            )
+            run = Run(share, scheduler, probe, clock, log, self._arrivals(work, clock), until)
             context.progress.begin(clock.start, self._limits.pages, self._reports)
             self._loop(run)
             communicator.flush()
             synchronize(self._device)
         return run
 
-    def _arrivals(self, work: Work, share: Work, clock: Clock) -> Arrivals | None:
+    def _arrivals(self, work: Work, clock: Clock) -> Arrivals | None:
         """work: of the whole layout, where a share may be empty."""
         if not work.is_open:
             return None
         assert self._replica_group is not None
         group, source = self._replica_group
         decides = source == self._communicator.context.rank
-        return Arrivals(share.requests, clock.now, decides, source, group)
+        return Arrivals(clock.now, decides, source, group)
 
     def _report(self, run: Run) -> RankReport:
         rank, clock = self._communicator.context.rank, run.clock
@@ -195,6 +200,7 @@ class Generator:
             self._fetch(run, run.overdue(step.index - self._communicator.most_ahead))
             if step.phase == DECODE:
                 self._fetch(run, run.unfetched(step.micro_batch))
+            self._fetch(run, run.unanswered(step.chunks))
             self._carry(step)
             self._hold_up(run.work.delay)
             tokens = self._runner.run(step)

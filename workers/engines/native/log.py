@@ -49,17 +49,24 @@ def requests_table(log: Log, clock: Clock, replica: int) -> pa.Table:
     """REQUESTS of a replica, by request index; after the run, when every mark has passed."""
     outputs = _outputs(log, clock)
     return REQUESTS.make(
-        RequestRow(
-            request_index=sequence.request.index,
-            replica=replica,
-            input_len=len(sequence.request.prompt),
-            output_len=len(outputs[sequence].tokens),
-            arrival_s=_arrival(sequence, outputs),
-            admitted_s=sequence.admitted_s,
-            token_times_s=outputs[sequence].times_s,
-            output_token_ids=outputs[sequence].tokens,
-        )
+        _request_row(sequence, outputs, replica)
         for sequence in sorted(outputs, key=lambda s: s.request.index)
+    )
+
+
+def _request_row(sequence: Sequence, outputs: dict[Sequence, _Output], replica: int) -> RequestRow:
+    request, made, admitted = sequence.request, outputs[sequence], sequence.admitted_s
+    arrival = _arrival(sequence, outputs)
+    return RequestRow(
+        request_index=request.index,
+        replica=replica,
+        input_len=len(request.prompt),
+        output_len=len(made.tokens),
+        arrival_s=arrival,
+        # The host, which lets it in, may be a step ahead of the reply that it is after.
+        admitted_s=None if admitted is None else max(admitted, arrival),
+        token_times_s=made.times_s,
+        output_token_ids=made.tokens,
     )
 
 
@@ -82,11 +89,11 @@ def _sampled(log: Log, clock: Clock) -> Iterator[tuple[Sequence, int, float]]:
 
 
 def _arrival(sequence: Sequence, outputs: dict[Sequence, _Output]) -> float:
-    """The arrival of a request. In an open loop it is the scheduled time; in a closed loop it is
-    the end of the sequence that had the seat before."""
-    if sequence.admitted_s is not None:
-        return sequence.request.arrival_s
-    return outputs[sequence.after].times_s[-1] if sequence.after else 0.0
+    """The arrival of a request: as scheduled in an open loop, and in a closed one the end of the
+    sequence that had the seat before; not before the reply that it is after has ended."""
+    seat = sequence.after if sequence.admitted_s is None else None
+    ends = [outputs[one].times_s[-1] for one in (seat, sequence.reply) if one is not None]
+    return max([sequence.request.arrival_s, *ends])
 
 
 def steps_table(log: Log, clock: Clock, rank: int) -> pa.Table:

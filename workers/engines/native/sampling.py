@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from workers.communicator import Communicator
-from workers.finite import BROKEN
+from workers.messages import BROKEN
 from workers.weights import uniform
 
 
