@@ -23,11 +23,12 @@ from orchestrator.plan import models
 from strategies import Split
 from workers import engines
 from workers.actor import Worker
-from workers.engines import vllm_run, vllm_settings
-from workers.engines.vllm import OutOfMemoryError, VllmEngine, VllmFailed, failure, held
-from workers.engines.vllm_run import Watch, requests_table, serve, steps_table
-from workers.engines.vllm_settings import arguments, environment, refusal
-from workers.engines.vllm_worker import ErrorFile, counts_of
+from workers.engines.vllm import run as vllm_run
+from workers.engines.vllm import settings as vllm_settings
+from workers.engines.vllm.engine import OutOfMemoryError, VllmEngine, VllmFailed, failure, held
+from workers.engines.vllm.run import Watch, requests_table, serve, steps_table
+from workers.engines.vllm.settings import arguments, environment, refusal
+from workers.engines.vllm.worker import ErrorFile, counts_of
 from workers.messages import EnginePlan, Request, Work
 from workers.progress import Progress
 from workers.records import DECODE, PREFILL
@@ -340,7 +341,7 @@ def test_no_room_is_told_as_out_of_memory(kind: str, message: str) -> None:
 
 def test_a_process_ends_with_the_one_that_started_it() -> None:
     child = (
-        "import time; from workers.engines.vllm_worker import attend; attend(); "
+        "import time; from workers.engines.vllm.worker import attend; attend(); "
         "print('attends', flush=True); time.sleep(600)"
     )
     parent = (
@@ -357,7 +358,7 @@ def test_a_process_ends_with_the_one_that_started_it() -> None:
 
 
 def test_a_vllm_of_somebody_else_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from workers.engines import vllm_worker
+    from workers.engines.vllm import worker as vllm_worker
 
     monkeypatch.delenv(vllm_worker.OWNER, raising=False)
     monkeypatch.setattr(vllm_worker.ctypes, "CDLL", lambda *args, **options: pytest.fail("called"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from workers.engines.vllm_versions import cached_tokens, index_of
+from workers.engines.vllm.versions import cached_tokens, index_of
 from workers.messages import Request, Work
 from workers.progress import Progress
 from workers.records import DECODE, PREFILL, REQUESTS, STEPS, RequestRow, StepRow

@@ -1,8 +1,8 @@
 """The engine `vllm`: its own executor, scheduler and kernels, one engine core a replica.
 
 Everything that vLLM decides stays as it decides it, but for what an option of ours says and for its
-prefix cache, which is emptied before every run. `vllm_settings` says what is given to it,
-`vllm_run` how a run is made, `vllm_worker` what is in its processes.
+prefix cache, which is emptied before every run. `settings` says what is given to it, `run` how a
+run is made, `worker` what is in its processes, `window` what its steps consist of.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from strategies.memory import weight_bytes
 from strategies.shapes import DTYPE_BYTES
-from workers.engines.vllm_settings import arguments, config_of, environment, recorded, refusal
-from workers.engines.vllm_versions import kv_tokens
-from workers.engines.vllm_worker import ERRORS, OWNER
+from workers.engines.vllm.settings import arguments, config_of, environment, recorded, refusal
+from workers.engines.vllm.versions import kv_tokens
+from workers.engines.vllm.worker import ERRORS, OWNER
 from workers.messages import Built, EnginePlan, RankReport, Request, Work
 from workers.versions import versions
 
@@ -51,7 +51,7 @@ class VllmEngine:
     def build(self, context: RankContext, plan: EnginePlan) -> list[Built]:
         """Start vLLM. `load_s` is all of its start, as it does not tell the parts. Raises what the
         first of its processes to fail has logged."""
-        from workers.engines.vllm_run import check_clocks
+        from workers.engines.vllm.run import check_clocks
 
         start = time.perf_counter()
         check_clocks()
@@ -70,7 +70,7 @@ class VllmEngine:
 
     def run(self, work: Work) -> list[RankReport]:
         """Serve this replica's share. An observed run is served as usual and has no spans."""
-        from workers.engines.vllm_run import serve
+        from workers.engines.vllm.run import serve
 
         assert self._context is not None, "build first"
         replica, replicas = self._context.at("dp"), self._context.placement.degree("dp")
@@ -142,7 +142,7 @@ class VllmEngine:
 
     def _reports(self, watch: Any, share: Work, told: Sequence[Any]) -> list[RankReport]:
         """One report a rank. The first has the requests."""
-        from workers.engines.vllm_run import requests_table, steps_table
+        from workers.engines.vllm.run import requests_table, steps_table
 
         assert self._context is not None
         requests = requests_table(watch, share, self._context.at("dp"))

@@ -18,7 +18,7 @@ from strategies.shapes import DTYPE_BYTES
 from workers.messages import EnginePlan, dealt
 
 AXES = ("dp", "pp", "tp")
-EXTENSION = "workers.engines.vllm_worker.Recorder"
+EXTENSION = "workers.engines.vllm.worker.Recorder"
 # settings of vLLM that an option of ours decides, and which
 OURS = {
     "model": "--model",
