@@ -155,7 +155,8 @@ class RankReport:
 
     requests: from the one rank of a replica that has its sampled tokens, None from the others.
     collectives: None where an engine cannot count them. spans: None unless the run was observed,
-    or where an engine cannot observe one. began_s: the moment at which the times of the tables are
+    or where an engine cannot observe one. unobserved: why an observed run has no spans, where that
+    is known and no reason to let it fail. began_s: the moment at which the times of the tables are
     zero, in seconds of `time.perf_counter` of that process; None where an engine does not say.
     telemetry: no engine fills it, it is added where the reports of the ranks meet. fabric: only
     from the engine `calibration`.
@@ -167,6 +168,7 @@ class RankReport:
     collectives: pa.Table | None
     peak_memory_bytes: int
     spans: pa.Table | None = None
+    unobserved: str | None = None
     began_s: float | None = None
     telemetry: pa.Table | None = None
     fabric: pa.Table | None = None

@@ -176,14 +176,14 @@ FABRIC = Table("fabric", FabricRow)
 class Call:
     """One communication call as the host saw it.
 
-    bytes: its message as nccl-tests counts it. phase: of the tokens that it carries. start, end:
-    seconds of `time.perf_counter`; both 0 inside a replayed graph. step: whose tokens it carries;
-    None: those of the step in which it is made.
+    bytes: its message as nccl-tests counts it, None where that is not known. phase: of the tokens
+    that it carries. start, end: seconds of `time.perf_counter`; both 0 inside a replayed graph.
+    step: whose tokens it carries; None: those of the step in which it is made.
     """
 
     op: str
     axis: str
-    bytes: int
+    bytes: int | None
     phase: str
     start: float = 0.0
     end: float = 0.0

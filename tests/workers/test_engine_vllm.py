@@ -54,6 +54,7 @@ def test_vllm_gets_what_our_options_say_and_keeps_its_defaults_else() -> None:
         "max_model_len": asked.max_len,
         "max_num_seqs": 3,  # of five requests the first replica has three
         "max_num_batched_tokens": 2048,
+        "profiler_config": vllm_settings.PROFILER,
         "tensor_parallel_size": 2,
         "pipeline_parallel_size": 2,
         "distributed_executor_backend": "mp",
@@ -195,8 +196,8 @@ class FakeVllm:
     def reset_prefix_cache(self) -> bool:
         return self.resets.pop(0) if len(self.resets) > 1 else self.resets[0]
 
-    def collective_rpc(self, method: str) -> None:
-        assert method == "orchestrator_begin"
+    def collective_rpc(self, method: str, args: tuple[bool, ...]) -> None:
+        assert (method, args) == ("orchestrator_begin", (False,))
 
     def add_request(self, name: str, prompt: dict[str, Any], params: int) -> None:
         self.left[name] = params

@@ -95,7 +95,7 @@ def serve(engine: Any, work: Work, params: Any, progress: Progress) -> Watch:
     engine: vLLM's LLMEngine, whose workers record. params: makes the SamplingParams of a request.
     """
     forget(engine)
-    engine.collective_rpc("orchestrator_begin")
+    engine.collective_rpc("orchestrator_begin", args=(work.observe,))
     core, waiting = engine.engine_core, deque(work.requests)
     watch, take = Watch(progress), core.get_output
     progress.begin(watch.began_s)

@@ -19,6 +19,13 @@ from workers.messages import EnginePlan, dealt
 
 AXES = ("dp", "pp", "tp")
 EXTENSION = "workers.engines.vllm.worker.Recorder"
+# Of an observed run. Nothing of it exists before that begins: vLLM makes its profiler then.
+PROFILER = {
+    "profiler": "torch",
+    "torch_profiler_with_stack": False,
+    "torch_profiler_dump_cuda_time_total": False,
+    "ignore_frontend": True,
+}
 # settings of vLLM that an option of ours decides, and which
 OURS = {
     "model": "--model",
@@ -34,6 +41,7 @@ OURS = {
     "data_parallel_size": "--strategy",
     "distributed_executor_backend": "--strategy",
     "disable_log_stats": "the measurement",
+    "profiler_config": "the measurement",
     "skip_tokenizer_init": "the measurement",
     "worker_extension_cls": "the measurement",
 }
@@ -126,6 +134,7 @@ def arguments(plan: EnginePlan, model: str) -> dict[str, Any]:
         # Inside a placement group vLLM would choose Ray by itself.
         "distributed_executor_backend": "mp" if ranks > 1 else "uni",
         "worker_extension_cls": EXTENSION,
+        "profiler_config": PROFILER,
         **({"enforce_eager": True} if plan.device == "cpu" else {}),
         # Its own all-reduce goes over the links that are to be left out.
         **({"disable_custom_all_reduce": True} if plan.ablation == "p2p" else {}),
