@@ -26,7 +26,8 @@ class EnginePlan:
     tokens in one forward pass; chunked_prefill: a prompt may be cut to fill it. temperature: 0 is
     greedy. timeout_s: seconds, of a collective and of a run. ablation: "none"; "comm", in which
     collectives are left out and outputs are wrong; "p2p", in which NCCL goes without NVLink and
-    PCIe peers. engine_args: settings of the engine's own, by name, as they were given.
+    PCIe peers. ablations: what is left out in other runs that are compared with these. engine_args:
+    settings of the engine's own, by name, as they were given.
     nsys_dir: where Nsight Systems puts its reports on a rank's node, None where it
     does not watch.
     """
@@ -45,6 +46,7 @@ class EnginePlan:
     seed: int = 0
     timeout_s: float = 600.0
     ablation: str = "none"
+    ablations: tuple[str, ...] = ()
     engine_args: tuple[tuple[str, str], ...] = ()
     nsys_dir: str | None = None
 

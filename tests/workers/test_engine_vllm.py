@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from ranks import engine_plan
 
 from orchestrator.cluster.group import bundles_for
@@ -25,6 +26,7 @@ from workers import engines
 from workers.actor import Worker
 from workers.engines.vllm import run as vllm_run
 from workers.engines.vllm import settings as vllm_settings
+from workers.engines.vllm.ablation import ABLATED, leave_out_communication
 from workers.engines.vllm.engine import OutOfMemoryError, VllmEngine, VllmFailed, failure, held
 from workers.engines.vllm.run import Watch, requests_table, serve, steps_table
 from workers.engines.vllm.settings import arguments, environment, refusal
@@ -70,6 +72,53 @@ def test_prompts_stay_whole_where_they_are_not_to_be_cut() -> None:
 def test_links_that_are_left_out_are_not_used_by_its_own_all_reduce_either() -> None:
     assert arguments(plan("tp2", device="cuda", ablation="p2p"), "")["disable_custom_all_reduce"]
     assert "disable_custom_all_reduce" not in arguments(plan("tp2", device="cuda"), "")
+
+
+FUSED = "fuse_allreduce_rms"
+
+
+def test_where_communication_is_left_out_nothing_is_fused_with_it_in_either_run() -> None:
+    whole = plan("tp2", device="cuda", ablations=("comm",))
+    assert "compilation_config" not in arguments(replace(whole, ablations=("p2p",)), "")
+    for one in (whole, replace(whole, ablation="comm")):
+        assert arguments(one, "")["compilation_config"] == {"pass_config": {FUSED: False}}
+    asked = (("compilation_config", '{"mode": 3, "pass_config": {"fuse_norm_quant": true}}'),)
+    assert arguments(replace(whole, engine_args=asked), "")["compilation_config"] == {
+        "mode": 3,
+        "pass_config": {"fuse_norm_quant": True, FUSED: False},
+    }
+    assert [environment(replace(whole, ablation=what))[ABLATED] for what in ("none", "comm")] == [
+        "none",
+        "comm",
+    ]
+
+
+def test_what_is_left_out_gives_outputs_of_the_right_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    class GroupCoordinator:
+        world_size = 2
+        _all_reduce_out_place = _all_gather_out_place = None
+
+    _vllm_with(monkeypatch, GroupCoordinator)
+    leave_out_communication()
+    group, x = GroupCoordinator(), torch.ones(3, 4)
+    assert group._all_reduce_out_place(x).shape == (3, 4)
+    assert group._all_gather_out_place(x, -1).shape == (3, 8)
+    assert group._all_gather_out_place(x, 0).shape == (6, 4)
+
+
+def test_a_vllm_that_calls_its_collectives_by_other_names_is_not_ablated_in_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _vllm_with(monkeypatch, type("GroupCoordinator", (), {}))
+    with pytest.raises(RuntimeError, match="has no GroupCoordinator._all_reduce_out_place"):
+        leave_out_communication()
+
+
+def _vllm_with(monkeypatch: pytest.MonkeyPatch, coordinator: type) -> None:
+    state = SimpleNamespace(GroupCoordinator=coordinator)
+    for name in ("vllm", "vllm.distributed"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "vllm.distributed.parallel_state", state)
 
 
 def test_a_setting_is_json_or_else_a_text() -> None:

@@ -17,14 +17,17 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from workers.engines.vllm.ablation import ABLATED, leave_out_communication
+
 OWNER = "ORCHESTRATOR_VLLM_OWNER"  # process id of the actor; unset where vLLM is not ours
 ERRORS = "ORCHESTRATOR_VLLM_ERRORS"  # a file to which errors are added, a JSON object a line
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def attend() -> None:
-    """End this process when its parent ends, and keep what it logs as an error. Does nothing in a
-    vLLM that no engine of ours has started, and in the process of the engine itself.
+    """End this process when its parent ends, keep what it logs as an error, and leave out what is
+    to be ablated. Does nothing in a vLLM that no engine of ours has started, and in the process of
+    the engine itself.
 
     vLLM's engine core does not notice that its parent was killed, and would keep the GPUs. Its
     workers have the engine core as parent.
@@ -37,6 +40,8 @@ def attend() -> None:
         os._exit(1)
     if errors := os.environ.get(ERRORS):
         logging.getLogger("vllm").addHandler(ErrorFile(errors))
+    if os.environ.get(ABLATED) == "comm":
+        leave_out_communication()
 
 
 class ErrorFile(logging.Handler):
