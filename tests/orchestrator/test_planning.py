@@ -174,8 +174,8 @@ def test_an_ablation_that_applies_to_nothing_is_remarked_on() -> None:
     assert remarks(strategy="pp2", ablate="comm") == [
         "pp2: --ablate comm would change nothing (torch, cpu); it is not run without"
     ]
-    assert remarks(strategy="pp2", ablate="comm", engine="transformers") == [
-        "pp2: the engine transformers cannot leave out comm; it is not run without"
+    assert remarks(strategy="tp1", ablate="comm", engine="transformers") == [
+        "tp1: the engine transformers cannot leave out comm; it is not run without"
     ]
     assert len(plan(strategy="tp2", ablate="comm,p2p")) == 2
     assert [line.partition(":")[0] for line in remarks(strategy="tp2,dp2", ablate="comm,p2p")] == [

@@ -110,7 +110,7 @@ def test_a_vllm_that_calls_its_collectives_by_other_names_is_not_ablated_in_sile
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _vllm_with(monkeypatch, type("GroupCoordinator", (), {}))
-    with pytest.raises(RuntimeError, match="has no GroupCoordinator._all_reduce_out_place"):
+    with pytest.raises(RuntimeError, match="has no GroupCoordinator"):
         leave_out_communication()
 
 
