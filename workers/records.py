@@ -21,6 +21,9 @@ class RequestRow:
     request_index: int = column("number of the request in the work, from 0", "1")
     replica: int = column("data-parallel replica that served it", "1")
     input_len: int = column("tokens of its prompt", "tokens")
+    cached_tokens: int | None = column(
+        "of these, found in a prefix cache and not read; 0 in an engine without one", "tokens"
+    )
     output_len: int = column("tokens that were made", "tokens")
     arrival_s: float = column(
         "when it arrived: in an open loop as scheduled, in a closed one when the request before it "

@@ -301,6 +301,7 @@ def test_a_request_arrives_when_one_in_flight_has_ended() -> None:
     ends = [row["token_times_s"][-1] for row in rows]
     assert [row["arrival_s"] for row in rows] == [0.0, 0.0, ends[0], ends[1], ends[2]]
     assert [row["output_token_ids"] for row in rows] == [[7, 7, 7]] * 5
+    assert {row["cached_tokens"] for row in rows} == {0}
     assert engine.salts == ["0", "1", "2", "3", "4"]  # no prompt finds itself in the cache
     assert "get_output" not in vars(engine.engine_core)  # vLLM has its own again
 

@@ -53,6 +53,7 @@ def requests_table(log: Log, clock: Clock, replica: int) -> pa.Table:
             request_index=sequence.request.index,
             replica=replica,
             input_len=len(sequence.request.prompt),
+            cached_tokens=0,  # every prompt is read from its beginning
             output_len=len(outputs[sequence].tokens),
             arrival_s=_arrival(sequence, outputs),
             admitted_s=sequence.admitted_s,

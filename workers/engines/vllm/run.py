@@ -164,6 +164,7 @@ def requests_table(watch: Watch, work: Work, replica: int) -> pa.Table:
             request_index=one.index,
             replica=replica,
             input_len=len(one.prompt),
+            cached_tokens=watch.cached.get(one.index, 0),
             output_len=len(found[one.index][0]),
             arrival_s=_arrival(watch, one.index, found),
             admitted_s=None,
