@@ -93,4 +93,5 @@ class Window:
 
 
 def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    first = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}"
