@@ -101,7 +101,11 @@ def test_what_is_left_out_gives_outputs_of_the_right_shape(monkeypatch: pytest.M
     _vllm_with(monkeypatch, GroupCoordinator)
     leave_out_communication()
     group, x = GroupCoordinator(), torch.ones(3, 4)
-    assert group._all_reduce_out_place(x).shape == (3, 4)
+    assert group._all_reduce_out_place(x) is x  # on a CPU
+    there = x.to("meta")
+    summed = group._all_reduce_out_place(there)
+    assert summed is not there
+    assert (summed.shape, summed.device.type) == ((3, 4), "meta")
     assert group._all_gather_out_place(x, -1).shape == (3, 8)
     assert group._all_gather_out_place(x, 0).shape == (6, 4)
 
