@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from strategies.placement import Placement
 from workers.communicator import NCCL_KERNELS, CommunicationKernel
-from workers.intervals import intersect, subtract, union
+from workers.intervals import subtract, union
 from workers.probes import trace
 from workers.probes.kernels import Registry
 from workers.probes.spans import StepOf, span_row
@@ -94,7 +94,7 @@ def host_compute(of: StepOf, operators: Sequence[Kernel], registry: Registry) ->
     calls = (one for one in operators if registry.of(one.name).operations)
     communicating = union((one.start, one.end) for one in calls)
     running = union((one.start, one.end) for one in operators)
-    for span in subtract(running, intersect(running, communicating)):
+    for span in subtract(running, communicating):
         yield span_row(of, COMPUTE, span)
 
 
