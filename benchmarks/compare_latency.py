@@ -73,6 +73,7 @@ def served(requests: int) -> pa.Table:
             request_index=index,
             replica=0,
             input_len=INPUT_LEN,
+            cached_tokens=0,
             output_len=OUTPUT_LEN,
             arrival_s=arrival,
             admitted_s=None,

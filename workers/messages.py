@@ -32,7 +32,8 @@ class EnginePlan:
     tokens in one forward pass; chunked_prefill: a prompt may be cut to fill it. temperature: 0 is
     greedy. timeout_s: seconds, of a collective and of a run. ablation: "none"; "comm", in which
     collectives are left out and outputs are wrong; "p2p", in which NCCL goes without NVLink and
-    PCIe peers. engine_args: settings of the engine's own, by name, as they were given.
+    PCIe peers. ablations: what is left out in other runs that are compared with these. engine_args:
+    settings of the engine's own, by name, as they were given.
     nsys_dir: where Nsight Systems puts its reports on a rank's node, None where it
     does not watch.
     """
@@ -51,6 +52,7 @@ class EnginePlan:
     seed: int = 0
     timeout_s: float = 600.0
     ablation: str = "none"
+    ablations: tuple[str, ...] = ()
     engine_args: tuple[tuple[str, str], ...] = ()
     nsys_dir: str | None = None
 
@@ -194,7 +196,8 @@ class RankReport:
 
     requests: from the one rank of a replica that has its sampled tokens, None from the others.
     collectives: None where an engine cannot count them. spans: None unless the run was observed,
-    or where an engine cannot observe one. began_s: the moment at which the times of the tables are
+    or where an engine cannot observe one. unobserved: why an observed run has no spans, where that
+    is known and no reason to let it fail. began_s: the moment at which the times of the tables are
     zero, in seconds of `time.perf_counter` of that process; None where an engine does not say.
     telemetry: no engine fills it, it is added where the reports of the ranks meet. fabric: only
     from the engine `calibration`.
@@ -206,6 +209,7 @@ class RankReport:
     collectives: pa.Table | None
     peak_memory_bytes: int
     spans: pa.Table | None = None
+    unobserved: str | None = None
     began_s: float | None = None
     telemetry: pa.Table | None = None
     fabric: pa.Table | None = None

@@ -21,6 +21,9 @@ class RequestRow:
     request_index: int = column("number of the request in the work, from 0", "1")
     replica: int = column("data-parallel replica that served it", "1")
     input_len: int = column("tokens of its prompt", "tokens")
+    cached_tokens: int | None = column(
+        "of these, found in a prefix cache and not read; 0 in an engine without one", "tokens"
+    )
     output_len: int = column("tokens that were made", "tokens")
     arrival_s: float = column(
         "when it arrived: in an open loop as scheduled, in a closed one when the request before it "
@@ -176,14 +179,14 @@ FABRIC = Table("fabric", FabricRow)
 class Call:
     """One communication call as the host saw it.
 
-    bytes: its message as nccl-tests counts it. phase: of the tokens that it carries. start, end:
-    seconds of `time.perf_counter`; both 0 inside a replayed graph. step: whose tokens it carries;
-    None: those of the step in which it is made.
+    bytes: its message as nccl-tests counts it, None where that is not known. phase: of the tokens
+    that it carries. start, end: seconds of `time.perf_counter`; both 0 inside a replayed graph.
+    step: whose tokens it carries; None: those of the step in which it is made.
     """
 
     op: str
     axis: str
-    bytes: int
+    bytes: int | None
     phase: str
     start: float = 0.0
     end: float = 0.0

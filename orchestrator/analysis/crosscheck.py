@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 from orchestrator.analysis.energy import Joules, joules
 from orchestrator.analysis.samples import TOLERANCE, Sampled, Trace
-from orchestrator.units import format_bytes
 from strategies.placement import Placement
 from strategies.traffic import sent_factor
 from workers.messages import EnginePlan, RankReport
 from workers.records import COLLECTIVES, CollectiveRow
 from workers.rows import column, nothing, row
+from workers.units import format_bytes
 
 COUNTER = "nvlink_tx_bytes"
 # Bytes are compared where messages of this size and more carry most of them.

@@ -31,6 +31,11 @@ class Throughput:
         better="lower",
     )
     total_input_tokens: int | None = column("prompt tokens of them", "tokens", source=SOURCE)
+    total_cached_tokens: int | None = column(
+        "of these, found in a prefix cache and not read; null where an engine does not tell",
+        "tokens",
+        over_runs="mean",
+    )
     total_output_tokens: int | None = column("tokens that were made", "tokens", source=SOURCE)
     request_throughput: float | None = column(
         "completed requests per second",
@@ -112,6 +117,7 @@ def throughput_of(
         failed=num_prompts - completed,
         duration=duration,
         total_input_tokens=read,
+        total_cached_tokens=_cached(requests, served),
         total_output_tokens=made,
         request_throughput=rate and completed * rate,
         output_throughput=rate and made * rate,
@@ -120,6 +126,14 @@ def throughput_of(
         decode_ms_per_step=_decode_ms_per_step(times, _replicas(requests)),
         prefill_s=_prefill_s(times, requests, max_concurrency),
     )
+
+
+def _cached(requests: pa.Table, served: np.ndarray) -> int | None:
+    """Cached tokens of the requests that were served; None where those of one are not known."""
+    if "cached_tokens" not in requests.column_names:
+        return None
+    counts = requests.column("cached_tokens").filter(pa.array(served))
+    return None if counts.null_count else sum(counts.to_pylist())
 
 
 def first_token_s(reports: Iterable[RankReport]) -> float:

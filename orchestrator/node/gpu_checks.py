@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from orchestrator.node import datasheet
 from orchestrator.node.checks import FAIL, PASS, WARN, Check, joined, listed
 from orchestrator.node.facts import Facts, GpuState
-from orchestrator.units import format_bytes
 from workers import nvml
 from workers.rows import grouped
+from workers.units import format_bytes
 
 IDLE_BYTES = 2 << 30  # a GPU that nothing uses holds less: driver and contexts
 HOT_C = 80

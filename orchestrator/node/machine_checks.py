@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from orchestrator.node.checks import FAIL, PASS, WARN, Check, listed, passed_if
 from orchestrator.node.facts import Facts
-from orchestrator.units import format_bytes
+from workers.units import format_bytes
 
 MIN_SHM = 64 << 20  # docker's default, which is too little for NCCL and Ray
 GOOD_SHM = 1 << 30  # what Ray's store and NCCL take

@@ -3,14 +3,18 @@ reserved."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from orchestrator.cluster import hardware
 from orchestrator.errors import UserError
-from orchestrator.units import format_bytes, parse_bytes
 from strategies import Load, Topology, memory
 from strategies.shapes import DTYPE_BYTES
 from workers.messages import EnginePlan
+from workers.units import format_bytes
+
+LEAST_BARE = 10**6  # bytes; a smaller number without a unit is one whose unit was forgotten
+POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 def check_memory(plan: EnginePlan, topology: Topology, load: Load) -> None:
@@ -89,3 +93,15 @@ def _check_main_memory(plan: EnginePlan) -> None:
             f"weights, this machine has {format_bytes(available)} of memory; use GPUs or a "
             "smaller model"
         )
+
+
+def parse_bytes(text: str) -> int:
+    """'141GB' -> 141e9, '80GiB' -> 80 * 2^30, '141000000000' -> 141e9. Raises UserError for
+    anything else."""
+    match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    if not match:
+        raise UserError(f"'{text}' is not an amount of memory; write it as 141GB or 80GiB")
+    number, prefix, binary = match.groups()
+    if text.strip()[-1].isdigit() and float(number) < LEAST_BARE:
+        raise UserError(f"'{text}' bytes of memory are next to nothing; write a unit, as in 141GB")
+    return int(float(number) * (1024 if binary else 1000) ** POWERS[prefix])

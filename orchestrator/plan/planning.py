@@ -178,6 +178,7 @@ class _Planner:
             temperature=experiment.temperature,
             seed=experiment.seed,
             timeout_s=experiment.timeout,
+            ablations=tuple(experiment.ablate),
         )
 
     def _deployment(self, engine: str, plan: EnginePlan) -> PlannedDeployment:
@@ -201,10 +202,13 @@ def _under_nsys(planned: PlannedDeployment, folder: Path) -> PlannedDeployment:
     return replace(planned, plan=replace(planned.plan, nsys_dir=nsys_dir))
 
 
+ABLE = (DEFAULT_ENGINE, "vllm")  # engines that can leave out communication
+
+
 def ablates(what: str, engine: str, plan: EnginePlan) -> bool:
-    """Whether leaving out `what` changes anything that the torch engine does under `plan`."""
+    """Whether leaving out `what` changes anything that the engine does under `plan`."""
     if what == "comm":
-        return engine == DEFAULT_ENGINE and plan.placement.degree("tp") > 1
+        return engine in ABLE and plan.placement.degree("tp") > 1
     return plan.device == "cuda" and plan.placement.num_ranks > plan.placement.degree("dp")
 
 

@@ -10,7 +10,7 @@ from orchestrator.cluster import nsight
 from orchestrator.experiment import Experiment
 from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.plan.fitting import concurrent_requests
-from orchestrator.plan.planning import DEFAULT_ENGINE
+from orchestrator.plan.planning import ABLE, DEFAULT_ENGINE
 from orchestrator.store.folders import folder_of
 from strategies import Topology
 
@@ -69,8 +69,8 @@ def _of_memory(planned: PlannedDeployment, topology: Topology) -> Iterator[str]:
 
 
 def _of_ablation(planned: PlannedDeployment, what: str) -> str:
-    where = f"{planned.deployment.engine}, {planned.plan.device}"
-    return (
-        f"{planned.deployment.strategy}: --ablate {what} would change nothing ({where}); it is not "
-        "run without"
-    )
+    engine, strategy = planned.deployment.engine, planned.deployment.strategy
+    if what == "comm" and engine not in ABLE:
+        return f"{strategy}: the engine {engine} cannot leave out comm; it is not run without"
+    where = f"{engine}, {planned.plan.device}"
+    return f"{strategy}: --ablate {what} would change nothing ({where}); it is not run without"

@@ -13,8 +13,8 @@ from typing import Any
 
 from orchestrator.report import text
 from orchestrator.store.folders import read_manifest
-from orchestrator.units import format_bytes
 from workers.rows import grouped
+from workers.units import format_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ from orchestrator.experiment import SCENARIOS
 from orchestrator.plan.attention import Attention
 from orchestrator.plan.planning import PREFILL_TOKENS
 from orchestrator.report.text import plural, ranges, span
-from orchestrator.units import format_bytes
 from strategies import Layout, ModelShape, Placement, memory, traffic
 from strategies.shapes import DTYPE_BYTES
 from workers.rows import grouped
+from workers.units import format_bytes
 
 # Rows of a table of ranks; more of them repeat the pattern.
 MOST_ROWS = 16

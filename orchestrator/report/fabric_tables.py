@@ -16,9 +16,9 @@ from rich.text import Text
 from orchestrator.node import datasheet, fabric
 from orchestrator.node.calibrate import Calibration
 from orchestrator.report.text import three_digits
-from orchestrator.units import format_bytes
 from workers.records import FABRIC, FabricRow
 from workers.rows import grouped
+from workers.units import format_bytes
 
 if TYPE_CHECKING:
     from orchestrator.node.links import Pair

@@ -19,8 +19,8 @@ from orchestrator.report import environment, sweep
 from orchestrator.report.charts.communication import OperationFigures
 from orchestrator.report.charts.views import Names, natural
 from orchestrator.report.text import figure
-from orchestrator.units import format_bytes
 from workers.rows import grouped
+from workers.units import format_bytes
 
 # Columns of the summary -> how a verdict on them is headed.
 METRICS = {

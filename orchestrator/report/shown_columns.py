@@ -10,7 +10,7 @@ from orchestrator.analysis.comparing.spreads import Statistic
 from orchestrator.analysis.goodput import slo_text
 from orchestrator.report.text import figure, three_digits
 from orchestrator.store.schema import CellKey
-from orchestrator.units import device_ms, format_bytes
+from workers.units import device_ms, format_bytes
 
 Show = Callable[[Comparison], str]
 Statistics = Mapping[tuple[CellKey, str], Statistic]  # by cell and column of the summary

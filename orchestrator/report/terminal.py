@@ -21,8 +21,8 @@ from orchestrator.report.output import console_of
 from orchestrator.report.progress import RunProgress
 from orchestrator.report.text import figure, fixed, percent, three_digits
 from orchestrator.store.schema import COMPLETED, INVALID
-from orchestrator.units import device_ms, format_bytes, is_cpu
 from workers.rows import grouped
+from workers.units import device_ms, format_bytes, is_cpu
 
 __all__ = ["CPU_NOTE", "FIGURES", "RunProgress", "export_svg", "on_cpu", "render"]
 

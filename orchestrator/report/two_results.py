@@ -27,8 +27,8 @@ from orchestrator.report import environment, html
 from orchestrator.report.text import figure, fixed
 from orchestrator.store import folders as kept
 from orchestrator.store.schema import COMPLETED
-from orchestrator.units import format_bytes
 from workers.rows import grouped
+from workers.units import format_bytes
 
 SAME = "Same hardware, software and work, as far as the manifests tell."
 ALIKE = (

@@ -67,10 +67,14 @@ class _Observing:
         reports = self._serve(cell, replace(short(cell.work), observe=True), "observing")
         if reports is None:
             return
+        unseen = {one.rank: one.unobserved for one in reports if one.unobserved}
+        for rank, reason in unseen.items():
+            self._tell(cell, f"rank {rank} could not be observed: {reason}")
         spans = concat(report.spans for report in reports)
         whole = self.job.experiment.save_spans and self.start == 0
         placement = self.job.deployment.plan.placement
-        tables = account(spans, placement, timed=self.timed[cell.cell], whole=whole)
+        timed = self.timed[cell.cell]
+        tables = account(spans, placement, timed=timed, whole=whole, unseen=unseen)
         self.job.store.write_observed(cell.cell, self.start, tables)
 
     def _serve(self, cell: PlannedCell, work: Work, what: str) -> list[RankReport] | None:
@@ -90,7 +94,10 @@ class _Observing:
     def _tell_unobserved(self, cell: PlannedCell, failure: RunFailed) -> None:
         name = f"{cell.cell.name}.s{self.start}"
         self.job.store.write_failure(f"{name}.observed", failure.detail)
-        self.session.progress.note(f"{name}: communication could not be observed: {failure.reason}")
+        self._tell(cell, f"communication could not be observed: {failure.reason}")
+
+    def _tell(self, cell: PlannedCell, what: str) -> None:
+        self.session.progress.note(f"{cell.cell.name}.s{self.start}: {what}")
 
 
 def short(work: Work) -> Work:

@@ -63,6 +63,8 @@ def identity_of(experiment: Experiment) -> str:
     model = None if experiment.model in preset_names() else Path(experiment.model)
     paths = [path for path in (experiment.dataset_path, model) if path]
     stamps = {str(path): stamp(path) for path in paths if path.exists()}
+    if "vllm" in experiment.engine and "comm" in experiment.ablate:
+        fields["unfused"] = True  # its whole runs too, see `unfused` in workers/engines/vllm
     return digest({**fields, "files": stamps} if stamps else fields)
 
 

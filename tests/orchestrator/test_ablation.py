@@ -121,19 +121,22 @@ def test_ablated_runs_are_not_compared_with_layouts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "layout", "device", "applies"),
+    ("what", "engine", "layout", "device", "applies"),
     [
-        ("comm", "tp2", "cpu", True),
-        ("comm", "pp2", "cpu", False),
-        ("comm", "tp2pp2", "cpu", True),
-        ("p2p", "tp2", "cpu", False),
-        ("p2p", "tp2", "cuda", True),
-        ("p2p", "pp2", "cuda", True),
-        ("p2p", "dp4", "cuda", False),
+        ("comm", "torch", "tp2", "cpu", True),
+        ("comm", "torch", "pp2", "cpu", False),
+        ("comm", "torch", "tp2pp2", "cpu", True),
+        ("comm", "vllm", "tp2", "cuda", True),
+        ("comm", "vllm", "pp2", "cuda", False),
+        ("comm", "deepspeed", "tp2", "cuda", False),
+        ("p2p", "torch", "tp2", "cpu", False),
+        ("p2p", "torch", "tp2", "cuda", True),
+        ("p2p", "torch", "pp2", "cuda", True),
+        ("p2p", "torch", "dp4", "cuda", False),
     ],
 )
-def test_only_what_a_layout_has_is_left_out(
-    what: str, layout: str, device: Literal["cuda", "cpu"], applies: bool
+def test_only_what_a_layout_has_and_its_engine_can_do_without_is_left_out(
+    what: str, engine: str, layout: str, device: Literal["cuda", "cpu"], applies: bool
 ) -> None:
     engine_plan = EnginePlan(MODEL, layout, placed(layout), None, "float32", device, 4, 32, 64)
-    assert ablates(what, "torch", engine_plan) is applies
+    assert ablates(what, engine, engine_plan) is applies

@@ -174,6 +174,9 @@ def test_an_ablation_that_applies_to_nothing_is_remarked_on() -> None:
     assert remarks(strategy="pp2", ablate="comm") == [
         "pp2: --ablate comm would change nothing (torch, cpu); it is not run without"
     ]
+    assert remarks(strategy="tp1", ablate="comm", engine="transformers") == [
+        "tp1: the engine transformers cannot leave out comm; it is not run without"
+    ]
     assert len(plan(strategy="tp2", ablate="comm,p2p")) == 2
     assert [line.partition(":")[0] for line in remarks(strategy="tp2,dp2", ablate="comm,p2p")] == [
         "tp2",
@@ -291,3 +294,6 @@ def test_results_of_other_settings_are_kept_elsewhere() -> None:
     plain = identity_of(Experiment())
     assert identity_of(Experiment(engine="torch,vllm")) == plain
     assert identity_of(Experiment(engine_arg={"block_size": "32"})) != plain
+    assert identity_of(Experiment(engine="torch", ablate="comm")) == plain
+    # With it vLLM's whole runs go without a fusion, too: they are no more starts of the fused ones.
+    assert identity_of(Experiment(engine="torch,vllm", ablate="comm")) != plain

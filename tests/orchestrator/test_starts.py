@@ -175,9 +175,9 @@ def test_the_same_short_work_is_timed_in_every_cell_before_one_is_profiled(group
 def test_each_start_observes_each_cell_beside_its_unprofiled_steps(groups, tmp_path, monkeypatch):
     seen, account = [], observing.account
 
-    def recorded(spans, placement, timed=None, whole=False):
+    def recorded(spans, placement, timed, whole, unseen):
         seen.append((timed, whole))
-        return account(spans, placement, timed=timed, whole=whole)
+        return account(spans, placement, timed, whole, unseen)
 
     monkeypatch.setattr(observing, "account", recorded)
     store, _ = run(layouts("tp2"), tmp_path, num_starts=2, num_warmups=0, save_spans=True)
@@ -186,6 +186,26 @@ def test_each_start_observes_each_cell_beside_its_unprofiled_steps(groups, tmp_p
     spans = store.read("spans")["start"].to_pylist()
     assert (spans.count(0), spans.count(1)) == (8, 4)  # two steps of two ranks, or one of them
     assert {row["start"] for row in store.read("parts").to_pylist()} == {0, 1}
+
+
+def test_a_rank_that_was_not_observed_is_told_and_kept_with_the_reason(
+    groups, tmp_path, monkeypatch
+):
+    """Nothing is tried again: an unreadable trace is no failure of the workers."""
+    whole = fake_engine.FakeEngine.run
+
+    def blind(engine, work):
+        report = whole(engine, work)
+        lost = work.observe and engine.rank == 1
+        return replace(report, spans=None, unobserved="no trace") if lost else report
+
+    monkeypatch.setattr(fake_engine.FakeEngine, "run", blind)
+    store, seen = run(layouts("tp2"), tmp_path, num_warmups=0)
+    (note,) = (line for line in seen.notes if "observed" in line)
+    assert note.endswith("rank 1 could not be observed: no trace")
+    rows = {(row["rank"], row["phase"]): row["reason"] for row in store.read("parts").to_pylist()}
+    assert (rows[1, "prefill"], rows[1, "decode"]) == ("no trace", "no trace")
+    assert sum(one.work.observe for one in groups.served) == 1
 
 
 def test_an_observed_run_has_the_first_requests_all_there_at_once():

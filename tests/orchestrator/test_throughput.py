@@ -27,6 +27,14 @@ def test_a_request_without_tokens_has_failed():
     assert found.total_input_tokens == 10
 
 
+@pytest.mark.parametrize(("cached", "total"), [((0, 0), 0), ((4, 7), 11), ((4, None), None)])
+def test_cached_tokens_are_known_where_those_of_every_request_are(cached, total):
+    served = requests(*(request([1.0], cached_tokens=one) for one in cached), request([]))
+    assert throughput_of(served, 2, 3, 1).total_cached_tokens == total
+    older = served.drop_columns(["cached_tokens"])
+    assert throughput_of(older, 2, 3, 1).total_cached_tokens is None
+
+
 def test_nothing_served_gives_no_figures():
     found = throughput_of(requests(request([])), 1, 1, 1)
     assert (found.completed, found.duration) == (0, 0.0)

@@ -115,6 +115,7 @@ def served(work: Work, token_s: float) -> pa.Table:
             request_index=request.index,
             replica=0,
             input_len=len(request.prompt),
+            cached_tokens=0,
             output_len=request.output_len,
             arrival_s=0.0,
             admitted_s=None,

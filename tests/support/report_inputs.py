@@ -252,6 +252,7 @@ def _request(index: int, first: float) -> RequestRow:
         request_index=index,
         replica=0,
         input_len=256,
+        cached_tokens=0,
         output_len=3,
         arrival_s=0.0,
         admitted_s=None,

@@ -16,11 +16,13 @@ def request(
     replica: int = 0,
     admitted_s: float | None = None,
     input_len: int = 10,
+    cached_tokens: int | None = 0,
 ) -> dict[str, object]:
     """One request. token_times_s: when each of its tokens came."""
     return {
         "replica": replica,
         "input_len": input_len,
+        "cached_tokens": cached_tokens,
         "output_len": len(token_times_s),
         "arrival_s": arrival_s,
         "admitted_s": admitted_s,

@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from ranks import engine_plan
 
 from orchestrator.cluster.group import bundles_for
@@ -26,11 +27,13 @@ from orchestrator.plan import models
 from strategies import Split
 from workers import engines
 from workers.actor import Worker
-from workers.engines import vllm_run, vllm_settings
-from workers.engines.vllm import OutOfMemoryError, VllmEngine, VllmFailed, failure, held
-from workers.engines.vllm_run import Watch, requests_table, serve, steps_table
-from workers.engines.vllm_settings import arguments, environment, refusal
-from workers.engines.vllm_worker import ErrorFile, counts_of
+from workers.engines.vllm import run as vllm_run
+from workers.engines.vllm import settings as vllm_settings
+from workers.engines.vllm.ablation import ABLATED, leave_out_communication
+from workers.engines.vllm.engine import OutOfMemoryError, VllmEngine, VllmFailed, failure, held
+from workers.engines.vllm.run import Watch, requests_table, serve, steps_table
+from workers.engines.vllm.settings import arguments, environment, refusal
+from workers.engines.vllm.worker import ErrorFile, counts_of
 from workers.messages import EnginePlan, Request, Work
 from workers.progress import Progress
 from workers.records import DECODE, PREFILL
@@ -56,6 +59,7 @@ def test_vllm_gets_what_our_options_say_and_keeps_its_defaults_else() -> None:
         "max_model_len": asked.max_len,
         "max_num_seqs": 3,  # of five requests the first replica has three
         "max_num_batched_tokens": 2048,
+        "profiler_config": vllm_settings.PROFILER,
         "tensor_parallel_size": 2,
         "pipeline_parallel_size": 2,
         "distributed_executor_backend": "mp",
@@ -71,6 +75,57 @@ def test_prompts_stay_whole_where_they_are_not_to_be_cut() -> None:
 def test_links_that_are_left_out_are_not_used_by_its_own_all_reduce_either() -> None:
     assert arguments(plan("tp2", device="cuda", ablation="p2p"), "")["disable_custom_all_reduce"]
     assert "disable_custom_all_reduce" not in arguments(plan("tp2", device="cuda"), "")
+
+
+FUSED = "fuse_allreduce_rms"
+
+
+def test_where_communication_is_left_out_nothing_is_fused_with_it_in_either_run() -> None:
+    whole = plan("tp2", device="cuda", ablations=("comm",))
+    assert "compilation_config" not in arguments(replace(whole, ablations=("p2p",)), "")
+    for one in (whole, replace(whole, ablation="comm")):
+        assert arguments(one, "")["compilation_config"] == {"pass_config": {FUSED: False}}
+    asked = (("compilation_config", '{"mode": 3, "pass_config": {"fuse_norm_quant": true}}'),)
+    assert arguments(replace(whole, engine_args=asked), "")["compilation_config"] == {
+        "mode": 3,
+        "pass_config": {"fuse_norm_quant": True, FUSED: False},
+    }
+    assert [environment(replace(whole, ablation=what))[ABLATED] for what in ("none", "comm")] == [
+        "none",
+        "comm",
+    ]
+
+
+def test_what_is_left_out_gives_outputs_of_the_right_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    class GroupCoordinator:
+        world_size = 2
+        _all_reduce_out_place = _all_gather_out_place = None
+
+    _vllm_with(monkeypatch, GroupCoordinator)
+    leave_out_communication()
+    group, x = GroupCoordinator(), torch.ones(3, 4)
+    assert group._all_reduce_out_place(x) is x  # on a CPU
+    there = x.to("meta")
+    summed = group._all_reduce_out_place(there)
+    assert summed is not there
+    assert (summed.shape, summed.device.type) == ((3, 4), "meta")
+    assert group._all_gather_out_place(x, -1).shape == (3, 8)
+    assert group._all_gather_out_place(x, 0).shape == (6, 4)
+
+
+def test_a_vllm_that_calls_its_collectives_by_other_names_is_not_ablated_in_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _vllm_with(monkeypatch, type("GroupCoordinator", (), {}))
+    with pytest.raises(RuntimeError, match="has no GroupCoordinator"):
+        leave_out_communication()
+
+
+def _vllm_with(monkeypatch: pytest.MonkeyPatch, coordinator: type) -> None:
+    state = SimpleNamespace(GroupCoordinator=coordinator)
+    for name in ("vllm", "vllm.distributed"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "vllm.distributed.parallel_state", state)
 
 
 def test_a_setting_is_json_or_else_a_text() -> None:
@@ -204,8 +259,8 @@ class FakeVllm:
     def reset_prefix_cache(self) -> bool:
         return self.resets.pop(0) if len(self.resets) > 1 else self.resets[0]
 
-    def collective_rpc(self, method: str) -> None:
-        assert method == "orchestrator_begin"
+    def collective_rpc(self, method: str, args: tuple[bool, ...]) -> None:
+        assert (method, args) == ("orchestrator_begin", (False,))
 
     def add_request(self, name: str, prompt: dict[str, Any], params: int) -> None:
         if not self.left:
@@ -264,6 +319,7 @@ def test_a_request_arrives_when_one_in_flight_has_ended() -> None:
     ends = [row["token_times_s"][-1] for row in rows]
     assert [row["arrival_s"] for row in rows] == [0.0, 0.0, ends[0], ends[1], ends[2]]
     assert [row["output_token_ids"] for row in rows] == [[7, 7, 7]] * 5
+    assert {row["cached_tokens"] for row in rows} == {0}
     assert engine.salts == ["0", "1", "2", "3", "4"]  # no prompt finds itself in the cache
     assert "get_output" not in vars(engine.engine_core)  # vLLM has its own again
 
@@ -402,7 +458,7 @@ def test_no_room_is_told_as_out_of_memory(kind: str, message: str) -> None:
 
 def test_a_process_ends_with_the_one_that_started_it() -> None:
     child = (
-        "import time; from workers.engines.vllm_worker import attend; attend(); "
+        "import time; from workers.engines.vllm.worker import attend; attend(); "
         "print('attends', flush=True); time.sleep(600)"
     )
     parent = (
@@ -419,7 +475,7 @@ def test_a_process_ends_with_the_one_that_started_it() -> None:
 
 
 def test_a_vllm_of_somebody_else_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from workers.engines import vllm_worker
+    from workers.engines.vllm import worker as vllm_worker
 
     monkeypatch.delenv(vllm_worker.OWNER, raising=False)
     monkeypatch.setattr(vllm_worker.ctypes, "CDLL", lambda *args, **options: pytest.fail("called"))

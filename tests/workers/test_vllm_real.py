@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,20 @@ import psutil
 import pytest
 from ranks import engine_plan
 
+from orchestrator.analysis.observed.accounting import (
+    PARTS_OF_STEP,
+    TIMED,
+    PartsRow,
+    TimedRow,
+    account,
+)
 from orchestrator.plan import models
+from orchestrator.store.arrow_files import concat
 from orchestrator.store.store import Store
+from strategies import Load, Topology, plan_layout
 from workers.actor import Worker
 from workers.messages import RankReport, Request, Work
-from workers.records import DECODE, PREFILL
+from workers.records import COMPUTE, DECODE, PREFILL
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.slow, pytest.mark.ranks, pytest.mark.timeout(600)]
@@ -28,14 +38,21 @@ GONE_S = 15.0  # within which nothing is left of a worker that was killed
 WORK = Work(tuple(Request(i, tuple(range(5 + i, 37 + i)), 8) for i in range(6)), 2)
 
 
-def served(engine: str, layout: str, *works: Work) -> list[list[RankReport]]:
+OBSERVED = replace(WORK, observe=True)
+
+
+def served(
+    engine: str, layout: str, runs: Sequence[Work] = (WORK,), ablation: str = "none"
+) -> list[list[RankReport]]:
     """What an engine in this process reports of each run."""
     model = models.resolve("tiny", "auto")
-    plan = engine_plan(layout, model.shape, model.checkpoint, works[0], timeout_s=600.0)
+    plan = engine_plan(
+        layout, model.shape, model.checkpoint, runs[0], timeout_s=600.0, ablation=ablation
+    )
     worker = Worker()
     try:
         worker.build(engine, plan, None)
-        answers = [worker.run(work) for work in works]
+        answers = [worker.run(work) for work in runs]
     finally:
         worker.close()
     return [[one] if isinstance(one, RankReport) else list(one) for one in answers]
@@ -57,8 +74,13 @@ def tokens(reports: list[RankReport]) -> list[list[int]]:
 def test_every_run_makes_the_tokens_of_torch_and_tells_its_steps(
     layout: str, of_torch: list[list[int]]
 ) -> None:
-    for reports in served("vllm", layout, WORK, WORK):
-        assert [one.rank for one in reports] == [*range(int(layout[-1]))]
+    ranks = int(layout[-1])
+    *runs, observed = served("vllm", layout, (WORK, WORK, OBSERVED))
+    assert tokens(observed) == of_torch
+    assert_booked(observed, layout)
+    for reports in runs:
+        assert {one.spans for one in reports} == {None}
+        assert [one.rank for one in reports] == [*range(ranks)]
         assert tokens(reports) == of_torch
         assert [one.requests is None for one in reports[1:]] == [True] * (len(reports) - 1)
         for report in reports:
@@ -90,9 +112,9 @@ def test_turns_follow_their_replies_at_their_times_and_find_their_own_prompts_ca
     open_ = Work(TALKS, 2, reuse="conversation")
     closed = replace(open_, requests=tuple(replace(one, arrival_s=0.0) for one in TALKS))
     alone = Work(tuple(replace(one, after=None) for one in closed.requests), 1)
-    of_torch = tokens(served("torch", "tp1", closed)[0])
+    of_torch = tokens(served("torch", "tp1", (closed,))[0])
     asked = sum(len(one.prompt) + one.output_len - 1 for one in TALKS)
-    reports = [one for (one,) in served("vllm", "tp1", open_, closed, alone)]
+    reports = [one for (one,) in served("vllm", "tp1", (open_, closed, alone))]
     assert [tokens([one]) for one in reports] == [of_torch] * 3
     for report in reports[:2]:
         rows = rows_of(report)
@@ -115,6 +137,44 @@ def rows_of(report: RankReport) -> list[dict[str, Any]]:
 def tokens_read(report: RankReport) -> int:
     """Tokens that went through the model."""
     return sum(one["num_tokens"] for one in report.steps.to_pylist())
+
+
+def assert_booked(reports: list[RankReport], layout: str) -> None:
+    """Every step of an observed run is taken apart, and communication is in it under tp2."""
+    assert [one.unobserved for one in reports] == [None] * len(reports)
+    shape = models.resolve("tiny", "auto").shape
+    placement = plan_layout(layout, shape, Load(1, 1, 1), Topology.uniform(len(reports))).placement
+    tables = account(concat(one.spans for one in reports), placement)
+    for one in reports:
+        assert one.spans is not None
+        taken = {(row["step"], row["phase"]) for row in one.steps.to_pylist()}
+        assert taken == {(row["step"], row["phase"]) for row in one.spans.to_pylist()}
+    rows = PARTS_OF_STEP.rows(tables["parts"])
+    assert {(row.rank, row.phase) for row in rows} == {
+        (one.rank, phase) for one in reports for phase in (PREFILL, DECODE)
+    }
+    for row in rows:
+        assert (row.steps_unmatched, row.reason) == (0, None)
+        assert row.compute_ms is not None
+        assert row.compute_ms > 0
+        assert (row.exposed_transfer_ms or 0) > 0 or layout == "tp1"
+    calls = {(row.op, row.calls / kept(rows, row)) for row in TIMED.rows(tables[TIMED.name])}
+    reductions = ("all_reduce", 2 * shape.num_layers + 1)
+    assert calls == ({reductions, ("all_gather", 1)} if layout == "tp2" else set())
+
+
+def kept(rows: Sequence[PartsRow], of: TimedRow) -> int:
+    """Steps that count of the rank and phase of a row of calls."""
+    (steps,) = (row.steps for row in rows if (row.rank, row.phase) == (of.rank, of.phase))
+    return steps
+
+
+def test_without_communication_a_step_has_none(of_torch: list[list[int]]) -> None:
+    (reports,) = served("vllm", "tp2", (OBSERVED,), ablation="comm")
+    assert tokens(reports) != of_torch
+    for one in reports:
+        assert one.spans is not None
+        assert set(one.spans.column("kind").to_pylist()) == {COMPUTE}
 
 
 def test_no_process_is_left_when_the_worker_is_killed(tmp_path: Path) -> None:

@@ -146,6 +146,7 @@ class Ledger:
             request_index=request.index,
             replica=self.replica,
             input_len=len(request.prompt),
+            cached_tokens=0,  # none keeps the KV of a wave beyond it
             output_len=len(output),
             arrival_s=wave.began_s,
             admitted_s=None,

@@ -9,7 +9,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -28,6 +28,23 @@ STEP = re.compile(r"step/(\w+)/(\d+)")  # the annotation around a step: phase an
 LAUNCHES = frozenset({"cuda_runtime", "cuda_driver"})  # categories of events
 YEAR_NS = 365 * 24 * 3600 * 10**9
 ON_THE_GPU = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
+ANNOTATION = "user_annotation"
+WANTED = LAUNCHES | ON_THE_GPU | {ANNOTATION}
+# Names of element types in a trace.
+ELEMENT_BYTES = {
+    **dict.fromkeys(("Bool", "Byte", "Char", "Float8_e4m3fn", "Float8_e5m2"), 1),
+    **dict.fromkeys(("BFloat16", "Half", "Short"), 2),
+    **dict.fromkeys(("Float", "Int"), 4),
+    **dict.fromkeys(("Double", "Long"), 8),
+}
+
+
+class Told(NamedTuple):
+    """What a trace tells of a call of a process group: its name there, as "allreduce" or "send",
+    and the bytes of its message as nccl-tests counts them, None where its type is not known."""
+
+    name: str
+    bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +52,8 @@ class TraceEvent:
     """A complete event ("ph": "X") of a Chrome trace.
 
     start: microseconds of the trace's own clock; duration: microseconds. correlation: the number
-    that a launch and what it launched have in common.
+    that a launch and what it launched have in common. told: of an operation of a process group, or
+    of its kernel, what the profiler says of it.
     """
 
     name: str
@@ -43,6 +61,12 @@ class TraceEvent:
     start: float
     duration: float
     correlation: int | None
+    told: Told | None = None
+
+    @property
+    def end(self) -> float:
+        """When it ended, in microseconds of the trace's own clock."""
+        return self.start + self.duration
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +74,8 @@ class Kernel:
     """A kernel, copy or fill that ran on the GPU within a step.
 
     launched: when its launch was called, on the trace's clock; one graph's kernels have the same.
-    start, end: on the clock of the node. All in microseconds.
+    start, end: on the clock of the node. All in microseconds. told: what the trace says of the call
+    that it carried out, where it is one of a process group and was not replayed in a graph.
     """
 
     name: str
@@ -59,6 +84,7 @@ class Kernel:
     launched: float
     start: float
     end: float
+    told: Told | None = None
 
 
 class Tracer:
@@ -85,7 +111,7 @@ class Tracer:
         """Mark a step in the trace, and keep the calls of the Communicator in it."""
         of = StepOf(self._communicator.context.rank, phase, index)
         self._communicator.journal = self._calls[of] = []
-        with torch.profiler.record_function(f"step/{phase}/{index}"):
+        with torch.profiler.record_function(step_name(phase, index)):
             yield
         self._communicator.journal = None
 
@@ -114,18 +140,20 @@ def kernel_spans(
         row
         for of, found in steps.items()
         for row in (
-            *_compute_spans(of, found, registry),
+            *compute_spans(of, found, registry),
             *_communication_spans(of, found, calls.get(of, ()), registry),
         )
     ]
-    return SPANS.make(sorted(rows, key=_start))
+    return SPANS.make(sorted(rows, key=start_of))
 
 
-def _start(row: SpanRow) -> float:
+def start_of(row: SpanRow) -> float:
+    """When a span began; those that were not seen come last."""
     return math.inf if row.start_us is None else row.start_us
 
 
-def _compute_spans(of: StepOf, kernels: Iterable[Kernel], registry: Registry) -> Iterator[SpanRow]:
+def compute_spans(of: StepOf, kernels: Iterable[Kernel], registry: Registry) -> Iterator[SpanRow]:
+    """What kernels of a step compute, merged where they touch or overlap."""
     computing = (one for one in kernels if not registry.of(one.name).operations)
     for span in union((kernel.start, kernel.end) for kernel in computing):
         yield span_row(of, COMPUTE, span)
@@ -163,8 +191,8 @@ def match(operations: Sequence[tuple[str, ...]], calls: Sequence[Call]) -> bool:
 # -- from a trace to kernels
 
 
-class _Step(NamedTuple):
-    """The annotation of a step; microseconds of the trace's clock."""
+class TraceStep(NamedTuple):
+    """When the host was in a step, by its annotation; microseconds of the trace's clock."""
 
     start: float
     end: float
@@ -174,20 +202,54 @@ class _Step(NamedTuple):
 
 class _Launch(NamedTuple):
     at: float
-    step: _Step
+    step: TraceStep
 
 
 def read_kernels(trace: Any) -> list[Kernel]:
     """The kernels of a Chrome trace (its JSON) that were launched inside a step, replayed graphs
-    included.
+    included. Raises KeyError where this is no Chrome trace."""
+    events = [one for entry in trace["traceEvents"] if (one := event_of(entry)) is not None]
+    return kernels_of(events, steps_of(events), origin_us(trace.get("baseTimeNanoseconds", 0)))
+
+
+def step_name(phase: str, number: int) -> str:
+    """The name of the annotation around a step."""
+    return f"step/{phase}/{number}"
+
+
+def origin_us(base_ns: int) -> float:
+    """What is added to times of a trace so that all ranks of a node have one clock: its base,
+    within the year, as a float has no room for nanoseconds since 1970."""
+    return (int(base_ns) % YEAR_NS) / 1e3
+
+
+def event_of(entry: Any, wanted: Container[str] = WANTED) -> TraceEvent | None:
+    """The event of an entry of a Chrome trace, where it is a complete one of a category wanted."""
+    if entry.get("ph") != "X" or entry.get("cat") not in wanted:
+        return None
+    args = entry.get("args", {})
+    told = _told(args) if "Collective name" in args else None
+    return TraceEvent(
+        entry["name"], entry["cat"], entry["ts"], entry["dur"], args.get("correlation"), told
+    )
+
+
+def _told(args: Mapping[str, Any]) -> Told:
+    """From what Kineto keeps of a call (`record_param_comms`)."""
+    name, size = str(args["Collective name"]), ELEMENT_BYTES.get(str(args.get("dtype")))
+    number = args.get("Out msg nelems" if "gather" in name or name == "recv" else "In msg nelems")
+    return Told(name, None if size is None or number is None else size * int(number))
+
+
+def kernels_of(
+    events: Sequence[TraceEvent], steps: Sequence[TraceStep], origin: float
+) -> list[Kernel]:
+    """The kernels among `events` that were launched inside one of `steps`, which are in order.
 
     A kernel carries the correlation number of the call that launched it; that call lies inside a
-    step's annotation. Raises KeyError where this is no Chrome trace.
+    step. origin: of `origin_us`.
     """
-    # Within a year: a float has no room for nanoseconds since 1970, and all ranks have one base.
-    origin = (int(trace.get("baseTimeNanoseconds", 0)) % YEAR_NS) / 1e3
-    events = list(_events(trace["traceEvents"]))
-    launches = _launches(events)
+    launches = _launches(events, steps)
     return [
         _kernel(event, launches[event.correlation], origin)
         for event in events
@@ -195,18 +257,10 @@ def read_kernels(trace: Any) -> list[Kernel]:
     ]
 
 
-def _events(entries: Iterable[Any]) -> Iterator[TraceEvent]:
-    """The steps, launches and kernels among the entries of a Chrome trace."""
-    wanted = {*LAUNCHES, *ON_THE_GPU, "user_annotation"}
-    for entry in entries:
-        if entry.get("ph") == "X" and entry.get("cat") in wanted:
-            correlation = entry.get("args", {}).get("correlation")
-            yield TraceEvent(entry["name"], entry["cat"], entry["ts"], entry["dur"], correlation)
-
-
-def _launches(events: Iterable[TraceEvent]) -> dict[int | None, _Launch]:
+def _launches(
+    events: Iterable[TraceEvent], steps: Sequence[TraceStep]
+) -> dict[int | None, _Launch]:
     """Correlation number -> the launch that has it, of those inside a step."""
-    steps = _steps(events)
     starts = [step.start for step in steps]
     launches: dict[int | None, _Launch] = {}
     for event in events:
@@ -217,10 +271,11 @@ def _launches(events: Iterable[TraceEvent]) -> dict[int | None, _Launch]:
     return launches
 
 
-def _steps(events: Iterable[TraceEvent]) -> list[_Step]:
-    annotations = (event for event in events if event.category == "user_annotation")
+def steps_of(events: Iterable[TraceEvent]) -> list[TraceStep]:
+    """The annotated steps among `events`, in order."""
+    annotations = (event for event in events if event.category == ANNOTATION)
     return sorted(
-        _Step(event.start, event.start + event.duration, named[1], int(named[2]))
+        TraceStep(event.start, event.end, named[1], int(named[2]))
         for event in annotations
         if (named := STEP.fullmatch(event.name))
     )
@@ -229,7 +284,7 @@ def _steps(events: Iterable[TraceEvent]) -> list[_Step]:
 def _kernel(event: TraceEvent, launch: _Launch, origin: float) -> Kernel:
     start, step = origin + event.start, launch.step
     end = start + event.duration
-    return Kernel(event.name, step.phase, step.number, launch.at, start, end)
+    return Kernel(event.name, step.phase, step.number, launch.at, start, end, event.told)
 
 
 def _export(profiler: torch.profiler.profile) -> Any:

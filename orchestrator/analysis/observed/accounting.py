@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
+from types import MappingProxyType
 
 import pyarrow as pa
 
 from orchestrator.analysis.observed.booking import WAITS, Booked, book
 from orchestrator.analysis.observed.matching import EDGES, Transfer, match
-from orchestrator.analysis.observed.steps import Steps, excerpt, steps_of
+from orchestrator.analysis.observed.steps import PHASES, Steps, excerpt, steps_of
 from orchestrator.store.schema import StartKey
 from strategies.placement import Placement
 from strategies.traffic import bus_factor
 from workers.intervals import Span, intersect, length, union
 from workers.records import SPANS, STEPS, CollectiveRow, SpanRow, StepRow
-from workers.rows import Table, column, grouped, row
+from workers.rows import Table, column, grouped, nothing, row
 
 NCCL_TESTS = "nccl-tests, PERFORMANCE.md"
 PARTS = ("compute", "exposed_transfer", "exposed_wait", "bubble", "fused", "launch_gap")
@@ -127,7 +128,11 @@ class Seen:
 
 
 def account(
-    spans: pa.Table | None, placement: Placement, timed: pa.Table | None = None, whole: bool = False
+    spans: pa.Table | None,
+    placement: Placement,
+    timed: pa.Table | None = None,
+    whole: bool = False,
+    unseen: Mapping[int, str] = MappingProxyType({}),
 ) -> dict[str, pa.Table]:
     """The tables of an observed run, from the spans of all ranks (table SPANS).
 
@@ -135,6 +140,7 @@ def account(
     `timed_collectives` (TIMED); empty where nothing was seen. Of each phase its `settled` steps
     count. timed: table STEPS of all ranks, of the very same work served without a probe; None where
     it was not, then nobody knows what the probe costs. placement: its mesh alone is looked at.
+    unseen: ranks of which there are no spans, and why.
     """
     kept = SPANS.schema.empty_table() if spans is None else spans
     ranks = _by_rank(SPANS.rows(kept), placement)
@@ -143,7 +149,10 @@ def account(
         "spans": kept if whole else excerpt(kept, placement),
         "timed_collectives": TIMED.make(_timed_collectives(ranks, placement)),
         "parts": PARTS_OF_STEP.make(
-            _parts(one, phase, unprobed, whole) for one in ranks for phase in one.steps
+            [
+                *(_parts(one, phase, unprobed, whole) for one in ranks for phase in one.steps),
+                *(_no_parts(rank, phase, why) for rank, why in unseen.items() for phase in PHASES),
+            ]
         ),
     }
 
@@ -188,6 +197,11 @@ def _parts(
         whole=whole,
         **_per_step_ms(seen.booked, list(windows.values())),
     )
+
+
+def _no_parts(rank: int, phase: str, reason: str) -> PartsRow:
+    """The row of a rank of which nothing was seen."""
+    return replace(nothing(PartsRow), rank=rank, phase=phase, steps=0, reason=reason)
 
 
 def _per_step_ms(booked: Booked, windows: Sequence[Span]) -> dict[str, float | None]:

@@ -124,7 +124,9 @@ def _phase_operations(
         key = (phase, axis, op)
         counted = [one for one in collectives if (one.phase, one.axis, one.op) == key]
         ranks = {one.rank for one in counted}
-        seen = [one for one in timed if (one.phase, one.axis, one.op) == key and one.rank in ranks]
+        found = [one for one in timed if (one.phase, one.axis, one.op) == key]
+        # Where an engine cannot count its calls, those that were observed are all that is known.
+        seen = [one for one in found if one.rank in ranks or not collectives]
         return Operation(
             calls=sum(one.calls for one in counted) if counted else None,
             bytes=sum(one.bytes or 0 for one in counted) if counted else None,

@@ -10,9 +10,9 @@ from orchestrator.analysis.comparing.compare import Comparison
 from orchestrator.analysis.device_time import PhaseTime
 from orchestrator.analysis.token_cost import Parts
 from orchestrator.report.charts.views import Names, View, rounded, view
-from orchestrator.units import device_ms
 from workers.records import DECODE, PREFILL
 from workers.rows import widened
+from workers.units import device_ms
 
 REST = "rest"  # the one part that may be below 0
 UNCUT = "uncut"

@@ -61,6 +61,7 @@ def _request_row(sequence: Sequence, outputs: dict[Sequence, _Output], replica: 
         request_index=request.index,
         replica=replica,
         input_len=len(request.prompt),
+        cached_tokens=0,  # every prompt is read from its beginning
         output_len=len(made.tokens),
         arrival_s=arrival,
         # The host, which lets it in, may be a step ahead of the reply that it is after.

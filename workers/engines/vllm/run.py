@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from workers.engines.vllm_versions import cached_tokens, index_of
+from workers.engines.vllm.versions import cached_tokens, index_of
 from workers.line import Line
 from workers.messages import Request, Work
 from workers.progress import Progress
@@ -98,7 +98,7 @@ def serve(engine: Any, work: Work, params: Any, progress: Progress) -> Watch:
     engine: vLLM's LLMEngine, whose workers record. params: makes the SamplingParams of a request.
     """
     forget(engine)
-    engine.collective_rpc("orchestrator_begin")
+    engine.collective_rpc("orchestrator_begin", args=(work.observe,))
     core = engine.engine_core
     watch, take = Watch(progress), core.get_output
     progress.begin(watch.began_s)
@@ -220,6 +220,7 @@ def requests_table(watch: Watch, work: Work, replica: int) -> pa.Table:
             request_index=one.index,
             replica=replica,
             input_len=len(one.prompt),
+            cached_tokens=watch.cached.get(one.index, 0),
             output_len=len(found[one.index][0]),
             arrival_s=_arrival(watch, one, found),
             admitted_s=watch.admitted_s.get(one.index),

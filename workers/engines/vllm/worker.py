@@ -12,8 +12,12 @@ import json
 import logging
 import os
 import signal
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+
+from workers.engines.vllm.ablation import ABLATED, leave_out_communication
 
 OWNER = "ORCHESTRATOR_VLLM_OWNER"  # process id of the actor; unset where vLLM is not ours
 ERRORS = "ORCHESTRATOR_VLLM_ERRORS"  # a file to which errors are added, a JSON object a line
@@ -21,8 +25,9 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def attend() -> None:
-    """End this process when its parent ends, and keep what it logs as an error. Does nothing in a
-    vLLM that no engine of ours has started, and in the process of the engine itself.
+    """End this process when its parent ends, keep what it logs as an error, and leave out what is
+    to be ablated. Does nothing in a vLLM that no engine of ours has started, and in the process of
+    the engine itself.
 
     vLLM's engine core does not notice that its parent was killed, and would keep the GPUs. Its
     workers have the engine core as parent.
@@ -35,6 +40,8 @@ def attend() -> None:
         os._exit(1)
     if errors := os.environ.get(ERRORS):
         logging.getLogger("vllm").addHandler(ErrorFile(errors))
+    if os.environ.get(ABLATED) == "comm":
+        leave_out_communication()
 
 
 class ErrorFile(logging.Handler):
@@ -64,8 +71,9 @@ class Recorder:
         parameters = {id(one): one for one in self._orchestrator_model().parameters()}
         return sum(one.numel() * one.element_size() for one in parameters.values())
 
-    def orchestrator_begin(self) -> None:
-        """Keep the steps from here on, and count the peak of memory from here."""
+    def orchestrator_begin(self, marking: bool = False) -> None:
+        """Keep the steps from here on, and count the peak of memory from here. marking: also mark
+        each step in the trace of a profiler that watches."""
         from workers.device import reset_peak
 
         worker: Any = self
@@ -73,6 +81,7 @@ class Recorder:
             self.orchestrator_steps: list[list[int]] = []
             worker.execute_model = self._orchestrator_kept(worker.execute_model)
         self.orchestrator_steps.clear()
+        self.orchestrator_marking = marking
         reset_peak([worker.device])
 
     def orchestrator_end(self) -> dict[str, Any]:
@@ -90,10 +99,28 @@ class Recorder:
 
     def _orchestrator_kept(self, execute: Any) -> Any:
         def execute_and_keep(scheduled: Any, *args: Any, **options: Any) -> Any:
-            self.orchestrator_steps.append(counts_of(scheduled))
-            return execute(scheduled, *args, **options)
+            counts = counts_of(scheduled)
+            self.orchestrator_steps.append(counts)
+            if not (self.orchestrator_marking and counts[1]):
+                return execute(scheduled, *args, **options)
+            with step_mark(self.orchestrator_steps):
+                return execute(scheduled, *args, **options)
 
         return execute_and_keep
+
+
+def step_mark(steps: Sequence[Sequence[int]]) -> AbstractContextManager[Any]:
+    """The annotation of the last of `steps`, as the engine torch has it, with its number in the
+    table of steps. It is around all that a worker does of a step but sampling; vLLM's own,
+    `execute_context_...`, begins after a stage has posted its receive."""
+    import torch
+
+    from workers.probes.trace import step_name
+    from workers.records import DECODE, PREFILL
+
+    phase = PREFILL if steps[-1][2] else DECODE
+    number = sum(1 for _, tokens, _ in steps if tokens) - 1
+    return torch.profiler.record_function(step_name(phase, number))
 
 
 def counts_of(scheduled: Any) -> list[int]:

@@ -1,8 +1,8 @@
 """The engine `vllm`: its own executor, scheduler and kernels, one engine core a replica.
 
 Everything that vLLM decides stays as it decides it, but for what an option of ours says and for its
-prefix cache, which is emptied before every run. `vllm_settings` says what is given to it,
-`vllm_run` how a run is made, `vllm_worker` what is in its processes.
+prefix cache, which is emptied before every run. `settings` says what is given to it, `run` how a
+run is made, `worker` what is in its processes, `window` what its steps consist of.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from strategies.memory import weight_bytes
 from strategies.shapes import DTYPE_BYTES
-from workers.engines.vllm_settings import arguments, config_of, environment, recorded, refusal
-from workers.engines.vllm_versions import kv_tokens
-from workers.engines.vllm_worker import ERRORS, OWNER
+from workers.engines.vllm.settings import arguments, config_of, environment, recorded, refusal
+from workers.engines.vllm.versions import kv_tokens
+from workers.engines.vllm.window import Window
+from workers.engines.vllm.worker import ERRORS, OWNER
 from workers.messages import Built, EnginePlan, RankReport, Request, Work
 from workers.versions import versions
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from workers.rank import RankContext
 
 PLUGINS = "vllm.general_plugins"
+TRACES = "traces"  # the folder of vLLM's profiler, within ours
 NO_ROOM = "No available memory for the cache blocks"
 
 
@@ -52,7 +56,7 @@ class VllmEngine:
     def build(self, context: RankContext, plan: EnginePlan) -> list[Built]:
         """Start vLLM. `load_s` is all of its start, as it does not tell the parts. Raises what the
         first of its processes to fail has logged."""
-        from workers.engines.vllm_run import check_clocks
+        from workers.engines.vllm.run import check_clocks
 
         start = time.perf_counter()
         check_clocks()
@@ -70,18 +74,38 @@ class VllmEngine:
         return self._built(time.perf_counter() - start, told, settings | variables)
 
     def run(self, work: Work) -> list[RankReport]:
-        """Serve this replica's share. An observed run is served as usual and has no spans."""
-        from workers.engines.vllm_run import serve
+        """Serve this replica's share. An observed run is served as usual, with vLLM's profiler
+        around it."""
+        from workers.engines.vllm.run import serve
 
         assert self._context is not None, "build first"
         replica, replicas = self._context.at("dp"), self._context.placement.degree("dp")
-        share = work.share(replica, replicas)
+        share, window = work.share(replica, replicas), self._window(work)
         try:
-            watch = serve(self._engine, share, self._params(work), self._context.progress)
+            with window.watching() if window else nullcontext():
+                watch = serve(self._engine, share, self._params(work), self._context.progress)
             told = self._engine.collective_rpc("orchestrator_end")
         except Exception as error:
             raise self._cause(error) from error
-        return self._reports(watch, share, told)
+        reports = self._reports(watch, share, told)
+        return reports if window is None else self._observed(reports, window)
+
+    def _window(self, work: Work) -> Window | None:
+        assert self._plan is not None
+        if not work.observe:
+            return None
+        return Window.of(self._engine, self._folder_of_own() / TRACES, self._plan.timeout_s)
+
+    def _observed(self, reports: Sequence[RankReport], window: Window) -> list[RankReport]:
+        """The reports with the spans of each rank, if it took a step at all."""
+        assert self._plan is not None
+        seen = window.seen(self._ranks(), self._plan.placement, self._plan.device)
+        return [
+            replace(
+                report, spans=one.spans, unobserved=one.reason if report.steps.num_rows else None
+            )
+            for report, one in zip(reports, seen, strict=True)
+        ]
 
     def close(self) -> None:
         """End vLLM's processes."""
@@ -95,25 +119,32 @@ class VllmEngine:
 
     def _start(self, plan: EnginePlan) -> dict[str, str]:
         """Start vLLM's engine, whose core is a process of its own. Returns its settings."""
+        from vllm.config import ProfilerConfig
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
         given = arguments(plan, self._model_folder(plan))
-        args, plain = EngineArgs(**given), EngineArgs(model=given["model"])
+        traces = str(self._folder_of_own() / TRACES)
+        profiler = ProfilerConfig(**given["profiler_config"], torch_profiler_dir=traces)
+        args = EngineArgs(**{**given, "profiler_config": profiler})
+        plain = EngineArgs(model=given["model"])
         self._engine = LLMEngine.from_engine_args(args, enable_multiprocessing=True)
         return recorded(given, plain, self._engine.vllm_config)
 
     def _model_folder(self, plan: EnginePlan) -> str:
         if plan.checkpoint is not None:
             return plan.checkpoint
-        assert self._folder is not None
-        (self._folder / "config.json").write_text(json.dumps(config_of(plan)))
-        return str(self._folder)
+        folder = self._folder_of_own()
+        (folder / "config.json").write_text(json.dumps(config_of(plan)))
+        return str(folder)
+
+    def _folder_of_own(self) -> Path:
+        assert self._folder is not None, "build first"
+        return self._folder
 
     def _cause(self, error: Exception) -> Exception:
         """What the first of vLLM's processes to fail has logged; `error` itself where none has."""
-        assert self._folder is not None
-        log = self._folder / "errors"
+        log = self._folder_of_own() / "errors"
         if not log.is_file() or not (lines := log.read_text("utf-8").splitlines()):
             return error
         first = json.loads(lines[0])
@@ -143,7 +174,7 @@ class VllmEngine:
 
     def _reports(self, watch: Any, share: Work, told: Sequence[Any]) -> list[RankReport]:
         """One report a rank. The first has the requests."""
-        from workers.engines.vllm_run import requests_table, steps_table
+        from workers.engines.vllm.run import requests_table, steps_table
 
         assert self._context is not None
         requests = requests_table(watch, share, self._context.at("dp"))

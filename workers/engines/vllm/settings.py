@@ -15,10 +15,18 @@ from strategies import Load, Topology, plan_layout
 from strategies.hub_config import ARCHITECTURES
 from strategies.memory import kv_bytes_per_token
 from strategies.shapes import DTYPE_BYTES
+from workers.engines.vllm.ablation import ABLATED
 from workers.messages import EnginePlan, dealt
 
 AXES = ("dp", "pp", "tp")
-EXTENSION = "workers.engines.vllm_worker.Recorder"
+EXTENSION = "workers.engines.vllm.worker.Recorder"
+# Of an observed run. Nothing of it exists before that begins: vLLM makes its profiler then.
+PROFILER = {
+    "profiler": "torch",
+    "torch_profiler_with_stack": False,
+    "torch_profiler_dump_cuda_time_total": False,
+    "ignore_frontend": True,
+}
 # settings of vLLM that an option of ours decides, and which
 OURS = {
     "model": "--model",
@@ -34,6 +42,7 @@ OURS = {
     "data_parallel_size": "--strategy",
     "distributed_executor_backend": "--strategy",
     "disable_log_stats": "the measurement",
+    "profiler_config": "the measurement",
     "skip_tokenizer_init": "the measurement",
     "worker_extension_cls": "the measurement",
 }
@@ -126,11 +135,24 @@ def arguments(plan: EnginePlan, model: str) -> dict[str, Any]:
         # Inside a placement group vLLM would choose Ray by itself.
         "distributed_executor_backend": "mp" if ranks > 1 else "uni",
         "worker_extension_cls": EXTENSION,
+        "profiler_config": PROFILER,
         **({"enforce_eager": True} if plan.device == "cpu" else {}),
         # Its own all-reduce goes over the links that are to be left out.
         **({"disable_custom_all_reduce": True} if plan.ablation == "p2p" else {}),
-        **{name: value_of(text) for name, text in plan.engine_args},
+        **unfused(plan, {name: value_of(text) for name, text in plan.engine_args}),
     }
+
+
+def unfused(plan: EnginePlan, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings given by the user, and where runs without communication are compared with those that
+    have it, in both of them without the fusion of an all-reduce with the norm behind it: its kernel
+    cannot be left out."""
+    if "comm" not in (plan.ablation, *plan.ablations) or plan.device == "cpu":
+        return dict(given)
+    asked = given.get("compilation_config", {})
+    config = asked if isinstance(asked, dict) else {"mode": asked}
+    passes = {**config.get("pass_config", {}), "fuse_allreduce_rms": False}
+    return {**given, "compilation_config": {**config, "pass_config": passes}}
 
 
 def seats(plan: EnginePlan) -> int:
@@ -171,7 +193,12 @@ def environment(plan: EnginePlan) -> dict[str, str]:
     KV of every seat, in GiB, and threads that are not bound to cores, which ranks share."""
     wait = str(max(1, math.ceil(plan.timeout_s)))
     patience = {"VLLM_ENGINE_READY_TIMEOUT_S": wait, "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": wait}
-    common = {**patience, "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1"}
+    common = {
+        **patience,
+        "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+        "VLLM_NO_USAGE_STATS": "1",
+        ABLATED: plan.ablation,
+    }
     if plan.device != "cpu":
         return common
     token = kv_bytes_per_token(plan.placement, plan.model, 0, DTYPE_BYTES[plan.dtype])

@@ -1,0 +1,1 @@
+"""The engine `vllm`: what it is given, how a run of it is made, and what is read of its steps."""

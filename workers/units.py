@@ -1,0 +1,23 @@
+"""Units as people read them. Bytes are decimal: 1 GB = 10^9 bytes, as in a card's data sheet."""
+
+from __future__ import annotations
+
+
+def format_bytes(count: int) -> str:
+    """1234567 -> '1.2 MB'."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.95:
+            return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def device_ms(device_name: str | None) -> str:
+    """The unit of a device's time: GPU-ms, or worker-ms on a CPU."""
+    return "worker-ms" if is_cpu(device_name) else "GPU-ms"
+
+
+def is_cpu(device_name: str | None) -> bool:
+    """Whether a device of that name is a CPU."""
+    return (device_name or "").lower() == "cpu"
