@@ -28,7 +28,8 @@ class EnginePlan:
     collectives are left out and outputs are wrong; "p2p", in which NCCL goes without NVLink and
     PCIe peers. engine_args: settings of the engine's own, by name, as they were given.
     nsys_dir: where Nsight Systems puts its reports on a rank's node, None where it
-    does not watch.
+    does not watch. spans_nodes: no node has all devices of a replica, and the engine's process
+    takes them by itself from the placement group.
     """
 
     model: ModelShape
@@ -47,6 +48,7 @@ class EnginePlan:
     ablation: str = "none"
     engine_args: tuple[tuple[str, str], ...] = ()
     nsys_dir: str | None = None
+    spans_nodes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from workers.rank import RankContext
 
 PLUGINS = "vllm.general_plugins"
+BUNDLES = "VLLM_RAY_BUNDLE_INDICES"  # in which its workers are, in the order of their ranks
 NO_ROOM = "No available memory for the cache blocks"
 
 
@@ -37,6 +38,7 @@ class VllmEngine:
 
     processes: Literal["per_rank", "per_replica", "single"] = "per_replica"
     takes_arguments = True
+    spans_nodes = ("cuda",)  # vLLM's Ray executor knows no CPU
 
     def __init__(self) -> None:
         self._context: RankContext | None = None
@@ -60,6 +62,8 @@ class VllmEngine:
         self._folder = Path(tempfile.mkdtemp(prefix="orchestrator-vllm-"))
         variables = environment(plan)
         own = {OWNER: str(os.getpid()), ERRORS: str(self._folder / "errors")}
+        if plan.spans_nodes:
+            own[BUNDLES] = ",".join(map(str, context.bundles))
         os.environ.update(variables | own)
         try:
             settings = self._start(plan)
@@ -197,7 +201,11 @@ class OutOfMemoryError(VllmFailed):
 
 
 def failure(kind: str, message: str) -> VllmFailed:
-    """The exception for what a process of vLLM has logged."""
+    """The exception for what a process of vLLM has logged. One of Ray's, of a worker on another
+    node, ends with the type and the text of what was raised there."""
+    if kind.startswith("RayTaskError"):
+        kind, _, message = message.strip().splitlines()[-1].partition(": ")
+        kind = kind.rpartition(".")[2]
     full = kind == "OutOfMemoryError" or NO_ROOM in message
     return (OutOfMemoryError if full else VllmFailed)(f"vLLM: {kind}: {message}")
 

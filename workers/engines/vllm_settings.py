@@ -123,14 +123,20 @@ def arguments(plan: EnginePlan, model: str) -> dict[str, Any]:
         **_prompt_budget(plan),
         "tensor_parallel_size": plan.placement.degree("tp"),
         "pipeline_parallel_size": plan.placement.degree("pp"),
-        # Inside a placement group vLLM would choose Ray by itself.
-        "distributed_executor_backend": "mp" if ranks > 1 else "uni",
+        "distributed_executor_backend": _executor(plan, ranks),
         "worker_extension_cls": EXTENSION,
         **({"enforce_eager": True} if plan.device == "cpu" else {}),
         # Its own all-reduce goes over the links that are to be left out.
         **({"disable_custom_all_reduce": True} if plan.ablation == "p2p" else {}),
         **{name: value_of(text) for name, text in plan.engine_args},
     }
+
+
+def _executor(plan: EnginePlan, ranks: int) -> str:
+    """What starts vLLM's workers. Inside a placement group vLLM would choose Ray by itself."""
+    if plan.spans_nodes:
+        return "ray"
+    return "mp" if ranks > 1 else "uni"
 
 
 def seats(plan: EnginePlan) -> int:

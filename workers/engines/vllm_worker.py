@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,25 @@ def attend() -> None:
     vLLM that no engine of ours has started, and in the process of the engine itself.
 
     vLLM's engine core does not notice that its parent was killed, and would keep the GPUs. Its
-    workers have the engine core as parent.
+    workers have the engine core as parent; those that Ray has started end with its job there, and
+    may be on a node where neither the owner nor the file of errors is.
     """
     owner = os.environ.get(OWNER)
-    if owner is None or int(owner) == os.getpid():
+    if owner is None or int(owner) == os.getpid() or _is_actor():
         return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() == 1 or not Path("/proc", owner).exists():  # it died before
         os._exit(1)
     if errors := os.environ.get(ERRORS):
         logging.getLogger("vllm").addHandler(ErrorFile(errors))
+
+
+def _is_actor() -> bool:
+    """Whether this process was started by Ray. It is asked without importing Ray."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return False
+    return ray.get_runtime_context().get_actor_id() is not None
 
 
 class ErrorFile(logging.Handler):
