@@ -21,7 +21,7 @@ from orchestrator.cluster.group import WorkerGroup
 from orchestrator.cluster.hardware import Gpu, local_topology
 from orchestrator.cluster.health import Server
 from orchestrator.cluster.nodes import Node, refuse_other_versions
-from orchestrator.cluster.ranks import Place, in_rank_order, meeting_host, ranks_at
+from orchestrator.cluster.ranks import Place, in_rank_order, meeting_host, ranks_at, shared_out
 from orchestrator.cluster.waiting import patiently
 from orchestrator.errors import ClusterLost, UserError
 from strategies.shapes import Device
@@ -142,6 +142,20 @@ def test_a_gpu_is_counted_among_the_visible_ones(monkeypatch):
 
 
 # -- which process is which rank
+
+
+@pytest.mark.parametrize(
+    ("nodes", "processes", "shares"),
+    [
+        ("bbaa", 4, [(2,), (3,), (0,), (1,)]),
+        ("bbaa", 1, [(2, 3, 0, 1)]),
+        ("abbcca", 1, [(0, 5, 1, 2, 3, 4)]),
+        ("abbcca", 3, [(0, 5), (1, 2), (3, 4)]),
+        ("abbc", 2, [(0, 3), (1, 2)]),  # in the order of addresses b would be torn apart
+    ],
+)
+def test_a_process_gets_bundles_of_few_nodes(nodes, processes, shares):
+    assert shared_out(dict(enumerate(nodes)), processes) == shares
 
 
 def places(*found):

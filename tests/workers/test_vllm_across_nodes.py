@@ -1,6 +1,6 @@
-"""A replica of a real vLLM on two nodes, through its Ray executor: two raylets on this machine, with
-one device each. vLLM's CPU platform names no resource of Ray, so a plug-in names one for it; all
-else is vLLM's own. `make test-vllm` runs it. Skipped without vLLM."""
+"""A replica of a real vLLM on two nodes, through its Ray executor: two raylets on this machine,
+with one device each. vLLM's CPU platform names no resource of Ray, so a plug-in names one for it;
+all else is vLLM's own. `make test-vllm` runs it. Skipped without vLLM."""
 
 from __future__ import annotations
 

@@ -201,11 +201,11 @@ class OutOfMemoryError(VllmFailed):
 
 
 def failure(kind: str, message: str) -> VllmFailed:
-    """The exception for what a process of vLLM has logged. One of Ray's, of a worker on another
-    node, ends with the type and the text of what was raised there."""
-    if kind.startswith("RayTaskError"):
-        kind, _, message = message.strip().splitlines()[-1].partition(": ")
-        kind = kind.rpartition(".")[2]
+    """The exception for what a process of vLLM has logged. What a worker of Ray's has raised is in
+    there as "RayTaskError(ITS TYPE)", and its text is the end of a traceback."""
+    if kind.startswith("RayTaskError("):
+        kind = kind.removeprefix("RayTaskError(").removesuffix(")")
+        message = message.rpartition(f"{kind}: ")[2]
     full = kind == "OutOfMemoryError" or NO_ROOM in message
     return (OutOfMemoryError if full else VllmFailed)(f"vLLM: {kind}: {message}")
 
