@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -156,9 +157,9 @@ class WorkerGroup:
 
     def _reserve(self) -> None:
         ranks, device = self._plan.placement.num_ranks, self._plan.device
-        nodes = [one.node for one in self._cluster.topology(device).devices]
-        one_node = ranks <= max(map(nodes.count, nodes), default=0)
-        strategy = "STRICT_PACK" if one_node else "PACK"
+        counts = Counter(one.node for one in self._cluster.topology(device).devices).values()
+        check_bundles(self._bundles, list(counts))
+        strategy = "STRICT_PACK" if ranks <= max(counts) else "PACK"
         reserve = functools.partial(placement_group, self._bundles, strategy, self.name)
         self._group = group = self._ask_ray(reserve)
         if not self._ask_ray(lambda: group.wait(RESERVE_S)):
@@ -294,6 +295,18 @@ def bundles_for(plan: EnginePlan, engine: str) -> list[dict[str, float]]:
     each rank where the ranks of a process are on several nodes."""
     size = 1 if plan.spans_nodes else ranks_of_process(engine, plan)
     return [{RESOURCES[plan.device]: size}] * (plan.placement.num_ranks // size)
+
+
+def check_bundles(bundles: Sequence[Mapping[str, float]], counts: Sequence[int]) -> None:
+    """Raise RunFailed where the bundles, which are alike, can never be reserved. counts: devices of
+    each node."""
+    resource, size = next(iter(bundles[0].items()))
+    if sum(count // size for count in counts) < len(bundles):
+        raise RunFailed(
+            f"{len(bundles)} x {size} {resource}s, each {size} of them on one node, are more than "
+            f"this cluster has: its nodes have {', '.join(map(str, counts)) or 'none'}; use fewer "
+            "ranks a replica"
+        )
 
 
 def _each(answer: Answer | Sequence[Answer]) -> Iterator[Answer]:

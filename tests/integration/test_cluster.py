@@ -17,7 +17,7 @@ from driver_inputs import plan
 from orchestrator.cluster.address import address_of
 from orchestrator.cluster.connection import Cluster, connect
 from orchestrator.cluster.failures import RunFailed
-from orchestrator.cluster.group import WorkerGroup
+from orchestrator.cluster.group import WorkerGroup, check_bundles
 from orchestrator.cluster.hardware import Gpu, local_topology
 from orchestrator.cluster.health import Server
 from orchestrator.cluster.nodes import Node, refuse_other_versions
@@ -142,6 +142,12 @@ def test_a_gpu_is_counted_among_the_visible_ones(monkeypatch):
 
 
 # -- which process is which rank
+
+
+def test_bundles_that_no_node_can_hold_are_not_waited_for():
+    check_bundles([{"GPU": 2}] * 2, [2, 3])
+    with pytest.raises(RunFailed, match=r"3 x 2 GPUs, each 2 .* its nodes have 3, 3; use fewer"):
+        check_bundles([{"GPU": 2}] * 3, [3, 3])
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,8 @@ def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clust
     raylets: Any = Raylets()
     try:
         for address in ADDRESSES:
-            raylets.add_node(num_cpus=2, num_gpus=1, node_ip_address=address)
+            node = {"num_cpus": 2, "num_gpus": 1, "include_dashboard": False}
+            raylets.add_node(node_ip_address=address, **node)
         with connection.join(raylets.address) as cluster:
             yield cluster
     finally:
