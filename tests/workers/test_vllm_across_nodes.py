@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,17 +97,15 @@ def of_torch() -> list[list[int]]:
     return tokens([report])
 
 
-def processes_of_vllm() -> dict[str, psutil.Process]:
-    """The engine core and the workers, by name."""
+def processes_of_vllm() -> list[psutil.Process]:
+    """The engine core and the workers, which have the environment of the raylets here."""
+    mine = [one for one in psutil.process_iter(["environ"]) if _is_here(one.info["environ"] or {})]
     names = ("EngineCore", "RayWorkerProc")
-    found = psutil.process_iter(["cmdline"])
-    named = {" ".join(one.info["cmdline"] or ()): one for one in found}
-    return {
-        f"{name} {one.pid}": one
-        for name in names
-        for line, one in named.items()
-        if name in line and one.username() == psutil.Process().username()
-    }
+    return [one for one in mine if any(name in " ".join(one.cmdline()) for name in names)]
+
+
+def _is_here(environment: Mapping[str, str]) -> bool:
+    return environment.get("PYTHONPATH") == os.environ["PYTHONPATH"]
 
 
 def test_a_replica_on_two_nodes_makes_the_tokens_of_torch_and_leaves_nothing(
@@ -125,7 +123,7 @@ def test_a_replica_on_two_nodes_makes_the_tokens_of_torch_and_leaves_nothing(
         assert [one.requests is None for one in reports] == [False, True]
         assert reports[0].steps.num_rows == reports[1].steps.num_rows > 0
         assert all(one.peak_memory_bytes > 0 for one in reports)
-    left = list(processes_of_vllm().values())
+    left = processes_of_vllm()
     assert len(left) == 3  # the engine core and two workers
     os.kill(group._places[0].pid, signal.SIGKILL)
     began = time.monotonic()
