@@ -30,8 +30,13 @@ def attend() -> None:
     may be on a node where neither the owner nor the file of errors is.
     """
     owner = os.environ.get(OWNER)
-    if owner is None or int(owner) == os.getpid() or _is_actor():
+    if owner is None or int(owner) == os.getpid():
         return
+    if not _is_actor():
+        _belong_to(owner)
+
+
+def _belong_to(owner: str) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() == 1 or not Path("/proc", owner).exists():  # it died before
         os._exit(1)
