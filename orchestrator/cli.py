@@ -71,7 +71,7 @@ def submit(
 @main.command()
 @json_option
 def strategies(as_json: bool) -> None:
-    """List the strategies and engines that are installed."""
+    """List the strategies, engines and formats of datasets that are installed."""
     node.strategies(as_json)
 
 

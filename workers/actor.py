@@ -11,11 +11,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from workers import engines
+from workers.engines import ranks_of_process
 from workers.messages import Built, EnginePlan, Process, RankReport, Work
 from workers.probes.gauges import Publisher
 from workers.probes.nvml_readings import Readings
 from workers.probes.telemetry import Recording, Sampler, sampler_for
 from workers.progress import BUILDING, IDLE, OBSERVING, RUNNING, Progress, standing_here
+
+__all__ = ["Worker", "ranks_of_process"]
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,6 +39,7 @@ class Worker:
         self.rank = rank
         self.device_index = device_index
         self._gpu_ids: list[str] = []
+        self._bundles: tuple[int, ...] = ()
         self._store: Store | None = None
         self._engine: engines.Engine | None = None
         self._context: RankContext | None = None
@@ -54,9 +58,9 @@ class Worker:
         fd = self._progress.standing.fd
         return Process(context.get_node_id(), self.device_index, os.getpid(), fd)
 
-    def assign(self, rank: int) -> None:
-        """Give this process its rank."""
-        self.rank = rank
+    def assign(self, rank: int, bundles: tuple[int, ...] = ()) -> None:
+        """Give this process its rank; bundles: see `RankContext`."""
+        self.rank, self._bundles = rank, bundles
 
     def publish(self, tags: dict[str, str]) -> None:
         """From now on publish to Ray's metrics what this rank does, under `tags` and its rank."""
@@ -82,8 +86,9 @@ class Worker:
             self._see_own_gpus()
         store = self._join(address) if together and address is not None else None
         self._context = self._connect(plan, store)
-        count = ranks_of_process(engine, plan)
-        self._sampler = sampler_for(plan.device, self.device_index, count)
+        if not plan.spans_nodes:  # else its devices are not those of this node
+            count = ranks_of_process(engine, plan)
+            self._sampler = sampler_for(plan.device, self.device_index, count)
         with self._context.ranges.span("build"):
             built = self._engine.build(self._context, plan)
         self._progress.state = IDLE
@@ -105,7 +110,7 @@ class Worker:
         device = self._device(plan)
         with self._progress.waiting():
             context = connect(self.rank, plan.placement, device, store, plan.timeout_s)
-        context.progress = self._progress
+        context.progress, context.bundles = self._progress, self._bundles
         context.ranges = ranges_for(plan.nsys_dir is not None)
         return context
 
@@ -187,16 +192,6 @@ class Worker:
     def _samples(self) -> list[Readings]:
         recording = self._recording
         return [] if recording is None else recording.latest()
-
-
-def ranks_of_process(engine: str, plan: EnginePlan) -> int:
-    """How many ranks of a plan one process of the engine stands for, and so how many devices
-    it is given. Ranks of a replica are neighbours, as dp is the outermost axis of a mesh."""
-    processes = engines.create(engine).processes
-    if processes == "per_rank":
-        return 1
-    replicas = plan.placement.degree("dp") if processes == "per_replica" else 1
-    return plan.placement.num_ranks // replicas
 
 
 def _local_index(gpu_ids: list[str]) -> int:

@@ -35,7 +35,8 @@ class EnginePlan:
     PCIe peers. ablations: what is left out in other runs that are compared with these. engine_args:
     settings of the engine's own, by name, as they were given.
     nsys_dir: where Nsight Systems puts its reports on a rank's node, None where it
-    does not watch.
+    does not watch. spans_nodes: no node has all devices of a replica, and the engine's process
+    takes them by itself from the placement group.
     """
 
     model: ModelShape
@@ -55,6 +56,7 @@ class EnginePlan:
     ablations: tuple[str, ...] = ()
     engine_args: tuple[tuple[str, str], ...] = ()
     nsys_dir: str | None = None
+    spans_nodes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

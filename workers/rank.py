@@ -27,6 +27,8 @@ class RankContext:
     edges: "prev" or "next" -> (group, peer) of the stage before or after; a group of two each, so
     that the traffic of one boundary never waits behind that of another.
     progress: where an engine may tell how far its run is. ranges: where it names what it does.
+    bundles: of the placement group, those with the devices of this replica, in the order of its
+    ranks; only where it spans nodes.
     """
 
     rank: int
@@ -36,6 +38,7 @@ class RankContext:
     edges: dict[str, tuple[dist.ProcessGroup, int]] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
     ranges: Ranges = field(default_factory=NoRanges)
+    bundles: tuple[int, ...] = ()
 
     @property
     def coordinates(self) -> dict[str, int]:

@@ -93,7 +93,10 @@ class SampleRow:
     nvlink_rx_bytes: int | None = column("received over NVLink, since the first sample", "B")
     pcie_tx_bytes: int | None = column("sent over PCIe, since the first sample", "B")
     pcie_rx_bytes: int | None = column("received over PCIe, since the first sample", "B")
-    gpu_process_ids: Sequence[int] | None = column("processes that compute on it", "1")
+    gpu_process_ids: Sequence[int] | None = column(
+        "processes that compute on it; one that the process of the rank has started counts as it",
+        "1",
+    )
     process_cpu_pct: float | None = column("processor time of this process, of one core", "%")
     process_rss_bytes: int | None = column("memory that this process has resident", "B")
 

@@ -184,12 +184,12 @@ class FoundRate:
     reason: str | None = column("why the search ended before it was done")
 
     @property
-    def sentence(self) -> str:
-        """What was found, in words."""
-        layout, count = self.cell.strategy, len(self.tried_rates)
+    def finding(self) -> str:
+        """What was found of the layout, in words."""
+        count = len(self.tried_rates)
         tried = f"{count} rate{'s' * (count != 1)} tried"
         early = f"; the search ended early: {self.reason}" if self.reason else ""
-        return f"{layout}: {self._found()} ({tried}{early})."
+        return f"{self._found()} ({tried}{early})."
 
     def _found(self) -> str:
         missed = f"{self.missed_rate:g} requests/s: {self.missed_by}" if self.missed_rate else ""

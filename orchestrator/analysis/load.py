@@ -9,7 +9,14 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from orchestrator.analysis.goodput import goodput_of, limits_of, per_request, slo_of
+from orchestrator.analysis.goodput import (
+    RATES,
+    FoundRate,
+    goodput_of,
+    limits_of,
+    per_request,
+    slo_of,
+)
 from orchestrator.analysis.observed.accounting import CELL_PARTS, CELL_TIMED
 from orchestrator.analysis.observed.communication import StepParts, step_parts_of
 from orchestrator.analysis.observed.operations import (
@@ -75,11 +82,17 @@ def summaries(store: Store, levels: Mapping[str, float] | None = None) -> list[S
     return _joined(store, runs)
 
 
+def found_rates(paths: Iterable[Path]) -> list[FoundRate]:
+    """What searches of rates found, of the folders among `paths` that are those of one."""
+    kept = (Store(path).rates() for path in paths)
+    return [one for table in kept if table is not None for one in RATES.rows(table)]
+
+
 def tables(folder: Path) -> dict[str, pa.Table]:
     """Every table of the experiments at or below `folder`, whole, for other tools.
 
     The summary has what was observed of each cell beside its runs, and so have the collectives. The
-    comparison is the one that was kept, if there is one.
+    comparison is the one that was kept, if there is one, and so is what a search of rates found.
     """
     stores = [Store(path) for path in folders.find(folder)]
     for store in stores:
@@ -92,6 +105,7 @@ def tables(folder: Path) -> dict[str, pa.Table]:
         timed = [one for store in stores for one in _rows(store, CELL_TIMED)]
         whole["collectives"] = JOINED_COLLECTIVES.make(with_timing(counted, timed))
     whole["comparison"] = concat(store.comparison() for store in stores)
+    whole["rates"] = Store(folder).rates()
     return {name: table for name, table in whole.items() if table is not None}
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -34,7 +35,7 @@ from orchestrator.cluster.failures import RunFailed, first_line
 from orchestrator.cluster.hanging import hanging, stands_of
 from orchestrator.cluster.nodes import RESOURCES, START_S
 from orchestrator.cluster.processes import end, processes, uninterrupted
-from orchestrator.cluster.ranks import Place, in_rank_order, meeting_host, ranks_at
+from orchestrator.cluster.ranks import Place, in_rank_order, meeting_host, ranks_at, shared_out
 from orchestrator.cluster.waiting import ask, gather, patiently
 from orchestrator.errors import ClusterLost
 from workers.actor import Worker, ranks_of_process
@@ -70,7 +71,7 @@ class WorkerGroup:
         self._engine = engine
         self._tags = tags
         self._bundles = bundles_for(plan, engine)
-        self._step = plan.placement.num_ranks // len(self._bundles)  # ranks of a process
+        self._step = ranks_of_process(engine, plan)
         self._group: PlacementGroup | None = None
         self._actors: list[Any] = []
         self._places: list[Place] = []
@@ -156,9 +157,9 @@ class WorkerGroup:
 
     def _reserve(self) -> None:
         ranks, device = self._plan.placement.num_ranks, self._plan.device
-        nodes = [one.node for one in self._cluster.topology(device).devices]
-        one_node = ranks <= max(map(nodes.count, nodes), default=0)
-        strategy = "STRICT_PACK" if one_node else "PACK"
+        counts = Counter(one.node for one in self._cluster.topology(device).devices).values()
+        check_bundles(self._bundles, list(counts))
+        strategy = "STRICT_PACK" if ranks <= max(counts) else "PACK"
         reserve = functools.partial(placement_group, self._bundles, strategy, self.name)
         self._group = group = self._ask_ray(reserve)
         if not self._ask_ray(lambda: group.wait(RESERVE_S)):
@@ -172,10 +173,10 @@ class WorkerGroup:
         nodes = self._ask_ray(ray.nodes)
         addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
         devices = self._plan.placement.devices
-        bundles = self._ordered_bundles(addresses)
-        names = [f"{self.name}/rank{rank}" for rank in ranks_at(devices, len(bundles))]
-        for index, (bundle, node) in enumerate(bundles):
-            make = functools.partial(self._actor, bundle, names[index], self._under(index, node))
+        shares = self._shares(addresses)
+        names = [f"{self.name}/rank{rank}" for rank in ranks_at(devices, len(shares))]
+        for index, (share, node) in enumerate(shares):
+            make = functools.partial(self._actor, share[0], names[index], self._under(index, node))
             self._actors.append(self._ask_ray(make))
         places = self._ask_places(addresses)
         order = in_rank_order(places, devices)
@@ -183,8 +184,9 @@ class WorkerGroup:
         self._places = [places[i] for i in order]
         self._reports = [self._report(i) for i in order] if self._plan.nsys_dir is not None else []
         firsts = range(0, self._plan.placement.num_ranks, self._step)
-        numbered = zip(self._actors, firsts, strict=True)
-        assigned = [ask([actor], Worker.assign, rank) for actor, rank in numbered]
+        given = [shares[i][0] if self._plan.spans_nodes else () for i in order]
+        numbered = zip(self._actors, firsts, given, strict=True)
+        assigned = [ask([actor], Worker.assign, rank, own) for actor, rank, own in numbered]
         self._gather(list(chain(*assigned)), "the start", START_S)
         if self._tags is not None:
             asked = ask(self._actors, Worker.publish, dict(self._tags))
@@ -193,16 +195,14 @@ class WorkerGroup:
     def _ask_ray(self, call: Callable[[], T]) -> T:
         return patiently(call, self._cluster.check_alive)
 
-    def _ordered_bundles(self, addresses: Mapping[str, str]) -> list[tuple[int, str]]:
-        """Bundles and the addresses of their nodes, sorted by node. Ray hands out the GPUs of a
-        node in order, so the actors most likely get the ranks in their names. Where they really are
-        is known only once they run."""
+    def _shares(self, addresses: Mapping[str, str]) -> list[tuple[tuple[int, ...], str]]:
+        """The bundles of each process and the address of its node, sorted by that. Ray hands out
+        the GPUs of a node in order, so the actors most likely get the ranks in their names. Where
+        they really are is known only once they run."""
         table = self._ask_ray(lambda: placement_group_table(self._group))
-        where = table["bundles_to_node_id"]
-        return sorted(
-            ((bundle, addresses[node]) for bundle, node in where.items()),
-            key=lambda found: (found[1], found[0]),
-        )
+        nodes = {bundle: addresses[node] for bundle, node in table["bundles_to_node_id"].items()}
+        shares = shared_out(nodes, self._plan.placement.num_ranks // self._step)
+        return [(share, nodes[share[0]]) for share in shares]
 
     def _ask_places(self, addresses: Mapping[str, str]) -> list[Place]:
         """Where the actors are, in the order they were started."""
@@ -214,7 +214,10 @@ class WorkerGroup:
         ]
 
     def _actor(self, bundle: int, name: str, runtime: Mapping[str, object]) -> Any:
+        """The actor in a bundle: it has the devices of that, or none where its engine takes those
+        of several bundles."""
         resource, amount = next(iter(self._bundles[bundle].items()))
+        amount = 0 if self._plan.spans_nodes else amount
         remote = ray.remote(Worker).options(
             name=name,
             num_cpus=amount if resource == "CPU" else 0,
@@ -222,7 +225,9 @@ class WorkerGroup:
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy=PlacementGroupSchedulingStrategy(
-                self._group, placement_group_bundle_index=bundle
+                self._group,
+                placement_group_bundle_index=bundle,
+                placement_group_capture_child_tasks=self._plan.spans_nodes,
             ),
             runtime_env={"env_vars": self._environment(), **runtime},
         )
@@ -286,9 +291,22 @@ class WorkerGroup:
 
 
 def bundles_for(plan: EnginePlan, engine: str) -> list[dict[str, float]]:
-    """The bundles to reserve: one for each process, with a device for each of its ranks."""
-    size = ranks_of_process(engine, plan)
+    """The bundles to reserve: one for each process, with a device for each of its ranks; one for
+    each rank where the ranks of a process are on several nodes."""
+    size = 1 if plan.spans_nodes else ranks_of_process(engine, plan)
     return [{RESOURCES[plan.device]: size}] * (plan.placement.num_ranks // size)
+
+
+def check_bundles(bundles: Sequence[Mapping[str, float]], counts: Sequence[int]) -> None:
+    """Raise RunFailed where the bundles, which are alike, can never be reserved. counts: devices of
+    each node."""
+    resource, size = next(iter(bundles[0].items()))
+    if sum(count // size for count in counts) < len(bundles):
+        raise RunFailed(
+            f"{len(bundles)} x {size} {resource}s, each {size} of them on one node, are more than "
+            f"this cluster has: its nodes have {', '.join(map(str, counts)) or 'none'}; use fewer "
+            "ranks a replica"
+        )
 
 
 def _each(answer: Answer | Sequence[Answer]) -> Iterator[Answer]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from workers.rendezvous import LOOPBACK
@@ -44,3 +45,14 @@ def meeting_host(places: Sequence[Place]) -> str:
     loopback where all of them are on one node."""
     one_node = len({place.node_id for place in places}) == 1
     return LOOPBACK if one_node else places[0].address
+
+
+def shared_out(nodes: Mapping[int, str], processes: int) -> list[tuple[int, ...]]:
+    """The bundles of each of `processes`, equally many, ordered by the node of the first of them.
+    Those of one node are kept together where they can be, which the nodes that have most of them
+    can best. nodes: bundle -> the address of its node."""
+    counts = Counter(nodes.values())
+    ordered = sorted(nodes, key=lambda bundle: (-counts[nodes[bundle]], nodes[bundle], bundle))
+    size = len(ordered) // processes
+    shares = [tuple(ordered[first : first + size]) for first in range(0, len(ordered), size)]
+    return sorted(shares, key=lambda share: (nodes[share[0]], share))

@@ -20,11 +20,15 @@ def pack(folder: Path, into: Path) -> None:
     from orchestrator.analysis.comparing.findings import tables
     from orchestrator.store.export import pack as write
     from orchestrator.store.folders import find, is_experiment, manifest_text
+    from orchestrator.store.store import Store
 
     for one in find(folder):
         target = into if is_experiment(folder) else into / one.name
         for path in write(tables(one), manifest_text(one), target):
             say(path)
+    rates = Store(folder).rates()
+    if rates is not None:
+        say(Store(into).write_rates(rates))
 
 
 def trace(root: Path) -> None:

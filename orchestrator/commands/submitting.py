@@ -101,10 +101,14 @@ def find_rates(
     with RunProgress(out.notes()) as progress:
         search = Search(experiment, plan, progress, cluster)
         found = search.run(planned.deployments)
-    out.show(
-        lambda: {"rates": RATES.data(found), "results": str(search.root)},
-        lambda console: sweep.render_rates(found, search.root, console),
-    )
+    notes = out.notes()
+    if not out.as_json:
+        sweep.render_rates(found, notes)
+    notes.print(f"Results: {search.root}", soft_wrap=True, highlight=False)
+    page = write_report(search.root, notes)
+    if out.as_json:
+        places = {"results": str(search.root), "report": str(page) if page else None}
+        out.document({"rates": RATES.data(found)} | places)
     return SOME_FAILED if any(one.reason for one in found) else 0
 
 

@@ -1,6 +1,6 @@
 """What was asked: an experiment, its deployments, their cells and runs."""
 
-from orchestrator.experiment.asked import DIFFERENCE, SCENARIOS, Experiment
+from orchestrator.experiment.asked import DIFFERENCE, OF_DATASET, SCENARIOS, Experiment
 from orchestrator.experiment.cells import (
     PRESETS,
     Cell,
@@ -14,6 +14,7 @@ from orchestrator.experiment.lengths import Lengths, Window
 
 __all__ = [
     "DIFFERENCE",
+    "OF_DATASET",
     "PRESETS",
     "SCENARIOS",
     "Cell",

@@ -4,6 +4,7 @@ here, before anything is reserved."""
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -124,6 +125,7 @@ class _Planner:
         it."""
         plan = replace(self._engine_plan(layout), engine_args=self._arguments(engine))
         _check_engine(engine, plan)
+        plan = replace(plan, spans_nodes=spans_nodes(engine, plan, self.topology))
         self._check_waiting(engine, layout)
         check_memory(plan, self.topology, self.load)
         yield self._deployment(engine, plan)
@@ -261,6 +263,25 @@ def check_devices(layout: Layout, device: Device, topology: Topology) -> None:
             f"{layout.name} puts its ranks on the devices {list(layout.placement.devices)}; its "
             f"strategies must name each of 0 to {ranks - 1} once"
         )
+
+
+def spans_nodes(engine: str, plan: EnginePlan, topology: Topology) -> bool:
+    """Whether no node has all devices of a process. Raises UserError where the engine needs them to
+    be on one."""
+    size = engines.ranks_of_process(engine, plan)
+    processes = plan.placement.num_ranks // size
+    nodes = Counter(one.node for one in topology.devices)
+    if sum(count // size for count in nodes.values()) >= processes:
+        return False
+    if engines.spans_nodes(engine, plan.device):
+        return True
+    what, _ = SHORT_OF[plan.device]
+    raise UserError(
+        f"the engine {engine} cannot run {plan.layout}: it takes {processes} x {size} {what}, each "
+        f"{size} of them on one node, and the nodes have {', '.join(map(str, nodes.values()))}; "
+        f"use fewer ranks a replica, larger nodes, or --engine {DEFAULT_ENGINE}, which has a "
+        "process for each rank"
+    )
 
 
 def _check_engine(engine: str, plan: EnginePlan) -> None:

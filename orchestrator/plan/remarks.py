@@ -25,8 +25,8 @@ def remarks(
     cluster: Cluster | None = None,
 ) -> Iterator[str]:
     """What was left out of a dataset, engines chosen for the user, idle replicas, requests that
-    will queue, ablations that change nothing, and where Nsight Systems writes. An ablated layout
-    gets no remarks of its own."""
+    will queue, replicas on several nodes, ablations that change nothing, and where Nsight Systems
+    writes. An ablated layout gets no remarks of its own."""
     yield from planned[0].remarks if planned else ()
     made = {one.deployment for one in planned}
     for one in planned:
@@ -34,6 +34,7 @@ def remarks(
             yield from _of_engine(experiment, one)
             yield from _of_replicas(one)
             yield from _of_memory(one, topology)
+            yield from _of_nodes(one)
             for what in dict.fromkeys(experiment.ablate):
                 if replace(one.deployment, ablation=what) not in made:
                     yield _of_ablation(one, what)
@@ -65,6 +66,15 @@ def _of_memory(planned: PlannedDeployment, topology: Topology) -> Iterator[str]:
         yield (
             f"{planned.deployment.strategy}: KV holds {held} requests of {plan.max_len} tokens at "
             f"once; beyond that, {more}"
+        )
+
+
+def _of_nodes(planned: PlannedDeployment) -> Iterator[str]:
+    asked = planned.deployment
+    if planned.plan.spans_nodes:
+        yield (
+            f"{asked.strategy} on {asked.engine}: no node has all devices of a replica, so it has "
+            "those of several; their power and clocks are not sampled"
         )
 
 

@@ -32,9 +32,10 @@ def render(checks: Sequence[Check], console: Console) -> None:
 
 
 def render_plugins(found: Plugins, console: Console) -> None:
-    """Print a table of strategies and one of engines."""
+    """Print a table of strategies, one of engines and one of formats of datasets."""
     console.print(_table("strategies", found.strategies))
     console.print(_table("engines", found.engines))
+    console.print(_table("formats of datasets", found.datasets))
     aliases = ", ".join(f"{alias} = {layout}" for alias, layout in ALIASES.items())
     console.print(
         "A layout is strategies and their numbers, in any order: tp4, tp2pp2, dp4zero3. Aliases: "

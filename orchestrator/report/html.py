@@ -21,11 +21,12 @@ from orchestrator.analysis.comparing.curves import CURVES
 from orchestrator.analysis.comparing.findings import Findings, of_results
 from orchestrator.analysis.comparing.spreads import STATISTICS
 from orchestrator.analysis.comparing.verdicts import VERDICTS
-from orchestrator.analysis.load import load
+from orchestrator.analysis.goodput import RATES
+from orchestrator.analysis.load import found_rates, load
 from orchestrator.analysis.observed.accounting import CELL_PARTS, CELL_TIMED
 from orchestrator.analysis.summary import Summary
 from orchestrator.errors import UserError
-from orchestrator.report import document, environment, sections, side_by_side
+from orchestrator.report import document, environment, sections, side_by_side, sweep
 from orchestrator.report.charts import cells, cost, latencies, memory, telemetry, timeline
 from orchestrator.report.charts.choices import choices
 from orchestrator.report.charts.communication import OperationFigures, communication
@@ -90,7 +91,8 @@ class Content:
         runs = [run for one in results for run in one.runs]
         found = of_results(results)
         comparison = cells.with_bounds(found.comparison, runs)
-        return cls(folders.find(folder), runs, replace(found, comparison=comparison))
+        rates = found_rates([folder])
+        return cls(folders.find(folder), runs, replace(found, comparison=comparison, rates=rates))
 
     @cached_property
     def names(self) -> dict[CellKey, str]:
@@ -142,6 +144,7 @@ def describe(folder: Path) -> dict[str, object]:
         "bound_sources": side_by_side.bound_sources(comparison),
         "findings": sections.verdicts(found.best, found.verdicts),
         "sweeps": sections.sweeps(found.curves),
+        "rates": sweep.rate_tables(found.rates),
         "ablations": sections.ablations((content.layout_of(e.cell), e) for e in found.ablations),
         "communication": sections.operations(content.operations),
         "waits": sections.waits(comparison, content.names),
@@ -190,6 +193,7 @@ def _tables(content: Content) -> dict[str, object]:
         "best": _table(BEST.data(found.best)),
         "statistics": _table(STATISTICS.data(found.statistics)),
         "sweep": _table(CURVES.data(found.curves)),
+        "rates": _table(RATES.data(found.rates)),
         "ablations": _table({"layout": content.layout_of(e.cell), **row} for e, row in effects),
         "communication": _table(map(vars, content.operations)),
     }

@@ -1,9 +1,9 @@
-"""Sweeps in a terminal, layout by layout: over concurrencies, and over request rates."""
+"""Sweeps, layout by layout: over concurrencies, in a terminal, and over request rates."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -12,22 +12,37 @@ from rich.text import Text
 
 from orchestrator.analysis.comparing.curves import Curve
 from orchestrator.analysis.goodput import FoundRate
-from orchestrator.report.text import fixed
+from orchestrator.report.charts.views import Names, layout_names
+from orchestrator.report.text import fixed, three_digits
 from workers.rows import grouped
 
 LEGEND = (
     "Each cell: tok/s of all users · tok/s of one (1000 / TPOT). Knee: the point furthest above "
     "the line from the first to the last. Best point: the largest product of the two."
 )
-RATE_TITLES = (
-    "layout",
-    "engine",
-    "met at req/s",
-    "missed at",
-    "closed loop",
-    "met /GPU",
-    "tok/s there",
-)
+RATE_TITLES = ("met at req/s", "/GPU", "tok/s there", "missed at", "closed loop")
+MARKS = {True: "✓", False: "✗"}  # whether a rate that was tried meets the SLO
+
+
+@dataclass(frozen=True, slots=True)
+class RateLine:
+    """A layout. of_highest: its rate as a share of the highest one. figures: under RATE_TITLES.
+    tried: every rate, ascending, and whether it meets the SLO. ended_early: see its sentence."""
+
+    layout: str
+    of_highest: float
+    figures: Sequence[str]
+    tried: Sequence[tuple[str, bool]]
+    sentence: str
+    ended_early: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RateTable:
+    """The layouts under one load and SLO."""
+
+    heading: str
+    rows: Sequence[RateLine]
 
 
 def render(curves: Sequence[Curve], console: Console) -> None:
@@ -43,29 +58,62 @@ def render(curves: Sequence[Curve], console: Console) -> None:
         console.print(LEGEND, style="dim", highlight=False)
 
 
-def render_rates(found: Sequence[FoundRate], root: Path, console: Console) -> None:
+def render_rates(found: Sequence[FoundRate], console: Console) -> None:
     """Print the highest rate at which each layout meets an SLO, the highest first, with a sentence
-    each. root: the folder of the runs."""
-    for mine in grouped(found, lambda one: (one.cell.scenario, one.cell.max_concurrency)).values():
-        cell = mine[0].cell
-        heading = f"{cell.model} · {cell.scenario} · at most {cell.max_concurrency} concurrent"
-        console.print(f"{heading} · {mine[0].slo}", style="bold", highlight=False)
-        ordered = sorted(mine, key=lambda one: -(one.rate or 0.0))
-        console.print(_rate_table(ordered))
-        for one in ordered:
-            console.print(Text(one.sentence, style="red" if one.reason else ""))
+    each; nothing where none was searched."""
+    for mine in rate_tables(found):
+        console.print(mine.heading, style="bold", highlight=False)
+        console.print(_rate_table(mine.rows))
+        for one in mine.rows:
+            console.print(Text(one.sentence, style="red" if one.ended_early else ""))
         console.print()
-    console.print(f"Results: {root}", soft_wrap=True, highlight=False)
 
 
-def _rate_table(found: Sequence[FoundRate]) -> Table:
+def rate_tables(found: Sequence[FoundRate]) -> list[RateTable]:
+    """What searches of rates found, by load and SLO, the layout with the highest rate first."""
+    names = layout_names(one.cell for one in found)
+    groups = grouped(
+        found, lambda one: (one.cell.model, one.cell.scenario, one.cell.max_concurrency, one.slo)
+    )
+    return [_table_of_rates(mine, names) for mine in groups.values()]
+
+
+def _table_of_rates(found: Sequence[FoundRate], names: Names) -> RateTable:
+    cell = found[0].cell
+    engines = {one.cell.engine for one in found}
+    work = [cell.model, cell.scenario, f"at most {cell.max_concurrency} concurrent"]
+    heading = [*work, *(engines if len(engines) == 1 else ()), found[0].slo]
+    highest = max(one.rate or 0.0 for one in found)
+    ordered = sorted(found, key=lambda one: -(one.rate or 0.0))
+    return RateTable(
+        " · ".join(heading), [_rate_line(one, names[one.cell], highest) for one in ordered]
+    )
+
+
+def _rate_line(one: FoundRate, layout: str, highest: float) -> RateLine:
+    rates = (one.rate, one.rate_per_gpu)
+    limits = (one.missed_rate, one.closed_rate)
+    figures = [*map(three_digits, rates), fixed(one.output_throughput), *map(three_digits, limits)]
+    tried = sorted(zip(one.tried_rates, one.tried_met, strict=True))
+    return RateLine(
+        layout=layout,
+        of_highest=one.rate / highest if one.rate else 0.0,
+        figures=figures,
+        tried=[(three_digits(rate), met) for rate, met in tried],
+        sentence=f"{layout}: {one.finding}",
+        ended_early=one.reason is not None,
+    )
+
+
+def _rate_table(found: Sequence[RateLine]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, header_style="dim")
+    table.add_column("layout", no_wrap=True)
     for title in RATE_TITLES:
-        table.add_column(title, justify="left" if title in ("layout", "engine") else "right")
+        table.add_column(title, justify="right")
+    table.add_column("tried")
     for one in found:
-        rates = (one.rate, one.missed_rate, one.closed_rate, one.rate_per_gpu)
-        shown = ("-" if rate is None else f"{rate:.3g}" for rate in rates)
-        table.add_row(one.cell.strategy, one.cell.engine, *shown, fixed(one.output_throughput))
+        tried = " ".join(f"{rate}{MARKS[met]}" for rate, met in one.tried)
+        table.add_row(one.layout, *one.figures, tried)
     return table
 
 

@@ -23,9 +23,7 @@ from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
 from orchestrator.run.driver import run_experiment, with_room
 from orchestrator.run.jobs import all_completed
 from orchestrator.run.progress import Progress
-from orchestrator.store.arrow_files import write_arrow
 from orchestrator.store.folders import folder_of
-from orchestrator.store.journal import Journal
 from orchestrator.store.schema import COMPLETED, cell_key
 from orchestrator.store.store import Store
 
@@ -116,9 +114,7 @@ class Search:
             ranks = max(one.plan.placement.num_ranks for one in planned)
             self._room = partial(with_room, self._joined, planned[0].plan.device, ranks)
             found = [self._search(one, cell) for one in planned for cell in one.cells]
-        table = RATES.make(found)
-        self.root.mkdir(parents=True, exist_ok=True)
-        Journal(self.root).write(self.root / "rates.arrow", partial(write_arrow, table=table))
+        Store(self.root).write_rates(RATES.make(found))
         return found
 
     def _search(self, planned: PlannedDeployment, cell: PlannedCell) -> FoundRate:

@@ -39,6 +39,7 @@ RUN_TABLES = ("summary", "requests", "steps", "collectives", "telemetry")
 OBSERVED_TABLES = ("spans", "timed_collectives", "parts")
 TABLES = (*RUN_TABLES, *OBSERVED_TABLES)
 COMPARISON = "comparison.arrow"
+RATES = "rates.arrow"
 
 
 class Store:
@@ -198,6 +199,17 @@ class Store:
         """Let there be none: runs are added that it does not know."""
         with self._writing():
             self._journal.drop(self.folder / COMPARISON)
+
+    def rates(self) -> pa.Table | None:
+        """What a search of rates found, where this is the folder of its runs."""
+        return self._read(self.folder / RATES)
+
+    def write_rates(self, table: pa.Table) -> Path:
+        """Keep what a search of rates found beside the folders of its runs."""
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write(self.folder / RATES, table)
+        return self.folder / RATES
 
     def write_failure(self, name: str, detail: str) -> None:
         """Keep the long story of a failure beside the one-line reason in the summary."""

@@ -92,10 +92,11 @@ def test_every_field_of_an_experiment_is_an_option() -> None:
 # -- what is printed
 
 
-def test_strategies_lists_layouts_and_engines() -> None:
+def test_strategies_lists_layouts_engines_and_formats_of_datasets() -> None:
     done = call("strategies")
     assert done.exit_code == 0
-    for word in ("tp", "pp", "dp", "zero", "torch", "transformers", "deepspeed", "3d = tp2pp2dp1"):
+    layouts = ("tp", "pp", "dp", "zero", "3d = tp2pp2dp1")
+    for word in (*layouts, "torch", "transformers", "deepspeed", "sharegpt", "mooncake"):
         assert word in done.stdout
 
 

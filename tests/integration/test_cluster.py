@@ -17,11 +17,11 @@ from driver_inputs import plan
 from orchestrator.cluster.address import address_of
 from orchestrator.cluster.connection import Cluster, connect
 from orchestrator.cluster.failures import RunFailed
-from orchestrator.cluster.group import WorkerGroup
+from orchestrator.cluster.group import WorkerGroup, check_bundles
 from orchestrator.cluster.hardware import Gpu, local_topology
 from orchestrator.cluster.health import Server
 from orchestrator.cluster.nodes import Node, refuse_other_versions
-from orchestrator.cluster.ranks import Place, in_rank_order, meeting_host, ranks_at
+from orchestrator.cluster.ranks import Place, in_rank_order, meeting_host, ranks_at, shared_out
 from orchestrator.cluster.waiting import patiently
 from orchestrator.errors import ClusterLost, UserError
 from strategies.shapes import Device
@@ -142,6 +142,26 @@ def test_a_gpu_is_counted_among_the_visible_ones(monkeypatch):
 
 
 # -- which process is which rank
+
+
+def test_bundles_that_no_node_can_hold_are_not_waited_for():
+    check_bundles([{"GPU": 2}] * 2, [2, 3])
+    with pytest.raises(RunFailed, match=r"3 x 2 GPUs, each 2 .* its nodes have 3, 3; use fewer"):
+        check_bundles([{"GPU": 2}] * 3, [3, 3])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "processes", "shares"),
+    [
+        ("bbaa", 4, [(2,), (3,), (0,), (1,)]),
+        ("bbaa", 1, [(2, 3, 0, 1)]),
+        ("abbcca", 1, [(0, 5, 1, 2, 3, 4)]),
+        ("abbcca", 3, [(0, 5), (1, 2), (3, 4)]),
+        ("abbc", 2, [(0, 3), (1, 2)]),  # in the order of addresses b would be torn apart
+    ],
+)
+def test_a_process_gets_bundles_of_few_nodes(nodes, processes, shares):
+    assert shared_out(dict(enumerate(nodes)), processes) == shares
 
 
 def places(*found):

@@ -31,3 +31,4 @@ def test_a_search_leaves_a_closed_loop_and_a_run_at_each_rate(
     assert rates == {None: True, found["rate"]: True}
     assert json.loads(again.stdout) == json.loads(first.stdout)
     assert "skipped" in again.stderr
+    assert 'id="rates"' in Path(json.loads(first.stdout)["report"]).read_text()

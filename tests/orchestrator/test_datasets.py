@@ -19,6 +19,7 @@ from orchestrator.experiment import Experiment, Lengths, Window
 from orchestrator.plan import models, planning
 from orchestrator.plan.datasets import registry
 from orchestrator.plan.datasets.rows import Entry, Format
+from orchestrator.plan.installed import installed
 from orchestrator.plan.models import ResolvedModel
 from orchestrator.plan.workload import Workload
 from orchestrator.run.jobs import Job
@@ -250,6 +251,26 @@ def test_a_plugin_brings_a_format(
     points[0].name, points[0].load = "other", lambda: 1 / 0
     with pytest.raises(UserError, match=r"'other' .* cannot be loaded: ZeroDivisionError"):
         read(path, model)
+
+
+def test_formats_are_listed_with_their_package_and_one_that_is_broken_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    poem = Format("poem", "verses", ("verse",), lambda row: None, {"verse": ()})
+    found = {"poem": lambda: poem, "azure": lambda: poem, "broken": lambda: 1 / 0}
+    points = [MagicMock(load=load, value="poems:POEM") for load in found.values()]
+    for point, name in zip(points, found, strict=True):
+        point.name, point.dist.name = name, "poems"
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    listed = installed().datasets
+    ours = [one for one in listed if one.source == "shard-orchestrator"]
+    assert [one.name for one in ours] == [one.name for one in registry.BUILT_IN]
+    assert all(one.summary and one.error is None for one in ours)
+    assert [(one.name, one.summary, one.error) for one in listed if one.source == "poems"] == [
+        ("azure", "", "two formats of datasets are called 'azure'; uninstall one"),
+        ("broken", "", "ZeroDivisionError: division by zero"),
+        ("poem", "verses", None),
+    ]
 
 
 def test_a_format_that_is_not_there_is_refused_with_those_that_are(

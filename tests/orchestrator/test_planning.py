@@ -19,6 +19,7 @@ from orchestrator.plan.fitting import concurrent_requests
 from orchestrator.plan.remarks import remarks as remarks_of
 from orchestrator.store.identity import identity_of
 from strategies import LayoutError, Topology
+from strategies.shapes import Device
 from workers import engines
 
 H200 = 141 * 10**9
@@ -167,6 +168,18 @@ def test_replicas_without_work_and_queues_are_remarked_on() -> None:
         "max_concurrency": 1000,
     }
     assert any("requests queue" in line for line in remarks(2, **wanted))
+
+
+def test_replicas_that_fit_on_no_node_are_planned_over_several_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("workers.engines.vllm_settings._installed", lambda plan: None)
+    two = Topology(tuple(Device(node, i, H200, "H200") for node in ("a", "b") for i in (0, 1)))
+    asked = Experiment(strategy="tp4,dp2tp2", engine="vllm", **DUMMY_70B)
+    planned = planning.plan_experiment(asked, "cuda", two)
+    assert [one.plan.spans_nodes for one in planned] == [True, False]
+    said = [line for line in remarks_of(asked, planned, two) if "of several" in line]
+    assert [line.partition(":")[0] for line in said] == ["tp4 on vllm"]
 
 
 def test_an_ablation_that_applies_to_nothing_is_remarked_on() -> None:

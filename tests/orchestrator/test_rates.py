@@ -149,7 +149,7 @@ def test_a_layout_whose_runs_fail_says_so_and_the_others_are_searched(groups, tm
     _, (bad, good) = searched(experiment(tmp_path, rate_runs=3), failing)
     assert bad.rate is None
     assert bad.reason
-    assert "the search ended early" in bad.sentence
+    assert "the search ended early" in bad.finding
     assert len(good.tried_rates) == 3
 
 
@@ -178,13 +178,12 @@ def test_the_rate_of_conversations_is_searched_where_requests_are_turns(groups, 
 
 
 def test_the_table_has_the_best_layout_first_and_a_sentence_for_each(groups, tmp_path):
-    search, found = searched(experiment(tmp_path, rate_runs=8))
+    _, found = searched(experiment(tmp_path, rate_runs=8))
     console = Console(record=True, width=160)
-    render_rates(found, search.root, console)
+    render_rates(found, console)
     text = console.export_text()
     assert f"tp1: meets {SLO} up to" in text
     assert f"tp2: meets {SLO} up to" in text
-    assert str(search.root) in text.replace("\n", "")
 
 
 @pytest.mark.parametrize(

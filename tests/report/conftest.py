@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from rate_inputs import write_search
 from report_inputs import CONCURRENCIES, LAYOUTS, MadeUp, cell_of, write_results
 from summaries import write_run
 
@@ -32,6 +33,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def page(folder: Path) -> Path:
     return render_html(folder)
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a search of rates."""
+    return write_search(tmp_path_factory.mktemp("results") / "tiny-1-rates")
 
 
 @pytest.fixture(scope="session")

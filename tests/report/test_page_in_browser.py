@@ -286,6 +286,21 @@ def test_no_table_is_cut_off_on_a_laptop(chromium: browser.Browser, page: Path) 
         assert chromium.evaluate(cut) == 0
 
 
+def test_rates_that_were_found_fit_a_phone_and_are_of_the_layouts_shown(
+    chromium: browser.Browser, searched: Path, tmp_path: Path
+) -> None:
+    page = render_html(searched, tmp_path / "page.html")
+    visible = "[...document.querySelectorAll('.rates tbody tr:not([hidden]) th')].map((one) => "
+    visible += "one.textContent).join()"
+    chromium.open(page, width=390)
+    assert chromium.evaluate("document.documentElement.scrollWidth") <= 390
+    assert chromium.evaluate(visible) == "tp2,pp2"
+    chromium.evaluate("document.querySelector('input[value=tp2]').click()")
+    assert chromium.evaluate(visible) == "pp2"
+    assert chromium.evaluate("report.csv('rates', true)").count("\n") == 3
+    assert chromium.complaints == []
+
+
 def test_the_page_prints(chromium: browser.Browser, page: Path, tmp_path: Path) -> None:
     chromium.open(page, dark=True)
     chromium.pdf(tmp_path / "page.pdf")

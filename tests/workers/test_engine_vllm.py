@@ -23,8 +23,10 @@ import torch
 from ranks import engine_plan
 
 from orchestrator.cluster.group import bundles_for
-from orchestrator.plan import models
-from strategies import Split
+from orchestrator.errors import UserError
+from orchestrator.plan import models, planning
+from strategies import Split, Topology
+from strategies.shapes import Device
 from workers import engines
 from workers.actor import Worker
 from workers.engines.vllm import run as vllm_run
@@ -226,6 +228,74 @@ def test_a_replica_is_given_all_its_devices_at_once(
     layout: str, bundles: list[dict[str, float]]
 ) -> None:
     assert bundles_for(plan(layout, device="cuda"), "vllm") == bundles
+
+
+@pytest.mark.usefixtures("vllm_is_known")
+def test_a_replica_on_several_nodes_has_a_bundle_for_each_device_and_rays_workers() -> None:
+    asked = plan("dp2tp4", device="cuda", spans_nodes=True)
+    assert bundles_for(asked, "vllm") == [{"GPU": 1}] * 8
+    assert arguments(asked, "folder")["distributed_executor_backend"] == "ray"
+
+
+@pytest.mark.usefixtures("vllm_is_known")
+@pytest.mark.parametrize(
+    ("layout", "nodes", "spans"),
+    [
+        ("tp4", {"a": 4}, False),
+        ("dp2tp2", {"a": 2, "b": 2}, False),
+        ("tp4", {"a": 2, "b": 2}, True),
+        ("dp2tp2", {"a": 3, "b": 1}, True),  # each fits on a node, but not both
+    ],
+)
+def test_a_replica_is_on_several_nodes_only_where_it_has_to_be(
+    layout: str, nodes: dict[str, int], spans: bool
+) -> None:
+    asked = plan(layout, device="cuda")
+    assert planning.spans_nodes("vllm", asked, topology(nodes)) is spans
+    assert not planning.spans_nodes("vllm", asked, topology({"a": 8}))
+
+
+@pytest.mark.usefixtures("vllm_is_known")
+def test_on_a_cpu_a_replica_has_to_fit_on_a_node() -> None:
+    with pytest.raises(UserError) as error:
+        planning.spans_nodes("vllm", plan("tp4"), topology({"a": 3, "b": 2}))
+    assert str(error.value) == (
+        "the engine vllm cannot run tp4: it takes 1 x 4 CPU workers, each 4 of them on one node, "
+        "and the nodes have 3, 2; use fewer ranks a replica, larger nodes, or --engine torch, "
+        "which has a process for each rank"
+    )
+
+
+def test_an_engine_with_one_process_needs_a_node_that_has_all_devices() -> None:
+    with pytest.raises(UserError, match="transformers cannot run pp4: it takes 1 x 4 GPUs, each 4"):
+        planning.spans_nodes("transformers", plan("pp4", device="cuda"), topology({"a": 3, "b": 3}))
+    assert not planning.spans_nodes("torch", plan("pp4", device="cuda"), topology({"a": 1, "b": 3}))
+
+
+def topology(nodes: dict[str, int]) -> Topology:
+    return Topology(tuple(Device(name, i) for name, count in nodes.items() for i in range(count)))
+
+
+def test_a_worker_tells_its_engine_in_which_bundles_its_devices_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Any] = []
+
+    class Spans:
+        processes = "per_replica"
+
+        def build(self, context: Any, plan: EnginePlan) -> list[Any]:
+            return seen.append((context.rank, context.bundles)) or []
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(engines, "create", lambda name: Spans())
+    worker = Worker()
+    worker.assign(2, (3, 1))
+    worker.build("spans", plan("dp2tp2", spans_nodes=True), None)
+    worker.close()
+    assert seen == [(2, (3, 1))]
 
 
 def test_a_replica_sees_no_gpu_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -456,6 +526,19 @@ def test_no_room_is_told_as_out_of_memory(kind: str, message: str) -> None:
     assert isinstance(failure(kind, message), OutOfMemoryError)
 
 
+def test_what_a_worker_on_another_node_raised_is_the_reason() -> None:
+    text = (
+        "ray::RayWorkerProc.initialize_worker() (pid=7, ip=10.0.0.2)\n  File 'a.py', line 1\n"
+        "    raise ValueError('no such dtype: int7')\nValueError: no such dtype: int7"
+    )
+    assert str(failure("RayTaskError(ValueError)", text)) == (
+        "vLLM: ValueError: no such dtype: int7"
+    )
+    full = failure("RayTaskError(OutOfMemoryError)", "...\ntorch.OutOfMemoryError: CUDA is full")
+    assert isinstance(full, OutOfMemoryError)
+    assert str(full) == "vLLM: OutOfMemoryError: CUDA is full"
+
+
 def test_a_process_ends_with_the_one_that_started_it() -> None:
     child = (
         "import time; from workers.engines.vllm.worker import attend; attend(); "
@@ -472,6 +555,25 @@ def test_a_process_ends_with_the_one_that_started_it() -> None:
         assert owner.stdout.readline() == "attends\n"
         os.kill(owner.pid, signal.SIGKILL)
         assert psutil.wait_procs([started], timeout=15)[1] == []
+
+
+@pytest.mark.parametrize(("actor", "attends"), [("01000000", False), (None, True)])
+def test_a_worker_that_ray_started_is_rays_to_end(
+    actor: str | None, attends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workers.engines import vllm_worker
+
+    called: list[int] = []
+    context = SimpleNamespace(get_actor_id=lambda: actor)
+    ray = SimpleNamespace(is_initialized=lambda: True, get_runtime_context=lambda: context)
+    libc = SimpleNamespace(prctl=lambda option, _: called.append(option))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setenv(vllm_worker.OWNER, str(os.getppid()))  # on this node, as it happens
+    monkeypatch.delenv(vllm_worker.ERRORS, raising=False)
+    monkeypatch.setattr(vllm_worker.ctypes, "CDLL", lambda *args, **options: libc)
+    monkeypatch.setattr(vllm_worker.os, "getppid", lambda: 2)
+    vllm_worker.attend()
+    assert called == [vllm_worker.PR_SET_PDEATHSIG] * attends
 
 
 def test_a_vllm_of_somebody_else_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -131,6 +134,16 @@ def test_every_counter_of_a_gpu_is_read():
     assert (first["pcie_tx_bytes"], row["pcie_tx_bytes"], row["pcie_rx_bytes"]) == (0, 500, 0)
     assert (first["gpu_process_ids"], first["max_sm_clock_mhz"]) == ([11], 1980)
     assert not {"gpu_process_ids", "max_sm_clock_mhz"} & row.keys()
+
+
+def test_a_process_that_the_rank_has_started_counts_as_the_rank(monkeypatch):
+    nvml = FakeNvml({})
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as worker:
+        running = [SimpleNamespace(pid=pid) for pid in (worker.pid, 1, os.getpid())]
+        monkeypatch.setattr(nvml, "nvmlDeviceGetComputeRunningProcesses", lambda handle: running)
+        seen = gauge(nvml).read(0)
+        worker.communicate(b"\n")
+    assert seen["gpu_process_ids"] == [1, os.getpid()]
 
 
 def test_nvlink_is_summed_over_the_links_that_answer_where_there_is_no_total():

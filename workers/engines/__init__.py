@@ -57,7 +57,9 @@ __all__ = [
     "create",
     "lets_wait",
     "names",
+    "ranks_of_process",
     "refusal",
+    "spans_nodes",
     "takes_arguments",
 ]
 
@@ -82,6 +84,8 @@ class Engine(Protocol):
     An engine that takes settings of its own (`--engine-arg`) has an attribute `takes_arguments`
     that is true. One in which a request may wait, for its time of arrival or for the reply to
     another one (`Request.arrival_s`, `Request.after`), has an attribute `lets_wait` that is true.
+    One that is "per_replica" and can have the devices of a replica on several nodes
+    has `spans_nodes`, the kinds of device with which it can: see `RankContext.bundles`.
     """
 
     processes: Literal["per_rank", "per_replica", "single"]
@@ -153,6 +157,22 @@ def takes_arguments(name: str) -> bool:
 def lets_wait(name: str) -> bool:
     """Whether a request may wait there, for its time of arrival or for the reply to another."""
     return bool(getattr(create(name), "lets_wait", False))
+
+
+def spans_nodes(name: str, device: str) -> bool:
+    """Whether the engine can have a replica on devices ("cuda" or "cpu") of several nodes, in one
+    process of ours."""
+    return device in getattr(create(name), "spans_nodes", ())
+
+
+def ranks_of_process(name: str, plan: EnginePlan) -> int:
+    """How many ranks of a plan one process of the engine stands for, and so how many devices
+    it is given. Ranks of a replica are neighbours, as dp is the outermost axis of a mesh."""
+    processes = create(name).processes
+    if processes == "per_rank":
+        return 1
+    replicas = plan.placement.degree("dp") if processes == "per_replica" else 1
+    return plan.placement.num_ranks // replicas
 
 
 def _entry_point(name: str) -> EntryPoint:

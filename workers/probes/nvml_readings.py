@@ -7,9 +7,13 @@ sample.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
+
+import psutil
 
 from workers.nvml import throttle_names
 
@@ -109,7 +113,16 @@ def _throttle(mask: int) -> Readings:
 
 def _processes(nvml: Any, handle: Any) -> Readings:
     running = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    return {"gpu_process_ids": [process.pid for process in running]}
+    return {"gpu_process_ids": sorted({_who(process.pid) for process in running})}
+
+
+def _who(process_id: int) -> int:
+    """This process, where it or one that it has started is meant: an engine may have workers of its
+    own. Else the process itself."""
+    with contextlib.suppress(psutil.Error):
+        if any(one.pid == os.getpid() for one in psutil.Process(process_id).parents()):
+            return os.getpid()
+    return process_id
 
 
 # -- counters

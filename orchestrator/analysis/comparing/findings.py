@@ -1,10 +1,10 @@
 """Everything that results say when they are looked at: comparison, statistics, verdicts, curves,
-ablations, drifts."""
+ablations, drifts, rates."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,7 +33,8 @@ from orchestrator.analysis.comparing.spreads import (
     unsettled,
 )
 from orchestrator.analysis.comparing.verdicts import VERDICTS, Verdict, rulings
-from orchestrator.analysis.load import Results, load
+from orchestrator.analysis.goodput import RATES, FoundRate
+from orchestrator.analysis.load import Results, found_rates, load
 from orchestrator.analysis.load import tables as kept_tables
 from orchestrator.experiment import DIFFERENCE
 from workers.rows import grouped
@@ -53,6 +54,7 @@ class Findings:
     drifts: Sequence[Drift]
     missing: Sequence[Missing] = ()
     imported: Sequence[Imported] = ()
+    rates: Sequence[FoundRate] = ()
 
     def as_data(self) -> dict[str, object]:
         """Plain data for `json.dumps`: the rows of each table, by its name."""
@@ -67,6 +69,7 @@ class Findings:
             "drifts": DRIFTS.data(self.drifts),
             "missing": MISSING.data(self.missing),
             "imported": IMPORTED.data(self.imported),
+            "rates": RATES.data(self.rates),
         }
 
     def sentences(self, objective: str) -> Mapping[Load, list[str]]:
@@ -103,7 +106,9 @@ def of_folders(
     both None: as was asked for when the results were made. objective: what cells are ordered by.
     Raises UserError where there are no results, or those of another schema version.
     """
-    return of_results(load(paths, levels), until_ci, difference, objective)
+    found = list(paths)
+    said = of_results(load(found, levels), until_ci, difference, objective)
+    return replace(said, rates=found_rates(found))
 
 
 def of_results(
@@ -112,7 +117,7 @@ def of_results(
     difference: float | None = None,
     objective: str = OBJECTIVES[0],
 ) -> Findings:
-    """What results say; see `of_folders`."""
+    """What results say, without what searches of rates found; see `of_folders`."""
     found = [_of_experiment(one, until_ci, difference, objective) for one in results]
     return Findings(
         **{

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from orchestrator.experiment import OF_DATASET
+
 Manifest = Mapping[str, Any]
 ENVIRONMENT = (
     "device",
@@ -32,12 +34,7 @@ WORKLOAD = (
     "burstiness",
     "range_ratio",
     "dataset_path",
-    "dataset_format",
-    "dataset_columns",
-    "dataset_split",
-    "skip_invalid",
-    "trace_speed",
-    "trace_window",
+    *OF_DATASET,
     "num_prompts",
     "min_duration",
     "num_warmups",

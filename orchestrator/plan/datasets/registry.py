@@ -43,12 +43,26 @@ class Source:
 def formats() -> dict[str, Format]:
     """Every format by name. Raises UserError for a plug-in that cannot be loaded, or has the name
     of another format."""
-    found = {one.name: one for one in BUILT_IN}
-    for point in sorted(entry_points(group=GROUP), key=lambda one: one.name):
-        if point.name in found:
-            raise UserError(f"two formats of datasets are called '{point.name}'; uninstall one")
-        found[point.name] = _load(point)
+    found: dict[str, Format] = {one.name: one for one in BUILT_IN}
+    for point, form in plugins():
+        if isinstance(form, UserError):
+            raise form
+        found[point.name] = form
     return found
+
+
+def plugins() -> Iterator[tuple[EntryPoint, Format | UserError]]:
+    """The entry points of other packages, by name, each with its format, or with the error that
+    says why that cannot be used."""
+    taken = {one.name for one in BUILT_IN}
+    for point in sorted(entry_points(group=GROUP), key=lambda one: one.name):
+        try:
+            if point.name in taken:
+                raise UserError(f"two formats of datasets are called '{point.name}'; uninstall one")
+            yield point, _load(point)
+        except UserError as error:
+            yield point, error
+        taken.add(point.name)
 
 
 def _load(point: EntryPoint) -> Format:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.analysis.comparing.compare import Comparison
@@ -21,7 +21,8 @@ class ScenarioChoice:
 
 @dataclass(frozen=True, slots=True)
 class ExperimentChoice:
-    """An experiment. label: its model, with its whole name where two have the same."""
+    """An experiment. label: its model, and what tells it apart where two have the
+    same."""
 
     name: str
     label: str
@@ -29,18 +30,36 @@ class ExperimentChoice:
 
 
 def choices(comparison: Iterable[Comparison]) -> list[ExperimentChoice]:
-    """Every experiment with its scenarios and their concurrencies."""
+    """Every experiment with its scenarios and their concurrencies; those of one model by their
+    request rates, closed loops first."""
     experiments = grouped(comparison, lambda one: one.cell.experiment)
-    models = {name: cells[-1].cell.model for name, cells in experiments.items()}
-    unique = len(set(models.values())) == len(models)
+    labels = _labels({name: cells[-1] for name, cells in experiments.items()})
     return [
         ExperimentChoice(
             name,
-            models[name] if unique else f"{models[name]} ({name})",
-            list(map(_scenario, grouped(cells, lambda one: one.cell.scenario).values())),
+            labels[name],
+            list(
+                map(_scenario, grouped(experiments[name], lambda one: one.cell.scenario).values())
+            ),
         )
-        for name, cells in experiments.items()
+        for name in labels
     ]
+
+
+def _labels(experiments: Mapping[str, Comparison]) -> dict[str, str]:
+    """What experiments are called, by name, given a cell of each: the model, with the request rate
+    where that tells them apart, else with the whole name."""
+    models = {name: one.cell.model for name, one in experiments.items()}
+    if len(set(models.values())) == len(models):
+        return models
+    rates = {name: one.arrivals.request_rate or 0.0 for name, one in experiments.items()}
+    by_rate = {
+        name: f"{models[name]}, {f'{rate:g} requests/s' if rate else 'closed loop'}"
+        for name, rate in sorted(rates.items(), key=lambda one: one[1])
+    }
+    if len(set(by_rate.values())) == len(by_rate):
+        return by_rate
+    return {name: f"{model} ({name})" for name, model in models.items()}
 
 
 def lengths_of(asked: Conditions) -> str:

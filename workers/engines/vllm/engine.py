@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 PLUGINS = "vllm.general_plugins"
 TRACES = "traces"  # the folder of vLLM's profiler, within ours
+BUNDLES = "VLLM_RAY_BUNDLE_INDICES"  # in which its workers are, in the order of their ranks
 NO_ROOM = "No available memory for the cache blocks"
 
 
@@ -42,6 +43,7 @@ class VllmEngine:
     processes: Literal["per_rank", "per_replica", "single"] = "per_replica"
     takes_arguments = True
     lets_wait = True
+    spans_nodes = ("cuda",)  # vLLM's Ray executor knows no CPU
 
     def __init__(self) -> None:
         self._context: RankContext | None = None
@@ -65,6 +67,8 @@ class VllmEngine:
         self._folder = Path(tempfile.mkdtemp(prefix="orchestrator-vllm-"))
         variables = environment(plan)
         own = {OWNER: str(os.getpid()), ERRORS: str(self._folder / "errors")}
+        if plan.spans_nodes:
+            own[BUNDLES] = ",".join(map(str, context.bundles))
         os.environ.update(variables | own)
         try:
             settings = self._start(plan)
@@ -229,7 +233,11 @@ class OutOfMemoryError(VllmFailed):
 
 
 def failure(kind: str, message: str) -> VllmFailed:
-    """The exception for what a process of vLLM has logged."""
+    """The exception for what a process of vLLM has logged. What a worker of Ray's has raised is in
+    there as "RayTaskError(ITS TYPE)", and its text is the end of a traceback."""
+    if kind.startswith("RayTaskError("):
+        kind = kind.removeprefix("RayTaskError(").removesuffix(")")
+        message = message.rpartition(f"{kind}: ")[2]
     full = kind == "OutOfMemoryError" or NO_ROOM in message
     return (OutOfMemoryError if full else VllmFailed)(f"vLLM: {kind}: {message}")
 

@@ -132,8 +132,7 @@ def arguments(plan: EnginePlan, model: str) -> dict[str, Any]:
         **_prompt_budget(plan),
         "tensor_parallel_size": plan.placement.degree("tp"),
         "pipeline_parallel_size": plan.placement.degree("pp"),
-        # Inside a placement group vLLM would choose Ray by itself.
-        "distributed_executor_backend": "mp" if ranks > 1 else "uni",
+        "distributed_executor_backend": _executor(plan, ranks),
         "worker_extension_cls": EXTENSION,
         "profiler_config": PROFILER,
         **({"enforce_eager": True} if plan.device == "cpu" else {}),
@@ -153,6 +152,13 @@ def unfused(plan: EnginePlan, given: Mapping[str, Any]) -> dict[str, Any]:
     config = asked if isinstance(asked, dict) else {"mode": asked}
     passes = {**config.get("pass_config", {}), "fuse_allreduce_rms": False}
     return {**given, "compilation_config": {**config, "pass_config": passes}}
+
+
+def _executor(plan: EnginePlan, ranks: int) -> str:
+    """What starts vLLM's workers. Inside a placement group vLLM would choose Ray by itself."""
+    if plan.spans_nodes:
+        return "ray"
+    return "mp" if ranks > 1 else "uni"
 
 
 def seats(plan: EnginePlan) -> int:

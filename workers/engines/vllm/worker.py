@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -30,18 +31,32 @@ def attend() -> None:
     the engine itself.
 
     vLLM's engine core does not notice that its parent was killed, and would keep the GPUs. Its
-    workers have the engine core as parent.
+    workers have the engine core as parent; those that Ray has started end with its job there, and
+    may be on a node where neither the owner nor the file of errors is.
     """
     owner = os.environ.get(OWNER)
     if owner is None or int(owner) == os.getpid():
         return
+    if not _is_actor():
+        _belong_to(owner)
+    if os.environ.get(ABLATED) == "comm":
+        leave_out_communication()
+
+
+def _belong_to(owner: str) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() == 1 or not Path("/proc", owner).exists():  # it died before
         os._exit(1)
     if errors := os.environ.get(ERRORS):
         logging.getLogger("vllm").addHandler(ErrorFile(errors))
-    if os.environ.get(ABLATED) == "comm":
-        leave_out_communication()
+
+
+def _is_actor() -> bool:
+    """Whether this process was started by Ray. It is asked without importing Ray."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return False
+    return ray.get_runtime_context().get_actor_id() is not None
 
 
 class ErrorFile(logging.Handler):
