@@ -561,7 +561,7 @@ def test_a_process_ends_with_the_one_that_started_it() -> None:
 def test_a_worker_that_ray_started_is_rays_to_end(
     actor: str | None, attends: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from workers.engines import vllm_worker
+    from workers.engines.vllm import worker as vllm_worker
 
     called: list[int] = []
     context = SimpleNamespace(get_actor_id=lambda: actor)
