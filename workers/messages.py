@@ -135,6 +135,10 @@ class Work:
         last = max((request.arrival_s for request in self.requests), default=0.0)
         return self.num_conversations / last if last else None
 
+    def awaited(self) -> dict[int, int]:
+        """Request -> the one that it is after, of those that are after one, by their indices."""
+        return {one.index: one.after for one in self.requests if one.after is not None}
+
     def first_turns(self) -> dict[int, int]:
         """Request -> the first one of its conversation, by their indices."""
         first: dict[int, int] = {}

@@ -6,7 +6,8 @@ alone: a median of measurements is passed by a good run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -125,20 +126,30 @@ def _roof(
     return Roof.of(plan, engine, loads, rates) if rates else None
 
 
-def loads_of(requests: pa.Table, placement: Placement, seats: int) -> list[Closed]:
+def loads_of(
+    requests: pa.Table, placement: Placement, seats: int, first_turns: Mapping[int, int]
+) -> list[Closed]:
     """What each data-parallel replica served, those left out that served nothing.
 
-    requests: table REQUESTS. seats: of all replicas.
+    requests: table REQUESTS. seats: of all replicas. first_turns: request -> the first one of its
+    conversation, by their indices. Of a conversation one request at a time is in flight.
     """
-    names = ("replica", "input_len", "output_len")
+    names = ("request_index", "replica", "input_len", "output_len")
     served: dict[int, list[tuple[int, int]]] = {}
-    for replica, *lengths in zip(*(requests.column(n).to_pylist() for n in names), strict=True):
-        served.setdefault(replica, []).append((lengths[0], lengths[1]))
+    passes: dict[int, Counter[int]] = {}
+    for index, replica, read, made in zip(
+        *(requests.column(name).to_pylist() for name in names), strict=True
+    ):
+        served.setdefault(replica, []).append((read, made))
+        passes.setdefault(replica, Counter())[first_turns[index]] += max(made - 1, 0)
     replicas = placement.degree("dp")
-    return [
-        Closed.of(lengths, dealt(requests.num_rows, seats, replica, replicas).seats)
-        for replica, lengths in sorted(served.items())
-    ]
+
+    def load(replica: int) -> Closed:
+        its = passes[replica]
+        most = min(dealt(len(its), seats, replica, replicas).seats, len(its))
+        return Closed.of(served[replica], most, max(its.values()))
+
+    return [load(replica) for replica in sorted(served)]
 
 
 def model_flops(plan: EnginePlan, loads: Sequence[Closed]) -> float:
@@ -158,14 +169,14 @@ def memory_bandwidth_utilization(
 
     step_ms: from one token of a request to its next; in it a stage serves as many micro-batches as
     there are stages. Where outputs differ in length, requests in flight are their mean over the
-    passes that the longest one takes at least.
+    passes that the longest one, or conversation, takes at least.
     """
     if not step_ms or sheet is None:
         return None
     stages = stages_of(plan.placement, plan.model, plan.dtype)
     load = max(loads, key=lambda one: one.decoded)
     micro_batches = min(len(stages), load.in_flight)
-    in_flight = load.decoded / max(load.rounds, load.longest.passes, 1)
+    in_flight = load.decoded / max(load.rounds, load.least_passes, 1)
     requests = in_flight / micro_batches
     read = [micro_batches * stage.decode_bytes(requests, stage.context(load)) for stage in stages]
     return 100 * sum(read) / len(read) / (step_ms / 1e3) / sheet.hbm

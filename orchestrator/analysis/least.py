@@ -91,8 +91,9 @@ class _Replica:
         self._prompts = [stage.prefill_flops(load) / rates.flops for stage in stages]
 
     def of_stages(self, micro_batches: int) -> Iterator[_Way]:
-        """All passes of each stage. As many as the longest request takes are made in any case."""
-        load, longest = self.load, self.load.longest.passes
+        """All passes of each stage. As many as the longest request takes, or the longest
+        conversation, are made in any case."""
+        load, longest = self.load, self.load.least_passes
         passes, requests = micro_batches * load.rounds, load.in_flight / micro_batches
         if passes < longest:
             passes, requests = longest, load.decoded / longest

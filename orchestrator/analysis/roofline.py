@@ -82,10 +82,14 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """A closed batch, `seats` requests at a time; those of equal lengths are one kind."""
+    """A closed batch, `seats` requests at a time; those of equal lengths are one kind.
+
+    in_turn: decode passes of the longest chain of requests that wait for one another.
+    """
 
     kinds: tuple[Kind, ...]
     seats: int
+    in_turn: int = 0
 
     @classmethod
     def equal(cls, input_len: int, output_len: int, requests: int, seats: int) -> Closed:
@@ -93,10 +97,11 @@ class Closed:
         return cls((Kind(input_len, output_len, requests),), seats)
 
     @classmethod
-    def of(cls, lengths: Iterable[tuple[int, int]], seats: int) -> Closed:
+    def of(cls, lengths: Iterable[tuple[int, int]], seats: int, in_turn: int = 0) -> Closed:
         """Requests of these tokens in and out."""
         counted = Counter(lengths)
-        return cls(tuple(Kind(*both, requests) for both, requests in counted.items()), seats)
+        kinds = tuple(Kind(*both, requests) for both, requests in counted.items())
+        return cls(kinds, seats, in_turn)
 
     @property
     def requests(self) -> int:
@@ -132,6 +137,11 @@ class Closed:
     def longest(self) -> Kind:
         """That of which each request takes most decode passes."""
         return max(self.kinds, key=lambda kind: kind.passes)
+
+    @property
+    def least_passes(self) -> int:
+        """Decode passes that it takes however many requests one serves."""
+        return max(self.in_turn, self.longest.passes)
 
 
 def _capped_sum(start: int, stop: int, cap: int) -> int:

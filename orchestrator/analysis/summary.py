@@ -152,8 +152,9 @@ def measured(
     """The row of a run. requests: those of all ranks, by index (table REQUESTS)."""
     plan, work, num_gpus = attempt.plan, attempt.work, attempt.plan.placement.num_ranks
     num_prompts = len(work.requests)
-    made = throughput_of(requests, work.max_concurrency, num_prompts, num_gpus)
-    loads = loads_of(requests, plan.placement, work.max_concurrency)
+    seats, awaited = work.max_concurrency, work.awaited()
+    made = throughput_of(requests, seats, num_prompts, num_gpus, awaited)
+    loads = loads_of(requests, plan.placement, seats, work.first_turns())
     engine, (ceilings, sheet) = attempt.key.cell.engine, _ceilings(attempt)
     bounds, reason = bounds_of(plan, engine, loads, made, ceilings, sheet)
     seen = sampled(reports, made.duration, num_gpus)
@@ -164,7 +165,7 @@ def measured(
         reason=reason,
         conditions=_conditions(attempt, building.device_name),
         throughput=made,
-        steady=nothing(Steady) if work.is_open else steady_of(requests),
+        steady=nothing(Steady) if work.is_open else steady_of(requests, awaited),
         device_time=device_time_of(plan, made, reports, requests, ceilings),
         goodput=goodput_of(requests, attempt.levels, num_prompts),
         slo=slo_of(requests, attempt.levels, num_prompts),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,7 +76,8 @@ class Throughput:
         better="lower",
     )
     prefill_s: float | None = column(
-        "until each of the first max_concurrency requests has its first token",
+        "until each of the first max_concurrency requests has its first token; of conversations, "
+        "their first turns",
         "s",
         over_runs="mean",
         better="lower",
@@ -94,7 +95,7 @@ class Steady:
 
     steady_output_throughput: float | None = column(
         "generated tokens per second while every seat is taken: from the last first token of the "
-        "requests let in at the start to the first seat that stays empty",
+        "requests let in at the start to the first seat that stays empty, as no request waits",
         "tokens/s",
         over_runs="mean",
         better="higher",
@@ -103,9 +104,16 @@ class Steady:
 
 
 def throughput_of(
-    requests: pa.Table, max_concurrency: int, num_prompts: int, num_gpus: int
+    requests: pa.Table,
+    max_concurrency: int,
+    num_prompts: int,
+    num_gpus: int,
+    turns: Collection[int] = (),
 ) -> Throughput:
-    """Throughput of a run that was asked for `num_prompts` requests. requests: table REQUESTS."""
+    """Throughput of a run that was asked for `num_prompts` requests.
+
+    requests: table REQUESTS. turns: those that are after another one, by their indices.
+    """
     times = TokenTimes.of(requests)
     served = times.counts > 0
     made, completed = len(times.times), int(served.sum())
@@ -124,7 +132,7 @@ def throughput_of(
         total_token_throughput=rate and (made + read) * rate,
         output_throughput_per_gpu=rate and made * rate / num_gpus,
         decode_ms_per_step=_decode_ms_per_step(times, _replicas(requests)),
-        prefill_s=_prefill_s(times, requests, max_concurrency),
+        prefill_s=_prefill_s(times, _places(requests, turns) < max_concurrency),
     )
 
 
@@ -161,9 +169,16 @@ def _decode_ms_per_step(times: TokenTimes, replicas: np.ndarray) -> float | None
     return float(pooled.mean() * 1e3) if pooled.size else None
 
 
-def _prefill_s(times: TokenTimes, requests: pa.Table, max_concurrency: int) -> float | None:
-    indices = np.asarray(requests.column("request_index"))
-    firsts = times.first[(indices < max_concurrency) & (times.counts > 0)]
+def _places(requests: pa.Table, turns: Collection[int]) -> np.ndarray:
+    """float64 [requests]: the place of each among those that are after no other one; infinite for
+    one that is."""
+    indices, later = np.asarray(requests.column("request_index")), np.sort(list(turns))
+    places = indices - np.searchsorted(later, indices)
+    return np.where(np.isin(indices, later), np.inf, places)
+
+
+def _prefill_s(times: TokenTimes, are_first: np.ndarray) -> float | None:
+    firsts = times.first[are_first & (times.counts > 0)]
     return float(firsts.max()) if firsts.size else None
 
 
@@ -174,10 +189,12 @@ def _prefill_s(times: TokenTimes, requests: pa.Table, max_concurrency: int) -> f
 class _Served:
     """The requests of one replica that made tokens, in seconds since the run's start.
 
-    arrivals: float64 [requests], when each was let in. times: float64 [its tokens] for each.
+    arrivals: float64 [requests], when each was let in. ready: float64 [requests], from when on it
+    could have been: the end of the one that it is after. times: float64 [its tokens] for each.
     """
 
     arrivals: np.ndarray
+    ready: np.ndarray
     times: Sequence[np.ndarray]
 
     @property
@@ -188,33 +205,44 @@ class _Served:
     def ends(self) -> np.ndarray:
         return np.array([t[-1] for t in self.times])
 
-    def in_flight(self, at: float) -> int:
-        """Requests let in by the moment `at` and not ended by it."""
-        return int((self.arrivals <= at).sum() - (self.ends <= at).sum())
+    def in_flight(self, moments: np.ndarray) -> np.ndarray:
+        """int64 [moments]: requests let in by each of them and not ended by it."""
+        return _count_by(self.arrivals, moments) - _count_by(self.ends, moments)
+
+    def waiting(self, moments: np.ndarray) -> np.ndarray:
+        """int64 [moments]: requests that could be let in by each of them and were not."""
+        return _count_by(self.ready, moments) - _count_by(self.arrivals, moments)
 
     def seats(self) -> int:
         """Most requests in flight at once."""
-        return max(self.in_flight(at) for at in np.unique(self.arrivals))
+        return int(self.in_flight(self.arrivals).max())
 
     def full_from(self) -> float:
         """When each of the requests that were let in at the start has its first token."""
         return float(self.firsts[self.arrivals == self.arrivals.min()].max())
 
     def full_until(self) -> float:
-        """When a seat first stays empty because the queue has run out."""
-        last = float(self.arrivals.max())
-        seats = self.seats()
-        moments = [last, *np.unique(self.ends[self.ends > last])]
-        return float(next(at for at in moments if self.in_flight(at) < seats))
+        """When a seat first stays empty because no request waits for one: the queue has run out, or
+        has nothing left but turns after replies that go on."""
+        moments = np.unique([self.arrivals, self.ends])
+        has_run_out = self.waiting(moments) <= 0
+        return float(moments[has_run_out & (self.in_flight(moments) < self.seats())][0])
 
 
-def steady_of(requests: pa.Table) -> Steady:
-    """Throughput while the loop is full; see `Steady`. requests: table REQUESTS of a closed loop.
+def _count_by(times: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """int64 [moments]: how many of `times` are not after each of them."""
+    found: np.ndarray = np.searchsorted(np.sort(times), moments, side="right")
+    return found
 
-    The window begins on the last replica and ends on the first one. A token counts if it came
-    after the beginning and not after the end.
+
+def steady_of(requests: pa.Table, awaited: Mapping[int, int]) -> Steady:
+    """Throughput while the loop is full; see `Steady`.
+
+    requests: table REQUESTS of a closed loop. awaited: request -> the one that it is after, by
+    their indices. The window begins on the last replica and ends on the first one. A token counts
+    if it came after the beginning and not after the end.
     """
-    replicas = _served_by_replica(requests)
+    replicas = _served_by_replica(requests, awaited)
     if not replicas:
         return nothing(Steady)
     start = max(one.full_from() for one in replicas)
@@ -228,9 +256,14 @@ def steady_of(requests: pa.Table) -> Steady:
     return Steady(steady_output_throughput=tokens / (end - start), steady_s=end - start)
 
 
-def _served_by_replica(requests: pa.Table) -> list[_Served]:
+def _served_by_replica(requests: pa.Table, awaited: Mapping[int, int]) -> list[_Served]:
     times = TokenTimes.of(requests)
     served = times.counts > 0
     replicas, arrivals, made = _replicas(requests)[served], times.arrivals[served], times.of_each()
+    indices = np.asarray(requests.column("request_index"))[served].tolist()
+    ends = {index: one[-1] for index, one in zip(indices, made, strict=True)}
+    ready = np.array([ends.get(awaited.get(index, -1), 0.0) for index in indices])
     places = [np.flatnonzero(replicas == replica) for replica in np.unique(replicas)]
-    return [_Served(arrivals[mine], [made[place] for place in mine]) for mine in places]
+    return [
+        _Served(arrivals[mine], ready[mine], [made[place] for place in mine]) for mine in places
+    ]

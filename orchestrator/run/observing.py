@@ -7,7 +7,7 @@ which says what they consist of.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ from orchestrator.run.jobs import Job
 from orchestrator.run.workers import BuildFailed, Session
 from orchestrator.store.arrow_files import concat
 from workers.messages import RankReport, Request, Work
+from workers.rows import grouped
 
 OBSERVED_TOKENS = 16  # made for each request while a run is taken apart: enough steps for a mean
 BATCHES, FEW = 4, 16  # of the requests in flight, as long as these are not more than FEW together
@@ -103,11 +104,22 @@ class _Observing:
 def short(work: Work) -> Work:
     """The first requests of `work`, all there at once and cut short: as many as are in flight, and
     where these are few several batches of them, so that more than one step reads prompts. None
-    waits for another or finds its prompt in a cache."""
-    seats = min(work.max_concurrency, len(work.requests))
+    waits for another or finds its prompt in a cache; those of a batch are turns of different
+    conversations, as in the whole work."""
+    seats = min(work.max_concurrency, work.num_conversations)
     count = max(seats, min(BATCHES * seats, FEW))
     requests = tuple(
         Request(i, one.prompt, min(OBSERVED_TOKENS, one.output_len))
-        for i, one in enumerate(itertools.islice(itertools.cycle(work.requests), count))
+        for i, one in enumerate(itertools.islice(_seat_by_seat(work, seats), count))
     )
-    return replace(work, requests=requests, reuse=None)
+    return replace(work, requests=requests, max_concurrency=seats, reuse=None)
+
+
+def _seat_by_seat(work: Work, seats: int) -> Iterator[Request]:
+    """One request of each seat in turn, without end. A seat has its conversations one after another
+    and then all over again."""
+    first = work.first_turns()
+    talks = list(grouped(work.requests, lambda one: first[one.index]).values())
+    mine = [itertools.chain.from_iterable(talks[seat::seats]) for seat in range(seats)]
+    for batch in zip(*map(itertools.cycle, mine), strict=True):
+        yield from batch

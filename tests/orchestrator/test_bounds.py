@@ -13,8 +13,17 @@ from tables import make
 from orchestrator.analysis import bounds
 from orchestrator.analysis.bounds import Bounds, bounds_of
 from orchestrator.analysis.comparing.compare import compare
+from orchestrator.analysis.least import least
 from orchestrator.analysis.load import summaries
-from orchestrator.analysis.roofline import CALIBRATED, DATASHEET, Ceilings, Closed, Kind
+from orchestrator.analysis.roofline import (
+    CALIBRATED,
+    DATASHEET,
+    Ceilings,
+    Closed,
+    Kind,
+    Rates,
+    Stage,
+)
 from orchestrator.analysis.throughput import Throughput
 from orchestrator.experiment import Experiment
 from orchestrator.node import datasheet, fabric
@@ -23,7 +32,7 @@ from orchestrator.store.arrow_files import write_part
 from orchestrator.store.store import Store
 from strategies import Placement
 from strategies.shapes import ModelShape
-from workers.messages import EnginePlan
+from workers.messages import EnginePlan, Request, Work
 from workers.records import FABRIC
 from workers.rows import nothing
 
@@ -36,10 +45,25 @@ def test_the_loads_of_replicas_are_what_each_served_on_its_seats():
         request([0.1, 0.2], input_len=8),
         request([0.1, 0.2], input_len=9),
     )
-    assert bounds.loads_of(served, Placement((("dp", 2),)), seats=3) == [
-        Closed((Kind(8, 2, 2), Kind(9, 2, 1)), 2),
-        Closed((Kind(5, 1, 1),), 1),
+    alone = Work(tuple(Request(i, (1,), 1) for i in range(4)), 3)
+    assert bounds.loads_of(served, Placement((("dp", 2),)), 3, alone.first_turns()) == [
+        Closed((Kind(8, 2, 2), Kind(9, 2, 1)), 2, in_turn=1),
+        Closed((Kind(5, 1, 1),), 1, in_turn=0),
     ]
+
+
+def test_of_a_conversation_one_request_at_a_time_is_in_flight():
+    """One conversation of four turns, and beside it one of two on the same replica: of eight seats
+    two are taken, and the longer one takes its passes in any case."""
+    turns = tuple(Request(i, (1,), 3, after=i - 1 if i not in (0, 4) else None) for i in range(6))
+    served = requests(*[request([0.1, 0.2, 0.3], input_len=8)] * 6)
+    one = bounds.loads_of(served.slice(0, 4), PLAN.placement, 8, Work(turns, 8).first_turns())
+    assert one == [Closed((Kind(8, 3, 4),), seats=1, in_turn=8)]
+    (both,) = bounds.loads_of(served, PLAN.placement, 8, Work(turns, 8).first_turns())
+    assert both == Closed((Kind(8, 3, 6),), seats=2, in_turn=8)
+    assert (both.in_flight, both.rounds, both.least_passes) == (2, 6.0, 8)
+    stages = [Stage(100, 0, 0, 0, 0)]
+    assert least(stages, both, Rates(1.0, 1e9, 0)).decode_s == 8 * 100
 
 
 # -- columns

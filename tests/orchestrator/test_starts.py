@@ -22,7 +22,7 @@ from orchestrator.run.observing import OBSERVED_TOKENS, short
 from orchestrator.run.origin import Origin, check_origin
 from orchestrator.store.lock import LOCK
 from orchestrator.store.store import OBSERVED_TABLES, RUN_TABLES, Store
-from workers.messages import Work
+from workers.messages import Request, Work
 from workers.records import STEPS
 
 TWO_CELLS = [(fake_engine.SERVE, 0)] * 2
@@ -223,6 +223,35 @@ def test_an_observed_run_has_several_batches_only_where_few_requests_are_in_flig
     requests = fake_engine.requests(40)
     served = {seats: len(short(Work(requests, seats)).requests) for seats in (1, 3, 8, 32, 64)}
     assert served == {1: 4, 3: 12, 8: 16, 32: 32, 64: 40}
+
+
+def _talks(*turns: int) -> tuple[Request, ...]:
+    """Conversations of so many turns, each with a prompt of its own."""
+    made: list[Request] = []
+    for count in turns:
+        for turn in range(count):
+            i = len(made)
+            made.append(Request(i, (i,), 40, after=i - 1 if turn else None))
+    return tuple(made)
+
+
+@pytest.mark.parametrize(
+    ("turns", "seats", "batches"),
+    [
+        ((20,), 8, [[0], [1], [2], [3]]),
+        # of three conversations two are under way, and the third follows the first
+        ((2, 3, 1), 2, [[0, 2], [1, 3], [5, 4], [0, 2]]),
+        ((2, 3, 1), 4, [[0, 2, 5], [1, 3, 5], [0, 4, 5], [1, 2, 5]]),
+    ],
+)
+def test_a_batch_of_an_observed_run_is_of_turns_of_different_conversations(turns, seats, batches):
+    """As in the timed run, where one turn of a conversation is in flight."""
+    work = short(Work(_talks(*turns), seats, reuse="conversation"))
+    (size,) = {len(batch) for batch in batches}
+    prompts = [one.prompt[0] for one in work.requests]
+    assert [prompts[i : i + size] for i in range(0, len(prompts), size)] == batches
+    assert (work.max_concurrency, work.reuse) == (size, None)
+    assert {one.after for one in work.requests} == {None}
 
 
 # -- pilots

@@ -58,6 +58,26 @@ def test_prefill_ends_when_the_first_wave_has_its_tokens():
     assert throughput_of(waves, 2, 3, 1).prefill_s == 2.0
 
 
+def talks(*turns):
+    """Conversations of so many turns each, ten tokens a turn and 0.1 s a token, all at once from
+    the start; and request -> the one that it is after."""
+    rows, awaited = [], {}
+    for count in turns:
+        for turn in range(count):
+            if turn:
+                awaited[len(rows)] = len(rows) - 1
+            end = rows[-1]["token_times_s"][-1] if turn else 0.0
+            rows.append(request([end + 0.1 * (i + 1) for i in range(10)], end))
+    return requests(*rows), awaited
+
+
+def test_the_first_batch_of_conversations_is_of_their_first_turns():
+    served, awaited = talks(2, 20)
+    assert throughput_of(served, 2, 22, 1, awaited).prefill_s == 0.1
+    late = requests(request([0.1]), request([0.4], 0.1), request([0.2]), request([0.9], 0.2))
+    assert throughput_of(late, 2, 4, 1, {1: 0}).prefill_s == 0.2
+
+
 def test_the_first_token_is_that_of_any_replica():
     tables = (requests(request([]), request([2.0, 3.0])), requests(request([1.5])), None)
     reports = [
@@ -72,7 +92,7 @@ def test_the_first_token_is_that_of_any_replica():
 
 def steady(*rows):
     """Rows of (replica, arrival, times of the tokens)."""
-    found = steady_of(requests(*(request(times, at, replica) for replica, at, times in rows)))
+    found = steady_of(requests(*(request(times, at, replica) for replica, at, times in rows)), {})
     return found.steady_output_throughput, found.steady_s
 
 
@@ -93,6 +113,26 @@ def test_while_the_queue_refills_seats_the_window_goes_on():
 def test_two_that_end_together_with_one_left_in_the_queue_leave_a_seat_empty():
     rows = (0, 0.0, [1.0, 2.0, 3.0]), (0, 0.0, [1.0, 2.0, 3.0]), (0, 3.0, [4.0, 5.0])
     assert steady(*rows) == (None, None)  # and until then nothing was refilled
+
+
+def test_a_seat_that_only_waiting_turns_could_take_is_empty():
+    """Of two seats the first is empty from 2 s on, when the shorter conversation has ended."""
+    found = steady_of(*talks(2, 20))
+    assert found.steady_output_throughput == pytest.approx(20.0)
+    assert found.steady_s == pytest.approx(1.9)  # from the first tokens at 0.1 s
+
+
+def test_while_another_conversation_waits_no_seat_is_empty():
+    """Three conversations of one turn, three and one on two seats: the third follows the first."""
+    rows = [
+        request([0.5, 1.0]),
+        request([1.0, 2.0]),
+        request([3.0, 4.0], 2.0),
+        request([5.0, 6.0], 4.0),
+        request([2.0, 3.0], 1.25),  # let in a moment after the seat was free
+    ]
+    found = steady_of(requests(*rows), {2: 1, 3: 2})
+    assert (found.steady_s, found.steady_output_throughput) == (2.0, pytest.approx(4 / 2))
 
 
 def test_the_window_is_that_in_which_every_replica_is_full():

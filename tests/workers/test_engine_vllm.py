@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -309,9 +310,12 @@ def test_a_replica_sees_no_gpu_of_another(monkeypatch: pytest.MonkeyPatch) -> No
 # -- a run
 
 
+END = "orchestrator_end"
+
+
 class FakeVllm:
     """An LLMEngine whose every step brings `each` tokens of every request it has, `step_s` after
-    the one before."""
+    the one before. lengths: of those that end before their asked length."""
 
     def __init__(
         self,
@@ -319,8 +323,10 @@ class FakeVllm:
         cached: int = 0,
         resets: tuple[bool, ...] = (True,),
         step_s: float = 0.0,
+        lengths: Mapping[int, int] = {},
     ) -> None:
         self.each, self.cached, self.resets, self.step_s = each, cached, list(resets), step_s
+        self.lengths = lengths
         self.left: dict[str, int] = {}
         self.most = 0
         self.salts: list[str] = []
@@ -329,13 +335,15 @@ class FakeVllm:
     def reset_prefix_cache(self) -> bool:
         return self.resets.pop(0) if len(self.resets) > 1 else self.resets[0]
 
-    def collective_rpc(self, method: str, args: tuple[bool, ...]) -> None:
-        assert (method, args) == ("orchestrator_begin", (False,))
+    def collective_rpc(self, method: str, args: tuple[bool, ...] = ()) -> list[dict[str, Any]]:
+        begins = method == "orchestrator_begin"
+        assert (method, args) == (("orchestrator_begin", (False,)) if begins else (END, ()))
+        return [] if begins else [{"steps": [], "peak_memory_bytes": 0}]
 
     def add_request(self, name: str, prompt: dict[str, Any], params: int) -> None:
         if not self.left:
             self.engine_core.begin_step()
-        self.left[name] = params
+        self.left[name] = self.lengths.get(int(name), params)
         self.salts.append(prompt["cache_salt"])
         self.most = max(self.most, len(self.left))
 
@@ -377,7 +385,7 @@ def _named(output: Any, finished: bool) -> Any:
 
 
 def run(engine: FakeVllm, work: Work = WORK) -> list[dict[str, Any]]:
-    watch = serve(engine, work, lambda request: request.output_len, Progress())
+    watch = serve(engine, work, lambda request: request.output_len, Progress(), work.is_open)
     rows: list[dict[str, Any]] = requests_table(watch, work, replica=1).to_pylist()
     return rows
 
@@ -434,6 +442,67 @@ def test_a_turn_is_handed_in_when_the_reply_before_it_has_ended(arrival_s: float
         assert rows[turn]["token_times_s"][0] > rows[turn]["arrival_s"]
         assert (rows[turn]["admitted_s"] is None) == (not arrival_s)
     assert sorted(engine.salts) == ["0", "0", "0", "3", "3"]  # a conversation finds its own blocks
+
+
+def test_a_replica_whose_requests_are_all_there_at_once_is_open_where_the_whole_loop_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only replica 0 has one that arrives later. On both a request waits for its seat from its own
+    arrival on."""
+    at = (0.0, 0.0, 0.0, 0.0, 0.3)
+    work = Work(tuple(Request(i, (1,), 3, when) for i, when in enumerate(at)), 2)
+    monkeypatch.setattr(VllmEngine, "_params", lambda self, work: lambda one: one.output_len)
+    rows: dict[int, dict[str, Any]] = {}
+    for replica in range(2):
+        rows |= {row["request_index"]: row for row in _served(replica, work)}
+    assert [rows[i]["arrival_s"] for i in range(5)] == list(at)
+    for first, second in ((0, 2), (1, 3)):
+        assert 0.0 <= rows[first]["admitted_s"] < rows[first]["token_times_s"][-1]
+        assert rows[second]["admitted_s"] >= rows[first]["token_times_s"][-1] >= 0.15
+
+
+def _served(replica: int, work: Work) -> list[dict[str, Any]]:
+    """Requests of one of two replicas, as the engine reports them."""
+    engine, placement = VllmEngine(), plan("dp2").placement
+    engine._engine, engine._plan = FakeVllm(step_s=0.05), plan("dp2")
+    engine._context = SimpleNamespace(  # type: ignore[assignment]
+        rank=replica, placement=placement, progress=Progress(), at=lambda axis: replica
+    )
+    (report,) = engine.run(work)
+    assert report.requests is not None
+    found: list[dict[str, Any]] = report.requests.to_pylist()
+    return found
+
+
+@pytest.mark.parametrize("seats", [1, 2, 8])
+@pytest.mark.parametrize("arrival_s", [0.0, 0.01])
+def test_more_seats_than_conversations_and_replies_that_end_early_change_no_order(
+    seats: int, arrival_s: float
+) -> None:
+    asked = tuple(
+        Request(i, (1,), 4, 0.0 if i % 3 else arrival_s, i - 1 if i % 3 else None) for i in range(6)
+    )
+    work = Work(asked, seats, ignore_eos=False, reuse="conversation")
+    engine = FakeVllm(lengths={0: 1, 1: 2, 3: 1, 5: 3})
+    rows = run(engine, work)
+    assert [row["output_len"] for row in rows] == [1, 2, 4, 1, 4, 3]
+    assert engine.most == min(seats, 2)
+    for index in (1, 2, 4, 5):
+        assert rows[index]["arrival_s"] == rows[index - 1]["token_times_s"][-1]
+
+
+def test_a_replica_without_conversations_serves_nothing() -> None:
+    work = Work((Request(0, (1,), 2), Request(1, (1,), 2, after=0)), 8, reuse="conversation")
+    assert [len(run(FakeVllm(), work.share(replica, 4))) for replica in range(4)] == [2, 0, 0, 0]
+
+
+def test_a_reply_without_a_token_ends_the_run_and_not_the_loop() -> None:
+    """The turn after it is served, so that nothing waits, and then the run is no result."""
+    work = Work(tuple(Request(i, (1,), 2, after=i - 1 if i else None) for i in range(3)), 1)
+    engine = FakeVllm(lengths={1: 0})
+    with pytest.raises(RuntimeError, match="vLLM made no token for request 1"):
+        run(engine, work)
+    assert len(engine.salts) == 3
 
 
 def test_blocks_of_all_requests_may_be_found_where_the_work_says_so() -> None:

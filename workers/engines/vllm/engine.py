@@ -85,9 +85,10 @@ class VllmEngine:
         assert self._context is not None, "build first"
         replica, replicas = self._context.at("dp"), self._context.placement.degree("dp")
         share, window = work.share(replica, replicas), self._window(work)
+        params, progress = self._params(work), self._context.progress
         try:
             with window.watching() if window else nullcontext():
-                watch = serve(self._engine, share, self._params(work), self._context.progress)
+                watch = serve(self._engine, share, params, progress, work.is_open)
             told = self._engine.collective_rpc("orchestrator_end")
         except Exception as error:
             raise self._cause(error) from error

@@ -92,10 +92,11 @@ def check_clocks() -> None:
         )
 
 
-def serve(engine: Any, work: Work, params: Any, progress: Progress) -> Watch:
+def serve(engine: Any, work: Work, params: Any, progress: Progress, is_open: bool) -> Watch:
     """Serve a replica's share of a run.
 
     engine: vLLM's LLMEngine, whose workers record. params: makes the SamplingParams of a request.
+    is_open: whether the loop of the whole layout is, which may have all that arrive late elsewhere.
     """
     forget(engine)
     engine.collective_rpc("orchestrator_begin", args=(work.observe,))
@@ -110,7 +111,7 @@ def serve(engine: Any, work: Work, params: Any, progress: Progress) -> Watch:
 
     core.get_output = kept
     try:
-        Client(engine, work, params, watch).run()
+        Client(engine, work, params, watch, is_open).run()
     finally:
         del core.get_output
     return watch
@@ -120,10 +121,10 @@ class Client:
     """Hands requests to vLLM, each when it may go: no more in flight than `max_concurrency` says,
     none before its time or before the reply that it is after."""
 
-    def __init__(self, engine: Any, work: Work, params: Any, watch: Watch) -> None:
+    def __init__(self, engine: Any, work: Work, params: Any, watch: Watch, is_open: bool) -> None:
         self._engine, self._params, self._watch = engine, params, watch
-        self._line, self._cache_of = Line(work.requests, work.is_open), work.cache_of()
-        self._is_open = work.is_open
+        self._line, self._cache_of = Line(work.requests, is_open), work.cache_of()
+        self._is_open = is_open
         # Each free seat with the request that had it last.
         self._free: deque[int | None] = deque([None] * work.max_concurrency)
         self._in_flight = 0
