@@ -15,17 +15,24 @@ class Line:
     by the clock in an open loop. In a closed one they are there from the start, but behind those
     whose turn has come: so a conversation goes on before another one begins, and no more are under
     way than there are seats.
+
+    Raises ValueError where one is after a request that does not come before it, or that another one
+    is after too.
     """
 
     def __init__(self, requests: Iterable[Request], is_open: bool = False) -> None:
         self._coming: deque[Request] = deque()
         self._ready: deque[Request] = deque()
         self._after: dict[int, Request] = {}
+        there: set[int] = set()
         for one in requests:
             if one.after is None:
                 self._coming.append(one)
-            else:
+            elif one.after in there and one.after not in self._after:
                 self._after[one.after] = one
+            else:
+                raise ValueError(f"request {one.index} waits for {one.after}, and would for ever")
+            there.add(one.index)
         # Seconds since the start of the run, in an open loop; None in a closed one.
         self.now: float | None = 0.0 if is_open else None
 

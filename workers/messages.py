@@ -130,6 +130,11 @@ class Work:
         return sum(request.after is None for request in self.requests)
 
     @property
+    def arriving(self) -> str:
+        """What arrives, in words: conversations where requests are turns of them."""
+        return "conversations" if self.awaited() else "requests"
+
+    @property
     def request_rate(self) -> float | None:
         """Conversations that arrive a second until the last one, mean; None in a closed loop."""
         last = max((request.arrival_s for request in self.requests), default=0.0)

@@ -171,13 +171,16 @@ class FoundRate:
 
     cell: CellKey = group()
     slo: str = column("the limits in ms, as in ttft:p99:2000 tpot:p95:50")
+    arriving: str | None = column(
+        "what arrives at the rates, which are in these: requests, or conversations"
+    )
     rate: float | None = column("the highest rate that was tried and meets it", "requests/s")
     rate_per_gpu: float | None = column("the same for each GPU of the layout", "requests/s")
     output_throughput: float | None = column("generated tokens per second at it", "tokens/s")
     missed_rate: float | None = column("the lowest rate that was tried and misses it", "requests/s")
     missed_by: str | None = column("what is missed there, and by how much")
     closed_rate: float | None = column(
-        "requests per second that a closed loop completes: no higher rate is tried", "requests/s"
+        "what a closed loop completes of it in a second: no higher rate is tried", "requests/s"
     )
     tried_rates: Sequence[float] = column("the rates, in the order in which they were tried", "1")
     tried_met: Sequence[bool] = column("whether each of them meets the SLO")
@@ -191,11 +194,16 @@ class FoundRate:
         early = f"; the search ended early: {self.reason}" if self.reason else ""
         return f"{self._found()} ({tried}{early})."
 
+    @property
+    def unit(self) -> str:
+        """Of the rates."""
+        return f"{self.arriving or 'requests'}/s"
+
     def _found(self) -> str:
-        missed = f"{self.missed_rate:g} requests/s: {self.missed_by}" if self.missed_rate else ""
+        missed = f"{self.missed_rate:g} {self.unit}: {self.missed_by}" if self.missed_rate else ""
         if self.rate is None:
             return f"meets {self.slo} at no rate tried" + (f", the lowest {missed}" * bool(missed))
-        found = f"meets {self.slo} up to {self.rate:g} requests/s"
+        found = f"meets {self.slo} up to {self.rate:g} {self.unit}"
         if missed:
             return f"{found}, and not at {missed}"
         return found + ", all that a closed loop completes" * (self.rate == self.closed_rate)

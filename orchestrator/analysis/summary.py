@@ -48,6 +48,11 @@ class Conditions:
         "mean tokens asked for of a request", "tokens", over_runs="first"
     )
     num_prompts: int = column("requests asked for", "requests", over_runs="first")
+    num_conversations: int | None = column(
+        "conversations whose turns they are; null where no request waits for the reply to another",
+        "1",
+        over_runs="first",
+    )
     seed: int | None = column(
         "of prompts, arrivals and sampling; null where an imported run does not say", "1"
     )
@@ -206,14 +211,16 @@ def failed(attempt: Attempt, reason: str) -> Measured:
 
 
 def _conditions(attempt: Attempt, device_name: str | None) -> Conditions:
-    prompts = [len(request.prompt) for request in attempt.work.requests]
-    outputs = [request.output_len for request in attempt.work.requests]
+    work = attempt.work
+    prompts = [len(request.prompt) for request in work.requests]
+    outputs = [request.output_len for request in work.requests]
     return Conditions(
         input_len=_common(prompts),
         output_len=_common(outputs),
         mean_input_len=sum(prompts) / len(prompts),
         mean_output_len=sum(outputs) / len(outputs),
-        num_prompts=len(attempt.work.requests),
+        num_prompts=len(work.requests),
+        num_conversations=work.num_conversations if work.awaited() else None,
         seed=attempt.plan.seed,
         num_gpus=attempt.plan.placement.num_ranks,
         device_name=device_name,

@@ -207,11 +207,11 @@ class _Served:
 
     def in_flight(self, moments: np.ndarray) -> np.ndarray:
         """int64 [moments]: requests let in by each of them and not ended by it."""
-        return _count_by(self.arrivals, moments) - _count_by(self.ends, moments)
+        return _more(self.arrivals, self.ends, moments)
 
     def waiting(self, moments: np.ndarray) -> np.ndarray:
         """int64 [moments]: requests that could be let in by each of them and were not."""
-        return _count_by(self.ready, moments) - _count_by(self.arrivals, moments)
+        return _more(self.ready, self.arrivals, moments)
 
     def seats(self) -> int:
         """Most requests in flight at once."""
@@ -229,10 +229,11 @@ class _Served:
         return float(moments[has_run_out & (self.in_flight(moments) < self.seats())][0])
 
 
-def _count_by(times: np.ndarray, moments: np.ndarray) -> np.ndarray:
-    """int64 [moments]: how many of `times` are not after each of them."""
-    found: np.ndarray = np.searchsorted(np.sort(times), moments, side="right")
-    return found
+def _more(begins: np.ndarray, ends: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """int64 [moments]: how many have begun by each of them and not ended by it."""
+    begun, ended = (np.searchsorted(np.sort(one), moments, side="right") for one in (begins, ends))
+    left: np.ndarray = begun - ended
+    return left
 
 
 def steady_of(requests: pa.Table, awaited: Mapping[int, int]) -> Steady:

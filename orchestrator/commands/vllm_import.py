@@ -125,6 +125,7 @@ def _conditions(record: Record, gpus: int) -> Conditions:
         mean_input_len=_mean(record, "total_input_tokens"),
         mean_output_len=_mean(record, "total_output_tokens"),
         num_prompts=_asked_for(record),
+        num_conversations=None,
         seed=_whole(record, "seed"),
         num_gpus=gpus,
         device_name=record.get("device_name"),

@@ -39,12 +39,14 @@ class Prompts:
     """What is served of a dataset, and what was left out.
 
     conversations: the turns of each; one alone where they are not asked for. silent: entries whose
-    reply has no tokens. invalid: why each of the others cannot run.
+    reply has no tokens. invalid: why each of the others cannot run. cut: why each of the turns
+    cannot run before which a conversation ends.
     """
 
     conversations: tuple[tuple[Prompt, ...], ...]
     silent: int = 0
     invalid: tuple[str, ...] = ()
+    cut: tuple[str, ...] = ()
 
     @property
     def served(self) -> tuple[Prompt, ...]:
@@ -65,14 +67,13 @@ class Prompts:
 
     def remarks(self) -> Iterator[str]:
         """What a user should know of what was left out."""
+        entries = "turns" if self.reuse == "conversation" else "rows"
         if self.silent:
-            yield f"dataset: rows left out because their reply has no tokens: {self.silent}"
+            yield f"dataset: {entries} left out because their reply has no tokens: {self.silent}"
         if self.invalid:
-            shown = "; ".join(self.invalid[:REASONS_SHOWN])
-            more = len(self.invalid) - REASONS_SHOWN
-            rest = f"; and {more} more" if more > 0 else ""
-            count = len(self.invalid)
-            yield f"dataset: rows left out because they cannot run: {count} ({shown}{rest})"
+            yield f"dataset: rows left out because they cannot run: {_counted(self.invalid)}"
+        if self.cut:
+            yield f"dataset: conversations cut before a turn that cannot run: {_counted(self.cut)}"
         if self.reuse == "conversation":
             yield (
                 f"dataset: {len(self.conversations)} conversations with {len(self.served)} turns; "
@@ -85,6 +86,13 @@ class Prompts:
                 "dataset: equal hash_ids are equal tokens; an engine without a prefix cache, as "
                 "torch is, reads them again for each request"
             )
+
+
+def _counted(reasons: Sequence[str]) -> str:
+    """How many they are, and the first of them."""
+    more = len(reasons) - REASONS_SHOWN
+    rest = f"; and {more} more" if more > 0 else ""
+    return f"{len(reasons)} ({'; '.join(reasons[:REASONS_SHOWN])}{rest})"
 
 
 def read_prompts(experiment: Experiment, model: ResolvedModel) -> Prompts:
@@ -101,7 +109,7 @@ def read_prompts(experiment: Experiment, model: ResolvedModel) -> Prompts:
         left_out = len(reader.invalid) + reader.silent
         why = f"; {left_out} rows were left out" if left_out else ""
         raise UserError(f"{experiment.dataset_path}: there is no prompt in it{why}")
-    return Prompts(served, reader.silent, tuple(reader.invalid))
+    return Prompts(served, reader.silent, tuple(reader.invalid), tuple(reader.cut))
 
 
 @dataclass(slots=True)
@@ -113,25 +121,28 @@ class _Reader:
     vocabulary: _Vocabulary
     silent: int = 0
     invalid: list[str] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
 
     def conversations(self) -> Iterator[tuple[Prompt, ...]]:
         """Those that can run."""
         for index, turns in enumerate(self._entries()):
-            if prompts := tuple(self._prompts(turns, index)):
+            if prompts := self._prompts(turns, index):
                 yield prompts
 
-    def _prompts(self, turns: Sequence[Entry], index: int) -> Iterator[Prompt]:
+    def _prompts(self, turns: Sequence[Entry], index: int) -> tuple[Prompt, ...]:
         """Of the turns of a conversation, up to one that cannot run."""
+        prompts: list[Prompt] = []
         for entry in turns:
             try:
                 prompt = self._prompt(entry, index)
             except CannotRun as error:
-                self._leave_out(error)
-                return
+                self._leave_out(error, self.cut if prompts else self.invalid)
+                break
             if prompt is None:
                 self.silent += 1
             else:
-                yield prompt
+                prompts.append(prompt)
+        return tuple(prompts)
 
     def _entries(self) -> Iterator[Sequence[Entry]]:
         asked = self.experiment
@@ -148,14 +159,17 @@ class _Reader:
     def _valid(self, found: Iterable[Sequence[Entry] | CannotRun]) -> Iterator[Sequence[Entry]]:
         for one in found:
             if isinstance(one, CannotRun):
-                self._leave_out(one)
+                self._leave_out(one, self.invalid)
             else:
                 yield one
 
-    def _leave_out(self, error: CannotRun) -> None:
+    def _leave_out(self, error: CannotRun, among: list[str]) -> None:
         if not self.experiment.skip_invalid:
-            raise UserError(f"{error}; --skip-invalid leaves such rows out") from error
-        self.invalid.append(str(error))
+            done = (
+                "ends such conversations before it" if among is self.cut else "leaves such rows out"
+            )
+            raise UserError(f"{error}; --skip-invalid {done}") from error
+        among.append(str(error))
 
     def _prompt(self, entry: Entry, index: int) -> Prompt | None:
         """None where the reply has no tokens."""

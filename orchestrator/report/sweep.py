@@ -20,13 +20,15 @@ LEGEND = (
     "Each cell: tok/s of all users · tok/s of one (1000 / TPOT). Knee: the point furthest above "
     "the line from the first to the last. Best point: the largest product of the two."
 )
-RATE_TITLES = ("met at req/s", "/GPU", "tok/s there", "missed at", "closed loop")
+RATE_TITLES = ("/GPU", "tok/s there", "missed at", "closed loop")
+SHORT_UNITS = {"requests/s": "req/s", "conversations/s": "conv/s"}
 MARKS = {True: "✓", False: "✗"}  # whether a rate that was tried meets the SLO
 
 
 @dataclass(frozen=True, slots=True)
 class RateLine:
-    """A layout. of_highest: its rate as a share of the highest one. figures: under RATE_TITLES.
+    """A layout. of_highest: its rate as a share of the highest one. figures: its rate, and those
+    under RATE_TITLES.
     tried: every rate, ascending, and whether it meets the SLO. ended_early: see its sentence."""
 
     layout: str
@@ -39,9 +41,10 @@ class RateLine:
 
 @dataclass(frozen=True, slots=True)
 class RateTable:
-    """The layouts under one load and SLO."""
+    """The layouts under one load and SLO. unit: of the rates."""
 
     heading: str
+    unit: str
     rows: Sequence[RateLine]
 
 
@@ -63,7 +66,7 @@ def render_rates(found: Sequence[FoundRate], console: Console) -> None:
     each; nothing where none was searched."""
     for mine in rate_tables(found):
         console.print(mine.heading, style="bold", highlight=False)
-        console.print(_rate_table(mine.rows))
+        console.print(_rate_table(mine))
         for one in mine.rows:
             console.print(Text(one.sentence, style="red" if one.ended_early else ""))
         console.print()
@@ -86,7 +89,9 @@ def _table_of_rates(found: Sequence[FoundRate], names: Names) -> RateTable:
     highest = max(one.rate or 0.0 for one in found)
     ordered = sorted(found, key=lambda one: -(one.rate or 0.0))
     return RateTable(
-        " · ".join(heading), [_rate_line(one, names[one.cell], highest) for one in ordered]
+        " · ".join(heading),
+        found[0].unit,
+        [_rate_line(one, names[one.cell], highest) for one in ordered],
     )
 
 
@@ -105,13 +110,13 @@ def _rate_line(one: FoundRate, layout: str, highest: float) -> RateLine:
     )
 
 
-def _rate_table(found: Sequence[RateLine]) -> Table:
+def _rate_table(found: RateTable) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, header_style="dim")
     table.add_column("layout", no_wrap=True)
-    for title in RATE_TITLES:
+    for title in (f"met at {SHORT_UNITS[found.unit]}", *RATE_TITLES):
         table.add_column(title, justify="right")
     table.add_column("tried")
-    for one in found:
+    for one in found.rows:
         tried = " ".join(f"{rate}{MARKS[met]}" for rate, met in one.tried)
         table.add_row(one.layout, *one.figures, tried)
     return table

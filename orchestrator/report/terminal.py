@@ -16,7 +16,7 @@ from orchestrator.analysis import clocks, crosscheck, goodput, outputs, unshown
 from orchestrator.analysis.comparing.compare import Comparison, outputs_of, run_order
 from orchestrator.analysis.comparing.rounds import Load, load_of, names_of
 from orchestrator.errors import UserError
-from orchestrator.report.charts.choices import lengths_of
+from orchestrator.report.charts.choices import lengths_of, rate_of
 from orchestrator.report.output import console_of
 from orchestrator.report.progress import RunProgress
 from orchestrator.report.text import figure, fixed, percent, three_digits
@@ -205,8 +205,8 @@ def _legend(tables: Iterable[Table], ratios: bool) -> Text:
 def _title(cells: Sequence[Comparison]) -> str:
     cell, asked = cells[0].cell, cells[0].conditions
     lengths = lengths_of(asked)
-    rate = cells[0].arrivals.request_rate
-    arrivals = f" · {rate:g} requests/s, at most" if rate else " ·"
+    rate = rate_of(cells[0])
+    arrivals = f" · {rate}, at most" if rate else " ·"
     work = f"{cell.model} · {cell.scenario}{lengths}{arrivals} {cell.max_concurrency} concurrent"
     return " · ".join([work, *_shared(cells).values()])
 

@@ -132,6 +132,7 @@ class Search:
         return FoundRate(
             cell=cell_key(self.root.name, cell.cell),
             slo=text(self.experiment.slo),
+            arriving=cell.work.arriving,
             rate=met.rate if met else None,
             rate_per_gpu=met.rate / gpus if met else None,
             output_throughput=met.output_throughput if met else None,
@@ -145,10 +146,11 @@ class Search:
 
     def _try(self, cell: PlannedCell, rate: float) -> Tried:
         """Whether every run of a cell at `rate` meets the SLO."""
-        arriving, timeout = cell.work.num_conversations, self.experiment.timeout
-        if arriving / rate >= timeout:
+        count, what = cell.work.num_conversations, cell.work.arriving
+        timeout = self.experiment.timeout
+        if count / rate >= timeout:
             raise NoResult(
-                f"{arriving} requests at {rate:g} requests/s take longer than --timeout {timeout:g}"
+                f"{count} {what} at {rate:g} {what}/s take longer than --timeout {timeout:g}"
             )
         runs = self._runs(cell, rate)
         worst = max(runs, key=lambda run: (not run.slo.slo_met, run.slo.slo_ratio or 0.0))

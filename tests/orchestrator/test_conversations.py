@@ -135,14 +135,29 @@ def test_a_conversation_ends_before_a_turn_that_cannot_run(
 ) -> None:
     long = [*GREETING, ("human", "hello " * 80), ("gpt", "hi"), *FAREWELL]
     path = lines(tmp_path / "a.jsonl", talk(long), talk(FAREWELL))
-    with pytest.raises(UserError, match=r"a\.jsonl, line 1, turn 6: 87 prompt \+ 1 output tokens"):
+    with pytest.raises(
+        UserError, match=r"a\.jsonl, line 1, turn 6: 87 prompt \+ 1 output"
+    ) as error:
         work(path, model)
+    assert str(error.value).endswith("; --skip-invalid ends such conversations before it")
     made = workload(path, model, multi_turn=True, skip_invalid=True)
     requests = made.work(made.experiment.scenarios[0], 4).requests
     assert [one.after for one in requests] == [None, 0, None]
     told = list(made.remarks())
-    assert told[0].startswith("dataset: rows left out because they cannot run: 1 (")
+    assert told[0].startswith("dataset: conversations cut before a turn that cannot run: 1 (")
     assert told[1].startswith("dataset: 2 conversations with 3 turns; each is sent when the reply")
+
+
+def test_a_conversation_without_a_turn_that_can_run_is_a_row_left_out(
+    tmp_path: Path, model: ResolvedModel
+) -> None:
+    whole = talk([("human", "hello " * 99), ("gpt", "hi")])
+    empty = talk([("human", "hello"), ("gpt", " "), *GREETING])
+    path = lines(tmp_path / "a.jsonl", whole, empty)
+    told = list(workload(path, model, multi_turn=True, skip_invalid=True).remarks())
+    assert told[0] == "dataset: turns left out because their reply has no tokens: 1"
+    assert told[1].startswith("dataset: rows left out because they cannot run: 1 (")
+    assert told[2].startswith("dataset: 1 conversations with 2 turns;")
 
 
 def test_a_dataset_without_conversations_is_refused(tmp_path: Path, model: ResolvedModel) -> None:

@@ -443,7 +443,7 @@ def test_what_cannot_be_joined_is_refused_in_one_line(tmp_path):
     for arguments, words in (
         ((base, new), "no cell in common; give two results of the same models"),
         ((base,), "BASE and NEW; 1 were given"),
-        ((base, open_), "one is a closed loop, the other an open loop at 8 requests/s"),
+        ((base, open_), "one is a closed loop, the other an open loop at a rate of 8/s"),
         ((twice, base), "the same cell in one and two"),
         ((base, base, "--objective", "latency"), "leave out --objective"),
         ((base, base, "--html", tmp_path / "x.html"), "leave out --html"),

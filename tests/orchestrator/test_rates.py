@@ -174,7 +174,10 @@ def test_the_rate_of_conversations_is_searched_where_requests_are_turns(groups, 
     assert found.closed_rate == rounded(closed.throughput.request_throughput * 3 / 4)
     timeout = {"strategy": "tp1", "timeout": 0.05}
     _, (slow,) = searched(experiment(tmp_path / "slow", **timeout), in_pairs)
-    assert slow.reason.startswith("3 requests at")
+    assert slow.reason.startswith("3 conversations at")
+    assert "conversations/s take longer than --timeout" in slow.reason
+    assert (closed.conditions.num_prompts, closed.conditions.num_conversations) == (4, 3)
+    assert "conversations/s" in found.finding
 
 
 def test_the_table_has_the_best_layout_first_and_a_sentence_for_each(groups, tmp_path):

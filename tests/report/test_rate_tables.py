@@ -56,6 +56,15 @@ def test_where_no_rate_was_met_that_is_said_and_why_the_search_ended() -> None:
     assert console.export_text() == ""
 
 
+def test_where_conversations_arrive_the_rates_are_of_these() -> None:
+    console = Console(record=True, width=160)
+    render_rates([found(arriving="conversations")], console)
+    text = console.export_text()
+    assert "met at conv/s" in text
+    assert "requests" not in text
+    assert f"tp2: meets {SLO} up to 1200 conversations/s, and not at 1800 conversations/s" in text
+
+
 def test_compare_of_the_folder_ends_with_what_was_found(searched: Path) -> None:
     done = CliRunner().invoke(main, ["compare", str(searched)])
     last = done.stdout[done.stdout.index(HEADING) :]

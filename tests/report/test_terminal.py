@@ -286,6 +286,8 @@ def test_an_open_loop_is_named_and_shows_its_delay_where_a_closed_one_shows_its_
         )
     )
     assert "2.5 requests/s, at most 8 concurrent" in text
+    talks = shown(compared(run("tp4", 10.0, request_rate=2.5, num_conversations=3)))
+    assert "2.5 conversations/s, at most 8 concurrent" in talks
     assert "12.3" in text
     assert "delay ms" in text
     assert "delay ms" not in shown(compared(run("tp4", 10.0, steady_output_throughput=11.0)))

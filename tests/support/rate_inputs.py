@@ -21,6 +21,7 @@ def found(strategy: str = "tp2", **given: object) -> FoundRate:
     fields = {
         "cell": CellKey(**{**CELL, "strategy": strategy, "engine": given.pop("engine", "torch")}),
         "slo": SLO,
+        "arriving": "requests",
         "rate": 1200.0,
         "rate_per_gpu": 600.0,
         "output_throughput": 4000.0,

@@ -305,6 +305,40 @@ def test_those_who_have_arrived_go_in_the_order_of_their_arrival() -> None:
     assert (line.next, line.waiting, len(line)) == (None, 0, 0)
 
 
+@pytest.mark.parametrize("after", [{1: 2}, {1: 1}, {1: 9}, {1: 0, 2: 0}])
+def test_a_turn_that_would_wait_for_ever_is_an_error(after: dict[int, int]) -> None:
+    asked = [Request(i, (1,), 1, after=after.get(i)) for i in range(3)]
+    with pytest.raises(ValueError, match=rf"request {max(after)} waits for .*, and would for ever"):
+        Line(asked)
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_reply_that_ends_early_lets_the_next_turn_in(micro_batches: int, is_open: bool) -> None:
+    """As at an end-of-text token: all of the first turns stop at their second token."""
+    asked = talks(3, 2, output=6, arrivals=(0.1, 0.2) if is_open else ())
+    one = scheduler(asked, 4, micro_batches)
+    if is_open:
+        one.arrive(0.3)
+    made: Counter[int] = Counter()
+    for step in steps(one):
+        made.update(sampled(step))
+        for sequence in step.sampled:
+            awaited = sequence.request.index in (0, 1, 3)
+            sequence.stopped |= awaited and sequence.generated == 2
+    assert made == {0: 2, 1: 2, 2: 6, 3: 2, 4: 6}
+    assert (one.queued, one.held(), one.is_idle()) == (0, (0, 0, 0), True)
+
+
+def test_a_replica_without_conversations_serves_nothing() -> None:
+    work = Work(talks(3), max_concurrency=8, reuse="conversation")
+    shares = [work.share(replica, 3) for replica in range(3)]
+    assert [len(share.requests) for share in shares] == [3, 0, 0]
+    for share in shares:
+        found = steps(scheduler(share.requests, share.max_concurrency))
+        assert order(found) == [one.index for one in share.requests]
+
+
 def test_all_turns_of_a_conversation_are_dealt_to_one_replica() -> None:
     work = Work(talks(3, 1, 2, 1), max_concurrency=2, reuse="conversation")
     shares = [work.share(replica, 2) for replica in range(2)]

@@ -45,7 +45,9 @@ class JoinedCell:
     quantization: str = column("quantization of the weights")
     scenario: str = column("name of the lengths")
     max_concurrency: int = column("requests in flight at most", "requests")
-    request_rate: float | None = column("requests that arrive a second", "requests/s")
+    request_rate: float | None = column(
+        "requests that arrive a second, or conversations", "requests/s"
+    )
     burstiness: float | None = column("shape of the gaps between them", "1")
 
     @property
@@ -65,7 +67,7 @@ class JoinedCell:
             return "a closed loop"
         uneven = self.burstiness not in (None, 1.0)
         burstiness = f" with burstiness {self.burstiness:g}" if uneven else ""
-        return f"an open loop at {self.request_rate:g} requests/s{burstiness}"
+        return f"an open loop at a rate of {self.request_rate:g}/s{burstiness}"
 
     @property
     def closed(self) -> JoinedCell:

@@ -52,14 +52,18 @@ def _labels(experiments: Mapping[str, Comparison]) -> dict[str, str]:
     models = {name: one.cell.model for name, one in experiments.items()}
     if len(set(models.values())) == len(models):
         return models
-    rates = {name: one.arrivals.request_rate or 0.0 for name, one in experiments.items()}
-    by_rate = {
-        name: f"{models[name]}, {f'{rate:g} requests/s' if rate else 'closed loop'}"
-        for name, rate in sorted(rates.items(), key=lambda one: one[1])
-    }
+    ordered = sorted(experiments.items(), key=lambda one: one[1].arrivals.request_rate or 0.0)
+    by_rate = {name: f"{models[name]}, {rate_of(one) or 'closed loop'}" for name, one in ordered}
     if len(set(by_rate.values())) == len(by_rate):
         return by_rate
     return {name: f"{model} ({name})" for name, model in models.items()}
+
+
+def rate_of(one: Comparison) -> str:
+    """The rate at which requests arrive, or conversations, in words; empty in a closed loop."""
+    rate = one.arrivals.request_rate
+    what = "conversations" if one.conditions.num_conversations else "requests"
+    return f"{rate:g} {what}/s" if rate else ""
 
 
 def lengths_of(asked: Conditions) -> str:
