@@ -173,7 +173,7 @@ def test_replicas_without_work_and_queues_are_remarked_on() -> None:
 def test_replicas_that_fit_on_no_node_are_planned_over_several_and_that_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("workers.engines.vllm_settings._installed", lambda plan: None)
+    monkeypatch.setattr("workers.engines.vllm.settings._installed", lambda plan: None)
     two = Topology(tuple(Device(node, i, H200, "H200") for node in ("a", "b") for i in (0, 1)))
     asked = Experiment(strategy="tp4,dp2tp2", engine="vllm", **DUMMY_70B)
     planned = planning.plan_experiment(asked, "cuda", two)
