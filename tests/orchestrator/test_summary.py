@@ -17,7 +17,7 @@ from orchestrator.analysis.goodput import Goodput
 from orchestrator.analysis.latency import Latency
 from orchestrator.analysis.outputs import output_digest
 from orchestrator.analysis.roofline import CALIBRATED, Ceilings
-from orchestrator.analysis.summary import MEASURED, Attempt, Building, failed, measured
+from orchestrator.analysis.summary import MEASURED, Attempt, Building, Measured, failed, measured
 from orchestrator.analysis.throughput import Steady
 from orchestrator.experiment import Cell, Deployment, Scenario
 from orchestrator.store.schema import RunKey, cell_key
@@ -106,6 +106,26 @@ def test_an_open_loop_has_its_rate_and_no_steady_state() -> None:
     row = measured(attempt, BUILDING, REPORTS, SERVED)
     assert (row.arrivals.request_rate, row.arrivals.burstiness) == (10.0, 0.5)
     assert row.steady == nothing(Steady)
+
+
+def test_the_figures_of_conversations_are_by_what_can_be_in_flight() -> None:
+    """One of three turns and one of one: two seats are full for 40 ms, and others stay empty."""
+    after = {1: 0, 2: 1}
+    turns = tuple(replace(one, after=after.get(one.index)) for one in WORK.requests)
+    served = requests(
+        *(request([at + 0.01 * i for i in range(1, 5)], at) for at in (0.0, 0.04, 0.08, 0.0))
+    )
+    asked = replace(ATTEMPT, ceilings=Ceilings(1e12, {"float32": 1e15}, 0, CALIBRATED))
+
+    def row(seats: int) -> Measured:
+        work = Work(turns, seats, reuse="conversation")
+        return measured(replace(asked, work=work), BUILDING, REPORTS, served)
+
+    assert row(2).throughput.prefill_s == 0.01
+    assert row(2).steady == nothing(Steady)  # in its full time no prompt is read
+    assert row(2).bounds.bound_pct == row(8).bounds.bound_pct is not None
+    assert (row(2).conditions.num_prompts, row(2).conditions.num_conversations) == (4, 2)
+    assert measured(ATTEMPT, BUILDING, REPORTS, SERVED).conditions.num_conversations is None
 
 
 def test_lengths_that_differ_have_a_mean_and_no_one_length() -> None:
