@@ -27,7 +27,7 @@ from workers.engines.vllm.window import Seen, Window
 from workers.intervals import intersect, union
 from workers.probes import trace_files
 from workers.probes.trace_files import TraceFile, read_trace
-from workers.records import COMPUTE, DECODE, PREFILL, SPANS, SpanRow
+from workers.records import COMPUTE, DECODE, PREFILL, SPANS, STALL, SpanRow
 
 RECORDED = Path(__file__).parent / "vllm_traces"  # steps 2 to 6 of a run of the preset tiny
 LAYERS = 4
@@ -110,7 +110,7 @@ def accounted(paths: list[Path], layout: str = "tp2pp2") -> dict[str, Any]:
 # Microseconds of a decode step: compute, transfer, wait, bubble, fused, gap.
 FIRST = (300, 55, 10, 395, 40, 200)  # tp rank 0 waits for tp rank 1, which computes longer
 SECOND = (310, 55, 0, 395, 40, 200)
-LAST = (365, 65, 0, 360, 0, 210)
+LAST = (365, 65, 0, 360, 0, 210)  # of its bubble 290 on the host, before it launches a receive
 
 
 def test_the_parts_of_a_step_are_those_of_its_kernels(tmp_path: Path) -> None:
@@ -123,6 +123,24 @@ def test_the_parts_of_a_step_are_those_of_its_kernels(tmp_path: Path) -> None:
         found = [1e3 * getattr(row, f"{part}_ms") for part in parts]
         assert found == pytest.approx((FIRST, SECOND, LAST, LAST)[row.rank], abs=0.1)
         assert row.wait_compute_ms == row.exposed_wait_ms
+
+
+def test_a_stage_whose_host_waits_before_it_launches_its_receive_is_in_a_bubble(
+    tmp_path: Path,
+) -> None:
+    paths = traces(tmp_path)
+    spans = SPANS.rows(spans_of(3, read(paths[3], "cuda"), placed("tp2pp2", 4), "cuda"))
+    waits = [one for one in spans if one.kind == STALL]
+    assert [one.step for one in waits] == [step for step in range(len(PHASES)) for _ in "12"]
+    assert {(one.axis, one.fused, one.bytes) for one in waits} == {(None, None, None)}
+    took = [one.when[1] - one.when[0] for one in waits if one.when]
+    assert took == pytest.approx([242, 48] * len(PHASES), abs=0.1)
+    (receives,) = (
+        row
+        for row in TIMED.rows(accounted(paths)[TIMED.name])
+        if (row.rank, row.phase, row.op) == (3, DECODE, "recv")
+    )
+    assert receives.wait_us == pytest.approx(70, abs=0.1)  # the call's own
 
 
 def test_sends_are_matched_with_receives_and_bytes_are_known_where_the_trace_tells_them(
