@@ -45,9 +45,7 @@ class GpuTrace:
         at = {"ts": start - self.ahead_us, "dur": end - start}
         self.events.append({"ph": "X", "cat": category, "name": name, **at, "args": args})
 
-    def step(
-        self, phase: str, number: int, start: float, end: float, before: float = 9
-    ) -> None:
+    def step(self, phase: str, number: int, start: float, end: float, before: float = 9) -> None:
         """A step: our mark, in it vLLM's own range, which begins `before` microseconds later, and
         the copies of both on the GPU's track."""
         self.add("user_annotation", f"step/{phase}/{number}", start, end)

@@ -23,7 +23,7 @@ from orchestrator.store.arrow_files import concat
 from strategies import Load, Topology, plan_layout
 from strategies.placement import Placement
 from workers.engines.vllm.spans import WANTED, spans_of
-from workers.engines.vllm.window import Seen, Window
+from workers.engines.vllm.window import NO_TRACE, Seen, Window
 from workers.intervals import intersect, union
 from workers.probes import trace_files
 from workers.probes.trace_files import TraceFile, read_trace
@@ -262,19 +262,25 @@ def test_reading_ends_when_there_is_no_time_left(tmp_path: Path) -> None:
 
 
 class FakeEngine:
-    """An LLMEngine whose profiler leaves `left` in `folder`. fails: which call does."""
+    """An LLMEngine whose profiler leaves `left` in `folder`.
+
+    fails: "start" or "stop": what its workers' profilers cannot do. As vLLM's they warn of it and
+    raise nothing. "calls start" or "calls stop": that call of the workers raises.
+    """
 
     def __init__(self, folder: Path, left: list[Path], fails: str = "") -> None:
         self.folder, self.left, self.fails = folder, left, fails
+        self.stopped = False
 
     def start_profile(self) -> None:
-        if self.fails == "start":
+        if self.fails == "calls start":
             raise RuntimeError("no CUPTI")
 
     def stop_profile(self) -> None:
-        if self.fails == "stop":
+        self.stopped = True
+        if self.fails == "calls stop":
             raise RuntimeError("no disk\nand more")
-        for path in self.left:
+        for path in () if self.fails in ("start", "stop") else self.left:
             shutil.copy(path, self.folder / path.name)
 
 
@@ -283,9 +289,11 @@ def seen(folder: Path, left: list[Path], fails: str = "", timeout_s: float = 60.
     mine = folder / "traces"
     mine.mkdir()
     (mine / "rank0.1.pt.trace.json.gz").write_text("of the window before")
-    window = Window.of(FakeEngine(mine, left, fails), mine, timeout_s)
+    engine = FakeEngine(mine, left, fails)
+    window = Window.of(engine, mine, timeout_s)
     with window.watching():
         pass
+    assert engine.stopped
     found = window.seen(range(4, 8), placed("dp2tp2pp2", 8), "cuda")
     assert list(mine.iterdir()) == []  # traces are large
     return found
@@ -303,8 +311,9 @@ def test_each_rank_of_a_replica_is_seen_by_its_own_trace(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("fails", "reason"),
     [
-        ("start", "vLLM's profiler did not start: RuntimeError: no CUPTI"),
-        ("stop", "vLLM's profiler did not stop: RuntimeError: no disk"),
+        ("start", NO_TRACE),
+        ("stop", NO_TRACE),
+        ("calls stop", "vLLM's profiler did not stop: RuntimeError: no disk"),
     ],
 )
 def test_a_profiler_that_fails_is_a_reason_and_no_failed_run(
@@ -314,13 +323,39 @@ def test_a_profiler_that_fails_is_a_reason_and_no_failed_run(
     assert [(one.spans, one.reason) for one in found] == [(None, reason)] * 4
 
 
+def test_workers_that_could_start_are_seen_where_another_one_could_not(tmp_path: Path) -> None:
+    reasons = [one.reason for one in seen(tmp_path, traces(tmp_path / "l")[1:], "calls start")]
+    assert reasons == ["vLLM's profiler did not start: RuntimeError: no CUPTI", None, None, None]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_folder_that_cannot_be_had_is_a_reason_and_no_failed_run(
+    when: str, tmp_path: Path
+) -> None:
+    place = tmp_path / "place"
+    if when == "before":
+        place.write_text("a file")
+    window = Window.of(FakeEngine(place / "traces", []), place / "traces", 60.0)
+    with window.watching():
+        pass
+    shutil.rmtree(place, ignore_errors=True)
+    (found,) = window.seen([0], placed("tp1", 1), "cuda")
+    assert found.reason is not None
+    assert found.reason.startswith(
+        {
+            "before": "no folder could be made for vLLM's traces: NotADirectoryError",
+            "after": "the folder of vLLM's traces could not be read: FileNotFoundError",
+        }[when]
+    )
+
+
 def test_a_trace_that_is_missing_or_cannot_be_read_leaves_the_others(tmp_path: Path) -> None:
     left = traces(tmp_path / "left")
     left.pop(0)
     left[0].write_bytes(left[0].read_bytes()[:500])
     GpuTrace().write(left[1])
     reasons = [one.reason or "" for one in seen(tmp_path, left)]
-    assert reasons[0] == "vLLM's profiler left no trace of it"
+    assert reasons[0] == NO_TRACE
     assert reasons[1].startswith("its trace could not be read: EOFError")
     assert reasons[2] == "its trace could not be read: ValueError: no step is marked in it"
     assert reasons[3] == ""

@@ -21,8 +21,8 @@ def span_row(
 ) -> SpanRow:
     """A span of a step.
 
-    kind: COMPUTE, STALL, or the operation of a call. span_us: start and end in microseconds, None for a
-    call that was not seen. call: what it communicated, None for compute and where that is not
+    kind: COMPUTE, STALL, or the operation of a call. span_us: start and end in microseconds, None
+    for a call that was not seen. call: what it communicated, None for compute and where that is not
     known. fused: the kernel of a call also computes.
     """
     start_us, end_us = span_us or (None, None)
