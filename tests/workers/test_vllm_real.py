@@ -61,7 +61,7 @@ def served(
 @pytest.fixture(scope="module")
 def of_torch() -> list[list[int]]:
     """The tokens that the engine torch makes."""
-    return tokens(served("torch", "tp1", WORK)[0])
+    return tokens(served("torch", "tp1")[0])
 
 
 def tokens(reports: list[RankReport]) -> list[list[int]]:
