@@ -9,6 +9,7 @@ from workers.intervals import Span
 from workers.rows import Table, column, row
 
 COMPUTE = "compute"  # the kind of a span without communication
+STALL = "stall"  # of one in which the host waits for another stage before it launches a receive
 PREFILL, DECODE = "prefill", "decode"  # the phases
 # After its last step a stage receives the tokens of the steps before: a step of spans alone.
 DRAIN = "drain"
@@ -113,7 +114,10 @@ class SpanRow:
     rank: int = column("rank of the placement", "1")
     phase: str = column("phase of the step: prefill, decode or drain")
     step: int = column("number of the step", "1")
-    kind: str = column("compute, or the operation of a call")
+    kind: str = column(
+        "compute, the operation of a call, or stall: the host waits for another stage before it "
+        "launches a receive"
+    )
     fused: bool | None = column(
         "whether the kernel of a call also computes, as an all-reduce with a norm does"
     )

@@ -3,6 +3,7 @@ can be believed."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -118,15 +119,19 @@ def joules(seen: Sampled) -> Joules | None:
 def other_processes(samples: Iterable[SampleRow]) -> int:
     """How many processes beside those that report were seen on their GPUs.
 
-    Where none of ours is known by its number, NVML counts in another namespace (a container), and
-    as many as report are ours.
+    Where none of ours is known by its number, NVML counts in another namespace (a container). Then
+    on each GPU as many are ours as report of it: those that report, or workers of theirs. One
+    beside them counts on every GPU on which it is.
     """
-    seen: set[int] = set()
-    ours: set[int] = set()
+    reporting: dict[str | None, set[int]] = defaultdict(set)
+    seen: dict[str | None, set[int]] = defaultdict(set)
     for sample in samples:
-        ours.add(sample.process_id)
-        seen.update(sample.gpu_process_ids or ())
-    return len(seen - ours) if seen & ours else max(len(seen) - len(ours), 0)
+        reporting[sample.gpu_uuid].add(sample.process_id)
+        seen[sample.gpu_uuid].update(sample.gpu_process_ids or ())
+    ours, all_seen = set().union(*reporting.values()), set().union(*seen.values())
+    if all_seen & ours:
+        return len(all_seen - ours)
+    return sum(max(len(seen[gpu]) - len(reporting[gpu]), 0) for gpu in seen)
 
 
 def _unknown_power(seen: Sampled) -> Iterator[str]:

@@ -9,7 +9,7 @@ from spans import figures, parts, placed, span, step, timed
 
 from orchestrator.analysis.observed.accounting import account
 from workers.intervals import intersect, length, subtract, union
-from workers.records import COMPUTE, DRAIN, PREFILL, SPANS
+from workers.records import COMPUTE, DRAIN, PREFILL, SPANS, STALL
 
 
 def test_the_rank_that_comes_last_moves_and_the_other_waits() -> None:
@@ -81,6 +81,27 @@ def test_waiting_for_another_stage_is_bubble_and_its_transfer_is_not() -> None:
         "comm_busy": 1,
     }
     assert found[0] == {"step": 5, "compute": 5, "comm_busy": 0.5}
+
+
+def test_a_stage_whose_host_waits_for_another_one_is_in_a_bubble_where_nothing_computes() -> None:
+    """The host of stage 1 waits 6 ms before it launches its receive; 1 ms it computes meanwhile."""
+    rows = [
+        *(span(rank, 0, COMPUTE, 0, 1) for rank in (0, 1)),
+        span(0, 1, COMPUTE, 1, 8),
+        span(0, 1, "send", 8, 9, "pp", 100),
+        span(1, 1, STALL, 1, 7),
+        span(1, 1, COMPUTE, 2, 3),
+        span(1, 1, "recv", 7.5, 9, "pp", 100),
+        span(1, 1, COMPUTE, 9, 11),
+    ]
+    assert figures(rows, "pp2")[1] == {
+        "step": 10,
+        "compute": 3,
+        "exposed_transfer": 1,
+        "bubble": 5.5,
+        "launch_gap": 0.5,
+        "comm_busy": 1,
+    }
 
 
 def test_uneven_stages_make_the_faster_one_wait() -> None:

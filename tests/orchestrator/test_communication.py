@@ -122,6 +122,16 @@ def test_shares_of_steps_that_the_profiler_made_longer_are_not_shown(
         assert exposed(rows) == []
 
 
+@pytest.mark.parametrize(
+    ("ratio", "said"), [(1.0528, "1.053"), (1.0501, "1.0501"), (1.056, "1.06"), (2.5, "2.50")]
+)
+def test_the_ratio_that_is_too_much_is_written_as_more_than_the_limit(
+    ratio: float, said: str
+) -> None:
+    reason = step_parts_of(parts(profile_ratio=ratio)).decode.step_reason
+    assert reason == f"the profiled pass takes {said} of the timed one"
+
+
 def test_each_phase_is_shown_or_not_by_its_own_ratio() -> None:
     rows = [*parts(profile_ratio=1.01), *parts("prefill", profile_ratio=1.31)]
     found = step_parts_of(rows)

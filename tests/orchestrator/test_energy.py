@@ -120,6 +120,25 @@ def test_processes_of_the_same_run_are_no_others():
     assert other_processes(samples(*in_a_container, (1, [777]))) == 1
 
 
+@pytest.mark.parametrize(
+    ("pids", "strangers"),
+    [
+        ([[5000 + gpu] for gpu in range(8)], 0),  # a worker on each of the GPUs, as vLLM has
+        ([[5000]] * 8, 0),  # one process on all of them
+        ([[5000]], 0),
+        ([[5000, 777]], 1),
+        ([[5000, 777]] + [[5000 + gpu] for gpu in range(1, 8)], 1),
+        ([[5000, 777]] + [[5000]] * 7, 1),
+    ],
+)
+def test_in_a_container_one_process_may_report_of_many_gpus(pids, strangers):
+    rows = [
+        {"process_id": 1, "gpu_uuid": f"GPU-{gpu}", "gpu_process_ids": on_it}
+        for gpu, on_it in enumerate(pids)
+    ]
+    assert other_processes(TELEMETRY.rows(make(TELEMETRY, rows))) == strangers
+
+
 def test_without_a_gpu_there_is_no_power_to_speak_of():
     assert energy_of([without_gpu()], 1.0, 10, 1) == nothing(Energy)
     assert energy_of([RankReport(0, None, STEPS.make([]), None, 0)], 1.0, 10, 1) == nothing(Energy)

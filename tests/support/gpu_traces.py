@@ -45,10 +45,11 @@ class GpuTrace:
         at = {"ts": start - self.ahead_us, "dur": end - start}
         self.events.append({"ph": "X", "cat": category, "name": name, **at, "args": args})
 
-    def step(self, phase: str, number: int, start: float, end: float) -> None:
-        """A step: our mark, in it vLLM's own range, and the copies of both on the GPU's track."""
+    def step(self, phase: str, number: int, start: float, end: float, before: float = 9) -> None:
+        """A step: our mark, in it vLLM's own range, which begins `before` microseconds later, and
+        the copies of both on the GPU's track."""
         self.add("user_annotation", f"step/{phase}/{number}", start, end)
-        self.add("user_annotation", "execute_context_0(0)_generation_4(4)", start + 9, end - 1)
+        self.add("user_annotation", "execute_context_0(0)_generation_4(4)", start + before, end - 1)
         self.add("gpu_user_annotation", f"step/{phase}/{number}", start + 300, end + 300)
 
     def empty_step(self, start: float, end: float) -> None:
@@ -115,20 +116,23 @@ def last_stage(trace: GpuTrace) -> GpuTrace:
     """A rank of the last stage."""
     for number, phase in enumerate(PHASES):
         t = number * PERIOD_US
-        trace.step(phase, number, t + 5, t + 80)
-        # It posts its receive before vLLM's own range begins.
-        trace.call(t + 8, "recv", (SEND_RECV, t + 30, t + 410), SENT)
+        trace.step(phase, number, t + 5, t + 380, before=335)
+        # Before vLLM's own range its host waits for the shapes of what it receives, their number
+        # first, and then posts the receive.
+        trace.add("user_annotation", "gloo:recv", t + 8, t + 250)
+        trace.add("user_annotation", "gloo:recv", t + 252, t + 300)
+        trace.call(t + 310, "recv", (SEND_RECV, t + 320, t + 410), SENT)
         _run(
             trace,
             phase,
-            t + 20,
+            t + 345,
             (GEMM, t + 410, t + 600),
             (ALL_REDUCE, t + 600, t + 620),
             (GEMM, t + 620, t + 790),
         )
-        trace.launch(t + 90, (ALL_GATHER, t + 790, t + 800))
-        trace.launch(t + 92, ("_argmax_kernel", t + 800, t + 805))
-        trace.call(t + 95, "broadcast", (BROADCAST, t + 805, t + 820), 4, "Long")
+        trace.launch(t + 390, (ALL_GATHER, t + 790, t + 800))
+        trace.launch(t + 392, ("_argmax_kernel", t + 800, t + 805))
+        trace.call(t + 395, "broadcast", (BROADCAST, t + 805, t + 820), 4, "Long")
     return trace
 
 

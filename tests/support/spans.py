@@ -16,7 +16,7 @@ from orchestrator.analysis.observed.accounting import (
 )
 from orchestrator.analysis.observed.booking import WAITS
 from strategies import Load, ModelShape, Placement, Topology, plan_layout
-from workers.records import COMPUTE, SPANS, STEPS, SpanRow, StepRow
+from workers.records import COMPUTE, SPANS, STALL, STEPS, SpanRow, StepRow
 from workers.rows import flat
 
 MODEL = ModelShape("m", "llama", 64, 4, 4, 4, 16, 96, 128, 256, 1e-5, 1e4)
@@ -45,7 +45,7 @@ def span(
         phase=phase,
         step=step,
         kind=kind,
-        fused=None if kind == COMPUTE else fused,
+        fused=None if kind in (COMPUTE, STALL) else fused,
         axis=axis,
         call_phase=phase if axis else None,
         call_step=(step if carried is None else carried) if axis else None,

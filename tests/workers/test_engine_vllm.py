@@ -22,6 +22,7 @@ import psutil
 import pytest
 import torch
 from ranks import engine_plan
+from tables import make
 
 from orchestrator.cluster.group import bundles_for
 from orchestrator.errors import UserError
@@ -32,14 +33,15 @@ from workers import engines
 from workers.actor import Worker
 from workers.engines.vllm import run as vllm_run
 from workers.engines.vllm import settings as vllm_settings
+from workers.engines.vllm import worker as vllm_worker
 from workers.engines.vllm.ablation import ABLATED, leave_out_communication
 from workers.engines.vllm.engine import OutOfMemoryError, VllmEngine, VllmFailed, failure, held
 from workers.engines.vllm.run import Watch, requests_table, serve, steps_table
-from workers.engines.vllm.settings import arguments, environment, refusal
-from workers.engines.vllm.worker import ErrorFile, counts_of
-from workers.messages import EnginePlan, Request, Work
+from workers.engines.vllm.settings import across_nodes, arguments, environment, refusal
+from workers.engines.vllm.worker import OWNER, ErrorFile, Recorder, attend, counts_of
+from workers.messages import EnginePlan, RankReport, Request, Work
 from workers.progress import Progress
-from workers.records import DECODE, PREFILL
+from workers.records import DECODE, PREFILL, STEPS
 
 WORK = Work(tuple(Request(i, tuple(range(4 + i)), 3) for i in range(5)), 2)
 
@@ -114,6 +116,82 @@ def test_what_is_left_out_gives_outputs_of_the_right_shape(monkeypatch: pytest.M
     assert (summed.shape, summed.device.type) == ((3, 4), "meta")
     assert group._all_gather_out_place(x, -1).shape == (3, 8)
     assert group._all_gather_out_place(x, 0).shape == (6, 4)
+
+
+@pytest.mark.parametrize("ablation", ["comm", "none"])
+def test_each_worker_tells_what_it_leaves_out(
+    ablation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class GroupCoordinator:
+        _all_reduce_out_place = _all_gather_out_place = None
+
+    _vllm_with(monkeypatch, GroupCoordinator)
+    monkeypatch.delenv(OWNER, raising=False)
+    monkeypatch.setenv(ABLATED, ablation)
+    attend()
+    recorder = Recorder()
+    recorder.model_runner = SimpleNamespace(get_model=lambda: torch.nn.Linear(2, 3))  # type: ignore[attr-defined]
+    told = recorder.orchestrator_built()
+    assert told == {"parameter_bytes": 9 * 4, "left_out": ablation}
+
+
+def test_communication_is_left_out_whatever_the_owners_number_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On another node a worker may have the number that the owner has on its own."""
+    called: list[str] = []
+    monkeypatch.setattr(vllm_worker, "leave_out_communication", lambda: called.append("comm"))
+    monkeypatch.setenv(OWNER, str(os.getpid()))
+    monkeypatch.setenv(ABLATED, "comm")
+    attend()
+    monkeypatch.setenv(ABLATED, "none")
+    attend()
+    assert called == ["comm"]
+
+
+@pytest.mark.parametrize(
+    ("ablation", "left_out", "wrong"),
+    [
+        ("comm", ("comm", "comm"), None),
+        ("comm", ("comm", "none"), 3),
+        ("none", ("none", "none"), None),
+        ("p2p", ("none", "none"), None),
+        ("p2p", ("comm", "none"), 2),
+    ],
+)
+def test_a_run_that_does_not_leave_out_what_it_should_fails(
+    ablation: str, left_out: tuple[str, str], wrong: int | None
+) -> None:
+    engine = VllmEngine()
+    asked = plan("dp2tp2", device="cuda", ablation=ablation)
+    engine._plan = asked
+    engine._context = _context(asked, 2)
+    engine._engine = SimpleNamespace(vllm_config=SimpleNamespace(cache_config=_CACHE))
+    told = [{"parameter_bytes": 7, "left_out": one} for one in left_out]
+    if wrong is None:
+        built = engine._built(1.0, told, {})
+        assert [(one.rank, one.weight_bytes) for one in built] == [(2, 7), (3, 7)]
+    else:
+        with pytest.raises(VllmFailed, match=f"rank {wrong} leaves out .*{ABLATED}"):
+            engine._built(1.0, told, {})
+
+
+_CACHE = SimpleNamespace(kv_cache_size_tokens=64)
+
+
+def _context(asked: EnginePlan, rank: int) -> Any:
+    return SimpleNamespace(
+        rank=rank, placement=asked.placement, device=torch.device("cpu"), at=lambda axis: 0
+    )
+
+
+def test_rays_workers_get_the_variable_of_an_ablation_beside_those_of_the_user() -> None:
+    assert across_nodes((3, 1)) == {
+        "VLLM_RAY_BUNDLE_INDICES": "3,1",
+        "VLLM_RAY_EXTRA_ENV_VARS_TO_COPY": ABLATED,
+    }
+    twice = across_nodes((0,), across_nodes((0,), "A,B")["VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"])
+    assert twice["VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"] == f"A,B,{ABLATED}"
 
 
 def test_a_vllm_that_calls_its_collectives_by_other_names_is_not_ablated_in_silence(
@@ -297,6 +375,28 @@ def test_a_worker_tells_its_engine_in_which_bundles_its_devices_are(
     worker.build("spans", plan("dp2tp2", spans_nodes=True), None)
     worker.close()
     assert seen == [(2, (3, 1))]
+
+
+def test_on_several_nodes_a_replica_is_not_profiled_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = plan("tp2", device="cuda", spans_nodes=True)
+    steps = make(STEPS, [{"rank": 0, "phase": DECODE}])
+    reports = [RankReport(rank, None, steps, None, 0) for rank in (0, 1)]
+    engine = VllmEngine()
+    engine._plan, engine._folder, engine._context = asked, tmp_path, _context(asked, 0)
+    engine._engine = SimpleNamespace(
+        collective_rpc=lambda method: [], start_profile=lambda: pytest.fail("profiled")
+    )
+    engine._context.progress = None
+    monkeypatch.setattr(engine, "_reports", lambda *told: reports)
+    monkeypatch.setattr(engine, "_params", lambda work: None)
+    monkeypatch.setattr(vllm_run, "serve", lambda *served: None)
+    assert engine.run(WORK) == reports
+    observed = engine.run(replace(WORK, observe=True))
+    assert {one.unobserved for one in observed} == {
+        "on several nodes, vLLM's profiler leaves each trace on the node of its worker"
+    }
 
 
 def test_a_replica_sees_no_gpu_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -630,8 +730,6 @@ def test_a_process_ends_with_the_one_that_started_it() -> None:
 def test_a_worker_that_ray_started_is_rays_to_end(
     actor: str | None, attends: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from workers.engines.vllm import worker as vllm_worker
-
     called: list[int] = []
     context = SimpleNamespace(get_actor_id=lambda: actor)
     ray = SimpleNamespace(is_initialized=lambda: True, get_runtime_context=lambda: context)
@@ -646,8 +744,6 @@ def test_a_worker_that_ray_started_is_rays_to_end(
 
 
 def test_a_vllm_of_somebody_else_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from workers.engines.vllm import worker as vllm_worker
-
     monkeypatch.delenv(vllm_worker.OWNER, raising=False)
     monkeypatch.setattr(vllm_worker.ctypes, "CDLL", lambda *args, **options: pytest.fail("called"))
     vllm_worker.attend()

@@ -23,6 +23,7 @@ from orchestrator.cluster.failures import RunFailed
 from orchestrator.cluster.group import WorkerGroup
 from orchestrator.plan import models
 from workers.actor import Worker
+from workers.engines.vllm.engine import ELSEWHERE
 from workers.messages import EnginePlan, RankReport, Request, Work
 
 pytest.importorskip("vllm")
@@ -123,6 +124,8 @@ def test_a_replica_on_two_nodes_makes_the_tokens_of_torch_and_leaves_nothing(
         assert [one.requests is None for one in reports] == [False, True]
         assert reports[0].steps.num_rows == reports[1].steps.num_rows > 0
         assert all(one.peak_memory_bytes > 0 for one in reports)
+    observed = group.run(replace(WORK, observe=True), 100.0)
+    assert [(one.spans, one.unobserved) for one in observed] == [(None, ELSEWHERE)] * 2
     left = processes_of_vllm()
     assert len(left) == 3  # the engine core and two workers
     os.kill(group._places[0].pid, signal.SIGKILL)

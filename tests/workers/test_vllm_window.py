@@ -23,11 +23,11 @@ from orchestrator.store.arrow_files import concat
 from strategies import Load, Topology, plan_layout
 from strategies.placement import Placement
 from workers.engines.vllm.spans import WANTED, spans_of
-from workers.engines.vllm.window import Seen, Window
+from workers.engines.vllm.window import NO_TRACE, Seen, Window
 from workers.intervals import intersect, union
 from workers.probes import trace_files
 from workers.probes.trace_files import TraceFile, read_trace
-from workers.records import COMPUTE, DECODE, PREFILL, SPANS, SpanRow
+from workers.records import COMPUTE, DECODE, PREFILL, SPANS, STALL, SpanRow
 
 RECORDED = Path(__file__).parent / "vllm_traces"  # steps 2 to 6 of a run of the preset tiny
 LAYERS = 4
@@ -110,7 +110,7 @@ def accounted(paths: list[Path], layout: str = "tp2pp2") -> dict[str, Any]:
 # Microseconds of a decode step: compute, transfer, wait, bubble, fused, gap.
 FIRST = (300, 55, 10, 395, 40, 200)  # tp rank 0 waits for tp rank 1, which computes longer
 SECOND = (310, 55, 0, 395, 40, 200)
-LAST = (365, 65, 0, 360, 0, 210)
+LAST = (365, 65, 0, 360, 0, 210)  # of its bubble 290 on the host, before it launches a receive
 
 
 def test_the_parts_of_a_step_are_those_of_its_kernels(tmp_path: Path) -> None:
@@ -123,6 +123,24 @@ def test_the_parts_of_a_step_are_those_of_its_kernels(tmp_path: Path) -> None:
         found = [1e3 * getattr(row, f"{part}_ms") for part in parts]
         assert found == pytest.approx((FIRST, SECOND, LAST, LAST)[row.rank], abs=0.1)
         assert row.wait_compute_ms == row.exposed_wait_ms
+
+
+def test_a_stage_whose_host_waits_before_it_launches_its_receive_is_in_a_bubble(
+    tmp_path: Path,
+) -> None:
+    paths = traces(tmp_path)
+    spans = SPANS.rows(spans_of(3, read(paths[3], "cuda"), placed("tp2pp2", 4), "cuda"))
+    waits = [one for one in spans if one.kind == STALL]
+    assert [one.step for one in waits] == [step for step in range(len(PHASES)) for _ in "12"]
+    assert {(one.axis, one.fused, one.bytes) for one in waits} == {(None, None, None)}
+    took = [one.when[1] - one.when[0] for one in waits if one.when]
+    assert took == pytest.approx([242, 48] * len(PHASES), abs=0.1)
+    (receives,) = (
+        row
+        for row in TIMED.rows(accounted(paths)[TIMED.name])
+        if (row.rank, row.phase, row.op) == (3, DECODE, "recv")
+    )
+    assert receives.wait_us == pytest.approx(70, abs=0.1)  # the call's own
 
 
 def test_sends_are_matched_with_receives_and_bytes_are_known_where_the_trace_tells_them(
@@ -244,19 +262,25 @@ def test_reading_ends_when_there_is_no_time_left(tmp_path: Path) -> None:
 
 
 class FakeEngine:
-    """An LLMEngine whose profiler leaves `left` in `folder`. fails: which call does."""
+    """An LLMEngine whose profiler leaves `left` in `folder`.
+
+    fails: "start" or "stop": what its workers' profilers cannot do. As vLLM's they warn of it and
+    raise nothing. "calls start" or "calls stop": that call of the workers raises.
+    """
 
     def __init__(self, folder: Path, left: list[Path], fails: str = "") -> None:
         self.folder, self.left, self.fails = folder, left, fails
+        self.stopped = False
 
     def start_profile(self) -> None:
-        if self.fails == "start":
+        if self.fails == "calls start":
             raise RuntimeError("no CUPTI")
 
     def stop_profile(self) -> None:
-        if self.fails == "stop":
+        self.stopped = True
+        if self.fails == "calls stop":
             raise RuntimeError("no disk\nand more")
-        for path in self.left:
+        for path in () if self.fails in ("start", "stop") else self.left:
             shutil.copy(path, self.folder / path.name)
 
 
@@ -265,9 +289,11 @@ def seen(folder: Path, left: list[Path], fails: str = "", timeout_s: float = 60.
     mine = folder / "traces"
     mine.mkdir()
     (mine / "rank0.1.pt.trace.json.gz").write_text("of the window before")
-    window = Window.of(FakeEngine(mine, left, fails), mine, timeout_s)
+    engine = FakeEngine(mine, left, fails)
+    window = Window.of(engine, mine, timeout_s)
     with window.watching():
         pass
+    assert engine.stopped
     found = window.seen(range(4, 8), placed("dp2tp2pp2", 8), "cuda")
     assert list(mine.iterdir()) == []  # traces are large
     return found
@@ -285,8 +311,9 @@ def test_each_rank_of_a_replica_is_seen_by_its_own_trace(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("fails", "reason"),
     [
-        ("start", "vLLM's profiler did not start: RuntimeError: no CUPTI"),
-        ("stop", "vLLM's profiler did not stop: RuntimeError: no disk"),
+        ("start", NO_TRACE),
+        ("stop", NO_TRACE),
+        ("calls stop", "vLLM's profiler did not stop: RuntimeError: no disk"),
     ],
 )
 def test_a_profiler_that_fails_is_a_reason_and_no_failed_run(
@@ -296,13 +323,39 @@ def test_a_profiler_that_fails_is_a_reason_and_no_failed_run(
     assert [(one.spans, one.reason) for one in found] == [(None, reason)] * 4
 
 
+def test_workers_that_could_start_are_seen_where_another_one_could_not(tmp_path: Path) -> None:
+    reasons = [one.reason for one in seen(tmp_path, traces(tmp_path / "l")[1:], "calls start")]
+    assert reasons == ["vLLM's profiler did not start: RuntimeError: no CUPTI", None, None, None]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_folder_that_cannot_be_had_is_a_reason_and_no_failed_run(
+    when: str, tmp_path: Path
+) -> None:
+    place = tmp_path / "place"
+    if when == "before":
+        place.write_text("a file")
+    window = Window.of(FakeEngine(place / "traces", []), place / "traces", 60.0)
+    with window.watching():
+        pass
+    shutil.rmtree(place, ignore_errors=True)
+    (found,) = window.seen([0], placed("tp1", 1), "cuda")
+    assert found.reason is not None
+    assert found.reason.startswith(
+        {
+            "before": "no folder could be made for vLLM's traces: NotADirectoryError",
+            "after": "the folder of vLLM's traces could not be read: FileNotFoundError",
+        }[when]
+    )
+
+
 def test_a_trace_that_is_missing_or_cannot_be_read_leaves_the_others(tmp_path: Path) -> None:
     left = traces(tmp_path / "left")
     left.pop(0)
     left[0].write_bytes(left[0].read_bytes()[:500])
     GpuTrace().write(left[1])
     reasons = [one.reason or "" for one in seen(tmp_path, left)]
-    assert reasons[0] == "vLLM's profiler left no trace of it"
+    assert reasons[0] == NO_TRACE
     assert reasons[1].startswith("its trace could not be read: EOFError")
     assert reasons[2] == "its trace could not be read: ValueError: no step is marked in it"
     assert reasons[3] == ""

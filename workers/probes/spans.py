@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from workers.intervals import Span
-from workers.records import COMPUTE, Call, SpanRow
+from workers.records import COMPUTE, STALL, Call, SpanRow
 
 
 class StepOf(NamedTuple):
@@ -21,8 +21,8 @@ def span_row(
 ) -> SpanRow:
     """A span of a step.
 
-    kind: COMPUTE, or the operation of a call. span_us: start and end in microseconds, None for a
-    call that was not seen. call: what it communicated, None for compute and where that is not
+    kind: COMPUTE, STALL, or the operation of a call. span_us: start and end in microseconds, None
+    for a call that was not seen. call: what it communicated, None for compute and where that is not
     known. fused: the kernel of a call also computes.
     """
     start_us, end_us = span_us or (None, None)
@@ -31,7 +31,7 @@ def span_row(
         phase=of.phase,
         step=of.step,
         kind=kind,
-        fused=None if kind == COMPUTE else fused,
+        fused=None if kind in (COMPUTE, STALL) else fused,
         axis=call.axis if call else None,
         call_phase=call.phase if call else None,
         call_step=_step_carried(call, of) if call else None,

@@ -5,7 +5,8 @@ compute        a kernel that is no communication runs (on a CPU: the host is in 
 transfer       data of a collective or a hand-over move;
 fused          a kernel runs that communicates and computes, and all of its ranks have come;
 wait           a collective is there but waits for its last rank;
-bubble         a hand-over between pipeline stages waits for the other stage.
+bubble         a hand-over between pipeline stages waits for the other stage, or the host does so
+               before it launches one.
 What is left of a step is its launch gap. A wait is split by cause: what the last rank spent longer
 on than this one since the last call that they had together. Where it is late because it waited for
 a hand-over itself, the wait for it is a bubble here too.
@@ -20,7 +21,7 @@ from itertools import accumulate
 
 from orchestrator.analysis.observed.matching import HANDOVER, Transfer
 from workers.intervals import Span, intersect, subtract, union
-from workers.records import COMPUTE, SpanRow
+from workers.records import COMPUTE, STALL, SpanRow
 
 WAITS = ("wait_compute", "wait_launch", "wait_communication")  # what exposed_wait is made of
 # What the last rank spends its time on -> what the wait for it is.
@@ -65,7 +66,8 @@ def _book(spans: Sequence[SpanRow], calls: Sequence[Transfer]) -> Booked:
     moving = union(call.moving for call in calls if not call.fused)
     fused = union(call.moving for call in calls if call.fused)
     waiting = union(call.waiting for call in calls if call.op not in HANDOVER)
-    idle = union(call.waiting for call in calls if call.op in HANDOVER)
+    stalls = [span.when for span in spans if span.kind == STALL and span.when]
+    idle = union([*stalls, *(call.waiting for call in calls if call.op in HANDOVER)])
     in_order = {
         "compute": compute,
         "exposed_transfer": moving,

@@ -142,7 +142,8 @@ def why_unknown(ranks: Sequence[PartsRow]) -> str | None:
         return f"no step of rank {without.rank} is left: {without.reason}"
     ratio = profile_ratio(ranks)
     if ratio is not None and ratio > PROFILE_LIMIT:
-        return f"the profiled pass takes {ratio:.2f} of the timed one"
+        digits = next(digits for digits in range(2, 18) if round(ratio, digits) > PROFILE_LIMIT)
+        return f"the profiled pass takes {ratio:.{digits}f} of the timed one"
     return None
 
 

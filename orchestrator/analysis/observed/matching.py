@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from strategies.placement import Placement
 from workers.intervals import Span
-from workers.records import COMPUTE, SpanRow
+from workers.records import COMPUTE, STALL, SpanRow
 from workers.rows import grouped
 
 EDGES = frozenset({"send", "recv"})  # between two stages
@@ -97,7 +97,7 @@ def match(spans: Iterable[SpanRow], placement: Placement) -> Matched:
     Each call belongs to one channel and one step whose tokens it carries; of these, the k-th call
     of a rank is the k-th of the others.
     """
-    called = [span for span in spans if span.kind != COMPUTE]
+    called = [span for span in spans if span.kind not in (COMPUTE, STALL)]
     unmatched: dict[Place, str] = {}
     matched: list[tuple[SpanRow, ...]] = []
     for (channel, carried), calls in grouped(

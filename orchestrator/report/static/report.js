@@ -15,7 +15,7 @@
   const SHARES = { comm_exposed: "communication exposed", comm_busy: "all communication" };
   const KINDS = {
     compute: "compute", all_reduce: "all-reduce", all_gather: "all-gather", reduce_scatter: "reduce-scatter", send: "send",
-    recv: "receive", broadcast: "broadcast",
+    recv: "receive", broadcast: "broadcast", stall: "bubble",
   };
   const LATENCIES = { ttft: "Time to first token (TTFT)", tpot: "Time per output token (TPOT)", e2el: "Whole request (E2EL)" };
   const CONFIG = {

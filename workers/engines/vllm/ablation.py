@@ -17,10 +17,18 @@ def leave_out_communication() -> None:
     """
     from vllm.distributed.parallel_state import GroupCoordinator
 
-    for name, instead in (("_all_reduce_out_place", reduced), ("_all_gather_out_place", gathered)):
+    for name, instead in INSTEAD.items():
         if not hasattr(GroupCoordinator, name):
             raise RuntimeError(f"this vLLM has no GroupCoordinator.{name}; run without --ablate")
         setattr(GroupCoordinator, name, instead)
+
+
+def left_out() -> str:
+    """What this process leaves out, as `--ablate` names it: "comm" or "none"."""
+    from vllm.distributed.parallel_state import GroupCoordinator
+
+    there = {name: getattr(GroupCoordinator, name, None) for name in INSTEAD}
+    return "comm" if there == INSTEAD else "none"
 
 
 def reduced(group: Any, x: Any) -> Any:
@@ -36,3 +44,6 @@ def gathered(group: Any, x: Any, dim: int) -> Any:
     shape = list(x.shape)
     shape[dim] *= group.world_size
     return x.new_empty(shape)
+
+
+INSTEAD = {"_all_reduce_out_place": reduced, "_all_gather_out_place": gathered}

@@ -21,9 +21,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from strategies.memory import weight_bytes
 from strategies.shapes import DTYPE_BYTES
-from workers.engines.vllm.settings import arguments, config_of, environment, recorded, refusal
+from workers.engines.vllm.ablation import ABLATED
+from workers.engines.vllm.settings import (
+    COPIED,
+    across_nodes,
+    arguments,
+    config_of,
+    environment,
+    recorded,
+    refusal,
+)
 from workers.engines.vllm.versions import kv_tokens
-from workers.engines.vllm.window import Window
+from workers.engines.vllm.window import Seen, Window
 from workers.engines.vllm.worker import ERRORS, OWNER
 from workers.messages import Built, EnginePlan, RankReport, Request, Work
 from workers.versions import versions
@@ -33,7 +42,7 @@ if TYPE_CHECKING:
 
 PLUGINS = "vllm.general_plugins"
 TRACES = "traces"  # the folder of vLLM's profiler, within ours
-BUNDLES = "VLLM_RAY_BUNDLE_INDICES"  # in which its workers are, in the order of their ranks
+ELSEWHERE = "on several nodes, vLLM's profiler leaves each trace on the node of its worker"
 NO_ROOM = "No available memory for the cache blocks"
 
 
@@ -68,7 +77,7 @@ class VllmEngine:
         variables = environment(plan)
         own = {OWNER: str(os.getpid()), ERRORS: str(self._folder / "errors")}
         if plan.spans_nodes:
-            own[BUNDLES] = ",".join(map(str, context.bundles))
+            own |= across_nodes(context.bundles, os.environ.get(COPIED, ""))
         os.environ.update(variables | own)
         try:
             settings = self._start(plan)
@@ -79,7 +88,7 @@ class VllmEngine:
 
     def run(self, work: Work) -> list[RankReport]:
         """Serve this replica's share. An observed run is served as usual, with vLLM's profiler
-        around it."""
+        around it where its traces are on this node."""
         from workers.engines.vllm.run import serve
 
         assert self._context is not None, "build first"
@@ -93,18 +102,20 @@ class VllmEngine:
         except Exception as error:
             raise self._cause(error) from error
         reports = self._reports(watch, share, told)
-        return reports if window is None else self._observed(reports, window)
+        return self._observed(reports, window) if work.observe else reports
 
     def _window(self, work: Work) -> Window | None:
         assert self._plan is not None
-        if not work.observe:
+        if not work.observe or self._plan.spans_nodes:
             return None
         return Window.of(self._engine, self._folder_of_own() / TRACES, self._plan.timeout_s)
 
-    def _observed(self, reports: Sequence[RankReport], window: Window) -> list[RankReport]:
+    def _observed(self, reports: Sequence[RankReport], window: Window | None) -> list[RankReport]:
         """The reports with the spans of each rank, if it took a step at all."""
         assert self._plan is not None
-        seen = window.seen(self._ranks(), self._plan.placement, self._plan.device)
+        seen = [Seen(None, ELSEWHERE)] * len(reports)
+        if window is not None:
+            seen = window.seen(self._ranks(), self._plan.placement, self._plan.device)
         return [
             replace(
                 report, spans=one.spans, unobserved=one.reason if report.steps.num_rows else None
@@ -172,9 +183,19 @@ class VllmEngine:
         assert self._plan is not None
         name, room = device_name(self._context.device), kv_tokens(self._engine.vllm_config)
         plan = self._plan
+        check_ablation(self._ranks(), [one["left_out"] for one in told], plan.ablation)
         return [
-            Built(rank, took, None, held(plan, rank, size), room, name, versions(), settings)
-            for rank, size in zip(self._ranks(), told, strict=True)
+            Built(
+                rank,
+                took,
+                None,
+                held(plan, rank, one["parameter_bytes"]),
+                room,
+                name,
+                versions(),
+                settings,
+            )
+            for rank, one in zip(self._ranks(), told, strict=True)
         ]
 
     def _reports(self, watch: Any, share: Work, told: Sequence[Any]) -> list[RankReport]:
@@ -250,3 +271,15 @@ def check_plugin() -> None:
             f"the entry point orchestrator of {PLUGINS} is not installed, so vLLM's processes "
             "would outlive a killed worker; install this project with pip"
         )
+
+
+def check_ablation(ranks: Sequence[int], left_out: Sequence[str], ablation: str) -> None:
+    """Raise VllmFailed where a rank does not leave out what `ablation` says, or leaves out more."""
+    asked = "comm" if ablation == "comm" else "none"
+    for rank, found in zip(ranks, left_out, strict=True):
+        if found != asked:
+            raise VllmFailed(
+                f"the worker of rank {rank} leaves out {found}, and --ablate asks for {asked}: the "
+                f"entry point orchestrator of {PLUGINS} did not run in it, or without the variable "
+                f"{ABLATED}; install this project on its node, and look at VLLM_PLUGINS there"
+            )

@@ -7,7 +7,7 @@ import ast
 import importlib.util
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from workers.engines.vllm.ablation import ABLATED
 from workers.messages import EnginePlan, dealt
 
 AXES = ("dp", "pp", "tp")
+BUNDLES = "VLLM_RAY_BUNDLE_INDICES"  # in which its workers are, in the order of their ranks
+COPIED = "VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"  # names of variables that they get beside vLLM's own
 EXTENSION = "workers.engines.vllm.worker.Recorder"
 # Of an observed run. Nothing of it exists before that begins: vLLM makes its profiler then.
 PROFILER = {
@@ -210,6 +212,14 @@ def environment(plan: EnginePlan) -> dict[str, str]:
     token = kv_bytes_per_token(plan.placement, plan.model, 0, DTYPE_BYTES[plan.dtype])
     room = max(1, math.ceil(seats(plan) * (plan.max_len + 128) * token / 2**30))
     return {**common, "VLLM_CPU_KVCACHE_SPACE": str(room), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+
+
+def across_nodes(bundles: Sequence[int], copied: str = "") -> dict[str, str]:
+    """Variables of vLLM's executor `ray`: the bundles of its workers in the order of their ranks,
+    and which it copies to them beside its own and those in `copied`: that of an ablation. Its first
+    executor copies no other one."""
+    names = dict.fromkeys([*filter(None, copied.split(",")), ABLATED])
+    return {BUNDLES: ",".join(map(str, bundles)), COPIED: ",".join(names)}
 
 
 # -- what is recorded

@@ -2,7 +2,8 @@
 
 A step lasts from its mark to the next one: it then has the sampling of its tokens, which vLLM
 launches after its own range `execute_context_...` has ended, and the receive of a pipeline stage,
-which it posts before.
+which it posts before. On a GPU the host first waits for the shapes of what the stage is to receive,
+and launches the kernels that receive it only then: that wait is a stall.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from workers.probes.kernels import Registry
 from workers.probes.spans import StepOf, span_row
 from workers.probes.trace import ANNOTATION, Kernel, TraceEvent, TraceStep
 from workers.probes.trace_files import TraceFile
-from workers.records import COMPUTE, SPANS, Call, SpanRow
+from workers.records import COMPUTE, SPANS, STALL, Call, SpanRow
 from workers.rows import grouped
 
 OPERATOR = "cpu_op"
@@ -42,6 +43,7 @@ ON_THE_HOST = Registry(
     )
 )
 ON_A_GPU = Registry.beside(NCCL_KERNELS)
+SHAPES = "gloo:recv"  # on a GPU: the host waits for the shapes of what is to be received
 BETWEEN_STAGES = frozenset({"send", "recv", "broadcast"})
 
 
@@ -56,12 +58,13 @@ def spans_of(rank: int, found: TraceFile, placement: Placement, device: str) -> 
         kernels, registry = trace.kernels_of(found.events, steps, found.origin), ON_A_GPU
     by_step = grouped(kernels, lambda one: StepOf(rank, one.phase, one.step))
     computed = host_compute if device == "cpu" else trace.compute_spans
+    stalls = _stalls(rank, found, steps) if device != "cpu" else ()
     rows = [
         row
         for of, mine in by_step.items()
         for row in (*computed(of, mine, registry), *_communication(of, mine, registry, placement))
     ]
-    return SPANS.make(sorted(rows, key=trace.start_of))
+    return SPANS.make(sorted([*rows, *stalls], key=trace.start_of))
 
 
 def reaching(events: Sequence[TraceEvent]) -> list[TraceStep]:
@@ -77,15 +80,31 @@ def _operators(
     events: Iterable[TraceEvent], steps: Sequence[TraceStep], origin: float
 ) -> list[Kernel]:
     """On a CPU: the operators of each step, one around another, as they ran."""
-    starts = [step.start for step in steps]
     found = []
-    for one in events:
-        i = bisect.bisect_right(starts, one.start) - 1
-        runs = one.category == OPERATOR or ON_THE_HOST.of(one.name).operations
-        if runs and i >= 0 and one.start < steps[i].end:
-            of, (start, end) = steps[i], (origin + one.start, origin + one.end)
+    for one, of in _within(events, steps):
+        if one.category == OPERATOR or ON_THE_HOST.of(one.name).operations:
+            start, end = origin + one.start, origin + one.end
             found.append(Kernel(one.name, of.phase, of.number, one.start, start, end))
     return found
+
+
+def _stalls(rank: int, found: TraceFile, steps: Sequence[TraceStep]) -> Iterator[SpanRow]:
+    """On a GPU: the host of a stage waits for what the stage before it tells."""
+    for one, of in _within(found.events, steps):
+        if one.name == SHAPES:
+            span = found.origin + one.start, found.origin + one.end
+            yield span_row(StepOf(rank, of.phase, of.number), STALL, span)
+
+
+def _within(
+    events: Iterable[TraceEvent], steps: Sequence[TraceStep]
+) -> Iterator[tuple[TraceEvent, TraceStep]]:
+    """The events that begin in a step, with it."""
+    starts = [step.start for step in steps]
+    for one in events:
+        i = bisect.bisect_right(starts, one.start) - 1
+        if i >= 0 and one.start < steps[i].end:
+            yield one, steps[i]
 
 
 def host_compute(of: StepOf, operators: Sequence[Kernel], registry: Registry) -> Iterator[SpanRow]:

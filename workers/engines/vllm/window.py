@@ -2,7 +2,8 @@
 
 It is torch's, on every worker. vLLM journals no collectives, so calls and their order come from the
 traces: each kernel that the registry knows to communicate is a call of its step. Nothing here lets
-a run fail; where nothing was seen there is a reason instead.
+a run fail; where nothing was seen there is a reason instead. A worker whose profiler fails keeps
+that to its log, and leaves no trace.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 # "rank1.1795707725349582502.pt.trace.json.gz", in earlier releases "dp0_pp0_tp1_dcp0_ep0_rank1..."
 TRACE = re.compile(r"(?:.*_)?rank(\d+)\.\d+\.pt\.trace\.json(\.gz)?")
+NO_TRACE = "vLLM's profiler left no trace of it; vLLM's log may say why"
 READING_SHARE = 0.9  # of the time that a run has, after which no trace is read
 
 
@@ -42,7 +45,7 @@ class Window:
     folder: Path
     deadline: float
     reason: str | None = None
-    _begun: bool = field(default=False)
+    _ready: bool = field(default=False)
 
     @classmethod
     def of(cls, engine: Any, folder: Path, timeout_s: float) -> Window:
@@ -52,34 +55,42 @@ class Window:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Profile what runs inside."""
+        self._ready = self._try(self._clear, "no folder could be made for vLLM's traces")
+        if self._ready:
+            self._try(self.engine.start_profile, "vLLM's profiler did not start")
+        yield
+        if self._ready:  # some workers may have started theirs where others did not
+            self._try(self.engine.stop_profile, "vLLM's profiler did not stop")
+
+    def _clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        self._begun = self._try(self.engine.start_profile, "start")
-        yield
-        if self._begun:
-            self._try(self.engine.stop_profile, "stop")
 
-    def _try(self, act: Callable[[], object], what: str) -> bool:
+    def _try(self, act: Callable[[], object], failed: str) -> bool:
+        """Whether `act` raises nothing. The first failure is the reason."""
         try:
             act()
         except Exception as error:
-            self.reason = f"vLLM's profiler did not {what}: {_said(error)}"
+            self.reason = self.reason or f"{failed}: {_said(error)}"
             return False
         return True
 
     def seen(self, ranks: Sequence[int], placement: Placement, device: str) -> list[Seen]:
         """What each of `ranks` did, which are those of this replica in vLLM's order."""
-        traces = {int(found[1]): path for path, found in self._traces()}
+        traces: dict[int, Path] = {}
+        if self._ready:
+            look = partial(traces.update, self._traces())
+            self._try(look, "the folder of vLLM's traces could not be read")
         return [self._of(rank, traces.get(i), placement, device) for i, rank in enumerate(ranks)]
 
-    def _traces(self) -> Iterator[tuple[Path, re.Match[str]]]:
+    def _traces(self) -> Iterator[tuple[int, Path]]:
         for path in sorted(self.folder.iterdir()):
             if found := TRACE.fullmatch(path.name):
-                yield path, found
+                yield int(found[1]), path
 
     def _of(self, rank: int, path: Path | None, placement: Placement, device: str) -> Seen:
         if path is None:
-            return Seen(None, self.reason or "vLLM's profiler left no trace of it")
+            return Seen(None, self.reason or NO_TRACE)
         from workers.engines.vllm.spans import WANTED, spans_of
         from workers.probes.trace_files import read_trace
 
@@ -89,7 +100,8 @@ class Window:
         except Exception as error:
             return Seen(None, f"its trace could not be read: {_said(error)}")
         finally:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
 
 
 def _said(error: Exception) -> str:

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from workers.engines.vllm.ablation import ABLATED, leave_out_communication
+from workers.engines.vllm.ablation import ABLATED, leave_out_communication, left_out
 
 OWNER = "ORCHESTRATOR_VLLM_OWNER"  # process id of the actor; unset where vLLM is not ours
 ERRORS = "ORCHESTRATOR_VLLM_ERRORS"  # a file to which errors are added, a JSON object a line
@@ -27,17 +27,16 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 def attend() -> None:
     """End this process when its parent ends, keep what it logs as an error, and leave out what is
-    to be ablated. Does nothing in a vLLM that no engine of ours has started, and in the process of
-    the engine itself.
+    to be ablated. Does nothing in a vLLM that no engine of ours has started. The process of the
+    engine itself runs no model, and ends when it likes.
 
     vLLM's engine core does not notice that its parent was killed, and would keep the GPUs. Its
     workers have the engine core as parent; those that Ray has started end with its job there, and
     may be on a node where neither the owner nor the file of errors is.
     """
     owner = os.environ.get(OWNER)
-    if owner is None or int(owner) == os.getpid():
-        return
-    if not _is_actor():
+    # Those that Ray has started are not asked for their number: it may be the owner's elsewhere.
+    if owner is not None and not _is_actor() and int(owner) != os.getpid():
         _belong_to(owner)
     if os.environ.get(ABLATED) == "comm":
         leave_out_communication()
@@ -81,10 +80,11 @@ class Recorder:
     Here `self` is the worker: `model_runner`, `device` and `execute_model` are vLLM's.
     """
 
-    def orchestrator_built(self) -> int:
-        """Bytes of the parameters that are here."""
+    def orchestrator_built(self) -> dict[str, Any]:
+        """parameter_bytes: of the parameters that are here; left_out: of `ablation.left_out`."""
         parameters = {id(one): one for one in self._orchestrator_model().parameters()}
-        return sum(one.numel() * one.element_size() for one in parameters.values())
+        held = sum(one.numel() * one.element_size() for one in parameters.values())
+        return {"parameter_bytes": held, "left_out": left_out()}
 
     def orchestrator_begin(self, marking: bool = False) -> None:
         """Keep the steps from here on, and count the peak of memory from here. marking: also mark
