@@ -11,14 +11,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from workers import engines
-from workers.engines import ranks_of_process
 from workers.messages import Built, EnginePlan, Process, RankReport, Work
 from workers.probes.gauges import Publisher
 from workers.probes.nvml_readings import Readings
 from workers.probes.telemetry import Recording, Sampler, sampler_for
 from workers.progress import BUILDING, IDLE, OBSERVING, RUNNING, Progress, standing_here
-
-__all__ = ["Worker", "ranks_of_process"]
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -87,7 +84,7 @@ class Worker:
         store = self._join(address) if together and address is not None else None
         self._context = self._connect(plan, store)
         if not plan.spans_nodes:  # else its devices are not those of this node
-            count = ranks_of_process(engine, plan)
+            count = engines.ranks_of_process(engine, plan)
             self._sampler = sampler_for(plan.device, self.device_index, count)
         with self._context.ranges.span("build"):
             built = self._engine.build(self._context, plan)

@@ -33,10 +33,10 @@ class EnginePlan:
     greedy. timeout_s: seconds, of a collective and of a run. ablation: "none"; "comm", in which
     collectives are left out and outputs are wrong; "p2p", in which NCCL goes without NVLink and
     PCIe peers. ablations: what is left out in other runs that are compared with these. engine_args:
-    settings of the engine's own, by name, as they were given.
-    nsys_dir: where Nsight Systems puts its reports on a rank's node, None where it
-    does not watch. spans_nodes: no node has all devices of a replica, and the engine's process
-    takes them by itself from the placement group.
+    settings of the engine's own, by name, as they were given. nsys_dir: where Nsight Systems puts
+    its reports on a rank's node, None where it does not watch. spans_nodes: the nodes have no room
+    for every replica on one of them, so the engine's process takes its devices by itself from the
+    placement group.
     """
 
     model: ModelShape

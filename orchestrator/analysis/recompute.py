@@ -150,7 +150,9 @@ def recompute(
 
     placement: its mesh alone is looked at.
     """
-    again = account(spans, placement)
+    seen = set(spans["rank"].to_pylist())
+    unseen = {one.rank: one.reason for one in parts if one.rank not in seen and one.reason}
+    again = account(spans, placement, unseen=unseen)
     yield from _differences(PARTS_OF_STEP, parts, again, PARTS_KEY)
     yield from _differences(TIMED, timed, again, TIMED_KEY)
 

@@ -115,7 +115,7 @@ EXPERIMENT_OPTIONS = (
         "--request-rate",
         type=float,
         metavar="R",
-        help="Requests arriving a second: an open loop. [closed loop]",
+        help="Requests, or conversations, arriving a second: an open loop. [closed loop]",
     ),
     click.option(
         "--burstiness",
@@ -133,7 +133,7 @@ EXPERIMENT_OPTIONS = (
     click.option(
         "--ignore-eos/--no-ignore-eos",
         default=None,
-        help="Do not stop at the end token. [yes; of texts of a dataset only for --multi-turn]",
+        help="Do not stop at the end token. [yes; for texts of a dataset no, unless --multi-turn]",
     ),
     click.option("--temperature", type=float, help="0 is greedy. [0]"),
     click.option(

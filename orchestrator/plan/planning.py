@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from orchestrator.cluster.connection import Cluster
 
 DEFAULT_ENGINE = "torch"
+CAN_LEAVE_OUT_COMM = (DEFAULT_ENGINE, "vllm")
 # Most prompt tokens in one forward pass, under every layout alike: time to first token depends on
 # it. Small enough for a pipeline: 100 prompts of 256 tokens make 13 passes to fill its stages with.
 # Large enough for the others: a pass is bound by arithmetic from some 200 tokens on (H200 in BF16:
@@ -204,13 +205,10 @@ def _under_nsys(planned: PlannedDeployment, folder: Path) -> PlannedDeployment:
     return replace(planned, plan=replace(planned.plan, nsys_dir=nsys_dir))
 
 
-ABLE = (DEFAULT_ENGINE, "vllm")  # engines that can leave out communication
-
-
 def ablates(what: str, engine: str, plan: EnginePlan) -> bool:
     """Whether leaving out `what` changes anything that the engine does under `plan`."""
     if what == "comm":
-        return engine in ABLE and plan.placement.degree("tp") > 1
+        return engine in CAN_LEAVE_OUT_COMM and plan.placement.degree("tp") > 1
     return plan.device == "cuda" and plan.placement.num_ranks > plan.placement.degree("dp")
 
 
@@ -266,8 +264,8 @@ def check_devices(layout: Layout, device: Device, topology: Topology) -> None:
 
 
 def spans_nodes(engine: str, plan: EnginePlan, topology: Topology) -> bool:
-    """Whether no node has all devices of a process. Raises UserError where the engine needs them to
-    be on one."""
+    """Whether the nodes have no room for every process on one of them. Raises UserError where the
+    engine needs its devices to be on one."""
     size = engines.ranks_of_process(engine, plan)
     processes = plan.placement.num_ranks // size
     nodes = Counter(one.node for one in topology.devices)

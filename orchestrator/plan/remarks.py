@@ -10,7 +10,7 @@ from orchestrator.cluster import nsight
 from orchestrator.experiment import Experiment
 from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.plan.fitting import concurrent_requests
-from orchestrator.plan.planning import ABLE, DEFAULT_ENGINE
+from orchestrator.plan.planning import CAN_LEAVE_OUT_COMM, DEFAULT_ENGINE
 from orchestrator.store.folders import folder_of
 from strategies import Topology
 
@@ -73,14 +73,14 @@ def _of_nodes(planned: PlannedDeployment) -> Iterator[str]:
     asked = planned.deployment
     if planned.plan.spans_nodes:
         yield (
-            f"{asked.strategy} on {asked.engine}: no node has all devices of a replica, so it has "
-            "those of several; their power and clocks are not sampled"
+            f"{asked.strategy} on {asked.engine}: the nodes have no room for every replica on one "
+            "of them, so a replica may have GPUs of several; their power and clocks are not sampled"
         )
 
 
 def _of_ablation(planned: PlannedDeployment, what: str) -> str:
     engine, strategy = planned.deployment.engine, planned.deployment.strategy
-    if what == "comm" and engine not in ABLE:
+    if what == "comm" and engine not in CAN_LEAVE_OUT_COMM:
         return f"{strategy}: the engine {engine} cannot leave out comm; it is not run without"
     where = f"{engine}, {planned.plan.device}"
     return f"{strategy}: --ablate {what} would change nothing ({where}); it is not run without"

@@ -28,8 +28,8 @@ MARKS = {True: "✓", False: "✗"}  # whether a rate that was tried meets the S
 @dataclass(frozen=True, slots=True)
 class RateLine:
     """A layout. of_highest: its rate as a share of the highest one. figures: its rate, and those
-    under RATE_TITLES.
-    tried: every rate, ascending, and whether it meets the SLO. ended_early: see its sentence."""
+    under RATE_TITLES. tried: every rate, ascending, and whether it meets the SLO. ended_early: see
+    its sentence."""
 
     layout: str
     of_highest: float

@@ -157,6 +157,13 @@ def test_a_cell_of_which_an_excerpt_was_kept_is_listed_as_such(store: Store) -> 
     assert invoke(store).exit_code == 0
 
 
+def test_a_rank_that_was_not_observed_is_the_same_again(store: Store) -> None:
+    seen = SPANS.make([one for one in RUNS["tp2"] if one.rank == 0])
+    kept = account(seen, placed("tp2"), whole=True, unseen={1: "no trace"})
+    store.write_observed(cell("tp2"), 0, kept)
+    assert [one.status for one in of_folder(store.folder)] == [EQUAL]
+
+
 def test_where_nothing_can_be_recomputed_the_error_says_why(store: Store) -> None:
     with pytest.raises(UserError, match="holds nothing that was observed"):
         of_folder(store.folder)

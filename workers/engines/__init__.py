@@ -84,8 +84,8 @@ class Engine(Protocol):
     An engine that takes settings of its own (`--engine-arg`) has an attribute `takes_arguments`
     that is true. One in which a request may wait, for its time of arrival or for the reply to
     another one (`Request.arrival_s`, `Request.after`), has an attribute `lets_wait` that is true.
-    One that is "per_replica" and can have the devices of a replica on several nodes
-    has `spans_nodes`, the kinds of device with which it can: see `RankContext.bundles`.
+    One that is "per_replica" and can have the devices of a replica on several nodes has
+    `spans_nodes`, the kinds of device with which it can: see `RankContext.bundles`.
     """
 
     processes: Literal["per_rank", "per_replica", "single"]

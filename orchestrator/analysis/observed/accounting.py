@@ -59,8 +59,8 @@ class PartsRow:
         "of that: the last rank communicated longer, or the call ended later here", "ms"
     )
     bubble_ms: float | None = column(
-        "a hand-over waits for another stage, here or on the last rank of a collective, and "
-        "nothing computes",
+        "a hand-over waits for another stage, here or on the last rank of a collective, or the "
+        "host waits for one before it launches a hand-over, and nothing computes",
         "ms",
     )
     fused_ms: float | None = column(
@@ -151,7 +151,11 @@ def account(
         "parts": PARTS_OF_STEP.make(
             [
                 *(_parts(one, phase, unprobed, whole) for one in ranks for phase in one.steps),
-                *(_no_parts(rank, phase, why) for rank, why in unseen.items() for phase in PHASES),
+                *(
+                    _no_parts(rank, phase, why, whole)
+                    for rank, why in unseen.items()
+                    for phase in PHASES
+                ),
             ]
         ),
     }
@@ -199,9 +203,9 @@ def _parts(
     )
 
 
-def _no_parts(rank: int, phase: str, reason: str) -> PartsRow:
+def _no_parts(rank: int, phase: str, reason: str, whole: bool) -> PartsRow:
     """The row of a rank of which nothing was seen."""
-    return replace(nothing(PartsRow), rank=rank, phase=phase, steps=0, reason=reason)
+    return replace(nothing(PartsRow), rank=rank, phase=phase, steps=0, reason=reason, whole=whole)
 
 
 def _per_step_ms(booked: Booked, windows: Sequence[Span]) -> dict[str, float | None]:

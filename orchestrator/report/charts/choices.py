@@ -21,8 +21,7 @@ class ScenarioChoice:
 
 @dataclass(frozen=True, slots=True)
 class ExperimentChoice:
-    """An experiment. label: its model, and what tells it apart where two have the
-    same."""
+    """An experiment. label: its model, and what tells it apart where two have the same."""
 
     name: str
     label: str
