@@ -72,7 +72,9 @@ def judge(folder: Path, name: str, stride: int) -> Counter[str]:
     """What came of each damage to one file. A damage that hurts nothing leaves all as it was."""
     path, said, found = folder / name, io.StringIO(), Counter[str]()
     table = name.partition("/")[0].removesuffix(".arrow")
-    tables = {table, "summary" if table in RUN_TABLES else table} & {*TABLES} or TABLES
+    tables: Collection[str] = {table, "summary" if table in RUN_TABLES else table} & {*TABLES}
+    if not tables and name != COMPARISON:  # the journal and the manifest say something of each
+        tables = TABLES
     with contextlib.redirect_stderr(said):
         before = _seen(folder, tables)
         assert not said.getvalue(), said.getvalue()
@@ -88,11 +90,13 @@ def judge(folder: Path, name: str, stride: int) -> Counter[str]:
 
 
 def _seen(folder: Path, tables: Collection[str]) -> Mapping[str, object]:
+    """What is read of some tables; where they are all or none, of the other files too."""
     store = Store(folder)
     found: dict[str, object] = {table: store.read(table) for table in tables}
     found["is listed"] = is_experiment(folder)
     whole = {"manifest": store.manifest, "comparison": store.comparison}
-    return found if tables is not TABLES else found | {name: read() for name, read in whole.items()}
+    only_some = tables and tables is not TABLES
+    return found if only_some else found | {name: read() for name, read in whole.items()}
 
 
 def _damages(path: Path, stride: int) -> Iterator[None]:
