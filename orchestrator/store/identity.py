@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from orchestrator.experiment import Experiment, preset_names
+from orchestrator.experiment import OF_DATASET, Experiment, preset_names
 from orchestrator.store.names import digest
 
 # Fields that may differ between commands whose results belong in one folder.
@@ -34,18 +34,7 @@ FREE_FIELDS = {
     "allow_other_node",
 }
 # Fields that count where they are not as they are by default.
-IF_ASKED = (
-    "nsys",
-    "engine_arg",
-    "range_ratio",
-    "dataset_format",
-    "dataset_columns",
-    "dataset_split",
-    "multi_turn",
-    "skip_invalid",
-    "trace_speed",
-    "trace_window",
-)
+IF_ASKED = ("nsys", "engine_arg", "range_ratio", *OF_DATASET)
 # Files of a dataset's folder.
 OF_ROWS = frozenset({".jsonl", ".csv", ".parquet", ".arrow", ".gz"})
 
