@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from strategies.errors import LayoutError
+from strategies.fp8 import Fp8Format, stored_format
 
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
@@ -74,12 +75,18 @@ class HubConfig:
             raise self._not_run(f"the activation {activation} is not run here; only silu is")
         if self.flag("mlp_bias"):
             raise self._not_run("biases in the MLP (mlp_bias) are not run here")
-        if self.flag("quantization_config"):
-            raise self._not_run(
-                "a quantized checkpoint (quantization_config) is not run here; use BF16 weights"
-            )
         if _number(float, self.rope, "partial_rotary_factor", 1.0) != 1.0:
             raise self._not_run("rotary positions in a part of a head (partial_rotary_factor)")
+
+    @property
+    def fp8_format(self) -> Fp8Format | None:
+        """How matrices are stored in FP8; None where the checkpoint has none. Raises LayoutError for
+        another quantization."""
+        said = self._object("quantization_config")
+        try:
+            return stored_format(said) if said else None
+        except LayoutError as error:
+            raise self._not_run(str(error)) from error
 
     def sliding_window(self, family: str) -> tuple[int | None, tuple[bool, ...]]:
         """How many keys a query sees, itself included, and in which layers; () = in all of them.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from strategies.placement import Placement
+from strategies.precision import Precision
 from strategies.shapes import ModelShape
 
 # Kept free of weights and KV on a GPU: the CUDA context, NCCL's buffers, graphs and fragmentation.
@@ -33,19 +34,19 @@ class Budget:
 
 
 def weight_bytes(
-    placement: Placement, model: ModelShape, rank: int, dtype_bytes: int, stored: bool = True
+    placement: Placement, model: ModelShape, rank: int, precision: Precision, stored: bool = True
 ) -> int:
     """Bytes of parameters on `rank`; with stored=False of those that it computes with, though
     others keep a part of them."""
-    return dtype_bytes * sum(
-        _elements(placement.shard(name, shape, rank, stored=stored))
+    return sum(
+        precision.bytes_of(model, name, _sizes(placement.shard(name, shape, rank, stored=stored)))
         for name, shape in model.parameters()
         if placement.holds(name, rank, model)
     )
 
 
-def _elements(slices: Sequence[slice]) -> int:
-    return math.prod(_length(part) for part in slices)
+def _sizes(slices: Sequence[slice]) -> tuple[int, ...]:
+    return tuple(_length(part) for part in slices)
 
 
 def _length(part: slice) -> int:
@@ -66,36 +67,41 @@ def window_of(model: ModelShape, layer: int) -> int | None:
     return model.sliding_window if slides else None
 
 
-def kv_bytes_per_token(placement: Placement, model: ModelShape, rank: int, dtype_bytes: int) -> int:
-    """Bytes of keys and values on `rank` for one token: 2 x layers x KV heads x head_dim x
-    dtype."""
+def kv_bytes_per_token(
+    placement: Placement, model: ModelShape, rank: int, precision: Precision
+) -> int:
+    """Bytes of keys and values on `rank` for one token: 2 x layers x KV heads x head_dim x the
+    cache's dtype."""
     layers = sum(len(stage.layers) for stage in placement.stages_of(rank))
-    return 2 * layers * kv_heads(placement, model, rank) * model.head_dim * dtype_bytes
+    return 2 * layers * kv_heads(placement, model, rank) * model.head_dim * precision.kv_bytes
 
 
 def workspace_bytes(
-    placement: Placement, model: ModelShape, rank: int, dtype_bytes: int, tokens: int
+    placement: Placement, model: ModelShape, rank: int, precision: Precision, tokens: int
 ) -> int:
     """Bytes of activations of one forward pass over `tokens` tokens: residual stream, QKV, both
     halves of the MLP."""
     shape = (model.intermediate_size, model.hidden_size)
     mlp = placement.shard("model.layers.0.mlp.gate_proj.weight", shape, rank, stored=False)[0]
     heads = model.num_heads * model.head_dim
-    return tokens * dtype_bytes * (4 * model.hidden_size + 3 * heads + 3 * _length(mlp))
+    elements = 4 * model.hidden_size + 3 * heads + 3 * _length(mlp)
+    return tokens * precision.dtype_bytes * elements
 
 
-def gathered_bytes(placement: Placement, model: ModelShape, rank: int, dtype_bytes: int) -> int:
+def gathered_bytes(
+    placement: Placement, model: ModelShape, rank: int, precision: Precision
+) -> int:
     """Bytes of parameters that `rank` holds whole only while they are used (ZeRO-3): two layers, as
     the next one is fetched meanwhile, or the embedding or head."""
     used: Counter[str] = Counter()
     for name, shape in model.parameters():
         if placement.holds(name, rank, model):
             whole, kept = (
-                _elements(placement.shard(name, shape, rank, stored=stored))
+                math.prod(_sizes(placement.shard(name, shape, rank, stored=stored)))
                 for stored in (False, True)
             )
             used[name.split(".")[2] if name.startswith("model.layers.") else name] += whole - kept
-    return dtype_bytes * max(
+    return precision.dtype_bytes * max(
         (2 * size if group.isdigit() else size for group, size in used.items()), default=0
     )
 
@@ -103,7 +109,7 @@ def gathered_bytes(placement: Placement, model: ModelShape, rank: int, dtype_byt
 def budget(
     placement: Placement,
     model: ModelShape,
-    dtype_bytes: int,
+    precision: Precision,
     memory_bytes: int,
     prefill_tokens: int,
 ) -> Budget:
@@ -116,19 +122,24 @@ def budget(
         r for r in range(placement.num_ranks) if not alike or placement.coordinates(r)["dp"] == 0
     ]
     ranks = [
-        _rank_budget(placement, model, rank, dtype_bytes, memory_bytes, prefill_tokens)
+        _rank_budget(placement, model, rank, precision, memory_bytes, prefill_tokens)
         for rank in different
     ]
     return min(ranks, key=lambda b: (b.kv_tokens, -b.weights))
 
 
 def _rank_budget(
-    placement: Placement, model: ModelShape, rank: int, dtype_bytes: int, memory: int, tokens: int
+    placement: Placement,
+    model: ModelShape,
+    rank: int,
+    precision: Precision,
+    memory: int,
+    tokens: int,
 ) -> Budget:
-    weights = weight_bytes(placement, model, rank, dtype_bytes)
-    per_token = kv_bytes_per_token(placement, model, rank, dtype_bytes)
-    workspace = workspace_bytes(placement, model, rank, dtype_bytes, tokens)
-    workspace += gathered_bytes(placement, model, rank, dtype_bytes)
+    weights = weight_bytes(placement, model, rank, precision)
+    per_token = kv_bytes_per_token(placement, model, rank, precision)
+    workspace = workspace_bytes(placement, model, rank, precision, tokens)
+    workspace += gathered_bytes(placement, model, rank, precision)
     if not memory:
         return Budget(weights, per_token, workspace, 0, -1)
     free = int(memory * UTILIZATION) - RESERVE_BYTES - weights - workspace

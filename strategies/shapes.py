@@ -8,10 +8,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from strategies.fp8 import Fp8Format
 from strategies.hub_config import HubConfig
 from strategies.shape_checks import validate
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# The form of matrices that are made FP8 here, from weights that are not.
+MADE_FP8 = Fp8Format()
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,8 @@ class ModelShape:
     numbers of Transformers' `rope_parameters`. qkv_bias, output_bias: whether the projections of
     attention have biases. qk_norm: whether queries and keys are normalised. sliding_window: tokens
     that attention sees, the newest one included; None: all. sliding_layers: whether each layer has
-    the window; () = every one.
+    the window; () = every one. fp8: the form in which a checkpoint stores matrices of layers; None:
+    it has none in FP8.
     """
 
     name: str
@@ -46,6 +50,7 @@ class ModelShape:
     eos_token_ids: tuple[int, ...] = ()
     sliding_window: int | None = None
     sliding_layers: tuple[bool, ...] = ()
+    fp8: Fp8Format | None = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], name: str) -> ModelShape:
@@ -84,6 +89,7 @@ class ModelShape:
             eos_token_ids=read.eos_token_ids,
             sliding_window=window,
             sliding_layers=windowed,
+            fp8=read.fp8_format,
         )
         validate(shape)
         return shape
@@ -103,6 +109,13 @@ class ModelShape:
     def head_name(self) -> str:
         """The tensor that makes logits: the embedding's own where it is tied."""
         return "model.embed_tokens.weight" if self.tie_embeddings else "lm_head.weight"
+
+    def fp8_of(self, name: str) -> Fp8Format | None:
+        """The form that the parameter `name` has where it is FP8; None for one that never is: all
+        but the matrices of layers."""
+        form = self.fp8 or MADE_FP8
+        is_matrix = name.startswith("model.layers.") and name.endswith("_proj.weight")
+        return form if is_matrix and form.covers(name) else None
 
     def layer_parameters(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """(suffix, shape) of the tensors of one layer."""

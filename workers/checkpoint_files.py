@@ -11,6 +11,7 @@ import json
 import math
 import os
 import struct
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+# What is stored beside an FP8 matrix NAME.weight, each under one of these names: value = e4m3 x scale,
+# whatever "inv" stands for.
+WEIGHT_SCALES = ("weight_scale", "weight_scale_inv")
+INPUT_SCALES = ("input_scale", "activation_scale")
 MAX_HEADER_BYTES = 100_000_000  # what the safetensors library itself accepts
 
 
@@ -56,6 +61,13 @@ def locate(folder: Path) -> dict[str, Stored]:
         if name not in found or found[name].file != file:
             raise Refused(f"{file}: the tensor {name} is missing, though {INDEX} says it is here")
     return found
+
+
+def scale_of(name: str, spellings: Iterable[str], stored: Collection[str]) -> str | None:
+    """The scale of the matrix `name` among the tensors that are stored; None where there is none."""
+    module = name.removesuffix(".weight")
+    found = (f"{module}.{spelling}" for spelling in spellings)
+    return next((one for one in found if one in stored), None)
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], dict[str, Path]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from strategies.placement import Placement
+from strategies.precision import Precision
 from strategies.shapes import ModelShape
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class EnginePlan:
     settings of the engine's own, by name, as they were given. nsys_dir: where Nsight Systems puts
     its reports on a rank's node, None where it does not watch. spans_nodes: the nodes have no room
     for every replica on one of them, so the engine's process takes its devices by itself from the
-    placement group.
+    placement group. quantization, kv_cache_dtype: see `Precision`.
     """
 
     model: ModelShape
@@ -57,6 +58,13 @@ class EnginePlan:
     engine_args: tuple[tuple[str, str], ...] = ()
     nsys_dir: str | None = None
     spans_nodes: bool = False
+    quantization: str = "none"
+    kv_cache_dtype: str = "auto"
+
+    @property
+    def precision(self) -> Precision:
+        """In what weights, activations and KV are kept."""
+        return Precision(self.dtype, self.quantization, self.kv_cache_dtype)
 
 
 @dataclass(frozen=True, slots=True)

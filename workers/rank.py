@@ -73,6 +73,12 @@ class RankContext:
         dist.all_reduce(shared, op=dist.ReduceOp.MIN)
         return int(shared.item())
 
+    def keep_largest(self, x: torch.Tensor, axis: str) -> None:
+        """Set each element of `x` to the largest that any rank along `axis` has; not counted as
+        communication of the layout."""
+        if axis in self.groups and self.placement.degree(axis) > 1:
+            dist.all_reduce(x, op=dist.ReduceOp.MAX, group=self.groups[axis])
+
     def close(self) -> None:
         """Leave the process groups, if there are any."""
         if dist.is_initialized():

@@ -6,14 +6,16 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from workers.checkpoint_files import locate
+from strategies.fp8 import Fp8Format
+from workers.checkpoint_files import INPUT_SCALES, WEIGHT_SCALES, locate, scale_of
 
 # Uniform on [-a, a) with the standard deviation 0.02 that such models are initialised with.
 _AMPLITUDE = 0.02 * math.sqrt(3.0)
@@ -22,11 +24,30 @@ _CHUNK = 1 << 24
 Box = tuple[slice, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class StoredFp8:
+    """A part of a matrix in FP8. values: [rows, columns] e4m3. scales: float32, [rows, 1], or one for
+    each block of `Fp8Format`. input_scale: None where inputs have scales of their own."""
+
+    values: Tensor
+    scales: Tensor
+    input_scale: float | None
+
+    def to(self, device: torch.device) -> StoredFp8:
+        """The same on a device."""
+        return StoredFp8(self.values.to(device), self.scales.to(device), self.input_scale)
+
+
 class Source(Protocol):
     """Where weights come from. A box is the slices of a parameter, one for each of its dims."""
 
     def read(self, name: str, shape: tuple[int, ...], box: Box, out: Tensor) -> None:
-        """Fill `out`, of `box`'s shape, with that part of the parameter `name` of `shape`."""
+        """Fill `out`, of `box`'s shape, with that part of the parameter `name` of `shape`: with real
+        values, also where they are stored in FP8."""
+        ...
+
+    def stored_fp8(self, name: str, box: Box) -> StoredFp8 | None:
+        """That part of a matrix as it is stored in FP8; None where it is not."""
         ...
 
 
@@ -37,26 +58,70 @@ class DummyWeights:
         """See `dummy_tensor`."""
         out.copy_(dummy_tensor(name, shape, box, out.dtype, out.device))
 
+    def stored_fp8(self, name: str, box: Box) -> None:
+        """None is."""
+
 
 class Checkpoint:
     """A folder of safetensors; see `checkpoint_files` for which files count. Only the slices that
-    are asked for are read."""
+    are asked for are read. fp8: the form of the matrices that are in FP8."""
 
-    def __init__(self, folder: Path) -> None:
-        self._stored = locate(folder)
+    def __init__(self, folder: Path, fp8: Fp8Format | None = None) -> None:
+        self._stored, self._fp8 = locate(folder), fp8
         self._files: dict[Path, safe_open] = {}
 
     def read(self, name: str, shape: tuple[int, ...], box: Box, out: Tensor) -> None:
         """Raises KeyError where there is no such parameter."""
+        stored = self.stored_fp8(name, box)
+        if stored is None:
+            out.copy_(self._slice(name, box))
+            return
+        height, width = (1, 1) if self._fp8 is None else self._fp8.block or (1, 1)
+        scales = stored.scales.repeat_interleave(height, 0)[: out.shape[0]]
+        scales = scales.repeat_interleave(width, 1)[:, : out.shape[1]]
+        out.copy_(stored.values.to(torch.float32) * scales)
+
+    def stored_fp8(self, name: str, box: Box) -> StoredFp8 | None:
+        """A part begins and ends where a block does, or at the end of the matrix."""
+        if self._stored[name].dtype != "F8_E4M3" or self._fp8 is None:
+            return None
+        scales = self._scales(name, box, self._fp8)
+        found = scale_of(name, INPUT_SCALES, self._stored)
+        inputs = float(self._whole(found).max()) if found and self._fp8.static else None
+        return StoredFp8(self._slice(name, box), scales, inputs)
+
+    def _scales(self, name: str, box: Box, form: Fp8Format) -> Tensor:
+        stored = self._whole(scale_of(name, WEIGHT_SCALES, self._stored)).float()
+        rows, columns = box
+        if form.block is not None:
+            height, width = form.block
+            part = stored[rows.start // height : -(-rows.stop // height)]
+            return part[:, columns.start // width : -(-columns.stop // width)].contiguous()
+        of_rows = stored.reshape(-1, 1)
+        return of_rows[rows] if form.scales == "channel" else of_rows.repeat(_length(rows), 1)
+
+    def _whole(self, name: str | None) -> Tensor:
+        assert name is not None, "a checkpoint is checked before it is read"
+        return self._file(name).get_tensor(name)  # type: ignore[no-any-return]
+
+    def _slice(self, name: str, box: Box) -> Tensor:
+        return self._file(name).get_slice(name)[box]  # type: ignore[no-any-return]
+
+    def _file(self, name: str) -> Any:
         file = self._stored[name].file
         if file not in self._files:
             self._files[file] = safe_open(file, framework="pt")
-        out.copy_(self._files[file].get_slice(name)[box])  # type: ignore[no-untyped-call]
+        return self._files[file]
 
 
-def open_source(checkpoint: str | None) -> Source:
-    """The weights in the folder `checkpoint`; None: dummy ones."""
-    return DummyWeights() if checkpoint is None else Checkpoint(Path(checkpoint))
+def _length(part: slice) -> int:
+    length: int = part.stop - part.start
+    return length
+
+
+def open_source(checkpoint: str | None, fp8: Fp8Format | None = None) -> Source:
+    """The weights in the folder `checkpoint`, its matrices in the form `fp8`; None: dummy ones."""
+    return DummyWeights() if checkpoint is None else Checkpoint(Path(checkpoint), fp8)
 
 
 def dummy_tensor(

@@ -82,7 +82,7 @@ class Engine(Protocol):
     the placement and reports as rank 0.
 
     An engine that takes settings of its own (`--engine-arg`) has an attribute `takes_arguments`
-    that is true. One in which a request may wait, for its time of arrival or for the reply to
+    that is true, one that has FP8 (`EnginePlan.precision`, `ModelShape.fp8`) an attribute `has_fp8`. One in which a request may wait, for its time of arrival or for the reply to
     another one (`Request.arrival_s`, `Request.after`), has an attribute `lets_wait` that is true.
     One that is "per_replica" and can have the devices of a replica on several nodes has
     `spans_nodes`, the kinds of device with which it can: see `RankContext.bundles`.
@@ -134,6 +134,8 @@ def refusal(name: str, plan: EnginePlan) -> str | None:
     engine = create(name)
     if plan.engine_args and not takes_arguments(name):
         return f"it takes no --engine-arg, and {plan.engine_args[0][0]} is given"
+    if (asked := _fp8_in(plan)) and not getattr(engine, "has_fp8", False):
+        return f"it has no FP8, and {asked}; use --engine torch or vllm"
     try:
         reason = guarded(lambda: engine.supports(plan), LIMIT_S)
     except Exception as error:  # a plug-in may raise anything
@@ -147,6 +149,14 @@ def refusal(name: str, plan: EnginePlan) -> str | None:
             f"{plan.layout}; `supports` returns None or a text"
         )
     return reason
+
+
+def _fp8_in(plan: EnginePlan) -> str | None:
+    """What of a plan is FP8, as a clause; None where nothing is."""
+    if plan.model.fp8 is not None and plan.checkpoint:
+        return "the checkpoint stores FP8 (quantization_config)"
+    fp8 = plan.precision.name
+    return None if fp8 == "none" else f"{fp8} is asked for"
 
 
 def takes_arguments(name: str) -> bool:

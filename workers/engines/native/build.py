@@ -8,11 +8,12 @@ import math
 import torch
 
 from strategies.memory import RESERVE_BYTES, UTILIZATION, kv_bytes_per_token, workspace_bytes
-from strategies.shapes import DTYPE_BYTES
 from workers.communicator import Communicator
 from workers.engines.native.cache import PagedCache
 from workers.engines.native.kernels import kernels_for
-from workers.engines.native.model import Decoder, Loader, NamedDecoder
+from workers.engines.native.kernels.reference import FP8
+from workers.engines.native.loading import Loader
+from workers.engines.native.model import Decoder, NamedDecoder
 from workers.engines.native.pages import PAGE, pages_for
 from workers.engines.native.runner import Runner, bucket_sizes
 from workers.engines.native.sampling import Sampler
@@ -23,8 +24,7 @@ from workers.weights import open_source
 
 def load_decoder(context: RankContext, plan: EnginePlan, communicator: Communicator) -> Decoder:
     """The rank's decoder, with its weights."""
-    source, dtype = open_source(plan.checkpoint), getattr(torch, plan.dtype)
-    load = Loader(source, plan.model, plan.placement, context.rank, dtype, context.device)
+    load = Loader(open_source(plan.checkpoint, plan.model.fp8), plan, context)
     make = Decoder if plan.nsys_dir is None else NamedDecoder
     with torch.inference_mode():
         return make(load, communicator, kernels_for(context.device), plan.max_len)
@@ -32,7 +32,8 @@ def load_decoder(context: RankContext, plan: EnginePlan, communicator: Communica
 
 def make_cache(context: RankContext, plan: EnginePlan, pages: int) -> PagedCache:
     """A KV cache in which requests can have `pages` pages."""
-    device, dtype = context.device, getattr(torch, plan.dtype)
+    device = context.device
+    dtype = FP8 if plan.kv_cache_dtype == "fp8" else getattr(torch, plan.dtype)
     with torch.inference_mode():
         return PagedCache.allocate(plan.model, plan.placement, context.rank, pages, dtype, device)
 
@@ -83,7 +84,7 @@ def _room(context: RankContext, plan: EnginePlan) -> float:
         return math.inf
     torch.cuda.empty_cache()  # memory that loading used is free, but not yet given back
     free, total = torch.cuda.mem_get_info(context.device)
-    size, placement, rank = DTYPE_BYTES[plan.dtype], plan.placement, context.rank
-    workspace = workspace_bytes(placement, plan.model, rank, size, plan.prefill_tokens)
+    precision, placement, rank = plan.precision, plan.placement, context.rank
+    workspace = workspace_bytes(placement, plan.model, rank, precision, plan.prefill_tokens)
     left = free - int(total * (1 - UTILIZATION)) - RESERVE_BYTES - workspace
-    return left // (PAGE * kv_bytes_per_token(placement, plan.model, rank, size))
+    return left // (PAGE * kv_bytes_per_token(placement, plan.model, rank, precision))

@@ -47,7 +47,9 @@ class Examination:
     @contextmanager
     def of(self, decoder: Decoder) -> Iterator[None]:
         """Look at all that `decoder` computes. The host waits for the device at each look."""
-        index = {id(layer): number for number, layer in decoder.layers.items()}
+        index = {
+            id(layer): number for of in decoder.layers.values() for number, layer in of.items()
+        }
         places: dict[str, Callable[[Any], int]] = {
             "_embed": lambda _: 0,
             "_attention": lambda layer: 1 + 4 * index[id(layer)],

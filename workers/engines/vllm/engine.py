@@ -52,6 +52,7 @@ class VllmEngine:
     processes: Literal["per_rank", "per_replica", "single"] = "per_replica"
     takes_arguments = True
     lets_wait = True
+    has_fp8 = True
     spans_nodes = ("cuda",)  # vLLM's Ray executor knows no CPU
 
     def __init__(self) -> None:

@@ -14,9 +14,9 @@ from torch import Tensor
 class Kernels(Protocol):
     """The functions of `reference` and of `fused`.
 
-    T: new tokens of the step. H: hidden size. D: size of a head. Activations, weights and caches
-    have the model's dtype. keys, values: the cache of one layer, [pages, page size, KV heads, D]
-    each. A slot is a token's place in it: page x page size + place in the page.
+    T: new tokens of the step. H: hidden size. D: size of a head. Activations and weights have the
+    model's dtype, and so have caches, or they are e4m3 of scale 1. keys, values: the cache of one
+    layer, [pages, page size, KV heads, D] each. A slot is a token's place in it: page x page size + place in the page.
     """
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -42,7 +42,16 @@ def _normed(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> T
 def _norm(
     x_ptr, res_ptr, w_ptr, out_ptr, eps, width: tl.constexpr, block: tl.constexpr, add: tl.constexpr
 ):
-    row = tl.program_id(0).to(tl.int64) * width
+    row, at = tl.program_id(0).to(tl.int64) * width, tl.arange(0, block)
+    out = normed(x_ptr, res_ptr, w_ptr, row, eps, width, block, add)
+    tl.store(out_ptr + row + at, out, mask=at < width)
+
+
+@triton.jit
+def normed(
+    x_ptr, res_ptr, w_ptr, row, eps, width: tl.constexpr, block: tl.constexpr, add: tl.constexpr
+):
+    """[block], of the token that begins at element `row`; zero beyond `width`."""
     at = tl.arange(0, block)
     inside = at < width
     x = tl.load(x_ptr + row + at, mask=inside, other=0.0)
@@ -51,8 +60,7 @@ def _norm(
         tl.store(res_ptr + row + at, x, mask=inside)
     wide = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, 0) / width + eps)
-    weight = tl.load(w_ptr + at, mask=inside, other=0.0)
-    tl.store(out_ptr + row + at, (wide * scale).to(x.dtype) * weight, mask=inside)
+    return (wide * scale).to(x.dtype) * tl.load(w_ptr + at, mask=inside, other=0.0)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
@@ -67,10 +75,25 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 def _silu_mul(x_ptr, out_ptr, width, block: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * block + tl.arange(0, block)
+    out = gated(x_ptr + row * 2 * width, at, width)
+    tl.store(out_ptr + row * width + at, out, mask=at < width)
+
+
+@triton.jit
+def gated(gate_ptr, at, width):
+    """silu(gate) x up at the columns `at` of a token, zero beyond `width`."""
     inside = at < width
-    gate = tl.load(x_ptr + row * 2 * width + at, mask=inside).to(tl.float32)
-    up = tl.load(x_ptr + row * 2 * width + width + at, mask=inside)
-    tl.store(out_ptr + row * width + at, (gate * tl.sigmoid(gate)).to(up.dtype) * up, mask=inside)
+    gate = tl.load(gate_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_ptr + width + at, mask=inside, other=0.0)
+    return (gate * tl.sigmoid(gate)).to(up.dtype) * up
+
+
+@triton.jit
+def _narrowed(x, like):
+    """x in the dtype of the pointer `like`; cut off at the ends of e4m3, which has no infinity."""
+    if like.dtype.element_ty == tl.float8e4nv:
+        x = tl.clamp(x.to(tl.float32), -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
+    return x.to(like.dtype.element_ty)
 
 
 def rope_and_cache(
@@ -111,8 +134,8 @@ def _rope(
     slot = tl.load(slot_mapping_ptr + row)
     if head >= heads + kv_heads:
         target = values_ptr + (slot * kv_heads + head - heads - kv_heads) * 2 * half + at
-        tl.store(target, a, mask=inside)
-        tl.store(target + half, b, mask=inside)
+        tl.store(target, _narrowed(a, values_ptr), mask=inside)
+        tl.store(target + half, _narrowed(b, values_ptr), mask=inside)
         return
     if norm:
         weight = q_norm_ptr
@@ -129,11 +152,14 @@ def _rope(
     wide_a, wide_b = a.to(tl.float32), b.to(tl.float32)
     first = (wide_a * cos - wide_b * sin).to(a.dtype)
     second = (wide_b * cos + wide_a * sin).to(a.dtype)
-    target = out_ptr + (row * heads + head) * 2 * half + at
     if head >= heads:
         target = keys_ptr + (slot * kv_heads + head - heads) * 2 * half + at
-    tl.store(target, first, mask=inside)
-    tl.store(target + half, second, mask=inside)
+        tl.store(target, _narrowed(first, keys_ptr), mask=inside)
+        tl.store(target + half, _narrowed(second, keys_ptr), mask=inside)
+    else:
+        target = out_ptr + (row * heads + head) * 2 * half + at
+        tl.store(target, first, mask=inside)
+        tl.store(target + half, second, mask=inside)
 
 
 def decode_attention(
@@ -188,7 +214,7 @@ def _decode(
     for i in range(begin + split * count, tl.minimum(begin + (split + 1) * count, end)):
         at = tl.load(tables_ptr + request * pages + i).to(tl.int64) * page * kv_heads + kv_head
         place = at * dim + t[:, None] * kv_heads * dim + d[None, :]
-        k = tl.load(keys_ptr + place)
+        k = tl.load(keys_ptr + place).to(q.dtype)
         score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         place_in_text = i * page + t
         seen = (place_in_text < length) & (place_in_text >= oldest)
@@ -196,7 +222,7 @@ def _decode(
         top = tl.maximum(best, tl.max(score, 1))
         weight = tl.exp2(score - top[:, None])
         fade = tl.exp2(best - top)
-        v = tl.load(values_ptr + place)
+        v = tl.load(values_ptr + place).to(q.dtype)
         acc = acc * fade[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="ieee")
         total = total * fade + tl.sum(weight, 1)
         best = top
@@ -240,7 +266,8 @@ def prefill_attention(
     lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     if q.dtype == torch.float32:
         return reference.prefill_attention(q, keys, values, slot_mapping, *lengths, window)
-    k, v = (cache.flatten(0, 1)[slot_mapping] for cache in (keys, values))
+    caches = (keys.flatten(0, 1), values.flatten(0, 1))
+    k, v = (reference.gathered(cache, slot_mapping, q.dtype) for cache in caches)
     # Straight to the operator: its public form, `varlen_attn`, has other arguments in torch 2.13
     # than in 2.11.
     forward = torch.ops.aten._flash_attention_forward

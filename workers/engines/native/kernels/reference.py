@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FP8, LARGEST = torch.float8_e4m3fn, 448.0
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) x weight, in float32 inside."""
@@ -48,8 +50,9 @@ def rope_and_cache(
     if q_norm is not None and k_norm is not None:
         q, k = rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps)
     angles = cos[positions].unsqueeze(1).to(q.dtype), sin[positions].unsqueeze(1).to(q.dtype)
-    keys.view(-1, kv_heads, dim)[slot_mapping] = _rotate(k, *angles)
-    values.view(-1, kv_heads, dim)[slot_mapping] = v
+    for cache, new in ((keys, _rotate(k, *angles)), (values, v)):
+        slots = _movable(cache).view(-1, kv_heads, dim)
+        slots[slot_mapping] = _movable(narrowed(new, cache.dtype))
     return _rotate(q, *angles)
 
 
@@ -61,7 +64,8 @@ def decode_attention(
     outputs = []
     for i, length in enumerate(lengths.tolist()):
         pages = tables[i, : -(-length // page)].long()
-        k, v = (cache[pages].flatten(0, 1)[:length] for cache in (keys, values))
+        read = (gathered(cache, pages, q.dtype) for cache in (keys, values))
+        k, v = (one.flatten(0, 1)[:length] for one in read)
         outputs.append(_attend(q[i : i + 1], k, v, window))
     return torch.cat(outputs)
 
@@ -78,13 +82,29 @@ def prefill_attention(
     window: int | None,
 ) -> Tensor:
     """One chunk after another; the longest lengths are not needed here."""
-    k, v = (cache.flatten(0, 1)[slot_mapping] for cache in (keys, values))
+    caches = (keys.flatten(0, 1), values.flatten(0, 1))
+    k, v = (gathered(cache, slot_mapping, q.dtype) for cache in caches)
     queries, contexts = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
     parts = [
         _attend(q[a:b], k[c:d], v[c:d], window)
         for a, b, c, d in zip(queries[:-1], queries[1:], contexts[:-1], contexts[1:], strict=True)
     ]
     return torch.cat(parts)
+
+
+def gathered(cache: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
+    """cache[index] of keys or values, in `dtype`."""
+    return _movable(cache)[index].view(cache.dtype).to(dtype)
+
+
+def narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in `dtype`; cut off at the ends of e4m3, which has no infinity."""
+    return x.clamp(-LARGEST, LARGEST).to(dtype) if dtype == FP8 else x.to(dtype)
+
+
+def _movable(x: Tensor) -> Tensor:
+    """The same bytes in a dtype that every release of torch can gather and scatter."""
+    return x.view(torch.uint8) if x.dtype == FP8 else x
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:

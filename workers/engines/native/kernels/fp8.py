@@ -1,0 +1,151 @@
+"""What FP8 kernels take and return, and their plain-torch reference, which also runs on a CPU.
+
+`fused_fp8` has the same functions in Triton. Value = e4m3 x scale, in both operands of a product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workers.engines.native.kernels import reference
+from workers.engines.native.kernels.reference import FP8, LARGEST, narrowed
+
+SMALLEST = 1e-10  # of the largest value of a token: of zeros alone a scale is wanted as well
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Weight:
+    """A matrix of N output channels and K inputs.
+
+    values: [N, K] e4m3. scales: [ceil(N / share[0]), ceil(K / share[1])] float32; one is of so many
+    rows and columns. input_scale: [1] float32, by which inputs are quantised; None: by their own
+    largest values, of each `share[1]` columns of a token.
+    """
+
+    values: Tensor
+    scales: Tensor
+    share: tuple[int, int]
+    input_scale: Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Of values and scales."""
+        inputs = 0 if self.input_scale is None else self.input_scale.nbytes
+        return self.values.nbytes + self.scales.nbytes + inputs
+
+    def plain(self, dtype: torch.dtype) -> Tensor:
+        """[N, K], the real values."""
+        return spread(self.values, self.scales, self.share).to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8:
+    """Activations of T tokens. values: [T, K] e4m3. scales: [T, ceil(K / columns)] float32, where
+    one is of so many columns of a token."""
+
+    values: Tensor
+    scales: Tensor
+
+
+class Fp8Kernels(Protocol):
+    """The functions of this module and of `fused_fp8`. weight: of the matrix that reads the result,
+    which says how it is to be quantised."""
+
+    def quantize(self, x: Tensor, weight: Fp8Weight) -> Fp8:
+        """x: [T, K]."""
+        ...
+
+    def rms_norm(self, x: Tensor, norm: Tensor, eps: float, weight: Fp8Weight) -> Fp8:
+        """`Kernels.rms_norm`, quantised."""
+        ...
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, norm: Tensor, eps: float, weight: Fp8Weight
+    ) -> Fp8:
+        """`Kernels.add_rms_norm`, quantised; the residual is written in its own dtype."""
+        ...
+
+    def silu_mul(self, gate_up: Tensor, weight: Fp8Weight) -> Fp8:
+        """`Kernels.silu_mul`, quantised."""
+        ...
+
+    def linear(self, x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """x weight^T + bias, summed in float32 -> [T, N] of `dtype`."""
+        ...
+
+
+def quantize(x: Tensor, weight: Fp8Weight) -> Fp8:
+    """A scale is the largest value it is of over the largest of e4m3, 448 (Micikevicius et al.,
+    arXiv:2209.05433). By a stored scale what is larger is cut off."""
+    (tokens, width), columns = x.shape, weight.share[1]
+    parts = F.pad(x.float(), (0, -width % columns)).view(tokens, -1, columns)
+    if weight.input_scale is None:
+        scales = parts.abs().amax(-1).clamp(min=SMALLEST) / LARGEST
+    else:
+        scales = weight.input_scale.expand(parts.shape[:2]).contiguous()
+    values = narrowed(parts / scales[..., None], FP8).view(tokens, -1)
+    return Fp8(values[:, :width].contiguous(), scales)
+
+
+def rms_norm(x: Tensor, norm: Tensor, eps: float, weight: Fp8Weight) -> Fp8:
+    """One after the other."""
+    return quantize(reference.rms_norm(x, norm, eps), weight)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, norm: Tensor, eps: float, weight: Fp8Weight) -> Fp8:
+    """One after the other."""
+    return quantize(reference.add_rms_norm(x, residual, norm, eps), weight)
+
+
+def silu_mul(gate_up: Tensor, weight: Fp8Weight) -> Fp8:
+    """One after the other."""
+    return quantize(reference.silu_mul(gate_up), weight)
+
+
+def linear(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """A product of real values in float32."""
+    inputs = spread(x.values, x.scales, (1, weight.share[1]))
+    out = F.linear(inputs, weight.plain(torch.float32)).to(dtype)
+    return out if bias is None else out + bias
+
+
+def made_fp8(plain: Tensor, scales: Tensor, share: tuple[int, int]) -> Tensor:
+    """[N, K] e4m3 of real values, by `scales`; see `Fp8Weight`."""
+    return narrowed(plain.float() / _of_elements(scales, share, plain.shape), FP8)
+
+
+def largest_of(plain: Tensor, share: tuple[int, int]) -> Tensor:
+    """The largest absolute value of each `share` of rows and columns of [N, K] -> [ceil(N /
+    share[0]), ceil(K / share[1])] float32."""
+    height, width = share
+    rows, columns = plain.shape
+    padded = F.pad(plain.abs(), (0, -columns % width, 0, -rows % height))
+    return padded.view(-(-rows // height), height, -1, width).amax((1, 3)).float()
+
+
+def spread(values: Tensor, scales: Tensor, share: tuple[int, int]) -> Tensor:
+    """The real values, float32. values: [rows, columns] e4m3, of which each `share` has a scale."""
+    return values.float() * _of_elements(scales, share, values.shape)
+
+
+def _of_elements(scales: Tensor, share: tuple[int, int], shape: torch.Size) -> Tensor:
+    """The scale of each element, [rows, columns], or what broadcasts to it."""
+    (height, width), (rows, columns) = share, shape
+    tall = scales if height == 1 else scales.repeat_interleave(height, 0)[:rows]
+    return tall if width >= columns else tall.repeat_interleave(width, 1)[:, :columns]
+
+
+def fp8_kernels_for(device: torch.device) -> Fp8Kernels:
+    """The module whose functions run on `device`."""
+    if device.type == "cuda":
+        from workers.engines.native.kernels import fused_fp8
+
+        return fused_fp8
+    from workers.engines.native.kernels import fp8
+
+    return fp8

@@ -1,0 +1,197 @@
+"""The FP8 kernels in Triton, for a GPU. Shapes and dtypes are those of `fp8.Fp8Kernels`.
+
+See `fused` for the names of arguments. A kernel that quantises takes one token a program, for its
+largest value is wanted before its first one can be written.
+"""
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from workers.engines.native.kernels.fp8 import Fp8, Fp8Weight
+from workers.engines.native.kernels.fused import gated, normed
+from workers.engines.native.kernels.reference import FP8
+
+# Rows up to which a product is bound by reading its weights. Beyond, it is cuBLAS's.
+FEW_ROWS = 32
+# cuBLAS wants both sizes of a matrix in multiples of it.
+ALIGNED = 16
+# Enough programs to give every multiprocessor of a large GPU one.
+_TARGET_PROGRAMS = 132
+
+
+def quantize(x: Tensor, weight: Fp8Weight) -> Fp8:
+    """Reads and writes each value once."""
+    out, sizes = _room(x.shape[0], x.shape[1], x.device, weight)
+    _quantize[(x.shape[0],)](x, *out, *sizes, num_warps=_warps(sizes))
+    return Fp8(*out[:2])
+
+
+def rms_norm(x: Tensor, norm: Tensor, eps: float, weight: Fp8Weight) -> Fp8:
+    """One pass."""
+    return _normed(x, None, norm, eps, weight)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, norm: Tensor, eps: float, weight: Fp8Weight) -> Fp8:
+    """The same, reading and writing the residual in the same pass."""
+    return _normed(x, residual, norm, eps, weight)
+
+
+def _normed(
+    x: Tensor, residual: Tensor | None, norm: Tensor, eps: float, weight: Fp8Weight
+) -> Fp8:
+    out, sizes = _room(x.shape[0], x.shape[1], x.device, weight)
+    tensors = (x, x if residual is None else residual, norm)
+    add = residual is not None
+    _norm[(x.shape[0],)](*tensors, *out, eps, *sizes, add, num_warps=_warps(sizes))
+    return Fp8(*out[:2])
+
+
+def silu_mul(gate_up: Tensor, weight: Fp8Weight) -> Fp8:
+    """One pass."""
+    rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+    out, sizes = _room(rows, width, gate_up.device, weight)
+    _silu_mul[(rows,)](gate_up, *out, *sizes, num_warps=_warps(sizes))
+    return Fp8(*out[:2])
+
+
+def _room(
+    rows: int, width: int, device: torch.device, weight: Fp8Weight
+) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int, int, int, bool]]:
+    """What a quantising kernel writes to, with the stored scale that it may read; and its sizes."""
+    columns = weight.share[1]
+    values = torch.empty(rows, width, dtype=FP8, device=device)
+    scales = torch.empty(rows, triton.cdiv(width, columns), dtype=torch.float32, device=device)
+    static = weight.input_scale is not None
+    stored = scales if weight.input_scale is None else weight.input_scale
+    alone = columns >= width  # a token has one scale
+    block = triton.next_power_of_2(width if alone else max(width, columns))
+    return (values, scales, stored), (width, block, block if alone else columns, static)
+
+
+def _warps(sizes: tuple[int, int, int, bool]) -> int:
+    return 8 if sizes[1] <= 8192 else 16
+
+
+@triton.jit
+def _store(
+    x, out_ptr, scales_ptr, static_ptr, row,
+    width: tl.constexpr, block: tl.constexpr, columns: tl.constexpr, static: tl.constexpr,
+):  # fmt: skip
+    """Quantise a token. x: [block] float32, zero beyond `width`; a scale is of `columns` of it."""
+    at, part = tl.arange(0, block), tl.arange(0, block // columns)
+    parts = tl.reshape(x, [block // columns, columns])
+    if static:
+        scale = tl.zeros([block // columns], tl.float32) + tl.load(static_ptr)
+    else:
+        scale = tl.maximum(tl.max(tl.abs(parts), 1), 1e-10) / 448.0
+    values = tl.clamp(parts / scale[:, None], -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
+    count = tl.cdiv(width, columns)
+    tl.store(scales_ptr + row * count + part, scale, mask=part < count)
+    narrow = tl.reshape(values, [block]).to(tl.float8e4nv)
+    tl.store(out_ptr + row * width + at, narrow, mask=at < width)
+
+
+@triton.jit
+def _quantize(
+    x_ptr, out_ptr, scales_ptr, static_ptr,
+    width: tl.constexpr, block: tl.constexpr, columns: tl.constexpr, static: tl.constexpr,
+):  # fmt: skip
+    row, at = tl.program_id(0).to(tl.int64), tl.arange(0, block)
+    x = tl.load(x_ptr + row * width + at, mask=at < width, other=0.0).to(tl.float32)
+    _store(x, out_ptr, scales_ptr, static_ptr, row, width, block, columns, static)
+
+
+@triton.jit
+def _norm(
+    x_ptr, res_ptr, w_ptr, out_ptr, scales_ptr, static_ptr, eps,
+    width: tl.constexpr, block: tl.constexpr, columns: tl.constexpr, static: tl.constexpr,
+    add: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    x = normed(x_ptr, res_ptr, w_ptr, row * width, eps, width, block, add).to(tl.float32)
+    _store(x, out_ptr, scales_ptr, static_ptr, row, width, block, columns, static)
+
+
+@triton.jit
+def _silu_mul(
+    x_ptr, out_ptr, scales_ptr, static_ptr,
+    width: tl.constexpr, block: tl.constexpr, columns: tl.constexpr, static: tl.constexpr,
+):  # fmt: skip
+    row, at = tl.program_id(0).to(tl.int64), tl.arange(0, block)
+    x = gated(x_ptr + row * 2 * width, at, width).to(tl.float32)
+    _store(x, out_ptr, scales_ptr, static_ptr, row, width, block, columns, static)
+
+
+def linear(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """cuBLAS for many rows of a matrix with a scale a channel; else a kernel of ours.
+
+    `_scaled_mm` with row-wise scales makes bfloat16 alone, and wants the second operand column by
+    column, which a matrix [N, K] transposed is.
+    """
+    rows, (outputs, inputs) = x.values.shape[0], weight.values.shape
+    aligned = not (outputs % ALIGNED or inputs % ALIGNED)
+    if rows <= FEW_ROWS or weight.scales.shape[1] > 1 or weight.share[0] > 1 or not aligned:
+        return _product(x, weight, bias, dtype)
+    scales = {"scale_a": x.scales, "scale_b": weight.scales.t(), "bias": bias}
+    second = weight.values.t()
+    return torch._scaled_mm(x.values, second, **scales, out_dtype=dtype, use_fast_accum=True)
+
+
+def _product(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """One program for some rows and some output channels. Of few rows it has few channels, so that
+    all multiprocessors read weights."""
+    rows, (outputs, inputs) = x.values.shape[0], weight.values.shape
+    out = torch.empty(rows, outputs, dtype=dtype, device=x.values.device)
+    blocks = weight.share[1] < inputs or weight.share[0] > 1
+    height = min(max(triton.next_power_of_2(rows), 16), 64)
+    fits = [n for n in (64, 32) if triton.cdiv(outputs, n) >= _TARGET_PROGRAMS]
+    width = 128 if height == 64 else [*fits, 16][0]
+    depth = weight.share[1] if blocks else (256 if width <= 32 else 128)
+    tensors = (x.values, x.scales, weight.values, weight.scales)
+    grid = (triton.cdiv(outputs, width), triton.cdiv(rows, height))
+    _linear[grid](
+        *tensors, out if bias is None else bias, out, rows, outputs, inputs,
+        x.scales.shape[1], weight.share[0], height, width, depth, blocks, bias is not None,
+        inputs % depth == 0, num_warps=8 if height == 64 else 4, num_stages=4,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _linear(
+    x_ptr, x_scales_ptr, w_ptr, w_scales_ptr, bias_ptr, out_ptr, rows, outputs, inputs,
+    parts, share: tl.constexpr, height: tl.constexpr, width: tl.constexpr, depth: tl.constexpr,
+    blocks: tl.constexpr, has_bias: tl.constexpr, even: tl.constexpr,
+):  # fmt: skip
+    """blocks: each `depth` inputs of a token and of `share` channels have a scale of their own, and
+    `parts` is how many there are; else tokens and channels have one each."""
+    n = tl.program_id(0).to(tl.int64) * width + tl.arange(0, width)
+    m = tl.program_id(1).to(tl.int64) * height + tl.arange(0, height)
+    is_row, is_output = m < rows, n < outputs
+    acc = tl.zeros([height, width], tl.float32)
+    for part in range(0, tl.cdiv(inputs, depth)):
+        k = part * depth + tl.arange(0, depth)
+        x_mask, w_mask = is_row[:, None], is_output[:, None]
+        if not even:
+            x_mask, w_mask = x_mask & (k < inputs)[None, :], w_mask & (k < inputs)[None, :]
+        x = tl.load(x_ptr + m[:, None] * inputs + k[None, :], mask=x_mask, other=0.0)
+        w = tl.load(w_ptr + n[:, None] * inputs + k[None, :], mask=w_mask, other=0.0)
+        product = tl.dot(x, tl.trans(w))
+        if blocks:
+            of_x = tl.load(x_scales_ptr + m * parts + part, mask=is_row, other=0.0)
+            of_w = tl.load(w_scales_ptr + n // share * parts + part, mask=is_output, other=0.0)
+            product = product * of_x[:, None] * of_w[None, :]
+        acc += product
+    if not blocks:
+        of_x = tl.load(x_scales_ptr + m, mask=is_row, other=0.0)
+        acc = acc * of_x[:, None] * tl.load(w_scales_ptr + n, mask=is_output, other=0.0)[None, :]
+    out = acc.to(out_ptr.dtype.element_ty)
+    if has_bias:
+        out += tl.load(bias_ptr + n, mask=is_output, other=0.0)[None, :]
+    place = out_ptr + m[:, None] * outputs + n[None, :]
+    tl.store(place, out, mask=is_row[:, None] & is_output[None, :])

@@ -1,0 +1,111 @@
+"""The matrices of a layer, each with the kernels that make its inputs and multiply by it: in the
+dtype of the model, or in FP8."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workers.engines.native.kernels import Kernels
+from workers.engines.native.kernels.fp8 import Fp8, Fp8Kernels, Fp8Weight
+
+Input = TypeVar("Input")
+
+
+class Matrix(Protocol, Generic[Input]):
+    """A matrix of N output channels and K inputs. Input: what it multiplies, of [T, K] values."""
+
+    def normed(
+        self, x: Tensor, residual: Tensor | None, norm: Tensor, eps: float
+    ) -> tuple[Input, Tensor]:
+        """The norm of the sum of x and the residual, as this matrix reads it, and the sum itself:
+        [T, K] each. Before the first layer there is no residual yet."""
+        ...
+
+    def silu_mul(self, gate_up: Tensor) -> Input:
+        """silu(gate) x up of [T, 2 K], as this matrix reads it."""
+        ...
+
+    def input(self, x: Tensor) -> Input:
+        """[T, K], as this matrix reads it."""
+        ...
+
+    def times(self, x: Input, bias: Tensor | None = None) -> Tensor:
+        """x matrix^T + bias -> [T, N]."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """That it takes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """In the dtype of the model. weight: [N, K]."""
+
+    weight: Tensor
+    kernels: Kernels
+
+    def normed(
+        self, x: Tensor, residual: Tensor | None, norm: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """See `Matrix`."""
+        if residual is None:
+            return self.kernels.rms_norm(x, norm, eps), x
+        return self.kernels.add_rms_norm(x, residual, norm, eps), residual
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """See `Matrix`."""
+        return self.kernels.silu_mul(gate_up)
+
+    def input(self, x: Tensor) -> Tensor:
+        """x itself."""
+        return x
+
+    def times(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """See `Matrix`."""
+        return F.linear(x, self.weight, bias)
+
+    @property
+    def bytes(self) -> int:
+        """Of the weight."""
+        return self.weight.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class InFp8:
+    """In FP8, and so are its inputs. dtype: of what it makes."""
+
+    weight: Fp8Weight
+    kernels: Fp8Kernels
+    dtype: torch.dtype
+
+    def normed(
+        self, x: Tensor, residual: Tensor | None, norm: Tensor, eps: float
+    ) -> tuple[Fp8, Tensor]:
+        """See `Matrix`."""
+        if residual is None:
+            return self.kernels.rms_norm(x, norm, eps, self.weight), x
+        return self.kernels.add_rms_norm(x, residual, norm, eps, self.weight), residual
+
+    def silu_mul(self, gate_up: Tensor) -> Fp8:
+        """See `Matrix`."""
+        return self.kernels.silu_mul(gate_up, self.weight)
+
+    def input(self, x: Tensor) -> Fp8:
+        """x, quantised."""
+        return self.kernels.quantize(x, self.weight)
+
+    def times(self, x: Fp8, bias: Tensor | None = None) -> Tensor:
+        """See `Matrix`."""
+        return self.kernels.linear(x, self.weight, bias, self.dtype)
+
+    @property
+    def bytes(self) -> int:
+        """Of the weight, its scales included."""
+        return self.weight.bytes
