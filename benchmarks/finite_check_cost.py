@@ -19,11 +19,12 @@ from torch import Tensor
 from orchestrator.node.datasheet import sheet
 from orchestrator.plan import planning
 from strategies.memory import weight_bytes
+from strategies.precision import Precision
 from workers.engines.native.sampling import Sampler
 
 CALLS, ROUNDS = 20, 50
 ROWS = (1, 32, 100)
-BYTES = 2  # of a weight and of a logit, in bfloat16
+BYTES = 2  # of a logit, in bfloat16
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
     if found is None or found.hbm is None:
         raise SystemExit(f"the memory bandwidth of {name} is not known")
     layout, shape = planning.sketch(asked.strategy, asked.model)
-    held = weight_bytes(layout.placement, shape, 0, BYTES)
+    held = weight_bytes(layout.placement, shape, 0, Precision("bfloat16"))
     least_us = held / found.hbm / 1e3
     width = shape.vocab_size // layout.placement.degree("tp")
     print(f"{asked.model} {asked.strategy} on {name}: a step takes at least {least_us:.0f} us")

@@ -12,7 +12,7 @@ import click
 
 from orchestrator.commands import comparing, exporting, importing, node, results, submitting
 from orchestrator.commands.boundary import OneLineErrors, TakesLevels
-from orchestrator.options import FILE, compare_options, experiment_options, json_option
+from orchestrator.options import FILE, compare_options, experiment_options, fp8_options, json_option
 from orchestrator.report.output import Output
 
 PATH = click.Path(path_type=Path)
@@ -90,6 +90,7 @@ def strategies(as_json: bool) -> None:
     show_default=True,
     type=click.Choice(["float32", "bfloat16", "float16"]),
 )
+@fp8_options
 @click.option("--memory", metavar="141GB", help="Memory of one GPU. [what is here]")
 @click.option(
     "--batch",
@@ -113,9 +114,14 @@ def explain(
     batch: int,
     prefill_tokens: int | None,
     as_json: bool,
+    **fp8: str | None,
 ) -> None:
     """Show where a layout puts a model, what fits beside it and what a decode step sends."""
-    node.explain(layouts, model, dtype, memory, batch, prefill_tokens, as_json)
+    from orchestrator.config import load_experiment
+
+    given = {name: value for name, value in fp8.items() if value is not None}
+    asked = load_experiment(None, {"dtype": dtype, **given})
+    node.explain(layouts, model, asked, memory, batch, prefill_tokens, as_json)
 
 
 @main.command(cls=TakesLevels)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from strategies.errors import LayoutError
 
@@ -48,7 +48,7 @@ class Fp8Format:
     begins a regular expression, "Linear" means all.
     """
 
-    scales: Literal["tensor", "channel", "block"] = "channel"
+    scales: str = "channel"
     block: tuple[int, int] | None = None
     static: bool = False
     targets: tuple[str, ...] = ("Linear",)
@@ -112,8 +112,7 @@ def _of_fp8(config: Mapping[str, Any]) -> Fp8Format:
     if block and scheme == "static":
         raise _not_run("activation_scheme static beside a weight_block_size")
     ignored = (*_names(config, "modules_to_not_convert"), *_names(config, "ignored_layers"))
-    scales: Literal["tensor", "block"] = "block" if block else "tensor"
-    return Fp8Format(scales, block, scheme == "static", ignored=ignored)
+    return Fp8Format("block" if block else "tensor", block, scheme == "static", ignored=ignored)
 
 
 def _of_compressed(config: Mapping[str, Any]) -> Fp8Format:
@@ -128,23 +127,25 @@ def _of_compressed(config: Mapping[str, Any]) -> Fp8Format:
     if len(groups) != 1:
         raise _not_run(f"{len(groups)} config_groups ({', '.join(groups)}); one is")
     (group,) = groups.values()
+    _expect("the format of a group", group.get("format"), None, "float-quantized")
     _expect("output_activations", group.get("output_activations"), *EMPTY)
     weights, inputs = _float8(group, "weights"), _float8(group, "input_activations")
     scales = weights.get("strategy")
     _expect("the strategy of weights", scales, "tensor", "channel", "block")
-    block = _block("block_structure", weights.get("block_structure")) if scales == "block" else None
+    structure = _block("block_structure", weights.get("block_structure"))
+    block = structure if scales == "block" else None
     if scales == "block" and block is None:
         raise _not_run("the strategy block without a block_structure")
     _check_inputs(inputs, block)
     static = not inputs.get("dynamic")
     targets, ignored = _names(group, "targets"), _names(config, "ignore")
-    return Fp8Format(scales, block, static, targets, ignored)
+    return Fp8Format(str(scales), block, static, targets, ignored)
 
 
 def _check_inputs(inputs: Mapping[str, Any], block: tuple[int, int] | None) -> None:
     """Activations: of each token as it comes, of `block[1]` columns of it, or by a stored scale."""
     strategy, dynamic = inputs.get("strategy"), bool(inputs.get("dynamic"))
-    known = ("token", "tensor", *(("group",) if block else ())) if dynamic else ("tensor",)
+    known = ["tensor", *(("token",) if dynamic else ()), *(("group",) if dynamic and block else ())]
     _expect(f"the strategy of input_activations (dynamic: {dynamic})", strategy, *known)
     if block and not dynamic:
         raise _not_run("static input_activations beside weights in blocks")

@@ -80,8 +80,8 @@ class HubConfig:
 
     @property
     def fp8_format(self) -> Fp8Format | None:
-        """How matrices are stored in FP8; None where the checkpoint has none. Raises LayoutError for
-        another quantization."""
+        """How matrices are stored in FP8; None where the checkpoint has none. Raises LayoutError
+        for another quantization."""
         said = self._object("quantization_config")
         try:
             return stored_format(said) if said else None

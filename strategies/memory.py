@@ -34,12 +34,21 @@ class Budget:
 
 
 def weight_bytes(
-    placement: Placement, model: ModelShape, rank: int, precision: Precision, stored: bool = True
+    placement: Placement,
+    model: ModelShape,
+    rank: int,
+    precision: Precision,
+    stored: bool = True,
+    phase: str | None = None,
 ) -> int:
     """Bytes of parameters on `rank`; with stored=False of those that it computes with, though
-    others keep a part of them."""
+    others keep a part of them; with a phase in the form alone that this reads."""
+
+    def sizes(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return _sizes(placement.shard(name, shape, rank, stored=stored))
+
     return sum(
-        precision.bytes_of(model, name, _sizes(placement.shard(name, shape, rank, stored=stored)))
+        precision.bytes_of(model, name, sizes(name, shape), phase)
         for name, shape in model.parameters()
         if placement.holds(name, rank, model)
     )
@@ -88,9 +97,7 @@ def workspace_bytes(
     return tokens * precision.dtype_bytes * elements
 
 
-def gathered_bytes(
-    placement: Placement, model: ModelShape, rank: int, precision: Precision
-) -> int:
+def gathered_bytes(placement: Placement, model: ModelShape, rank: int, precision: Precision) -> int:
     """Bytes of parameters that `rank` holds whole only while they are used (ZeRO-3): two layers, as
     the next one is fetched meanwhile, or the embedding or head."""
     used: Counter[str] = Counter()

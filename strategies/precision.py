@@ -10,13 +10,7 @@ from strategies.shapes import DTYPE_BYTES, ModelShape
 
 PHASES = ("prefill", "decode")
 # What `quantization` of a plan can be -> the phases in which the matrices of layers are FP8.
-QUANTIZATIONS = {
-    "none": (),
-    "fp8": PHASES,
-    "fp8-prefill": ("prefill",),
-    "fp8-decode": ("decode",),
-}
-FP8_DTYPE = "float8_e4m3fn"
+QUANTIZATIONS = {"none": (), "fp8": PHASES, "fp8-prefill": ("prefill",), "fp8-decode": ("decode",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +45,6 @@ class Precision:
     def is_uniform(self) -> bool:
         """Whether both phases read the same weights."""
         return self.is_fp8("prefill") == self.is_fp8("decode")
-
-    @property
-    def fastest(self) -> str:
-        """The dtype of its fastest products: none of its phases computes at a higher rate."""
-        return self.dtype if self.quantization == "none" else FP8_DTYPE
 
     def is_fp8(self, phase: str) -> bool:
         """Whether the matrices of layers are FP8 in "prefill" or "decode"."""

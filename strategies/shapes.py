@@ -174,13 +174,14 @@ class Device:
     """One place for a rank: a GPU, or a CPU worker.
 
     node: the name of its machine. index: its number there. memory_bytes: 0 where it is unknown.
-    name: the model of the GPU, or "cpu".
+    name: the model of the GPU, or "cpu". capability: CUDA's, as (9, 0); None where it is unknown.
     """
 
     node: str
     index: int
     memory_bytes: int = 0
     name: str = "cpu"
+    capability: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

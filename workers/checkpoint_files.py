@@ -22,8 +22,8 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-# What is stored beside an FP8 matrix NAME.weight, each under one of these names: value = e4m3 x scale,
-# whatever "inv" stands for.
+# What is stored beside an FP8 matrix NAME.weight, each under one of these names. A value is e4m3 x
+# scale, whatever "inv" stands for.
 WEIGHT_SCALES = ("weight_scale", "weight_scale_inv")
 INPUT_SCALES = ("input_scale", "activation_scale")
 MAX_HEADER_BYTES = 100_000_000  # what the safetensors library itself accepts
@@ -64,7 +64,7 @@ def locate(folder: Path) -> dict[str, Stored]:
 
 
 def scale_of(name: str, spellings: Iterable[str], stored: Collection[str]) -> str | None:
-    """The scale of the matrix `name` among the tensors that are stored; None where there is none."""
+    """The scale of the matrix `name` among the tensors that are stored; None where none is."""
     module = name.removesuffix(".weight")
     found = (f"{module}.{spelling}" for spelling in spellings)
     return next((one for one in found if one in stored), None)

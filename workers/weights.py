@@ -26,8 +26,8 @@ Box = tuple[slice, ...]
 
 @dataclass(frozen=True, slots=True)
 class StoredFp8:
-    """A part of a matrix in FP8. values: [rows, columns] e4m3. scales: float32, [rows, 1], or one for
-    each block of `Fp8Format`. input_scale: None where inputs have scales of their own."""
+    """A part of a matrix in FP8. values: [rows, columns] e4m3. scales: float32, [rows, 1], or one
+    for each block of `Fp8Format`. input_scale: None where inputs have scales of their own."""
 
     values: Tensor
     scales: Tensor
@@ -42,8 +42,8 @@ class Source(Protocol):
     """Where weights come from. A box is the slices of a parameter, one for each of its dims."""
 
     def read(self, name: str, shape: tuple[int, ...], box: Box, out: Tensor) -> None:
-        """Fill `out`, of `box`'s shape, with that part of the parameter `name` of `shape`: with real
-        values, also where they are stored in FP8."""
+        """Fill `out`, of `box`'s shape, with that part of the parameter `name` of `shape`: with
+        real values, also where they are stored in FP8."""
         ...
 
     def stored_fp8(self, name: str, box: Box) -> StoredFp8 | None:

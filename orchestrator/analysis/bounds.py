@@ -79,7 +79,7 @@ class Roof:
     @classmethod
     def of(cls, plan: EnginePlan, engine: str, loads: Sequence[Closed], rates: Rates) -> Roof:
         """The bound of the slowest replica of a plan. loads: of each."""
-        stages = stages_of(plan.placement, plan.model, plan.dtype)
+        stages = stages_of(plan.placement, plan.model, plan.precision)
         tokens = sum(load.output_tokens for load in loads)
         roofs = (
             cls(stages, load, rates, least(stages, load, rates, engine in SEPARATE), tokens)
@@ -122,7 +122,7 @@ def bounds_of(
 def _roof(
     plan: EnginePlan, engine: str, loads: Sequence[Closed], ceilings: Ceilings | None
 ) -> Roof | None:
-    rates = ceilings.rates(plan.dtype) if ceilings else None
+    rates = ceilings.rates(plan.fastest_dtype) if ceilings else None
     return Roof.of(plan, engine, loads, rates) if rates else None
 
 
@@ -154,7 +154,7 @@ def loads_of(
 
 def model_flops(plan: EnginePlan, loads: Sequence[Closed]) -> float:
     """The operations of the model itself for `loads`, whatever is done twice."""
-    whole = stages_of(Placement.single(plan.model), plan.model, plan.dtype)[0]
+    whole = stages_of(Placement.single(plan.model), plan.model, plan.precision)[0]
     return sum(
         whole.prefill_flops(load) + whole.decode_flops(load.decoded, whole.context(load))
         for load in loads
@@ -173,7 +173,7 @@ def memory_bandwidth_utilization(
     """
     if not step_ms or sheet is None:
         return None
-    stages = stages_of(plan.placement, plan.model, plan.dtype)
+    stages = stages_of(plan.placement, plan.model, plan.precision)
     load = max(loads, key=lambda one: one.decoded)
     micro_batches = min(len(stages), load.in_flight)
     in_flight = load.decoded / max(load.rounds, load.least_passes, 1)
@@ -194,7 +194,7 @@ def _arithmetic(roof: Roof, reached: float) -> str:
         f"{reached:.1f} tok/s is above the bound of {roof.highest:.1f} by the data sheet: "
         f"{roof.tokens} tokens in at least {bound.seconds:.4g} s, "
         f"of which prefill {bound.prefill_s:.4g} s ({bound.prefill_passes} times "
-        f"{slowest.weight_bytes / 1e9:.4g} GB of weights, and "
+        f"{slowest.streamed / 1e9:.4g} GB of weights, and "
         f"{slowest.prefill_flops(load):.4g} operations of a GPU at {rates.flops / 1e12:.4g} "
         f"TFLOP/s) and decode {bound.decode_s:.4g} s "
         f"({load.rounds:.4g} rounds of {round_s:.4g} s; a pass of the slowest stage takes the "

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from strategies.memory import kv_bytes_per_token
-from strategies.shapes import DTYPE_BYTES
 from workers.messages import Built, EnginePlan, RankReport
 from workers.rows import column, row
 
@@ -76,10 +75,10 @@ def memory_of(built: Sequence[Built], plan: EnginePlan, reports: Sequence[RankRe
 
 def _kv_bytes(ranks: Sequence[Built], plan: EnginePlan) -> list[int] | None:
     """tokens x bytes of a token, of each rank; None unless every rank has a paged cache."""
-    size, held = DTYPE_BYTES[plan.dtype], []
+    held = []
     for one in ranks:
         if one.kv_tokens is None:
             return None
-        per_token = kv_bytes_per_token(plan.placement, plan.model, one.rank, size)
+        per_token = kv_bytes_per_token(plan.placement, plan.model, one.rank, plan.precision)
         held.append(one.kv_tokens * per_token)
     return held

@@ -114,7 +114,7 @@ def device_time_of(
     total = made.duration * num_ranks * per_token
     if reason := _unknown(reports, num_ranks):
         return replace(nothing(DeviceTime), device_ms_per_token=total, device_time_reason=reason)
-    rates = ceilings.rates(plan.dtype) if ceilings else None
+    rates = ceilings.rates(plan.fastest_dtype) if ceilings else None
     ranks = ranks_of(plan, reports, requests)
     decode = [decode_of(one, rates) for one in ranks]
     prefill = [prefill_of(one, rates) for one in ranks]

@@ -75,7 +75,7 @@ def ranks_of(
 ) -> list[RankSteps]:
     """In rank order."""
     placement = plan.placement
-    stages = stages_of(placement, plan.model, plan.dtype)
+    stages = stages_of(placement, plan.model, plan.precision)
     replicas = np.asarray(requests.column("replica"))
 
     def of(report: RankReport) -> RankSteps:
@@ -129,7 +129,8 @@ def decode_of(rank: RankSteps, rates: Rates | None) -> Spent:
     steps, made, context = rank.decode, rank.load.decoded, rank.stage.context(rank.load)
     read, operations = made * context, rank.stage.decode_flops(made, context)
     spent = _spent(steps, np.ones(len(steps.windows)))
-    return _with_roofline(spent, rank.stage, len(steps.windows), read, operations, rates)
+    weights = len(steps.windows) * rank.stage.weight_bytes
+    return _with_roofline(spent, rank.stage, weights, read, operations, rates)
 
 
 def prefill_of(rank: RankSteps, rates: Rates | None) -> Spent:
@@ -138,7 +139,8 @@ def prefill_of(rank: RankSteps, rates: Rates | None) -> Spent:
     operations = stage.prefill_flops(rank.load)
     read = _read_again(steps, rank.prompts, stage)
     spent = _spent(steps, steps.tokens)
-    return _with_roofline(spent, stage, len(steps.windows), read, operations, rates)
+    weights = len(steps.windows) * stage.streamed
+    return _with_roofline(spent, stage, weights, read, operations, rates)
 
 
 def _read_again(steps: Steps, prompts: np.ndarray, stage: Stage) -> float | None:
@@ -176,15 +178,15 @@ def _spent(steps: Steps, work: np.ndarray) -> Spent:
 def _with_roofline(
     spent: Spent,
     stage: Stage,
-    passes: int,
+    weight_bytes: int,
     read: float | None,
     operations: float,
     rates: Rates | None,
 ) -> Spent:
-    """read: tokens whose keys and values are read."""
+    """weight_bytes: in all passes. read: tokens whose keys and values are read."""
     if rates is None:
         return spent
-    weights = passes * stage.weight_bytes / rates.memory
+    weights = weight_bytes / rates.memory
     if read is None:
         return replace(spent, weights=weights)
     kv = read * stage.kv_bytes / rates.memory

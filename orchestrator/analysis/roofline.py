@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from strategies.memory import kv_bytes_per_token, window_of
 from strategies.placement import Placement
-from strategies.shapes import DTYPE_BYTES, ModelShape
+from strategies.precision import Precision
+from strategies.shapes import ModelShape
 
 CALIBRATED, DATASHEET = "calibrated", "datasheet"
 
@@ -154,8 +155,9 @@ def _capped_sum(start: int, stop: int, cap: int) -> int:
 class Stage:
     """What one rank of a pipeline stage reads and computes at least.
 
-    weight_bytes: in every pass. kv_bytes: of one token. token_flops, head_flops: of a token, of a
-    sampled one (2 a parameter of a matrix). attention_flops: of a token and a token of its context.
+    weight_bytes, prompt_weight_bytes: in every pass with decoded tokens, with prompts. kv_bytes: of
+    one token. token_flops, head_flops: of a token, of a sampled one (2 a parameter of a matrix).
+    attention_flops: of a token and a token of its context.
     windows: (window, layers) of those that have it, None for all tokens.
     """
 
@@ -165,6 +167,7 @@ class Stage:
     head_flops: int
     attention_flops: int
     windows: tuple[tuple[int | None, int], ...] = ((None, 1),)
+    prompt_weight_bytes: int | None = None  # None: as in decoding
 
     def context(self, load: Closed) -> float:
         """Mean tokens of KV that a decode pass reads for a request, over its layers."""
@@ -206,27 +209,40 @@ class Stage:
         return max(read / rates.memory, self.decode_flops(requests, context) / rates.flops)
 
     def weights_s(self, rates: Rates) -> float:
-        """Seconds that a pass takes at least to stream the weights, whatever else it holds."""
-        return max(self.weight_bytes - rates.cache_bytes, 0) / rates.memory
+        """Seconds that a pass with prompts takes at least to stream the weights, whatever else it
+        holds."""
+        return max(self.streamed - rates.cache_bytes, 0) / rates.memory
+
+    @property
+    def streamed(self) -> int:
+        """Bytes of weights in a pass with prompts."""
+        mine = self.prompt_weight_bytes
+        return self.weight_bytes if mine is None else mine
 
 
-def stages_of(placement: Placement, model: ModelShape, dtype: str) -> tuple[Stage, ...]:
+def stages_of(placement: Placement, model: ModelShape, precision: Precision) -> tuple[Stage, ...]:
     """The pipeline stages of one replica, each as its first rank sees it."""
     ranks = [placement.rank_at({"pp": index}) for index in range(placement.degree("pp"))]
-    return tuple(_stage(placement, model, rank, DTYPE_BYTES[dtype]) for rank in ranks)
+    return tuple(_stage(placement, model, rank, precision) for rank in ranks)
 
 
-def _stage(placement: Placement, model: ModelShape, rank: int, dtype_bytes: int) -> Stage:
-    read = dict(_parameters_read(placement, model, rank))
+def _stage(placement: Placement, model: ModelShape, rank: int, precision: Precision) -> Stage:
+    slices = dict(_parameters_read(placement, model, rank))
+    read = {name: math.prod(sizes) for name, sizes in slices.items()}
     shapes = dict(model.parameters())
     head = read.get(model.head_name, 0)
     matrices = sum(n for name, n in read.items() if len(shapes[name]) == 2) - head
     layers = [layer for stage in placement.stages_of(rank) for layer in stage.layers]
     q_shape = (model.num_heads * model.head_dim, model.hidden_size)
     q = placement.shard("model.layers.0.self_attn.q_proj.weight", q_shape, rank, stored=False)[0]
+    decode, prefill = (
+        sum(precision.bytes_of(model, *one, phase) for one in slices.items())
+        for phase in ("decode", "prefill")
+    )
     return Stage(
-        weight_bytes=sum(read.values()) * dtype_bytes,
-        kv_bytes=kv_bytes_per_token(placement, model, rank, dtype_bytes),
+        weight_bytes=decode,
+        prompt_weight_bytes=prefill,
+        kv_bytes=kv_bytes_per_token(placement, model, rank, precision),
         token_flops=2 * matrices,
         head_flops=2 * head,
         # queries times keys, and weights times values: 2 operations an element each
@@ -237,8 +253,8 @@ def _stage(placement: Placement, model: ModelShape, rank: int, dtype_bytes: int)
 
 def _parameters_read(
     placement: Placement, model: ModelShape, rank: int
-) -> Iterator[tuple[str, int]]:
-    """(name, elements) of the parameters that a pass reads whole.
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(name, sizes of the slice) of the parameters that a pass reads whole.
 
     The embedding counts where it is the head too: looking a token up reads a row of it alone.
     """
@@ -247,4 +263,4 @@ def _parameters_read(
         is_head = is_last and name == model.head_name
         if placement.holds(name, rank, model) and (name != "model.embed_tokens.weight" or is_head):
             box = placement.shard(name, shape, rank, stored=False)
-            yield name, math.prod(side.stop - side.start for side in box)
+            yield name, tuple(side.stop - side.start for side in box)

@@ -22,6 +22,7 @@ class Gpu:
     not report it, as for a virtual GPU.
 
     application_...: clocks that were set for it. default_power_limit_w: its power limit as it came.
+    compute_capability: CUDA's, "9.0".
     """
 
     index: int
@@ -37,6 +38,14 @@ class Gpu:
     application_sm_clock_mhz: int | None = None
     application_memory_clock_mhz: int | None = None
     default_power_limit_w: float | None = None
+    compute_capability: str | None = None
+
+    def device(self, node: str) -> Device:
+        """It, as a place for a rank on a node."""
+        told = self.compute_capability
+        major, minor = map(int, told.split(".")) if told else (0, 0)
+        capability = (major, minor) if told else None
+        return Device(node, self.index, self.memory_bytes, self.name, capability)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +65,7 @@ def local_topology(device: str, ranks: int = 1) -> Topology:
     CPU devices ("cpu") as there are `ranks`."""
     if device == "cpu":
         return Topology.uniform(ranks)
-    return Topology(tuple(Device("local", gpu.index, gpu.memory_bytes, gpu.name) for gpu in gpus()))
+    return Topology(tuple(gpu.device("local") for gpu in gpus()))
 
 
 def gpus() -> list[Gpu]:
@@ -153,7 +162,12 @@ def _describe(nvml: Any, handle: Any, index: int, driver: str) -> Gpu:
         application_sm_clock_mhz=told(nvml.nvmlDeviceGetApplicationsClock, nvml.NVML_CLOCK_SM),
         application_memory_clock_mhz=told(nvml.nvmlDeviceGetApplicationsClock, nvml.NVML_CLOCK_MEM),
         default_power_limit_w=_watts(told(nvml.nvmlDeviceGetPowerManagementDefaultLimit)),
+        compute_capability=_dotted(told(nvml.nvmlDeviceGetCudaComputeCapability)),
     )
+
+
+def _dotted(version: tuple[int, int] | None) -> str | None:
+    return None if version is None else f"{version[0]}.{version[1]}"
 
 
 def _watts(milliwatts: int | None) -> float | None:

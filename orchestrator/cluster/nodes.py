@@ -51,7 +51,7 @@ class Node:
     def _device(self, index: int, kind: str, gpu: Gpu | None) -> Device:
         if gpu is None:
             return Device(self.address, index, 0, kind)
-        return Device(self.address, index, gpu.memory_bytes, gpu.name)
+        return gpu.device(self.address)
 
 
 def topology_of(nodes: Sequence[Node], device: str) -> Topology:

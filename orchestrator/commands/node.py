@@ -12,6 +12,8 @@ from orchestrator.report.output import Output
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from orchestrator.experiment import Experiment
+
 
 def strategies(as_json: bool) -> None:
     """What is installed."""
@@ -25,20 +27,23 @@ def strategies(as_json: bool) -> None:
 def explain(
     layouts: Sequence[str],
     model: str,
-    dtype: str,
+    asked: Experiment,
     memory: str | None,
     batch: int,
     prefill_tokens: int | None,
     as_json: bool,
 ) -> None:
-    """Where layouts put a model. memory: of one GPU, as "141GB"; None: what is here."""
-    from orchestrator.plan import fitting, planning
+    """Where layouts put a model. memory: of one GPU, as "141GB"; None: what is here. asked: of an
+    experiment, its precision alone."""
+    from orchestrator.plan import fitting, planning, precision
     from orchestrator.report import explain as report
 
     available = fitting.gpu_memory(memory)
     sketches = [planning.sketch(name, model, available) for name in layouts]
     explained = [
-        report.explain(layout, shape, dtype, available, batch, prefill_tokens)
+        report.explain(
+            layout, shape, precision.resolve(asked, shape, "cuda"), available, batch, prefill_tokens
+        )
         for layout, shape in sketches
     ]
 

@@ -70,6 +70,10 @@ class Experiment(BaseModel):
     ignore_eos: bool | None = None  # None: false for a dataset that has texts, else true
     temperature: float = Field(0.0, ge=0.0, le=100.0)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    # of weights (auto: as they are stored), of the KV cache (auto: dtype), and where phases differ
+    quantization: Literal["auto", "none", "fp8"] = "auto"
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    precision_policy: Literal["uniform", "fp8-prefill", "fp8-decode"] = "uniform"
     load_format: Literal["auto", "dummy"] = "auto"
     device: Literal["auto", "cuda", "cpu"] = "auto"
     dataset_path: Path | None = None

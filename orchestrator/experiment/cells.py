@@ -23,7 +23,8 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """Model x strategy x engine x dtype x quantization: loaded and captured once."""
+    """Model x strategy x engine x dtype x quantization: loaded and captured once. quantization:
+    what of weights and KV is FP8, `Precision.name`."""
 
     model: str
     strategy: str

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from orchestrator.options.dataset import DATASET_OPTIONS
+from orchestrator.options.precision import FP8_OPTIONS, PRECISION_OPTIONS
 
 # Those of `analysis.comparing.verdicts`, which takes long to import; a test compares them.
 OBJECTIVES = ("throughput", "latency", "per-gpu", "goodput", "energy")
@@ -136,11 +137,7 @@ EXPERIMENT_OPTIONS = (
         help="Do not stop at the end token. [yes; for texts of a dataset no, unless --multi-turn]",
     ),
     click.option("--temperature", type=float, help="0 is greedy. [0]"),
-    click.option(
-        "--dtype",
-        metavar="DTYPE",
-        help="auto, float32, bfloat16 or float16. [auto: bfloat16 on GPU, float32 on CPU]",
-    ),
+    *PRECISION_OPTIONS,
     click.option(
         "--load-format",
         metavar="FORMAT",
@@ -290,6 +287,11 @@ COMPARE_OPTIONS = (
 def experiment_options(command: Command) -> Command:
     """Every field of an experiment as an option; one that is not given is None or ()."""
     return _with(EXPERIMENT_OPTIONS, command)
+
+
+def fp8_options(command: Command) -> Command:
+    """What of a deployment is FP8."""
+    return _with(FP8_OPTIONS, command)
 
 
 def compare_options(command: Command) -> Command:

@@ -9,7 +9,6 @@ from pathlib import Path
 from orchestrator.cluster import hardware
 from orchestrator.errors import UserError
 from strategies import Load, Topology, memory
-from strategies.shapes import DTYPE_BYTES
 from workers.messages import EnginePlan
 from workers.units import format_bytes
 
@@ -29,7 +28,9 @@ def check_memory(plan: EnginePlan, topology: Topology, load: Load) -> None:
 
 
 def _what(plan: EnginePlan) -> str:
-    return f"{plan.model.name} under {plan.layout} in {plan.dtype}"
+    fp8 = plan.precision.name
+    kept = plan.dtype if fp8 == "none" else f"{plan.dtype} and {fp8}"
+    return f"{plan.model.name} under {plan.layout} in {kept}"
 
 
 def _shortage(budget: memory.Budget, max_len: int) -> str:
@@ -48,11 +49,7 @@ def _shortage(budget: memory.Budget, max_len: int) -> str:
 def budget_of(plan: EnginePlan, topology: Topology) -> memory.Budget:
     """Bytes on the fullest rank of `plan`, and the tokens of KV that fit into the rest."""
     return memory.budget(
-        plan.placement,
-        plan.model,
-        DTYPE_BYTES[plan.dtype],
-        topology.memory_bytes,
-        plan.prefill_tokens,
+        plan.placement, plan.model, plan.precision, topology.memory_bytes, plan.prefill_tokens
     )
 
 
@@ -81,9 +78,9 @@ def main_memory() -> int:
 def _check_main_memory(plan: EnginePlan) -> None:
     """Raise UserError where the weights of all CPU workers exceed main memory, which they share. KV
     is not counted: the engine takes only what the load needs."""
-    size, placement = DTYPE_BYTES[plan.dtype], plan.placement
+    placement = plan.placement
     weights = sum(
-        memory.weight_bytes(placement, plan.model, rank, size)
+        memory.weight_bytes(placement, plan.model, rank, plan.precision)
         for rank in range(placement.num_ranks)
     )
     available = main_memory()

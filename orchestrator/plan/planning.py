@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from orchestrator.cluster import hardware, nsight
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Deployment, Experiment
-from orchestrator.plan import models
+from orchestrator.plan import models, precision
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
 from orchestrator.plan.fitting import check_memory
 from orchestrator.plan.models import ResolvedModel
@@ -128,6 +128,7 @@ class _Planner:
         _check_engine(engine, plan)
         plan = replace(plan, spans_nodes=spans_nodes(engine, plan, self.topology))
         self._check_waiting(engine, layout)
+        precision.check_hardware(plan, self.topology)
         check_memory(plan, self.topology, self.load)
         yield self._deployment(engine, plan)
         for what in self.experiment.ablate:
@@ -167,12 +168,13 @@ class _Planner:
     def _engine_plan(self, layout: Layout) -> EnginePlan:
         experiment, model, load = self.experiment, self.model, self.load
         longest = self.workload.longest_prompt()
+        kept = precision.resolve(experiment, model.shape, self.device)
         return EnginePlan(
             model=model.shape,
             layout=layout.name,
             placement=layout.placement,
             checkpoint=str(model.checkpoint) if model.checkpoint else None,
-            dtype=resolve_dtype(experiment.dtype, self.device),
+            dtype=kept.dtype,
             device=self.device,
             max_concurrency=load.max_concurrency,
             max_len=load.max_len,
@@ -182,11 +184,14 @@ class _Planner:
             seed=experiment.seed,
             timeout_s=experiment.timeout,
             ablations=tuple(experiment.ablate),
+            quantization=kept.quantization,
+            kv_cache_dtype=kept.kv_cache_dtype,
         )
 
     def _deployment(self, engine: str, plan: EnginePlan) -> PlannedDeployment:
         name, model = self.model.name, self.model
-        asked = Deployment(name, plan.layout, engine, plan.dtype, ablation=plan.ablation)
+        fp8 = plan.precision.name
+        asked = Deployment(name, plan.layout, engine, plan.dtype, fp8, plan.ablation)
         cells = []
         for scenario in self.experiment.scenarios:
             for concurrency in self.experiment.max_concurrency:
@@ -210,12 +215,6 @@ def ablates(what: str, engine: str, plan: EnginePlan) -> bool:
     if what == "comm":
         return engine in CAN_LEAVE_OUT_COMM and plan.placement.degree("tp") > 1
     return plan.device == "cuda" and plan.placement.num_ranks > plan.placement.degree("dp")
-
-
-def resolve_dtype(dtype: str, device: Device) -> str:
-    """`auto` is bfloat16 on GPUs and float32 on CPUs, where bfloat16 is slow and tokens are
-    compared exactly."""
-    return {"cuda": "bfloat16", "cpu": "float32"}[device] if dtype == "auto" else dtype
 
 
 def choose_engines(layout: Layout, asked: Sequence[str]) -> tuple[str, ...]:

@@ -110,7 +110,7 @@ def _explanation(one: PlannedDeployment, topology: Topology) -> Explanation:
     return explain.explain(
         layout,
         plan.model,
-        plan.dtype,
+        plan.precision,
         topology.memory_bytes,
         plan.max_concurrency,
         plan.prefill_tokens,

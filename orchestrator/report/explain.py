@@ -16,7 +16,7 @@ from orchestrator.plan.attention import Attention
 from orchestrator.plan.planning import PREFILL_TOKENS
 from orchestrator.report.text import plural, ranges, span
 from strategies import Layout, ModelShape, Placement, memory, traffic
-from strategies.shapes import DTYPE_BYTES
+from strategies.precision import PHASES, Precision
 from workers.rows import grouped
 from workers.units import format_bytes
 
@@ -52,13 +52,16 @@ class Explanation:
     sizes: the full size of what each slice is a part of. batch: requests in the decode step whose
     collectives are listed. gathered_bytes: parameters that a rank uses and does not store, brought
     in at every forward pass (ZeRO). budget: bytes on the fullest rank, None where the memory of a
-    device is unknown. requests: scenario -> how many fit at once.
+    device is unknown. requests: scenario -> how many fit at once. quantization: what is FP8.
+    phase_bytes: phase -> weights of the fullest rank in the form that it reads; what the two do not
+    have in common is held twice.
     """
 
     model: str
     attention: Attention
     layout: str
     dtype: str
+    quantization: str
     engine: str | None
     replicas: int
     batch: int
@@ -67,36 +70,39 @@ class Explanation:
     budget: memory.Budget | None
     requests: dict[str, int]
     gathered_bytes: int
+    phase_bytes: dict[str, int]
 
 
 def explain(
     layout: Layout,
     model: ModelShape,
-    dtype: str,
+    precision: Precision,
     memory_bytes: int = 0,
     batch: int = 1,
     prefill_tokens: int | None = None,
 ) -> Explanation:
     """Work out `layout` of `model` on devices of `memory_bytes` (0 = unknown); `batch` requests
     decode together in one replica."""
-    placement, size = layout.placement, DTYPE_BYTES[dtype]
+    placement = layout.placement
     prefill = prefill_tokens or PREFILL_TOKENS
     known = bool(memory_bytes)
-    budget = memory.budget(placement, model, size, memory_bytes, prefill) if known else None
+    budget = memory.budget(placement, model, precision, memory_bytes, prefill) if known else None
     ranks = range(placement.num_ranks)
     return Explanation(
         model=model.name,
         attention=Attention.of(model),
         layout=layout.name,
-        dtype=dtype,
+        dtype=precision.dtype,
+        quantization=precision.name,
         engine=layout.engine,
         replicas=placement.degree("dp"),
         batch=batch,
         sizes=_sizes(model),
-        ranks=tuple(_rank_share(placement, model, rank, size, batch) for rank in ranks),
+        ranks=tuple(_rank_share(placement, model, rank, precision, batch) for rank in ranks),
         budget=budget,
         requests=_requests(budget, placement.degree("dp")),
-        gathered_bytes=_gathered_bytes(placement, model, size),
+        gathered_bytes=_gathered_bytes(placement, model, precision),
+        phase_bytes=_phase_bytes(placement, model, precision),
     )
 
 
@@ -107,14 +113,13 @@ def as_data(explanation: Explanation) -> dict[str, object]:
 
 def render(explanation: Explanation, console: Console) -> None:
     """Print the placement, what fits and the collectives of a decode step."""
-    model, layout = explanation.model, explanation.layout
-    title = Text.assemble(
-        (model, "bold"), " under ", (layout, "bold"), f" in {explanation.dtype}: "
-    )
+    model, layout, fp8 = explanation.model, explanation.layout, explanation.quantization
+    kept = explanation.dtype if fp8 == "none" else f"{explanation.dtype}, {fp8}"
+    title = Text.assemble((model, "bold"), " under ", (layout, "bold"), f" in {kept}: ")
     console.print(title.append(_summary(explanation)))
     console.print(ranks_table(explanation))
     console.print(explanation.attention.sentence, highlight=False)
-    for line in _fit_lines(explanation):
+    for line in (*_phase_lines(explanation), *_fit_lines(explanation)):
         console.print(line, highlight=False)
     if explanation.gathered_bytes:
         gathered = format_bytes(explanation.gathered_bytes)
@@ -170,7 +175,7 @@ def _requests(budget: memory.Budget | None, replicas: int) -> dict[str, int]:
 
 
 def _rank_share(
-    placement: Placement, model: ModelShape, rank: int, size: int, batch: int
+    placement: Placement, model: ModelShape, rank: int, precision: Precision, batch: int
 ) -> RankShare:
     layers = [stage.layers for stage in placement.stages_of(rank) if stage.layers]
     return RankShare(
@@ -179,16 +184,27 @@ def _rank_share(
         coordinates=placement.coordinates(rank),
         layers=tuple((one.start, one.stop) for one in layers),
         slices={**_layer_slices(placement, model, rank), **_vocabulary(placement, model, rank)},
-        weight_bytes=memory.weight_bytes(placement, model, rank, size),
-        kv_bytes_per_token=memory.kv_bytes_per_token(placement, model, rank, size),
-        collectives=traffic.decode_step(placement, model, rank, batch, size),
+        weight_bytes=memory.weight_bytes(placement, model, rank, precision),
+        kv_bytes_per_token=memory.kv_bytes_per_token(placement, model, rank, precision),
+        collectives=traffic.decode_step(placement, model, rank, batch, precision.dtype_bytes),
     )
 
 
-def _gathered_bytes(placement: Placement, model: ModelShape, size: int) -> int:
+def _gathered_bytes(placement: Placement, model: ModelShape, precision: Precision) -> int:
     """Bytes of parameters that rank 0 gets from other replicas in a forward pass."""
-    used = memory.weight_bytes(placement, model, 0, size, stored=False)
-    return used - memory.weight_bytes(placement, model, 0, size)
+    used = memory.weight_bytes(placement, model, 0, precision, stored=False)
+    return used - memory.weight_bytes(placement, model, 0, precision)
+
+
+def _phase_bytes(placement: Placement, model: ModelShape, precision: Precision) -> dict[str, int]:
+    """Phase -> the most bytes of weights that a rank has in the form that the phase reads."""
+    ranks = range(placement.num_ranks)
+    return {
+        phase: max(
+            memory.weight_bytes(placement, model, rank, precision, phase=phase) for rank in ranks
+        )
+        for phase in PHASES
+    }
 
 
 def _layer_slices(
@@ -231,6 +247,18 @@ def _summary(explanation: Explanation) -> str:
     parts += [plural(replicas, "replica")] if replicas > 1 else []
     parts += [f"runs on the engine {engine} alone"] if engine else []
     return ", ".join(parts)
+
+
+def _phase_lines(explanation: Explanation) -> Iterator[str]:
+    """What it costs that the phases do not read the same weights."""
+    prefill, decode = (explanation.phase_bytes[phase] for phase in PHASES)
+    if prefill != decode:
+        held = max(share.weight_bytes for share in explanation.ranks)
+        yield (
+            f"Precision by phase: prefill reads {format_bytes(prefill)} of weights and decode "
+            f"{format_bytes(decode)}; the fullest rank holds {format_bytes(held)}, "
+            f"{format_bytes(held - max(prefill, decode))} more than with the larger of the two."
+        )
 
 
 def _fit_lines(explanation: Explanation) -> Iterator[str]:

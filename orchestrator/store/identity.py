@@ -34,7 +34,8 @@ FREE_FIELDS = {
     "allow_other_node",
 }
 # Fields that count where they are not as they are by default.
-IF_ASKED = ("nsys", "engine_arg", "range_ratio", *OF_DATASET)
+OF_PRECISION = ("quantization", "kv_cache_dtype", "precision_policy")
+IF_ASKED = ("nsys", "engine_arg", "range_ratio", *OF_PRECISION, *OF_DATASET)
 # Files of a dataset's folder.
 OF_ROWS = frozenset({".jsonl", ".csv", ".parquet", ".arrow", ".gz"})
 

@@ -24,7 +24,10 @@ class CellKey:
     strategy: str = column("layout, in its canonical spelling")
     engine: str = column("engine that executes it")
     dtype: str = column("type of weights and activations")
-    quantization: str = column('quantization of the weights; "none"')
+    quantization: str = column(
+        'what is FP8: "none", or "fp8" (matrices of layers; "fp8-prefill", "fp8-decode": in that '
+        'phase) and "kv-fp8" (KV cache), joined by +'
+    )
     ablation: str = column('what is left out of the layout: comm, p2p or "none"')
     scenario: str = column("name of the lengths, or of the dataset")
     max_concurrency: int = column("requests in flight at most", "requests")

@@ -17,7 +17,7 @@ TP2 = TimedRun("tp2", 1.0, [prefills(0.4, 10) + decodes(0.2, 3)] * 2)
 
 
 def stages(run: TimedRun):
-    return stages_of(run.plan.placement, run.plan.model, run.plan.dtype)
+    return stages_of(run.plan.placement, run.plan.model, run.plan.precision)
 
 
 # -- the total, and the phases

@@ -13,6 +13,7 @@ from orchestrator.analysis.least import least
 from orchestrator.analysis.roofline import Closed, Rates, Stage, stages_of
 from orchestrator.plan import models
 from strategies import Load, Topology, plan_layout
+from strategies.precision import Precision
 
 HUGE = 1e30  # a rate that costs nothing
 HBM = Rates(memory=4.2e12, flops=HUGE, cache_bytes=0)
@@ -21,7 +22,9 @@ HBM = Rates(memory=4.2e12, flops=HUGE, cache_bytes=0)
 def stages(layout, model="llama-70b", dtype="bfloat16"):
     shape = models.resolve(model, "dummy").shape
     return stages_of(
-        plan_layout(layout, shape, Load(256, 128, 100), Topology.uniform(8)).placement, shape, dtype
+        plan_layout(layout, shape, Load(256, 128, 100), Topology.uniform(8)).placement,
+        shape,
+        Precision(dtype),
     )
 
 
@@ -128,7 +131,7 @@ def test_each_stage_has_the_windows_of_its_layers():
         sliding_layers=(False, False, False, True),
     )
     placement = plan_layout("pp2", shape, Load(256, 128, 1), Topology.uniform(2)).placement
-    first, last = stages_of(placement, shape, "float32")
+    first, last = stages_of(placement, shape, Precision("float32"))
     assert (first.windows, last.windows) == (((None, 2),), ((None, 1), (64, 1)))
     assert last.kv_bytes == first.kv_bytes  # what is kept is whole
     load = Closed.equal(256, 2, 1, 1)

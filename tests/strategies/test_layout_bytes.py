@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from layouts_inputs import PROPERTY, layouts, planned, shape
 
 from strategies import ModelShape, Placement, balance, memory, traffic
+from strategies.precision import Precision
+
+BF16 = Precision("bfloat16")
 
 
 @PROPERTY
@@ -62,22 +65,24 @@ def test_tensor_parallelism_needs_two_all_reduces_a_layer_and_one_for_the_embedd
 
 def test_weights_of_all_ranks_add_up_where_nothing_is_replicated() -> None:
     model = shape(tie_embeddings=False)
-    whole = memory.weight_bytes(Placement.single(model), model, 0, 2)
+    whole = memory.weight_bytes(Placement.single(model), model, 0, BF16)
     assert whole == 2 * model.num_parameters
-    assert sum(memory.weight_bytes(planned("pp3"), model, rank, 2) for rank in range(3)) == whole
+    assert sum(memory.weight_bytes(planned("pp3"), model, rank, BF16) for rank in range(3)) == whole
     assert (
-        sum(memory.weight_bytes(planned("dp2"), model, rank, 2) for rank in range(2)) == 2 * whole
+        sum(memory.weight_bytes(planned("dp2"), model, rank, BF16) for rank in range(2))
+        == 2 * whole
     )
     assert (
-        sum(memory.weight_bytes(planned("dp4zero3"), model, rank, 2) for rank in range(4)) == whole
+        sum(memory.weight_bytes(planned("dp4zero3"), model, rank, BF16) for rank in range(4))
+        == whole
     )
 
 
 def test_kv_of_a_rank_is_its_layers_and_heads() -> None:
     model = shape()
-    assert memory.kv_bytes_per_token(Placement.single(model), model, 0, 2) == 2 * 6 * 4 * 4 * 2
-    assert memory.kv_bytes_per_token(planned("tp2pp2"), model, 0, 2) == 2 * 3 * 2 * 4 * 2
-    assert memory.kv_bytes_per_token(planned("dp2"), model, 0, 2) == 2 * 6 * 4 * 4 * 2
+    assert memory.kv_bytes_per_token(Placement.single(model), model, 0, BF16) == 2 * 6 * 4 * 4 * 2
+    assert memory.kv_bytes_per_token(planned("tp2pp2"), model, 0, BF16) == 2 * 3 * 2 * 4 * 2
+    assert memory.kv_bytes_per_token(planned("dp2"), model, 0, BF16) == 2 * 6 * 4 * 4 * 2
 
 
 def test_zero_needs_room_for_the_layers_that_it_gathers() -> None:
@@ -86,8 +91,8 @@ def test_zero_needs_room_for_the_layers_that_it_gathers() -> None:
     model = shape(tie_embeddings=False)
     layer = sum(math.prod(dims) for _, dims in model.layer_parameters())
     most = max(2 * layer, model.vocab_size * model.hidden_size)
-    assert memory.gathered_bytes(planned("dp4"), model, 0, 2) == 0
-    assert memory.gathered_bytes(planned("dp4zero3"), model, 0, 2) == pytest.approx(
+    assert memory.gathered_bytes(planned("dp4"), model, 0, BF16) == 0
+    assert memory.gathered_bytes(planned("dp4zero3"), model, 0, BF16) == pytest.approx(
         2 * most * 3 / 4, rel=0.02
     )
 

@@ -82,8 +82,9 @@ class Engine(Protocol):
     the placement and reports as rank 0.
 
     An engine that takes settings of its own (`--engine-arg`) has an attribute `takes_arguments`
-    that is true, one that has FP8 (`EnginePlan.precision`, `ModelShape.fp8`) an attribute `has_fp8`. One in which a request may wait, for its time of arrival or for the reply to
-    another one (`Request.arrival_s`, `Request.after`), has an attribute `lets_wait` that is true.
+    that is true, and one that has FP8 (`EnginePlan.precision`, `ModelShape.fp8`) has `has_fp8`. One
+    in which a request may wait, for its time of arrival or for the reply to another one
+    (`Request.arrival_s`, `Request.after`), has an attribute `lets_wait` that is true.
     One that is "per_replica" and can have the devices of a replica on several nodes has
     `spans_nodes`, the kinds of device with which it can: see `RankContext.bundles`.
     """

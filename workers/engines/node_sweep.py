@@ -32,6 +32,8 @@ from workers.engines.node_timing import (
 from workers.rank import RankContext
 from workers.records import FabricRow
 
+FP8 = torch.float8_e4m3fn
+
 
 @torch.inference_mode()
 def measure(context: RankContext, sweep: Sweep) -> list[FabricRow]:
@@ -89,20 +91,25 @@ def _product_cases(
     if device.type != "cuda":
         yield from itertools.product((torch.float32, torch.bfloat16), sweep.gemms)
         return
-    yield from itertools.product((torch.bfloat16, torch.float8_e4m3fn), sweep.gemms)
+    yield from itertools.product((torch.bfloat16, FP8), sweep.gemms)
     yield torch.float32, sweep.gemms[0]
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Operation | None:
     """The product in `dtype`; None where this device cannot compute it."""
     a, b = a.to(dtype), b.to(dtype)
-    if dtype != torch.float8_e4m3fn:
+    if dtype != FP8:
         return lambda: functional.linear(a, b)
     one = torch.ones((), device=a.device)
+    return _if_it_runs(lambda: _scaled(a, b, one, one))
 
-    def call() -> Tensor:
-        return torch._scaled_mm(a, b.t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=True)
 
+def _scaled(a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor) -> Tensor:
+    """a b^T of FP8. of_a, of_b: one scale each, or [m, 1] and [1, n]."""
+    return torch._scaled_mm(a, b.t(), of_a, of_b, out_dtype=torch.bfloat16, use_fast_accum=True)
+
+
+def _if_it_runs(call: Operation) -> Operation | None:
     try:
         call()
     except (RuntimeError, ValueError, NotImplementedError):  # before compute capability 8.9
@@ -115,21 +122,28 @@ def decode_products(device: torch.device, sweep: Sweep) -> Iterator[Timing]:
 
     Several weights take turns, so that none is found in a cache.
     """
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     n, k = sweep.weight
-    size = n * k * dtype.itemsize
-    count = max(2, -(-2 * min(cache_bytes(device), GIB) // size))
-    weights = [torch.randn(n, k, device=device, dtype=dtype) for _ in range(count)]
-    for m in sweep.rows:
-        call = _in_turn(torch.randn(m, k, device=device, dtype=dtype), weights)
-        us, flop = median_us(device, sweep, call, max(sweep.calls, count)), 2 * m * n * k
-        yield Timing("decode_gemm", f"m{m}", size, dtype_name(dtype), "eager", us, flop=flop)
+    for dtype in (torch.bfloat16, FP8) if device.type == "cuda" else (torch.float32,):
+        size = n * k * dtype.itemsize
+        count = max(2, -(-2 * min(cache_bytes(device), GIB) // size))
+        weights = [torch.randn(n, k, device=device).to(dtype) for _ in range(count)]
+        for m in sweep.rows:
+            call = _in_turn(torch.randn(m, k, device=device).to(dtype), weights)
+            if call is not None:
+                us, flop = median_us(device, sweep, call, max(sweep.calls, count)), 2 * m * n * k
+                name = dtype_name(dtype)
+                yield Timing("decode_gemm", f"m{m}", size, name, "eager", us, flop=flop)
 
 
-def _in_turn(x: Tensor, weights: Sequence[Tensor]) -> Operation:
-    """The product of `x` with another of `weights` at each call."""
+def _in_turn(x: Tensor, weights: Sequence[Tensor]) -> Operation | None:
+    """The product of `x` with another of `weights` at each call; None where this device cannot
+    compute it. In FP8 a row and a channel have a scale each."""
     turn = itertools.cycle(weights)
-    return lambda: functional.linear(x, next(turn))
+    if x.dtype != FP8:
+        return lambda: functional.linear(x, next(turn))
+    of_x = torch.ones(x.shape[0], 1, device=x.device)
+    of_w = torch.ones(1, weights[0].shape[0], device=x.device)
+    return _if_it_runs(lambda: _scaled(x, next(turn), of_x, of_w))
 
 
 def cache_bytes(device: torch.device) -> int:

@@ -26,7 +26,7 @@ class Curve:
     strategy: str = column("layout")
     engine: str = column("engine that executes it")
     dtype: str = column("type of weights and activations")
-    quantization: str = column("quantization of the weights")
+    quantization: str = column('what is FP8; "none"')
     ablation: str = column("what is left out of the layout")
     scenario: str = column("name of the lengths")
     name: str = column("what the layout is called among the others")

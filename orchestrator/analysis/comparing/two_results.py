@@ -42,7 +42,7 @@ class JoinedCell:
     strategy: str = column("layout")
     engine: str = column("engine that executes it")
     dtype: str = column("type of weights and activations")
-    quantization: str = column("quantization of the weights")
+    quantization: str = column('what is FP8; "none"')
     scenario: str = column("name of the lengths")
     max_concurrency: int = column("requests in flight at most", "requests")
     request_rate: float | None = column(

@@ -1,5 +1,5 @@
-"""Makes the tensors of one rank: of each parameter its own slices alone, in the form that each phase
-reads."""
+"""Makes the tensors of one rank: of each parameter its own slices alone, in the form that each
+phase reads."""
 
 from __future__ import annotations
 
@@ -10,28 +10,15 @@ import torch
 from torch import Tensor
 
 from strategies.memory import window_of
-from workers.engines.native.kernels import kernels_for
-from workers.engines.native.kernels.fp8 import (
-    SMALLEST,
-    Fp8Weight,
-    fp8_kernels_for,
-    largest_of,
-    made_fp8,
-)
+from workers.engines.native.fp8_support import MATRICES
+from workers.engines.native.kernels import fp8_kernels_for, kernels_for
+from workers.engines.native.kernels.fp8 import SMALLEST, Fp8Weight, largest_of, made_fp8
 from workers.engines.native.kernels.reference import FP8, LARGEST
 from workers.engines.native.matrices import InFp8, Matrix, Plain
 from workers.messages import EnginePlan
 from workers.rank import RankContext
 from workers.records import DECODE, PREFILL
 from workers.weights import Source, StoredFp8
-
-# Field of a layer -> the projections that are one matrix there.
-MATRICES = {
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "output": ("self_attn.o_proj",),
-    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "down": ("mlp.down_proj",),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +68,7 @@ class Loader:
         """Layer `index` as each phase reads it. What both read alike is held once."""
         at = f"model.layers.{index}."
         attention = at + "self_attn."
-        names = {
-            part: [f"{at}{name}.weight" for name in found] for part, found in MATRICES.items()
-        }
+        names = {part: [f"{at}{name}.weight" for name in found] for part, found in MATRICES.items()}
         layer = Layer(
             input_norm=self(at + "input_layernorm.weight"),
             qkv_bias=self.optional(*(f"{attention}{p}_proj.bias" for p in "qkv")),
@@ -97,7 +82,7 @@ class Loader:
         if self.plan.precision.is_uniform:
             return {PREFILL: layer, DECODE: layer}
         others = {part: of for part, of in names.items() if self.plan.model.fp8_of(of[0])}
-        matrices = {part: self._matrix(DECODE, of) for part, of in others.items()}
+        matrices: dict[str, Any] = {part: self._matrix(DECODE, of) for part, of in others.items()}
         return {PREFILL: layer, DECODE: replace(layer, **matrices)}
 
     def _matrix(self, phase: str, names: list[str]) -> Matrix[Any]:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -98,8 +97,9 @@ class Decoder:
     """The stage of one rank. Where a placement cuts a projection by its rows over tp, the result is
     summed over tp.
 
-    hidden_size, dtype: of the activations. layers: by phase and index, as the phase reads them. first_logit: the token of its first logit. head_axis:
-    the mesh axis over which its vocabulary is cut, None where it is whole.
+    hidden_size, dtype: of the activations. layers: by phase and index, as the phase reads them.
+    first_logit: the token of its first logit. head_axis: the mesh axis over which its vocabulary is
+    cut, None where it is whole.
     """
 
     def __init__(
@@ -186,15 +186,15 @@ class Decoder:
             layer.k_norm,
             self._eps,
         )
-        x = batch.context.attend(self._kernels, q, keys, values, layer.window)
-        x = layer.output.times(layer.output.input(x.flatten(1)))
+        seen = batch.context.attend(self._kernels, q, keys, values, layer.window)
+        out = layer.output.times(layer.output.input(seen.flatten(1)))
         if self._sum_attention:
-            x = self._communicator.all_reduce(x, "tp")
-        return x if layer.output_bias is None else x + layer.output_bias
+            out = self._communicator.all_reduce(out, "tp")
+        return out if layer.output_bias is None else out + layer.output_bias
 
     def _mlp(self, layer: Layer, x: Any) -> Tensor:
-        x = layer.down.times(layer.down.silu_mul(layer.gate_up.times(x)))
-        return self._communicator.all_reduce(x, "tp") if self._sum_mlp else x
+        out = layer.down.times(layer.down.silu_mul(layer.gate_up.times(x)))
+        return self._communicator.all_reduce(out, "tp") if self._sum_mlp else out
 
 
 class NamedDecoder(Decoder):

@@ -9,6 +9,7 @@ from itertools import chain
 
 from strategies.placement import EMBEDDING, Placement, Split
 from strategies.shapes import ModelShape
+from workers.engines.native.fp8_support import refusal as fp8
 from workers.messages import EnginePlan
 
 AXES = ("dp", "pp", "tp")
@@ -19,7 +20,7 @@ LAYER = re.compile(r"model\.layers\.\d+\.")
 
 def refusal(plan: EnginePlan) -> str | None:
     """None, or the first reason why this engine cannot run the plan, as a clause."""
-    checks = (_axes, _options, _head_dim, _rope, _window, _stages, _over_tp, _cuts)
+    checks = (_axes, _options, _head_dim, _rope, _window, _stages, _over_tp, _cuts, fp8)
     found = (check(plan) for check in checks)
     return next((reason for reason in found if reason is not None), None)
 

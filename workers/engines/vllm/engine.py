@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from strategies.memory import weight_bytes
-from strategies.shapes import DTYPE_BYTES
 from workers.engines.vllm.ablation import ABLATED
 from workers.engines.vllm.settings import (
     COPIED,
@@ -244,7 +243,7 @@ def held(plan: EnginePlan, rank: int, told: int) -> int:
     the layout."""
     if plan.device != "cpu":
         return told
-    return weight_bytes(plan.placement, plan.model, rank, DTYPE_BYTES[plan.dtype])
+    return weight_bytes(plan.placement, plan.model, rank, plan.precision)
 
 
 class VllmFailed(Exception):

@@ -14,7 +14,6 @@ from typing import Any
 from strategies import Load, Topology, plan_layout
 from strategies.hub_config import ARCHITECTURES
 from strategies.memory import kv_bytes_per_token
-from strategies.shapes import DTYPE_BYTES
 from workers.engines.vllm.ablation import ABLATED
 from workers.messages import EnginePlan, dealt
 
@@ -33,6 +32,8 @@ PROFILER = {
 OURS = {
     "model": "--model",
     "dtype": "--dtype",
+    "quantization": "--quantization",
+    "kv_cache_dtype": "--kv-cache-dtype",
     "seed": "--seed",
     "load_format": "--load-format",
     "max_model_len": "--input-len and --output-len",
@@ -52,7 +53,7 @@ OURS = {
 
 def refusal(plan: EnginePlan) -> str | None:
     """None, or the first reason why vLLM cannot run the plan, as a clause."""
-    checks = (_installed, _axes, _pipeline, _layout, _watched, _arguments)
+    checks = (_installed, _axes, _pipeline, _layout, _watched, _fp8, _arguments)
     return next((reason for check in checks if (reason := check(plan)) is not None), None)
 
 
@@ -86,6 +87,16 @@ def _layout(plan: EnginePlan) -> str | None:
 
 def _watched(plan: EnginePlan) -> str | None:
     return "its processes do not run under Nsight Systems" if plan.nsys_dir is not None else None
+
+
+def _fp8(plan: EnginePlan) -> str | None:
+    if plan.quantization not in ("none", "fp8"):
+        return f"it has one precision for both phases (--precision-policy {plan.quantization})"
+    if plan.device == "cpu" and plan.precision.name != "none":
+        return f"on a CPU it has no FP8, and {plan.precision.name} is asked for"
+    if plan.quantization == "none" and plan.model.fp8 is not None and plan.checkpoint:
+        return "it keeps a checkpoint in FP8 as it is stored, and --quantization none is asked for"
+    return None
 
 
 def _arguments(plan: EnginePlan) -> str | None:
@@ -128,6 +139,7 @@ def arguments(plan: EnginePlan, model: str) -> dict[str, Any]:
         "load_format": "auto" if plan.checkpoint else "dummy",
         "skip_tokenizer_init": True,
         "dtype": plan.dtype,
+        **_precision(plan),
         "seed": plan.seed,
         "max_model_len": plan.max_len,
         "max_num_seqs": seats(plan),
@@ -142,6 +154,13 @@ def arguments(plan: EnginePlan, model: str) -> dict[str, Any]:
         **({"disable_custom_all_reduce": True} if plan.ablation == "p2p" else {}),
         **unfused(plan, {name: value_of(text) for name, text in plan.engine_args}),
     }
+
+
+def _precision(plan: EnginePlan) -> dict[str, str]:
+    """What is FP8. Of a checkpoint that stores it vLLM reads the form itself."""
+    stored = plan.model.fp8 is not None and plan.checkpoint
+    weights = {} if plan.quantization == "none" or stored else {"quantization": "fp8"}
+    return weights | ({"kv_cache_dtype": "fp8"} if plan.kv_cache_dtype == "fp8" else {})
 
 
 def unfused(plan: EnginePlan, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,7 +228,7 @@ def environment(plan: EnginePlan) -> dict[str, str]:
     }
     if plan.device != "cpu":
         return common
-    token = kv_bytes_per_token(plan.placement, plan.model, 0, DTYPE_BYTES[plan.dtype])
+    token = kv_bytes_per_token(plan.placement, plan.model, 0, plan.precision)
     room = max(1, math.ceil(seats(plan) * (plan.max_len + 128) * token / 2**30))
     return {**common, "VLLM_CPU_KVCACHE_SPACE": str(room), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 

@@ -1,6 +1,7 @@
 """The small kernels of a decoder step: one interface, `Kernels`, and two modules that provide it.
 
-`reference` is plain torch and runs anywhere; `fused` is Triton and runs on a GPU.
+`reference` is plain torch and runs anywhere; `fused` is Triton and runs on a GPU. `fp8` and
+`fused_fp8` are the same for matrices in FP8.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from workers.engines.native.kernels.fp8 import Fp8Kernels
+
 
 class Kernels(Protocol):
     """The functions of `reference` and of `fused`.
 
     T: new tokens of the step. H: hidden size. D: size of a head. Activations and weights have the
     model's dtype, and so have caches, or they are e4m3 of scale 1. keys, values: the cache of one
-    layer, [pages, page size, KV heads, D] each. A slot is a token's place in it: page x page size + place in the page.
+    layer, [pages, page size, KV heads, D] each. A slot is a token's place in it: page x page size +
+    place in the page.
     """
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -105,3 +109,14 @@ def kernels_for(device: torch.device) -> Kernels:
     from workers.engines.native.kernels import reference
 
     return reference
+
+
+def fp8_kernels_for(device: torch.device) -> Fp8Kernels:
+    """The same for FP8."""
+    if device.type == "cuda":
+        from workers.engines.native.kernels import fused_fp8
+
+        return fused_fp8
+    from workers.engines.native.kernels import fp8
+
+    return fp8

@@ -138,14 +138,3 @@ def _of_elements(scales: Tensor, share: tuple[int, int], shape: torch.Size) -> T
     (height, width), (rows, columns) = share, shape
     tall = scales if height == 1 else scales.repeat_interleave(height, 0)[:rows]
     return tall if width >= columns else tall.repeat_interleave(width, 1)[:, :columns]
-
-
-def fp8_kernels_for(device: torch.device) -> Fp8Kernels:
-    """The module whose functions run on `device`."""
-    if device.type == "cuda":
-        from workers.engines.native.kernels import fused_fp8
-
-        return fused_fp8
-    from workers.engines.native.kernels import fp8
-
-    return fp8

@@ -41,9 +41,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, norm: Tensor, eps: float, weight: 
     return _normed(x, residual, norm, eps, weight)
 
 
-def _normed(
-    x: Tensor, residual: Tensor | None, norm: Tensor, eps: float, weight: Fp8Weight
-) -> Fp8:
+def _normed(x: Tensor, residual: Tensor | None, norm: Tensor, eps: float, weight: Fp8Weight) -> Fp8:
     out, sizes = _room(x.shape[0], x.shape[1], x.device, weight)
     tensors = (x, x if residual is None else residual, norm)
     add = residual is not None
@@ -137,9 +135,10 @@ def linear(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype) -
     aligned = not (outputs % ALIGNED or inputs % ALIGNED)
     if rows <= FEW_ROWS or weight.scales.shape[1] > 1 or weight.share[0] > 1 or not aligned:
         return _product(x, weight, bias, dtype)
-    scales = {"scale_a": x.scales, "scale_b": weight.scales.t(), "bias": bias}
-    second = weight.values.t()
-    return torch._scaled_mm(x.values, second, **scales, out_dtype=dtype, use_fast_accum=True)
+    second, scales = weight.values.t(), (x.scales, weight.scales.t())
+    return torch._scaled_mm(
+        x.values, second, *scales, bias=bias, out_dtype=dtype, use_fast_accum=True
+    )
 
 
 def _product(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -151,7 +150,8 @@ def _product(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype)
     height = min(max(triton.next_power_of_2(rows), 16), 64)
     fits = [n for n in (64, 32) if triton.cdiv(outputs, n) >= _TARGET_PROGRAMS]
     width = 128 if height == 64 else [*fits, 16][0]
-    depth = weight.share[1] if blocks else (256 if width <= 32 else 128)
+    few_columns = 256 if width <= 32 else 128
+    depth = weight.share[1] if blocks else few_columns
     tensors = (x.values, x.scales, weight.values, weight.scales)
     grid = (triton.cdiv(outputs, width), triton.cdiv(rows, height))
     _linear[grid](
@@ -174,7 +174,7 @@ def _linear(
     m = tl.program_id(1).to(tl.int64) * height + tl.arange(0, height)
     is_row, is_output = m < rows, n < outputs
     acc = tl.zeros([height, width], tl.float32)
-    for part in range(0, tl.cdiv(inputs, depth)):
+    for part in range(tl.cdiv(inputs, depth)):
         k = part * depth + tl.arange(0, depth)
         x_mask, w_mask = is_row[:, None], is_output[:, None]
         if not even:

@@ -1,0 +1,64 @@
+"""In what a deployment keeps its numbers, from what was asked and what a checkpoint stores."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from orchestrator.errors import UserError
+from orchestrator.experiment import Experiment
+from strategies import ModelShape, Topology
+from strategies.precision import Precision
+from workers.messages import EnginePlan
+
+LEAST_CAPABILITY = (8, 9)  # compute capability of the first GPUs with e4m3: Ada
+
+
+def resolve(experiment: Experiment, model: ModelShape, device: Literal["cuda", "cpu"]) -> Precision:
+    """The precision of all deployments of an experiment. Raises UserError where what was asked
+    contradicts itself."""
+    return precision_of(
+        resolve_dtype(experiment.dtype, device),
+        experiment.quantization,
+        experiment.kv_cache_dtype,
+        experiment.precision_policy,
+        model,
+    )
+
+
+def precision_of(
+    dtype: str, quantization: str, kv_cache_dtype: str, policy: str, model: ModelShape
+) -> Precision:
+    """The same of single answers. quantization: "auto" is what the checkpoint stores."""
+    if policy != "uniform" and quantization == "none":
+        raise UserError(
+            f"--precision-policy {policy} has FP8 in one phase, --quantization none in no phase; "
+            "leave one of them out"
+        )
+    if policy != "uniform":
+        return Precision(dtype, policy, kv_cache_dtype)
+    stored = "none" if model.fp8 is None else "fp8"
+    return Precision(dtype, stored if quantization == "auto" else quantization, kv_cache_dtype)
+
+
+def resolve_dtype(dtype: str, device: Literal["cuda", "cpu"]) -> str:
+    """`auto` is bfloat16 on GPUs and float32 on CPUs, where bfloat16 is slow and tokens are
+    compared exactly."""
+    return {"cuda": "bfloat16", "cpu": "float32"}[device] if dtype == "auto" else dtype
+
+
+def check_hardware(plan: EnginePlan, topology: Topology) -> None:
+    """Raise UserError where a plan has FP8 and a GPU has none."""
+    asked = plan.precision.name
+    if plan.device != "cuda" or asked == "none":
+        return
+    for device in topology.devices:
+        if device.capability is not None and device.capability < LEAST_CAPABILITY:
+            raise UserError(
+                f"{asked} needs GPUs of compute capability {_dotted(LEAST_CAPABILITY)} or more; "
+                f"{device.name} has {_dotted(device.capability)}, and no FP8; use --quantization "
+                "none, without --kv-cache-dtype and --precision-policy"
+            )
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return f"{capability[0]}.{capability[1]}"
