@@ -66,10 +66,10 @@ class Fp8Format:
 
     def bytes_of(self, rows: int, columns: int) -> int:
         """Bytes of a matrix in memory: a byte an element, and the scales. That of a tensor is
-        kept once for each channel."""
+        kept once for each channel, that of inputs is not counted."""
         height, width = self.share(columns)
         scales = -(-rows // height) * -(-columns // width) if columns else 0
-        return rows * columns + SCALE_BYTES * (scales + self.static)
+        return rows * columns + SCALE_BYTES * scales
 
     def stored_scales(self, rows: int, columns: int) -> tuple[tuple[int, ...], ...]:
         """The shapes that the scales of a matrix may have where they are stored."""

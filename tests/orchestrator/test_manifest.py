@@ -49,6 +49,9 @@ class Nvml:
     def nvmlDeviceGetEnforcedPowerLimit(self, handle: str) -> int:
         return 500_000
 
+    def nvmlDeviceGetCudaComputeCapability(self, handle: str) -> tuple[int, int]:
+        return 9, 0
+
     def nvmlDeviceGetPowerManagementDefaultLimit(self, handle: str) -> int:
         return 700_000
 
@@ -85,6 +88,7 @@ def test_a_gpu_is_written_with_its_uuid_its_clocks_and_its_power_limits(
             "application_memory_clock_mhz": 3200,
             "power_limit_w": 500.0,
             "default_power_limit_w": 700.0,
+            "compute_capability": "9.0",
         }
     ]
     assert found["nvls"] == "off"

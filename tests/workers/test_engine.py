@@ -17,7 +17,7 @@ from ranks import FAMILIES, Pool, engine_plan, generated, ragged_requests, read_
 from orchestrator.analysis.observed.accounting import PARTS, account
 from orchestrator.analysis.observed.booking import WAITS
 from strategies.traffic import step as traffic_of_step
-from workers.messages import EnginePlan, Request, Work
+from workers.messages import EnginePlan, Work
 
 LAYOUTS = ["tp1", "tp2", "tp4", "pp2", "pp4", "tp2pp2", "dp2", "tp2dp2"]
 
@@ -193,6 +193,7 @@ def _analytic(
 
 def test_logits_equal_those_of_transformers(checkpoint: Callable[[str], Path]) -> None:
     import torch
+    from logits import prompt_logits
     from transformers import AutoModelForCausalLM
 
     for family in FAMILIES:
@@ -202,33 +203,9 @@ def test_logits_equal_those_of_transformers(checkpoint: Callable[[str], Path]) -
             reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(
                 torch.tensor([request.prompt])
             ).logits[0]
-            ours = _prompt_logits(folder, request)
+            plan = engine_plan("tp1", read_shape(folder), folder, Work((request,), 1))
+            ours = prompt_logits(plan, request.prompt)
         torch.testing.assert_close(ours, reference, atol=1e-4, rtol=1e-4)
-
-
-def _prompt_logits(folder: Path, request: Request):  # type: ignore[no-untyped-def]
-    import torch
-
-    from workers.communicator import Communicator
-    from workers.engines.native.build import load_decoder, make_cache
-    from workers.engines.native.model import Batch, PrefillContext
-    from workers.engines.native.pages import PAGE
-    from workers.rank import RankContext
-
-    shape = read_shape(folder)
-    planned = engine_plan("tp1", shape, folder, Work((request,), 1))
-    context = RankContext(0, planned.placement, torch.device("cpu"))
-    decoder = load_decoder(context, planned, Communicator(context))
-    count = len(request.prompt)
-    ends = torch.tensor([0, count], dtype=torch.int32)
-    at = torch.arange(count)
-    batch = Batch(
-        torch.tensor(request.prompt),
-        at,
-        at + PAGE,
-        PrefillContext(at + PAGE, ends, ends, count, count),
-    )
-    return decoder.forward(batch, make_cache(context, planned, pages=1))
 
 
 def test_dummy_weights_are_the_same_model_under_every_layout(

@@ -35,8 +35,7 @@ class Fp8Weight:
     @property
     def bytes(self) -> int:
         """Of values and scales."""
-        inputs = 0 if self.input_scale is None else self.input_scale.nbytes
-        return self.values.nbytes + self.scales.nbytes + inputs
+        return self.values.nbytes + self.scales.nbytes
 
     def plain(self, dtype: torch.dtype) -> Tensor:
         """[N, K], the real values."""
