@@ -1,4 +1,4 @@
-"""The logits of a prompt, from our decoder on a CPU."""
+"""The logits of a prompt, from our decoder."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from workers.rank import RankContext
 
 
 def prompt_logits(plan: EnginePlan, prompt: Sequence[int]) -> torch.Tensor:
-    """[tokens of the prompt, vocabulary], of a plan of one rank."""
-    context = RankContext(0, plan.placement, torch.device("cpu"))
+    """[tokens of the prompt, vocabulary], of a plan of one rank, on its device."""
+    device = torch.device(plan.device)
+    context = RankContext(0, plan.placement, device)
     decoder = load_decoder(context, plan, Communicator(context))
     count = len(prompt)
-    ends, at = torch.tensor([0, count], dtype=torch.int32), torch.arange(count)
+    ends = torch.tensor([0, count], dtype=torch.int32, device=device)
+    at = torch.arange(count, device=device)
     seen = PrefillContext(at + PAGE, ends, ends, count, count)
-    batch = Batch(torch.tensor(prompt), at, at + PAGE, seen)
+    batch = Batch(torch.tensor(prompt, device=device), at, at + PAGE, seen)
     with torch.inference_mode():
         return decoder.forward(batch, make_cache(context, plan, pages_for(count)))

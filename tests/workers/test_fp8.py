@@ -65,8 +65,12 @@ def real(x: fp8.Fp8, weight: Fp8Weight) -> torch.Tensor:
 # -- kernels
 
 
+@pytest.mark.parametrize("chunk", [1, 64 * 96, 2**24])
 @pytest.mark.parametrize("share", SHARES)
-def test_a_value_is_rounded_to_one_of_its_neighbours(share: tuple[int, int]) -> None:
+def test_a_value_is_rounded_to_one_of_its_neighbours(
+    share: tuple[int, int], chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fp8, "CHUNK", chunk)
     plain, x = torch.randn(40, 96), torch.randn(7, 96) * torch.logspace(-6, 6, 7)[:, None]
     weight = weight_of(plain, share)
     for found, wanted in (
@@ -150,6 +154,7 @@ FP8 = [
 ]
 
 
+@pytest.mark.slow
 def test_logits_of_the_demos_model_lie_within_a_bound_of_float32() -> None:
     """As the benchmark says it: the difference of all logits over what they are."""
     asked = argparse.Namespace(model="tiny", dtype="float32", device="cpu", tokens=24)

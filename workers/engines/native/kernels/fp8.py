@@ -15,6 +15,7 @@ from torch import Tensor
 from workers.engines.native.kernels import reference
 from workers.engines.native.kernels.reference import FP8, LARGEST, narrowed
 
+CHUNK = 1 << 24  # elements
 SMALLEST = 1e-10  # of the largest value of a token: of zeros alone a scale is wanted as well
 
 
@@ -114,8 +115,14 @@ def linear(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype) -
 
 
 def made_fp8(plain: Tensor, scales: Tensor, share: tuple[int, int]) -> Tensor:
-    """[N, K] e4m3 of real values, by `scales`; see `Fp8Weight`."""
-    return narrowed(plain.float() / _of_elements(scales, share, plain.shape), FP8)
+    """[N, K] e4m3 of real values, by `scales`; see `Fp8Weight`. Some rows at a time, as they are
+    float32 meanwhile."""
+    out = torch.empty(plain.shape, dtype=FP8, device=plain.device)
+    step = max(1, CHUNK // (share[0] * plain.shape[1]))  # rows of scales
+    taken = (torch.split(x, step * share[0]) for x in (plain, out))
+    for part, made, some in zip(*taken, torch.split(scales, step), strict=True):
+        made.copy_(narrowed(part.float() / _of_elements(some, share, part.shape), FP8))
+    return out
 
 
 def largest_of(plain: Tensor, share: tuple[int, int]) -> Tensor:

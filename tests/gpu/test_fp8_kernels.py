@@ -1,0 +1,226 @@
+"""FP8 on a GPU: each Triton kernel, and cuBLAS's product, against plain torch on the same tensors.
+Needs compute capability 8.9 or more (Ada, Hopper). Shapes are random, ragged and at edges: sizes
+that are no multiple of a block, a warp or 16, and those of the models that are measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from logits import prompt_logits
+from ranks import engine_plan, ragged_requests
+
+from orchestrator.plan import models
+from workers.actor import Worker
+from workers.engines.native.kernels import fp8, reference
+from workers.engines.native.kernels.fp8 import Fp8, Fp8Weight
+from workers.messages import Work
+
+HAS_FP8 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
+pytestmark = pytest.mark.skipif(not HAS_FP8, reason="needs a GPU with FP8")
+
+CHANNELS, BLOCKS = "channels", (128, 128)
+SHAPES = [  # (output channels, inputs)
+    (16, 32),
+    (48, 96),
+    (130, 200),
+    (1000, 1000),
+    (3584, 5120),
+    (5120, 13824),
+    (14336, 8192),
+]
+
+
+def weight_of(shape: tuple[int, int], form: object, stored: float | None = None) -> Fp8Weight:
+    """A random matrix in one of the two forms, made FP8 by the reference."""
+    plain = torch.randn(shape, device="cuda", dtype=torch.bfloat16) * 0.02
+    share = (1, shape[1]) if form == CHANNELS else BLOCKS
+    scales = fp8.largest_of(plain, share) / reference.LARGEST
+    inputs = None if stored is None else torch.tensor([stored], device="cuda")
+    return Fp8Weight(fp8.made_fp8(plain, scales, share), scales, share, inputs)
+
+
+def error(out: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((out.double() - expected.double()).norm() / expected.double().norm())
+
+
+def same(ours: Fp8, theirs: Fp8, weight: Fp8Weight) -> bool:
+    """Equal scales; values equal, but for those between two of e4m3, which may go to either."""
+    real = [fp8.spread(one.values, one.scales, (1, weight.share[1])) for one in (ours, theirs)]
+    differ = (ours.values.float() != theirs.values.float()).float().mean()
+    return error(ours.scales, theirs.scales) < 1e-5 and error(*real) < 5e-3 and differ < 0.01
+
+
+@pytest.mark.parametrize("stored", [None, 0.01])
+@pytest.mark.parametrize("form", [CHANNELS, BLOCKS])
+@pytest.mark.parametrize(("rows", "width"), [(1, 8192), (37, 5120), (3, 96), (5, 200), (2, 28672)])
+def test_what_quantises_is_what_the_reference_makes(
+    rows: int, width: int, form: object, stored: float | None
+) -> None:
+    from workers.engines.native.kernels import fused_fp8
+
+    weight = weight_of((16, width), form, stored)
+    x, residual = (torch.randn(rows, width, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    gate_up = torch.randn(rows, 2 * width, device="cuda", dtype=torch.bfloat16)
+    norm = torch.randn(width, device="cuda", dtype=torch.bfloat16)
+    assert same(fused_fp8.quantize(x, weight), fp8.quantize(x, weight), weight)
+    for ours, theirs in (
+        (fused_fp8.rms_norm(x, norm, 1e-5, weight), reference.rms_norm(x, norm, 1e-5)),
+        (fused_fp8.silu_mul(gate_up, weight), reference.silu_mul(gate_up)),
+    ):
+        # Both round to bfloat16 before: where that differs, the scale may.
+        real = fp8.spread(ours.values, ours.scales, (1, weight.share[1]))
+        wanted = fp8.quantize(theirs, weight)
+        assert error(real, fp8.spread(wanted.values, wanted.scales, (1, weight.share[1]))) < 2e-2
+    mine, other = residual.clone(), residual.clone()
+    fused_fp8.add_rms_norm(x, mine, norm, 1e-5, weight)
+    fp8.add_rms_norm(x, other, norm, 1e-5, weight)
+    assert torch.equal(mine, other)
+
+
+def test_what_is_not_a_number_stays_none_and_zeros_stay_zeros() -> None:
+    from workers.engines.native.kernels import fused_fp8
+
+    x = torch.zeros(3, 256, device="cuda", dtype=torch.bfloat16)
+    x[1, 5], x[2, 7] = float("nan"), float("inf")
+    for form in (CHANNELS, BLOCKS):
+        found = fused_fp8.quantize(x, weight_of((16, 256), form)).values.float()
+        assert (found[0] == 0).all()
+        assert found[1:].isnan().any(1).all()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("form", [CHANNELS, BLOCKS])
+@pytest.mark.parametrize("rows", [1, 2, 7, 16, 17, 32, 33, 100, 257])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products(shape: tuple[int, int], rows: int, form: object, bias: bool) -> None:
+    """Up to 32 rows, of blocks, and of sizes that are no multiple of 16 by our kernel, else by
+    cuBLAS, whose fast accumulation rounds sums."""
+    from workers.engines.native.kernels import fused_fp8
+
+    weight = weight_of(shape, form)
+    x = fp8.quantize(torch.randn(rows, shape[1], device="cuda", dtype=torch.bfloat16), weight)
+    added = torch.randn(shape[0], device="cuda", dtype=torch.bfloat16) if bias else None
+    ours = fused_fp8.linear(x, weight, added, torch.bfloat16)
+    assert ours.shape == (rows, shape[0])
+    assert error(ours, fp8.linear(x, weight, added, torch.bfloat16)) < 1e-2
+
+
+@pytest.mark.parametrize("rows", [4, 64])
+def test_a_captured_product_reads_its_inputs_at_each_replay(rows: int) -> None:
+    from workers.engines.native.kernels import fused_fp8
+
+    weight = weight_of((512, 1024), CHANNELS)
+    x = torch.randn(rows, 1024, device="cuda", dtype=torch.bfloat16)
+
+    def product() -> torch.Tensor:
+        return fused_fp8.linear(fused_fp8.quantize(x, weight), weight, None, torch.bfloat16)
+
+    product()  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = product()
+    for _ in range(3):
+        x.copy_(torch.randn_like(x))
+        graph.replay()
+        wanted = fp8.linear(fp8.quantize(x, weight), weight, None, torch.bfloat16)
+        assert error(out, wanted) < 1e-2
+
+
+# -- the cache
+
+
+@pytest.mark.parametrize("dim", [128, 64])
+def test_keys_and_values_are_cached_in_e4m3(dim: int) -> None:
+    from workers.engines.native.kernels import fused
+
+    heads, kv_heads, rows = 10, 2, 19
+    qkv = torch.randn(rows, (heads + 2 * kv_heads) * dim, device="cuda", dtype=torch.bfloat16)
+    qkv[3, -5] = 1e4  # beyond e4m3
+    cos, sin = (torch.randn(64, dim // 2, device="cuda") for _ in range(2))
+    positions = torch.randint(0, 64, (rows,), device="cuda")
+    slots = torch.randperm(8 * 16, device="cuda")[:rows]
+    caches = [
+        [torch.zeros(8, 16, kv_heads, dim, device="cuda").to(reference.FP8) for _ in range(2)]
+        for _ in range(2)
+    ]
+    outs = [
+        module.rope_and_cache(qkv, cos, sin, positions, slots, *cache, None, None, 1e-6)
+        for module, cache in zip((fused, reference), caches, strict=True)
+    ]
+    assert error(*outs) < 8e-3
+    # The reference rotates in bfloat16: a value may go to the next of e4m3.
+    assert error(caches[0][0].float(), caches[1][0].float()) < 2e-2
+    assert torch.equal(caches[0][1].float(), caches[1][1].float())
+    assert caches[0][1].float().max() == reference.LARGEST
+
+
+@pytest.mark.parametrize("window", [None, 5, 64, 1000])
+@pytest.mark.parametrize(
+    ("batch", "heads", "kv_heads", "page"), [(1, 16, 2, 64), (100, 10, 2, 64), (5, 4, 4, 16)]
+)
+def test_decoding_reads_a_cache_in_e4m3(
+    batch: int, heads: int, kv_heads: int, page: int, window: int | None
+) -> None:
+    from workers.engines.native.kernels import fused
+
+    pages = 24
+    q = torch.randn(batch, heads, 128, device="cuda", dtype=torch.bfloat16)
+    keys, values = (
+        torch.randn(batch * pages + 1, page, kv_heads, 128, device="cuda").to(reference.FP8)
+        for _ in range(2)
+    )
+    order = torch.randperm(batch * pages, device="cuda", dtype=torch.int32) + 1
+    lengths = torch.randint(1, pages * page + 1, (batch,), device="cuda", dtype=torch.int32)
+    lengths[0] = 1
+    args = (q, keys, values, order.view(batch, pages), lengths, window)
+    assert error(fused.decode_attention(*args), reference.decode_attention(*args)) < 8e-3
+
+
+@pytest.mark.parametrize("window", [None, 7, 64])
+def test_prompts_read_a_cache_in_e4m3(window: int | None) -> None:
+    from workers.engines.native.kernels import fused
+
+    query, context = (5, 64, 1), (5, 100, 17)
+    q = torch.randn(sum(query), 16, 128, device="cuda", dtype=torch.bfloat16)
+    keys, values = (torch.randn(8, 64, 2, 128, device="cuda").to(reference.FP8) for _ in range(2))
+    slots = torch.randperm(512, device="cuda")[: sum(context)]
+    ends = [torch.tensor([0, *lens], device="cuda").cumsum(0).int() for lens in (query, context)]
+    args = (q, keys, values, slots, *ends, max(query), max(context), window)
+    assert error(fused.prefill_attention(*args), reference.prefill_attention(*args)) < 8e-3
+
+
+# -- the engine
+
+FORMS = [("fp8", "auto"), ("none", "fp8"), ("fp8", "fp8"), ("fp8-prefill", "auto")]
+
+
+@pytest.mark.parametrize(("quantization", "kv_cache_dtype"), FORMS)
+def test_the_demos_model_has_the_logits_of_a_cpu_and_is_served(
+    quantization: str, kv_cache_dtype: str
+) -> None:
+    """In bfloat16 on both, so sums are rounded otherwise; FP8 itself loses ten times as much."""
+    model = models.resolve("tiny")
+    assert isinstance(model.checkpoint, Path)
+    work = Work(ragged_requests(model.shape.vocab_size, count=9), max_concurrency=4)
+    plans = [
+        engine_plan(
+            "tp1", model.shape, model.checkpoint, work, device=device, dtype="bfloat16",
+            quantization=quantization, kv_cache_dtype=kv_cache_dtype,
+        )
+        for device in ("cuda", "cpu")
+    ]  # fmt: skip
+    prompt = max((request.prompt for request in work.requests), key=len)
+    ours, theirs = (prompt_logits(plan, prompt).float().cpu() for plan in plans)
+    assert error(ours, theirs) < 0.06
+    worker = Worker()
+    try:
+        worker.build("torch", plans[0], None)
+        report = worker.run(work)
+    finally:
+        worker.close()
+    assert report.requests is not None  # type: ignore[union-attr]
+    made = report.requests["output_len"].to_pylist()  # type: ignore[union-attr]
+    assert made == [request.output_len for request in work.requests]
