@@ -84,7 +84,10 @@ def render(planned: Sequence[PlannedDeployment], topology: Topology, console: Co
         ranks = f"{one.plan.placement.num_ranks} x {one.plan.device}"
         room = _room(one, topology).sentence
         console.print(Text.assemble((one.deployment.name, "bold"), f": {ranks}, {room}"))
-        console.print(explain.ranks_table(_explanation(one, topology)))
+        explanation = _explanation(one, topology)
+        console.print(explain.ranks_table(explanation))
+        for line in explain.phase_lines(explanation):
+            console.print(line, highlight=False)
     for sentence in dict.fromkeys(Attention.of(one.plan.model).sentence for one in planned):
         console.print(sentence, highlight=False)
     console.print(_cells_table(planned))

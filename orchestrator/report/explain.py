@@ -119,7 +119,7 @@ def render(explanation: Explanation, console: Console) -> None:
     console.print(title.append(_summary(explanation)))
     console.print(ranks_table(explanation))
     console.print(explanation.attention.sentence, highlight=False)
-    for line in (*_phase_lines(explanation), *_fit_lines(explanation)):
+    for line in (*phase_lines(explanation), *_fit_lines(explanation)):
         console.print(line, highlight=False)
     if explanation.gathered_bytes:
         gathered = format_bytes(explanation.gathered_bytes)
@@ -249,7 +249,7 @@ def _summary(explanation: Explanation) -> str:
     return ", ".join(parts)
 
 
-def _phase_lines(explanation: Explanation) -> Iterator[str]:
+def phase_lines(explanation: Explanation) -> Iterator[str]:
     """What it costs that the phases do not read the same weights."""
     prefill, decode = (explanation.phase_bytes[phase] for phase in PHASES)
     if prefill != decode:

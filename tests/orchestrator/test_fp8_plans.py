@@ -125,6 +125,29 @@ def test_explain_says_what_fp8_takes_and_what_two_forms_cost() -> None:
     assert "prefill reads 36.3 GB of weights and decode 70.6 GB" in " ".join(said.split())
 
 
+def test_a_dry_run_says_what_two_forms_cost() -> None:
+    asked = "submit --strategy tp2 --device cpu --precision-policy fp8-decode --dry-run"
+    said = " ".join(CliRunner().invoke(main, asked.split()).output.split())
+    assert "tiny.tp2.torch.float32.fp8-decode" in said
+    assert "Precision by phase: prefill reads" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "known"),
+    [
+        ("--quantization int4", "'auto', 'none' or 'fp8'"),
+        ("--kv-cache-dtype int8", "'auto' or 'fp8'"),
+        ("--precision-policy fp8", "'uniform', 'fp8-prefill' or 'fp8-decode'"),
+    ],
+)
+def test_what_is_not_known_is_refused_with_what_is(option: str, known: str) -> None:
+    for command in ("explain tp1", "submit --dry-run"):
+        found = CliRunner().invoke(main, [*command.split(), *option.split()])
+        assert found.exit_code == 2
+        assert known in found.output
+        assert len(found.output.strip().splitlines()) == 1
+
+
 def test_a_checkpoint_in_fp8_is_served_as_it_is_stored(tmp_path: Path) -> None:
     folder = write_config(tmp_path, **BLOCKS)
     (one,) = plan(model=str(folder))

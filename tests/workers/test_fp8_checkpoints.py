@@ -95,6 +95,23 @@ def test_each_form_is_served_in_fp8_where_tensors_and_layers_are_cut(folders: Fo
         }
 
 
+def test_weights_that_are_made_fp8_are_the_same_in_stages_and_are_cut_with_whole_scales(
+    folders: Folders, checkpoint: Callable[[str], Path]
+) -> None:
+    """Stages cut no input, so they change no token. Ranks of tp round their own parts of inputs."""
+    folder = checkpoint("Llama")
+    shape, fp8 = models.resolve(str(folder)).shape, {"quantization": "fp8", "kv_cache_dtype": "fp8"}
+    made = {}
+    for layout in ("tp1", "pp2", "tp2pp2"):
+        plan = engine_plan(layout, shape, folder, WORK, **fp8)
+        (reports,) = folders.pool.serve(plan, WORK)
+        made[layout] = tokens(reports)
+    assert made["pp2"] == made["tp1"]
+    assert {i: len(one) for i, one in made["tp2pp2"].items()} == {
+        i: len(one) for i, one in made["tp1"].items()
+    }
+
+
 @pytest.mark.parametrize("quantization", ["fp8", "fp8-decode"])
 @forms
 def test_what_a_rank_holds_is_what_was_planned(
