@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workers.engines.native.kernels import reference
-from workers.engines.native.kernels.reference import FP8, LARGEST, narrowed
+from workers.engines.native.kernels.reference import FP8, LARGEST, narrowed, widened
 
 CHUNK = 1 << 24  # elements
 SMALLEST = 1e-10  # of the largest value of a token: of zeros alone a scale is wanted as well
@@ -136,7 +136,7 @@ def largest_of(plain: Tensor, share: tuple[int, int]) -> Tensor:
 
 def spread(values: Tensor, scales: Tensor, share: tuple[int, int]) -> Tensor:
     """The real values, float32. values: [rows, columns] e4m3, of which each `share` has a scale."""
-    return values.float() * _of_elements(scales, share, values.shape)
+    return widened(values, torch.float32) * _of_elements(scales, share, values.shape)
 
 
 def _of_elements(scales: Tensor, share: tuple[int, int], shape: torch.Size) -> Tensor:
