@@ -133,9 +133,9 @@ def _rope(
     a, b = tl.load(source, mask=inside, other=0.0), tl.load(source + half, mask=inside, other=0.0)
     slot = tl.load(slot_mapping_ptr + row)
     if head >= heads + kv_heads:
-        target = values_ptr + (slot * kv_heads + head - heads - kv_heads) * 2 * half + at
-        tl.store(target, _narrowed(a, values_ptr), mask=inside)
-        tl.store(target + half, _narrowed(b, values_ptr), mask=inside)
+        cached = values_ptr + (slot * kv_heads + head - heads - kv_heads) * 2 * half + at
+        tl.store(cached, _narrowed(a, values_ptr), mask=inside)
+        tl.store(cached + half, _narrowed(b, values_ptr), mask=inside)
         return
     if norm:
         weight = q_norm_ptr
@@ -153,9 +153,9 @@ def _rope(
     first = (wide_a * cos - wide_b * sin).to(a.dtype)
     second = (wide_b * cos + wide_a * sin).to(a.dtype)
     if head >= heads:
-        target = keys_ptr + (slot * kv_heads + head - heads) * 2 * half + at
-        tl.store(target, _narrowed(first, keys_ptr), mask=inside)
-        tl.store(target + half, _narrowed(second, keys_ptr), mask=inside)
+        cached = keys_ptr + (slot * kv_heads + head - heads) * 2 * half + at
+        tl.store(cached, _narrowed(first, keys_ptr), mask=inside)
+        tl.store(cached + half, _narrowed(second, keys_ptr), mask=inside)
     else:
         target = out_ptr + (row * heads + head) * 2 * half + at
         tl.store(target, first, mask=inside)
