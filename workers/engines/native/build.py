@@ -10,12 +10,13 @@ import torch
 from strategies.memory import RESERVE_BYTES, UTILIZATION, kv_bytes_per_token, workspace_bytes
 from workers.communicator import Communicator
 from workers.engines.native.cache import PagedCache
+from workers.engines.native.graphs import decode_sizes, prompt_sizes
 from workers.engines.native.kernels import kernels_for
 from workers.engines.native.kernels.reference import FP8
 from workers.engines.native.loading import Loader
 from workers.engines.native.model import Decoder, NamedDecoder
 from workers.engines.native.pages import PAGE, pages_for
-from workers.engines.native.runner import Runner, bucket_sizes
+from workers.engines.native.runner import Runner
 from workers.engines.native.sampling import Sampler
 from workers.messages import EnginePlan, dealt
 from workers.rank import RankContext
@@ -42,7 +43,7 @@ def make_runner(
     plan: EnginePlan, communicator: Communicator, decoder: Decoder, cache: PagedCache
 ) -> Runner:
     """The runner of one rank, with a captured graph for every batch size that a micro-batch can
-    have."""
+    have, and for short prompts."""
     first, axis = decoder.first_logit, decoder.head_axis
     # Without collectives a layout computes something else, which need not be finite.
     checks = not communicator.ablated
@@ -51,8 +52,16 @@ def make_runner(
     micro_batches = min(plan.placement.degree("pp"), seats)
     with torch.inference_mode():
         runner = Runner(decoder, cache, sampler, communicator, seats, plan.max_len)
-        runner.capture(bucket_sizes(-(-seats // micro_batches)))
+        runner.capture(decode_sizes(-(-seats // micro_batches)), _prompt_sizes(plan, seats))
     return runner
+
+
+def _prompt_sizes(plan: EnginePlan, seats: int) -> list[int]:
+    """Prefill steps to capture. In float32 attention over prompts waits for the device, which
+    cannot be captured."""
+    if plan.dtype == "float32":
+        return []
+    return prompt_sizes(min(plan.prefill_tokens, seats * plan.max_len))
 
 
 def seats_of(plan: EnginePlan) -> int:
