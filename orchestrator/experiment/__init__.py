@@ -11,12 +11,15 @@ from orchestrator.experiment.cells import (
     preset_names,
 )
 from orchestrator.experiment.lengths import Lengths, Window
+from orchestrator.experiment.techniques import SWITCHES, TECHNIQUES
 
 __all__ = [
     "DIFFERENCE",
     "OF_DATASET",
     "PRESETS",
     "SCENARIOS",
+    "SWITCHES",
+    "TECHNIQUES",
     "Cell",
     "Deployment",
     "Experiment",

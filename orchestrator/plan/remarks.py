@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.cluster import nsight
-from orchestrator.experiment import Experiment
+from orchestrator.experiment import TECHNIQUES, Experiment
 from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.plan.fitting import concurrent_requests
 from orchestrator.plan.planning import CAN_LEAVE_OUT_COMM, DEFAULT_ENGINE
@@ -35,7 +35,7 @@ def remarks(
             yield from _of_replicas(one)
             yield from _of_memory(one, topology)
             yield from _of_nodes(one)
-            for what in dict.fromkeys(experiment.ablate):
+            for what in dict.fromkeys((*experiment.ablate, *experiment.technique)):
                 if replace(one.deployment, ablation=what) not in made:
                     yield _of_ablation(one, what)
     if experiment.nsys:
@@ -83,4 +83,6 @@ def _of_ablation(planned: PlannedDeployment, what: str) -> str:
     if what == "comm" and engine not in CAN_LEAVE_OUT_COMM:
         return f"{strategy}: the engine {engine} cannot leave out comm; it is not run without"
     where = f"{engine}, {planned.plan.device}"
+    if what in TECHNIQUES:
+        return f"{strategy}: leaving out {what} changes nothing ({where}); it is not run without"
     return f"{strategy}: --ablate {what} would change nothing ({where}); it is not run without"

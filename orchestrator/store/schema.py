@@ -25,7 +25,7 @@ class CellKey:
     engine: str = column("engine that executes it")
     dtype: str = column("type of weights and activations")
     quantization: str = column('quantization of the weights; "none"')
-    ablation: str = column('what is left out of the layout: comm, p2p or "none"')
+    ablation: str = column('what is left out: comm, p2p, the name of a technique, or "none"')
     scenario: str = column("name of the lengths, or of the dataset")
     max_concurrency: int = column("requests in flight at most", "requests")
 

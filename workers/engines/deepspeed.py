@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from workers.engines.deepspeed_layouts import communication_axis, refusal
+from workers.engines.transformers import CHOICES
 from workers.messages import Built, EnginePlan, RankReport, Work
 from workers.versions import versions
 
@@ -39,6 +40,10 @@ class DeepSpeedEngine:
         if importlib.util.find_spec("deepspeed") is None:
             return "it is not installed: pip install 'shard-orchestrator[deepspeed]'"
         return refusal(plan)
+
+    def choices(self, plan: EnginePlan) -> Mapping[str, Sequence[str]]:
+        """Its switches, and the values of each: those of the model that it changes."""
+        return {**CHOICES, "allreduce": ("nccl" if plan.device == "cuda" else "gloo",)}
 
     def build(self, context: RankContext, plan: EnginePlan) -> Built:
         """Build the model empty and fill this rank's part. Under tp and zero3 the whole model is at

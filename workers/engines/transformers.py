@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from strategies.memory import window_of
@@ -31,6 +31,16 @@ CONFIG_CLASSES = {
 }
 
 
+# Of `generate`: whole prompts, in batches that end before the next one begins.
+CHOICES = {
+    "attention": ("sdpa", "eager"),
+    "cuda_graphs": ("off",),
+    "fusion": ("off",),
+    "batching": ("static",),
+    "chunked_prefill_size": ("off",),
+}
+
+
 class TransformersEngine:
     """One process: `tp1`, or `ppN` as a `device_map`, whose devices work one after another."""
 
@@ -44,6 +54,10 @@ class TransformersEngine:
         """None, or why Transformers cannot run the plan."""
         axes = {axis for axis, degree in plan.placement.mesh if degree > 1}
         return _refused_axes(axes) or _refused_cuts(plan) or _missing_for(axes, plan.device)
+
+    def choices(self, plan: EnginePlan) -> Mapping[str, Sequence[str]]:
+        """Its switches, and the values of each."""
+        return CHOICES
 
     def build(self, context: RankContext, plan: EnginePlan) -> Built:
         """Load the model. The devices of a pipeline are this process's and the ones numbered after
@@ -185,8 +199,16 @@ def empty_model(plan: EnginePlan) -> Any:
 
     family: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        model = family.from_config(shape_to_config(plan.model), dtype=getattr(torch, plan.dtype))
+        model = family.from_config(shape_to_config(plan.model), **_options(plan))
     return model.eval()
+
+
+def _options(plan: EnginePlan) -> dict[str, object]:
+    """How any model of a plan is made."""
+    import torch
+
+    attention = plan.switches.settled(CHOICES).attention
+    return {"dtype": getattr(torch, plan.dtype), "attn_implementation": attention}
 
 
 def fill(
@@ -298,13 +320,12 @@ def _load(plan: EnginePlan, devices: list[torch.device]) -> Any:
 
 
 def _from_checkpoint(plan: EnginePlan, device: torch.device, spread: dict[str, int] | None) -> Any:
-    import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     family: Any = AutoModelForCausalLM
-    options = {"dtype": getattr(torch, plan.dtype), "local_files_only": True}
+    options = {**_options(plan), "local_files_only": True}
     if spread is not None:
         return family.from_pretrained(str(plan.checkpoint), device_map=spread, **options).eval()
     return family.from_pretrained(str(plan.checkpoint), **options).to(device).eval()

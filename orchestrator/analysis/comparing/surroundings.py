@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from orchestrator.experiment import OF_DATASET
+from orchestrator.experiment import OF_DATASET, SWITCHES
 
 Manifest = Mapping[str, Any]
 ENVIRONMENT = (
@@ -39,8 +39,7 @@ WORKLOAD = (
     "min_duration",
     "num_warmups",
     "seed",
-    "prefill_tokens",
-    "chunked_prefill",
+    *SWITCHES,
     "temperature",
     "load_format",
     "ignore_eos",

@@ -11,11 +11,12 @@ from strategies.memory import RESERVE_BYTES, UTILIZATION, kv_bytes_per_token, wo
 from strategies.shapes import DTYPE_BYTES
 from workers.communicator import Communicator
 from workers.engines.native.cache import PagedCache
-from workers.engines.native.kernels import kernels_for
+from workers.engines.native.kernels import kernels_of
 from workers.engines.native.model import Decoder, Loader, NamedDecoder
 from workers.engines.native.pages import PAGE, pages_for
 from workers.engines.native.runner import Runner, bucket_sizes
 from workers.engines.native.sampling import Sampler
+from workers.engines.native.support import switches_of
 from workers.messages import EnginePlan, dealt
 from workers.rank import RankContext
 from workers.weights import open_source
@@ -26,8 +27,10 @@ def load_decoder(context: RankContext, plan: EnginePlan, communicator: Communica
     source, dtype = open_source(plan.checkpoint), getattr(torch, plan.dtype)
     load = Loader(source, plan.model, plan.placement, context.rank, dtype, context.device)
     make = Decoder if plan.nsys_dir is None else NamedDecoder
+    switches = switches_of(plan)
+    kernels = kernels_of(str(switches.attention), switches.fusion == "on")
     with torch.inference_mode():
-        return make(load, communicator, kernels_for(context.device), plan.max_len)
+        return make(load, communicator, kernels, plan.max_len)
 
 
 def make_cache(context: RankContext, plan: EnginePlan, pages: int) -> PagedCache:
@@ -40,8 +43,8 @@ def make_cache(context: RankContext, plan: EnginePlan, pages: int) -> PagedCache
 def make_runner(
     plan: EnginePlan, communicator: Communicator, decoder: Decoder, cache: PagedCache
 ) -> Runner:
-    """The runner of one rank, with a captured graph for every batch size that a micro-batch can
-    have."""
+    """The runner of one rank. With CUDA graphs, one is captured for every batch size that a
+    micro-batch can have."""
     first, axis = decoder.first_logit, decoder.head_axis
     # Without collectives a layout computes something else, which need not be finite.
     checks = not communicator.ablated
@@ -50,7 +53,8 @@ def make_runner(
     micro_batches = min(plan.placement.degree("pp"), seats)
     with torch.inference_mode():
         runner = Runner(decoder, cache, sampler, communicator, seats, plan.max_len)
-        runner.capture(bucket_sizes(-(-seats // micro_batches)))
+        if switches_of(plan).cuda_graphs == "on":
+            runner.capture(bucket_sizes(-(-seats // micro_batches)))
     return runner
 
 

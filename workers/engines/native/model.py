@@ -16,7 +16,7 @@ from strategies.placement import Placement
 from strategies.shapes import ModelShape
 from workers.communicator import Communicator
 from workers.engines.native.cache import PagedCache
-from workers.engines.native.kernels import Kernels
+from workers.engines.native.kernels import Attention, Kernels
 from workers.engines.native.rope import rotary_table
 from workers.weights import Source
 
@@ -28,7 +28,7 @@ class Context(Protocol):
     """What new tokens attend to."""
 
     def attend(
-        self, kernels: Kernels, q: Tensor, keys: Tensor, values: Tensor, window: int | None
+        self, kernels: Attention, q: Tensor, keys: Tensor, values: Tensor, window: int | None
     ) -> Tensor:
         """q: [T, heads, D]; keys, values: one layer's cache; window: the newest tokens of a context
         that are seen, None for all -> [T, heads, D]."""
@@ -37,13 +37,13 @@ class Context(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DecodeContext:
-    """One new token a request; see `Kernels.decode_attention` for the fields."""
+    """One new token a request; see `Attention.decode_attention` for the fields."""
 
     tables: Tensor
     lengths: Tensor
 
     def attend(
-        self, kernels: Kernels, q: Tensor, keys: Tensor, values: Tensor, window: int | None
+        self, kernels: Attention, q: Tensor, keys: Tensor, values: Tensor, window: int | None
     ) -> Tensor:
         """Attention over each request's pages."""
         return kernels.decode_attention(q, keys, values, self.tables, self.lengths, window)
@@ -51,7 +51,7 @@ class DecodeContext:
 
 @dataclass(frozen=True, slots=True)
 class PrefillContext:
-    """Chunks of prompts; see `Kernels.prefill_attention` for the fields."""
+    """Chunks of prompts; see `Attention.prefill_attention` for the fields."""
 
     slot_mapping: Tensor
     cu_seqlens_q: Tensor
@@ -60,7 +60,7 @@ class PrefillContext:
     max_seqlen_k: int
 
     def attend(
-        self, kernels: Kernels, q: Tensor, keys: Tensor, values: Tensor, window: int | None
+        self, kernels: Attention, q: Tensor, keys: Tensor, values: Tensor, window: int | None
     ) -> Tensor:
         """Attention of each chunk over its prompt so far."""
         return kernels.prefill_attention(
@@ -167,15 +167,16 @@ class Decoder:
     """The stage of one rank. Where a placement cuts a projection by its rows over tp, the result is
     summed over tp.
 
-    hidden_size, dtype: of the activations. first_logit: the token of its first logit. head_axis:
-    the mesh axis over which its vocabulary is cut, None where it is whole.
+    attention: its kernels. hidden_size, dtype: of the activations. first_logit: the token of its
+    first logit. head_axis: the mesh axis over which its vocabulary is cut, None where it is whole.
     """
 
     def __init__(
         self, load: Loader, communicator: Communicator, kernels: Kernels, max_len: int
     ) -> None:
         model, placement = load.model, load.placement
-        self._communicator, self._kernels = communicator, kernels
+        self._communicator, self._kernels = communicator, kernels.pointwise
+        self.attention = kernels.attention
         self._eps, self.hidden_size, self.dtype = model.norm_eps, model.hidden_size, load.dtype
         stages = placement.stages_of(load.rank)
         self.has_embedding = any(stage.embed for stage in stages)
@@ -256,7 +257,7 @@ class Decoder:
             layer.k_norm,
             self._eps,
         )
-        x = batch.context.attend(self._kernels, q, keys, values, layer.window)
+        x = batch.context.attend(self.attention, q, keys, values, layer.window)
         x = F.linear(x.flatten(1), layer.output)
         if self._sum_attention:
             x = self._communicator.all_reduce(x, "tp")

@@ -53,7 +53,7 @@ class State:
 
 @dataclass(slots=True)
 class Graph:
-    """A decode step of one batch size. On a GPU it is captured once; elsewhere it runs as it is.
+    """A decode step of one batch size. With CUDA graphs it is captured once; else it runs as it is.
 
     rows: [size] int64, whose step it is. inputs: [size, hidden], activations of the stage before,
     None on the first stage. Both are read by every run. output: tokens [size] on the last stage,
@@ -238,10 +238,7 @@ class Runner:
     # -- graphs
 
     def capture(self, sizes: list[int]) -> None:
-        """Capture a decode step for each batch size, largest first, in one memory pool. On a CPU
-        there is nothing to capture."""
-        if self._device.type != "cuda":
-            return
+        """Capture a decode step for each batch size, largest first, in one memory pool."""
         for size in sorted(set(sizes), reverse=True):
             self._graphs[size] = self._captured(self._new_graph(size))
 

@@ -1,18 +1,19 @@
-"""The small kernels of a decoder step: one interface, `Kernels`, and two modules that provide it.
+"""The small kernels of a decoder step: those for each token by itself, and those of attention.
 
-`reference` is plain torch and runs anywhere; `fused` is Triton and runs on a GPU.
+`reference` has both in plain torch, which runs anywhere; `fused` has both in Triton, for a GPU.
+`dense` has attention over gathered contexts, in the two ways that torch offers.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 
-class Kernels(Protocol):
-    """The functions of `reference` and of `fused`.
+class Pointwise(Protocol):
+    """What is done with each token by itself.
 
     T: new tokens of the step. H: hidden size. D: size of a head. Activations, weights and caches
     have the model's dtype. keys, values: the cache of one layer, [pages, page size, KV heads, D]
@@ -53,6 +54,10 @@ class Kernels(Protocol):
         q_norm, k_norm: [D], weights of the norms before the rotation (Qwen3); both or neither.
         """
         ...
+
+
+class Attention(Protocol):
+    """What makes tokens see each other. Shapes and dtypes are those of `Pointwise`."""
 
     def decode_attention(
         self,
@@ -96,12 +101,23 @@ class Kernels(Protocol):
         ...
 
 
-def kernels_for(device: torch.device) -> Kernels:
-    """The module whose functions run on `device`."""
-    if device.type == "cuda":
-        from workers.engines.native.kernels import fused
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The kernels of one decoder."""
 
-        return fused
-    from workers.engines.native.kernels import reference
+    pointwise: Pointwise
+    attention: Attention
 
-    return reference
+
+def kernels_of(attention: str, fusion: bool) -> Kernels:
+    """The kernels of a decoder. attention: "eager", "sdpa" or "triton". fusion: whether operations
+    on a token share a kernel, in Triton."""
+    from workers.engines.native.kernels import dense, reference
+
+    plain: dict[str, Attention] = {"eager": dense.EAGER, "sdpa": dense.SDPA}
+    if attention in plain and not fusion:
+        return Kernels(reference, plain[attention])
+    from workers.engines.native.kernels import fused  # importing Triton takes long
+
+    pointwise: Pointwise = fused if fusion else reference
+    return Kernels(pointwise, plain.get(attention, fused))
