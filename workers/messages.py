@@ -236,6 +236,15 @@ class Built:
     settings: dict[str, str] = field(default_factory=dict)
 
 
+class AttentionTime(NamedTuple):
+    """The attention of one step of a phase, all layers of the rank, when it runs by itself: its
+    seconds, and the multiplications and additions of scores and sums (2 a multiply-add)."""
+
+    phase: str
+    seconds: float
+    operations: int
+
+
 @dataclass(frozen=True, slots=True)
 class RankReport:
     """What one rank reports of one run. Its tables are those of `workers.records`.
@@ -245,8 +254,10 @@ class RankReport:
     or where an engine cannot observe one. unobserved: why an observed run has no spans, where that
     is known and no reason to let it fail. began_s: the moment at which the times of the tables are
     zero, in seconds of `time.perf_counter` of that process; None where an engine does not say.
-    telemetry: no engine fills it, it is added where the reports of the ranks meet. fabric: only
-    from the engine `calibration`.
+    memory_swing_bytes: by how much allocated memory rose during the run above what it was before;
+    None where the device does not count it. attention: of an observed run, of the fullest step of
+    each phase, where an engine can run its attention by itself. telemetry: no engine fills it, it
+    is added where the reports of the ranks meet. fabric: only from the engine `calibration`.
     """
 
     rank: int
@@ -257,5 +268,7 @@ class RankReport:
     spans: pa.Table | None = None
     unobserved: str | None = None
     began_s: float | None = None
+    memory_swing_bytes: int | None = None
+    attention: tuple[AttentionTime, ...] = ()
     telemetry: pa.Table | None = None
     fabric: pa.Table | None = None

@@ -17,7 +17,7 @@ from ranks import FAMILIES, Pool, engine_plan, generated, ragged_requests, read_
 from orchestrator.analysis.observed.accounting import PARTS, account
 from orchestrator.analysis.observed.booking import WAITS
 from strategies.traffic import step as traffic_of_step
-from workers.messages import EnginePlan, Request, Work
+from workers.messages import EnginePlan, Request, Switches, Work
 
 LAYOUTS = ["tp1", "tp2", "tp4", "pp2", "pp4", "tp2pp2", "dp2", "tp2dp2"]
 
@@ -55,14 +55,28 @@ def test_tokens_equal_those_of_generate(
 
 
 @pytest.mark.parametrize("layout", ["tp1", "tp2pp2", "tp2dp2"])
-def test_tokens_do_not_depend_on_chunked_prefill(
-    layout: str, pool: Pool, checkpoint: Callable[[str], Path], expected: Expected
+@pytest.mark.parametrize(
+    "switches",
+    [
+        Switches(chunked_prefill_size="off"),
+        Switches(attention="eager"),
+        Switches(batching="static"),
+        Switches("eager", "off", "off", "static", "off", "gloo"),
+    ],
+    ids=lambda switches: "-".join(switches.asked),
+)
+def test_tokens_do_not_depend_on_any_switch(
+    switches: Switches,
+    layout: str,
+    pool: Pool,
+    checkpoint: Callable[[str], Path],
+    expected: Expected,
 ) -> None:
-    shape = read_shape(checkpoint("Llama"))
+    folder = checkpoint("Llama")
+    shape = read_shape(folder)
     work = Work(ragged_requests(shape.vocab_size), max_concurrency=4)
-    (reports,) = pool.serve(
-        engine_plan(layout, shape, checkpoint("Llama"), work, chunked_prefill=False), work
-    )
+    planned = engine_plan(layout, shape, folder, work, switches=switches)
+    (reports,) = pool.serve(planned, work)
     assert tokens(reports) == expected("Llama")
 
 
@@ -211,7 +225,8 @@ def _prompt_logits(folder: Path, request: Request):  # type: ignore[no-untyped-d
 
     from workers.communicator import Communicator
     from workers.engines.native.build import load_decoder, make_cache
-    from workers.engines.native.model import Batch, PrefillContext
+    from workers.engines.native.contexts import PrefillContext
+    from workers.engines.native.model import Batch
     from workers.engines.native.pages import PAGE
     from workers.rank import RankContext
 

@@ -73,7 +73,7 @@ class DeepSpeedEngine:
         Collectives are timed only on a CPU, where a call blocks. On a GPU an observed run of
         several ranks has no spans.
         """
-        from workers.device import peak_memory, reset_peak
+        from workers.device import memory_swing, peak_memory, reset_peak
         from workers.engines.batch import Ledger
         from workers.engines.deepspeed_meter import Meter
 
@@ -82,7 +82,7 @@ class DeepSpeedEngine:
         ledger = Ledger(context.rank, context.at("dp"))
         observed = work.observe and (axis is None or context.device.type == "cpu")
         meter = Meter(axis or "", timed=observed)
-        reset_peak([context.device])
+        before = reset_peak([context.device])
         self._serve(work, ledger, meter)
         return RankReport(
             rank=context.rank,
@@ -90,6 +90,7 @@ class DeepSpeedEngine:
             steps=ledger.steps(),
             collectives=meter.table(context.rank),
             peak_memory_bytes=peak_memory([context.device]),
+            memory_swing_bytes=memory_swing([context.device], before),
             spans=ledger.spans(meter.timed_calls, meter.blocked) if observed else None,
             began_s=ledger.origin,
         )

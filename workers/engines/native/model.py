@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,64 +15,13 @@ from strategies.placement import Placement
 from strategies.shapes import ModelShape
 from workers.communicator import Communicator
 from workers.engines.native.cache import PagedCache
-from workers.engines.native.kernels import Attention, Kernels
+from workers.engines.native.contexts import Context
+from workers.engines.native.kernels import Kernels
 from workers.engines.native.rope import rotary_table
 from workers.weights import Source
 
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
-
-
-class Context(Protocol):
-    """What new tokens attend to."""
-
-    def attend(
-        self, kernels: Attention, q: Tensor, keys: Tensor, values: Tensor, window: int | None
-    ) -> Tensor:
-        """q: [T, heads, D]; keys, values: one layer's cache; window: the newest tokens of a context
-        that are seen, None for all -> [T, heads, D]."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeContext:
-    """One new token a request; see `Attention.decode_attention` for the fields."""
-
-    tables: Tensor
-    lengths: Tensor
-
-    def attend(
-        self, kernels: Attention, q: Tensor, keys: Tensor, values: Tensor, window: int | None
-    ) -> Tensor:
-        """Attention over each request's pages."""
-        return kernels.decode_attention(q, keys, values, self.tables, self.lengths, window)
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillContext:
-    """Chunks of prompts; see `Attention.prefill_attention` for the fields."""
-
-    slot_mapping: Tensor
-    cu_seqlens_q: Tensor
-    cu_seqlens_k: Tensor
-    max_seqlen_q: int
-    max_seqlen_k: int
-
-    def attend(
-        self, kernels: Attention, q: Tensor, keys: Tensor, values: Tensor, window: int | None
-    ) -> Tensor:
-        """Attention of each chunk over its prompt so far."""
-        return kernels.prefill_attention(
-            q,
-            keys,
-            values,
-            self.slot_mapping,
-            self.cu_seqlens_q,
-            self.cu_seqlens_k,
-            self.max_seqlen_q,
-            self.max_seqlen_k,
-            window,
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,7 +209,7 @@ def value_of(text: str) -> Any:
 
 def config_of(plan: EnginePlan) -> Mapping[str, object]:
     """The config.json of the plan's model, for dummy weights."""
-    from workers.engines.transformers import shape_to_config
+    from workers.engines.transformers_config import shape_to_config
 
     config: dict[str, object] = shape_to_config(plan.model).to_dict()
     names = (name for name, family in ARCHITECTURES.items() if family == plan.model.family)
