@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.cluster import nsight
-from orchestrator.experiment import TECHNIQUES, Experiment
+from orchestrator.experiment import Experiment
 from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.plan.fitting import concurrent_requests
 from orchestrator.plan.planning import CAN_LEAVE_OUT_COMM, DEFAULT_ENGINE
@@ -35,9 +35,16 @@ def remarks(
             yield from _of_replicas(one)
             yield from _of_memory(one, topology)
             yield from _of_nodes(one)
-            for what in dict.fromkeys((*experiment.ablate, *experiment.technique)):
+            for what in dict.fromkeys(experiment.ablate):
                 if replace(one.deployment, ablation=what) not in made:
                     yield _of_ablation(one, what)
+            idle = [
+                name
+                for name in experiment.technique
+                if replace(one.deployment, ablation=name) not in made
+            ]
+            if idle:
+                yield _of_techniques(one, idle)
     if experiment.nsys:
         yield nsight.remark(folder_of(experiment), joined=cluster is not None)
 
@@ -83,6 +90,12 @@ def _of_ablation(planned: PlannedDeployment, what: str) -> str:
     if what == "comm" and engine not in CAN_LEAVE_OUT_COMM:
         return f"{strategy}: the engine {engine} cannot leave out comm; it is not run without"
     where = f"{engine}, {planned.plan.device}"
-    if what in TECHNIQUES:
-        return f"{strategy}: leaving out {what} changes nothing ({where}); it is not run without"
     return f"{strategy}: --ablate {what} would change nothing ({where}); it is not run without"
+
+
+def _of_techniques(planned: PlannedDeployment, idle: Sequence[str]) -> str:
+    asked, device = planned.deployment, planned.plan.device
+    return (
+        f"{asked.strategy}: leaving out {', '.join(idle)} changes nothing ({asked.engine}, "
+        f"{device}); it is not run without"
+    )

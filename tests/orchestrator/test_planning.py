@@ -102,7 +102,8 @@ def test_every_layout_prefills_in_pieces_of_one_size() -> None:
 def test_a_pass_has_room_for_a_whole_prompt_where_none_is_cut() -> None:
     (one,) = plan(chunked_prefill_size="off")
     assert (one.plan.prefill_tokens, one.plan.chunked_prefill) == (2048, False)
-    (one,) = plan(chunked_prefill_size="off", input_len=3000, output_len=2)
+    long = {"input_len": 3000, "output_len": 2, **DUMMY_70B}
+    (one,) = plan(gpus=4, strategy="tp4", chunked_prefill_size="off", **long)
     assert one.plan.prefill_tokens == 3000
 
 
