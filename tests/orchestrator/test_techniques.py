@@ -154,6 +154,36 @@ def test_with_and_without_take_turns_and_what_they_say_is_kept(
         in CliRunner().invoke(main, ["compare", str(both.folder)]).stdout
     )
 
+    for command in (["export", "--format", "arrow"], ["pack"]):
+        into = ["--out", str(tmp_path / command[0])]
+        assert CliRunner().invoke(main, [*command, str(both.folder), *into]).exit_code == 0
+        assert (tmp_path / command[0] / "ablation.arrow").is_file()
+    again = CliRunner().invoke(main, ["compare", str(tmp_path / "pack"), "--json"])
+    assert json.loads(again.stdout)["techniques"] == [shown]
+
+
+# -- what is asked for
+
+
+@pytest.mark.parametrize(
+    ("command", "layouts"),
+    [
+        (["ablate"], ["tp1", "tp1 without attention", "tp1 without batching"]),
+        (["ablate", "--technique", "batching"], ["tp1", "tp1 without batching"]),
+        (["submit"], ["tp1"]),
+        (["submit", "--config", "techniques.yaml"], ["tp1", "tp1 without attention"]),
+        (["ablate", "--config", "techniques.yaml"], ["tp1", "tp1 without attention"]),
+    ],
+)
+def test_ablate_takes_the_options_of_submit_and_all_techniques_unless_some_are_named(
+    command: list[str], layouts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("techniques.yaml").write_text("technique: attention\nbatching: static\n")
+    more = ["--device", "cpu", "--chunked-prefill-size", "off", "--dry-run", "--json"]
+    done = CliRunner().invoke(main, [*command, *more])
+    assert [one["layout"] for one in json.loads(done.stdout)["deployments"]] == layouts
+
 
 # -- what is made of it
 

@@ -10,6 +10,7 @@ from ranks import engine_plan
 
 from strategies import ModelShape
 from workers import engines
+from workers.engines.native.build import attention_bytes
 from workers.engines.vllm.settings import arguments
 from workers.messages import EnginePlan, Request, Switches, Work
 
@@ -77,6 +78,15 @@ def test_attention_in_torch_takes_a_head_dim_that_triton_does_not() -> None:
     odd = replace(MODEL, head_dim=24)
     assert "use --attention sdpa" in str(engines.refusal("torch", plan("cuda", odd)))
     assert engines.refusal("torch", plan("cuda", odd, attention="sdpa")) is None
+
+
+def test_attention_in_torch_has_its_room_beside_the_cache() -> None:
+    """Four heads of 16, of 4 KV heads; one seat of 3 tokens, 16 prompt tokens a pass, float32."""
+    contexts = 2 * 3 * (2 * 4 * 16 * 4)
+    scores = 4 * 16 * 3 * (4 + 2 * 4)
+    kinds = ("triton", "sdpa", "eager")
+    found = [attention_bytes(plan("cuda", attention=kind), 0) for kind in kinds]
+    assert found == [0, contexts, contexts + scores]
 
 
 def test_a_plug_in_without_choices_has_no_switch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,7 @@ def refusal(name: str, plan: EnginePlan) -> str | None:
         return f"it takes no --engine-arg, and {plan.engine_args[0][0]} is given"
     if switch := _without_choice(name, plan):
         return switch
-    reason = _answer(name, engine.supports, plan)
+    reason = _answer(name, lambda asked: engine.supports(asked), plan)
     if not (reason is None or isinstance(reason, str)):
         raise EngineError(
             f"the engine '{name}' answered {reason!r} when it was asked whether it runs "

@@ -89,5 +89,22 @@ def _room(context: RankContext, plan: EnginePlan) -> float:
     free, total = torch.cuda.mem_get_info(context.device)
     size, placement, rank = DTYPE_BYTES[plan.dtype], plan.placement, context.rank
     workspace = workspace_bytes(placement, plan.model, rank, size, plan.prefill_tokens)
+    workspace += attention_bytes(plan, rank)
     left = free - int(total * (1 - UTILIZATION)) - RESERVE_BYTES - workspace
     return left // (PAGE * kv_bytes_per_token(placement, plan.model, rank, size))
+
+
+def attention_bytes(plan: EnginePlan, rank: int) -> int:
+    """Bytes that attention in plain torch takes beside the cache, in one layer at a time: the
+    contexts of all seats out of their pages, twice as they are laid out anew, and of "eager" the
+    scores of a pass over a prompt, with their softmax in float32."""
+    kind, size = switches_of(plan).attention, DTYPE_BYTES[plan.dtype]
+    if kind == "triton":
+        return 0
+    placement, model = plan.placement, plan.model
+    layers = sum(len(stage.layers) for stage in placement.stages_of(rank))
+    token = kv_bytes_per_token(placement, model, rank, size) // layers
+    contexts = 2 * seats_of(plan) * plan.max_len * token
+    heads = -(-model.num_heads // placement.degree("tp"))
+    scores = heads * plan.prefill_tokens * plan.max_len * (2 * size + 4)
+    return contexts + (scores if kind == "eager" else 0)
