@@ -15,12 +15,15 @@ from driver_inputs import plan as fake_plan
 from fake_group import installed
 from pydantic import ValidationError
 from rich.console import Console
+from spans import placed, span
 from summaries import summary
 
 from orchestrator.analysis.building import memory_of
 from orchestrator.analysis.comparing import ablation
 from orchestrator.analysis.comparing.ablation import TECHNIQUE_EFFECTS, technique_effects
 from orchestrator.analysis.comparing.compare import compare
+from orchestrator.analysis.observed.accounting import PARTS_OF_STEP, account
+from orchestrator.analysis.observed.communication import step_parts_of
 from orchestrator.analysis.summary import Summary
 from orchestrator.cli import main
 from orchestrator.errors import UserError
@@ -31,7 +34,8 @@ from orchestrator.plan.remarks import remarks
 from orchestrator.report.sweep import render_techniques
 from orchestrator.store.identity import identity_of
 from strategies import Topology
-from workers.messages import Built, RankReport
+from workers.messages import AttentionTime, Built, RankReport
+from workers.records import COMPUTE, DECODE, SPANS
 
 H200 = 141 * 10**9
 BUILT = Built(0, 1.0, None, 100, None, "cpu")
@@ -154,6 +158,9 @@ def test_with_and_without_take_turns_and_what_they_say_is_kept(
         in CliRunner().invoke(main, ["compare", str(both.folder)]).stdout
     )
 
+    page = tmp_path / "page.html"
+    CliRunner().invoke(main, ["report", str(both.folder), "--out", str(page)])
+    assert "What each technique does" in page.read_text()
     for command in (["export", "--format", "arrow"], ["pack"]):
         into = ["--out", str(tmp_path / command[0])]
         assert CliRunner().invoke(main, [*command, str(both.folder), *into]).exit_code == 0
@@ -252,6 +259,23 @@ def test_results_without_any_technique_have_no_table() -> None:
     console = Console(record=True)
     render_techniques(technique_effects(runs("none", 1.0)), console)
     assert console.export_text() == ""
+
+
+def test_attention_by_itself_is_a_column_of_each_phase_the_mean_over_ranks() -> None:
+    alone = {
+        (0, DECODE): AttentionTime(DECODE, 2e-3, 4 * 10**9),
+        (1, DECODE): AttentionTime(DECODE, 4e-3, 4 * 10**9),
+    }
+    spans = [
+        span(rank, step, COMPUTE, 10.0 * step, 10.0 * step + 9)
+        for rank in (0, 1)
+        for step in range(4)
+    ]
+    kept = account(SPANS.make(spans), placed("tp2"), attention=alone)
+    step = step_parts_of(PARTS_OF_STEP.rows(kept["parts"]))
+    assert step.decode.attention_ms == pytest.approx(3.0)
+    assert step.decode.attention_tflops == pytest.approx(1.5)
+    assert step.prefill.attention_ms is None
 
 
 @pytest.mark.parametrize(

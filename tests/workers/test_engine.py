@@ -80,6 +80,24 @@ def test_tokens_do_not_depend_on_any_switch(
     assert tokens(reports) == expected("Llama")
 
 
+def test_an_observed_run_says_what_its_attention_takes_by_itself(
+    pool: Pool, checkpoint: Callable[[str], Path]
+) -> None:
+    """Ranks of tp share the heads, and with them the arithmetic."""
+    folder = checkpoint("Llama")
+    shape = read_shape(folder)
+    work = Work(ragged_requests(shape.vocab_size), max_concurrency=4, observe=True)
+    plans = [engine_plan(layout, shape, folder, work) for layout in ("tp1", "tp2")]
+    (alone,), cut = (pool.serve(one, work)[0] for one in plans)
+    assert [one.phase for one in alone.attention] == ["prefill", "decode"]
+    for i, whole in enumerate(alone.attention):
+        parts = [report.attention[i] for report in cut]
+        assert sum(part.operations for part in parts) == whole.operations
+        assert all(part.seconds > 0 for part in (whole, *parts))
+    timed = replace(work, observe=False)
+    assert pool.serve(plans[0], timed)[0][0].attention == ()
+
+
 @pytest.mark.parametrize("layout", ["tp2", "pp4", "tp2pp2", "dp2"])
 def test_an_end_of_text_ends_a_request(
     layout: str, pool: Pool, checkpoint: Callable[[str], Path], expected: Expected
