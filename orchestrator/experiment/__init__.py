@@ -11,7 +11,7 @@ from orchestrator.experiment.cells import (
     preset_names,
 )
 from orchestrator.experiment.lengths import Lengths, Window
-from orchestrator.experiment.techniques import SWITCHES, TECHNIQUES
+from orchestrator.experiment.techniques import SWITCHES, TECHNIQUES, Technique
 
 __all__ = [
     "DIFFERENCE",
@@ -26,6 +26,7 @@ __all__ = [
     "Lengths",
     "Run",
     "Scenario",
+    "Technique",
     "Window",
     "layout_name",
     "preset_names",

@@ -27,7 +27,7 @@ from orchestrator.analysis.observed.communication import step_parts_of
 from orchestrator.analysis.summary import Summary
 from orchestrator.cli import main
 from orchestrator.errors import UserError
-from orchestrator.experiment import TECHNIQUES, Experiment
+from orchestrator.experiment import TECHNIQUES, Experiment, Technique
 from orchestrator.plan import planning
 from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.plan.remarks import remarks
@@ -233,6 +233,12 @@ def test_other_tokens_are_told_and_runs_without_a_result_count_for_nothing() -> 
     console = Console(record=True, width=120)
     render_techniques([found], console)
     assert "other tokens were made" in console.export_text()
+
+
+def test_a_technique_that_names_the_cell_is_told_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TECHNIQUES, "dtype", Technique("dtype", "dtype", "float32"))
+    (found,) = technique_effects([*runs("none", 2.0), *runs("dtype", 1.0)])
+    assert (found.with_setting, found.without_setting) == ("bfloat16", "float32")
 
 
 def test_collectives_and_techniques_are_told_apart() -> None:

@@ -18,7 +18,7 @@ from orchestrator.analysis.comparing.rounds import (
     with_valid_power,
 )
 from orchestrator.analysis.summary import Summary
-from orchestrator.experiment import TECHNIQUES
+from orchestrator.experiment import TECHNIQUES, Technique
 from orchestrator.store.schema import CellKey
 from workers.rows import Table, column, group, grouped, row
 
@@ -188,8 +188,7 @@ def _effect(whole: Sequence[Summary], ablated: Sequence[Summary]) -> Effect:
 
 
 def _technique_effect(whole: Sequence[Summary], without: Sequence[Summary]) -> TechniqueEffect:
-    field = TECHNIQUES[without[0].cell.ablation].field
-    settings = [getattr(runs[0].conditions.settings, field, None) for runs in (whole, without)]
+    settings = _settings(TECHNIQUES[without[0].cell.ablation], whole[0], without[0])
     digests = {run.output_digest for run in (*whole, *without)}
     return TechniqueEffect(
         cell=without[0].cell,
@@ -199,6 +198,19 @@ def _technique_effect(whole: Sequence[Summary], without: Sequence[Summary]) -> T
         same_output=None if None in digests else len(digests) == 1,
         **{name: _sides(one, whole, without) for name, one in TECHNIQUE_FIGURES.items()},
     )
+
+
+def _settings(
+    technique: Technique, whole: Summary, without: Summary
+) -> tuple[str | None, str | None]:
+    """How a technique was set, with it and without. What names the cell is the same in the keys of
+    both, and was off in the second."""
+    if hasattr(whole.cell, technique.field):
+        return getattr(whole.cell, technique.field), technique.off
+    before, after = (
+        getattr(run.conditions.settings, technique.field, None) for run in (whole, without)
+    )
+    return before, after
 
 
 def _sides(figure: Figure, whole: Sequence[Summary], without: Sequence[Summary]) -> Sides:
