@@ -5,10 +5,10 @@
     python benchmarks/all_layouts.py qwen2.5-32b --gpus 2 --dry-run
 
 Calls `orchestrator` only, and prints every call. The parts, in order: `calibrate`; every layout at
-1, 32 and 100 concurrent; tensor parallelism with longer prompts; tensor parallelism without its
-collectives. Layouts and engines take turns, start by start. After --minutes the run in flight is
-finished, if it can be soon, and the rest is left: exit status 3. The same call again goes on. On
-another node give --allow-other-node: it becomes a block of the results.
+1, 32 and 100 concurrent, two closed batches a start; tensor parallelism with longer prompts; tensor
+parallelism without its collectives. Layouts and engines take turns, start by start. After --minutes
+the run in flight is finished, if it can be soon, and the rest is left: exit status 3. The same call
+again goes on. On another node give --allow-other-node: it becomes a block of the results.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ def submit(asked: argparse.Namespace, part: str, *more: str) -> tuple[str, ...]:
         "submit",
         *("--model", asked.model, "--load-format", "dummy", "--engine", asked.engine),
         *more,
-        *("--min-duration", "8", "--fabric", str(asked.result_dir / "fabric" / "fabric.arrow")),
+        *("--num-warmups", "1", "--num-runs", "2"),
+        *("--fabric", str(asked.result_dir / "fabric" / "fabric.arrow")),
         *("--result-dir", str(asked.result_dir / part)),
         *(("--allow-other-node",) if asked.allow_other_node else ()),
     )

@@ -22,7 +22,7 @@ from orchestrator.analysis.comparing.spreads import Statistic
 from orchestrator.analysis.comparing.two_results import two_results
 from orchestrator.analysis.comparing.verdicts import Verdict
 from orchestrator.analysis.load import Results, load
-from orchestrator.analysis.observed.communication import PROFILE_LIMIT
+from orchestrator.analysis.observed.communication import PROFILE_LIMIT, PhaseParts
 from orchestrator.analysis.token_cost import Parts
 from orchestrator.report.text import EN_DASH, fixed, three_digits
 from workers.rows import grouped
@@ -32,6 +32,7 @@ README = ROOT / "README.md"
 QWEN = ROOT / "docs" / "results" / "2xh100" / "qwen2.5-32b"
 LLAMA = ROOT / "docs" / "results" / "2xh200" / "llama-70b"
 WITHOUT = ROOT / "docs" / "results" / "2xh200" / "ablation-comm-qwen2.5-32b"
+ENGINES = ROOT / "docs" / "results" / "2xh100" / "engines-qwen2.5-32b"
 SWAP = ROOT / "docs" / "results" / "2xh100" / "swap-qwen2.5-32b"
 BEGIN, END = "<!-- begin: scripts/readme_results.py -->", "<!-- end: scripts/readme_results.py -->"
 WIDTH = 118
@@ -77,12 +78,13 @@ class Published:
         """In order."""
         return sorted({one.cell.max_concurrency for one in self.findings.comparison})
 
-    def cell(self, strategy: str, concurrency: int) -> Comparison:
+    def cell(self, strategy: str, concurrency: int, engine: str = "torch") -> Comparison:
         """The row of the comparison of a layout."""
+        wanted = (strategy, concurrency, engine)
         (found,) = (
             one
             for one in self.findings.comparison
-            if (one.cell.strategy, one.cell.max_concurrency) == (strategy, concurrency)
+            if (one.cell.strategy, one.cell.max_concurrency, one.cell.engine) == wanted
         )
         return found
 
@@ -118,6 +120,7 @@ def section() -> str:
     return "\n\n".join(
         [
             *_qwen(Published(QWEN)),
+            *_engines(Published(ENGINES)),
             *_llama(Published(LLAMA)),
             *_without(Published(WITHOUT)),
             *_swapped(SWAP / "inorder", SWAP / "swapped"),
@@ -185,6 +188,144 @@ def _unknown_parts(found: Published) -> str:
     return (
         f"The parts of tp2 for {_users(one)} are not known ({EN_DASH}): in prefill "
         f"{unknown[0].cost.prefill_cost_reason}, and above {PROFILE_LIMIT:g} no share is shown."
+    )
+
+
+# -- qwen2.5-32b on two H100, under vLLM too
+
+
+# Title of a column -> the part of a decode step, in ms of a GPU.
+STEP: dict[str, Callable[[PhaseParts], float | None]] = {
+    "step": lambda one: one.step_ms,
+    "compute": lambda one: one.compute.ms,
+    "transfer": lambda one: one.exposed_transfer.ms,
+    "wait": lambda one: one.exposed_wait.ms,
+    "fused": lambda one: one.fused.ms,
+    "bubble": lambda one: one.bubble.ms,
+    "launch gap": lambda one: one.launch_gap.ms,
+}
+
+
+def _engines(found: Published) -> Iterator[str]:
+    layouts = ["tp2", "dp2", "pp2"]
+    yield "### The same layouts under vLLM"
+    yield _paragraph(*_both_engines(found))
+    yield _side_by_side(found, layouts)
+    yield _paragraph(
+        "With so few starts there is no verdict between the engines; `--engine torch,vllm "
+        "--num-starts 5` gives one. What a decode step consists of, in milliseconds of a GPU, "
+        "from a profiled run of each engine; under pp2 a step of `torch` is that of one of its two "
+        "micro-batches:"
+    )
+    yield _steps(found, layouts)
+    yield _bullets(
+        _fused_sum(found), _one_batch(found), _first_token(found), _untaken_prefill(found)
+    )
+
+
+def _both_engines(found: Published) -> Iterator[str]:
+    asked, manifest = found.results.asked, found.results.manifest
+    settings = manifest["engine_settings"]["qwen2.5-32b.tp2.vllm.bfloat16"]
+    assert "fuse_allreduce_rms=True" in settings["resolved.compilation_config.pass_config"]
+    assert (asked["num_prompts"], asked["num_runs"], asked["load_format"]) == (None, 2, "dummy")
+    once = [
+        f"{one.cell.strategy} of {one.cell.engine}"
+        for one in found.findings.comparison
+        if (one.num_starts, one.cell.max_concurrency) == (1, 1)
+    ]
+    assert {one.num_starts for one in found.findings.comparison} == {1, 2}
+    yield (
+        f"vLLM {manifest['versions']['vllm']} and the engine `torch` in one command, in turns: two "
+        "H100, BF16, dummy weights, 256 tokens in and 128 out, closed batches of 1, 32 and 100 "
+        "requests, two runs of each in a start."
+    )
+    yield (
+        "vLLM ran with its own defaults: CUDA graphs, asynchronous scheduling, and its all-reduce "
+        "fused with the norm behind it by FlashInfer. Two things differ. NVLink multicast is off, "
+        f"and a pass has at most {settings['max_num_batched_tokens']} tokens, as under `torch`."
+    )
+    yield (
+        f"The figures are means of two starts; {_listed(once)} had one. Generated tokens per "
+        "second, and the median time to the first token in milliseconds:"
+    )
+
+
+def _side_by_side(found: Published, layouts: Sequence[str]) -> str:
+    def shown(layout: str, concurrency: int, engine: str) -> str:
+        one = found.cell(layout, concurrency, engine)
+        reached, first = one.throughput.output_throughput, one.latency.ttft.median
+        return f"{three_digits(_known(reached))} · {_known(first):.0f}"
+
+    pairs = [(layout, engine) for layout in layouts for engine in ("torch", "vllm")]
+    rows = [[str(n), *(shown(a, n, b) for a, b in pairs)] for n in found.concurrencies]
+    return _table(["concurrent", *(f"{a} {b}" for a, b in pairs)], rows)
+
+
+def _steps(found: Published, layouts: Sequence[str]) -> str:
+    rows = []
+    for concurrency in found.concurrencies:
+        for layout in layouts:
+            for engine in ("torch", "vllm"):
+                decode = found.cell(layout, concurrency, engine).step.decode
+                parts = {title: of(decode) for title, of in STEP.items()}
+                _check_sum(parts)
+                values = [_cost(value) for value in parts.values()]
+                rows.append([str(concurrency), layout, engine, *values])
+    return _table(["concurrent", "layout", "engine", *STEP], rows)
+
+
+def _fused_sum(found: Published) -> str:
+    ours = [_known(found.cell("tp2", n).step.decode.comm_exposed.pct) for n in found.concurrencies]
+    cells = [found.cell("tp2", n, "vllm").step.decode for n in found.concurrencies]
+    fused = [_known(one.fused.pct) for one in cells]
+    exposed = [_known(one.comm_exposed.pct) for one in cells]
+    return (
+        f"Under tp2 a fused kernel of vLLM sums and normalises: {_range(fused, '.1f', '%')} of its "
+        f"step, beside {_range(exposed, '.1f', '%')} that only communicates. Nobody can see where "
+        f"in it the transfer ends. NCCL's sums take {_range(ours, '.1f', '%')} of a step of "
+        "`torch`, and the norms are part of its compute."
+    )
+
+
+def _one_batch(found: Published) -> str:
+    many = found.concurrencies[1:]
+    idle = [_known(found.cell("pp2", n, "vllm").step.decode.bubble.pct) for n in many]
+    ours = [_known(found.cell("pp2", n).step.decode.bubble.pct) for n in many]
+    assert min(idle) > 45 > 10 > max(ours)
+    over = [
+        _known(found.cell("pp2", n).throughput.output_throughput)
+        / _known(found.cell("pp2", n, "vllm").throughput.output_throughput)
+        for n in many
+    ]
+    return (
+        f"Under pp2 each GPU waits for {_range(idle, '.0f', '%')} of vLLM's step also at "
+        f"{_listed(many)} concurrent: all requests are in one batch, which is in one stage at a "
+        f"time. `torch` makes two micro-batches of them, waits for {_range(ours, '.1f', '%')}, and "
+        f"delivers {_range(over, '.2f', 'x')}, though each micro-batch streams the weights anew."
+    )
+
+
+def _first_token(found: Published) -> str:
+    one = found.concurrencies[0]
+    ours, theirs = (
+        [_known(found.cell(name, one, engine).latency.ttft.median) for name in ("tp2", "pp2")]
+        for engine in ("torch", "vllm")
+    )
+    assert max(ours) < min(theirs)
+    return (
+        f"The first token of one user takes {_range(ours, '.0f', ' ms')} under tp2 and pp2 of "
+        f"`torch`, which replays short prompts as graphs, and {_range(theirs, '.0f', ' ms')} of "
+        "vLLM."
+    )
+
+
+def _untaken_prefill(found: Published) -> str:
+    at = found.concurrencies[0]
+    untaken = [one for one in found.findings.comparison if one.cost.prefill_cost_reason]
+    assert {(one.cell.engine, one.cell.max_concurrency) for one in untaken} == {("vllm", at)}
+    return (
+        f"vLLM's prefill for {_users(at)} is not taken apart: under the profiler its host is "
+        f"slower than the GPUs, and above {PROFILE_LIMIT:g} times the timed pass no share is shown."
     )
 
 

@@ -39,7 +39,7 @@ class Settings:
         "how attention is computed: eager, sdpa or triton", over_runs="first"
     )
     cuda_graphs: str | None = column(
-        "whether decode steps are captured in graphs: on or off", over_runs="first"
+        "whether steps are captured in graphs: on or off", over_runs="first"
     )
     fusion: str | None = column(
         "whether small operations share a kernel: on or off", over_runs="first"

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from workers.rendezvous import ON_LOOPBACK
 
-# Variables of other names are not kept: they may be secrets.
-PREFIXES = ("NCCL_", "GLOO_", "CUDA_", "TORCH_", "NVSHMEM_")
+# Variables of other names are not kept: they may be secrets, and so may those of SECRET.
+PREFIXES = ("NCCL_", "GLOO_", "CUDA_", "TORCH_", "NVSHMEM_", "VLLM_", "FLASHINFER_")
+SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 # What every worker gets. NVLink multicast stays off (it is not there on every machine). NCCL need
 # not guard calls inside CUDA graphs against those outside: both go through one stream.
 WORKER_ENVIRONMENT: Mapping[str, str] = {
@@ -46,4 +47,5 @@ def nvls(environment: Mapping[str, str]) -> str | None:
 
 
 def _told(variables: Mapping[str, str]) -> dict[str, str]:
-    return {name: variables[name] for name in sorted(variables) if name.startswith(PREFIXES)}
+    names = (name for name in sorted(variables) if name.startswith(PREFIXES))
+    return {name: variables[name] for name in names if not any(part in name for part in SECRET)}

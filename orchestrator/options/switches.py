@@ -10,9 +10,7 @@ SWITCH_OPTIONS = (
         metavar="KIND",
         help="eager, sdpa or triton. [auto: triton on GPUs, sdpa on CPUs]",
     ),
-    click.option(
-        "--cuda-graphs", metavar="on|off", help="Capture decode steps in graphs. [on, on GPUs]"
-    ),
+    click.option("--cuda-graphs", metavar="on|off", help="Capture steps in graphs. [on, on GPUs]"),
     click.option(
         "--fusion", metavar="on|off", help="One kernel for several small operations. [on, on GPUs]"
     ),

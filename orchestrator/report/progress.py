@@ -42,7 +42,8 @@ class RunProgress:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._done = self._total = 0
-        self._last = self._dashboard = ""
+        self._last = ""
+        self._told: set[str] = set()  # lines about the cluster
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -78,11 +79,12 @@ class RunProgress:
 
     def connected(self, cluster: HasDashboard) -> None:
         """The cluster is connected. A search tells of the same one at every rate."""
-        if cluster.dashboard and cluster.dashboard != self._dashboard:
-            self._dashboard = cluster.dashboard
-            self.note(f"Ray dashboard: {cluster.dashboard}")
-        if cluster.logs:
-            self.note(f"Ray session: {cluster.logs} (kept where a run fails)")
+        dashboard = cluster.dashboard and f"Ray dashboard: {cluster.dashboard}"
+        session = cluster.logs and f"Ray session: {cluster.logs} (kept where a run fails)"
+        for line in filter(None, (dashboard, session)):
+            if line not in self._told:
+                self._told.add(line)
+                self.note(line)
 
     def phase(self, deployment: str, cell: str, what: str) -> None:
         """A phase begins; `cell` is empty while building."""

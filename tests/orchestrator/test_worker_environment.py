@@ -22,8 +22,10 @@ def test_variables_of_other_names_are_not_kept(monkeypatch: pytest.MonkeyPatch) 
         "CUDA_VISIBLE_DEVICES": "1",
         "TORCH_LOGS": "x",
         "NVSHMEM_DEBUG": "1",
+        "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",
     }
     left = {"HF_TOKEN": "secret", "AWS_SECRET_ACCESS_KEY": "secret", "MY_NCCL_KEY": "secret"}
+    left |= {"VLLM_API_KEY": "secret", "VLLM_S3_SECRET": "secret"}
     for name, value in {**kept, **left}.items():
         monkeypatch.setenv(name, value)
     seen = environment.here()

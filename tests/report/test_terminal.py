@@ -1,6 +1,7 @@
 """What is shown in a terminal: the comparison of layouts, and how far the runs are."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -291,3 +292,13 @@ def test_an_open_loop_is_named_and_shows_its_delay_where_a_closed_one_shows_its_
     assert "12.3" in text
     assert "delay ms" in text
     assert "delay ms" not in shown(compared(run("tp4", 10.0, steady_output_throughput=11.0)))
+
+
+def test_where_ray_is_stands_once_however_often_a_search_connects():
+    console = Console(file=io.StringIO(), width=110)
+    one = SimpleNamespace(dashboard="http://127.0.0.1:8265", logs="/tmp/orc-1")
+    progress = terminal.RunProgress(console)
+    for cluster in (one, one, SimpleNamespace(dashboard=one.dashboard, logs="/tmp/orc-2"), one):
+        progress.connected(cluster)
+    lines = console.file.getvalue().splitlines()
+    assert [line.split()[2] for line in lines] == [one.dashboard, "/tmp/orc-1", "/tmp/orc-2"]

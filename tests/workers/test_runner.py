@@ -14,9 +14,10 @@ from workers.communicator import Communicator
 from workers.engines.native.build import load_decoder, make_cache, make_runner
 from workers.engines.native.cache import PagedCache
 from workers.engines.native.contexts import PrefillContext, slots_of
+from workers.engines.native.graphs import PROMPTS, decode_sizes, prompt_sizes, takes
 from workers.engines.native.model import Batch, Decoder
 from workers.engines.native.pages import PAGE
-from workers.engines.native.runner import Runner, bucket_sizes
+from workers.engines.native.runner import Runner
 from workers.engines.native.scheduler import Chunk, Limits, Scheduler, Sequence, Step
 from workers.messages import EnginePlan, Request, Work
 from workers.rank import RankContext
@@ -130,6 +131,37 @@ def test_the_order_of_a_decode_step_is_that_of_its_sequences(rank: Rank) -> None
     assert rank.decode(other, one) == [tokens[1][2], tokens[0][2]]
 
 
+@pytest.mark.parametrize("size", [LONG + 46, 192])
+def test_prompts_in_a_padded_step_make_the_same_tokens(rank: Rank, size: int) -> None:
+    """As in the graph of a larger size, of which one may fit to the token."""
+    prompts, pages = (PROMPT, PROMPT[:1], PROMPT[5:50]), ((3, 5), (1,), (6,))
+    sequences = [sequence(p, i, pages[i]) for i, p in enumerate(prompts)]
+    expected = [rank.greedy(prompt, 3) for prompt in prompts]
+    rank.runner._prompt_steps[size] = rank.runner._new_prompt_step(size)
+    first = rank.prefill(*map(whole, sequences))
+    made = [first, rank.decode(*sequences), rank.decode(*sequences)]
+    assert [list(tokens) for tokens in zip(*made, strict=True)] == expected
+    assert rank.runner.state.position.tolist() == [LONG + 2, 3, 47, 0]
+    assert rank.runner._prompt_steps[size][1].output is not None
+
+
+def test_a_padded_step_leaves_the_pages_of_others_alone(rank: Rank) -> None:
+    rank.runner._prompt_steps[64] = rank.runner._new_prompt_step(64)
+    before = {layer: keys.clone() for layer, keys in rank.cache.keys.items()}
+    rank.prefill(whole(sequence(PROMPT[:20], 0, (4,))))
+    for layer, keys in rank.cache.keys.items():
+        touched = (keys != before[layer]).flatten(1).any(1).nonzero()[:, 0].tolist()
+        assert {4} <= set(touched) <= {0, 4}
+
+
+def test_a_padded_step_reads_whole_prompts_and_not_too_many() -> None:
+    one = sequence()
+    assert takes([whole(one)] * PROMPTS)
+    assert not takes([whole(one)] * (PROMPTS + 1))
+    assert not takes([Chunk(one, 0, 10)])
+    assert not takes([whole(one), Chunk(one, 10, LONG - 10)])
+
+
 # -- the state
 
 
@@ -165,7 +197,7 @@ def test_a_step_that_is_padded_writes_to_page_0_and_to_the_pages_of_its_requests
     """As a graph of a larger size does."""
     one = sequence(PROMPT[:20], 0, (4,))
     (first,) = rank.prefill(whole(one))
-    rank.runner._graphs[3] = rank.runner._new_graph(3)
+    rank.runner._decode_steps[3] = rank.runner._new_decode_step(3)
     before = {layer: keys.clone() for layer, keys in rank.cache.keys.items()}
     assert [first, *rank.decode(one)] == rank.greedy(PROMPT[:20], 2)
     for layer, keys in rank.cache.keys.items():
@@ -200,11 +232,18 @@ def test_the_steps_of_a_scheduler_make_the_tokens_of_each_request(rank: Rank) ->
 
 
 def test_graphs_are_captured_up_to_the_largest_batch_and_fine_below() -> None:
-    assert bucket_sizes(1) == [1]
-    assert bucket_sizes(20) == [1, 2, 4, 8, 16, 20]
-    assert bucket_sizes(100)[-5:] == [48, 64, 80, 96, 100]
-    assert bucket_sizes(512)[-3:] == [448, 480, 512]
-    assert max(b - a for a, b in itertools.pairwise(bucket_sizes(4096))) == 64
+    assert decode_sizes(1) == [1]
+    assert decode_sizes(20) == [1, 2, 4, 8, 16, 20]
+    assert decode_sizes(100)[-5:] == [48, 64, 80, 96, 100]
+    assert decode_sizes(512)[-3:] == [448, 480, 512]
+    assert max(b - a for a, b in itertools.pairwise(decode_sizes(4096))) == 64
+
+
+def test_prefill_steps_are_captured_up_to_what_the_load_can_ask_for() -> None:
+    assert prompt_sizes(40) == [64]
+    assert prompt_sizes(256) == [64, 128, 192, 256]
+    assert prompt_sizes(257)[-1] == 384
+    assert prompt_sizes(2048)[-1] == prompt_sizes(1024)[-1] == 1024
 
 
 def test_slots_follow_the_pages_in_their_order() -> None:

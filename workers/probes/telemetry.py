@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -140,9 +141,9 @@ class Sample(NamedTuple):
 class Recording:
     """The samples of one run.
 
-    period_s: seconds between two samples. cpu_s: processor time that sampling took, in seconds,
-    once it has ended. began_s: when sampling began; origin_s: when the times of the run were zero;
-    both in seconds of `time.perf_counter`.
+    period_s: seconds in which one sample is taken. cpu_s: processor time that sampling took, in
+    seconds, once it has ended. began_s: when sampling began; origin_s: when the times of the run
+    were zero; both in seconds of `time.perf_counter`.
     """
 
     gauges: Sequence[Gauge]
@@ -181,13 +182,19 @@ class Recording:
             return None
 
     def _watch(self) -> None:
-        """Sample every `period_s` seconds and once more at the end. Samples that are overdue are
-        left out."""
-        meter, sample, due = ProcessMeter(), 0, self.began_s
+        """Sample once in every `period_s` seconds and once more at the end. Samples that are
+        overdue are left out.
+
+        The moment in a period is drawn. Even moments would meet a load that repeats, as the steps
+        of a pipeline do, in the same place again and again.
+        """
+        meter, sample, drawn = ProcessMeter(), 0, random.Random(0)
+        due = period = self.began_s
         with contextlib.suppress(Exception):
             while not self._over.wait(due - time.perf_counter()):
                 self._sample(sample, meter)
-                sample, due = sample + 1, max(due + self.period_s, time.perf_counter())
+                sample, period = sample + 1, max(period + self.period_s, time.perf_counter())
+                due = period + self.period_s * drawn.random()
             self._sample(0, meter)
         self.cpu_s = time.thread_time()
 

@@ -11,10 +11,11 @@ from strategies.memory import RESERVE_BYTES, UTILIZATION, kv_bytes_per_token, wo
 from strategies.shapes import DTYPE_BYTES
 from workers.communicator import Communicator
 from workers.engines.native.cache import PagedCache
+from workers.engines.native.graphs import decode_sizes, prompt_sizes
 from workers.engines.native.kernels import kernels_of
 from workers.engines.native.model import Decoder, Loader, NamedDecoder
 from workers.engines.native.pages import PAGE, pages_for
-from workers.engines.native.runner import Runner, bucket_sizes
+from workers.engines.native.runner import Runner
 from workers.engines.native.sampling import Sampler
 from workers.engines.native.support import switches_of
 from workers.messages import EnginePlan, dealt
@@ -44,7 +45,7 @@ def make_runner(
     plan: EnginePlan, communicator: Communicator, decoder: Decoder, cache: PagedCache
 ) -> Runner:
     """The runner of one rank. With CUDA graphs, one is captured for every batch size that a
-    micro-batch can have."""
+    micro-batch can have, and for short prompts."""
     first, axis = decoder.first_logit, decoder.head_axis
     # Without collectives a layout computes something else, which need not be finite.
     checks = not communicator.ablated
@@ -54,8 +55,16 @@ def make_runner(
     with torch.inference_mode():
         runner = Runner(decoder, cache, sampler, communicator, seats, plan.max_len)
         if switches_of(plan).cuda_graphs == "on":
-            runner.capture(bucket_sizes(-(-seats // micro_batches)))
+            runner.capture(decode_sizes(-(-seats // micro_batches)), _prompt_sizes(plan, seats))
     return runner
+
+
+def _prompt_sizes(plan: EnginePlan, seats: int) -> list[int]:
+    """Prefill steps to capture. Attention over prompts in plain torch, as that of float32 is, waits
+    for the device; that cannot be captured."""
+    if plan.dtype == "float32" or switches_of(plan).attention != "triton":
+        return []
+    return prompt_sizes(min(plan.prefill_tokens, seats * plan.max_len))
 
 
 def seats_of(plan: EnginePlan) -> int:

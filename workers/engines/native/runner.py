@@ -1,23 +1,22 @@
-"""Runs single steps on a device: the state of every request, prompts in chunks, decoding in
-captured graphs."""
+"""Runs single steps on a device: the state of every request, prompts in chunks, decoding and short
+prompts in captured graphs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from workers.communicator import Communicator, Recording
-from workers.device import synchronize
+from workers.communicator import Communicator
 from workers.engines.native.attention_time import attention_times
 from workers.engines.native.cache import PagedCache
 from workers.engines.native.contexts import DecodeContext, prefill_context, slots_of
 from workers.engines.native.examining import Examination
+from workers.engines.native.graphs import DecodeStep, PromptStep, Replay, prompt_fields, takes
 from workers.engines.native.model import Batch, Decoder
 from workers.engines.native.pages import PAGE, pages_for
 from workers.engines.native.sampling import Sampler
@@ -54,22 +53,6 @@ class State:
         return self.token.shape[0] - 1
 
 
-@dataclass(slots=True)
-class Graph:
-    """A decode step of one batch size. With CUDA graphs it is captured once; else it runs as it is.
-
-    rows: [size] int64, whose step it is. inputs: [size, hidden], activations of the stage before,
-    None on the first stage. Both are read by every run. output: tokens [size] on the last stage,
-    activations [size, hidden] on the others. recording: the collectives in it.
-    """
-
-    rows: Tensor
-    inputs: Tensor | None
-    output: Tensor | None = None
-    graph: torch.cuda.CUDAGraph | None = None
-    recording: Recording = field(default_factory=Recording)
-
-
 class Runner:
     """One rank's model, cache and state. On a GPU every method launches work and none waits for
     it.
@@ -89,8 +72,8 @@ class Runner:
         self._decoder, self._cache, self._sampler = decoder, cache, sampler
         self._communicator, self._device = communicator, communicator.context.device
         self.state = State.empty(rows, max_len, self._device)
-        self._graphs: dict[int, Graph] = {}
-        self._memory: Any = None
+        self._decode_steps: dict[int, tuple[DecodeStep, Replay]] = {}
+        self._prompt_steps: dict[int, tuple[PromptStep, Replay]] = {}
         self._micro_batches: dict[int, tuple[tuple[int, ...], Tensor]] = {}
 
     # -- steps
@@ -105,6 +88,10 @@ class Runner:
 
     def _prefill(self, chunks: tuple[Chunk, ...]) -> Tensor | None:
         self._enter([chunk.sequence for chunk in chunks if chunk.start == 0])
+        count = sum(chunk.count for chunk in chunks)
+        size = _smallest(self._prompt_steps, count)
+        if size is not None and takes(chunks):
+            return self._prefill_padded(chunks, count, *self._prompt_steps[size])
         output = self._decoder.forward(self._prompt_batch(chunks), self._cache)
         ending = [chunk for chunk in chunks if chunk.is_last]
         rows = self._rows_of(chunk.sequence for chunk in ending)
@@ -114,33 +101,41 @@ class Runner:
             return None
         return self._sample(output, rows) if ending else None
 
+    def _prefill_padded(
+        self, chunks: tuple[Chunk, ...], count: int, step: PromptStep, replay: Replay
+    ) -> Tensor | None:
+        slots = [slots_of(chunk.sequence.pages)[: chunk.count] for chunk in chunks]
+        fields = prompt_fields(chunks, slots, step.size, self.state.padding_row)
+        step.fields.copy_(self.upload(fields))
+        if step.inputs is not None:
+            self._communicator.receive_previous(step.inputs[:count])
+        output = replay(self._communicator)
+        return self._hand_on(output[: len(chunks) if self._decoder.has_head else count])
+
     def _decode(self, step: Step) -> Tensor | None:
         count = len(step.sampled)
-        graph = self._graph_for(count)
-        graph.rows.copy_(self._padded_rows(step, graph.rows.shape[0]))
-        if graph.inputs is not None:
-            self._communicator.receive_previous(graph.inputs[:count])
-        if graph.graph is not None:
-            graph.graph.replay()
-            self._communicator.count(graph.recording)
-        else:
-            graph.output = self._decode_forward(graph)
-        assert graph.output is not None
-        # A copy: the next micro-batch overwrites the graph's own output while this one is still on
-        # its way.
-        output = graph.output[:count].clone()
-        if not self._decoder.has_head:
-            self._communicator.send_next(output)
-            return None
-        return output
+        held, replay = self._decode_step_for(count)
+        held.rows.copy_(self._padded_rows(step, held.rows.shape[0]))
+        if held.inputs is not None:
+            self._communicator.receive_previous(held.inputs[:count])
+        return self._hand_on(replay(self._communicator)[:count])
 
-    def _decode_forward(self, graph: Graph) -> Tensor:
-        rows, state = graph.rows, self.state
+    def _hand_on(self, output: Tensor) -> Tensor | None:
+        """Tokens, or None where activations go to the next stage. A copy: the next step overwrites
+        the output of a graph while this one is still on its way."""
+        output = output.clone()
+        if self._decoder.has_head:
+            return output
+        self._communicator.send_next(output)
+        return None
+
+    def _decode_forward(self, step: DecodeStep) -> Tensor:
+        rows, state = step.rows, self.state
         position, tables = state.position[rows], state.tables[rows]
         page = tables.gather(1, (position // PAGE)[:, None])[:, 0].long()
         output = self._decoder.forward(
             Batch(
-                inputs=state.token[rows] if graph.inputs is None else graph.inputs,
+                inputs=state.token[rows] if step.inputs is None else step.inputs,
                 positions=position,
                 slot_mapping=page * PAGE + position % PAGE,
                 context=DecodeContext(tables, (position + 1).int()),
@@ -149,6 +144,11 @@ class Runner:
         )
         state.position[rows] = position + (rows < state.padding_row)
         return self._sample(output, rows) if self._decoder.has_head else output
+
+    def _prompt_forward(self, step: PromptStep) -> Tensor:
+        output = self._decoder.forward(step.batch(), self._cache)
+        self.state.position[step.rows] = step.lengths
+        return self._sample(output, step.rows) if self._decoder.has_head else output
 
     def _sample(self, logits: Tensor, rows: Tensor) -> Tensor:
         tokens = self._sampler(logits, self.state.request[rows], self.state.position[rows])
@@ -233,15 +233,20 @@ class Runner:
 
     # -- graphs
 
-    def capture(self, sizes: list[int]) -> None:
-        """Capture a decode step for each batch size, largest first, in one memory pool."""
-        for size in sorted(set(sizes), reverse=True):
-            self._graphs[size] = self._captured(self._new_graph(size))
+    def capture(self, decode_sizes: list[int], prompt_sizes: list[int]) -> None:
+        """Capture a step for each number of requests that decode and of prompt tokens, largest
+        first, in one memory pool."""
+        self._decode_steps = {size: self._new_decode_step(size) for size in _falling(decode_sizes)}
+        self._prompt_steps = {size: self._new_prompt_step(size) for size in _falling(prompt_sizes)}
+        pool = None
+        for _, replay in (*self._prompt_steps.values(), *self._decode_steps.values()):
+            pool = replay.capture(self._communicator, pool)
 
     def close(self) -> None:
         """Free the graphs. Call it before the process groups whose collectives they hold are
         destroyed."""
-        self._graphs.clear()
+        self._decode_steps.clear()
+        self._prompt_steps.clear()
 
     @contextmanager
     def examined(self) -> Iterator[Examination]:
@@ -251,37 +256,31 @@ class Runner:
         with examination.of(self._decoder):
             yield examination
 
-    def _captured(self, graph: Graph) -> Graph:
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side), self._communicator.recorded():
-            self._decode_forward(graph)  # compiles kernels; cuBLAS and NCCL allocate what they need
-        torch.cuda.current_stream().wait_stream(side)
-        synchronize(self._device)
-        graph.graph = torch.cuda.CUDAGraph()
-        with (
-            self._communicator.recorded() as graph.recording,
-            torch.cuda.graph(graph.graph, pool=self._memory, capture_error_mode="thread_local"),
-        ):
-            graph.output = self._decode_forward(graph)
-        self._memory = graph.graph.pool()
-        return graph
+    def _decode_step_for(self, count: int) -> tuple[DecodeStep, Replay]:
+        size = _smallest(self._decode_steps, count)
+        return self._new_decode_step(count) if size is None else self._decode_steps[size]
 
-    def _graph_for(self, count: int) -> Graph:
-        fits = [size for size in self._graphs if size >= count]
-        return self._graphs[min(fits)] if fits else self._new_graph(count)
-
-    def _new_graph(self, size: int) -> Graph:
+    def _new_decode_step(self, size: int) -> tuple[DecodeStep, Replay]:
         rows = torch.full((size,), self.state.padding_row, device=self._device)
+        step = DecodeStep(rows, self._inputs(size))
+        return step, Replay(lambda: self._decode_forward(step))
+
+    def _new_prompt_step(self, size: int) -> tuple[PromptStep, Replay]:
+        step = PromptStep.empty(size, self._inputs(size), self._device)
+        return step, Replay(lambda: self._prompt_forward(step))
+
+    def _inputs(self, size: int) -> Tensor | None:
+        """Room for activations of the stage before."""
         if self._decoder.has_embedding:
-            return Graph(rows, None)
+            return None
         shape, dtype = (size, self._decoder.hidden_size), self._decoder.dtype
-        return Graph(rows, torch.zeros(shape, dtype=dtype, device=self._device))
+        return torch.zeros(shape, dtype=dtype, device=self._device)
 
 
-def bucket_sizes(largest: int) -> list[int]:
-    """Batch sizes to capture up to `largest`: fine where a step is short, coarse where padding
-    costs little."""
-    fine = (1, 2, 4, 8, 16, 24, 32, 48, *range(64, 129, 16))
-    sizes = (*fine, *range(160, 513, 32), *range(576, 4097, 64))
-    return [*(size for size in sizes if size < largest), largest]
+def _smallest(sizes: Iterable[int], count: int) -> int | None:
+    """The smallest of `sizes` that holds `count`."""
+    return min((size for size in sizes if size >= count), default=None)
+
+
+def _falling(sizes: Iterable[int]) -> list[int]:
+    return sorted(set(sizes), reverse=True)
