@@ -12,7 +12,8 @@ import click
 
 from orchestrator.commands import comparing, exporting, importing, node, results, submitting
 from orchestrator.commands.boundary import OneLineErrors, TakesLevels
-from orchestrator.options import FILE, compare_options, experiment_options, fp8_options, json_option
+from orchestrator.options import FILE, asking_options, compare_options, fp8_options, json_option
+from orchestrator.options.switches import technique_option
 from orchestrator.report.output import Output
 
 PATH = click.Path(path_type=Path)
@@ -29,43 +30,34 @@ def main() -> None:
 
 
 @main.command(cls=TakesLevels)
-@experiment_options
-@click.option("--config", type=PATH, metavar="FILE", help="The same fields in YAML; flags win.")
-@click.option(
-    "--dry-run", is_flag=True, help="Print cells and placements and whether they fit; take nothing."
-)
+@asking_options
 @click.option(
     "--trace", is_flag=True, help="Also write what each rank did in a few steps, for Perfetto."
 )
 @json_option
-def submit(
-    config: Path | None,
-    dry_run: bool,
-    trace: bool,
-    as_json: bool,
-    metadata: tuple[str, ...],
-    engine_arg: tuple[str, ...],
-    **options: Any,
-) -> None:
+def submit(config: Path | None, dry_run: bool, trace: bool, as_json: bool, **options: Any) -> None:
     """Run one model under several layouts and compare them. With --json, progress, notes and paths
     go to stderr."""
     from orchestrator.config import load_experiment
 
-    flags = {name: value for name, value in options.items() if value is not None and value != ()}
-    for name, texts in (("metadata", metadata), ("engine_arg", engine_arg)):
-        if texts:
-            flags[name] = dict(_pair(name, text) for text in texts)
-    experiment, out = load_experiment(config, flags), Output(as_json)
-    with submitting.joined(experiment.address) as cluster:
-        planned = submitting.planned(experiment, cluster)
-        if dry_run:
-            submitting.show_plan(experiment, planned, out)
-            return
-        if experiment.find_rate:
-            raise SystemExit(submitting.find_rates(experiment, planned, cluster, out))
-        folder = submitting.run(experiment, planned, cluster, out)
-    submitting.show_run(folder, experiment, trace, out)
-    raise SystemExit(submitting.exit_status(planned.deployments, experiment, folder))
+    experiment = load_experiment(config, _flags(**options))
+    raise SystemExit(submitting.submit(experiment, dry_run, trace, Output(as_json)))
+
+
+@main.command(cls=TakesLevels)
+@technique_option
+@asking_options
+@json_option
+def ablate(config: Path | None, dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Run each cell as `submit` does, and again without each technique, in turns: what does it
+    do?"""
+    from orchestrator.config import load_experiment
+
+    flags = _flags(**options)
+    experiment = load_experiment(config, flags)
+    if not experiment.technique:
+        experiment = load_experiment(config, {**flags, "technique": "all"})
+    raise SystemExit(submitting.submit(experiment, dry_run, False, Output(as_json)))
 
 
 @main.command()
@@ -100,7 +92,7 @@ def strategies(as_json: bool) -> None:
     help="Requests in the decode step shown.",
 )
 @click.option(
-    "--prefill-tokens",
+    "--chunked-prefill-size",
     type=click.IntRange(min=1, max=10_000_000),
     metavar="N",
     help="Most prompt tokens in one forward pass.",
@@ -112,7 +104,7 @@ def explain(
     dtype: str,
     memory: str | None,
     batch: int,
-    prefill_tokens: int | None,
+    chunked_prefill_size: int | None,
     as_json: bool,
     **fp8: str | None,
 ) -> None:
@@ -121,7 +113,7 @@ def explain(
 
     given = {name: value for name, value in fp8.items() if value is not None}
     asked = load_experiment(None, {"dtype": dtype, **given})
-    node.explain(layouts, model, asked, memory, batch, prefill_tokens, as_json)
+    node.explain(layouts, model, asked, memory, batch, chunked_prefill_size, as_json)
 
 
 @main.command(cls=TakesLevels)
@@ -292,6 +284,17 @@ def _refuse(why: str, *names: str) -> None:
     given = [f"--{name}" for name in names if context.params[name] is not None]
     if given:
         raise click.UsageError(f"{why}; leave out {', '.join(given)}")
+
+
+def _flags(
+    metadata: tuple[str, ...], engine_arg: tuple[str, ...], **options: Any
+) -> dict[str, object]:
+    """The options that were given, as fields of an experiment."""
+    flags = {name: value for name, value in options.items() if value is not None and value != ()}
+    for name, texts in (("metadata", metadata), ("engine_arg", engine_arg)):
+        if texts:
+            flags[name] = dict(_pair(name, text) for text in texts)
+    return flags
 
 
 def _pair(name: str, text: str) -> tuple[str, str]:

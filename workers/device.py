@@ -35,14 +35,24 @@ def peak_memory(devices: Sequence[torch.device]) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def reset_peak(devices: Sequence[torch.device]) -> None:
-    """Have `peak_memory` count from here. On a CPU it always counts from the start of the
-    process."""
+def reset_peak(devices: Sequence[torch.device]) -> list[int]:
+    """Have `peak_memory` count from here, and return the bytes that are allocated on each GPU. On a
+    CPU it always counts from the start of the process."""
+    allocated = []
     for device in devices:
         if device.type == "cuda":
             import torch
 
             torch.cuda.reset_peak_memory_stats(device)
+            allocated.append(torch.cuda.memory_allocated(device))
+    return allocated
+
+
+def memory_swing(devices: Sequence[torch.device], before: Sequence[int]) -> int | None:
+    """Bytes by which the most that was allocated on any of `devices` is above what was there
+    `before`, as `reset_peak` has returned it; None on a CPU."""
+    rises = [peak_memory([one]) - there for one, there in zip(devices, before, strict=False)]
+    return max(rises, default=None)
 
 
 def synchronize(device: torch.device) -> None:

@@ -3,7 +3,8 @@ other."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from strategies.placement import Placement
@@ -24,20 +25,49 @@ class NotFinite(ArithmeticError):
 
 
 @dataclass(frozen=True, slots=True)
+class Switches:
+    """How an engine does what can be done in several ways; None: in the way it has by itself.
+
+    attention: "eager", all scores as a matrix; "sdpa", torch's `scaled_dot_product_attention`;
+    "triton", over pages. cuda_graphs: whether steps are captured, "on" or "off". fusion:
+    whether small operations share a kernel, "on" or "off". batching: "continuous", or "static", in
+    which a batch begins when the one before has ended. chunked_prefill_size: prompt tokens to which
+    prompts are cut, or "off". allreduce: what sums over tp.
+    """
+
+    attention: str | None = None
+    cuda_graphs: str | None = None
+    fusion: str | None = None
+    batching: str | None = None
+    chunked_prefill_size: str | None = None
+    allreduce: str | None = None
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """Those that are not left to the engine."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def settled(self, choices: Mapping[str, Sequence[str]]) -> Switches:
+        """The same, those left to the engine as it has them by itself: the first of its
+        `choices`."""
+        return Switches(**{name: values[0] for name, values in choices.items()} | self.asked)
+
+
+@dataclass(frozen=True, slots=True)
 class EnginePlan:
     """Everything that an engine builds a deployment from.
 
     layout: its name, as "tp2pp2". checkpoint: a folder of safetensors, None for dummy weights.
     dtype: "float32", "bfloat16" or "float16". max_concurrency: requests in flight in the whole
     layout. max_len: tokens of the longest request, prompt and output. prefill_tokens: most prompt
-    tokens in one forward pass; chunked_prefill: a prompt may be cut to fill it. temperature: 0 is
-    greedy. timeout_s: seconds, of a collective and of a run. ablation: "none"; "comm", in which
-    collectives are left out and outputs are wrong; "p2p", in which NCCL goes without NVLink and
-    PCIe peers. ablations: what is left out in other runs that are compared with these. engine_args:
-    settings of the engine's own, by name, as they were given. nsys_dir: where Nsight Systems puts
-    its reports on a rank's node, None where it does not watch. spans_nodes: the nodes have no room
-    for every replica on one of them, so the engine's process takes its devices by itself from the
-    placement group. quantization, kv_cache_dtype: see `Precision`.
+    tokens in one forward pass. switches: how the engine does what can be done in several ways.
+    temperature: 0 is greedy. timeout_s: seconds, of a collective and of a run. ablation: "none";
+    "comm", in which collectives are left out and outputs are wrong; "p2p", in which NCCL goes
+    without NVLink and PCIe peers. ablations: what is left out in other runs that are compared with
+    these. engine_args: settings of the engine's own, by name, as they were given. nsys_dir: where
+    Nsight Systems puts its reports on a rank's node, None where it does not watch. spans_nodes: the
+    nodes have no room for every replica on one of them, so the engine's process takes its devices
+    by itself from the placement group. quantization, kv_cache_dtype: see `Precision`.
     """
 
     model: ModelShape
@@ -49,7 +79,7 @@ class EnginePlan:
     max_concurrency: int
     max_len: int
     prefill_tokens: int
-    chunked_prefill: bool = True
+    switches: Switches = Switches()
     temperature: float = 0.0
     seed: int = 0
     timeout_s: float = 600.0
@@ -72,6 +102,11 @@ class EnginePlan:
         computes FP8 as the dtype beside it."""
         is_fp8 = self.quantization != "none" and self.device == "cuda"
         return "float8_e4m3fn" if is_fp8 else self.dtype
+
+    @property
+    def chunked_prefill(self) -> bool:
+        """Whether a prompt may be cut to fill a forward pass."""
+        return self.switches.chunked_prefill_size != "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +251,15 @@ class Built:
     settings: dict[str, str] = field(default_factory=dict)
 
 
+class AttentionTime(NamedTuple):
+    """The attention of one step of a phase, all layers of the rank, when it runs by itself: its
+    seconds, and the multiplications and additions of scores and sums (2 a multiply-add)."""
+
+    phase: str
+    seconds: float
+    operations: int
+
+
 @dataclass(frozen=True, slots=True)
 class RankReport:
     """What one rank reports of one run. Its tables are those of `workers.records`.
@@ -225,8 +269,10 @@ class RankReport:
     or where an engine cannot observe one. unobserved: why an observed run has no spans, where that
     is known and no reason to let it fail. began_s: the moment at which the times of the tables are
     zero, in seconds of `time.perf_counter` of that process; None where an engine does not say.
-    telemetry: no engine fills it, it is added where the reports of the ranks meet. fabric: only
-    from the engine `calibration`.
+    memory_swing_bytes: by how much allocated memory rose during the run above what it was before;
+    None where the device does not count it. attention: of an observed run, of the fullest step of
+    each phase, where an engine can run its attention by itself. telemetry: no engine fills it, it
+    is added where the reports of the ranks meet. fabric: only from the engine `calibration`.
     """
 
     rank: int
@@ -237,5 +283,7 @@ class RankReport:
     spans: pa.Table | None = None
     unobserved: str | None = None
     began_s: float | None = None
+    memory_swing_bytes: int | None = None
+    attention: tuple[AttentionTime, ...] = ()
     telemetry: pa.Table | None = None
     fabric: pa.Table | None = None

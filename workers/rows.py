@@ -53,15 +53,20 @@ def column(
 
 
 def group(
-    pattern: str = "{}", about: str = "", *, source: str = "", better: Better | None = None
+    pattern: str = "{}",
+    about: str = "",
+    *,
+    unit: str = "",
+    source: str = "",
+    better: Better | None = None,
 ) -> Any:
     """A field of a row that is a row itself. pattern: makes the names of its columns, as "tp_{}".
 
-    about: put into the meanings of the columns, at "{about}". source, better: for those that name
-    none.
+    about: put into the meanings of the columns, at "{about}". unit, source, better: for those that
+    name none.
     """
-    about_group = {"pattern": pattern, "about": about, "source": source, "better": better}
-    return dataclasses.field(metadata=about_group)
+    about_group = {"pattern": pattern, "about": about, "unit": unit}
+    return dataclasses.field(metadata={**about_group, "source": source, "better": better})
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(column, group))
@@ -126,6 +131,7 @@ def _columns_of(field: dataclasses.Field[Any], hint: Any) -> Iterator[Column]:
         yield dataclasses.replace(
             inner,
             name=about["pattern"].format(inner.name),
+            unit=inner.unit or about["unit"],
             meaning=inner.meaning.replace("{about}", about["about"]),
             source=inner.source or about["source"],
             better=inner.better or about["better"],

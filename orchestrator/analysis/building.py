@@ -42,6 +42,14 @@ class Memory:
         over_runs="max",
         better="lower",
     )
+    memory_swing_bytes: int | None = column(
+        "most by which memory rose during the run on any rank: what is allocated, above what was "
+        "before its first step; where an engine does not count it, the samples' greatest memory of "
+        "the GPU, or on a CPU of the process, over their least",
+        "B",
+        over_runs="mean",
+        better="lower",
+    )
     peak_memory_bytes_per_rank: Sequence[int] | None = column("the same of each rank", "B")
     weight_bytes_per_rank: Sequence[int] | None = column("weights of each rank", "B")
     kv_bytes_per_rank: Sequence[int] | None = column("paged KV cache of each rank", "B")
@@ -67,10 +75,24 @@ def memory_of(built: Sequence[Built], plan: EnginePlan, reports: Sequence[RankRe
         weight_bytes=max(one.weight_bytes for one in ranks),
         kv_tokens=min(rooms, default=None),
         peak_memory_bytes=max(peaks, default=None),
+        memory_swing_bytes=max(
+            (one for one in map(_swing, reports) if one is not None), default=None
+        ),
         peak_memory_bytes_per_rank=peaks,
         weight_bytes_per_rank=[one.weight_bytes for one in ranks],
         kv_bytes_per_rank=_kv_bytes(ranks, plan),
     )
+
+
+def _swing(report: RankReport) -> int | None:
+    """By how much the memory of a rank rose in a run; None where nobody knows."""
+    if report.memory_swing_bytes is not None or report.telemetry is None:
+        return report.memory_swing_bytes
+    for name in ("memory_used_bytes", "process_rss_bytes"):
+        sizes = [one for one in report.telemetry[name].to_pylist() if one is not None]
+        if len(sizes) > 1:
+            return int(max(sizes) - min(sizes))
+    return None
 
 
 def _kv_bytes(ranks: Sequence[Built], plan: EnginePlan) -> list[int] | None:

@@ -92,7 +92,8 @@ def tables(folder: Path) -> dict[str, pa.Table]:
     """Every table of the experiments at or below `folder`, whole, for other tools.
 
     The summary has what was observed of each cell beside its runs, and so have the collectives. The
-    comparison is the one that was kept, if there is one, and so is what a search of rates found.
+    comparison is the one that was kept, if there is one, and so are the effects of techniques and
+    what a search of rates found.
     """
     stores = [Store(path) for path in folders.find(folder)]
     for store in stores:
@@ -105,6 +106,7 @@ def tables(folder: Path) -> dict[str, pa.Table]:
         timed = [one for store in stores for one in _rows(store, CELL_TIMED)]
         whole["collectives"] = JOINED_COLLECTIVES.make(with_timing(counted, timed))
     whole["comparison"] = concat(store.comparison() for store in stores)
+    whole["ablation"] = concat(store.ablation() for store in stores)
     whole["rates"] = Store(folder).rates()
     return {name: table for name, table in whole.items() if table is not None}
 

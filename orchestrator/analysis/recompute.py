@@ -34,8 +34,11 @@ EQUAL, DIFFERENT, EXCERPT, NO_SPANS, NO_MESH = (
     "its mesh is not in manifest.json",
 )
 ROUNDING = 1e-9  # of a value, or of 1 where that is greater
-# What needs more than spans: the same work served without a probe, and what was kept of it.
-LEFT_OUT = frozenset({"timed_step_ms", "profile_ratio", "whole"})
+# What needs more than spans: the same work served without a probe, what was kept of it, and
+# attention by itself.
+LEFT_OUT = frozenset(
+    {"timed_step_ms", "profile_ratio", "whole", "attention_ms", "attention_tflops"}
+)
 PARTS_KEY, TIMED_KEY = ("rank", "phase"), ("rank", "phase", "op", "axis")
 
 R = TypeVar("R")

@@ -7,7 +7,7 @@ its cell is put beside it when the results are read: that makes it a `Summary`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
 
@@ -29,6 +29,29 @@ from orchestrator.analysis.token_cost import TokenCost
 from orchestrator.store.schema import COMPLETED, FAILED, INVALID, Outcome, RunKey
 from workers.messages import Built, EnginePlan, RankReport, Work
 from workers.rows import Table, column, group, nothing, row, widened
+
+
+@row
+class Settings:
+    """The switches of the engine as they were set; null where it has none of that name."""
+
+    attention: str | None = column(
+        "how attention is computed: eager, sdpa or triton", over_runs="first"
+    )
+    cuda_graphs: str | None = column(
+        "whether steps are captured in graphs: on or off", over_runs="first"
+    )
+    fusion: str | None = column(
+        "whether small operations share a kernel: on or off", over_runs="first"
+    )
+    batching: str | None = column(
+        "continuous, or static: a batch begins when the one before has ended", over_runs="first"
+    )
+    chunked_prefill_size: str | None = column(
+        "prompt tokens of a forward pass, to which prompts are cut; off: they go whole",
+        over_runs="first",
+    )
+    allreduce: str | None = column("what sums over tp", over_runs="first")
 
 
 @row
@@ -67,6 +90,7 @@ class Conditions:
         "1",
     )
     metadata: str = column("what the user had kept beside it, JSON")
+    settings: Settings = group()
 
 
 @row
@@ -228,6 +252,7 @@ def _conditions(attempt: Attempt, device_name: str | None) -> Conditions:
         block=attempt.block,
         node=attempt.node,
         metadata=attempt.metadata,
+        settings=Settings(**asdict(attempt.plan.switches)),
     )
 
 

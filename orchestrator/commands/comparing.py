@@ -98,6 +98,7 @@ def draw(found: Findings, objective: str, console: Console) -> None:
     sweep.render(found.curves, console)
     for effect in found.ablations:
         console.print(ablation.sentence(effect), highlight=False)
+    sweep.render_techniques(found.techniques, console)
     sweep.render_rates(found.rates, console)
 
 

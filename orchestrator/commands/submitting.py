@@ -18,6 +18,20 @@ if TYPE_CHECKING:
     from orchestrator.plan.deployments import PlannedDeployment, PlannedExperiment
 
 
+def submit(experiment: Experiment, dry_run: bool, trace: bool, out: Output) -> int:
+    """Carry out what was asked, or show what that would be. Returns the exit status."""
+    with joined(experiment.address) as cluster:
+        plans = planned(experiment, cluster)
+        if dry_run:
+            show_plan(experiment, plans, out)
+            return 0
+        if experiment.find_rate:
+            return find_rates(experiment, plans, cluster, out)
+        folder = run(experiment, plans, cluster, out)
+    show_run(folder, experiment, trace, out)
+    return exit_status(plans.deployments, experiment, folder)
+
+
 @contextlib.contextmanager
 def joined(asked: str | None) -> Iterator[Cluster | None]:
     """The cluster that is asked for, by flag or RAY_ADDRESS, joined once for all that a command

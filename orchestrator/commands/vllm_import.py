@@ -15,7 +15,7 @@ import pyarrow as pa
 from orchestrator.analysis.goodput import Goodput
 from orchestrator.analysis.latency import Latency, Statistics
 from orchestrator.analysis.outputs import KEPT_REQUESTS
-from orchestrator.analysis.summary import Conditions, Figures, Measured
+from orchestrator.analysis.summary import Conditions, Figures, Measured, Settings
 from orchestrator.analysis.throughput import Throughput
 from orchestrator.commands.vllm_bench import DATE, LATENCIES, Record
 from orchestrator.errors import UserError
@@ -133,6 +133,7 @@ def _conditions(record: Record, gpus: int) -> Conditions:
         block=0,
         node=None,
         metadata=json.dumps({k: v for k, v in record.items() if isinstance(v, str)}),
+        settings=nothing(Settings),
     )
 
 

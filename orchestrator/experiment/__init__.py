@@ -11,18 +11,22 @@ from orchestrator.experiment.cells import (
     preset_names,
 )
 from orchestrator.experiment.lengths import Lengths, Window
+from orchestrator.experiment.techniques import SWITCHES, TECHNIQUES, Technique
 
 __all__ = [
     "DIFFERENCE",
     "OF_DATASET",
     "PRESETS",
     "SCENARIOS",
+    "SWITCHES",
+    "TECHNIQUES",
     "Cell",
     "Deployment",
     "Experiment",
     "Lengths",
     "Run",
     "Scenario",
+    "Technique",
     "Window",
     "layout_name",
     "preset_names",

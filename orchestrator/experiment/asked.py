@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from orchestrator.experiment.cells import Scenario
 from orchestrator.experiment.lengths import Lengths, Window
 from orchestrator.experiment.levels import FORMS, check_levels, parse_levels
+from orchestrator.experiment.techniques import Techniques
 
 DIFFERENCE = 0.02  # the smallest difference between layouts that matters, unless it is said
 SCENARIOS = {"short": (256, 128), "long": (1024, 512)}
@@ -88,10 +89,17 @@ class Experiment(BaseModel):
     trace_window: str | None = None
     save_detailed: bool = False
     save_spans: bool = False  # of the first start's observed runs, every span instead of a few
-    prefill_tokens: Tokens | None = None
-    chunked_prefill: bool = True
+    # most prompt tokens in one forward pass, to which prompts are cut; "off": they go whole
+    chunked_prefill_size: Tokens | Literal["off"] | None = None
+    attention: str = "auto"
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    fusion: Literal["auto", "on", "off"] = "auto"
+    batching: Literal["auto", "continuous", "static"] = "auto"
+    allreduce: str = "auto"
     # run layouts again without collectives, or without peer-to-peer links
     ablate: tuple[Literal["comm", "p2p"], ...] = ()
+    # run layouts again without each of these, and say what each one does
+    technique: Techniques = ()
     nsys: bool = False  # workers run under Nsight Systems, which slows them
     # service levels in ms: ttft, tpot, e2el
     goodput: dict[str, float] = Field(default_factory=dict)
@@ -149,7 +157,15 @@ class Experiment(BaseModel):
             )
         return {field.strip(): column.strip() for field, column in pairs}
 
-    @field_validator("strategy", "engine", "scenario", "max_concurrency", "ablate", mode="before")
+    @field_validator("chunked_prefill_size", "cuda_graphs", "fusion", mode="before")
+    @classmethod
+    def _as_on_or_off(cls, value: Any) -> Any:
+        """YAML reads `on` and `off` as truth values."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+    @field_validator(
+        *("strategy", "engine", "scenario", "max_concurrency", "ablate", "technique"), mode="before"
+    )
     @classmethod
     def _as_list(cls, value: Any) -> Any:
         """One value stands for a list of one; a comma separates several."""
@@ -161,7 +177,7 @@ class Experiment(BaseModel):
                 items.append(item)
         return tuple(items)
 
-    @field_validator("strategy", "engine", "scenario", "max_concurrency")
+    @field_validator("strategy", "engine", "scenario", "max_concurrency", "technique")
     @classmethod
     def _once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         """A value that is given twice is kept once."""
@@ -260,7 +276,7 @@ class Experiment(BaseModel):
             raise ValueError(
                 "find_rate needs to know how many requests a run has; give num_prompts"
             )
-        for name in ("request_rate", "min_duration", "until_ci", "ablate", "nsys"):
+        for name in ("request_rate", "min_duration", "until_ci", "ablate", "technique", "nsys"):
             if getattr(self, name):
                 raise ValueError(f"find_rate chooses the runs itself; leave {name} out")
         return self

@@ -11,6 +11,7 @@ import click
 
 from orchestrator.options.dataset import DATASET_OPTIONS
 from orchestrator.options.precision import FP8_OPTIONS, PRECISION_OPTIONS
+from orchestrator.options.switches import SWITCH_OPTIONS
 
 # Those of `analysis.comparing.verdicts`, which takes long to import; a test compares them.
 OBJECTIVES = ("throughput", "latency", "per-gpu", "goodput", "energy")
@@ -156,17 +157,7 @@ EXPERIMENT_OPTIONS = (
         default=None,
         help="Keep every span of the first start's observed runs.",
     ),
-    click.option(
-        "--prefill-tokens",
-        type=int,
-        metavar="N",
-        help="Most prompt tokens in one forward pass. [2048]",
-    ),
-    click.option(
-        "--chunked-prefill/--no-chunked-prefill",
-        default=None,
-        help="Cut prompts to fill the pass. [yes]",
-    ),
+    *SWITCH_OPTIONS,
     click.option(
         "--ablate",
         multiple=True,
@@ -235,6 +226,19 @@ EXPERIMENT_OPTIONS = (
 )
 
 
+OF_ASKING = (
+    click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="The same fields in YAML; flags win.",
+    ),
+    click.option(
+        "--dry-run",
+        is_flag=True,
+        help="Print cells and placements and whether they fit; take nothing.",
+    ),
+)
 COMPARE_OPTIONS = (
     click.option(
         "--objective",
@@ -284,9 +288,10 @@ COMPARE_OPTIONS = (
 )
 
 
-def experiment_options(command: Command) -> Command:
-    """Every field of an experiment as an option; one that is not given is None or ()."""
-    return _with(EXPERIMENT_OPTIONS, command)
+def asking_options(command: Command) -> Command:
+    """Every field of an experiment as an option, one that is not given being None or (); a file of
+    them, and whether to run them."""
+    return _with((*EXPERIMENT_OPTIONS, *OF_ASKING), command)
 
 
 def fp8_options(command: Command) -> Command:

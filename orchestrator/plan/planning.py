@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from orchestrator.cluster import hardware, nsight
 from orchestrator.errors import UserError
-from orchestrator.experiment import Cell, Deployment, Experiment
+from orchestrator.experiment import SWITCHES, TECHNIQUES, Cell, Deployment, Experiment
 from orchestrator.plan import models, precision
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
 from orchestrator.plan.fitting import check_memory
@@ -23,7 +23,7 @@ from orchestrator.store.folders import folder_of
 from orchestrator.store.names import safe_name
 from strategies import Layout, Load, ModelShape, Topology, parse, plan_layout
 from workers import engines
-from workers.messages import EnginePlan
+from workers.messages import EnginePlan, Switches
 
 if TYPE_CHECKING:
     from orchestrator.cluster.connection import Cluster
@@ -91,6 +91,7 @@ def plan_experiment(
     workload = Workload(experiment, model)
     planner = _Planner(experiment, model, workload, workload.load(), device, topology)
     planned = tuple(one for layout in planner.layouts() for one in planner.deployments(layout))
+    _check_techniques(experiment, planned, device)
     if not experiment.nsys:
         return planned
     nsight.check(device, cluster)
@@ -122,18 +123,37 @@ class _Planner:
             yield from self._on(engine, layout)
 
     def _on(self, engine: str, layout: Layout) -> Iterator[PlannedDeployment]:
-        """The deployment of a layout on one engine, and one more for each ablation that changes
-        it."""
-        plan = replace(self._engine_plan(layout), engine_args=self._arguments(engine))
-        _check_engine(engine, plan)
-        plan = replace(plan, spans_nodes=spans_nodes(engine, plan, self.topology))
+        """The deployment of a layout on one engine, and one more for each ablation, and each
+        technique to be left out, that changes it."""
+        plan = self._checked(engine, layout)
         self._check_waiting(engine, layout)
-        precision.check_hardware(plan, self.topology)
-        check_memory(plan, self.topology, self.load)
-        yield self._deployment(engine, plan)
+        fp8 = plan.precision.name
+        asked = Deployment(self.model.name, plan.layout, engine, plan.dtype, fp8)
+        yield self._deployment(asked, plan)
         for what in self.experiment.ablate:
             if ablates(what, engine, plan):
-                yield self._deployment(engine, replace(plan, ablation=what))
+                yield self._deployment(replace(asked, ablation=what), replace(plan, ablation=what))
+        for name in self.experiment.technique:
+            change = TECHNIQUES[name].without(self.device)
+            other = replace(self, experiment=self.experiment.model_copy(update=change))
+            if other._refusal(engine, layout) is None:
+                without = other._checked(engine, layout)
+                if without != plan:
+                    yield self._deployment(replace(asked, ablation=name), without)
+
+    def _checked(self, engine: str, layout: Layout) -> EnginePlan:
+        """The plan of a layout. Raises UserError where the engine cannot run it, or it does not
+        fit."""
+        if reason := self._refusal(engine, layout):
+            raise UserError(f"the engine {engine} cannot run {layout.name}: {reason}")
+        plan = engines.settled(engine, self._engine_plan(engine, layout))
+        plan = replace(plan, spans_nodes=spans_nodes(engine, plan, self.topology))
+        precision.check_hardware(plan, self.topology)
+        check_memory(plan, self.topology, self.load)
+        return plan
+
+    def _refusal(self, engine: str, layout: Layout) -> str | None:
+        return engines.refusal(engine, self._engine_plan(engine, layout))
 
     def _check_waiting(self, engine: str, layout: Layout) -> None:
         if not (what := self._waits()) or engines.lets_wait(engine):
@@ -165,7 +185,7 @@ class _Planner:
         others = any(map(engines.takes_arguments, asked)) if given else False
         return () if others and not engines.takes_arguments(engine) else given
 
-    def _engine_plan(self, layout: Layout) -> EnginePlan:
+    def _engine_plan(self, engine: str, layout: Layout) -> EnginePlan:
         experiment, model, load = self.experiment, self.model, self.load
         longest = self.workload.longest_prompt()
         kept = precision.resolve(experiment, model.shape, self.device)
@@ -179,20 +199,18 @@ class _Planner:
             max_concurrency=load.max_concurrency,
             max_len=load.max_len,
             prefill_tokens=choose_prefill_tokens(experiment, longest),
-            chunked_prefill=experiment.chunked_prefill,
+            switches=switches_of(experiment),
             temperature=experiment.temperature,
             seed=experiment.seed,
             timeout_s=experiment.timeout,
             ablations=tuple(experiment.ablate),
+            engine_args=self._arguments(engine),
             quantization=kept.quantization,
             kv_cache_dtype=kept.kv_cache_dtype,
         )
 
-    def _deployment(self, engine: str, plan: EnginePlan) -> PlannedDeployment:
-        name, model = self.model.name, self.model
-        fp8 = plan.precision.name
-        asked = Deployment(name, plan.layout, engine, plan.dtype, fp8, plan.ablation)
-        cells = []
+    def _deployment(self, asked: Deployment, plan: EnginePlan) -> PlannedDeployment:
+        model, cells = self.model, []
         for scenario in self.experiment.scenarios:
             for concurrency in self.experiment.max_concurrency:
                 cells.append(self._cell(Cell(asked, scenario, concurrency)))
@@ -231,18 +249,17 @@ def choose_engines(layout: Layout, asked: Sequence[str]) -> tuple[str, ...]:
 
 
 def choose_prefill_tokens(experiment: Experiment, longest_prompt: int) -> int:
-    """Prompt tokens per forward pass. Raises UserError where whole prompts are asked for and one is
-    longer than what is given."""
-    tokens = experiment.prefill_tokens or PREFILL_TOKENS
-    if experiment.chunked_prefill or tokens >= longest_prompt:
-        return tokens
-    if experiment.prefill_tokens:
-        raise UserError(
-            f"without chunked prefill a prompt of {longest_prompt} tokens must fit into "
-            f"prefill_tokens, which is {tokens}; "
-            f"use --prefill-tokens {longest_prompt} or --chunked-prefill"
-        )
-    return longest_prompt
+    """Prompt tokens per forward pass: enough for the longest prompt where none is cut."""
+    size = experiment.chunked_prefill_size
+    if size == "off":
+        return max(PREFILL_TOKENS, longest_prompt)
+    return size or PREFILL_TOKENS
+
+
+def switches_of(experiment: Experiment) -> Switches:
+    """The switches that were asked for; None: left to the engine."""
+    asked = {name: getattr(experiment, name) for name in SWITCHES}
+    return Switches(**{name: str(one) for name, one in asked.items() if one not in (None, "auto")})
 
 
 def check_devices(layout: Layout, device: Device, topology: Topology) -> None:
@@ -281,7 +298,14 @@ def spans_nodes(engine: str, plan: EnginePlan, topology: Topology) -> bool:
     )
 
 
-def _check_engine(engine: str, plan: EnginePlan) -> None:
-    reason = engines.refusal(engine, plan)
-    if reason:
-        raise UserError(f"the engine {engine} cannot run {plan.layout}: {reason}")
+def _check_techniques(
+    experiment: Experiment, planned: Sequence[PlannedDeployment], device: Device
+) -> None:
+    """Raise UserError where leaving out a technique changes nothing at all."""
+    asked = experiment.technique
+    if asked and not any(one.deployment.ablation in asked for one in planned):
+        names = ", ".join(dict.fromkeys(one.deployment.engine for one in planned))
+        raise UserError(
+            f"leaving out {', '.join(asked)} changes nothing for {names} on {device}: the engine "
+            "has none of it, or runs without it as it is"
+        )

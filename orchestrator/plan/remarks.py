@@ -38,6 +38,13 @@ def remarks(
             for what in dict.fromkeys(experiment.ablate):
                 if replace(one.deployment, ablation=what) not in made:
                     yield _of_ablation(one, what)
+            idle = [
+                name
+                for name in experiment.technique
+                if replace(one.deployment, ablation=name) not in made
+            ]
+            if idle:
+                yield _of_techniques(one, idle)
     if experiment.nsys:
         yield nsight.remark(folder_of(experiment), joined=cluster is not None)
 
@@ -84,3 +91,11 @@ def _of_ablation(planned: PlannedDeployment, what: str) -> str:
         return f"{strategy}: the engine {engine} cannot leave out comm; it is not run without"
     where = f"{engine}, {planned.plan.device}"
     return f"{strategy}: --ablate {what} would change nothing ({where}); it is not run without"
+
+
+def _of_techniques(planned: PlannedDeployment, idle: Sequence[str]) -> str:
+    asked, device = planned.deployment, planned.plan.device
+    return (
+        f"{asked.strategy}: leaving out {', '.join(idle)} changes nothing ({asked.engine}, "
+        f"{device}); it is not run without"
+    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from orchestrator.analysis.comparing.ablation import Effect
+from orchestrator.analysis.comparing.ablation import Effect, TechniqueEffect
 from orchestrator.analysis.comparing.best import Best
 from orchestrator.analysis.comparing.changes import Change
 from orchestrator.analysis.comparing.compare import Standing
@@ -94,6 +94,13 @@ SECTIONS = (
     Section("verdicts", Verdict, "two layouts under one load, by one metric", JSON),
     Section("curves", Curve, "a layout over its concurrencies", JSON),
     Section("ablations", Effect, "an ablated cell", JSON, CellKey),
+    Section(
+        "ablation",
+        TechniqueEffect,
+        "a cell and a technique that it was run without",
+        f"`ablation.arrow` of `orchestrator ablate`, {JSON} under `techniques`",
+        CellKey,
+    ),
     Section("statistics", Statistic, "a figure of a cell over its starts", JSON, CellKey),
     Section("unsettled", Unsettled, "a cell less certain than was asked for", JSON, CellKey),
     Section("changes", Change, "a metric of a cell of two results", f"{JSON} of two results"),

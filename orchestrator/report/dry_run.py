@@ -99,6 +99,7 @@ def _deployment(one: PlannedDeployment, topology: Topology) -> dict[str, object]
         "layout": one.deployment.layout,
         **asdict(one.deployment),
         "device": one.plan.device,
+        "switches": asdict(one.plan.switches),
         "num_ranks": one.plan.placement.num_ranks,
         "fits": True,
         **asdict(_room(one, topology)),

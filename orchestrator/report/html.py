@@ -14,7 +14,7 @@ from typing import TypeVar
 import jinja2
 import pyarrow as pa
 
-from orchestrator.analysis.comparing.ablation import EFFECTS
+from orchestrator.analysis.comparing.ablation import EFFECTS, TECHNIQUE_EFFECTS
 from orchestrator.analysis.comparing.best import BEST
 from orchestrator.analysis.comparing.compare import COMPARED
 from orchestrator.analysis.comparing.curves import CURVES
@@ -146,6 +146,7 @@ def describe(folder: Path) -> dict[str, object]:
         "sweeps": sections.sweeps(found.curves),
         "rates": sweep.rate_tables(found.rates),
         "ablations": sections.ablations((content.layout_of(e.cell), e) for e in found.ablations),
+        "techniques": sweep.technique_tables(found.techniques),
         "communication": sections.operations(content.operations),
         "waits": sections.waits(comparison, content.names),
         "missing": [
@@ -195,6 +196,7 @@ def _tables(content: Content) -> dict[str, object]:
         "sweep": _table(CURVES.data(found.curves)),
         "rates": _table(RATES.data(found.rates)),
         "ablations": _table({"layout": content.layout_of(e.cell), **row} for e, row in effects),
+        "techniques": _table(TECHNIQUE_EFFECTS.data(found.techniques)),
         "communication": _table(map(vars, content.operations)),
     }
 

@@ -1,15 +1,17 @@
-"""Sweeps, layout by layout: over concurrencies, in a terminal, and over request rates."""
+"""Sweeps, layout by layout: over concurrencies, in a terminal, over request rates, and over
+techniques."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.analysis.comparing.ablation import TECHNIQUE_FIGURES, Sides, TechniqueEffect
 from orchestrator.analysis.comparing.curves import Curve
 from orchestrator.analysis.goodput import FoundRate
 from orchestrator.report.charts.views import Names, layout_names
@@ -46,6 +48,89 @@ class RateTable:
     heading: str
     unit: str
     rows: Sequence[RateLine]
+
+
+TECHNIQUE_TITLES = ("figure", "with", "without", "with / without")
+# How the figures of a technique are shown, by column: name, unit, and what one of it is.
+SHOWN_FIGURES = {
+    "output_throughput": ("throughput", "tok/s", 1.0),
+    "median_ttft_ms": ("first token, median", "ms", 1.0),
+    "median_tpot_ms": ("time per token, median", "ms", 1.0),
+    "attention_ms": ("attention, decoding", "ms a step", 1.0),
+    "attention_tflops": ("attention, decoding", "TFLOP/s", 1.0),
+    "prefill_attention_ms": ("attention, prompts", "ms a step", 1.0),
+    "prefill_attention_tflops": ("attention, prompts", "TFLOP/s", 1.0),
+    "peak_memory_bytes": ("memory, peak", "MB", 1e6),
+    "memory_swing_bytes": ("memory, peak - least", "MB", 1e6),
+    "mean_gpu_utilization_pct": ("GPU utilisation", "%", 1.0),
+    "joules_per_output_token": ("energy per token", "J", 1.0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TechniqueTable:
+    """A cell with a technique and without. rows: a figure each, under TECHNIQUE_TITLES. note: what
+    is to be said of the outputs; empty where they are the same, or unknown."""
+
+    heading: str
+    rows: Sequence[Sequence[str]]
+    note: str
+
+
+def render_techniques(found: Sequence[TechniqueEffect], console: Console) -> None:
+    """Print what each technique does, cell by cell; nothing where none was left out."""
+    for one in technique_tables(found):
+        console.print(one.heading, style="bold", highlight=False)
+        table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, header_style="dim")
+        for title in TECHNIQUE_TITLES:
+            table.add_column(title, justify="left" if title == "figure" else "right")
+        for line in one.rows:
+            table.add_row(*line)
+        console.print(table)
+        if one.note:
+            console.print(one.note, style="yellow", highlight=False)
+    if found:
+        legend = "Means over starts, and their 95% intervals; ratios are of starts of one round."
+        console.print(legend, style="dim", highlight=False)
+
+
+def technique_tables(found: Sequence[TechniqueEffect]) -> list[TechniqueTable]:
+    """What each technique does, cell by cell: the figures that are known."""
+    names = layout_names(replace(one.cell, ablation="none") for one in found)
+    return [_technique_table(one, names[replace(one.cell, ablation="none")]) for one in found]
+
+
+def _technique_table(one: TechniqueEffect, layout: str) -> TechniqueTable:
+    cell, settings = one.cell, (one.with_setting, one.without_setting)
+    change = f" ({settings[0]} against {settings[1]})" if None not in settings else ""
+    load = f"{layout} {cell.scenario} at {cell.max_concurrency} concurrent"
+    sides = {figure: getattr(one, name) for name, figure in TECHNIQUE_FIGURES.items()}
+    return TechniqueTable(
+        heading=f"{cell.ablation}{change} · {cell.model} · {load}",
+        rows=[_of_sides(figure.column, of) for figure, of in sides.items() if _is_known(of)],
+        note="With and without it other tokens were made." if one.same_output is False else "",
+    )
+
+
+def _is_known(of: Sides) -> bool:
+    return of.with_it is not None or of.without is not None
+
+
+def _of_sides(column: str, of: Sides) -> list[str]:
+    name, unit, size = SHOWN_FIGURES[column]
+    return [
+        f"{name}, {unit}",
+        _between(of.with_it, of.with_ci_low, of.with_ci_high, size),
+        _between(of.without, of.without_ci_low, of.without_ci_high, size),
+        _between(of.ratio, of.ratio_ci_low, of.ratio_ci_high, 1.0),
+    ]
+
+
+def _between(mean: float | None, low: float | None, high: float | None, size: float) -> str:
+    """A figure with its interval, where it has one."""
+    if mean is None or low is None or high is None:
+        return three_digits(mean and mean / size)
+    return f"{three_digits(mean / size)} [{three_digits(low / size)}, {three_digits(high / size)}]"
 
 
 def render(curves: Sequence[Curve], console: Console) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from orchestrator.analysis.comparing.ablation import TECHNIQUE_EFFECTS, technique_effects
 from orchestrator.analysis.comparing.compare import COMPARED, compare
 from orchestrator.analysis.comparing.verdicts import rulings
 from orchestrator.analysis.load import summaries
@@ -178,6 +179,8 @@ def _write_comparison(store: Store, experiment: Experiment, progress: Progress) 
     try:
         if runs:
             shown = rulings(runs, experiment.difference)
-            store.write_comparison(COMPARED.make(compare(runs, shown)))
+            found = technique_effects(runs)
+            ablation = TECHNIQUE_EFFECTS.make(found) if found else None
+            store.write_comparison(COMPARED.make(compare(runs, shown)), ablation)
     except UserError as error:
         progress.note(f"the comparison was not kept: {error}")

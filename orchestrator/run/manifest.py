@@ -18,7 +18,7 @@ from orchestrator.store.store import Store
 from workers.versions import versions
 
 # Fields whose lists grow from command to command in one folder of results.
-GROWING = ("strategy", "engine", "scenario", "max_concurrency", "ablate")
+GROWING = ("strategy", "engine", "scenario", "max_concurrency", "ablate", "technique")
 
 
 def write(

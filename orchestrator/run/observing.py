@@ -75,7 +75,10 @@ class _Observing:
         whole = self.job.experiment.save_spans and self.start == 0
         placement = self.job.deployment.plan.placement
         timed = self.timed[cell.cell]
-        tables = account(spans, placement, timed=timed, whole=whole, unseen=unseen)
+        attention = {(one.rank, found.phase): found for one in reports for found in one.attention}
+        tables = account(
+            spans, placement, timed=timed, whole=whole, unseen=unseen, attention=attention
+        )
         self.job.store.write_observed(cell.cell, self.start, tables)
 
     def _serve(self, cell: PlannedCell, work: Work, what: str) -> list[RankReport] | None:

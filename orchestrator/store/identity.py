@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from orchestrator.experiment import OF_DATASET, Experiment, preset_names
+from orchestrator.experiment import OF_DATASET, SWITCHES, Experiment, preset_names
 from orchestrator.store.names import digest
 
 # Fields that may differ between commands whose results belong in one folder.
@@ -30,12 +30,13 @@ FREE_FIELDS = {
     "find_rate",
     "rate_runs",
     "ablate",
+    "technique",
     "fabric",
     "allow_other_node",
 }
 # Fields that count where they are not as they are by default.
 OF_PRECISION = ("quantization", "kv_cache_dtype", "precision_policy")
-IF_ASKED = ("nsys", "engine_arg", "range_ratio", *OF_PRECISION, *OF_DATASET)
+IF_ASKED = ("nsys", "engine_arg", "range_ratio", *OF_PRECISION, *OF_DATASET, *SWITCHES)
 # Files of a dataset's folder.
 OF_ROWS = frozenset({".jsonl", ".csv", ".parquet", ".arrow", ".gz"})
 

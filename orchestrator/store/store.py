@@ -40,6 +40,7 @@ OBSERVED_TABLES = ("spans", "timed_collectives", "parts")
 TABLES = (*RUN_TABLES, *OBSERVED_TABLES)
 COMPARISON = "comparison.arrow"
 RATES = "rates.arrow"
+ABLATION = "ablation.arrow"
 
 
 class Store:
@@ -190,15 +191,23 @@ class Store:
         """The comparison that was kept."""
         return self._read(self.folder / COMPARISON)
 
-    def write_comparison(self, table: pa.Table) -> None:
-        """Keep the comparison beside the tables."""
+    def ablation(self) -> pa.Table | None:
+        """What was kept of the effects of techniques."""
+        return self._read(self.folder / ABLATION)
+
+    def write_comparison(self, table: pa.Table, ablation: pa.Table | None = None) -> None:
+        """Keep the comparison beside the tables, and the effects of techniques where any were left
+        out."""
         with self._writing():
             self._write(self.folder / COMPARISON, table)
+            if ablation is not None:
+                self._write(self.folder / ABLATION, ablation)
 
     def drop_comparison(self) -> None:
-        """Let there be none: runs are added that it does not know."""
+        """Let there be neither: runs are added that they do not know."""
         with self._writing():
-            self._journal.drop(self.folder / COMPARISON)
+            for name in (COMPARISON, ABLATION):
+                self._journal.drop(self.folder / name)
 
     def rates(self) -> pa.Table | None:
         """What a search of rates found, where this is the folder of its runs."""

@@ -25,7 +25,7 @@ from orchestrator.analysis.comparing.metrics import OBJECTIVES
 from orchestrator.cluster import hardware
 from orchestrator.cluster.hardware import Gpu
 from orchestrator.commands import SOME_FAILED
-from orchestrator.experiment import Cell, Deployment, Experiment, Run, Scenario
+from orchestrator.experiment import TECHNIQUES, Cell, Deployment, Experiment, Run, Scenario
 from orchestrator.plan import fitting
 from orchestrator.report.terminal import RunProgress
 from orchestrator.store.identity import identity_of
@@ -78,15 +78,16 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_every_field_of_an_experiment_is_an_option() -> None:
-    submit = cli.main.commands["submit"]
-    assert {option.name for option in submit.params} == {
-        *Experiment.model_fields,
-        "config",
-        "dry_run",
-        "trace",
-        "as_json",
-    }
-    assert all(isinstance(option, click.Option) and option.help for option in submit.params)
+    submit, ablate = (cli.main.commands[name] for name in ("submit", "ablate"))
+    asked = {*Experiment.model_fields, "config", "dry_run", "as_json"}
+    assert {option.name for option in ablate.params} == asked
+    assert {option.name for option in submit.params} == asked - {"technique"} | {"trace"}
+    assert all(isinstance(option, click.Option) and option.help for option in ablate.params)
+
+
+def test_the_help_of_ablate_names_every_technique() -> None:
+    (option,) = (one for one in cli.main.commands["ablate"].params if one.name == "technique")
+    assert str(option.help).partition(".")[0].split(", ") == list(TECHNIQUES)
 
 
 # -- what is printed

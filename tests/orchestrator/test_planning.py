@@ -93,17 +93,18 @@ def test_every_layout_gets_the_same_work() -> None:
 
 def test_every_layout_prefills_in_pieces_of_one_size() -> None:
     assert {one.plan.prefill_tokens for one in plan(strategy="tp2,pp2,dp2")} == {2048}
-    chosen = plan(strategy="tp2,pp2", prefill_tokens=64)
-    assert [one.plan.prefill_tokens for one in chosen] == [64, 64]
+    chosen = plan(strategy="tp2,pp2", chunked_prefill_size=64)
+    assert [(one.plan.prefill_tokens, one.plan.chunked_prefill) for one in chosen] == [
+        (64, True)
+    ] * 2
 
 
-def test_whole_prompts_must_fit_into_a_pass() -> None:
-    (one,) = plan(chunked_prefill=False)
-    assert one.plan.prefill_tokens == 2048
-    with pytest.raises(
-        UserError, match="a prompt of 256 tokens must fit into prefill_tokens, which is 64"
-    ):
-        plan(chunked_prefill=False, prefill_tokens=64)
+def test_a_pass_has_room_for_a_whole_prompt_where_none_is_cut() -> None:
+    (one,) = plan(chunked_prefill_size="off")
+    assert (one.plan.prefill_tokens, one.plan.chunked_prefill) == (2048, False)
+    long = {"input_len": 3000, "output_len": 2, **DUMMY_70B}
+    (one,) = plan(gpus=4, strategy="tp4", chunked_prefill_size="off", **long)
+    assert one.plan.prefill_tokens == 3000
 
 
 def test_where_a_pilot_settles_the_count_every_layout_gets_the_same_requests() -> None:

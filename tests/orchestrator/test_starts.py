@@ -175,9 +175,9 @@ def test_the_same_short_work_is_timed_in_every_cell_before_one_is_profiled(group
 def test_each_start_observes_each_cell_beside_its_unprofiled_steps(groups, tmp_path, monkeypatch):
     seen, account = [], observing.account
 
-    def recorded(spans, placement, timed, whole, unseen):
+    def recorded(spans, placement, timed, whole, **more):
         seen.append((timed, whole))
-        return account(spans, placement, timed, whole, unseen)
+        return account(spans, placement, timed, whole, **more)
 
     monkeypatch.setattr(observing, "account", recorded)
     store, _ = run(layouts("tp2"), tmp_path, num_starts=2, num_warmups=0, save_spans=True)

@@ -150,6 +150,16 @@ def test_what_changes_by_itself_is_no_difference():
     assert differs(started_at="later", updated_at="later", name="b") == set()
 
 
+def test_a_switch_that_is_left_to_the_engine_is_no_difference_to_a_version_without_it():
+    def asked(**fields):
+        return with_(experiment={"seed": 0, **fields})
+
+    assert differences(asked(), asked(attention="auto", batching="auto")) == []
+    assert differences(asked(attention="auto"), asked(attention="eager")) == [
+        Difference("work.attention", "-", "eager")
+    ]
+
+
 # -- what is unknown
 
 

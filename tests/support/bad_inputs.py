@@ -67,7 +67,7 @@ NUMBERS = (
     "trace-speed",
     "seed",
     "temperature",
-    "prefill-tokens",
+    "chunked-prefill-size",
     "timeout",
     "rate-runs",
 )
@@ -83,6 +83,11 @@ TEXTS = (
     "dataset-format",
     "dataset-split",
     "trace-window",
+    "attention",
+    "cuda-graphs",
+    "fusion",
+    "batching",
+    "allreduce",
 )
 REST = ("ablate", "goodput", "slo", "metadata", "dataset-columns", "fabric", "result-dir", "config")
 DRY = ("submit", "--dry-run", "--device", "cpu")
@@ -136,7 +141,7 @@ def commands() -> Iterator[Case]:
             yield Case(
                 f"compare --{option} {_short(value)}", ("compare", "a", "b", f"--{option}={value}")
             )
-        for option in ("batch", "prefill-tokens"):
+        for option in ("batch", "chunked-prefill-size"):
             yield Case(
                 f"explain --{option} {_short(value)}", ("explain", "tp2", f"--{option}={value}")
             )

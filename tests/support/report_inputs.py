@@ -296,6 +296,8 @@ def _parts(rank: int, phase: str) -> PartsRow:
         timed_step_ms=10.0,
         profile_ratio=1.0,
         whole=False,
+        attention_ms=None,
+        attention_tflops=None,
         **parts,
         **waits,
     )

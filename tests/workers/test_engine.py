@@ -17,7 +17,7 @@ from ranks import FAMILIES, Pool, engine_plan, generated, ragged_requests, read_
 from orchestrator.analysis.observed.accounting import PARTS, account
 from orchestrator.analysis.observed.booking import WAITS
 from strategies.traffic import step as traffic_of_step
-from workers.messages import EnginePlan, Work
+from workers.messages import EnginePlan, Switches, Work
 
 LAYOUTS = ["tp1", "tp2", "tp4", "pp2", "pp4", "tp2pp2", "dp2", "tp2dp2"]
 
@@ -55,15 +55,47 @@ def test_tokens_equal_those_of_generate(
 
 
 @pytest.mark.parametrize("layout", ["tp1", "tp2pp2", "tp2dp2"])
-def test_tokens_do_not_depend_on_chunked_prefill(
-    layout: str, pool: Pool, checkpoint: Callable[[str], Path], expected: Expected
+@pytest.mark.parametrize(
+    "switches",
+    [
+        Switches(chunked_prefill_size="off"),
+        Switches(attention="eager"),
+        Switches(batching="static"),
+        Switches("eager", "off", "off", "static", "off", "gloo"),
+    ],
+    ids=lambda switches: "-".join(switches.asked),
+)
+def test_tokens_do_not_depend_on_any_switch(
+    switches: Switches,
+    layout: str,
+    pool: Pool,
+    checkpoint: Callable[[str], Path],
+    expected: Expected,
 ) -> None:
-    shape = read_shape(checkpoint("Llama"))
+    folder = checkpoint("Llama")
+    shape = read_shape(folder)
     work = Work(ragged_requests(shape.vocab_size), max_concurrency=4)
-    (reports,) = pool.serve(
-        engine_plan(layout, shape, checkpoint("Llama"), work, chunked_prefill=False), work
-    )
+    planned = engine_plan(layout, shape, folder, work, switches=switches)
+    (reports,) = pool.serve(planned, work)
     assert tokens(reports) == expected("Llama")
+
+
+def test_an_observed_run_says_what_its_attention_takes_by_itself(
+    pool: Pool, checkpoint: Callable[[str], Path]
+) -> None:
+    """Ranks of tp share the heads, and with them the arithmetic."""
+    folder = checkpoint("Llama")
+    shape = read_shape(folder)
+    work = Work(ragged_requests(shape.vocab_size), max_concurrency=4, observe=True)
+    plans = [engine_plan(layout, shape, folder, work) for layout in ("tp1", "tp2")]
+    (alone,), cut = (pool.serve(one, work)[0] for one in plans)
+    assert [one.phase for one in alone.attention] == ["prefill", "decode"]
+    for i, whole in enumerate(alone.attention):
+        parts = [report.attention[i] for report in cut]
+        assert sum(part.operations for part in parts) == whole.operations
+        assert all(part.seconds > 0 for part in (whole, *parts))
+    timed = replace(work, observe=False)
+    assert pool.serve(plans[0], timed)[0][0].attention == ()
 
 
 @pytest.mark.parametrize("layout", ["tp2", "pp4", "tp2pp2", "dp2"])

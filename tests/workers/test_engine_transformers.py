@@ -19,7 +19,8 @@ from orchestrator.analysis.observed.accounting import account
 from strategies import Load, ModelShape, Placement, Split, Topology, plan_layout
 from workers.actor import Worker
 from workers.engines import Engine, create
-from workers.engines.transformers import device_map, empty_model, shape_to_config
+from workers.engines.transformers import device_map, empty_model
+from workers.engines.transformers_config import shape_to_config
 from workers.messages import EnginePlan, RankReport, Request, Work
 
 pytestmark = pytest.mark.slow

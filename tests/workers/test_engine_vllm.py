@@ -39,7 +39,7 @@ from workers.engines.vllm.engine import OutOfMemoryError, VllmEngine, VllmFailed
 from workers.engines.vllm.run import Watch, requests_table, serve, steps_table
 from workers.engines.vllm.settings import across_nodes, arguments, environment, refusal
 from workers.engines.vllm.worker import OWNER, ErrorFile, Recorder, attend, counts_of
-from workers.messages import EnginePlan, RankReport, Request, Work
+from workers.messages import EnginePlan, RankReport, Request, Switches, Work
 from workers.progress import Progress
 from workers.records import DECODE, PREFILL, STEPS
 
@@ -73,7 +73,9 @@ def test_vllm_gets_what_our_options_say_and_keeps_its_defaults_else() -> None:
 
 
 def test_prompts_stay_whole_where_they_are_not_to_be_cut() -> None:
-    given = arguments(plan(chunked_prefill=False, prefill_tokens=1), "folder")
+    given = arguments(
+        plan(switches=Switches(chunked_prefill_size="off"), prefill_tokens=1), "folder"
+    )
     assert (given["enable_chunked_prefill"], given["max_num_batched_tokens"]) == (False, 11)
 
 

@@ -17,7 +17,7 @@ from strategies.shapes import ModelShape
 from workers.engines.native.engine import TorchEngine
 from workers.engines.native.kernels import reference
 from workers.engines.native.rope import rotary_table
-from workers.engines.transformers import shape_to_config
+from workers.engines.transformers_config import shape_to_config
 from workers.messages import Request, Work
 
 LAYOUTS = ["tp1", "tp2", "pp2", "tp2pp2"]

@@ -13,10 +13,11 @@ from ranks import engine_plan, read_shape
 from workers.communicator import Communicator
 from workers.engines.native.build import load_decoder, make_cache, make_runner
 from workers.engines.native.cache import PagedCache
+from workers.engines.native.contexts import PrefillContext, slots_of
 from workers.engines.native.graphs import PROMPTS, decode_sizes, prompt_sizes, takes
-from workers.engines.native.model import Batch, Decoder, PrefillContext
+from workers.engines.native.model import Batch, Decoder
 from workers.engines.native.pages import PAGE
-from workers.engines.native.runner import Runner, slots_of
+from workers.engines.native.runner import Runner
 from workers.engines.native.scheduler import Chunk, Limits, Scheduler, Sequence, Step
 from workers.messages import EnginePlan, Request, Work
 from workers.rank import RankContext

@@ -374,3 +374,31 @@ def test_a_replica_gets_the_requests_of_its_seats() -> None:
     assert dealt(8, 4, 0, 2) == ([0, 2, 4, 6], 2)
     assert dealt(8, 3, 1, 2) == ([1, 4, 7], 1)
     assert dealt(8, 2, 2, 3) == ([], 0)
+
+
+# -- static batching
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_static_batch_is_let_in_when_the_one_before_has_ended_entirely(
+    micro_batches: int,
+) -> None:
+    asked = requests((2, 5), (2, 1), (2, 1), (2, 3), (2, 2))
+    limits = Limits(micro_batches, PLENTY, PLENTY, static=True)
+    order = [index for step in steps(Scheduler(asked, 2, limits)) for index in sampled(step)]
+    assert Counter(order) == {0: 5, 1: 1, 2: 1, 3: 3, 4: 2}
+    batches = [{0, 1}, {2, 3}, {4}]
+    assert [index // 2 for index in order] == sorted(index // 2 for index in order)
+    assert [set(order[:6]), set(order[6:10]), set(order[10:])] == batches
+
+
+def test_a_static_batch_in_an_open_loop_is_of_those_that_have_arrived() -> None:
+    asked = requests((2, 3), (2, 3), (2, 3), arrivals=(0.1, 0.2, 0.2))
+    one = Scheduler(asked, 3, Limits(1, PLENTY, PLENTY, static=True), is_open=True)
+    one.arrive(0.1)
+    one.next_micro_batch()
+    one.arrive(0.3)
+    assert [one.next_micro_batch(), one.held()[:2]] == [0, (1, 2)]
+    for _ in range(3):
+        one.next_step(0)
+    assert [one.next_micro_batch(), one.held()[:2]] == [0, (2, 0)]

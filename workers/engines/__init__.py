@@ -9,14 +9,15 @@ before it starts anything.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from strategies.errors import Refused
 from strategies.guarded import LIMIT_S, guarded
 from workers.clock import Clock
-from workers.messages import Built, EnginePlan, RankReport, Request, Work
+from workers.messages import Built, EnginePlan, RankReport, Request, Switches, Work
 from workers.records import (
     COLLECTIVES,
     COMPUTE,
@@ -53,16 +54,19 @@ __all__ = [
     "RequestRow",
     "SpanRow",
     "StepRow",
+    "Switches",
     "Work",
     "create",
     "lets_wait",
     "names",
     "ranks_of_process",
     "refusal",
+    "settled",
     "spans_nodes",
     "takes_arguments",
 ]
 
+T = TypeVar("T")
 GROUP = "orchestrator.engines"
 # This engine measures a node and serves nothing, so it is not listed.
 CALIBRATION = EntryPoint("calibration", "workers.engines.calibration:CalibrationEngine", GROUP)
@@ -86,7 +90,9 @@ class Engine(Protocol):
     in which a request may wait, for its time of arrival or for the reply to another one
     (`Request.arrival_s`, `Request.after`), has an attribute `lets_wait` that is true.
     One that is "per_replica" and can have the devices of a replica on several nodes has
-    `spans_nodes`, the kinds of device with which it can: see `RankContext.bundles`.
+    `spans_nodes`, the kinds of device with which it can: see `RankContext.bundles`. One of which
+    `Switches` can be set has a method `choices`: for a plan, the name of each that it has -> the
+    values it takes, that which it has by itself first. `Switches.settled` puts it in.
     """
 
     processes: Literal["per_rank", "per_replica", "single"]
@@ -137,13 +143,9 @@ def refusal(name: str, plan: EnginePlan) -> str | None:
         return f"it takes no --engine-arg, and {plan.engine_args[0][0]} is given"
     if (asked := _fp8_in(plan)) and not getattr(engine, "has_fp8", False):
         return f"it has no FP8, and {asked}; use --engine torch or vllm"
-    try:
-        reason = guarded(lambda: engine.supports(plan), LIMIT_S)
-    except Exception as error:  # a plug-in may raise anything
-        raise EngineError(
-            f"the engine '{name}' failed when it was asked whether it runs {plan.layout}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+    if switch := _without_choice(name, plan):
+        return switch
+    reason = _answer(name, lambda asked: engine.supports(asked), plan)
     if not (reason is None or isinstance(reason, str)):
         raise EngineError(
             f"the engine '{name}' answered {reason!r} when it was asked whether it runs "
@@ -158,6 +160,40 @@ def _fp8_in(plan: EnginePlan) -> str | None:
         return "the checkpoint stores FP8 (quantization_config)"
     fp8 = plan.precision.name
     return None if fp8 == "none" else f"{fp8} is asked for"
+
+
+def settled(name: str, plan: EnginePlan) -> EnginePlan:
+    """The plan with the switches that are left to the engine as it has them by itself."""
+    return replace(plan, switches=plan.switches.settled(_choices(name, plan)))
+
+
+def _choices(name: str, plan: EnginePlan) -> Mapping[str, Sequence[str]]:
+    """The switches that the engine has, each with the values it takes."""
+    choices = getattr(create(name), "choices", None)
+    return _answer(name, choices, plan) if choices else {}
+
+
+def _answer(name: str, question: Callable[[EnginePlan], T], plan: EnginePlan) -> T:
+    """What an engine answers. Raises EngineError where it does not."""
+    try:
+        return guarded(lambda: question(plan), LIMIT_S)
+    except Exception as error:  # a plug-in may raise anything
+        raise EngineError(
+            f"the engine '{name}' failed when it was asked whether it runs {plan.layout}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _without_choice(name: str, plan: EnginePlan) -> str | None:
+    """Why the engine cannot be asked for a switch as it is asked for; None where it can."""
+    known = _choices(name, plan)
+    for switch, value in plan.switches.asked.items():
+        flag, values = f"--{switch.replace('_', '-')}", known.get(switch, ())
+        if not values:
+            return f"it has no {flag}; leave it out"
+        if value not in values:
+            return f"on {plan.device} it has {flag} {' or '.join(values)}, not {value}"
+    return None
 
 
 def takes_arguments(name: str) -> bool:

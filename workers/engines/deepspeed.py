@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from workers.engines.deepspeed_layouts import communication_axis, refusal
+from workers.engines.transformers import CHOICES
 from workers.messages import Built, EnginePlan, RankReport, Work
 from workers.versions import versions
 
@@ -39,6 +40,10 @@ class DeepSpeedEngine:
         if importlib.util.find_spec("deepspeed") is None:
             return "it is not installed: pip install 'shard-orchestrator[deepspeed]'"
         return refusal(plan)
+
+    def choices(self, plan: EnginePlan) -> Mapping[str, Sequence[str]]:
+        """Its switches, and the values of each: those of the model that it changes."""
+        return {**CHOICES, "allreduce": ("nccl" if plan.device == "cuda" else "gloo",)}
 
     def build(self, context: RankContext, plan: EnginePlan) -> Built:
         """Build the model empty and fill this rank's part. Under tp and zero3 the whole model is at
@@ -68,7 +73,7 @@ class DeepSpeedEngine:
         Collectives are timed only on a CPU, where a call blocks. On a GPU an observed run of
         several ranks has no spans.
         """
-        from workers.device import peak_memory, reset_peak
+        from workers.device import memory_swing, peak_memory, reset_peak
         from workers.engines.batch import Ledger
         from workers.engines.deepspeed_meter import Meter
 
@@ -77,7 +82,7 @@ class DeepSpeedEngine:
         ledger = Ledger(context.rank, context.at("dp"))
         observed = work.observe and (axis is None or context.device.type == "cpu")
         meter = Meter(axis or "", timed=observed)
-        reset_peak([context.device])
+        before = reset_peak([context.device])
         self._serve(work, ledger, meter)
         return RankReport(
             rank=context.rank,
@@ -85,6 +90,7 @@ class DeepSpeedEngine:
             steps=ledger.steps(),
             collectives=meter.table(context.rank),
             peak_memory_bytes=peak_memory([context.device]),
+            memory_swing_bytes=memory_swing([context.device], before),
             spans=ledger.spans(meter.timed_calls, meter.blocked) if observed else None,
             began_s=ledger.origin,
         )

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from strategies.memory import window_of
 from strategies.placement import Placement
-from strategies.shapes import ModelShape
+from workers.engines.transformers_config import shape_to_config
 from workers.messages import Built, EnginePlan, RankReport, Work
 from workers.records import COLLECTIVES
 from workers.versions import versions
@@ -23,11 +22,13 @@ if TYPE_CHECKING:
     from workers.weights import Source
 
 
-CONFIG_CLASSES = {
-    "llama": "LlamaConfig",
-    "mistral": "MistralConfig",
-    "qwen2": "Qwen2Config",
-    "qwen3": "Qwen3Config",
+# Of `generate`: whole prompts, in batches that end before the next one begins.
+CHOICES = {
+    "attention": ("sdpa", "eager"),
+    "cuda_graphs": ("off",),
+    "fusion": ("off",),
+    "batching": ("static",),
+    "chunked_prefill_size": ("off",),
 }
 
 
@@ -44,6 +45,10 @@ class TransformersEngine:
         """None, or why Transformers cannot run the plan."""
         axes = {axis for axis, degree in plan.placement.mesh if degree > 1}
         return _refused_axes(axes) or _refused_cuts(plan) or _missing_for(axes, plan.device)
+
+    def choices(self, plan: EnginePlan) -> Mapping[str, Sequence[str]]:
+        """Its switches, and the values of each."""
+        return CHOICES
 
     def build(self, context: RankContext, plan: EnginePlan) -> Built:
         """Load the model. The devices of a pipeline are this process's and the ones numbered after
@@ -69,11 +74,11 @@ class TransformersEngine:
     def run(self, work: Work) -> RankReport:
         """Serve `work` in waves. Copies between the devices of a pipeline cannot be observed: then
         there are no collectives and no spans."""
-        from workers.device import peak_memory, reset_peak
+        from workers.device import memory_swing, peak_memory, reset_peak
         from workers.engines.batch import Ledger
 
         assert self._batcher is not None, "build first"
-        reset_peak(self._devices)
+        before = reset_peak(self._devices)
         ledger = Ledger(rank=0, replica=0)
         self._batcher.serve(work, ledger)
         alone = len(self._devices) == 1
@@ -83,6 +88,7 @@ class TransformersEngine:
             steps=ledger.steps(),
             collectives=COLLECTIVES.make([]) if alone else None,
             peak_memory_bytes=peak_memory(self._devices),
+            memory_swing_bytes=memory_swing(self._devices, before),
             spans=ledger.spans() if alone and work.observe else None,
             began_s=ledger.origin,
         )
@@ -126,58 +132,6 @@ def _missing_for(axes: set[str], device: str) -> str | None:
 # -- the model
 
 
-def shape_to_config(shape: ModelShape) -> Any:
-    """The Transformers config of `shape`. Raises KeyError for a family that is not in
-    CONFIG_CLASSES."""
-    import transformers
-
-    return getattr(transformers, CONFIG_CLASSES[shape.family])(
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        intermediate_size=shape.intermediate_size,
-        vocab_size=shape.vocab_size,
-        max_position_embeddings=shape.max_positions,
-        rms_norm_eps=shape.norm_eps,
-        rope_parameters=_rope_parameters(shape),
-        tie_word_embeddings=shape.tie_embeddings,
-        bos_token_id=None,
-        pad_token_id=None,
-        eos_token_id=list(shape.eos_token_ids) or None,
-        **_of_family(shape),
-    )
-
-
-def _rope_parameters(shape: ModelShape) -> dict[str, object]:
-    # Transformers checks that this length is an integer; a shape holds it as a float.
-    scaling = {
-        key: int(value) if key == "original_max_position_embeddings" else value
-        for key, value in shape.rope_scaling
-    }
-    return {"rope_type": "default", "rope_theta": shape.rope_theta, **scaling}
-
-
-def _of_family(shape: ModelShape) -> dict[str, object]:
-    """Arguments of a config that not every family has."""
-    fields = {"attention_bias": shape.output_bias} if shape.family in ("llama", "qwen3") else {}
-    return {**fields, **_window_fields(shape)}
-
-
-def _window_fields(shape: ModelShape) -> dict[str, object]:
-    """How a config of the family says which layers have a window."""
-    if shape.family == "llama":
-        return {}
-    if shape.family == "mistral":
-        return {"sliding_window": shape.sliding_window}
-    windows = (window_of(shape, layer) for layer in range(shape.num_layers))
-    kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
-    used = shape.sliding_window is not None
-    window = {"sliding_window": shape.sliding_window} if used else {}
-    return {"use_sliding_window": used, "layer_types": kinds, **window}
-
-
 def empty_model(plan: EnginePlan) -> Any:
     """The model on the meta device: every parameter has its shape and dtype and no memory."""
     import torch
@@ -185,8 +139,16 @@ def empty_model(plan: EnginePlan) -> Any:
 
     family: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        model = family.from_config(shape_to_config(plan.model), dtype=getattr(torch, plan.dtype))
+        model = family.from_config(shape_to_config(plan.model), **_options(plan))
     return model.eval()
+
+
+def _options(plan: EnginePlan) -> dict[str, object]:
+    """How any model of a plan is made."""
+    import torch
+
+    attention = plan.switches.settled(CHOICES).attention
+    return {"dtype": getattr(torch, plan.dtype), "attn_implementation": attention}
 
 
 def fill(
@@ -298,13 +260,12 @@ def _load(plan: EnginePlan, devices: list[torch.device]) -> Any:
 
 
 def _from_checkpoint(plan: EnginePlan, device: torch.device, spread: dict[str, int] | None) -> Any:
-    import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     family: Any = AutoModelForCausalLM
-    options = {"dtype": getattr(torch, plan.dtype), "local_files_only": True}
+    options = {**_options(plan), "local_files_only": True}
     if spread is not None:
         return family.from_pretrained(str(plan.checkpoint), device_map=spread, **options).eval()
     return family.from_pretrained(str(plan.checkpoint), **options).to(device).eval()

@@ -1,15 +1,24 @@
-"""What a step costs without its collectives, or without peer-to-peer links: an independent check of
-the profile."""
+"""What something does, by runs without it: a step without its collectives or without peer-to-peer
+links, an independent check of the profile; and cells without a technique."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from orchestrator.analysis.comparing.confidence import paired_ratio
-from orchestrator.analysis.comparing.rounds import completed, means
+from orchestrator.analysis.comparing.confidence import paired_ratio, spread
+from orchestrator.analysis.comparing.metrics import THROUGHPUT, TPOT, TTFT, Figure
+from orchestrator.analysis.comparing.rounds import (
+    Round,
+    by_round,
+    completed,
+    means,
+    observed_once,
+    with_valid_power,
+)
 from orchestrator.analysis.summary import Summary
+from orchestrator.experiment import TECHNIQUES, Technique
 from orchestrator.store.schema import CellKey
 from workers.rows import Table, column, group, grouped, row
 
@@ -44,7 +53,93 @@ class Effect:
     )
 
 
+@row
+class Sides:
+    """A figure with a technique and without it; of each start the mean over its runs. Intervals are
+    at 95%, from two starts on."""
+
+    with_it: float | None = column("{about} with it, mean over starts")
+    with_ci_low: float | None = column("lower end of its interval", source="Student")
+    with_ci_high: float | None = column("upper end of it", source="Student")
+    without: float | None = column("{about} without it, mean over starts")
+    without_ci_low: float | None = column("lower end of its interval", source="Student")
+    without_ci_high: float | None = column("upper end of it", source="Student")
+    ratio: float | None = column("with over without, over the rounds that both have", "1")
+    ratio_ci_low: float | None = column(
+        "lower end of its interval", "1", source="Fieller 1954, of pairs"
+    )
+    ratio_ci_high: float | None = column("upper end of it", "1", source="Fieller 1954, of pairs")
+
+
+@row
+class TechniqueEffect:
+    """A cell with a technique beside the same without it. The key is that of the cell without."""
+
+    cell: CellKey = group()
+    with_setting: str | None = column("how the technique was set")
+    without_setting: str | None = column("how it was set without")
+    num_starts: int = column("rounds that both have", "1")
+    same_output: bool | None = column("whether all runs of both made the same tokens")
+    output_throughput: Sides = group("output_throughput_{}", "output_throughput", unit="tokens/s")
+    ttft: Sides = group("median_ttft_ms_{}", "median_ttft_ms", unit="ms")
+    tpot: Sides = group("median_tpot_ms_{}", "median_tpot_ms", unit="ms")
+    attention: Sides = group("attention_ms_{}", "attention_ms, of decoding,", unit="ms")
+    attention_rate: Sides = group(
+        "attention_tflops_{}", "attention_tflops, of decoding,", unit="TFLOP/s"
+    )
+    prefill_attention: Sides = group("prefill_attention_ms_{}", "prefill_attention_ms", unit="ms")
+    prefill_attention_rate: Sides = group(
+        "prefill_attention_tflops_{}", "prefill_attention_tflops", unit="TFLOP/s"
+    )
+    peak_memory: Sides = group("peak_memory_bytes_{}", "peak_memory_bytes", unit="B")
+    memory_swing: Sides = group("memory_swing_bytes_{}", "memory_swing_bytes", unit="B")
+    gpu_utilization: Sides = group(
+        "mean_gpu_utilization_pct_{}", "mean_gpu_utilization_pct", unit="%"
+    )
+    energy: Sides = group("joules_per_output_token_{}", "joules_per_output_token", unit="J")
+
+
+def _observed(column: str, unit: str, of: Callable[[Summary], float | None]) -> Figure:
+    return Figure(column, unit, of, counted=observed_once)
+
+
+LEFT_OUT = ("comm", "p2p")
+UNKNOWN = (None, None, None)
+# The fields of Sides: a figure and its interval, with, without, and of the ratio.
+SIDES = (
+    ("with_it", "with_ci_low", "with_ci_high"),
+    ("without", "without_ci_low", "without_ci_high"),
+    ("ratio", "ratio_ci_low", "ratio_ci_high"),
+)
+# The fields of TechniqueEffect that are figures, and which.
+TECHNIQUE_FIGURES: Mapping[str, Figure] = {
+    "output_throughput": THROUGHPUT,
+    "ttft": TTFT,
+    "tpot": TPOT,
+    "attention": _observed("attention_ms", "ms", lambda run: run.step.decode.attention_ms),
+    "attention_rate": _observed(
+        "attention_tflops", "TFLOP/s", lambda run: run.step.decode.attention_tflops
+    ),
+    "prefill_attention": _observed(
+        "prefill_attention_ms", "ms", lambda run: run.step.prefill.attention_ms
+    ),
+    "prefill_attention_rate": _observed(
+        "prefill_attention_tflops", "TFLOP/s", lambda run: run.step.prefill.attention_tflops
+    ),
+    "peak_memory": Figure("peak_memory_bytes", "B", lambda run: run.memory.peak_memory_bytes),
+    "memory_swing": Figure("memory_swing_bytes", "B", lambda run: run.memory.memory_swing_bytes),
+    "gpu_utilization": Figure(
+        "mean_gpu_utilization_pct", "%", lambda run: run.energy.mean_gpu_utilization_pct
+    ),
+    "energy": Figure(
+        "joules_per_output_token",
+        "J",
+        lambda run: run.energy.joules_per_output_token,
+        counted=with_valid_power,
+    ),
+}
 EFFECTS = Table("ablations", Effect)
+TECHNIQUE_EFFECTS = Table("ablation", TechniqueEffect)
 
 
 def effects(runs: Iterable[Summary]) -> list[Effect]:
@@ -53,14 +148,21 @@ def effects(runs: Iterable[Summary]) -> list[Effect]:
     Outputs of one token have no decode step, and no row.
     """
     known = [run for run in completed(runs) if run.throughput.decode_ms_per_step]
-    cells = grouped(known, lambda run: replace(run.cell, ablation="none"))
-    return [effect for mine in cells.values() for effect in _of_cell(mine)]
+    return [_effect(*pair) for pair in _pairs(known) if pair[1][0].cell.ablation in LEFT_OUT]
 
 
-def _of_cell(runs: Sequence[Summary]) -> Iterator[Effect]:
-    by_ablation = grouped(runs, lambda run: run.cell.ablation)
-    whole = by_ablation.pop("none", [])
-    yield from (_effect(whole, ablated) for ablated in by_ablation.values() if whole)
+def technique_effects(runs: Iterable[Summary]) -> list[TechniqueEffect]:
+    """A row per cell and technique that it was run without, where both have a result."""
+    pairs = _pairs(completed(runs))
+    return [_technique_effect(*pair) for pair in pairs if pair[1][0].cell.ablation in TECHNIQUES]
+
+
+def _pairs(runs: Iterable[Summary]) -> Iterator[tuple[list[Summary], list[Summary]]]:
+    """The whole runs of each cell, with those of each ablation of it."""
+    for mine in grouped(runs, lambda run: replace(run.cell, ablation="none")).values():
+        by_ablation = grouped(mine, lambda run: run.cell.ablation)
+        whole = by_ablation.pop("none", [])
+        yield from ((whole, ablated) for ablated in by_ablation.values() if whole)
 
 
 def _effect(whole: Sequence[Summary], ablated: Sequence[Summary]) -> Effect:
@@ -83,6 +185,47 @@ def _effect(whole: Sequence[Summary], ablated: Sequence[Summary]) -> Effect:
         fused_pct=fused,
         fused_comm_pct=in_fused if ablated[0].cell.ablation == "comm" else None,
     )
+
+
+def _technique_effect(whole: Sequence[Summary], without: Sequence[Summary]) -> TechniqueEffect:
+    settings = _settings(TECHNIQUES[without[0].cell.ablation], whole[0], without[0])
+    digests = {run.output_digest for run in (*whole, *without)}
+    return TechniqueEffect(
+        cell=without[0].cell,
+        with_setting=settings[0],
+        without_setting=settings[1],
+        num_starts=len(by_round(whole).keys() & by_round(without).keys()),
+        same_output=None if None in digests else len(digests) == 1,
+        **{name: _sides(one, whole, without) for name, one in TECHNIQUE_FIGURES.items()},
+    )
+
+
+def _settings(
+    technique: Technique, whole: Summary, without: Summary
+) -> tuple[str | None, str | None]:
+    """How a technique was set, with it and without. What names the cell is the same in the keys of
+    both, and was off in the second."""
+    if hasattr(whole.cell, technique.field):
+        return getattr(whole.cell, technique.field), technique.off
+    before, after = (
+        getattr(run.conditions.settings, technique.field, None) for run in (whole, without)
+    )
+    return before, after
+
+
+def _sides(figure: Figure, whole: Sequence[Summary], without: Sequence[Summary]) -> Sides:
+    starts = figure.starts(whole), figure.starts(without)
+    shared = [at for at in starts[0] if at in starts[1]]
+    found = paired_ratio(*([side[at] for at in shared] for side in starts))
+    ratio = (found.value, found.low, found.high) if found else UNKNOWN
+    sides = zip(SIDES, (*map(_mean_of, starts), ratio), strict=True)
+    return Sides(**{name: value for side in sides for name, value in zip(*side, strict=True)})
+
+
+def _mean_of(starts: Mapping[Round, float]) -> tuple[float | None, float | None, float | None]:
+    """The mean of a figure's starts, and its interval."""
+    found = spread(list(starts.values()))
+    return (found.mean, found.ci_low, found.ci_high) if found else UNKNOWN
 
 
 def _in_fused(saved: float, exposed: float | None, fused: float | None) -> float | None:

@@ -1,5 +1,5 @@
 """Everything that results say when they are looked at: comparison, statistics, verdicts, curves,
-ablations, drifts, rates."""
+ablations, techniques, drifts, rates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from orchestrator.analysis.comparing.ablation import EFFECTS, Effect, effects
+from orchestrator.analysis.comparing.ablation import (
+    EFFECTS,
+    TECHNIQUE_EFFECTS,
+    Effect,
+    TechniqueEffect,
+    effects,
+    technique_effects,
+)
 from orchestrator.analysis.comparing.best import BEST, Best, best
 from orchestrator.analysis.comparing.compare import COMPARED, Comparison, compare
 from orchestrator.analysis.comparing.curves import CURVES, Curve, curves
@@ -55,6 +62,7 @@ class Findings:
     missing: Sequence[Missing] = ()
     imported: Sequence[Imported] = ()
     rates: Sequence[FoundRate] = ()
+    techniques: Sequence[TechniqueEffect] = ()
 
     def as_data(self) -> dict[str, object]:
         """Plain data for `json.dumps`: the rows of each table, by its name."""
@@ -70,6 +78,7 @@ class Findings:
             "missing": MISSING.data(self.missing),
             "imported": IMPORTED.data(self.imported),
             "rates": RATES.data(self.rates),
+            "techniques": TECHNIQUE_EFFECTS.data(self.techniques),
         }
 
     def sentences(self, objective: str) -> Mapping[Load, list[str]]:
@@ -152,6 +161,7 @@ def _of_experiment(
         verdicts=[verdict for ruling in shown for verdict in ruling.verdicts],
         curves=curves(comparison),
         ablations=effects(one.runs),
+        techniques=technique_effects(one.runs),
         statistics=statistics(one.runs),
         unsettled=unsettled(one.runs, until_ci or one.asked.get("until_ci")),
         drifts=drifts(one.runs, matters),

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from orchestrator.experiment import OF_DATASET
+from orchestrator.experiment import OF_DATASET, SWITCHES
 
 Manifest = Mapping[str, Any]
 ENVIRONMENT = (
@@ -39,8 +39,7 @@ WORKLOAD = (
     "min_duration",
     "num_warmups",
     "seed",
-    "prefill_tokens",
-    "chunked_prefill",
+    *SWITCHES,
     "temperature",
     "load_format",
     "ignore_eos",
@@ -209,11 +208,18 @@ def _environment(manifest: Manifest) -> dict[str, object]:
     asked, counts = manifest.get("experiment"), manifest.get("num_prompts")
     work = asked if isinstance(asked, dict) else {}
     found = {name: manifest.get(name) for name in ENVIRONMENT} | {
-        "work": {name: work.get(name) for name in WORKLOAD},
+        "work": {name: _asked(work, name) for name in WORKLOAD},
         "work.num_prompts": counts if isinstance(counts, Mapping) else None,
     }
     devices = {name: text for kind in DEVICES for name, text in _devices(manifest, kind).items()}
     return {name: value for name, value in found.items() if value is not None} | devices
+
+
+def _asked(work: Mapping[str, Any], name: str) -> object:
+    """A field of an experiment. A switch that is left to the engine says no more than one that a
+    version did not have."""
+    value: object = work.get(name)
+    return None if name in SWITCHES and value == "auto" else value
 
 
 def _devices(manifest: Manifest, kind: str) -> dict[str, str]:

@@ -21,6 +21,7 @@ from orchestrator.store.schema import StartKey
 from strategies.placement import Placement
 from strategies.traffic import bus_factor
 from workers.intervals import Span, intersect, length, union
+from workers.messages import AttentionTime
 from workers.records import SPANS, STEPS, CollectiveRow, SpanRow, StepRow
 from workers.rows import Table, column, grouped, nothing, row
 
@@ -77,6 +78,17 @@ class PartsRow:
     )
     profile_ratio: float | None = column("median of the observed steps over timed_step_ms", "1")
     whole: bool | None = column("whether all spans are kept, not those of a few steps")
+    attention_ms: float | None = column(
+        "attention of the fullest step, all layers of the rank, run by itself after the observed "
+        "run; null where an engine cannot",
+        "ms",
+    )
+    attention_tflops: float | None = column(
+        "multiplications and additions of its scores and sums over that time",
+        "TFLOP/s",
+        formula="4 x heads x head_dim x pairs of tokens / time",
+        source="Dao et al. 2022",
+    )
 
 
 @row
@@ -133,6 +145,7 @@ def account(
     timed: pa.Table | None = None,
     whole: bool = False,
     unseen: Mapping[int, str] = MappingProxyType({}),
+    attention: Mapping[tuple[int, str], AttentionTime] = MappingProxyType({}),
 ) -> dict[str, pa.Table]:
     """The tables of an observed run, from the spans of all ranks (table SPANS).
 
@@ -140,7 +153,7 @@ def account(
     `timed_collectives` (TIMED); empty where nothing was seen. Of each phase its `settled` steps
     count. timed: table STEPS of all ranks, of the very same work served without a probe; None where
     it was not, then nobody knows what the probe costs. placement: its mesh alone is looked at.
-    unseen: ranks of which there are no spans, and why.
+    unseen: ranks of which there are no spans, and why. attention: of a rank and phase, by itself.
     """
     kept = SPANS.schema.empty_table() if spans is None else spans
     ranks = _by_rank(SPANS.rows(kept), placement)
@@ -150,7 +163,11 @@ def account(
         "timed_collectives": TIMED.make(_timed_collectives(ranks, placement)),
         "parts": PARTS_OF_STEP.make(
             [
-                *(_parts(one, phase, unprobed, whole) for one in ranks for phase in one.steps),
+                *(
+                    _parts(one, phase, unprobed, whole, attention.get((one.rank, phase)))
+                    for one in ranks
+                    for phase in one.steps
+                ),
                 *(
                     _no_parts(rank, phase, why, whole)
                     for rank, why in unseen.items()
@@ -181,7 +198,11 @@ def _by_rank(spans: Sequence[SpanRow], placement: Placement) -> list[Seen]:
 
 
 def _parts(
-    seen: Seen, phase: str, unprobed: Mapping[tuple[int, int, str], float], whole: bool
+    seen: Seen,
+    phase: str,
+    unprobed: Mapping[tuple[int, int, str], float],
+    whole: bool,
+    attention: AttentionTime | None,
 ) -> PartsRow:
     steps = seen.steps[phase]
     windows = steps.counted
@@ -199,6 +220,8 @@ def _parts(
         timed_step_ms=timed_ms,
         profile_ratio=median(observed) / timed_ms if timed_ms else None,
         whole=whole,
+        attention_ms=attention and 1e3 * attention.seconds,
+        attention_tflops=attention and attention.operations / attention.seconds / 1e12,
         **_per_step_ms(seen.booked, list(windows.values())),
     )
 

@@ -70,6 +70,20 @@ class PhaseParts:
         "1",
         over_runs="mean",
     )
+    attention_ms: float | None = column(
+        "attention of its fullest step, all layers of a rank, run by itself, mean over ranks",
+        "ms",
+        over_runs="mean",
+        better="lower",
+    )
+    attention_tflops: float | None = column(
+        "arithmetic of that attention over its time, mean over ranks",
+        "TFLOP/s",
+        formula="4 x heads x head_dim x pairs of tokens / time",
+        source="Dao et al. 2022",
+        over_runs="mean",
+        better="higher",
+    )
     step_reason: str | None = column("why the parts of the step are null", over_runs="first")
     compute: Share = group("compute_{}", KERNEL)
     exposed_transfer: Share = group("exposed_transfer_{}", TRANSFER, better="lower")
@@ -121,6 +135,10 @@ def _phase_parts(rows: Sequence[PartsRow], phase: str) -> PhaseParts:
         step_ms_worst=max(steps, default=None),
         steps_unmatched=max(left_out, default=None),
         profile_ratio=profile_ratio(ranks),
+        attention_ms=mean([one.attention_ms for one in ranks if one.attention_ms is not None]),
+        attention_tflops=mean(
+            [one.attention_tflops for one in ranks if one.attention_tflops is not None]
+        ),
         step_reason=reason,
         **shares,
     )

@@ -8,16 +8,19 @@ import math
 import torch
 
 from strategies.memory import RESERVE_BYTES, UTILIZATION, kv_bytes_per_token, workspace_bytes
+from strategies.precision import Precision
+from strategies.shapes import DTYPE_BYTES
 from workers.communicator import Communicator
 from workers.engines.native.cache import PagedCache
 from workers.engines.native.graphs import decode_sizes, prompt_sizes
-from workers.engines.native.kernels import kernels_for
+from workers.engines.native.kernels import kernels_of
 from workers.engines.native.kernels.reference import FP8
 from workers.engines.native.loading import Loader
 from workers.engines.native.model import Decoder, NamedDecoder
 from workers.engines.native.pages import PAGE, pages_for
 from workers.engines.native.runner import Runner
 from workers.engines.native.sampling import Sampler
+from workers.engines.native.support import switches_of
 from workers.messages import EnginePlan, dealt
 from workers.rank import RankContext
 from workers.weights import open_source
@@ -25,10 +28,12 @@ from workers.weights import open_source
 
 def load_decoder(context: RankContext, plan: EnginePlan, communicator: Communicator) -> Decoder:
     """The rank's decoder, with its weights."""
-    load = Loader(open_source(plan.checkpoint, plan.model.fp8), plan, context)
+    switches = switches_of(plan)
+    kernels = kernels_of(str(switches.attention), switches.fusion == "on")
+    load = Loader(open_source(plan.checkpoint, plan.model.fp8), plan, context, kernels)
     make = Decoder if plan.nsys_dir is None else NamedDecoder
     with torch.inference_mode():
-        return make(load, communicator, kernels_for(context.device), plan.max_len)
+        return make(load, communicator, kernels, plan.max_len)
 
 
 def make_cache(context: RankContext, plan: EnginePlan, pages: int) -> PagedCache:
@@ -42,8 +47,8 @@ def make_cache(context: RankContext, plan: EnginePlan, pages: int) -> PagedCache
 def make_runner(
     plan: EnginePlan, communicator: Communicator, decoder: Decoder, cache: PagedCache
 ) -> Runner:
-    """The runner of one rank, with a captured graph for every batch size that a micro-batch can
-    have, and for short prompts."""
+    """The runner of one rank. With CUDA graphs, one is captured for every batch size that a
+    micro-batch can have, and for short prompts."""
     first, axis = decoder.first_logit, decoder.head_axis
     # Without collectives a layout computes something else, which need not be finite.
     checks = not communicator.ablated
@@ -52,14 +57,15 @@ def make_runner(
     micro_batches = min(plan.placement.degree("pp"), seats)
     with torch.inference_mode():
         runner = Runner(decoder, cache, sampler, communicator, seats, plan.max_len)
-        runner.capture(decode_sizes(-(-seats // micro_batches)), _prompt_sizes(plan, seats))
+        if switches_of(plan).cuda_graphs == "on":
+            runner.capture(decode_sizes(-(-seats // micro_batches)), _prompt_sizes(plan, seats))
     return runner
 
 
 def _prompt_sizes(plan: EnginePlan, seats: int) -> list[int]:
-    """Prefill steps to capture. In float32 attention over prompts waits for the device, which
-    cannot be captured."""
-    if plan.dtype == "float32":
+    """Prefill steps to capture. Attention over prompts in plain torch, as that of float32 is, waits
+    for the device; that cannot be captured."""
+    if plan.dtype == "float32" or switches_of(plan).attention != "triton":
         return []
     return prompt_sizes(min(plan.prefill_tokens, seats * plan.max_len))
 
@@ -95,5 +101,22 @@ def _room(context: RankContext, plan: EnginePlan) -> float:
     free, total = torch.cuda.mem_get_info(context.device)
     precision, placement, rank = plan.precision, plan.placement, context.rank
     workspace = workspace_bytes(placement, plan.model, rank, precision, plan.prefill_tokens)
+    workspace += attention_bytes(plan, rank)
     left = free - int(total * (1 - UTILIZATION)) - RESERVE_BYTES - workspace
     return left // (PAGE * kv_bytes_per_token(placement, plan.model, rank, precision))
+
+
+def attention_bytes(plan: EnginePlan, rank: int) -> int:
+    """Bytes that attention in plain torch takes beside the cache, in one layer at a time: the
+    contexts of all seats out of their pages, twice as they are laid out anew, and of "eager" the
+    scores of a pass over a prompt, with their softmax in float32."""
+    kind, plain = switches_of(plan).attention, Precision(plan.dtype)
+    if kind == "triton":
+        return 0
+    placement, model = plan.placement, plan.model
+    layers = sum(len(stage.layers) for stage in placement.stages_of(rank))
+    token = kv_bytes_per_token(placement, model, rank, plain) // layers
+    contexts = 2 * seats_of(plan) * plan.max_len * token
+    heads = -(-model.num_heads // placement.degree("tp"))
+    scores = heads * plan.prefill_tokens * plan.max_len * (2 * DTYPE_BYTES[plan.dtype] + 4)
+    return contexts + (scores if kind == "eager" else 0)

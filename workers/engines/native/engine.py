@@ -8,6 +8,7 @@ without torch.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +16,7 @@ from workers.device import device_name, synchronize
 from workers.engines.native.generator import Generator
 from workers.engines.native.pages import PAGE
 from workers.engines.native.scheduler import Limits
-from workers.engines.native.support import refusal
+from workers.engines.native.support import choices, refusal, switches_of
 from workers.messages import Built, EnginePlan, RankReport, Work
 from workers.versions import versions
 
@@ -45,6 +46,10 @@ class TorchEngine:
         """None, or why this engine cannot run the plan."""
         return refusal(plan)
 
+    def choices(self, plan: EnginePlan) -> Mapping[str, Sequence[str]]:
+        """Its switches, and the values of each."""
+        return choices(plan)
+
     def build(self, context: RankContext, plan: EnginePlan) -> Built:
         """Load weights, allocate the KV cache and capture graphs. Raises torch.OutOfMemoryError."""
         from workers.communicator import Communicator
@@ -60,7 +65,8 @@ class TorchEngine:
         loaded = time.perf_counter()
         self._runner = build.make_runner(plan, communicator, decoder, cache)
         stages = plan.placement.degree("pp")
-        limits = Limits(stages, pages, plan.prefill_tokens, plan.chunked_prefill)
+        static = switches_of(plan).batching == "static"
+        limits = Limits(stages, pages, plan.prefill_tokens, plan.chunked_prefill, static)
         eos = plan.model.eos_token_ids
         self._generator = Generator(self._runner, communicator, limits, eos)
         synchronize(context.device)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from workers.clock import Clock
-from workers.device import idle, peak_memory, reset_peak, synchronize, to_host
+from workers.device import idle, memory_swing, peak_memory, reset_peak, synchronize, to_host
 from workers.engines.native.arrivals import Arrivals, replica_group
 from workers.engines.native.examining import NEVER, REQUESTS, first_broken
 from workers.engines.native.log import Log, collectives_table, requests_table, steps_table
@@ -40,9 +40,9 @@ class Pending(NamedTuple):
 
 @dataclass(slots=True)
 class Run:
-    """One run of this rank. work: its replica's share. arrivals: None in a closed loop. pending:
-    steps whose tokens are still to be fetched, oldest first. until: the step after which it ends;
-    None: it ends when all requests are served."""
+    """One run of this rank. work: its replica's share. arrivals: None in a closed loop. before: see
+    `memory_swing`. pending: steps whose tokens are still to be fetched, oldest first. until: the
+    step after which it ends; None: it ends when all requests are served."""
 
     work: Work
     scheduler: Scheduler
@@ -50,6 +50,7 @@ class Run:
     clock: Clock
     log: Log
     arrivals: Arrivals | None
+    before: Sequence[int] = ()
     until: int | None = None
     pending: deque[Pending] = field(default_factory=deque)
 
@@ -126,14 +127,15 @@ class Generator:
         scheduler = Scheduler(share.requests, share.max_concurrency, self._limits, work.is_open)
         probe = probe_for(work.observe, self._device, communicator)
         communicator.reset()
-        reset_peak([self._device])
+        before = reset_peak([self._device])
         if work.is_open and self._replica_group is None:
             self._replica_group = replica_group(context)
         with probe.watching():
             context.barrier()
             synchronize(self._device)
             clock, log = Clock(self._device), Log()
-            run = Run(share, scheduler, probe, clock, log, self._arrivals(work, clock), until)
+            arrivals = self._arrivals(work, clock)
+            run = Run(share, scheduler, probe, clock, log, arrivals, before, until)
             context.progress.begin(clock.start, self._limits.pages, self._reports)
             self._loop(run)
             communicator.flush()
@@ -158,8 +160,10 @@ class Generator:
             steps=steps_table(run.log, clock, rank),
             collectives=collectives_table(self._communicator),
             peak_memory_bytes=peak_memory([self._device]),
+            memory_swing_bytes=memory_swing([self._device], run.before),
             spans=run.probe.spans(),
             began_s=clock.began_s,
+            attention=self._runner.attention_times(run.log.steps) if run.work.observe else (),
         )
 
     # -- the loop

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from workers.communicator import Communicator, Recording
 from workers.device import synchronize
-from workers.engines.native.model import Batch, PrefillContext
+from workers.engines.native.contexts import PrefillContext
+from workers.engines.native.model import Batch
 from workers.engines.native.scheduler import Chunk
 
 # Prompts that one captured prefill step can have.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from strategies.memory import window_of
 from workers.engines.native.fp8_support import MATRICES
-from workers.engines.native.kernels import fp8_kernels_for, kernels_for
+from workers.engines.native.kernels import Kernels
 from workers.engines.native.kernels.fp8 import SMALLEST, Fp8Weight, largest_of, made_fp8
 from workers.engines.native.kernels.reference import FP8, LARGEST
 from workers.engines.native.matrices import InFp8, Matrix, Plain
@@ -41,11 +41,13 @@ class Layer:
 
 @dataclass(slots=True)
 class Loader:
-    """Makes the tensors of one rank of a plan. bytes: of those made so far."""
+    """Makes the tensors of one rank of a plan. kernels: of its matrices. bytes: of the tensors made
+    so far."""
 
     source: Source
     plan: EnginePlan
     context: RankContext
+    kernels: Kernels
     bytes: int = 0
     dtype: torch.dtype = field(init=False)
     _shapes: dict[str, tuple[int, ...]] = field(init=False)
@@ -87,12 +89,11 @@ class Loader:
 
     def _matrix(self, phase: str, names: list[str]) -> Matrix[Any]:
         """The matrix of the parameters `names`, in the form that a phase reads."""
-        device = self.context.device
         made: Matrix[Any]
         if self.plan.precision.is_fp8(phase) and self.plan.model.fp8_of(names[0]) is not None:
-            made = InFp8(self._fp8(names), fp8_kernels_for(device), self.dtype)
+            made = InFp8(self._fp8(names), self.kernels.fp8, self.dtype)
         else:
-            made = Plain(self._plain(tuple(names)), kernels_for(device))
+            made = Plain(self._plain(tuple(names)), self.kernels.pointwise)
         self.bytes += made.bytes
         return made
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.engines.native.kernels import Kernels
+from workers.engines.native.kernels import Pointwise
 from workers.engines.native.kernels.fp8 import Fp8, Fp8Kernels, Fp8Weight
 
 Input = TypeVar("Input")
@@ -39,6 +39,11 @@ class Matrix(Protocol, Generic[Input]):
         ...
 
     @property
+    def outputs(self) -> int:
+        """N."""
+        ...
+
+    @property
     def bytes(self) -> int:
         """That it takes."""
         ...
@@ -49,7 +54,7 @@ class Plain:
     """In the dtype of the model. weight: [N, K]."""
 
     weight: Tensor
-    kernels: Kernels
+    kernels: Pointwise
 
     def normed(
         self, x: Tensor, residual: Tensor | None, norm: Tensor, eps: float
@@ -70,6 +75,11 @@ class Plain:
     def times(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """See `Matrix`."""
         return F.linear(x, self.weight, bias)
+
+    @property
+    def outputs(self) -> int:
+        """N."""
+        return self.weight.shape[0]
 
     @property
     def bytes(self) -> int:
@@ -104,6 +114,11 @@ class InFp8:
     def times(self, x: Fp8, bias: Tensor | None = None) -> Tensor:
         """See `Matrix`."""
         return self.kernels.linear(x, self.weight, bias, self.dtype)
+
+    @property
+    def outputs(self) -> int:
+        """N."""
+        return self.weight.values.shape[0]
 
     @property
     def bytes(self) -> int:

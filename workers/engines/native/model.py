@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from workers.communicator import Communicator
 from workers.engines.native.cache import PagedCache
+from workers.engines.native.contexts import Context
 from workers.engines.native.kernels import Kernels
 from workers.engines.native.loading import Layer, Loader
 from workers.engines.native.rope import rotary_table
@@ -19,62 +20,6 @@ from workers.records import DECODE, PREFILL
 
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
-
-
-class Context(Protocol):
-    """What new tokens attend to. phase: "prefill" or "decode"."""
-
-    phase: ClassVar[str]
-
-    def attend(
-        self, kernels: Kernels, q: Tensor, keys: Tensor, values: Tensor, window: int | None
-    ) -> Tensor:
-        """q: [T, heads, D]; keys, values: one layer's cache; window: the newest tokens of a context
-        that are seen, None for all -> [T, heads, D]."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeContext:
-    """One new token a request; see `Kernels.decode_attention` for the fields."""
-
-    phase: ClassVar[str] = DECODE
-    tables: Tensor
-    lengths: Tensor
-
-    def attend(
-        self, kernels: Kernels, q: Tensor, keys: Tensor, values: Tensor, window: int | None
-    ) -> Tensor:
-        """Attention over each request's pages."""
-        return kernels.decode_attention(q, keys, values, self.tables, self.lengths, window)
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillContext:
-    """Chunks of prompts; see `Kernels.prefill_attention` for the fields."""
-
-    phase: ClassVar[str] = PREFILL
-    slot_mapping: Tensor
-    cu_seqlens_q: Tensor
-    cu_seqlens_k: Tensor
-    max_seqlen_q: int
-    max_seqlen_k: int
-
-    def attend(
-        self, kernels: Kernels, q: Tensor, keys: Tensor, values: Tensor, window: int | None
-    ) -> Tensor:
-        """Attention of each chunk over its prompt so far."""
-        return kernels.prefill_attention(
-            q,
-            keys,
-            values,
-            self.slot_mapping,
-            self.cu_seqlens_q,
-            self.cu_seqlens_k,
-            self.max_seqlen_q,
-            self.max_seqlen_k,
-            window,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +42,17 @@ class Decoder:
     """The stage of one rank. Where a placement cuts a projection by its rows over tp, the result is
     summed over tp.
 
-    hidden_size, dtype: of the activations. layers: by phase and index, as the phase reads them.
-    first_logit: the token of its first logit. head_axis: the mesh axis over which its vocabulary is
-    cut, None where it is whole.
+    attention: its kernels. hidden_size, dtype: of the activations. layers: by phase and index, as
+    the phase reads them. first_logit: the token of its first logit. head_axis: the mesh axis over
+    which its vocabulary is cut, None where it is whole.
     """
 
     def __init__(
         self, load: Loader, communicator: Communicator, kernels: Kernels, max_len: int
     ) -> None:
         model, placement = load.plan.model, load.plan.placement
-        self._communicator, self._kernels = communicator, kernels
+        self._communicator, self._kernels = communicator, kernels.pointwise
+        self.attention = kernels.attention
         self._eps, self.hidden_size, self.dtype = model.norm_eps, model.hidden_size, load.dtype
         rank = load.context.rank
         stages = placement.stages_of(rank)
@@ -186,7 +132,7 @@ class Decoder:
             layer.k_norm,
             self._eps,
         )
-        seen = batch.context.attend(self._kernels, q, keys, values, layer.window)
+        seen = batch.context.attend(self.attention, q, keys, values, layer.window)
         out = layer.output.times(layer.output.input(seen.flatten(1)))
         if self._sum_attention:
             out = self._communicator.all_reduce(out, "tp")

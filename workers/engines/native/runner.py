@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from workers.communicator import Communicator
+from workers.engines.native.attention_time import attention_times
 from workers.engines.native.cache import PagedCache
+from workers.engines.native.contexts import DecodeContext, prefill_context, slots_of
 from workers.engines.native.examining import Examination
 from workers.engines.native.graphs import DecodeStep, PromptStep, Replay, prompt_fields, takes
-from workers.engines.native.model import Batch, DecodeContext, Decoder, PrefillContext
+from workers.engines.native.model import Batch, Decoder
 from workers.engines.native.pages import PAGE, pages_for
 from workers.engines.native.sampling import Sampler
 from workers.engines.native.scheduler import Chunk, Sequence, Step
+from workers.messages import AttentionTime
 
 
 @dataclass(slots=True)
@@ -209,19 +212,8 @@ class Runner:
             inputs=self._prompt_tokens(chunks) if embeds else self._received(int(counts.sum())),
             positions=self.upload(np.concatenate(positions)),
             slot_mapping=self.upload(np.concatenate(new)),
-            context=self._prefill_context(counts, slots),
+            context=prefill_context(counts, slots, self.upload),
             sampled=self._int64(ends - 1),
-        )
-
-    def _prefill_context(self, counts: np.ndarray, slots: list[np.ndarray]) -> PrefillContext:
-        """counts: tokens of each chunk. slots: those of the whole context of each."""
-        lengths = np.array([len(of_chunk) for of_chunk in slots])
-        return PrefillContext(
-            slot_mapping=self.upload(np.concatenate(slots)),
-            cu_seqlens_q=self.upload(_cumulated(counts)),
-            cu_seqlens_k=self.upload(_cumulated(lengths)),
-            max_seqlen_q=int(counts.max()),
-            max_seqlen_k=int(lengths.max()),
         )
 
     def _prompt_tokens(self, chunks: tuple[Chunk, ...]) -> Tensor:
@@ -235,13 +227,15 @@ class Runner:
         self._communicator.receive_previous(inputs)
         return inputs
 
+    def attention_times(self, steps: list[Step]) -> tuple[AttentionTime, ...]:
+        """The attention of the fullest step of each phase, by itself."""
+        return attention_times(self._decoder, self._cache, steps, self.state.tables.shape[1])
+
     # -- graphs
 
     def capture(self, decode_sizes: list[int], prompt_sizes: list[int]) -> None:
         """Capture a step for each number of requests that decode and of prompt tokens, largest
-        first, in one memory pool. On a CPU there is nothing to capture."""
-        if self._device.type != "cuda":
-            return
+        first, in one memory pool."""
         self._decode_steps = {size: self._new_decode_step(size) for size in _falling(decode_sizes)}
         self._prompt_steps = {size: self._new_prompt_step(size) for size in _falling(prompt_sizes)}
         pool = None
@@ -290,12 +284,3 @@ def _smallest(sizes: Iterable[int], count: int) -> int | None:
 
 def _falling(sizes: Iterable[int]) -> list[int]:
     return sorted(set(sizes), reverse=True)
-
-
-def slots_of(pages: list[int]) -> np.ndarray:
-    """Every slot of these pages, in order: [pages x PAGE] int64."""
-    return (np.array(pages, dtype=np.int64)[:, None] * PAGE + np.arange(PAGE)).ravel()
-
-
-def _cumulated(lengths: np.ndarray) -> np.ndarray:
-    return np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)

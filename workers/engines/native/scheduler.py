@@ -19,13 +19,15 @@ class Limits:
 
     micro_batches: the most in flight. pages: KV pages that there are. prefill_tokens: most prompt
     tokens in one step. chunked: a prompt may be cut to fill them; otherwise prompts go whole, and
-    one that is longer goes alone.
+    one that is longer goes alone. static: requests are let in when none is being served any more,
+    as many as there are seats.
     """
 
     micro_batches: int
     pages: int
     prefill_tokens: int
     chunked: bool = True
+    static: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -212,6 +214,8 @@ class Scheduler:
     def _admit(self, turn: int) -> None:
         for place, micro_batch in enumerate(self._micro_batches):
             self._release(micro_batch, its_turn=place == turn)
+        if self._limits.static and len(self._free) < self._seats:
+            return
         while (request := self._line.next) is not None and self._free:
             pages = self._pool.take(len(request.prompt) + request.output_len)
             if pages is None:

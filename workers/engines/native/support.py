@@ -10,12 +10,32 @@ from itertools import chain
 from strategies.placement import EMBEDDING, Placement, Split
 from strategies.shapes import ModelShape
 from workers.engines.native.fp8_support import refusal as fp8
-from workers.messages import EnginePlan
+from workers.messages import EnginePlan, Switches
 
 AXES = ("dp", "pp", "tp")
 # The rope types of `native.rope`.
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 LAYER = re.compile(r"model\.layers\.\d+\.")
+
+
+def choices(plan: EnginePlan) -> dict[str, tuple[str, ...]]:
+    """The switches of this engine and the values of each, that which it has by itself first. Its
+    kernels in Triton, and graphs, are of GPUs."""
+    on_gpu = plan.device == "cuda"
+    either = ("on", "off") if on_gpu else ("off",)
+    return {
+        "attention": ("triton", "sdpa", "eager") if on_gpu else ("sdpa", "eager"),
+        "cuda_graphs": either,
+        "fusion": either,
+        "batching": ("continuous", "static"),
+        "chunked_prefill_size": (str(plan.prefill_tokens), "off"),
+        "allreduce": ("nccl",) if on_gpu else ("gloo",),
+    }
+
+
+def switches_of(plan: EnginePlan) -> Switches:
+    """The switches of a plan, none of them left open."""
+    return plan.switches.settled(choices(plan))
 
 
 def refusal(plan: EnginePlan) -> str | None:
@@ -41,9 +61,12 @@ def _head_dim(plan: EnginePlan) -> str | None:
     dim = plan.model.head_dim
     if dim % 2:
         return f"it rotates pairs of elements, and the head_dim {dim} is odd"
-    if plan.device != "cuda" or (dim >= 16 and dim & (dim - 1) == 0):
+    if switches_of(plan).attention != "triton" or (dim >= 16 and dim & (dim - 1) == 0):
         return None
-    return f"its GPU kernels need a head_dim that is a power of two from 16 on, not {dim}"
+    return (
+        f"its attention in Triton needs a head_dim that is a power of two from 16 on, not {dim}; "
+        "use --attention sdpa"
+    )
 
 
 def _rope(plan: EnginePlan) -> str | None:

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import entry_points
@@ -25,6 +25,7 @@ from workers.engines.vllm.settings import (
     COPIED,
     across_nodes,
     arguments,
+    choices,
     config_of,
     environment,
     recorded,
@@ -63,6 +64,10 @@ class VllmEngine:
     def supports(self, plan: EnginePlan) -> str | None:
         """None, or why vLLM cannot run the plan."""
         return refusal(plan)
+
+    def choices(self, plan: EnginePlan) -> Mapping[str, Sequence[str]]:
+        """Its switches, and the values of each."""
+        return choices(plan)
 
     def build(self, context: RankContext, plan: EnginePlan) -> list[Built]:
         """Start vLLM. `load_s` is all of its start, as it does not tell the parts. Raises what the

@@ -38,8 +38,10 @@ OURS = {
     "load_format": "--load-format",
     "max_model_len": "--input-len and --output-len",
     "max_num_seqs": "--max-concurrency",
-    "max_num_batched_tokens": "--prefill-tokens",
-    "enable_chunked_prefill": "--chunked-prefill",
+    "max_num_batched_tokens": "--chunked-prefill-size",
+    "enable_chunked_prefill": "--chunked-prefill-size",
+    "enforce_eager": "--cuda-graphs",
+    "disable_custom_all_reduce": "--allreduce",
     "tensor_parallel_size": "--strategy",
     "pipeline_parallel_size": "--strategy",
     "data_parallel_size": "--strategy",
@@ -49,6 +51,18 @@ OURS = {
     "skip_tokenizer_init": "the measurement",
     "worker_extension_cls": "the measurement",
 }
+
+
+def choices(plan: EnginePlan) -> dict[str, tuple[str, ...]]:
+    """The switches that are mapped to a setting of vLLM, and the values of each, its own default
+    first. Its build for CPUs has neither graphs nor a choice of all-reduce."""
+    common = {
+        "batching": ("continuous",),
+        "chunked_prefill_size": (str(plan.prefill_tokens), "off"),
+    }
+    if plan.device == "cpu":
+        return {**common, "cuda_graphs": ("off",)}
+    return {**common, "cuda_graphs": ("on", "off"), "allreduce": ("custom", "nccl")}
 
 
 def refusal(plan: EnginePlan) -> str | None:
@@ -149,9 +163,7 @@ def arguments(plan: EnginePlan, model: str) -> dict[str, Any]:
         "distributed_executor_backend": _executor(plan, ranks),
         "worker_extension_cls": EXTENSION,
         "profiler_config": PROFILER,
-        **({"enforce_eager": True} if plan.device == "cpu" else {}),
-        # Its own all-reduce goes over the links that are to be left out.
-        **({"disable_custom_all_reduce": True} if plan.ablation == "p2p" else {}),
+        **_switched(plan),
         **unfused(plan, {name: value_of(text) for name, text in plan.engine_args}),
     }
 
@@ -161,6 +173,14 @@ def _precision(plan: EnginePlan) -> dict[str, str]:
     stored = plan.model.fp8 is not None and plan.checkpoint
     weights = {} if plan.quantization == "none" or stored else {"quantization": "fp8"}
     return weights | ({"kv_cache_dtype": "fp8"} if plan.kv_cache_dtype == "fp8" else {})
+
+
+def _switched(plan: EnginePlan) -> dict[str, object]:
+    """Settings by switch. Its own all-reduce goes over the links that `p2p` leaves out."""
+    switches = plan.switches.settled(choices(plan))
+    eager = {"enforce_eager": True} if switches.cuda_graphs == "off" else {}
+    library = switches.allreduce == "nccl" or plan.ablation == "p2p"
+    return {**eager, **({"disable_custom_all_reduce": True} if library else {})}
 
 
 def unfused(plan: EnginePlan, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,7 +228,7 @@ def value_of(text: str) -> Any:
 
 def config_of(plan: EnginePlan) -> Mapping[str, object]:
     """The config.json of the plan's model, for dummy weights."""
-    from workers.engines.transformers import shape_to_config
+    from workers.engines.transformers_config import shape_to_config
 
     config: dict[str, object] = shape_to_config(plan.model).to_dict()
     names = (name for name, family in ARCHITECTURES.items() if family == plan.model.family)

@@ -1,21 +1,22 @@
-"""The small kernels of a decoder step: one interface, `Kernels`, and two modules that provide it.
+"""The small kernels of a decoder step: those for each token by itself, and those of attention.
 
-`reference` is plain torch and runs anywhere; `fused` is Triton and runs on a GPU. `fp8` and
-`fused_fp8` are the same for matrices in FP8.
+`reference` has both in plain torch, which runs anywhere; `fused` has both in Triton, for a GPU.
+`dense` has attention over gathered contexts, in the two ways that torch offers. `fp8` and
+`fused_fp8` are the first kind for matrices in FP8.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from workers.engines.native.kernels.fp8 import Fp8Kernels
 
 
-class Kernels(Protocol):
-    """The functions of `reference` and of `fused`.
+class Pointwise(Protocol):
+    """What is done with each token by itself.
 
     T: new tokens of the step. H: hidden size. D: size of a head. Activations and weights have the
     model's dtype, and so have caches, or they are e4m3 of scale 1. keys, values: the cache of one
@@ -57,6 +58,10 @@ class Kernels(Protocol):
         q_norm, k_norm: [D], weights of the norms before the rotation (Qwen3); both or neither.
         """
         ...
+
+
+class Attention(Protocol):
+    """What makes tokens see each other. Shapes and dtypes are those of `Pointwise`."""
 
     def decode_attention(
         self,
@@ -100,23 +105,25 @@ class Kernels(Protocol):
         ...
 
 
-def kernels_for(device: torch.device) -> Kernels:
-    """The module whose functions run on `device`."""
-    if device.type == "cuda":
-        from workers.engines.native.kernels import fused
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The kernels of one decoder."""
 
-        return fused
-    from workers.engines.native.kernels import reference
-
-    return reference
+    pointwise: Pointwise
+    fp8: Fp8Kernels
+    attention: Attention
 
 
-def fp8_kernels_for(device: torch.device) -> Fp8Kernels:
-    """The same for FP8."""
-    if device.type == "cuda":
-        from workers.engines.native.kernels import fused_fp8
+def kernels_of(attention: str, fusion: bool) -> Kernels:
+    """The kernels of a decoder. attention: "eager", "sdpa" or "triton". fusion: whether operations
+    on a token share a kernel, in Triton."""
+    from workers.engines.native.kernels import dense, fp8, reference
 
-        return fused_fp8
-    from workers.engines.native.kernels import fp8
+    plain: dict[str, Attention] = {"eager": dense.EAGER, "sdpa": dense.SDPA}
+    if attention in plain and not fusion:
+        return Kernels(reference, fp8, plain[attention])
+    from workers.engines.native.kernels import fused, fused_fp8  # importing Triton takes long
 
-    return fp8
+    if not fusion:
+        return Kernels(reference, fp8, fused)
+    return Kernels(fused, fused_fp8, plain.get(attention, fused))

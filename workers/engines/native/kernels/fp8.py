@@ -61,17 +61,17 @@ class Fp8Kernels(Protocol):
         ...
 
     def rms_norm(self, x: Tensor, norm: Tensor, eps: float, weight: Fp8Weight) -> Fp8:
-        """`Kernels.rms_norm`, quantised."""
+        """`Pointwise.rms_norm`, quantised."""
         ...
 
     def add_rms_norm(
         self, x: Tensor, residual: Tensor, norm: Tensor, eps: float, weight: Fp8Weight
     ) -> Fp8:
-        """`Kernels.add_rms_norm`, quantised; the residual is written in its own dtype."""
+        """`Pointwise.add_rms_norm`, quantised; the residual is written in its own dtype."""
         ...
 
     def silu_mul(self, gate_up: Tensor, weight: Fp8Weight) -> Fp8:
-        """`Kernels.silu_mul`, quantised."""
+        """`Pointwise.silu_mul`, quantised."""
         ...
 
     def linear(self, x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:

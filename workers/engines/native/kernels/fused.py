@@ -1,4 +1,4 @@
-"""The kernels in Triton, for a GPU. Shapes and dtypes are those of `kernels.Kernels`.
+"""The kernels in Triton, for a GPU. Shapes and dtypes are those of the protocols in `kernels`.
 
 A name that ends in `_ptr` is a pointer to the tensor of that name; those marked `tl.constexpr` are
 compiled in.

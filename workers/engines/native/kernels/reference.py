@@ -1,6 +1,7 @@
-"""The kernels in plain torch: what every Triton kernel is checked against, and what runs on a CPU.
+"""The kernels in plain torch: what every other one is checked against. Those for each token by
+itself run without fusion, and on a CPU.
 
-Shapes and dtypes are those of `kernels.Kernels`.
+Shapes and dtypes are those of the protocols in `kernels`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,60 @@
+"""Techniques that `orchestrator ablate` runs with and without: the one list of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+# Fields of an experiment: how the engine does what can be done in several ways. The engine says
+# which values it takes.
+SWITCHES = ("attention", "cuda_graphs", "fusion", "batching", "chunked_prefill_size", "allreduce")
+
+
+@dataclass(frozen=True, slots=True)
+class Technique:
+    """A field of an experiment that is changed to see what it does.
+
+    off: what the field is without the technique; with it, it is as it was asked for. off_on_cpu:
+    the same on a CPU, where that is something else. also: other fields that go with it.
+    """
+
+    name: str
+    field: str
+    off: str
+    off_on_cpu: str | None = None
+    also: tuple[tuple[str, str], ...] = ()
+
+    def without(self, device: str) -> Mapping[str, object]:
+        """The change to an experiment on a kind of device, "cuda" or "cpu"."""
+        on_cpu = device == "cpu" and self.off_on_cpu is not None
+        return {self.field: self.off_on_cpu if on_cpu else self.off, **dict(self.also)}
+
+
+TECHNIQUES = {
+    one.name: one
+    for one in (
+        Technique("attention", "attention", "eager"),
+        Technique("batching", "batching", "static"),
+        Technique("chunking", "chunked_prefill_size", "off"),
+        Technique("fusion", "fusion", "off"),
+        Technique("graphs", "cuda_graphs", "off"),
+        Technique("allreduce", "allreduce", "nccl", off_on_cpu="gloo"),
+        Technique("quantization", "quantization", "none", also=(("precision_policy", "uniform"),)),
+        Technique("kv-cache", "kv_cache_dtype", "auto"),
+    )
+}
+
+
+def _known(names: tuple[str, ...]) -> tuple[str, ...]:
+    if names == ("all",):
+        return tuple(TECHNIQUES)
+    for name in names:
+        if name not in TECHNIQUES:
+            raise ValueError(f"there is no technique '{name}'; use {', '.join(TECHNIQUES)}, or all")
+    return names
+
+
+Techniques = Annotated[tuple[str, ...], AfterValidator(_known)]

@@ -1,0 +1,35 @@
+"""The options that say how an engine does what can be done in several ways."""
+
+from __future__ import annotations
+
+import click
+
+SWITCH_OPTIONS = (
+    click.option(
+        "--attention",
+        metavar="KIND",
+        help="eager, sdpa or triton. [auto: triton on GPUs, sdpa on CPUs]",
+    ),
+    click.option("--cuda-graphs", metavar="on|off", help="Capture steps in graphs. [on, on GPUs]"),
+    click.option(
+        "--fusion", metavar="on|off", help="One kernel for several small operations. [on, on GPUs]"
+    ),
+    click.option(
+        "--chunked-prefill-size",
+        metavar="N|off",
+        help="Prompt tokens of a forward pass, to which prompts are cut; off: they go whole. "
+        "[2048]",
+    ),
+    click.option(
+        "--batching",
+        metavar="KIND",
+        help="continuous, or static: a batch begins when the one before has ended. [continuous]",
+    ),
+    click.option("--allreduce", metavar="KIND", help="What sums over tp. [auto: nccl or gloo]"),
+)
+technique_option = click.option(
+    "--technique",
+    multiple=True,
+    metavar="NAME,NAME,...",
+    help="attention, batching, chunking, fusion, graphs, allreduce. [all that change anything]",
+)
