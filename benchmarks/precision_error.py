@@ -28,7 +28,8 @@ from strategies import Placement
 from workers.communicator import Communicator
 from workers.engines.native.build import load_decoder, make_cache
 from workers.engines.native.cache import PagedCache
-from workers.engines.native.model import Batch, Context, DecodeContext, Decoder, PrefillContext
+from workers.engines.native.contexts import Context, DecodeContext, PrefillContext
+from workers.engines.native.model import Batch, Decoder
 from workers.engines.native.pages import PAGE, pages_for
 from workers.messages import EnginePlan
 from workers.rank import RankContext

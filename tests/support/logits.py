@@ -8,7 +8,8 @@ import torch
 
 from workers.communicator import Communicator
 from workers.engines.native.build import load_decoder, make_cache
-from workers.engines.native.model import Batch, PrefillContext
+from workers.engines.native.contexts import PrefillContext
+from workers.engines.native.model import Batch
 from workers.engines.native.pages import PAGE, pages_for
 from workers.messages import EnginePlan
 from workers.rank import RankContext
