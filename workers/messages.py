@@ -30,13 +30,14 @@ class EnginePlan:
     dtype: "float32", "bfloat16" or "float16". max_concurrency: requests in flight in the whole
     layout. max_len: tokens of the longest request, prompt and output. prefill_tokens: most prompt
     tokens in one forward pass; chunked_prefill: a prompt may be cut to fill it. temperature: 0 is
-    greedy. timeout_s: seconds, of a collective and of a run. ablation: "none"; "comm", in which
-    collectives are left out and outputs are wrong; "p2p", in which NCCL goes without NVLink and
-    PCIe peers. ablations: what is left out in other runs that are compared with these. engine_args:
-    settings of the engine's own, by name, as they were given. nsys_dir: where Nsight Systems puts
-    its reports on a rank's node, None where it does not watch. spans_nodes: the nodes have no room
-    for every replica on one of them, so the engine's process takes its devices by itself from the
-    placement group.
+    greedy. timeout_s: seconds, of a collective and of a run. allreduce: on CPUs "shm", shared
+    memory for every group of ranks that is on one host, or "gloo"; "auto": the first. ablation:
+    "none"; "comm", in which collectives are left out and outputs are wrong; "p2p", in which
+    NCCL goes without NVLink and PCIe peers. ablations: what is left out in other runs that are
+    compared with these. engine_args: settings of the engine's own, by name, as they were given.
+    nsys_dir: where Nsight Systems puts its reports on a rank's node, None where it does not
+    watch. spans_nodes: the nodes have no room for every replica on one of them, so the engine's
+    process takes its devices by itself from the placement group.
     """
 
     model: ModelShape
@@ -52,6 +53,7 @@ class EnginePlan:
     temperature: float = 0.0
     seed: int = 0
     timeout_s: float = 600.0
+    allreduce: str = "auto"
     ablation: str = "none"
     ablations: tuple[str, ...] = ()
     engine_args: tuple[tuple[str, str], ...] = ()
