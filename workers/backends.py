@@ -185,5 +185,4 @@ class SharedMemoryBackend(LibraryBackend):
 
 def backend_for(context: RankContext) -> Backend:
     """That by which the ranks of `context` are connected."""
-    shares = context.exchanges or context.rings
-    return SharedMemoryBackend(context) if shares else LibraryBackend(context)
+    return LibraryBackend(context) if context.meeting is None else SharedMemoryBackend(context)

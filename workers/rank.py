@@ -27,9 +27,9 @@ class RankContext:
     groups: mesh axis -> process group of the ranks that differ from this one along that axis alone.
     edges: "prev" or "next" -> (group, peer) of the stage before or after; a group of two each, so
     that the traffic of one boundary never waits behind that of another.
-    exchanges, rings: the same groups where they share memory, as on CPUs of one host; None where
-    they do not. exchanges: by mesh axis. rings: "prev", "next", and "pp", by which the last stage
-    tells all others.
+    meeting: where ranks on CPUs come to share memory; None where they are not to. exchanges, rings:
+    the same groups, in memory that they share, None for one that is not on one host. exchanges: by
+    mesh axis. rings: "prev", "next", and "pp", by which the last stage tells all others.
     progress: where an engine may tell how far its run is. ranges: where it names what it does.
     bundles: of the placement group, those with the devices of this replica, in the order of its
     ranks; only where it spans nodes.
@@ -40,6 +40,7 @@ class RankContext:
     device: torch.device
     groups: dict[str, dist.ProcessGroup] = field(default_factory=dict)
     edges: dict[str, tuple[dist.ProcessGroup, int]] = field(default_factory=dict)
+    meeting: Meeting | None = None
     exchanges: dict[str, Exchange | None] = field(default_factory=dict)
     rings: dict[str, Ring | None] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
@@ -108,6 +109,8 @@ def connect(
         return context
     timeout = datetime.timedelta(seconds=timeout_s)
     on_gpu = device.type == "cuda"
+    if CAN_SHARE and not on_gpu and allreduce != "gloo":
+        context.meeting = Meeting(store, rank, timeout_s)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         store=store,
@@ -117,8 +120,8 @@ def connect(
         device_id=device if on_gpu else None,
     )
     _make_groups(context, timeout)
-    if CAN_SHARE and not on_gpu and allreduce != "gloo":
-        _share_memory(context, Meeting(store, rank, timeout_s))
+    if context.meeting is not None:
+        _share_memory(context, context.meeting)
     return context
 
 

@@ -17,8 +17,9 @@ import mmap
 import os
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -95,7 +96,10 @@ class Memory:
             return
         limit = time.monotonic() + self._timeout_s
         while self._timed_wait(semaphore, _soon()) != 0:
-            if not self.members[place].process.may_run(of_this_machine=True):
+            has_ended = not self.members[place].process.may_run(of_this_machine=True)
+            if self._try_wait(semaphore) == 0:  # it may have ended since
+                return
+            if has_ended:
                 self._give_up(place, "Connection closed, as its process has ended")
             if time.monotonic() > limit:
                 self._give_up(place, f"it has not come within {self._timeout_s:g} s")
@@ -137,7 +141,7 @@ class Exchange:
         """The sum over the ranks, in place: the same bits on every one. x: contiguous, float32,
         bfloat16 or float16, of which the last two are summed in float32."""
         for piece in _pieces(x.view(-1)):
-            first, second, *rest = self._parts(piece)
+            first, second, *rest = self._parts(piece).unbind()
             total = first.float() + second
             for part in rest:
                 total += part
@@ -226,16 +230,18 @@ def _pieces(flat: Tensor) -> Iterable[Tensor]:
 class Meeting:
     """Where the ranks of a placement meet to share memory.
 
-    store: the same on every rank. rank: the number of this one. timeout_s: see `Memory`.
+    store: the same on every rank. rank: the number of this one. timeout_s: see `Memory`. met: how
+    often ranks have met under a name.
     """
 
     store: Store
     rank: int
     timeout_s: float
+    met: Counter[str] = field(default_factory=Counter)
 
     def exchange(self, name: str, ranks: Sequence[int]) -> Exchange | None:
-        """That of a group, of which every rank calls this. None on each of them where they are not
-        all on one host. name: of no other group."""
+        """A new one of a group, of which every rank calls this. None on each of them where they are
+        not all on one host. name: the same on each."""
         memory = self._memory(name, ranks, Exchange.needs(len(ranks)))
         return None if memory is None else Exchange(memory)
 
@@ -248,6 +254,8 @@ class Meeting:
         self, name: str, ranks: Sequence[int], needs: tuple[list[int], int]
     ) -> Memory | None:
         mapped: mmap.mmap | None
+        self.met[name] += 1
+        name = f"{name}, {self.met[name]}"
         if self.rank == ranks[0]:
             with _made(*needs) as (mapped, where):
                 self.store.set(name, json.dumps(where))

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+AT_ONCE = 1 << 20  # bytes of keys that a decode step looks at together
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) x weight, in float32 inside."""
@@ -56,14 +58,31 @@ def rope_and_cache(
 def decode_attention(
     q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor, window: int | None
 ) -> Tensor:
-    """One request after another."""
-    page = keys.shape[1]
-    outputs = []
-    for i, length in enumerate(lengths.tolist()):
-        pages = tables[i, : -(-length // page)].long()
-        k, v = (cache[pages].flatten(0, 1)[:length] for cache in (keys, values))
-        outputs.append(_attend(q[i : i + 1], k, v, window))
-    return torch.cat(outputs)
+    """Some requests at a time: few enough that what they read of the cache fits into a cache of the
+    CPU, as it is copied to be in one piece."""
+    kv_heads, dim = keys.shape[2:]
+    together = max(1, AT_ONCE // (int(lengths.max()) * kv_heads * dim * keys.element_size()))
+    # The heads of a group see the same keys, as queries of one request do.
+    q = q.view(len(q), kv_heads, -1, dim)
+    outputs = [
+        _attend_paged(q[some], tables[some], lengths[some], keys, values, window)
+        for some in (slice(i, i + together) for i in range(0, len(q), together))
+    ]
+    return torch.cat(outputs).flatten(1, 2)
+
+
+def _attend_paged(
+    q: Tensor, tables: Tensor, lengths: Tensor, keys: Tensor, values: Tensor, window: int | None
+) -> Tensor:
+    """q: [some requests, KV heads, heads of a group, D] -> the same shape."""
+    longest, page = int(lengths.max()), keys.shape[1]
+    at = torch.arange(longest, device=q.device)
+    seen = at < lengths[:, None]
+    if window is not None:
+        seen &= at >= lengths[:, None] - window
+    pages = tables[:, : -(-longest // page)]
+    k, v = (x[pages].flatten(1, 2)[:, :longest].transpose(1, 2) for x in (keys, values))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None])
 
 
 def prefill_attention(
