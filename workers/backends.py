@@ -44,8 +44,14 @@ class Backend(Protocol):
     """How tensors move; the seam for faster collectives.
 
     kernels: every kernel that it launches to communicate. One that is not declared, and that the
-    profiler's registry does not know, leaves its calls unseen: then a step has no parts.
+    profiler's registry does not know, leaves its calls unseen: then a step has no parts. name: what
+    the manifest calls it.
     """
+
+    @property
+    def name(self) -> str:
+        """What carries the tensors of this rank."""
+        ...
 
     @property
     def kernels(self) -> Sequence[CommunicationKernel]:
@@ -88,6 +94,11 @@ class LibraryBackend:
     def __init__(self, context: RankContext) -> None:
         self._context = context
         self._sent: deque[tuple[dist.Work, Tensor]] = deque()  # held until it has left
+
+    @property
+    def name(self) -> str:
+        """The name of the library."""
+        return "nccl" if self._context.device.type == "cuda" else "gloo"
 
     def all_reduce(self, x: Tensor, axis: str) -> Tensor:
         """In place."""
@@ -144,6 +155,12 @@ class SharedMemoryBackend(LibraryBackend):
     def __init__(self, context: RankContext) -> None:
         super().__init__(context)
         self._exchanges, self._rings = context.exchanges, context.rings
+
+    @property
+    def name(self) -> str:
+        """Each that is used."""
+        groups = (*self._exchanges.values(), *self._rings.values())
+        return " and ".join(sorted({"gloo" if one is None else "shm" for one in groups}))
 
     def all_reduce(self, x: Tensor, axis: str) -> Tensor:
         """In place."""

@@ -190,7 +190,7 @@ class Built:
     None where an engine captures none. weight_bytes: of this rank. kv_tokens: tokens that the KV
     cache of the replica holds, None without a paged cache. versions: of packages, by name.
     settings: of an engine with settings of its own, those that are not its defaults and what it
-    made of them.
+    made of them; of our own, what its collectives go through.
     """
 
     rank: int

@@ -210,7 +210,11 @@ def test_tokens_and_counted_bytes_are_those_of_gloo(
     made = []
     for allreduce in ("gloo", "shm"):
         plan = engine_plan("tp2pp2", shape, checkpoint("Qwen2"), work, allreduce=allreduce)
-        (reports,) = pool.serve(plan, work)
+        try:
+            assert [one.settings for one in pool.build(plan)] == [{"collectives": allreduce}] * 4
+            reports = pool.call("run", [(work,)] * 4)
+        finally:
+            pool.call("close", [()] * 4)
         counted = [one.collectives.to_pylist() for one in reports if one.collectives is not None]
         made.append((tokens(reports), counted))
     assert made[0] == made[1]
