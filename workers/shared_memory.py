@@ -141,8 +141,8 @@ class Exchange:
         """The sum over the ranks, in place: the same bits on every one. x: contiguous, float32,
         bfloat16 or float16, of which the last two are summed in float32."""
         for piece in _pieces(x.view(-1)):
-            first, second, *rest = self._parts(piece).unbind()
-            total = first.float() + second
+            first, *rest = self._parts(piece).unbind()
+            total = first.to(torch.float32, copy=True)
             for part in rest:
                 total += part
             piece.copy_(total)

@@ -51,7 +51,7 @@ def in_rank_order(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("ranks", [2, 3, 8])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 def test_a_sum_has_the_same_bits_on_all_ranks_and_is_in_rank_order(
     ranks: int, dtype: torch.dtype
 ) -> None:
