@@ -106,7 +106,9 @@ class Worker:
 
         device = self._device(plan)
         with self._progress.waiting():
-            context = connect(self.rank, plan.placement, device, store, plan.timeout_s)
+            context = connect(
+                self.rank, plan.placement, device, store, plan.timeout_s, plan.switches.allreduce
+            )
         context.progress, context.bundles = self._progress, self._bundles
         context.ranges = ranges_for(plan.nsys_dir is not None)
         return context

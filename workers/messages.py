@@ -32,7 +32,8 @@ class Switches:
     "triton", over pages. cuda_graphs: whether steps are captured, "on" or "off". fusion:
     whether small operations share a kernel, "on" or "off". batching: "continuous", or "static", in
     which a batch begins when the one before has ended. chunked_prefill_size: prompt tokens to which
-    prompts are cut, or "off". allreduce: what sums over tp.
+    prompts are cut, or "off". allreduce: what sums over tp; "shm" is memory that ranks on CPUs
+    share, for every group that is on one host.
     """
 
     attention: str | None = None
@@ -238,7 +239,7 @@ class Built:
     None where an engine captures none. weight_bytes: of this rank. kv_tokens: tokens that the KV
     cache of the replica holds, None without a paged cache. versions: of packages, by name.
     settings: of an engine with settings of its own, those that are not its defaults and what it
-    made of them.
+    made of them; of our own, what its collectives go through.
     """
 
     rank: int

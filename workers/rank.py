@@ -14,6 +14,7 @@ import torch.distributed as dist
 from strategies.placement import Placement
 from workers.progress import Progress
 from workers.ranges import NoRanges, Ranges
+from workers.shared_memory import CAN_SHARE, Exchange, Meeting, Ring
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store  # torch.distributed has it, but not for mypy
@@ -26,6 +27,9 @@ class RankContext:
     groups: mesh axis -> process group of the ranks that differ from this one along that axis alone.
     edges: "prev" or "next" -> (group, peer) of the stage before or after; a group of two each, so
     that the traffic of one boundary never waits behind that of another.
+    meeting: where ranks on CPUs come to share memory; None where they are not to. exchanges, rings:
+    the same groups, in memory that they share, None for one that is not on one host. exchanges: by
+    mesh axis. rings: "prev", "next", and "pp", by which the last stage tells all others.
     progress: where an engine may tell how far its run is. ranges: where it names what it does.
     bundles: of the placement group, those with the devices of this replica, in the order of its
     ranks; only where it spans nodes.
@@ -36,6 +40,9 @@ class RankContext:
     device: torch.device
     groups: dict[str, dist.ProcessGroup] = field(default_factory=dict)
     edges: dict[str, tuple[dist.ProcessGroup, int]] = field(default_factory=dict)
+    meeting: Meeting | None = None
+    exchanges: dict[str, Exchange | None] = field(default_factory=dict)
+    rings: dict[str, Ring | None] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
     ranges: Ranges = field(default_factory=NoRanges)
     bundles: tuple[int, ...] = ()
@@ -59,6 +66,12 @@ class RankContext:
         """Whether the head is here; true without a pipeline."""
         return self.at("pp") == self.placement.degree("pp") - 1
 
+    @property
+    def most_ahead(self) -> int:
+        """Steps that a pipeline stage may be ahead of the ones behind it: enough for none to wait
+        for work."""
+        return 2 * self.placement.degree("pp")
+
     def barrier(self) -> None:
         """Wait for every rank; not counted as communication of the layout."""
         if self.placement.num_ranks > 1:
@@ -80,21 +93,30 @@ class RankContext:
             dist.all_reduce(x, op=dist.ReduceOp.MAX, group=self.groups[axis])
 
     def close(self) -> None:
-        """Leave the process groups, if there are any."""
+        """Leave the process groups and the shared memory, if there are any."""
+        self.exchanges.clear()
+        self.rings.clear()
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
 def connect(
-    rank: int, placement: Placement, device: torch.device, store: Store | None, timeout_s: float
+    rank: int,
+    placement: Placement,
+    device: torch.device,
+    store: Store | None,
+    timeout_s: float,
+    allreduce: str | None = None,
 ) -> RankContext:
     """Join the other ranks over `store` (None for a process that is alone) and make the groups of
-    the mesh. timeout_s: of every collective."""
+    the mesh. timeout_s: of every collective. allreduce: see `Switches`."""
     context = RankContext(rank, placement, device)
     if placement.num_ranks == 1 or store is None:
         return context
     timeout = datetime.timedelta(seconds=timeout_s)
     on_gpu = device.type == "cuda"
+    if CAN_SHARE and not on_gpu and allreduce != "gloo":
+        context.meeting = Meeting(store, rank, timeout_s)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         store=store,
@@ -104,6 +126,8 @@ def connect(
         device_id=device if on_gpu else None,
     )
     _make_groups(context, timeout)
+    if context.meeting is not None:
+        _share_memory(context, context.meeting)
     return context
 
 
@@ -121,6 +145,23 @@ def _make_groups(context: RankContext, timeout: datetime.timedelta) -> None:
             context.edges["next"] = (group, target)
         if rank == target:
             context.edges["prev"] = (group, source)
+
+
+def _share_memory(context: RankContext, meeting: Meeting) -> None:
+    """Every rank goes through its groups in the same order, so that none waits for one that waits
+    for it."""
+    rank, placement = context.rank, context.placement
+    for axis, _ in placement.mesh:
+        ranks = placement.group(axis, rank)
+        if axis == "pp":
+            context.rings[axis] = meeting.ring(f"tokens from {ranks[-1]}", ranks, ranks[-1])
+        else:
+            context.exchanges[axis] = meeting.exchange(f"{axis} of {ranks[0]}", ranks)
+    for boundary in _boundaries(placement):
+        if rank in boundary:
+            side = "next" if rank == boundary[0] else "prev"
+            name = "from {} to {}".format(*boundary)
+            context.rings[side] = meeting.ring(name, boundary, boundary[0])
 
 
 def _boundaries(placement: Placement) -> Iterator[tuple[int, int]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from orchestrator.analysis.samples import Sampled, Trace, mean
-from workers.nvml import GPU_IDLE, POWER_CAP
+from workers.device import GPU_IDLE, POWER_CAP
 from workers.rows import column, nothing, row
 
 NAMED_PCT = 0.5  # a share of samples that is worth a word: less rounds to 0%

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from orchestrator.analysis.samples import TOLERANCE, Sampled, Trace, mean
-from workers.nvml import HARDWARE_SLOWDOWN, THERMAL
+from workers.device import HARDWARE_SLOWDOWN, THERMAL
 from workers.records import SampleRow
 from workers.rows import column, nothing, row
 

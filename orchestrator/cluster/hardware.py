@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from strategies.shapes import Device, Topology
-from workers.nvml import answer_of
+from workers.device import answer_of
 
 
 @dataclass(frozen=True, slots=True)

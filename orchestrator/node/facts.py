@@ -18,7 +18,7 @@ from orchestrator.errors import UserError
 from orchestrator.node import links
 from orchestrator.node.links import Pair
 from orchestrator.node.packages import Package, packages
-from workers.nvml import answer_of
+from workers.device import answer_of
 
 SHM = "/dev/shm"
 PROBE_S = 120.0  # for torch to start, from a cold disk
@@ -45,8 +45,8 @@ class GpuState:
     """A GPU and its present state. None: NVML does not report it.
 
     ecc: error correction is on. ecc_errors: uncorrected ones since the driver started. throttle:
-    NVML's mask of the reasons for low clocks (`workers.nvml`). processes: ids of those that compute
-    on it; in a container NVML hides them.
+    NVML's mask of the reasons for low clocks (`workers.device`). processes: ids of those that
+    compute on it; in a container NVML hides them.
     """
 
     gpu: Gpu

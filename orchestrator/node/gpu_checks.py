@@ -7,7 +7,14 @@ from collections.abc import Callable, Sequence
 from orchestrator.node import datasheet
 from orchestrator.node.checks import FAIL, PASS, WARN, Check, joined, listed
 from orchestrator.node.facts import Facts, GpuState
-from workers import nvml
+from workers.device import (
+    BOARD_LIMITS,
+    CLOCK_SETTINGS,
+    HARDWARE_SLOWDOWN,
+    POWER_CAP,
+    THERMAL,
+    throttle_names,
+)
 from workers.rows import grouped
 from workers.units import format_bytes
 
@@ -15,8 +22,8 @@ IDLE_BYTES = 2 << 30  # a GPU that nothing uses holds less: driver and contexts
 HOT_C = 80
 # NVML's reasons for low clocks, by what they mean for a measurement. An idle GPU's low clock is
 # no fault.
-SLOWED = nvml.HARDWARE_SLOWDOWN | nvml.THERMAL
-LIMITED = nvml.POWER_CAP | nvml.CLOCK_SETTINGS | nvml.BOARD_LIMITS
+SLOWED = HARDWARE_SLOWDOWN | THERMAL
+LIMITED = POWER_CAP | CLOCK_SETTINGS | BOARD_LIMITS
 
 
 def no_gpus(facts: Facts) -> Check:
@@ -191,7 +198,7 @@ def _held_down(gpus: Sequence[GpuState], mask: int) -> str:
     """The GPUs whose clocks are low for one of the reasons in `mask`; empty where there is none."""
     held = [(gpu.index, (gpu.throttle or 0) & mask) for gpu in gpus]
     return "; ".join(
-        f"GPU {index}: {joined(nvml.throttle_names(reasons))}" for index, reasons in held if reasons
+        f"GPU {index}: {joined(throttle_names(reasons))}" for index, reasons in held if reasons
     )
 
 

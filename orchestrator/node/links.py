@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.cluster import hardware
-from workers.nvml import answer_of
+from workers.device import answer_of
 
 P2P_READ = 0  # NVML_P2P_CAPS_INDEX_READ, which some releases of pynvml define as a tuple
 # NVML_TOPOLOGY_*, in the words of `nvidia-smi topo -m`.

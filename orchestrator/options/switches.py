@@ -25,7 +25,7 @@ SWITCH_OPTIONS = (
         metavar="KIND",
         help="continuous, or static: a batch begins when the one before has ended. [continuous]",
     ),
-    click.option("--allreduce", metavar="KIND", help="What sums over tp. [auto: nccl or gloo]"),
+    click.option("--allreduce", metavar="KIND", help="What sums over tp. [auto: nccl or shm]"),
 )
 technique_option = click.option(
     "--technique",

@@ -27,9 +27,8 @@ from workers.units import device_ms, format_bytes, is_cpu
 __all__ = ["CPU_NOTE", "FIGURES", "RunProgress", "export_svg", "on_cpu", "render"]
 
 CPU_NOTE = (
-    "On CPU, gloo on a few cores takes most of every step: this shows that the layouts work and "
-    "give the same tokens. It is no "
-    "ranking of them."
+    "On CPU, the ranks of a layout share a few cores: this shows that the layouts work and "
+    "give the same tokens. It is no ranking of them."
 )
 GPU_MS, WORKER_MS = "GPU-ms/tok", "worker-ms/tok"
 RATIO = "x [low, high]"  # not a column: how verdicts write a ratio

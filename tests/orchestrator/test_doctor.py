@@ -22,13 +22,13 @@ from orchestrator.node.facts import Facts, GpuState, RayAnswer, Torch
 from orchestrator.node.links import Pair
 from orchestrator.node.packages import Package
 from orchestrator.report.doctor import render
-from workers import nvml
+from workers import device
 
 GPU = GpuState(
     Gpu(0, "NVIDIA H200", "GPU-0", 141 << 30, "580.1", max_sm_clock_mhz=1980),
     ecc=True,
     ecc_errors=0,
-    throttle=nvml.GPU_IDLE,
+    throttle=device.GPU_IDLE,
     persistence=True,
     temperature_c=31,
     processes=(),
@@ -227,9 +227,9 @@ def test_what_is_gathered_here_can_be_examined(monkeypatch):
 
 
 def test_reasons_of_low_clocks_are_named():
-    assert nvml.throttle_names(0) == []
-    assert nvml.throttle_names(SW_POWER_CAP | nvml.GPU_IDLE) == ["gpu_idle", "sw_power_cap"]
-    assert nvml.throttle_names(1 << 11) == ["bit_11"]
+    assert device.throttle_names(0) == []
+    assert device.throttle_names(SW_POWER_CAP | device.GPU_IDLE) == ["gpu_idle", "sw_power_cap"]
+    assert device.throttle_names(1 << 11) == ["bit_11"]
 
 
 def test_every_reason_of_nvml_has_a_name_and_is_judged():
@@ -241,8 +241,8 @@ def test_every_reason_of_nvml_has_a_name_and_is_judged():
         if re.match("nvmlClocks(Event|Throttle)Reason", name) and not name.endswith("All")
     }
     every = reduce(operator.or_, masks.values())
-    assert every == reduce(operator.or_, nvml.THROTTLE_REASONS)
-    assert every == gpu_checks.SLOWED | gpu_checks.LIMITED | nvml.GPU_IDLE
+    assert every == reduce(operator.or_, device.THROTTLE_REASONS)
+    assert every == gpu_checks.SLOWED | gpu_checks.LIMITED | device.GPU_IDLE
     assert not gpu_checks.SLOWED & gpu_checks.LIMITED
 
 

@@ -186,7 +186,8 @@ def test_engine_and_dtype_stand_in_the_title_unless_they_differ():
 
 
 def test_the_cpu_note_is_for_cpus():
-    assert "gloo" not in shown(compared(run("tp4", 100.0, device_name="NVIDIA H200")))
+    assert "share a few cores" in shown(compared(run("tp4", 100.0, device_name="cpu")))
+    assert "share a few cores" not in shown(compared(run("tp4", 100.0, device_name="NVIDIA H200")))
 
 
 def test_the_comparison_as_a_picture(tmp_path):

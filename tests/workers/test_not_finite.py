@@ -14,9 +14,11 @@ import torch
 from ranks import Pool, engine_plan, ragged_requests, read_shape
 from safetensors.torch import load_file, save_file
 
+from strategies import Placement
 from workers.communicator import Communicator
 from workers.engines.native.sampling import Sampler
 from workers.messages import BROKEN, Work
+from workers.rank import RankContext
 
 LAYOUTS = ["tp1", "tp2", "pp2", "tp2pp2", "dp2"]
 MLP_OF_3 = "model.layers.3.mlp.up_proj.weight"
@@ -120,7 +122,8 @@ def test_engines_of_transformers_refuse_it_too(
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("temperature", [0.0, 0.001, 2.0])
 def test_one_value_of_one_row_is_told(value: float, temperature: float) -> None:
-    sampler = Sampler(Communicator(None), 0, None, temperature, seed=1)  # type: ignore[arg-type]
+    communicator = Communicator(RankContext(0, Placement(), torch.device("cpu")))
+    sampler = Sampler(communicator, 0, None, temperature, seed=1)
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)) * 1e4
     logits[1, 17] = value
     rows = torch.arange(3)

@@ -66,7 +66,7 @@ def serve(work: Work) -> int:
     generator = Generator(Idle(), communicator, limits, eos=(7,))  # type: ignore[arg-type]
     generator._replica_group = (None, 0)
     generator.run(work)
-    return communicator.most_ahead
+    return communicator.context.most_ahead
 
 
 @pytest.mark.parametrize("ignore_eos", [True, False])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from workers.communicator import CommunicationKernel, LibraryBackend
+from workers.backends import CommunicationKernel, LibraryBackend
 from workers.probes.kernels import Registry
 from workers.probes.spans import StepOf
 from workers.probes.trace import Kernel, kernel_spans, read_kernels

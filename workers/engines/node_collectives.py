@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from workers.backends import Backend, backend_for
 from workers.engines.node_timing import (
     Operation,
     Ranks,
@@ -21,18 +23,28 @@ from workers.engines.node_timing import (
     release,
 )
 from workers.rank import RankContext
+from workers.shared_memory import Meeting, Ring
 
 COLLECTIVE_OPS = ("all_reduce", "all_gather", "reduce_scatter", "send_recv")
 PAIR_OPS = ("send_recv",)
 
 
+AMONG = "among"  # the mesh axis along which the ranks of a group lie
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A process group, its ranks, and which of these this process is."""
+    """A process group, its ranks, and which of these this process is.
+
+    backend: that of runs, along the axis AMONG. rings: through shared memory to the rank after this
+    one and from the one before; None where they share none.
+    """
 
     process_group: dist.ProcessGroup
     ranks: Ranks
     rank: int
+    backend: Backend
+    rings: tuple[Ring, Ring] | None = None
 
     @property
     def place(self) -> int:
@@ -52,7 +64,7 @@ def several_ranks(context: RankContext, sweep: Sweep) -> Iterator[Timing]:
     for ranks, ops, messages in _group_cases(context.placement.num_ranks, sweep):
         process_group = dist.new_group(list(ranks))  # made by every rank, in the same order
         if context.rank in ranks:
-            group = Group(process_group, ranks, context.rank)
+            group = _group(context, process_group, ranks)
             cases = itertools.product(ops, messages)
             found = [
                 one
@@ -61,6 +73,25 @@ def several_ranks(context: RankContext, sweep: Sweep) -> Iterator[Timing]:
             ]
             yield from found if context.rank == ranks[0] else ()
             release(context.device)
+
+
+def _group(context: RankContext, among: dist.ProcessGroup, ranks: Ranks) -> Group:
+    """Every rank of it calls this."""
+    own, meeting, rings = replace(context, groups={AMONG: among}), context.meeting, None
+    if meeting is not None:
+        own.exchanges = {AMONG: meeting.exchange(f"among {ranks}", ranks)}
+        rings = _rings(meeting, ranks)
+    return Group(among, ranks, context.rank, backend_for(own), rings)
+
+
+def _rings(meeting: Meeting, ranks: Ranks) -> tuple[Ring, Ring] | None:
+    """From this rank to the one after it, and to it from the one before."""
+    made: dict[int, Ring | None] = {}  # by its writer
+    for writer, reader in itertools.pairwise((*ranks, ranks[0])):
+        if meeting.rank in (writer, reader):
+            made[writer] = meeting.ring(f"from {writer} to {reader}", (writer, reader), writer)
+    after, before = made.pop(meeting.rank), *made.values()
+    return None if after is None or before is None else (after, before)
 
 
 def _group_cases(
@@ -105,18 +136,25 @@ def _collective_call(op: str, x: Tensor, group: Group) -> Operation:
     part = x.numel() // len(group.ranks)
     among = group.process_group
     if op == "all_reduce":
-        return lambda: dist.all_reduce(x, group=among)
+        return lambda: group.backend.all_reduce(x, AMONG)
     if op == "all_gather":
         mine = x[group.place * part : (group.place + 1) * part].clone()
-        return lambda: dist.all_gather_into_tensor(x, mine, group=among)
+        return lambda: group.backend.all_gather(mine, x.view(-1, part), AMONG)
     if op == "reduce_scatter":
         out = x.new_empty(part)
         return lambda: dist.reduce_scatter_tensor(out, x, group=among)
     return _ring_call(x, group)
 
 
+def _turn(after: Ring, before: Ring, x: Tensor, out: Tensor) -> None:
+    after.write(x)
+    before.read(out)
+
+
 def _ring_call(x: Tensor, group: Group) -> Operation:
     out, among = x.new_empty(x.numel()), group.process_group
+    if group.rings is not None:
+        return functools.partial(_turn, *group.rings, x, out)
     after = group.ranks[(group.place + 1) % len(group.ranks)]
     before = group.ranks[group.place - 1]
 

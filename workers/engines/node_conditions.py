@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from workers import nvml
-from workers.nvml import answer_of
+from workers.device import GPU_IDLE, answer_of, throttle_names
 from workers.probes.nvml_readings import Readings
 from workers.probes.telemetry import Recording, Sampler, find_gpu
 
@@ -91,7 +90,7 @@ def _capped(limits: Limits) -> Iterator[str]:
 
 def _throttled(samples: Sequence[Readings]) -> Iterator[str]:
     masks = [mask for one in samples if (mask := one.get("throttle_reasons")) is not None]
-    reasons = Counter(name for mask in masks for name in nvml.throttle_names(mask & ~nvml.GPU_IDLE))
+    reasons = Counter(name for mask in masks for name in throttle_names(mask & ~GPU_IDLE))
     for name, count in reasons.items():
         yield f"{name} in {100 * count / len(masks):.0f}% of the samples"
 

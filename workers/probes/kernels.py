@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from workers.communicator import ANY_OPERATION, NCCL_KERNELS, CommunicationKernel
+from workers.backends import ANY_OPERATION, NCCL_KERNELS, CommunicationKernel
 
 # One and the same kernel reduces to all or, by its fourth template argument, scatters.
 SYMMETRIC = (

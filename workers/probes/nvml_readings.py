@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 
 import psutil
 
-from workers.nvml import throttle_names
+from workers.device import throttle_names
 
 # Fields of nvmlDeviceGetFieldValues (nvml.h). NVLink's are per link, or summed under ALL_LINKS.
 NVLINK_DATA_KIB = (138, 139)  # sent, received

@@ -78,6 +78,7 @@ class TorchEngine:
             kv_tokens=pages * PAGE,
             device_name=device_name(context.device),
             versions=versions(),
+            settings={"collectives": communicator.backend.name} if context.groups else {},
         )
 
     def run(self, work: Work) -> RankReport:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from workers.messages import BROKEN, NotFinite
 
 if TYPE_CHECKING:
-    import torch.distributed as dist
     from torch import Tensor
 
-    from workers.communicator import Backend, CommunicationKernel, Communicator
+    from workers.communicator import Communicator
     from workers.engines.native.log import Log
     from workers.engines.native.model import Decoder
 
@@ -56,16 +55,14 @@ class Examination:
             "_mlp": lambda layer: 3 + 4 * index[id(layer)],
             "_logits": lambda _: HEAD,
         }
+        methods = {
+            name: self._watched(getattr(decoder, name), place_of)
+            for name, place_of in places.items()
+        }
         backend = self.communicator.backend
-        self.communicator.backend = _Watching(backend, self)
-        for name, place_of in places.items():
-            setattr(decoder, name, self._watched(getattr(decoder, name), place_of))
-        try:
+        summing = {"all_reduce": self._looking(backend.all_reduce)}
+        with _replaced(decoder, methods), _replaced(backend, summing):
             yield
-        finally:
-            for name in places:
-                delattr(decoder, name)  # what the class has is there again
-            self.communicator.backend = backend
 
     def look(self, x: Tensor, place: int) -> None:
         """Note `place` if it is the first at which a value is not finite."""
@@ -82,6 +79,15 @@ class Examination:
             return out
 
         return watched
+
+    def _looking(self, all_reduce: Callable[[Tensor, str], Tensor]) -> Callable[..., Tensor]:
+        """It looks at what this rank adds to a sum."""
+
+        def looking(x: Tensor, axis: str) -> Tensor:
+            self.look(x, self.place)
+            return all_reduce(x, axis)
+
+        return looking
 
     def tell(self, step: int, request: int) -> None:
         """Raise NotFinite on the rank that saw it first; on every rank where none saw it again."""
@@ -100,17 +106,16 @@ class Examination:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class _Watching:
-    """Sums as `backend` does, and looks at what this rank adds."""
-
-    backend: Backend
-    examination: Examination
-    kernels: Sequence[CommunicationKernel] = field(init=False, default=())
-
-    def all_reduce(self, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        self.examination.look(x, self.examination.place)
-        return self.backend.all_reduce(x, group)
+@contextmanager
+def _replaced(owner: object, methods: Mapping[str, Callable[..., Tensor]]) -> Iterator[None]:
+    """Inside, `owner` has these instead of the methods of its class."""
+    for name, method in methods.items():
+        setattr(owner, name, method)
+    try:
+        yield
+    finally:
+        for name in methods:
+            delattr(owner, name)
 
 
 def _named(place: int) -> str:

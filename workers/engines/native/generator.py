@@ -201,7 +201,7 @@ class Generator:
             run.probe.step(step.phase, step.index),
             context.ranges.span("{} step {} micro-batch {}", *at),
         ):
-            self._fetch(run, run.overdue(step.index - self._communicator.most_ahead))
+            self._fetch(run, run.overdue(step.index - self._communicator.context.most_ahead))
             if step.phase == DECODE:
                 self._fetch(run, run.unfetched(step.micro_batch))
             self._fetch(run, run.unanswered(step.chunks))

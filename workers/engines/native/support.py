@@ -29,7 +29,7 @@ def choices(plan: EnginePlan) -> dict[str, tuple[str, ...]]:
         "fusion": either,
         "batching": ("continuous", "static"),
         "chunked_prefill_size": (str(plan.prefill_tokens), "off"),
-        "allreduce": ("nccl",) if on_gpu else ("gloo",),
+        "allreduce": ("nccl",) if on_gpu else ("shm", "gloo"),
     }
 
 

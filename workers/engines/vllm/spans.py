@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import pyarrow as pa
 
 from strategies.placement import Placement
-from workers.communicator import NCCL_KERNELS, CommunicationKernel
+from workers.backends import NCCL_KERNELS, CommunicationKernel
 from workers.intervals import subtract, union
 from workers.probes import trace
 from workers.probes.kernels import Registry

@@ -17,6 +17,8 @@ from workers.engines.native.kernels.reference import gathered
 
 # (q [B, KV heads, R, D], k and v [B, KV heads, L, D], what is seen: bool, [B, 1, 1, L] or
 # [1, 1, R, L]) -> [B, KV heads, R, D]. The rows R of a KV head are its queries, of all its heads.
+# Bytes of keys that a CPU looks at together: what they are copied to stays in its cache.
+AT_ONCE = 1 << 20
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -35,11 +37,32 @@ class Dense:
         lengths: Tensor,
         window: int | None,
     ) -> Tensor:
-        """All contexts together, each as long as the longest: on a GPU, where a graph serves any
-        length, the longest that the tables can hold."""
-        page, kv_heads, dim = keys.shape[1:]
-        if q.device.type == "cpu":
-            tables = tables[:, : -(-int(lengths.max()) // page)]
+        """All contexts together, each as long as the tables can hold, as a graph serves any length.
+        On a CPU some at a time, each as long as the longest of them."""
+        if q.device.type != "cpu":
+            return self._decode(q, keys, values, tables, lengths, window)
+        page, token = keys.shape[1], keys[0, 0].numel() * q.element_size()
+        count = max(1, AT_ONCE // (int(lengths.max()) * token))
+        parts = (one.split(count) for one in (q, tables, lengths))
+        return torch.cat(
+            [
+                self._decode(
+                    some, keys, values, of_some[:, : -(-int(ends.max()) // page)], ends, window
+                )
+                for some, of_some, ends in zip(*parts, strict=True)
+            ]
+        )
+
+    def _decode(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        tables: Tensor,
+        lengths: Tensor,
+        window: int | None,
+    ) -> Tensor:
+        kv_heads, dim = keys.shape[2:]
         pages = (gathered(cache, tables.long(), q.dtype) for cache in (keys, values))
         k, v = (one.flatten(1, 2).transpose(1, 2) for one in pages)
         places, ends = torch.arange(k.shape[2], device=q.device), lengths[:, None]
