@@ -18,7 +18,8 @@ class Technique:
     """A field of an experiment that is changed to see what it does.
 
     off: what the field is without the technique; with it, it is as it was asked for. off_on_cpu:
-    the same on a CPU, where that is something else. also: other fields that go with it.
+    the same on a CPU, where that is something else. also: other fields that go with it. of_groups:
+    it changes nothing for a rank that is alone.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Technique:
     off: str
     off_on_cpu: str | None = None
     also: tuple[tuple[str, str], ...] = ()
+    of_groups: bool = False
 
     def without(self, device: str) -> Mapping[str, object]:
         """The change to an experiment on a kind of device, "cuda" or "cpu"."""
@@ -41,7 +43,7 @@ TECHNIQUES = {
         Technique("chunking", "chunked_prefill_size", "off"),
         Technique("fusion", "fusion", "off"),
         Technique("graphs", "cuda_graphs", "off"),
-        Technique("allreduce", "allreduce", "nccl", off_on_cpu="gloo"),
+        Technique("allreduce", "allreduce", "nccl", off_on_cpu="gloo", of_groups=True),
         Technique("quantization", "quantization", "none", also=(("precision_policy", "uniform"),)),
         Technique("kv-cache", "kv_cache_dtype", "auto"),
     )

@@ -134,6 +134,8 @@ class _Planner:
             if ablates(what, engine, plan):
                 yield self._deployment(replace(asked, ablation=what), replace(plan, ablation=what))
         for name in self.experiment.technique:
+            if TECHNIQUES[name].of_groups and plan.placement.num_ranks == 1:
+                continue
             change = TECHNIQUES[name].without(self.device)
             other = replace(self, experiment=self.experiment.model_copy(update=change))
             if other._refusal(engine, layout) is None:

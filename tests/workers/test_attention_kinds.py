@@ -11,6 +11,7 @@ import torch
 from workers.engines.native.attention_time import attention_times
 from workers.engines.native.cache import PagedCache
 from workers.engines.native.kernels import dense, kernels_of, reference
+from workers.engines.native.matrices import Plain
 from workers.engines.native.scheduler import Chunk, Sequence, Step
 from workers.messages import Request
 from workers.records import DECODE, PREFILL
@@ -67,7 +68,7 @@ def test_the_switches_choose_the_kernels() -> None:
 
 class _Layer:
     def __init__(self, window: int | None) -> None:
-        self.window, self.qkv = window, torch.zeros((4 + 2 * 2) * DIM, 1)
+        self.window, self.qkv = window, Plain(torch.zeros((4 + 2 * 2) * DIM, 1), reference)
         self.input_norm = torch.zeros(1)
 
 
@@ -75,7 +76,8 @@ class _Decoder:
     attention = dense.SDPA
 
     def __init__(self, *windows: int | None) -> None:
-        self.layers = dict(enumerate(map(_Layer, windows)))
+        layers = dict(enumerate(map(_Layer, windows)))
+        self.layers = {PREFILL: layers, DECODE: layers}
 
 
 def test_the_arithmetic_of_attention_is_of_the_fullest_step_and_what_its_windows_show() -> None:

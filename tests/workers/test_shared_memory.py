@@ -209,9 +209,8 @@ def test_tokens_and_counted_bytes_are_those_of_gloo(
     work = Work(ragged_requests(shape.vocab_size), max_concurrency=4)
     made = []
     for allreduce in ("gloo", "shm"):
-        plan = engine_plan(
-            "tp2pp2", shape, checkpoint("Qwen2"), work, switches=Switches(allreduce=allreduce)
-        )
+        switches = Switches(allreduce=allreduce)
+        plan = engine_plan("tp2pp2", shape, checkpoint("Qwen2"), work, switches=switches)
         try:
             assert [one.settings for one in pool.build(plan)] == [{"collectives": allreduce}] * 4
             reports = pool.call("run", [(work,)] * 4)

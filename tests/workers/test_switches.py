@@ -52,7 +52,7 @@ def test_what_an_engine_does_not_have_is_refused_with_what_it_has(
 @pytest.mark.parametrize(
     ("device", "values"),
     [
-        ("cpu", ("sdpa", "off", "off", "continuous", "16", "gloo")),
+        ("cpu", ("sdpa", "off", "off", "continuous", "16", "shm")),
         ("cuda", ("triton", "on", "on", "continuous", "16", "nccl")),
     ],
 )

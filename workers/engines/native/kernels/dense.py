@@ -43,15 +43,12 @@ class Dense:
             return self._decode(q, keys, values, tables, lengths, window)
         page, token = keys.shape[1], keys[0, 0].numel() * q.element_size()
         count = max(1, AT_ONCE // (int(lengths.max()) * token))
-        parts = (one.split(count) for one in (q, tables, lengths))
-        return torch.cat(
-            [
-                self._decode(
-                    some, keys, values, of_some[:, : -(-int(ends.max()) // page)], ends, window
-                )
-                for some, of_some, ends in zip(*parts, strict=True)
-            ]
-        )
+        parts = []
+        for begin in range(0, len(q), count):
+            some = slice(begin, begin + count)
+            pages = tables[some, : -(-int(lengths[some].max()) // page)]
+            parts.append(self._decode(q[some], keys, values, pages, lengths[some], window))
+        return torch.cat(parts)
 
     def _decode(
         self,
