@@ -1,5 +1,5 @@
-"""A Ray cluster to be joined and to die: prints its address, and stays until its stdin is
-closed."""
+"""A Ray cluster to be joined and to die, as `ray start --head` makes one: prints its address, and
+stays until its stdin is closed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import sys
 
 import ray
 
-from orchestrator.cluster.connection import start
-
-with start("cpu", 2, dashboard=False):
-    print(ray.get_runtime_context().gcs_address, flush=True)
-    sys.stdin.read()
+ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
