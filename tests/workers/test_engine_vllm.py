@@ -63,13 +63,17 @@ def test_vllm_gets_what_our_options_say_and_keeps_its_defaults_else() -> None:
         "seed": 0,
         "max_model_len": asked.max_len,
         "max_num_seqs": 3,  # of five requests the first replica has three
-        "max_num_batched_tokens": 2048,
         "profiler_config": vllm_settings.PROFILER,
         "tensor_parallel_size": 2,
         "pipeline_parallel_size": 2,
         "distributed_executor_backend": "mp",
         "worker_extension_cls": vllm_settings.EXTENSION,
     }
+
+
+def test_a_pass_has_the_tokens_that_were_asked_for() -> None:
+    asked = plan(switches=Switches(chunked_prefill_size="64"), prefill_tokens=64)
+    assert arguments(asked, "folder")["max_num_batched_tokens"] == 64
 
 
 def test_prompts_stay_whole_where_they_are_not_to_be_cut() -> None:

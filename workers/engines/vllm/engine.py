@@ -142,6 +142,7 @@ class VllmEngine:
         """Start vLLM's engine, whose core is a process of its own. Returns its settings."""
         from vllm.config import ProfilerConfig
         from vllm.engine.arg_utils import EngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.llm_engine import LLMEngine
 
         given = arguments(plan, self._model_folder(plan))
@@ -149,7 +150,8 @@ class VllmEngine:
         profiler = ProfilerConfig(**given["profiler_config"], torch_profiler_dir=traces)
         args = EngineArgs(**{**given, "profiler_config": profiler})
         plain = EngineArgs(model=given["model"])
-        self._engine = LLMEngine.from_engine_args(args, enable_multiprocessing=True)
+        serving = UsageContext.OPENAI_API_SERVER  # its defaults are those that people meet
+        self._engine = LLMEngine.from_engine_args(args, serving, enable_multiprocessing=True)
         return recorded(given, plain, self._engine.vllm_config)
 
     def _model_folder(self, plan: EnginePlan) -> str:

@@ -53,12 +53,15 @@ OURS = {
 }
 
 
+OWN = "own"  # as `vllm serve` has it
+
+
 def choices(plan: EnginePlan) -> dict[str, tuple[str, ...]]:
     """The switches that are mapped to a setting of vLLM, and the values of each, its own default
     first. Its build for CPUs has neither graphs nor a choice of all-reduce."""
     common = {
         "batching": ("continuous",),
-        "chunked_prefill_size": (str(plan.prefill_tokens), "off"),
+        "chunked_prefill_size": (OWN, str(plan.prefill_tokens), "off"),
     }
     if plan.device == "cpu":
         return {**common, "cuda_graphs": ("off",)}
@@ -208,8 +211,10 @@ def seats(plan: EnginePlan) -> int:
 
 
 def _prompt_budget(plan: EnginePlan) -> dict[str, object]:
-    """Tokens of a step. vLLM wants room for one of each request and, where prompts stay whole, for
-    the longest sequence."""
+    """Tokens of a step, where they are not left to vLLM. It wants room for one of each request and,
+    where prompts stay whole, for the longest sequence."""
+    if plan.switches.settled(choices(plan)).chunked_prefill_size == OWN:
+        return {}
     tokens = max(plan.prefill_tokens, seats(plan))
     if plan.chunked_prefill:
         return {"max_num_batched_tokens": tokens}
@@ -278,7 +283,12 @@ def recorded(given: Mapping[str, Any], plain: Any, config: Any) -> dict[str, str
 def resolved(config: Any) -> dict[str, object]:
     """What vLLM decided by itself; what a release does not have is left out."""
     places = {
-        "scheduler_config": ("async_scheduling", "enable_chunked_prefill", "scheduler_cls"),
+        "scheduler_config": (
+            "async_scheduling",
+            "enable_chunked_prefill",
+            "max_num_batched_tokens",
+            "scheduler_cls",
+        ),
         "cache_config": ("block_size", "num_gpu_blocks", "cache_dtype", "enable_prefix_caching"),
         "compilation_config": ("mode", "cudagraph_mode", "cudagraph_capture_sizes", "pass_config"),
         "attention_config": ("backend",),
