@@ -213,8 +213,8 @@ def _engines(found: Published) -> Iterator[str]:
     yield _side_by_side(found, layouts)
     yield _paragraph(
         "With so few starts there is no verdict between the engines; `--engine torch,vllm "
-        "--num-starts 5` gives one. What a decode step consists of, in milliseconds of a GPU, "
-        "from a profiled run of each engine; under pp2 a step of `torch` is that of one of its two "
+        "--chunked-prefill-size 2048 --num-starts 5` gives one. What a decode step consists of, in "
+        "milliseconds of a GPU, from a profiled run of each engine; under pp2 a step of `torch` is that of one of its two "
         "micro-batches:"
     )
     yield _steps(found, layouts)

@@ -160,18 +160,18 @@ class SharedMemoryBackend(LibraryBackend):
     def name(self) -> str:
         """Each that is used."""
         groups = (*self._exchanges.values(), *self._rings.values())
-        return " and ".join(sorted({"gloo" if one is None else "shm" for one in groups}))
+        return " and ".join(sorted({"gloo" if one is None else "shm" for one in groups})) or "none"
 
     def all_reduce(self, x: Tensor, axis: str) -> Tensor:
         """In place."""
-        if (exchange := self._exchanges[axis]) is None:
+        if (exchange := self._exchanges.get(axis)) is None:
             return super().all_reduce(x, axis)
         exchange.all_reduce(x)
         return x
 
     def all_gather(self, x: Tensor, out: Tensor, axis: str) -> None:
         """See `Backend`."""
-        if (exchange := self._exchanges[axis]) is None:
+        if (exchange := self._exchanges.get(axis)) is None:
             super().all_gather(x, out, axis)
         else:
             exchange.all_gather(x, out)

@@ -151,7 +151,7 @@ def _share_memory(context: RankContext, meeting: Meeting) -> None:
     """Every rank goes through its groups in the same order, so that none waits for one that waits
     for it."""
     rank, placement = context.rank, context.placement
-    for axis, _ in placement.mesh:
+    for axis in (axis for axis, _ in placement.mesh if axis != "dp"):  # replicas exchange nothing
         ranks = placement.group(axis, rank)
         if axis == "pp":
             context.rings[axis] = meeting.ring(f"tokens from {ranks[-1]}", ranks, ranks[-1])

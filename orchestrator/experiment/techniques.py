@@ -19,7 +19,7 @@ class Technique:
 
     off: what the field is without the technique; with it, it is as it was asked for. off_on_cpu:
     the same on a CPU, where that is something else. also: other fields that go with it. of_groups:
-    it changes nothing for a rank that is alone.
+    it changes nothing for replicas of one rank.
     """
 
     name: str
@@ -28,6 +28,10 @@ class Technique:
     off_on_cpu: str | None = None
     also: tuple[tuple[str, str], ...] = ()
     of_groups: bool = False
+
+    def concerns(self, ranks: int) -> bool:
+        """Whether it can change anything in a replica of so many ranks."""
+        return ranks > 1 or not self.of_groups
 
     def without(self, device: str) -> Mapping[str, object]:
         """The change to an experiment on a kind of device, "cuda" or "cpu"."""

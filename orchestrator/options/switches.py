@@ -18,7 +18,7 @@ SWITCH_OPTIONS = (
         "--chunked-prefill-size",
         metavar="N|off",
         help="Prompt tokens of a forward pass, to which prompts are cut; off: they go whole. "
-        "[2048]",
+        "[2048; vllm: its own]",
     ),
     click.option(
         "--batching",

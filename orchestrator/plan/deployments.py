@@ -37,7 +37,8 @@ class PlannedDeployment:
     """One deployment, the plan for the heaviest of its cells, and the cells in the order they run.
 
     decode: token ids -> text, for the requests table of a detailed run; None where there is no
-    tokenizer. remarks: what a user should know of the dataset, the same for all deployments.
+    tokenizer. remarks: what a user should know of the dataset, the same for all deployments. kept:
+    techniques without which it cannot run, each with the reason.
     """
 
     deployment: Deployment
@@ -45,6 +46,7 @@ class PlannedDeployment:
     cells: tuple[PlannedCell, ...]
     decode: Callable[[Sequence[int]], str] | None = None
     remarks: tuple[str, ...] = ()
+    kept: tuple[tuple[str, str], ...] = ()
 
     def settled(self, num_prompts: Mapping[str, int]) -> PlannedDeployment:
         """The same, its cells with the requests that were settled for their load, "short.c8". One

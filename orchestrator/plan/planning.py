@@ -129,33 +129,38 @@ class _Planner:
         self._check_waiting(engine, layout)
         fp8 = plan.precision.name
         asked = Deployment(self.model.name, plan.layout, engine, plan.dtype, fp8)
-        yield self._deployment(asked, plan)
+        ranks = plan.placement.num_ranks // plan.placement.degree("dp")
+        names = [one for one in self.experiment.technique if TECHNIQUES[one].concerns(ranks)]
+        others = {name: self._without(name, engine, layout) for name in names}
+        kept = tuple((name, why) for name, why in others.items() if isinstance(why, str))
+        yield replace(self._deployment(asked, plan), kept=kept)
         for what in self.experiment.ablate:
             if ablates(what, engine, plan):
                 yield self._deployment(replace(asked, ablation=what), replace(plan, ablation=what))
-        for name in self.experiment.technique:
-            if TECHNIQUES[name].of_groups and plan.placement.num_ranks == 1:
-                continue
-            change = TECHNIQUES[name].without(self.device)
-            other = replace(self, experiment=self.experiment.model_copy(update=change))
-            if other._refusal(engine, layout) is None:
-                without = other._checked(engine, layout)
-                if without != plan:
-                    yield self._deployment(replace(asked, ablation=name), without)
+        for name, other in others.items():
+            if not isinstance(other, str) and other != plan:
+                yield self._deployment(replace(asked, ablation=name), other)
+
+    def _without(self, technique: str, engine: str, layout: Layout) -> EnginePlan | str:
+        """The plan of a layout without a technique, or why there is none."""
+        change = TECHNIQUES[technique].without(self.device)
+        other = replace(self, experiment=self.experiment.model_copy(update=change))
+        try:
+            return other._checked(engine, layout)
+        except UserError as error:
+            return str(error)
 
     def _checked(self, engine: str, layout: Layout) -> EnginePlan:
         """The plan of a layout. Raises UserError where the engine cannot run it, or it does not
         fit."""
-        if reason := self._refusal(engine, layout):
+        plan = self._engine_plan(engine, layout)
+        if reason := engines.refusal(engine, plan):
             raise UserError(f"the engine {engine} cannot run {layout.name}: {reason}")
-        plan = engines.settled(engine, self._engine_plan(engine, layout))
+        plan = engines.settled(engine, plan)
         plan = replace(plan, spans_nodes=spans_nodes(engine, plan, self.topology))
         precision.check_hardware(plan, self.topology)
         check_memory(plan, self.topology, self.load)
         return plan
-
-    def _refusal(self, engine: str, layout: Layout) -> str | None:
-        return engines.refusal(engine, self._engine_plan(engine, layout))
 
     def _check_waiting(self, engine: str, layout: Layout) -> None:
         if not (what := self._waits()) or engines.lets_wait(engine):

@@ -38,10 +38,12 @@ def remarks(
             for what in dict.fromkeys(experiment.ablate):
                 if replace(one.deployment, ablation=what) not in made:
                     yield _of_ablation(one, what)
+            for name, why in one.kept:
+                yield f"{one.deployment.strategy}: it is not run without {name}: {why}"
             idle = [
                 name
                 for name in experiment.technique
-                if replace(one.deployment, ablation=name) not in made
+                if replace(one.deployment, ablation=name) not in made and name not in dict(one.kept)
             ]
             if idle:
                 yield _of_techniques(one, idle)

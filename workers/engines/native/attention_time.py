@@ -6,7 +6,9 @@ same kernels as the rest. So after an observed run its attention is run once mor
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -46,8 +48,8 @@ def _seen(step: Step, steps: Sequence[Step]) -> list[tuple[Served, int, int]]:
     included."""
     if step.chunks:
         return [(one.sequence, one.count, one.start + one.count) for one in step.chunks]
-    before = [one for one in steps if one.index < step.index]
-    made = {one: sum(one in earlier.sampled for earlier in before) for one in step.sampled}
+    before = (one.sampled for one in steps if one.index < step.index)
+    made = Counter(chain.from_iterable(before))
     return [(one, 1, len(one.request.prompt) + made[one]) for one in step.sampled]
 
 
@@ -61,18 +63,19 @@ def _timed(
     device = next(iter(cache.keys.values())).device
     context = _prefill(seen, device) if step.chunks else _decode(seen, device, width)
     layers = decoder.layers[step.phase]
-    queries = {index: _queries(layer, cache, index, seen) for index, layer in layers.items()}
+    first = next(iter(layers))
+    queries = _queries(layers[first], cache, first, seen)  # every layer has as many heads
 
     def once() -> None:
         for index, layer in layers.items():
             keys, values = cache.keys[index], cache.values[index]
-            context.attend(decoder.attention, queries[index], keys, values, layer.window)
+            context.attend(decoder.attention, queries, keys, values, layer.window)
 
     # A decode step is short: without a graph the host would be what takes the time.
     call = _captured(once) if device.type == "cuda" and not step.chunks else once
     operations = sum(
-        4 * queries[index].shape[1] * queries[index].shape[2] * _pairs(seen, layer.window)
-        for index, layer in layers.items()
+        4 * queries.shape[1] * queries.shape[2] * _pairs(seen, layer.window)
+        for layer in layers.values()
     )
     return AttentionTime(step.phase, _seconds(call, device), operations)
 

@@ -31,6 +31,8 @@ def _on_gpu(plan: EnginePlan) -> str | None:
         return None
     if plan.dtype != DTYPE:
         return f"its FP8 products on a GPU make {DTYPE}, and the dtype is {plan.dtype}"
+    if plan.switches.fusion == "off":
+        return "on a GPU its FP8 products come with the kernels that quantise; use --fusion on"
     block = plan.model.fp8.block if plan.model.fp8 else None
     if block not in (None, BLOCK):
         return f"its GPU kernels need FP8 blocks of {list(BLOCK)}, not {list(block)}"

@@ -54,6 +54,7 @@ OURS = {
 
 
 OWN = "own"  # as `vllm serve` has it
+LEAST = 2048  # tokens of a step that this is at least
 
 
 def choices(plan: EnginePlan) -> dict[str, tuple[str, ...]]:
@@ -213,7 +214,7 @@ def seats(plan: EnginePlan) -> int:
 def _prompt_budget(plan: EnginePlan) -> dict[str, object]:
     """Tokens of a step, where they are not left to vLLM. It wants room for one of each request and,
     where prompts stay whole, for the longest sequence."""
-    if plan.switches.settled(choices(plan)).chunked_prefill_size == OWN:
+    if plan.switches.settled(choices(plan)).chunked_prefill_size == OWN and seats(plan) <= LEAST:
         return {}
     tokens = max(plan.prefill_tokens, seats(plan))
     if plan.chunked_prefill:

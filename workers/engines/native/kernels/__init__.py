@@ -124,6 +124,6 @@ def kernels_of(attention: str, fusion: bool) -> Kernels:
         return Kernels(reference, fp8, plain[attention])
     from workers.engines.native.kernels import fused, fused_fp8  # importing Triton takes long
 
-    if not fusion:
-        return Kernels(reference, fp8, fused)
-    return Kernels(fused, fused_fp8, plain.get(attention, fused))
+    return Kernels(
+        fused if fusion else reference, fused_fp8 if fusion else fp8, plain.get(attention, fused)
+    )

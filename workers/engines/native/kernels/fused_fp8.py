@@ -162,7 +162,7 @@ def _product(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype)
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _linear(
     x_ptr, x_scales_ptr, w_ptr, w_scales_ptr, bias_ptr, out_ptr, rows, outputs, inputs,
     parts, share: tl.constexpr, height: tl.constexpr, width: tl.constexpr, depth: tl.constexpr,
