@@ -214,8 +214,8 @@ def _engines(found: Published) -> Iterator[str]:
     yield _paragraph(
         "With so few starts there is no verdict between the engines; `--engine torch,vllm "
         "--chunked-prefill-size 2048 --num-starts 5` gives one. What a decode step consists of, in "
-        "milliseconds of a GPU, from a profiled run of each engine; under pp2 a step of `torch` is that of one of its two "
-        "micro-batches:"
+        "milliseconds of a GPU, from a profiled run of each engine; under pp2 a step of `torch` is "
+        "that of one of its two micro-batches:"
     )
     yield _steps(found, layouts)
     yield _bullets(
