@@ -8,7 +8,8 @@ Calls `orchestrator` only, and prints every call. The parts, in order: `calibrat
 1, 32 and 100 concurrent, two closed batches a start; tensor parallelism with longer prompts; tensor
 parallelism without its collectives. Layouts and engines take turns, start by start. After --minutes
 the run in flight is finished, if it can be soon, and the rest is left: exit status 3. The same call
-again goes on. On another node give --allow-other-node: it becomes a block of the results.
+again goes on. On another node give --allow-other-node: it becomes a block of the results. --parts
+leaves some of them out.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ NOTICE_S = 20.0  # that `submit` may take to end after a warning
 LAYOUTS = {4: ("tp4", "pp4", "tp2pp2", "dp4"), 2: ("tp2", "pp2", "dp2")}
 # A replica on each GPU needs a model that fits on one.
 WHOLE_MODEL_FITS = ("qwen2.5-32b", "llama-8b")
+PARTS = ("layouts", "long", "without")  # after `calibrate`; each has a folder of its own
 LOADS = ("--max-concurrency", "1,32,100")
 ORCHESTRATOR = (sys.executable, "-m", "orchestrator")
 
@@ -54,6 +56,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--engine", help="default: torch, and vllm where it is installed")
     parser.add_argument("--starts", type=int, default=3, help="of each layout and engine")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="default: no limit")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--result-dir", type=Path, default=Path("results"))
     parser.add_argument("--allow-other-node", action="store_true")
     parser.add_argument("--dry-run", action="store_true", help="print the commands only")
@@ -71,11 +74,15 @@ def commands(asked: argparse.Namespace) -> Iterator[tuple[str, ...]]:
     tensor, *_ = LAYOUTS[asked.gpus]
     together = [tensor, *(["tp2pp2"] if asked.gpus == 4 else [])]
     starts = ("--num-starts", str(asked.starts))
-    every = ("--strategy", ",".join(layouts(asked.model, asked.gpus)))
-    yield submit(asked, "layouts", *every, *LOADS, *starts, "--save-spans")
-    yield submit(asked, "long", "--strategy", tensor, "--scenario", "long", *LOADS, *starts)
-    without = ("--strategy", ",".join(together), "--ablate", "comm", "--max-concurrency", "1,100")
-    yield submit(asked, "without", *without, "--num-starts", str(min(2, asked.starts)))
+    every = ",".join(layouts(asked.model, asked.gpus))
+    fewer = ("--max-concurrency", "1,100", "--num-starts", str(min(2, asked.starts)))
+    options = {
+        "layouts": ("--strategy", every, *LOADS, *starts, "--save-spans"),
+        "long": ("--strategy", tensor, "--scenario", "long", *LOADS, *starts),
+        "without": ("--strategy", ",".join(together), "--ablate", "comm", *fewer),
+    }
+    for part in asked.parts:
+        yield submit(asked, part, *options[part])
 
 
 def layouts(model: str, gpus: int) -> list[str]:
@@ -86,7 +93,7 @@ def layouts(model: str, gpus: int) -> list[str]:
 
 
 def submit(asked: argparse.Namespace, part: str, *more: str) -> tuple[str, ...]:
-    """One call of `orchestrator submit`; each part has a folder of results of its own."""
+    """One call of `orchestrator submit`."""
     return (
         "submit",
         *("--model", asked.model, "--load-format", "dummy", "--engine", asked.engine),

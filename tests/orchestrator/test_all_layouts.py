@@ -52,6 +52,12 @@ def test_the_larger_model_has_no_replica_on_each_gpu(
     assert layouts == {"qwen2.5-32b": "tp4,pp4,tp2pp2,dp4", "llama-70b": "tp4,pp4,tp2pp2"}
 
 
+def test_parts_can_be_left_out(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = asked(script, monkeypatch, "llama-70b", "--parts", "layouts", "without")
+    folders = [call[call.index("--result-dir") + 1] for call in calls[1:]]
+    assert folders == ["results/layouts", "results/without"]
+
+
 def test_a_node_that_was_calibrated_is_not_calibrated_again(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
