@@ -23,6 +23,7 @@ from workers.engines.native.sampling import Sampler
 from workers.engines.native.support import switches_of
 from workers.messages import EnginePlan, dealt
 from workers.rank import RankContext
+from workers.units import format_bytes
 from workers.weights import open_source
 
 
@@ -88,6 +89,7 @@ def room_for_pages(context: RankContext, plan: EnginePlan, most: int | None = No
         left = max(pages, 0) * PAGE
         raise torch.OutOfMemoryError(
             f"room for {left} tokens of KV is left; one request needs {plan.max_len}"
+            f"{_held(context.device)}"
         )
     return pages
 
@@ -104,6 +106,19 @@ def _room(context: RankContext, plan: EnginePlan) -> float:
     workspace += attention_bytes(plan, rank)
     left = free - int(total * (1 - UTILIZATION)) - RESERVE_BYTES - workspace
     return left // (PAGE * kv_bytes_per_token(placement, plan.model, rank, precision))
+
+
+def _held(device: torch.device) -> str:
+    """What holds the memory of this GPU, as the rest of a message."""
+    if device.type != "cuda":
+        return ""
+    free, total = torch.cuda.mem_get_info(device)
+    used, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    return (
+        f" (of {format_bytes(total)} this process uses {format_bytes(used)}, keeps "
+        f"{format_bytes(reserved - used)} in pieces, and {format_bytes(total - free - reserved)} "
+        "are CUDA's or another's)"
+    )
 
 
 def attention_bytes(plan: EnginePlan, rank: int) -> int:
