@@ -26,6 +26,8 @@ from workers.rank import RankContext
 from workers.units import format_bytes
 from workers.weights import open_source
 
+GRAPHS_BYTES = 1 << 30  # of the reserve, kept for CUDA graphs whatever else it went into
+
 
 def load_decoder(context: RankContext, plan: EnginePlan, communicator: Communicator) -> Decoder:
     """The rank's decoder, with its weights."""
@@ -104,8 +106,16 @@ def _room(context: RankContext, plan: EnginePlan) -> float:
     precision, placement, rank = plan.precision, plan.placement, context.rank
     workspace = workspace_bytes(placement, plan.model, rank, precision, plan.prefill_tokens)
     workspace += attention_bytes(plan, rank)
-    left = free - int(total * (1 - UTILIZATION)) - RESERVE_BYTES - workspace
+    left = bytes_for_pages(free, total, torch.cuda.memory_allocated(context.device)) - workspace
     return left // (PAGE * kv_bytes_per_token(placement, plan.model, rank, precision))
+
+
+def bytes_for_pages(free: int, total: int, weights: int) -> int:
+    """Bytes of a GPU of `total` bytes, of which `free` are free, beside `weights` and the reserve.
+    CUDA's context, NCCL's buffers and pieces left by loading are in the reserve, and there by now;
+    graphs come later. As `strategies.memory.budget` plans it, unless more than that is taken."""
+    taken = total - free - weights
+    return free - int(total * (1 - UTILIZATION)) - max(RESERVE_BYTES - taken, GRAPHS_BYTES)
 
 
 def _held(device: torch.device) -> str:
