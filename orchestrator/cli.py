@@ -121,8 +121,8 @@ def explain(
 @audit_options
 @json_option
 def audit(file: Path | None, phrases: tuple[str, ...], as_json: bool, **given: str | None) -> None:
-    """Say of claimed figures whether they are possible, by arithmetic alone. The fields of a claim
-    are in docs/audit.md."""
+    """Say whether claimed figures are possible, by arithmetic alone. docs/audit.md has the fields
+    of a claim."""
     audits.audit(file, phrases, {name: one for name, one in given.items() if one}, as_json)
 
 

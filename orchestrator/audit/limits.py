@@ -22,12 +22,14 @@ FP8_BITS = 8.0
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One kind of GPU. memory: bytes. link: bytes/s that it sends at most. None: not known."""
+    """One kind of GPU. memory: bytes. link: bytes/s that it sends to others at most. host_link:
+    bytes/s that it reads from main memory at most. None: not known."""
 
     name: str
     ceilings: Ceilings
     memory: int | None
     link: float | None
+    host_link: float | None = None
 
 
 @dataclass(frozen=True)

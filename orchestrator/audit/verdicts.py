@@ -135,10 +135,11 @@ def _by_bits(claim: Claim, on: Deployed, base: Audited) -> Audited:
 
 
 def _no_fit(claim: Claim, on: Deployed) -> Audited:
+    if _is_beyond_the_card(claim, on):
+        return Audited(claim, NO_FIT, NO_FIT, arithmetic=(words.beyond_the_card(on),))
     bits = _most_bits(claim, on)
-    beyond = _is_beyond_the_card(claim, on)
-    step = words.beyond_the_card(on) if beyond else words.to_fit(claim, bits)
-    return Audited(claim, NO_FIT, NO_FIT, bits=None if beyond else bits, arithmetic=(step,))
+    steps = (words.to_fit(claim, bits), *words.from_the_host(on))
+    return Audited(claim, NO_FIT, NO_FIT, bits=bits, arithmetic=steps)
 
 
 def _unjudged(claim: Claim) -> Audited:

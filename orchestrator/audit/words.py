@@ -93,6 +93,19 @@ def to_fit(claim: Claim, bits: float | None) -> str:
     return f"From {bits:g} bits a weight down it fits{reached}."
 
 
+def from_the_host(on: Deployed) -> tuple[str, ...]:
+    """What it costs a pass to read from main memory what does not fit; nothing where that is not
+    known."""
+    card = on.card
+    if card.memory is None or not card.host_link:
+        return ()
+    missing = on.needed + RESERVE_BYTES - card.memory
+    return (
+        f"Read from main memory, at {card.host_link / 1e9:g} GB/s, the {format_bytes(missing)} "
+        f"that do not fit take {_ms(missing / card.host_link)} of each pass.",
+    )
+
+
 def beyond_the_card(on: Deployed) -> str:
     """That more memory is claimed than there is."""
     return f"That is more than the {format_bytes(on.card.memory or 0)} that a {on.card.name} has."

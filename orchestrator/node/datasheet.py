@@ -33,33 +33,37 @@ class Sheet:
         return None if self.memory is None else self.memory << 30
 
     @property
+    def host_link(self) -> float | None:
+        """Bytes/s that it reads from main memory at most: PCIe's, one way; None where unknown."""
+        return None if self.pcie is None else self.pcie / 2 * 1e9
+
+    @property
     def link(self) -> float | None:
         """Bytes/s that it sends to other GPUs at most: NVLink's rate, else PCIe's, one way; None
         where unknown."""
-        both = self.nvlink or (self.pcie if self.nvlink == 0 else None)
-        return None if both is None else both / 2 * 1e9
+        return self.host_link if self.nvlink == 0 else self.nvlink and self.nvlink / 2 * 1e9
 
 
 # Words of the name that NVML or torch gives -> figures, the more specific name first. Figures that
 # NVIDIA gives with sparsity are halved. L2, where NVIDIA's papers do not give it, is what CUDA
 # reports of the card. memory, where no other source is named: the sheet, or the card's own name.
-# pcie: 4.0 x16 as the table "NVIDIA L40/L40S" gives it.
+# pcie: of 4.0 x16 as the sheet of L40S gives it, of 5.0 x16 as that of H100.
 SHEETS = {
     # "NVIDIA Blackwell" datasheet, of a GPU of GB200 NVL72 and of HGX B200. links: MLCommons,
     # inference v6.0, systems nebius_b200_n1 and GB200-NVL72; memory of B200: the first of them. L2:
     # CUDA of B200 (github.com/pytorch/ao/pull/4002); of GB200 as of B200, the same chip.
     "GB200": Sheet(8000, 2500, 5000, 80, 1800, 18, 126.5),
-    "B200": Sheet(7700, 2250, 4500, 75, 1800, 18, 126.5, 180),
+    "B200": Sheet(7700, 2250, 4500, 75, 1800, 18, 126.5, 180, 128),
     # "NVIDIA H200 Tensor Core GPU" datasheet; bf16 to a tenth as of H100, the same chip. L2: CUDA;
     # of NVL as of SXM.
     "H200 NVL": Sheet(4800, 835.5, 1670.5, 60, 900, 18, 60),
-    "H200": Sheet(4800, 989.4, 1979, 67, 900, 18, 60, 141),
+    "H200": Sheet(4800, 989.4, 1979, 67, 900, 18, 60, 141, 128),
     # "NVIDIA H100 Tensor Core GPU" datasheet, "H100 PCIe" and "H100 NVL GPU Product Brief"
     # (PB-11133, PB-11773); hbm and bf16 of
     # SXM and PCIe, L2: "NVIDIA H100 Tensor Core GPU Architecture" white paper. L2 of NVL: CUDA.
-    "H100 PCIe": Sheet(2039, 756, 1513, 51, 600, 12, 50, 80),
+    "H100 PCIe": Sheet(2039, 756, 1513, 51, 600, 12, 50, 80, 128),
     "H100 NVL": Sheet(3938, 835.5, 1670.5, 60, 600, 12, 60, 94),
-    "H100": Sheet(3352, 989.4, 1979, 67, 900, 18, 50, 80),
+    "H100": Sheet(3352, 989.4, 1979, 67, 900, 18, 50, 80, 128),
     # No sheet of NVIDIA's is public. SXM: the chip and the memory of H100 with less NVLink and FP64
     # (DeepSeek-AI, "Insights into DeepSeek-V3", ISCA 2025, section 4.1).
     "H800 PCIe": Sheet(),
@@ -72,10 +76,10 @@ SHEETS = {
     "H20": Sheet(4022, 148, 296, 44, 900, 18, 60, 96),
     # "NVIDIA A100 Tensor Core GPU" datasheet; L2: "NVIDIA A100 Tensor Core GPU Architecture" white
     # paper.
-    "A100-SXM4-40GB": Sheet(1555, 312, None, 19.5, 600, 12, 40, 40),
-    "A100-PCIE-40GB": Sheet(1555, 312, None, 19.5, 600, 12, 40, 40),
-    "A100 80GB PCIe": Sheet(1935, 312, None, 19.5, 600, 12, 40, 80),
-    "A100": Sheet(2039, 312, None, 19.5, 600, 12, 40, 80),
+    "A100-SXM4-40GB": Sheet(1555, 312, None, 19.5, 600, 12, 40, 40, 64),
+    "A100-PCIE-40GB": Sheet(1555, 312, None, 19.5, 600, 12, 40, 40, 64),
+    "A100 80GB PCIe": Sheet(1935, 312, None, 19.5, 600, 12, 40, 80, 64),
+    "A100": Sheet(2039, 312, None, 19.5, 600, 12, 40, 80, 64),
     # "NVIDIA L40S" datasheet, which gives bf16 as 362.05 without and 733 with sparsity. L2: CUDA.
     "L40S": Sheet(864, 362.05, 733, 91.6, 0, 0, 96, 48, 64),
     # "NVIDIA L4" datasheet: bf16 and fp8 half of 242 and 485. L2: TechPowerUp's GPU database.

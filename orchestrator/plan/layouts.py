@@ -9,6 +9,7 @@ from orchestrator.errors import UserError
 from strategies import Layout, LayoutError, Load, ModelShape, Topology, parse, plan_layout
 
 MOST_GPUS = 4096
+MOST_UNNAMED = 64  # GPUs of which every layout is looked at
 LOAD = Load(256, 128, 8)  # what a strategy may look at where nothing is said of lengths
 
 
@@ -37,14 +38,17 @@ def _planned(model: ModelShape, name: str) -> Layout:
 
 
 def _all_of(model: ModelShape, gpus: int) -> list[Layout]:
+    if gpus > MOST_UNNAMED:
+        raise UserError(
+            f"{gpus} GPUs have too many layouts to look at each; name the strategy, as in "
+            f"tp8dp{gpus // 8}"
+        )
     found = []
     for tp, pp, dp in _factors(gpus):
         try:
             found.append(_planned(model, f"tp{tp}pp{pp}dp{dp}"))
         except LayoutError:  # heads or layers that do not divide
             continue
-    if not found:
-        raise UserError(f"{model.name} has no layout of tp, pp and dp over {gpus} GPUs")
     return found
 
 

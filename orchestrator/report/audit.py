@@ -91,4 +91,4 @@ def _explain(number: int, one: Audited, console: Console) -> None:
     said = ", ".join(part for part in (claim.quote and f'"{claim.quote}"', claim.source) if part)
     for line in (said, *one.arithmetic):
         if line:
-            console.print(Padding(Text(line), (0, 0, 0, 3)))
+            console.print(Padding(Text(line), (0, 0, 0, 3), expand=False))
