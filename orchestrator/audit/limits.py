@@ -222,6 +222,11 @@ class Deployed:
         decode = least_decode_s(self.stages, load, self.rates) / load.rounds
         return max(decode, self.sent_s(requests, requests)) / self.tokens_per_pass
 
+    def speed(self, concurrency: int) -> float:
+        """Most tokens/s of one request."""
+        seconds = self.token_s(concurrency)
+        return 1 / seconds if seconds else math.inf
+
     def first_token_s(self) -> float:
         """Least seconds to the first token of a request that has the GPUs for itself: its prompt's
         last part passes all stages, and the slowest stage computes all of it."""

@@ -7,6 +7,7 @@ engine reaches it; the others are certain by the card's data sheet.
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,9 +27,9 @@ class Audited:
     """A claim and what is to be said of it.
 
     verdict: one of ORDER. sentence: the verdict with its number. layout, gpu: the candidate that is
-    kindest to the claim. limit: the best figure that the arithmetic leaves, in the claim's unit.
-    requests: the fewest with which it can be an aggregate. bits: the most of a weight with which it
-    fits and is reached. arithmetic: in words, a step each.
+    kindest to the claim. limit: the best figure that the arithmetic leaves, in the claim's unit;
+    None where there is none. requests: the fewest with which it can be an aggregate. bits: the most
+    of a weight with which it fits and is reached. arithmetic: in words, a step each.
     """
 
     claim: Claim
@@ -63,7 +64,7 @@ class Limit:
 
 LIMITS = {
     "output_throughput": Limit(lambda on, n: on.throughput(n), words.throughput),
-    "per_request_throughput": Limit(lambda on, n: 1 / on.token_s(n), words.token),
+    "per_request_throughput": Limit(lambda on, n: on.speed(n), words.token),
     "tpot_ms": Limit(lambda on, n: 1e3 * on.token_s(n), words.token),
     "ttft_ms": Limit(lambda on, n: 1e3 * on.first_token_s(), words.first_token),
     "memory_gb": Limit(lambda on, n: on.needed / (1 << 30), words.memory_used),
@@ -99,7 +100,11 @@ def _by_rate(claim: Claim, on: Deployed) -> Audited:
     concurrency = _concurrency(claim, on)
     limit = LIMITS[name].of(on, concurrency)
     base = Audited(
-        claim, POSSIBLE, "possible", limit=limit, arithmetic=(LIMITS[name].words(on, concurrency),)
+        claim,
+        POSSIBLE,
+        "possible",
+        limit=limit if math.isfinite(limit) else None,
+        arithmetic=(LIMITS[name].words(on, concurrency),),
     )
     if _reaches(claim, on, concurrency):
         return base

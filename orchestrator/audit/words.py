@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from orchestrator.audit.claims import Claim
 from orchestrator.audit.limits import Deployed
 from strategies.memory import RESERVE_BYTES
 from workers.units import format_bytes
+
+UNLIMITED = "nothing limits the rate"
 
 
 def memory(on: Deployed) -> str:
@@ -28,17 +32,16 @@ def memory(on: Deployed) -> str:
 
 def token(on: Deployed, concurrency: int) -> str:
     """How fast one request gets its tokens."""
-    seconds = on.token_s(concurrency)
-    return (
-        f"{_pass(on, concurrency)}: a request gets a token every {_ms(seconds)} at least, "
-        f"{_rate(1 / seconds)} at most."
-    )
+    seconds, most = on.token_s(concurrency), on.speed(concurrency)
+    every = f"a request gets a token every {_ms(seconds)} at least, {_rate(most)} at most"
+    return f"{_pass(on, concurrency)}: {every if seconds else UNLIMITED}."
 
 
 def throughput(on: Deployed, concurrency: int) -> str:
     """How fast all requests together get theirs."""
     most = on.throughput(concurrency)
-    return f"{_pass(on, concurrency)}: {_rate(most)} in all at most."
+    reached = f"{_rate(most)} in all at most" if math.isfinite(most) else UNLIMITED
+    return f"{_pass(on, concurrency)}: {reached}."
 
 
 def first_token(on: Deployed, _: int) -> str:

@@ -46,8 +46,8 @@ class Sheet:
 
 # Words of the name that NVML or torch gives -> figures, the more specific name first. Figures that
 # NVIDIA gives with sparsity are halved. L2, where NVIDIA's papers do not give it, is what CUDA
-# reports of the card. memory, where no other source is named: the sheet, or the card's own name.
-# pcie: of 4.0 x16 as the sheet of L40S gives it, of 5.0 x16 as that of H100.
+# reports of the card. memory, where no other source is named: huggingface.co/hardware, or the name
+# of the card. pcie: 4.0 x16 as the sheet of L40S gives it, 5.0 x16 as that of H100 does.
 SHEETS = {
     # "NVIDIA Blackwell" datasheet, of a GPU of GB200 NVL72 and of HGX B200. links: MLCommons,
     # inference v6.0, systems nebius_b200_n1 and GB200-NVL72; memory of B200: the first of them. L2:
@@ -56,11 +56,13 @@ SHEETS = {
     "B200": Sheet(7700, 2250, 4500, 75, 1800, 18, 126.5, 180, 128),
     # "NVIDIA H200 Tensor Core GPU" datasheet; bf16 to a tenth as of H100, the same chip. L2: CUDA;
     # of NVL as of SXM.
+    # memory and pcie: MLCommons, inference v4.1, system H200-SXM-141GBx8_TRT_MaxQ.
     "H200 NVL": Sheet(4800, 835.5, 1670.5, 60, 900, 18, 60),
     "H200": Sheet(4800, 989.4, 1979, 67, 900, 18, 60, 141, 128),
     # "NVIDIA H100 Tensor Core GPU" datasheet, "H100 PCIe" and "H100 NVL GPU Product Brief"
     # (PB-11133, PB-11773); hbm and bf16 of
-    # SXM and PCIe, L2: "NVIDIA H100 Tensor Core GPU Architecture" white paper. L2 of NVL: CUDA.
+    # SXM and PCIe, L2: "NVIDIA H100 Tensor Core GPU Architecture" white paper. L2 of NVL: CUDA;
+    # its memory: massivegrid.com, "NVIDIA H100 vs H200".
     "H100 PCIe": Sheet(2039, 756, 1513, 51, 600, 12, 50, 80, 128),
     "H100 NVL": Sheet(3938, 835.5, 1670.5, 60, 600, 12, 60, 94),
     "H100": Sheet(3352, 989.4, 1979, 67, 900, 18, 50, 80, 128),
@@ -83,6 +85,7 @@ SHEETS = {
     # "NVIDIA L40S" datasheet, which gives bf16 as 362.05 without and 733 with sparsity. L2: CUDA.
     "L40S": Sheet(864, 362.05, 733, 91.6, 0, 0, 96, 48, 64),
     # "NVIDIA L4" datasheet: bf16 and fp8 half of 242 and 485. L2: TechPowerUp's GPU database.
+    # memory: fpsbench.com, of the card.
     "L4": Sheet(300, 121, 242.5, 30.3, 0, 0, 48, 24, 64),
     # "NVIDIA RTX 6000 Ada Generation" datasheet: fp8 half, bf16 a quarter of its 1457. L2: "NVIDIA
     # Ada GPU Architecture" paper.
@@ -95,11 +98,12 @@ SHEETS = {
     "RTX 5090": Sheet(1792, 209.5, 838, 104.8, 0, 0, 96),
     # "NVIDIA RTX PRO 6000 Blackwell Workstation Edition" and "... Server Edition" datasheets, of
     # which the second gives no dense bf16. bf16 of Workstation, L2 (of the chip): "NVIDIA RTX PRO
-    # Blackwell GPU Architecture" paper.
-    "RTX PRO 6000 Blackwell Workstation": Sheet(1792, 503.8, None, 125, 0, 0, 128, 96),
+    # Blackwell GPU Architecture" paper. memory and pcie of Workstation: technical.city.
+    "RTX PRO 6000 Blackwell Workstation": Sheet(1792, 503.8, None, 125, 0, 0, 128, 96, 128),
     "RTX PRO 6000 Blackwell Server": Sheet(1597, None, None, 120, 0, 0, 128),
     # "AMD Instinct MI300X Accelerator" data sheet. Its links are Infinity Fabric, not NVLink. l2:
-    # 32 of L2 and 256 of Infinity Cache ("AMD GPU specifications", rocm.docs.amd.com).
+    # 32 of L2 and 256 of Infinity Cache ("AMD GPU specifications", rocm.docs.amd.com). memory:
+    # Tom's Hardware, of its launch.
     "MI300X": Sheet(5325, 1307.4, 2614.9, 163.4, 0, 0, 288, 192),
 }
 

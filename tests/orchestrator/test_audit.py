@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.analysis.roofline import Ceilings
+from orchestrator.analysis.least import least
+from orchestrator.analysis.roofline import Ceilings, Closed, stages_of
 from orchestrator.audit.claims import Claim, claim_of
 from orchestrator.audit.limits import Card, Deployed, Placed
 from orchestrator.audit.verdicts import (
@@ -249,6 +250,24 @@ def test_more_requests_and_fewer_bits_never_make_less():
 def test_the_speed_of_one_request_among_several_is_no_sum():
     found = said(strategy="tp4", concurrency=8, per_request_throughput=40.0)
     assert (found.verdict, found.requests) == (BITS, None)
+
+
+def test_a_model_that_stays_in_the_cache_has_no_limit():
+    found = said(model="tiny", bits=4, per_request_throughput=1e9)
+    assert (found.verdict, found.limit) == (POSSIBLE, None)
+    assert "nothing limits the rate" in found.arithmetic[-1]
+    assert said(model="tiny", bits=4, tpot_ms=1e-9).verdict == POSSIBLE
+
+
+@pytest.mark.parametrize("layout", ["tp4", "pp4", "tp2pp2"])
+def test_no_limit_is_below_the_bound_of_runs(layout):
+    """That bound counts a batch from its first prompt on, this one a steady state."""
+    on = deployed(layout, card(link=None), lengths=(1024, 64))
+    stages = stages_of(on.placed.placement, on.placed.model, on.placed.precision)
+    for requests in (1, 2, 5, 32):
+        load = Closed.equal(1024, 64, requests * 20, requests)
+        bound = load.output_tokens / least(stages, load, on.rates, separate=False).seconds
+        assert 0.95 * on.throughput(requests) < bound <= on.throughput(requests) * (1 + 1e-9)
 
 
 # -- candidates
