@@ -62,9 +62,9 @@ class Placed:
         return [self.placement.rank_at({"pp": index}) for index in range(len(self.stages))]
 
     @cached_property
-    def weights(self) -> int:
-        """Bytes of weights on the fullest GPU."""
-        return max(
+    def weights(self) -> tuple[int, ...]:
+        """Bytes of weights on a GPU of each stage."""
+        return tuple(
             memory.weight_bytes(self.placement, self.model, rank, self.precision)
             for rank in self.ranks
         )
@@ -175,20 +175,22 @@ class Deployed:
 
     # -- memory
 
-    @property
-    def weights(self) -> int:
-        """Bytes of weights on the fullest GPU."""
-        return self._weights_of(self.placed.weights)
-
     @cached_property
-    def kv_token(self) -> int:
-        """Bytes of KV of a token on the GPU that has the most."""
-        return max(stage.kv_bytes for stage in self.stages)
+    def held_by_stage(self) -> list[tuple[int, int]]:
+        """Bytes of weights, and of KV of a token, on a GPU of each stage."""
+        weights = map(self._weights_of, self.placed.weights)
+        return list(zip(weights, (stage.kv_bytes for stage in self.stages), strict=True))
+
+    @property
+    def fullest(self) -> tuple[int, int]:
+        """Bytes of weights, and of KV of one request, on the GPU that needs most for both."""
+        of_request = ((weights, self.held * kv) for weights, kv in self.held_by_stage)
+        return max(of_request, key=sum)
 
     @property
     def needed(self) -> int:
         """Bytes that one request needs on the fullest GPU, without a reserve."""
-        return self.weights + self.held * self.kv_token
+        return sum(self.fullest)
 
     @property
     def fits(self) -> bool:
@@ -200,11 +202,12 @@ class Deployed:
     @property
     def seats(self) -> int:
         """Most requests that a replica holds at once, evenly spread over their lives."""
-        per_request = self.computed + (self.lengths[1] - 1) / 2 if self.lengths else 0.0
-        if self.card.memory is None or not per_request * self.kv_token:
+        if self.card.memory is None or not self.lengths:
             return MOST_REQUESTS
-        free = self.card.memory - memory.RESERVE_BYTES - self.weights - self.cached * self.kv_token
-        return max(1, min(int(free / (per_request * self.kv_token)), MOST_REQUESTS))
+        tokens = self.computed + (self.lengths[1] - 1) / 2
+        usable = self.card.memory - memory.RESERVE_BYTES
+        free = min((usable - weights) / kv for weights, kv in self.held_by_stage if kv)
+        return max(1, min(int((free - self.cached) / tokens), MOST_REQUESTS))
 
     # -- time
 

@@ -14,18 +14,18 @@ UNLIMITED = "nothing limits the rate"
 
 def memory(on: Deployed) -> str:
     """What the fullest GPU holds, and what it has."""
-    card = on.card.memory
+    card, (weights, kv_bytes) = on.card.memory, on.fullest
     has = "memory that is not known" if card is None else format_bytes(card)
     kv = ""
     if on.held:
-        kv = f"; KV of one request of {on.held} tokens: {format_bytes(on.held * on.kv_token)}"
+        kv = f"; KV of one request of {on.held} tokens: {format_bytes(kv_bytes)}"
     total = f"{format_bytes(on.needed + RESERVE_BYTES)} of {has}"
     alone = ""
     if card is not None and on.needed <= card < on.needed + RESERVE_BYTES:
         alone = ", and it would fit without that reserve"
     return (
         f"Memory of the fullest GPU under {on.placed.layout.name}: weights of {on.bits:g} bits "
-        f"{format_bytes(on.weights)}{kv}; in reserve {format_bytes(RESERVE_BYTES)}; together "
+        f"{format_bytes(weights)}{kv}; in reserve {format_bytes(RESERVE_BYTES)}; together "
         f"{total}{alone}."
     )
 

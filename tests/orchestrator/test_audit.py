@@ -147,6 +147,14 @@ def test_the_reserve_and_the_kv_of_one_request_count():
     assert "it would fit without that reserve" in found.arithmetic[0]
 
 
+def test_the_fullest_gpu_of_a_pipeline_is_that_of_one_stage():
+    """Most weights and most KV need not be on the same GPU."""
+    on = deployed("pp4", lengths=(30_000, 1))
+    stages = zip(on.placed.weights, on.stages, strict=True)
+    assert on.needed == max(weights + 30_000 * stage.kv_bytes for weights, stage in stages)
+    assert len({stage.kv_bytes for stage in on.stages}) == 2  # 19 or 21 layers
+
+
 def test_no_cache_makes_weights_fit():
     ceilings = Ceilings(RTX, {"bfloat16": 364.2e12}, 100 * GIB, "datasheet")
     assert not deployed("tp1", Card("card", ceilings, 48 * GIB, None)).fits
@@ -156,7 +164,7 @@ def test_no_cache_makes_weights_fit():
 def test_requests_whose_kv_does_not_fit_together_are_not_at_once():
     on = deployed(lengths=(100_000, 1001))
     held = (100_000 + 500) * KV_TOKEN / 4
-    free = 48 * GIB - RESERVE - on.weights
+    free = 48 * GIB - RESERVE - on.fullest[0]
     assert on.seats == int(free / held) == 1
     found = said(strategy="tp4", input_len=100_000, output_len=1001, output_throughput=60.0)
     assert found.verdict == BITS  # more requests have no room
