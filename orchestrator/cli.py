@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
-from orchestrator.commands import comparing, exporting, importing, node, results, submitting
+from orchestrator.commands import audits, comparing, exporting, importing, node, results, submitting
 from orchestrator.commands.boundary import OneLineErrors, TakesLevels
 from orchestrator.options import FILE, asking_options, compare_options, fp8_options, json_option
+from orchestrator.options.audit import audit_options
 from orchestrator.options.switches import technique_option
 from orchestrator.report.output import Output
 
@@ -114,6 +115,15 @@ def explain(
     given = {name: value for name, value in fp8.items() if value is not None}
     asked = load_experiment(None, {"dtype": dtype, **given})
     node.explain(layouts, model, asked, memory, batch, chunked_prefill_size, as_json)
+
+
+@main.command()
+@audit_options
+@json_option
+def audit(file: Path | None, phrases: tuple[str, ...], as_json: bool, **given: str | None) -> None:
+    """Say whether claimed figures are possible, by arithmetic alone. docs/audit.md has the fields
+    of a claim."""
+    audits.audit(file, phrases, {name: one for name, one in given.items() if one}, as_json)
 
 
 @main.command(cls=TakesLevels)

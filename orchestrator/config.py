@@ -40,20 +40,28 @@ def _check_text(name: str, value: Any) -> None:
         text = str(item) if isinstance(item, (str, Path)) else ""
         if "\0" in text or any("\ud800" <= one <= "\udfff" for one in text):
             raise UserError(
-                f"{name} holds {_FOUND.repr(text)}, in which a character is no text: a NUL byte, "
+                f"{name} holds {shown_value(text)}, in which a character is no text: a NUL byte, "
                 "or one that is not UTF-8; leave it out"
             )
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises UserError with file and line."""
+def shown_value(value: object) -> str:
+    """A value as a message shows it, of a bounded length."""
+    return _FOUND.repr(value)
+
+
+def read_yaml(path: Path, example: str = "strategy: tp4") -> dict[str, Any]:
+    """The mapping in a YAML file. example: of what belongs there. Raises UserError with file and
+    line."""
     import yaml
 
     text = _text(path)
     try:
         value = yaml.safe_load(text)
     except RecursionError as error:
-        raise UserError(f"{path} is nested too deep; an experiment is fields and values") from error
+        raise UserError(
+            f"{path} is nested too deep; it holds fields and values, as in '{example}'"
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
@@ -66,7 +74,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise UserError(
-            f"{path}: expected fields and their values, as in 'strategy: tp4'; found "
+            f"{path}: expected fields and their values, as in '{example}'; found "
             f"{type(value).__name__}"
         )
     return value
@@ -86,7 +94,7 @@ def _text(path: Path) -> str:
     except ValueError as error:  # of the name
         raise UserError(f"{path} cannot be read: {error}") from error
     if len(content) > MOST_BYTES:
-        raise UserError(f"{path} is larger than {MOST_BYTES} bytes, which no experiment is")
+        raise UserError(f"{path} is larger than {MOST_BYTES} bytes, which no such file is")
     return text
 
 
@@ -105,4 +113,4 @@ def one_line(error: ValidationError, source: Path | None = None) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{where}{message}"
-    return f"{where}{field}: {message[0].lower()}{message[1:]}, found {_FOUND.repr(first['input'])}"
+    return f"{where}{field}: {message[0].lower()}{message[1:]}, found {shown_value(first['input'])}"

@@ -64,18 +64,26 @@ def least(stages: Sequence[Stage], load: Closed, rates: Rates, separate: bool = 
     one = _Replica(stages, load, rates, load.waves if separate else 1)
 
     def bound(micro_batches: int) -> Bound:
-        ways = [
-            *one.of_stages(micro_batches),
-            one.of_a_micro_batch(micro_batches),
-            one.of_longest(),
-        ]
         bounds = (
             Bound(one.prefill_passes, way.prefill_s(separate), way.decode, micro_batches)
-            for way in ways
+            for way in one.ways(micro_batches)
         )
         return max(bounds, key=lambda one: one.seconds)
 
     return min(map(bound, range(1, load.in_flight + 1)), key=lambda one: one.seconds)
+
+
+def least_decode_s(stages: Sequence[Stage], load: Closed, rates: Rates) -> float:
+    """The least seconds of the decode passes of `load` alone, over every number of micro-batches.
+
+    More of them than stages only stream weights again, unless a cache holds the weights of a stage.
+    """
+    one = _Replica(stages, load, rates, 0)
+    cached = any(stage.weight_bytes < rates.cache_bytes for stage in stages)
+    most = load.in_flight if cached else min(len(stages), load.in_flight)
+    return min(
+        max(way.decode for way in one.ways(micro_batches)) for micro_batches in range(1, most + 1)
+    )
 
 
 class _Replica:
@@ -89,6 +97,12 @@ class _Replica:
         self._reading = [(stage, stage.context(load)) for stage in stages]
         self._weights = [stage.weights_s(rates) for stage in stages]
         self._prompts = [stage.prefill_flops(load) / rates.flops for stage in stages]
+
+    def ways(self, micro_batches: int) -> Iterator[_Way]:
+        """All of them."""
+        yield from self.of_stages(micro_batches)
+        yield self.of_a_micro_batch(micro_batches)
+        yield self.of_longest()
 
     def of_stages(self, micro_batches: int) -> Iterator[_Way]:
         """All passes of each stage. As many as the longest request takes, or the longest

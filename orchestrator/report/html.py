@@ -27,11 +27,12 @@ from orchestrator.analysis.load import found_rates, load
 from orchestrator.analysis.observed.accounting import CELL_PARTS, CELL_TIMED
 from orchestrator.analysis.summary import Summary
 from orchestrator.errors import UserError
-from orchestrator.report import document, environment, sections, side_by_side, sweep
+from orchestrator.report import environment, sections, side_by_side, sweep
 from orchestrator.report.charts import cells, cost, latencies, memory, telemetry, timeline
 from orchestrator.report.charts.choices import choices
 from orchestrator.report.charts.communication import OperationFigures, communication
 from orchestrator.report.charts.views import Names, layout_names, natural
+from orchestrator.report.output import inline_json, plain
 from orchestrator.report.shown_columns import known_columns
 from orchestrator.report.terminal import CPU_NOTE, on_cpu
 from orchestrator.store import folders
@@ -134,7 +135,7 @@ def describe(folder: Path) -> dict[str, object]:
     layouts = _layouts(content)
     return {
         "title": ", ".join(dict.fromkeys(one.cell.model for one in comparison)) or folder.name,
-        "data": document.inline(data),
+        "data": inline_json(data),
         "layouts": layouts,
         "colours": {layout["name"]: layout["colour"] for layout in layouts},
         "hardware": environment.hardware(content.folders),
@@ -210,7 +211,7 @@ def _table(rows: Iterable[Mapping[str, object]]) -> dict[str, object]:
 def _field(value: object) -> object:
     """A value as a CSV can hold it: a list becomes JSON text."""
     is_list = isinstance(value, (list, tuple))
-    return json.dumps(document.plain(value)) if is_list else value
+    return json.dumps(plain(value)) if is_list else value
 
 
 # -- the files of the page

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import json
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.report import document
 from orchestrator.store.names import shown
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ class Output:
 
     def document(self, data: object) -> None:
         """Print one JSON document."""
-        click.echo(document.text(data))
+        click.echo(json_text(data))
 
     def console(self) -> Console:
         """stdout for tables."""
@@ -67,6 +69,34 @@ def console_of(**options: Any) -> Console:
                 yield segment if control else Segment(shown(text, keep="\n"), style)
 
     return Plain(markup=False, emoji=False, **options)
+
+
+def json_text(data: object) -> str:
+    """One document for `--json`, that every parser reads. `data`: see `plain`."""
+    return json.dumps(plain(data), indent=2, allow_nan=False)
+
+
+def compact_json(data: object) -> str:
+    """The same without white space, for files."""
+    return json.dumps(plain(data), separators=(",", ":"), allow_nan=False)
+
+
+def inline_json(data: object) -> str:
+    """The same for a script element of a page: "<" is escaped, so that no text ends the element."""
+    return compact_json(data).replace("<", "\\u003c")
+
+
+def plain(data: object) -> object:
+    """`data`, made of dataclasses, mappings, sequences and scalars, in a form that `json.dumps`
+    takes: NaN and infinities become null, as JSON does not have them."""
+    if isinstance(data, Mapping):
+        return {name: plain(value) for name, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [plain(value) for value in data]
+    if dataclasses.is_dataclass(data):
+        fields = dataclasses.fields(data)
+        return {field.name: plain(getattr(data, field.name)) for field in fields}
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _console(stderr: bool) -> Console:

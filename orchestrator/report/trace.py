@@ -9,8 +9,8 @@ from pathlib import Path
 
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Deployment, Scenario
-from orchestrator.report import document
 from orchestrator.report.charts.views import first_start
+from orchestrator.report.output import compact_json
 from orchestrator.store.names import safe_name
 from orchestrator.store.schema import CellKey
 from orchestrator.store.store import Store
@@ -86,7 +86,7 @@ def _name(cell: CellKey) -> str:
 
 
 def _write(path: Path, spans: Sequence[SpanRow]) -> Path:
-    trace = document.compact({"traceEvents": events(spans)})
+    trace = compact_json({"traceEvents": events(spans)})
     path.write_bytes(gzip.compress(trace.encode()))
     return path
 

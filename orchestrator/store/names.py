@@ -1,6 +1,6 @@
 """Names on their way out. A model, a dataset or a folder may be called anything; each place that
 shows a name, or makes a file of it, has one function here. On a page, Jinja escapes what it is
-given and `report.document.inline` the data."""
+given and `report.output.inline_json` the data."""
 
 from __future__ import annotations
 

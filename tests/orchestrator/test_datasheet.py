@@ -92,3 +92,18 @@ def test_every_rate_of_a_sheet_is_above_zero():
 def test_caches_are_those_between_the_memory_and_the_multiprocessors():
     assert datasheet.ceilings("AMD Instinct MI300X").cache_bytes == (256 + 32) << 20
     assert datasheet.ceilings("NVIDIA B200").cache_bytes == 253 << 19
+
+
+def test_an_entry_has_the_words_that_name_the_card():
+    assert datasheet.entry("nvidia h100 pcie")[0] == "H100 PCIe"
+    assert datasheet.entry("NVIDIA RTX 6000 Ada Generation")[0] == "RTX 6000 Ada"
+    assert datasheet.entry("Tesla T4") is None
+
+
+def test_memory_is_of_binary_gigabytes_and_rates_of_links_are_one_way():
+    ada, hopper = datasheet.sheet("NVIDIA L40S"), datasheet.sheet("NVIDIA H200")
+    assert ada.memory_bytes == 48 << 30
+    assert (ada.link, ada.host_link) == (32e9, 32e9)
+    assert (hopper.link, hopper.host_link) == (450e9, 64e9)
+    unknown = datasheet.sheet("NVIDIA H800 PCIe")
+    assert unknown.memory_bytes is unknown.link is unknown.host_link is None

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.analysis.least import least
+from orchestrator.analysis.least import least, least_decode_s
 from orchestrator.analysis.roofline import Closed, Rates, Stage, stages_of
 from orchestrator.plan import models
 from strategies import Load, Topology, plan_layout
@@ -334,3 +334,24 @@ def test_a_batch_lasts_as_long_as_its_longest_request():
     load = Closed.of([(0, 2)] * 9 + [(0, 101)], seats=10)
     assert (load.decoded, load.rounds, load.longest.passes) == (109, 10.9, 100)
     assert least([STREAM], load, READING).decode_s >= 100 * 100
+
+
+# -- decode alone
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 50, 500])
+def test_decode_alone_takes_what_it_takes_where_prompts_weigh_nothing(cache_bytes):
+    """Looked for over every number of micro-batches, and not over those that can be best alone."""
+    draw = random.Random(5)
+    for _ in range(200):
+        found = tuple(
+            Stage(draw.randint(1, 400), draw.randint(0, 9), 0, draw.randint(0, 9), 0)
+            for _ in range(draw.randint(1, 4))
+        )
+        free = tuple(replace(stage, prompt_weight_bytes=0) for stage in found)
+        requests = draw.randint(1, 12)
+        load = Closed.equal(0, draw.randint(2, 9), requests, requests)
+        rates = Rates(memory=1.0, flops=draw.choice([0.1, 1.0, 10.0]), cache_bytes=cache_bytes)
+        whole = least(tuple(replace(one, head_flops=0) for one in free), load, rates)
+        rates = Rates(rates.memory, HUGE, cache_bytes)
+        assert least_decode_s(found, load, rates) == pytest.approx(whole.decode_s)

@@ -20,7 +20,7 @@ from orchestrator.cluster import hardware
 from orchestrator.cluster.hardware import Gpu
 from orchestrator.commands import SOME_FAILED
 from orchestrator.experiment import Experiment, Run
-from orchestrator.report import document
+from orchestrator.report.output import json_text
 from orchestrator.store.folders import folder_of
 from orchestrator.store.store import Store
 
@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_what_is_no_number_is_null() -> None:
-    assert parsed(document.text({"a": [float("nan"), (1.5, float("-inf"))], "b": None})) == {
+    assert parsed(json_text({"a": [float("nan"), (1.5, float("-inf"))], "b": None})) == {
         "a": [None, [1.5, None]],
         "b": None,
     }

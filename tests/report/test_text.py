@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.report import document, environment, text
+from orchestrator.report import environment, text
+from orchestrator.report.output import inline_json
 
 
 def test_gpus_of_a_kind_are_described_once() -> None:
@@ -91,7 +92,7 @@ class Point:
 
 def test_rows_of_charts_become_json_that_cannot_end_the_script_that_holds_it() -> None:
     point = Point("</script>", (1.5, float("nan")))
-    inline = document.inline({"points": [point]})
+    inline = inline_json({"points": [point]})
     assert inline == '{"points":[{"name":"\\u003c/script>","values":[1.5,null]}]}'
     assert json.loads(inline)["points"][0]["name"] == "</script>"
 

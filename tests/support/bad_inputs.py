@@ -136,6 +136,11 @@ def commands() -> Iterator[Case]:
         yield Case(f"explain {_short(value)}", ("explain", "--", value))
         yield Case(f"explain --model {_short(value)}", ("explain", "tp2", f"--model={value}"))
         yield Case(f"explain --memory {_short(value)}", ("explain", "tp2", f"--memory={value}"))
+        yield Case(f"audit {_short(value)}", ("audit", "--", value))
+        for option in ("claim", "gpu", "model"):
+            whole = {"claim": "1 tok/s", "gpu": "L4", "model": "tiny", option: value}
+            flags = [f"--{name}={one}" for name, one in whole.items()]
+            yield Case(f"audit --{option} {_short(value)}", ("audit", *flags))
     for value in ODD_NUMBERS:
         for option in ("difference", "fail-below", "gate", "goodput", "slo"):
             yield Case(
@@ -206,6 +211,13 @@ def yaml_files() -> Iterator[Case]:
     }
     for name, text in {**texts, **only}.items():
         yield Case(f"YAML: {name}", (*DRY, "--config", "e.yaml"), {"e.yaml": text.encode()})
+        yield Case(f"claims: {name}", ("audit", "e.yaml"), {"e.yaml": text.encode()})
+    for value in (*ODD_NUMBERS, "[1]", "{a: b}", "'x'", "~"):
+        for one in ("bits", "concurrency", "gpus", "prefix_hits", "tpot_ms", "gpu", "strategy"):
+            text = f"claims: [{{model: tiny, gpu: L4, {one}: {value}}}]"
+            yield Case(
+                f"claims: {one} {_short(value)}", ("audit", "e.yaml"), {"e.yaml": text.encode()}
+            )
     for name, content in {
         "bytes": b"\xff\xfe\0",
         "UTF-16": "model: tiny".encode("utf-16"),
