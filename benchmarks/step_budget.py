@@ -9,8 +9,9 @@ follows it more closely than any other kernel, and counts as part of it. Where s
 and are one, it is not told apart.
 
 Figures are means over the settled steps and over ranks. A call's transfer is its shortest duration
-over the ranks, and the rest of it is waiting. Bytes are those of the weights, and for attention of
-the KV of the prompts alone; their efficiency is against `--bandwidth`.
+over the ranks, with the norm where it is in the same kernel; the rest of it is waiting. Bytes are
+those of the weights, and for attention of the KV of the prompts alone; their efficiency is against
+`--bandwidth`.
 """
 
 from __future__ import annotations
@@ -64,10 +65,11 @@ ORDER = (
 @dataclass(frozen=True, slots=True)
 class Segment:
     """The blocks, in us, that a rank computes between two all-reduces. half: see `HALVES`; else
-    BEFORE or AFTER."""
+    BEFORE or AFTER. normed: its first norm is in the kernel of the all-reduce before."""
 
     half: str
     blocks: tuple[Span, ...]
+    normed: bool = False
 
 
 @dataclass(slots=True)
@@ -128,19 +130,20 @@ def touching(spans: Sequence[Span]) -> int:
 def segments_of(blocks: Sequence[Span], reduces: Sequence[Transfer]) -> Iterator[Segment]:
     """The blocks of a step cut at its all-reduces. A first stage sums its embedding too, so it has
     an odd number of them."""
-    starts, halves = sorted(one.start for one in reduces), tuple(HALVES)
-    cut: list[list[Span]] = [[] for _ in range(len(starts) + 1)]
+    calls, halves = sorted(reduces, key=lambda one: one.start), tuple(HALVES)
+    cut: list[list[Span]] = [[] for _ in range(len(calls) + 1)]
     for block in blocks:
-        cut[bisect.bisect_right(starts, block[0])].append(block)
+        cut[bisect.bisect_right(calls, block[0], key=lambda one: one.start)].append(block)
     *layers, last = cut
-    if len(starts) % 2:
+    fused = [False, *(one.fused for one in calls)][len(calls) % 2 :]
+    if len(calls) % 2:
         yield Segment(BEFORE, tuple(layers.pop(0)))
     elif layers:  # the activations that it was given are prepared in front of its first layer
         room = len(layers[2]) if len(layers) > 2 else len(layers[0])
         yield Segment(BEFORE, tuple(layers[0][:-room]))
         layers[0] = layers[0][-room:]
     for number, found in enumerate(layers):
-        yield Segment(halves[number % 2], tuple(found))
+        yield Segment(halves[number % 2], tuple(found), fused[number])
     yield Segment(AFTER, tuple(last))
 
 
@@ -161,24 +164,25 @@ def budget_of(ranks: Sequence[Seen]) -> Budget:
     return budget
 
 
-def names_of(segments: Iterable[Segment]) -> dict[str, tuple[str, ...]]:
-    """Half -> the names of its blocks, by the commonest number of them that do not touch; a half of
-    which it says nothing is left out."""
-    numbers: dict[str, Counter[int]] = defaultdict(Counter)
-    for segment in segments:
-        numbers[segment.half][len(segment.blocks) - touching(segment.blocks)] += 1
+Names = Mapping[tuple[str, bool], tuple[str, ...]]
+
+
+def names_of(segments: Iterable[Segment]) -> Names:
+    """Half, and whether it is normed -> the names of its blocks, by the commonest number of them
+    that do not touch; a half of which it says nothing is left out."""
+    numbers: dict[tuple[str, bool], Counter[int]] = defaultdict(Counter)
+    for one in segments:
+        numbers[one.half, one.normed][len(one.blocks) - touching(one.blocks)] += 1
     return {
-        half: names
-        for half, known in HALVES.items()
-        for names in known
-        if numbers[half] and len(names) == numbers[half].most_common(1)[0][0]
+        (half, normed): known[normed:]
+        for (half, normed), found in numbers.items()
+        for known in HALVES.get(half, ())
+        if len(known[normed:]) == found.most_common(1)[0][0]
     }
 
 
-def _enter(
-    budget: Budget, segment: Segment, names: Mapping[str, tuple[str, ...]], has_head: bool
-) -> None:
-    known = names.get(segment.half, ())
+def _enter(budget: Budget, segment: Segment, names: Names, has_head: bool) -> None:
+    known = names.get((segment.half, segment.normed), ())
     blocks = joined(segment.blocks, len(known) if segment.half in HALVES else len(segment.blocks))
     if segment.half in HALVES and len(blocks) != len(known):
         budget.add(UNTOLD.format(segment.half), length(segment.blocks))

@@ -36,10 +36,16 @@ def script() -> ModuleType:
     return module
 
 
-def step(rank: int, number: int, attention: tuple[float, ...] = ATTENTION) -> Iterator[SpanRow]:
+def step(
+    rank: int,
+    number: int,
+    attention: tuple[float, ...] = ATTENTION,
+    mlp: tuple[float, ...] = MLP,
+    fused: bool = False,
+) -> Iterator[SpanRow]:
     """A decode step of tp2 of which rank 0 is late at every all-reduce, by WAIT."""
     now = 10_000.0 * number
-    for kernels in (BEFORE, *(attention, MLP) * LAYERS, AFTER):
+    for kernels in (BEFORE, *(attention, mlp) * LAYERS, AFTER):
         for us in kernels:
             now += CLOSE if us < 0 else GAP
             yield span(rank, number, COMPUTE, now / 1e3, (now + abs(us)) / 1e3)
@@ -47,7 +53,8 @@ def step(rank: int, number: int, attention: tuple[float, ...] = ATTENTION) -> It
         if kernels is not AFTER:
             now += GAP + (WAIT if rank == 0 else 0)
             took = 10 + (0 if rank == 0 else WAIT)
-            yield span(rank, number, "all_reduce", now / 1e3, (now + took) / 1e3, "tp", 1024)
+            when = (now / 1e3, (now + took) / 1e3)
+            yield span(rank, number, "all_reduce", *when, "tp", 1024, fused=fused)
             now += took
 
 
@@ -104,6 +111,20 @@ def test_a_context_that_is_not_split_has_nothing_to_join(script: ModuleType) -> 
     assert "join of splits" not in found
     assert found["attention"] == (2, pytest.approx(10))
     assert found["output"] == (2, pytest.approx(12))
+
+
+def test_behind_an_all_reduce_that_norms_there_is_no_norm(script: ModuleType) -> None:
+    made = [
+        one
+        for number in range(4)
+        for rank in (0, 1)
+        for one in step(rank, number, ATTENTION[1:], MLP[1:], fused=True)
+    ]
+    found = budget(script, *made)
+    assert not {"add and norm", "add and norm 2"} & set(found)
+    assert found["qkv"] == (2, pytest.approx(16))
+    assert found["join of splits"] == (2, pytest.approx(2))
+    assert found["down"] == (2, pytest.approx(40))
 
 
 def test_a_half_whose_kernels_touch_is_not_told_apart(script: ModuleType) -> None:
