@@ -87,8 +87,13 @@ SHEETS = {
 def sheet(device_name: str | None) -> Sheet | None:
     """The data sheet of a GPU by the name that NVML or torch gives it, None where it is not known
     here."""
-    name = device_name or ""
-    return next((found for words, found in SHEETS.items() if _names(words, name)), None)
+    name = name_of(device_name)
+    return None if name is None else SHEETS[name]
+
+
+def name_of(device_name: str | None) -> str | None:
+    """Under which name a GPU is in the table."""
+    return next((words for words in SHEETS if _names(words, device_name or "")), None)
 
 
 def _names(words: str, name: str) -> bool:
