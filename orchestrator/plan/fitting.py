@@ -88,7 +88,7 @@ def _check_main_memory(plan: EnginePlan) -> None:
         raise UserError(
             f"{_what(plan)} does not fit: its CPU workers need {format_bytes(weights)} for "
             f"weights, this machine has {format_bytes(available)} of memory; use GPUs or a "
-            "smaller model"
+            "smaller model; `orchestrator plan --gpu h200 --gpus 4` predicts GPUs that are not here"
         )
 
 

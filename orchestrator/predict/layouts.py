@@ -11,7 +11,7 @@ from orchestrator.predict.hardware import Hardware
 from orchestrator.predict.load import Asked
 from orchestrator.predict.passes import Placed, Setting
 from orchestrator.predict.prediction import IMPOSSIBLE, NoPrediction, Prediction, predict
-from strategies import Layout, LayoutError, Load, ModelShape, Topology, plan_layout
+from strategies import Layout, LayoutError, Load, ModelShape, Topology, parse, plan_layout
 from strategies.precision import Precision
 from strategies.registry import discover
 
@@ -51,16 +51,24 @@ def factorisations(gpus: int) -> Iterator[str]:
 def rankings(
     case: Case, names: Sequence[str], gpus: int, concurrencies: Sequence[int]
 ) -> list[Ranking]:
-    """A ranking for each concurrency. Every layout must have `gpus` ranks at most."""
+    """A ranking for each concurrency. Raises LayoutError for a name that is none."""
+    for name in names:
+        parse(name)
     load = Load(case.asked.lengths.input_len, case.asked.lengths.output_len, max(concurrencies))
     topology = Topology.uniform(gpus, case.hardware.memory_bytes or 0, case.hardware.name)
     installed, planned = discover(), []
     impossible: list[NoPrediction] = []
     for name in names:
         try:
-            planned.append(plan_layout(name, case.model, load, topology, installed))
+            layout = plan_layout(name, case.model, load, topology, installed)
         except LayoutError as error:
             impossible.append(NoPrediction(name, IMPOSSIBLE, str(error)))
+            continue
+        if layout.placement.num_ranks > gpus:
+            why = f"it needs {layout.placement.num_ranks} GPUs, of {gpus}"
+            impossible.append(NoPrediction(layout.name, IMPOSSIBLE, why))
+        else:
+            planned.append(layout)
     settings = [(layout, _setting(case, layout)) for layout in planned]
     return [_ranking(case, settings, impossible, number) for number in concurrencies]
 

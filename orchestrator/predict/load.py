@@ -103,10 +103,11 @@ class Share:
         """(seconds from the time a request is sent, requests): those that find no seat wait for a
         whole wave, and in waves after the first one the prompts begin earlier."""
         queued = -(-self.wanted // self.seats)
+        waves = [self.batch] * min(self.waves, MOST_WAVES) + [self.rest] * (self.rest is not None)
         return [
             (number % queued * self.batch.seconds + at - min(number, 1) * self.batch.overlap_s, n)
-            for number in range(min(self.waves, MOST_WAVES))
-            for at, n in self.batch.first_tokens
+            for number, one in enumerate(waves)
+            for at, n in (one.first_tokens if one else ())
         ]
 
 
