@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from orchestrator import cli
+from orchestrator.predict.parts import NAMES
 
 ASKED = ("--model", "llama-70b", "--gpu", "h200", "--gpus", "4")
 FABRICS = Path(__file__).resolve().parents[2] / "docs" / "results"
@@ -68,9 +69,7 @@ def test_each_layout_of_a_plan_has_its_figures_with_intervals() -> None:
     ):
         assert one[metric]["low"] < one[metric]["value"] < one[metric]["high"]
     assert one["output_throughput"]["value"] < one["bound_output_throughput"]
-    assert set(one["parts"]) == set(
-        "weights kv arithmetic inefficiency transfer wait bubble gaps".split()
-    )
+    assert set(one["parts"]) == set(NAMES)
     assert set(one["memory"]) == {"weights", "kv", "activations", "reserve", "available"}
     assert any("H200" in why for why in one["outside"])
 
