@@ -10,10 +10,27 @@ from typing import Any
 
 import click
 
-from orchestrator.commands import audits, comparing, exporting, importing, node, results, submitting
+from orchestrator.commands import (
+    audits,
+    comparing,
+    exporting,
+    importing,
+    node,
+    predicting,
+    results,
+    submitting,
+)
 from orchestrator.commands.boundary import OneLineErrors, TakesLevels
-from orchestrator.options import FILE, asking_options, compare_options, fp8_options, json_option
+from orchestrator.options import (
+    asking_options,
+    compare_options,
+    explain_options,
+    json_option,
+    machine_options,
+    plan_options,
+)
 from orchestrator.options.audit import audit_options
+from orchestrator.options.comparing import FILE
 from orchestrator.options.switches import technique_option
 from orchestrator.report.output import Output
 
@@ -32,16 +49,22 @@ def main() -> None:
 
 @main.command(cls=TakesLevels)
 @asking_options
+@machine_options
 @click.option(
     "--trace", is_flag=True, help="Also write what each rank did in a few steps, for Perfetto."
 )
 @json_option
 def submit(config: Path | None, dry_run: bool, trace: bool, as_json: bool, **options: Any) -> None:
     """Run one model under several layouts and compare them. With --json, progress, notes and paths
-    go to stderr."""
+    go to stderr. With --dry-run and --gpu, predict them on GPUs that need not be here."""
     from orchestrator.config import load_experiment
 
+    machines = predicting.machines_of(options)
     experiment = load_experiment(config, _flags(**options))
+    if machines is not None and not dry_run:
+        raise click.UsageError("--gpu is about GPUs that need not be here; give --dry-run too")
+    if machines is not None:
+        return predicting.plan(experiment, machines, experiment.strategy, Output(as_json), True)
     raise SystemExit(submitting.submit(experiment, dry_run, trace, Output(as_json)))
 
 
@@ -62,6 +85,19 @@ def ablate(config: Path | None, dry_run: bool, as_json: bool, **options: Any) ->
 
 
 @main.command()
+@plan_options
+@json_option
+def plan(as_json: bool, strategy: tuple[str, ...], **options: Any) -> None:
+    """Predict layouts on GPUs that need not be here, and rank them. Nothing is run."""
+    from orchestrator.config import load_experiment
+
+    machines = predicting.machines_of(options)
+    given = {"strategy": strategy} if strategy else {}
+    experiment = load_experiment(None, _flags((), (), **options, **given))
+    predicting.plan(experiment, machines, experiment.strategy if strategy else (), Output(as_json))
+
+
+@main.command()
 @json_option
 def strategies(as_json: bool) -> None:
     """List the strategies, engines and formats of datasets that are installed."""
@@ -70,34 +106,7 @@ def strategies(as_json: bool) -> None:
 
 @main.command()
 @click.argument("layouts", nargs=-1, required=True, metavar="LAYOUT...")
-@click.option(
-    "--model",
-    default="tiny",
-    show_default=True,
-    metavar="NAME|FOLDER",
-    help="A preset or a folder with a config.json.",
-)
-@click.option(
-    "--dtype",
-    default="bfloat16",
-    show_default=True,
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-)
-@fp8_options
-@click.option("--memory", metavar="141GB", help="Memory of one GPU. [what is here]")
-@click.option(
-    "--batch",
-    default=1,
-    show_default=True,
-    type=click.IntRange(min=1, max=65536),
-    help="Requests in the decode step shown.",
-)
-@click.option(
-    "--chunked-prefill-size",
-    type=click.IntRange(min=1, max=10_000_000),
-    metavar="N",
-    help="Most prompt tokens in one forward pass.",
-)
+@explain_options
 @json_option
 def explain(
     layouts: tuple[str, ...],

@@ -119,15 +119,15 @@ def budget(
     precision: Precision,
     memory_bytes: int,
     prefill_tokens: int,
+    looked_at: Sequence[int] | None = None,
 ) -> Budget:
     """The budget of the rank that can hold the fewest tokens, on devices of `memory_bytes` (0 =
-    unknown)."""
+    unknown). looked_at: the ranks that count; None: all of them."""
     alike = placement.degree("dp") > 1 and not any(
         s.axis == "dp" for cuts in placement.params.values() for s in cuts
     )
-    different = [
-        r for r in range(placement.num_ranks) if not alike or placement.coordinates(r)["dp"] == 0
-    ]
+    everyone = range(placement.num_ranks) if looked_at is None else looked_at
+    different = [r for r in everyone if not alike or placement.coordinates(r)["dp"] == 0]
     ranks = [
         _rank_budget(placement, model, rank, precision, memory_bytes, prefill_tokens)
         for rank in different

@@ -15,7 +15,8 @@ class Sheet:
     """hbm: GB/s. bf16, fp8, fp32: TFLOP/s. nvlink: GB/s, both directions together, over `links`
     links; 0 without. l2: MiB, of all caches between the memory and the multiprocessors together.
     memory: its size, in the GB that makers write, of 2^30 bytes. pcie: GB/s, both directions
-    together. None: no source is known."""
+    together. power: W, the limit. network: GB/s, one direction, of its share of the network cards
+    of the maker's own server. None: no source is known."""
 
     hbm: float | None = None
     bf16: float | None = None
@@ -26,6 +27,8 @@ class Sheet:
     l2: float | None = None
     memory: int | None = None
     pcie: float | None = None
+    power: float | None = None
+    network: float | None = None
 
     @property
     def memory_bytes(self) -> int | None:
@@ -47,25 +50,27 @@ class Sheet:
 # Words of the name that NVML or torch gives -> figures, the more specific name first. Figures that
 # NVIDIA gives with sparsity are halved. L2, where NVIDIA's papers do not give it, is what CUDA
 # reports of the card. memory, where no other source is named: huggingface.co/hardware, or the name
-# of the card. pcie: 4.0 x16 as the sheet of L40S gives it, 5.0 x16 as that of H100 does.
+# of the card. pcie: 4.0 x16 as the sheet of L40S gives it, 5.0 x16 as that of H100 does. network:
+# the datasheets of DGX B200, DGX H200 and DGX H100 (8 ConnectX-7 of 400 Gb/s for 8 GPUs), DGX A100
+# (8 of 200 Gb/s) and DGX GB200 (72 of 400 Gb/s for 72 GPUs; its memory: 13.4 TB of 72 GPUs).
 SHEETS = {
     # "NVIDIA Blackwell" datasheet, of a GPU of GB200 NVL72 and of HGX B200. links: MLCommons,
     # inference v6.0, systems nebius_b200_n1 and GB200-NVL72; memory of B200: the first of them. L2:
     # CUDA of B200 (github.com/pytorch/ao/pull/4002); of GB200 as of B200, the same chip.
-    "GB200": Sheet(8000, 2500, 5000, 80, 1800, 18, 126.5),
-    "B200": Sheet(7700, 2250, 4500, 75, 1800, 18, 126.5, 180, 128),
+    "GB200": Sheet(8000, 2500, 5000, 80, 1800, 18, 126.5, 186, network=50),
+    "B200": Sheet(7700, 2250, 4500, 75, 1800, 18, 126.5, 180, 128, 1000, 50),
     # "NVIDIA H200 Tensor Core GPU" datasheet; bf16 to a tenth as of H100, the same chip. L2: CUDA;
     # of NVL as of SXM.
     # memory and pcie: MLCommons, inference v4.1, system H200-SXM-141GBx8_TRT_MaxQ.
-    "H200 NVL": Sheet(4800, 835.5, 1670.5, 60, 900, 18, 60),
-    "H200": Sheet(4800, 989.4, 1979, 67, 900, 18, 60, 141, 128),
+    "H200 NVL": Sheet(4800, 835.5, 1670.5, 60, 900, 18, 60, 141, None, 600),
+    "H200": Sheet(4800, 989.4, 1979, 67, 900, 18, 60, 141, 128, 700, 50),
     # "NVIDIA H100 Tensor Core GPU" datasheet, "H100 PCIe" and "H100 NVL GPU Product Brief"
     # (PB-11133, PB-11773); hbm and bf16 of
     # SXM and PCIe, L2: "NVIDIA H100 Tensor Core GPU Architecture" white paper. L2 of NVL: CUDA;
     # its memory: massivegrid.com, "NVIDIA H100 vs H200".
-    "H100 PCIe": Sheet(2039, 756, 1513, 51, 600, 12, 50, 80, 128),
-    "H100 NVL": Sheet(3938, 835.5, 1670.5, 60, 600, 12, 60, 94),
-    "H100": Sheet(3352, 989.4, 1979, 67, 900, 18, 50, 80, 128),
+    "H100 PCIe": Sheet(2039, 756, 1513, 51, 600, 12, 50, 80, 128, 350),
+    "H100 NVL": Sheet(3938, 835.5, 1670.5, 60, 600, 12, 60, 94, None, 400),
+    "H100": Sheet(3352, 989.4, 1979, 67, 900, 18, 50, 80, 128, 700, 50),
     # No sheet of NVIDIA's is public. SXM: the chip and the memory of H100 with less NVLink and FP64
     # (DeepSeek-AI, "Insights into DeepSeek-V3", ISCA 2025, section 4.1).
     "H800 PCIe": Sheet(),
@@ -78,33 +83,33 @@ SHEETS = {
     "H20": Sheet(4022, 148, 296, 44, 900, 18, 60, 96),
     # "NVIDIA A100 Tensor Core GPU" datasheet; L2: "NVIDIA A100 Tensor Core GPU Architecture" white
     # paper.
-    "A100-SXM4-40GB": Sheet(1555, 312, None, 19.5, 600, 12, 40, 40, 64),
-    "A100-PCIE-40GB": Sheet(1555, 312, None, 19.5, 600, 12, 40, 40, 64),
-    "A100 80GB PCIe": Sheet(1935, 312, None, 19.5, 600, 12, 40, 80, 64),
-    "A100": Sheet(2039, 312, None, 19.5, 600, 12, 40, 80, 64),
+    "A100-SXM4-40GB": Sheet(1555, 312, None, 19.5, 600, 12, 40, 40, 64, 400, 25),
+    "A100-PCIE-40GB": Sheet(1555, 312, None, 19.5, 600, 12, 40, 40, 64, 250),
+    "A100 80GB PCIe": Sheet(1935, 312, None, 19.5, 600, 12, 40, 80, 64, 300),
+    "A100": Sheet(2039, 312, None, 19.5, 600, 12, 40, 80, 64, 400, 25),
     # "NVIDIA L40S" datasheet, which gives bf16 as 362.05 without and 733 with sparsity. L2: CUDA.
-    "L40S": Sheet(864, 362.05, 733, 91.6, 0, 0, 96, 48, 64),
+    "L40S": Sheet(864, 362.05, 733, 91.6, 0, 0, 96, 48, 64, 350),
     # "NVIDIA L4" datasheet: bf16 and fp8 half of 242 and 485. L2: TechPowerUp's GPU database.
     # memory: fpsbench.com, of the card.
-    "L4": Sheet(300, 121, 242.5, 30.3, 0, 0, 48, 24, 64),
+    "L4": Sheet(300, 121, 242.5, 30.3, 0, 0, 48, 24, 64, 72),
     # "NVIDIA RTX 6000 Ada Generation" datasheet: fp8 half, bf16 a quarter of its 1457. L2: "NVIDIA
     # Ada GPU Architecture" paper.
-    "RTX 6000 Ada": Sheet(960, 364.2, 728.5, 91.1, 0, 0, 96, 48, 64),
+    "RTX 6000 Ada": Sheet(960, 364.2, 728.5, 91.1, 0, 0, 96, 48, 64, 300),
     # "NVIDIA RTX Blackwell GPU Architecture" paper, table 3: bf16 with FP32 accumulation, fp8 with
     # FP16 accumulation, which is the higher of its two; fp32: its 21,760 cores x 2 x 2.407 GHz. L2:
     # reviews of the card. D and laptop versions are other cards.
     "RTX 5090 D": Sheet(),
     "RTX 5090 Laptop": Sheet(),
-    "RTX 5090": Sheet(1792, 209.5, 838, 104.8, 0, 0, 96),
+    "RTX 5090": Sheet(1792, 209.5, 838, 104.8, 0, 0, 96, 32, 128, 575),
     # "NVIDIA RTX PRO 6000 Blackwell Workstation Edition" and "... Server Edition" datasheets, of
     # which the second gives no dense bf16. bf16 of Workstation, L2 (of the chip): "NVIDIA RTX PRO
     # Blackwell GPU Architecture" paper. memory and pcie of Workstation: technical.city.
-    "RTX PRO 6000 Blackwell Workstation": Sheet(1792, 503.8, None, 125, 0, 0, 128, 96, 128),
-    "RTX PRO 6000 Blackwell Server": Sheet(1597, None, None, 120, 0, 0, 128),
+    "RTX PRO 6000 Blackwell Workstation": Sheet(1792, 503.8, None, 125, 0, 0, 128, 96, 128, 600),
+    "RTX PRO 6000 Blackwell Server": Sheet(1597, None, None, 120, 0, 0, 128, 96, 128, 600),
     # "AMD Instinct MI300X Accelerator" data sheet. Its links are Infinity Fabric, not NVLink. l2:
     # 32 of L2 and 256 of Infinity Cache ("AMD GPU specifications", rocm.docs.amd.com). memory:
     # Tom's Hardware, of its launch.
-    "MI300X": Sheet(5325, 1307.4, 2614.9, 163.4, 0, 0, 288, 192),
+    "MI300X": Sheet(5325, 1307.4, 2614.9, 163.4, 0, 0, 288, 192, None, 750),
 }
 
 
@@ -115,8 +120,14 @@ def sheet(device_name: str | None) -> Sheet | None:
     return None if found is None else found[1]
 
 
+def name_of(device_name: str | None) -> str | None:
+    """Under which name a GPU is in the table."""
+    found = entry(device_name)
+    return None if found is None else found[0]
+
+
 def entry(device_name: str | None) -> tuple[str, Sheet] | None:
-    """The same with the words of the name by which it was found."""
+    """Both."""
     name = device_name or ""
     return next(((words, found) for words, found in SHEETS.items() if _names(words, name)), None)
 

@@ -137,6 +137,21 @@ def is_first(collective: FabricRow) -> bool:
     return members is None or list(members) == list(range(len(members)))
 
 
+def times(table: pa.Table) -> dict[tuple[str, int, str], tuple[tuple[float, float], ...]]:
+    """(operation, ranks, mode) -> (bytes, seconds) of every size, over the first ranks."""
+    collectives = [one for one in FABRIC.rows(table) if one.kind == "collective" and is_first(one)]
+    groups = grouped(collectives, lambda one: (one.op, one.group_size, one.mode or ""))
+    return {
+        key: tuple(sorted({one.bytes: (one.time_us or 0.0) / 1e6 for one in rows}.items()))
+        for key, rows in groups.items()
+    }
+
+
+def devices(table: pa.Table) -> list[str]:
+    """The models of the devices that were measured."""
+    return sorted({one.device_name for one in FABRIC.rows(table)})
+
+
 @dataclass(frozen=True, slots=True)
 class PairRate:
     """The greatest bus bandwidth in GB/s between ranks a and b, sending in both directions at

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from orchestrator.options.comparing import COMPARE_OPTIONS
 from orchestrator.options.dataset import DATASET_OPTIONS
-from orchestrator.options.precision import FP8_OPTIONS, PRECISION_OPTIONS
+from orchestrator.options.planning import EXPLAIN_OPTIONS, MACHINE_OPTIONS, PLAN_OPTIONS
+from orchestrator.options.precision import PRECISION_OPTIONS
 from orchestrator.options.switches import SWITCH_OPTIONS
 
-# Those of `analysis.comparing.verdicts`, which takes long to import; a test compares them.
-OBJECTIVES = ("throughput", "latency", "per-gpu", "goodput", "energy")
-FILE = click.Path(path_type=Path, dir_okay=False)
-
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class Finite(click.FloatRange):
-    """A number in a range; NaN and infinities are in none."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Read it."""
-        number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number", param, ctx)
-        return number
 
 
 EXPERIMENT_OPTIONS = (
@@ -239,53 +223,6 @@ OF_ASKING = (
         help="Print cells and placements and whether they fit; take nothing.",
     ),
 )
-COMPARE_OPTIONS = (
-    click.option(
-        "--objective",
-        type=click.Choice(OBJECTIVES),
-        help="Of the verdicts, and of the order. [throughput]",
-    ),
-    click.option(
-        "--goodput",
-        multiple=True,
-        metavar="LEVEL...",
-        help="Service levels in ms, as in `ttft:2000 tpot:200`. [the runs']",
-    ),
-    click.option(
-        "--slo",
-        multiple=True,
-        metavar="LIMIT...",
-        help="Limits on percentiles, as in `ttft:p99:2000 tpot:p95:50`. [the runs']",
-    ),
-    click.option(
-        "--difference",
-        type=Finite(min=0, max=1, min_open=True, max_open=True),
-        metavar="SHARE",
-        help="The smallest difference that matters. [as was asked, 0.02]",
-    ),
-    click.option(
-        "--gate",
-        multiple=True,
-        metavar="METRIC:RATIO",
-        help="BASE NEW: how far NEW / BASE may go in a column of the comparison, as "
-        "output_throughput:0.95 or median_ttft_ms:1.05. Repeat. Exit status: 0 if the 95% interval "
-        "of every cell is on the allowed side, 1 if one is beyond it or a cell is missing or "
-        "failed, 3 if undecided.",
-    ),
-    click.option(
-        "--fail-below",
-        type=Finite(min=0, min_open=True),
-        metavar="RATIO",
-        help="The same as --gate output_throughput:RATIO.",
-    ),
-    click.option(
-        "--allow-missing", is_flag=True, help="Pass a gate though NEW lacks cells of BASE."
-    ),
-    click.option(
-        "--html", type=FILE, metavar="FILE", help="BASE NEW: write them side by side as a page."
-    ),
-    click.option("--svg", type=FILE, metavar="FILE", help="As a picture of a terminal."),
-)
 
 
 def asking_options(command: Command) -> Command:
@@ -294,9 +231,19 @@ def asking_options(command: Command) -> Command:
     return _with((*EXPERIMENT_OPTIONS, *OF_ASKING), command)
 
 
-def fp8_options(command: Command) -> Command:
-    """What of a deployment is FP8."""
-    return _with(FP8_OPTIONS, command)
+def explain_options(command: Command) -> Command:
+    """What is explained, and on what."""
+    return _with(EXPLAIN_OPTIONS, command)
+
+
+def plan_options(command: Command) -> Command:
+    """What may be asked of a plan."""
+    return _with(PLAN_OPTIONS, command)
+
+
+def machine_options(command: Command) -> Command:
+    """GPUs that need not be here."""
+    return _with(MACHINE_OPTIONS, command)
 
 
 def compare_options(command: Command) -> Command:

@@ -24,7 +24,7 @@ def check_memory(plan: EnginePlan, topology: Topology, load: Load) -> None:
         return
     budget = budget_of(plan, topology)
     if not budget.holds(load.max_len):
-        raise UserError(f"{_what(plan)} does not fit: {_shortage(budget, load.max_len)}")
+        raise UserError(f"{_what(plan)} does not fit: {shortage(budget, load.max_len)}")
 
 
 def _what(plan: EnginePlan) -> str:
@@ -33,8 +33,8 @@ def _what(plan: EnginePlan) -> str:
     return f"{plan.model.name} under {plan.layout} in {kept}"
 
 
-def _shortage(budget: memory.Budget, max_len: int) -> str:
-    """The error message: what a GPU holds, and how much room that leaves."""
+def shortage(budget: memory.Budget, max_len: int) -> str:
+    """Why a plan does not fit: what a GPU holds, and how much room that leaves."""
     usable = int(budget.available * memory.UTILIZATION) - memory.RESERVE_BYTES
     room = f"room for {budget.kv_tokens} tokens of KV" if budget.kv_tokens else "no room for KV"
     return (
@@ -88,7 +88,7 @@ def _check_main_memory(plan: EnginePlan) -> None:
         raise UserError(
             f"{_what(plan)} does not fit: its CPU workers need {format_bytes(weights)} for "
             f"weights, this machine has {format_bytes(available)} of memory; use GPUs or a "
-            "smaller model"
+            "smaller model; `orchestrator plan --gpu h200 --gpus 4` predicts GPUs that are not here"
         )
 
 

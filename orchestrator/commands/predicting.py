@@ -1,0 +1,118 @@
+"""What layouts would reach on GPUs that need not be here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.report.output import Output
+
+if TYPE_CHECKING:
+    from orchestrator.experiment import Experiment
+    from orchestrator.predict.plan import Machines, Plan, Planned
+    from strategies import ModelShape
+    from strategies.precision import Precision
+
+
+NAMES = ("gpu", "gpus", "gpus_per_node", "network", "gpu_hour_cost")
+
+
+def machines_of(options: dict[str, Any]) -> Machines | None:
+    """The GPUs that a plan is for, taken out of the options; None where none are named."""
+    from orchestrator.errors import UserError
+    from orchestrator.predict.plan import Machines
+
+    asked = {name: options.pop(name) for name in NAMES}
+    given = [f"--{name.replace('_', '-')}" for name, one in asked.items() if one is not None]
+    if given and (asked["gpu"] is None or asked["gpus"] is None):
+        raise UserError(f"{', '.join(given)}: --gpu and --gpus go together; give both")
+    return Machines(**asked, fabric=options["fabric"]) if given else None
+
+
+def plan(
+    experiment: Experiment,
+    machines: Machines | None,
+    layouts: Sequence[str],
+    out: Output,
+    is_to_run: bool = False,
+) -> None:
+    """Print a ranking of layouts. layouts: by name; none: every tp x pp x dp of the GPUs.
+    is_to_run: also how many runs an experiment is, and for how long. Raises UserError without
+    machines."""
+    from orchestrator.errors import UserError
+    from orchestrator.predict.plan import as_data
+    from orchestrator.report.predicted.plan_table import render
+
+    if machines is None:
+        raise UserError("a plan is for GPUs of some kind; give --gpu and --gpus, as h200 and 4")
+    found = predicted(experiment, machines, layouts, is_to_run)
+    out.show(lambda: as_data(found), lambda console: render(found, console))
+
+
+def predicted(
+    experiment: Experiment, machines: Machines, layouts: Sequence[str], is_to_run: bool = False
+) -> Plan:
+    """Predict every cell of an experiment. Raises UserError for one that no prediction is made
+    of."""
+    from orchestrator.plan import models, precision
+    from orchestrator.predict.plan import Plan
+
+    shape = models.resolve(experiment.model, "dummy").shape
+    kept = precision.resolve(experiment, shape, "cuda")
+    planned = tuple(
+        _planned(experiment, machines, layouts, engine, shape, kept, number)
+        for engine in experiment.engine or ("torch",)
+        for number in range(len(experiment.scenarios))
+    )
+    starts = experiment.num_starts * (experiment.num_runs + experiment.num_warmups)
+    name = kept.dtype if kept.name == "none" else f"{kept.dtype}, {kept.name}"
+    runs = starts if is_to_run else None
+    return Plan(experiment.model, name, machines, machines.hardware(), planned, runs)
+
+
+def _planned(
+    experiment: Experiment,
+    machines: Machines,
+    layouts: Sequence[str],
+    engine: str,
+    shape: ModelShape,
+    kept: Precision,
+    number: int,
+) -> Planned:
+    from orchestrator.predict import factors
+    from orchestrator.predict.layouts import Case, factorisations, rankings
+    from orchestrator.predict.load import Asked
+    from orchestrator.predict.plan import Planned, check_known
+    from orchestrator.predict.replica import Lengths
+
+    scenario, fitted = experiment.scenarios[number], factors.load().of(engine)
+    check_known(scenario.name, scenario.input_len, scenario.output_len, _other(experiment))
+    size = experiment.chunked_prefill_size
+    whole = max(fitted.prefill_tokens, scenario.input_len)
+    most = whole if size == "off" else size or fitted.prefill_tokens
+    asked = Asked(
+        Lengths(scenario.input_len, scenario.output_len, int(most)),
+        max(experiment.max_concurrency),
+        experiment.num_prompts,
+        machines.gpu_hour_cost,
+    )
+    case = Case(shape, kept, machines.hardware(), fitted, asked)
+    names = tuple(layouts) or tuple(factorisations(machines.gpus))
+    found = rankings(case, names, machines.gpus, experiment.max_concurrency)
+    return Planned(
+        scenario.name,
+        scenario.input_len,
+        scenario.output_len,
+        engine,
+        fitted.provenance,
+        tuple(found),
+    )
+
+
+def _other(experiment: Experiment) -> str | None:
+    """What makes a load another one than a closed loop of equal lengths."""
+    if experiment.request_rate is not None or experiment.find_rate:
+        return "an open loop"
+    if experiment.dataset_path is not None:
+        return "a dataset"
+    return "lengths that differ" if experiment.range_ratio else None

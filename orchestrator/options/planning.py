@@ -1,0 +1,103 @@
+"""The options of `explain` and `plan`, and those of GPUs that need not be here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from orchestrator.options.precision import FP8_OPTIONS, PRECISION_OPTIONS
+
+EXPLAIN_OPTIONS = (
+    click.option(
+        "--model",
+        default="tiny",
+        show_default=True,
+        metavar="NAME|FOLDER",
+        help="A preset or a folder with a config.json.",
+    ),
+    click.option(
+        "--dtype",
+        default="bfloat16",
+        show_default=True,
+        type=click.Choice(["float32", "bfloat16", "float16"]),
+    ),
+    *FP8_OPTIONS,
+    click.option("--memory", metavar="141GB", help="Memory of one GPU. [what is here]"),
+    click.option(
+        "--batch",
+        default=1,
+        show_default=True,
+        type=click.IntRange(min=1, max=65536),
+        help="Requests in the decode step shown.",
+    ),
+    click.option(
+        "--chunked-prefill-size",
+        type=click.IntRange(min=1, max=10_000_000),
+        metavar="N",
+        help="Most prompt tokens in one forward pass.",
+    ),
+)
+MACHINE_OPTIONS = (
+    click.option("--gpu", metavar="NAME", help="Kind of GPU: h200, l40s ... It need not be here."),
+    click.option(
+        "--gpus", type=click.IntRange(min=1, max=4096), metavar="N", help="How many of them."
+    ),
+    click.option(
+        "--gpus-per-node",
+        type=click.IntRange(min=1, max=4096),
+        metavar="N",
+        help="How many share a node. [8]",
+    ),
+    click.option(
+        "--network",
+        type=click.FloatRange(min=0, min_open=True, max=1e6),
+        metavar="GB/S",
+        help="Of a GPU's network card, in one direction. [of the maker's own server]",
+    ),
+    click.option(
+        "--gpu-hour-cost",
+        type=click.FloatRange(min=0, max=1e6),
+        metavar="X",
+        help="Of one GPU: the cost of tokens is shown too.",
+    ),
+)
+PLAN_OPTIONS = (
+    click.option(
+        "--model", metavar="NAME|FOLDER", help="A preset or a folder with a config.json. [tiny]"
+    ),
+    *MACHINE_OPTIONS,
+    click.option(
+        "--strategy",
+        multiple=True,
+        metavar="LAYOUT",
+        help="tp4, tp2pp2 ... Repeat, or use commas. [every tp x pp x dp of the GPUs]",
+    ),
+    click.option("--engine", multiple=True, metavar="NAME", help="torch or vllm. [torch]"),
+    click.option(
+        "--scenario",
+        multiple=True,
+        metavar="NAME",
+        help="short (256/128), long (1024/512). [short]",
+    ),
+    click.option("--input-len", metavar="TOKENS", help="Prompt length, instead of a scenario."),
+    click.option("--output-len", metavar="TOKENS", help="Output length, likewise."),
+    click.option(
+        "--max-concurrency", metavar="N,N,...", help="Requests in flight; a ranking each. [8]"
+    ),
+    click.option(
+        "--num-prompts", type=int, metavar="N", help="Requests of a closed loop. [max-concurrency]"
+    ),
+    *PRECISION_OPTIONS,
+    click.option(
+        "--chunked-prefill-size",
+        metavar="N|off",
+        help="Prompt tokens of a forward pass. [torch: 2048; vllm: 16384]",
+    ),
+    click.option(
+        "--fabric",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="What `calibrate` wrote of such GPUs. [what is known of them]",
+    ),
+)

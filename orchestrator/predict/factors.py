@@ -1,0 +1,119 @@
+"""What is fitted of an engine, and how far a prediction may be off: kept in factors.json, which
+`benchmarks/fit_predictions.py` writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from orchestrator.analysis.roofline import CALIBRATED, Ceilings
+from orchestrator.errors import UserError
+from orchestrator.predict.hardware import Attainable, Calibration, Curve
+
+FILE = Path(__file__).with_name("factors.json")
+# What a prediction has an interval of.
+METRICS = ("output_throughput", "ttft_ms", "tpot_ms")
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Where factors were fitted: ranges [least, most], or the values that were seen.
+
+    rows: requests in a decode pass. stage_bytes: weights that a GPU reads in a pass. tp, pp: their
+    degrees. input_len: tokens of a prompt. kv_share: bytes of KV over those of weights in a decode
+    pass, from 0 on.
+    """
+
+    gpus: tuple[str, ...]
+    quantizations: tuple[str, ...]
+    ranges: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFactors:
+    """What distinguishes an engine from the hardware's limits.
+
+    stream, kv: share of the memory's rate at which it streams weights, and keys and values. math:
+    share of the arithmetic rate of its matrix products. overlap: exponent of the norm that joins
+    streaming and computing; infinite where the shorter one is hidden. layer_s: of the small kernels
+    of a layer. gap_s, eager_gap_s: between kernels, for each layer, in a graph and launched one by
+    one. collective: time of its collectives over NCCL's. skew_s: wait for the last rank, for each
+    collective. turn_s: from a stage's pass to the next one's start, while several micro-batches are
+    in flight. start_s: from when requests come to the first pass.
+    lanes: whether a pipeline has a micro-batch for each stage in flight; else one in all. separate:
+    prompts and decoded tokens never share a pass. graph_tokens: most tokens of a pass with prompts
+    that runs in a graph. prefill_tokens: most prompt tokens of a pass, unless it is said.
+    idle_power, busy_power: shares of a GPU's power limit, the second one while it computes; None:
+    not fitted. half_width: metric -> log-ratio, see `interval.estimate`.
+    """
+
+    engine: str
+    stream: float
+    math: float
+    kv: float
+    overlap: float
+    layer_s: float
+    gap_s: float
+    eager_gap_s: float
+    collective: float
+    skew_s: float
+    turn_s: float
+    start_s: float
+    lanes: bool
+    separate: bool
+    graph_tokens: int
+    prefill_tokens: int
+    idle_power: float | None
+    busy_power: float | None
+    half_width: Mapping[str, float]
+    fitted: Fitted
+    provenance: str
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """Of every engine, and what calibrations say of GPUs."""
+
+    engines: Mapping[str, EngineFactors]
+    attainable: Attainable
+    calibrations: Mapping[str, Calibration]
+
+    def of(self, engine: str) -> EngineFactors:
+        """Raises UserError where none were fitted of this engine."""
+        if engine not in self.engines:
+            raise UserError(
+                f"no factors were fitted for the engine {engine}; predicted are "
+                f"{', '.join(self.engines)}"
+            )
+        return self.engines[engine]
+
+
+@cache
+def load(file: Path = FILE) -> Factors:
+    """Read a file of factors."""
+    data = json.loads(file.read_text(encoding="utf-8"))
+    return Factors(
+        engines={name: _engine(name, one) for name, one in data["engines"].items()},
+        attainable=Attainable(**data["attainable"]),
+        calibrations={name: _calibration(one) for name, one in data["calibrations"].items()},
+    )
+
+
+def _engine(name: str, data: Mapping[str, Any]) -> EngineFactors:
+    fitted = dict(data["fitted"])
+    ranges = {key: (low, high) for key, (low, high) in fitted["ranges"].items()}
+    where = Fitted(tuple(fitted["gpus"]), tuple(fitted["quantizations"]), ranges)
+    return EngineFactors(**{**data, "engine": name, "fitted": where})
+
+
+def _calibration(data: Mapping[str, Any]) -> Calibration:
+    curves = tuple(
+        Curve(one["op"], one["ranks"], one["mode"], tuple((b, s) for b, s in one["points"]))
+        for one in data["curves"]
+    )
+    stated = Ceilings(data["hbm"], data["flops"], data["cache_bytes"], CALIBRATED)
+    return Calibration(stated, curves, data["source"])

@@ -1,0 +1,205 @@
+"""The hardware of a prediction: figures as data, each with where it comes from."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from orchestrator.analysis.roofline import Ceilings
+from orchestrator.errors import UserError
+from orchestrator.node.datasheet import SHEETS, Sheet, ceilings
+from strategies.traffic import bus_factor
+
+# Latency of NCCL's ring in its protocol for small messages: of a call, and of each step over a
+# link. github.com/NVIDIA/nccl, src/graph/tuning.cc of 2.2x, baseLat and hwLat, Ring LL.
+CALL_S = 6.6e-6
+STEP_S = {"nvlink": 0.6e-6, "pcie": 1.0e-6, "network": 2.7e-6}
+GRAPH, EAGER = "graph", "eager"
+SHEET = "data sheet"
+
+Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What joins GPUs. bandwidth: bytes/s that one GPU sends, the other direction beside it.
+    step_s: latency of a step of a ring over it."""
+
+    bandwidth: float
+    step_s: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Measured times of one operation over `ranks` GPUs of a node: (bytes, seconds), ascending."""
+
+    op: str
+    ranks: int
+    mode: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fabric:
+    """What joins the GPUs of a node, and the nodes; None: not known."""
+
+    link: Link | None
+    network: Link | None = None
+    curves: tuple[Curve, ...] = ()
+
+    def seconds(self, op: str, ranks: int, nodes: int, size: float, mode: str) -> float | None:
+        """Seconds of one collective with a message of `size` bytes; None where a link is not known.
+
+        Inside a node from the curve of as many ranks, else of the most that were measured, with the
+        bytes that cross a link set equal and a ring's further steps added; else, and over nodes,
+        latency + bytes / bandwidth.
+        """
+        measured = self._curve(op, ranks, mode) if nodes == 1 else None
+        if measured is not None:
+            like = size * bus_factor(op, ranks) / bus_factor(op, measured.ranks)
+            more = steps(op, ranks) - steps(op, measured.ranks)
+            slow = self.link.step_s if self.link else STEP_S["nvlink"]
+            return interpolated(measured.points, like) + max(more, 0) * slow
+        return self._by_line(op, ranks, nodes, size)
+
+    def _curve(self, op: str, ranks: int, mode: str) -> Curve | None:
+        name = "send_recv" if op in ("send", "broadcast") else op
+        found = [one for one in self.curves if (one.op, one.mode) == (name, mode)]
+        own = [one for one in found if one.ranks == ranks]
+        pairs = [one for one in found if one.ranks == 2] if name == "send_recv" else own
+        return next(iter(pairs or sorted(found, key=lambda one: -one.ranks)), None)
+
+    def _by_line(self, op: str, ranks: int, nodes: int, size: float) -> float | None:
+        inside, between = self.link, self.network
+        if inside is None or (nodes > 1 and between is None):
+            return None
+        far = steps(op, nodes) if nodes > 1 else 0
+        latency = CALL_S + (steps(op, ranks) - far) * inside.step_s
+        slowest = inside.bandwidth
+        if between is not None and nodes > 1:
+            latency += far * between.step_s
+            # Each GPU of a node has a network card, and rings run through all of them at once.
+            rails = 1 if op == "send" else max(ranks // nodes, 1)
+            slowest = min(slowest, rails * between.bandwidth)
+        return latency + size * bus_factor(op, ranks) / slowest
+
+
+def steps(op: str, ranks: int) -> int:
+    """Steps of a ring, one after another: tuning.cc of NCCL."""
+    ring = {"all_reduce": 2 * (ranks - 1), "all_gather": ranks - 1, "reduce_scatter": ranks - 1}
+    return ring.get(op, 1)
+
+
+def interpolated(points: Points, size: float) -> float:
+    """The time for `size` bytes between measured ones, straight on logarithmic axes; below the
+    first that one's, above the last at its rate."""
+    if size <= points[0][0]:
+        return points[0][1]
+    if size >= points[-1][0]:
+        return points[-1][1] * size / points[-1][0]
+    after = next(i for i, (at, _) in enumerate(points) if at >= size)
+    (low, fast), (high, slow) = points[after - 1], points[after]
+    share = math.log(size / low) / math.log(high / low)
+    return fast * math.exp(share * math.log(slow / fast))
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """GPUs of one kind. ceilings: rates that are reached, not those of a data sheet. memory_bytes,
+    power_w: None where no source is known. sources: figure -> where it comes from."""
+
+    name: str
+    ceilings: Ceilings
+    memory_bytes: int | None
+    power_w: float | None
+    fabric: Fabric
+    gpus_per_node: int = 8
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def with_network(self, bytes_s: float) -> Hardware:
+        """The same with a network card of so many bytes a second for each GPU."""
+        between = Link(bytes_s, STEP_S["network"], "as asked")
+        sources = {**self.sources, "network": "as asked"}
+        return replace(self, fabric=replace(self.fabric, network=between), sources=sources)
+
+
+@dataclass(frozen=True, slots=True)
+class Attainable:
+    """Shares of a data sheet's rates that calibrations reach; of the memory, of arithmetic, of a
+    link's one direction."""
+
+    memory: float
+    flops: float
+    link: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What `orchestrator calibrate` measured of one kind of GPU."""
+
+    ceilings: Ceilings
+    curves: tuple[Curve, ...]
+    source: str
+
+
+def find(gpu: str) -> tuple[str, Sheet]:
+    """The name and the data sheet of a GPU, "h200" or "l40s". Raises UserError for one that is not
+    known."""
+    wanted = _plain(gpu)
+    for name, sheet in SHEETS.items():
+        if _plain(name) == wanted:
+            return name, sheet
+    near = difflib.get_close_matches(wanted, map(_plain, SHEETS), n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise UserError(f"no data sheet of '{gpu}' is known{hint} Known: {', '.join(SHEETS)}")
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def of_sheet(
+    gpu: str, attainable: Attainable, measured: Calibration | None, gpus_per_node: int
+) -> Hardware:
+    """GPUs by their data sheet, at the shares of it that others reach, or with what was measured
+    of that kind. Raises UserError where its rates are not known."""
+    name, sheet = find(gpu)
+    stated = ceilings(name)
+    if stated is None:
+        raise UserError(f"no memory bandwidth of {name} is known; use --fabric or another --gpu")
+    reached = measured.ceilings if measured else _at(stated, attainable)
+    curves = measured.curves if measured else ()
+    source = measured.source if measured else f"{SHEET}, at the share that calibrations reach"
+    return Hardware(
+        name=name,
+        ceilings=reached,
+        memory_bytes=sheet.memory_bytes,
+        power_w=sheet.power,
+        fabric=Fabric(_link(sheet, attainable), _network(sheet), curves),
+        gpus_per_node=gpus_per_node,
+        sources={
+            "rates": source,
+            "memory": SHEET,
+            "power": SHEET,
+            "link": measured.source if measured else f"{SHEET}; latency: NCCL's tuning.cc",
+        },
+    )
+
+
+def _at(stated: Ceilings, attainable: Attainable) -> Ceilings:
+    flops = {dtype: rate * attainable.flops for dtype, rate in stated.flops.items()}
+    return replace(stated, hbm=stated.hbm * attainable.memory, flops=flops)
+
+
+def _link(sheet: Sheet, attainable: Attainable) -> Link | None:
+    if sheet.link is None:
+        return None
+    kind = "nvlink" if sheet.nvlink else "pcie"
+    return Link(sheet.link * attainable.link, STEP_S[kind], SHEET)
+
+
+def _network(sheet: Sheet) -> Link | None:
+    return Link(sheet.network * 1e9, STEP_S["network"], SHEET) if sheet.network else None

@@ -1,0 +1,69 @@
+"""How far a prediction may be off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from orchestrator.predict.factors import EngineFactors
+from orchestrator.predict.passes import Setting
+from orchestrator.predict.replica import Lengths, micro_batches
+
+# A value this many times outside of a range still counts as inside.
+MARGIN = 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its 90% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def estimate(
+    value: float, metric: str, factors: EngineFactors, beyond: tuple[str, ...]
+) -> Estimate:
+    """The interval is value x exp(-w) to value x exp(w).
+
+    w: the half width of the fit's residuals |log(measured / predicted)|, each layout left out in
+    turn, and once more for each way in which the case lies outside of where factors were fitted.
+    The second is a rule, checked by the coverage of cells that were held out.
+    """
+    width = factors.half_width[metric] * (1 + len(beyond))
+    return Estimate(value, value * math.exp(-width), value * math.exp(width))
+
+
+def outside(setting: Setting, lengths: Lengths, requests: int) -> tuple[str, ...]:
+    """In what a case lies outside of where the factors were fitted."""
+    return tuple(_outside(setting, seen_of(setting, lengths, requests)))
+
+
+def seen_of(setting: Setting, lengths: Lengths, requests: int) -> dict[str, float]:
+    """What factors are fitted over; see `factors.Fitted`. requests: of one replica."""
+    placed, rows = setting.placed, requests / micro_batches(setting, requests)
+    fullest = max(setting.stages, key=lambda one: one.weight_bytes)
+    return {
+        "rows": rows,
+        "stage_bytes": fullest.weight_bytes,
+        "tp": placed.placement.degree("tp"),
+        "pp": placed.placement.degree("pp"),
+        "input_len": lengths.input_len,
+        "kv_share": rows * lengths.context * fullest.kv_bytes / fullest.weight_bytes,
+    }
+
+
+def _outside(setting: Setting, seen: Mapping[str, float]) -> Iterator[str]:
+    fitted, placed = setting.factors.fitted, setting.placed
+    if placed.hardware.name not in fitted.gpus:
+        yield f"GPU {placed.hardware.name}, fitted on {', '.join(fitted.gpus)}"
+    if placed.precision.name not in fitted.quantizations:
+        yield f"quantization {placed.precision.name}"
+    if any(nodes > 1 for _, nodes in placed.groups.values()):
+        yield "several nodes"
+    for name, (low, high) in fitted.ranges.items():
+        value = seen[name]
+        if not low / MARGIN <= value <= high * MARGIN:
+            yield f"{name} {value:.3g}, fitted from {low:.3g} to {high:.3g}"

@@ -1,0 +1,49 @@
+"""Where the time of GPUs goes, in the parts that measurements have."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass, fields
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Seconds of one GPU, or of several together.
+
+    weights, kv: streaming them at the memory's rate. arithmetic: operations, as far as they take
+    longer. inefficiency: the rest of compute. transfer, wait: a collective moves data, or waits for
+    its last rank. bubble: waiting for another stage. gaps: nothing runs.
+    """
+
+    weights: float = 0.0
+    kv: float = 0.0
+    arithmetic: float = 0.0
+    inefficiency: float = 0.0
+    transfer: float = 0.0
+    wait: float = 0.0
+    bubble: float = 0.0
+    gaps: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """All of them."""
+        return float(sum(astuple(self)))
+
+    @property
+    def compute(self) -> float:
+        """Kernels that are no communication."""
+        return self.weights + self.kv + self.arithmetic + self.inefficiency
+
+    @property
+    def communication(self) -> float:
+        """Transfer and wait."""
+        return self.transfer + self.wait
+
+    def __add__(self, other: Parts) -> Parts:
+        return Parts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def times(self, number: float) -> Parts:
+        """Each part `number` times."""
+        return Parts(*(number * part for part in astuple(self)))
+
+
+NAMES = tuple(one.name for one in fields(Parts))

@@ -1,0 +1,175 @@
+"""The time of one forward pass through one pipeline stage, in its parts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from orchestrator.analysis.roofline import Rates, Stage, stages_of
+from orchestrator.predict.factors import EngineFactors
+from orchestrator.predict.hardware import EAGER, GRAPH, Hardware
+from orchestrator.predict.parts import Parts
+from strategies.placement import Placement
+from strategies.precision import Precision
+from strategies.shapes import ModelShape
+from strategies.traffic import Traffic, step
+
+DECODE, PREFILL = "decode", "prefill"
+# What a rank waits for in these is another stage: bubble, and no transfer of its own.
+OF_OTHERS = frozenset({"recv"})
+
+
+class UnknownLink(Exception):
+    """A collective crosses a link of which nothing is known; says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a pass does for one stage.
+
+    tokens: rows that go through the layers. sampled: of these, those that logits are made of.
+    read: tokens of KV that are read, of all its requests. pairs: (token, token that it attends to).
+    """
+
+    phase: str
+    tokens: float
+    sampled: float
+    read: float = 0.0
+    pairs: float = 0.0
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A placement of a model on GPUs, and what follows from it whatever the engine."""
+
+    placement: Placement
+    model: ModelShape
+    precision: Precision
+    hardware: Hardware
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """Those of one replica."""
+        return stages_of(self.placement, self.model, self.precision)
+
+    @cached_property
+    def layers(self) -> tuple[int, ...]:
+        """How many each stage has."""
+        return tuple(sum(count for _, count in stage.windows) for stage in self.stages)
+
+    @cached_property
+    def groups(self) -> dict[str, tuple[int, int]]:
+        """Axis -> ranks of a group, and the most nodes that one of its groups spans."""
+        size = self.hardware.gpus_per_node
+        axes = (axis for axis, degree in self.placement.mesh if degree > 1)
+        return {axis: _span(self.placement, axis, size) for axis in axes}
+
+    @cached_property
+    def rates(self) -> dict[str, Rates | None]:
+        """Phase -> what a GPU does at most, in the type of its matrices."""
+        return {
+            phase: self.hardware.ceilings.rates(
+                "float8_e4m3fn" if self.precision.is_fp8(phase) else self.precision.dtype
+            )
+            for phase in (DECODE, PREFILL)
+        }
+
+    @cached_property
+    def _transfers(self) -> dict[tuple[int, int, int, str], tuple[float, int]]:
+        return {}
+
+    def transfer(self, index: int, work: Work, mode: str) -> tuple[float, int]:
+        """Seconds in which data move, with NCCL and nothing in the way, and collectives that wait
+        for a last rank. Raises UnknownLink."""
+        tokens, sampled = max(round(work.tokens), 1), max(round(work.sampled), 1)
+        key = (index, tokens, sampled, mode)
+        if key not in self._transfers:
+            self._transfers[key] = self._transfer(*key)
+        return self._transfers[key]
+
+    def _transfer(self, index: int, tokens: int, sampled: int, mode: str) -> tuple[float, int]:
+        rank, seconds, calls = self.placement.rank_at({"pp": index}), 0.0, 0
+        width = self.precision.dtype_bytes
+        for one in step(self.placement, self.model, rank, tokens, sampled, width):
+            if one.op not in OF_OTHERS:
+                seconds += one.calls * self._each(one, mode)
+                calls += one.calls if one.axis == "tp" else 0
+        return seconds, calls
+
+    def _each(self, one: Traffic, mode: str) -> float:
+        ranks, nodes = self.groups[one.axis]
+        found = self.hardware.fabric.seconds(one.op, ranks, nodes, one.bytes / one.calls, mode)
+        if found is None:
+            where = "between nodes" if nodes > 1 else "between GPUs"
+            raise UnknownLink(f"the link {where} of {self.hardware.name} is not known")
+        return found
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What passes are worked out for: a placement on GPUs, under an engine."""
+
+    placed: Placed
+    factors: EngineFactors
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Those of one replica."""
+        return self.placed.stages
+
+    @cached_property
+    def _passes(self) -> dict[tuple[int, Work], Parts]:
+        return {}
+
+    def pass_of(self, index: int, work: Work) -> Parts:
+        """The parts of one pass through the stage `index`. Raises UnknownLink."""
+        key = (index, work)
+        if key not in self._passes:
+            self._passes[key] = self._pass(index, work)
+        return self._passes[key]
+
+    def _pass(self, index: int, work: Work) -> Parts:
+        factors = self.factors
+        eager = work.phase == PREFILL and work.tokens > factors.graph_tokens
+        transfer, calls = self.placed.transfer(index, work, EAGER if eager else GRAPH)
+        gap_s = factors.eager_gap_s if eager else factors.gap_s
+        around = Parts(
+            transfer=transfer * factors.collective,
+            wait=calls * factors.skew_s,
+            gaps=self.placed.layers[index] * gap_s,
+        )
+        return self._compute(index, work) + around
+
+    def _compute(self, index: int, work: Work) -> Parts:
+        """Matrices, attention and small kernels, one after another.
+
+        Streaming weights and computing with them overlap, but not wholly: (a^p + b^p)^(1/p), which
+        is the roofline's maximum for a large p and the sum for p = 1.
+        """
+        stage, factors, rates = self.stages[index], self.factors, self.placed.rates[work.phase]
+        assert rates is not None, "checked before anything is predicted"
+        read = stage.streamed if work.phase == PREFILL else stage.weight_bytes
+        weights, kv = read / rates.memory, work.read * stage.kv_bytes / rates.memory
+        products = (work.tokens * stage.token_flops + work.sampled * stage.head_flops) / rates.flops
+        attention = work.pairs * stage.attention_flops / rates.flops
+        power = factors.overlap
+        streaming, computing = weights / factors.stream, products / factors.math
+        matrices = (streaming**power + computing**power) ** (1 / power)
+        spent = matrices + kv / factors.kv + attention / factors.math
+        spent += self.placed.layers[index] * factors.layer_s
+        arithmetic = max(products + attention - weights - kv, 0.0)
+        return Parts(weights, kv, arithmetic, spent - weights - kv - arithmetic)
+
+
+def _span(placement: Placement, axis: str, gpus_per_node: int) -> tuple[int, int]:
+    """Ranks of a group, and the most nodes that a group spans: ranks fill nodes in order."""
+    degree, total = placement.degree(axis), placement.num_ranks
+    if total <= gpus_per_node:
+        return degree, 1
+    names = [name for name, _ in placement.mesh]
+    inner = placement.mesh[names.index(axis) + 1 :]
+    stride = math.prod(number for _, number in inner)
+    firsts = (rank for rank in range(total) if rank // stride % degree == 0)
+    last = (degree - 1) * stride
+    return degree, max((r + last) // gpus_per_node - r // gpus_per_node + 1 for r in firsts)

@@ -1,0 +1,139 @@
+"""What `orchestrator plan` shows: rankings of layouts for each scenario and engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from orchestrator.errors import UserError
+from orchestrator.predict import factors
+from orchestrator.predict.hardware import Calibration, Hardware, find, of_sheet
+from orchestrator.predict.layouts import Ranking
+from orchestrator.predict.prediction import NoPrediction, Prediction
+
+NODE = 8  # GPUs of a node, unless it is said
+
+
+@dataclass(frozen=True, slots=True)
+class Machines:
+    """What a plan is made for. network: GB/s of a GPU's network card in one direction; None: of
+    the maker's own server. fabric: what `calibrate` wrote of such GPUs."""
+
+    gpu: str
+    gpus: int
+    gpus_per_node: int | None = None
+    network: float | None = None
+    fabric: Path | None = None
+    gpu_hour_cost: float | None = None
+
+    def hardware(self) -> Hardware:
+        """Its figures. Raises UserError for a GPU that is not known, and for a calibration of
+        another one."""
+        name, _ = find(self.gpu)
+        known = factors.load()
+        found = of_sheet(name, known.attainable, self._measured(name), self.gpus_per_node or NODE)
+        return found.with_network(self.network * 1e9) if self.network else found
+
+    def _measured(self, name: str) -> Calibration | None:
+        if self.fabric is None:
+            return factors.load().calibrations.get(name)
+        from orchestrator.predict.calibrated import calibration
+
+        return calibration(self.fabric, name)[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The rankings of one scenario under one engine, for each concurrency."""
+
+    scenario: str
+    input_len: int
+    output_len: int
+    engine: str
+    provenance: str
+    rankings: tuple[Ranking, ...]
+
+    @property
+    def duration_s(self) -> float:
+        """Of one run of every cell."""
+        return sum(one.duration_s for ranking in self.rankings for one in ranking.predictions)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """runs: of each cell, warm-ups included; None where nothing is to be run."""
+
+    model: str
+    precision: str
+    machines: Machines
+    hardware: Hardware
+    planned: tuple[Planned, ...]
+    runs: int | None = None
+
+    @property
+    def cells(self) -> int:
+        """Layouts x scenarios x concurrencies that are predicted."""
+        return sum(len(r.predictions) for one in self.planned for r in one.rankings)
+
+    @property
+    def duration_s(self) -> float:
+        """Of all runs, starts of workers not counted."""
+        return (self.runs or 1) * sum(one.duration_s for one in self.planned)
+
+
+def check_known(scenario: str, input_len: int, output_len: int, other: str | None) -> None:
+    """Raise UserError for a load that is no closed loop of equal lengths. other: what makes it
+    another one."""
+    if other is not None or not (input_len and output_len):
+        what = other or f"lengths that differ ({scenario})"
+        raise UserError(
+            f"a prediction is of a closed loop of requests of equal lengths, and not of {what}; "
+            "give --scenario, or --input-len and --output-len as numbers"
+        )
+
+
+def as_data(plan: Plan) -> dict[str, object]:
+    """Plain data for `json.dumps`: times in ms and seconds, bytes, tokens/s."""
+    hardware = plan.hardware
+    return {
+        "model": plan.model,
+        "precision": plan.precision,
+        "gpu": hardware.name,
+        "gpus": plan.machines.gpus,
+        "gpus_per_node": hardware.gpus_per_node,
+        "memory_bytes": hardware.memory_bytes,
+        "sources": dict(hardware.sources),
+        "runs_of_a_cell": plan.runs,
+        "duration_s": plan.duration_s,
+        "plans": [_planned(one) for one in plan.planned],
+    }
+
+
+def _planned(one: Planned) -> dict[str, object]:
+    return {
+        "scenario": one.scenario,
+        "input_len": one.input_len,
+        "output_len": one.output_len,
+        "engine": one.engine,
+        "factors": one.provenance,
+        "rankings": [
+            {
+                "max_concurrency": ranking.max_concurrency,
+                "layouts": list(_rows(ranking.predictions, ranking.front)),
+                "refused": [asdict(refused) for refused in ranking.refused],
+            }
+            for ranking in one.rankings
+        ],
+    }
+
+
+def _rows(found: Sequence[Prediction], front: frozenset[str]) -> Iterator[dict[str, object]]:
+    for rank, one in enumerate(found, 1):
+        yield {"rank": rank, "pareto": one.layout in front, **asdict(one)}
+
+
+def refused(plan: Planned) -> list[NoPrediction]:
+    """The layouts without a prediction, each reason once."""
+    every = (one for ranking in plan.rankings for one in ranking.refused)
+    return list(dict.fromkeys(replace(one, max_concurrency=None) for one in every))

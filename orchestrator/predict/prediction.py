@@ -1,0 +1,235 @@
+"""What one layout would reach under one load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.analysis.least import least
+from orchestrator.analysis.roofline import Closed
+from orchestrator.plan.fitting import shortage
+from orchestrator.predict.interval import Estimate, estimate, outside
+from orchestrator.predict.load import Asked, Share, median
+from orchestrator.predict.parts import Parts
+from orchestrator.predict.passes import DECODE, Placed, Setting, UnknownLink
+from strategies import Layout, memory
+
+MS = 1e3
+# Why a layout has no prediction.
+IMPOSSIBLE, UNKNOWN = "impossible", "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Bytes on the fullest GPU. kv: of the requests in flight. reserve: kept free for the CUDA
+    context, NCCL and graphs."""
+
+    weights: int
+    kv: int
+    activations: int
+    reserve: int
+    available: int | None
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.kv + self.activations + self.reserve
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Of one layout and load.
+
+    in_flight: requests that are served at once: fewer than asked where KV has no room for them.
+    parts: GPU-milliseconds for each output token; with outside_ms_per_token, in which a replica has
+    nothing to do, they sum to device_ms_per_token. bound: tokens/s that no engine exceeds on this
+    hardware. outside: what lies outside of where the factors were fitted; each widens the
+    intervals.
+    """
+
+    layout: str
+    engine: str
+    num_gpus: int
+    max_concurrency: int
+    in_flight: int
+    output_throughput: Estimate
+    ttft_ms: Estimate
+    tpot_ms: Estimate
+    decode_ms_per_step: float
+    prefill_s: float
+    duration_s: float
+    parts: Parts
+    outside_ms_per_token: float
+    device_ms_per_token: float
+    bound_output_throughput: float
+    memory: MemoryUse
+    joules_per_output_token: Estimate | None
+    cost_per_million_tokens: Estimate | None
+    outside: tuple[str, ...]
+
+    @property
+    def per_gpu(self) -> float:
+        """Tokens/s for each GPU."""
+        return self.output_throughput.value / self.num_gpus
+
+
+@dataclass(frozen=True, slots=True)
+class NoPrediction:
+    """A layout that cannot run, or of which nothing can be said. max_concurrency: None for every
+    one of them."""
+
+    layout: str
+    kind: str
+    reason: str
+    max_concurrency: int | None = None
+
+
+def predict(setting: Setting, layout: Layout, asked: Asked) -> Prediction | NoPrediction:
+    """Predict a layout, or say why not."""
+    hardware = setting.placed.hardware
+    if any(rates is None for rates in setting.placed.rates.values()):
+        why = f"no rate of {hardware.name} is known in the dtype of its matrices"
+        return NoPrediction(layout.name, UNKNOWN, why)
+    if layout.engine is not None and layout.engine != setting.factors.engine:
+        why = f"it needs the engine {layout.engine}, for which no factors were fitted"
+        return NoPrediction(layout.name, UNKNOWN, why)
+    budget = budget_of(setting.placed, asked)
+    if not budget.holds(asked.max_len):
+        return NoPrediction(layout.name, IMPOSSIBLE, shortage(budget, asked.max_len))
+    try:
+        return _Served.of(setting, asked, budget).prediction(layout)
+    except UnknownLink as why:
+        advice = "give its rate with --network, or a --fabric"
+        return NoPrediction(layout.name, UNKNOWN, f"{why}; {advice}")
+
+
+def budget_of(placed: Placed, asked: Asked) -> memory.Budget:
+    """Bytes on the fullest GPU, one rank of each stage looked at: the first of a group has the
+    largest share."""
+    placement = placed.placement
+    firsts = [placement.rank_at({"pp": index}) for index in range(placement.degree("pp"))]
+    return memory.budget(
+        placement,
+        placed.model,
+        placed.precision,
+        placed.hardware.memory_bytes or 0,
+        asked.lengths.prefill_tokens,
+        firsts,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """How a layout serves a load: the fullest replicas first."""
+
+    setting: Setting
+    asked: Asked
+    budget: memory.Budget
+    shares: tuple[Share, ...]
+
+    @classmethod
+    def of(cls, setting: Setting, asked: Asked, budget: memory.Budget) -> _Served:
+        """Seats are dealt out one by one, so replicas are of two kinds at most, and of those
+        without a request."""
+        replicas = setting.placed.placement.degree("dp")
+        room = budget.kv_tokens // asked.max_len if budget.kv_tokens >= 0 else asked.seats
+        fuller = asked.seats % replicas
+        kinds = [(0, fuller), (fuller, replicas - fuller)] if fuller else [(0, replicas)]
+        shares = tuple(
+            Share.of(setting, asked, room, count, first)
+            for first, count in kinds
+            if first < asked.seats
+        )
+        return cls(setting, asked, budget, shares)
+
+    @property
+    def tokens(self) -> int:
+        """That are made."""
+        return self.asked.requests * self.asked.lengths.output_len
+
+    @property
+    def seconds(self) -> float:
+        """Until the last token."""
+        return max(share.seconds for share in self.shares)
+
+    def prediction(self, layout: Layout) -> Prediction:
+        """The figures of it."""
+        asked, setting, fullest = self.asked, self.setting, self.shares[0]
+        ranks = setting.placed.placement.num_ranks
+        beyond = outside(setting, asked.lengths, fullest.seats)
+        speed = estimate(self.tokens / self.seconds, "output_throughput", setting.factors, beyond)
+        parts = Parts()
+        for share in self.shares:
+            parts += share.parts.times(MS / self.tokens)
+        total = self.seconds * ranks * MS / self.tokens
+        return Prediction(
+            layout=layout.name,
+            engine=setting.factors.engine,
+            num_gpus=ranks,
+            max_concurrency=asked.max_concurrency,
+            in_flight=sum(share.seats * share.replicas for share in self.shares),
+            output_throughput=speed,
+            ttft_ms=estimate(self.ttft_s * MS, "ttft_ms", setting.factors, beyond),
+            tpot_ms=estimate(self.tpot_s * MS, "tpot_ms", setting.factors, beyond),
+            decode_ms_per_step=fullest.batch.round_s * MS,
+            prefill_s=fullest.batch.prefill.seconds,
+            duration_s=self.seconds,
+            parts=parts,
+            outside_ms_per_token=max(total - parts.seconds, 0.0),
+            device_ms_per_token=total,
+            bound_output_throughput=self._bound(),
+            memory=self._memory(),
+            joules_per_output_token=self._joules(parts, total, speed),
+            cost_per_million_tokens=_cost(asked, ranks, speed),
+            outside=beyond,
+        )
+
+    @property
+    def ttft_s(self) -> float:
+        """The median time to a first token."""
+        return median(
+            (at, count * share.replicas)
+            for share in self.shares
+            for at, count in share.first_tokens
+        )
+
+    @property
+    def tpot_s(self) -> float:
+        """The median time for each further token: a request whose prompt was read early waits for
+        the other prompts."""
+        batch = self.shares[0].batch
+        blocked = batch.prefill.seconds - median(batch.first_tokens)
+        return batch.round_s + blocked / max(self.asked.lengths.passes, 1)
+
+    def _bound(self) -> float:
+        """Generated tokens per second that the hardware allows at most."""
+        rates, share = self.setting.placed.rates[DECODE], self.shares[0]
+        assert rates is not None, "checked before anything is predicted"
+        lengths = self.asked.lengths
+        load = Closed.equal(lengths.input_len, lengths.output_len, share.served, share.seats)
+        found = least(self.setting.stages, load, rates, self.setting.factors.separate)
+        return self.tokens / found.seconds
+
+    def _memory(self) -> MemoryUse:
+        kept = self.shares[0].seats * self.asked.max_len * self.budget.kv_per_token
+        budget, there = self.budget, self.setting.placed.hardware.memory_bytes
+        return MemoryUse(budget.weights, kept, budget.workspace, memory.RESERVE_BYTES, there)
+
+    def _joules(self, parts: Parts, gpu_ms: float, speed: Estimate) -> Estimate | None:
+        """Energy of all GPUs for a token: a share of the power limit always, and one while a GPU
+        computes."""
+        limit, factors = self.setting.placed.hardware.power_w, self.setting.factors
+        if limit is None or factors.idle_power is None or factors.busy_power is None:
+            return None
+        used = factors.idle_power * gpu_ms + factors.busy_power * parts.compute
+        return _inverse(limit * used / MS, speed)
+
+
+def _cost(asked: Asked, ranks: int, speed: Estimate) -> Estimate | None:
+    if asked.gpu_hour_cost is None:
+        return None
+    return _inverse(asked.gpu_hour_cost * ranks / 3600 / speed.value * 1e6, speed)
+
+
+def _inverse(value: float, speed: Estimate) -> Estimate:
+    """What is as uncertain as `speed`, and falls where that rises."""
+    return Estimate(value, value * speed.value / speed.high, value * speed.value / speed.low)

@@ -1,0 +1,158 @@
+"""`orchestrator plan`, and `submit --dry-run` for GPUs that are not here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from orchestrator import cli
+from orchestrator.predict.parts import NAMES
+
+ASKED = ("--model", "llama-70b", "--gpu", "h200", "--gpus", "4")
+FABRICS = Path(__file__).resolve().parents[2] / "docs" / "results"
+QUICKLY = """
+import sys, time
+begun = time.perf_counter()
+from orchestrator.cli import main
+main(sys.argv[1:], standalone_mode=False)
+heavy = {"torch", "ray", "transformers"} & set(sys.modules)
+assert not heavy, heavy
+print(time.perf_counter() - begun, file=sys.stderr)
+"""
+
+
+def run(*asked: str) -> Result:
+    return CliRunner().invoke(cli.main, list(asked))
+
+
+def plan(*asked: str) -> dict[str, Any]:
+    done = run("plan", *asked, "--json")
+    assert done.exit_code == 0, done.output
+    return dict(json.loads(done.stdout))
+
+
+def rankings(*asked: str) -> list[dict[str, Any]]:
+    return [ranking for one in plan(*asked)["plans"] for ranking in one["rankings"]]
+
+
+def names(ranking: dict[str, Any]) -> list[str]:
+    return [one["layout"] for one in ranking["layouts"]]
+
+
+def test_a_plan_has_every_layout_of_the_gpus_or_why_not() -> None:
+    found = rankings(*ASKED, "--max-concurrency", "1,32,100")
+    assert [one["max_concurrency"] for one in found] == [1, 32, 100]
+    for one in found:
+        assert set(names(one)) == {"tp4", "pp4", "tp2pp2", "tp2dp2", "pp2dp2"}
+        assert names(one)[0] == "tp4"
+        (refused,) = one["refused"]
+        assert (refused["layout"], refused["kind"]) == ("dp4", "impossible")
+        assert "weights" in refused["reason"]
+
+
+def test_each_layout_of_a_plan_has_its_figures_with_intervals() -> None:
+    (ranking,) = rankings(*ASKED, "--strategy", "tp4", "--gpu-hour-cost", "3")
+    (one,) = ranking["layouts"]
+    for metric in (
+        "output_throughput",
+        "ttft_ms",
+        "tpot_ms",
+        "joules_per_output_token",
+        "cost_per_million_tokens",
+    ):
+        assert one[metric]["low"] < one[metric]["value"] < one[metric]["high"]
+    assert one["output_throughput"]["value"] < one["bound_output_throughput"]
+    assert set(one["parts"]) == set(NAMES)
+    assert set(one["memory"]) == {"weights", "kv", "activations", "reserve", "available"}
+    assert any("H200" in why for why in one["outside"])
+
+
+def test_a_layout_of_more_gpus_than_there_are_is_impossible() -> None:
+    (found,) = rankings(*ASKED, "--strategy", "tp8,tp4")
+    assert names(found) == ["tp4"]
+    assert "needs 8 GPUs, of 4" in found["refused"][0]["reason"]
+
+
+def test_a_plan_is_a_table_for_people() -> None:
+    done = run("plan", *ASKED, "--max-concurrency", "32", "--engine", "torch,vllm")
+    assert done.exit_code == 0
+    for word in ("32 concurrent, torch", "32 concurrent, vllm", "tokens/s", "TPOT", "dp4: imp"):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (("--gpu", "h2000", "--gpus", "4"), "did you mean h200"),
+        (("--gpu", "h200"), "--gpu and --gpus go together"),
+        (("--gpus", "4"), "--gpu and --gpus go together"),
+        ((), "give --gpu and --gpus"),
+        (("--gpu", "h800", "--gpus", "4", "--engine", "deepspeed"), "no factors were fitted"),
+        (("--gpu", "h20 pcie", "--gpus", "4"), "no data sheet of 'h20 pcie' is known"),
+        (("--gpu", "h800 nvl", "--gpus", "4"), "no memory bandwidth of H800 NVL is known"),
+        (("--gpu", "h200", "--gpus", "4", "--input-len", "9:99", "--output-len", "9"), "equal len"),
+        (
+            ("--gpu", "h200", "--gpus", "4", "--fabric", str(FABRICS / "2xh100")),
+            "asked for is H200",
+        ),
+        (("--gpu", "h200", "--gpus", "4", "--fabric", "/none"), "no calibration"),
+        (("--gpu", "h200", "--gpus", "2", "--strategy", "tpx"), "'tpx' is not a layout"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_in_a_line(asked: Sequence[str], says: str) -> None:
+    done = run("plan", *asked)
+    said = done.stderr + done.stdout
+    assert done.exit_code != 0
+    assert says in " ".join(said.split())
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
+
+
+def test_a_calibration_stands_for_the_gpus_it_was_made_of() -> None:
+    mine = plan(*ASKED, "--fabric", str(FABRICS / "2xh200"))
+    assert mine["sources"]["rates"] == "measured: 2xh200"
+
+
+def test_nodes_beyond_one_are_joined_by_their_network() -> None:
+    asked = ("--model", "llama-70b", "--gpu", "l40s", "--gpus", "16")
+    (alone,) = rankings(*asked)
+    unknown = [one for one in alone["refused"] if one["kind"] == "unknown"]
+    assert unknown
+    assert all("--network" in one["reason"] for one in unknown)
+    (joined,) = rankings(*asked, "--network", "25")
+    assert not [one for one in joined["refused"] if one["kind"] == "unknown"]
+    assert len(joined["layouts"]) == len(alone["layouts"]) + len(unknown)
+
+
+def test_a_dry_run_for_gpus_that_are_not_here_is_a_plan_with_its_runs() -> None:
+    asked = ("--strategy", "tp4,pp4", "--load-format", "dummy", *ASKED, "--num-runs", "2")
+    done = run("submit", "--dry-run", *asked, "--max-concurrency", "1,32", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["runs_of_a_cell"] == 2 + 3  # three warm-ups
+    durations = [
+        one["duration_s"] for ranking in found["plans"][0]["rankings"] for one in ranking["layouts"]
+    ]
+    assert len(durations) == 4
+    assert found["duration_s"] == pytest.approx(5 * sum(durations))
+
+
+def test_gpus_that_are_not_here_run_nothing() -> None:
+    done = run("submit", *ASKED)
+    assert done.exit_code != 0
+    assert "--dry-run" in done.stderr
+
+
+def test_a_plan_for_four_gpus_takes_two_seconds_and_imports_neither_torch_nor_ray() -> None:
+    asked = [*ASKED, "--max-concurrency", "1,32,100"]
+    done = subprocess.run(
+        [sys.executable, "-c", QUICKLY, "plan", *asked], capture_output=True, text=True, check=True
+    )
+    assert "100 concurrent" in done.stdout
+    assert float(done.stderr) < 2 * 3  # the machine may be busy with other tests

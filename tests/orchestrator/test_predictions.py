@@ -1,0 +1,335 @@
+"""The cost model against arithmetic by hand, and against what was measured."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.analysis.roofline import Ceilings
+from orchestrator.plan import models
+from orchestrator.predict import factors
+from orchestrator.predict.hardware import GRAPH, Fabric, Hardware, Link, of_sheet
+from orchestrator.predict.interval import estimate
+from orchestrator.predict.layouts import Case, factorisations, rankings
+from orchestrator.predict.load import Asked
+from orchestrator.predict.passes import Placed, Setting
+from orchestrator.predict.prediction import IMPOSSIBLE, UNKNOWN, NoPrediction, Prediction, predict
+from orchestrator.predict.replica import Lengths
+from strategies import Layout, Load, Placement, Topology, plan_layout, with_stages
+from strategies.precision import Precision
+
+BF16 = Precision("bfloat16")
+KNOWN = factors.load()
+TORCH = KNOWN.of("torch")
+# An engine that reaches what the hardware allows: its times are the roofline's.
+IDEAL = replace(
+    TORCH,
+    stream=1.0,
+    math=1.0,
+    kv=1.0,
+    overlap=64.0,
+    layer_s=0.0,
+    gap_s=0.0,
+    eager_gap_s=0.0,
+    collective=0.0,
+    skew_s=0.0,
+    turn_s=0.0,
+)
+# 4.2 TB/s and 800 TFLOP/s, joined by links without latency.
+ROUND = Hardware(
+    name="H200",
+    ceilings=Ceilings(4.2e12, {"bfloat16": 8e14, "float8_e4m3fn": 16e14}, 0, "calibrated"),
+    memory_bytes=141 * 10**9,
+    power_w=700,
+    fabric=Fabric(Link(4e11, 0.0, "test"), Link(5e10, 1e-6, "test")),
+)
+H200 = of_sheet("h200", KNOWN.attainable, KNOWN.calibrations["H200"], 8)
+SHORT = Lengths(256, 128, 2048)
+
+
+def setting(
+    layout: str,
+    model: str = "llama-70b",
+    engine: factors.EngineFactors = IDEAL,
+    hardware: Hardware = ROUND,
+    precision: Precision = BF16,
+) -> tuple[Setting, Layout]:
+    shape = models.resolve(model, "dummy").shape
+    ranks = math.prod(int(n) for n in "".join(c if c.isdigit() else " " for c in layout).split())
+    topology = Topology.uniform(ranks, hardware.memory_bytes or 0)
+    found = plan_layout(layout, shape, Load(256, 128, 1), topology)
+    return Setting(Placed(found.placement, shape, precision, hardware), engine), found
+
+
+def predicted(layout: str, concurrency: int, num_prompts: int | None = None, **at) -> Prediction:
+    lengths = at.pop("lengths", SHORT)
+    found = predict(*setting(layout, **at), Asked(lengths, concurrency, num_prompts, 3.0))
+    assert isinstance(found, Prediction), found
+    return found
+
+
+@pytest.mark.parametrize(
+    ("layout", "model", "ms"),
+    [
+        ("tp4", "llama-70b", 8.3),
+        ("pp4", "llama-70b", 33.1),
+        ("tp4", "qwen2.5-32b", 3.8),
+        ("pp4", "qwen2.5-32b", 15.2),
+        ("dp4", "qwen2.5-32b", 15.2),
+        ("tp2pp2", "llama-70b", 16.6),
+    ],
+)
+def test_an_ideal_step_streams_the_weights_that_a_user_waits_for(layout, model, ms):
+    # 139.0 and 64.0 GB at 4.2 TB/s, of one GPU in turn or of four at once; KV adds next to nothing
+    assert predicted(layout, 1, model=model).tpot_ms.value == pytest.approx(ms, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("layout", "model", "ms"),
+    [
+        ("tp4", "llama-70b", 12.8),
+        ("pp4", "llama-70b", 36.0),
+        ("tp2pp2", "llama-70b", 20.6),
+        ("tp4", "qwen2.5-32b", 7.4),
+        ("pp4", "qwen2.5-32b", 17.4),
+        ("tp2pp2", "qwen2.5-32b", 11.1),
+        ("dp4", "qwen2.5-32b", 17.1),
+    ],
+)
+def test_steps_that_were_measured_on_four_gpus_are_predicted_within_a_tenth(layout, model, ms):
+    found = predicted(layout, 1, model=model, engine=TORCH, hardware=H200)
+    assert found.tpot_ms.value == pytest.approx(ms, rel=0.1)
+
+
+def test_a_pipeline_with_fewer_requests_than_stages_is_used_for_a_share_of_the_time():
+    # one, two and four micro-batches in flight over four stages: a round takes as long, and the
+    # weights are streamed once for each
+    lengths = Lengths(16, 512, 2048)
+    alone, both, full = (predicted("pp4", n, lengths=lengths) for n in (1, 2, 4))
+    assert both.decode_ms_per_step == pytest.approx(alone.decode_ms_per_step, rel=0.01)
+    assert full.decode_ms_per_step == pytest.approx(alone.decode_ms_per_step, rel=0.05)
+    for found, used in ((alone, 1 / 4), (both, 2 / 4), (full, 1.0)):
+        share = 1 - found.parts.bubble / found.device_ms_per_token
+        assert share == pytest.approx(used, abs=0.05)
+    # for each token as many GPU-ms of weights, however many are in flight
+    assert full.parts.weights == pytest.approx(alone.parts.weights, rel=0.05)
+
+
+def test_more_requests_than_stages_share_the_weights_of_a_micro_batch():
+    four, eight = predicted("pp4", 4), predicted("pp4", 8)
+    assert eight.parts.weights == pytest.approx(four.parts.weights / 2, rel=0.05)
+
+
+def test_prompts_fill_a_pipeline_once():
+    # eight prompts of 2048 tokens are eight passes of p stages: 8 + 4 - 1 times that of a stage
+    lengths = Lengths(2048, 2, 2048)
+    whole, one = (
+        predicted(name, 8, model="qwen2.5-32b", lengths=lengths).prefill_s
+        for name in ("pp4", "tp1")
+    )
+    assert whole == pytest.approx(one / 4 / 8 * 11, rel=0.05)
+
+
+def test_prompts_beyond_a_pass_are_cut_into_chunks():
+    found, _ = setting("tp1", "qwen2.5-32b")
+    whole = predicted("tp1", 8, model="qwen2.5-32b", lengths=Lengths(1024, 2, 8192)).prefill_s
+    cut = predicted("tp1", 8, model="qwen2.5-32b", lengths=Lengths(1024, 2, 2048)).prefill_s
+    assert cut == pytest.approx(whole, rel=0.01)  # bound by arithmetic either way
+    short = predicted("tp1", 8, model="qwen2.5-32b", lengths=Lengths(1024, 2, 128)).prefill_s
+    weights = found.stages[0].weight_bytes / 4.2e12
+    assert short == pytest.approx(64 * weights, rel=0.02)  # 8192 / 128 times the weights
+
+
+def test_a_request_whose_prompt_is_read_early_waits_for_the_others():
+    found = predicted("tp1", 16, model="qwen2.5-32b")  # two passes of eight prompts
+    step, prefill = found.decode_ms_per_step, 1e3 * found.prefill_s
+    assert found.ttft_ms.value == pytest.approx(0.75 * prefill, rel=0.01)
+    assert found.tpot_ms.value == pytest.approx(step + 0.25 * prefill / 127, rel=0.01)
+
+
+def test_a_closed_loop_of_more_requests_is_one_wave_after_another():
+    once, thrice = predicted("tp4", 8), predicted("tp4", 8, 24)
+    assert thrice.output_throughput.value == pytest.approx(once.output_throughput.value)
+    assert thrice.duration_s == pytest.approx(3 * once.duration_s)
+
+
+def test_the_next_prompt_enters_a_pipeline_while_the_last_token_leaves_it():
+    first, later = predicted("pp4", 1), predicted("pp4", 1, 8)
+    early = 3 / 4 * first.decode_ms_per_step
+    assert later.ttft_ms.value == pytest.approx(first.ttft_ms.value - early, rel=0.02)
+
+
+def test_requests_that_find_no_room_for_kv_wait_for_a_wave():
+    small = replace(ROUND, memory_bytes=80 * 10**9)
+    found = predicted("tp1", 64, model="qwen2.5-32b", hardware=small)
+    assert found.in_flight < 64
+    assert found.memory.total <= 0.93 * 80e9
+    free = predicted("tp1", 64, model="qwen2.5-32b")
+    assert found.output_throughput.value < free.output_throughput.value
+    few = predicted("tp1", 100, model="qwen2.5-32b", hardware=small)
+    assert few.ttft_ms.value > 1e3  # most of them find no seat
+
+
+@pytest.mark.parametrize("layout", ["tp4", "pp4", "tp2pp2", "dp4", "tp2dp2", "pp2dp2"])
+@pytest.mark.parametrize("concurrency", [1, 3, 32])
+def test_the_parts_sum_to_the_time_of_all_gpus(layout, concurrency):
+    found = predicted(
+        layout, concurrency, 3 * concurrency, model="qwen2.5-32b", engine=TORCH, hardware=H200
+    )
+    whole = found.parts.seconds + found.outside_ms_per_token
+    assert whole == pytest.approx(found.device_ms_per_token)
+    total = 1e3 * found.duration_s * 4 / (3 * concurrency * 128)
+    assert found.device_ms_per_token == pytest.approx(total)
+    assert min(found.parts.bubble, found.parts.gaps, found.parts.transfer) >= -1e-9
+
+
+def test_replicas_beyond_the_concurrency_serve_nothing():
+    found = predicted("dp4", 1, model="qwen2.5-32b")
+    assert found.outside_ms_per_token == pytest.approx(0.75 * found.device_ms_per_token)
+
+
+def test_no_prediction_exceeds_the_bound():
+    for layout in ("tp4", "pp4", "tp2pp2", "tp2dp2"):
+        for concurrency in (1, 4, 32, 100):
+            found = predicted(layout, concurrency)
+            bound = found.bound_output_throughput
+            assert 0.5 * bound < found.output_throughput.value <= 1.001 * bound
+
+
+def test_a_prediction_follows_the_placement_and_not_its_name():
+    even, layout = setting("pp2")
+    uneven = with_stages(Placement.single(even.placed.model), (60, 20))
+    other = Setting(replace(even.placed, placement=uneven), IDEAL)
+    asked = Asked(SHORT, 2)
+    fast, slow = (predict(one, layout, asked) for one in (even, other))
+    assert isinstance(fast, Prediction)
+    assert isinstance(slow, Prediction)
+    assert slow.decode_ms_per_step == pytest.approx(1.5 * fast.decode_ms_per_step, rel=0.05)
+    assert slow.parts.bubble > fast.parts.bubble
+
+
+def test_kv_is_held_by_every_rank_where_there_are_more_of_them_than_heads():
+    eight, sixteen = predicted("tp8", 32), predicted("tp16", 32)
+    assert sixteen.memory.kv == eight.memory.kv
+    assert sixteen.memory.weights < 0.6 * eight.memory.weights
+
+
+def test_weights_in_fp8_take_half_the_time():
+    plain = predicted("tp4", 1)
+    eight = predicted("tp4", 1, precision=Precision("bfloat16", "fp8"))
+    assert eight.parts.weights == pytest.approx(plain.parts.weights / 2, rel=0.05)
+    assert "quantization fp8" in eight.outside
+
+
+def test_memory_is_that_of_the_plan():
+    found = predicted("tp4", 32).memory
+    assert found.weights == pytest.approx(35.3e9, rel=0.01)
+    assert found.kv == 32 * 384 * 2 * 80 * 2 * 128 * 2
+    assert found.total == found.weights + found.kv + found.activations + found.reserve
+
+
+def test_a_layout_that_does_not_fit_is_impossible_with_its_arithmetic():
+    found = predict(*setting("dp4"), Asked(SHORT, 4))
+    assert isinstance(found, NoPrediction)
+    assert found.kind == IMPOSSIBLE
+    assert "141.1 GB of weights" in found.reason
+    assert "no room for KV" in found.reason
+
+
+def test_a_link_of_which_nothing_is_known_has_no_prediction():
+    alone = replace(ROUND, fabric=Fabric(Link(4e11, 0.0, "test"), None), gpus_per_node=8)
+    found = predict(*setting("tp16", hardware=alone), Asked(SHORT, 4))
+    assert isinstance(found, NoPrediction)
+    assert found.kind == UNKNOWN
+    assert "between nodes" in found.reason
+    assert "--network" in found.reason
+    known = predict(*setting("tp16", hardware=alone.with_network(50e9)), Asked(SHORT, 4))
+    assert isinstance(known, Prediction)
+
+
+def test_gpus_without_a_rate_in_the_dtype_have_no_prediction():
+    found = predict(
+        *setting(
+            "tp4",
+            hardware=of_sheet("a100", KNOWN.attainable, None, 8),
+            precision=Precision("bfloat16", "fp8"),
+        ),
+        Asked(SHORT, 4),
+    )
+    assert isinstance(found, NoPrediction)
+    assert found.kind == UNKNOWN
+
+
+def test_a_strategy_of_another_engine_has_no_prediction():
+    found = predict(*setting("dp4zero3", "llama-8b"), Asked(SHORT, 4))
+    assert isinstance(found, NoPrediction)
+    assert "deepspeed" in found.reason
+
+
+def test_an_interval_is_wider_outside_of_what_was_fitted():
+    inside = estimate(100.0, "tpot_ms", TORCH, ())
+    outside = estimate(100.0, "tpot_ms", TORCH, ("GPU H200", "tp 4"))
+    width = TORCH.half_width["tpot_ms"]
+    assert inside.high / inside.value == pytest.approx(math.exp(width))
+    assert outside.high / outside.value == pytest.approx(math.exp(3 * width))
+    assert inside.low * inside.high == pytest.approx(inside.value**2)
+
+
+def test_a_collective_takes_what_was_measured_of_it():
+    curve = next(
+        one
+        for one in H200.fabric.curves
+        if (one.op, one.mode, one.ranks) == ("all_reduce", GRAPH, 2)
+    )
+    size, seconds = curve.points[3]
+    assert H200.fabric.seconds("all_reduce", 2, 1, size, GRAPH) == pytest.approx(seconds)
+    # four ranks: two thirds of the message cross a link in as long, and two steps more each way
+    four = H200.fabric.seconds("all_reduce", 4, 1, size / 1.5, GRAPH)
+    assert four == pytest.approx(seconds + 4 * 0.6e-6)
+
+
+def test_a_collective_over_nodes_is_latency_and_bytes_of_the_network():
+    fabric = Fabric(Link(4e11, 1e-6, "test"), Link(5e10, 3e-6, "test"))
+    # 16 ranks on two nodes: 2 x 15 steps, two of them between nodes; eight network cards
+    found = fabric.seconds("all_reduce", 16, 2, 1e8, GRAPH)
+    assert found == pytest.approx(6.6e-6 + 28e-6 + 6e-6 + 1e8 * 2 * 15 / 16 / 4e11)
+
+
+@pytest.mark.parametrize("gpus", [1, 4, 12, 64])
+def test_every_factorisation_is_planned_once(gpus):
+    names = list(factorisations(gpus))
+    assert len(set(names)) == len(names)
+    product = [
+        math.prod(int(n) for n in "".join(c if c.isdigit() else " " for c in name).split())
+        for name in names
+    ]
+    assert product == [gpus] * len(names)
+    assert len(names) == sum(
+        1 for a in range(1, gpus + 1) for b in range(1, gpus + 1) if gpus % (a * b) == 0
+    )
+
+
+def test_a_ranking_has_the_fastest_first_and_marks_those_that_none_beats():
+    shape = models.resolve("qwen2.5-32b", "dummy").shape
+    case = Case(shape, BF16, H200, TORCH, Asked(SHORT, 32))
+    (found,) = rankings(case, list(factorisations(4)), 4, [32])
+    speeds = [one.output_throughput.value for one in found.predictions]
+    assert speeds == sorted(speeds, reverse=True)
+    assert found.predictions[0].layout in found.front
+    shortest = min(found.predictions, key=lambda one: one.tpot_ms.value)
+    assert shortest.layout in found.front
+    assert not found.refused
+
+
+def test_cost_and_energy_follow_from_throughput():
+    found = predicted("tp4", 32, engine=TORCH, hardware=H200)
+    assert found.cost_per_million_tokens is not None
+    seconds = 1e6 / found.output_throughput.value
+    assert found.cost_per_million_tokens.value == pytest.approx(seconds * 4 * 3.0 / 3600)
+    assert found.joules_per_output_token is not None
+    most = 4 * 700 / found.output_throughput.value
+    assert 0.2 * most < found.joules_per_output_token.value < most
+    unknown = replace(H200, power_w=None)
+    assert predicted("tp4", 32, engine=TORCH, hardware=unknown).joules_per_output_token is None
