@@ -237,7 +237,7 @@ class Bench:
     def prediction(self, cell: Cell, factors: EngineFactors) -> Prediction:
         """Raises ValueError where there is none."""
         setting, layout = self.setting(cell, factors)
-        found = predict(setting, layout, self.asked(cell, factors))
+        found = predict(setting, layout.name, self.asked(cell, factors))
         if not isinstance(found, Prediction):
             raise ValueError(f"{cell.name}: {found.reason}")
         return found

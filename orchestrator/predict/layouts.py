@@ -85,7 +85,7 @@ def _ranking(
     concurrency: int,
 ) -> Ranking:
     asked = replace(case.asked, max_concurrency=concurrency)
-    found = [predict(setting, layout, asked) for layout, setting in settings]
+    found = [predict(setting, layout.name, asked) for layout, setting in settings]
     predictions = ranked([one for one in found if isinstance(one, Prediction)])
     refused = [one for one in found if isinstance(one, NoPrediction)]
     return Ranking(

@@ -11,7 +11,7 @@ from orchestrator.predict.interval import Estimate, estimate, outside
 from orchestrator.predict.load import Asked, Share, median
 from orchestrator.predict.parts import Parts
 from orchestrator.predict.passes import DECODE, Placed, Setting, UnknownLink
-from strategies import Layout, memory
+from strategies import memory
 
 MS = 1e3
 # Why a layout has no prediction.
@@ -83,23 +83,24 @@ class NoPrediction:
     max_concurrency: int | None = None
 
 
-def predict(setting: Setting, layout: Layout, asked: Asked) -> Prediction | NoPrediction:
-    """Predict a layout, or say why not."""
+def predict(setting: Setting, name: str, asked: Asked) -> Prediction | NoPrediction:
+    """Predict the layout of that name, or say why not."""
     hardware = setting.placed.hardware
     if any(rates is None for rates in setting.placed.rates.values()):
         why = f"no rate of {hardware.name} is known in the dtype of its matrices"
-        return NoPrediction(layout.name, UNKNOWN, why)
-    if layout.engine is not None and layout.engine != setting.factors.engine:
-        why = f"it needs the engine {layout.engine}, for which no factors were fitted"
-        return NoPrediction(layout.name, UNKNOWN, why)
+        return NoPrediction(name, UNKNOWN, why)
+    engine = setting.placed.placement.option("engine")
+    if engine is not None and engine != setting.factors.engine:
+        why = f"it needs the engine {engine}, for which no factors were fitted"
+        return NoPrediction(name, UNKNOWN, why)
     budget = budget_of(setting.placed, asked)
     if not budget.holds(asked.max_len):
-        return NoPrediction(layout.name, IMPOSSIBLE, shortage(budget, asked.max_len))
+        return NoPrediction(name, IMPOSSIBLE, shortage(budget, asked.max_len))
     try:
-        return _Served.of(setting, asked, budget).prediction(layout)
+        return _Served.of(setting, asked, budget).prediction(name)
     except UnknownLink as why:
         advice = "give its rate with --network, or a --fabric"
-        return NoPrediction(layout.name, UNKNOWN, f"{why}; {advice}")
+        return NoPrediction(name, UNKNOWN, f"{why}; {advice}")
 
 
 def budget_of(placed: Placed, asked: Asked) -> memory.Budget:
@@ -151,7 +152,7 @@ class _Served:
         """Until the last token."""
         return max(share.seconds for share in self.shares)
 
-    def prediction(self, layout: Layout) -> Prediction:
+    def prediction(self, name: str) -> Prediction:
         """The figures of it."""
         asked, setting, fullest = self.asked, self.setting, self.shares[0]
         ranks = setting.placed.placement.num_ranks
@@ -162,7 +163,7 @@ class _Served:
             parts += share.parts.times(MS / self.tokens)
         total = self.seconds * ranks * MS / self.tokens
         return Prediction(
-            layout=layout.name,
+            layout=name,
             engine=setting.factors.engine,
             num_gpus=ranks,
             max_concurrency=asked.max_concurrency,
