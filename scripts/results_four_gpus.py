@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Sequence
 from functools import cache
+from statistics import median
 
 from published import (
     COST,
@@ -21,6 +22,9 @@ from published import (
     users,
 )
 
+from orchestrator.commands.predicting import predicted
+from orchestrator.experiment import Experiment
+from orchestrator.predict.plan import Machines
 from orchestrator.report.text import EN_DASH, three_digits
 
 PEERS = RESULTS / "peers-4xh200.csv"
@@ -35,7 +39,9 @@ def section(found: Sequence[Published]) -> Iterator[str]:
     for each in found:
         yield f"**{_model(each)}**"
         yield _throughputs(each)
-    yield bullets(*map(_order, found), *_against_vllm(found), _first_token(found))
+    yield bullets(
+        *map(_order, found), *_against_vllm(found), " ".join(_predicted(found)), _first_token(found)
+    )
     yield paragraph(
         f"What a token costs at {SHOWN} concurrent, in milliseconds of GPU time: the time of all "
         "four GPUs for each token that the run made, prompts included.",
@@ -155,6 +161,32 @@ def _against_vllm(found: Sequence[Published]) -> Iterator[str]:
     yield (
         f"Beside vLLM on the other node: {listed(said)}. Nodes differ by up to 5%, so what is near "
         "1 is level. Its pipelines have all requests in one batch, which is in one stage at a time."
+    )
+
+
+def _predicted(found: Sequence[Published]) -> Iterator[str]:
+    misses = []
+    for each in found:
+        cells = Experiment(model=_model(each), max_concurrency=each.concurrencies)
+        machines = Machines("h200", 4)
+        (plan,) = predicted(cells, machines, LAYOUTS[_model(each)]).planned
+        assert plan.provenance.endswith("benchmarks/fit_predictions.py")
+        for ranking in plan.rankings:
+            n = ranking.max_concurrency
+            assert ranking.predictions[0].layout == "tp4"
+            misses += [
+                100 * (one.output_throughput.value / reached(each, one.layout, n) - 1)
+                for one in ranking.predictions
+            ]
+    assert len(misses) == sum(len(each.findings.comparison) for each in found)
+    sizes = [abs(miss) for miss in misses]
+    yield (
+        f"`orchestrator plan --gpu h200 --gpus 4` puts tp4 first in all of them. Its throughput is "
+        f"off by {median(sizes):.1f}% in the median and {max(sizes):.1f}% at most."
+    )
+    yield (
+        "It was fitted on two layouts on two H100 and a calibration of two H200: "
+        "[docs/predictions.md](docs/predictions.md)."
     )
 
 
