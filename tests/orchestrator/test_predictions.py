@@ -272,6 +272,16 @@ def test_an_interval_is_wider_outside_of_what_was_fitted():
     assert inside.low * inside.high == pytest.approx(inside.value**2)
 
 
+def test_a_time_to_first_token_of_which_little_is_known_is_left_out():
+    vague = replace(TORCH, half_width={**TORCH.half_width, "ttft_ms": 1.3})
+    other, same = (
+        predicted("tp2", 4, model="qwen2.5-32b", engine=replace(vague, fitted=fitted))
+        for fitted in (vague.fitted, replace(vague.fitted, gpus=("H200",)))
+    )
+    assert other.ttft_ms is None  # another GPU: a factor of 13 each way
+    assert same.ttft_ms is not None
+
+
 def test_a_collective_takes_what_was_measured_of_it():
     curve = next(
         one
