@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from orchestrator import cli
+from orchestrator.plan import fitting
 from orchestrator.predict.parts import NAMES
 
 ASKED = ("--model", "llama-70b", "--gpu", "h200", "--gpus", "4")
@@ -141,6 +142,16 @@ def test_a_dry_run_for_gpus_that_are_not_here_is_a_plan_with_its_runs() -> None:
     ]
     assert len(durations) == 4
     assert found["duration_s"] == pytest.approx(5 * sum(durations))
+
+
+def test_a_dry_run_that_a_laptop_has_no_memory_for_points_at_a_plan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fitting, "main_memory", lambda: 16 * 10**9)
+    asked = ("--model", "llama-70b", "--load-format", "dummy", "--device", "cpu")
+    done = run("submit", "--dry-run", "--strategy", "tp4", *asked)
+    assert done.exit_code != 0
+    assert "`orchestrator plan --gpu h200 --gpus 4` predicts" in done.stderr
 
 
 def test_gpus_that_are_not_here_run_nothing() -> None:
