@@ -161,6 +161,14 @@ def test_the_next_prompt_enters_a_pipeline_while_the_last_token_leaves_it():
     assert later.ttft_ms.value == pytest.approx(first.ttft_ms.value - early, rel=0.02)
 
 
+def test_a_first_token_takes_time_where_prompts_are_read_faster_than_tokens_are_made():
+    mixed = Precision("bfloat16", "fp8-prefill")
+    found = predicted("pp4", 1, 8, lengths=Lengths(16, 128, 2048), precision=mixed)
+    assert found.ttft_ms is not None
+    assert found.ttft_ms.value >= 0.2 * found.decode_ms_per_step / 2
+    assert found.parts.bubble > 0
+
+
 def test_requests_that_find_no_room_for_kv_wait_for_a_wave():
     small = replace(ROUND, memory_bytes=80 * 10**9)
     found = predicted("tp1", 64, model="qwen2.5-32b", hardware=small)
