@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -167,3 +168,12 @@ def test_a_plan_for_four_gpus_takes_two_seconds_and_imports_neither_torch_nor_ra
     )
     assert "100 concurrent" in done.stdout
     assert float(done.stderr) < 2 * 3  # the machine may be busy with other tests
+
+
+@pytest.mark.slow
+def test_a_plan_for_4096_gpus_takes_less_than_a_minute() -> None:
+    begun = time.perf_counter()
+    asked = ("--model", "llama-70b", "--gpu", "h200", "--gpus", "4096")
+    (found,) = rankings(*asked, "--max-concurrency", "1000")
+    assert len(found["layouts"]) + len(found["refused"]) == 91  # 2^12 as a product of three
+    assert time.perf_counter() - begun < 60
