@@ -258,7 +258,7 @@ class Bench:
         return {
             "output_throughput": found.output_throughput.value,
             "decode_ms": found.decode_ms_per_step,
-            "ttft_ms": found.ttft_ms.value,
+            "ttft_ms": found.ttft_ms.value if found.ttft_ms else math.nan,
             "tpot_ms": found.tpot_ms.value,
             "prefill_ms": 1e3 * found.prefill_s,
             "compute_ms": mean(lambda one: one.compute),
@@ -501,10 +501,16 @@ def held_out_errors(one: HeldOut, engines: Mapping[str, EngineFactors]) -> dict[
         mine, found = one.bench.predicted(cell, factors), one.bench.prediction(cell, factors)
         for metric, names in MEASURED_AS.items():
             name = next((each for each in names if each in cell.measured), None)
-            if name is not None:
-                value, interval = cell.measured[name], getattr(found, metric)
-                log, width = math.log(mine[name] / value), math.log(interval.high / interval.value)
-                out[metric].append(Error(log, math.log(plain[name] / value), abs(log) <= width))
+            interval = getattr(found, metric)
+            if name is not None and interval is not None:
+                value = cell.measured[name]
+                log = math.log(mine[name] / value)
+                is_within = (
+                    interval.low / interval.value
+                    <= value / mine[name]
+                    <= (interval.high / interval.value)
+                )
+                out[metric].append(Error(log, math.log(plain[name] / value), is_within))
     return out
 
 
@@ -523,7 +529,9 @@ def wilson(within: int, count: int) -> tuple[float, float]:
 
 
 def row(label: str, metric: str, errors: Sequence[Error]) -> str:
-    """A row of the table."""
+    """A row of the table; of cells of which nothing is said too."""
+    if not errors:
+        return f"| {label} | {TITLES[metric]} | 0 | not predicted | | | | | |"
     sign = 1 if metric == "output_throughput" else -1
     within, count = sum(one.is_within for one in errors), len(errors)
     low, high = wilson(within, count)

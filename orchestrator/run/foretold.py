@@ -51,7 +51,7 @@ def foretold(
     return Predicted(
         output_throughput=found.output_throughput.value,
         output_throughput_ends=_ends(found.output_throughput),
-        median_ttft_ms=found.ttft_ms.value,
+        median_ttft_ms=found.ttft_ms.value if found.ttft_ms else None,
         median_ttft_ms_ends=_ends(found.ttft_ms),
         median_tpot_ms=found.tpot_ms.value,
         median_tpot_ms_ends=_ends(found.tpot_ms),
@@ -89,8 +89,8 @@ def _asked(plan: EnginePlan, work: Work, mine: EngineFactors) -> Asked:
     return Asked(lengths, work.max_concurrency, len(work.requests))
 
 
-def _ends(found: Estimate) -> Interval:
-    return Interval(low=found.low, high=found.high)
+def _ends(found: Estimate | None) -> Interval:
+    return Interval(low=found.low, high=found.high) if found else nothing(Interval)
 
 
 def _none(reason: str) -> Predicted:

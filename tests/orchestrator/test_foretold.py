@@ -47,7 +47,7 @@ def said(
 def test_a_run_on_gpus_is_predicted_before_it_is_made(calibrated: bool) -> None:
     found = said(calibrated=calibrated)
     assert found.reason is None
-    assert found.output_throughput == pytest.approx(3234, rel=0.1)  # docs/results/4xh200
+    assert found.output_throughput == pytest.approx(3234, rel=0.1)  # measured on 4 x H200
     assert found.median_tpot_ms == pytest.approx(8.65, rel=0.1)
     ends = found.output_throughput_ends
     assert ends.low is not None

@@ -161,6 +161,14 @@ def test_the_next_prompt_enters_a_pipeline_while_the_last_token_leaves_it():
     assert later.ttft_ms.value == pytest.approx(first.ttft_ms.value - early, rel=0.02)
 
 
+def test_a_first_token_takes_time_where_prompts_are_read_faster_than_tokens_are_made():
+    mixed = Precision("bfloat16", "fp8-prefill")
+    found = predicted("pp4", 1, 8, lengths=Lengths(16, 128, 2048), precision=mixed)
+    assert found.ttft_ms is not None
+    assert found.ttft_ms.value >= 0.2 * found.decode_ms_per_step / 2
+    assert found.parts.bubble > 0
+
+
 def test_requests_that_find_no_room_for_kv_wait_for_a_wave():
     small = replace(ROUND, memory_bytes=80 * 10**9)
     found = predicted("tp1", 64, model="qwen2.5-32b", hardware=small)
@@ -270,6 +278,16 @@ def test_an_interval_is_wider_outside_of_what_was_fitted():
     assert inside.high / inside.value == pytest.approx(math.exp(width))
     assert outside.high / outside.value == pytest.approx(math.exp(3 * width))
     assert inside.low * inside.high == pytest.approx(inside.value**2)
+
+
+def test_a_time_to_first_token_of_which_little_is_known_is_left_out():
+    vague = replace(TORCH, half_width={**TORCH.half_width, "ttft_ms": 1.3})
+    other, same = (
+        predicted("tp2", 4, model="qwen2.5-32b", engine=replace(vague, fitted=fitted))
+        for fitted in (vague.fitted, replace(vague.fitted, gpus=("H200",)))
+    )
+    assert other.ttft_ms is None  # another GPU: a factor of 13 each way
+    assert same.ttft_ms is not None
 
 
 def test_a_collective_takes_what_was_measured_of_it():
