@@ -16,6 +16,7 @@ from orchestrator.commands import (
     importing,
     node,
     predicting,
+    recommending,
     results,
     submitting,
 )
@@ -27,8 +28,10 @@ from orchestrator.options import (
     json_option,
     machine_options,
     plan_options,
+    recommend_options,
 )
 from orchestrator.options.comparing import FILE
+from orchestrator.options.given import given
 from orchestrator.options.switches import technique_option
 from orchestrator.report.output import Output
 
@@ -58,7 +61,7 @@ def submit(config: Path | None, dry_run: bool, trace: bool, as_json: bool, **opt
     from orchestrator.config import load_experiment
 
     machines = predicting.machines_of(options)
-    experiment = load_experiment(config, _flags(**options))
+    experiment = load_experiment(config, given(**options))
     if machines is not None and not dry_run:
         raise click.UsageError("--gpu is about GPUs that need not be here; give --dry-run too")
     if machines is not None:
@@ -75,7 +78,7 @@ def ablate(config: Path | None, dry_run: bool, as_json: bool, **options: Any) ->
     do?"""
     from orchestrator.config import load_experiment
 
-    flags = _flags(**options)
+    flags = given(**options)
     experiment = load_experiment(config, flags)
     if not experiment.technique:
         experiment = load_experiment(config, {**flags, "technique": "all"})
@@ -90,9 +93,18 @@ def plan(as_json: bool, strategy: tuple[str, ...], **options: Any) -> None:
     from orchestrator.config import load_experiment
 
     machines = predicting.machines_of(options)
-    given = {"strategy": strategy} if strategy else {}
-    experiment = load_experiment(None, _flags((), (), **options, **given))
-    predicting.plan(experiment, machines, experiment.strategy if strategy else (), Output(as_json))
+    experiment = load_experiment(None, given(strategy=strategy, **options))
+    layouts = experiment.strategy if strategy else ()
+    predicting.plan(experiment, machines, layouts, Output(as_json))
+
+
+@main.command(cls=TakesLevels)
+@recommend_options
+@json_option
+def recommend(as_json: bool, **options: Any) -> None:
+    """Which GPUs and layout meet limits on latency: the fewest, and the cheapest. Nothing is
+    run."""
+    recommending.recommend(options, Output(as_json))
 
 
 @main.command()
@@ -292,24 +304,6 @@ def _refuse(why: str, *names: str) -> None:
     given = [f"--{name}" for name in names if context.params[name] is not None]
     if given:
         raise click.UsageError(f"{why}; leave out {', '.join(given)}")
-
-
-def _flags(
-    metadata: tuple[str, ...], engine_arg: tuple[str, ...], **options: Any
-) -> dict[str, object]:
-    """The options that were given, as fields of an experiment."""
-    flags = {name: value for name, value in options.items() if value is not None and value != ()}
-    for name, texts in (("metadata", metadata), ("engine_arg", engine_arg)):
-        if texts:
-            flags[name] = dict(_pair(name, text) for text in texts)
-    return flags
-
-
-def _pair(name: str, text: str) -> tuple[str, str]:
-    key, separator, value = text.partition("=")
-    if not key or not separator:
-        raise click.UsageError(f"--{name.replace('_', '-')} '{text}' is not KEY=VALUE")
-    return key, value
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from orchestrator.options.comparing import COMPARE_OPTIONS
 from orchestrator.options.dataset import DATASET_OPTIONS
 from orchestrator.options.planning import EXPLAIN_OPTIONS, MACHINE_OPTIONS, PLAN_OPTIONS
 from orchestrator.options.precision import PRECISION_OPTIONS
+from orchestrator.options.recommending import RECOMMEND_OPTIONS
 from orchestrator.options.switches import SWITCH_OPTIONS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -239,6 +240,11 @@ def explain_options(command: Command) -> Command:
 def plan_options(command: Command) -> Command:
     """What may be asked of a plan."""
     return _with(PLAN_OPTIONS, command)
+
+
+def recommend_options(command: Command) -> Command:
+    """What may be asked of a recommendation."""
+    return _with(RECOMMEND_OPTIONS, command)
 
 
 def machine_options(command: Command) -> Command:

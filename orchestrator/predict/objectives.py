@@ -1,0 +1,79 @@
+"""Limits on predicted latencies, and how far predictions keep from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from orchestrator.errors import UserError
+from orchestrator.experiment.levels import MEDIAN, PREDICTED, check_levels, parse_levels
+from orchestrator.predict.interval import Estimate
+from orchestrator.predict.prediction import Prediction
+from orchestrator.predict.replica import Lengths
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """At most so many ms of a median latency: "ttft", "tpot" or "e2el"."""
+
+    metric: str
+    limit_ms: float
+
+    def of(self, one: Prediction, lengths: Lengths) -> Estimate:
+        """What is predicted of it, in ms. E2EL = TTFT + TPOT x (tokens out - 1), as of a request;
+        the ends of its interval are those of both."""
+        known = {"ttft": one.ttft_ms, "tpot": one.tpot_ms}
+        if self.metric in known:
+            return known[self.metric]
+        first, each, times = one.ttft_ms, one.tpot_ms, lengths.passes
+        return Estimate(
+            first.value + each.value * times,
+            first.low + each.low * times,
+            first.high + each.high * times,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """An objective and what is predicted of it, in ms."""
+
+    objective: Objective
+    predicted: Estimate
+
+    @property
+    def share(self) -> float:
+        """How much of the limit is left; negative: how far it is exceeded."""
+        return 1 - self.predicted.value / self.objective.limit_ms
+
+    @property
+    def far_share(self) -> float:
+        """The same at the far end of the 90% interval."""
+        return 1 - self.predicted.high / self.objective.limit_ms
+
+
+def margins(
+    objectives: Iterable[Objective], one: Prediction, lengths: Lengths
+) -> tuple[Margin, ...]:
+    """Of each objective."""
+    return tuple(Margin(objective, objective.of(one, lengths)) for objective in objectives)
+
+
+def parsed(texts: Iterable[str]) -> tuple[Objective, ...]:
+    """`ttft:2000 tpot:50`. Raises UserError for what is no limit on a median latency."""
+    try:
+        levels = {name: _number(name, text) for name, text in _pairs(texts).items()}
+        check_levels(levels, PREDICTED)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return tuple(Objective(name.removesuffix(MEDIAN), limit) for name, limit in levels.items())
+
+
+def _pairs(texts: Iterable[str]) -> dict[str, str]:
+    return parse_levels(texts, PREDICTED)
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"slo {name}:{text}: '{text}' is no number of milliseconds") from None
