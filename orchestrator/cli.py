@@ -104,7 +104,10 @@ def plan(as_json: bool, strategy: tuple[str, ...], **options: Any) -> None:
 def recommend(as_json: bool, **options: Any) -> None:
     """Which GPUs and layout meet limits on latency: the fewest, and the cheapest. Nothing is
     run."""
-    recommending.recommend(options, Output(as_json))
+    from orchestrator.config import load_experiment
+
+    search = recommending.search_of(options)
+    recommending.recommend(search, load_experiment(None, given(**options)), Output(as_json))
 
 
 @main.command()

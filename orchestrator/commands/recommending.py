@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.commands.predicting import asked_of
-from orchestrator.options.given import given
 from orchestrator.report.output import Output
 
 if TYPE_CHECKING:
@@ -13,41 +13,71 @@ if TYPE_CHECKING:
     from orchestrator.predict.hardware import Hardware
     from orchestrator.predict.kinds import Kinds
     from orchestrator.predict.layouts import Case
+    from orchestrator.predict.objectives import Objective
     from strategies.precision import Precision
 
 
-def recommend(options: dict[str, Any], out: Output) -> None:
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What is looked through, and for what. gpus, prices: as they were written; no gpus: every kind
+    of which enough is known."""
+
+    slo: tuple[str, ...]
+    gpu: tuple[str, ...]
+    gpus_max: int
+    gpus_per_node: int | None
+    network: float | None
+    gpu_hour_cost: tuple[str, ...] = ()
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """Raises UserError for what is no limit on a median latency."""
+        from orchestrator.errors import UserError
+        from orchestrator.experiment.levels import medians
+        from orchestrator.predict.objectives import Objective
+
+        try:
+            limits = medians(self.slo)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        return tuple(Objective(metric, limit) for metric, limit in limits.items())
+
+    def kinds(self, precision: Precision) -> Kinds:
+        """Raises UserError for a kind of which too little is known."""
+        from orchestrator.errors import UserError
+        from orchestrator.predict.kinds import kinds
+
+        names = [word for text in self.gpu for name in text.split(",") if (word := name.strip())]
+        if self.gpu and not names:
+            raise UserError("--gpu names no kind of GPU; give one, as h200, or leave it out")
+        return kinds(names, precision, self.gpus_per_node, self.network)
+
+
+def search_of(options: dict[str, Any]) -> Search:
+    """What is to be looked for, taken out of the options."""
+    known = (one.name for one in fields(Search))
+    return Search(**{name: options.pop(name) for name in known if name in options})
+
+
+def recommend(search: Search, experiment: Experiment, out: Output) -> None:
     """Print the smallest and the cheapest hardware and layout that meet objectives. Raises
     UserError for what is no such question."""
     from orchestrator.errors import UserError
-    from orchestrator.predict import recommend as search
     from orchestrator.predict.kinds import counts, prices
-    from orchestrator.predict.objectives import parsed
+    from orchestrator.predict.recommend import Wanted, recommend
     from orchestrator.report.predicted.recommendation import Answer, as_data, render
 
-    objectives = parsed(options.pop("slo"))
+    objectives = search.objectives
     if not objectives:
         raise UserError("a recommendation meets limits; give --slo, as in ttft:2000 tpot:50")
-    numbers, stated = counts(options.pop("gpus_max")), options.pop("gpu_hour_cost")
-    experiment, found = asked(options)
     _single(experiment)
+    found = search.kinds(precision_of(experiment, experiment.model))
     case = case_of(experiment, experiment.model, 0, found.hardware[0])
-    paid = prices(stated, found.hardware)
-    wanted = search.Wanted(case, objectives, found.hardware, numbers, paid)
+    paid = prices(search.gpu_hour_cost, found.hardware)
+    wanted = Wanted(case, objectives, found.hardware, counts(search.gpus_max), paid)
     scenario = experiment.scenarios[0].name
-    answer = Answer(experiment.model, scenario, found.left_out, search.recommend(wanted))
+    answer = Answer(experiment.model, scenario, found.left_out, recommend(wanted))
     out.show(lambda: as_data(answer), lambda console: render(answer, console))
-
-
-def asked(options: dict[str, Any]) -> tuple[Experiment, Kinds]:
-    """The load and the kinds of GPU that options name."""
-    from orchestrator.config import load_experiment
-    from orchestrator.predict.kinds import kinds
-
-    names = [name.strip() for text in options.pop("gpu") for name in text.split(",")]
-    node = options.pop("gpus_per_node"), options.pop("network")
-    experiment = load_experiment(None, given(**options))
-    return experiment, kinds(names, _precision(experiment, experiment.model), *node)
 
 
 def case_of(experiment: Experiment, model: str, scenario: int, hardware: Hardware) -> Case:
@@ -59,10 +89,11 @@ def case_of(experiment: Experiment, model: str, scenario: int, hardware: Hardwar
     fitted = factors.load().of((experiment.engine or ("torch",))[0])
     load = asked_of(experiment, scenario, fitted)
     shape = models.resolve(model, "dummy").shape
-    return Case(shape, _precision(experiment, model), hardware, fitted, load)
+    return Case(shape, precision_of(experiment, model), hardware, fitted, load)
 
 
-def _precision(experiment: Experiment, model: str) -> Precision:
+def precision_of(experiment: Experiment, model: str) -> Precision:
+    """In what a model is kept."""
     from orchestrator.plan import models, precision
 
     return precision.resolve(experiment, models.resolve(model, "dummy").shape, "cuda")

@@ -30,6 +30,26 @@ def parse_levels(texts: Iterable[str], field: str) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
+def medians(texts: Iterable[str]) -> dict[str, float]:
+    """`ttft:2000 tpot:p50:50` as limits in ms on medians, by latency. Raises ValueError for what is
+    none, and for two limits on one latency."""
+    pairs = parse_levels(texts, PREDICTED).items()
+    levels = check_levels({name: _number(name, text) for name, text in pairs}, PREDICTED)
+    found = {name.removesuffix(MEDIAN): limit for name, limit in levels.items()}
+    if len(found) < len(levels):
+        raise ValueError(
+            f"slo {', '.join(levels)}: one metric has two limits; leave one of them out"
+        )
+    return found
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"slo {name}:{text}: '{text}' is no number of milliseconds") from None
+
+
 def check_levels(levels: dict[str, float], field: str) -> dict[str, float]:
     """`levels`, if it names latencies that there are and times above 0 ms. Raises ValueError."""
     check = {"goodput": _check_level, "slo": _check_percentile, PREDICTED: _check_median}[field]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from orchestrator.errors import UserError
-from orchestrator.experiment.levels import MEDIAN, PREDICTED, check_levels, parse_levels
 from orchestrator.predict.interval import Estimate
 from orchestrator.predict.prediction import Prediction
 from orchestrator.predict.replica import Lengths
@@ -56,24 +54,3 @@ def margins(
 ) -> tuple[Margin, ...]:
     """Of each objective."""
     return tuple(Margin(objective, objective.of(one, lengths)) for objective in objectives)
-
-
-def parsed(texts: Iterable[str]) -> tuple[Objective, ...]:
-    """`ttft:2000 tpot:50`. Raises UserError for what is no limit on a median latency."""
-    try:
-        levels = {name: _number(name, text) for name, text in _pairs(texts).items()}
-        check_levels(levels, PREDICTED)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    return tuple(Objective(name.removesuffix(MEDIAN), limit) for name, limit in levels.items())
-
-
-def _pairs(texts: Iterable[str]) -> dict[str, str]:
-    return parse_levels(texts, PREDICTED)
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"slo {name}:{text}: '{text}' is no number of milliseconds") from None

@@ -105,6 +105,15 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """So many GPUs of a kind on which nothing can run, or of which nothing can be said."""
+
+    gpu: str
+    gpus: int
+    refused: NoPrediction
+
+
+@dataclass(frozen=True, slots=True)
 class Looked:
     """What was found on so many GPUs of one kind, the fastest first."""
 
@@ -112,6 +121,17 @@ class Looked:
     gpus: int
     offers: tuple[Offer, ...]
     refused: tuple[NoPrediction, ...]
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """Why a layout has no prediction: of the one that cuts the model least."""
+        name = self.hardware.name
+        return Refusal(name, self.gpus, self.refused[-1]) if self.refused else None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """What is smaller: fewer GPUs, of these those with less memory."""
+        return self.gpus, self.hardware.memory_bytes or 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +153,7 @@ class Choice:
 
     offer: Offer
     limit: Limit
-    smaller: Offer | NoPrediction | None
+    smaller: Offer | Refusal | None
     fp8: Offer | None
 
 
@@ -157,10 +177,10 @@ class Recommendation:
         mine = [one for one in self.offers if one.hardware.name == hardware.name]
         return smallest(mine) or nearest(mine)
 
-    def refusal(self, hardware: Hardware) -> NoPrediction:
+    def refusal(self, hardware: Hardware) -> Refusal | None:
         """Why nothing is predicted of one kind: said of the most GPUs."""
         mine = [one for one in self.looked if one.hardware.name == hardware.name]
-        return mine[-1].refused[-1]
+        return mine[-1].refusal
 
 
 def recommend(wanted: Wanted) -> Recommendation:
@@ -168,12 +188,8 @@ def recommend(wanted: Wanted) -> Recommendation:
     looked = tuple(_looked(wanted, kind) for kind in _kinds(wanted))
     offers = [one for each in looked for one in each.offers]
     least, best = smallest(offers), cheapest(offers, wanted.prices)
-    return Recommendation(
-        wanted,
-        least and _choice(wanted, least, looked),
-        best and _choice(wanted, best, looked),
-        looked,
-    )
+    first, second = (_choice(wanted, one, looked) for one in (least, best))
+    return Recommendation(wanted, first, second, looked)
 
 
 def smallest(offers: Sequence[Offer]) -> Offer | None:
@@ -221,22 +237,23 @@ def _looked(wanted: Wanted, found: Candidates) -> Looked:
     return Looked(case.hardware, found.gpus, offers, ranking.refused)
 
 
-def _choice(wanted: Wanted, offer: Offer, looked: Sequence[Looked]) -> Choice:
+def _choice(wanted: Wanted, offer: Offer | None, looked: Sequence[Looked]) -> Choice | None:
+    if offer is None:
+        return None
     return Choice(offer, limit(wanted, offer), _smaller(offer, looked), _in_fp8(wanted, offer))
 
 
-def _smaller(offer: Offer, looked: Sequence[Looked]) -> Offer | NoPrediction | None:
-    """What is smaller and misses by least, of the same kind of GPU where that has a prediction."""
-    before = [
-        one
-        for one in looked
-        if (one.gpus, one.hardware.memory_bytes or 0) < offer.size[:2]
-    ]
+def _smaller(offer: Offer, looked: Sequence[Looked]) -> Offer | Refusal | None:
+    """What is smaller and misses by least, of the same kind of GPU where that has a prediction;
+    without any, why the largest of what is smaller has none. None where something smaller meets the
+    objectives, or there is nothing smaller."""
+    before = sorted((one for one in looked if one.size < offer.size[:2]), key=lambda one: one.size)
+    found = [one for each in before for one in each.offers]
+    if smallest(found):
+        return None
     mine = [one for one in before if one.hardware.name == offer.hardware.name]
-    found = [o for one in mine for o in one.offers] or [o for one in before for o in one.offers]
-    missed = nearest([one for one in found if not one.meets])
-    refused = [why for one in mine for why in one.refused]
-    return missed or next(reversed(refused), None)
+    missed = nearest([one for each in mine for one in each.offers]) or nearest(found)
+    return missed or next((one.refusal for one in reversed(mine or before)), None)
 
 
 def _in_fp8(wanted: Wanted, offer: Offer) -> Offer | None:

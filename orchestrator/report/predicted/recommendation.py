@@ -7,19 +7,13 @@ from dataclasses import asdict, dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 from orchestrator.predict.hardware import Hardware
 from orchestrator.predict.objectives import Margin
-from orchestrator.predict.recommend import (
-    MOST_CONCURRENT,
-    Choice,
-    Offer,
-    Recommendation,
-    nearest,
-)
+from orchestrator.predict.recommend import Choice, Offer, Recommendation, Refusal, nearest
 from orchestrator.report.predicted.plan_table import estimated
-from orchestrator.report.text import percent
 
 CERTAIN, LIKELY = "certain", "likely"
 
@@ -59,17 +53,19 @@ def render(answer: Answer, console: Console) -> None:
     console.print(answer.heading, style="bold", highlight=False)
     console.print(_table(found))
     for line in _lines(answer):
-        console.print(line, highlight=False)
+        text = line.lstrip()
+        console.print(Padding.indent(text, len(line) - len(text)), highlight=False)
 
 
 def _lines(answer: Answer) -> Iterator[str]:
     found = answer.found
-    yield from _impossible(found) if found.smallest is None else _choices(found)
+    yield from (_impossible if found.smallest is None else _choices)(found)
     yield _legend(found)
     unknown = [one.name for one in found.wanted.hardware if found.of(one) is None]
-    yield from (f"{name}: {_why(found, name)}" for name in unknown)
-    for why in dict.fromkeys(answer.left_out.values()):
-        yield f"Left out: {why.partition(';')[0]}."
+    yield from (_why(found, name) for name in unknown)
+    if answer.left_out:
+        reasons = [why.partition(";")[0] for why in answer.left_out.values()]
+        yield f"Left out: {'; '.join(reasons)}."
     yield f"Factors of {found.wanted.case.factors.engine}: {found.wanted.case.factors.provenance}."
 
 
@@ -97,24 +93,24 @@ def _about(choice: Choice) -> Iterator[str]:
         yield f"  {_margin(margin)}"
     part, share = offer.bottleneck
     full = offer.memory_share
-    memory = f"; memory {percent(full, 0, of=1)} full" if full is not None else ""
+    memory = f"; memory {full:.0%} full" if full is not None else ""
     yield (
-        f"  next bottleneck: {part}, {percent(share, 0, of=1)} of GPU-ms{memory}; least margin: "
+        f"  next bottleneck: {part}, {share:.0%} of GPU-ms{memory}; least margin: "
         f"{offer.least.objective.metric}"
     )
     yield f"  {_until(choice)}"
     if isinstance(choice.smaller, Offer):
         yield f"  next smaller: {_named(choice.smaller)} {_missed(choice.smaller)}"
     elif choice.smaller is not None:
-        yield f"  next smaller: {choice.smaller.layout}: {choice.smaller.reason}"
+        yield f"  next smaller: {_refused(choice.smaller)}"
     if choice.fp8:
-        yield f"  in FP8 it would take {_named(choice.fp8)}: {_certainty(choice.fp8)}"
+        yield f"  in FP8 it would take {_named(choice.fp8)}: {_kept(choice.fp8)}"
     if limit.broken is None and offer.prediction.in_flight < offer.prediction.max_concurrency:
         yield f"  at once are served {offer.prediction.in_flight} requests; the others wait"
 
 
 def _margin(margin: Margin) -> str:
-    said, left = margin.predicted, percent(margin.share, 0, of=1)
+    said, left = margin.predicted, f"{margin.share:.0%}"
     far = CERTAIN if margin.far_share >= 0 else LIKELY
     limit = margin.objective
     return (
@@ -136,17 +132,11 @@ def _until(choice: Choice) -> str:
 
 def _missed(one: Offer) -> str:
     return ", ".join(
-        f"misses {margin.objective.metric} by {percent(-margin.share, 0, of=1)} "
+        f"misses {margin.objective.metric} by {-margin.share:.0%} "
         f"({margin.predicted.value:.4g} of {margin.objective.limit_ms:g} ms)"
         for margin in one.margins
         if margin.share < 0
     )
-
-
-def _certainty(one: Offer) -> str:
-    if not one.meets:
-        return _missed(one)
-    return CERTAIN if one.is_certain else LIKELY
 
 
 def _impossible(found: Recommendation) -> Iterator[str]:
@@ -172,39 +162,51 @@ def _legend(found: Recommendation) -> str:
     counts = ", ".join(map(str, found.wanted.counts))
     return (
         f"Looked at {counts} GPUs of each kind, every tp x pp x dp of them. A line is the smallest "
-        f"that meets every limit, else the nearest. ±: the upper end of a 90% interval; "
-        f"{CERTAIN}: it, too, meets every limit."
+        "that meets every limit, else the nearest. GPU-ms, cost/M: of a token, of a million. ±: "
+        f"the upper end of a 90% interval; {CERTAIN}: it, too, meets every limit."
     )
 
 
 def _why(found: Recommendation, name: str) -> str:
     (hardware,) = (one for one in found.wanted.hardware if one.name == name)
-    refused = found.refusal(hardware)
-    return f"{refused.layout}: {refused.reason}"
+    refusal = found.refusal(hardware)
+    return _refused(refusal) if refusal else f"{name}: nothing was looked at"
+
+
+def _refused(one: Refusal) -> str:
+    return f"{one.gpus} x {one.gpu}, {one.refused.layout}: {one.refused.kind}: {one.refused.reason}"
 
 
 def _table(found: Recommendation) -> Table:
     table = Table(box=SIMPLE_HEAD)
     for name in ("GPUs", "layout"):
-        table.add_column(name)
-    priced, wanted = bool(found.wanted.prices), found.wanted.objectives
-    limits = [f"{one.metric} ms, of {one.limit_ms:g}" for one in wanted]
-    for name in ("tokens/s", *limits, "GPU-ms", *(["cost/M tokens"] if priced else [])):
+        table.add_column(name, no_wrap=True)
+    priced = bool(found.wanted.prices)
+    limits = [f"{one.metric.upper()} ms" for one in found.wanted.objectives]
+    for name in ("tokens/s", *limits, "GPU-ms", *(["cost/M"] if priced else [])):
         table.add_column(name, justify="right")
-    table.add_column("")
+    table.add_column("limits")
     for one in _best_of_each(found):
         figures = [estimated(margin.predicted) for margin in one.margins]
-        cost = [f"{one.cost:.3g}" if one.cost is not None else ""] if priced else []
+        cost = ["" if one.cost is None else f"{one.cost:.3g}"]
         table.add_row(
             f"{one.gpus} x {one.hardware.name}",
             one.layout.name,
             f"{one.prediction.output_throughput.value:.4g}",
             *figures,
             f"{one.gpu_ms:.3g}",
-            *cost,
-            _certainty(one),
+            *(cost if priced else ()),
+            _kept(one),
         )
     return table
+
+
+def _kept(one: Offer) -> str:
+    missed = [margin for margin in one.margins if margin.share < 0]
+    if not missed:
+        return CERTAIN if one.is_certain else LIKELY
+    far = (f"{one.objective.metric} {-one.share:.0%}" for one in missed)
+    return f"misses {', '.join(far)}"
 
 
 def _best_of_each(found: Recommendation) -> list[Offer]:
