@@ -58,6 +58,12 @@ class Candidates:
     settings: tuple[tuple[Layout, Setting], ...]
     impossible: tuple[NoPrediction, ...]
 
+    def on(self, case: Case) -> Candidates:
+        """The same placements in another case of that model: of another load, or on GPUs of another
+        kind. For tp, pp and dp, which place a model by its shape and the number of GPUs alone."""
+        settings = tuple((layout, _setting(case, layout)) for layout, _ in self.settings)
+        return Candidates(case, self.gpus, settings, self.impossible)
+
     def ranking(self, concurrency: int) -> Ranking:
         """All of them under a closed loop of so many requests."""
         asked = replace(self.case.asked, max_concurrency=concurrency)

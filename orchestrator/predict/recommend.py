@@ -180,7 +180,7 @@ class Recommendation:
     def refusal(self, hardware: Hardware) -> Refusal | None:
         """Why nothing is predicted of one kind: said of the most GPUs."""
         mine = [one for one in self.looked if one.hardware.name == hardware.name]
-        return mine[-1].refusal
+        return mine[-1].refusal  # looked at are rising numbers of GPUs
 
 
 def recommend(wanted: Wanted) -> Recommendation:
@@ -210,9 +210,9 @@ def nearest(offers: Sequence[Offer]) -> Offer | None:
 
 
 def _kinds(wanted: Wanted) -> Iterator[Candidates]:
-    for hardware in wanted.hardware:
-        for gpus in wanted.counts:
-            yield _candidates(wanted.on(hardware), gpus)
+    cases = [wanted.on(hardware) for hardware in wanted.hardware]
+    for placed in [_candidates(cases[0], gpus) for gpus in wanted.counts]:
+        yield from (placed.on(case) for case in cases)
 
 
 def _candidates(case: Case, gpus: int) -> Candidates:
