@@ -6,7 +6,7 @@ Only click is imported here at the top, so that `--help` answers at once.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,12 +28,17 @@ from orchestrator.options import (
     json_option,
     machine_options,
     plan_options,
-    recommend_options,
+    taking,
 )
 from orchestrator.options.comparing import FILE
 from orchestrator.options.given import given
+from orchestrator.options.node import CALIBRATE_OPTIONS
+from orchestrator.options.recommending import CROSSOVER_OPTIONS, MATRIX_OPTIONS, RECOMMEND_OPTIONS
 from orchestrator.options.switches import technique_option
 from orchestrator.report.output import Output
+
+if TYPE_CHECKING:
+    from orchestrator.experiment import Experiment
 
 PATH = click.Path(path_type=Path)
 
@@ -90,24 +95,38 @@ def ablate(config: Path | None, dry_run: bool, as_json: bool, **options: Any) ->
 @json_option
 def plan(as_json: bool, strategy: tuple[str, ...], **options: Any) -> None:
     """Predict layouts on GPUs that need not be here, and rank them. Nothing is run."""
-    from orchestrator.config import load_experiment
-
     machines = predicting.machines_of(options)
-    experiment = load_experiment(None, given(strategy=strategy, **options))
+    experiment = _experiment(strategy=strategy, **options)
     layouts = experiment.strategy if strategy else ()
     predicting.plan(experiment, machines, layouts, Output(as_json))
 
 
 @main.command(cls=TakesLevels)
-@recommend_options
+@taking(RECOMMEND_OPTIONS)
 @json_option
 def recommend(as_json: bool, **options: Any) -> None:
     """Which GPUs and layout meet limits on latency: the fewest, and the cheapest. Nothing is
     run."""
-    from orchestrator.config import load_experiment
-
     search = recommending.search_of(options)
-    recommending.recommend(search, load_experiment(None, given(**options)), Output(as_json))
+    recommending.recommend(search, _experiment(**options), Output(as_json))
+
+
+@main.command()
+@taking(CROSSOVER_OPTIONS)
+@json_option
+def crossover(as_json: bool, **options: Any) -> None:
+    """Above which bandwidth of the link tensor parallelism beats a pipeline. Nothing is run."""
+    search = recommending.search_of(options)
+    recommending.crossover(search, _experiment(**options), Output(as_json))
+
+
+@main.command(cls=TakesLevels)
+@taking(MATRIX_OPTIONS)
+@json_option
+def matrix(as_json: bool, **options: Any) -> None:
+    """The best layout and the fewest GPUs for each load, model and kind of GPU. Nothing is run."""
+    search = recommending.search_of(options)
+    recommending.matrix(search, _experiment(**options), Output(as_json))
 
 
 @main.command()
@@ -261,34 +280,12 @@ def runs(root: Path, as_json: bool) -> None:
 
 
 @main.command()
-@click.option(
-    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cuda", "cpu"])
-)
-@click.option(
-    "--ranks",
-    type=click.IntRange(min=1, max=4096),
-    metavar="N",
-    help="GPUs or CPU workers. [all GPUs of a node; 2 to 4 workers]",
-)
-@click.option("--out", type=PATH, metavar="DIR", help="[results/fabric-HOST]")
-@click.option(
-    "--address",
-    metavar="HOST:PORT",
-    help="A Ray cluster that is running. [RAY_ADDRESS, else a local one]",
-)
-@click.option("--quick", is_flag=True, hidden=True, help="A few small sizes: to see that it works.")
+@taking(CALIBRATE_OPTIONS)
 @json_option
-def calibrate(
-    device: str,
-    ranks: int | None,
-    out: Path | None,
-    address: str | None,
-    quick: bool,
-    as_json: bool,
-) -> None:
+def calibrate(out: Path | None, as_json: bool, **options: Any) -> None:
     """Measure what this node can do: memory, matrix products, collectives. `submit` sets results
     beside it."""
-    node.calibrate(device, ranks, out, address, quick, as_json)
+    node.calibrate(**options, folder=out, as_json=as_json)
 
 
 @main.command()
@@ -299,6 +296,13 @@ def calibrate(
 def doctor(address: str | None, as_json: bool) -> None:
     """Check whether this node will give good numbers, and say what to do where it will not."""
     raise SystemExit(node.doctor(address, as_json))
+
+
+def _experiment(**options: Any) -> Experiment:
+    """What flags alone ask for."""
+    from orchestrator.config import load_experiment
+
+    return load_experiment(None, given(**options))
 
 
 def _refuse(why: str, *names: str) -> None:

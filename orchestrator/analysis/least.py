@@ -79,7 +79,7 @@ def least(stages: Sequence[Stage], load: Closed, rates: Rates, separate: bool = 
     for number in range(2, load.in_flight + 1):
         found = bound(number)
         if found.seconds >= best.seconds:
-            break  # more micro-batches make a stage's passes longer, and shorten only the other ways
+            break  # more of them make a stage's passes longer, and shorten only the other ways
         best = found
     return best
 

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.commands.predicting import asked_of
 from orchestrator.report.output import Output
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from orchestrator.experiment import Experiment
     from orchestrator.predict.hardware import Hardware
     from orchestrator.predict.kinds import Kinds
     from orchestrator.predict.layouts import Case
+    from orchestrator.predict.matrix import Load
     from orchestrator.predict.objectives import Objective
+    from orchestrator.report.predicted.selection_table import Selections
     from strategies.precision import Precision
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What is looked through, and for what. gpus, prices: as they were written; no gpus: every kind
-    of which enough is known."""
+    """What is looked through, and for what, as it was written. gpu: none is every kind of which
+    enough is known. model: several, of a matrix. out: a folder for its files."""
 
-    slo: tuple[str, ...]
     gpu: tuple[str, ...]
-    gpus_max: int
-    gpus_per_node: int | None
-    network: float | None
+    slo: tuple[str, ...] = ()
+    gpus_max: int = 8
+    gpus_per_node: int | None = None
+    network: float | None = None
     gpu_hour_cost: tuple[str, ...] = ()
+    model: tuple[str, ...] = ()
+    out: Path | None = None
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -54,8 +60,10 @@ class Search:
 
 
 def search_of(options: dict[str, Any]) -> Search:
-    """What is to be looked for, taken out of the options."""
-    known = (one.name for one in fields(Search))
+    """What is to be looked for, taken out of the options; one model is an experiment's."""
+    known = [one.name for one in fields(Search)]
+    if not isinstance(options["model"], tuple):
+        known.remove("model")
     return Search(**{name: options.pop(name) for name in known if name in options})
 
 
@@ -99,8 +107,88 @@ def precision_of(experiment: Experiment, model: str) -> Precision:
     return precision.resolve(experiment, models.resolve(model, "dummy").shape, "cuda")
 
 
-def _single(experiment: Experiment) -> None:
-    """Raise UserError where more than one load is asked for."""
+def crossover(search: Search, experiment: Experiment, out: Output) -> None:
+    """Print from which bandwidth on one layout beats another. Raises UserError for what is no such
+    question."""
+    from orchestrator.predict.crossover import PAIRS, crossover
+    from orchestrator.report.predicted.crossings import Crossings, as_data, render
+
+    _single(experiment, "--engine", "--scenario")
+    kinds = search.kinds(precision_of(experiment, experiment.model)).hardware
+    case = case_of(experiment, experiment.model, 0, kinds[0])
+    loads = [
+        replace(case, hardware=kind, asked=replace(case.asked, max_concurrency=number))
+        for kind in kinds
+        for number in experiment.max_concurrency
+    ]
+    found = tuple(crossover(load, pair, out.as_json) for load in loads for pair in PAIRS)
+    scenario = experiment.scenarios[0]
+    lengths = scenario.name, scenario.input_len, scenario.output_len
+    fitted = case.factors
+    all_of = Crossings(experiment.model, *lengths, fitted.engine, fitted.provenance, found)
+    out.show(lambda: as_data(all_of), lambda console: render(all_of, console))
+
+
+def matrix(search: Search, experiment: Experiment, out: Output) -> None:
+    """Print the best layout and the fewest GPUs for each load, model and kind of GPU; with a
+    folder, write them and the crossovers as Arrow tables and a page too."""
+    from orchestrator.predict.kinds import counts
+    from orchestrator.predict.matrix import Asked, selections
+    from orchestrator.report.predicted.selection_table import Selections, as_data, render
+
+    _single(experiment, "--concurrency", "--engine")
+    loads = _loads(search, experiment)
+    kinds = search.kinds(loads[0].case.precision)
+    asked = Asked(loads, kinds.hardware, counts(search.gpus_max), search.objectives)
+    found = Selections(asked, kinds.left_out, tuple(selections(asked)))
+    out.show(lambda: as_data(found), lambda console: render(found, console))
+    if search.out is not None:
+        for path in _written(found, search.out):
+            out.notes().print(f"written: {path}", highlight=False, soft_wrap=True)
+
+
+def _written(found: Selections, folder: Path) -> list[Path]:
+    """The tables and the page of a matrix, in `folder`. Raises UserError where it cannot be
+    written."""
+    from orchestrator.predict.crossover import CROSSINGS, PAIRS, crossing, crossover
+    from orchestrator.predict.matrix import SELECTIONS
+    from orchestrator.report import document, html
+    from orchestrator.report.predicted.selection_page import data_of, texts_of
+    from orchestrator.store.export import write_tables
+
+    crossings = [
+        (load, crossover(replace(load.case, hardware=kind), pair, draw=True))
+        for load in found.asked.loads
+        for kind in found.asked.hardware
+        for pair in PAIRS
+    ]
+    rows = [crossing(load.model, load.scenario, one) for load, one in crossings]
+    tables = {SELECTIONS.name: SELECTIONS.make(found.rows), CROSSINGS.name: CROSSINGS.make(rows)}
+    written = write_tables(tables, "arrow", folder)
+    data = document.inline(data_of(found, crossings))
+    page = folder / "selection.html"
+    html.write(html.drawn("selection", **texts_of(found), data=data), page, "--out")
+    return [*written, page]
+
+
+def _loads(search: Search, experiment: Experiment) -> tuple[Load, ...]:
+    """Each model under each scenario."""
+    from orchestrator.errors import UserError
+    from orchestrator.predict.matrix import Load
+
+    names = [word for text in search.model for name in text.split(",") if (word := name.strip())]
+    if not names:
+        raise UserError("--model names no model; give one, as llama-70b, or leave it out")
+    (first,) = search.kinds(precision_of(experiment, names[0])).hardware[:1]
+    return tuple(
+        Load(name, scenario.name, case_of(experiment, name, number, first))
+        for number, scenario in enumerate(experiment.scenarios)
+        for name in dict.fromkeys(names)
+    )
+
+
+def _single(experiment: Experiment, *names: str) -> None:
+    """Raise UserError where more than one value is asked for. names: of options; none: all."""
     from orchestrator.errors import UserError
 
     several = {
@@ -109,5 +197,5 @@ def _single(experiment: Experiment) -> None:
         "--scenario": experiment.scenarios,
     }
     for name, values in several.items():
-        if len(values) > 1:
+        if len(values) > 1 and (name in names or not names):
             raise UserError(f"{name} has {len(values)} values; this is answered for one of them")

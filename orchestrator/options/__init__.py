@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +13,6 @@ from orchestrator.options.comparing import COMPARE_OPTIONS
 from orchestrator.options.dataset import DATASET_OPTIONS
 from orchestrator.options.planning import EXPLAIN_OPTIONS, MACHINE_OPTIONS, PLAN_OPTIONS
 from orchestrator.options.precision import PRECISION_OPTIONS
-from orchestrator.options.recommending import RECOMMEND_OPTIONS
 from orchestrator.options.switches import SWITCH_OPTIONS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -242,11 +242,6 @@ def plan_options(command: Command) -> Command:
     return _with(PLAN_OPTIONS, command)
 
 
-def recommend_options(command: Command) -> Command:
-    """What may be asked of a recommendation."""
-    return _with(RECOMMEND_OPTIONS, command)
-
-
 def machine_options(command: Command) -> Command:
     """GPUs that need not be here."""
     return _with(MACHINE_OPTIONS, command)
@@ -255,6 +250,11 @@ def machine_options(command: Command) -> Command:
 def compare_options(command: Command) -> Command:
     """What may be asked of a comparison of results."""
     return _with(COMPARE_OPTIONS, command)
+
+
+def taking(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command], Command]:
+    """A decorator that gives a command these options."""
+    return partial(_with, options)
 
 
 def _with(options: Sequence[Callable[[Command], Command]], command: Command) -> Command:

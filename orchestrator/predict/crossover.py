@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.predict import factors
-from orchestrator.predict.hardware import Curve, Fabric, Hardware, Link
+from orchestrator.predict.hardware import Curve, Fabric, Hardware
 from orchestrator.predict.layouts import Case, candidates
 from orchestrator.predict.passes import Setting
-from orchestrator.predict.prediction import NoPrediction, Prediction, predict
+from orchestrator.predict.prediction import Prediction, predict
 from strategies import Layout
 from strategies.traffic import bus_factor
+from workers.rows import Table, column, row
 
 # GB/s that a GPU sends over its link: PCI-SIG's rates of 16 lanes, NVIDIA's of all NVLinks of A100,
 # H100 and B200, in one direction.
@@ -42,10 +43,49 @@ class Crossover:
     curve: tuple[tuple[float, float, float], ...] = ()
 
 
+@row
+class Crossing:
+    """A crossover of one load, as a row of a table."""
+
+    model: str = column("Name of the model")
+    scenario: str = column("Name of the lengths")
+    max_concurrency: int = column("Requests in flight", "1")
+    gpu: str = column("Kind of GPU")
+    first: str = column("The layout that sends more")
+    second: str = column("The other layout, of as many GPUs")
+    link_bandwidth: float | None = column("Bus bandwidth of the GPU's own link", "bytes/s")
+    crossover_bandwidth: float | None = column(
+        "Bus bandwidth above which the first has more tokens/s; null where one of them has at "
+        "every bandwidth that is looked at",
+        "bytes/s",
+    )
+    best: str | None = column("Which one has at every bandwidth")
+    reason: str | None = column("Why the two cannot be compared")
+
+
+CROSSINGS = Table("crossover", Crossing)
+
+
 def marks() -> dict[str, float]:
     """Name of a link -> bytes/s of bus bandwidth that collectives reach over it."""
     share = factors.load().attainable.link
     return {name: rate * 1e9 * share for name, rate in LINKS.items()}
+
+
+def crossing(model: str, scenario: str, one: Crossover) -> Crossing:
+    """A crossover without its curve."""
+    return Crossing(
+        model=model,
+        scenario=scenario,
+        max_concurrency=one.max_concurrency,
+        gpu=one.gpu,
+        first=one.first,
+        second=one.second,
+        link_bandwidth=one.own,
+        crossover_bandwidth=one.bandwidth,
+        best=one.best,
+        reason=one.why,
+    )
 
 
 def linked(hardware: Hardware, bandwidth: float) -> Hardware:

@@ -145,9 +145,7 @@ def _reason(found: Candidates, concurrency: int) -> str:
     return missed if len(refused) < len(found.settings) else refused[-1].reason
 
 
-def changes(
-    best: Callable[[int], str], most: int = MOST_CONCURRENT
-) -> Iterator[tuple[int, str]]:
+def changes(best: Callable[[int], str], most: int = MOST_CONCURRENT) -> Iterator[tuple[int, str]]:
     """(concurrency, the layout that is best from there on), from 1 to `most`: the best is looked
     for at every power of two, and between two that differ by bisection."""
     low, name = 1, best(1)
