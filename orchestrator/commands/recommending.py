@@ -135,11 +135,14 @@ def matrix(search: Search, experiment: Experiment, out: Output) -> None:
     from orchestrator.predict.kinds import counts
     from orchestrator.predict.matrix import Asked, selections
     from orchestrator.report.predicted.selection_table import Selections, as_data, render
+    from orchestrator.store.export import write_tables
 
     _single(experiment, "--concurrency", "--engine")
     loads = _loads(search, experiment)
     kinds = search.kinds(loads[0].case.precision)
     asked = Asked(loads, kinds.hardware, counts(search.gpus_max), search.objectives)
+    if search.out is not None:
+        write_tables({}, "arrow", search.out)  # is there a folder to write to?
     found = Selections(asked, kinds.left_out, tuple(selections(asked)))
     out.show(lambda: as_data(found), lambda console: render(found, console))
     if search.out is not None:

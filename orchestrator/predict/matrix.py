@@ -10,9 +10,23 @@ from orchestrator.predict.hardware import Hardware
 from orchestrator.predict.layouts import Candidates, Case, candidates, factorisations
 from orchestrator.predict.objectives import Objective, margins
 from orchestrator.predict.prediction import Prediction
-from workers.rows import Table, column, row
+from workers.rows import Table, column, group, nothing, row
 
 MOST_CONCURRENT = 256  # up to which the best layout is looked for
+
+
+@row
+class Chosen:
+    """The best layout of a field, as predicted."""
+
+    layout: str | None = column(
+        "The layout with the most tokens/s of those that meet the limits; null where none does"
+    )
+    output_throughput: float | None = column("Predicted of it", "tokens/s", better="higher")
+    output_throughput_low: float | None = column("Low end of its 90% interval", "tokens/s")
+    output_throughput_high: float | None = column("High end of its 90% interval", "tokens/s")
+    median_ttft_ms: float | None = column("Predicted of it", "ms", better="lower")
+    median_tpot_ms: float | None = column("Predicted of it", "ms", better="lower")
 
 
 @row
@@ -27,14 +41,7 @@ class Selection:
     max_concurrency: int = column("Requests in flight", "1")
     gpu: str = column("Kind of GPU")
     num_gpus: int = column("GPUs that all layouts have", "1")
-    layout: str | None = column(
-        "The layout with the most tokens/s of those that meet the limits; null where none does"
-    )
-    output_throughput: float | None = column("Predicted of it", "tokens/s", better="higher")
-    output_throughput_low: float | None = column("Low end of its 90% interval", "tokens/s")
-    output_throughput_high: float | None = column("High end of its 90% interval", "tokens/s")
-    median_ttft_ms: float | None = column("Predicted of it", "ms", better="lower")
-    median_tpot_ms: float | None = column("Predicted of it", "ms", better="lower")
+    chosen: Chosen = group()
     least_gpus: int | None = column(
         "The fewest GPUs of which a layout meets the limits, of 1, 2, 4 ... up to the most that "
         "are looked at",
@@ -105,18 +112,25 @@ def _selection(
         max_concurrency=at,
         gpu=case.hardware.name,
         num_gpus=most.gpus,
-        layout=chosen and chosen.layout,
-        output_throughput=chosen and chosen.output_throughput.value,
-        output_throughput_low=chosen and chosen.output_throughput.low,
-        output_throughput_high=chosen and chosen.output_throughput.high,
-        median_ttft_ms=chosen and chosen.ttft_ms.value,
-        median_tpot_ms=chosen and chosen.tpot_ms.value,
-        least_gpus=least and least.num_gpus,
-        least_layout=least and least.layout,
+        chosen=nothing(Chosen) if chosen is None else _chosen(chosen),
+        least_gpus=None if least is None else least.num_gpus,
+        least_layout=None if least is None else least.layout,
         changes_at=next((number for number, _ in ladder if number > at), None),
         best_from=tuple(number for number, _ in ladder),
         best_layouts=tuple(name for _, name in ladder),
         reason=None if chosen else _reason(most, at),
+    )
+
+
+def _chosen(one: Prediction) -> Chosen:
+    speed = one.output_throughput
+    return Chosen(
+        layout=one.layout,
+        output_throughput=speed.value,
+        output_throughput_low=speed.low,
+        output_throughput_high=speed.high,
+        median_ttft_ms=one.ttft_ms.value,
+        median_tpot_ms=one.tpot_ms.value,
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import runpy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ from orchestrator.predict.recommend import Offer, Recommendation, Refusal, Wante
 from orchestrator.predict.replica import Lengths
 from strategies.precision import Precision
 
+ROOT = Path(__file__).resolve().parents[2]
 # An engine that reaches what the hardware allows, and knows it to 10%: its times are the
 # roofline's.
 IDEAL = replace(
@@ -288,3 +291,10 @@ def test_what_cannot_be_answered_is_said_in_a_line(asked: tuple[str, ...], says:
     assert done.exit_code != 0
     assert says in " ".join(done.stderr.split())
     assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
+
+
+def test_the_example_of_the_page_is_what_the_command_says() -> None:
+    written = runpy.run_path(str(ROOT / "scripts" / "recommend_page.py"))["page"]()
+    assert written == (ROOT / "docs" / "recommend.md").read_text(encoding="utf-8"), (
+        "run `python scripts/recommend_page.py`"
+    )

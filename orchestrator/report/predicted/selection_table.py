@@ -72,7 +72,7 @@ def render(found: Selections, console: Console) -> None:
 def field(one: Selection) -> str:
     """As in `tp8, 54: tp4dp2 (2)`."""
     least = f" ({one.least_gpus})" if one.least_gpus else ""
-    return f"{one.layout or '-'}{then(one)}{least}"
+    return f"{one.chosen.layout or '-'}{then(one)}{least}"
 
 
 def then(one: Selection) -> str:
