@@ -1,9 +1,10 @@
 """Fit what predictions need of an engine, and say how far they are off where nothing was fitted.
 
     python benchmarks/fit_predictions.py docs/results/2xh100/qwen2.5-32b \\
-        --fabric docs/results/2xh100 --calibration docs/results/2xh200 \\
-        --peers vllm:H200:/path/peers-2xh200.csv \\
-        --held-out docs/results/2xh200/llama-70b --held-out-peers H200:docs/results/peers-4xh200.csv
+        --fabric docs/results/2xh100 --fabric docs/results/2xh200 \\
+        --peers benchmarks/peers-2xh200.csv \\
+        --held-out "2 x H200 llama-70b=docs/results/2xh200/llama-70b" \\
+        --held-out "4 x H200=docs/results/peers-4xh200.csv@FABRIC"
 
 Writes orchestrator/predict/factors.json and the table of docs/predictions.md. A few numbers of
 physical meaning are fitted, by least squares on relative errors and with a weak pull to where each
@@ -45,6 +46,9 @@ START, END = "<!-- held out: begin -->", "<!-- held out: end -->"
 # Relative errors that are as large as the model is wrong anyway: of a step, of reading prompts, of
 # a part of a step.
 WHOLE, PROMPTS, PART = 0.02, 0.05, 0.06
+# One run of another engine: between two nodes such rows differ by so much (nodes A and B of
+# peers-2xh200.csv), in which no start was repeated.
+NODES = 0.04
 PULL = 0.5  # of the logarithm of a factor from where it begins
 # Where the fit begins: what the engine's own figures say by eye, and what is known of it.
 BEGIN = {
@@ -202,12 +206,12 @@ class Bench:
     """Predicts cells; layouts are planned once."""
 
     def __init__(self, attainable: Attainable, calibrations: Mapping[str, Calibration]) -> None:
-        self._attainable, self._calibrations = attainable, calibrations
+        self.attainable, self._calibrations = attainable, calibrations
         self._planned: dict[tuple, tuple] = {}
 
     def hardware(self, gpu: str) -> Hardware:
         """As `plan` takes it."""
-        return of_sheet(gpu, self._attainable, self._calibrations.get(gpu), 8)
+        return of_sheet(gpu, self.attainable, self._calibrations.get(gpu), 8)
 
     def setting(self, cell: Cell, factors: EngineFactors) -> tuple[Setting, Layout]:
         """What the cell was run as."""
@@ -233,7 +237,7 @@ class Bench:
     def prediction(self, cell: Cell, factors: EngineFactors) -> Prediction:
         """Raises ValueError where there is none."""
         setting, layout = self.setting(cell, factors)
-        found = predict(setting, layout, self.asked(cell, factors))
+        found = predict(setting, layout.name, self.asked(cell, factors))
         if not isinstance(found, Prediction):
             raise ValueError(f"{cell.name}: {found.reason}")
         return found
@@ -254,7 +258,7 @@ class Bench:
         return {
             "output_throughput": found.output_throughput.value,
             "decode_ms": found.decode_ms_per_step,
-            "ttft_ms": found.ttft_ms.value,
+            "ttft_ms": found.ttft_ms.value if found.ttft_ms else math.nan,
             "tpot_ms": found.tpot_ms.value,
             "prefill_ms": 1e3 * found.prefill_s,
             "compute_ms": mean(lambda one: one.compute),
@@ -341,7 +345,10 @@ def quantile(errors: Sequence[float], share: float = 0.9) -> float:
 
 
 # No interval is narrower than what the fit takes the model to be wrong by.
-LEAST = {"output_throughput": WHOLE, "tpot_ms": WHOLE, "ttft_ms": PROMPTS}
+LEAST = {
+    "torch": {"output_throughput": WHOLE, "tpot_ms": WHOLE, "ttft_ms": PROMPTS},
+    "vllm": {"output_throughput": NODES, "tpot_ms": NODES, "ttft_ms": PROMPTS},
+}
 # Metric of a prediction -> under what it is measured, the first that a cell has.
 MEASURED_AS = {
     "output_throughput": ("output_throughput",),
@@ -378,7 +385,9 @@ def fitted(bench: Bench, cells: Sequence[Cell], begin: EngineFactors, source: st
     ranges["kv_share"] = (0.0, ranges["kv_share"][1])
     return replace(
         found,
-        half_width={name: max(quantile(errors), LEAST[name]) for name, errors in out.items()},
+        half_width={
+            name: max(quantile(errors), LEAST[begin.engine][name]) for name, errors in out.items()
+        },
         fitted=Fitted(
             tuple(sorted({cell.gpu for cell in cells})),
             tuple(sorted({cell.precision.name for cell in cells})),
@@ -446,31 +455,287 @@ def _rounded(value):
     return [_rounded(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Cells that nothing was fitted on, with what they are predicted by."""
+
+    label: str
+    cells: Sequence[Cell]
+    bench: Bench
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """Of one cell and metric: logarithms of predicted / measured, of the roofline too. is_within:
+    whether the measurement lies in the interval of 90%."""
+
+    log: float
+    roofline: float
+    is_within: bool
+
+
+# What an engine would be that reaches the roofline.
+ROOFLINE = {
+    "stream": 1.0,
+    "math": 1.0,
+    "kv": 1.0,
+    "overlap": 64.0,
+    "layer_s": 0.0,
+    "gap_s": 0.0,
+    "eager_gap_s": 0.0,
+    "collective": 0.0,
+    "skew_s": 0.0,
+    "turn_s": 0.0,
+    "start_s": 0.0,
+}
+TITLES = {"output_throughput": "throughput", "ttft_ms": "TTFT", "tpot_ms": "TPOT"}
+BASELINE = math.log(0.8)
+
+
+def held_out_errors(one: HeldOut, engines: Mapping[str, EngineFactors]) -> dict[str, list[Error]]:
+    """Metric -> an error for each cell."""
+    out: dict[str, list[Error]] = {name: [] for name in TITLES}
+    for cell in one.cells:
+        factors = engines[cell.engine]
+        plain = one.bench.predicted(cell, replace(factors, **ROOFLINE))
+        mine, found = one.bench.predicted(cell, factors), one.bench.prediction(cell, factors)
+        for metric, names in MEASURED_AS.items():
+            name = next((each for each in names if each in cell.measured), None)
+            interval = getattr(found, metric)
+            if name is not None and interval is not None:
+                value = cell.measured[name]
+                log = math.log(mine[name] / value)
+                is_within = (
+                    interval.low / interval.value
+                    <= value / mine[name]
+                    <= (interval.high / interval.value)
+                )
+                out[metric].append(Error(log, math.log(plain[name] / value), is_within))
+    return out
+
+
+def percent(log: float) -> float:
+    """An error of a logarithm in percent."""
+    return 100 * (math.exp(log) - 1)
+
+
+def wilson(within: int, count: int) -> tuple[float, float]:
+    """The 95% interval of a share (Wilson 1927), in percent."""
+    z, share = 1.96, within / count
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
+    half /= 1 + z * z / count
+    return 100 * (middle - half), 100 * (middle + half)
+
+
+def row(label: str, metric: str, errors: Sequence[Error]) -> str:
+    """A row of the table; of cells of which nothing is said too."""
+    if not errors:
+        return f"| {label} | {TITLES[metric]} | 0 | not predicted | | | | | |"
+    sign = 1 if metric == "output_throughput" else -1
+    within, count = sum(one.is_within for one in errors), len(errors)
+    low, high = wilson(within, count)
+    found = sorted(abs(percent(one.log)) for one in errors)
+    plain = [abs(percent(one.roofline)) for one in errors]
+    eighty = [abs(percent(one.roofline + sign * BASELINE)) for one in errors]
+    return (
+        f"| {label} | {TITLES[metric]} | {count} | {median(found):.1f} | "
+        f"{median(percent(one.log) for one in errors):+.1f} | "
+        f"{found[math.ceil(0.9 * count) - 1]:.1f} | "
+        f"{within} of {count} [{low:.0f}, {high:.0f}] | {median(plain):.0f} | "
+        f"{median(eighty):.0f} |"
+    )
+
+
+def regrets(one: HeldOut, engines: Mapping[str, EngineFactors]) -> Iterator[str]:
+    """How much slower the layout that is ranked first is than the one that was measured fastest."""
+    groups = grouped(
+        one.cells, lambda cell: (cell.engine, cell.model, cell.concurrency, cell.precision)
+    )
+    for (_, model, concurrency, _), cells in groups.items():
+        if len(cells) > 1:
+            first = max(
+                cells, key=lambda c: one.bench.predicted(c, engines[c.engine])["output_throughput"]
+            )
+            best = max(cells, key=lambda c: c.measured["output_throughput"])
+            behind = 1 - first.measured["output_throughput"] / best.measured["output_throughput"]
+            yield (
+                f"| {one.label} | {model} | {concurrency} | {len(cells)} | {first.layout} | "
+                f"{best.layout} | {100 * behind:.1f} |"
+            )
+
+
+def other_errors(held: Sequence[HeldOut], engines: Mapping[str, EngineFactors]) -> str:
+    """Weights in memory and communication of a decode step, where they were measured."""
+    weights, communication = [], []
+    for one in held:
+        for cell in one.cells:
+            if "weight_bytes" in cell.measured:
+                found = one.bench.prediction(cell, engines[cell.engine]).memory.weights
+                weights.append(abs(100 * (found / cell.measured["weight_bytes"] - 1)))
+            if "tp" in cell.layout and "transfer_ms" in cell.measured:
+                found = one.bench.predicted(cell, engines[cell.engine])["comm_ms"]
+                seen = cell.measured["transfer_ms"] + cell.measured["wait_ms"]
+                communication.append(abs(100 * (found / seen - 1)))
+    return (
+        f"Median absolute error of weights on the fullest GPU: {median(weights):.1f}% of "
+        f"{len(weights)} cells; of communication in a decode step (transfer and\nwait, layouts "
+        f"with tp): {median(communication):.1f}% of {len(communication)}."
+    )
+
+
+def by_kind(held: Sequence[HeldOut], engines: Mapping[str, EngineFactors]) -> Iterator[str]:
+    """TPOT and throughput of pipelines beside the others."""
+    kinds = {"tp alone": lambda x: "pp" not in x and "tp" in x, "with pp": lambda x: "pp" in x}
+    for engine in engines:
+        for title, is_kind in kinds.items():
+            errors: dict[str, list[float]] = {"tpot_ms": [], "output_throughput": []}
+            for one in held:
+                cells = [c for c in one.cells if c.engine == engine and is_kind(c.layout)]
+                for metric in errors:
+                    found = held_out_errors(replace(one, cells=cells), engines)[metric]
+                    errors[metric] += [abs(percent(each.log)) for each in found]
+            yield (
+                f"| {engine}, {title} | {len(errors['tpot_ms'])} | "
+                f"{median(errors['tpot_ms']):.1f} | {median(errors['output_throughput']):.1f} |"
+            )
+
+
+def page(held: Sequence[HeldOut], engines: Mapping[str, EngineFactors]) -> str:
+    """The part of docs/predictions.md that is written here."""
+    lines = [
+        "| held out | metric | cells | median error, % | bias, % | p90, % | "
+        "in the 90% interval, of cells [95% of the share, %] | roofline, % | 0.8 of it, % |",
+        "|---|---|---:|---:|---:|---:|---|---:|---:|",
+    ]
+    every: dict[str, dict[str, list[Error]]] = {}
+    for one in held:
+        for metric, errors in held_out_errors(one, engines).items():
+            lines.append(row(one.label, metric, errors))
+            of_engine = every.setdefault(one.cells[0].engine, {})
+            of_engine.setdefault(metric, []).extend(errors)
+    for engine, found in every.items():
+        lines += [row(f"**{engine}, all**", metric, errors) for metric, errors in found.items()]
+    lines += ["", other_errors(held, engines), ""]
+    lines += ["| | cells | TPOT, median error, % | throughput, % |", "|---|---:|---:|---:|"]
+    lines += [*by_kind(held, engines), ""]
+    lines += [
+        "| held out | model | concurrent | layouts | ranked first | measured fastest | "
+        "behind it, % |",
+        "|---|---|---:|---:|---|---|---:|",
+    ]
+    lines += [line for one in held for line in regrets(one, engines)]
+    return "\n".join(lines)
+
+
+PRESETS = {"8B": "llama-8b", "8b": "llama-8b", "70B": "llama-70b", "70b": "llama-70b"}
+
+
+def published(file: Path, bench: Bench, factors: EngineFactors) -> str:
+    """Latencies and times of a token that others published, by the factors of vLLM whatever the
+    engine."""
+    lines = [
+        "",
+        "| published | GPUs | layout | concurrent | measured | predicted | error, % |",
+        "|---|---|---|---:|---:|---:|---:|",
+    ]
+    with file.open(encoding="utf-8") as text:
+        for row in csv.DictReader(text):
+            if row["metric"] in ("latency_s", "tpot_ms"):
+                lines.append(_published(row, bench, factors))
+    return "\n".join(lines)
+
+
+def _published(row: Mapping[str, str], bench: Bench, factors: EngineFactors) -> str:
+    layout, count = row["layout"].partition(" ")[0], int(row["concurrency"])
+    gpu = row["hardware"].partition(" ")[0]
+    form = Precision("bfloat16", "fp8" if row["dtype"] == "fp8" else "none")
+    lengths = (int(row["input_len"]), int(row["output_len"]))
+    model = PRESETS[row["model"].rpartition("-")[2]]
+    cell = Cell("", "vllm", gpu, model, layout, form, "", lengths, count, count, {})
+    found, measured = bench.prediction(cell, factors), float(row["value"])
+    is_latency = row["metric"] == "latency_s"
+    value = found.duration_s if is_latency else found.tpot_ms.value
+    unit, source = ("s", "ms")[not is_latency], row["source"].partition("@")[0].partition(" ")[0]
+    engine = "TRT-LLM" if "TRT-LLM" in row["source"] else "vLLM"
+    return (
+        f"| {source}, {engine}, {row['model']} {row['dtype']} | {row['gpus']} x {gpu} | {layout} | "
+        f"{count} | {measured:.4g} {unit} | {value:.4g} {unit} | "
+        f"{100 * (value / measured - 1):+.0f} |"
+    )
+
+
+def write(text: str) -> None:
+    """Put the tables into the page."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{START}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+
+
 def main() -> None:
     """Fit, write, check."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("results", nargs="+", type=Path)
+    parser.add_argument("results", nargs="+", type=Path, help="results to fit torch on")
     parser.add_argument("--fabric", required=True, type=Path, action="append", dest="fabrics")
-    parser.add_argument("--peers", type=Path, help="rows of vLLM on two H200, to fit on")
+    parser.add_argument("--peers", type=Path, help="rows of vLLM on H200, to fit it on")
+    parser.add_argument(
+        "--held-out",
+        action="append",
+        default=[],
+        metavar="LABEL=PATH[@FABRIC]",
+        help="results, or rows of vLLM on H200 (.csv), and a calibration of their node",
+    )
+    parser.add_argument("--published", type=Path, help="figures of others, as a further check")
     asked = parser.parse_args()
     calibrations = dict(_calibrated(folder) for folder in asked.fabrics)
     shares = attainable(calibrations)
     bench = Bench(shares, calibrations)
     cells = [one for folder in asked.results for one in cells_of(folder)]
-    engines = {}
-    mine = [one for one in cells if one.concurrency <= MOST and one.engine == "torch"]
-    engines["torch"] = fitted(bench, mine, BEGIN["torch"], ", ".join(map(str, asked.results)))
-    if asked.peers:
-        theirs = [
-            one
-            for one in peers_of(asked.peers, "H200")
-            if one.concurrency <= MOST and one.model == mine[0].model
-        ]
+    cells += peers_of(asked.peers, "H200") if asked.peers else []
+    mine = [one for one in cells if _is_fitted(one, "torch")]
+    source = ", ".join(map(str, asked.results))
+    engines = {"torch": fitted(bench, mine, BEGIN["torch"], source)}
+    if theirs := [one for one in cells if _is_fitted(one, "vllm")]:
         same = {name: getattr(engines["torch"], name) for name in FREE["torch"]}
-        begin = replace(BEGIN["vllm"], **same)
-        engines["vllm"] = fitted(bench, theirs, begin, asked.peers.name)
+        source = str(asked.peers)
+        engines["vllm"] = fitted(bench, theirs, replace(BEGIN["vllm"], **same), source)
     data = as_data(engines, shares, calibrations)
     kept.FILE.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    rest = [one for one in cells if one not in mine and one not in theirs]
+    held = [
+        HeldOut(f"{engine}, of the results fitted on", same, bench)
+        for engine, same in grouped(rest, lambda one: one.engine).items()
+    ]
+    for text in asked.held_out:
+        held += _held_out(text, bench, calibrations, engines)
+    tables = [page(held, engines)]
+    if asked.published:
+        tables.append(published(asked.published, bench, engines["vllm"]))
+    write("\n".join(tables))
+
+
+def _is_fitted(cell: Cell, engine: str) -> bool:
+    """On tp1, tp2 and pp2 of the 32B, with few requests."""
+    return (
+        cell.engine == engine
+        and cell.concurrency <= MOST
+        and cell.layout in ("tp1", "tp2", "pp2")
+        and cell.model == "qwen2.5-32b"
+    )
+
+
+def _held_out(
+    text: str, bench: Bench, calibrations: Mapping[str, Calibration], engines: Iterable[str]
+) -> Iterator[HeldOut]:
+    """Of each engine for which factors were fitted."""
+    label, _, where = text.partition("=")
+    path, _, its = where.partition("@")
+    if its:
+        bench = Bench(bench.attainable, {**calibrations, **dict([_calibrated(Path(its))])})
+    found = peers_of(Path(path), "H200") if path.endswith(".csv") else cells_of(Path(path))
+    for engine, same in grouped(found, lambda one: one.engine).items():
+        if engine in engines:
+            yield HeldOut(f"{engine}, {label}", same, bench)
 
 
 def _calibrated(folder: Path) -> tuple[str, Calibration]:

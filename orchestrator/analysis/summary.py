@@ -22,6 +22,7 @@ from orchestrator.analysis.latency import Arrivals, Latency, TokenTimes, arrival
 from orchestrator.analysis.observed.communication import StepParts
 from orchestrator.analysis.observed.operations import Operations, Traffic, traffic_of
 from orchestrator.analysis.outputs import output_digest
+from orchestrator.analysis.predicted import Predicted, beside
 from orchestrator.analysis.roofline import Ceilings
 from orchestrator.analysis.samples import sampled
 from orchestrator.analysis.throughput import Steady, Throughput, steady_of, throughput_of
@@ -112,6 +113,7 @@ class Figures:
     clocks: Clocks = group()
     crosscheck: Crosscheck = group()
     bounds: Bounds = group(better="higher")
+    predicted: Predicted = group("predicted_{}")
 
 
 @row
@@ -148,7 +150,8 @@ class Attempt:
 
     levels: service levels in ms. request_rate: of a trace, its mean; None in a closed loop.
     burstiness: None in a closed loop and of a trace. ceilings: what its devices can do as measured,
-    or else as their maker says; sheet: as their maker says; None where that is unknown.
+    or else as their maker says; sheet: as their maker says; None where that is unknown. predicted:
+    what the cost model says of it.
     """
 
     key: RunKey
@@ -163,6 +166,7 @@ class Attempt:
     burstiness: float | None = None
     ceilings: Ceilings | None = None
     sheet: Ceilings | None = None
+    predicted: Predicted | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +190,7 @@ def measured(
     loads = loads_of(requests, plan.placement, seats, work.first_turns())
     engine, (ceilings, sheet) = attempt.key.cell.engine, _ceilings(attempt)
     bounds, reason = bounds_of(plan, engine, loads, made, ceilings, sheet)
-    seen = sampled(reports, made.duration, num_gpus)
+    seen, latency = sampled(reports, made.duration, num_gpus), latency_of(TokenTimes.of(requests))
     return widened(
         Measured,
         attempt.key,
@@ -199,7 +203,7 @@ def measured(
         goodput=goodput_of(requests, attempt.levels, num_prompts),
         slo=slo_of(requests, attempt.levels, num_prompts),
         arrivals=arrivals_of(requests, attempt.request_rate, attempt.burstiness),
-        latency=latency_of(TokenTimes.of(requests)),
+        latency=latency,
         startup=startup_of(building.built, building.build_s, building.startup_s),
         memory=memory_of(building.built, plan, reports),
         traffic=traffic_of(reports),
@@ -207,6 +211,7 @@ def measured(
         clocks=clocks_of(seen),
         crosscheck=crosscheck_of(seen, reports, plan),
         bounds=bounds,
+        predicted=beside(attempt.predicted or nothing(Predicted), made, latency),
         output_digest=output_digest(requests),
     )
 

@@ -82,7 +82,7 @@ def gate(
 
 def draw(found: Findings, objective: str, console: Console) -> None:
     """Print what results say."""
-    from orchestrator.analysis.comparing import ablation
+    from orchestrator.analysis.comparing import ablation, gaps
     from orchestrator.report import sweep, terminal
 
     terminal.render(found.comparison, console, found.sentences(objective))
@@ -90,7 +90,7 @@ def draw(found: Findings, objective: str, console: Console) -> None:
         found.lacking(objective),
         *(one.sentence for one in found.unsettled),
         *(one.sentence for one in found.drifts),
-        *(one.sentence for one in found.missing),
+        *gaps.sentences(found.missing),
         *(one.sentence for one in found.imported),
     ]
     for note in filter(None, notes):

@@ -29,6 +29,11 @@ class Technique:
     also: tuple[tuple[str, str], ...] = ()
     of_groups: bool = False
 
+    @property
+    def option(self) -> str:
+        """The option that sets its field."""
+        return f"--{self.field.replace('_', '-')}"
+
     def concerns(self, ranks: int) -> bool:
         """Whether it can change anything in a replica of so many ranks."""
         return ranks > 1 or not self.of_groups

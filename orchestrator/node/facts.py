@@ -91,7 +91,7 @@ class RayAnswer:
 class Facts:
     """Everything that is looked at. driver_cuda: the newest CUDA that the driver can run, "13.0".
     nofile, memlock: limits of this process, None for unlimited. load: processes that run or wait to
-    run, over the last minute."""
+    run, over the last minute. keeps_bytecode: whether Python keeps the modules that it compiles."""
 
     gpus: tuple[GpuState, ...]
     pairs: tuple[Pair, ...]
@@ -104,6 +104,7 @@ class Facts:
     cpus: int
     load: float
     ray: RayAnswer
+    keeps_bytecode: bool
 
 
 def gather(address: str | None = None) -> Facts:
@@ -121,6 +122,7 @@ def gather(address: str | None = None) -> Facts:
         cpus=_usable_cpus(),
         load=os.getloadavg()[0],
         ray=ray_answer(address),
+        keeps_bytecode=not sys.dont_write_bytecode,
     )
 
 

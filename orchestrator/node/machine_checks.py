@@ -70,6 +70,13 @@ def processors(facts: Facts) -> Check:
     return passed_if(idle, "CPU", found, "something else is running here; wait, or end it")
 
 
+def bytecode(facts: Facts) -> Check:
+    """Python keeps what it compiles, so that the processes of a start only read it."""
+    kept = facts.keeps_bytecode
+    found = "kept" if kept else "not kept: each process of a start compiles its modules anew"
+    return passed_if(kept, "bytecode", found, "unset PYTHONDONTWRITEBYTECODE: it costs seconds")
+
+
 def versions(facts: Facts) -> Check:
     """Every package is in the range that this project asks for."""
     wrong = [package for package in facts.packages if not package.ok]
@@ -103,6 +110,7 @@ CHECKS: Sequence[Callable[[Facts], Check]] = (
     open_files,
     locked_memory,
     processors,
+    bytecode,
     versions,
     ray,
 )

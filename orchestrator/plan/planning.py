@@ -312,7 +312,8 @@ def _check_techniques(
     asked = experiment.technique
     if asked and not any(one.deployment.ablation in asked for one in planned):
         names = ", ".join(dict.fromkeys(one.deployment.engine for one in planned))
+        options = " or ".join(TECHNIQUES[name].option for name in asked)
         raise UserError(
             f"leaving out {', '.join(asked)} changes nothing for {names} on {device}: the engine "
-            "has none of it, or runs without it as it is"
+            f"has none of it, or it is off as it is; {options} would turn it on"
         )

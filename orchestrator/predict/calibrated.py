@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+
+import pyarrow as pa
 
 from orchestrator.analysis.roofline import CALIBRATED
 from orchestrator.errors import UserError
@@ -20,15 +23,24 @@ def calibration(path: Path, gpu: str | None = None) -> tuple[str, Calibration]:
     others.
     """
     table = fabric.load(path)
-    found = {name: one for one in fabric.devices(table) if (name := name_of(one)) is not None}
-    name = next(iter(found), None) if gpu is None else gpu
-    ceilings = fabric.ceilings(table, found.get(name)) if name else None
-    if name is None or name not in found or ceilings is None or ceilings.source != CALIBRATED:
-        measured = ", ".join(fabric.devices(table))
-        raise UserError(f"{path} is a calibration of {measured}; asked for is {gpu or 'a GPU'}")
+    names = (gpu,) if gpu else tuple(map(name_of, fabric.devices(table)))
+    for name in names:
+        found = of_table(table, name) if name else None
+        if name and found:
+            return name, replace(found, source=f"measured: {path.name}")
+    measured = ", ".join(fabric.devices(table))
+    raise UserError(f"{path} is a calibration of {measured}; asked for is {gpu or 'a GPU'}")
+
+
+def of_table(table: pa.Table, gpu: str) -> Calibration | None:
+    """The calibration of one kind of GPU; None where it is of others."""
+    device = next((one for one in fabric.devices(table) if name_of(one) == gpu), None)
+    ceilings = fabric.ceilings(table, device) if device else None
+    if ceilings is None or ceilings.source != CALIBRATED:
+        return None
     curves = tuple(
         Curve(op, ranks, mode, points)
         for (op, ranks, mode), points in fabric.times(table).items()
         if op in OPERATIONS
     )
-    return name, Calibration(ceilings, curves, f"measured: {path.name}")
+    return Calibration(ceilings, curves, "measured")

@@ -153,6 +153,6 @@ def _gpus(layout: str) -> int:
 
 def _speed(case: Case, layout: Layout, setting: Setting, bandwidth: float) -> float:
     placed = replace(setting.placed, hardware=linked(case.hardware, bandwidth))
-    one = predict(Setting(placed, setting.factors), layout, case.asked)
+    one = predict(Setting(placed, setting.factors), layout.name, case.asked)
     assert isinstance(one, Prediction), "it is predicted over its own link"
     return one.output_throughput.value

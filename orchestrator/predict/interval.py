@@ -10,6 +10,7 @@ from orchestrator.predict.factors import EngineFactors
 from orchestrator.predict.passes import Setting
 from orchestrator.predict.replica import Lengths, micro_batches
 
+WIDEST = math.log(10)  # a half width beyond which an interval says nothing
 # A value this many times outside of a range still counts as inside.
 MARGIN = 1.25
 
@@ -32,8 +33,21 @@ def estimate(
     turn, and once more for each way in which the case lies outside of where factors were fitted.
     The second is a rule, checked by the coverage of cells that were held out.
     """
-    width = factors.half_width[metric] * (1 + len(beyond))
+    width = half_width(metric, factors, beyond)
     return Estimate(value, value * math.exp(-width), value * math.exp(width))
+
+
+def half_width(metric: str, factors: EngineFactors, beyond: tuple[str, ...]) -> float:
+    """That of an interval, as a logarithm."""
+    return factors.half_width[metric] * (1 + len(beyond))
+
+
+def if_known(
+    value: float, metric: str, factors: EngineFactors, beyond: tuple[str, ...]
+) -> Estimate | None:
+    """The estimate; None where its interval is wider than a factor of ten each way."""
+    is_known = half_width(metric, factors, beyond) <= WIDEST
+    return estimate(value, metric, factors, beyond) if is_known else None
 
 
 def outside(setting: Setting, lengths: Lengths, requests: int) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ class Candidates:
     def ranking(self, concurrency: int) -> Ranking:
         """All of them under a closed loop of so many requests."""
         asked = replace(self.case.asked, max_concurrency=concurrency)
-        found = [predict(setting, layout, asked) for layout, setting in self.settings]
+        found = [predict(setting, layout.name, asked) for layout, setting in self.settings]
         predictions = ranked([one for one in found if isinstance(one, Prediction)])
         refused = [one for one in found if isinstance(one, NoPrediction)]
         return Ranking(

@@ -55,7 +55,8 @@ class Share:
 
     @classmethod
     def of(cls, setting: Setting, asked: Asked, room: int, replicas: int, first: int) -> Share:
-        """Of the replicas from `first` on, of all `of`."""
+        """Of `replicas` that are numbered from `first` on. room: requests for whose KV each has
+        room."""
         total, seats = setting.placed.placement.degree("dp"), asked.seats
         wanted = len(range(first, seats, total))
         whole, left = divmod(asked.requests, seats)

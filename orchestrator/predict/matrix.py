@@ -129,7 +129,7 @@ def _chosen(one: Prediction) -> Chosen:
         output_throughput=speed.value,
         output_throughput_low=speed.low,
         output_throughput_high=speed.high,
-        median_ttft_ms=one.ttft_ms.value,
+        median_ttft_ms=one.ttft_ms.value if one.ttft_ms else None,
         median_tpot_ms=one.tpot_ms.value,
     )
 
@@ -138,15 +138,12 @@ def best_of(
     found: Candidates, objectives: Sequence[Objective], concurrency: int
 ) -> Prediction | None:
     """The first of the ranking that meets the objectives."""
-    lengths = found.case.asked.lengths
-    return next(
-        (
-            one
-            for one in found.ranking(concurrency).predictions
-            if all(margin.share >= 0 for margin in margins(objectives, one, lengths))
-        ),
-        None,
-    )
+
+    def meets(one: Prediction) -> bool:
+        kept = margins(objectives, one, found.case.asked.lengths)
+        return kept is not None and all(margin.share >= 0 for margin in kept)
+
+    return next(filter(meets, found.ranking(concurrency).predictions), None)
 
 
 def _name(one: Prediction | None) -> str:

@@ -17,13 +17,14 @@ class Objective:
     metric: str
     limit_ms: float
 
-    def of(self, one: Prediction, lengths: Lengths) -> Estimate:
-        """What is predicted of it, in ms. E2EL = TTFT + TPOT x (tokens out - 1), as of a request;
-        the ends of its interval are those of both."""
-        known = {"ttft": one.ttft_ms, "tpot": one.tpot_ms}
-        if self.metric in known:
-            return known[self.metric]
+    def of(self, one: Prediction, lengths: Lengths) -> Estimate | None:
+        """What is predicted of it, in ms; None where nothing is. E2EL = TTFT + TPOT x (tokens out
+        - 1), as of a request; the ends of its interval are those of both."""
+        if self.metric == "tpot":
+            return one.tpot_ms
         first, each, times = one.ttft_ms, one.tpot_ms, lengths.passes
+        if first is None or self.metric == "ttft":
+            return first
         return Estimate(
             first.value + each.value * times,
             first.low + each.low * times,
@@ -51,6 +52,8 @@ class Margin:
 
 def margins(
     objectives: Iterable[Objective], one: Prediction, lengths: Lengths
-) -> tuple[Margin, ...]:
-    """Of each objective."""
-    return tuple(Margin(objective, objective.of(one, lengths)) for objective in objectives)
+) -> tuple[Margin, ...] | None:
+    """Of each objective; None where one of them is on what is not predicted."""
+    found = [(objective, objective.of(one, lengths)) for objective in objectives]
+    known = tuple(Margin(objective, said) for objective, said in found if said is not None)
+    return known if len(known) == len(found) else None

@@ -107,8 +107,11 @@ class Placed:
         ranks, nodes = self.groups[one.axis]
         found = self.hardware.fabric.seconds(one.op, ranks, nodes, one.bytes / one.calls, mode)
         if found is None:
-            where = "between nodes" if nodes > 1 else "between GPUs"
-            raise UnknownLink(f"the link {where} of {self.hardware.name} is not known")
+            inside, between = "GPUs of a node; give a --fabric", "nodes; give its rate as --network"
+            where = between if nodes > 1 and self.hardware.fabric.link else inside
+            raise UnknownLink(
+                f"nothing is known of the link of {self.hardware.name} between {where}"
+            )
         return found
 
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from orchestrator.analysis.least import least
 from orchestrator.analysis.roofline import Closed
 from orchestrator.plan.fitting import shortage
-from orchestrator.predict.interval import Estimate, estimate, outside
+from orchestrator.predict.interval import Estimate, estimate, if_known, outside
 from orchestrator.predict.load import Asked, Share, median
 from orchestrator.predict.parts import Parts
 from orchestrator.predict.passes import DECODE, Placed, Setting, UnknownLink
-from strategies import Layout, memory
+from strategies import memory
 
 MS = 1e3
+TINY = 1e-9  # share of a sum that is rounding
 # Why a layout has no prediction.
 IMPOSSIBLE, UNKNOWN = "impossible", "unknown"
 
@@ -43,7 +44,7 @@ class Prediction:
     parts: GPU-milliseconds for each output token; with outside_ms_per_token, in which a replica has
     nothing to do, they sum to device_ms_per_token. bound: tokens/s that no engine exceeds on this
     hardware. outside: what lies outside of where the factors were fitted; each widens the
-    intervals.
+    intervals. ttft_ms: None where that leaves nothing to be said.
     """
 
     layout: str
@@ -52,7 +53,7 @@ class Prediction:
     max_concurrency: int
     in_flight: int
     output_throughput: Estimate
-    ttft_ms: Estimate
+    ttft_ms: Estimate | None
     tpot_ms: Estimate
     decode_ms_per_step: float
     prefill_s: float
@@ -83,23 +84,23 @@ class NoPrediction:
     max_concurrency: int | None = None
 
 
-def predict(setting: Setting, layout: Layout, asked: Asked) -> Prediction | NoPrediction:
-    """Predict a layout, or say why not."""
+def predict(setting: Setting, name: str, asked: Asked) -> Prediction | NoPrediction:
+    """Predict the layout of that name, or say why not."""
     hardware = setting.placed.hardware
     if any(rates is None for rates in setting.placed.rates.values()):
         why = f"no rate of {hardware.name} is known in the dtype of its matrices"
-        return NoPrediction(layout.name, UNKNOWN, why)
-    if layout.engine is not None and layout.engine != setting.factors.engine:
-        why = f"it needs the engine {layout.engine}, for which no factors were fitted"
-        return NoPrediction(layout.name, UNKNOWN, why)
+        return NoPrediction(name, UNKNOWN, why)
+    engine = setting.placed.placement.option("engine")
+    if engine is not None and engine != setting.factors.engine:
+        why = f"it needs the engine {engine}, for which no factors were fitted"
+        return NoPrediction(name, UNKNOWN, why)
     budget = budget_of(setting.placed, asked)
     if not budget.holds(asked.max_len):
-        return NoPrediction(layout.name, IMPOSSIBLE, shortage(budget, asked.max_len))
+        return NoPrediction(name, IMPOSSIBLE, shortage(budget, asked.max_len))
     try:
-        return _Served.of(setting, asked, budget).prediction(layout)
+        return _Served.of(setting, asked, budget).prediction(name)
     except UnknownLink as why:
-        advice = "give its rate with --network, or a --fabric"
-        return NoPrediction(layout.name, UNKNOWN, f"{why}; {advice}")
+        return NoPrediction(name, UNKNOWN, str(why))
 
 
 def budget_of(placed: Placed, asked: Asked) -> memory.Budget:
@@ -149,7 +150,7 @@ class _Served:
         """Until the last token."""
         return max(share.seconds for share in self.shares)
 
-    def prediction(self, layout: Layout) -> Prediction:
+    def prediction(self, name: str) -> Prediction:
         """The figures of it."""
         asked, setting, fullest = self.asked, self.setting, self.shares[0]
         ranks = setting.placed.placement.num_ranks
@@ -159,20 +160,21 @@ class _Served:
         for share in self.shares:
             parts += share.parts.times(MS / self.tokens)
         total = self.seconds * ranks * MS / self.tokens
+        rest = total - parts.seconds
         return Prediction(
-            layout=layout.name,
+            layout=name,
             engine=setting.factors.engine,
             num_gpus=ranks,
             max_concurrency=asked.max_concurrency,
             in_flight=sum(share.seats * share.replicas for share in self.shares),
             output_throughput=speed,
-            ttft_ms=estimate(self.ttft_s * MS, "ttft_ms", setting.factors, beyond),
+            ttft_ms=if_known(self.ttft_s * MS, "ttft_ms", setting.factors, beyond),
             tpot_ms=estimate(self.tpot_s * MS, "tpot_ms", setting.factors, beyond),
             decode_ms_per_step=fullest.batch.round_s * MS,
             prefill_s=fullest.batch.prefill.seconds,
             duration_s=self.seconds,
             parts=parts,
-            outside_ms_per_token=max(total - parts.seconds, 0.0),
+            outside_ms_per_token=rest if rest > TINY * total else 0.0,
             device_ms_per_token=total,
             bound_output_throughput=self._bound(),
             memory=self._memory(),

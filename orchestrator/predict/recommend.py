@@ -9,13 +9,14 @@ from orchestrator.predict.hardware import Hardware
 from orchestrator.predict.layouts import Candidates, Case, candidates, factorisations
 from orchestrator.predict.objectives import Margin, Objective, margins
 from orchestrator.predict.passes import Setting
-from orchestrator.predict.prediction import NoPrediction, Prediction, predict
+from orchestrator.predict.prediction import UNKNOWN, NoPrediction, Prediction, predict
 from strategies import Layout
 from strategies.precision import Precision
 
 MOST_CONCURRENT = 1024  # up to which it is looked whether a choice holds
 # Parts of GPU-ms that are the work itself; any other one is a bottleneck that could be removed.
 WORK = ("weights", "arithmetic")
+FAR = "its TTFT is too far outside of what the factors were fitted on, so no limit on it is judged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +138,8 @@ class Looked:
 @dataclass(frozen=True, slots=True)
 class Limit:
     """Until when a choice keeps the objectives. concurrency: the most requests in flight at which
-    it does. broken: what it misses with one more; None: nothing up to `MOST_CONCURRENT`. is_full:
-    whether KV has no room for that one more."""
+    it does. broken: what it misses with one more; None: nothing up to `MOST_CONCURRENT`, or nothing
+    is predicted of it. is_full: whether KV has no room for that one more."""
 
     concurrency: int
     broken: Margin | None
@@ -224,17 +225,16 @@ def _looked(wanted: Wanted, found: Candidates) -> Looked:
     case = found.case
     ranking = found.ranking(case.asked.max_concurrency)
     made = {layout.name: (layout, setting) for layout, setting in found.settings}
+    judged = [
+        (one, margins(wanted.objectives, one, case.asked.lengths)) for one in ranking.predictions
+    ]
     offers = tuple(
-        Offer(
-            case.hardware,
-            one.num_gpus,
-            one,
-            margins(wanted.objectives, one, case.asked.lengths),
-            *made[one.layout],
-        )
-        for one in ranking.predictions
+        Offer(case.hardware, one.num_gpus, one, kept, *made[one.layout])
+        for one, kept in judged
+        if kept is not None
     )
-    return Looked(case.hardware, found.gpus, offers, ranking.refused)
+    unjudged = (NoPrediction(one.layout, UNKNOWN, FAR) for one, kept in judged if kept is None)
+    return Looked(case.hardware, found.gpus, offers, (*ranking.refused, *unjudged))
 
 
 def _choice(wanted: Wanted, offer: Offer | None, looked: Sequence[Looked]) -> Choice | None:
@@ -272,23 +272,27 @@ def limit(wanted: Wanted, offer: Offer) -> Limit:
     bisection."""
     asked = wanted.case.asked
 
-    def at(concurrency: int) -> tuple[Prediction, Margin]:
+    def at(concurrency: int) -> tuple[Prediction, Margin | None]:
         load = replace(asked, max_concurrency=concurrency)
-        one = predict(offer.setting, offer.layout, load)
+        one = predict(offer.setting, offer.layout.name, load)
         assert isinstance(one, Prediction), "it is predicted of fewer requests"
         found = margins(wanted.objectives, one, asked.lengths)
-        return one, min(found, key=lambda margin: margin.share)
+        return one, min(found, key=lambda margin: margin.share) if found else None
+
+    def keeps(concurrency: int) -> bool:
+        _, least = at(concurrency)
+        return least is not None and least.share >= 0
 
     holds = asked.max_concurrency
     if holds >= MOST_CONCURRENT:
         return Limit(holds, None, False)
     breaks = min(2 * holds, MOST_CONCURRENT)
-    while at(breaks)[1].share >= 0:
+    while keeps(breaks):
         if breaks == MOST_CONCURRENT:
             return Limit(breaks, None, False)
         holds, breaks = breaks, min(2 * breaks, MOST_CONCURRENT)
     while breaks - holds > 1:
         middle = (holds + breaks) // 2
-        holds, breaks = (middle, breaks) if at(middle)[1].share >= 0 else (holds, middle)
+        holds, breaks = (middle, breaks) if keeps(middle) else (holds, middle)
     one, missed = at(breaks)
     return Limit(holds, missed, one.in_flight < breaks)

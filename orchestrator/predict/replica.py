@@ -68,8 +68,18 @@ def wave(setting: Setting, lengths: Lengths, requests: int) -> Wave:
     passes = _decode_passes(setting, lengths, requests)
     one = _round(setting, passes, micro_batches(setting, requests))
     decode = Phase(lengths.passes * one.seconds, one.parts.times(lengths.passes))
-    early = sum(one.seconds for one in passes[:-1]) if setting.factors.lanes else 0.0
+    early = _overlap(setting, lengths, requests, passes) if setting.factors.lanes else 0.0
     return Wave(prefill, decode, first, one.seconds, early)
+
+
+def _overlap(setting: Setting, lengths: Lengths, requests: int, passes: Sequence[Parts]) -> float:
+    """How much of the first pass with prompts fits beside the last decode pass, while that goes
+    through the later stages."""
+    work = next(_prompt_passes(setting, lengths, requests))
+    return sum(
+        min(one.seconds, setting.pass_of(index, work).seconds)
+        for index, one in enumerate(passes[:-1])
+    )
 
 
 def micro_batches(setting: Setting, requests: int) -> int:

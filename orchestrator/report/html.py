@@ -14,6 +14,7 @@ from typing import TypeVar
 import jinja2
 import pyarrow as pa
 
+from orchestrator.analysis.comparing import gaps
 from orchestrator.analysis.comparing.ablation import EFFECTS, TECHNIQUE_EFFECTS
 from orchestrator.analysis.comparing.best import BEST
 from orchestrator.analysis.comparing.compare import COMPARED
@@ -154,10 +155,7 @@ def describe(folder: Path) -> dict[str, object]:
         "techniques": sweep.technique_tables(found.techniques),
         "communication": sections.operations(content.operations),
         "waits": sections.waits(comparison, content.names),
-        "missing": [
-            *(one.sentence for one in found.missing),
-            *(one.sentence for one in found.imported),
-        ],
+        "missing": [*gaps.sentences(found.missing), *(one.sentence for one in found.imported)],
         "cpu_note": CPU_NOTE if on_cpu(comparison) else None,
         "environments": list(map(environment.describe, content.folders)),
     }

@@ -253,7 +253,7 @@ def ablations(effects: Iterable[tuple[str, Effect]]) -> list[Ablations]:
 def _ablation(layout: str, effect: Effect) -> Line:
     ablation = effect.cell.ablation
     # Without links there is still communication, so the profile has no share to compare with.
-    profile = effect.comm_exposed_pct if ablation == "comm" else None
+    profile = effect.expected_pct if ablation == "comm" else None
     figures = [
         str(effect.cell.max_concurrency),
         ABLATIONS.get(ablation, ablation),

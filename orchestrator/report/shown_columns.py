@@ -93,6 +93,10 @@ def _slowed_prefill(one: Comparison) -> str:
     return "" if ratio is None else f"{ratio:.2f} prefill"
 
 
+def _missed(one: Comparison) -> str:
+    return f"outside: {one.predicted.missed}" if one.predicted.missed else ""
+
+
 OF_BOUND = "of bound"
 COLUMNS = (
     ShownColumn(
@@ -184,6 +188,13 @@ COLUMNS = (
         lambda one: figure(one.bounds.bound_pct, "%"),
         below=_bound,
         below_title="bound, tok/s",
+    ),
+    ShownColumn(
+        "predicted",
+        "tok/s as predicted before the run; below: what lies outside of its predicted 90% interval",
+        lambda one: figure(one.predicted.output_throughput),
+        below=_missed,
+        below_title="outside of predicted",
     ),
     ShownColumn(
         "MFU",

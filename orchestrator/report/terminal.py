@@ -46,6 +46,7 @@ LEGEND = {
         "tok/s in percent of what the GPUs' memory and arithmetic would allow this layout if "
         "communication took no time"
     ),
+    "predicted": "tok/s as predicted before the run; !: something lies outside of its interval",
     GPU_MS: "time of all GPUs of the layout for each generated token, in milliseconds",
     WORKER_MS: "time of all workers of the layout for each generated token, in milliseconds",
     "best": "not shown to deliver less than the best mean; else in percent of that",
@@ -266,6 +267,7 @@ FIGURES: dict[str, Show] = {
     "steady": lambda one: fixed(one.steady.steady_output_throughput),
     "/GPU": lambda one: fixed(one.throughput.output_throughput_per_gpu),
     "of bound": lambda one: percent(one.bounds.bound_pct, 0),
+    "predicted": lambda one: fixed(one.predicted.output_throughput) + one.predicted.mark,
     "best": _of_best,
     GPU_MS: lambda one: three_digits(_device_ms(one, GPU_MS)),
     WORKER_MS: lambda one: three_digits(_device_ms(one, WORKER_MS)),
@@ -287,6 +289,7 @@ WHERE_KNOWN: dict[str, Callable[[Comparison], bool]] = {
     "±": lambda one: one.spread.ci_high is not None,
     "steady": lambda one: one.steady.steady_output_throughput is not None,
     "of bound": lambda one: one.bounds.bound_pct is not None,
+    "predicted": lambda one: one.predicted.output_throughput is not None,
     GPU_MS: lambda one: _device_ms(one, GPU_MS) is not None,
     WORKER_MS: lambda one: _device_ms(one, WORKER_MS) is not None,
     "goodput": lambda one: one.goodput.request_goodput is not None,
@@ -302,6 +305,7 @@ SPARED = (
     "/GPU",
     "runs",
     "starts",
+    "predicted",
     "steady",
     "memory",
     "±",

@@ -16,6 +16,7 @@ from orchestrator.analysis.summary import Attempt
 from orchestrator.experiment import Cell, Experiment, Run
 from orchestrator.node import datasheet, fabric
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
+from orchestrator.run.foretold import foretold
 from orchestrator.store.arrow_files import concat
 from orchestrator.store.store import Store
 from workers.messages import RankReport
@@ -120,6 +121,9 @@ class Job:
             burstiness=None if asked.request_rate is None else asked.burstiness,
             ceilings=fabric.ceilings(self.calibration, device_name) if device_name else None,
             sheet=datasheet.ceilings(device_name),
+            predicted=foretold(
+                cell.cell, asked, self.deployment.plan, cell.work, device_name, self.calibration
+            ),
         )
 
     def keep_settings(self, settings: Mapping[str, str]) -> None:

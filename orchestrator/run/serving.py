@@ -70,9 +70,9 @@ class Start:
         starts = max(asked.num_starts, self.number + 1)
         place = f"start {self.number + 1}/{starts} run {run.index + 1}/{asked.num_runs}"
         self.session.tell(place, cell)
+        attempt = self.job.attempt(run, cell, started_at, workers.building.device_name)
         reports = workers.serve(cell.work)
         requests = requests_of(reports)
-        attempt = self.job.attempt(run, cell, started_at, workers.building.device_name)
         kept = measured(attempt, workers.building, reports, requests)
         self.session.keep(run, kept, self.job.kept_tables(requests, reports))
         self._note_short(cell, kept.throughput.duration)

@@ -51,6 +51,15 @@ def test_the_saving_is_held_against_the_profile() -> None:
     )
 
 
+def test_a_bubble_shrinks_with_the_stages_that_communicate_less() -> None:
+    """Two stages take turns, 5 ms each, of which 0.5 ms are communication: 5% of the time of each
+    GPU, and 10% of the step."""
+    whole = summary(decode_ms_per_step=10.0, comm_exposed_pct=5.0, bubble_pct=50.0)
+    (effect,) = ablation.effects([whole, summary(ablation="comm", decode_ms_per_step=9.0)])
+    assert (effect.comm_exposed_pct, effect.expected_pct) == (5.0, pytest.approx(10.0))
+    assert ablation.sentence(effect).endswith("10.0% less; the profile says 10.0%.")
+
+
 @pytest.mark.parametrize(
     ("exposed", "in_fused"), [(4.0, 6.0), (9.0, 1.0), (12.0, 0.0), (1.0, 8.0), (None, None)]
 )

@@ -24,7 +24,8 @@ from recorder import Recorder
 from stores import CELL, RUN, observed_tables, run_tables
 from summaries import write_run
 
-from orchestrator.analysis.comparing import findings
+from orchestrator.analysis.comparing import findings, gaps
+from orchestrator.analysis.comparing.gaps import Missing
 from orchestrator.analysis.load import load, tables
 from orchestrator.cli import main
 from orchestrator.errors import Stop, UserError
@@ -152,6 +153,15 @@ def test_a_cell_with_one_of_five_runs_left_is_said_in_the_table_the_page_and_jso
     assert said in call("compare", store.folder).stdout.replace("\n", " ")
     call("report", store.folder)
     assert said in (store.folder / "report.html").read_text()
+
+
+def test_loads_of_a_layout_that_lack_as_much_share_a_line() -> None:
+    names = ["m-2.5.tp2.torch.float32.short.c1", "m-2.5.tp2.torch.float32.short.c32"]
+    lacking = [Missing(experiment="e", cell=name, runs=2, asked=6) for name in names]
+    other = Missing(experiment="e", cell="m-2.5.pp2.torch.float32.short.c1", runs=0, asked=6)
+    one, two = gaps.sentences([*lacking, other])
+    assert one.startswith(f"{names[0]}, short.c32 has 2 of 6 runs each that were asked for")
+    assert two.startswith(f"{other.cell} was asked for and has no run")
 
 
 def test_readers_of_results_load_no_psutil() -> None:

@@ -52,6 +52,7 @@ GOOD = Facts(
     load=0.4,
     packages=(Package("torch", ">=2.11", "2.11.0", True, "2.13.0"),),
     ray=RayAnswer(),
+    keeps_bytecode=True,
 )
 CPU = replace(GOOD, gpus=(), pairs=(), driver_cuda=None, cpus=2, torch=Torch("2.13.0+cpu"))
 HW_THERMAL, SW_POWER_CAP = 1 << 6, 1 << 2
@@ -133,6 +134,7 @@ def test_one_sentence_says_what_the_checks_mean(changes, words):
         ("clocks", WARN, "GPU 1: sw_power_cap", gpu(throttle=SW_POWER_CAP)),
         ("clocks", WARN, "GPU 1: power limit 500 W, by default 700 W", gpu(gpu=LOWERED)),
         ("clocks", WARN, "GPU 1: 88 C", gpu(temperature_c=88)),
+        ("bytecode", WARN, "compiles its modules anew", {"keeps_bytecode": False}),
         ("persistence", WARN, "off on GPU 1", gpu(persistence=False)),
         ("MIG", FAIL, "GPU 1", gpu(mig=True)),
         (
@@ -203,7 +205,7 @@ def test_the_screen_counts_what_it_shows():
     console = Console(file=io.StringIO(), width=120)
     render(examine(replace(GOOD, **gpu(persistence=False), nofile=10)), console)
     text = console.file.getvalue()
-    assert "1 fail, 1 warn, 14 pass" in text
+    assert "1 fail, 1 warn, 15 pass" in text
     assert "nvidia-smi -pm 1" in text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from orchestrator import cli
+from orchestrator.plan import fitting
+from orchestrator.predict.parts import NAMES
 
 ASKED = ("--model", "llama-70b", "--gpu", "h200", "--gpus", "4")
 FABRICS = Path(__file__).resolve().parents[2] / "docs" / "results"
@@ -68,9 +71,7 @@ def test_each_layout_of_a_plan_has_its_figures_with_intervals() -> None:
     ):
         assert one[metric]["low"] < one[metric]["value"] < one[metric]["high"]
     assert one["output_throughput"]["value"] < one["bound_output_throughput"]
-    assert set(one["parts"]) == set(
-        "weights kv arithmetic inefficiency transfer wait bubble gaps".split()
-    )
+    assert set(one["parts"]) == set(NAMES)
     assert set(one["memory"]) == {"weights", "kv", "activations", "reserve", "available"}
     assert any("H200" in why for why in one["outside"])
 
@@ -144,6 +145,16 @@ def test_a_dry_run_for_gpus_that_are_not_here_is_a_plan_with_its_runs() -> None:
     assert found["duration_s"] == pytest.approx(5 * sum(durations))
 
 
+def test_a_dry_run_that_a_laptop_has_no_memory_for_points_at_a_plan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fitting, "main_memory", lambda: 16 * 10**9)
+    asked = ("--model", "llama-70b", "--load-format", "dummy", "--device", "cpu")
+    done = run("submit", "--dry-run", "--strategy", "tp4", *asked)
+    assert done.exit_code != 0
+    assert "`orchestrator plan --gpu h200 --gpus 4` predicts" in done.stderr
+
+
 def test_gpus_that_are_not_here_run_nothing() -> None:
     done = run("submit", *ASKED)
     assert done.exit_code != 0
@@ -157,3 +168,12 @@ def test_a_plan_for_four_gpus_takes_two_seconds_and_imports_neither_torch_nor_ra
     )
     assert "100 concurrent" in done.stdout
     assert float(done.stderr) < 2 * 3  # the machine may be busy with other tests
+
+
+@pytest.mark.slow
+def test_a_plan_for_4096_gpus_takes_less_than_a_minute() -> None:
+    begun = time.perf_counter()
+    asked = ("--model", "llama-70b", "--gpu", "h200", "--gpus", "4096")
+    (found,) = rankings(*asked, "--max-concurrency", "1000")
+    assert len(found["layouts"]) + len(found["refused"]) == 91  # 2^12 as a product of three
+    assert time.perf_counter() - begun < 60

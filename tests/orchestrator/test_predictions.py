@@ -17,7 +17,7 @@ from orchestrator.predict.load import Asked
 from orchestrator.predict.passes import Placed, Setting
 from orchestrator.predict.prediction import IMPOSSIBLE, UNKNOWN, NoPrediction, Prediction, predict
 from orchestrator.predict.replica import Lengths
-from strategies import Layout, Load, Placement, Topology, plan_layout, with_stages
+from strategies import Load, Placement, Topology, plan_layout, with_stages
 from strategies.precision import Precision
 
 BF16 = Precision("bfloat16")
@@ -55,17 +55,17 @@ def setting(
     engine: factors.EngineFactors = IDEAL,
     hardware: Hardware = ROUND,
     precision: Precision = BF16,
-) -> tuple[Setting, Layout]:
+) -> Setting:
     shape = models.resolve(model, "dummy").shape
     ranks = math.prod(int(n) for n in "".join(c if c.isdigit() else " " for c in layout).split())
     topology = Topology.uniform(ranks, hardware.memory_bytes or 0)
     found = plan_layout(layout, shape, Load(256, 128, 1), topology)
-    return Setting(Placed(found.placement, shape, precision, hardware), engine), found
+    return Setting(Placed(found.placement, shape, precision, hardware), engine)
 
 
 def predicted(layout: str, concurrency: int, num_prompts: int | None = None, **at) -> Prediction:
     lengths = at.pop("lengths", SHORT)
-    found = predict(*setting(layout, **at), Asked(lengths, concurrency, num_prompts, 3.0))
+    found = predict(setting(layout, **at), layout, Asked(lengths, concurrency, num_prompts, 3.0))
     assert isinstance(found, Prediction), found
     return found
 
@@ -133,7 +133,7 @@ def test_prompts_fill_a_pipeline_once():
 
 
 def test_prompts_beyond_a_pass_are_cut_into_chunks():
-    found, _ = setting("tp1", "qwen2.5-32b")
+    found = setting("tp1", "qwen2.5-32b")
     whole = predicted("tp1", 8, model="qwen2.5-32b", lengths=Lengths(1024, 2, 8192)).prefill_s
     cut = predicted("tp1", 8, model="qwen2.5-32b", lengths=Lengths(1024, 2, 2048)).prefill_s
     assert cut == pytest.approx(whole, rel=0.01)  # bound by arithmetic either way
@@ -159,6 +159,14 @@ def test_the_next_prompt_enters_a_pipeline_while_the_last_token_leaves_it():
     first, later = predicted("pp4", 1), predicted("pp4", 1, 8)
     early = 3 / 4 * first.decode_ms_per_step
     assert later.ttft_ms.value == pytest.approx(first.ttft_ms.value - early, rel=0.02)
+
+
+def test_a_first_token_takes_time_where_prompts_are_read_faster_than_tokens_are_made():
+    mixed = Precision("bfloat16", "fp8-prefill")
+    found = predicted("pp4", 1, 8, lengths=Lengths(16, 128, 2048), precision=mixed)
+    assert found.ttft_ms is not None
+    assert found.ttft_ms.value >= 0.2 * found.decode_ms_per_step / 2
+    assert found.parts.bubble > 0
 
 
 def test_requests_that_find_no_room_for_kv_wait_for_a_wave():
@@ -199,11 +207,11 @@ def test_no_prediction_exceeds_the_bound():
 
 
 def test_a_prediction_follows_the_placement_and_not_its_name():
-    even, layout = setting("pp2")
+    even = setting("pp2")
     uneven = with_stages(Placement.single(even.placed.model), (60, 20))
     other = Setting(replace(even.placed, placement=uneven), IDEAL)
     asked = Asked(SHORT, 2)
-    fast, slow = (predict(one, layout, asked) for one in (even, other))
+    fast, slow = (predict(one, "pp2", asked) for one in (even, other))
     assert isinstance(fast, Prediction)
     assert isinstance(slow, Prediction)
     assert slow.decode_ms_per_step == pytest.approx(1.5 * fast.decode_ms_per_step, rel=0.05)
@@ -231,7 +239,7 @@ def test_memory_is_that_of_the_plan():
 
 
 def test_a_layout_that_does_not_fit_is_impossible_with_its_arithmetic():
-    found = predict(*setting("dp4"), Asked(SHORT, 4))
+    found = predict(setting("dp4"), "dp4", Asked(SHORT, 4))
     assert isinstance(found, NoPrediction)
     assert found.kind == IMPOSSIBLE
     assert "141.1 GB of weights" in found.reason
@@ -240,30 +248,25 @@ def test_a_layout_that_does_not_fit_is_impossible_with_its_arithmetic():
 
 def test_a_link_of_which_nothing_is_known_has_no_prediction():
     alone = replace(ROUND, fabric=Fabric(Link(4e11, 0.0, "test"), None), gpus_per_node=8)
-    found = predict(*setting("tp16", hardware=alone), Asked(SHORT, 4))
+    found = predict(setting("tp16", hardware=alone), "tp16", Asked(SHORT, 4))
     assert isinstance(found, NoPrediction)
     assert found.kind == UNKNOWN
     assert "between nodes" in found.reason
     assert "--network" in found.reason
-    known = predict(*setting("tp16", hardware=alone.with_network(50e9)), Asked(SHORT, 4))
+    known = predict(setting("tp16", hardware=alone.with_network(50e9)), "tp16", Asked(SHORT, 4))
     assert isinstance(known, Prediction)
 
 
 def test_gpus_without_a_rate_in_the_dtype_have_no_prediction():
-    found = predict(
-        *setting(
-            "tp4",
-            hardware=of_sheet("a100", KNOWN.attainable, None, 8),
-            precision=Precision("bfloat16", "fp8"),
-        ),
-        Asked(SHORT, 4),
-    )
+    a100 = of_sheet("a100", KNOWN.attainable, None, 8)
+    eight = setting("tp4", hardware=a100, precision=Precision("bfloat16", "fp8"))
+    found = predict(eight, "tp4", Asked(SHORT, 4))
     assert isinstance(found, NoPrediction)
     assert found.kind == UNKNOWN
 
 
 def test_a_strategy_of_another_engine_has_no_prediction():
-    found = predict(*setting("dp4zero3", "llama-8b"), Asked(SHORT, 4))
+    found = predict(setting("dp4zero3", "llama-8b"), "dp4zero3", Asked(SHORT, 4))
     assert isinstance(found, NoPrediction)
     assert "deepspeed" in found.reason
 
@@ -275,6 +278,16 @@ def test_an_interval_is_wider_outside_of_what_was_fitted():
     assert inside.high / inside.value == pytest.approx(math.exp(width))
     assert outside.high / outside.value == pytest.approx(math.exp(3 * width))
     assert inside.low * inside.high == pytest.approx(inside.value**2)
+
+
+def test_a_time_to_first_token_of_which_little_is_known_is_left_out():
+    vague = replace(TORCH, half_width={**TORCH.half_width, "ttft_ms": 1.3})
+    other, same = (
+        predicted("tp2", 4, model="qwen2.5-32b", engine=replace(vague, fitted=fitted))
+        for fitted in (vague.fitted, replace(vague.fitted, gpus=("H200",)))
+    )
+    assert other.ttft_ms is None  # another GPU: a factor of 13 each way
+    assert same.ttft_ms is not None
 
 
 def test_a_collective_takes_what_was_measured_of_it():

@@ -158,10 +158,12 @@ def test_a_choice_holds_up_to_the_last_concurrency_at_which_it_is_predicted_to(s
     assert limit.broken is not None
     kept = []
     for number in (limit.concurrency, limit.concurrency + 1):
-        one = predict(offer.setting, offer.layout, Asked(SHORT, number))
+        one = predict(offer.setting, offer.layout.name, Asked(SHORT, number))
         assert isinstance(one, Prediction)
         (objective,) = question.objectives
-        kept.append(objective.of(one, SHORT).value <= objective.limit_ms)
+        said = objective.of(one, SHORT)
+        assert said is not None
+        kept.append(said.value <= objective.limit_ms)
     assert kept == [True, False]
 
 
@@ -170,6 +172,8 @@ def test_a_whole_request_takes_its_first_token_and_all_others() -> None:
     assert choice is not None
     one = choice.offer.prediction
     said = Objective("e2el", 9999).of(one, SHORT)
+    assert said is not None
+    assert one.ttft_ms is not None
     assert said.value == pytest.approx(one.ttft_ms.value + 127 * one.tpot_ms.value)
     assert said.high == pytest.approx(one.ttft_ms.high + 127 * one.tpot_ms.high)
     assert said.value / 1e3 == pytest.approx(one.duration_s, rel=0.01)
@@ -189,6 +193,17 @@ def test_the_cheapest_is_that_with_the_cheapest_tokens() -> None:
     unpriced = found("tpot:50", **both)
     assert unpriced.cheapest is not None
     assert unpriced.cheapest.offer.gpu_ms == min(one.gpu_ms for one in unpriced.offers if one.meets)
+
+
+def test_a_limit_on_what_is_not_predicted_is_not_judged() -> None:
+    question = wanted("ttft:9999")
+    wide = replace(IDEAL, half_width={**IDEAL.half_width, "ttft_ms": 5.0})  # a factor of 148
+    answer = recommend(replace(question, case=replace(question.case, factors=wide)))
+    assert answer.smallest is None
+    assert not answer.offers
+    refusal = answer.refusal(ROUND)
+    assert refusal is not None
+    assert "no limit on it is judged" in refusal.refused.reason
 
 
 def test_of_equal_numbers_of_gpus_the_ones_with_less_memory_are_the_smaller() -> None:

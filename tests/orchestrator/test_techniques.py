@@ -105,6 +105,11 @@ def test_a_command_that_would_leave_nothing_out_is_refused(fields: dict[str, str
         plan(**fields)
 
 
+def test_a_refusal_names_the_option_that_turns_a_technique_on() -> None:
+    with pytest.raises(UserError, match=r"it is off as it is; --quantization would turn it on"):
+        plan(technique="quantization")
+
+
 def test_an_unknown_technique_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(ValidationError, match=f"no technique 'speed'; use {', '.join(TECHNIQUES)}"):
         Experiment(technique="attention,speed")

@@ -62,13 +62,23 @@ def test_vllm_gets_what_our_options_say_and_keeps_its_defaults_else() -> None:
         "dtype": "float32",
         "seed": 0,
         "max_model_len": asked.max_len,
-        "max_num_seqs": 3,  # of five requests the first replica has three
         "profiler_config": vllm_settings.PROFILER,
         "tensor_parallel_size": 2,
         "pipeline_parallel_size": 2,
         "distributed_executor_backend": "mp",
         "worker_extension_cls": vllm_settings.EXTENSION,
     }
+
+
+@pytest.mark.parametrize(
+    ("device", "concurrency", "given"),
+    [("cuda", 100, None), ("cuda", 256, None), ("cuda", 300, 512), ("cpu", 129, 256)],
+)
+def test_it_has_its_own_number_of_seats_unless_these_are_too_few(
+    device: str, concurrency: int, given: int | None
+) -> None:
+    asked = plan(device=device, max_concurrency=concurrency)
+    assert arguments(asked, "folder").get("max_num_seqs") == given
 
 
 def test_a_pass_has_the_tokens_that_were_asked_for() -> None:

@@ -11,7 +11,7 @@ import torch
 from ranks import engine_plan, read_shape
 
 from workers.communicator import Communicator
-from workers.engines.native.build import load_decoder, make_cache, make_runner
+from workers.engines.native.build import bytes_for_pages, load_decoder, make_cache, make_runner
 from workers.engines.native.cache import PagedCache
 from workers.engines.native.contexts import PrefillContext, slots_of
 from workers.engines.native.graphs import PROMPTS, decode_sizes, prompt_sizes, takes
@@ -229,6 +229,24 @@ def test_the_steps_of_a_scheduler_make_the_tokens_of_each_request(rank: Rank) ->
 
 
 # -- sizes and slots
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("taken", "room"),
+    [
+        (0.5, 200 * 0.92 - 150 - 3),  # as planned: what the context took is part of the reserve
+        (2.0, 200 * 0.92 - 150 - 3),
+        (5.0, 200 * 0.92 - 150 - 5 - 1),  # more than the reserve; graphs still need room
+    ],
+)
+def test_pages_get_what_was_planned_for_them_whatever_the_context_took(
+    taken: float, room: float
+) -> None:
+    free = int((200 - 150 - taken) * GIB)
+    assert bytes_for_pages(free, 200 * GIB, 150 * GIB) == pytest.approx(room * GIB, abs=2)
 
 
 def test_graphs_are_captured_up_to_the_largest_batch_and_fine_below() -> None:

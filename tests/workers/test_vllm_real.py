@@ -221,5 +221,5 @@ def test_replicas_serve_beside_the_engine_torch_with_equal_tokens(tmp_path: Path
     assert made["vllm"] == made["torch"]
     assert {row["rank"] for row in steps.to_pylist() if row["engine"] == "vllm"} == {0, 1}
     settings = store.manifest()["engine_settings"]["tiny.dp2.vllm.float32"]
-    assert settings["max_num_seqs"] == "1"
+    assert "max_num_seqs" not in settings
     assert settings["resolved.cache_config.enable_prefix_caching"] == "True"

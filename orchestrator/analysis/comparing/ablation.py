@@ -40,7 +40,12 @@ class Effect:
     )
     saved_ci_high: float | None = column("upper end of it", "%", source="Fieller 1954, of pairs")
     comm_exposed_pct: float | None = column(
-        "exposed communication by the profile of the whole layout, to be held against it", "%"
+        "exposed communication by the profile of the whole layout", "%"
+    )
+    expected_pct: float | None = column(
+        "what that lets the step be shorter by: a bubble shrinks as the stages do",
+        "%",
+        formula="100 x comm_exposed_pct / (100 - bubble_pct)",
     )
     fused_pct: float | None = column(
         "kernels that communicate and compute, by the profile of the whole layout", "%"
@@ -49,7 +54,7 @@ class Effect:
         "the part of these that is communication, which no profile can see; null where none runs, "
         "and where anything but collectives is left out",
         "%",
-        formula="saved_pct - comm_exposed_pct, from 0 to fused_pct",
+        formula="saved_pct - expected_pct, from 0 to fused_pct",
     )
 
 
@@ -172,8 +177,9 @@ def _effect(whole: Sequence[Summary], ablated: Sequence[Summary]) -> Effect:
     found = paired_ratio(*sides)
     exposed = _mean(whole, lambda run: run.step.decode.comm_exposed.pct)
     fused = _mean(whole, lambda run: run.step.decode.fused.pct)
+    expected = _mean(whole, _expected_pct)
     without = found.value if found else fmean(after.values()) / fmean(before.values())
-    in_fused = _in_fused(_saved(without), exposed, fused)
+    in_fused = _in_fused(_saved(without), expected, fused)
     return Effect(
         cell=ablated[0].cell,
         decode_ms_per_step=fmean(before.values()),
@@ -182,6 +188,7 @@ def _effect(whole: Sequence[Summary], ablated: Sequence[Summary]) -> Effect:
         saved_ci_low=_saved(found.high) if found and found.high is not None else None,
         saved_ci_high=_saved(found.low) if found and found.low is not None else None,
         comm_exposed_pct=exposed,
+        expected_pct=expected,
         fused_pct=fused,
         fused_comm_pct=in_fused if ablated[0].cell.ablation == "comm" else None,
     )
@@ -228,11 +235,18 @@ def _mean_of(starts: Mapping[Round, float]) -> tuple[float | None, float | None,
     return (found.mean, found.ci_low, found.ci_high) if found else UNKNOWN
 
 
-def _in_fused(saved: float, exposed: float | None, fused: float | None) -> float | None:
+def _expected_pct(run: Summary) -> float | None:
+    """The share of communication in the time that is no bubble, in percent."""
+    decode = run.step.decode
+    exposed, bubble = decode.comm_exposed.pct, decode.bubble.pct or 0.0
+    return None if exposed is None or bubble >= 100.0 else 100.0 * exposed / (100.0 - bubble)
+
+
+def _in_fused(saved: float, expected: float | None, fused: float | None) -> float | None:
     """What is saved beyond the communication that the profile sees was in the fused kernels."""
-    if not fused or exposed is None:
+    if not fused or expected is None:
         return None
-    return min(fused, max(0.0, saved - exposed))
+    return min(fused, max(0.0, saved - expected))
 
 
 def _mean(runs: Iterable[Summary], value: Callable[[Summary], float | None]) -> float | None:
@@ -257,8 +271,8 @@ def sentence(effect: Effect) -> str:
     change = f"{name}: {before:.2f} -> {after:.2f} ms a step"
     if cell.ablation != "comm":
         return f"Without peer-to-peer links: {change}, x {after / before:.2f}."
-    by_profile = effect.comm_exposed_pct
-    profile = "" if by_profile is None else f"; the profile says {by_profile:.1f}%"
+    expected = effect.expected_pct
+    profile = "" if expected is None else f"; the profile says {expected:.1f}%"
     if effect.fused_pct and effect.fused_comm_pct is not None:
         profile += (
             f"; of the {effect.fused_pct:.1f}% in fused kernels {effect.fused_comm_pct:.1f}% is "

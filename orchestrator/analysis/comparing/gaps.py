@@ -3,7 +3,7 @@ what an imported result never had."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from orchestrator.analysis.load import Results
 from workers.rows import Table, column, grouped, row
@@ -18,21 +18,34 @@ class Missing:
     runs: int = column("runs of those asked for that can be read, failed ones too", "1")
     asked: int | None = column("runs asked for; null where the manifest does not say", "1")
 
-    @property
-    def sentence(self) -> str:
-        """What is missing, and what to do."""
-        if self.runs:
-            return (
-                f"{self.cell} has {self.runs} of {self.asked} runs that were asked for: the same "
-                "`orchestrator submit` makes the others"
-            )
-        return (
-            f"{self.cell} was asked for and has no run that can be read: the same `orchestrator "
-            "submit` makes it"
-        )
-
 
 MISSING = Table("missing", Missing)
+
+
+def sentences(found: Iterable[Missing]) -> list[str]:
+    """What is missing, and what to do: one line for the loads of a layout that lack as much."""
+    alike = grouped(found, lambda one: (one.experiment, _layout(one), one.runs, one.asked))
+    return [_sentence(*mine) for mine in alike.values()]
+
+
+def _sentence(first: Missing, *others: Missing) -> str:
+    loads = [one.cell.removeprefix(f"{_layout(one)}.") for one in others]
+    cells = ", ".join([first.cell, *loads])
+    each, it = (" each", "them") if others else ("", "it")
+    if first.runs:
+        return (
+            f"{cells} has {first.runs} of {first.asked} runs{each} that were asked for: the same "
+            "`orchestrator submit` makes the others"
+        )
+    return (
+        f"{cells} was asked for and has no run that can be read: the same `orchestrator submit` "
+        f"makes {it}"
+    )
+
+
+def _layout(one: Missing) -> str:
+    """The name of a cell without its load."""
+    return one.cell.rsplit(".", 2)[0]
 
 
 def missing(results: Results) -> list[Missing]:

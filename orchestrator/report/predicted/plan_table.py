@@ -30,8 +30,7 @@ def render(plan: Plan, console: Console) -> None:
     console.print(title)
     for one in plan.planned:
         for ranking in one.rankings:
-            console.print(_table(one, ranking))
-            console.print(_parts(ranking))
+            _print_ranking(one, ranking, console)
         _print_refused(one, console)
         console.print(
             f"{FRONT} no other layout has both more tokens/s a GPU and a shorter TPOT. "
@@ -49,6 +48,14 @@ def render(plan: Plan, console: Console) -> None:
         )
 
 
+def _print_ranking(plan: Planned, ranking: Ranking, console: Console) -> None:
+    if ranking.predictions:
+        console.print(_table(plan, ranking))
+        console.print(_parts(ranking))
+    else:
+        console.print(f"{ranking.max_concurrency} concurrent, {plan.engine}: nothing is predicted.")
+
+
 def _table(plan: Planned, ranking: Ranking) -> Table:
     load = f"{plan.scenario} ({plan.input_len} in, {plan.output_len} out)"
     title = f"{load}, {ranking.max_concurrency} concurrent, {plan.engine}"
@@ -56,7 +63,7 @@ def _table(plan: Planned, ranking: Ranking) -> Table:
     for name in ("", "layout"):
         table.add_column(name)
     shown = ranking.predictions[:MOST_ROWS]
-    columns = [name for name, text in _COLUMNS.items() if any(map(text, shown))]
+    columns = [name for name, text in _COLUMNS.items() if {*map(text, shown)} - {"", "-"}]
     if len({one.num_gpus for one in shown}) == 1:
         columns.remove("of GPUs")
     for name in columns:
@@ -90,7 +97,7 @@ _COLUMNS: dict[str, Callable[[Prediction], str]] = {
 
 def estimated(one: Estimate | None) -> str:
     """A value and how far the upper end of its interval is from it."""
-    return "" if one is None else f"{one.value:.4g} ±{100 * (one.high / one.value - 1):.0f}%"
+    return "-" if one is None else f"{one.value:.4g} ±{100 * (one.high / one.value - 1):.0f}%"
 
 
 def _parts(ranking: Ranking) -> Table:

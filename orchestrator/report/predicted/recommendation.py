@@ -12,7 +12,14 @@ from rich.table import Table
 
 from orchestrator.predict.hardware import Hardware
 from orchestrator.predict.objectives import Margin
-from orchestrator.predict.recommend import Choice, Offer, Recommendation, Refusal, nearest
+from orchestrator.predict.recommend import (
+    MOST_CONCURRENT,
+    Choice,
+    Offer,
+    Recommendation,
+    Refusal,
+    nearest,
+)
 from orchestrator.report.predicted.plan_table import estimated
 
 CERTAIN, LIKELY = "certain", "likely"
@@ -122,7 +129,9 @@ def _margin(margin: Margin) -> str:
 def _until(choice: Choice) -> str:
     limit = choice.limit
     if limit.broken is None:
-        return f"holds up to {limit.concurrency} concurrent, and further was not looked"
+        looked = limit.concurrency >= MOST_CONCURRENT
+        further = "further was not looked" if looked else "no TTFT is predicted of more"
+        return f"holds up to {limit.concurrency} concurrent; {further}"
     broken, full = limit.broken, ", as KV has no room for it" if limit.is_full else ""
     return (
         f"holds up to {limit.concurrency} concurrent; with one more {broken.objective.metric} is "

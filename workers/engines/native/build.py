@@ -23,7 +23,10 @@ from workers.engines.native.sampling import Sampler
 from workers.engines.native.support import switches_of
 from workers.messages import EnginePlan, dealt
 from workers.rank import RankContext
+from workers.units import format_bytes
 from workers.weights import open_source
+
+GRAPHS_BYTES = 1 << 30  # of the reserve, kept for CUDA graphs whatever else it went into
 
 
 def load_decoder(context: RankContext, plan: EnginePlan, communicator: Communicator) -> Decoder:
@@ -88,6 +91,7 @@ def room_for_pages(context: RankContext, plan: EnginePlan, most: int | None = No
         left = max(pages, 0) * PAGE
         raise torch.OutOfMemoryError(
             f"room for {left} tokens of KV is left; one request needs {plan.max_len}"
+            f"{_held(context.device)}"
         )
     return pages
 
@@ -102,8 +106,29 @@ def _room(context: RankContext, plan: EnginePlan) -> float:
     precision, placement, rank = plan.precision, plan.placement, context.rank
     workspace = workspace_bytes(placement, plan.model, rank, precision, plan.prefill_tokens)
     workspace += attention_bytes(plan, rank)
-    left = free - int(total * (1 - UTILIZATION)) - RESERVE_BYTES - workspace
+    left = bytes_for_pages(free, total, torch.cuda.memory_allocated(context.device)) - workspace
     return left // (PAGE * kv_bytes_per_token(placement, plan.model, rank, precision))
+
+
+def bytes_for_pages(free: int, total: int, weights: int) -> int:
+    """Bytes of a GPU of `total` bytes, of which `free` are free, beside `weights` and the reserve.
+    CUDA's context, NCCL's buffers and pieces left by loading are in the reserve, and there by now;
+    graphs come later. As `strategies.memory.budget` plans it, unless more than that is taken."""
+    taken = total - free - weights
+    return free - int(total * (1 - UTILIZATION)) - max(RESERVE_BYTES - taken, GRAPHS_BYTES)
+
+
+def _held(device: torch.device) -> str:
+    """What holds the memory of this GPU, as the rest of a message."""
+    if device.type != "cuda":
+        return ""
+    free, total = torch.cuda.mem_get_info(device)
+    used, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    return (
+        f" (of {format_bytes(total)} this process uses {format_bytes(used)}, keeps "
+        f"{format_bytes(reserved - used)} in pieces, and {format_bytes(total - free - reserved)} "
+        "are CUDA's or another's)"
+    )
 
 
 def attention_bytes(plan: EnginePlan, rank: int) -> int:

@@ -55,6 +55,7 @@ OURS = {
 
 OWN = "own"  # as `vllm serve` has it
 LEAST = 2048  # tokens of a step that this is at least
+LEAST_SEATS = {"cpu": 128, "cuda": 256}  # requests at once that it has room for at least
 
 
 def choices(plan: EnginePlan) -> dict[str, tuple[str, ...]]:
@@ -160,7 +161,7 @@ def arguments(plan: EnginePlan, model: str) -> dict[str, Any]:
         **_precision(plan),
         "seed": plan.seed,
         "max_model_len": plan.max_len,
-        "max_num_seqs": seats(plan),
+        **_room(plan),
         **_prompt_budget(plan),
         "tensor_parallel_size": plan.placement.degree("tp"),
         "pipeline_parallel_size": plan.placement.degree("pp"),
@@ -211,12 +212,22 @@ def seats(plan: EnginePlan) -> int:
     return dealt(0, plan.max_concurrency, 0, plan.placement.degree("dp")).seats
 
 
+def _room(plan: EnginePlan) -> dict[str, int]:
+    """Requests of a step, where vLLM's own number may be too few. A power of two: of whole decode
+    steps vLLM captures graphs up to this number, by eights, and one of 100 would have none of the
+    batches above 96."""
+    most = seats(plan)
+    if most <= LEAST_SEATS[plan.device]:
+        return {}
+    return {"max_num_seqs": 1 << (most - 1).bit_length()}
+
+
 def _prompt_budget(plan: EnginePlan) -> dict[str, object]:
     """Tokens of a step, where they are not left to vLLM. It wants room for one of each request and,
     where prompts stay whole, for the longest sequence."""
     if plan.switches.settled(choices(plan)).chunked_prefill_size == OWN and seats(plan) <= LEAST:
         return {}
-    tokens = max(plan.prefill_tokens, seats(plan))
+    tokens = max(plan.prefill_tokens, seats(plan), *_room(plan).values())
     if plan.chunked_prefill:
         return {"max_num_batched_tokens": tokens}
     whole = max(tokens, plan.max_len)

@@ -1,0 +1,191 @@
+"""Published results and the words that pages are made of. A statement that the tables do not bear
+out raises AssertionError instead of being written."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from orchestrator.analysis.comparing.compare import Comparison
+from orchestrator.analysis.comparing.findings import Findings, of_results
+from orchestrator.analysis.comparing.spreads import Statistic
+from orchestrator.analysis.comparing.verdicts import Verdict
+from orchestrator.analysis.load import Results, load
+from orchestrator.report.text import EN_DASH, fixed
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+WIDTH = 118
+THROUGHPUT = "output_throughput"
+# Title of a column -> what a token costs of it, in GPU-ms; None where it was not taken apart.
+COST: dict[str, Callable[[Comparison], float | None]] = {
+    "total": lambda one: one.device_time.device_ms_per_token,
+    "weights": lambda one: one.device_time.roofline.weights,
+    "KV": lambda one: one.device_time.roofline.kv,
+    "arithmetic": lambda one: one.device_time.roofline.arithmetic,
+    "rest of compute": lambda one: one.cost.parts.rest,
+    "transfer": lambda one: one.cost.parts.transfer,
+    "wait": lambda one: one.cost.parts.wait,
+    "bubble": lambda one: one.cost.parts.bubble,
+    "launch gap": lambda one: one.cost.parts.launch_gap,
+    "ramp, idle": lambda one: (
+        (one.device_time.ramp_ms_per_token or 0.0) + (one.device_time.outside_ms_per_token or 0.0)
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published result: a folder of packed tables, and what it says."""
+
+    folder: Path
+
+    @cached_property
+    def results(self) -> Results:
+        """The runs and the manifest."""
+        (found,) = load([self.folder])
+        return found
+
+    @cached_property
+    def findings(self) -> Findings:
+        """Comparison, verdicts and statistics."""
+        return of_results([self.results])
+
+    @property
+    def concurrencies(self) -> list[int]:
+        """In order."""
+        return sorted({one.cell.max_concurrency for one in self.findings.comparison})
+
+    def cell(self, strategy: str, concurrency: int, engine: str = "torch") -> Comparison:
+        """The row of the comparison of a layout."""
+        wanted = (strategy, concurrency, engine)
+        (found,) = (
+            one
+            for one in self.findings.comparison
+            if (one.cell.strategy, one.cell.max_concurrency, one.cell.engine) == wanted
+        )
+        return found
+
+    def verdict(self, one: str, other: str, concurrency: int) -> Verdict:
+        """The verdict on the throughput of two layouts."""
+        (found,) = (
+            verdict
+            for verdict in self.findings.verdicts
+            if verdict.metric == THROUGHPUT
+            and verdict.max_concurrency == concurrency
+            and {verdict.better, verdict.other} == {one, other}
+        )
+        return found
+
+    def statistic(self, strategy: str, concurrency: int, metric: str) -> Statistic:
+        """A figure of a cell over its starts."""
+        (found,) = (
+            one
+            for one in self.findings.statistics
+            if (one.cell.strategy, one.cell.max_concurrency) == (strategy, concurrency)
+            and one.metric == metric
+        )
+        return found
+
+    def values(self, of: Callable[[Comparison], float | None]) -> list[float]:
+        """A figure of every cell that knows it."""
+        found = map(of, self.findings.comparison)
+        return [one for one in found if one is not None]
+
+
+# -- what is said of every result
+
+
+def costs(
+    found: Published, layouts: Sequence[str], concurrencies: Sequence[int] | None = None
+) -> str:
+    """The table of what a token costs."""
+    rows = []
+    for concurrency in concurrencies or found.concurrencies:
+        for layout in layouts:
+            one = found.cell(layout, concurrency)
+            parts = {title: of(one) for title, of in COST.items()}
+            check_sum(parts)
+            values = [cost(parts[title]) for title in COST]
+            rows.append([str(concurrency), layout, *values])
+    return table(["concurrent", "layout", *COST], rows)
+
+
+def check_sum(parts: dict[str, float | None]) -> None:
+    """Raise AssertionError where known parts miss their total by over 1%."""
+    total, *rest = parts.values()
+    known = [value for value in rest if value is not None]
+    assert total is not None
+    assert len(known) < len(rest) or abs(sum(known) - total) <= 0.01 * total, parts
+
+
+def decode_comm(found: Published, layout: str) -> list[float]:
+    """Share of communication in a decode step, in percent, by concurrency."""
+    return [known(found.cell(layout, n).step.decode.comm_exposed.pct) for n in found.concurrencies]
+
+
+# -- words and tables
+
+
+def known(value: float | None) -> float:
+    """The value; AssertionError where it is null."""
+    assert value is not None
+    return value
+
+
+def users(concurrency: int) -> str:
+    """One user, in words."""
+    assert concurrency == 1
+    return "one user"
+
+
+def between(values: Sequence[float], form: str, unit: str) -> str:
+    """From the least to the most of some values."""
+    low, high = (f"{value:{form}}" for value in (min(values), max(values)))
+    return f"{low}{unit}" if low == high else f"{low}{unit} to {high}{unit}"
+
+
+def listed(items: Iterable[object]) -> str:
+    """Items in a sentence."""
+    *head, last = map(str, items)
+    return f"{', '.join(head)} and {last}" if head else last
+
+
+def cost(value: float | None) -> str:
+    """GPU-ms of a token."""
+    return EN_DASH if value is None else fixed(value + 0.0, 2).replace("-0.00", "0.00")
+
+
+def bold(text: str, yes: object) -> str:
+    """Bold text, if it is to be."""
+    return f"**{text}**" if yes else text
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [f"| {' | '.join(line)} |" for line in (titles, *rows)]
+    return "\n".join([lines[0], "|---:" * len(titles) + "|", *lines[1:]])
+
+
+def paragraph(*sentences: str) -> str:
+    """Sentences as lines of a paragraph."""
+    return textwrap.fill(" ".join(sentences), WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def bullets(*texts: str) -> str:
+    """Texts as a list."""
+    return "\n".join(map(bullet, texts))
+
+
+def bullet(text: str) -> str:
+    """A text as an item of a list."""
+    return textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent="* ",
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

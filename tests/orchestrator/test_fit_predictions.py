@@ -1,0 +1,113 @@
+"""`benchmarks/fit_predictions.py`: what it fits, and how it says how far that is off."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from orchestrator.predict import factors
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "fit_predictions", ROOT / "benchmarks" / "fit_predictions.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["fit_predictions"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def predictor(bench: ModuleType):
+    known = factors.load()
+    return bench.Bench(known.attainable, known.calibrations)
+
+
+def cell(bench: ModuleType, layout: str, concurrency: int, measured=()):
+    return bench.Cell(
+        "here",
+        "torch",
+        "H200",
+        "llama-8b",
+        layout,
+        bench.Precision("bfloat16"),
+        "short",
+        (256, 128),
+        concurrency,
+        concurrency,
+        dict(measured),
+    )
+
+
+def test_the_factors_that_made_the_times_are_found_again(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bench.FREE, "torch", ("stream", "layer_s"))
+    monkeypatch.setattr(bench, "PULL", 100.0)
+    begin = bench.BEGIN["torch"]
+    true = replace(begin, stream=0.8, layer_s=50e-6)
+    by = predictor(bench)
+    cells = []
+    for layout, concurrency in (("tp1", 1), ("tp2", 1), ("pp2", 32)):
+        blank = cell(bench, layout, concurrency)
+        made = by.predicted(blank, true)
+        cells.append(cell(bench, layout, concurrency, {"decode_ms": made["decode_ms"]}.items()))
+    found = bench.fit(by, cells, begin)
+    assert found.stream == pytest.approx(0.8, rel=1e-3)
+    assert found.layer_s == pytest.approx(50e-6, rel=1e-2)
+
+
+def test_an_interval_takes_the_greatest_of_few_errors(bench: ModuleType) -> None:
+    assert bench.quantile([0.01, -0.04, 0.02]) == 0.04
+    many = [i / 100 for i in range(1, 20)]  # 19 errors: the 18th is that of 90%
+    assert bench.quantile(many) == pytest.approx(0.18)
+
+
+def test_the_share_within_has_a_binomial_interval(bench: ModuleType) -> None:
+    low, high = bench.wilson(9, 10)
+    assert (round(low), round(high)) == (60, 98)  # Wilson 1927
+    assert bench.wilson(30, 30)[1] == pytest.approx(100)
+
+
+def test_a_row_has_errors_bias_and_baselines(bench: ModuleType) -> None:
+    errors = [
+        bench.Error(math.log(1.1), math.log(2.0), True),
+        bench.Error(math.log(0.9), math.log(2.0), False),
+        bench.Error(math.log(1.2), math.log(2.0), True),
+    ]
+    row = bench.row("here", "output_throughput", errors)
+    assert row.split(" | ")[2:6] == ["3", "10.0", "+10.0", "20.0"]
+    assert "2 of 3" in row
+    assert row.endswith("| 100 | 60 |")  # twice as fast, and 1.6 times
+
+
+def test_what_is_kept_is_what_was_fitted_and_reads_back(bench: ModuleType, tmp_path: Path) -> None:
+    known = factors.load()
+    data = bench.as_data(known.engines, known.attainable, known.calibrations)
+    file = tmp_path / "factors.json"
+    file.write_text(json.dumps(data))
+    assert factors.load(file) == known
+
+
+def test_only_two_gpus_and_few_requests_are_fitted_on(bench: ModuleType) -> None:
+    mine = cell(bench, "tp2", 32)
+    mine = replace(mine, model="qwen2.5-32b")
+    assert bench._is_fitted(mine, "torch")
+    for other in (
+        {"layout": "dp2"},
+        {"layout": "tp4"},
+        {"concurrency": 100},
+        {"model": "llama-70b"},
+    ):
+        assert not bench._is_fitted(replace(mine, **other), "torch")
