@@ -6,7 +6,7 @@ Only click is imported here at the top, so that `--help` answers at once.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,7 @@ from orchestrator.commands import (
     importing,
     node,
     predicting,
+    recommending,
     results,
     submitting,
 )
@@ -28,11 +29,19 @@ from orchestrator.options import (
     json_option,
     machine_options,
     plan_options,
+    taking,
 )
 from orchestrator.options.audit import audit_options
 from orchestrator.options.comparing import FILE
+from orchestrator.options.given import given
+from orchestrator.options.importing import IMPORT_OPTIONS
+from orchestrator.options.node import CALIBRATE_OPTIONS
+from orchestrator.options.recommending import CROSSOVER_OPTIONS, MATRIX_OPTIONS, RECOMMEND_OPTIONS
 from orchestrator.options.switches import technique_option
 from orchestrator.report.output import Output
+
+if TYPE_CHECKING:
+    from orchestrator.experiment import Experiment
 
 PATH = click.Path(path_type=Path)
 
@@ -60,7 +69,7 @@ def submit(config: Path | None, dry_run: bool, trace: bool, as_json: bool, **opt
     from orchestrator.config import load_experiment
 
     machines = predicting.machines_of(options)
-    experiment = load_experiment(config, _flags(**options))
+    experiment = load_experiment(config, given(**options))
     if machines is not None and not dry_run:
         raise click.UsageError("--gpu is about GPUs that need not be here; give --dry-run too")
     if machines is not None:
@@ -77,7 +86,7 @@ def ablate(config: Path | None, dry_run: bool, as_json: bool, **options: Any) ->
     do?"""
     from orchestrator.config import load_experiment
 
-    flags = _flags(**options)
+    flags = given(**options)
     experiment = load_experiment(config, flags)
     if not experiment.technique:
         experiment = load_experiment(config, {**flags, "technique": "all"})
@@ -89,12 +98,38 @@ def ablate(config: Path | None, dry_run: bool, as_json: bool, **options: Any) ->
 @json_option
 def plan(as_json: bool, strategy: tuple[str, ...], **options: Any) -> None:
     """Predict layouts on GPUs that need not be here, and rank them. Nothing is run."""
-    from orchestrator.config import load_experiment
-
     machines = predicting.machines_of(options)
-    given = {"strategy": strategy} if strategy else {}
-    experiment = load_experiment(None, _flags((), (), **options, **given))
-    predicting.plan(experiment, machines, experiment.strategy if strategy else (), Output(as_json))
+    experiment = _experiment(strategy=strategy, **options)
+    layouts = experiment.strategy if strategy else ()
+    predicting.plan(experiment, machines, layouts, Output(as_json))
+
+
+@main.command(cls=TakesLevels)
+@taking(RECOMMEND_OPTIONS)
+@json_option
+def recommend(as_json: bool, **options: Any) -> None:
+    """Which GPUs and layout meet limits on latency: the fewest, and the cheapest. Nothing is
+    run."""
+    search = recommending.search_of(options)
+    recommending.recommend(search, _experiment(**options), Output(as_json))
+
+
+@main.command()
+@taking(CROSSOVER_OPTIONS)
+@json_option
+def crossover(as_json: bool, **options: Any) -> None:
+    """Above which bandwidth of the link tensor parallelism beats a pipeline. Nothing is run."""
+    search = recommending.search_of(options)
+    recommending.crossover(search, _experiment(**options), Output(as_json))
+
+
+@main.command(cls=TakesLevels)
+@taking(MATRIX_OPTIONS)
+@json_option
+def matrix(as_json: bool, **options: Any) -> None:
+    """The best layout and the fewest GPUs for each load, model and kind of GPU. Nothing is run."""
+    search = recommending.search_of(options)
+    recommending.matrix(search, _experiment(**options), Output(as_json))
 
 
 @main.command()
@@ -198,14 +233,7 @@ def export(
 
 
 @main.command("import")
-@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
-@click.option("--strategy", metavar="LAYOUT", help="Layout of the runs, where FILE does not say.")
-@click.option("--model", metavar="NAME", help="Name of the model. [FILE's]")
-@click.option("--engine", metavar="NAME", help="What executed the layout. [FILE's backend]")
-@click.option("--dtype", metavar="DTYPE", help="Of weights and activations. [FILE's]")
-@click.option("--scenario", metavar="NAME", help="Name of the lengths. [as 256x128]")
-@click.option("--result-dir", type=PATH, metavar="DIR", help="Where results are kept. [results]")
-@click.option("--out", type=PATH, metavar="DIR", help="[RESULT_DIR/imported-FILE]")
+@taking(IMPORT_OPTIONS)
 def import_(
     files: tuple[Path, ...], result_dir: Path | None, out: Path | None, **named: str | None
 ) -> None:
@@ -257,34 +285,12 @@ def runs(root: Path, as_json: bool) -> None:
 
 
 @main.command()
-@click.option(
-    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cuda", "cpu"])
-)
-@click.option(
-    "--ranks",
-    type=click.IntRange(min=1, max=4096),
-    metavar="N",
-    help="GPUs or CPU workers. [all GPUs of a node; 2 to 4 workers]",
-)
-@click.option("--out", type=PATH, metavar="DIR", help="[results/fabric-HOST]")
-@click.option(
-    "--address",
-    metavar="HOST:PORT",
-    help="A Ray cluster that is running. [RAY_ADDRESS, else a local one]",
-)
-@click.option("--quick", is_flag=True, hidden=True, help="A few small sizes: to see that it works.")
+@taking(CALIBRATE_OPTIONS)
 @json_option
-def calibrate(
-    device: str,
-    ranks: int | None,
-    out: Path | None,
-    address: str | None,
-    quick: bool,
-    as_json: bool,
-) -> None:
+def calibrate(out: Path | None, as_json: bool, **options: Any) -> None:
     """Measure what this node can do: memory, matrix products, collectives. `submit` sets results
     beside it."""
-    node.calibrate(device, ranks, out, address, quick, as_json)
+    node.calibrate(**options, folder=out, as_json=as_json)
 
 
 @main.command()
@@ -297,30 +303,19 @@ def doctor(address: str | None, as_json: bool) -> None:
     raise SystemExit(node.doctor(address, as_json))
 
 
+def _experiment(**options: Any) -> Experiment:
+    """What flags alone ask for."""
+    from orchestrator.config import load_experiment
+
+    return load_experiment(None, given(**options))
+
+
 def _refuse(why: str, *names: str) -> None:
     """Raise a usage error where one of the options `names` was given."""
     context = click.get_current_context()
     given = [f"--{name}" for name in names if context.params[name] is not None]
     if given:
         raise click.UsageError(f"{why}; leave out {', '.join(given)}")
-
-
-def _flags(
-    metadata: tuple[str, ...], engine_arg: tuple[str, ...], **options: Any
-) -> dict[str, object]:
-    """The options that were given, as fields of an experiment."""
-    flags = {name: value for name, value in options.items() if value is not None and value != ()}
-    for name, texts in (("metadata", metadata), ("engine_arg", engine_arg)):
-        if texts:
-            flags[name] = dict(_pair(name, text) for text in texts)
-    return flags
-
-
-def _pair(name: str, text: str) -> tuple[str, str]:
-    key, separator, value = text.partition("=")
-    if not key or not separator:
-        raise click.UsageError(f"--{name.replace('_', '-')} '{text}' is not KEY=VALUE")
-    return key, value
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from strategies.placement import Placement
 from strategies.precision import Precision
@@ -33,6 +34,7 @@ class Budget:
         return self.kv_tokens < 0 or self.kv_tokens >= tokens
 
 
+@lru_cache(maxsize=4096)  # the same of each kind of GPU that a placement is looked at on
 def weight_bytes(
     placement: Placement,
     model: ModelShape,
@@ -100,6 +102,9 @@ def workspace_bytes(
 def gathered_bytes(placement: Placement, model: ModelShape, rank: int, precision: Precision) -> int:
     """Bytes of parameters that `rank` holds whole only while they are used (ZeRO-3): two layers, as
     the next one is fetched meanwhile, or the embedding or head."""
+    shared_out = placement.tokens.get("batch", ())
+    if not any(split.axis in shared_out for cuts in placement.params.values() for split in cuts):
+        return 0
     used: Counter[str] = Counter()
     for name, shape in model.parameters():
         if placement.holds(name, rank, model):

@@ -87,6 +87,10 @@ class Placement:
     devices: tuple[int, ...] = (0,)
     options: tuple[tuple[str, str], ...] = ()
 
+    def __hash__(self) -> int:
+        """Of what can be hashed; placements that differ in the rest alone are told apart by ==."""
+        return hash((self.mesh, self.stages, self.devices, self.options))
+
     @classmethod
     def single(cls, model: ModelShape) -> Placement:
         """Everything on one device: what every layout is refined from."""

@@ -70,7 +70,13 @@ def least(stages: Sequence[Stage], load: Closed, rates: Rates, separate: bool = 
         )
         return max(bounds, key=lambda one: one.seconds)
 
-    return min(map(bound, range(1, load.in_flight + 1)), key=lambda one: one.seconds)
+    best = bound(1)
+    for number in range(2, load.in_flight + 1):
+        found = bound(number)
+        if found.seconds >= best.seconds:
+            break  # more of them make a stage's passes longer, and shorten only the other ways
+        best = found
+    return best
 
 
 def least_decode_s(stages: Sequence[Stage], load: Closed, rates: Rates) -> float:

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from strategies.memory import kv_bytes_per_token, window_of
 from strategies.placement import Placement
@@ -220,6 +221,7 @@ class Stage:
         return self.weight_bytes if mine is None else mine
 
 
+@lru_cache(maxsize=1024)
 def stages_of(placement: Placement, model: ModelShape, precision: Precision) -> tuple[Stage, ...]:
     """The pipeline stages of one replica, each as its first rank sees it."""
     ranks = [placement.rank_at({"pp": index}) for index in range(placement.degree("pp"))]

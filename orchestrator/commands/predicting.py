@@ -9,6 +9,8 @@ from orchestrator.report.output import Output
 
 if TYPE_CHECKING:
     from orchestrator.experiment import Experiment
+    from orchestrator.predict.factors import EngineFactors
+    from orchestrator.predict.load import Asked
     from orchestrator.predict.plan import Machines, Plan, Planned
     from strategies import ModelShape
     from strategies.precision import Precision
@@ -81,21 +83,10 @@ def _planned(
 ) -> Planned:
     from orchestrator.predict import factors
     from orchestrator.predict.layouts import Case, factorisations, rankings
-    from orchestrator.predict.load import Asked
-    from orchestrator.predict.plan import Planned, check_known
-    from orchestrator.predict.replica import Lengths
+    from orchestrator.predict.plan import Planned
 
     scenario, fitted = experiment.scenarios[number], factors.load().of(engine)
-    check_known(scenario.name, scenario.input_len, scenario.output_len, _other(experiment))
-    size = experiment.chunked_prefill_size
-    whole = max(fitted.prefill_tokens, scenario.input_len)
-    most = whole if size == "off" else size or fitted.prefill_tokens
-    asked = Asked(
-        Lengths(scenario.input_len, scenario.output_len, int(most)),
-        max(experiment.max_concurrency),
-        experiment.num_prompts,
-        machines.gpu_hour_cost,
-    )
+    asked = asked_of(experiment, number, fitted, machines.gpu_hour_cost)
     case = Case(shape, kept, machines.hardware(), fitted, asked)
     names = tuple(layouts) or tuple(factorisations(machines.gpus))
     found = rankings(case, names, machines.gpus, experiment.max_concurrency)
@@ -107,6 +98,24 @@ def _planned(
         fitted.provenance,
         tuple(found),
     )
+
+
+def asked_of(
+    experiment: Experiment, number: int, fitted: EngineFactors, gpu_hour_cost: float | None = None
+) -> Asked:
+    """The load of a scenario, at the highest concurrency that is asked for. Raises UserError for
+    one that no prediction is made of."""
+    from orchestrator.predict.load import Asked
+    from orchestrator.predict.plan import check_known
+    from orchestrator.predict.replica import Lengths
+
+    scenario = experiment.scenarios[number]
+    check_known(scenario.name, scenario.input_len, scenario.output_len, _other(experiment))
+    size = experiment.chunked_prefill_size
+    whole = max(fitted.prefill_tokens, scenario.input_len)
+    most = whole if size == "off" else size or fitted.prefill_tokens
+    lengths = Lengths(scenario.input_len, scenario.output_len, int(most))
+    return Asked(lengths, max(experiment.max_concurrency), experiment.num_prompts, gpu_hour_cost)
 
 
 def _other(experiment: Experiment) -> str | None:

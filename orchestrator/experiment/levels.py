@@ -9,15 +9,19 @@ from collections.abc import Iterable
 LEVELS = ("ttft", "tpot", "e2el")  # latencies that --goodput may limit: a request has one of each
 LATENCIES = ("ttft", "tpot", "itl", "e2el")  # those that --slo may limit
 PERCENTILE = re.compile(r"([a-z0-9]+):p([0-9]+(?:\.[0-9]+)?)")
+# The limits of a recommendation, which are on medians: no tail is predicted.
+PREDICTED = "slo of a prediction"
+MEDIAN = ":p50"
 FORMS = {
     "goodput": "METRIC:MILLISECONDS, as in ttft:2000 tpot:200",
     "slo": "METRIC:PERCENTILE:MILLISECONDS, as in ttft:p99:2000 tpot:p95:50",
+    PREDICTED: "METRIC:MILLISECONDS, as in ttft:2000 tpot:50",
 }
 
 
 def parse_levels(texts: Iterable[str], field: str) -> dict[str, str]:
-    """`ttft:2000 tpot:200` as a mapping, unchecked. field: "goodput" or "slo". Raises ValueError
-    for a word that does not have the form KEY:VALUE."""
+    """`ttft:2000 tpot:200` as a mapping, unchecked. field: "goodput", "slo" or PREDICTED. Raises
+    ValueError for a word that does not have the form KEY:VALUE."""
     words = [word for text in texts for word in str(text).replace(",", " ").split()]
     pairs = [word.rpartition(":") for word in words]
     for word, (key, separator, value) in zip(words, pairs, strict=True):
@@ -26,9 +30,29 @@ def parse_levels(texts: Iterable[str], field: str) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
+def medians(texts: Iterable[str]) -> dict[str, float]:
+    """`ttft:2000 tpot:p50:50` as limits in ms on medians, by latency. Raises ValueError for what is
+    none, and for two limits on one latency."""
+    pairs = parse_levels(texts, PREDICTED).items()
+    levels = check_levels({name: _number(name, text) for name, text in pairs}, PREDICTED)
+    found = {name.removesuffix(MEDIAN): limit for name, limit in levels.items()}
+    if len(found) < len(levels):
+        raise ValueError(
+            f"slo {', '.join(levels)}: one metric has two limits; leave one of them out"
+        )
+    return found
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"slo {name}:{text}: '{text}' is no number of milliseconds") from None
+
+
 def check_levels(levels: dict[str, float], field: str) -> dict[str, float]:
     """`levels`, if it names latencies that there are and times above 0 ms. Raises ValueError."""
-    check = {"goodput": _check_level, "slo": _check_percentile}[field]
+    check = {"goodput": _check_level, "slo": _check_percentile, PREDICTED: _check_median}[field]
     for name, limit in levels.items():
         check(name)
         if not 0 < limit < float("inf"):
@@ -51,3 +75,14 @@ def _check_percentile(name: str) -> None:
         raise ValueError(f"slo has no metric '{match[1]}'; use {', '.join(LATENCIES)}")
     if not 0 < float(match[2]) <= 100:
         raise ValueError(f"slo {name}: a percentile is above p0 and at most p100")
+
+
+def _check_median(name: str) -> None:
+    metric, separator, percentile = name.partition(":")
+    if metric not in LEVELS:
+        raise ValueError(f"{PREDICTED} has no metric '{metric}'; use {', '.join(LEVELS)}")
+    if separator and f":{percentile}" != MEDIAN:
+        raise ValueError(
+            f"slo {name}: a prediction is of medians, and not of the tail {percentile}; give "
+            f"{metric}:MILLISECONDS, and measure the tail with `submit --slo`"
+        )

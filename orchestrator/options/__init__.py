@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -249,6 +250,11 @@ def machine_options(command: Command) -> Command:
 def compare_options(command: Command) -> Command:
     """What may be asked of a comparison of results."""
     return _with(COMPARE_OPTIONS, command)
+
+
+def taking(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command], Command]:
+    """A decorator that gives a command these options."""
+    return partial(_with, options)
 
 
 def _with(options: Sequence[Callable[[Command], Command]], command: Command) -> Command:

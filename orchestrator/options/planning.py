@@ -38,11 +38,7 @@ EXPLAIN_OPTIONS = (
         help="Most prompt tokens in one forward pass.",
     ),
 )
-MACHINE_OPTIONS = (
-    click.option("--gpu", metavar="NAME", help="Kind of GPU: h200, l40s ... It need not be here."),
-    click.option(
-        "--gpus", type=click.IntRange(min=1, max=4096), metavar="N", help="How many of them."
-    ),
+NODE_OPTIONS = (
     click.option(
         "--gpus-per-node",
         type=click.IntRange(min=1, max=4096),
@@ -55,6 +51,13 @@ MACHINE_OPTIONS = (
         metavar="GB/S",
         help="Of a GPU's network card, in one direction. [of the maker's own server]",
     ),
+)
+MACHINE_OPTIONS = (
+    click.option("--gpu", metavar="NAME", help="Kind of GPU: h200, l40s ... It need not be here."),
+    click.option(
+        "--gpus", type=click.IntRange(min=1, max=4096), metavar="N", help="How many of them."
+    ),
+    *NODE_OPTIONS,
     click.option(
         "--gpu-hour-cost",
         type=click.FloatRange(min=0, max=1e6),
@@ -62,18 +65,13 @@ MACHINE_OPTIONS = (
         help="Of one GPU: the cost of tokens is shown too.",
     ),
 )
-PLAN_OPTIONS = (
-    click.option(
-        "--model", metavar="NAME|FOLDER", help="A preset or a folder with a config.json. [tiny]"
-    ),
-    *MACHINE_OPTIONS,
-    click.option(
-        "--strategy",
-        multiple=True,
-        metavar="LAYOUT",
-        help="tp4, tp2pp2 ... Repeat, or use commas. [every tp x pp x dp of the GPUs]",
-    ),
-    click.option("--engine", multiple=True, metavar="NAME", help="torch or vllm. [torch]"),
+MODEL_OPTION = click.option(
+    "--model", metavar="NAME|FOLDER", help="A preset or a folder with a config.json. [tiny]"
+)
+ENGINE_OPTION = click.option(
+    "--engine", multiple=True, metavar="NAME", help="torch or vllm. [torch]"
+)
+LENGTH_OPTIONS = (
     click.option(
         "--scenario",
         multiple=True,
@@ -82,6 +80,23 @@ PLAN_OPTIONS = (
     ),
     click.option("--input-len", metavar="TOKENS", help="Prompt length, instead of a scenario."),
     click.option("--output-len", metavar="TOKENS", help="Output length, likewise."),
+)
+CHUNK_OPTION = click.option(
+    "--chunked-prefill-size",
+    metavar="N|off",
+    help="Prompt tokens of a forward pass. [torch: 2048; vllm: 16384]",
+)
+PLAN_OPTIONS = (
+    MODEL_OPTION,
+    *MACHINE_OPTIONS,
+    click.option(
+        "--strategy",
+        multiple=True,
+        metavar="LAYOUT",
+        help="tp4, tp2pp2 ... Repeat, or use commas. [every tp x pp x dp of the GPUs]",
+    ),
+    ENGINE_OPTION,
+    *LENGTH_OPTIONS,
     click.option(
         "--max-concurrency", metavar="N,N,...", help="Requests in flight; a ranking each. [8]"
     ),
@@ -89,11 +104,7 @@ PLAN_OPTIONS = (
         "--num-prompts", type=int, metavar="N", help="Requests of a closed loop. [max-concurrency]"
     ),
     *PRECISION_OPTIONS,
-    click.option(
-        "--chunked-prefill-size",
-        metavar="N|off",
-        help="Prompt tokens of a forward pass. [torch: 2048; vllm: 16384]",
-    ),
+    CHUNK_OPTION,
     click.option(
         "--fabric",
         type=click.Path(path_type=Path),

@@ -48,15 +48,52 @@ def factorisations(gpus: int) -> Iterator[str]:
                 yield "".join(f"{key}{n}" for key, n in degrees.items() if n > 1) or "tp1"
 
 
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Layouts of so many GPUs that can be placed, and those that cannot. What does not depend on
+    the load is worked out once for all rankings."""
+
+    case: Case
+    gpus: int
+    settings: tuple[tuple[Layout, Setting], ...]
+    impossible: tuple[NoPrediction, ...]
+
+    def on(self, case: Case) -> Candidates:
+        """The same placements in another case of that model: of another load, or on GPUs of another
+        kind. For tp, pp and dp, which place a model by its shape and the number of GPUs alone."""
+        settings = tuple((layout, _setting(case, layout)) for layout, _ in self.settings)
+        return Candidates(case, self.gpus, settings, self.impossible)
+
+    def ranking(self, concurrency: int) -> Ranking:
+        """All of them under a closed loop of so many requests."""
+        asked = replace(self.case.asked, max_concurrency=concurrency)
+        found = [predict(setting, layout.name, asked) for layout, setting in self.settings]
+        predictions = ranked([one for one in found if isinstance(one, Prediction)])
+        refused = [one for one in found if isinstance(one, NoPrediction)]
+        return Ranking(
+            concurrency,
+            tuple(predictions),
+            frozenset(pareto(predictions)),
+            (*self.impossible, *refused),
+        )
+
+
 def rankings(
     case: Case, names: Sequence[str], gpus: int, concurrencies: Sequence[int]
 ) -> list[Ranking]:
     """A ranking for each concurrency. Raises LayoutError for a name that is none."""
+    found = candidates(case, names, gpus, max(concurrencies))
+    return [found.ranking(number) for number in concurrencies]
+
+
+def candidates(case: Case, names: Sequence[str], gpus: int, concurrency: int) -> Candidates:
+    """The layouts `names` of `gpus`. concurrency: the most that they are planned for. Raises
+    LayoutError for a name that is none."""
     for name in names:
         parse(name)
-    load = Load(case.asked.lengths.input_len, case.asked.lengths.output_len, max(concurrencies))
+    load = Load(case.asked.lengths.input_len, case.asked.lengths.output_len, concurrency)
     topology = Topology.uniform(gpus, case.hardware.memory_bytes or 0, case.hardware.name)
-    installed, planned = discover(), []
+    installed, settings = discover(), []
     impossible: list[NoPrediction] = []
     for name in names:
         try:
@@ -68,29 +105,13 @@ def rankings(
             why = f"it needs {layout.placement.num_ranks} GPUs, of {gpus}"
             impossible.append(NoPrediction(layout.name, IMPOSSIBLE, why))
         else:
-            planned.append(layout)
-    settings = [(layout, _setting(case, layout)) for layout in planned]
-    return [_ranking(case, settings, impossible, number) for number in concurrencies]
+            settings.append((layout, _setting(case, layout)))
+    return Candidates(case, gpus, tuple(settings), tuple(impossible))
 
 
 def _setting(case: Case, layout: Layout) -> Setting:
     placed = Placed(layout.placement, case.model, case.precision, case.hardware)
     return Setting(placed, case.factors)
-
-
-def _ranking(
-    case: Case,
-    settings: Sequence[tuple[Layout, Setting]],
-    impossible: Sequence[NoPrediction],
-    concurrency: int,
-) -> Ranking:
-    asked = replace(case.asked, max_concurrency=concurrency)
-    found = [predict(setting, layout.name, asked) for layout, setting in settings]
-    predictions = ranked([one for one in found if isinstance(one, Prediction)])
-    refused = [one for one in found if isinstance(one, NoPrediction)]
-    return Ranking(
-        concurrency, tuple(predictions), frozenset(pareto(predictions)), (*impossible, *refused)
-    )
 
 
 def dominates(one: Prediction, other: Prediction) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
+from operator import add, attrgetter
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Parts:
     @property
     def seconds(self) -> float:
         """All of them."""
-        return float(sum(astuple(self)))
+        return float(sum(_values(self)))
 
     @property
     def compute(self) -> float:
@@ -39,11 +40,12 @@ class Parts:
         return self.transfer + self.wait
 
     def __add__(self, other: Parts) -> Parts:
-        return Parts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Parts(*map(add, _values(self), _values(other)))
 
     def times(self, number: float) -> Parts:
         """Each part `number` times."""
-        return Parts(*(number * part for part in astuple(self)))
+        return Parts(*(number * part for part in _values(self)))
 
 
 NAMES = tuple(one.name for one in fields(Parts))
+_values = attrgetter(*NAMES)  # several times as fast as `dataclasses.astuple`, which copies

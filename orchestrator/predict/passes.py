@@ -10,6 +10,7 @@ from orchestrator.analysis.roofline import Rates, Stage, stages_of
 from orchestrator.predict.factors import EngineFactors
 from orchestrator.predict.hardware import EAGER, GRAPH, Hardware
 from orchestrator.predict.parts import Parts
+from strategies.memory import Budget
 from strategies.placement import Placement
 from strategies.precision import Precision
 from strategies.shapes import ModelShape
@@ -74,6 +75,11 @@ class Placed:
             )
             for phase in (DECODE, PREFILL)
         }
+
+    @cached_property
+    def budgets(self) -> dict[int, Budget]:
+        """Prompt tokens of a pass -> bytes on the fullest GPU, as far as they were worked out."""
+        return {}
 
     @cached_property
     def _transfers(self) -> dict[tuple[int, int, int, str], tuple[float, int]]:

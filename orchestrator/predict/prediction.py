@@ -106,16 +106,14 @@ def predict(setting: Setting, name: str, asked: Asked) -> Prediction | NoPredict
 def budget_of(placed: Placed, asked: Asked) -> memory.Budget:
     """Bytes on the fullest GPU, one rank of each stage looked at: the first of a group has the
     largest share."""
-    placement = placed.placement
-    firsts = [placement.rank_at({"pp": index}) for index in range(placement.degree("pp"))]
-    return memory.budget(
-        placement,
-        placed.model,
-        placed.precision,
-        placed.hardware.memory_bytes or 0,
-        asked.lengths.prefill_tokens,
-        firsts,
-    )
+    tokens = asked.lengths.prefill_tokens
+    if tokens not in placed.budgets:
+        placement, room = placed.placement, placed.hardware.memory_bytes or 0
+        firsts = [placement.rank_at({"pp": index}) for index in range(placement.degree("pp"))]
+        placed.budgets[tokens] = memory.budget(
+            placement, placed.model, placed.precision, room, tokens, firsts
+        )
+    return placed.budgets[tokens]
 
 
 @dataclass(frozen=True, slots=True)

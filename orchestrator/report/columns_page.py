@@ -28,6 +28,8 @@ from orchestrator.analysis.outputs import KeptRequest
 from orchestrator.analysis.recompute import Recomputed
 from orchestrator.analysis.summary import Summary
 from orchestrator.node.fabric import Fit
+from orchestrator.predict.crossover import Crossing
+from orchestrator.predict.matrix import Selection
 from orchestrator.store.schema import CellKey, RunKey, StartKey
 from workers.records import FabricRow, SampleRow, SpanRow, StepRow
 from workers.rows import Column, columns, grouped
@@ -78,6 +80,7 @@ class Section:
 KEYS: Mapping[type[object], str] = {CellKey: "cell", StartKey: "start", RunKey: "run"}
 RUNS, OBSERVED = "a part a run", "a part for each start of a cell"
 JSON, CALIBRATE = "`orchestrator compare --json`", "`orchestrator calibrate`"
+MATRIX = "`orchestrator matrix --out`"
 SECTIONS = (
     Section("summary", Summary, "a run", RUNS, RunKey),
     Section("requests", KeptRequest, "a request of a run", RUNS, RunKey),
@@ -118,6 +121,8 @@ SECTIONS = (
     Section("rates", FoundRate, "a cell", "`rates.arrow` of `submit --find-rate`", CellKey),
     Section("fabric", FabricRow, "a measurement of a node", f"`fabric.arrow` of {CALIBRATE}"),
     Section("fits", Fit, "a collective of a node", f"`fits.arrow` of {CALIBRATE}"),
+    Section("selection", Selection, "a load on a kind of GPU", f"`selection.arrow` of {MATRIX}"),
+    Section("crossover", Crossing, "two layouts of a load", f"`crossover.arrow` of {MATRIX}"),
 )
 # What the row type does not say of its table.
 NOTES = {

@@ -43,7 +43,7 @@ from workers.rows import Table
 
 REPORT = "report.html"
 STATIC = files("orchestrator.report") / "static"
-LIBRARIES = ("vega.min.js", "vega-lite.min.js")
+LIBRARIES = ("vega.min.js", "vega-lite.min.js", "theme.js")
 COLOURS = 10  # layouts that are told apart by colour; the style sheet has as many
 R = TypeVar("R")
 
@@ -55,12 +55,17 @@ def render_html(folder: Path, out: Path | None = None) -> Path:
     Raises UserError where there are no results, or the page cannot be written.
     """
     values = describe(folder) | {"COMPLETED": COMPLETED, "INVALID": INVALID}
-    scripts = [*map(_static, LIBRARIES), _static("report.js")]
-    licences = _static("LICENSES.txt")
-    page = filled("report.html.j2", **values, scripts=scripts, licences=licences)
+    page = drawn("report", **values)
     path = out or folder / REPORT
     write(page, path, "--out")
     return path
+
+
+def drawn(name: str, **values: object) -> str:
+    """A page with charts, from a template and a script in `static` of that name."""
+    scripts = [*map(_static, LIBRARIES), _static(f"{name}.js")]
+    licences = _static("LICENSES.txt")
+    return filled(f"{name}.html.j2", **values, scripts=scripts, licences=licences)
 
 
 def filled(template: str, **values: object) -> str:

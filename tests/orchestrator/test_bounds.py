@@ -1,6 +1,7 @@
 """What a run is told of its hardware, and when it is refused."""
 
 import contextlib
+import random
 from dataclasses import replace
 from unittest.mock import MagicMock
 
@@ -13,7 +14,7 @@ from tables import make
 from orchestrator.analysis import bounds
 from orchestrator.analysis.bounds import Bounds, bounds_of
 from orchestrator.analysis.comparing.compare import compare
-from orchestrator.analysis.least import least
+from orchestrator.analysis.least import _Replica, least
 from orchestrator.analysis.load import summaries
 from orchestrator.analysis.roofline import (
     CALIBRATED,
@@ -281,3 +282,27 @@ def test_the_driver_refuses_by_the_data_sheet_alone(
     (compared,) = compare(summaries(store))
     assert compared.status == status
     assert (compared.throughput.output_throughput is None) == (status == "invalid")
+
+
+@pytest.mark.parametrize("separate", [True, False])
+@pytest.mark.parametrize("seed", range(20))
+def test_no_number_of_micro_batches_is_better_than_the_one_that_is_found(seed, separate):
+    draw = random.Random(seed)
+    stages = [
+        Stage(draw.choice([10**8, 10**10]), 10**5, 2 * 10**9, 10**8, 10**5)
+        for _ in range(draw.choice([1, 2, 4]))
+    ]
+    lengths = [(draw.choice([8, 512]), draw.choice([2, 90])) for _ in range(draw.randint(1, 60))]
+    alike = [lengths[0]] * len(lengths)
+    rates = Rates(10 ** draw.uniform(10, 13), 10 ** draw.uniform(11, 15), 0)
+    for kinds in (lengths, alike):
+        load = Closed.of(kinds, draw.randint(1, len(kinds)))
+        one = _Replica(stages, load, rates, load.waves if separate else 1)
+
+        def seconds(number, one=one):
+            ways = [*one.of_stages(number), one.of_a_micro_batch(number), one.of_longest()]
+            return max(way.prefill_s(separate) + way.decode for way in ways)
+
+        found = least(stages, load, rates, separate)
+        every = range(1, load.in_flight + 1)
+        assert found.seconds == pytest.approx(min(map(seconds, every)), rel=1e-12)

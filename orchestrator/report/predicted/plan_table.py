@@ -83,19 +83,20 @@ def _in_flight(one: Prediction) -> str:
 _COLUMNS: dict[str, Callable[[Prediction], str]] = {
     "of GPUs": lambda one: str(one.num_gpus),
     "at once": _in_flight,
-    "tokens/s": lambda one: _estimate(one.output_throughput),
+    "tokens/s": lambda one: estimated(one.output_throughput),
     "bound": lambda one: f"{one.bound_output_throughput:.4g}",
-    "TTFT ms": lambda one: _estimate(one.ttft_ms),
-    "TPOT ms": lambda one: _estimate(one.tpot_ms),
+    "TTFT ms": lambda one: estimated(one.ttft_ms),
+    "TPOT ms": lambda one: estimated(one.tpot_ms),
     "weights": lambda one: format_bytes(one.memory.weights),
     "KV": lambda one: format_bytes(one.memory.kv),
     "memory": lambda one: format_bytes(one.memory.total),
-    "J/token": lambda one: _estimate(one.joules_per_output_token),
-    "cost/M tokens": lambda one: _estimate(one.cost_per_million_tokens),
+    "J/token": lambda one: estimated(one.joules_per_output_token),
+    "cost/M tokens": lambda one: estimated(one.cost_per_million_tokens),
 }
 
 
-def _estimate(one: Estimate | None) -> str:
+def estimated(one: Estimate | None) -> str:
+    """A value and how far the upper end of its interval is from it."""
     return "-" if one is None else f"{one.value:.4g} ±{100 * (one.high / one.value - 1):.0f}%"
 
 

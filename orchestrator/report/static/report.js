@@ -18,15 +18,6 @@
     recv: "receive", broadcast: "broadcast", stall: "bubble",
   };
   const LATENCIES = { ttft: "Time to first token (TTFT)", tpot: "Time per output token (TPOT)", e2el: "Whole request (E2EL)" };
-  const CONFIG = {
-    background: null, font: 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif',
-    view: { stroke: null }, text: { fill: "var(--ink)", fontSize: 12 }, rule: { stroke: "var(--ink-2)" },
-    axis: {
-      labelColor: "var(--ink-2)", titleColor: "var(--ink-2)", gridColor: "var(--grid)", domainColor: "var(--line)",
-      tickColor: "var(--line)", labelFontSize: 12, titleFontSize: 12, titleFontWeight: 500, labelPadding: 6, titlePadding: 10, labelFlush: false,
-    },
-    axisY: { domain: false, ticks: false }, axisX: { grid: false },
-  };
 
   // -- what is chosen ------------------------------------------------------------------------------------------
 

@@ -1,0 +1,30 @@
+"""The options of `calibrate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+CALIBRATE_OPTIONS = (
+    click.option(
+        "--device", default="auto", show_default=True, type=click.Choice(["auto", "cuda", "cpu"])
+    ),
+    click.option(
+        "--ranks",
+        type=click.IntRange(min=1, max=4096),
+        metavar="N",
+        help="GPUs or CPU workers. [all GPUs of a node; 2 to 4 workers]",
+    ),
+    click.option(
+        "--out", type=click.Path(path_type=Path), metavar="DIR", help="[results/fabric-HOST]"
+    ),
+    click.option(
+        "--address",
+        metavar="HOST:PORT",
+        help="A Ray cluster that is running. [RAY_ADDRESS, else a local one]",
+    ),
+    click.option(
+        "--quick", is_flag=True, hidden=True, help="A few small sizes: to see that it works."
+    ),
+)

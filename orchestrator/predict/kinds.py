@@ -1,0 +1,83 @@
+"""Which kinds of GPU come into question, and which do not for want of figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.errors import UserError
+from orchestrator.node.datasheet import SHEETS
+from orchestrator.predict.hardware import Hardware, find
+from orchestrator.predict.plan import Machines
+from strategies.precision import PHASES, Precision
+
+MOST_PRICE = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """hardware: of which enough is known. left_out: name -> why, of the others."""
+
+    hardware: tuple[Hardware, ...]
+    left_out: Mapping[str, str]
+
+
+def kinds(
+    names: Sequence[str], precision: Precision, gpus_per_node: int | None, network: float | None
+) -> Kinds:
+    """Those of `names`; none: all that have a data sheet. Raises UserError for one that is named
+    and of which too little is known."""
+    found, left_out = [], {}
+    for name in dict.fromkeys(find(one)[0] for one in names) if names else SHEETS:
+        try:
+            one = Machines(name, 1, gpus_per_node, network).hardware()
+            why = _missing(one, precision)
+        except UserError as error:
+            why = str(error)
+        if why is None:
+            found.append(one)
+        elif names:
+            raise UserError(why)
+        else:
+            left_out[name] = why
+    return Kinds(tuple(found), left_out)
+
+
+def _missing(hardware: Hardware, precision: Precision) -> str | None:
+    """What is not known and needed."""
+    if hardware.memory_bytes is None:
+        return f"how much memory {hardware.name} has is not known; use another --gpu"
+    wanted = ["float8_e4m3fn" if precision.is_fp8(p) else precision.dtype for p in PHASES]
+    lacking = [dtype for dtype in wanted if dtype not in hardware.ceilings.flops]
+    if lacking:
+        return f"no rate of {hardware.name} in {lacking[0]} is known; use another --gpu"
+    return None
+
+
+def prices(texts: Iterable[str], hardware: Sequence[Hardware]) -> dict[str, float]:
+    """`h200=4.0,h100=2.5` by the kinds' names. Raises UserError for another form, and for a kind
+    that is not among `hardware`."""
+    found = {}
+    for word in (word.strip() for text in texts for word in text.split(",")):
+        name, separator, price = word.partition("=")
+        if not (name and separator and _is_price(price)):
+            raise UserError(f"--gpu-hour-cost is NAME=X, as in h200=4.0; found '{word}'")
+        kind = find(name)[0]
+        if kind not in [one.name for one in hardware]:
+            known = ", ".join(one.name for one in hardware)
+            raise UserError(f"--gpu-hour-cost {word}: {kind} is not looked at; these are: {known}")
+        found[kind] = float(price)
+    return found
+
+
+def _is_price(text: str) -> bool:
+    try:
+        return 0 <= float(text) <= MOST_PRICE
+    except ValueError:
+        return False
+
+
+def counts(most: int) -> tuple[int, ...]:
+    """Numbers of GPUs as they are rented: 1, 2, 4 ... and `most`."""
+    powers = (1 << exponent for exponent in range(most.bit_length()))
+    return (*(one for one in powers if one < most), most)

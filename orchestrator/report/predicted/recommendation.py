@@ -1,0 +1,301 @@
+"""What `orchestrator recommend` says: which hardware and layout, why, and what would change it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+
+from orchestrator.predict.hardware import Hardware
+from orchestrator.predict.objectives import Margin
+from orchestrator.predict.recommend import (
+    MOST_CONCURRENT,
+    Choice,
+    Offer,
+    Recommendation,
+    Refusal,
+    nearest,
+)
+from orchestrator.report.predicted.plan_table import estimated
+
+CERTAIN, LIKELY = "certain", "likely"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A recommendation, and what it was asked of. left_out: kind of GPU -> why it is not looked
+    at."""
+
+    model: str
+    scenario: str
+    left_out: Mapping[str, str]
+    found: Recommendation
+
+    @property
+    def precision(self) -> str:
+        """In what the model is kept."""
+        kept = self.found.wanted.case.precision
+        return kept.dtype if kept.name == "none" else f"{kept.dtype}, {kept.name}"
+
+    @property
+    def heading(self) -> str:
+        """What was asked."""
+        wanted = self.found.wanted
+        asked = wanted.case.asked
+        limits = ", ".join(f"{one.metric} at most {one.limit_ms:g} ms" for one in wanted.objectives)
+        return (
+            f"{self.model} in {self.precision}, {self.scenario} ({asked.lengths.input_len} in, "
+            f"{asked.lengths.output_len} out), {asked.max_concurrency} concurrent, "
+            f"{wanted.case.factors.engine}: {limits}"
+        )
+
+
+def render(answer: Answer, console: Console) -> None:
+    """Print a line for each kind of GPU, the choices, and where the figures come from."""
+    found = answer.found
+    console.print(answer.heading, style="bold", highlight=False)
+    console.print(_table(found))
+    for line in _lines(answer):
+        text = line.lstrip()
+        console.print(Padding.indent(text, len(line) - len(text)), highlight=False)
+
+
+def _lines(answer: Answer) -> Iterator[str]:
+    found = answer.found
+    yield from (_impossible if found.smallest is None else _choices)(found)
+    yield _legend(found)
+    unknown = [one.name for one in found.wanted.hardware if found.of(one) is None]
+    yield from (_why(found, name) for name in unknown)
+    if answer.left_out:
+        reasons = [why.partition(";")[0] for why in answer.left_out.values()]
+        yield f"Left out: {'; '.join(reasons)}."
+    yield f"Factors of {found.wanted.case.factors.engine}: {found.wanted.case.factors.provenance}."
+
+
+def _choices(found: Recommendation) -> Iterator[str]:
+    assert found.smallest is not None, "there is something to choose"
+    yield f"Smallest: {_named(found.smallest.offer)}."
+    yield from _about(found.smallest)
+    by = "cost of a token" if found.wanted.prices else "GPU-ms a token, as no prices are given"
+    if found.cheapest is None:
+        yield "Cheapest: none of the kinds with a price meets every limit."
+    elif found.cheapest.offer is found.smallest.offer:
+        yield f"Cheapest (by {by}): the same."
+    else:
+        yield f"Cheapest (by {by}): {_named(found.cheapest.offer)}."
+        yield from _about(found.cheapest)
+
+
+def _named(one: Offer) -> str:
+    return f"{one.gpus} x {one.hardware.name}, {one.layout.name}"
+
+
+def _about(choice: Choice) -> Iterator[str]:
+    offer, limit = choice.offer, choice.limit
+    for margin in offer.margins:
+        yield f"  {_margin(margin)}"
+    part, share = offer.bottleneck
+    full = offer.memory_share
+    memory = f"; memory {full:.0%} full" if full is not None else ""
+    yield (
+        f"  next bottleneck: {part}, {share:.0%} of GPU-ms{memory}; least margin: "
+        f"{offer.least.objective.metric}"
+    )
+    yield f"  {_until(choice)}"
+    if isinstance(choice.smaller, Offer):
+        yield f"  next smaller: {_named(choice.smaller)} {_missed(choice.smaller)}"
+    elif choice.smaller is not None:
+        yield f"  next smaller: {_refused(choice.smaller)}"
+    if choice.fp8:
+        yield f"  in FP8 it would take {_named(choice.fp8)}: {_kept(choice.fp8)}"
+    if limit.broken is None and offer.prediction.in_flight < offer.prediction.max_concurrency:
+        yield f"  at once are served {offer.prediction.in_flight} requests; the others wait"
+
+
+def _margin(margin: Margin) -> str:
+    said, left = margin.predicted, f"{margin.share:.0%}"
+    far = CERTAIN if margin.far_share >= 0 else LIKELY
+    limit = margin.objective
+    return (
+        f"{limit.metric} {said.value:.4g} of {limit.limit_ms:g} ms, {left} left; at the far end of "
+        f"90% {said.high:.4g} ms: {far}"
+    )
+
+
+def _until(choice: Choice) -> str:
+    limit = choice.limit
+    if limit.broken is None:
+        looked = limit.concurrency >= MOST_CONCURRENT
+        further = "further was not looked" if looked else "no TTFT is predicted of more"
+        return f"holds up to {limit.concurrency} concurrent; {further}"
+    broken, full = limit.broken, ", as KV has no room for it" if limit.is_full else ""
+    return (
+        f"holds up to {limit.concurrency} concurrent; with one more {broken.objective.metric} is "
+        f"{broken.predicted.value:.4g} ms{full}"
+    )
+
+
+def _missed(one: Offer) -> str:
+    return ", ".join(
+        f"misses {margin.objective.metric} by {-margin.share:.0%} "
+        f"({margin.predicted.value:.4g} of {margin.objective.limit_ms:g} ms)"
+        for margin in one.margins
+        if margin.share < 0
+    )
+
+
+def _impossible(found: Recommendation) -> Iterator[str]:
+    """Which limit nothing meets, and how near the best comes."""
+    alone = False
+    for index, objective in enumerate(found.wanted.objectives):
+        best = max(found.offers, key=lambda one: one.margins[index].share, default=None)
+        if best is not None and best.margins[index].share < 0:
+            alone = True
+            yield (
+                f"No hardware here meets {objective.metric} {objective.limit_ms:g} ms: the best is "
+                f"{best.margins[index].predicted.value:.4g} ms, of {_named(best)}."
+            )
+    near = nearest(found.offers)
+    if near is None:
+        yield "No hardware here holds it: why, is said below."
+    elif not alone:
+        yield f"Each limit is met by some hardware, and all of them by none: {_named(near)} comes "
+        yield f"  nearest and {_missed(near)}."
+
+
+def _legend(found: Recommendation) -> str:
+    counts = ", ".join(map(str, found.wanted.counts))
+    return (
+        f"Looked at {counts} GPUs of each kind, every tp x pp x dp of them. A line is the smallest "
+        "that meets every limit, else the nearest. GPU-ms, cost/M: of a token, of a million. ±: "
+        f"the upper end of a 90% interval; {CERTAIN}: it, too, meets every limit."
+    )
+
+
+def _why(found: Recommendation, name: str) -> str:
+    (hardware,) = (one for one in found.wanted.hardware if one.name == name)
+    refusal = found.refusal(hardware)
+    return _refused(refusal) if refusal else f"{name}: nothing was looked at"
+
+
+def _refused(one: Refusal) -> str:
+    return f"{one.gpus} x {one.gpu}, {one.refused.layout}: {one.refused.kind}: {one.refused.reason}"
+
+
+def _table(found: Recommendation) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    for name in ("GPUs", "layout"):
+        table.add_column(name, no_wrap=True)
+    priced = bool(found.wanted.prices)
+    limits = [f"{one.metric.upper()} ms" for one in found.wanted.objectives]
+    for name in ("tokens/s", *limits, "GPU-ms", *(["cost/M"] if priced else [])):
+        table.add_column(name, justify="right")
+    table.add_column("limits")
+    for one in _best_of_each(found):
+        figures = [estimated(margin.predicted) for margin in one.margins]
+        cost = ["" if one.cost is None else f"{one.cost:.3g}"]
+        table.add_row(
+            f"{one.gpus} x {one.hardware.name}",
+            one.layout.name,
+            f"{one.prediction.output_throughput.value:.4g}",
+            *figures,
+            f"{one.gpu_ms:.3g}",
+            *(cost if priced else ()),
+            _kept(one),
+        )
+    return table
+
+
+def _kept(one: Offer) -> str:
+    missed = [margin for margin in one.margins if margin.share < 0]
+    if not missed:
+        return CERTAIN if one.is_certain else LIKELY
+    far = (f"{one.objective.metric} {-one.share:.0%}" for one in missed)
+    return f"misses {', '.join(far)}"
+
+
+def _best_of_each(found: Recommendation) -> list[Offer]:
+    """Those that meet the objectives first, the smallest first; then the nearest."""
+    each = [one for kind in found.wanted.hardware if (one := found.of(kind))]
+    meeting = sorted((one for one in each if one.meets), key=lambda one: one.size)
+    missing = sorted((one for one in each if not one.meets), key=lambda one: -one.least.share)
+    return [*meeting, *missing]
+
+
+# -- as data
+
+
+def as_data(answer: Answer) -> dict[str, object]:
+    """Plain data for `json.dumps`: times in ms, bytes, tokens/s, margins as shares of a limit."""
+    found, asked = answer.found, answer.found.wanted.case.asked
+    kinds = found.wanted.hardware
+    return {
+        "model": answer.model,
+        "precision": answer.precision,
+        "scenario": answer.scenario,
+        "input_len": asked.lengths.input_len,
+        "output_len": asked.lengths.output_len,
+        "max_concurrency": asked.max_concurrency,
+        "engine": found.wanted.case.factors.engine,
+        "factors": found.wanted.case.factors.provenance,
+        "objectives": {one.metric: one.limit_ms for one in found.wanted.objectives},
+        "gpu_counts": found.wanted.counts,
+        "gpu_hour_cost": found.wanted.prices,
+        "smallest": _choice_data(found.smallest),
+        "cheapest": _choice_data(found.cheapest),
+        "kinds": {one.name: _kind_data(found, one) for one in kinds},
+        "left_out": answer.left_out,
+    }
+
+
+def _kind_data(found: Recommendation, hardware: Hardware) -> dict[str, object]:
+    best = found.of(hardware)
+    if best is None:
+        return {"offer": None, "reason": _why(found, hardware.name)}
+    return {"offer": _offer_data(best), "reason": _missed(best) or None}
+
+
+def _choice_data(choice: Choice | None) -> dict[str, object] | None:
+    if choice is None:
+        return None
+    part, share = choice.offer.bottleneck
+    broken, smaller = choice.limit.broken, choice.smaller
+    return {
+        **_offer_data(choice.offer),
+        "bottleneck": {
+            "part": part,
+            "share": share,
+            "memory_share": choice.offer.memory_share,
+            "objective": choice.offer.least.objective.metric,
+        },
+        "holds_up_to": choice.limit.concurrency,
+        "then_misses": broken and _margin_data(broken),
+        "smaller": _offer_data(smaller) if isinstance(smaller, Offer) else smaller,
+        "in_fp8": choice.fp8 and _offer_data(choice.fp8),
+    }
+
+
+def _offer_data(one: Offer) -> dict[str, object]:
+    return {
+        "gpu": one.hardware.name,
+        "gpus": one.gpus,
+        "layout": one.layout.name,
+        "meets": one.meets,
+        "certain": one.is_certain,
+        "margins": [_margin_data(margin) for margin in one.margins],
+        "prediction": asdict(one.prediction),
+    }
+
+
+def _margin_data(margin: Margin) -> dict[str, object]:
+    return {
+        "metric": margin.objective.metric,
+        "limit_ms": margin.objective.limit_ms,
+        "predicted_ms": asdict(margin.predicted),
+        "margin": margin.share,
+        "margin_at_far_end": margin.far_share,
+    }
