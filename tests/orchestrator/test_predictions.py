@@ -10,12 +10,12 @@ import pytest
 from orchestrator.analysis.roofline import Ceilings
 from orchestrator.plan import models
 from orchestrator.predict import factors
-from orchestrator.predict.hardware import GRAPH, Fabric, Hardware, Link, of_sheet
+from orchestrator.predict.hardware import EAGER, GRAPH, Fabric, Hardware, Link, of_sheet
 from orchestrator.predict.interval import estimate
 from orchestrator.predict.layouts import Case, factorisations, rankings
 from orchestrator.predict.load import Asked, Share, median
 from orchestrator.predict.parts import NAMES, Parts
-from orchestrator.predict.passes import Placed, Setting
+from orchestrator.predict.passes import PREFILL, Placed, Setting, Work
 from orchestrator.predict.prediction import IMPOSSIBLE, UNKNOWN, NoPrediction, Prediction, predict
 from orchestrator.predict.replica import Lengths, Phase, Wave
 from strategies import Load, Placement, Topology, plan_layout, with_stages
@@ -334,6 +334,21 @@ def test_a_link_of_which_nothing_is_known_has_no_prediction():
     assert "--network" in found.reason
     known = predict(setting("tp16", hardware=alone.with_network(50e9)), "tp16", Asked(SHORT, 4))
     assert isinstance(known, Prediction)
+
+
+def test_a_stage_pays_the_network_only_where_its_next_one_is_on_another_node():
+    # eight to a node: of pp16 only the eighth stage sends to another one
+    assert setting("pp16").placed.hops == (*[1] * 7, 2, *[1] * 8)
+    assert setting("tp2pp8").placed.hops == (1, 1, 1, 2, 1, 1, 1, 1)
+    assert setting("tp8pp2").placed.hops == (2, 1)
+    assert setting("pp4").placed.hops == (1, 1, 1, 1)
+    assert setting("pp3dp4").placed.hops == (1, 2, 1)  # the third replica has the ranks 6 to 8
+
+    slow = ROUND.with_network(1e9)
+    work = Work(PREFILL, 4096, 1)
+    placed = setting("pp16", hardware=slow).placed
+    sends = [placed.transfer(index, work, EAGER)[0] for index in range(15)]
+    assert sends[7] > 10 * max(sends[:7] + sends[8:])
 
 
 def test_gpus_without_a_rate_in_the_dtype_have_no_prediction():
