@@ -228,6 +228,8 @@ def test_kinds_whose_figures_do_not_suffice_are_left_out_with_the_reason() -> No
     every = kinds((), BF16, None, None)
     assert {"H200", "H100", "L40S"} <= {one.name for one in every.hardware}
     assert "memory bandwidth" in every.left_out["H800 NVL"]
+    assert "what joins the GPUs of MI300X" in every.left_out["MI300X"]
+    assert kinds(("mi300x",), BF16, None, None).hardware[0].name == "MI300X"
     assert "how much memory" in every.left_out["H800"]
     assert "bfloat16" in every.left_out["RTX PRO 6000 Blackwell Server"]
     fp8 = kinds((), Precision("bfloat16", "fp8"), None, None)
