@@ -1,10 +1,10 @@
 """Fit what predictions need of an engine, and say how far they are off where nothing was fitted.
 
     python benchmarks/fit_predictions.py docs/results/2xh100/qwen2.5-32b \\
-        --fabric docs/results/2xh100 --fabric docs/results/2xh200 \\
-        --peers benchmarks/peers-2xh200.csv \\
-        --held-out "2 x H200 llama-70b=docs/results/2xh200/llama-70b" \\
-        --held-out "4 x H200=docs/results/peers-4xh200.csv@FABRIC"
+        --fabric docs/results/2xh100 --fabric docs/results/4xh200 \\
+        --peers benchmarks/peers-2xh200.csv --published benchmarks/published.csv \\
+        --held-out "2 x H200 llama-70b=docs/results/2xh200/llama-70b@docs/results/2xh200" \\
+        --held-out "4 x H200=docs/results/peers-4xh200.csv"
 
 Writes orchestrator/predict/factors.json and the table of docs/predictions.md. A few numbers of
 physical meaning are fitted, by least squares on relative errors and with a weak pull to where each
