@@ -81,6 +81,8 @@ BEGIN = {
 BEGIN["vllm"] = replace(
     BEGIN["torch"], engine="vllm", lanes=False, separate=False, prefill_tokens=16384, start_s=20e-3
 )
+# Shares of a rate of the hardware: no engine is faster, so none is above 1.
+SHARES = frozenset({"stream", "math", "kv"})
 # What is fitted. Nothing was observed of the parts of vLLM's steps here, so it has those of torch
 # but for the ones that times of whole steps tell apart.
 FREE = {
@@ -291,7 +293,8 @@ def fit(bench: Bench, cells: Sequence[Cell], begin: EngineFactors) -> EngineFact
     x0 = np.log([getattr(begin, name) for name in free])
 
     def factors_at(x: np.ndarray) -> EngineFactors:
-        return replace(begin, **dict(zip(free, map(float, np.exp(x)), strict=True)))
+        found = dict(zip(free, map(float, np.exp(x)), strict=True))
+        return replace(begin, **{k: min(v, 1.0) if k in SHARES else v for k, v in found.items()})
 
     def residuals(x: np.ndarray) -> np.ndarray:
         factors = factors_at(x)

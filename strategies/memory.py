@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from strategies.placement import Placement
+from strategies.placement import Placement, needs
 from strategies.precision import Precision
 from strategies.shapes import ModelShape
 
@@ -49,10 +49,11 @@ def weight_bytes(
     def sizes(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         return _sizes(placement.shard(name, shape, rank, stored=stored))
 
+    stages = placement.stages_of(rank)
     return sum(
         precision.bytes_of(model, name, sizes(name, shape), phase)
         for name, shape in model.parameters()
-        if placement.holds(name, rank, model)
+        if needs(stages, name, model)
     )
 
 

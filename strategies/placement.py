@@ -4,7 +4,7 @@ installed."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
@@ -208,10 +208,14 @@ class Placement:
     def holds(self, name: str, rank: int, model: ModelShape) -> bool:
         """Whether a stage of `rank` needs the parameter `name` (a tied head needs the
         embedding)."""
-        stages = self.stages_of(rank)
-        if name.startswith("model.layers."):
-            layer = int(name.split(".")[2])
-            return any(layer in stage.layers for stage in stages)
-        if name == EMBEDDING:
-            return any(stage.embed or (stage.head and model.tie_embeddings) for stage in stages)
-        return any(stage.head for stage in stages)
+        return needs(self.stages_of(rank), name, model)
+
+
+def needs(stages: Sequence[Stage], name: str, model: ModelShape) -> bool:
+    """Whether one of `stages` needs the parameter `name` (a tied head needs the embedding)."""
+    if name.startswith("model.layers."):
+        layer = int(name.split(".")[2])
+        return any(layer in stage.layers for stage in stages)
+    if name == EMBEDDING:
+        return any(stage.embed or (stage.head and model.tie_embeddings) for stage in stages)
+    return any(stage.head for stage in stages)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from strategies.memory import kv_bytes_per_token, window_of
-from strategies.placement import Placement
+from strategies.placement import Placement, needs
 from strategies.precision import Precision
 from strategies.shapes import ModelShape
 
@@ -260,9 +260,10 @@ def _parameters_read(
 
     The embedding counts where it is the head too: looking a token up reads a row of it alone.
     """
-    is_last = any(stage.head for stage in placement.stages_of(rank))
+    stages = placement.stages_of(rank)
+    is_last = any(stage.head for stage in stages)
     for name, shape in model.parameters():
         is_head = is_last and name == model.head_name
-        if placement.holds(name, rank, model) and (name != "model.embed_tokens.weight" or is_head):
+        if needs(stages, name, model) and (name != "model.embed_tokens.weight" or is_head):
             box = placement.shard(name, shape, rank, stored=False)
             yield name, tuple(side.stop - side.start for side in box)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from operator import add, attrgetter
 
+TINY = 1e-9  # share of a sum that is rounding
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -45,6 +47,11 @@ class Parts:
     def times(self, number: float) -> Parts:
         """Each part `number` times."""
         return Parts(*(number * part for part in _values(self)))
+
+    def without_noise(self) -> Parts:
+        """With 0 for each part that is nothing but rounding of the sum."""
+        least = TINY * self.seconds
+        return Parts(*(part if abs(part) > least else 0.0 for part in _values(self)))
 
 
 NAMES = tuple(one.name for one in fields(Parts))

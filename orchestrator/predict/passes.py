@@ -67,6 +67,18 @@ class Placed:
         return {axis: _span(self.placement, axis, size) for axis in axes}
 
     @cached_property
+    def hops(self) -> tuple[int, ...]:
+        """Stage -> 2 where one of its ranks sends to another node, else 1."""
+        size, inner = self.hardware.gpus_per_node, _stride(self.placement, "pp")
+        stages, total = len(self.stages), self.placement.num_ranks
+        far = {
+            rank // inner % stages
+            for rank in range(total - inner)
+            if rank // size != (rank + inner) // size
+        }
+        return tuple(2 if index in far else 1 for index in range(stages))
+
+    @cached_property
     def rates(self) -> dict[str, Rates | None]:
         """Phase -> what a GPU does at most, in the type of its matrices."""
         return {
@@ -99,12 +111,13 @@ class Placed:
         width = self.precision.dtype_bytes
         for one in step(self.placement, self.model, rank, tokens, sampled, width):
             if one.op not in OF_OTHERS:
-                seconds += one.calls * self._each(one, mode)
+                seconds += one.calls * self._each(index, one, mode)
                 calls += one.calls if one.axis == "tp" else 0
         return seconds, calls
 
-    def _each(self, one: Traffic, mode: str) -> float:
+    def _each(self, index: int, one: Traffic, mode: str) -> float:
         ranks, nodes = self.groups[one.axis]
+        nodes = self.hops[index] if one.op == "send" else nodes
         found = self.hardware.fabric.seconds(one.op, ranks, nodes, one.bytes / one.calls, mode)
         if found is None:
             inside, between = "GPUs of a node; give a --fabric", "nodes; give its rate as --network"
@@ -176,9 +189,14 @@ def _span(placement: Placement, axis: str, gpus_per_node: int) -> tuple[int, int
     degree, total = placement.degree(axis), placement.num_ranks
     if total <= gpus_per_node:
         return degree, 1
-    names = [name for name, _ in placement.mesh]
-    inner = placement.mesh[names.index(axis) + 1 :]
-    stride = math.prod(number for _, number in inner)
+    stride = _stride(placement, axis)
     firsts = (rank for rank in range(total) if rank // stride % degree == 0)
     last = (degree - 1) * stride
     return degree, max((r + last) // gpus_per_node - r // gpus_per_node + 1 for r in firsts)
+
+
+def _stride(placement: Placement, axis: str) -> int:
+    """From a rank to the next one along an axis of the mesh; 1 where it has no such axis."""
+    names = [name for name, _ in placement.mesh]
+    inner = placement.mesh[names.index(axis) + 1 :] if axis in names else ()
+    return math.prod(number for _, number in inner)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.analysis.least import least
-from orchestrator.analysis.roofline import Closed
 from orchestrator.plan.fitting import shortage
 from orchestrator.predict.interval import Estimate, estimate, if_known, outside
 from orchestrator.predict.load import Asked, Share, median
-from orchestrator.predict.parts import Parts
-from orchestrator.predict.passes import DECODE, Placed, Setting, UnknownLink
+from orchestrator.predict.parts import TINY, Parts
+from orchestrator.predict.passes import Placed, Setting, UnknownLink
+from orchestrator.predict.replica import TooManyPasses
 from strategies import memory
 
 MS = 1e3
-TINY = 1e-9  # share of a sum that is rounding
 # Why a layout has no prediction.
 IMPOSSIBLE, UNKNOWN = "impossible", "unknown"
 
@@ -42,9 +40,10 @@ class Prediction:
 
     in_flight: requests that are served at once: fewer than asked where KV has no room for them.
     parts: GPU-milliseconds for each output token; with outside_ms_per_token, in which a replica has
-    nothing to do, they sum to device_ms_per_token. bound: tokens/s that no engine exceeds on this
-    hardware. outside: what lies outside of where the factors were fitted; each widens the
-    intervals. ttft_ms: None where that leaves nothing to be said.
+    nothing to do, they sum to device_ms_per_token. bound: tokens/s in the least time for the load
+    (`analysis.least`) at the rates of `Hardware.ceilings`: measured ones, or a share of the data
+    sheet's, which a faster unit can exceed. outside: what lies outside of where the factors were
+    fitted; each widens the intervals. ttft_ms: None where that leaves nothing to be said.
     """
 
     layout: str
@@ -99,7 +98,7 @@ def predict(setting: Setting, name: str, asked: Asked) -> Prediction | NoPredict
         return NoPrediction(name, IMPOSSIBLE, shortage(budget, asked.max_len))
     try:
         return _Served.of(setting, asked, budget).prediction(name)
-    except UnknownLink as why:
+    except (UnknownLink, TooManyPasses) as why:
         return NoPrediction(name, UNKNOWN, str(why))
 
 
@@ -176,7 +175,7 @@ class _Served:
             parts=parts,
             outside_ms_per_token=rest if rest > TINY * total else 0.0,
             device_ms_per_token=total,
-            bound_output_throughput=self._bound(),
+            bound_output_throughput=self.tokens / self.shares[0].least_s,
             memory=self._memory(),
             joules_per_output_token=self._joules(parts, total, speed),
             cost_per_million_tokens=_cost(asked, ranks, speed),
@@ -199,15 +198,6 @@ class _Served:
         batch = self.shares[0].batch
         blocked = batch.prefill.seconds - median(batch.first_tokens)
         return batch.round_s + blocked / max(self.asked.lengths.passes, 1)
-
-    def _bound(self) -> float:
-        """Generated tokens per second that the hardware allows at most."""
-        rates, share = self.setting.placed.rates[DECODE], self.shares[0]
-        assert rates is not None, "checked before anything is predicted"
-        lengths = self.asked.lengths
-        load = Closed.equal(lengths.input_len, lengths.output_len, share.served, share.seats)
-        found = least(self.setting.stages, load, rates, self.setting.factors.separate)
-        return self.tokens / found.seconds
 
     def _memory(self) -> MemoryUse:
         kept = self.shares[0].seats * self.asked.max_len * self.budget.kv_per_token

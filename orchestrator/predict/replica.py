@@ -13,6 +13,12 @@ from itertools import pairwise
 from orchestrator.predict.parts import Parts
 from orchestrator.predict.passes import DECODE, PREFILL, Setting, Work
 
+MOST_PASSES = 4096  # with prompts, of one wave: each is worked out by itself
+
+
+class TooManyPasses(Exception):
+    """The prompts of a wave take more passes than are worked out; says how many."""
+
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
@@ -63,13 +69,25 @@ class Wave:
 
 
 def wave(setting: Setting, lengths: Lengths, requests: int) -> Wave:
-    """A closed batch of `requests` on one replica. Raises UnknownLink."""
+    """A closed batch of `requests` on one replica. Raises UnknownLink and TooManyPasses."""
+    _check_passes(lengths, requests)
     prefill, first = _prefill(setting, lengths, requests)
     passes = _decode_passes(setting, lengths, requests)
     one = _round(setting, passes, micro_batches(setting, requests))
     decode = Phase(lengths.passes * one.seconds, one.parts.times(lengths.passes))
-    early = _overlap(setting, lengths, requests, passes) if setting.factors.lanes else 0.0
+    joins = setting.factors.lanes and lengths.passes  # else no decode pass to be beside
+    early = _overlap(setting, lengths, requests, passes) if joins else 0.0
     return Wave(prefill, decode, first, one.seconds, early)
+
+
+def _check_passes(lengths: Lengths, requests: int) -> None:
+    number = -(-requests * lengths.input_len // lengths.prefill_tokens)
+    if number > MOST_PASSES:
+        raise TooManyPasses(
+            f"the prompts of {requests} requests take {number} passes of {lengths.prefill_tokens} "
+            f"tokens, and at most {MOST_PASSES} are worked out; ask for fewer requests at once, "
+            "shorter prompts or a larger --chunked-prefill-size"
+        )
 
 
 def _overlap(setting: Setting, lengths: Lengths, requests: int, passes: Sequence[Parts]) -> float:

@@ -45,7 +45,7 @@ def foretold(
     hardware = of_sheet(gpu, known.attainable, measured, plan.placement.num_ranks)
     mine = known.engines[engine]
     setting = Setting(Placed(plan.placement, plan.model, plan.precision, hardware), mine)
-    found = predict(setting, plan.layout, _asked(plan, work, mine))
+    found = predict(setting, plan.layout, _asked(experiment, plan, work, mine))
     if isinstance(found, NoPrediction):
         return _none(found.reason)
     return Predicted(
@@ -82,9 +82,10 @@ def _is_changed(experiment: Experiment) -> bool:
     return bool(experiment.engine_arg) or any(one not in (None, "auto") for one in asked)
 
 
-def _asked(plan: EnginePlan, work: Work, mine: EngineFactors) -> Asked:
+def _asked(experiment: Experiment, plan: EnginePlan, work: Work, mine: EngineFactors) -> Asked:
     one = work.requests[0]
-    most = plan.prefill_tokens if mine.separate else mine.prefill_tokens
+    is_own = not mine.separate and experiment.chunked_prefill_size is None
+    most = mine.prefill_tokens if is_own else plan.prefill_tokens
     lengths = Lengths(len(one.prompt), one.output_len, most)
     return Asked(lengths, work.max_concurrency, len(work.requests))
 

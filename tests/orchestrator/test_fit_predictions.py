@@ -68,6 +68,19 @@ def test_the_factors_that_made_the_times_are_found_again(
     assert found.layer_s == pytest.approx(50e-6, rel=1e-2)
 
 
+def test_no_share_of_a_rate_is_fitted_above_1(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bench.FREE, "torch", ("stream", "layer_s"))
+    monkeypatch.setattr(bench, "PULL", 100.0)
+    begin, by, cells = bench.BEGIN["torch"], predictor(bench), []
+    for layout in ("tp1", "tp2"):
+        blank = cell(bench, layout, 1)
+        made = by.predicted(blank, replace(begin, stream=1.2))  # faster than the memory
+        cells.append(cell(bench, layout, 1, {"decode_ms": made["decode_ms"]}.items()))
+    assert bench.fit(by, cells, begin).stream == 1.0
+
+
 def test_an_interval_takes_the_greatest_of_few_errors(bench: ModuleType) -> None:
     assert bench.quantile([0.01, -0.04, 0.02]) == 0.04
     many = [i / 100 for i in range(1, 20)]  # 19 errors: the 18th is that of 90%

@@ -10,13 +10,14 @@ import pytest
 from orchestrator.analysis.roofline import Ceilings
 from orchestrator.plan import models
 from orchestrator.predict import factors
-from orchestrator.predict.hardware import GRAPH, Fabric, Hardware, Link, of_sheet
+from orchestrator.predict.hardware import EAGER, GRAPH, Fabric, Hardware, Link, of_sheet
 from orchestrator.predict.interval import estimate
 from orchestrator.predict.layouts import Case, factorisations, rankings
-from orchestrator.predict.load import Asked
-from orchestrator.predict.passes import Placed, Setting
+from orchestrator.predict.load import Asked, Share, median
+from orchestrator.predict.parts import NAMES, Parts
+from orchestrator.predict.passes import PREFILL, Placed, Setting, Work
 from orchestrator.predict.prediction import IMPOSSIBLE, UNKNOWN, NoPrediction, Prediction, predict
-from orchestrator.predict.replica import Lengths
+from orchestrator.predict.replica import Lengths, Phase, Wave
 from strategies import Load, Placement, Topology, plan_layout, with_stages
 from strategies.precision import Precision
 
@@ -156,7 +157,8 @@ def test_a_closed_loop_of_more_requests_is_one_wave_after_another():
 
 
 def test_the_next_prompt_enters_a_pipeline_while_the_last_token_leaves_it():
-    first, later = predicted("pp4", 1), predicted("pp4", 1, 8)
+    real = {"engine": TORCH, "hardware": H200}
+    first, later = predicted("pp4", 1, **real), predicted("pp4", 1, 8, **real)
     early = 3 / 4 * first.decode_ms_per_step
     assert later.ttft_ms.value == pytest.approx(first.ttft_ms.value - early, rel=0.02)
 
@@ -204,6 +206,83 @@ def test_no_prediction_exceeds_the_bound():
             found = predicted(layout, concurrency)
             bound = found.bound_output_throughput
             assert 0.5 * bound < found.output_throughput.value <= 1.001 * bound
+
+
+@pytest.mark.parametrize("layout", ["tp4", "pp4", "tp2pp2", "pp2dp2"])
+@pytest.mark.parametrize("engine", ["torch", "vllm"])
+@pytest.mark.parametrize("lengths", [(1, 1), (1, 2), (64, 3), (4096, 1), (256, 128)])
+def test_no_prediction_of_short_requests_in_many_waves_exceeds_the_bound(layout, engine, lengths):
+    asked = Lengths(*lengths, KNOWN.of(engine).prefill_tokens)
+    for concurrency, prompts in ((1, 100), (2, 7), (4, 40), (30, 100)):
+        at = {"lengths": asked, "model": "llama-8b", "engine": KNOWN.of(engine), "hardware": H200}
+        found = predicted(layout, concurrency, prompts, **at)
+        assert found.output_throughput.value <= (1 + 1e-9) * found.bound_output_throughput
+        whole = found.parts.seconds + found.outside_ms_per_token
+        assert whole == pytest.approx(found.device_ms_per_token)
+
+
+@pytest.mark.parametrize(
+    ("model", "hardware", "layout", "concurrency", "precision"),
+    [
+        ("llama-8b", "h100", "tp1", 64, BF16),
+        ("llama-70b", "h200", "tp8", 256, Precision("bfloat16", "fp8")),
+    ],
+)
+@pytest.mark.parametrize("engine", ["torch", "vllm"])
+def test_no_part_of_a_prediction_is_negative(
+    model, hardware, layout, concurrency, precision, engine
+):
+    gpus = of_sheet(hardware, KNOWN.attainable, KNOWN.calibrations[hardware.upper()], 8)
+    asked = {"lengths": Lengths(4096, 1, 16384), "precision": precision, "hardware": gpus}
+    found = predicted(layout, concurrency, model=model, engine=KNOWN.of(engine), **asked)
+    assert min(getattr(found.parts, name) for name in NAMES) >= 0
+
+
+@pytest.mark.parametrize("layout", ["pp4", "pp2dp2", "tp2pp2"])
+def test_a_part_that_is_only_rounding_is_none(layout):
+    for prompts in (3, 10, 33):
+        found = predicted(layout, 3, prompts, model="qwen2.5-32b", engine=TORCH, hardware=H200)
+        for part in (*map(found.parts.__getattribute__, NAMES), found.outside_ms_per_token):
+            assert part == 0 or part > 1e-9 * found.device_ms_per_token
+    assert Parts(weights=1.0, bubble=-6.9e-17).without_noise() == Parts(weights=1.0)
+
+
+def test_no_engine_streams_or_computes_faster_than_the_hardware():
+    for engine in KNOWN.engines.values():
+        assert max(engine.stream, engine.math, engine.kv) <= 1
+
+
+def waits_of(wanted: int, seats: int, served: int) -> float:
+    """The median time to a first token in waves of 1 s each, of which that is a tenth."""
+    blank = Phase(0.5, Parts(weights=0.5))
+    one = Wave(blank, blank, ((0.1, seats),), 0.01)
+    share = Share(1, wanted, seats, served, one, None, 0.0)
+    assert sum(n for _, n in share.first_tokens) == served
+    return median(share.first_tokens)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "seats", "waits"),
+    [(4, 4, 0), (8, 4, 1), (12, 4, 2), (10, 4, 1), (9, 4, 1), (11, 4, 2)],
+)
+def test_a_request_waits_for_those_that_were_sent_before_it(wanted, seats, waits):
+    # each finds wanted - seats others before it; only those that are sent at the start do not
+    assert waits_of(wanted, seats, 400) == pytest.approx(waits + 0.1)
+
+
+def test_requests_of_a_closed_batch_wait_for_the_waves_before_theirs():
+    assert waits_of(12, 4, 12) == pytest.approx(1.1)  # the second of three waves
+
+
+def test_prompts_of_more_passes_than_are_worked_out_have_no_prediction():
+    unknown = replace(ROUND, memory_bytes=None)
+    for lengths, requests in ((Lengths(100_000, 10, 2048), 65536), (Lengths(100_000, 10, 1), 1)):
+        found = predict(
+            setting("tp1", "llama-8b", hardware=unknown), "tp1", Asked(lengths, requests)
+        )
+        assert isinstance(found, NoPrediction)
+        assert found.kind == UNKNOWN
+        assert "--chunked-prefill-size" in found.reason
 
 
 def test_a_prediction_follows_the_placement_and_not_its_name():
@@ -255,6 +334,21 @@ def test_a_link_of_which_nothing_is_known_has_no_prediction():
     assert "--network" in found.reason
     known = predict(setting("tp16", hardware=alone.with_network(50e9)), "tp16", Asked(SHORT, 4))
     assert isinstance(known, Prediction)
+
+
+def test_a_stage_pays_the_network_only_where_its_next_one_is_on_another_node():
+    # eight to a node: of pp16 only the eighth stage sends to another one
+    assert setting("pp16").placed.hops == (*[1] * 7, 2, *[1] * 8)
+    assert setting("tp2pp8").placed.hops == (1, 1, 1, 2, 1, 1, 1, 1)
+    assert setting("tp8pp2").placed.hops == (2, 1)
+    assert setting("pp4").placed.hops == (1, 1, 1, 1)
+    assert setting("pp3dp4").placed.hops == (1, 2, 1)  # the third replica has the ranks 6 to 8
+
+    slow = ROUND.with_network(1e9)
+    work = Work(PREFILL, 4096, 1)
+    placed = setting("pp16", hardware=slow).placed
+    sends = [placed.transfer(index, work, EAGER)[0] for index in range(15)]
+    assert sends[7] > 10 * max(sends[:7] + sends[8:])
 
 
 def test_gpus_without_a_rate_in_the_dtype_have_no_prediction():
