@@ -105,6 +105,10 @@ def test_a_plan_is_a_table_for_people() -> None:
             "asked for is H200",
         ),
         (("--gpu", "h200", "--gpus", "4", "--fabric", "/none"), "no calibration"),
+        ((*ASKED, "--gpu-hour-cost", "0"), "0.0 is not in the range 0<x"),
+        ((*ASKED, "--gpu-hour-cost", "nan"), "nan is not a finite number"),
+        ((*ASKED, "--network", "nan"), "nan is not a finite number"),
+        ((*ASKED, "--network", "inf"), "inf is not in the range"),
         (("--gpu", "h200", "--gpus", "2", "--strategy", "tpx"), "'tpx' is not a layout"),
     ],
 )
