@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from orchestrator.experiment import Experiment
     from orchestrator.predict.factors import EngineFactors
     from orchestrator.predict.load import Asked
-    from orchestrator.predict.plan import Machines, Plan, Planned
+    from orchestrator.predict.plan import Machines, Plan, Planned, Runs
     from strategies import ModelShape
     from strategies.precision import Precision
 
@@ -59,6 +59,7 @@ def predicted(
     from orchestrator.plan import models, precision
     from orchestrator.predict.plan import Plan
 
+    _check_engine(experiment)
     shape = models.resolve(experiment.model, "dummy").shape
     kept = precision.resolve(experiment, shape, "cuda")
     planned = tuple(
@@ -66,10 +67,28 @@ def predicted(
         for engine in experiment.engine or ("torch",)
         for number in range(len(experiment.scenarios))
     )
-    starts = experiment.num_starts * (experiment.num_runs + experiment.num_warmups)
     name = kept.dtype if kept.name == "none" else f"{kept.dtype}, {kept.name}"
-    runs = starts if is_to_run else None
+    runs = _runs(experiment) if is_to_run else None
     return Plan(experiment.model, name, machines, machines.hardware(), planned, runs)
+
+
+def _check_engine(experiment: Experiment) -> None:
+    """Raise UserError where an engine is to be another one than factors are fitted to."""
+    from orchestrator.errors import UserError
+    from orchestrator.experiment import is_changed
+
+    if is_changed(experiment) or experiment.technique:
+        raise UserError(
+            "a prediction is of an engine as it is by itself; leave out its switches (attention, "
+            "cuda_graphs, fusion, batching, allreduce), engine_arg and technique"
+        )
+
+
+def _runs(experiment: Experiment) -> Runs:
+    from orchestrator.predict.plan import Runs
+
+    least = experiment.min_duration or 0.0
+    return Runs(experiment.num_starts, experiment.num_runs, least, experiment.ablate)
 
 
 def _planned(

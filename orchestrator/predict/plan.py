@@ -11,6 +11,7 @@ from orchestrator.predict import factors
 from orchestrator.predict.hardware import Calibration, Hardware, find, of_sheet
 from orchestrator.predict.layouts import Ranking
 from orchestrator.predict.prediction import NoPrediction, Prediction
+from strategies import parse
 
 NODE = 8  # GPUs of a node, unless it is said
 
@@ -55,31 +56,63 @@ class Planned:
     rankings: tuple[Ranking, ...]
 
     @property
-    def duration_s(self) -> float:
-        """Of one run of every cell."""
-        return sum(one.duration_s for ranking in self.rankings for one in ranking.predictions)
+    def predictions(self) -> Iterator[Prediction]:
+        """Of every layout and concurrency."""
+        return (one for ranking in self.rankings for one in ranking.predictions)
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """How often each cell is run, and for how many seconds at least. ablate: what it is run without
+    once more, "comm" or "p2p"."""
+
+    starts: int
+    runs: int
+    least_s: float = 0.0
+    ablate: tuple[str, ...] = ()
+
+    @property
+    def of_a_cell(self) -> int:
+        """Runs in all, warm-ups not counted."""
+        return self.starts * self.runs
+
+    def cells(self, layout: str) -> int:
+        """That of a layout, and those without something that it does."""
+        joined = [key for key, degree in parse(layout) if degree > 1 and key != "dp"]
+        kinds = {"comm": "tp" in joined, "p2p": bool(joined)}
+        return 1 + sum(kinds[what] for what in self.ablate)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """runs: of each cell, warm-ups included; None where nothing is to be run."""
+    """runs: None where nothing is to be run."""
 
     model: str
     precision: str
     machines: Machines
     hardware: Hardware
     planned: tuple[Planned, ...]
-    runs: int | None = None
+    runs: Runs | None = None
+
+    @property
+    def predictions(self) -> Iterator[Prediction]:
+        """Of every scenario, engine, layout and concurrency."""
+        return (one for planned in self.planned for one in planned.predictions)
 
     @property
     def cells(self) -> int:
-        """Layouts x scenarios x concurrencies that are predicted."""
-        return sum(len(r.predictions) for one in self.planned for r in one.rankings)
+        """Predictions, and each once more for what it is run without."""
+        return sum(self.runs.cells(one.layout) if self.runs else 1 for one in self.predictions)
 
     @property
     def duration_s(self) -> float:
-        """Of all runs, starts of workers not counted."""
-        return (self.runs or 1) * sum(one.duration_s for one in self.planned)
+        """Of all runs, or of one of each where none is to be made. Starts of workers, warm-ups and
+        what is observed are not counted; a cell without communication as that with it."""
+        runs = self.runs or Runs(1, 1)
+        each = (
+            runs.cells(one.layout) * max(one.duration_s, runs.least_s) for one in self.predictions
+        )
+        return runs.of_a_cell * sum(each)
 
 
 def check_known(scenario: str, input_len: int, output_len: int, other: str | None) -> None:
@@ -104,7 +137,8 @@ def as_data(plan: Plan) -> dict[str, object]:
         "gpus_per_node": hardware.gpus_per_node,
         "memory_bytes": hardware.memory_bytes,
         "sources": dict(hardware.sources),
-        "runs_of_a_cell": plan.runs,
+        "cells": plan.cells,
+        "runs_of_a_cell": plan.runs and plan.runs.of_a_cell,
         "duration_s": plan.duration_s,
         "plans": [_planned(one) for one in plan.planned],
     }

@@ -141,12 +141,39 @@ def test_a_dry_run_for_gpus_that_are_not_here_is_a_plan_with_its_runs() -> None:
     done = run("submit", "--dry-run", *asked, "--max-concurrency", "1,32", "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
-    assert found["runs_of_a_cell"] == 2 + 3  # three warm-ups
+    assert found["runs_of_a_cell"] == 2
     durations = [
         one["duration_s"] for ranking in found["plans"][0]["rankings"] for one in ranking["layouts"]
     ]
     assert len(durations) == 4
-    assert found["duration_s"] == pytest.approx(5 * sum(durations))
+    assert found["duration_s"] == pytest.approx(2 * sum(durations))
+
+
+def dry_run(*asked: str) -> Result:
+    return run("submit", "--dry-run", "--load-format", "dummy", *ASKED, *asked)
+
+
+def test_runs_of_a_least_duration_take_that_long_each() -> None:
+    done = dry_run("--strategy", "tp4", "--min-duration", "60", "--num-starts", "5")
+    assert "1 cell, 5 runs of each, at least 5 minutes beside" in done.stdout
+
+
+def test_cells_without_communication_are_counted_where_a_layout_has_some() -> None:
+    asked = ("--strategy", "tp4,pp4,tp2pp2", "--ablate", "comm")
+    found = json.loads(dry_run(*asked, "--json").stdout)
+    took = {one["layout"]: one["duration_s"] for one in found["plans"][0]["rankings"][0]["layouts"]}
+    assert found["cells"] == 5
+    twice = took["tp4"] + took["tp2pp2"]
+    assert found["duration_s"] == pytest.approx(sum(took.values()) + twice)
+
+
+@pytest.mark.parametrize(
+    "switch", [("--cuda-graphs", "off"), ("--batching", "static"), ("--fusion", "off")]
+)
+def test_an_engine_that_is_not_as_it_is_by_itself_is_not_predicted(switch: Sequence[str]) -> None:
+    done = dry_run("--strategy", "tp4", *switch)
+    assert done.exit_code != 0
+    assert "as it is by itself; leave out its switches" in done.stderr
 
 
 def test_a_dry_run_that_a_laptop_has_no_memory_for_points_at_a_plan(

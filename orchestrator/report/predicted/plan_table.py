@@ -41,11 +41,16 @@ def render(plan: Plan, console: Console) -> None:
     sources = ", ".join(f"{what}: {source}" for what, source in hardware.sources.items())
     console.print(f"{hardware.name}: {sources}.", highlight=False)
     if plan.runs is not None:
+        cells, each = _counted(plan.cells, "cell"), _counted(plan.runs.of_a_cell, "run")
         console.print(
-            f"To be run: {plan.cells} cells, {plan.runs} runs of each, about "
-            f"{plan.duration_s / 60:.3g} minutes beside the starts of workers.",
+            f"To be run: {cells}, {each} of each, at least {plan.duration_s / 60:.3g} minutes "
+            "beside starts of workers, warm-ups and what is observed.",
             highlight=False,
         )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' if count != 1 else ''}"
 
 
 def _print_ranking(plan: Planned, ranking: Ranking, console: Console) -> None:
