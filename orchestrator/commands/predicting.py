@@ -40,7 +40,7 @@ def plan(
 ) -> None:
     """Print a ranking of layouts. layouts: by name; none: every tp x pp x dp of the GPUs.
     is_to_run: also how many runs an experiment is, and for how long. Raises UserError without
-    machines."""
+    machines; ends with status 2 where nothing is predicted."""
     from orchestrator.errors import UserError
     from orchestrator.predict.plan import as_data
     from orchestrator.report.predicted.plan_table import render
@@ -49,6 +49,8 @@ def plan(
         raise UserError("a plan is for GPUs of some kind; give --gpu and --gpus, as h200 and 4")
     found = predicted(experiment, machines, layouts, is_to_run)
     out.show(lambda: as_data(found), lambda console: render(found, console))
+    if not any(found.predictions):
+        raise SystemExit(2)
 
 
 def predicted(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -54,6 +54,11 @@ class Planned:
     engine: str
     provenance: str
     rankings: tuple[Ranking, ...]
+
+    @property
+    def has_tpot(self) -> bool:
+        """Whether a request has a token after its first."""
+        return self.output_len > 1
 
     @property
     def predictions(self) -> Iterator[Prediction]:
@@ -136,7 +141,7 @@ def as_data(plan: Plan) -> dict[str, object]:
         "gpus": plan.machines.gpus,
         "gpus_per_node": hardware.gpus_per_node,
         "memory_bytes": hardware.memory_bytes,
-        "sources": dict(hardware.sources),
+        "sources": used_sources(plan),
         "cells": plan.cells,
         "runs_of_a_cell": plan.runs and plan.runs.of_a_cell,
         "duration_s": plan.duration_s,
@@ -154,7 +159,7 @@ def _planned(one: Planned) -> dict[str, object]:
         "rankings": [
             {
                 "max_concurrency": ranking.max_concurrency,
-                "layouts": list(_rows(ranking.predictions, ranking.front)),
+                "layouts": list(_rows(one, ranking)),
                 "refused": [asdict(refused) for refused in ranking.refused],
             }
             for ranking in one.rankings
@@ -162,9 +167,33 @@ def _planned(one: Planned) -> dict[str, object]:
     }
 
 
-def _rows(found: Sequence[Prediction], front: frozenset[str]) -> Iterator[dict[str, object]]:
-    for rank, one in enumerate(found, 1):
-        yield {"rank": rank, "pareto": one.layout in front, **asdict(one)}
+def _rows(plan: Planned, ranking: Ranking) -> Iterator[dict[str, object]]:
+    front, none = front_of(plan, ranking), {} if plan.has_tpot else {"tpot_ms": None}
+    for rank, one in enumerate(ranking.predictions, 1):
+        yield {"rank": rank, "pareto": one.layout in front, **asdict(one), **none}
+
+
+def front_of(plan: Planned, ranking: Ranking) -> frozenset[str]:
+    """Layouts that no other one beats; in tokens/s for a GPU alone where there is no time for each
+    further token."""
+    if plan.has_tpot or not ranking.predictions:
+        return ranking.front
+    best = max(one.per_gpu for one in ranking.predictions)
+    return frozenset(one.layout for one in ranking.predictions if one.per_gpu == best)
+
+
+def used_sources(plan: Plan) -> dict[str, str]:
+    """Figure of the hardware -> where it comes from; those that are known and used."""
+    hardware, fabric = plan.hardware, plan.hardware.fabric
+    network = fabric.network if plan.machines.gpus > hardware.gpus_per_node else None
+    known = {
+        "memory": hardware.memory_bytes,
+        "power": hardware.power_w,
+        "link": fabric.link or fabric.curves,
+        "network": network,
+    }
+    sources = {**hardware.sources, **({"network": network.source} if network else {})}
+    return {what: source for what, source in sources.items() if known.get(what, True)}
 
 
 def refused(plan: Planned) -> list[NoPrediction]:
