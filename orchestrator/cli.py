@@ -35,7 +35,7 @@ from orchestrator.options.audit import audit_options
 from orchestrator.options.comparing import FILE
 from orchestrator.options.given import given
 from orchestrator.options.importing import IMPORT_OPTIONS
-from orchestrator.options.node import CALIBRATE_OPTIONS
+from orchestrator.options.node import CALIBRATE_OPTIONS, DOCTOR_OPTIONS
 from orchestrator.options.recommending import CROSSOVER_OPTIONS, MATRIX_OPTIONS, RECOMMEND_OPTIONS
 from orchestrator.options.switches import technique_option
 from orchestrator.report.output import Output
@@ -294,9 +294,7 @@ def calibrate(out: Path | None, as_json: bool, **options: Any) -> None:
 
 
 @main.command()
-@click.option(
-    "--address", metavar="HOST:PORT", help="A Ray cluster that should answer. [RAY_ADDRESS]"
-)
+@taking(DOCTOR_OPTIONS)
 @json_option
 def doctor(address: str | None, as_json: bool) -> None:
     """Check whether this node will give good numbers, and say what to do where it will not."""

@@ -1,4 +1,4 @@
-"""The options of `calibrate`."""
+"""The options of `calibrate` and `doctor`."""
 
 from __future__ import annotations
 
@@ -26,5 +26,10 @@ CALIBRATE_OPTIONS = (
     ),
     click.option(
         "--quick", is_flag=True, hidden=True, help="A few small sizes: to see that it works."
+    ),
+)
+DOCTOR_OPTIONS = (
+    click.option(
+        "--address", metavar="HOST:PORT", help="A Ray cluster that should answer. [RAY_ADDRESS]"
     ),
 )

@@ -25,13 +25,14 @@ class Kinds:
 def kinds(
     names: Sequence[str], precision: Precision, gpus_per_node: int | None, network: float | None
 ) -> Kinds:
-    """Those of `names`; none: all that have a data sheet. Raises UserError for one that is named
-    and of which too little is known."""
+    """Those of `names`; none: all that have a data sheet and whose GPUs are joined by a link that
+    is known, as without it no layout that communicates can be looked at. Raises UserError for one
+    that is named and of which too little is known."""
     found, left_out = [], {}
     for name in dict.fromkeys(find(one)[0] for one in names) if names else SHEETS:
         try:
             one = Machines(name, 1, gpus_per_node, network).hardware()
-            why = _missing(one, precision)
+            why = _missing(one, precision) or (None if names else _unjoined(one))
         except UserError as error:
             why = str(error)
         if why is None:
@@ -51,6 +52,12 @@ def _missing(hardware: Hardware, precision: Precision) -> str | None:
     lacking = [dtype for dtype in wanted if dtype not in hardware.ceilings.flops]
     if lacking:
         return f"no rate of {hardware.name} in {lacking[0]} is known; use another --gpu"
+    return None
+
+
+def _unjoined(hardware: Hardware) -> str | None:
+    if hardware.fabric.link is None:
+        return f"what joins the GPUs of {hardware.name} is not known"
     return None
 
 

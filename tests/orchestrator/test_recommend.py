@@ -228,12 +228,14 @@ def test_kinds_whose_figures_do_not_suffice_are_left_out_with_the_reason() -> No
     every = kinds((), BF16, None, None)
     assert {"H200", "H100", "L40S"} <= {one.name for one in every.hardware}
     assert "memory bandwidth" in every.left_out["H800 NVL"]
-    assert "how much memory" in every.left_out["H20"]
+    assert "what joins the GPUs of MI300X" in every.left_out["MI300X"]
+    assert kinds(("mi300x",), BF16, None, None).hardware[0].name == "MI300X"
+    assert "how much memory" in every.left_out["H800"]
     assert "bfloat16" in every.left_out["RTX PRO 6000 Blackwell Server"]
     fp8 = kinds((), Precision("bfloat16", "fp8"), None, None)
     assert "float8_e4m3fn" in fp8.left_out["A100"]
-    with pytest.raises(UserError, match="how much memory H20 has"):
-        kinds(("h20",), BF16, None, None)
+    with pytest.raises(UserError, match="how much memory H800 has"):
+        kinds(("h800",), BF16, None, None)
 
 
 @pytest.mark.parametrize(("most", "expected"), [(1, (1,)), (8, (1, 2, 4, 8)), (6, (1, 2, 4, 6))])
@@ -289,7 +291,7 @@ def test_what_is_impossible_is_said_with_how_near_the_best_comes() -> None:
         ((), "give --slo"),
         (("--slo", "tpot:5", "--gpu", "h2000"), "did you mean h200"),
         (("--slo", "tpot:5", "--gpu", ","), "names no kind"),
-        (("--slo", "tpot:5", "--gpu", "h20"), "how much memory H20 has"),
+        (("--slo", "tpot:5", "--gpu", "h800"), "how much memory H800 has"),
         (("--slo", "tpot:5", "--gpu", "h200", "--gpu-hour-cost", "l4=2"), "L4 is not looked at"),
         (("--slo", "tpot:5", "--gpu", "h200", "--gpu-hour-cost", "h200=-1"), "NAME=X"),
         (("--slo", "tpot:5", "--concurrency", "1,2"), "for one of them"),

@@ -236,7 +236,7 @@ def test_a_crossover_is_said_in_a_sentence() -> None:
         (("matrix", "--concurrency", "1,2"), "for one of them"),
         (("matrix", "--slo", "tpot:p99:5"), "of medians"),
         (("matrix", *SMALL, "--out", "/dev/null/x"), "give another --out"),
-        (("crossover", "--gpu", "h20"), "how much memory H20 has"),
+        (("crossover", "--gpu", "h800"), "how much memory H800 has"),
         (("crossover", "--engine", "torch,vllm"), "for one of them"),
         (("crossover", "--engine", "deepspeed"), "no factors were fitted"),
         (("crossover", "--concurrency", "none"), "max_concurrency"),
