@@ -172,7 +172,8 @@ def _legend(found: Recommendation) -> str:
     return (
         f"Looked at {counts} GPUs of each kind, every tp x pp x dp of them. A line is the smallest "
         "that meets every limit, else the nearest. GPU-ms, cost/M: of a token, of a million. ±: "
-        f"the upper end of a 90% interval; {CERTAIN}: it, too, meets every limit."
+        f"the upper end of a 90% interval, or both ends, to a digit; {CERTAIN}: it, too, meets every "
+        "limit."
     )
 
 
