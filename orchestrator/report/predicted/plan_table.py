@@ -121,16 +121,24 @@ def _of_part(name: str) -> Show:
 def _print_fitting(
     shown: Sequence[Prediction], marks: Sequence[str], columns: Mapping[str, Show], console: Console
 ) -> None:
-    """A line a layout. Where the terminal is too narrow, columns are left out from the right, and
-    said; nothing is cut."""
-    names = list(columns)
-    while True:
-        table = _table(shown, marks, {name: columns[name] for name in names})
-        if len(names) == 1 or _width(table, console) <= console.width:
-            break
-        names.pop()
-    console.print(table)
-    if left_out := list(columns)[len(names) :]:
+    """A line a layout."""
+
+    def table(names: Sequence[str]) -> Table:
+        return _table(shown, marks, {name: columns[name] for name in names})
+
+    print_fitting(list(columns), table, console)
+
+
+def print_fitting(
+    names: Sequence[str], table: Callable[[Sequence[str]], Table], console: Console
+) -> None:
+    """Print `table` of these columns. Where the terminal is too narrow they are left out from the
+    right, and said; nothing is cut."""
+    kept = list(names)
+    while len(kept) > 1 and _width(table(kept), console) > console.width:
+        kept.pop()
+    console.print(table(kept))
+    if left_out := names[len(kept) :]:
         text = f"For {', '.join(left_out)} the terminal is too narrow; --json has all."
         console.print(text, style="dim", highlight=False)
 
