@@ -185,7 +185,7 @@ def _predicted(found: Sequence[Published]) -> Iterator[str]:
         f"off by {median(sizes):.1f}% in the median and {max(sizes):.1f}% at most."
     )
     yield (
-        "It was fitted on two layouts on two H100 and a calibration of two H200: "
+        "It was fitted on two layouts on two H100 and a calibration of four H200: "
         "[docs/predictions.md](docs/predictions.md)."
     )
 
