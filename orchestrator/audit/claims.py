@@ -114,6 +114,8 @@ class Claim(BaseModel):
             raise ValueError("prefix_hits is a share of the prompt; give input_len or scenario too")
         if self.ttft_ms and self.lengths is None:
             raise ValueError("ttft_ms depends on the prompt; give input_len or scenario too")
+        if self.dtype == "fp8" and self.bits:
+            raise ValueError(f"fp8 and {self.bits:g} bits say the bits of a weight twice; say one")
         missing = [name for name in ("model", "gpu") if not getattr(self, name)]
         if missing and not self.kind.needs:
             raise ValueError(f"{' and '.join(missing)} is missing, without which nothing is judged")

@@ -12,8 +12,9 @@ from orchestrator.errors import UserError
 from orchestrator.experiment import SCENARIOS
 
 Fields = Mapping[str, Any]
-NUMBER = r"([+-]?\d{1,12}(?:\.\d{1,12})?)"
-COUNT = r"(\d{1,9})"
+# With or without a comma between thousands.
+NUMBER = r"([+-]?(?:\d{1,3}(?:,\d{3}){1,3}|\d{1,12})(?:\.\d{1,12})?)"
+COUNT = r"(\d{1,3}(?:,\d{3}){1,2}|\d{1,9})"
 DTYPES: Mapping[str, Fields] = {
     "bf16": {"dtype": "bfloat16"},
     "bfloat16": {"dtype": "bfloat16"},
@@ -44,11 +45,15 @@ def _part(pattern: str, fields: Callable[[tuple[str, ...]], Fields], example: st
 
 
 def _figure(pattern: str, field: str, example: str) -> Part:
-    return _part(pattern, lambda found: {field: float(found[0])}, example)
+    return _part(pattern, lambda found: {field: float(_plain(found[0]))}, example)
 
 
 def _count(pattern: str, field: str, example: str) -> Part:
-    return _part(pattern, lambda found: {field: int(found[0])}, example)
+    return _part(pattern, lambda found: {field: int(_plain(found[0]))}, example)
+
+
+def _plain(number: str) -> str:
+    return number.replace(",", "")
 
 
 # Those that begin alike stand with the longer one first.
@@ -66,7 +71,7 @@ PARTS = (
     _figure(rf"{NUMBER}\s*%\s*utili[sz]ation", "utilization_pct", "75% utilisation"),
     _part(
         rf"{NUMBER}\s*%\s*prefix\s+hits",
-        lambda found: {"prefix_hits": float(found[0]) / 100},
+        lambda found: {"prefix_hits": float(_plain(found[0])) / 100},
         "90% prefix hits",
     ),
     _figure(rf"{NUMBER}\s*x", "speedup", "2.3x"),
@@ -75,7 +80,7 @@ PARTS = (
     _count(rf"{COUNT}\s+gpus?", "gpus", "4 gpus"),
     _part(
         rf"{COUNT}/{COUNT}",
-        lambda found: {"input_len": int(found[0]), "output_len": int(found[1])},
+        lambda found: {"input_len": int(_plain(found[0])), "output_len": int(_plain(found[1]))},
         "256/128",
     ),
     _part(rf"({'|'.join(SCENARIOS)})", lambda found: {"scenario": found[0].lower()}, "short"),

@@ -111,7 +111,7 @@ def from_the_host(on: Deployed) -> tuple[str, ...]:
 
 def beyond_the_card(on: Deployed) -> str:
     """That more memory is claimed than there is."""
-    return f"That is more than the {format_bytes(on.card.memory or 0)} that a {on.card.name} has."
+    return f"The {on.card.name} has no more than {format_bytes(on.card.memory or 0)}."
 
 
 def _pass(on: Deployed, concurrency: int) -> str:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from orchestrator.experiment import Experiment
     from orchestrator.predict.factors import EngineFactors
     from orchestrator.predict.load import Asked
-    from orchestrator.predict.plan import Machines, Plan, Planned
+    from orchestrator.predict.plan import Machines, Plan, Planned, Runs
     from strategies import ModelShape
     from strategies.precision import Precision
 
@@ -40,7 +40,7 @@ def plan(
 ) -> None:
     """Print a ranking of layouts. layouts: by name; none: every tp x pp x dp of the GPUs.
     is_to_run: also how many runs an experiment is, and for how long. Raises UserError without
-    machines."""
+    machines; ends with status 2 where nothing is predicted."""
     from orchestrator.errors import UserError
     from orchestrator.predict.plan import as_data
     from orchestrator.report.predicted.plan_table import render
@@ -49,6 +49,8 @@ def plan(
         raise UserError("a plan is for GPUs of some kind; give --gpu and --gpus, as h200 and 4")
     found = predicted(experiment, machines, layouts, is_to_run)
     out.show(lambda: as_data(found), lambda console: render(found, console))
+    if not any(found.predictions):
+        raise SystemExit(2)
 
 
 def predicted(
@@ -59,6 +61,7 @@ def predicted(
     from orchestrator.plan import models, precision
     from orchestrator.predict.plan import Plan
 
+    _check_engine(experiment)
     shape = models.resolve(experiment.model, "dummy").shape
     kept = precision.resolve(experiment, shape, "cuda")
     planned = tuple(
@@ -66,10 +69,28 @@ def predicted(
         for engine in experiment.engine or ("torch",)
         for number in range(len(experiment.scenarios))
     )
-    starts = experiment.num_starts * (experiment.num_runs + experiment.num_warmups)
     name = kept.dtype if kept.name == "none" else f"{kept.dtype}, {kept.name}"
-    runs = starts if is_to_run else None
+    runs = _runs(experiment) if is_to_run else None
     return Plan(experiment.model, name, machines, machines.hardware(), planned, runs)
+
+
+def _check_engine(experiment: Experiment) -> None:
+    """Raise UserError where an engine is to be another one than factors are fitted to."""
+    from orchestrator.errors import UserError
+    from orchestrator.experiment import is_changed
+
+    if is_changed(experiment) or experiment.technique:
+        raise UserError(
+            "a prediction is of an engine as it is by itself; leave out its switches (attention, "
+            "cuda_graphs, fusion, batching, allreduce), engine_arg and technique"
+        )
+
+
+def _runs(experiment: Experiment) -> Runs:
+    from orchestrator.predict.plan import Runs
+
+    least = experiment.min_duration or 0.0
+    return Runs(experiment.num_starts, experiment.num_runs, least, experiment.ablate)
 
 
 def _planned(

@@ -79,6 +79,8 @@ def recommend(search: Search, experiment: Experiment, out: Output) -> None:
     if not objectives:
         raise UserError("a recommendation meets limits; give --slo, as in ttft:2000 tpot:50")
     _single(experiment)
+    if experiment.output_len == 1 and any(one.metric == "tpot" for one in objectives):
+        raise UserError("tpot is the time for each further token, and --output-len 1 has none")
     found = search.kinds(precision_of(experiment, experiment.model))
     case = case_of(experiment, experiment.model, 0, found.hardware[0])
     paid = prices(search.gpu_hour_cost, found.hardware)

@@ -10,6 +10,7 @@ from orchestrator.experiment.cells import (
     layout_name,
     preset_names,
 )
+from orchestrator.experiment.changed import is_changed
 from orchestrator.experiment.lengths import Lengths, Window
 from orchestrator.experiment.techniques import SWITCHES, TECHNIQUES, Technique
 
@@ -28,6 +29,7 @@ __all__ = [
     "Scenario",
     "Technique",
     "Window",
+    "is_changed",
     "layout_name",
     "preset_names",
 ]

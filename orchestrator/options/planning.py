@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from orchestrator.options.comparing import Finite
 from orchestrator.options.precision import FP8_OPTIONS, PRECISION_OPTIONS
 
 EXPLAIN_OPTIONS = (
@@ -47,7 +48,7 @@ NODE_OPTIONS = (
     ),
     click.option(
         "--network",
-        type=click.FloatRange(min=0, min_open=True, max=1e6),
+        type=Finite(min=0, min_open=True, max=1e6),
         metavar="GB/S",
         help="Of a GPU's network card, in one direction. [of the maker's own server]",
     ),
@@ -60,7 +61,7 @@ MACHINE_OPTIONS = (
     *NODE_OPTIONS,
     click.option(
         "--gpu-hour-cost",
-        type=click.FloatRange(min=0, max=1e6),
+        type=Finite(min=0, min_open=True, max=1e6),
         metavar="X",
         help="Of one GPU: the cost of tokens is shown too.",
     ),

@@ -153,8 +153,8 @@ def find(gpu: str) -> tuple[str, Sheet]:
         if _plain(name) == wanted:
             return name, sheet
     near = difflib.get_close_matches(wanted, map(_plain, SHEETS), n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise UserError(f"no data sheet of '{gpu}' is known{hint} Known: {', '.join(SHEETS)}")
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"no data sheet of '{gpu}' is known; {hint}known are: {', '.join(SHEETS)}")
 
 
 def _plain(name: str) -> str:

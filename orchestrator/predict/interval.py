@@ -14,6 +14,14 @@ WIDEST = math.log(10)  # a half width beyond which an interval says nothing
 # A value this many times outside of a range still counts as inside.
 MARGIN = 1.25
 
+# A range of `factors.Fitted` -> what it is called in a sentence, and in what it is said.
+NAMED = {
+    "rows": ("requests in a pass", 1),
+    "stage_bytes": ("GB of weights on a GPU", 1e9),
+    "input_len": ("tokens of a prompt", 1),
+    "kv_share": ("bytes of KV over those of weights", 1),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -80,4 +88,6 @@ def _outside(setting: Setting, seen: Mapping[str, float]) -> Iterator[str]:
     for name, (low, high) in fitted.ranges.items():
         value = seen[name]
         if not low / MARGIN <= value <= high * MARGIN:
-            yield f"{name} {value:.3g}, fitted from {low:.3g} to {high:.3g}"
+            what, unit = NAMED.get(name, (name, 1))
+            value, low, high = value / unit, low / unit, high / unit
+            yield f"{what} {value:.3g}, fitted from {low:.3g} to {high:.3g}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from orchestrator.predict import factors
 from orchestrator.predict.hardware import Calibration, Hardware, find, of_sheet
 from orchestrator.predict.layouts import Ranking
 from orchestrator.predict.prediction import NoPrediction, Prediction
+from strategies import parse
 
 NODE = 8  # GPUs of a node, unless it is said
 
@@ -55,31 +56,68 @@ class Planned:
     rankings: tuple[Ranking, ...]
 
     @property
-    def duration_s(self) -> float:
-        """Of one run of every cell."""
-        return sum(one.duration_s for ranking in self.rankings for one in ranking.predictions)
+    def has_tpot(self) -> bool:
+        """Whether a request has a token after its first."""
+        return self.output_len > 1
+
+    @property
+    def predictions(self) -> Iterator[Prediction]:
+        """Of every layout and concurrency."""
+        return (one for ranking in self.rankings for one in ranking.predictions)
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """How often each cell is run, and for how many seconds at least. ablate: what it is run without
+    once more, "comm" or "p2p"."""
+
+    starts: int
+    runs: int
+    least_s: float = 0.0
+    ablate: tuple[str, ...] = ()
+
+    @property
+    def of_a_cell(self) -> int:
+        """Runs in all, warm-ups not counted."""
+        return self.starts * self.runs
+
+    def cells(self, layout: str) -> int:
+        """That of a layout, and those without something that it does."""
+        joined = [key for key, degree in parse(layout) if degree > 1 and key != "dp"]
+        kinds = {"comm": "tp" in joined, "p2p": bool(joined)}
+        return 1 + sum(kinds[what] for what in self.ablate)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """runs: of each cell, warm-ups included; None where nothing is to be run."""
+    """runs: None where nothing is to be run."""
 
     model: str
     precision: str
     machines: Machines
     hardware: Hardware
     planned: tuple[Planned, ...]
-    runs: int | None = None
+    runs: Runs | None = None
+
+    @property
+    def predictions(self) -> Iterator[Prediction]:
+        """Of every scenario, engine, layout and concurrency."""
+        return (one for planned in self.planned for one in planned.predictions)
 
     @property
     def cells(self) -> int:
-        """Layouts x scenarios x concurrencies that are predicted."""
-        return sum(len(r.predictions) for one in self.planned for r in one.rankings)
+        """Predictions, and each once more for what it is run without."""
+        return sum(self.runs.cells(one.layout) if self.runs else 1 for one in self.predictions)
 
     @property
     def duration_s(self) -> float:
-        """Of all runs, starts of workers not counted."""
-        return (self.runs or 1) * sum(one.duration_s for one in self.planned)
+        """Of all runs, or of one of each where none is to be made. Starts of workers, warm-ups and
+        what is observed are not counted; a cell without communication as that with it."""
+        runs = self.runs or Runs(1, 1)
+        each = (
+            runs.cells(one.layout) * max(one.duration_s, runs.least_s) for one in self.predictions
+        )
+        return runs.of_a_cell * sum(each)
 
 
 def check_known(scenario: str, input_len: int, output_len: int, other: str | None) -> None:
@@ -103,8 +141,9 @@ def as_data(plan: Plan) -> dict[str, object]:
         "gpus": plan.machines.gpus,
         "gpus_per_node": hardware.gpus_per_node,
         "memory_bytes": hardware.memory_bytes,
-        "sources": dict(hardware.sources),
-        "runs_of_a_cell": plan.runs,
+        "sources": used_sources(plan),
+        "cells": plan.cells,
+        "runs_of_a_cell": plan.runs and plan.runs.of_a_cell,
         "duration_s": plan.duration_s,
         "plans": [_planned(one) for one in plan.planned],
     }
@@ -120,7 +159,7 @@ def _planned(one: Planned) -> dict[str, object]:
         "rankings": [
             {
                 "max_concurrency": ranking.max_concurrency,
-                "layouts": list(_rows(ranking.predictions, ranking.front)),
+                "layouts": list(_rows(one, ranking)),
                 "refused": [asdict(refused) for refused in ranking.refused],
             }
             for ranking in one.rankings
@@ -128,9 +167,33 @@ def _planned(one: Planned) -> dict[str, object]:
     }
 
 
-def _rows(found: Sequence[Prediction], front: frozenset[str]) -> Iterator[dict[str, object]]:
-    for rank, one in enumerate(found, 1):
-        yield {"rank": rank, "pareto": one.layout in front, **asdict(one)}
+def _rows(plan: Planned, ranking: Ranking) -> Iterator[dict[str, object]]:
+    front, none = front_of(plan, ranking), {} if plan.has_tpot else {"tpot_ms": None}
+    for rank, one in enumerate(ranking.predictions, 1):
+        yield {"rank": rank, "pareto": one.layout in front, **asdict(one), **none}
+
+
+def front_of(plan: Planned, ranking: Ranking) -> frozenset[str]:
+    """Layouts that no other one beats; in tokens/s for a GPU alone where there is no time for each
+    further token."""
+    if plan.has_tpot or not ranking.predictions:
+        return ranking.front
+    best = max(one.per_gpu for one in ranking.predictions)
+    return frozenset(one.layout for one in ranking.predictions if one.per_gpu == best)
+
+
+def used_sources(plan: Plan) -> dict[str, str]:
+    """Figure of the hardware -> where it comes from; those that are known and used."""
+    hardware, fabric = plan.hardware, plan.hardware.fabric
+    network = fabric.network if plan.machines.gpus > hardware.gpus_per_node else None
+    known = {
+        "memory": hardware.memory_bytes,
+        "power": hardware.power_w,
+        "link": fabric.link or fabric.curves,
+        "network": network,
+    }
+    sources = {**hardware.sources, **({"network": network.source} if network else {})}
+    return {what: source for what, source in sources.items() if known.get(what, True)}
 
 
 def refused(plan: Planned) -> list[NoPrediction]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pyarrow as pa
 
 from orchestrator.analysis.predicted import Interval, Predicted
-from orchestrator.experiment import SWITCHES, Cell, Experiment
+from orchestrator.experiment import Cell, Experiment, is_changed
 from orchestrator.node import datasheet
 from orchestrator.predict import factors
 from orchestrator.predict.calibrated import of_table
@@ -68,18 +68,13 @@ def _other(cell: Cell, experiment: Experiment, plan: EnginePlan, work: Work) -> 
     reasons = {
         f"without {cell.deployment.ablation}": cell.deployment.ablation != "none",
         "its layout spans nodes": plan.spans_nodes,
-        "an engine that is not as it is by itself": _is_changed(experiment),
+        "an engine that is not as it is by itself": is_changed(experiment),
         "an open loop": work.is_open,
         "requests of several lengths": len(lengths) != 1,
         "conversations": any(one.after is not None for one in work.requests),
         "outputs may end early": not work.ignore_eos,
     }
     return next((why for why, is_so in reasons.items() if is_so), None)
-
-
-def _is_changed(experiment: Experiment) -> bool:
-    asked = (getattr(experiment, name) for name in SWITCHES if name != "chunked_prefill_size")
-    return bool(experiment.engine_arg) or any(one not in (None, "auto") for one in asked)
 
 
 def _asked(experiment: Experiment, plan: EnginePlan, work: Work, mine: EngineFactors) -> Asked:

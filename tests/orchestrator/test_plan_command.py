@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -14,8 +16,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from orchestrator import cli
+from orchestrator.commands.predicting import predicted
+from orchestrator.experiment import Experiment
 from orchestrator.plan import fitting
+from orchestrator.predict.interval import Estimate
 from orchestrator.predict.parts import NAMES
+from orchestrator.predict.plan import Machines
+from orchestrator.report.output import console_of
+from orchestrator.report.predicted.plan_table import estimated, render
 
 ASKED = ("--model", "llama-70b", "--gpu", "h200", "--gpus", "4")
 FABRICS = Path(__file__).resolve().parents[2] / "docs" / "results"
@@ -105,6 +113,10 @@ def test_a_plan_is_a_table_for_people() -> None:
             "asked for is H200",
         ),
         (("--gpu", "h200", "--gpus", "4", "--fabric", "/none"), "no calibration"),
+        ((*ASKED, "--gpu-hour-cost", "0"), "0.0 is not in the range 0<x"),
+        ((*ASKED, "--gpu-hour-cost", "nan"), "nan is not a finite number"),
+        ((*ASKED, "--network", "nan"), "nan is not a finite number"),
+        ((*ASKED, "--network", "inf"), "inf is not in the range"),
         (("--gpu", "h200", "--gpus", "2", "--strategy", "tpx"), "'tpx' is not a layout"),
     ],
 )
@@ -137,12 +149,39 @@ def test_a_dry_run_for_gpus_that_are_not_here_is_a_plan_with_its_runs() -> None:
     done = run("submit", "--dry-run", *asked, "--max-concurrency", "1,32", "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
-    assert found["runs_of_a_cell"] == 2 + 3  # three warm-ups
+    assert found["runs_of_a_cell"] == 2
     durations = [
         one["duration_s"] for ranking in found["plans"][0]["rankings"] for one in ranking["layouts"]
     ]
     assert len(durations) == 4
-    assert found["duration_s"] == pytest.approx(5 * sum(durations))
+    assert found["duration_s"] == pytest.approx(2 * sum(durations))
+
+
+def dry_run(*asked: str) -> Result:
+    return run("submit", "--dry-run", "--load-format", "dummy", *ASKED, *asked)
+
+
+def test_runs_of_a_least_duration_take_that_long_each() -> None:
+    done = dry_run("--strategy", "tp4", "--min-duration", "60", "--num-starts", "5")
+    assert "1 cell, 5 runs of each, at least 5 minutes beside" in done.stdout
+
+
+def test_cells_without_communication_are_counted_where_a_layout_has_some() -> None:
+    asked = ("--strategy", "tp4,pp4,tp2pp2", "--ablate", "comm")
+    found = json.loads(dry_run(*asked, "--json").stdout)
+    took = {one["layout"]: one["duration_s"] for one in found["plans"][0]["rankings"][0]["layouts"]}
+    assert found["cells"] == 5
+    twice = took["tp4"] + took["tp2pp2"]
+    assert found["duration_s"] == pytest.approx(sum(took.values()) + twice)
+
+
+@pytest.mark.parametrize(
+    "switch", [("--cuda-graphs", "off"), ("--batching", "static"), ("--fusion", "off")]
+)
+def test_an_engine_that_is_not_as_it_is_by_itself_is_not_predicted(switch: Sequence[str]) -> None:
+    done = dry_run("--strategy", "tp4", *switch)
+    assert done.exit_code != 0
+    assert "as it is by itself; leave out its switches" in done.stderr
 
 
 def test_a_dry_run_that_a_laptop_has_no_memory_for_points_at_a_plan(
@@ -153,6 +192,77 @@ def test_a_dry_run_that_a_laptop_has_no_memory_for_points_at_a_plan(
     done = run("submit", "--dry-run", "--strategy", "tp4", *asked)
     assert done.exit_code != 0
     assert "`orchestrator plan --gpu h200 --gpus 4` predicts" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("low", "value", "high", "text"),
+    [
+        (8.0, 10.0, 12.5, "10 ±25%"),
+        (27.2, 59.5, 130.2, "30 to 100"),
+        (9.9, 99.0, 990.0, "10 to 1000"),
+        (1.0, 57.0, 3249.0, "unknown"),
+    ],
+)
+def test_an_interval_is_written_as_wide_as_it_is(
+    low: float, value: float, high: float, text: str
+) -> None:
+    assert estimated(Estimate(value, low, high)) == text
+
+
+def test_a_narrow_terminal_has_fewer_columns_and_no_cut_in_any() -> None:
+    asked = Experiment(model="llama-70b", max_concurrency=(100,))
+    found = predicted(asked, Machines("h200", 16, gpu_hour_cost=3.0), ())
+    console = console_of(width=80, file=io.StringIO())
+    render(found, console)
+    text = console.file.getvalue()
+    assert "\u2026" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    for one in found.planned[0].rankings[0].predictions:
+        assert f" {one.layout} " in text
+        assert estimated(one.output_throughput) in text
+    assert "the terminal is too narrow" in text
+
+
+def test_one_token_of_output_has_no_time_for_each_further_one() -> None:
+    asked = (*ASKED, "--input-len", "100", "--output-len", "1")
+    (found,) = rankings(*asked)
+    assert {one["tpot_ms"] for one in found["layouts"]} == {None}
+    assert [one["pareto"] for one in found["layouts"]].count(True) == 1
+    text = run("plan", *asked).stdout
+    assert "no other layout has more tokens/s a GPU." in text
+    done = run("recommend", "--slo", "tpot:50", *ASKED[:2], *asked[-4:])
+    assert "--output-len 1 has none" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("--gpu", "h200", "--gpus", "2", "--strategy", "tp4"),
+        ("--gpu", "a100", "--gpus", "2", "--quantization", "fp8", "--model", "llama-8b"),
+    ],
+)
+def test_where_nothing_is_predicted_only_the_reasons_are_printed(asked: Sequence[str]) -> None:
+    done = run("plan", *asked)
+    assert done.exit_code == 2
+    first, *reasons = done.stdout.splitlines()
+    assert first.endswith("nothing is predicted")
+    assert reasons
+    assert all(re.match(r"[a-z0-9, ]+: (impossible|unknown): ", line) for line in reasons)
+
+
+def test_layouts_that_are_refused_alike_share_a_line() -> None:
+    asked = ("--gpu", "h200", "--gpus", "1024", "--model", "llama-8b", "--max-concurrency", "8")
+    text = " ".join(run("plan", *asked).stdout.split())
+    assert text.count("is more stages than llama-8b has layers") == 1
+    assert re.search(r"pp\d+\w* and \d+ more: impossible: pp=\d+ is more stages", text)
+
+
+def test_the_sources_are_of_the_figures_that_are_known_and_used() -> None:
+    inside = plan("--model", "llama-8b", "--gpu", "h800", "--gpus", "8")["sources"]
+    assert set(inside) == {"rates", "link"}
+    asked = ("--model", "llama-8b", "--gpu", "l40s", "--strategy", "tp8", "--network", "50")
+    assert "network" not in plan(*asked, "--gpus", "8")["sources"]
+    assert plan(*asked, "--gpus", "16")["sources"]["network"] == "as asked"
 
 
 def test_gpus_that_are_not_here_run_nothing() -> None:

@@ -135,3 +135,8 @@ def test_nothing_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_card_with_less_memory_than_is_claimed_is_named_without_an_article() -> None:
+    done = call("--model", "llama-8b", "--gpu", "L40S", "--claim", "90 GB at tp1")
+    assert "The L40S has no more than 51.5 GB." in done.stdout

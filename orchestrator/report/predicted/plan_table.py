@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import astuple
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from orchestrator.predict.interval import Estimate
 from orchestrator.predict.layouts import Ranking
 from orchestrator.predict.parts import NAMES
-from orchestrator.predict.plan import Plan, Planned, refused
+from orchestrator.predict.plan import Plan, Planned, front_of, refused, used_sources
 from orchestrator.predict.prediction import Prediction
+from workers.rows import grouped
 from workers.units import format_bytes
 
 MOST_ROWS = 16  # of a ranking, and of what is refused
+MOST_NAMES = 2  # of layouts that are refused alike
+MOST_APART = 100  # ends of an interval in ratio, beyond which it says nothing
+TINY = 1e-9  # share of a sum that is rounding
+UNLIMITED = 10_000  # columns of a terminal
 FRONT = "*"
+Show = Callable[[Prediction], str]
 
 
 def render(plan: Plan, console: Console) -> None:
@@ -26,61 +33,139 @@ def render(plan: Plan, console: Console) -> None:
     machines, hardware = plan.machines, plan.hardware
     memory = format_bytes(hardware.memory_bytes) if hardware.memory_bytes else "unknown memory"
     count = f"{machines.gpus} x {hardware.name} ({memory}, {hardware.gpus_per_node} a node)"
-    title = Text.assemble((plan.model, "bold"), f" in {plan.precision} on {count}: predicted")
+    what = "predicted" if any(plan.predictions) else "nothing is predicted"
+    title = Text.assemble((plan.model, "bold"), f" in {plan.precision} on {count}: {what}")
     console.print(title)
     for one in plan.planned:
         for ranking in one.rankings:
             _print_ranking(one, ranking, console)
         _print_refused(one, console)
-        console.print(
-            f"{FRONT} no other layout has both more tokens/s a GPU and a shorter TPOT. "
-            "±: the upper end of a 90% interval; the lower one is as far in ratio."
-        )
-        console.print(f"Factors of {one.engine}: {one.provenance}.", highlight=False)
-        _print_outside(one, console)
-    sources = ", ".join(f"{what}: {source}" for what, source in hardware.sources.items())
-    console.print(f"{hardware.name}: {sources}.", highlight=False)
+        if any(one.predictions):
+            console.print(_legend(one))
+            console.print(f"Factors of {one.engine}: {one.provenance}.", highlight=False)
+            _print_outside(one, console)
+    if any(plan.predictions):
+        _print_sources(plan, console)
+
+
+def _legend(plan: Planned) -> str:
+    best = "has more tokens/s a GPU"
+    if plan.has_tpot:
+        best = "has both more tokens/s a GPU and a shorter TPOT"
+    return (
+        f"{FRONT} no other layout {best}. ±: the upper end of a 90% interval; the lower one is as "
+        "far in ratio. Where that is above 100%, both ends stand instead, to one digit."
+    )
+
+
+def _print_sources(plan: Plan, console: Console) -> None:
+    sources = ", ".join(f"{what}: {source}" for what, source in used_sources(plan).items())
+    console.print(f"{plan.hardware.name}: {sources}.", highlight=False)
     if plan.runs is not None:
+        cells, each = _counted(plan.cells, "cell"), _counted(plan.runs.of_a_cell, "run")
         console.print(
-            f"To be run: {plan.cells} cells, {plan.runs} runs of each, about "
-            f"{plan.duration_s / 60:.3g} minutes beside the starts of workers.",
+            f"To be run: {cells}, {each} of each, at least {plan.duration_s / 60:.3g} minutes "
+            "beside starts of workers, warm-ups and what is observed.",
             highlight=False,
         )
 
 
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' if count != 1 else ''}"
+
+
 def _print_ranking(plan: Planned, ranking: Ranking, console: Console) -> None:
-    if ranking.predictions:
-        console.print(_table(plan, ranking))
-        console.print(_parts(ranking))
-    else:
-        console.print(f"{ranking.max_concurrency} concurrent, {plan.engine}: nothing is predicted.")
-
-
-def _table(plan: Planned, ranking: Ranking) -> Table:
     load = f"{plan.scenario} ({plan.input_len} in, {plan.output_len} out)"
     title = f"{load}, {ranking.max_concurrency} concurrent, {plan.engine}"
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
-    for name in ("", "layout"):
-        table.add_column(name)
+    if not ranking.predictions:
+        if any(plan.predictions):
+            console.print(f"{title}: nothing is predicted.", highlight=False)
+        return
     shown = ranking.predictions[:MOST_ROWS]
-    columns = [name for name, text in _COLUMNS.items() if {*map(text, shown)} - {"", "-"}]
-    if len({one.num_gpus for one in shown}) == 1:
-        columns.remove("of GPUs")
-    for name in columns:
-        table.add_column(name, justify="right")
-    for one in shown:
-        mark = FRONT if one.layout in ranking.front else ""
-        table.add_row(mark, one.layout, *(_COLUMNS[name](one) for name in columns))
+    front = front_of(plan, ranking)
+    names = [FRONT if one.layout in front else "" for one in shown]
+    console.print(f"\n{title}", style="italic", highlight=False)
+    _print_fitting(shown, names, _columns(plan, shown), console)
     if len(ranking.predictions) > MOST_ROWS:
-        table.caption = f"and {len(ranking.predictions) - MOST_ROWS} slower ones"
+        console.print(f"and {len(ranking.predictions) - MOST_ROWS} slower ones")
+    console.print("GPU-ms for each token", style="italic")
+    _print_fitting(shown, [""] * len(shown), _parts(), console)
+
+
+def _columns(plan: Planned, shown: Sequence[Prediction]) -> Mapping[str, Show]:
+    """Title -> what it shows; those that say nothing of any layout are left out."""
+    found = {name: show for name, show in _COLUMNS.items() if {*map(show, shown)} - {"", "-"}}
+    if len({one.num_gpus for one in shown}) == 1:
+        found.pop("of GPUs")
+    return found if plan.has_tpot else {**found, "TPOT ms": lambda one: "-"}
+
+
+def _parts() -> Mapping[str, Show]:
+    parts = {name: _of_part(name) for name in NAMES}
+    return {
+        "total": lambda one: f"{one.device_ms_per_token:.3g}",
+        **parts,
+        "outside": lambda one: f"{one.outside_ms_per_token:.3g}",
+    }
+
+
+def _of_part(name: str) -> Show:
+    def show(one: Prediction) -> str:
+        value: float = getattr(one.parts, name)
+        is_rounding = abs(value) < TINY * one.device_ms_per_token
+        return f"{0 if is_rounding else value:.3g}"
+
+    return show
+
+
+def _print_fitting(
+    shown: Sequence[Prediction], marks: Sequence[str], columns: Mapping[str, Show], console: Console
+) -> None:
+    """A line a layout."""
+
+    def table(names: Sequence[str]) -> Table:
+        return _table(shown, marks, {name: columns[name] for name in names})
+
+    print_fitting(list(columns), table, console)
+
+
+def print_fitting(
+    names: Sequence[str], table: Callable[[Sequence[str]], Table], console: Console
+) -> None:
+    """Print `table` of these columns. Where the terminal is too narrow they are left out from the
+    right, and said; nothing is cut."""
+    kept = list(names)
+    while len(kept) > 1 and _width(table(kept), console) > console.width:
+        kept.pop()
+    console.print(table(kept))
+    if left_out := names[len(kept) :]:
+        text = f"For {', '.join(left_out)} the terminal is too narrow; --json has all."
+        console.print(text, style="dim", highlight=False)
+
+
+def _table(shown: Sequence[Prediction], marks: Sequence[str], columns: Mapping[str, Show]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    marked = any(marks)
+    for name in ("", "layout") if marked else ("layout",):
+        table.add_column(name, no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for mark, one in zip(marks, shown, strict=True):
+        first = (mark, one.layout) if marked else (one.layout,)
+        table.add_row(*first, *(show(one) for show in columns.values()))
     return table
+
+
+def _width(table: Table, console: Console) -> int:
+    """Columns of a terminal that `table` takes if nothing of it is cut."""
+    return Measurement.get(console, console.options.update(width=UNLIMITED), table).maximum
 
 
 def _in_flight(one: Prediction) -> str:
     return str(one.in_flight) if one.in_flight < one.max_concurrency else ""
 
 
-_COLUMNS: dict[str, Callable[[Prediction], str]] = {
+_COLUMNS: dict[str, Show] = {
     "of GPUs": lambda one: str(one.num_gpus),
     "at once": _in_flight,
     "tokens/s": lambda one: estimated(one.output_throughput),
@@ -96,27 +181,31 @@ _COLUMNS: dict[str, Callable[[Prediction], str]] = {
 
 
 def estimated(one: Estimate | None) -> str:
-    """A value and how far the upper end of its interval is from it."""
-    return "-" if one is None else f"{one.value:.4g} ±{100 * (one.high / one.value - 1):.0f}%"
+    """A value and how far the upper end of its interval is from it; both ends to a digit where that
+    is more than once the value; "unknown" where they are a factor of 100 apart."""
+    if one is None:
+        return "-"
+    if one.high > MOST_APART * one.low:
+        return "unknown"
+    if one.high > 2 * one.value:
+        return f"{_one_digit(one.low)} to {_one_digit(one.high)}"
+    return f"{one.value:.4g} ±{100 * (one.high / one.value - 1):.0f}%"
 
 
-def _parts(ranking: Ranking) -> Table:
-    table = Table(box=SIMPLE_HEAD, title="GPU-ms for each token", title_justify="left")
-    table.add_column("layout")
-    for name in ("total", *NAMES, "outside"):
-        table.add_column(name, justify="right")
-    for one in ranking.predictions[:MOST_ROWS]:
-        figures = (one.device_ms_per_token, *astuple(one.parts), one.outside_ms_per_token)
-        table.add_row(one.layout, *(f"{figure:.3g}" for figure in figures))
-    return table
+def _one_digit(value: float) -> str:
+    return f"{float(f'{value:.1g}'):g}"
 
 
 def _print_refused(plan: Planned, console: Console) -> None:
-    found = refused(plan)
-    for one in found[:MOST_ROWS]:
-        console.print(f"{one.layout}: {one.kind}: {one.reason}", highlight=False)
+    """A line a reason, those that differ in a degree alone together."""
+    found = grouped(refused(plan), lambda one: (one.kind, re.sub(r"=\d+", "=", one.reason)))
+    for alike in list(found.values())[:MOST_ROWS]:
+        names = ", ".join(one.layout for one in alike[:MOST_NAMES])
+        if len(alike) > MOST_NAMES:
+            names += f" and {len(alike) - MOST_NAMES} more"
+        console.print(f"{names}: {alike[0].kind}: {alike[0].reason}", highlight=False)
     if len(found) > MOST_ROWS:
-        console.print(f"and {len(found) - MOST_ROWS} more that are refused; --json has all.")
+        console.print(f"and {len(found) - MOST_ROWS} more reasons; --json has all.")
 
 
 def _print_outside(plan: Planned, console: Console) -> None:

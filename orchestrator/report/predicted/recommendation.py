@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -20,7 +21,7 @@ from orchestrator.predict.recommend import (
     Refusal,
     nearest,
 )
-from orchestrator.report.predicted.plan_table import estimated
+from orchestrator.report.predicted.plan_table import estimated, print_fitting
 
 CERTAIN, LIKELY = "certain", "likely"
 
@@ -58,7 +59,8 @@ def render(answer: Answer, console: Console) -> None:
     """Print a line for each kind of GPU, the choices, and where the figures come from."""
     found = answer.found
     console.print(answer.heading, style="bold", highlight=False)
-    console.print(_table(found))
+    columns = _columns(found)
+    print_fitting(list(columns), lambda names: _table(found, columns, names), console)
     for line in _lines(answer):
         text = line.lstrip()
         console.print(Padding.indent(text, len(line) - len(text)), highlight=False)
@@ -172,7 +174,8 @@ def _legend(found: Recommendation) -> str:
     return (
         f"Looked at {counts} GPUs of each kind, every tp x pp x dp of them. A line is the smallest "
         "that meets every limit, else the nearest. GPU-ms, cost/M: of a token, of a million. ±: "
-        f"the upper end of a 90% interval; {CERTAIN}: it, too, meets every limit."
+        "the upper end of a 90% interval, or both ends, to a digit; "
+        f"{CERTAIN}: it, too, meets every limit."
     )
 
 
@@ -186,27 +189,40 @@ def _refused(one: Refusal) -> str:
     return f"{one.gpus} x {one.gpu}, {one.refused.layout}: {one.refused.kind}: {one.refused.reason}"
 
 
-def _table(found: Recommendation) -> Table:
+def _columns(found: Recommendation) -> dict[str, Callable[[Offer], str]]:
+    """Title of a figure -> what it is of an offer."""
+    limits = {
+        f"{one.metric.upper()} ms": partial(_of_limit, index)
+        for index, one in enumerate(found.wanted.objectives)
+    }
+    cost: dict[str, Callable[[Offer], str]] = {
+        "cost/M": lambda one: "" if one.cost is None else f"{one.cost:.3g}"
+    }
+    return {
+        "tokens/s": lambda one: f"{one.prediction.output_throughput.value:.4g}",
+        **limits,
+        "GPU-ms": lambda one: f"{one.gpu_ms:.3g}",
+        **(cost if found.wanted.prices else {}),
+    }
+
+
+def _of_limit(index: int, one: Offer) -> str:
+    return estimated(one.margins[index].predicted)
+
+
+def _table(
+    found: Recommendation, columns: Mapping[str, Callable[[Offer], str]], names: Sequence[str]
+) -> Table:
     table = Table(box=SIMPLE_HEAD)
     for name in ("GPUs", "layout"):
         table.add_column(name, no_wrap=True)
-    priced = bool(found.wanted.prices)
-    limits = [f"{one.metric.upper()} ms" for one in found.wanted.objectives]
-    for name in ("tokens/s", *limits, "GPU-ms", *(["cost/M"] if priced else [])):
-        table.add_column(name, justify="right")
-    table.add_column("limits")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("limits", no_wrap=True)
     for one in _best_of_each(found):
-        figures = [estimated(margin.predicted) for margin in one.margins]
-        cost = ["" if one.cost is None else f"{one.cost:.3g}"]
-        table.add_row(
-            f"{one.gpus} x {one.hardware.name}",
-            one.layout.name,
-            f"{one.prediction.output_throughput.value:.4g}",
-            *figures,
-            f"{one.gpu_ms:.3g}",
-            *(cost if priced else ()),
-            _kept(one),
-        )
+        figures = (columns[name](one) for name in names)
+        gpus = f"{one.gpus} x {one.hardware.name}"
+        table.add_row(gpus, one.layout.name, *figures, _kept(one).replace(", ", ",\n"))
     return table
 
 
