@@ -17,7 +17,7 @@ from strategies.traffic import bus_factor
 CALL_S = 6.6e-6
 STEP_S = {"nvlink": 0.6e-6, "pcie": 1.0e-6, "network": 2.7e-6}
 GRAPH, EAGER = "graph", "eager"
-SHEET, SIZES = "data sheet", "table of capacities"
+SHEET = "data sheet"
 
 Points = Sequence[tuple[float, float]]
 
@@ -182,8 +182,8 @@ def of_sheet(
         gpus_per_node=gpus_per_node,
         sources={
             "rates": source,
-            "memory": SIZES,
-            "power": SIZES,
+            "memory": SHEET,
+            "power": SHEET,
             "link": measured.source if measured else f"{SHEET}; latency: NCCL's tuning.cc",
         },
     )
