@@ -34,7 +34,7 @@ def _opening() -> Iterator[str]:
         "An H200 reads its memory at 4.8 TB/s and such a card at 0.86 to 0.96, and NVLink moves "
         "several times what PCIe does. So absolute figures are not comparable. What is comparable "
         "is the order of layouts and where the time goes.",
-        "`orchestrator audit` says which of the absolute figures such cards can reach at all.",
+        "[audit.md](audit.md) says which of the absolute figures such cards can reach at all.",
     )
 
 
