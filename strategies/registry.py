@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import re
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
@@ -80,6 +80,16 @@ def parse(name: str) -> tuple[tuple[str, int], ...]:
             f"(or {aliases})"
         )
     return tuple((key, int(number)) for key, number in re.findall(r"([a-z]+)([0-9]+)", text))
+
+
+def factorisations(ranks: int) -> Iterator[str]:
+    """The name of every tp x pp x dp of so many ranks."""
+    divisors = [number for number in range(1, ranks + 1) if ranks % number == 0]
+    for tp in divisors:
+        for pp in divisors:
+            if ranks % (tp * pp) == 0:
+                degrees = {"tp": tp, "pp": pp, "dp": ranks // (tp * pp)}
+                yield "".join(f"{key}{n}" for key, n in degrees.items() if n > 1) or "tp1"
 
 
 def plan_layout(

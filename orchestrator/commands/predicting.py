@@ -103,8 +103,9 @@ def _planned(
     number: int,
 ) -> Planned:
     from orchestrator.predict import factors
-    from orchestrator.predict.layouts import Case, factorisations, rankings
+    from orchestrator.predict.layouts import Case, rankings
     from orchestrator.predict.plan import Planned
+    from strategies.registry import factorisations
 
     scenario, fitted = experiment.scenarios[number], factors.load().of(engine)
     asked = asked_of(experiment, number, fitted, machines.gpu_hour_cost)

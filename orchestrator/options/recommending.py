@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -21,13 +22,7 @@ SLO_OPTION = click.option(
     metavar="LIMIT...",
     help="Limits in ms on medians, as in `ttft:2000 tpot:50`.",
 )
-CONCURRENCY_OPTION = click.option(
-    "--concurrency",
-    "--max-concurrency",
-    "max_concurrency",
-    metavar="N",
-    help="Requests in flight. [8]",
-)
+concurrency_option = partial(click.option, "--concurrency", "--max-concurrency", "max_concurrency")
 KINDS_OPTION = click.option(
     "--gpu",
     multiple=True,
@@ -51,13 +46,7 @@ COST_OPTION = click.option(
 CROSSOVER_OPTIONS = (
     MODEL_OPTION,
     KINDS_OPTION,
-    click.option(
-        "--concurrency",
-        "--max-concurrency",
-        "max_concurrency",
-        metavar="N,N,...",
-        help="Requests in flight; an answer each. [8]",
-    ),
+    concurrency_option(metavar="N,N,...", help="Requests in flight; an answer each. [8]"),
     ENGINE_OPTION,
     *LENGTH_OPTIONS,
     *PRECISION_OPTIONS,
@@ -83,15 +72,7 @@ MATRIX_OPTIONS = (
     KINDS_OPTION,
     MOST_OPTION,
     *NODE_OPTIONS,
-    click.option(
-        "--concurrency",
-        "--max-concurrency",
-        "max_concurrency",
-        default="32",
-        show_default=True,
-        metavar="N",
-        help="Requests in flight.",
-    ),
+    concurrency_option(default="32", show_default=True, metavar="N", help="Requests in flight."),
     SLO_OPTION,
     ENGINE_OPTION,
     *PRECISION_OPTIONS,
@@ -106,7 +87,7 @@ MATRIX_OPTIONS = (
 RECOMMEND_OPTIONS = (
     MODEL_OPTION,
     SLO_OPTION,
-    CONCURRENCY_OPTION,
+    concurrency_option(metavar="N", help="Requests in flight. [8]"),
     KINDS_OPTION,
     MOST_OPTION,
     *NODE_OPTIONS,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 from orchestrator.errors import UserError
 from strategies import Layout, LayoutError, Load, ModelShape, Topology, parse, plan_layout
+from strategies.registry import factorisations
 
 MOST_GPUS = 4096
 MOST_UNNAMED = 64  # GPUs of which every layout is looked at
@@ -44,17 +44,9 @@ def _all_of(model: ModelShape, gpus: int) -> list[Layout]:
             f"tp8dp{gpus // 8}"
         )
     found = []
-    for tp, pp, dp in _factors(gpus):
+    for name in factorisations(gpus):
         try:
-            found.append(_planned(model, f"tp{tp}pp{pp}dp{dp}"))
+            found.append(_planned(model, name))
         except LayoutError:  # heads or layers that do not divide
             continue
     return found
-
-
-def _factors(count: int) -> Iterator[tuple[int, int, int]]:
-    """Every three numbers whose product is `count`."""
-    divisors = [one for one in range(1, count + 1) if count % one == 0]
-    for first in divisors:
-        for second in (one for one in divisors if count // first % one == 0):
-            yield first, second, count // first // second

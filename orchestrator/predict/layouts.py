@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.predict.factors import EngineFactors
@@ -36,16 +36,6 @@ class Case:
     hardware: Hardware
     factors: EngineFactors
     asked: Asked
-
-
-def factorisations(gpus: int) -> Iterator[str]:
-    """Every tp x pp x dp of `gpus`, by name."""
-    divisors = [number for number in range(1, gpus + 1) if gpus % number == 0]
-    for tp in divisors:
-        for pp in divisors:
-            if gpus % (tp * pp) == 0:
-                degrees = {"tp": tp, "pp": pp, "dp": gpus // (tp * pp)}
-                yield "".join(f"{key}{n}" for key, n in degrees.items() if n > 1) or "tp1"
 
 
 @dataclass(frozen=True, slots=True)

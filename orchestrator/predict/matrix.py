@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.predict.hardware import Hardware
-from orchestrator.predict.layouts import Candidates, Case, candidates, factorisations
+from orchestrator.predict.layouts import Candidates, Case, candidates
 from orchestrator.predict.objectives import Objective, margins
 from orchestrator.predict.prediction import Prediction
+from strategies.registry import factorisations
 from workers.rows import Table, column, group, nothing, row
 
 MOST_CONCURRENT = 256  # up to which the best layout is looked for

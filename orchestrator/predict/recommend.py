@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.predict.hardware import Hardware
-from orchestrator.predict.layouts import Candidates, Case, candidates, factorisations
+from orchestrator.predict.layouts import Candidates, Case, candidates
 from orchestrator.predict.objectives import Margin, Objective, margins
 from orchestrator.predict.passes import Setting
 from orchestrator.predict.prediction import UNKNOWN, NoPrediction, Prediction, predict
 from strategies import Layout
 from strategies.precision import Precision
+from strategies.registry import factorisations
 
 MOST_CONCURRENT = 1024  # up to which it is looked whether a choice holds
 # Parts of GPU-ms that are the work itself; any other one is a bottleneck that could be removed.

@@ -6,13 +6,14 @@ import math
 from dataclasses import replace
 
 import pytest
+from ideal import IDEAL
 
 from orchestrator.analysis.roofline import Ceilings
 from orchestrator.plan import models
 from orchestrator.predict import factors
 from orchestrator.predict.hardware import EAGER, GRAPH, Fabric, Hardware, Link, of_sheet
 from orchestrator.predict.interval import estimate
-from orchestrator.predict.layouts import Case, factorisations, rankings
+from orchestrator.predict.layouts import Case, rankings
 from orchestrator.predict.load import Asked, Share, median
 from orchestrator.predict.parts import NAMES, Parts
 from orchestrator.predict.passes import PREFILL, Placed, Setting, Work
@@ -20,24 +21,11 @@ from orchestrator.predict.prediction import IMPOSSIBLE, UNKNOWN, NoPrediction, P
 from orchestrator.predict.replica import Lengths, Phase, Wave
 from strategies import Load, Placement, Topology, plan_layout, with_stages
 from strategies.precision import Precision
+from strategies.registry import factorisations
 
 BF16 = Precision("bfloat16")
 KNOWN = factors.load()
 TORCH = KNOWN.of("torch")
-# An engine that reaches what the hardware allows: its times are the roofline's.
-IDEAL = replace(
-    TORCH,
-    stream=1.0,
-    math=1.0,
-    kv=1.0,
-    overlap=64.0,
-    layer_s=0.0,
-    gap_s=0.0,
-    eager_gap_s=0.0,
-    collective=0.0,
-    skew_s=0.0,
-    turn_s=0.0,
-)
 # 4.2 TB/s and 800 TFLOP/s, joined by links without latency.
 ROUND = Hardware(
     name="H200",

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ideal
 import pytest
 from click.testing import CliRunner, Result
 
@@ -29,21 +30,9 @@ from orchestrator.report import output
 from strategies.precision import Precision
 
 ROOT = Path(__file__).resolve().parents[2]
-# An engine that reaches what the hardware allows, and knows it to 10%: its times are the
-# roofline's.
+# It knows what it reaches to 10%.
 IDEAL = replace(
-    factors.load().of("torch"),
-    stream=1.0,
-    math=1.0,
-    kv=1.0,
-    overlap=64.0,
-    layer_s=0.0,
-    gap_s=0.0,
-    eager_gap_s=0.0,
-    collective=0.0,
-    skew_s=0.0,
-    turn_s=0.0,
-    start_s=0.0,
+    ideal.IDEAL,
     half_width={"output_throughput": 0.1, "ttft_ms": 0.1, "tpot_ms": 0.1},
     fitted=factors.Fitted(("Round", "Half"), ("none", "fp8"), {}),
 )
