@@ -126,7 +126,7 @@ def main() -> None:
         folder = Path(root) / "result"
         write_result(folder, asked.requests)
         for flags in ([], ["--goodput", "ttft:1000"]):
-            command = [sys.executable, "-m", "orchestrator.cli", "compare", str(folder), *flags]
+            command = [sys.executable, "-m", "orchestrator", "compare", str(folder), *flags]
             seconds(command)
             took = [seconds(command) for _ in range(asked.times)]
             print(

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.cluster.address import address_of, is_jobs_address
 from orchestrator.commands import SOME_FAILED
 from orchestrator.commands.comparing import draw
 from orchestrator.commands.results import write_report, write_traces
+from orchestrator.errors import UserError
 from orchestrator.report.output import Output, say
 
 if TYPE_CHECKING:
@@ -18,8 +20,14 @@ if TYPE_CHECKING:
     from orchestrator.plan.deployments import PlannedDeployment, PlannedExperiment
 
 
-def submit(experiment: Experiment, dry_run: bool, trace: bool, out: Output) -> int:
-    """Carry out what was asked, or show what that would be. Returns the exit status."""
+def submit(experiment: Experiment, dry_run: bool, no_wait: bool, trace: bool, out: Output) -> int:
+    """Carry out what was asked, or show what that would be, here or as a job. Returns the exit
+    status."""
+    address = address_of(experiment.address)
+    if is_jobs_address(address):
+        return as_job(experiment, address, dry_run, no_wait, trace, out)
+    if no_wait:
+        raise UserError("--no-wait is for a job; give --address http://HOST:8265 too")
     with joined(experiment.address) as cluster:
         plans = planned(experiment, cluster)
         if dry_run:
@@ -32,12 +40,27 @@ def submit(experiment: Experiment, dry_run: bool, trace: bool, out: Output) -> i
     return exit_status(plans.deployments, experiment, folder)
 
 
+def as_job(
+    experiment: Experiment, address: str, dry_run: bool, no_wait: bool, trace: bool, out: Output
+) -> int:
+    """The same on a cluster, by a driver there. Returns the exit status. Raises UserError for
+    --json: a job's log is no document."""
+    from orchestrator.commands import jobs
+
+    if out.as_json:
+        raise UserError(
+            "--json is not for a job, whose log has notes too; fetch its results, and give "
+            "--json to `compare`"
+        )
+    flags = {"--dry-run": dry_run, "--trace": trace}
+    given = tuple(flag for flag, is_given in flags.items() if is_given)
+    return jobs.submit(experiment, address, given, wait=not no_wait)
+
+
 @contextlib.contextmanager
 def joined(asked: str | None) -> Iterator[Cluster | None]:
     """The cluster that is asked for, by flag or RAY_ADDRESS, joined once for all that a command
     does; None where there is none."""
-    from orchestrator.cluster.address import address_of
-
     address = address_of(asked)
     if address is None:
         yield None

@@ -193,8 +193,9 @@ EXPERIMENT_OPTIONS = (
     ),
     click.option(
         "--address",
-        metavar="HOST:PORT",
-        help="A Ray cluster that is running. [RAY_ADDRESS, else a local one]",
+        metavar="HOST:PORT|URL",
+        help="A Ray cluster that is running; http://HOST:8265: as a job there. [RAY_ADDRESS, else "
+        "a local one]",
     ),
     click.option(
         "--fabric",
@@ -222,6 +223,9 @@ OF_ASKING = (
         "--dry-run",
         is_flag=True,
         help="Print cells and placements and whether they fit; take nothing.",
+    ),
+    click.option(
+        "--no-wait", is_flag=True, help="With --address http://...: leave when the job is there."
     ),
 )
 

@@ -21,3 +21,24 @@ IMPORT_OPTIONS = (
     ),
     click.option("--out", type=PATH, metavar="DIR", help="[RESULT_DIR/imported-FILE]"),
 )
+
+EXPORT_OPTIONS = (
+    click.argument("result_dir", type=click.Path(path_type=Path)),
+    click.option(
+        "--format",
+        "format_",
+        metavar="FORMAT",
+        help="Tables: parquet, csv, arrow. JSON a cell: vllm-bench, aiperf. [parquet]",
+    ),
+    click.option(
+        "--save-detailed", is_flag=True, help="vllm-bench: with its lists, a value a request."
+    ),
+    click.option(
+        "--track",
+        type=click.Choice(["mlflow", "wandb", "tensorboard"]),
+        help="Log the comparison's rows and the page to a tracker.",
+    ),
+    click.option(
+        "--out", type=click.Path(path_type=Path), metavar="DIR", help="[RESULT_DIR/export]"
+    ),
+)

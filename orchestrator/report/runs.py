@@ -1,4 +1,4 @@
-"""The list of what was run."""
+"""The lists of what was run: here, and as jobs of a cluster."""
 
 from __future__ import annotations
 
@@ -21,7 +21,23 @@ def render(listed: Sequence[Listed], console: Console) -> None:
     if not listed:
         console.print("Nothing was run here yet; `orchestrator submit` does.")
         return
-    table = _table(listed)
+    _print(_table(listed), console)
+
+
+def render_rows(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], console: Console, nothing: str
+) -> None:
+    """Print rows of texts likewise; `nothing` where there are none."""
+    if not rows:
+        console.print(nothing)
+        return
+    table = Table(*titles, box=SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*row)
+    _print(table, console)
+
+
+def _print(table: Table, console: Console) -> None:
     if not console.is_terminal:
         unlimited = console.options.update(width=UNLIMITED)
         console.width = max(console.width, Measurement.get(console, unlimited, table).maximum)

@@ -79,7 +79,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_every_field_of_an_experiment_is_an_option() -> None:
     submit, ablate = (cli.main.commands[name] for name in ("submit", "ablate"))
-    asked = {*Experiment.model_fields, "config", "dry_run", "as_json"}
+    asked = {*Experiment.model_fields, "config", "dry_run", "no_wait", "as_json"}
     assert {option.name for option in ablate.params} == asked
     machines = {"gpu", "gpus", "gpus_per_node", "network", "gpu_hour_cost"}
     assert {option.name for option in submit.params} == asked - {"technique"} | {"trace"} | machines

@@ -20,7 +20,7 @@ def orchestrator(
 ) -> subprocess.CompletedProcess[str]:
     """The command line of this checkout, with `plugins` on its path."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(plugins), str(ROOT)))}
-    command = [sys.executable, "-m", "orchestrator.cli", *arguments]
+    command = [sys.executable, "-m", "orchestrator", *arguments]
     return subprocess.run(
         command, env=environment, cwd=plugins, capture_output=True, text=True, timeout=timeout
     )

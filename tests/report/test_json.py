@@ -235,7 +235,7 @@ def test_submit_leaves_stdout_to_the_document(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "orchestrator.cli",
+        "orchestrator",
         "submit",
         *flags.split(),
         "--result-dir",

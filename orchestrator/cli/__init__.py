@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.cli.jobs import COMMANDS as JOB_COMMANDS
 from orchestrator.commands import (
     audits,
     comparing,
@@ -34,7 +35,7 @@ from orchestrator.options import (
 from orchestrator.options.audit import audit_options
 from orchestrator.options.comparing import FILE
 from orchestrator.options.given import given
-from orchestrator.options.importing import IMPORT_OPTIONS
+from orchestrator.options.importing import EXPORT_OPTIONS, IMPORT_OPTIONS
 from orchestrator.options.node import CALIBRATE_OPTIONS, DOCTOR_OPTIONS
 from orchestrator.options.recommending import CROSSOVER_OPTIONS, MATRIX_OPTIONS, RECOMMEND_OPTIONS
 from orchestrator.options.switches import technique_option
@@ -63,7 +64,9 @@ def main() -> None:
     "--trace", is_flag=True, help="Also write what each rank did in a few steps, for Perfetto."
 )
 @json_option
-def submit(config: Path | None, dry_run: bool, trace: bool, as_json: bool, **options: Any) -> None:
+def submit(
+    config: Path | None, dry_run: bool, no_wait: bool, trace: bool, as_json: bool, **options: Any
+) -> None:
     """Run one model under several layouts and compare them. With --json, progress, notes and paths
     go to stderr. With --dry-run and --gpu, predict them on GPUs that need not be here."""
     from orchestrator.config import load_experiment
@@ -74,14 +77,16 @@ def submit(config: Path | None, dry_run: bool, trace: bool, as_json: bool, **opt
         raise click.UsageError("--gpu is about GPUs that need not be here; give --dry-run too")
     if machines is not None:
         return predicting.plan(experiment, machines, experiment.strategy, Output(as_json), True)
-    raise SystemExit(submitting.submit(experiment, dry_run, trace, Output(as_json)))
+    raise SystemExit(submitting.submit(experiment, dry_run, no_wait, trace, Output(as_json)))
 
 
 @main.command(cls=TakesLevels)
 @technique_option
 @asking_options
 @json_option
-def ablate(config: Path | None, dry_run: bool, as_json: bool, **options: Any) -> None:
+def ablate(
+    config: Path | None, dry_run: bool, no_wait: bool, as_json: bool, **options: Any
+) -> None:
     """Run each cell as `submit` does, and again without each technique, in turns: what does it
     do?"""
     from orchestrator.config import load_experiment
@@ -90,7 +95,7 @@ def ablate(config: Path | None, dry_run: bool, as_json: bool, **options: Any) ->
     experiment = load_experiment(config, flags)
     if not experiment.technique:
         experiment = load_experiment(config, {**flags, "technique": "all"})
-    raise SystemExit(submitting.submit(experiment, dry_run, False, Output(as_json)))
+    raise SystemExit(submitting.submit(experiment, dry_run, no_wait, False, Output(as_json)))
 
 
 @main.command()
@@ -208,22 +213,7 @@ def compare(
 
 
 @main.command()
-@click.argument("result_dir", type=PATH)
-@click.option(
-    "--format",
-    "format_",
-    metavar="FORMAT",
-    help="Tables: parquet, csv, arrow. JSON a cell: vllm-bench, aiperf. [parquet]",
-)
-@click.option(
-    "--save-detailed", is_flag=True, help="vllm-bench: with its lists, a value a request."
-)
-@click.option(
-    "--track",
-    type=click.Choice(["mlflow", "wandb", "tensorboard"]),
-    help="Log the comparison's rows and the page to a tracker.",
-)
-@click.option("--out", type=PATH, metavar="DIR", help="[RESULT_DIR/export]")
+@taking(EXPORT_OPTIONS)
 def export(
     result_dir: Path, format_: str | None, save_detailed: bool, track: str | None, out: Path | None
 ) -> None:
@@ -301,6 +291,10 @@ def doctor(address: str | None, as_json: bool) -> None:
     raise SystemExit(node.doctor(address, as_json))
 
 
+for command in JOB_COMMANDS:
+    main.add_command(command)
+
+
 def _experiment(**options: Any) -> Experiment:
     """What flags alone ask for."""
     from orchestrator.config import load_experiment
@@ -314,7 +308,3 @@ def _refuse(why: str, *names: str) -> None:
     given = [f"--{name}" for name in names if context.params[name] is not None]
     if given:
         raise click.UsageError(f"{why}; leave out {', '.join(given)}")
-
-
-if __name__ == "__main__":
-    main()

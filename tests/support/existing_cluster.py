@@ -1,0 +1,99 @@
+"""A Ray cluster that others started, for what joins one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator.cluster.processes import end
+
+TOKEN = "0123456789abcdef" * 4
+START_S = 60
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Existing:
+    """Its address, the process that all of its others descend from, and where its jobs are."""
+
+    address: str
+    head: psutil.Process
+    jobs: str
+
+    def workers(self) -> list[str]:
+        return [
+            process.name()
+            for process in self.head.children(recursive=True)
+            if "Worker" in process.name()
+        ]
+
+
+@contextlib.contextmanager
+def cluster(environment: dict[str, str]) -> Iterator[Existing]:
+    """A Ray of its own ports and folder. It is ended by killing its processes; `ray stop` would end
+    everybody's."""
+    folder = Path(
+        tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    )  # short: paths of sockets have at most 107 characters
+    ports = free_ports(2)
+    command = [
+        BIN / "ray",
+        "start",
+        "--head",
+        "--block",
+        "--port=0",
+        f"--ray-client-server-port={ports[0]}",
+        f"--dashboard-port={ports[1]}",
+        f"--temp-dir={folder}",
+        "--num-cpus=2",
+        "--object-store-memory=100000000",
+    ]
+    with (folder / "out").open("w") as out:
+        head = psutil.Popen(
+            list(map(str, command)), env=environment, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        yield Existing(address_when_up(folder, head), head, f"http://127.0.0.1:{ports[1]}")
+    finally:
+        end([*head.children(recursive=True), head], patience_s=0)
+        shutil.rmtree(folder)
+
+
+def address_when_up(folder: Path, head: psutil.Popen) -> str:
+    """What Ray notes down when all of its processes have started."""
+    note = folder / "ray_current_cluster"
+    deadline = time.monotonic() + START_S
+    while not (note.exists() and note.read_text()):
+        if head.poll() is not None or time.monotonic() > deadline:
+            pytest.fail("Ray did not start:\n" + (folder / "out").read_text())
+        time.sleep(0.1)
+    return note.read_text().strip()
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def environment(home: Path, token: bool, **variables: str) -> dict[str, str]:
+    """That of a user who has, or has not, a token where Ray keeps it."""
+    home.mkdir(exist_ok=True)
+    if token:
+        (home / ".ray").mkdir(exist_ok=True)
+        (home / ".ray" / "auth_token").write_text(TOKEN)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return {**kept, "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", **variables}
