@@ -36,6 +36,7 @@ from orchestrator.cluster.hanging import hanging, stands_of
 from orchestrator.cluster.nodes import RESOURCES, START_S
 from orchestrator.cluster.processes import end, processes, uninterrupted
 from orchestrator.cluster.ranks import Place, in_rank_order, meeting_host, ranks_at, shared_out
+from orchestrator.cluster.room import Patience, await_room, shortage
 from orchestrator.cluster.waiting import ask, gather, patiently
 from orchestrator.errors import ClusterLost
 from workers.actor import Worker
@@ -47,14 +48,13 @@ __all__ = ["RunFailed", "WorkerGroup"]
 T = TypeVar("T")
 Answer = TypeVar("Answer", Built, RankReport)
 
-RESERVE_S = 60.0  # to wait for a placement group: another job may be about to end
-
 
 class WorkerGroup:
     """The actors of one deployment, in order of their first ranks. When one fails, none can go on:
     `kill` the group and start another.
 
-    tags: of the metrics that the ranks publish through Ray; None: they publish none.
+    tags: of the metrics that the ranks publish through Ray; None: they publish none. patience: with
+    devices that others hold.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class WorkerGroup:
         plan: EnginePlan,
         engine: str,
         tags: Mapping[str, str] | None = None,
+        patience: Patience | None = None,
     ) -> None:
         # actor names must be unique in a cluster, which others may use too
         self.name = f"{name}-{secrets.token_hex(2)}"
@@ -71,6 +72,7 @@ class WorkerGroup:
         self._plan = plan
         self._engine = engine
         self._tags = tags
+        self._patience = patience or Patience()
         self._bundles = bundles_for(plan, engine)
         self._step = ranks_of_process(engine, plan)
         self._group: PlacementGroup | None = None
@@ -86,10 +88,11 @@ class WorkerGroup:
         plan: EnginePlan,
         engine: str,
         tags: Mapping[str, str] | None = None,
+        patience: Patience | None = None,
     ) -> WorkerGroup:
         """Reserve the devices and start the processes. Raises RunFailed where that cannot be done;
         then all that was started is ended."""
-        group = cls(cluster, name, plan, engine, tags)
+        group = cls(cluster, name, plan, engine, tags, patience)
         try:
             group._reserve()
             group._spawn()
@@ -163,11 +166,13 @@ class WorkerGroup:
         strategy = "STRICT_PACK" if ranks <= max(counts) else "PACK"
         reserve = functools.partial(placement_group, self._bundles, strategy, self.name)
         self._group = group = self._ask_ray(reserve)
-        if not self._ask_ray(lambda: group.wait(RESERVE_S)):
-            raise RunFailed(
-                f"{ranks} free {RESOURCES[device]}s could not be reserved within "
-                f"{RESERVE_S:.0f} s; others are using the cluster"
-            )
+        await_room(
+            lambda seconds: self._ask_ray(lambda: group.wait(seconds)),
+            lambda: self._ask_ray(
+                lambda: shortage(ranks, device, strategy == "STRICT_PACK", self.name)
+            ),
+            self._patience,
+        )
 
     def _spawn(self) -> None:
         """Start the actors, ask where they are, and number them by `Placement.devices`."""

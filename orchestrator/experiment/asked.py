@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from orchestrator.experiment.cells import Scenario
-from orchestrator.experiment.lengths import Lengths, Window
+from orchestrator.experiment.lengths import Duration, Lengths, Window
 from orchestrator.experiment.levels import FORMS, check_levels, parse_levels
 from orchestrator.experiment.techniques import Techniques
 
@@ -109,6 +109,7 @@ class Experiment(BaseModel):
     find_rate: bool = False
     rate_runs: int = Field(8, ge=1, le=100)
     timeout: float = Field(600.0, gt=0.0, le=LONGEST_S)
+    wait_for_resources: Duration = Field(0.0, le=LONGEST_S)
     result_dir: Path | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     address: str | None = None

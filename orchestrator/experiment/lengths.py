@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import BeforeValidator
 
 MOST = 10_000_000  # tokens
 DEVIATIONS = 3  # of a normal distribution are kept on either side of its mean
@@ -71,6 +74,17 @@ class Lengths:
         if self.normal:
             return "normal{:g}-{:g}".format(*self.normal)
         return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
+
+
+def seconds(value: object) -> float:
+    """`90`, `90s` or `10m` in seconds. Raises ValueError for anything else."""
+    found = _TIME.fullmatch(str(value).strip())
+    if found is None:
+        raise ValueError(f"'{str(value)[:60]}' is no time; write it as 90s or 10m")
+    return float(found[1]) * SECONDS[found[2] or "s"]
+
+
+Duration = Annotated[float, BeforeValidator(seconds)]
 
 
 @dataclass(frozen=True, slots=True)

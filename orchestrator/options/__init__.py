@@ -183,6 +183,11 @@ EXPERIMENT_OPTIONS = (
         help="Of a build, of a run and of a collective. [600]",
     ),
     click.option(
+        "--wait-for-resources",
+        metavar="TIME",
+        help="For devices that others of the cluster hold, as 10m. [30s]",
+    ),
+    click.option(
         "--result-dir",
         type=click.Path(path_type=Path),
         metavar="DIR",

@@ -4,7 +4,7 @@ failure."""
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ from orchestrator.analysis.throughput import first_token_s
 from orchestrator.cluster.connection import Cluster
 from orchestrator.cluster.failures import RunFailed
 from orchestrator.cluster.group import WorkerGroup
+from orchestrator.cluster.room import Patience
 from orchestrator.experiment import Cell, Run
 from orchestrator.plan.deployments import PlannedCell
 from orchestrator.run.jobs import Job
@@ -41,15 +42,19 @@ class Workers:
     warm: set[Cell] = field(default_factory=set)
 
     @classmethod
-    def of(cls, job: Job, plan: EnginePlan, cluster: Cluster) -> Workers:
-        """Start and build the workers of a job's deployment by `plan`.
+    def of(
+        cls, job: Job, plan: EnginePlan, cluster: Cluster, tell: Callable[[str], None]
+    ) -> Workers:
+        """Start and build the workers of a job's deployment by `plan`. tell: gets what is waited
+        for.
 
         Raises BuildFailed, with nothing left, where that does not succeed.
         """
         asked_at, asked = time.monotonic(), job.deployment.deployment
         timeout_s, name = job.experiment.timeout, f"{asked.model}/{asked.strategy}"
+        patience = Patience(job.experiment.wait_for_resources, tell)
         try:
-            group = WorkerGroup.start(cluster, name, plan, asked.engine, job.tags)
+            group = WorkerGroup.start(cluster, name, plan, asked.engine, job.tags, patience)
             try:
                 began = time.monotonic()
                 built = group.build(timeout_s)
@@ -113,7 +118,7 @@ class Session:
             self.tell("building")
             plan = self.job.deployment.plan
             plan = plan if self.nsys else replace(plan, nsys_dir=None)
-            self.workers = Workers.of(self.job, plan, self.cluster)
+            self.workers = Workers.of(self.job, plan, self.cluster, self.progress.note)
             self.job.keep_settings(self.workers.building.built[0].settings)
         return self.workers
 

@@ -33,6 +33,7 @@ FREE_FIELDS = {
     "technique",
     "fabric",
     "allow_other_node",
+    "wait_for_resources",
 }
 # Fields that count where they are not as they are by default.
 OF_PRECISION = ("quantization", "kv_cache_dtype", "precision_policy")

@@ -22,6 +22,7 @@ from orchestrator.cluster.hardware import Gpu, local_topology
 from orchestrator.cluster.health import Server
 from orchestrator.cluster.nodes import Node, refuse_other_versions
 from orchestrator.cluster.ranks import Place, in_rank_order, meeting_host, ranks_at, shared_out
+from orchestrator.cluster.room import Patience
 from orchestrator.cluster.waiting import patiently
 from orchestrator.errors import ClusterLost, UserError
 from strategies.shapes import Device
@@ -300,12 +301,36 @@ def test_a_ray_that_cannot_start_is_one_line_and_its_logs_are_kept(monkeypatch):
 
 def test_devices_that_others_hold_are_a_failure_and_not_a_hang(ray_cluster, monkeypatch):
     first = started(ray_cluster, 4)
-    monkeypatch.setattr("orchestrator.cluster.group.RESERVE_S", 1.0)
+    monkeypatch.setattr("orchestrator.cluster.room.RESERVE_S", 1.0)
+    told = []
     try:
-        with pytest.raises(RunFailed, match=r"4 free CPUs could not be reserved"):
-            started(ray_cluster, 4)
+        with pytest.raises(RunFailed) as found:
+            WorkerGroup.start(
+                ray_cluster, "tiny/tp4", plan(4), "fake", patience=Patience(2.0, told.append)
+            )
     finally:
         first.kill()
+    why = (
+        "4 free CPUs could not be reserved: the cluster has 4 on 1 node, 0 free; held by "
+        f"{first.name} (4)"
+    )
+    assert str(found.value) == f"{why}; --wait-for-resources 10m waits for them"
+    assert told == [f"waiting since 1 s, 2 s at most: {why}"]
+
+
+def test_devices_that_come_free_in_time_are_taken(ray_cluster, monkeypatch):
+    first, told = started(ray_cluster, 4), []
+    monkeypatch.setattr("orchestrator.cluster.room.RESERVE_S", 1.0)
+
+    def tell(line):
+        told.append(line)
+        first.kill()
+
+    second = WorkerGroup.start(
+        ray_cluster, "tiny/tp4", plan(4), "fake", patience=Patience(60.0, tell)
+    )
+    second.kill()
+    assert len(told) >= 1
 
 
 def test_a_running_cluster_is_joined_and_left_running(ray_cluster):

@@ -559,3 +559,17 @@ def test_results_are_of_another_experiment_where_it_is_read_in_another_way(tmp_p
     ]
     assert len({identity_of(one) for one in (plain, *others)}) == 5
     assert identity_of(Experiment(range_ratio=0.5)) != identity_of(Experiment())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90.0), ("90s", 90.0), ("10m", 600.0), ("1.5h", 5400.0), (30, 30.0)],
+)
+def test_a_time_to_wait_is_written_with_its_unit(text: object, expected: float) -> None:
+    assert Experiment(wait_for_resources=text).wait_for_resources == expected
+
+
+@pytest.mark.parametrize("text", ["soon", "-5s", "10 parsecs", "", "1e9"])
+def test_a_time_to_wait_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValidationError, match="wait_for_resources"):
+        Experiment(wait_for_resources=text)

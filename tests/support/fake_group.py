@@ -14,6 +14,7 @@ from orchestrator.cluster.connection import Cluster
 from orchestrator.cluster.failures import RunFailed, first_line
 from orchestrator.cluster.group import WorkerGroup
 from orchestrator.cluster.nodes import Node
+from orchestrator.cluster.room import Patience
 from orchestrator.run import driver
 from workers.messages import Built, EnginePlan, RankReport, Work
 
@@ -44,6 +45,7 @@ class Groups:
         plan: EnginePlan,
         engine: str,
         tags: Mapping[str, str] | None = None,
+        patience: Patience | None = None,
     ) -> FakeGroup:
         """Another group, of which no other may be alive: they would share the devices."""
         assert not self.alive
