@@ -103,22 +103,26 @@ def _planned(
     number: int,
 ) -> Planned:
     from orchestrator.predict import factors
-    from orchestrator.predict.layouts import Case, rankings
-    from orchestrator.predict.plan import Planned
+    from orchestrator.predict.degradation import sweeps
+    from orchestrator.predict.layouts import Case, candidates
+    from orchestrator.predict.plan import SWEPT, Planned
     from strategies.registry import factorisations
 
     scenario, fitted = experiment.scenarios[number], factors.load().of(engine)
     asked = asked_of(experiment, number, fitted, machines.gpu_hour_cost)
     case = Case(shape, kept, machines.hardware(), fitted, asked)
     names = tuple(layouts) or tuple(factorisations(machines.gpus))
-    found = rankings(case, names, machines.gpus, experiment.max_concurrency)
+    found = candidates(case, names, machines.gpus, max(experiment.max_concurrency))
+    ranked = tuple(found.ranking(number) for number in experiment.max_concurrency)
+    first = [one.layout for one in ranked[0].predictions[:SWEPT]]
     return Planned(
         scenario.name,
         scenario.input_len,
         scenario.output_len,
         engine,
         fitted.provenance,
-        tuple(found),
+        ranked,
+        tuple(sweeps(found, first)),
     )
 
 

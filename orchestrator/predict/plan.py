@@ -8,11 +8,13 @@ from pathlib import Path
 
 from orchestrator.errors import UserError
 from orchestrator.predict import factors
+from orchestrator.predict.degradation import Sweep
 from orchestrator.predict.hardware import Calibration, Hardware, find, of_sheet
 from orchestrator.predict.layouts import Ranking
 from orchestrator.predict.prediction import NoPrediction, Prediction
 from strategies import parse
 
+SWEPT = 8  # layouts whose figures are said against concurrency
 NODE = 8  # GPUs of a node, unless it is said
 
 
@@ -46,7 +48,8 @@ class Machines:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """The rankings of one scenario under one engine, for each concurrency."""
+    """The rankings of one scenario under one engine, for each concurrency. sweeps: of the first
+    layouts of the first ranking, against concurrency."""
 
     scenario: str
     input_len: int
@@ -54,6 +57,7 @@ class Planned:
     engine: str
     provenance: str
     rankings: tuple[Ranking, ...]
+    sweeps: tuple[Sweep, ...] = ()
 
     @property
     def has_tpot(self) -> bool:
@@ -164,6 +168,7 @@ def _planned(one: Planned) -> dict[str, object]:
             }
             for ranking in one.rankings
         ],
+        "against_concurrency": [asdict(sweep) for sweep in one.sweeps],
     }
 
 

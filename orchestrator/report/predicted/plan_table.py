@@ -39,6 +39,7 @@ def render(plan: Plan, console: Console) -> None:
     for one in plan.planned:
         for ranking in one.rankings:
             _print_ranking(one, ranking, console)
+        _print_sweeps(one, console)
         _print_refused(one, console)
         if any(one.predictions):
             console.print(_legend(one))
@@ -90,6 +91,15 @@ def _print_ranking(plan: Planned, ranking: Ranking, console: Console) -> None:
         console.print(f"and {len(ranking.predictions) - MOST_ROWS} slower ones")
     console.print("GPU-ms for each token", style="italic")
     _print_fitting(shown, [""] * len(shown), _parts(), console)
+
+
+def _print_sweeps(plan: Planned, console: Console) -> None:
+    """A closed form a layout."""
+    said = {one.layout: text for one in plan.sweeps if (text := one.sentence)}
+    if said:
+        console.print("Against concurrency, of c requests in flight", style="italic")
+    for layout, text in said.items():
+        console.print(f"{layout}: {text}", highlight=False)
 
 
 def _columns(plan: Planned, shown: Sequence[Prediction]) -> Mapping[str, Show]:
