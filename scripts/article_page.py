@@ -193,8 +193,8 @@ def _best_point(large: Published, small: Published) -> Iterator[str]:
     rest = min(known(one.fitted.best_point) for one in lines if one.strategy != "tp4")
     yield (
         "The closed form of [predictions.md](predictions.md#against-concurrency) puts the best "
-        f"point of tp4 at {between(best, '.0f', '')}, of every other layout at {rest:.0f} or more, and "
-        "that of the article's own speeds at 16 (70B) and 15 (32B)."
+        f"point of tp4 at {between(best, '.0f', '')}, of every other layout at {rest:.0f} or more, "
+        "and that of the article's own speeds at 16 (70B) and 15 (32B)."
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from orchestrator.options.comparing import Finite
+from orchestrator.options.dataset import DATASET_OPTIONS, RATE_OPTIONS
 from orchestrator.options.precision import FP8_OPTIONS, PRECISION_OPTIONS
 
 EXPLAIN_OPTIONS = (
@@ -87,6 +88,16 @@ CHUNK_OPTION = click.option(
     metavar="N|off",
     help="Prompt tokens of a forward pass. [torch: 2048; vllm: 16384]",
 )
+ARRIVAL_OPTIONS = (
+    *RATE_OPTIONS,
+    click.option(
+        "--num-prompts",
+        type=int,
+        metavar="N",
+        help="Requests in all. [max-concurrency; open loop: 300, or those of the trace]",
+    ),
+    *DATASET_OPTIONS,
+)
 PLAN_OPTIONS = (
     MODEL_OPTION,
     *MACHINE_OPTIONS,
@@ -99,11 +110,11 @@ PLAN_OPTIONS = (
     ENGINE_OPTION,
     *LENGTH_OPTIONS,
     click.option(
-        "--max-concurrency", metavar="N,N,...", help="Requests in flight; a ranking each. [8]"
+        "--max-concurrency",
+        metavar="N,N,...",
+        help="Requests in flight, in an open loop at most; a ranking each. [8; open loop: 256]",
     ),
-    click.option(
-        "--num-prompts", type=int, metavar="N", help="Requests of a closed loop. [max-concurrency]"
-    ),
+    *ARRIVAL_OPTIONS,
     *PRECISION_OPTIONS,
     CHUNK_OPTION,
     click.option(

@@ -58,6 +58,7 @@ class Planned:
     provenance: str
     rankings: tuple[Ranking, ...]
     sweeps: tuple[Sweep, ...] = ()
+    arrivals: str = ""
 
     @property
     def has_tpot(self) -> bool:
@@ -125,13 +126,13 @@ class Plan:
 
 
 def check_known(scenario: str, input_len: int, output_len: int, other: str | None) -> None:
-    """Raise UserError for a load that is no closed loop of equal lengths. other: what makes it
-    another one."""
+    """Raise UserError for a closed loop of requests that are not of equal lengths. other: what
+    makes a load another one."""
     if other is not None or not (input_len and output_len):
         what = other or f"lengths that differ ({scenario})"
         raise UserError(
-            f"a prediction is of a closed loop of requests of equal lengths, and not of {what}; "
-            "give --scenario, or --input-len and --output-len as numbers"
+            f"a prediction of a closed loop is of requests of equal lengths, and not of {what}; "
+            "give --scenario, or --input-len and --output-len as numbers, or --request-rate"
         )
 
 
@@ -158,6 +159,7 @@ def _planned(one: Planned) -> dict[str, object]:
         "scenario": one.scenario,
         "input_len": one.input_len,
         "output_len": one.output_len,
+        "arrivals": one.arrivals or None,
         "engine": one.engine,
         "factors": one.provenance,
         "rankings": [

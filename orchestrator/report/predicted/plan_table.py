@@ -53,9 +53,10 @@ def _legend(plan: Planned) -> str:
     best = "has more tokens/s a GPU"
     if plan.has_tpot:
         best = "has both more tokens/s a GPU and a shorter TPOT"
+    late = " late: requests that wait when the last one arrives." if plan.arrivals else ""
     return (
-        f"{FRONT} no other layout {best}. ±: the upper end of a 90% interval; the lower one is as "
-        "far in ratio. Where that is above 100%, both ends stand instead, to one digit."
+        f"{FRONT} no other layout {best}.{late} ±: the upper end of a 90% interval; the lower one "
+        "is as far in ratio. Where that is above 100%, both ends stand instead, to one digit."
     )
 
 
@@ -77,7 +78,8 @@ def _counted(count: int, noun: str) -> str:
 
 def _print_ranking(plan: Planned, ranking: Ranking, console: Console) -> None:
     load = f"{plan.scenario} ({plan.input_len} in, {plan.output_len} out)"
-    title = f"{load}, {ranking.max_concurrency} concurrent, {plan.engine}"
+    most = f"at most {ranking.max_concurrency}" if plan.arrivals else ranking.max_concurrency
+    title = ", ".join(filter(None, (load, plan.arrivals, f"{most} concurrent", plan.engine)))
     if not ranking.predictions:
         if any(plan.predictions):
             console.print(f"{title}: nothing is predicted.", highlight=False)
@@ -178,6 +180,7 @@ def _in_flight(one: Prediction) -> str:
 _COLUMNS: dict[str, Show] = {
     "of GPUs": lambda one: str(one.num_gpus),
     "at once": _in_flight,
+    "late": lambda one: str(one.late or ""),
     "tokens/s": lambda one: estimated(one.output_throughput),
     "bound": lambda one: f"{one.bound_output_throughput:.4g}",
     "TTFT ms": lambda one: estimated(one.ttft_ms),
