@@ -45,7 +45,7 @@ NODE_OPTIONS = (
         "--gpus-per-node",
         type=click.IntRange(min=1, max=4096),
         metavar="N",
-        help="How many share a node. [8]",
+        help="How many share a node. [8; GB200: 72]",
     ),
     click.option(
         "--network",

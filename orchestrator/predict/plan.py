@@ -15,7 +15,6 @@ from orchestrator.predict.prediction import NoPrediction, Prediction
 from strategies import parse
 
 SWEPT = 8  # layouts whose figures are said against concurrency
-NODE = 8  # GPUs of a node, unless it is said
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class Machines:
         another one."""
         name, _ = find(self.gpu)
         known = factors.load()
-        found = of_sheet(name, known.attainable, self._measured(name), self.gpus_per_node or NODE)
+        found = of_sheet(name, known.attainable, self._measured(name), self.gpus_per_node)
         return found.with_network(self.network * 1e9) if self.network else found
 
     def _measured(self, name: str) -> Calibration | None:
