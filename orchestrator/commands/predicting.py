@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 SEATS = (256,)  # max_num_seqs of vLLM
-NAMES = ("gpu", "gpus", "gpus_per_node", "network", "gpu_hour_cost")
+NAMES = (
+    *("gpu", "gpus", "gpus_per_node", "network", "gpu_hour_cost"),
+    *("failure_rate", "recovery", "straggler"),
+)
 
 
 def machines_of(options: dict[str, Any]) -> Machines | None:
@@ -125,6 +128,7 @@ def _planned(
         ranked,
         () if asked.arrivals else tuple(sweeps(found, first)),
         asked.arriving,
+        machines.reliability if machines.gpus > case.hardware.gpus_per_node else None,
     )
 
 

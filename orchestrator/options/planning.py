@@ -66,6 +66,24 @@ MACHINE_OPTIONS = (
         metavar="X",
         help="Of one GPU: the cost of tokens is shown too.",
     ),
+    click.option(
+        "--failure-rate",
+        type=Finite(min=0, max=1),
+        metavar="X",
+        help="Failures of a GPU and hour, for goodput over several nodes. [1.97e-05: Llama 3]",
+    ),
+    click.option(
+        "--recovery",
+        type=Finite(min=0, max=1e6),
+        metavar="SECONDS",
+        help="Until a replica serves again after a failure. [600]",
+    ),
+    click.option(
+        "--straggler",
+        type=Finite(min=0, max=1),
+        metavar="SHARE",
+        help="By how much equal GPUs differ in pace, a standard deviation. [0.01]",
+    ),
 )
 MODEL_OPTION = click.option(
     "--model", metavar="NAME|FOLDER", help="A preset or a folder with a config.json. [tiny]"

@@ -9,6 +9,7 @@ from pathlib import Path
 from orchestrator.errors import UserError
 from orchestrator.predict import factors
 from orchestrator.predict.degradation import Sweep
+from orchestrator.predict.goodput import FAILURES, RECOVERY_S, SPREAD, Goodput, Reliability, goodput
 from orchestrator.predict.hardware import Calibration, Hardware, find, of_sheet
 from orchestrator.predict.layouts import Ranking
 from orchestrator.predict.prediction import NoPrediction, Prediction
@@ -20,7 +21,8 @@ SWEPT = 8  # layouts whose figures are said against concurrency
 @dataclass(frozen=True, slots=True)
 class Machines:
     """What a plan is made for. network: GB/s of a GPU's network card in one direction; None: of
-    the maker's own server. fabric: what `calibrate` wrote of such GPUs."""
+    the maker's own server. fabric: what `calibrate` wrote of such GPUs. failure_rate, recovery,
+    straggler: see `Reliability`; None: its defaults."""
 
     gpu: str
     gpus: int
@@ -28,6 +30,18 @@ class Machines:
     network: float | None = None
     fabric: Path | None = None
     gpu_hour_cost: float | None = None
+    failure_rate: float | None = None
+    recovery: float | None = None
+    straggler: float | None = None
+
+    @property
+    def reliability(self) -> Reliability:
+        """Of its GPUs."""
+        return Reliability(
+            FAILURES if self.failure_rate is None else self.failure_rate,
+            RECOVERY_S if self.recovery is None else self.recovery,
+            SPREAD if self.straggler is None else self.straggler,
+        )
 
     def hardware(self) -> Hardware:
         """Its figures. Raises UserError for a GPU that is not known, and for a calibration of
@@ -58,6 +72,11 @@ class Planned:
     rankings: tuple[Ranking, ...]
     sweeps: tuple[Sweep, ...] = ()
     arrivals: str = ""
+    reliability: Reliability | None = None
+
+    def goodput(self, one: Prediction) -> Goodput | None:
+        """What is left of it; None within one node."""
+        return goodput(one, self.output_len, self.reliability) if self.reliability else None
 
     @property
     def has_tpot(self) -> bool:
@@ -176,7 +195,9 @@ def _planned(one: Planned) -> dict[str, object]:
 def _rows(plan: Planned, ranking: Ranking) -> Iterator[dict[str, object]]:
     front, none = front_of(plan, ranking), {} if plan.has_tpot else {"tpot_ms": None}
     for rank, one in enumerate(ranking.predictions, 1):
-        yield {"rank": rank, "pareto": one.layout in front, **asdict(one), **none}
+        left = plan.goodput(one)
+        place = {"rank": rank, "pareto": one.layout in front}
+        yield {**place, **asdict(one), **none, "goodput": left and asdict(left)}
 
 
 def front_of(plan: Planned, ranking: Ranking) -> frozenset[str]:

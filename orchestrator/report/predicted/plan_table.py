@@ -43,6 +43,7 @@ def render(plan: Plan, console: Console) -> None:
         _print_refused(one, console)
         if any(one.predictions):
             console.print(_legend(one))
+            _print_reliability(one, console)
             console.print(f"Factors of {one.engine}: {one.provenance}.", highlight=False)
             _print_outside(one, console)
     if any(plan.predictions):
@@ -95,6 +96,21 @@ def _print_ranking(plan: Planned, ranking: Ranking, console: Console) -> None:
     _print_fitting(shown, [""] * len(shown), _parts(), console)
 
 
+def _print_reliability(plan: Planned, console: Console) -> None:
+    """What goodput is, and what it is worked out of."""
+    first = next(plan.predictions)
+    left = plan.goodput(first)
+    if left is None or plan.reliability is None:
+        return
+    console.print(
+        f"Goodput: less what a failure takes from its replica, and the slowest GPU from the others "
+        f"of it. {'; '.join(plan.reliability.sources())}. {first.layout}: "
+        f"{left.failures_per_day:.3g} failures a day, {100 * left.available:.4g}% available, "
+        f"{100 * (left.pace - 1):.2g}% slower.",
+        highlight=False,
+    )
+
+
 def _print_sweeps(plan: Planned, console: Console) -> None:
     """A closed form a layout."""
     said = {one.layout: text for one in plan.sweeps if (text := one.sentence)}
@@ -106,10 +122,26 @@ def _print_sweeps(plan: Planned, console: Console) -> None:
 
 def _columns(plan: Planned, shown: Sequence[Prediction]) -> Mapping[str, Show]:
     """Title -> what it shows; those that say nothing of any layout are left out."""
-    found = {name: show for name, show in _COLUMNS.items() if {*map(show, shown)} - {"", "-"}}
+    columns = dict(_COLUMNS)
+    if plan.reliability is not None:
+        columns = _after(columns, "tokens/s", "goodput", lambda one: _left(plan, one))
+    found = {name: show for name, show in columns.items() if {*map(show, shown)} - {"", "-"}}
     if len({one.num_gpus for one in shown}) == 1:
         found.pop("of GPUs")
     return found if plan.has_tpot else {**found, "TPOT ms": lambda one: "-"}
+
+
+def _after(columns: Mapping[str, Show], before: str, name: str, show: Show) -> dict[str, Show]:
+    """The columns with another one behind `before`."""
+    found: dict[str, Show] = {}
+    for title, each in columns.items():
+        found |= {title: each, **({name: show} if title == before else {})}
+    return found
+
+
+def _left(plan: Planned, one: Prediction) -> str:
+    left = plan.goodput(one)
+    return f"{left.output_throughput:.4g}" if left else ""
 
 
 def _parts() -> Mapping[str, Show]:
