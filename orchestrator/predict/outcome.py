@@ -93,13 +93,13 @@ def _opened(setting: Setting, asked: Asked, budget: Budget) -> Outcome:
     tpots = [one.tpot_s for one in served if one.tpot_s is not None]
     seconds = max(one.last_s for one in served)
     requests = max(round(replicas[0].inside_s / seconds), 1)
-    last_s = asked.arrivals[-1].at_s
+    last_s, each_s = asked.arrivals[-1].at_s, round_s(setting, asked.lengths, requests)
     return Outcome(
         seconds=seconds,
         parts=_parts(setting, replicas),
         ttft_s=statistics.median(one.ttft_s for one in served),
-        tpot_s=statistics.median(tpots) if tpots else 0.0,
-        round_s=round_s(setting, asked.lengths, requests),
+        tpot_s=statistics.median(tpots) if tpots else each_s,
+        round_s=each_s,
         prefill_s=max(one.prefill_s for one in replicas),
         in_flight=sum(one.most for one in replicas),
         requests=requests,

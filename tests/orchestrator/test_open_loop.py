@@ -64,8 +64,7 @@ def test_one_seat_and_equal_requests_wait_as_in_a_queue_m_d_1(load: float) -> No
 def test_one_seat_and_lengths_without_memory_wait_as_in_a_queue_m_m_1(load: float) -> None:
     outputs = np.random.default_rng(3).geometric(1 / 64, MANY)
     lengths = [(8, int(made)) for made in outputs]  # of 8 tokens in, so decoding is all of it
-    service = fmean(alone_s((8, made)) for made in outputs[:200].tolist())
-    service *= float(outputs.mean() / outputs[:200].mean())
+    service = fmean(one.last_s - one.request.at_s for one in served(lengths, 1e-3).served)
     one = served(lengths, load / service)
     assert waited_s(one, alone_s((8, 1))) == pytest.approx(load * service / (1 - load), rel=0.2)
 
@@ -211,6 +210,14 @@ def test_a_plan_of_a_rate_predicts_latencies_and_throughput_under_it() -> None:
         assert 0.85 * 20 * 128 < one["output_throughput"]["value"] <= 20 * 128
     shown = run(*PLAN, "--request-rate", "20").stdout
     assert "300 requests at 20 requests/s, at most 256 concurrent" in " ".join(shown.split())
+
+
+def test_requests_of_one_token_out_have_no_tpot() -> None:
+    lengths = ("--input-len", "10", "--output-len", "1")
+    asked = (*PLAN, "--strategy", "tp2", "--request-rate", "5", *lengths)
+    (ranking,) = json.loads(run(*asked, "--json").stdout)["plans"][0]["rankings"]
+    assert ranking["layouts"][0]["tpot_ms"] is None
+    assert run(*asked).exit_code == 0
 
 
 def test_a_higher_rate_takes_longer_and_above_what_is_served_requests_are_late() -> None:
