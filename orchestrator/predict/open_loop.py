@@ -96,15 +96,15 @@ class Replica:
         line, number = deque(arrivals), itertools.count()
         stages, factors = len(self.setting.stages), self.setting.factors
         lanes = [Lane() for _ in range(min(stages, self.seats) if factors.lanes else 1)]
-        alone = len(lanes) == 1
-        free, turn = [0.0] * stages, 0.0 if alone else factors.turn_s * stages
+        free, turn = [0.0] * stages, factors.turn_s * stages if len(lanes) > 1 else 0.0
         ready = [(0.0, next(number), lane) for lane in lanes]
         while ready:
             now, _, lane = heapq.heappop(ready)
             self._release(lane)
             self._admit(line, lanes, now)
             if len(lane):
-                end = self._pass(lane, now, free, self._next_s(line) if alone else None)
+                alone = len(lane) == self._seated  # nobody is in another micro-batch
+                end = self._pass(lane, now, free, self._next_s(line) if alone else None, turn)
                 heapq.heappush(ready, (end + turn, next(number), lane))
             elif line:
                 arrives = max(line[0].at_s + factors.start_s, now)
@@ -142,25 +142,27 @@ class Replica:
     def _has_room(self, one: Arrival) -> bool:
         return self._seated < self.seats and self._tokens + one.tokens <= self.kv_tokens
 
-    def _pass(self, lane: Lane, now: float, free: list[float], next_s: float | None) -> float:
+    def _pass(
+        self, lane: Lane, now: float, free: list[float], next_s: float | None, turn: float
+    ) -> float:
         """Take a pass through the stages, each as soon as it is free; when its tokens are there.
 
-        next_s: until when nobody else can come in or needs the stages; up to then, while no prompt
-        waits, passes that decode are taken as one of as many times the length, with the mean KV.
-        None: one pass.
+        turn: seconds from there to the next pass. next_s: until when nobody else can come in or
+        needs the stages; up to then, while no prompt waits, passes that decode are taken as one of
+        as many times the length, with the mean KV. None: one pass.
         """
         work, sampled = self._next(lane)
+        seconds, parts = self.setting.through(work)
         rounds = 1
         if work.phase == DECODE and next_s is not None and not lane.waiting:
-            once = sum(self.setting.pass_of(index, work).seconds for index in range(len(free)))
             left = min(one.request.output_len - one.made for one in sampled)
-            rounds = max(min(left, math.ceil(min((next_s - now) / once, left))), 1)
+            rounds = max(math.ceil(min((next_s - now) / (sum(seconds) + turn), left)), 1)
             work = replace(work, read=work.read + len(sampled) * (rounds - 1) / 2)
-        at = now
-        for index in range(len(free)):
-            one = self.setting.pass_of(index, work).times(rounds)
-            at = max(at, free[index]) + one.seconds
-            free[index], self.parts = at, self.parts + one
+            seconds, parts = self.setting.through(work)
+        at, self.parts = now, self.parts + parts.times(rounds)
+        for index, one in enumerate(seconds):
+            free[index] = at = max(at, free[index]) + rounds * one
+        at += (rounds - 1) * turn
         self.prefill_s += at - now if work.phase == PREFILL else 0.0
         self.busy_s += at - min(max(now, self._until), at)
         self._until = max(self._until, at)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -92,6 +93,23 @@ class Placed:
         }
 
     @cached_property
+    def like(self) -> tuple[int, ...]:
+        """Stage -> the first one that takes as long for the same work: itself for the first and the
+        last one, which have the embedding and the head."""
+        last, firsts = len(self.stages) - 1, dict[object, int]()
+        return tuple(
+            firsts.setdefault((stage, *where) if 0 < index < last else index, index)
+            for index, (stage, *where) in enumerate(
+                zip(self.stages, self.layers, self.hops, strict=True)
+            )
+        )
+
+    @cached_property
+    def kinds(self) -> Counter[int]:
+        """The first stage of each kind -> how many of that there are."""
+        return Counter(self.like)
+
+    @cached_property
     def rates(self) -> dict[str, Rates | None]:
         """Phase -> what a GPU does at most, in the type of its matrices."""
         return {
@@ -165,6 +183,15 @@ class Setting:
         if key not in self._passes:
             self._passes[key] = self._pass(index, work)
         return self._passes[key]
+
+    def through(self, work: Work) -> tuple[list[float], Parts]:
+        """Seconds of a pass through each stage, and the parts of all of them. Raises
+        UnknownLink."""
+        each, total = {}, Parts()
+        for index, count in self.placed.kinds.items():
+            one = self.pass_of(index, work)
+            each[index], total = one.seconds, total + one.times(count)
+        return [each[index] for index in self.placed.like], total
 
     def _pass(self, index: int, work: Work) -> Parts:
         factors = self.factors

@@ -486,3 +486,13 @@ def test_pcie_has_its_own_share_of_its_rate() -> None:
     assert card.fabric.link is not None
     assert card.fabric.link.bandwidth == 32e9 * 0.75  # as NCCL counts it
     assert card.memory_bytes == 46068 << 20
+
+
+@pytest.mark.parametrize("layout", ["tp2", "pp4", "tp2pp8", "pp16"])
+def test_stages_that_are_alike_are_worked_out_once(layout: str) -> None:
+    at, work = setting(layout, engine=TORCH), Work(PREFILL, 512, 2, pairs=65_000)
+    seconds, parts = at.through(work)
+    one_by_one = [at.pass_of(index, work) for index in range(len(at.stages))]
+    assert seconds == pytest.approx([one.seconds for one in one_by_one])
+    assert parts.seconds == pytest.approx(sum(seconds))
+    assert len(set(at.placed.like)) <= 5
