@@ -98,6 +98,12 @@ class Published:
 # -- what is said of every result
 
 
+def model_of(found: Published) -> str:
+    """The model that a result is of."""
+    (name,) = {one.cell.model for one in found.findings.comparison}
+    return name
+
+
 def costs(
     found: Published, layouts: Sequence[str], concurrencies: Sequence[int] | None = None
 ) -> str:

@@ -15,6 +15,7 @@ from published import RESULTS, Published
 
 README = RESULTS.parents[1] / "README.md"
 FOUR = RESULTS / "4xh200"
+FOUR_H100 = RESULTS / "4xh100"
 TWO = RESULTS / "2xh100"
 BEGIN, END = "<!-- begin: scripts/readme_results.py -->", "<!-- end: scripts/readme_results.py -->"
 
@@ -26,7 +27,9 @@ def section() -> str:
         [
             *results_four_gpus.section(models),
             *results_two_gpus.section(Published(TWO / "qwen2.5-32b")),
-            *results_engines.section(Published(TWO / "engines-qwen2.5-32b")),
+            *results_engines.section(
+                [Published(FOUR_H100 / f"engines-{name}") for name in results_four_gpus.LAYOUTS]
+            ),
             *results_checks.without(Published(FOUR / "ablation-comm-qwen2.5-32b")),
             *results_checks.swapped(
                 TWO / "swap-qwen2.5-32b" / "inorder", TWO / "swap-qwen2.5-32b" / "swapped"

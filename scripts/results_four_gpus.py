@@ -17,6 +17,7 @@ from published import (
     decode_comm,
     known,
     listed,
+    model_of,
     paragraph,
     table,
     users,
@@ -37,7 +38,7 @@ def section(found: Sequence[Published]) -> Iterator[str]:
     yield "### Both models on four H200"
     yield paragraph(*_conditions(found))
     for each in found:
-        yield f"**{_model(each)}**"
+        yield f"**{model_of(each)}**"
         yield _throughputs(each)
     yield bullets(
         *map(_order, found), *_against_vllm(found), " ".join(_predicted(found)), _first_token(found)
@@ -50,8 +51,8 @@ def section(found: Sequence[Published]) -> Iterator[str]:
         "reports have those of the other loads:",
     )
     for each in found:
-        yield f"**{_model(each)}**"
-        yield costs(each, LAYOUTS[_model(each)], [SHOWN])
+        yield f"**{model_of(each)}**"
+        yield costs(each, LAYOUTS[model_of(each)], [SHOWN])
     yield bullets(
         _pipeline_loses(found),
         _one_user(found),
@@ -87,11 +88,6 @@ def _conditions(found: Sequence[Published]) -> Iterator[str]:
     )
 
 
-def _model(found: Published) -> str:
-    (name,) = {one.cell.model for one in found.findings.comparison}
-    return name
-
-
 def reached(found: Published, layout: str, concurrency: int) -> float:
     """Generated tokens per second."""
     return known(found.cell(layout, concurrency).throughput.output_throughput)
@@ -103,7 +99,7 @@ def _throughputs(found: Published) -> str:
         beside = EN_DASH if ratio is None else f"{ratio:.2f}x"
         return f"{three_digits(reached(found, layout, concurrency))} ({beside})"
 
-    layouts = LAYOUTS[_model(found)]
+    layouts = LAYOUTS[model_of(found)]
     rows = [[str(n), *(shown(layout, n) for layout in layouts)] for n in found.concurrencies]
     return table(["concurrent", *layouts], rows)
 
@@ -123,12 +119,12 @@ def _peers() -> dict[tuple[str, str, int], float]:
 
 
 def _ratio(found: Published, layout: str, concurrency: int) -> float | None:
-    peer = _peers().get((_model(found), layout, concurrency))
+    peer = _peers().get((model_of(found), layout, concurrency))
     return None if peer is None else reached(found, layout, concurrency) / peer
 
 
 def _order(found: Published) -> str:
-    first, second, *_ = layouts = LAYOUTS[_model(found)]
+    first, second, *_ = layouts = LAYOUTS[model_of(found)]
     for n in found.concurrencies:
         speeds = [reached(found, layout, n) for layout in layouts]
         assert speeds == sorted(speeds, reverse=True)
@@ -139,9 +135,9 @@ def _order(found: Published) -> str:
     assert over == sorted(over, reverse=True)
     assert over[-1] > 1.1
     return (
-        f"{_model(found)}: {first} delivers most under every load, {over[0]:.2f}x the next layout "
-        f"for {users(found.concurrencies[0])}, and {over[-1]:.2f}x at {found.concurrencies[-1]}. "
-        f"{second} is second, and {layouts[-1]} the last."
+        f"{model_of(found)}: {first} delivers most under every load, {over[0]:.2f}x the next "
+        f"layout for {users(found.concurrencies[0])}, and {over[-1]:.2f}x at "
+        f"{found.concurrencies[-1]}. {second} is second, and {layouts[-1]} the last."
     )
 
 
@@ -150,7 +146,7 @@ def _against_vllm(found: Sequence[Published]) -> Iterator[str]:
         layout: [
             ratio
             for each in found
-            if layout in LAYOUTS[_model(each)]
+            if layout in LAYOUTS[model_of(each)]
             for n in each.concurrencies
             if (ratio := _ratio(each, layout, n)) is not None
         ]
@@ -167,9 +163,9 @@ def _against_vllm(found: Sequence[Published]) -> Iterator[str]:
 def _predicted(found: Sequence[Published]) -> Iterator[str]:
     misses = []
     for each in found:
-        cells = Experiment(model=_model(each), max_concurrency=each.concurrencies)
+        cells = Experiment(model=model_of(each), max_concurrency=each.concurrencies)
         machines = Machines("h200", 4)
-        (plan,) = predicted(cells, machines, LAYOUTS[_model(each)]).planned
+        (plan,) = predicted(cells, machines, LAYOUTS[model_of(each)]).planned
         assert plan.provenance.endswith("benchmarks/fit_predictions.py")
         for ranking in plan.rankings:
             n = ranking.max_concurrency
@@ -193,12 +189,12 @@ def _predicted(found: Sequence[Published]) -> Iterator[str]:
 def _first_token(found: Sequence[Published]) -> str:
     one = found[0].concurrencies[0]
     firsts = [
-        [known(each.cell(name, one).latency.ttft.median) for name in LAYOUTS[_model(each)]]
+        [known(each.cell(name, one).latency.ttft.median) for name in LAYOUTS[model_of(each)]]
         for each in found
     ]
     assert all(min(values) == values[0] for values in firsts)
     said = [
-        f"{between(values, '.0f', ' ms')} for {_model(each)}"
+        f"{between(values, '.0f', ' ms')} for {model_of(each)}"
         for each, values in zip(found, firsts, strict=True)
     ]
     starts = [value for each in found for value in each.values(lambda row: row.startup.startup_s)]
@@ -216,7 +212,7 @@ def _pipeline_loses(found: Sequence[Published]) -> str:
         weights.append(known(COST["weights"](other)) - known(COST["weights"](one)))
         bubbles.append(known(COST["bubble"](other)))
         assert weights[-1] > 0.9 * more[-1] > 5 * bubbles[-1]
-    models = listed(map(_model, found))
+    models = listed(map(model_of, found))
     return (
         f"What a pipeline loses is weights rather than bubbles. At {SHOWN} concurrent a token "
         f"costs {_fixed(more)} GPU-ms more under pp4 than under tp4, with {models}. Each of the "
@@ -236,7 +232,7 @@ def _one_user(found: Sequence[Published]) -> str:
         for name in ("tp2pp2", "pp4")
     }
     said = [f"{between(values, '.0f', '%')} under {name}" for name, values in idle.items()]
-    (dense,) = (each for each in found if "dp4" in LAYOUTS[_model(each)])
+    (dense,) = (each for each in found if "dp4" in LAYOUTS[model_of(each)])
     alone = dense.cell("dp4", one)
     share = 100 * known(COST["ramp, idle"](alone)) / known(COST["total"](alone))
     return (
@@ -253,7 +249,7 @@ def _tensor_loses(found: Sequence[Published]) -> Iterator[str]:
             for name in ("tp4", "tp2pp2")
         }
         yield (
-            f"With {_model(each)} it is {shares['tp4']} of a decode step of tp4 at "
+            f"With {model_of(each)} it is {shares['tp4']} of a decode step of tp4 at "
             f"{listed(each.concurrencies)} concurrent, and {shares['tp2pp2']} of tp2pp2."
         )
     most = max(share for each in found for share in decode_comm(each, "pp4"))
@@ -270,6 +266,6 @@ def _untaken(found: Published) -> list[str]:
 
 def _untaken_prefill(found: Published) -> str:
     return (
-        f"The parts of {_model(found)} under {listed(_untaken(found))} are not known "
+        f"The parts of {model_of(found)} under {listed(_untaken(found))} are not known "
         f"({EN_DASH}): the profile slowed its prefill too much."
     )

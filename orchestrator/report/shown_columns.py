@@ -93,6 +93,11 @@ def _slowed_prefill(one: Comparison) -> str:
     return "" if ratio is None else f"{ratio:.2f} prefill"
 
 
+def _fused(one: Comparison) -> str:
+    """Empty where there are none of them, so that most results do without the column."""
+    return figure(one.step.decode.fused.pct, "%") if one.step.decode.fused.pct else ""
+
+
 def _missed(one: Comparison) -> str:
     return f"outside: {one.predicted.missed}" if one.predicted.missed else ""
 
@@ -149,6 +154,13 @@ COLUMNS = (
         "comm, run",
         "the same share of the device time of the whole run, prefill and decode",
         lambda one: figure(one.cost.run_comm_exposed_pct, "%"),
+    ),
+    ShownColumn(
+        "fused",
+        "share of a decode step in kernels that exchange data and compute at once, such as a sum "
+        f"with the norm behind it; below: {INTERVAL}",
+        _fused,
+        interval_of="fused_pct",
     ),
     ShownColumn(
         "bubble",

@@ -45,7 +45,7 @@ LEGEND = {
     "/GPU": "tok/s per GPU",
     "of bound": (
         "tok/s in percent of what the GPUs' memory and arithmetic would allow this layout if "
-        "communication took no time"
+        "communication took no time; more for an engine that reads prompts in passes that decode"
     ),
     "predicted": "tok/s as predicted before the run; !: something lies outside of its interval",
     GPU_MS: "time of all GPUs of the layout for each generated token, in milliseconds",
@@ -61,6 +61,7 @@ LEGEND = {
         "in, and compute nothing"
     ),
     "of run": "the same, of the whole run, prefill and decode",
+    "fused": "share of a decode step in kernels that exchange data and compute at once",
     "bubble": (
         "share of a decode step in which a GPU waits for another pipeline stage; the shares are "
         "from separate runs"
@@ -248,11 +249,6 @@ def _device_ms(one: Comparison, title: str) -> float | None:
     return one.device_time.device_ms_per_token if is_mine else None
 
 
-def _memory(one: Comparison) -> str:
-    peak = one.memory.peak_memory_bytes
-    return format_bytes(peak) if peak else "-"
-
-
 # Title of a column -> what it shows of a cell.
 NAMES: dict[str, Show] = {
     "layout": lambda one: one.cell.strategy,
@@ -277,9 +273,10 @@ FIGURES: dict[str, Show] = {
     "TPOT ms": lambda one: fixed(one.latency.tpot.median, 2),
     "comm": lambda one: percent(one.step.decode.comm_exposed.pct),
     "of run": lambda one: percent(one.cost.run_comm_exposed_pct),
+    "fused": lambda one: percent(one.step.decode.fused.pct),
     "bubble": lambda one: percent(one.step.decode.bubble.pct),
     "J/tok": lambda one: fixed(one.energy.joules_per_output_token, 2),
-    "memory": _memory,
+    "memory": lambda one: format_bytes(n) if (n := one.memory.peak_memory_bytes) else "-",
     "starts": lambda one: str(one.num_starts),
     "runs": lambda one: str(one.num_runs),
 }
@@ -295,6 +292,7 @@ WHERE_KNOWN: dict[str, Callable[[Comparison], bool]] = {
     "SLO": lambda one: one.slo.slo is not None,
     "delay ms": lambda one: one.arrivals.median_schedule_delay_ms is not None,
     "of run": lambda one: one.cost.run_comm_exposed_pct is not None,
+    "fused": lambda one: bool(one.step.decode.fused.pct),
     "J/tok": lambda one: one.energy.joules_per_output_token is not None,
     "starts": lambda one: one.num_starts > 1,
 }

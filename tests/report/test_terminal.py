@@ -145,6 +145,19 @@ def test_figures_that_nobody_has_take_no_column():
     )
 
 
+def test_kernels_that_communicate_and_compute_stand_beside_what_only_communicates():
+    ours = run("tp4", 110.0, comm_exposed_pct=15.9, fused_pct=0.0)
+    fused = run("tp4", 115.0, engine="vllm", comm_exposed_pct=3.0, fused_pct=7.3)
+    text = shown(compared(ours, fused), 160)
+    meaning = "fused: share of a decode step in kernels that exchange data and compute at once"
+    assert meaning in " ".join(text.split())
+    rows = [line.split() for line in text.splitlines() if line.startswith(" tp4")]
+    beside = {words[1]: [word for word in words if word.endswith("%")] for words in rows}
+    assert beside["vllm"][-2:] == ["3.0%", "7.3%"]
+    assert beside["torch"][-2:] == ["15.9%", "0.0%"]
+    assert "fused" not in shown(compared(ours), 160)
+
+
 def test_a_token_costs_milliseconds_of_gpus_or_of_workers():
     gpu = shown(compared(run("tp4", 100.0, device_ms_per_token=40.0, device_name="GPU")))
     assert "GPU-ms/tok" in headers(gpu)[0]
