@@ -6,7 +6,8 @@
         --held-out "2 x H200 llama-70b=docs/results/2xh200/llama-70b@docs/results/2xh200" \\
         --held-out "4 x H200=docs/results/peers-4xh200.csv"
 
-Writes orchestrator/predict/factors.json and the table of docs/predictions.md. A few numbers of
+Writes orchestrator/predict/factors.json and the table of docs/predictions.md; with --check it fits
+nothing, writes nothing, and prints how far off the factors that are kept are. A few numbers of
 physical meaning are fitted, by least squares on relative errors and with a weak pull to where each
 begins; cells above MOST requests, and layouts of other degrees, are left for the check.
 """
@@ -145,6 +146,7 @@ def _cell(origin: str, key, runs) -> Cell:
         "compute_ms": lambda one: one.step.decode.compute.ms,
         "transfer_ms": lambda one: one.step.decode.exposed_transfer.ms,
         "wait_ms": lambda one: one.step.decode.exposed_wait.ms,
+        "fused_ms": lambda one: one.step.decode.fused.ms,
         "gap_ms": lambda one: one.step.decode.launch_gap.ms,
         "joules": lambda one: one.energy.joules_per_output_token,
         "kv_tokens": lambda one: one.memory.kv_tokens,
@@ -210,6 +212,10 @@ class Bench:
     def __init__(self, attainable: Attainable, calibrations: Mapping[str, Calibration]) -> None:
         self.attainable, self._calibrations = attainable, calibrations
         self._planned: dict[tuple, tuple] = {}
+
+    def with_calibrations(self, more: Mapping[str, Calibration]) -> Bench:
+        """The same on a node that was calibrated."""
+        return Bench(self.attainable, {**self._calibrations, **more})
 
     def hardware(self, gpu: str) -> Hardware:
         """As `plan` takes it."""
@@ -280,11 +286,17 @@ def observed(cell: Cell) -> dict[str, tuple[float, float]]:
     out = {name: (cell.measured[name], e) for name, e in names.items() if name in cell.measured}
     if "tp" in cell.layout and "transfer_ms" in cell.measured:
         out["transfer_ms"] = (cell.measured["transfer_ms"], PART)
-        both = cell.measured["transfer_ms"] + cell.measured["wait_ms"]
-        out["comm_ms"] = (both, PART)
+        out["comm_ms"] = (communication_ms(cell), PART)
     if "gap_ms" in cell.measured:
         out["gap_ms"] = (cell.measured["gap_ms"], 2 * PART)
     return out
+
+
+def communication_ms(cell: Cell) -> float:
+    """Of a decode step: transfer, wait, and kernels that also do something else, as an all-reduce
+    with the norm behind it."""
+    parts = ("transfer_ms", "wait_ms", "fused_ms")
+    return sum(cell.measured.get(name, 0.0) for name in parts)
 
 
 def fit(bench: Bench, cells: Sequence[Cell], begin: EngineFactors) -> EngineFactors:
@@ -570,7 +582,8 @@ def regrets(one: HeldOut, engines: Mapping[str, EngineFactors]) -> Iterator[str]
 
 def other_errors(held: Sequence[HeldOut], engines: Mapping[str, EngineFactors]) -> str:
     """Weights in memory and communication of a decode step, where they were measured."""
-    weights, communication = [], []
+    weights: list[float] = []
+    communication: dict[str, list[float]] = {}
     for one in held:
         for cell in one.cells:
             if "weight_bytes" in cell.measured:
@@ -578,12 +591,17 @@ def other_errors(held: Sequence[HeldOut], engines: Mapping[str, EngineFactors]) 
                 weights.append(abs(100 * (found / cell.measured["weight_bytes"] - 1)))
             if "tp" in cell.layout and "transfer_ms" in cell.measured:
                 found = one.bench.predicted(cell, engines[cell.engine])["comm_ms"]
-                seen = cell.measured["transfer_ms"] + cell.measured["wait_ms"]
-                communication.append(abs(100 * (found / seen - 1)))
+                error = abs(100 * (found / communication_ms(cell) - 1))
+                communication.setdefault(cell.engine, []).append(error)
+    if not weights:
+        return "Neither weights in memory nor communication were measured."
+    said = "; ".join(
+        f"{engine} {median(found):.1f}% of {len(found)}" for engine, found in communication.items()
+    )
     return (
         f"Median absolute error of weights on the fullest GPU: {median(weights):.1f}% of "
         f"{len(weights)} cells; of communication in a decode step (transfer and\nwait, layouts "
-        f"with tp): {median(communication):.1f}% of {len(communication)}."
+        f"with tp): {said}."
     )
 
 
@@ -598,6 +616,8 @@ def by_kind(held: Sequence[HeldOut], engines: Mapping[str, EngineFactors]) -> It
                 for metric in errors:
                     found = held_out_errors(replace(one, cells=cells), engines)[metric]
                     errors[metric] += [abs(percent(each.log)) for each in found]
+            if not errors["tpot_ms"]:
+                continue
             yield (
                 f"| {engine}, {title} | {len(errors['tpot_ms'])} | "
                 f"{median(errors['tpot_ms']):.1f} | {median(errors['output_throughput']):.1f} |"
@@ -678,8 +698,8 @@ def write(text: str) -> None:
 def main() -> None:
     """Fit, write, check."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("results", nargs="+", type=Path, help="results to fit torch on")
-    parser.add_argument("--fabric", required=True, type=Path, action="append", dest="fabrics")
+    parser.add_argument("results", nargs="*", type=Path, help="results to fit torch on")
+    parser.add_argument("--fabric", default=[], type=Path, action="append", dest="fabrics")
     parser.add_argument("--peers", type=Path, help="rows of vLLM on H200, to fit it on")
     parser.add_argument(
         "--held-out",
@@ -689,7 +709,12 @@ def main() -> None:
         help="results, or rows of vLLM on H200 (.csv), and a calibration of their node",
     )
     parser.add_argument("--published", type=Path, help="figures of others, as a further check")
+    parser.add_argument("--check", action="store_true", help="keep the factors; print the table")
     asked = parser.parse_args()
+    if asked.check:
+        return check(asked.held_out)
+    if not (asked.results and asked.fabrics):
+        parser.error("a fit needs results and --fabric; --check needs neither")
     calibrations = dict(_calibrated(folder) for folder in asked.fabrics)
     shares = attainable(calibrations)
     bench = Bench(shares, calibrations)
@@ -710,11 +735,36 @@ def main() -> None:
         for engine, same in grouped(rest, lambda one: one.engine).items()
     ]
     for text in asked.held_out:
-        held += _held_out(text, bench, calibrations, engines)
+        held += _held_out(text, bench, engines)
     tables = [page(held, engines)]
     if asked.published:
         tables.append(published(asked.published, bench, engines["vllm"]))
     write("\n".join(tables))
+
+
+def check(texts: Iterable[str]) -> None:
+    """Print the errors of the factors that are kept: a line a cell after the table."""
+    known = kept.load()
+    bench = Bench(known.attainable, known.calibrations)
+    found = [one for text in texts for one in _held_out(text, bench, known.engines)]
+    print(page(found, known.engines))
+    for one in found:
+        for cell in one.cells:
+            print(f"{one.label}: {cell.name}: {_errors(one.bench, cell, known.engines)}")
+
+
+def _errors(bench: Bench, cell: Cell, engines: Mapping[str, EngineFactors]) -> str:
+    """Each metric predicted and measured; marked where it lies outside of its interval."""
+    factors = engines[cell.engine]
+    errors = held_out_errors(HeldOut("", [cell], bench), engines)
+    said, predicted = [], bench.predicted(cell, factors)
+    for metric, names in MEASURED_AS.items():
+        name = next((each for each in names if each in cell.measured), "")
+        for one in errors[metric]:
+            mark = "" if one.is_within else " outside"
+            values = f"{predicted[name]:.4g} of {cell.measured[name]:.4g}"
+            said.append(f"{TITLES[metric]} {values} ({percent(one.log):+.1f}%{mark})")
+    return ", ".join(said)
 
 
 def _is_fitted(cell: Cell, engine: str) -> bool:
@@ -727,14 +777,12 @@ def _is_fitted(cell: Cell, engine: str) -> bool:
     )
 
 
-def _held_out(
-    text: str, bench: Bench, calibrations: Mapping[str, Calibration], engines: Iterable[str]
-) -> Iterator[HeldOut]:
+def _held_out(text: str, bench: Bench, engines: Iterable[str]) -> Iterator[HeldOut]:
     """Of each engine for which factors were fitted."""
     label, _, where = text.partition("=")
     path, _, its = where.partition("@")
     if its:
-        bench = Bench(bench.attainable, {**calibrations, **dict([_calibrated(Path(its))])})
+        bench = bench.with_calibrations(dict([_calibrated(Path(its))]))
     found = peers_of(Path(path), "H200") if path.endswith(".csv") else cells_of(Path(path))
     for engine, same in grouped(found, lambda one: one.engine).items():
         if engine in engines:

@@ -188,6 +188,14 @@ def _best_point(large: Published, small: Published) -> Iterator[str]:
         f"{between(gains, '.2f', 'x')} the throughput. Each gains more than a user loses in speed, "
         "so by the product of the two 100 is the better point. No knee lies between."
     )
+    lines = [one for each in (large, small) for one in each.findings.curves]
+    best = [known(one.fitted.best_point) for one in lines if one.strategy == "tp4"]
+    rest = min(known(one.fitted.best_point) for one in lines if one.strategy != "tp4")
+    yield (
+        "The closed form of [predictions.md](predictions.md#against-concurrency) puts the best "
+        f"point of tp4 at {between(best, '.0f', '')}, of every other layout at {rest:.0f} or more, "
+        "and that of the article's own speeds at 16 (70B) and 15 (32B)."
+    )
 
 
 def _one_gpu(small: Published) -> Iterator[str]:

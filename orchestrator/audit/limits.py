@@ -23,13 +23,20 @@ FP8_BITS = 8.0
 @dataclass(frozen=True, slots=True)
 class Card:
     """One kind of GPU. memory: bytes. link: bytes/s that it sends to others at most. host_link:
-    bytes/s that it reads from main memory at most. None: not known."""
+    bytes/s that it reads from main memory at most. None: not known. bridge: cards that `link` joins
+    where it is no more than a bridge; beyond them bytes go the way of `host_link`.
+    """
 
     name: str
     ceilings: Ceilings
     memory: int | None
     link: float | None
     host_link: float | None = None
+    bridge: int | None = None
+
+    def link_of(self, ranks: int) -> float | None:
+        """Bytes/s that it sends at most within a group of so many."""
+        return self.host_link if self.bridge and ranks > self.bridge else self.link
 
 
 @dataclass(frozen=True)
@@ -69,16 +76,19 @@ class Placed:
             for rank in self.ranks
         )
 
-    def sent(self, tokens: int, sampled: int, width: int) -> float:
-        """Bytes that a rank has to send at least in a forward pass, the most of any rank; width:
-        bytes of an activation. Of an all-reduce its own message once, as a switch may make the sum.
-        """
-        return max(sum(self._sent(rank, tokens, sampled, width)) for rank in self.ranks)
+    def sent_s(self, card: Card, tokens: int, sampled: int, width: int) -> float:
+        """Seconds that a rank has to send for at least in a forward pass, the most of any rank;
+        width: bytes of an activation. Of an all-reduce it sends its own message once, as a switch
+        may make the sum. A link of which nothing is known takes no time."""
+        return max(sum(self._sent_s(card, rank, tokens, sampled, width)) for rank in self.ranks)
 
-    def _sent(self, rank: int, tokens: int, sampled: int, width: int) -> Iterator[float]:
+    def _sent_s(
+        self, card: Card, rank: int, tokens: int, sampled: int, width: int
+    ) -> Iterator[float]:
         for one in traffic.step(self.placement, self.model, rank, tokens, sampled, width):
-            factor = traffic.sent_factor(one.op, self.placement.degree(one.axis)) or 0.0
-            yield one.bytes * min(factor, 1.0)
+            ranks = self.placement.degree(one.axis)
+            factor, link = traffic.sent_factor(one.op, ranks) or 0.0, card.link_of(ranks)
+            yield one.bytes * min(factor, 1.0) / link if link else 0.0
 
 
 @dataclass(frozen=True)
@@ -285,7 +295,5 @@ class Deployed:
 
     def sent_s(self, tokens: int, sampled: int) -> float:
         """Least seconds that a forward pass keeps the busiest link of a GPU."""
-        if not self.card.link:
-            return 0.0
         width = 1 if self.bits <= FP8_BITS else self.placed.precision.dtype_bytes
-        return self.placed.sent(tokens, sampled, width) / self.card.link
+        return self.placed.sent_s(self.card, tokens, sampled, width)

@@ -299,7 +299,7 @@ def _experiment(**options: Any) -> Experiment:
     """What flags alone ask for."""
     from orchestrator.config import load_experiment
 
-    return load_experiment(None, given(**options))
+    return load_experiment(None, predicting.seated(given(**options)))
 
 
 def _refuse(why: str, *names: str) -> None:

@@ -90,4 +90,4 @@ def _card(name: str) -> Card:
     if sheet is None or ceilings is None:
         known = ", ".join(words for words, one in datasheet.SHEETS.items() if one.hbm and one.l2)
         raise UserError(f"there is no data sheet of the GPU '{name[:60]}'; known are {known}")
-    return Card(words, ceilings, sheet.memory_bytes, sheet.link, sheet.host_link)
+    return Card(words, ceilings, sheet.memory_bytes, sheet.link, sheet.host_link, sheet.bridge)

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from strategies.precision import Precision
 
 
-NAMES = ("gpu", "gpus", "gpus_per_node", "network", "gpu_hour_cost")
+SEATS = (256,)  # max_num_seqs of vLLM
+NAMES = (
+    *("gpu", "gpus", "gpus_per_node", "network", "gpu_hour_cost"),
+    *("failure_rate", "recovery", "straggler"),
+)
 
 
 def machines_of(options: dict[str, Any]) -> Machines | None:
@@ -103,47 +107,69 @@ def _planned(
     number: int,
 ) -> Planned:
     from orchestrator.predict import factors
-    from orchestrator.predict.layouts import Case, rankings
-    from orchestrator.predict.plan import Planned
+    from orchestrator.predict.degradation import sweeps
+    from orchestrator.predict.layouts import Case, candidates
+    from orchestrator.predict.plan import SWEPT, Planned
     from strategies.registry import factorisations
 
     scenario, fitted = experiment.scenarios[number], factors.load().of(engine)
     asked = asked_of(experiment, number, fitted, machines.gpu_hour_cost)
     case = Case(shape, kept, machines.hardware(), fitted, asked)
     names = tuple(layouts) or tuple(factorisations(machines.gpus))
-    found = rankings(case, names, machines.gpus, experiment.max_concurrency)
+    found = candidates(case, names, machines.gpus, max(experiment.max_concurrency))
+    ranked = tuple(found.ranking(number) for number in experiment.max_concurrency)
+    first = [one.layout for one in ranked[0].predictions[:SWEPT]]
     return Planned(
         scenario.name,
-        scenario.input_len,
-        scenario.output_len,
+        asked.lengths.input_len,
+        asked.lengths.output_len,
         engine,
         fitted.provenance,
-        tuple(found),
+        ranked,
+        () if asked.arrivals else tuple(sweeps(found, first)),
+        asked.arriving,
+        machines.reliability if machines.gpus > case.hardware.gpus_per_node else None,
     )
 
 
 def asked_of(
-    experiment: Experiment, number: int, fitted: EngineFactors, gpu_hour_cost: float | None = None
+    experiment: Experiment, number: int, fitted: EngineFactors, cost: float | None = None
 ) -> Asked:
-    """The load of a scenario, at the highest concurrency that is asked for. Raises UserError for
-    one that no prediction is made of."""
-    from orchestrator.predict.load import Asked
+    """The load of a scenario, at the highest concurrency that is asked for. cost: of an hour of a
+    GPU. Raises UserError for one that no prediction is made of."""
+    from orchestrator.plan import models
+    from orchestrator.plan.open_loops import is_open, timed_requests
+    from orchestrator.predict.load import Arrival, Asked
     from orchestrator.predict.plan import check_known
     from orchestrator.predict.replica import Lengths
 
     scenario = experiment.scenarios[number]
+    most, seats = _prefill_tokens(experiment, fitted), max(experiment.max_concurrency)
+    if is_open(experiment) and not experiment.find_rate:
+        model = models.resolve(experiment.model, "dummy")
+        timed = timed_requests(experiment, scenario, seats, model)
+        found = tuple(Arrival(*one) for one in timed)
+        return Asked.opened(found, seats, most or max(one.input_len for one in found), cost)
     check_known(scenario.name, scenario.input_len, scenario.output_len, _other(experiment))
-    size = experiment.chunked_prefill_size
     whole = max(fitted.prefill_tokens, scenario.input_len)
-    most = whole if size == "off" else size or fitted.prefill_tokens
-    lengths = Lengths(scenario.input_len, scenario.output_len, int(most))
-    return Asked(lengths, max(experiment.max_concurrency), experiment.num_prompts, gpu_hour_cost)
+    lengths = Lengths(scenario.input_len, scenario.output_len, most or whole)
+    return Asked(lengths, seats, experiment.num_prompts, cost)
+
+
+def _prefill_tokens(experiment: Experiment, fitted: EngineFactors) -> int | None:
+    """Most prompt tokens of a pass; None: prompts go whole."""
+    size = experiment.chunked_prefill_size
+    return None if size == "off" else int(size or fitted.prefill_tokens)
 
 
 def _other(experiment: Experiment) -> str | None:
-    """What makes a load another one than a closed loop of equal lengths."""
-    if experiment.request_rate is not None or experiment.find_rate:
-        return "an open loop"
-    if experiment.dataset_path is not None:
-        return "a dataset"
+    """What makes a load another one than those that are predicted."""
+    if experiment.find_rate:
+        return "a search of a rate"
     return "lengths that differ" if experiment.range_ratio else None
+
+
+def seated(flags: dict[str, object]) -> dict[str, object]:
+    """Flags of an experiment; in an open loop with as many seats as vLLM has, unless said."""
+    is_open = any(name in flags for name in ("request_rate", "dataset_path"))
+    return {"max_concurrency": SEATS, **flags} if is_open else flags

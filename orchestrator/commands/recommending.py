@@ -73,7 +73,8 @@ def recommend(search: Search, experiment: Experiment, out: Output) -> None:
     from orchestrator.errors import UserError
     from orchestrator.predict.kinds import counts, prices
     from orchestrator.predict.recommend import Wanted, recommend
-    from orchestrator.report.predicted.recommendation import Answer, as_data, render
+    from orchestrator.report.predicted.recommendation import Answer, render
+    from orchestrator.report.predicted.recommendation_data import as_data
 
     objectives = search.objectives
     if not objectives:

@@ -16,7 +16,10 @@ class Sheet:
     links; 0 without. l2: MiB, of all caches between the memory and the multiprocessors together.
     memory: its size, in the GB that makers write, of 2^30 bytes. pcie: GB/s, both directions
     together. power: W, the limit. network: GB/s, one direction, of its share of the network cards
-    of the maker's own server. None: no source is known."""
+    of the maker's own server. usable: MiB of the memory that `nvidia-smi` gives, with error
+    correction on where that is how it is delivered: GDDR6 keeps the bits in the memory itself.
+    bridge: cards that an NVLink bridge joins; None: NVLink joins all of a node, or there is none.
+    node: GPUs of a node, which is what one NVLink domain joins. None: no source is known."""
 
     hbm: float | None = None
     bf16: float | None = None
@@ -29,11 +32,19 @@ class Sheet:
     pcie: float | None = None
     power: float | None = None
     network: float | None = None
+    usable: int | None = None
+    bridge: int | None = None
+    node: int = 8
 
     @property
     def memory_bytes(self) -> int | None:
         """Bytes of memory, before what a driver keeps; None where unknown."""
         return None if self.memory is None else self.memory << 30
+
+    @property
+    def usable_bytes(self) -> int | None:
+        """Bytes that programs see; all of its memory where that is not known."""
+        return self.memory_bytes if self.usable is None else self.usable << 20
 
     @property
     def host_link(self) -> float | None:
@@ -52,25 +63,29 @@ class Sheet:
 # reports of the card. memory, where no other source is named: huggingface.co/hardware, or the name
 # of the card. pcie: 4.0 x16 as the sheet of L40S gives it, 5.0 x16 as that of H100 does. network:
 # the datasheets of DGX B200, DGX H200 and DGX H100 (8 ConnectX-7 of 400 Gb/s for 8 GPUs), DGX A100
-# (8 of 200 Gb/s) and DGX GB200 (72 of 400 Gb/s for 72 GPUs; its memory: 13.4 TB of 72 GPUs).
+# (8 of 200 Gb/s) and DGX GB200 (72 of 400 Gb/s for 72 GPUs; its memory: 13.4 TB of 72 GPUs). node:
+# HGX boards join 8, GB200 NVL72 is one NVLink domain of 72 ("NVIDIA Blackwell" datasheet). bridge:
+# 2 cards ("NVIDIA A100" datasheet, PB-11133, PB-11773), H200 NVL up to 4 ("NVIDIA H200 Tensor Core
+# GPU" datasheet: 2- or 4-way). usable of H100, H200: manifests of docs/results; of L40S, L4:
+# `nvidia-smi` with ECC on, as AWS and Google deliver them (46068MiB, 23034MiB).
 SHEETS = {
     # "NVIDIA Blackwell" datasheet, of a GPU of GB200 NVL72 and of HGX B200. links: MLCommons,
     # inference v6.0, systems nebius_b200_n1 and GB200-NVL72; memory of B200: the first of them. L2:
     # CUDA of B200 (github.com/pytorch/ao/pull/4002); of GB200 as of B200, the same chip.
-    "GB200": Sheet(8000, 2500, 5000, 80, 1800, 18, 126.5, 186, network=50),
+    "GB200": Sheet(8000, 2500, 5000, 80, 1800, 18, 126.5, 186, network=50, node=72),
     "B200": Sheet(7700, 2250, 4500, 75, 1800, 18, 126.5, 180, 128, 1000, 50),
     # "NVIDIA H200 Tensor Core GPU" datasheet; bf16 to a tenth as of H100, the same chip. L2: CUDA;
     # of NVL as of SXM.
     # memory and pcie: MLCommons, inference v4.1, system H200-SXM-141GBx8_TRT_MaxQ.
-    "H200 NVL": Sheet(4800, 835.5, 1670.5, 60, 900, 18, 60, 141, None, 600),
-    "H200": Sheet(4800, 989.4, 1979, 67, 900, 18, 60, 141, 128, 700, 50),
+    "H200 NVL": Sheet(4800, 835.5, 1670.5, 60, 900, 18, 60, 141, 128, 600, bridge=4),
+    "H200": Sheet(4800, 989.4, 1979, 67, 900, 18, 60, 141, 128, 700, 50, 143771),
     # "NVIDIA H100 Tensor Core GPU" datasheet, "H100 PCIe" and "H100 NVL GPU Product Brief"
     # (PB-11133, PB-11773); hbm and bf16 of
     # SXM and PCIe, L2: "NVIDIA H100 Tensor Core GPU Architecture" white paper. L2 of NVL: CUDA;
     # its memory: massivegrid.com, "NVIDIA H100 vs H200".
-    "H100 PCIe": Sheet(2039, 756, 1513, 51, 600, 12, 50, 80, 128, 350),
-    "H100 NVL": Sheet(3938, 835.5, 1670.5, 60, 600, 12, 60, 94, None, 400),
-    "H100": Sheet(3352, 989.4, 1979, 67, 900, 18, 50, 80, 128, 700, 50),
+    "H100 PCIe": Sheet(2039, 756, 1513, 51, 600, 12, 50, 80, 128, 350, bridge=2),
+    "H100 NVL": Sheet(3938, 835.5, 1670.5, 60, 600, 12, 60, 94, 128, 400, bridge=2),
+    "H100": Sheet(3352, 989.4, 1979, 67, 900, 18, 50, 80, 128, 700, 50, 81559),
     # No sheet of NVIDIA's is public. SXM: the chip and the memory of H100 with less NVLink and FP64
     # (DeepSeek-AI, "Insights into DeepSeek-V3", ISCA 2025, section 4.1).
     "H800 PCIe": Sheet(),
@@ -84,14 +99,14 @@ SHEETS = {
     # "NVIDIA A100 Tensor Core GPU" datasheet; L2: "NVIDIA A100 Tensor Core GPU Architecture" white
     # paper.
     "A100-SXM4-40GB": Sheet(1555, 312, None, 19.5, 600, 12, 40, 40, 64, 400, 25),
-    "A100-PCIE-40GB": Sheet(1555, 312, None, 19.5, 600, 12, 40, 40, 64, 250),
-    "A100 80GB PCIe": Sheet(1935, 312, None, 19.5, 600, 12, 40, 80, 64, 300),
+    "A100-PCIE-40GB": Sheet(1555, 312, None, 19.5, 600, 12, 40, 40, 64, 250, bridge=2),
+    "A100 80GB PCIe": Sheet(1935, 312, None, 19.5, 600, 12, 40, 80, 64, 300, bridge=2),
     "A100": Sheet(2039, 312, None, 19.5, 600, 12, 40, 80, 64, 400, 25),
     # "NVIDIA L40S" datasheet, which gives bf16 as 362.05 without and 733 with sparsity. L2: CUDA.
-    "L40S": Sheet(864, 362.05, 733, 91.6, 0, 0, 96, 48, 64, 350),
+    "L40S": Sheet(864, 362.05, 733, 91.6, 0, 0, 96, 48, 64, 350, usable=46068),
     # "NVIDIA L4" datasheet: bf16 and fp8 half of 242 and 485. L2: TechPowerUp's GPU database.
     # memory: fpsbench.com, of the card.
-    "L4": Sheet(300, 121, 242.5, 30.3, 0, 0, 48, 24, 64, 72),
+    "L4": Sheet(300, 121, 242.5, 30.3, 0, 0, 48, 24, 64, 72, usable=23034),
     # "NVIDIA RTX 6000 Ada Generation" datasheet: fp8 half, bf16 a quarter of its 1457. L2: "NVIDIA
     # Ada GPU Architecture" paper.
     "RTX 6000 Ada": Sheet(960, 364.2, 728.5, 91.1, 0, 0, 96, 48, 64, 300),
@@ -113,6 +128,10 @@ SHEETS = {
 }
 
 
+# Words by which a card differs from the one whose name it has.
+FORMS = frozenset({"pcie", "nvl", "laptop", "d", "maxq", "3e"})
+
+
 def sheet(device_name: str | None) -> Sheet | None:
     """The data sheet of a GPU by the name that NVML or torch gives it, None where it is not known
     here."""
@@ -127,14 +146,18 @@ def name_of(device_name: str | None) -> str | None:
 
 
 def entry(device_name: str | None) -> tuple[str, Sheet] | None:
-    """Both."""
+    """Both. Of a name that people write too: "h100 pcie" and "rtx6000ada" are entries."""
     name = device_name or ""
     return next(((words, found) for words, found in SHEETS.items() if _names(words, name)), None)
 
 
 def _names(words: str, name: str) -> bool:
-    """Whether `words` are whole words of the name: B200 is none of "NVIDIA GB200"."""
-    return re.search(rf"\b{re.escape(words)}\b", name, re.IGNORECASE) is not None
+    """Whether `words` are whole words of the name, however they are joined, and what else it says
+    is no other form: B200 is none of "NVIDIA GB200", and H20 none of "H20 PCIe"."""
+    joined = r"[\s_-]*".join(map(re.escape, re.split(r"[\s_-]+", words)))
+    whole = rf"(?<![a-z0-9]){joined}(?![a-z0-9])"
+    rest, found = re.subn(whole, " ", name.lower().replace("max-q", "maxq"), flags=re.IGNORECASE)
+    return bool(found) and not FORMS & {*re.split(r"[\s_-]+", rest)}
 
 
 def ceilings(device_name: str | None) -> Ceilings | None:

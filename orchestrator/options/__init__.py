@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from orchestrator.options.comparing import COMPARE_OPTIONS
-from orchestrator.options.dataset import DATASET_OPTIONS
+from orchestrator.options.dataset import DATASET_OPTIONS, RATE_OPTIONS
 from orchestrator.options.planning import EXPLAIN_OPTIONS, MACHINE_OPTIONS, PLAN_OPTIONS
 from orchestrator.options.precision import PRECISION_OPTIONS
 from orchestrator.options.switches import SWITCH_OPTIONS
@@ -98,18 +98,7 @@ EXPERIMENT_OPTIONS = (
         metavar="SECONDS",
         help="Least length of a run: pilots settle one --num-prompts for all layouts.",
     ),
-    click.option(
-        "--request-rate",
-        type=float,
-        metavar="R",
-        help="Requests, or conversations, arriving a second: an open loop. [closed loop]",
-    ),
-    click.option(
-        "--burstiness",
-        type=float,
-        metavar="SHAPE",
-        help="Of the gaps between arrivals (gamma): 1 is Poisson. [1]",
-    ),
+    *RATE_OPTIONS,
     click.option(
         "--num-prompts",
         type=int,

@@ -1,4 +1,4 @@
-"""The options of `submit` that are about a dataset."""
+"""The options that are about a dataset, and about when requests arrive."""
 
 from __future__ import annotations
 
@@ -42,5 +42,19 @@ DATASET_OPTIONS = (
         "--trace-window",
         metavar="TIME",
         help="Part of a trace: 60s, its first minute, or 10m:11m. [all]",
+    ),
+)
+RATE_OPTIONS = (
+    click.option(
+        "--request-rate",
+        type=float,
+        metavar="R",
+        help="Requests, or conversations, arriving a second: an open loop. [closed loop]",
+    ),
+    click.option(
+        "--burstiness",
+        type=float,
+        metavar="SHAPE",
+        help="Of the gaps between arrivals (gamma): 1 is Poisson. [1]",
     ),
 )

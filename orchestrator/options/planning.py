@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from orchestrator.options.comparing import Finite
+from orchestrator.options.dataset import DATASET_OPTIONS, RATE_OPTIONS
 from orchestrator.options.precision import FP8_OPTIONS, PRECISION_OPTIONS
 
 EXPLAIN_OPTIONS = (
@@ -44,7 +45,7 @@ NODE_OPTIONS = (
         "--gpus-per-node",
         type=click.IntRange(min=1, max=4096),
         metavar="N",
-        help="How many share a node. [8]",
+        help="How many share a node. [8; GB200: 72]",
     ),
     click.option(
         "--network",
@@ -64,6 +65,24 @@ MACHINE_OPTIONS = (
         type=Finite(min=0, min_open=True, max=1e6),
         metavar="X",
         help="Of one GPU: the cost of tokens is shown too.",
+    ),
+    click.option(
+        "--failure-rate",
+        type=Finite(min=0, max=1),
+        metavar="X",
+        help="Failures of a GPU and hour, for goodput over several nodes. [1.97e-05: Llama 3]",
+    ),
+    click.option(
+        "--recovery",
+        type=Finite(min=0, max=1e6),
+        metavar="SECONDS",
+        help="Until a replica serves again after a failure. [600]",
+    ),
+    click.option(
+        "--straggler",
+        type=Finite(min=0, max=1),
+        metavar="SHARE",
+        help="By how much equal GPUs differ in pace, a standard deviation. [0.01]",
     ),
 )
 MODEL_OPTION = click.option(
@@ -87,6 +106,16 @@ CHUNK_OPTION = click.option(
     metavar="N|off",
     help="Prompt tokens of a forward pass. [torch: 2048; vllm: 16384]",
 )
+ARRIVAL_OPTIONS = (
+    *RATE_OPTIONS,
+    click.option(
+        "--num-prompts",
+        type=int,
+        metavar="N",
+        help="Requests in all. [max-concurrency; open loop: 300, or those of the trace]",
+    ),
+    *DATASET_OPTIONS,
+)
 PLAN_OPTIONS = (
     MODEL_OPTION,
     *MACHINE_OPTIONS,
@@ -99,11 +128,11 @@ PLAN_OPTIONS = (
     ENGINE_OPTION,
     *LENGTH_OPTIONS,
     click.option(
-        "--max-concurrency", metavar="N,N,...", help="Requests in flight; a ranking each. [8]"
+        "--max-concurrency",
+        metavar="N,N,...",
+        help="Requests in flight, in an open loop at most; a ranking each. [8; open loop: 256]",
     ),
-    click.option(
-        "--num-prompts", type=int, metavar="N", help="Requests of a closed loop. [max-concurrency]"
-    ),
+    *ARRIVAL_OPTIONS,
     *PRECISION_OPTIONS,
     CHUNK_OPTION,
     click.option(

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from orchestrator.options.planning import (
+    ARRIVAL_OPTIONS,
     CHUNK_OPTION,
     ENGINE_OPTION,
     LENGTH_OPTIONS,
@@ -87,7 +88,10 @@ MATRIX_OPTIONS = (
 RECOMMEND_OPTIONS = (
     MODEL_OPTION,
     SLO_OPTION,
-    concurrency_option(metavar="N", help="Requests in flight. [8]"),
+    concurrency_option(
+        metavar="N", help="Requests in flight, in an open loop at most. [8; open loop: 256]"
+    ),
+    *ARRIVAL_OPTIONS,
     KINDS_OPTION,
     MOST_OPTION,
     *NODE_OPTIONS,

@@ -118,11 +118,8 @@ class Workload:
     ) -> list[Request]:
         """Lengths and tokens have random numbers of their own each, so that a larger count adds
         requests and changes none."""
-        bounds = (inputs.low, inputs.high, outputs.low, outputs.high)
-        seed = (self.experiment.seed, *bounds, *stream)
-        prompts, made = (
-            drawn(one, (*seed, place), count) for place, one in enumerate((inputs, outputs))
-        )
+        seed = _seed_of(self.experiment.seed, inputs, outputs, stream)
+        prompts, made = _lengths(seed, inputs, outputs, count)
         (row,) = random_tokens(seed, 1, int(prompts.sum()), self.model)
         ends = np.cumsum(prompts).tolist()
         return [
@@ -187,6 +184,28 @@ def drawn(lengths: Lengths, seed: Sequence[int], count: int) -> np.ndarray:
         return random.integers(lengths.low, lengths.high, size=count, endpoint=True)
     found = random.normal(*lengths.normal, size=count)
     return np.clip(np.rint(found), lengths.low, lengths.high).astype(np.int64)
+
+
+def mixed_lengths(
+    seed: int, of: tuple[Lengths, Lengths], max_concurrency: int, count: int
+) -> list[tuple[int, int]]:
+    """Tokens in and out of `count` measured requests, without the tokens. of: those in, those
+    out."""
+    whole = _seed_of(seed, *of, (max_concurrency, MEASURED))
+    prompts, made = _lengths(whole, *of, count)
+    return list(zip(prompts.tolist(), made.tolist(), strict=True))
+
+
+def _seed_of(
+    seed: int, inputs: Lengths, outputs: Lengths, stream: tuple[int, int]
+) -> tuple[int, ...]:
+    return (seed, inputs.low, inputs.high, outputs.low, outputs.high, *stream)
+
+
+def _lengths(
+    seed: Sequence[int], inputs: Lengths, outputs: Lengths, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    return drawn(inputs, (*seed, 0), count), drawn(outputs, (*seed, 1), count)
 
 
 def random_tokens(

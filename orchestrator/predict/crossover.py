@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.predict import factors
-from orchestrator.predict.hardware import Curve, Fabric, Hardware
+from orchestrator.predict.hardware import PCIE_SHARE, Curve, Fabric, Hardware
 from orchestrator.predict.layouts import Case, candidates
 from orchestrator.predict.passes import Setting
 from orchestrator.predict.prediction import Prediction, predict
@@ -69,7 +69,8 @@ CROSSINGS = Table("crossover", Crossing)
 def marks() -> dict[str, float]:
     """Name of a link -> bytes/s of bus bandwidth that collectives reach over it."""
     share = factors.load().attainable.link
-    return {name: rate * 1e9 * share for name, rate in LINKS.items()}
+    shares = {name: PCIE_SHARE if "PCIe" in name else share for name in LINKS}
+    return {name: rate * 1e9 * shares[name] for name, rate in LINKS.items()}
 
 
 def crossing(model: str, scenario: str, one: Crossover) -> Crossing:

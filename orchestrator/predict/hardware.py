@@ -6,15 +6,19 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from orchestrator.analysis.roofline import Ceilings
 from orchestrator.errors import UserError
-from orchestrator.node.datasheet import SHEETS, Sheet, ceilings
+from orchestrator.node.datasheet import SHEETS, Sheet, ceilings, entry
 from strategies.traffic import bus_factor
 
 # Latency of NCCL's ring in its protocol for small messages: of a call, and of each step over a
 # link. github.com/NVIDIA/nccl, src/graph/tuning.cc of 2.2x, baseLat and hwLat, Ring LL.
 CALL_S = 6.6e-6
+# Share of PCIe's rate that NCCL counts on: 12 GB/s of the 16 of 3.0 x16, and in proportion of later
+# ones. github.com/NVIDIA/nccl, PCI_BW of src/graph/topo.h, and ncclTopoAddPci in topo.cc.
+PCIE_SHARE = 0.75
 STEP_S = {"nvlink": 0.6e-6, "pcie": 1.0e-6, "network": 2.7e-6}
 GRAPH, EAGER = "graph", "eager"
 SHEET = "data sheet"
@@ -42,28 +46,44 @@ class Curve:
     points: tuple[tuple[float, float], ...]
 
 
+class Span(NamedTuple):
+    """A group of ranks, the nodes that it spans, and the islands inside a node that `Fabric.link`
+    joins."""
+
+    ranks: int
+    nodes: int = 1
+    islands: int = 1
+
+
 @dataclass(frozen=True, slots=True)
 class Fabric:
-    """What joins the GPUs of a node, and the nodes; None: not known."""
+    """What joins the GPUs of a node, and the nodes; None: not known.
+
+    joined: GPUs that `link` joins, in the order of their numbers; None: all of a node. across: what
+    joins those islands.
+    """
 
     link: Link | None
     network: Link | None = None
     curves: tuple[Curve, ...] = ()
+    joined: int | None = None
+    across: Link | None = None
 
-    def seconds(self, op: str, ranks: int, nodes: int, size: float, mode: str) -> float | None:
+    def seconds(self, op: str, span: Span, size: float, mode: str) -> float | None:
         """Seconds of one collective with a message of `size` bytes; None where a link is not known.
 
         Inside a node from the curve of as many ranks, else of the most that were measured, with the
         bytes that cross a link set equal and a ring's further steps added; else, and over nodes,
         latency + bytes / bandwidth.
         """
-        measured = self._curve(op, ranks, mode) if nodes == 1 else None
-        if measured is not None:
+        ranks = span.ranks
+        measured = self._curve(op, ranks, mode) if span.nodes == 1 else None
+        if measured is not None and (span.islands == 1 or measured.ranks > (self.joined or 0)):
             like = size * bus_factor(op, ranks) / bus_factor(op, measured.ranks)
             more = steps(op, ranks) - steps(op, measured.ranks)
             slow = self.link.step_s if self.link else STEP_S["nvlink"]
             return interpolated(measured.points, like) + max(more, 0) * slow
-        return self._by_line(op, ranks, nodes, size)
+        return self._by_line(op, span, size)
 
     def _curve(self, op: str, ranks: int, mode: str) -> Curve | None:
         name = "send_recv" if op in ("send", "broadcast") else op
@@ -72,8 +92,9 @@ class Fabric:
         pairs = [one for one in found if one.ranks == 2] if name == "send_recv" else own
         return next(iter(pairs or sorted(found, key=lambda one: -one.ranks)), None)
 
-    def _by_line(self, op: str, ranks: int, nodes: int, size: float) -> float | None:
-        inside, between = self.link, self.network
+    def _by_line(self, op: str, span: Span, size: float) -> float | None:
+        ranks, nodes = span.ranks, span.nodes
+        inside, between = self.link if span.islands == 1 else self.across, self.network
         if inside is None or (nodes > 1 and between is None):
             return None
         far = steps(op, nodes) if nodes > 1 else 0
@@ -128,8 +149,8 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True)
 class Attainable:
-    """Shares of a data sheet's rates that calibrations reach; of the memory, of arithmetic, of a
-    link's one direction."""
+    """Shares of a data sheet's rates that calibrations reach; of the memory, of arithmetic, of
+    NVLink's one direction."""
 
     memory: float
     flops: float
@@ -146,26 +167,22 @@ class Calibration:
 
 
 def find(gpu: str) -> tuple[str, Sheet]:
-    """The name and the data sheet of a GPU, "h200" or "l40s". Raises UserError for one that is not
-    known."""
-    wanted = _plain(gpu)
-    for name, sheet in SHEETS.items():
-        if _plain(name) == wanted:
-            return name, sheet
-    near = difflib.get_close_matches(wanted, map(_plain, SHEETS), n=1)
+    """The name and the data sheet of a GPU, by the rule of `datasheet.entry`. Raises UserError for
+    one that is not known."""
+    found = entry(gpu)
+    if found is not None:
+        return found
+    near = difflib.get_close_matches(gpu.lower(), map(str.lower, SHEETS), n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise UserError(f"no data sheet of '{gpu}' is known; {hint}known are: {', '.join(SHEETS)}")
 
 
-def _plain(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())
-
-
 def of_sheet(
-    gpu: str, attainable: Attainable, measured: Calibration | None, gpus_per_node: int
+    gpu: str, attainable: Attainable, measured: Calibration | None, gpus_per_node: int | None = None
 ) -> Hardware:
     """GPUs by their data sheet, at the shares of it that others reach, or with what was measured
-    of that kind. Raises UserError where its rates are not known."""
+    of that kind. gpus_per_node: None: those of the maker's own server. Raises UserError where its
+    rates are not known."""
     name, sheet = find(gpu)
     stated = ceilings(name)
     if stated is None:
@@ -176,13 +193,13 @@ def of_sheet(
     return Hardware(
         name=name,
         ceilings=reached,
-        memory_bytes=sheet.memory_bytes,
+        memory_bytes=sheet.usable_bytes,
         power_w=sheet.power,
-        fabric=Fabric(_link(sheet, attainable), _network(sheet), curves),
-        gpus_per_node=gpus_per_node,
+        fabric=_fabric(sheet, attainable, curves),
+        gpus_per_node=gpus_per_node or sheet.node,
         sources={
             "rates": source,
-            "memory": SHEET,
+            "memory": f"{SHEET}, as nvidia-smi gives it" if sheet.usable else SHEET,
             "power": SHEET,
             "link": measured.source if measured else f"{SHEET}; latency: NCCL's tuning.cc",
         },
@@ -194,11 +211,19 @@ def _at(stated: Ceilings, attainable: Attainable) -> Ceilings:
     return replace(stated, hbm=stated.hbm * attainable.memory, flops=flops)
 
 
-def _link(sheet: Sheet, attainable: Attainable) -> Link | None:
-    if sheet.link is None:
+def _fabric(sheet: Sheet, attainable: Attainable, curves: tuple[Curve, ...]) -> Fabric:
+    rate = sheet.host_link
+    pcie = None if rate is None else Link(rate * PCIE_SHARE, STEP_S["pcie"], SHEET)
+    nvlink, network = _nvlink(sheet, attainable), _network(sheet)
+    if sheet.nvlink == 0:
+        return Fabric(pcie, network, curves)
+    return Fabric(nvlink, network, curves, sheet.bridge, pcie if sheet.bridge else None)
+
+
+def _nvlink(sheet: Sheet, attainable: Attainable) -> Link | None:
+    if not sheet.nvlink:
         return None
-    kind = "nvlink" if sheet.nvlink else "pcie"
-    return Link(sheet.link * attainable.link, STEP_S[kind], SHEET)
+    return Link(sheet.nvlink / 2 * 1e9 * attainable.link, STEP_S["nvlink"], SHEET)
 
 
 def _network(sheet: Sheet) -> Link | None:

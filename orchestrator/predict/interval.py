@@ -83,7 +83,7 @@ def _outside(setting: Setting, seen: Mapping[str, float]) -> Iterator[str]:
         yield f"GPU {placed.hardware.name}, fitted on {', '.join(fitted.gpus)}"
     if placed.precision.name not in fitted.quantizations:
         yield f"quantization {placed.precision.name}"
-    if any(nodes > 1 for _, nodes in placed.groups.values()):
+    if any(span.nodes > 1 for span in placed.groups.values()):
         yield "several nodes"
     for name, (low, high) in fitted.ranges.items():
         value = seen[name]

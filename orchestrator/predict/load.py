@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 
 from orchestrator.analysis.least import least
 from orchestrator.analysis.roofline import Closed
@@ -13,22 +14,54 @@ from orchestrator.predict.replica import Lengths, Wave, wave
 
 
 @dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request of an open loop: seconds since the start, and tokens in and out."""
+
+    at_s: float
+    input_len: int
+    output_len: int
+
+    @property
+    def tokens(self) -> int:
+        """In and out; for each of them KV is kept."""
+        return self.input_len + self.output_len
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
-    """The load of a prediction: a closed loop of requests of equal lengths.
+    """The load of a prediction: a closed loop of requests of equal lengths, or an open one.
 
     num_prompts: requests in all; None: max_concurrency, a closed batch. gpu_hour_cost: of one GPU,
-    in whatever currency; None: not said.
+    in whatever currency; None: not said. arrivals: of an open loop, in which at most
+    max_concurrency are served at once; lengths are their means then.
     """
 
     lengths: Lengths
     max_concurrency: int
     num_prompts: int | None = None
     gpu_hour_cost: float | None = None
+    arrivals: tuple[Arrival, ...] = ()
+
+    @classmethod
+    def opened(
+        cls,
+        arrivals: tuple[Arrival, ...],
+        max_concurrency: int,
+        prefill_tokens: int,
+        gpu_hour_cost: float | None = None,
+    ) -> Asked:
+        """An open loop."""
+        mean = (
+            round(fmean(one.input_len for one in arrivals)),
+            round(fmean(one.output_len for one in arrivals)),
+        )
+        lengths = Lengths(*mean, prefill_tokens)
+        return cls(lengths, max_concurrency, None, gpu_hour_cost, arrivals)
 
     @property
     def requests(self) -> int:
         """Requests in all."""
-        return self.num_prompts or self.max_concurrency
+        return len(self.arrivals) or self.num_prompts or self.max_concurrency
 
     @property
     def seats(self) -> int:
@@ -36,9 +69,32 @@ class Asked:
         return min(self.max_concurrency, self.requests)
 
     @property
+    def rate(self) -> float:
+        """Requests that arrive a second until the last one, mean."""
+        return len(self.arrivals) / max(self.arrivals[-1].at_s, 1e-9)
+
+    @property
+    def arriving(self) -> str:
+        """How requests arrive, in words; empty in a closed loop."""
+        count = len(self.arrivals)
+        return f"{count} requests at {self.rate:.3g} requests/s" if count else ""
+
+    def faster(self, factor: float) -> Asked:
+        """The same requests, arriving so many times as fast."""
+        arrivals = tuple(replace(one, at_s=one.at_s / factor) for one in self.arrivals)
+        return replace(self, arrivals=arrivals)
+
+    @property
     def max_len(self) -> int:
-        """Tokens of a request."""
-        return self.lengths.input_len + self.lengths.output_len
+        """Tokens of the longest request."""
+        whole = self.lengths.input_len + self.lengths.output_len
+        return max((one.tokens for one in self.arrivals), default=whole)
+
+    @property
+    def tokens(self) -> int:
+        """That are made."""
+        made = sum(one.output_len for one in self.arrivals)
+        return made or self.requests * self.lengths.output_len
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +116,7 @@ class Share:
         """Of `replicas` that are numbered from `first` on. room: requests for whose KV each has
         room."""
         total, seats = setting.placed.placement.degree("dp"), asked.seats
+        lengths = asked.lengths
         wanted = len(range(first, seats, total))
         whole, left = divmod(asked.requests, seats)
         served = whole * wanted + len(range(first, left, total))
@@ -70,9 +127,9 @@ class Share:
             wanted,
             held,
             served,
-            wave(setting, asked.lengths, held),
-            wave(setting, asked.lengths, rest) if rest else None,
-            _least_s(setting, asked.lengths, served, held),
+            wave(setting, lengths, held),
+            wave(setting, lengths, rest) if rest else None,
+            least_s(setting, Closed.equal(lengths.input_len, lengths.output_len, served, held)),
         )
 
     @property
@@ -144,10 +201,10 @@ class Share:
         return found
 
 
-def _least_s(setting: Setting, lengths: Lengths, served: int, seats: int) -> float:
+def least_s(setting: Setting, load: Closed) -> float:
+    """Seconds that hardware of these rates takes at least for what a replica serves."""
     rates = setting.placed.rates[DECODE]
     assert rates is not None, "checked before anything is predicted"
-    load = Closed.equal(lengths.input_len, lengths.output_len, served, seats)
     return least(setting.stages, load, rates, setting.factors.separate).seconds
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
 from orchestrator.analysis.roofline import Rates, Stage, stages_of
 from orchestrator.predict.factors import EngineFactors
-from orchestrator.predict.hardware import EAGER, GRAPH, Hardware
+from orchestrator.predict.hardware import EAGER, GRAPH, Hardware, Span
 from orchestrator.predict.parts import Parts
 from strategies.memory import Budget
 from strategies.placement import Placement
@@ -60,23 +61,53 @@ class Placed:
         return tuple(sum(count for _, count in stage.windows) for stage in self.stages)
 
     @cached_property
-    def groups(self) -> dict[str, tuple[int, int]]:
-        """Axis -> ranks of a group, and the most nodes that one of its groups spans."""
-        size = self.hardware.gpus_per_node
-        axes = (axis for axis, degree in self.placement.mesh if degree > 1)
-        return {axis: _span(self.placement, axis, size) for axis in axes}
+    def groups(self) -> dict[str, Span]:
+        """Axis -> ranks of a group, and the most nodes and islands that one of its groups spans."""
+        size, joined = self.hardware.gpus_per_node, self._joined
+        return {
+            axis: Span(degree, *(_span(self.placement, axis, each) for each in (size, joined)))
+            for axis, degree in self.placement.mesh
+            if degree > 1
+        }
+
+    @property
+    def _joined(self) -> int:
+        return self.hardware.fabric.joined or self.placement.num_ranks
 
     @cached_property
-    def hops(self) -> tuple[int, ...]:
-        """Stage -> 2 where one of its ranks sends to another node, else 1."""
-        size, inner = self.hardware.gpus_per_node, _stride(self.placement, "pp")
-        stages, total = len(self.stages), self.placement.num_ranks
-        far = {
-            rank // inner % stages
-            for rank in range(total - inner)
+    def hops(self) -> tuple[Span, ...]:
+        """Stage -> what a send from one of its ranks to the next stage spans at most."""
+        far, apart = self._leaves(self.hardware.gpus_per_node), self._leaves(self._joined)
+        return tuple(
+            Span(2, 1 + (index in far), 1 + (index in apart)) for index in range(len(self.stages))
+        )
+
+    def _leaves(self, size: int) -> set[int]:
+        """Stages of which a rank sends out of its `size` neighbours."""
+        inner, total = _stride(self.placement, "pp"), self.placement.num_ranks
+        senders = range(total - inner)
+        return {
+            rank // inner % len(self.stages)
+            for rank in senders
             if rank // size != (rank + inner) // size
         }
-        return tuple(2 if index in far else 1 for index in range(stages))
+
+    @cached_property
+    def like(self) -> tuple[int, ...]:
+        """Stage -> the first one that takes as long for the same work: itself for the first and the
+        last one, which have the embedding and the head."""
+        last, firsts = len(self.stages) - 1, dict[object, int]()
+        return tuple(
+            firsts.setdefault((stage, *where) if 0 < index < last else index, index)
+            for index, (stage, *where) in enumerate(
+                zip(self.stages, self.layers, self.hops, strict=True)
+            )
+        )
+
+    @cached_property
+    def kinds(self) -> Counter[int]:
+        """The first stage of each kind -> how many of that there are."""
+        return Counter(self.like)
 
     @cached_property
     def rates(self) -> dict[str, Rates | None]:
@@ -116,12 +147,14 @@ class Placed:
         return seconds, calls
 
     def _each(self, index: int, one: Traffic, mode: str) -> float:
-        ranks, nodes = self.groups[one.axis]
-        nodes = self.hops[index] if one.op == "send" else nodes
-        found = self.hardware.fabric.seconds(one.op, ranks, nodes, one.bytes / one.calls, mode)
+        span = self.groups[one.axis]
+        if one.op == "send":
+            _, nodes, islands = self.hops[index]
+            span = Span(span.ranks, nodes, islands)
+        found = self.hardware.fabric.seconds(one.op, span, one.bytes / one.calls, mode)
         if found is None:
             inside, between = "GPUs of a node; give a --fabric", "nodes; give its rate as --network"
-            where = between if nodes > 1 and self.hardware.fabric.link else inside
+            where = between if span.nodes > 1 and self.hardware.fabric.link else inside
             raise UnknownLink(
                 f"nothing is known of the link of {self.hardware.name} between {where}"
             )
@@ -150,6 +183,15 @@ class Setting:
         if key not in self._passes:
             self._passes[key] = self._pass(index, work)
         return self._passes[key]
+
+    def through(self, work: Work) -> tuple[list[float], Parts]:
+        """Seconds of a pass through each stage, and the parts of all of them. Raises
+        UnknownLink."""
+        each, total = {}, Parts()
+        for index, count in self.placed.kinds.items():
+            one = self.pass_of(index, work)
+            each[index], total = one.seconds, total + one.times(count)
+        return [each[index] for index in self.placed.like], total
 
     def _pass(self, index: int, work: Work) -> Parts:
         factors = self.factors
@@ -184,15 +226,15 @@ class Setting:
         return Parts(weights, kv, arithmetic, spent - weights - kv - arithmetic)
 
 
-def _span(placement: Placement, axis: str, gpus_per_node: int) -> tuple[int, int]:
-    """Ranks of a group, and the most nodes that a group spans: ranks fill nodes in order."""
+def _span(placement: Placement, axis: str, size: int) -> int:
+    """The most nodes of `size` GPUs that a group spans: ranks fill them in order."""
     degree, total = placement.degree(axis), placement.num_ranks
-    if total <= gpus_per_node:
-        return degree, 1
+    if total <= size:
+        return 1
     stride = _stride(placement, axis)
     firsts = (rank for rank in range(total) if rank // stride % degree == 0)
     last = (degree - 1) * stride
-    return degree, max((r + last) // gpus_per_node - r // gpus_per_node + 1 for r in firsts)
+    return max((r + last) // size - r // size + 1 for r in firsts)
 
 
 def _stride(placement: Placement, axis: str) -> int:

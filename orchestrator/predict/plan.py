@@ -8,18 +8,21 @@ from pathlib import Path
 
 from orchestrator.errors import UserError
 from orchestrator.predict import factors
+from orchestrator.predict.degradation import Sweep
+from orchestrator.predict.goodput import FAILURES, RECOVERY_S, SPREAD, Goodput, Reliability, goodput
 from orchestrator.predict.hardware import Calibration, Hardware, find, of_sheet
 from orchestrator.predict.layouts import Ranking
 from orchestrator.predict.prediction import NoPrediction, Prediction
 from strategies import parse
 
-NODE = 8  # GPUs of a node, unless it is said
+SWEPT = 8  # layouts whose figures are said against concurrency
 
 
 @dataclass(frozen=True, slots=True)
 class Machines:
     """What a plan is made for. network: GB/s of a GPU's network card in one direction; None: of
-    the maker's own server. fabric: what `calibrate` wrote of such GPUs."""
+    the maker's own server. fabric: what `calibrate` wrote of such GPUs. failure_rate, recovery,
+    straggler: see `Reliability`; None: its defaults."""
 
     gpu: str
     gpus: int
@@ -27,13 +30,25 @@ class Machines:
     network: float | None = None
     fabric: Path | None = None
     gpu_hour_cost: float | None = None
+    failure_rate: float | None = None
+    recovery: float | None = None
+    straggler: float | None = None
+
+    @property
+    def reliability(self) -> Reliability:
+        """Of its GPUs."""
+        return Reliability(
+            FAILURES if self.failure_rate is None else self.failure_rate,
+            RECOVERY_S if self.recovery is None else self.recovery,
+            SPREAD if self.straggler is None else self.straggler,
+        )
 
     def hardware(self) -> Hardware:
         """Its figures. Raises UserError for a GPU that is not known, and for a calibration of
         another one."""
         name, _ = find(self.gpu)
         known = factors.load()
-        found = of_sheet(name, known.attainable, self._measured(name), self.gpus_per_node or NODE)
+        found = of_sheet(name, known.attainable, self._measured(name), self.gpus_per_node)
         return found.with_network(self.network * 1e9) if self.network else found
 
     def _measured(self, name: str) -> Calibration | None:
@@ -46,7 +61,8 @@ class Machines:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """The rankings of one scenario under one engine, for each concurrency."""
+    """The rankings of one scenario under one engine, for each concurrency. sweeps: of the first
+    layouts of the first ranking, against concurrency."""
 
     scenario: str
     input_len: int
@@ -54,6 +70,13 @@ class Planned:
     engine: str
     provenance: str
     rankings: tuple[Ranking, ...]
+    sweeps: tuple[Sweep, ...] = ()
+    arrivals: str = ""
+    reliability: Reliability | None = None
+
+    def goodput(self, one: Prediction) -> Goodput | None:
+        """What is left of it; None within one node."""
+        return goodput(one, self.output_len, self.reliability) if self.reliability else None
 
     @property
     def has_tpot(self) -> bool:
@@ -121,13 +144,13 @@ class Plan:
 
 
 def check_known(scenario: str, input_len: int, output_len: int, other: str | None) -> None:
-    """Raise UserError for a load that is no closed loop of equal lengths. other: what makes it
-    another one."""
+    """Raise UserError for a closed loop of requests that are not of equal lengths. other: what
+    makes a load another one."""
     if other is not None or not (input_len and output_len):
         what = other or f"lengths that differ ({scenario})"
         raise UserError(
-            f"a prediction is of a closed loop of requests of equal lengths, and not of {what}; "
-            "give --scenario, or --input-len and --output-len as numbers"
+            f"a prediction of a closed loop is of requests of equal lengths, and not of {what}; "
+            "give --scenario, or --input-len and --output-len as numbers, or --request-rate"
         )
 
 
@@ -154,6 +177,7 @@ def _planned(one: Planned) -> dict[str, object]:
         "scenario": one.scenario,
         "input_len": one.input_len,
         "output_len": one.output_len,
+        "arrivals": one.arrivals or None,
         "engine": one.engine,
         "factors": one.provenance,
         "rankings": [
@@ -164,13 +188,16 @@ def _planned(one: Planned) -> dict[str, object]:
             }
             for ranking in one.rankings
         ],
+        "against_concurrency": [asdict(sweep) for sweep in one.sweeps],
     }
 
 
 def _rows(plan: Planned, ranking: Ranking) -> Iterator[dict[str, object]]:
     front, none = front_of(plan, ranking), {} if plan.has_tpot else {"tpot_ms": None}
     for rank, one in enumerate(ranking.predictions, 1):
-        yield {"rank": rank, "pareto": one.layout in front, **asdict(one), **none}
+        left = plan.goodput(one)
+        place = {"rank": rank, "pareto": one.layout in front}
+        yield {**place, **asdict(one), **none, "goodput": left and asdict(left)}
 
 
 def front_of(plan: Planned, ranking: Ranking) -> frozenset[str]:

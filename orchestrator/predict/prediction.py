@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from orchestrator.plan.fitting import shortage
 from orchestrator.predict.interval import Estimate, estimate, if_known, outside
-from orchestrator.predict.load import Asked, Share, median
+from orchestrator.predict.load import Asked
+from orchestrator.predict.outcome import Outcome, outcome
 from orchestrator.predict.parts import TINY, Parts
 from orchestrator.predict.passes import Placed, Setting, UnknownLink
 from orchestrator.predict.replica import TooManyPasses
@@ -43,7 +44,8 @@ class Prediction:
     nothing to do, they sum to device_ms_per_token. bound: tokens/s in the least time for the load
     (`analysis.least`) at the rates of `Hardware.ceilings`: measured ones, or a share of the data
     sheet's, which a faster unit can exceed. outside: what lies outside of where the factors were
-    fitted; each widens the intervals. ttft_ms: None where that leaves nothing to be said.
+    fitted; each widens the intervals. ttft_ms: None where that leaves nothing to be said. late: of
+    an open loop, requests that wait for a seat when the last one arrives.
     """
 
     layout: str
@@ -65,6 +67,7 @@ class Prediction:
     joules_per_output_token: Estimate | None
     cost_per_million_tokens: Estimate | None
     outside: tuple[str, ...]
+    late: int = 0
 
     @property
     def per_gpu(self) -> float:
@@ -97,9 +100,10 @@ def predict(setting: Setting, name: str, asked: Asked) -> Prediction | NoPredict
     if not budget.holds(asked.max_len):
         return NoPrediction(name, IMPOSSIBLE, shortage(budget, asked.max_len))
     try:
-        return _Served.of(setting, asked, budget).prediction(name)
+        made = outcome(setting, asked, budget)
     except (UnknownLink, TooManyPasses) as why:
         return NoPrediction(name, UNKNOWN, str(why))
+    return _prediction(setting, asked, budget, made, name)
 
 
 def budget_of(placed: Placed, asked: Asked) -> memory.Budget:
@@ -115,103 +119,54 @@ def budget_of(placed: Placed, asked: Asked) -> memory.Budget:
     return placed.budgets[tokens]
 
 
-@dataclass(frozen=True, slots=True)
-class _Served:
-    """How a layout serves a load: the fullest replicas first."""
+def _prediction(
+    setting: Setting, asked: Asked, budget: memory.Budget, made: Outcome, name: str
+) -> Prediction:
+    """The figures of what a layout does."""
+    ranks = setting.placed.placement.num_ranks
+    beyond = outside(setting, asked.lengths, made.requests)
+    if asked.arrivals:
+        beyond = (*beyond, "requests that arrive by the clock, fitted on closed loops")
+    speed = estimate(asked.tokens / made.seconds, "output_throughput", setting.factors, beyond)
+    parts, total = (made.parts.times(MS / asked.tokens), made.seconds * ranks * MS / asked.tokens)
+    rest = total - parts.seconds
+    return Prediction(
+        layout=name,
+        engine=setting.factors.engine,
+        num_gpus=ranks,
+        max_concurrency=asked.max_concurrency,
+        in_flight=made.in_flight,
+        output_throughput=speed,
+        ttft_ms=if_known(made.ttft_s * MS, "ttft_ms", setting.factors, beyond),
+        tpot_ms=estimate(made.tpot_s * MS, "tpot_ms", setting.factors, beyond),
+        decode_ms_per_step=made.round_s * MS,
+        prefill_s=made.prefill_s,
+        duration_s=made.seconds,
+        parts=parts,
+        outside_ms_per_token=rest if rest > TINY * total else 0.0,
+        device_ms_per_token=total,
+        bound_output_throughput=asked.tokens / made.least_s,
+        memory=_memory(setting, budget, made.kept_tokens),
+        joules_per_output_token=_joules(setting, parts, total, speed),
+        cost_per_million_tokens=_cost(asked, ranks, speed),
+        outside=beyond,
+        late=made.late,
+    )
 
-    setting: Setting
-    asked: Asked
-    budget: memory.Budget
-    shares: tuple[Share, ...]
 
-    @classmethod
-    def of(cls, setting: Setting, asked: Asked, budget: memory.Budget) -> _Served:
-        """Seats are dealt out one by one, so replicas are of two kinds at most, and of those
-        without a request."""
-        replicas = setting.placed.placement.degree("dp")
-        room = budget.kv_tokens // asked.max_len if budget.kv_tokens >= 0 else asked.seats
-        fuller = asked.seats % replicas
-        kinds = [(0, fuller), (fuller, replicas - fuller)] if fuller else [(0, replicas)]
-        shares = tuple(
-            Share.of(setting, asked, room, count, first)
-            for first, count in kinds
-            if first < asked.seats
-        )
-        return cls(setting, asked, budget, shares)
+def _memory(setting: Setting, budget: memory.Budget, tokens: int) -> MemoryUse:
+    there, kept = setting.placed.hardware.memory_bytes, tokens * budget.kv_per_token
+    return MemoryUse(budget.weights, kept, budget.workspace, memory.RESERVE_BYTES, there)
 
-    @property
-    def tokens(self) -> int:
-        """That are made."""
-        return self.asked.requests * self.asked.lengths.output_len
 
-    @property
-    def seconds(self) -> float:
-        """Until the last token."""
-        return max(share.seconds for share in self.shares)
-
-    def prediction(self, name: str) -> Prediction:
-        """The figures of it."""
-        asked, setting, fullest = self.asked, self.setting, self.shares[0]
-        ranks = setting.placed.placement.num_ranks
-        beyond = outside(setting, asked.lengths, fullest.seats)
-        speed = estimate(self.tokens / self.seconds, "output_throughput", setting.factors, beyond)
-        parts = Parts()
-        for share in self.shares:
-            parts += share.parts.times(MS / self.tokens)
-        total = self.seconds * ranks * MS / self.tokens
-        rest = total - parts.seconds
-        return Prediction(
-            layout=name,
-            engine=setting.factors.engine,
-            num_gpus=ranks,
-            max_concurrency=asked.max_concurrency,
-            in_flight=sum(share.seats * share.replicas for share in self.shares),
-            output_throughput=speed,
-            ttft_ms=if_known(self.ttft_s * MS, "ttft_ms", setting.factors, beyond),
-            tpot_ms=estimate(self.tpot_s * MS, "tpot_ms", setting.factors, beyond),
-            decode_ms_per_step=fullest.batch.round_s * MS,
-            prefill_s=fullest.batch.prefill.seconds,
-            duration_s=self.seconds,
-            parts=parts,
-            outside_ms_per_token=rest if rest > TINY * total else 0.0,
-            device_ms_per_token=total,
-            bound_output_throughput=self.tokens / self.shares[0].least_s,
-            memory=self._memory(),
-            joules_per_output_token=self._joules(parts, total, speed),
-            cost_per_million_tokens=_cost(asked, ranks, speed),
-            outside=beyond,
-        )
-
-    @property
-    def ttft_s(self) -> float:
-        """The median time to a first token."""
-        return median(
-            (at, count * share.replicas)
-            for share in self.shares
-            for at, count in share.first_tokens
-        )
-
-    @property
-    def tpot_s(self) -> float:
-        """The median time for each further token: a request whose prompt was read early waits for
-        the other prompts."""
-        batch = self.shares[0].batch
-        blocked = batch.prefill.seconds - median(batch.first_tokens)
-        return batch.round_s + blocked / max(self.asked.lengths.passes, 1)
-
-    def _memory(self) -> MemoryUse:
-        kept = self.shares[0].seats * self.asked.max_len * self.budget.kv_per_token
-        budget, there = self.budget, self.setting.placed.hardware.memory_bytes
-        return MemoryUse(budget.weights, kept, budget.workspace, memory.RESERVE_BYTES, there)
-
-    def _joules(self, parts: Parts, gpu_ms: float, speed: Estimate) -> Estimate | None:
-        """Energy of all GPUs for a token: a share of the power limit always, and one while a GPU
-        computes."""
-        limit, factors = self.setting.placed.hardware.power_w, self.setting.factors
-        if limit is None or factors.idle_power is None or factors.busy_power is None:
-            return None
-        used = factors.idle_power * gpu_ms + factors.busy_power * parts.compute
-        return _inverse(limit * used / MS, speed)
+def _joules(setting: Setting, parts: Parts, gpu_ms: float, speed: Estimate) -> Estimate | None:
+    """Energy of all GPUs for a token: a share of the power limit always, and one while a GPU
+    computes."""
+    limit, factors = setting.placed.hardware.power_w, setting.factors
+    if limit is None or factors.idle_power is None or factors.busy_power is None:
+        return None
+    used = factors.idle_power * gpu_ms + factors.busy_power * parts.compute
+    return _inverse(limit * used / MS, speed)
 
 
 def _cost(asked: Asked, ranks: int, speed: Estimate) -> Estimate | None:

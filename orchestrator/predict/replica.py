@@ -80,6 +80,13 @@ def wave(setting: Setting, lengths: Lengths, requests: int) -> Wave:
     return Wave(prefill, decode, first, one.seconds, early)
 
 
+def round_s(setting: Setting, lengths: Lengths, requests: int) -> float:
+    """Seconds from one token of each of `requests` to its next, while no prompt is read. Raises
+    UnknownLink."""
+    passes = _decode_passes(setting, lengths, requests)
+    return _round(setting, passes, micro_batches(setting, requests)).seconds
+
+
 def _check_passes(lengths: Lengths, requests: int) -> None:
     number = -(-requests * lengths.input_len // lengths.prefill_tokens)
     if number > MOST_PASSES:

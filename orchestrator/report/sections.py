@@ -238,7 +238,7 @@ def _cv(share: float | None) -> str:
 def sweeps(curves: Iterable[Curve]) -> list[Sweep]:
     """By experiment and scenario."""
     groups = grouped(curves, lambda one: (one.experiment, one.scenario))
-    return [Sweep(*where, list(map(sweep.line, mine))) for where, mine in groups.items()]
+    return [Sweep(*where, sweep.sentences(mine)) for where, mine in groups.items()]
 
 
 def ablations(effects: Iterable[tuple[str, Effect]]) -> list[Ablations]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.analysis import clocks, crosscheck, goodput, outputs, unshown
+from orchestrator.analysis import clocks, crosscheck, goodput, outputs
 from orchestrator.analysis.comparing.best import Best
 from orchestrator.analysis.comparing.compare import Comparison, outputs_of
 from orchestrator.analysis.comparing.findings import Findings
@@ -13,6 +13,7 @@ from orchestrator.analysis.comparing.metrics import THROUGHPUT
 from orchestrator.analysis.comparing.rounds import Load, completed, load_of
 from orchestrator.analysis.roofline import CALIBRATED, DATASHEET
 from orchestrator.analysis.summary import Summary
+from orchestrator.report.charts import unshown
 from orchestrator.report.charts.views import Names
 from orchestrator.report.shown_columns import OF_BOUND, ShownColumn, Statistics, known_columns
 from orchestrator.store.schema import COMPLETED, INVALID

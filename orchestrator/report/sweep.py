@@ -3,7 +3,7 @@ techniques."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from rich.box import SIMPLE_HEAD
@@ -20,7 +20,9 @@ from workers.rows import grouped
 
 LEGEND = (
     "Each cell: tok/s of all users · tok/s of one (1000 / TPOT). Knee: the point furthest above "
-    "the line from the first to the last. Best point: the largest product of the two."
+    "the line from the first to the last. Best point: the largest product of the two. Below, lines "
+    "through the latencies of c requests in flight, and what follows: its knee is where half of "
+    "the highest throughput is reached."
 )
 RATE_TITLES = ("/GPU", "tok/s there", "missed at", "closed loop")
 SHORT_UNITS = {"requests/s": "req/s", "conversations/s": "conv/s"}
@@ -139,8 +141,8 @@ def render(curves: Sequence[Curve], console: Console) -> None:
         heading = f"{mine[0].model} · {mine[0].scenario} · against concurrency"
         console.print(heading, style="bold", highlight=False)
         console.print(_table(mine))
-        for one in mine:
-            console.print(Text(line(one)))
+        for text in sentences(mine):
+            console.print(Text(text))
         console.print()
     if curves:
         console.print(LEGEND, style="dim", highlight=False)
@@ -207,9 +209,16 @@ def _rate_table(found: RateTable) -> Table:
     return table
 
 
-def line(one: Curve) -> str:
-    """What a sweep says of one layout."""
-    return f"{one.name}: {'; '.join(_said(one))}"
+def sentences(curves: Iterable[Curve]) -> list[str]:
+    """What a sweep says of each layout: of the points that were measured, and of the closed form
+    through them."""
+    return [said for one in curves for said in _sentences(one)]
+
+
+def _sentences(one: Curve) -> Iterator[str]:
+    yield f"{one.name}: {'; '.join(_said(one))}"
+    if said := one.fitted.sentence(one.max_concurrency[-1]):
+        yield f"{one.name}: {said}"
 
 
 def _said(one: Curve) -> Iterator[str]:

@@ -12,10 +12,11 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.analysis import clocks, crosscheck, goodput, outputs, unshown
+from orchestrator.analysis import clocks, crosscheck, goodput, outputs
 from orchestrator.analysis.comparing.compare import Comparison, outputs_of, run_order
 from orchestrator.analysis.comparing.rounds import Load, load_of, names_of
 from orchestrator.errors import UserError
+from orchestrator.report.charts import unshown
 from orchestrator.report.charts.choices import lengths_of, rate_of
 from orchestrator.report.output import console_of
 from orchestrator.report.progress import RunProgress
@@ -70,8 +71,6 @@ LEGEND = {
     RATIO: "ratio of means over starts, with its 95% interval by itself",
 }
 SVG_WIDTH = 110
-
-
 UNLIMITED = 10_000  # columns of a terminal
 Show = Callable[[Comparison], str]
 

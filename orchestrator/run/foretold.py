@@ -14,7 +14,7 @@ from orchestrator.predict.calibrated import of_table
 from orchestrator.predict.factors import EngineFactors
 from orchestrator.predict.hardware import of_sheet
 from orchestrator.predict.interval import Estimate
-from orchestrator.predict.load import Asked
+from orchestrator.predict.load import Arrival, Asked
 from orchestrator.predict.passes import Placed, Setting
 from orchestrator.predict.prediction import NoPrediction, predict
 from orchestrator.predict.replica import Lengths
@@ -69,8 +69,7 @@ def _other(cell: Cell, experiment: Experiment, plan: EnginePlan, work: Work) -> 
         f"without {cell.deployment.ablation}": cell.deployment.ablation != "none",
         "its layout spans nodes": plan.spans_nodes,
         "an engine that is not as it is by itself": is_changed(experiment),
-        "an open loop": work.is_open,
-        "requests of several lengths": len(lengths) != 1,
+        "requests of several lengths": len(lengths) != 1 and not work.is_open,
         "conversations": any(one.after is not None for one in work.requests),
         "outputs may end early": not work.ignore_eos,
     }
@@ -81,6 +80,10 @@ def _asked(experiment: Experiment, plan: EnginePlan, work: Work, mine: EngineFac
     one = work.requests[0]
     is_own = not mine.separate and experiment.chunked_prefill_size is None
     most = mine.prefill_tokens if is_own else plan.prefill_tokens
+    if work.is_open:
+        requests = ((one.arrival_s, len(one.prompt), one.output_len) for one in work.requests)
+        arrivals = tuple(Arrival(*request) for request in requests)
+        return Asked.opened(arrivals, work.max_concurrency, most)
     lengths = Lengths(len(one.prompt), one.output_len, most)
     return Asked(lengths, work.max_concurrency, len(work.requests))
 

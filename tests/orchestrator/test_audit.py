@@ -336,3 +336,11 @@ def test_what_is_not_known_is_said_in_one_line(fields, words):
         said(**fields)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_beyond_a_bridge_bytes_go_over_pcie():
+    switched = card(link=300e9, host_link=64e9)
+    bridged = card(link=300e9, host_link=64e9, bridge=2)
+    for layout, times in (("tp2", 1.0), ("tp4", 300 / 64)):
+        slow, fast = (deployed(layout, one).sent_s(1, 1) for one in (bridged, switched))
+        assert slow == pytest.approx(times * fast)

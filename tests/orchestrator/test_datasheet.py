@@ -1,10 +1,12 @@
 """Which card a name means, and what is known of it."""
 
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import pytest
 
+from orchestrator.errors import UserError
 from orchestrator.node import datasheet
+from orchestrator.predict.hardware import find
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,8 @@ def test_a_card_is_known_by_its_name(name, gigabytes):
         "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
         "NVIDIA RTX 6000",
         "AMD Instinct MI308X",
+        "NVIDIA H20 PCIe",
+        "NVIDIA A100 PCIe",  # of 40 or of 80 GB?
     ],
 )
 def test_a_card_with_nearly_the_same_name_is_not_taken_for_it(name):
@@ -81,7 +85,7 @@ def test_what_no_source_gives_is_unknown_and_no_zero():
     ceilings = datasheet.ceilings("NVIDIA RTX PRO 6000 Blackwell Server Edition")
     assert ceilings.rates("bfloat16") is None
     assert ceilings.rates("float32").flops == 120e12
-    assert set(astuple(datasheet.sheet("NVIDIA H800 PCIe"))) == {None}
+    assert set(astuple(replace(datasheet.sheet("NVIDIA H800 PCIe"), node=None))) == {None}
 
 
 def test_every_rate_of_a_sheet_is_above_zero():
@@ -98,6 +102,48 @@ def test_an_entry_has_the_words_that_name_the_card():
     assert datasheet.entry("nvidia h100 pcie")[0] == "H100 PCIe"
     assert datasheet.entry("NVIDIA RTX 6000 Ada Generation")[0] == "RTX 6000 Ada"
     assert datasheet.entry("Tesla T4") is None
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("h200", "H200"),
+        ("NVIDIA H200", "H200"),
+        ("h100 pcie", "H100 PCIe"),
+        ("h100-pcie", "H100 PCIe"),
+        ("h100pcie", "H100 PCIe"),
+        ("rtx6000ada", "RTX 6000 Ada"),
+        ("a100_sxm4_40gb", "A100-SXM4-40GB"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("h20-3e", "H20-3e"),
+    ],
+)
+def test_one_rule_finds_a_card_by_what_people_write_and_by_what_drivers_say(written, name):
+    assert datasheet.name_of(written) == find(written)[0] == name
+
+
+def test_an_unknown_card_is_refused_with_the_nearest_name():
+    with pytest.raises(UserError, match="no data sheet of 'h20 pcie' is known; did you mean h"):
+        find("h20 pcie")
+
+
+def test_what_programs_see_of_a_memory_is_less_than_makers_write():
+    # GDDR6 with ECC on, as nvidia-smi gives it: a sixteenth is kept for the check bits
+    assert datasheet.sheet("NVIDIA L40S").usable_bytes == 46068 << 20
+    assert datasheet.sheet("NVIDIA L4").usable_bytes == 23034 << 20
+    unsaid = datasheet.sheet("NVIDIA B200")
+    assert unsaid.usable_bytes == unsaid.memory_bytes == 180 << 30
+    for one in datasheet.SHEETS.values():
+        if one.usable is not None:
+            assert 0.93 < one.usable_bytes / one.memory_bytes < 1
+
+
+def test_nvlink_joins_a_rack_a_board_or_the_cards_of_a_bridge():
+    found = {name: (one.node, one.bridge) for name, one in datasheet.SHEETS.items() if one.nvlink}
+    assert found["GB200"] == (72, None)
+    assert found["B200"] == found["H200"] == found["A100"] == (8, None)
+    assert found["H100 PCIe"] == found["H100 NVL"] == found["A100 80GB PCIe"] == (8, 2)
+    assert found["H200 NVL"] == (8, 4)
 
 
 def test_memory_is_of_binary_gigabytes_and_rates_of_links_are_one_way():

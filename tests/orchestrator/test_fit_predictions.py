@@ -124,3 +124,34 @@ def test_only_two_gpus_and_few_requests_are_fitted_on(bench: ModuleType) -> None
         {"model": "llama-70b"},
     ):
         assert not bench._is_fitted(replace(mine, **other), "torch")
+
+
+def test_communication_that_shares_a_kernel_with_other_work_counts(bench: ModuleType) -> None:
+    parts = {"transfer_ms": 0.01, "wait_ms": 0.15, "fused_ms": 0.65}
+    assert bench.communication_ms(cell(bench, "tp4", 1, parts)) == pytest.approx(0.81)
+    apart = cell(bench, "tp4", 1, {"transfer_ms": 1.0, "wait_ms": 0.5})
+    assert bench.observed(apart)["comm_ms"][0] == 1.5
+
+
+def test_a_check_prints_each_cell_and_writes_nothing(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Path, "write_text", lambda *_, **__: pytest.fail("it writes"))
+    results = ROOT / "docs" / "results" / "2xh200"
+    asked = f"2 x H200 llama-70b={results / 'llama-70b'}@{results}"
+    monkeypatch.setattr(sys, "argv", ["fit", "--check", "--held-out", asked])
+    bench.main()
+    said = capsys.readouterr().out
+    assert "| torch, 2 x H200 llama-70b | throughput | 6 | 2.6 | -2.6 | 4.6 | 6 of 6" in said
+    lines = [line for line in said.splitlines() if line.startswith("torch, 2 x H200 llama-70b: ")]
+    assert len(lines) == 6
+    assert all("throughput" in line and "TPOT" in line for line in lines)
+
+
+def test_a_fit_without_results_is_refused(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fit"])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert "a fit needs results and --fabric" in capsys.readouterr().err

@@ -66,13 +66,20 @@ def test_a_run_of_vllm_is_predicted_with_the_prompt_tokens_that_are_asked_for() 
     assert small == whole  # prompts of 256 tokens are whole in a pass of 2048
 
 
+def test_a_run_of_an_open_loop_is_predicted_at_its_times_and_lengths() -> None:
+    found = said(request_rate=4.0, num_prompts=40, range_ratio=0.5)
+    assert found.reason is None
+    assert found.output_throughput is not None
+    assert 400 < found.output_throughput < 4 * 128 * 1.25
+    assert found.median_tpot_ms == pytest.approx(8.65, rel=0.15)
+
+
 @pytest.mark.parametrize(
     ("given", "why"),
     [
         ({"name": "cpu"}, "no rates of cpu are known"),
         ({"name": None}, "no rates of the device are known"),
         ({"run_by": "deepspeed"}, "no factors were fitted for the engine deepspeed"),
-        ({"request_rate": 4.0, "num_prompts": 8}, "an open loop"),
         ({"range_ratio": 0.5, "num_prompts": 64}, "requests of several lengths"),
         ({"fusion": "off"}, "not as it is by itself"),
         ({"ablate": "comm", "number": 1}, "without comm"),

@@ -287,3 +287,24 @@ def test_a_plan_for_4096_gpus_takes_less_than_a_minute() -> None:
     (found,) = rankings(*asked, "--max-concurrency", "1000")
     assert len(found["layouts"]) + len(found["refused"]) == 91  # 2^12 as a product of three
     assert time.perf_counter() - begun < 60
+
+
+def test_a_plan_has_the_closed_form_of_each_layout_against_concurrency() -> None:
+    (one,) = plan(*ASKED, "--max-concurrency", "32")["plans"]
+    assert {each["layout"] for each in one["against_concurrency"]} >= {"tp4", "pp4"}
+    for each in one["against_concurrency"]:
+        fitted = each["fitted"]
+        assert [point["concurrency"] for point in each["points"]] == [1, 2, 4, 8, 16, 32, 64, 100]
+        assert fitted["error_pct"] < 6
+        # what one more request in flight adds to a step is more than its KV takes to read
+        assert 0 < fitted["tpot_each_ms"] < fitted["tpot_base_ms"] / 50
+
+
+def test_a_curve_ends_where_kv_has_no_room() -> None:
+    asked = ("--model", "llama-70b", "--gpu", "l40s", "--gpus", "4", "--strategy", "tp4")
+    (one,) = plan(*asked, "--input-len", "3000", "--output-len", "500")["plans"]
+    (curve,) = one["against_concurrency"]
+    assert curve["full_at"] == 32
+    assert curve["points"][-1]["concurrency"] == 16
+    shown = run("plan", *asked, "--input-len", "3000", "--output-len", "500").stdout
+    assert "KV has no room for 32" in " ".join(shown.split())

@@ -11,7 +11,7 @@ from ideal import IDEAL
 from orchestrator.analysis.roofline import Ceilings
 from orchestrator.plan import models
 from orchestrator.predict import factors
-from orchestrator.predict.hardware import EAGER, GRAPH, Fabric, Hardware, Link, of_sheet
+from orchestrator.predict.hardware import EAGER, GRAPH, Fabric, Hardware, Link, Span, of_sheet
 from orchestrator.predict.interval import estimate
 from orchestrator.predict.layouts import Case, rankings
 from orchestrator.predict.load import Asked, Share, median
@@ -324,13 +324,18 @@ def test_a_link_of_which_nothing_is_known_has_no_prediction():
     assert isinstance(known, Prediction)
 
 
+def nodes_of(layout: str) -> tuple[int, ...]:
+    """That a send from each stage spans."""
+    return tuple(one.nodes for one in setting(layout).placed.hops)
+
+
 def test_a_stage_pays_the_network_only_where_its_next_one_is_on_another_node():
     # eight to a node: of pp16 only the eighth stage sends to another one
-    assert setting("pp16").placed.hops == (*[1] * 7, 2, *[1] * 8)
-    assert setting("tp2pp8").placed.hops == (1, 1, 1, 2, 1, 1, 1, 1)
-    assert setting("tp8pp2").placed.hops == (2, 1)
-    assert setting("pp4").placed.hops == (1, 1, 1, 1)
-    assert setting("pp3dp4").placed.hops == (1, 2, 1)  # the third replica has the ranks 6 to 8
+    assert nodes_of("pp16") == (*[1] * 7, 2, *[1] * 8)
+    assert nodes_of("tp2pp8") == (1, 1, 1, 2, 1, 1, 1, 1)
+    assert nodes_of("tp8pp2") == (2, 1)
+    assert nodes_of("pp4") == (1, 1, 1, 1)
+    assert nodes_of("pp3dp4") == (1, 2, 1)  # the third replica has the ranks 6 to 8
 
     slow = ROUND.with_network(1e9)
     work = Work(PREFILL, 4096, 1)
@@ -378,17 +383,17 @@ def test_a_collective_takes_what_was_measured_of_it():
     }
     for ranks in (2, 4):
         size, seconds = curves[ranks].points[3]
-        assert H200.fabric.seconds("all_reduce", ranks, 1, size, GRAPH) == pytest.approx(seconds)
+        assert H200.fabric.seconds("all_reduce", Span(ranks), size, GRAPH) == pytest.approx(seconds)
     # of eight ranks, from four: as many bytes cross a link, and the ring has eight steps more
     like = size * (2 * 3 / 4) / (2 * 7 / 8)
-    eight = H200.fabric.seconds("all_reduce", 8, 1, like, GRAPH)
+    eight = H200.fabric.seconds("all_reduce", Span(8), like, GRAPH)
     assert eight == pytest.approx(seconds + 8 * 0.6e-6)
 
 
 def test_a_collective_over_nodes_is_latency_and_bytes_of_the_network():
     fabric = Fabric(Link(4e11, 1e-6, "test"), Link(5e10, 3e-6, "test"))
     # 16 ranks on two nodes: 2 x 15 steps, two of them between nodes; eight network cards
-    found = fabric.seconds("all_reduce", 16, 2, 1e8, GRAPH)
+    found = fabric.seconds("all_reduce", Span(16, 2), 1e8, GRAPH)
     assert found == pytest.approx(6.6e-6 + 28e-6 + 6e-6 + 1e8 * 2 * 15 / 16 / 4e11)
 
 
@@ -428,3 +433,66 @@ def test_cost_and_energy_follow_from_throughput():
     assert 0.2 * most < found.joules_per_output_token.value < most
     unknown = replace(H200, power_w=None)
     assert predicted("tp4", 32, engine=TORCH, hardware=unknown).joules_per_output_token is None
+
+
+PAIRS = of_sheet("h100 pcie", KNOWN.attainable, None)
+
+
+def test_cards_with_a_bridge_are_joined_in_pairs_and_by_pcie_beyond() -> None:
+    fabric = PAIRS.fabric
+    assert fabric.link is not None
+    assert fabric.across is not None
+    assert fabric.link.bandwidth == pytest.approx(300e9 * KNOWN.attainable.link)
+    assert fabric.across.bandwidth == 64e9 * 0.75
+    two, four = (
+        fabric.seconds("all_reduce", span, 1e9, GRAPH) for span in (Span(2), Span(4, 1, 2))
+    )
+    assert two == pytest.approx(1e9 / fabric.link.bandwidth, rel=0.01)
+    assert four == pytest.approx(1.5 * 1e9 / fabric.across.bandwidth, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("layout", "axis", "islands"),
+    [("tp2", "tp", 1), ("tp4", "tp", 2), ("tp2pp2", "tp", 1), ("tp2pp2", "pp", 2)],
+)
+def test_groups_of_bridged_cards_cross_their_pairs(layout: str, axis: str, islands: int) -> None:
+    placed = setting(layout, "llama-8b", hardware=PAIRS).placed
+    assert placed.groups[axis] == Span(placed.placement.degree(axis), 1, islands)
+
+
+def test_a_pipeline_of_bridged_cards_sends_within_and_across_its_pairs() -> None:
+    hops = setting("pp4", "llama-8b", hardware=PAIRS).placed.hops
+    assert [one.islands for one in hops] == [1, 2, 1, 1]
+
+
+def test_four_bridged_cards_gain_less_from_tp_than_four_that_a_switch_joins() -> None:
+    switched = replace(PAIRS, fabric=replace(PAIRS.fabric, joined=None, across=None))
+    slow, fast = (
+        predicted("tp4", 32, model="llama-8b", engine=TORCH, hardware=each).parts.transfer
+        for each in (PAIRS, switched)
+    )
+    assert slow > 2 * fast
+
+
+def test_a_rack_of_gb200_is_one_node_and_hgx_boards_are_eight_each() -> None:
+    rack, board = (of_sheet(name, KNOWN.attainable, None) for name in ("gb200", "b200"))
+    assert (rack.gpus_per_node, board.gpus_per_node) == (72, 8)
+    inside, over = (setting("tp16", hardware=each).placed.groups["tp"] for each in (rack, board))
+    assert (inside, over) == (Span(16), Span(16, 2))
+
+
+def test_pcie_has_its_own_share_of_its_rate() -> None:
+    card = of_sheet("l40s", KNOWN.attainable, None)
+    assert card.fabric.link is not None
+    assert card.fabric.link.bandwidth == 32e9 * 0.75  # as NCCL counts it
+    assert card.memory_bytes == 46068 << 20
+
+
+@pytest.mark.parametrize("layout", ["tp2", "pp4", "tp2pp8", "pp16"])
+def test_stages_that_are_alike_are_worked_out_once(layout: str) -> None:
+    at, work = setting(layout, engine=TORCH), Work(PREFILL, 512, 2, pairs=65_000)
+    seconds, parts = at.through(work)
+    one_by_one = [at.pass_of(index, work) for index in range(len(at.stages))]
+    assert seconds == pytest.approx([one.seconds for one in one_by_one])
+    assert parts.seconds == pytest.approx(sum(seconds))
+    assert len(set(at.placed.like)) <= 5

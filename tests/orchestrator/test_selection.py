@@ -17,7 +17,7 @@ from orchestrator import cli
 from orchestrator.plan import models
 from orchestrator.predict import factors
 from orchestrator.predict.crossover import CROSSINGS, PAIRS, crossover, linked, marks
-from orchestrator.predict.hardware import Fabric, Hardware, Link
+from orchestrator.predict.hardware import Fabric, Hardware, Link, Span
 from orchestrator.predict.layouts import Case, rankings
 from orchestrator.predict.load import Asked
 from orchestrator.predict.matrix import SELECTIONS, changes
@@ -206,9 +206,9 @@ def test_where_time_is_a_line_over_what_a_byte_takes_the_crossover_is_where_two_
 def test_another_bandwidth_keeps_the_latency_and_moves_bytes_at_that_rate(gpu: str) -> None:
     hardware = case(gpu, 1).hardware
     other = linked(hardware, 1e11).fabric
-    small = [one.seconds("all_reduce", 2, 1, 1, "graph") for one in (hardware.fabric, other)]
+    small = [one.seconds("all_reduce", Span(2), 1, "graph") for one in (hardware.fabric, other)]
     assert small[1] == pytest.approx(small[0], rel=0.01)
-    large = other.seconds("all_reduce", 2, 1, 1 << 30, "graph")
+    large = other.seconds("all_reduce", Span(2), 1 << 30, "graph")
     assert large == pytest.approx((1 << 30) / 1e11, rel=0.01)  # 2 (n - 1) / n = 1 of the bytes
 
 

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from orchestrator.analysis.comparing.compare import Comparison
 from orchestrator.analysis.comparing.rounds import names_of
+from orchestrator.analysis.degradation import Degradation, Point, fit
 from orchestrator.store.schema import COMPLETED, CellKey
-from workers.rows import Table, column, grouped, row
+from workers.rows import Table, column, group, grouped, nothing, row
 
 LEAST_KNEE = 0.05  # of the range of throughput; a smaller bend is noise
 MET_PCT = 99.0  # of requests within all service levels
@@ -46,6 +47,7 @@ class Curve:
     user_speed_decay_pct: float | None = column(
         "what a user loses from the lowest to the highest concurrency", "%"
     )
+    fitted: Degradation = group("fitted_{}")
     goodput: str | None = column("service levels, where all points were held to the same")
     slo_max_concurrency: int | None = column(
         "the highest concurrency at which 99% of requests met them, and at every lower one",
@@ -147,6 +149,25 @@ def _of_layout(name: str, cell: CellKey, points: Sequence[Comparison]) -> Curve:
         knee=knee(concurrencies, throughputs),
         best_point=best_point(concurrencies, throughputs, speeds),
         user_speed_decay_pct=decay_pct(speeds),
+        fitted=_fitted(points),
         goodput=levels.pop() if same_levels else None,
         slo_max_concurrency=highest_within(concurrencies, attained),
     )
+
+
+def _fitted(points: Sequence[Comparison]) -> Degradation:
+    """The closed form of a closed loop whose requests make as many tokens each; else nulls."""
+    lengths = {one.conditions.output_len for one in points}
+    (output_len,) = lengths if len(lengths) == 1 else (None,)
+    if output_len is None or any(one.arrivals.request_rate for one in points):
+        return nothing(Degradation)
+    return fit([point for one in points if (point := _point(one))], output_len)
+
+
+def _point(one: Comparison) -> Point | None:
+    """None where a figure of it is not known."""
+    made = one.throughput.output_throughput
+    first, each = one.latency.ttft.median, one.latency.tpot.median
+    if made is None or first is None or each is None:
+        return None
+    return Point(one.cell.max_concurrency, made, first, each)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.analysis import unshown
 from orchestrator.analysis.comparing.compare import Comparison
 from orchestrator.analysis.device_time import PhaseTime
 from orchestrator.analysis.token_cost import Parts
+from orchestrator.report.charts import unshown
 from orchestrator.report.charts.views import Names, View, rounded, view
 from workers.records import DECODE, PREFILL
 from workers.rows import widened

@@ -39,9 +39,11 @@ def render(plan: Plan, console: Console) -> None:
     for one in plan.planned:
         for ranking in one.rankings:
             _print_ranking(one, ranking, console)
+        _print_sweeps(one, console)
         _print_refused(one, console)
         if any(one.predictions):
             console.print(_legend(one))
+            _print_reliability(one, console)
             console.print(f"Factors of {one.engine}: {one.provenance}.", highlight=False)
             _print_outside(one, console)
     if any(plan.predictions):
@@ -52,9 +54,10 @@ def _legend(plan: Planned) -> str:
     best = "has more tokens/s a GPU"
     if plan.has_tpot:
         best = "has both more tokens/s a GPU and a shorter TPOT"
+    late = " late: requests that wait when the last one arrives." if plan.arrivals else ""
     return (
-        f"{FRONT} no other layout {best}. ±: the upper end of a 90% interval; the lower one is as "
-        "far in ratio. Where that is above 100%, both ends stand instead, to one digit."
+        f"{FRONT} no other layout {best}.{late} ±: the upper end of a 90% interval; the lower one "
+        "is as far in ratio. Where that is above 100%, both ends stand instead, to one digit."
     )
 
 
@@ -76,7 +79,8 @@ def _counted(count: int, noun: str) -> str:
 
 def _print_ranking(plan: Planned, ranking: Ranking, console: Console) -> None:
     load = f"{plan.scenario} ({plan.input_len} in, {plan.output_len} out)"
-    title = f"{load}, {ranking.max_concurrency} concurrent, {plan.engine}"
+    most = f"at most {ranking.max_concurrency}" if plan.arrivals else ranking.max_concurrency
+    title = ", ".join(filter(None, (load, plan.arrivals, f"{most} concurrent", plan.engine)))
     if not ranking.predictions:
         if any(plan.predictions):
             console.print(f"{title}: nothing is predicted.", highlight=False)
@@ -92,12 +96,52 @@ def _print_ranking(plan: Planned, ranking: Ranking, console: Console) -> None:
     _print_fitting(shown, [""] * len(shown), _parts(), console)
 
 
+def _print_reliability(plan: Planned, console: Console) -> None:
+    """What goodput is, and what it is worked out of."""
+    first = next(plan.predictions)
+    left = plan.goodput(first)
+    if left is None or plan.reliability is None:
+        return
+    console.print(
+        f"Goodput: less what a failure takes from its replica, and the slowest GPU from the others "
+        f"of it. {'; '.join(plan.reliability.sources())}. {first.layout}: "
+        f"{left.failures_per_day:.3g} failures a day, {100 * left.available:.4g}% available, "
+        f"{100 * (left.pace - 1):.2g}% slower.",
+        highlight=False,
+    )
+
+
+def _print_sweeps(plan: Planned, console: Console) -> None:
+    """A closed form a layout."""
+    said = {one.layout: text for one in plan.sweeps if (text := one.sentence)}
+    if said:
+        console.print("Against concurrency, of c requests in flight", style="italic")
+    for layout, text in said.items():
+        console.print(f"{layout}: {text}", highlight=False)
+
+
 def _columns(plan: Planned, shown: Sequence[Prediction]) -> Mapping[str, Show]:
     """Title -> what it shows; those that say nothing of any layout are left out."""
-    found = {name: show for name, show in _COLUMNS.items() if {*map(show, shown)} - {"", "-"}}
+    columns = dict(_COLUMNS)
+    if plan.reliability is not None:
+        columns = _after(columns, "tokens/s", "goodput", lambda one: _left(plan, one))
+    found = {name: show for name, show in columns.items() if {*map(show, shown)} - {"", "-"}}
     if len({one.num_gpus for one in shown}) == 1:
         found.pop("of GPUs")
     return found if plan.has_tpot else {**found, "TPOT ms": lambda one: "-"}
+
+
+def _after(columns: Mapping[str, Show], before: str, name: str, show: Show) -> dict[str, Show]:
+    """The columns with another one behind `before`."""
+    found: dict[str, Show] = {}
+    for title, each in columns.items():
+        found |= {title: each, **({name: show} if title == before else {})}
+    return found
+
+
+def _left(plan: Planned, one: Prediction) -> str:
+    left = plan.goodput(one)
+    return f"{left.output_throughput:.4g}" if left else ""
 
 
 def _parts() -> Mapping[str, Show]:
@@ -168,6 +212,7 @@ def _in_flight(one: Prediction) -> str:
 _COLUMNS: dict[str, Show] = {
     "of GPUs": lambda one: str(one.num_gpus),
     "at once": _in_flight,
+    "late": lambda one: str(one.late or ""),
     "tokens/s": lambda one: estimated(one.output_throughput),
     "bound": lambda one: f"{one.bound_output_throughput:.4g}",
     "TTFT ms": lambda one: estimated(one.ttft_ms),

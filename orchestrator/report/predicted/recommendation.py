@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
 from rich.box import SIMPLE_HEAD
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from orchestrator.predict.hardware import Hardware
+from orchestrator.predict.load import Asked
 from orchestrator.predict.objectives import Margin
 from orchestrator.predict.recommend import (
     MOST_CONCURRENT,
@@ -50,9 +50,14 @@ class Answer:
         limits = ", ".join(f"{one.metric} at most {one.limit_ms:g} ms" for one in wanted.objectives)
         return (
             f"{self.model} in {self.precision}, {self.scenario} ({asked.lengths.input_len} in, "
-            f"{asked.lengths.output_len} out), {asked.max_concurrency} concurrent, "
+            f"{asked.lengths.output_len} out), {_load(asked)}, "
             f"{wanted.case.factors.engine}: {limits}"
         )
+
+
+def _load(asked: Asked) -> str:
+    most = f"at most {asked.max_concurrency}" if asked.arrivals else f"{asked.max_concurrency}"
+    return ", ".join(filter(None, (asked.arriving, f"{most} concurrent")))
 
 
 def render(answer: Answer, console: Console) -> None:
@@ -71,7 +76,7 @@ def _lines(answer: Answer) -> Iterator[str]:
     yield from (_impossible if found.smallest is None else _choices)(found)
     yield _legend(found)
     unknown = [one.name for one in found.wanted.hardware if found.of(one) is None]
-    yield from (_why(found, name) for name in unknown)
+    yield from (why(found, name) for name in unknown)
     if answer.left_out:
         reasons = [why.partition(";")[0] for why in answer.left_out.values()]
         yield f"Left out: {'; '.join(reasons)}."
@@ -109,12 +114,15 @@ def _about(choice: Choice) -> Iterator[str]:
     )
     yield f"  {_until(choice)}"
     if isinstance(choice.smaller, Offer):
-        yield f"  next smaller: {_named(choice.smaller)} {_missed(choice.smaller)}"
+        yield f"  next smaller: {_named(choice.smaller)} {missed(choice.smaller)}"
     elif choice.smaller is not None:
         yield f"  next smaller: {_refused(choice.smaller)}"
     if choice.fp8:
         yield f"  in FP8 it would take {_named(choice.fp8)}: {_kept(choice.fp8)}"
-    if limit.broken is None and offer.prediction.in_flight < offer.prediction.max_concurrency:
+    if offer.prediction.late:
+        yield f"  {offer.prediction.late} requests wait when the last one arrives"
+    is_short = offer.prediction.in_flight < offer.prediction.max_concurrency
+    if limit.rate is None and limit.broken is None and is_short:
         yield f"  at once are served {offer.prediction.in_flight} requests; the others wait"
 
 
@@ -130,6 +138,8 @@ def _margin(margin: Margin) -> str:
 
 def _until(choice: Choice) -> str:
     limit = choice.limit
+    if limit.rate is not None:
+        return _until_rate(limit.rate, limit.broken)
     if limit.broken is None:
         looked = limit.concurrency >= MOST_CONCURRENT
         further = "further was not looked" if looked else "no TTFT is predicted of more"
@@ -141,7 +151,16 @@ def _until(choice: Choice) -> str:
     )
 
 
-def _missed(one: Offer) -> str:
+def _until_rate(rate: float, broken: Margin | None) -> str:
+    said = f"holds up to {rate:.3g} requests/s"
+    if broken is None:
+        return f"{said}; further was not looked, or no TTFT is predicted"
+    found = f"{broken.objective.metric} is {broken.predicted.value:.4g} ms"
+    return f"{said}; arriving a little faster {found}"
+
+
+def missed(one: Offer) -> str:
+    """Which limits an offer misses, and by how much; empty for none."""
     return ", ".join(
         f"misses {margin.objective.metric} by {-margin.share:.0%} "
         f"({margin.predicted.value:.4g} of {margin.objective.limit_ms:g} ms)"
@@ -166,7 +185,7 @@ def _impossible(found: Recommendation) -> Iterator[str]:
         yield "No hardware here holds it: why, is said below."
     elif not alone:
         yield f"Each limit is met by some hardware, and all of them by none: {_named(near)} comes "
-        yield f"  nearest and {_missed(near)}."
+        yield f"  nearest and {missed(near)}."
 
 
 def _legend(found: Recommendation) -> str:
@@ -179,7 +198,8 @@ def _legend(found: Recommendation) -> str:
     )
 
 
-def _why(found: Recommendation, name: str) -> str:
+def why(found: Recommendation, name: str) -> str:
+    """Why nothing is predicted of a kind of GPU."""
     (hardware,) = (one for one in found.wanted.hardware if one.name == name)
     refusal = found.refusal(hardware)
     return _refused(refusal) if refusal else f"{name}: nothing was looked at"
@@ -240,78 +260,3 @@ def _best_of_each(found: Recommendation) -> list[Offer]:
     meeting = sorted((one for one in each if one.meets), key=lambda one: one.size)
     missing = sorted((one for one in each if not one.meets), key=lambda one: -one.least.share)
     return [*meeting, *missing]
-
-
-# -- as data
-
-
-def as_data(answer: Answer) -> dict[str, object]:
-    """Plain data for `json.dumps`: times in ms, bytes, tokens/s, margins as shares of a limit."""
-    found, asked = answer.found, answer.found.wanted.case.asked
-    kinds = found.wanted.hardware
-    return {
-        "model": answer.model,
-        "precision": answer.precision,
-        "scenario": answer.scenario,
-        "input_len": asked.lengths.input_len,
-        "output_len": asked.lengths.output_len,
-        "max_concurrency": asked.max_concurrency,
-        "engine": found.wanted.case.factors.engine,
-        "factors": found.wanted.case.factors.provenance,
-        "objectives": {one.metric: one.limit_ms for one in found.wanted.objectives},
-        "gpu_counts": found.wanted.counts,
-        "gpu_hour_cost": found.wanted.prices,
-        "smallest": _choice_data(found.smallest),
-        "cheapest": _choice_data(found.cheapest),
-        "kinds": {one.name: _kind_data(found, one) for one in kinds},
-        "left_out": answer.left_out,
-    }
-
-
-def _kind_data(found: Recommendation, hardware: Hardware) -> dict[str, object]:
-    best = found.of(hardware)
-    if best is None:
-        return {"offer": None, "reason": _why(found, hardware.name)}
-    return {"offer": _offer_data(best), "reason": _missed(best) or None}
-
-
-def _choice_data(choice: Choice | None) -> dict[str, object] | None:
-    if choice is None:
-        return None
-    part, share = choice.offer.bottleneck
-    broken, smaller = choice.limit.broken, choice.smaller
-    return {
-        **_offer_data(choice.offer),
-        "bottleneck": {
-            "part": part,
-            "share": share,
-            "memory_share": choice.offer.memory_share,
-            "objective": choice.offer.least.objective.metric,
-        },
-        "holds_up_to": choice.limit.concurrency,
-        "then_misses": broken and _margin_data(broken),
-        "smaller": _offer_data(smaller) if isinstance(smaller, Offer) else smaller,
-        "in_fp8": choice.fp8 and _offer_data(choice.fp8),
-    }
-
-
-def _offer_data(one: Offer) -> dict[str, object]:
-    return {
-        "gpu": one.hardware.name,
-        "gpus": one.gpus,
-        "layout": one.layout.name,
-        "meets": one.meets,
-        "certain": one.is_certain,
-        "margins": [_margin_data(margin) for margin in one.margins],
-        "prediction": asdict(one.prediction),
-    }
-
-
-def _margin_data(margin: Margin) -> dict[str, object]:
-    return {
-        "metric": margin.objective.metric,
-        "limit_ms": margin.objective.limit_ms,
-        "predicted_ms": asdict(margin.predicted),
-        "margin": margin.share,
-        "margin_at_far_end": margin.far_share,
-    }
