@@ -67,6 +67,34 @@ class CollectiveRow:
 
 
 @row
+class TrainingStepRow:
+    """One optimizer step of a run that trains, as rank 0 saw it. Loss and norm are of the weights
+    before the step, and of the whole model."""
+
+    step: int = column("number of the step in the run, from 0", "1")
+    loss: float = column("mean loss of a token of the global batch, in float32", "nat")
+    grad_norm: float = column("2-norm of the gradient of the whole model, in float32", "1")
+    end_s: float = column("when it ended, since the start of the run", "s")
+
+
+@row
+class TrainingCollectiveRow:
+    """The calls of one operation over one mesh axis in one optimizer step, of one rank, counted
+    where torch hands them to its process groups."""
+
+    rank: int = column("rank of the placement", "1")
+    op: str = column("operation, as all_reduce")
+    axis: str = column("mesh axis of its group")
+    calls: int = column("calls of a step", "1")
+    bytes: int = column(
+        "message sizes of a step, summed over calls: the tensor of an all-reduce or a send, the "
+        "whole tensor of an all-gather or a reduce-scatter",
+        "B",
+        source="nccl-tests, PERFORMANCE.md",
+    )
+
+
+@row
 class SampleRow:
     """One sample of a rank and GPU; where there is no GPU, one of the process alone.
 
@@ -180,6 +208,8 @@ COLLECTIVES = Table("collectives", CollectiveRow)
 TELEMETRY = Table("telemetry", SampleRow)
 SPANS = Table("spans", SpanRow)
 FABRIC = Table("fabric", FabricRow)
+TRAINING_STEPS = Table("training_steps", TrainingStepRow)
+TRAINING_COLLECTIVES = Table("training_collectives", TrainingCollectiveRow)
 
 
 @dataclass(frozen=True, slots=True)

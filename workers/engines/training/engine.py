@@ -1,0 +1,138 @@
+"""The engine `torch` for training: DDP, FSDP2, DTensor and pipelining of torch, composed as the
+placement says. The module imports without torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from workers.device import device_name, peak_memory, reset_peak, synchronize
+from workers.engines.training.support import refusal
+from workers.messages import Built, EnginePlan, RankReport
+from workers.records import (
+    STEPS,
+    TRAINING_COLLECTIVES,
+    TRAINING_STEPS,
+    TrainingCollectiveRow,
+    TrainingStepRow,
+)
+from workers.training import TrainingReport, TrainingWork
+from workers.versions import versions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workers.engines.training.trainer import Trainer
+    from workers.rank import RankContext
+
+
+class TorchTrainer:
+    """One rank of a deployment that trains."""
+
+    processes: Literal["per_rank"] = "per_rank"
+
+    def __init__(self) -> None:
+        self._trainer: Trainer | None = None
+        self._context: RankContext | None = None
+        self._plan: EnginePlan | None = None
+        self._traffic: list[TrainingCollectiveRow] | None = None
+        self._gradient_bytes = 0
+
+    def supports(self, plan: EnginePlan) -> str | None:
+        """None, or why this engine cannot train the plan."""
+        return refusal(plan)
+
+    def choices(self, plan: EnginePlan) -> Mapping[str, Sequence[str]]:
+        """What its collectives go through."""
+        return {"allreduce": ("gloo" if plan.device == "cpu" else "nccl",)}
+
+    def build(self, context: RankContext, plan: EnginePlan) -> Built:
+        """Cut the model and load the first weights. Raises torch.OutOfMemoryError."""
+        from workers.engines.training.trainer import Trainer
+
+        start = time.perf_counter()
+        self._context, self._plan = context, plan
+        self._trainer = Trainer(context.rank, plan, context.device)
+        self._trainer.reset()
+        synchronize(context.device)
+        return Built(
+            rank=context.rank,
+            load_s=time.perf_counter() - start,
+            capture_s=None,
+            weight_bytes=self._trainer.weight_bytes,
+            kv_tokens=None,
+            device_name=device_name(context.device),
+            versions=versions(),
+        )
+
+    def run(self, work: TrainingWork) -> RankReport:
+        """Train from the first weights. Before the first run, one step is taken in which what is
+        communicated is counted; counting would slow the timed ones."""
+        assert self._trainer is not None, "build first"
+        assert self._context is not None
+        assert self._plan is not None
+        trainer, context = self._trainer, self._context
+        if self._traffic is None:
+            self._count_step()
+        trainer.reset()
+        batches = self._batches(work.steps)
+        reset_peak([context.device])
+        context.barrier()
+        began, rows = time.perf_counter(), []
+        for step, tokens in enumerate(batches):
+            result = trainer.step(tokens)
+            synchronize(context.device)
+            rows.append(
+                TrainingStepRow(
+                    step=step,
+                    loss=result.loss,
+                    grad_norm=result.grad_norm,
+                    end_s=time.perf_counter() - began,
+                )
+            )
+        return self._report(rows, began)
+
+    def close(self) -> None:
+        """Free the model and its optimizer."""
+        self._trainer = self._context = None
+
+    def _count_step(self) -> None:
+        from workers.engines.training.counting import Counting
+
+        assert self._trainer is not None
+        assert self._context is not None
+        (tokens,) = self._batches(1)
+        with Counting(self._context.placement, self._context.rank) as counting:
+            self._trainer.backward(tokens)
+        self._gradient_bytes = self._trainer.gradient_bytes
+        self._traffic = counting.rows(self._context.rank)
+
+    def _batches(self, steps: int) -> Iterator[Tensor]:
+        """This replica's sequences of each step."""
+        from workers.engines.training.batches import random_batches
+
+        assert self._trainer is not None
+        assert self._plan is not None
+        return random_batches(self._plan, self._trainer.replica, steps)
+
+    def _report(self, rows: list[TrainingStepRow], began_s: float) -> RankReport:
+        assert self._trainer is not None
+        assert self._context is not None
+        rank = self._context.rank
+        training = TrainingReport(
+            steps=TRAINING_STEPS.make(rows) if rank == 0 else None,
+            traffic=TRAINING_COLLECTIVES.make(self._traffic or ()),
+            weight_bytes=self._trainer.weight_bytes,
+            gradient_bytes=self._gradient_bytes,
+            optimizer_bytes=self._trainer.optimizer.state_bytes,
+        )
+        return RankReport(
+            rank=rank,
+            requests=None,
+            steps=STEPS.make(()),
+            collectives=None,
+            peak_memory_bytes=peak_memory([self._context.device]),
+            began_s=began_s,
+            training=training,
+        )
