@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from workers import engines
-from workers.messages import Built, EnginePlan, Process, RankReport, Work
+from workers.messages import Built, EnginePlan, Process, RankReport, TrainingWork, Work
 from workers.probes.gauges import Publisher
 from workers.probes.nvml_readings import Readings
 from workers.probes.telemetry import Recording, Sampler, sampler_for
 from workers.progress import BUILDING, IDLE, OBSERVING, RUNNING, Progress, standing_here
-from workers.training import TrainingWork
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from strategies.placement import Placement
 from strategies.precision import Precision
 from strategies.shapes import ModelShape, TrainingLoad
-from workers.training import TrainingReport
+from workers.records import TrainingReport
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -225,6 +225,20 @@ class Work:
         chosen = {places[i] for i in mine.conversations}
         requests = tuple(one for one in self.requests if first[one.index] in chosen)
         return replace(self, requests=requests, max_concurrency=mine.seats)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingWork:
+    """One run: `steps` optimizer steps from the first weights on. observe: whether it is taken
+    apart, which no run of training is."""
+
+    steps: int
+    observe: bool = False
+
+    @property
+    def title(self) -> str:
+        """What it is, in words."""
+        return f"run of {self.steps} optimizer steps"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from workers.intervals import Span
 from workers.rows import Table, column, row
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 COMPUTE = "compute"  # the kind of a span without communication
 STALL = "stall"  # of one in which the host waits for another stage before it launches a receive
@@ -228,3 +232,19 @@ class Call:
     start: float = 0.0
     end: float = 0.0
     step: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingReport:
+    """What one rank reports of a run, beside what every run has.
+
+    steps: table TRAINING_STEPS, from rank 0 alone. traffic: table TRAINING_COLLECTIVES, of one
+    step. weight_bytes, gradient_bytes, optimizer_bytes: what this rank keeps; of gradients, at the
+    end of a backward pass.
+    """
+
+    steps: pa.Table | None
+    traffic: pa.Table
+    weight_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int

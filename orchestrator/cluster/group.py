@@ -40,8 +40,7 @@ from orchestrator.cluster.waiting import ask, gather, patiently
 from orchestrator.errors import ClusterLost
 from workers.actor import Worker
 from workers.engines import ranks_of_process
-from workers.messages import Built, EnginePlan, Process, RankReport, Work
-from workers.training import TrainingWork
+from workers.messages import Built, EnginePlan, Process, RankReport, TrainingWork, Work
 
 __all__ = ["RunFailed", "WorkerGroup"]
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator.experiment import Cell, Deployment
 from strategies import Topology, parse
-from workers.messages import EnginePlan, Work
-from workers.training import TrainingWork
+from workers.messages import EnginePlan, TrainingWork, Work
 
 
 @dataclass(frozen=True, slots=True)

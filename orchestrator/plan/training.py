@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Deployment, Experiment, Scenario
@@ -14,10 +15,9 @@ from orchestrator.plan.models import ResolvedModel
 from strategies import Layout, Topology, TrainingLoad, plan_layout
 from strategies.training import check_batches
 from workers import engines
-from workers.messages import EnginePlan
-from workers.training import TrainingWork
+from workers.messages import EnginePlan, TrainingWork
 
-PRECISIONS = {"cuda": "bf16", "cpu": "fp32"}
+PRECISIONS: Mapping[Device, Literal["bf16", "fp32"]] = {"cuda": "bf16", "cpu": "fp32"}
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 

@@ -17,7 +17,7 @@ from rich.progress import (
 from rich.text import Text
 
 from orchestrator.analysis.summary import Measured
-from orchestrator.analysis.training import Trained
+from orchestrator.analysis.training.rows import Trained
 from orchestrator.experiment import layout_name
 from orchestrator.report.text import fixed
 from orchestrator.store.schema import COMPLETED

@@ -13,15 +13,14 @@ from orchestrator.analysis.observed.accounting import PARTS_OF_STEP
 from orchestrator.analysis.observed.communication import exposed
 from orchestrator.analysis.outputs import kept_requests
 from orchestrator.analysis.summary import Attempt
-from orchestrator.analysis.training import TrainingAttempt
+from orchestrator.analysis.training.rows import TrainingAttempt
 from orchestrator.experiment import Cell, Experiment, Run
 from orchestrator.node import datasheet, fabric
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
 from orchestrator.run.foretold import foretold
 from orchestrator.store.arrow_files import concat
 from orchestrator.store.store import Store
-from workers.messages import RankReport
-from workers.training import TrainingWork
+from workers.messages import RankReport, TrainingWork
 
 
 @dataclass(slots=True)

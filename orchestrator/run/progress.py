@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from orchestrator.analysis.summary import Measured
-from orchestrator.analysis.training import Trained
+from orchestrator.analysis.training.rows import Trained
 from orchestrator.cluster.connection import Cluster
 from orchestrator.errors import Stop
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.analysis.summary import measured
-from orchestrator.analysis.training import trained, training_tables
+from orchestrator.analysis.training.rows import trained, training_tables
 from orchestrator.cluster.failures import RunFailed
 from orchestrator.errors import ClusterLost
 from orchestrator.experiment import Run
@@ -19,7 +19,7 @@ from orchestrator.run.jobs import Job
 from orchestrator.run.observing import observe
 from orchestrator.run.workers import BuildFailed, Session, Workers, requests_of
 from orchestrator.store.folders import now
-from workers.training import TrainingWork
+from workers.messages import TrainingWork
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from orchestrator.analysis.summary import MEASURED, Building, Measured, failed
 from orchestrator.analysis.throughput import first_token_s
-from orchestrator.analysis.training import TRAINED, Trained
-from orchestrator.analysis.training import failed as not_trained
+from orchestrator.analysis.training.rows import TRAINED, Trained
+from orchestrator.analysis.training.rows import failed as not_trained
 from orchestrator.cluster.connection import Cluster
 from orchestrator.cluster.failures import RunFailed
 from orchestrator.cluster.group import WorkerGroup
@@ -21,8 +21,7 @@ from orchestrator.plan.deployments import PlannedCell
 from orchestrator.run.jobs import Job
 from orchestrator.run.progress import Progress
 from orchestrator.store.arrow_files import concat
-from workers.messages import EnginePlan, RankReport, Work
-from workers.training import TrainingWork
+from workers.messages import EnginePlan, RankReport, TrainingWork, Work
 
 
 class BuildFailed(RunFailed):

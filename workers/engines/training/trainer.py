@@ -54,12 +54,12 @@ class Trainer:
         self.rank, self.placement, self.shape, self.asked = rank, placement, shape, asked
         self.dtype, self.device = getattr(torch, plan.dtype), device
         self._source = open_source(plan.checkpoint)
-        self._mesh = mesh_of(placement, device)
+        self._mesh: Any = mesh_of(placement, device)
         seq_len, recompute = asked.seq_len, asked.activation_checkpointing
         self.stages = stages_of(shape, placement, rank, self.dtype, seq_len, recompute)
         self.modules = [distributed(stage, placement, self._mesh, device) for stage in self.stages]
         self._ends = _ends_of(placement, rank) if shape.tie_embeddings else None
-        self._schedule = self._pipeline() if placement.degree("pp") > 1 else None
+        self._schedule: Any = self._pipeline() if placement.degree("pp") > 1 else None
         self.optimizer = Optimizer(self.stages, fused=device.type == "cuda")
 
     @property
@@ -112,12 +112,12 @@ class Trainer:
             return self._through_pipeline(inputs, labels)
         (module,), size = self.modules, self.asked.micro_batch_size
         total = torch.zeros((), device=self.device)
-        batches = list(zip(inputs.split(size), labels.split(size), strict=True))
+        batches = list(zip(torch.split(inputs, size), torch.split(labels, size), strict=True))
         for number, (x, y) in enumerate(batches):
             is_last = number == len(batches) - 1
             with _unless(is_last, module):
                 loss = self._loss(module(x), y)
-                loss.backward()
+                torch.autograd.backward(loss)
             total += loss.detach()
         return total
 
@@ -142,7 +142,7 @@ class Trainer:
         replicas, as their gradients are averaged. logits: [batch, seq_len, this rank's part of the
         vocabulary]."""
         if self.placement.degree("tp") > 1:
-            size = (*logits.shape[:2], self.shape.vocab_size)
+            size = torch.Size((*logits.shape[:2], self.shape.vocab_size))
             stride = (size[1] * size[2], size[2], 1)
             logits = DTensor.from_local(
                 logits, self._mesh["tp"], [Shard(2)], run_check=False, shape=size, stride=stride
@@ -164,21 +164,21 @@ class Trainer:
         mine = placement.stages_of(self.rank)
         numbers = [i for i, one in enumerate(placement.stages) if one in mine]
         stages = [
-            self._pipeline_stage(number, module)
-            for number, module in zip(numbers, self.modules, strict=True)
+            self._pipeline_stage(*one)
+            for one in zip(numbers, self.stages, self.modules, strict=True)
         ]
         kind = SCHEDULES[asked.schedule]
         given = stages if asked.schedule == "interleaved" else stages[0]
         count = micro_batches(placement, asked)
         return kind(given, count, loss_fn=self._loss, scale_grads=False)
 
-    def _pipeline_stage(self, number: int, module: nn.Module) -> PipelineStage:
+    def _pipeline_stage(self, number: int, stage: StageModule, module: nn.Module) -> PipelineStage:
         asked, tp, stages = self.asked, self.placement.degree("tp"), self.placement.stages
         batch = (asked.micro_batch_size, asked.seq_len)
         between = (batch[0], batch[1] // tp, self.shape.hidden_size)
         hidden = torch.empty(between, dtype=self.dtype, device="meta", requires_grad=True)
         tokens = torch.empty(batch, dtype=torch.int64, device="meta")
-        columns = local_part(module.lm_head.weight)[0].shape[0] if stages[number].head else 0
+        columns = local_part(stage.lm_head.weight)[0].shape[0] if stages[number].head else 0
         logits = torch.empty((*batch, columns), dtype=self.dtype, device="meta")
         return PipelineStage(
             module,
@@ -223,8 +223,9 @@ class Trainer:
 
 def _unless(is_last: bool, module: nn.Module) -> contextlib.AbstractContextManager[None]:
     """No exchange of gradients before the last micro-batch."""
-    waits = isinstance(module, DistributedDataParallel) and not is_last
-    return module.no_sync() if waits else contextlib.nullcontext()
+    if isinstance(module, DistributedDataParallel) and not is_last:
+        return module.no_sync()
+    return contextlib.nullcontext()
 
 
 def _ends_of(placement: Placement, rank: int) -> dist.ProcessGroup | None:

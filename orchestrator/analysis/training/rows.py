@@ -161,7 +161,13 @@ class Trained(TrainingFigures, Outcome, RunKey):
     """One run that trained, as it is kept."""
 
 
+@row
+class TrainedCollective(TrainingCollectiveRow, RunKey):
+    """What a run communicates in a step, as it is kept."""
+
+
 TRAINED = Table("training", Trained)
+TRAFFIC = Table("training_collectives", TrainedCollective)
 
 
 @dataclass(frozen=True, slots=True)
