@@ -128,7 +128,7 @@ def names(group: str = GROUP) -> list[str]:
 def of_plan(name: str, plan: EnginePlan) -> Engine:
     """A new engine that generates, or trains, as the plan asks. Raises EngineError as `create`
     does."""
-    return create(name, GROUP if plan.training is None else TRAINERS)
+    return create(name) if plan.training is None else create(name, TRAINERS)
 
 
 def create(name: str, group: str = GROUP) -> Engine:
