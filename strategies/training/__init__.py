@@ -2,5 +2,13 @@
 step. Pure data and functions."""
 
 from strategies.training.batches import bubble_share, check_batches, micro_batches
+from strategies.training.memory import TrainingMemory, fullest, training_memory
 
-__all__ = ["bubble_share", "check_batches", "micro_batches"]
+__all__ = [
+    "TrainingMemory",
+    "bubble_share",
+    "check_batches",
+    "fullest",
+    "micro_batches",
+    "training_memory",
+]
