@@ -240,11 +240,11 @@ class TrainingReport:
 
     steps: table TRAINING_STEPS, from rank 0 alone. traffic: table TRAINING_COLLECTIVES, of one
     step. weight_bytes, gradient_bytes, optimizer_bytes: what this rank keeps; of gradients, at the
-    end of a backward pass.
+    end of a backward pass, None where an engine does not say.
     """
 
     steps: pa.Table | None
     traffic: pa.Table
     weight_bytes: int
-    gradient_bytes: int
+    gradient_bytes: int | None
     optimizer_bytes: int

@@ -69,7 +69,8 @@ class _Planner:
 
     def layouts(self) -> list[Layout]:
         """The layouts that were asked for. Two names of the same layout count once."""
-        shape, load = self.model.shape, load_of(self.experiment, self.device).load
+        whole = self.experiment.model_copy(update={"gradient_accumulation_steps": None})
+        shape, load = self.model.shape, load_of(whole, self.device).load
         named = (plan_layout(name, shape, load, self.topology) for name in self.experiment.strategy)
         return list({layout.name: layout for layout in named}.values())
 

@@ -29,7 +29,8 @@ from orchestrator.run.serving import Start
 from orchestrator.run.surroundings import check_surroundings
 from orchestrator.run.workers import Session
 from orchestrator.store.folders import folder_of, now
-from orchestrator.store.store import OUTCOME_TABLES, Store
+from orchestrator.store.schema import OUTCOME_TABLES
+from orchestrator.store.store import Store
 from workers.probes.gauges import Exposure
 
 

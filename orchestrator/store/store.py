@@ -31,7 +31,15 @@ from orchestrator.store.folders import MANIFEST, check_version, is_packed, now, 
 from orchestrator.store.journal import Journal, tell
 from orchestrator.store.lock import locked
 from orchestrator.store.names import safe_name
-from orchestrator.store.schema import COMPLETED, OUTCOMES, RunKey, RunOutcome, StartKey, cell_key
+from orchestrator.store.schema import (
+    COMPLETED,
+    OUTCOME_TABLES,
+    OUTCOMES,
+    RunKey,
+    RunOutcome,
+    StartKey,
+    cell_key,
+)
 from workers.rows import SCHEMA_VERSION, columns, flat
 
 # The observed ones last; `parts` marks its cell as observed.
@@ -39,8 +47,6 @@ RUN_TABLES = ("summary", "requests", "steps", "collectives", "telemetry")
 TRAINING_TABLES = ("training", "training_steps", "training_collectives", "telemetry")
 OBSERVED_TABLES = ("spans", "timed_collectives", "parts")
 TABLES = tuple(dict.fromkeys((*RUN_TABLES, *TRAINING_TABLES, *OBSERVED_TABLES)))
-# A run has a row in one of them: the last part that is written of it, which marks it as done.
-OUTCOME_TABLES = ("summary", "training")
 COMPARISON = "comparison.arrow"
 RATES = "rates.arrow"
 ABLATION = "ablation.arrow"

@@ -275,17 +275,18 @@ def _rate(plan: EnginePlan, steps: Sequence[TrainingStepRow]) -> TrainingRate:
 
 def _memory(reports: Sequence[RankReport], on_gpu: bool) -> TrainingMemory:
     kept = [one.training for one in reports if one.training]
+    gradients = [one.gradient_bytes for one in kept if one.gradient_bytes is not None]
     rests = [
         one.peak_memory_bytes - mine.weight_bytes - mine.gradient_bytes - mine.optimizer_bytes
         for one in reports
-        if (mine := one.training) is not None
+        if (mine := one.training) and mine.gradient_bytes is not None
     ]
     return TrainingMemory(
         weight_bytes=max(one.weight_bytes for one in kept),
-        gradient_bytes=max(one.gradient_bytes for one in kept),
+        gradient_bytes=max(gradients, default=None),
         optimizer_bytes=max(one.optimizer_bytes for one in kept),
         peak_memory_bytes=max(one.peak_memory_bytes for one in reports),
-        activation_bytes=max(rests) if on_gpu else None,
+        activation_bytes=max(rests, default=None) if on_gpu else None,
     )
 
 

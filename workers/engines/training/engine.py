@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from workers.device import device_name, peak_memory, reset_peak, synchronize
 from workers.engines.training.support import refusal
@@ -23,8 +24,37 @@ from workers.versions import versions
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workers.engines.training.trainer import Trainer
+    from workers.engines.training.trainer import StepResult
     from workers.rank import RankContext
+
+
+class Trains(Protocol):
+    """What takes the optimizer steps of a rank; see `trainer.Trainer`."""
+
+    gradient_bytes: int | None
+
+    @property
+    def replica(self) -> int:
+        """Number of the part of the batch that is this rank's."""
+        ...
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the parameters that it keeps."""
+        ...
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """Bytes of what its optimizer keeps."""
+        ...
+
+    def reset(self) -> None:
+        """Take the first weights."""
+        ...
+
+    def step(self, tokens: Tensor, counting: AbstractContextManager[Any] = ...) -> StepResult:
+        """Take a step."""
+        ...
 
 
 class TorchTrainer:
@@ -33,11 +63,10 @@ class TorchTrainer:
     processes: Literal["per_rank"] = "per_rank"
 
     def __init__(self) -> None:
-        self._trainer: Trainer | None = None
+        self._trainer: Trains | None = None
         self._context: RankContext | None = None
         self._plan: EnginePlan | None = None
         self._traffic: list[TrainingCollectiveRow] | None = None
-        self._gradient_bytes = 0
 
     def supports(self, plan: EnginePlan) -> str | None:
         """None, or why this engine cannot train the plan."""
@@ -49,11 +78,9 @@ class TorchTrainer:
 
     def build(self, context: RankContext, plan: EnginePlan) -> Built:
         """Cut the model and load the first weights. Raises torch.OutOfMemoryError."""
-        from workers.engines.training.trainer import Trainer
-
         start = time.perf_counter()
         self._context, self._plan = context, plan
-        self._trainer = Trainer(context.rank, plan, context.device)
+        self._trainer = self._made(context, plan)
         self._trainer.reset()
         synchronize(context.device)
         return Built(
@@ -67,8 +94,8 @@ class TorchTrainer:
         )
 
     def run(self, work: TrainingWork) -> RankReport:
-        """Train from the first weights. Before the first run, one step is taken in which what is
-        communicated is counted; counting would slow the timed ones."""
+        """Train from the first weights. Before the first run, two steps are taken, and what the
+        second one communicates is counted: counting would slow the timed ones."""
         assert self._trainer is not None, "build first"
         assert self._context is not None
         assert self._plan is not None
@@ -95,17 +122,27 @@ class TorchTrainer:
 
     def close(self) -> None:
         """Free the model and its optimizer."""
+        if self._trainer is not None:
+            from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+
+            _clear_sharding_prop_cache()  # it holds process groups, of which there may be others
         self._trainer = self._context = None
+
+    def _made(self, context: RankContext, plan: EnginePlan) -> Trains:
+        """What trains this rank's share."""
+        from workers.engines.training.trainer import Trainer
+
+        return Trainer(context.rank, plan, context.device)
 
     def _count_step(self) -> None:
         from workers.engines.training.counting import Counting
 
         assert self._trainer is not None
         assert self._context is not None
-        (tokens,) = self._batches(1)
-        with Counting(self._context.placement, self._context.rank) as counting:
-            self._trainer.backward(tokens)
-        self._gradient_bytes = self._trainer.gradient_bytes
+        counting = Counting(self._context.placement, self._context.rank)
+        first, second = self._batches(2)
+        self._trainer.step(first)  # in which a pipeline tells its shapes
+        self._trainer.step(second, counting)
         self._traffic = counting.rows(self._context.rank)
 
     def _batches(self, steps: int) -> Iterator[Tensor]:
@@ -124,8 +161,8 @@ class TorchTrainer:
             steps=TRAINING_STEPS.make(rows) if rank == 0 else None,
             traffic=TRAINING_COLLECTIVES.make(self._traffic or ()),
             weight_bytes=self._trainer.weight_bytes,
-            gradient_bytes=self._gradient_bytes,
-            optimizer_bytes=self._trainer.optimizer.state_bytes,
+            gradient_bytes=self._trainer.gradient_bytes,
+            optimizer_bytes=self._trainer.optimizer_bytes,
         )
         return RankReport(
             rank=rank,

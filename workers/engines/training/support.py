@@ -14,26 +14,35 @@ OF_TP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 
 def refusal(plan: EnginePlan) -> str | None:
     """None, or why the engine cannot train the plan, as a clause."""
-    model, placement, asked = plan.model, plan.placement, plan.training
+    return of_model(plan) or _of_heads(plan) or _of_placement(plan.placement, plan.model.num_layers)
+
+
+def of_model(plan: EnginePlan) -> str | None:
+    """None, or why neither engine trains this model in this way, as a clause."""
+    model, asked = plan.model, plan.training
     assert asked is not None, "the plan trains"
-    tp = placement.degree("tp")
     if model.family not in CONFIG_CLASSES:
         return f"it does not train the family {model.family}"
     if asked.precision not in DTYPES:
         return f"it trains in {' and '.join(DTYPES)}, and {asked.precision} is asked for"
     if asked.offload != "none":
         return f"it offloads nothing to the host, and {asked.offload} is asked for"
-    if asked.seq_len % tp:
-        fits = asked.seq_len - asked.seq_len % tp
-        return f"{asked.seq_len} tokens do not divide over tp={tp}; use --seq-len {fits or tp}"
-    if model.num_kv_heads % tp:
-        return (
-            f"it gives every rank whole KV heads, and {model.num_kv_heads} are fewer than tp={tp}"
-        )
     windows = [window for i in range(model.num_layers) if (window := window_of(model, i))]
     if windows and min(windows) < asked.seq_len:
         return f"its attention has no window, and that of {model.name} is {min(windows)} tokens"
-    return _of_placement(placement, model.num_layers)
+    return None
+
+
+def _of_heads(plan: EnginePlan) -> str | None:
+    assert plan.training is not None, "the plan trains"
+    tp, seq_len, heads = plan.placement.degree("tp"), plan.training.seq_len, plan.model.num_kv_heads
+    if seq_len % tp:
+        return (
+            f"{seq_len} tokens do not divide over tp={tp}; use --seq-len {tp * -(-seq_len // tp)}"
+        )
+    if heads % tp:
+        return f"it gives every rank whole KV heads, and {heads} do not divide over tp={tp}"
+    return None
 
 
 def _of_placement(placement: Placement, layers: int) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +36,8 @@ from workers.weights import open_source
 
 SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B, "interleaved": ScheduleInterleaved1F1B}
 
+NOTHING = nullcontext()
+
 
 class StepResult(NamedTuple):
     """Of one optimizer step, before its update: the mean loss of a token of the global batch, and
@@ -60,6 +62,7 @@ class Trainer:
         self.modules = [distributed(stage, placement, self._mesh, device) for stage in self.stages]
         self._ends = _ends_of(placement, rank) if shape.tie_embeddings else None
         self._schedule: Any = self._pipeline() if placement.degree("pp") > 1 else None
+        self.gradient_bytes: int | None = None
         self.optimizer = Optimizer(self.stages, fused=device.type == "cuda")
 
     @property
@@ -76,9 +79,9 @@ class Trainer:
         return sum(bytes_of(one) for stage in self.stages for one in stage.parameters())
 
     @property
-    def gradient_bytes(self) -> int:
-        """Bytes of the gradients that it has now."""
-        return sum(bytes_of(one.grad) for stage in self.stages for one in stage.parameters())
+    def optimizer_bytes(self) -> int:
+        """Bytes of its moments, and of the float32 copies of weights that are not float32."""
+        return self.optimizer.state_bytes
 
     def reset(self) -> None:
         """Take the first weights, which are the same whatever the layout, and forget what was
@@ -87,13 +90,19 @@ class Trainer:
             load(stage, self._source, self.shape)
         self.optimizer.reset()
 
-    def step(self, tokens: Tensor) -> StepResult:
-        """Train on the sequences of this replica, int64 [sequences, seq_len + 1]."""
-        result = self._result(self.backward(tokens))
+    def step(self, tokens: Tensor, counting: AbstractContextManager[Any] = NOTHING) -> StepResult:
+        """Train on the sequences of this replica, int64 [sequences, seq_len + 1]. counting: entered
+        while the layout communicates."""
+        with counting:
+            loss = self._backward(tokens)
+        self.gradient_bytes = sum(
+            bytes_of(one.grad) for stage in self.stages for one in stage.parameters()
+        )
+        result = self._result(loss)
         self.optimizer.step()
         return result
 
-    def backward(self, tokens: Tensor) -> Tensor:
+    def _backward(self, tokens: Tensor) -> Tensor:
         """The gradients of a step. Returns this rank's part of the loss, float32 []."""
         tokens = tokens.to(self.device)
         inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
@@ -155,9 +164,9 @@ class Trainer:
     def _tokens(self) -> int:
         return self.asked.global_batch_size * self.asked.seq_len
 
-    def _losses_over_tp(self) -> contextlib.AbstractContextManager[None]:
+    def _losses_over_tp(self) -> AbstractContextManager[None]:
         over_tp = self.placement.degree("tp") > 1
-        return loss_parallel() if over_tp else contextlib.nullcontext()
+        return loss_parallel() if over_tp else nullcontext()
 
     def _pipeline(self) -> Any:
         placement, asked = self.placement, self.asked
@@ -221,11 +230,11 @@ class Trainer:
         return StepResult(mean, square**0.5)
 
 
-def _unless(is_last: bool, module: nn.Module) -> contextlib.AbstractContextManager[None]:
+def _unless(is_last: bool, module: nn.Module) -> AbstractContextManager[None]:
     """No exchange of gradients before the last micro-batch."""
     if isinstance(module, DistributedDataParallel) and not is_last:
         return module.no_sync()
-    return contextlib.nullcontext()
+    return nullcontext()
 
 
 def _ends_of(placement: Placement, rank: int) -> dist.ProcessGroup | None:
