@@ -127,6 +127,18 @@ def test_what_cannot_be_trained_is_refused_in_a_line(
     assert "\n" not in str(error.value)
 
 
+def test_what_does_not_fit_is_refused_with_what_it_takes() -> None:
+    experiment = Experiment(
+        **{**TRAIN, "device": "cuda", "model": "llama-8b", "load_format": "dummy"},
+        strategy=("dp2", "fsdp2"),
+    )
+    gpus = Topology.uniform(2, 80 * 10**9, "H100")
+    with pytest.raises(Refused, match="llama-8b under dp2 does not fit: a GPU would take") as error:
+        planning.plan_experiment(experiment, "cuda", gpus)
+    assert "16.1 GB of weights" in str(error.value)
+    assert "96.4 GB of optimizer state" in str(error.value)
+
+
 def test_too_few_micro_batches_are_a_warning_under_gpipe() -> None:
     (one,) = plan(strategy="pp4", micro_batch_size=4, schedule="gpipe")
     (remark,) = one.remarks

@@ -16,7 +16,7 @@ from strategies import ModelShape, Topology, TrainingLoad, plan_layout
 from workers.messages import EnginePlan, RankReport, TrainingWork
 from workers.records import TRAINING_COLLECTIVES, TRAINING_STEPS, TrainingStepRow
 
-STEPS = 20
+STEPS, FEW = 20, 4
 TOLERANCE = 1e-4
 LAYOUTS = ["dp2", "fsdp2", "tp2", "pp2", "tp2pp2", "tp2dp2", "pp2fsdp2", "pp2dp2", "dp2fsdp2"]
 LOAD = TrainingLoad(16, 8, 2, precision="fp32")
@@ -54,9 +54,9 @@ def curve(reports: list[RankReport]) -> Curve:
 
 
 def check_same(found: Curve, expected: Curve, tolerance: float = TOLERANCE) -> None:
-    """The same losses and norms, step by step."""
-    assert len(found) == len(expected)
-    for mine, theirs in zip(found, expected, strict=True):
+    """The same losses and norms, step by step, as far as `found` goes."""
+    assert found
+    for mine, theirs in zip(found, expected[: len(found)], strict=True):
         assert mine.loss == pytest.approx(theirs.loss, abs=tolerance)
         assert mine.grad_norm == pytest.approx(theirs.grad_norm, abs=tolerance, rel=tolerance)
 
@@ -71,11 +71,13 @@ def shape_of(family: str) -> ModelShape:
 
 @pytest.fixture(scope="session")
 def trains(pool: Pool) -> Callable[..., list[RankReport]]:
-    """(layout, family, load) -> the reports of a run of 20 steps."""
+    """(layout, family, load, steps) -> the reports of a run."""
 
-    def run(layout: str, family: str = "Llama", load: TrainingLoad = LOAD) -> list[RankReport]:
+    def run(
+        layout: str, family: str = "Llama", load: TrainingLoad = LOAD, steps: int = FEW
+    ) -> list[RankReport]:
         plan = training_plan(layout, shape_of(family), None, load)
-        (reports,) = pool.serve(plan, TrainingWork(STEPS))
+        (reports,) = pool.serve(plan, TrainingWork(steps))
         return reports
 
     return run
@@ -117,14 +119,14 @@ def alone(family: str) -> Curve:
 def test_one_process_trains_as_transformers_and_plain_torch_do(
     family: str, trains: Callable[..., list[RankReport]]
 ) -> None:
-    check_same(curve(trains("tp1", family)), alone(family))
+    check_same(curve(trains("tp1", family, steps=STEPS)), alone(family))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_has_the_losses_and_norms_of_one_process(
     layout: str, trains: Callable[..., list[RankReport]]
 ) -> None:
-    check_same(curve(trains(layout)), alone("Llama"))
+    check_same(curve(trains(layout, steps=STEPS)), alone("Llama"))
 
 
 @pytest.mark.parametrize(

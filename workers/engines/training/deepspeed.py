@@ -48,6 +48,8 @@ class Replica:
     """A whole model that DeepSpeed keeps, or shares out over replicas."""
 
     def __init__(self, context: RankContext, plan: EnginePlan) -> None:
+        import torch.distributed as dist
+
         from workers.engines import deepspeed_process
 
         assert plan.training is not None, "the plan trains"
@@ -55,9 +57,11 @@ class Replica:
         self.gradient_bytes: int | None = None
         self._norm = 0.0
         self._undo: Callable[[], None] = deepspeed_process.set_environment(context)
+        if not dist.is_initialized():  # DeepSpeed wants a group for a single rank too
+            backend = "nccl" if context.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         with deepspeed_process.quiet():
-            if plan.placement.num_ranks > 1:
-                deepspeed_process.connect()
+            deepspeed_process.connect()
         self._engine: Any = None
 
     @property

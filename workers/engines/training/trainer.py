@@ -135,7 +135,7 @@ class Trainer:
         losses: list[Tensor] = []
         arguments = (inputs,) if first else ()
         if self._owned(-1):
-            self._schedule.step(*arguments, target=labels, losses=losses)
+            self._schedule.step(*arguments, target=labels, losses=losses, return_outputs=False)
         else:
             self._schedule.step(*arguments)
         total = torch.zeros((), device=self.device)
