@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from orchestrator.commands import training
 from orchestrator.report.output import Output, say
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ def compare(
     from orchestrator.analysis.comparing import findings
     from orchestrator.analysis.comparing.metrics import OBJECTIVES
 
+    if trained := training.trained_at(folders):
+        said = training.findings(trained, difference)
+        _shown(said.as_data, lambda console: training.draw(said, console), svg, as_json)
+        return
     judged_by = objective or OBJECTIVES[0]
 
     def find() -> Findings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from orchestrator.experiment import OF_DATASET, SWITCHES, Experiment, preset_names
+from orchestrator.experiment import OF_DATASET, ONLY_TRAINS, SWITCHES, Experiment, preset_names
 from orchestrator.store.names import digest
 
 # Fields that may differ between commands whose results belong in one folder.
@@ -36,7 +36,11 @@ FREE_FIELDS = {
 }
 # Fields that count where they are not as they are by default.
 OF_PRECISION = ("quantization", "kv_cache_dtype", "precision_policy")
-IF_ASKED = ("nsys", "engine_arg", "range_ratio", *OF_PRECISION, *OF_DATASET, *SWITCHES)
+OF_TRAINING = ("workload", *ONLY_TRAINS)
+IF_ASKED = (
+    *("nsys", "engine_arg", "range_ratio"),
+    *(*OF_PRECISION, *OF_DATASET, *SWITCHES, *OF_TRAINING),
+)
 # Files of a dataset's folder.
 OF_ROWS = frozenset({".jsonl", ".csv", ".parquet", ".arrow", ".gz"})
 
