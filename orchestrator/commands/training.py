@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.analysis.training.comparison import TrainingFindings
+    from orchestrator.experiment import Experiment
     from orchestrator.plan.deployments import PlannedDeployment
 
 
@@ -57,3 +58,27 @@ def show_plan(planned: Sequence[PlannedDeployment], out: Output) -> None:
     from orchestrator.report.training.dry_run import as_data, render
 
     out.show(lambda: as_data(planned), lambda console: render(planned, console))
+
+
+def explain(
+    layouts: Sequence[str], model: str, asked: Experiment, memory: str | None, out: Output
+) -> None:
+    """Print what training a model takes under each layout. memory: of one GPU, as "141GB"; None:
+    what is here. asked: the fields of training of an experiment. Raises UserError, and LayoutError
+    for what cannot be trained."""
+    from orchestrator.plan import fitting, planning
+    from orchestrator.plan.training import load_of
+    from orchestrator.report.training import explain as report
+
+    available, explained = fitting.gpu_memory(memory), []
+    whole = load_of(asked.model_copy(update={"gradient_accumulation_steps": None}), "cuda")
+    for name in layouts:
+        layout, shape = planning.sketch(name, model, available, whole.load)
+        load = load_of(asked, "cuda", layout.placement.num_replicas)
+        explained.append(report.explain(layout, shape, load, available))
+
+    def draw(console: Console) -> None:
+        for one in explained:
+            report.render(one, console)
+
+    out.show(lambda: [report.as_data(one) for one in explained], draw)

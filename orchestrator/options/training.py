@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import click
 
-TRAINING_OPTIONS = (
+_STEPS = click.option(
+    "--steps", type=int, metavar="N", help="train: optimizer steps of a run. [20]"
+)
+# What says how a step is trained.
+EXPLAINED_TRAINING = (
     click.option("--workload", metavar="KIND", help="generate, or train. [generate]"),
     click.option("--seq-len", type=int, metavar="TOKENS", help="train: of a sequence. [1024]"),
     click.option(
@@ -25,7 +29,6 @@ TRAINING_OPTIONS = (
         metavar="N",
         help="train: micro-batches of a replica in a step, instead of their size.",
     ),
-    click.option("--steps", type=int, metavar="N", help="train: optimizer steps of a run. [20]"),
     click.option(
         "--schedule", metavar="KIND", help="train: of a pipeline: gpipe, 1f1b, interleaved. [1f1b]"
     ),
@@ -38,3 +41,4 @@ TRAINING_OPTIONS = (
         "--precision", metavar="KIND", help="train: fp32 or bf16. [bf16 on GPUs, fp32 on CPUs]"
     ),
 )
+TRAINING_OPTIONS = (*EXPLAINED_TRAINING, _STEPS)

@@ -43,6 +43,7 @@ CAN_LEAVE_OUT_COMM = (DEFAULT_ENGINE, "vllm")
 # 989 TFLOP/s over 4.8 TB/s), so reading the weights once more often costs little.
 PREFILL_TOKENS = 2048
 MOST_CPU_WORKERS = 128
+SKETCHED = Load(256, 128, 8)  # what a strategy may look at where nothing is said of lengths
 
 
 def find_gpus(experiment: Experiment, cluster: Cluster | None) -> Topology:
@@ -74,12 +75,14 @@ def cpu_devices(strategies: Sequence[str]) -> Topology:
     return Topology.uniform(min(ranks, MOST_CPU_WORKERS))
 
 
-def sketch(name: str, model: str, memory_bytes: int = 0) -> tuple[Layout, ModelShape]:
+def sketch(
+    name: str, model: str, memory_bytes: int = 0, load: Load = SKETCHED
+) -> tuple[Layout, ModelShape]:
     """A layout of a model on as many devices of `memory_bytes` as it asks for, whatever this
     machine has. It is made to be shown, not to be run."""
     shape = models.resolve(model, "dummy").shape
     devices = Topology.uniform(len(cpu_devices([name]).devices), memory_bytes)
-    return plan_layout(name, shape, Load(256, 128, 8), devices), shape
+    return plan_layout(name, shape, load, devices), shape
 
 
 def plan_experiment(

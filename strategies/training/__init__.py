@@ -2,6 +2,7 @@
 step. Pure data and functions."""
 
 from strategies.training.batches import bubble_share, check_batches, micro_batches
+from strategies.training.flops import flops_per_token, model_flops_utilization
 from strategies.training.memory import TrainingMemory, fullest, training_memory
 from strategies.training.traffic import TrainingTraffic, training_traffic
 
@@ -10,8 +11,10 @@ __all__ = [
     "TrainingTraffic",
     "bubble_share",
     "check_batches",
+    "flops_per_token",
     "fullest",
     "micro_batches",
+    "model_flops_utilization",
     "training_memory",
     "training_traffic",
 ]
