@@ -32,6 +32,7 @@ from orchestrator.store.catalog import list_runs
 from orchestrator.store.identity import identity_of
 from orchestrator.store.store import Store
 from strategies import Topology
+from strategies.training import flops_per_token
 from workers.messages import Built, RankReport
 from workers.records import (
     STEPS,
@@ -205,6 +206,15 @@ def test_rates_leave_out_the_first_step(store: Store) -> None:
     assert (found.memory.gradient_bytes, found.traffic.communication_bytes) == (21, 101)
     assert found.memory.activation_bytes is None
     assert found.rate.bubble_share is None
+
+
+def test_the_share_of_the_data_sheet_is_that_of_the_arithmetic_of_the_model(store: Store) -> None:
+    (one,) = plan(strategy="dp2")
+    asked = replace(attempt(store, one, 0), peak=1e9)
+    built = [Built(0, 1.0, None, 10, None, "H100")]
+    found = trained(asked, built, 5.0, "H100", [report(rank, 0.5) for rank in range(2)])
+    per_token = flops_per_token(one.plan.model, 64)
+    assert found.rate.model_flops_utilization == pytest.approx(per_token * 1024 / 2e9)
 
 
 def test_a_pipeline_has_the_bubble_of_its_schedule(store: Store) -> None:
