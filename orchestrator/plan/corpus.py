@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.errors import UserError
 from orchestrator.plan.datasets.texts import documents
@@ -14,19 +15,18 @@ from orchestrator.plan.models import ResolvedModel
 from orchestrator.plan.prompts import check_characters
 from orchestrator.plan.tokenizer import load_tokenizer
 from strategies import TrainingLoad
-from workers.packed import Packed
 
 
 def pack(
     path: Path,
     model: ResolvedModel,
     load: TrainingLoad,
-    seed: int,
     column: str | None = None,
     split: str | None = None,
-) -> Packed:
-    """The text at `path` (`documents`) as sequences of `load.seq_len` tokens and one more, cut from
-    the documents one after another, each ended by the model's end token; the rest is left out.
+) -> NDArray[np.int32]:
+    """int32 [sequences, load.seq_len + 1], each a sequence with the label of its last token: the
+    documents at `path` (`texts.documents`) one after another, each ended by the model's end token.
+    What is left over is left out.
 
     Raises UserError for what cannot be read, a model without a tokenizer or with one that is not
     its own, and for less text than a step trains on.
@@ -43,7 +43,7 @@ def pack(
     count = len(tokens) // size
     if count < load.global_batch_size:
         raise UserError(_too_little(path, len(tokens), load))
-    return Packed(np.array(tokens[: count * size], dtype=np.int32).reshape(count, size), seed)
+    return np.array(tokens[: count * size], dtype=np.int32).reshape(count, size)
 
 
 def _tokenized(

@@ -20,7 +20,7 @@ from orchestrator.plan import models
 from orchestrator.plan.corpus import pack
 from orchestrator.plan.models import ResolvedModel
 from strategies import TrainingLoad
-from workers.packed import Packed
+from workers.engines.training.packed import Packed
 
 LOAD = TrainingLoad(seq_len=3, global_batch_size=1)
 TEXTS = ("hello world hi", "user : hi", "assistant : hello")
@@ -70,16 +70,16 @@ def zipped(path: Path) -> Path:
 def test_documents_follow_each_other_each_with_its_end(
     make: Any, texts: Sequence[str], tmp_path: Path, model: ResolvedModel
 ) -> None:
-    packed = pack(make(tmp_path), model, LOAD, seed=0)
+    packed = pack(make(tmp_path), model, LOAD)
     expected = ids(texts)
-    assert packed.tokens.shape == (len(expected) // 4, 4)
-    assert packed.tokens.dtype == np.int32
-    assert packed.tokens.ravel().tolist() == expected[: len(expected) // 4 * 4]
+    assert packed.shape == (len(expected) // 4, 4)
+    assert packed.dtype == np.int32
+    assert packed.ravel().tolist() == expected[: len(expected) // 4 * 4]
 
 
 def test_another_column_is_read_where_it_is_named(tmp_path: Path, model: ResolvedModel) -> None:
     path = table(tmp_path / "a.parquet", body=list(TEXTS), text=["hi"] * 3)
-    assert pack(path, model, LOAD, 0, column="body").tokens.ravel().tolist() == ids(TEXTS)
+    assert pack(path, model, LOAD, column="body").ravel().tolist() == ids(TEXTS)
 
 
 # -- dealing
@@ -125,7 +125,7 @@ def test_a_later_step_needs_none_before_it() -> None:
 
 def test_labels_are_the_next_tokens(tmp_path: Path, model: ResolvedModel) -> None:
     path = lines(tmp_path / "a.jsonl", *({"text": one} for one in TEXTS))
-    batch = pack(path, model, LOAD, 0).batch(0, 1)
+    batch = Packed(pack(path, model, LOAD), seed=0).batch(0, 1)
     assert batch.dtype == np.int64
     assert batch.shape == (1, LOAD.seq_len + 1)
 
@@ -158,36 +158,36 @@ def test_data_that_cannot_be_trained_on_is_refused_with_a_line(
     make: Any, message: str, tmp_path: Path, model: ResolvedModel
 ) -> None:
     with pytest.raises(UserError, match=message):
-        pack(make(tmp_path), model, LOAD, 0)
+        pack(make(tmp_path), model, LOAD)
 
 
 def test_text_that_is_not_utf8_is_refused(tmp_path: Path, model: ResolvedModel) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00hello")
     with pytest.raises(UserError, match=r"a.txt is not UTF-8 text"):
-        pack(tmp_path / "a.txt", model, LOAD, 0)
+        pack(tmp_path / "a.txt", model, LOAD)
 
 
 def test_fewer_sequences_than_a_batch_are_refused(tmp_path: Path, model: ResolvedModel) -> None:
     path = lines(tmp_path / "a.jsonl", *({"text": one} for one in TEXTS))
     message = "has 12 tokens, 3 sequences of 3 tokens and a label, and a step trains on 4; use more"
     with pytest.raises(UserError, match=message):
-        pack(path, model, replace(LOAD, global_batch_size=4), 0)
+        pack(path, model, replace(LOAD, global_batch_size=4))
 
 
 def test_plain_text_has_no_columns(tmp_path: Path, model: ResolvedModel) -> None:
     path = lines(tmp_path / "a.txt", *TEXTS)
     with pytest.raises(UserError, match="is plain text, which has no column 'text'; leave it out"):
-        pack(path, model, LOAD, 0, column="text")
+        pack(path, model, LOAD, column="text")
 
 
 def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     path, preset = lines(tmp_path / "a.txt", *TEXTS), models.resolve("llama-8b", "dummy")
     with pytest.raises(UserError, match="llama-8b comes without a tokenizer; give the folder of"):
-        pack(path, preset, LOAD, 0)
+        pack(path, preset, LOAD)
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, model: ResolvedModel) -> None:
     small = replace(model, shape=replace(model.shape, vocab_size=6))
     path = lines(tmp_path / "a.txt", *TEXTS)
     with pytest.raises(UserError, match="makes token 8, and its vocabulary has 6; use a checkpoin"):
-        pack(path, small, LOAD, 0)
+        pack(path, small, LOAD)
