@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from strategies.placement import Placement
@@ -41,12 +42,13 @@ OPERATIONS = {
 }
 resolve: Any = getattr(dist.distributed_c10d, "_resolve_process_group")  # noqa: B009
 NAMESPACES = ("c10d", "_c10d_functional")
+NUMBERS = 8  # bytes
 SHARED_OUT = ("all_gather", "reduce_scatter")  # the larger of input and output is the whole tensor
 
 
 class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts while it is entered. Receives are left out: their sends count. A group of one rank
-    communicates nothing."""
+    """Counts while it is entered. Receives are left out: their sends count. So is a number or two
+    in which ranks agree, as a norm. A group of one rank communicates nothing."""
 
     def __init__(self, placement: Placement, rank: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -57,7 +59,10 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Count an operator that communicates, and run it."""
+        """Count an operator that communicates, and run it. What a DTensor communicates is seen
+        when it calls operators on its local tensors."""
+        if any(issubclass(one, DTensor) for one in types):
+            return NotImplemented
         out = func(*args, **(kwargs or {}))
         if func.namespace in NAMESPACES:
             op = OPERATIONS.get(func._schema.name.partition("::")[2])
@@ -79,6 +84,8 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if len(ranks) < 2:
             return
         sizes = [_bytes(one) for one in (*args, *kwargs.values(), out)]
+        if max(sizes) <= NUMBERS:
+            return
         key = op, self._axes.get(ranks, "world")
         self.calls[key] += 1
         self.bytes[key] += max(sizes) if op in SHARED_OUT else max(sizes[:1])

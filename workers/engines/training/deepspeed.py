@@ -49,6 +49,7 @@ class Replica:
 
     def __init__(self, context: RankContext, plan: EnginePlan) -> None:
         import torch.distributed as dist
+        from torch._C._distributed_c10d import HashStore  # torch.distributed has it, not for mypy
 
         from workers.engines import deepspeed_process
 
@@ -59,7 +60,7 @@ class Replica:
         self._undo: Callable[[], None] = deepspeed_process.set_environment(context)
         if not dist.is_initialized():  # DeepSpeed wants a group for a single rank too
             backend = "nccl" if context.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         with deepspeed_process.quiet():
             deepspeed_process.connect()
         self._engine: Any = None
@@ -128,7 +129,7 @@ class Replica:
 
         tokens = tokens.to(self._context.device)
         total = torch.zeros((), device=tokens.device)
-        batches = tokens.split(self._asked.micro_batch_size)
+        batches = torch.split(tokens, self._asked.micro_batch_size)
         with counting:
             for batch in batches:
                 total += self._micro_batch(batch) / len(batches)
@@ -172,7 +173,12 @@ def config_of(plan: EnginePlan) -> dict[str, Any]:
         "gradient_accumulation_steps": asked.global_batch_size
         // (asked.micro_batch_size * replicas),
         "gradient_clipping": NO_CLIPPING,
-        "zero_optimization": {"stage": stage},
+        # Parameters are kept for no longer than they are used, however small they are.
+        "zero_optimization": {
+            "stage": stage,
+            "stage3_param_persistence_threshold": 0,
+            "stage3_max_reuse_distance": 0,
+        },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": DTYPES[asked.precision] == "bfloat16"},

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from workers.engines.training.trainer import StepResult
     from workers.rank import RankContext
 
+# In the first step a pipeline tells its shapes, and in the second one DDP makes its buckets anew.
+BEFORE_COUNTING = 2
+
 
 class Trains(Protocol):
     """What takes the optimizer steps of a rank; see `trainer.Trainer`."""
@@ -94,8 +97,8 @@ class TorchTrainer:
         )
 
     def run(self, work: TrainingWork) -> RankReport:
-        """Train from the first weights. Before the first run, two steps are taken, and what the
-        second one communicates is counted: counting would slow the timed ones."""
+        """Train from the first weights. Before the first run, a few steps are taken, and what the
+        last one communicates is counted: counting would slow the timed ones."""
         assert self._trainer is not None, "build first"
         assert self._context is not None
         assert self._plan is not None
@@ -123,9 +126,10 @@ class TorchTrainer:
     def close(self) -> None:
         """Free the model and its optimizer."""
         if self._trainer is not None:
-            from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+            from torch.distributed.tensor import debug
 
-            _clear_sharding_prop_cache()  # it holds process groups, of which there may be others
+            clear: Any = debug._clear_sharding_prop_cache
+            clear()  # it holds process groups, of which there may be others
         self._trainer = self._context = None
 
     def _made(self, context: RankContext, plan: EnginePlan) -> Trains:
@@ -140,9 +144,10 @@ class TorchTrainer:
         assert self._trainer is not None
         assert self._context is not None
         counting = Counting(self._context.placement, self._context.rank)
-        first, second = self._batches(2)
-        self._trainer.step(first)  # in which a pipeline tells its shapes
-        self._trainer.step(second, counting)
+        *before, counted = self._batches(BEFORE_COUNTING + 1)
+        for tokens in before:
+            self._trainer.step(tokens)
+        self._trainer.step(counted, counting)
         self._traffic = counting.rows(self._context.rank)
 
     def _batches(self, steps: int) -> Iterator[Tensor]:

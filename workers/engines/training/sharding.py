@@ -4,12 +4,13 @@ done by torch."""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.distributed.tensor.parallel import (
@@ -61,9 +62,32 @@ def distributed(
     if mesh is not None and copying:
         group = mesh[tuple(copying)].get_group()
         return DistributedDataParallel(
-            stage, process_group=group, gradient_as_bucket_view=True, init_sync=False
+            stage,
+            process_group=group,
+            gradient_as_bucket_view=True,
+            init_sync=False,
+            broadcast_buffers=False,
         )
     return stage
+
+
+def exchanging(module: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    """Around a micro-batch: copies of gradients are summed in the last one of a step. Where
+    gradients are cut, each rank's part is summed in every one, so that none keeps whole ones."""
+    if isinstance(module, DistributedDataParallel) and not is_last:
+        return module.no_sync()
+    if isinstance(module, FSDPModule):
+        copied = all(is_copied(one) for one in module.parameters())
+        module.set_requires_gradient_sync(is_last or not copied)
+        module.set_requires_all_reduce(is_last)
+    return nullcontext()
+
+
+def is_copied(parameter: Any) -> bool:
+    """Whether every replica keeps a parameter of FSDP2 whole."""
+    mesh = parameter.device_mesh
+    shards = (dim for dim, how in enumerate(parameter.placements) if how.is_shard())
+    return all(mesh.size(dim) == 1 or mesh.mesh_dim_names[dim] == "tp" for dim in shards)
 
 
 def tensor_plan(stage: StageModule, placement: Placement) -> dict[str, ParallelStyle]:

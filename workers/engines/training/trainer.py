@@ -17,7 +17,6 @@ from torch.distributed.pipelining.schedules import (
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import loss_parallel
 from torch.nn.functional import cross_entropy
-from torch.nn.parallel import DistributedDataParallel
 
 from strategies.placement import EMBEDDING, Placement
 from strategies.training import micro_batches
@@ -26,6 +25,7 @@ from workers.engines.training.optimizer import Optimizer, bytes_of
 from workers.engines.training.sharding import (
     copies,
     distributed,
+    exchanging,
     load,
     local_part,
     mesh_of,
@@ -124,7 +124,7 @@ class Trainer:
         batches = list(zip(torch.split(inputs, size), torch.split(labels, size), strict=True))
         for number, (x, y) in enumerate(batches):
             is_last = number == len(batches) - 1
-            with _unless(is_last, module):
+            with exchanging(module, is_last):
                 loss = self._loss(module(x), y)
                 torch.autograd.backward(loss)
             total += loss.detach()
@@ -228,13 +228,6 @@ class Trainer:
             dist.all_reduce(both)
         mean, square = both.tolist()
         return StepResult(mean, square**0.5)
-
-
-def _unless(is_last: bool, module: nn.Module) -> AbstractContextManager[None]:
-    """No exchange of gradients before the last micro-batch."""
-    if isinstance(module, DistributedDataParallel) and not is_last:
-        return module.no_sync()
-    return nullcontext()
 
 
 def _ends_of(placement: Placement, rank: int) -> dist.ProcessGroup | None:
