@@ -37,11 +37,7 @@ def explain(
     """Where layouts put a model. memory: of one GPU, as "141GB"; None: what is here. asked: of an
     experiment, its precision, or what it trains on."""
     if asked.workload == "train":
-        if batch or prefill_tokens:
-            raise UserError(
-                "--batch and --chunked-prefill-size are about the workload generate, and train is "
-                "asked for; leave them out"
-            )
+        _refuse(batch, prefill_tokens)
         training.explain(layouts, model, asked, memory, Output(as_json))
         return
     from orchestrator.plan import fitting, planning, precision
@@ -66,6 +62,14 @@ def explain(
             report.render(one, console)
 
     Output(as_json).show(lambda: [report.as_data(one) for one in explained], draw)
+
+
+def _refuse(*of_generation: int | None) -> None:
+    if any(of_generation):
+        raise UserError(
+            "--batch and --chunked-prefill-size are about the workload generate, and train is "
+            "asked for; leave them out"
+        )
 
 
 def calibrate(
