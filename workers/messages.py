@@ -232,11 +232,12 @@ class Work:
 @dataclass(frozen=True, slots=True)
 class TrainingWork:
     """One run: `steps` optimizer steps from the first weights on. tokens: int32 [sequences, seq_len
-    + 1], what it trains on (`packed.Packed`); None: random ones. observe: whether it is taken
-    apart, which no run of training is."""
+    + 1], what it trains on (`packed.Packed`); None: random ones. save: the folder for what was
+    trained. observe: whether it is taken apart, which no run of training is."""
 
     steps: int
     tokens: NDArray[np.int32] | None = field(default=None, compare=False, repr=False)
+    save: str | None = None
     observe: bool = False
 
     @property

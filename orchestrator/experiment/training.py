@@ -32,6 +32,8 @@ class TrainingFields(BaseModel):
     # text to train on; None: random tokens. data_column: of a dataset; None: "text"
     data: Path | None = None
     data_column: str | None = None
+    # where what was trained is kept, in a folder for each deployment
+    save_checkpoint: Path | None = None
     steps: int = Field(20, ge=2, le=1_000_000)  # optimizer steps of a run
     schedule: Literal["gpipe", "1f1b", "interleaved"] = "1f1b"
     activation_checkpointing: Literal["off", "full", "selective", "cpu-offload"] = "off"

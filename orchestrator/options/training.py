@@ -50,6 +50,12 @@ TRAINING_OPTIONS = (
         help="train: text, JSONL or Parquet. [random tokens]",
     ),
     click.option(
+        "--save-checkpoint",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="train: keep the weights in DIR/DEPLOYMENT, as Transformers reads them.",
+    ),
+    click.option(
         "--data-column", metavar="NAME", help="train: of a dataset, the one of the text. [text]"
     ),
 )

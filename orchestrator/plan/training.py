@@ -11,8 +11,9 @@ from orchestrator.experiment import Cell, Deployment, Experiment, Scenario
 from orchestrator.plan import models
 from orchestrator.plan.corpus import pack
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
-from orchestrator.plan.devices import Device, check_devices, choose_engines
+from orchestrator.plan.devices import DEFAULT_ENGINE, Device, check_devices, choose_engines
 from orchestrator.plan.models import ResolvedModel
+from orchestrator.store.names import safe_name
 from strategies import Layout, Topology, TrainingLoad, plan_layout
 from strategies.training import check_batches, fullest
 from workers import engines
@@ -118,6 +119,11 @@ class _Planner:
     def _on(self, engine: str, layout: Layout) -> PlannedDeployment:
         experiment, model = self.experiment, self.model
         plan = self._engine_plan(layout)
+        if experiment.save_checkpoint is not None and engine != DEFAULT_ENGINE:
+            raise UserError(
+                f"the engine {engine} saves no checkpoint here; leave --save-checkpoint out, or "
+                f"use --engine {DEFAULT_ENGINE}"
+            )
         if reason := engines.refusal(engine, plan):
             raise UserError(f"the engine {engine} cannot train {layout.name}: {reason}")
         plan = engines.settled(engine, plan)
@@ -127,7 +133,11 @@ class _Planner:
         asked = Deployment(model.name, layout.name, engine, plan.dtype)
         scenario = Scenario(f"train{experiment.seq_len}", experiment.seq_len, 0)
         cell = Cell(asked, scenario, experiment.global_batch_size)
-        cells = (PlannedCell(cell, self.work, replace(self.work, steps=1)),)
+        work = self.work
+        if experiment.save_checkpoint is not None:
+            folder = experiment.save_checkpoint.absolute() / safe_name(asked.name)
+            work = replace(work, save=str(folder))
+        cells = (PlannedCell(cell, work, replace(self.work, steps=1)),)
         remarks = (f"{layout.name}: {warning}",) if warning else ()
         return PlannedDeployment(asked, plan, cells, remarks=remarks)
 

@@ -33,10 +33,11 @@ FREE_FIELDS = {
     "technique",
     "fabric",
     "allow_other_node",
+    "save_checkpoint",
 }
 # Fields that count where they are not as they are by default.
 OF_PRECISION = ("quantization", "kv_cache_dtype", "precision_policy")
-OF_TRAINING = ("workload", *ONLY_TRAINS)
+OF_TRAINING = ("workload", *(name for name in ONLY_TRAINS if name not in FREE_FIELDS))
 IF_ASKED = (
     *("nsys", "engine_arg", "range_ratio"),
     *(*OF_PRECISION, *OF_DATASET, *SWITCHES, *OF_TRAINING),

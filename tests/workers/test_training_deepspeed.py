@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 from ranks import Pool
-from test_training import LOAD, STEPS, alone, check_same, curve, shape_of, training_plan
+from training_runs import LOAD, STEPS, alone, check_same, curve, shape_of, training_plan
 
 from workers.messages import TrainingWork
 from workers.records import TRAINING_COLLECTIVES

@@ -12,6 +12,7 @@ from workers.messages import EnginePlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -138,6 +139,10 @@ class Replica:
             torch.distributed.all_reduce(total)
         norm = self._engine.get_global_grad_norm()
         return StepResult(total.item(), self._norm if norm is None else float(norm))
+
+    def save(self, folder: Path) -> None:
+        """Never asked for: see `DeepSpeedTrainer.supports`."""
+        raise NotImplementedError(folder)
 
     def close(self) -> None:
         """Leave the process groups and put the environment back."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from workers.device import device_name, peak_memory, reset_peak, synchronize
@@ -57,6 +58,10 @@ class Trains(Protocol):
 
     def step(self, tokens: Tensor, counting: AbstractContextManager[Any] = ...) -> StepResult:
         """Take a step."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained."""
         ...
 
 
@@ -121,6 +126,8 @@ class TorchTrainer:
                     end_s=time.perf_counter() - began,
                 )
             )
+        if work.save is not None:
+            trainer.save(Path(work.save))
         return self._report(rows, began)
 
     def close(self) -> None:

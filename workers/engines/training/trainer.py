@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from strategies.placement import EMBEDDING, Placement
 from strategies.training import micro_batches
 from workers.engines.training.model import StageModule, stages_of
 from workers.engines.training.optimizer import Optimizer, bytes_of
+from workers.engines.training.saving import save
 from workers.engines.training.sharding import (
     copies,
     distributed,
@@ -55,7 +57,7 @@ class Trainer:
         asked, placement, shape = plan.training, plan.placement, plan.model
         self.rank, self.placement, self.shape, self.asked = rank, placement, shape, asked
         self.dtype, self.device = getattr(torch, plan.dtype), device
-        self._source = open_source(plan.checkpoint)
+        self._source, self._plan = open_source(plan.checkpoint), plan
         self._mesh: Any = mesh_of(placement, device)
         seq_len, recompute = asked.seq_len, asked.activation_checkpointing
         self.stages = stages_of(shape, placement, rank, self.dtype, seq_len, recompute)
@@ -89,6 +91,10 @@ class Trainer:
         for stage in self.stages:
             load(stage, self._source, self.shape)
         self.optimizer.reset()
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained to `folder`, with the other ranks."""
+        save(self.stages, self._plan, folder, self.rank == 0)
 
     def step(self, tokens: Tensor, counting: AbstractContextManager[Any] = NOTHING) -> StepResult:
         """Train on the sequences of this replica, int64 [sequences, seq_len + 1]. counting: entered

@@ -111,6 +111,7 @@ def test_what_training_is_asked_makes_another_experiment() -> None:
         ({"strategy": "dp2zero2", "engine": "torch"}, "dp2zero2 needs the engine deepspeed"),
         ({"strategy": "tp2", "engine": "deepspeed"}, "trains replicas .dp. alone"),
         ({"strategy": "dp2", "engine": "vllm"}, "the engine 'vllm' only generates"),
+        ({"strategy": "dp2zero2", "save_checkpoint": Path("x")}, "saves no checkpoint here"),
         ({"seq_len": 4096}, "longer than tiny knows positions: 2048"),
         (
             {"strategy": "dp2", "micro_batch_size": None, "gradient_accumulation_steps": 3},

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from ranks import Pool
-from test_training import LOAD, shape_of, training_plan
+from training_runs import LOAD, shape_of, training_plan
 
 from strategies import TrainingLoad
 from strategies.training import training_traffic
