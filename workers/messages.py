@@ -13,7 +13,9 @@ from strategies.shapes import ModelShape, TrainingLoad
 from workers.records import TrainingReport
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 # The reason of a failure that is foreseen; the driver records it instead of a traceback.
 OUT_OF_MEMORY = "out_of_memory"
@@ -229,10 +231,12 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class TrainingWork:
-    """One run: `steps` optimizer steps from the first weights on. observe: whether it is taken
+    """One run: `steps` optimizer steps from the first weights on. tokens: int32 [sequences, seq_len
+    + 1], what it trains on (`packed.Packed`); None: random ones. observe: whether it is taken
     apart, which no run of training is."""
 
     steps: int
+    tokens: NDArray[np.int32] | None = field(default=None, compare=False, repr=False)
     observe: bool = False
 
     @property

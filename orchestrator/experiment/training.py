@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -28,6 +29,9 @@ class TrainingFields(BaseModel):
     micro_batch_size: Sequences | None = None
     # micro-batches of a replica in a step, instead of their size
     gradient_accumulation_steps: Sequences | None = None
+    # text to train on; None: random tokens. data_column: of a dataset; None: "text"
+    data: Path | None = None
+    data_column: str | None = None
     steps: int = Field(20, ge=2, le=1_000_000)  # optimizer steps of a run
     schedule: Literal["gpipe", "1f1b", "interleaved"] = "1f1b"
     activation_checkpointing: Literal["off", "full", "selective", "cpu-offload"] = "off"
@@ -50,6 +54,8 @@ class TrainingFields(BaseModel):
                 "micro_batch_size and gradient_accumulation_steps say the same twice; give one of "
                 "them"
             )
+        if self.data_column and self.data is None:
+            raise ValueError("data_column is about the text to train on; give data too")
         return self
 
 

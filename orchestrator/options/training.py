@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-_STEPS = click.option(
-    "--steps", type=int, metavar="N", help="train: optimizer steps of a run. [20]"
-)
 # What says how a step is trained.
 EXPLAINED_TRAINING = (
     click.option("--workload", metavar="KIND", help="generate, or train. [generate]"),
@@ -41,4 +40,16 @@ EXPLAINED_TRAINING = (
         "--precision", metavar="KIND", help="train: fp32 or bf16. [bf16 on GPUs, fp32 on CPUs]"
     ),
 )
-TRAINING_OPTIONS = (*EXPLAINED_TRAINING, _STEPS)
+TRAINING_OPTIONS = (
+    *EXPLAINED_TRAINING,
+    click.option("--steps", type=int, metavar="N", help="train: optimizer steps of a run. [20]"),
+    click.option(
+        "--data",
+        type=click.Path(path_type=Path),
+        metavar="PATH",
+        help="train: text, JSONL or Parquet. [random tokens]",
+    ),
+    click.option(
+        "--data-column", metavar="NAME", help="train: of a dataset, the one of the text. [text]"
+    ),
+)

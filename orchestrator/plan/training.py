@@ -9,6 +9,7 @@ from typing import Literal
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Deployment, Experiment, Scenario
 from orchestrator.plan import models
+from orchestrator.plan.corpus import pack
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
 from orchestrator.plan.devices import Device, check_devices, choose_engines
 from orchestrator.plan.models import ResolvedModel
@@ -46,6 +47,11 @@ def load_of(experiment: Experiment, device: Device, replicas: int = 1) -> Traini
     )
 
 
+def whole(experiment: Experiment) -> Experiment:
+    """The same with nothing said of micro-batches, which depend on the layout."""
+    return experiment.model_copy(update={"gradient_accumulation_steps": None})
+
+
 def plan_training(
     experiment: Experiment, device: Device, topology: Topology
 ) -> tuple[PlannedDeployment, ...]:
@@ -57,7 +63,13 @@ def plan_training(
             f"sequences of {experiment.seq_len} tokens are longer than {model.name} knows "
             f"positions: {model.shape.max_positions}; use a shorter --seq-len"
         )
-    planner = _Planner(experiment, model, device, topology)
+    tokens = None
+    if experiment.data is not None:
+        tokens = pack(
+            experiment.data, model, load_of(whole(experiment), device), experiment.data_column
+        )
+    work = TrainingWork(experiment.steps, tokens)
+    planner = _Planner(experiment, model, work, device, topology)
     return tuple(one for layout in planner.layouts() for one in planner.deployments(layout))
 
 
@@ -87,13 +99,13 @@ def check_memory(plan: EnginePlan, topology: Topology) -> None:
 class _Planner:
     experiment: Experiment
     model: ResolvedModel
+    work: TrainingWork
     device: Device
     topology: Topology
 
     def layouts(self) -> list[Layout]:
         """The layouts that were asked for. Two names of the same layout count once."""
-        whole = self.experiment.model_copy(update={"gradient_accumulation_steps": None})
-        shape, load = self.model.shape, load_of(whole, self.device).load
+        shape, load = self.model.shape, load_of(whole(self.experiment), self.device).load
         named = (plan_layout(name, shape, load, self.topology) for name in self.experiment.strategy)
         return list({layout.name: layout for layout in named}.values())
 
@@ -114,9 +126,8 @@ class _Planner:
         check_memory(plan, self.topology)
         asked = Deployment(model.name, layout.name, engine, plan.dtype)
         scenario = Scenario(f"train{experiment.seq_len}", experiment.seq_len, 0)
-        work = TrainingWork(experiment.steps)
         cell = Cell(asked, scenario, experiment.global_batch_size)
-        cells = (PlannedCell(cell, work, replace(work, steps=1)),)
+        cells = (PlannedCell(cell, self.work, replace(self.work, steps=1)),)
         remarks = (f"{layout.name}: {warning}",) if warning else ()
         return PlannedDeployment(asked, plan, cells, remarks=remarks)
 

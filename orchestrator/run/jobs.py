@@ -129,17 +129,21 @@ class Job:
             ),
         )
 
-    def training_attempt(self, run: Run, cell: PlannedCell, started_at: str) -> TrainingAttempt:
-        """A run of `cell`, which trains."""
+    def training_attempt(
+        self, run: Run, cell: PlannedCell, started_at: str, device_name: str | None = None
+    ) -> TrainingAttempt:
+        """A run of `cell`, which trains. device_name: None where it did not come so far."""
+        sheet, plan = datasheet.ceilings(device_name), self.deployment.plan
         assert isinstance(cell.work, TrainingWork), "the cell trains"
         return TrainingAttempt(
             key=self.store.run_key(run),
-            plan=self.deployment.plan,
+            plan=plan,
             steps=cell.work.steps,
             started_at=started_at,
             block=self.block,
             node=self.node,
             metadata=json.dumps(self.experiment.metadata),
+            peak=sheet.flops.get(plan.dtype) if sheet else None,
         )
 
     def keep_settings(self, settings: Mapping[str, str]) -> None:

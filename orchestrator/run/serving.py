@@ -83,8 +83,9 @@ class Start:
         self._note_short(cell, kept.throughput.duration)
 
     def _train(self, run: Run, cell: PlannedCell, workers: Workers, started_at: str) -> None:
-        attempt = self.job.training_attempt(run, cell, started_at)
-        reports, building = workers.serve(cell.work), workers.building
+        building = workers.building
+        attempt = self.job.training_attempt(run, cell, started_at, building.device_name)
+        reports = workers.serve(cell.work)
         kept = trained(attempt, building.built, building.build_s, building.device_name, reports)
         self.session.keep(run, kept, training_tables(reports))
 

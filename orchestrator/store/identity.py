@@ -56,7 +56,7 @@ def identity_of(experiment: Experiment) -> str:
     unused |= {name for name in IF_ASKED if not _is_asked(experiment, name)}
     fields = experiment.model_dump(mode="json", exclude=FREE_FIELDS | unused)
     model = None if experiment.model in preset_names() else Path(experiment.model)
-    paths = [path for path in (experiment.dataset_path, model) if path]
+    paths = [path for path in (experiment.dataset_path, experiment.data, model) if path]
     stamps = {str(path): stamp(path) for path in paths if path.exists()}
     if "vllm" in experiment.engine and "comm" in experiment.ablate:
         fields["unfused"] = True  # its whole runs too, see `unfused` in workers/engines/vllm

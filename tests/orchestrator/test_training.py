@@ -32,7 +32,8 @@ from orchestrator.store.catalog import list_runs
 from orchestrator.store.identity import identity_of
 from orchestrator.store.store import Store
 from strategies import Topology
-from workers.messages import Built, RankReport
+from strategies.training import flops_per_token
+from workers.messages import Built, RankReport, TrainingWork
 from workers.records import (
     STEPS,
     TRAINING_COLLECTIVES,
@@ -76,6 +77,7 @@ def test_every_layout_gets_one_cell_of_the_same_load() -> None:
         ({"workload": "train", "dtype": "float16"}, "leave dtype out, or give workload generate"),
         ({"seq_len": 64}, "seq_len is about the workload train, and generate is asked for"),
         ({"steps": 5}, "leave steps out, or give workload train"),
+        ({"workload": "train", "data_column": "body"}, "give data too"),
         (
             {"workload": "train", "micro_batch_size": 2, "gradient_accumulation_steps": 2},
             "say the same twice",
@@ -151,6 +153,31 @@ def test_accumulation_steps_say_the_size_of_a_micro_batch() -> None:
     assert [one.micro_batch_size for one in sizes if one] == [4, 2]
 
 
+def test_text_is_packed_once_for_every_layout(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("A token is trained on once in an epoch. " * 200)
+    first, second = plan(strategy="tp1,dp2", data=text, seq_len=16)
+    (one,), (other,) = (planned.cells for planned in (first, second))
+    assert isinstance(one.work, TrainingWork)
+    assert one.work is other.work
+    assert one.work.tokens is not None
+    assert one.work.tokens.shape[1] == 17
+
+
+def test_other_text_is_another_experiment(tmp_path: Path) -> None:
+    names = set()
+    for words in ("one", "two"):
+        (tmp_path / "text.txt").write_text(words)
+        names.add(identity_of(Experiment(**TRAIN, data=tmp_path / "text.txt")))
+    assert len(names) == 2
+
+
+def test_text_that_is_not_enough_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("too little")
+    with pytest.raises(Refused, match="and a step trains on 8; use more text"):
+        plan(data=tmp_path / "text.txt")
+
+
 def test_a_dry_run_says_what_would_be_trained() -> None:
     options = [f"--{name.replace('_', '-')}={value}" for name, value in TRAIN.items()]
     result = CliRunner().invoke(main, ["submit", "--strategy", "dp2", "--dry-run", *options])
@@ -205,6 +232,15 @@ def test_rates_leave_out_the_first_step(store: Store) -> None:
     assert (found.memory.gradient_bytes, found.traffic.communication_bytes) == (21, 101)
     assert found.memory.activation_bytes is None
     assert found.rate.bubble_share is None
+
+
+def test_the_share_of_the_data_sheet_is_that_of_the_arithmetic_of_the_model(store: Store) -> None:
+    (one,) = plan(strategy="dp2")
+    asked = replace(attempt(store, one, 0), peak=1e9)
+    built = [Built(0, 1.0, None, 10, None, "H100")]
+    found = trained(asked, built, 5.0, "H100", [report(rank, 0.5) for rank in range(2)])
+    per_token = flops_per_token(one.plan.model, 64)
+    assert found.rate.model_flops_utilization == pytest.approx(per_token * 1024 / 2e9)
 
 
 def test_a_pipeline_has_the_bubble_of_its_schedule(store: Store) -> None:

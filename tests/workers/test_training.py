@@ -171,6 +171,21 @@ def test_runs_of_one_start_are_the_same_run_again(
     check_same(curve(first), curve(second), 0.0)
 
 
+def test_text_is_dealt_over_replicas_in_one_order(pool: Pool) -> None:
+    import numpy as np
+
+    shape = shape_of("Llama")
+    tokens = np.random.default_rng(1).integers(shape.vocab_size, size=(40, 17), dtype=np.int32)
+    work = TrainingWork(FEW, tokens)
+    curves = [
+        curve(pool.serve(training_plan(layout, shape, None), work)[0])
+        for layout in ("tp1", "dp2", "pp2fsdp2")
+    ]
+    check_same(curves[1], curves[0])
+    check_same(curves[2], curves[0])
+    assert curves[0][0].loss != alone("Llama")[0].loss
+
+
 def test_gradients_of_replicas_are_summed_once_a_step(
     trains: Callable[..., list[RankReport]],
 ) -> None:

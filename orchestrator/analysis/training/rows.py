@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from orchestrator.store.arrow_files import concat
 from orchestrator.store.schema import COMPLETED, FAILED, Outcome, RunKey
-from strategies.training import bubble_share, micro_batches
+from strategies.training import bubble_share, micro_batches, model_flops_utilization
 from workers.messages import Built, EnginePlan, RankReport
 from workers.records import (
     TRAINING_COLLECTIVES,
@@ -172,7 +172,8 @@ TRAFFIC = Table("training_collectives", TrainedCollective)
 
 @dataclass(frozen=True, slots=True)
 class TrainingAttempt:
-    """A run that is to be made: of what, and under which conditions."""
+    """A run that is to be made: of what, and under which conditions. peak: operations/s of one
+    device by its data sheet; None where that is unknown."""
 
     key: RunKey
     plan: EnginePlan
@@ -181,6 +182,7 @@ class TrainingAttempt:
     block: int
     metadata: str
     node: int | None = None
+    peak: float | None = None
 
 
 def trained(
@@ -199,7 +201,7 @@ def trained(
         status=COMPLETED,
         reason=None,
         conditions=_conditions(attempt, device_name),
-        rate=_rate(attempt.plan, steps),
+        rate=_rate(attempt, steps),
         result=TrainingOutcome(
             first_loss=steps[0].loss, loss=steps[-1].loss, grad_norm=steps[-1].grad_norm
         ),
@@ -257,8 +259,9 @@ def _conditions(attempt: TrainingAttempt, device_name: str | None) -> TrainingCo
     )
 
 
-def _rate(plan: EnginePlan, steps: Sequence[TrainingStepRow]) -> TrainingRate:
-    asked, ranks, stages = plan.training, plan.placement.num_ranks, plan.placement.degree("pp")
+def _rate(attempt: TrainingAttempt, steps: Sequence[TrainingStepRow]) -> TrainingRate:
+    plan, peak, asked = attempt.plan, attempt.peak, attempt.plan.training
+    ranks, stages = plan.placement.num_ranks, plan.placement.degree("pp")
     assert asked is not None, "the plan trains"
     seconds = (steps[-1].end_s - steps[0].end_s) / (len(steps) - 1)
     rate = asked.tokens / seconds
@@ -268,7 +271,9 @@ def _rate(plan: EnginePlan, steps: Sequence[TrainingStepRow]) -> TrainingRate:
         tokens_per_second=rate,
         tokens_per_second_per_gpu=rate / ranks,
         step_time_ms=1e3 * seconds,
-        model_flops_utilization=None,
+        model_flops_utilization=None
+        if peak is None
+        else model_flops_utilization(plan.model, asked.seq_len, rate, ranks, peak),
         bubble_share=bubble,
     )
 

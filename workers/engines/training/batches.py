@@ -8,7 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.messages import EnginePlan
+from workers.engines.training.packed import Packed
+from workers.messages import EnginePlan, TrainingWork
+
+
+def batches(plan: EnginePlan, work: TrainingWork, replica: int, steps: int) -> Iterator[Tensor]:
+    """int64 [sequences of the replica, seq_len + 1] of each step of a run."""
+    if work.tokens is None:
+        yield from random_batches(plan, replica, steps)
+        return
+    assert plan.training is not None, "the plan trains"
+    packed, size = Packed(work.tokens, plan.seed), plan.training.global_batch_size
+    for step in range(steps):
+        yield torch.from_numpy(packed.batch(step, size, replica, plan.placement.num_replicas))
 
 
 def random_batches(plan: EnginePlan, replica: int, steps: int) -> Iterator[Tensor]:

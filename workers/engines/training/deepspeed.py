@@ -173,11 +173,13 @@ def config_of(plan: EnginePlan) -> dict[str, Any]:
         "gradient_accumulation_steps": asked.global_batch_size
         // (asked.micro_batch_size * replicas),
         "gradient_clipping": NO_CLIPPING,
-        # Parameters are kept for no longer than they are used, however small they are.
+        # Parameters are kept for no longer than they are used, however small they are. What is
+        # gathered ahead of its use is as much as Transformers' Trainer has it.
         "zero_optimization": {
             "stage": stage,
             "stage3_param_persistence_threshold": 0,
             "stage3_max_reuse_distance": 0,
+            "stage3_prefetch_bucket_size": int(0.9 * plan.model.hidden_size**2),
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

@@ -104,9 +104,9 @@ class TorchTrainer:
         assert self._plan is not None
         trainer, context = self._trainer, self._context
         if self._traffic is None:
-            self._count_step()
+            self._count_step(work)
         trainer.reset()
-        batches = self._batches(work.steps)
+        batches = self._batches(work, work.steps)
         reset_peak([context.device])
         context.barrier()
         began, rows = time.perf_counter(), []
@@ -138,25 +138,25 @@ class TorchTrainer:
 
         return Trainer(context.rank, plan, context.device)
 
-    def _count_step(self) -> None:
+    def _count_step(self, work: TrainingWork) -> None:
         from workers.engines.training.counting import Counting
 
         assert self._trainer is not None
         assert self._context is not None
         counting = Counting(self._context.placement, self._context.rank)
-        *before, counted = self._batches(BEFORE_COUNTING + 1)
+        *before, counted = self._batches(work, BEFORE_COUNTING + 1)
         for tokens in before:
             self._trainer.step(tokens)
         self._trainer.step(counted, counting)
         self._traffic = counting.rows(self._context.rank)
 
-    def _batches(self, steps: int) -> Iterator[Tensor]:
+    def _batches(self, work: TrainingWork, steps: int) -> Iterator[Tensor]:
         """This replica's sequences of each step."""
-        from workers.engines.training.batches import random_batches
+        from workers.engines.training.batches import batches
 
         assert self._trainer is not None
         assert self._plan is not None
-        return random_batches(self._plan, self._trainer.replica, steps)
+        return batches(self._plan, work, self._trainer.replica, steps)
 
     def _report(self, rows: list[TrainingStepRow], began_s: float) -> RankReport:
         assert self._trainer is not None
