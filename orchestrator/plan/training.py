@@ -12,13 +12,13 @@ from orchestrator.plan import models
 from orchestrator.plan.corpus import pack
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
 from orchestrator.plan.devices import DEFAULT_ENGINE, Device, check_devices, choose_engines
+from orchestrator.plan.fitting import check_training_memory
 from orchestrator.plan.models import ResolvedModel
 from orchestrator.store.names import safe_name
 from strategies import Layout, Topology, TrainingLoad, plan_layout
-from strategies.training import check_batches, fullest
+from strategies.training import check_batches
 from workers import engines
 from workers.messages import EnginePlan, TrainingWork
-from workers.units import format_bytes
 
 PRECISIONS: Mapping[Device, Literal["bf16", "fp32"]] = {"cuda": "bf16", "cpu": "fp32"}
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -74,28 +74,6 @@ def plan_training(
     return tuple(one for layout in planner.layouts() for one in planner.deployments(layout))
 
 
-def check_memory(plan: EnginePlan, topology: Topology) -> None:
-    """Raise UserError where the fullest rank takes more than a device has, as far as that is
-    known: with what it takes."""
-    assert plan.training is not None
-    there, found = topology.memory_bytes, fullest(plan.placement, plan.model, plan.training)
-    if plan.device == "cpu" or found.fits(there):
-        return
-    parts = {
-        "weights": found.weights,
-        "gradients": found.gradients,
-        "optimizer state": found.optimizer,
-        "activations": found.activations,
-        "buffers": found.buffers,
-    }
-    split = ", ".join(f"{format_bytes(size)} of {what}" for what, size in parts.items() if size)
-    raise UserError(
-        f"{plan.model.name} under {plan.layout} does not fit: a GPU would take "
-        f"{format_bytes(found.total)} ({split}), and has {format_bytes(there)}; cut it over more "
-        "GPUs (fsdp, tp, pp, zero), give a smaller micro-batch, or --activation-checkpointing full"
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class _Planner:
     experiment: Experiment
@@ -129,7 +107,7 @@ class _Planner:
         plan = engines.settled(engine, plan)
         assert plan.training is not None
         warning = check_batches(plan.placement, plan.training)
-        check_memory(plan, self.topology)
+        check_training_memory(plan, self.topology)
         asked = Deployment(model.name, layout.name, engine, plan.dtype)
         scenario = Scenario(f"train{experiment.seq_len}", experiment.seq_len, 0)
         cell = Cell(asked, scenario, experiment.global_batch_size)

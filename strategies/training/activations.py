@@ -53,18 +53,22 @@ def stage_bytes(placement: Placement, model: ModelShape, load: TrainingLoad, sta
     return kept
 
 
-def working_bytes(placement: Placement, model: ModelShape, load: TrainingLoad, rank: int) -> int:
-    """The most bytes that a rank needs beside what is kept, while it goes back: of the logits, in
-    float32, their logarithms, and two gradients; or of a layer, what is recomputed of it, two
-    gradients of the MLP and one of its input."""
-    c, tp = compute_bytes(load), placement.degree("tp")
+def loss_bytes(placement: Placement, model: ModelShape, load: TrainingLoad, rank: int) -> int:
+    """Bytes that a rank with the head needs at the loss beside what is kept: of the logits, in
+    float32, their logarithms and two gradients."""
+    has_head = any(stage.head for stage in placement.stages_of(rank))
+    return 3 * FLOAT * logits(placement, model, load) if has_head else 0
+
+
+def going_back_bytes(placement: Placement, model: ModelShape, load: TrainingLoad) -> int:
+    """Bytes that going back through a layer needs beside what is kept: what is recomputed of it,
+    two gradients of the MLP and one of its input."""
     tokens = load.micro_batch_size * load.seq_len
-    layer = tokens * c * (2 * model.intermediate_size + model.hidden_size) // tp
-    if load.activation_checkpointing != "off":
-        layer += layer_bytes(placement, model, load, "off")
-    if not any(stage.head for stage in placement.stages_of(rank)):
-        return layer
-    return max(layer, 3 * FLOAT * logits(placement, model, load))
+    gradients = 2 * model.intermediate_size + model.hidden_size
+    taken = tokens * compute_bytes(load) * gradients // placement.degree("tp")
+    if load.activation_checkpointing == "off":
+        return taken
+    return taken + layer_bytes(placement, model, load, "off")
 
 
 def in_flight(load: TrainingLoad, ranks: int, at: int, count: int) -> int:

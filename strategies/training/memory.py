@@ -11,7 +11,7 @@ from functools import lru_cache
 from strategies.memory import RESERVE_BYTES
 from strategies.placement import Of, Placement
 from strategies.shapes import ModelShape, TrainingLoad
-from strategies.training.activations import compute_bytes, kept_bytes, working_bytes
+from strategies.training.activations import compute_bytes, going_back_bytes, kept_bytes, loss_bytes
 from strategies.training.batches import micro_batches
 
 # Bytes of a parameter, of its gradient, and of what AdamW keeps for it: two moments in float32, and
@@ -79,14 +79,13 @@ def _of_rank(
 ) -> TrainingMemory:
     weight, gradient, state = KEPT["fp32" if load.precision == "fp32" else "mixed"]
     kept = {of: kept_elements(placement, model, rank, of) for of in placement.cuts}
-    count = micro_batches(placement, load)
-    activations, on_host = kept_bytes(placement, model, load, rank, count)
+    activations, buffers, on_host = _at_the_peak(placement, model, load, rank)
     memory = TrainingMemory(
         weights=weight * kept["params"],
         gradients=gradient * kept["grads"],
         optimizer=state * kept["optimizer"],
-        activations=activations + working_bytes(placement, model, load, rank),
-        buffers=buffer_bytes(placement, model, load, rank),
+        activations=activations,
+        buffers=buffers,
         host=on_host,
     )
     return _offloaded(memory, load)
@@ -118,22 +117,54 @@ def elements(box: Sequence[slice]) -> int:
     return math.prod(part.stop - part.start for part in box)
 
 
-def buffer_bytes(placement: Placement, model: ModelShape, load: TrainingLoad, rank: int) -> int:
-    """Bytes of what `rank` has only while it is sent, received or computed with."""
-    c = compute_bytes(load)
-    whole = whole_elements(placement, model, rank)
-    received = _received_bytes(placement, model, load, rank)
-    if placement.option("zero_stage"):
-        bucket = min(BUCKET, sum(whole.values()))
-        gathered = _most_gathered(whole) if placement.option("zero_stage") == "3" else 0
-        return c * (bucket + gathered) + received
-    if not is_gathered(placement):
-        return received
-    if placement.degree("pp") > 1:  # gathered until the last micro-batch is back
-        return 2 * c * sum(whole.values()) + received
-    apart = sum(size for group, size in whole.items() if not group.isdigit())
-    layer = max((size for group, size in whole.items() if group.isdigit()), default=0)
-    return 2 * c * (apart + 2 * layer)
+def _at_the_peak(
+    placement: Placement, model: ModelShape, load: TrainingLoad, rank: int
+) -> tuple[int, int, int]:
+    """Bytes of activations, of buffers, and of activations in main memory, at the moment that takes
+    the most: at the loss, going back through a layer, or at the end."""
+    kept, on_host = kept_bytes(placement, model, load, rank, micro_batches(placement, load))
+    buffers = _Buffers.of(placement, model, load, rank)
+    loss = kept + loss_bytes(placement, model, load, rank)
+    layer = kept + going_back_bytes(placement, model, load)
+    moments = ((loss, buffers.loss), (layer, buffers.layer), (0, buffers.end))
+    return (*max(moments, key=sum), on_host)
+
+
+@dataclass(frozen=True, slots=True)
+class _Buffers:
+    """Bytes of what a rank has only while it is sent, received or computed with: at the loss, going
+    back through a layer, and at the end."""
+
+    loss: int
+    layer: int
+    end: int
+
+    @classmethod
+    def of(cls, placement: Placement, model: ModelShape, load: TrainingLoad, rank: int) -> _Buffers:
+        """Those of `rank`."""
+        c, whole = compute_bytes(load), whole_elements(placement, model, rank)
+        received = _received_bytes(placement, model, load, rank)
+        stage = placement.option("zero_stage")
+        if stage:
+            bucket = min(BUCKET, sum(whole.values()))
+            size = c * (bucket + (_most_gathered(whole) if stage == "3" else 0))
+            return cls(size, size, size)
+        if not is_gathered(placement):
+            return cls(received, received, received)
+        if placement.degree("pp") > 1:  # gathered until the last micro-batch is back
+            size = 2 * c * sum(whole.values()) + received
+            return cls(size, size, size)
+        return cls._of_fsdp(whole, c, model.head_name)
+
+    @classmethod
+    def _of_fsdp(cls, whole: Mapping[str, int], c: int, head: str) -> _Buffers:
+        """What is in no layer stays gathered, and its gradients come first and last; of layers
+        there are two at a time, as the next one is fetched and the one before scattered
+        meanwhile."""
+        apart = sum(size for group, size in whole.items() if not group.isdigit())
+        layer = max((size for group, size in whole.items() if group.isdigit()), default=0)
+        going_back = apart + whole.get(head, 0) + 4 * layer
+        return cls(c * apart, c * going_back, c * 2 * apart)
 
 
 def whole_elements(placement: Placement, model: ModelShape, rank: int) -> dict[str, int]:

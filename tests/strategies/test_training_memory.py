@@ -187,10 +187,19 @@ def test_offloaded_activations_lie_in_main_memory() -> None:
 # -- buffers
 
 
-def test_fsdp_gathers_two_layers_and_what_is_in_no_layer() -> None:
+def test_fsdp_has_what_is_in_no_layer_gathered_where_the_loss_takes_the_most() -> None:
     apart = 2 * 128256 * 4096 + 4096
-    assert memory("fsdp2").buffers == 2 * 2 * (apart + 2 * LLAMA_8B.layer_elements)
+    one = memory("fsdp2")
+    assert one.buffers == 2 * apart
+    assert one.activations > 12 * 4096 * 128256
     assert memory("dp2").buffers == 0
+
+
+def test_fsdp_has_two_layers_and_their_gradients_where_going_back_takes_the_most() -> None:
+    short = replace(LOAD, seq_len=256)
+    apart, head = 2 * 128256 * 4096 + 4096, 128256 * 4096
+    one = memory("fsdp2", load=short)
+    assert one.buffers == 2 * (apart + head + 4 * LLAMA_8B.layer_elements)
 
 
 def test_fsdp_in_a_pipeline_keeps_its_stage_gathered() -> None:
