@@ -147,3 +147,17 @@ def test_sharded_ranks_keep_their_share_of_everything(
         assert one.training.weight_bytes < 0.51 * whole.training.weight_bytes
         assert one.training.gradient_bytes == one.training.weight_bytes
         assert one.training.optimizer_bytes < 0.52 * whole.training.optimizer_bytes
+
+
+@pytest.mark.parametrize("layout", ["tp1", "dp2", "fsdp2", "tp2pp2"])
+def test_in_bf16_a_parameter_takes_16_bytes_and_its_updates_are_of_float32(
+    layout: str, pool: Pool
+) -> None:
+    shape, load = shape_of("Llama"), replace(LOAD, precision="bf16")
+    plan = training_plan(layout, shape, None, load, dtype="bfloat16")
+    (reports,) = pool.serve(plan, TrainingWork(FEW))
+    check_same(curve(reports), alone("Llama"), 0.05)
+    for one in reports:
+        assert one.training is not None
+        assert one.training.gradient_bytes == one.training.weight_bytes
+        assert one.training.optimizer_bytes >= 6 * one.training.weight_bytes

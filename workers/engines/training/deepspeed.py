@@ -83,6 +83,7 @@ class Replica:
     def optimizer_bytes(self) -> int:
         """Bytes of its moments, and of the weights in float32 that it steps where these are not
         the model's own."""
+        from workers.engines.deepspeed_private import float32_parts
         from workers.engines.training.optimizer import bytes_of
 
         outer = self._engine.optimizer
@@ -90,7 +91,9 @@ class Replica:
         moments = [value for state in inner.state.values() for value in state.values()]
         stepped = [one for group in inner.param_groups for one in group["params"]]
         mine = {id(one) for one in self._engine.module.parameters()}
-        return sum(map(bytes_of, (*moments, *(one for one in stepped if id(one) not in mine))))
+        weights = {id(one): one for one in (*stepped, *float32_parts(outer))}
+        apart = [one for key, one in weights.items() if key not in mine]
+        return sum(map(bytes_of, (*moments, *apart)))
 
     def reset(self) -> None:
         """Take the first weights and make DeepSpeed's engine anew."""
