@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from orchestrator.commands import SOME_FAILED, training
 from orchestrator.commands.comparing import draw
 from orchestrator.commands.results import write_report, write_traces
+from orchestrator.errors import UserError
 from orchestrator.report.output import Output, say
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 def submit(experiment: Experiment, dry_run: bool, trace: bool, out: Output) -> int:
     """Carry out what was asked, or show what that would be. Returns the exit status."""
+    if trace and experiment.workload == "train":
+        raise UserError("--trace is of runs that serve, and nothing is taken apart of training")
     with joined(experiment.address) as cluster:
         plans = planned(experiment, cluster)
         if dry_run:

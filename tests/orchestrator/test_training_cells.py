@@ -316,6 +316,19 @@ def test_compare_and_report_show_runs_that_trained(store: Store) -> None:
     assert '<th scope="row">dp2</th>' in page
 
 
+def test_what_is_of_runs_that_serve_is_refused(store: Store) -> None:
+    (one,) = plan(strategy="dp2")
+    kept(store, one, row(store, one, 0, 0.5), {})
+    compared = CliRunner().invoke(main, ["compare", str(store.folder), "--objective", "latency"])
+    assert "--objective is of runs that serve" in compared.output
+    train = ["submit", "--workload", "train", "--device", "cpu"]
+    traced = CliRunner().invoke(main, [*train, "--trace"])
+    assert "nothing is taken apart of training" in traced.output
+    predicted = CliRunner().invoke(main, [*train[:3], "--dry-run", "--gpu", "h100", "--gpus", "2"])
+    assert "how fast a layout trains is not predicted" in predicted.output
+    assert {compared.exit_code, traced.exit_code, predicted.exit_code} == {2}
+
+
 def test_packed_results_are_read_as_they_are(store: Store) -> None:
     (one,) = plan(strategy="dp2")
     kept(store, one, row(store, one, 0, 0.5), training_tables([report(0, 0.5)]))
