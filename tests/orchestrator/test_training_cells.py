@@ -313,6 +313,7 @@ def test_compare_and_report_show_runs_that_trained(store: Store) -> None:
     CliRunner().invoke(main, ["report", str(store.folder)])
     page = (store.folder / "report.html").read_text()
     assert "all_reduce" in page
+    assert "It is no ranking of them." in page
     assert '<th scope="row">dp2</th>' in page
 
 

@@ -10,7 +10,7 @@ from orchestrator.analysis.training.comparison import findings_of
 from orchestrator.analysis.training.rows import TRAFFIC
 from orchestrator.report import environment
 from orchestrator.report.html import filled, write
-from orchestrator.report.training.terminal import COLUMNS, describe, reasons
+from orchestrator.report.training.terminal import COLUMNS, CPU_NOTE, describe, on_cpu, reasons
 from orchestrator.store.store import Store
 from workers.rows import grouped
 from workers.units import format_bytes
@@ -31,7 +31,7 @@ def render_html(folders: Sequence[Path], path: Path) -> Path:
         sections=sections,
         meanings={name: meaning for name, (meaning, _) in COLUMNS.items()},
         traffic=[row for folder in folders for row in traffic_of(folder)],
-        environments=list(map(environment.describe, folders)),
+        cpu_note=CPU_NOTE if on_cpu(found) else None,
     )
     write(page, path, "--out")
     return path

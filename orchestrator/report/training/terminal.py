@@ -70,8 +70,13 @@ def render(found: TrainingFindings, console: Console) -> None:
             console.print(line, highlight=False, soft_wrap=True)
     for name, meaning in shown.items():
         console.print(Text.assemble((name, "bold"), f": {meaning}"), style="dim", soft_wrap=True)
-    if any(is_cpu(one.conditions.device_name) for one in found.comparison):
+    if on_cpu(found):
         console.print(CPU_NOTE, style="yellow")
+
+
+def on_cpu(found: TrainingFindings) -> bool:
+    """Whether any cell was trained on CPU devices, whose figures are no ranking."""
+    return any(is_cpu(one.conditions.device_name) for one in found.comparison)
 
 
 def describe(cells: Sequence[TrainingComparison]) -> tuple[str, list[dict[str, str]]]:
