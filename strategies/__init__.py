@@ -5,7 +5,7 @@ from strategies.errors import LayoutError
 from strategies.pipeline import balance, with_stages
 from strategies.placement import Placement, Split, Stage
 from strategies.registry import Installed, Layout, Refine, discover, parse, plan_layout
-from strategies.shapes import Device, Load, ModelShape, Topology
+from strategies.shapes import Device, Load, ModelShape, Topology, TrainingLoad
 from strategies.tensor import near_even
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Split",
     "Stage",
     "Topology",
+    "TrainingLoad",
     "balance",
     "discover",
     "near_even",

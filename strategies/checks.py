@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import translate
+from itertools import product
 
 from strategies.errors import LayoutError
 from strategies.placement import Placement, Split
@@ -57,9 +58,10 @@ def _check_devices(placement: Placement) -> None:
 
 def _check_axes(placement: Placement) -> None:
     """Every axis that a cut or `tokens` names is in the mesh."""
-    for pattern, cuts in placement.params.items():
-        for split in cuts:
-            _check_axis(placement, split.axis, f"'{pattern}' is cut along")
+    for mapping in placement.cuts.values():
+        for pattern, cuts in mapping.items():
+            for split in cuts:
+                _check_axis(placement, split.axis, f"'{pattern}' is cut along")
     for what, axes in placement.tokens.items():
         if what not in SHARED:
             raise LayoutError(f"tokens has no '{what}'; use {' or '.join(map(repr, SHARED))}")
@@ -84,8 +86,7 @@ def _check_patterns(placement: Placement, model: ModelShape) -> None:
     this model has any that it matches."""
     names = [name for name, _ in model.parameters()]
     family = {name for name, _ in _with_every_option(model).parameters()}
-    deciding = {placement.pattern_of(name) for name in names}
-    for pattern in placement.params.keys() - deciding:
+    for pattern in _idle(placement, names):
         match = re.compile(translate(pattern)).match
         if pattern not in family and not any(map(match, family)):
             raise LayoutError(
@@ -99,6 +100,13 @@ def _check_patterns(placement: Placement, model: ModelShape) -> None:
                 "pattern decides over every parameter that it matches; use that one's key to add "
                 "a cut"
             )
+
+
+def _idle(placement: Placement, names: list[str]) -> Iterator[str]:
+    """The patterns that decide over none of `names`."""
+    for of, mapping in placement.cuts.items():
+        if mapping:
+            yield from mapping.keys() - {placement.pattern_of(name, of) for name in names}
 
 
 def _with_every_option(model: ModelShape) -> ModelShape:
@@ -178,10 +186,10 @@ class _Cut:
                 f"{_plural(dims, 'dim')}; use {_numbers(dims)}"
             )
         for size in self.sizes[split.dim]:
-            if split.parts is None:
-                self._check_unit(size)
-            else:
+            if split.parts is not None:
                 self._check_parts(split.parts, size)
+            elif not split.chunked:
+                self._check_unit(size)
 
     def _check_parts(self, parts: tuple[int, ...], size: int) -> None:
         if len(parts) != self.degree:
@@ -212,7 +220,8 @@ class _Cut:
         """The sizes that its dim has afterwards, over all ranks."""
         if self.split.parts is not None:
             return set(self.split.parts)
-        bounds = [self.split.bounds(size, 0, self.degree) for size in self.sizes[self.split.dim]]
+        sizes, ranks = self.sizes[self.split.dim], range(self.degree if self.split.chunked else 1)
+        bounds = [self.split.bounds(size, rank, self.degree) for size in sizes for rank in ranks]
         return {stop - start for start, stop in bounds}
 
     @property
@@ -224,8 +233,8 @@ class _Cut:
 def _cut_axes(placement: Placement, model: ModelShape) -> set[str]:
     """The axes along which ranks get different parts of some parameter; every cut is checked."""
     axes, seen = set(), set()
-    for name, shape in model.parameters():
-        splits = placement.splits(name)
+    for of, (name, shape) in product(placement.cuts, model.parameters()):
+        splits = placement.splits(name, of)
         if splits and (splits, shape) not in seen:  # layers are alike: look at one of them
             seen.add((splits, shape))
             axes |= {cut.split.axis for cut in _cuts(placement, name, shape, splits)}

@@ -13,33 +13,40 @@ def pp(
     placement: Placement, number: int, model: ModelShape, load: Load, topology: Topology
 ) -> Placement:
     """Cut the layers into `number` stages of as equal weight as whole layers allow, embedding and
-    head counted.
+    head counted; where training is interleaved, into that many for each of a rank's stages.
 
     Raises LayoutError where there are fewer layers than stages.
     """
-    if number < 1 or number > model.num_layers:
-        raise LayoutError(
-            f"pp={number} is more stages than {model.name} has layers; use 1 to {model.num_layers}"
-        )
     if number == 1:
         return placement
+    chunks = load.training.chunks if load.training else 1
+    most = model.num_layers // chunks
+    if number < 1 or number > most:
+        of_rank = "" if chunks == 1 else f" (of {chunks} to a rank, interleaved)"
+        raise LayoutError(
+            f"pp={number} is more stages{of_rank} than {model.name} has layers; use 1 to {most}"
+        )
     table = model.vocab_size * model.hidden_size
     counts = balance(
-        model.num_layers, number, model.layer_elements, first=table, last=table + model.hidden_size
+        model.num_layers,
+        number * chunks,
+        model.layer_elements,
+        first=table,
+        last=table + model.hidden_size,
     )
-    return with_stages(placement, counts)
+    return with_stages(placement, counts, chunks)
 
 
-def with_stages(placement: Placement, counts: tuple[int, ...]) -> Placement:
+def with_stages(placement: Placement, counts: tuple[int, ...], chunks: int = 1) -> Placement:
     """`counts[i]` consecutive layers on stage i; the embedding on the first stage, final norm and
-    head on the last."""
-    stages, start = [], 0
-    for rank, count in enumerate(counts):
-        stages.append(
-            Stage(rank, range(start, start + count), embed=rank == 0, head=rank == len(counts) - 1)
-        )
+    head on the last. chunks: stages of a rank; with several, stage i is on rank i modulo the number
+    of ranks (Narayanan et al., arXiv:2104.04473, section 2.2)."""
+    stages, start, ranks = [], 0, len(counts) // chunks
+    for i, count in enumerate(counts):
+        layers = range(start, start + count)
+        stages.append(Stage(i % ranks, layers, embed=i == 0, head=i == len(counts) - 1))
         start += count
-    return replace(placement.with_axis("pp", len(counts)), stages=tuple(stages))
+    return replace(placement.with_axis("pp", ranks), stages=tuple(stages))
 
 
 def balance(layers: int, stages: int, layer: int, first: int, last: int) -> tuple[int, ...]:

@@ -7,14 +7,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from strategies.errors import LayoutError
 from strategies.shapes import ModelShape
 
 # Outermost first. Tensor parallelism communicates most, so its ranks are neighbours; an axis not
 # named here goes in between.
-AXIS_ORDER = {"dp": 0, "pp": 1, "tp": 9}
+AXIS_ORDER = {"dp": 0, "fsdp": 1, "pp": 2, "tp": 9}
 EMBEDDING = "model.embed_tokens.weight"
+# What of a parameter is kept: itself, its gradient, the state that its optimizer has for it.
+Of = Literal["params", "grads", "optimizer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +30,15 @@ class Split:
     replicated over a group of neighbouring ranks (grouped-query attention with fewer KV heads than
     ranks).
     parts: uneven sizes in elements, one per rank of the axis; None = equal sizes.
+    chunked: whatever the size, the first ranks get ceil(size / ranks) elements and the last ones
+    what is left, perhaps nothing: as `torch.chunk` and so FSDP2 and DTensor cut.
     """
 
     axis: str
     dim: int
     unit: int = 1
     parts: tuple[int, ...] | None = None
+    chunked: bool = False
 
     def bounds(self, size: int, index: int, degree: int) -> tuple[int, int]:
         """[start, stop) of part `index` of `degree`, of a dim of `size` elements. Raises
@@ -40,6 +46,9 @@ class Split:
         if self.parts is not None:
             start = sum(self.parts[:index])
             return start, start + self.parts[index]
+        if self.chunked:
+            share = -(-size // degree)
+            return min(index * share, size), min((index + 1) * share, size)
         units = size // self.unit
         if degree > units and degree % units == 0:
             group = index // (degree // units)
@@ -73,6 +82,8 @@ class Placement:
     mesh: ordered axes with their degrees, innermost last; the product is the number of ranks.
     params: pattern of parameter names -> cuts, in the order they are made; no match or () =
     replicated.
+    grads, optimizer: the same of the gradients that a rank keeps and of the optimizer's state, for
+    training; no match = cut as the parameter is.
     tokens: "batch" or "sequence" -> the mesh axes that share it out.
     stages: the layers of each pipeline stage.
     devices: rank -> its place among the reserved devices, which are ordered by node and index. It
@@ -86,6 +97,8 @@ class Placement:
     stages: tuple[Stage, ...] = ()
     devices: tuple[int, ...] = (0,)
     options: tuple[tuple[str, str], ...] = ()
+    grads: Mapping[str, tuple[Split, ...]] = field(default_factory=dict)
+    optimizer: Mapping[str, tuple[Split, ...]] = field(default_factory=dict)
 
     def __hash__(self) -> int:
         """Of what can be hashed; placements that differ in the rest alone are told apart by ==."""
@@ -106,6 +119,12 @@ class Placement:
     def degree(self, axis: str) -> int:
         """The number of ranks along `axis`; 1 for an axis that the mesh does not have."""
         return dict(self.mesh).get(axis, 1)
+
+    @property
+    def num_replicas(self) -> int:
+        """The number of parts that the batch is shared out into: one for every rank of the axes
+        `dp` and `fsdp`."""
+        return math.prod(self.degree(axis) for axis in self.tokens.get("batch", ()))
 
     def option(self, key: str) -> str | None:
         """The option `key`, or None where it is not set."""
@@ -154,10 +173,22 @@ class Placement:
 
     def with_params(self, cuts: Mapping[str, Split]) -> Placement:
         """Add one cut to each parameter pattern named."""
-        params = dict(self.params)
+        return replace(self, params=self._added("params", cuts))
+
+    def with_grads(self, cuts: Mapping[str, Split]) -> Placement:
+        """Cut gradients once more than their parameters are, at each pattern named."""
+        return replace(self, grads=self._added("grads", cuts))
+
+    def with_optimizer(self, cuts: Mapping[str, Split]) -> Placement:
+        """Cut the optimizer's state once more than its parameters are, at each pattern named."""
+        return replace(self, optimizer=self._added("optimizer", cuts))
+
+    def _added(self, of: Of, cuts: Mapping[str, Split]) -> dict[str, tuple[Split, ...]]:
+        mapping = dict(self.cuts[of])
         for pattern, split in cuts.items():
-            params[pattern] = (*params.get(pattern, ()), split)
-        return replace(self, params=params)
+            before = mapping.get(pattern, self.params.get(pattern, ()))
+            mapping[pattern] = (*before, split)
+        return mapping
 
     def with_options(self, **options: str) -> Placement:
         """Set options that only one engine understands; `engine` names the one that is needed."""
@@ -165,34 +196,44 @@ class Placement:
 
     # -- tensors
 
-    def pattern_of(self, name: str) -> str | None:
-        """The pattern in `params` that decides over the parameter `name`, if any: the exact name,
-        else the first shell-style pattern that matches."""
-        if name in self.params:
-            return name
-        return next((pattern for pattern in self.params if fnmatchcase(name, pattern)), None)
+    @property
+    def cuts(self) -> dict[Of, Mapping[str, tuple[Split, ...]]]:
+        """Every kind of tensor that a parameter brings -> pattern -> cuts."""
+        return {"params": self.params, "grads": self.grads, "optimizer": self.optimizer}
 
-    def splits(self, name: str) -> tuple[Split, ...]:
-        """The cuts of the parameter `name`; () = replicated."""
-        pattern = self.pattern_of(name)
-        return () if pattern is None else self.params[pattern]
+    def pattern_of(self, name: str, of: Of = "params") -> str | None:
+        """The pattern that decides over the parameter `name`, if any: the exact name, else the
+        first shell-style pattern that matches."""
+        mapping = self.cuts[of]
+        if name in mapping:
+            return name
+        return next((pattern for pattern in mapping if fnmatchcase(name, pattern)), None)
+
+    def splits(self, name: str, of: Of = "params") -> tuple[Split, ...]:
+        """The cuts of the parameter `name`, of its gradient or of its optimizer state; () =
+        replicated."""
+        pattern = self.pattern_of(name, of)
+        if pattern is not None:
+            return self.cuts[of][pattern]
+        return () if of == "params" else self.splits(name)
 
     def is_split(self, name: str, axis: str) -> bool:
         """Whether the parameter `name` is cut over more than one rank along `axis`."""
         return any(split.axis == axis for split in self.splits(name)) and self.degree(axis) > 1
 
     def shard(
-        self, name: str, shape: tuple[int, ...], rank: int, stored: bool = True
+        self, name: str, shape: tuple[int, ...], rank: int, stored: bool = True, of: Of = "params"
     ) -> tuple[slice, ...]:
-        """The slice of parameter `name` that `rank` stores, one `slice` a dim, in global indices.
+        """The slice of parameter `name` (of its gradient, or of its optimizer state) that `rank`
+        stores, one `slice` a dim, in global indices.
 
         stored=False: the slice it computes with. Cuts along an axis that shares out the batch
-        (ZeRO) are storage alone: such a parameter is gathered before it is used.
+        (ZeRO, FSDP) are storage alone: such a parameter is gathered before it is used.
         """
         at = self.coordinates(rank)
         box = [(0, size) for size in shape]
         gathered = () if stored else self.tokens.get("batch", ())
-        for split in self.splits(name):
+        for split in self.splits(name, of):
             degree = self.degree(split.axis)
             if degree > 1 and split.axis not in gathered:
                 low, high = box[split.dim]

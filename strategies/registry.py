@@ -20,7 +20,7 @@ GROUP = "orchestrator.strategies"
 ALIASES = {"3d": "tp2pp2dp1"}
 # Order of parts in a canonical name, and the order they are applied in; other keys follow in
 # alphabetical order.
-BUILT_IN_ORDER = ("tp", "pp", "dp")
+BUILT_IN_ORDER = ("tp", "pp", "dp", "fsdp")
 # The greatest number of a part, so that a typing error such as tp22222 does not fill the memory
 # with ranks.
 MOST = 4096

@@ -6,12 +6,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from strategies.fp8 import Fp8Format
 from strategies.hub_config import HubConfig
 from strategies.shape_checks import validate
 
+TrainingPrecision = Literal["bf16", "fp32", "fp16", "fp8", "fp8-fp16"]
+Schedule = Literal["gpipe", "1f1b", "interleaved"]
+Checkpointing = Literal["off", "full", "selective", "cpu-offload"]
+Offload = Literal["none", "optimizer", "optimizer+params"]
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # The form of matrices that are made FP8 here, from weights that are not.
 MADE_FP8 = Fp8Format()
@@ -156,12 +160,53 @@ class ModelShape:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingLoad:
+    """What one optimizer step trains on, and by which means.
+
+    seq_len: tokens of a sequence. global_batch_size: sequences of a step, over all replicas.
+    micro_batch_size: sequences that a rank computes at once. precision: of matrix products; all
+    but "fp32" keep an FP32 master copy. schedule: of a pipeline. stages_per_rank: stages that a
+    rank of an interleaved pipeline has; the other schedules have one. activation_checkpointing:
+    which activations are not kept for the backward pass, "cpu-offload": kept, but in main memory.
+    offload: what ZeRO keeps in main memory.
+    """
+
+    seq_len: int
+    global_batch_size: int
+    micro_batch_size: int = 1
+    precision: TrainingPrecision = "bf16"
+    schedule: Schedule = "1f1b"
+    activation_checkpointing: Checkpointing = "off"
+    offload: Offload = "none"
+    stages_per_rank: int = 2
+
+    @property
+    def load(self) -> Load:
+        """The load that a strategy is told: sequences of `seq_len` tokens, none made."""
+        return Load(self.seq_len, 0, self.global_batch_size, self)
+
+    @property
+    def chunks(self) -> int:
+        """Stages of one rank of a pipeline."""
+        return self.stages_per_rank if self.schedule == "interleaved" else 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an optimizer step."""
+        return self.global_batch_size * self.seq_len
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
-    """The heaviest work a deployment must serve: lengths in tokens, concurrency in requests."""
+    """The heaviest work a deployment must serve: lengths in tokens, concurrency in requests.
+
+    training: what a step trains on; None: the deployment generates.
+    """
 
     input_len: int
     output_len: int
     max_concurrency: int
+    training: TrainingLoad | None = None
 
     @property
     def max_len(self) -> int:

@@ -14,10 +14,16 @@ def tp(
     """Cut attention by heads, the MLP by columns then rows, embedding and head by vocabulary, over
     `number` ranks.
 
-    KV heads are replicated in groups where there are fewer of them than ranks.
+    KV heads are replicated in groups where there are fewer of them than ranks, but not in training.
     Raises LayoutError where heads or the MLP's width do not divide.
     """
     check_degree(number, model)
+    if load.training and model.num_kv_heads % number:
+        raise LayoutError(
+            f"tp={number} copies the {model.num_kv_heads} KV heads of {model.name} over ranks, "
+            f"which only generates: copies would be trained apart; use {model.num_kv_heads} ranks "
+            "of tp at most"
+        )
     if number == 1:
         return placement
     layer, head = "model.layers.*.", model.head_dim

@@ -1,4 +1,5 @@
-"""ZeRO: parameters cut over the data-parallel replicas (Rajbhandari et al., arXiv:1910.02054)."""
+"""ZeRO: optimizer state, gradients and parameters cut over the data-parallel replicas (Rajbhandari
+et al., arXiv:1910.02054)."""
 
 from __future__ import annotations
 
@@ -11,26 +12,35 @@ from strategies.tensor import near_even
 def zero(
     placement: Placement, number: int, model: ModelShape, load: Load, topology: Topology
 ) -> Placement:
-    """ZeRO stage `number` over the dp axis, run by DeepSpeed. Only stage 3 cuts what inference
-    holds: the parameters.
+    """ZeRO stage `number` over the dp axis, run by DeepSpeed: 1 cuts the optimizer's state, 2 the
+    gradients too, 3 the parameters too. Only stage 3 cuts what inference holds.
 
-    Raises LayoutError for another stage, without a dp axis, or beside tensor or pipeline
-    parallelism.
+    Raises LayoutError for another stage, for 1 and 2 where nothing is trained, without a dp axis,
+    and beside other axes.
     """
-    if number != 3:
+    if number not in (1, 2, 3):
+        raise LayoutError(f"zero{number} is no stage of ZeRO; use zero1, zero2 or zero3")
+    if number < 3 and load.training is None:
         raise LayoutError(
             f"zero{number} cuts nothing that inference holds (gradients, optimizer state); use "
             "zero3"
         )
     replicas = placement.degree("dp")
+    what = {1: "optimizer state", 2: "gradients", 3: "parameters"}[number]
     if replicas == 1:
         raise LayoutError(
-            "zero3 cuts parameters over data-parallel replicas; name them too, as in dp4zero3"
+            f"zero{number} cuts {what} over data-parallel replicas; name them too, as in "
+            f"dp4zero{number}"
         )
     if placement.num_ranks != replicas:
-        raise LayoutError("zero3 is run beside dp alone; leave tp and pp out of the layout")
+        others = ", ".join(axis for axis, _ in placement.mesh if axis != "dp")
+        raise LayoutError(f"zero{number} is run beside dp alone; leave {others} out of the layout")
     cuts = {
         name: Split("dp", 0, parts=near_even(shape[0], replicas))
         for name, shape in model.parameters()
     }
-    return placement.with_params(cuts).with_options(engine="deepspeed", zero_stage=str(number))
+    placement = placement.with_options(engine="deepspeed", zero_stage=str(number))
+    if number == 3:
+        return placement.with_params(cuts)
+    placement = placement.with_optimizer(cuts)
+    return placement if number == 1 else placement.with_grads(cuts)

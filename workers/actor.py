@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from workers import engines
-from workers.messages import Built, EnginePlan, Process, RankReport, Work
+from workers.messages import Built, EnginePlan, Process, RankReport, TrainingWork, Work
 from workers.probes.gauges import Publisher
 from workers.probes.nvml_readings import Readings
 from workers.probes.telemetry import Recording, Sampler, sampler_for
@@ -77,7 +77,7 @@ class Worker:
         """Join the ranks at `address`, then load weights and warm up. An exception becomes the
         reason why the deployment failed."""
         self._progress.state = BUILDING
-        self._engine = engines.create(engine)
+        self._engine = engines.of_plan(engine, plan)
         together = self._engine.processes == "per_rank" and plan.placement.num_ranks > 1
         if self._engine.processes == "per_replica":
             self._see_own_gpus()
@@ -133,16 +133,15 @@ class Worker:
             self._store = rendezvous.join(address)
         return self._store
 
-    def run(self, work: Work) -> RankReport | Sequence[RankReport]:
+    def run(self, work: Work | TrainingWork) -> RankReport | Sequence[RankReport]:
         """Serve `work` and report. An exception becomes the reason why the run failed."""
         assert self._engine is not None, "build first"
         assert self._context is not None
         self.telemetry()
         self._recording = self._sampler.start()
         self._progress.state = OBSERVING if work.observe else RUNNING
-        asked = len(work.requests), work.max_concurrency
         try:
-            with self._context.ranges.span("run of {} requests, {} at once", *asked):
+            with self._context.ranges.span(work.title):
                 report = self._engine.run(work)
         finally:
             self._end_run()

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from strategies.placement import Placement
 from strategies.precision import Precision
-from strategies.shapes import ModelShape
+from strategies.shapes import ModelShape, TrainingLoad
+from workers.records import TrainingReport
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 # The reason of a failure that is foreseen; the driver records it instead of a traceback.
 OUT_OF_MEMORY = "out_of_memory"
@@ -68,7 +71,8 @@ class EnginePlan:
     these. engine_args: settings of the engine's own, by name, as they were given. nsys_dir: where
     Nsight Systems puts its reports on a rank's node, None where it does not watch. spans_nodes: the
     nodes have no room for every replica on one of them, so the engine's process takes its devices
-    by itself from the placement group. quantization, kv_cache_dtype: see `Precision`.
+    by itself from the placement group. quantization, kv_cache_dtype: see `Precision`. training:
+    what an optimizer step trains on, None where nothing is trained.
     """
 
     model: ModelShape
@@ -91,6 +95,7 @@ class EnginePlan:
     spans_nodes: bool = False
     quantization: str = "none"
     kv_cache_dtype: str = "auto"
+    training: TrainingLoad | None = None
 
     @property
     def precision(self) -> Precision:
@@ -171,6 +176,11 @@ class Work:
     delay: tuple[int, float] | None = None
 
     @property
+    def title(self) -> str:
+        """What it is, in words."""
+        return f"run of {len(self.requests)} requests, {self.max_concurrency} at once"
+
+    @property
     def is_open(self) -> bool:
         """Whether requests arrive by the clock."""
         return any(request.arrival_s for request in self.requests)
@@ -217,6 +227,23 @@ class Work:
         chosen = {places[i] for i in mine.conversations}
         requests = tuple(one for one in self.requests if first[one.index] in chosen)
         return replace(self, requests=requests, max_concurrency=mine.seats)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingWork:
+    """One run: `steps` optimizer steps from the first weights on. tokens: int32 [sequences, seq_len
+    + 1], what it trains on (`packed.Packed`); None: random ones. save: the folder for what was
+    trained. observe: whether it is taken apart, which no run of training is."""
+
+    steps: int
+    tokens: NDArray[np.int32] | None = field(default=None, compare=False, repr=False)
+    save: str | None = None
+    observe: bool = False
+
+    @property
+    def title(self) -> str:
+        """What it is, in words."""
+        return f"run of {self.steps} optimizer steps"
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +301,7 @@ class RankReport:
     None where the device does not count it. attention: of an observed run, of the fullest step of
     each phase, where an engine can run its attention by itself. telemetry: no engine fills it, it
     is added where the reports of the ranks meet. fabric: only from the engine `calibration`.
+    training: of a run that trains, where `steps` is empty.
     """
 
     rank: int
@@ -288,3 +316,4 @@ class RankReport:
     attention: tuple[AttentionTime, ...] = ()
     telemetry: pa.Table | None = None
     fabric: pa.Table | None = None
+    training: TrainingReport | None = None

@@ -65,7 +65,7 @@ def load(paths: Iterable[Path], levels: Mapping[str, float] | None = None) -> li
     for store in stores:
         folders.check_version(store.folder)
     found = [(store, summaries(store, levels)) for store in stores]
-    unreadable = [str(store.folder) for store, runs in found if not runs and not store.is_empty]
+    unreadable = [str(one.folder) for one, runs in found if not runs and one.holds(SUMMARY.name)]
     if unreadable and not any(runs for _, runs in found):
         raise UserError(f"no run in {', '.join(unreadable)} can be read; make them again")
     return [Results(store.folder, store.manifest(), runs) for store, runs in found if runs]

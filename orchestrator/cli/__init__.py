@@ -151,18 +151,18 @@ def strategies(as_json: bool) -> None:
 def explain(
     layouts: tuple[str, ...],
     model: str,
-    dtype: str,
     memory: str | None,
-    batch: int,
+    batch: int | None,
     chunked_prefill_size: int | None,
     as_json: bool,
-    **fp8: str | None,
+    **fields: Any,
 ) -> None:
-    """Show where a layout puts a model, what fits beside it and what a decode step sends."""
+    """Show where a layout puts a model, what fits beside it and what a decode step sends; or what
+    training takes and sends."""
     from orchestrator.config import load_experiment
 
-    given = {name: value for name, value in fp8.items() if value is not None}
-    asked = load_experiment(None, {"dtype": dtype, **given})
+    given = {name: value for name, value in fields.items() if value is not None}
+    asked = load_experiment(None, given)
     node.explain(layouts, model, asked, memory, batch, chunked_prefill_size, as_json)
 
 

@@ -41,7 +41,7 @@ from orchestrator.cluster.waiting import ask, gather, patiently
 from orchestrator.errors import ClusterLost
 from workers.actor import Worker
 from workers.engines import ranks_of_process
-from workers.messages import Built, EnginePlan, Process, RankReport, Work
+from workers.messages import Built, EnginePlan, Process, RankReport, TrainingWork, Work
 
 __all__ = ["RunFailed", "WorkerGroup"]
 
@@ -110,7 +110,7 @@ class WorkerGroup:
         refs = ask(self._actors, Worker.build, self._engine, self._plan, address)
         return list(chain.from_iterable(map(_each, self._gather(refs, "the build", timeout_s))))
 
-    def run(self, work: Work, timeout_s: float) -> list[RankReport]:
+    def run(self, work: Work | TrainingWork, timeout_s: float) -> list[RankReport]:
         """Serve `work` on every rank. Raises RunFailed as soon as one rank has failed."""
         reports = self._gather(ask(self._actors, Worker.run, work), "the run", timeout_s)
         sampled = ask(self._actors, Worker.telemetry)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from orchestrator.commands import training
 from orchestrator.report.output import Output, say
 
 if TYPE_CHECKING:
@@ -31,6 +32,11 @@ def compare(
     from orchestrator.analysis.comparing import findings
     from orchestrator.analysis.comparing.metrics import OBJECTIVES
 
+    if trained := training.trained_at(folders):
+        _refuse_of_serving(objective, page)
+        said = training.findings(trained, difference)
+        _shown(said.as_data, lambda console: training.draw(said, console), svg, as_json)
+        return
     judged_by = objective or OBJECTIVES[0]
 
     def find() -> Findings:
@@ -100,6 +106,15 @@ def draw(found: Findings, objective: str, console: Console) -> None:
         console.print(ablation.sentence(effect), highlight=False)
     sweep.render_techniques(found.techniques, console)
     sweep.render_rates(found.rates, console)
+
+
+def _refuse_of_serving(objective: str | None, page: Path | None) -> None:
+    """Raise a usage error for what means nothing where runs trained."""
+    given = [name for name, one in (("--objective", objective), ("--html", page)) if one]
+    if given:
+        raise click.UsageError(
+            f"{' and '.join(given)} is of runs that serve, and these trained; leave it out"
+        )
 
 
 def _in_common(folders: Sequence[Path], levels: Mapping[str, float]) -> TwoResults | None:

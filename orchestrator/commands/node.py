@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.commands import SOME_FAILED
+from orchestrator.commands import SOME_FAILED, training
+from orchestrator.errors import UserError
 from orchestrator.report.output import Output
 
 if TYPE_CHECKING:
@@ -29,12 +30,16 @@ def explain(
     model: str,
     asked: Experiment,
     memory: str | None,
-    batch: int,
+    batch: int | None,
     prefill_tokens: int | None,
     as_json: bool,
 ) -> None:
     """Where layouts put a model. memory: of one GPU, as "141GB"; None: what is here. asked: of an
-    experiment, its precision alone."""
+    experiment, its precision, or what it trains on."""
+    if asked.workload == "train":
+        _refuse(batch, prefill_tokens)
+        training.explain(layouts, model, asked, memory, Output(as_json))
+        return
     from orchestrator.plan import fitting, planning, precision
     from orchestrator.report import explain as report
 
@@ -42,7 +47,12 @@ def explain(
     sketches = [planning.sketch(name, model, available) for name in layouts]
     explained = [
         report.explain(
-            layout, shape, precision.resolve(asked, shape, "cuda"), available, batch, prefill_tokens
+            layout,
+            shape,
+            precision.resolve(asked, shape, "cuda"),
+            available,
+            batch or 1,
+            prefill_tokens,
         )
         for layout, shape in sketches
     ]
@@ -52,6 +62,14 @@ def explain(
             report.render(one, console)
 
     Output(as_json).show(lambda: [report.as_data(one) for one in explained], draw)
+
+
+def _refuse(*of_generation: int | None) -> None:
+    if any(of_generation):
+        raise UserError(
+            "--batch and --chunked-prefill-size are about the workload generate, and train is "
+            "asked for; leave them out"
+        )
 
 
 def calibrate(

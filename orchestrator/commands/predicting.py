@@ -49,6 +49,11 @@ def plan(
     from orchestrator.predict.plan import as_data
     from orchestrator.report.predicted.plan_table import render
 
+    if experiment.workload == "train":
+        raise UserError(
+            "how fast a layout trains is not predicted; `orchestrator explain LAYOUT --workload "
+            "train` says what it takes and sends"
+        )
     if machines is None:
         raise UserError("a plan is for GPUs of some kind; give --gpu and --gpus, as h200 and 4")
     found = predicted(experiment, machines, layouts, is_to_run)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from orchestrator.commands import training
 from orchestrator.report.output import Output, say
 
 if TYPE_CHECKING:
@@ -51,9 +52,7 @@ def recompute(folder: Path, as_json: bool) -> int:
 
 def report(folder: Path, page: Path | None, open_: bool) -> None:
     """Write the page of results; `open_`: show it."""
-    from orchestrator.report.html import render_html
-
-    path = render_html(folder, page)
+    path = page_of(folder, page)
     say(path)
     if open_:
         click.launch(path.resolve().as_uri())
@@ -76,15 +75,23 @@ def write_report(folder: Path, console: Console) -> Path | None:
     """Write report.html and say where; a report that cannot be made is None and takes nothing from
     the results."""
     try:
-        from orchestrator.report.html import render_html
-
-        path = render_html(folder)
+        path = page_of(folder, None)
     except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__
         say(f"note: the report could not be made: {why}", err=True)
         return None
     console.print(f"Report: {path}", soft_wrap=True, highlight=False)
     return path
+
+
+def page_of(folder: Path, out: Path | None) -> Path:
+    """Write the page of results: of runs that train where there are any, else of those that
+    serve."""
+    from orchestrator.report import html
+
+    if trained := training.trained_at([folder]):
+        return training.page(trained, out or folder / html.REPORT)
+    return html.render_html(folder, out)
 
 
 def write_traces(folder: Path, to_stderr: bool = False) -> None:

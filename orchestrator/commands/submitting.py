@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.cluster.address import address_of, is_jobs_address
-from orchestrator.commands import SOME_FAILED
+from orchestrator.commands import SOME_FAILED, training
 from orchestrator.commands.comparing import draw
 from orchestrator.commands.results import write_report, write_traces
 from orchestrator.errors import UserError
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 def submit(experiment: Experiment, dry_run: bool, no_wait: bool, trace: bool, out: Output) -> int:
     """Carry out what was asked, or show what that would be, here or as a job. Returns the exit
     status."""
+    if trace and experiment.workload == "train":
+        raise UserError("--trace is of runs that serve, and nothing is taken apart of training")
     address = address_of(experiment.address)
     if is_jobs_address(address):
         return as_job(experiment, address, dry_run, no_wait, trace, out)
@@ -95,6 +97,8 @@ def planned(experiment: Experiment, cluster: Cluster | None) -> PlannedExperimen
 
 def show_plan(experiment: Experiment, planned: PlannedExperiment, out: Output) -> None:
     """Print what would be run."""
+    if experiment.workload == "train":
+        return training.show_plan(planned.deployments, out)
     from orchestrator.report import dry_run
     from orchestrator.run.surroundings import settled_counts
     from orchestrator.store.folders import folder_of
@@ -158,6 +162,12 @@ def exit_status(planned: Sequence[PlannedDeployment], experiment: Experiment, fo
 
 def show_run(folder: Path, experiment: Experiment, trace: bool, out: Output) -> None:
     """Print the comparison and where the files are."""
+    if experiment.workload == "train":
+        trained = training.findings([folder], experiment.difference)
+        if not out.as_json:
+            training.draw(trained, out.notes())
+        _show_places(folder, trained.as_data(), out)
+        return
     from orchestrator.analysis import outputs
     from orchestrator.analysis.comparing import findings
     from orchestrator.analysis.comparing.metrics import OBJECTIVES
@@ -171,10 +181,15 @@ def show_run(folder: Path, experiment: Experiment, trace: bool, out: Output) -> 
         draw(found, OBJECTIVES[0], notes)
     for line in outputs.samples(store.read("requests")) if experiment.save_detailed else ():
         notes.print(line, soft_wrap=True, highlight=False)
+    _show_places(folder, found.as_data(), out)
+    if trace and store.read("spans"):
+        write_traces(folder, to_stderr=out.as_json)
+
+
+def _show_places(folder: Path, found: dict[str, object], out: Output) -> None:
+    """Write the page and print where the files are, in JSON beside what was found."""
+    notes = out.notes()
     notes.print(f"Results: {folder}", soft_wrap=True, highlight=False)
     page = write_report(folder, notes)
     if out.as_json:
-        places = {"results": str(folder), "report": str(page) if page else None}
-        out.document(found.as_data() | places)
-    if trace and store.read("spans"):
-        write_traces(folder, to_stderr=out.as_json)
+        out.document(found | {"results": str(folder), "report": str(page) if page else None})

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from orchestrator.experiment.cells import Scenario
 from orchestrator.experiment.lengths import Duration, Lengths, Window
 from orchestrator.experiment.levels import FORMS, check_levels, parse_levels
 from orchestrator.experiment.techniques import Techniques
+from orchestrator.experiment.training import TrainingFields
 
 DIFFERENCE = 0.02  # the smallest difference between layouts that matters, unless it is said
 SCENARIOS = {"short": (256, 128), "long": (1024, 512)}
@@ -32,7 +33,7 @@ OF_DATASET = (
 LONGEST_S = 1e6  # 12 days; a wait that is much longer overflows in the libraries below
 
 
-class Experiment(BaseModel):
+class Experiment(TrainingFields):
     """Every field of `orchestrator submit`; a YAML file holds the same names."""
 
     model_config = ConfigDict(

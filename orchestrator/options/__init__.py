@@ -14,6 +14,7 @@ from orchestrator.options.dataset import DATASET_OPTIONS, RATE_OPTIONS
 from orchestrator.options.planning import EXPLAIN_OPTIONS, MACHINE_OPTIONS, PLAN_OPTIONS
 from orchestrator.options.precision import PRECISION_OPTIONS
 from orchestrator.options.switches import SWITCH_OPTIONS
+from orchestrator.options.training import TRAINING_OPTIONS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -132,6 +133,7 @@ EXPERIMENT_OPTIONS = (
         help="Keep every span of the first start's observed runs.",
     ),
     *SWITCH_OPTIONS,
+    *TRAINING_OPTIONS,
     click.option(
         "--ablate",
         multiple=True,

@@ -9,6 +9,7 @@ import click
 from orchestrator.options.comparing import Finite
 from orchestrator.options.dataset import DATASET_OPTIONS, RATE_OPTIONS
 from orchestrator.options.precision import FP8_OPTIONS, PRECISION_OPTIONS
+from orchestrator.options.training import EXPLAINED_TRAINING
 
 EXPLAIN_OPTIONS = (
     click.option(
@@ -20,18 +21,15 @@ EXPLAIN_OPTIONS = (
     ),
     click.option(
         "--dtype",
-        default="bfloat16",
-        show_default=True,
         type=click.Choice(["float32", "bfloat16", "float16"]),
+        help="Of activations and what is not FP8. [bfloat16]",
     ),
     *FP8_OPTIONS,
     click.option("--memory", metavar="141GB", help="Memory of one GPU. [what is here]"),
     click.option(
         "--batch",
-        default=1,
-        show_default=True,
         type=click.IntRange(min=1, max=65536),
-        help="Requests in the decode step shown.",
+        help="Requests in the decode step shown. [1]",
     ),
     click.option(
         "--chunked-prefill-size",
@@ -39,6 +37,7 @@ EXPLAIN_OPTIONS = (
         metavar="N",
         help="Most prompt tokens in one forward pass.",
     ),
+    *EXPLAINED_TRAINING,
 )
 NODE_OPTIONS = (
     click.option(

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 
 from orchestrator.experiment import Cell, Deployment
 from strategies import Topology, parse
-from workers.messages import EnginePlan, Work
+from workers.messages import EnginePlan, TrainingWork, Work
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedCell:
-    """One cell and the requests of its runs; `warmup` is served num_warmups times first and not
+    """One cell and the work of its runs; `warmup` is done num_warmups times first and not
     recorded.
 
     sized: makes the work of so many requests, where a pilot is to settle how many. Until then
@@ -22,9 +22,15 @@ class PlannedCell:
     """
 
     cell: Cell
-    work: Work
-    warmup: Work
+    work: Work | TrainingWork
+    warmup: Work | TrainingWork
     sized: Callable[[int], Work] | None = None
+
+    @property
+    def served(self) -> Work:
+        """Its work, where that is to serve requests."""
+        assert isinstance(self.work, Work), "nothing is served where a model is trained"
+        return self.work
 
     def settled(self, num_prompts: int) -> PlannedCell:
         """The same cell with runs of so many requests. Only for one that is to be settled."""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from orchestrator.cluster import hardware
 from orchestrator.errors import UserError
-from strategies import Load, Topology, memory
+from strategies import Load, Topology, TrainingLoad, memory
+from strategies.training import TrainingMemory, training_memory
 from workers.messages import EnginePlan
 from workers.units import format_bytes
 
@@ -25,6 +26,50 @@ def check_memory(plan: EnginePlan, topology: Topology, load: Load) -> None:
     budget = budget_of(plan, topology)
     if not budget.holds(load.max_len):
         raise UserError(f"{_what(plan)} does not fit: {shortage(budget, load.max_len)}")
+
+
+def check_training_memory(plan: EnginePlan, topology: Topology) -> None:
+    """Raise UserError where the fullest rank takes more than its device has, or all ranks of one
+    machine take more main memory than it has, as far as that is known: with what they take."""
+    assert plan.training is not None
+    ranks = training_memory(plan.placement, plan.model, plan.training)
+    fullest = max(ranks, key=lambda one: one.total)
+    named = f"{plan.model.name} under {plan.layout} does not fit"
+    if plan.device == "cuda" and not fullest.fits(topology.memory_bytes):
+        raise UserError(
+            f"{named}: a GPU would take {format_bytes(fullest.total)} ({_split(fullest)}), and has "
+            f"{format_bytes(topology.memory_bytes)}; {_lighter(plan.training)}"
+        )
+    on_cpu = sum(one.total for one in ranks) if plan.device == "cpu" else 0
+    taken, there = on_cpu + sum(one.host for one in ranks), main_memory()
+    if taken > there and len({device.node for device in topology.devices}) == 1:
+        each = f" (each up to {_split(fullest)})" if on_cpu else ""
+        raise UserError(
+            f"{named}: its {len(ranks)} ranks would take {format_bytes(taken)} of main memory"
+            f"{each}, and this machine has {format_bytes(there)}; use a smaller model, shorter "
+            "sequences or a smaller micro-batch, or cut it over the ranks (fsdp, tp, pp, zero)"
+        )
+
+
+def _split(taken: TrainingMemory) -> str:
+    """What a rank takes, by what it is for."""
+    parts = {
+        "weights": taken.weights,
+        "gradients": taken.gradients,
+        "optimizer state": taken.optimizer,
+        "activations": taken.activations,
+        "buffers": taken.buffers,
+    }
+    return ", ".join(f"{format_bytes(size)} of {what}" for what, size in parts.items() if size)
+
+
+def _lighter(load: TrainingLoad) -> str:
+    """What would take less."""
+    ways = ["cut it over more GPUs (fsdp, tp, pp, zero)"]
+    ways += ["give a smaller micro-batch"] if load.micro_batch_size > 1 else []
+    ways += ["use shorter sequences"] if load.micro_batch_size == 1 else []
+    recomputes = load.activation_checkpointing in ("full", "cpu-offload")
+    return ", or ".join([*ways, *([] if recomputes else ["--activation-checkpointing full"])])
 
 
 def _what(plan: EnginePlan) -> str:

@@ -22,7 +22,7 @@ from workers.versions import PROJECT
 
 CONFIG = "experiment.yaml"
 GROUPS = (layouts.GROUP, engines.GROUP, datasets.GROUP)
-FILES = {"dataset_path": "data", "fabric": "fabric"}  # field -> the folder it travels in
+FILES = {"dataset_path": "dataset", "data": "data", "fabric": "fabric"}  # field -> the folder it travels in
 MOST_BYTES = 100 << 20  # Ray takes 512 MB and keeps all of it in the head's memory
 # Of the machine that submits, not of the experiment.
 LEFT_OUT = {"address", "result_dir"}
@@ -37,6 +37,11 @@ def parcel(experiment: Experiment, folder: Path) -> str:
     more than MOST_BYTES.
     """
     _check_model(experiment.model)
+    if experiment.save_checkpoint and not experiment.save_checkpoint.is_absolute():
+        raise UserError(
+            f"--save-checkpoint {experiment.save_checkpoint} would end with the job; give an "
+            "absolute path on the cluster"
+        )
     fields = experiment.model_dump(mode="json", exclude_defaults=True, exclude=LEFT_OUT)
     for field, place in FILES.items():
         path = getattr(experiment, field)

@@ -9,15 +9,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from orchestrator.cluster import hardware, nsight
 from orchestrator.errors import UserError
 from orchestrator.experiment import SWITCHES, TECHNIQUES, Cell, Deployment, Experiment
 from orchestrator.plan import models, precision
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
+from orchestrator.plan.devices import (
+    DEFAULT_ENGINE,
+    SHORT_OF,
+    Device,
+    check_devices,
+    choose_engines,
+)
 from orchestrator.plan.fitting import check_memory
 from orchestrator.plan.models import ResolvedModel
+from orchestrator.plan.training import plan_training
 from orchestrator.plan.workload import Workload
 from orchestrator.store.folders import folder_of
 from orchestrator.store.names import safe_name
@@ -28,7 +36,6 @@ from workers.messages import EnginePlan, Switches
 if TYPE_CHECKING:
     from orchestrator.cluster.connection import Cluster
 
-DEFAULT_ENGINE = "torch"
 CAN_LEAVE_OUT_COMM = (DEFAULT_ENGINE, "vllm")
 # Most prompt tokens in one forward pass, under every layout alike: time to first token depends on
 # it. Small enough for a pipeline: 100 prompts of 256 tokens make 13 passes to fill its stages with.
@@ -36,10 +43,7 @@ CAN_LEAVE_OUT_COMM = (DEFAULT_ENGINE, "vllm")
 # 989 TFLOP/s over 4.8 TB/s), so reading the weights once more often costs little.
 PREFILL_TOKENS = 2048
 MOST_CPU_WORKERS = 128
-# kind of device -> the devices that may be too few, and the advice in that case
-SHORT_OF = {"cuda": ("GPUs", "use --device cpu or fewer"), "cpu": ("CPU workers", "use fewer")}
-
-Device = Literal["cuda", "cpu"]
+SKETCHED = Load(256, 128, 8)  # what a strategy may look at where nothing is said of lengths
 
 
 def find_gpus(experiment: Experiment, cluster: Cluster | None) -> Topology:
@@ -71,12 +75,14 @@ def cpu_devices(strategies: Sequence[str]) -> Topology:
     return Topology.uniform(min(ranks, MOST_CPU_WORKERS))
 
 
-def sketch(name: str, model: str, memory_bytes: int = 0) -> tuple[Layout, ModelShape]:
+def sketch(
+    name: str, model: str, memory_bytes: int = 0, load: Load = SKETCHED
+) -> tuple[Layout, ModelShape]:
     """A layout of a model on as many devices of `memory_bytes` as it asks for, whatever this
     machine has. It is made to be shown, not to be run."""
     shape = models.resolve(model, "dummy").shape
     devices = Topology.uniform(len(cpu_devices([name]).devices), memory_bytes)
-    return plan_layout(name, shape, Load(256, 128, 8), devices), shape
+    return plan_layout(name, shape, load, devices), shape
 
 
 def plan_experiment(
@@ -87,6 +93,8 @@ def plan_experiment(
     cluster: the one that was joined; None where a local Ray will be started. Raises UserError,
     LayoutError or EngineError with the reason for the first deployment that cannot be run.
     """
+    if experiment.workload == "train":
+        return plan_training(experiment, device, topology)
     model = models.resolve(experiment.model, experiment.load_format)
     workload = Workload(experiment, model)
     planner = _Planner(experiment, model, workload, workload.load(), device, topology)
@@ -242,19 +250,6 @@ def ablates(what: str, engine: str, plan: EnginePlan) -> bool:
     return plan.device == "cuda" and plan.placement.num_ranks > plan.placement.degree("dp")
 
 
-def choose_engines(layout: Layout, asked: Sequence[str]) -> tuple[str, ...]:
-    """The engines a layout runs on: the one it needs, those asked for, or torch. Raises UserError
-    where the first is not among the second."""
-    if layout.engine and asked and layout.engine not in asked:
-        raise UserError(
-            f"{layout.name} needs the engine {layout.engine}, --engine asks for "
-            f"{', '.join(asked)}; leave --engine out"
-        )
-    if layout.engine:
-        return (layout.engine,)
-    return tuple(asked) or (DEFAULT_ENGINE,)
-
-
 def choose_prefill_tokens(experiment: Experiment, longest_prompt: int) -> int:
     """Prompt tokens per forward pass: enough for the longest prompt where none is cut."""
     size = experiment.chunked_prefill_size
@@ -267,23 +262,6 @@ def switches_of(experiment: Experiment) -> Switches:
     """The switches that were asked for; None: left to the engine."""
     asked = {name: getattr(experiment, name) for name in SWITCHES}
     return Switches(**{name: str(one) for name, one in asked.items() if one not in (None, "auto")})
-
-
-def check_devices(layout: Layout, device: Device, topology: Topology) -> None:
-    """Raise UserError where a layout has more ranks than there are devices, or does not give each
-    rank a device of its own."""
-    ranks, there = layout.placement.num_ranks, len(topology.devices)
-    if ranks > there:
-        what, advice = SHORT_OF[device]
-        raise UserError(
-            f"{layout.name} needs {ranks} {what}; {there} {'is' if there == 1 else 'are'} here; "
-            f"{advice}"
-        )
-    if sorted(layout.placement.devices) != list(range(ranks)):
-        raise UserError(
-            f"{layout.name} puts its ranks on the devices {list(layout.placement.devices)}; its "
-            f"strategies must name each of 0 to {ranks - 1} once"
-        )
 
 
 def spans_nodes(engine: str, plan: EnginePlan, topology: Topology) -> bool:

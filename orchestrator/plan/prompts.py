@@ -223,7 +223,7 @@ class _Reader:
     def _chat(self, chat: Chat, where: str) -> tuple[int, ...]:
         """A template writes the special tokens itself."""
         for _, content in chat.messages:
-            _check_characters(content, where)
+            check_characters(content, where)
         if self.model.tokenizer is None:
             raise self._without_tokenizer(where)
         text_of = load_chat_template(self.model.tokenizer)
@@ -234,7 +234,7 @@ class _Reader:
         return self._encode(text, where, special=False)
 
     def _encode(self, text: str, where: str, special: bool = True) -> tuple[int, ...]:
-        _check_characters(text, where)
+        check_characters(text, where)
         if self.model.tokenizer is None:
             raise self._without_tokenizer(where)
         return tuple(load_tokenizer(self.model.tokenizer).encode(text, special))
@@ -258,9 +258,9 @@ def too_long(what: str, input_len: int, output_len: int, model: ResolvedModel) -
     )
 
 
-def _check_characters(text: str, where: str) -> None:
-    """JSON can hold half of a surrogate pair. That is not a character, and no tokenizer accepts
-    it."""
+def check_characters(text: str, where: str) -> None:
+    """Raise CannotRun for half of a surrogate pair, which JSON can hold: that is not a character,
+    and no tokenizer accepts it."""
     half = next((char for char in text if "\ud800" <= char <= "\udfff"), None)
     if half is not None:
         raise CannotRun(f"{where}: the text holds {half!a}, which is half of a character")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from orchestrator.cluster import nsight
 from orchestrator.experiment import Experiment
 from orchestrator.plan.deployments import PlannedDeployment
+from orchestrator.plan.devices import DEFAULT_ENGINE
 from orchestrator.plan.fitting import concurrent_requests
-from orchestrator.plan.planning import CAN_LEAVE_OUT_COMM, DEFAULT_ENGINE
+from orchestrator.plan.planning import CAN_LEAVE_OUT_COMM
 from orchestrator.store.folders import folder_of
 from strategies import Topology
 
@@ -28,6 +29,9 @@ def remarks(
     will queue, replicas on several nodes, ablations that change nothing, and where Nsight Systems
     writes. An ablated layout gets no remarks of its own."""
     yield from planned[0].remarks if planned else ()
+    if experiment.workload == "train":
+        yield from (remark for one in planned[1:] for remark in one.remarks)
+        return
     made = {one.deployment for one in planned}
     for one in planned:
         if one.deployment.ablation == "none":

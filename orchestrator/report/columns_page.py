@@ -27,11 +27,19 @@ from orchestrator.analysis.observed.operations import JoinedCollective
 from orchestrator.analysis.outputs import KeptRequest
 from orchestrator.analysis.recompute import Recomputed
 from orchestrator.analysis.summary import Summary
+from orchestrator.analysis.training.rows import Trained
 from orchestrator.node.fabric import Fit
 from orchestrator.predict.crossover import Crossing
 from orchestrator.predict.matrix import Selection
 from orchestrator.store.schema import CellKey, RunKey, StartKey
-from workers.records import FabricRow, SampleRow, SpanRow, StepRow
+from workers.records import (
+    FabricRow,
+    SampleRow,
+    SpanRow,
+    StepRow,
+    TrainingCollectiveRow,
+    TrainingStepRow,
+)
 from workers.rows import Column, columns, grouped
 
 WIDTH = 118  # of prose; the rows of a Markdown table cannot be wrapped
@@ -91,6 +99,15 @@ SECTIONS = (
     Section("parts", PartsRow, "the steps of a rank in one phase", OBSERVED, StartKey),
     Section(
         "timed_collectives", TimedRow, "an operation of a rank in one phase", OBSERVED, StartKey
+    ),
+    Section("training", Trained, "a run that trains", RUNS, RunKey),
+    Section("training_steps", TrainingStepRow, "an optimizer step of a run", RUNS, RunKey),
+    Section(
+        "training_collectives",
+        TrainingCollectiveRow,
+        "an operation of a rank over one axis in an optimizer step",
+        RUNS,
+        RunKey,
     ),
     Section("comparison", Standing, "a cell", f"`comparison.arrow`, {JSON}", CellKey),
     Section("best", Best, "a load and a metric: which layouts are best", JSON),

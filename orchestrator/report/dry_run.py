@@ -55,14 +55,14 @@ class CellWork:
     @classmethod
     def of(cls, planned: PlannedCell) -> CellWork:
         """The work that is planned."""
-        cell, requests = planned.cell, planned.work.requests
+        cell, requests = planned.cell, planned.served.requests
         if planned.sized is not None:
             return cls(cell.scenario.name, cell.max_concurrency, None, None, None, None)
         return cls(
             scenario=cell.scenario.name,
             max_concurrency=cell.max_concurrency,
             num_prompts=len(requests),
-            num_conversations=planned.work.num_conversations,
+            num_conversations=planned.served.num_conversations,
             prompt_tokens=sum(len(request.prompt) for request in requests),
             output_tokens=sum(request.output_len for request in requests),
         )

@@ -17,6 +17,7 @@ from rich.progress import (
 from rich.text import Text
 
 from orchestrator.analysis.summary import Measured
+from orchestrator.analysis.training.rows import Trained
 from orchestrator.experiment import layout_name
 from orchestrator.report.text import fixed
 from orchestrator.store.schema import COMPLETED
@@ -90,12 +91,12 @@ class RunProgress:
         """A phase begins; `cell` is empty while building."""
         self._bar.update(self._task, description=f"{cell or deployment}  {what}")
 
-    def finished(self, run: Measured) -> None:
+    def finished(self, run: Measured | Trained) -> None:
         """A run has ended and is on disk."""
         self._done += 1
         self._total = max(self._total, self._done)  # starts may be added until they agree
         if run.status == COMPLETED:
-            self._last = f"{fixed(run.throughput.output_throughput)} tok/s"
+            self._last = f"{fixed(_rate(run))} tok/s"
         head = f"[{self._done}/{self._total}] {_name(run)}: "
         self._console.print(Text(head).append(self._said(run)), soft_wrap=True)
         self._bar.update(self._task, completed=self._done, total=self._total, last=self._last)
@@ -104,14 +105,23 @@ class RunProgress:
         """Something that the user should read."""
         self._console.print(Text(line), soft_wrap=True)
 
-    def _said(self, run: Measured) -> Text:
+    def _said(self, run: Measured | Trained) -> Text:
         if run.status != COMPLETED:
             return Text(f"{run.status}: {run.reason}", style="red")
+        if isinstance(run, Trained):
+            step, loss = run.rate.step_time_ms, run.result.loss
+            return Text(f"{self._last}, step {fixed(step)} ms, loss {fixed(loss, 4)}")
         ttft, tpot = run.latency.ttft.median, run.latency.tpot.median
         return Text(f"{self._last}, TTFT {fixed(ttft)} ms, TPOT {fixed(tpot, 2)} ms")
 
 
-def _name(run: Measured) -> str:
+def _rate(run: Measured | Trained) -> float | None:
+    if isinstance(run, Trained):
+        return run.rate.tokens_per_second
+    return run.throughput.output_throughput
+
+
+def _name(run: Measured | Trained) -> str:
     cell = run.cell
     layout = layout_name(cell.strategy, cell.ablation)
     load = f"{cell.scenario} c{cell.max_concurrency}"

@@ -15,7 +15,6 @@ from orchestrator.analysis.comparing.ablation import TECHNIQUE_EFFECTS, techniqu
 from orchestrator.analysis.comparing.compare import COMPARED, compare
 from orchestrator.analysis.comparing.verdicts import rulings
 from orchestrator.analysis.load import summaries
-from orchestrator.analysis.summary import MEASURED
 from orchestrator.cluster.connection import Cluster, connect
 from orchestrator.errors import ClusterLost, Stop, UserError
 from orchestrator.experiment import Experiment
@@ -30,6 +29,7 @@ from orchestrator.run.serving import Start
 from orchestrator.run.surroundings import check_surroundings
 from orchestrator.run.workers import Session
 from orchestrator.store.folders import folder_of, now
+from orchestrator.store.schema import OUTCOME_TABLES
 from orchestrator.store.store import Store
 from workers.probes.gauges import Exposure
 
@@ -158,8 +158,8 @@ def with_room(joined: Cluster | None, device: str, ranks: int) -> AbstractContex
 def _next_block(store: Store) -> int:
     """The number of this command among those that made the runs: one more than that of any run that
     is kept."""
-    kept = store.read(MEASURED.name)
-    return 1 + max(kept["block"].to_pylist() if kept else [], default=-1)
+    kept = [table for name in OUTCOME_TABLES if (table := store.read(name)) is not None]
+    return 1 + max((block for table in kept for block in table["block"].to_pylist()), default=-1)
 
 
 def _compare_again(store: Store, experiment: Experiment, progress: Progress) -> None:

@@ -13,13 +13,14 @@ from orchestrator.analysis.observed.accounting import PARTS_OF_STEP
 from orchestrator.analysis.observed.communication import exposed
 from orchestrator.analysis.outputs import kept_requests
 from orchestrator.analysis.summary import Attempt
+from orchestrator.analysis.training.rows import TrainingAttempt
 from orchestrator.experiment import Cell, Experiment, Run
 from orchestrator.node import datasheet, fabric
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
 from orchestrator.run.foretold import foretold
 from orchestrator.store.arrow_files import concat
 from orchestrator.store.store import Store
-from workers.messages import RankReport
+from workers.messages import RankReport, TrainingWork
 
 
 @dataclass(slots=True)
@@ -83,6 +84,8 @@ class Job:
     def is_unobserved(self, cell: PlannedCell, start: int) -> bool:
         """Whether a cell is still to be taken apart in a start."""
         left = self.given_up | self.unobservable
+        if isinstance(cell.work, TrainingWork):
+            return False
         return cell.cell not in left and self.store.observed(cell.cell, start) is None
 
     def runs(self, cell: PlannedCell, start: int) -> list[Run]:
@@ -109,21 +112,38 @@ class Job:
         return Attempt(
             key=self.store.run_key(run),
             plan=self.deployment.plan,
-            work=cell.work,
+            work=cell.served,
             started_at=started_at,
             block=self.block,
             node=self.node,
             metadata=json.dumps(asked.metadata),
             levels=asked.levels,
-            request_rate=cell.work.request_rate
+            request_rate=cell.served.request_rate
             if asked.request_rate is None
             else asked.request_rate,
             burstiness=None if asked.request_rate is None else asked.burstiness,
             ceilings=fabric.ceilings(self.calibration, device_name) if device_name else None,
             sheet=datasheet.ceilings(device_name),
             predicted=foretold(
-                cell.cell, asked, self.deployment.plan, cell.work, device_name, self.calibration
+                cell.cell, asked, self.deployment.plan, cell.served, device_name, self.calibration
             ),
+        )
+
+    def training_attempt(
+        self, run: Run, cell: PlannedCell, started_at: str, device_name: str | None = None
+    ) -> TrainingAttempt:
+        """A run of `cell`, which trains. device_name: None where it did not come so far."""
+        sheet, plan = datasheet.ceilings(device_name), self.deployment.plan
+        assert isinstance(cell.work, TrainingWork), "the cell trains"
+        return TrainingAttempt(
+            key=self.store.run_key(run),
+            plan=plan,
+            steps=cell.work.steps,
+            started_at=started_at,
+            block=self.block,
+            node=self.node,
+            metadata=json.dumps(self.experiment.metadata),
+            peak=sheet.flops.get(plan.dtype) if sheet else None,
         )
 
     def keep_settings(self, settings: Mapping[str, str]) -> None:

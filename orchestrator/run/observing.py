@@ -60,12 +60,12 @@ class _Observing:
                 self._observe(cell)
 
     def _time(self, cell: PlannedCell) -> None:
-        reports = self._serve(cell, short(cell.work), "timing what is observed")
+        reports = self._serve(cell, short(cell.served), "timing what is observed")
         if reports is not None:
             self.timed[cell.cell] = concat(report.steps for report in reports)
 
     def _observe(self, cell: PlannedCell) -> None:
-        reports = self._serve(cell, replace(short(cell.work), observe=True), "observing")
+        reports = self._serve(cell, replace(short(cell.served), observe=True), "observing")
         if reports is None:
             return
         unseen = {one.rank: one.unobserved for one in reports if one.unobserved}

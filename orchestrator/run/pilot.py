@@ -89,7 +89,7 @@ def _pilot(session: Session, cell: PlannedCell) -> int | None:
 
 def _asked_for(job: Job, cell: PlannedCell, reports: Sequence[RankReport]) -> int:
     """Requests that a run needs, after a pilot. Raises RunFailed where that made no token."""
-    seats, count = cell.work.max_concurrency, len(cell.work.requests)
+    seats, count = cell.served.max_concurrency, len(cell.served.requests)
     num_gpus, least = job.deployment.plan.placement.num_ranks, job.experiment.min_duration
     made = throughput_of(requests_of(reports), seats, count, num_gpus)
     assert least is not None, "a cell is sized only under min_duration"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from orchestrator.analysis.summary import Measured
+from orchestrator.analysis.training.rows import Trained
 from orchestrator.cluster.connection import Cluster
 from orchestrator.errors import Stop
 
@@ -28,7 +29,7 @@ class Progress(Protocol):
         """
         ...
 
-    def finished(self, run: Measured) -> None:
+    def finished(self, run: Measured | Trained) -> None:
         """A run has ended and is on disk."""
         ...
 
@@ -59,7 +60,7 @@ class UntilStopped:
             raise KeyboardInterrupt
         self.progress.phase(deployment, cell, what)
 
-    def finished(self, run: Measured) -> None:
+    def finished(self, run: Measured | Trained) -> None:
         """Pass it on."""
         self.progress.finished(run)
 

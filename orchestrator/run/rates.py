@@ -121,7 +121,7 @@ class Search:
         search = Bisection(0.0, self.experiment.rate_runs, partial(self._try, cell))
         closed: float | None = None
         try:
-            work = cell.work
+            work = cell.served
             arriving = work.num_conversations / len(work.requests)
             closed = search.highest = _completed_rate(self._runs(cell, None)) * arriving
             search.run()
@@ -132,7 +132,7 @@ class Search:
         return FoundRate(
             cell=cell_key(self.root.name, cell.cell),
             slo=text(self.experiment.slo),
-            arriving=cell.work.arriving,
+            arriving=cell.served.arriving,
             rate=met.rate if met else None,
             rate_per_gpu=met.rate / gpus if met else None,
             output_throughput=met.output_throughput if met else None,
@@ -146,7 +146,7 @@ class Search:
 
     def _try(self, cell: PlannedCell, rate: float) -> Tried:
         """Whether every run of a cell at `rate` meets the SLO."""
-        count, what = cell.work.num_conversations, cell.work.arriving
+        count, what = cell.served.num_conversations, cell.served.arriving
         timeout = self.experiment.timeout
         if count / rate >= timeout:
             raise NoResult(

@@ -5,19 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.analysis.comparing.confidence import is_narrow
 from orchestrator.analysis.comparing.rounds import means
 from orchestrator.analysis.summary import MEASURED, Measured
+from orchestrator.analysis.training.rows import TRAINED, Trained
 from orchestrator.experiment import Cell, Experiment
 from orchestrator.plan.deployments import PlannedCell
 from orchestrator.run.jobs import Job
 from orchestrator.store.schema import COMPLETED, CellKey, cell_key
 from orchestrator.store.store import Store
-from workers.rows import grouped
+from workers.rows import Table, grouped
 
 Load = Sequence[tuple[Job, PlannedCell]]  # the cells that are compared with each other
-Kept = Mapping[CellKey, Sequence[Measured]]  # runs of each cell
+Kept = Mapping[CellKey, Sequence[Measured | Trained]]  # runs of each cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +74,11 @@ class Schedule:
 
     def _kept(self) -> Kept:
         """The runs with a result, where starts may be added."""
-        table = None if self.experiment.until_ci is None else self.store.read(MEASURED.name)
-        runs = [] if table is None else MEASURED.rows(table)
+        if self.experiment.until_ci is None:
+            return {}
+        kept: Table[Any] = TRAINED if self.experiment.workload == "train" else MEASURED
+        table = self.store.read(kept.name)
+        runs = [] if table is None else kept.rows(table)
         return grouped((run for run in runs if run.status == COMPLETED), lambda run: run.cell)
 
     def _is_added(self, start: int, load: Load, kept: Kept) -> bool:
@@ -90,11 +95,13 @@ class Schedule:
         judged = [one for one in load if one[1].cell.deployment.ablation == "none"]
         return any(self._is_wide(runs[cell.cell]) for job, cell in judged if not job.in_vain(cell))
 
-    def _is_wide(self, runs: Sequence[Measured]) -> bool:
+    def _is_wide(self, runs: Sequence[Measured | Trained]) -> bool:
         until_ci = self.experiment.until_ci
         found = list(means(runs, _throughput).values())
         return until_ci is not None and not is_narrow(found, until_ci)
 
 
-def _throughput(run: Measured) -> float | None:
+def _throughput(run: Measured | Trained) -> float | None:
+    if isinstance(run, Trained):
+        return run.rate.tokens_per_second
     return run.throughput.output_throughput

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.analysis.summary import measured
+from orchestrator.analysis.training.rows import trained, training_tables
 from orchestrator.cluster.failures import RunFailed
 from orchestrator.errors import ClusterLost
 from orchestrator.experiment import Run
@@ -18,6 +19,7 @@ from orchestrator.run.jobs import Job
 from orchestrator.run.observing import observe
 from orchestrator.run.workers import BuildFailed, Session, Workers, requests_of
 from orchestrator.store.folders import now
+from workers.messages import TrainingWork
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +72,22 @@ class Start:
         starts = max(asked.num_starts, self.number + 1)
         place = f"start {self.number + 1}/{starts} run {run.index + 1}/{asked.num_runs}"
         self.session.tell(place, cell)
+        if isinstance(cell.work, TrainingWork):
+            self._train(run, cell, workers, started_at)
+            return
         attempt = self.job.attempt(run, cell, started_at, workers.building.device_name)
         reports = workers.serve(cell.work)
         requests = requests_of(reports)
         kept = measured(attempt, workers.building, reports, requests)
         self.session.keep(run, kept, self.job.kept_tables(requests, reports))
         self._note_short(cell, kept.throughput.duration)
+
+    def _train(self, run: Run, cell: PlannedCell, workers: Workers, started_at: str) -> None:
+        building = workers.building
+        attempt = self.job.training_attempt(run, cell, started_at, building.device_name)
+        reports = workers.serve(cell.work)
+        kept = trained(attempt, building.built, building.build_s, building.device_name, reports)
+        self.session.keep(run, kept, training_tables(reports))
 
     def _note_short(self, cell: PlannedCell, duration: float | None) -> None:
         """Say once of a cell that its runs are shorter than was asked for."""
@@ -84,6 +96,6 @@ class Start:
             self.job.short.add(cell.cell)
             self.session.progress.note(
                 f"{cell.cell.name}: a run took {duration:.1f} s, less than the {least:g} s of "
-                f"--min-duration: its {len(cell.work.requests)} requests were settled by the "
+                f"--min-duration: its {len(cell.served.requests)} requests were settled by the "
                 "pilots, and every layout serves the same"
             )

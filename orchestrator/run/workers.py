@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from orchestrator.analysis.summary import MEASURED, Building, Measured, failed
 from orchestrator.analysis.throughput import first_token_s
+from orchestrator.analysis.training.rows import TRAINED, Trained
+from orchestrator.analysis.training.rows import failed as not_trained
 from orchestrator.cluster.connection import Cluster
 from orchestrator.cluster.failures import RunFailed
 from orchestrator.cluster.group import WorkerGroup
@@ -20,7 +22,7 @@ from orchestrator.plan.deployments import PlannedCell
 from orchestrator.run.jobs import Job
 from orchestrator.run.progress import Progress
 from orchestrator.store.arrow_files import concat
-from workers.messages import EnginePlan, RankReport, Work
+from workers.messages import EnginePlan, RankReport, TrainingWork, Work
 
 
 class BuildFailed(RunFailed):
@@ -67,11 +69,11 @@ class Workers:
         building = Building(built, device_name, time.monotonic() - began)
         return cls(group, building, asked_at, timeout_s)
 
-    def serve(self, work: Work) -> list[RankReport]:
-        """Serve `work` on every rank. Raises RunFailed as soon as one rank has failed."""
+    def serve(self, work: Work | TrainingWork) -> list[RankReport]:
+        """Do `work` on every rank. Raises RunFailed as soon as one rank has failed."""
         asked = time.monotonic()
         reports = self.group.run(work, self.timeout_s)
-        if self.building.startup_s is None:
+        if self.building.startup_s is None and isinstance(work, Work):
             startup_s = asked - self.asked_at + first_token_s(reports)
             self.building = replace(self.building, startup_s=startup_s)
         return reports
@@ -133,9 +135,10 @@ class Session:
 
     # -- what is kept and told
 
-    def keep(self, run: Run, kept: Measured, tables: Mapping[str, pa.Table]) -> None:
+    def keep(self, run: Run, kept: Measured | Trained, tables: Mapping[str, pa.Table]) -> None:
         """Keep a run that has ended, its tables first."""
-        self.job.store.write_run(run, MEASURED.make([kept]), tables)
+        row = TRAINED.make([kept]) if isinstance(kept, Trained) else MEASURED.make([kept])
+        self.job.store.write_run(run, row, tables)
         self.progress.finished(kept)
 
     def fail(self, run: Run, cell: PlannedCell, started_at: str, failure: RunFailed) -> None:
@@ -160,8 +163,12 @@ class Session:
     ) -> None:
         self.job.store.write_failure(run.name, failure.detail)
         self.cluster.keep_logs(failure.reason)
-        attempt = self.job.attempt(run, cell, started_at)
-        self.keep(run, failed(attempt, failure.reason), {})
+        kept: Measured | Trained
+        if isinstance(cell.work, TrainingWork):
+            kept = not_trained(self.job.training_attempt(run, cell, started_at), failure.reason)
+        else:
+            kept = failed(self.job.attempt(run, cell, started_at), failure.reason)
+        self.keep(run, kept, {})
 
     def tell(self, what: str, cell: PlannedCell | None = None) -> None:
         """Say what begins now."""

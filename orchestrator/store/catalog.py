@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.errors import UserError
 from orchestrator.store.folders import DEFAULT_ROOT, check_version, find, read_manifest
-from orchestrator.store.schema import COMPLETED, INVALID, OUTCOMES, RunOutcome
+from orchestrator.store.schema import COMPLETED, INVALID, RunOutcome
 from orchestrator.store.store import Store
 from workers.rows import SCHEMA_VERSION
 
@@ -49,8 +49,7 @@ def _describe(folder: Path) -> Listed:
     runs: list[RunOutcome] = []
     try:
         check_version(folder)
-        table = Store(folder).read("summary")
-        runs = [] if table is None else OUTCOMES.rows(table)
+        runs = Store(folder).outcomes()
     except UserError:
         version = manifest.get("schema_version")
     statuses = [run.status for run in runs]

@@ -18,8 +18,8 @@ from orchestrator.store.arrow_files import encoded, replace_file, write_arrow
 from orchestrator.store.folders import MANIFEST
 from orchestrator.store.journal import Journal
 from orchestrator.store.names import cell
+from orchestrator.store.schema import OUTCOME_TABLES
 
-SUMMARY = "summary"
 FORMATS = ("arrow", "parquet", "csv")
 
 
@@ -56,7 +56,7 @@ def pack(tables: Mapping[str, pa.Table], manifest: str, out: Path) -> list[Path]
     with _in_folder(out):
         journal = Journal(out)
         journal.write(out / MANIFEST, lambda path: path.write_text(manifest))
-        names = sorted(tables, key=lambda name: name == SUMMARY)
+        names = sorted(tables, key=lambda name: name in OUTCOME_TABLES)
         parts = [
             journal.write(out / f"{name}.arrow", partial(write_arrow, table=encoded(tables[name])))
             for name in names

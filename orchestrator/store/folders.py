@@ -17,6 +17,7 @@ from orchestrator.store.identity import identity_of
 from orchestrator.store.journal import Journal, tell
 from orchestrator.store.manifest import fields_of
 from orchestrator.store.names import safe_name
+from orchestrator.store.schema import OUTCOME_TABLES
 from workers.checkpoint_files import folder_name
 from workers.rows import SCHEMA_VERSION
 
@@ -52,17 +53,25 @@ def is_experiment(path: Path) -> bool:
     results."""
     if not path.is_dir():
         return False
-    summary = path / "summary"
-    begun = (path / MANIFEST).is_file() or any(summary.glob("*.arrow"))
-    return is_packed(path) or (summary.is_dir() and begun) or bool(Journal(path).known_in(summary))
+    has_manifest, journal = (path / MANIFEST).is_file(), Journal(path)
+    begun = (
+        journal.known_in(folder)
+        or (folder.is_dir() and (has_manifest or any(folder.glob("*.arrow"))))
+        for folder in (path / name for name in OUTCOME_TABLES)
+    )
+    return is_packed(path) or any(begun)
 
 
 def is_packed(path: Path) -> bool:
     """Whether `orchestrator pack` wrote it, whatever became of it since. What `export` wrote has
     neither checksums nor a manifest."""
-    summary, journal = path / "summary.arrow", Journal(path)
-    whole = summary.is_file() and (journal.exists or (path / MANIFEST).is_file())
-    return journal.knows(summary) or (whole and not (path / "summary").is_dir())
+    journal = Journal(path)
+    is_marked = journal.exists or (path / MANIFEST).is_file()
+    return any(
+        journal.knows(path / f"{name}.arrow")
+        or (is_marked and (path / f"{name}.arrow").is_file() and not (path / name).is_dir())
+        for name in OUTCOME_TABLES
+    )
 
 
 def read_manifest(folder: Path) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from orchestrator.experiment import OF_DATASET, SWITCHES, Experiment, preset_names
+from orchestrator.experiment import OF_DATASET, ONLY_TRAINS, SWITCHES, Experiment, preset_names
 from orchestrator.store.names import digest
 
 # Fields that may differ between commands whose results belong in one folder.
@@ -34,10 +34,15 @@ FREE_FIELDS = {
     "fabric",
     "allow_other_node",
     "wait_for_resources",
+    "save_checkpoint",
 }
 # Fields that count where they are not as they are by default.
 OF_PRECISION = ("quantization", "kv_cache_dtype", "precision_policy")
-IF_ASKED = ("nsys", "engine_arg", "range_ratio", *OF_PRECISION, *OF_DATASET, *SWITCHES)
+OF_TRAINING = ("workload", *(name for name in ONLY_TRAINS if name not in FREE_FIELDS))
+IF_ASKED = (
+    *("nsys", "engine_arg", "range_ratio"),
+    *(*OF_PRECISION, *OF_DATASET, *SWITCHES, *OF_TRAINING),
+)
 # Files of a dataset's folder.
 OF_ROWS = frozenset({".jsonl", ".csv", ".parquet", ".arrow", ".gz"})
 
@@ -53,7 +58,7 @@ def identity_of(experiment: Experiment) -> str:
     unused |= {name for name in IF_ASKED if not _is_asked(experiment, name)}
     fields = experiment.model_dump(mode="json", exclude=FREE_FIELDS | unused)
     model = None if experiment.model in preset_names() else Path(experiment.model)
-    paths = [path for path in (experiment.dataset_path, model) if path]
+    paths = [path for path in (experiment.dataset_path, experiment.data, model) if path]
     stamps = {str(path): stamp(path) for path in paths if path.exists()}
     if "vllm" in experiment.engine and "comm" in experiment.ablate:
         fields["unfused"] = True  # its whole runs too, see `unfused` in workers/engines/vllm

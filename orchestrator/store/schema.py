@@ -13,6 +13,8 @@ from workers.rows import Table, column, group, row
 
 K = TypeVar("K")
 COMPLETED, FAILED, INVALID = "completed", "failed", "invalid"
+# A run has a row in one of them: the last part that is written of it, which marks it as done.
+OUTCOME_TABLES = ("summary", "training")
 
 
 @row

@@ -31,13 +31,22 @@ from orchestrator.store.folders import MANIFEST, check_version, is_packed, now, 
 from orchestrator.store.journal import Journal, tell
 from orchestrator.store.lock import locked
 from orchestrator.store.names import safe_name
-from orchestrator.store.schema import COMPLETED, OUTCOMES, RunKey, RunOutcome, StartKey, cell_key
+from orchestrator.store.schema import (
+    COMPLETED,
+    OUTCOME_TABLES,
+    OUTCOMES,
+    RunKey,
+    RunOutcome,
+    StartKey,
+    cell_key,
+)
 from workers.rows import SCHEMA_VERSION, columns, flat
 
 # The observed ones last; `parts` marks its cell as observed.
 RUN_TABLES = ("summary", "requests", "steps", "collectives", "telemetry")
+TRAINING_TABLES = ("training", "training_steps", "training_collectives", "telemetry")
 OBSERVED_TABLES = ("spans", "timed_collectives", "parts")
-TABLES = (*RUN_TABLES, *OBSERVED_TABLES)
+TABLES = tuple(dict.fromkeys((*RUN_TABLES, *TRAINING_TABLES, *OBSERVED_TABLES)))
 COMPARISON = "comparison.arrow"
 RATES = "rates.arrow"
 ABLATION = "ablation.arrow"
@@ -69,7 +78,11 @@ class Store:
     @property
     def is_empty(self) -> bool:
         """Whether no run was kept here."""
-        return not self._files("summary")
+        return not any(map(self._files, OUTCOME_TABLES))
+
+    def holds(self, table: str) -> bool:
+        """Whether any part of a table is there, or should be."""
+        return bool(self._files(table))
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
@@ -123,27 +136,27 @@ class Store:
         """The columns that name a run."""
         return RunKey(cell=cell_key(self.name, run.cell), start=run.start, run=run.index)
 
-    def write_run(self, run: Run, summary: pa.Table, tables: Mapping[str, pa.Table]) -> None:
-        """Keep a run: `tables` by name first, its row of the summary last.
+    def write_run(self, run: Run, outcome: pa.Table, tables: Mapping[str, pa.Table]) -> None:
+        """Keep a run: `tables` by name first, its row of one of OUTCOME_TABLES last.
 
         What an earlier try left is dropped: its tables, and what it had to say of its failure where
         this one is completed.
         """
         named = {name: _named(table, self.run_key(run)) for name, table in tables.items()}
+        last = outcome.schema.metadata[b"table"].decode()
         with self._writing():
-            for table, content in {**named, "summary": summary}.items():
+            for table, content in {**named, last: outcome}.items():
                 self._write(self._part(table, run.name), content)
-            for table in RUN_TABLES:
-                if table not in {*tables, "summary"}:
-                    self._journal.drop(self._part(table, run.name))
-            if OUTCOMES.rows(summary)[0].status == COMPLETED:
+            for table in {*RUN_TABLES, *TRAINING_TABLES} - {*tables, last}:
+                self._journal.drop(self._part(table, run.name))
+            if OUTCOMES.rows(outcome)[0].status == COMPLETED:
                 self._story(run.name).unlink(missing_ok=True)
 
     def summary_of(self, run: Run) -> pa.Table | None:
-        """The summary of a run, one row; None where there is none, or any table of the run is not
+        """The outcome of a run, one row; None where there is none, or any table of the run is not
         what was written."""
-        table = self._read(self._part("summary", run.name))
-        return table if table is not None and table.num_rows else None
+        parts = (self._read(self._part(table, run.name)) for table in OUTCOME_TABLES)
+        return next((table for table in parts if table is not None and table.num_rows), None)
 
     def outcome_of(self, run: Run) -> RunOutcome | None:
         """What became of a run; None where it has not been made."""
@@ -181,6 +194,11 @@ class Store:
         """Every part of a table that counts, or the file it was packed into; None without
         either."""
         return concat(map(self._read, self._files(table)))
+
+    def outcomes(self) -> list[RunOutcome]:
+        """What became of every run."""
+        tables = [found for name in OUTCOME_TABLES if (found := self.read(name)) is not None]
+        return [one for table in tables for one in OUTCOMES.rows(table)]
 
     def experiments_in(self, table: str) -> set[str]:
         """The experiments that rows of a table say they are of."""
@@ -267,10 +285,11 @@ class Store:
     def _beside(self, path: Path) -> list[Path]:
         """The parts of the other tables of the same run, or observed cell. None of packed
         results."""
-        tables = next((t for t in (RUN_TABLES, OBSERVED_TABLES) if path.parent.name in t), ())
         if path.parent.parent != self.folder:
             return []
-        return [self.folder / t / path.name for t in tables if t != path.parent.name]
+        mine, groups = path.parent.name, (RUN_TABLES, TRAINING_TABLES, OBSERVED_TABLES)
+        tables = {name for group in groups if mine in group for name in group} - {mine}
+        return [self.folder / table / path.name for table in sorted(tables)]
 
     def _write(self, path: Path, table: pa.Table) -> None:
         self._journal.write(path, partial(write_arrow, table=table))

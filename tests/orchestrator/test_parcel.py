@@ -77,6 +77,7 @@ def test_plug_ins_travel_with_the_notes_by_which_they_are_found(
     [
         ({"model": "checkpoints/mine"}, "the same absolute path on every node"),
         ({"dataset_path": Path("nowhere.jsonl")}, "nowhere.jsonl does not exist"),
+        ({"workload": "train", "save_checkpoint": Path("mine")}, "would end with the job"),
     ],
 )
 def test_what_cannot_be_had_there_is_refused(

@@ -128,7 +128,7 @@ def test_the_command_writes_the_page_where_it_is_told(folder: Path, tmp_path: Pa
 def test_a_report_that_fails_takes_nothing_from_the_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(_: Path) -> Path:
+    def fail(*_: Path | None) -> Path:
         raise RuntimeError("no\nroom")
 
     monkeypatch.setattr(html, "render_html", fail)

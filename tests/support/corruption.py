@@ -31,7 +31,7 @@ from orchestrator.analysis.comparing.compare import COMPARED, compare
 from orchestrator.analysis.load import summaries
 from orchestrator.store import export, journal
 from orchestrator.store.folders import is_experiment, manifest_text
-from orchestrator.store.store import COMPARISON, RUN_TABLES, TABLES, Store
+from orchestrator.store.store import COMPARISON, OBSERVED_TABLES, RUN_TABLES, TABLES, Store
 from workers.records import STEPS, TELEMETRY
 
 SAME, NAMED, SILENT = "same", "named", "silent"
@@ -51,8 +51,8 @@ def small_result(folder: Path) -> list[str]:
     }
     write_run(store, RUN, tables, output_throughput=5.0)
     store.write_observed(CELL, 0, observed_tables())
-    parts = [f"{table}/{RUN.name}.arrow" for table in TABLES[:5]]
-    parts += [f"{table}/{CELL.name}.s0.arrow" for table in TABLES[5:]]
+    parts = [f"{table}/{RUN.name}.arrow" for table in RUN_TABLES]
+    parts += [f"{table}/{CELL.name}.s0.arrow" for table in OBSERVED_TABLES]
     store.write_comparison(COMPARED.make(compare(summaries(store))))
     return [*parts, COMPARISON, journal.CHECKSUMS, "manifest.json"]
 

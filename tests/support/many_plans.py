@@ -25,7 +25,7 @@ class Rank(Worker):
     def _served(self, name: str, plan: EnginePlan, work: Work) -> RankReport | str:
         assert self._context is not None
         self._context.placement = plan.placement
-        engine = engines.create(name)
+        engine = engines.of_plan(name, plan)
         try:
             engine.build(self._context, plan)
             return engine.run(work)

@@ -126,3 +126,11 @@ def test_the_installed_version_is_within_the_bounds_of_pyproject() -> None:
         return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
 
     assert number(low) <= number(version("deepspeed")) < number(high)
+
+
+def test_zero_3_keeps_its_part_of_the_weights_in_float32() -> None:
+    import inspect
+
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+
+    assert "self.fp32_partitioned_groups_flat" in inspect.getsource(DeepSpeedZeroOptimizer_Stage3)

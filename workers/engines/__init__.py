@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from strategies.errors import Refused
 from strategies.guarded import LIMIT_S, guarded
@@ -59,6 +59,7 @@ __all__ = [
     "create",
     "lets_wait",
     "names",
+    "of_plan",
     "ranks_of_process",
     "refusal",
     "settled",
@@ -68,6 +69,7 @@ __all__ = [
 
 T = TypeVar("T")
 GROUP = "orchestrator.engines"
+TRAINERS = "orchestrator.trainers"  # engines that train, under the same names
 # This engine measures a node and serves nothing, so it is not listed.
 CALIBRATION = EntryPoint("calibration", "workers.engines.calibration:CalibrationEngine", GROUP)
 
@@ -107,9 +109,10 @@ class Engine(Protocol):
         replica. Raises torch.OutOfMemoryError where it does not fit."""
         ...
 
-    def run(self, work: Work) -> RankReport | Sequence[RankReport]:
+    def run(self, work: Any) -> RankReport | Sequence[RankReport]:
         """Serve this rank's share of `work` and report; "per_replica": one report for each rank of
-        the replica. `work` is that of the whole layout."""
+        the replica. `work` is that of the whole layout: a `Work`, of an engine that trains a
+        `TrainingWork`."""
         ...
 
     def close(self) -> None:
@@ -117,15 +120,21 @@ class Engine(Protocol):
         ...
 
 
-def names() -> list[str]:
+def names(group: str = GROUP) -> list[str]:
     """The engines that are installed, in order."""
-    return sorted(point.name for point in entry_points(group=GROUP))
+    return sorted(point.name for point in entry_points(group=group))
 
 
-def create(name: str) -> Engine:
+def of_plan(name: str, plan: EnginePlan) -> Engine:
+    """A new engine that generates, or trains, as the plan asks. Raises EngineError as `create`
+    does."""
+    return create(name) if plan.training is None else create(name, TRAINERS)
+
+
+def create(name: str, group: str = GROUP) -> Engine:
     """A new engine by name. Raises EngineError for an unknown one, for one that several packages
     bring, and for one that cannot be imported."""
-    point = _entry_point(name)
+    point = _entry_point(name, group)
     try:
         engine: Engine = guarded(lambda: point.load()(), LIMIT_S)
     except Exception as error:  # a plug-in may raise anything
@@ -138,7 +147,7 @@ def create(name: str) -> Engine:
 def refusal(name: str, plan: EnginePlan) -> str | None:
     """None, or why the engine `name` cannot run the plan. Raises EngineError as `create` does, and
     where the engine does not answer."""
-    engine = create(name)
+    engine = of_plan(name, plan)
     if plan.engine_args and not takes_arguments(name):
         return f"it takes no --engine-arg, and {plan.engine_args[0][0]} is given"
     if (asked := _fp8_in(plan)) and not getattr(engine, "has_fp8", False):
@@ -169,7 +178,7 @@ def settled(name: str, plan: EnginePlan) -> EnginePlan:
 
 def _choices(name: str, plan: EnginePlan) -> Mapping[str, Sequence[str]]:
     """The switches that the engine has, each with the values it takes."""
-    choices = getattr(create(name), "choices", None)
+    choices = getattr(of_plan(name, plan), "choices", None)
     return _answer(name, choices, plan) if choices else {}
 
 
@@ -215,15 +224,15 @@ def spans_nodes(name: str, device: str) -> bool:
 def ranks_of_process(name: str, plan: EnginePlan) -> int:
     """How many ranks of a plan one process of the engine stands for, and so how many devices
     it is given. Ranks of a replica are neighbours, as dp is the outermost axis of a mesh."""
-    processes = create(name).processes
+    processes = of_plan(name, plan).processes
     if processes == "per_rank":
         return 1
     replicas = plan.placement.degree("dp") if processes == "per_replica" else 1
     return plan.placement.num_ranks // replicas
 
 
-def _entry_point(name: str) -> EntryPoint:
-    found = entry_points(group=GROUP, name=name)
+def _entry_point(name: str, group: str) -> EntryPoint:
+    found = entry_points(group=group, name=name)
     packages = sorted({point.dist.name if point.dist else point.value for point in found})
     if len(packages) > 1:
         raise EngineError(
@@ -233,11 +242,13 @@ def _entry_point(name: str) -> EntryPoint:
         return next(iter(found))
     if name == CALIBRATION.name:
         return CALIBRATION
-    raise EngineError(_unknown(name))
+    raise EngineError(_unknown(name, group))
 
 
-def _unknown(name: str) -> str:
-    installed = names()
+def _unknown(name: str, group: str) -> str:
+    installed = names(group)
+    if group == TRAINERS and name in names():
+        return f"the engine '{name}' only generates; to train, use {' or '.join(installed)}"
     near = difflib.get_close_matches(name, installed, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else "."
     return f"there is no engine '{name}'{hint} Installed: {', '.join(installed) or 'none'}"

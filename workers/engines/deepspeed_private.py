@@ -6,7 +6,7 @@ itself in tests/workers/test_deepspeed_private.py. This module imports without t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -77,3 +77,10 @@ class TensorParallelGroup:
     def get_model_parallel_group(self) -> Any:
         """The process group of the ranks that share each layer."""
         return self.group
+
+
+def float32_parts(optimizer: Any) -> Sequence[Tensor]:
+    """The weights in float32 that ZeRO-3 keeps of this rank's part; none of other stages, whose
+    optimizer steps them by itself."""
+    parts: Sequence[Tensor] = getattr(optimizer, "fp32_partitioned_groups_flat", ())
+    return parts

@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.analysis.comparing.confidence import Ratio, paired_ratio, ratio
 from orchestrator.analysis.comparing.metrics import Metric
@@ -96,7 +97,7 @@ class Field:
             yield Contest(self.load, self.metric, *((other, side) if swapped else (side, other)))
 
 
-def field_of(load: Load, runs: Sequence[Summary], metric: Metric) -> Field:
+def field_of(load: Load, runs: Sequence[Any], metric: Metric) -> Field:
     """runs: the completed ones of `load`. Goodput under different service levels is no figure."""
     cells = grouped(runs, lambda run: run.cell)
     sides = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.analysis.comparing.rounds import (
     Round,
@@ -15,9 +16,8 @@ from orchestrator.analysis.comparing.rounds import (
     std_within,
     with_valid_power,
 )
-from orchestrator.analysis.summary import Summary
 
-Counted = Callable[[Iterable[Summary]], list[Summary]]
+Counted = Callable[[Iterable[Any]], list[Any]]  # runs of one workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +27,14 @@ class Figure:
 
     column: str
     unit: str
-    of: Callable[[Summary], float | None]
+    of: Callable[[Any], float | None]
     counted: Counted = completed
 
-    def starts(self, runs: Iterable[Summary]) -> dict[Round, float]:
+    def starts(self, runs: Iterable[Any]) -> dict[Round, float]:
         """The figure of each start of one cell: the mean over its runs that count and know it."""
         return means(self.counted(runs), self.of)
 
-    def cv_within(self, runs: Iterable[Summary]) -> float | None:
+    def cv_within(self, runs: Iterable[Any]) -> float | None:
         """The coefficient of variation of the runs inside a start; None where each has one run."""
         counted = self.counted(runs)
         std, starts = std_within(counted, self.of), means(counted, self.of)
@@ -46,12 +46,14 @@ class Figure:
 class Metric(Figure):
     """A figure that layouts are judged by.
 
-    says: what the better one does to the other. subject: what else than throughput it is in.
+    says: what the better one does to the other. subject: what else than throughput it is in. at:
+    the load, in words.
     """
 
     objective: str
     says: str
     subject: str = ""
+    at: str = "at {} concurrent"
     lower_is_better: bool = False
 
 

@@ -6,13 +6,52 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
-from orchestrator.analysis.summary import Measured, Summary
+from orchestrator.analysis.summary import Summary
 from orchestrator.store.schema import COMPLETED, CellKey
 from workers.rows import column, grouped, row
 
-R = TypeVar("R", bound=Measured)
+
+class Surroundings(Protocol):
+    """Where a run was made, as far as that counts."""
+
+    @property
+    def block(self) -> int:
+        """Number of the command that made it."""
+        ...
+
+    @property
+    def num_gpus(self) -> int:
+        """Devices of its layout."""
+        ...
+
+
+class Repeat(Protocol):
+    """A run as it is compared: one that serves, or one that trains."""
+
+    @property
+    def cell(self) -> CellKey:
+        """What it is a run of."""
+        ...
+
+    @property
+    def start(self) -> int:
+        """Number of its start."""
+        ...
+
+    @property
+    def status(self) -> str:
+        """What became of it."""
+        ...
+
+    @property
+    def conditions(self) -> Surroundings:
+        """Where it was made."""
+        ...
+
+
+R = TypeVar("R", bound=Repeat)
 
 
 class Load(NamedTuple):
@@ -73,13 +112,13 @@ def dtype_of(cell: CellKey) -> str:
 # -- the runs that count
 
 
-def whole(runs: Iterable[Summary]) -> list[Summary]:
+def whole(runs: Iterable[R]) -> list[R]:
     """The runs that nothing was taken out of: those of an ablation are no results of their
     layout."""
     return [run for run in runs if run.cell.ablation == "none"]
 
 
-def completed(runs: Iterable[Summary]) -> list[Summary]:
+def completed(runs: Iterable[R]) -> list[R]:
     """The runs that have a result."""
     return [run for run in runs if run.status == COMPLETED]
 
@@ -110,7 +149,7 @@ def observed_once(runs: Iterable[Summary]) -> list[Summary]:
 # -- starts, and the runs inside them
 
 
-def round_of(run: Measured) -> Round:
+def round_of(run: Repeat) -> Round:
     """The round that a run was made in."""
     return Round(run.conditions.block, run.start)
 

@@ -127,7 +127,8 @@ def _without_ratio(found: Outcome) -> str:
 
 
 def _where(found: Outcome) -> str:
-    return f"at {found.contest.load.max_concurrency} concurrent{_per_gpu(found)}"
+    at = found.contest.metric.at.format(found.contest.load.max_concurrency)
+    return f"{at}{_per_gpu(found)}"
 
 
 def _per_gpu(found: Outcome) -> str:

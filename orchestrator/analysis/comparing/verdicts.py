@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from orchestrator.analysis.comparing.contests import Contest, Field, field_of
-from orchestrator.analysis.comparing.metrics import METRICS
-from orchestrator.analysis.comparing.rounds import Load, LoadKey, completed, load_of, whole
+from orchestrator.analysis.comparing.metrics import METRICS, Metric
+from orchestrator.analysis.comparing.rounds import Load, LoadKey, Repeat, completed, load_of, whole
 from orchestrator.analysis.comparing.sentences import Outcome, sentence
 from orchestrator.analysis.comparing.significance import (
     NOT_SHOWN,
@@ -91,13 +91,16 @@ def verdicts(runs: Iterable[Summary], difference: float = DIFFERENCE) -> list[Ve
     return [verdict for ruling in rulings(runs, difference) for verdict in ruling.verdicts]
 
 
-def rulings(runs: Iterable[Summary], difference: float = DIFFERENCE) -> list[Ruling]:
+def rulings(
+    runs: Iterable[Repeat], difference: float = DIFFERENCE, metrics: Sequence[Metric] = METRICS
+) -> list[Ruling]:
     """For each load and metric, the layouts in order and what is shown of them.
 
-    difference: the smallest that matters, as a share. A metric that nobody has is left out.
+    difference: the smallest that matters, as a share. metrics: of the workload of these runs. A
+    metric that nobody has is left out.
     """
     loads = grouped(completed(whole(runs)), lambda run: load_of(run.cell))
-    fields = [field_of(load, mine, metric) for load, mine in loads.items() for metric in METRICS]
+    fields = [field_of(load, mine, metric) for load, mine in loads.items() for metric in metrics]
     known = [field for field in fields if field.order]
     families = grouped((one for field in known for one in field.contests()), _family_of)
     outcomes = [one for family in families.values() for one in _outcomes(family, difference)]

@@ -33,7 +33,7 @@ def rows(path: Path, split: str | None = None) -> Iterator[Row]:
         return
     if split is not None:
         raise UserError(f"{path} is a file, which has no splits; leave dataset_split out")
-    with _naming(path):
+    with naming(path):
         yield from _rows_of_file(path)
 
 
@@ -51,7 +51,7 @@ def _rows_of_file(path: Path) -> Iterator[Row]:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Make a UserError of what reading a file raises."""
     import pyarrow as pa
 
@@ -71,15 +71,16 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _json(path: Path) -> Iterator[Row]:
-    with _text(path) as stream:
+    with opened(path) as stream:
         if _first_character(stream) == "[":
             yield from _json_list(path, stream.read())
         else:
             yield from _json_lines(path, stream)
 
 
-def _text(path: Path) -> TextIO:
-    """Windows tools begin a text with a mark, which is left out."""
+def opened(path: Path) -> TextIO:
+    """A file of text, gzipped or not. Windows tools begin a text with a mark, which is left
+    out."""
     with path.open("rb") as stream:
         zipped = stream.read(len(GZIP)) == GZIP
     if zipped:

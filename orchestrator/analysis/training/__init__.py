@@ -1,0 +1,1 @@
+"""What runs that train say: their rows, and the layouts compared."""

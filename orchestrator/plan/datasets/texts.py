@@ -1,0 +1,53 @@
+"""Documents to train on: plain text, and a column of any dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from orchestrator.errors import UserError
+from orchestrator.plan.datasets.files import naming, opened, rows
+
+COLUMN = "text"  # what the published corpora call it
+PLAIN = (".txt", ".text", ".md")
+
+
+def documents(
+    path: Path, column: str | None = None, split: str | None = None
+) -> Iterator[tuple[str, str]]:
+    """(where it is, text) of every document at `path` that is not empty, in order: a file of text,
+    or a folder of them, is one each; of a dataset (`files.rows`) each row is one.
+
+    column: of a dataset, None: `text`. split: of a folder. Raises UserError for what cannot be
+    read, and for a row without the column.
+    """
+    plain = _plain_files(path)
+    if not plain:
+        yield from _column(path, column or COLUMN, split)
+        return
+    for given, name in ((column, "column"), (split, "split")):
+        if given is not None:
+            raise UserError(f"{path} is plain text, which has no {name} '{given}'; leave it out")
+    for file in plain:
+        with naming(file), opened(file) as stream:
+            text = stream.read()
+        if text.strip():
+            yield str(file), text
+
+
+def _plain_files(path: Path) -> Sequence[Path]:
+    """The files of text at `path`, by name; none where it is no text."""
+    found = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [one for one in found if Path(one.name.removesuffix(".gz")).suffix.lower() in PLAIN]
+
+
+def _column(path: Path, column: str, split: str | None) -> Iterator[tuple[str, str]]:
+    for row in rows(path, split):
+        if column not in row.fields:
+            there = ", ".join(map(str, row.fields)) or "none"
+            raise UserError(
+                f"{row.where}: there is no column '{column[:60]}'; its columns are {there[:200]}; "
+                "name the one that has the text"
+            )
+        if row.has(column) and (text := row.text(column)).strip():
+            yield row.where, text

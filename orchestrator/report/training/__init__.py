@@ -1,0 +1,1 @@
+"""What people read of runs that train: the terminal and the page."""

@@ -1,0 +1,191 @@
+"""A layout that trains in words and numbers: what each rank takes, by what it is for, and what an
+optimizer step sends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.report.text import percent, plural, ranges
+from strategies import Layout, ModelShape, TrainingLoad, memory
+from strategies.training import (
+    TrainingMemory,
+    TrainingTraffic,
+    bubble_share,
+    check_batches,
+    flops_per_token,
+    micro_batches,
+    training_memory,
+    training_traffic,
+)
+from strategies.training.memory import likes
+from workers.rows import grouped
+from workers.units import format_bytes
+
+MOST_ROWS = 16  # of the table of ranks; more of them repeat the pattern
+PARTS = ("weights", "gradients", "optimizer", "activations", "buffers")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRank:
+    """What one rank takes, in bytes, and communicates in an optimizer step."""
+
+    rank: int
+    coordinates: dict[str, int]
+    layers: int
+    memory: TrainingMemory
+    total_bytes: int
+    collectives: tuple[TrainingTraffic, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingExplanation:
+    """A layout that trains a model, worked out.
+
+    micro_batches: of a replica in a step. bubble: the share of a step that a pipeline waits.
+    warning: of the batches. memory_bytes: of a device, 0 where it is unknown. fits: whether the
+    fullest rank does; None where memory is unknown. flops_per_token: of training, in all.
+    """
+
+    model: str
+    layout: str
+    engine: str | None
+    load: TrainingLoad
+    replicas: int
+    micro_batches: int
+    bubble: float
+    warning: str | None
+    ranks: tuple[TrainingRank, ...]
+    memory_bytes: int
+    fits: bool | None
+    flops_per_token: float
+
+
+def explain(
+    layout: Layout, model: ModelShape, load: TrainingLoad, memory_bytes: int = 0
+) -> TrainingExplanation:
+    """Work out the training of `model` under `layout` on devices of `memory_bytes` (0 = unknown).
+    Raises LayoutError for batches that it cannot train on."""
+    placement = layout.placement
+    warning, count = check_batches(placement, load), micro_batches(placement, load)
+    taken, alike = training_memory(placement, model, load), likes(placement)
+    traffic = {rank: training_traffic(placement, model, load, rank) for rank in set(alike)}
+    ranks = tuple(
+        TrainingRank(
+            rank=rank,
+            coordinates=placement.coordinates(rank),
+            layers=sum(len(stage.layers) for stage in placement.stages_of(rank)),
+            memory=taken[rank],
+            total_bytes=taken[rank].total,
+            collectives=traffic[alike[rank]],
+        )
+        for rank in range(placement.num_ranks)
+    )
+    return TrainingExplanation(
+        model=model.name,
+        layout=layout.name,
+        engine=layout.engine,
+        load=load,
+        replicas=placement.num_replicas,
+        micro_batches=count,
+        bubble=bubble_share(load.schedule, placement.degree("pp"), count, load.chunks),
+        warning=warning,
+        ranks=ranks,
+        memory_bytes=memory_bytes,
+        fits=all(one.fits(memory_bytes) for one in taken) if memory_bytes else None,
+        flops_per_token=flops_per_token(model, load.seq_len),
+    )
+
+
+def as_data(explanation: TrainingExplanation) -> dict[str, object]:
+    """Plain data for `json.dumps`."""
+    return asdict(explanation)
+
+
+def render(explanation: TrainingExplanation, console: Console) -> None:
+    """Print what each rank takes, whether that fits, and what a step sends."""
+    title = (explanation.model, "bold"), " trained under ", (explanation.layout, "bold")
+    console.print(Text.assemble(*title, f" in {_summary(explanation)}"))
+    for line in _lines(explanation):
+        console.print(line, highlight=False)
+    console.print(_ranks_table(explanation))
+    console.print(_fit_line(explanation), highlight=False)
+    console.print(_collectives_table(explanation))
+
+
+def _summary(explanation: TrainingExplanation) -> str:
+    ranks, replicas = len(explanation.ranks), explanation.replicas
+    parts = [plural(ranks, "rank"), *([plural(replicas, "replica")] if replicas > 1 else [])]
+    parts += [f"on the engine {explanation.engine} alone"] if explanation.engine else []
+    return f"{explanation.load.precision}: {', '.join(parts)}"
+
+
+def _lines(explanation: TrainingExplanation) -> Iterator[str]:
+    load = explanation.load
+    yield (
+        f"An optimizer step: {load.global_batch_size} sequences of {load.seq_len} tokens, "
+        f"{explanation.micro_batches} x {load.micro_batch_size} a replica; "
+        f"{explanation.flops_per_token / 1e9:.3g} GFLOP a token."
+    )
+    if explanation.bubble:
+        share = percent(explanation.bubble, of=1.0)
+        yield f"Schedule {load.schedule}: a rank of the pipeline waits {share} of a step."
+    if explanation.warning:
+        yield f"Note: {explanation.warning}"
+
+
+def _ranks_table(explanation: TrainingExplanation) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    axes = list(reversed(explanation.ranks[0].coordinates))  # outermost first
+    host = ["main\nmemory"] if any(one.memory.host for one in explanation.ranks) else []
+    for title in ("rank", *axes, "layers", *PARTS, "all", *host):
+        table.add_column(title, justify="right")
+    for one in explanation.ranks[:MOST_ROWS]:
+        parts = [getattr(one.memory, part) for part in PARTS]
+        sizes = [*parts, one.total_bytes, *([one.memory.host] if host else [])]
+        table.add_row(
+            str(one.rank),
+            *(str(one.coordinates[axis]) for axis in axes),
+            str(one.layers),
+            *map(format_bytes, sizes),
+        )
+    hidden = len(explanation.ranks) - MOST_ROWS
+    if hidden > 0:
+        table.caption = f"and {hidden} more ranks in the same pattern"
+    return table
+
+
+def _fit_line(explanation: TrainingExplanation) -> str:
+    if explanation.fits is None:
+        return "What fits: unknown without the memory of a device; give it as --memory 141GB"
+    fullest = max(one.total_bytes for one in explanation.ranks)
+    answer = "It fits" if explanation.fits else "It does not fit"
+    return (
+        f"{answer}: the fullest rank takes {format_bytes(fullest)} of "
+        f"{format_bytes(explanation.memory_bytes)}, of which "
+        f"{format_bytes(memory.RESERVE_BYTES)} are in reserve."
+    )
+
+
+def _collectives_table(explanation: TrainingExplanation) -> Table | str:
+    sending = (one for one in explanation.ranks if one.collectives)
+    groups = grouped(sending, lambda one: one.collectives)
+    if not groups:
+        return "An optimizer step needs no collective."
+    table = Table(box=SIMPLE_HEAD, title="collectives of a step, per rank", title_justify="left")
+    for title in ("ranks", "operation", "axis"):
+        table.add_column(title)
+    for title in ("calls", "bytes"):
+        table.add_column(title, justify="right")
+    for collectives, alike in groups.items():
+        ranks = ranges(one.rank for one in alike)
+        for place, one in enumerate(collectives):
+            calls = "in buckets" if one.calls is None else str(one.calls)
+            names = ("" if place else ranks, one.op, one.axis)
+            table.add_row(*names, calls, format_bytes(one.bytes))
+    return table

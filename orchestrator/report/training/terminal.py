@@ -1,0 +1,113 @@
+"""The comparison of runs that train, in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.analysis.comparing.rounds import load_of, names_of
+from orchestrator.analysis.training.comparison import TrainingComparison, TrainingFindings
+from orchestrator.report.text import fixed, percent
+from orchestrator.store.schema import COMPLETED
+from workers.rows import grouped
+from workers.units import format_bytes, is_cpu
+
+CPU_NOTE = (
+    "On CPU, the ranks of a layout share a few cores: this shows that the layouts work and learn "
+    "the same. It is no ranking of them."
+)
+# Title -> (what it means, how it is written). One that no layout has a value for is left out.
+COLUMNS: dict[str, tuple[str, Callable[[TrainingComparison], str]]] = {
+    "tok/s": (
+        "tokens trained on per second of all replicas; mean of the starts",
+        lambda one: fixed(one.rate.tokens_per_second),
+    ),
+    "±": ("half of that mean's 95% interval, in percent of it", lambda one: _half(one)),
+    "/GPU": ("tok/s per GPU", lambda one: fixed(one.rate.tokens_per_second_per_gpu)),
+    "step ms": ("time of an optimizer step", lambda one: fixed(one.rate.step_time_ms)),
+    "MFU": (
+        "arithmetic of the model over what the data sheet allows",
+        lambda one: percent(one.rate.model_flops_utilization, of=1.0),
+    ),
+    "loss": ("mean loss of a token in the last step", lambda one: fixed(one.result.loss, 4)),
+    "grad norm": ("of the whole model in it", lambda one: fixed(one.result.grad_norm, 3)),
+    "weights": ("of the fullest rank", lambda one: _bytes(one.memory.weight_bytes)),
+    "gradients": ("of the fullest rank", lambda one: _bytes(one.memory.gradient_bytes)),
+    "optimizer": (
+        "moments and float32 weights of the fullest rank",
+        lambda one: _bytes(one.memory.optimizer_bytes),
+    ),
+    "activations": ("the rest of the peak memory", lambda one: _bytes(one.memory.activation_bytes)),
+    "sent": (
+        "message sizes of a step's collectives, of the rank with most",
+        lambda one: _bytes(one.traffic.communication_bytes),
+    ),
+    "bubble": (
+        "share of a step that the schedule alone makes a rank wait; not measured",
+        lambda one: percent(one.rate.bubble_share, of=1.0),
+    ),
+}
+
+
+def render(found: TrainingFindings, console: Console) -> None:
+    """Print a table for each load, the layout with the best mean first; failed ones with their
+    reason below."""
+    shown: dict[str, str] = {}
+    for load, cells in grouped(found.comparison, lambda one: load_of(one.cell)).items():
+        title, rows = describe(cells)
+        table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
+        for name in rows[0] if rows else ():
+            table.add_column(name, justify="left" if name == "layout" else "right")
+        for row in rows:
+            table.add_row(*row.values())
+        console.print(table)
+        shown |= {name: COLUMNS[name][0] for name in (rows[0] if rows else ()) if name in COLUMNS}
+        for line in (*reasons(cells), *found.sentences(load)):
+            console.print(line, highlight=False, soft_wrap=True)
+    for name, meaning in shown.items():
+        console.print(Text.assemble((name, "bold"), f": {meaning}"), style="dim", soft_wrap=True)
+    if on_cpu(found):
+        console.print(CPU_NOTE, style="yellow")
+
+
+def on_cpu(found: TrainingFindings) -> bool:
+    """Whether any cell was trained on CPU devices, whose figures are no ranking."""
+    return any(is_cpu(one.conditions.device_name) for one in found.comparison)
+
+
+def describe(cells: Sequence[TrainingComparison]) -> tuple[str, list[dict[str, str]]]:
+    """The title of a load and a row for each of its layouts that was trained: column -> text."""
+    first, names = cells[0], names_of([one.cell for one in cells])
+    asked = first.conditions
+    title = (
+        f"{first.cell.model}, {asked.global_batch_size} x {asked.seq_len} tokens a step, "
+        f"{asked.steps} steps, {asked.precision}"
+    )
+    done = [(name, one) for name, one in zip(names, cells, strict=True) if one.status == COMPLETED]
+    written = {key: [write(one) for _, one in done] for key, (_, write) in COLUMNS.items()}
+    known = {key: texts for key, texts in written.items() if set(texts) - {"-"}}
+    rows = [
+        {"layout": name, **{key: texts[place] for key, texts in known.items()}}
+        for place, (name, _) in enumerate(done)
+    ]
+    return title, rows
+
+
+def reasons(cells: Sequence[TrainingComparison]) -> list[str]:
+    """Why layouts have no result."""
+    bad = (one for one in cells if one.status != COMPLETED)
+    return [f"{one.cell.strategy} {one.status}: {one.reason}" for one in bad]
+
+
+def _half(one: TrainingComparison) -> str:
+    low, high = one.tokens_per_second_ci_low, one.tokens_per_second_ci_high
+    mean = one.rate.tokens_per_second
+    return percent((high - low) / 2, of=mean) if low and high and mean else "-"
+
+
+def _bytes(value: int | None) -> str:
+    return "-" if value is None else format_bytes(value)

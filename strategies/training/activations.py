@@ -1,0 +1,117 @@
+"""Bytes of activations that training keeps for the backward pass, and those that it works with.
+
+What is kept follows Korthikanti et al. (arXiv:2205.05198, section 4), for layers with RMSNorm,
+grouped queries and SwiGLU, attention that keeps no scores (FlashAttention), and no dropout. Norms
+are in float32, as in Transformers' modules. All figures are of one rank.
+"""
+
+from __future__ import annotations
+
+import math
+
+from strategies.placement import Placement, Stage
+from strategies.shapes import ModelShape, TrainingLoad
+
+FLOAT = 4  # bytes of float32: inside norms and of the loss
+
+
+def compute_bytes(load: TrainingLoad) -> int:
+    """Bytes of an element of the activations."""
+    return FLOAT if load.precision == "fp32" else 2
+
+
+def layer_bytes(placement: Placement, model: ModelShape, load: TrainingLoad, kept: str) -> int:
+    """Bytes of one micro-batch that a layer keeps. kept: an `activation_checkpointing`.
+
+    Between the layers, tokens are shared out over tp (sequence parallelism); the inputs of matrix
+    products that are cut by columns are gathered, and kept whole.
+    """
+    c, tp, hidden = compute_bytes(load), placement.degree("tp"), model.hidden_size
+    tokens = load.micro_batch_size * load.seq_len
+    if kept == "full":
+        return tokens * c * hidden // tp
+    if kept == "cpu-offload":
+        return 0
+    queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    attention = c * (2 * queries + 2 * keys) + FLOAT * model.num_heads  # q, output; k, v; sums
+    if kept == "selective":  # what matrix products and attention make, and the layer's input
+        shared = c * (hidden + 2 * model.intermediate_size) + attention
+        return tokens * (shared // tp + 2 * c * hidden)
+    shared = 2 * _norm(hidden, 1, c) + attention + 4 * c * model.intermediate_size
+    if model.qk_norm:
+        shared += _norm(queries, model.num_heads, c) + _norm(keys, model.num_kv_heads, c)
+    return tokens * (shared // tp + 2 * c * hidden)
+
+
+def stage_bytes(placement: Placement, model: ModelShape, load: TrainingLoad, stage: Stage) -> int:
+    """Bytes of one micro-batch that a stage keeps, its loss aside."""
+    c, tp = compute_bytes(load), placement.degree("tp")
+    tokens = load.micro_batch_size * load.seq_len
+    kept = len(stage.layers) * layer_bytes(placement, model, load, load.activation_checkpointing)
+    if stage.head:
+        kept += tokens * (_norm(model.hidden_size, 1, c) // tp + c * model.hidden_size)
+    return kept
+
+
+def loss_bytes(placement: Placement, model: ModelShape, load: TrainingLoad, rank: int) -> int:
+    """Bytes that a rank with the head needs at the loss beside what is kept: of the logits, in
+    float32, their logarithms and two gradients."""
+    has_head = any(stage.head for stage in placement.stages_of(rank))
+    return 3 * FLOAT * logits(placement, model, load) if has_head else 0
+
+
+def going_back_bytes(placement: Placement, model: ModelShape, load: TrainingLoad) -> int:
+    """Bytes that going back through a layer needs beside what is kept: what is recomputed of it,
+    two gradients of the MLP and one of its input."""
+    tokens = load.micro_batch_size * load.seq_len
+    gradients = 2 * model.intermediate_size + model.hidden_size
+    taken = tokens * compute_bytes(load) * gradients // placement.degree("tp")
+    if load.activation_checkpointing == "off":
+        return taken
+    return taken + layer_bytes(placement, model, load, "off")
+
+
+def in_flight(load: TrainingLoad, ranks: int, at: int, count: int) -> int:
+    """The most (stage, micro-batch) pairs that rank `at` of a pipeline of `ranks` keeps activations
+    of, with `count` micro-batches: all of them under GPipe; as many as there are ranks from it to
+    the end under 1F1B (Narayanan et al., arXiv:2104.04473, section 2.2), and what
+    `ScheduleInterleaved1F1B` of torch sends ahead."""
+    if ranks == 1:
+        return 1
+    if load.schedule == "gpipe":
+        return count
+    behind = ranks - 1 - at
+    if load.schedule == "1f1b":
+        return min(count, behind + 1)
+    a_round = count // max(1, count // ranks)
+    return min(load.chunks * count, (load.chunks - 1) * a_round + 2 * behind + 1)
+
+
+def kept_bytes(
+    placement: Placement, model: ModelShape, load: TrainingLoad, rank: int, count: int
+) -> tuple[int, int]:
+    """Bytes of activations that `rank` keeps at most, of `count` micro-batches in a step: on its
+    device, and in main memory."""
+    stages, pp = placement.stages_of(rank), placement.degree("pp")
+    flying = in_flight(load, pp, placement.coordinates(rank).get("pp", 0), count)
+    whole = sum(stage_bytes(placement, model, load, stage) for stage in stages)
+    kept = math.ceil(flying / len(stages) * whole)
+    if load.schedule == "gpipe" and pp > 1 and any(stage.head for stage in stages):
+        kept += (count - 1) * FLOAT * logits(placement, model, load)  # logarithms of the others
+    if load.activation_checkpointing != "cpu-offload":
+        return kept, 0
+    layers = sum(len(stage.layers) for stage in stages)
+    inputs = layers * layer_bytes(placement, model, load, "full")
+    return kept, math.ceil(flying / len(stages) * inputs)
+
+
+def logits(placement: Placement, model: ModelShape, load: TrainingLoad) -> int:
+    """Elements of the logits of one micro-batch on a rank, the largest part of the vocabulary."""
+    columns = -(-model.vocab_size // placement.degree("tp"))
+    return load.micro_batch_size * load.seq_len * columns
+
+
+def _norm(size: int, rows: int, c: int) -> int:
+    """What a norm of `size` elements keeps, in float32 and in `c` bytes: its input, its factor for
+    each row, and its result before the weight."""
+    return (FLOAT + c) * size + FLOAT * rows

@@ -1,0 +1,199 @@
+"""Bytes that training takes on each rank, by what they are for."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from strategies.memory import RESERVE_BYTES
+from strategies.placement import Of, Placement
+from strategies.shapes import ModelShape, TrainingLoad
+from strategies.training.activations import compute_bytes, going_back_bytes, kept_bytes, loss_bytes
+from strategies.training.batches import micro_batches
+
+# Bytes of a parameter, of its gradient, and of what AdamW keeps for it: two moments in float32, and
+# a float32 copy of a parameter that is in fewer bits (Rajbhandari et al., arXiv:1910.02054, section
+# 3.1: 16 bytes a parameter).
+KEPT = {"fp32": (4, 4, 8), "mixed": (2, 2, 12)}
+BUCKET = 500_000_000  # elements: DeepSpeed's reduce_bucket_size
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingMemory:
+    """Bytes of one rank.
+
+    weights, gradients: in the precision that is computed in. optimizer: its state, and the float32
+    copy of the weights. activations: those kept for the backward pass and those worked with.
+    buffers: parameters and gradients that are whole only while they are used, buckets, and what a
+    pipeline receives into. host: bytes in main memory, of this rank too.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    buffers: int
+    host: int = 0
+
+    @property
+    def total(self) -> int:
+        """Bytes on the device."""
+        kept = self.weights + self.gradients + self.optimizer
+        return kept + self.activations + self.buffers
+
+    def fits(self, memory_bytes: int) -> bool:
+        """Whether a device of so many bytes has room, beside a reserve for contexts and NCCL; True
+        where its memory is unknown (0)."""
+        return not memory_bytes or self.total <= memory_bytes - RESERVE_BYTES
+
+
+def training_memory(
+    placement: Placement, model: ModelShape, load: TrainingLoad
+) -> tuple[TrainingMemory, ...]:
+    """What each rank takes in a step. Raises LayoutError where the batch does not divide."""
+    return tuple(_of_rank(placement, model, load, rank) for rank in likes(placement))
+
+
+def fullest(placement: Placement, model: ModelShape, load: TrainingLoad) -> TrainingMemory:
+    """What the rank takes that takes the most on its device."""
+    return max(training_memory(placement, model, load), key=lambda one: one.total)
+
+
+def likes(placement: Placement) -> tuple[int, ...]:
+    """For each rank the first one that keeps and computes as much: replicas are alike where
+    nothing is cut over them."""
+    every = (cuts for mapping in placement.cuts.values() for cuts in mapping.values())
+    apart = {"pp", *(split.axis for cuts in every for split in cuts)}
+    return tuple(
+        placement.rank_at({a: at for a, at in placement.coordinates(rank).items() if a in apart})
+        for rank in range(placement.num_ranks)
+    )
+
+
+@lru_cache(maxsize=4096)
+def _of_rank(
+    placement: Placement, model: ModelShape, load: TrainingLoad, rank: int
+) -> TrainingMemory:
+    weight, gradient, state = KEPT["fp32" if load.precision == "fp32" else "mixed"]
+    kept = {of: kept_elements(placement, model, rank, of) for of in placement.cuts}
+    activations, buffers, on_host = _at_the_peak(placement, model, load, rank)
+    memory = TrainingMemory(
+        weights=weight * kept["params"],
+        gradients=gradient * kept["grads"],
+        optimizer=state * kept["optimizer"],
+        activations=activations,
+        buffers=buffers,
+        host=on_host,
+    )
+    return _offloaded(memory, load)
+
+
+def _offloaded(memory: TrainingMemory, load: TrainingLoad) -> TrainingMemory:
+    """The same with what lies in main memory moved there: the optimizer's state and the gradients
+    that it reads (Ren et al., arXiv:2101.06840, section 4), perhaps the weights."""
+    if load.offload == "none":
+        return memory
+    host = memory.host + memory.optimizer + memory.gradients
+    moved = replace(memory, optimizer=0, gradients=0, host=host)
+    if load.offload == "optimizer":
+        return moved
+    return replace(moved, weights=0, host=host + memory.weights)
+
+
+def kept_elements(placement: Placement, model: ModelShape, rank: int, of: Of) -> int:
+    """Elements of all parameters, gradients or optimizer states that `rank` keeps."""
+    return sum(
+        elements(placement.shard(name, shape, rank, of=of))
+        for name, shape in model.parameters()
+        if placement.holds(name, rank, model)
+    )
+
+
+def elements(box: Sequence[slice]) -> int:
+    """Elements of a slice of a tensor."""
+    return math.prod(part.stop - part.start for part in box)
+
+
+def _at_the_peak(
+    placement: Placement, model: ModelShape, load: TrainingLoad, rank: int
+) -> tuple[int, int, int]:
+    """Bytes of activations, of buffers, and of activations in main memory, at the moment that takes
+    the most: at the loss, going back through a layer, or at the end."""
+    kept, on_host = kept_bytes(placement, model, load, rank, micro_batches(placement, load))
+    buffers = _Buffers.of(placement, model, load, rank)
+    loss = kept + loss_bytes(placement, model, load, rank)
+    layer = kept + going_back_bytes(placement, model, load)
+    moments = ((loss, buffers.loss), (layer, buffers.layer), (0, buffers.end))
+    return (*max(moments, key=sum), on_host)
+
+
+@dataclass(frozen=True, slots=True)
+class _Buffers:
+    """Bytes of what a rank has only while it is sent, received or computed with: at the loss, going
+    back through a layer, and at the end."""
+
+    loss: int
+    layer: int
+    end: int
+
+    @classmethod
+    def of(cls, placement: Placement, model: ModelShape, load: TrainingLoad, rank: int) -> _Buffers:
+        """Those of `rank`."""
+        c, whole = compute_bytes(load), whole_elements(placement, model, rank)
+        received = _received_bytes(placement, model, load, rank)
+        stage = placement.option("zero_stage")
+        if stage:
+            bucket = min(BUCKET, sum(whole.values()))
+            size = c * (bucket + (_most_gathered(whole) if stage == "3" else 0))
+            return cls(size, size, size)
+        if not is_gathered(placement):
+            return cls(received, received, received)
+        if placement.degree("pp") > 1:  # gathered until the last micro-batch is back
+            size = 2 * c * sum(whole.values()) + received
+            return cls(size, size, size)
+        return cls._of_fsdp(whole, c, model.head_name)
+
+    @classmethod
+    def _of_fsdp(cls, whole: Mapping[str, int], c: int, head: str) -> _Buffers:
+        """What is in no layer stays gathered, and its gradients come first and last; of layers
+        there are two at a time, as the next one is fetched and the one before scattered
+        meanwhile."""
+        apart = sum(size for group, size in whole.items() if not group.isdigit())
+        layer = max((size for group, size in whole.items() if group.isdigit()), default=0)
+        going_back = apart + whole.get(head, 0) + 4 * layer
+        return cls(c * apart, c * going_back, c * 2 * apart)
+
+
+def whole_elements(placement: Placement, model: ModelShape, rank: int) -> dict[str, int]:
+    """The number of a layer, or the name of another parameter -> elements that `rank` computes
+    with."""
+    found: Counter[str] = Counter()
+    for name, shape in model.parameters():
+        if placement.holds(name, rank, model):
+            group = name.split(".")[2] if name.startswith("model.layers.") else name
+            found[group] += elements(placement.shard(name, shape, rank, stored=False))
+    return dict(found)
+
+
+def is_gathered(placement: Placement) -> bool:
+    """Whether parameters are cut along an axis that shares out the batch, so that a rank gathers
+    them before it computes."""
+    shared = placement.tokens.get("batch", ())
+    return any(split.axis in shared for cuts in placement.params.values() for split in cuts)
+
+
+def _most_gathered(whole: Mapping[str, int]) -> int:
+    """Two layers, as the next one is fetched meanwhile, or the embedding or the head."""
+    return max(2 * size if group.isdigit() else size for group, size in whole.items())
+
+
+def _received_bytes(placement: Placement, model: ModelShape, load: TrainingLoad, rank: int) -> int:
+    """Bytes that a pipeline receives into: torch has a buffer for each micro-batch."""
+    if placement.degree("pp") == 1:
+        return 0
+    ends = sum(2 - stage.embed - stage.head for stage in placement.stages_of(rank))
+    hidden = load.micro_batch_size * load.seq_len * model.hidden_size * compute_bytes(load)
+    return ends * micro_batches(placement, load) * hidden // placement.degree("tp")

@@ -1,0 +1,357 @@
+"""What is asked of training, what of it is refused before anything is taken, and what is made of
+its runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner
+from pydantic import ValidationError
+
+from orchestrator.analysis.training.comparison import compared, findings_of, trained_at
+from orchestrator.analysis.training.rows import (
+    TRAINED,
+    Trained,
+    TrainingAttempt,
+    failed,
+    trained,
+    training_tables,
+)
+from orchestrator.cli import main
+from orchestrator.errors import Refused
+from orchestrator.experiment import Experiment, Run
+from orchestrator.plan import planning
+from orchestrator.plan.deployments import PlannedDeployment
+from orchestrator.run.jobs import Job
+from orchestrator.store.catalog import list_runs
+from orchestrator.store.identity import identity_of
+from orchestrator.store.store import Store
+from strategies import Topology
+from strategies.training import flops_per_token
+from workers.messages import Built, RankReport, TrainingWork
+from workers.records import (
+    STEPS,
+    TRAINING_COLLECTIVES,
+    TRAINING_STEPS,
+    TrainingCollectiveRow,
+    TrainingReport,
+    TrainingStepRow,
+)
+
+TRAIN: dict[str, Any] = {
+    "workload": "train",
+    "seq_len": 64,
+    "global_batch_size": 8,
+    "micro_batch_size": 2,
+    "steps": 5,
+    "device": "cpu",
+}
+
+
+def plan(**fields: Any) -> tuple[PlannedDeployment, ...]:
+    experiment = Experiment(**{**TRAIN, **fields})
+    device, topology = planning.choose_device(experiment, Topology(()))
+    return planning.plan_experiment(experiment, device, topology)
+
+
+# -- what is asked
+
+
+def test_every_layout_gets_one_cell_of_the_same_load() -> None:
+    planned = plan(strategy="tp1,dp2,fsdp2,tp2pp2")
+    assert [one.deployment.strategy for one in planned] == ["tp1", "dp2", "fsdp2", "tp2pp2"]
+    assert {cell.cell.load for one in planned for cell in one.cells} == {"train64.c8"}
+    assert {one.plan.dtype for one in planned} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"workload": "train", "output_len": 5, "input_len": 5}, "input_len is about the workload"),
+        ({"workload": "train", "max_concurrency": 4}, "max_concurrency is about the workload"),
+        ({"workload": "train", "dtype": "float16"}, "leave dtype out, or give workload generate"),
+        ({"seq_len": 64}, "seq_len is about the workload train, and generate is asked for"),
+        ({"steps": 5}, "leave steps out, or give workload train"),
+        ({"workload": "train", "data_column": "body"}, "give data too"),
+        (
+            {"workload": "train", "micro_batch_size": 2, "gradient_accumulation_steps": 2},
+            "say the same twice",
+        ),
+    ],
+)
+def test_a_flag_without_effect_is_refused(fields: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        Experiment(**fields)
+
+
+def test_what_training_is_asked_makes_another_experiment() -> None:
+    asked = Experiment(**TRAIN)
+    assert identity_of(asked) == identity_of(asked.model_copy(update={"strategy": ("dp2",)}))
+    for change in (
+        {"seq_len": 32},
+        {"global_batch_size": 16},
+        {"activation_checkpointing": "full"},
+    ):
+        assert identity_of(asked) != identity_of(asked.model_copy(update=change))
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"strategy": "dp4"}, None),
+        ({"strategy": "dp4", "micro_batch_size": 4}, "use 16, or a micro-batch size of 1, 2"),
+        ({"strategy": "pp4", "micro_batch_size": 4}, "fewer than the 4 stages"),
+        ({"strategy": "tp4", "seq_len": 66}, "66 tokens do not divide over tp=4; use --seq-len 68"),
+        ({"strategy": "tp8"}, "use 4 ranks of tp at most"),
+        ({"strategy": "dp2zero2", "engine": "torch"}, "dp2zero2 needs the engine deepspeed"),
+        ({"strategy": "tp2", "engine": "deepspeed"}, "trains replicas .dp. alone"),
+        ({"strategy": "dp2", "engine": "vllm"}, "the engine 'vllm' only generates"),
+        ({"strategy": "dp2zero2", "save_checkpoint": Path("x")}, "saves no checkpoint here"),
+        ({"seq_len": 4096}, "longer than tiny knows positions: 2048"),
+        (
+            {"strategy": "dp2", "micro_batch_size": None, "gradient_accumulation_steps": 3},
+            "use a multiple of 6",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_a_line(
+    fields: dict[str, Any], why: str | None
+) -> None:
+    if why is None:
+        plan(**fields)
+        return
+    with pytest.raises(Refused, match=why) as error:
+        plan(**fields)
+    assert "\n" not in str(error.value)
+
+
+def test_what_does_not_fit_is_refused_with_what_it_takes() -> None:
+    experiment = Experiment(
+        **{**TRAIN, "device": "cuda", "model": "llama-8b", "load_format": "dummy"},
+        strategy=("dp2", "fsdp2"),
+    )
+    gpus = Topology.uniform(2, 80 * 10**9, "H100")
+    with pytest.raises(Refused, match="llama-8b under dp2 does not fit: a GPU would take") as error:
+        planning.plan_experiment(experiment, "cuda", gpus)
+    assert "16.1 GB of weights" in str(error.value)
+    assert "96.4 GB of optimizer state" in str(error.value)
+
+
+def test_too_few_micro_batches_are_a_warning_under_gpipe() -> None:
+    (one,) = plan(strategy="pp4", micro_batch_size=4, schedule="gpipe")
+    (remark,) = one.remarks
+    assert "60% of a step is bubble" in remark
+
+
+def test_accumulation_steps_say_the_size_of_a_micro_batch() -> None:
+    asked = {"micro_batch_size": None, "gradient_accumulation_steps": 2}
+    sizes = [one.plan.training for one in plan(strategy="tp1,dp2", **asked)]
+    assert [one.micro_batch_size for one in sizes if one] == [4, 2]
+
+
+def test_text_is_packed_once_for_every_layout(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("A token is trained on once in an epoch. " * 200)
+    first, second = plan(strategy="tp1,dp2", data=text, seq_len=16)
+    (one,), (other,) = (planned.cells for planned in (first, second))
+    assert isinstance(one.work, TrainingWork)
+    assert one.work is other.work
+    assert one.work.tokens is not None
+    assert one.work.tokens.shape[1] == 17
+
+
+def test_other_text_is_another_experiment(tmp_path: Path) -> None:
+    names = set()
+    for words in ("one", "two"):
+        (tmp_path / "text.txt").write_text(words)
+        names.add(identity_of(Experiment(**TRAIN, data=tmp_path / "text.txt")))
+    assert len(names) == 2
+
+
+def test_text_that_is_not_enough_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("too little")
+    with pytest.raises(Refused, match="and a step trains on 8; use more text"):
+        plan(data=tmp_path / "text.txt")
+
+
+def test_a_dry_run_says_what_would_be_trained() -> None:
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in TRAIN.items()]
+    result = CliRunner().invoke(main, ["submit", "--strategy", "dp2", "--dry-run", *options])
+    assert "2 x cpu, 2 replicas of 2 micro-batches of 2 sequences" in result.output
+    assert result.exit_code == 0
+
+
+# -- what is made of it
+
+
+def report(rank: int, seconds: float) -> RankReport:
+    """Of 3 steps that take `seconds` each, after a first one of 1 s."""
+    rows = [
+        TrainingStepRow(step=i, loss=3.0 - i, grad_norm=2.0, end_s=1.0 + i * seconds)
+        for i in range(3)
+    ]
+    sent = TrainingCollectiveRow(rank=rank, op="all_reduce", axis="dp", calls=2, bytes=100 + rank)
+    training = TrainingReport(
+        steps=None if rank else TRAINING_STEPS.make(rows),
+        traffic=TRAINING_COLLECTIVES.make([sent]),
+        weight_bytes=10,
+        gradient_bytes=20 + rank,
+        optimizer_bytes=30,
+    )
+    return RankReport(rank, None, STEPS.make(()), None, 1000, training=training)
+
+
+def attempt(store: Store, planned: PlannedDeployment, start: int) -> TrainingAttempt:
+    (cell,) = planned.cells
+    job = Job(planned, Experiment(**TRAIN), store)
+    return job.training_attempt(Run(cell.cell, start, 0), cell, "2026-01-01")
+
+
+def row(store: Store, planned: PlannedDeployment, start: int, seconds: float) -> Trained:
+    reports = [report(rank, seconds) for rank in range(planned.plan.placement.num_ranks)]
+    built = [Built(0, 1.0, None, 10, None, "cpu")]
+    return trained(attempt(store, planned, start), built, 5.0, "cpu", reports)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "tiny-0123456789")
+
+
+def test_rates_leave_out_the_first_step(store: Store) -> None:
+    (one,) = plan(strategy="dp2")
+    found = row(store, one, 0, 0.5)
+    assert found.rate.step_time_ms == 500.0
+    assert found.rate.tokens_per_second == 8 * 64 / 0.5
+    assert found.rate.tokens_per_second_per_gpu == 8 * 64
+    assert (found.result.first_loss, found.result.loss) == (3.0, 1.0)
+    assert (found.memory.gradient_bytes, found.traffic.communication_bytes) == (21, 101)
+    assert found.memory.activation_bytes is None
+    assert found.rate.bubble_share is None
+
+
+def test_the_share_of_the_data_sheet_is_that_of_the_arithmetic_of_the_model(store: Store) -> None:
+    (one,) = plan(strategy="dp2")
+    asked = replace(attempt(store, one, 0), peak=1e9)
+    built = [Built(0, 1.0, None, 10, None, "H100")]
+    found = trained(asked, built, 5.0, "H100", [report(rank, 0.5) for rank in range(2)])
+    per_token = flops_per_token(one.plan.model, 64)
+    assert found.rate.model_flops_utilization == pytest.approx(per_token * 1024 / 2e9)
+
+
+def test_a_pipeline_has_the_bubble_of_its_schedule(store: Store) -> None:
+    (one,) = plan(strategy="pp2")
+    assert row(store, one, 0, 0.5).rate.bubble_share == pytest.approx(1 / 5)
+
+
+def kept(store: Store, planned: PlannedDeployment, run: Trained, tables: Any) -> Run:
+    (cell,) = planned.cells
+    name = Run(cell.cell, run.start, run.run)
+    store.create()
+    store.update_manifest(cells=[cell.cell.name])
+    store.write_run(name, TRAINED.make([run]), tables)
+    return name
+
+
+def test_a_run_that_trained_is_a_result_with_tables_of_its_own(store: Store) -> None:
+    (one,) = plan(strategy="dp2")
+    reports = [report(rank, 0.5) for rank in range(2)]
+    name = kept(store, one, row(store, one, 0, 0.5), training_tables(reports))
+    assert store.is_completed(name)
+    assert not store.is_empty
+    assert store.read("summary") is None
+    steps = store.read("training_steps")
+    assert isinstance(steps, pa.Table)
+    assert steps["loss"].to_pylist() == [3.0, 2.0, 1.0]
+    assert [one.strategies for one in list_runs(store.folder.parent)] == [["dp2"]]
+
+
+def test_a_run_that_lost_a_table_counts_as_missing(store: Store) -> None:
+    (one,) = plan(strategy="dp2")
+    name = kept(store, one, row(store, one, 0, 0.5), training_tables([report(0, 0.5)]))
+    (part,) = (store.folder / "training_steps").iterdir()
+    part.unlink()
+    assert not Store(store.folder).is_completed(name)
+
+
+def test_a_failed_run_is_kept_with_its_reason(store: Store) -> None:
+    (one,) = plan(strategy="dp2")
+    name = kept(store, one, failed(attempt(store, one, 0), "out_of_memory"), {})
+    assert not store.is_completed(name)
+    (cell,) = findings_of([store.folder]).comparison
+    assert (cell.status, cell.reason, cell.num_runs) == ("failed", "out_of_memory", 0)
+
+
+def test_layouts_are_judged_by_their_starts(store: Store) -> None:
+    fast, slow = plan(strategy="dp2,tp2")
+    times = [0.50, 0.51, 0.49, 0.50]
+    runs = [row(store, fast, i, time) for i, time in enumerate(times)]
+    runs += [row(store, slow, i, 2 * time) for i, time in enumerate(times)]
+    found = compared(runs)
+    assert [one.cell.strategy for one in found.comparison] == ["dp2", "tp2"]
+    assert found.comparison[1].relative_to_best == pytest.approx(0.5)
+    assert found.comparison[0].num_starts == 4
+    ((sentence,),) = (found.sentences(one.field.load) for one in found.found)
+    assert sentence.startswith("dp2 trains 2.000x the tokens a second of tp2")
+    assert "at 8 sequences a step (4 starts)" in sentence
+
+
+def test_compare_and_report_show_runs_that_trained(store: Store) -> None:
+    (one,) = plan(strategy="dp2")
+    kept(store, one, row(store, one, 0, 0.5), training_tables([report(0, 0.5)]))
+    assert trained_at([store.folder]) == [store.folder]
+    shown = CliRunner().invoke(main, ["compare", str(store.folder), "--json"])
+    (cell,) = json.loads(shown.output)["comparison"]
+    assert (cell["strategy"], cell["loss"], cell["tokens_per_second"]) == ("dp2", 1.0, 1024.0)
+    table = CliRunner().invoke(main, ["compare", str(store.folder)])
+    assert "8 x 64 tokens a step, 5 steps, fp32" in table.output
+    CliRunner().invoke(main, ["report", str(store.folder)])
+    page = (store.folder / "report.html").read_text()
+    assert "all_reduce" in page
+    assert "It is no ranking of them." in page
+    assert '<th scope="row">dp2</th>' in page
+
+
+def test_what_is_of_runs_that_serve_is_refused(store: Store) -> None:
+    (one,) = plan(strategy="dp2")
+    kept(store, one, row(store, one, 0, 0.5), {})
+    compared = CliRunner().invoke(main, ["compare", str(store.folder), "--objective", "latency"])
+    assert "--objective is of runs that serve" in compared.output
+    train = ["submit", "--workload", "train", "--device", "cpu"]
+    traced = CliRunner().invoke(main, [*train, "--trace"])
+    assert "nothing is taken apart of training" in traced.output
+    predicted = CliRunner().invoke(main, [*train[:3], "--dry-run", "--gpu", "h100", "--gpus", "2"])
+    assert "how fast a layout trains is not predicted" in predicted.output
+    assert {compared.exit_code, traced.exit_code, predicted.exit_code} == {2}
+
+
+def test_packed_results_are_read_as_they_are(store: Store) -> None:
+    (one,) = plan(strategy="dp2")
+    kept(store, one, row(store, one, 0, 0.5), training_tables([report(0, 0.5)]))
+    packed = store.folder.parent / "packed"
+    CliRunner().invoke(main, ["pack", str(store.folder), "--out", str(packed)])
+    assert (packed / "training.arrow").is_file()
+    assert findings_of([packed]).comparison == findings_of([store.folder]).comparison
+
+
+def test_results_of_two_workloads_are_not_compared(store: Store) -> None:
+    (one,) = plan(strategy="dp2")
+    kept(store, one, row(store, one, 0, 0.5), {})
+    other = Store(store.folder.parent / "tiny-9876543210")
+    other.create()
+    other.update_manifest(cells=["x"])
+    result = CliRunner().invoke(main, ["compare", str(store.folder), str(other.folder)])
+    assert "trained and others generated" in result.output
+    assert result.exit_code != 0
+
+
+def test_rows_of_unlike_precision_stay_apart(store: Store) -> None:
+    (one,) = plan(strategy="dp2")
+    first = row(store, one, 0, 0.5)
+    other = replace(first, cell=replace(first.cell, dtype="bfloat16"))
+    assert len(compared([first, other]).comparison) == 2

@@ -1,0 +1,98 @@
+"""What `explain --workload train` says, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from orchestrator.cli import main
+
+LLAMA = ["--workload", "train", "--model", "llama-8b", "--seq-len", "4096"]
+STEP = ["--global-batch-size", "16"]
+
+
+def explained(*arguments: str) -> str:
+    said = CliRunner().invoke(main, ["explain", *arguments])
+    assert said.exit_code == 0, said.output
+    return " ".join(said.output.split())
+
+
+def data(*arguments: str) -> dict[str, Any]:
+    said = CliRunner().invoke(main, ["explain", *arguments, "--json"])
+    assert said.exit_code == 0, said.output
+    (found,) = json.loads(said.output)
+    return dict(found)
+
+
+def refused(*arguments: str) -> str:
+    said = CliRunner().invoke(main, ["explain", *arguments])
+    assert said.exit_code != 0
+    assert len(said.output.strip().splitlines()) <= 4, said.output
+    return " ".join(said.output.split())
+
+
+def test_the_memory_is_split_by_what_it_is_for() -> None:
+    said = explained("dp2zero1", *LLAMA, *STEP, "--memory", "141GiB")
+    assert "llama-8b trained under dp2zero1 in bf16: 2 ranks, 2 replicas, on the engine dee" in said
+    assert "weights gradients optimizer activations buffers all" in said
+    assert "0 0 32 16.1 GB 16.1 GB 48.2 GB 32.8 GB 1.0 GB 114.1 GB" in said
+    assert "It fits: the fullest rank takes 114.1 GB of 151.4 GB, of which 3.2 GB are in" in said
+
+
+def test_what_does_not_fit_is_said() -> None:
+    said = explained("dp2", *LLAMA, *STEP, "--memory", "80GiB")
+    assert "It does not fit: the fullest rank takes 161.2 GB of 85.9 GB" in said
+    assert "What fits: unknown" in explained("dp2", *LLAMA, *STEP)
+
+
+def test_the_bubble_and_what_a_step_sends_are_said() -> None:
+    said = explained("tp2pp2", *LLAMA, *STEP)
+    assert "16 sequences of 4096 tokens, 16 x 1 a replica; 48.2 GFLOP a token" in said
+    assert "Schedule 1f1b: a rank of the pipeline waits 5.9% of a step." in said
+    for operation in ("all_gather tp", "reduce_scatter tp", "send pp", "recv pp"):
+        assert operation in said
+    assert "all_reduce dp in buckets" in explained("dp2", *LLAMA, *STEP)
+    assert "An optimizer step needs no collective." in explained("tp1", *LLAMA, *STEP)
+
+
+def test_a_pipeline_of_few_micro_batches_is_warned_of() -> None:
+    said = explained("pp4", *LLAMA, "--global-batch-size", "2", "--schedule", "gpipe")
+    assert "Note: 2 micro-batches are fewer than the 4 ranks of the pipeline: 60% of a" in said
+
+
+def test_it_is_data_too() -> None:
+    found = data("fsdp2", *LLAMA, *STEP, "--activation-checkpointing", "full")
+    assert found["layout"] == "fsdp2"
+    assert found["load"]["activation_checkpointing"] == "full"
+    first = found["ranks"][0]
+    parts = ("weights", "gradients", "optimizer", "activations", "buffers")
+    assert first["total_bytes"] == sum(first["memory"][part] for part in parts)
+    assert found["fits"] is None
+
+
+def test_accumulation_says_the_micro_batch_by_its_number() -> None:
+    steps = ["--gradient-accumulation-steps", "4"]
+    assert "4 x 2 a replica" in explained("dp2", *LLAMA, *STEP, *steps)
+
+
+def test_many_ranks_repeat_the_pattern() -> None:
+    assert "and 48 more ranks" in explained("fsdp64", *LLAMA, "--global-batch-size", "64")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fsdp4"], "fsdp4 only trains; to generate, use dp4, or dp4zero3"),
+        (["tp16", *LLAMA], "tp=16 copies the 8 KV heads of llama-8b over ranks, which only gen"),
+        (["dp4", *LLAMA, "--global-batch-size", "6"], "does not divide over 4 replicas"),
+        (["pp4", *LLAMA, "--global-batch-size", "2"], "fewer than the 4 stages"),
+        (["dp2", *LLAMA, "--batch", "2"], "--batch and --chunked-prefill-size are about the work"),
+        (["dp2", *LLAMA, "--dtype", "float16"], "dtype is about the workload generate"),
+        (["dp2", "--seq-len", "64"], "seq_len is about the workload train"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_a_line(arguments: list[str], message: str) -> None:
+    assert message in refused(*arguments)

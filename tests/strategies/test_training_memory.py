@@ -1,0 +1,214 @@
+"""Bytes that training takes on a rank, against arithmetic by hand and against what torch counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from layouts_inputs import shape
+from pipeline_orders import SCHEDULES, most_in_flight, order_of
+from saved import taken
+
+from strategies import ModelShape, Placement, Topology, TrainingLoad, plan_layout
+from strategies.shapes import Checkpointing, Schedule, TrainingPrecision
+from strategies.training import TrainingMemory, fullest, training_memory
+from strategies.training.activations import in_flight, kept_bytes, layer_bytes
+
+GB, GIB = 10**9, 1 << 30
+LLAMA_8B = ModelShape(
+    "llama-8b", "llama", 4096, 32, 32, 8, 128, 14336, 128256, 131072, 1e-5, 5e5
+)  # fmt: skip
+QWEN_14B = ModelShape(
+    "qwen2.5-14b", "qwen2", 5120, 48, 40, 8, 128, 13824, 152064, 131072, 1e-5, 1e6, qkv_bias=True
+)  # fmt: skip
+LOAD = TrainingLoad(seq_len=4096, global_batch_size=16)
+
+
+def placed(name: str, model: ModelShape = LLAMA_8B, load: TrainingLoad = LOAD) -> Placement:
+    return plan_layout(name, model, load.load, Topology.uniform(16)).placement
+
+
+def memory(name: str, model: ModelShape = LLAMA_8B, load: TrainingLoad = LOAD) -> TrainingMemory:
+    return fullest(placed(name, model, load), model, load)
+
+
+# -- what is kept of a parameter
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [  # of 8.03 billion parameters: bytes of a weight, a gradient, an optimizer's state on a GPU
+        ("tp1", (2, 2, 12)),
+        ("dp2", (2, 2, 12)),
+        ("dp2zero1", (2, 2, 6)),
+        ("dp2zero2", (2, 1, 6)),
+        ("dp2zero3", (1, 1, 6)),
+        ("fsdp2", (1, 1, 6)),
+        ("dp2fsdp2", (1, 1, 6)),
+        ("fsdp8", (0.25, 0.25, 1.5)),
+        ("tp2", (1, 1, 6)),
+        ("tp2fsdp2", (0.5, 0.5, 3)),
+    ],
+)
+def test_a_parameter_takes_16_bytes_less_what_the_layout_cuts(
+    name: str, kept: tuple[float, float, float]
+) -> None:
+    one, parameters = memory(name), LLAMA_8B.num_parameters
+    found = one.weights / parameters, one.gradients / parameters, one.optimizer / parameters
+    assert found == pytest.approx(kept, rel=1e-3)  # norms are whole on each rank of tp
+
+
+def test_in_float32_a_parameter_has_no_copy() -> None:
+    one, parameters = memory("tp1", load=replace(LOAD, precision="fp32")), LLAMA_8B.num_parameters
+    assert (one.weights, one.gradients, one.optimizer) == (
+        4 * parameters,
+        4 * parameters,
+        8 * parameters,
+    )
+
+
+def test_a_pipeline_keeps_on_each_rank_what_its_stages_have() -> None:
+    ranks = training_memory(placed("pp2"), LLAMA_8B, LOAD)
+    assert sum(one.weights for one in ranks) == 2 * LLAMA_8B.num_parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "gigabytes"),
+    [("dp2", LLAMA_8B, 128), ("dp2zero1", LLAMA_8B, 80), ("fsdp2", QWEN_14B, 118)],
+)
+def test_the_published_arithmetic_of_real_models(
+    name: str, model: ModelShape, gigabytes: float
+) -> None:
+    one = memory(name, model)
+    assert round((one.weights + one.gradients + one.optimizer) / GB) == gigabytes
+
+
+def test_offload_moves_the_optimizer_and_its_gradients_to_main_memory() -> None:
+    here = memory("dp2zero3", QWEN_14B)
+    there = memory("dp2zero3", QWEN_14B, replace(LOAD, offload="optimizer"))
+    assert (there.optimizer, there.gradients, there.weights) == (0, 0, here.weights)
+    assert there.host == here.optimizer + here.gradients
+    assert 2 * here.optimizer / GB == pytest.approx(177, abs=0.5)
+    params = memory("dp2zero3", QWEN_14B, replace(LOAD, offload="optimizer+params"))
+    assert (params.weights, params.host) == (0, there.host + here.weights)
+
+
+def test_what_fits_leaves_room_for_contexts() -> None:
+    full = replace(LOAD, activation_checkpointing="full")
+    one = memory("dp2", load=full)
+    assert one.fits(141 * GIB)
+    assert not one.fits(80 * GIB)
+    assert one.fits(0)  # unknown
+    assert not one.fits(one.total)
+
+
+# -- activations
+
+
+def test_a_layer_keeps_what_is_worked_out_by_hand() -> None:
+    """Of one token of the 8B in bf16: two norms of 6 x 4096 + 4 bytes and their outputs of 2 x
+    4096; queries and attention's output of 2 x 4096, keys and values of 2 x 1024, 32 sums of 4;
+    four tensors of the MLP of 2 x 14336."""
+    by_hand = 2 * (6 * 4096 + 4) + 2 * 2 * 4096
+    by_hand += 2 * 2 * 4096 + 2 * 2 * 1024 + 32 * 4 + 4 * 2 * 14336
+    assert layer_bytes(placed("tp1"), LLAMA_8B, LOAD, "off") == 4096 * by_hand
+    assert layer_bytes(placed("tp1"), LLAMA_8B, LOAD, "full") == 4096 * 2 * 4096
+
+
+def test_sequence_parallelism_cuts_all_of_a_layer_but_the_inputs_of_its_products() -> None:
+    whole = layer_bytes(placed("tp1"), LLAMA_8B, LOAD, "off")
+    inputs = 4096 * 2 * 2 * 4096
+    assert layer_bytes(placed("tp4"), LLAMA_8B, LOAD, "off") == (whole - inputs) // 4 + inputs
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("mode", ["off", "full", "selective"])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_what_is_kept_is_what_torch_keeps(
+    family: str, mode: Checkpointing, precision: TrainingPrecision
+) -> None:
+    model = shape(
+        family=family,
+        qkv_bias=family == "qwen2",
+        qk_norm=family == "qwen3",
+        output_bias=False,
+        num_layers=3,
+    )
+    load = TrainingLoad(64, 2, 2, precision=precision, activation_checkpointing=mode)
+    found, gradients, _ = taken(model, load)
+    kept, _ = kept_bytes(placed("tp1", model, load), model, load, 0, 1)
+    width, tokens = 4 if precision == "fp32" else 2, 2 * 64
+    beside = width * tokens * model.vocab_size + 8 * tokens  # logits; tokens
+    beside += 2 * width * 64 * model.head_dim + (0 if mode == "off" else 8 * 64)  # positions
+    assert found == kept + beside
+    assert gradients == width * model.num_parameters
+
+
+@pytest.mark.parametrize("mode", ["off", "full", "selective"])
+def test_the_peak_is_that_which_torch_reaches(mode: Checkpointing) -> None:
+    """Of layers as wide as the 8B's, with its vocabulary, before there is an optimizer and at the
+    loss, where there are no gradients yet."""
+    model = replace(LLAMA_8B, num_layers=3)
+    load = replace(LOAD, activation_checkpointing=mode)
+    _, _, peak = taken(model, load)
+    one = fullest(Placement.single(model), model, load)
+    assert one.weights + one.activations == pytest.approx(peak, rel=0.01)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("ranks", "count"), [(2, 2), (2, 4), (3, 7), (4, 8), (4, 16)])
+def test_as_many_micro_batches_are_in_flight_as_in_the_order_of_torch(
+    schedule: Schedule, ranks: int, count: int
+) -> None:
+    if schedule == "interleaved" and count == 7:
+        count = 6  # 7 are no multiple of the rounds over 3 ranks
+    load, order = replace(LOAD, schedule=schedule), order_of(schedule, ranks, count)
+    for rank, acts in order.items():
+        assert in_flight(load, ranks, rank, count) == most_in_flight(acts)
+
+
+def test_gpipe_keeps_the_activations_of_every_micro_batch_and_1f1b_of_as_many_as_stages() -> None:
+    layer = layer_bytes(placed("pp2"), LLAMA_8B, LOAD, "off")
+    for schedule, flying in (("1f1b", 2), ("gpipe", 16)):
+        load = replace(LOAD, schedule=schedule)
+        placement = placed("pp2", load=load)
+        layers = len(placement.stages[0].layers)
+        kept, _ = kept_bytes(placement, LLAMA_8B, load, 0, 16)
+        assert kept == flying * layers * layer
+
+
+def test_offloaded_activations_lie_in_main_memory() -> None:
+    one = memory("tp1", load=replace(LOAD, activation_checkpointing="cpu-offload"))
+    assert one.host == 32 * 4096 * 2 * 4096
+    full = memory("tp1", load=replace(LOAD, activation_checkpointing="full"))
+    assert full.activations - one.activations == one.host
+
+
+# -- buffers
+
+
+def test_fsdp_has_what_is_in_no_layer_gathered_where_the_loss_takes_the_most() -> None:
+    apart = 2 * 128256 * 4096 + 4096
+    one = memory("fsdp2")
+    assert one.buffers == 2 * apart
+    assert one.activations > 12 * 4096 * 128256
+    assert memory("dp2").buffers == 0
+
+
+def test_fsdp_has_two_layers_and_their_gradients_where_going_back_takes_the_most() -> None:
+    short = replace(LOAD, seq_len=256)
+    apart, head = 2 * 128256 * 4096 + 4096, 128256 * 4096
+    one = memory("fsdp2", load=short)
+    assert one.buffers == 2 * (apart + head + 4 * LLAMA_8B.layer_elements)
+
+
+def test_fsdp_in_a_pipeline_keeps_its_stage_gathered() -> None:
+    stage = training_memory(placed("pp2"), LLAMA_8B, LOAD)[0]
+    one = training_memory(placed("pp2fsdp2"), LLAMA_8B, LOAD)[0]
+    received = 4096 * 4096 * 2 * 8
+    assert one.buffers == stage.weights + stage.gradients + received
+
+
+def test_zero_has_a_bucket_of_gradients() -> None:
+    assert memory("dp2zero1").buffers == memory("dp2zero2").buffers == 2 * 500_000_000
+    assert memory("dp2zero3").buffers == 2 * (500_000_000 + 128256 * 4096)

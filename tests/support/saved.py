@@ -1,0 +1,84 @@
+"""What torch takes while a model of Transformers is trained, counted on tensors without memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+from strategies import ModelShape, TrainingLoad
+from workers.engines.transformers_config import shape_to_config
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+PRODUCTS = (
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+)
+
+
+def taken(model: ModelShape, load: TrainingLoad) -> tuple[int, int, int]:
+    """Bytes of one micro-batch: of activations after the forward pass, with logits; of gradients at
+    the end; and of everything at the peak."""
+    with FakeTensorMode():
+        config = shape_to_config(model)
+        made = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=DTYPES[load.precision], attn_implementation="sdpa"
+        )
+        made.train()
+        tracker = MemTracker()
+        tracker.track_external(made)
+        with tracker:
+            logits, labels = _forward(made, model, load)
+            after = _now(tracker)["Activation"]
+            loss = cross_entropy(logits.flatten(0, 1).float(), labels, reduction="sum")
+            del logits
+            loss.backward()
+            gradients = _now(tracker)["Gradient"]
+        return after, gradients, _now(tracker, "peak")["Total"]
+
+
+def _forward(made: Any, model: ModelShape, load: TrainingLoad) -> tuple[Tensor, Tensor]:
+    size = (load.micro_batch_size, load.seq_len)
+    tokens = torch.zeros(size, dtype=torch.int64)
+    positions = torch.arange(load.seq_len)[None]
+    hidden = made.model.embed_tokens(tokens)
+    rotation = made.model.rotary_emb(hidden, positions)
+    layer_call = _call_of(load.activation_checkpointing)
+    for layer in made.model.layers:
+        hidden = layer_call(
+            layer, hidden, attention_mask=None, position_ids=positions, position_embeddings=rotation
+        )
+    return made.lm_head(made.model.norm(hidden)), tokens.flatten()
+
+
+def _call_of(mode: str) -> Callable[..., Tensor]:
+    if mode == "off":
+        return lambda layer, *args, **kwargs: layer(*args, **kwargs)
+    if mode == "full":
+        return partial(checkpoint, use_reentrant=False)
+    contexts = partial(create_selective_checkpoint_contexts, _policy)
+    return partial(checkpoint, use_reentrant=False, context_fn=contexts)
+
+
+def _policy(_: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    kept = op in PRODUCTS
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _now(tracker: MemTracker, when: str = "current") -> dict[str, int]:
+    """Kind of memory -> bytes."""
+    found = tracker.get_tracker_snapshot(when)[torch.device("cpu")]
+    return {str(getattr(kind, "value", kind)): size for kind, size in found.items()}

@@ -1,0 +1,166 @@
+"""Every layout trains as one process does: the same losses, the same norms, whatever is recomputed
+or accumulated; and it communicates what its kind of parallelism needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ranks import Pool, read_shape
+from training_runs import FEW, LOAD, STEPS, alone, check_same, curve, shape_of, training_plan
+
+from strategies import TrainingLoad
+from workers.messages import RankReport, TrainingWork
+from workers.records import TRAINING_COLLECTIVES
+
+LAYOUTS = ["dp2", "fsdp2", "tp2", "pp2", "tp2pp2", "tp2dp2", "pp2fsdp2", "pp2dp2", "dp2fsdp2"]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="session")
+def trains(pool: Pool) -> Callable[..., list[RankReport]]:
+    """(layout, family, load, steps) -> the reports of a run."""
+
+    def run(
+        layout: str, family: str = "Llama", load: TrainingLoad = LOAD, steps: int = FEW
+    ) -> list[RankReport]:
+        plan = training_plan(layout, shape_of(family), None, load)
+        (reports,) = pool.serve(plan, TrainingWork(steps))
+        return reports
+
+    return run
+
+
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3"])
+def test_one_process_trains_as_transformers_and_plain_torch_do(
+    family: str, trains: Callable[..., list[RankReport]]
+) -> None:
+    check_same(curve(trains("tp1", family, steps=STEPS)), alone(family))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_has_the_losses_and_norms_of_one_process(
+    layout: str, trains: Callable[..., list[RankReport]]
+) -> None:
+    check_same(curve(trains(layout, steps=STEPS)), alone("Llama"))
+
+
+@pytest.mark.parametrize(
+    ("layout", "family"), [("tp2pp2", "Mistral"), ("tp2dp2", "Qwen3"), ("tp2", "Qwen2")]
+)
+def test_tied_heads_uneven_vocabularies_biases_and_norms_of_heads_train_alike(
+    layout: str, family: str, trains: Callable[..., list[RankReport]]
+) -> None:
+    check_same(curve(trains(layout, family)), alone(family))
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved"])
+def test_a_schedule_changes_no_loss(schedule: Any, trains: Callable[..., list[RankReport]]) -> None:
+    check_same(curve(trains("pp2", load=replace(LOAD, schedule=schedule))), alone("Llama"))
+
+
+@pytest.mark.parametrize(
+    ("layout", "micro_batch_size"), [("tp1", 8), ("dp2", 1), ("fsdp2", 1), ("fsdp2", 4)]
+)
+def test_a_batch_in_pieces_trains_as_the_whole_one(
+    layout: str, micro_batch_size: int, trains: Callable[..., list[RankReport]]
+) -> None:
+    load = replace(LOAD, micro_batch_size=micro_batch_size)
+    check_same(curve(trains(layout, load=load)), alone("Llama"))
+
+
+@pytest.mark.parametrize(
+    ("layout", "mode"),
+    [("fsdp2", "full"), ("tp2", "selective"), ("tp1", "cpu-offload"), ("pp2", "full")],
+)
+def test_what_is_not_kept_changes_no_loss(
+    mode: Any, layout: str, trains: Callable[..., list[RankReport]]
+) -> None:
+    load = replace(LOAD, activation_checkpointing=mode)
+    check_same(curve(trains(layout, load=load)), alone("Llama"))
+
+
+def test_runs_of_one_start_are_the_same_run_again(
+    pool: Pool, checkpoint: Callable[[str], Path]
+) -> None:
+    """From a checkpoint, which each run begins with."""
+    folder = checkpoint("Llama")
+    plan = training_plan("fsdp2", read_shape(folder), folder)
+    first, second = pool.serve(plan, TrainingWork(3), TrainingWork(3))
+    check_same(curve(first), curve(second), 0.0)
+
+
+def test_text_is_dealt_over_replicas_in_one_order(pool: Pool) -> None:
+    import numpy as np
+
+    shape = shape_of("Llama")
+    tokens = np.random.default_rng(1).integers(shape.vocab_size, size=(40, 17), dtype=np.int32)
+    work = TrainingWork(FEW, tokens)
+    curves = [
+        curve(pool.serve(training_plan(layout, shape, None), work)[0])
+        for layout in ("tp1", "dp2", "pp2fsdp2")
+    ]
+    check_same(curves[1], curves[0])
+    check_same(curves[2], curves[0])
+    assert curves[0][0].loss != alone("Llama")[0].loss
+
+
+def test_gradients_of_replicas_are_summed_once_a_step(
+    trains: Callable[..., list[RankReport]],
+) -> None:
+    """DDP sends the bytes of the gradients once, however many micro-batches there are."""
+    weights = sum(
+        4 * rows * columns
+        for _, (rows, *rest) in shape_of("Llama").parameters()
+        for columns in [rest[0] if rest else 1]
+    )
+    for size in (1, 4):
+        reports = trains("dp2", load=replace(LOAD, micro_batch_size=size))
+        for one in reports:
+            assert one.training is not None
+            rows = TRAINING_COLLECTIVES.rows(one.training.traffic)
+            sent = sum(row.bytes for row in rows if (row.op, row.axis) == ("all_reduce", "dp"))
+            assert sent == weights == one.training.weight_bytes
+            assert one.training.gradient_bytes == weights
+            assert one.training.optimizer_bytes >= 2 * weights
+
+
+def test_a_stage_sends_each_micro_batch_once_in_either_direction(
+    trains: Callable[..., list[RankReport]],
+) -> None:
+    hidden = shape_of("Llama").hidden_size
+    for one in trains("pp2"):
+        assert one.training is not None
+        (row,) = TRAINING_COLLECTIVES.rows(one.training.traffic)
+        assert (row.op, row.axis, row.calls) == ("send", "pp", 4)
+        assert row.bytes == 4 * LOAD.global_batch_size * LOAD.seq_len * hidden
+
+
+def test_sharded_ranks_keep_their_share_of_everything(
+    trains: Callable[..., list[RankReport]],
+) -> None:
+    (whole,) = trains("tp1")
+    assert whole.training is not None
+    for one in trains("fsdp2"):
+        assert one.training is not None
+        assert one.training.weight_bytes < 0.51 * whole.training.weight_bytes
+        assert one.training.gradient_bytes == one.training.weight_bytes
+        assert one.training.optimizer_bytes < 0.52 * whole.training.optimizer_bytes
+
+
+@pytest.mark.parametrize("layout", ["tp1", "dp2", "fsdp2", "tp2pp2"])
+def test_in_bf16_a_parameter_takes_16_bytes_and_its_updates_are_of_float32(
+    layout: str, pool: Pool
+) -> None:
+    shape, load = shape_of("Llama"), replace(LOAD, precision="bf16")
+    plan = training_plan(layout, shape, None, load, dtype="bfloat16")
+    (reports,) = pool.serve(plan, TrainingWork(FEW))
+    check_same(curve(reports), alone("Llama"), 0.05)
+    for one in reports:
+        assert one.training is not None
+        assert one.training.gradient_bytes == one.training.weight_bytes
+        assert one.training.optimizer_bytes >= 6 * one.training.weight_bytes

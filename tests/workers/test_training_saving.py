@@ -1,0 +1,58 @@
+"""What was trained under one layout is a checkpoint that Transformers loads, and that is served or
+trained on under another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import Pool, engine_plan, plain, ragged_requests, read_shape, tokens
+from training_runs import FEW, LOAD, check_same, curve, shape_of, training_plan
+
+from workers.messages import TrainingWork, Work
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("family", ["Llama", "Mistral"])
+def test_a_checkpoint_of_one_layout_generates_under_another(
+    family: str, pool: Pool, tmp_path: Path
+) -> None:
+    plan = training_plan("tp2pp2", shape_of(family), None)
+    pool.serve(plan, TrainingWork(FEW, save=str(tmp_path)))
+    shape = read_shape(tmp_path)
+    assert replace(shape, name=family, eos_token_ids=()) == replace(plan.model, eos_token_ids=())
+    work = Work(ragged_requests(shape.vocab_size, 3), max_concurrency=3)
+    (reports,) = pool.serve(engine_plan("tp4", shape, tmp_path, work), work)
+    assert tokens(reports) == plain(tmp_path, work)
+
+
+@pytest.mark.parametrize("layout", ["tp1", "fsdp2", "pp2fsdp2", "tp2dp2"])
+def test_a_checkpoint_has_the_weights_that_every_layout_ends_with(
+    layout: str, pool: Pool, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    found = {}
+    for name in ("tp1", layout):
+        folder = tmp_path / f"of-{name}"
+        pool.serve(
+            training_plan(name, shape_of("Llama"), None), TrainingWork(FEW, save=str(folder))
+        )
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        found[name] = dict(model.named_parameters())
+    for name, whole in found["tp1"].items():
+        torch.testing.assert_close(found[layout][name], whole, atol=1e-4, rtol=1e-4)
+
+
+def test_training_goes_on_from_it_under_another_layout(pool: Pool, tmp_path: Path) -> None:
+    """With fresh moments: the optimizer's state is not kept."""
+    shape = shape_of("Llama")
+    pool.serve(training_plan("fsdp2", shape, None, LOAD), TrainingWork(FEW, save=str(tmp_path)))
+    curves = [
+        curve(pool.serve(training_plan(layout, shape, tmp_path), TrainingWork(2))[0])
+        for layout in ("tp2", "pp2")
+    ]
+    check_same(*curves)

@@ -1,0 +1,196 @@
+"""The engine `deepspeed` for training: replicas, and ZeRO 1 to 3 over them."""
+
+from __future__ import annotations
+
+import importlib.util
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from workers.engines.training.engine import TorchTrainer, Trains
+from workers.engines.training.support import DTYPES, of_model
+from workers.messages import EnginePlan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from workers.engines.training.trainer import StepResult
+    from workers.rank import RankContext
+
+NOTHING: AbstractContextManager[Any] = nullcontext()
+NO_CLIPPING = 1e30  # a limit that no norm reaches: without one, DeepSpeed works out no norm
+
+
+class DeepSpeedTrainer(TorchTrainer):
+    """One rank of a deployment that trains."""
+
+    def supports(self, plan: EnginePlan) -> str | None:
+        """None, or why DeepSpeed cannot train the plan."""
+        if importlib.util.find_spec("deepspeed") is None:
+            return "it is not installed: pip install 'shard-orchestrator[deepspeed]'"
+        others = [axis for axis, degree in plan.placement.mesh if axis != "dp" and degree > 1]
+        if others:
+            return f"here it trains replicas (dp) alone, and the layout has {others[0]}"
+        return of_model(plan)
+
+    def close(self) -> None:
+        """Free the model, and have DeepSpeed leave the process groups."""
+        if isinstance(self._trainer, Replica):
+            self._trainer.close()
+        super().close()
+
+    def _made(self, context: RankContext, plan: EnginePlan) -> Trains:
+        return Replica(context, plan)
+
+
+class Replica:
+    """A whole model that DeepSpeed keeps, or shares out over replicas."""
+
+    def __init__(self, context: RankContext, plan: EnginePlan) -> None:
+        import torch.distributed as dist
+        from torch._C._distributed_c10d import HashStore  # torch.distributed has it, not for mypy
+
+        from workers.engines import deepspeed_process
+
+        assert plan.training is not None, "the plan trains"
+        self._context, self._plan, self._asked = context, plan, plan.training
+        self.gradient_bytes: int | None = None
+        self._norm = 0.0
+        self._undo: Callable[[], None] = deepspeed_process.set_environment(context)
+        if not dist.is_initialized():  # DeepSpeed wants a group for a single rank too
+            backend = "nccl" if context.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        with deepspeed_process.quiet():
+            deepspeed_process.connect()
+        self._engine: Any = None
+
+    @property
+    def replica(self) -> int:
+        """Number of the part of the batch that is this rank's."""
+        return self._context.at("dp")
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the parameters of this rank."""
+        from workers.engines.deepspeed_private import stored
+        from workers.engines.training.optimizer import bytes_of
+
+        return sum(bytes_of(stored(one)) for one in self._engine.module.parameters())
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """Bytes of its moments, and of the weights in float32 that it steps where these are not
+        the model's own."""
+        from workers.engines.deepspeed_private import float32_parts
+        from workers.engines.training.optimizer import bytes_of
+
+        outer = self._engine.optimizer
+        inner = getattr(outer, "optimizer", outer)
+        moments = [value for state in inner.state.values() for value in state.values()]
+        stepped = [one for group in inner.param_groups for one in group["params"]]
+        mine = {id(one) for one in self._engine.module.parameters()}
+        weights = {id(one): one for one in (*stepped, *float32_parts(outer))}
+        apart = [one for key, one in weights.items() if key not in mine]
+        return sum(map(bytes_of, (*moments, *apart)))
+
+    def reset(self) -> None:
+        """Take the first weights and make DeepSpeed's engine anew."""
+        import deepspeed
+        import torch
+
+        from workers.engines.deepspeed_process import quiet
+        from workers.engines.training.model import stages_of
+        from workers.engines.training.optimizer import BETAS, EPSILON, LEARNING_RATE, WEIGHT_DECAY
+        from workers.engines.training.sharding import load
+        from workers.weights import open_source
+
+        self._engine, plan, asked = None, self._plan, self._asked
+        (stage,) = stages_of(
+            plan.model,
+            plan.placement,
+            self._context.rank,
+            getattr(torch, plan.dtype),
+            asked.seq_len,
+            asked.activation_checkpointing,
+        )
+        stage.materialize(self._context.device)
+        load(stage, open_source(plan.checkpoint), plan.model)
+        adam = torch.optim.AdamW(
+            stage.parameters(), LEARNING_RATE, BETAS, EPSILON, weight_decay=WEIGHT_DECAY
+        )
+        with quiet():
+            self._engine, *_ = deepspeed.initialize(
+                model=stage, optimizer=adam, config=config_of(plan), dist_init_required=False
+            )
+
+    def step(self, tokens: Tensor, counting: AbstractContextManager[Any] = NOTHING) -> StepResult:
+        """Train on the sequences of this replica, int64 [sequences, seq_len + 1]."""
+        import torch
+
+        from workers.engines.training.trainer import StepResult
+
+        tokens = tokens.to(self._context.device)
+        total = torch.zeros((), device=tokens.device)
+        batches = torch.split(tokens, self._asked.micro_batch_size)
+        with counting:
+            for batch in batches:
+                total += self._micro_batch(batch) / len(batches)
+        total /= self._plan.placement.num_replicas
+        if self._plan.placement.num_ranks > 1:
+            torch.distributed.all_reduce(total)
+        norm = self._engine.get_global_grad_norm()
+        return StepResult(total.item(), self._norm if norm is None else float(norm))
+
+    def save(self, folder: Path) -> None:
+        """Never asked for: see `DeepSpeedTrainer.supports`."""
+        raise NotImplementedError(folder)
+
+    def close(self) -> None:
+        """Leave the process groups and put the environment back."""
+        from workers.engines import deepspeed_process
+
+        self._engine = None
+        deepspeed_process.disconnect()
+        self._undo()
+
+    def _micro_batch(self, tokens: Tensor) -> Tensor:
+        """One micro-batch; the last one of a step brings the update. Returns its mean loss."""
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        logits = self._engine(tokens[:, :-1].contiguous())
+        loss = cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+        self._engine.backward(loss)
+        if isinstance(self._engine.optimizer, torch.optim.Optimizer):  # DeepSpeed keeps no norm
+            grads = [one.grad for one in self._engine.module.parameters() if one.grad is not None]
+            self._norm = float(torch.nn.utils.get_total_norm(grads))
+        self._engine.step()
+        return loss.detach()
+
+
+def config_of(plan: EnginePlan) -> dict[str, Any]:
+    """DeepSpeed's config of a plan."""
+    asked, replicas = plan.training, plan.placement.num_replicas
+    assert asked is not None, "the plan trains"
+    stage = int(plan.placement.option("zero_stage") or 0)
+    return {
+        "train_batch_size": asked.global_batch_size,
+        "train_micro_batch_size_per_gpu": asked.micro_batch_size,
+        "gradient_accumulation_steps": asked.global_batch_size
+        // (asked.micro_batch_size * replicas),
+        "gradient_clipping": NO_CLIPPING,
+        # Parameters are kept for no longer than they are used, however small they are. What is
+        # gathered ahead of its use is as much as Transformers' Trainer has it.
+        "zero_optimization": {
+            "stage": stage,
+            "stage3_param_persistence_threshold": 0,
+            "stage3_max_reuse_distance": 0,
+            "stage3_prefetch_bucket_size": int(0.9 * plan.model.hidden_size**2),
+        },
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": DTYPES[asked.precision] == "bfloat16"},
+        "steps_per_print": 10**9,
+    }

@@ -1,0 +1,148 @@
+"""What a rank trains of a model: its stages, made of Transformers' own modules."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+from strategies.placement import EMBEDDING, Placement, Stage
+from strategies.shapes import ModelShape
+from workers.engines.transformers_config import shape_to_config
+
+HEAD = "lm_head.weight"
+# What selective checkpointing keeps: the outputs of matrix products and of attention.
+KEPT = (
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+)
+Recompute = Callable[..., Tensor]
+
+
+class StageModule(nn.Module):
+    """One pipeline stage: some layers, perhaps the embedding before and the head behind them.
+
+    Its parameters have the names of the checkpoint. seq_len: tokens of a sequence, of which a rank
+    of a tensor-parallel group has its share between the layers.
+    """
+
+    model: Any
+    lm_head: Any
+    rotary: Any
+
+    def __init__(self, whole: Any, stage: Stage, tied: bool, seq_len: int, recompute: str) -> None:
+        super().__init__()
+        self.seq_len, self._recompute = seq_len, recompute_of(recompute)
+        self.model = nn.Module()
+        if stage.embed:
+            self.model.embed_tokens = whole.model.embed_tokens
+        self.model.layers = nn.ModuleDict({str(i): whole.model.layers[i] for i in stage.layers})
+        if stage.head:
+            self.model.norm, self.lm_head = whole.model.norm, whole.lm_head
+        self.is_tied = tied
+        self.tie()
+        rotation: Any = type(whole.model.rotary_emb)
+        self._rotation = partial(rotation, config=whole.config)
+        self.rotary = None
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Its layers, in order."""
+        return list(self.model.layers.values())
+
+    def tie(self) -> None:
+        """Let embedding and head be one parameter where the model ties them. A head whose stage has
+        no embedding keeps its own copy, under the embedding's name."""
+        if self.is_tied and hasattr(self, "lm_head") and hasattr(self.model, "embed_tokens"):
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def materialize(self, device: torch.device) -> None:
+        """Give every parameter memory on a device."""
+        self.to_empty(device=device)
+        self.tie()  # each module got memory of its own
+        self.rotary = self._rotation().to(device)
+
+    def stored_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """(name in a checkpoint, parameter) of each, a tied one once."""
+        for name, parameter in self.named_parameters():
+            yield (EMBEDDING if self.is_tied and name == HEAD else name), parameter
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: tokens int64 [batch, seq_len], or the hidden states of the stage before. Returns
+        hidden states [batch, share of seq_len, hidden], or logits [batch, seq_len, vocabulary]."""
+        hidden: Tensor = self.model.embed_tokens(x) if hasattr(self.model, "embed_tokens") else x
+        positions = torch.arange(self.seq_len, device=hidden.device)[None]
+        rotation = self.rotary(hidden, positions)
+        for layer in self.layers:
+            hidden = self._recompute(
+                layer,
+                hidden,
+                attention_mask=None,
+                position_ids=positions,
+                position_embeddings=rotation,
+            )
+        if hasattr(self, "lm_head"):
+            hidden = self.lm_head(self.model.norm(hidden))
+        return hidden
+
+
+def stages_of(
+    shape: ModelShape,
+    placement: Placement,
+    rank: int,
+    dtype: torch.dtype,
+    seq_len: int,
+    recompute: str,
+) -> list[StageModule]:
+    """The stages of a rank, in order, their parameters on the meta device."""
+    import transformers
+
+    with torch.device("meta"):
+        make: Any = transformers.AutoModelForCausalLM.from_config
+        whole = make(shape_to_config(shape), dtype=dtype, attn_implementation="sdpa")
+    whole.train()
+    return [
+        StageModule(whole, stage, shape.tie_embeddings, seq_len, recompute)
+        for stage in placement.stages_of(rank)
+    ]
+
+
+def recompute_of(mode: str) -> Recompute:
+    """How a layer is called: what of it is kept for the backward pass.
+
+    mode: "off", everything; "full", its input; "selective", the outputs of products too;
+    "cpu-offload", its input, in the memory of the host.
+    """
+    if mode == "off":
+        return lambda layer, *args, **kwargs: layer(*args, **kwargs)
+    if mode == "full":
+        return partial(checkpoint, use_reentrant=False)
+    if mode == "selective":
+        contexts = partial(create_selective_checkpoint_contexts, _policy)
+        return partial(checkpoint, use_reentrant=False, context_fn=contexts)
+    return _on_host
+
+
+def _on_host(layer: nn.Module, hidden: Tensor, **kwargs: Any) -> Tensor:
+    offloaded = save_on_cpu(pin_memory=True) if hidden.is_cuda else contextlib.nullcontext()
+    with offloaded:
+        out: Tensor = checkpoint(layer, hidden, use_reentrant=False, **kwargs)
+    return out
+
+
+def _policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    is_kept = op in KEPT
+    return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE

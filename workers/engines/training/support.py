@@ -1,0 +1,72 @@
+"""What the engine `torch` can train. Asked in the driver, without torch."""
+
+from __future__ import annotations
+
+from strategies.memory import window_of
+from strategies.placement import EMBEDDING, Placement
+from workers.engines.transformers_config import CONFIG_CLASSES
+from workers.messages import EnginePlan
+
+AXES = ("dp", "fsdp", "pp", "tp")
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+OF_TP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def refusal(plan: EnginePlan) -> str | None:
+    """None, or why the engine cannot train the plan, as a clause."""
+    return of_model(plan) or _of_heads(plan) or _of_placement(plan.placement, plan.model.num_layers)
+
+
+def of_model(plan: EnginePlan) -> str | None:
+    """None, or why neither engine trains this model in this way, as a clause."""
+    model, asked = plan.model, plan.training
+    assert asked is not None, "the plan trains"
+    if model.family not in CONFIG_CLASSES:
+        return f"it does not train the family {model.family}"
+    if asked.precision not in DTYPES:
+        return f"it trains in {' and '.join(DTYPES)}, and {asked.precision} is asked for"
+    if asked.offload != "none":
+        return f"it offloads nothing to the host, and {asked.offload} is asked for"
+    windows = [window for i in range(model.num_layers) if (window := window_of(model, i))]
+    if windows and min(windows) < asked.seq_len:
+        return f"its attention has no window, and that of {model.name} is {min(windows)} tokens"
+    return None
+
+
+def _of_heads(plan: EnginePlan) -> str | None:
+    assert plan.training is not None, "the plan trains"
+    tp, seq_len, heads = plan.placement.degree("tp"), plan.training.seq_len, plan.model.num_kv_heads
+    if seq_len % tp:
+        return (
+            f"{seq_len} tokens do not divide over tp={tp}; use --seq-len {tp * -(-seq_len // tp)}"
+        )
+    if heads % tp:
+        return f"it gives every rank whole KV heads, and {heads} do not divide over tp={tp}"
+    return None
+
+
+def _of_placement(placement: Placement, layers: int) -> str | None:
+    strange = [axis for axis, _ in placement.mesh if axis not in AXES]
+    if strange:
+        return f"it knows no axis {strange[0]}; it knows {', '.join(AXES)}"
+    if placement.grads or placement.optimizer:
+        return (
+            "it cuts gradients and optimizer state where it cuts parameters; use --engine deepspeed"
+        )
+    if placement.degree("tp") == 1:
+        return None
+    names = [f"model.layers.{i}.{_module(one)}.weight" for i in range(layers) for one in OF_TP]
+    if not all(placement.is_split(name, "tp") for name in (*names, EMBEDDING)):
+        return (
+            "over tp it cuts attention, MLP and embedding, and the layout leaves some of it whole"
+        )
+    if any(
+        split.axis == "tp" and split.parts for name in names for split in placement.splits(name)
+    ):
+        return "over tp it cuts layers into equal parts"
+    return None
+
+
+def _module(projection: str) -> str:
+    of_attention = projection[0] in "qkvo"
+    return f"{'self_attn' if of_attention else 'mlp'}.{projection}"

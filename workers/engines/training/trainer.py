@@ -1,0 +1,249 @@
+"""One optimizer step of a rank: micro-batches forward and backward, the norm, the update."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining.schedules import (
+    Schedule1F1B,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+)
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.parallel import loss_parallel
+from torch.nn.functional import cross_entropy
+
+from strategies.placement import EMBEDDING, Placement
+from strategies.training import micro_batches
+from workers.engines.training.model import StageModule, stages_of
+from workers.engines.training.optimizer import Optimizer, bytes_of
+from workers.engines.training.saving import save
+from workers.engines.training.sharding import (
+    copies,
+    distributed,
+    exchanging,
+    load,
+    local_part,
+    mesh_of,
+    sum_partial,
+)
+from workers.messages import EnginePlan
+from workers.weights import open_source
+
+SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B, "interleaved": ScheduleInterleaved1F1B}
+
+NOTHING = nullcontext()
+
+
+class StepResult(NamedTuple):
+    """Of one optimizer step, before its update: the mean loss of a token of the global batch, and
+    the 2-norm of the gradient of the whole model, both in float32."""
+
+    loss: float
+    grad_norm: float
+
+
+class Trainer:
+    """The stages of one rank with their optimizer. They have no values before `reset`."""
+
+    def __init__(self, rank: int, plan: EnginePlan, device: torch.device) -> None:
+        assert plan.training is not None, "the plan trains"
+        asked, placement, shape = plan.training, plan.placement, plan.model
+        self.rank, self.placement, self.shape, self.asked = rank, placement, shape, asked
+        self.dtype, self.device = getattr(torch, plan.dtype), device
+        self._source, self._plan = open_source(plan.checkpoint), plan
+        self._mesh: Any = mesh_of(placement, device)
+        seq_len, recompute = asked.seq_len, asked.activation_checkpointing
+        self.stages = stages_of(shape, placement, rank, self.dtype, seq_len, recompute)
+        self.modules = [distributed(stage, placement, self._mesh, device) for stage in self.stages]
+        self._ends = _ends_of(placement, rank) if shape.tie_embeddings else None
+        self._schedule: Any = self._pipeline() if placement.degree("pp") > 1 else None
+        self.gradient_bytes: int | None = None
+        self.optimizer = Optimizer(self.stages, fused=device.type == "cuda")
+
+    @property
+    def replica(self) -> int:
+        """Number of the part of the batch that is this rank's."""
+        at, replica = self.placement.coordinates(self.rank), 0
+        for axis in self.placement.tokens.get("batch", ()):
+            replica = replica * self.placement.degree(axis) + at[axis]
+        return replica
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the parameters of this rank."""
+        return sum(bytes_of(one) for stage in self.stages for one in stage.parameters())
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """Bytes of its moments, and of the float32 copies of weights that are not float32."""
+        return self.optimizer.state_bytes
+
+    def reset(self) -> None:
+        """Take the first weights, which are the same whatever the layout, and forget what was
+        trained."""
+        for stage in self.stages:
+            load(stage, self._source, self.shape)
+        self.optimizer.reset()
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained to `folder`, with the other ranks."""
+        save(self.stages, self._plan, folder, self.rank == 0)
+
+    def step(self, tokens: Tensor, counting: AbstractContextManager[Any] = NOTHING) -> StepResult:
+        """Train on the sequences of this replica, int64 [sequences, seq_len + 1]. counting: entered
+        while the layout communicates."""
+        with counting:
+            loss = self._backward(tokens)
+        self.gradient_bytes = sum(
+            bytes_of(one.grad) for stage in self.stages for one in stage.parameters()
+        )
+        result = self._result(loss)
+        self.optimizer.step()
+        return result
+
+    def _backward(self, tokens: Tensor) -> Tensor:
+        """The gradients of a step. Returns this rank's part of the loss, float32 []."""
+        tokens = tokens.to(self.device)
+        inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+        with self._losses_over_tp():
+            loss = self._accumulate(inputs, labels)
+        for stage in self.stages:
+            sum_partial(stage)
+        self._sum_tied()
+        return loss
+
+    # -- forward and backward
+
+    def _accumulate(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """The gradients of all micro-batches, summed."""
+        if self._schedule is not None:
+            return self._through_pipeline(inputs, labels)
+        (module,), size = self.modules, self.asked.micro_batch_size
+        total = torch.zeros((), device=self.device)
+        batches = list(zip(torch.split(inputs, size), torch.split(labels, size), strict=True))
+        for number, (x, y) in enumerate(batches):
+            is_last = number == len(batches) - 1
+            with exchanging(module, is_last):
+                loss = self._loss(module(x), y)
+                torch.autograd.backward(loss)
+            total += loss.detach()
+        return total
+
+    def _through_pipeline(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        first = any(hasattr(stage.model, "embed_tokens") for stage in self._owned(0))
+        losses: list[Tensor] = []
+        arguments = (inputs,) if first else ()
+        if self._owned(-1):
+            self._schedule.step(*arguments, target=labels, losses=losses, return_outputs=False)
+        else:
+            self._schedule.step(*arguments)
+        total = torch.zeros((), device=self.device)
+        return total + sum(loss.detach() for loss in losses)
+
+    def _owned(self, place: int) -> list[StageModule]:
+        """The stage at a place of the pipeline, if it is this rank's."""
+        mine = zip(self.placement.stages_of(self.rank), self.stages, strict=True)
+        return [module for stage, module in mine if stage == self.placement.stages[place]]
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The share of a micro-batch in the mean over all tokens of the global batch, times the
+        replicas, as their gradients are averaged. logits: [batch, seq_len, this rank's part of the
+        vocabulary]."""
+        if self.placement.degree("tp") > 1:
+            size = torch.Size((*logits.shape[:2], self.shape.vocab_size))
+            stride = (size[1] * size[2], size[2], 1)
+            logits = DTensor.from_local(
+                logits, self._mesh["tp"], [Shard(2)], run_check=False, shape=size, stride=stride
+            )
+        summed = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+        mean = summed * self.placement.num_replicas / self._tokens
+        return mean.to_local() if isinstance(mean, DTensor) else mean
+
+    @property
+    def _tokens(self) -> int:
+        return self.asked.global_batch_size * self.asked.seq_len
+
+    def _losses_over_tp(self) -> AbstractContextManager[None]:
+        over_tp = self.placement.degree("tp") > 1
+        return loss_parallel() if over_tp else nullcontext()
+
+    def _pipeline(self) -> Any:
+        placement, asked = self.placement, self.asked
+        mine = placement.stages_of(self.rank)
+        numbers = [i for i, one in enumerate(placement.stages) if one in mine]
+        stages = [
+            self._pipeline_stage(*one)
+            for one in zip(numbers, self.stages, self.modules, strict=True)
+        ]
+        kind = SCHEDULES[asked.schedule]
+        given = stages if asked.schedule == "interleaved" else stages[0]
+        count = micro_batches(placement, asked)
+        return kind(given, count, loss_fn=self._loss, scale_grads=False)
+
+    def _pipeline_stage(self, number: int, stage: StageModule, module: nn.Module) -> PipelineStage:
+        asked, tp, stages = self.asked, self.placement.degree("tp"), self.placement.stages
+        batch = (asked.micro_batch_size, asked.seq_len)
+        between = (batch[0], batch[1] // tp, self.shape.hidden_size)
+        hidden = torch.empty(between, dtype=self.dtype, device="meta", requires_grad=True)
+        tokens = torch.empty(batch, dtype=torch.int64, device="meta")
+        columns = local_part(stage.lm_head.weight)[0].shape[0] if stages[number].head else 0
+        logits = torch.empty((*batch, columns), dtype=self.dtype, device="meta")
+        return PipelineStage(
+            module,
+            number,
+            len(stages),
+            self.device,
+            input_args=tokens if stages[number].embed else hidden,
+            output_args=logits if stages[number].head else hidden,
+            group=self._mesh["pp"].get_group(),
+        )
+
+    # -- what is known of the step
+
+    def _sum_tied(self) -> None:
+        """Sum the gradients of an embedding that is also the head of another rank."""
+        if self._ends is None:
+            return
+        for parameter in self._tied():
+            if parameter.grad is not None:
+                dist.all_reduce(local_part(parameter.grad)[0], group=self._ends)
+
+    def _tied(self) -> list[Tensor]:
+        """The copies of the embedding here."""
+        named = [pair for stage in self.stages for pair in stage.stored_parameters()]
+        return [parameter for name, parameter in named if name == EMBEDDING]
+
+    def _result(self, loss: Tensor) -> StepResult:
+        """What all ranks know together; not counted as communication of the layout."""
+        twice = {id(one) for one in self._tied()} if self._ends is not None else set()
+        squares = torch.zeros((), device=self.device)
+        for parameter in (one for stage in self.stages for one in stage.parameters()):
+            if parameter.grad is not None:
+                times = copies(parameter, self.placement) * (2 if id(parameter) in twice else 1)
+                squares += local_part(parameter.grad)[0].float().square().sum() / times
+        alike = self.placement.degree("tp") * self.placement.num_replicas
+        both = torch.stack([loss.float() / alike, squares])
+        if self.placement.num_ranks > 1:
+            dist.all_reduce(both)
+        mean, square = both.tolist()
+        return StepResult(mean, square**0.5)
+
+
+def _ends_of(placement: Placement, rank: int) -> dist.ProcessGroup | None:
+    """The group of the first and the last stage of a rank's pipeline; None where it has neither
+    or both. Every rank makes every group."""
+    first, last = placement.stages[0].pp_rank, placement.stages[-1].pp_rank
+    if first == last:
+        return None
+    mine = None
+    for ranks in placement.groups("pp"):
+        group = dist.new_group([ranks[first], ranks[last]])
+        mine = group if rank in (ranks[first], ranks[last]) else mine
+    return mine
