@@ -74,7 +74,8 @@ def _live(jobs: Jobs, experiment: str, metadata: Mapping[str, str]) -> Job | Non
         if job.is_live and job.asked != metadata["asked"]:
             raise UserError(
                 f"job {job.id} writes to the same results and was asked for something else "
-                f"(layouts {job.layouts}); wait for it with `orchestrator logs -f {job.id}`, or cancel it"
+                f"(layouts {job.layouts}); wait for it with `orchestrator logs -f {job.id}`, or "
+                "cancel it"
             )
         if job.is_live:
             say(f"Job {job.id} runs already; attached to it.", err=True)

@@ -108,8 +108,8 @@ def _copy_plugin(plugin: Distribution, folder: Path) -> None:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:
             raise UserError(
-                f"the plug-in {plugin.metadata['Name']} has no file {name} that could travel with a "
-                "job; install it on the nodes and uninstall it here"
+                f"the plug-in {plugin.metadata['Name']} has no file {name} that could travel with "
+                "a job; install it on the nodes and uninstall it here"
             )
         origin = Path(spec.origin)
         if spec.submodule_search_locations:

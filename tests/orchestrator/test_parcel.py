@@ -197,7 +197,7 @@ def test_only_a_job_that_does_the_same_is_attached_to(monkeypatch: pytest.Monkey
     assert "-dry-run-" in dry
     assert job.endswith("-1")
     assert entrypoint.startswith("orchestrator submit --config experiment.yaml --result-dir")
-    with pytest.raises(UserError, match=f"{job} writes to the same results .* layouts tp1"):
+    with pytest.raises(UserError, match=f"{job} writes to the same results .*layouts tp1"):
         submit("tp2")
     with pytest.raises(UserError, match="was asked for something else"):
         submit("tp1", flags=("--trace",))
