@@ -155,6 +155,27 @@ def test_kv_lets_in_no_more_than_it_has_room_for() -> None:
     assert (found.most, found.most_tokens, found.late) == (4, 4 * 384, 36)
 
 
+def test_micro_batches_without_requests_wait_for_one_that_has_some() -> None:
+    room = {"seats": 8, "kv_tokens": 400}  # of one request at once
+    found = served([(256, 128)] * 6, 1e6, layout="pp4", engine=TORCH, hardware=H200, **room)
+    assert (len(found.served), found.most, found.late) == (6, 1, 5)
+    assert all(one.done for one in found.served)
+
+
+def test_a_request_that_comes_during_a_pass_and_has_a_seat_is_not_late() -> None:
+    pass_s = alone_s((256, 1))
+    times = (0.0, 1.0, 1.0 + pass_s / 2)
+    one = Replica(setting("tp1", "llama-8b"), 8, 10**6, 2048)
+    one.serve([Arrival(at_s, 256, 128) for at_s in times])
+    assert (one.most, one.late) == (2, 0)
+
+
+def test_requests_whose_seats_are_let_go_of_after_the_last_one_came_are_late() -> None:
+    one = Replica(setting("tp1", "llama-8b"), 2, 10**6, 2048)
+    one.serve([Arrival(at_s, 256, 128) for at_s in (0.0, 0.0, 0.001, 0.002)])
+    assert (one.most, one.late) == (2, 2)
+
+
 def test_an_engine_whose_passes_hold_prompts_and_tokens_is_done_sooner() -> None:
     lengths, rate = [(2048, 64)] * 60, 20.0
     apart = served(lengths, rate, seats=60, engine=TORCH, hardware=H200)
