@@ -61,8 +61,8 @@ class Replica:
 
     seats, kv_tokens: of requests at once, and of what KV has room for. parts: seconds of one GPU of
     each stage; busy_s: while any of them does something; prefill_s: of passes with prompts. late:
-    requests that there is no seat or no room for when the last one arrives. most, most_tokens: requests at once, and
-    tokens that KV was kept for at once.
+    requests that there is no seat or no room for when the last one arrives. most, most_tokens:
+    requests at once, and tokens that KV was kept for at once.
     """
 
     setting: Setting

@@ -163,16 +163,16 @@ def test_micro_batches_without_requests_wait_for_one_that_has_some() -> None:
 
 
 def test_a_request_that_comes_during_a_pass_and_has_a_seat_is_not_late() -> None:
-    pass_s = alone_s((256, 1))
-    times = (0.0, 1.0, 1.0 + pass_s / 2)
-    one = Replica(setting("tp1", "llama-8b"), 8, 10**6, 2048)
-    one.serve([Arrival(at_s, 256, 128) for at_s in times])
+    slow = replace(TORCH, start_s=0.005)  # so the second one is still to be let in at 5 ms
+    one = Replica(setting("tp1", "llama-8b", engine=slow), 8, 10**6, 2048)
+    one.serve([Arrival(at_s, 256, 128) for at_s in (0.0, 0.001)])
     assert (one.most, one.late) == (2, 0)
 
 
 def test_requests_whose_seats_are_let_go_of_after_the_last_one_came_are_late() -> None:
+    half_s = alone_s((256, 128)) / 2
     one = Replica(setting("tp1", "llama-8b"), 2, 10**6, 2048)
-    one.serve([Arrival(at_s, 256, 128) for at_s in (0.0, 0.0, 0.001, 0.002)])
+    one.serve([Arrival(at_s, 256, 128) for at_s in (0.0, 0.0, half_s, half_s)])
     assert (one.most, one.late) == (2, 2)
 
 
