@@ -274,6 +274,28 @@ def test_a_recommendation_for_a_trace_says_up_to_which_rate_it_holds(trace: Path
     assert "arriving a little faster" in shown
 
 
+def test_a_rate_holds_only_where_throughput_keeps_up_with_arrivals(trace: Path) -> None:
+    # a limit on TPOT alone, which no backlog breaks
+    asked = ("recommend", "--model", "llama-8b", "--dataset-path", str(trace), "--gpu", "h200")
+    limits = ("--slo", "tpot:1000", "--gpus-max", "1", "--concurrency", "2")
+    choice = json.loads(run(*asked, *limits, "--json").stdout)["smallest"]
+    assert choice["then_misses"] is None
+    assert choice["holds_up_to_rate"] <= choice["closed_rate"] < 16 * 2.02
+    assert choice["holds_up_to_rate"] + 2.02 / 8 > choice["closed_rate"]
+    assert "requests/s, so of more, ever more wait" in " ".join(run(*asked, *limits).stdout.split())
+
+
+def test_a_rate_that_is_not_kept_up_with_holds_for_its_requests_alone(trace: Path) -> None:
+    asked = ("recommend", "--model", "llama-8b", "--dataset-path", str(trace), "--gpu", "h200")
+    limits = ("--slo", "tpot:1000", "--gpus-max", "1", "--concurrency", "2", "--trace-speed", "9")
+    choice = json.loads(run(*asked, *limits, "--json").stdout)["smallest"]
+    assert choice["holds_up_to_rate"] is None
+    assert choice["closed_rate"] < 9 * 2
+    assert choice["prediction"]["late"] > 0
+    shown = " ".join(run(*asked, *limits).stdout.split())
+    assert "holds for these requests alone and no longer stream at this rate" in shown
+
+
 @pytest.mark.parametrize(
     ("rows", "asked", "why"),
     [
