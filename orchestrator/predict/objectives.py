@@ -9,11 +9,10 @@ from orchestrator.predict.interval import Estimate
 from orchestrator.predict.load import Asked
 from orchestrator.predict.passes import Setting
 from orchestrator.predict.prediction import Prediction, predict
-from orchestrator.predict.replica import MOST_PASSES, Lengths
+from orchestrator.predict.replica import Lengths
 
 MOST_CONCURRENT = 1024  # up to which it is looked whether a choice holds
 STEPS, FASTEST = 8, 16  # of a rate: how finely, and how many times as fast, it is looked
-FULL_WAVES = 16  # of a closed loop: so many that its first and last one weigh little
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +128,9 @@ def _concurrency(tried: _Tried, asked: Asked) -> Limit:
 
 def _rate(tried: _Tried, asked: Asked) -> Limit:
     """A finite burst can keep the objectives at any rate, so that alone is not enough."""
-    most, seats = _closed_rate(tried, asked), asked.max_concurrency
+    made, seats = tried.at(asked).closed_output_throughput, asked.max_concurrency
+    assert made is not None, "it is of every open loop"
+    most = made * asked.requests / asked.tokens
     if asked.rate > most:
         return Limit(seats, None, False, None, most)
 
@@ -142,15 +143,6 @@ def _rate(tried: _Tried, asked: Asked) -> Limit:
     is_looked = found < STEPS * FASTEST and more.rate <= most
     missed = tried.least(more) if is_looked else None
     return Limit(seats, missed, False, asked.rate * found / STEPS, most)
-
-
-def _closed_rate(tried: _Tried, asked: Asked) -> float:
-    """Requests/s that a closed loop of such requests completes, of the mean lengths."""
-    lengths = asked.lengths
-    passes = MOST_PASSES * lengths.prefill_tokens // lengths.input_len
-    seats = max(min(asked.max_concurrency, passes), 1)
-    closed = tried.at(Asked(lengths, seats, FULL_WAVES * seats))
-    return closed.output_throughput.value / lengths.output_len
 
 
 def _highest(keeps: Callable[[int], bool], holds: int, most: int) -> int:
