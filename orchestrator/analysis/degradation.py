@@ -4,8 +4,8 @@ closed form: throughput, knee, best operating point, decay."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from workers.rows import column, nothing, row
 
 LITTLE = "Little 1961"
 ROUNDING = 1e-6  # share of a latency that a request adds, below which it adds nothing
+CLIPPED = 0.01  # of a latency, by which it falls with more requests: less is noise of a flat one
+MOST_ERROR_PCT = 15.0  # above which the points lie on no line
 FEW, MANY = 1, 100  # requests between which the decay of a user's speed is said
 
 
@@ -22,7 +24,8 @@ class Degradation:
 
     A decode step streams the weights once, and adds the KV and the arithmetic of each request;
     prompts are read one after another. So both latencies are a part of their own and one for each
-    request in flight, c. Null where fewer than two concurrencies are known.
+    request in flight, c. Null where fewer than two concurrencies are known. What follows from the
+    lines is null, too, where these do not fit the points.
     """
 
     tpot_base_ms: float | None = column(
@@ -66,10 +69,16 @@ class Degradation:
         "user speed",
         "%",
     )
+    misfit: str | None = column(
+        "why no closed form is said: a part of a line is below 0, or error_pct is above "
+        f"{MOST_ERROR_PCT:g}; null where it fits"
+    )
 
     def sentence(self, last: int) -> str:
         """The closed form and what follows from it; empty where there is none. last: the highest
         concurrency that it was fitted to."""
+        if self.misfit is not None:
+            return f"no closed form: {self.misfit}"
         if self.formula is None:
             return ""
         points = {"knee": self.knee, "best point": self.best_point}
@@ -90,10 +99,12 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """base + each x c, in ms."""
+    """base + each x c, in ms. clipped: which part would be below 0,
+    and is 0, in words."""
 
     base: float
     each: float
+    clipped: str = ""
 
     def at(self, concurrency: float) -> float:
         """ms"""
@@ -105,11 +116,15 @@ def line(concurrencies: Sequence[int], times: Sequence[float]) -> Line:
     ms, each above 0."""
     rows = np.array([(1 / ms, c / ms) for c, ms in zip(concurrencies, times, strict=True)])
     (base, each), *_ = np.linalg.lstsq(rows, np.ones(len(rows)), rcond=None)
+    least, clipped = (rows * (base, each)).min(axis=0), ""
     if base < 0 or each < 0:
         flat, steep = (column.sum() / (column @ column) for column in rows.T)
         candidates = ((flat, 0.0), (0.0, steep))
         base, each = min(candidates, key=lambda one: float(np.sum((rows @ one - 1) ** 2)))
-    return Line(float(base), float(each) if each > ROUNDING * base else 0.0)
+        clipped = "what each request adds is below 0" if least[1] < -CLIPPED else ""
+    if base <= ROUNDING * min(times):
+        clipped = "what no request adds is not above 0"
+    return Line(float(base), float(each) if each > ROUNDING * base else 0.0, clipped)
 
 
 def fit(points: Sequence[Point], output_len: int) -> Degradation:
@@ -127,20 +142,39 @@ def fit(points: Sequence[Point], output_len: int) -> Degradation:
     ttft = line(at, [one.ttft_ms for one in known])
     more = output_len - 1
     whole = Line(ttft.base + more * tpot.base, ttft.each + more * tpot.each)
-    knee = whole.base / whole.each if whole.each else None
-    is_peaked = bool(knee and tpot.each)
-    alone = 1e3 * output_len / whole.base if whole.base else math.inf
-    return Degradation(
+    error_pct = 100 * max(_errors(known, whole, tpot, output_len))
+    lines = replace(
+        nothing(Degradation),
         tpot_base_ms=tpot.base,
         tpot_each_ms=tpot.each,
         ttft_base_ms=ttft.base,
         ttft_each_ms=ttft.each,
-        formula=_formula(alone, knee, tpot),
+        error_pct=error_pct,
+        misfit=next(_misfits(tpot, ttft, error_pct), None),
+    )
+    return lines if lines.misfit else _followed(lines, whole, tpot, output_len)
+
+
+def _misfits(tpot: Line, ttft: Line, error_pct: float) -> Iterator[str]:
+    """Why lines do not fit their points."""
+    for name, one in (("TPOT", tpot), ("TTFT", ttft)):
+        if one.clipped:
+            yield f"in a line through {name}, {one.clipped}"
+    if error_pct > MOST_ERROR_PCT:
+        yield f"the points are up to {error_pct:.0f}% off the lines through them"
+
+
+def _followed(lines: Degradation, whole: Line, tpot: Line, output_len: int) -> Degradation:
+    """Lines that fit, and what follows from them. whole: of a request's time."""
+    knee = whole.base / whole.each if whole.each else None
+    is_peaked = bool(knee and tpot.each)
+    return replace(
+        lines,
+        formula=_formula(1e3 * output_len / whole.base, knee, tpot),
         max_throughput=1e3 * output_len / whole.each if whole.each else None,
         knee=knee,
         best_point=math.sqrt(knee * tpot.base / tpot.each) if knee and is_peaked else None,
         decay_pct=100 * (1 - tpot.at(FEW) / tpot.at(MANY)),
-        error_pct=100 * max(_errors(known, whole, tpot, output_len)),
     )
 
 

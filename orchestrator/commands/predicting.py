@@ -71,6 +71,7 @@ def predicted(
     from orchestrator.predict.plan import Plan
 
     _check_engine(experiment)
+    machines.check_reliability()
     shape = models.resolve(experiment.model, "dummy").shape
     kept = precision.resolve(experiment, shape, "cuda")
     planned = tuple(

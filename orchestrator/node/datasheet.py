@@ -128,8 +128,9 @@ SHEETS = {
 }
 
 
-# Words by which a card differs from the one whose name it has.
-FORMS = frozenset({"pcie", "nvl", "laptop", "d", "maxq", "3e"})
+# Words by which a card differs from the one whose name it has; "mig": a slice of one.
+FORMS = frozenset({"pcie", "nvl", "laptop", "d", "maxq", "3e", "mig"})
+GIGABYTES = re.compile(r"(?<![a-z0-9.])(\d+) ?gb(?![a-z0-9])")
 
 
 def sheet(device_name: str | None) -> Sheet | None:
@@ -146,18 +147,22 @@ def name_of(device_name: str | None) -> str | None:
 
 
 def entry(device_name: str | None) -> tuple[str, Sheet] | None:
-    """Both. Of a name that people write too: "h100 pcie" and "rtx6000ada" are entries."""
-    name = device_name or ""
-    return next(((words, found) for words, found in SHEETS.items() if _names(words, name)), None)
+    """Both. Of a name that people write too: "h100 pcie" and "rtx6000ada" are entries. Nothing of a
+    name that says another size of the memory, or that names a second card."""
+    name = (device_name or "").lower().replace("max-q", "maxq")
+    words, rest = next(((one, left) for one in SHEETS if (left := _left(one, name))), (None, ""))
+    if words is None or any(_left(other, rest) for other in SHEETS):
+        return None
+    sizes, memory = {int(size) for size in GIGABYTES.findall(name)}, SHEETS[words].memory
+    return None if memory and sizes - {memory} else (words, SHEETS[words])
 
 
-def _names(words: str, name: str) -> bool:
-    """Whether `words` are whole words of the name, however they are joined, and what else it says
-    is no other form: B200 is none of "NVIDIA GB200", and H20 none of "H20 PCIe"."""
-    joined = r"[\s_-]*".join(map(re.escape, re.split(r"[\s_-]+", words)))
-    whole = rf"(?<![a-z0-9]){joined}(?![a-z0-9])"
-    rest, found = re.subn(whole, " ", name.lower().replace("max-q", "maxq"), flags=re.IGNORECASE)
-    return bool(found) and not FORMS & {*re.split(r"[\s_-]+", rest)}
+def _left(words: str, name: str) -> str | None:
+    """What else a name says that has `words` as whole words, however they are joined; None where it
+    has not, or that is another form: B200 is none of "NVIDIA GB200", and H20 none of "H20 PCIe"."""
+    joined = r"[\s_-]*".join(map(re.escape, re.split(r"[\s_-]+", words.lower())))
+    rest, found = re.subn(rf"(?<![a-z0-9]){joined}(?![a-z0-9])", " ", name)
+    return f" {rest}" if found and not FORMS & {*re.split(r"[\s_-]+", rest)} else None
 
 
 def ceilings(device_name: str | None) -> Ceilings | None:

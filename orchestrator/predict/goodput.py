@@ -52,7 +52,8 @@ class Goodput:
 
 
 def goodput(one: Prediction, output_len: int, given: Reliability) -> Goodput:
-    """Throughput x available / pace.
+    """Throughput x available / pace; of an open loop that of a closed one, and at most what
+    arrives: below saturation requests wait longer, and as many end.
 
     A failure stops the replica of its GPU, of g GPUs; the others go on. It serves again after
     `recovery_s`, and makes once more what its requests had made, half of their time on average. So
@@ -71,7 +72,8 @@ def goodput(one: Prediction, output_len: int, given: Reliability) -> Goodput:
     available = 1 / (1 + given.failures * ranks * lost_s / HOUR_S)
     pace = max(_slowest(ranks, given.spread) / _slowest(FITTED_RANKS, given.spread), 1.0)
     failures = given.failures * one.num_gpus * DAY_S / HOUR_S
-    return Goodput(made * available / pace, available, pace, failures)
+    most = one.closed_output_throughput or made
+    return Goodput(min(made, most * available / pace), available, pace, failures)
 
 
 def _slowest(ranks: int, spread: float) -> float:

@@ -10,7 +10,9 @@ from orchestrator.analysis.least import least
 from orchestrator.analysis.roofline import Closed
 from orchestrator.predict.parts import Parts
 from orchestrator.predict.passes import DECODE, Setting
-from orchestrator.predict.replica import Lengths, Wave, wave
+from orchestrator.predict.replica import MOST_PASSES, Lengths, Wave, wave
+
+FULL_WAVES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,14 @@ class Asked:
         """How requests arrive, in words; empty in a closed loop."""
         count = len(self.arrivals)
         return f"{count} requests at {self.rate:.3g} requests/s" if count else ""
+
+    @property
+    def closed(self) -> Asked:
+        """A closed loop of requests of the mean lengths, in so many full waves that its first and
+        last one weigh little: with as many seats as a prediction is made of."""
+        passes = MOST_PASSES * self.lengths.prefill_tokens // self.lengths.input_len
+        seats = max(min(self.max_concurrency, passes), 1)
+        return replace(self, max_concurrency=seats, num_prompts=FULL_WAVES * seats, arrivals=())
 
     def faster(self, factor: float) -> Asked:
         """The same requests, arriving so many times as fast."""

@@ -7,7 +7,7 @@ import heapq
 import itertools
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from orchestrator.analysis.roofline import Closed
@@ -61,8 +61,8 @@ class Replica:
 
     seats, kv_tokens: of requests at once, and of what KV has room for. parts: seconds of one GPU of
     each stage; busy_s: while any of them does something; prefill_s: of passes with prompts. late:
-    requests that have no seat when the last one arrives. most, most_tokens: requests at once, and
-    tokens that KV was kept for at once.
+    requests that there is no seat or no room for when the last one arrives. most, most_tokens:
+    requests at once, and tokens that KV was kept for at once.
     """
 
     setting: Setting
@@ -100,6 +100,8 @@ class Replica:
         ready = [(0.0, next(number), lane) for lane in lanes]
         while ready:
             now, _, lane = heapq.heappop(ready)
+            if line and line[-1].at_s + factors.start_s <= now:
+                self.late = self.late or self._refused(line)
             self._release(lane)
             self._admit(line, lanes, now)
             if len(lane):
@@ -107,9 +109,9 @@ class Replica:
                 end = self._pass(lane, now, free, self._next_s(line) if alone else None, turn)
                 heapq.heappush(ready, (end + turn, next(number), lane))
             elif line:
-                arrives = max(line[0].at_s + factors.start_s, now)
-                # Whoever is full is asked again when another micro-batch may have let go.
-                later = ready[0][0] if ready and arrives <= now else arrives
+                arrives = line[0].at_s + factors.start_s
+                # Whoever has arrived has no room until a micro-batch with requests lets go of one.
+                later = arrives if arrives > now else min(at for at, _, one in ready if len(one))
                 heapq.heappush(ready, (later, next(number), lane))
 
     def _release(self, lane: Lane) -> None:
@@ -131,8 +133,12 @@ class Replica:
             self._tokens += one.request.tokens
             self.most = max(self.most, self._seated)
             self.most_tokens = max(self.most_tokens, self._tokens)
-        if line and line[-1].at_s <= now and not self.late:
-            self.late = len(line)
+
+    def _refused(self, line: Iterable[Arrival]) -> int:
+        """Of those who have arrived, for how many there is no seat or no room."""
+        seats, kept = self.seats - self._seated, self.kv_tokens - self._tokens
+        kept_after = itertools.accumulate(one.tokens for one in line)
+        return sum(n > seats or tokens > kept for n, tokens in enumerate(kept_after, 1))
 
     def _next_s(self, line: deque[Arrival]) -> float:
         """When the next request can be let in, as long as no other one ends."""

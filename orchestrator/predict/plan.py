@@ -43,6 +43,17 @@ class Machines:
             SPREAD if self.straggler is None else self.straggler,
         )
 
+    def check_reliability(self) -> None:
+        """Raise UserError where something is asked of goodput within one node, which has none."""
+        names = ("failure_rate", "recovery", "straggler")
+        asked = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
+        node = self.hardware().gpus_per_node
+        if asked and self.gpus <= node:
+            raise UserError(
+                f"{', '.join(asked)}: goodput is worked out of more than one node, and {self.gpus} "
+                f"GPUs are within one of {node}; leave it out, or change --gpus or --gpus-per-node"
+            )
+
     def hardware(self) -> Hardware:
         """Its figures. Raises UserError for a GPU that is not known, and for a calibration of
         another one."""

@@ -45,7 +45,9 @@ class Prediction:
     (`analysis.least`) at the rates of `Hardware.ceilings`: measured ones, or a share of the data
     sheet's, which a faster unit can exceed. outside: what lies outside of where the factors were
     fitted; each widens the intervals. ttft_ms: None where that leaves nothing to be said. late: of
-    an open loop, requests that wait for a seat when the last one arrives.
+    an open loop, requests that wait for a seat when the last one arrives; closed_output_throughput:
+    tokens/s that a closed loop of such requests and all seats makes, so that of more, ever more
+    wait; None of a closed loop.
     """
 
     layout: str
@@ -68,6 +70,7 @@ class Prediction:
     cost_per_million_tokens: Estimate | None
     outside: tuple[str, ...]
     late: int = 0
+    closed_output_throughput: float | None = None
 
     @property
     def per_gpu(self) -> float:
@@ -151,7 +154,16 @@ def _prediction(
         cost_per_million_tokens=_cost(asked, ranks, speed),
         outside=beyond,
         late=made.late,
+        closed_output_throughput=_closed(setting, asked, budget),
     )
+
+
+def _closed(setting: Setting, asked: Asked, budget: memory.Budget) -> float | None:
+    """Tokens/s of the closed loop that is like an open one."""
+    if not asked.arrivals:
+        return None
+    closed = asked.closed
+    return closed.tokens / outcome(setting, closed, budget).seconds
 
 
 def _memory(setting: Setting, budget: memory.Budget, tokens: int) -> MemoryUse:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.predict.hardware import Hardware
 from orchestrator.predict.layouts import Candidates, Case, candidates
-from orchestrator.predict.load import Asked
-from orchestrator.predict.objectives import Margin, Objective, margins
+from orchestrator.predict.objectives import Limit, Margin, Objective, limit, margins
 from orchestrator.predict.passes import Setting
-from orchestrator.predict.prediction import UNKNOWN, NoPrediction, Prediction, predict
+from orchestrator.predict.prediction import UNKNOWN, NoPrediction, Prediction
 from strategies import Layout
 from strategies.precision import Precision
 from strategies.registry import factorisations
 
-MOST_CONCURRENT = 1024  # up to which it is looked whether a choice holds
-STEPS, FASTEST = 8, 16  # of a rate: how finely, and how many times as fast, it is looked
 # Parts of GPU-ms that are the work itself; any other one is a bottleneck that could be removed.
 WORK = ("weights", "arithmetic")
 FAR = "its TTFT is too far outside of what the factors were fitted on, so no limit on it is judged"
@@ -139,21 +136,6 @@ class Looked:
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
-    """Until when a choice keeps the objectives. concurrency: the most requests in flight at which
-    it does. broken: what it misses with one more; None: nothing up to `MOST_CONCURRENT`, or nothing
-    is predicted of it. is_full: whether KV has no room for that one more. rate: of an open loop,
-    the highest in requests/s, in steps of 1 / STEPS of that which was asked for; then `broken` is
-    of the next step.
-    """
-
-    concurrency: int
-    broken: Margin | None
-    is_full: bool
-    rate: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Choice:
     """An offer, and what would change it. smaller: what is smaller, and misses by least; with no
     prediction of any, why. fp8: the smallest offer of the same kind of GPU in FP8, where that takes
@@ -247,7 +229,9 @@ def _looked(wanted: Wanted, found: Candidates) -> Looked:
 def _choice(wanted: Wanted, offer: Offer | None, looked: Sequence[Looked]) -> Choice | None:
     if offer is None:
         return None
-    return Choice(offer, limit(wanted, offer), _smaller(offer, looked), _in_fp8(wanted, offer))
+    name, asked = offer.layout.name, wanted.case.asked
+    until = limit(offer.setting, name, asked, wanted.objectives)
+    return Choice(offer, until, _smaller(offer, looked), _in_fp8(wanted, offer))
 
 
 def _smaller(offer: Offer, looked: Sequence[Looked]) -> Offer | Refusal | None:
@@ -272,48 +256,3 @@ def _in_fp8(wanted: Wanted, offer: Offer) -> Offer | None:
     case = wanted.on(offer.hardware, replace(precision, quantization="fp8"))
     looked = (_looked(wanted, _candidates(case, count)) for count in counts)
     return next((found for one in looked if (found := smallest(one.offers))), None)
-
-
-def limit(wanted: Wanted, offer: Offer) -> Limit:
-    """Up to how many requests in flight, or which rate of an open loop, an offer keeps the
-    objectives, by doubling and then by bisection."""
-    asked = wanted.case.asked
-
-    def at(load: Asked) -> tuple[Prediction, Margin | None]:
-        one = predict(offer.setting, offer.layout.name, load)
-        assert isinstance(one, Prediction), "it is predicted of a smaller load"
-        found = margins(wanted.objectives, one, asked.lengths)
-        return one, min(found, key=lambda margin: margin.share) if found else None
-
-    def keeps(load: Asked) -> bool:
-        _, least = at(load)
-        return least is not None and least.share >= 0
-
-    if asked.arrivals:
-        found = _highest(lambda steps: keeps(asked.faster(steps / STEPS)), STEPS, STEPS * FASTEST)
-        missed = None if found == STEPS * FASTEST else at(asked.faster((found + 1) / STEPS))[1]
-        return Limit(asked.max_concurrency, missed, False, asked.rate * found / STEPS)
-    found = _highest(
-        lambda number: keeps(replace(asked, max_concurrency=number)),
-        asked.max_concurrency,
-        MOST_CONCURRENT,
-    )
-    if found >= MOST_CONCURRENT:
-        return Limit(found, None, False)
-    one, missed = at(replace(asked, max_concurrency=found + 1))
-    return Limit(found, missed, one.in_flight < found + 1)
-
-
-def _highest(keeps: Callable[[int], bool], holds: int, most: int) -> int:
-    """The highest number up to `most` that is kept, of which `holds` is one."""
-    if holds >= most:
-        return holds
-    breaks = min(2 * holds, most)
-    while keeps(breaks):
-        if breaks == most:
-            return most
-        holds, breaks = breaks, min(2 * breaks, most)
-    while breaks - holds > 1:
-        middle = (holds + breaks) // 2
-        holds, breaks = (middle, breaks) if keeps(middle) else (holds, middle)
-    return holds

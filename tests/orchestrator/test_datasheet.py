@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.errors import UserError
 from orchestrator.node import datasheet
-from orchestrator.predict.hardware import find
+from orchestrator.predict.hardware import Attainable, find, of_sheet
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,17 @@ def test_a_card_is_known_by_its_name(name, gigabytes):
         "AMD Instinct MI308X",
         "NVIDIA H20 PCIe",
         "NVIDIA A100 PCIe",  # of 40 or of 80 GB?
+        "A100 40GB",  # PCIe or SXM?
+        "a100-40gb",
+        "NVIDIA A100-SXM-64GB",
+        "NVIDIA H100 96GB HBM3",
+        "H20 141GB",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "NVIDIA H100 NVL MIG 1g.12gb",
+        "NVIDIA B200 MIG 1g.23gb",
+        "H100 and B200",
+        "H200, H100 PCIe",
     ],
 )
 def test_a_card_with_nearly_the_same_name_is_not_taken_for_it(name):
@@ -125,6 +136,11 @@ def test_one_rule_finds_a_card_by_what_people_write_and_by_what_drivers_say(writ
 def test_an_unknown_card_is_refused_with_the_nearest_name():
     with pytest.raises(UserError, match="no data sheet of 'h20 pcie' is known; did you mean h"):
         find("h20 pcie")
+
+
+def test_a_card_whose_rates_are_not_known_is_refused_with_what_to_do():
+    with pytest.raises(UserError, match=r"of RTX 5090 D .* is known; use another --gpu"):
+        of_sheet("rtx 5090 d", Attainable(0.9, 0.7, 0.8), None)
 
 
 def test_what_programs_see_of_a_memory_is_less_than_makers_write():

@@ -63,8 +63,29 @@ def test_one_concurrency_or_one_token_out_has_no_closed_form():
 
 def test_the_error_is_the_greatest_of_any_point():
     bent = [loop(1), loop(32), loop(100)]
-    slow = Point(100, bent[2].throughput / 2, bent[2].ttft_ms, bent[2].tpot_ms)
-    assert fit([*bent[:2], slow], OUTPUT_LEN).error_pct == pytest.approx(100.0)
+    slow = Point(100, bent[2].throughput / 1.1, bent[2].ttft_ms, bent[2].tpot_ms)
+    found = fit([*bent[:2], slow], OUTPUT_LEN)
+    assert found.error_pct == pytest.approx(10.0)
+    assert found.formula
+
+
+@pytest.mark.parametrize(
+    ("points", "why"),
+    [
+        ([(1, 10, 10, 10), (8, 9, 100, 100), (64, 5, 2000, 1500)], "through TPOT, what no request"),
+        ([(1, 90, 10, 10), (8, 700, 90, 11), (64, 3000, 900, 19)], "through TTFT, what no request"),
+        ([(1, 90, 20, 10), (8, 900, 20, 7)], "through TPOT, what each request adds is below 0"),
+        ([(1, 90, 20, 10), (8, 700, 12, 11)], "through TTFT, what each request adds is below 0"),
+        ([(1, 100, 50, 10), (8, 400, 55, 12), (64, 900, 500, 30)], "% off the lines through them"),
+    ],
+)
+def test_points_that_lie_on_no_lines_have_one_clause_and_no_closed_form(points, why):
+    found = fit([Point(*one) for one in points], 64)
+    assert (found.formula, found.max_throughput, found.knee) == (None, None, None)
+    assert (found.best_point, found.decay_pct) == (None, None)
+    assert why in found.misfit
+    assert found.sentence(64) == f"no closed form: {found.misfit}"
+    assert math.isfinite(found.error_pct)
 
 
 def test_what_lies_beyond_the_points_is_said_to():

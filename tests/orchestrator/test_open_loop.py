@@ -155,6 +155,27 @@ def test_kv_lets_in_no_more_than_it_has_room_for() -> None:
     assert (found.most, found.most_tokens, found.late) == (4, 4 * 384, 36)
 
 
+def test_micro_batches_without_requests_wait_for_one_that_has_some() -> None:
+    room = {"seats": 8, "kv_tokens": 400}  # of one request at once
+    found = served([(256, 128)] * 6, 1e6, layout="pp4", engine=TORCH, hardware=H200, **room)
+    assert (len(found.served), found.most, found.late) == (6, 1, 5)
+    assert all(one.done for one in found.served)
+
+
+def test_a_request_that_comes_during_a_pass_and_has_a_seat_is_not_late() -> None:
+    slow = replace(TORCH, start_s=0.005)  # so the second one is still to be let in at 5 ms
+    one = Replica(setting("tp1", "llama-8b", engine=slow), 8, 10**6, 2048)
+    one.serve([Arrival(at_s, 256, 128) for at_s in (0.0, 0.001)])
+    assert (one.most, one.late) == (2, 0)
+
+
+def test_requests_whose_seats_are_let_go_of_after_the_last_one_came_are_late() -> None:
+    half_s = alone_s((256, 128)) / 2
+    one = Replica(setting("tp1", "llama-8b"), 2, 10**6, 2048)
+    one.serve([Arrival(at_s, 256, 128) for at_s in (0.0, 0.0, half_s, half_s)])
+    assert (one.most, one.late) == (2, 2)
+
+
 def test_an_engine_whose_passes_hold_prompts_and_tokens_is_done_sooner() -> None:
     lengths, rate = [(2048, 64)] * 60, 20.0
     apart = served(lengths, rate, seats=60, engine=TORCH, hardware=H200)
@@ -251,6 +272,28 @@ def test_a_recommendation_for_a_trace_says_up_to_which_rate_it_holds(trace: Path
     shown = " ".join(run(*asked, *limits).stdout.split())
     assert "holds up to" in shown
     assert "arriving a little faster" in shown
+
+
+def test_a_rate_holds_only_where_throughput_keeps_up_with_arrivals(trace: Path) -> None:
+    # a limit on TPOT alone, which no backlog breaks
+    asked = ("recommend", "--model", "llama-8b", "--dataset-path", str(trace), "--gpu", "h200")
+    limits = ("--slo", "tpot:1000", "--gpus-max", "1", "--concurrency", "2")
+    choice = json.loads(run(*asked, *limits, "--json").stdout)["smallest"]
+    assert choice["then_misses"] is None
+    assert choice["holds_up_to_rate"] <= choice["closed_rate"] < 16 * 2.02
+    assert choice["holds_up_to_rate"] + 2.02 / 8 > choice["closed_rate"]
+    assert "requests/s, so of more, ever more wait" in " ".join(run(*asked, *limits).stdout.split())
+
+
+def test_a_rate_that_is_not_kept_up_with_holds_for_its_requests_alone(trace: Path) -> None:
+    asked = ("recommend", "--model", "llama-8b", "--dataset-path", str(trace), "--gpu", "h200")
+    limits = ("--slo", "tpot:1000", "--gpus-max", "1", "--concurrency", "2", "--trace-speed", "9")
+    choice = json.loads(run(*asked, *limits, "--json").stdout)["smallest"]
+    assert choice["holds_up_to_rate"] is None
+    assert choice["closed_rate"] < 9 * 2
+    assert choice["prediction"]["late"] > 0
+    shown = " ".join(run(*asked, *limits).stdout.split())
+    assert "holds for these requests alone and no longer stream at this rate" in shown
 
 
 @pytest.mark.parametrize(

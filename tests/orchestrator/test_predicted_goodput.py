@@ -91,3 +91,22 @@ def test_one_node_has_no_goodput() -> None:
     shown, first = plan("--gpus", "16", "--gpus-per-node", "16")
     assert first["goodput"] is None
     assert "oodput" not in shown
+
+
+@pytest.mark.parametrize("asked", ["--failure-rate", "--recovery", "--straggler"])
+def test_what_is_asked_of_failures_within_one_node_is_refused(asked: str) -> None:
+    base = ("plan", "--model", "llama-70b", "--gpu", "h100", "--gpus", "8", asked, "0.5")
+    done = CliRunner().invoke(cli.main, base)
+    assert done.exit_code == 2
+    (line,) = done.stderr.splitlines()
+    assert f"{asked}: goodput is worked out of more than one node, and 8 GPUs are within" in line
+
+
+def test_slower_gpus_lower_the_goodput_of_an_open_loop_only_above_saturation() -> None:
+    asked = ("--gpus", "16", "--network", "50", "--num-prompts", "40", "--straggler", "0.2")
+    for rate, is_saturated in (("1", False), ("10000", True)):
+        _, first = plan(*asked, "--request-rate", rate, "--max-concurrency", "4")
+        kept = first["goodput"]["output_throughput"] / first["output_throughput"]["value"]
+        assert first["goodput"]["pace"] > 1.05
+        assert (kept < 0.99) == is_saturated
+        assert is_saturated or kept == 1

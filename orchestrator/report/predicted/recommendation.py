@@ -12,15 +12,8 @@ from rich.padding import Padding
 from rich.table import Table
 
 from orchestrator.predict.load import Asked
-from orchestrator.predict.objectives import Margin
-from orchestrator.predict.recommend import (
-    MOST_CONCURRENT,
-    Choice,
-    Offer,
-    Recommendation,
-    Refusal,
-    nearest,
-)
+from orchestrator.predict.objectives import FASTEST, MOST_CONCURRENT, Limit, Margin
+from orchestrator.predict.recommend import Choice, Offer, Recommendation, Refusal, nearest
 from orchestrator.report.predicted.plan_table import estimated, print_fitting
 
 CERTAIN, LIKELY = "certain", "likely"
@@ -122,7 +115,7 @@ def _about(choice: Choice) -> Iterator[str]:
     if offer.prediction.late:
         yield f"  {offer.prediction.late} requests wait when the last one arrives"
     is_short = offer.prediction.in_flight < offer.prediction.max_concurrency
-    if limit.rate is None and limit.broken is None and is_short:
+    if limit.closed_rate is None and limit.broken is None and is_short:
         yield f"  at once are served {offer.prediction.in_flight} requests; the others wait"
 
 
@@ -138,8 +131,8 @@ def _margin(margin: Margin) -> str:
 
 def _until(choice: Choice) -> str:
     limit = choice.limit
-    if limit.rate is not None:
-        return _until_rate(limit.rate, limit.broken)
+    if limit.closed_rate is not None:
+        return _until_rate(limit, limit.closed_rate)
     if limit.broken is None:
         looked = limit.concurrency >= MOST_CONCURRENT
         further = "further was not looked" if looked else "no TTFT is predicted of more"
@@ -151,10 +144,13 @@ def _until(choice: Choice) -> str:
     )
 
 
-def _until_rate(rate: float, broken: Margin | None) -> str:
-    said = f"holds up to {rate:.3g} requests/s"
+def _until_rate(limit: Limit, most: float) -> str:
+    served = f"a closed loop completes {most:.3g} requests/s, so of more, ever more wait"
+    if limit.rate is None:
+        return f"holds for these requests alone and no longer stream at this rate: {served}"
+    said, broken = f"holds up to {limit.rate:.3g} requests/s", limit.broken
     if broken is None:
-        return f"{said}; further was not looked, or no TTFT is predicted"
+        return f"{said}; {served} (and {FASTEST} times the rate is the most looked at)"
     found = f"{broken.objective.metric} is {broken.predicted.value:.4g} ms"
     return f"{said}; arriving a little faster {found}"
 

@@ -56,6 +56,7 @@ def _choice_data(choice: Choice | None) -> dict[str, object] | None:
         },
         "holds_up_to": choice.limit.concurrency,
         "holds_up_to_rate": choice.limit.rate,
+        "closed_rate": choice.limit.closed_rate,
         "then_misses": broken and _margin_data(broken),
         "smaller": _offer_data(smaller) if isinstance(smaller, Offer) else smaller,
         "in_fp8": choice.fp8 and _offer_data(choice.fp8),
