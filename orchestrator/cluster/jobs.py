@@ -75,12 +75,10 @@ def connect(address: str) -> Jobs:
         raise UserError(f"'{address}' is no address of jobs; write http://HOST:8265")
     for module in TALKATIVE:
         logging.getLogger(module).setLevel(logging.ERROR)
-    import requests
-
     token = ray_private.own_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        requests.get(f"{address}/api/version", timeout=ANSWER_S, headers=headers)
+        _check_answers(f"{address}/api/version")
         with _without(VARIABLES):
             return Jobs(address, JobSubmissionClient(address, headers=headers))
     except AuthenticationError as error:
@@ -93,6 +91,15 @@ def connect(address: str) -> Jobs:
             f"no Ray cluster answers at {address}; give the address of its dashboard, "
             "http://HOST:8265"
         ) from error
+
+
+def _check_answers(url: str) -> None:
+    """Raise OSError where nothing answers at `url` soon: Ray's client would wait for ever."""
+    from urllib.error import HTTPError
+    from urllib.request import urlopen
+
+    with contextlib.suppress(HTTPError), urlopen(url, timeout=ANSWER_S):
+        pass
 
 
 @contextlib.contextmanager
@@ -186,11 +193,9 @@ class Jobs:
 
     @contextlib.contextmanager
     def _answered(self) -> Iterator[None]:
-        import requests
-
         try:
             yield
-        except requests.exceptions.RequestException as error:
+        except OSError as error:  # which those of `requests` are
             raise UserError(f"the Ray cluster at {self.address} answers no more") from error
         except RuntimeError as error:
             reason = (str(error).strip().splitlines() or ["it did not say why"])[-1]
