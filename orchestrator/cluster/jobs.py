@@ -23,7 +23,9 @@ POLL_S = 1.0  # between two looks at a job that is followed
 # Parts of Ray that tell of uploads.
 TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
 OURS = "orchestrator"  # in the metadata of our jobs: what they do
-SUBMIT, FETCH = "submit", "fetch"
+SUBMIT, DRY_RUN, FETCH = "submit", "dry-run", "fetch"
+ANSWER_S = 10.0  # to wait for the first answer
+PATIENCE_S = 60.0  # to go on following a job while the cluster does not answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class Job:
 
     id: experiment and attempt. does: "submit" or "fetch"; "" for a job of somebody else.
     experiment, model, layouts: what was asked. results: their folder there, as a shell reads it.
+    asked: a digest of the fields and flags.
     status: PENDING, RUNNING, SUCCEEDED, STOPPED or FAILED. started_at, ended_at: UTC, ISO 8601;
     None where it has not come to that. exit_code: of the driver. message: Ray's, on its status.
     """
@@ -42,6 +45,7 @@ class Job:
     model: str
     layouts: str
     results: str
+    asked: str
     status: str
     entrypoint: str
     started_at: str | None
@@ -71,9 +75,12 @@ def connect(address: str) -> Jobs:
         raise UserError(f"'{address}' is no address of jobs; write http://HOST:8265")
     for module in TALKATIVE:
         logging.getLogger(module).setLevel(logging.ERROR)
+    import requests
+
     token = ray_private.own_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
+        requests.get(f"{address}/api/version", timeout=ANSWER_S, headers=headers)
         with _without(VARIABLES):
             return Jobs(address, JobSubmissionClient(address, headers=headers))
     except AuthenticationError as error:
@@ -155,10 +162,16 @@ class Jobs:
 
     def follow(self, job_id: str, write: Callable[[str], None]) -> Job:
         """Write what its driver prints until it has ended. Returns it as it ended."""
-        written = 0
+        written, answered_at = 0, time.monotonic()
         while True:
-            job = self.get(job_id)
-            text = self.logs(job_id)
+            try:
+                job, text = self.get(job_id), self.logs(job_id)
+            except UserError as error:
+                if time.monotonic() - answered_at > PATIENCE_S:
+                    raise UserError(f"{error}; job {job_id} goes on there") from error
+                time.sleep(POLL_S)
+                continue
+            answered_at = time.monotonic()
             if len(text) > written:
                 write(text[written:])
                 written = len(text)
@@ -180,7 +193,7 @@ class Jobs:
         except requests.exceptions.RequestException as error:
             raise UserError(f"the Ray cluster at {self.address} answers no more") from error
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
+            reason = (str(error).strip().splitlines() or ["it did not say why"])[-1]
             raise UserError(f"the Ray cluster at {self.address} refused: {reason}") from error
 
 
@@ -193,6 +206,7 @@ def _job(details: Any) -> Job:
         model=metadata.get("model", ""),
         layouts=metadata.get("layouts", ""),
         results=metadata.get("results", ""),
+        asked=metadata.get("asked", ""),
         status=str(details.status.value),
         entrypoint=details.entrypoint,
         started_at=_at(details.start_time),

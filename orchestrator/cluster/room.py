@@ -33,7 +33,8 @@ def await_room(wait: Callable[[float], bool], why: Callable[[], str], patience: 
     while not wait(min(RESERVE_S, limit - waited)):
         waited += RESERVE_S
         if waited >= limit:
-            raise RunFailed(f"{why()}; --wait-for-resources 10m waits for them")
+            advice = "" if patience.wait_s else "; --wait-for-resources 10m waits for them"
+            raise RunFailed(f"{why()}{advice}")
         patience.tell(f"waiting since {waited:.0f} s, {limit:.0f} s at most: {why()}")
 
 

@@ -8,18 +8,21 @@ import dataclasses
 import io
 import os
 import re
+import secrets
 import shlex
 import sys
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.cluster.address import VARIABLES, is_jobs_address
-from orchestrator.cluster.jobs import FETCH, OURS, SUBMIT, Job, Jobs, connect
+from orchestrator.cluster.jobs import DRY_RUN, FETCH, OURS, SUBMIT, Job, Jobs, connect
 from orchestrator.commands import SOME_FAILED
 from orchestrator.errors import UserError
 from orchestrator.report.output import Output, say
+from orchestrator.store.names import digest
 
 if TYPE_CHECKING:
     from orchestrator.experiment import Experiment
@@ -41,22 +44,20 @@ def submit(experiment: Experiment, address: str, flags: tuple[str, ...], wait: b
     with tempfile.TemporaryDirectory(prefix="orchestrator-") as name:
         folder = Path(name)
         experiment_name = parcel(experiment, folder)
-        attempts = jobs.attempts(experiment_name)
-        if attempts and attempts[-1].is_live:
-            job = attempts[-1]
-            say(f"Job {job.id} runs already; attached to it.", err=True)
-        else:
-            number = 1 + max((one.attempt for one in attempts), default=0)
-            command = ["orchestrator", "submit", "--config", CONFIG, *flags]
-            entrypoint = f"{shlex.join(command)} --result-dir {_root(experiment.result_dir)}"
-            metadata = {
-                OURS: SUBMIT,
-                "experiment": experiment_name,
-                "model": experiment.model,
-                "layouts": ",".join(experiment.strategy),
-                "results": _root(experiment.result_dir),
-            }
-            job = jobs.submit(f"{experiment_name}-{number}", entrypoint, metadata, folder)
+        results = _root(experiment.result_dir, experiment_name)
+        command = ["orchestrator", "submit", "--config", CONFIG, *flags]
+        entrypoint = f"{shlex.join(command)} --result-dir {results}"
+        metadata = {
+            OURS: DRY_RUN if "--dry-run" in flags else SUBMIT,
+            "experiment": experiment_name,
+            "model": experiment.model,
+            "layouts": ",".join(experiment.strategy),
+            "results": results,
+            "asked": digest([(folder / CONFIG).read_text(encoding="utf-8"), entrypoint]),
+        }
+        job = _live(jobs, experiment_name, metadata)
+        if job is None:
+            job = jobs.submit(_id(jobs, experiment_name, metadata), entrypoint, metadata, folder)
             say(f"Job {job.id} was submitted to {address}.", err=True)
     if not wait:
         say(job.id)
@@ -64,10 +65,36 @@ def submit(experiment: Experiment, address: str, flags: tuple[str, ...], wait: b
     return _followed(jobs, job)
 
 
-def _root(result_dir: Path | None) -> str:
-    """The folder of results on the cluster, as a shell reads it: a relative one is in the home of
-    the cluster's user."""
-    path = result_dir or Path("results")
+def _live(jobs: Jobs, experiment: str, metadata: Mapping[str, str]) -> Job | None:
+    """The job that does what is asked already. Raises UserError where another one writes to the
+    same results."""
+    if metadata[OURS] != SUBMIT:
+        return None
+    for job in jobs.attempts(experiment):
+        if job.is_live and job.asked != metadata["asked"]:
+            raise UserError(
+                f"job {job.id} writes to the same results and was asked for something else "
+                f"(layouts {job.layouts}); wait for it with `orchestrator logs -f {job.id}`, or "
+                "cancel it"
+            )
+        if job.is_live:
+            say(f"Job {job.id} runs already; attached to it.", err=True)
+            return job
+    return None
+
+
+def _id(jobs: Jobs, experiment: str, metadata: Mapping[str, str]) -> str:
+    """Of a new job: the next attempt, or, of one that measures nothing, any that is free."""
+    if metadata[OURS] != SUBMIT:
+        return f"{experiment}-{metadata[OURS]}-{secrets.token_hex(2)}"
+    return f"{experiment}-{1 + max((one.attempt for one in jobs.attempts(experiment)), default=0)}"
+
+
+def _root(result_dir: Path | None, experiment: str) -> str:
+    """The folder of an experiment's results on the cluster, as a shell reads it: a relative one is
+    in the home of the cluster's user. It has the name that the experiment has here: there, a
+    checkpoint may count otherwise."""
+    path = (result_dir or Path("results")) / experiment
     return shlex.quote(str(path)) if path.is_absolute() else f'"$HOME"/{shlex.quote(str(path))}'
 
 
@@ -91,12 +118,12 @@ def _outcome(jobs: Jobs, job: Job) -> int:
             f"job {job.id}: the head of the cluster at {jobs.address} finds no `orchestrator`; "
             "install this project there, and start Ray with its environment on PATH"
         )
-    if job.status == "SUCCEEDED" or job.exit_code == SOME_FAILED:
-        say(f"`orchestrator fetch {job.experiment}` brings the results here.", err=True)
-    elif job.exit_code is None:
+    if job.status != "SUCCEEDED" and job.exit_code != SOME_FAILED:
         say(f"Job {job.id} {job.status.lower()}: {_reason(job)}", err=True)
+    elif job.does == SUBMIT:
+        say(f"`orchestrator fetch {job.experiment}` brings the results here.", err=True)
     if job.exit_code is not None:
-        return job.exit_code
+        return job.exit_code if job.exit_code >= 0 else 128 - job.exit_code
     return 0 if job.status == "SUCCEEDED" else 1
 
 
@@ -172,13 +199,15 @@ def fetch(address: str, name: str, into: Path, out: Output) -> None:
     target = into / job.experiment
     if target.exists():
         raise UserError(f"{target} is there already; give another --out, or move it away")
-    sender = f"{job.experiment}-fetch-{os.getpid()}"
+    sender = f"{job.experiment}-fetch-{secrets.token_hex(2)}"
     jobs.submit(sender, _sending(job), {OURS: FETCH})
     ended = jobs.follow(sender, lambda _: None)
     text = jobs.logs(sender)
     if ended.exit_code:
         raise UserError(f"{job.experiment} has no results yet that can be packed: {_last(text)}")
-    _unpack(text, into)
+    if ended.status != "SUCCEEDED":
+        raise UserError(f"the cluster could not send the results: {_reason(ended)}")
+    _unpack(text, into, job.experiment)
     out.show(lambda: {"results": str(target)}, lambda console: say(target))
 
 
@@ -187,17 +216,23 @@ def _sending(job: Job) -> str:
     log."""
     name = shlex.quote(job.experiment)
     return (
-        f"cd $(mktemp -d) && orchestrator pack {job.results}/{name} --out {name} && echo {BEGIN} "
-        f"&& tar -cz {name} | base64 && echo {END}"
+        f"D=$(mktemp -d) && cd $D && orchestrator pack {job.results} --out {name} && echo {BEGIN} "
+        f"&& tar -cz {name} | base64 && echo {END}; S=$?; rm -rf $D; exit $S"
     )
 
 
-def _unpack(text: str, into: Path) -> None:
+def _unpack(text: str, into: Path, experiment: str) -> None:
+    """Write the folder `experiment` of what was sent into `into`, whole or not at all."""
     found = re.search(rf"^{BEGIN}$(.*)^{END}$", text, re.MULTILINE | re.DOTALL)
     try:
         data = base64.b64decode(found[1] if found else "", validate=False)
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
-            archive.extractall(into, filter="data")
+        into.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(dir=into, prefix=".fetch-") as halfway,
+            tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive,
+        ):
+            archive.extractall(halfway, filter="data")
+            (Path(halfway) / experiment).rename(into / experiment)
     except (binascii.Error, tarfile.TarError, EOFError, OSError) as error:
         raise UserError(f"what the cluster sent is cut short ({error}); try again") from error
 

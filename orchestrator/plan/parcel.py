@@ -22,7 +22,11 @@ from workers.versions import PROJECT
 
 CONFIG = "experiment.yaml"
 GROUPS = (layouts.GROUP, engines.GROUP, datasets.GROUP)
-FILES = {"dataset_path": "dataset", "data": "data", "fabric": "fabric"}  # field -> the folder it travels in
+FILES = {
+    "dataset_path": "dataset",
+    "data": "data",
+    "fabric": "fabric",
+}  # field -> the folder it travels in
 MOST_BYTES = 100 << 20  # Ray takes 512 MB and keeps all of it in the head's memory
 # Of the machine that submits, not of the experiment.
 LEFT_OUT = {"address", "result_dir"}
@@ -33,8 +37,8 @@ def parcel(experiment: Experiment, folder: Path) -> str:
     names, and the plug-ins installed here. Returns the name of the folder that its results will
     have there.
 
-    Raises UserError for a checkpoint without an absolute path, which must be on every node, and for
-    more than MOST_BYTES.
+    Raises UserError for a checkpoint without an absolute path, which must be on every node, for
+    a file or folder of more than MOST_BYTES, and for a plug-in without files.
     """
     _check_model(experiment.model)
     if experiment.save_checkpoint and not experiment.save_checkpoint.is_absolute():
@@ -46,17 +50,10 @@ def parcel(experiment: Experiment, folder: Path) -> str:
     for field, place in FILES.items():
         path = getattr(experiment, field)
         if path is not None:
-            fields[field] = str(_copied(path, folder, place))
+            fields[field] = str(_copied(path.resolve(), folder, place))
     (folder / CONFIG).write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
     for plugin in plugins():
         _copy_plugin(plugin, folder)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    if size > MOST_BYTES:
-        raise UserError(
-            f"{format_bytes(size)} would travel with the job, more than "
-            f"{format_bytes(MOST_BYTES)}; put the dataset on the nodes and run `orchestrator "
-            "submit --address auto` there"
-        )
     with contextlib.chdir(folder):  # a file counts by its path too, and there it is this one
         return folder_of(Experiment(**fields)).name
 
@@ -83,11 +80,24 @@ def _copied(path: Path, folder: Path, place: str) -> Path:
     none."""
     if not path.exists():
         raise UserError(f"{path} does not exist")
+    _check_size(path)
     inside = Path(place) / path.name
     (folder / place).mkdir(exist_ok=True)
-    copy = shutil.copytree if path.is_dir() else shutil.copy2
-    copy(path, folder / inside)
+    if path.is_dir():  # hidden files may hold secrets, and Ray would heed a .gitignore
+        shutil.copytree(path, folder / inside, ignore=shutil.ignore_patterns(".*"))
+    else:
+        shutil.copy2(path, folder / inside)
     return inside
+
+
+def _check_size(path: Path) -> None:
+    files = (path,) if path.is_file() else path.rglob("*")
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    if size > MOST_BYTES:
+        raise UserError(
+            f"{path} has {format_bytes(size)}, and {format_bytes(MOST_BYTES)} may travel with a "
+            "job; put it on the nodes and run `orchestrator submit --address auto` there"
+        )
 
 
 def _copy_plugin(plugin: Distribution, folder: Path) -> None:
@@ -97,7 +107,10 @@ def _copy_plugin(plugin: Distribution, folder: Path) -> None:
     for name in sorted(modules):
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:
-            continue
+            raise UserError(
+                f"the plug-in {plugin.metadata['Name']} has no file {name} that could travel with "
+                "a job; install it on the nodes and uninstall it here"
+            )
         origin = Path(spec.origin)
         if spec.submodule_search_locations:
             ignored = shutil.ignore_patterns("__pycache__")

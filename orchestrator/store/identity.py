@@ -71,11 +71,18 @@ def _is_asked(experiment: Experiment, name: str) -> bool:
 
 
 def stamp(path: Path) -> str:
-    """A text that changes when a dataset or a folder of weights changes: a hash of the file's
-    content, or of the sizes and times of the files in the folder."""
+    """A text that changes when a dataset or a folder of weights changes: a hash of what is in a
+    file or in the files of a dataset, and of the sizes and times of weights, which are large."""
     if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    weights = (file for file in path.iterdir() if file.suffix in (".json", ".safetensors"))
-    rows = (file for file in path.rglob("*") if file.suffix in OF_ROWS)
-    files = sorted((*weights, *rows))
-    return digest([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+        return _content(path)
+    weights = sorted(file for file in path.iterdir() if file.suffix in (".json", ".safetensors"))
+    if any(file.suffix == ".safetensors" for file in weights):
+        found = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in weights]
+        return digest(found)
+    rows = sorted(file for file in path.rglob("*") if file.suffix in OF_ROWS)
+    return digest([(file.name, _content(file)) for file in dict.fromkeys((*weights, *rows))])
+
+
+def _content(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

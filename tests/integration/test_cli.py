@@ -82,6 +82,7 @@ def test_every_field_of_an_experiment_is_an_option() -> None:
     asked = {*Experiment.model_fields, "config", "dry_run", "no_wait", "as_json"}
     assert {option.name for option in ablate.params} == asked
     machines = {"gpu", "gpus", "gpus_per_node", "network", "gpu_hour_cost"}
+    machines |= {"failure_rate", "recovery", "straggler"}
     assert {option.name for option in submit.params} == asked - {"technique"} | {"trace"} | machines
     assert all(isinstance(option, click.Option) and option.help for option in ablate.params)
 
