@@ -144,21 +144,26 @@ def asked_of(
     """The load of a scenario, at the highest concurrency that is asked for. cost: of an hour of a
     GPU. Raises UserError for one that no prediction is made of."""
     from orchestrator.plan import models
-    from orchestrator.plan.open_loops import is_open, timed_requests
+    from orchestrator.plan.open_loops import is_open, longest_prompt, timed_requests
+    from orchestrator.plan.planning import choose_prefill_tokens
     from orchestrator.predict.load import Arrival, Asked
     from orchestrator.predict.plan import check_known
     from orchestrator.predict.replica import Lengths
 
     scenario = experiment.scenarios[number]
-    most, seats = _prefill_tokens(experiment, fitted), max(experiment.max_concurrency)
+    seats = max(experiment.max_concurrency)
     if is_open(experiment) and not experiment.find_rate:
         model = models.resolve(experiment.model, "dummy")
         timed = timed_requests(experiment, scenario, seats, model)
         found = tuple(Arrival(*one) for one in timed)
-        return Asked.opened(found, seats, most or max(one.input_len for one in found), cost)
+        is_own = experiment.chunked_prefill_size is None and not fitted.separate
+        whole = longest_prompt(experiment, timed)
+        most = fitted.prefill_tokens if is_own else choose_prefill_tokens(experiment, whole)
+        return Asked.opened(found, seats, most, cost)
     check_known(scenario.name, scenario.input_len, scenario.output_len, _other(experiment))
     whole = max(fitted.prefill_tokens, scenario.input_len)
-    lengths = Lengths(scenario.input_len, scenario.output_len, most or whole)
+    most = _prefill_tokens(experiment, fitted) or whole
+    lengths = Lengths(scenario.input_len, scenario.output_len, most)
     return Asked(lengths, seats, experiment.num_prompts, cost)
 
 

@@ -3,6 +3,7 @@ were asked for."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from orchestrator.errors import UserError
@@ -10,7 +11,7 @@ from orchestrator.experiment import Experiment, Scenario
 from orchestrator.plan.arrival_times import arrival_times
 from orchestrator.plan.models import ResolvedModel
 from orchestrator.plan.prompts import read_prompts
-from orchestrator.plan.workload import mixed_lengths
+from orchestrator.plan.workload import check_counts, longest_input, mixed_lengths
 
 REQUESTS = 300  # unless it is said how many
 Timed = tuple[float, int, int]
@@ -27,27 +28,37 @@ def timed_requests(
     """(seconds since the start, tokens in, tokens out) of each request: those that a run has of as
     many of them.
 
-    Raises UserError for what a run refuses of a dataset, for conversations, for one that has no
-    times where no rate is given, and for a trace where one is.
+    Raises UserError for what a run refuses of a dataset, for conversations, and for one that has no
+    times where no rate is given.
     """
-    count = experiment.num_prompts or REQUESTS
     if experiment.dataset_path is not None:
-        return _of_dataset(experiment.model_copy(update={"num_prompts": count}), model)
+        return _of_dataset(experiment, model)
+    count = experiment.num_prompts or REQUESTS
     lengths = [(scenario.input_len, scenario.output_len)] * count
     if scenario.mixed:
         lengths = mixed_lengths(experiment.seed, scenario.mixed, max_concurrency, count)
     return _at_rate(experiment, lengths)
 
 
+def longest_prompt(experiment: Experiment, timed: Sequence[Timed]) -> int:
+    """Tokens of the longest prompt that a run of these requests is made ready for."""
+    if experiment.dataset_path is not None:
+        return max(read for _, read, _ in timed)
+    return longest_input(experiment)
+
+
 def _of_dataset(experiment: Experiment, model: ResolvedModel) -> list[Timed]:
-    found, path = read_prompts(experiment, model), experiment.dataset_path
+    """Its first REQUESTS, or as many as are asked for: from the start again where it has fewer."""
+    count, path = experiment.num_prompts, experiment.dataset_path
+    first = experiment.model_copy(update={"num_prompts": count or REQUESTS})
+    found = read_prompts(first, model)
     if found.reuse == "conversation":
         raise UserError(f"{path}: nothing is predicted of conversations; leave --multi-turn out")
-    if found.is_trace and experiment.request_rate is not None:
-        raise UserError("a trace brings its own times of arrival; leave request_rate out")
+    check_counts(experiment, found)
     if not found.is_trace and experiment.request_rate is None:
         raise UserError(f"{path}: the dataset has no times of arrival; give --request-rate")
-    served = [(one.arrival_s, len(one.tokens), one.output_len) for one in found.served]
+    prompts = itertools.islice(itertools.cycle(found.served), count or len(found.served))
+    served = [(one.arrival_s, len(one.tokens), one.output_len) for one in prompts]
     timed = [(at, read, made) for at, read, made in served if at is not None]
     return timed or _at_rate(experiment, [(read, made) for _, read, made in served])
 

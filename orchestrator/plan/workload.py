@@ -40,7 +40,7 @@ class Workload:
         self._dataset = Prompts(())
         if experiment.dataset_path:
             self._dataset = read_prompts(experiment, model)
-            self._check_counts()
+            check_counts(experiment, self._dataset)
         # Lengths are what is asked for; in a conversation, those of the replies of the dataset.
         whole = experiment.dataset_path is None or self.is_trace or experiment.multi_turn
         self.ignore_eos = whole if asked is None else asked
@@ -97,7 +97,7 @@ class Workload:
         """Tokens of the longest prompt of all cells."""
         if self._dataset.served:
             return max(len(prompt.tokens) for prompt in self._dataset.served)
-        return max(longest(scenario)[0] for scenario in self.experiment.scenarios)
+        return longest_input(self.experiment)
 
     def _requests(
         self, scenario: Scenario, max_concurrency: int, stream: int, count: int | None = None
@@ -153,20 +153,27 @@ class Workload:
             replace(one, arrival_s=next(times)) if one.after is None else one for one in requests
         ]
 
-    def _check_counts(self) -> None:
-        """A trace is served once, at its own times."""
-        if not self.is_trace:
-            return
-        asked, there = self.experiment.num_prompts or 0, len(self._dataset.served)
-        if asked > there:
-            raise UserError(f"num_prompts asks for {asked} requests of a trace that has {there}")
-        if self.experiment.request_rate is not None:
-            raise UserError("a trace brings its own times of arrival; leave request_rate out")
-
     def _check_scenario(self, scenario: Scenario) -> None:
         lengths = longest(scenario)
         if sum(lengths) > self.model.shape.max_positions:
             raise UserError(too_long(f"scenario {scenario.name}", *lengths, self.model))
+
+
+def check_counts(experiment: Experiment, dataset: Prompts) -> None:
+    """Raise UserError for more requests of a trace than it has, and for a rate: it is served once,
+    at its own times."""
+    if not dataset.is_trace:
+        return
+    asked, there = experiment.num_prompts or 0, len(dataset.served)
+    if asked > there:
+        raise UserError(f"num_prompts asks for {asked} requests of a trace that has {there}")
+    if experiment.request_rate is not None:
+        raise UserError("a trace brings its own times of arrival; leave request_rate out")
+
+
+def longest_input(experiment: Experiment) -> int:
+    """Most tokens of a prompt of all cells without a dataset."""
+    return max(longest(scenario)[0] for scenario in experiment.scenarios)
 
 
 def longest(scenario: Scenario) -> tuple[int, int]:

@@ -186,9 +186,7 @@ def of_sheet(
     name, sheet = find(gpu)
     stated = ceilings(name)
     if stated is None:
-        raise UserError(
-            f"no memory bandwidth of {name} or of its caches is known; use another --gpu"
-        )
+        raise UserError(f"no memory bandwidth of {name} is known; use another --gpu")
     reached = measured.ceilings if measured else _at(stated, attainable)
     curves = measured.curves if measured else ()
     source = measured.source if measured else f"{SHEET}, at the share that calibrations reach"

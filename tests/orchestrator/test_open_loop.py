@@ -17,10 +17,12 @@ from test_predictions import H200, SHORT, TORCH, setting
 
 from orchestrator import cli
 from orchestrator.analysis.degradation import Point, fit
+from orchestrator.commands.predicting import asked_of
 from orchestrator.experiment import Experiment
 from orchestrator.plan import models
 from orchestrator.plan.arrival_times import arrival_times
 from orchestrator.plan.open_loops import timed_requests
+from orchestrator.plan.planning import choose_prefill_tokens
 from orchestrator.plan.workload import Workload
 from orchestrator.predict.load import Arrival, Asked
 from orchestrator.predict.open_loop import Replica
@@ -201,6 +203,43 @@ def test_the_requests_of_a_plan_are_those_of_a_run(asked: dict[str, Any]) -> Non
     assert timed_requests(experiment, scenario, 16, model) == expected
 
 
+def test_a_dataset_that_has_fewer_requests_than_are_asked_for_begins_again(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = ({"prompt_token_ids": [1] * size, "output_len": size} for size in (5, 7, 9))
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    experiment = Experiment(
+        model="llama-8b", request_rate=4.0, dataset_path=str(path), num_prompts=8
+    )
+    model = models.resolve("llama-8b", "dummy")
+    (scenario,) = experiment.scenarios
+    work = Workload(experiment, model).work(scenario, 16)
+    expected = [(one.arrival_s, len(one.prompt), one.output_len) for one in work.requests]
+    assert len(expected) == 8
+    assert timed_requests(experiment, scenario, 16, model) == expected
+
+
+@pytest.mark.parametrize("size", ["off", 512, None])
+@pytest.mark.parametrize("lengths", [{"input_len": "100:4000"}, {"input_len": 300}])
+def test_passes_of_a_plan_have_as_many_prompt_tokens_as_those_of_a_run(
+    size: str | int | None, lengths: dict[str, Any]
+) -> None:
+    experiment = Experiment(
+        model="llama-8b",
+        request_rate=4.0,
+        num_prompts=5,
+        output_len=8,
+        chunked_prefill_size=size,
+        **lengths,
+    )
+    longest = Workload(experiment, models.resolve("llama-8b", "dummy")).longest_prompt()
+    asked = asked_of(experiment, 0, TORCH)
+    expected = choose_prefill_tokens(experiment, longest)
+    assert asked.lengths.prefill_tokens == expected
+    its_own = replace(TORCH, separate=False, prefill_tokens=16384)  # as vLLM has it by itself
+    found = asked_of(experiment, 0, its_own).lengths.prefill_tokens
+    assert found == (16384 if size is None else expected)
+
+
 # -- the commands
 
 
@@ -306,6 +345,11 @@ def test_a_rate_that_is_not_kept_up_with_holds_for_its_requests_alone(trace: Pat
             "a trace brings its own times of arrival",
         ),
         ([{"timestamp": 0, "input_length": 0, "output_length": 5}], (), "the prompt is empty"),
+        (
+            [{"timestamp": 0, "input_length": 5, "output_length": 5}] * 2,
+            ("--num-prompts", "3"),
+            "num_prompts asks for 3 requests of a trace that has 2",
+        ),
     ],
 )
 def test_what_is_no_open_loop_is_refused_in_one_line(
