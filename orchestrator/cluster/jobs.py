@@ -20,6 +20,7 @@ from orchestrator.errors import UserError
 
 LIVE = ("PENDING", "RUNNING")
 POLL_S = 1.0  # between two looks at a job that is followed
+NO_AGENT = "No available agent"  # Ray's words
 # Parts of Ray that tell of uploads.
 TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
 OURS = "orchestrator"  # in the metadata of our jobs: what they do
@@ -153,14 +154,34 @@ class Jobs:
     ) -> Job:
         """Start a job. folder: what travels along, which it finds in its working directory."""
         environment = {"working_dir": str(folder)} if folder else None
+        deadline = time.monotonic() + PATIENCE_S
         with self._answered():
+            while not self._started(deadline, entrypoint, job_id, environment, dict(metadata)):
+                time.sleep(POLL_S)
+        return self.get(job_id)
+
+    def _started(
+        self,
+        deadline: float,
+        entrypoint: str,
+        job_id: str,
+        environment: dict[str, str] | None,
+        metadata: dict[str, str],
+    ) -> bool:
+        """Whether the cluster took a job. A head that has just started has no agent yet, which
+        starts them; one whose agent found its port taken never has."""
+        try:
             self.client.submit_job(
                 entrypoint=entrypoint,
                 submission_id=job_id,
                 runtime_env=environment,
-                metadata=dict(metadata),
+                metadata=metadata,
             )
-        return self.get(job_id)
+        except RuntimeError as error:
+            if NO_AGENT in str(error) and time.monotonic() < deadline:
+                return False
+            raise
+        return True
 
     def logs(self, job_id: str) -> str:
         """What its driver has printed so far."""

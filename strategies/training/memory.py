@@ -150,11 +150,29 @@ class _Buffers:
             size = c * (bucket + (_most_gathered(whole) if stage == "3" else 0))
             return cls(size, size, size)
         if not is_gathered(placement):
-            return cls(received, received, received)
+            return cls._of_copies(placement, load, whole, received, model.head_name)
         if placement.degree("pp") > 1:  # gathered until the last micro-batch is back
             size = 2 * c * sum(whole.values()) + received
             return cls(size, size, size)
         return cls._of_fsdp(whole, c, model.head_name)
+
+    @classmethod
+    def _of_copies(
+        cls,
+        placement: Placement,
+        load: TrainingLoad,
+        whole: Mapping[str, int],
+        received: int,
+        head: str,
+    ) -> _Buffers:
+        """Replicas beside tp are FSDP2 over one rank, which copies what it computes with. DDP sums
+        gradients in buckets, beside those of the micro-batches before the last."""
+        c, degree = compute_bytes(load), placement.degree
+        if degree("dp") > 1 and degree("tp") > 1 and degree("pp") == 1:
+            return cls._of_fsdp(whole, c, head)
+        is_summed = degree("dp") > 1 and degree("pp") == 1 and micro_batches(placement, load) > 1
+        size = received + (c * sum(whole.values()) if is_summed else 0)
+        return cls(size, size, size)
 
     @classmethod
     def _of_fsdp(cls, whole: Mapping[str, int], c: int, head: str) -> _Buffers:

@@ -94,7 +94,7 @@ def test_offload_moves_the_optimizer_and_its_gradients_to_main_memory() -> None:
 
 
 def test_what_fits_leaves_room_for_contexts() -> None:
-    full = replace(LOAD, activation_checkpointing="full")
+    full = replace(LOAD, activation_checkpointing="full", global_batch_size=2)
     one = memory("dp2", load=full)
     assert one.fits(141 * GIB)
     assert not one.fits(80 * GIB)
@@ -192,7 +192,13 @@ def test_fsdp_has_what_is_in_no_layer_gathered_where_the_loss_takes_the_most() -
     one = memory("fsdp2")
     assert one.buffers == 2 * apart
     assert one.activations > 12 * 4096 * 128256
-    assert memory("dp2").buffers == 0
+
+
+def test_replicas_have_gradients_twice_where_several_micro_batches_are_summed() -> None:
+    """In DDP's buckets, and those of the micro-batches before the last."""
+    several = memory("dp2")
+    assert several.buffers == several.gradients
+    assert memory("dp2", load=replace(LOAD, global_batch_size=2)).buffers == 0
 
 
 def test_fsdp_has_two_layers_and_their_gradients_where_going_back_takes_the_most() -> None:

@@ -46,7 +46,7 @@ def cluster(environment: dict[str, str]) -> Iterator[Existing]:
     folder = Path(
         tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     )  # short: paths of sockets have at most 107 characters
-    ports = free_ports(2)
+    ports = free_ports(3)
     command = [
         BIN / "ray",
         "start",
@@ -55,6 +55,7 @@ def cluster(environment: dict[str, str]) -> Iterator[Existing]:
         "--port=0",
         f"--ray-client-server-port={ports[0]}",
         f"--dashboard-port={ports[1]}",
+        f"--dashboard-agent-listen-port={ports[2]}",  # jobs need it, and another Ray may have it
         f"--temp-dir={folder}",
         "--num-cpus=2",
         "--object-store-memory=100000000",

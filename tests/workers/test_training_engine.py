@@ -16,7 +16,8 @@ from strategies import TrainingLoad
 from workers.messages import RankReport, TrainingWork
 from workers.records import TRAINING_COLLECTIVES
 
-LAYOUTS = ["dp2", "fsdp2", "tp2", "pp2", "tp2pp2", "tp2dp2", "pp2fsdp2", "pp2dp2", "dp2fsdp2"]
+LAYOUTS = ["dp2", "fsdp2", "tp2", "pp2", "tp2pp2", "tp2dp2", "tp2fsdp2", "pp2fsdp2", "pp2dp2"]
+LAYOUTS += ["dp2fsdp2"]
 
 pytestmark = pytest.mark.slow
 

@@ -151,7 +151,8 @@ def refusal(name: str, plan: EnginePlan) -> str | None:
     if plan.engine_args and not takes_arguments(name):
         return f"it takes no --engine-arg, and {plan.engine_args[0][0]} is given"
     if (asked := _fp8_in(plan)) and not getattr(engine, "has_fp8", False):
-        return f"it has no FP8, and {asked}; use --engine torch or vllm"
+        use = "train one in BF16 or FP32" if plan.training else "use --engine torch or vllm"
+        return f"it has no FP8, and {asked}; {use}"
     if switch := _without_choice(name, plan):
         return switch
     reason = _answer(name, lambda asked: engine.supports(asked), plan)

@@ -106,7 +106,8 @@ class Replica:
         from workers.engines.training.sharding import load
         from workers.weights import open_source
 
-        self._engine, plan, asked = None, self._plan, self._asked
+        self._drop()
+        plan, asked = self._plan, self._asked
         (stage,) = stages_of(
             plan.model,
             plan.placement,
@@ -151,9 +152,22 @@ class Replica:
         """Leave the process groups and put the environment back."""
         from workers.engines import deepspeed_process
 
-        self._engine = None
+        self._drop()
         deepspeed_process.disconnect()
         self._undo()
+
+    def _drop(self) -> None:
+        """End DeepSpeed's engine and free what it holds: its parts refer to each other."""
+        import gc
+
+        import torch
+
+        if self._engine is not None:
+            self._engine.destroy()
+        self._engine = None
+        gc.collect()
+        if self._context.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _micro_batch(self, tokens: Tensor) -> Tensor:
         """One micro-batch; the last one of a step brings the update. Returns its mean loss."""

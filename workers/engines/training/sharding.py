@@ -86,7 +86,7 @@ def exchanging(module: nn.Module, is_last: bool) -> AbstractContextManager[None]
 def is_copied(parameter: Any) -> bool:
     """Whether every replica keeps a parameter of FSDP2 whole."""
     mesh = parameter.device_mesh
-    shards = (dim for dim, how in enumerate(parameter.placements) if how.is_shard())
+    shards = (dim for dim, how in enumerate(parameter.placements) if _cuts(how))
     return all(mesh.size(dim) == 1 or mesh.mesh_dim_names[dim] == "tp" for dim in shards)
 
 
@@ -164,8 +164,13 @@ def copies(parameter: Tensor, placement: Placement) -> int:
     mesh = parameter.device_mesh
     cut = 1
     for dim, how in enumerate(parameter.placements):
-        cut *= mesh.size(dim) if how.is_shard() else 1
+        cut *= mesh.size(dim) if _cuts(how) else 1
     return placement.num_ranks // placement.degree("pp") // cut
+
+
+def _cuts(how: Any) -> bool:
+    """Whether a placement of DTensor cuts: a dim that tp cuts too is a shard under another name."""
+    return not (how.is_replicate() or how.is_partial())
 
 
 def _stores(placement: Placement, axis: str) -> bool:
