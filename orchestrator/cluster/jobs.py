@@ -4,7 +4,6 @@ who submitted it has left."""
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
 import time
@@ -21,8 +20,6 @@ from orchestrator.errors import UserError
 LIVE = ("PENDING", "RUNNING")
 POLL_S = 1.0  # between two looks at a job that is followed
 NO_AGENT = "No available agent"  # Ray's words
-# Parts of Ray that tell of uploads.
-TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
 OURS = "orchestrator"  # in the metadata of our jobs: what they do
 SUBMIT, DRY_RUN, FETCH = "submit", "dry-run", "fetch"
 ANSWER_S = 10.0  # to wait for the first answer
@@ -74,8 +71,7 @@ def connect(address: str) -> Jobs:
 
     if not is_jobs_address(address):
         raise UserError(f"'{address}' is no address of jobs; write http://HOST:8265")
-    for module in TALKATIVE:
-        logging.getLogger(module).setLevel(logging.ERROR)
+    ray_private.tell_no_uploads()
     token = ray_private.own_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:

@@ -16,6 +16,7 @@ Nor has it one to start a cluster that only this machine can reach.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import time
@@ -170,6 +171,12 @@ def be_quiet() -> None:
     from ray._private import worker
 
     worker.print_to_stdstream = lambda *_, **__: None
+
+
+def tell_no_uploads() -> None:
+    """Keep what Ray's client of jobs says of its uploads off this process's output."""
+    for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _token_loader() -> Any:
