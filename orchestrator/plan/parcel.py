@@ -21,7 +21,7 @@ from workers.units import format_bytes
 from workers.versions import PROJECT
 
 CONFIG = "experiment.yaml"
-GROUPS = (layouts.GROUP, engines.GROUP, datasets.GROUP)
+GROUPS = (layouts.GROUP, engines.GROUP, engines.TRAINERS, datasets.GROUP)
 FILES = {
     "dataset_path": "dataset",
     "data": "data",
