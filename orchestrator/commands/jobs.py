@@ -13,7 +13,7 @@ import shlex
 import sys
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,9 +55,10 @@ def submit(experiment: Experiment, address: str, flags: tuple[str, ...], wait: b
             "results": results,
             "asked": digest([(folder / CONFIG).read_text(encoding="utf-8"), entrypoint]),
         }
-        job = _live(jobs, experiment_name, metadata)
+        attempts = jobs.attempts(experiment_name)
+        job = _live(attempts, metadata)
         if job is None:
-            job = jobs.submit(_id(jobs, experiment_name, metadata), entrypoint, metadata, folder)
+            job = jobs.submit(_id(attempts, metadata), entrypoint, metadata, folder)
             say(f"Job {job.id} was submitted to {address}.", err=True)
     if not wait:
         say(job.id)
@@ -65,12 +66,12 @@ def submit(experiment: Experiment, address: str, flags: tuple[str, ...], wait: b
     return _followed(jobs, job)
 
 
-def _live(jobs: Jobs, experiment: str, metadata: Mapping[str, str]) -> Job | None:
+def _live(attempts: Sequence[Job], metadata: Mapping[str, str]) -> Job | None:
     """The job that does what is asked already. Raises UserError where another one writes to the
     same results."""
     if metadata[OURS] != SUBMIT:
         return None
-    for job in jobs.attempts(experiment):
+    for job in attempts:
         if job.is_live and job.asked != metadata["asked"]:
             raise UserError(
                 f"job {job.id} writes to the same results and was asked for something else "
@@ -83,11 +84,11 @@ def _live(jobs: Jobs, experiment: str, metadata: Mapping[str, str]) -> Job | Non
     return None
 
 
-def _id(jobs: Jobs, experiment: str, metadata: Mapping[str, str]) -> str:
+def _id(attempts: Sequence[Job], metadata: Mapping[str, str]) -> str:
     """Of a new job: the next attempt, or, of one that measures nothing, any that is free."""
     if metadata[OURS] != SUBMIT:
-        return f"{experiment}-{metadata[OURS]}-{secrets.token_hex(2)}"
-    return f"{experiment}-{1 + max((one.attempt for one in jobs.attempts(experiment)), default=0)}"
+        return f"{metadata['experiment']}-{metadata[OURS]}-{secrets.token_hex(2)}"
+    return f"{metadata['experiment']}-{1 + max((one.attempt for one in attempts), default=0)}"
 
 
 def _root(result_dir: Path | None, experiment: str) -> str:
