@@ -174,9 +174,15 @@ class Jobs:
                 metadata=metadata,
             )
         except RuntimeError as error:
-            if NO_AGENT in str(error) and time.monotonic() < deadline:
-                return False
-            raise
+            if NO_AGENT not in str(error):
+                raise
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"the Ray cluster at {self.address} takes no jobs: the agent of its head does "
+                    "not listen, as when another Ray has its port (see dashboard_agent.log there); "
+                    "start Ray with --dashboard-agent-listen-port=0"
+                ) from error
+            return False
         return True
 
     def logs(self, job_id: str) -> str:

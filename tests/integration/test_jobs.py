@@ -17,9 +17,9 @@ import psutil
 import pytest
 from existing_cluster import BIN, Existing, cluster, environment
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
-WAIT_S = 60
+WAIT_S = 240  # a start of a job takes a minute where the machine has other work
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class User:
     folder: Path
     variables: dict[str, str]
 
-    def run(self, *words: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: object, timeout: float = WAIT_S) -> subprocess.CompletedProcess[str]:
         command = [str(BIN / "orchestrator"), *map(str, words)]
         return subprocess.run(
             command,

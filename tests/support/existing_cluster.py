@@ -19,7 +19,7 @@ import pytest
 from orchestrator.cluster.processes import end
 
 TOKEN = "0123456789abcdef" * 4
-START_S = 60
+START_S = 180
 BIN = Path(sys.executable).parent
 
 
@@ -46,7 +46,7 @@ def cluster(environment: dict[str, str]) -> Iterator[Existing]:
     folder = Path(
         tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     )  # short: paths of sockets have at most 107 characters
-    ports = free_ports(3)
+    ports = free_ports(2)
     command = [
         BIN / "ray",
         "start",
@@ -55,7 +55,7 @@ def cluster(environment: dict[str, str]) -> Iterator[Existing]:
         "--port=0",
         f"--ray-client-server-port={ports[0]}",
         f"--dashboard-port={ports[1]}",
-        f"--dashboard-agent-listen-port={ports[2]}",  # jobs need it, and another Ray may have it
+        "--dashboard-agent-listen-port=0",  # jobs need it, and another Ray has the usual one
         f"--temp-dir={folder}",
         "--num-cpus=2",
         "--object-store-memory=100000000",
@@ -65,7 +65,9 @@ def cluster(environment: dict[str, str]) -> Iterator[Existing]:
             list(map(str, command)), env=environment, stdout=out, stderr=out, start_new_session=True
         )
     try:
-        yield Existing(address_when_up(folder, head), head, f"http://127.0.0.1:{ports[1]}")
+        address = address_when_up(folder, head)
+        wait_for_agent(folder)
+        yield Existing(address, head, f"http://127.0.0.1:{ports[1]}")
     finally:
         end([*head.children(recursive=True), head], patience_s=0)
         shutil.rmtree(folder)
@@ -80,6 +82,22 @@ def address_when_up(folder: Path, head: psutil.Popen) -> str:
             pytest.fail("Ray did not start:\n" + (folder / "out").read_text())
         time.sleep(0.1)
     return note.read_text().strip()
+
+
+def wait_for_agent(folder: Path) -> None:
+    """Until the agent, which starts jobs, has noted down where it listens: -1 for nowhere."""
+    session = folder / "session_latest"
+    deadline = time.monotonic() + START_S
+    port = ""
+    while not port and time.monotonic() < deadline:
+        port = "".join(file.read_text() for file in session.glob("dashboard_agent_listen_port*"))
+        time.sleep(0.1)
+    if port in ("", "-1"):
+        pytest.fail("Ray's agent does not listen:\n" + _end_of(session / "logs/dashboard_agent.log"))
+
+
+def _end_of(log: Path) -> str:
+    return log.read_text()[-8000:] if log.exists() else f"no {log.name}"
 
 
 def free_ports(count: int) -> list[int]:
