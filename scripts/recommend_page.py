@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 from click.testing import CliRunner
 
 from orchestrator import cli
-from orchestrator.report import output
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "recommend.md"
 ASKED = (
@@ -21,15 +21,20 @@ EXAMPLE = re.compile("(?<=<!-- example: begin -->\n).*?(?=<!-- example: end -->)
 
 def page() -> str:
     """The page with what the command says."""
-    before, output.PLAIN_WIDTH = output.PLAIN_WIDTH, WIDTH
-    try:
-        done = CliRunner().invoke(cli.main, " ".join(ASKED).split(), catch_exceptions=False)
-    finally:
-        output.PLAIN_WIDTH = before
-    said = "\n".join(line.rstrip() for line in done.stdout.splitlines())
+    done = CliRunner().invoke(
+        cli.main, " ".join(ASKED).split(), env={"COLUMNS": str(WIDTH)}, catch_exceptions=False
+    )
+    said = "\n".join(map(folded, done.stdout.splitlines()))
     asked = " \\\n      ".join(ASKED)
     example = f"```\n$ orchestrator {asked}\n{said}\n```\n"
     return EXAMPLE.sub(lambda _: example, PAGE.read_text(encoding="utf-8"))
+
+
+def folded(line: str) -> str:
+    """A sentence in lines of the page; a row of a table as it is."""
+    indent = " " * (len(line) - len(line.lstrip()))
+    is_row = line.startswith("  ") and "   " in line.strip()
+    return line.rstrip() if is_row else textwrap.fill(line, WIDTH, subsequent_indent=indent)
 
 
 if __name__ == "__main__":

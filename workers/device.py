@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,6 +39,36 @@ HARDWARE_SLOWDOWN = 1 << 3 | 1 << 7
 THERMAL = 1 << 5 | 1 << 6
 CLOCK_SETTINGS = 1 << 1 | 1 << 4 | 1 << 8
 BOARD_LIMITS = 1 << 9 | 1 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class DevicesNow:
+    """The GPUs of a machine that processes use, together.
+
+    utilization_pct: mean over them. power_w: their sum. memory_bytes: that of the fullest. None
+    where the driver does not say.
+    """
+
+    utilization_pct: float | None
+    power_w: float | None
+    memory_bytes: int
+
+
+def devices_now(nvml: Any, handles: Sequence[Any]) -> DevicesNow | None:
+    """What NVML says of `handles`; None where no process uses any of them."""
+    used = [
+        one for one in handles if answer_of(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, one)
+    ]
+    if not used:
+        return None
+    rates = [answer_of(nvml, nvml.nvmlDeviceGetUtilizationRates, one) for one in used]
+    milliwatts = [answer_of(nvml, nvml.nvmlDeviceGetPowerUsage, one) for one in used]
+    memory = [answer_of(nvml, nvml.nvmlDeviceGetMemoryInfo, one) for one in used]
+    return DevicesNow(
+        None if None in rates else sum(rate.gpu for rate in rates) / len(rates),
+        None if None in milliwatts else sum(milliwatts) / 1000,
+        max((one.used for one in memory if one is not None), default=0),
+    )
 
 
 def device_name(device: torch.device) -> str:

@@ -21,6 +21,7 @@ from orchestrator.commands import (
     recommending,
     results,
     submitting,
+    watching,
 )
 from orchestrator.commands.boundary import OneLineErrors, TakesLevels
 from orchestrator.options import (
@@ -64,38 +65,34 @@ def main() -> None:
     "--trace", is_flag=True, help="Also write what each rank did in a few steps, for Perfetto."
 )
 @json_option
-def submit(
-    config: Path | None, dry_run: bool, no_wait: bool, trace: bool, as_json: bool, **options: Any
-) -> None:
+def submit(config: Path | None, as_json: bool, **options: Any) -> None:
     """Run one model under several layouts and compare them. With --json, progress, notes and paths
     go to stderr. With --dry-run and --gpu, predict them on GPUs that need not be here."""
     from orchestrator.config import load_experiment
 
-    machines = predicting.machines_of(options)
+    machines, flags = predicting.machines_of(options), submitting.flags_of(options)
     experiment = load_experiment(config, given(**options))
-    if machines is not None and not dry_run:
+    if machines is not None and not flags.dry_run:
         raise click.UsageError("--gpu is about GPUs that need not be here; give --dry-run too")
     if machines is not None:
         return predicting.plan(experiment, machines, experiment.strategy, Output(as_json), True)
-    raise SystemExit(submitting.submit(experiment, dry_run, no_wait, trace, Output(as_json)))
+    raise SystemExit(submitting.submit(experiment, flags, Output(as_json)))
 
 
 @main.command(cls=TakesLevels)
 @technique_option
 @asking_options
 @json_option
-def ablate(
-    config: Path | None, dry_run: bool, no_wait: bool, as_json: bool, **options: Any
-) -> None:
+def ablate(config: Path | None, as_json: bool, **options: Any) -> None:
     """Run each cell as `submit` does, and again without each technique, in turns: what does it
     do?"""
     from orchestrator.config import load_experiment
 
-    flags = given(**options)
-    experiment = load_experiment(config, flags)
+    flags, fields = submitting.flags_of(options), given(**options)
+    experiment = load_experiment(config, fields)
     if not experiment.technique:
-        experiment = load_experiment(config, {**flags, "technique": "all"})
-    raise SystemExit(submitting.submit(experiment, dry_run, no_wait, False, Output(as_json)))
+        experiment = load_experiment(config, {**fields, "technique": "all"})
+    raise SystemExit(submitting.submit(experiment, flags, Output(as_json)))
 
 
 @main.command()
@@ -267,11 +264,20 @@ def report(result_dir: Path, out: Path | None, open_: bool) -> None:
 
 
 @main.command()
-@click.argument("root", default="results", type=PATH)
+@click.argument("roots", metavar="[RESULT_DIR]...", default=("results",), nargs=-1, type=PATH)
+@click.option("--once", is_flag=True, help="Show it as it is, and leave.")
 @json_option
-def runs(root: Path, as_json: bool) -> None:
-    """List what was run under ROOT."""
-    results.runs(root, as_json)
+def watch(roots: tuple[Path, ...], once: bool, as_json: bool) -> None:
+    """Show the run that began last, from another terminal."""
+    watching.watch(roots, once, Output(as_json))
+
+
+@main.command()
+@click.argument("roots", metavar="[ROOT]...", default=("results",), nargs=-1, type=PATH)
+@json_option
+def runs(roots: tuple[Path, ...], as_json: bool) -> None:
+    """List what was run under each ROOT. [results]"""
+    results.runs(roots, as_json)
 
 
 @main.command()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from strategies.shapes import Device, Topology
-from workers.device import answer_of
+from workers.device import DevicesNow, answer_of, devices_now
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +115,14 @@ def visible_gpus() -> Iterator[tuple[Any, list[Any]]]:
             return
         count = nvml.nvmlDeviceGetCount()
         yield nvml, _visible(nvml, [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)])
+
+
+@contextlib.contextmanager
+def watched_gpus() -> Iterator[Callable[[], DevicesNow | None]]:
+    """A function that reads the GPUs of this machine as they are now; it says None where there are
+    none, or nothing uses them."""
+    with visible_gpus() as (nvml, handles):
+        yield lambda: devices_now(nvml, handles) if handles else None
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.commands import training
-from orchestrator.report.output import Output, say
+from orchestrator.report.output import Output, export_svg, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,7 +91,8 @@ def draw(found: Findings, objective: str, console: Console) -> None:
     from orchestrator.analysis.comparing import ablation, gaps
     from orchestrator.report import sweep, terminal
 
-    terminal.render(found.comparison, console, found.sentences(objective))
+    said = {} if terminal.on_cpu(found.comparison) else found.sentences(objective)
+    terminal.render(found.comparison, console, said)
     notes = [
         found.lacking(objective),
         *(one.sentence for one in found.unsettled),
@@ -167,7 +168,5 @@ def _shown(
 ) -> None:
     """Print `data` as JSON, or what `render` draws; svg: also as a picture of a terminal."""
     if svg is not None:
-        from orchestrator.report.terminal import export_svg
-
         export_svg(render, svg)
     Output(as_json).show(data, render)

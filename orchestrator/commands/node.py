@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def strategies(as_json: bool) -> None:
     """What is installed."""
     from orchestrator.plan.installed import installed
-    from orchestrator.report.doctor import render_plugins
+    from orchestrator.report.checks import render_plugins
 
     found = installed()
     Output(as_json).show(lambda: found, lambda console: render_plugins(found, console))
@@ -34,8 +34,10 @@ def explain(
     prefill_tokens: int | None,
     as_json: bool,
 ) -> None:
-    """Where layouts put a model. memory: of one GPU, as "141GB"; None: what is here. asked: of an
-    experiment, its precision, or what it trains on."""
+    """Where layouts put a model. layouts: names, or several with commas between them. memory: of
+    one GPU, as "141GB"; None: what is here. asked: of an experiment, its precision, or what it
+    trains on."""
+    layouts = [name for text in layouts for one in text.split(",") if (name := one.strip())]
     if asked.workload == "train":
         _refuse(batch, prefill_tokens)
         training.explain(layouts, model, asked, memory, Output(as_json))
@@ -97,7 +99,7 @@ def doctor(address: str | None, as_json: bool) -> int:
     from orchestrator.cluster.address import address_of
     from orchestrator.node import facts
     from orchestrator.node.doctor import FAIL, examine
-    from orchestrator.report.doctor import render
+    from orchestrator.report.checks import render
 
     checks = examine(facts.gather(address_of(address)))
     Output(as_json).show(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,10 +44,12 @@ def trace(root: Path) -> None:
 def recompute(folder: Path, as_json: bool) -> int:
     """Work out again what was kept of the observed runs at or below `folder`."""
     from orchestrator.analysis.recompute import DIFFERENT, of_folder
-    from orchestrator.report.recompute import as_data, render
+    from orchestrator.report.checks import recomputed_data, render_recomputed
 
     found = of_folder(folder)
-    Output(as_json).show(lambda: as_data(found), lambda console: render(found, console))
+    Output(as_json).show(
+        lambda: recomputed_data(found), lambda console: render_recomputed(found, console)
+    )
     return DIFFERS if any(one.status == DIFFERENT for one in found) else 0
 
 
@@ -58,14 +61,14 @@ def report(folder: Path, page: Path | None, open_: bool) -> None:
         click.launch(path.resolve().as_uri())
 
 
-def runs(root: Path, as_json: bool) -> None:
-    """What was run under `root`."""
+def runs(roots: Sequence[Path], as_json: bool) -> None:
+    """What was run under `roots`."""
     from dataclasses import asdict
 
     from orchestrator.report.runs import render
     from orchestrator.store.catalog import list_runs
 
-    rows = list_runs(root)
+    rows = list_runs(roots)
     Output(as_json).show(
         lambda: [asdict(row) for row in rows], lambda console: render(rows, console)
     )

@@ -223,12 +223,20 @@ OF_ASKING = (
     click.option(
         "--no-wait", is_flag=True, help="With --address http://...: leave when the job is there."
     ),
+    click.option(
+        "--force",
+        is_flag=True,
+        help="Make all runs anew; earlier results are kept in RESULTS/replaced.",
+    ),
+    click.option(
+        "--all", "show_all", is_flag=True, help="Show cells that earlier commands asked for, too."
+    ),
 )
 
 
 def asking_options(command: Command) -> Command:
     """Every field of an experiment as an option, one that is not given being None or (); a file of
-    them, and whether to run them."""
+    them, and the flags of the command."""
     return _with((*EXPERIMENT_OPTIONS, *OF_ASKING), command)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -91,4 +90,4 @@ def _explain(number: int, one: Audited, console: Console) -> None:
     said = ", ".join(part for part in (claim.quote and f'"{claim.quote}"', claim.source) if part)
     for line in (said, *one.arithmetic):
         if line:
-            console.print(Padding(Text(line), (0, 0, 0, 3), expand=False))
+            console.print(Text(f"   {line}"))

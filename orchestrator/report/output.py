@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import json
 import math
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.errors import UserError
 from orchestrator.store.names import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Column, Table
 
-PLAIN_WIDTH = 160  # columns of a table that goes to a file or a pipe
+UNLIMITED = 10_000  # columns
+SVG_WIDTH = 110
+PROSE = 30  # columns: a text that is wider may be broken between its words
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +50,12 @@ class Output:
         return _console(stderr=False)
 
     def notes(self) -> Console:
-        """For progress and paths: stdout, or stderr where stdout is for a JSON document."""
+        """For paths: stdout, or stderr where stdout is for a JSON document."""
         return _console(stderr=self.as_json)
+
+    def progress(self) -> Console:
+        """stderr, so that a pipe gets what was found and nothing else."""
+        return _console(stderr=True)
 
 
 def say(text: object, err: bool = False) -> None:
@@ -54,13 +65,22 @@ def say(text: object, err: bool = False) -> None:
 
 def console_of(**options: Any) -> Console:
     """A console that prints names as they are: no text is markup or an emoji's name, and control
-    characters are written out. options: of rich's Console."""
+    characters are written out. Nothing of a table is cut: see `fitted`. Where nobody looks, no
+    sentence is broken into lines. options: of rich's Console."""
     from collections.abc import Iterable
 
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
+    from rich.table import Table
 
     class Plain(Console):
+        def print(self, *objects: Any, **how: Any) -> None:
+            if len(objects) == 1 and isinstance(objects[0], Table):
+                for part in fitted(objects[0], self):
+                    super().print(part, **how | {"width": max(self.width, width_of(part, self))})
+            else:
+                super().print(*objects, **{"soft_wrap": not self.is_terminal} | how)
+
         def render(
             self, renderable: RenderableType, options: ConsoleOptions | None = None
         ) -> Iterable[Segment]:
@@ -69,6 +89,96 @@ def console_of(**options: Any) -> Console:
                 yield segment if control else Segment(shown(text, keep="\n"), style)
 
     return Plain(markup=False, emoji=False, **options)
+
+
+def export_svg(
+    draw: Callable[[Console], None], path: Path, title: str = "orchestrator compare"
+) -> None:
+    """What `draw` prints, as a picture of a terminal. Raises UserError where it cannot be
+    written."""
+    console = console_of(
+        record=True,
+        width=SVG_WIDTH,
+        file=io.StringIO(),
+        force_terminal=True,
+        color_system="truecolor",
+    )
+    draw(console)
+    try:
+        console.save_svg(str(path), title=title)
+    except OSError as error:
+        raise UserError(
+            f"the picture cannot be written to {path}: {error.strerror}; give another --svg"
+        ) from error
+
+
+def width_of(table: Table, console: Console) -> int:
+    """Columns of a terminal that `table` takes if no text of it is broken, prose aside."""
+    return _edges(table) + sum(_least(table, column, console) for column in table.columns)
+
+
+def fitted(table: Table, console: Console) -> Iterator[Table]:
+    """`table` if it is no wider than the console, else its columns in several tables below each
+    other. Each of these begins with the columns that tell the rows apart. Only prose is broken
+    into lines; a column too wide for the console keeps its width."""
+    for column in table.columns:
+        column.no_wrap = column.no_wrap or not _is_prose(column)
+    if width_of(table, console) <= console.width:
+        yield table
+        return
+    keys = _num_keys(table)
+    start = keys
+    while start < len(table.columns):
+        end = start + 1
+        while end < len(table.columns) and _fits(table, keys, start, end + 1, console):
+            end += 1
+        yield _part(table, keys, start, end)
+        start = end
+
+
+def _fits(table: Table, keys: int, start: int, end: int, console: Console) -> bool:
+    return width_of(_part(table, keys, start, end), console) <= console.width
+
+
+def _part(table: Table, keys: int, start: int, end: int) -> Table:
+    """Its first `keys` columns and those from `start` to `end`."""
+    part = copy.copy(table)
+    part.columns = [
+        dataclasses.replace(column, _index=index)
+        for index, column in enumerate([*table.columns[:keys], *table.columns[start:end]])
+    ]
+    part.title = table.title if start == keys else None
+    return part
+
+
+def _num_keys(table: Table) -> int:
+    """How many columns, from the left, are needed to tell the rows apart; at most three."""
+    rows = list(zip(*(column.cells for column in table.columns), strict=True))
+    apart = (count for count in (1, 2, 3) if len({row[:count] for row in rows}) == len(rows))
+    return min(next(apart, 1), len(table.columns) - 1) or 1
+
+
+def _is_prose(column: Column) -> bool:
+    texts = [str(cell) for cell in column.cells]
+    return column.justify == "left" and any(len(one) > PROSE and " " in one for one in texts)
+
+
+def _least(table: Table, column: Column, console: Console) -> int:
+    """The columns of a terminal that a column needs: for prose its longest word, or PROSE."""
+    from rich.measure import Measurement
+
+    wide = console.options.update(width=UNLIMITED)
+    found = [Measurement.get(console, wide, one) for one in (column.header, *column.cells)]
+    whole, longest = max(one.maximum for one in found), max(one.minimum for one in found)
+    _, right, _, left = table.padding
+    return (whole if column.no_wrap else max(longest, PROSE)) + left + right
+
+
+def _edges(table: Table) -> int:
+    """What stands between and around the columns, less the padding that the edges lack."""
+    _, right, _, left = table.padding
+    lines = len(table.columns) - 1 + 2 * table.show_edge
+    return lines * (table.box is not None) - (left + right) * (not table.pad_edge)
 
 
 def json_text(data: object) -> str:
@@ -100,10 +210,12 @@ def plain(data: object) -> object:
 
 
 def _console(stderr: bool) -> Console:
-    """Plain and wide where the stream is not a terminal. A character that its encoding lacks is
-    printed as a question mark."""
+    """As wide as COLUMNS says, else as the terminal; without a limit where there is neither. A
+    character that the encoding of the stream lacks is printed as a question mark."""
     stream = sys.stderr if stderr else sys.stdout
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="replace")
     console = console_of(stderr=stderr)
-    return console if console.is_terminal else console_of(stderr=stderr, width=PLAIN_WIDTH)
+    if console.is_terminal or os.environ.get("COLUMNS", "").isdigit():
+        return console
+    return console_of(stderr=stderr, width=UNLIMITED)

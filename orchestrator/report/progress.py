@@ -1,26 +1,29 @@
-"""How far the driver is: a live bar in a terminal, elsewhere a line per finished run."""
+"""How far the driver is: a live table in a terminal, elsewhere a line per finished run. What is
+known is kept beside the results too, for `orchestrator watch`."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Protocol
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, RenderableType
+from rich.live import Live as Display
 from rich.text import Text
 
 from orchestrator.analysis.summary import Measured
 from orchestrator.analysis.training.rows import Trained
 from orchestrator.experiment import layout_name
+from orchestrator.report import live as showing
 from orchestrator.report.text import fixed
+from orchestrator.store import live as keeping
+from orchestrator.store.live import Live
 from orchestrator.store.schema import COMPLETED
+from workers.device import DevicesNow
+
+A_SECOND = 2  # times that the table is drawn
 
 
 class HasDashboard(Protocol):
@@ -38,29 +41,24 @@ class HasDashboard(Protocol):
 
 
 class RunProgress:
-    """Shows the progress that the driver reports; see `orchestrator.run.progress.Progress`."""
+    """Shows the progress that the driver reports; see `orchestrator.run.progress.Progress`.
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._done = self._total = 0
-        self._last = ""
+    devices: reads the GPUs of this machine; None where it has none.
+    """
+
+    def __init__(
+        self, console: Console, devices: Callable[[], DevicesNow | None] = lambda: None
+    ) -> None:
+        self._console, self._devices = console, devices
+        self._live: Live | None = None
         self._told: set[str] = set()  # lines about the cluster
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=12),
-            MofNCompleteColumn(),
-            TextColumn("runs"),
-            TimeRemainingColumn(),
-            TextColumn("left  {task.fields[last]}", markup=False),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
+        self._display = Display(
+            console=console, refresh_per_second=A_SECOND, transient=True, get_renderable=self._drawn
         )
-        self._task = self._bar.add_task("starting", total=None, last="")
 
     def __enter__(self) -> RunProgress:
-        self._bar.start()
+        if self._console.is_terminal:
+            self._display.start()
         return self
 
     def __exit__(
@@ -69,14 +67,18 @@ class RunProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.stop()
+        self._display.stop()
+        if self._live is not None:
+            self._keep(replace(self._live, has_ended=True))
 
-    def begin(self, runs: int, skipped: int) -> None:
-        """`runs` are to be done, `skipped` have a result already."""
-        self._total = runs
-        self._bar.update(self._task, total=runs)
-        if skipped:
-            self.note(f"{skipped} of {runs + skipped} runs have a result and are skipped.")
+    def begin(self, live: Live) -> None:
+        """What is to be done, and what has a result already."""
+        self._keep(live)
+        if live.skipped:
+            whole = live.runs + live.skipped
+            self.note(f"{live.skipped} of {whole} runs have a result and are skipped.")
+        if live.runs:
+            self.note(showing.beginning(live))
 
     def connected(self, cluster: HasDashboard) -> None:
         """The cluster is connected. A search tells of the same one at every rate."""
@@ -89,30 +91,41 @@ class RunProgress:
 
     def phase(self, deployment: str, cell: str, what: str) -> None:
         """A phase begins; `cell` is empty while building."""
-        self._bar.update(self._task, description=f"{cell or deployment}  {what}")
+        if self._live is not None:
+            self._keep(self._live.entered(deployment, cell, what, time.time()))
 
     def finished(self, run: Measured | Trained) -> None:
         """A run has ended and is on disk."""
-        self._done += 1
-        self._total = max(self._total, self._done)  # starts may be added until they agree
-        if run.status == COMPLETED:
-            self._last = f"{fixed(_rate(run))} tok/s"
-        head = f"[{self._done}/{self._total}] {_name(run)}: "
-        self._console.print(Text(head).append(self._said(run)), soft_wrap=True)
-        self._bar.update(self._task, completed=self._done, total=self._total, last=self._last)
+        head = f"{_name(run)}: "
+        if self._live is not None:
+            rate = _rate(run) if run.status == COMPLETED else None
+            self._keep(self._live.ended(run.cell.deployment, rate))
+            head = f"[{self._live.done}/{self._live.runs}] {head}"
+        self._console.print(Text(head).append(_said(run)), soft_wrap=True)
 
     def note(self, line: str) -> None:
         """Something that the user should read."""
         self._console.print(Text(line), soft_wrap=True)
 
-    def _said(self, run: Measured | Trained) -> Text:
-        if run.status != COMPLETED:
-            return Text(f"{run.status}: {run.reason}", style="red")
-        if isinstance(run, Trained):
-            step, loss = run.rate.step_time_ms, run.result.loss
-            return Text(f"{self._last}, step {fixed(step)} ms, loss {fixed(loss, 4)}")
-        ttft, tpot = run.latency.ttft.median, run.latency.tpot.median
-        return Text(f"{self._last}, TTFT {fixed(ttft)} ms, TPOT {fixed(tpot, 2)} ms")
+    def _keep(self, live: Live) -> None:
+        self._live = live
+        keeping.write(live)
+
+    def _drawn(self) -> RenderableType:
+        if self._live is None or not self._live.runs:
+            return Text("")
+        return showing.view(self._live, time.time(), self._devices())
+
+
+def _said(run: Measured | Trained) -> Text:
+    if run.status != COMPLETED:
+        return Text(f"{run.status}: {run.reason}", style="red")
+    rate = f"{fixed(_rate(run))} tok/s"
+    if isinstance(run, Trained):
+        step, loss = run.rate.step_time_ms, run.result.loss
+        return Text(f"{rate}, step {fixed(step)} ms, loss {fixed(loss, 4)}")
+    ttft, tpot = run.latency.ttft.median, run.latency.tpot.median
+    return Text(f"{rate}, TTFT {fixed(ttft)} ms, TPOT {fixed(tpot, 2)} ms")
 
 
 def _rate(run: Measured | Trained) -> float | None:

@@ -6,22 +6,21 @@ from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 
 from orchestrator.store.catalog import Listed
 from orchestrator.store.schema import COMPLETED, FAILED, INVALID
 from workers.rows import SCHEMA_VERSION
 
-UNLIMITED = 100_000  # columns
+SECONDS = len("2026-01-31T12:00:00")
 
 
 def render(listed: Sequence[Listed], console: Console) -> None:
-    """Print a row an experiment: on one line where it goes to a file or a pipe."""
+    """Print a row an experiment."""
     if not listed:
         console.print("Nothing was run here yet; `orchestrator submit` does.")
         return
-    _print(_table(listed), console)
+    console.print(_table(listed))
 
 
 def render_rows(
@@ -34,26 +33,19 @@ def render_rows(
     table = Table(*titles, box=SIMPLE_HEAD)
     for row in rows:
         table.add_row(*row)
-    _print(table, console)
-
-
-def _print(table: Table, console: Console) -> None:
-    if not console.is_terminal:
-        unlimited = console.options.update(width=UNLIMITED)
-        console.width = max(console.width, Measurement.get(console, unlimited, table).maximum)
     console.print(table)
 
 
 def _table(listed: Sequence[Listed]) -> Table:
     table = Table(box=SIMPLE_HEAD)
-    for title in ("started", "model", "strategies"):
+    for title in ("started (UTC)", "model", "strategies"):
         table.add_column(title)
     for title in (COMPLETED, INVALID, FAILED):
         table.add_column(title, justify="right")
-    table.add_column("folder", overflow="fold")
+    table.add_column("folder")
     for one in listed:
         table.add_row(
-            one.started_at,
+            one.started_at[:SECONDS].replace("T", " "),
             one.model,
             ", ".join(one.strategies),
             *_counts(one),

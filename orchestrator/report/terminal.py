@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from orchestrator.analysis import clocks, crosscheck, goodput, outputs
 from orchestrator.analysis.comparing.compare import Comparison, outputs_of, run_order
 from orchestrator.analysis.comparing.rounds import Load, load_of, names_of
-from orchestrator.errors import UserError
 from orchestrator.report.charts import unshown
 from orchestrator.report.charts.choices import lengths_of, rate_of
-from orchestrator.report.output import console_of
+from orchestrator.report.output import width_of
 from orchestrator.report.progress import RunProgress
 from orchestrator.report.text import figure, fixed, percent, three_digits
 from orchestrator.store.schema import COMPLETED, INVALID
 from workers.rows import grouped
 from workers.units import device_ms, format_bytes, is_cpu
 
-__all__ = ["CPU_NOTE", "FIGURES", "RunProgress", "export_svg", "on_cpu", "render"]
+__all__ = ["CPU_NOTE", "FIGURES", "RunProgress", "on_cpu", "render"]
 
 CPU_NOTE = (
     "On CPU, the ranks of a layout share a few cores: this shows that the layouts work and "
@@ -70,8 +66,6 @@ LEGEND = {
     "memory": "peak of the fullest device",
     RATIO: "ratio of means over starts, with its 95% interval by itself",
 }
-SVG_WIDTH = 110
-UNLIMITED = 10_000  # columns of a terminal
 Show = Callable[[Comparison], str]
 
 
@@ -96,6 +90,9 @@ def render(
         _render_load(loads[load], table, console, said.get(load, ()))
     several = any(one.num_starts > 1 for one in comparison)
     console.print(_legend(tables, ratios=several and bool(said)))
+    if left_out := _left_out(loads.values(), tables):
+        text = f"For {', '.join(left_out)} the terminal is too narrow; --json has all."
+        console.print(text, style="dim", highlight=False)
     if order := run_order(comparison):
         console.print(order, style="dim", highlight=False)
     if on_cpu(comparison):
@@ -106,27 +103,6 @@ def render(
 def on_cpu(comparison: Iterable[Comparison]) -> bool:
     """Whether any cell was run on CPU devices, whose figures are no ranking."""
     return any(is_cpu(one.conditions.device_name) for one in comparison)
-
-
-def export_svg(
-    draw: Callable[[Console], None], path: Path, title: str = "orchestrator compare"
-) -> None:
-    """What `draw` prints, as a picture of a terminal. Raises UserError where it cannot be
-    written."""
-    console = console_of(
-        record=True,
-        width=SVG_WIDTH,
-        file=io.StringIO(),
-        force_terminal=True,
-        color_system="truecolor",
-    )
-    draw(console)
-    try:
-        console.save_svg(str(path), title=title)
-    except OSError as error:
-        raise UserError(
-            f"the picture cannot be written to {path}: {error.strerror}; give another --svg"
-        ) from error
 
 
 def _render_load(
@@ -164,19 +140,31 @@ def _tables(loads: Sequence[Sequence[Comparison]], console: Console) -> list[Tab
     tables: list[Table] = []
     for spared in range(len(SPARED) + 1):
         tables = [_table(cells, SPARED[:spared]) for cells in loads]
-        if all(_width(table, console) <= console.width for table in tables):
+        if all(width_of(table, console) <= console.width for table in tables):
             break
     return tables
 
 
+def _left_out(loads: Iterable[Sequence[Comparison]], tables: Iterable[Table]) -> list[str]:
+    """The columns that have values and are in no table, as the terminal is too narrow."""
+    known = _headings(_table(cells, ()) for cells in loads)
+    shown = _headings(tables)
+    return [name for name in SPARED if name in known - shown]
+
+
+def _headings(tables: Iterable[Table]) -> set[str]:
+    return {str(column.header) for table in tables for column in table.columns}
+
+
 def _table(cells: Sequence[Comparison], spared: Sequence[str]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, header_style="dim")
-    shared = _shared(cells)
+    shared, elsewhere = _shared(cells), OF_GPUS if on_cpu(cells) else OF_WORKERS
     names = {name: show for name, show in NAMES.items() if name not in shared}
     figures = {
         name: show
         for name, show in FIGURES.items()
-        if name not in spared and (name not in WHERE_KNOWN or any(map(WHERE_KNOWN[name], cells)))
+        if name not in (*spared, *elsewhere)
+        and (name not in WHERE_KNOWN or any(map(WHERE_KNOWN[name], cells)))
     }
     for name in (*names, *figures):
         table.add_column(name, justify="right" if name in figures else "left", no_wrap=True)
@@ -186,14 +174,8 @@ def _table(cells: Sequence[Comparison], spared: Sequence[str]) -> Table:
     return table
 
 
-def _width(table: Table, console: Console) -> int:
-    """Columns of a terminal that `table` takes if nothing of it is cut."""
-    return Measurement.get(console, console.options.update(width=UNLIMITED), table).maximum
-
-
 def _legend(tables: Iterable[Table], ratios: bool) -> Text:
-    shown = {column.header for table in tables for column in table.columns}
-    shown |= {RATIO} if ratios else set()
+    shown = _headings(tables) | ({RATIO} if ratios else set())
     said = [
         Text.assemble((name, "bold"), f": {meaning}.")
         for name, meaning in LEGEND.items()
@@ -221,7 +203,8 @@ def _shared(cells: Sequence[Comparison]) -> dict[str, str]:
 def _style(one: Comparison) -> str:
     if one.status != COMPLETED:
         return "red"
-    return "bold green" if one.in_best_set else ""
+    is_best = one.in_best_set and not is_cpu(one.conditions.device_name)
+    return "bold green" if is_best else ""
 
 
 def _dtype(one: Comparison) -> str:
@@ -257,6 +240,7 @@ NAMES: dict[str, Show] = {
 }
 FIGURES: dict[str, Show] = {
     "GPUs": lambda one: fixed(one.conditions.num_gpus, 0),
+    "workers": lambda one: fixed(one.conditions.num_gpus, 0),
     "tok/s": _throughput,
     "±": lambda one: _half_width(one),
     "steady": lambda one: fixed(one.steady.steady_output_throughput),
@@ -296,6 +280,8 @@ WHERE_KNOWN: dict[str, Callable[[Comparison], bool]] = {
     "J/tok": lambda one: one.energy.joules_per_output_token is not None,
     "starts": lambda one: one.num_starts > 1,
 }
+# On a CPU nothing is ranked.
+OF_GPUS, OF_WORKERS = ("GPUs", "/GPU", "best"), ("workers",)
 # A terminal that is too narrow for all of them does without these, the first ones first.
 SPARED = (
     "J/tok",

@@ -50,7 +50,8 @@ def run_experiment(
     """
     store = Store(folder_of(experiment))
     schedule = _schedule(store, planned, experiment, cluster)
-    progress.begin(schedule.left(), schedule.completed())
+    device_name = min(origin_of(planned[0].plan.device, cluster).kinds, default=None)
+    progress.begin(schedule.begun(device_name))
     kept = (
         f"Every finished run is kept in {store.folder}; the same command again goes on from there."
     )

@@ -20,7 +20,7 @@ from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
 from orchestrator.run.foretold import foretold
 from orchestrator.store.arrow_files import concat
 from orchestrator.store.store import Store
-from workers.messages import RankReport, TrainingWork
+from workers.messages import RankReport, TrainingWork, Work
 
 
 @dataclass(slots=True)
@@ -128,6 +128,16 @@ class Job:
                 cell.cell, asked, self.deployment.plan, cell.served, device_name, self.calibration
             ),
         )
+
+    def expected_s(self, cell: PlannedCell, device_name: str | None) -> float | None:
+        """How long a run should take, without its warm-up; None where nobody knows."""
+        if cell.sized is not None or not isinstance(cell.work, Work):
+            return None
+        plan, asked = self.deployment.plan, self.experiment
+        found = foretold(cell.cell, asked, plan, cell.work, device_name, self.calibration)
+        rate = found.output_throughput
+        tokens = sum(one.output_len for one in cell.work.requests)
+        return tokens / rate if rate else None
 
     def training_attempt(
         self, run: Run, cell: PlannedCell, started_at: str, device_name: str | None = None

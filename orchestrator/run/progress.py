@@ -9,13 +9,14 @@ from orchestrator.analysis.summary import Measured
 from orchestrator.analysis.training.rows import Trained
 from orchestrator.cluster.connection import Cluster
 from orchestrator.errors import Stop
+from orchestrator.store.live import Live
 
 
 class Progress(Protocol):
     """Told what happens, while it happens."""
 
-    def begin(self, runs: int, skipped: int) -> None:
-        """`runs` are to be done, `skipped` have a result already."""
+    def begin(self, live: Live) -> None:
+        """What is to be done, and what has a result already."""
         ...
 
     def connected(self, cluster: Cluster) -> None:
@@ -46,9 +47,9 @@ class UntilStopped:
     progress: Progress
     stop: Stop
 
-    def begin(self, runs: int, skipped: int) -> None:
+    def begin(self, live: Live) -> None:
         """Pass it on."""
-        self.progress.begin(runs, skipped)
+        self.progress.begin(live)
 
     def connected(self, cluster: Cluster) -> None:
         """Pass it on."""

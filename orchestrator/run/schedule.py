@@ -11,9 +11,10 @@ from orchestrator.analysis.comparing.confidence import is_narrow
 from orchestrator.analysis.comparing.rounds import means
 from orchestrator.analysis.summary import MEASURED, Measured
 from orchestrator.analysis.training.rows import TRAINED, Trained
-from orchestrator.experiment import Cell, Experiment
+from orchestrator.experiment import Cell, Experiment, Run, layout_name
 from orchestrator.plan.deployments import PlannedCell
 from orchestrator.run.jobs import Job
+from orchestrator.store.live import Live, LiveLayout, beginning
 from orchestrator.store.schema import COMPLETED, CellKey, cell_key
 from orchestrator.store.store import Store
 from workers.rows import Table, grouped
@@ -44,13 +45,27 @@ class Schedule:
 
     def left(self) -> int:
         """Runs that are to be made, as far as is known now."""
-        return sum(
-            len(job.missing(cell, start))
-            for start, cells in self._starts()
-            for job in self.jobs
-            for cell in job.deployment.cells
-            if cell.cell in cells
-        )
+        return sum(len(runs) for _, _, runs in self._missing())
+
+    def begun(self, device_name: str | None) -> Live:
+        """What is to be made, as it is told and kept for whoever watches. device_name: of the
+        devices, for how long that should take."""
+        missing = list(self._missing())
+        layouts = [_live(job, sum(len(r) for j, _, r in missing if j is job)) for job in self.jobs]
+        seconds = [
+            None if (each := job.expected_s(cell, device_name)) is None else each * len(runs)
+            for job, cell, runs in missing
+        ]
+        known = [one for one in seconds if one is not None]
+        expected = sum(known) if known and len(known) == len(seconds) else None
+        return beginning(self.store.folder, layouts, self.completed(), expected)
+
+    def _missing(self) -> Iterator[tuple[Job, PlannedCell, list[Run]]]:
+        for start, cells in self._starts():
+            for job in self.jobs:
+                for cell in job.deployment.cells:
+                    if cell.cell in cells and (runs := job.missing(cell, start)):
+                        yield job, cell, runs
 
     def completed(self) -> int:
         """Runs that have a result."""
@@ -99,6 +114,12 @@ class Schedule:
         until_ci = self.experiment.until_ci
         found = list(means(runs, _throughput).values())
         return until_ci is not None and not is_narrow(found, until_ci)
+
+
+def _live(job: Job, runs: int) -> LiveLayout:
+    asked = job.deployment.deployment
+    layout = layout_name(asked.strategy, asked.ablation)
+    return LiveLayout(asked.name, f"{layout} {asked.engine}", runs)
 
 
 def _throughput(run: Measured | Trained) -> float | None:

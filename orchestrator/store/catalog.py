@@ -31,16 +31,21 @@ class Listed:
     schema_version: int | None
 
 
-def list_runs(root: Path) -> list[Listed]:
-    """The experiments under `root`, newest last; none where nothing was run yet.
+def list_runs(roots: Sequence[Path]) -> list[Listed]:
+    """The experiments under `roots`, newest last; none where nothing was run yet.
 
-    Raises UserError where `root` is not there, unless it is the usual folder.
+    Raises UserError where one of them is not there, unless it is the usual folder.
     """
-    if not root.exists():
-        if root != DEFAULT_ROOT:
-            raise UserError(f"there is no folder {root}; give the one that holds results")
-        return []
-    return sorted(map(_describe, find(root)), key=lambda one: one.started_at)
+    folders = {folder.resolve(): folder for root in roots for folder in _under(root)}
+    return sorted(map(_describe, folders.values()), key=lambda one: one.started_at)
+
+
+def _under(root: Path) -> list[Path]:
+    if root.exists():
+        return list(find(root))
+    if root != DEFAULT_ROOT:
+        raise UserError(f"there is no folder {root}; give the one that holds results")
+    return []
 
 
 def _describe(folder: Path) -> Listed:

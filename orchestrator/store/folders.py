@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import tempfile
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from orchestrator.experiment import Experiment
 from orchestrator.store.arrow_files import OtherVersion
 from orchestrator.store.identity import identity_of
 from orchestrator.store.journal import Journal, tell
+from orchestrator.store.lock import locked
 from orchestrator.store.manifest import fields_of
 from orchestrator.store.names import safe_name
 from orchestrator.store.schema import OUTCOME_TABLES
@@ -23,12 +25,31 @@ from workers.rows import SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
 DEFAULT_ROOT = Path("results")
+REPLACED = "replaced"  # a folder among results
 
 
 def folder_of(experiment: Experiment) -> Path:
     """Where an experiment's results live: the same request, the same folder."""
     root = experiment.result_dir or DEFAULT_ROOT
     return root / f"{safe_name(folder_name(experiment.model))}-{identity_of(experiment)}"
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Move results to REPLACED beside them, with a number behind their name. Returns where they are
+    then; None where there were none. Raises UserError where a driver adds to them."""
+    if not is_experiment(folder):
+        return None
+    replaced = folder.parent / REPLACED
+    numbers = itertools.count(1)
+    into = next(one for n in numbers if not (one := replaced / f"{folder.name}-{n}").exists())
+    try:
+        with locked(folder):
+            replaced.mkdir(exist_ok=True)
+            return folder.rename(into)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be moved to {into}: {error.strerror}; give another --result-dir"
+        ) from error
 
 
 def find(path: Path) -> list[Path]:

@@ -37,10 +37,19 @@ class CellKey:
     @property
     def name(self) -> str:
         """The cell's name, as in the manifest and in the names of files."""
-        deployment = Deployment(
+        scenario = Scenario(self.scenario, 0, 0)
+        return Cell(self._deployment, scenario, self.max_concurrency).name
+
+    @property
+    def deployment(self) -> str:
+        """The name of its deployment."""
+        return self._deployment.name
+
+    @property
+    def _deployment(self) -> Deployment:
+        return Deployment(
             self.model, self.strategy, self.engine, self.dtype, self.quantization, self.ablation
         )
-        return Cell(deployment, Scenario(self.scenario, 0, 0), self.max_concurrency).name
 
 
 @row

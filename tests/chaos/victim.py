@@ -29,6 +29,7 @@ from orchestrator.errors import Stop, UserError
 from orchestrator.experiment import Experiment
 from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.run import driver
+from orchestrator.store.live import Live
 from orchestrator.store.store import Store
 from workers.messages import Work
 
@@ -45,7 +46,7 @@ NAMES = {
 class Lines:
     """Progress as lines on stdout."""
 
-    def begin(self, runs: int, skipped: int) -> None: ...
+    def begin(self, live: Live) -> None: ...
 
     def connected(self, cluster: Cluster) -> None: ...
 

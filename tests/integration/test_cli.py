@@ -79,7 +79,8 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_every_field_of_an_experiment_is_an_option() -> None:
     submit, ablate = (cli.main.commands[name] for name in ("submit", "ablate"))
-    asked = {*Experiment.model_fields, "config", "dry_run", "no_wait", "as_json"}
+    asked = {*Experiment.model_fields, "config", "as_json"}
+    asked |= {"dry_run", "no_wait", "force", "show_all"}
     assert {option.name for option in ablate.params} == asked
     machines = {"gpu", "gpus", "gpus_per_node", "network", "gpu_hour_cost"}
     machines |= {"failure_rate", "recovery", "straggler"}

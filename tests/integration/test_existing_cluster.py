@@ -65,8 +65,8 @@ def submit(
 def assert_ran(done: subprocess.CompletedProcess[str], result_dir: Path, there: Existing) -> None:
     """It printed a result, kept it, and left the cluster running without a worker of ours."""
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"run 1: [\d.]+ tok/s", done.stdout)
-    assert re.search(r"dashboard: http://[\w.]+:\d+", done.stdout)
+    assert re.search(r"run 1: [\d.]+ tok/s", done.stderr)
+    assert re.search(r"dashboard: http://[\w.]+:\d+", done.stderr)
     assert len(list(result_dir.glob("*/summary/*.arrow"))) == 1
     assert len(list(result_dir.glob("*/comparison.arrow"))) == 1
     assert there.head.is_running()

@@ -4,11 +4,12 @@ import io
 from types import SimpleNamespace
 
 import pytest
+from live_inputs import live
 from rich.console import Console
 from summaries import one_run as run
 
 from orchestrator.analysis.comparing.compare import compare
-from orchestrator.report import terminal
+from orchestrator.report import output, terminal
 
 
 def compared(*runs):
@@ -57,7 +58,8 @@ def test_the_table_is_plain_text_that_fits_and_tells_failures_and_that_cpu_is_no
     )
     assert "\x1b" not in text
     assert "short (256 in / 128 out) · 8 concurrent" in text
-    assert "50%" in text
+    assert not {"best", "GPUs", "/GPU"} & set(headers(text)[0].split())
+    assert "workers" in headers(text)[0]
     assert "123.4 GB" in text
     assert "dp4 (torch) failed: out_of_memory: rank 3" in text
     assert "no ranking" in " ".join(text.split())
@@ -109,8 +111,10 @@ def test_a_column_is_explained_where_it_is_shown():
     wide, narrow = shown(rows, 160), shown(rows, 80)
     for words in ("J/tok", "26.36", "energy of the GPUs per generated token"):
         assert words in " ".join(wide.split())
-    assert "J/tok" not in narrow
+    assert "J/tok" not in headers(narrow)[0]
     assert "energy" not in narrow
+    assert "For J/tok" in narrow
+    assert "the terminal is too narrow; --json has all." in " ".join(narrow.split())
     for text in (wide, narrow):
         assert "81%" in text
         assert (
@@ -204,23 +208,24 @@ def test_the_cpu_note_is_for_cpus():
 
 
 def test_the_comparison_as_a_picture(tmp_path):
-    terminal.export_svg(
+    output.export_svg(
         lambda console: terminal.render(compared(run("tp4", 100.0)), console),
         tmp_path / "picture.svg",
     )
     assert "tp4" in (tmp_path / "picture.svg").read_text()
 
 
-def test_outside_a_terminal_progress_is_a_line_per_finished_run():
+def test_outside_a_terminal_progress_is_a_line_per_finished_run(tmp_path):
     console = Console(file=io.StringIO(), width=100)
     with terminal.RunProgress(console) as progress:
-        progress.begin(2, 1)
+        progress.begin(live(tmp_path, runs=2, skipped=1))
         progress.phase("tiny.tp4", "tiny.tp4.short.c8", "start 1/1 run 1/2")
         progress.finished(run("tp4", 10.0, median_ttft_ms=5.0, median_tpot_ms=1.0))
         progress.finished(run("tp4", run=1, reason="timeout"))
     lines = console.file.getvalue().splitlines()
     assert lines == [
         "1 of 3 runs have a result and are skipped.",
+        "2 runs of 1 layout: how long that takes is known after the first.",
         "[1/2] tp4 torch short c8 start 1 run 1: 10.0 tok/s, TTFT 5.0 ms, TPOT 1.00 ms",
         "[2/2] tp4 torch short c8 start 1 run 2: failed: timeout",
     ]
@@ -272,14 +277,19 @@ def test_starts_are_counted_where_there_are_several():
 
 def test_every_layout_that_is_not_shown_to_be_worse_is_called_best():
     values = {"tp4": (100.0, 101.0, 99.0), "dp4": (99.0, 101.0, 98.0), "pp4": (50.0, 51.0, 49.0)}
-    rows = [run(name, x, i) for name, mine in values.items() for i, x in enumerate(mine)]
+    rows = [
+        run(name, x, i, device_name="NVIDIA H200")
+        for name, mine in values.items()
+        for i, x in enumerate(mine)
+    ]
     text = shown(compared(*rows), 160)
     lines = [line for line in text.splitlines() if line.startswith((" tp4", " dp4", " pp4"))]
     assert ["best" in line for line in lines] == [True, True, False]
 
 
 def test_with_one_start_each_no_layout_is_called_best():
-    text = shown(compared(run("tp4", 100.0), run("pp4", 50.0)), 160)
+    gpus = {"device_name": "NVIDIA H200"}
+    text = shown(compared(run("tp4", 100.0, **gpus), run("pp4", 50.0, **gpus)), 160)
     tp4, pp4 = (
         next(line for line in text.splitlines() if line.startswith(f" {name}"))
         for name in ("tp4", "pp4")

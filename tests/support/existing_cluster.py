@@ -93,7 +93,9 @@ def wait_for_agent(folder: Path) -> None:
         port = "".join(file.read_text() for file in session.glob("dashboard_agent_listen_port*"))
         time.sleep(0.1)
     if port in ("", "-1"):
-        pytest.fail("Ray's agent does not listen:\n" + _end_of(session / "logs/dashboard_agent.log"))
+        pytest.fail(
+            "Ray's agent does not listen:\n" + _end_of(session / "logs/dashboard_agent.log")
+        )
 
 
 def _end_of(log: Path) -> str:

@@ -16,12 +16,13 @@ from orchestrator.analysis.summary import Measured
 from orchestrator.cluster.connection import Cluster
 from orchestrator.experiment import Experiment
 from orchestrator.run import driver
+from orchestrator.store.live import Live
 
 
 class Lines:
     """Progress as lines on stdout."""
 
-    def begin(self, runs: int, skipped: int) -> None: ...
+    def begin(self, live: Live) -> None: ...
 
     def connected(self, cluster: Cluster) -> None: ...
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from orchestrator.analysis.summary import Measured
 from orchestrator.cluster.connection import Cluster
+from orchestrator.store.live import Live
 
 
 class Recorder:
@@ -18,8 +19,8 @@ class Recorder:
         self.notes: list[str] = []
         self.asked = (0, 0)
 
-    def begin(self, runs: int, skipped: int) -> None:
-        self.asked = (runs, skipped)
+    def begin(self, live: Live) -> None:
+        self.asked = (live.runs, live.skipped)
 
     def connected(self, cluster: Cluster) -> None: ...
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -23,7 +22,6 @@ MOST_ROWS = 16  # of a ranking, and of what is refused
 MOST_NAMES = 2  # of layouts that are refused alike
 MOST_APART = 100  # ends of an interval in ratio, beyond which it says nothing
 TINY = 1e-9  # share of a sum that is rounding
-UNLIMITED = 10_000  # columns of a terminal
 FRONT = "*"
 Show = Callable[[Prediction], str]
 
@@ -89,11 +87,11 @@ def _print_ranking(plan: Planned, ranking: Ranking, console: Console) -> None:
     front = front_of(plan, ranking)
     names = [FRONT if one.layout in front else "" for one in shown]
     console.print(f"\n{title}", style="italic", highlight=False)
-    _print_fitting(shown, names, _columns(plan, shown), console)
+    console.print(_table(shown, names, _columns(plan, shown)))
     if len(ranking.predictions) > MOST_ROWS:
         console.print(f"and {len(ranking.predictions) - MOST_ROWS} slower ones")
     console.print("GPU-ms for each token", style="italic")
-    _print_fitting(shown, [""] * len(shown), _parts(), console)
+    console.print(_table(shown, [""] * len(shown), _parts()))
 
 
 def _print_reliability(plan: Planned, console: Console) -> None:
@@ -162,31 +160,6 @@ def _of_part(name: str) -> Show:
     return show
 
 
-def _print_fitting(
-    shown: Sequence[Prediction], marks: Sequence[str], columns: Mapping[str, Show], console: Console
-) -> None:
-    """A line a layout."""
-
-    def table(names: Sequence[str]) -> Table:
-        return _table(shown, marks, {name: columns[name] for name in names})
-
-    print_fitting(list(columns), table, console)
-
-
-def print_fitting(
-    names: Sequence[str], table: Callable[[Sequence[str]], Table], console: Console
-) -> None:
-    """Print `table` of these columns. Where the terminal is too narrow they are left out from the
-    right, and said; nothing is cut."""
-    kept = list(names)
-    while len(kept) > 1 and _width(table(kept), console) > console.width:
-        kept.pop()
-    console.print(table(kept))
-    if left_out := names[len(kept) :]:
-        text = f"For {', '.join(left_out)} the terminal is too narrow; --json has all."
-        console.print(text, style="dim", highlight=False)
-
-
 def _table(shown: Sequence[Prediction], marks: Sequence[str], columns: Mapping[str, Show]) -> Table:
     table = Table(box=SIMPLE_HEAD)
     marked = any(marks)
@@ -198,11 +171,6 @@ def _table(shown: Sequence[Prediction], marks: Sequence[str], columns: Mapping[s
         first = (mark, one.layout) if marked else (one.layout,)
         table.add_row(*first, *(show(one) for show in columns.values()))
     return table
-
-
-def _width(table: Table, console: Console) -> int:
-    """Columns of a terminal that `table` takes if nothing of it is cut."""
-    return Measurement.get(console, console.options.update(width=UNLIMITED), table).maximum
 
 
 def _in_flight(one: Prediction) -> str:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 
 from orchestrator.predict.load import Asked
 from orchestrator.predict.objectives import FASTEST, MOST_CONCURRENT, Limit, Margin
 from orchestrator.predict.recommend import Choice, Offer, Recommendation, Refusal, nearest
-from orchestrator.report.predicted.plan_table import estimated, print_fitting
+from orchestrator.report.predicted.plan_table import estimated
 
 CERTAIN, LIKELY = "certain", "likely"
 
@@ -57,11 +56,9 @@ def render(answer: Answer, console: Console) -> None:
     """Print a line for each kind of GPU, the choices, and where the figures come from."""
     found = answer.found
     console.print(answer.heading, style="bold", highlight=False)
-    columns = _columns(found)
-    print_fitting(list(columns), lambda names: _table(found, columns, names), console)
+    console.print(_table(found, _columns(found)))
     for line in _lines(answer):
-        text = line.lstrip()
-        console.print(Padding.indent(text, len(line) - len(text)), highlight=False)
+        console.print(line, highlight=False)
 
 
 def _lines(answer: Answer) -> Iterator[str]:
@@ -226,17 +223,15 @@ def _of_limit(index: int, one: Offer) -> str:
     return estimated(one.margins[index].predicted)
 
 
-def _table(
-    found: Recommendation, columns: Mapping[str, Callable[[Offer], str]], names: Sequence[str]
-) -> Table:
+def _table(found: Recommendation, columns: Mapping[str, Callable[[Offer], str]]) -> Table:
     table = Table(box=SIMPLE_HEAD)
     for name in ("GPUs", "layout"):
         table.add_column(name, no_wrap=True)
-    for name in names:
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("limits", no_wrap=True)
     for one in _best_of_each(found):
-        figures = (columns[name](one) for name in names)
+        figures = (show(one) for show in columns.values())
         gpus = f"{one.gpus} x {one.hardware.name}"
         table.add_row(gpus, one.layout.name, *figures, _kept(one).replace(", ", ",\n"))
     return table

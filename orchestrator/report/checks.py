@@ -1,4 +1,5 @@
-"""What is installed here, and what the doctor found of it, in a terminal."""
+"""What is installed here, what the doctor found of it, and whether results can be made again from
+their spans, in a terminal."""
 
 from __future__ import annotations
 
@@ -9,10 +10,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.analysis.recompute import DIFFERENT, EQUAL, LEFT_OUT, RECOMPUTED, Recomputed
+from orchestrator.experiment import layout_name
 from orchestrator.node.doctor import FAIL, PASS, WARN, Check, counts, verdict
 from orchestrator.plan.installed import Plugin, Plugins
 from strategies.registry import ALIASES
 
+COLOURS = {EQUAL: "green", DIFFERENT: "red"}
+RECOMPUTED_TITLES = (
+    *("model", "layout", "scenario", "concurrent", "start"),
+    *("from its spans", "difference"),
+)
 STYLES = {PASS: "green", WARN: "yellow", FAIL: "bold red"}
 
 
@@ -51,3 +59,41 @@ def _table(title: str, plugins: Sequence[Plugin]) -> Table:
         broken = Text(f"cannot be loaded: {one.error}", style="red") if one.error else None
         table.add_row(one.name, broken or one.summary, one.source)
     return table
+
+
+def render_recomputed(found: Sequence[Recomputed], console: Console) -> None:
+    """Print a row for each observed cell and start, and how many are equal."""
+    table = Table(box=SIMPLE_HEAD)
+    for title in RECOMPUTED_TITLES:
+        table.add_column(title)
+    for one in found:
+        cell = one.cell
+        table.add_row(
+            cell.model,
+            layout_name(cell.strategy, cell.ablation),
+            cell.scenario,
+            str(cell.max_concurrency),
+            str(one.start),
+            Text(one.status, style=COLOURS.get(one.status, "yellow")),
+            difference(one),
+        )
+    console.print(table)
+    compared = [one for one in found if one.status in COLOURS]
+    equal = sum(one.status == EQUAL for one in compared)
+    console.print(
+        f"{equal} of {len(compared)} equal what is kept, all but {', '.join(sorted(LEFT_OUT))}.",
+        highlight=False,
+    )
+
+
+def difference(one: Recomputed) -> str:
+    """The largest difference in words; empty where there is none."""
+    if one.where is None:
+        return ""
+    size = "is there once only" if one.difference is None else f"differs by {one.difference:.3g}"
+    return f"{one.where} {size}"
+
+
+def recomputed_data(found: Sequence[Recomputed]) -> list[dict[str, object]]:
+    """The rows as plain data."""
+    return RECOMPUTED.data(found)

@@ -1,0 +1,74 @@
+"""A run, watched from another terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.report.output import Output, say
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from orchestrator.store.live import Live
+    from workers.device import DevicesNow
+
+    Devices = Callable[[], DevicesNow | None]
+    View = Callable[[Live, float, DevicesNow | None], RenderableType]
+
+POLL_S = 0.5
+
+
+def watch(roots: Sequence[Path], once: bool, out: Output) -> None:
+    """Show the run that began last among results, until it ends. once: as it is now, and leave."""
+    from orchestrator.cluster.hardware import watched_gpus
+    from orchestrator.report.live import view
+    from orchestrator.store.live import latest
+
+    live, console = latest(roots), out.console()
+    if out.as_json:
+        left = live.seconds_left(time.time())
+        out.document(asdict(live) | {"works": live.works, "seconds_left": left})
+        return
+    with watched_gpus() as devices:
+        if once:
+            console.print(view(live, time.time(), devices()))
+        elif console.is_terminal:
+            _follow(live, view, devices, console)
+        else:
+            _tell(live)
+
+
+def _follow(live: Live, view: View, devices: Devices, console: Console) -> None:
+    """Draw it in place."""
+    from rich.live import Live as Display
+
+    from orchestrator.store.live import read
+
+    def drawn() -> RenderableType:
+        return view(live, time.time(), devices())
+
+    with Display(console=console, refresh_per_second=1 / POLL_S, get_renderable=drawn) as display:
+        while live.works:
+            time.sleep(POLL_S)
+            live = read(Path(live.folder)) or live
+        display.refresh()
+
+
+def _tell(live: Live) -> None:
+    """Print a line whenever a run has ended."""
+    from orchestrator.report.live import summary
+    from orchestrator.store.live import read
+
+    told = -1
+    while True:
+        if live.done != told or not live.works:
+            told = live.done
+            say(summary(live, time.time()))
+        if not live.works:
+            return
+        time.sleep(POLL_S)
+        live = read(Path(live.folder)) or live

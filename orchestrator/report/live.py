@@ -1,0 +1,113 @@
+"""A command that makes runs, as it is now: a row a layout, the time left, and what comes next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.report.text import fixed, plural
+from orchestrator.store.live import Live, LiveLayout
+from workers.device import DevicesNow
+from workers.units import format_bytes
+
+BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+TITLES = ("layout", "runs", "tok/s", "", "state")
+
+
+def view(live: Live, now: float, devices: DevicesNow | None) -> Group:
+    """Everything that is known of it. now: seconds since 1970. devices: of this machine; None
+    where it has no GPU."""
+    titles = (*TITLES, "GPU", "power", "memory") if devices else TITLES
+    table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, header_style="dim")
+    for title in titles:
+        right = title in ("runs", "tok/s", "GPU", "power", "memory")
+        table.add_column(title, justify="right" if right else "left", no_wrap=title != "state")
+    for one in live.layouts:
+        table.add_row(*_row(one, devices), style=_style(one))
+    return Group(table, Text(summary(live, now)))
+
+
+def summary(live: Live, now: float) -> str:
+    """How many runs have ended, how long the rest takes, and which layout is next."""
+    left, following = live.seconds_left(now), _next(live)
+    parts = (
+        f"{live.done} of {plural(live.runs, 'run')}",
+        "" if left is None or live.done >= live.runs else f"about {duration(left)} left",
+        f"next: {following}" if following else "",
+        "" if live.works else _how_it_ended(live),
+    )
+    return ", ".join(filter(None, parts)) + "."
+
+
+def beginning(live: Live) -> str:
+    """What is about to be done, and how long that should take."""
+    layouts = sum(bool(one.runs) for one in live.layouts)
+    known = live.expected_s
+    how_long = (
+        "how long that takes is known after the first"
+        if known is None
+        else f"about {duration(known)} as predicted, and the builds of the layouts"
+    )
+    return f"{plural(live.runs, 'run')} of {plural(layouts, 'layout')}: {how_long}."
+
+
+def duration(seconds: float) -> str:
+    """To a digit or two: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def spark(rates: Sequence[float]) -> str:
+    """A bar a run, from nothing to the fastest."""
+    most = max(rates, default=0.0)
+    return "".join(
+        BARS[round((len(BARS) - 1) * rate / most)] if most else BARS[0] for rate in rates
+    )
+
+
+def _row(one: LiveLayout, devices: DevicesNow | None) -> list[str]:
+    rate = fixed(one.rates[-1]) if one.rates else ""
+    row = [one.layout, f"{one.done}/{max(one.runs, one.done)}", rate, spark(one.rates), _state(one)]
+    if devices is None:
+        return row
+    return row + (_now(devices) if one.phase else ["", "", ""])
+
+
+def _now(devices: DevicesNow) -> list[str]:
+    used, power = devices.utilization_pct, devices.power_w
+    return [
+        "-" if used is None else f"{used:.0f}%",
+        "-" if power is None else f"{power:.0f} W",
+        format_bytes(devices.memory_bytes),
+    ]
+
+
+def _state(one: LiveLayout) -> str:
+    if one.phase:
+        return f"{one.cell.removeprefix(one.deployment + '.')}  {one.phase}".strip()
+    failed = f", {one.failed} failed" if one.failed else ""
+    if one.done >= one.runs:
+        return f"done{failed}" if one.runs else "had its results"
+    return f"waits{failed}"
+
+
+def _style(one: LiveLayout) -> str:
+    if one.phase:
+        return "bold"
+    return "red" if one.failed else ""
+
+
+def _next(live: Live) -> str:
+    """The layout whose turn is next: the one after the one that works, round and round."""
+    busy = next((n for n, one in enumerate(live.layouts) if one.phase), -1)
+    after = [*live.layouts[busy + 1 :], *live.layouts[: max(busy, 0)]]
+    return next((one.layout for one in after if one.done < one.runs), "")
+
+
+def _how_it_ended(live: Live) -> str:
+    return "it has ended" if live.has_ended else "its driver is gone; the same command goes on"

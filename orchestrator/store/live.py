@@ -1,0 +1,144 @@
+"""How far a command is, in a file beside its results, for whoever watches it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from orchestrator.errors import UserError
+from orchestrator.store.arrow_files import replace_file
+from workers.process import ProcessId
+
+LIVE = "live.json"
+MOST_RATES = 24  # of a layout, kept for its spark line
+
+
+@dataclass(frozen=True, slots=True)
+class LiveLayout:
+    """A deployment of this command.
+
+    deployment: its name. layout: as people say it, "tp4 vllm". runs: that it is to make. done: that
+    have ended. failed: of these. cell, phase: what it does; empty while it waits. rates: tokens per
+    second of its completed runs, the newest last.
+    """
+
+    deployment: str
+    layout: str
+    runs: int
+    done: int = 0
+    failed: int = 0
+    cell: str = ""
+    phase: str = ""
+    rates: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A command that makes runs.
+
+    folder: of its results. process: its driver. began_at, first_at: seconds since 1970 when the
+    command began, and when its first phase did; None where it has not come to that. skipped: runs
+    that had a result. expected_s: how long its runs should take, without builds; None where nobody
+    knows. has_ended: whether the driver said so.
+    """
+
+    folder: str
+    process: ProcessId
+    began_at: float
+    layouts: tuple[LiveLayout, ...]
+    skipped: int = 0
+    expected_s: float | None = None
+    first_at: float | None = None
+    has_ended: bool = False
+
+    @property
+    def runs(self) -> int:
+        """That are to be made: starts may be added until the means agree."""
+        return sum(max(one.runs, one.done) for one in self.layouts)
+
+    @property
+    def done(self) -> int:
+        """That have ended."""
+        return sum(one.done for one in self.layouts)
+
+    @property
+    def works(self) -> bool:
+        """Whether its driver still does something, as far as this machine can tell."""
+        return not self.has_ended and self.process.may_run(of_this_machine=False)
+
+    def seconds_left(self, now: float) -> float | None:
+        """At the pace so far, builds included; None before the first run has ended."""
+        if self.first_at is None or not self.done:
+            return None
+        return (now - self.first_at) / self.done * (self.runs - self.done)
+
+    def entered(self, deployment: str, cell: str, phase: str, now: float) -> Live:
+        """After a phase of a deployment began."""
+        layouts = tuple(
+            replace(one, cell=cell, phase=phase)
+            if one.deployment == deployment
+            else replace(one, cell="", phase="")
+            for one in self.layouts
+        )
+        return replace(self, layouts=layouts, first_at=self.first_at or now)
+
+    def ended(self, deployment: str, rate: float | None) -> Live:
+        """After a run of a deployment ended. rate: its tokens per second; None where it failed."""
+        layouts = tuple(
+            _after(one, rate) if one.deployment == deployment else one for one in self.layouts
+        )
+        return replace(self, layouts=layouts)
+
+
+def _after(one: LiveLayout, rate: float | None) -> LiveLayout:
+    if rate is None:
+        return replace(one, done=one.done + 1, failed=one.failed + 1)
+    return replace(one, done=one.done + 1, rates=(*one.rates, rate)[-MOST_RATES:])
+
+
+def beginning(
+    folder: Path, layouts: Sequence[LiveLayout], skipped: int, expected_s: float | None
+) -> Live:
+    """A command of this process that is about to make runs."""
+    there = str(folder.resolve())
+    return Live(there, ProcessId.here(), time.time(), tuple(layouts), skipped, expected_s)
+
+
+def write(live: Live) -> None:
+    """Keep it beside the results. It takes nothing from them: what cannot be written is left."""
+    folder = Path(live.folder)
+    with contextlib.suppress(OSError):
+        if folder.is_dir():
+            text = json.dumps(asdict(live))
+            replace_file(folder / LIVE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def read(folder: Path) -> Live | None:
+    """What the last command on these results wrote; None where there is none that can be read."""
+    try:
+        found = json.loads((folder / LIVE).read_text(encoding="utf-8"))
+        layouts = tuple(
+            LiveLayout(**one | {"rates": tuple(one["rates"])}) for one in found["layouts"]
+        )
+        process = ProcessId.read(found["process"])
+        return Live(**found | {"layouts": layouts, "process": process})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def latest(roots: Iterable[Path]) -> Live:
+    """Of the results at `roots`, or in them, the command that began last. Raises UserError where
+    there is none."""
+    asked = list(roots)
+    folders = [folder for root in asked if root.is_dir() for folder in (root, *root.iterdir())]
+    found = [live for folder in folders if (live := read(folder))]
+    if not found:
+        names = ", ".join(map(str, asked))
+        raise UserError(
+            f"no run has left word in {names}; give the folder of --result-dir, or of the results"
+        )
+    return max(found, key=lambda live: (live.works, live.began_at))

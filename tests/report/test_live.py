@@ -1,0 +1,151 @@
+"""What is told of a command that makes runs, while it does."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from live_inputs import DEPLOYMENT, live
+from summaries import one_run
+
+from orchestrator.errors import UserError
+from orchestrator.report.live import beginning, duration, spark, summary, view
+from orchestrator.report.output import console_of
+from orchestrator.report.progress import RunProgress
+from orchestrator.store.live import LIVE, LiveLayout, latest, read, write
+from workers.device import DevicesNow, devices_now
+
+OTHER = LiveLayout("m.pp4.torch.bfloat16", "pp4 torch", 3)
+BUSY = DevicesNow(utilization_pct=97.0, power_w=2412.0, memory_bytes=71_200_000_000)
+
+
+def drawn(shown: object, width: int = 100) -> str:
+    console = console_of(file=io.StringIO(), width=width)
+    console.print(shown)
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+def test_a_row_fills_and_only_that_of_the_layout_at_work_has_its_devices(tmp_path: Path) -> None:
+    one = live(tmp_path, 4, 0, OTHER).entered(DEPLOYMENT, f"{DEPLOYMENT}.short.c8", "warming up", 9)
+    one = one.ended(DEPLOYMENT, 50.0).ended(DEPLOYMENT, 100.0).ended(DEPLOYMENT, None)
+    first, second = drawn(view(one, 10.0, BUSY)).splitlines()[3:5]
+    for word in (
+        "3/4",
+        "100.0",
+        "\u2585\u2588",
+        "short.c8  warming up",
+        "97%",
+        "2412 W",
+        "71.2 GB",
+    ):
+        assert word in first
+    assert "0/3" in second
+    assert "waits" in second
+    assert "W" not in second
+    assert "GPU" not in drawn(view(one, 10.0, None))
+
+
+def test_time_left_is_told_once_a_run_has_ended_at_the_pace_so_far(tmp_path: Path) -> None:
+    one = live(tmp_path, 4).entered(DEPLOYMENT, "", "building", 100.0)
+    assert one.seconds_left(130.0) is None
+    assert "left" not in summary(one, 130.0)
+    assert one.ended(DEPLOYMENT, 5.0).seconds_left(130.0) == 90.0
+    assert "1 of 4 runs, about 90 s left" not in summary(one.ended(DEPLOYMENT, 5.0), 130.0)
+    assert "1 of 4 runs, about 2 min left" in summary(one.ended(DEPLOYMENT, 5.0), 130.0)
+
+
+def test_the_next_layout_is_the_one_after_that_at_work_round_and_round(tmp_path: Path) -> None:
+    one = live(tmp_path, 2, 0, OTHER)
+    assert "next: tp4 torch" in summary(one, 0.0)
+    assert "next: pp4 torch" in summary(one.entered(DEPLOYMENT, "", "building", 0.0), 0.0)
+    assert "next: tp4 torch" in summary(one.entered(OTHER.deployment, "", "building", 0.0), 0.0)
+
+
+def test_runs_that_are_added_until_means_agree_never_give_more_done_than_runs(
+    tmp_path: Path,
+) -> None:
+    one = live(tmp_path, 1).ended(DEPLOYMENT, 1.0).ended(DEPLOYMENT, 1.0)
+    assert (one.done, one.runs) == (2, 2)
+
+
+def test_before_the_start_the_runs_and_the_predicted_time_are_told(tmp_path: Path) -> None:
+    one = live(tmp_path, 2, 0, OTHER, replace(OTHER, runs=0))
+    assert beginning(one) == "5 runs of 2 layouts: how long that takes is known after the first."
+    told = beginning(replace(one, expected_s=720.0))
+    assert told == "5 runs of 2 layouts: about 12 min as predicted, and the builds of the layouts."
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(40, "40 s"), (89.4, "89 s"), (720, "12 min"), (5400, "1.5 h")]
+)
+def test_a_duration_is_told_to_a_digit_or_two(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_spark_line_has_a_bar_for_each_run_also_where_all_are_zero() -> None:
+    assert spark([0.0, 50.0, 100.0]) == "\u2581\u2585\u2588"
+    assert spark([0.0, 0.0]) == "\u2581\u2581"
+    assert spark([]) == ""
+
+
+def test_what_is_told_is_kept_beside_the_results_for_another_terminal(tmp_path: Path) -> None:
+    with RunProgress(console_of(file=io.StringIO(), width=100)) as progress:
+        progress.begin(live(tmp_path, 2))
+        progress.phase(DEPLOYMENT, "", "building")
+        progress.finished(one_run("tp4", 10.0))
+        while_it_runs = latest([tmp_path.parent])
+        assert while_it_runs.works
+    assert (while_it_runs.done, while_it_runs.layouts[0].rates) == (1, (10.0,))
+    after = read(tmp_path)
+    assert after is not None
+    assert (after.works, after.has_ended) == (False, True)
+    assert "it has ended" in summary(after, 0.0)
+
+
+def test_a_driver_that_died_is_told_from_one_that_ended(tmp_path: Path) -> None:
+    one = live(tmp_path)
+    gone = replace(one, process=replace(one.process, pid=os.getppid(), ticks=1))
+    write(gone)
+    assert "its driver is gone; the same command goes on" in summary(latest([tmp_path]), 0.0)
+
+
+def test_a_run_that_works_is_found_before_one_that_began_later(tmp_path: Path) -> None:
+    for name, began, ended in (("works", 1.0, False), ("ended", 2.0, True)):
+        (tmp_path / name).mkdir()
+        write(replace(live(tmp_path / name), began_at=began, has_ended=ended))
+    assert latest([tmp_path]).folder.endswith("works")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"folder": 1}'])
+def test_a_file_that_is_something_else_is_no_run(tmp_path: Path, text: str) -> None:
+    (tmp_path / LIVE).write_text(text)
+    assert read(tmp_path) is None
+    with pytest.raises(UserError, match="no run has left word in"):
+        latest([tmp_path])
+
+
+class Nvml:
+    """Two GPUs, of which a process uses one; its driver tells no power."""
+
+    class NVMLError(Exception):
+        """As pynvml's."""
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[int]:
+        return [1] * handle
+
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> object:
+        return type("Rates", (), {"gpu": 40 + handle})
+
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
+        raise self.NVMLError
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> object:
+        return type("Memory", (), {"used": 10**9 * handle})
+
+
+def test_only_gpus_that_are_used_are_told_and_what_the_driver_does_not_say_is_unknown() -> None:
+    assert devices_now(Nvml(), [0, 1]) == DevicesNow(41.0, None, 10**9)
+    assert devices_now(Nvml(), [0]) is None
