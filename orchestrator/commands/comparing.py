@@ -90,6 +90,7 @@ def draw(found: Findings, objective: str, console: Console) -> None:
     """Print what results say."""
     from orchestrator.analysis.comparing import ablation, gaps
     from orchestrator.report import sweep, terminal
+    from orchestrator.report.text import full
 
     said = {} if terminal.on_cpu(found.comparison) else found.sentences(objective)
     terminal.render(found.comparison, console, said)
@@ -101,10 +102,10 @@ def draw(found: Findings, objective: str, console: Console) -> None:
         *(one.sentence for one in found.imported),
     ]
     for note in filter(None, notes):
-        console.print(note, style="yellow", highlight=False)
+        console.print(full(note), style="yellow", highlight=False)
     sweep.render(found.curves, console)
     for effect in found.ablations:
-        console.print(ablation.sentence(effect), highlight=False)
+        console.print(full(ablation.sentence(effect)), highlight=False)
     sweep.render_techniques(found.techniques, console)
     sweep.render_rates(found.rates, console)
 

@@ -77,9 +77,16 @@ def console_of(**options: Any) -> Console:
         def print(self, *objects: Any, **how: Any) -> None:
             if len(objects) == 1 and isinstance(objects[0], Table):
                 for part in fitted(objects[0], self):
-                    super().print(part, **how | {"width": max(self.width, width_of(part, self))})
+                    self._print_whole(part, how)
             else:
                 super().print(*objects, **{"soft_wrap": not self.is_terminal} | how)
+
+        def _print_whole(self, table: Table, how: dict[str, Any]) -> None:
+            before, self.width = self.width, max(self.width, width_of(table, self))
+            try:
+                super().print(table, **how)
+            finally:
+                self.width = before
 
         def render(
             self, renderable: RenderableType, options: ConsoleOptions | None = None

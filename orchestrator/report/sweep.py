@@ -15,7 +15,7 @@ from orchestrator.analysis.comparing.ablation import TECHNIQUE_FIGURES, Sides, T
 from orchestrator.analysis.comparing.curves import Curve
 from orchestrator.analysis.goodput import FoundRate
 from orchestrator.report.charts.views import Names, layout_names
-from orchestrator.report.text import fixed, three_digits
+from orchestrator.report.text import fixed, full, three_digits
 from workers.rows import grouped
 
 LEGEND = (
@@ -142,7 +142,7 @@ def render(curves: Sequence[Curve], console: Console) -> None:
         console.print(heading, style="bold", highlight=False)
         console.print(_table(mine))
         for text in sentences(mine):
-            console.print(Text(text))
+            console.print(Text(full(text)))
         console.print()
     if curves:
         console.print(LEGEND, style="dim", highlight=False)
@@ -155,7 +155,7 @@ def render_rates(found: Sequence[FoundRate], console: Console) -> None:
         console.print(mine.heading, style="bold", highlight=False)
         console.print(_rate_table(mine))
         for one in mine.rows:
-            console.print(Text(one.sentence, style="red" if one.ended_early else ""))
+            console.print(Text(full(one.sentence), style="red" if one.ended_early else ""))
         console.print()
 
 

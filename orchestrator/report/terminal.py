@@ -16,7 +16,7 @@ from orchestrator.report.charts import unshown
 from orchestrator.report.charts.choices import lengths_of, rate_of
 from orchestrator.report.output import width_of
 from orchestrator.report.progress import RunProgress
-from orchestrator.report.text import figure, fixed, percent, three_digits
+from orchestrator.report.text import figure, fixed, full, percent, three_digits
 from orchestrator.store.schema import COMPLETED, INVALID
 from workers.rows import grouped
 from workers.units import device_ms, format_bytes, is_cpu
@@ -116,9 +116,9 @@ def _render_load(
     held = clocks.sentences({name: one.clocks for name, one in named.items()})
     slos = goodput.slo_sentences({name: one.slo for name, one in seen.items()})
     doubts = crosscheck.sentences({name: one.crosscheck for name, one in named.items()})
-    lines = [Text(line) for line in (*verdicts, *([same] if same else []), *held, *slos)]
-    lines += [Text(line, style="dim") for line in unshown.sentences(seen)]
-    lines += [Text(line, style="yellow") for line in doubts]
+    said = (*verdicts, *([same] if same else []), *held, *slos)
+    styled = ((said, ""), (unshown.sentences(seen), "dim"), (doubts, "yellow"))
+    lines = [Text(full(line), style=style) for mine, style in styled for line in mine]
     lines += [Text(line, style="red") for line in _reasons(cells)]
     for line in lines:
         console.print(line)

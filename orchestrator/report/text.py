@@ -52,3 +52,8 @@ def span(first: int, last: int, dash: str = "-") -> str:
 def plural(count: int, noun: str) -> str:
     """1 rank, 2 ranks."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def full(sentence: str) -> str:
+    """With a full stop."""
+    return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."

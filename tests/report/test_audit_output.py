@@ -63,7 +63,7 @@ def test_the_page_explains_every_field_part_and_verdict(script: ModuleType) -> N
 def test_no_line_is_wider_than_the_terminal_and_nothing_is_cut(
     width: int, found: list[Audited], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    render(found, console_of(width=width))
+    render(found, console_of(width=width, force_terminal=True, color_system=None))
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= width
     assert "…" not in printed

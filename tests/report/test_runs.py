@@ -3,8 +3,7 @@
 import io
 from dataclasses import replace
 
-from rich.console import Console
-
+from orchestrator.report.output import console_of
 from orchestrator.report.runs import render
 from orchestrator.store.catalog import Listed
 
@@ -22,13 +21,13 @@ LISTED = Listed(
 
 
 def test_the_list_is_cut_at_no_width_outside_a_terminal():
-    console = Console(file=io.StringIO(), width=80)
+    console = console_of(file=io.StringIO(), width=80)
     render([LISTED], console)
     assert "x/" * 200 in console.file.getvalue()
 
 
 def test_results_of_another_version_are_listed_without_counts():
-    console = Console(file=io.StringIO(), width=160)
+    console = console_of(file=io.StringIO(), width=160)
     render([replace(LISTED, folder="old", completed=0, schema_version=1)], console)
     shown = " ".join(console.file.getvalue().split())
     assert "tp4, pp4 - - - old (schema version 1: cannot be read)" in shown
