@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import reprlib
 from collections.abc import Mapping
@@ -11,9 +12,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from orchestrator.errors import UserError
-from orchestrator.experiment import Experiment
+from orchestrator.experiment import Experiment, preset_names
 
 MOST_BYTES = 1_000_000
+PATHS = ("dataset_path", "fabric", "data", "save_checkpoint", "result_dir")  # fields of a file
 EXAMPLES = {"strategy": "tp4", "max_concurrency": "8"}  # of the lists that must not be empty
 
 
@@ -23,15 +25,34 @@ _FOUND.maxlevel, _FOUND.maxlong, _FOUND.maxstring, _FOUND.maxother = 2, 60, 120,
 
 
 def load_experiment(config: Path | None, flags: Mapping[str, Any]) -> Experiment:
-    """The experiment of `config` with the `flags` that were given laid over it. Raises UserError
-    with one line for bad input."""
-    fields = {**(read_yaml(config) if config else {}), **flags}
+    """The experiment of `config` with the `flags` that were given laid over it. A relative path in
+    `config` is seen from the folder of that file. Raises UserError with one line for bad input."""
+    fields = {**(_seen_from(config.parent, read_yaml(config)) if config else {}), **flags}
     for name, value in fields.items():
         _check_text(name, value)
     try:
         return Experiment(**fields)
     except ValidationError as error:
         raise UserError(one_line(error, config)) from error
+
+
+def _seen_from(folder: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a file in `folder`, with their relative paths from here."""
+
+    def placed(name: str, value: Any) -> Any:
+        is_path = name in PATHS and isinstance(value, str) and "://" not in value
+        return str(folder / value) if is_path or _is_checkpoint(folder, name, value) else value
+
+    return {name: placed(name, value) for name, value in fields.items()}
+
+
+def _is_checkpoint(folder: Path, name: str, value: object) -> bool:
+    """Whether a value is the path of a model, and not the name of one."""
+    if name != "model" or not isinstance(value, str) or value in preset_names():
+        return False
+    with contextlib.suppress(OSError, ValueError):  # of a name that no file can have
+        return (folder / value).is_dir()
+    return False
 
 
 def _check_text(name: str, value: Any) -> None:

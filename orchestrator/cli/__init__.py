@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.jobs import COMMANDS as JOB_COMMANDS
+from orchestrator.cli.runs import COMMANDS as RUN_COMMANDS
 from orchestrator.commands import (
     audits,
     comparing,
@@ -21,7 +22,6 @@ from orchestrator.commands import (
     recommending,
     results,
     submitting,
-    watching,
 )
 from orchestrator.commands.boundary import OneLineErrors, TakesLevels
 from orchestrator.options import (
@@ -264,23 +264,6 @@ def report(result_dir: Path, out: Path | None, open_: bool) -> None:
 
 
 @main.command()
-@click.argument("roots", metavar="[RESULT_DIR]...", default=("results",), nargs=-1, type=PATH)
-@click.option("--once", is_flag=True, help="Show it as it is, and leave.")
-@json_option
-def watch(roots: tuple[Path, ...], once: bool, as_json: bool) -> None:
-    """Show the run that began last, from another terminal."""
-    watching.watch(roots, once, Output(as_json))
-
-
-@main.command()
-@click.argument("roots", metavar="[ROOT]...", default=("results",), nargs=-1, type=PATH)
-@json_option
-def runs(roots: tuple[Path, ...], as_json: bool) -> None:
-    """List what was run under each ROOT. [results]"""
-    results.runs(roots, as_json)
-
-
-@main.command()
 @taking(CALIBRATE_OPTIONS)
 @json_option
 def calibrate(out: Path | None, as_json: bool, **options: Any) -> None:
@@ -297,7 +280,7 @@ def doctor(address: str | None, as_json: bool) -> None:
     raise SystemExit(node.doctor(address, as_json))
 
 
-for command in JOB_COMMANDS:
+for command in (*JOB_COMMANDS, *RUN_COMMANDS):
     main.add_command(command)
 
 

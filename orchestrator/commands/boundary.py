@@ -65,6 +65,14 @@ class OneLineErrors(click.Group):
             answer.show()
             raise SystemExit(answer.exit_code) from error
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands with the whole first sentence of each."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, one.get_short_help_str(200)) for name, one in commands if one]
+            )
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. A signal that stops it gives the process a status of its own."""
         stop = Stop()

@@ -17,19 +17,19 @@ from orchestrator.experiment.training import TrainingFields
 DIFFERENCE = 0.02  # the smallest difference between layouts that matters, unless it is said
 SCENARIOS = {"short": (256, 128), "long": (1024, 512)}
 
-
 Tokens = Annotated[int, Field(gt=0, le=10_000_000)]
 Count = Annotated[int, Field(gt=0, le=10_000)]
 # Fields that mean nothing without a dataset.
 OF_DATASET = (
-    "dataset_format",
-    "dataset_columns",
-    "dataset_split",
-    "multi_turn",
-    "skip_invalid",
-    "trace_speed",
-    "trace_window",
+    *("dataset_format", "dataset_columns", "dataset_split", "multi_turn", "skip_invalid"),
+    *("trace_speed", "trace_window"),
 )
+# Field -> what others are about that mean nothing without it.
+NEEDED = {
+    "dataset_path": ("a dataset", OF_DATASET),
+    "until_ci": ("starts that are added", ("max_starts",)),
+    "find_rate": ("a search of rates", ("rate_runs",)),
+}
 LONGEST_S = 1e6  # 12 days; a wait that is much longer overflows in the libraries below
 
 
@@ -243,12 +243,12 @@ class Experiment(TrainingFields):
         return self
 
     @model_validator(mode="after")
-    def _options_of_a_dataset(self) -> Experiment:
-        for name in OF_DATASET if self.dataset_path is None else ():
-            if getattr(self, name) != type(self).model_fields[name].get_default(
-                call_default_factory=True
-            ):
-                raise ValueError(f"{name} is about a dataset; give dataset_path too")
+    def _have_an_effect(self) -> Experiment:
+        for needed, (what, names) in NEEDED.items():
+            for name in () if getattr(self, needed) else names:
+                default = type(self).model_fields[name].get_default(call_default_factory=True)
+                if getattr(self, name) != default:
+                    raise ValueError(f"{name} is about {what}; give {needed} too")
         return self
 
     @model_validator(mode="after")

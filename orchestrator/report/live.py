@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.report.text import fixed, plural
+from orchestrator.report.text import duration, fixed, plural
 from orchestrator.store.live import Live, LiveLayout
 from workers.device import DevicesNow
 from workers.units import format_bytes
@@ -53,13 +53,6 @@ def beginning(live: Live) -> str:
         else f"about {duration(known)} as predicted, and the builds of the layouts"
     )
     return f"{plural(live.runs, 'run')} of {plural(layouts, 'layout')}: {how_long}."
-
-
-def duration(seconds: float) -> str:
-    """To a digit or two: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def spark(rates: Sequence[float]) -> str:

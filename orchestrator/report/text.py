@@ -57,3 +57,10 @@ def plural(count: int, noun: str) -> str:
 def full(sentence: str) -> str:
     """With a full stop."""
     return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
+
+
+def duration(seconds: float) -> str:
+    """To a digit or two: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

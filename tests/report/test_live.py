@@ -12,9 +12,10 @@ from live_inputs import DEPLOYMENT, live
 from summaries import one_run
 
 from orchestrator.errors import UserError
-from orchestrator.report.live import beginning, duration, spark, summary, view
+from orchestrator.report.live import beginning, spark, summary, view
 from orchestrator.report.output import console_of
 from orchestrator.report.progress import RunProgress
+from orchestrator.report.text import duration
 from orchestrator.store.live import LIVE, LiveLayout, latest, read, write
 from workers.device import DevicesNow, devices_now
 

@@ -1,0 +1,105 @@
+"""`orchestrator init`, and where the paths of a file are seen from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from orchestrator import cli
+from orchestrator.cluster import hardware
+from orchestrator.cluster.hardware import Device, Topology
+from orchestrator.commands.initial import _layouts
+from orchestrator.config import load_experiment
+
+H200 = 150_754_820_096
+
+
+def init(folder: Path, *words: str) -> Any:
+    return CliRunner().invoke(cli.main, ["init", "--out", str(folder / "e.yaml"), *words])
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two H200, of which nobody needs to have one."""
+    there = tuple(Device("here", n, H200, "NVIDIA H200", (9, 0)) for n in range(2))
+    monkeypatch.setattr(hardware, "local_topology", lambda *_: Topology(there))
+
+
+def test_without_gpus_it_is_tiny_and_nothing_is_ranked(tmp_path: Path) -> None:
+    done = init(tmp_path)
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "e.yaml").read_text()
+    assert "No GPU was found" in text
+    asked = load_experiment(tmp_path / "e.yaml", {})
+    assert (asked.model, asked.strategy) == ("tiny", ("tp4", "tp2pp2", "pp4", "dp4"))
+
+
+@pytest.mark.usefixtures("gpus")
+def test_on_gpus_it_is_the_largest_preset_that_fits_with_how_long_that_takes(
+    tmp_path: Path,
+) -> None:
+    done = init(tmp_path)
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "e.yaml").read_text()
+    assert "# Found 2 x NVIDIA H200." in text
+    assert "as predicted, and the builds of the layouts" in text
+    asked = load_experiment(tmp_path / "e.yaml", {})
+    assert (asked.model, asked.load_format) == ("llama-70b", "dummy")
+    assert asked.strategy == ("tp2", "pp2")
+
+
+@pytest.mark.usefixtures("gpus")
+def test_a_layout_that_does_not_fit_stands_there_with_its_reason(tmp_path: Path) -> None:
+    init(tmp_path)
+    (line,) = [line for line in (tmp_path / "e.yaml").read_text().splitlines() if "dp2" in line]
+    assert line.startswith("  # - dp2: ")
+    assert "141.1 GB" in line
+
+
+@pytest.mark.usefixtures("gpus")
+def test_what_runs_nowhere_is_refused_and_a_file_is_never_replaced(tmp_path: Path) -> None:
+    done = init(tmp_path, "--model", "no-such-model")
+    assert done.exit_code == 2
+    assert "runs under no layout here" in done.stderr
+    assert not (tmp_path / "e.yaml").exists()
+    (tmp_path / "e.yaml").write_text("mine")
+    assert "is there already" in init(tmp_path).stderr
+    assert (tmp_path / "e.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("devices", "names"),
+    [
+        (1, ["tp1"]),
+        (2, ["tp2", "pp2", "dp2"]),
+        (6, ["tp2pp3", "pp6", "dp6"]),
+        (8, ["tp8", "tp4pp2", "tp2pp4", "pp8", "dp8"]),
+    ],
+)
+def test_layouts_use_all_devices(devices: int, names: list[str]) -> None:
+    assert _layouts(devices) == names
+
+
+def test_a_relative_path_of_a_file_is_seen_from_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "deep"
+    (folder / "checkpoint").mkdir(parents=True)
+    (folder / "e.yaml").write_text("model: checkpoint\ndataset_path: prompts.jsonl\n")
+    asked = load_experiment(folder / "e.yaml", {})
+    assert asked.dataset_path == folder / "prompts.jsonl"
+    assert asked.model == str(folder / "checkpoint")
+    flagged = load_experiment(folder / "e.yaml", {"dataset_path": Path("here.jsonl")})
+    assert flagged.dataset_path == Path("here.jsonl")
+    (folder / "e.yaml").write_text("model: tiny\ndataset_path: /there.jsonl\n")
+    there = load_experiment(folder / "e.yaml", {})
+    assert (there.model, there.dataset_path) == ("tiny", Path("/there.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("given", "needed"), [({"max_starts": 5}, "until_ci"), ({"rate_runs": 3}, "find_rate")]
+)
+def test_a_field_that_would_have_no_effect_is_refused(given: dict[str, int], needed: str) -> None:
+    with pytest.raises(Exception, match=f"give {needed} too"):
+        load_experiment(None, given)
