@@ -14,9 +14,9 @@ from orchestrator.report.text import duration
 from strategies.errors import LayoutError
 
 if TYPE_CHECKING:
-    from orchestrator.cluster.hardware import Topology
     from orchestrator.experiment import Experiment
     from orchestrator.plan.deployments import PlannedDeployment
+    from strategies.shapes import Topology
 
 CPU_WORKERS = 4
 LARGEST_FIRST = ("llama-70b", "qwen2.5-32b", "llama-8b", "tiny")
