@@ -86,7 +86,7 @@ def planned(experiment: Experiment, cluster: Cluster | None) -> PlannedExperimen
     from orchestrator.store.store import Store
 
     gpus = planning.find_gpus(experiment, cluster)
-    device, topology = planning.choose_device(experiment, gpus)
+    device, topology = planning.choose_device(experiment, gpus, cluster)
     deployments = planning.plan_experiment(experiment, device, topology, cluster)
     check_surroundings(Store(folder_of(experiment)), experiment, deployments, cluster)
     for remark in (of_source(source()), *remarks(experiment, deployments, topology, cluster)):

@@ -4,9 +4,11 @@ data."""
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from orchestrator.cluster.ranks import nodes_of_ranks
 from orchestrator.experiment import Cell, Deployment
 from strategies import Topology, parse
 from workers.messages import EnginePlan, TrainingWork, Work
@@ -72,6 +74,14 @@ class PlannedExperiment:
 
     deployments: tuple[PlannedDeployment, ...]
     topology: Topology
+
+
+def nodes_of(planned: PlannedDeployment, topology: Topology) -> tuple[str, ...]:
+    """Rank -> the node that it gets where nobody holds devices; () on one node."""
+    counts = Counter(device.node for device in topology.devices)
+    if len(counts) < 2:
+        return ()
+    return nodes_of_ranks(planned.plan, planned.deployment.engine, counts)
 
 
 def devices_of(layout: str) -> int:

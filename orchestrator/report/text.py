@@ -52,3 +52,15 @@ def span(first: int, last: int, dash: str = "-") -> str:
 def plural(count: int, noun: str) -> str:
     """1 rank, 2 ranks."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def stretch(bounds: tuple[int, int]) -> str:
+    """[start, stop) by its first and its last number."""
+    return span(bounds[0], bounds[1] - 1)
+
+
+def part(bounds: tuple[int, int] | None, whole: int) -> str:
+    """What [start, stop) is of `whole`; None: nothing."""
+    if bounds is None:
+        return "-"
+    return "all" if bounds == (0, whole) else stretch(bounds)
