@@ -82,7 +82,7 @@ MODEL = ModelShape(
 MBIT = 1e6 / 8
 MEMORY = 16e9  # bytes; more than the model takes
 RUNS, FACTS, PICTURE = "runs.csv", "facts.json", "network-crossover.svg"
-BAR = 16  # characters
+BAR = 20  # characters
 
 
 @dataclass(frozen=True)
@@ -357,10 +357,10 @@ def draw(runs: Sequence[Run], facts: Facts, console: Console) -> None:
         title=f"prompts of {INPUT_LEN} tokens read a second, one at a time",
         title_justify="left",
     )
-    table.add_column("link, Mbit/s", justify="right")
+    table.add_column("Mbit/s", justify="right")
     for name in PAIR:
-        table.add_column(f"{name} measured", justify="right")
-        table.add_column("")
+        table.add_column(name, justify="right")
+        table.add_column("measured", no_wrap=True)
         table.add_column("predicted", justify="right")
     table.add_column("ahead")
     for mbit in sorted({mbit for mbit, _ in measured}):

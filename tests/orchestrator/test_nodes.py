@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
+from pathlib import Path
 
+import fake_engine
+import fake_group
 import pytest
-from driver_inputs import plan
+from driver_inputs import deployment, plan, run
+from rich.console import Console
 
 from orchestrator.analysis.observed.accounting import PartsRow
 from orchestrator.analysis.observed.communication import awaited
 from orchestrator.analysis.observed.operations import links_of
+from orchestrator.cluster.failures import RunFailed
 from orchestrator.cluster.ranks import nodes_of_ranks, together
 from orchestrator.cluster.room import bundles_for
+from orchestrator.node import fabric
+from orchestrator.node.calibrate import Calibration, with_nodes
+from orchestrator.report import fabric_tables
+from orchestrator.report.text import three_digits
+from orchestrator.run.serving import RETRIES
+from orchestrator.store.store import Store
 from strategies.placement import Placement
-from workers.messages import EnginePlan, RankReport
-from workers.records import COLLECTIVES, STEPS, CollectiveRow
+from workers.messages import EnginePlan, RankReport, Work
+from workers.records import COLLECTIVES, FABRIC, STEPS, CollectiveRow, FabricRow
 from workers.rows import nothing
 
 
@@ -123,3 +135,87 @@ def test_a_throttled_rank_is_named_with_its_node_by_the_wait_of_the_others() -> 
 def test_nobody_is_named_where_all_wait_alike() -> None:
     assert awaited([parts(0, 4.0), parts(1, 3.5)], ("a", "b")) is None
     assert awaited([parts(0, 4.0)], ("a",)) is None
+
+
+# -- a node that dies
+
+
+def losing(monkeypatch: pytest.MonkeyPatch, times: int) -> fake_group.Groups:
+    """Groups of which the first `times` that serve a run, after the warm-up, lose a node."""
+    made, serve, left = fake_group.installed(monkeypatch), fake_group.FakeGroup.run, [times]
+
+    def run(group: fake_group.FakeGroup, work: Work, timeout_s: float) -> list[RankReport]:
+        if len(work.requests) > 1 and left[0]:
+            left[0] -= 1
+            raise RunFailed("lost node b with rank 1: gone", lost_nodes=("b",))
+        return serve(group, work, timeout_s)
+
+    monkeypatch.setattr(fake_group.FakeGroup, "run", run)
+    return made
+
+
+def outcomes(store: Store) -> list[tuple[str, int, str]]:
+    rows = store.read("summary").to_pylist()
+    return sorted((row["strategy"], row["run"], row["status"]) for row in rows)
+
+
+@pytest.mark.parametrize("times", [1, RETRIES])
+def test_a_run_that_loses_a_node_is_made_again_where_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, times: int
+) -> None:
+    losing(monkeypatch, times)
+    store, told = run([deployment("tp2")], tmp_path, on_node_loss="retry", num_runs=2)
+    assert outcomes(store) == [("tp2", 0, "completed"), ("tp2", 1, "completed")]
+    assert sum("the run is made again" in note for note in told.notes) == times
+
+
+def test_it_is_not_made_again_for_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    losing(monkeypatch, RETRIES + 1)
+    store, _ = run([deployment("tp2")], tmp_path, on_node_loss="retry")
+    assert outcomes(store) == [("tp2", 0, "failed")]
+
+
+def test_a_run_that_loses_a_node_is_a_row_with_the_reason_and_the_others_are_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    losing(monkeypatch, 1)
+    store, _ = run([deployment("tp2"), deployment("tp1")], tmp_path)
+    assert outcomes(store) == [("tp1", 0, "completed"), ("tp2", 0, "failed")]
+    (row,) = [one for one in store.read("summary").to_pylist() if one["status"] == "failed"]
+    assert row["reason"] == "lost node b with rank 1: gone"
+
+
+def test_a_run_that_fails_for_another_reason_is_not_made_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake_group.installed(monkeypatch)
+    failing = deployment("tp2", orders=((fake_engine.RAISE, 0),))
+    store, _ = run([failing], tmp_path, on_node_loss="retry")
+    assert outcomes(store) == [("tp2", 0, "failed")]
+
+
+# -- what a calibration says of the network
+
+
+def sent(pair: tuple[int, int], busbw: float) -> FabricRow:
+    known = {"host": "a", "device_name": "cpu", "kind": "collective", "op": "send_recv"}
+    sizes = {"rank": pair[0], "group": pair, "group_size": 2, "bytes": 4096}
+    return replace(nothing(FabricRow), **known, **sizes, time_us=10.0, algbw=busbw, busbw=busbw)
+
+
+def test_a_calibration_of_two_nodes_tells_pairs_inside_one_from_pairs_across() -> None:
+    rows = [sent((0, 1), 9.0), sent((2, 3), 8.0), sent((0, 2), 0.5), sent((1, 3), 0.4)]
+    table = with_nodes(FABRIC.make(rows), ("a", "a", "b", "b"))
+    console = Console(width=200, file=io.StringIO())
+    fabric_tables.render(Calibration(Path("fabric.arrow"), table, []), console)
+    said = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    inside = f"2-3 with {three_digits(8.0)} GB/s each way, fastest 0-1 with {three_digits(9.0)}"
+    across = f"1-3 with {three_digits(0.4)} GB/s each way, fastest 0-2 with {three_digits(0.5)}"
+    assert f"Pairs inside a node: slowest {inside}" in said
+    assert f"Pairs across nodes: slowest {across}" in said
+
+
+def test_what_was_measured_over_the_network_is_no_curve_of_a_node() -> None:
+    table = FABRIC.make([sent((0, 1), 9.0)])
+    assert fabric.times(with_nodes(table, ("a", "a")))
+    assert fabric.times(with_nodes(table, ("a", "b"))) == {}
