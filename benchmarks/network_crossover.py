@@ -82,7 +82,7 @@ MODEL = ModelShape(
 MBIT = 1e6 / 8
 MEMORY = 16e9  # bytes; more than the model takes
 RUNS, FACTS, PICTURE = "runs.csv", "facts.json", "network-crossover.svg"
-BAR = 20  # characters
+BAR = 18  # characters
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def measure(out: Path, rounds: int) -> None:
     facts = Facts(memory, flops_of(runs), step_s, cpu_name(), rounds=rounds)
     out.mkdir(parents=True, exist_ok=True)
     with (out / RUNS).open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(asdict(runs[0])))
+        writer = csv.DictWriter(file, list(asdict(runs[0])), lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: shown(value) for key, value in asdict(one).items()} for one in runs)
     (out / FACTS).write_text(json.dumps(asdict(facts), indent=1) + "\n")
@@ -361,7 +361,7 @@ def draw(runs: Sequence[Run], facts: Facts, console: Console) -> None:
     for name in PAIR:
         table.add_column(name, justify="right")
         table.add_column("measured", no_wrap=True)
-        table.add_column("predicted", justify="right")
+        table.add_column("model", justify="right")
     table.add_column("ahead")
     for mbit in sorted({mbit for mbit, _ in measured}):
         cells = []

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import fake_engine
 import fake_group
 import pytest
+from click.testing import CliRunner
 from driver_inputs import deployment, plan, run
 from rich.console import Console
 
 from orchestrator.analysis.observed.accounting import PartsRow
 from orchestrator.analysis.observed.communication import awaited
 from orchestrator.analysis.observed.operations import links_of
+from orchestrator.cli import main
 from orchestrator.cluster.failures import RunFailed
 from orchestrator.cluster.ranks import nodes_of_ranks, together
 from orchestrator.cluster.room import bundles_for
@@ -219,3 +222,23 @@ def test_what_was_measured_over_the_network_is_no_curve_of_a_node() -> None:
     table = FABRIC.make([sent((0, 1), 9.0)])
     assert fabric.times(with_nodes(table, ("a", "a")))
     assert fabric.times(with_nodes(table, ("a", "b"))) == {}
+
+
+# -- a layout that is only looked at
+
+
+@pytest.mark.parametrize(
+    ("layout", "size", "shown"),
+    [
+        ("tp2pp2", 2, ["0", "0", "1", "1"]),
+        ("tp2pp2", 3, ["0", "0", "1", "1"]),  # a third rank would be torn from its group
+        ("tp2pp4", 4, ["0"] * 4 + ["1"] * 4),
+        ("tp4", 2, ["0", "0", "1", "1"]),
+        ("tp4", 4, []),
+    ],
+)
+def test_explain_shows_the_node_of_each_rank(layout: str, size: int, shown: list[str]) -> None:
+    words = ["explain", layout, "--model", "tiny", "--gpus-per-node", str(size), "--json"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)[0]["nodes"] == shown
