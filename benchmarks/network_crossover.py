@@ -43,6 +43,7 @@ from namespaces import INTERFACE, Machine, machines, why_not
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator.analysis.roofline import CALIBRATED, Ceilings, Closed, stages_of
 from orchestrator.node.calibrate import calibration_plan
@@ -364,10 +365,10 @@ def draw(runs: Sequence[Run], facts: Facts, console: Console) -> None:
         table.add_column("model", justify="right")
     table.add_column("ahead")
     for mbit in sorted({mbit for mbit, _ in measured}):
-        cells = []
+        cells: list[str | Text] = []
         for name, color in zip(PAIR, ("yellow", "cyan"), strict=True):
             bar = "█" * max(round(BAR * measured[mbit, name] / most), 1)
-            cells += [f"{measured[mbit, name]:.1f}", f"[{color}]{bar}[/]"]
+            cells += [f"{measured[mbit, name]:.1f}", Text(bar, style=color)]
             cells += [f"{foretold[mbit, name]:.1f}"]
         table.add_row(str(mbit), *cells, max(PAIR, key=lambda name: measured[mbit, name]))
     console.print(table)
