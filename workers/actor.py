@@ -37,6 +37,7 @@ class Worker:
         self.device_index = device_index
         self._gpu_ids: list[str] = []
         self._bundles: tuple[int, ...] = ()
+        self._address: str | None = None  # of its node
         self._store: Store | None = None
         self._engine: engines.Engine | None = None
         self._context: RankContext | None = None
@@ -51,6 +52,7 @@ class Worker:
 
         context = ray.get_runtime_context()
         self._gpu_ids = context.get_accelerator_ids().get("GPU", [])
+        self._address = ray.util.get_node_ip_address()
         self.device_index = _local_index(self._gpu_ids)
         fd = self._progress.standing.fd
         return Process(context.get_node_id(), self.device_index, os.getpid(), fd)
@@ -128,7 +130,7 @@ class Worker:
     def _join(self, address: tuple[str, int]) -> Store:
         from workers import rendezvous
 
-        rendezvous.stay_on_loopback(address[0])
+        rendezvous.use_interface(address[0], self._address)
         if self._store is None:
             self._store = rendezvous.join(address)
         return self._store

@@ -188,6 +188,7 @@ class FabricRow:
     rank: int = column("rank that reports", "1")
     group: Sequence[int] | None = column("ranks that took part in a collective", "1")
     group_size: int = column("how many these are", "1")
+    nodes: int | None = column("nodes that these are on; null where it was not looked at", "1")
     bytes: int = column(
         "bytes that went through memory or, of a collective, the message",
         "B",

@@ -43,9 +43,21 @@ def join(address: tuple[str, int]) -> Store:
     return TCPStore(*address, is_master=False)
 
 
-def stay_on_loopback(host: str) -> None:
-    """Have gloo and NCCL use the loopback interface where the ranks meet there. A setting that the
+def use_interface(host: str, own: str | None) -> None:
+    """Have gloo and NCCL use one interface: loopback where the ranks meet there, else that of
+    `own`, the address by which Ray knows this node. Left to themselves they take what the host's
+    name resolves to, which is loopback on many machines, or the first interface. A setting that the
     process has already is kept."""
-    if host == LOOPBACK:
-        for name, value in ON_LOOPBACK.items():
-            os.environ.setdefault(name, value)
+    interface = interface_of(own)
+    over_network = {name: interface for name in ON_LOOPBACK if interface}
+    for name, value in (ON_LOOPBACK if host == LOOPBACK else over_network).items():
+        os.environ.setdefault(name, value)
+
+
+def interface_of(address: str | None) -> str | None:
+    """The network interface of this machine that has an address; None where none has."""
+    import psutil  # loaded only where ranks meet
+
+    interfaces = psutil.net_if_addrs().items()
+    found = (name for name, own in interfaces if address in [one.address for one in own])
+    return next(found, None)

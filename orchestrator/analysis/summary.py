@@ -20,7 +20,13 @@ from orchestrator.analysis.energy import Energy, energy_of
 from orchestrator.analysis.goodput import Goodput, Slo, goodput_of, slo_of
 from orchestrator.analysis.latency import Arrivals, Latency, TokenTimes, arrivals_of, latency_of
 from orchestrator.analysis.observed.communication import StepParts
-from orchestrator.analysis.observed.operations import Operations, Traffic, traffic_of
+from orchestrator.analysis.observed.operations import (
+    Links,
+    Operations,
+    Traffic,
+    links_of,
+    traffic_of,
+)
 from orchestrator.analysis.outputs import output_digest
 from orchestrator.analysis.predicted import Predicted, beside
 from orchestrator.analysis.roofline import Ceilings
@@ -109,6 +115,7 @@ class Figures:
     startup: Startup = group()
     memory: Memory = group()
     traffic: Traffic = group()
+    links: Links = group()
     energy: Energy = group()
     clocks: Clocks = group()
     crosscheck: Crosscheck = group()
@@ -171,12 +178,14 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Building:
-    """A group of workers that was built. startup_s: None before its first token."""
+    """A group of workers that was built. startup_s: None before its first token. nodes: rank -> the
+    address of its node, empty where that is not known."""
 
     built: Sequence[Built]
     device_name: str
     build_s: float
     startup_s: float | None = None
+    nodes: tuple[str, ...] = ()
 
 
 def measured(
@@ -207,6 +216,7 @@ def measured(
         startup=startup_of(building.built, building.build_s, building.startup_s),
         memory=memory_of(building.built, plan, reports),
         traffic=traffic_of(reports),
+        links=links_of(reports, plan.placement, building.nodes),
         energy=energy_of(seen, made.total_output_tokens or 0),
         clocks=clocks_of(seen),
         crosscheck=crosscheck_of(seen, reports, plan),

@@ -151,6 +151,7 @@ def explain(
     memory: str | None,
     batch: int | None,
     chunked_prefill_size: int | None,
+    gpus_per_node: int | None,
     as_json: bool,
     **fields: Any,
 ) -> None:
@@ -160,7 +161,9 @@ def explain(
 
     given = {name: value for name, value in fields.items() if value is not None}
     asked = load_experiment(None, given)
-    node.explain(layouts, model, asked, memory, batch, chunked_prefill_size, as_json)
+    sizes = memory, batch, chunked_prefill_size, gpus_per_node
+    names = [name for text in layouts for one in text.split(",") if (name := one.strip())]
+    node.explain(names, model, asked, *sizes, as_json)
 
 
 @main.command()

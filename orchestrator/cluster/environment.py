@@ -32,7 +32,8 @@ def of_workers(nodes: Sequence[Mapping[str, str]]) -> dict[str, str]:
     but a node's choice of an interface is kept.
 
     Where nodes differ, every value that there is, with " | " between them; "" for unset. So it is
-    for the interface on several nodes, as a layout that fits on one of them stays on loopback.
+    for the interface on several nodes: a layout that fits on one of them stays on loopback, and a
+    rank of another takes the interface of its node's address.
     """
     seen = [_told({**ON_LOOPBACK, **node, **WORKER_ENVIRONMENT}) for node in nodes]
     if len(nodes) > 1:

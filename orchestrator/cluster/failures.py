@@ -22,12 +22,18 @@ LOST_PEER = (
 
 
 class RunFailed(Exception):
-    """A build or a run failed. `reason` is one line, `detail` the full text."""
+    """A build or a run failed. `reason` is one line, `detail` the full text. `lost_nodes`:
+    addresses of nodes that the cluster lost meanwhile, with ranks of it."""
 
-    def __init__(self, reason: str, detail: str = "") -> None:
+    def __init__(self, reason: str, detail: str = "", lost_nodes: Sequence[str] = ()) -> None:
         super().__init__(reason)
         self.reason = reason
         self.detail = detail or reason
+        self.lost_nodes = tuple(lost_nodes)
+
+    def within(self, what: str) -> RunFailed:
+        """The same, and in what it came."""
+        return RunFailed(f"{what}: {self.reason}", self.detail, self.lost_nodes)
 
 
 def explain(failures: Sequence[tuple[int, RayError]]) -> RunFailed:

@@ -8,7 +8,6 @@ import logging
 import os
 import secrets
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -16,34 +15,24 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayError
-from ray.util.placement_group import (
-    PlacementGroup,
-    placement_group,
-    placement_group_table,
-    remove_placement_group,
-)
-from ray.util.scheduling_strategies import (
-    NodeAffinitySchedulingStrategy,
-    PlacementGroupSchedulingStrategy,
-)
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.cluster import nsight
 from orchestrator.cluster.connection import NO_MASK, Cluster
 from orchestrator.cluster.environment import WORKER_ENVIRONMENT
-from orchestrator.cluster.failures import RunFailed, first_line
+from orchestrator.cluster.failures import RunFailed
 from orchestrator.cluster.hanging import hanging, stands_of
-from orchestrator.cluster.nodes import RESOURCES, START_S
+from orchestrator.cluster.nodes import RESOURCES, START_S, of_lost_nodes
 from orchestrator.cluster.processes import end, processes, uninterrupted
 from orchestrator.cluster.ranks import Place, in_rank_order, meeting_host, ranks_at, shared_out
-from orchestrator.cluster.room import Patience, await_room, shortage
+from orchestrator.cluster.room import Patience, Reservation, bundles_for, check_bundles
 from orchestrator.cluster.waiting import ask, gather, patiently
 from orchestrator.errors import ClusterLost
 from workers.actor import Worker
 from workers.engines import ranks_of_process
 from workers.messages import Built, EnginePlan, Process, RankReport, TrainingWork, Work
 
-__all__ = ["RunFailed", "WorkerGroup"]
+__all__ = ["RunFailed", "WorkerGroup", "bundles_for", "check_bundles"]
 
 T = TypeVar("T")
 Answer = TypeVar("Answer", Built, RankReport)
@@ -70,12 +59,11 @@ class WorkerGroup:
         self.name = f"{name}-{secrets.token_hex(2)}"
         self._cluster = cluster
         self._plan = plan
-        self._engine = engine
         self._tags = tags
         self._patience = patience or Patience()
-        self._bundles = bundles_for(plan, engine)
+        self._engine = engine
+        self._reservation = Reservation(cluster, self.name, plan, engine)
         self._step = ranks_of_process(engine, plan)
-        self._group: PlacementGroup | None = None
         self._actors: list[Any] = []
         self._places: list[Place] = []
         self._reports: list[Path] = []  # of Nsight Systems, each on its rank's node
@@ -94,7 +82,7 @@ class WorkerGroup:
         then all that was started is ended."""
         group = cls(cluster, name, plan, engine, tags, patience)
         try:
-            group._reserve()
+            group._reservation.make(group._patience)
             group._spawn()
         except BaseException:
             group.kill()
@@ -107,12 +95,14 @@ class WorkerGroup:
         if len(self._actors) > 1:
             asked = ask(self._actors[:1], Worker.open_store, meeting_host(self._places))
             address = self._gather(asked, "the rendezvous", START_S)[0]
-        refs = ask(self._actors, Worker.build, self._engine, self._plan, address)
+        plan = self._shared(self._plan)
+        refs = ask(self._actors, Worker.build, self._engine, plan, address)
         return list(chain.from_iterable(map(_each, self._gather(refs, "the build", timeout_s))))
 
     def run(self, work: Work | TrainingWork, timeout_s: float) -> list[RankReport]:
         """Serve `work` on every rank. Raises RunFailed as soon as one rank has failed."""
-        reports = self._gather(ask(self._actors, Worker.run, work), "the run", timeout_s)
+        refs = ask(self._actors, Worker.run, self._shared(work))
+        reports = self._gather(refs, "the run", timeout_s)
         sampled = ask(self._actors, Worker.telemetry)
         tables = self._gather(sampled, "the end of sampling", timeout_s)
         return [
@@ -138,17 +128,27 @@ class WorkerGroup:
                 patiently(self._give_back, self._cluster.check_alive)
             if self._cluster.embedded:
                 end(processes(place.pid for place in self._places))
-            self._actors, self._places, self._group = [], [], None
+            self._actors, self._places = [], []
 
     def _give_back(self) -> None:
         for actor in self._actors:
             ray.kill(actor, no_restart=True)
-        if self._group is not None:
-            remove_placement_group(self._group)
+        self._reservation.release()
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Rank -> the address of its node."""
+        return tuple(place.address for place in self._places for _ in range(self._step))
 
     def _gather(self, refs: Sequence[Any], what: str, timeout_s: float) -> list[Any]:
-        """The answers of all ranks."""
-        return gather(refs, what, timeout_s, self._cluster.check_alive, self._hanging, self._step)
+        """The answers of all ranks. Raises RunFailed, which names a node that was lost."""
+        check = self._cluster.check_alive
+        try:
+            return gather(refs, what, timeout_s, check, self._hanging, self._step)
+        except RunFailed as failure:
+            if self._cluster.embedded:
+                raise
+            raise of_lost_nodes(failure, dict(enumerate(self.nodes)), check) from None
 
     def _hanging(self, pending: Sequence[int]) -> str:
         """Which of the ranks that have not answered the others wait for."""
@@ -158,21 +158,6 @@ class WorkerGroup:
         return hanging(dict(zip(pending, stands, strict=True)))
 
     # -- starting
-
-    def _reserve(self) -> None:
-        ranks, device = self._plan.placement.num_ranks, self._plan.device
-        counts = Counter(one.node for one in self._cluster.topology(device).devices).values()
-        check_bundles(self._bundles, list(counts))
-        strategy = "STRICT_PACK" if ranks <= max(counts) else "PACK"
-        reserve = functools.partial(placement_group, self._bundles, strategy, self.name)
-        self._group = group = self._ask_ray(reserve)
-        await_room(
-            lambda seconds: self._ask_ray(lambda: group.wait(seconds)),
-            lambda: self._ask_ray(
-                lambda: shortage(ranks, device, strategy == "STRICT_PACK", self.name)
-            ),
-            self._patience,
-        )
 
     def _spawn(self) -> None:
         """Start the actors, ask where they are, and number them by `Placement.devices`."""
@@ -198,6 +183,12 @@ class WorkerGroup:
             asked = ask(self._actors, Worker.publish, dict(self._tags))
             self._gather(asked, "the start", START_S)
 
+    def _shared(self, value: T) -> T:
+        """A reference to what every rank gets, which Ray puts in its place there: sent to each of
+        them, something that is longer the more ranks there are would take their square."""
+        found: T = self._ask_ray(lambda: ray.put(value))
+        return found
+
     def _ask_ray(self, call: Callable[[], T]) -> T:
         return patiently(call, self._cluster.check_alive)
 
@@ -205,8 +196,8 @@ class WorkerGroup:
         """The bundles of each process and the address of its node, sorted by that. Ray hands out
         the GPUs of a node in order, so the actors most likely get the ranks in their names. Where
         they really are is known only once they run."""
-        table = self._ask_ray(lambda: placement_group_table(self._group))
-        nodes = {bundle: addresses[node] for bundle, node in table["bundles_to_node_id"].items()}
+        found = self._ask_ray(self._reservation.nodes)
+        nodes = {bundle: addresses[node] for bundle, node in found.items()}
         shares = shared_out(nodes, self._plan.placement.num_ranks // self._step)
         return [(share, nodes[share[0]]) for share in shares]
 
@@ -222,8 +213,8 @@ class WorkerGroup:
     def _actor(self, bundle: int, name: str, runtime: Mapping[str, object]) -> Any:
         """The actor in a bundle: it has the devices of that, or none where its engine takes those
         of several bundles."""
-        resource, amount = next(iter(self._bundles[bundle].items()))
-        amount = 0 if self._plan.spans_nodes else amount
+        resource = RESOURCES[self._plan.device]
+        amount = 0 if self._plan.spans_nodes else self._step
         remote = ray.remote(Worker).options(
             name=name,
             num_cpus=amount if resource == "CPU" else 0,
@@ -231,7 +222,7 @@ class WorkerGroup:
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy=PlacementGroupSchedulingStrategy(
-                self._group,
+                self._reservation.group,
                 placement_group_bundle_index=bundle,
                 placement_group_capture_child_tasks=self._plan.spans_nodes,
             ),
@@ -243,7 +234,7 @@ class WorkerGroup:
         """The environment of every worker. A rank sees every GPU of its node, because NCCL's peer
         access needs that. A process that drives several GPUs sees only those."""
         environment = dict(WORKER_ENVIRONMENT)
-        environment[NO_MASK] = str(int(len(self._bundles) == self._plan.placement.num_ranks))
+        environment[NO_MASK] = str(int(self._step == 1 or self._plan.spans_nodes))
         if self._plan.ablation == "p2p":
             environment["NCCL_P2P_DISABLE"] = "1"
         if self._plan.device == "cpu":
@@ -272,47 +263,11 @@ class WorkerGroup:
         """Let every process end by itself, so that nsys writes its report. Killing a process would
         lose the data that the profiler still holds."""
         ask(self._actors, Worker.leave)
-        for complaint in self._name_reports():
-            logging.getLogger(__name__).warning(complaint)
-
-    def _name_reports(self) -> list[str]:
-        """Have each node name its reports by rank. Returns a sentence for each report that is
-        missing."""
-        reports: dict[str, dict[str, int]] = {}  # by the node they are on
-        for rank, place in enumerate(self._places):
-            reports.setdefault(place.node_id, {})[str(self._reports[rank])] = rank
-        runtime = {"env_vars": self._environment()}
-        task = ray.remote(num_cpus=0, max_retries=0, runtime_env=runtime)(nsight.name_reports)
-        refs = [
-            task.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-            ).remote(ranks, nsight.WRITE_S)
-            for node, ranks in reports.items()
-        ]
-        try:
-            answers = ray.get(refs, timeout=nsight.WRITE_S + START_S)
-        except RayError as error:
-            return [f"nsys did not write any report of {self.name} ({first_line(error)})"]
-        return [complaint for answer in answers for complaint in answer]
-
-
-def bundles_for(plan: EnginePlan, engine: str) -> list[dict[str, float]]:
-    """The bundles to reserve: one for each process, with a device for each of its ranks; one for
-    each rank where the ranks of a process are on several nodes."""
-    size = 1 if plan.spans_nodes else ranks_of_process(engine, plan)
-    return [{RESOURCES[plan.device]: size}] * (plan.placement.num_ranks // size)
-
-
-def check_bundles(bundles: Sequence[Mapping[str, float]], counts: Sequence[int]) -> None:
-    """Raise RunFailed where the bundles, which are alike, can never be reserved. counts: devices of
-    each node."""
-    resource, size = next(iter(bundles[0].items()))
-    if sum(count // size for count in counts) < len(bundles):
-        raise RunFailed(
-            f"{len(bundles)} x {size} {resource}s, each {size} of them on one node, are more than "
-            f"this cluster has: its nodes have {', '.join(map(str, counts)) or 'none'}; use fewer "
-            "ranks a replica"
+        complaints = nsight.name_everywhere(
+            self._places, self._reports, self._environment(), self.name
         )
+        for complaint in complaints:
+            logging.getLogger(__name__).warning(complaint)
 
 
 def _each(answer: Answer | Sequence[Answer]) -> Iterator[Answer]:

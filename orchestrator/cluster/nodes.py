@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +14,17 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.cluster import environment, hardware
-from orchestrator.cluster.failures import first_line
+from orchestrator.cluster.failures import RunFailed, first_line
 from orchestrator.cluster.hardware import Gpu
+from orchestrator.cluster.health import JOINED_S, Server
+from orchestrator.cluster.waiting import patiently
 from orchestrator.errors import UserError
 from strategies.shapes import Device, Topology
 from workers.versions import PROJECT, versions
 
 RESOURCES = {"cuda": "GPU", "cpu": "CPU"}  # what Ray calls a device
+LOST_S = 40.0  # for Ray to give a node up: it asks five times, one every 3 s, and waits for each
+LOOK_S = 0.5
 START_S = 120.0  # for the processes of a cluster: importing torch from a cold disk
 
 
@@ -94,7 +99,7 @@ def ask_nodes() -> tuple[Node, ...]:
     """What every living node of the connected cluster has, asked by one small task on each. Raises
     UserError where one does not answer, or has another version of this project."""
     mine = versions()[PROJECT]
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes = alive()
     task = ray.remote(num_cpus=0, max_retries=0)(_probe_for(mine))
     places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     refs = [task.options(scheduling_strategy=place).remote() for place in places]
@@ -105,6 +110,49 @@ def ask_nodes() -> tuple[Node, ...]:
     found = tuple(_node(node, answer) for node, answer in zip(nodes, answers, strict=True))
     refuse_other_versions(found, mine)
     return found
+
+
+def alive() -> list[Mapping[str, Any]]:
+    """What Ray says of each node that it counts on."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def living(device: str) -> dict[str, int]:
+    """Address -> devices of one kind, of each node that has any."""
+    counts = {
+        one["NodeManagerAddress"]: one["Resources"].get(RESOURCES[device], 0) for one in alive()
+    }
+    return {address: int(count) for address, count in counts.items() if count}
+
+
+def of_lost_nodes(
+    failure: RunFailed, nodes: Mapping[int, str], check: Callable[[], None]
+) -> RunFailed:
+    """A failure, as that of nodes which the cluster has lost with ranks of the group, if it has:
+    that a rank is gone, or has lost a peer, is known earlier than why. nodes: rank -> the address
+    of its node. check: raises what is to be raised where Ray itself is gone."""
+    mine, there = set(nodes.values()), patiently(alive, check)
+    silent = [one for one in there if one["NodeManagerAddress"] in mine and _is_silent(one)]
+    deadline = time.monotonic() + (LOST_S if silent else 0.0)
+    while mine <= _addresses(there) and time.monotonic() < deadline:
+        time.sleep(LOOK_S)
+        there = patiently(alive, check)
+    lost = sorted(mine - _addresses(there))
+    if not lost:
+        return failure
+    ranks = ", ".join(str(rank) for rank, node in nodes.items() if node in lost)
+    said = f"lost node {', '.join(lost)} with rank {ranks}"
+    return RunFailed(f"{said}: {failure.reason}", failure.detail, lost)
+
+
+def _addresses(there: Sequence[Mapping[str, Any]]) -> set[str]:
+    return {str(one["NodeManagerAddress"]) for one in there}
+
+
+def _is_silent(node: Mapping[str, Any]) -> bool:
+    """Whether nothing listens where its raylet does, which Ray notices some time later."""
+    where = node["NodeManagerAddress"], node["NodeManagerPort"]
+    return Server("raylet", *where, JOINED_S).is_gone()
 
 
 def _node(node: Mapping[str, Any], answer: Mapping[str, Any]) -> Node:

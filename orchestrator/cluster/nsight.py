@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.cluster import hardware
+from orchestrator.cluster.ranks import Place
 from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 SUFFIX, GATHERED = ".nsys-rep", ".qdstrm"  # a report, and the raw data that nsys makes it from
 WRITE_S = 300.0  # for nsys to make a report of what it gathered, after the worker has ended
+TASK_S = 120.0  # for a task to begin on a node
 POLL_S = 0.1
 
 # cuda-graph-trace=node: without it a replayed graph is one box without its kernels. wait=primary:
@@ -62,6 +64,33 @@ def name_reports(ranks: Mapping[str, int], timeout_s: float) -> list[str]:
             said += _name(report, waiting.pop(report))
         time.sleep(POLL_S)
     return [*said, *(f"nsys had not written {report} after {timeout_s:g} s" for report in waiting)]
+
+
+def name_everywhere(
+    places: Sequence[Place], reports: Sequence[Path], variables: Mapping[str, str], group: str
+) -> list[str]:
+    """Have each node name its reports by rank. places, reports: of each rank. variables: of the
+    workers' environment. Returns a sentence for each report of the `group` that is missing."""
+    import ray  # plans are made without it
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    on: dict[str, dict[str, int]] = {}  # by the node they are on
+    for rank, (place, report) in enumerate(zip(places, reports, strict=True)):
+        on.setdefault(place.node_id, {})[str(report)] = rank
+    runtime = {"env_vars": dict(variables)}
+    task = ray.remote(num_cpus=0, max_retries=0, runtime_env=runtime)(name_reports)
+    refs = [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            ranks, WRITE_S
+        )
+        for node, ranks in on.items()
+    ]
+    try:
+        answers = ray.get(refs, timeout=WRITE_S + TASK_S)
+    except RayError as error:
+        return [f"nsys did not write any report of {group} ({type(error).__name__})"]
+    return [complaint for answer in answers for complaint in answer]
 
 
 def _name(report: Path, rank: int) -> list[str]:

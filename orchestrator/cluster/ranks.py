@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from workers.engines import ranks_of_process
+from workers.messages import EnginePlan
 from workers.rendezvous import LOOPBACK
 
 
@@ -26,7 +29,8 @@ def ranks_at(devices: Sequence[int], count: int) -> list[int]:
     processes are ordered by device. A process that drives every device is rank 0."""
     if len(devices) != count:
         return list(range(count))
-    return [list(devices).index(place) for place in range(count)]
+    rank_of = {place: rank for rank, place in enumerate(devices)}
+    return [rank_of[place] for place in range(count)]
 
 
 def in_rank_order(places: Sequence[Place], devices: Sequence[int]) -> list[int]:
@@ -47,12 +51,54 @@ def meeting_host(places: Sequence[Place]) -> str:
     return LOOPBACK if one_node else places[0].address
 
 
+def together(mesh: Sequence[tuple[str, int]], counts: Sequence[int]) -> int:
+    """How many neighbouring ranks share a node where no node has room for all: a group along the
+    innermost axes, which communicate most, and the largest for which the nodes have room. 1 where
+    they have room for none. mesh: axes, innermost last. counts: devices of each node."""
+    degrees = [degree for _, degree in mesh]
+    sizes = [math.prod(degrees[place:]) for place in range(len(degrees) + 1)]
+    room = (size for size in sizes if sum(n // size for n in counts) * size >= sizes[0])
+    return next(room, 1)
+
+
+def ranks_of_bundle(plan: EnginePlan, engine: str, counts: Sequence[int] = ()) -> int:
+    """How many ranks are reserved together, on one node: those of a process, but one rank where the
+    ranks of a process are on several nodes. Where a rank has a process of its own and no node has
+    room for all, those that share a node. counts: devices of each node."""
+    size = 1 if plan.spans_nodes else ranks_of_process(engine, plan)
+    is_spread = bool(counts) and plan.placement.num_ranks > max(counts)
+    if size == 1 and is_spread and not plan.spans_nodes:
+        return together(plan.placement.mesh, counts)
+    return size
+
+
+def nodes_of_ranks(plan: EnginePlan, engine: str, counts: Mapping[str, int]) -> tuple[str, ...]:
+    """Rank -> the address of its node, on a cluster of which nothing is taken. Empty where the
+    nodes have no room. counts: address -> devices."""
+    ranks, size = plan.placement.num_ranks, ranks_of_bundle(plan, engine, list(counts.values()))
+    places = [node for node in planned_nodes(counts, ranks // size, size) for _ in range(size)]
+    if len(places) < ranks:
+        return ()
+    ranked = sorted(zip(ranks_at(plan.placement.devices, ranks), places, strict=True))
+    return tuple(node for _, node in ranked)
+
+
+def planned_nodes(counts: Mapping[str, int], bundles: int, size: int) -> list[str]:
+    """The node of each of `bundles`, of `size` devices each, on a cluster of which nothing is
+    taken: few nodes, those with most devices first, in the order of their addresses. counts:
+    address -> devices. Shorter than `bundles` where the nodes have no room."""
+    ordered = sorted(counts, key=lambda node: (-counts[node], node))
+    return sorted([node for node in ordered for _ in range(counts[node] // size)][:bundles])
+
+
 def shared_out(nodes: Mapping[int, str], processes: int) -> list[tuple[int, ...]]:
     """The bundles of each of `processes`, equally many, ordered by the node of the first of them.
     Those of one node are kept together where they can be, which the nodes that have most of them
-    can best. nodes: bundle -> the address of its node."""
+    can best. Of more processes than bundles, equally many have one in common. nodes: bundle -> the
+    address of its node."""
     counts = Counter(nodes.values())
     ordered = sorted(nodes, key=lambda bundle: (-counts[nodes[bundle]], nodes[bundle], bundle))
-    size = len(ordered) // processes
+    size, sharing = max(len(ordered) // processes, 1), max(processes // len(ordered), 1)
     shares = [tuple(ordered[first : first + size]) for first in range(0, len(ordered), size)]
-    return sorted(shares, key=lambda share: (nodes[share[0]], share))
+    in_order = sorted(shares, key=lambda share: (nodes[share[0]], share))
+    return [share for share in in_order for _ in range(sharing)]

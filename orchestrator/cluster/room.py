@@ -1,17 +1,33 @@
-"""What to say, and how long to wait, where a cluster has no room for a layout."""
+"""The devices of a layout, reserved: on which nodes, what to say, and how long to wait, where a
+cluster has no room."""
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import ray
-from ray.util.placement_group import placement_group_table
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
+from orchestrator.cluster.connection import Cluster
 from orchestrator.cluster.failures import RunFailed
-from orchestrator.cluster.nodes import RESOURCES
+from orchestrator.cluster.nodes import RESOURCES, alive, living
+from orchestrator.cluster.ranks import planned_nodes, ranks_of_bundle
+from orchestrator.cluster.waiting import patiently
+from workers.messages import EnginePlan
 
+T = TypeVar("T")
+
+PLANNED_S = 3.0  # for nodes that nobody holds
+NODE_LABEL = "ray.io/node-id"  # which Ray gives each node
 RESERVE_S = 30.0  # to wait in any case: another job may be about to end
 MOST_SHOWN = 4  # of those that hold devices
 
@@ -22,6 +38,97 @@ class Patience:
 
     wait_s: float = 0.0
     tell: Callable[[str], None] = print
+
+
+@dataclass(slots=True)
+class Reservation:
+    """The devices of one group of workers. bundles: those that are reserved together, in the
+    placement group `group`; None where nothing is reserved."""
+
+    cluster: Cluster
+    name: str
+    plan: EnginePlan
+    engine: str
+    bundles: list[dict[str, float]] = field(default_factory=list)
+    group: PlacementGroup | None = None
+
+    def make(self, patience: Patience) -> None:
+        """Reserve. Raises RunFailed where there is no room, or ClusterLost."""
+        counts = self._counts()
+        room = list(counts.values())
+        self.bundles = bundles_for(self.plan, self.engine, room)
+        if not patience.wait_s:  # else a node that is gone may come back
+            check_bundles(self.bundles, room)
+        ranks = self.plan.placement.num_ranks
+        on_one = ranks <= max(room, default=0)
+        strategy = "STRICT_PACK" if on_one else "PACK"
+        if len(counts) > 1 and self._as_planned(strategy, counts):
+            return
+        group = self._ask(strategy)
+        await_room(
+            lambda seconds: self._patiently(lambda: group.wait(seconds)),
+            lambda: self._patiently(lambda: shortage(ranks, self.plan.device, on_one, self.name)),
+            patience,
+        )
+
+    def nodes(self) -> dict[int, str]:
+        """Bundle -> Ray's id of its node."""
+        return dict(placement_group_table(self.group)["bundles_to_node_id"])
+
+    def release(self) -> None:
+        """Give the devices back, if any are reserved."""
+        if self.group is not None:
+            remove_placement_group(self.group)
+            self.group = None
+
+    def _ask(self, strategy: str, selector: Sequence[dict[str, str]] = ()) -> PlacementGroup:
+        chosen = {"bundle_label_selector": list(selector)} if selector else {}
+        make = functools.partial(placement_group, self.bundles, strategy, self.name, **chosen)
+        self.group = self._patiently(make)
+        return self.group
+
+    def _as_planned(self, strategy: str, counts: Mapping[str, int]) -> bool:
+        """Reserve on the nodes that the plan names; whether they are free. Others may hold them,
+        while there is room elsewhere."""
+        size = int(next(iter(self.bundles[0].values())))
+        planned = planned_nodes(counts, len(self.bundles), size)
+        if len(planned) < len(self.bundles):
+            return False
+        ids = {node["NodeManagerAddress"]: node["NodeID"] for node in self._patiently(alive)}
+        group = self._ask(strategy, [{NODE_LABEL: ids[node]} for node in planned])
+        if self._patiently(lambda: bool(group.wait(PLANNED_S))):
+            return True
+        self._patiently(self.release)
+        return False
+
+    def _counts(self) -> Mapping[str, int]:
+        """Address -> devices of each node that lives."""
+        if self.cluster.embedded:
+            return Counter(one.node for one in self.cluster.topology(self.plan.device).devices)
+        return self._patiently(lambda: living(self.plan.device))
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        return patiently(call, self.cluster.check_alive)
+
+
+def bundles_for(
+    plan: EnginePlan, engine: str, counts: Sequence[int] = ()
+) -> list[dict[str, float]]:
+    """The bundles to reserve, each with a device for every rank in it: see `ranks_of_bundle`."""
+    size = ranks_of_bundle(plan, engine, counts)
+    return [{RESOURCES[plan.device]: size}] * (plan.placement.num_ranks // size)
+
+
+def check_bundles(bundles: Sequence[Mapping[str, float]], counts: Sequence[int]) -> None:
+    """Raise RunFailed where the bundles, which are alike, can never be reserved. counts: devices of
+    each node."""
+    resource, size = next(iter(bundles[0].items()))
+    if sum(count // size for count in counts) < len(bundles):
+        raise RunFailed(
+            f"{len(bundles)} x {size:g} {resource}s, each {size:g} of them on one node, are more "
+            f"than this cluster has: its nodes have {', '.join(map(str, counts)) or 'none'}; use "
+            "fewer ranks a replica"
+        )
 
 
 def await_room(wait: Callable[[float], bool], why: Callable[[], str], patience: Patience) -> None:
@@ -47,7 +154,7 @@ def shortage(ranks: int, device: str, on_one_node: bool, mine: str) -> str:
     total, free = (
         int(found.get(kind, 0)) for found in (ray.cluster_resources(), ray.available_resources())
     )
-    nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind))
+    nodes = len(living(device))
     where = " of one node" if on_one_node and nodes > 1 else ""
     held = ", ".join(_holders(kind, mine, total - free))
     return (

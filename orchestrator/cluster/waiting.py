@@ -21,6 +21,7 @@ T = TypeVar("T")
 Check = Callable[[], None]  # raises ClusterLost
 
 POLL_S = 0.5
+TOGETHER_S = 0.02  # to wait for more answers after the first one
 GRACE_S = 1.0  # to wait for failures of other ranks after the first one
 
 
@@ -55,6 +56,8 @@ def gather(
     while pending:
         with _unless_lost(check):
             ready, _ = ray.wait(list(pending), num_returns=1, timeout=POLL_S)
+            if ready:  # others are about to answer: each wait costs as much as there are ranks
+                ready, _ = ray.wait(list(pending), num_returns=len(pending), timeout=TOGETHER_S)
         for ref in ready:
             rank = pending.pop(ref)
             with _unless_lost(check):

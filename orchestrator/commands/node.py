@@ -32,17 +32,17 @@ def explain(
     memory: str | None,
     batch: int | None,
     prefill_tokens: int | None,
+    gpus_per_node: int | None,
     as_json: bool,
 ) -> None:
-    """Where layouts put a model. layouts: names, or several with commas between them. memory: of
-    one GPU, as "141GB"; None: what is here. asked: of an experiment, its precision, or what it
-    trains on."""
-    layouts = [name for text in layouts for one in text.split(",") if (name := one.strip())]
+    """Where layouts put a model. memory: of one GPU, as "141GB"; None: what is here. gpus_per_node:
+    None: all on one. asked: of an experiment, its precision, or what it trains on."""
     if asked.workload == "train":
-        _refuse(batch, prefill_tokens)
+        _refuse(batch, prefill_tokens, gpus_per_node)
         training.explain(layouts, model, asked, memory, Output(as_json))
         return
     from orchestrator.plan import fitting, planning, precision
+    from orchestrator.plan.deployments import like_nodes
     from orchestrator.report import explain as report
 
     available = fitting.gpu_memory(memory)
@@ -55,6 +55,7 @@ def explain(
             available,
             batch or 1,
             prefill_tokens,
+            like_nodes(layout.placement, gpus_per_node),
         )
         for layout, shape in sketches
     ]
@@ -69,8 +70,8 @@ def explain(
 def _refuse(*of_generation: int | None) -> None:
     if any(of_generation):
         raise UserError(
-            "--batch and --chunked-prefill-size are about the workload generate, and train is "
-            "asked for; leave them out"
+            "--batch, --chunked-prefill-size and --gpus-per-node are about the workload generate, "
+            "and train is asked for; leave them out"
         )
 
 

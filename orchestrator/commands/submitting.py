@@ -127,7 +127,7 @@ def planned(experiment: Experiment, cluster: Cluster | None, flags: Flags) -> Pl
     from orchestrator.store.store import Store
 
     gpus = planning.find_gpus(experiment, cluster)
-    device, topology = planning.choose_device(experiment, gpus)
+    device, topology = planning.choose_device(experiment, gpus, cluster)
     deployments = planning.plan_experiment(experiment, device, topology, cluster)
     if flags.force and not flags.dry_run and (kept := set_aside(folder_of(experiment))):
         say(f"note: earlier results are kept in {kept}", err=True)

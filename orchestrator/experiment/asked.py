@@ -111,13 +111,13 @@ class Experiment(TrainingFields):
     rate_runs: int = Field(8, ge=1, le=100)
     timeout: float = Field(600.0, gt=0.0, le=LONGEST_S)
     wait_for_resources: Duration = Field(0.0, le=LONGEST_S)
+    on_node_loss: Literal["retry", "skip"] = "skip"  # of a run that loses a node
     result_dir: Path | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     address: str | None = None
     # a file that `orchestrator calibrate` wrote; None: that of this host, if there is one
     fabric: Path | None = None
-    # add runs of other GPUs, or of another CPU, to results that are there
-    allow_other_node: bool = False
+    allow_other_node: bool = False  # add runs of other GPUs, or of another CPU
 
     @field_validator("temperature")
     @classmethod

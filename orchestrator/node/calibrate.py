@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -24,6 +24,7 @@ from strategies.shapes import ModelShape
 from workers import engines
 from workers.engines.calibration import CALIBRATION_LAYOUT, QUICK, SWEEP_OPTION
 from workers.messages import EnginePlan, Work
+from workers.records import FABRIC
 
 TIMEOUT_S = 300.0
 NO_MODEL = ModelShape("none", "llama", 0, 0, 1, 1, 0, 0, 0, 1, 0.0, 1.0)
@@ -47,8 +48,8 @@ def calibrate(
     address: str | None = None,
     quick: bool = False,
 ) -> Calibration:
-    """Measure one node on `ranks` of its GPUs or CPU workers, and write fabric.arrow and fits.arrow
-    into `out`.
+    """Measure one node on `ranks` of its GPUs or CPU workers, or with more ranks than it has the
+    network too, and write fabric.arrow and fits.arrow into `out`.
 
     Raises UserError where there is no such cluster or device, or where the measurement fails.
     """
@@ -79,12 +80,22 @@ def _measure(cluster: Cluster, plan: EnginePlan) -> pa.Table:
         try:
             group.build(TIMEOUT_S)
             reports = group.run(Work((), 1), TIMEOUT_S)
+            nodes = group.nodes
             group.close()
         finally:
             group.kill()
     except RunFailed as failure:
         raise UserError(f"the calibration failed: {failure.reason}") from failure
-    return pa.concat_tables(report.fabric for report in reports if report.fabric is not None)
+    found = pa.concat_tables(report.fabric for report in reports if report.fabric is not None)
+    return with_nodes(found, nodes)
+
+
+def with_nodes(table: pa.Table, nodes: Sequence[str]) -> pa.Table:
+    """The measurements, each with the number of nodes that its ranks are on. nodes: rank -> its
+    node."""
+    rows = FABRIC.rows(table)
+    spans = [len({nodes[rank] for rank in one.group or (one.rank,)}) for one in rows]
+    return FABRIC.make([replace(one, nodes=n) for one, n in zip(rows, spans, strict=True)])
 
 
 def _write(path: Path, table: pa.Table) -> None:

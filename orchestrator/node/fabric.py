@@ -138,8 +138,13 @@ def is_first(collective: FabricRow) -> bool:
 
 
 def times(table: pa.Table) -> dict[tuple[str, int, str], tuple[tuple[float, float], ...]]:
-    """(operation, ranks, mode) -> (bytes, seconds) of every size, over the first ranks."""
-    collectives = [one for one in FABRIC.rows(table) if one.kind == "collective" and is_first(one)]
+    """(operation, ranks, mode) -> (bytes, seconds) of every size, over the first ranks, inside a
+    node."""
+    collectives = [
+        one
+        for one in FABRIC.rows(table)
+        if one.kind == "collective" and is_first(one) and (one.nodes or 1) == 1
+    ]
     groups = grouped(collectives, lambda one: (one.op, one.group_size, one.mode or ""))
     return {
         key: tuple(sorted({one.bytes: (one.time_us or 0.0) / 1e6 for one in rows}.items()))
@@ -155,21 +160,25 @@ def devices(table: pa.Table) -> list[str]:
 @dataclass(frozen=True, slots=True)
 class PairRate:
     """The greatest bus bandwidth in GB/s between ranks a and b, sending in both directions at
-    once."""
+    once. nodes: that the two are on, None where it is not known."""
 
     a: int
     b: int
     busbw: float
+    nodes: int | None = None
 
 
 def pairs(table: pa.Table) -> list[PairRate]:
     """The bandwidth of every pair of ranks, the slowest pair first."""
-    best: dict[tuple[int, int], float] = {}
-    for one in FABRIC.rows(table):
-        if one.op == "send_recv" and one.group is not None and len(one.group) == 2:
-            pair = (one.group[0], one.group[1])
-            best[pair] = max(best.get(pair, 0.0), one.busbw or 0.0)
-    found = [PairRate(a, b, busbw) for (a, b), busbw in best.items()]
+    sent = [
+        one
+        for one in FABRIC.rows(table)
+        if one.op == "send_recv" and one.group is not None and len(one.group) == 2
+    ]
+    found = [
+        PairRate(a, b, max(one.busbw or 0.0 for one in same), same[0].nodes)
+        for (a, b), same in grouped(sent, lambda one: tuple(one.group or ())).items()
+    ]
     return sorted(found, key=lambda one: one.busbw)
 
 

@@ -179,6 +179,11 @@ EXPERIMENT_OPTIONS = (
         help="For devices that others of the cluster hold, as 10m. [30s]",
     ),
     click.option(
+        "--on-node-loss",
+        type=click.Choice(["retry", "skip"]),
+        help="A run that loses a node: made again, or left to the next command. [skip]",
+    ),
+    click.option(
         "--result-dir",
         type=click.Path(path_type=Path),
         metavar="DIR",

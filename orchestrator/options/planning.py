@@ -37,6 +37,12 @@ EXPLAIN_OPTIONS = (
         metavar="N",
         help="Most prompt tokens in one forward pass.",
     ),
+    click.option(
+        "--gpus-per-node",
+        type=click.IntRange(min=1, max=4096),
+        metavar="N",
+        help="Show the node of each rank, if so many GPUs share one.",
+    ),
     *EXPLAINED_TRAINING,
 )
 NODE_OPTIONS = (

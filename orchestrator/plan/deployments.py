@@ -4,11 +4,13 @@ data."""
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from orchestrator.cluster.ranks import nodes_of_ranks, together
 from orchestrator.experiment import Cell, Deployment
-from strategies import Topology, parse
+from strategies import Placement, Topology, parse
 from workers.messages import EnginePlan, TrainingWork, Work
 
 
@@ -72,6 +74,25 @@ class PlannedExperiment:
 
     deployments: tuple[PlannedDeployment, ...]
     topology: Topology
+
+
+def nodes_of(planned: PlannedDeployment, topology: Topology) -> tuple[str, ...]:
+    """Rank -> the node that it gets where nobody holds devices; () on one node."""
+    counts = Counter(device.node for device in topology.devices)
+    if len(counts) < 2:
+        return ()
+    return nodes_of_ranks(planned.plan, planned.deployment.engine, counts)
+
+
+def like_nodes(placement: Placement, size: int | None) -> tuple[str, ...]:
+    """Rank -> the number of its node, where each has `size` devices and there are enough; () on
+    one node. size: None: one node has room for all."""
+    ranks = placement.num_ranks
+    if size is None or ranks <= size:
+        return ()
+    beside = together(placement.mesh, [size] * ranks)
+    places = [str(place // beside // (size // beside)) for place in range(ranks)]
+    return tuple(places[device] for device in placement.devices)
 
 
 def devices_of(layout: str) -> int:

@@ -54,9 +54,11 @@ def find_gpus(experiment: Experiment, cluster: Cluster | None) -> Topology:
     return hardware.local_topology("cuda") if cluster is None else cluster.topology("cuda")
 
 
-def choose_device(experiment: Experiment, gpus: Topology) -> tuple[Device, Topology]:
+def choose_device(
+    experiment: Experiment, gpus: Topology, cluster: Cluster | None = None
+) -> tuple[Device, Topology]:
     """The kind of device to run on, and the devices: all GPUs, or without GPUs as many CPU workers
-    as the largest layout needs.
+    as the largest layout needs, those of the cluster that was joined where it has as many.
 
     Raises UserError where a GPU is asked for and there is none, LayoutError for a strategy that
     cannot be read.
@@ -65,7 +67,9 @@ def choose_device(experiment: Experiment, gpus: Topology) -> tuple[Device, Topol
         raise UserError("--device cuda asks for GPUs and there is none here; use --device cpu")
     if experiment.device != "cpu" and gpus.devices:
         return "cuda", gpus
-    return "cpu", cpu_devices(experiment.strategy)
+    needed = cpu_devices(experiment.strategy)
+    there = needed if cluster is None else cluster.topology("cpu")
+    return "cpu", there if len(there.devices) >= len(needed.devices) else needed
 
 
 def cpu_devices(strategies: Sequence[str]) -> Topology:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.cluster import nsight
 from orchestrator.experiment import Experiment
-from orchestrator.plan.deployments import PlannedDeployment
+from orchestrator.plan.deployments import PlannedDeployment, nodes_of
 from orchestrator.plan.devices import DEFAULT_ENGINE
 from orchestrator.plan.fitting import concurrent_requests
 from orchestrator.plan.planning import CAN_LEAVE_OUT_COMM
@@ -38,7 +38,7 @@ def remarks(
             yield from _of_engine(experiment, one)
             yield from _of_replicas(one)
             yield from _of_memory(one, topology)
-            yield from _of_nodes(one)
+            yield from _of_nodes(one, topology)
             for what in dict.fromkeys(experiment.ablate):
                 if replace(one.deployment, ablation=what) not in made:
                     yield _of_ablation(one, what)
@@ -82,8 +82,15 @@ def _of_memory(planned: PlannedDeployment, topology: Topology) -> Iterator[str]:
         )
 
 
-def _of_nodes(planned: PlannedDeployment) -> Iterator[str]:
-    asked = planned.deployment
+def _of_nodes(planned: PlannedDeployment, topology: Topology) -> Iterator[str]:
+    asked, nodes = planned.deployment, nodes_of(planned, topology)
+    groups = planned.plan.placement.groups("tp") if nodes else ()
+    apart = [group for group in groups if len({nodes[rank] for rank in group}) > 1]
+    if apart:
+        yield (
+            f"{asked.strategy}: no node has room for tp{len(apart[0])}, so its all-reduces go "
+            "through the network; a pipeline over the nodes sends less"
+        )
     if planned.plan.spans_nodes:
         yield (
             f"{asked.strategy} on {asked.engine}: the nodes have no room for every replica on one "

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.predict import factors
-from orchestrator.predict.hardware import PCIE_SHARE, Curve, Fabric, Hardware
+from orchestrator.predict.hardware import PCIE_SHARE, Curve, Fabric, Hardware, Link
 from orchestrator.predict.layouts import Case, candidates
 from orchestrator.predict.passes import Setting
 from orchestrator.predict.prediction import Prediction, predict
@@ -21,6 +21,19 @@ LINKS = {"PCIe 4": 32, "PCIe 5": 64, "NVLink 3": 300, "NVLink 4": 450, "NVLink 5
 PAIRS = (("tp4", "tp2pp2"), ("tp2", "pp2"))  # the layout that sends more, and the other one
 DRAWN = 25  # bandwidths of a curve
 EXACT = 1e-3  # relative width at which the bisection ends
+
+
+@dataclass(frozen=True, slots=True)
+class Varied:
+    """A link whose bandwidth is varied. of: the link itself, None where it is not known. with_rate:
+    the same hardware with so many bytes/s there. low, high: the bytes/s that are looked at. name:
+    as a sentence calls it."""
+
+    of: Callable[[Fabric], Link | None]
+    with_rate: Callable[[Hardware, float], Hardware]
+    low: float
+    high: float
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +112,27 @@ def linked(hardware: Hardware, bandwidth: float) -> Hardware:
     return replace(hardware, fabric=Fabric(link, fabric.network, curves))
 
 
+def networked(hardware: Hardware, bandwidth: float) -> Hardware:
+    """The same GPUs, with a network between their nodes of so many bytes/s for each; its latency is
+    kept."""
+    fabric = hardware.fabric
+    assert fabric.network is not None, "the network is known"
+    network = replace(fabric.network, bandwidth=bandwidth, source="as asked")
+    return replace(hardware, fabric=replace(fabric, network=network))
+
+
+def inside_a_node() -> Varied:
+    """The link between GPUs of a node, from PCIe 4 to NVLink 5."""
+    rates = marks().values()
+    name = "the link between GPUs"
+    return Varied(lambda fabric: fabric.link, linked, min(rates), max(rates), name)
+
+
+def between_nodes(low: float, high: float) -> Varied:
+    """The network, from `low` to `high` bytes/s."""
+    return Varied(lambda fabric: fabric.network, networked, low, high, "the network between nodes")
+
+
 def _slanted(curve: Curve, bandwidth: float) -> Curve:
     """Its first time, and each message's bytes over the bandwidth."""
     latency, factor = curve.points[0][1], bus_factor(curve.op, curve.ranks)
@@ -106,30 +140,32 @@ def _slanted(curve: Curve, bandwidth: float) -> Curve:
     return replace(curve, points=points)
 
 
-def crossover(case: Case, pair: tuple[str, str], draw: bool = False) -> Crossover:
-    """By bisection over the bandwidth, from PCIe 4 to NVLink 5, on a logarithmic axis. draw: with a
-    curve."""
-    hardware, asked = case.hardware, case.asked
-    link = hardware.fabric.link
+def crossover(
+    case: Case, pair: tuple[str, str], draw: bool = False, varied: Varied | None = None
+) -> Crossover:
+    """By bisection over the bandwidth, on a logarithmic axis. varied: of which link; None: of the
+    one inside a node. draw: with a curve."""
+    hardware, asked, link = case.hardware, case.asked, varied or inside_a_node()
     name = hardware.name, asked.max_concurrency, *pair
-    if link is None:
-        return Crossover(*name, None, why=f"the link between GPUs of {hardware.name} is not known")
+    own = link.of(hardware.fabric)
+    if own is None:
+        return Crossover(*name, None, why=f"{link.name} of {hardware.name} is not known")
     found = _both(case, pair)
     if isinstance(found, str):
-        return Crossover(*name, link.bandwidth, why=found)
+        return Crossover(*name, own.bandwidth, why=found)
 
     def speeds(bandwidth: float) -> tuple[float, float]:
-        first, second = (_speed(case, *one, bandwidth) for one in found)
+        first, second = (_speed(case, *one, link, bandwidth) for one in found)
         return first, second
 
     def leads(bandwidth: float) -> bool:
         first, second = speeds(bandwidth)
         return first > second
 
-    low, high = min(marks().values()), max(marks().values())
+    low, high = link.low, link.high
     at = [low * (high / low) ** (step / (DRAWN - 1)) for step in range(DRAWN)] if draw else []
     made = Crossover(
-        *name, link.bandwidth, curve=tuple((bandwidth, *speeds(bandwidth)) for bandwidth in at)
+        *name, own.bandwidth, curve=tuple((bandwidth, *speeds(bandwidth)) for bandwidth in at)
     )
     if leads(low) or not leads(high):
         return replace(made, best=pair[0] if leads(low) else pair[1])
@@ -152,8 +188,8 @@ def _gpus(layout: str) -> int:
     return math.prod(map(int, degrees))
 
 
-def _speed(case: Case, layout: Layout, setting: Setting, bandwidth: float) -> float:
-    placed = replace(setting.placed, hardware=linked(case.hardware, bandwidth))
+def _speed(case: Case, layout: Layout, setting: Setting, link: Varied, bandwidth: float) -> float:
+    placed = replace(setting.placed, hardware=link.with_rate(case.hardware, bandwidth))
     one = predict(Setting(placed, setting.factors), layout.name, case.asked)
     assert isinstance(one, Prediction), "it is predicted over its own link"
     return one.output_throughput.value

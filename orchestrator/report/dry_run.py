@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.plan.attention import Attention
-from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
+from orchestrator.plan.deployments import PlannedCell, PlannedDeployment, nodes_of
 from orchestrator.plan.fitting import budget_of, concurrent_requests
 from orchestrator.report import explain
 from orchestrator.report.explain import Explanation
@@ -118,6 +118,7 @@ def _explanation(one: PlannedDeployment, topology: Topology) -> Explanation:
         topology.memory_bytes,
         plan.max_concurrency,
         plan.prefill_tokens,
+        nodes_of(one, topology),
     )
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from orchestrator.experiment import SCENARIOS
 from orchestrator.plan.attention import Attention
 from orchestrator.plan.planning import PREFILL_TOKENS
-from orchestrator.report.text import plural, ranges, span
+from orchestrator.report.text import part, plural, ranges, stretch
 from strategies import Layout, ModelShape, Placement, memory, traffic
 from strategies.precision import PHASES, Precision
 from workers.rows import grouped
@@ -54,7 +54,7 @@ class Explanation:
     in at every forward pass (ZeRO). budget: bytes on the fullest rank, None where the memory of a
     device is unknown. requests: scenario -> how many fit at once. quantization: what is FP8.
     phase_bytes: phase -> weights of the fullest rank in the form that it reads; what the two do not
-    have in common is held twice.
+    have in common is held twice. nodes: rank -> its node, () where there is one.
     """
 
     model: str
@@ -71,6 +71,7 @@ class Explanation:
     requests: dict[str, int]
     gathered_bytes: int
     phase_bytes: dict[str, int]
+    nodes: tuple[str, ...] = ()
 
 
 def explain(
@@ -80,9 +81,10 @@ def explain(
     memory_bytes: int = 0,
     batch: int = 1,
     prefill_tokens: int | None = None,
+    nodes: tuple[str, ...] = (),
 ) -> Explanation:
     """Work out `layout` of `model` on devices of `memory_bytes` (0 = unknown); `batch` requests
-    decode together in one replica."""
+    decode together in one replica. nodes: see `Explanation`."""
     placement = layout.placement
     prefill = prefill_tokens or PREFILL_TOKENS
     known = bool(memory_bytes)
@@ -103,6 +105,7 @@ def explain(
         requests=_requests(budget, placement.degree("dp")),
         gathered_bytes=_gathered_bytes(placement, model, precision),
         phase_bytes=_phase_bytes(placement, model, precision),
+        nodes=nodes,
     )
 
 
@@ -136,15 +139,17 @@ def ranks_table(explanation: Explanation) -> Table:
     table = Table(box=SIMPLE_HEAD)
     axes = list(reversed(explanation.ranks[0].coordinates))  # outermost first
     wholes = [f"{title}\nof {whole}" for title, whole in explanation.sizes.items()]
-    for title in ("rank", "device", *axes, "layers", *wholes, "weights", "KV a token"):
+    where = ("node",) if explanation.nodes else ()
+    for title in ("rank", *where, "device", *axes, "layers", *wholes, "weights", "KV a token"):
         table.add_column(title, justify="right")
     for share in explanation.ranks[:MOST_ROWS]:
         table.add_row(
             str(share.rank),
+            *explanation.nodes[share.rank : share.rank + 1],
             str(share.device),
             *(str(share.coordinates[axis]) for axis in axes),
-            ", ".join(_span(layers) for layers in share.layers) or "none",
-            *(_part(share.slices.get(title), whole) for title, whole in explanation.sizes.items()),
+            ", ".join(stretch(layers) for layers in share.layers) or "none",
+            *(part(share.slices.get(title), whole) for title, whole in explanation.sizes.items()),
             format_bytes(share.weight_bytes),
             format_bytes(share.kv_bytes_per_token),
         )
@@ -308,13 +313,3 @@ def _collectives_table(explanation: Explanation) -> Table | str:
             names = ("" if place else ranks, one.op, one.axis)
             table.add_row(*names, str(one.calls), each, every)
     return table
-
-
-def _span(bounds: tuple[int, int]) -> str:
-    return span(bounds[0], bounds[1] - 1)
-
-
-def _part(bounds: tuple[int, int] | None, whole: int) -> str:
-    if bounds is None:
-        return "-"
-    return "all" if bounds == (0, whole) else _span(bounds)

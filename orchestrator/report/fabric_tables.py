@@ -149,13 +149,18 @@ def _fits(fits: Sequence[fabric.Fit]) -> Table:
 
 
 def _pairs(table: pa.Table) -> Iterator[str]:
-    """The slowest pair of ranks and the fastest, where there are several."""
+    """The slowest pair of ranks and the fastest, where there are several; those of one node and
+    those of two apart, where there are both."""
     pairs = fabric.pairs(table)
-    if len(pairs) > 1:
+    if len(pairs) < 2:
+        return
+    several = {pair.nodes for pair in pairs} > {1}
+    where = {1: " inside a node", 2: " across nodes"} if several else {}
+    for nodes, same in grouped(pairs, lambda pair: pair.nodes).items():
         slow, fast = (
-            f"{one.a}-{one.b} with {three_digits(one.busbw)} GB/s" for one in (pairs[0], pairs[-1])
+            f"{one.a}-{one.b} with {three_digits(one.busbw)} GB/s" for one in (same[0], same[-1])
         )
-        yield f"Pairs: slowest {slow} each way, fastest {fast}"
+        yield f"Pairs{where.get(nodes or 1, '')}: slowest {slow} each way, fastest {fast}"
 
 
 def _links(pairs: Sequence[Pair], sheet: datasheet.Sheet | None) -> Iterator[str]:

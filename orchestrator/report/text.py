@@ -64,3 +64,15 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def stretch(bounds: tuple[int, int]) -> str:
+    """[start, stop) by its first and its last number."""
+    return span(bounds[0], bounds[1] - 1)
+
+
+def part(bounds: tuple[int, int] | None, whole: int) -> str:
+    """What [start, stop) is of `whole`; None: nothing."""
+    if bounds is None:
+        return "-"
+    return "all" if bounds == (0, whole) else stretch(bounds)

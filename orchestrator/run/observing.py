@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
-from orchestrator.analysis.observed.accounting import account
+from orchestrator.analysis.observed.accounting import PARTS_OF_STEP, account
+from orchestrator.analysis.observed.communication import awaited
 from orchestrator.cluster.failures import RunFailed
 from orchestrator.experiment import Cell
 from orchestrator.plan.deployments import PlannedCell
@@ -80,6 +81,10 @@ class _Observing:
             spans, placement, timed=timed, whole=whole, unseen=unseen, attention=attention
         )
         self.job.store.write_observed(cell.cell, self.start, tables)
+        nodes = self.session.workers.group.nodes if self.session.workers else ()
+        said = awaited(PARTS_OF_STEP.rows(tables["parts"]), nodes) if len(set(nodes)) > 1 else None
+        if said:
+            self._tell(cell, said)
 
     def _serve(self, cell: PlannedCell, work: Work, what: str) -> list[RankReport] | None:
         """The reports of `work`; None where it failed, which is told."""

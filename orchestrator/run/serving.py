@@ -21,6 +21,8 @@ from orchestrator.run.workers import BuildFailed, Session, Workers, requests_of
 from orchestrator.store.folders import now
 from workers.messages import TrainingWork
 
+RETRIES = 3  # of a run that has lost a node
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -51,20 +53,33 @@ class Start:
 
     def _serve_cell(self, cell: PlannedCell, cells: Sequence[PlannedCell]) -> None:
         for run in self.job.missing(cell, self.number):
+            if not self._make(run, cell, cells):
+                return
+
+    def _make(self, run: Run, cell: PlannedCell, cells: Sequence[PlannedCell]) -> bool:
+        """Whether the next run of the cell is to follow. A run that has lost a node is made again,
+        where that is asked for, as long as there are tries left."""
+        retries = RETRIES if self.job.experiment.on_node_loss == "retry" else 0
+        for left in range(retries, -1, -1):
             started_at = now()
             try:
                 workers = self.session.prepared(cell)
                 started_at = now()
                 self._run(run, cell, workers, started_at)
+                return True
             except ClusterLost:
                 self.job.tried.discard(run)
                 raise
-            except BuildFailed as failure:
-                self.session.fail_build(cells, self.number, started_at, failure)
-                return
             except RunFailed as failure:
-                self.session.fail(run, cell, started_at, failure)
-                return
+                if left and failure.lost_nodes:
+                    self.session.retry(run, cell, started_at, failure)
+                elif isinstance(failure, BuildFailed):
+                    self.session.fail_build(cells, self.number, started_at, failure)
+                    return False
+                else:
+                    self.session.fail(run, cell, started_at, failure)
+                    return False
+        raise AssertionError("the last try returns")
 
     def _run(self, run: Run, cell: PlannedCell, workers: Workers, started_at: str) -> None:
         self.job.tried.add(run)

@@ -64,9 +64,12 @@ class Workers:
                 group.kill()
                 raise
         except RunFailed as failure:
-            raise BuildFailed(f"build: {failure.reason}", failure.detail) from failure
+            raise BuildFailed(
+                f"build: {failure.reason}", failure.detail, failure.lost_nodes
+            ) from failure
         device_name = "cpu" if plan.device == "cpu" else built[0].device_name
-        building = Building(built, device_name, time.monotonic() - began)
+        took = time.monotonic() - began
+        building = Building(built, device_name, took, nodes=group.nodes)
         return cls(group, building, asked_at, timeout_s)
 
     def serve(self, work: Work | TrainingWork) -> list[RankReport]:
@@ -130,7 +133,7 @@ class Session:
             try:
                 workers.serve(cell.warmup)
             except RunFailed as failure:
-                raise RunFailed(f"warm-up: {failure.reason}", failure.detail) from failure
+                raise failure.within("warm-up") from failure
         workers.warm.add(cell.cell)
 
     # -- what is kept and told
@@ -147,6 +150,12 @@ class Session:
         self.kill()
         self._keep_failed(run, cell, started_at, failure)
         self.job.give_up([cell])
+
+    def retry(self, run: Run, cell: PlannedCell, started_at: str, failure: RunFailed) -> None:
+        """End the workers and keep `run` as failed; it is made again."""
+        self.kill()
+        self._keep_failed(run, cell, started_at, failure)
+        self.progress.note(f"{cell.cell.name}: {failure.reason}; the run is made again")
 
     def fail_build(
         self, cells: Sequence[PlannedCell], start: int, started_at: str, failure: BuildFailed

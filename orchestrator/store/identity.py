@@ -34,6 +34,7 @@ FREE_FIELDS = {
     "fabric",
     "allow_other_node",
     "wait_for_resources",
+    "on_node_loss",
     "save_checkpoint",
 }
 # Fields that count where they are not as they are by default.

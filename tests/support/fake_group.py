@@ -67,6 +67,10 @@ class FakeGroup:
     plan: EnginePlan
     engines: list[FakeEngine] = field(default_factory=list)
 
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        return ("local",) * self.plan.placement.num_ranks
+
     def build(self, timeout_s: float) -> list[Built]:
         self.engines = [FakeEngine() for _ in range(self.plan.placement.num_ranks)]
         ranks = enumerate(self.engines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import psutil
 import pytest
@@ -36,16 +37,34 @@ def test_an_address_of_another_machine_is_an_error() -> None:
 
 
 def test_ranks_of_one_node_send_through_loopback(unset: pytest.MonkeyPatch) -> None:
-    rendezvous.stay_on_loopback("127.0.0.1")
+    rendezvous.use_interface("127.0.0.1", "10.0.0.1")
     assert [os.environ[name] for name in INTERFACES] == ["lo", "lo"]
 
 
 def test_an_interface_that_was_chosen_stays(unset: pytest.MonkeyPatch) -> None:
     unset.setenv("NCCL_SOCKET_IFNAME", "eth1")
-    rendezvous.stay_on_loopback("127.0.0.1")
+    rendezvous.use_interface("127.0.0.1", "10.0.0.1")
     assert os.environ["NCCL_SOCKET_IFNAME"] == "eth1"
 
 
-def test_ranks_of_several_nodes_get_no_interface(unset: pytest.MonkeyPatch) -> None:
-    rendezvous.stay_on_loopback("10.0.0.1")
+def test_ranks_of_several_nodes_send_through_the_interface_of_their_nodes_address(
+    unset: pytest.MonkeyPatch,
+) -> None:
+    """The interface with an address of this machine that is not loopback's, or loopback's own."""
+    addresses = {
+        one.address: name
+        for name, own in psutil.net_if_addrs().items()
+        for one in own
+        if one.family == socket.AF_INET
+    }
+    own, interface = sorted(addresses.items(), key=lambda one: one[1] == "lo")[0]
+    rendezvous.use_interface("203.0.113.7", own)
+    assert [os.environ[name] for name in INTERFACES] == [interface, interface]
+
+
+@pytest.mark.parametrize("own", [None, "203.0.113.8"])
+def test_without_an_interface_of_that_address_none_is_chosen(
+    unset: pytest.MonkeyPatch, own: str | None
+) -> None:
+    rendezvous.use_interface("203.0.113.7", own)
     assert not [name for name in INTERFACES if name in os.environ]

@@ -111,6 +111,7 @@ class Timing:
             rank=rank,
             group=self.group or None,
             group_size=ranks or 1,
+            nodes=None,  # which only the driver knows
             bytes=self.bytes,
             time_us=self.time_us,
             percentile=PERCENTILE if self.time_us else None,

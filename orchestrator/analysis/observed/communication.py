@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from statistics import median
 
 from orchestrator.analysis.observed.accounting import PARTS, PartsRow
 from orchestrator.analysis.observed.booking import WAITS
@@ -15,6 +16,7 @@ from workers.records import DECODE, PREFILL
 from workers.rows import column, group, grouped, nothing, row
 
 UNSEEN = "no step was observed"
+AWAITED_PCT = 10.0  # of a step, by which others wait longer than the rank that they wait for
 PROFILE_LIMIT = 1.05  # a profiled step may take this much of a timed one, and its shares be shown
 KERNEL = "a kernel that is no communication runs"
 TRANSFER = "data of a collective or a hand-over move, and nothing computes"
@@ -200,3 +202,23 @@ def exposed(rows: Iterable[PartsRow]) -> list[tuple[int, str, float]]:
 def mean(values: Sequence[float]) -> float | None:
     """Of values; None without any."""
     return sum(values) / len(values) if values else None
+
+
+def awaited(rows: Sequence[PartsRow], nodes: Sequence[str]) -> str | None:
+    """For which rank the others wait in decode steps, with its node, in words; None where none of
+    them stands out. rows: of all ranks of a cell. nodes: rank -> its node."""
+    idle = {
+        one.rank: 100 * ((one.exposed_wait_ms or 0.0) + (one.bubble_ms or 0.0)) / one.step_ms
+        for one in rows
+        if one.phase == DECODE and one.step_ms
+    }
+    if len(idle) < 2:
+        return None
+    slow = min(idle, key=lambda rank: idle[rank])
+    others = median(share for rank, share in idle.items() if rank != slow)
+    if others - idle[slow] < AWAITED_PCT:
+        return None
+    return (
+        f"the others wait for rank {slow} on node {nodes[slow]}: they spend {others:.0f}% of a "
+        f"decode step waiting, it {idle[slow]:.0f}%"
+    )

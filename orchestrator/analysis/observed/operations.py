@@ -6,13 +6,17 @@ which is kept once and put beside each of its runs when the results are read.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from orchestrator.analysis.observed.accounting import NCCL_TESTS, CallTiming, CellTimed, TimedRow
 from orchestrator.analysis.observed.communication import mean
 from orchestrator.store.schema import RunKey
+from strategies.placement import Placement
+from strategies.traffic import sent_factor
 from workers.messages import RankReport
-from workers.records import DECODE, PREFILL, CollectiveRow
+from workers.records import COLLECTIVES, DECODE, PREFILL, CollectiveRow
 from workers.rows import Table, column, columns, group, nothing, row, widened
 
 
@@ -23,6 +27,29 @@ class Traffic:
     comm_calls: int | None = column("communication calls", "1", over_runs="first", better="lower")
     comm_bytes: int | None = column(
         "their message sizes", "B", source=NCCL_TESTS, over_runs="first", better="lower"
+    )
+
+
+@row
+class Links:
+    """Between which nodes the bytes of the timed run went."""
+
+    nodes: Sequence[str] | None = column(
+        "address of the node of each rank, in rank order; null where it is not known"
+    )
+    sent_inside_nodes_bytes: int | None = column(
+        "bytes that ranks sent to others of their node, each collective as along a ring",
+        "B",
+        source=NCCL_TESTS,
+        over_runs="first",
+        better="lower",
+    )
+    sent_across_nodes_bytes: int | None = column(
+        "the same, to ranks of other nodes",
+        "B",
+        source=NCCL_TESTS,
+        over_runs="first",
+        better="lower",
     )
 
 
@@ -104,6 +131,40 @@ def traffic_of(reports: Sequence[RankReport]) -> Traffic:
         comm_calls=sum(sum(table.column("calls").to_pylist()) for table in counted),
         comm_bytes=sum(sum(table.column("bytes").to_pylist()) for table in counted),
     )
+
+
+def links_of(reports: Sequence[RankReport], placement: Placement, nodes: Sequence[str]) -> Links:
+    """What all ranks of a run sent, inside nodes and across them. nodes: rank -> its node, empty
+    where that is not known. Null where an engine counts no bytes, or an operation is not known."""
+    known = replace(nothing(Links), nodes=tuple(nodes) or None)
+    tables = [report.collectives for report in reports if report.collectives is not None]
+    if len(tables) < len(reports) or not nodes:
+        return known
+    inside = across = 0.0
+    for one in (one for table in tables for one in COLLECTIVES.rows(table)):
+        factor = sent_factor(one.op, placement.degree(one.axis))
+        if factor is None or one.bytes is None:
+            return known
+        share = _share_across(one, placement, nodes)
+        inside += (1 - share) * factor * one.bytes
+        across += share * factor * one.bytes
+    return Links(
+        nodes=known.nodes,
+        sent_inside_nodes_bytes=round(inside),
+        sent_across_nodes_bytes=round(across),
+    )
+
+
+def _share_across(one: CollectiveRow, placement: Placement, nodes: Sequence[str]) -> float:
+    """Of what the ranks of its group send. A send goes to the next rank; a broadcast, from the
+    last, along all edges of the ring but the one that leads back to it; others along all."""
+    group = placement.group(one.axis, one.rank)
+    edges = list(itertools.pairwise((*group, group[0])))
+    if one.op == "send":
+        edges = [edge for edge in edges if edge[0] == one.rank]
+    elif one.op == "broadcast" and len(edges) > 1:
+        edges = [edge for edge in edges if edge[1] != group[-1]]
+    return sum(nodes[a] != nodes[b] for a, b in edges) / len(edges)
 
 
 def operations_of(collectives: Sequence[CollectiveRow], timed: Sequence[TimedRow]) -> Operations:
