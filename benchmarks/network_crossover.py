@@ -54,7 +54,7 @@ from orchestrator.predict.layouts import Case, candidates
 from orchestrator.predict.load import Asked
 from orchestrator.predict.prediction import Prediction, predict
 from orchestrator.predict.replica import Lengths
-from orchestrator.report.terminal import export_svg
+from orchestrator.report.output import export_svg
 from strategies import Load, ModelShape, Topology, plan_layout
 from strategies.precision import Precision
 from workers.messages import EnginePlan, RankReport, Request, Work
