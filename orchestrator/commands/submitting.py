@@ -12,6 +12,7 @@ from orchestrator.commands import SOME_FAILED, training
 from orchestrator.commands.comparing import draw
 from orchestrator.commands.results import write_report, write_traces
 from orchestrator.errors import UserError
+from orchestrator.experiment.places import place
 from orchestrator.report.output import Output, say
 
 if TYPE_CHECKING:
@@ -83,8 +84,10 @@ def planned(experiment: Experiment, cluster: Cluster | None) -> PlannedExperimen
     from orchestrator.run.source import source
     from orchestrator.run.surroundings import check_surroundings
     from orchestrator.store.folders import folder_of
+    from orchestrator.store.spool import restore
     from orchestrator.store.store import Store
 
+    restore(folder_of(experiment))
     gpus = planning.find_gpus(experiment, cluster)
     device, topology = planning.choose_device(experiment, gpus)
     deployments = planning.plan_experiment(experiment, device, topology, cluster)
@@ -145,10 +148,10 @@ def find_rates(
     notes = out.notes()
     if not out.as_json:
         sweep.render_rates(found, notes)
-    notes.print(f"Results: {search.root}", soft_wrap=True, highlight=False)
+    notes.print(f"Results: {place(search.root)}", soft_wrap=True, highlight=False)
     page = write_report(search.root, notes)
     if out.as_json:
-        places = {"results": str(search.root), "report": str(page) if page else None}
+        places = {"results": place(search.root), "report": str(page) if page else None}
         out.document({"rates": RATES.data(found)} | places)
     return SOME_FAILED if any(one.reason for one in found) else 0
 
@@ -189,7 +192,7 @@ def show_run(folder: Path, experiment: Experiment, trace: bool, out: Output) -> 
 def _show_places(folder: Path, found: dict[str, object], out: Output) -> None:
     """Write the page and print where the files are, in JSON beside what was found."""
     notes = out.notes()
-    notes.print(f"Results: {folder}", soft_wrap=True, highlight=False)
+    notes.print(f"Results: {place(folder)}", soft_wrap=True, highlight=False)
     page = write_report(folder, notes)
     if out.as_json:
-        out.document(found | {"results": str(folder), "report": str(page) if page else None})
+        out.document(found | {"results": place(folder), "report": str(page) if page else None})

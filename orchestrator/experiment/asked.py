@@ -11,12 +11,12 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_v
 from orchestrator.experiment.cells import Scenario
 from orchestrator.experiment.lengths import Duration, Lengths, Window
 from orchestrator.experiment.levels import FORMS, check_levels, parse_levels
+from orchestrator.experiment.places import ResultDir
 from orchestrator.experiment.techniques import Techniques
 from orchestrator.experiment.training import TrainingFields
 
 DIFFERENCE = 0.02  # the smallest difference between layouts that matters, unless it is said
 SCENARIOS = {"short": (256, 128), "long": (1024, 512)}
-
 
 Tokens = Annotated[int, Field(gt=0, le=10_000_000)]
 Count = Annotated[int, Field(gt=0, le=10_000)]
@@ -111,7 +111,7 @@ class Experiment(TrainingFields):
     rate_runs: int = Field(8, ge=1, le=100)
     timeout: float = Field(600.0, gt=0.0, le=LONGEST_S)
     wait_for_resources: Duration = Field(0.0, le=LONGEST_S)
-    result_dir: Path | None = None
+    result_dir: ResultDir | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     address: str | None = None
     # a file that `orchestrator calibrate` wrote; None: that of this host, if there is one
