@@ -60,7 +60,7 @@ class Spool:
             self.push()
         finally:
             self._claim = None
-            claim.release()
+            claim.release(answers=not self._behind)
         if self._behind:
             raise UserError(
                 f"not all results are at {self.objects.uri}: {self._behind}; they are kept in "
