@@ -11,7 +11,7 @@ set -euo pipefail
 # Another Ray may run here: ports of its own, from PORT on, and a folder of its own.
 PORT=${PORT:-6379}
 DASHBOARD_PORT=${DASHBOARD_PORT:-8265}
-FOLDER=${FOLDER:-/tmp/ray-$USER-$PORT}   # short: paths of sockets have at most 107 characters
+FOLDER=${FOLDER:-/tmp/ray-$(id -un)-$PORT}   # short: paths of sockets have at most 107 characters
 
 [[ -e ~/.ray/auth_token ]] || ray get-auth-token --generate > /dev/null
 chmod 600 ~/.ray/auth_token
