@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from orchestrator.errors import UserError
-from orchestrator.experiment.places import is_uri, uri_of
 from orchestrator.report.output import Output, say
 
 
@@ -25,6 +24,8 @@ class Results(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Read it. Raises UserError where there are no results at the URI, or its store cannot be
         reached."""
+        from orchestrator.experiment.places import is_uri
+
         if not is_uri(value) or ctx is None:
             return Path(str(super().convert(value, param, ctx)))
         root = ctx.with_resource(tempfile.TemporaryDirectory(prefix="orchestrator-"))
@@ -55,6 +56,8 @@ def _downloaded(uri: str, root: Path) -> Path:
 def beside(folder: Path, name: str) -> Path:
     """Where a command writes what it makes of results, unless it is said: in their folder. Raises
     UserError for results at a URI."""
+    from orchestrator.experiment.places import uri_of
+
     if uri := uri_of(folder):
         raise UserError(
             f"what is made of {uri} is written to a folder here: give --out, or bring the results "

@@ -12,7 +12,6 @@ from orchestrator.commands import SOME_FAILED, training
 from orchestrator.commands.comparing import draw
 from orchestrator.commands.results import write_report, write_traces
 from orchestrator.errors import UserError
-from orchestrator.experiment.places import place
 from orchestrator.report.output import Output, say
 
 if TYPE_CHECKING:
@@ -132,6 +131,7 @@ def find_rates(
     """Search the highest rate that meets the SLO, cell by cell, and print what was found. Returns
     the exit status."""
     from orchestrator.analysis.goodput import RATES
+    from orchestrator.experiment.places import place
     from orchestrator.plan.planning import plan_experiment
     from orchestrator.report import sweep
     from orchestrator.report.progress import RunProgress
@@ -191,6 +191,8 @@ def show_run(folder: Path, experiment: Experiment, trace: bool, out: Output) -> 
 
 def _show_places(folder: Path, found: dict[str, object], out: Output) -> None:
     """Write the page and print where the files are, in JSON beside what was found."""
+    from orchestrator.experiment.places import place
+
     notes = out.notes()
     notes.print(f"Results: {place(folder)}", soft_wrap=True, highlight=False)
     page = write_report(folder, notes)
