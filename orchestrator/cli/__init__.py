@@ -24,6 +24,7 @@ from orchestrator.commands import (
     submitting,
 )
 from orchestrator.commands.boundary import OneLineErrors, TakesLevels
+from orchestrator.commands.places import Results, beside
 from orchestrator.options import (
     asking_options,
     compare_options,
@@ -34,10 +35,10 @@ from orchestrator.options import (
     taking,
 )
 from orchestrator.options.audit import audit_options
-from orchestrator.options.comparing import FILE
 from orchestrator.options.given import given
 from orchestrator.options.importing import EXPORT_OPTIONS, IMPORT_OPTIONS
 from orchestrator.options.node import CALIBRATE_OPTIONS, DOCTOR_OPTIONS
+from orchestrator.options.places import FILE, FOLDER
 from orchestrator.options.recommending import CROSSOVER_OPTIONS, MATRIX_OPTIONS, RECOMMEND_OPTIONS
 from orchestrator.options.switches import technique_option
 from orchestrator.report.output import Output
@@ -45,7 +46,7 @@ from orchestrator.report.output import Output
 if TYPE_CHECKING:
     from orchestrator.experiment import Experiment
 
-PATH = click.Path(path_type=Path)
+RESULTS = Results()
 
 
 @click.group(
@@ -176,7 +177,7 @@ def audit(file: Path | None, phrases: tuple[str, ...], as_json: bool, **given: s
 
 
 @main.command(cls=TakesLevels)
-@click.argument("result_dirs", nargs=-1, required=True, type=PATH, metavar="RESULT_DIR...")
+@click.argument("result_dirs", nargs=-1, required=True, type=RESULTS, metavar="RESULT_DIR...")
 @compare_options
 @json_option
 def compare(
@@ -213,12 +214,13 @@ def compare(
 
 
 @main.command()
+@click.argument("result_dir", type=RESULTS)
 @taking(EXPORT_OPTIONS)
 def export(
     result_dir: Path, format_: str | None, save_detailed: bool, track: str | None, out: Path | None
 ) -> None:
     """Write results for other tools: tables, the JSON of other benchmarks, or to a tracker."""
-    into = out or result_dir / "export"
+    into = out or beside(result_dir, "export")
     exporting.export(result_dir, format_, into, save_detailed, track)
 
 
@@ -233,23 +235,23 @@ def import_(
 
 
 @main.command()
-@click.argument("result_dir", type=PATH)
-@click.option("--out", type=PATH, metavar="DIR", help="[RESULT_DIR/packed]")
+@click.argument("result_dir", type=RESULTS)
+@click.option("--out", type=FOLDER, metavar="DIR", help="[RESULT_DIR/packed]")
 def pack(result_dir: Path, out: Path | None) -> None:
     """Put results into one small file a table, to be handed to somebody. Every command reads them
     as they are."""
-    results.pack(result_dir, out or result_dir / "packed")
+    results.pack(result_dir, out or beside(result_dir, "packed"))
 
 
 @main.command()
-@click.argument("result_dir", type=PATH)
+@click.argument("result_dir", type=RESULTS)
 def trace(result_dir: Path) -> None:
     """Write what each rank did in a few steps, for Perfetto."""
-    results.trace(result_dir)
+    results.trace(beside(result_dir, ""))
 
 
 @main.command()
-@click.argument("result_dir", type=PATH)
+@click.argument("result_dir", type=RESULTS)
 @json_option
 def recompute(result_dir: Path, as_json: bool) -> None:
     """Take the steps of observed runs apart again, from all their spans: is what was kept equal?
@@ -258,12 +260,12 @@ def recompute(result_dir: Path, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("result_dir", type=PATH)
+@click.argument("result_dir", type=RESULTS)
 @click.option("--out", type=FILE, metavar="FILE", help="[RESULT_DIR/report.html]")
 @click.option("--open", "open_", is_flag=True, help="Show it in the browser.")
 def report(result_dir: Path, out: Path | None, open_: bool) -> None:
     """Write results as one HTML page with charts, which opens offline."""
-    results.report(result_dir, out, open_)
+    results.report(result_dir, out or beside(result_dir, "report.html"), open_)
 
 
 @main.command()

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from orchestrator.options import json_option
+from orchestrator.options.places import FOLDER
 from orchestrator.report.output import Output
 
 address_option = click.option(
@@ -70,19 +71,19 @@ def cancel(name: str, address: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@of_a_job
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("results"),
-    metavar="DIR",
-    help="[results]",
-)
+@click.argument("name", metavar="JOB|EXPERIMENT|URI")
+@address_option
+@click.option("--out", type=FOLDER, default=Path("results"), metavar="DIR", help="[results]")
 @json_option
 def fetch(name: str, address: str | None, out: Path, as_json: bool) -> None:
-    """Bring the results of a job here, packed. Every command reads them as they are."""
+    """Bring the results of a job here, packed, or those at a URI, as they are. Every command reads
+    both."""
     from orchestrator.commands import jobs as work
+    from orchestrator.commands import places
+    from orchestrator.experiment.places import is_uri
 
+    if is_uri(name):
+        return places.fetch(name, out, Output(as_json))
     work.fetch(work.address_of(address), name, out, Output(as_json))
 
 

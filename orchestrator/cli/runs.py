@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from orchestrator.commands import initial, results, watching
+from orchestrator.commands.places import Results
 from orchestrator.options import json_option
 from orchestrator.report.output import Output
 
@@ -34,7 +35,7 @@ def watch(roots: tuple[Path, ...], once: bool, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("roots", metavar="[ROOT]...", default=("results",), nargs=-1, type=PATH)
+@click.argument("roots", metavar="[ROOT]...", default=("results",), nargs=-1, type=Results())
 @json_option
 def runs(roots: tuple[Path, ...], as_json: bool) -> None:
     """List what was run under each ROOT. [results]"""

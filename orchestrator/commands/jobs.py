@@ -21,6 +21,7 @@ from orchestrator.cluster.address import VARIABLES, is_jobs_address
 from orchestrator.cluster.jobs import DRY_RUN, FETCH, OURS, SUBMIT, Job, Jobs, connect
 from orchestrator.commands import SOME_FAILED
 from orchestrator.errors import UserError
+from orchestrator.experiment.places import uri_of
 from orchestrator.report.output import Output, say
 from orchestrator.store.names import digest
 
@@ -96,6 +97,8 @@ def _root(result_dir: Path | None, experiment: str) -> str:
     in the home of the cluster's user. It has the name that the experiment has here: there, a
     checkpoint may count otherwise."""
     path = (result_dir or Path("results")) / experiment
+    if uri := uri_of(path):
+        return shlex.quote(uri)
     return shlex.quote(str(path)) if path.is_absolute() else f'"$HOME"/{shlex.quote(str(path))}'
 
 

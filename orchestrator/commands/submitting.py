@@ -78,12 +78,16 @@ def submit(experiment: Experiment, flags: Flags, out: Output) -> int:
 
 def _check(experiment: Experiment, flags: Flags) -> None:
     """Raise UserError for a flag that would do nothing."""
+    from orchestrator.experiment.places import uri_of
+
     if flags.trace and experiment.workload == "train":
         raise UserError("--trace is of runs that serve, and nothing is taken apart of training")
     if flags.force and experiment.find_rate:
         raise UserError(
             "--force is of a fixed load; for another search give --find-rate another --result-dir"
         )
+    if flags.force and experiment.result_dir and uri_of(experiment.result_dir):
+        raise UserError("--force moves a folder of this machine; give another --result-dir")
 
 
 def as_job(experiment: Experiment, address: str, flags: Flags, out: Output) -> int:
@@ -124,8 +128,10 @@ def planned(experiment: Experiment, cluster: Cluster | None, flags: Flags) -> Pl
     from orchestrator.run.source import source
     from orchestrator.run.surroundings import check_surroundings
     from orchestrator.store.folders import folder_of, set_aside
+    from orchestrator.store.spool import restore
     from orchestrator.store.store import Store
 
+    restore(folder_of(experiment))
     gpus = planning.find_gpus(experiment, cluster)
     device, topology = planning.choose_device(experiment, gpus, cluster)
     deployments = planning.plan_experiment(experiment, device, topology, cluster)
@@ -174,6 +180,7 @@ def find_rates(
     the exit status."""
     from orchestrator.analysis.goodput import RATES
     from orchestrator.cluster.hardware import watched_gpus
+    from orchestrator.experiment.places import place
     from orchestrator.plan.planning import plan_experiment
     from orchestrator.report import sweep
     from orchestrator.report.progress import RunProgress
@@ -190,10 +197,10 @@ def find_rates(
     notes = out.notes()
     if not out.as_json:
         sweep.render_rates(found, notes)
-    notes.print(f"Results: {search.root}", soft_wrap=True, highlight=False)
+    notes.print(f"Results: {place(search.root)}", soft_wrap=True, highlight=False)
     page = write_report(search.root, notes)
     if out.as_json:
-        places = {"results": str(search.root), "report": str(page) if page else None}
+        places = {"results": place(search.root), "report": str(page) if page else None}
         out.document({"rates": RATES.data(found)} | places)
     return SOME_FAILED if any(one.reason for one in found) else 0
 
@@ -257,8 +264,10 @@ def _say_left_out(all_: Sequence[Results], shown: Sequence[Results], notes: Cons
 
 def _show_places(folder: Path, found: dict[str, object], out: Output) -> None:
     """Write the page and print where the files are, in JSON beside what was found."""
+    from orchestrator.experiment.places import place
+
     notes = out.notes()
-    notes.print(f"Results: {folder}", soft_wrap=True, highlight=False)
+    notes.print(f"Results: {place(folder)}", soft_wrap=True, highlight=False)
     page = write_report(folder, notes)
     if out.as_json:
-        out.document(found | {"results": str(folder), "report": str(page) if page else None})
+        out.document(found | {"results": place(folder), "report": str(page) if page else None})

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_v
 from orchestrator.experiment.cells import Scenario
 from orchestrator.experiment.lengths import Duration, Lengths, Window
 from orchestrator.experiment.levels import FORMS, check_levels, parse_levels
+from orchestrator.experiment.places import ResultDir
 from orchestrator.experiment.techniques import Techniques
 from orchestrator.experiment.training import TrainingFields
 
@@ -112,11 +113,10 @@ class Experiment(TrainingFields):
     timeout: float = Field(600.0, gt=0.0, le=LONGEST_S)
     wait_for_resources: Duration = Field(0.0, le=LONGEST_S)
     on_node_loss: Literal["retry", "skip"] = "skip"  # of a run that loses a node
-    result_dir: Path | None = None
+    result_dir: ResultDir | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     address: str | None = None
-    # a file that `orchestrator calibrate` wrote; None: that of this host, if there is one
-    fabric: Path | None = None
+    fabric: Path | None = None  # of `orchestrator calibrate`; None: that of this host, if any
     allow_other_node: bool = False  # add runs of other GPUs, or of another CPU
 
     @field_validator("temperature")

@@ -185,9 +185,8 @@ EXPERIMENT_OPTIONS = (
     ),
     click.option(
         "--result-dir",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        help="Where results are kept. [results]",
+        metavar="DIR|URI",
+        help="Where results are kept; s3://BUCKET/NAME and gs://BUCKET/NAME too. [results]",
     ),
     click.option(
         "--metadata", multiple=True, metavar="KEY=VALUE", help="Kept with the results. Repeat."

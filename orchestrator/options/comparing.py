@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import click
 
+from orchestrator.options.places import FILE
+
 # Those of `analysis.comparing.verdicts`, which takes long to import; a test compares them.
 OBJECTIVES = ("throughput", "latency", "per-gpu", "goodput", "energy")
-FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 class Finite(click.FloatRange):

@@ -18,6 +18,7 @@ from orchestrator.analysis.load import summaries
 from orchestrator.cluster.connection import Cluster, connect
 from orchestrator.errors import ClusterLost, Stop, UserError
 from orchestrator.experiment import Experiment
+from orchestrator.experiment.places import place
 from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.run import manifest
 from orchestrator.run.jobs import Job
@@ -52,9 +53,8 @@ def run_experiment(
     schedule = _schedule(store, planned, experiment, cluster)
     device_name = min(origin_of(planned[0].plan.device, cluster).kinds, default=None)
     progress.begin(schedule.begun(device_name))
-    kept = (
-        f"Every finished run is kept in {store.folder}; the same command again goes on from there."
-    )
+    where = place(store.folder)
+    kept = f"Every finished run is kept in {where}; the same command again goes on from there."
     stop = Stop()
     try:
         with stop:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import UserError
+from orchestrator.experiment.places import place
 from orchestrator.store.folders import DEFAULT_ROOT, check_version, find, read_manifest
 from orchestrator.store.schema import COMPLETED, INVALID, RunOutcome
 from orchestrator.store.store import Store
@@ -60,7 +61,7 @@ def _describe(folder: Path) -> Listed:
     statuses = [run.status for run in runs]
     return Listed(
         name=folder.name,
-        folder=str(folder),
+        folder=place(folder),
         started_at=str(manifest.get("started_at", "")),
         model=", ".join(dict.fromkeys(run.cell.model for run in runs)),
         strategies=list(dict.fromkeys(run.cell.strategy for run in runs)),

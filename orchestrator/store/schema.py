@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator.experiment import Cell, Deployment, Scenario
-from workers.rows import Table, column, group, row
+from workers.rows import Table, column, columns, flat, group, row
 
 K = TypeVar("K")
 COMPLETED, FAILED, INVALID = "completed", "failed", "invalid"
@@ -113,3 +113,14 @@ def places(table: pa.Table, keys: Table[K]) -> dict[K, np.ndarray]:
     known = keys.rows(table.take(firsts))
     rows = [np.flatnonzero(key_of == number) for number in range(len(known))]
     return {known[number]: rows[number] for number in np.argsort(firsts)}
+
+
+def named(table: pa.Table, key: StartKey) -> pa.Table:
+    """`table` with the columns of `key` in front, so that parts can be put together."""
+    values = flat(key)
+    fields = [column.field for column in columns(type(key))]
+    named = [
+        pa.repeat(pa.scalar(values[field.name], field.type), table.num_rows) for field in fields
+    ]
+    schema = pa.schema([*fields, *table.schema], table.schema.metadata)
+    return pa.Table.from_arrays(named + table.columns, schema=schema)

@@ -39,8 +39,10 @@ from orchestrator.store.schema import (
     RunOutcome,
     StartKey,
     cell_key,
+    named,
 )
-from workers.rows import SCHEMA_VERSION, columns, flat
+from orchestrator.store.spool import Spool, spool_of
+from workers.rows import SCHEMA_VERSION
 
 # The observed ones last; `parts` marks its cell as observed.
 RUN_TABLES = ("summary", "requests", "steps", "collectives", "telemetry")
@@ -59,6 +61,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._journal = Journal(folder)
+        self._spool: Spool | None = None
 
     @property
     def name(self) -> str:
@@ -93,7 +96,15 @@ class Store:
             with self._writing():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(self.folder))
+            stack.enter_context(self._sent())
             self.create()
+            yield
+
+    @contextlib.contextmanager
+    def _sent(self) -> Iterator[None]:
+        """Keep the store of a URI as this folder is."""
+        self._spool = spool_of(self.folder)
+        with self._spool.held() if self._spool else contextlib.nullcontext():
             yield
 
     def create(self) -> None:
@@ -118,9 +129,11 @@ class Store:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Say in a line why something cannot be written."""
+        """Say in a line why something cannot be written, and send it where it belongs."""
         try:
             yield
+            if self._spool:
+                self._spool.push()
         except OSError as error:
             reason = (
                 os.strerror(error.errno) if error.errno else error
@@ -142,10 +155,10 @@ class Store:
         What an earlier try left is dropped: its tables, and what it had to say of its failure where
         this one is completed.
         """
-        named = {name: _named(table, self.run_key(run)) for name, table in tables.items()}
+        of_run = {name: named(table, self.run_key(run)) for name, table in tables.items()}
         last = outcome.schema.metadata[b"table"].decode()
         with self._writing():
-            for table, content in {**named, last: outcome}.items():
+            for table, content in {**of_run, last: outcome}.items():
                 self._write(self._part(table, run.name), content)
             for table in {*RUN_TABLES, *TRAINING_TABLES} - {*tables, last}:
                 self._journal.drop(self._part(table, run.name))
@@ -182,7 +195,7 @@ class Store:
         key = self.start_key(cell, start)
         with self._writing():
             for name in sorted(tables, key=OBSERVED_TABLES.index):
-                self._write(self._part(name, _observed(cell, start)), _named(tables[name], key))
+                self._write(self._part(name, _observed(cell, start)), named(tables[name], key))
 
     def observed(self, cell: Cell, start: int) -> pa.Table | None:
         """The table `parts` of a cell in a start; None where it was not observed."""
@@ -235,6 +248,7 @@ class Store:
         """Keep what a search of rates found beside the folders of its runs."""
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
+        with self._sent(), self._writing():
             self._write(self.folder / RATES, table)
         return self.folder / RATES
 
@@ -303,14 +317,3 @@ class Store:
 
 def _observed(cell: Cell, start: int) -> str:
     return f"{cell.name}.s{start}"
-
-
-def _named(table: pa.Table, key: StartKey) -> pa.Table:
-    """`table` with the columns of `key` in front, so that parts can be put together."""
-    values = flat(key)
-    fields = [column.field for column in columns(type(key))]
-    named = [
-        pa.repeat(pa.scalar(values[field.name], field.type), table.num_rows) for field in fields
-    ]
-    schema = pa.schema([*fields, *table.schema], table.schema.metadata)
-    return pa.Table.from_arrays(named + table.columns, schema=schema)

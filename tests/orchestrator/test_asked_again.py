@@ -95,6 +95,12 @@ def test_force_means_nothing_to_a_search(tmp_path: Path) -> None:
         submitting.submit(asked, Flags(force=True), Output())
 
 
+def test_force_moves_nothing_in_an_object_store(tmp_path: Path) -> None:
+    asked = Experiment.model_validate({"result_dir": "s3://bucket/results"})
+    with pytest.raises(UserError, match="--force moves a folder of this machine"):
+        submitting.submit(asked, Flags(force=True), Output())
+
+
 def test_the_flags_of_a_job_are_those_that_its_driver_knows() -> None:
     given = Flags(dry_run=True, no_wait=True, trace=True, force=True, show_all=True)
     assert given.of_the_job == ("--dry-run", "--trace", "--force", "--all")

@@ -279,7 +279,7 @@ def test_listing_what_was_run(store: Store) -> None:
     store.update_manifest(started_at="2030-01-01")
     for index, status in enumerate(("completed", "failed", "invalid")):
         write_run(store, Run(CELL, 0, index), status=status)
-    (listed,) = list_runs(store.folder.parent)
+    (listed,) = list_runs([store.folder.parent])
     assert (listed.name, listed.model, listed.strategies) == (store.name, "tiny", ["tp4"])
     assert (listed.completed, listed.invalid, listed.failed) == (1, 1, 1)
     assert (listed.started_at, listed.schema_version) == ("2030-01-01", SCHEMA_VERSION)
@@ -288,7 +288,7 @@ def test_listing_what_was_run(store: Store) -> None:
 def test_results_of_another_version_are_listed_with_that_version_alone(store: Store) -> None:
     write_run(store, RUN)
     set_version(store, 1)
-    (listed,) = list_runs(store.folder.parent)
+    (listed,) = list_runs([store.folder.parent])
     assert (listed.name, listed.schema_version) == (store.name, 1)
     assert (listed.completed, listed.strategies) == (0, [])
 
@@ -297,6 +297,6 @@ def test_where_nothing_was_run_the_list_is_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert list_runs(Path("results")) == []
+    assert list_runs([Path("results")]) == []
     with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
-        list_runs(tmp_path / "nowhere")
+        list_runs([tmp_path / "nowhere"])

@@ -268,7 +268,7 @@ def test_a_run_that_trained_is_a_result_with_tables_of_its_own(store: Store) -> 
     steps = store.read("training_steps")
     assert isinstance(steps, pa.Table)
     assert steps["loss"].to_pylist() == [3.0, 2.0, 1.0]
-    assert [one.strategies for one in list_runs(store.folder.parent)] == [["dp2"]]
+    assert [one.strategies for one in list_runs([store.folder.parent])] == [["dp2"]]
 
 
 def test_a_run_that_lost_a_table_counts_as_missing(store: Store) -> None:

@@ -1,0 +1,66 @@
+"""Where results are that a command reads: a folder, or a URI, of which it gets a copy."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.errors import UserError
+from orchestrator.report.output import Output, say
+
+
+class Results(click.Path):
+    """A folder of results. Of a URI it is a copy, which is removed when the command ends; its path
+    says the URI."""
+
+    name = "results"
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Read it. Raises UserError where there are no results at the URI, or its store cannot be
+        reached."""
+        from orchestrator.experiment.places import is_uri
+
+        if not is_uri(value) or ctx is None:
+            return Path(str(super().convert(value, param, ctx)))
+        root = ctx.with_resource(tempfile.TemporaryDirectory(prefix="orchestrator-"))
+        return _downloaded(value, Path(root))
+
+
+def fetch(uri: str, into: Path, out: Output) -> None:
+    """Bring the results at a URI to a folder of that name in `into`. Raises UserError where it is
+    there already, or there are no results."""
+    target = into / uri.rstrip("/").rpartition("/")[2]
+    if target.exists():
+        raise UserError(f"{target} is there already; give another --out, or move it away")
+    into.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=into, prefix=".fetch-") as halfway:
+        _downloaded(uri, Path(halfway)).rename(target)
+    out.show(lambda: {"results": str(target)}, lambda console: say(target))
+
+
+def _downloaded(uri: str, root: Path) -> Path:
+    from orchestrator.store.spool import download
+
+    try:
+        return download(uri, root)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def beside(folder: Path, name: str) -> Path:
+    """Where a command writes what it makes of results, unless it is said: in their folder. Raises
+    UserError for results at a URI."""
+    from orchestrator.experiment.places import uri_of
+
+    if uri := uri_of(folder):
+        raise UserError(
+            f"what is made of {uri} is written to a folder here: give --out, or bring the results "
+            f"here first with `orchestrator fetch {uri}`"
+        )
+    return folder / name
