@@ -55,6 +55,14 @@ def test_a_command_shows_the_cells_that_it_asked_for_and_says_that_there_are_oth
     assert "not shown; --all" not in every
 
 
+def test_of_cpus_nothing_is_ranked(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(store, Flags(show_all=True), Output(), capsys)
+    assert "no ranking" in " ".join(text.split())
+    assert "against" not in text.split("tok/s:")[0]
+    (heading,) = [line for line in text.splitlines() if line.startswith(" layout")]
+    assert not {"best", "GPUs", "/GPU"} & set(heading.split())
+
+
 def test_a_document_too_has_the_cells_that_were_asked_for(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:

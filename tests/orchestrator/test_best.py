@@ -143,7 +143,8 @@ def test_the_sentences_under_a_table_are_the_leaders_and_the_document_has_every_
     for (layout, values), start in itertools.product(layouts.items(), range(5)):
         cell = Cell(Deployment("m", layout, "torch", "bfloat16"), Scenario("short", 256, 128), 32)
         slow = {"median_ttft_ms": 1e3 / values[start], "median_tpot_ms": values[start]}
-        write_run(store, Run(cell, start, 0), output_throughput=values[start], **slow)
+        gpu = {"device_name": "NVIDIA H200"}
+        write_run(store, Run(cell, start, 0), output_throughput=values[start], **slow, **gpu)
     found = findings.of_folders([store.folder])
     (under,) = found.sentences("throughput").values()
     assert [sentence.split(" delivers")[0] for sentence in under] == ["tp2", "tp2"]
