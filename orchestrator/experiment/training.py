@@ -35,7 +35,7 @@ class TrainingFields(BaseModel):
     # where what was trained is kept, in a folder for each deployment
     save_checkpoint: Path | None = None
     steps: int = Field(20, ge=2, le=1_000_000)  # optimizer steps of a run
-    schedule: Literal["gpipe", "1f1b", "interleaved"] = "1f1b"
+    schedule: Literal["gpipe", "1f1b", "interleaved"] | None = None  # of a pipeline; None: 1f1b
     activation_checkpointing: Literal["off", "full", "selective", "cpu-offload"] = "off"
     # of weights, gradients and products; auto: bf16 on GPUs, fp32 on CPUs
     precision: Literal["auto", "fp32", "bf16"] = "auto"

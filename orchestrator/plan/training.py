@@ -15,12 +15,14 @@ from orchestrator.plan.devices import DEFAULT_ENGINE, Device, check_devices, cho
 from orchestrator.plan.fitting import check_training_memory
 from orchestrator.plan.models import ResolvedModel
 from orchestrator.store.names import safe_name
-from strategies import Layout, Topology, TrainingLoad, plan_layout
+from strategies import Layout, Topology, TrainingLoad, parse, plan_layout
+from strategies.shapes import Schedule
 from strategies.training import check_batches
 from workers import engines
 from workers.messages import EnginePlan, TrainingWork
 
 PRECISIONS: Mapping[Device, Literal["bf16", "fp32"]] = {"cuda": "bf16", "cpu": "fp32"}
+SCHEDULE: Schedule = "1f1b"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -43,7 +45,7 @@ def load_of(experiment: Experiment, device: Device, replicas: int = 1) -> Traini
         global_batch_size=asked.global_batch_size,
         micro_batch_size=micro,
         precision=precision,
-        schedule=asked.schedule,
+        schedule=asked.schedule or SCHEDULE,
         activation_checkpointing=asked.activation_checkpointing,
     )
 
@@ -64,6 +66,11 @@ def plan_training(
             f"sequences of {experiment.seq_len} tokens are longer than {model.name} knows "
             f"positions: {model.shape.max_positions}; use a shorter --seq-len"
         )
+    if experiment.schedule and not any(map(_has_stages, experiment.strategy)):
+        raise UserError(
+            f"--schedule {experiment.schedule} is of a pipeline, and none of the layouts "
+            f"{', '.join(experiment.strategy)} has one; leave it out, or train under pp2 too"
+        )
     tokens = None
     if experiment.data is not None:
         tokens = pack(
@@ -72,6 +79,10 @@ def plan_training(
     work = TrainingWork(experiment.steps, tokens)
     planner = _Planner(experiment, model, work, device, topology)
     return tuple(one for layout in planner.layouts() for one in planner.deployments(layout))
+
+
+def _has_stages(layout: str) -> bool:
+    return any(key == "pp" and number > 1 for key, number in parse(layout))
 
 
 @dataclass(frozen=True, slots=True)

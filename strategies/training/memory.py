@@ -165,14 +165,12 @@ class _Buffers:
         received: int,
         head: str,
     ) -> _Buffers:
-        """Replicas beside tp are FSDP2 over one rank, which copies what it computes with. DDP sums
-        gradients in buckets, beside those of the micro-batches before the last."""
+        """Replicas beside tp are FSDP2 over one rank, which copies what it computes with. DDP keeps
+        gradients in its buckets alone."""
         c, degree = compute_bytes(load), placement.degree
         if degree("dp") > 1 and degree("tp") > 1 and degree("pp") == 1:
             return cls._of_fsdp(whole, c, head)
-        is_summed = degree("dp") > 1 and degree("pp") == 1 and micro_batches(placement, load) > 1
-        size = received + (c * sum(whole.values()) if is_summed else 0)
-        return cls(size, size, size)
+        return cls(received, received, received)
 
     @classmethod
     def _of_fsdp(cls, whole: Mapping[str, int], c: int, head: str) -> _Buffers:

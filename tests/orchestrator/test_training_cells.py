@@ -112,6 +112,8 @@ def test_what_training_is_asked_makes_another_experiment() -> None:
         ({"strategy": "tp2", "engine": "deepspeed"}, "trains replicas .dp. alone"),
         ({"strategy": "dp2", "engine": "vllm"}, "the engine 'vllm' only generates"),
         ({"strategy": "dp2zero2", "save_checkpoint": Path("x")}, "saves no checkpoint here"),
+        ({"strategy": "dp2", "schedule": "gpipe"}, "none of the layouts dp2 has one; leave it out"),
+        ({"strategy": "dp2,pp2", "schedule": "gpipe"}, None),
         ({"seq_len": 4096}, "longer than tiny knows positions: 2048"),
         (
             {"strategy": "dp2", "micro_batch_size": None, "gradient_accumulation_steps": 3},

@@ -23,11 +23,13 @@ class _Entry:
 class Optimizer:
     """One AdamW a parameter, so that gradients in float32 exist one at a time.
 
-    fused: whether an update is one kernel. Weights that are not float32 are rounded from their
-    copy after each update (Micikevicius et al., arXiv:1710.03740, section 3.1).
+    fused: whether an update is one kernel. keeps: whether gradients stay where they are, as in the
+    buckets of DDP, and are set to zero. Weights that are not float32 are rounded from their copy
+    after each update (Micikevicius et al., arXiv:1710.03740, section 3.1).
     """
 
-    def __init__(self, modules: Iterable[nn.Module], fused: bool) -> None:
+    def __init__(self, modules: Iterable[nn.Module], fused: bool, keeps: bool = False) -> None:
+        self._keeps = keeps
         found = dict.fromkeys(one for module in modules for one in module.parameters())
         self._entries = [_entry(one, fused) for one in found]
 
@@ -39,7 +41,7 @@ class Optimizer:
             if one.master is not one.parameter:
                 one.master.grad = one.parameter.grad.float()
             one.adam.step()
-            one.master.grad = one.parameter.grad = None
+            self._drop(one)
             if one.master is not one.parameter:
                 with torch.no_grad():
                     one.parameter.copy_(one.master)
@@ -48,10 +50,19 @@ class Optimizer:
         """Begin with the weights as they are."""
         for one in self._entries:
             one.adam.state.clear()
-            one.parameter.grad = None
+            self._drop(one)
             if one.master is not one.parameter:
                 with torch.no_grad():
                     one.master.copy_(one.parameter)
+
+    def _drop(self, one: _Entry) -> None:
+        """Forget a gradient."""
+        if one.master is not one.parameter:
+            one.master.grad = None
+        if self._keeps and one.parameter.grad is not None:
+            one.parameter.grad.zero_()
+        else:
+            one.parameter.grad = None
 
     @property
     def state_bytes(self) -> int:

@@ -8,7 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hook
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -29,17 +31,26 @@ from workers.engines.training.model import StageModule
 from workers.weights import Source
 
 ALONE = "alone"  # an axis of one rank: FSDP2 over (replicas, one) keeps whole parameters
+NOTHING = "fake"  # torch's name of a backend that moves nothing
 HEAD_NORMS = ("q_norm", "k_norm")
 
 
-def mesh_of(placement: Placement, device: torch.device) -> DeviceMesh | None:
-    """The mesh of the placement, with an axis of one rank more; None for a single rank."""
+def mesh_of(placement: Placement, device: torch.device, silent: bool = False) -> DeviceMesh | None:
+    """The mesh of the placement, with an axis of one rank more; None for a single rank. silent: its
+    collectives return at once and move nothing, their outputs having the shapes that they would."""
     if placement.num_ranks == 1:
         return None
     axes = dict(placement.mesh)
     names = [*(name for name in axes if name != "tp"), ALONE, *(["tp"] if "tp" in axes else [])]
     sizes = tuple(axes.get(name, 1) for name in names)
-    return init_device_mesh(device.type, sizes, mesh_dim_names=tuple(names))
+    if silent:
+        from torch.testing._internal.distributed import fake_pg  # noqa: F401  # it registers NOTHING
+    return init_device_mesh(
+        device.type,
+        sizes,
+        mesh_dim_names=tuple(names),
+        backend_override=dict.fromkeys(names, NOTHING) if silent else None,
+    )
 
 
 def distributed(
@@ -61,13 +72,16 @@ def distributed(
     stage.materialize(device)
     if mesh is not None and copying:
         group = mesh[tuple(copying)].get_group()
-        return DistributedDataParallel(
+        replicated = DistributedDataParallel(
             stage,
             process_group=group,
             gradient_as_bucket_view=True,
             init_sync=False,
             broadcast_buffers=False,
         )
+        if dist.get_backend(group) == NOTHING:  # it wants a result
+            replicated.register_comm_hook(None, noop_hook)
+        return replicated
     return stage
 
 

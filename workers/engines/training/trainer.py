@@ -18,6 +18,7 @@ from torch.distributed.pipelining.schedules import (
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import loss_parallel
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 
 from strategies.placement import EMBEDDING, Placement
 from strategies.training import micro_batches
@@ -58,14 +59,17 @@ class Trainer:
         self.rank, self.placement, self.shape, self.asked = rank, placement, shape, asked
         self.dtype, self.device = getattr(torch, plan.dtype), device
         self._source, self._plan = open_source(plan.checkpoint), plan
-        self._mesh: Any = mesh_of(placement, device)
+        self._mesh: Any = mesh_of(placement, device, silent=plan.ablation == "comm")
         seq_len, recompute = asked.seq_len, asked.activation_checkpointing
         self.stages = stages_of(shape, placement, rank, self.dtype, seq_len, recompute)
         self.modules = [distributed(stage, placement, self._mesh, device) for stage in self.stages]
         self._ends = _ends_of(placement, rank) if shape.tie_embeddings else None
         self._schedule: Any = self._pipeline() if placement.degree("pp") > 1 else None
         self.gradient_bytes: int | None = None
-        self.optimizer = Optimizer(self.stages, fused=device.type == "cuda")
+        sums = any(isinstance(module, DistributedDataParallel) for module in self.modules)
+        self.optimizer = Optimizer(self.stages, fused=device.type == "cuda", keeps=sums)
+        if sums:
+            self._settle_buckets()
 
     @property
     def replica(self) -> int:
@@ -118,6 +122,19 @@ class Trainer:
             sum_partial(stage)
         self._sum_tied()
         return loss
+
+    def _settle_buckets(self) -> None:
+        """Let gradients lie in the buckets of DDP before there is anything beside them: it orders
+        these by the first backward pass, and makes them anew after it. Gradients of micro-batches
+        that are not the last would else be kept beside the buckets (Li et al., arXiv:2006.15704,
+        section 4.2.3)."""
+        count = micro_batches(self.placement, self.asked) if self._schedule is not None else 1
+        shape = count * self.asked.micro_batch_size, self.asked.seq_len
+        nothing = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        for _ in range(2):
+            for stage in self.stages:
+                stage.zero_grad()
+            self._accumulate(nothing, nothing)
 
     # -- forward and backward
 
