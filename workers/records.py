@@ -240,7 +240,8 @@ class TrainingReport:
 
     steps: table TRAINING_STEPS, from rank 0 alone. traffic: table TRAINING_COLLECTIVES, of one
     step. weight_bytes, gradient_bytes, optimizer_bytes: what this rank keeps; of gradients, at the
-    end of a backward pass, None where an engine does not say.
+    end of a backward pass, None where an engine does not say. parts, overlaps: of an observed run,
+    tables TRAINING_PARTS and TRAINING_OVERLAPS.
     """
 
     steps: pa.Table | None
@@ -248,3 +249,5 @@ class TrainingReport:
     weight_bytes: int
     gradient_bytes: int | None
     optimizer_bytes: int
+    parts: pa.Table | None = None
+    overlaps: pa.Table | None = None

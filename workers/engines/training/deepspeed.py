@@ -130,6 +130,7 @@ class Replica:
         """Train on the sequences of this replica, int64 [sequences, seq_len + 1]."""
         import torch
 
+        from workers.engines.training.observing import part
         from workers.engines.training.trainer import StepResult
 
         tokens = tokens.to(self._context.device)
@@ -140,7 +141,8 @@ class Replica:
                 total += self._micro_batch(batch) / len(batches)
         total /= self._plan.placement.num_replicas
         if self._plan.placement.num_ranks > 1:
-            torch.distributed.all_reduce(total)
+            with part("agree"):
+                torch.distributed.all_reduce(total)
         norm = self._engine.get_global_grad_norm()
         return StepResult(total.item(), self._norm if norm is None else float(norm))
 
@@ -174,13 +176,17 @@ class Replica:
         import torch
         from torch.nn.functional import cross_entropy
 
-        logits = self._engine(tokens[:, :-1].contiguous())
-        loss = cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+        from workers.engines.training.observing import part
+
+        with part("forward"):
+            logits = self._engine(tokens[:, :-1].contiguous())
+            loss = cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
         self._engine.backward(loss)
         if isinstance(self._engine.optimizer, torch.optim.Optimizer):  # DeepSpeed keeps no norm
             grads = [one.grad for one in self._engine.module.parameters() if one.grad is not None]
             self._norm = float(torch.nn.utils.get_total_norm(grads))
-        self._engine.step()
+        with part("optimizer"):
+            self._engine.step()
         return loss.detach()
 
 

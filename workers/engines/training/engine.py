@@ -3,9 +3,11 @@ placement says. The module imports without torch."""
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -20,14 +22,19 @@ from workers.records import (
     TrainingReport,
     TrainingStepRow,
 )
+from workers.training_records import TRAINING_OVERLAPS, TRAINING_PARTS
 from workers.versions import versions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from workers.engines.training.counting import Issued
     from workers.engines.training.trainer import StepResult
     from workers.rank import RankContext
 
+# Steps of an observed run: unprofiled ones, then profiled ones.
+TIMED, PROFILED = 3, 3
+READING_S = 300.0  # for what the profiler wrote
 # In the first step a pipeline tells its shapes, and in the second one DDP makes its buckets anew.
 BEFORE_COUNTING = 2
 
@@ -75,6 +82,7 @@ class TorchTrainer:
         self._context: RankContext | None = None
         self._plan: EnginePlan | None = None
         self._traffic: list[TrainingCollectiveRow] | None = None
+        self._journal: Sequence[Issued] = ()
 
     def supports(self, plan: EnginePlan) -> str | None:
         """None, or why this engine cannot train the plan."""
@@ -111,6 +119,8 @@ class TorchTrainer:
         if self._traffic is None:
             self._count_step(work)
         trainer.reset()
+        if work.observe:
+            return self._observed(work)
         batches = self._batches(work, work.steps)
         reset_peak([context.device])
         context.barrier()
@@ -155,7 +165,44 @@ class TorchTrainer:
         for tokens in before:
             self._trainer.step(tokens)
         self._trainer.step(counted, counting)
-        self._traffic = counting.rows(self._context.rank)
+        self._traffic, self._journal = counting.rows(self._context.rank), counting.journal
+
+    def _observed(self, work: TrainingWork) -> RankReport:
+        """Take a few steps apart, after others of the same that are not profiled."""
+        from workers.engines.training.observed import overlaps_of, parts_of
+        from workers.engines.training.observing import Watch
+
+        assert self._trainer is not None
+        assert self._context is not None
+        trainer, context, began = self._trainer, self._context, time.perf_counter()
+        watch = Watch(context.placement, context.rank, context.device, self._journal)
+        batches = self._batches(work, TIMED + PROFILED)
+        context.barrier()
+        timed = [self._seconds(tokens) for tokens in itertools.islice(batches, TIMED)]
+        context.barrier()
+        with watch.watching():
+            for number, tokens in enumerate(batches):
+                with watch.step(number):
+                    trainer.step(tokens)
+                    synchronize(context.device)
+        steps = watch.steps(time.monotonic() + READING_S)
+        report = self._report([], began)
+        assert report.training is not None
+        training = replace(
+            report.training,
+            parts=TRAINING_PARTS.make([parts_of(context.rank, context.placement, steps, timed)]),
+            overlaps=TRAINING_OVERLAPS.make(overlaps_of(context.rank, steps)),
+        )
+        return replace(report, training=training)
+
+    def _seconds(self, tokens: Tensor) -> float:
+        """How long a step takes."""
+        assert self._trainer is not None
+        assert self._context is not None
+        began = time.perf_counter()
+        self._trainer.step(tokens)
+        synchronize(self._context.device)
+        return time.perf_counter() - began
 
     def _batches(self, work: TrainingWork, steps: int) -> Iterator[Tensor]:
         """This replica's sequences of each step."""

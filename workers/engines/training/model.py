@@ -18,6 +18,7 @@ from torch.utils.checkpoint import (
 
 from strategies.placement import EMBEDDING, Placement, Stage
 from strategies.shapes import ModelShape
+from workers.engines.training.observing import part
 from workers.engines.transformers_config import shape_to_config
 
 HEAD = "lm_head.weight"
@@ -84,6 +85,10 @@ class StageModule(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: tokens int64 [batch, seq_len], or the hidden states of the stage before. Returns
         hidden states [batch, share of seq_len, hidden], or logits [batch, seq_len, vocabulary]."""
+        with part("forward"):
+            return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         hidden: Tensor = self.model.embed_tokens(x) if hasattr(self.model, "embed_tokens") else x
         positions = torch.arange(self.seq_len, device=hidden.device)[None]
         rotation = self.rotary(hidden, positions)

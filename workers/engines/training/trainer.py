@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from strategies.placement import EMBEDDING, Placement
 from strategies.training import micro_batches
 from workers.engines.training.model import StageModule, stages_of
+from workers.engines.training.observing import part
 from workers.engines.training.optimizer import Optimizer, bytes_of
 from workers.engines.training.saving import save
 from workers.engines.training.sharding import (
@@ -109,7 +110,8 @@ class Trainer:
             bytes_of(one.grad) for stage in self.stages for one in stage.parameters()
         )
         result = self._result(loss)
-        self.optimizer.step()
+        with part("optimizer"):
+            self.optimizer.step()
         return result
 
     def _backward(self, tokens: Tensor) -> Tensor:
@@ -173,6 +175,10 @@ class Trainer:
         """The share of a micro-batch in the mean over all tokens of the global batch, times the
         replicas, as their gradients are averaged. logits: [batch, seq_len, this rank's part of the
         vocabulary]."""
+        with part("forward"):
+            return self._mean(logits, labels)
+
+    def _mean(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.placement.degree("tp") > 1:
             size = torch.Size((*logits.shape[:2], self.shape.vocab_size))
             stride = (size[1] * size[2], size[2], 1)
@@ -248,7 +254,8 @@ class Trainer:
         alike = self.placement.degree("tp") * self.placement.num_replicas
         both = torch.stack([loss.float() / alike, squares])
         if self.placement.num_ranks > 1:
-            dist.all_reduce(both)
+            with part("agree"):
+                dist.all_reduce(both)
         mean, square = both.tolist()
         return StepResult(mean, square**0.5)
 
