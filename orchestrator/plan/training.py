@@ -19,7 +19,7 @@ from strategies import Layout, Topology, TrainingLoad, parse, plan_layout
 from strategies.shapes import Schedule
 from strategies.training import check_batches
 from workers import engines
-from workers.messages import EnginePlan, TrainingWork
+from workers.messages import EnginePlan, Switches, TrainingWork
 
 PRECISIONS: Mapping[Device, Literal["bf16", "fp32"]] = {"cuda": "bf16", "cpu": "fp32"}
 SCHEDULE: Schedule = "1f1b"
@@ -145,5 +145,6 @@ class _Planner:
             prefill_tokens=0,
             seed=experiment.seed,
             timeout_s=experiment.timeout,
+            switches=Switches(fusion=None if experiment.fusion == "auto" else experiment.fusion),
             training=load,
         )

@@ -27,6 +27,8 @@ from orchestrator.analysis.observed.operations import JoinedCollective
 from orchestrator.analysis.outputs import KeptRequest
 from orchestrator.analysis.recompute import Recomputed
 from orchestrator.analysis.summary import Summary
+from orchestrator.analysis.training.comparison import TrainingStanding
+from orchestrator.analysis.training.observed import TrainedOverlap, TrainedParts
 from orchestrator.analysis.training.rows import Trained
 from orchestrator.node.fabric import Fit
 from orchestrator.predict.crossover import Crossing
@@ -108,6 +110,27 @@ SECTIONS = (
         "an operation of a rank over one axis in an optimizer step",
         RUNS,
         RunKey,
+    ),
+    Section(
+        "training_parts",
+        TrainedParts,
+        "the optimizer steps of a rank, taken apart",
+        OBSERVED,
+        StartKey,
+    ),
+    Section(
+        "training_overlaps",
+        TrainedOverlap,
+        "an operation of a rank over one axis in an optimizer step",
+        OBSERVED,
+        StartKey,
+    ),
+    Section(
+        "training_comparison",
+        TrainingStanding,
+        "a cell that trains",
+        f"{JSON} under `comparison`",
+        CellKey,
     ),
     Section("comparison", Standing, "a cell", f"`comparison.arrow`, {JSON}", CellKey),
     Section("best", Best, "a load and a metric: which layouts are best", JSON),

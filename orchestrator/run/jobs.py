@@ -84,8 +84,6 @@ class Job:
     def is_unobserved(self, cell: PlannedCell, start: int) -> bool:
         """Whether a cell is still to be taken apart in a start."""
         left = self.given_up | self.unobservable
-        if isinstance(cell.work, TrainingWork):
-            return False
         return cell.cell not in left and self.store.observed(cell.cell, start) is None
 
     def runs(self, cell: PlannedCell, start: int) -> list[Run]:
@@ -166,7 +164,9 @@ class Job:
 
     def exposed_shares(self) -> list[tuple[int, str, float]]:
         """(rank, phase, percent of a step) of exposed communication, of each cell that was
-        observed, in order; of the last start in which it was."""
+        observed, in order; of the last start in which it was. Of training there are none."""
+        if self.experiment.workload == "train":
+            return []
         tables = [self._last_observed(cell) for cell in self.deployment.cells]
         known = [table for table in tables if table is not None]
         return [share for table in known for share in exposed(PARTS_OF_STEP.rows(table))]

@@ -35,11 +35,20 @@ class CellKey:
     max_concurrency: int = column("requests in flight at most", "requests")
 
     @property
-    def name(self) -> str:
-        """The cell's name, as in the manifest and in the names of files."""
-        deployment = Deployment(
+    def layout(self) -> str:
+        """Its strategy, and what was left out of it."""
+        return self._deployment.layout
+
+    @property
+    def _deployment(self) -> Deployment:
+        return Deployment(
             self.model, self.strategy, self.engine, self.dtype, self.quantization, self.ablation
         )
+
+    @property
+    def name(self) -> str:
+        """The cell's name, as in the manifest and in the names of files."""
+        deployment = self._deployment
         return Cell(deployment, Scenario(self.scenario, 0, 0), self.max_concurrency).name
 
 

@@ -46,8 +46,23 @@ COLUMNS: dict[str, tuple[str, Callable[[TrainingComparison], str]]] = {
         "message sizes of a step's collectives, of the rank with most",
         lambda one: _bytes(one.traffic.communication_bytes),
     ),
+    "forward": ("ms of a step, mean over ranks", lambda one: fixed(one.times.forward_ms)),
+    "backward": ("the same", lambda one: fixed(one.times.backward_ms)),
+    "update": ("the same, of the optimizer", lambda one: fixed(one.times.optimizer_ms)),
+    "exposed": (
+        "ms of a step in which collectives are under way and nothing computes, mean over ranks",
+        lambda one: fixed(one.times.communication_exposed_ms),
+    ),
+    "hidden": (
+        "the same while something computes",
+        lambda one: fixed(one.times.communication_hidden_ms),
+    ),
     "bubble": (
-        "share of a step that the schedule alone makes a rank wait; not measured",
+        "share of a step that a rank of the pipeline waits, as observed",
+        lambda one: percent(one.times.bubble_measured, of=1.0),
+    ),
+    "by schedule": (
+        "the same by the schedule alone, where all stages take equally long",
         lambda one: percent(one.rate.bubble_share, of=1.0),
     ),
 }

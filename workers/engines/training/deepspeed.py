@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,10 @@ class DeepSpeedTrainer(TorchTrainer):
         if others:
             return f"here it trains replicas (dp) alone, and the layout has {others[0]}"
         return of_model(plan)
+
+    def choices(self, plan: EnginePlan) -> Mapping[str, Sequence[str]]:
+        """What its collectives go through. Nothing is fused here."""
+        return {"allreduce": ("gloo" if plan.device == "cpu" else "nccl",)}
 
     def close(self) -> None:
         """Free the model, and have DeepSpeed leave the process groups."""

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from workers.engines.training.trainer import StepResult
     from workers.rank import RankContext
 
+# Auto: an update of a parameter is one kernel on GPUs. On: also on CPUs, and layers are compiled.
+# Off: neither.
+FUSION = ("auto", "off", "on")
 # Steps of an observed run: unprofiled ones, then profiled ones.
 TIMED, PROFILED = 3, 3
 READING_S = 300.0  # for what the profiler wrote
@@ -89,8 +92,8 @@ class TorchTrainer:
         return refusal(plan)
 
     def choices(self, plan: EnginePlan) -> Mapping[str, Sequence[str]]:
-        """What its collectives go through."""
-        return {"allreduce": ("gloo" if plan.device == "cpu" else "nccl",)}
+        """What its collectives go through, and what is fused."""
+        return {"allreduce": ("gloo" if plan.device == "cpu" else "nccl",), "fusion": FUSION}
 
     def build(self, context: RankContext, plan: EnginePlan) -> Built:
         """Cut the model and load the first weights. Raises torch.OutOfMemoryError."""

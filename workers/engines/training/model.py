@@ -65,6 +65,11 @@ class StageModule(nn.Module):
         """Its layers, in order."""
         return list(self.model.layers.values())
 
+    def fuse(self) -> None:
+        """Compile each layer by itself, inside of what is hooked to it, as FSDP2's gathering."""
+        for layer in self.layers:
+            layer.forward = torch.compile(layer.forward)
+
     def tie(self) -> None:
         """Let embedding and head be one parameter where the model ties them. A head whose stage has
         no embedding keeps its own copy, under the embedding's name."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 from strategies.memory import window_of
 from strategies.placement import EMBEDDING, Placement
 from workers.engines.transformers_config import CONFIG_CLASSES
@@ -9,12 +12,18 @@ from workers.messages import EnginePlan
 
 AXES = ("dp", "fsdp", "pp", "tp")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+COMPILERS = ("g++", "clang++")  # that torch.compile looks for
 OF_TP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def refusal(plan: EnginePlan) -> str | None:
     """None, or why the engine cannot train the plan, as a clause."""
-    return of_model(plan) or _of_heads(plan) or _of_placement(plan.placement, plan.model.num_layers)
+    return (
+        of_model(plan)
+        or _of_fusion(plan)
+        or _of_heads(plan)
+        or _of_placement(plan.placement, plan.model.num_layers)
+    )
 
 
 def of_model(plan: EnginePlan) -> str | None:
@@ -30,6 +39,24 @@ def of_model(plan: EnginePlan) -> str | None:
     windows = [window for i in range(model.num_layers) if (window := window_of(model, i))]
     if windows and min(windows) < asked.seq_len:
         return f"its attention has no window, and that of {model.name} is {min(windows)} tokens"
+    return None
+
+
+def _of_fusion(plan: EnginePlan) -> str | None:
+    assert plan.training is not None, "the plan trains"
+    if plan.switches.fusion != "on":
+        return None
+    if plan.training.activation_checkpointing == "selective":
+        return (
+            "in layers that are compiled it cannot select what to keep; use --fusion off, or "
+            "another --activation-checkpointing"
+        )
+    names = (os.environ.get("CXX", ""), *COMPILERS)
+    if plan.device == "cpu" and not any(name and shutil.which(name) for name in names):
+        return (
+            "--fusion on needs a C++ compiler on CPUs, and neither CXX nor PATH has one; install "
+            "g++, or leave --fusion out"
+        )
     return None
 
 

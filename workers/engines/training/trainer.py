@@ -63,12 +63,17 @@ class Trainer:
         self._mesh: Any = mesh_of(placement, device, silent=plan.ablation == "comm")
         seq_len, recompute = asked.seq_len, asked.activation_checkpointing
         self.stages = stages_of(shape, placement, rank, self.dtype, seq_len, recompute)
+        if plan.switches.fusion == "on":
+            for stage in self.stages:
+                stage.fuse()
         self.modules = [distributed(stage, placement, self._mesh, device) for stage in self.stages]
         self._ends = _ends_of(placement, rank) if shape.tie_embeddings else None
         self._schedule: Any = self._pipeline() if placement.degree("pp") > 1 else None
         self.gradient_bytes: int | None = None
         sums = any(isinstance(module, DistributedDataParallel) for module in self.modules)
-        self.optimizer = Optimizer(self.stages, fused=device.type == "cuda", keeps=sums)
+        fusion = plan.switches.fusion
+        fused = fusion == "on" or (device.type == "cuda" and fusion != "off")
+        self.optimizer = Optimizer(self.stages, fused, keeps=sums)
         if sums:
             self._settle_buckets()
 
