@@ -14,7 +14,7 @@ ONLY_GENERATES = (
     *("min_duration", "request_rate", "burstiness", "ignore_eos", "temperature", "dtype"),
     *("quantization", "kv_cache_dtype", "precision_policy", "dataset_path", "save_detailed"),
     *("save_spans", "chunked_prefill_size", "attention", "cuda_graphs", "batching"),
-    *("allreduce", "ablate", "technique", "nsys", "goodput", "slo", "find_rate", "engine_arg"),
+    *("allreduce", "nsys", "goodput", "slo", "find_rate", "engine_arg"),
 )
 
 
@@ -51,6 +51,8 @@ class TrainingFields(BaseModel):
                     f"{name} is about the workload {other}, and {self.workload} is asked for; "
                     f"leave {name} out, or give workload {other}"
                 )
+        if trains and "p2p" in getattr(self, "ablate", ()):
+            raise ValueError("ablate p2p is about the workload generate; training can do with comm")
         if self.micro_batch_size and self.gradient_accumulation_steps:
             raise ValueError(
                 "micro_batch_size and gradient_accumulation_steps say the same twice; give one of "

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from orchestrator.errors import UserError
-from orchestrator.experiment import Cell, Deployment, Experiment, Scenario
+from orchestrator.errors import Refused, UserError
+from orchestrator.experiment import IN_TRAINING, Cell, Deployment, Experiment, Scenario
 from orchestrator.plan import models
 from orchestrator.plan.corpus import pack
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
@@ -17,7 +17,7 @@ from orchestrator.plan.models import ResolvedModel
 from orchestrator.store.names import safe_name
 from strategies import Layout, Topology, TrainingLoad, parse, plan_layout
 from strategies.shapes import Schedule
-from strategies.training import check_batches
+from strategies.training import check_batches, micro_batches
 from workers import engines
 from workers.messages import EnginePlan, Switches, TrainingWork
 
@@ -78,11 +78,26 @@ def plan_training(
         )
     work = TrainingWork(experiment.steps, tokens)
     planner = _Planner(experiment, model, work, device, topology)
-    return tuple(one for layout in planner.layouts() for one in planner.deployments(layout))
+    planned = tuple(one for layout in planner.layouts() for one in planner.deployments(layout))
+    asked = (*experiment.technique, *experiment.ablate)
+    if asked and not any(one.deployment.ablation != "none" for one in planned):
+        reasons = "; ".join(dict.fromkeys(why for one in planned for _, why in one.kept))
+        raise UserError(f"{', '.join(asked)} can be changed under no layout: {reasons}")
+    return planned
 
 
 def _has_stages(layout: str) -> bool:
     return any(key == "pp" and number > 1 for key, number in parse(layout))
+
+
+def why_not_silent(engine: str, plan: EnginePlan) -> str | None:
+    """Why a plan is not trained without its collectives; None where it can be."""
+    placement = plan.placement
+    if engine != DEFAULT_ENGINE:
+        return f"the engine {engine} cannot leave collectives out"
+    if placement.degree("pp") > 1:
+        return "without hand-overs a pipeline has no order, and no bubble either"
+    return None if placement.num_ranks > 1 else "one rank has no collectives"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +118,46 @@ class _Planner:
         """The deployments of one layout, engine by engine."""
         check_devices(layout, self.device, self.topology)
         for engine in choose_engines(layout, self.experiment.engine):
-            yield self._on(engine, layout)
+            yield from self._on(engine, layout)
 
-    def _on(self, engine: str, layout: Layout) -> PlannedDeployment:
-        experiment, model = self.experiment, self.model
+    def _on(self, engine: str, layout: Layout) -> Iterator[PlannedDeployment]:
+        """The deployment of a layout on one engine, and one more for each change that is asked
+        for."""
+        plan = self._checked(engine, layout)
+        others: dict[str, EnginePlan] = {}
+        kept: dict[str, str] = {}
+        for name, change in self._changes(plan):
+            try:
+                changed = replace(self, experiment=self.experiment.model_copy(update=change))
+                others[name] = changed._checked(engine, layout)
+            except Refused as error:
+                kept[name] = str(error)
+        if "comm" in (*self.experiment.ablate, *self.experiment.technique):
+            if reason := why_not_silent(engine, plan):
+                kept["comm"] = reason
+            else:
+                others["comm"] = replace(plan, ablation="comm")
+        yield replace(self._deployment(engine, plan, "none"), kept=tuple(kept.items()))
+        for name, other in others.items():
+            yield self._deployment(engine, other, name)
+
+    def _changes(self, plan: EnginePlan) -> Iterator[tuple[str, dict[str, object]]]:
+        """(what to call it, fields) of each change of the experiment for a technique."""
+        assert plan.training is not None, "the plan trains"
+        for technique in self.experiment.technique:
+            field, values = IN_TRAINING[technique]
+            for value in values:
+                if value != getattr(self.experiment, field):
+                    yield f"{technique}={value}", {field: value}
+            if technique == "accumulation":
+                count = micro_batches(plan.placement, plan.training)
+                for pieces in {1, 2 * count} - {count}:
+                    yield f"{technique}={pieces}", {"micro_batch_size": None, field: pieces}
+
+    def _checked(self, engine: str, layout: Layout) -> EnginePlan:
+        """The plan of a layout. Raises UserError where the engine cannot train it, it does not fit
+        or its batches do not."""
+        experiment = self.experiment
         plan = self._engine_plan(layout)
         if experiment.save_checkpoint is not None and engine != DEFAULT_ENGINE:
             raise UserError(
@@ -117,17 +168,23 @@ class _Planner:
             raise UserError(f"the engine {engine} cannot train {layout.name}: {reason}")
         plan = engines.settled(engine, plan)
         assert plan.training is not None
-        warning = check_batches(plan.placement, plan.training)
+        check_batches(plan.placement, plan.training)
         check_training_memory(plan, self.topology)
-        asked = Deployment(model.name, layout.name, engine, plan.dtype)
+        return plan
+
+    def _deployment(self, engine: str, plan: EnginePlan, change: str) -> PlannedDeployment:
+        experiment = self.experiment
+        assert plan.training is not None
+        warning = check_batches(plan.placement, plan.training)
+        asked = Deployment(self.model.name, plan.layout, engine, plan.dtype, ablation=change)
         scenario = Scenario(f"train{experiment.seq_len}", experiment.seq_len, 0)
         cell = Cell(asked, scenario, experiment.global_batch_size)
         work = self.work
-        if experiment.save_checkpoint is not None:
+        if experiment.save_checkpoint is not None and change == "none":
             folder = experiment.save_checkpoint.absolute() / safe_name(asked.name)
             work = replace(work, save=str(folder))
         cells = (PlannedCell(cell, work, replace(self.work, steps=1)),)
-        remarks = (f"{layout.name}: {warning}",) if warning else ()
+        remarks = (f"{asked.layout}: {warning}",) if warning else ()
         return PlannedDeployment(asked, plan, cells, remarks=remarks)
 
     def _engine_plan(self, layout: Layout) -> EnginePlan:

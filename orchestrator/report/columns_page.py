@@ -27,6 +27,7 @@ from orchestrator.analysis.observed.operations import JoinedCollective
 from orchestrator.analysis.outputs import KeptRequest
 from orchestrator.analysis.recompute import Recomputed
 from orchestrator.analysis.summary import Summary
+from orchestrator.analysis.training.ablation import TrainingEffect
 from orchestrator.analysis.training.comparison import TrainingStanding
 from orchestrator.analysis.training.observed import TrainedOverlap, TrainedParts
 from orchestrator.analysis.training.rows import Trained
@@ -124,6 +125,13 @@ SECTIONS = (
         "an operation of a rank over one axis in an optimizer step",
         OBSERVED,
         StartKey,
+    ),
+    Section(
+        "training_ablations",
+        TrainingEffect,
+        "a cell that trains with a change",
+        f"{JSON} under `ablations`",
+        CellKey,
     ),
     Section(
         "training_comparison",

@@ -14,8 +14,7 @@ from rich.text import Text
 from orchestrator.experiment import SCENARIOS
 from orchestrator.plan.attention import Attention
 from orchestrator.plan.planning import PREFILL_TOKENS
-from orchestrator.report.collectives import collectives_table
-from orchestrator.report.text import plural, span
+from orchestrator.report.text import collectives_table, plural, span
 from strategies import Layout, ModelShape, Placement, memory, traffic
 from strategies.precision import PHASES, Precision
 from workers.units import format_bytes

@@ -84,6 +84,9 @@ class Job:
     def is_unobserved(self, cell: PlannedCell, start: int) -> bool:
         """Whether a cell is still to be taken apart in a start."""
         left = self.given_up | self.unobservable
+        is_changed = self.deployment.deployment.ablation != "none"
+        if isinstance(cell.work, TrainingWork) and is_changed:
+            return False
         return cell.cell not in left and self.store.observed(cell.cell, start) is None
 
     def runs(self, cell: PlannedCell, start: int) -> list[Run]:

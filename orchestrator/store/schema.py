@@ -30,7 +30,10 @@ class CellKey:
         'what is FP8: "none", or "fp8" (matrices of layers; "fp8-prefill", "fp8-decode": in that '
         'phase) and "kv-fp8" (KV cache), joined by +'
     )
-    ablation: str = column('what is left out: comm, p2p, the name of a technique, or "none"')
+    ablation: str = column(
+        'what is left out: comm, p2p, the name of a technique, or "none"; of training what is '
+        "changed, as checkpointing=full"
+    )
     scenario: str = column("name of the lengths, or of the dataset")
     max_concurrency: int = column("requests in flight at most", "requests")
 

@@ -11,11 +11,10 @@ from dataclasses import replace
 
 from orchestrator.analysis.observed.accounting import PARTS, PartsRow
 from orchestrator.analysis.observed.booking import WAITS
-from workers.records import DECODE, PREFILL
+from workers.records import DECODE, PREFILL, PROFILE_LIMIT
 from workers.rows import column, group, grouped, nothing, row
 
 UNSEEN = "no step was observed"
-PROFILE_LIMIT = 1.05  # a profiled step may take this much of a timed one, and its shares be shown
 KERNEL = "a kernel that is no communication runs"
 TRANSFER = "data of a collective or a hand-over move, and nothing computes"
 WAIT = "a collective waits for its last rank, and nothing computes"

@@ -10,8 +10,13 @@ from typing import Any
 from orchestrator.analysis.comparing.compare import FUNCTIONS, SAME_FOR_ALL
 from orchestrator.analysis.comparing.confidence import spread
 from orchestrator.analysis.comparing.metrics import Metric
-from orchestrator.analysis.comparing.rounds import Load, by_round, completed, load_of
+from orchestrator.analysis.comparing.rounds import Load, by_round, completed, load_of, whole
 from orchestrator.analysis.comparing.verdicts import VERDICTS, Ruling, rulings
+from orchestrator.analysis.training.ablation import (
+    TRAINING_EFFECTS,
+    TrainingEffect,
+    training_effects,
+)
 from orchestrator.analysis.training.observed import (
     TrainedParts,
     TrainingTimes,
@@ -20,7 +25,6 @@ from orchestrator.analysis.training.observed import (
     times_of,
 )
 from orchestrator.analysis.training.rows import TRAINED, Trained, TrainingFigures
-from orchestrator.experiment import DIFFERENCE
 from orchestrator.store import folders
 from orchestrator.store.schema import COMPLETED, CellKey
 from orchestrator.store.store import Store
@@ -78,6 +82,7 @@ class TrainingFindings:
 
     comparison: Sequence[TrainingComparison]
     found: Sequence[Ruling]
+    effects: Sequence[TrainingEffect] = ()
 
     def sentences(self, load: Load) -> list[str]:
         """What is shown of the layouts of one load."""
@@ -90,6 +95,7 @@ class TrainingFindings:
         return {
             "comparison": TRAINING_COMPARED.data(self.comparison),
             "verdicts": VERDICTS.data(verdicts),
+            "ablations": TRAINING_EFFECTS.data(self.effects),
         }
 
 
@@ -117,7 +123,8 @@ def compared(
     runs: Sequence[Trained], difference: float | None = None, parts: Sequence[TrainedParts] = ()
 ) -> TrainingFindings:
     """What runs say. parts: of the cells that were observed."""
-    found = rulings(runs, DIFFERENCE if difference is None else difference, [THROUGHPUT])
+    asked = {} if difference is None else {"difference": difference}
+    found = rulings(runs, metrics=[THROUGHPUT], **asked)
     order = {
         side.cell: (place, side.over(one.field.order[0]))
         for one in found
@@ -126,10 +133,10 @@ def compared(
     seen = by_cell(parts)
     cells = [
         _cell(mine, order, seen.get(mine[0].cell, ()))
-        for mine in grouped(runs, lambda run: run.cell).values()
+        for mine in grouped(whole(runs), lambda run: run.cell).values()
     ]
     cells.sort(key=lambda one: (*load_of(one.cell), order.get(one.cell, (len(order), 0))[0]))
-    return TrainingFindings(cells, found)
+    return TrainingFindings(cells, found, training_effects(runs, parts))
 
 
 def _cell(

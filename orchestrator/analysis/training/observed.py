@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
-from orchestrator.analysis.observed.communication import PROFILE_LIMIT
 from orchestrator.store.schema import CellKey, StartKey
 from orchestrator.store.store import Store
+from workers.records import PROFILE_LIMIT, TrainingOverlapRow, TrainingPartsRow
 from workers.rows import Table, column, grouped, row
-from workers.training_records import TrainingOverlapRow, TrainingPartsRow
 
 UNSEEN = "no step was observed"
 

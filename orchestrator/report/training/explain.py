@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.report.collectives import collectives_table
-from orchestrator.report.text import percent, plural
+from orchestrator.report.text import collectives_table, percent, plural
 from strategies import Layout, ModelShape, TrainingLoad, memory
 from strategies.training import (
     TrainingMemory,

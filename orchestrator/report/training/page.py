@@ -13,7 +13,14 @@ from orchestrator.analysis.training.rows import TRAFFIC
 from orchestrator.report import environment
 from orchestrator.report.html import filled, write
 from orchestrator.report.text import fixed, percent, ranges
-from orchestrator.report.training.terminal import COLUMNS, CPU_NOTE, describe, on_cpu, reasons
+from orchestrator.report.training.terminal import (
+    COLUMNS,
+    CPU_NOTE,
+    describe,
+    effect_shown,
+    on_cpu,
+    reasons,
+)
 from orchestrator.store.store import Store
 from workers.rows import grouped
 from workers.units import format_bytes
@@ -49,6 +56,7 @@ def render_html(folders: Sequence[Path], path: Path) -> Path:
         sections=sections,
         meanings={name: meaning for name, (meaning, _) in COLUMNS.items()},
         traffic=[row for folder in folders for row in traffic_of(folder)],
+        effects=[effect_shown(one) for one in found.effects],
         parts=[row for one in seen for row in parts_shown(one)],
         overlaps=[row for one in seen for row in overlaps_shown(one)],
         cpu_note=CPU_NOTE if on_cpu(found) else None,

@@ -17,12 +17,13 @@ from workers.messages import Built, EnginePlan, RankReport, TrainingWork
 from workers.records import (
     STEPS,
     TRAINING_COLLECTIVES,
+    TRAINING_OVERLAPS,
+    TRAINING_PARTS,
     TRAINING_STEPS,
     TrainingCollectiveRow,
     TrainingReport,
     TrainingStepRow,
 )
-from workers.training_records import TRAINING_OVERLAPS, TRAINING_PARTS
 from workers.versions import versions
 
 if TYPE_CHECKING:
@@ -169,6 +170,8 @@ class TorchTrainer:
             self._trainer.step(tokens)
         self._trainer.step(counted, counting)
         self._traffic, self._journal = counting.rows(self._context.rank), counting.journal
+        if self._plan is not None and self._plan.ablation == "comm":
+            self._traffic = []  # its calls move nothing
 
     def _observed(self, work: TrainingWork) -> RankReport:
         """Take a few steps apart, after others of the same that are not profiled."""

@@ -51,6 +51,8 @@ def _of_fusion(plan: EnginePlan) -> str | None:
             "in layers that are compiled it cannot select what to keep; use --fusion off, or "
             "another --activation-checkpointing"
         )
+    if plan.placement.degree("tp") > 1:
+        return "torch does not compile layers that are cut over tp; leave --fusion on out"
     names = (os.environ.get("CXX", ""), *COMPILERS)
     if plan.device == "cpu" and not any(name and shutil.which(name) for name in names):
         return (
