@@ -12,8 +12,10 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
+from rich.console import Console
 
 from orchestrator.analysis.training.comparison import compared, findings_of, trained_at
+from orchestrator.analysis.training.observed import TrainedParts, times_of
 from orchestrator.analysis.training.rows import (
     TRAINED,
     Trained,
@@ -27,6 +29,7 @@ from orchestrator.errors import Refused
 from orchestrator.experiment import Experiment, Run
 from orchestrator.plan import planning
 from orchestrator.plan.deployments import PlannedDeployment
+from orchestrator.report.training.terminal import render
 from orchestrator.run.jobs import Job
 from orchestrator.store.catalog import list_runs
 from orchestrator.store.identity import identity_of
@@ -37,8 +40,12 @@ from workers.messages import Built, RankReport, TrainingWork
 from workers.records import (
     STEPS,
     TRAINING_COLLECTIVES,
+    TRAINING_OVERLAPS,
+    TRAINING_PARTS,
     TRAINING_STEPS,
     TrainingCollectiveRow,
+    TrainingOverlapRow,
+    TrainingPartsRow,
     TrainingReport,
     TrainingStepRow,
 )
@@ -77,6 +84,8 @@ def test_every_layout_gets_one_cell_of_the_same_load() -> None:
         ({"workload": "train", "dtype": "float16"}, "leave dtype out, or give workload generate"),
         ({"seq_len": 64}, "seq_len is about the workload train, and generate is asked for"),
         ({"steps": 5}, "leave steps out, or give workload train"),
+        ({"workload": "train", "technique": "graphs"}, "use checkpointing, accumulation, fusion"),
+        ({"workload": "train", "ablate": "p2p"}, "training can do with comm"),
         ({"workload": "train", "data_column": "body"}, "give data too"),
         (
             {"workload": "train", "micro_batch_size": 2, "gradient_accumulation_steps": 2},
@@ -357,3 +366,163 @@ def test_rows_of_unlike_precision_stay_apart(store: Store) -> None:
     first = row(store, one, 0, 0.5)
     other = replace(first, cell=replace(first.cell, dtype="bfloat16"))
     assert len(compared([first, other]).comparison) == 2
+
+
+# -- taken apart, and with one thing changed
+
+
+def parts(store: Store, planned: PlannedDeployment, start: int, **fields: Any) -> TrainedParts:
+    (cell,) = planned.cells
+    key = store.start_key(cell.cell, start)
+    some = {
+        "rank": 0,
+        "stages": (0,),
+        "steps": 2,
+        "step_ms": 100.0,
+        "forward_ms": 20.0,
+        "backward_ms": 40.0,
+        "optimizer_ms": 5.0,
+        "other_ms": 5.0,
+        "exposed_ms": 10.0,
+        "handover_ms": 0.0,
+        "agreement_ms": 10.0,
+        "gap_ms": 10.0,
+        "busy_ms": 30.0,
+        "bubble_ms": None,
+        "bubble_share": None,
+        "timed_step_ms": 98.0,
+        "profile_ratio": 1.02,
+        "reason": None,
+    }
+    return TrainedParts(cell=key.cell, start=start, **(some | fields))
+
+
+def test_what_was_observed_is_a_mean_over_ranks_and_then_over_starts(store: Store) -> None:
+    (one,) = plan(strategy="dp2")
+    seen = [
+        parts(store, one, 0, exposed_ms=10.0),
+        parts(store, one, 0, rank=1, exposed_ms=20.0),
+        parts(store, one, 1, exposed_ms=30.0),
+    ]
+    times = compared([row(store, one, 0, 0.5)], None, seen).comparison[0].times
+    assert times.communication_exposed_ms == pytest.approx((15.0 + 30.0) / 2)
+    assert times.communication_hidden_ms == pytest.approx((15.0 + 0.0) / 2)
+    assert times.communication_exposed_share == pytest.approx(0.225)
+    assert (times.bubble_measured, times.observed_reason) == (None, None)
+
+
+def test_what_was_not_observed_is_null_and_says_why(store: Store) -> None:
+    (one,) = plan(strategy="dp2")
+    (cell,) = compared([row(store, one, 0, 0.5)]).comparison
+    assert (cell.times.forward_ms, cell.times.observed_reason) == (None, "no step was observed")
+    slow = times_of([parts(store, one, 0, profile_ratio=1.2)], on_cpu=False)
+    assert slow.communication_exposed_ms is None
+    assert slow.observed_reason == "the profiled step takes 1.20 of the timed one"
+
+
+def test_a_measured_bubble_stands_beside_that_of_the_schedule(store: Store) -> None:
+    (one,) = plan(strategy="pp2")
+    kept(store, one, row(store, one, 0, 0.5), training_tables([report(0, 0.5), report(1, 0.5)]))
+    (cell,) = one.cells
+    seen = [
+        TrainingPartsRow(
+            **{name: value for name, value in vars(found).items() if name not in ("cell", "start")}
+        )
+        for found in (
+            parts(store, one, 0, bubble_ms=20.0, bubble_share=0.25, handover_ms=10.0),
+            parts(store, one, 0, rank=1, stages=(1,), bubble_ms=30.0, bubble_share=0.35),
+        )
+    ]
+    overlap = TrainingOverlapRow(
+        rank=0,
+        op="send_recv",
+        axis="pp",
+        seen_calls=4.0,
+        busy_ms=None,
+        exposed_ms=3.21,
+        hidden_ms=None,
+    )
+    job = Job(one, Experiment(**TRAIN), store)
+    assert job.is_unobserved(cell, 0)
+    tables = {
+        "training_parts": TRAINING_PARTS.make(seen),
+        "training_overlaps": TRAINING_OVERLAPS.make([overlap]),
+    }
+    store.write_observed(cell.cell, 0, tables)
+    assert not job.is_unobserved(cell, 0)
+    (found,) = findings_of([store.folder]).comparison
+    assert found.times.bubble_measured == pytest.approx(0.3)
+    assert found.rate.bubble_share == pytest.approx(0.2)
+    CliRunner().invoke(main, ["report", str(store.folder)])
+    page = (store.folder / "report.html").read_text()
+    for text in ("<td>send_recv</td><td>pp</td><td>-</td><td>3.21</td><td>-</td>", "35.0%"):
+        assert text in page
+    table = CliRunner().invoke(main, ["compare", str(store.folder)], terminal_width=400).output
+    assert "as observed" in table
+    assert "by the schedule alone" in table
+
+
+def test_a_change_of_each_technique_gets_a_deployment_of_its_own() -> None:
+    asked = {"technique": "all", "activation_checkpointing": "full"}
+    planned = plan(strategy="dp2,pp2", **asked)
+    names = [one.deployment.layout for one in planned]
+    assert names == [
+        "dp2",
+        "dp2 with checkpointing off",
+        "dp2 with checkpointing selective",
+        "dp2 with checkpointing cpu-offload",
+        "dp2 with accumulation 1",
+        "dp2 with accumulation 4",
+        "dp2 with fusion on",
+        "dp2 with fusion off",
+        "dp2 without comm",
+        "pp2",
+        "pp2 with checkpointing off",
+        "pp2 with checkpointing selective",
+        "pp2 with checkpointing cpu-offload",
+        "pp2 with accumulation 8",
+        "pp2 with fusion on",
+        "pp2 with fusion off",
+    ]
+    by_name = dict(zip(names, planned, strict=True))
+    loads = [by_name[f"dp2 with accumulation {n}"].plan.training for n in (1, 4)]
+    assert [one.micro_batch_size for one in loads if one] == [4, 1]
+    assert by_name["dp2 with fusion on"].plan.switches.fusion == "on"
+    assert by_name["dp2 without comm"].plan.ablation == "comm"
+    refused = dict(by_name["pp2"].kept)
+    assert "fewer than the 2 stages" in refused["accumulation=1"]
+    assert refused["comm"] == "without hand-overs a pipeline has no order, and no bubble either"
+
+
+def test_a_change_that_no_layout_can_have_is_refused() -> None:
+    with pytest.raises(Refused, match="comm can be changed under no layout: one rank has no coll"):
+        plan(strategy="tp1", technique="comm")
+    with pytest.raises(Refused, match="the engine deepspeed cannot leave collectives out"):
+        plan(strategy="dp2zero1", ablate="comm")
+
+
+def test_each_change_has_a_row_beside_what_was_asked(store: Store) -> None:
+    asked, full, silent = (
+        one
+        for one in plan(strategy="dp2", technique="checkpointing,comm")
+        if one.deployment.ablation in ("none", "checkpointing=full", "comm")
+    )
+    runs = [row(store, asked, start, 0.50 + 0.01 * start) for start in range(2)]
+    runs += [row(store, full, start, 0.60 + 0.01 * start) for start in range(2)]
+    runs += [row(store, silent, start, 0.40 + 0.01 * start) for start in range(2)]
+    found = compared(runs, None, [parts(store, asked, 0)])
+    assert [one.cell.ablation for one in found.comparison] == ["none"]
+    of_full, of_silent = found.effects
+    assert of_full.step_time.with_it == pytest.approx(605.0)
+    assert of_full.step_time.without == pytest.approx(505.0)
+    assert of_full.step_time.ratio_ci_low is not None
+    assert of_full.step_time.ratio_ci_low < 605 / 505 < (of_full.step_time.ratio_ci_high or 0)
+    assert (of_full.loss_difference, of_full.communication_calls) == (0.0, 2)
+    assert (of_full.peak_memory.with_it, of_full.exposed_pct) == (1000, None)
+    assert of_silent.saved_pct == pytest.approx(100 * (1 - 405 / 505))
+    assert (of_silent.exposed_pct, of_silent.loss_difference) == (pytest.approx(10.0), None)
+    console = Console(record=True, width=200)
+    render(found, console)
+    shown = console.export_text()
+    assert "dp2 with checkpointing full" in shown
+    assert "605.0 of 505.0" in shown

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from training_runs import LOAD, shape_of, training_plan
+from training_runs import FEW, LOAD, alone, shape_of, training_plan
 
+from strategies.training import training_traffic
 from workers.engines.training.batches import batches
+from workers.engines.training.counting import Counting
 from workers.engines.training.trainer import Trainer
-from workers.messages import TrainingWork
+from workers.messages import Switches, TrainingWork
 
 
 @pytest.fixture
@@ -48,3 +51,44 @@ def test_gradients_of_replicas_lie_in_their_buckets_from_the_first_micro_batch_o
         assert places() == buckets
         assert not any(one.grad.any() for one in parameters if one.grad is not None)
     assert set(summed) == set(buckets)
+
+
+@pytest.mark.parametrize("fusion", ["on", "off"])
+@pytest.mark.parametrize("mode", ["off", "full"])
+def test_fusion_changes_no_loss(fusion: str, mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch traces of a layer, run without the compiler of kernels, which takes minutes."""
+    compiled: list[object] = []
+
+    def traced(function: Any) -> Any:
+        compiled.append(function)
+        return compiles(function, backend="aot_eager", fullgraph=True)
+
+    compiles = torch.compile
+    monkeypatch.setattr(torch, "compile", traced)
+    load = replace(LOAD, activation_checkpointing=mode)
+    plan = training_plan("tp1", shape_of("Llama"), None, load, switches=Switches(fusion=fusion))
+    trainer = Trainer(0, plan, torch.device("cpu"))
+    trainer.reset()
+    results = [trainer.step(tokens) for tokens in batches(plan, TrainingWork(FEW), 0, FEW)]
+    expected = alone("Llama")[:FEW]
+    assert [one.loss for one in results] == pytest.approx([one.loss for one in expected], abs=1e-4)
+    assert len(compiled) == (shape_of("Llama").num_layers if fusion == "on" else 0)
+
+
+@pytest.mark.parametrize("layout", ["dp2", "fsdp2", "tp2"])
+@pytest.mark.usefixtures("two_ranks")
+def test_without_collectives_a_step_has_the_shapes_and_the_calls_that_it_has_with_them(
+    layout: str,
+) -> None:
+    plan = training_plan(layout, shape_of("Llama"), None, ablation="comm")
+    trainer = Trainer(0, plan, torch.device("cpu"))
+    trainer.reset()
+    counting = Counting(plan.placement, 0)
+    first, second, third = batches(plan, TrainingWork(3), trainer.replica, 3)
+    trainer.step(first)
+    trainer.step(second)
+    trainer.step(third, counting)
+    sent = {(one.op, one.axis): one.bytes for one in counting.rows(0)}
+    expected = training_traffic(plan.placement, plan.model, LOAD, 0)
+    assert sent == {(one.op, one.axis): one.bytes for one in expected if (one.op, one.axis) in sent}
+    assert len(sent) == (0 if layout == "dp2" else len(expected))  # a hook stands for those of DDP
