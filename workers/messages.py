@@ -233,7 +233,7 @@ class Work:
 class TrainingWork:
     """One run: `steps` optimizer steps from the first weights on. tokens: int32 [sequences, seq_len
     + 1], what it trains on (`packed.Packed`); None: random ones. save: the folder for what was
-    trained. observe: whether it is taken apart, which no run of training is."""
+    trained. observe: take a few steps apart instead."""
 
     steps: int
     tokens: NDArray[np.int32] | None = field(default=None, compare=False, repr=False)

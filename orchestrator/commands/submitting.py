@@ -24,7 +24,7 @@ def submit(experiment: Experiment, dry_run: bool, no_wait: bool, trace: bool, ou
     """Carry out what was asked, or show what that would be, here or as a job. Returns the exit
     status."""
     if trace and experiment.workload == "train":
-        raise UserError("--trace is of runs that serve, and nothing is taken apart of training")
+        raise UserError("--trace is of runs that serve, and no spans are kept of training")
     address = address_of(experiment.address)
     if is_jobs_address(address):
         return as_job(experiment, address, dry_run, no_wait, trace, out)

@@ -335,7 +335,7 @@ def test_what_is_of_runs_that_serve_is_refused(store: Store) -> None:
     assert "--objective is of runs that serve" in compared.output
     train = ["submit", "--workload", "train", "--device", "cpu"]
     traced = CliRunner().invoke(main, [*train, "--trace"])
-    assert "nothing is taken apart of training" in traced.output
+    assert "no spans are kept of training" in traced.output
     predicted = CliRunner().invoke(main, [*train[:3], "--dry-run", "--gpu", "h100", "--gpus", "2"])
     assert "how fast a layout trains is not predicted" in predicted.output
     assert {compared.exit_code, traced.exit_code, predicted.exit_code} == {2}
