@@ -165,3 +165,18 @@ def test_in_bf16_a_parameter_takes_16_bytes_and_its_updates_are_of_float32(
         assert one.training is not None
         assert one.training.gradient_bytes == one.training.weight_bytes
         assert one.training.optimizer_bytes >= 6 * one.training.weight_bytes
+
+
+@pytest.mark.parametrize("layout", ["dp2", "tp2dp2"])
+def test_without_collectives_ranks_still_agree_in_a_loss_and_sum_no_gradients(
+    layout: str, pool: Pool
+) -> None:
+    plan = training_plan(layout, shape_of("Llama"), None, ablation="comm")
+    (reports,) = pool.serve(plan, TrainingWork(2))
+    first, whole = curve(reports)[0], alone("Llama")[0]
+    assert first.grad_norm != pytest.approx(whole.grad_norm, rel=1e-3)
+    if layout == "dp2":  # each replica computes a loss by itself
+        assert first.loss == pytest.approx(whole.loss, abs=1e-4)
+    for one in reports:
+        assert one.training is not None
+        assert one.training.traffic.num_rows == 0
