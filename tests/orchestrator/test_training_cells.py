@@ -502,14 +502,11 @@ def test_a_change_that_no_layout_can_have_is_refused() -> None:
 
 
 def test_each_change_has_a_row_beside_what_was_asked(store: Store) -> None:
-    asked, full, silent = (
-        one
-        for one in plan(strategy="dp2", technique="checkpointing,comm")
-        if one.deployment.ablation in ("none", "checkpointing=full", "comm")
-    )
+    asked, full, selective, _, silent = plan(strategy="dp2", technique="checkpointing,comm")
     runs = [row(store, asked, start, 0.50 + 0.01 * start) for start in range(2)]
     runs += [row(store, full, start, 0.60 + 0.01 * start) for start in range(2)]
     runs += [row(store, silent, start, 0.40 + 0.01 * start) for start in range(2)]
+    runs.append(failed(attempt(store, selective, 0), "out_of_memory"))
     found = compared(runs, None, [parts(store, asked, 0)])
     assert [one.cell.ablation for one in found.comparison] == ["none"]
     of_full, of_silent = found.effects
@@ -526,3 +523,4 @@ def test_each_change_has_a_row_beside_what_was_asked(store: Store) -> None:
     shown = console.export_text()
     assert "dp2 with checkpointing full" in shown
     assert "605.0 of 505.0" in shown
+    assert "dp2 with checkpointing selective failed: out_of_memory" in shown

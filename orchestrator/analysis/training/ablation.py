@@ -11,7 +11,7 @@ from orchestrator.analysis.comparing.rounds import by_round, completed, means
 from orchestrator.analysis.training.observed import TrainedParts, by_cell, times_of
 from orchestrator.analysis.training.rows import Trained
 from orchestrator.store.schema import CellKey
-from workers.rows import Table, column, group, row
+from workers.rows import Table, column, group, grouped, row
 from workers.units import is_cpu
 
 
@@ -70,6 +70,16 @@ def training_effects(
     return [
         _effect(asked, changed, seen.get(asked[0].cell, ()))
         for asked, changed in pairs_of(completed(runs))
+    ]
+
+
+def without_result(runs: Sequence[Trained]) -> list[str]:
+    """Why changed cells have no result, a line each."""
+    changed = grouped((run for run in runs if run.cell.ablation != "none"), lambda run: run.cell)
+    return [
+        f"{cell.layout} {mine[-1].status}: {mine[-1].reason}"
+        for cell, mine in changed.items()
+        if not completed(mine)
     ]
 
 

@@ -16,6 +16,7 @@ from orchestrator.analysis.training.ablation import (
     TRAINING_EFFECTS,
     TrainingEffect,
     training_effects,
+    without_result,
 )
 from orchestrator.analysis.training.observed import (
     TrainedParts,
@@ -78,11 +79,13 @@ def _is_compared(one: Column) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class TrainingFindings:
-    """A row for each cell, the best of a load first, and what is shown of each pair."""
+    """A row for each cell, the best of a load first, what is shown of each pair, and what changes do.
+    lost: why changed cells have no result."""
 
     comparison: Sequence[TrainingComparison]
     found: Sequence[Ruling]
     effects: Sequence[TrainingEffect] = ()
+    lost: Sequence[str] = ()
 
     def sentences(self, load: Load) -> list[str]:
         """What is shown of the layouts of one load."""
@@ -136,7 +139,7 @@ def compared(
         for mine in grouped(whole(runs), lambda run: run.cell).values()
     ]
     cells.sort(key=lambda one: (*load_of(one.cell), order.get(one.cell, (len(order), 0))[0]))
-    return TrainingFindings(cells, found, training_effects(runs, parts))
+    return TrainingFindings(cells, found, training_effects(runs, parts), without_result(runs))
 
 
 def _cell(

@@ -56,6 +56,7 @@ def render_html(folders: Sequence[Path], path: Path) -> Path:
         sections=sections,
         meanings={name: meaning for name, (meaning, _) in COLUMNS.items()},
         traffic=[row for folder in folders for row in traffic_of(folder)],
+        lost=found.lost,
         effects=[effect_shown(one) for one in found.effects],
         parts=[row for one in seen for row in parts_shown(one)],
         overlaps=[row for one in seen for row in overlaps_shown(one)],

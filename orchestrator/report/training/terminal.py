@@ -92,6 +92,8 @@ def render(found: TrainingFindings, console: Console) -> None:
         for texts in changed:
             table.add_row(*texts.values())
         console.print(table)
+    for line in found.lost:
+        console.print(line, highlight=False, soft_wrap=True)
     for name, meaning in shown.items():
         console.print(Text.assemble((name, "bold"), f": {meaning}"), style="dim", soft_wrap=True)
     if on_cpu(found):
