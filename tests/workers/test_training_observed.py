@@ -155,6 +155,7 @@ def test_kernels_of_a_gpu_are_of_the_part_that_launched_them(tmp_path: Path) -> 
         ("tp2dp2", {"Process Group Ranks": "[0, 1]"}, "tp"),
         ("tp2dp2", {"Process Group Ranks": "[0, 1, ..., 31]"}, None),
         ("tp2", {}, "tp"),
+        ("tp2dp2", {}, None),
     ],
 )
 def test_the_axis_of_a_kernel_is_that_of_the_ranks_of_its_group(
@@ -166,6 +167,21 @@ def test_the_axis_of_a_kernel_is_that_of_the_ranks_of_its_group(
     trace.launch(50, (ALL_REDUCE, 400, 650), **{"Collective name": "allreduce", **sizes, **told})
     (found,) = steps_seen(read(trace, tmp_path), placed(layout), 0, "cuda", ())
     assert [(call.op, call.axis) for call in found.calls] == [("all_reduce", axis)]
+
+
+def test_a_group_of_one_rank_communicates_nothing(tmp_path: Path) -> None:
+    trace, told = GpuTrace(), {"Collective name": "_allgather_base", "Process Group Ranks": "[0]"}
+    trace.step("train", 0, 0, 1000)
+    trace.launch(50, (ALL_REDUCE, 400, 650), **told)
+    (found,) = steps_seen(read(trace, tmp_path), placed("tp2dp2"), 0, "cuda", ())
+    assert (list(found.calls), found.computing) == ([], {"other": [(400.0, 650.0)]})
+    trace = GpuTrace()
+    trace.step("train", 0, 0, 1000)
+    trace.add("cpu_op", "c10d::_allgather_base_", 100, 110)
+    trace.add("user_annotation", "gloo:all_gather", 120, 400)
+    journal = [Issued("all_gather", "alone")]
+    (found,) = steps_seen(read(trace, tmp_path), placed("tp2dp2"), 0, "cpu", journal)
+    assert not found.calls
 
 
 def test_a_kernel_that_sends_and_receives_at_once_is_one_hand_over(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def _is_compared(one: Column) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class TrainingFindings:
-    """A row for each cell, the best of a load first, what is shown of each pair, and what changes do.
+    """A row for each cell, the best of a load first, what is shown of each pair, what changes do.
     lost: why changed cells have no result."""
 
     comparison: Sequence[TrainingComparison]

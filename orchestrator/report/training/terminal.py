@@ -85,7 +85,11 @@ def render(found: TrainingFindings, console: Console) -> None:
         for line in (*reasons(cells), *found.sentences(load)):
             console.print(line, highlight=False, soft_wrap=True)
     if found.effects:
-        table = Table(box=SIMPLE_HEAD, title="with one thing changed", title_justify="left")
+        table = Table(
+            box=SIMPLE_HEAD,
+            title="with one thing changed: each figure, of that as asked",
+            title_justify="left",
+        )
         changed = [effect_shown(one) for one in found.effects]
         for name in changed[0]:
             table.add_column(name, justify="left" if name == "layout" else "right")

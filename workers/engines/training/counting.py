@@ -43,11 +43,13 @@ OPERATIONS = {
 resolve: Any = getattr(dist.distributed_c10d, "_resolve_process_group")  # noqa: B009
 NAMESPACES = ("c10d", "_c10d_functional")
 NUMBERS = 8  # bytes
+ALONE = "alone"  # an axis of one rank: FSDP2 over (replicas, one) keeps whole parameters
 SHARED_OUT = ("all_gather", "reduce_scatter")  # the larger of input and output is the whole tensor
 
 
 class Issued(NamedTuple):
-    """A call as it was made. axis: None for one that is not of the layout, as of a norm."""
+    """A call as it was made. axis: None for one that is not of the layout, as of a norm; ALONE for a
+    group of one rank, which communicates nothing."""
 
     op: str
     axis: str | None
@@ -91,10 +93,10 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _count(self, op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
         ranks = _ranks((*args, *kwargs.values()))
         sizes = [_bytes(one) for one in (*args, *kwargs.values(), out)]
-        is_of_layout = len(ranks) > 1 and max(sizes) > NUMBERS
-        key = op, self._axes.get(ranks, "world")
+        key = op, self._axes.get(ranks, "world") if len(ranks) > 1 else ALONE
+        is_of_layout = max(sizes) > NUMBERS
         self.journal.append(Issued(op, key[1] if is_of_layout else None))
-        if op == "recv" or not is_of_layout:
+        if op == "recv" or key[1] == ALONE or not is_of_layout:
             return
         self.calls[key] += 1
         self.bytes[key] += max(sizes) if op in SHARED_OUT else max(sizes[:1])

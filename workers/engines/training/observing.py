@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from strategies.placement import Placement
-from workers.engines.training.counting import NUMBERS, OPERATIONS, Issued, axes_by_ranks
+from workers.engines.training.counting import ALONE, NUMBERS, OPERATIONS, Issued, axes_by_ranks
 from workers.engines.training.observed import HANDOVERS, SeenCall, SeenStep
 from workers.intervals import Span, intersect, subtract, union
 from workers.probes import trace
@@ -110,13 +110,19 @@ def _on_gpu(events: Sequence[TraceEvent], placement: Placement, rank: int) -> li
                 continue
             known = registry.of(kernel.name).operations
             when, where = (kernel.start, kernel.end), ranges.part_at(at)
-            if known and not kernel.name.startswith("Memcpy"):
+            if known and not _is_copy(kernel):
                 calls.append(_call(kernel.told, known, when, axes, where == "agree"))
             else:
-                computing.setdefault(where, []).append(when)
+                computing.setdefault("other" if where == "agree" else where, []).append(when)
         spans = {name: union(found) for name, found in computing.items()}
         steps.append(SeenStep((step.start, step.end), spans, calls))
     return steps
+
+
+def _is_copy(kernel: TraceEvent) -> bool:
+    """Whether it moves something within a rank."""
+    ranks = kernel.told.ranks if kernel.told else None
+    return kernel.name.startswith("Memcpy") or (ranks is not None and len(ranks) == 1)
 
 
 def _call(
@@ -185,7 +191,7 @@ def _issued(
             axis = next(places).axis
             agrees = axis is None
         calls.append(SeenCall(str(_operation(one)), axis, spans, agrees))
-    return calls
+    return [call for call in calls if call.axis != ALONE]
 
 
 def _operation(one: TraceEvent) -> str | None:

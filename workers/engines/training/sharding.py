@@ -27,10 +27,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from strategies.placement import Placement
 from strategies.shapes import ModelShape
+from workers.engines.training.counting import ALONE
 from workers.engines.training.model import StageModule
 from workers.weights import Source
 
-ALONE = "alone"  # an axis of one rank: FSDP2 over (replicas, one) keeps whole parameters
 NOTHING = "fake"  # torch's name of a backend that moves nothing
 HEAD_NORMS = ("q_norm", "k_norm")
 
