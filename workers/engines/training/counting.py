@@ -48,7 +48,7 @@ SHARED_OUT = ("all_gather", "reduce_scatter")  # the larger of input and output 
 
 
 class Issued(NamedTuple):
-    """A call as it was made. axis: None for one that is not of the layout, as of a norm; ALONE for a
+    """A call as it was made. axis: None for one that is not of the layout, as a norm; ALONE for a
     group of one rank, which communicates nothing."""
 
     op: str
