@@ -9,8 +9,6 @@ from typing import Protocol, TypeVar
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from workers.rows import grouped
-
 EN_DASH = "\u2013"
 
 
@@ -83,7 +81,10 @@ def collectives_table(
 ) -> Table | None:
     """A row for each operation and axis. ranks: of each rank its number and what it sends.
     figures: heading of a column -> what is written there. None where nothing is sent."""
-    groups = grouped(((rank, sent) for rank, sent in ranks if sent), lambda one: one[1])
+    groups: dict[Sequence[S], list[int]] = {}
+    for rank, sent in ranks:
+        if sent:
+            groups.setdefault(sent, []).append(rank)
     if not groups:
         return None
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
@@ -92,8 +93,7 @@ def collectives_table(
     for heading in figures:
         table.add_column(heading, justify="right")
     for sent, alike in groups.items():
-        numbers = ranges(rank for rank, _ in alike)
         for place, one in enumerate(sent):
             written = (write(one) for write in figures.values())
-            table.add_row("" if place else numbers, one.op, one.axis, *written)
+            table.add_row("" if place else ranges(alike), one.op, one.axis, *written)
     return table
