@@ -31,7 +31,9 @@ def test_layouts_train_alike_and_are_resumed(
     again = CliRunner().invoke(main, [*ASKED, "--strategy", "tp1,dp2,fsdp2", *result_dir])
     assert "2 of 3 runs have a result and are skipped." in again.output
     (folder,) = tmp_path.iterdir()
-    losses = [one.result.loss for one in findings_of([folder]).comparison]
+    cells = findings_of([folder]).comparison
+    assert all(one.times.backward_ms for one in cells)  # each start was taken apart
+    losses = [one.result.loss for one in cells]
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-4)
     assert (folder / "report.html").is_file()
     assert json.loads((folder / "manifest.json").read_text())["experiment"]["workload"] == "train"
