@@ -12,6 +12,7 @@ from typing import NamedTuple
 from workers.clock import Moment
 
 IDLE, BUILDING, RUNNING, OBSERVING = range(4)
+STANDING_BYTES = 128  # two numbers of 8, and the name of a collective
 
 
 class StepEnd(NamedTuple):
@@ -31,11 +32,12 @@ class StepEnd(NamedTuple):
 
 
 class Stand(NamedTuple):
-    """Where a rank stands: whether it is in a collective, and how many steps of a run it has
-    launched."""
+    """Where a rank stands: whether it is in a collective, how many steps of a run it has launched,
+    and in which collective it is, "" where that is not known."""
 
     waits: bool
     steps: int
+    collective: str = ""
 
 
 class Standing:
@@ -46,25 +48,34 @@ class Standing:
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("standing")
-        os.ftruncate(self.fd, 16)
-        self._bytes = mmap.mmap(self.fd, 16)
-        self._numbers = memoryview(self._bytes).cast("q")
+        os.ftruncate(self.fd, STANDING_BYTES)
+        self._bytes = mmap.mmap(self.fd, STANDING_BYTES)
+        self._numbers = memoryview(self._bytes)[:16].cast("q")
 
-    def waits(self, in_collective: bool) -> None:
-        """Enter or leave a collective."""
+    def waits(self, in_collective: bool, name: str = "") -> None:
+        """Enter or leave a collective. name: as messages name it."""
+        if name:
+            size = STANDING_BYTES - 16
+            self._bytes[16:] = name.encode()[:size].ljust(size, b"\0")
         self._numbers[0] = in_collective
 
     def steps(self, launched: int) -> None:
         """Tell how many steps of the run were launched."""
         self._numbers[1] = launched
 
+    @property
+    def launched(self) -> int:
+        """How many steps of the run were launched."""
+        return self._numbers[1]
+
 
 class NoStanding:
     """Of a rank that nobody asks."""
 
     fd = -1
+    launched = 0
 
-    def waits(self, in_collective: bool) -> None:
+    def waits(self, in_collective: bool, name: str = "") -> None:
         """Told to nobody."""
 
     def steps(self, launched: int) -> None:
@@ -81,10 +92,12 @@ def stand_of(pid: int, fd: int) -> Stand | None:
     where that cannot be read."""
     try:
         with open(f"/proc/{pid}/fd/{fd}", "rb") as file:
-            waits, steps = memoryview(file.read(16)).cast("q")
+            content = file.read(STANDING_BYTES)
+        waits, steps = memoryview(content)[:16].cast("q")
     except (OSError, TypeError, ValueError):
         return None
-    return Stand(bool(waits), steps)
+    name = content[16:].rstrip(b"\0").decode(errors="replace")
+    return Stand(bool(waits), steps, name if waits else "")
 
 
 @dataclass(slots=True)
