@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from workers.intervals import Span
 from workers.rows import Table, column, row
@@ -78,7 +78,12 @@ class TrainingStepRow:
     step: int = column("number of the step in the run, from 0", "1")
     loss: float = column("mean loss of a token of the global batch, in float32", "nat")
     grad_norm: float = column("2-norm of the gradient of the whole model, in float32", "1")
-    end_s: float = column("when it ended, since the start of the run", "s")
+    end_s: float = column(
+        "when it ended, since the start of the run, without the time in which it was stopped or "
+        "wrote states",
+        "s",
+    )
+    resumed: bool | None = column("whether it is the first one after the run went on from a state")
 
 
 @row
@@ -216,6 +221,15 @@ TRAINING_STEPS = Table("training_steps", TrainingStepRow)
 TRAINING_COLLECTIVES = Table("training_collectives", TrainingCollectiveRow)
 
 
+class AttentionTime(NamedTuple):
+    """The attention of one step of a phase, all layers of the rank, when it runs by itself: its
+    seconds, and the multiplications and additions of scores and sums (2 a multiply-add)."""
+
+    phase: str
+    seconds: float
+    operations: int
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One communication call as the host saw it.
@@ -240,7 +254,8 @@ class TrainingReport:
 
     steps: table TRAINING_STEPS, from rank 0 alone. traffic: table TRAINING_COLLECTIVES, of one
     step. weight_bytes, gradient_bytes, optimizer_bytes: what this rank keeps; of gradients, at the
-    end of a backward pass, None where an engine does not say.
+    end of a backward pass, None where an engine does not say. states_s: seconds in which states
+    were written to go on from.
     """
 
     steps: pa.Table | None
@@ -248,3 +263,4 @@ class TrainingReport:
     weight_bytes: int
     gradient_bytes: int | None
     optimizer_bytes: int
+    states_s: float = 0.0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from workers.device import device_name, peak_memory, reset_peak, synchronize
 from workers.engines.training.support import refusal
+from workers.engines.training_state import Resumable
 from workers.messages import Built, EnginePlan, RankReport, TrainingWork
 from workers.records import (
     STEPS,
@@ -25,6 +26,7 @@ from workers.versions import versions
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from workers.engines.training.states import States
     from workers.engines.training.trainer import StepResult
     from workers.rank import RankContext
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 BEFORE_COUNTING = 2
 
 
-class Trains(Protocol):
+class Trains(Resumable, Protocol):
     """What takes the optimizer steps of a rank; see `trainer.Trainer`."""
 
     gradient_bytes: int | None
@@ -102,33 +104,61 @@ class TorchTrainer:
         )
 
     def run(self, work: TrainingWork) -> RankReport:
-        """Train from the first weights. Before the first run, a few steps are taken, and what the
-        last one communicates is counted: counting would slow the timed ones."""
-        assert self._trainer is not None, "build first"
+        """Train from the first weights, or from where the run was stopped. Before the first run, a
+        few steps are taken, and what the last one communicates is counted: counting would slow the
+        timed ones."""
+        from workers.engines.training.watching import watched
+
+        assert self._context is not None, "build first"
+        with watched(self._context):
+            return self._run(work)
+
+    def _run(self, work: TrainingWork) -> RankReport:
+        from workers.engines.training.states import States
+
+        assert self._trainer is not None
         assert self._context is not None
         assert self._plan is not None
         trainer, context = self._trainer, self._context
         if self._traffic is None:
             self._count_step(work)
         trainer.reset()
-        batches = self._batches(work, work.steps)
-        reset_peak([context.device])
+        states = States(trainer, context, self._plan, work)
+        taken, rows = states.resume()
         context.barrier()
-        began, rows = time.perf_counter(), []
-        for step, tokens in enumerate(batches):
-            result = trainer.step(tokens)
-            synchronize(context.device)
+        reset_peak([context.device])
+        began = self._take_steps(work, states, taken, rows)
+        if work.save is not None:
+            trainer.save(Path(work.save))
+        return self._report(rows, began, states.seconds)
+
+    def _take_steps(
+        self, work: TrainingWork, states: States, taken: int, rows: list[TrainingStepRow]
+    ) -> float:
+        """Take the steps that are left of a run after `taken`, and enter them in `rows`. Returns
+        when that began. The clock of the rows goes on from the last one, and stands while states
+        are written."""
+        assert self._trainer is not None
+        assert self._context is not None
+        standing = self._context.progress.standing
+        standing.steps(taken)
+        began, before, is_first = time.perf_counter(), rows[-1].end_s if rows else 0.0, bool(taken)
+        for step, tokens in enumerate(self._batches(work, work.steps, taken), taken):
+            result = self._trainer.step(tokens)
+            synchronize(self._context.device)
             rows.append(
                 TrainingStepRow(
                     step=step,
                     loss=result.loss,
                     grad_norm=result.grad_norm,
-                    end_s=time.perf_counter() - began,
+                    end_s=before + time.perf_counter() - began - states.seconds,
+                    resumed=is_first,
                 )
             )
-        if work.save is not None:
-            trainer.save(Path(work.save))
-        return self._report(rows, began)
+            is_first = False
+            standing.steps(step + 1)
+            states.keep(step + 1, rows)
+        return began
 
     def close(self) -> None:
         """Free the model and its optimizer."""
@@ -157,15 +187,15 @@ class TorchTrainer:
         self._trainer.step(counted, counting)
         self._traffic = counting.rows(self._context.rank)
 
-    def _batches(self, work: TrainingWork, steps: int) -> Iterator[Tensor]:
-        """This replica's sequences of each step."""
+    def _batches(self, work: TrainingWork, steps: int, first: int = 0) -> Iterator[Tensor]:
+        """This replica's sequences of each step, from number `first` on."""
         from workers.engines.training.batches import batches
 
         assert self._trainer is not None
         assert self._plan is not None
-        return batches(self._plan, work, self._trainer.replica, steps)
+        return batches(self._plan, work, self._trainer.replica, range(first, steps))
 
-    def _report(self, rows: list[TrainingStepRow], began_s: float) -> RankReport:
+    def _report(self, rows: list[TrainingStepRow], began_s: float, states_s: float) -> RankReport:
         assert self._trainer is not None
         assert self._context is not None
         rank = self._context.rank
@@ -175,6 +205,7 @@ class TorchTrainer:
             weight_bytes=self._trainer.weight_bytes,
             gradient_bytes=self._trainer.gradient_bytes,
             optimizer_bytes=self._trainer.optimizer_bytes,
+            states_s=states_s,
         )
         return RankReport(
             rank=rank,

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 from strategies.memory import window_of
 from strategies.placement import EMBEDDING, Placement
 from workers.engines.transformers_config import CONFIG_CLASSES
 from workers.messages import EnginePlan
 
+SHARED = {"dp", "fsdp"}  # axes that share out the batch
 AXES = ("dp", "fsdp", "pp", "tp")
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+FP8 = "torchao"  # the package with FP8 for training
 OF_TP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def refusal(plan: EnginePlan) -> str | None:
     """None, or why the engine cannot train the plan, as a clause."""
-    return of_model(plan) or _of_heads(plan) or _of_placement(plan.placement, plan.model.num_layers)
+    return (
+        of_model(plan)
+        or _of_switches(plan)
+        or _of_heads(plan)
+        or _of_placement(plan.placement, plan.model.num_layers)
+    )
 
 
 def of_model(plan: EnginePlan) -> str | None:
@@ -23,13 +31,28 @@ def of_model(plan: EnginePlan) -> str | None:
     assert asked is not None, "the plan trains"
     if model.family not in CONFIG_CLASSES:
         return f"it does not train the family {model.family}"
-    if asked.precision not in DTYPES:
-        return f"it trains in {' and '.join(DTYPES)}, and {asked.precision} is asked for"
-    if asked.offload != "none":
-        return f"it offloads nothing to the host, and {asked.offload} is asked for"
     windows = [window for i in range(model.num_layers) if (window := window_of(model, i))]
     if windows and min(windows) < asked.seq_len:
         return f"its attention has no window, and that of {model.name} is {min(windows)} tokens"
+    return None
+
+
+def _of_switches(plan: EnginePlan) -> str | None:
+    """None, or why it does not do what is asked in this layout, as a clause."""
+    asked, placement = plan.training, plan.placement
+    assert asked is not None, "the plan trains"
+    if asked.offload == "optimizer+params" and {a for a, n in placement.mesh if n > 1} - SHARED:
+        return "it offloads the parameters of replicas alone (fsdp); use --offload optimizer"
+    if asked.offload == "optimizer+params" and placement.degree("fsdp") == 1:
+        return (
+            "it offloads parameters that are cut over replicas; use fsdpN, or --offload optimizer"
+        )
+    if not asked.is_fp8:
+        return None
+    if placement.degree("tp") > 1:
+        return "it has no FP8 over tp; use dp, fsdp or pp, or --precision bf16"
+    if importlib.util.find_spec(FP8) is None:
+        return f"FP8 needs {FP8}: pip install 'shard-orchestrator[fp8]'; or use --precision bf16"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +22,11 @@ from torch.nn.functional import cross_entropy
 
 from strategies.placement import EMBEDDING, Placement
 from strategies.training import micro_batches
+from workers.engines.training.fp8 import use_fp8
 from workers.engines.training.model import StageModule, stages_of
 from workers.engines.training.optimizer import Optimizer, bytes_of
 from workers.engines.training.saving import save
+from workers.engines.training.scaling import Scaling
 from workers.engines.training.sharding import (
     copies,
     distributed,
@@ -33,6 +36,7 @@ from workers.engines.training.sharding import (
     mesh_of,
     sum_partial,
 )
+from workers.engines.training_state import Read, TrainingState
 from workers.messages import EnginePlan
 from workers.weights import open_source
 
@@ -61,11 +65,21 @@ class Trainer:
         self._mesh: Any = mesh_of(placement, device)
         seq_len, recompute = asked.seq_len, asked.activation_checkpointing
         self.stages = stages_of(shape, placement, rank, self.dtype, seq_len, recompute)
-        self.modules = [distributed(stage, placement, self._mesh, device) for stage in self.stages]
+        if asked.is_fp8:
+            for stage in self.stages:
+                use_fp8(stage, emulate=device.type == "cpu")
+        offloads = asked.offload == "optimizer+params"
+        self.modules = [
+            distributed(stage, placement, self._mesh, device, offloads) for stage in self.stages
+        ]
         self._ends = _ends_of(placement, rank) if shape.tie_embeddings else None
         self._schedule: Any = self._pipeline() if placement.degree("pp") > 1 else None
         self.gradient_bytes: int | None = None
-        self.optimizer = Optimizer(self.stages, fused=device.type == "cuda")
+        self.updates = 0
+        self._scaling = Scaling() if asked.dtype == "float16" else None
+        self.optimizer = Optimizer(
+            self.stages, fused=device.type == "cuda", offloads=asked.offload == "optimizer"
+        )
 
     @property
     def replica(self) -> int:
@@ -91,6 +105,32 @@ class Trainer:
         for stage in self.stages:
             load(stage, self._source, self.shape)
         self.optimizer.reset()
+        self.updates, self._scaling = 0, None if self._scaling is None else Scaling()
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights in float32 and moments, this rank's part of each, by names that do not depend on
+        the layout. There are some after a step."""
+        kept = self.optimizer.state()
+        return {
+            f"{what}.{name}": tensor
+            for stage in self.stages
+            for name, parameter in stage.stored_parameters()
+            for what, tensor in kept[parameter].items()
+        }
+
+    @property
+    def loss_scale(self) -> tuple[float, int] | None:
+        """By what losses are multiplied, and for how many steps they were; None: by nothing."""
+        return None if self._scaling is None else (self._scaling.scale, self._scaling.good_steps)
+
+    def restore(self, state: TrainingState, read: Read) -> None:
+        """Be as in a state. read: fills what `self.state` names."""
+        self.updates = state.updates
+        if self._scaling is not None:
+            self._scaling = Scaling(*state.loss_scale) if state.loss_scale else Scaling()
+        self.optimizer.begin_after(state.updates)
+        read(self.state())
+        self.optimizer.round()
 
     def save(self, folder: Path) -> None:
         """Write what was trained to `folder`, with the other ranks."""
@@ -105,8 +145,23 @@ class Trainer:
             bytes_of(one.grad) for stage in self.stages for one in stage.parameters()
         )
         result = self._result(loss)
-        self.optimizer.step()
+        self._update(result.grad_norm)
         return result
+
+    def _update(self, grad_norm: float) -> None:
+        """Update the weights; where gradients overflowed in fp16, leave them and scale less."""
+        scale, overflowed = self._scale, not math.isfinite(grad_norm)
+        if self._scaling is not None:
+            self._scaling = self._scaling.after(overflowed)
+            if overflowed:
+                self.optimizer.drop()
+                return
+        self.optimizer.step(scale)
+        self.updates += 1
+
+    @property
+    def _scale(self) -> float:
+        return 1.0 if self._scaling is None else self._scaling.scale
 
     def _backward(self, tokens: Tensor) -> Tensor:
         """The gradients of a step. Returns this rank's part of the loss, float32 []."""
@@ -154,8 +209,8 @@ class Trainer:
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The share of a micro-batch in the mean over all tokens of the global batch, times the
-        replicas, as their gradients are averaged. logits: [batch, seq_len, this rank's part of the
-        vocabulary]."""
+        replicas, as their gradients are averaged, and times the scale of fp16. logits: [batch,
+        seq_len, this rank's part of the vocabulary]."""
         if self.placement.degree("tp") > 1:
             size = torch.Size((*logits.shape[:2], self.shape.vocab_size))
             stride = (size[1] * size[2], size[2], 1)
@@ -163,7 +218,7 @@ class Trainer:
                 logits, self._mesh["tp"], [Shard(2)], run_check=False, shape=size, stride=stride
             )
         summed = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
-        mean = summed * self.placement.num_replicas / self._tokens
+        mean = summed * (self._scale * self.placement.num_replicas / self._tokens)
         return mean.to_local() if isinstance(mean, DTensor) else mean
 
     @property
@@ -227,13 +282,14 @@ class Trainer:
         for parameter in (one for stage in self.stages for one in stage.parameters()):
             if parameter.grad is not None:
                 times = copies(parameter, self.placement) * (2 if id(parameter) in twice else 1)
-                squares += local_part(parameter.grad)[0].float().square().sum() / times
+                part = local_part(parameter.grad)[0].float().square().sum() / times
+                squares += part.to(self.device)
         alike = self.placement.degree("tp") * self.placement.num_replicas
         both = torch.stack([loss.float() / alike, squares])
         if self.placement.num_ranks > 1:
             dist.all_reduce(both)
         mean, square = both.tolist()
-        return StepResult(mean, square**0.5)
+        return StepResult(mean / self._scale, square**0.5 / self._scale)
 
 
 def _ends_of(placement: Placement, rank: int) -> dist.ProcessGroup | None:
