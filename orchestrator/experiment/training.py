@@ -34,11 +34,17 @@ class TrainingFields(BaseModel):
     data_column: str | None = None
     # where what was trained is kept, in a folder for each deployment
     save_checkpoint: Path | None = None
+    # optimizer steps after which a run keeps what it needs to go on; None: it keeps nothing
+    checkpoint_interval: Sequences | None = None
+    # such a state, of this or another layout, that every run begins with; None: the first weights
+    resume_from: Path | None = None
     steps: int = Field(20, ge=2, le=1_000_000)  # optimizer steps of a run
     schedule: Literal["gpipe", "1f1b", "interleaved"] | None = None  # of a pipeline; None: 1f1b
     activation_checkpointing: Literal["off", "full", "selective", "cpu-offload"] = "off"
     # of weights, gradients and products; auto: bf16 on GPUs, fp32 on CPUs
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp8", "fp8-fp16"] = "auto"
+    # what is kept, and stepped, in main memory
+    offload: Literal["none", "optimizer", "optimizer+params"] = "none"
 
     @model_validator(mode="after")
     def _fields_of_the_workload(self) -> TrainingFields:

@@ -35,15 +35,9 @@ from orchestrator.node.fabric import Fit
 from orchestrator.predict.crossover import Crossing
 from orchestrator.predict.matrix import Selection
 from orchestrator.store.schema import CellKey, RunKey, StartKey
-from workers.records import (
-    FabricRow,
-    SampleRow,
-    SpanRow,
-    StepRow,
-    TrainingCollectiveRow,
-    TrainingStepRow,
-)
+from workers.records import FabricRow, SampleRow, SpanRow, StepRow
 from workers.rows import Column, columns, grouped
+from workers.training_records import TrainingCollectiveRow, TrainingStepRow
 
 WIDTH = 118  # of prose; the rows of a Markdown table cannot be wrapped
 UNITLESS: Mapping[pa.DataType, str] = {pa.string(): "text", pa.bool_(): "true or false"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,8 +19,11 @@ from orchestrator.node import datasheet, fabric
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
 from orchestrator.run.foretold import foretold
 from orchestrator.store.arrow_files import concat
+from orchestrator.store.names import safe_name
 from orchestrator.store.store import Store
 from workers.messages import RankReport, TrainingWork
+
+STATES = "states"  # folder of the experiment: what runs that train go on from, a folder for each
 
 
 @dataclass(slots=True)
@@ -144,8 +147,18 @@ class Job:
             block=self.block,
             node=self.node,
             metadata=json.dumps(self.experiment.metadata),
-            peak=sheet.flops.get(plan.dtype) if sheet else None,
+            peak=sheet.flops.get(plan.fastest_dtype) if sheet else None,
         )
+
+    def training_work(self, run: Run, cell: PlannedCell) -> TrainingWork:
+        """What a run of `cell` does: with a folder of its own for its states, if it is to keep
+        some. One that is changed to be compared keeps none."""
+        assert isinstance(cell.work, TrainingWork), "the cell trains"
+        interval = self.experiment.checkpoint_interval
+        if interval is None or cell.cell.deployment.ablation != "none":
+            return cell.work
+        folder = self.store.folder.absolute() / STATES / safe_name(run.name)
+        return replace(cell.work, state=str(folder), interval=interval)
 
     def keep_settings(self, settings: Mapping[str, str]) -> None:
         """Keep what an engine with settings of its own says of them, by deployment."""

@@ -86,7 +86,9 @@ class _Observing:
 
     def _take_apart(self, cell: PlannedCell, work: TrainingWork) -> None:
         """Observe optimizer steps, before which the ranks time others."""
-        reports = self._serve(cell, replace(work, observe=True, save=None), "observing")
+        reports = self._serve(
+            cell, replace(work, observe=True, save=None, resume=None), "observing"
+        )
         found = [one.training for one in reports or () if one.training]
         tables = {
             "training_overlaps": concat(one.overlaps for one in found),

@@ -35,6 +35,7 @@ FREE_FIELDS = {
     "allow_other_node",
     "wait_for_resources",
     "save_checkpoint",
+    "checkpoint_interval",
 }
 # Fields that count where they are not as they are by default.
 OF_PRECISION = ("quantization", "kv_cache_dtype", "precision_policy")

@@ -3,6 +3,7 @@ its runs."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -36,9 +37,10 @@ from orchestrator.store.identity import identity_of
 from orchestrator.store.store import Store
 from strategies import Topology
 from strategies.training import flops_per_token
+from workers.engines import training_state
 from workers.messages import Built, RankReport, TrainingWork
-from workers.records import (
-    STEPS,
+from workers.records import STEPS
+from workers.training_records import (
     TRAINING_COLLECTIVES,
     TRAINING_OVERLAPS,
     TRAINING_PARTS,
@@ -124,6 +126,15 @@ def test_what_training_is_asked_makes_another_experiment() -> None:
         ({"strategy": "dp2", "schedule": "gpipe"}, "none of the layouts dp2 has one; leave it out"),
         ({"strategy": "dp2,pp2", "schedule": "gpipe"}, None),
         ({"seq_len": 4096}, "longer than tiny knows positions: 2048"),
+        ({"precision": "fp8"}, "--precision fp8 needs GPUs, and CPUs are asked for; use --pre"),
+        ({"precision": "fp8", "strategy": "dp2zero1"}, "here it has no FP8, and --precision fp8"),
+        ({"precision": "fp8-fp16", "strategy": "tp2"}, "no FP8 over tp; use dp, fsdp or pp"),
+        ({"precision": "fp16", "strategy": "dp2", "engine": "deepspeed"}, "under ZeRO alone"),
+        ({"offload": "optimizer+params", "strategy": "tp2fsdp2"}, "use --offload optimizer"),
+        ({"offload": "optimizer+params", "strategy": "dp2"}, "cut over replicas; use fsdpN"),
+        ({"offload": "optimizer+params", "strategy": "dp2zero2"}, "use dpNzero3, or --offload"),
+        ({"offload": "optimizer", "strategy": "dp2", "engine": "deepspeed"}, "what ZeRO cuts"),
+        ({"resume_from": Path("nothing")}, "there is no training state in .*nothing; give a fol"),
         (
             {"strategy": "dp2", "micro_batch_size": None, "gradient_accumulation_steps": 3},
             "use a multiple of 6",
@@ -138,6 +149,91 @@ def test_what_cannot_be_trained_is_refused_in_a_line(
         return
     with pytest.raises(Refused, match=why) as error:
         plan(**fields)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture(autouse=True)
+def with_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if torchao were installed."""
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: found("torch" if name == "torchao" else name)
+    )
+
+
+def test_fp8_is_refused_on_gpus_without_it() -> None:
+    asked = {"device": "cuda", "precision": "fp8", "strategy": "fsdp2"}
+    experiment = Experiment(**{**TRAIN, **asked})
+    gpus = [replace(one, capability=(8, 0)) for one in Topology.uniform(2, 80 * 10**9).devices]
+    with pytest.raises(Refused, match=r"needs GPUs of compute capability 8.9 or more; .* has 8.0"):
+        planning.plan_experiment(experiment, "cuda", Topology(tuple(gpus)))
+
+
+def test_fp8_is_refused_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    experiment = Experiment(**{**TRAIN, "precision": "fp8", "strategy": "fsdp2"})
+    with pytest.raises(Refused, match=r"FP8 needs torchao: pip install 'shard-orchestrator.fp8.'"):
+        planning.plan_experiment(experiment, "cuda", Topology.uniform(2, 80 * 10**9))
+
+
+def test_runs_keep_their_states_in_folders_of_their_own(store: Store) -> None:
+    (one,) = plan(strategy="dp2")
+    job = Job(one, Experiment(**TRAIN, checkpoint_interval=2), store)
+    works = [job.training_work(run, one.cells[0]) for run in job.runs(one.cells[0], 0)]
+    assert {work.interval for work in works} == {2}
+    name = "tiny.dp2.torch.float32.train64.c8.s0.r0"
+    assert works[0].state == str(store.folder.absolute() / "states" / name)
+    plain = Job(one, Experiment(**TRAIN), store)
+    assert plain.training_work(next(iter(plain.runs(one.cells[0], 0))), one.cells[0]).state is None
+
+
+def test_a_layout_that_is_changed_to_be_compared_keeps_no_state(store: Store) -> None:
+    as_asked, changed = plan(strategy="dp2", technique="comm")
+    experiment = Experiment(**TRAIN, checkpoint_interval=2)
+    jobs = [Job(one, experiment, store) for one in (as_asked, changed)]
+    runs = [next(iter(job.runs(job.deployment.cells[0], 0))) for job in jobs]
+    works = [j.training_work(r, j.deployment.cells[0]) for j, r in zip(jobs, runs, strict=True)]
+    assert [work.state is None for work in works] == [False, True]
+
+
+def state_of(planned: PlannedDeployment, folder: Path, **changes: Any) -> Path:
+    """A state after 3 steps of a run."""
+    target = folder / training_state.name_of(3)
+    target.mkdir()
+    state = training_state.TrainingState.of(planned.plan, None)
+    training_state.write(replace(state, **{"step": 3, **changes}), target)
+    return target
+
+
+def test_runs_begin_with_a_state_that_another_layout_wrote(tmp_path: Path) -> None:
+    (before,) = plan(strategy="tp2pp2")
+    state = state_of(before, tmp_path)
+    (one,) = plan(strategy="fsdp2", resume_from=tmp_path)
+    (cell,) = one.cells
+    assert isinstance(cell.work, TrainingWork)
+    assert cell.work.resume == str(state)
+    assert cell.warmup.resume is None  # type: ignore[union-attr]
+    asked = [Experiment(**TRAIN, resume_from=path) for path in (tmp_path, None)]
+    assert identity_of(asked[0]) != identity_of(asked[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "fields", "why"),
+    [
+        ({}, {"steps": 3}, "is of 3 steps, and --steps 3 asks for no more; use --steps 4"),
+        ({}, {"seed": 4}, "cannot be gone on from: it was written with --seed 0, and 4 is"),
+        ({}, {"seq_len": 32}, "it was written with --seq-len 64, and 32 is asked for"),
+        ({"parameters": (("x", (1,)),)}, {}, r"it has \(1,\) of x, and the model no such"),
+        ({"data": "0"}, {}, "it was trained on other data"),
+    ],
+)
+def test_a_state_of_another_run_is_refused_in_a_line(
+    changes: dict[str, Any], fields: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    (one,) = plan(strategy="dp2")
+    state_of(one, tmp_path, **changes)
+    with pytest.raises(Refused, match=why) as error:
+        plan(strategy="dp2", resume_from=tmp_path, **fields)
     assert "\n" not in str(error.value)
 
 
@@ -203,7 +299,7 @@ def test_a_dry_run_says_what_would_be_trained() -> None:
 def report(rank: int, seconds: float) -> RankReport:
     """Of 3 steps that take `seconds` each, after a first one of 1 s."""
     rows = [
-        TrainingStepRow(step=i, loss=3.0 - i, grad_norm=2.0, end_s=1.0 + i * seconds)
+        TrainingStepRow(step=i, loss=3.0 - i, grad_norm=2.0, end_s=1.0 + i * seconds, resumed=False)
         for i in range(3)
     ]
     sent = TrainingCollectiveRow(rank=rank, op="all_reduce", axis="dp", calls=2, bytes=100 + rank)
@@ -244,6 +340,26 @@ def test_rates_leave_out_the_first_step(store: Store) -> None:
     assert (found.memory.gradient_bytes, found.traffic.communication_bytes) == (21, 101)
     assert found.memory.activation_bytes is None
     assert found.rate.bubble_share is None
+
+
+def test_rates_leave_out_the_first_step_after_a_stop_too(store: Store) -> None:
+    (one,) = plan(strategy="dp2")
+    ends = [1.0, 1.5, 9.0, 9.7]
+    rows = [
+        TrainingStepRow(step=i, loss=1.0, grad_norm=1.0, end_s=end, resumed=i == 2)
+        for i, end in enumerate(ends)
+    ]
+    reports = [report(rank, 0.5) for rank in range(2)]
+    assert reports[0].training is not None
+    kept = replace(reports[0].training, steps=TRAINING_STEPS.make(rows), states_s=2.0)
+    reports[0] = replace(reports[0], training=kept)
+    built = [Built(0, 1.0, None, 10, None, "cpu")]
+    found = trained(attempt(store, one, 0), built, 5.0, "cpu", reports)
+    assert found.rate.step_time_ms == pytest.approx(600.0)
+    assert found.startup.states_s == 2
+    kept = replace(kept, steps=TRAINING_STEPS.make(rows[:1]))
+    reports[0] = replace(reports[0], training=kept)
+    assert trained(attempt(store, one, 0), built, 5.0, "cpu", reports).rate.step_time_ms is None
 
 
 def test_the_share_of_the_data_sheet_is_that_of_the_arithmetic_of_the_model(store: Store) -> None:

@@ -46,7 +46,7 @@ def test_gradients_of_replicas_lie_in_their_buckets_from_the_first_micro_batch_o
     assert len(buckets) == len(parameters)
     for one in parameters:
         one.register_post_accumulate_grad_hook(lambda at: summed.append(at.grad.data_ptr()))
-    for tokens in batches(plan, TrainingWork(3), 0, 3):
+    for tokens in batches(plan, TrainingWork(3), 0, range(3)):
         trainer.step(tokens)
         assert places() == buckets
         assert not any(one.grad.any() for one in parameters if one.grad is not None)
@@ -54,8 +54,14 @@ def test_gradients_of_replicas_lie_in_their_buckets_from_the_first_micro_batch_o
 
 
 @pytest.mark.parametrize("fusion", ["on", "off"])
-@pytest.mark.parametrize("mode", ["off", "full"])
-def test_fusion_changes_no_loss(fusion: str, mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"activation_checkpointing": "full"}, {"offload": "optimizer"}],
+    ids=["plain", "recomputed", "offloaded"],
+)
+def test_fusion_changes_no_loss(
+    fusion: str, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What torch traces of a layer, run without the compiler of kernels, which takes minutes."""
     compiled: list[object] = []
 
@@ -65,11 +71,11 @@ def test_fusion_changes_no_loss(fusion: str, mode: Any, monkeypatch: pytest.Monk
 
     compiles = torch.compile
     monkeypatch.setattr(torch, "compile", traced)
-    load = replace(LOAD, activation_checkpointing=mode)
+    load = replace(LOAD, **change)
     plan = training_plan("tp1", shape_of("Llama"), None, load, switches=Switches(fusion=fusion))
     trainer = Trainer(0, plan, torch.device("cpu"))
     trainer.reset()
-    results = [trainer.step(tokens) for tokens in batches(plan, TrainingWork(FEW), 0, FEW)]
+    results = [trainer.step(tokens) for tokens in batches(plan, TrainingWork(FEW), 0, range(FEW))]
     expected = alone("Llama")[:FEW]
     assert [one.loss for one in results] == pytest.approx([one.loss for one in expected], abs=1e-4)
     assert len(compiled) == (shape_of("Llama").num_layers if fusion == "on" else 0)
@@ -84,7 +90,7 @@ def test_without_collectives_a_step_has_the_shapes_and_the_calls_that_it_has_wit
     trainer = Trainer(0, plan, torch.device("cpu"))
     trainer.reset()
     counting = Counting(plan.placement, 0)
-    first, second, third = batches(plan, TrainingWork(3), trainer.replica, 3)
+    first, second, third = batches(plan, TrainingWork(3), trainer.replica, range(3))
     trainer.step(first)
     trainer.step(second)
     trainer.step(third, counting)

@@ -12,7 +12,7 @@ from training_runs import LOAD, shape_of, training_plan
 from strategies import TrainingLoad
 from strategies.training import training_traffic
 from workers.messages import RankReport, TrainingWork
-from workers.records import (
+from workers.training_records import (
     TRAINING_COLLECTIVES,
     TRAINING_OVERLAPS,
     TRAINING_PARTS,

@@ -19,7 +19,7 @@ from workers.engines.training.observed import SeenCall, SeenStep, overlaps_of, p
 from workers.engines.training.observing import WANTED, steps_seen
 from workers.intervals import Span
 from workers.probes.trace_files import TraceFile, read_trace
-from workers.records import TrainingOverlapRow
+from workers.training_records import TrainingOverlapRow
 
 GEMM = "sm90_xmma_gemm_bf16"
 ALL_REDUCE = "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgsStorage<4096ul>)"

@@ -13,8 +13,9 @@ from statistics import fmean
 
 from orchestrator.store.schema import CellKey, StartKey
 from orchestrator.store.store import Store
-from workers.records import PROFILE_LIMIT, TrainingOverlapRow, TrainingPartsRow
+from workers.records import PROFILE_LIMIT
 from workers.rows import Table, column, grouped, row
+from workers.training_records import TrainingOverlapRow, TrainingPartsRow
 
 UNSEEN = "no step was observed"
 

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from strategies.placement import Placement
-from workers.records import TrainingCollectiveRow
+from workers.training_records import TrainingCollectiveRow
 
 # Operators of c10d, and of its functional form, -> what nccl-tests call them.
 OPERATIONS = {

@@ -8,7 +8,7 @@ from statistics import fmean, median
 
 from strategies.placement import Placement
 from workers.intervals import Span, length, subtract, union
-from workers.records import TrainingOverlapRow, TrainingPartsRow
+from workers.training_records import TrainingOverlapRow, TrainingPartsRow
 
 PARTS = ("forward", "backward", "optimizer", "other")
 HANDOVERS = frozenset({"send", "recv", "send_recv"})

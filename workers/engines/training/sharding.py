@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hook
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.distributed.tensor.parallel import (
@@ -54,10 +54,16 @@ def mesh_of(placement: Placement, device: torch.device, silent: bool = False) ->
 
 
 def distributed(
-    stage: StageModule, placement: Placement, mesh: DeviceMesh | None, device: torch.device
+    stage: StageModule,
+    placement: Placement,
+    mesh: DeviceMesh | None,
+    device: torch.device,
+    offloads: bool = False,
 ) -> nn.Module:
     """Cut `stage` over the tensor-parallel axis, then over those that share out the batch. Its
-    parameters get memory on `device` and no values. Returns the module to call."""
+    parameters get memory on `device` and no values. Returns the module to call. offloads: whether
+    parameters that are cut over replicas are kept, with their gradients, in main memory, and are on
+    the device only while they are used."""
     if mesh is not None and placement.degree("tp") > 1:
         parallelize_module(stage, mesh["tp"], tensor_plan(stage, placement))
         stage.tie()
@@ -65,11 +71,12 @@ def distributed(
     copying = [axis for axis in placement.tokens.get("batch", ()) if axis not in storing]
     if mesh is not None and (storing or (copying and placement.degree("tp") > 1)):
         shared = mesh[(*copying, *(storing or [ALONE]))]
+        policy = CPUOffloadPolicy(device.type == "cuda") if offloads else OffloadPolicy()
         for layer in stage.layers:
-            fully_shard(layer, mesh=shared)
-        fully_shard(stage, mesh=shared)
+            fully_shard(layer, mesh=shared, offload_policy=policy)
+        fully_shard(stage, mesh=shared, offload_policy=policy)
         copying = []
-    stage.materialize(device)
+    stage.materialize(device, torch.device("cpu") if offloads else device)
     if mesh is not None and copying:
         group = mesh[tuple(copying)].get_group()
         replicated = DistributedDataParallel(
