@@ -20,8 +20,9 @@ from published import (
 )
 
 from orchestrator.analysis.comparing.compare import Comparison
-from orchestrator.analysis.observed.communication import PROFILE_LIMIT, PhaseParts
+from orchestrator.analysis.observed.communication import PhaseParts
 from orchestrator.report.text import EN_DASH, fixed, three_digits
+from workers.records import PROFILE_LIMIT
 
 ENGINES = ("torch", "vllm")
 LAYOUTS = ("tp4", "tp2pp2", "dp4", "pp4")

@@ -16,6 +16,14 @@ TrainingPrecision = Literal["bf16", "fp32", "fp16", "fp8", "fp8-fp16"]
 Schedule = Literal["gpipe", "1f1b", "interleaved"]
 Checkpointing = Literal["off", "full", "selective", "cpu-offload"]
 Offload = Literal["none", "optimizer", "optimizer+params"]
+# In what weights, gradients and activations are; with FP8, matrix products alone are in that.
+TRAINING_DTYPES: Mapping[TrainingPrecision, str] = {
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "fp8": "bfloat16",
+    "fp8-fp16": "float16",
+}
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # The form of matrices that are made FP8 here, from weights that are not.
 MADE_FP8 = Fp8Format()
@@ -184,6 +192,16 @@ class TrainingLoad:
     def load(self) -> Load:
         """The load that a strategy is told: sequences of `seq_len` tokens, none made."""
         return Load(self.seq_len, 0, self.global_batch_size, self)
+
+    @property
+    def dtype(self) -> str:
+        """Of weights, gradients and activations, as torch names it."""
+        return TRAINING_DTYPES[self.precision]
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether matrix products are in FP8."""
+        return self.precision in ("fp8", "fp8-fp16")
 
     @property
     def chunks(self) -> int:

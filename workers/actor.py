@@ -15,7 +15,7 @@ from workers.messages import Built, EnginePlan, Process, RankReport, TrainingWor
 from workers.probes.gauges import Publisher
 from workers.probes.nvml_readings import Readings
 from workers.probes.telemetry import Recording, Sampler, sampler_for
-from workers.progress import BUILDING, IDLE, OBSERVING, RUNNING, Progress, standing_here
+from workers.progress import BUILDING, IDLE, OBSERVING, RUNNING, Progress, ranges_for, standing_here
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -103,7 +103,6 @@ class Worker:
     def _connect(self, plan: EnginePlan, store: Store | None) -> RankContext:
         """The context of this rank, with its process groups. `store` is where the ranks meet; None
         for a process that is alone."""
-        from workers.ranges import ranges_for
         from workers.rank import connect
 
         device = self._device(plan)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from strategies.placement import Placement
 from strategies.precision import Precision
 from strategies.shapes import ModelShape, TrainingLoad
-from workers.records import TrainingReport
+from workers.records import AttentionTime
+from workers.training_records import TrainingReport
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,8 +107,8 @@ class EnginePlan:
     def fastest_dtype(self) -> str:
         """The dtype of its fastest products: nothing in it is computed at a higher rate. A CPU
         computes FP8 as the dtype beside it."""
-        is_fp8 = self.quantization != "none" and self.device == "cuda"
-        return "float8_e4m3fn" if is_fp8 else self.dtype
+        is_fp8 = self.quantization != "none" or (self.training is not None and self.training.is_fp8)
+        return "float8_e4m3fn" if is_fp8 and self.device == "cuda" else self.dtype
 
     @property
     def chunked_prefill(self) -> bool:
@@ -231,13 +232,19 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class TrainingWork:
-    """One run: `steps` optimizer steps from the first weights on. tokens: int32 [sequences, seq_len
-    + 1], what it trains on (`packed.Packed`); None: random ones. save: the folder for what was
-    trained. observe: whether it is taken apart, which no run of training is."""
+    """One run: `steps` optimizer steps in all, from the first weights on. tokens: int32 [sequences,
+    seq_len + 1], what it trains on (`packed.Packed`); None: random ones. save: the folder for what
+    was trained. state: the folder for what is needed to go on, kept after every `interval` steps
+    and the last; a run that was stopped goes on from what is there. resume: such a state of another
+    run, to begin with. observe: take a few steps from the first weights on apart instead; they are
+    none of the run's, and of them nothing is kept."""
 
     steps: int
     tokens: NDArray[np.int32] | None = field(default=None, compare=False, repr=False)
     save: str | None = None
+    state: str | None = None
+    interval: int = 0
+    resume: str | None = None
     observe: bool = False
 
     @property
@@ -277,15 +284,6 @@ class Built:
     device_name: str
     versions: dict[str, str] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
-
-
-class AttentionTime(NamedTuple):
-    """The attention of one step of a phase, all layers of the rank, when it runs by itself: its
-    seconds, and the multiplications and additions of scores and sums (2 a multiply-add)."""
-
-    phase: str
-    seconds: float
-    operations: int
 
 
 @dataclass(frozen=True, slots=True)

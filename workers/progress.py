@@ -1,17 +1,19 @@
-"""How far a rank is with its run: plain values that an engine writes and another thread reads."""
+"""How far a rank is with its run: plain values that an engine writes and another thread reads. And
+names for stretches of the host's time, for Nsight Systems to show."""
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from workers.clock import Moment
 
 IDLE, BUILDING, RUNNING, OBSERVING = range(4)
+STANDING_BYTES = 128  # two numbers of 8, and the name of a collective
 
 
 class StepEnd(NamedTuple):
@@ -31,11 +33,12 @@ class StepEnd(NamedTuple):
 
 
 class Stand(NamedTuple):
-    """Where a rank stands: whether it is in a collective, and how many steps of a run it has
-    launched."""
+    """Where a rank stands: whether it is in a collective, how many steps of a run it has launched,
+    and in which collective it is, "" where that is not known."""
 
     waits: bool
     steps: int
+    collective: str = ""
 
 
 class Standing:
@@ -46,25 +49,34 @@ class Standing:
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("standing")
-        os.ftruncate(self.fd, 16)
-        self._bytes = mmap.mmap(self.fd, 16)
-        self._numbers = memoryview(self._bytes).cast("q")
+        os.ftruncate(self.fd, STANDING_BYTES)
+        self._bytes = mmap.mmap(self.fd, STANDING_BYTES)
+        self._numbers = memoryview(self._bytes)[:16].cast("q")
 
-    def waits(self, in_collective: bool) -> None:
-        """Enter or leave a collective."""
+    def waits(self, in_collective: bool, name: str = "") -> None:
+        """Enter or leave a collective. name: as messages name it."""
+        if name:
+            size = STANDING_BYTES - 16
+            self._bytes[16:] = name.encode()[:size].ljust(size, b"\0")
         self._numbers[0] = in_collective
 
     def steps(self, launched: int) -> None:
         """Tell how many steps of the run were launched."""
         self._numbers[1] = launched
 
+    @property
+    def launched(self) -> int:
+        """How many steps of the run were launched."""
+        return self._numbers[1]
+
 
 class NoStanding:
     """Of a rank that nobody asks."""
 
     fd = -1
+    launched = 0
 
-    def waits(self, in_collective: bool) -> None:
+    def waits(self, in_collective: bool, name: str = "") -> None:
         """Told to nobody."""
 
     def steps(self, launched: int) -> None:
@@ -81,10 +93,12 @@ def stand_of(pid: int, fd: int) -> Stand | None:
     where that cannot be read."""
     try:
         with open(f"/proc/{pid}/fd/{fd}", "rb") as file:
-            waits, steps = memoryview(file.read(16)).cast("q")
+            content = file.read(STANDING_BYTES)
+        waits, steps = memoryview(content)[:16].cast("q")
     except (OSError, TypeError, ValueError):
         return None
-    return Stand(bool(waits), steps)
+    name = content[16:].rstrip(b"\0").decode(errors="replace")
+    return Stand(bool(waits), steps, name if waits else "")
 
 
 @dataclass(slots=True)
@@ -105,7 +119,7 @@ class Progress:
     ends: list[StepEnd] = field(default_factory=list)
     standing: Standing | NoStanding = field(default_factory=NoStanding)
 
-    @contextlib.contextmanager
+    @contextmanager
     def waiting(self) -> Iterator[None]:
         """Inside, this rank waits for others."""
         self.standing.waits(True)
@@ -130,3 +144,49 @@ class Progress:
     def end(self) -> None:
         """Drop the steps. Call it when the run is over and all of them have been read."""
         self.ends = []
+
+
+class Ranges(Protocol):
+    """Marks what a rank is doing by named ranges, which nest."""
+
+    def span(self, name: str, *values: object) -> AbstractContextManager[None]:
+        """A range around the block, called `name`: a pattern for `str.format`, filled in with
+        `values` only where Nsight Systems watches."""
+        ...
+
+
+class NoRanges:
+    """For a run that Nsight Systems does not watch: does nothing."""
+
+    def __init__(self) -> None:
+        self._nothing = nullcontext()
+
+    def span(self, name: str, *values: object) -> AbstractContextManager[None]:
+        """No range."""
+        return self._nothing
+
+
+class PushedRanges:
+    """Opens a range by one function and closes it by another."""
+
+    def __init__(self, push: Callable[[str], object], pop: Callable[[], object]) -> None:
+        self._push, self._pop = push, pop
+
+    @contextmanager
+    def span(self, name: str, *values: object) -> Iterator[None]:
+        """A range, closed also where the block raises."""
+        self._push(name.format(*values))
+        try:
+            yield
+        finally:
+            self._pop()
+
+
+def ranges_for(watched: bool) -> Ranges:
+    """NVTX ranges where Nsight Systems watches; none otherwise, and none where torch was built
+    without CUDA and NVTX."""
+    import torch
+
+    if not (watched and torch.backends.cuda.is_built()):  # type: ignore[no-untyped-call]
+        return NoRanges()
+    return PushedRanges(torch.cuda.nvtx.range_push, torch.cuda.nvtx.range_pop)

@@ -12,8 +12,7 @@ import torch
 import torch.distributed as dist
 
 from strategies.placement import Placement
-from workers.progress import Progress
-from workers.ranges import NoRanges, Ranges
+from workers.progress import NoRanges, Progress, Ranges
 from workers.shared_memory import CAN_SHARE, Exchange, Meeting, Ring
 
 if TYPE_CHECKING:

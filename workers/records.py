@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from workers.intervals import Span
 from workers.rows import Table, column, row
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 COMPUTE = "compute"  # the kind of a span without communication
 STALL = "stall"  # of one in which the host waits for another stage before it launches a receive
 PREFILL, DECODE = "prefill", "decode"  # the phases
+PROFILE_LIMIT = 1.05  # a profiled step may take this much of a timed one, and its shares be shown
 # After its last step a stage receives the tokens of the steps before: a step of spans alone.
 DRAIN = "drain"
 
@@ -65,34 +63,6 @@ class CollectiveRow:
     bytes: int | None = column(
         "message sizes, summed over calls: the tensor of an all-reduce, a broadcast or a send, the "
         "gathered output of an all-gather",
-        "B",
-        source="nccl-tests, PERFORMANCE.md",
-    )
-
-
-@row
-class TrainingStepRow:
-    """One optimizer step of a run that trains, as rank 0 saw it. Loss and norm are of the weights
-    before the step, and of the whole model."""
-
-    step: int = column("number of the step in the run, from 0", "1")
-    loss: float = column("mean loss of a token of the global batch, in float32", "nat")
-    grad_norm: float = column("2-norm of the gradient of the whole model, in float32", "1")
-    end_s: float = column("when it ended, since the start of the run", "s")
-
-
-@row
-class TrainingCollectiveRow:
-    """The calls of one operation over one mesh axis in one optimizer step, of one rank, counted
-    where torch hands them to its process groups."""
-
-    rank: int = column("rank of the placement", "1")
-    op: str = column("operation, as all_reduce")
-    axis: str = column("mesh axis of its group")
-    calls: int = column("calls of a step", "1")
-    bytes: int = column(
-        "message sizes of a step, summed over calls: the tensor of an all-reduce or a send, the "
-        "whole tensor of an all-gather or a reduce-scatter",
         "B",
         source="nccl-tests, PERFORMANCE.md",
     )
@@ -213,8 +183,15 @@ COLLECTIVES = Table("collectives", CollectiveRow)
 TELEMETRY = Table("telemetry", SampleRow)
 SPANS = Table("spans", SpanRow)
 FABRIC = Table("fabric", FabricRow)
-TRAINING_STEPS = Table("training_steps", TrainingStepRow)
-TRAINING_COLLECTIVES = Table("training_collectives", TrainingCollectiveRow)
+
+
+class AttentionTime(NamedTuple):
+    """The attention of one step of a phase, all layers of the rank, when it runs by itself: its
+    seconds, and the multiplications and additions of scores and sums (2 a multiply-add)."""
+
+    phase: str
+    seconds: float
+    operations: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,19 +210,3 @@ class Call:
     start: float = 0.0
     end: float = 0.0
     step: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingReport:
-    """What one rank reports of a run, beside what every run has.
-
-    steps: table TRAINING_STEPS, from rank 0 alone. traffic: table TRAINING_COLLECTIVES, of one
-    step. weight_bytes, gradient_bytes, optimizer_bytes: what this rank keeps; of gradients, at the
-    end of a backward pass, None where an engine does not say.
-    """
-
-    steps: pa.Table | None
-    traffic: pa.Table
-    weight_bytes: int
-    gradient_bytes: int | None
-    optimizer_bytes: int

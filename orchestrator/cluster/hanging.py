@@ -46,7 +46,9 @@ def hanging(stands: Mapping[int, Stand | None]) -> str:
         return f"waiting for {late}"
     outside = [rank for rank, stand in known.items() if not stand.waits]
     if 0 < len(outside) < len(known):
-        return f"{_named(outside)} hangs: the others wait for it in a collective"
+        names = sorted({stand.collective for stand in known.values() if stand.waits})
+        where = " and ".join(filter(None, names)) or "a collective"
+        return f"{_named(outside)} hangs: the others wait for it in {where}"
     fewest = min(stand.steps for stand in known.values())
     behind = [rank for rank, stand in known.items() if stand.steps == fewest]
     if len(behind) < len(known):

@@ -81,7 +81,7 @@ def _check(experiment: Experiment, flags: Flags) -> None:
     from orchestrator.experiment.places import uri_of
 
     if flags.trace and experiment.workload == "train":
-        raise UserError("--trace is of runs that serve, and nothing is taken apart of training")
+        raise UserError("--trace is of runs that serve, and no spans are kept of training")
     if flags.force and experiment.find_rate:
         raise UserError(
             "--force is of a fixed load; for another search give --find-rate another --result-dir"

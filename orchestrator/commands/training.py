@@ -64,18 +64,19 @@ def explain(
     layouts: Sequence[str], model: str, asked: Experiment, memory: str | None, out: Output
 ) -> None:
     """Print what training a model takes under each layout. memory: of one GPU, as "141GB"; None:
-    what is here. asked: the fields of training of an experiment. Raises UserError, and LayoutError
-    for what cannot be trained."""
-    from orchestrator.plan import fitting, planning
-    from orchestrator.plan.training import load_of
+    what is here. asked: the fields of training of an experiment. Raises UserError, LayoutError or
+    EngineError for what `submit` refuses, but for what needs more memory."""
+    from orchestrator.plan import fitting
+    from orchestrator.plan.training import check_schedule
+    from orchestrator.plan.training import explained as planned
     from orchestrator.report.training import explain as report
 
+    check_schedule(asked.schedule, layouts)
     available, explained = fitting.gpu_memory(memory), []
-    whole = load_of(asked.model_copy(update={"gradient_accumulation_steps": None}), "cuda")
     for name in layouts:
-        layout, shape = planning.sketch(name, model, available, whole.load)
-        load = load_of(asked, "cuda", layout.placement.num_replicas)
-        explained.append(report.explain(layout, shape, load, available))
+        layout, plan = planned(asked, name, model, available)
+        assert plan.training is not None, "the plan trains"
+        explained.append(report.explain(layout, plan.model, plan.training, available))
 
     def draw(console: Console) -> None:
         for one in explained:

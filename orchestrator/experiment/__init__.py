@@ -12,11 +12,12 @@ from orchestrator.experiment.cells import (
 )
 from orchestrator.experiment.changed import is_changed
 from orchestrator.experiment.lengths import Lengths, Window
-from orchestrator.experiment.techniques import SWITCHES, TECHNIQUES, Technique
+from orchestrator.experiment.techniques import IN_TRAINING, SWITCHES, TECHNIQUES, Technique
 from orchestrator.experiment.training import ONLY_TRAINS
 
 __all__ = [
     "DIFFERENCE",
+    "IN_TRAINING",
     "OF_DATASET",
     "ONLY_TRAINS",
     "PRESETS",

@@ -42,7 +42,8 @@ class Deployment:
     def name(self) -> str:
         """Names the deployment in files and tables: "tiny.tp2.torch.float32"."""
         parts = (self.model, self.strategy, self.engine, self.dtype, self.quantization)
-        without = [] if self.ablation == "none" else [f"without-{self.ablation}"]
+        how = "with" if "=" in self.ablation else "without"
+        without = [] if self.ablation == "none" else [f"{how}-{self.ablation}"]
         return ".".join([*(part for part in parts if part != "none"), *without])
 
 
@@ -80,7 +81,10 @@ class Run:
 
 
 def layout_name(strategy: str, ablation: str | None) -> str:
-    """`strategy`, told apart from the same without collectives or links."""
+    """`strategy`, told apart from the same without collectives or links, or with a change, as in
+    "dp2 with checkpointing full"."""
+    if ablation is not None and "=" in ablation:
+        return f"{strategy} with {ablation.replace('=', ' ')}"
     return strategy if ablation in (None, "none") else f"{strategy} without {ablation}"
 
 

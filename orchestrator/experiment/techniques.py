@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, ValidationInfo
 
 # Fields of an experiment: how the engine does what can be done in several ways. The engine says
 # which values it takes.
@@ -59,12 +59,23 @@ TECHNIQUES = {
 }
 
 
-def _known(names: tuple[str, ...]) -> tuple[str, ...]:
+# Of training: a technique -> its field and the values that cells are run again with. The numbers of
+# micro-batches depend on the layout; without collectives another engine plan is made.
+IN_TRAINING: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "checkpointing": ("activation_checkpointing", ("off", "full", "selective", "cpu-offload")),
+    "accumulation": ("gradient_accumulation_steps", ()),
+    "fusion": ("fusion", ("on", "off")),
+    "comm": ("ablate", ()),
+}
+
+
+def _known(names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    known = tuple(IN_TRAINING if info.data.get("workload") == "train" else TECHNIQUES)
     if names == ("all",):
-        return tuple(TECHNIQUES)
+        return known
     for name in names:
-        if name not in TECHNIQUES:
-            raise ValueError(f"there is no technique '{name}'; use {', '.join(TECHNIQUES)}, or all")
+        if name not in known:
+            raise ValueError(f"there is no technique '{name}'; use {', '.join(known)}, or all")
     return names
 
 

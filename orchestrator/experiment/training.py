@@ -13,8 +13,8 @@ ONLY_GENERATES = (
     *("scenario", "input_len", "output_len", "range_ratio", "max_concurrency", "num_prompts"),
     *("min_duration", "request_rate", "burstiness", "ignore_eos", "temperature", "dtype"),
     *("quantization", "kv_cache_dtype", "precision_policy", "dataset_path", "save_detailed"),
-    *("save_spans", "chunked_prefill_size", "attention", "cuda_graphs", "fusion", "batching"),
-    *("allreduce", "ablate", "technique", "nsys", "goodput", "slo", "find_rate", "engine_arg"),
+    *("save_spans", "chunked_prefill_size", "attention", "cuda_graphs", "batching"),
+    *("allreduce", "nsys", "goodput", "slo", "find_rate", "engine_arg"),
 )
 
 
@@ -34,11 +34,17 @@ class TrainingFields(BaseModel):
     data_column: str | None = None
     # where what was trained is kept, in a folder for each deployment
     save_checkpoint: Path | None = None
+    # optimizer steps after which a run keeps what it needs to go on; None: it keeps nothing
+    checkpoint_interval: Sequences | None = None
+    # such a state, of this or another layout, that every run begins with; None: the first weights
+    resume_from: Path | None = None
     steps: int = Field(20, ge=2, le=1_000_000)  # optimizer steps of a run
-    schedule: Literal["gpipe", "1f1b", "interleaved"] = "1f1b"
+    schedule: Literal["gpipe", "1f1b", "interleaved"] | None = None  # of a pipeline; None: 1f1b
     activation_checkpointing: Literal["off", "full", "selective", "cpu-offload"] = "off"
     # of weights, gradients and products; auto: bf16 on GPUs, fp32 on CPUs
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp8", "fp8-fp16"] = "auto"
+    # what is kept, and stepped, in main memory
+    offload: Literal["none", "optimizer", "optimizer+params"] = "none"
 
     @model_validator(mode="after")
     def _fields_of_the_workload(self) -> TrainingFields:
@@ -51,6 +57,8 @@ class TrainingFields(BaseModel):
                     f"{name} is about the workload {other}, and {self.workload} is asked for; "
                     f"leave {name} out, or give workload {other}"
                 )
+        if trains and "p2p" in getattr(self, "ablate", ()):
+            raise ValueError("ablate p2p is about the workload generate; training can do with comm")
         if self.micro_batch_size and self.gradient_accumulation_steps:
             raise ValueError(
                 "micro_batch_size and gradient_accumulation_steps say the same twice; give one of "

@@ -31,6 +31,6 @@ technique_option = click.option(
     "--technique",
     multiple=True,
     metavar="NAME,NAME,...",
-    help="attention, batching, chunking, fusion, graphs, allreduce, quantization, kv-cache. "
-    "[all that change anything]",
+    help="attention, batching, chunking, fusion, graphs, allreduce, quantization, kv-cache; train: "
+    "checkpointing, accumulation, fusion, comm. [all that change anything]",
 )

@@ -37,7 +37,14 @@ EXPLAINED_TRAINING = (
         help="train: off, full, selective, cpu-offload. [off]",
     ),
     click.option(
-        "--precision", metavar="KIND", help="train: fp32 or bf16. [bf16 on GPUs, fp32 on CPUs]"
+        "--precision",
+        metavar="KIND",
+        help="train: fp32, bf16, fp16, fp8, fp8-fp16. [bf16 on GPUs, fp32 on CPUs]",
+    ),
+    click.option(
+        "--offload",
+        metavar="KIND",
+        help="train: none, optimizer, optimizer+params: what is kept in main memory. [none]",
     ),
 )
 TRAINING_OPTIONS = (
@@ -54,6 +61,18 @@ TRAINING_OPTIONS = (
         type=click.Path(path_type=Path),
         metavar="DIR",
         help="train: keep the weights in DIR/DEPLOYMENT, as Transformers reads them.",
+    ),
+    click.option(
+        "--checkpoint-interval",
+        type=int,
+        metavar="N",
+        help="train: keep what a stopped run goes on from, every N steps. [never]",
+    ),
+    click.option(
+        "--resume-from",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="train: begin with such a state, of any layout. [the first weights]",
     ),
     click.option(
         "--data-column", metavar="NAME", help="train: of a dataset, the one of the text. [text]"

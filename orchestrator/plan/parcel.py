@@ -41,11 +41,14 @@ def parcel(experiment: Experiment, folder: Path) -> str:
     a file or folder of more than MOST_BYTES, and for a plug-in without files.
     """
     _check_model(experiment.model)
-    if experiment.save_checkpoint and not experiment.save_checkpoint.is_absolute():
-        raise UserError(
-            f"--save-checkpoint {experiment.save_checkpoint} would end with the job; give an "
-            "absolute path on the cluster"
-        )
+    for flag, path in (
+        ("--save-checkpoint", experiment.save_checkpoint),
+        ("--resume-from", experiment.resume_from),
+    ):
+        if path and not path.is_absolute():
+            raise UserError(
+                f"{flag} {path} would end with the job; give an absolute path on the cluster"
+            )
     fields = experiment.model_dump(mode="json", exclude_defaults=True, exclude=LEFT_OUT)
     for field, place in FILES.items():
         path = getattr(experiment, field)

@@ -60,5 +60,23 @@ def check_hardware(plan: EnginePlan, topology: Topology) -> None:
             )
 
 
+def check_training_hardware(plan: EnginePlan, topology: Topology) -> None:
+    """Raise UserError where a plan trains in FP8 and what it would run on has none."""
+    assert plan.training is not None, "the plan trains"
+    asked = plan.training.precision
+    if not plan.training.is_fp8:
+        return
+    use = "use --precision bf16"
+    if plan.device == "cpu":
+        raise UserError(f"--precision {asked} needs GPUs, and CPUs are asked for; {use}")
+    for device in topology.devices:
+        if device.capability is not None and device.capability < LEAST_CAPABILITY:
+            raise UserError(
+                f"--precision {asked} needs GPUs of compute capability "
+                f"{_dotted(LEAST_CAPABILITY)} or more; {device.name} has "
+                f"{_dotted(device.capability)}, and no FP8; {use}"
+            )
+
+
 def _dotted(capability: tuple[int, int]) -> str:
     return f"{capability[0]}.{capability[1]}"

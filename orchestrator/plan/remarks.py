@@ -31,6 +31,9 @@ def remarks(
     yield from planned[0].remarks if planned else ()
     if experiment.workload == "train":
         yield from (remark for one in planned[1:] for remark in one.remarks)
+        for one in planned:
+            for name, why in one.kept:
+                yield f"{one.deployment.strategy}: it is not run for {name}: {why}"
         return
     made = {one.deployment for one in planned}
     for one in planned:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
 
-from orchestrator.errors import UserError
-from orchestrator.experiment import Cell, Deployment, Experiment, Scenario
+from orchestrator.errors import Refused, UserError
+from orchestrator.experiment import IN_TRAINING, Cell, Deployment, Experiment, Scenario
 from orchestrator.plan import models
 from orchestrator.plan.corpus import pack
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
 from orchestrator.plan.devices import DEFAULT_ENGINE, Device, check_devices, choose_engines
 from orchestrator.plan.fitting import check_training_memory
 from orchestrator.plan.models import ResolvedModel
+from orchestrator.plan.precision import check_training_hardware
 from orchestrator.store.names import safe_name
-from strategies import Layout, Topology, TrainingLoad, plan_layout
-from strategies.training import check_batches
+from strategies import Layout, Topology, TrainingLoad, parse, plan_layout
+from strategies.shapes import Schedule, TrainingPrecision
+from strategies.training import check_batches, micro_batches
 from workers import engines
-from workers.messages import EnginePlan, TrainingWork
+from workers.engines import training_state
+from workers.engines.training_state import TrainingState
+from workers.messages import EnginePlan, Switches, TrainingWork
 
-PRECISIONS: Mapping[Device, Literal["bf16", "fp32"]] = {"cuda": "bf16", "cpu": "fp32"}
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+PRECISIONS: Mapping[Device, TrainingPrecision] = {"cuda": "bf16", "cpu": "fp32"}
+SCHEDULE: Schedule = "1f1b"
 
 
 def load_of(experiment: Experiment, device: Device, replicas: int = 1) -> TrainingLoad:
@@ -43,8 +48,9 @@ def load_of(experiment: Experiment, device: Device, replicas: int = 1) -> Traini
         global_batch_size=asked.global_batch_size,
         micro_batch_size=micro,
         precision=precision,
-        schedule=asked.schedule,
+        schedule=asked.schedule or SCHEDULE,
         activation_checkpointing=asked.activation_checkpointing,
+        offload=asked.offload,
     )
 
 
@@ -59,28 +65,73 @@ def plan_training(
     """Every deployment of an experiment that trains. Raises UserError, LayoutError or EngineError
     with the reason for the first one that cannot be run."""
     model = models.resolve(experiment.model, experiment.load_format)
-    if experiment.seq_len > model.shape.max_positions:
-        raise UserError(
-            f"sequences of {experiment.seq_len} tokens are longer than {model.name} knows "
-            f"positions: {model.shape.max_positions}; use a shorter --seq-len"
-        )
+    trainable = Trainable(experiment, model, device, topology)
+    check_schedule(experiment.schedule, experiment.strategy)
     tokens = None
     if experiment.data is not None:
         tokens = pack(
             experiment.data, model, load_of(whole(experiment), device), experiment.data_column
         )
-    work = TrainingWork(experiment.steps, tokens)
-    planner = _Planner(experiment, model, work, device, topology)
-    return tuple(one for layout in planner.layouts() for one in planner.deployments(layout))
+    planner = _Planner(trainable, TrainingWork(experiment.steps, tokens))
+    planned = tuple(one for layout in trainable.layouts() for one in planner.deployments(layout))
+    asked = (*experiment.technique, *experiment.ablate)
+    if asked and not any(one.deployment.ablation != "none" for one in planned):
+        reasons = "; ".join(dict.fromkeys(why for one in planned for _, why in one.kept))
+        raise UserError(f"{', '.join(asked)} can be changed under no layout: {reasons}")
+    return planned
+
+
+def check_schedule(schedule: Schedule | None, layouts: Sequence[str]) -> None:
+    """Raises UserError for the schedule of a pipeline where no layout has one."""
+    stages = (number for name in layouts for key, number in parse(name) if key == "pp")
+    if schedule and not any(number > 1 for number in stages):
+        raise UserError(
+            f"--schedule {schedule} is of a pipeline, and none of the layouts "
+            f"{', '.join(layouts)} has one; leave it out, or train under pp2 too"
+        )
+
+
+def why_not_silent(engine: str, plan: EnginePlan) -> str | None:
+    """Why a plan is not trained without its collectives; None where it can be."""
+    placement = plan.placement
+    if engine != DEFAULT_ENGINE:
+        return f"the engine {engine} cannot leave collectives out"
+    if placement.degree("pp") > 1:
+        return "without hand-overs a pipeline has no order, and no bubble either"
+    return None if placement.num_ranks > 1 else "one rank has no collectives"
+
+
+def explained(
+    experiment: Experiment, name: str, model: str, memory_bytes: int
+) -> tuple[Layout, EnginePlan]:
+    """A layout and its plan on as many GPUs of `memory_bytes` as it asks for, whatever this machine
+    has: refused as `plan_training` refuses it, but for what these GPUs have no memory for, which is
+    to be shown. Raises as that does."""
+    ranks = math.prod(number for _, number in parse(name))
+    gpus = Topology.uniform(ranks, memory_bytes)
+    asked = experiment.model_copy(update={"strategy": (name,)})
+    trainable = Trainable(asked, models.resolve(model, "dummy"), "cuda", gpus)
+    (layout,) = trainable.layouts()
+    plans = [trainable.plan(engine, layout) for engine in trainable.engines(layout)]
+    return layout, plans[0]
 
 
 @dataclass(frozen=True, slots=True)
-class _Planner:
+class Trainable:
+    """What an experiment trains, and on what. Raises UserError where no layout could."""
+
     experiment: Experiment
     model: ResolvedModel
-    work: TrainingWork
     device: Device
     topology: Topology
+
+    def __post_init__(self) -> None:
+        asked, known = self.experiment.seq_len, self.model.shape.max_positions
+        if asked > known:
+            raise UserError(
+                f"sequences of {asked} tokens are longer than {self.model.name} knows positions: "
+                f"{known}; use a shorter --seq-len"
+            )
 
     def layouts(self) -> list[Layout]:
         """The layouts that were asked for. Two names of the same layout count once."""
@@ -88,16 +139,16 @@ class _Planner:
         named = (plan_layout(name, shape, load, self.topology) for name in self.experiment.strategy)
         return list({layout.name: layout for layout in named}.values())
 
-    def deployments(self, layout: Layout) -> Iterator[PlannedDeployment]:
-        """The deployments of one layout, engine by engine."""
+    def engines(self, layout: Layout) -> tuple[str, ...]:
+        """Those that a layout is to be trained on."""
         check_devices(layout, self.device, self.topology)
-        for engine in choose_engines(layout, self.experiment.engine):
-            yield self._on(engine, layout)
+        return choose_engines(layout, self.experiment.engine)
 
-    def _on(self, engine: str, layout: Layout) -> PlannedDeployment:
-        experiment, model = self.experiment, self.model
-        plan = self._engine_plan(layout)
-        if experiment.save_checkpoint is not None and engine != DEFAULT_ENGINE:
+    def plan(self, engine: str, layout: Layout) -> EnginePlan:
+        """The plan of a layout on an engine. Raises UserError, LayoutError or EngineError for what
+        is refused whatever memory there is."""
+        plan = self._plan(layout)
+        if self.experiment.save_checkpoint is not None and engine != DEFAULT_ENGINE:
             raise UserError(
                 f"the engine {engine} saves no checkpoint here; leave --save-checkpoint out, or "
                 f"use --engine {DEFAULT_ENGINE}"
@@ -106,20 +157,11 @@ class _Planner:
             raise UserError(f"the engine {engine} cannot train {layout.name}: {reason}")
         plan = engines.settled(engine, plan)
         assert plan.training is not None
-        warning = check_batches(plan.placement, plan.training)
-        check_training_memory(plan, self.topology)
-        asked = Deployment(model.name, layout.name, engine, plan.dtype)
-        scenario = Scenario(f"train{experiment.seq_len}", experiment.seq_len, 0)
-        cell = Cell(asked, scenario, experiment.global_batch_size)
-        work = self.work
-        if experiment.save_checkpoint is not None:
-            folder = experiment.save_checkpoint.absolute() / safe_name(asked.name)
-            work = replace(work, save=str(folder))
-        cells = (PlannedCell(cell, work, replace(self.work, steps=1)),)
-        remarks = (f"{layout.name}: {warning}",) if warning else ()
-        return PlannedDeployment(asked, plan, cells, remarks=remarks)
+        check_batches(plan.placement, plan.training)
+        check_training_hardware(plan, self.topology)
+        return plan
 
-    def _engine_plan(self, layout: Layout) -> EnginePlan:
+    def _plan(self, layout: Layout) -> EnginePlan:
         experiment, model = self.experiment, self.model
         load = load_of(experiment, self.device, layout.placement.num_replicas)
         return EnginePlan(
@@ -127,12 +169,100 @@ class _Planner:
             layout=layout.name,
             placement=layout.placement,
             checkpoint=str(model.checkpoint) if model.checkpoint else None,
-            dtype=DTYPES[load.precision],
+            dtype=load.dtype,
             device=self.device,
             max_concurrency=load.global_batch_size,
             max_len=load.seq_len,
             prefill_tokens=0,
             seed=experiment.seed,
             timeout_s=experiment.timeout,
+            switches=Switches(fusion=None if experiment.fusion == "auto" else experiment.fusion),
             training=load,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Planner:
+    trainable: Trainable
+    work: TrainingWork
+
+    def deployments(self, layout: Layout) -> Iterator[PlannedDeployment]:
+        """The deployments of one layout, engine by engine."""
+        for engine in self.trainable.engines(layout):
+            yield from self._on(engine, layout)
+
+    def _on(self, engine: str, layout: Layout) -> Iterator[PlannedDeployment]:
+        """The deployment of a layout on one engine, and one more for each change that is asked
+        for."""
+        experiment = self.trainable.experiment
+        plan = _fitting(self.trainable, engine, layout)
+        others: dict[str, EnginePlan] = {}
+        kept: dict[str, str] = {}
+        for name, change in self._changes(plan):
+            try:
+                changed = replace(self.trainable, experiment=experiment.model_copy(update=change))
+                others[name] = _fitting(changed, engine, layout)
+            except Refused as error:
+                kept[name] = str(error)
+        if "comm" in (*experiment.ablate, *experiment.technique):
+            if reason := why_not_silent(engine, plan):
+                kept["comm"] = reason
+            else:
+                others["comm"] = replace(plan, ablation="comm")
+        yield replace(self._deployment(engine, plan, "none"), kept=tuple(kept.items()))
+        for name, other in others.items():
+            yield self._deployment(engine, other, name)
+
+    def _changes(self, plan: EnginePlan) -> Iterator[tuple[str, dict[str, object]]]:
+        """(what to call it, fields) of each change of the experiment for a technique."""
+        assert plan.training is not None, "the plan trains"
+        experiment = self.trainable.experiment
+        for technique in experiment.technique:
+            field, values = IN_TRAINING[technique]
+            for value in values:
+                if value != getattr(experiment, field):
+                    yield f"{technique}={value}", {field: value}
+            if technique == "accumulation":
+                count = micro_batches(plan.placement, plan.training)
+                for pieces in {1, 2 * count} - {count}:
+                    yield f"{technique}={pieces}", {"micro_batch_size": None, field: pieces}
+
+    def _deployment(self, engine: str, plan: EnginePlan, change: str) -> PlannedDeployment:
+        experiment = self.trainable.experiment
+        assert plan.training is not None, "the plan trains"
+        warning = check_batches(plan.placement, plan.training)
+        model = self.trainable.model.name
+        asked = Deployment(model, plan.layout, engine, plan.dtype, ablation=change)
+        scenario = Scenario(f"train{experiment.seq_len}", experiment.seq_len, 0)
+        cell = Cell(asked, scenario, experiment.global_batch_size)
+        work = self.work
+        if experiment.resume_from is not None:
+            work = replace(work, resume=self._state(plan, experiment.resume_from))
+        if experiment.save_checkpoint is not None and change == "none":
+            folder = experiment.save_checkpoint.absolute() / safe_name(asked.name)
+            work = replace(work, save=str(folder))
+        cells = (PlannedCell(cell, work, replace(self.work, steps=1)),)
+        remarks = (f"{asked.layout}: {warning}",) if warning else ()
+        return PlannedDeployment(asked, plan, cells, remarks=remarks)
+
+    def _state(self, plan: EnginePlan, path: Path) -> str:
+        """The folder of the state that runs begin with. Raises UserError for one of another model,
+        batch or data, and for one that leaves no steps to take."""
+        steps = self.work.steps
+        folder = training_state.given(path.absolute())
+        state = training_state.read(folder)
+        if reason := state.unlike(TrainingState.of(plan, self.work.tokens)):
+            raise UserError(f"{folder} cannot be gone on from: {reason}")
+        if state.step >= steps:
+            raise UserError(
+                f"{folder} is of {state.step} steps, and --steps {steps} asks for no more; use "
+                f"--steps {state.step + 1} or more"
+            )
+        return str(folder)
+
+
+def _fitting(trainable: Trainable, engine: str, layout: Layout) -> EnginePlan:
+    """The plan of a layout. Raises as `Trainable.plan`, and UserError where it does not fit."""
+    plan = trainable.plan(engine, layout)
+    check_training_memory(plan, trainable.topology)
+    return plan

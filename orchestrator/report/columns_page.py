@@ -27,20 +27,17 @@ from orchestrator.analysis.observed.operations import JoinedCollective
 from orchestrator.analysis.outputs import KeptRequest
 from orchestrator.analysis.recompute import Recomputed
 from orchestrator.analysis.summary import Summary
+from orchestrator.analysis.training.ablation import TrainingEffect
+from orchestrator.analysis.training.comparison import TrainingStanding
+from orchestrator.analysis.training.observed import TrainedOverlap, TrainedParts
 from orchestrator.analysis.training.rows import Trained
 from orchestrator.node.fabric import Fit
 from orchestrator.predict.crossover import Crossing
 from orchestrator.predict.matrix import Selection
 from orchestrator.store.schema import CellKey, RunKey, StartKey
-from workers.records import (
-    FabricRow,
-    SampleRow,
-    SpanRow,
-    StepRow,
-    TrainingCollectiveRow,
-    TrainingStepRow,
-)
+from workers.records import FabricRow, SampleRow, SpanRow, StepRow
 from workers.rows import Column, columns, grouped
+from workers.training_records import TrainingCollectiveRow, TrainingStepRow
 
 WIDTH = 118  # of prose; the rows of a Markdown table cannot be wrapped
 UNITLESS: Mapping[pa.DataType, str] = {pa.string(): "text", pa.bool_(): "true or false"}
@@ -108,6 +105,34 @@ SECTIONS = (
         "an operation of a rank over one axis in an optimizer step",
         RUNS,
         RunKey,
+    ),
+    Section(
+        "training_parts",
+        TrainedParts,
+        "the optimizer steps of a rank, taken apart",
+        OBSERVED,
+        StartKey,
+    ),
+    Section(
+        "training_overlaps",
+        TrainedOverlap,
+        "an operation of a rank over one axis in an optimizer step",
+        OBSERVED,
+        StartKey,
+    ),
+    Section(
+        "training_ablations",
+        TrainingEffect,
+        "a cell that trains with a change",
+        f"{JSON} under `ablations`",
+        CellKey,
+    ),
+    Section(
+        "training_comparison",
+        TrainingStanding,
+        "a cell that trains",
+        f"{JSON} under `comparison`",
+        CellKey,
     ),
     Section("comparison", Standing, "a cell", f"`comparison.arrow`, {JSON}", CellKey),
     Section("best", Best, "a load and a metric: which layouts are best", JSON),

@@ -14,10 +14,9 @@ from rich.text import Text
 from orchestrator.experiment import SCENARIOS
 from orchestrator.plan.attention import Attention
 from orchestrator.plan.planning import PREFILL_TOKENS
-from orchestrator.report.text import part, plural, ranges, stretch
+from orchestrator.report.text import collectives_table, part, plural, stretch
 from strategies import Layout, ModelShape, Placement, memory, traffic
 from strategies.precision import PHASES, Precision
-from workers.rows import grouped
 from workers.units import format_bytes
 
 # Rows of a table of ranks; more of them repeat the pattern.
@@ -294,22 +293,17 @@ def _taken(budget: memory.Budget) -> str:
 
 
 def _collectives_table(explanation: Explanation) -> Table | str:
-    sending = (share for share in explanation.ranks if share.collectives)
-    groups = grouped(sending, lambda share: share.collectives)
-    if not groups:
-        other = " other" if explanation.gathered_bytes else ""
-        return f"A decode step needs no{other} collective."
     batch = plural(explanation.batch, "request")
-    heading = f"collectives of one decode step of {batch}, per rank"
-    table = Table(box=SIMPLE_HEAD, title=heading, title_justify="left")
-    for title in ("ranks", "operation", "axis"):
-        table.add_column(title)
-    for title in ("calls", "bytes a call", "bytes"):
-        table.add_column(title, justify="right")
-    for collectives, alike in groups.items():
-        ranks = ranges(share.rank for share in alike)
-        for place, one in enumerate(collectives):
-            each, every = format_bytes(one.bytes // one.calls), format_bytes(one.bytes)
-            names = ("" if place else ranks, one.op, one.axis)
-            table.add_row(*names, str(one.calls), each, every)
-    return table
+    other = " other" if explanation.gathered_bytes else ""
+    return (
+        collectives_table(
+            f"collectives of one decode step of {batch}, per rank",
+            ((share.rank, share.collectives) for share in explanation.ranks),
+            {
+                "calls": lambda one: str(one.calls),
+                "bytes a call": lambda one: format_bytes(one.bytes // one.calls),
+                "bytes": lambda one: format_bytes(one.bytes),
+            },
+        )
+        or f"A decode step needs no{other} collective."
+    )

@@ -1,8 +1,13 @@
-"""Numbers as people read them. Every format for a figure is in this file."""
+"""Numbers as people read them, and the table of what ranks send. Every format for a figure is in
+this file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
 
 EN_DASH = "\u2013"
 
@@ -76,3 +81,43 @@ def part(bounds: tuple[int, int] | None, whole: int) -> str:
     if bounds is None:
         return "-"
     return "all" if bounds == (0, whole) else stretch(bounds)
+
+
+class Sent(Protocol):
+    """What one operation over one axis sends."""
+
+    @property
+    def op(self) -> str:
+        """As "all_reduce"."""
+        ...
+
+    @property
+    def axis(self) -> str:
+        """Mesh axes of its group."""
+        ...
+
+
+S = TypeVar("S", bound=Sent)
+
+
+def collectives_table(
+    title: str, ranks: Iterable[tuple[int, Sequence[S]]], figures: Mapping[str, Callable[[S], str]]
+) -> Table | None:
+    """A row for each operation and axis. ranks: of each rank its number and what it sends.
+    figures: heading of a column -> what is written there. None where nothing is sent."""
+    groups: dict[Sequence[S], list[int]] = {}
+    for rank, sent in ranks:
+        if sent:
+            groups.setdefault(sent, []).append(rank)
+    if not groups:
+        return None
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
+    for heading in ("ranks", "operation", "axis"):
+        table.add_column(heading)
+    for heading in figures:
+        table.add_column(heading, justify="right")
+    for sent, alike in groups.items():
+        for place, one in enumerate(sent):
+            written = (write(one) for write in figures.values())
+            table.add_row("" if place else ranges(alike), one.op, one.axis, *written)
+    return table

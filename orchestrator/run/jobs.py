@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,8 +19,11 @@ from orchestrator.node import datasheet, fabric
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
 from orchestrator.run.foretold import foretold
 from orchestrator.store.arrow_files import concat
+from orchestrator.store.names import safe_name
 from orchestrator.store.store import Store
 from workers.messages import RankReport, TrainingWork, Work
+
+STATES = "states"  # folder of the experiment: what runs that train go on from, a folder for each
 
 
 @dataclass(slots=True)
@@ -84,7 +87,8 @@ class Job:
     def is_unobserved(self, cell: PlannedCell, start: int) -> bool:
         """Whether a cell is still to be taken apart in a start."""
         left = self.given_up | self.unobservable
-        if isinstance(cell.work, TrainingWork):
+        is_changed = self.deployment.deployment.ablation != "none"
+        if isinstance(cell.work, TrainingWork) and is_changed:
             return False
         return cell.cell not in left and self.store.observed(cell.cell, start) is None
 
@@ -153,8 +157,18 @@ class Job:
             block=self.block,
             node=self.node,
             metadata=json.dumps(self.experiment.metadata),
-            peak=sheet.flops.get(plan.dtype) if sheet else None,
+            peak=sheet.flops.get(plan.fastest_dtype) if sheet else None,
         )
+
+    def training_work(self, run: Run, cell: PlannedCell) -> TrainingWork:
+        """What a run of `cell` does: with a folder of its own for its states, if it is to keep
+        some. One that is changed to be compared keeps none."""
+        assert isinstance(cell.work, TrainingWork), "the cell trains"
+        interval = self.experiment.checkpoint_interval
+        if interval is None or cell.cell.deployment.ablation != "none":
+            return cell.work
+        folder = self.store.folder.absolute() / STATES / safe_name(run.name)
+        return replace(cell.work, state=str(folder), interval=interval)
 
     def keep_settings(self, settings: Mapping[str, str]) -> None:
         """Keep what an engine with settings of its own says of them, by deployment."""
@@ -176,7 +190,9 @@ class Job:
 
     def exposed_shares(self) -> list[tuple[int, str, float]]:
         """(rank, phase, percent of a step) of exposed communication, of each cell that was
-        observed, in order; of the last start in which it was."""
+        observed, in order; of the last start in which it was. Of training there are none."""
+        if self.experiment.workload == "train":
+            return []
         tables = [self._last_observed(cell) for cell in self.deployment.cells]
         known = [table for table in tables if table is not None]
         return [share for table in known for share in exposed(PARTS_OF_STEP.rows(table))]

@@ -20,7 +20,7 @@ from orchestrator.plan.deployments import PlannedCell
 from orchestrator.run.jobs import Job
 from orchestrator.run.workers import BuildFailed, Session
 from orchestrator.store.arrow_files import concat
-from workers.messages import RankReport, Request, Work
+from workers.messages import RankReport, Request, TrainingWork, Work
 from workers.rows import grouped
 
 OBSERVED_TOKENS = 16  # made for each request while a run is taken apart: enough steps for a mean
@@ -55,7 +55,10 @@ class _Observing:
         in the process."""
         for cell in cells:
             if self.job.is_unobserved(cell, self.start):
-                self._time(cell)
+                if isinstance(cell.work, TrainingWork):
+                    self._take_apart(cell, cell.work)
+                else:
+                    self._time(cell)
         for cell in cells:
             if cell.cell in self.timed and self.job.is_unobserved(cell, self.start):
                 self._observe(cell)
@@ -86,7 +89,23 @@ class _Observing:
         if said:
             self._tell(cell, said)
 
-    def _serve(self, cell: PlannedCell, work: Work, what: str) -> list[RankReport] | None:
+    def _take_apart(self, cell: PlannedCell, work: TrainingWork) -> None:
+        """Observe optimizer steps, before which the ranks time others."""
+        reports = self._serve(
+            cell, replace(work, observe=True, save=None, resume=None), "observing"
+        )
+        found = [one.training for one in reports or () if one.training]
+        tables = {
+            "training_overlaps": concat(one.overlaps for one in found),
+            "training_parts": concat(one.parts for one in found),
+        }
+        known = {name: table for name, table in tables.items() if table is not None}
+        if "training_parts" in known:
+            self.job.store.write_observed(cell.cell, self.start, known)
+
+    def _serve(
+        self, cell: PlannedCell, work: Work | TrainingWork, what: str
+    ) -> list[RankReport] | None:
         """The reports of `work`; None where it failed, which is told."""
         try:
             workers = self.session.prepared(cell)

@@ -100,7 +100,7 @@ class Start:
     def _train(self, run: Run, cell: PlannedCell, workers: Workers, started_at: str) -> None:
         building = workers.building
         attempt = self.job.training_attempt(run, cell, started_at, building.device_name)
-        reports = workers.serve(cell.work)
+        reports = workers.serve(self.job.training_work(run, cell))
         kept = trained(attempt, building.built, building.build_s, building.device_name, reports)
         self.session.keep(run, kept, training_tables(reports))
 

@@ -36,6 +36,7 @@ FREE_FIELDS = {
     "wait_for_resources",
     "on_node_loss",
     "save_checkpoint",
+    "checkpoint_interval",
 }
 # Fields that count where they are not as they are by default.
 OF_PRECISION = ("quantization", "kv_cache_dtype", "precision_policy")

@@ -30,15 +30,17 @@ class CellKey:
         'what is FP8: "none", or "fp8" (matrices of layers; "fp8-prefill", "fp8-decode": in that '
         'phase) and "kv-fp8" (KV cache), joined by +'
     )
-    ablation: str = column('what is left out: comm, p2p, the name of a technique, or "none"')
+    ablation: str = column(
+        'what is left out: comm, p2p, the name of a technique, or "none"; of training what is '
+        "changed, as checkpointing=full"
+    )
     scenario: str = column("name of the lengths, or of the dataset")
     max_concurrency: int = column("requests in flight at most", "requests")
 
     @property
-    def name(self) -> str:
-        """The cell's name, as in the manifest and in the names of files."""
-        scenario = Scenario(self.scenario, 0, 0)
-        return Cell(self._deployment, scenario, self.max_concurrency).name
+    def layout(self) -> str:
+        """Its strategy, and what was left out of it."""
+        return self._deployment.layout
 
     @property
     def deployment(self) -> str:
@@ -50,6 +52,12 @@ class CellKey:
         return Deployment(
             self.model, self.strategy, self.engine, self.dtype, self.quantization, self.ablation
         )
+
+    @property
+    def name(self) -> str:
+        """The cell's name, as in the manifest and in the names of files."""
+        deployment = self._deployment
+        return Cell(deployment, Scenario(self.scenario, 0, 0), self.max_concurrency).name
 
 
 @row
@@ -113,6 +121,11 @@ def places(table: pa.Table, keys: Table[K]) -> dict[K, np.ndarray]:
     known = keys.rows(table.take(firsts))
     rows = [np.flatnonzero(key_of == number) for number in range(len(known))]
     return {known[number]: rows[number] for number in np.argsort(firsts)}
+
+
+def observed_name(cell: Cell, start: int) -> str:
+    """What the parts of a cell that was observed in a start are called."""
+    return f"{cell.name}.s{start}"
 
 
 def named(table: pa.Table, key: StartKey) -> pa.Table:

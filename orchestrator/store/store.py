@@ -40,18 +40,19 @@ from orchestrator.store.schema import (
     StartKey,
     cell_key,
     named,
+    observed_name,
 )
 from orchestrator.store.spool import Spool, spool_of
 from workers.rows import SCHEMA_VERSION
 
-# The observed ones last; `parts` marks its cell as observed.
+# The observed ones last; `parts`, and `training_parts`, mark their cell as observed.
 RUN_TABLES = ("summary", "requests", "steps", "collectives", "telemetry")
 TRAINING_TABLES = ("training", "training_steps", "training_collectives", "telemetry")
 OBSERVED_TABLES = ("spans", "timed_collectives", "parts")
-TABLES = tuple(dict.fromkeys((*RUN_TABLES, *TRAINING_TABLES, *OBSERVED_TABLES)))
-COMPARISON = "comparison.arrow"
-RATES = "rates.arrow"
-ABLATION = "ablation.arrow"
+TRAINING_OBSERVED = ("training_overlaps", "training_parts")
+GROUPS = RUN_TABLES, TRAINING_TABLES, OBSERVED_TABLES, TRAINING_OBSERVED
+TABLES = tuple(dict.fromkeys(name for group in GROUPS for name in group))
+COMPARISON, RATES, ABLATION = "comparison.arrow", "rates.arrow", "ablation.arrow"
 
 
 class Store:
@@ -190,16 +191,18 @@ class Store:
     def write_observed(self, cell: Cell, start: int, tables: Mapping[str, pa.Table]) -> None:
         """Keep what was observed of a cell in a start, by table; the key is put in front of each.
 
-        `parts` comes last: it marks the cell as observed in this start.
+        The last one marks the cell as observed in this start.
         """
         key = self.start_key(cell, start)
         with self._writing():
-            for name in sorted(tables, key=OBSERVED_TABLES.index):
-                self._write(self._part(name, _observed(cell, start)), named(tables[name], key))
+            for name in sorted(tables, key=TABLES.index):
+                self._write(self._part(name, observed_name(cell, start)), named(tables[name], key))
 
     def observed(self, cell: Cell, start: int) -> pa.Table | None:
-        """The table `parts` of a cell in a start; None where it was not observed."""
-        return self._read(self._part("parts", _observed(cell, start)))
+        """The table `parts`, or `training_parts`, of a cell in a start; None where it was not
+        observed."""
+        parts = (self._read(self._part(one[-1], observed_name(cell, start))) for one in GROUPS[2:])
+        return next((table for table in parts if table is not None), None)
 
     # -- the whole experiment
 
@@ -301,8 +304,8 @@ class Store:
         results."""
         if path.parent.parent != self.folder:
             return []
-        mine, groups = path.parent.name, (RUN_TABLES, TRAINING_TABLES, OBSERVED_TABLES)
-        tables = {name for group in groups if mine in group for name in group} - {mine}
+        mine = path.parent.name
+        tables = {name for group in GROUPS if mine in group for name in group} - {mine}
         return [self.folder / table / path.name for table in sorted(tables)]
 
     def _write(self, path: Path, table: pa.Table) -> None:
@@ -313,7 +316,3 @@ class Store:
 
     def _story(self, name: str) -> Path:
         return self.folder / "failures" / f"{safe_name(name)}.txt"
-
-
-def _observed(cell: Cell, start: int) -> str:
-    return f"{cell.name}.s{start}"

@@ -37,6 +37,8 @@ def layer_bytes(placement: Placement, model: ModelShape, load: TrainingLoad, kep
     if kept == "selective":  # what matrix products and attention make, and the layer's input
         shared = c * (hidden + 2 * model.intermediate_size) + attention
         return tokens * (shared // tp + 2 * c * hidden)
+    if load.precision == "fp32":  # keys and values are repeated for each head of queries
+        attention += c * 2 * (queries - keys)
     shared = 2 * _norm(hidden, 1, c) + attention + 4 * c * model.intermediate_size
     if model.qk_norm:
         shared += _norm(queries, model.num_heads, c) + _norm(keys, model.num_kv_heads, c)
@@ -66,6 +68,9 @@ def going_back_bytes(placement: Placement, model: ModelShape, load: TrainingLoad
     tokens = load.micro_batch_size * load.seq_len
     gradients = 2 * model.intermediate_size + model.hidden_size
     taken = tokens * compute_bytes(load) * gradients // placement.degree("tp")
+    if load.is_fp8:  # both sides of the largest product once more, of a byte an element
+        sizes = model.hidden_size, model.intermediate_size
+        taken += tokens * sum(sizes) + math.prod(sizes)
     if load.activation_checkpointing == "off":
         return taken
     return taken + layer_bytes(placement, model, load, "off")

@@ -88,19 +88,29 @@ def _of_rank(
         buffers=buffers,
         host=on_host,
     )
-    return _offloaded(memory, load)
+    return _offloaded(memory, placement, load)
 
 
-def _offloaded(memory: TrainingMemory, load: TrainingLoad) -> TrainingMemory:
-    """The same with what lies in main memory moved there: the optimizer's state and the gradients
-    that it reads (Ren et al., arXiv:2101.06840, section 4), perhaps the weights."""
+def _offloaded(memory: TrainingMemory, placement: Placement, load: TrainingLoad) -> TrainingMemory:
+    """The same with what lies in main memory moved there: the optimizer's state, and of what reads
+    its gradients there, these (ZeRO 2 and 3: Ren et al., arXiv:2101.06840, section 4; FSDP2);
+    perhaps the weights."""
     if load.offload == "none":
         return memory
-    host = memory.host + memory.optimizer + memory.gradients
-    moved = replace(memory, optimizer=0, gradients=0, host=host)
-    if load.offload == "optimizer":
-        return moved
-    return replace(moved, weights=0, host=host + memory.weights)
+    stage, takes_weights = placement.option("zero_stage"), load.offload == "optimizer+params"
+    takes_gradients = takes_weights or stage in ("2", "3")
+    host = memory.host + memory.optimizer
+    if not stage and not takes_weights and load.precision == "fp32":
+        host += memory.optimizer // 2  # a copy of the weights, as large as one of two moments
+    host += memory.gradients if takes_gradients else 0
+    host += memory.weights if takes_weights else 0
+    return replace(
+        memory,
+        weights=0 if takes_weights else memory.weights,
+        gradients=0 if takes_gradients else memory.gradients,
+        optimizer=0,
+        host=host,
+    )
 
 
 def kept_elements(placement: Placement, model: ModelShape, rank: int, of: Of) -> int:
@@ -165,14 +175,12 @@ class _Buffers:
         received: int,
         head: str,
     ) -> _Buffers:
-        """Replicas beside tp are FSDP2 over one rank, which copies what it computes with. DDP sums
-        gradients in buckets, beside those of the micro-batches before the last."""
+        """Replicas beside tp are FSDP2 over one rank, which copies what it computes with. DDP keeps
+        gradients in its buckets alone."""
         c, degree = compute_bytes(load), placement.degree
         if degree("dp") > 1 and degree("tp") > 1 and degree("pp") == 1:
             return cls._of_fsdp(whole, c, head)
-        is_summed = degree("dp") > 1 and degree("pp") == 1 and micro_batches(placement, load) > 1
-        size = received + (c * sum(whole.values()) if is_summed else 0)
-        return cls(size, size, size)
+        return cls(received, received, received)
 
     @classmethod
     def _of_fsdp(cls, whole: Mapping[str, int], c: int, head: str) -> _Buffers:

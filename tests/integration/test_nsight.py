@@ -28,7 +28,7 @@ from orchestrator.store.identity import identity_of
 from strategies.shapes import Topology
 from workers.engines.native.engine import TorchEngine, is_observable
 from workers.messages import Work
-from workers.ranges import NoRanges, PushedRanges, ranges_for
+from workers.progress import NoRanges, PushedRanges, ranges_for
 from workers.rank import RankContext
 from workers.versions import PROJECT, versions
 

@@ -34,8 +34,8 @@ from orchestrator.plan.remarks import remarks
 from orchestrator.report.sweep import render_techniques
 from orchestrator.store.identity import identity_of
 from strategies import Topology
-from workers.messages import AttentionTime, Built, RankReport
-from workers.records import COMPUTE, DECODE, SPANS
+from workers.messages import Built, RankReport
+from workers.records import COMPUTE, DECODE, SPANS, AttentionTime
 
 H200 = 141 * 10**9
 BUILT = Built(0, 1.0, None, 100, None, "cpu")

@@ -3,6 +3,7 @@ its runs."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,10 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
+from rich.console import Console
 
 from orchestrator.analysis.training.comparison import compared, findings_of, trained_at
+from orchestrator.analysis.training.observed import TrainedParts, times_of
 from orchestrator.analysis.training.rows import (
     TRAINED,
     Trained,
@@ -27,18 +30,24 @@ from orchestrator.errors import Refused
 from orchestrator.experiment import Experiment, Run
 from orchestrator.plan import planning
 from orchestrator.plan.deployments import PlannedDeployment
+from orchestrator.report.training.terminal import render
 from orchestrator.run.jobs import Job
 from orchestrator.store.catalog import list_runs
 from orchestrator.store.identity import identity_of
 from orchestrator.store.store import Store
 from strategies import Topology
 from strategies.training import flops_per_token
+from workers.engines import training_state
 from workers.messages import Built, RankReport, TrainingWork
-from workers.records import (
-    STEPS,
+from workers.records import STEPS
+from workers.training_records import (
     TRAINING_COLLECTIVES,
+    TRAINING_OVERLAPS,
+    TRAINING_PARTS,
     TRAINING_STEPS,
     TrainingCollectiveRow,
+    TrainingOverlapRow,
+    TrainingPartsRow,
     TrainingReport,
     TrainingStepRow,
 )
@@ -77,6 +86,8 @@ def test_every_layout_gets_one_cell_of_the_same_load() -> None:
         ({"workload": "train", "dtype": "float16"}, "leave dtype out, or give workload generate"),
         ({"seq_len": 64}, "seq_len is about the workload train, and generate is asked for"),
         ({"steps": 5}, "leave steps out, or give workload train"),
+        ({"workload": "train", "technique": "graphs"}, "use checkpointing, accumulation, fusion"),
+        ({"workload": "train", "ablate": "p2p"}, "training can do with comm"),
         ({"workload": "train", "data_column": "body"}, "give data too"),
         (
             {"workload": "train", "micro_batch_size": 2, "gradient_accumulation_steps": 2},
@@ -112,7 +123,18 @@ def test_what_training_is_asked_makes_another_experiment() -> None:
         ({"strategy": "tp2", "engine": "deepspeed"}, "trains replicas .dp. alone"),
         ({"strategy": "dp2", "engine": "vllm"}, "the engine 'vllm' only generates"),
         ({"strategy": "dp2zero2", "save_checkpoint": Path("x")}, "saves no checkpoint here"),
+        ({"strategy": "dp2", "schedule": "gpipe"}, "none of the layouts dp2 has one; leave it out"),
+        ({"strategy": "dp2,pp2", "schedule": "gpipe"}, None),
         ({"seq_len": 4096}, "longer than tiny knows positions: 2048"),
+        ({"precision": "fp8"}, "--precision fp8 needs GPUs, and CPUs are asked for; use --pre"),
+        ({"precision": "fp8", "strategy": "dp2zero1"}, "here it has no FP8, and --precision fp8"),
+        ({"precision": "fp8-fp16", "strategy": "tp2"}, "no FP8 over tp; use dp, fsdp or pp"),
+        ({"precision": "fp16", "strategy": "dp2", "engine": "deepspeed"}, "under ZeRO alone"),
+        ({"offload": "optimizer+params", "strategy": "tp2fsdp2"}, "use --offload optimizer"),
+        ({"offload": "optimizer+params", "strategy": "dp2"}, "cut over replicas; use fsdpN"),
+        ({"offload": "optimizer+params", "strategy": "dp2zero2"}, "use dpNzero3, or --offload"),
+        ({"offload": "optimizer", "strategy": "dp2", "engine": "deepspeed"}, "what ZeRO cuts"),
+        ({"resume_from": Path("nothing")}, "there is no training state in .*nothing; give a fol"),
         (
             {"strategy": "dp2", "micro_batch_size": None, "gradient_accumulation_steps": 3},
             "use a multiple of 6",
@@ -127,6 +149,91 @@ def test_what_cannot_be_trained_is_refused_in_a_line(
         return
     with pytest.raises(Refused, match=why) as error:
         plan(**fields)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture(autouse=True)
+def with_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if torchao were installed."""
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: found("torch" if name == "torchao" else name)
+    )
+
+
+def test_fp8_is_refused_on_gpus_without_it() -> None:
+    asked = {"device": "cuda", "precision": "fp8", "strategy": "fsdp2"}
+    experiment = Experiment(**{**TRAIN, **asked})
+    gpus = [replace(one, capability=(8, 0)) for one in Topology.uniform(2, 80 * 10**9).devices]
+    with pytest.raises(Refused, match=r"needs GPUs of compute capability 8.9 or more; .* has 8.0"):
+        planning.plan_experiment(experiment, "cuda", Topology(tuple(gpus)))
+
+
+def test_fp8_is_refused_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    experiment = Experiment(**{**TRAIN, "precision": "fp8", "strategy": "fsdp2"})
+    with pytest.raises(Refused, match=r"FP8 needs torchao: pip install 'shard-orchestrator.fp8.'"):
+        planning.plan_experiment(experiment, "cuda", Topology.uniform(2, 80 * 10**9))
+
+
+def test_runs_keep_their_states_in_folders_of_their_own(store: Store) -> None:
+    (one,) = plan(strategy="dp2")
+    job = Job(one, Experiment(**TRAIN, checkpoint_interval=2), store)
+    works = [job.training_work(run, one.cells[0]) for run in job.runs(one.cells[0], 0)]
+    assert {work.interval for work in works} == {2}
+    name = "tiny.dp2.torch.float32.train64.c8.s0.r0"
+    assert works[0].state == str(store.folder.absolute() / "states" / name)
+    plain = Job(one, Experiment(**TRAIN), store)
+    assert plain.training_work(next(iter(plain.runs(one.cells[0], 0))), one.cells[0]).state is None
+
+
+def test_a_layout_that_is_changed_to_be_compared_keeps_no_state(store: Store) -> None:
+    as_asked, changed = plan(strategy="dp2", technique="comm")
+    experiment = Experiment(**TRAIN, checkpoint_interval=2)
+    jobs = [Job(one, experiment, store) for one in (as_asked, changed)]
+    runs = [next(iter(job.runs(job.deployment.cells[0], 0))) for job in jobs]
+    works = [j.training_work(r, j.deployment.cells[0]) for j, r in zip(jobs, runs, strict=True)]
+    assert [work.state is None for work in works] == [False, True]
+
+
+def state_of(planned: PlannedDeployment, folder: Path, **changes: Any) -> Path:
+    """A state after 3 steps of a run."""
+    target = folder / training_state.name_of(3)
+    target.mkdir()
+    state = training_state.TrainingState.of(planned.plan, None)
+    training_state.write(replace(state, **{"step": 3, **changes}), target)
+    return target
+
+
+def test_runs_begin_with_a_state_that_another_layout_wrote(tmp_path: Path) -> None:
+    (before,) = plan(strategy="tp2pp2")
+    state = state_of(before, tmp_path)
+    (one,) = plan(strategy="fsdp2", resume_from=tmp_path)
+    (cell,) = one.cells
+    assert isinstance(cell.work, TrainingWork)
+    assert cell.work.resume == str(state)
+    assert cell.warmup.resume is None  # type: ignore[union-attr]
+    asked = [Experiment(**TRAIN, resume_from=path) for path in (tmp_path, None)]
+    assert identity_of(asked[0]) != identity_of(asked[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "fields", "why"),
+    [
+        ({}, {"steps": 3}, "is of 3 steps, and --steps 3 asks for no more; use --steps 4"),
+        ({}, {"seed": 4}, "cannot be gone on from: it was written with --seed 0, and 4 is"),
+        ({}, {"seq_len": 32}, "it was written with --seq-len 64, and 32 is asked for"),
+        ({"parameters": (("x", (1,)),)}, {}, r"it has \(1,\) of x, and the model no such"),
+        ({"data": "0"}, {}, "it was trained on other data"),
+    ],
+)
+def test_a_state_of_another_run_is_refused_in_a_line(
+    changes: dict[str, Any], fields: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    (one,) = plan(strategy="dp2")
+    state_of(one, tmp_path, **changes)
+    with pytest.raises(Refused, match=why) as error:
+        plan(strategy="dp2", resume_from=tmp_path, **fields)
     assert "\n" not in str(error.value)
 
 
@@ -192,7 +299,7 @@ def test_a_dry_run_says_what_would_be_trained() -> None:
 def report(rank: int, seconds: float) -> RankReport:
     """Of 3 steps that take `seconds` each, after a first one of 1 s."""
     rows = [
-        TrainingStepRow(step=i, loss=3.0 - i, grad_norm=2.0, end_s=1.0 + i * seconds)
+        TrainingStepRow(step=i, loss=3.0 - i, grad_norm=2.0, end_s=1.0 + i * seconds, resumed=False)
         for i in range(3)
     ]
     sent = TrainingCollectiveRow(rank=rank, op="all_reduce", axis="dp", calls=2, bytes=100 + rank)
@@ -233,6 +340,26 @@ def test_rates_leave_out_the_first_step(store: Store) -> None:
     assert (found.memory.gradient_bytes, found.traffic.communication_bytes) == (21, 101)
     assert found.memory.activation_bytes is None
     assert found.rate.bubble_share is None
+
+
+def test_rates_leave_out_the_first_step_after_a_stop_too(store: Store) -> None:
+    (one,) = plan(strategy="dp2")
+    ends = [1.0, 1.5, 9.0, 9.7]
+    rows = [
+        TrainingStepRow(step=i, loss=1.0, grad_norm=1.0, end_s=end, resumed=i == 2)
+        for i, end in enumerate(ends)
+    ]
+    reports = [report(rank, 0.5) for rank in range(2)]
+    assert reports[0].training is not None
+    kept = replace(reports[0].training, steps=TRAINING_STEPS.make(rows), states_s=2.0)
+    reports[0] = replace(reports[0], training=kept)
+    built = [Built(0, 1.0, None, 10, None, "cpu")]
+    found = trained(attempt(store, one, 0), built, 5.0, "cpu", reports)
+    assert found.rate.step_time_ms == pytest.approx(600.0)
+    assert found.startup.states_s == 2
+    kept = replace(kept, steps=TRAINING_STEPS.make(rows[:1]))
+    reports[0] = replace(reports[0], training=kept)
+    assert trained(attempt(store, one, 0), built, 5.0, "cpu", reports).rate.step_time_ms is None
 
 
 def test_the_share_of_the_data_sheet_is_that_of_the_arithmetic_of_the_model(store: Store) -> None:
@@ -324,7 +451,7 @@ def test_what_is_of_runs_that_serve_is_refused(store: Store) -> None:
     assert "--objective is of runs that serve" in compared.output
     train = ["submit", "--workload", "train", "--device", "cpu"]
     traced = CliRunner().invoke(main, [*train, "--trace"])
-    assert "nothing is taken apart of training" in traced.output
+    assert "no spans are kept of training" in traced.output
     predicted = CliRunner().invoke(main, [*train[:3], "--dry-run", "--gpu", "h100", "--gpus", "2"])
     assert "how fast a layout trains is not predicted" in predicted.output
     assert {compared.exit_code, traced.exit_code, predicted.exit_code} == {2}
@@ -355,3 +482,161 @@ def test_rows_of_unlike_precision_stay_apart(store: Store) -> None:
     first = row(store, one, 0, 0.5)
     other = replace(first, cell=replace(first.cell, dtype="bfloat16"))
     assert len(compared([first, other]).comparison) == 2
+
+
+# -- taken apart, and with one thing changed
+
+
+def parts(store: Store, planned: PlannedDeployment, start: int, **fields: Any) -> TrainedParts:
+    (cell,) = planned.cells
+    key = store.start_key(cell.cell, start)
+    some = {
+        "rank": 0,
+        "stages": (0,),
+        "steps": 2,
+        "step_ms": 100.0,
+        "forward_ms": 20.0,
+        "backward_ms": 40.0,
+        "optimizer_ms": 5.0,
+        "other_ms": 5.0,
+        "exposed_ms": 10.0,
+        "handover_ms": 0.0,
+        "agreement_ms": 10.0,
+        "gap_ms": 10.0,
+        "busy_ms": 30.0,
+        "bubble_ms": None,
+        "bubble_share": None,
+        "timed_step_ms": 98.0,
+        "profile_ratio": 1.02,
+        "reason": None,
+    }
+    return TrainedParts(cell=key.cell, start=start, **(some | fields))
+
+
+def test_what_was_observed_is_a_mean_over_ranks_and_then_over_starts(store: Store) -> None:
+    (one,) = plan(strategy="dp2")
+    seen = [
+        parts(store, one, 0, exposed_ms=10.0),
+        parts(store, one, 0, rank=1, exposed_ms=20.0),
+        parts(store, one, 1, exposed_ms=30.0),
+    ]
+    times = compared([row(store, one, 0, 0.5)], None, seen).comparison[0].times
+    assert times.communication_exposed_ms == pytest.approx((15.0 + 30.0) / 2)
+    assert times.communication_hidden_ms == pytest.approx((15.0 + 0.0) / 2)
+    assert times.communication_exposed_share == pytest.approx(0.225)
+    assert (times.bubble_measured, times.observed_reason) == (None, None)
+
+
+def test_what_was_not_observed_is_null_and_says_why(store: Store) -> None:
+    (one,) = plan(strategy="dp2")
+    (cell,) = compared([row(store, one, 0, 0.5)]).comparison
+    assert (cell.times.forward_ms, cell.times.observed_reason) == (None, "no step was observed")
+    slow = times_of([parts(store, one, 0, profile_ratio=1.2)], on_cpu=False)
+    assert slow.communication_exposed_ms is None
+    assert slow.observed_reason == "the profiled step takes 1.20 of the timed one"
+
+
+def test_a_measured_bubble_stands_beside_that_of_the_schedule(store: Store) -> None:
+    (one,) = plan(strategy="pp2")
+    kept(store, one, row(store, one, 0, 0.5), training_tables([report(0, 0.5), report(1, 0.5)]))
+    (cell,) = one.cells
+    seen = [
+        TrainingPartsRow(
+            **{name: value for name, value in vars(found).items() if name not in ("cell", "start")}
+        )
+        for found in (
+            parts(store, one, 0, bubble_ms=20.0, bubble_share=0.25, handover_ms=10.0),
+            parts(store, one, 0, rank=1, stages=(1,), bubble_ms=30.0, bubble_share=0.35),
+        )
+    ]
+    overlap = TrainingOverlapRow(
+        rank=0,
+        op="send_recv",
+        axis="pp",
+        seen_calls=4.0,
+        busy_ms=None,
+        exposed_ms=3.21,
+        hidden_ms=None,
+    )
+    job = Job(one, Experiment(**TRAIN), store)
+    assert job.is_unobserved(cell, 0)
+    tables = {
+        "training_parts": TRAINING_PARTS.make(seen),
+        "training_overlaps": TRAINING_OVERLAPS.make([overlap]),
+    }
+    store.write_observed(cell.cell, 0, tables)
+    assert not job.is_unobserved(cell, 0)
+    (found,) = findings_of([store.folder]).comparison
+    assert found.times.bubble_measured == pytest.approx(0.3)
+    assert found.rate.bubble_share == pytest.approx(0.2)
+    CliRunner().invoke(main, ["report", str(store.folder)])
+    page = (store.folder / "report.html").read_text()
+    for text in ("<td>send_recv</td><td>pp</td><td>-</td><td>3.21</td><td>-</td>", "35.0%"):
+        assert text in page
+    table = CliRunner().invoke(main, ["compare", str(store.folder)], terminal_width=400).output
+    assert "as observed" in table
+    assert "by the schedule alone" in table
+
+
+def test_a_change_of_each_technique_gets_a_deployment_of_its_own() -> None:
+    asked = {"technique": "all", "activation_checkpointing": "full"}
+    planned = plan(strategy="dp2,pp2", **asked)
+    names = [one.deployment.layout for one in planned]
+    assert names == [
+        "dp2",
+        "dp2 with checkpointing off",
+        "dp2 with checkpointing selective",
+        "dp2 with checkpointing cpu-offload",
+        "dp2 with accumulation 1",
+        "dp2 with accumulation 4",
+        "dp2 with fusion on",
+        "dp2 with fusion off",
+        "dp2 without comm",
+        "pp2",
+        "pp2 with checkpointing off",
+        "pp2 with checkpointing selective",
+        "pp2 with checkpointing cpu-offload",
+        "pp2 with accumulation 8",
+        "pp2 with fusion on",
+        "pp2 with fusion off",
+    ]
+    by_name = dict(zip(names, planned, strict=True))
+    loads = [by_name[f"dp2 with accumulation {n}"].plan.training for n in (1, 4)]
+    assert [one.micro_batch_size for one in loads if one] == [4, 1]
+    assert by_name["dp2 with fusion on"].plan.switches.fusion == "on"
+    assert by_name["dp2 without comm"].plan.ablation == "comm"
+    refused = dict(by_name["pp2"].kept)
+    assert "fewer than the 2 stages" in refused["accumulation=1"]
+    assert refused["comm"] == "without hand-overs a pipeline has no order, and no bubble either"
+
+
+def test_a_change_that_no_layout_can_have_is_refused() -> None:
+    with pytest.raises(Refused, match="comm can be changed under no layout: one rank has no coll"):
+        plan(strategy="tp1", technique="comm")
+    with pytest.raises(Refused, match="the engine deepspeed cannot leave collectives out"):
+        plan(strategy="dp2zero1", ablate="comm")
+
+
+def test_each_change_has_a_row_beside_what_was_asked(store: Store) -> None:
+    asked, full, selective, _, silent = plan(strategy="dp2", technique="checkpointing,comm")
+    runs = [row(store, asked, start, 0.50 + 0.01 * start) for start in range(2)]
+    runs += [row(store, full, start, 0.60 + 0.01 * start) for start in range(2)]
+    runs += [row(store, silent, start, 0.40 + 0.01 * start) for start in range(2)]
+    runs.append(failed(attempt(store, selective, 0), "out_of_memory"))
+    found = compared(runs, None, [parts(store, asked, 0)])
+    assert [one.cell.ablation for one in found.comparison] == ["none"]
+    of_full, of_silent = found.effects
+    assert of_full.step_time.with_it == pytest.approx(605.0)
+    assert of_full.step_time.without == pytest.approx(505.0)
+    assert of_full.step_time.ratio_ci_low is not None
+    assert of_full.step_time.ratio_ci_low < 605 / 505 < (of_full.step_time.ratio_ci_high or 0)
+    assert (of_full.loss_difference, of_full.communication_calls) == (0.0, 2)
+    assert (of_full.peak_memory.with_it, of_full.exposed_pct) == (1000, None)
+    assert of_silent.saved_pct == pytest.approx(100 * (1 - 405 / 505))
+    assert (of_silent.exposed_pct, of_silent.loss_difference) == (pytest.approx(10.0), None)
+    console = Console(record=True, width=200)
+    render(found, console)
+    shown = console.export_text()
+    assert "dp2 with checkpointing full" in shown
+    assert "605.0 of 505.0" in shown
+    assert "dp2 with checkpointing selective failed: out_of_memory" in shown

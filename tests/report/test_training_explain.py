@@ -44,7 +44,7 @@ def test_the_memory_is_split_by_what_it_is_for() -> None:
 
 def test_what_does_not_fit_is_said() -> None:
     said = explained("dp2", *LLAMA, *STEP, "--memory", "80GiB")
-    assert "It does not fit: the fullest rank takes 177.3 GB of 85.9 GB" in said
+    assert "It does not fit: the fullest rank takes 161.2 GB of 85.9 GB" in said
     assert "What fits: unknown" in explained("dp2", *LLAMA, *STEP)
 
 
@@ -92,7 +92,41 @@ def test_many_ranks_repeat_the_pattern() -> None:
         (["dp2", *LLAMA, "--batch", "2"], "--batch and --chunked-prefill-size are about the work"),
         (["dp2", *LLAMA, "--dtype", "float16"], "dtype is about the workload generate"),
         (["dp2", "--seq-len", "64"], "seq_len is about the workload train"),
+        (["dp2", *LLAMA[:4], "--seq-len", "200000"], "longer than llama-8b knows positions: 131"),
+        (["tp4", *LLAMA[:4], "--seq-len", "66"], "do not divide over tp=4; use --seq-len 68"),
+        (["tp2", *LLAMA, "--offload", "optimizer+params"], "use --offload optimizer"),
+        (["dp2", *LLAMA, "--offload", "optimizer+params"], "use fsdpN, or --offload optimizer"),
+        (
+            ["dp2", *LLAMA, "--schedule", "gpipe"],
+            "gpipe is of a pipeline, and none of the layouts dp2",
+        ),
+        (["tp2", *LLAMA, "--precision", "fp8"], "the engine torch cannot train tp2: it has no FP8"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_a_line(arguments: list[str], message: str) -> None:
     assert message in refused(*arguments)
+
+
+def test_a_schedule_is_of_the_layouts_that_have_a_pipeline() -> None:
+    assert "pp2" in explained("dp2", "pp2", *LLAMA, *STEP, "--schedule", "gpipe")
+
+
+def test_what_is_kept_in_main_memory_is_said_beside_what_a_gpu_takes() -> None:
+    ranks = [
+        data("fsdp2", *LLAMA, *STEP, "--offload", where)["ranks"][0]["memory"]
+        for where in ("none", "optimizer", "optimizer+params")
+    ]
+    here, optimizer, everything = ranks
+    assert (optimizer["optimizer"], optimizer["host"]) == (0, here["optimizer"])
+    assert optimizer["gradients"] == here["gradients"]
+    moved = here["weights"] + here["gradients"] + here["optimizer"]
+    assert (everything["weights"], everything["gradients"], everything["host"]) == (0, 0, moved)
+
+
+def test_each_precision_has_its_memory() -> None:
+    totals = {
+        kind: data("fsdp2", *LLAMA, *STEP, "--precision", kind)["ranks"][0]["memory"]
+        for kind in ("fp32", "bf16", "fp16")
+    }
+    assert totals["bf16"] == totals["fp16"]
+    assert totals["fp32"]["weights"] == 2 * totals["bf16"]["weights"]

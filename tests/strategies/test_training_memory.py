@@ -93,6 +93,27 @@ def test_offload_moves_the_optimizer_and_its_gradients_to_main_memory() -> None:
     assert (params.weights, params.host) == (0, there.host + here.weights)
 
 
+@pytest.mark.parametrize(
+    ("name", "precision", "bytes_a_parameter"),
+    [("dp2zero1", "bf16", 6), ("tp1", "bf16", 12), ("tp1", "fp32", 12), ("fsdp2", "bf16", 6)],
+)
+def test_an_offloaded_optimizer_alone_leaves_gradients_where_they_are(
+    name: str, precision: TrainingPrecision, bytes_a_parameter: int
+) -> None:
+    """In float32 there is a copy of the weights in main memory then, for ZeRO aside, beside 8."""
+    load = replace(LOAD, precision=precision)
+    here, there = memory(name, load=load), memory(name, load=replace(load, offload="optimizer"))
+    assert (there.optimizer, there.gradients) == (0, here.gradients)
+    assert there.host == pytest.approx(bytes_a_parameter * LLAMA_8B.num_parameters, rel=1e-3)
+
+
+def test_fp8_takes_what_its_dtype_does_and_both_sides_of_a_product() -> None:
+    short = replace(LOAD, seq_len=8192)
+    wide, eight = memory("tp1", load=short), memory("tp1", load=replace(short, precision="fp8"))
+    assert (eight.weights, eight.optimizer) == (wide.weights, wide.optimizer)
+    assert eight.total >= wide.total
+
+
 def test_what_fits_leaves_room_for_contexts() -> None:
     full = replace(LOAD, activation_checkpointing="full", global_batch_size=2)
     one = memory("dp2", load=full)
@@ -194,11 +215,12 @@ def test_fsdp_has_what_is_in_no_layer_gathered_where_the_loss_takes_the_most() -
     assert one.activations > 12 * 4096 * 128256
 
 
-def test_replicas_have_gradients_twice_where_several_micro_batches_are_summed() -> None:
-    """In DDP's buckets, and those of the micro-batches before the last."""
-    several = memory("dp2")
-    assert several.buffers == several.gradients
-    assert memory("dp2", load=replace(LOAD, global_batch_size=2)).buffers == 0
+def test_replicas_have_gradients_once_however_many_micro_batches_are_summed() -> None:
+    """In DDP's buckets alone: 16 bytes a parameter under accumulation too."""
+    one = memory("dp2", load=replace(LOAD, activation_checkpointing="full"))
+    assert one.buffers == 0
+    assert one.weights + one.gradients + one.optimizer == 16 * LLAMA_8B.num_parameters
+    assert one.fits(141 * GIB)
 
 
 def test_fsdp_has_two_layers_and_their_gradients_where_going_back_takes_the_most() -> None:

@@ -37,7 +37,7 @@ def install(folder: Path) -> Path:
     return register(folder, "fake", "fake_engine:FakeEngine")
 
 
-def register(folder: Path, name: str, where: str) -> Path:
+def register(folder: Path, name: str, where: str, group: str = "orchestrator.engines") -> Path:
     """Have `folder`, once on the path, tell of an engine: `name`, which is made at `where`.
 
     For entry points, an installed distribution is no more than a folder of metadata.
@@ -45,7 +45,7 @@ def register(folder: Path, name: str, where: str) -> Path:
     info = folder / f"{name}_engine-1.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-engine\nVersion: 1\n")
-    (info / "entry_points.txt").write_text(f"[orchestrator.engines]\n{name} = {where}\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {where}\n")
     return folder
 
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import os
+
+import torch
+import torch.distributed as dist
+
 from workers import engines
 from workers.actor import Worker
 from workers.messages import EnginePlan, RankReport, Work
@@ -9,6 +15,20 @@ from workers.messages import EnginePlan, RankReport, Work
 
 class Rank(Worker):
     """A worker of the pool."""
+
+    def standing(self) -> tuple[int, int]:
+        """Its process, and the descriptor under which that keeps where it stands."""
+        return os.getpid(), self._progress.standing.fd
+
+    def kept(self) -> tuple[int, int]:
+        """Bytes of tensors that Python still knows of, and process groups."""
+        gc.collect()
+        tensors = {
+            one.untyped_storage().data_ptr(): one.untyped_storage().nbytes()
+            for one in gc.get_objects()
+            if type(one) in (torch.Tensor, torch.nn.Parameter)
+        }
+        return sum(tensors.values()), len(dist.distributed_c10d._world.pg_map)
 
     def serve_many(
         self, engine: str, jobs: list[tuple[EnginePlan, Work]], address: tuple[str, int]

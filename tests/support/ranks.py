@@ -98,6 +98,7 @@ class Pool:
 @pytest.fixture(scope="session")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     site = register(tmp_path_factory.mktemp("engines"), "small", "ranks:small_cache")
+    register(site, "stuck", "stuck_trainer:StuckTrainer", "orchestrator.trainers")
     context = multiprocessing.get_context("spawn")
     pairs = [context.Pipe() for _ in range(POOL_SIZE)]
     processes = [

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import (
 )
 
 from strategies import ModelShape, TrainingLoad
+from workers.engines.training.model import attention_of
 from workers.engines.transformers_config import shape_to_config
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -34,8 +35,9 @@ def taken(model: ModelShape, load: TrainingLoad) -> tuple[int, int, int]:
     the end; and of everything at the peak."""
     with FakeTensorMode():
         config = shape_to_config(model)
+        dtype = DTYPES[load.precision]
         made = transformers.AutoModelForCausalLM.from_config(
-            config, dtype=DTYPES[load.precision], attn_implementation="sdpa"
+            config, dtype=dtype, attn_implementation=attention_of(dtype)
         )
         made.train()
         tracker = MemTracker()

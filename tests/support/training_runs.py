@@ -11,7 +11,7 @@ from ranks import BASE, FAMILIES, POOL_SIZE
 
 from strategies import ModelShape, Topology, TrainingLoad, plan_layout
 from workers.messages import EnginePlan, RankReport
-from workers.records import TRAINING_STEPS, TrainingStepRow
+from workers.training_records import TRAINING_STEPS, TrainingStepRow
 
 STEPS, FEW = 20, 4
 TOLERANCE = 1e-4
@@ -55,6 +55,11 @@ def check_same(found: Curve, expected: Curve, tolerance: float = TOLERANCE) -> N
         assert mine.grad_norm == pytest.approx(theirs.grad_norm, abs=tolerance, rel=tolerance)
 
 
+def step_row(step: int, loss: float, grad_norm: float, end_s: float = 0.0) -> TrainingStepRow:
+    """A step of a run that was never stopped."""
+    return TrainingStepRow(step=step, loss=loss, grad_norm=grad_norm, end_s=end_s, resumed=False)
+
+
 @functools.cache
 def shape_of(family: str) -> ModelShape:
     """A small model: 5 layers; with 4 KV heads, so that each rank has whole ones."""
@@ -83,13 +88,14 @@ def alone(family: str) -> Curve:
         model.parameters(), LEARNING_RATE, BETAS, EPSILON, weight_decay=WEIGHT_DECAY
     )
     rows = []
-    for step, tokens in enumerate(random_batches(training_plan("tp1", shape, None), 0, STEPS)):
+    for step, tokens in enumerate(
+        random_batches(training_plan("tp1", shape, None), 0, range(STEPS))
+    ):
         logits = model(tokens[:, :-1]).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
         adam.zero_grad()
         loss.backward()
         norm = torch.nn.utils.get_total_norm([one.grad for one in model.parameters()])
         adam.step()
-        row = TrainingStepRow(step=step, loss=loss.item(), grad_norm=norm.item(), end_s=0.0)
-        rows.append(row)
+        rows.append(step_row(step, loss.item(), norm.item()))
     return rows

@@ -134,3 +134,14 @@ def test_zero_3_keeps_its_part_of_the_weights_in_float32() -> None:
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 
     assert "self.fp32_partitioned_groups_flat" in inspect.getsource(DeepSpeedZeroOptimizer_Stage3)
+
+
+def test_what_zero_finds_its_moments_by_and_keeps_of_modules_and_scales() -> None:
+    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    assert callable(DeepSpeedZeroOptimizer._lazy_init_hp_params_optimizer_state)
+    assert isinstance(parameter_offload.FWD_MODULE_STACK, list)
+    for kind in (DeepSpeedZeroOptimizer, DeepSpeedZeroOptimizer_Stage3):
+        assert "loss_scaler" in inspect.getsource(kind)

@@ -11,8 +11,13 @@ from training_runs import LOAD, shape_of, training_plan
 
 from strategies import TrainingLoad
 from strategies.training import training_traffic
-from workers.messages import TrainingWork
-from workers.records import TRAINING_COLLECTIVES
+from workers.messages import RankReport, TrainingWork
+from workers.training_records import (
+    TRAINING_COLLECTIVES,
+    TRAINING_OVERLAPS,
+    TRAINING_PARTS,
+    TrainingPartsRow,
+)
 
 pytestmark = pytest.mark.slow
 FULL = replace(LOAD, activation_checkpointing="full")
@@ -50,3 +55,53 @@ def test_counted_bytes_and_calls_are_the_analytic_ones(
         for row in rows:
             calls = sent[row.op, row.axis].calls
             assert calls in (None, row.calls)
+
+
+@pytest.mark.parametrize(
+    ("engine", "layout", "load"),
+    [
+        ("torch", "dp2", LOAD),
+        ("torch", "tp2fsdp2", LOAD),
+        ("torch", "pp2", replace(LOAD, schedule="gpipe")),
+        ("torch", "pp2dp2", LOAD),
+        ("torch", "pp2", INTERLEAVED),
+        ("deepspeed", "dp2zero1", LOAD),
+    ],
+)
+def test_every_call_of_a_step_is_timed_and_every_moment_of_it_has_a_part(
+    engine: str, layout: str, load: TrainingLoad, pool: Pool
+) -> None:
+    if engine == "deepspeed":
+        pytest.importorskip("deepspeed")
+    plan = training_plan(layout, shape_of("Llama"), None, load)
+    (reports,) = pool.serve(plan, TrainingWork(2, observe=True), engine=engine)
+    stages = [number for report in reports[::2] for number in _parts(report).stages]
+    for report in reports:
+        assert report.training is not None
+        counted = TRAINING_COLLECTIVES.rows(report.training.traffic)
+        seen = {(one.op, one.axis): one for one in TRAINING_OVERLAPS.rows(report.training.overlaps)}
+        for row in counted:
+            one = seen[row.op, row.axis]
+            assert one.seen_calls == row.calls
+            assert one.exposed_ms is not None
+            if row.op == "send":  # its end is told to nobody
+                assert one.hidden_ms is None
+            else:
+                assert one.busy_ms == pytest.approx(one.exposed_ms + one.hidden_ms)
+        parts = _parts(report)
+        names = ("forward", "backward", "optimizer", "other", "exposed", "handover", "agreement")
+        every = sum(getattr(parts, f"{name}_ms") for name in (*names, "gap"))
+        assert every == pytest.approx(parts.step_ms)
+        assert min(parts.forward_ms, parts.backward_ms, parts.optimizer_ms) > 0
+        if "pp" in layout:
+            assert 0 < parts.bubble_share < 1
+            assert {"send", "recv"} <= {op for op, _ in seen}
+        else:
+            assert parts.bubble_share is None
+    assert load.schedule != "interleaved" or stages == [0, 2]
+
+
+def _parts(report: RankReport) -> TrainingPartsRow:
+    assert report.training is not None
+    (row,) = TRAINING_PARTS.rows(report.training.parts)
+    return row

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from ranks import Pool
 from training_runs import FEW, LOAD, STEPS, alone, check_same, curve, shape_of, training_plan
 
 from workers.messages import TrainingWork
-from workers.records import TRAINING_COLLECTIVES
+from workers.training_records import TRAINING_COLLECTIVES
 
 pytest.importorskip("deepspeed")
 pytestmark = pytest.mark.slow
@@ -45,3 +47,49 @@ def test_in_bf16_updates_are_of_float32(layout: str, pool: Pool) -> None:
     for one in reports:
         assert one.training is not None
         assert one.training.optimizer_bytes >= 6 * weights // share
+
+
+@pytest.mark.parametrize(
+    ("layout", "offload"),
+    [("dp2zero1", "optimizer"), ("dp2zero2", "optimizer"), ("dp2zero3", "optimizer+params")],
+)
+def test_what_zero_keeps_in_main_memory_changes_no_loss(
+    layout: str, offload: Any, pool: Pool
+) -> None:
+    plan = training_plan(layout, shape_of("Llama"), None, replace(LOAD, offload=offload))
+    (reports,) = pool.serve(plan, TrainingWork(FEW), engine="deepspeed")
+    check_same(curve(reports), alone("Llama"))
+
+
+@pytest.mark.parametrize("layout", ["dp2zero1", "dp2zero3"])
+def test_in_fp16_zero_leaves_out_steps_that_overflow(layout: str, pool: Pool) -> None:
+    load = replace(LOAD, precision="fp16")
+    plan = training_plan(layout, shape_of("Llama"), None, load, dtype="float16")
+    (reports,) = pool.serve(plan, TrainingWork(2 * FEW), engine="deepspeed")
+    finite = [one for one in curve(reports) if math.isfinite(one.grad_norm)]
+    assert len(finite) >= FEW
+    assert finite[0].loss == pytest.approx(alone("Llama")[0].loss, abs=0.02)
+
+
+def test_replicas_without_zero_count_their_updates_as_torch_does(pool: Pool) -> None:
+    """DeepSpeed begins with an update by zeros where weights are not float32."""
+    shape, load = shape_of("Llama"), replace(LOAD, precision="bf16")
+    plan = training_plan("tp1", shape, None, load, dtype="bfloat16")
+    curves = [
+        curve(pool.serve(plan, TrainingWork(FEW), engine=engine)[0])
+        for engine in ("torch", "deepspeed")
+    ]
+    check_same(*curves, 2e-3)
+
+
+@pytest.mark.parametrize("layout", ["dp2", "dp2zero2", "dp2zero3"])
+def test_runs_of_one_process_keep_no_memory_and_no_process_group(layout: str, pool: Pool) -> None:
+    plan = training_plan(layout, shape_of("Llama"), None)
+    kept = []
+    for _ in range(2):
+        pool.serve(plan, TrainingWork(2), engine="deepspeed")
+        kept.append(pool.call("kept", [(), ()]))
+    whole = 4 * shape_of("Llama").num_parameters
+    for (before, groups), (after, _) in zip(*kept, strict=True):
+        assert after - before < whole / 100
+        assert groups == 0

@@ -3,6 +3,7 @@ or accumulated; and it communicates what its kind of parallelism needs."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from training_runs import FEW, LOAD, STEPS, alone, check_same, curve, shape_of, 
 
 from strategies import TrainingLoad
 from workers.messages import RankReport, TrainingWork
-from workers.records import TRAINING_COLLECTIVES
+from workers.training_records import TRAINING_COLLECTIVES
 
 LAYOUTS = ["dp2", "fsdp2", "tp2", "pp2", "tp2pp2", "tp2dp2", "tp2fsdp2", "pp2fsdp2", "pp2dp2"]
 LAYOUTS += ["dp2fsdp2"]
@@ -83,6 +84,44 @@ def test_what_is_not_kept_changes_no_loss(
 ) -> None:
     load = replace(LOAD, activation_checkpointing=mode)
     check_same(curve(trains(layout, load=load)), alone("Llama"))
+
+
+@pytest.mark.parametrize(
+    ("layout", "offload"),
+    [("tp1", "optimizer"), ("tp2pp2", "optimizer"), ("fsdp2", "optimizer+params")],
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_is_kept_in_main_memory_changes_no_loss(
+    layout: str, offload: Any, precision: Any, pool: Pool
+) -> None:
+    shape = shape_of("Llama")
+    curves = []
+    for where in ("none", offload):
+        load = replace(LOAD, precision=precision, offload=where)
+        plan = training_plan(layout, shape, None, load, dtype=load.dtype)
+        curves.append(curve(pool.serve(plan, TrainingWork(FEW))[0]))
+    check_same(*curves, 1e-6)
+
+
+@pytest.mark.parametrize("layout", ["tp1", "fsdp2", "pp2", "tp2dp2"])
+def test_in_fp16_losses_are_scaled_and_steps_that_overflow_are_left_out(
+    layout: str, pool: Pool
+) -> None:
+    shape, load = shape_of("Llama"), replace(LOAD, precision="fp16")
+    plan = training_plan(layout, shape, None, load, dtype="float16")
+    (reports,) = pool.serve(plan, TrainingWork(2 * FEW))
+    found, expected = curve(reports), alone("Llama")
+    left_out = [one for one in found if not math.isfinite(one.grad_norm)]
+    taken = [one for one in found if math.isfinite(one.grad_norm)]
+    assert len(taken) >= FEW, "the scale has become one without overflow"
+    for one, theirs in zip(taken, expected, strict=False):
+        if not left_out:
+            assert one.loss == pytest.approx(theirs.loss, abs=0.02)
+        assert math.isfinite(one.loss)
+    assert taken[0].loss == pytest.approx(expected[0].loss, abs=0.02)
+    assert taken[0].grad_norm == pytest.approx(
+        expected[taken[0].step - len(left_out)].grad_norm, rel=0.5
+    )
 
 
 def test_runs_of_one_start_are_the_same_run_again(
@@ -165,3 +204,47 @@ def test_in_bf16_a_parameter_takes_16_bytes_and_its_updates_are_of_float32(
         assert one.training is not None
         assert one.training.gradient_bytes == one.training.weight_bytes
         assert one.training.optimizer_bytes >= 6 * one.training.weight_bytes
+
+
+@pytest.mark.parametrize("layout", ["dp2", "tp2dp2"])
+def test_without_collectives_ranks_still_agree_in_a_loss_and_sum_no_gradients(
+    layout: str, pool: Pool
+) -> None:
+    plan = training_plan(layout, shape_of("Llama"), None, ablation="comm")
+    (reports,) = pool.serve(plan, TrainingWork(2))
+    first, whole = curve(reports)[0], alone("Llama")[0]
+    assert first.grad_norm != pytest.approx(whole.grad_norm, rel=1e-3)
+    if layout == "dp2":  # each replica computes a loss by itself
+        assert first.loss == pytest.approx(whole.loss, abs=1e-4)
+    for one in reports:
+        assert one.training is not None
+        assert one.training.traffic.num_rows == 0
+
+
+def test_attention_in_float32_keeps_no_scores_where_heads_share_keys() -> None:
+    """No kernel of torch for GPUs has both: so each head of queries gets its own keys, and no
+    operator sees fewer heads of keys than of queries."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from workers.engines.training.model import stages_of
+
+    seen: list[tuple[str, int, int]] = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):  # type: ignore[no-untyped-def]
+            if "attention" in str(func) and "backward" not in str(func):
+                seen.append((str(func), args[0].shape[1], args[1].shape[1]))
+            return func(*args, **(kwargs or {}))
+
+    shape = replace(shape_of("Llama"), num_kv_heads=2)
+    plan = training_plan("tp1", shape, None)
+    (stage,) = stages_of(shape, plan.placement, 0, torch.float32, 16, "off")
+    stage.materialize(torch.device("cpu"))
+    for parameter in stage.parameters():
+        torch.nn.init.normal_(parameter)
+    with Watching():
+        stage(torch.zeros((1, 16), dtype=torch.int64))
+    assert len(seen) == shape.num_layers
+    assert all(queries == keys == 4 for _, queries, keys in seen)
+    assert not any("math" in name for name, *_ in seen)

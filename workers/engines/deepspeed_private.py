@@ -6,7 +6,7 @@ itself in tests/workers/test_deepspeed_private.py. This module imports without t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,3 +84,96 @@ def float32_parts(optimizer: Any) -> Sequence[Tensor]:
     optimizer steps them by itself."""
     parts: Sequence[Tensor] = getattr(optimizer, "fp32_partitioned_groups_flat", ())
     return parts
+
+
+def inner_optimizer(engine: Any) -> Any:
+    """torch's optimizer, around which DeepSpeed may have one of its own."""
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+def stepped(engine: Any) -> Sequence[Tensor]:
+    """The tensors that torch's optimizer steps: of ZeRO, this rank's parts, flat."""
+    inner = inner_optimizer(engine)
+    return float32_parts(engine.optimizer) or [
+        one for group in inner.param_groups for one in group["params"]
+    ]
+
+
+def link_moments(engine: Any) -> None:
+    """Have ZeRO 1 and 2 find the moments of a parameter, which they do by themselves after the
+    first step. ZeRO-3 looks them up each time."""
+    link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
+    if link is not None:
+        link()
+
+
+def whole_shape(parameter: Tensor) -> Any:
+    """The shape of all of a parameter, of which a rank of ZeRO-3 has none."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def whole(parameter: Tensor, what: str) -> Tensor:
+    """A parameter in float32 ("weight") or one of its moments, gathered from all ranks of ZeRO."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    found: Tensor = (
+        safe_get_full_fp32_param(parameter)
+        if what == "weight"
+        else safe_get_full_optimizer_state(parameter, what)
+    )
+    return found
+
+
+def put(parameter: Tensor, what: str, value: Tensor, rank: int) -> None:
+    """Give ZeRO this rank's part of what `whole` returns."""
+    from deepspeed import utils
+
+    if not hasattr(parameter, "ds_tensor"):
+        if what == "weight":
+            utils.safe_set_full_fp32_param(parameter, value)
+        else:
+            utils.safe_set_full_optimizer_state(parameter, value, what)
+        return
+    size = parameter.ds_tensor.numel()  # the last part may be padded
+    part = value.new_zeros(size)
+    mine = value.flatten()[rank * size : (rank + 1) * size]
+    part[: len(mine)] = mine
+    if what == "weight":
+        utils.safe_set_local_fp32_param(parameter, part)
+    else:
+        utils.safe_set_local_optimizer_state(parameter, part, what)
+
+
+def loss_scaler(engine: Any) -> Any:
+    """What ZeRO scales losses by in fp16: `cur_scale`, `cur_iter` and `last_overflow_iter`."""
+    return engine.optimizer.loss_scaler
+
+
+def free(engine: Any) -> None:
+    """Give back the memory of an engine that was destroyed. Its objects live on, where hooks of
+    ZeRO-3 refer to it and autograd to them; of its modules there is a list too."""
+    from deepspeed.runtime.zero import parameter_offload
+
+    parameter_offload.FWD_MODULE_STACK.clear()
+    inner = inner_optimizer(engine)
+    held = [list(engine.module.parameters()), vars(engine.optimizer), inner.state]
+    for one in {id(tensor): tensor for tensor in _tensors(held)}.values():
+        one.untyped_storage().resize_(0)
+    inner.state.clear()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in lists and dictionaries, with what ZeRO-3 keeps of them."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield value
+        yield from (
+            one for one in (value.grad, getattr(value, "ds_tensor", None)) if one is not None
+        )
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _tensors(one)
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield from _tensors([key, one])

@@ -41,10 +41,12 @@ ELEMENT_BYTES = {
 
 class Told(NamedTuple):
     """What a trace tells of a call of a process group: its name there, as "allreduce" or "send",
-    and the bytes of its message as nccl-tests counts them, None where its type is not known."""
+    and the bytes of its message as nccl-tests counts them, None where its type is not known. ranks:
+    of the group, None where they are not told, or not all of them."""
 
     name: str
     bytes: int | None
+    ranks: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +240,9 @@ def _told(args: Mapping[str, Any]) -> Told:
     """From what Kineto keeps of a call (`record_param_comms`)."""
     name, size = str(args["Collective name"]), ELEMENT_BYTES.get(str(args.get("dtype")))
     number = args.get("Out msg nelems" if "gather" in name or name == "recv" else "In msg nelems")
-    return Told(name, None if size is None or number is None else size * int(number))
+    told = re.fullmatch(r"\[(\d+(?:, \d+)*)\]", str(args.get("Process Group Ranks")))
+    ranks = tuple(map(int, told[1].split(", "))) if told else None
+    return Told(name, None if size is None or number is None else size * int(number), ranks)
 
 
 def kernels_of(

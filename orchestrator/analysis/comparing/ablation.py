@@ -10,6 +10,8 @@ from statistics import fmean
 from orchestrator.analysis.comparing.confidence import paired_ratio, spread
 from orchestrator.analysis.comparing.metrics import THROUGHPUT, TPOT, TTFT, Figure
 from orchestrator.analysis.comparing.rounds import (
+    R,
+    Repeat,
     Round,
     by_round,
     completed,
@@ -153,16 +155,16 @@ def effects(runs: Iterable[Summary]) -> list[Effect]:
     Outputs of one token have no decode step, and no row.
     """
     known = [run for run in completed(runs) if run.throughput.decode_ms_per_step]
-    return [_effect(*pair) for pair in _pairs(known) if pair[1][0].cell.ablation in LEFT_OUT]
+    return [_effect(*pair) for pair in pairs_of(known) if pair[1][0].cell.ablation in LEFT_OUT]
 
 
 def technique_effects(runs: Iterable[Summary]) -> list[TechniqueEffect]:
     """A row per cell and technique that it was run without, where both have a result."""
-    pairs = _pairs(completed(runs))
+    pairs = pairs_of(completed(runs))
     return [_technique_effect(*pair) for pair in pairs if pair[1][0].cell.ablation in TECHNIQUES]
 
 
-def _pairs(runs: Iterable[Summary]) -> Iterator[tuple[list[Summary], list[Summary]]]:
+def pairs_of(runs: Iterable[R]) -> Iterator[tuple[list[R], list[R]]]:
     """The whole runs of each cell, with those of each ablation of it."""
     for mine in grouped(runs, lambda run: replace(run.cell, ablation="none")).values():
         by_ablation = grouped(mine, lambda run: run.cell.ablation)
@@ -203,7 +205,7 @@ def _technique_effect(whole: Sequence[Summary], without: Sequence[Summary]) -> T
         without_setting=settings[1],
         num_starts=len(by_round(whole).keys() & by_round(without).keys()),
         same_output=None if None in digests else len(digests) == 1,
-        **{name: _sides(one, whole, without) for name, one in TECHNIQUE_FIGURES.items()},
+        **{name: sides_of(one, whole, without) for name, one in TECHNIQUE_FIGURES.items()},
     )
 
 
@@ -220,7 +222,8 @@ def _settings(
     return before, after
 
 
-def _sides(figure: Figure, whole: Sequence[Summary], without: Sequence[Summary]) -> Sides:
+def sides_of(figure: Figure, whole: Sequence[Repeat], without: Sequence[Repeat]) -> Sides:
+    """A figure of the runs of a cell with a technique, and of those without it."""
     starts = figure.starts(whole), figure.starts(without)
     shared = [at for at in starts[0] if at in starts[1]]
     found = paired_ratio(*([side[at] for at in shared] for side in starts))

@@ -21,8 +21,7 @@ from orchestrator.store.schema import StartKey
 from strategies.placement import Placement
 from strategies.traffic import bus_factor
 from workers.intervals import Span, intersect, length, union
-from workers.messages import AttentionTime
-from workers.records import SPANS, STEPS, CollectiveRow, SpanRow, StepRow
+from workers.records import SPANS, STEPS, AttentionTime, CollectiveRow, SpanRow, StepRow
 from workers.rows import Table, column, grouped, nothing, row
 
 NCCL_TESTS = "nccl-tests, PERFORMANCE.md"

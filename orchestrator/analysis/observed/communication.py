@@ -12,12 +12,11 @@ from statistics import median
 
 from orchestrator.analysis.observed.accounting import PARTS, PartsRow
 from orchestrator.analysis.observed.booking import WAITS
-from workers.records import DECODE, PREFILL
+from workers.records import DECODE, PREFILL, PROFILE_LIMIT
 from workers.rows import column, group, grouped, nothing, row
 
 UNSEEN = "no step was observed"
 AWAITED_PCT = 10.0  # of a step, by which others wait longer than the rank that they wait for
-PROFILE_LIMIT = 1.05  # a profiled step may take this much of a timed one, and its shares be shown
 KERNEL = "a kernel that is no communication runs"
 TRANSFER = "data of a collective or a hand-over move, and nothing computes"
 WAIT = "a collective waits for its last rank, and nothing computes"

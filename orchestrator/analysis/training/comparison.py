@@ -10,14 +10,27 @@ from typing import Any
 from orchestrator.analysis.comparing.compare import FUNCTIONS, SAME_FOR_ALL
 from orchestrator.analysis.comparing.confidence import spread
 from orchestrator.analysis.comparing.metrics import Metric
-from orchestrator.analysis.comparing.rounds import Load, by_round, completed, load_of
+from orchestrator.analysis.comparing.rounds import Load, by_round, completed, load_of, whole
 from orchestrator.analysis.comparing.verdicts import VERDICTS, Ruling, rulings
+from orchestrator.analysis.training.ablation import (
+    TRAINING_EFFECTS,
+    TrainingEffect,
+    training_effects,
+    without_result,
+)
+from orchestrator.analysis.training.observed import (
+    TrainedParts,
+    TrainingTimes,
+    by_cell,
+    observed_in,
+    times_of,
+)
 from orchestrator.analysis.training.rows import TRAINED, Trained, TrainingFigures
-from orchestrator.experiment import DIFFERENCE
 from orchestrator.store import folders
 from orchestrator.store.schema import COMPLETED, CellKey
 from orchestrator.store.store import Store
 from workers.rows import Column, Table, column, group, grouped, reduced, row
+from workers.units import is_cpu
 
 THROUGHPUT = Metric(
     "tokens_per_second",
@@ -34,6 +47,7 @@ class TrainingStanding:
     """What became of a cell, and how it stands among the layouts of the same load."""
 
     cell: CellKey = group()
+    times: TrainingTimes = group()
     status: str = column("completed where a run is; else failed")
     reason: str | None = column("of the last run that failed")
     num_starts: int = column("starts that have a completed run", "1")
@@ -65,10 +79,13 @@ def _is_compared(one: Column) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class TrainingFindings:
-    """A row for each cell, the best of a load first, and what is shown of each pair."""
+    """A row for each cell, the best of a load first, what is shown of each pair, what changes do.
+    lost: why changed cells have no result."""
 
     comparison: Sequence[TrainingComparison]
     found: Sequence[Ruling]
+    effects: Sequence[TrainingEffect] = ()
+    lost: Sequence[str] = ()
 
     def sentences(self, load: Load) -> list[str]:
         """What is shown of the layouts of one load."""
@@ -81,6 +98,7 @@ class TrainingFindings:
         return {
             "comparison": TRAINING_COMPARED.data(self.comparison),
             "verdicts": VERDICTS.data(verdicts),
+            "ablations": TRAINING_EFFECTS.data(self.effects),
         }
 
 
@@ -95,27 +113,38 @@ def findings_of(paths: Iterable[Path], difference: float | None = None) -> Train
     """What the experiments in the folders `paths` say. Raises UserError for those of another schema
     version. difference: see `rulings`."""
     runs: list[Trained] = []
+    parts: list[TrainedParts] = []
     for path in paths:
         folders.check_version(path)
         table = Store(path).read(TRAINED.name)
         runs += [] if table is None else TRAINED.rows(table)
-    return compared(runs, difference)
+        parts += observed_in(path).parts
+    return compared(runs, difference, parts)
 
 
-def compared(runs: Sequence[Trained], difference: float | None = None) -> TrainingFindings:
-    """What runs say."""
-    found = rulings(runs, DIFFERENCE if difference is None else difference, [THROUGHPUT])
+def compared(
+    runs: Sequence[Trained], difference: float | None = None, parts: Sequence[TrainedParts] = ()
+) -> TrainingFindings:
+    """What runs say. parts: of the cells that were observed."""
+    asked = {} if difference is None else {"difference": difference}
+    found = rulings(runs, metrics=[THROUGHPUT], **asked)
     order = {
         side.cell: (place, side.over(one.field.order[0]))
         for one in found
         for place, side in enumerate(one.field.order)
     }
-    cells = [_cell(mine, order) for mine in grouped(runs, lambda run: run.cell).values()]
+    seen = by_cell(parts)
+    cells = [
+        _cell(mine, order, seen.get(mine[0].cell, ()))
+        for mine in grouped(whole(runs), lambda run: run.cell).values()
+    ]
     cells.sort(key=lambda one: (*load_of(one.cell), order.get(one.cell, (len(order), 0))[0]))
-    return TrainingFindings(cells, found)
+    return TrainingFindings(cells, found, training_effects(runs, parts), without_result(runs))
 
 
-def _cell(runs: Sequence[Trained], order: dict[CellKey, tuple[int, float]]) -> TrainingComparison:
+def _cell(
+    runs: Sequence[Trained], order: dict[CellKey, tuple[int, float]], parts: Sequence[TrainedParts]
+) -> TrainingComparison:
     done = completed(runs)
     bad = [run for run in runs if run.status != COMPLETED]
     ends = spread(list(THROUGHPUT.starts(done).values()))
@@ -128,6 +157,7 @@ def _cell(runs: Sequence[Trained], order: dict[CellKey, tuple[int, float]]) -> T
         figures[name] = reduced(kind, means, functions)
     return TrainingComparison(
         cell=runs[0].cell,
+        times=times_of(parts, is_cpu((done or runs)[0].conditions.device_name)),
         status=COMPLETED if done else bad[-1].status,
         reason=bad[-1].reason if bad else None,
         num_starts=len(by_round(done)),

@@ -8,17 +8,13 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from orchestrator.analysis.training.rate import TrainingRate, rate_of
 from orchestrator.store.arrow_files import concat
 from orchestrator.store.schema import COMPLETED, FAILED, Outcome, RunKey
-from strategies.training import bubble_share, micro_batches, model_flops_utilization
+from strategies.training import micro_batches
 from workers.messages import Built, EnginePlan, RankReport
-from workers.records import (
-    TRAINING_COLLECTIVES,
-    TRAINING_STEPS,
-    TrainingCollectiveRow,
-    TrainingStepRow,
-)
 from workers.rows import Table, column, group, nothing, row, widened
+from workers.training_records import TRAINING_COLLECTIVES, TRAINING_STEPS, TrainingCollectiveRow
 
 
 @row
@@ -37,6 +33,9 @@ class TrainingConditions:
     activation_checkpointing: str = column(
         "which activations are not kept: off, full, selective or cpu-offload", over_runs="first"
     )
+    offload: str | None = column(
+        "what is kept in main memory: none, optimizer or optimizer+params", over_runs="first"
+    )
     seed: int = column("of the tokens", "1", over_runs="first")
     num_gpus: int = column("devices of the layout", "1", over_runs="first")
     device_name: str | None = column("name of a device", over_runs="first")
@@ -46,40 +45,6 @@ class TrainingConditions:
     )
     node: int | None = column("number of the node that made the run, from 0", "1")
     metadata: str = column("what the user had kept beside it, JSON")
-
-
-@row
-class TrainingRate:
-    """How fast a run trained. The first step, which allocates and tunes, counts for nothing."""
-
-    tokens_per_second: float | None = column(
-        "tokens trained on per second of all replicas, from the end of the first step on",
-        "tokens/s",
-        formula="(steps - 1) x global_batch_size x seq_len / seconds",
-        over_runs="mean",
-        better="higher",
-    )
-    tokens_per_second_per_gpu: float | None = column(
-        "the same over the devices of the layout", "tokens/s", over_runs="mean", better="higher"
-    )
-    step_time_ms: float | None = column(
-        "mean time of an optimizer step", "ms", over_runs="mean", better="lower"
-    )
-    model_flops_utilization: float | None = column(
-        "arithmetic of the model over what the devices' data sheet allows: recomputation not "
-        "counted, causal attention once; null where there is no data sheet",
-        "1",
-        source="Chowdhery et al. 2022, appendix B",
-        over_runs="mean",
-        better="higher",
-    )
-    bubble_share: float | None = column(
-        "share of a step that a rank of the pipeline waits by its schedule alone, where all stages "
-        "take equally long; not measured",
-        "1",
-        source="Narayanan et al. 2021",
-        over_runs="first",
-    )
 
 
 @row
@@ -138,10 +103,13 @@ class TrainingTraffic:
 
 @row
 class TrainingStartup:
-    """What starting took."""
+    """What starting took, and keeping what is needed to go on."""
 
     build_s: float | None = column("from the first actor to built workers", "s", over_runs="mean")
     load_s: float | None = column("until the weights were loaded", "s", over_runs="mean")
+    states_s: float | None = column(
+        "writing states to go on from, the slowest rank; no time of a step", "s", over_runs="mean"
+    )
 
 
 @row
@@ -201,13 +169,17 @@ def trained(
         status=COMPLETED,
         reason=None,
         conditions=_conditions(attempt, device_name),
-        rate=_rate(attempt, steps),
+        rate=rate_of(attempt.plan, steps, attempt.peak),
         result=TrainingOutcome(
             first_loss=steps[0].loss, loss=steps[-1].loss, grad_norm=steps[-1].grad_norm
         ),
         memory=_memory(reports, on_gpu=attempt.plan.device == "cuda"),
         traffic=_traffic(reports),
-        startup=TrainingStartup(build_s=build_s, load_s=max(one.load_s for one in built)),
+        startup=TrainingStartup(
+            build_s=build_s,
+            load_s=max(one.load_s for one in built),
+            states_s=max(one.training.states_s for one in reports if one.training),
+        ),
     )
 
 
@@ -249,6 +221,7 @@ def _conditions(attempt: TrainingAttempt, device_name: str | None) -> TrainingCo
         precision=asked.precision,
         schedule=asked.schedule if plan.placement.degree("pp") > 1 else None,
         activation_checkpointing=asked.activation_checkpointing,
+        offload=asked.offload,
         seed=plan.seed,
         num_gpus=plan.placement.num_ranks,
         device_name=device_name,
@@ -256,25 +229,6 @@ def _conditions(attempt: TrainingAttempt, device_name: str | None) -> TrainingCo
         block=attempt.block,
         node=attempt.node,
         metadata=attempt.metadata,
-    )
-
-
-def _rate(attempt: TrainingAttempt, steps: Sequence[TrainingStepRow]) -> TrainingRate:
-    plan, peak, asked = attempt.plan, attempt.peak, attempt.plan.training
-    ranks, stages = plan.placement.num_ranks, plan.placement.degree("pp")
-    assert asked is not None, "the plan trains"
-    seconds = (steps[-1].end_s - steps[0].end_s) / (len(steps) - 1)
-    rate = asked.tokens / seconds
-    count = micro_batches(plan.placement, asked)
-    bubble = bubble_share(asked.schedule, stages, count, asked.chunks) if stages > 1 else None
-    return TrainingRate(
-        tokens_per_second=rate,
-        tokens_per_second_per_gpu=rate / ranks,
-        step_time_ms=1e3 * seconds,
-        model_flops_utilization=None
-        if peak is None
-        else model_flops_utilization(plan.model, asked.seq_len, rate, ranks, peak),
-        bubble_share=bubble,
     )
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.report.text import percent, plural, ranges
+from orchestrator.report.text import collectives_table, percent, plural
 from strategies import Layout, ModelShape, TrainingLoad, memory
 from strategies.training import (
     TrainingMemory,
@@ -24,7 +24,6 @@ from strategies.training import (
     training_traffic,
 )
 from strategies.training.memory import likes
-from workers.rows import grouped
 from workers.units import format_bytes
 
 MOST_ROWS = 16  # of the table of ranks; more of them repeat the pattern
@@ -173,19 +172,14 @@ def _fit_line(explanation: TrainingExplanation) -> str:
 
 
 def _collectives_table(explanation: TrainingExplanation) -> Table | str:
-    sending = (one for one in explanation.ranks if one.collectives)
-    groups = grouped(sending, lambda one: one.collectives)
-    if not groups:
-        return "An optimizer step needs no collective."
-    table = Table(box=SIMPLE_HEAD, title="collectives of a step, per rank", title_justify="left")
-    for title in ("ranks", "operation", "axis"):
-        table.add_column(title)
-    for title in ("calls", "bytes"):
-        table.add_column(title, justify="right")
-    for collectives, alike in groups.items():
-        ranks = ranges(one.rank for one in alike)
-        for place, one in enumerate(collectives):
-            calls = "in buckets" if one.calls is None else str(one.calls)
-            names = ("" if place else ranks, one.op, one.axis)
-            table.add_row(*names, calls, format_bytes(one.bytes))
-    return table
+    return (
+        collectives_table(
+            "collectives of a step, per rank",
+            ((one.rank, one.collectives) for one in explanation.ranks),
+            {
+                "calls": lambda one: "in buckets" if one.calls is None else str(one.calls),
+                "bytes": lambda one: format_bytes(one.bytes),
+            },
+        )
+        or "An optimizer step needs no collective."
+    )

@@ -4,22 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from orchestrator.analysis.comparing.rounds import load_of
 from orchestrator.analysis.training.comparison import findings_of
+from orchestrator.analysis.training.observed import Observed, TrainedParts, observed_in
 from orchestrator.analysis.training.rows import TRAFFIC
 from orchestrator.report import environment
 from orchestrator.report.html import filled, write
-from orchestrator.report.training.terminal import COLUMNS, CPU_NOTE, describe, on_cpu, reasons
+from orchestrator.report.text import fixed, percent, ranges
+from orchestrator.report.training.terminal import (
+    COLUMNS,
+    CPU_NOTE,
+    describe,
+    effect_shown,
+    on_cpu,
+    reasons,
+)
 from orchestrator.store.store import Store
 from workers.rows import grouped
 from workers.units import format_bytes
+
+# Heading -> column, of the parts of a step and of the calls of an operation, in ms.
+PARTS_SHOWN = {
+    "step": "step_ms",
+    "forward": "forward_ms",
+    "backward": "backward_ms",
+    "update": "optimizer_ms",
+    "other": "other_ms",
+    "exposed": "exposed_ms",
+    "hand-over": "handover_ms",
+    "agreement": "agreement_ms",
+    "gap": "gap_ms",
+    "profiled / timed": "profile_ratio",
+}
+OVERLAPS_SHOWN = {"under way": "busy_ms", "exposed": "exposed_ms", "hidden": "hidden_ms"}
 
 
 def render_html(folders: Sequence[Path], path: Path) -> Path:
     """Write the page of the experiments in `folders` to `path`. Raises UserError where it cannot be
     written."""
-    found = findings_of(folders)
+    found, seen = findings_of(folders), [observed_in(folder) for folder in folders]
     loads = grouped(found.comparison, lambda one: load_of(one.cell))
     sections = [
         (*describe(cells), reasons(cells), found.sentences(load)) for load, cells in loads.items()
@@ -31,10 +56,55 @@ def render_html(folders: Sequence[Path], path: Path) -> Path:
         sections=sections,
         meanings={name: meaning for name, (meaning, _) in COLUMNS.items()},
         traffic=[row for folder in folders for row in traffic_of(folder)],
+        lost=found.lost,
+        effects=[effect_shown(one) for one in found.effects],
+        parts=[row for one in seen for row in parts_shown(one)],
+        overlaps=[row for one in seen for row in overlaps_shown(one)],
         cpu_note=CPU_NOTE if on_cpu(found) else None,
     )
     write(page, path, "--out")
     return path
+
+
+def parts_shown(seen: Observed) -> list[dict[str, str]]:
+    """Where the step of each rank goes, in ms: means over the starts of a cell."""
+    ranks = grouped(seen.parts, lambda one: (one.cell, one.rank))
+    return [
+        {
+            "layout": mine[0].cell.layout,
+            "rank": str(rank),
+            "stages": ranges(mine[0].stages),
+            **{title: mean_of(mine, name) for title, name in PARTS_SHOWN.items()},
+            "bubble": bubble_of(mine),
+        }
+        for (_, rank), mine in ranks.items()
+    ]
+
+
+def overlaps_shown(seen: Observed) -> list[dict[str, str]]:
+    """How long the calls of each operation take, in ms of a step: means over ranks and starts."""
+    of_operation = grouped(seen.overlaps, lambda one: (one.cell, one.op, one.axis))
+    return [
+        {
+            "layout": mine[0].cell.layout,
+            "operation": op,
+            "axis": axis or "not told",
+            **{title: mean_of(mine, name) for title, name in OVERLAPS_SHOWN.items()},
+        }
+        for (_, op, axis), mine in of_operation.items()
+    ]
+
+
+def mean_of(rows: Sequence[object], name: str) -> str:
+    """The mean of a column; "-" where a row does not know it."""
+    values = [getattr(one, name) for one in rows]
+    return "-" if None in values else fixed(fmean(values), 2)
+
+
+def bubble_of(rows: Sequence[TrainedParts]) -> str:
+    """The mean share of a pipeline's step; "-" without a pipeline."""
+    known = [one.bubble_share for one in rows if one.bubble_share is not None]
+    return percent(fmean(known), of=1.0) if known else "-"
 
 
 def traffic_of(folder: Path) -> list[dict[str, str]]:
@@ -45,7 +115,7 @@ def traffic_of(folder: Path) -> list[dict[str, str]]:
     most = [max(mine, key=lambda one: one.bytes) for mine in of_operation.values()]
     return [
         {
-            "layout": one.cell.strategy,
+            "layout": one.cell.layout,
             "operation": one.op,
             "axis": one.axis,
             "calls": str(one.calls),

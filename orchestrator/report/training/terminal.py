@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.analysis.comparing.rounds import load_of, names_of
+from orchestrator.analysis.training.ablation import TrainingEffect
 from orchestrator.analysis.training.comparison import TrainingComparison, TrainingFindings
 from orchestrator.report.text import fixed, percent
 from orchestrator.store.schema import COMPLETED
@@ -46,8 +47,23 @@ COLUMNS: dict[str, tuple[str, Callable[[TrainingComparison], str]]] = {
         "message sizes of a step's collectives, of the rank with most",
         lambda one: _bytes(one.traffic.communication_bytes),
     ),
+    "forward": ("ms of a step, mean over ranks", lambda one: fixed(one.times.forward_ms)),
+    "backward": ("the same", lambda one: fixed(one.times.backward_ms)),
+    "update": ("the same, of the optimizer", lambda one: fixed(one.times.optimizer_ms)),
+    "exposed": (
+        "ms of a step in which collectives are under way and nothing computes, mean over ranks",
+        lambda one: fixed(one.times.communication_exposed_ms),
+    ),
+    "hidden": (
+        "the same while something computes",
+        lambda one: fixed(one.times.communication_hidden_ms),
+    ),
     "bubble": (
-        "share of a step that the schedule alone makes a rank wait; not measured",
+        "share of a step that a rank of the pipeline waits, as observed",
+        lambda one: percent(one.times.bubble_measured, of=1.0),
+    ),
+    "by schedule": (
+        "the same by the schedule alone, where all stages take equally long",
         lambda one: percent(one.rate.bubble_share, of=1.0),
     ),
 }
@@ -68,6 +84,20 @@ def render(found: TrainingFindings, console: Console) -> None:
         shown |= {name: COLUMNS[name][0] for name in (rows[0] if rows else ()) if name in COLUMNS}
         for line in (*reasons(cells), *found.sentences(load)):
             console.print(line, highlight=False, soft_wrap=True)
+    if found.effects:
+        table = Table(
+            box=SIMPLE_HEAD,
+            title="with one thing changed: each figure, of that as asked",
+            title_justify="left",
+        )
+        changed = [effect_shown(one) for one in found.effects]
+        for name in changed[0]:
+            table.add_column(name, justify="left" if name == "layout" else "right")
+        for texts in changed:
+            table.add_row(*texts.values())
+        console.print(table)
+    for line in found.lost:
+        console.print(line, highlight=False, soft_wrap=True)
     for name, meaning in shown.items():
         console.print(Text.assemble((name, "bold"), f": {meaning}"), style="dim", soft_wrap=True)
     if on_cpu(found):
@@ -95,6 +125,29 @@ def describe(cells: Sequence[TrainingComparison]) -> tuple[str, list[dict[str, s
         for place, (name, _) in enumerate(done)
     ]
     return title, rows
+
+
+def effect_shown(one: TrainingEffect) -> dict[str, str]:
+    """A changed cell beside the same as asked: heading -> text."""
+    step, difference, exposed = one.step_time, one.loss_difference, one.exposed_pct
+    low, high = step.ratio_ci_low, step.ratio_ci_high
+    within = f" [{low:.2f}, {high:.2f}]" if low is not None and high is not None else ""
+    return {
+        "layout": one.cell.layout,
+        "step ms": f"{fixed(step.with_it)} of {fixed(step.without)}",
+        "x": fixed(step.ratio, 2) + within,
+        "peak memory": f"{_of(one.peak_memory.with_it)} of {_of(one.peak_memory.without)}",
+        "activations": f"{_of(one.activation.with_it)} of {_of(one.activation.without)}",
+        "calls": f"{one.communication_calls} of {one.communication_calls_asked}",
+        "sent": f"{_bytes(one.communication_bytes)} of {_bytes(one.communication_bytes_asked)}",
+        "loss": "-" if difference is None else f"{difference:+.1e}",
+        "saved": "-" if one.saved_pct is None else f"{one.saved_pct:.1f}%",
+        "exposed by profile": "-" if exposed is None else f"{exposed:.1f}%",
+    }
+
+
+def _of(value: float | None) -> str:
+    return _bytes(None if value is None else round(value))
 
 
 def reasons(cells: Sequence[TrainingComparison]) -> list[str]:

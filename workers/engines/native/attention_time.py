@@ -21,8 +21,7 @@ from workers.engines.native.loading import Layer
 from workers.engines.native.model import Decoder
 from workers.engines.native.scheduler import Sequence as Served
 from workers.engines.native.scheduler import Step
-from workers.messages import AttentionTime
-from workers.records import DECODE, PREFILL
+from workers.records import DECODE, PREFILL, AttentionTime
 
 REPEATS = 5  # of which the mean is taken
 

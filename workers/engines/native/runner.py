@@ -21,7 +21,7 @@ from workers.engines.native.model import Batch, Decoder
 from workers.engines.native.pages import PAGE, pages_for
 from workers.engines.native.sampling import Sampler
 from workers.engines.native.scheduler import Chunk, Sequence, Step
-from workers.messages import AttentionTime
+from workers.records import AttentionTime
 
 
 @dataclass(slots=True)

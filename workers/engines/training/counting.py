@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from strategies.placement import Placement
-from workers.records import TrainingCollectiveRow
+from workers.training_records import TrainingCollectiveRow
 
 # Operators of c10d, and of its functional form, -> what nccl-tests call them.
 OPERATIONS = {
@@ -43,16 +43,27 @@ OPERATIONS = {
 resolve: Any = getattr(dist.distributed_c10d, "_resolve_process_group")  # noqa: B009
 NAMESPACES = ("c10d", "_c10d_functional")
 NUMBERS = 8  # bytes
+ALONE = "alone"  # an axis of one rank: FSDP2 over (replicas, one) keeps whole parameters
 SHARED_OUT = ("all_gather", "reduce_scatter")  # the larger of input and output is the whole tensor
+
+
+class Issued(NamedTuple):
+    """A call as it was made. axis: None for one that is not of the layout, as a norm; ALONE for a
+    group of one rank, which communicates nothing."""
+
+    op: str
+    axis: str | None
 
 
 class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts while it is entered. Receives are left out: their sends count. So is a number or two
-    in which ranks agree, as a norm. A group of one rank communicates nothing."""
+    in which ranks agree, as a norm. A group of one rank communicates nothing. journal: every call
+    in order, with those that are left out."""
 
     def __init__(self, placement: Placement, rank: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._axes = axes_by_ranks(placement, rank)
+        self.journal: list[Issued] = []
         self.calls: Counter[tuple[str, str]] = Counter()
         self.bytes: Counter[tuple[str, str]] = Counter()
 
@@ -66,7 +77,7 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **(kwargs or {}))
         if func.namespace in NAMESPACES:
             op = OPERATIONS.get(func._schema.name.partition("::")[2])
-            if op is not None and op != "recv":
+            if op is not None:
                 self._count(op, args, kwargs or {}, out)
         return out
 
@@ -81,12 +92,12 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _count(self, op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
         ranks = _ranks((*args, *kwargs.values()))
-        if len(ranks) < 2:
-            return
         sizes = [_bytes(one) for one in (*args, *kwargs.values(), out)]
-        if max(sizes) <= NUMBERS:
+        key = op, self._axes.get(ranks, "world") if len(ranks) > 1 else ALONE
+        is_of_layout = max(sizes) > NUMBERS
+        self.journal.append(Issued(op, key[1] if is_of_layout else None))
+        if op == "recv" or key[1] == ALONE or not is_of_layout:
             return
-        key = op, self._axes.get(ranks, "world")
         self.calls[key] += 1
         self.bytes[key] += max(sizes) if op in SHARED_OUT else max(sizes[:1])
 

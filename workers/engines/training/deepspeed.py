@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from workers.engines.training.engine import TorchTrainer, Trains
-from workers.engines.training.support import DTYPES, of_model
+from workers.engines.training.scaling import FIRST, INTERVAL
+from workers.engines.training.support import of_model
 from workers.messages import EnginePlan
 
 if TYPE_CHECKING:
@@ -16,7 +19,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from workers.engines.training.model import StageModule
     from workers.engines.training.trainer import StepResult
+    from workers.engines.training_state import Read, TrainingState
     from workers.rank import RankContext
 
 NOTHING: AbstractContextManager[Any] = nullcontext()
@@ -33,7 +38,11 @@ class DeepSpeedTrainer(TorchTrainer):
         others = [axis for axis, degree in plan.placement.mesh if axis != "dp" and degree > 1]
         if others:
             return f"here it trains replicas (dp) alone, and the layout has {others[0]}"
-        return of_model(plan)
+        return _of_switches(plan) or of_model(plan)
+
+    def choices(self, plan: EnginePlan) -> Mapping[str, Sequence[str]]:
+        """What its collectives go through. Nothing is fused here."""
+        return {"allreduce": ("gloo" if plan.device == "cpu" else "nccl",)}
 
     def close(self) -> None:
         """Free the model, and have DeepSpeed leave the process groups."""
@@ -43,6 +52,21 @@ class DeepSpeedTrainer(TorchTrainer):
 
     def _made(self, context: RankContext, plan: EnginePlan) -> Trains:
         return Replica(context, plan)
+
+
+def _of_switches(plan: EnginePlan) -> str | None:
+    """None, or why DeepSpeed does not do what is asked in this layout, as a clause."""
+    asked, stage = plan.training, int(plan.placement.option("zero_stage") or 0)
+    assert asked is not None, "the plan trains"
+    if asked.is_fp8:
+        return f"here it has no FP8, and --precision {asked.precision} is asked for; use bf16"
+    if asked.precision == "fp16" and not stage:
+        return "here it scales the losses of fp16 under ZeRO alone; use dpNzero1, or --engine torch"
+    if asked.offload != "none" and not stage:
+        return "it offloads what ZeRO cuts; use dpNzero2, or --engine torch"
+    if asked.offload == "optimizer+params" and stage < 3:
+        return "it offloads parameters where they are cut; use dpNzero3, or --offload optimizer"
+    return None
 
 
 class Replica:
@@ -95,16 +119,59 @@ class Replica:
         apart = [one for key, one in weights.items() if key not in mine]
         return sum(map(bytes_of, (*moments, *apart)))
 
+    @property
+    def updates(self) -> int:
+        """Steps so far that changed the weights."""
+        from workers.engines import deepspeed_private
+
+        states = deepspeed_private.inner_optimizer(self._engine).state.values()
+        return int(next((one["step"] for one in states), 0))
+
+    @property
+    def loss_scale(self) -> tuple[float, int] | None:
+        """By what losses are multiplied, and for how many steps they were; None: by nothing."""
+        from workers.engines import deepspeed_private
+
+        if self._asked.dtype != "float16":
+            return None
+        scaler = deepspeed_private.loss_scaler(self._engine)
+        return float(scaler.cur_scale), scaler.cur_iter - scaler.last_overflow_iter - 1
+
     def reset(self) -> None:
         """Take the first weights and make DeepSpeed's engine anew."""
+        from workers.engines.training.sharding import load
+        from workers.weights import open_source
+
+        source, shape = open_source(self._plan.checkpoint), self._plan.model
+        self._make(lambda stage: load(stage, source, shape))
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights in float32 and moments of some parameters; the other ranks have the others."""
+        from workers.engines.training.deepspeed_states import state_of
+
+        return state_of(self._engine, self._context.rank, self._plan.placement.num_ranks)
+
+    def restore(self, state: TrainingState, read: Read) -> None:
+        """Be as in a state."""
+        from workers.engines import deepspeed_private
+        from workers.engines.training import deepspeed_states
+
+        self._make(lambda stage: deepspeed_states.fill(stage, read))
+        deepspeed_states.restore(self._engine, state.updates, self._context.rank, read)
+        if self._asked.dtype == "float16" and state.loss_scale is not None:
+            scaler = deepspeed_private.loss_scaler(self._engine)
+            scaler.cur_scale, scaler.cur_iter = state.loss_scale
+            scaler.last_overflow_iter = -1
+
+    def _make(self, fill: Callable[[StageModule], None]) -> None:
+        """Make DeepSpeed's engine anew, of a model that `fill` gives its weights."""
         import deepspeed
         import torch
 
         from workers.engines.deepspeed_process import quiet
+        from workers.engines.training.deepspeed_states import begin_anew
         from workers.engines.training.model import stages_of
         from workers.engines.training.optimizer import BETAS, EPSILON, LEARNING_RATE, WEIGHT_DECAY
-        from workers.engines.training.sharding import load
-        from workers.weights import open_source
 
         self._drop()
         plan, asked = self._plan, self._asked
@@ -117,7 +184,7 @@ class Replica:
             asked.activation_checkpointing,
         )
         stage.materialize(self._context.device)
-        load(stage, open_source(plan.checkpoint), plan.model)
+        fill(stage)
         adam = torch.optim.AdamW(
             stage.parameters(), LEARNING_RATE, BETAS, EPSILON, weight_decay=WEIGHT_DECAY
         )
@@ -125,11 +192,13 @@ class Replica:
             self._engine, *_ = deepspeed.initialize(
                 model=stage, optimizer=adam, config=config_of(plan), dist_init_required=False
             )
+        begin_anew(self._engine)
 
     def step(self, tokens: Tensor, counting: AbstractContextManager[Any] = NOTHING) -> StepResult:
         """Train on the sequences of this replica, int64 [sequences, seq_len + 1]."""
         import torch
 
+        from workers.engines.training.observing import part
         from workers.engines.training.trainer import StepResult
 
         tokens = tokens.to(self._context.device)
@@ -140,7 +209,8 @@ class Replica:
                 total += self._micro_batch(batch) / len(batches)
         total /= self._plan.placement.num_replicas
         if self._plan.placement.num_ranks > 1:
-            torch.distributed.all_reduce(total)
+            with part("agree"):
+                torch.distributed.all_reduce(total)
         norm = self._engine.get_global_grad_norm()
         return StepResult(total.item(), self._norm if norm is None else float(norm))
 
@@ -162,8 +232,11 @@ class Replica:
 
         import torch
 
+        from workers.engines import deepspeed_private
+
         if self._engine is not None:
             self._engine.destroy()
+            deepspeed_private.free(self._engine)
         self._engine = None
         gc.collect()
         if self._context.device.type == "cuda":
@@ -174,13 +247,17 @@ class Replica:
         import torch
         from torch.nn.functional import cross_entropy
 
-        logits = self._engine(tokens[:, :-1].contiguous())
-        loss = cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+        from workers.engines.training.observing import part
+
+        with part("forward"):
+            logits = self._engine(tokens[:, :-1].contiguous())
+            loss = cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
         self._engine.backward(loss)
         if isinstance(self._engine.optimizer, torch.optim.Optimizer):  # DeepSpeed keeps no norm
             grads = [one.grad for one in self._engine.module.parameters() if one.grad is not None]
             self._norm = float(torch.nn.utils.get_total_norm(grads))
-        self._engine.step()
+        with part("optimizer"):
+            self._engine.step()
         return loss.detach()
 
 
@@ -189,6 +266,10 @@ def config_of(plan: EnginePlan) -> dict[str, Any]:
     asked, replicas = plan.training, plan.placement.num_replicas
     assert asked is not None, "the plan trains"
     stage = int(plan.placement.option("zero_stage") or 0)
+    in_main_memory = {"device": "cpu", "pin_memory": plan.device == "cuda"}
+    offloaded = {} if asked.offload == "none" else {"offload_optimizer": in_main_memory}
+    if asked.offload == "optimizer+params":
+        offloaded["offload_param"] = in_main_memory
     return {
         "train_batch_size": asked.global_batch_size,
         "train_micro_batch_size_per_gpu": asked.micro_batch_size,
@@ -202,9 +283,16 @@ def config_of(plan: EnginePlan) -> dict[str, Any]:
             "stage3_param_persistence_threshold": 0,
             "stage3_max_reuse_distance": 0,
             "stage3_prefetch_bucket_size": int(0.9 * plan.model.hidden_size**2),
+            **offloaded,
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": DTYPES[asked.precision] == "bfloat16"},
+        "bf16": {"enabled": asked.dtype == "bfloat16"},
+        "fp16": {
+            "enabled": asked.dtype == "float16",
+            "initial_scale_power": int(math.log2(FIRST)),
+            "loss_scale_window": INTERVAL,
+            "hysteresis": 1,
+        },
         "steps_per_print": 10**9,
     }

@@ -3,18 +3,23 @@ placement says. The module imports without torch."""
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from workers.device import device_name, peak_memory, reset_peak, synchronize
 from workers.engines.training.support import refusal
+from workers.engines.training_state import Resumable
 from workers.messages import Built, EnginePlan, RankReport, TrainingWork
-from workers.records import (
-    STEPS,
+from workers.records import STEPS
+from workers.training_records import (
     TRAINING_COLLECTIVES,
+    TRAINING_OVERLAPS,
+    TRAINING_PARTS,
     TRAINING_STEPS,
     TrainingCollectiveRow,
     TrainingReport,
@@ -25,14 +30,24 @@ from workers.versions import versions
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from workers.engines.training.counting import Issued
+    from workers.engines.training.states import States
     from workers.engines.training.trainer import StepResult
     from workers.rank import RankContext
 
+# Auto: an update of a parameter is one kernel on GPUs. On: also on CPUs, and layers are compiled.
+# Off: neither.
+FUSION = ("auto", "off", "on")
+# Steps of an observed run: unprofiled ones, then profiled ones.
+TIMED, PROFILED = 3, 3
+# Those before them, at most, of fp16, whose gradients overflow: from a scale of 2^16 to one of 1.
+SETTLING = 17
+READING_S = 300.0  # for what the profiler wrote
 # In the first step a pipeline tells its shapes, and in the second one DDP makes its buckets anew.
 BEFORE_COUNTING = 2
 
 
-class Trains(Protocol):
+class Trains(Resumable, Protocol):
     """What takes the optimizer steps of a rank; see `trainer.Trainer`."""
 
     gradient_bytes: int | None
@@ -75,14 +90,15 @@ class TorchTrainer:
         self._context: RankContext | None = None
         self._plan: EnginePlan | None = None
         self._traffic: list[TrainingCollectiveRow] | None = None
+        self._journal: Sequence[Issued] = ()
 
     def supports(self, plan: EnginePlan) -> str | None:
         """None, or why this engine cannot train the plan."""
         return refusal(plan)
 
     def choices(self, plan: EnginePlan) -> Mapping[str, Sequence[str]]:
-        """What its collectives go through."""
-        return {"allreduce": ("gloo" if plan.device == "cpu" else "nccl",)}
+        """What its collectives go through, and what is fused."""
+        return {"allreduce": ("gloo" if plan.device == "cpu" else "nccl",), "fusion": FUSION}
 
     def build(self, context: RankContext, plan: EnginePlan) -> Built:
         """Cut the model and load the first weights. Raises torch.OutOfMemoryError."""
@@ -102,33 +118,63 @@ class TorchTrainer:
         )
 
     def run(self, work: TrainingWork) -> RankReport:
-        """Train from the first weights. Before the first run, a few steps are taken, and what the
-        last one communicates is counted: counting would slow the timed ones."""
-        assert self._trainer is not None, "build first"
+        """Train from the first weights, or from where the run was stopped. Before the first run, a
+        few steps are taken, and what the last one communicates is counted: counting would slow the
+        timed ones."""
+        from workers.engines.training.watching import watched
+
+        assert self._context is not None, "build first"
+        with watched(self._context):
+            return self._run(work)
+
+    def _run(self, work: TrainingWork) -> RankReport:
+        from workers.engines.training.states import States
+
+        assert self._trainer is not None
         assert self._context is not None
         assert self._plan is not None
         trainer, context = self._trainer, self._context
         if self._traffic is None:
             self._count_step(work)
         trainer.reset()
-        batches = self._batches(work, work.steps)
-        reset_peak([context.device])
+        if work.observe:
+            return self._observed(work)
+        states = States(trainer, context, self._plan, work)
+        taken, rows = states.resume()
         context.barrier()
-        began, rows = time.perf_counter(), []
-        for step, tokens in enumerate(batches):
-            result = trainer.step(tokens)
-            synchronize(context.device)
+        reset_peak([context.device])
+        began = self._take_steps(work, states, taken, rows)
+        if work.save is not None:
+            trainer.save(Path(work.save))
+        return self._report(rows, began, states.seconds)
+
+    def _take_steps(
+        self, work: TrainingWork, states: States, taken: int, rows: list[TrainingStepRow]
+    ) -> float:
+        """Take the steps that are left of a run after `taken`, and enter them in `rows`. Returns
+        when that began. The clock of the rows goes on from the last one, and stands while states
+        are written."""
+        assert self._trainer is not None
+        assert self._context is not None
+        standing = self._context.progress.standing
+        standing.steps(taken)
+        began, before, is_first = time.perf_counter(), rows[-1].end_s if rows else 0.0, bool(taken)
+        for step, tokens in enumerate(self._batches(work, work.steps, taken), taken):
+            result = self._trainer.step(tokens)
+            synchronize(self._context.device)
             rows.append(
                 TrainingStepRow(
                     step=step,
                     loss=result.loss,
                     grad_norm=result.grad_norm,
-                    end_s=time.perf_counter() - began,
+                    end_s=before + time.perf_counter() - began - states.seconds,
+                    resumed=is_first,
                 )
             )
-        if work.save is not None:
-            trainer.save(Path(work.save))
-        return self._report(rows, began)
+            is_first = False
+            standing.steps(step + 1)
+            states.keep(step + 1, rows)
+        return began
 
     def close(self) -> None:
         """Free the model and its optimizer."""
@@ -151,21 +197,73 @@ class TorchTrainer:
         assert self._trainer is not None
         assert self._context is not None
         counting = Counting(self._context.placement, self._context.rank)
-        *before, counted = self._batches(work, BEFORE_COUNTING + 1)
-        for tokens in before:
+        batches = self._batches(work, BEFORE_COUNTING + SETTLING + 1)
+        for tokens in itertools.islice(batches, BEFORE_COUNTING):
             self._trainer.step(tokens)
-        self._trainer.step(counted, counting)
-        self._traffic = counting.rows(self._context.rank)
+        self._settle(batches)
+        self._trainer.step(next(batches), counting)
+        self._traffic, self._journal = counting.rows(self._context.rank), counting.journal
+        if self._plan is not None and self._plan.ablation == "comm":
+            self._traffic = []  # its calls move nothing
 
-    def _batches(self, work: TrainingWork, steps: int) -> Iterator[Tensor]:
-        """This replica's sequences of each step."""
+    def _observed(self, work: TrainingWork) -> RankReport:
+        """Take a few steps apart, after others of the same that are not profiled."""
+        from workers.engines.training.observed import overlaps_of, parts_of
+        from workers.engines.training.observing import Watch
+
+        assert self._trainer is not None
+        assert self._context is not None
+        context, began = self._context, time.perf_counter()
+        watch = Watch(context.placement, context.rank, context.device, self._journal)
+        batches = self._batches(work, SETTLING + TIMED + PROFILED)
+        context.progress.standing.steps(0)
+        self._settle(batches)
+        context.barrier()
+        timed = [self._seconds(tokens) for tokens in itertools.islice(batches, TIMED)]
+        context.barrier()
+        with watch.watching():
+            for number, tokens in enumerate(itertools.islice(batches, PROFILED)):
+                with watch.step(number):
+                    self._seconds(tokens)
+        steps = watch.steps(time.monotonic() + READING_S)
+        report = self._report([], began, states_s=0.0)
+        assert report.training is not None
+        training = replace(
+            report.training,
+            parts=TRAINING_PARTS.make([parts_of(context.rank, context.placement, steps, timed)]),
+            overlaps=TRAINING_OVERLAPS.make(overlaps_of(context.rank, steps)),
+        )
+        return replace(report, training=training)
+
+    def _settle(self, batches: Iterator[Tensor]) -> None:
+        """Take steps, in fp16, until one updates the weights."""
+        assert self._trainer is not None
+        for _ in range(SETTLING):
+            scale = self._trainer.loss_scale
+            if scale is None or scale[1]:
+                return
+            self._seconds(next(batches))
+
+    def _seconds(self, tokens: Tensor) -> float:
+        """How long a step takes, of those that are none of a run."""
+        assert self._trainer is not None
+        assert self._context is not None
+        standing, began = self._context.progress.standing, time.perf_counter()
+        self._trainer.step(tokens)
+        synchronize(self._context.device)
+        seconds = time.perf_counter() - began
+        standing.steps(standing.launched + 1)
+        return seconds
+
+    def _batches(self, work: TrainingWork, steps: int, first: int = 0) -> Iterator[Tensor]:
+        """This replica's sequences of each step, from number `first` on."""
         from workers.engines.training.batches import batches
 
         assert self._trainer is not None
         assert self._plan is not None
-        return batches(self._plan, work, self._trainer.replica, steps)
+        return batches(self._plan, work, self._trainer.replica, range(first, steps))
 
-    def _report(self, rows: list[TrainingStepRow], began_s: float) -> RankReport:
+    def _report(self, rows: list[TrainingStepRow], began_s: float, states_s: float) -> RankReport:
         assert self._trainer is not None
         assert self._context is not None
         rank = self._context.rank
@@ -175,6 +273,7 @@ class TorchTrainer:
             weight_bytes=self._trainer.weight_bytes,
             gradient_bytes=self._trainer.gradient_bytes,
             optimizer_bytes=self._trainer.optimizer_bytes,
+            states_s=states_s,
         )
         return RankReport(
             rank=rank,

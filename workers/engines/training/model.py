@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -18,9 +19,11 @@ from torch.utils.checkpoint import (
 
 from strategies.placement import EMBEDDING, Placement, Stage
 from strategies.shapes import ModelShape
+from workers.engines.training.observing import part
 from workers.engines.transformers_config import shape_to_config
 
 HEAD = "lm_head.weight"
+REPEATED = "repeated_heads"  # the name of our attention in float32
 # What selective checkpointing keeps: the outputs of matrix products and of attention.
 KEPT = (
     torch.ops.aten.mm.default,
@@ -64,15 +67,21 @@ class StageModule(nn.Module):
         """Its layers, in order."""
         return list(self.model.layers.values())
 
+    def fuse(self) -> None:
+        """Compile each layer by itself, inside of what is hooked to it, as FSDP2's gathering."""
+        for layer in self.layers:
+            layer.forward = torch.compile(layer.forward)
+
     def tie(self) -> None:
         """Let embedding and head be one parameter where the model ties them. A head whose stage has
         no embedding keeps its own copy, under the embedding's name."""
         if self.is_tied and hasattr(self, "lm_head") and hasattr(self.model, "embed_tokens"):
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def materialize(self, device: torch.device) -> None:
-        """Give every parameter memory on a device."""
-        self.to_empty(device=device)
+    def materialize(self, device: torch.device, kept_on: torch.device | None = None) -> None:
+        """Give every parameter memory. device: on which is computed. kept_on: where parameters
+        are; None: there too."""
+        self.to_empty(device=kept_on or device)
         self.tie()  # each module got memory of its own
         self.rotary = self._rotation().to(device)
 
@@ -84,6 +93,10 @@ class StageModule(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: tokens int64 [batch, seq_len], or the hidden states of the stage before. Returns
         hidden states [batch, share of seq_len, hidden], or logits [batch, seq_len, vocabulary]."""
+        with part("forward"):
+            return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         hidden: Tensor = self.model.embed_tokens(x) if hasattr(self.model, "embed_tokens") else x
         positions = torch.arange(self.seq_len, device=hidden.device)[None]
         rotation = self.rotary(hidden, positions)
@@ -109,16 +122,37 @@ def stages_of(
     recompute: str,
 ) -> list[StageModule]:
     """The stages of a rank, in order, their parameters on the meta device."""
-    import transformers
-
     with torch.device("meta"):
         make: Any = transformers.AutoModelForCausalLM.from_config
-        whole = make(shape_to_config(shape), dtype=dtype, attn_implementation="sdpa")
+        whole = make(shape_to_config(shape), dtype=dtype, attn_implementation=attention_of(dtype))
     whole.train()
     return [
         StageModule(whole, stage, shape.tie_embeddings, seq_len, recompute)
         for stage in placement.stages_of(rank)
     ]
+
+
+def attention_of(dtype: torch.dtype) -> str:
+    """The attention of Transformers' modules. In float32 no kernel of torch for GPUs lets query
+    heads share a head of keys, and what is left keeps all scores: so these are repeated."""
+    if dtype != torch.float32:
+        return "sdpa"
+    transformers.AttentionInterface.register(REPEATED, _repeated)
+    return REPEATED
+
+
+def _repeated(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """query: [batch, heads, seq_len, head_dim]; key, value: of fewer heads. Returns [batch,
+    seq_len, heads, head_dim]."""
+    groups = module.num_key_value_groups
+    if groups > 1:
+        key, value = (one.repeat_interleave(groups, dim=1) for one in (key, value))
+    out = scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=kwargs.get("scaling")
+    )
+    return out.transpose(1, 2).contiguous(), None
 
 
 def recompute_of(mode: str) -> Recompute:
@@ -138,8 +172,7 @@ def recompute_of(mode: str) -> Recompute:
 
 
 def _on_host(layer: nn.Module, hidden: Tensor, **kwargs: Any) -> Tensor:
-    offloaded = save_on_cpu(pin_memory=True) if hidden.is_cuda else contextlib.nullcontext()
-    with offloaded:
+    with save_on_cpu(pin_memory=hidden.is_cuda):
         out: Tensor = checkpoint(layer, hidden, use_reentrant=False, **kwargs)
     return out
 

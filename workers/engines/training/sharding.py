@@ -8,9 +8,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hook
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.distributed.tensor.parallel import (
@@ -25,28 +27,43 @@ from torch.nn.parallel import DistributedDataParallel
 
 from strategies.placement import Placement
 from strategies.shapes import ModelShape
+from workers.engines.training.counting import ALONE
 from workers.engines.training.model import StageModule
 from workers.weights import Source
 
-ALONE = "alone"  # an axis of one rank: FSDP2 over (replicas, one) keeps whole parameters
+NOTHING = "fake"  # torch's name of a backend that moves nothing
 HEAD_NORMS = ("q_norm", "k_norm")
 
 
-def mesh_of(placement: Placement, device: torch.device) -> DeviceMesh | None:
-    """The mesh of the placement, with an axis of one rank more; None for a single rank."""
+def mesh_of(placement: Placement, device: torch.device, silent: bool = False) -> DeviceMesh | None:
+    """The mesh of the placement, with an axis of one rank more; None for a single rank. silent: its
+    collectives return at once and move nothing, their outputs having the shapes that they would."""
     if placement.num_ranks == 1:
         return None
     axes = dict(placement.mesh)
     names = [*(name for name in axes if name != "tp"), ALONE, *(["tp"] if "tp" in axes else [])]
     sizes = tuple(axes.get(name, 1) for name in names)
-    return init_device_mesh(device.type, sizes, mesh_dim_names=tuple(names))
+    if silent:
+        from torch.testing._internal.distributed import fake_pg  # noqa: F401  # it registers NOTHING
+    return init_device_mesh(
+        device.type,
+        sizes,
+        mesh_dim_names=tuple(names),
+        backend_override=dict.fromkeys(names, NOTHING) if silent else None,
+    )
 
 
 def distributed(
-    stage: StageModule, placement: Placement, mesh: DeviceMesh | None, device: torch.device
+    stage: StageModule,
+    placement: Placement,
+    mesh: DeviceMesh | None,
+    device: torch.device,
+    offloads: bool = False,
 ) -> nn.Module:
     """Cut `stage` over the tensor-parallel axis, then over those that share out the batch. Its
-    parameters get memory on `device` and no values. Returns the module to call."""
+    parameters get memory on `device` and no values. Returns the module to call. offloads: whether
+    parameters that are cut over replicas are kept, with their gradients, in main memory, and are on
+    the device only while they are used."""
     if mesh is not None and placement.degree("tp") > 1:
         parallelize_module(stage, mesh["tp"], tensor_plan(stage, placement))
         stage.tie()
@@ -54,20 +71,24 @@ def distributed(
     copying = [axis for axis in placement.tokens.get("batch", ()) if axis not in storing]
     if mesh is not None and (storing or (copying and placement.degree("tp") > 1)):
         shared = mesh[(*copying, *(storing or [ALONE]))]
+        policy = CPUOffloadPolicy(device.type == "cuda") if offloads else OffloadPolicy()
         for layer in stage.layers:
-            fully_shard(layer, mesh=shared)
-        fully_shard(stage, mesh=shared)
+            fully_shard(layer, mesh=shared, offload_policy=policy)
+        fully_shard(stage, mesh=shared, offload_policy=policy)
         copying = []
-    stage.materialize(device)
+    stage.materialize(device, torch.device("cpu") if offloads else device)
     if mesh is not None and copying:
         group = mesh[tuple(copying)].get_group()
-        return DistributedDataParallel(
+        replicated = DistributedDataParallel(
             stage,
             process_group=group,
             gradient_as_bucket_view=True,
             init_sync=False,
             broadcast_buffers=False,
         )
+        if dist.get_backend(group) == NOTHING:  # it wants a result
+            replicated.register_comm_hook(None, noop_hook)
+        return replicated
     return stage
 
 

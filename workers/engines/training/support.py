@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
+
 from strategies.memory import window_of
 from strategies.placement import EMBEDDING, Placement
 from workers.engines.transformers_config import CONFIG_CLASSES
 from workers.messages import EnginePlan
 
+SHARED = {"dp", "fsdp"}  # axes that share out the batch
 AXES = ("dp", "fsdp", "pp", "tp")
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+FP8 = "torchao"  # the package with FP8 for training
+COMPILERS = ("g++", "clang++")  # that torch.compile looks for
 OF_TP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def refusal(plan: EnginePlan) -> str | None:
     """None, or why the engine cannot train the plan, as a clause."""
-    return of_model(plan) or _of_heads(plan) or _of_placement(plan.placement, plan.model.num_layers)
+    return (
+        of_model(plan)
+        or _of_switches(plan)
+        or _of_fusion(plan)
+        or _of_heads(plan)
+        or _of_placement(plan.placement, plan.model.num_layers)
+    )
 
 
 def of_model(plan: EnginePlan) -> str | None:
@@ -23,13 +35,49 @@ def of_model(plan: EnginePlan) -> str | None:
     assert asked is not None, "the plan trains"
     if model.family not in CONFIG_CLASSES:
         return f"it does not train the family {model.family}"
-    if asked.precision not in DTYPES:
-        return f"it trains in {' and '.join(DTYPES)}, and {asked.precision} is asked for"
-    if asked.offload != "none":
-        return f"it offloads nothing to the host, and {asked.offload} is asked for"
     windows = [window for i in range(model.num_layers) if (window := window_of(model, i))]
     if windows and min(windows) < asked.seq_len:
         return f"its attention has no window, and that of {model.name} is {min(windows)} tokens"
+    return None
+
+
+def _of_fusion(plan: EnginePlan) -> str | None:
+    """None, or why layers are not compiled in this layout, as a clause."""
+    assert plan.training is not None, "the plan trains"
+    if plan.switches.fusion != "on":
+        return None
+    if plan.training.activation_checkpointing == "selective":
+        return (
+            "in layers that are compiled it cannot select what to keep; use --fusion off, or "
+            "another --activation-checkpointing"
+        )
+    if plan.placement.degree("tp") > 1:
+        return "torch does not compile layers that are cut over tp; leave --fusion on out"
+    names = (os.environ.get("CXX", ""), *COMPILERS)
+    if plan.device == "cpu" and not any(name and shutil.which(name) for name in names):
+        return (
+            "--fusion on needs a C++ compiler on CPUs, and neither CXX nor PATH has one; install "
+            "g++, or leave --fusion out"
+        )
+    return None
+
+
+def _of_switches(plan: EnginePlan) -> str | None:
+    """None, or why it does not do what is asked in this layout, as a clause."""
+    asked, placement = plan.training, plan.placement
+    assert asked is not None, "the plan trains"
+    if asked.offload == "optimizer+params" and {a for a, n in placement.mesh if n > 1} - SHARED:
+        return "it offloads the parameters of replicas alone (fsdp); use --offload optimizer"
+    if asked.offload == "optimizer+params" and placement.degree("fsdp") == 1:
+        return (
+            "it offloads parameters that are cut over replicas; use fsdpN, or --offload optimizer"
+        )
+    if not asked.is_fp8:
+        return None
+    if placement.degree("tp") > 1:
+        return "it has no FP8 over tp; use dp, fsdp or pp, or --precision bf16"
+    if importlib.util.find_spec(FP8) is None:
+        return f"FP8 needs {FP8}: pip install 'shard-orchestrator[fp8]'; or use --precision bf16"
     return None
 
 

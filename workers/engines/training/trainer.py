@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.pipelining import PipelineStage
-from torch.distributed.pipelining.schedules import (
-    Schedule1F1B,
-    ScheduleGPipe,
-    ScheduleInterleaved1F1B,
-)
+from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import loss_parallel
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 
-from strategies.placement import EMBEDDING, Placement
+from strategies.placement import EMBEDDING
 from strategies.training import micro_batches
+from workers.engines.training.fp8 import use_fp8
 from workers.engines.training.model import StageModule, stages_of
+from workers.engines.training.observing import part
 from workers.engines.training.optimizer import Optimizer, bytes_of
+from workers.engines.training.pipeline import ends_of, schedule_of
 from workers.engines.training.saving import save
+from workers.engines.training.scaling import Scaling
 from workers.engines.training.sharding import (
     copies,
     distributed,
@@ -33,10 +33,9 @@ from workers.engines.training.sharding import (
     mesh_of,
     sum_partial,
 )
+from workers.engines.training_state import Read, TrainingState
 from workers.messages import EnginePlan
 from workers.weights import open_source
-
-SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B, "interleaved": ScheduleInterleaved1F1B}
 
 NOTHING = nullcontext()
 
@@ -58,14 +57,32 @@ class Trainer:
         self.rank, self.placement, self.shape, self.asked = rank, placement, shape, asked
         self.dtype, self.device = getattr(torch, plan.dtype), device
         self._source, self._plan = open_source(plan.checkpoint), plan
-        self._mesh: Any = mesh_of(placement, device)
+        self._mesh: Any = mesh_of(placement, device, silent=plan.ablation == "comm")
         seq_len, recompute = asked.seq_len, asked.activation_checkpointing
         self.stages = stages_of(shape, placement, rank, self.dtype, seq_len, recompute)
-        self.modules = [distributed(stage, placement, self._mesh, device) for stage in self.stages]
-        self._ends = _ends_of(placement, rank) if shape.tie_embeddings else None
+        if asked.is_fp8:
+            for stage in self.stages:
+                use_fp8(stage, emulate=device.type == "cpu")
+        if plan.switches.fusion == "on":
+            for stage in self.stages:
+                stage.fuse()
+        offloads = asked.offload == "optimizer+params"
+        self.modules = [
+            distributed(stage, placement, self._mesh, device, offloads) for stage in self.stages
+        ]
+        self._ends = ends_of(placement, rank) if shape.tie_embeddings else None
         self._schedule: Any = self._pipeline() if placement.degree("pp") > 1 else None
         self.gradient_bytes: int | None = None
-        self.optimizer = Optimizer(self.stages, fused=device.type == "cuda")
+        self.updates = 0
+        self._scaling = Scaling() if asked.dtype == "float16" else None
+        sums = any(isinstance(module, DistributedDataParallel) for module in self.modules)
+        fusion = plan.switches.fusion
+        fused = fusion == "on" or (device.type == "cuda" and fusion != "off")
+        self.optimizer = Optimizer(
+            self.stages, fused, keeps=sums, offloads=asked.offload == "optimizer"
+        )
+        if sums:
+            self._settle_buckets()
 
     @property
     def replica(self) -> int:
@@ -91,6 +108,32 @@ class Trainer:
         for stage in self.stages:
             load(stage, self._source, self.shape)
         self.optimizer.reset()
+        self.updates, self._scaling = 0, None if self._scaling is None else Scaling()
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights in float32 and moments, this rank's part of each, by names that do not depend on
+        the layout. There are some after a step."""
+        kept = self.optimizer.state()
+        return {
+            f"{what}.{name}": tensor
+            for stage in self.stages
+            for name, parameter in stage.stored_parameters()
+            for what, tensor in kept[parameter].items()
+        }
+
+    @property
+    def loss_scale(self) -> tuple[float, int] | None:
+        """By what losses are multiplied, and for how many steps they were; None: by nothing."""
+        return None if self._scaling is None else (self._scaling.scale, self._scaling.good_steps)
+
+    def restore(self, state: TrainingState, read: Read) -> None:
+        """Be as in a state. read: fills what `self.state` names."""
+        self.updates = state.updates
+        if self._scaling is not None:
+            self._scaling = Scaling(*state.loss_scale) if state.loss_scale else Scaling()
+        self.optimizer.begin_after(state.updates)
+        read(self.state())
+        self.optimizer.round()
 
     def save(self, folder: Path) -> None:
         """Write what was trained to `folder`, with the other ranks."""
@@ -105,8 +148,24 @@ class Trainer:
             bytes_of(one.grad) for stage in self.stages for one in stage.parameters()
         )
         result = self._result(loss)
-        self.optimizer.step()
+        with part("optimizer"):
+            self._update(result.grad_norm)
         return result
+
+    def _update(self, grad_norm: float) -> None:
+        """Update the weights; where gradients overflowed in fp16, leave them and scale less."""
+        scale, overflowed = self._scale, not math.isfinite(grad_norm)
+        if self._scaling is not None:
+            self._scaling = self._scaling.after(overflowed)
+            if overflowed:
+                self.optimizer.drop()
+                return
+        self.optimizer.step(scale)
+        self.updates += 1
+
+    @property
+    def _scale(self) -> float:
+        return 1.0 if self._scaling is None else self._scaling.scale
 
     def _backward(self, tokens: Tensor) -> Tensor:
         """The gradients of a step. Returns this rank's part of the loss, float32 []."""
@@ -118,6 +177,19 @@ class Trainer:
             sum_partial(stage)
         self._sum_tied()
         return loss
+
+    def _settle_buckets(self) -> None:
+        """Let gradients lie in the buckets of DDP before there is anything beside them: it orders
+        these by the first backward pass, and makes them anew after it. Gradients of micro-batches
+        that are not the last would else be kept beside the buckets (Li et al., arXiv:2006.15704,
+        section 4.2.3)."""
+        count = micro_batches(self.placement, self.asked) if self._schedule is not None else 1
+        shape = count * self.asked.micro_batch_size, self.asked.seq_len
+        nothing = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        for _ in range(2):
+            for stage in self.stages:
+                stage.zero_grad()
+            self._accumulate(nothing, nothing)
 
     # -- forward and backward
 
@@ -154,8 +226,12 @@ class Trainer:
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The share of a micro-batch in the mean over all tokens of the global batch, times the
-        replicas, as their gradients are averaged. logits: [batch, seq_len, this rank's part of the
-        vocabulary]."""
+        replicas, as their gradients are averaged, and times the scale of fp16. logits: [batch,
+        seq_len, this rank's part of the vocabulary]."""
+        with part("forward"):
+            return self._mean(logits, labels)
+
+    def _mean(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.placement.degree("tp") > 1:
             size = torch.Size((*logits.shape[:2], self.shape.vocab_size))
             stride = (size[1] * size[2], size[2], 1)
@@ -163,7 +239,7 @@ class Trainer:
                 logits, self._mesh["tp"], [Shard(2)], run_check=False, shape=size, stride=stride
             )
         summed = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
-        mean = summed * self.placement.num_replicas / self._tokens
+        mean = summed * (self._scale * self.placement.num_replicas / self._tokens)
         return mean.to_local() if isinstance(mean, DTensor) else mean
 
     @property
@@ -175,34 +251,15 @@ class Trainer:
         return loss_parallel() if over_tp else nullcontext()
 
     def _pipeline(self) -> Any:
-        placement, asked = self.placement, self.asked
-        mine = placement.stages_of(self.rank)
-        numbers = [i for i, one in enumerate(placement.stages) if one in mine]
-        stages = [
-            self._pipeline_stage(*one)
-            for one in zip(numbers, self.stages, self.modules, strict=True)
-        ]
-        kind = SCHEDULES[asked.schedule]
-        given = stages if asked.schedule == "interleaved" else stages[0]
-        count = micro_batches(placement, asked)
-        return kind(given, count, loss_fn=self._loss, scale_grads=False)
-
-    def _pipeline_stage(self, number: int, stage: StageModule, module: nn.Module) -> PipelineStage:
-        asked, tp, stages = self.asked, self.placement.degree("tp"), self.placement.stages
-        batch = (asked.micro_batch_size, asked.seq_len)
-        between = (batch[0], batch[1] // tp, self.shape.hidden_size)
-        hidden = torch.empty(between, dtype=self.dtype, device="meta", requires_grad=True)
-        tokens = torch.empty(batch, dtype=torch.int64, device="meta")
-        columns = local_part(stage.lm_head.weight)[0].shape[0] if stages[number].head else 0
-        logits = torch.empty((*batch, columns), dtype=self.dtype, device="meta")
-        return PipelineStage(
-            module,
-            number,
-            len(stages),
+        heads = [getattr(stage, "lm_head", None) for stage in self.stages]
+        return schedule_of(
+            self._plan,
+            self.rank,
+            self.modules,
+            [None if head is None else head.weight for head in heads],
+            self._mesh["pp"].get_group(),
             self.device,
-            input_args=tokens if stages[number].embed else hidden,
-            output_args=logits if stages[number].head else hidden,
-            group=self._mesh["pp"].get_group(),
+            self._loss,
         )
 
     # -- what is known of the step
@@ -227,23 +284,12 @@ class Trainer:
         for parameter in (one for stage in self.stages for one in stage.parameters()):
             if parameter.grad is not None:
                 times = copies(parameter, self.placement) * (2 if id(parameter) in twice else 1)
-                squares += local_part(parameter.grad)[0].float().square().sum() / times
+                square = local_part(parameter.grad)[0].float().square().sum() / times
+                squares += square.to(self.device)
         alike = self.placement.degree("tp") * self.placement.num_replicas
         both = torch.stack([loss.float() / alike, squares])
         if self.placement.num_ranks > 1:
-            dist.all_reduce(both)
-        mean, square = both.tolist()
-        return StepResult(mean, square**0.5)
-
-
-def _ends_of(placement: Placement, rank: int) -> dist.ProcessGroup | None:
-    """The group of the first and the last stage of a rank's pipeline; None where it has neither
-    or both. Every rank makes every group."""
-    first, last = placement.stages[0].pp_rank, placement.stages[-1].pp_rank
-    if first == last:
-        return None
-    mine = None
-    for ranks in placement.groups("pp"):
-        group = dist.new_group([ranks[first], ranks[last]])
-        mine = group if rank in (ranks[first], ranks[last]) else mine
-    return mine
+            with part("agree"):
+                dist.all_reduce(both)
+        mean, total = both.tolist()
+        return StepResult(mean / self._scale, total**0.5 / self._scale)

@@ -1,0 +1,100 @@
+"""What a rank that trains does with its memory, in one process: its collectives move nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from training_runs import FEW, LOAD, alone, shape_of, training_plan
+
+from strategies.training import training_traffic
+from workers.engines.training.batches import batches
+from workers.engines.training.counting import Counting
+from workers.engines.training.trainer import Trainer
+from workers.messages import Switches, TrainingWork
+
+
+@pytest.fixture
+def two_ranks() -> Iterator[None]:
+    """A default process group in which this process is the first of two."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 4])
+@pytest.mark.usefixtures("two_ranks")
+def test_gradients_of_replicas_lie_in_their_buckets_from_the_first_micro_batch_on(
+    micro_batch_size: int,
+) -> None:
+    load = replace(LOAD, micro_batch_size=micro_batch_size)
+    plan = training_plan("dp2", shape_of("Llama"), None, load, ablation="comm")
+    trainer = Trainer(0, plan, torch.device("cpu"))
+    trainer.reset()
+    parameters = list(trainer.stages[0].parameters())
+
+    def places() -> list[int]:
+        return [one.grad.data_ptr() for one in parameters if one.grad is not None]
+
+    buckets, summed = places(), list[int]()
+    assert len(buckets) == len(parameters)
+    for one in parameters:
+        one.register_post_accumulate_grad_hook(lambda at: summed.append(at.grad.data_ptr()))
+    for tokens in batches(plan, TrainingWork(3), 0, range(3)):
+        trainer.step(tokens)
+        assert places() == buckets
+        assert not any(one.grad.any() for one in parameters if one.grad is not None)
+    assert set(summed) == set(buckets)
+
+
+@pytest.mark.parametrize("fusion", ["on", "off"])
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"activation_checkpointing": "full"}, {"offload": "optimizer"}],
+    ids=["plain", "recomputed", "offloaded"],
+)
+def test_fusion_changes_no_loss(
+    fusion: str, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What torch traces of a layer, run without the compiler of kernels, which takes minutes."""
+    compiled: list[object] = []
+
+    def traced(function: Any) -> Any:
+        compiled.append(function)
+        return compiles(function, backend="aot_eager", fullgraph=True)
+
+    compiles = torch.compile
+    monkeypatch.setattr(torch, "compile", traced)
+    load = replace(LOAD, **change)
+    plan = training_plan("tp1", shape_of("Llama"), None, load, switches=Switches(fusion=fusion))
+    trainer = Trainer(0, plan, torch.device("cpu"))
+    trainer.reset()
+    results = [trainer.step(tokens) for tokens in batches(plan, TrainingWork(FEW), 0, range(FEW))]
+    expected = alone("Llama")[:FEW]
+    assert [one.loss for one in results] == pytest.approx([one.loss for one in expected], abs=1e-4)
+    assert len(compiled) == (shape_of("Llama").num_layers if fusion == "on" else 0)
+
+
+@pytest.mark.parametrize("layout", ["dp2", "fsdp2", "tp2"])
+@pytest.mark.usefixtures("two_ranks")
+def test_without_collectives_a_step_has_the_shapes_and_the_calls_that_it_has_with_them(
+    layout: str,
+) -> None:
+    plan = training_plan(layout, shape_of("Llama"), None, ablation="comm")
+    trainer = Trainer(0, plan, torch.device("cpu"))
+    trainer.reset()
+    counting = Counting(plan.placement, 0)
+    first, second, third = batches(plan, TrainingWork(3), trainer.replica, range(3))
+    trainer.step(first)
+    trainer.step(second)
+    trainer.step(third, counting)
+    sent = {(one.op, one.axis): one.bytes for one in counting.rows(0)}
+    expected = training_traffic(plan.placement, plan.model, LOAD, 0)
+    assert sent == {(one.op, one.axis): one.bytes for one in expected if (one.op, one.axis) in sent}
+    assert len(sent) == (0 if layout == "dp2" else len(expected))  # a hook stands for those of DDP

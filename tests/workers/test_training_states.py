@@ -1,0 +1,244 @@
+"""A run that was stopped goes on as if it had not been, under the layout that it had or another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ranks import Pool
+from training_runs import LOAD, Curve, alone, check_same, curve, shape_of, training_plan
+
+from strategies.errors import Refused
+from workers.engines import training_state
+from workers.engines.training import trainer
+from workers.engines.training.engine import PROFILED, TIMED, TorchTrainer
+from workers.engines.training.scaling import Scaling
+from workers.engines.training.trainer import Trainer
+from workers.engines.training_state import TrainingState
+from workers.messages import EnginePlan, TrainingWork
+from workers.rank import RankContext
+
+pytestmark = pytest.mark.slow
+STOP, LAST = 3, 6
+
+
+def run(pool: Pool, layout: str, work: TrainingWork, family: str = "Llama") -> Curve:
+    """A run under a layout; "deepspeed:dp2" names its engine."""
+    engine, _, name = layout.rpartition(":")
+    plan = training_plan(name, shape_of(family), None)
+    return curve(pool.serve(plan, work, engine=engine or "torch")[0])
+
+
+@pytest.fixture(scope="module")
+def written(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """(layout, family) -> the state after STOP steps under it."""
+    found: dict[tuple[str, str], str] = {}
+
+    def state(layout: str, family: str = "Llama") -> str:
+        if (layout, family) not in found:
+            folder = tmp_path_factory.mktemp("states")
+            run(pool, layout, TrainingWork(STOP, state=str(folder), interval=STOP), family)
+            found[layout, family] = str(training_state.given(folder))
+        return found[layout, family]
+
+    return state
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "family"),
+    [
+        ("tp2pp2", "fsdp2", "Mistral"),  # whose embedding is tied, and its vocabulary uneven
+        ("fsdp2", "tp2pp2", "Llama"),
+        ("dp2", "tp2fsdp2", "Llama"),
+        ("tp2fsdp2", "pp2fsdp2", "Llama"),
+        ("deepspeed:dp2zero1", "tp2dp2", "Llama"),
+        ("tp2fsdp2", "deepspeed:dp2zero2", "Llama"),
+        ("fsdp2", "deepspeed:dp2zero3", "Llama"),
+        ("deepspeed:dp2zero3", "dp2", "Mistral"),
+        ("deepspeed:dp2", "deepspeed:dp2zero1", "Llama"),
+        ("dp2", "deepspeed:dp2", "Llama"),
+    ],
+)
+def test_a_state_of_one_layout_goes_on_under_another_with_the_same_losses(
+    before: str, after: str, family: str, written: Callable[..., str], pool: Pool
+) -> None:
+    if "deepspeed" in before + after:
+        pytest.importorskip("deepspeed")
+    found = run(pool, after, TrainingWork(LAST, resume=written(before, family)), family)
+    assert [one.step for one in found] == [3, 4, 5]
+    assert [one.resumed for one in found] == [True, False, False]
+    check_same(found, alone(family)[STOP:])
+
+
+# -- a run that is stopped
+
+
+class Killed(BaseException):
+    """The end of a process."""
+
+
+@pytest.fixture
+def stops(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """(step) -> the next run ends before it."""
+
+    def before(step: int) -> None:
+        taken, whole = [0], Trainer.step
+
+        def limited(mine: Trainer, *args: torch.Tensor) -> object:
+            if taken[0] == step:
+                monkeypatch.setattr(Trainer, "step", whole)
+                raise Killed
+            taken[0] += 1
+            return whole(mine, *args)
+
+        monkeypatch.setattr(Trainer, "step", limited)
+
+    return before
+
+
+@pytest.fixture
+def plan() -> EnginePlan:
+    return training_plan("tp1", shape_of("Llama"), None)
+
+
+def alone_here(plan: EnginePlan, *works: TrainingWork) -> list[Curve]:
+    """The runs of one start in this process."""
+    engine = TorchTrainer()
+    engine.build(RankContext(0, plan.placement, torch.device("cpu")), plan)
+    engine._traffic = []  # counted by other tests
+    return [curve([engine.run(work)]) for work in works]
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+def test_a_run_that_was_killed_goes_on_with_the_data_that_come_next(
+    with_data: bool, plan: EnginePlan, stops: Callable[[int], None], tmp_path: Path
+) -> None:
+    tokens = np.random.default_rng(1).integers(128, size=(20, 17), dtype=np.int32)
+    plain = TrainingWork(LAST, tokens if with_data else None)
+    work = replace(plain, state=str(tmp_path), interval=2)
+    stops(5)
+    with pytest.raises(Killed):
+        alone_here(plan, work)
+    assert [one.name for one in training_state.whole(tmp_path)] == ["step-00000004"]
+    found, whole = alone_here(plan, work)[0], alone_here(plan, plain)[0]
+    check_same(found, whole, 0.0)
+    assert len(found) == LAST
+    assert [one.resumed for one in found] == [False] * 4 + [True, False]
+    times = [one.end_s for one in found]
+    assert times == sorted(times)
+
+
+def test_a_state_that_was_not_written_to_its_end_is_never_read(
+    plan: EnginePlan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    work = TrainingWork(LAST, state=str(tmp_path), interval=2)
+    renamed = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(target).name == training_state.name_of(4):
+            raise Killed
+        renamed(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(Killed):
+        alone_here(plan, work)
+    monkeypatch.setattr(os, "replace", renamed)
+    assert sorted(one.name for one in tmp_path.iterdir()) == [".step-00000004.tmp", "step-00000002"]
+    (found,) = alone_here(plan, work)
+    check_same(found, alone("Llama"))
+    assert [one.resumed for one in found].index(True) == 2
+    assert [one.name for one in tmp_path.iterdir()] == ["step-00000006"]
+
+
+def test_a_run_whose_last_state_is_its_end_takes_no_step(plan: EnginePlan, tmp_path: Path) -> None:
+    work = TrainingWork(STOP, state=str(tmp_path), interval=2)
+    first, again = alone_here(plan, work, work)
+    assert again == first
+
+
+# -- steps that are taken apart
+
+
+def test_steps_that_are_taken_apart_are_none_of_the_run_and_leave_its_state(
+    plan: EnginePlan, tmp_path: Path
+) -> None:
+    work = TrainingWork(STOP, state=str(tmp_path), interval=STOP)
+    engine = TorchTrainer()
+    engine.build(RankContext(0, plan.placement, torch.device("cpu")), plan)
+    engine._traffic = []  # counted by other tests
+    first = curve([engine.run(work)])
+    (state,) = training_state.whole(tmp_path)
+    before = (state / training_state.FILE).read_bytes()
+    seen = engine.run(replace(work, steps=LAST, observe=True)).training
+    assert seen is not None
+    assert seen.parts is not None
+    assert seen.parts.num_rows == 1
+    assert seen.steps is not None
+    assert seen.steps.num_rows == 0
+    assert training_state.whole(tmp_path) == [state]
+    assert (state / training_state.FILE).read_bytes() == before
+    found = curve([engine.run(replace(work, steps=LAST))])
+    assert found[:STOP] == first
+    assert [one.resumed for one in found] == [False] * STOP + [True, False, False]
+    check_same(found, alone("Llama"))
+
+
+def test_in_fp16_steps_are_taken_apart_after_those_that_overflow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A step that overflows updates nothing."""
+    load = replace(LOAD, precision="fp16")
+    plan = training_plan("tp1", shape_of("Llama"), None, load, dtype="float16")
+    engine, updates = TorchTrainer(), list[int]()
+    engine.build(RankContext(0, plan.placement, torch.device("cpu")), plan)
+    engine._traffic = []  # counted by other tests
+    monkeypatch.setattr(trainer, "Scaling", partial(Scaling, 2.0**24))
+    whole = Trainer.step
+
+    def counted(mine: Trainer, *args: torch.Tensor) -> object:
+        result = whole(mine, *args)
+        updates.append(mine.updates)
+        return result
+
+    monkeypatch.setattr(Trainer, "step", counted)
+    engine.run(TrainingWork(STOP, observe=True))
+    before = updates[: -TIMED - PROFILED]
+    assert before == [0] * (len(before) - 1) + [1]
+    assert len(before) > 1, "the first scale is not too large"
+
+
+# -- what does not belong together
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"seed": 1}, "written with --seed 1, and 0 is asked for"),
+        ({"data": "abc"}, "other data; give the same --data"),
+        ({"global_batch_size": 4}, "written with --global-batch-size 4, and 8 is"),
+        ({"parameters": (("model.norm.weight", (7,)),)}, r"it has \(7,\) of model.norm.weight"),
+    ],
+)
+def test_a_state_of_another_run_is_not_gone_on_from(
+    change: dict[str, object], why: str, plan: EnginePlan, tmp_path: Path
+) -> None:
+    folder = tmp_path / training_state.name_of(2)
+    folder.mkdir()
+    other: TrainingState = replace(TrainingState.of(plan, None), step=2, **change)
+    training_state.write(other, folder)
+    with pytest.raises(Refused, match=why):
+        alone_here(plan, TrainingWork(LAST, resume=str(folder)))
+
+
+def test_a_folder_without_a_state_is_none(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="there is no training state in"):
+        training_state.given(tmp_path)
+    (tmp_path / training_state.FILE).write_text("{")
+    with pytest.raises(Refused, match="is no training state"):
+        training_state.read(training_state.given(tmp_path))

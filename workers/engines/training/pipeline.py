@@ -1,0 +1,87 @@
+"""The stages of a rank as torch's pipelining takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining.schedules import (
+    Schedule1F1B,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+)
+
+from strategies.placement import Placement
+from strategies.training import micro_batches
+from workers.engines.training.sharding import local_part
+from workers.messages import EnginePlan
+
+SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B, "interleaved": ScheduleInterleaved1F1B}
+
+
+def schedule_of(
+    plan: EnginePlan,
+    rank: int,
+    modules: Sequence[nn.Module],
+    heads: Sequence[Tensor | None],
+    group: dist.ProcessGroup,
+    device: torch.device,
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> Any:
+    """torch's schedule of a rank. modules: to call, of each of its stages. heads: the weight of the
+    head of each that has it. group: of the pipeline."""
+    assert plan.training is not None, "the plan trains"
+    placement, asked = plan.placement, plan.training
+    mine = placement.stages_of(rank)
+    numbers = [i for i, one in enumerate(placement.stages) if one in mine]
+    stages = [
+        _stage(plan, number, module, head, group, device)
+        for number, module, head in zip(numbers, modules, heads, strict=True)
+    ]
+    given: Any = stages if asked.schedule == "interleaved" else stages[0]
+    kind: Any = SCHEDULES[asked.schedule]
+    return kind(given, micro_batches(placement, asked), loss_fn=loss, scale_grads=False)
+
+
+def _stage(
+    plan: EnginePlan,
+    number: int,
+    module: nn.Module,
+    head: Tensor | None,
+    group: dist.ProcessGroup,
+    device: torch.device,
+) -> PipelineStage:
+    assert plan.training is not None, "the plan trains"
+    asked, dtype, stages = plan.training, getattr(torch, plan.dtype), plan.placement.stages
+    batch = (asked.micro_batch_size, asked.seq_len)
+    between = (batch[0], batch[1] // plan.placement.degree("tp"), plan.model.hidden_size)
+    hidden = torch.empty(between, dtype=dtype, device="meta", requires_grad=True)
+    tokens = torch.empty(batch, dtype=torch.int64, device="meta")
+    columns = 0 if head is None else local_part(head)[0].shape[0]
+    logits = torch.empty((*batch, columns), dtype=dtype, device="meta")
+    return PipelineStage(
+        module,
+        number,
+        len(stages),
+        device,
+        input_args=tokens if stages[number].embed else hidden,
+        output_args=logits if stages[number].head else hidden,
+        group=group,
+    )
+
+
+def ends_of(placement: Placement, rank: int) -> dist.ProcessGroup | None:
+    """The group of the first and the last stage of a rank's pipeline; None where it has neither
+    or both. Every rank makes every group."""
+    first, last = placement.stages[0].pp_rank, placement.stages[-1].pp_rank
+    if first == last:
+        return None
+    mine = None
+    for ranks in placement.groups("pp"):
+        group = dist.new_group([ranks[first], ranks[last]])
+        mine = group if rank in (ranks[first], ranks[last]) else mine
+    return mine

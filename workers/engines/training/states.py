@@ -1,0 +1,136 @@
+"""The states that a run keeps to go on from: written by all ranks through torch's distributed
+checkpoint, whatever the layout, and read under any other."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
+from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
+
+from strategies.errors import Refused
+from workers.engines import training_state
+from workers.engines.training_state import Read, Resumable, TrainingState
+from workers.messages import EnginePlan, TrainingWork
+from workers.training_records import TrainingStepRow
+
+if TYPE_CHECKING:
+    from workers.rank import RankContext
+
+
+class States:
+    """Of one run of a rank. seconds: what writing took so far."""
+
+    def __init__(
+        self, trainer: Resumable, context: RankContext, plan: EnginePlan, work: TrainingWork
+    ) -> None:
+        self._trainer, self._context, self._work = trainer, context, work
+        self._begin = TrainingState.of(plan, work.tokens)
+        self._folder = Path(work.state) if work.state else None
+        self.seconds = 0.0
+
+    def resume(self) -> tuple[int, list[TrainingStepRow]]:
+        """Take the last whole state of this run, or the one that it begins with, if there is one.
+        Returns the steps that were taken, and what was seen of those of this run."""
+        if self._folder is not None:
+            states = training_state.whole(self._folder)
+            # A rank may see a folder later than others.
+            last = self._context.smallest(training_state.step_of(states[-1]) if states else 0)
+            if last:
+                state = self._take(self._folder / training_state.name_of(last))
+                return state.step, list(state.steps)
+        if self._work.resume is not None:
+            return self._take(Path(self._work.resume)).step, []
+        return 0, []
+
+    def keep(self, step: int, rows: Sequence[TrainingStepRow]) -> None:
+        """Write the state after `step` steps, if it is time for that: every rank its part. rows:
+        what was seen of the steps of this run."""
+        due = self._folder is not None and self._work.interval > 0
+        if not due or (step % self._work.interval and step < self._work.steps):
+            return
+        assert self._folder is not None
+        began = time.perf_counter()
+        state = replace(
+            self._begin,
+            step=step,
+            updates=self._trainer.updates,
+            loss_scale=self._trainer.loss_scale,
+            steps=tuple(rows),
+        )
+        _write(self._folder, state, self._trainer.state(), self._context)
+        self.seconds += time.perf_counter() - began
+
+    def _take(self, folder: Path) -> TrainingState:
+        """Give the trainer what is kept in a folder. Raises Refused where that is of another
+        run."""
+        state = training_state.read(folder)
+        if reason := state.unlike(self._begin):
+            raise Refused(f"{folder} cannot be gone on from: {reason}")
+        self._trainer.restore(state, reader(folder))
+        return state
+
+
+def reader(folder: Path) -> Read:
+    """What fills tensors, of DTensors this rank's part, with what is kept in a folder. Each rank
+    reads by itself."""
+
+    def read(tensors: Mapping[str, Tensor]) -> None:
+        wanted: dict[str, Any] = dict(tensors)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*single process.*")
+            load_distributed(wanted, storage_reader=FileSystemReader(folder), no_dist=True)
+
+    return read
+
+
+def _write(
+    folder: Path, state: TrainingState, tensors: Mapping[str, Tensor], context: RankContext
+) -> None:
+    """Write a state under another name, and rename it when every rank has written: what has the
+    name is whole. Those before it are removed then."""
+    several, is_first = context.placement.num_ranks > 1, context.rank == 0
+    target = folder / training_state.name_of(state.step)
+    unfinished = folder / f".{target.name}.tmp"
+    if is_first:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+    if several:
+        dist.barrier()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*single process.*")
+        save_distributed(
+            dict(tensors), storage_writer=FileSystemWriter(unfinished), no_dist=not several
+        )
+    if several:
+        dist.barrier()
+    if is_first:
+        training_state.write(state, unfinished)
+        before = training_state.whole(folder)
+        os.replace(unfinished, target)
+        _sync(folder)
+        for old in before:
+            shutil.rmtree(old, ignore_errors=True)
+    if several:
+        dist.barrier()
+    if not target.is_dir():
+        raise NotADirectoryError(f"{target} is not seen by every rank; use a folder that all share")
+
+
+def _sync(folder: Path) -> None:
+    """Have the names in a folder on disk."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
