@@ -41,7 +41,8 @@ def _seen_from(folder: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
 
     def placed(name: str, value: Any) -> Any:
         is_path = name in PATHS and isinstance(value, str) and "://" not in value
-        return str(folder / value) if is_path or _is_checkpoint(folder, name, value) else value
+        is_seen = bool(value) and (is_path or _is_checkpoint(folder, name, value))
+        return str(folder / Path(value).expanduser()) if is_seen else value
 
     return {name: placed(name, value) for name, value in fields.items()}
 

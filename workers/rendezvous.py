@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 # What gloo and NCCL get where all ranks are on one node. The data between GPUs does not go through
 # these sockets.
-ON_LOOPBACK: Mapping[str, str] = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+GLOO = "GLOO_SOCKET_IFNAME"
+ON_LOOPBACK: Mapping[str, str] = {GLOO: "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 
 def open_store(host: str) -> tuple[Store, int]:
@@ -44,12 +45,12 @@ def join(address: tuple[str, int]) -> Store:
 
 
 def use_interface(host: str, own: str | None) -> None:
-    """Have gloo and NCCL use one interface: loopback where the ranks meet there, else that of
-    `own`, the address by which Ray knows this node. Left to themselves they take what the host's
-    name resolves to, which is loopback on many machines, or the first interface. A setting that the
-    process has already is kept."""
+    """Have gloo and NCCL use loopback where the ranks meet there; else have gloo use the interface
+    of `own`, the address by which Ray knows this node. Left to itself it takes what the host's name
+    resolves to, which is loopback on many machines. NCCL may use several
+    interfaces, or a faster one, and chooses itself. A setting that the process has already is kept."""
     interface = interface_of(own)
-    over_network = {name: interface for name in ON_LOOPBACK if interface}
+    over_network = {GLOO: interface} if interface else {}
     for name, value in (ON_LOOPBACK if host == LOOPBACK else over_network).items():
         os.environ.setdefault(name, value)
 

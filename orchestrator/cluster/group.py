@@ -66,6 +66,7 @@ class WorkerGroup:
         self._step = ranks_of_process(engine, plan)
         self._actors: list[Any] = []
         self._places: list[Place] = []
+        self._of_bundles: tuple[str, ...] = ()  # addresses of their nodes
         self._reports: list[Path] = []  # of Nsight Systems, each on its rank's node
 
     @classmethod
@@ -137,7 +138,10 @@ class WorkerGroup:
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        """Rank -> the address of its node."""
+        """Rank -> the address of its node. Of a process whose ranks are on several nodes these are
+        the nodes of its bundles, in their order."""
+        if self._plan.spans_nodes:
+            return self._of_bundles
         return tuple(place.address for place in self._places for _ in range(self._step))
 
     def _gather(self, refs: Sequence[Any], what: str, timeout_s: float) -> list[Any]:
@@ -165,6 +169,8 @@ class WorkerGroup:
         addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
         devices = self._plan.placement.devices
         shares = self._shares(addresses)
+        bundles = self._ask_ray(self._reservation.nodes) if self._plan.spans_nodes else {}
+        self._of_bundles = tuple(addresses[node] for _, node in sorted(bundles.items()))
         names = [f"{self.name}/rank{rank}" for rank in ranks_at(devices, len(shares))]
         for index, (share, node) in enumerate(shares):
             make = functools.partial(self._actor, share[0], names[index], self._under(index, node))

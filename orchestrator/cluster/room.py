@@ -95,6 +95,8 @@ class Reservation:
         if len(planned) < len(self.bundles):
             return False
         ids = {node["NodeManagerAddress"]: node["NodeID"] for node in self._patiently(alive)}
+        if not set(planned) <= set(ids):  # one died since it was counted
+            return False
         group = self._ask(strategy, [{NODE_LABEL: ids[node]} for node in planned])
         if self._patiently(lambda: bool(group.wait(PLANNED_S))):
             return True

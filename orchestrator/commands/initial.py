@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def _text(model: str, gpus: Topology, choices: Sequence[Choice]) -> str:
     lines = [
         f"# {_machine(gpus)}. The fields are those of `orchestrator submit --help`.",
         f"# {_how_long(asked, choices, gpus)}",
-        f"model: {model}",
+        f"model: {json.dumps(str(Path(model).resolve()) if Path(model).is_dir() else model)}",
     ]
     if asked.load_format == "dummy":
         lines += ["load_format: dummy  # random weights; for yours: model: PATH, without this line"]

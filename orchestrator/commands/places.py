@@ -11,6 +11,8 @@ import click
 from orchestrator.errors import UserError
 from orchestrator.report.output import Output, say
 
+FILE = "file:"
+
 
 class Results(click.Path):
     """A folder of results. Of a URI it is a copy, which is removed when the command ends; its path
@@ -24,10 +26,12 @@ class Results(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Read it. Raises UserError where there are no results at the URI, or its store cannot be
         reached."""
-        from orchestrator.experiment.places import is_uri
+        from orchestrator.experiment.places import folder_of_uri, is_uri
 
         if not is_uri(value) or ctx is None:
             return Path(str(super().convert(value, param, ctx)))
+        if value.startswith(FILE):
+            return folder_of_uri(value)
         root = ctx.with_resource(tempfile.TemporaryDirectory(prefix="orchestrator-"))
         return _downloaded(value, Path(root))
 
@@ -35,6 +39,8 @@ class Results(click.Path):
 def fetch(uri: str, into: Path, out: Output) -> None:
     """Bring the results at a URI to a folder of that name in `into`. Raises UserError where it is
     there already, or there are no results."""
+    if uri.startswith(FILE):
+        raise UserError(f"{uri} is a folder here already; every command reads it")
     target = into / uri.rstrip("/").rpartition("/")[2]
     if target.exists():
         raise UserError(f"{target} is there already; give another --out, or move it away")

@@ -131,12 +131,16 @@ def planned(experiment: Experiment, cluster: Cluster | None, flags: Flags) -> Pl
     from orchestrator.store.spool import restore
     from orchestrator.store.store import Store
 
-    restore(folder_of(experiment))
+    if not flags.dry_run:
+        restore(folder_of(experiment))
     gpus = planning.find_gpus(experiment, cluster)
     device, topology = planning.choose_device(experiment, gpus, cluster)
     deployments = planning.plan_experiment(experiment, device, topology, cluster)
     if flags.force and not flags.dry_run and (kept := set_aside(folder_of(experiment))):
-        say(f"note: earlier results are kept in {kept}", err=True)
+        say(
+            f"note: the results that were there are kept in {kept}; to go on, leave out --force",
+            err=True,
+        )
     check_surroundings(Store(folder_of(experiment)), experiment, deployments, cluster)
     for remark in (of_source(source()), *remarks(experiment, deployments, topology, cluster)):
         if remark:

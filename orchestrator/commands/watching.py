@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from workers.device import DevicesNow
 
     Devices = Callable[[], DevicesNow | None]
-    View = Callable[[Live, float, DevicesNow | None], RenderableType]
 
 POLL_S = 0.5
 
@@ -25,7 +24,7 @@ POLL_S = 0.5
 def watch(roots: Sequence[Path], once: bool, out: Output) -> None:
     """Show the run that began last among results, until it ends. once: as it is now, and leave."""
     from orchestrator.cluster.hardware import watched_gpus
-    from orchestrator.report.live import view
+    from orchestrator.report.live import LiveView
     from orchestrator.store.live import latest
 
     live, console = latest(roots), out.console()
@@ -35,21 +34,22 @@ def watch(roots: Sequence[Path], once: bool, out: Output) -> None:
         return
     with watched_gpus() as devices:
         if once:
-            console.print(view(live, time.time(), devices()))
+            console.print(LiveView(live, time.time(), devices()))
         elif console.is_terminal:
-            _follow(live, view, devices, console)
+            _follow(live, devices, console)
         else:
             _tell(live)
 
 
-def _follow(live: Live, view: View, devices: Devices, console: Console) -> None:
+def _follow(live: Live, devices: Devices, console: Console) -> None:
     """Draw it in place."""
     from rich.live import Live as Display
 
+    from orchestrator.report.live import LiveView
     from orchestrator.store.live import read
 
     def drawn() -> RenderableType:
-        return view(live, time.time(), devices())
+        return LiveView(live, time.time(), devices())
 
     with Display(console=console, refresh_per_second=1 / POLL_S, get_renderable=drawn) as display:
         while live.works:

@@ -230,7 +230,7 @@ OF_ASKING = (
     click.option(
         "--force",
         is_flag=True,
-        help="Make all runs anew; earlier results are kept in RESULTS/replaced.",
+        help="Begin a new folder; the results of the old one are kept in RESULT_DIR/replaced.",
     ),
     click.option(
         "--all", "show_all", is_flag=True, help="Show cells that earlier commands asked for, too."

@@ -3,37 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.report.output import fitted, width_of
 from orchestrator.report.text import duration, fixed, plural
 from orchestrator.store.live import Live, LiveLayout
 from workers.device import DevicesNow
 from workers.units import format_bytes
 
 BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+BARS_SHOWN = 12
 TITLES = ("layout", "runs", "tok/s", "", "state")
+OF_DEVICES = ("GPU", "power", "memory")
+AROUND = 8  # lines of a terminal that are not for layouts
 
 
-def view(live: Live, now: float, devices: DevicesNow | None) -> Group:
-    """Everything that is known of it. now: seconds since 1970. devices: of this machine; None
-    where it has no GPU."""
-    titles = (*TITLES, "GPU", "power", "memory") if devices else TITLES
+@dataclass(frozen=True, slots=True)
+class LiveView:
+    """Everything that is known of it, as much as fits into the terminal.
+
+    now: seconds since 1970. devices: of this machine; None where it has no GPU, or uses none.
+    """
+
+    live: Live
+    now: float
+    devices: DevicesNow | None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Its parts: the summary, then a row a layout."""
+        yield Text(summary(self.live, self.now))
+        layouts = self._shown(options.height or console.height)
+        for devices, bars in ((self.devices, BARS_SHOWN), (self.devices, 0), (None, 0)):
+            table = _table(layouts, devices, bars)
+            if width_of(table, console) <= options.max_width:
+                break
+        yield from fitted(table, console)
+        if left_out := len(self.live.layouts) - len(layouts):
+            yield Text(f"and {plural(left_out, 'layout')} beside the one at work.")
+
+    def _shown(self, height: int) -> list[LiveLayout]:
+        """As many layouts as there are lines for, that at work among them."""
+        room = max(1, height - AROUND)
+        busy = next((n for n, one in enumerate(self.live.layouts) if one.phase), 0)
+        first = max(0, min(busy - room // 2, len(self.live.layouts) - room))
+        return list(self.live.layouts[first : first + room])
+
+
+def _table(layouts: Sequence[LiveLayout], devices: DevicesNow | None, bars: int) -> Table:
+    titles = (*TITLES, *OF_DEVICES) if devices else TITLES
     table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, header_style="dim")
     for title in titles:
-        right = title in ("runs", "tok/s", "GPU", "power", "memory")
-        table.add_column(title, justify="right" if right else "left", no_wrap=title != "state")
-    for one in live.layouts:
-        table.add_row(*_row(one, devices), style=_style(one))
-    return Group(table, Text(summary(live, now)))
+        right = title in ("runs", "tok/s", *OF_DEVICES)
+        table.add_column(title, justify="right" if right else "left", no_wrap=True)
+    for one in layouts:
+        table.add_row(*_row(one, devices, bars), style=_style(one))
+    return table
 
 
 def summary(live: Live, now: float) -> str:
     """How many runs have ended, how long the rest takes, and which layout is next."""
-    left, following = live.seconds_left(now), _next(live)
+    left, following = live.seconds_left(now), _next(live) if live.works else ""
     parts = (
         f"{live.done} of {plural(live.runs, 'run')}",
         "" if left is None or live.done >= live.runs else f"about {duration(left)} left",
@@ -63,9 +97,10 @@ def spark(rates: Sequence[float]) -> str:
     )
 
 
-def _row(one: LiveLayout, devices: DevicesNow | None) -> list[str]:
+def _row(one: LiveLayout, devices: DevicesNow | None, bars: int) -> list[str]:
     rate = fixed(one.rates[-1]) if one.rates else ""
-    row = [one.layout, f"{one.done}/{max(one.runs, one.done)}", rate, spark(one.rates), _state(one)]
+    line = spark(one.rates[len(one.rates) - bars :] if bars < len(one.rates) else one.rates)
+    row = [one.layout, f"{one.done}/{max(one.runs, one.done)}", rate, line, _state(one)]
     if devices is None:
         return row
     return row + (_now(devices) if one.phase else ["", "", ""])

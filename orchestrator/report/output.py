@@ -161,7 +161,11 @@ def _part(table: Table, keys: int, start: int, end: int) -> Table:
 def _num_keys(table: Table) -> int:
     """How many columns, from the left, are needed to tell the rows apart; at most three."""
     rows = list(zip(*(column.cells for column in table.columns), strict=True))
-    apart = (count for count in (1, 2, 3) if len({row[:count] for row in rows}) == len(rows))
+    apart = (
+        count
+        for count in (1, 2, 3)
+        if len({tuple(map(str, row[:count])) for row in rows}) == len(rows)
+    )
     return min(next(apart, 1), len(table.columns) - 1) or 1
 
 

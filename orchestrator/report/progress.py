@@ -68,12 +68,12 @@ class RunProgress:
         trace: TracebackType | None,
     ) -> None:
         self._display.stop()
-        if self._live is not None:
-            self._keep(replace(self._live, has_ended=True))
+        self._end()
 
     def begin(self, live: Live) -> None:
         """What is to be done, and what has a result already."""
-        self._keep(live)
+        self._end()  # of the rate before, where rates are searched
+        self._live = live
         if live.skipped:
             whole = live.runs + live.skipped
             self.note(f"{live.skipped} of {whole} runs have a result and are skipped.")
@@ -108,13 +108,18 @@ class RunProgress:
         self._console.print(Text(line), soft_wrap=True)
 
     def _keep(self, live: Live) -> None:
+        """Once a phase has begun the folder is ours: until then another driver may write there."""
         self._live = live
         keeping.write(live)
+
+    def _end(self) -> None:
+        if self._live is not None and self._live.first_at is not None:
+            self._keep(replace(self._live, has_ended=True))
 
     def _drawn(self) -> RenderableType:
         if self._live is None or not self._live.runs:
             return Text("")
-        return showing.view(self._live, time.time(), self._devices())
+        return showing.LiveView(self._live, time.time(), self._devices())
 
 
 def _said(run: Measured | Trained) -> Text:

@@ -60,8 +60,11 @@ def identity_of(experiment: Experiment) -> str:
     unused |= {name for name in IF_ASKED if not _is_asked(experiment, name)}
     fields = experiment.model_dump(mode="json", exclude=FREE_FIELDS | unused)
     model = None if experiment.model in preset_names() else Path(experiment.model)
-    paths = [path for path in (experiment.dataset_path, experiment.data, model) if path]
-    stamps = {str(path): stamp(path) for path in paths if path.exists()}
+    paths = {"dataset_path": experiment.dataset_path, "data": experiment.data, "model": model}
+    there = {name: path for name, path in paths.items() if path and path.exists()}
+    # The same file is the same experiment, from wherever its path is seen.
+    fields |= {name: path.resolve().name for name, path in there.items() if name in fields}
+    stamps = {name: stamp(path) for name, path in there.items()}
     if "vllm" in experiment.engine and "comm" in experiment.ablate:
         fields["unfused"] = True  # its whole runs too, see `unfused` in workers/engines/vllm
     return digest({**fields, "files": stamps} if stamps else fields)

@@ -72,7 +72,7 @@ class Live:
 
     def seconds_left(self, now: float) -> float | None:
         """At the pace so far, builds included; None before the first run has ended."""
-        if self.first_at is None or not self.done:
+        if self.first_at is None or not self.done or not self.works:
             return None
         return (now - self.first_at) / self.done * (self.runs - self.done)
 
@@ -125,7 +125,7 @@ def read(folder: Path) -> Live | None:
             LiveLayout(**one | {"rates": tuple(one["rates"])}) for one in found["layouts"]
         )
         process = ProcessId.read(found["process"])
-        return Live(**found | {"layouts": layouts, "process": process})
+        return Live(**found | {"layouts": layouts, "process": process, "folder": str(folder)})
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -134,8 +134,11 @@ def latest(roots: Iterable[Path]) -> Live:
     """Of the results at `roots`, or in them, the command that began last. Raises UserError where
     there is none."""
     asked = list(roots)
-    folders = [folder for root in asked if root.is_dir() for folder in (root, *root.iterdir())]
-    found = [live for folder in folders if (live := read(folder))]
+    # Those of a search of rates lie one level deeper.
+    files = [
+        file for root in asked for deep in ("", "*/", "*/*/") for file in root.glob(deep + LIVE)
+    ]
+    found = [live for file in files if (live := read(file.parent))]
     if not found:
         names = ", ".join(map(str, asked))
         raise UserError(

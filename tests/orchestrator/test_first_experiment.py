@@ -11,8 +11,9 @@ from click.testing import CliRunner
 from orchestrator import cli
 from orchestrator.cluster import hardware
 from orchestrator.cluster.hardware import Device, Topology
-from orchestrator.commands.initial import _layouts
+from orchestrator.commands.initial import _choice, _layouts, _text
 from orchestrator.config import load_experiment
+from orchestrator.store.identity import identity_of
 
 H200 = 150_754_820_096
 
@@ -95,6 +96,27 @@ def test_a_relative_path_of_a_file_is_seen_from_its_folder(tmp_path: Path) -> No
     (folder / "e.yaml").write_text("model: tiny\ndataset_path: /there.jsonl\n")
     there = load_experiment(folder / "e.yaml", {})
     assert (there.model, there.dataset_path) == ("tiny", Path("/there.jsonl"))
+
+
+def test_the_same_file_is_the_same_experiment_from_wherever_it_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a b", "output_len": 2}\n')
+    (tmp_path / "e.yaml").write_text("dataset_path: prompts.jsonl\n")
+    (tmp_path / "deep").mkdir()
+    seen = []
+    for folder, config in ((".", "e.yaml"), ("deep", "../e.yaml"), (".", str(tmp_path / "e.yaml"))):
+        monkeypatch.chdir(tmp_path / folder)
+        seen.append(identity_of(load_experiment(Path(config), {})))
+    assert len(set(seen)) == 1
+
+
+def test_a_path_of_the_model_with_any_character_is_read_as_it_was_written(tmp_path: Path) -> None:
+    here = Topology(())
+    (tmp_path / "e.yaml").write_text(
+        _text("/models/my #1: a", here, [_choice("tp1", "tiny", here)])
+    )
+    assert load_experiment(tmp_path / "e.yaml", {}).model == "/models/my #1: a"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator import cli
 from orchestrator.report.output import UNLIMITED, console_of, fitted
@@ -52,6 +53,16 @@ def test_rows_are_told_apart_by_as_many_columns_as_that_takes() -> None:
     )  # fmt: skip
     assert sum("vllm" in line for line in printed(twice, 60)) == 2
     assert sum("vllm" in line for line in printed(twice, 120)) == 1
+
+
+def test_rows_of_styled_text_are_told_apart_too() -> None:
+    made = Table(box=SIMPLE_HEAD)
+    for title in ("what", "base", "new"):
+        made.add_column(title)
+    for name in ("torch", "ray"):
+        made.add_row(Text(name, style="bold"), "1" * 30, "2" * 30)
+    lines = printed(made, 50)
+    assert sum("torch" in line for line in lines) == 2
 
 
 def test_prose_is_broken_between_words_and_a_path_never_is() -> None:

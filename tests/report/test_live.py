@@ -12,7 +12,7 @@ from live_inputs import DEPLOYMENT, live
 from summaries import one_run
 
 from orchestrator.errors import UserError
-from orchestrator.report.live import beginning, spark, summary, view
+from orchestrator.report.live import LiveView, beginning, spark, summary
 from orchestrator.report.output import console_of
 from orchestrator.report.progress import RunProgress
 from orchestrator.report.text import duration
@@ -32,7 +32,7 @@ def drawn(shown: object, width: int = 100) -> str:
 def test_a_row_fills_and_only_that_of_the_layout_at_work_has_its_devices(tmp_path: Path) -> None:
     one = live(tmp_path, 4, 0, OTHER).entered(DEPLOYMENT, f"{DEPLOYMENT}.short.c8", "warming up", 9)
     one = one.ended(DEPLOYMENT, 50.0).ended(DEPLOYMENT, 100.0).ended(DEPLOYMENT, None)
-    first, second = drawn(view(one, 10.0, BUSY)).splitlines()[3:5]
+    first, second = drawn(LiveView(one, 10.0, BUSY)).splitlines()[4:6]
     for word in (
         "3/4",
         "100.0",
@@ -46,7 +46,32 @@ def test_a_row_fills_and_only_that_of_the_layout_at_work_has_its_devices(tmp_pat
     assert "0/3" in second
     assert "waits" in second
     assert "W" not in second
-    assert "GPU" not in drawn(view(one, 10.0, None))
+    assert "GPU" not in drawn(LiveView(one, 10.0, None))
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_no_figure_of_it_is_cut_in_a_narrow_terminal(tmp_path: Path, width: int) -> None:
+    one = live(tmp_path, 40, 0, OTHER).entered(
+        DEPLOYMENT, f"{DEPLOYMENT}.short.c100", "start 1/3", 9
+    )
+    for n in range(24):
+        one = one.ended(DEPLOYMENT, 10_000.0 + n)
+    lines = drawn(LiveView(one, 10.0, BUSY), width).splitlines()
+    assert "\u2026" not in " ".join(lines)
+    assert max(len(line.rstrip()) for line in lines[1:]) <= width
+    for word in ("24/40", "10023", "short.c100  start 1/3"):
+        assert any(word in line for line in lines)
+
+
+def test_of_more_layouts_than_lines_that_at_work_is_shown(tmp_path: Path) -> None:
+    many = [LiveLayout(f"m.tp{n}.torch", f"tp{n} torch", 1) for n in range(2, 40)]
+    one = live(tmp_path, 1, 0, *many).entered("m.tp30.torch", "", "building", 9)
+    console = console_of(file=io.StringIO(), width=80, height=24)
+    console.print(LiveView(one, 10.0, None))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert len(text.splitlines()) <= 24
+    assert "tp30 torch" in text
+    assert "and 23 layouts beside the one at work." in text
 
 
 def test_time_left_is_told_once_a_run_has_ended_at_the_pace_so_far(tmp_path: Path) -> None:
@@ -104,11 +129,46 @@ def test_what_is_told_is_kept_beside_the_results_for_another_terminal(tmp_path: 
     assert after is not None
     assert (after.works, after.has_ended) == (False, True)
     assert "it has ended" in summary(after, 0.0)
+    assert "left" not in summary(after, 0.0)
+    assert "next" not in summary(after, 0.0)
+
+
+def test_a_command_that_has_begun_no_phase_leaves_the_word_of_another_as_it_is(
+    tmp_path: Path,
+) -> None:
+    """As one that finds another driver writing there."""
+    write(live(tmp_path, 5).entered(DEPLOYMENT, "", "building", 1.0))
+    with RunProgress(console_of(file=io.StringIO(), width=100)) as progress:
+        progress.begin(live(tmp_path, 0, 2))
+    kept = read(tmp_path)
+    assert kept is not None
+    assert (kept.runs, kept.works) == (5, True)
+
+
+def test_runs_of_a_search_are_found_and_each_rate_ends_when_the_next_begins(tmp_path: Path) -> None:
+    rates = [tmp_path / "tiny-1-rates" / rate for rate in ("1", "2")]
+    with RunProgress(console_of(file=io.StringIO(), width=100)) as progress:
+        for rate in rates:
+            rate.mkdir(parents=True)
+            progress.begin(live(rate))
+            progress.phase(DEPLOYMENT, "", "building")
+        assert Path(latest([tmp_path]).folder) == rates[1]
+    assert [one.has_ended for one in map(read, rates) if one] == [True, True]
+
+
+def test_results_that_were_moved_are_watched_where_they_are(tmp_path: Path) -> None:
+    write(live(tmp_path))
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (tmp_path / LIVE).rename(moved / LIVE)
+    assert latest([moved]).folder == str(moved)
 
 
 def test_a_driver_that_died_is_told_from_one_that_ended(tmp_path: Path) -> None:
     one = live(tmp_path)
-    gone = replace(one, process=replace(one.process, pid=os.getppid(), ticks=1))
+    gone = replace(
+        one.ended(DEPLOYMENT, 1.0), process=replace(one.process, pid=os.getppid(), ticks=1)
+    )
     write(gone)
     assert "its driver is gone; the same command goes on" in summary(latest([tmp_path]), 0.0)
 
