@@ -48,7 +48,7 @@ def use_interface(host: str, own: str | None) -> None:
     """Have gloo and NCCL use loopback where the ranks meet there; else have gloo use the interface
     of `own`, the address by which Ray knows this node. Left to itself it takes what the host's name
     resolves to, which is loopback on many machines. NCCL may use several
-    interfaces, or a faster one, and chooses itself. A setting that the process has already is kept."""
+    interfaces, or a faster one, and chooses itself. A setting that is there already is kept."""
     interface = interface_of(own)
     over_network = {GLOO: interface} if interface else {}
     for name, value in (ON_LOOPBACK if host == LOOPBACK else over_network).items():
