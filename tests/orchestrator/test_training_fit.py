@@ -50,7 +50,7 @@ def test_what_is_asked_already_is_not_advised() -> None:
 
 def test_the_ranks_of_a_cpu_share_its_memory() -> None:
     message = (
-        r"its 2 ranks would take 258.7 GB of main memory \(each up to 32.1 GB of weights, .*\), "
+        r"its 2 ranks would take 258.8 GB of main memory \(each up to 32.1 GB of weights, .*\), "
         "and this machine has 64.0 GB; use a smaller model"
     )
     with pytest.raises(UserError, match=message):
