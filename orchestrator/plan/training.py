@@ -98,6 +98,8 @@ def why_not_silent(engine: str, plan: EnginePlan) -> str | None:
         return f"the engine {engine} cannot leave collectives out"
     if placement.degree("pp") > 1:
         return "without hand-overs a pipeline has no order, and no bubble either"
+    if plan.training is not None and plan.training.dtype == "float16":
+        return "without sums every step would overflow, and none would update"
     return None if placement.num_ranks > 1 else "one rank has no collectives"
 
 

@@ -19,6 +19,8 @@ from strategies.training.batches import micro_batches
 # 3.1: 16 bytes a parameter).
 KEPT = {"fp32": (4, 4, 8), "mixed": (2, 2, 12)}
 BUCKET = 500_000_000  # elements: DeepSpeed's reduce_bucket_size
+SUB_GROUP = 1_000_000_000  # elements: its sub_group_size, of ZeRO-3
+FLOAT32 = 4  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,10 @@ class _Buffers:
         if stage:
             bucket = min(BUCKET, sum(whole.values()))
             size = c * (bucket + (_most_gathered(whole) if stage == "3" else 0))
-            return cls(size, size, size)
+            # DeepSpeed updates from a float32 copy of the gradients of its part.
+            part = -(-sum(whole.values()) // placement.num_ranks)
+            copied = FLOAT32 * (min(part, SUB_GROUP) if stage == "3" else part)
+            return cls(size, size, c * bucket + copied)
         if not is_gathered(placement):
             return cls._of_copies(placement, load, whole, received, model.head_name)
         if placement.degree("pp") > 1:  # gathered until the last micro-batch is back

@@ -127,6 +127,10 @@ def test_what_training_is_asked_makes_another_experiment() -> None:
         ({"strategy": "dp2,pp2", "schedule": "gpipe"}, None),
         ({"seq_len": 4096}, "longer than tiny knows positions: 2048"),
         ({"precision": "fp8"}, "--precision fp8 needs GPUs, and CPUs are asked for; use --pre"),
+        (
+            {"precision": "fp8", "strategy": "fsdp2", "seq_len": 20},
+            "take tokens of a micro-batch by 16",
+        ),
         ({"precision": "fp8", "strategy": "dp2zero1"}, "here it has no FP8, and --precision fp8"),
         ({"precision": "fp8-fp16", "strategy": "tp2"}, "no FP8 over tp; use dp, fsdp or pp"),
         ({"precision": "fp16", "strategy": "dp2", "engine": "deepspeed"}, "under ZeRO alone"),

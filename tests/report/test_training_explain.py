@@ -89,7 +89,7 @@ def test_many_ranks_repeat_the_pattern() -> None:
         (["tp16", *LLAMA], "tp=16 copies the 8 KV heads of llama-8b over ranks, which only gen"),
         (["dp4", *LLAMA, "--global-batch-size", "6"], "does not divide over 4 replicas"),
         (["pp4", *LLAMA, "--global-batch-size", "2"], "fewer than the 4 stages"),
-        (["dp2", *LLAMA, "--batch", "2"], "--batch and --chunked-prefill-size are about the work"),
+        (["dp2", *LLAMA, "--batch", "2"], "--batch, --chunked-prefill-size and --gpus-per-node"),
         (["dp2", *LLAMA, "--dtype", "float16"], "dtype is about the workload generate"),
         (["dp2", "--seq-len", "64"], "seq_len is about the workload train"),
         (["dp2", *LLAMA[:4], "--seq-len", "200000"], "longer than llama-8b knows positions: 131"),

@@ -240,3 +240,14 @@ def test_fsdp_in_a_pipeline_keeps_its_stage_gathered() -> None:
 def test_zero_has_a_bucket_of_gradients() -> None:
     assert memory("dp2zero1").buffers == memory("dp2zero2").buffers == 2 * 500_000_000
     assert memory("dp2zero3").buffers == 2 * (500_000_000 + 128256 * 4096)
+
+
+@pytest.mark.parametrize(("name", "part"), [("dp2zero1", 0.5), ("dp2zero2", 0.5)])
+def test_zero_updates_from_a_copy_of_the_gradients_of_its_part_in_float32(
+    name: str, part: float
+) -> None:
+    """That is the fullest moment where little is kept of the activations."""
+    load = replace(LOAD, seq_len=128, activation_checkpointing="full")
+    assert memory(name, load=load).buffers == pytest.approx(
+        2 * 500_000_000 + 4 * part * LLAMA_8B.num_parameters, rel=1e-3
+    )

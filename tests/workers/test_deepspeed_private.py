@@ -7,7 +7,9 @@ import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -145,3 +147,16 @@ def test_what_zero_finds_its_moments_by_and_keeps_of_modules_and_scales() -> Non
     assert isinstance(parameter_offload.FWD_MODULE_STACK, list)
     for kind in (DeepSpeedZeroOptimizer, DeepSpeedZeroOptimizer_Stage3):
         assert "loss_scaler" in inspect.getsource(kind)
+
+
+def test_memory_that_has_no_other_size_is_left_as_pinned_memory_is() -> None:
+    fixed = torch.from_numpy(np.zeros(4, dtype=np.float32))
+    assert not fixed.untyped_storage().resizable()
+    other = torch.zeros(4)
+    engine = SimpleNamespace(
+        module=torch.nn.Linear(1, 1),
+        optimizer=SimpleNamespace(optimizer=SimpleNamespace(state={}), held=[fixed, other]),
+    )
+    private.free(engine)
+    assert other.untyped_storage().nbytes() == 0
+    assert fixed.untyped_storage().nbytes() == 16

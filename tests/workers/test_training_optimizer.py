@@ -67,3 +67,10 @@ def test_fused_or_offloaded_or_in_buckets_an_update_is_that_of_float32(
         torch.testing.assert_close(one.detach(), theirs.detach().to(dtype), rtol=1e-6, atol=1e-7)
         assert (one.grad is not None) == keeps
     assert len(places) == 2 or not keeps
+
+
+def test_before_the_first_update_there_is_a_state_of_moments_that_are_zero() -> None:
+    optimizer = Optimizer([layer(torch.float16)], False, False, False)
+    for tensors in optimizer.state().values():
+        assert set(tensors) == {"weight", "exp_avg", "exp_avg_sq"}
+        assert not tensors["exp_avg"].any()

@@ -158,7 +158,8 @@ def free(engine: Any) -> None:
     inner = inner_optimizer(engine)
     held = [list(engine.module.parameters()), vars(engine.optimizer), inner.state]
     for one in {id(tensor): tensor for tensor in _tensors(held)}.values():
-        one.untyped_storage().resize_(0)
+        if (storage := one.untyped_storage()).resizable():  # pinned memory is not
+            storage.resize_(0)
     inner.state.clear()
 
 

@@ -173,7 +173,7 @@ def trained(
         result=TrainingOutcome(
             first_loss=steps[0].loss, loss=steps[-1].loss, grad_norm=steps[-1].grad_norm
         ),
-        memory=_memory(reports, on_gpu=attempt.plan.device == "cuda"),
+        memory=_memory(reports, is_split=_is_split(attempt.plan)),
         traffic=_traffic(reports),
         startup=TrainingStartup(
             build_s=build_s,
@@ -232,7 +232,13 @@ def _conditions(attempt: TrainingAttempt, device_name: str | None) -> TrainingCo
     )
 
 
-def _memory(reports: Sequence[RankReport], on_gpu: bool) -> TrainingMemory:
+def _is_split(plan: EnginePlan) -> bool:
+    """Whether the peak is that of a device which holds weights, gradients and states."""
+    assert plan.training is not None, "the plan trains"
+    return plan.device == "cuda" and plan.training.offload == "none"
+
+
+def _memory(reports: Sequence[RankReport], is_split: bool) -> TrainingMemory:
     kept = [one.training for one in reports if one.training]
     gradients = [one.gradient_bytes for one in kept if one.gradient_bytes is not None]
     rests = [
@@ -245,7 +251,7 @@ def _memory(reports: Sequence[RankReport], on_gpu: bool) -> TrainingMemory:
         gradient_bytes=max(gradients, default=None),
         optimizer_bytes=max(one.optimizer_bytes for one in kept),
         peak_memory_bytes=max(one.peak_memory_bytes for one in reports),
-        activation_bytes=max(rests, default=None) if on_gpu else None,
+        activation_bytes=max(rests, default=None) if is_split else None,
     )
 
 

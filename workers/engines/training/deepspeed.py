@@ -185,8 +185,14 @@ class Replica:
         )
         stage.materialize(self._context.device)
         fill(stage)
+        # Of all parameters at once it would need room for one more copy of the gradients.
         adam = torch.optim.AdamW(
-            stage.parameters(), LEARNING_RATE, BETAS, EPSILON, weight_decay=WEIGHT_DECAY
+            stage.parameters(),
+            LEARNING_RATE,
+            BETAS,
+            EPSILON,
+            weight_decay=WEIGHT_DECAY,
+            foreach=False,
         )
         with quiet():
             self._engine, *_ = deepspeed.initialize(

@@ -68,7 +68,9 @@ class StageModule(nn.Module):
         return list(self.model.layers.values())
 
     def fuse(self) -> None:
-        """Compile each layer by itself, inside of what is hooked to it, as FSDP2's gathering."""
+        """Compile each layer by itself, inside of what is hooked to it, as FSDP2's gathering. Under
+        DDP torch would cut a layer at its buckets."""
+        torch._dynamo.config.optimize_ddp = False
         for layer in self.layers:
             layer.forward = torch.compile(layer.forward)
 

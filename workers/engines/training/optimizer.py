@@ -105,7 +105,11 @@ class Optimizer:
 
     def state(self) -> dict[Tensor, dict[str, Tensor]]:
         """Parameter -> its weight in float32 and its moments: the tensors that are stepped, this
-        rank's part of each."""
+        rank's part of each. Moments are zero before the first update, as after steps that
+        overflowed."""
+        for one in self._entries:
+            if one.master not in one.adam.state:
+                one.begin_after(0, self._fused)
         return {
             one.parameter: {
                 WEIGHT: one.master.detach(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ def _stage(
     )
 
 
-def ends_of(placement: Placement, rank: int) -> dist.ProcessGroup | None:
+def ends_of(placement: Placement, rank: int, timeout: timedelta) -> dist.ProcessGroup | None:
     """The group of the first and the last stage of a rank's pipeline; None where it has neither
     or both. Every rank makes every group."""
     first, last = placement.stages[0].pp_rank, placement.stages[-1].pp_rank
@@ -82,6 +83,6 @@ def ends_of(placement: Placement, rank: int) -> dist.ProcessGroup | None:
         return None
     mine = None
     for ranks in placement.groups("pp"):
-        group = dist.new_group([ranks[first], ranks[last]])
+        group = dist.new_group([ranks[first], ranks[last]], timeout=timeout)
         mine = group if rank in (ranks[first], ranks[last]) else mine
     return mine

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hook
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -35,9 +37,12 @@ NOTHING = "fake"  # torch's name of a backend that moves nothing
 HEAD_NORMS = ("q_norm", "k_norm")
 
 
-def mesh_of(placement: Placement, device: torch.device, silent: bool = False) -> DeviceMesh | None:
-    """The mesh of the placement, with an axis of one rank more; None for a single rank. silent: its
-    collectives return at once and move nothing, their outputs having the shapes that they would."""
+def mesh_of(
+    placement: Placement, device: torch.device, timeout: timedelta, silent: bool = False
+) -> DeviceMesh | None:
+    """The mesh of the placement, with an axis of one rank more; None for a single rank. timeout: of
+    its collectives. silent: these return at once and move nothing, their outputs having the shapes
+    that they would."""
     if placement.num_ranks == 1:
         return None
     axes = dict(placement.mesh)
@@ -45,12 +50,15 @@ def mesh_of(placement: Placement, device: torch.device, silent: bool = False) ->
     sizes = tuple(axes.get(name, 1) for name in names)
     if silent:
         from torch.testing._internal.distributed import fake_pg  # noqa: F401  # it registers NOTHING
-    return init_device_mesh(
+    mesh = init_device_mesh(
         device.type,
         sizes,
         mesh_dim_names=tuple(names),
         backend_override=dict.fromkeys(names, NOTHING) if silent else None,
     )
+    for name in () if silent else names:
+        _set_pg_timeout(timeout, mesh.get_group(name))
+    return mesh
 
 
 def distributed(

@@ -117,6 +117,7 @@ def _write(
     if is_first:
         training_state.write(state, unfinished)
         before = training_state.whole(folder)
+        _sync(unfinished)
         os.replace(unfinished, target)
         _sync(folder)
         for old in before:

@@ -14,6 +14,7 @@ from workers.messages import EnginePlan
 SHARED = {"dp", "fsdp"}  # axes that share out the batch
 AXES = ("dp", "fsdp", "pp", "tp")
 FP8 = "torchao"  # the package with FP8 for training
+FP8_TOKENS = 16  # what a product in FP8 sums over is a multiple of this
 COMPILERS = ("g++", "clang++")  # that torch.compile looks for
 OF_TP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -76,6 +77,13 @@ def _of_switches(plan: EnginePlan) -> str | None:
         return None
     if placement.degree("tp") > 1:
         return "it has no FP8 over tp; use dp, fsdp or pp, or --precision bf16"
+    tokens = asked.micro_batch_size * asked.seq_len
+    if tokens % FP8_TOKENS:
+        return (
+            f"FP8 products take tokens of a micro-batch by {FP8_TOKENS}, and "
+            f"{asked.micro_batch_size} x {asked.seq_len} are {tokens}; use --seq-len "
+            f"{FP8_TOKENS * -(-asked.seq_len // FP8_TOKENS)}"
+        )
     if importlib.util.find_spec(FP8) is None:
         return f"FP8 needs {FP8}: pip install 'shard-orchestrator[fp8]'; or use --precision bf16"
     return None

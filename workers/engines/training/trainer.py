@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +58,8 @@ class Trainer:
         self.rank, self.placement, self.shape, self.asked = rank, placement, shape, asked
         self.dtype, self.device = getattr(torch, plan.dtype), device
         self._source, self._plan = open_source(plan.checkpoint), plan
-        self._mesh: Any = mesh_of(placement, device, silent=plan.ablation == "comm")
+        timeout = timedelta(seconds=plan.timeout_s)
+        self._mesh: Any = mesh_of(placement, device, timeout, silent=plan.ablation == "comm")
         seq_len, recompute = asked.seq_len, asked.activation_checkpointing
         self.stages = stages_of(shape, placement, rank, self.dtype, seq_len, recompute)
         if asked.is_fp8:
@@ -70,7 +72,7 @@ class Trainer:
         self.modules = [
             distributed(stage, placement, self._mesh, device, offloads) for stage in self.stages
         ]
-        self._ends = ends_of(placement, rank) if shape.tie_embeddings else None
+        self._ends = ends_of(placement, rank, timeout) if shape.tie_embeddings else None
         self._schedule: Any = self._pipeline() if placement.degree("pp") > 1 else None
         self.gradient_bytes: int | None = None
         self.updates = 0

@@ -66,7 +66,9 @@ class _Watch:
         over fsdp"; None where there is none."""
         found = pickle.loads(self._dump(True, False, False)) if self._dump else {}
         for one in found.get("entries", ()):
-            if not one["retired"] and one["state"] != "completed":
+            # What is sent in a batch has no end of its own there: the frame tells of it.
+            is_alone = any(name in one["profiling_name"] for name in ("send", "recv"))
+            if not is_alone and not one["retired"] and one["state"] != "completed":
                 return self._named(one)
         frame = sys._current_frames().get(self._thread)
         module = str(frame.f_globals.get("__name__", "")) if frame else ""
