@@ -4,10 +4,10 @@ this file."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.table import Table
 
 EN_DASH = "\u2013"
 
@@ -105,6 +105,9 @@ def collectives_table(
 ) -> Table | None:
     """A row for each operation and axis. ranks: of each rank its number and what it sends.
     figures: heading of a column -> what is written there. None where nothing is sent."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
     groups: dict[Sequence[S], list[int]] = {}
     for rank, sent in ranks:
         if sent:

@@ -26,6 +26,7 @@ from orchestrator.cluster import hardware
 from orchestrator.cluster.hardware import Gpu
 from orchestrator.commands import SOME_FAILED
 from orchestrator.experiment import TECHNIQUES, Cell, Deployment, Experiment, Run, Scenario
+from orchestrator.experiment.techniques import IN_TRAINING
 from orchestrator.plan import fitting
 from orchestrator.report.terminal import RunProgress
 from orchestrator.store.identity import identity_of
@@ -90,7 +91,9 @@ def test_every_field_of_an_experiment_is_an_option() -> None:
 
 def test_the_help_of_ablate_names_every_technique() -> None:
     (option,) = (one for one in cli.main.commands["ablate"].params if one.name == "technique")
-    assert str(option.help).partition(".")[0].split(", ") == list(TECHNIQUES)
+    serving, training = str(option.help).partition(".")[0].split("; train: ")
+    assert serving.split(", ") == list(TECHNIQUES)
+    assert training.split(", ") == list(IN_TRAINING)
 
 
 # -- what is printed
