@@ -10,9 +10,9 @@ VLLM_BIN = $(VLLM_VENV)/bin
 VLLM_READY = $(VLLM_VENV)/.ready
 
 # What needs no Ray, no rank processes, no GPU and no browser, and takes no seconds.
-FAST = not ray and not ranks and not gpu and not browser and not netns and not slow
+FAST = not ray and not ranks and not gpu and not browser and not netns and not nodes and not slow
 
-.PHONY: demo demo-vllm test test-fast test-vllm chaos corruption lint clean
+.PHONY: demo demo-vllm test test-fast test-nodes test-vllm chaos corruption lint clean
 
 demo: $(READY)
 	$(BIN)/orchestrator submit --config examples/demo.yaml
@@ -27,6 +27,10 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest --ignore tests/integration -m '$(FAST)'
+
+# Several nodes, and Slurm, played on this machine: minutes.
+test-nodes: $(READY)
+	$(BIN)/python -m pytest -m nodes
 
 # A real vLLM on a CPU: minutes.
 test-vllm: $(VLLM_READY)

@@ -217,6 +217,7 @@ def run_script(environment, words, folder):
 
 
 @pytest.mark.ray
+@pytest.mark.nodes
 @pytest.mark.timeout(3 * PATIENCE_S + 100)
 def test_the_slurm_script_runs_an_experiment_over_its_nodes_and_leaves_nothing(tmp_path):
     words = "--strategy tp2 --device cpu --input-len 16 --output-len 4 --max-concurrency 2"

@@ -35,6 +35,7 @@ def rows(result_dir: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.ray
+@pytest.mark.nodes
 @pytest.mark.timeout(3 * TIMEOUT_S)
 def test_ranks_of_two_nodes_make_the_tokens_of_one_and_a_node_that_dies_costs_its_run_alone(
     tmp_path: Path,

@@ -15,7 +15,7 @@ TIMEOUT_S = 240
 SUBMIT = ("orchestrator", "submit", "--address", "auto", "--device", "cpu")
 LOAD = ("--input-len", "16", "--output-len", "8", "--max-concurrency", "2")
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.nodes]
 
 
 @pytest.mark.ray
