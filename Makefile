@@ -10,7 +10,7 @@ VLLM_BIN = $(VLLM_VENV)/bin
 VLLM_READY = $(VLLM_VENV)/.ready
 
 # What needs no Ray, no rank processes, no GPU and no browser, and takes no seconds.
-FAST = not ray and not ranks and not gpu and not browser and not netns and not nodes and not slow
+FAST = not ray and not ranks and not gpu and not browser and not nodes and not netns and not slow
 
 .PHONY: demo demo-vllm test test-fast test-nodes test-vllm chaos corruption lint clean
 
