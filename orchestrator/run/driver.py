@@ -54,6 +54,8 @@ def run_experiment(
     device_name = min(origin_of(planned[0].plan.device, cluster).kinds, default=None)
     progress.begin(schedule.begun(device_name))
     where = place(store.folder)
+    if where != str(store.folder):  # what was not sent yet is in the spool
+        where = f"{where}, or {store.folder} where that did not answer"
     kept = f"Every finished run is kept in {where}; the same command again goes on from there."
     stop = Stop()
     try:
