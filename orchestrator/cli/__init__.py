@@ -163,7 +163,7 @@ def explain(
     given = {name: value for name, value in fields.items() if value is not None}
     asked = load_experiment(None, given)
     sizes = memory, batch, chunked_prefill_size, gpus_per_node
-    names = [name for text in layouts for one in text.split(",") if (name := one.strip())]
+    names = [name.strip() for text in layouts for name in text.split(",")]
     node.explain(names, model, asked, *sizes, as_json)
 
 
