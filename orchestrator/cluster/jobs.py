@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,29 +151,24 @@ class Jobs:
     ) -> Job:
         """Start a job. folder: what travels along, which it finds in its working directory."""
         environment = {"working_dir": str(folder)} if folder else None
+        submit = partial(
+            self.client.submit_job,
+            entrypoint=entrypoint,
+            submission_id=job_id,
+            runtime_env=environment,
+            metadata=dict(metadata),
+        )
         deadline = time.monotonic() + PATIENCE_S
         with self._answered():
-            while not self._started(deadline, entrypoint, job_id, environment, dict(metadata)):
+            while not self._started(submit, deadline):
                 time.sleep(POLL_S)
         return self.get(job_id)
 
-    def _started(
-        self,
-        deadline: float,
-        entrypoint: str,
-        job_id: str,
-        environment: dict[str, str] | None,
-        metadata: dict[str, str],
-    ) -> bool:
+    def _started(self, submit: Callable[[], object], deadline: float) -> bool:
         """Whether the cluster took a job. A head that has just started has no agent yet, which
         starts them; one whose agent found its port taken never has."""
         try:
-            self.client.submit_job(
-                entrypoint=entrypoint,
-                submission_id=job_id,
-                runtime_env=environment,
-                metadata=metadata,
-            )
+            submit()
         except RuntimeError as error:
             if NO_AGENT not in str(error):
                 raise

@@ -51,8 +51,7 @@ def run_experiment(
     """
     store = Store(folder_of(experiment))
     schedule = _schedule(store, planned, experiment, cluster)
-    device_name = min(origin_of(planned[0].plan.device, cluster).kinds, default=None)
-    progress.begin(schedule.begun(device_name))
+    progress.begin(schedule.begun())
     where = place(store.folder)
     if where != str(store.folder):  # what was not sent yet is in the spool
         where = f"{where}, or {store.folder} where that did not answer"
@@ -86,7 +85,7 @@ def _schedule(
     block, origin = _next_block(store), origin_of(planned[0].plan.device, cluster)
     node = origin.node_among(store.manifest().get("blocks", ())[:block])
     jobs = [Job(one, experiment, store, block, node, calibration) for one in planned]
-    return Schedule(jobs, experiment, store)
+    return Schedule(jobs, experiment, store, min(origin.kinds, default=None))
 
 
 def _run_and_compare(

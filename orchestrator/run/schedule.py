@@ -26,11 +26,12 @@ Kept = Mapping[CellKey, Sequence[Measured | Trained]]  # runs of each cell
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """The starts of all jobs. A start that is added goes to every layout of a load, so that each
-    round is complete."""
+    round is complete. device_name: of the devices; None where that is not known."""
 
     jobs: Sequence[Job]
     experiment: Experiment
     store: Store
+    device_name: str | None = None
 
     def cells(self, start: int) -> set[Cell]:
         """The cells that get a start: all of them, where it was asked for; else, as far as is known
@@ -47,13 +48,12 @@ class Schedule:
         """Runs that are to be made, as far as is known now."""
         return sum(len(runs) for _, _, runs in self._missing())
 
-    def begun(self, device_name: str | None) -> Live:
-        """What is to be made, as it is told and kept for whoever watches. device_name: of the
-        devices, for how long that should take."""
+    def begun(self) -> Live:
+        """What is to be made, as it is told and kept for whoever watches."""
         missing = list(self._missing())
         layouts = [_live(job, sum(len(r) for j, _, r in missing if j is job)) for job in self.jobs]
         seconds = [
-            None if (each := job.expected_s(cell, device_name)) is None else each * len(runs)
+            None if (each := job.expected_s(cell, self.device_name)) is None else each * len(runs)
             for job, cell, runs in missing
         ]
         known = [one for one in seconds if one is not None]
