@@ -169,6 +169,11 @@ def built(plan: EnginePlan) -> Iterator[list[Connection]]:
 def serve(connection: Connection) -> None:
     """Call the methods of a `Worker` that are asked for, for ever."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    answer(connection)
+
+
+def answer(connection: Connection) -> None:
+    """The same with the threads that this process has, until EOFError says that nobody asks."""
     from workers.actor import Worker
 
     worker = Worker()

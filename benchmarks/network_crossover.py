@@ -39,6 +39,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+from cpu_ranks import answer
 from namespaces import INTERFACE, Machine, machines, why_not
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -271,16 +272,8 @@ def rank_on(machine: Machine, folder: Path) -> Iterator[Connection]:
 
 def serve(socket: str) -> None:
     """Call the methods of a `Worker` that are asked for, until nobody asks."""
-    from workers.actor import Worker
-
-    worker = Worker()
     with Client(socket, "AF_UNIX") as connection, contextlib.suppress(EOFError):
-        while True:
-            method, arguments = connection.recv()
-            try:
-                connection.send(getattr(worker, method)(*arguments))
-            except Exception as error:
-                connection.send(error)
+        answer(connection)
 
 
 def ask(workers: Sequence[Connection], method: str, *arguments: object) -> Any:

@@ -25,14 +25,14 @@ from orchestrator.cluster.hanging import hanging, stands_of
 from orchestrator.cluster.nodes import RESOURCES, START_S, of_lost_nodes
 from orchestrator.cluster.processes import end, processes, uninterrupted
 from orchestrator.cluster.ranks import Place, in_rank_order, meeting_host, ranks_at, shared_out
-from orchestrator.cluster.room import Patience, Reservation, bundles_for, check_bundles
+from orchestrator.cluster.room import Patience, Reservation
 from orchestrator.cluster.waiting import ask, gather, patiently
 from orchestrator.errors import ClusterLost
 from workers.actor import Worker
 from workers.engines import ranks_of_process
 from workers.messages import Built, EnginePlan, Process, RankReport, TrainingWork, Work
 
-__all__ = ["RunFailed", "WorkerGroup", "bundles_for", "check_bundles"]
+__all__ = ["RunFailed", "WorkerGroup"]
 
 T = TypeVar("T")
 Answer = TypeVar("Answer", Built, RankReport)

@@ -17,12 +17,12 @@ from driver_inputs import plan
 from orchestrator.cluster.address import address_of
 from orchestrator.cluster.connection import Cluster, connect
 from orchestrator.cluster.failures import RunFailed
-from orchestrator.cluster.group import WorkerGroup, check_bundles
+from orchestrator.cluster.group import WorkerGroup
 from orchestrator.cluster.hardware import Gpu, local_topology
 from orchestrator.cluster.health import Server
 from orchestrator.cluster.nodes import Node, refuse_other_versions
 from orchestrator.cluster.ranks import Place, in_rank_order, meeting_host, ranks_at, shared_out
-from orchestrator.cluster.room import Patience
+from orchestrator.cluster.room import Patience, check_bundles
 from orchestrator.cluster.waiting import patiently
 from orchestrator.errors import ClusterLost, UserError
 from strategies.shapes import Device

@@ -24,7 +24,7 @@ from driver_inputs import plan
 from orchestrator.cli import main
 from orchestrator.cluster.connection import NO_MASK
 from orchestrator.cluster.environment import WORKER_ENVIRONMENT
-from orchestrator.cluster.group import bundles_for
+from orchestrator.cluster.room import bundles_for
 from orchestrator.config import load_experiment
 from strategies import registry
 

@@ -24,7 +24,7 @@ import torch
 from ranks import engine_plan
 from tables import make
 
-from orchestrator.cluster.group import bundles_for
+from orchestrator.cluster.room import bundles_for
 from orchestrator.errors import UserError
 from orchestrator.plan import models, planning
 from strategies import Split, Topology
