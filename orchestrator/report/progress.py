@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from types import TracebackType
 from typing import Protocol
 
@@ -114,7 +113,7 @@ class RunProgress:
 
     def _end(self) -> None:
         if self._live is not None and self._live.first_at is not None:
-            self._keep(replace(self._live, has_ended=True))
+            self._keep(self._live.finished())
 
     def _drawn(self) -> RenderableType:
         if self._live is None or not self._live.runs:

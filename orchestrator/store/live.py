@@ -86,6 +86,11 @@ class Live:
         )
         return replace(self, layouts=layouts, first_at=self.first_at or now)
 
+    def finished(self) -> Live:
+        """After the driver has ended: no layout is at work."""
+        layouts = tuple(replace(one, cell="", phase="") for one in self.layouts)
+        return replace(self, layouts=layouts, has_ended=True)
+
     def ended(self, deployment: str, rate: float | None) -> Live:
         """After a run of a deployment ended. rate: its tokens per second; None where it failed."""
         layouts = tuple(

@@ -128,6 +128,7 @@ def test_what_is_told_is_kept_beside_the_results_for_another_terminal(tmp_path: 
     after = read(tmp_path)
     assert after is not None
     assert (after.works, after.has_ended) == (False, True)
+    assert "building" not in drawn(LiveView(after, 0.0, None))
     assert "it has ended" in summary(after, 0.0)
     assert "left" not in summary(after, 0.0)
     assert "next" not in summary(after, 0.0)
