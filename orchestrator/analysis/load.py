@@ -111,6 +111,25 @@ def tables(folder: Path) -> dict[str, pa.Table]:
     return {name: table for name, table in whole.items() if table is not None}
 
 
+def parts(packed: Path) -> dict[str, pa.Table]:
+    """Every table of packed results as the runs wrote it: without what `tables` put beside it, and
+    without what is worked out again. Raises UserError where it is not packed, or damaged."""
+    if not folders.is_packed(packed):
+        raise UserError(f"{packed} holds no packed results; give a folder that `pack` wrote")
+    store = Store(packed)
+    whole = {name: store.read(name) for name in TABLES if store.holds(name)}
+    damaged = [f"{name}.arrow" for name, table in whole.items() if table is None]
+    if damaged:
+        raise UserError(f"{packed}: {', '.join(damaged)} is damaged; get the packed results again")
+    found = {name: table for name, table in whole.items() if table is not None}
+    for kept in (MEASURED, RUN_COLLECTIVES):
+        if kept.name in found:
+            names = {column.name for column in kept.columns}
+            there = found[kept.name].column_names
+            found[kept.name] = found[kept.name].select([one for one in there if one in names])
+    return found
+
+
 def _rows(store: Store, table: Table[K]) -> list[K]:
     kept = store.read(table.name)
     return [] if kept is None else table.rows(kept)

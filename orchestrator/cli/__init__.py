@@ -244,6 +244,15 @@ def pack(result_dir: Path, out: Path | None) -> None:
 
 
 @main.command()
+@click.argument("packed", type=RESULTS)
+@click.option("--result-dir", type=FOLDER, metavar="DIR", help="[results]")
+def unpack(packed: Path, result_dir: Path | None) -> None:
+    """Make packed results a folder to which runs can be added: `submit` with the same DIR goes on
+    with them."""
+    results.unpack(packed, result_dir)
+
+
+@main.command()
 @click.argument("result_dir", type=RESULTS)
 def trace(result_dir: Path) -> None:
     """Write what each rank did in a few steps, for Perfetto."""

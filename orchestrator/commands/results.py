@@ -33,6 +33,19 @@ def pack(folder: Path, into: Path) -> None:
         say(Store(into).write_rates(rates))
 
 
+def unpack(packed: Path, root: Path | None) -> None:
+    """Unpack the results at or below `packed` into a folder each below `root`, and print them."""
+    from orchestrator.analysis.load import parts
+    from orchestrator.store.export import unpack as write
+    from orchestrator.store.folders import DEFAULT_ROOT, find, manifest_text
+    from orchestrator.store.names import safe_name
+    from orchestrator.store.store import Store
+
+    for one in find(packed):
+        target = (root or DEFAULT_ROOT) / safe_name(Store(one).name)
+        say(write(parts(one), manifest_text(one), target))
+
+
 def trace(root: Path) -> None:
     """Write the traces of all results under `root`."""
     from orchestrator.store.folders import find

@@ -17,8 +17,9 @@ from orchestrator.errors import UserError
 from orchestrator.store.arrow_files import encoded, replace_file, write_arrow
 from orchestrator.store.folders import MANIFEST
 from orchestrator.store.journal import Journal
-from orchestrator.store.names import cell
-from orchestrator.store.schema import OUTCOME_TABLES
+from orchestrator.store.names import cell, safe_name
+from orchestrator.store.schema import OUTCOME_TABLES, RUN_KEYS, START_KEYS, places
+from orchestrator.store.store import OBSERVED_TABLES, TRAINING_OBSERVED, Store
 
 FORMATS = ("arrow", "parquet", "csv")
 
@@ -64,15 +65,44 @@ def pack(tables: Mapping[str, pa.Table], manifest: str, out: Path) -> list[Path]
         return [journal.path, out / MANIFEST, *parts]
 
 
+def unpack(tables: Mapping[str, pa.Table], manifest: str, out: Path) -> Path:
+    """Write whole results to `out` as a folder to which runs can be added: a file a run and table.
+
+    Returns `out`. Raises UserError where `out` holds something already or cannot be written.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; give another --result-dir")
+    with _in_folder(out, "--result-dir"):
+        Store(out).create()
+        journal = Journal(out)
+        journal.write(out / MANIFEST, lambda path: path.write_text(manifest))
+        for name in sorted(tables, key=lambda name: name in OUTCOME_TABLES):
+            for part, rows in _parts(name, tables[name]):
+                path = out / name / f"{safe_name(part)}.arrow"
+                journal.write(path, partial(write_arrow, table=rows))
+    return out
+
+
+def _parts(name: str, table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """What each part of a table is called, and its rows."""
+    if name in (*OBSERVED_TABLES, *TRAINING_OBSERVED):
+        for start, rows in places(table, START_KEYS).items():
+            yield start.name, table.take(rows)
+    else:
+        for run, rows in places(table, RUN_KEYS).items():
+            yield run.name, table.take(rows)
+
+
 @contextmanager
-def _in_folder(out: Path) -> Iterator[None]:
-    """Make the folder, and say what is in the way where something in it cannot be written."""
+def _in_folder(out: Path, flag: str = "--out") -> Iterator[None]:
+    """Make the folder, and say what is in the way where something in it cannot be written. flag:
+    what names another one."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"tables cannot be written to {out}: {reason}; give another --out") from (
+        raise UserError(f"tables cannot be written to {out}: {reason}; give another {flag}") from (
             error
         )
 

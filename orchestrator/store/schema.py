@@ -67,12 +67,22 @@ class StartKey:
     cell: CellKey = group()
     start: int = column("number of the start, from 0", "1")
 
+    @property
+    def name(self) -> str:
+        """What the parts of what was observed are called."""
+        return observed_name(self.cell, self.start)
+
 
 @row
 class RunKey(StartKey):
     """One repeat of a cell inside a start."""
 
     run: int = column("number of the run inside its start, from 0", "1")
+
+    @property
+    def name(self) -> str:
+        """What the parts of the run are called, as `Run.name`."""
+        return f"{super().name}.r{self.run}"
 
 
 @row
@@ -123,7 +133,7 @@ def places(table: pa.Table, keys: Table[K]) -> dict[K, np.ndarray]:
     return {known[number]: rows[number] for number in np.argsort(firsts)}
 
 
-def observed_name(cell: Cell, start: int) -> str:
+def observed_name(cell: Cell | CellKey, start: int) -> str:
     """What the parts of a cell that was observed in a start are called."""
     return f"{cell.name}.s{start}"
 

@@ -75,8 +75,8 @@ class Store:
         check_version(self.folder)
         if is_packed(self.folder):
             raise UserError(
-                f"{self.folder} holds packed results, to which no run can be added; give another "
-                "--result-dir"
+                f"{self.folder} holds packed results, to which no run can be added; `orchestrator "
+                "unpack` makes a folder of them that can grow, or give another --result-dir"
             )
 
     @property

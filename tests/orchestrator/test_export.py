@@ -16,7 +16,7 @@ from summaries import write_run
 
 from orchestrator.analysis.comparing import findings
 from orchestrator.analysis.comparing.compare import COMPARED, compare
-from orchestrator.analysis.load import Results, load, summaries, tables
+from orchestrator.analysis.load import Results, load, parts, summaries, tables
 from orchestrator.cli import main
 from orchestrator.errors import UserError
 from orchestrator.experiment import Run
@@ -55,6 +55,38 @@ def packed(store: Store, tmp_path: Path) -> Path:
     manifest = json.dumps(store.manifest())
     export.pack(tables(store.folder), manifest, tmp_path / "packed")
     return tmp_path / "packed"
+
+
+def parts_of(folder: Path) -> dict[str, pa.Table]:
+    found = {path: read_part(path) for path in folder.glob("*/*.arrow")}
+    return {str(path.relative_to(folder)): table for path, table in found.items()}
+
+
+def test_what_is_unpacked_is_part_for_part_what_was_packed(store: Store, packed: Path) -> None:
+    done = CliRunner().invoke(
+        main, ["unpack", str(packed), "--result-dir", str(store.folder.parent / "again")]
+    )
+    again = Store(store.folder.parent / "again" / store.folder.name)
+    assert (done.exit_code, done.stdout) == (0, f"{again.folder}\n")
+    before = {name: table for name, table in parts_of(store.folder).items() if table.num_rows}
+    assert parts_of(again.folder) == before
+    assert again.manifest() == store.manifest()
+    assert again.is_completed(Run(CELL, 0, 1))
+    assert again.observed(CELL, 0) is not None
+    run = Run(CELL, 1, 0)
+    with again.opened():
+        write_run(again, run, run_tables())
+    assert len(again.outcomes()) == len(store.outcomes()) + 1
+
+
+def test_what_cannot_be_unpacked_is_refused(store: Store, packed: Path) -> None:
+    with pytest.raises(UserError, match="holds no packed results"):
+        parts(store.folder)
+    with pytest.raises(UserError, match="is not empty; give another --result-dir"):
+        export.unpack(parts(packed), "{}", store.folder)
+    (packed / "steps.arrow").write_bytes(b"")
+    with pytest.raises(UserError, match=r"steps\.arrow is damaged"):
+        parts(packed)
 
 
 def only(results: list[Results]) -> Results:
@@ -265,7 +297,7 @@ def test_packing_a_packed_folder_changes_nothing(packed: Path, tmp_path: Path) -
 
 def test_no_run_can_be_added_to_a_packed_folder(packed: Path) -> None:
     with pytest.raises(
-        UserError, match="holds packed results, to which no run can be added; give another"
+        UserError, match="no run can be added; `orchestrator unpack` makes a folder"
     ):
         Store(packed).create()
     assert not (packed / "summary").exists()
