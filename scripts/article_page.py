@@ -29,7 +29,7 @@ def _opening() -> Iterator[str]:
         "This project began with an article that compares parallel layouts of a 70B and a 32B on "
         'four GPUs of 48 GB, "Ada" cards without NVLink, and recommends one for each. The page '
         "takes its statements one by one, in our words. The measurements are those of "
-        "[the results](../README.md#results): four H200 joined by NVLink, BF16, 256 tokens in and "
+        "[the results](results.md): four H200 joined by NVLink, BF16, 256 tokens in and "
         "128 out, engine `torch`, one start of each layout, so without intervals.",
         "An H200 reads its memory at 4.8 TB/s and such a card at 0.86 to 0.96, and NVLink moves "
         "several times what PCIe does. So absolute figures are not comparable. What is comparable "

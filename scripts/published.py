@@ -175,21 +175,21 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|---:" * len(titles) + "|", *lines[1:]])
 
 
-def paragraph(*sentences: str) -> str:
+def paragraph(*sentences: str, width: int = WIDTH) -> str:
     """Sentences as lines of a paragraph."""
-    return textwrap.fill(" ".join(sentences), WIDTH, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(" ".join(sentences), width, break_long_words=False, break_on_hyphens=False)
 
 
-def bullets(*texts: str) -> str:
+def bullets(*texts: str, width: int = WIDTH) -> str:
     """Texts as a list."""
-    return "\n".join(map(bullet, texts))
+    return "\n".join(bullet(text, width) for text in texts)
 
 
-def bullet(text: str) -> str:
+def bullet(text: str, width: int = WIDTH) -> str:
     """A text as an item of a list."""
     return textwrap.fill(
         text,
-        WIDTH,
+        width,
         initial_indent="* ",
         subsequent_indent="  ",
         break_long_words=False,

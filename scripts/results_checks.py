@@ -22,7 +22,7 @@ def without(found: Published) -> Iterator[str]:
     assert {one.num_starts for one in found.findings.comparison} == {1}
     assert all(abs(one.saved_pct - known(one.expected_pct)) < AGREE for one in effects)
     layouts = sorted({one.cell.strategy for one in effects}, reverse=True)
-    yield "### What communication costs, measured twice"
+    yield "## What communication costs, measured twice"
     yield paragraph(
         "`--ablate comm` on qwen2.5-32b, four H200, one start.",
         *(
@@ -57,7 +57,7 @@ def swapped(base: Path, new: Path) -> Iterator[str]:
         f"{one.joined.strategy}"
         for one in found
     ]
-    yield "### The GPUs the other way round"
+    yield "## The GPUs the other way round"
     yield paragraph(
         f"With `CUDA_VISIBLE_DEVICES=1,0` the ranks trade places. On two H100, at 100 concurrent, "
         f"{starts} starts each way, throughput is then {listed(ratios)}.",

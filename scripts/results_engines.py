@@ -40,7 +40,7 @@ STEP: dict[str, Callable[[PhaseParts], float | None]] = {
 def section(found: Sequence[Published]) -> Iterator[str]:
     """The paragraphs of the section. found: a result of each model."""
     dense = next(each for each in found if "dp4" in _layouts(each))
-    yield "### Both engines on four H100"
+    yield "## Both engines on four H100"
     yield paragraph(*_conditions(found))
     for each in found:
         yield f"**{model_of(each)}**"
@@ -194,7 +194,7 @@ def _predicted(found: Sequence[Published]) -> Iterator[str]:
             f"{engine} off by {median(misses):.1f}% in the median and {max(misses):.1f}% at most, "
             f"{len(outside)} of {len(rows)} cells with something outside of its 90% interval"
         )
-    yield f"{'; '.join(said)} ([docs/predictions.md](docs/predictions.md))."
+    yield f"{'; '.join(said)} ([predictions.md](predictions.md))."
 
 
 def _steps(found: Published) -> str:

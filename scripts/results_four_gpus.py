@@ -35,7 +35,7 @@ SHOWN = 32  # concurrent, of the table of costs
 
 def section(found: Sequence[Published]) -> Iterator[str]:
     """The paragraphs of the section. found: a result of each model."""
-    yield "### Both models on four H200"
+    yield "## Both models on four H200"
     yield paragraph(*_conditions(found))
     for each in found:
         yield f"**{model_of(each)}**"
@@ -47,7 +47,7 @@ def section(found: Sequence[Published]) -> Iterator[str]:
         f"What a token costs at {SHOWN} concurrent, in milliseconds of GPU time: the time of all "
         "four GPUs for each token that the run made, prompts included.",
         "The parts of a row sum to its total.",
-        "[docs/measurement.md](docs/measurement.md#what-a-token-costs) defines them, and the "
+        "[measurement.md](measurement.md#what-a-token-costs) defines them, and the "
         "reports have those of the other loads:",
     )
     for each in found:
@@ -83,7 +83,7 @@ def _conditions(found: Sequence[Published]) -> Iterator[str]:
     )
     yield (
         "Generated tokens per second, prompts included, and in brackets the ratio to "
-        "[vLLM 0.24.0](docs/results/peers-4xh200.csv) under the same layout on another node of "
+        "[vLLM 0.24.0](results/peers-4xh200.csv) under the same layout on another node of "
         "four H200 (the best of three runs there, without the fusion of its all-reduce):"
     )
 
@@ -182,7 +182,7 @@ def _predicted(found: Sequence[Published]) -> Iterator[str]:
     )
     yield (
         "It was fitted on two layouts on two H100 and a calibration of four H200: "
-        "[docs/predictions.md](docs/predictions.md)."
+        "[predictions.md](predictions.md)."
     )
 
 

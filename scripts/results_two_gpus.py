@@ -28,7 +28,7 @@ from workers.rows import grouped
 def section(found: Published) -> Iterator[str]:
     """The paragraphs of the section."""
     layouts = ["tp2", "dp2", "pp2"]
-    yield "### With intervals: qwen2.5-32b on two H100"
+    yield "## With intervals: qwen2.5-32b on two H100"
     yield paragraph(*_conditions(found))
     yield _throughputs(found, layouts)
     yield bullets(*_three_layouts(found), " ".join(_tensor_loses(found)), _scatter(found))

@@ -32,6 +32,7 @@ PATH = re.compile(
 )
 PLACEHOLDER = "NAME"  # in a path: any name, as in strategies/NAME.py
 PROSE_WIDTH = 118
+README_LINES, README_WIDTH = 150, 100  # what is read before anything else is short
 
 
 def name_of(path: Path) -> str:
@@ -119,6 +120,12 @@ def test_paths_in_code_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_prose_is_not_wider_than_it_may_be(page: Path) -> None:
     assert list(wide_lines(page)) == []
+
+
+def test_the_readme_is_short() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= README_LINES
+    assert [line for line in lines if len(line) > README_WIDTH] == []
 
 
 def test_what_leads_nowhere_is_found(tmp_path: Path) -> None:
@@ -221,9 +228,9 @@ def test_hooks_use_programs_whose_versions_are_fixed() -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_line_for_completion_in_the_readme_prints_a_script(shell: str) -> None:
+def test_the_line_for_completion_prints_a_script(shell: str) -> None:
     line = f"_ORCHESTRATOR_COMPLETE={shell}_source orchestrator"
-    assert line in (ROOT / "README.md").read_text()
+    assert line in (ROOT / "docs" / "usage.md").read_text()
     variable, value = line.split()[0].split("=")
     done = CliRunner().invoke(cli.main, prog_name="orchestrator", env={variable: value})
     assert (done.exit_code, f"{variable}={shell}_complete" in done.stdout) == (0, True)

@@ -1,8 +1,11 @@
-"""The results in README.md and the page on the article: made of the published tables."""
+"""The results in README.md and docs/results.md, and the page on the article: made of the published
+tables."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
 
 import article_page
 import pytest
@@ -12,8 +15,28 @@ from published import Published, check_sum
 
 
 def test_every_sentence_and_figure_is_that_of_the_published_tables() -> None:
-    text = readme_results.README.read_text(encoding="utf-8")
-    assert readme_results.page(text) == text, "run `python scripts/readme_results.py`"
+    for path, made in (
+        (readme_results.README, readme_results.headline()),
+        (readme_results.PAGE, readme_results.section()),
+    ):
+        text = path.read_text(encoding="utf-8")
+        assert readme_results.page(text, made) == text, "run `python scripts/readme_results.py`"
+
+
+def test_the_readme_says_how_long_its_experiments_took() -> None:
+    text = " ".join(readme_results.README.read_text(encoding="utf-8").split())
+    four, two = (readme_results.FOUR / "qwen2.5-32b", readme_results.TWO / "qwen2.5-32b")
+    assert f"This took {minutes(four)} minutes on four H200." in text
+    assert f"three layouts on two H100 took {minutes(two)} minutes." in text
+
+
+def minutes(folder: Path) -> int:
+    """From the first reservation of GPUs to the last run."""
+    manifest = Published(folder).results.manifest
+    began, ended = (
+        datetime.fromisoformat(manifest[name]) for name in ("started_at", "finished_at")
+    )
+    return round((ended - began).total_seconds() / 60)
 
 
 def test_the_article_is_held_against_the_published_tables() -> None:
