@@ -12,7 +12,7 @@ VLLM_READY = $(VLLM_VENV)/.ready
 # What needs no Ray, no rank processes, no GPU and no browser, and takes no seconds.
 FAST = not ray and not ranks and not gpu and not browser and not nodes and not netns and not slow
 
-.PHONY: demo demo-vllm test test-fast test-nodes test-vllm chaos corruption lint clean
+.PHONY: demo demo-vllm test test-fast test-nodes test-vllm chaos corruption lint docs clean
 
 demo: $(READY)
 	$(BIN)/orchestrator submit --config examples/demo.yaml
@@ -49,6 +49,10 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/python scripts/structure.py
 	$(BIN)/deptry .
+
+# The pages as a site in build/site; stops at a link that leads nowhere. Seconds.
+docs: $(READY)
+	$(BIN)/python scripts/site_pages.py
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info

@@ -84,8 +84,8 @@ class Section:
 
 KEYS: Mapping[type[object], str] = {CellKey: "cell", StartKey: "start", RunKey: "run"}
 RUNS, OBSERVED = "a part a run", "a part for each start of a cell"
-JSON, CALIBRATE = "`orchestrator compare --json`", "`orchestrator calibrate`"
-MATRIX = "`orchestrator matrix --out`"
+JSON, CALIBRATE = "`orchestrator compare DIR --json`", "`orchestrator calibrate`"
+MATRIX = "`orchestrator matrix --out DIR`"
 SECTIONS = (
     Section("summary", Summary, "a run", RUNS, RunKey),
     Section("requests", KeptRequest, "a request of a run", RUNS, RunKey),
@@ -156,7 +156,7 @@ SECTIONS = (
         "recomputed",
         Recomputed,
         "an observed cell of a start",
-        "`orchestrator recompute --json`",
+        "`orchestrator recompute DIR --json`",
         StartKey,
     ),
     Section("imported", Imported, "a result that was imported", JSON),

@@ -1,0 +1,135 @@
+"""Every command that a page shows can be given: its options exist, and take the values it has."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from orchestrator.cli import main
+from orchestrator.commands import node, predicting, recommending, submitting
+from orchestrator.commands.places import Results
+from orchestrator.errors import UserError
+from orchestrator.experiment import Experiment
+from strategies import discover, parse
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    page
+    for place in ("*.md", "docs/*.md")
+    for page in ROOT.glob(place)
+    if page.name != "commands.md"  # generated: its lines of usage are no commands
+)
+FENCED = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`([^`]+)`")
+# At the start of a line, behind a prompt or variables; or quoted, for another program to run.
+GIVEN = re.compile(r"^\s*(?:\$ )?(?:[A-Z_]+=\S* )*orchestrator (.+)$|'orchestrator ([^']+)'")
+OF_EXAMPLES = {"mtp", "ppfront"}  # strategies that examples/ adds
+
+
+def commands(text: str) -> Iterator[str]:
+    """What is given to `orchestrator` on a page, a line each."""
+    for block in FENCED.findall(text):
+        for line in block.replace("\\\n", " ").splitlines():
+            if found := GIVEN.search(line):
+                yield found[1] or found[2]
+    for span in SPAN.findall(FENCED.sub("", text)):
+        words = " ".join(span.split()).removeprefix("orchestrator ")
+        if re.match(r"orchestrator [a-z]+ ", span) and "..." not in words:
+            yield re.sub(r"\bN\b", "4", words)
+
+
+def given(line: str) -> None:
+    """Give a line to the command line. Raises what it says of a line that it refuses."""
+    words = shlex.split(line, comments=True)
+    context = main.make_context("orchestrator", [*words[:1], "--help"], resilient_parsing=True)
+    name, command, rest = main.resolve_command(context, words)
+    assert command is not None
+    with command.make_context(name, list(rest), parent=context) as inner, suppress(SystemExit):
+        if name in ASKING:
+            command.invoke(inner)
+
+
+def check(experiment: Experiment) -> None:
+    """Every layout is of strategies that exist."""
+    keys = {key for layout in experiment.strategy for key, _ in parse(layout)}
+    assert keys <= {*discover(), *OF_EXAMPLES}
+
+
+# The commands that make an experiment, whose fields have limits of their own -> what they call.
+ASKING = {
+    "submit": (submitting, "submit"),
+    "ablate": (submitting, "submit"),
+    "plan": (predicting, "plan"),
+    "recommend": (recommending, "recommend"),
+    "crossover": (recommending, "crossover"),
+    "matrix": (recommending, "matrix"),
+    "explain": (node, "explain"),
+}
+
+
+def _path(_: click.Path, value: str | Path, *__: object) -> Path | None:
+    """FILE and the like stand for a path of the reader's."""
+    return None if str(value).isupper() else Path(value)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands end where their work would begin, and no path has to exist."""
+
+    def begin(*asked: Any, **_: Any) -> int:
+        for one in asked:
+            if isinstance(one, Experiment):
+                check(one)
+        return 0
+
+    for module, name in ASKING.values():
+        monkeypatch.setattr(module, name, begin)
+    for kind in (click.Path, Results):
+        monkeypatch.setattr(kind, "convert", _path)
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_on_a_page_can_be_given(page: Path) -> None:
+    for line in commands(page.read_text(encoding="utf-8")):
+        try:
+            given(line)
+        except (click.ClickException, UserError) as error:
+            pytest.fail(f"orchestrator {line}\n{error}")
+
+
+def test_commands_are_found_in_blocks_and_in_sentences() -> None:
+    text = (
+        "Say `orchestrator runs results` or `orchestrator submit ...`.\n"
+        "```\n$ orchestrator plan --gpu h200 \\\n    --gpus 4   # four of them\n"
+        "ray exec cluster.yaml 'orchestrator submit --strategy tp4'\ncd orchestrator\n```\n"
+    )
+    assert [" ".join(shlex.split(line, comments=True)) for line in commands(text)] == [
+        "plan --gpu h200 --gpus 4",
+        "submit --strategy tp4",
+        "runs results",
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "submit --stategy tp4",
+        "submit --strategy 4tp",
+        "submit --strategy qq4",
+        "submit --dtype float8",
+        "submit --max-concurrency some",
+        "plan --gpus many",
+        "sumbit",
+    ],
+)
+def test_a_command_with_a_mistake_cannot_be_given(line: str) -> None:
+    with pytest.raises((click.ClickException, UserError, ValueError, AssertionError)):
+        given(line)
