@@ -159,6 +159,15 @@ def test_the_workflow_calls_the_script_that_a_change_must_pass() -> None:
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
+def test_the_sample_of_a_workflow_is_one() -> None:
+    page = (ROOT / "docs" / "gate.md").read_text(encoding="utf-8")
+    workflow = yaml.safe_load(re.search(r"^```yaml\n(.*?)^```", page, re.M | re.S)[1])
+    (job,) = workflow["jobs"].values()
+    assert {"schedule", "workflow_dispatch"} == set(workflow[True])
+    assert all(("run" in step) != ("uses" in step) for step in job["steps"])
+    assert sum("--gate" in step.get("run", "") for step in job["steps"]) == 1
+
+
 @pytest.mark.parametrize("form", FORMS, ids=name_of)
 def test_an_issue_form_has_what_github_asks_of_it(form: Path) -> None:
     fields = load(form)

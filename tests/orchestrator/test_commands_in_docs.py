@@ -26,10 +26,13 @@ PAGES = sorted(
     for page in ROOT.glob(place)
     if page.name != "commands.md"  # generated: its lines of usage are no commands
 )
-FENCED = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^ *```[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`]+)`")
-# At the start of a line, behind a prompt or variables; or quoted, for another program to run.
-GIVEN = re.compile(r"^\s*(?:\$ )?(?:[A-Z_]+=\S* )*orchestrator (.+)$|'orchestrator ([^']+)'")
+# At the start of a line, behind a prompt, variables or what a workflow has; or quoted, for another
+# program to run.
+GIVEN = re.compile(
+    r"^\s*(?:\$ |(?:- )?run: )?(?:[A-Z_]+=\S* )*orchestrator (.+)$|'orchestrator ([^']+)'"
+)
 OF_EXAMPLES = {"mtp", "ppfront"}  # strategies that examples/ adds
 
 
@@ -75,8 +78,9 @@ ASKING = {
 
 
 def _path(_: click.Path, value: str | Path, *__: object) -> Path | None:
-    """FILE and the like stand for a path of the reader's."""
-    return None if str(value).isupper() else Path(value)
+    """FILE, and a file of fields that is not here, are the reader's."""
+    is_theirs = str(value).isupper() or (str(value).endswith(".yaml") and not Path(value).exists())
+    return None if is_theirs else Path(value)
 
 
 @pytest.fixture(autouse=True)
