@@ -38,13 +38,17 @@ def workplace(folder: Path) -> Path:
     return folder
 
 
+def environment() -> dict[str, str]:
+    """In which `orchestrator` is this one, and prints lines of one width."""
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": programs, "COLUMNS": str(COLUMNS), "PYTHONPATH": str(ROOT)}
+
+
 def printed(command: str, folder: Path) -> str:
     """What a command prints on stdout. Raises CalledProcessError where it fails."""
-    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": programs, "COLUMNS": str(COLUMNS), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         ["bash", "-c", command],
-        cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True,
+        cwd=folder, env=environment(), check=True, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     return "\n".join(line.rstrip() for line in done.stdout.splitlines()) + "\n"
 

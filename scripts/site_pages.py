@@ -47,7 +47,7 @@ def place(source: Path) -> Path:
     """Where a page or a file is in the site, from its root."""
     if source == ROOT / "README.md":
         return Path("index.md")
-    if source.suffix == ".md":
+    if source.suffix == ".md" and source.parent in (ROOT, DOCS):
         return Path(source.name)
     if source.is_dir():
         return Path("source", source.relative_to(ROOT), "index.html")

@@ -31,11 +31,13 @@ def test_links_lead_to_pages_to_numbered_files_and_to_lists_of_folders() -> None
     page = site_pages.DOCS / "page.md"
     text = (
         "[a](results.md#the-tables) [b](../README.md) [c](../cluster.yaml#L3) `[d](gone.md)`\n"
-        "[`e`](results) [f](#here) [g](https://example.com) ![h](network-crossover.svg)\n"
+        "[`e`](results) [i](../orchestrator/presets/tiny/README.md) [f](#here) "
+        "[g](https://example.com) ![h](network-crossover.svg)\n"
     )
     assert site_pages.moved(page, text, found) == (
         "[a](results.md#the-tables) [b](index.md) [c](source/cluster.yaml.html#L3) `[d](gone.md)`\n"
-        "[`e`](source/docs/results/index.html) [f](#here) [g](https://example.com) "
+        "[`e`](source/docs/results/index.html) "
+        "[i](source/orchestrator/presets/tiny/README.md.html) [f](#here) [g](https://example.com) "
         "![h](source/docs/network-crossover.svg)\n"
     )
     assert site_pages.ROOT / "cluster.yaml" in found
