@@ -8,11 +8,17 @@ READY = $(VENV)/.ready
 VLLM_VENV ?= .venv-vllm
 VLLM_BIN = $(VLLM_VENV)/bin
 VLLM_READY = $(VLLM_VENV)/.ready
+# What looks at the packages has packages of its own, which are none of this project's.
+AUDIT_VENV ?= .venv-audit
+AUDIT_READY = $(AUDIT_VENV)/.ready
+# Licences that ask something of who uses a package, and packages that do not say theirs. What CUDA builds
+# of torch bring is proprietary, and no part of this project.
+REFUSED = GPL;General Public;UNKNOWN
 
 # What needs no Ray, no rank processes, no GPU and no browser, and takes no seconds.
 FAST = not ray and not ranks and not gpu and not browser and not nodes and not netns and not slow
 
-.PHONY: demo demo-vllm test test-fast test-nodes test-vllm chaos corruption lint docs clean
+.PHONY: demo demo-vllm test test-fast test-nodes test-vllm chaos corruption lint docs audit clean
 
 demo: $(READY)
 	$(BIN)/orchestrator submit --config examples/demo.yaml
@@ -54,8 +60,14 @@ lint: $(READY)
 docs: $(READY)
 	$(BIN)/python scripts/site_pages.py
 
+# Licences of all packages, and known vulnerabilities where a service that knows them can be reached.
+audit: $(READY) $(AUDIT_READY)
+	$(AUDIT_VENV)/bin/pip-licenses --python $(BIN)/python --from mixed --partial-match --fail-on '$(REFUSED)' \
+	  --summary
+	$(BIN)/python scripts/audit_packages.py $(AUDIT_VENV)/bin/pip-audit
+
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) $(AUDIT_VENV) .cache build *.egg-info
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -71,3 +83,8 @@ $(VLLM_READY): pyproject.toml constraints-vllm.txt
 	  hypothesis --editable .
 	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $(VLLM_READY)
+
+$(AUDIT_READY):
+	$(PYTHON) -m venv $(AUDIT_VENV)
+	$(AUDIT_VENV)/bin/python -m pip install --quiet 'pip-audit>=2.7,<3' 'pip-licenses>=5,<6'
+	touch $(AUDIT_READY)
