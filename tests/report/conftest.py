@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import browser
 import pytest
 from rate_inputs import write_search
 from report_inputs import CONCURRENCIES, LAYOUTS, MadeUp, cell_of, write_results
@@ -22,6 +24,14 @@ SLOWED = {
     "joules_per_output_token": 1.5,
 }
 ABOVE = {"status": "invalid", "reason": "above its bound of 99"}
+
+
+@pytest.fixture(scope="module")  # Playwright's loop would be in the way of other modules' loops
+def chromium() -> Iterator[browser.Chromium]:
+    if browser.executable() is None:
+        pytest.skip("no Chromium is installed to open the page with")
+    with browser.chromium() as one:
+        yield one
 
 
 @pytest.fixture(scope="session")
