@@ -52,6 +52,26 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def predicted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results under one load of which something was predicted: nothing of the first token."""
+    path = write_results(tmp_path_factory.mktemp("predicted") / "tiny", ("tp4", "pp4"), (1,))
+    store = Store(path)
+    said = {
+        "predicted_output_throughput": 12.0,
+        "predicted_output_throughput_low": 9.0,
+        "predicted_output_throughput_high": 15.0,
+        "predicted_median_tpot_ms": 90.0,
+        "predicted_median_tpot_ms_low": 80.0,
+        "predicted_median_tpot_ms_high": 110.0,
+    }
+    for layout in ("tp4", "pp4"):
+        for index in (0, 1):
+            figures = MadeUp().figures(10.0 + index, 1)
+            write_run(store, Run(cell_of(layout, 1), 0, index), **{**figures, **said})
+    return render_html(path)
+
+
+@pytest.fixture(scope="session")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results that need a word: an interval that reaches below 0, runs too short for energy, one
     above its bound."""

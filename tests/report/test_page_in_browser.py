@@ -17,7 +17,17 @@ from report_inputs import CONCURRENCIES, LAYOUTS, write_results
 from orchestrator.report.charts.timeline import MAX_BARS
 from orchestrator.report.html import render_html
 
-CHARTS = ("throughput", "tradeoff", "cost", "step", "timeline", "latencies", "memory", "telemetry")
+CHARTS = (
+    "cost",
+    "throughput",
+    "concurrency",
+    "tradeoff",
+    "step",
+    "timeline",
+    "latencies",
+    "memory",
+    "telemetry",
+)
 
 
 def marks(chromium: Chromium, chart: str, kind: str) -> int:
@@ -65,7 +75,9 @@ def test_charts_hold_as_many_marks_and_rows_as_there_are_results(
 ) -> None:
     chromium.open(page)
     cells = 3 * len(CONCURRENCIES)
-    assert rows(chromium, "throughput") == marks(chromium, "throughput", "symbol") == cells
+    assert rows(chromium, "throughput") == 3
+    assert marks(chromium, "throughput", "rect") == 3 * 2  # a bar, and a tick at its bound
+    assert rows(chromium, "concurrency") == marks(chromium, "concurrency", "symbol") == cells
     assert rows(chromium, "tradeoff") == marks(chromium, "tradeoff", "symbol") == cells
     assert rows(chromium, "cost") == 3
     assert marks(chromium, "cost", "rect") == 3 * (10 + 1)  # parts, and a tick at the total
@@ -74,7 +86,8 @@ def test_charts_hold_as_many_marks_and_rows_as_there_are_results(
     assert (
         chromium.evaluate("document.querySelectorAll('[data-figures=step] tbody tr').length") == 3
     )
-    assert rows(chromium, "timeline") == marks(chromium, "timeline", "rect") == 3 * 4 * 3 * 6 * 2
+    assert rows(chromium, "timeline") == 3 * 4 * 3 * 6 * 2
+    assert marks(chromium, "timeline", "rect") == 3 * 4 * 3 * 6 * 2 + 3 * 4  # what is recorded
     assert rows(chromium, "memory") == 3 * 4
     assert marks(chromium, "memory", "rect") == 3 * 4 * 3
     assert rows(chromium, "comparison") == len(LAYOUTS) * len(CONCURRENCIES)
@@ -88,9 +101,9 @@ def test_selects_and_check_boxes_change_what_is_drawn(chromium: Chromium, page: 
     choose(chromium, "phase", "prefill")
     assert {row["phase"] for row in table(chromium, "step")} == {"prefill"}
     chromium.evaluate("document.querySelector('input[value=tp4]').click()")
-    assert rows(chromium, "throughput") == 2 * len(CONCURRENCIES)
+    assert rows(chromium, "concurrency") == 2 * len(CONCURRENCIES)
     chromium.wait(
-        "document.querySelectorAll('[data-chart=throughput] .mark-symbol path').length === 6"
+        "document.querySelectorAll('[data-chart=concurrency] .mark-symbol path').length === 6"
     )
 
 
@@ -167,6 +180,7 @@ def test_everything_can_be_downloaded_not_only_what_is_shown(
     assert (
         rows(chromium, "throughput", whole=True) == rows(chromium, "tradeoff", whole=True) == cells
     )
+    assert rows(chromium, "concurrency", whole=True) == cells
     assert {row["phase"] for row in table(chromium, "step", whole=True)} == {"decode", "prefill"}
     assert rows(chromium, "memory", whole=True) == 4 * cells
     assert rows(chromium, "latencies", whole=True) == 3 * 101 * cells
@@ -207,8 +221,8 @@ def test_operations_are_those_of_the_chosen_load_in_colours_of_their_own(
     chromium.evaluate("document.querySelector('input[value=tp4]').click()")
     assert chromium.evaluate(seen) == 2 * 2
     fills = (
-        "[...document.querySelectorAll('#{} .key i')].slice(1).map((i) => "
-        "getComputedStyle(i).backgroundColor)"
+        "[...document.querySelectorAll('#{} .key rect')].slice(1).map((one) => "
+        "getComputedStyle(one).fill)"
     )
     parts, operations = (
         set(chromium.evaluate(fills.format(chart))) for chart in ("step", "timeline")
@@ -218,24 +232,107 @@ def test_operations_are_those_of_the_chosen_load_in_colours_of_their_own(
     assert not parts & operations
 
 
-def test_bounds_are_drawn_unless_they_are_left_out(
-    chromium: Chromium, page: Path, odd: Path
+def test_bounds_and_predictions_stand_beside_what_was_measured(
+    chromium: Chromium, page: Path, odd: Path, predicted: Path
 ) -> None:
+    note = "document.querySelector('[data-note=throughput]').textContent"
+    panels = "document.querySelectorAll('[data-chart=throughput] .panel').length"
     chromium.open(page)
-    assert marks(chromium, "throughput", "rect") == 3 * len(CONCURRENCIES)
-    assert "measured on these devices" in chromium.evaluate(
-        "document.querySelector('[data-note=throughput]').textContent"
-    )
-    choose(chromium, "bounds", "hidden")
-    chromium.wait(
-        "document.querySelectorAll('[data-chart=throughput] .mark-rect path').length === 0"
-    )
-    chromium.open(odd)
-    assert (marks(chromium, "throughput", "symbol"), marks(chromium, "throughput", "rect")) == (
-        5,
-        6,
-    )
+    assert "measured on these devices" in chromium.evaluate(note)
+    assert chromium.evaluate(panels) == 1
+    chromium.open(odd, where="#concurrency=8")
+    assert marks(chromium, "throughput", "rect") == 2 + 3  # pp4 is above its bound and has no bar
+    chromium.open(predicted)
+    assert chromium.evaluate(panels) == 3  # tokens per second and both latencies
+    assert marks(chromium, "throughput", "symbol") == 2 * 2  # no prediction of a first token
+    found = {row["layout"]: row for row in table(chromium, "throughput")}
+    assert found["tp4"]["predicted_tokens_per_second_low"] == "9"
     assert chromium.complaints == []
+
+
+def test_there_is_nothing_against_concurrency_where_there_is_one(
+    chromium: Chromium, predicted: Path
+) -> None:
+    chromium.open(predicted)
+    assert chromium.evaluate("document.getElementById('concurrency').offsetParent === null")
+    links = "[...document.querySelectorAll('.contents a')].map((one) => one.hash)"
+    assert "#concurrency" not in chromium.evaluate(links)
+    assert "#throughput" in chromium.evaluate(links)
+
+
+def test_a_link_shows_what_was_chosen(chromium: Chromium, page: Path) -> None:
+    chromium.open(page)
+    assert chromium.evaluate("location.hash") == ""
+    choose(chromium, "concurrency", "8")
+    choose(chromium, "phase", "prefill")
+    chromium.evaluate("document.querySelector('input[value=tp4]').click()")
+    chromium.tab.get_by_role("button", name="TPOT ms").click()
+    link = chromium.evaluate("location.hash")
+    order = "[...document.querySelectorAll('#comparison tbody:not([hidden]) tr[data-layout]')]"
+    order += ".map((row) => row.dataset.layout).join()"
+    shown = [table(chromium, name) for name in ("step", "throughput", "comparison")]
+    rows_in_order = chromium.evaluate(order)
+    chromium.open(page, where=link)
+    assert [table(chromium, name) for name in ("step", "throughput", "comparison")] == shown
+    assert chromium.evaluate(order) == rows_in_order
+    assert {row["phase"] for row in shown[0]} == {"prefill"}
+    assert {row["layout"] for row in shown[1]} == {"pp4", "tp2pp2"}
+    chromium.open(page, where="#concurrency=77&phase=x&without=none&sort=a.b.c")
+    assert len(table(chromium, "step")) == 3
+    assert chromium.complaints == []
+
+
+def test_a_link_to_a_section_stays_one(chromium: Chromium, page: Path) -> None:
+    chromium.open(page)
+    chromium.tab.get_by_role("link", name="Memory").click()
+    assert chromium.evaluate("location.hash") == "#at=memory"
+    for where in ("#at=memory", "#memory"):
+        chromium.open(page, where=where)
+        top = chromium.evaluate("document.getElementById('memory').getBoundingClientRect().top")
+        assert -50 < top < 450, where
+
+
+def test_rows_follow_the_column_that_is_clicked(chromium: Chromium, page: Path) -> None:
+    chromium.open(page)
+    column = (
+        "[...document.querySelectorAll('#comparison tbody:not([hidden]):first-of-type')]"
+        ".flatMap((body) => [...body.querySelectorAll('tr[data-layout]:not(.aside)')])"
+        ".map((row) => row.dataset.layout).join()"
+    )
+    head = chromium.tab.locator("#comparison").get_by_role("button", name="tok/s", exact=True)
+    head.click()
+    assert chromium.evaluate(column) == "tp4,pp4,tp2pp2,dp4"  # of dp4 there is no figure
+    head.click()
+    assert chromium.evaluate(column) == "tp2pp2,pp4,tp4,dp4"
+    sorted_by = "document.querySelector('#comparison [aria-sort]').getAttribute('aria-sort')"
+    assert chromium.evaluate(sorted_by) == "ascending"
+    figures = chromium.tab.locator("#cost .figures")
+    figures.get_by_role("button", name="layout").click()
+    choose(chromium, "concurrency", "8")
+    first = "document.querySelector('#cost .figures tbody th').textContent"
+    assert chromium.evaluate(first) == "pp4"  # the order outlives a table
+
+
+def test_a_wide_table_tells_that_there_is_more_of_it(chromium: Chromium, page: Path) -> None:
+    cues = "[...document.querySelectorAll('.cue')].filter((one) => one.offsetParent).length"
+    wide = (
+        "[...document.querySelectorAll('.scroll')].filter((one) => one.offsetParent && "
+        "one.scrollWidth > one.clientWidth + 1).length"
+    )
+    for width in WIDTHS:
+        chromium.open(page, width)
+        assert chromium.evaluate(cues) == chromium.evaluate(wide)
+        assert (chromium.evaluate(cues) > 0) == (width == 390)
+    chromium.evaluate("document.querySelector('#comparison .scroll').scrollTo(9999, 0)")
+    chromium.wait("document.querySelector('#comparison .scroll').classList.contains('ended')")
+
+
+def test_layouts_differ_without_colour(chromium: Chromium, page: Path) -> None:
+    chromium.open(page)
+    shapes = "[...document.querySelectorAll('.chip i path:last-child')].map((p) => p.outerHTML"
+    shapes += ".replace(/var[^)]*./g, ''))"
+    found = chromium.evaluate(shapes)
+    assert len(set(found)) == len(found) == len(LAYOUTS)
 
 
 def test_controls_work_from_the_keyboard(chromium: Chromium, page: Path) -> None:
@@ -291,6 +388,10 @@ def test_the_page_prints(chromium: Chromium, page: Path, tmp_path: Path) -> None
     chromium.open(page, dark=True)
     chromium.pdf(tmp_path / "page.pdf")
     assert (tmp_path / "page.pdf").stat().st_size > 20_000
+    seen = "getComputedStyle(document.querySelector('{}')).{}"
+    assert chromium.evaluate(seen.format("body", "backgroundColor")) == "rgb(255, 255, 255)"
+    assert chromium.evaluate(seen.format(".contents", "display")) == "none"
+    assert chromium.evaluate(seen.format("h2", "breakAfter")) == "avoid"
     assert chromium.complaints == []
 
 
@@ -312,7 +413,8 @@ def test_eight_layouts_at_ten_concurrencies_are_small_and_open_at_once(
     start = time.monotonic()
     chromium.open(page)
     assert time.monotonic() - start < 10
-    assert rows(chromium, "throughput") == 80
+    assert rows(chromium, "throughput") == 8
+    assert rows(chromium, "concurrency") == 80
     assert rows(chromium, "timeline") <= MAX_BARS
     assert chromium.complaints == []
 
@@ -322,8 +424,9 @@ def test_a_downloaded_table_has_what_stands_below_a_figure_in_a_column_of_its_ow
 ) -> None:
     chromium.open(page)
     row = next(one for one in table(chromium, "comparison") if one["layout"] == "tp4")
-    assert (row["of bound"], row["bound, tok/s"]) == ("80.0%", "12.6")
-    assert (row["profiled / timed"], row["profiled / timed, prefill"]) == ("1.00", "1.00")
+    assert (row["of bound, %"], row["bound, tok/s"]) == ("80", "12.6")
+    assert (row["profiled / timed"], row["profiled / timed, prefill"]) == ("1", "1")
+    assert row["memory, bytes"] == "50000000000"
 
 
 def test_waits_are_shown_of_the_chosen_load_and_layouts_alone(

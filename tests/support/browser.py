@@ -54,6 +54,7 @@ class Chromium:
 
     def pdf(self, path: Path) -> None:
         """Print the page as a person would."""
+        self.tab.emulate_media(media="print")
         self.tab.pdf(path=path, prefer_css_page_size=True)
 
 
