@@ -32,7 +32,7 @@ from orchestrator.report.charts import cells, cost, latencies, memory, telemetry
 from orchestrator.report.charts.choices import choices
 from orchestrator.report.charts.communication import OperationFigures, communication
 from orchestrator.report.charts.headline import headlines
-from orchestrator.report.charts.looks import Look, looks
+from orchestrator.report.charts.looks import Look, colour_of, looks
 from orchestrator.report.charts.views import Names, layout_names
 from orchestrator.report.output import inline_json, plain
 from orchestrator.report.shown_columns import known_columns
@@ -45,7 +45,8 @@ from workers.rows import Table
 
 REPORT = "report.html"
 STATIC = files("orchestrator.report") / "static"
-LIBRARIES = ("vega.min.js", "vega-lite.min.js", "theme.js", "page.js")
+LIBRARIES = ("vega.min.js", "vega-lite.min.js", "theme.js", "page.js", "drawing.js")
+WITHOUT_CHARTS = ("page.js", "tables.js")
 R = TypeVar("R")
 
 
@@ -70,8 +71,15 @@ def drawn(name: str, **values: object) -> str:
 
 
 def filled(template: str, **values: object) -> str:
-    """A page from a template in `static`, with the style of the report in it."""
-    return _template(template).render(**values, style=_static("report.css"))
+    """A page from a template in `static`, with the style of the report in it, and with what tables
+    can do where it has no charts."""
+    scripts = {"scripts": list(map(_static, WITHOUT_CHARTS))} | values
+    return _template(template).render(**scripts, style=_static("report.css"))
+
+
+def colour(layout: str) -> str:
+    """The variable of the style sheet that a layout such as `tp2pp2` is drawn in."""
+    return colour_of(layout)[0]
 
 
 def write(page: str, path: Path, flag: str) -> None:

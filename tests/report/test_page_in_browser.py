@@ -15,7 +15,7 @@ from pages import MEGABYTE
 from report_inputs import CONCURRENCIES, LAYOUTS, write_results
 
 from orchestrator.report.charts.timeline import MAX_BARS
-from orchestrator.report.html import render_html
+from orchestrator.report.html import filled, render_html
 
 CHARTS = (
     "cost",
@@ -443,3 +443,26 @@ def test_waits_are_shown_of_the_chosen_load_and_layouts_alone(
     for layout in ("pp4", "tp2pp2"):
         chromium.evaluate(f"document.querySelector('input[value={layout}]').click()")
     assert chromium.evaluate("document.querySelector('.waits').offsetParent === null")
+
+
+def test_a_picture_of_a_chart_has_its_legend_and_no_variables(
+    chromium: Chromium, page: Path
+) -> None:
+    chromium.open(page)
+    for chart in CHARTS:
+        picture = chromium.evaluate(f"report.svg('{chart}')")
+        assert "var(--" not in picture, chart
+        wrong = f"new DOMParser().parseFromString({json.dumps(picture)}, 'image/svg+xml')"
+        assert chromium.evaluate(f"{wrong}.querySelector('parsererror')") is None, chart
+    assert "streaming weights" in chromium.evaluate("report.svg('cost')")
+
+
+def test_tables_of_a_page_without_charts_are_sorted_too(chromium: Chromium, tmp_path: Path) -> None:
+    rows_ = [{"layout": name, "tok/s": speed} for name, speed in (("dp2", "900"), ("tp2", "1,024"))]
+    text = filled("training.html.j2", title="t", sections=[("load", rows_, [], [])], meanings={})
+    (tmp_path / "page.html").write_text(text)
+    chromium.open(tmp_path / "page.html")
+    chromium.tab.get_by_role("button", name="tok/s").click()
+    assert chromium.evaluate("document.querySelector('tbody th').textContent") == "tp2"
+    assert chromium.evaluate("location.hash") == "#sort=load-1-0.1.down"
+    assert chromium.complaints == []

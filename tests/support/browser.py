@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Error, Page, sync_playwright
 
 NAMES = ("google-chrome-stable", "google-chrome", "chromium", "chromium-browser", "chrome")
 # The second line of defence beside an offline context: no name has an address.
@@ -49,8 +49,11 @@ class Chromium:
         return self.tab.evaluate(expression)
 
     def wait(self, expression: str) -> None:
-        """Wait until `expression` is true. Raises TimeoutError of Playwright after 30 seconds."""
-        self.tab.wait_for_function(f"() => Boolean({expression})")
+        """Wait until `expression` is true, for 30 seconds."""
+        try:
+            self.tab.wait_for_function(f"() => Boolean({expression})")
+        except Error as error:
+            raise AssertionError(f"never came true: {expression}; {self.complaints}") from error
 
     def pdf(self, path: Path) -> None:
         """Print the page as a person would."""

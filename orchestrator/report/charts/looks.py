@@ -6,9 +6,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from orchestrator.report.charts.views import natural
-from orchestrator.store.schema import CellKey
 
 # Axes of a layout -> the hue of it, a name in the style sheet, and the mark of its points.
 HUES: Mapping[str, tuple[str, str]] = {
@@ -27,6 +27,9 @@ DASHES: tuple[tuple[int, ...], ...] = ((), (7, 3), (2, 3), (9, 3, 2, 3), (14, 4)
 ENGINES = {"torch": 0, "vllm": 1, "transformers": 2, "deepspeed": 3}  # engine -> its dash
 
 
+D = TypeVar("D", bound="Drawn")
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """A layout as it is drawn. colour: a variable of the style sheet, without its dashes. dash:
@@ -38,18 +41,32 @@ class Look:
     dash: tuple[int, ...]
 
 
-def looks(names: Mapping[CellKey, str]) -> list[Look]:
+class Drawn(Protocol):
+    """What a look follows from: a cell, of one result or of two."""
+
+    @property
+    def strategy(self) -> str:
+        """Its layout, such as `tp2pp2`."""
+        ...
+
+    @property
+    def engine(self) -> str:
+        """What executes it."""
+        ...
+
+
+def looks(names: Mapping[D, str]) -> list[Look]:
     """One for each name, in natural order. names: of the layout of each cell."""
     cells = {name: cell for cell, name in names.items()}
     found: list[Look] = []
     for name in sorted(cells, key=natural):
-        colour, shape = _colour(cells[name].strategy)
+        colour, shape = colour_of(cells[name].strategy)
         taken = {one.dash for one in found if one.colour == colour}
         found.append(Look(name, colour, shape, _dash(cells[name].engine, taken)))
     return found
 
 
-def _colour(strategy: str) -> tuple[str, str]:
+def colour_of(strategy: str) -> tuple[str, str]:
     """The colour and the mark of a layout such as `tp2pp2`."""
     parts = [(axis, int(number)) for axis, number in re.findall(r"([a-z]+)(\d+)", strategy)]
     cut = [(axis, number) for axis, number in parts if number > 1]

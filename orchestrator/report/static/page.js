@@ -50,9 +50,9 @@ const page = (() => {
 
   /** What a cell says, without what stands below it in small print. */
   function main(cell) {
-    const below = [...cell.querySelectorAll("small")].map((small) => small.textContent).join("");
-    const text = cell.textContent.trim();
-    return (below && text.endsWith(below.trim()) ? text.slice(0, text.length - below.trim().length) : text).trim().replace(/^–$/, "");
+    const copy = cell.cloneNode(true);
+    for (const part of copy.querySelectorAll("small, svg")) part.remove();
+    return copy.textContent.trim().replace(/^–$/, "");
   }
 
   // -- order of rows ------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ const page = (() => {
 
   /** Make tables sortable and their frames tell when they can be scrolled; again for those that were drawn anew. */
   function ready(root = document) {
-    for (const table of root.querySelectorAll("table")) {
+    for (const table of [...root.querySelectorAll("table")].filter((one) => one.closest("section"))) {
       for (const head of headsOf(table)) {
         if (head.querySelector("button") || head.colSpan > 1) continue;
         const button = Object.assign(element("button", "sort"), { type: "button", title: [head.title, "Click to sort."].filter(Boolean).join(". ") });
