@@ -111,10 +111,10 @@ def test_layouts_differ_in_colour_and_mark_and_engines_in_dash() -> None:
     strategies = ("tp1", "tp4", "pp4", "dp4", "tp2pp2", "tp2dp2", "pp2dp2", "tp2pp2dp2", "fsdp4")
     found = of(*((strategy, "torch") for strategy in strategies))
     assert len({one.colour for one in found}) == len(strategies)
-    assert len({one.shape for one in found}) >= len(strategies) - 1
-    assert (
-        len({one.colour for one in of(("tp2", "torch"), ("tp4", "torch"), ("tp8", "torch"))}) == 3
-    )
+    degrees = [(name, engine) for name in ("tp2", "tp4", "tp8") for engine in ("torch", "vllm")]
+    for several in (found, of(*degrees)):
+        assert len({(one.shape, one.dash) for one in several}) == len(several)
+    assert len({one.colour for one in of(*degrees)}) == 3
     torch, vllm = of(("tp2", "torch"), ("tp2", "vllm"))
     assert (torch.colour, torch.shape) == (vllm.colour, vllm.shape)
     assert torch.dash != vllm.dash

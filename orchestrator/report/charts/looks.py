@@ -1,5 +1,9 @@
-"""How a layout is drawn: its colour, its mark and its dash. They follow from the layout alone, so
-that it looks the same on every page, and each of the three tells layouts apart by itself."""
+"""How a layout is drawn: its colour, its mark and its dash.
+
+Colour and mark follow from the layout alone, and the dash from its engine, so that it looks the
+same on every page. Layouts that share a mark there get a dash of their own, so that mark and dash
+tell all of them apart without any colour.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +65,7 @@ def looks(names: Mapping[D, str]) -> list[Look]:
     found: list[Look] = []
     for name in sorted(cells, key=natural):
         colour, shape = colour_of(cells[name].strategy)
-        taken = {one.dash for one in found if one.colour == colour}
+        taken = {one.dash for one in found if one.shape == shape}
         found.append(Look(name, colour, shape, _dash(cells[name].engine, taken)))
     return found
 
@@ -76,8 +80,8 @@ def colour_of(strategy: str) -> tuple[str, str]:
 
 
 def _dash(engine: str, taken: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
-    """That of an engine, or the next one that no layout of the same colour on the page has, as
-    where two differ in their dtype alone."""
+    """That of an engine, or the next one that no layout with the same mark on the page has, as
+    where two differ in their degrees or their dtype alone."""
     first = ENGINES.get(engine, len(ENGINES))
     free = [dash for dash in (*DASHES[first:], *DASHES[:first]) if dash not in set(taken)]
     return free[0] if free else DASHES[first]

@@ -393,7 +393,7 @@
     key: (rows) => partsOf(rows).map((part) => [PARTS[part][0], box(`var(--${PARTS[part][1]})`)]),
     note(rows) {
       if (!rows.length) return "";
-      const where = `${state.phase} at ${state.concurrency} concurrent`;
+      const where = `${state.phase === "decode" ? "Decode" : "Prefill"} at ${state.concurrency} concurrent`;
       const unseen = shown().filter((name) => !rows.some((row) => row.layout === name) && chosen(data.cells).some((row) => row.layout === name && row.throughput != null));
       const without = unseen.length ? ` Without ${unseen.join(", ")}: not taken apart; the reason is below the comparison.` : "";
       return sentence() + without;
