@@ -277,6 +277,8 @@ def test_a_link_shows_what_was_chosen(chromium: Chromium, page: Path) -> None:
     assert chromium.evaluate(order) == rows_in_order
     assert {row["phase"] for row in shown[0]} == {"prefill"}
     assert {row["layout"] for row in shown[1]} == {"pp4", "tp2pp2"}
+    chromium.evaluate("location.hash = '#concurrency=1'")  # another link in the same tab
+    chromium.wait("window.report && document.body.dataset.ready && report.state.concurrency === 1")
     chromium.open(page, where="#concurrency=77&phase=x&without=none&sort=a.b.c")
     assert len(table(chromium, "step")) == 3
     assert chromium.complaints == []

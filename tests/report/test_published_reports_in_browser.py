@@ -15,6 +15,7 @@ from pages import data_of
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 REPORTS = sorted(RESULTS.rglob("report.html"))
+PAPER_WIDTH, PAPER_HEIGHT = 688, 950  # px between margins of 14 mm: of A4, and of Letter
 THOUSANDS = re.compile(r'"\d{1,3}(,\d{3})+(\.\d+)?"')
 
 
@@ -76,3 +77,16 @@ def test_every_load_of_a_published_report_draws_its_rows(chromium: Chromium, pat
         said = json.loads(chromium.evaluate("JSON.stringify(report.state)"))
         assert said["concurrency"] == load
     assert chromium.complaints == []
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: str(path.parent.relative_to(RESULTS)))
+def test_a_chart_of_a_published_report_prints_on_one_page_with_its_heading(
+    chromium: Chromium, path: Path
+) -> None:
+    chromium.open(path, PAPER_WIDTH)
+    chromium.tab.emulate_media(media="print")
+    chromium.evaluate("dispatchEvent(new Event('beforeprint'))")
+    charts = "[...document.querySelectorAll('section.chart:not([hidden])')]"
+    sizes = chromium.evaluate(f"{charts}.map((one) => [one.id, one.offsetHeight])")
+    assert len(sizes) > 6
+    assert {chart: height for chart, height in sizes if height > PAPER_HEIGHT} == {}

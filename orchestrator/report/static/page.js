@@ -17,6 +17,9 @@ const page = (() => {
     history.replaceState(null, "", location.href.split("#")[0] + where);
   }
 
+  // A link that is opened where the page already is: what was put in by `link` tells no one.
+  window.addEventListener("hashchange", () => { if (location.hash.includes("=")) location.reload(); });
+
   function goTo(id) {
     document.getElementById(id)?.scrollIntoView();
   }

@@ -114,9 +114,9 @@
   }
 
   const maximum = (rows, ...fields) => Math.max(0, ...rows.flatMap((row) => fields.map((field) => row[field] || 0)));
-  const bandHeight = (rows, step) => Math.max(1, rows) * step;
+  const bandHeight = (rows, step, onPaper = 320) => Math.max(1, rows) * (paper ? Math.min(step, onPaper / Math.max(1, rows)) : step);
   const tall = (width, full) => paper || width < 560 ? 300 : full;
-  const rowHeight = (rows) => rows * Math.max(paper ? 8 : 16, Math.min(30, (paper ? 700 : 1000) / rows));
+  const rowHeight = (rows) => rows * Math.max(paper ? 8 : 16, Math.min(30, (paper ? 620 : 1000) / rows));
   const labelRoom = (names) => 14 + 7.2 * Math.max(0, ...names.map((name) => name.length));
 
   // -- charts: rows are what is downloaded, panels what is drawn -----------------------------------------------
@@ -178,18 +178,19 @@
     const y = { field: "layout", type: "nominal", sort, title: null, axis: { labelFontSize: 13, labelColor: "var(--ink)" } };
     const tooltip = tips([["layout", "layout"], ["value", "measured"], ...isSpeed ? [["low", "from"], ["high", "to"]] : [], ["said", "predicted"], ["from", "predicted, from"], ["to", "predicted, to"],
       ["starts", "starts"], ["runs", "runs"], ...isSpeed ? [["standing", "against the best mean"], ["percent_of_bound", "% of bound"], ["bound", "bound"], ["bound_source", "bound from"]] : []]);
-    const below = short ? 14 : 0;
+    const height = bandHeight(rows.length, short ? 50 : 40, short ? 210 : 320), step = height / Math.max(1, rows.length);
+    const below = short ? Math.min(14, .32 * step) : 0;
     return {
-      description: `${FIGURES[name][0]} of each layout, as measured${short ? " and as predicted" : ""}`, height: bandHeight(rows.length, short ? 50 : 40), data: { values },
+      description: `${FIGURES[name][0]} of each layout, as measured${short ? " and as predicted" : ""}`, height, data: { values },
       padding: { right: 8, left: 4, top: 8, bottom: 4 }, encoding: { y, tooltip },
       layer: [
-        { mark: { type: "bar", height: 18 }, encoding: { x: { ...x, field: "value" }, color: layoutColour } },
-        ...isSpeed ? [{ transform: [{ filter: "isValid(datum.low)" }], mark: { type: "rule", clip: true, stroke: "var(--interval)", strokeWidth: 8, opacity: .9 },
+        { mark: { type: "bar", height: Math.min(18, .42 * step) }, encoding: { x: { ...x, field: "value" }, color: layoutColour } },
+        ...isSpeed ? [{ transform: [{ filter: "isValid(datum.low)" }], mark: { type: "rule", clip: true, stroke: "var(--interval)", strokeWidth: Math.min(8, .2 * step), opacity: .9 },
           encoding: { x: { ...x, field: "low" }, x2: { field: "high" } } }] : [],
         { transform: [{ filter: "isValid(datum.from)" }], mark: { type: "rule", clip: true, yOffset: below, stroke: "var(--ink-2)", strokeWidth: 1.6 }, encoding: { x: { ...x, field: "from" }, x2: { field: "to" } } },
-        { transform: [{ filter: "isValid(datum.said)" }], mark: { type: "point", clip: true, shape: "diamond", size: 60, yOffset: below, stroke: "var(--ink-2)", fill: "var(--page)", strokeWidth: 1.6, opacity: 1 },
+        { transform: [{ filter: "isValid(datum.said)" }], mark: { type: "point", clip: true, shape: "diamond", size: Math.min(60, 1.6 * step), yOffset: below, stroke: "var(--ink-2)", fill: "var(--page)", strokeWidth: 1.6, opacity: 1 },
           encoding: { x: { ...x, field: "said" } } },
-        ...isSpeed ? [{ transform: [{ filter: `isValid(datum.bound) && datum.bound <= ${end}` }], mark: { type: "tick", thickness: 2, size: 26, color: "var(--ink)", opacity: 1 }, encoding: { x: { ...x, field: "bound" } } }] : [],
+        ...isSpeed ? [{ transform: [{ filter: `isValid(datum.bound) && datum.bound <= ${end}` }], mark: { type: "tick", thickness: 2, size: Math.min(26, .62 * step), color: "var(--ink)", opacity: 1 }, encoding: { x: { ...x, field: "bound" } } }] : [],
         { mark: { type: "text", align: "left", dx: 10, fontWeight: 600 }, encoding: { x: { ...x, datum: end }, text: { field: "label" } } },
       ],
     };
@@ -528,14 +529,15 @@
     const x = { field: "p50", type: "quantitative", title: "ms", scale: { domain: [0, 1.25 * maximum(values, "p99")], nice: false }, axis: { grid: true, tickCount: 4 } };
     const y = { field: "layout", type: "nominal", sort: order, title: null, axis: { labelColor: "var(--ink)", labelFontSize: 13 } };
     const tooltip = tips([["layout", "layout"], ["p50", "median, ms"], ["p25", "25%, ms"], ["p75", "75%, ms"], ["p99", "99%, ms"], ["requests", "requests"]]);
+    const height = bandHeight(names.length, 46, 210), step = height / names.length;
     return {
-      description: "Latency by layout: median, quartiles and 1st to 99th percentile", height: bandHeight(names.length, 46), data: { values }, encoding: { y, tooltip },
+      description: "Latency by layout: median, quartiles and 1st to 99th percentile", height, data: { values }, encoding: { y, tooltip },
       padding: { right: 12, left: 4, top: 4, bottom: 4 },
       layer: [
         { mark: { type: "rule", strokeWidth: 2 }, encoding: { x: { ...x, field: "p1" }, x2: { field: "p99" }, color: layoutColour } },
-        { mark: { type: "rule", strokeWidth: 11, opacity: .55 }, encoding: { x: { ...x, field: "p25" }, x2: { field: "p75" }, color: layoutColour } },
-        { mark: { type: "tick", thickness: 3, height: 18 }, encoding: { x, color: layoutColour } },
-        { mark: { type: "text", dy: -16 }, encoding: { x, text: { field: "label" } } },
+        { mark: { type: "rule", strokeWidth: Math.min(11, .24 * step), opacity: .55 }, encoding: { x: { ...x, field: "p25" }, x2: { field: "p75" }, color: layoutColour } },
+        { mark: { type: "tick", thickness: 3, height: Math.min(18, .42 * step) }, encoding: { x, color: layoutColour } },
+        { mark: { type: "text", dy: -Math.min(16, .42 * step), fontSize: step < 32 ? 10 : 12 }, encoding: { x, text: { field: "label" } } },
       ],
     };
   }
@@ -606,7 +608,7 @@
     const x = { field: "second", type: "quantitative", title: "seconds", scale: { nice: false }, axis: { tickCount: 6 } };
     const y = { field: "mean", type: "quantitative", title: rows[0].unit, axis: { tickCount: 4 }, scale: { zero: true } };
     return { title: gauge, spec: {
-      description: `${gauge} over the time of a run, a line per layout`, height: 180, data: { values: rows }, padding: { right: 12, left: 4, top: 8, bottom: 4 },
+      description: `${gauge} over the time of a run, a line per layout`, height: paper ? 130 : 180, data: { values: rows }, padding: { right: 12, left: 4, top: 8, bottom: 4 },
       encoding: { x, color: layoutColour },
       layer: [
         { mark: { type: "area", opacity: .12 }, encoding: { y: { ...y, field: "low" }, y2: { field: "high" } } },
