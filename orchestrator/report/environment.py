@@ -6,12 +6,15 @@ A manifest is JSON that any version may have written, so it is read as a mapping
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.analysis.comparing.compare import Comparison
+from orchestrator.analysis.comparing.rounds import dtype_of
 from orchestrator.report import text
+from orchestrator.report.charts.choices import lengths_of
 from orchestrator.store.folders import read_manifest
 from workers.rows import grouped
 from workers.units import format_bytes
@@ -40,6 +43,94 @@ def capacity_gb(folders: Sequence[Path]) -> float | None:
     gpus = (gpu for folder in folders for gpu in read_manifest(folder).get("gpus") or ())
     found = {gpu.get("memory_bytes") for gpu in gpus}
     return found.pop() / 1e9 if len(found) == 1 and None not in found else None
+
+
+# -- in short, at the top of a page
+
+
+WEIGHTS = {"dummy": "made up from a seed, the same under every layout (dummy)"}
+
+
+def setup(folders: Sequence[Path], comparison: Sequence[Comparison]) -> dict[str, str]:
+    """The head of a page about the results in these folders."""
+    return head([read_manifest(folder) for folder in folders], comparison)
+
+
+def head(
+    manifests: Sequence[Mapping[str, Any]], comparison: Sequence[Comparison]
+) -> dict[str, str]:
+    """What was measured, of what and under which conditions, in a few lines: heading -> fact."""
+    asked = [manifest.get("experiment") or {} for manifest in manifests]
+    formats = [str(one["load_format"]) for one in asked if one.get("load_format")]
+    facts = {
+        "Model": _each(one.cell.model for one in comparison),
+        "Weights": _each(WEIGHTS.get(name, f"of a checkpoint ({name})") for name in formats),
+        "Data type": _each(dtype_of(one.cell) for one in comparison),
+        "Engine": _each(_engine(one.cell.engine, manifests) for one in comparison),
+        "Lengths": _each(f"{one.cell.scenario}{lengths_of(one.conditions)}" for one in comparison),
+        "Repeats": _repeats(comparison),
+        "Node": _each(map(_node, manifests)),
+        "Power": _power(manifests, comparison),
+        "Clocks": _clocks(manifests, comparison),
+    }
+    return {heading: fact for heading, fact in facts.items() if fact}
+
+
+def _each(facts: Iterable[str]) -> str:
+    """Those that differ."""
+    return "; ".join(dict.fromkeys(filter(None, facts)))
+
+
+def _engine(name: str, manifests: Sequence[Mapping[str, Any]]) -> str:
+    """An engine with the version of the package that it is named after, where that is known."""
+    known = ((manifest.get("versions") or {}).get(name) for manifest in manifests)
+    return " ".join(filter(None, [name, next(filter(None, known), "")]))
+
+
+def _repeats(comparison: Sequence[Comparison]) -> str:
+    """Starts and runs of a cell, from the fewest to the most."""
+    done = [one for one in comparison if one.num_runs]
+    if not done:
+        return ""
+    starts, runs = ({one.num_starts for one in done}, {one.num_runs for one in done})
+    said = (text.span(min(found), max(found), text.EN_DASH) for found in (starts, runs))
+    return "starts of each layout: {}; runs under each load: {}".format(*said)
+
+
+def _node(manifest: Mapping[str, Any]) -> str:
+    host = manifest.get("host") or {}
+    return ", ".join(filter(None, [_devices(manifest), host.get("cpu_model")]))
+
+
+def _power(manifests: Sequence[Mapping[str, Any]], comparison: Sequence[Comparison]) -> str:
+    """The cap of the GPUs, and how often it held their clocks down."""
+    capped = _known(one.clocks.power_capped_pct for one in comparison)
+    held = f"held clocks down in up to {max(capped):.0f}% of a layout's samples" if capped else ""
+    return ", ".join(filter(None, [_of_gpus(manifests, "power_limit_w", "cap at {} W"), held]))
+
+
+def _clocks(manifests: Sequence[Mapping[str, Any]], comparison: Sequence[Comparison]) -> str:
+    """The highest of the multiprocessors, and their means over runs."""
+    seen = _known(one.clocks.mean_sm_clock_mhz for one in comparison)
+    means = text.span(round(min(seen)), round(max(seen)), text.EN_DASH) if seen else ""
+    during = f"a mean of {means} MHz in runs" if means else ""
+    return ", ".join(
+        filter(None, [_of_gpus(manifests, "max_sm_clock_mhz", "SM up to {} MHz"), during])
+    )
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _of_gpus(manifests: Sequence[Mapping[str, Any]], field: str, said: str) -> str:
+    """A fact that all GPUs share or differ in, as a sentence; empty where it is unknown."""
+    gpus = (gpu for manifest in manifests for gpu in manifest.get("gpus") or ())
+    found = sorted({gpu[field] for gpu in gpus if gpu.get(field) is not None})
+    return said.format(" or ".join(f"{value:,.0f}" for value in found)) if found else ""
+
+
+# -- the whole of it
 
 
 def nodes(folders: Sequence[Path]) -> dict[str, int]:

@@ -31,7 +31,9 @@ from orchestrator.report import environment, sections, side_by_side, sweep
 from orchestrator.report.charts import cells, cost, latencies, memory, telemetry, timeline
 from orchestrator.report.charts.choices import choices
 from orchestrator.report.charts.communication import OperationFigures, communication
-from orchestrator.report.charts.views import Names, layout_names, natural
+from orchestrator.report.charts.headline import headlines
+from orchestrator.report.charts.looks import Look, colour_of, looks
+from orchestrator.report.charts.views import Names, layout_names
 from orchestrator.report.output import inline_json, plain
 from orchestrator.report.shown_columns import known_columns
 from orchestrator.report.terminal import CPU_NOTE, on_cpu
@@ -43,8 +45,8 @@ from workers.rows import Table
 
 REPORT = "report.html"
 STATIC = files("orchestrator.report") / "static"
-LIBRARIES = ("vega.min.js", "vega-lite.min.js", "theme.js")
-COLOURS = 10  # layouts that are told apart by colour; the style sheet has as many
+LIBRARIES = ("vega.min.js", "vega-lite.min.js", "theme.js", "page.js", "drawing.js")
+WITHOUT_CHARTS = ("page.js", "tables.js")
 R = TypeVar("R")
 
 
@@ -69,8 +71,15 @@ def drawn(name: str, **values: object) -> str:
 
 
 def filled(template: str, **values: object) -> str:
-    """A page from a template in `static`, with the style of the report in it."""
-    return _template(template).render(**values, style=_static("report.css"))
+    """A page from a template in `static`, with the style of the report in it, and with what tables
+    can do where it has no charts."""
+    scripts = {"scripts": list(map(_static, WITHOUT_CHARTS))} | values
+    return _template(template).render(**scripts, style=_static("report.css"))
+
+
+def colour(layout: str) -> str:
+    """The variable of the style sheet that a layout such as `tp2pp2` is drawn in."""
+    return colour_of(layout)[0]
 
 
 def write(page: str, path: Path, flag: str) -> None:
@@ -111,6 +120,11 @@ class Content:
         """What the calls of each operation took."""
         return communication(self.rows(CELL_TIMED), self.names)
 
+    @cached_property
+    def looks(self) -> list[Look]:
+        """How each layout is drawn."""
+        return looks(self.names)
+
     def layout_of(self, cell: CellKey) -> str:
         """The name of a cell's layout. An ablated cell has the name of the layout that nothing was
         left out of."""
@@ -136,14 +150,14 @@ def describe(folder: Path) -> dict[str, object]:
     """Everything that the template shows."""
     content = Content.of(folder)
     comparison, found = content.found.comparison, content.found
-    data = _data(content)
-    layouts = _layouts(content)
+    is_ranked = not on_cpu(comparison)
     return {
         "title": ", ".join(dict.fromkeys(one.cell.model for one in comparison)) or folder.name,
-        "data": inline_json(data),
-        "layouts": layouts,
-        "colours": {layout["name"]: layout["colour"] for layout in layouts},
-        "hardware": environment.hardware(content.folders),
+        "data": inline_json(_data(content)),
+        "layouts": content.looks,
+        "colours": {one.name: one.colour for one in content.looks},
+        "setup": environment.setup(content.folders, comparison),
+        "headlines": headlines(comparison, found.best, found.verdicts) if is_ranked else [],
         "groups": side_by_side.groups(found, content.runs, content.names),
         "columns": known_columns(comparison),
         "run_orders": sections.run_orders(comparison, environment.nodes(content.folders)),
@@ -157,7 +171,7 @@ def describe(folder: Path) -> dict[str, object]:
         "communication": sections.operations(content.operations),
         "waits": sections.waits(comparison, content.names),
         "missing": [*gaps.sentences(found.missing), *(one.sentence for one in found.imported)],
-        "cpu_note": CPU_NOTE if on_cpu(comparison) else None,
+        "cpu_note": None if is_ranked else CPU_NOTE,
         "environments": list(map(environment.describe, content.folders)),
     }
 
@@ -169,7 +183,7 @@ def _data(content: Content) -> dict[str, object]:
     comparison, names = content.found.comparison, content.names
     steps = content.read("steps")
     return {
-        "layouts": _layouts(content),
+        "layouts": content.looks,
         "experiments": choices(comparison),
         "cells": cells.cells(comparison, names, content.rows(CELL_PARTS), steps),
         "cost": cost.cost(comparison, names),
@@ -180,11 +194,6 @@ def _data(content: Content) -> dict[str, object]:
         "telemetry": content.drawn("telemetry", telemetry.telemetry),
         "tables": _tables(content),
     }
-
-
-def _layouts(content: Content) -> list[dict[str, object]]:
-    names = sorted(set(content.names.values()), key=natural)
-    return [{"name": name, "colour": index % COLOURS} for index, name in enumerate(names)]
 
 
 def _tables(content: Content) -> dict[str, object]:

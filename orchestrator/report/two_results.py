@@ -24,6 +24,8 @@ from orchestrator.analysis.comparing.gate import FAILED, OPEN, Report
 from orchestrator.analysis.comparing.gates import BEYOND, UNDECIDED
 from orchestrator.analysis.comparing.surroundings import Surroundings
 from orchestrator.report import environment, html
+from orchestrator.report.charts.ratios import conclusion, data_of, title_of
+from orchestrator.report.output import inline_json
 from orchestrator.report.text import figure, fixed
 from orchestrator.store import folders as kept
 from orchestrator.store.schema import COMPLETED
@@ -89,13 +91,6 @@ def render_changes(
         console.print(Text(note, style="dim"))
     alone = f"What each says by itself: orchestrator compare {base}; orchestrator compare {new}"
     console.print(Text(alone, style="dim"), soft_wrap=True)
-
-
-def title_of(one: Change) -> str:
-    """The load of a cell as a heading."""
-    cell = one.joined
-    work = f"{cell.model} · {cell.scenario} · {cell.max_concurrency} concurrent"
-    return f"{work} · {cell.arrivals}" if cell.request_rate else work
 
 
 def notes(changes: Iterable[Change]) -> list[str]:
@@ -207,17 +202,30 @@ class Load:
     lines: Mapping[str, Sequence[Entry | None]]
 
 
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the results. setup: what was measured, and under which conditions."""
+
+    name: str
+    folder: str
+    setup: Mapping[str, str]
+    environments: Sequence[environment.Environment]
+
+
 def write_page(
     folders: Sequence[Path], changes: Sequence[Change], surroundings: Surroundings, path: Path
 ) -> None:
     """Write two results side by side as a page that opens offline. Raises UserError where it cannot
     be written."""
     metrics = [name for name in SHOWN if any(one.metric == name for one in changes)]
-    sides = zip(("base", "new"), folders, strict=True)
-    page = html.filled(
-        "two_results.html.j2",
+    sides = [_side(name, at) for name, at in zip(("base", "new"), folders, strict=True)]
+    page = html.drawn(
+        "two_results",
         title=", ".join(dict.fromkeys(one.joined.model for one in changes)),
-        sides=[(side, str(at), *_environments(at)) for side, at in sides],
+        verdict=conclusion(changes),
+        data=inline_json(data_of(changes, {name: SHOWN[name][0] for name in metrics})),
+        sides=sides,
+        headings=dict.fromkeys(heading for side in sides for heading in side.setup),
         node=surroundings.node if surroundings.another_node else "",
         facts=facts(surroundings),
         differences=surroundings.differences,
@@ -228,10 +236,11 @@ def write_page(
     html.write(page, path, "--html")
 
 
-def _environments(folder: Path) -> tuple[str, list[environment.Environment]]:
-    """The devices of the results at a folder, and the environment of each."""
-    found = kept.find(folder)
-    return environment.hardware(found), list(map(environment.describe, found))
+def _side(name: str, folder: Path) -> Side:
+    """The results at a folder."""
+    found, content = kept.find(folder), html.Content.of(folder)
+    setup = environment.setup(found, content.found.comparison)
+    return Side(name, str(folder), setup, list(map(environment.describe, found)))
 
 
 def _loads(changes: Sequence[Change], metrics: Sequence[str]) -> list[Load]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import browser
 import pytest
 from rate_inputs import write_search
 from report_inputs import CONCURRENCIES, LAYOUTS, MadeUp, cell_of, write_results
@@ -24,6 +26,14 @@ SLOWED = {
 ABOVE = {"status": "invalid", "reason": "above its bound of 99"}
 
 
+@pytest.fixture(scope="module")  # Playwright's loop would be in the way of other modules' loops
+def chromium() -> Iterator[browser.Chromium]:
+    if browser.executable() is None:
+        pytest.skip("no Chromium is installed to open the page with")
+    with browser.chromium() as one:
+        yield one
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("results") / "tiny-0123456789"
@@ -39,6 +49,26 @@ def page(folder: Path) -> Path:
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a search of rates."""
     return write_search(tmp_path_factory.mktemp("results") / "tiny-1-rates")
+
+
+@pytest.fixture(scope="session")
+def predicted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results under one load of which something was predicted: nothing of the first token."""
+    path = write_results(tmp_path_factory.mktemp("predicted") / "tiny", ("tp4", "pp4"), (1,))
+    store = Store(path)
+    said = {
+        "predicted_output_throughput": 12.0,
+        "predicted_output_throughput_low": 9.0,
+        "predicted_output_throughput_high": 15.0,
+        "predicted_median_tpot_ms": 90.0,
+        "predicted_median_tpot_ms_low": 80.0,
+        "predicted_median_tpot_ms_high": 110.0,
+    }
+    for layout in ("tp4", "pp4"):
+        for index in (0, 1):
+            figures = MadeUp().figures(10.0 + index, 1)
+            write_run(store, Run(cell_of(layout, 1), 0, index), **{**figures, **said})
+    return render_html(path)
 
 
 @pytest.fixture(scope="session")

@@ -116,11 +116,12 @@ def test_a_timeline_joins_compute_and_gives_up_steps_before_it_gives_up_time() -
             ("send", 90.0, 100.0),
         )
     ]
-    assert len(timeline.window(rows, 100).bars) == 6
-    two = timeline.window(rows, 4)
+    assert [timeline.steps_within(rows, budget) for budget in (100, 4, 1)] == [3, 2, 1]
+    assert len(timeline.window(rows, 100, 3).bars) == 6
+    two = timeline.window(rows, 4, 2)
     assert [bar[1] for bar in two.bars] == [3, 3, 4, 4]
     assert (two.bars[0][3:], two.cut) == ([0.0, 90.0], False)
-    assert timeline.window(rows, 1).cut
+    assert timeline.window(rows, 1, 1).cut
 
 
 def test_samples_are_binned_so_that_each_bin_has_every_device() -> None:
@@ -131,7 +132,7 @@ def test_samples_are_binned_so_that_each_bin_has_every_device() -> None:
     assert len(telemetry.binned(np.arange(1e4), np.ones(10000), 1).s) == telemetry.SAMPLES
 
 
-def test_memory_is_that_of_the_run_with_the_highest_peak_and_the_rest_is_what_is_left() -> None:
+def test_memory_is_that_of_the_run_with_the_highest_peak_and_its_parts_never_exceed_it() -> None:
     low, high = (
         summary(
             strategy="pp2",
@@ -143,7 +144,7 @@ def test_memory_is_that_of_the_run_with_the_highest_peak_and_the_rest_is_what_is
     )
     first, second = memory.memory([low, high, summary(strategy="pp2", status="failed")], NAMES)
     assert (first.rank, first.peak, first.weight, first.kv, first.rest) == (0, 5.0, 3.0, None, 2.0)
-    assert (second.rank, second.peak, second.weight, second.rest) == (1, 1.0, 2.0, 0.0)
+    assert (second.rank, second.peak, second.weight, second.rest) == (1, 1.0, None, 1.0)
 
 
 def test_memory_of_a_rank_is_what_it_was_built_with() -> None:

@@ -5,41 +5,42 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import browser
 import pytest
+from browser import WIDTHS, Chromium
 from pages import MEGABYTE
 from report_inputs import CONCURRENCIES, LAYOUTS, write_results
 
 from orchestrator.report.charts.timeline import MAX_BARS
-from orchestrator.report.html import render_html
+from orchestrator.report.html import filled, render_html
 
-CHARTS = ("throughput", "tradeoff", "cost", "step", "timeline", "latencies", "memory", "telemetry")
-pytestmark = pytest.mark.skipif(
-    browser.executable() is None, reason="no Chromium is installed to open the page with"
+CHARTS = (
+    "cost",
+    "throughput",
+    "concurrency",
+    "tradeoff",
+    "step",
+    "timeline",
+    "latencies",
+    "memory",
+    "telemetry",
 )
 
 
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Browser]:
-    with browser.Browser(tmp_path_factory.mktemp("profile")) as one:
-        yield one
-
-
-def marks(chromium: browser.Browser, chart: str, kind: str) -> int:
+def marks(chromium: Chromium, chart: str, kind: str) -> int:
     return chromium.evaluate(
         f"document.querySelectorAll('[data-chart={chart}] .mark-{kind} path').length"
     )
 
 
-def rows(chromium: browser.Browser, chart: str, whole: bool = False) -> int:
+def rows(chromium: Chromium, chart: str, whole: bool = False) -> int:
     return len(table(chromium, chart, whole))
 
 
-def table(chromium: browser.Browser, chart: str, whole: bool = False) -> list[dict[str, str]]:
+def table(chromium: Chromium, chart: str, whole: bool = False) -> list[dict[str, str]]:
     """What a button downloads."""
     return list(
         csv.DictReader(
@@ -48,7 +49,7 @@ def table(chromium: browser.Browser, chart: str, whole: bool = False) -> list[di
     )
 
 
-def choose(chromium: browser.Browser, name: str, value: str) -> None:
+def choose(chromium: Chromium, name: str, value: str) -> None:
     chromium.evaluate(
         f"(() => {{ const s = document.querySelector('select[name={name}]'); s.value = '{value}';"
         " s.dispatchEvent(new Event('change', { bubbles: true })); delete "
@@ -57,7 +58,7 @@ def choose(chromium: browser.Browser, name: str, value: str) -> None:
 
 
 def test_every_chart_is_drawn_without_a_complaint_or_a_request(
-    chromium: browser.Browser, page: Path
+    chromium: Chromium, page: Path
 ) -> None:
     chromium.open(page)
     for chart in CHARTS:
@@ -70,11 +71,13 @@ def test_every_chart_is_drawn_without_a_complaint_or_a_request(
 
 
 def test_charts_hold_as_many_marks_and_rows_as_there_are_results(
-    chromium: browser.Browser, page: Path
+    chromium: Chromium, page: Path
 ) -> None:
     chromium.open(page)
     cells = 3 * len(CONCURRENCIES)
-    assert rows(chromium, "throughput") == marks(chromium, "throughput", "symbol") == cells
+    assert rows(chromium, "throughput") == 3
+    assert marks(chromium, "throughput", "rect") == 3 * 2  # a bar, and a tick at its bound
+    assert rows(chromium, "concurrency") == marks(chromium, "concurrency", "symbol") == cells
     assert rows(chromium, "tradeoff") == marks(chromium, "tradeoff", "symbol") == cells
     assert rows(chromium, "cost") == 3
     assert marks(chromium, "cost", "rect") == 3 * (10 + 1)  # parts, and a tick at the total
@@ -83,15 +86,14 @@ def test_charts_hold_as_many_marks_and_rows_as_there_are_results(
     assert (
         chromium.evaluate("document.querySelectorAll('[data-figures=step] tbody tr').length") == 3
     )
-    assert rows(chromium, "timeline") == marks(chromium, "timeline", "rect") == 3 * 4 * 3 * 6 * 2
+    assert rows(chromium, "timeline") == 3 * 4 * 3 * 6 * 2
+    assert marks(chromium, "timeline", "rect") == 3 * 4 * 3 * 6 * 2 + 3 * 4  # what is recorded
     assert rows(chromium, "memory") == 3 * 4
     assert marks(chromium, "memory", "rect") == 3 * 4 * 3
     assert rows(chromium, "comparison") == len(LAYOUTS) * len(CONCURRENCIES)
 
 
-def test_selects_and_check_boxes_change_what_is_drawn(
-    chromium: browser.Browser, page: Path
-) -> None:
+def test_selects_and_check_boxes_change_what_is_drawn(chromium: Chromium, page: Path) -> None:
     chromium.open(page)
     choose(chromium, "concurrency", "8")
     chromium.wait("document.querySelector('[data-note=step]').textContent.includes('8 concurrent')")
@@ -99,15 +101,13 @@ def test_selects_and_check_boxes_change_what_is_drawn(
     choose(chromium, "phase", "prefill")
     assert {row["phase"] for row in table(chromium, "step")} == {"prefill"}
     chromium.evaluate("document.querySelector('input[value=tp4]').click()")
-    assert rows(chromium, "throughput") == 2 * len(CONCURRENCIES)
+    assert rows(chromium, "concurrency") == 2 * len(CONCURRENCIES)
     chromium.wait(
-        "document.querySelectorAll('[data-chart=throughput] .mark-symbol path').length === 6"
+        "document.querySelectorAll('[data-chart=concurrency] .mark-symbol path').length === 6"
     )
 
 
-def test_steps_are_as_long_as_from_one_token_to_the_next(
-    chromium: browser.Browser, page: Path
-) -> None:
+def test_steps_are_as_long_as_from_one_token_to_the_next(chromium: Chromium, page: Path) -> None:
     chromium.open(page)
     found = {row["layout"]: row for row in table(chromium, "step")}
     assert {name: row["token_to_token_ms"] for name, row in found.items()} == {
@@ -127,7 +127,7 @@ def test_steps_are_as_long_as_from_one_token_to_the_next(
 
 
 def test_the_parts_of_a_token_sum_to_its_cost_and_a_negative_rest_lies_left_of_zero(
-    chromium: browser.Browser, page: Path
+    chromium: Chromium, page: Path
 ) -> None:
     chromium.open(page)
     found = table(chromium, "cost")
@@ -146,14 +146,14 @@ def test_the_parts_of_a_token_sum_to_its_cost_and_a_negative_rest_lies_left_of_z
 
 
 def test_without_any_device_time_there_is_no_chart_of_it(
-    chromium: browser.Browser, tmp_path: Path
+    chromium: Chromium, tmp_path: Path
 ) -> None:
     chromium.open(render_html(write_results(tmp_path / "none", ("tp4",), (1,), failing=("tp4",))))
     assert chromium.evaluate("document.getElementById('cost').hidden")
     assert chromium.complaints == []
 
 
-def test_the_front_is_that_of_the_layouts_shown(chromium: browser.Browser, page: Path) -> None:
+def test_the_front_is_that_of_the_layouts_shown(chromium: Chromium, page: Path) -> None:
     chromium.open(page)
     for best in ("tp4", "pp4", "tp2pp2"):
         shown = table(chromium, "tradeoff")
@@ -172,7 +172,7 @@ def test_the_front_is_that_of_the_layouts_shown(chromium: browser.Browser, page:
 
 
 def test_everything_can_be_downloaded_not_only_what_is_shown(
-    chromium: browser.Browser, page: Path
+    chromium: Chromium, page: Path
 ) -> None:
     chromium.open(page)
     chromium.evaluate("document.querySelector('input[value=tp4]').click()")
@@ -180,6 +180,7 @@ def test_everything_can_be_downloaded_not_only_what_is_shown(
     assert (
         rows(chromium, "throughput", whole=True) == rows(chromium, "tradeoff", whole=True) == cells
     )
+    assert rows(chromium, "concurrency", whole=True) == cells
     assert {row["phase"] for row in table(chromium, "step", whole=True)} == {"decode", "prefill"}
     assert rows(chromium, "memory", whole=True) == 4 * cells
     assert rows(chromium, "latencies", whole=True) == 3 * 101 * cells
@@ -208,7 +209,7 @@ def test_everything_can_be_downloaded_not_only_what_is_shown(
 
 
 def test_operations_are_those_of_the_chosen_load_in_colours_of_their_own(
-    chromium: browser.Browser, page: Path
+    chromium: Chromium, page: Path
 ) -> None:
     chromium.open(page)
     seen = (
@@ -220,8 +221,8 @@ def test_operations_are_those_of_the_chosen_load_in_colours_of_their_own(
     chromium.evaluate("document.querySelector('input[value=tp4]').click()")
     assert chromium.evaluate(seen) == 2 * 2
     fills = (
-        "[...document.querySelectorAll('#{} .key i')].slice(1).map((i) => "
-        "getComputedStyle(i).backgroundColor)"
+        "[...document.querySelectorAll('#{} .key rect')].slice(1).map((one) => "
+        "getComputedStyle(one).fill)"
     )
     parts, operations = (
         set(chromium.evaluate(fills.format(chart))) for chart in ("step", "timeline")
@@ -231,63 +232,147 @@ def test_operations_are_those_of_the_chosen_load_in_colours_of_their_own(
     assert not parts & operations
 
 
-def test_bounds_are_drawn_unless_they_are_left_out(
-    chromium: browser.Browser, page: Path, odd: Path
+def test_bounds_and_predictions_stand_beside_what_was_measured(
+    chromium: Chromium, page: Path, odd: Path, predicted: Path
 ) -> None:
+    note = "document.querySelector('[data-note=throughput]').textContent"
+    panels = "document.querySelectorAll('[data-chart=throughput] .panel').length"
     chromium.open(page)
-    assert marks(chromium, "throughput", "rect") == 3 * len(CONCURRENCIES)
-    assert "measured on these devices" in chromium.evaluate(
-        "document.querySelector('[data-note=throughput]').textContent"
-    )
-    choose(chromium, "bounds", "hidden")
-    chromium.wait(
-        "document.querySelectorAll('[data-chart=throughput] .mark-rect path').length === 0"
-    )
-    chromium.open(odd)
-    assert (marks(chromium, "throughput", "symbol"), marks(chromium, "throughput", "rect")) == (
-        5,
-        6,
-    )
+    assert "measured on these devices" in chromium.evaluate(note)
+    assert chromium.evaluate(panels) == 1
+    chromium.open(odd, where="#concurrency=8")
+    assert marks(chromium, "throughput", "rect") == 2 + 3  # pp4 is above its bound and has no bar
+    chromium.open(predicted)
+    assert chromium.evaluate(panels) == 3  # tokens per second and both latencies
+    assert marks(chromium, "throughput", "symbol") == 2 * 2  # no prediction of a first token
+    found = {row["layout"]: row for row in table(chromium, "throughput")}
+    assert found["tp4"]["predicted_tokens_per_second_low"] == "9"
     assert chromium.complaints == []
 
 
-def test_controls_work_from_the_keyboard(chromium: browser.Browser, page: Path) -> None:
+def test_there_is_nothing_against_concurrency_where_there_is_one(
+    chromium: Chromium, predicted: Path
+) -> None:
+    chromium.open(predicted)
+    assert chromium.evaluate("document.getElementById('concurrency').offsetParent === null")
+    links = "[...document.querySelectorAll('.contents a')].map((one) => one.hash)"
+    assert "#concurrency" not in chromium.evaluate(links)
+    assert "#throughput" in chromium.evaluate(links)
+
+
+def test_a_link_shows_what_was_chosen(chromium: Chromium, page: Path) -> None:
+    chromium.open(page)
+    assert chromium.evaluate("location.hash") == ""
+    choose(chromium, "concurrency", "8")
+    choose(chromium, "phase", "prefill")
+    chromium.evaluate("document.querySelector('input[value=tp4]').click()")
+    chromium.tab.get_by_role("button", name="TPOT ms").click()
+    link = chromium.evaluate("location.hash")
+    order = "[...document.querySelectorAll('#comparison tbody:not([hidden]) tr[data-layout]')]"
+    order += ".map((row) => row.dataset.layout).join()"
+    shown = [table(chromium, name) for name in ("step", "throughput", "comparison")]
+    rows_in_order = chromium.evaluate(order)
+    chromium.open(page, where=link)
+    assert [table(chromium, name) for name in ("step", "throughput", "comparison")] == shown
+    assert chromium.evaluate(order) == rows_in_order
+    assert {row["phase"] for row in shown[0]} == {"prefill"}
+    assert {row["layout"] for row in shown[1]} == {"pp4", "tp2pp2"}
+    chromium.evaluate("location.hash = '#concurrency=1'")  # another link in the same tab
+    chromium.wait("window.report && document.body.dataset.ready && report.state.concurrency === 1")
+    chromium.open(page, where="#concurrency=77&phase=x&without=none&sort=a.b.c")
+    assert len(table(chromium, "step")) == 3
+    assert chromium.complaints == []
+
+
+def test_a_link_to_a_section_stays_one(chromium: Chromium, page: Path) -> None:
+    chromium.open(page)
+    chromium.tab.get_by_role("link", name="Memory").click()
+    assert chromium.evaluate("location.hash") == "#at=memory"
+    for where in ("#at=memory", "#memory"):
+        chromium.open(page, where=where)
+        top = chromium.evaluate("document.getElementById('memory').getBoundingClientRect().top")
+        assert -50 < top < 450, where
+
+
+def test_rows_follow_the_column_that_is_clicked(chromium: Chromium, page: Path) -> None:
+    chromium.open(page)
+    column = (
+        "[...document.querySelectorAll('#comparison tbody:not([hidden]):first-of-type')]"
+        ".flatMap((body) => [...body.querySelectorAll('tr[data-layout]:not(.aside)')])"
+        ".map((row) => row.dataset.layout).join()"
+    )
+    head = chromium.tab.locator("#comparison").get_by_role("button", name="tok/s", exact=True)
+    head.click()
+    assert chromium.evaluate(column) == "tp4,pp4,tp2pp2,dp4"  # of dp4 there is no figure
+    head.click()
+    assert chromium.evaluate(column) == "tp2pp2,pp4,tp4,dp4"
+    sorted_by = "document.querySelector('#comparison [aria-sort]').getAttribute('aria-sort')"
+    assert chromium.evaluate(sorted_by) == "ascending"
+    figures = chromium.tab.locator("#cost .figures")
+    figures.get_by_role("button", name="layout").click()
+    choose(chromium, "concurrency", "8")
+    first = "document.querySelector('#cost .figures tbody th').textContent"
+    assert chromium.evaluate(first) == "pp4"  # the order outlives a table
+
+
+def test_a_wide_table_tells_that_there_is_more_of_it(chromium: Chromium, page: Path) -> None:
+    cues = "[...document.querySelectorAll('.cue')].filter((one) => one.offsetParent).length"
+    wide = (
+        "[...document.querySelectorAll('.scroll')].filter((one) => one.offsetParent && "
+        "one.scrollWidth > one.clientWidth + 1).length"
+    )
+    for width in WIDTHS:
+        chromium.open(page, width)
+        assert chromium.evaluate(cues) == chromium.evaluate(wide)
+        assert (chromium.evaluate(cues) > 0) == (width == 390)
+    chromium.evaluate("document.querySelector('#comparison .scroll').scrollTo(9999, 0)")
+    chromium.wait("document.querySelector('#comparison .scroll').classList.contains('ended')")
+
+
+def test_layouts_differ_without_colour(chromium: Chromium, page: Path) -> None:
+    chromium.open(page)
+    shapes = "[...document.querySelectorAll('.chip i path:last-child')].map((p) => p.outerHTML"
+    shapes += ".replace(/var[^)]*./g, ''))"
+    found = chromium.evaluate(shapes)
+    assert len(set(found)) == len(found) == len(LAYOUTS)
+
+
+def test_controls_work_from_the_keyboard(chromium: Chromium, page: Path) -> None:
     chromium.open(page)
     chromium.evaluate("document.querySelector('input[value=pp4]').focus()")
-    chromium.press(" ")
+    chromium.tab.keyboard.press("Space")
     assert "pp4" not in chromium.evaluate("report.csv('throughput')")
-    chromium.press("Tab")
+    chromium.tab.keyboard.press("Tab")
     assert chromium.evaluate("document.activeElement.value") == "tp2pp2"
     chromium.evaluate("document.querySelector('select[name=concurrency]').focus()")
-    chromium.press("ArrowUp")
+    chromium.tab.keyboard.press("ArrowUp")
     chromium.wait("report.state.concurrency === 8")
 
 
-def test_the_page_fits_a_phone_and_a_laptop_in_light_and_dark(
-    chromium: browser.Browser, page: Path
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_fits_every_width_in_both_themes(
+    chromium: Chromium, page: Path, odd: Path, width: int, dark: bool
 ) -> None:
-    seen = set()
-    for width, dark in ((390, False), (1366, False), (1366, True)):
-        chromium.open(page, width=width, dark=dark)
+    for one in (page, odd):
+        chromium.open(one, width, dark)
         assert chromium.evaluate("document.documentElement.scrollWidth") <= width
-        seen.add(
-            chromium.evaluate("getComputedStyle(document.querySelector('.mark-text text')).fill")
-        )
-    assert len(seen) == 2
+        ink = chromium.evaluate("getComputedStyle(document.querySelector('.mark-text text')).fill")
+        assert (min(map(int, re.findall(r"\d+", ink))) > 127) == dark
+        assert chromium.complaints == []
 
 
-def test_no_table_is_cut_off_on_a_laptop(chromium: browser.Browser, page: Path) -> None:
+def test_no_table_is_cut_off_on_a_desktop(chromium: Chromium, page: Path) -> None:
     cut = (
         "[...document.querySelectorAll('.scroll')].filter((one) => one.scrollWidth > "
         "one.clientWidth).length"
     )
-    for width in (1280, 1366):
-        chromium.open(page, width=width)
-        assert chromium.evaluate(cut) == 0
+    chromium.open(page, width=1440)
+    assert chromium.evaluate(cut) == 0
 
 
 def test_rates_that_were_found_fit_a_phone_and_are_of_the_layouts_shown(
-    chromium: browser.Browser, searched: Path, tmp_path: Path
+    chromium: Chromium, searched: Path, tmp_path: Path
 ) -> None:
     page = render_html(searched, tmp_path / "page.html")
     visible = "[...document.querySelectorAll('.rates tbody tr:not([hidden]) th')].map((one) => "
@@ -301,15 +386,19 @@ def test_rates_that_were_found_fit_a_phone_and_are_of_the_layouts_shown(
     assert chromium.complaints == []
 
 
-def test_the_page_prints(chromium: browser.Browser, page: Path, tmp_path: Path) -> None:
+def test_the_page_prints(chromium: Chromium, page: Path, tmp_path: Path) -> None:
     chromium.open(page, dark=True)
     chromium.pdf(tmp_path / "page.pdf")
     assert (tmp_path / "page.pdf").stat().st_size > 20_000
+    seen = "getComputedStyle(document.querySelector('{}')).{}"
+    assert chromium.evaluate(seen.format("body", "backgroundColor")) == "rgb(255, 255, 255)"
+    assert chromium.evaluate(seen.format(".contents", "display")) == "none"
+    assert chromium.evaluate(seen.format("h2", "breakAfter")) == "avoid"
     assert chromium.complaints == []
 
 
 def test_eight_layouts_at_ten_concurrencies_are_small_and_open_at_once(
-    chromium: browser.Browser, tmp_path: Path
+    chromium: Chromium, tmp_path: Path
 ) -> None:
     layouts = ("tp8", "pp8", "dp8", "tp4pp2", "tp2pp4", "tp4dp2", "tp2dp4", "tp2pp2dp2")
     big = write_results(
@@ -326,22 +415,24 @@ def test_eight_layouts_at_ten_concurrencies_are_small_and_open_at_once(
     start = time.monotonic()
     chromium.open(page)
     assert time.monotonic() - start < 10
-    assert rows(chromium, "throughput") == 80
+    assert rows(chromium, "throughput") == 8
+    assert rows(chromium, "concurrency") == 80
     assert rows(chromium, "timeline") <= MAX_BARS
     assert chromium.complaints == []
 
 
 def test_a_downloaded_table_has_what_stands_below_a_figure_in_a_column_of_its_own(
-    chromium: browser.Browser, page: Path
+    chromium: Chromium, page: Path
 ) -> None:
     chromium.open(page)
     row = next(one for one in table(chromium, "comparison") if one["layout"] == "tp4")
-    assert (row["of bound"], row["bound, tok/s"]) == ("80.0%", "12.6")
-    assert (row["profiled / timed"], row["profiled / timed, prefill"]) == ("1.00", "1.00")
+    assert (row["of bound, %"], row["bound, tok/s"]) == ("80", "12.6")
+    assert (row["profiled / timed"], row["profiled / timed, prefill"]) == ("1", "1")
+    assert row["memory, bytes"] == "50000000000"
 
 
 def test_waits_are_shown_of_the_chosen_load_and_layouts_alone(
-    chromium: browser.Browser, page: Path
+    chromium: Chromium, page: Path
 ) -> None:
     chromium.open(page)
     seen = (
@@ -354,3 +445,26 @@ def test_waits_are_shown_of_the_chosen_load_and_layouts_alone(
     for layout in ("pp4", "tp2pp2"):
         chromium.evaluate(f"document.querySelector('input[value={layout}]').click()")
     assert chromium.evaluate("document.querySelector('.waits').offsetParent === null")
+
+
+def test_a_picture_of_a_chart_has_its_legend_and_no_variables(
+    chromium: Chromium, page: Path
+) -> None:
+    chromium.open(page)
+    for chart in CHARTS:
+        picture = chromium.evaluate(f"report.svg('{chart}')")
+        assert "var(--" not in picture, chart
+        wrong = f"new DOMParser().parseFromString({json.dumps(picture)}, 'image/svg+xml')"
+        assert chromium.evaluate(f"{wrong}.querySelector('parsererror')") is None, chart
+    assert "streaming weights" in chromium.evaluate("report.svg('cost')")
+
+
+def test_tables_of_a_page_without_charts_are_sorted_too(chromium: Chromium, tmp_path: Path) -> None:
+    rows_ = [{"layout": name, "tok/s": speed} for name, speed in (("dp2", "900"), ("tp2", "1,024"))]
+    text = filled("training.html.j2", title="t", sections=[("load", rows_, [], [])], meanings={})
+    (tmp_path / "page.html").write_text(text)
+    chromium.open(tmp_path / "page.html")
+    chromium.tab.get_by_role("button", name="tok/s").click()
+    assert chromium.evaluate("document.querySelector('tbody th').textContent") == "tp2"
+    assert chromium.evaluate("location.hash") == "#sort=load-1-0.1.down"
+    assert chromium.complaints == []

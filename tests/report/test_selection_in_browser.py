@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import browser
 import pytest
+from browser import Chromium
 from click.testing import CliRunner
 
 from orchestrator import cli
@@ -21,15 +20,6 @@ ASKED = (
     "--scenario",
     "short,long",
 )
-pytestmark = pytest.mark.skipif(
-    browser.executable() is None, reason="no Chromium is installed to open the page with"
-)
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Browser]:
-    with browser.Browser(tmp_path_factory.mktemp("profile")) as one:
-        yield one
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +30,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "selection.html"
 
 
-def drawn(chromium: browser.Browser, chart: str, mark: str) -> int:
+def drawn(chromium: Chromium, chart: str, mark: str) -> int:
     found = f"document.querySelectorAll('[data-chart={chart}] .mark-{mark} path').length"
     return int(chromium.evaluate(found))
 
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_page_draws_a_field_for_each_row_and_a_curve_for_each_layout(
-    page: Path, chromium: browser.Browser, dark: bool
+    page: Path, chromium: Chromium, dark: bool
 ) -> None:
     chromium.open(page, dark=dark)
     assert drawn(chromium, "matrix", "rect") == 2 * 2  # kinds of GPU x scenarios
@@ -56,9 +46,7 @@ def test_the_page_draws_a_field_for_each_row_and_a_curve_for_each_layout(
     assert len(chromium.requests) == 1
 
 
-def test_the_curves_follow_the_kind_of_gpu_that_is_chosen(
-    page: Path, chromium: browser.Browser
-) -> None:
+def test_the_curves_follow_the_kind_of_gpu_that_is_chosen(page: Path, chromium: Chromium) -> None:
     chromium.open(page)
     choose = "document.querySelector('select[name=gpu]')"
     assert chromium.evaluate(f"{choose}.value") == "H200"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from summaries import comparison
 
 from orchestrator.report import environment, text
 from orchestrator.report.output import inline_json
@@ -119,3 +120,29 @@ def test_every_block_has_its_host_its_gpus_and_its_commit(tmp_path: Path) -> Non
     }
     assert environment.nodes([tmp_path]) == {tmp_path.name: 2}
     assert found.note == "Starts pool over 2 nodes; pairs stay within a node."
+
+
+def test_the_head_of_a_page_says_what_was_measured_and_under_which_conditions() -> None:
+    gpu = {"name": "Test GPU", "power_limit_w": 700.0, "max_sm_clock_mhz": 1980}
+    manifest = {
+        "experiment": {"load_format": "dummy"},
+        "versions": {"torch": "2.11.0"},
+        "gpus": [gpu, gpu],
+        "host": {"cpu_model": "Some Processor"},
+    }
+    cells = [
+        comparison(max_concurrency=load, num_starts=3, num_runs=6, power_capped_pct=capped)
+        for load, capped in ((1, 0.0), (8, 51.2))
+    ]
+    assert environment.head([manifest], cells) == {
+        "Model": "tiny",
+        "Weights": "made up from a seed, the same under every layout (dummy)",
+        "Data type": "bfloat16",
+        "Engine": "torch 2.11.0",
+        "Lengths": "short (256 in / 128 out)",
+        "Repeats": "starts of each layout: 3; runs under each load: 6",
+        "Node": "2 x Test GPU, Some Processor",
+        "Power": "cap at 700 W, held clocks down in up to 51% of a layout's samples",
+        "Clocks": "SM up to 1,980 MHz",
+    }
+    assert environment.head([{}], []) == {}

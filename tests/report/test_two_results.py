@@ -17,6 +17,7 @@ from orchestrator.analysis.comparing.changes import METRICS, changes
 from orchestrator.analysis.comparing.surroundings import Surroundings
 from orchestrator.analysis.comparing.two_results import TwoResults, cells_of, two_results
 from orchestrator.analysis.summary import Summary
+from orchestrator.report.charts.ratios import Conclusion, conclusion
 from orchestrator.report.two_results import SHOWN, render_changes
 
 STEADY = (100.0, 101.0, 99.0)
@@ -169,7 +170,6 @@ def page(folders: tuple[Path, Path], tmp_path: Path) -> str:
 def test_the_page_asks_for_nothing_from_elsewhere(page: str) -> None:
     assert "default-src 'none'" in page
     assert not re.search(r'<(?:script|link|img|iframe)[^>]*(?:src|href)="(?!data:)', page)
-    assert "<script" not in page
 
 
 def test_the_page_has_every_cell_with_both_figures_their_ratio_and_its_interval(page: str) -> None:
@@ -205,3 +205,26 @@ def test_a_page_needs_two_results_with_cells_in_common_and_a_place(
         done = call(*arguments)
         assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
         assert said in done.stderr
+
+
+def test_both_results_are_concluded_in_a_sentence(page: str) -> None:
+    assert (
+        '<p class="headline worse">Of 3 cells that both have, the new result&#39;s tokens per '
+        "second are worse in 1 (tp4 at 8 concurrent: 0.500); not shown to differ in 1; known of "
+        "one start in 1: at 95% confidence over starts, each cell by itself.</p>" in page
+    )
+
+
+def concluded(base: list[Summary], new: list[Summary]) -> Conclusion:
+    return conclusion(changes(TwoResults(cells_of(base), cells_of(new), Surroundings())))
+
+
+def test_the_conclusion_says_what_is_better_and_what_is_not_known() -> None:
+    assert concluded(starts(STEADY), starts([200.0, 201.0])).word == "better"
+    assert concluded(starts(STEADY), starts(STEADY)).word == "equal"
+    both = concluded(
+        [*starts(STEADY), *starts(STEADY, "pp4")],
+        [*starts([50.0, 51.0]), *starts([300, 301], "pp4")],
+    )
+    assert both.word == "mixed"
+    assert "No cell has" in concluded(starts(STEADY), starts([None])).sentence

@@ -1,187 +1,70 @@
-"""A headless Chromium, driven over its pipe: no port, no driver, no network."""
+"""Pages in the system's Chromium, driven by Playwright, without a network."""
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import itertools
-import json
-import os
 import shutil
-import signal
-import subprocess
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--hide-scrollbars",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
-    "--proxy-server=127.0.0.1:9",
-    "--remote-debugging-pipe",
-)
+from playwright.sync_api import Error, Page, sync_playwright
+
+NAMES = ("google-chrome-stable", "google-chrome", "chromium", "chromium-browser", "chrome")
+# The second line of defence beside an offline context: no name has an address.
+FLAGS = ("--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND")
+WIDTHS = (1440, 1200, 390)  # px: a desktop, a small laptop, a phone
+READY = "document.body && document.body.dataset.ready === 'yes'"
 
 
 def executable() -> str | None:
+    """The system's Chromium or Chrome; None where there is none."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
-class Browser:
-    """One page. `events` holds all that it told, `requests` the addresses that it asked for."""
+class Chromium:
+    """A tab. `complaints` holds what the page said on its console or threw, `requests` the
+    addresses that it asked for."""
 
-    def __init__(self, profile: Path) -> None:
-        self._ids = itertools.count(1)
-        self.events: list[dict[str, Any]] = []
-        ours, theirs = os.pipe(), os.pipe()  # what we read, what it reads
+    def __init__(self, tab: Page) -> None:
+        self.tab = tab
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        tab.on("console", lambda message: self.complaints.append(message.text))
+        tab.on("pageerror", lambda error: self.complaints.append(str(error)))
+        tab.on("request", lambda request: self.requests.append(request.url))
 
-        def attach() -> None:
-            read, write = os.dup(theirs[0]), os.dup(ours[1])
-            os.dup2(read, 3)
-            os.dup2(write, 4)
-
-        command = [executable() or "chromium", *FLAGS, f"--user-data-dir={profile}", "about:blank"]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self._process = subprocess.Popen(
-            command, preexec_fn=attach, close_fds=False, start_new_session=True, **quiet
-        )  # type: ignore[call-overload]
-        os.close(ours[1])
-        os.close(theirs[0])
-        self._in, self._out = (
-            os.fdopen(ours[0], "rb", buffering=0),
-            os.fdopen(theirs[1], "wb", buffering=0),
-        )
-        self._rest = b""
-        target = self._call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)[
-            "sessionId"
-        ]
-        for domain in ("Page", "Runtime", "Network", "Log"):
-            self.call(f"{domain}.enable")
-
-    def __enter__(self) -> Browser:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._out.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._in.close()
-
-    # -- what a test does
-
-    def open(self, page: Path, width: int = 1366, height: int = 900, dark: bool = False) -> None:
-        self.events.clear()
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=False,
-        )
-        self.call(
-            "Emulation.setEmulatedMedia",
-            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
-        )
-        self.call("Page.navigate", url=page.resolve().as_uri())
-        self.wait("document.body && document.body.dataset.ready === 'yes'")
+    def open(self, page: Path, width: int = 1440, dark: bool = False, where: str = "") -> None:
+        """Open a page and wait until all of it is drawn. where: what follows `#` in its address."""
+        # An address that differs in that alone would not load the page again.
+        self.tab.goto("about:blank")
+        self.complaints.clear()
+        self.requests.clear()
+        self.tab.set_viewport_size({"width": width, "height": 900})
+        self.tab.emulate_media(media="screen", color_scheme="dark" if dark else "light")
+        self.tab.goto(page.resolve().as_uri() + where)
+        self.wait(READY)
 
     def evaluate(self, expression: str) -> Any:
-        answer = self.call(
-            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
-        )
-        if "exceptionDetails" in answer:
-            raise AssertionError(
-                answer["exceptionDetails"].get("exception", {}).get("description", expression)
-            )
-        return answer["result"].get("value")
+        return self.tab.evaluate(expression)
 
-    def wait(self, expression: str, seconds: float = 30.0) -> None:
-        end = time.monotonic() + seconds
-        while not self.evaluate(f"Boolean({expression})"):
-            if time.monotonic() > end:
-                raise AssertionError(f"never came true: {expression}; {self.complaints}")
-            time.sleep(0.05)
-
-    def press(self, key: str) -> None:
-        codes = {"Tab": 9, "Enter": 13, " ": 32, "ArrowDown": 40, "ArrowUp": 38}
-        extra = {"text": key} if key == " " else {}
-        for kind in ("keyDown", "keyUp"):
-            self.call(
-                "Input.dispatchKeyEvent",
-                type=kind,
-                key=key,
-                windowsVirtualKeyCode=codes[key],
-                **extra,
-            )
-
-    def screenshot(self, path: Path) -> None:
-        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
-        shot = self.call(
-            "Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip
-        )
-        path.write_bytes(base64.b64decode(shot["data"]))
+    def wait(self, expression: str) -> None:
+        """Wait until `expression` is true, for 30 seconds."""
+        try:
+            self.tab.wait_for_function(f"() => Boolean({expression})")
+        except Error as error:
+            raise AssertionError(f"never came true: {expression}; {self.complaints}") from error
 
     def pdf(self, path: Path) -> None:
-        path.write_bytes(
-            base64.b64decode(
-                self.call("Page.printToPDF", preferCSSPageSize=True, printBackground=False)["data"]
-            )
-        )
+        """Print the page as a person would."""
+        self.tab.emulate_media(media="print")
+        self.tab.pdf(path=path, prefer_css_page_size=True)
 
-    @property
-    def requests(self) -> list[str]:
-        return [
-            event["params"]["request"]["url"]
-            for event in self.events
-            if event["method"] == "Network.requestWillBeSent"
-        ]
 
-    @property
-    def complaints(self) -> list[Any]:
-        """Errors and warnings on the console, and exceptions that nobody caught."""
-        bad = {"Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled"}
-        return [event["params"] for event in self.events if event["method"] in bad]
-
-    # -- the protocol
-
-    def call(self, method: str, **parameters: Any) -> Any:
-        return self._call(method, self._session, **parameters)
-
-    def _call(self, method: str, session: str | None = None, **parameters: Any) -> Any:
-        number = next(self._ids)
-        message = {
-            "id": number,
-            "method": method,
-            "params": parameters,
-            **({"sessionId": session} if session else {}),
-        }
-        self._out.write(json.dumps(message).encode() + b"\0")
-        while (answer := self._read()).get("id") != number:
-            self.events.append(answer)
-        if "error" in answer:
-            raise AssertionError(f"{method}: {answer['error']['message']}")
-        return answer["result"]
-
-    def _read(self) -> dict[str, Any]:
-        while b"\0" not in self._rest:
-            chunk = self._in.read(1 << 20)
-            if not chunk:
-                raise AssertionError("the browser has gone")
-            self._rest += chunk
-        first, self._rest = self._rest.split(b"\0", 1)
-        return json.loads(first)
+@contextmanager
+def chromium() -> Iterator[Chromium]:
+    """A tab without a network, closed at the end."""
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=executable(), args=list(FLAGS))
+        yield Chromium(browser.new_context(offline=True).new_page())
+        browser.close()

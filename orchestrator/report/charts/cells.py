@@ -13,6 +13,7 @@ from orchestrator.analysis.bounds import Bounds
 from orchestrator.analysis.comparing.compare import FUNCTIONS, Comparison
 from orchestrator.analysis.observed.accounting import PARTS, CellParts
 from orchestrator.analysis.observed.communication import PhaseParts
+from orchestrator.analysis.predicted import Predicted
 from orchestrator.analysis.summary import Summary
 from orchestrator.report.charts.views import Names, View, rounded, view
 from orchestrator.store.schema import CELL_KEYS, INVALID, CellKey
@@ -29,11 +30,12 @@ class CellFigures(View):
 
     low, high: the 95% interval of throughput. in_best_set: whether it is not shown to be worse than
     the best mean, None where nothing is shown. per_user: tokens/s, 1000 / tpot. bound: of
-    throughput, with its source. timed_ms: decode step of the timed runs. parts: phase -> part ->
-    percent of the step, only where it was observed; worst: the same of the worst rank. comm: phase
-    -> all communication, hidden or not, in percent of the step. step_ms: phase -> length of a step.
-    token_ms: from one token of a request to its next. micro_batches: how many a rank decodes in
-    turn.
+    throughput, with its source. predicted: figure (throughput, ttft, tpot) -> what was predicted of
+    it before the run, and both ends of its 90% interval. timed_ms: decode step of the timed runs.
+    parts: phase -> part -> percent of the step, only where it was observed; worst: the same of the
+    worst rank. comm: phase -> all communication, hidden or not, in percent of the step. step_ms:
+    phase -> length of a step. token_ms: from one token of a request to its next. micro_batches: how
+    many a rank decodes in turn.
     """
 
     gpus: int | None
@@ -52,6 +54,7 @@ class CellFigures(View):
     bound: float | None
     bound_pct: float | None
     bound_source: str | None
+    predicted: Mapping[str, Sequence[float | None]]
     timed_ms: float | None
     parts: Mapping[str, Shares]
     worst: Mapping[str, Shares]
@@ -111,12 +114,26 @@ def _figures(one: Comparison, names: Names, **of_steps: object) -> CellFigures:
         bound=rounded(one.bounds.bound_output_throughput),
         bound_pct=rounded(one.bounds.bound_pct),
         bound_source=one.bounds.bound_source,
+        predicted=_predicted(one.predicted),
         timed_ms=rounded(made.decode_ms_per_step),
         parts={phase: mean for phase, (mean, _) in shares.items() if mean},
         worst={phase: worst for phase, (_, worst) in shares.items()},
         comm={DECODE: _comm(one.step.decode), PREFILL: _comm(one.step.prefill)},
         **of_steps,
     )
+
+
+def _predicted(said: Predicted) -> dict[str, list[float | None]]:
+    found = {
+        "throughput": (said.output_throughput, said.output_throughput_ends),
+        "ttft": (said.median_ttft_ms, said.median_ttft_ms_ends),
+        "tpot": (said.median_tpot_ms, said.median_tpot_ms_ends),
+    }
+    return {
+        name: [rounded(value), rounded(ends.low), rounded(ends.high)]
+        for name, (value, ends) in found.items()
+        if value is not None
+    }
 
 
 def not_negative(value: float | None) -> float | None:

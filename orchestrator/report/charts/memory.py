@@ -14,8 +14,8 @@ from workers.rows import grouped, widened
 
 @dataclass(frozen=True)
 class RankMemory(View):
-    """One rank, in GB. weight, kv: None where a rank does not report them. rest: what remains of
-    the peak."""
+    """One rank, in GB. weight, kv: None where a rank does not report them, or reports more than its
+    peak, as of pages that it never touched. rest: what remains of the peak."""
 
     rank: int
     peak: float | None
@@ -41,10 +41,12 @@ def _peaks(one: Memory) -> Sequence[int]:
 def _ranks(one: Memory) -> Iterator[dict[str, object]]:
     for rank, peak in enumerate(_peaks(one)):
         weight, kv = _nth(one.weight_bytes_per_rank, rank), _nth(one.kv_bytes_per_rank, rank)
+        if weight + kv > peak:
+            weight = kv = 0
         yield {
             "rank": rank,
             "peak": rounded(peak / 1e9),
-            "rest": rounded(max(0, peak - weight - kv) / 1e9),
+            "rest": rounded((peak - weight - kv) / 1e9),
             "weight": rounded(weight / 1e9) if weight else None,
             "kv": rounded(kv / 1e9) if kv else None,
         }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,9 +12,9 @@ from orchestrator.analysis.comparing.rounds import load_of
 from orchestrator.report.charts.views import Names, View, first_start, view
 from orchestrator.store.schema import CellKey
 from workers.records import COMPUTE, DECODE, SPANS, SpanRow
-from workers.rows import widened
+from workers.rows import grouped, widened
 
-MAX_BARS = 3000  # over the layouts of one view
+MAX_BARS = 8000  # over the layouts of one view
 MAX_STEPS = 3
 # A gap between two stretches of compute cannot be seen if it is a smaller part of the window than
 # this.
@@ -55,29 +54,38 @@ def timeline(spans: pa.Table | None, names: Names) -> list[Timeline]:
     if spans is None:
         return []
     chosen = {cell: places for cell, places in first_start(spans).items() if cell in names}
-    crowd = Counter(map(load_of, chosen))
 
-    def drawn(cell: CellKey) -> Timeline:
-        mine = SPANS.rows(spans.take(chosen[cell]))
-        bars = window(mine, MAX_BARS // crowd[load_of(cell)])
-        return widened(Timeline, view(cell, names), **vars(bars))
+    def drawn(cells: Sequence[CellKey]) -> Iterator[Timeline]:
+        """Those of one load, with as many steps of each."""
+        found = {cell: SPANS.rows(spans.take(chosen[cell])) for cell in cells}
+        budget = MAX_BARS // len(cells)
+        count = min(steps_within(mine, budget) for mine in found.values())
+        for cell, mine in found.items():
+            yield widened(Timeline, view(cell, names), **vars(window(mine, budget, count)))
 
-    return list(map(drawn, chosen))
+    return [row for cells in grouped(chosen, load_of).values() for row in drawn(cells)]
 
 
-def window(spans: Sequence[SpanRow], budget: int) -> Window:
-    """At most `budget` bars out of the last steps of one cell: fewer steps, then a shorter time,
-    until they fit."""
-    decode = [span for span in spans if span.phase == DECODE] or spans
-    steps = sorted({span.step for span in decode})
-    bars: list[Bar] = []
-    for count in range(min(MAX_STEPS, len(steps)), 0, -1):
-        bars = merged([span for span in decode if span.step in steps[-count:]])
-        if len(bars) <= budget:
-            break
-    bars.sort(key=lambda bar: bar.start)
+def steps_within(spans: Sequence[SpanRow], budget: int) -> int:
+    """How many of the last steps of a cell have no more bars than `budget`: from 1, which may have
+    more, to MAX_STEPS."""
+    counts = range(MAX_STEPS, 1, -1)
+    return next((count for count in counts if len(_last(spans, count)) <= budget), 1)
+
+
+def window(spans: Sequence[SpanRow], budget: int, count: int) -> Window:
+    """The bars of the last `count` steps of one cell; of a shorter time where they are more than
+    `budget`."""
+    bars = sorted(_last(spans, count), key=lambda bar: bar.start)
     cut = len(bars) > budget
     return _drawn([bar for bar in bars if not cut or bar.start < bars[budget].start], cut)
+
+
+def _last(spans: Sequence[SpanRow], count: int) -> list[Bar]:
+    """The bars of the last steps, of decode where there are any."""
+    decode = [span for span in spans if span.phase == DECODE] or spans
+    steps = sorted({span.step for span in decode})
+    return merged([span for span in decode if span.step in steps[-count:]])
 
 
 def _drawn(bars: Sequence[Bar], cut: bool) -> Window:

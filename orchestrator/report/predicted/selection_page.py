@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import chain
 
@@ -14,15 +14,20 @@ from orchestrator.report.predicted.selection_table import Selections, then
 SHOWN = "H200"  # kind of GPU whose curves are shown first, where it is there
 
 
-def data_of(found: Selections, crossings: Sequence[tuple[Load, Crossover]]) -> dict[str, object]:
-    """The data of its charts."""
+def data_of(
+    found: Selections, crossings: Sequence[tuple[Load, Crossover]], colour: Callable[[str], str]
+) -> dict[str, object]:
+    """The data of its charts. colour: of a layout, a variable of the style sheet."""
     rows = zip(found.rows, SELECTIONS.data(found.rows), strict=True)
     return {
         "shown": SHOWN,
         "counts": found.asked.counts,
         "links": marks(),
         "selection": [{**row, "then": then(one).removeprefix(", ")} for one, row in rows],
-        "crossover": [_crossing(*one) for one in crossings],
+        "crossover": [
+            {**_crossing(*one), "colours": [colour(one[1].first), colour(one[1].second)]}
+            for one in crossings
+        ],
     }
 
 

@@ -3,10 +3,12 @@
    Colours are CSS variables in the drawing itself, so light, dark and print need no second one. */
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const state = { phase: "decode", zoom: "1", latency: "bars", bounds: "shown" };
-  const colour = Object.fromEntries(data.layouts.map((l) => [l.name, `var(--layout-${l.colour})`]));
-  const order = data.layouts.map((l) => l.name);
-  const SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"];
+  const { element } = page;
+  const {
+    look, colour, order, number, fixed, precise, present, tips, layoutColour, layoutLine, layoutPoint, layoutDash, isHollow, box, stroke, mark, lookOf, layoutKey,
+    glyph, legend, embed, svg,
+  } = drawing(data.layouts);
+  const state = { phase: "decode", zoom: "1", latency: "bars" };
   const PARTS = {
     compute: ["compute", "compute"], exposed_transfer: ["exposed transfer", "transfer"], exposed_wait: ["exposed wait", "wait"],
     bubble: ["bubble", "bubble"], fused: ["fused", "fused"], launch_gap: ["launch gap", "gap"],
@@ -16,7 +18,7 @@
   const KINDS = {
     compute: "compute", all_reduce: "all-reduce", all_gather: "all-gather", reduce_scatter: "reduce-scatter", send: "send",
     recv: "receive", broadcast: "broadcast", stall: "bubble",
-  };
+  }; // kind of a call -> the colour that it has, and its name
   const LATENCIES = { ttft: "Time to first token (TTFT)", tpot: "Time per output token (TPOT)", e2el: "Whole request (E2EL)" };
 
   // -- what is chosen ------------------------------------------------------------------------------------------
@@ -63,24 +65,39 @@
     const { name, value } = event.target;
     if (name && name !== "layout") state[name] = name === "concurrency" ? Number(value) : value;
     fillAll();
+    remember(name);
     const local = event.target.closest("section");
     if (local) draw(local.id); else drawAll();
   }
 
-  // -- numbers and colours -------------------------------------------------------------------------------------
+  const LINKED = ["experiment", "scenario", "concurrency", "phase", "zoom", "latency"];
 
-  const digits = (value) => Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : 2;
-  const number = (value) => value == null ? "–" : value.toLocaleString("en", { maximumFractionDigits: digits(value) });
-  const fixed = (value) => value ? value.toLocaleString("en", { minimumFractionDigits: digits(value), maximumFractionDigits: digits(value) }) : number(value);
-  /** Three digits of what may be small; a trace of it is not called nothing. */
-  const precise = (value) => value == null || Math.abs(value) >= 1 ? fixed(value) : value === 0 ? "0"
-    : Math.abs(value) < 0.0005 ? "<0.001" : value.toLocaleString("en", { minimumFractionDigits: 3, maximumFractionDigits: 3 });
-  const present = (rows) => order.filter((name) => rows.some((row) => row.layout === name));
-  const layoutColour = { field: "layout", type: "nominal", legend: null, scale: { domain: order, range: order.map((n) => colour[n]) } };
-  const layoutShape = {
-    field: "layout", type: "nominal", legend: null, scale: { domain: order, range: order.map((_, i) => SHAPES[i % SHAPES.length]) },
-  };
-  const tips = (pairs) => pairs.map(([field, title]) => ({ field, title }));
+  /** What the address asks for. A layout, or a value, that is not there is passed over. */
+  function recall() {
+    for (const name of LINKED.filter((one) => page.given.has(one))) {
+      const value = page.given.get(name);
+      state[name] = name === "concurrency" ? Number(value) : value;
+    }
+    const without = new Set((page.given.get("without") || "").split(","));
+    for (const box of document.querySelectorAll('input[name="layout"]')) box.checked = !without.has(box.value);
+  }
+
+  /** Fill the selects of single charts with what the address asked for, or forget that. */
+  function recallLocal() {
+    for (const name of ["phase", "zoom", "latency"]) {
+      const list = select(name), kept = [...list.options].some((option) => option.value === state[name]);
+      if (kept) list.value = state[name]; else state[name] = list.value;
+    }
+  }
+
+  /** Put what was chosen into the address. */
+  function remember(name) {
+    const without = [...document.querySelectorAll('input[name="layout"]:not(:checked)')].map((box) => box.value).join();
+    const kept = ["experiment", "scenario", "concurrency"].filter((one) => one === name || page.given.has(one) || touched.has(one));
+    if (name && name !== "layout") touched.add(name);
+    page.link({ without, ...Object.fromEntries([...kept, ...LINKED.includes(name) ? [name] : []].map((one) => [one, state[one]])) });
+  }
+  const touched = new Set();
 
   /** Positions as near as can be to `wanted` with `gap` between any two, in the same order. */
   function spread(wanted, gap) {
@@ -97,9 +114,9 @@
   }
 
   const maximum = (rows, ...fields) => Math.max(0, ...rows.flatMap((row) => fields.map((field) => row[field] || 0)));
-  const bandHeight = (rows, step) => Math.max(1, rows) * step;
+  const bandHeight = (rows, step, onPaper = 320) => Math.max(1, rows) * (paper ? Math.min(step, onPaper / Math.max(1, rows)) : step);
   const tall = (width, full) => paper || width < 560 ? 300 : full;
-  const rowHeight = (rows) => rows * Math.max(16, Math.min(30, 1000 / rows));
+  const rowHeight = (rows) => rows * Math.max(paper ? 8 : 16, Math.min(30, (paper ? 620 : 1000) / rows));
   const labelRoom = (names) => 14 + 7.2 * Math.max(0, ...names.map((name) => name.length));
 
   // -- charts: rows are what is downloaded, panels what is drawn -----------------------------------------------
@@ -108,98 +125,124 @@
 
   const SOURCES = { calibrated: "rates measured on these devices", datasheet: "rates of the data sheet" };
   const BOUND_ROOM = 2; // a bound further above the highest figure than this lies outside of the chart
-  const bounded = (rows) => state.bounds === "shown" ? rows.filter((row) => row.bound != null) : [];
+  // Figure -> its heading, its unit, and where its ends are.
+  const FIGURES = {
+    throughput: ["Tokens per second", "tokens_per_second"],
+    ttft: ["Time to first token, median, ms", "median_ttft_ms"],
+    tpot: ["Time per output token, median, ms", "median_tpot_ms"],
+  };
+  const isPredicted = (rows) => rows.some((row) => row.predicted_tokens_per_second != null);
 
   charts.throughput = {
-    rows: ({ take }) => take(data.cells, true).filter((row) => row.throughput != null || row.bound != null).map((row) => ({
+    rows: ({ take }) => take(data.cells).filter((row) => row.throughput != null || row.bound != null).map((row) => ({
       ...named(row), tokens_per_second: row.throughput, low: row.low, high: row.high, best_run: row.best, starts: row.starts, runs: row.runs, in_best_set: row.in_best_set,
-      bound: row.bound, percent_of_bound: row.bound_pct, bound_source: row.bound_source, status: row.status,
+      bound: row.bound, percent_of_bound: row.bound_pct, bound_source: row.bound_source, status: row.status, median_ttft_ms: row.ttft, median_tpot_ms: row.tpot,
+      ...Object.fromEntries(Object.entries(FIGURES).flatMap(([name, [, column]]) => ["", "_low", "_high"].map((end, i) => [`predicted_${column}${end}`, row.predicted[name]?.[i] ?? null]))),
     })),
+    columns: (rows) => isPredicted(rows) ? "three" : "",
+    key: (rows) => [
+      ["measured, mean over starts", box("var(--bar)")],
+      ...rows.some((row) => row.low != null) ? [["its 95% interval", stroke("var(--interval)", "", 8)]] : [],
+      ...isPredicted(rows) ? [["predicted before the run, with its 90% interval", stroke("var(--ink-2)", "", 1.6) + mark("diamond", "var(--ink-2)", "var(--page)")]] : [],
+      ...rows.some((row) => row.bound != null) ? [["bound of memory and arithmetic", `<path d="M13 0V14" stroke="var(--ink)" stroke-width="2"/>`]] : [],
+    ],
     note(rows) {
-      const several = isSweep(rows), sources = [...new Set(bounded(rows).map((row) => row.bound_source).filter(Boolean))];
-      const away = bounded(rows).filter((row) => row.bound > highest(rows)).length;
-      const drawn = !away ? "" : away < bounded(rows).length ? "; some lie outside of the chart" : "; they lie outside of the chart, point at a mark for them";
-      return (!rows.some((row) => row.low != null) ? "One start each, so there is no interval to draw. "
-        : several ? "Strokes at the points: 95% interval of the mean. " : "Grey: 95% interval of the mean. ")
-        + (sources.length ? `${several ? "Dashed" : "Upright"}: bounds, from ${sources.map((name) => SOURCES[name] || name).join(" or ")}${drawn}.` : "");
+      const sources = [...new Set(rows.map((row) => row.bound_source).filter(Boolean))].map((name) => SOURCES[name] || name);
+      const away = rows.filter((row) => row.bound > highest(rows)).map((row) => row.layout);
+      return rows.length ? `At ${state.concurrency} concurrent. ${rows.some((row) => row.low != null) ? "" : "One start each, so there is no interval to draw. "}`
+        + (sources.length ? `Bounds are from ${sources.join(" or ")}. ` : "") + (away.length ? `Outside of the chart: the bound of ${away.join(", ")}.` : "") : "";
     },
-    panels: (rows, width) => [{ spec: isSweep(rows) ? curves(rows, width) : bars(rows) }],
+    panels: (rows) => (isPredicted(rows) ? Object.keys(FIGURES) : ["throughput"]).map((name) => ({
+      title: isPredicted(rows) ? FIGURES[name][0] : "", spec: figureBars(rows, name, isPredicted(rows)),
+    })),
   };
   const standing = (row) => row.in_best_set == null ? null : row.in_best_set ? "not shown to be worse" : "shown to be worse";
-  const isSweep = (rows) => new Set(rows.map((row) => row.concurrency)).size > 1;
-  /** The end of the scale: above every interval, and above the bounds unless they are far off. */
+
+  /** The end of the scale of throughput: above every interval, and above the bounds unless they are far off. */
   function highest(rows) {
-    const most = maximum(rows, "tokens_per_second", "high"), bound = maximum(bounded(rows), "bound");
+    const most = maximum(rows, "tokens_per_second", "high", "predicted_tokens_per_second", "predicted_tokens_per_second_high"), bound = maximum(rows, "bound");
     return 1.04 * (most && bound > BOUND_ROOM * most ? most : Math.max(most, bound));
   }
-  const throughputTips = tips([["layout", "layout"], ["concurrency", "requests in flight"], ["tokens_per_second", "tokens/s"],
-    ["low", "from"], ["high", "to"], ["starts", "starts"], ["runs", "runs"], ["standing", "against the best mean"], ["percent_of_bound", "% of bound"],
-    ["bound", "bound, tokens/s"], ["bound_source", "bound from"]]);
+
+  /** A bar as measured, with what was predicted of it below, and its bound. short: little room for words. */
+  function figureBars(rows, name, short) {
+    const column = FIGURES[name][1], predicted = `predicted_${column}`, isSpeed = name === "throughput";
+    const sort = [...rows].sort((a, b) => b.tokens_per_second - a.tokens_per_second).map((row) => row.layout);
+    const end = isSpeed ? highest(rows) : 1.04 * maximum(rows, column, predicted, `${predicted}_high`);
+    const values = rows.map((row) => ({
+      ...row, standing: standing(row), value: row[column], said: row[predicted], from: row[`${predicted}_low`], to: row[`${predicted}_high`],
+      label: (row[column] == null ? row.status : fixed(row[column])) + (isSpeed && row.in_best_set ? " · best" : "")
+        + (!isSpeed || short || row.percent_of_bound == null ? "" : ` · ${number(row.percent_of_bound)}% of its bound`),
+    }));
+    const x = { type: "quantitative", title: FIGURES[name][0].split(", ").pop() === "ms" ? "ms" : "tokens per second", scale: { domain: [0, end], nice: false }, axis: { grid: true, tickCount: short ? 4 : 6 } };
+    const y = { field: "layout", type: "nominal", sort, title: null, axis: { labelFontSize: 13, labelColor: "var(--ink)" } };
+    const tooltip = tips([["layout", "layout"], ["value", "measured"], ...isSpeed ? [["low", "from"], ["high", "to"]] : [], ["said", "predicted"], ["from", "predicted, from"], ["to", "predicted, to"],
+      ["starts", "starts"], ["runs", "runs"], ...isSpeed ? [["standing", "against the best mean"], ["percent_of_bound", "% of bound"], ["bound", "bound"], ["bound_source", "bound from"]] : []]);
+    const height = bandHeight(rows.length, short ? 50 : 40, short ? 210 : 320), step = height / Math.max(1, rows.length);
+    const below = short ? Math.min(14, .32 * step) : 0;
+    return {
+      description: `${FIGURES[name][0]} of each layout, as measured${short ? " and as predicted" : ""}`, height, data: { values },
+      padding: { right: 8, left: 4, top: 8, bottom: 4 }, encoding: { y, tooltip },
+      layer: [
+        { mark: { type: "bar", height: Math.min(18, .42 * step) }, encoding: { x: { ...x, field: "value" }, color: layoutColour } },
+        ...isSpeed ? [{ transform: [{ filter: "isValid(datum.low)" }], mark: { type: "rule", clip: true, stroke: "var(--interval)", strokeWidth: Math.min(8, .2 * step), opacity: .9 },
+          encoding: { x: { ...x, field: "low" }, x2: { field: "high" } } }] : [],
+        { transform: [{ filter: "isValid(datum.from)" }], mark: { type: "rule", clip: true, yOffset: below, stroke: "var(--ink-2)", strokeWidth: 1.6 }, encoding: { x: { ...x, field: "from" }, x2: { field: "to" } } },
+        { transform: [{ filter: "isValid(datum.said)" }], mark: { type: "point", clip: true, shape: "diamond", size: Math.min(60, 1.6 * step), yOffset: below, stroke: "var(--ink-2)", fill: "var(--page)", strokeWidth: 1.6, opacity: 1 },
+          encoding: { x: { ...x, field: "said" } } },
+        ...isSpeed ? [{ transform: [{ filter: `isValid(datum.bound) && datum.bound <= ${end}` }], mark: { type: "tick", thickness: 2, size: Math.min(26, .62 * step), color: "var(--ink)", opacity: 1 }, encoding: { x: { ...x, field: "bound" } } }] : [],
+        { mark: { type: "text", align: "left", dx: 10, fontWeight: 600 }, encoding: { x: { ...x, datum: end }, text: { field: "label" } } },
+      ],
+    };
+  }
+
+  charts.concurrency = {
+    rows: ({ take }) => take(data.cells, true).filter((row) => row.throughput != null).map((row) => ({
+      ...named(row), tokens_per_second: row.throughput, low: row.low, high: row.high, best_run: row.best, starts: row.starts, runs: row.runs, in_best_set: row.in_best_set,
+    })),
+    key: layoutKey,
+    note: (rows) => !rows.length ? "" : rows.some((row) => row.low != null) ? "Strokes at the points: 95% interval of the mean." : "One start each, so there is no interval to draw.",
+    panels: (rows, width) => [{ spec: curves(rows, width) }],
+  };
 
   function curves(rows, width) {
     const values = [...new Set(rows.map((row) => row.concurrency))].sort((a, b) => a - b);
-    const height = tall(width, 380);
-    const top = highest(rows);
-    const measured = rows.filter((row) => row.tokens_per_second != null).map((row) => ({ ...row, standing: standing(row) })), names = present(measured);
+    const height = tall(width, 380), top = 1.04 * maximum(rows, "tokens_per_second", "high"), isWide = width >= 560;
+    const measured = rows.map((row) => ({ ...row, standing: standing(row) })), names = present(measured);
     const ends = names.map((name) => measured.filter((row) => row.layout === name).reduce((a, b) => b.concurrency > a.concurrency ? b : a));
     const places = spread(ends.map((row) => row.tokens_per_second / top * height), 15);
     const labels = ends.map((row, i) => ({ ...row, place: places[i] / height * top }));
-    const aside = (name) => 7 * (names.indexOf(name) - (names.length - 1) / 2); // px, so that intervals at one x stay apart
+    const aside = (name) => (isWide ? 7 : 2) * (names.indexOf(name) - (names.length - 1) / 2); // px, so that intervals at one x stay apart
     const x = {
       field: "concurrency", type: "quantitative", title: "requests in flight",
-      scale: { type: "log", base: 2, domain: [values[0], values[values.length - 1]], nice: false, padding: 4 * names.length },
+      scale: { type: "log", base: 2, domain: [values[0], values[values.length - 1]], nice: false, padding: isWide ? 4 * names.length : 10 },
       axis: { values, format: "d", labelOverlap: "greedy", grid: true },
     };
     const y = { field: "tokens_per_second", type: "quantitative", title: "tokens per second", scale: { domain: [0, top], nice: false }, axis: { tickCount: 6 } };
+    const tooltip = tips([["layout", "layout"], ["concurrency", "requests in flight"], ["tokens_per_second", "tokens/s"], ["low", "from"], ["high", "to"],
+      ["starts", "starts"], ["runs", "runs"], ["standing", "against the best mean"]]);
     return {
-      description: "Throughput in tokens per second against concurrency, a line per layout", height, padding: { right: labelRoom(order), left: 4, top: 8, bottom: 4 },
-      data: { values: measured },
-      encoding: { x },
+      description: "Throughput in tokens per second against concurrency, a line per layout", height, padding: { right: isWide ? labelRoom(names) : 12, left: 4, top: 8, bottom: 4 },
+      data: { values: measured }, encoding: { x },
       layer: [
         ...names.map((name) => ({
           transform: [{ filter: { field: "layout", equal: name } }, { filter: "isValid(datum.low)" }],
           mark: { type: "rule", clip: true, xOffset: aside(name), stroke: colour[name], strokeWidth: 6, opacity: .38 },
           encoding: { y: { ...y, field: "low" }, y2: { field: "high" } },
         })),
-        { data: { values: bounded(rows) }, mark: { type: "line", clip: true, strokeWidth: 1.2, strokeDash: [5, 4], opacity: .6 },
-          encoding: { y: { ...y, field: "bound" }, color: layoutColour } },
-        { data: { values: bounded(rows).filter((row) => row.bound <= top) }, mark: { type: "tick", orient: "horizontal", thickness: 2, size: 12, opacity: .8 },
-          encoding: { y: { ...y, field: "bound" }, color: layoutColour, tooltip: throughputTips } },
-        { mark: { type: "line", strokeWidth: 2 }, encoding: { y, color: layoutColour } },
-        { mark: { type: "point", filled: true, size: 70, opacity: 1 }, encoding: { y, color: layoutColour, shape: layoutShape, tooltip: throughputTips } },
-        { data: { values: labels }, mark: { type: "text", align: "left", dx: 12 + 4 * names.length, fontWeight: 600, fontSize: 13 },
-          encoding: { y: { ...y, field: "place" }, text: { field: "layout" }, color: layoutColour } },
-      ],
-    };
-  }
-
-  function bars(rows) {
-    const sort = [...rows].sort((a, b) => b.tokens_per_second - a.tokens_per_second).map((row) => row.layout);
-    const end = highest(rows);
-    const values = rows.map((row) => ({
-      ...row, standing: standing(row), end: Math.max(row.tokens_per_second || 0, row.high || 0),
-      label: (row.tokens_per_second == null ? row.status : number(row.tokens_per_second)) + (row.in_best_set ? " · best" : "")
-        + (row.percent_of_bound == null || state.bounds !== "shown" ? "" : ` · ${number(row.percent_of_bound)}% of its bound`),
-    }));
-    const x = { field: "tokens_per_second", type: "quantitative", title: "tokens per second", scale: { domain: [0, end], nice: false }, axis: { grid: true, tickCount: 6 } };
-    const y = { field: "layout", type: "nominal", sort, title: null, axis: { labelFontSize: 13, labelColor: "var(--ink)" } };
-    return {
-      description: "Throughput in tokens per second, a bar per layout", height: bandHeight(rows.length, 40), data: { values },
-      padding: { right: bounded(rows).length ? 210 : 100, left: 4, top: 8, bottom: 4 }, encoding: { y },
-      layer: [
-        { mark: { type: "bar", height: 20 }, encoding: { x, color: layoutColour, tooltip: throughputTips } },
-        { transform: [{ filter: "isValid(datum.low)" }], mark: { type: "rule", clip: true, stroke: "var(--interval)", strokeWidth: 9, opacity: .9 },
-          encoding: { x: { ...x, field: "low" }, x2: { field: "high" } } },
-        { data: { values: bounded(values).filter((row) => row.bound <= end) }, mark: { type: "tick", thickness: 2, size: 28, opacity: .8 },
-          encoding: { x: { ...x, field: "bound" }, color: layoutColour, tooltip: throughputTips } },
-        { mark: { type: "text", align: "left", dx: 8 }, encoding: { x: { ...x, field: "end" }, text: { field: "label" } } },
+        { mark: { type: "line", strokeWidth: 2 }, encoding: { y, ...layoutLine } },
+        { mark: { type: "point", size: 70, strokeWidth: 1.8, opacity: 1 }, encoding: { y, ...layoutPoint, tooltip } },
+        ...isWide ? [{ data: { values: labels }, mark: { type: "text", align: "left", dx: 12 + 4 * names.length, fontWeight: 600, fontSize: 13 },
+          encoding: { y: { ...y, field: "place" }, text: { field: "layout" }, color: layoutColour } }] : [],
       ],
     };
   }
 
   charts.tradeoff = {
     rows: ({ take }) => groups(take(data.cells, true).filter((row) => row.per_user != null && row.per_gpu != null)).flatMap(withFront),
-    note: (rows) => rows.length ? "The front is that of the layouts shown; point at a mark for its layout and concurrency." : "",
+    key: (rows) => [...layoutKey(rows), ["worth choosing", stroke("var(--ink-2)", "5 4", 1.5)]],
+    note: (rows) => !rows.length ? "" : "The dashed line is that of the layouts shown. "
+      + (labelled(rows, plotWidth).length ? "Numbers: requests in flight." : "Point at a mark for its layout and requests in flight: there is no room to name them all."),
     panels: (rows, width) => [{ spec: tradeoff(rows, width) }],
   };
 
@@ -225,49 +268,51 @@
     }));
   }
 
-  /** Labels where there is room for them, those that come first before those after them. box: px of the plot; points: in px. */
-  function placed(labels, points, box) {
-    const taken = points.map(([x, y]) => [x - 6, y - 6, x + 6, y + 6]);
+  /** Where the points lie in px, and the ends of both scales. */
+  function tradeoffBox(rows, width) {
+    const height = tall(width, 420), box = { width: width - 80, height };
+    const xEnd = 1.1 * maximum(rows, "tokens_per_second_per_user"), yEnd = 1.1 * maximum(rows, "tokens_per_second_per_gpu");
+    const at = (row) => [row.tokens_per_second_per_user / xEnd * box.width, (1 - row.tokens_per_second_per_gpu / yEnd) * height];
+    return { box, xEnd, yEnd, at };
+  }
+
+  /** A label at every point, or none at all where there is no room for one of them. */
+  function labelled(rows, width) {
+    const { box, at } = tradeoffBox(rows, width), taken = rows.map(at).map(([x, y]) => [x - 6, y - 6, x + 6, y + 6]);
     const meets = (a) => a[0] < 0 || a[1] < 0 || a[2] > box.width || a[3] > box.height
       || taken.some((b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3]);
-    return labels.flatMap((label) => {
-      const wide = 6.6 * label.text.length, [px, py] = label.at;
-      const spots = [[7, -19], [7, 5], [-7 - wide, -19], [-7 - wide, 5], [9, -7], [-9 - wide, -7]];
+    const out = [];
+    for (const row of rows) {
+      const text = String(row.concurrency), wide = 7.2 * text.length, [px, py] = at(row);
+      const spots = [[7, -19], [7, 5], [-7 - wide, -19], [-7 - wide, 5], [9, -7], [-9 - wide, -7], [-wide / 2, -22], [-wide / 2, 8]];
       const spot = spots.map(([dx, dy]) => [px + dx, py + dy, px + dx + wide, py + dy + 14]).find((area) => !meets(area));
       if (!spot) return [];
       taken.push(spot);
-      return [{ ...label, x: spot[0], y: (spot[1] + spot[3]) / 2 }];
-    });
+      out.push({ layout: row.layout, on_front: row.on_front, text, x: spot[0], y: (spot[1] + spot[3]) / 2 });
+    }
+    return out;
   }
 
   function tradeoff(rows, width) {
-    const axis = { grid: true, tickCount: 6 }, room = 1.1, height = tall(width, 420);
-    const xEnd = room * maximum(rows, "tokens_per_second_per_user"), yEnd = room * maximum(rows, "tokens_per_second_per_gpu");
-    const box = { width: width - 80, height };
-    const at = (row) => [row.tokens_per_second_per_user / xEnd * box.width, (1 - row.tokens_per_second_per_gpu / yEnd) * height];
-    const alone = present(rows).filter((name) => !rows.some((row) => row.layout === name && row.on_front))
-      .map((name) => rows.filter((row) => row.layout === name).reduce((a, b) => b.concurrency > a.concurrency ? b : a));
-    const labels = [...rows.filter((row) => row.on_front), ...alone]
-      .map((row) => ({ layout: row.layout, on_front: row.on_front, text: `${row.layout} · ${row.concurrency}`, at: at(row) }));
-    const values = placed(labels, rows.map(at), box).map((label) => ({ ...label, x: label.x / box.width * xEnd, y: (1 - label.y / height) * yEnd }));
+    const axis = { grid: true, tickCount: 6 }, { box, xEnd, yEnd } = tradeoffBox(rows, width);
+    const labels = labelled(rows, width).map((label) => ({ ...label, x: label.x / box.width * xEnd, y: (1 - label.y / box.height) * yEnd }));
     const x = { field: "tokens_per_second_per_user", type: "quantitative", title: width < 560 ? "tokens/s for one user (1000 / median TPOT)" : "tokens per second for one user (1000 / median TPOT in ms)",
       axis, scale: { domain: [0, xEnd], nice: false } };
     const y = { field: "tokens_per_second_per_gpu", type: "quantitative", title: "tokens per second and GPU",
       axis, scale: { domain: [0, yEnd], nice: false } };
-    const opacity = { condition: { test: "datum.on_front", value: 1 }, value: .32 };
+    const opacity = { condition: { test: "datum.on_front", value: 1 }, value: .45 };
     return {
-      description: "Tokens per second per user against tokens per second per GPU, with the Pareto front", height,
+      description: "Tokens per second per user against tokens per second per GPU, with the Pareto front", height: box.height,
       padding: { right: 12, left: 4, top: 8, bottom: 4 }, data: { values: rows }, encoding: { x, y },
       layer: [
-        { mark: { type: "line", strokeWidth: 1.5, opacity: .35 }, encoding: { color: layoutColour, order: { field: "concurrency" } } },
+        { mark: { type: "line", strokeWidth: 1.2, opacity: .4 }, encoding: { ...layoutLine, order: { field: "concurrency" } } },
         { transform: [{ filter: "datum.on_front" }], mark: { type: "line", interpolate: "linear", strokeDash: [5, 4], stroke: "var(--ink-2)", strokeWidth: 1.5 },
           encoding: { order: { field: "tokens_per_second_per_user" } } },
-        { mark: { type: "point", filled: true, size: 95 }, encoding: { color: layoutColour, shape: layoutShape, opacity,
+        { mark: { type: "point", size: 90, strokeWidth: 1.8 }, encoding: { ...layoutPoint, opacity,
           tooltip: tips([["layout", "layout"], ["concurrency", "requests in flight"], ["tokens_per_second_per_user", "tokens/s/user"],
             ["tokens_per_second_per_gpu", "tokens/s/GPU"], ["on_front", "on the front"]]) } },
-        { data: { values }, mark: { type: "text", align: "left", baseline: "middle" },
-          encoding: { x: { ...x, field: "x" }, y: { ...y, field: "y" }, text: { field: "text" }, color: layoutColour,
-            opacity: { condition: { test: "datum.on_front", value: 1 }, value: .6 } } },
+        { data: { values: labels }, mark: { type: "text", align: "left", baseline: "middle" },
+          encoding: { x: { ...x, field: "x" }, y: { ...y, field: "y" }, text: { field: "text" }, color: layoutColour } },
       ],
     };
   }
@@ -285,7 +330,7 @@
       run_comm_exposed_pct: row.comm, run_bubble_pct: row.bubble, rates: row.source, reasons: row.reasons.join("; "), parts: row.parts,
     })),
     hidden: ["parts"],
-    key: (rows) => costsOf(rows).map((part) => [COSTS[part][0], `var(--${COSTS[part][1]})`]),
+    key: (rows) => [...costsOf(rows).map((part) => [COSTS[part][0], box(`var(--${COSTS[part][1]})`)]), ["measured total", `<path d="M13 0V14" stroke="var(--ink)" stroke-width="3"/>`]],
     note(rows) {
       if (!rows.length) return "";
       const sources = [...new Set(rows.map((row) => row.rates).filter(Boolean))].map((name) => SOURCES[name] || name);
@@ -346,10 +391,10 @@
       ...row.comm[phase], parts: row.parts[phase], worst: row.worst[phase],
     }))),
     hidden: ["parts", "worst"],
-    key: (rows) => partsOf(rows).map((part) => [PARTS[part][0], `var(--${PARTS[part][1]})`]),
+    key: (rows) => partsOf(rows).map((part) => [PARTS[part][0], box(`var(--${PARTS[part][1]})`)]),
     note(rows) {
       if (!rows.length) return "";
-      const where = `${state.phase} at ${state.concurrency} concurrent`;
+      const where = `${state.phase === "decode" ? "Decode" : "Prefill"} at ${state.concurrency} concurrent`;
       const unseen = shown().filter((name) => !rows.some((row) => row.layout === name) && chosen(data.cells).some((row) => row.layout === name && row.throughput != null));
       const without = unseen.length ? ` Without ${unseen.join(", ")}: not taken apart; the reason is below the comparison.` : "";
       return sentence() + without;
@@ -410,8 +455,10 @@
     rows: ({ take }) => take(data.timeline).flatMap((cell) => cell.bars.map(([rank, step, kind, start, length]) => ({
       ...named(cell), rank, step, kind: cell.kinds[kind], start_us: start, end_us: start + length,
     }))),
-    key: (rows) => [...new Set(rows.map((row) => row.kind))].sort((a, b) => Object.keys(KINDS).indexOf(a) - Object.keys(KINDS).indexOf(b))
-      .map((kind) => [kind.replaceAll("_", "-"), `var(--${KINDS[kind] || "other"})`]),
+    key: (rows) => [
+      ...kindsOf(rows).map((kind) => [(KINDS[kind] || kind).replaceAll("_", "-"), box(`var(--${KINDS[kind] || "other"})`)]),
+      ["idle", box("var(--idle)")], ["not recorded", stroke("var(--ink-3)", "1 4", 1.5)],
+    ],
     note: () => {
       const cut = chosen(data.timeline).filter((cell) => cell.cut).map((cell) => cell.layout);
       const crowded = chosen(data.timeline).some((cell) => tooClose(cell));
@@ -421,6 +468,8 @@
     panels: (rows) => [{ spec: gantt(rows) }],
   };
 
+  const kindsOf = (rows) => [...new Set(rows.map((row) => row.kind))].sort((a, b) => Object.keys(KINDS).indexOf(a) - Object.keys(KINDS).indexOf(b));
+
   /** Whether most bars of a layout are narrower than a pixel or so. */
   function tooClose(cell) {
     const longest = Math.max(...chosen(data.timeline).flatMap((one) => one.bars.map(([, , , start, length]) => start + length)));
@@ -428,24 +477,33 @@
     return short > cell.bars.length / 3;
   }
 
+  /** A row per rank. What lies between the first and the last call that were recorded of it is idle where nothing ran;
+      nothing is known of what lies outside. */
   function gantt(rows) {
-    const end = maximum(rows, "end_us") / 1e3 * Number(state.zoom);
-    const kinds = [...new Set(rows.map((row) => row.kind))];
+    const end = maximum(rows, "end_us") / 1e3 * Number(state.zoom), kinds = kindsOf(rows);
+    const named = (row) => `${row.layout} · rank ${row.rank}`, window = new Map();
+    for (const row of rows) {
+      const [from, to] = window.get(named(row)) || [Infinity, 0];
+      window.set(named(row), [Math.min(from, row.start_us / 1e3), Math.max(to, row.end_us / 1e3)]);
+    }
+    const recorded = [...window].map(([row, [from, to]]) => ({ row, start: Math.min(end, from), end: Math.min(end, to), kind: "idle" }));
+    const unknown = recorded.flatMap((one) => [{ row: one.row, start: 0, end: one.start }, { row: one.row, start: one.end, end }]).filter((one) => one.end - one.start > end / 500);
     const values = rows.filter((row) => row.start_us / 1e3 <= end)
-      .map((row) => ({ ...row, row: `${row.layout} · rank ${row.rank}`, start: row.start_us / 1e3, end: Math.min(end, row.end_us / 1e3), us: row.end_us - row.start_us }));
+      .map((row) => ({ ...row, row: named(row), start: row.start_us / 1e3, end: Math.min(end, row.end_us / 1e3), us: row.end_us - row.start_us }));
     const sort = order.flatMap((layout) => [...new Set(rows.filter((row) => row.layout === layout).map((row) => row.rank))]
       .sort((a, b) => a - b).map((rank) => `${layout} · rank ${rank}`));
+    const x = { field: "start", type: "quantitative", title: "milliseconds from the first call recorded of a layout", scale: { domain: [0, end], nice: false }, axis: { grid: true, tickCount: 8 } };
     return {
       description: "What each rank does over a few steps", height: rowHeight(sort.length), data: { values },
       padding: { right: 12, left: 4, top: 4, bottom: 4 },
-      mark: { type: "bar" },
-      encoding: {
-        y: { field: "row", type: "nominal", sort, title: null, scale: { paddingInner: .3, paddingOuter: .1 }, axis: { labelColor: "var(--ink)", labelLimit: 260 } },
-        x: { field: "start", type: "quantitative", title: "milliseconds", scale: { domain: [0, end], nice: false }, axis: { grid: true, tickCount: 8 } },
-        x2: { field: "end" },
-        color: { field: "kind", type: "nominal", legend: null, scale: { domain: kinds, range: kinds.map((kind) => `var(--${KINDS[kind] || "other"})`) } },
-        tooltip: tips([["row", "rank"], ["kind", "kind"], ["step", "step"], ["start", "from, ms"], ["us", "length, µs"]]),
-      },
+      encoding: { y: { field: "row", type: "nominal", sort, title: null, scale: { domain: sort, paddingInner: .3, paddingOuter: .1 }, axis: { labelColor: "var(--ink)", labelLimit: 260 } } },
+      layer: [
+        { data: { values: unknown }, mark: { type: "rule", stroke: "var(--ink-3)", strokeDash: [1, 4], strokeWidth: 1.5 }, encoding: { x, x2: { field: "end" } } },
+        { data: { values: recorded }, mark: { type: "bar", color: "var(--idle)" }, encoding: { x, x2: { field: "end" }, tooltip: tips([["row", "rank"], ["kind", "kind"]]) } },
+        { mark: { type: "bar" }, encoding: { x, x2: { field: "end" },
+          color: { field: "kind", type: "nominal", legend: null, scale: { domain: kinds, range: kinds.map((kind) => `var(--${KINDS[kind] || "other"})`) } },
+          tooltip: tips([["row", "rank"], ["kind", "kind"], ["step", "step"], ["start", "from, ms"], ["us", "length, µs"]]) } },
+      ],
     };
   }
 
@@ -454,6 +512,7 @@
       ...named(row), latency: row.metric, percentile, ms, requests: row.requests,
     }))),
     columns: "three",
+    key: (rows) => state.latency === "bars" ? [] : present(rows).map((name) => [name, stroke(colour[name], look[name].dash)]),
     note: (rows) => rows.length ? `At ${state.concurrency} concurrent, requests of all runs together.` : "",
     panels: (rows, width) => Object.keys(LATENCIES).filter((name) => rows.some((row) => row.latency === name)).map((name) => ({
       title: LATENCIES[name],
@@ -470,14 +529,15 @@
     const x = { field: "p50", type: "quantitative", title: "ms", scale: { domain: [0, 1.25 * maximum(values, "p99")], nice: false }, axis: { grid: true, tickCount: 4 } };
     const y = { field: "layout", type: "nominal", sort: order, title: null, axis: { labelColor: "var(--ink)", labelFontSize: 13 } };
     const tooltip = tips([["layout", "layout"], ["p50", "median, ms"], ["p25", "25%, ms"], ["p75", "75%, ms"], ["p99", "99%, ms"], ["requests", "requests"]]);
+    const height = bandHeight(names.length, 46, 210), step = height / names.length;
     return {
-      description: "Latency by layout: median, quartiles and 1st to 99th percentile", height: bandHeight(names.length, 46), data: { values }, encoding: { y, tooltip },
+      description: "Latency by layout: median, quartiles and 1st to 99th percentile", height, data: { values }, encoding: { y, tooltip },
       padding: { right: 12, left: 4, top: 4, bottom: 4 },
       layer: [
         { mark: { type: "rule", strokeWidth: 2 }, encoding: { x: { ...x, field: "p1" }, x2: { field: "p99" }, color: layoutColour } },
-        { mark: { type: "rule", strokeWidth: 11, opacity: .55 }, encoding: { x: { ...x, field: "p25" }, x2: { field: "p75" }, color: layoutColour } },
-        { mark: { type: "tick", thickness: 3, height: 18 }, encoding: { x, color: layoutColour } },
-        { mark: { type: "text", dy: -16 }, encoding: { x, text: { field: "label" } } },
+        { mark: { type: "rule", strokeWidth: Math.min(11, .24 * step), opacity: .55 }, encoding: { x: { ...x, field: "p25" }, x2: { field: "p75" }, color: layoutColour } },
+        { mark: { type: "tick", thickness: 3, height: Math.min(18, .42 * step) }, encoding: { x, color: layoutColour } },
+        { mark: { type: "text", dy: -Math.min(16, .42 * step), fontSize: step < 32 ? 10 : 12 }, encoding: { x, text: { field: "label" } } },
       ],
     };
   }
@@ -489,41 +549,44 @@
       mark: { type: "line", strokeWidth: 2, interpolate: "step-after" },
       encoding: {
         x: { field: "ms", type: "quantitative", title: "ms", scale: { zero: true, nice: false }, axis: { grid: true, tickCount: 4 } },
-        y: { field: "share", type: "quantitative", title: "% of requests", axis: { tickCount: 5 } }, color: layoutColour, order: { field: "percentile" },
+        y: { field: "share", type: "quantitative", title: "% of requests", axis: { tickCount: 5 } }, ...layoutLine, order: { field: "percentile" },
       },
     };
   }
 
-  const HELD = { weight: ["weights", "compute"], kv: ["KV cache", "kv"], rest: ["the rest of the peak", "gap"] };
+  const HELD = { weight: ["weights", "weights"], kv: ["KV cache", "kv"], rest: ["the rest of the peak", "gap"], whole: ["a peak that is not taken apart", "outside"] };
   charts.memory = {
     rows: ({ take }) => take(data.memory).map((row) => ({
       ...named(row), rank: row.rank, weights_gb: row.weight, kv_gb: row.kv, rest_gb: row.rest, peak_gb: row.peak,
     })),
-    key: () => held().map((name) => [heldName(name), heldColour(name)]),
-    note: (rows) => rows.length && data.capacity_gb ? `Dashed: the ${number(data.capacity_gb)} GB of one GPU.` : "",
-    panels: () => [{ spec: held_bars(chosen(data.memory)) }],
+    key: () => [
+      ...held().map((name) => [HELD[name][0], box(`var(--${HELD[name][1]})`)]),
+      ...data.capacity_gb ? [[`the ${number(data.capacity_gb)} GB of a GPU`, stroke("var(--ink-2)", "5 4", 1.5)]] : [],
+    ],
+    note: () => held().includes("whole") && held().length > 1 ? "A peak is not taken apart where the engine reports more weights and KV cache than the rank ever held, or neither." : "",
+    panels: () => [{ spec: heldBars(chosen(data.memory)) }],
   };
-  const held = () => Object.keys(HELD).filter((name) => chosen(data.memory).some((row) => row[name]));
-  const heldColour = (name) => `var(--${held().length === 1 ? "compute" : HELD[name][1]})`;
-  const heldName = (name) => name === "rest" && held().length === 1 ? "peak" : HELD[name][0];
+  /** What a rank held, as parts of its peak: they end at it. */
+  const partsHeld = (row) => row.weight == null && row.kv == null ? { whole: row.peak } : { weight: row.weight, kv: row.kv, rest: row.rest };
+  const held = () => Object.keys(HELD).filter((name) => chosen(data.memory).some((row) => partsHeld(row)[name]));
 
-  function held_bars(rows) {
+  function heldBars(rows) {
+    const names = held();
     const values = rows.flatMap((row) => {
       let from = 0;
-      return held().map((name) => ({
-        row: `${row.layout} · rank ${row.rank}`, name, what: heldName(name), from, to: (from += row[name] || 0), gb: row[name], peak: row.peak,
+      return Object.entries(partsHeld(row)).filter(([, gb]) => gb).map(([name, gb]) => ({
+        row: `${row.layout} · rank ${row.rank}`, name, what: HELD[name][0], from, to: (from += gb), gb, peak: row.peak,
       }));
     });
     const sort = order.flatMap((layout) => rows.filter((row) => row.layout === layout).map((row) => `${layout} · rank ${row.rank}`));
     const ends = rows.map((row) => ({ row: `${row.layout} · rank ${row.rank}`, to: row.peak, label: `${number(row.peak)} GB` }));
     const x = { field: "from", type: "quantitative", title: "GB", scale: { domain: [0, 1.04 * Math.max(data.capacity_gb || 0, 1.1 * maximum(rows, "peak"))], nice: false }, axis: { grid: true, tickCount: 6 } };
-    const names = held();
     return {
       description: "Peak memory of each rank", height: rowHeight(sort.length), data: { values },
       padding: { right: 12, left: 4, top: 4, bottom: 4 },
       encoding: { y: { field: "row", type: "nominal", sort, title: null, scale: { paddingInner: .35, paddingOuter: .1 }, axis: { labelColor: "var(--ink)", labelLimit: 260 } } },
       layer: [
-        { mark: "bar", encoding: { x, x2: { field: "to" }, color: { field: "name", type: "nominal", legend: null, scale: { domain: names, range: names.map(heldColour) } },
+        { mark: "bar", encoding: { x, x2: { field: "to" }, color: { field: "name", type: "nominal", legend: null, scale: { domain: names, range: names.map((name) => `var(--${HELD[name][1]})`) } },
           tooltip: tips([["row", "rank"], ["what", "held by"], ["gb", "GB"], ["peak", "peak, GB"]]) } },
         { data: { values: ends }, mark: { type: "text", align: "left", dx: 6 }, encoding: { x: { ...x, field: "to" }, text: { field: "label" } } },
         ...(data.capacity_gb ? [{ data: { values: [{ gb: data.capacity_gb }] }, mark: { type: "rule", strokeDash: [5, 4] }, encoding: { x: { ...x, field: "gb" }, y: null } }] : []),
@@ -536,6 +599,7 @@
       ...named(row), gauge: row.gauge, unit: row.unit, second, mean: row.mean[i], low: row.low[i], high: row.high[i],
     }))),
     columns: "two",
+    key: (rows) => present(rows).map((name) => [name, stroke(colour[name], look[name].dash)]),
     note: (rows) => rows.length ? `At ${state.concurrency} concurrent, one run of each layout.` : "",
     panels: (rows) => [...new Set(rows.map((row) => row.gauge))].map((gauge) => over_time(gauge, rows.filter((row) => row.gauge === gauge))),
   };
@@ -544,43 +608,48 @@
     const x = { field: "second", type: "quantitative", title: "seconds", scale: { nice: false }, axis: { tickCount: 6 } };
     const y = { field: "mean", type: "quantitative", title: rows[0].unit, axis: { tickCount: 4 }, scale: { zero: true } };
     return { title: gauge, spec: {
-      description: `${gauge} over the time of a run, a line per layout`, height: 180, data: { values: rows }, padding: { right: 12, left: 4, top: 8, bottom: 4 },
+      description: `${gauge} over the time of a run, a line per layout`, height: paper ? 130 : 180, data: { values: rows }, padding: { right: 12, left: 4, top: 8, bottom: 4 },
       encoding: { x, color: layoutColour },
       layer: [
-        { mark: { type: "area", opacity: .18 }, encoding: { y: { ...y, field: "low" }, y2: { field: "high" } } },
-        { mark: { type: "line", strokeWidth: 1.8 }, encoding: { y, tooltip: tips([["layout", "layout"], ["second", "second"], ["mean", "mean"], ["low", "least"], ["high", "greatest"]]) } },
+        { mark: { type: "area", opacity: .12 }, encoding: { y: { ...y, field: "low" }, y2: { field: "high" } } },
+        { mark: { type: "line", strokeWidth: 1.8 }, encoding: { y, strokeDash: layoutDash, tooltip: tips([["layout", "layout"], ["second", "second"], ["mean", "mean"], ["low", "least"], ["high", "greatest"]]) } },
       ],
     } };
   }
 
   // -- drawing -------------------------------------------------------------------------------------------------
 
-  const element = (tag, className, text) => Object.assign(document.createElement(tag), { className: className || "", textContent: text || "" });
+  const chartOf = (id) => document.querySelector(`[data-chart="${id}"]`);
   const drawn = {};
   const PAPER = 690, COLUMNS = { two: 2, three: 3 }; // px between the margins of A4
-  let paper = 0;
+  let paper = 0, plotWidth = 0;
 
   function draw(id) {
     const chart = charts[id];
     if (!chart) return;
-    const target = document.querySelector(`[data-chart="${id}"]`);
+    const target = chartOf(id);
     const rows = chart.rows(CHOSEN);
+    plotWidth = paper || target.clientWidth;
     (drawn[id] || []).forEach((view) => view.finalize());
     drawn[id] = [];
     target.replaceChildren();
-    target.className = `panels ${chart.columns || ""}`;
+    const asked = typeof chart.columns === "function" ? chart.columns(rows) : chart.columns;
+    const columns = paper && asked === "three" ? "two" : asked;
+    target.className = `panels ${columns || ""}`;
     document.querySelector(`[data-note="${id}"]`).textContent = chart.note ? chart.note(rows) : "";
-    document.querySelector(`[data-figures="${id}"]`).replaceChildren(...chart.table && rows.length ? [tableOf(chart.table(rows))] : []);
+    const figures = document.querySelector(`[data-figures="${id}"]`);
+    figures.replaceChildren(...chart.table && rows.length ? [tableOf(chart.table(rows))] : []);
+    page.ready(figures);
     if (!rows.length) {
       target.className = "panels";
       target.append(element("p", "empty", "Nothing was recorded for this choice."));
       return;
     }
     if (chart.key) target.append(legend(chart.key(rows)));
-    for (const { title, spec } of chart.panels(rows, paper || target.clientWidth)) {
+    for (const { title, spec } of chart.panels(rows, plotWidth)) {
       const panel = target.appendChild(element("div", "panel"));
       if (title) panel.append(element("h3", "", title));
-      drawn[id].push(embed(panel.appendChild(element("div", "plot")), spec, paper && paper / (COLUMNS[chart.columns] || 1) - 20));
+      drawn[id].push(embed(panel.appendChild(element("div", "plot")), spec, paper && paper / (COLUMNS[columns] || 1) - 20));
     }
     target.dataset.drawn = rows.length;
   }
@@ -593,37 +662,6 @@
     const rows = table.createTBody();
     for (const texts of body) add(rows.insertRow(), "td", texts);
     return table;
-  }
-
-  function legend(pairs) {
-    const list = element("ul", "key");
-    for (const [name, fill] of pairs) {
-      const item = list.appendChild(element("li"));
-      item.append(element("i"), name);
-      item.firstChild.style.setProperty("--c", fill);
-    }
-    return list;
-  }
-
-  function embed(container, spec, width) {
-    const sized = { $schema: "https://vega.github.io/schema/vega-lite/v5.json", width: width || container.clientWidth, autosize: { type: "fit", contains: "padding" }, ...spec };
-    const { spec: compiled } = vegaLite.compile({ ...sized, height: spec.height + 56 }, { config: CONFIG });
-    const view = new vega.View(vega.parse(compiled), { renderer: "svg", container, hover: true }).tooltip(tip);
-    return view.run();
-  }
-
-  const box = document.getElementById("tip");
-  function tip(_, event, item, value) {
-    box.hidden = value == null;
-    if (box.hidden) return;
-    box.replaceChildren(...Object.entries(value).filter(([, text]) => text != null && text !== "null").map(([name, text]) => {
-      const line = element("div");
-      line.append(element("span", "", name), element("b", "", isFinite(text) && text !== "" ? number(Number(text)) : String(text)));
-      return line;
-    }));
-    const { width, height } = box.getBoundingClientRect();
-    box.style.left = `${Math.max(8, Math.min(event.clientX + 14, innerWidth - width - 8))}px`;
-    box.style.top = `${event.clientY + 14 + height > innerHeight ? event.clientY - height - 14 : event.clientY + 14}px`;
   }
 
   /** Those in sight at once, the others one by one while the page is idle. */
@@ -641,12 +679,17 @@
   }
   const idle = (task) => window.requestIdleCallback ? requestIdleCallback(task, { timeout: 200 }) : setTimeout(task, 10);
   function next() {
-    if (waiting.length) { draw(waiting.shift()); idle(next); } else document.body.dataset.ready = "yes";
+    if (waiting.length) { draw(waiting.shift()); idle(next); } else if (!document.body.dataset.ready) begun();
   }
   function print(on) {
     paper = on ? PAPER : 0;
     waiting = [];
     if (on) Object.keys(charts).forEach(draw); else drawAll();
+  }
+
+  function begun() {
+    page.arrive();
+    document.body.dataset.ready = "yes";
   }
 
   /** The table and the sentences follow the choice. */
@@ -655,7 +698,7 @@
     for (const part of document.querySelectorAll("[data-experiment]")) {
       part.hidden = part.dataset.experiment !== state.experiment || part.dataset.scenario !== state.scenario;
     }
-    for (const part of document.querySelectorAll(".words, .at")) {
+    for (const part of document.querySelectorAll("[data-concurrency].words, .at")) {
       part.hidden = Number(part.dataset.concurrency) !== state.concurrency || part.matches(".at") && part.hidden;
     }
     for (const row of document.querySelectorAll("tr[data-layout]")) row.hidden = !layouts.has(row.dataset.layout);
@@ -666,60 +709,20 @@
     const all = shown().filter((name) => data.cells.some((cell) => cell.experiment === state.experiment && cell.layout === name)).join(", ");
     document.getElementById("chosen").textContent = `${experiment().label} · ${scenario().label} · ${state.concurrency} concurrent · ${all}`;
     for (const id of ["cost", "timeline", "telemetry", "memory"]) document.getElementById(id).hidden = !data[id].length;
+    for (const part of document.querySelectorAll("#concurrency, .sweeps")) part.hidden = scenario().concurrencies.length < 2;
+    page.contents();
   }
 
   // -- downloads -----------------------------------------------------------------------------------------------
 
-  function save(name, text, type) {
-    const link = element("a");
-    link.href = URL.createObjectURL(new Blob([text], { type }));
-    link.download = name;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-  }
-
-  const quoted = (value) => /[",\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value;
-  /** A text that a spreadsheet would compute gets an apostrophe in front; a number is a number. */
-  const cell = (value) => typeof value === "string" && /^[=+\-@\t\r]/.test(value) && isNaN(value) ? `'${value}` : String(value ?? "");
-  const line = (values) => values.map((value) => quoted(cell(value))).join(",");
-
   /** What is shown of a chart or a table; everything there is with `whole`. */
   function csv(id, whole) {
-    if (data.tables[id] && (whole || id !== "comparison")) return [data.tables[id].columns, ...data.tables[id].rows].map(line).join("\n") + "\n";
-    if (id === "comparison") return tableCsv();
+    if (data.tables[id] && (whole || id !== "comparison")) return page.csv([data.tables[id].columns, ...data.tables[id].rows]);
+    if (id === "comparison") return page.csv(page.rowsOf(document.querySelector("#comparison table"), { concurrency: (row) => row.parentElement.dataset.concurrency }));
     const hidden = new Set(charts[id].hidden);
     const rows = charts[id].rows(whole ? WHOLE : CHOSEN);
     const names = [...new Set(rows.flatMap(Object.keys))].filter((name) => !hidden.has(name));
-    return [line(names), ...rows.map((row) => line(names.map((name) => row[name])))].join("\n") + "\n";
-  }
-
-  function tableCsv() {
-    const rows = [...document.querySelectorAll("#comparison tbody:not([hidden]) tr[data-layout]:not([hidden]):not(.aside)")];
-    const columns = [...document.querySelectorAll("#comparison thead th")];
-    const head = ["concurrency", ...columns.flatMap((cell) => [cell.textContent, ...cell.dataset.below ? [cell.dataset.below] : []])];
-    const texts = (cell, i) => {
-      const below = cell.querySelector("small")?.textContent ?? "";
-      const text = cell.textContent.slice(0, cell.textContent.length - below.length).trim().replace(/^–$/, "");
-      return columns[i]?.dataset.below ? [text, below.replace(/^(of |p99 |±)| prefill$/g, "")] : [text];
-    };
-    const body = rows.map((row) => [row.parentElement.dataset.concurrency, ...[...row.children].flatMap(texts)]);
-    return [head, ...body].map(line).join("\n") + "\n";
-  }
-
-  /** The drawings of a chart one below the other, with today's colours in place of the variables. */
-  function svg(id) {
-    const style = getComputedStyle(document.documentElement);
-    const resolve = (text) => text.replace(/var\((--[\w-]+)\)/g, (_, name) => style.getPropertyValue(name).trim());
-    const parts = [...document.querySelectorAll(`[data-chart="${id}"] svg`)];
-    const width = Math.max(...parts.map((part) => part.viewBox.baseVal.width));
-    let height = 0;
-    const body = parts.map((part) => {
-      const copy = part.cloneNode(true);
-      copy.setAttribute("y", height);
-      height += part.viewBox.baseVal.height + 12;
-      return new XMLSerializer().serializeToString(copy);
-    });
-    return resolve(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}"><rect width="100%" height="100%" fill="var(--page)"/>${body.join("")}</svg>`);
+    return page.csv([names, ...rows.map((row) => names.map((name) => row[name]))]);
   }
 
   // -- begin ---------------------------------------------------------------------------------------------------
@@ -731,18 +734,22 @@
     clearTimeout(timer);
     timer = setTimeout(drawAll, 150);
   };
+  for (const chip of document.querySelectorAll(".chip i")) chip.innerHTML = glyph(lookOf(chip.dataset.layout));
+  page.ready();
+  recall();
   fillAll();
+  recallLocal();
   document.addEventListener("change", choose);
   document.querySelector(".bar").addEventListener("submit", (event) => event.preventDefault());
   document.addEventListener("click", ({ target }) => {
     const { csv: table, all: whole, svg: picture } = target.dataset;
-    if (table) save(`${table}.csv`, csv(table), "text/csv");
-    if (whole) save(`${whole}-all.csv`, csv(whole, true), "text/csv");
-    if (picture) save(`${picture}.svg`, svg(picture), "image/svg+xml");
+    if (table) page.save(`${table}.csv`, csv(table), "text/csv");
+    if (whole) page.save(`${whole}-all.csv`, csv(whole, true), "text/csv");
+    if (picture) page.save(`${picture}.svg`, svg(chartOf(picture)), "image/svg+xml");
   });
   window.addEventListener("resize", onWidth);
   window.addEventListener("beforeprint", () => print(true));
   window.addEventListener("afterprint", () => print(false));
-  if (data.experiments.length) drawAll(); else document.body.dataset.ready = "yes";
-  window.report = { csv, svg, state }; // for tests
+  if (data.experiments.length) drawAll(); else begun();
+  window.report = { csv, svg: (id) => svg(chartOf(id)), state }; // for tests
 })();

@@ -84,7 +84,8 @@
         { data: { values: links }, mark: { type: "text", angle: 270, align: "left", baseline: "bottom", dx: 4, dy: -2, fontSize: 11, fill: "var(--ink-3)" }, encoding: { y: { value: "height" }, text: { field: "name" } } },
         { data: { values: points }, mark: { type: "line", strokeWidth: 2.5 }, encoding: {
           y: { field: "speed", type: "quantitative", scale: { zero: true }, axis: { title: "output tokens/s", tickCount: 5 } },
-          color: { field: "layout", type: "nominal", scale: { domain: [row.first, row.second], range: ["var(--layout-0)", "var(--layout-1)"] }, legend: { title: null, orient: "top", labelColor: "var(--ink)", symbolType: "stroke" } },
+          color: { field: "layout", type: "nominal", scale: { domain: [row.first, row.second], range: row.colours.map((name) => `var(--${name})`) }, legend: { title: null, orient: "top", labelColor: "var(--ink)", symbolType: "stroke" } },
+          strokeDash: { field: "layout", type: "nominal", scale: { domain: [row.first, row.second], range: [[1, 0], [2, 3]] } },
         } },
         { data: { values: row.bandwidth ? [{ bandwidth: row.bandwidth / 1e9 }] : [] }, mark: { type: "rule", stroke: "var(--ink)", strokeDash: [5, 4] } },
       ],

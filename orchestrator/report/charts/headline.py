@@ -1,0 +1,125 @@
+"""What results say in one sentence: which layout to use, under which loads, and how sure that
+is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from orchestrator.analysis.comparing.best import Best
+from orchestrator.analysis.comparing.compare import Comparison
+from orchestrator.analysis.comparing.metrics import THROUGHPUT
+from orchestrator.analysis.comparing.rounds import load_of
+from orchestrator.analysis.comparing.verdicts import Verdict
+from workers.rows import grouped
+
+# Confidence -> who is ahead, and how sure that is.
+LEADS = {
+    "shown": "{names} makes the most tokens per second at {where}{ahead}",
+    "equal": "{names} make the most tokens per second at {where}",
+    "mean": "{names} makes the most tokens per second at {where}{ahead}",
+    "none": "no layout is ahead of all others at {where}",
+}
+SURE = {
+    "shown": "shown at 95% confidence over {rounds} rounds of starts",
+    "equal": "not told apart at 95% confidence over {rounds} rounds of starts",
+    "mean": "by the means alone, which shows nothing yet: {why}",
+    "none": "each is beaten in the rounds that it shares with another, or lacks figures",
+}
+ONCE = "each layout was started once"
+APART = "too few of their starts are of the same rounds"
+WEAKEST_FIRST = ("none", "mean", "equal", "shown")
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """The verdict on one scenario of an experiment. confidence: how sure it is, in a word, which
+    the style sheet has a colour for: shown, equal, mean or none."""
+
+    experiment: str
+    scenario: str
+    sentence: str
+    confidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Who is ahead under one load, and by how much of the next. rounds: of starts, behind that.
+    starts: of the layout that has the most."""
+
+    concurrency: int
+    names: Sequence[str]
+    confidence: str
+    ratio: float | None
+    rounds: int
+    starts: int
+
+
+def headlines(
+    comparison: Iterable[Comparison], best: Iterable[Best], verdicts: Iterable[Verdict]
+) -> list[Headline]:
+    """One for each scenario of which two layouts or more have a result."""
+    cells = grouped(comparison, lambda one: load_of(one.cell))
+    starts = {load: max(one.num_starts for one in mine) for load, mine in cells.items()}
+    pairs = grouped((one for one in verdicts if _is_speed(one)), lambda one: one.load)
+    contested = (one for one in best if _is_speed(one) and one.load in pairs)
+    scenarios = grouped(contested, lambda one: (one.experiment, one.scenario))
+    return [
+        _headline(*where, [_standing(one, pairs[one.load][0], starts[one.load]) for one in mine])
+        for where, mine in scenarios.items()
+    ]
+
+
+def _is_speed(one: Best | Verdict) -> bool:
+    return one.metric == THROUGHPUT.column
+
+
+def _standing(one: Best, first: Verdict, starts: int) -> Standing:
+    names, confidence = one.layouts or (), "none"
+    if one.layouts is not None:
+        confidence = "shown" if len(one.layouts) == 1 else "equal"
+    elif one.leader is not None:
+        names, confidence = (one.leader,), "mean"
+    return Standing(one.max_concurrency, names, confidence, first.ratio, first.rounds, starts)
+
+
+def _headline(experiment: str, scenario: str, found: Sequence[Standing]) -> Headline:
+    ordered = sorted(found, key=lambda one: one.concurrency)
+    alike = grouped(ordered, lambda one: (one.confidence, tuple(one.names)))
+    by_confidence = grouped(alike.values(), lambda mine: mine[0].confidence)
+    said = [
+        f"{'; '.join(_lead(mine, len(alike) == 1) for mine in groups)}: {_sure(groups)}"
+        for groups in by_confidence.values()
+    ]
+    weakest = next(name for name in WEAKEST_FIRST if name in by_confidence)
+    return Headline(experiment, scenario, f"{'. '.join(said)}.", weakest)
+
+
+def _lead(mine: Sequence[Standing], is_all: bool) -> str:
+    loads = listed([str(one.concurrency) for one in mine])
+    where = (
+        f"every load ({loads} concurrent)" if is_all and len(mine) > 1 else f"{loads} concurrent"
+    )
+    names = listed(mine[0].names)
+    return LEADS[mine[0].confidence].format(names=names, where=where, ahead=_ahead(mine))
+
+
+def _ahead(mine: Sequence[Standing]) -> str:
+    """How far the first is ahead of the next, over these loads."""
+    ratios = sorted(one.ratio for one in mine if one.ratio is not None)
+    if not ratios:
+        return ""
+    low, high = (f"{ratio:.2f}" for ratio in (ratios[0], ratios[-1]))
+    return f", {low}x the next" if low == high else f", {low}x to {high}x the next"
+
+
+def _sure(groups: Sequence[Sequence[Standing]]) -> str:
+    """How sure that is of loads with the same confidence."""
+    every = [one for mine in groups for one in mine]
+    why = ONCE if max(one.starts for one in every) == 1 else APART
+    return SURE[every[0].confidence].format(rounds=min(one.rounds for one in every), why=why)
+
+
+def listed(names: Sequence[str]) -> str:
+    """In words: a, b and c."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

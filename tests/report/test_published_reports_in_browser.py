@@ -1,0 +1,92 @@
+"""Every published report opens whole, in a browser without a network."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import Chromium
+from pages import data_of
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+REPORTS = sorted(RESULTS.rglob("report.html"))
+PAPER_WIDTH, PAPER_HEIGHT = 688, 950  # px between margins of 14 mm: of A4, and of Letter
+THOUSANDS = re.compile(r'"\d{1,3}(,\d{3})+(\.\d+)?"')
+
+
+def expected(data: dict[str, Any]) -> dict[str, int]:
+    """Chart -> how many rows of its data there are, over all loads."""
+    cells = data["cells"]
+    measured = [cell for cell in cells if cell["throughput"] is not None]
+    both = [cell for cell in cells if None not in (cell["per_user"], cell["per_gpu"])]
+    return {
+        "cost": len(data["cost"]),
+        "throughput": sum(cell in measured or cell["bound"] is not None for cell in cells),
+        "concurrency": len(measured),
+        "tradeoff": len(both),
+        "step": sum(len(cell["parts"]) for cell in cells),
+        "timeline": sum(len(one["bars"]) for one in data["timeline"]),
+        "latencies": sum(len(one["q"]) for one in data["latencies"]),
+        "memory": len(data["memory"]),
+        "telemetry": sum(len(one["s"]) for one in data["telemetry"]),
+    }
+
+
+def test_there_are_published_reports() -> None:
+    assert len(REPORTS) > 5
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: str(path.parent.relative_to(RESULTS)))
+def test_a_published_report_draws_every_row_without_a_complaint(
+    chromium: Chromium, path: Path
+) -> None:
+    data = data_of(path)
+    chromium.open(path)
+    for chart, rows in expected(data).items():
+        text = chromium.evaluate(f"report.csv('{chart}', true)")
+        assert len(list(csv.DictReader(io.StringIO(text)))) == rows, chart
+        shown = chromium.evaluate(f"report.csv('{chart}')")
+        drawn = f"document.querySelector('[data-chart={chart}]').dataset.drawn"
+        of_load = len(list(csv.DictReader(io.StringIO(shown))))
+        assert of_load == int(chromium.evaluate(drawn) or 0), chart
+        assert (of_load > 0) == (rows > 0), chart
+        marks = f"document.querySelectorAll('[data-chart={chart}] .role-mark path').length"
+        assert (chromium.evaluate(marks) > 0) == (rows > 0), chart
+        assert not THOUSANDS.search(shown + text), chart
+    assert not THOUSANDS.search(chromium.evaluate("report.csv('comparison')"))
+    assert chromium.complaints == []
+    assert chromium.requests == [path.resolve().as_uri()]
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: str(path.parent.relative_to(RESULTS)))
+def test_every_load_of_a_published_report_draws_its_rows(chromium: Chromium, path: Path) -> None:
+    """What was published is drawn under each load, not only under the one that is shown first."""
+    data = data_of(path)
+    loads = data["experiments"][0]["scenarios"][-1]["concurrencies"]
+    for load in loads:
+        chromium.open(path, where=f"#concurrency={load}")
+        for chart, field in (("cost", "cost"), ("memory", "memory")):
+            mine = [row for row in data[field] if row["concurrency"] == load]
+            drawn = f"document.querySelector('[data-chart={chart}]').dataset.drawn"
+            assert int(chromium.evaluate(drawn) or 0) == len(mine), (chart, load)
+        said = json.loads(chromium.evaluate("JSON.stringify(report.state)"))
+        assert said["concurrency"] == load
+    assert chromium.complaints == []
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: str(path.parent.relative_to(RESULTS)))
+def test_a_chart_of_a_published_report_prints_on_one_page_with_its_heading(
+    chromium: Chromium, path: Path
+) -> None:
+    chromium.open(path, PAPER_WIDTH)
+    chromium.tab.emulate_media(media="print")
+    chromium.evaluate("dispatchEvent(new Event('beforeprint'))")
+    charts = "[...document.querySelectorAll('section.chart:not([hidden])')]"
+    sizes = chromium.evaluate(f"{charts}.map((one) => [one.id, one.offsetHeight])")
+    assert len(sizes) > 6
+    assert {chart: height for chart, height in sizes if height > PAPER_HEIGHT} == {}
