@@ -250,8 +250,9 @@ class FusedSum(Protocol):
 
 
 class PeerBackend(LibraryBackend):
-    """Sums through memory that ranks share where a message is small enough for it; NCCL for all
-    else. kind: what it is called. sums, fused: by mesh axis."""
+    """Sums through memory that GPUs share where a message is small enough for it; NCCL for all
+    else. kind: what it is called. sums: by mesh axis; of several the first that takes a message.
+    fused: by mesh axis."""
 
     kernels: ClassVar[Sequence[CommunicationKernel]] = (*PEER_KERNELS, *NCCL_KERNELS)
 
@@ -259,7 +260,7 @@ class PeerBackend(LibraryBackend):
         self,
         context: RankContext,
         kind: str,
-        sums: Mapping[str, GroupSum],
+        sums: Mapping[str, Sequence[GroupSum]],
         fused: Mapping[str, FusedSum],
     ) -> None:
         super().__init__(context)
@@ -272,9 +273,8 @@ class PeerBackend(LibraryBackend):
 
     def all_reduce(self, x: Tensor, axis: str) -> Tensor:
         """See `Backend`."""
-        if axis in self._sums and self._sums[axis].takes(x):
-            return self._sums[axis].all_reduce(x)
-        return super().all_reduce(x, axis)
+        found = next((one for one in self._sums.get(axis, ()) if one.takes(x)), None)
+        return super().all_reduce(x, axis) if found is None else found.all_reduce(x)
 
     def fuses(self, x: Tensor, axis: str) -> bool:
         """See `Backend`."""

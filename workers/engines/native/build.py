@@ -44,12 +44,12 @@ def make_communicator(context: RankContext, plan: EnginePlan) -> Communicator:
 
         dtype = getattr(torch, plan.dtype)
         if kind == "two-shot":
-            sums = {"tp": TwoShot(group, context.device, dtype)}
-            communicator.backend = PeerBackend(context, kind, sums, {})
+            two = TwoShot(group, context.device, dtype)
+            communicator.backend = PeerBackend(context, kind, {"tp": [two]}, {})
         else:
             width = plan.model.hidden_size if switches.fusion == "on" else 0
-            both = {"tp": OneShot(group, context.device, dtype, width)}
-            communicator.backend = PeerBackend(context, kind, both, both if width else {})
+            one = OneShot(group, context.device, dtype, width)
+            communicator.backend = PeerBackend(context, kind, {"tp": [one]}, {"tp": one})
     return communicator
 
 

@@ -148,8 +148,8 @@ def _sums(plan: EnginePlan) -> str | None:
     if kind not in SHARING or ranks == 1:
         return None
     if ranks not in SHARING[kind]:
-        most = " or ".join(map(str, SHARING[kind]))
-        return f"--allreduce {kind} is for tp of {most}, not {ranks}; use nccl"
+        degrees = ", ".join(f"tp{one}" for one in SHARING[kind])
+        return f"--allreduce {kind} is for {degrees}, not tp{ranks}; use nccl"
     if kind == "two-shot" and plan.dtype == "float16":
         return "--allreduce two-shot has no float16; use one-shot or nccl"
     return None
