@@ -4,9 +4,11 @@ for the ranks, and plain torch for their kernels."""
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Barrier
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -266,6 +268,47 @@ class Group:
 
     def size(self) -> int:
         return RANKS
+
+
+@pytest.mark.parametrize(
+    ("layout", "switches", "made", "name"),
+    [
+        ("tp2", {"allreduce": "one-shot"}, ["OneShot of 64"], "one-shot and nccl"),
+        ("tp2", {"allreduce": "one-shot", "fusion": "off"}, ["OneShot of 0"], "one-shot and nccl"),
+        ("tp2", {"allreduce": "two-shot"}, ["TwoShot"], "two-shot and nccl"),
+        ("tp2", {}, [], "nccl"),
+        ("pp2", {"allreduce": "one-shot"}, [], "nccl"),
+    ],
+)
+def test_the_engine_sums_as_it_is_told(
+    layout: str,
+    switches: dict[str, str],
+    made: list[str],
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = []
+
+    class Kernels(ModuleType):
+        """In place of the module that needs Triton."""
+
+        def OneShot(self, group: Group, device: Any, dtype: Any, width: int) -> str:
+            found.append(f"OneShot of {width}")
+            return f"{dtype}"
+
+        def TwoShot(self, group: Group, device: Any, dtype: Any) -> str:
+            found.append("TwoShot")
+            return f"{dtype}"
+
+    kernels = "workers.engines.native.kernels.symmetric"
+    monkeypatch.setitem(sys.modules, kernels, Kernels(kernels))
+    monkeypatch.setattr(build, "_check_peers", lambda *_: None)
+    asked = Switches(**switches)
+    plan = engine_plan(layout, LLAMA, None, WORK, device="cuda", switches=asked)
+    groups: Any = {layout[:2]: Group()}
+    context = RankContext(0, plan.placement, torch.device("cuda", 0), groups)
+    assert build.make_communicator(context, plan).backend.name == name
+    assert found == made
 
 
 @pytest.mark.parametrize(
