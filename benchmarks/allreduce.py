@@ -225,7 +225,6 @@ def on_each_gpu(
     """What `call(rank, device, *args)` returns on each of `ranks` GPUs, whose processes are the
     default group. Raises RuntimeError where one of them raises or ends, and TimeoutError where they
     are not done in time; then they are killed."""
-    os.environ |= {**WORKER_ENVIRONMENT, **ON_LOOPBACK}
     context = multiprocessing.get_context("spawn")
     store, port = open_store("127.0.0.1")
     answers = context.Queue()
@@ -266,6 +265,7 @@ def _answer(answers: Any, processes: Sequence[Any], limit: float) -> tuple[int, 
 def _serve(
     rank: int, ranks: int, port: int, answers: Any, call: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
+    os.environ |= {**WORKER_ENVIRONMENT, **ON_LOOPBACK}  # before anything communicates
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
     store = join(("127.0.0.1", port))
