@@ -55,6 +55,7 @@ def test_they_are_compiled_ahead_of_time(dtype: str, ranks: int, padded: int, wi
         assert loads in ({"ld.volatile.global.v2.b64"}, {"ld.volatile.global.b64"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "dtype"), [(2, "float32"), (3, "float32"), (4, "float16")])
 def test_they_sum_right_whoever_is_late(ranks: int, dtype: str) -> None:
     script = ROOT / "tests" / "support" / "interpreted_ranks.py"
