@@ -12,7 +12,8 @@ from strategies.placement import Placement, needs
 from strategies.precision import Precision
 from strategies.shapes import ModelShape
 
-# Kept free of weights and KV on a GPU: the CUDA context, NCCL's buffers, graphs and fragmentation.
+# Kept free of weights and KV on a GPU: the CUDA context, buffers of NCCL and of other all-reduces
+# (34 MB at most), graphs and fragmentation.
 RESERVE_BYTES = 3 << 30
 # Share of a device's memory that an engine may plan with.
 UTILIZATION = 0.92

@@ -1,9 +1,9 @@
-"""How tensors move between ranks: by NCCL or gloo, or through shared memory."""
+"""How tensors move between ranks: by NCCL or gloo, or through shared memory, of CPUs or GPUs."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -38,6 +38,10 @@ NCCL_KERNELS = (
     CommunicationKernel(r"nccl\w*Kernel_SendRecv", ("send", "recv")),
     CommunicationKernel(r"nccl", ANY_OPERATION),
 )
+PEER_KERNELS = (
+    CommunicationKernel(r"one_shot_all_reduce_norm", ("all_reduce",), fused=True),
+    CommunicationKernel(r"(one|two)_shot_all_reduce", ("all_reduce",)),
+)
 
 
 class Backend(Protocol):
@@ -60,6 +64,17 @@ class Backend(Protocol):
 
     def all_reduce(self, x: Tensor, axis: str) -> Tensor:
         """The sum over the ranks along a mesh axis; may be `x` itself, overwritten."""
+        ...
+
+    def fuses(self, x: Tensor, axis: str) -> bool:
+        """Whether it can sum `x` together with the residual and the norm behind the sum."""
+        ...
+
+    def all_reduce_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, axis: str
+    ) -> Tensor:
+        """`residual` += the sum of `x` over the ranks along a mesh axis, in place; then its norm,
+        times `weight`. x, residual: [T, H]; weight: [H] -> [T, H]. Only where it `fuses` `x`."""
         ...
 
     def all_gather(self, x: Tensor, out: Tensor, axis: str) -> None:
@@ -104,6 +119,16 @@ class LibraryBackend:
         """In place."""
         dist.all_reduce(x, group=self._context.groups[axis])
         return x
+
+    def fuses(self, x: Tensor, axis: str) -> bool:
+        """Never."""
+        return False
+
+    def all_reduce_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, axis: str
+    ) -> Tensor:
+        """The library has none."""
+        raise NotImplementedError(f"{self.name} sums without a norm")
 
     def all_gather(self, x: Tensor, out: Tensor, axis: str) -> None:
         """See `Backend`."""
@@ -198,6 +223,68 @@ class SharedMemoryBackend(LibraryBackend):
             ring.write(x)
         else:
             ring.read(x)
+
+
+class GroupSum(Protocol):
+    """How the ranks of one group sum through memory that they share."""
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether it sums `x`, which depends on its shape and dtype alone."""
+        ...
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum over the group: the same bits on every rank."""
+        ...
+
+
+class FusedSum(Protocol):
+    """The same, together with the residual and the norm behind the sum; see `Backend`."""
+
+    def fuses(self, x: Tensor) -> bool:
+        """Whether it takes `x`, which depends on its shape and dtype alone."""
+        ...
+
+    def all_reduce_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Backend`."""
+        ...
+
+
+class PeerBackend(LibraryBackend):
+    """Sums through memory that GPUs share where a message is small enough for it; NCCL for all
+    else. kind: what it is called. sums: by mesh axis; of several the first that takes a message.
+    fused: by mesh axis."""
+
+    kernels: ClassVar[Sequence[CommunicationKernel]] = (*PEER_KERNELS, *NCCL_KERNELS)
+
+    def __init__(
+        self,
+        context: RankContext,
+        kind: str,
+        sums: Mapping[str, Sequence[GroupSum]],
+        fused: Mapping[str, FusedSum],
+    ) -> None:
+        super().__init__(context)
+        self._kind, self._sums, self._fused = kind, sums, fused
+
+    @property
+    def name(self) -> str:
+        """Both that are used."""
+        return f"{self._kind} and {super().name}"
+
+    def all_reduce(self, x: Tensor, axis: str) -> Tensor:
+        """See `Backend`."""
+        found = next((one for one in self._sums.get(axis, ()) if one.takes(x)), None)
+        return super().all_reduce(x, axis) if found is None else found.all_reduce(x)
+
+    def fuses(self, x: Tensor, axis: str) -> bool:
+        """See `Backend`."""
+        return axis in self._fused and self._fused[axis].fuses(x)
+
+    def all_reduce_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, axis: str
+    ) -> Tensor:
+        """See `Backend`."""
+        return self._fused[axis].all_reduce_norm(x, residual, weight, eps)
 
 
 def backend_for(context: RankContext) -> Backend:

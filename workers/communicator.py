@@ -65,6 +65,20 @@ class Communicator:
         self._count("all_reduce", axis, nbytes(x), began)
         return out
 
+    def fuses(self, x: Tensor, axis: str) -> bool:
+        """Whether `all_reduce_norm` takes `x`."""
+        return not self.ablated and self.backend.fuses(x, axis)
+
+    def all_reduce_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, axis: str
+    ) -> Tensor:
+        """`residual` += the sum of `x` over the ranks along `axis`, in place, then its norm; see
+        `Backend`. It counts as an all-reduce."""
+        began = self._begin()
+        out = self.backend.all_reduce_norm(x, residual, weight, eps, axis)
+        self._count("all_reduce", axis, nbytes(x), began)
+        return out
+
     def all_gather(self, x: Tensor, axis: str) -> Tensor:
         """`x` of every rank along `axis`, stacked on a new first dim."""
         ranks = self.context.placement.degree(axis)

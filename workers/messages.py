@@ -37,7 +37,8 @@ class Switches:
     whether small operations share a kernel, "on" or "off". batching: "continuous", or "static", in
     which a batch begins when the one before has ended. chunked_prefill_size: prompt tokens to which
     prompts are cut, or "off". allreduce: what sums over tp; "shm" is memory that ranks on CPUs
-    share, for every group that is on one host.
+    share, for every group that is on one host; "one-shot" and "two-shot" are memory that GPUs of
+    one node share, for messages that are small enough.
     """
 
     attention: str | None = None

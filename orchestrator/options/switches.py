@@ -25,7 +25,11 @@ SWITCH_OPTIONS = (
         metavar="KIND",
         help="continuous, or static: a batch begins when the one before has ended. [continuous]",
     ),
-    click.option("--allreduce", metavar="KIND", help="What sums over tp. [auto: nccl or shm]"),
+    click.option(
+        "--allreduce",
+        metavar="KIND",
+        help="What sums over tp: nccl, one-shot, two-shot; shm or gloo. [auto: nccl or shm]",
+    ),
 )
 technique_option = click.option(
     "--technique",

@@ -24,7 +24,7 @@ from orchestrator.report.output import json_text
 from orchestrator.store.folders import folder_of
 from orchestrator.store.store import Store
 
-PATHS_ONLY = {"import", "export", "pack", "report", "trace"}  # they print where they wrote
+PATHS_ONLY = {"import", "export", "pack", "report", "trace", "unpack"}  # they print where they wrote
 
 
 def parsed(text: str) -> Any:

@@ -31,7 +31,7 @@ def plan(device: str = "cpu", model: ModelShape = MODEL, **switches: str) -> Eng
         ("torch", "cpu", "cuda_graphs", "on", "on cpu it has --cuda-graphs off, not on"),
         ("torch", "cpu", "fusion", "on", "on cpu it has --fusion off, not on"),
         ("torch", "cpu", "allreduce", "nccl", "on cpu it has --allreduce shm or gloo, not nccl"),
-        ("torch", "cuda", "allreduce", "one-shot", "on cuda it has --allreduce nccl, not one-shot"),
+        ("torch", "cuda", "allreduce", "custom", "nccl or one-shot or two-shot, not custom"),
         ("transformers", "cpu", "attention", "triton", "it has --attention sdpa or eager"),
         ("transformers", "cuda", "batching", "continuous", "it has --batching static"),
         ("transformers", "cuda", "cuda_graphs", "on", "it has --cuda-graphs off"),

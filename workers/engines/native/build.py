@@ -6,10 +6,12 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.distributed as dist
 
 from strategies.memory import RESERVE_BYTES, UTILIZATION, kv_bytes_per_token, workspace_bytes
 from strategies.precision import Precision
 from strategies.shapes import DTYPE_BYTES
+from workers.backends import PeerBackend
 from workers.communicator import Communicator
 from workers.engines.native.cache import PagedCache
 from workers.engines.native.graphs import decode_sizes, prompt_sizes
@@ -20,13 +22,49 @@ from workers.engines.native.model import Decoder, NamedDecoder
 from workers.engines.native.pages import PAGE, pages_for
 from workers.engines.native.runner import Runner
 from workers.engines.native.sampling import Sampler
-from workers.engines.native.support import switches_of
+from workers.engines.native.support import SHARING, switches_of
 from workers.messages import EnginePlan, dealt
+from workers.process import boot_id
 from workers.rank import RankContext
 from workers.units import format_bytes
 from workers.weights import open_source
 
 GRAPHS_BYTES = 1 << 30  # of the reserve, kept for CUDA graphs whatever else it went into
+
+
+def make_communicator(context: RankContext, plan: EnginePlan) -> Communicator:
+    """The rank's collectives. Raises RuntimeError where its ranks of tp are to share memory of
+    their GPUs, and cannot."""
+    communicator, switches = Communicator(context, plan.ablation == "comm"), switches_of(plan)
+    kind, group = str(switches.allreduce), context.groups.get("tp")
+    if kind in SHARING and group is not None and group.size() > 1:
+        _check_peers(context.device, group, kind)
+        # It imports Triton, which takes long.
+        from workers.engines.native.kernels.symmetric import OneShot, TwoShot
+
+        dtype = getattr(torch, plan.dtype)
+        if kind == "two-shot":
+            two = TwoShot(group, context.device, dtype)
+            communicator.backend = PeerBackend(context, kind, {"tp": [two]}, {})
+        else:
+            width = plan.model.hidden_size if switches.fusion == "on" else 0
+            one = OneShot(group, context.device, dtype, width)
+            communicator.backend = PeerBackend(context, kind, {"tp": [one]}, {"tp": one})
+    return communicator
+
+
+def _check_peers(device: torch.device, group: dist.ProcessGroup, kind: str) -> None:
+    """Raise RuntimeError unless this GPU reaches the memory of all others of the group."""
+    places: list[tuple[str, int]] = [("", 0)] * group.size()
+    dist.all_gather_object(places, (boot_id(), device.index), group=group)
+    for boot, index in places:
+        if boot != boot_id():
+            why = "its ranks are on several nodes"
+        elif index != device.index and not torch.cuda.can_device_access_peer(device.index, index):
+            why = f"GPU {device.index} does not reach the memory of GPU {index}"
+        else:
+            continue
+        raise RuntimeError(f"--allreduce {kind} cannot be: of a group of tp {why}; use nccl")
 
 
 def load_decoder(context: RankContext, plan: EnginePlan, communicator: Communicator) -> Decoder:

@@ -52,12 +52,11 @@ class TorchEngine:
 
     def build(self, context: RankContext, plan: EnginePlan) -> Built:
         """Load weights, allocate the KV cache and capture graphs. Raises torch.OutOfMemoryError."""
-        from workers.communicator import Communicator
         from workers.engines.native import build
 
         start = time.perf_counter()
         self._observable = is_observable(plan)
-        communicator = Communicator(context, ablated=plan.ablation == "comm")
+        communicator = build.make_communicator(context, plan)
         decoder = build.load_decoder(context, plan, communicator)
         pages = build.room_for_pages(context, plan, self._most_pages)
         cache = build.make_cache(context, plan, pages)

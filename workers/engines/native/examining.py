@@ -60,7 +60,10 @@ class Examination:
             for name, place_of in places.items()
         }
         backend = self.communicator.backend
-        summing = {"all_reduce": self._looking(backend.all_reduce)}
+        summing: dict[str, Callable[..., Any]] = {
+            "all_reduce": self._looking(backend.all_reduce),
+            "fuses": lambda *_: False,  # else a sum and the norm behind it could not be told apart
+        }
         with _replaced(decoder, methods), _replaced(backend, summing):
             yield
 
@@ -107,7 +110,7 @@ class Examination:
 
 
 @contextmanager
-def _replaced(owner: object, methods: Mapping[str, Callable[..., Tensor]]) -> Iterator[None]:
+def _replaced(owner: object, methods: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
     """Inside, `owner` has these instead of the methods of its class."""
     for name, method in methods.items():
         setattr(owner, name, method)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +15,7 @@ from workers.engines.native.cache import PagedCache
 from workers.engines.native.contexts import Context
 from workers.engines.native.kernels import Kernels
 from workers.engines.native.loading import Layer, Loader
+from workers.engines.native.matrices import Matrix, Plain
 from workers.engines.native.rope import rotary_table
 from workers.records import DECODE, PREFILL
 
@@ -36,6 +37,12 @@ class Batch:
     slot_mapping: Tensor
     context: Context
     sampled: Tensor | None = None
+
+
+class Partial(NamedTuple):
+    """What this rank adds to a sum over tp, which is taken together with the norm behind it."""
+
+    x: Tensor
 
 
 class Decoder:
@@ -85,14 +92,15 @@ class Decoder:
 
     def forward(self, batch: Batch, cache: PagedCache) -> Tensor:
         """Logits [n, vocabulary shard] on the last stage, activations [T, hidden] on the others."""
-        x = self._embed(batch.inputs) if self.has_embedding else batch.inputs
+        x: Tensor | Partial = self._embed(batch.inputs) if self.has_embedding else batch.inputs
         residual: Tensor | None = None
         for index, layer in self._in_turn(batch.context.phase):
-            q, residual = layer.qkv.normed(x, residual, layer.input_norm, self._eps)
+            q, residual = self._normed(layer.qkv, x, residual, layer.input_norm)
             x = self._attention(layer, q, batch, cache.keys[index], cache.values[index])
-            gated, residual = layer.gate_up.normed(x, residual, layer.post_norm, self._eps)
+            gated, residual = self._normed(layer.gate_up, x, residual, layer.post_norm)
             x = self._mlp(layer, gated)
         assert residual is not None, "a stage has at least one layer"
+        x = self._whole(x)
         return self._logits(x, residual, batch.sampled) if self.has_head else residual.add_(x)
 
     def _in_turn(self, phase: str) -> Iterable[tuple[int, Layer]]:
@@ -117,9 +125,25 @@ class Decoder:
         x = F.embedding(local.where(mine, 0), table) * mine[:, None]
         return self._communicator.all_reduce(x, "tp")
 
+    def _normed(
+        self, matrix: Matrix[Any], x: Tensor | Partial, residual: Tensor | None, norm: Tensor
+    ) -> tuple[Any, Tensor]:
+        """See `Matrix.normed`; `x` is summed before."""
+        if isinstance(x, Partial) and isinstance(matrix, Plain) and residual is not None:
+            sum_and_norm = self._communicator.all_reduce_norm
+            return sum_and_norm(x.x, residual, norm, self._eps, "tp"), residual
+        return matrix.normed(self._whole(x), residual, norm, self._eps)
+
+    def _whole(self, x: Tensor | Partial) -> Tensor:
+        return self._communicator.all_reduce(x.x, "tp") if isinstance(x, Partial) else x
+
+    def _summed(self, x: Tensor) -> Tensor | Partial:
+        """`x` over tp, now or together with the norm behind it."""
+        return Partial(x) if self._communicator.fuses(x, "tp") else self._whole(Partial(x))
+
     def _attention(
         self, layer: Layer, x: Any, batch: Batch, keys: Tensor, values: Tensor
-    ) -> Tensor:
+    ) -> Tensor | Partial:
         q = self._kernels.rope_and_cache(
             layer.qkv.times(x, layer.qkv_bias),
             self._cos,
@@ -134,13 +158,14 @@ class Decoder:
         )
         seen = batch.context.attend(self.attention, q, keys, values, layer.window)
         out = layer.output.times(layer.output.input(seen.flatten(1)))
-        if self._sum_attention:
-            out = self._communicator.all_reduce(out, "tp")
-        return out if layer.output_bias is None else out + layer.output_bias
+        if layer.output_bias is not None:
+            out = self._whole(Partial(out)) if self._sum_attention else out
+            return out + layer.output_bias
+        return self._summed(out) if self._sum_attention else out
 
-    def _mlp(self, layer: Layer, x: Any) -> Tensor:
+    def _mlp(self, layer: Layer, x: Any) -> Tensor | Partial:
         out = layer.down.times(layer.down.silu_mul(layer.gate_up.times(x)))
-        return self._communicator.all_reduce(out, "tp") if self._sum_mlp else out
+        return self._summed(out) if self._sum_mlp else out
 
 
 class NamedDecoder(Decoder):
@@ -154,10 +179,10 @@ class NamedDecoder(Decoder):
 
     def _attention(
         self, layer: Layer, x: Any, batch: Batch, keys: Tensor, values: Tensor
-    ) -> Tensor:
+    ) -> Tensor | Partial:
         with self._communicator.context.ranges.span("attention"):
             return super()._attention(layer, x, batch, keys, values)
 
-    def _mlp(self, layer: Layer, x: Any) -> Tensor:
+    def _mlp(self, layer: Layer, x: Any) -> Tensor | Partial:
         with self._communicator.context.ranges.span("mlp"):
             return super()._mlp(layer, x)

@@ -15,6 +15,8 @@ from workers.messages import EnginePlan, Switches
 AXES = ("dp", "pp", "tp")
 # The rope types of `native.rope`.
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+# Kinds of `Switches.allreduce` that go through memory of GPUs, and how many may share it.
+SHARING = {"one-shot": range(2, 9), "two-shot": (2, 4, 8)}
 LAYER = re.compile(r"model\.layers\.\d+\.")
 
 
@@ -29,7 +31,7 @@ def choices(plan: EnginePlan) -> dict[str, tuple[str, ...]]:
         "fusion": either,
         "batching": ("continuous", "static"),
         "chunked_prefill_size": (str(plan.prefill_tokens), "off"),
-        "allreduce": ("nccl",) if on_gpu else ("shm", "gloo"),
+        "allreduce": ("nccl", "one-shot", "two-shot") if on_gpu else ("shm", "gloo"),
     }
 
 
@@ -40,7 +42,7 @@ def switches_of(plan: EnginePlan) -> Switches:
 
 def refusal(plan: EnginePlan) -> str | None:
     """None, or the first reason why this engine cannot run the plan, as a clause."""
-    checks = (_axes, _options, _head_dim, _rope, _window, _stages, _over_tp, _cuts, fp8)
+    checks = (_axes, _options, _head_dim, _rope, _window, _stages, _over_tp, _cuts, _sums, fp8)
     found = (check(plan) for check in checks)
     return next((reason for reason in found if reason is not None), None)
 
@@ -137,6 +139,20 @@ def _cuts(plan: EnginePlan) -> str | None:
     ends = (placement.splits(name) for name in (EMBEDDING, model.head_name))
     by_rows = all(len(cuts) < 2 and all(cut.dim == 0 for cut in cuts) for cuts in ends)
     return None if by_rows else "it cuts embedding and head at dim 0, once"
+
+
+def _sums(plan: EnginePlan) -> str | None:
+    """Why so many ranks of tp cannot sum through memory of GPUs; None if they can. Where they are
+    is known when they start."""
+    kind, ranks = switches_of(plan).allreduce, plan.placement.degree("tp")
+    if kind not in SHARING or ranks == 1:
+        return None
+    if ranks not in SHARING[kind]:
+        degrees = ", ".join(f"tp{one}" for one in SHARING[kind])
+        return f"--allreduce {kind} is for {degrees}, not tp{ranks}; use nccl"
+    if kind == "two-shot" and plan.dtype == "float16":
+        return "--allreduce two-shot has no float16; use one-shot or nccl"
+    return None
 
 
 def _cut_alone(

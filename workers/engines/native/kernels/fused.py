@@ -58,9 +58,15 @@ def normed(
     if add:
         x += tl.load(res_ptr + row + at, mask=inside, other=0.0)
         tl.store(res_ptr + row + at, x, mask=inside)
+    return scaled(x, tl.load(w_ptr + at, mask=inside, other=0.0), width, eps)
+
+
+@triton.jit
+def scaled(x, weight, width: tl.constexpr, eps):
+    """x / rms(x) x weight, of the first `width` elements of `x`; the others are zero."""
     wide = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, 0) / width + eps)
-    return (wide * scale).to(x.dtype) * tl.load(w_ptr + at, mask=inside, other=0.0)
+    return (wide * scale).to(x.dtype) * weight
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:

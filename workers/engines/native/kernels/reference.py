@@ -27,6 +27,17 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
     return rms_norm(residual, weight, eps)
 
 
+def summed(parts: Tensor) -> Tensor:
+    """The sum of what each rank of a group has, in float32 and rounded once. parts: [ranks, *shape
+    of a message] -> [*shape of a message]."""
+    return parts.float().sum(0).to(parts.dtype)
+
+
+def summed_norm(parts: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """residual += that sum in place, then its norm."""
+    return add_rms_norm(summed(parts), residual, weight, eps)
+
+
 def silu_mul(gate_up: Tensor) -> Tensor:
     """silu(gate) x up."""
     gate, up = gate_up.chunk(2, dim=-1)

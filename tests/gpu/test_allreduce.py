@@ -1,0 +1,311 @@
+"""All-reduce through memory that GPUs share, on 2 and on 4 GPUs, where there are so many.
+
+The ranks of a group go through every check in one set of processes. A check takes no turn by what
+it finds, so that no rank waits for another; it says what is wrong, and goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.distributed as dist
+from allreduce import on_each_gpu
+from ranks import BASE, FAMILIES, engine_plan, ragged_requests, tokens
+from torch import Tensor
+
+from strategies import ModelShape
+from workers.engines.native.support import SHARING
+from workers.messages import RankReport, Switches, Work
+
+RANKS = [count for count in (2, 4) if count <= torch.cuda.device_count()]
+pytestmark = pytest.mark.skipif(not RANKS, reason="needs two GPUs or more")
+
+EPS = 1e-5
+REPLAYS = 1000
+SHAPE = ModelShape.from_config(
+    {**BASE, **FAMILIES["Llama"], "hidden_size": 256, "architectures": ["LlamaForCausalLM"]},
+    "llama",
+)
+WORK = Work(ragged_requests(SHAPE.vocab_size, count=9), max_concurrency=4, observe=True)
+
+
+class Here(NamedTuple):
+    """One rank of a group."""
+
+    rank: int
+    ranks: int
+    device: torch.device
+    group: dist.ProcessGroup
+
+    def drawn(self, *shape: int, dtype: torch.dtype, seed: int | None = None) -> Tensor:
+        """Random values, of this rank; with a seed the same on each."""
+        generator = torch.Generator(self.device).manual_seed(self.rank if seed is None else seed)
+        return torch.randn(*shape, generator=generator, device=self.device).to(dtype)
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """`x` of each rank [ranks, *shape], by NCCL."""
+        parts = x.new_empty((self.ranks, *x.shape))
+        dist.all_gather_into_tensor(parts.view(-1), x.view(-1), group=self.group)
+        return parts
+
+    def differ(self, x: Tensor) -> bool:
+        """Whether the ranks have not the same bits."""
+        parts = self.gathered(x.contiguous().view(torch.uint8))
+        return not bool((parts == parts[0]).all())
+
+
+def sums_in_one_shot(here: Here) -> Iterator[str]:
+    """Of one element, of some that fill no piece, and of as many as it takes."""
+    from workers.engines.native.kernels.symmetric import ONE_SHOT_BYTES, OneShot
+
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        one, most = OneShot(here.group, here.device, dtype, 0), ONE_SHOT_BYTES // dtype.itemsize
+        for count in (1, 7, 1023, 1024, 1025, 5120, 3 * 8192 + 1, most - 1, most):
+            x = here.drawn(count, dtype=dtype)
+            exact = here.gathered(x).double().sum(0)
+            if not one.takes(x) or one.fuses(x.view(1, -1)):
+                yield f"{dtype}, {count}: it is not taken, or fused"
+            out = one.all_reduce(x)
+            rounding = torch.finfo(dtype).eps / 2 * 1.01
+            if not torch.allclose(out.double(), exact, rtol=rounding, atol=4e-6):
+                yield f"{dtype}, {count}: off by {float((out - exact).abs().max())}"
+            if here.differ(out):
+                yield f"{dtype}, {count}: the ranks differ"
+        others = (here.drawn(most + 1, dtype=dtype), here.drawn(8, dtype=torch.float64))
+        if any(one.takes(other) for other in others):
+            yield f"{dtype}: it takes what is too large, or another dtype"
+
+
+def sums_in_two_shots(here: Here) -> Iterator[str]:
+    """From 16 bytes on to as many as it takes."""
+    from workers.engines.native.kernels.symmetric import TWO_SHOT_BYTES, TwoShot
+
+    for dtype in (torch.bfloat16, torch.float32):
+        two, most = TwoShot(here.group, here.device, dtype), TWO_SHOT_BYTES // dtype.itemsize
+        for count in (8, 24, 1024, 8192, 3 * 5120, 100 * 8192, most - 8, most):
+            x = here.drawn(count, dtype=dtype)
+            exact = here.gathered(x).double().sum(0)
+            if not two.takes(x):
+                yield f"{dtype}, {count}: it is not taken"
+            out = two.all_reduce(x)
+            each = 16 * here.ranks * torch.finfo(dtype).eps  # it rounds after each addition
+            if not torch.allclose(out.double(), exact, rtol=0, atol=each):
+                yield f"{dtype}, {count}: off by {float((out - exact).abs().max())}"
+            if here.differ(out):
+                yield f"{dtype}, {count}: the ranks differ"
+        if two.takes(here.drawn(most + 8, dtype=dtype)) or two.takes(here.drawn(1, dtype=dtype)):
+            yield f"{dtype}: it takes what is too large, or too small to be moved whole"
+
+
+def sums_with_a_norm(here: Here) -> Iterator[str]:
+    """The same bits as an all-reduce, and an add behind it; the norm of that."""
+    from workers.engines.native.kernels import fused
+    from workers.engines.native.kernels.symmetric import OneShot
+
+    for dtype, rows, width in (
+        (torch.bfloat16, 1, 8192),
+        (torch.bfloat16, 32, 8192),
+        (torch.bfloat16, 3, 5120),
+        (torch.bfloat16, 5, 333),
+        (torch.float16, 7, 200),
+        (torch.float32, 16, 8192),
+    ):
+        one = OneShot(here.group, here.device, dtype, width)
+        for seed in range(5):  # the sets of slots take turns
+            x = here.drawn(rows, width, dtype=dtype, seed=10 * seed + here.rank)
+            weight = here.drawn(width, dtype=dtype, seed=50 + seed)
+            residual = here.drawn(rows, width, dtype=dtype, seed=90 + seed)
+            ours, theirs = residual.clone(), residual.clone()
+            if not one.fuses(x):
+                yield f"{dtype}, {rows} x {width}: it is not fused"
+            out = one.all_reduce_norm(x, ours, weight, EPS)
+            wanted = fused.add_rms_norm(one.all_reduce(x), theirs, weight, EPS)
+            near = torch.allclose(out, wanted, rtol=4 * torch.finfo(dtype).eps, atol=1e-4)
+            if not near or not torch.equal(ours, theirs):
+                yield f"{dtype}, {rows} x {width}: the norm, or the residual, is another"
+            if here.differ(out) or here.differ(ours):
+                yield f"{dtype}, {rows} x {width}: the ranks differ"
+
+
+class Replayed:
+    """Calls on values that change from step to step: integers, so that sums are exact. step, bad:
+    [1], steps and wrong elements so far, on the device."""
+
+    def __init__(self, here: Here) -> None:
+        from workers.engines.native.kernels.symmetric import OneShot, TwoShot
+
+        self.here, width, dtype = here, 5120, torch.bfloat16
+        self.one = OneShot(here.group, here.device, dtype, width)
+        two = TwoShot(here.group, here.device, dtype)
+        self.sums = [self.one.all_reduce] + [two.all_reduce] * (here.ranks in SHARING["two-shot"])
+        self.weight = here.drawn(width, dtype=dtype, seed=3)
+        self.step, self.bad = (
+            torch.zeros(1, dtype=torch.int64, device=here.device) for _ in range(2)
+        )
+
+    def values(self, rank: int, salt: int, rows: int) -> Tensor:
+        """[rows, width], of a rank in this step."""
+        at = torch.arange(rows * len(self.weight), device=self.here.device)
+        values = (at + self.step * 5 + 3 * rank + salt) % 7
+        return values.view(rows, -1).to(self.weight.dtype)
+
+    def check(self, out: Tensor, expected: Tensor) -> None:
+        self.bad += (out != expected).sum()
+
+    def alone(self, sum_of: Callable[[Tensor], Tensor], salt: int, rows: int) -> None:
+        ranks = range(self.here.ranks)
+        expected = sum(self.values(rank, salt, rows) for rank in ranks)
+        self.check(sum_of(self.values(self.here.rank, salt, rows)), expected)
+
+    def normed(self, salt: int, rows: int) -> None:
+        from workers.engines.native.kernels import fused
+
+        residual, ranks = self.values(99, salt, rows), range(self.here.ranks)
+        expected = sum(self.values(rank, salt, rows) for rank in ranks) + residual
+        mine = self.values(self.here.rank, salt, rows)
+        out = self.one.all_reduce_norm(mine, residual, self.weight, EPS)
+        self.check(residual, expected)
+        self.check(out, fused.rms_norm(expected, self.weight, EPS))
+
+    def run(self, sizes: tuple[int, ...]) -> None:
+        """A step: of each kind an odd number of calls, so that a step begins with the set of slots
+        that the one before ended with."""
+        for salt, rows in enumerate(sizes):
+            for sum_of in self.sums:
+                self.alone(sum_of, salt, rows)
+            self.normed(salt, rows)
+        self.step += 1
+
+    def captured(self, sizes: tuple[int, ...]) -> torch.cuda.CUDAGraph:
+        self.run(sizes)  # compiles
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self.run(sizes)
+        return graph
+
+
+def replays(here: Here) -> Iterator[str]:
+    """A graph of three sizes, over and over, while now one rank is late and now another."""
+    calls = Replayed(here)
+    graph = calls.captured((1, 32, 3))
+    for number in range(REPLAYS):
+        if number % (7 * here.ranks) == 7 * here.rank:
+            torch.cuda._sleep(200_000)
+        graph.replay()
+    torch.cuda.synchronize()
+    if bad := int(calls.bad):
+        yield f"{bad} elements are wrong"
+    if int(calls.step) != REPLAYS + 1:
+        yield f"{int(calls.step)} steps"
+
+
+def graphs_in_turn(here: Here) -> Iterator[str]:
+    """Two graphs, and calls without one, in changing order."""
+    calls = Replayed(here)
+    large, small = calls.captured((32, 2, 17)), calls.captured((1,))
+    for number in range(200):
+        if number % (3 * here.ranks) == 3 * here.rank:
+            torch.cuda._sleep(200_000)
+        if number % 5 == 4:
+            calls.run((5,))
+        (large if number % 3 else small).replay()
+    torch.cuda.synchronize()
+    if bad := int(calls.bad):
+        yield f"{bad} elements are wrong"
+
+
+def groups_beside_each_other(here: Here) -> Iterator[str]:
+    """As those of two stages: each pair of ranks sums by itself."""
+    pairs = [(first, first + 1) for first in range(0, here.ranks, 2)]
+    groups = [dist.new_group(list(pair)) for pair in pairs]
+    own = groups[here.rank // 2]
+    calls = Replayed(Here(here.rank % 2, 2, here.device, own))
+    graph = calls.captured((1, 8, 3))
+    for _ in range(100 * (1 + here.rank // 2)):
+        graph.replay()
+    torch.cuda.synchronize()
+    if bad := int(calls.bad):
+        yield f"{bad} elements are wrong"
+
+
+CHECKS = (
+    sums_in_one_shot,
+    sums_in_two_shots,
+    sums_with_a_norm,
+    replays,
+    graphs_in_turn,
+    groups_beside_each_other,
+)
+
+
+def every_check(rank: int, device: torch.device) -> dict[str, list[str]]:
+    """What each check says is wrong."""
+    group = dist.group.WORLD
+    assert group is not None
+    here, found = Here(rank, group.size(), device, group), {}
+    for check in CHECKS:
+        if rank == 0:
+            print(f"{group.size()} ranks: {check.__name__}", file=sys.stderr, flush=True)
+        found[check.__name__] = list(check(here))
+    return found
+
+
+@pytest.fixture(scope="module", params=RANKS)
+def found(request: pytest.FixtureRequest) -> list[dict[str, list[str]]]:
+    return on_each_gpu(request.param, every_check, timeout_s=60)
+
+
+@pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])
+def test_an_all_reduce_is_right(check: str, found: list[dict[str, list[str]]]) -> None:
+    assert [of_rank[check] for of_rank in found] == [[]] * len(found)
+
+
+def served(rank: int, device: torch.device, layout: str) -> dict[str, tuple[str, RankReport]]:
+    """What carried the tensors, and the report, by the kind that was asked for."""
+    from workers.actor import Worker
+
+    kinds = ("nccl", *SHARING)
+    workers = [Worker(rank, rank) for _ in kinds]
+    addresses = [worker.open_store("127.0.0.1") if rank == 0 else ("", 0) for worker in workers]
+    dist.broadcast_object_list(addresses, 0)
+    dist.destroy_process_group()
+    return {
+        kind: _served(*each, kind, layout)
+        for kind, *each in zip(kinds, workers, addresses, strict=True)
+    }
+
+
+def _served(worker: Any, address: tuple[str, int], kind: str, layout: str) -> Any:
+    switches = Switches(allreduce=kind)
+    plan = engine_plan(layout, SHAPE, None, WORK, device="cuda", switches=switches)
+    try:
+        built = worker.build("torch", plan, address)
+        return str(built.settings["collectives"]), worker.run(WORK)
+    finally:
+        worker.close()
+
+
+def test_the_engine_makes_the_same_tokens_and_its_sums_are_seen() -> None:
+    """Every call that was made was seen, fused or not; and they are as many, and as large."""
+    by_rank = on_each_gpu(RANKS[-1], served, f"tp{RANKS[-1]}", timeout_s=80)
+    made, counted, fused = {}, {}, {}
+    for kind in by_rank[0]:
+        reports = [of_rank[kind][1] for of_rank in by_rank]
+        made[kind] = tokens(reports)
+        counted[kind] = [one.collectives.to_pylist() for one in reports]
+        spans = [row for one in reports for row in one.spans.to_pylist()]
+        calls = [row for row in spans if row["kind"] == "all_reduce"]
+        assert calls
+        assert all(row["axis"] == "tp" and row["end_us"] is not None for row in calls)
+        fused[kind] = sum(bool(row["fused"]) for row in calls) / len(calls)
+    assert made["nccl"] == made["one-shot"] == made["two-shot"]
+    assert counted["nccl"] == counted["one-shot"] == counted["two-shot"]
+    assert fused["nccl"] == fused["two-shot"] == 0
+    # Two a layer, but for the last; and the embedding.
+    assert fused["one-shot"] == pytest.approx(1 - 2 / (2 * SHAPE.num_layers + 1))
+    assert by_rank[0]["one-shot"][0] == "one-shot and nccl"

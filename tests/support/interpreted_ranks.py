@@ -1,0 +1,115 @@
+"""`OneShot` without a GPU: processes stand for ranks, their memory is the shared one, and Triton's
+interpreter runs the kernels.
+
+    TRITON_INTERPRET=1 python tests/support/interpreted_ranks.py RANKS DTYPE
+
+Exits with 1 and says which call went wrong where one did. The interpreter does not round to
+bfloat16 as a GPU does.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import time
+from multiprocessing.synchronize import Barrier
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from workers.engines.native.kernels import reference, symmetric
+
+WIDTH, CALLS, WORDS = 200, 60, 200_000  # 64-bit words of a rank, for slots
+COUNTS = (1, 7, 1024, 1025, 3000, 4096)
+
+
+class Group(NamedTuple):
+    """A process group."""
+
+    number: int
+    members: int
+
+    def rank(self) -> int:
+        return self.number
+
+    def size(self) -> int:
+        return self.members
+
+
+class Memory:
+    """In place of torch's symmetric memory: what is made on one rank, every rank has."""
+
+    def __init__(self, rank: int, pools: list[Tensor], barrier: Barrier) -> None:
+        self._rank, self._pools, self._barrier, self._next = rank, pools, barrier, 0
+        self._newest: list[Tensor] = []
+
+    def empty(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        begin, self._next = self._next, self._next + size
+        self._newest = [pool[begin : self._next] for pool in self._pools]
+        return self._newest[self._rank]
+
+    def rendezvous(self, words: Tensor, group: Group) -> Memory:
+        return self
+
+    def get_buffer(self, rank: int, sizes: tuple[int], dtype: torch.dtype) -> Tensor:
+        return self._newest[rank]
+
+    def barrier(self, channel: int) -> None:
+        self._barrier.wait()
+
+
+def drawn(rank: int, call: int, *shape: int, dtype: torch.dtype) -> Tensor:
+    seed = torch.Generator().manual_seed(1000 * call + rank)
+    return torch.randn(*shape, generator=seed).to(dtype)
+
+
+def right(one: symmetric.OneShot, rank: int, ranks: int, call: int, dtype: torch.dtype) -> bool:
+    """Whether a call made what it should."""
+    if call % 3 < 2:
+        shape: tuple[int, ...] = (COUNTS[call % len(COUNTS)],)
+    else:
+        shape = (1 + call % 5, WIDTH)
+    parts = torch.stack([drawn(r, call, *shape, dtype=dtype) for r in range(ranks)])
+    mine, expected = parts[rank].clone(), reference.summed(parts)
+    if call % 3 < 2:
+        assert one.takes(mine)
+        return torch.equal(one.all_reduce(mine), expected)
+    residual, weight = drawn(8, call, *shape, dtype=dtype), drawn(9, call, WIDTH, dtype=dtype)
+    ours, theirs = residual.clone(), residual.clone()
+    assert one.fuses(mine)
+    out = one.all_reduce_norm(mine, ours, weight, 1e-5)
+    wanted = reference.summed_norm(parts, theirs, weight, 1e-5)
+    return torch.equal(ours, theirs) and torch.allclose(out, wanted, rtol=4e-3, atol=4e-3)
+
+
+def run(rank: int, ranks: int, dtype: torch.dtype, pools: list[Tensor], barrier: Barrier) -> None:
+    """One rank. In turn one of them is late."""
+    torch.set_num_threads(1)
+    symmetric.memory = Memory(rank, pools, barrier)  # type: ignore[assignment]
+    device, most = torch.device("cpu"), max(COUNTS) * dtype.itemsize
+    one = symmetric.OneShot(Group(rank, ranks), device, dtype, WIDTH, most)  # type: ignore[arg-type]
+    for call in range(CALLS):
+        if call % ranks == rank:
+            time.sleep(0.005)
+        if not right(one, rank, ranks, call, dtype):
+            sys.exit(f"call {call} is wrong on rank {rank}")
+
+
+def main() -> None:
+    """All ranks."""
+    ranks, dtype = int(sys.argv[1]), getattr(torch, sys.argv[2])
+    context = multiprocessing.get_context("fork")
+    pools = [torch.zeros(WORDS, dtype=torch.int64).share_memory_() for _ in range(ranks)]
+    barrier = context.Barrier(ranks)
+    arguments = ((rank, ranks, dtype, pools, barrier) for rank in range(ranks))
+    processes = [context.Process(target=run, args=each, daemon=True) for each in arguments]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    sys.exit(any(process.exitcode for process in processes))
+
+
+if __name__ == "__main__":
+    main()

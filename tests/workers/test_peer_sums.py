@@ -1,0 +1,336 @@
+"""Sums over tp through memory that GPUs share: what is refused, which message goes which way, what
+is counted, and that a sum in one kernel with the norm behind it changes no logits. Threads stand
+for the ranks, and plain torch for their kernels."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Barrier
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from ranks import BASE, FAMILIES, engine_plan, ragged_requests
+from torch import Tensor
+
+from strategies import ModelShape
+from workers import engines
+from workers.backends import LibraryBackend, PeerBackend
+from workers.communicator import Communicator
+from workers.engines.native import build
+from workers.engines.native.contexts import PrefillContext
+from workers.engines.native.examining import Examination
+from workers.engines.native.kernels import reference
+from workers.engines.native.model import Batch
+from workers.engines.native.pages import PAGE
+from workers.messages import EnginePlan, Switches, Work
+from workers.probes.kernels import Registry
+from workers.rank import RankContext
+
+RANKS, TOKENS = 2, 9
+
+
+def shape_of(family: str, **config: Any) -> ModelShape:
+    named = {"architectures": [f"{family}ForCausalLM"]}
+    return ModelShape.from_config({**BASE, **FAMILIES[family], **named, **config}, family)
+
+
+LLAMA = shape_of("Llama")
+WORK = Work(ragged_requests(LLAMA.vocab_size), max_concurrency=4)
+
+
+class Meeting:
+    """Where the ranks of a group bring their parts."""
+
+    def __init__(self) -> None:
+        self.parts: list[Tensor] = [torch.empty(0)] * RANKS
+        self.barrier = Barrier(RANKS, timeout=30)
+
+
+@dataclass
+class Gathered:
+    """`GroupSum` and `FusedSum` of one rank, by the reference. most: rows that it takes."""
+
+    meeting: Meeting
+    rank: int
+    most: int = TOKENS
+
+    def takes(self, x: Tensor) -> bool:
+        return x.shape[0] <= self.most
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        return reference.summed(self._parts(x))
+
+    def fuses(self, x: Tensor) -> bool:
+        return self.takes(x)
+
+    def all_reduce_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return reference.summed_norm(self._parts(x), residual, weight, eps)
+
+    def _parts(self, x: Tensor) -> Tensor:
+        self.meeting.parts[self.rank] = x
+        self.meeting.barrier.wait()
+        parts = torch.stack(self.meeting.parts)
+        self.meeting.barrier.wait()  # none brings the next before all have these
+        return parts
+
+
+def logits(plan: EnginePlan, communicator: Communicator) -> Tensor:
+    """Of TOKENS tokens [TOKENS, what this rank has of the vocabulary]."""
+    with torch.inference_mode():
+        decoder = build.load_decoder(communicator.context, plan, communicator)
+        at, ends = torch.arange(TOKENS), torch.tensor([0, TOKENS], dtype=torch.int32)
+        seen = PrefillContext(at + PAGE, ends, ends, TOKENS, TOKENS)
+        cache = build.make_cache(communicator.context, plan, 1)
+        return decoder.forward(Batch(at * 7 % 100, at, at + PAGE, seen), cache)
+
+
+def over_tp2(shape: ModelShape, fuses: bool, **changes: Any) -> tuple[Tensor, Communicator]:
+    """The logits of both ranks side by side, and the communicator of the first."""
+    plan, meeting = engine_plan("tp2", shape, None, WORK, **changes), Meeting()
+
+    def run(rank: int) -> tuple[Tensor, Communicator]:
+        context = RankContext(rank, plan.placement, torch.device("cpu"))
+        communicator, sums = Communicator(context), Gathered(meeting, rank)
+        fused = {"tp": sums} if fuses else {}
+        communicator.backend = PeerBackend(context, "one-shot", {"tp": [sums]}, fused)
+        return logits(plan, communicator), communicator
+
+    with ThreadPoolExecutor(RANKS) as pool:
+        (first, communicator), (second, _) = pool.map(run, range(RANKS))
+    return torch.cat((first, second), -1), communicator
+
+
+# -- in one kernel with the norm
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes"),
+    [
+        (LLAMA, {}),
+        (LLAMA, {"dtype": "bfloat16"}),
+        (shape_of("Llama", attention_bias=True), {}),
+        (LLAMA, {"quantization": "fp8"}),
+    ],
+    ids=["plain", "in 16 bits", "with a bias behind the sum", "in FP8"],
+)
+def test_a_norm_in_the_kernel_of_the_sum_changes_no_logits(
+    shape: ModelShape, changes: dict[str, Any]
+) -> None:
+    apart, counted = over_tp2(shape, fuses=False, **changes)
+    together, communicator = over_tp2(shape, fuses=True, **changes)
+    assert torch.equal(apart, together)
+    calls = 2 * shape.num_layers + 1
+    assert communicator.calls == counted.calls == {("prefill", "all_reduce", "tp"): calls}
+    size = calls * TOKENS * shape.hidden_size * (2 if "dtype" in changes else 4)
+    assert communicator.bytes == counted.bytes == {("prefill", "all_reduce", "tp"): size}
+
+
+def test_the_logits_are_those_of_one_rank() -> None:
+    plan = engine_plan("tp1", LLAMA, None, WORK)
+    alone = logits(plan, Communicator(RankContext(0, plan.placement, torch.device("cpu"))))
+    torch.testing.assert_close(over_tp2(LLAMA, fuses=True)[0], alone, rtol=1e-4, atol=1e-4)
+
+
+class Noting(Gathered):
+    """Sums of one rank that notes what it is asked for."""
+
+    def _parts(self, x: Tensor) -> Tensor:
+        asked.append(tuple(x.shape))
+        return torch.stack([x] * RANKS)
+
+
+asked: list[tuple[int, ...]] = []
+
+
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> Communicator:
+    """Of one rank. What goes to the library is negative in `asked`."""
+    asked.clear()
+
+    def library(_: LibraryBackend, x: Tensor, axis: str) -> Tensor:
+        asked.append((-x.shape[0],))
+        return x
+
+    monkeypatch.setattr(LibraryBackend, "all_reduce", library)
+    context = RankContext(0, engine_plan("tp2", LLAMA, None, WORK).placement, torch.device("cpu"))
+    communicator, sums = Communicator(context), Noting(Meeting(), 0, most=2)
+    larger = Noting(Meeting(), 0, most=4)
+    communicator.backend = PeerBackend(context, "one-shot", {"tp": [sums, larger]}, {"tp": sums})
+    return communicator
+
+
+def test_the_first_that_takes_a_message_sums_it_and_else_the_library(noted: Communicator) -> None:
+    for rows in (1, 2, 3, 4, 5):
+        noted.all_reduce(torch.ones(rows, 8), "tp")
+    noted.all_reduce(torch.ones(1, 8), "pp")
+    assert asked == [(1, 8), (2, 8), (3, 8), (4, 8), (-5,), (-1,)]
+    assert [noted.fuses(torch.ones(rows, 8), "tp") for rows in (2, 3)] == [True, False]
+    assert not noted.fuses(torch.ones(2, 8), "pp")
+    assert noted.backend.name == "one-shot and gloo"
+
+
+def test_without_collectives_nothing_is_fused_and_nothing_counted(noted: Communicator) -> None:
+    noted.ablated, x = True, torch.ones(1, 8)
+    assert not noted.fuses(x, "tp")
+    assert noted.all_reduce(x, "tp") is x
+    assert asked == []
+    assert not noted.calls
+
+
+def test_a_fused_sum_is_recorded_as_an_all_reduce(noted: Communicator) -> None:
+    with noted.recorded() as recording:
+        noted.all_reduce_norm(torch.ones(2, 8), torch.ones(2, 8), torch.ones(8), 1e-5, "tp")
+    assert recording.events == [("all_reduce", "tp", 64)]
+    assert not noted.calls
+
+
+def test_where_layers_are_looked_at_sums_are_apart_from_norms(noted: Communicator) -> None:
+    class Layers:
+        def __init__(self) -> None:
+            self.layers: dict[str, Any] = {}
+
+        _embed = _attention = _mlp = _logits = None
+
+    x = torch.ones(2, 8)
+    with Examination(noted).of(Layers()):  # type: ignore[arg-type]
+        assert not noted.fuses(x, "tp")
+    assert noted.fuses(x, "tp")
+
+
+@pytest.mark.parametrize(
+    ("name", "fused"),
+    [
+        ("_one_shot_all_reduce", False),
+        ("_one_shot_all_reduce_norm", True),
+        (
+            "void (anonymous namespace)::two_shot_all_reduce_kernel<c10::BFloat16, 16, 4, false, "
+            "false>(c10::BFloat16**)",
+            False,
+        ),
+    ],
+)
+def test_its_kernels_communicate(name: str, fused: bool) -> None:
+    found = Registry.beside(PeerBackend.kernels).of(name)
+    assert (found.operations, found.fused) == (("all_reduce",), fused)
+
+
+# -- what is refused
+
+
+def plan_of(layout: str, kind: str, **changes: Any) -> EnginePlan:
+    wide = shape_of("Llama", num_attention_heads=48, num_key_value_heads=48, head_dim=16)
+    switches = Switches(allreduce=kind)
+    return engine_plan(layout, wide, None, WORK, device="cuda", switches=switches, **changes)
+
+
+@pytest.mark.parametrize(
+    ("layout", "kind", "dtype", "reason"),
+    [
+        (
+            "tp16",
+            "one-shot",
+            "bfloat16",
+            "is for tp2, tp3, tp4, tp5, tp6, tp7, tp8, not tp16; use nccl",
+        ),
+        (
+            "tp16",
+            "two-shot",
+            "bfloat16",
+            "--allreduce two-shot is for tp2, tp4, tp8, not tp16; use nccl",
+        ),
+        (
+            "tp3",
+            "two-shot",
+            "bfloat16",
+            "--allreduce two-shot is for tp2, tp4, tp8, not tp3; use nccl",
+        ),
+        ("tp2", "two-shot", "float16", "--allreduce two-shot has no float16; use one-shot or nccl"),
+    ],
+)
+def test_what_cannot_be_summed_so_is_refused(
+    layout: str, kind: str, dtype: str, reason: str
+) -> None:
+    assert reason in str(engines.refusal("torch", plan_of(layout, kind, dtype=dtype)))
+
+
+@pytest.mark.parametrize("layout", ["tp1", "pp2", "tp2", "tp2pp2"])
+@pytest.mark.parametrize("kind", ["one-shot", "two-shot"])
+def test_what_can_be_is_not(layout: str, kind: str) -> None:
+    assert engines.refusal("torch", plan_of(layout, kind, dtype="bfloat16")) is None
+
+
+class Group:
+    """A process group of two."""
+
+    def size(self) -> int:
+        return RANKS
+
+
+@pytest.mark.parametrize(
+    ("layout", "switches", "made", "name"),
+    [
+        ("tp2", {"allreduce": "one-shot"}, ["OneShot of 64"], "one-shot and nccl"),
+        ("tp2", {"allreduce": "one-shot", "fusion": "off"}, ["OneShot of 0"], "one-shot and nccl"),
+        ("tp2", {"allreduce": "two-shot"}, ["TwoShot"], "two-shot and nccl"),
+        ("tp2", {}, [], "nccl"),
+        ("pp2", {"allreduce": "one-shot"}, [], "nccl"),
+    ],
+)
+def test_the_engine_sums_as_it_is_told(
+    layout: str,
+    switches: dict[str, str],
+    made: list[str],
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = []
+
+    class Kernels(ModuleType):
+        """In place of the module that needs Triton."""
+
+        def OneShot(self, group: Group, device: Any, dtype: Any, width: int) -> str:
+            found.append(f"OneShot of {width}")
+            return f"{dtype}"
+
+        def TwoShot(self, group: Group, device: Any, dtype: Any) -> str:
+            found.append("TwoShot")
+            return f"{dtype}"
+
+    kernels = "workers.engines.native.kernels.symmetric"
+    monkeypatch.setitem(sys.modules, kernels, Kernels(kernels))
+    monkeypatch.setattr(build, "_check_peers", lambda *_: None)
+    asked = Switches(**switches)
+    plan = engine_plan(layout, LLAMA, None, WORK, device="cuda", switches=asked)
+    groups: Any = {layout[:2]: Group()}
+    context = RankContext(0, plan.placement, torch.device("cuda", 0), groups)
+    assert build.make_communicator(context, plan).backend.name == name
+    assert found == made
+
+
+@pytest.mark.parametrize(
+    ("other", "reaches", "reason"),
+    [
+        (("there", 0), True, "of a group of tp its ranks are on several nodes; use nccl"),
+        (("here", 1), False, "GPU 0 does not reach the memory of GPU 1; use nccl"),
+        (("here", 1), True, None),
+    ],
+)
+def test_a_group_whose_gpus_do_not_reach_each_other_is_refused(
+    other: tuple[str, int], reaches: bool, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gather(places: list[Any], own: Any, group: Group) -> None:
+        places[:] = [own, other]
+
+    monkeypatch.setattr(build.dist, "all_gather_object", gather)
+    monkeypatch.setattr(build, "boot_id", lambda: "here")
+    monkeypatch.setattr(build.torch.cuda, "can_device_access_peer", lambda mine, theirs: reaches)
+    check = build._check_peers
+    if reason is None:
+        check(torch.device("cuda", 0), Group(), "one-shot")  # type: ignore[arg-type]
+        return
+    with pytest.raises(RuntimeError, match=reason):
+        check(torch.device("cuda", 0), Group(), "one-shot")  # type: ignore[arg-type]
