@@ -24,7 +24,8 @@ from orchestrator.report.output import json_text
 from orchestrator.store.folders import folder_of
 from orchestrator.store.store import Store
 
-PATHS_ONLY = {"import", "export", "pack", "report", "trace", "unpack"}  # they print where they wrote
+# They print where they wrote.
+PATHS_ONLY = {"import", "export", "pack", "report", "trace", "unpack"}
 
 
 def parsed(text: str) -> Any:
