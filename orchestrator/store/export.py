@@ -52,9 +52,7 @@ def pack(tables: Mapping[str, pa.Table], manifest: str, out: Path) -> list[Path]
     what a crash left behind holds none. Returns the files written. Raises UserError where `out`
     holds something already or cannot be written.
     """
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; give another --out")
-    with _in_folder(out):
+    with _in_new_folder(out, "--out"):
         journal = Journal(out)
         journal.write(out / MANIFEST, lambda path: path.write_text(manifest))
         names = sorted(tables, key=lambda name: name in OUTCOME_TABLES)
@@ -70,9 +68,7 @@ def unpack(tables: Mapping[str, pa.Table], manifest: str, out: Path) -> Path:
 
     Returns `out`. Raises UserError where `out` holds something already or cannot be written.
     """
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; give another --result-dir")
-    with _in_folder(out, "--result-dir"):
+    with _in_new_folder(out, "--result-dir"):
         Store(out).create()
         journal = Journal(out)
         journal.write(out / MANIFEST, lambda path: path.write_text(manifest))
@@ -91,6 +87,15 @@ def _parts(name: str, table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
     else:
         for run, rows in places(table, RUN_KEYS).items():
             yield run.name, table.take(rows)
+
+
+@contextmanager
+def _in_new_folder(out: Path, flag: str) -> Iterator[None]:
+    """See `_in_folder`; one that holds something is refused."""
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; give another {flag}")
+    with _in_folder(out, flag):
+        yield
 
 
 @contextmanager
