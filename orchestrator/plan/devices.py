@@ -7,10 +7,13 @@ from typing import Literal
 
 from orchestrator.errors import UserError
 from strategies import Layout, Topology
+from workers.messages import EnginePlan
 
 DEFAULT_ENGINE = "torch"
 # kind of device -> the devices that may be too few, and the advice in that case
 SHORT_OF = {"cuda": ("GPUs", "use --device cpu or fewer"), "cpu": ("CPU workers", "use fewer")}
+
+HOPPER = (9, 0)  # compute capability of the GPUs that FlashAttention-3 is built for
 
 Device = Literal["cuda", "cpu"]
 
@@ -43,3 +46,16 @@ def check_devices(layout: Layout, device: Device, topology: Topology) -> None:
             f"{layout.name} puts its ranks on the devices {list(layout.placement.devices)}; its "
             f"strategies must name each of 0 to {ranks - 1} once"
         )
+
+
+def check_attention(plan: EnginePlan, topology: Topology) -> None:
+    """Raise UserError where a plan has FlashAttention-3 and a GPU is known to be none of its."""
+    if plan.switches.attention != "fa3":
+        return
+    for device in topology.devices:
+        if device.capability not in (None, HOPPER):
+            has = ".".join(map(str, device.capability))
+            raise UserError(
+                "--attention fa3 needs GPUs of compute capability 9.0 (Hopper); "
+                f"{device.name} has {has}; use --attention triton"
+            )

@@ -20,6 +20,7 @@ from orchestrator.plan.devices import (
     DEFAULT_ENGINE,
     SHORT_OF,
     Device,
+    check_attention,
     check_devices,
     choose_engines,
 )
@@ -171,6 +172,7 @@ class _Planner:
         plan = engines.settled(engine, plan)
         plan = replace(plan, spans_nodes=spans_nodes(engine, plan, self.topology))
         precision.check_hardware(plan, self.topology)
+        check_attention(plan, self.topology)
         check_memory(plan, self.topology, self.load)
         return plan
 

@@ -3,6 +3,8 @@ GPU."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from ranks import BASE, FAMILIES, engine_plan
@@ -11,7 +13,8 @@ from strategies import ModelShape
 from workers.communicator import Communicator
 from workers.engines.native.build import load_decoder, make_cache, make_runner
 from workers.engines.native.scheduler import Chunk, Sequence, Step
-from workers.messages import Request, Work
+from workers.engines.native.support import refusal
+from workers.messages import Request, Switches, Work
 from workers.rank import RankContext
 from workers.records import PREFILL
 
@@ -24,11 +27,15 @@ PROMPTS = [tuple(torch.arange(n).mul(7).add(n).remainder(120).tolist()) for n in
 PAGES = [(1, 2), (3, 4), (5, 6), (7, 8)]
 
 
+@pytest.mark.parametrize("attention", ["triton", "fa3"])
 @torch.inference_mode()
-def test_a_captured_step_reads_prompts_as_single_kernels_do() -> None:
+def test_a_captured_step_reads_prompts_as_single_kernels_do(attention: str) -> None:
     work = Work(tuple(Request(i, p, 20) for i, p in enumerate(PROMPTS)), max_concurrency=4)
-    changes = {"device": "cuda", "dtype": "bfloat16", "prefill_tokens": 512}
+    changes: dict[str, Any] = {"device": "cuda", "dtype": "bfloat16", "prefill_tokens": 512}
+    changes["switches"] = Switches(attention=attention)
     plan = engine_plan("tp1", SHAPE, None, work, **changes)
+    if (reason := refusal(plan)) is not None:
+        pytest.skip(reason)
     context = RankContext(0, plan.placement, torch.device("cuda"))
     communicator = Communicator(context)
     decoder, cache = load_decoder(context, plan, communicator), make_cache(context, plan, 8)

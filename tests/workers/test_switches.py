@@ -10,6 +10,7 @@ from ranks import engine_plan
 
 from strategies import ModelShape
 from workers import engines
+from workers.engines.native import fa3_support
 from workers.engines.native.build import attention_bytes
 from workers.engines.vllm.settings import arguments
 from workers.messages import EnginePlan, Request, Switches, Work
@@ -27,7 +28,7 @@ def plan(device: str = "cpu", model: ModelShape = MODEL, **switches: str) -> Eng
     ("engine", "device", "switch", "value", "reason"),
     [
         ("torch", "cpu", "attention", "triton", "on cpu it has --attention sdpa or eager"),
-        ("torch", "cuda", "attention", "fa3", "on cuda it has --attention triton or sdpa or eager"),
+        ("torch", "cuda", "attention", "flex", "has --attention triton or sdpa or eager or fa3"),
         ("torch", "cpu", "cuda_graphs", "on", "on cpu it has --cuda-graphs off, not on"),
         ("torch", "cpu", "fusion", "on", "on cpu it has --fusion off, not on"),
         ("torch", "cpu", "allreduce", "nccl", "on cpu it has --allreduce shm or gloo, not nccl"),
@@ -66,11 +67,16 @@ def test_what_is_left_to_the_engine_is_set_as_it_has_it(
 
 
 @pytest.mark.parametrize("engine", ["torch", *OTHERS])
-def test_every_value_that_an_engine_offers_it_takes(engine: str) -> None:
-    for device in ("cpu", "cuda"):
+def test_every_value_that_an_engine_offers_it_takes(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what is optional installed, in a dtype that all of them have."""
+    monkeypatch.setattr(fa3_support, "PACKAGE", "json")
+    for device, dtype in (("cpu", "float32"), ("cuda", "bfloat16")):
         for name, values in engines.create(engine).choices(plan(device)).items():  # type: ignore
             for value in values:
-                said = str(engines.refusal(engine, plan(device, **{name: value})))
+                asked = replace(plan(device, **{name: value}), dtype=dtype)
+                said = str(engines.refusal(engine, asked))
                 assert f"--{name.replace('_', '-')}" not in said
 
 

@@ -15,14 +15,14 @@ from workers.backends import PeerBackend
 from workers.communicator import Communicator
 from workers.engines.native.cache import PagedCache
 from workers.engines.native.graphs import decode_sizes, prompt_sizes
-from workers.engines.native.kernels import kernels_of
+from workers.engines.native.kernels import fa3, kernels_of
 from workers.engines.native.kernels.reference import FP8
 from workers.engines.native.loading import Loader
 from workers.engines.native.model import Decoder, NamedDecoder
 from workers.engines.native.pages import PAGE, pages_for
 from workers.engines.native.runner import Runner
 from workers.engines.native.sampling import Sampler
-from workers.engines.native.support import SHARING, switches_of
+from workers.engines.native.support import SHARING, WAITLESS, switches_of
 from workers.messages import EnginePlan, dealt
 from workers.process import boot_id
 from workers.rank import RankContext
@@ -106,7 +106,7 @@ def make_runner(
 def _prompt_sizes(plan: EnginePlan, seats: int) -> list[int]:
     """Prefill steps to capture. Attention over prompts in plain torch, as that of float32 is, waits
     for the device; that cannot be captured."""
-    if plan.dtype == "float32" or switches_of(plan).attention != "triton":
+    if plan.dtype == "float32" or switches_of(plan).attention not in WAITLESS:
         return []
     return prompt_sizes(min(plan.prefill_tokens, seats * plan.max_len))
 
@@ -170,16 +170,19 @@ def _held(device: torch.device) -> str:
 
 
 def attention_bytes(plan: EnginePlan, rank: int) -> int:
-    """Bytes that attention in plain torch takes beside the cache, in one layer at a time: the
+    """Bytes that attention takes beside the cache, in one layer at a time. That in plain torch: the
     contexts of all seats out of their pages, twice as they are laid out anew, and of "eager" the
-    scores of a pass over a prompt, with their softmax in float32."""
+    scores of a pass over a prompt, with their softmax in float32. "fa3": what the parts of contexts
+    come to, in float32."""
     kind, plain = switches_of(plan).attention, Precision(plan.dtype)
     if kind == "triton":
         return 0
     placement, model = plan.placement, plan.model
+    heads = -(-model.num_heads // placement.degree("tp"))
+    if kind == "fa3":
+        return fa3.parts(plan.max_len) * seats_of(plan) * heads * (model.head_dim + 1) * 4
     layers = sum(len(stage.layers) for stage in placement.stages_of(rank))
     token = kv_bytes_per_token(placement, model, rank, plain) // layers
     contexts = 2 * seats_of(plan) * plan.max_len * token
-    heads = -(-model.num_heads // placement.degree("tp"))
     scores = heads * plan.prefill_tokens * plan.max_len * (2 * DTYPE_BYTES[plan.dtype] + 4)
     return contexts + (scores if kind == "eager" else 0)

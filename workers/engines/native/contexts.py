@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from workers.engines.native.kernels import Attention
+from workers.engines.native.kernels.reference import Plans
 from workers.engines.native.pages import PAGE
 from workers.records import DECODE, PREFILL
 
@@ -29,17 +30,20 @@ class Context(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DecodeContext:
-    """One new token a request; see `Attention.decode_attention` for the fields."""
+    """One new token a request; see `Attention.decode_attention` for the fields. One context is of
+    one step."""
 
     phase: ClassVar[str] = DECODE
     tables: Tensor
     lengths: Tensor
+    plans: Plans = field(default_factory=dict)
 
     def attend(
         self, kernels: Attention, q: Tensor, keys: Tensor, values: Tensor, window: int | None
     ) -> Tensor:
         """Attention over each request's pages."""
-        return kernels.decode_attention(q, keys, values, self.tables, self.lengths, window)
+        contexts = (self.tables, self.lengths, window, self.plans)
+        return kernels.decode_attention(q, keys, values, *contexts)
 
 
 @dataclass(frozen=True, slots=True)

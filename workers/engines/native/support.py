@@ -9,12 +9,15 @@ from itertools import chain
 
 from strategies.placement import EMBEDDING, Placement, Split
 from strategies.shapes import ModelShape
+from workers.engines.native.fa3_support import refusal as fa3
 from workers.engines.native.fp8_support import refusal as fp8
 from workers.messages import EnginePlan, Switches
 
 AXES = ("dp", "pp", "tp")
 # The rope types of `native.rope`.
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+# Kinds of `Switches.attention` in which the host never waits for the device.
+WAITLESS = ("triton", "fa3")
 # Kinds of `Switches.allreduce` that go through memory of GPUs, and how many may share it.
 SHARING = {"one-shot": range(2, 9), "two-shot": (2, 4, 8)}
 LAYER = re.compile(r"model\.layers\.\d+\.")
@@ -26,7 +29,7 @@ def choices(plan: EnginePlan) -> dict[str, tuple[str, ...]]:
     on_gpu = plan.device == "cuda"
     either = ("on", "off") if on_gpu else ("off",)
     return {
-        "attention": ("triton", "sdpa", "eager") if on_gpu else ("sdpa", "eager"),
+        "attention": ("triton", "sdpa", "eager", "fa3") if on_gpu else ("sdpa", "eager"),
         "cuda_graphs": either,
         "fusion": either,
         "batching": ("continuous", "static"),
@@ -42,7 +45,7 @@ def switches_of(plan: EnginePlan) -> Switches:
 
 def refusal(plan: EnginePlan) -> str | None:
     """None, or the first reason why this engine cannot run the plan, as a clause."""
-    checks = (_axes, _options, _head_dim, _rope, _window, _stages, _over_tp, _cuts, _sums, fp8)
+    checks = (_axes, _options, _attends, _rope, _window, _stages, _over_tp, _cuts, _sums, fp8)
     found = (check(plan) for check in checks)
     return next((reason for reason in found if reason is not None), None)
 
@@ -59,11 +62,13 @@ def _options(plan: EnginePlan) -> str | None:
     return f"it has no option {options}" if options else None
 
 
-def _head_dim(plan: EnginePlan) -> str | None:
-    dim = plan.model.head_dim
+def _attends(plan: EnginePlan) -> str | None:
+    dim, kind = plan.model.head_dim, switches_of(plan).attention
     if dim % 2:
         return f"it rotates pairs of elements, and the head_dim {dim} is odd"
-    if switches_of(plan).attention != "triton" or (dim >= 16 and dim & (dim - 1) == 0):
+    if kind == "fa3":
+        return fa3(plan)
+    if kind != "triton" or (dim >= 16 and dim & (dim - 1) == 0):
         return None
     return (
         f"its attention in Triton needs a head_dim that is a power of two from 16 on, not {dim}; "

@@ -1,8 +1,8 @@
 """The small kernels of a decoder step: those for each token by itself, and those of attention.
 
 `reference` has both in plain torch, which runs anywhere; `fused` has both in Triton, for a GPU.
-`dense` has attention over gathered contexts, in the two ways that torch offers. `fp8` and
-`fused_fp8` are the first kind for matrices in FP8.
+`dense` has attention over gathered contexts, in the two ways that torch offers; `fa3` has that of
+FlashAttention-3. `fp8` and `fused_fp8` are the first kind for matrices in FP8.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Protocol
 from torch import Tensor
 
 from workers.engines.native.kernels.fp8 import Fp8Kernels
+from workers.engines.native.kernels.reference import Plans
 
 
 class Pointwise(Protocol):
@@ -71,13 +72,15 @@ class Attention(Protocol):
         tables: Tensor,
         lengths: Tensor,
         window: int | None,
+        plans: Plans | None = None,
     ) -> Tensor:
         """Attention of one new token a request over its paged context. q: [B, heads, D] -> the same
         shape.
 
         tables: [B, most pages] int32, the pages of a request in order. lengths: [B] int32, tokens
         of its context, the new one included. window: only the newest tokens of a context are seen,
-        at most so many (at least 1); None: all.
+        at most so many (at least 1); None: all. plans: the same for all layers of a step, and empty
+        before the first, for what they can share; None: nothing is shared.
         """
         ...
 
@@ -115,15 +118,20 @@ class Kernels:
 
 
 def kernels_of(attention: str, fusion: bool) -> Kernels:
-    """The kernels of a decoder. attention: "eager", "sdpa" or "triton". fusion: whether operations
-    on a token share a kernel, in Triton."""
+    """The kernels of a decoder. attention: "eager", "sdpa", "triton" or "fa3". fusion: whether
+    operations on a token share a kernel, in Triton. Raises RuntimeError where "fa3" cannot be."""
     from workers.engines.native.kernels import dense, fp8, reference
 
-    plain: dict[str, Attention] = {"eager": dense.EAGER, "sdpa": dense.SDPA}
-    if attention in plain and not fusion:
-        return Kernels(reference, fp8, plain[attention])
+    attends: dict[str, Attention] = {"eager": dense.EAGER, "sdpa": dense.SDPA}
+    if attention == "fa3":
+        from workers.engines.native.kernels import fa3
+
+        fa3.load()
+        attends[attention] = fa3
+    if attention in attends and not fusion:
+        return Kernels(reference, fp8, attends[attention])
     from workers.engines.native.kernels import fused, fused_fp8  # importing Triton takes long
 
     return Kernels(
-        fused if fusion else reference, fused_fp8 if fusion else fp8, plain.get(attention, fused)
+        fused if fusion else reference, fused_fp8 if fusion else fp8, attends.get(attention, fused)
     )

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.engines.native.kernels.reference import gathered
+from workers.engines.native.kernels.reference import Plans, gathered
 
 # (q [B, KV heads, R, D], k and v [B, KV heads, L, D], what is seen: bool, [B, 1, 1, L] or
 # [1, 1, R, L]) -> [B, KV heads, R, D]. The rows R of a KV head are its queries, of all its heads.
@@ -36,6 +36,7 @@ class Dense:
         tables: Tensor,
         lengths: Tensor,
         window: int | None,
+        plans: Plans | None = None,
     ) -> Tensor:
         """All contexts together, each as long as the tables can hold, as a graph serves any length.
         On a CPU some at a time, each as long as the longest of them."""

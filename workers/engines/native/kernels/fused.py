@@ -169,7 +169,13 @@ def _rope(
 
 
 def decode_attention(
-    q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor, window: int | None
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    tables: Tensor,
+    lengths: Tensor,
+    window: int | None,
+    plans: reference.Plans | None = None,
 ) -> Tensor:
     """Split-KV decoding: every (request, KV head) is shared by several programs whose parts are
     then joined. Pages before the window are not read."""

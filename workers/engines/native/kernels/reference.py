@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FP8, LARGEST = torch.float8_e4m3fn, 448.0
+# What attention has worked out for the contexts of a decode step, by window: the layers share it.
+Plans = dict[int | None, Tensor]
 _VALUES = torch.arange(256, dtype=torch.uint8).view(FP8).float()
 
 
@@ -70,7 +72,13 @@ def rope_and_cache(
 
 
 def decode_attention(
-    q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor, window: int | None
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    tables: Tensor,
+    lengths: Tensor,
+    window: int | None,
+    plans: Plans | None = None,
 ) -> Tensor:
     """One request after another."""
     page = keys.shape[1]

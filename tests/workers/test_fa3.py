@@ -1,0 +1,209 @@
+"""FlashAttention-3 under the engine `torch`: what its operators are handed, beside the reference,
+with the library's operators in plain torch; and what is refused."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from fake_fa3 import fa3 as library
+from ranks import engine_plan
+
+from orchestrator.errors import UserError
+from orchestrator.plan.devices import check_attention
+from strategies import ModelShape, Topology
+from strategies.shapes import Device
+from workers import engines
+from workers.engines.native import fa3_support
+from workers.engines.native.build import _prompt_sizes, attention_bytes
+from workers.engines.native.contexts import DecodeContext
+from workers.engines.native.graphs import PROMPTS, PromptStep
+from workers.engines.native.kernels import fa3, kernels_of, reference
+from workers.messages import EnginePlan, Request, Switches, Work
+
+PAGES, PAGE = 40, 64
+FP8 = torch.float8_e4m3fn
+HEADS = [(8, 2), (10, 2), (5, 1), (3, 3)]
+WINDOWS = [None, 1, 7, 64, 65, 100_000]
+
+
+@pytest.fixture
+def calls() -> Iterator[Counter[str]]:
+    with torch.inference_mode(), library() as counted:
+        torch.manual_seed(0)
+        yield counted
+
+
+def caches(kv_heads: int, dim: int, dtype: torch.dtype = torch.bfloat16) -> list[torch.Tensor]:
+    return [torch.randn(PAGES, PAGE, kv_heads, dim).to(dtype) for _ in range(2)]
+
+
+def contexts(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tables that are one page wider than the longest needs, and the lengths."""
+    width = -(-max(lengths) // PAGE) + 1
+    free = iter((torch.randperm(PAGES - 1) + 1).tolist())
+    tables = torch.zeros(len(lengths), width, dtype=torch.int32)
+    for table, length in zip(tables, lengths, strict=True):
+        for at in range(-(-length // PAGE)):
+            table[at] = next(free)
+    return tables, torch.tensor(lengths, dtype=torch.int32)
+
+
+def assert_close(out: torch.Tensor, expected: torch.Tensor, error: float = 8e-3) -> None:
+    assert (out.dtype, out.shape) == (expected.dtype, expected.shape)
+    assert (out.double() - expected.double()).norm() < error * expected.double().norm()
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_decoding_is_that_of_the_reference_whatever_the_lengths(
+    dtype: torch.dtype, heads: tuple[int, int], window: int | None, calls: Counter[str]
+) -> None:
+    """One token, a page but for one, a page, one more, and several pages."""
+    args = (
+        torch.randn(6, heads[0], 32).to(dtype),
+        *caches(heads[1], 32, dtype),
+        *contexts([1, PAGE - 1, PAGE, PAGE + 1, 700, 2]),
+        window,
+    )
+    assert_close(fa3.decode_attention(*args), reference.decode_attention(*args))
+    assert calls == {"get_scheduler_metadata": 1, "fwd": 1}
+
+
+@pytest.mark.parametrize("window", [None, 70])
+def test_queries_go_to_a_cache_in_fp8_as_fp8(window: int | None, calls: Counter[str]) -> None:
+    """And beyond its largest value they are cut off."""
+    q = torch.randn(3, 8, 32).bfloat16()
+    q[0, 0, 0] = 1000
+    args = (*caches(2, 32, FP8), *contexts([1, 130, 64]), window)
+    rounded = reference.narrowed(q, FP8).to(q.dtype)
+    assert_close(fa3.decode_attention(q, *args), reference.decode_attention(rounded, *args))
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("cache", [torch.bfloat16, FP8])
+def test_chunks_of_prompts_are_those_of_the_reference(
+    cache: torch.dtype, heads: tuple[int, int], window: int | None, calls: Counter[str]
+) -> None:
+    """A whole prompt, the end of a longer one, a chunk of one token, and one that fills a page."""
+    new, whole = (5, 90, 1, PAGE), (5, 250, 17, PAGE)
+    slots = torch.randperm(PAGES * PAGE)[: sum(whole)]
+    ends = [torch.tensor([0, *lens]).cumsum(0).int() for lens in (new, whole)]
+    q = torch.randn(sum(new), heads[0], 32).bfloat16()
+    args = (q, *caches(heads[1], 32, cache), slots, *ends, max(new), max(whole), window)
+    assert_close(fa3.prefill_attention(*args), reference.prefill_attention(*args))
+    assert calls == {"fwd": 1}
+
+
+def test_padding_of_a_captured_prefill_is_taken(calls: Counter[str]) -> None:
+    """One prompt of 50 tokens in a step of 64: a second one of the rest, and others of none."""
+    step = PromptStep.empty(64, None, torch.device("cpu"))
+    ends = step.fields[3 * 64 : 3 * 64 + PROMPTS + 2]
+    ends[1:], ends[2:] = 50, 64
+    q, cache = torch.randn(64, 8, 32).bfloat16(), caches(2, 32)
+    context = step.batch().context
+    seen = context.attend(fa3, q, *cache, None)
+    assert_close(seen, context.attend(reference, q, *cache, None))
+
+
+def test_layers_that_see_as_much_share_the_plan_of_a_step(calls: Counter[str]) -> None:
+    q, cache, (tables, lengths) = torch.randn(2, 8, 32).bfloat16(), caches(2, 32), contexts([9, 90])
+    for step in (1, 2):
+        context = DecodeContext(tables, lengths)
+        for window in (None, 7, None, 7):
+            expected = reference.decode_attention(q, *cache, tables, lengths, window)
+            assert_close(context.attend(fa3, q, *cache, window), expected)
+        assert calls == {"get_scheduler_metadata": 2 * step, "fwd": 4 * step}
+        lengths += 1
+
+
+def test_a_context_is_cut_into_whole_blocks_and_not_too_many() -> None:
+    assert [fa3.parts(n) for n in (1, 128, 129, 4096, 1 << 20)] == [1, 1, 2, 32, 32]
+
+
+def test_where_the_library_cannot_be_loaded_the_error_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "flash_attn_3", None)
+    with pytest.raises(RuntimeError, match=r"cannot be: .*flash_attn_3.*use --attention"):
+        kernels_of("fa3", fusion=False)
+
+
+def test_the_switch_chooses_it(calls: Counter[str]) -> None:
+    chosen = kernels_of("fa3", fusion=False)
+    assert (chosen.attention, chosen.pointwise) == (fa3, reference)
+
+
+# -- what is refused
+
+SHAPE = ModelShape("m", "llama", 64, 4, 4, 4, 16, 96, 128, 256, 1e-5, 1e4)
+
+
+def plan(model: ModelShape = SHAPE, **changes: object) -> EnginePlan:
+    work = Work((Request(0, (1,) * 299, 2),), 3)
+    asked = {"device": "cuda", "dtype": "bfloat16", "switches": Switches(attention="fa3")}
+    return engine_plan("tp2", model, None, work, **{**asked, **changes})
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fa3_support, "PACKAGE", "json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, None),
+        ({"dtype": "float16"}, None),
+        ({"kv_cache_dtype": "fp8"}, None),
+        ({"model": replace(SHAPE, head_dim=96)}, None),
+        ({"dtype": "float32"}, "has bfloat16 and float16, not float32; use --attention triton"),
+        ({"model": replace(SHAPE, head_dim=264)}, "up to 256 that is a multiple of 8, not 264"),
+        ({"model": replace(SHAPE, head_dim=20)}, "multiple of 8, not 20; use --attention triton"),
+        (
+            {"model": replace(SHAPE, head_dim=24), "kv_cache_dtype": "fp8"},
+            "up to 256 that is a multiple of 16 with KV in FP8, not 24; use --attention triton",
+        ),
+        ({"device": "cpu"}, "on cpu it has --attention sdpa or eager, not fa3"),
+    ],
+)
+def test_what_it_does_not_have_is_refused(
+    changes: dict[str, object], reason: str | None, installed: None
+) -> None:
+    said = engines.refusal("torch", plan(**changes))  # type: ignore[arg-type]
+    assert said is None if reason is None else reason in str(said)
+
+
+def test_where_it_is_not_installed_the_refusal_says_how_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fa3_support, "PACKAGE", "no_such_package")
+    said = str(engines.refusal("torch", plan()))
+    assert "not installed: pip install 'shard-orchestrator[fa3]', or use --attention triton" in said
+    assert engines.refusal("torch", plan(switches=Switches(attention="triton"))) is None
+
+
+@pytest.mark.parametrize("capability", [(8, 9), (10, 0)])
+def test_gpus_that_are_not_hopper_are_refused(capability: tuple[int, int]) -> None:
+    def topology(of_first: tuple[int, int] | None) -> Topology:
+        kinds = (of_first, (9, 0))
+        return Topology(tuple(Device("n", i, 80, "X", kind) for i, kind in enumerate(kinds)))
+
+    check_attention(plan(), topology((9, 0)))
+    check_attention(plan(), topology(None))
+    check_attention(plan(switches=Switches(attention="triton")), topology(capability))
+    with pytest.raises(UserError, match=r"Hopper\); X has \d+\.\d; use --attention triton"):
+        check_attention(plan(), topology(capability))
+
+
+def test_the_parts_of_contexts_have_their_room_beside_the_cache() -> None:
+    """Three parts of 301 tokens, three seats, two heads of a rank, 16 numbers and their sum."""
+    assert attention_bytes(plan(), 0) == 3 * 3 * 2 * (16 + 1) * 4
+
+
+def test_short_prompts_are_captured_with_it() -> None:
+    assert _prompt_sizes(plan(prefill_tokens=128), 3) == [64, 128]
