@@ -4,8 +4,8 @@
     python benchmarks/attention.py --models llama-70b --tp 2 --kv-cache-dtype fp8 --out a.arrow
 
 Kinds are those of --attention on one GPU, with the heads that a rank of a layout has. Under
-"triton" prompts go through torch's FlashAttention-2. "fa3" is measured on Hopper, where it is
-installed.
+"triton" and "flashinfer" prompts go through torch's FlashAttention-2. "fa3" and "flashinfer" are
+measured where they are installed, on the GPUs that they are for.
 
 Decoding is a graph of several layers, whose contexts lie in pages of their own, so that no cache of
 the GPU has them when the graph is replayed. Its share is that of the KV read, of what reading
@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.plan import models
-from orchestrator.plan.devices import HOPPER
+from orchestrator.plan.devices import ATTENTION_NEEDS
 from orchestrator.store.arrow_files import write_part
 from strategies.shapes import ModelShape
 from workers.device import device_name, synchronize
@@ -44,7 +44,7 @@ from workers.engines.node_timing import GIB, GPU_SWEEP, MIB, Sweep, dtype_name, 
 from workers.records import DECODE, PREFILL
 from workers.rows import Table, column, row
 
-KINDS = ("triton", "sdpa", "fa3")
+KINDS = ("triton", "sdpa", "fa3", "flashinfer")
 SWEEP = replace(GPU_SWEEP, samples=3, calls=4)
 APART = 128 * MIB  # of KV that is read before the same is read again: more than an L2 holds
 FLOW = 2 * GIB  # of KV that a graph reads, about
@@ -154,8 +154,8 @@ def _numbers(text: str) -> list[int]:
 
 def _available(names: Sequence[str]) -> Iterator[tuple[str, Attention]]:
     """Those that can be, by name."""
-    is_hopper = torch.cuda.get_device_capability() == HOPPER
-    for name in (name for name in names if is_hopper or name != "fa3"):
+    major, _ = torch.cuda.get_device_capability()
+    for name in (name for name in names if major in ATTENTION_NEEDS.get(name, (major,))):
         try:
             yield name, kernels_of(name, fusion=True).attention
         except RuntimeError as error:

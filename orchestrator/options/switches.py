@@ -8,7 +8,7 @@ SWITCH_OPTIONS = (
     click.option(
         "--attention",
         metavar="KIND",
-        help="eager, sdpa, triton or fa3. [auto: triton on GPUs, sdpa on CPUs]",
+        help="eager, sdpa, triton, fa3 or flashinfer. [auto: triton on GPUs, sdpa on CPUs]",
     ),
     click.option("--cuda-graphs", metavar="on|off", help="Capture steps in graphs. [on, on GPUs]"),
     click.option(

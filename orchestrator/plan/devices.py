@@ -13,7 +13,8 @@ DEFAULT_ENGINE = "torch"
 # kind of device -> the devices that may be too few, and the advice in that case
 SHORT_OF = {"cuda": ("GPUs", "use --device cpu or fewer"), "cpu": ("CPU workers", "use fewer")}
 
-HOPPER = (9, 0)  # compute capability of the GPUs that FlashAttention-3 is built for
+# kind of attention -> the compute capabilities that its library has, by their first number
+ATTENTION_NEEDS = {"fa3": (9,), "flashinfer": (9, 10, 12)}
 
 Device = Literal["cuda", "cpu"]
 
@@ -49,13 +50,14 @@ def check_devices(layout: Layout, device: Device, topology: Topology) -> None:
 
 
 def check_attention(plan: EnginePlan, topology: Topology) -> None:
-    """Raise UserError where a plan has FlashAttention-3 and a GPU is known to be none of its."""
-    if plan.switches.attention != "fa3":
-        return
-    for device in topology.devices:
-        if device.capability not in (None, HOPPER):
-            has = ".".join(map(str, device.capability))
+    """Raise UserError where a GPU is known to be none of those that the library of a plan's
+    attention is for."""
+    kind = str(plan.switches.attention)
+    for device in topology.devices if kind in ATTENTION_NEEDS else ():
+        has, needs = device.capability, ATTENTION_NEEDS[kind]
+        if has is not None and has[0] not in needs:
             raise UserError(
-                "--attention fa3 needs GPUs of compute capability 9.0 (Hopper); "
-                f"{device.name} has {has}; use --attention triton"
+                f"--attention {kind} needs GPUs of compute capability "
+                f"{' or '.join(f'{major}.x' for major in needs)}; {device.name} has "
+                f"{has[0]}.{has[1]}; use --attention triton"
             )

@@ -12,6 +12,7 @@ from ranks import BASE, FAMILIES, engine_plan
 from strategies import ModelShape
 from workers.communicator import Communicator
 from workers.engines.native.build import load_decoder, make_cache, make_runner
+from workers.engines.native.library_support import LIBRARIES
 from workers.engines.native.scheduler import Chunk, Sequence, Step
 from workers.engines.native.support import refusal
 from workers.messages import Request, Switches, Work
@@ -27,7 +28,7 @@ PROMPTS = [tuple(torch.arange(n).mul(7).add(n).remainder(120).tolist()) for n in
 PAGES = [(1, 2), (3, 4), (5, 6), (7, 8)]
 
 
-@pytest.mark.parametrize("attention", ["triton", "fa3"])
+@pytest.mark.parametrize("attention", ["triton", *LIBRARIES])
 @torch.inference_mode()
 def test_a_captured_step_reads_prompts_as_single_kernels_do(attention: str) -> None:
     work = Work(tuple(Request(i, p, 20) for i, p in enumerate(PROMPTS)), max_concurrency=4)

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from fake_fa3 import fa3 as library
+from fake_attention import fa3 as library
 
 from workers.engines.native.kernels import dense, fa3
 

@@ -10,7 +10,7 @@ from ranks import engine_plan
 
 from strategies import ModelShape
 from workers import engines
-from workers.engines.native import fa3_support
+from workers.engines.native import library_support
 from workers.engines.native.build import attention_bytes
 from workers.engines.vllm.settings import arguments
 from workers.messages import EnginePlan, Request, Switches, Work
@@ -28,7 +28,13 @@ def plan(device: str = "cpu", model: ModelShape = MODEL, **switches: str) -> Eng
     ("engine", "device", "switch", "value", "reason"),
     [
         ("torch", "cpu", "attention", "triton", "on cpu it has --attention sdpa or eager"),
-        ("torch", "cuda", "attention", "flex", "has --attention triton or sdpa or eager or fa3"),
+        (
+            "torch",
+            "cuda",
+            "attention",
+            "flex",
+            "has --attention triton or sdpa or eager or fa3 or flash",
+        ),
         ("torch", "cpu", "cuda_graphs", "on", "on cpu it has --cuda-graphs off, not on"),
         ("torch", "cpu", "fusion", "on", "on cpu it has --fusion off, not on"),
         ("torch", "cpu", "allreduce", "nccl", "on cpu it has --allreduce shm or gloo, not nccl"),
@@ -71,7 +77,7 @@ def test_every_value_that_an_engine_offers_it_takes(
     engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With what is optional installed, in a dtype that all of them have."""
-    monkeypatch.setattr(fa3_support, "PACKAGE", "json")
+    monkeypatch.setattr(library_support, "find_spec", lambda name: "here")
     for device, dtype in (("cpu", "float32"), ("cuda", "bfloat16")):
         for name, values in engines.create(engine).choices(plan(device)).items():  # type: ignore
             for value in values:

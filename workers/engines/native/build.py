@@ -175,7 +175,7 @@ def attention_bytes(plan: EnginePlan, rank: int) -> int:
     scores of a pass over a prompt, with their softmax in float32. "fa3": what the parts of contexts
     come to, in float32."""
     kind, plain = switches_of(plan).attention, Precision(plan.dtype)
-    if kind == "triton":
+    if kind in ("triton", "flashinfer"):
         return 0
     placement, model = plan.placement, plan.model
     heads = -(-model.num_heads // placement.degree("tp"))

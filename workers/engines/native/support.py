@@ -9,15 +9,16 @@ from itertools import chain
 
 from strategies.placement import EMBEDDING, Placement, Split
 from strategies.shapes import ModelShape
-from workers.engines.native.fa3_support import refusal as fa3
 from workers.engines.native.fp8_support import refusal as fp8
+from workers.engines.native.library_support import LIBRARIES
+from workers.engines.native.library_support import refusal as of_library
 from workers.messages import EnginePlan, Switches
 
 AXES = ("dp", "pp", "tp")
 # The rope types of `native.rope`.
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 # Kinds of `Switches.attention` in which the host never waits for the device.
-WAITLESS = ("triton", "fa3")
+WAITLESS = ("triton", *LIBRARIES)
 # Kinds of `Switches.allreduce` that go through memory of GPUs, and how many may share it.
 SHARING = {"one-shot": range(2, 9), "two-shot": (2, 4, 8)}
 LAYER = re.compile(r"model\.layers\.\d+\.")
@@ -29,7 +30,7 @@ def choices(plan: EnginePlan) -> dict[str, tuple[str, ...]]:
     on_gpu = plan.device == "cuda"
     either = ("on", "off") if on_gpu else ("off",)
     return {
-        "attention": ("triton", "sdpa", "eager", "fa3") if on_gpu else ("sdpa", "eager"),
+        "attention": ("triton", "sdpa", "eager", *LIBRARIES) if on_gpu else ("sdpa", "eager"),
         "cuda_graphs": either,
         "fusion": either,
         "batching": ("continuous", "static"),
@@ -66,8 +67,8 @@ def _attends(plan: EnginePlan) -> str | None:
     dim, kind = plan.model.head_dim, switches_of(plan).attention
     if dim % 2:
         return f"it rotates pairs of elements, and the head_dim {dim} is odd"
-    if kind == "fa3":
-        return fa3(plan)
+    if kind in LIBRARIES:
+        return of_library(plan, LIBRARIES[kind])
     if kind != "triton" or (dim >= 16 and dim & (dim - 1) == 0):
         return None
     return (

@@ -1,8 +1,8 @@
 """The small kernels of a decoder step: those for each token by itself, and those of attention.
 
 `reference` has both in plain torch, which runs anywhere; `fused` has both in Triton, for a GPU.
-`dense` has attention over gathered contexts, in the two ways that torch offers; `fa3` has that of
-FlashAttention-3. `fp8` and `fused_fp8` are the first kind for matrices in FP8.
+`dense` has attention over gathered contexts, in the two ways that torch offers; `fa3` and
+`flashinfer` have that of libraries. `fp8` and `fused_fp8` are the first kind for matrices in FP8.
 """
 
 from __future__ import annotations
@@ -118,20 +118,22 @@ class Kernels:
 
 
 def kernels_of(attention: str, fusion: bool) -> Kernels:
-    """The kernels of a decoder. attention: "eager", "sdpa", "triton" or "fa3". fusion: whether
-    operations on a token share a kernel, in Triton. Raises RuntimeError where "fa3" cannot be."""
-    from workers.engines.native.kernels import dense, fp8, reference
+    """The kernels of a decoder. attention: "eager", "sdpa", "triton", "fa3" or "flashinfer".
+    fusion: whether operations on a token share a kernel, in Triton. Raises RuntimeError where a
+    library cannot be loaded."""
+    from workers.engines.native.kernels import dense, fa3, fp8, reference
 
-    attends: dict[str, Attention] = {"eager": dense.EAGER, "sdpa": dense.SDPA}
+    attends: dict[str, Attention] = {"eager": dense.EAGER, "sdpa": dense.SDPA, "fa3": fa3}
     if attention == "fa3":
-        from workers.engines.native.kernels import fa3
-
         fa3.load()
-        attends[attention] = fa3
     if attention in attends and not fusion:
         return Kernels(reference, fp8, attends[attention])
     from workers.engines.native.kernels import fused, fused_fp8  # importing Triton takes long
 
-    return Kernels(
-        fused if fusion else reference, fused_fp8 if fusion else fp8, attends.get(attention, fused)
-    )
+    attends["triton"] = fused
+    if attention == "flashinfer":
+        from workers.engines.native.kernels.flashinfer import FlashInfer
+
+        attends[attention] = FlashInfer(fused)
+    pointwise, products = (fused, fused_fp8) if fusion else (reference, fp8)
+    return Kernels(pointwise, products, attends[attention])

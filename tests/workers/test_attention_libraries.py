@@ -1,16 +1,17 @@
-"""FlashAttention-3 under the engine `torch`: what its operators are handed, beside the reference,
-with the library's operators in plain torch; and what is refused."""
+"""Libraries of attention under the engine `torch`: what they are handed, beside the reference, with
+the libraries in plain torch; and what is refused."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 import torch
-from fake_fa3 import fa3 as library
+from fake_attention import fa3 as library
+from fake_attention import flashinfer
 from ranks import engine_plan
 
 from orchestrator.errors import UserError
@@ -18,11 +19,12 @@ from orchestrator.plan.devices import check_attention
 from strategies import ModelShape, Topology
 from strategies.shapes import Device
 from workers import engines
-from workers.engines.native import fa3_support
+from workers.engines.native import library_support
 from workers.engines.native.build import _prompt_sizes, attention_bytes
 from workers.engines.native.contexts import DecodeContext
 from workers.engines.native.graphs import PROMPTS, PromptStep
 from workers.engines.native.kernels import fa3, kernels_of, reference
+from workers.engines.native.kernels.flashinfer import FlashInfer
 from workers.messages import EnginePlan, Request, Switches, Work
 
 PAGES, PAGE = 40, 64
@@ -73,6 +75,21 @@ def test_decoding_is_that_of_the_reference_whatever_the_lengths(
     )
     assert_close(fa3.decode_attention(*args), reference.decode_attention(*args))
     assert calls == {"get_scheduler_metadata": 1, "fwd": 1}
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("cache", [torch.bfloat16, FP8])
+def test_decoding_by_flashinfer_is_that_of_the_reference(
+    cache: torch.dtype, heads: tuple[int, int], window: int | None
+) -> None:
+    with torch.inference_mode(), flashinfer():
+        ours = FlashInfer(reference, "cpu")
+        q, lengths = torch.randn(6, heads[0], 32).bfloat16(), [1, PAGE - 1, PAGE, PAGE + 1, 700, 2]
+        args = (q, *caches(heads[1], 32, cache), *contexts(lengths), window)
+        for _ in range(2):  # in the same room
+            assert_close(ours.decode_attention(*args), reference.decode_attention(*args))
+        assert ours.prefill_attention is reference.prefill_attention
 
 
 @pytest.mark.parametrize("window", [None, 70])
@@ -127,12 +144,19 @@ def test_a_context_is_cut_into_whole_blocks_and_not_too_many() -> None:
     assert [fa3.parts(n) for n in (1, 128, 129, 4096, 1 << 20)] == [1, 1, 2, 32, 32]
 
 
-def test_where_the_library_cannot_be_loaded_the_error_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("kind", "module", "load"),
+    [
+        ("fa3", "flash_attn_3", lambda: kernels_of("fa3", fusion=False)),
+        ("flashinfer", "flashinfer", lambda: FlashInfer(reference, "cpu")),
+    ],
+)
+def test_where_a_library_cannot_be_loaded_the_error_says_what_to_do(
+    kind: str, module: str, load: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "flash_attn_3", None)
-    with pytest.raises(RuntimeError, match=r"cannot be: .*flash_attn_3.*use --attention"):
-        kernels_of("fa3", fusion=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(RuntimeError, match=f"{kind} cannot be: .*{module}.*use --attention triton"):
+        load()
 
 
 def test_the_switch_chooses_it(calls: Counter[str]) -> None:
@@ -145,59 +169,87 @@ def test_the_switch_chooses_it(calls: Counter[str]) -> None:
 SHAPE = ModelShape("m", "llama", 64, 4, 4, 4, 16, 96, 128, 256, 1e-5, 1e4)
 
 
-def plan(model: ModelShape = SHAPE, **changes: object) -> EnginePlan:
+KINDS = ["fa3", "flashinfer"]
+
+
+def plan(model: ModelShape = SHAPE, attention: str = "fa3", **changes: object) -> EnginePlan:
     work = Work((Request(0, (1,) * 299, 2),), 3)
-    asked = {"device": "cuda", "dtype": "bfloat16", "switches": Switches(attention="fa3")}
+    asked = {"device": "cuda", "dtype": "bfloat16", "switches": Switches(attention=attention)}
     return engine_plan("tp2", model, None, work, **{**asked, **changes})
 
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fa3_support, "PACKAGE", "json")
+    monkeypatch.setattr(library_support, "find_spec", lambda name: "here")
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({}, None),
         ({"dtype": "float16"}, None),
-        ({"kv_cache_dtype": "fp8"}, None),
+        ({"model": replace(SHAPE, head_dim=128), "kv_cache_dtype": "fp8"}, None),
         ({"model": replace(SHAPE, head_dim=96)}, None),
         ({"dtype": "float32"}, "has bfloat16 and float16, not float32; use --attention triton"),
-        ({"model": replace(SHAPE, head_dim=264)}, "up to 256 that is a multiple of 8, not 264"),
-        ({"model": replace(SHAPE, head_dim=20)}, "multiple of 8, not 20; use --attention triton"),
-        (
-            {"model": replace(SHAPE, head_dim=24), "kv_cache_dtype": "fp8"},
-            "up to 256 that is a multiple of 16 with KV in FP8, not 24; use --attention triton",
-        ),
-        ({"device": "cpu"}, "on cpu it has --attention sdpa or eager, not fa3"),
+        ({"model": replace(SHAPE, head_dim=272)}, ", ... 256, not 272; use --attention triton"),
+        ({"model": replace(SHAPE, head_dim=20)}, ", ... 256, not 20; use --attention triton"),
+        ({"device": "cpu"}, "on cpu it has --attention sdpa or eager, not f"),
     ],
 )
-def test_what_it_does_not_have_is_refused(
-    changes: dict[str, object], reason: str | None, installed: None
+def test_what_a_library_does_not_have_is_refused(
+    changes: dict[str, object], reason: str | None, kind: str, installed: None
 ) -> None:
-    said = engines.refusal("torch", plan(**changes))  # type: ignore[arg-type]
+    said = engines.refusal("torch", plan(attention=kind, **changes))  # type: ignore[arg-type]
     assert said is None if reason is None else reason in str(said)
 
 
-def test_where_it_is_not_installed_the_refusal_says_how_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fa3_support, "PACKAGE", "no_such_package")
-    said = str(engines.refusal("torch", plan()))
-    assert "not installed: pip install 'shard-orchestrator[fa3]', or use --attention triton" in said
-    assert engines.refusal("torch", plan(switches=Switches(attention="triton"))) is None
+@pytest.mark.parametrize(
+    ("kind", "dim", "reason"),
+    [
+        ("fa3", 24, "FlashAttention-3 takes a head_dim of 16, 32, ... 256 with KV in FP8, not 24"),
+        ("flashinfer", 64, "FlashInfer takes a head_dim of 128 with KV in FP8, not 64"),
+    ],
+)
+def test_with_kv_in_fp8_fewer_head_dims_are_taken(
+    kind: str, dim: int, reason: str, installed: None
+) -> None:
+    asked = plan(replace(SHAPE, head_dim=dim), kind, kv_cache_dtype="fp8")
+    assert reason in str(engines.refusal("torch", asked))
+    assert engines.refusal("torch", replace(asked, kv_cache_dtype="auto")) is None
 
 
-@pytest.mark.parametrize("capability", [(8, 9), (10, 0)])
-def test_gpus_that_are_not_hopper_are_refused(capability: tuple[int, int]) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_a_library_is_not_installed_the_refusal_says_how_to(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library_support, "find_spec", lambda name: None)
+    said = str(engines.refusal("torch", plan(attention=kind)))
+    assert f"pip install 'shard-orchestrator[{kind}]', or use --attention triton" in said
+    assert engines.refusal("torch", plan(attention="triton")) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability", "needs"),
+    [
+        ("fa3", (8, 9), "9.x"),
+        ("fa3", (10, 0), "9.x"),
+        ("flashinfer", (8, 0), "9.x or 10.x or 12.x"),
+    ],
+)
+def test_gpus_that_a_library_is_not_for_are_refused(
+    kind: str, capability: tuple[int, int], needs: str
+) -> None:
     def topology(of_first: tuple[int, int] | None) -> Topology:
         kinds = (of_first, (9, 0))
         return Topology(tuple(Device("n", i, 80, "X", kind) for i, kind in enumerate(kinds)))
 
-    check_attention(plan(), topology((9, 0)))
-    check_attention(plan(), topology(None))
-    check_attention(plan(switches=Switches(attention="triton")), topology(capability))
-    with pytest.raises(UserError, match=r"Hopper\); X has \d+\.\d; use --attention triton"):
-        check_attention(plan(), topology(capability))
+    check_attention(plan(attention=kind), topology((9, 0)))
+    check_attention(plan(attention=kind), topology(None))
+    check_attention(plan(attention="triton"), topology(capability))
+    said = f"needs GPUs of compute capability {needs}; X has {capability[0]}.{capability[1]}; use"
+    with pytest.raises(UserError, match=said):
+        check_attention(plan(attention=kind), topology(capability))
 
 
 def test_the_parts_of_contexts_have_their_room_beside_the_cache() -> None:
@@ -205,5 +257,6 @@ def test_the_parts_of_contexts_have_their_room_beside_the_cache() -> None:
     assert attention_bytes(plan(), 0) == 3 * 3 * 2 * (16 + 1) * 4
 
 
-def test_short_prompts_are_captured_with_it() -> None:
-    assert _prompt_sizes(plan(prefill_tokens=128), 3) == [64, 128]
+@pytest.mark.parametrize("kind", KINDS)
+def test_short_prompts_are_captured_with_a_library(kind: str) -> None:
+    assert _prompt_sizes(plan(attention=kind, prefill_tokens=128), 3) == [64, 128]

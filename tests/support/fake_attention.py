@@ -1,5 +1,7 @@
-"""The operators of FlashAttention-3 in plain torch, on CPUs: with the library's own schemas, its
-checks, and its plan of a decode step, which is of the lengths that it was made for and no others.
+"""The libraries of attention in plain torch, on CPUs, with their own signatures and checks.
+
+FlashAttention-3 has its plan of a decode step too, which is of the lengths that it was made for and
+no others.
 """
 
 from __future__ import annotations
@@ -167,6 +169,57 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
     assert q.shape[-1] % (16 if q.dtype == FP8 else 8) == 0
     assert q.shape[-2] % k.shape[-2] == 0
     assert all(x.stride(-1) == 1 for x in (q, k, v))
+
+
+@contextmanager
+def flashinfer() -> Iterator[None]:
+    """Inside, `flashinfer.xqa` is this."""
+    package, module = ModuleType("flashinfer"), ModuleType("flashinfer.xqa")
+    module.xqa = _xqa  # type: ignore[attr-defined]
+    with mock.patch.dict(sys.modules, {"flashinfer": package, "flashinfer.xqa": module}):
+        yield
+
+
+def _xqa(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    page_table: Tensor,
+    seq_lens: Tensor,
+    output: Tensor,
+    workspace_buffer: Tensor,
+    semaphores: Tensor,
+    num_kv_heads: int,
+    page_size: int,
+    sinks: Tensor | None = None,
+    q_scale: float = 1.0,
+    kv_scale: float = 1.0,
+    sliding_win_size: int = 0,
+    kv_layout: str = "NHD",
+    sm_count: int | None = None,
+    enable_pdl: bool | None = None,
+    rcp_out_scale: float = 1.0,
+    q_seq_len: int = 1,
+    mask: Tensor | None = None,
+) -> None:
+    """[requests, one, heads, dim] queries; the output is filled."""
+    requests, beams, _, dim = q.shape
+    assert (beams, seq_lens.shape, output.shape) == (1, (requests, 1), q.shape)
+    assert q.dtype == output.dtype
+    assert q.dtype in (torch.bfloat16, torch.float16)
+    assert k_cache.dtype == v_cache.dtype
+    assert k_cache.dtype in (q.dtype, FP8)
+    assert page_size in (16, 32, 64, 128)
+    assert k_cache.shape[1:] == (page_size, num_kv_heads, dim)
+    assert dim % 16 == 0
+    assert (page_table.dtype, seq_lens.dtype) == (torch.int32, torch.uint32)
+    assert (workspace_buffer.dtype, semaphores.dtype) == (torch.uint8, torch.uint32)
+    assert not semaphores.view(torch.int32).any()
+    assert semaphores.numel() >= requests * num_kv_heads
+    lengths = seq_lens.view(torch.int32)[:, 0]
+    parts = _requests(q, k_cache, v_cache, page_table, lengths)
+    for one, part in zip(output, parts, strict=True):
+        one.copy_(_attend(*part, True, sliding_win_size - 1 if sliding_win_size else -1))
 
 
 Part = tuple[Tensor, Tensor, Tensor]
