@@ -12,7 +12,7 @@ import torch
 
 from workers.engines.native.contexts import DecodeContext
 from workers.engines.native.kernels import Attention, kernels_of, reference
-from workers.engines.native.library_support import LIBRARIES
+from workers.engines.native.support import LIBRARIES
 
 IS_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
 pytestmark = pytest.mark.skipif(not IS_HOPPER, reason="the libraries are for Hopper GPUs")

@@ -12,9 +12,8 @@ from ranks import BASE, FAMILIES, engine_plan
 from strategies import ModelShape
 from workers.communicator import Communicator
 from workers.engines.native.build import load_decoder, make_cache, make_runner
-from workers.engines.native.library_support import LIBRARIES
 from workers.engines.native.scheduler import Chunk, Sequence, Step
-from workers.engines.native.support import refusal
+from workers.engines.native.support import LIBRARIES, refusal
 from workers.messages import Request, Switches, Work
 from workers.rank import RankContext
 from workers.records import PREFILL

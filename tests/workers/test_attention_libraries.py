@@ -19,7 +19,7 @@ from orchestrator.plan.devices import check_attention
 from strategies import ModelShape, Topology
 from strategies.shapes import Device
 from workers import engines
-from workers.engines.native import library_support
+from workers.engines.native import support
 from workers.engines.native.build import _prompt_sizes, attention_bytes
 from workers.engines.native.contexts import DecodeContext
 from workers.engines.native.graphs import PROMPTS, PromptStep
@@ -84,7 +84,7 @@ def test_decoding_by_flashinfer_is_that_of_the_reference(
     cache: torch.dtype, heads: tuple[int, int], window: int | None
 ) -> None:
     with torch.inference_mode(), flashinfer():
-        ours = FlashInfer(reference, "cpu")
+        ours = FlashInfer(reference.prefill_attention, "cpu")
         q, lengths = torch.randn(6, heads[0], 32).bfloat16(), [1, PAGE - 1, PAGE, PAGE + 1, 700, 2]
         args = (q, *caches(heads[1], 32, cache), *contexts(lengths), window)
         for _ in range(2):  # in the same room
@@ -148,7 +148,7 @@ def test_a_context_is_cut_into_whole_blocks_and_not_too_many() -> None:
     ("kind", "module", "load"),
     [
         ("fa3", "flash_attn_3", lambda: kernels_of("fa3", fusion=False)),
-        ("flashinfer", "flashinfer", lambda: FlashInfer(reference, "cpu")),
+        ("flashinfer", "flashinfer", lambda: FlashInfer(reference.prefill_attention, "cpu")),
     ],
 )
 def test_where_a_library_cannot_be_loaded_the_error_says_what_to_do(
@@ -180,7 +180,7 @@ def plan(model: ModelShape = SHAPE, attention: str = "fa3", **changes: object) -
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library_support, "find_spec", lambda name: "here")
+    monkeypatch.setattr(support, "find_spec", lambda name: "here")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -192,8 +192,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"model": replace(SHAPE, head_dim=128), "kv_cache_dtype": "fp8"}, None),
         ({"model": replace(SHAPE, head_dim=96)}, None),
         ({"dtype": "float32"}, "has bfloat16 and float16, not float32; use --attention triton"),
-        ({"model": replace(SHAPE, head_dim=272)}, ", ... 256, not 272; use --attention triton"),
-        ({"model": replace(SHAPE, head_dim=20)}, ", ... 256, not 20; use --attention triton"),
+        ({"model": replace(SHAPE, head_dim=272)}, ", ... 256, not 272; use --attention sdpa"),
+        ({"model": replace(SHAPE, head_dim=20)}, ", ... 256, not 20; use --attention sdpa"),
         ({"device": "cpu"}, "on cpu it has --attention sdpa or eager, not f"),
     ],
 )
@@ -223,7 +223,7 @@ def test_with_kv_in_fp8_fewer_head_dims_are_taken(
 def test_where_a_library_is_not_installed_the_refusal_says_how_to(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(library_support, "find_spec", lambda name: None)
+    monkeypatch.setattr(support, "find_spec", lambda name: None)
     said = str(engines.refusal("torch", plan(attention=kind)))
     assert f"pip install 'shard-orchestrator[{kind}]', or use --attention triton" in said
     assert engines.refusal("torch", plan(attention="triton")) is None

@@ -10,7 +10,7 @@ from ranks import engine_plan
 
 from strategies import ModelShape
 from workers import engines
-from workers.engines.native import library_support
+from workers.engines.native import support
 from workers.engines.native.build import attention_bytes
 from workers.engines.vllm.settings import arguments
 from workers.messages import EnginePlan, Request, Switches, Work
@@ -77,7 +77,7 @@ def test_every_value_that_an_engine_offers_it_takes(
     engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With what is optional installed, in a dtype that all of them have."""
-    monkeypatch.setattr(library_support, "find_spec", lambda name: "here")
+    monkeypatch.setattr(support, "find_spec", lambda name: "here")
     for device, dtype in (("cpu", "float32"), ("cuda", "bfloat16")):
         for name, values in engines.create(engine).choices(plan(device)).items():  # type: ignore
             for value in values:

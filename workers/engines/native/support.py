@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import chain
 
 from strategies.placement import EMBEDDING, Placement, Split
 from strategies.shapes import ModelShape
 from workers.engines.native.fp8_support import refusal as fp8
-from workers.engines.native.library_support import LIBRARIES
-from workers.engines.native.library_support import refusal as of_library
 from workers.messages import EnginePlan, Switches
 
 AXES = ("dp", "pp", "tp")
 # The rope types of `native.rope`.
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """One that attends. module: what is imported. dims, fp8_dims: the head dims that it takes, with
+    KV in the model's dtype and in FP8."""
+
+    name: str
+    module: str
+    dims: range
+    fp8_dims: range
+
+
+# By the kind of `Switches.attention`, which is also the extra of our package that installs it.
+LIBRARIES = {
+    "fa3": Library("FlashAttention-3", "flash_attn_3", range(8, 257, 8), range(16, 257, 16)),
+    "flashinfer": Library("FlashInfer", "flashinfer", range(16, 257, 16), range(128, 129)),
+}
+LIBRARY_DTYPES = ("bfloat16", "float16")
 # Kinds of `Switches.attention` in which the host never waits for the device.
 WAITLESS = ("triton", *LIBRARIES)
 # Kinds of `Switches.allreduce` that go through memory of GPUs, and how many may share it.
@@ -68,13 +86,37 @@ def _attends(plan: EnginePlan) -> str | None:
     if dim % 2:
         return f"it rotates pairs of elements, and the head_dim {dim} is odd"
     if kind in LIBRARIES:
-        return of_library(plan, LIBRARIES[kind])
+        return _of_library(plan, kind)
     if kind != "triton" or (dim >= 16 and dim & (dim - 1) == 0):
         return None
     return (
         f"its attention in Triton needs a head_dim that is a power of two from 16 on, not {dim}; "
         "use --attention sdpa"
     )
+
+
+def _of_library(plan: EnginePlan, kind: str) -> str | None:
+    """None, or the first reason why a library cannot run a plan, as a clause. Which GPUs there are
+    is asked later."""
+    library, dim, is_fp8 = LIBRARIES[kind], plan.model.head_dim, plan.kv_cache_dtype == "fp8"
+    dims, triton = library.fp8_dims if is_fp8 else library.dims, "use --attention triton"
+    if plan.dtype not in LIBRARY_DTYPES:
+        return f"{library.name} has {' and '.join(LIBRARY_DTYPES)}, not {plan.dtype}; {triton}"
+    if dim not in dims:
+        cache = " with KV in FP8" if is_fp8 else ""
+        return (
+            f"{library.name} takes a head_dim of {_listed(dims)}{cache}, not {dim}; use "
+            "--attention sdpa"
+        )
+    if find_spec(library.module) is None:
+        install = f"pip install 'shard-orchestrator[{kind}]'"
+        return f"{library.name} is not installed: {install}, or {triton}"
+    return None
+
+
+def _listed(dims: range) -> str:
+    """As "8, 16, ... 256"."""
+    return str(dims[0]) if len(dims) == 1 else f"{dims[0]}, {dims[1]}, ... {dims[-1]}"
 
 
 def _rope(plan: EnginePlan) -> str | None:

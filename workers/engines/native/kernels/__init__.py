@@ -134,6 +134,6 @@ def kernels_of(attention: str, fusion: bool) -> Kernels:
     if attention == "flashinfer":
         from workers.engines.native.kernels.flashinfer import FlashInfer
 
-        attends[attention] = FlashInfer(fused)
+        attends[attention] = FlashInfer(fused.prefill_attention)
     pointwise, products = (fused, fused_fp8) if fusion else (reference, fp8)
     return Kernels(pointwise, products, attends[attention])

@@ -4,15 +4,12 @@ when it is first called."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from workers.engines.native.kernels.reference import Plans
-
-if TYPE_CHECKING:
-    from workers.engines.native.kernels import Attention
 
 # Room for what parts of contexts come to: a GPU has fewer of them than multiprocessors.
 SCRATCH_BYTES = 32 << 20
@@ -20,10 +17,13 @@ COUNTERS = 1 << 16  # of the parts that are done: one a request and KV head
 
 
 class FlashInfer:
-    """Decodes by the library. prompts: what attends to prompts. Shapes and dtypes are those of
-    `kernels.Attention`. Raises RuntimeError where the library cannot be imported."""
+    """Decodes by the library. Shapes and dtypes are those of `kernels.Attention`.
 
-    def __init__(self, prompts: Attention, device: str = "cuda") -> None:
+    prefill_attention: what attends to prompts. Raises RuntimeError where the library cannot be
+    imported.
+    """
+
+    def __init__(self, prefill_attention: Callable[..., Tensor], device: str = "cuda") -> None:
         try:
             from flashinfer.xqa import xqa
         except ImportError as error:
@@ -32,7 +32,7 @@ class FlashInfer:
                 "'shard-orchestrator[flashinfer]' on every node, or use --attention triton"
             ) from error
         self._xqa = xqa
-        self.prefill_attention = prompts.prefill_attention
+        self.prefill_attention = prefill_attention
         # A kernel leaves its counters at zero.
         self._counters = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
         self._scratch = torch.empty(SCRATCH_BYTES, dtype=torch.uint8, device=device)
