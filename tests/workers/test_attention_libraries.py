@@ -12,13 +12,14 @@ import pytest
 import torch
 from fake_attention import fa3 as library
 from fake_attention import flashinfer
-from ranks import engine_plan
+from ranks import BASE, FAMILIES, engine_plan, ragged_requests, tokens
 
 from orchestrator.errors import UserError
 from orchestrator.plan.devices import check_attention
 from strategies import ModelShape, Topology
 from strategies.shapes import Device
 from workers import engines
+from workers.actor import Worker
 from workers.engines.native import support
 from workers.engines.native.build import _prompt_sizes, attention_bytes
 from workers.engines.native.contexts import DecodeContext
@@ -162,6 +163,41 @@ def test_where_a_library_cannot_be_loaded_the_error_says_what_to_do(
 def test_the_switch_chooses_it(calls: Counter[str]) -> None:
     chosen = kernels_of("fa3", fusion=False)
     assert (chosen.attention, chosen.pointwise) == (fa3, reference)
+
+
+def test_requests_get_the_tokens_that_they_get_from_torch_but_for_rounding() -> None:
+    """Prompts in chunks and decoding, of five layers, in BF16. Tokens are compared up to the first
+    one of a request that differs."""
+    shape = ModelShape.from_config(
+        {**BASE, **FAMILIES["Llama"], "hidden_size": 256, "architectures": ["LlamaForCausalLM"]},
+        "llama",
+    )
+    work = Work(ragged_requests(shape.vocab_size, count=9), max_concurrency=4)
+
+    def served(kind: str) -> dict[int, list[int]]:
+        worker, switches = Worker(), Switches(attention=kind)
+        asked = engine_plan("tp1", shape, None, work, dtype="bfloat16", switches=switches)
+        try:
+            worker.build("torch", asked, None)
+            return tokens([worker.run(work)])
+        finally:
+            worker.close()
+
+    expected = served("sdpa")
+    with library() as counted:
+        found = served("fa3")
+    assert counted["fwd"] % shape.num_layers == 0 < counted["get_scheduler_metadata"]
+    assert agreement(found, expected) > 0.9
+
+
+def agreement(found: dict[int, list[int]], expected: dict[int, list[int]]) -> float:
+    """The share of tokens up to the first one of each request that differs."""
+    same = total = 0
+    for request, ours in found.items():
+        equal = [a == b for a, b in zip(ours, expected[request], strict=True)]
+        seen = equal.index(False) + 1 if False in equal else len(equal)
+        same, total = same + sum(equal[:seen]), total + seen
+    return same / total
 
 
 # -- what is refused
