@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path, PurePosixPath
 
 import click
@@ -87,7 +86,8 @@ class Spool:
 
     def pull(self) -> None:
         """Bring here what is only there, checked by its line; mend there what is damaged and whole
-        here. Raises OSError where the store cannot be read, and TwoWriters."""
+        here. Raises OSError where the store cannot be read, UserError where there is no room here,
+        and TwoWriters."""
         self._up = self._lines_up()
         mine = self._lines()
         if any(self._up.get(number, line) != line for number, line in enumerate(mine)):
@@ -104,9 +104,7 @@ class Spool:
         for one in settled:
             one.result()
         if lines != mine:
-            text = "".join(f"{line}\n" for line in lines)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            replace_file(self.folder / CHECKSUMS, lambda path: path.write_text(text))
+            _write(self.folder / CHECKSUMS, "".join(f"{line}\n" for line in lines).encode())
 
     def _settle(self, name: str, digests: Sequence[str], is_up: bool) -> None:
         """Let a file be the same on both sides: the newer one of `digests`, which come in order.
@@ -116,8 +114,7 @@ class Spool:
         age = {None: -2} | {digest: number for number, digest in enumerate(digests)}
         age_there, age_here = age.get(_digest(there), -1), age.get(_digest(here), -1)
         if there is not None and age_there > age_here:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, partial(_fill, content=there))
+            _write(path, there)
         elif here is not None and age_here > age_there and is_up:
             self.objects.put(name, here)
             if age_there < 0:
@@ -264,5 +261,13 @@ def _digest(content: bytes | None) -> str | None:
     return None if content is None else sha256(content)
 
 
-def _fill(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+def _write(path: Path, content: bytes) -> None:
+    """Keep a file here. Raises UserError where there is no room: that is not the store's fault."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, lambda temporary: temporary.write_bytes(content))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror}; what is at the URI is kept there too, so "
+            "make room on this disk"
+        ) from error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -155,6 +157,20 @@ def test_what_is_dropped_goes_there_too(at: Objects) -> None:
     assert f"collectives/{RUN.name}.arrow" not in there(at, store).names()
     copy = Store(download(at.uri, store.folder.parents[4] / "copy") / store.folder.name)
     assert the_same(store, copy)
+
+
+def test_a_full_disk_here_is_not_taken_for_a_store_that_does_not_answer(
+    in_memory: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_all(store_at(in_memory))
+    elsewhere(tmp_path / "other", monkeypatch)
+
+    def full(path: Path, fill: object) -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(spool, "replace_file", full)
+    with pytest.raises(UserError, match=r"No space left on device; .* make room on this disk"):
+        restore(store_at(in_memory).folder)
 
 
 def test_a_folder_by_its_uri_is_that_folder(tmp_path: Path) -> None:
