@@ -139,20 +139,23 @@ class Session:
     # -- what is kept and told
 
     def keep(self, run: Run, kept: Measured | Trained, tables: Mapping[str, pa.Table]) -> None:
-        """Keep a run that has ended, its tables first."""
+        """Keep a run that has ended, its tables first, and tell."""
+        self._write(run, kept, tables)
+        self.progress.finished(kept)
+
+    def _write(self, run: Run, kept: Measured | Trained, tables: Mapping[str, pa.Table]) -> None:
         row = TRAINED.make([kept]) if isinstance(kept, Trained) else MEASURED.make([kept])
         self.job.store.write_run(run, row, tables)
-        self.progress.finished(kept)
 
     def fail(self, run: Run, cell: PlannedCell, started_at: str, failure: RunFailed) -> None:
         """End the workers, keep `run` as failed and leave the rest of its cell to the next
         command."""
         self.kill()
-        self._keep_failed(run, cell, started_at, failure)
+        self.progress.finished(self._keep_failed(run, cell, started_at, failure))
         self.job.give_up([cell])
 
     def retry(self, run: Run, cell: PlannedCell, started_at: str, failure: RunFailed) -> None:
-        """End the workers and keep `run` as failed; it is made again."""
+        """End the workers and keep `run` as failed; it has not ended, for it is made again."""
         self.kill()
         self._keep_failed(run, cell, started_at, failure)
         self.progress.note(f"{cell.cell.name}: {failure.reason}; the run is made again")
@@ -164,12 +167,12 @@ class Session:
         leave the deployment to the next command."""
         for cell in cells:
             for run in self.job.lacking(cell, start):
-                self._keep_failed(run, cell, started_at, failure)
+                self.progress.finished(self._keep_failed(run, cell, started_at, failure))
         self.job.give_up(self.job.deployment.cells)
 
     def _keep_failed(
         self, run: Run, cell: PlannedCell, started_at: str, failure: RunFailed
-    ) -> None:
+    ) -> Measured | Trained:
         self.job.store.write_failure(run.name, failure.detail)
         self.cluster.keep_logs(failure.reason)
         kept: Measured | Trained
@@ -177,7 +180,8 @@ class Session:
             kept = not_trained(self.job.training_attempt(run, cell, started_at), failure.reason)
         else:
             kept = failed(self.job.attempt(run, cell, started_at), failure.reason)
-        self.keep(run, kept, {})
+        self._write(run, kept, {})
+        return kept
 
     def tell(self, what: str, cell: PlannedCell | None = None) -> None:
         """Say what begins now."""

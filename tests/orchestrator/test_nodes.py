@@ -170,6 +170,7 @@ def test_a_run_that_loses_a_node_is_made_again_where_that_is_asked_for(
     store, told = run([deployment("tp2")], tmp_path, on_node_loss="retry", num_runs=2)
     assert outcomes(store) == [("tp2", 0, "completed"), ("tp2", 1, "completed")]
     assert sum("the run is made again" in note for note in told.notes) == times
+    assert told.runs() == [("tp2", 0, 0), ("tp2", 0, 1)]  # each has ended once
 
 
 def test_it_is_not_made_again_for_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
