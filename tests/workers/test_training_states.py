@@ -17,7 +17,8 @@ from training_runs import LOAD, Curve, alone, check_same, curve, shape_of, train
 from strategies.errors import Refused
 from workers.engines import training_state
 from workers.engines.training import trainer
-from workers.engines.training.engine import PROFILED, TIMED, TorchTrainer
+from workers.engines.training.engine import TIMED, TorchTrainer
+from workers.engines.training.observing import KEPT, STARTING
 from workers.engines.training.scaling import Scaling
 from workers.engines.training.trainer import Trainer
 from workers.engines.training_state import TrainingState
@@ -208,7 +209,7 @@ def test_in_fp16_steps_are_taken_apart_after_those_that_overflow(
 
     monkeypatch.setattr(Trainer, "step", counted)
     engine.run(TrainingWork(STOP, observe=True))
-    before = updates[: -TIMED - PROFILED]
+    before = updates[: -TIMED - STARTING - KEPT["cpu"]]
     assert before == [0] * (len(before) - 1) + [1]
     assert len(before) > 1, "the first scale is not too large"
 

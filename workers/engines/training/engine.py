@@ -38,8 +38,7 @@ if TYPE_CHECKING:
 # Auto: an update of a parameter is one kernel on GPUs. On: also on CPUs, and layers are compiled.
 # Off: neither.
 FUSION = ("auto", "off", "on")
-# Steps of an observed run: unprofiled ones, then profiled ones.
-TIMED, PROFILED = 3, 3
+TIMED = 3  # steps of an observed run before those that are profiled
 # Those before them, at most, of fp16, whose gradients overflow: from a scale of 2^16 to one of 1.
 SETTLING = 17
 READING_S = 300.0  # for what the profiler wrote
@@ -209,20 +208,21 @@ class TorchTrainer:
     def _observed(self, work: TrainingWork) -> RankReport:
         """Take a few steps apart, after others of the same that are not profiled."""
         from workers.engines.training.observed import overlaps_of, parts_of
-        from workers.engines.training.observing import Watch
+        from workers.engines.training.observing import STARTING, Watch
 
         assert self._trainer is not None
         assert self._context is not None
         context, began = self._context, time.perf_counter()
         watch = Watch(context.placement, context.rank, context.device, self._journal)
-        batches = self._batches(work, SETTLING + TIMED + PROFILED)
+        profiled = STARTING + watch.kept
+        batches = self._batches(work, SETTLING + TIMED + profiled)
         context.progress.standing.steps(0)
         self._settle(batches)
         context.barrier()
         timed = [self._seconds(tokens) for tokens in itertools.islice(batches, TIMED)]
         context.barrier()
         with watch.watching():
-            for number, tokens in enumerate(itertools.islice(batches, PROFILED)):
+            for number, tokens in enumerate(itertools.islice(batches, profiled)):
                 with watch.step(number):
                     self._seconds(tokens)
         steps = watch.steps(time.monotonic() + READING_S)

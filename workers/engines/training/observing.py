@@ -38,7 +38,10 @@ WAIT = "part/wait"
 COMPUTES = ("aten::", "Torch-Compiled Region")
 COMMUNICATES = ("c10d::", "_c10d_functional::")
 WAIT_OPERATOR = "_c10d_functional::wait_tensor"
-FIRST = 1  # step under the profiler that does not count: it pays for the profiler's start
+# Steps under the profiler: one pays for its start and is not kept, then those that are. A step of a
+# large model has hundreds of thousands of events, which are slow to read.
+STARTING = 1
+KEPT = {"cuda": 1, "cpu": 2}
 
 
 def part(name: str) -> AbstractContextManager[object]:
@@ -47,7 +50,8 @@ def part(name: str) -> AbstractContextManager[object]:
 
 
 class Watch:
-    """Profiles the steps of one rank. journal: the calls of one step, in order."""
+    """Profiles the steps of one rank, STARTING and then `kept`. journal: the calls of one step, in
+    order."""
 
     def __init__(
         self, placement: Placement, rank: int, device: torch.device, journal: Sequence[Issued]
@@ -57,7 +61,12 @@ class Watch:
         activities = [torch.profiler.ProfilerActivity.CPU]
         if device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
-        self._profiler = torch.profiler.profile(activities=activities, acc_events=True)
+        self.kept = KEPT[device.type]
+        self._profiler = torch.profiler.profile(
+            activities=activities,
+            acc_events=True,
+            schedule=torch.profiler.schedule(wait=0, warmup=STARTING, active=self.kept, repeat=1),
+        )
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -66,21 +75,23 @@ class Watch:
         with marked, self._profiler:
             yield
 
-    def step(self, number: int) -> AbstractContextManager[object]:
+    @contextmanager
+    def step(self, number: int) -> Iterator[None]:
         """Around a step, until its device is done."""
-        return torch.profiler.record_function(trace.step_name(STEP_PHASE, number))
+        with torch.profiler.record_function(trace.step_name(STEP_PHASE, number)):
+            yield
+        self._profiler.step()
 
     def steps(self, deadline: float) -> list[SeenStep]:
-        """The steps that count. deadline: of `time.monotonic`, for reading them. Raises
+        """The steps that are kept. deadline: of `time.monotonic`, for reading them. Raises
         TimeoutError."""
-        seen = steps_seen(
+        return steps_seen(
             _exported(self._profiler, deadline),
             self._placement,
             self._rank,
             self._device.type,
             self._journal,
         )
-        return seen[FIRST:]
 
 
 def steps_seen(
