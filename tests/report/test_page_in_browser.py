@@ -270,6 +270,8 @@ def test_a_link_shows_what_was_chosen(chromium: Chromium, page: Path) -> None:
     link = chromium.evaluate("location.hash")
     order = "[...document.querySelectorAll('#comparison tbody:not([hidden]) tr[data-layout]')]"
     order += ".map((row) => row.dataset.layout).join()"
+    chosen = ("concurrency", "phase", "zoom", "latency", "without")
+    assert all(f"{name}=" in link for name in chosen)  # a link does without what pages begin with
     shown = [table(chromium, name) for name in ("step", "throughput", "comparison")]
     rows_in_order = chromium.evaluate(order)
     chromium.open(page, where=link)
@@ -292,6 +294,7 @@ def test_a_link_to_a_section_stays_one(chromium: Chromium, page: Path) -> None:
         chromium.open(page, where=where)
         top = chromium.evaluate("document.getElementById('memory').getBoundingClientRect().top")
         assert -50 < top < 450, where
+        assert chromium.evaluate("document.activeElement.id") == "memory"  # the keyboard is there
 
 
 def test_rows_follow_the_column_that_is_clicked(chromium: Chromium, page: Path) -> None:
@@ -429,6 +432,8 @@ def test_a_downloaded_table_has_what_stands_below_a_figure_in_a_column_of_its_ow
     assert (row["of bound, %"], row["bound, tok/s"]) == ("80", "12.6")
     assert (row["profiled / timed"], row["profiled / timed, prefill"]) == ("1", "1")
     assert row["memory, bytes"] == "50000000000"
+    of_best = [float(one["of best, %"]) for one in table(chromium, "comparison") if one["tok/s"]]
+    assert max(of_best) == 100.0  # the best is a number as well
 
 
 def test_waits_are_shown_of_the_chosen_load_and_layouts_alone(
