@@ -124,7 +124,7 @@ def export_svg(
 def _without_web_fonts(svg: str) -> str:
     """Rich names a font that would have to be fetched; where it is not, columns no longer meet."""
     own = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
-    return own.replace("Fira Code, monospace", MONOSPACE).replace("family: arial", "family: sans-serif")
+    return own.replace("Fira Code, monospace", MONOSPACE).replace("arial", "sans-serif")
 
 
 def width_of(table: Table, console: Console) -> int:

@@ -103,6 +103,11 @@ class Sent(Protocol):
         """Mesh axes of its group."""
         ...
 
+    @property
+    def bytes(self) -> int:
+        """Of all its calls."""
+        ...
+
 
 S = TypeVar("S", bound=Sent)
 
