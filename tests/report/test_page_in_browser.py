@@ -466,7 +466,8 @@ def test_a_picture_of_a_chart_has_its_legend_and_no_variables(
 
 def test_tables_of_a_page_without_charts_are_sorted_too(chromium: Chromium, tmp_path: Path) -> None:
     rows_ = [{"layout": name, "tok/s": speed} for name, speed in (("dp2", "900"), ("tp2", "1,024"))]
-    text = filled("training.html.j2", title="t", sections=[("load", rows_, [], [])], meanings={})
+    sections = [("load", rows_, [], [])]
+    text = filled("training.html.j2", title="t", sections=sections, meanings={}, setup={})
     (tmp_path / "page.html").write_text(text)
     chromium.open(tmp_path / "page.html")
     chromium.tab.get_by_role("button", name="tok/s").click()
