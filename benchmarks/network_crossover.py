@@ -55,7 +55,7 @@ from orchestrator.predict.layouts import Case, candidates
 from orchestrator.predict.load import Asked
 from orchestrator.predict.prediction import Prediction, predict
 from orchestrator.predict.replica import Lengths
-from orchestrator.report.output import export_svg
+from orchestrator.report.output import console_of, export_svg
 from strategies import Load, ModelShape, Topology, plan_layout
 from strategies.precision import Precision
 from workers.messages import EnginePlan, RankReport, Request, Work
@@ -134,7 +134,7 @@ def main() -> None:
     else:
         runs, facts = read(asked.folder)
         export_svg(lambda console: draw(runs, facts, console), asked.svg, "tp2 and pp2 over a link")
-        draw(runs, facts, Console())
+        draw(runs, facts, console_of())
 
 
 # -- measuring

@@ -1,7 +1,7 @@
 """Make the pictures of docs/gallery.md and README.md anew: `python scripts/gallery.py [NAME...]`.
 
-Each is a part of a page that `orchestrator` writes, of published results but for one that is run
-here, as Chromium draws it: light, offline, 1100 px wide. docs/pictures/ holds them.
+Each is a part of a page that `orchestrator` writes of published results, as Chromium draws it:
+light, offline, 1100 px wide. docs/pictures/ holds them.
 """
 
 from __future__ import annotations
@@ -28,10 +28,6 @@ PROGRAMS = ("google-chrome-stable", "google-chrome", "chromium", "chromium-brows
 READY = (
     "() => document.body && "
     "(document.body.dataset.ready === 'yes' || !document.querySelector('[data-chart]'))"
-)
-TRAINING = (
-    "orchestrator submit --workload train --strategy dp2,fsdp2,tp2,pp2 --model tiny --device cpu "
-    "--seq-len 64 --global-batch-size 8 --steps 8 --result-dir trained"
 )
 
 
@@ -72,11 +68,7 @@ ALL = (
         ("orchestrator matrix --model qwen2.5-32b,llama-70b --out matrix",),
         page="matrix/selection.html",
     ),
-    Picture(
-        "training",
-        (TRAINING, "orchestrator report trained/* --out trained.html"),
-        page="trained.html",
-    ),
+    of_report("training", "4xh200/training-llama-8b"),
 )
 
 

@@ -11,15 +11,13 @@ from orchestrator.errors import UserError
 from orchestrator.report.output import Output
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from orchestrator.experiment import Experiment
 
 
 def strategies(as_json: bool) -> None:
     """What is installed."""
     from orchestrator.plan.installed import installed
-    from orchestrator.report.checks import render_plugins
+    from orchestrator.report.lists import render_plugins
 
     found = installed()
     Output(as_json).show(lambda: found, lambda console: render_plugins(found, console))
@@ -44,6 +42,7 @@ def explain(
     from orchestrator.plan import fitting, planning, precision
     from orchestrator.plan.deployments import like_nodes
     from orchestrator.report import explain as report
+    from orchestrator.report import explain_several as several
 
     available = fitting.gpu_memory(memory)
     sketches = [planning.sketch(name, model, available) for name in layouts]
@@ -60,11 +59,10 @@ def explain(
         for layout, shape in sketches
     ]
 
-    def draw(console: Console) -> None:
-        for one in explained:
-            report.render(one, console)
-
-    Output(as_json).show(lambda: [report.as_data(one) for one in explained], draw)
+    Output(as_json).show(
+        lambda: [report.as_data(one) for one in explained],
+        lambda console: several.render(explained, console),
+    )
 
 
 def _refuse(*of_generation: int | None) -> None:
@@ -100,7 +98,7 @@ def doctor(address: str | None, as_json: bool) -> int:
     from orchestrator.cluster.address import address_of
     from orchestrator.node import facts
     from orchestrator.node.doctor import FAIL, examine
-    from orchestrator.report.checks import render
+    from orchestrator.report.lists import render
 
     checks = examine(facts.gather(address_of(address)))
     Output(as_json).show(

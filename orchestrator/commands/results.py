@@ -57,7 +57,7 @@ def trace(root: Path) -> None:
 def recompute(folder: Path, as_json: bool) -> int:
     """Work out again what was kept of the observed runs at or below `folder`."""
     from orchestrator.analysis.recompute import DIFFERENT, of_folder
-    from orchestrator.report.checks import recomputed_data, render_recomputed
+    from orchestrator.report.lists import recomputed_data, render_recomputed
 
     found = of_folder(folder)
     Output(as_json).show(
@@ -78,12 +78,12 @@ def runs(roots: Sequence[Path], as_json: bool) -> None:
     """What was run under `roots`."""
     from dataclasses import asdict
 
-    from orchestrator.report.runs import render
+    from orchestrator.report.lists import render_runs
     from orchestrator.store.catalog import list_runs
 
     rows = list_runs(roots)
     Output(as_json).show(
-        lambda: [asdict(row) for row in rows], lambda console: render(rows, console)
+        lambda: [asdict(row) for row in rows], lambda console: render_runs(rows, console)
     )
 
 

@@ -78,8 +78,7 @@ def explain(
         assert plan.training is not None, "the plan trains"
         explained.append(report.explain(layout, plan.model, plan.training, available))
 
-    def draw(console: Console) -> None:
-        for one in explained:
-            report.render(one, console)
-
-    out.show(lambda: [report.as_data(one) for one in explained], draw)
+    out.show(
+        lambda: [report.as_data(one) for one in explained],
+        lambda console: report.render(explained, console),
+    )

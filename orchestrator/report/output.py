@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 UNLIMITED = 10_000  # columns
 SVG_WIDTH = 110
+MONOSPACE = "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 PROSE = 30  # columns: a text that is wider may be broken between its words
 
 
@@ -112,11 +114,17 @@ def export_svg(
     )
     draw(console)
     try:
-        console.save_svg(str(path), title=title)
+        path.write_text(_without_web_fonts(console.export_svg(title=title)), encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"the picture cannot be written to {path}: {error.strerror}; give another --svg"
         ) from error
+
+
+def _without_web_fonts(svg: str) -> str:
+    """Rich names a font that would have to be fetched; where it is not, columns no longer meet."""
+    own = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
+    return own.replace("Fira Code, monospace", MONOSPACE).replace("arial", "sans-serif")
 
 
 def width_of(table: Table, console: Console) -> int:

@@ -39,11 +39,12 @@ ABLATIONS = {"comm": "collectives", "p2p": "peer-to-peer links"}
 @dataclass(frozen=True, slots=True)
 class Winner:
     """The best layouts by one metric. names: none where nobody can win. shown: whether they are
-    shown to be the best; note: the first against the next, or why nothing is shown."""
+    shown to be the best; ahead: the first against the next; reason: why nothing is shown."""
 
     names: Sequence[str]
     shown: bool
-    note: str
+    ahead: str
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +58,14 @@ class VerdictLine:
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """One scenario: for each concurrency and metric the best layouts, and all pairs in words."""
+    """One scenario: for each concurrency and metric the best layouts, and all pairs in words.
+    reasons: each of the winners' once."""
 
     experiment: str
     scenario: str
     metrics: Sequence[str]
     lines: Sequence[VerdictLine]
+    reasons: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +146,12 @@ def verdicts(best: Iterable[Best], found: Iterable[Verdict]) -> list[Verdicts]:
 
 def _verdicts(experiment: str, scenario: str, best: Sequence[Best], pairs: Pairs) -> Verdicts:
     metrics = [name for name in METRICS if any(one.metric == name for one in best)]
-    lines = sorted(grouped(best, lambda one: one.max_concurrency).items())
-    return Verdicts(
-        experiment,
-        scenario,
-        [METRICS[name] for name in metrics],
-        [_verdict_line(concurrency, mine, metrics, pairs) for concurrency, mine in lines],
-    )
+    loads = sorted(grouped(best, lambda one: one.max_concurrency).items())
+    lines = [_verdict_line(concurrency, mine, metrics, pairs) for concurrency, mine in loads]
+    winners = (winner for line in lines for winner in line.winners)
+    reasons = dict.fromkeys(one.reason for one in winners if one is not None and one.reason)
+    titles = [METRICS[name] for name in metrics]
+    return Verdicts(experiment, scenario, titles, lines, list(reasons))
 
 
 def _verdict_line(
@@ -163,11 +165,10 @@ def _verdict_line(
 
 def _winner(best: Best, pairs: Sequence[Verdict]) -> Winner:
     if best.leader is None:
-        return Winner((), False, best.reason or "")
+        return Winner((), False, "", best.reason)
     first = pairs[0]
     ahead = "" if first.ratio is None else _ahead(first.ratio, first)
-    note = ": ".join(part for part in (ahead, best.reason) if part)
-    return Winner(best.layouts or (best.leader,), best.layouts is not None, note)
+    return Winner(best.layouts or (best.leader,), best.layouts is not None, ahead, best.reason)
 
 
 def _ahead(ratio: float, found: Verdict) -> str:

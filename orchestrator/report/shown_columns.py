@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orchestrator.analysis.comparing.compare import Comparison
 from orchestrator.analysis.comparing.spreads import Statistic
 from orchestrator.analysis.goodput import slo_text
-from orchestrator.report.text import figure, three_digits
+from orchestrator.report.text import aligned, figure
 from orchestrator.store.schema import CellKey
 from workers.units import device_ms, format_bytes
 
@@ -72,7 +72,7 @@ def _cost_in(unit: str) -> Show:
     def show(one: Comparison) -> str:
         known = one.device_time.device_ms_per_token
         is_mine = device_ms(one.conditions.device_name) == unit
-        return three_digits(known) if is_mine and known is not None else ""
+        return aligned(known) if is_mine and known is not None else ""
 
     return show
 

@@ -16,7 +16,7 @@ from orchestrator.report.charts import unshown
 from orchestrator.report.charts.choices import lengths_of, rate_of
 from orchestrator.report.output import width_of
 from orchestrator.report.progress import RunProgress
-from orchestrator.report.text import figure, fixed, full, percent, three_digits
+from orchestrator.report.text import aligned, figure, fixed, full, percent
 from orchestrator.store.schema import COMPLETED, INVALID
 from workers.rows import grouped
 from workers.units import device_ms, format_bytes, is_cpu
@@ -248,8 +248,8 @@ FIGURES: dict[str, Show] = {
     "of bound": lambda one: percent(one.bounds.bound_pct, 0),
     "predicted": lambda one: fixed(one.predicted.output_throughput) + one.predicted.mark,
     "best": _of_best,
-    GPU_MS: lambda one: three_digits(_device_ms(one, GPU_MS)),
-    WORKER_MS: lambda one: three_digits(_device_ms(one, WORKER_MS)),
+    GPU_MS: lambda one: aligned(_device_ms(one, GPU_MS)),
+    WORKER_MS: lambda one: aligned(_device_ms(one, WORKER_MS)),
     "goodput": lambda one: fixed(one.goodput.request_goodput),
     "SLO": lambda one: goodput.slo_text(one.slo),
     "delay ms": lambda one: fixed(one.arrivals.median_schedule_delay_ms),

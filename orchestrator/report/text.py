@@ -40,6 +40,13 @@ def three_digits(value: float | None) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def aligned(value: float | None) -> str:
+    """`three_digits` with their zeros, for columns of them: 0.730, 1.20, 2111."""
+    if value is None or value >= 100:
+        return three_digits(value)
+    return f"{value:#.3g}".rstrip(".")
+
+
 def ranges(numbers: Iterable[int], dash: str = "-") -> str:
     """Whole numbers, runs of them by their ends: 0, 1, 2, 5 is "0-2, 5"."""
     ends: list[tuple[int, int]] = []
@@ -94,6 +101,11 @@ class Sent(Protocol):
     @property
     def axis(self) -> str:
         """Mesh axes of its group."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """Of all its calls."""
         ...
 
 

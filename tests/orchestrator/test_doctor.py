@@ -21,7 +21,7 @@ from orchestrator.node.doctor import FAIL, PASS, WARN, examine
 from orchestrator.node.facts import Facts, GpuState, RayAnswer, Torch
 from orchestrator.node.links import Pair
 from orchestrator.node.packages import Package
-from orchestrator.report.checks import render
+from orchestrator.report.lists import render
 from workers import device
 
 GPU = GpuState(

@@ -48,3 +48,22 @@ def test_the_window_and_the_rope_are_data_too() -> None:
         "sliding_layers": 3,
         "num_layers": 4,
     }
+
+
+@pytest.mark.parametrize("layouts", ["tp2 pp2", "tp2,pp2"])
+def test_several_layouts_stand_side_by_side_in_one_table(layouts: str) -> None:
+    said = CliRunner().invoke(main, ["explain", *layouts.split(), "--memory", "1GB"]).output
+    table = [line.split() for line in said.splitlines()]
+    assert ["of", "a", "rank", "tp2", "pp2"] in table
+    assert ["heads", "of", "8", "4", "8"] in table
+    assert ["all_reduce", "over", "tp", "9", "x", "512", "B", "-"] in table
+    assert sum(line[:1] == ["weights"] for line in table) == 1
+    assert [line[-2:] for line in table if line[:2] == ["KV", "tokens,"]] == [["0", "0"]]
+
+
+def test_what_a_layout_of_several_needs_is_said() -> None:
+    asked = ["explain", "dp2", "dp2zero3"]
+    said = " ".join(CliRunner().invoke(main, asked).output.split())
+    assert "engine any deepspeed" in said
+    assert "brought in, every pass 0 B 3.5 MB" in said
+    assert "What fits: unknown" in said

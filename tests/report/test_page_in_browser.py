@@ -270,6 +270,8 @@ def test_a_link_shows_what_was_chosen(chromium: Chromium, page: Path) -> None:
     link = chromium.evaluate("location.hash")
     order = "[...document.querySelectorAll('#comparison tbody:not([hidden]) tr[data-layout]')]"
     order += ".map((row) => row.dataset.layout).join()"
+    chosen = ("concurrency", "phase", "zoom", "latency", "without")
+    assert all(f"{name}=" in link for name in chosen)  # a link does without what pages begin with
     shown = [table(chromium, name) for name in ("step", "throughput", "comparison")]
     rows_in_order = chromium.evaluate(order)
     chromium.open(page, where=link)
@@ -292,6 +294,7 @@ def test_a_link_to_a_section_stays_one(chromium: Chromium, page: Path) -> None:
         chromium.open(page, where=where)
         top = chromium.evaluate("document.getElementById('memory').getBoundingClientRect().top")
         assert -50 < top < 450, where
+        assert chromium.evaluate("document.activeElement.id") == "memory"  # the keyboard is there
 
 
 def test_rows_follow_the_column_that_is_clicked(chromium: Chromium, page: Path) -> None:
@@ -429,6 +432,8 @@ def test_a_downloaded_table_has_what_stands_below_a_figure_in_a_column_of_its_ow
     assert (row["of bound, %"], row["bound, tok/s"]) == ("80", "12.6")
     assert (row["profiled / timed"], row["profiled / timed, prefill"]) == ("1", "1")
     assert row["memory, bytes"] == "50000000000"
+    of_best = [float(one["of best, %"]) for one in table(chromium, "comparison") if one["tok/s"]]
+    assert max(of_best) == 100.0  # the best is a number as well
 
 
 def test_waits_are_shown_of_the_chosen_load_and_layouts_alone(
@@ -461,7 +466,8 @@ def test_a_picture_of_a_chart_has_its_legend_and_no_variables(
 
 def test_tables_of_a_page_without_charts_are_sorted_too(chromium: Chromium, tmp_path: Path) -> None:
     rows_ = [{"layout": name, "tok/s": speed} for name, speed in (("dp2", "900"), ("tp2", "1,024"))]
-    text = filled("training.html.j2", title="t", sections=[("load", rows_, [], [])], meanings={})
+    sections = [("load", rows_, [], [])]
+    text = filled("training.html.j2", title="t", sections=sections, meanings={}, setup={})
     (tmp_path / "page.html").write_text(text)
     chromium.open(tmp_path / "page.html")
     chromium.tab.get_by_role("button", name="tok/s").click()

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Chromium
+from browser import WIDTHS, Chromium
 from pages import data_of
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
-REPORTS = sorted(RESULTS.rglob("report.html"))
+PAGES = sorted(RESULTS.rglob("report.html"))
+TRAINED = [path for path in PAGES if (path.parent / "training.arrow").exists()]
+REPORTS = [path for path in PAGES if path not in TRAINED]
 PAPER_WIDTH, PAPER_HEIGHT = 688, 950  # px between margins of 14 mm: of A4, and of Letter
 THOUSANDS = re.compile(r'"\d{1,3}(,\d{3})+(\.\d+)?"')
 
@@ -90,3 +92,19 @@ def test_a_chart_of_a_published_report_prints_on_one_page_with_its_heading(
     sizes = chromium.evaluate(f"{charts}.map((one) => [one.id, one.offsetHeight])")
     assert len(sizes) > 6
     assert {chart: height for chart, height in sizes if height > PAPER_HEIGHT} == {}
+
+
+def test_a_published_training_opens_whole_and_its_tables_are_saved_with_numbers(
+    chromium: Chromium,
+) -> None:
+    (path,) = TRAINED
+    for width in WIDTHS:
+        chromium.open(path, width)
+        assert chromium.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    with chromium.tab.expect_download() as saved:
+        chromium.tab.locator("#parts [data-table]").click()
+    rows = list(csv.DictReader(saved.value.path().open()))
+    assert [row["rank"] for row in rows] == ["0", "1", "2", "3"]
+    assert all(float(row["step"]) > 1000 for row in rows)
+    assert {"Node", "Batch"} <= set(chromium.tab.locator(".setup dt").all_inner_texts())
+    assert chromium.complaints == []

@@ -25,7 +25,7 @@ def winner(values, **fields):
 def test_one_layout_is_named_with_how_far_it_is_ahead():
     found = winner({"tp4": STEADY, "pp4": [x / 2 for x in STEADY[::-1]]})
     assert (found.names, found.shown) == (["tp4"], True)
-    assert found.note.startswith("2.00x pp4 [1.9")
+    assert found.ahead.startswith("2.00x pp4 [1.9")
 
 
 def test_several_are_named_where_none_is_shown_to_be_worse():
@@ -36,11 +36,11 @@ def test_several_are_named_where_none_is_shown_to_be_worse():
 def test_with_one_start_each_the_first_is_not_shown_to_be_best():
     found = winner({"tp4": STEADY[:1], "pp4": [50.0]})
     assert (found.names, found.shown) == (("tp4",), False)
-    assert found.note.startswith("2.00x pp4: one start each: no interval")
+    assert (found.ahead, str(found.reason)[:28]) == ("2.00x pp4", "one start each: no interval ")
 
 
 def test_nobody_is_named_where_a_faster_layout_has_no_figure():
     known = {"joules_per_output_token": 1.0, "power_valid": True}
     found = winner({"tp4": (50.0, 51.0), "dp4": (100.0, 99.0)}, tp4=known)
     assert found.names == ()
-    assert found.note.startswith("nobody is best in energy per token: dp4 delivers more")
+    assert str(found.reason).startswith("nobody is best in energy per token: dp4 delivers more")

@@ -212,7 +212,10 @@ def test_the_comparison_as_a_picture(tmp_path):
         lambda console: terminal.render(compared(run("tp4", 100.0)), console),
         tmp_path / "picture.svg",
     )
-    assert "tp4" in (tmp_path / "picture.svg").read_text()
+    picture = (tmp_path / "picture.svg").read_text()
+    assert "tp4" in picture
+    assert "@font-face" not in picture
+    assert "url(http" not in picture
 
 
 def test_outside_a_terminal_progress_is_a_line_per_finished_run(tmp_path):

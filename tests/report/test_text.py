@@ -78,6 +78,11 @@ def test_a_figure_is_written_for_a_terminal_for_the_page_and_for_a_calibration(
     )
 
 
+def test_figures_of_a_column_have_their_zeros() -> None:
+    values = (None, 0.73, 1.2, 99.96, 2111.4)
+    assert [text.aligned(one) for one in values] == ["-", "0.730", "1.20", "100", "2111"]
+
+
 def test_a_share_is_written_in_percent() -> None:
     assert (text.percent(14.0), text.percent(0.81, 0, of=1.0)) == ("14.0%", "81%")
     assert text.percent(None) == "-"

@@ -130,3 +130,13 @@ def test_each_precision_has_its_memory() -> None:
     }
     assert totals["bf16"] == totals["fp16"]
     assert totals["fp32"]["weights"] == 2 * totals["bf16"]["weights"]
+
+
+def test_layouts_that_train_stand_side_by_side_in_one_table() -> None:
+    step = ["--global-batch-size", "2", "--memory", "141GB"]
+    said = explained("fsdp2", "pp4", "tp8", *LLAMA, *step, "--schedule", "gpipe")
+    assert "of a rank fsdp2 pp4 tp8" in said
+    assert "waits in the pipeline 0.0% 60.0% 0.0%" in said
+    assert "fits yes yes yes" in said
+    assert said.count("reduce_scatter over fsdp") == 1
+    assert "Note on pp4: 2 micro-batches are fewer than the 4 ranks" in said

@@ -20,8 +20,12 @@ const page = (() => {
   // A link that is opened where the page already is: what was put in by `link` tells no one.
   window.addEventListener("hashchange", () => { if (location.hash.includes("=")) location.reload(); });
 
+  /** Bring a part into sight, and the keyboard to it. */
   function goTo(id) {
-    document.getElementById(id)?.scrollIntoView();
+    const part = document.getElementById(id);
+    part?.scrollIntoView();
+    if (part) part.tabIndex = -1;
+    part?.focus({ preventScroll: true });
   }
 
   /** Where the address points to, once everything above it is as high as it will be. */
@@ -51,12 +55,14 @@ const page = (() => {
     return size ? { value: value * size, unit: "bytes" } : { value, unit: found[2] === "%" ? "%" : "" };
   }
 
-  /** What a cell says, without what stands below it in small print. */
+  /** What a cell says, without what stands below it in small print; the figure behind it where it has one. */
   function main(cell) {
+    if (cell.dataset.value !== undefined) return cell.dataset.value;
     const copy = cell.cloneNode(true);
     for (const part of copy.querySelectorAll("small, svg")) part.remove();
     return copy.textContent.trim().replace(/^–$/, "");
   }
+  const said = (row, column) => row.cells[column] ? main(row.cells[column]) : "";
 
   // -- order of rows ------------------------------------------------------------------------------------------------
 
@@ -90,10 +96,9 @@ const page = (() => {
     if (!asked) return;
     for (const body of table.tBodies) {
       const moved = [...body.rows].filter((row) => !row.matches(".group, .head, .notes, .aside"));
-      const value = (row) => row.cells[asked.column]?.dataset.value ?? (row.cells[asked.column] ? main(row.cells[asked.column]) : "");
       const asides = new Map(moved.map((row) => [row, row.nextElementSibling?.matches(".aside") ? row.nextElementSibling : null]));
       const notes = body.querySelector("tr.notes");
-      for (const row of moved.sort((a, b) => compare(value(a), value(b), asked.down))) {
+      for (const row of moved.sort((a, b) => compare(said(a, asked.column), said(b, asked.column), asked.down))) {
         for (const one of [row, asides.get(row)]) if (one) body.insertBefore(one, notes);
       }
     }
@@ -101,8 +106,8 @@ const page = (() => {
 
   function turn(head) {
     const table = head.closest("table"), name = nameOf(table), before = orders.get(name);
-    const first = [...table.tBodies].flatMap((body) => [...body.rows]).find((row) => !row.matches(".group, .head, .notes, .aside"));
-    const isNumber = first?.cells[head.cellIndex]?.tagName === "TD";
+    const cells = [...table.tBodies].flatMap((body) => [...body.rows]).filter((row) => !row.matches(".group, .head, .notes, .aside")).map((row) => row.cells[head.cellIndex]);
+    const isNumber = cells.some((cell) => cell?.tagName === "TD" && figure(main(cell)));
     const down = before?.column === head.cellIndex ? !before.down : isNumber;
     orders.set(name, { column: head.cellIndex, down });
     order(table);
@@ -153,10 +158,10 @@ const page = (() => {
   /** The rows of a table that are shown, with numbers: a column's unit is in its heading, and what stands below
       a figure in small print is a column of its own. lead: heading and value of columns that come first. */
   function rowsOf(table, lead = {}) {
-    const heads = headsOf(table).slice(0, table.tHead ? undefined : table.querySelector("tr.head").cells.length);
+    const heads = headsOf(table);
     const rows = [...table.querySelectorAll("tbody:not([hidden]) tr:not([hidden], .group, .head, .notes, .aside)")];
     const columns = heads.flatMap((head, place) => {
-      const own = { title: head.textContent, text: (row) => row.cells[place] ? main(row.cells[place]) : "" };
+      const own = { title: head.textContent, text: (row) => said(row, place) };
       const below = { title: head.dataset.below, text: (row) => row.cells[place]?.querySelector("small")?.textContent ?? "" };
       return head.dataset.below ? [own, below] : [own];
     });
@@ -174,5 +179,8 @@ const page = (() => {
     setTimeout(() => URL.revokeObjectURL(at.href), 1000);
   }
 
-  return { element, given, link, arrive, contents, figure, ready, csv, rowsOf, save };
+  // As a choice by itself this link would take the place of what was chosen.
+  document.querySelector(".skip")?.addEventListener("click", (event) => { event.preventDefault(); goTo("main"); });
+
+  return { element, given, link, arrive, contents, ready, csv, rowsOf, save };
 })();

@@ -65,7 +65,7 @@
     const { name, value } = event.target;
     if (name && name !== "layout") state[name] = name === "concurrency" ? Number(value) : value;
     fillAll();
-    remember(name);
+    remember();
     const local = event.target.closest("section");
     if (local) draw(local.id); else drawAll();
   }
@@ -90,14 +90,12 @@
     }
   }
 
-  /** Put what was chosen into the address. */
-  function remember(name) {
+  /** Put all that is chosen into the address: a choice changes what the others start from. */
+  function remember() {
     const without = [...document.querySelectorAll('input[name="layout"]:not(:checked)')].map((box) => box.value).join();
-    const kept = ["experiment", "scenario", "concurrency"].filter((one) => one === name || page.given.has(one) || touched.has(one));
-    if (name && name !== "layout") touched.add(name);
-    page.link({ without, ...Object.fromEntries([...kept, ...LINKED.includes(name) ? [name] : []].map((one) => [one, state[one]])) });
+    const offered = LINKED.filter((name) => select(name).length > 1);
+    page.link({ without, ...Object.fromEntries(offered.map((name) => [name, state[name]])) });
   }
-  const touched = new Set();
 
   /** Positions as near as can be to `wanted` with `gap` between any two, in the same order. */
   function spread(wanted, gap) {
@@ -141,7 +139,7 @@
     })),
     columns: (rows) => isPredicted(rows) ? "three" : "",
     key: (rows) => [
-      ["measured, mean over starts", box("var(--bar)")],
+      ["measured, mean over starts", stripes(present(rows).map((name) => colour[name]))],
       ...rows.some((row) => row.low != null) ? [["its 95% interval", stroke("var(--interval)", "", 8)]] : [],
       ...isPredicted(rows) ? [["predicted before the run, with its 90% interval", stroke("var(--ink-2)", "", 1.6) + mark("diamond", "var(--ink-2)", "var(--page)")]] : [],
       ...rows.some((row) => row.bound != null) ? [["bound of memory and arithmetic", `<path d="M13 0V14" stroke="var(--ink)" stroke-width="2"/>`]] : [],
@@ -152,29 +150,30 @@
       return rows.length ? `At ${state.concurrency} concurrent. ${rows.some((row) => row.low != null) ? "" : "One start each, so there is no interval to draw. "}`
         + (sources.length ? `Bounds are from ${sources.join(" or ")}. ` : "") + (away.length ? `Outside of the chart: the bound of ${away.join(", ")}.` : "") : "";
     },
-    panels: (rows) => (isPredicted(rows) ? Object.keys(FIGURES) : ["throughput"]).map((name) => ({
-      title: isPredicted(rows) ? FIGURES[name][0] : "", spec: figureBars(rows, name, isPredicted(rows)),
+    panels: (rows, width) => (isPredicted(rows) ? Object.keys(FIGURES) : ["throughput"]).map((name) => ({
+      title: isPredicted(rows) ? FIGURES[name][0] : "", spec: figureBars(rows, name, isPredicted(rows), width < 560),
     })),
   };
+  const stripes = (colours) => colours.slice(0, 3).map((fill, i) => `<rect x="6" y="${5 * i}" width="14" height="4" fill="${fill}"/>`).join("");
   const standing = (row) => row.in_best_set == null ? null : row.in_best_set ? "not shown to be worse" : "shown to be worse";
 
-  /** The end of the scale of throughput: above every interval, and above the bounds unless they are far off. */
+  /** The end of the scale of throughput: above every interval, and above the bounds that are not far off. */
   function highest(rows) {
-    const most = maximum(rows, "tokens_per_second", "high", "predicted_tokens_per_second", "predicted_tokens_per_second_high"), bound = maximum(rows, "bound");
-    return 1.04 * (most && bound > BOUND_ROOM * most ? most : Math.max(most, bound));
+    const most = maximum(rows, "tokens_per_second", "high", "predicted_tokens_per_second", "predicted_tokens_per_second_high");
+    return 1.04 * Math.max(most, maximum(rows.filter((row) => !most || row.bound <= BOUND_ROOM * most), "bound"));
   }
 
-  /** A bar as measured, with what was predicted of it below, and its bound. short: little room for words. */
-  function figureBars(rows, name, short) {
+  /** A bar as measured, with what was predicted of it below, and its bound. short: one of three, low; narrow: on a phone. */
+  function figureBars(rows, name, short, narrow) {
     const column = FIGURES[name][1], predicted = `predicted_${column}`, isSpeed = name === "throughput";
     const sort = [...rows].sort((a, b) => b.tokens_per_second - a.tokens_per_second).map((row) => row.layout);
     const end = isSpeed ? highest(rows) : 1.04 * maximum(rows, column, predicted, `${predicted}_high`);
     const values = rows.map((row) => ({
       ...row, standing: standing(row), value: row[column], said: row[predicted], from: row[`${predicted}_low`], to: row[`${predicted}_high`],
       label: (row[column] == null ? row.status : fixed(row[column])) + (isSpeed && row.in_best_set ? " · best" : "")
-        + (!isSpeed || short || row.percent_of_bound == null ? "" : ` · ${number(row.percent_of_bound)}% of its bound`),
+        + (!isSpeed || short || narrow || row.percent_of_bound == null ? "" : ` · ${fixed(row.percent_of_bound)}% of its bound`),
     }));
-    const x = { type: "quantitative", title: FIGURES[name][0].split(", ").pop() === "ms" ? "ms" : "tokens per second", scale: { domain: [0, end], nice: false }, axis: { grid: true, tickCount: short ? 4 : 6 } };
+    const x = { type: "quantitative", title: FIGURES[name][0].split(", ").pop() === "ms" ? "ms" : "tokens per second", scale: { domain: [0, end], nice: false }, axis: { grid: true, tickCount: short || narrow ? 4 : 6 } };
     const y = { field: "layout", type: "nominal", sort, title: null, axis: { labelFontSize: 13, labelColor: "var(--ink)" } };
     const tooltip = tips([["layout", "layout"], ["value", "measured"], ...isSpeed ? [["low", "from"], ["high", "to"]] : [], ["said", "predicted"], ["from", "predicted, from"], ["to", "predicted, to"],
       ["starts", "starts"], ["runs", "runs"], ...isSpeed ? [["standing", "against the best mean"], ["percent_of_bound", "% of bound"], ["bound", "bound"], ["bound_source", "bound from"]] : []]);
@@ -242,7 +241,8 @@
     rows: ({ take }) => groups(take(data.cells, true).filter((row) => row.per_user != null && row.per_gpu != null)).flatMap(withFront),
     key: (rows) => [...layoutKey(rows), ["worth choosing", stroke("var(--ink-2)", "5 4", 1.5)]],
     note: (rows) => !rows.length ? "" : "The dashed line is that of the layouts shown. "
-      + (labelled(rows, plotWidth).length ? "Numbers: requests in flight." : "Point at a mark for its layout and requests in flight: there is no room to name them all."),
+      + (labelled(rows, plotWidth).length ? "Numbers: requests in flight" + (labelled(rows, plotWidth).length < rows.length ? ", of the points worth choosing: there is no room for all." : ".")
+        : "Point at a mark for its layout and requests in flight: there is no room for their numbers."),
     panels: (rows, width) => [{ spec: tradeoff(rows, width) }],
   };
 
@@ -276,13 +276,18 @@
     return { box, xEnd, yEnd, at };
   }
 
-  /** A label at every point, or none at all where there is no room for one of them. */
+  /** A label at every point; where there is no room for one of them, at those on the front; or none at all. */
   function labelled(rows, width) {
+    const all = labelsOf(rows, rows, width);
+    return all.length ? all : labelsOf(rows, rows.filter((row) => row.on_front), width);
+  }
+
+  function labelsOf(rows, named, width) {
     const { box, at } = tradeoffBox(rows, width), taken = rows.map(at).map(([x, y]) => [x - 6, y - 6, x + 6, y + 6]);
     const meets = (a) => a[0] < 0 || a[1] < 0 || a[2] > box.width || a[3] > box.height
       || taken.some((b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3]);
     const out = [];
-    for (const row of rows) {
+    for (const row of named) {
       const text = String(row.concurrency), wide = 7.2 * text.length, [px, py] = at(row);
       const spots = [[7, -19], [7, 5], [-7 - wide, -19], [-7 - wide, 5], [9, -7], [-9 - wide, -7], [-wide / 2, -22], [-wide / 2, 8]];
       const spot = spots.map(([dx, dy]) => [px + dx, py + dy, px + dx + wide, py + dy + 14]).find((area) => !meets(area));
@@ -428,12 +433,12 @@
         return {
           layout: row.layout, key: part, part: PARTS[part][0], percent, worst: row.worst[part], step_ms: row.step_ms, ms: timed ? length : null,
           token_ms: timed ? row.token_to_token_ms : null, from: start, to: from, middle: start + length / 2,
-          label: length / end * width >= 42 ? `${number(percent)}%` : "",
+          label: length / end * width >= 42 ? `${fixed(percent)}%` : "",
         };
       });
     });
     const ends = timed ? rows.map((row) => ({ layout: row.layout, to: row.token_to_token_ms, label: `${number(row.token_to_token_ms)} ms` })) : [];
-    const x = { field: "from", type: "quantitative", title: timed ? "milliseconds from one token of a request to its next" : "% of the step",
+    const x = { field: "from", type: "quantitative", title: timed ? width < 560 ? "ms from one token to its next" : "milliseconds from one token of a request to its next" : "% of the step",
       scale: { domain: [0, end], nice: false, clamp: true }, axis: { grid: false, tickCount: timed ? 8 : 5 } };
     const y = { field: "layout", type: "nominal", sort: order, title: null, scale: { paddingInner: .35, paddingOuter: .1 }, axis: { labelFontSize: 13, labelColor: "var(--ink)" } };
     const fill = (suffix) => ({ field: "key", type: "nominal", legend: null, scale: { domain: parts, range: parts.map((part) => `var(--${PARTS[part][1]}${suffix})`) } });
@@ -465,7 +470,7 @@
       return (cut.length ? `Of ${cut.join(", ")} only the beginning is drawn: a step has more calls than fit. ` : "")
         + (crowded ? "Calls too close to be told apart blend into one colour; show less of it to see each." : "");
     },
-    panels: (rows) => [{ spec: gantt(rows) }],
+    panels: (rows, width) => [{ spec: gantt(rows, width) }],
   };
 
   const kindsOf = (rows) => [...new Set(rows.map((row) => row.kind))].sort((a, b) => Object.keys(KINDS).indexOf(a) - Object.keys(KINDS).indexOf(b));
@@ -479,7 +484,7 @@
 
   /** A row per rank. What lies between the first and the last call that were recorded of it is idle where nothing ran;
       nothing is known of what lies outside. */
-  function gantt(rows) {
+  function gantt(rows, width) {
     const end = maximum(rows, "end_us") / 1e3 * Number(state.zoom), kinds = kindsOf(rows);
     const named = (row) => `${row.layout} · rank ${row.rank}`, window = new Map();
     for (const row of rows) {
@@ -492,7 +497,7 @@
       .map((row) => ({ ...row, row: named(row), start: row.start_us / 1e3, end: Math.min(end, row.end_us / 1e3), us: row.end_us - row.start_us }));
     const sort = order.flatMap((layout) => [...new Set(rows.filter((row) => row.layout === layout).map((row) => row.rank))]
       .sort((a, b) => a - b).map((rank) => `${layout} · rank ${rank}`));
-    const x = { field: "start", type: "quantitative", title: "milliseconds from the first call recorded of a layout", scale: { domain: [0, end], nice: false }, axis: { grid: true, tickCount: 8 } };
+    const x = { field: "start", type: "quantitative", title: width < 560 ? "ms from a layout's first call" : "milliseconds from the first call recorded of a layout", scale: { domain: [0, end], nice: false }, axis: { grid: true, tickCount: 8 } };
     return {
       description: "What each rank does over a few steps", height: rowHeight(sort.length), data: { values },
       padding: { right: 12, left: 4, top: 4, bottom: 4 },
@@ -524,7 +529,7 @@
     const names = present(rows);
     const values = names.map((layout) => {
       const at = (percentile) => rows.find((row) => row.layout === layout && row.percentile === percentile).ms;
-      return { layout, p1: at(1), p25: at(25), p50: at(50), p75: at(75), p99: at(99), label: `${number(at(50))} ms`, requests: rows.find((row) => row.layout === layout).requests };
+      return { layout, p1: at(1), p25: at(25), p50: at(50), p75: at(75), p99: at(99), label: `${fixed(at(50))} ms`, requests: rows.find((row) => row.layout === layout).requests };
     });
     const x = { field: "p50", type: "quantitative", title: "ms", scale: { domain: [0, 1.25 * maximum(values, "p99")], nice: false }, axis: { grid: true, tickCount: 4 } };
     const y = { field: "layout", type: "nominal", sort: order, title: null, axis: { labelColor: "var(--ink)", labelFontSize: 13 } };
@@ -579,8 +584,8 @@
       }));
     });
     const sort = order.flatMap((layout) => rows.filter((row) => row.layout === layout).map((row) => `${layout} · rank ${row.rank}`));
-    const ends = rows.map((row) => ({ row: `${row.layout} · rank ${row.rank}`, to: row.peak, label: `${number(row.peak)} GB` }));
-    const x = { field: "from", type: "quantitative", title: "GB", scale: { domain: [0, 1.04 * Math.max(data.capacity_gb || 0, 1.1 * maximum(rows, "peak"))], nice: false }, axis: { grid: true, tickCount: 6 } };
+    const ends = rows.map((row) => ({ row: `${row.layout} · rank ${row.rank}`, label: `${fixed(row.peak)} GB` })), end = 1.02 * Math.max(data.capacity_gb || 0, maximum(rows, "peak"));
+    const x = { field: "from", type: "quantitative", title: "GB", scale: { domain: [0, end], nice: false }, axis: { grid: true, tickCount: 6 } };
     return {
       description: "Peak memory of each rank", height: rowHeight(sort.length), data: { values },
       padding: { right: 12, left: 4, top: 4, bottom: 4 },
@@ -588,7 +593,7 @@
       layer: [
         { mark: "bar", encoding: { x, x2: { field: "to" }, color: { field: "name", type: "nominal", legend: null, scale: { domain: names, range: names.map((name) => `var(--${HELD[name][1]})`) } },
           tooltip: tips([["row", "rank"], ["what", "held by"], ["gb", "GB"], ["peak", "peak, GB"]]) } },
-        { data: { values: ends }, mark: { type: "text", align: "left", dx: 6 }, encoding: { x: { ...x, field: "to" }, text: { field: "label" } } },
+        { data: { values: ends }, mark: { type: "text", align: "left", dx: 8 }, encoding: { x: { ...x, field: undefined, datum: end }, text: { field: "label" } } },
         ...(data.capacity_gb ? [{ data: { values: [{ gb: data.capacity_gb }] }, mark: { type: "rule", strokeDash: [5, 4] }, encoding: { x: { ...x, field: "gb" }, y: null } }] : []),
       ],
     };

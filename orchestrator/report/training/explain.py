@@ -3,7 +3,7 @@ optimizer step sends."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.report.explain import UNKNOWN
+from orchestrator.report.explain_several import Row, between, sent, show
 from orchestrator.report.text import collectives_table, percent, plural
 from strategies import Layout, ModelShape, TrainingLoad, memory
 from strategies.training import (
@@ -27,6 +29,8 @@ from strategies.training.memory import likes
 from workers.units import format_bytes
 
 MOST_ROWS = 16  # of the table of ranks; more of them repeat the pattern
+UNTOLD = "in buckets"  # how many calls an engine makes of them
+HEADINGS = {"total": "all", "host": "in main memory"}
 PARTS = ("weights", "gradients", "optimizer", "activations", "buffers")
 
 
@@ -106,7 +110,39 @@ def as_data(explanation: TrainingExplanation) -> dict[str, object]:
     return asdict(explanation)
 
 
-def render(explanation: TrainingExplanation, console: Console) -> None:
+def render(explained: Sequence[TrainingExplanation], console: Console) -> None:
+    """Print what a rank takes under each layout, whether it fits and what a step sends; of one
+    alone, rank by rank."""
+    first, load = explained[0], explained[0].load
+    if len(explained) == 1:
+        _render_one(first, console)
+        return
+    title = (
+        f"{first.model} trained in {load.precision}; an optimizer step of "
+        f"{load.global_batch_size} sequences of {load.seq_len} tokens"
+    )
+    show(title, explained, _rows(explained), console, is_known=first.fits is not None)
+    for one in explained:
+        if one.warning:
+            console.print(f"Note on {one.layout}: {one.warning}", highlight=False)
+
+
+def _rows(explained: Sequence[TrainingExplanation]) -> Iterator[Row]:
+    yield "micro-batches", [str(one.micro_batches) for one in explained]
+    if any(one.bubble for one in explained):
+        yield "waits in the pipeline", [percent(one.bubble, of=1.0) for one in explained]
+    yield "layers", [between(rank.layers for rank in one.ranks) for one in explained]
+    host = ["host"] if any(rank.memory.host for one in explained for rank in one.ranks) else []
+    for part in (*PARTS, "total", *host):
+        held = ([getattr(rank.memory, part) for rank in one.ranks] for one in explained)
+        yield HEADINGS.get(part, part), [between(one, format_bytes) for one in held]
+    if explained[0].fits is not None:
+        yield "fits", ["yes" if one.fits else "no" for one in explained]
+    ranks = ([rank.collectives for rank in one.ranks] for one in explained)
+    yield from sent(ranks, lambda one: f"{one.calls or UNTOLD}, {format_bytes(one.bytes)}")
+
+
+def _render_one(explanation: TrainingExplanation, console: Console) -> None:
     """Print what each rank takes, whether that fits, and what a step sends."""
     title = (explanation.model, "bold"), " trained under ", (explanation.layout, "bold")
     console.print(Text.assemble(*title, f" in {_summary(explanation)}"))
@@ -161,7 +197,7 @@ def _ranks_table(explanation: TrainingExplanation) -> Table:
 
 def _fit_line(explanation: TrainingExplanation) -> str:
     if explanation.fits is None:
-        return "What fits: unknown without the memory of a device; give it as --memory 141GB"
+        return UNKNOWN
     fullest = max(one.total_bytes for one in explanation.ranks)
     answer = "It fits" if explanation.fits else "It does not fit"
     return (
@@ -177,7 +213,7 @@ def _collectives_table(explanation: TrainingExplanation) -> Table | str:
             "collectives of a step, per rank",
             ((one.rank, one.collectives) for one in explanation.ranks),
             {
-                "calls": lambda one: "in buckets" if one.calls is None else str(one.calls),
+                "calls": lambda one: UNTOLD if one.calls is None else str(one.calls),
                 "bytes": lambda one: format_bytes(one.bytes),
             },
         )

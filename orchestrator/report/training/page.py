@@ -7,12 +7,12 @@ from pathlib import Path
 from statistics import fmean
 
 from orchestrator.analysis.comparing.rounds import load_of
-from orchestrator.analysis.training.comparison import findings_of
+from orchestrator.analysis.training.comparison import TrainingComparison, findings_of
 from orchestrator.analysis.training.observed import Observed, TrainedParts, observed_in
 from orchestrator.analysis.training.rows import TRAFFIC
 from orchestrator.report import environment
 from orchestrator.report.html import filled, write
-from orchestrator.report.text import fixed, percent, ranges
+from orchestrator.report.text import figure, percent, plural, ranges
 from orchestrator.report.training.terminal import (
     COLUMNS,
     CPU_NOTE,
@@ -52,7 +52,8 @@ def render_html(folders: Sequence[Path], path: Path) -> Path:
     page = filled(
         "training.html.j2",
         title=", ".join(dict.fromkeys(one.cell.model for one in found.comparison)),
-        hardware=environment.hardware(folders),
+        setup=setup_of(folders, found.comparison),
+        environments=list(map(environment.describe, folders)),
         sections=sections,
         meanings={name: meaning for name, (meaning, _) in COLUMNS.items()},
         traffic=[row for folder in folders for row in traffic_of(folder)],
@@ -64,6 +65,23 @@ def render_html(folders: Sequence[Path], path: Path) -> Path:
     )
     write(page, path, "--out")
     return path
+
+
+def setup_of(folders: Sequence[Path], trained: Sequence[TrainingComparison]) -> dict[str, str]:
+    """What was trained, how and on what: heading -> fact."""
+    known = environment.setup(folders, ())
+    facts = {
+        "Precision": (one.conditions.precision for one in trained),
+        "Engine": (one.cell.engine for one in trained),
+        "Batch": (
+            f"{one.conditions.global_batch_size} sequences of {one.conditions.seq_len} tokens, "
+            f"{one.conditions.steps} steps"
+            for one in trained
+        ),
+        "Repeats": (plural(one.num_starts, "start") for one in trained),
+        "Node": (environment.hardware(folders),),
+    }
+    return {heading: "; ".join(dict.fromkeys(all_of)) for heading, all_of in facts.items()} | known
 
 
 def parts_shown(seen: Observed) -> list[dict[str, str]]:
@@ -98,7 +116,7 @@ def overlaps_shown(seen: Observed) -> list[dict[str, str]]:
 def mean_of(rows: Sequence[object], name: str) -> str:
     """The mean of a column; "-" where a row does not know it."""
     values = [getattr(one, name) for one in rows]
-    return "-" if None in values else fixed(fmean(values), 2)
+    return "-" if None in values else figure(fmean(values))
 
 
 def bubble_of(rows: Sequence[TrainedParts]) -> str:
