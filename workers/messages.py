@@ -71,11 +71,10 @@ class EnginePlan:
     "comm", in which collectives are left out and outputs are wrong; "p2p", in which NCCL goes
     without NVLink and PCIe peers. ablations: what is left out in other runs that are compared with
     these. engine_args: settings of the engine's own, as they were given. nsys_dir: where Nsight
-    Systems puts its reports on a rank's node, None where it does not watch. ncu_file: likewise the
-    file of Nsight Compute, which watches one. spans_nodes: the nodes have no room for every replica
-    on one of them, so the engine's process takes its devices by itself from the placement group.
-    quantization, kv_cache_dtype: see `Precision`. training: what an optimizer step trains on, or
-    None.
+    Systems puts its reports on a rank's node, None where it does not watch. ncu_file: that of
+    Nsight Compute, likewise. spans_nodes: the nodes have no room for every replica on one of them,
+    so the engine's process takes its devices by itself from the placement group. quantization,
+    kv_cache_dtype: see `Precision`. training: what an optimizer step trains on, or None.
     """
 
     model: ModelShape

@@ -142,14 +142,14 @@ def _write(text: str) -> None:
 
 def listed(address: str, out: Output) -> None:
     """Print the jobs of this project."""
-    from orchestrator.report import runs
+    from orchestrator.report import checks
 
     found = connect(address).all()
     titles = ("started", "job", "status", "model", "layouts")
     rows = [(one.started_at or "-", one.id, _state(one), one.model, one.layouts) for one in found]
     out.show(
         lambda: [dataclasses.asdict(job) for job in found],
-        lambda console: runs.render_rows(titles, rows, console, "No job of ours is known there."),
+        lambda console: checks.render_rows(titles, rows, console, "No job of ours is known there."),
     )
 
 

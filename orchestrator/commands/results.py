@@ -78,12 +78,12 @@ def runs(roots: Sequence[Path], as_json: bool) -> None:
     """What was run under `roots`."""
     from dataclasses import asdict
 
-    from orchestrator.report.runs import render
+    from orchestrator.report.checks import render_listed
     from orchestrator.store.catalog import list_runs
 
     rows = list_runs(roots)
     Output(as_json).show(
-        lambda: [asdict(row) for row in rows], lambda console: render(rows, console)
+        lambda: [asdict(row) for row in rows], lambda console: render_listed(rows, console)
     )
 
 

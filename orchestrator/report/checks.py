@@ -1,5 +1,5 @@
-"""What is installed here, what the doctor found of it, and whether results can be made again from
-their spans, in a terminal."""
+"""Lists in a terminal: what is installed here, what the doctor found of it, what was run, and
+whether results can be made again from their spans."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from orchestrator.analysis.recompute import DIFFERENT, EQUAL, LEFT_OUT, RECOMPUT
 from orchestrator.experiment import layout_name
 from orchestrator.node.doctor import FAIL, PASS, WARN, Check, counts, verdict
 from orchestrator.plan.installed import Plugin, Plugins
+from orchestrator.store.catalog import Listed
+from orchestrator.store.schema import COMPLETED, FAILED, INVALID
 from strategies.registry import ALIASES
+from workers.rows import SCHEMA_VERSION
 
 COLOURS = {EQUAL: "green", DIFFERENT: "red"}
 RECOMPUTED_TITLES = (
     *("model", "layout", "scenario", "concurrent", "start"),
     *("from its spans", "difference"),
 )
+SECONDS = len("2026-01-31T12:00:00")
 STYLES = {PASS: "green", WARN: "yellow", FAIL: "bold red"}
 
 
@@ -97,3 +101,58 @@ def difference(one: Recomputed) -> str:
 def recomputed_data(found: Sequence[Recomputed]) -> list[dict[str, object]]:
     """The rows as plain data."""
     return RECOMPUTED.data(found)
+
+
+# -- what was run: here, and as jobs of a cluster
+
+
+def render_listed(listed: Sequence[Listed], console: Console) -> None:
+    """Print a row an experiment."""
+    if not listed:
+        console.print("Nothing was run here yet; `orchestrator submit` does.")
+        return
+    console.print(_listed(listed))
+
+
+def render_rows(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], console: Console, nothing: str
+) -> None:
+    """Print rows of texts likewise; `nothing` where there are none."""
+    if not rows:
+        console.print(nothing)
+        return
+    table = Table(*titles, box=SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _listed(listed: Sequence[Listed]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    for title in ("started (UTC)", "model", "strategies"):
+        table.add_column(title)
+    for title in (COMPLETED, INVALID, FAILED):
+        table.add_column(title, justify="right")
+    table.add_column("folder")
+    for one in listed:
+        table.add_row(
+            one.started_at[:SECONDS].replace("T", " "),
+            one.model,
+            ", ".join(one.strategies),
+            *_counts(one),
+            one.folder + _remark(one),
+        )
+    return table
+
+
+def _is_readable(one: Listed) -> bool:
+    return one.schema_version in (None, SCHEMA_VERSION)
+
+
+def _counts(one: Listed) -> list[str]:
+    counts = (one.completed, one.invalid, one.failed)
+    return [str(count) if _is_readable(one) else "-" for count in counts]
+
+
+def _remark(one: Listed) -> str:
+    return "" if _is_readable(one) else f" (schema version {one.schema_version}: cannot be read)"

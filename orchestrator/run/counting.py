@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from orchestrator.analysis.observed.counters import KERNELS, read_kernels, refusal, unknown
+from orchestrator.analysis.kernels import KERNELS, read_kernels, refusal, unknown
 from orchestrator.cluster import nsight
 from orchestrator.cluster.failures import RunFailed
 from orchestrator.plan.deployments import PlannedCell
