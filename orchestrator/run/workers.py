@@ -53,7 +53,9 @@ class Workers:
         Raises BuildFailed, with nothing left, where that does not succeed.
         """
         asked_at, asked = time.monotonic(), job.deployment.deployment
-        timeout_s, name = plan.timeout_s, f"{asked.model}/{asked.strategy}"
+        # Nsight Compute takes far longer than a run
+        timeout_s = job.experiment.timeout if plan.ncu_file is None else plan.timeout_s
+        name = f"{asked.model}/{asked.strategy}"
         patience = Patience(job.experiment.wait_for_resources, tell)
         try:
             group = WorkerGroup.start(cluster, name, plan, asked.engine, job.tags, patience)
