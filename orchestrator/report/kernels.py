@@ -12,7 +12,7 @@ from rich.table import Table
 
 from orchestrator.analysis.kernels import TopKernel
 from orchestrator.report.charts.views import layout_names, natural
-from orchestrator.report.text import figure, percent
+from orchestrator.report.text import figure, percent, plural
 from workers.rows import grouped
 
 TITLES = ("calls", "us", "share", "DRAM", "L2 hit", "regs", "occ.", "tensor")
@@ -75,7 +75,7 @@ def short_name(kernel: str) -> str:
 
 def _table(layout: str, mine: Sequence[TopKernel]) -> KernelTable:
     cell, first = mine[0].cell, mine[0]
-    step = f"a decode step of {first.num_requests} requests on rank {first.rank}"
+    step = f"a decode step of {plural(first.num_requests, 'request')} on rank {first.rank}"
     load = f"{cell.model} · {cell.scenario} at {cell.max_concurrency} concurrent"
     return KernelTable(f"{layout} · {load} · {step}", list(map(_line, mine)))
 

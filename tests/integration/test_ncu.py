@@ -49,9 +49,9 @@ def kernels(folder: Path) -> list[CellKernel]:
 
 
 def orchestrator(*arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "orchestrator", *arguments], capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "orchestrator", *arguments]
+    environment = {**os.environ, "COLUMNS": "120"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -82,7 +82,7 @@ def _is_shown(folder: Path) -> None:
     assert [one["place"] for one in said] == [1, 2]
     text = orchestrator("compare", str(folder))
     assert "a decode step of 2 requests on rank 0" in text
-    assert "norm_kernel<c10::BFloat16" in text
+    assert "norm_kernel<c10::BFloat16, 8> " in text
     orchestrator("report", str(folder))
     page = (folder / "report.html").read_text()
     assert "The kernels that take most of a decode step" in page
