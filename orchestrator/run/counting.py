@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from orchestrator.analysis.kernels import KERNELS, read_kernels, refusal, unknown
 from orchestrator.cluster import nsight
@@ -50,12 +51,12 @@ def _count(session: Session, start: int, cell: PlannedCell) -> None:
 
 def _counted(watched: Session, cell: PlannedCell) -> list[KernelRow]:
     """Raises RunFailed where no kernel was counted."""
-    workers = watched.prepared(cell)
-    watched.tell("counting kernels", cell)
     try:
+        workers = watched.prepared(cell)
+        watched.tell("counting kernels", cell)
         reports = workers.serve(replace(short(cell.served), count=True))
     except RunFailed as failure:
-        _, text = workers.group.counters(FAILED_S)
+        text = _said(watched)
         reason = refusal(text)
         raise RunFailed(reason, f"{failure.detail}\n{text}") if reason else failure from None
     rank, text = workers.group.counters()
@@ -63,6 +64,14 @@ def _counted(watched: Session, cell: PlannedCell) -> list[KernelRow]:
     if not kernels:
         raise RunFailed(refusal(text) or "Nsight Compute wrote none", text)
     return kernels
+
+
+def _said(watched: Session) -> str:
+    """What ncu wrote where a rank has failed under it, or it has started none."""
+    if watched.workers is not None:
+        return watched.workers.group.counters(FAILED_S)[1]
+    here = Path(watched.plan.ncu_file) if watched.plan and watched.plan.ncu_file else None
+    return here.read_text(errors="replace") if here is not None and here.exists() else ""
 
 
 def _requests(reports: Sequence[RankReport], rank: int) -> int:

@@ -241,6 +241,26 @@ def test_a_rank_that_ncu_brought_down_is_told_with_what_ncu_says(
         assert len(seen.notes) == 1
 
 
+def test_an_ncu_that_starts_no_rank_is_told_with_what_it_says(
+    groups: Groups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = FakeGroup.build
+
+    def fails(self: FakeGroup, timeout_s: float) -> object:
+        if self.plan.ncu_file is None:
+            return build(self, timeout_s)
+        written = Path(self.plan.ncu_file)
+        written.parent.mkdir()
+        written.write_text("==ERROR== Failed to find metric regex:^dram__bytes\n")
+        raise RunFailed("timeout: the start took longer than 120 s")
+
+    monkeypatch.setattr(FakeGroup, "build", fails)
+    _, seen = run([deployment("tp1")], tmp_path, ncu=True, num_warmups=0)
+    (note,) = seen.notes
+    assert "this version of Nsight Compute does not have a metric" in note
+    assert not groups.alive
+
+
 def test_a_metric_that_is_never_there_is_told(groups: Groups, tmp_path: Path) -> None:
     groups.counted = fake_ncu.output().replace("lts__t_bytes.sum", "lts__something_else.sum")
     store, seen = run([deployment("tp1")], tmp_path, ncu=True, num_warmups=0)
