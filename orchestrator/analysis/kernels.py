@@ -35,8 +35,8 @@ REFUSALS = {
         "--pause`) and give the same command again"
     ),
     "Failed to find metric": (
-        "this version of Nsight Compute does not have a metric that is asked for; use that of CUDA "
-        "12 or 13, on a GPU before Blackwell"
+        "this Nsight Compute does not know a metric that is asked for on this GPU; the story in "
+        "RESULTS/failures names it, and another version may"
     ),
 }
 

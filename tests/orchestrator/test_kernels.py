@@ -99,7 +99,7 @@ def test_units_of_several_versions_are_known_and_others_are_not_guessed(
             "other tool (like DCGM) is concurrently collecting profiling data.",
             "dcgmi profile --pause",
         ),
-        ("==ERROR== Failed to find metric regex:^dram__bytes", "does not have a metric"),
+        ("==ERROR== Failed to find metric regex:^dram__bytes", "does not know a metric"),
         ("==PROF== Connected\n==ERROR== The application returned 9.\n", "The application returned"),
     ],
 )
@@ -257,7 +257,7 @@ def test_an_ncu_that_starts_no_rank_is_told_with_what_it_says(
     monkeypatch.setattr(FakeGroup, "build", fails)
     _, seen = run([deployment("tp1")], tmp_path, ncu=True, num_warmups=0)
     (note,) = seen.notes
-    assert "this version of Nsight Compute does not have a metric" in note
+    assert "this Nsight Compute does not know a metric" in note
     assert not groups.alive
 
 
