@@ -6,7 +6,8 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -138,6 +139,20 @@ def idle(device: torch.device, seconds: float) -> None:
     import torch
 
     torch.cuda._sleep(int(seconds * SLEEP_CYCLES_PER_SECOND))  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def counted(device: torch.device) -> Iterator[None]:
+    """Nsight Compute counts the kernels that are launched inside, where it watches this process."""
+    if device.type == "cpu":
+        yield
+        return
+    import torch
+
+    synchronize(device)
+    with torch.cuda.profiler.profile():  # type: ignore[no-untyped-call]
+        yield
+        synchronize(device)
 
 
 def throttle_names(mask: int) -> list[str]:

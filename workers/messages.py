@@ -71,11 +71,11 @@ class EnginePlan:
     temperature: 0 is greedy. timeout_s: seconds, of a collective and of a run. ablation: "none";
     "comm", in which collectives are left out and outputs are wrong; "p2p", in which NCCL goes
     without NVLink and PCIe peers. ablations: what is left out in other runs that are compared with
-    these. engine_args: settings of the engine's own, by name, as they were given. nsys_dir: where
-    Nsight Systems puts its reports on a rank's node, None where it does not watch. spans_nodes: the
-    nodes have no room for every replica on one of them, so the engine's process takes its devices
-    by itself from the placement group. quantization, kv_cache_dtype: see `Precision`. training:
-    what an optimizer step trains on, None where nothing is trained.
+    these. engine_args: settings of the engine's own, as they were given. nsys_dir: where Nsight
+    Systems puts its reports on a rank's node, None where it does not watch. ncu_file: that of
+    Nsight Compute, likewise. spans_nodes: the nodes have no room for every replica on one of them,
+    so the engine's process takes its devices by itself from the placement group. quantization,
+    kv_cache_dtype: see `Precision`. training: what an optimizer step trains on, or None.
     """
 
     model: ModelShape
@@ -95,6 +95,7 @@ class EnginePlan:
     ablations: tuple[str, ...] = ()
     engine_args: tuple[tuple[str, str], ...] = ()
     nsys_dir: str | None = None
+    ncu_file: str | None = None
     spans_nodes: bool = False
     quantization: str = "none"
     kv_cache_dtype: str = "auto"
@@ -168,7 +169,7 @@ class Work:
     before it ("conversation"), or in any request of the run ("all"). observe: take the steps apart,
     with a profiler on a GPU and with timers on a CPU; the summary uses no timing of such a run.
     delay: (rank, seconds), one rank is held up by so much in every step, to see where waiting for
-    it is booked.
+    it is booked. count: at the end take the fullest decode step once more, for Nsight Compute.
     """
 
     requests: tuple[Request, ...]
@@ -177,6 +178,7 @@ class Work:
     reuse: Literal["conversation", "all"] | None = None
     observe: bool = False
     delay: tuple[int, float] | None = None
+    count: bool = False
 
     @property
     def title(self) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from workers.intervals import Span
-from workers.rows import Table, column, row
+from workers.rows import Table, column, columns, row
 
 COMPUTE = "compute"  # the kind of a span without communication
 STALL = "stall"  # of one in which the host waits for another stage before it launches a receive
@@ -146,6 +146,58 @@ class SpanRow:
 
 
 @row
+class KernelRow:
+    """One kernel of one decode step of one rank, as Nsight Compute counted it. A kernel that
+    communicates is left out.
+
+    The step is the fullest of a short run, taken once more by that rank alone and launched kernel
+    by kernel. What the GPU or the version of Nsight Compute does not count is null.
+    """
+
+    rank: int = column("rank that took the step", "1")
+    num_requests: int = column("requests in the step", "requests")
+    number: int = column("its place among the kernels of the step, from 0", "1")
+    kernel: str = column("its name, demangled")
+    grid: str = column("blocks of the launch, as (132, 1, 1)")
+    block: str = column("threads of a block, likewise")
+    time_us: float | None = column("how long it ran", "us", source="gpu__time_duration.sum")
+    dram_bytes: int | None = column(
+        "bytes that went to and from the GPU's memory", "B", source="dram__bytes.sum"
+    )
+    dram_pct: float | None = column(
+        "throughput of the GPU's memory, of its peak",
+        "%",
+        source="dram__throughput.avg.pct_of_peak_sustained_elapsed",
+    )
+    l2_bytes: int | None = column("bytes that went through L2", "B", source="lts__t_bytes.sum")
+    l2_pct: float | None = column(
+        "throughput of L2, of its peak",
+        "%",
+        source="lts__t_sectors.avg.pct_of_peak_sustained_elapsed",
+    )
+    l2_hit_pct: float | None = column(
+        "accesses to L2 that found their sector there", "%", source="lts__t_sector_hit_rate.pct"
+    )
+    registers: int | None = column(
+        "registers of a thread", "1", source="launch__registers_per_thread"
+    )
+    occupancy_pct: float | None = column(
+        "warps that were active on a multiprocessor, of the most that it can have",
+        "%",
+        source="sm__warps_active.avg.pct_of_peak_sustained_active",
+    )
+    tensor_pct: float | None = column(
+        "cycles in which tensor cores were at work, of all",
+        "%",
+        source="sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed",
+    )
+    passes: int | None = column(
+        "how often it was run to be counted; from the second on, L2 holds what the one before left",
+        "1",
+    )
+
+
+@row
 class FabricRow:
     """One thing that a node was measured to do by `orchestrator calibrate`."""
 
@@ -183,6 +235,8 @@ COLLECTIVES = Table("collectives", CollectiveRow)
 TELEMETRY = Table("telemetry", SampleRow)
 SPANS = Table("spans", SpanRow)
 FABRIC = Table("fabric", FabricRow)
+# Column of a kernel -> the metric of Nsight Compute that it is.
+COUNTERS = {one.name: one.source for one in columns(KernelRow) if one.source}
 
 
 class AttentionTime(NamedTuple):

@@ -17,6 +17,7 @@ from orchestrator.analysis.goodput import (
     per_request,
     slo_of,
 )
+from orchestrator.analysis.kernels import CELL_KERNELS, CellKernel
 from orchestrator.analysis.observed.accounting import CELL_PARTS, CELL_TIMED
 from orchestrator.analysis.observed.communication import StepParts, step_parts_of
 from orchestrator.analysis.observed.operations import (
@@ -39,11 +40,13 @@ K = TypeVar("K", bound=StartKey)
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """One experiment as it was kept: its folder, its manifest, and a row for every run."""
+    """One experiment as it was kept: its folder, its manifest, a row for every run, and the kernels
+    that were counted."""
 
     folder: Path
     manifest: Mapping[str, Any]
     runs: Sequence[Summary]
+    kernels: Sequence[CellKernel] = ()
 
     @property
     def asked(self) -> Mapping[str, Any]:
@@ -68,7 +71,11 @@ def load(paths: Iterable[Path], levels: Mapping[str, float] | None = None) -> li
     unreadable = [str(one.folder) for one, runs in found if not runs and one.holds(SUMMARY.name)]
     if unreadable and not any(runs for _, runs in found):
         raise UserError(f"no run in {', '.join(unreadable)} can be read; make them again")
-    return [Results(store.folder, store.manifest(), runs) for store, runs in found if runs]
+    return [
+        Results(store.folder, store.manifest(), runs, _rows(store, CELL_KERNELS))
+        for store, runs in found
+        if runs
+    ]
 
 
 def summaries(store: Store, levels: Mapping[str, float] | None = None) -> list[Summary]:

@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from orchestrator.analysis.bounds import Bounds, bounds_of, loads_of
 from orchestrator.analysis.building import Memory, Startup, memory_of, startup_of
-from orchestrator.analysis.clocks import Clocks, clocks_of
 from orchestrator.analysis.crosscheck import Crosscheck, crosscheck_of
 from orchestrator.analysis.device_time import DeviceTime, device_time_of
 from orchestrator.analysis.energy import Energy, energy_of
@@ -30,7 +29,7 @@ from orchestrator.analysis.observed.operations import (
 from orchestrator.analysis.outputs import output_digest
 from orchestrator.analysis.predicted import Predicted, beside
 from orchestrator.analysis.roofline import Ceilings
-from orchestrator.analysis.samples import sampled
+from orchestrator.analysis.samples import Clocks, clocks_of, sampled
 from orchestrator.analysis.throughput import Steady, Throughput, steady_of, throughput_of
 from orchestrator.analysis.token_cost import TokenCost
 from orchestrator.store.schema import COMPLETED, FAILED, INVALID, Outcome, RunKey

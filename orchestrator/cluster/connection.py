@@ -75,9 +75,9 @@ class Cluster:
         """The devices of one kind ("cuda" or "cpu"), ordered by node and index."""
         return nodes.topology_of(self.nodes, device)
 
-    def without_nsys(self, device: str) -> tuple[str, ...]:
-        """Addresses of the nodes that may get a rank and have no Nsight Systems."""
-        return nodes.without_nsys(self.nodes, device)
+    def without(self, tool: str, device: str) -> tuple[str, ...]:
+        """Addresses of the nodes that may get a rank and do not have the profiler `tool`."""
+        return nodes.without(tool, self.nodes, device)
 
     def python_of(self, address: str) -> str:
         """The interpreter of the workers on the node at `address`."""

@@ -34,6 +34,7 @@ from workers.messages import Built, EnginePlan, Process, RankReport, TrainingWor
 
 __all__ = ["RunFailed", "WorkerGroup"]
 
+CLOSE_S = 5.0  # for engines to free what they hold
 T = TypeVar("T")
 Answer = TypeVar("Answer", Built, RankReport)
 
@@ -68,6 +69,7 @@ class WorkerGroup:
         self._places: list[Place] = []
         self._of_bundles: tuple[str, ...] = ()  # addresses of their nodes
         self._reports: list[Path] = []  # of Nsight Systems, each on its rank's node
+        self._counted = 0  # the rank that Nsight Compute watches, where it does
 
     @classmethod
     def start(
@@ -112,13 +114,25 @@ class WorkerGroup:
             for number, report in enumerate(_each(answer))
         ]
 
-    def close(self, timeout_s: float = 5.0) -> None:
+    def close(self, timeout_s: float = CLOSE_S) -> None:
         """Let the engines free what they hold, then kill. For a group that has not failed."""
         refs = ask(self._actors, Worker.close)
         ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
         if self._plan.nsys_dir is not None:
             self._end_under_nsys()
         self.kill()
+
+    def counters(self, timeout_s: float = nsight.WRITE_S) -> tuple[int, str]:
+        """Let the process that Nsight Compute watches end, and kill the group. Returns its rank and
+        what Nsight Compute wrote, empty where there is nothing after `timeout_s`."""
+        assert self._plan.ncu_file is not None
+        ray.wait(refs := ask(self._actors, Worker.close), num_returns=len(refs), timeout=CLOSE_S)
+        process = self._counted // self._step
+        ask(self._actors[process : process + 1], Worker.leave)
+        place, report = self._places[process], Path(self._plan.ncu_file)
+        text = nsight.read_counters(place, report, self._environment(), timeout_s)
+        self.kill()
+        return self._counted, text
 
     def kill(self) -> None:
         """End every process and give the devices back. Returns when the processes of a local
@@ -171,15 +185,18 @@ class WorkerGroup:
         shares = self._shares(addresses)
         bundles = self._ask_ray(self._reservation.nodes) if self._plan.spans_nodes else {}
         self._of_bundles = tuple(addresses[node] for _, node in sorted(bundles.items()))
-        names = [f"{self.name}/rank{rank}" for rank in ranks_at(devices, len(shares))]
+        expected = ranks_at(devices, len(shares))
+        names = [f"{self.name}/rank{rank}" for rank in expected]
         for index, (share, node) in enumerate(shares):
-            make = functools.partial(self._actor, share[0], names[index], self._under(index, node))
+            under = self._under(index, expected[index], node)
+            make = functools.partial(self._actor, share[0], names[index], under)
             self._actors.append(self._ask_ray(make))
         places = self._ask_places(addresses)
         order = in_rank_order(places, devices)
         self._actors = [self._actors[i] for i in order]
         self._places = [places[i] for i in order]
         self._reports = [self._report(i) for i in order] if self._plan.nsys_dir is not None else []
+        self._counted = self._step * order.index(expected.index(0))
         firsts = range(0, self._plan.placement.num_ranks, self._step)
         given = [shares[i][0] if self._plan.spans_nodes else () for i in order]
         numbered = zip(self._actors, firsts, given, strict=True)
@@ -249,15 +266,19 @@ class WorkerGroup:
             environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
         return environment
 
-    # -- under Nsight Systems
+    # -- under Nsight Systems and Nsight Compute
 
-    def _under(self, index: int, node: str) -> dict[str, str]:
+    def _under(self, index: int, rank: int, node: str) -> dict[str, str]:
         """The runtime environment that starts process number `index`, on the node at this address,
-        under Nsight Systems. Empty if that was not asked for."""
-        if self._plan.nsys_dir is None:
-            return {}
+        under Nsight Systems, or the one that most likely gets rank 0 under Nsight Compute. Empty if
+        that was not asked for."""
         python = self._cluster.python_of(node)
-        return {"py_executable": nsight.command(self._report(index), python)}
+        if self._plan.nsys_dir is not None:
+            return {"py_executable": nsight.command(self._report(index), python)}
+        if self._plan.ncu_file is not None and rank == 0:
+            report = Path(self._plan.ncu_file)
+            return {"py_executable": nsight.counting_command(report, python)}
+        return {}
 
     def _report(self, index: int) -> Path:
         """The report of the process that is started as number `index`. Its rank is not yet known

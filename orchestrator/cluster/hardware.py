@@ -95,9 +95,9 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
     return next(named, None) or platform.processor() or None
 
 
-def has_nsys() -> bool:
-    """Whether `nsys` of Nsight Systems is on this machine's PATH."""
-    return shutil.which("nsys") is not None
+def profilers() -> tuple[str, ...]:
+    """Those of `nsys` and `ncu` that are on this machine's PATH."""
+    return tuple(tool for tool in ("nsys", "ncu") if shutil.which(tool))
 
 
 def as_data(gpu: Gpu) -> dict[str, object]:

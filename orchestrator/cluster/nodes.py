@@ -32,15 +32,15 @@ START_S = 120.0  # for the processes of a cluster: importing torch from a cold d
 class Node:
     """One node. counts: "cuda" and "cpu" -> devices that can be reserved there. gpus: what NVML
     reports of them. version: of this project on the node, None where it is not installed. python:
-    the interpreter of its workers. has_nsys: Nsight Systems is on its PATH. environment: the
-    variables by which its GPUs compute and communicate."""
+    the interpreter of its workers. profilers: `nsys` and `ncu`, where they are on its PATH.
+    environment: the variables by which its GPUs compute and communicate."""
 
     address: str
     counts: Mapping[str, int]
     gpus: tuple[Gpu, ...] = ()
     version: str | None = None
     python: str = field(default_factory=lambda: sys.executable)
-    has_nsys: bool = False
+    profilers: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def devices(self, device: str) -> list[Device]:
@@ -65,9 +65,10 @@ def topology_of(nodes: Sequence[Node], device: str) -> Topology:
     return Topology(tuple(one for node in by_address for one in node.devices(device)))
 
 
-def without_nsys(nodes: Sequence[Node], device: str) -> tuple[str, ...]:
-    """Addresses of the nodes that may get a rank and have no Nsight Systems."""
-    return tuple(node.address for node in nodes if node.has(device) and not node.has_nsys)
+def without(tool: str, nodes: Sequence[Node], device: str) -> tuple[str, ...]:
+    """Addresses of the nodes that may get a rank and do not have the profiler `tool`."""
+    there = (node for node in nodes if node.has(device))
+    return tuple(node.address for node in there if tool not in node.profilers)
 
 
 def refuse_other_versions(nodes: Sequence[Node], mine: str) -> None:
@@ -90,7 +91,7 @@ def this_node(device: str, ranks: int) -> Node:
         counts,
         gpus,
         versions().get(PROJECT),
-        has_nsys=hardware.has_nsys(),
+        profilers=hardware.profilers(),
         environment=environment.here(),
     )
 
@@ -178,7 +179,7 @@ def _probe_for(mine: str) -> Any:
         except PackageNotFoundError:
             found = None
         answer: dict[str, object] = {"version": found, "gpus": [], "python": sys.executable}
-        answer["has_nsys"] = shutil.which("nsys") is not None
+        answer["profilers"] = tuple(tool for tool in ("nsys", "ncu") if shutil.which(tool))
         if found == mine:
             hardware = importlib.import_module("orchestrator.cluster.hardware")
             variables = importlib.import_module("orchestrator.cluster.environment")

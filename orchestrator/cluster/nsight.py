@@ -1,20 +1,25 @@
-"""Nsight Systems around the workers: how one is started under it, and where its report goes."""
+"""Nsight Systems and Nsight Compute around the workers: how one is started under them, and where
+their reports go."""
 
 from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.cluster import hardware
 from orchestrator.cluster.ranks import Place
 from orchestrator.errors import UserError
+from workers.records import COUNTERS
 
 if TYPE_CHECKING:
     from orchestrator.cluster.connection import Cluster
 
+T = TypeVar("T")
+TOOLS = {"nsys": "Nsight Systems", "ncu": "Nsight Compute"}  # program -> what it is a part of
 SUFFIX, GATHERED = ".nsys-rep", ".qdstrm"  # a report, and the raw data that nsys makes it from
 WRITE_S = 300.0  # for nsys to make a report of what it gathered, after the worker has ended
 TASK_S = 120.0  # for a task to begin on a node
@@ -37,6 +42,26 @@ SCRIPT = (
     f'nsys profile {OPTIONS} --output="${{1//%/%%}}" setsid "${{@:2}}"; '
     f'mv "$1{SUFFIX}" "$0" || : > "$0"'
 )
+
+# Nsight Compute counts where the worker says so and nothing else. It leaves clocks and caches as
+# they are: the step is to be counted as it runs. Few metrics need few runs of a kernel.
+COUNTING = (
+    "--profile-from-start off --target-processes all --clock-control none --cache-control none "
+    f"--csv --page raw --print-units base --metrics {','.join(COUNTERS.values())}"
+)
+
+# $0: what ncu writes; then the worker's own command. ncu writes when the worker has ended, see
+# SCRIPT. In a log file's name it would read %; other locales write 1.234,5.
+COUNTING_SCRIPT = (
+    'mkdir -p "${0%/*}"; rm -f "$0"; log=$(mktemp); '
+    f'LC_ALL=C.UTF-8 ncu {COUNTING} --log-file "$log" setsid --wait "$@"; '
+    'mv "$log" "$0.unfinished"; mv "$0.unfinished" "$0"'
+)
+
+
+def counting_command(report: Path, python: str) -> str:
+    """The same under Nsight Compute. `report` is there once the worker and ncu have ended."""
+    return shlex.join(["bash", "-c", COUNTING_SCRIPT, str(report), python])
 
 
 def command(report: Path, python: str) -> str:
@@ -71,26 +96,59 @@ def name_everywhere(
 ) -> list[str]:
     """Have each node name its reports by rank. places, reports: of each rank. variables: of the
     workers' environment. Returns a sentence for each report of the `group` that is missing."""
-    import ray  # plans are made without it
-    from ray.exceptions import RayError
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    from ray.exceptions import RayError  # plans are made without it
 
     on: dict[str, dict[str, int]] = {}  # by the node they are on
     for rank, (place, report) in enumerate(zip(places, reports, strict=True)):
         on.setdefault(place.node_id, {})[str(report)] = rank
-    runtime = {"env_vars": dict(variables)}
-    task = ray.remote(num_cpus=0, max_retries=0, runtime_env=runtime)(name_reports)
-    refs = [
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-            ranks, WRITE_S
-        )
-        for node, ranks in on.items()
-    ]
+    tasks = {node: partial(name_reports, ranks, WRITE_S) for node, ranks in on.items()}
     try:
-        answers = ray.get(refs, timeout=WRITE_S + TASK_S)
+        answers = _on_nodes(tasks, variables, WRITE_S)
     except RayError as error:
         return [f"nsys did not write any report of {group} ({type(error).__name__})"]
     return [complaint for answer in answers for complaint in answer]
+
+
+def read_counters(
+    place: Place, report: Path, variables: Mapping[str, str], timeout_s: float
+) -> str:
+    """What ncu wrote at that place, waited for; empty where it did not, or the node is gone."""
+    from ray.exceptions import RayError
+
+    try:
+        found = _on_nodes({place.node_id: partial(_text, report, timeout_s)}, variables, timeout_s)
+    except RayError:
+        return ""
+    return found[0]
+
+
+def _on_nodes(
+    tasks: Mapping[str, Callable[[], T]], variables: Mapping[str, str], timeout_s: float
+) -> list[T]:
+    """What each task returns on its node, after `timeout_s` at most. Raises RayError."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    runtime = {"env_vars": dict(variables)}
+    refs = [
+        ray.remote(num_cpus=0, max_retries=0, runtime_env=runtime)(_called)
+        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+        .remote(task)
+        for node, task in tasks.items()
+    ]
+    answers: list[T] = ray.get(refs, timeout=timeout_s + TASK_S)
+    return answers
+
+
+def _called(task: Callable[[], T]) -> T:
+    return task()
+
+
+def _text(report: Path, timeout_s: float) -> str:
+    deadline = time.monotonic() + timeout_s
+    while not report.exists() and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return report.read_text(errors="replace") if report.exists() else ""
 
 
 def _name(report: Path, rank: int) -> list[str]:
@@ -125,10 +183,10 @@ def _free(path: Path) -> Path:
     return taken
 
 
-def folder(results: Path, joined: bool) -> Path:
-    """The folder of all reports: in the folder of the `results`; under a cluster that was joined,
-    in /tmp of the node where a rank ran."""
-    return Path("/tmp", f"{results.name}.nsys") if joined else results.absolute() / "nsys"
+def folder(results: Path, joined: bool, tool: str = "nsys") -> Path:
+    """The folder of all reports of a tool: in the folder of the `results`; under a cluster that was
+    joined, in /tmp of the node where a rank ran."""
+    return Path("/tmp", f"{results.name}.{tool}") if joined else results.absolute() / tool
 
 
 def remark(results: Path, joined: bool) -> str:
@@ -140,15 +198,24 @@ def remark(results: Path, joined: bool) -> str:
     )
 
 
-def check(device: str, cluster: Cluster | None) -> None:
-    """Raise UserError where a machine that may get a rank has no `nsys`: a node of the `cluster`
-    that was joined with devices of `device`, else this machine."""
+def counting_remark(results: Path, joined: bool) -> str:
+    """What is counted, and where the text goes that it is read from."""
+    where = "on the node of rank 0, in" if joined else "in"
+    return (
+        "after its runs each cell gets workers whose rank 0 is under Nsight Compute; what that "
+        f"writes will be {where} {folder(results, joined, 'ncu')}"
+    )
+
+
+def check(tool: str, device: str, cluster: Cluster | None) -> None:
+    """Raise UserError where a machine that may get a rank has no `tool` of TOOLS: a node of the
+    `cluster` that was joined with devices of `device`, else this machine."""
     if cluster is not None:
-        without = [f"node {node}" for node in cluster.without_nsys(device)]
+        without = [f"node {node}" for node in cluster.without(tool, device)]
     else:
-        without = [] if hardware.has_nsys() else ["this machine"]
+        without = [] if tool in hardware.profilers() else ["this machine"]
     if without:
         raise UserError(
-            f"--nsys needs Nsight Systems: no `nsys` on the PATH of {', '.join(without)}; install "
-            "it there, or leave --nsys out"
+            f"--{tool} needs {TOOLS[tool]}: no `{tool}` on the PATH of {', '.join(without)}; "
+            f"install it there, or leave --{tool} out"
         )

@@ -90,6 +90,7 @@ def draw(found: Findings, objective: str, console: Console) -> None:
     """Print what results say."""
     from orchestrator.analysis.comparing import ablation, gaps
     from orchestrator.report import sweep, terminal
+    from orchestrator.report.kernels import render_kernels
     from orchestrator.report.text import full
 
     said = {} if terminal.on_cpu(found.comparison) else found.sentences(objective)
@@ -107,6 +108,7 @@ def draw(found: Findings, objective: str, console: Console) -> None:
     for effect in found.ablations:
         console.print(full(ablation.sentence(effect)), highlight=False)
     sweep.render_techniques(found.techniques, console)
+    render_kernels(found.kernels, console)
     sweep.render_rates(found.rates, console)
 
 

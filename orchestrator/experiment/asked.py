@@ -103,6 +103,7 @@ class Experiment(TrainingFields):
     # run layouts again without each of these, and say what each one does
     technique: Techniques = ()
     nsys: bool = False  # workers run under Nsight Systems, which slows them
+    ncu: bool = False  # kernels are counted by Nsight Compute, after the runs
     # service levels in ms: ttft, tpot, e2el
     goodput: dict[str, float] = Field(default_factory=dict)
     # limits in ms on percentiles of a run: "ttft:p99"
@@ -253,10 +254,9 @@ class Experiment(TrainingFields):
 
     @model_validator(mode="after")
     def _one_source_of_counts(self) -> Experiment:
-        beside = ("num_prompts", "request_rate", "dataset_path")
         if self.min_duration is None:
             return self
-        for name in beside:
+        for name in ("num_prompts", "request_rate", "dataset_path"):
             if getattr(self, name) is not None:
                 raise ValueError(
                     f"min_duration settles how many requests a run has; leave {name} out"

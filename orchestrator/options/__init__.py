@@ -147,6 +147,12 @@ EXPERIMENT_OPTIONS = (
         help="Run the workers under Nsight Systems; reports go to RESULTS/nsys.",
     ),
     click.option(
+        "--ncu",
+        is_flag=True,
+        default=None,
+        help="Count the kernels of a decode step of each cell with Nsight Compute, after it.",
+    ),
+    click.option(
         "--goodput",
         multiple=True,
         metavar="LEVEL...",

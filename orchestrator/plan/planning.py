@@ -105,9 +105,12 @@ def plan_experiment(
     planner = _Planner(experiment, model, workload, workload.load(), device, topology)
     planned = tuple(one for layout in planner.layouts() for one in planner.deployments(layout))
     _check_techniques(experiment, planned, device)
+    if experiment.ncu:
+        _check_counting(experiment, planned, device)
+        nsight.check("ncu", device, cluster)
     if not experiment.nsys:
         return planned
-    nsight.check(device, cluster)
+    nsight.check("nsys", device, cluster)
     folder = nsight.folder(folder_of(experiment), joined=cluster is not None)
     return tuple(_under_nsys(one, folder) for one in planned)
 
@@ -241,6 +244,21 @@ class _Planner:
         work = partial(self.workload.work, cell.scenario, cell.max_concurrency)
         warmup = self.workload.warmup(cell.scenario, cell.max_concurrency)
         return PlannedCell(cell, work(), warmup, work if self.experiment.min_duration else None)
+
+
+def _check_counting(
+    experiment: Experiment, planned: Sequence[PlannedDeployment], device: Device
+) -> None:
+    """Raise UserError where Nsight Compute cannot count the kernels of every deployment."""
+    if device == "cpu":
+        raise UserError("--ncu counts kernels of GPUs, and this runs on the CPU; leave --ncu out")
+    if experiment.nsys or experiment.find_rate:
+        other = "--nsys" if experiment.nsys else "--find-rate"
+        raise UserError(f"--ncu and {other} do not go together; give one of them")
+    for engine in dict.fromkeys(one.deployment.engine for one in planned):
+        if not engines.counts_kernels(engine):
+            use = f"leave --ncu out, or use --engine {DEFAULT_ENGINE}"
+            raise UserError(f"the engine {engine} takes no step for Nsight Compute; {use}")
 
 
 def _under_nsys(planned: PlannedDeployment, folder: Path) -> PlannedDeployment:

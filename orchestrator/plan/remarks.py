@@ -27,7 +27,7 @@ def remarks(
 ) -> Iterator[str]:
     """What was left out of a dataset, engines chosen for the user, idle replicas, requests that
     will queue, replicas on several nodes, ablations that change nothing, and where Nsight Systems
-    writes. An ablated layout gets no remarks of its own."""
+    and Nsight Compute write. An ablated layout gets no remarks of its own."""
     yield from planned[0].remarks if planned else ()
     if experiment.workload == "train":
         yield from (remark for one in planned[1:] for remark in one.remarks)
@@ -56,6 +56,8 @@ def remarks(
                 yield _of_techniques(one, idle)
     if experiment.nsys:
         yield nsight.remark(folder_of(experiment), joined=cluster is not None)
+    if experiment.ncu:
+        yield nsight.counting_remark(folder_of(experiment), joined=cluster is not None)
 
 
 def _of_engine(experiment: Experiment, planned: PlannedDeployment) -> Iterator[str]:

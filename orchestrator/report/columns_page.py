@@ -22,6 +22,7 @@ from orchestrator.analysis.comparing.gate import Outcome
 from orchestrator.analysis.comparing.spreads import Statistic, Unsettled
 from orchestrator.analysis.comparing.verdicts import Verdict
 from orchestrator.analysis.goodput import FoundRate
+from orchestrator.analysis.kernels import TopKernel
 from orchestrator.analysis.observed.accounting import PartsRow, TimedRow
 from orchestrator.analysis.observed.operations import JoinedCollective
 from orchestrator.analysis.outputs import KeptRequest
@@ -35,7 +36,7 @@ from orchestrator.node.fabric import Fit
 from orchestrator.predict.crossover import Crossing
 from orchestrator.predict.matrix import Selection
 from orchestrator.store.schema import CellKey, RunKey, StartKey
-from workers.records import FabricRow, SampleRow, SpanRow, StepRow
+from workers.records import FabricRow, KernelRow, SampleRow, SpanRow, StepRow
 from workers.rows import Column, columns, grouped
 from workers.training_records import TrainingCollectiveRow, TrainingStepRow
 
@@ -97,6 +98,7 @@ SECTIONS = (
     Section(
         "timed_collectives", TimedRow, "an operation of a rank in one phase", OBSERVED, StartKey
     ),
+    Section("kernels", KernelRow, "a kernel of a decode step", OBSERVED, StartKey),
     Section("training", Trained, "a run that trains", RUNS, RunKey),
     Section("training_steps", TrainingStepRow, "an optimizer step of a run", RUNS, RunKey),
     Section(
@@ -144,6 +146,13 @@ SECTIONS = (
         TechniqueEffect,
         "a cell and a technique that it was run without",
         f"`ablation.arrow` of `orchestrator ablate`, {JSON} under `techniques`",
+        CellKey,
+    ),
+    Section(
+        "top_kernels",
+        TopKernel,
+        "one of the kernels that take most of a decode step",
+        f"{JSON} under `kernels`",
         CellKey,
     ),
     Section("statistics", Statistic, "a figure of a cell over its starts", JSON, CellKey),

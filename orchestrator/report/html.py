@@ -23,11 +23,12 @@ from orchestrator.analysis.comparing.findings import Findings, of_results
 from orchestrator.analysis.comparing.spreads import STATISTICS
 from orchestrator.analysis.comparing.verdicts import VERDICTS
 from orchestrator.analysis.goodput import RATES
+from orchestrator.analysis.kernels import TOP_KERNELS
 from orchestrator.analysis.load import found_rates, load
 from orchestrator.analysis.observed.accounting import CELL_PARTS, CELL_TIMED
 from orchestrator.analysis.summary import Summary
 from orchestrator.errors import UserError
-from orchestrator.report import environment, sections, side_by_side, sweep
+from orchestrator.report import environment, kernels, sections, side_by_side, sweep
 from orchestrator.report.charts import cells, cost, latencies, memory, telemetry, timeline
 from orchestrator.report.charts.choices import choices
 from orchestrator.report.charts.communication import OperationFigures, communication
@@ -168,6 +169,8 @@ def describe(folder: Path) -> dict[str, object]:
         "rates": sweep.rate_tables(found.rates),
         "ablations": sections.ablations((content.layout_of(e.cell), e) for e in found.ablations),
         "techniques": sweep.technique_tables(found.techniques),
+        "kernels": kernels.kernel_tables(found.kernels),
+        "kernel_titles": kernels.TITLES,
         "communication": sections.operations(content.operations),
         "waits": sections.waits(comparison, content.names),
         "missing": [*gaps.sentences(found.missing), *(one.sentence for one in found.imported)],
@@ -210,6 +213,7 @@ def _tables(content: Content) -> dict[str, object]:
         "rates": _table(RATES.data(found.rates)),
         "ablations": _table({"layout": content.layout_of(e.cell), **row} for e, row in effects),
         "techniques": _table(TECHNIQUE_EFFECTS.data(found.techniques)),
+        "kernels": _table(TOP_KERNELS.data(found.kernels)),
         "communication": _table(map(vars, content.operations)),
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.analysis import clocks, crosscheck, goodput, outputs
+from orchestrator.analysis import crosscheck, goodput, outputs, samples
 from orchestrator.analysis.comparing.best import Best
 from orchestrator.analysis.comparing.compare import Comparison, outputs_of
 from orchestrator.analysis.comparing.findings import Findings
@@ -82,7 +82,7 @@ def _notes(cells: Sequence[Comparison], names: Names) -> Iterator[str]:
     yield from _tokens(cells, names)
     yield from goodput.slo_sentences({name: one.slo for name, one in named.items()})
     yield from unshown.sentences(named)
-    yield from clocks.sentences({name: one.clocks for name, one in named.items()})
+    yield from samples.clock_sentences({name: one.clocks for name, one in named.items()})
     yield from crosscheck.sentences({name: one.crosscheck for name, one in named.items()})
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.analysis import clocks, crosscheck, goodput, outputs
+from orchestrator.analysis import crosscheck, goodput, outputs, samples
 from orchestrator.analysis.comparing.compare import Comparison, outputs_of, run_order
 from orchestrator.analysis.comparing.rounds import Load, load_of, names_of
 from orchestrator.report.charts import unshown
@@ -113,7 +113,7 @@ def _render_load(
     same = outputs.sentence(outputs_of(cells))
     named = dict(zip(names_of([one.cell for one in cells]), cells, strict=True))
     seen = {name: one for name, one in named.items() if one.status == COMPLETED}
-    held = clocks.sentences({name: one.clocks for name, one in named.items()})
+    held = samples.clock_sentences({name: one.clocks for name, one in named.items()})
     slos = goodput.slo_sentences({name: one.slo for name, one in seen.items()})
     doubts = crosscheck.sentences({name: one.crosscheck for name, one in named.items()})
     said = (*verdicts, *([same] if same else []), *held, *slos)

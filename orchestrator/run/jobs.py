@@ -20,7 +20,7 @@ from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
 from orchestrator.run.foretold import foretold
 from orchestrator.store.arrow_files import concat
 from orchestrator.store.names import safe_name
-from orchestrator.store.store import Store
+from orchestrator.store.store import COUNTED, Store
 from workers.messages import RankReport, TrainingWork, Work
 
 STATES = "states"  # folder of the experiment: what runs that train go on from, a folder for each
@@ -32,9 +32,9 @@ class Job:
 
     block, node: numbers of this command and of its node among those that made the results.
     calibration: table FABRIC, None where there is none. tried: runs of this command, whatever came
-    of them. given_up, unobservable: cells whose runs, or whose observing, failed; none of these is
-    tried again before the next
-    command. short: cells of which was told that their runs are shorter than was asked for.
+    of them. given_up, unobservable, uncountable: cells whose runs, or whose observing or counting,
+    failed; none of these is tried again before the next command. short: cells of which was told
+    that their runs are shorter than was asked for.
     """
 
     deployment: PlannedDeployment
@@ -46,6 +46,7 @@ class Job:
     tried: set[Run] = field(default_factory=set)
     given_up: set[Cell] = field(default_factory=set)
     unobservable: set[Cell] = field(default_factory=set)
+    uncountable: set[Cell] = field(default_factory=set)
     short: set[Cell] = field(default_factory=set)
 
     @property
@@ -66,7 +67,11 @@ class Job:
             cell
             for cell in self.deployment.cells
             if cell.cell in wanted
-            and (self.missing(cell, start) or self.is_unobserved(cell, start))
+            and (
+                self.missing(cell, start)
+                or self.is_unobserved(cell, start)
+                or self.is_uncounted(cell, start)
+            )
         ]
 
     def missing(self, cell: PlannedCell, start: int) -> list[Run]:
@@ -91,6 +96,14 @@ class Job:
         if isinstance(cell.work, TrainingWork) and is_changed:
             return False
         return cell.cell not in left and self.store.observed(cell.cell, start) is None
+
+    def is_uncounted(self, cell: PlannedCell, start: int) -> bool:
+        """Whether the kernels of a cell are still to be counted after a start: after the first one,
+        of a layout that nothing was left out of."""
+        if not self.experiment.ncu or start > 0 or self.deployment.deployment.ablation != "none":
+            return False
+        left = self.given_up | self.uncountable
+        return cell.cell not in left and self.store.observed(cell.cell, start, COUNTED) is None
 
     def runs(self, cell: PlannedCell, start: int) -> list[Run]:
         """The runs of a cell in one start."""

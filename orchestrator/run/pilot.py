@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from orchestrator.analysis.throughput import throughput_of
 from orchestrator.cluster.connection import Cluster
@@ -35,7 +36,8 @@ def settle(jobs: Sequence[Job], cluster: Cluster, progress: Progress) -> None:
     needed: dict[str, list[int]] = defaultdict(list)
     for job in jobs:
         if job.deployment.deployment.ablation == "none":
-            for load, count in _piloted(Session(job, cluster, progress, nsys=False), known):
+            unwatched = replace(job.deployment.plan, nsys_dir=None)
+            for load, count in _piloted(Session(job, cluster, progress, unwatched), known):
                 needed[load].append(count)
     if needed:
         known = {**known, **{load: max(counts) for load, counts in needed.items()}}

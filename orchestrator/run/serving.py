@@ -15,6 +15,7 @@ from orchestrator.cluster.failures import RunFailed
 from orchestrator.errors import ClusterLost
 from orchestrator.experiment import Run
 from orchestrator.plan.deployments import PlannedCell
+from orchestrator.run.counting import count_kernels
 from orchestrator.run.jobs import Job
 from orchestrator.run.observing import observe
 from orchestrator.run.workers import BuildFailed, Session, Workers, requests_of
@@ -40,8 +41,8 @@ class Start:
         """Make the runs that `cells` lack in this start, cell by cell; then observe the cells.
 
         The runs of a cell are of one group of workers, whatever happens to other cells. Observed
-        runs come last, so that no timed run follows a profiled one in the same process. Leaves no
-        worker behind.
+        runs come last, so that no timed run follows a profiled one in the same process; kernels are
+        counted in processes of their own. Leaves no worker behind.
         """
         try:
             for cell in cells:
@@ -50,6 +51,7 @@ class Start:
             self.session.close()
         finally:
             self.session.kill()
+        count_kernels(self.session, self.number, cells)
 
     def _serve_cell(self, cell: PlannedCell, cells: Sequence[PlannedCell]) -> None:
         for run in self.job.missing(cell, self.number):

@@ -53,7 +53,9 @@ class Workers:
         Raises BuildFailed, with nothing left, where that does not succeed.
         """
         asked_at, asked = time.monotonic(), job.deployment.deployment
-        timeout_s, name = job.experiment.timeout, f"{asked.model}/{asked.strategy}"
+        # Nsight Compute takes far longer than a run
+        timeout_s = job.experiment.timeout if plan.ncu_file is None else plan.timeout_s
+        name = f"{asked.model}/{asked.strategy}"
         patience = Patience(job.experiment.wait_for_resources, tell)
         try:
             group = WorkerGroup.start(cluster, name, plan, asked.engine, job.tags, patience)
@@ -86,14 +88,14 @@ class Workers:
 class Session:
     """One deployment's time on the devices, and what is kept and told of its runs.
 
-    nsys: whether Nsight Systems watches the workers, where that is asked for. workers: None before
-    the first build and after a failure.
+    plan: by which the workers are built; None: that of the deployment. workers: None before the
+    first build and after a failure.
     """
 
     job: Job
     cluster: Cluster
     progress: Progress
-    nsys: bool = True
+    plan: EnginePlan | None = None
     workers: Workers | None = None
 
     def prepared(self, cell: PlannedCell) -> Workers:
@@ -121,8 +123,7 @@ class Session:
     def _started(self) -> Workers:
         if self.workers is None:
             self.tell("building")
-            plan = self.job.deployment.plan
-            plan = plan if self.nsys else replace(plan, nsys_dir=None)
+            plan = self.plan or self.job.deployment.plan
             self.workers = Workers.of(self.job, plan, self.cluster, self.progress.note)
             self.job.keep_settings(self.workers.building.built[0].settings)
         return self.workers

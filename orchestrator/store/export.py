@@ -19,7 +19,7 @@ from orchestrator.store.folders import MANIFEST
 from orchestrator.store.journal import Journal
 from orchestrator.store.names import cell, safe_name
 from orchestrator.store.schema import OUTCOME_TABLES, RUN_KEYS, START_KEYS, places
-from orchestrator.store.store import OBSERVED_TABLES, TRAINING_OBSERVED, Store
+from orchestrator.store.store import OF_STARTS, Store
 
 FORMATS = ("arrow", "parquet", "csv")
 
@@ -81,7 +81,7 @@ def unpack(tables: Mapping[str, pa.Table], manifest: str, out: Path) -> Path:
 
 def _parts(name: str, table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
     """What each part of a table is called, and its rows."""
-    if name in (*OBSERVED_TABLES, *TRAINING_OBSERVED):
+    if any(name in tables for tables in OF_STARTS):
         for start, rows in places(table, START_KEYS).items():
             yield start.name, table.take(rows)
     else:

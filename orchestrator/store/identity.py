@@ -31,6 +31,7 @@ FREE_FIELDS = {
     "rate_runs",
     "ablate",
     "technique",
+    "ncu",
     "fabric",
     "allow_other_node",
     "wait_for_resources",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,9 @@ RUN_TABLES = ("summary", "requests", "steps", "collectives", "telemetry")
 TRAINING_TABLES = ("training", "training_steps", "training_collectives", "telemetry")
 OBSERVED_TABLES = ("spans", "timed_collectives", "parts")
 TRAINING_OBSERVED = ("training_overlaps", "training_parts")
-GROUPS = RUN_TABLES, TRAINING_TABLES, OBSERVED_TABLES, TRAINING_OBSERVED
+OBSERVED, COUNTED = (OBSERVED_TABLES[-1], TRAINING_OBSERVED[-1]), ("kernels",)
+OF_STARTS = OBSERVED_TABLES, TRAINING_OBSERVED, COUNTED  # of a cell in a start, and of no run
+GROUPS = RUN_TABLES, TRAINING_TABLES, *OF_STARTS
 TABLES = tuple(dict.fromkeys(name for group in GROUPS for name in group))
 COMPARISON, RATES, ABLATION = "comparison.arrow", "rates.arrow", "ablation.arrow"
 
@@ -198,10 +200,10 @@ class Store:
             for name in sorted(tables, key=TABLES.index):
                 self._write(self._part(name, observed_name(cell, start)), named(tables[name], key))
 
-    def observed(self, cell: Cell, start: int) -> pa.Table | None:
+    def observed(self, cell: Cell, start: int, marks: Sequence[str] = OBSERVED) -> pa.Table | None:
         """The table `parts`, or `training_parts`, of a cell in a start; None where it was not
-        observed."""
-        parts = (self._read(self._part(one[-1], observed_name(cell, start))) for one in GROUPS[2:])
+        observed. marks: the tables that are looked for instead."""
+        parts = (self._read(self._part(one, observed_name(cell, start))) for one in marks)
         return next((table for table in parts if table is not None), None)
 
     # -- the whole experiment

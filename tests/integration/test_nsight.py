@@ -169,7 +169,7 @@ def test_without_nsys_nothing_is_begun(no_nsys: None, tmp_path: Path) -> None:
 
 
 def node(address: str, gpus: int, nsys: bool) -> Node:
-    return Node(address, {"cuda": gpus, "cpu": 8}, has_nsys=nsys)
+    return Node(address, {"cuda": gpus, "cpu": 8}, profilers=("nsys",) if nsys else ())
 
 
 def joined(*nodes: Node) -> Cluster:
@@ -180,23 +180,24 @@ def test_nodes_without_nsys_are_named_if_they_may_get_a_rank() -> None:
     there = joined(
         node("10.0.0.1", 0, False), node("10.0.0.2", 4, True), node("10.0.0.3", 4, False)
     )
-    assert there.without_nsys("cuda") == ("10.0.0.3",)
-    assert there.without_nsys("cpu") == ("10.0.0.1", "10.0.0.3")
+    assert there.without("nsys", "cuda") == ("10.0.0.3",)
+    assert there.without("nsys", "cpu") == ("10.0.0.1", "10.0.0.3")
 
 
 def test_a_node_says_what_it_has(ray_cluster: Cluster) -> None:
     (here,) = ask_nodes()
-    assert (here.python, here.has_nsys) == (sys.executable, shutil.which("nsys") is not None)
+    there = tuple(tool for tool in ("nsys", "ncu") if shutil.which(tool))
+    assert (here.python, here.profilers) == (sys.executable, there)
     assert (here.counts["cpu"], here.version) == (4, versions()[PROJECT])
 
 
 def test_the_nodes_of_a_joined_cluster_are_looked_at_and_this_machine_is_not(no_nsys: None) -> None:
-    nsight.check("cuda", joined(node("10.0.0.1", 0, False), node("10.0.0.2", 4, True)))
+    nsight.check("nsys", "cuda", joined(node("10.0.0.1", 0, False), node("10.0.0.2", 4, True)))
     without = joined(node("10.0.0.3", 4, False), node("10.0.0.4", 4, False))
     with pytest.raises(UserError, match=r"PATH of node 10\.0\.0\.3, node 10\.0\.0\.4; install"):
-        nsight.check("cuda", without)
+        nsight.check("nsys", "cuda", without)
     with pytest.raises(UserError, match="PATH of this machine; install"):
-        nsight.check("cuda", None)
+        nsight.check("nsys", "cuda", None)
 
 
 # -- what belongs together

@@ -6,9 +6,8 @@ import pytest
 from samples import report, without_gpu
 from summaries import summary
 
-from orchestrator.analysis.clocks import Clocks, clocks_of, sentences
 from orchestrator.analysis.comparing.compare import compare
-from orchestrator.analysis.samples import sampled
+from orchestrator.analysis.samples import Clocks, clock_sentences, clocks_of, sampled
 from workers.rows import nothing
 
 POWER_CAP, HW_THERMAL, SYNC_BOOST, IDLE = 0x04, 0x40, 0x10, 0x01
@@ -32,7 +31,7 @@ def said(**shares: tuple[float, float]) -> list[str]:
         )
         for name, (capped, limited) in shares.items()
     }
-    return list(sentences(named))
+    return list(clock_sentences(named))
 
 
 def test_a_power_cap_in_96_of_100_samples_is_96_percent() -> None:

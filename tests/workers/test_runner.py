@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from ranks import engine_plan, read_shape
 
 from workers.communicator import Communicator
+from workers.engines.native import runner as runner_module
 from workers.engines.native.build import bytes_for_pages, load_decoder, make_cache, make_runner
 from workers.engines.native.cache import PagedCache
 from workers.engines.native.contexts import PrefillContext, slots_of
@@ -268,3 +270,49 @@ def test_slots_follow_the_pages_in_their_order() -> None:
     slots = slots_of([3, 1])
     assert slots.shape == (2 * PAGE,)
     assert slots[[0, PAGE - 1, PAGE, -1]].tolist() == [3 * PAGE, 4 * PAGE - 1, PAGE, 2 * PAGE - 1]
+
+
+# -- for Nsight Compute
+
+
+def test_the_fullest_decode_step_is_taken_once_more_and_leaves_no_trace(
+    rank: Rank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = sequence(), sequence(PROMPT[:5], seat=1, pages=(2, 4))
+    rank.prefill(Chunk(first, 0, LONG), Chunk(second, 0, 5))
+    steps = [
+        Step(1, DECODE, 0, (), (first,)),
+        Step(2, DECODE, 0, (), (first, second)),
+        Step(3, DECODE, 0, (), (second,)),
+    ]
+    taken: list[tuple[bool, int, bool]] = []
+    inside = False
+
+    @contextmanager
+    def counted(device: torch.device) -> Iterator[None]:
+        nonlocal inside
+        inside = True
+        yield
+        inside = False
+
+    forward = rank.decoder.forward
+
+    def seen(batch: Batch, cache: PagedCache) -> torch.Tensor:
+        ablated = rank.runner._communicator.ablated
+        taken.append((inside, len(batch.positions), ablated))
+        return forward(batch, cache)
+
+    monkeypatch.setattr(runner_module, "counted", counted)
+    monkeypatch.setattr(rank.decoder, "forward", seen)
+    before = rank.runner.state.position.clone()
+    rank.runner.count_kernels(steps)
+    assert taken == [(False, 2, True), (True, 2, True)]
+    assert torch.equal(rank.runner.state.position, before)
+    assert not rank.runner._communicator.ablated
+
+
+def test_a_run_without_decoding_has_no_step_to_count(
+    rank: Rank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank.decoder, "forward", None)
+    rank.runner.count_kernels([Step(0, PREFILL, 0, (), (sequence(),))])

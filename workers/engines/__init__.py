@@ -56,6 +56,7 @@ __all__ = [
     "StepRow",
     "Switches",
     "Work",
+    "counts_kernels",
     "create",
     "lets_wait",
     "names",
@@ -90,7 +91,8 @@ class Engine(Protocol):
     An engine that takes settings of its own (`--engine-arg`) has an attribute `takes_arguments`
     that is true, and one that has FP8 (`EnginePlan.precision`, `ModelShape.fp8`) has `has_fp8`. One
     in which a request may wait, for its time of arrival or for the reply to another one
-    (`Request.arrival_s`, `Request.after`), has an attribute `lets_wait` that is true.
+    (`Request.arrival_s`, `Request.after`), has an attribute `lets_wait` that is true, and one that
+    does what `Work.count` asks has `counts_kernels`.
     One that is "per_replica" and can have the devices of a replica on several nodes has
     `spans_nodes`, the kinds of device with which it can: see `RankContext.bundles`. One of which
     `Switches` can be set has a method `choices`: for a plan, the name of each that it has -> the
@@ -214,6 +216,11 @@ def takes_arguments(name: str) -> bool:
 def lets_wait(name: str) -> bool:
     """Whether a request may wait there, for its time of arrival or for the reply to another."""
     return bool(getattr(create(name), "lets_wait", False))
+
+
+def counts_kernels(name: str) -> bool:
+    """Whether the engine takes a step for Nsight Compute."""
+    return bool(getattr(create(name), "counts_kernels", False))
 
 
 def spans_nodes(name: str, device: str) -> bool:

@@ -41,6 +41,7 @@ from orchestrator.analysis.comparing.spreads import (
 )
 from orchestrator.analysis.comparing.verdicts import VERDICTS, Verdict, rulings
 from orchestrator.analysis.goodput import RATES, FoundRate
+from orchestrator.analysis.kernels import TOP_KERNELS, TopKernel, top_kernels
 from orchestrator.analysis.load import Results, found_rates, load
 from orchestrator.analysis.load import tables as kept_tables
 from orchestrator.experiment import DIFFERENCE
@@ -63,6 +64,7 @@ class Findings:
     imported: Sequence[Imported] = ()
     rates: Sequence[FoundRate] = ()
     techniques: Sequence[TechniqueEffect] = ()
+    kernels: Sequence[TopKernel] = ()
 
     def as_data(self) -> dict[str, object]:
         """Plain data for `json.dumps`: the rows of each table, by its name."""
@@ -79,6 +81,7 @@ class Findings:
             "imported": IMPORTED.data(self.imported),
             "rates": RATES.data(self.rates),
             "techniques": TECHNIQUE_EFFECTS.data(self.techniques),
+            "kernels": TOP_KERNELS.data(self.kernels),
         }
 
     def sentences(self, objective: str) -> Mapping[Load, list[str]]:
@@ -167,6 +170,7 @@ def _of_experiment(
         drifts=drifts(one.runs, matters),
         missing=missing(one),
         imported=imported(one),
+        kernels=top_kernels(one.kernels, (run.cell for run in one.runs)),
     )
 
 

@@ -35,6 +35,7 @@ class TorchEngine:
     processes: Literal["per_rank", "single"] = "per_rank"
     lets_wait = True
     has_fp8 = True
+    counts_kernels = True
 
     def __init__(self, most_pages: int | None = None) -> None:
         self._most_pages = most_pages

@@ -107,6 +107,8 @@ class Generator:
         run = self._serve(work)
         if not self._communicator.ablated:
             self._check(run.log, work)
+        if work.count:
+            self._runner.count_kernels(run.log.steps)
         return self._report(run)
 
     def _check(self, log: Log, work: Work) -> None:

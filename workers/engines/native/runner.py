@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from workers.communicator import Communicator
+from workers.device import counted
 from workers.engines.native.attention_time import attention_times
 from workers.engines.native.cache import PagedCache
 from workers.engines.native.contexts import DecodeContext, prefill_context, slots_of
@@ -21,7 +22,7 @@ from workers.engines.native.model import Batch, Decoder
 from workers.engines.native.pages import PAGE, pages_for
 from workers.engines.native.sampling import Sampler
 from workers.engines.native.scheduler import Chunk, Sequence, Step
-from workers.records import AttentionTime
+from workers.records import DECODE, AttentionTime
 
 
 @dataclass(slots=True)
@@ -231,6 +232,26 @@ class Runner:
         """The attention of the fullest step of each phase, by itself."""
         return attention_times(self._decoder, self._cache, steps, self.state.tables.shape[1])
 
+    def count_kernels(self, steps: list[Step]) -> None:
+        """Take the fullest decode step of a run that has ended once more, for Nsight Compute. This
+        rank takes it by itself: the profiler runs each kernel several times, and one that waits for
+        other ranks would wait for ever."""
+        fullest = fullest_decode(steps)
+        if fullest is None:
+            return
+        held = self._new_decode_step(len(fullest.sampled))[0]
+        held.rows.copy_(self._rows_of(fullest.sampled))
+        with self._communicator.left_out():
+            self._again(held)  # what is compiled and looked up is no part of the step
+            with counted(self._device):
+                self._again(held)
+
+    def _again(self, step: DecodeStep) -> None:
+        """Decode without going on to the next position."""
+        position = self.state.position.clone()
+        self._decode_forward(step)
+        self.state.position.copy_(position)
+
     # -- graphs
 
     def capture(self, decode_sizes: list[int], prompt_sizes: list[int]) -> None:
@@ -275,6 +296,12 @@ class Runner:
             return None
         shape, dtype = (size, self._decoder.hidden_size), self._decoder.dtype
         return torch.zeros(shape, dtype=dtype, device=self._device)
+
+
+def fullest_decode(steps: Iterable[Step]) -> Step | None:
+    """The decode step of most requests, and of several such the last; None where none decodes."""
+    decoding = (step for step in steps if step.phase == DECODE)
+    return max(decoding, key=lambda step: (len(step.sampled), step.index), default=None)
 
 
 def _smallest(sizes: Iterable[int], count: int) -> int | None:
