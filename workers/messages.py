@@ -38,8 +38,7 @@ class Switches:
     batching: "continuous", or "static", in which a batch begins when the one before has ended.
     chunked_prefill_size: prompt tokens to which prompts are cut, or "off". allreduce: what sums
     over tp; "shm" is memory that ranks on CPUs share, for every group that is on one host;
-    "one-shot" and "two-shot" are memory that GPUs of one node share, for messages that are small
-    enough.
+    "one-shot" and "two-shot" are memory that GPUs of a node share, for small enough messages.
     """
 
     attention: str | None = None

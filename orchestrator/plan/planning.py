@@ -253,8 +253,7 @@ def _check_counting(
     if device == "cpu":
         raise UserError("--ncu counts kernels of GPUs, and this runs on the CPU; leave --ncu out")
     if experiment.nsys or experiment.find_rate:
-        other = "--nsys" if experiment.nsys else "--find-rate"
-        raise UserError(f"--ncu and {other} do not go together; give one of them")
+        raise UserError("--ncu goes with neither --nsys nor --find-rate; give one of them")
     for engine in dict.fromkeys(one.deployment.engine for one in planned):
         if not engines.counts_kernels(engine):
             use = f"leave --ncu out, or use --engine {DEFAULT_ENGINE}"

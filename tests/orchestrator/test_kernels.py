@@ -284,11 +284,15 @@ GPUS = Topology.uniform(2, 80 << 30)
     ("fields", "device", "said"),
     [
         ({}, "cpu", "--ncu counts kernels of GPUs, and this runs on the CPU; leave --ncu out"),
-        ({"nsys": True}, "cuda", "--ncu and --nsys do not go together; give one of them"),
+        (
+            {"nsys": True},
+            "cuda",
+            "--ncu goes with neither --nsys nor --find-rate; give one of them",
+        ),
         (
             {"find_rate": True, "slo": {"ttft:p99": 100.0}, "num_prompts": 4},
             "cuda",
-            "--ncu and --find-rate do not go together; give one of them",
+            "--ncu goes with neither --nsys nor --find-rate; give one of them",
         ),
         (
             {"engine": "transformers"},
