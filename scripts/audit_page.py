@@ -9,7 +9,7 @@ from pathlib import Path
 from orchestrator.audit.claims import load_claims
 from orchestrator.audit.verdicts import Audited
 from orchestrator.commands.audits import audited
-from orchestrator.report.predicted.audit import deployed, limit
+from orchestrator.report.audit import deployed, limit
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "audit.md"

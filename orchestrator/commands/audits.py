@@ -22,7 +22,7 @@ def audit(
 ) -> None:
     """Print the verdict on each claim of a file, or on those in words. defaults: fields that hold
     where a claim says nothing of them."""
-    from orchestrator.report.predicted import audit as report
+    from orchestrator.report import audit as report
 
     found = audited(_claims(file, phrases, defaults))
     Output(as_json).show(

@@ -253,7 +253,7 @@ def _check_counting(
     if device == "cpu":
         raise UserError("--ncu counts kernels of GPUs, and this runs on the CPU; leave --ncu out")
     if experiment.nsys or experiment.find_rate:
-        raise UserError("--ncu goes with neither --nsys nor --find-rate; give one of them")
+        raise UserError("--ncu goes with neither --nsys nor --find-rate; give one")
     for engine in dict.fromkeys(one.deployment.engine for one in planned):
         if not engines.counts_kernels(engine):
             use = f"leave --ncu out, or use --engine {DEFAULT_ENGINE}"

@@ -26,7 +26,7 @@ from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
 from orchestrator.plan.planning import plan_experiment
 from orchestrator.plan.remarks import remarks
-from orchestrator.report.kernels import short_name
+from orchestrator.report.trace import short_name
 from orchestrator.store.identity import identity_of
 from orchestrator.store.schema import CellKey
 from orchestrator.store.store import COUNTED, Store
@@ -284,15 +284,11 @@ GPUS = Topology.uniform(2, 80 << 30)
     ("fields", "device", "said"),
     [
         ({}, "cpu", "--ncu counts kernels of GPUs, and this runs on the CPU; leave --ncu out"),
-        (
-            {"nsys": True},
-            "cuda",
-            "--ncu goes with neither --nsys nor --find-rate; give one of them",
-        ),
+        ({"nsys": True}, "cuda", "--ncu goes with neither --nsys nor --find-rate; give one"),
         (
             {"find_rate": True, "slo": {"ttft:p99": 100.0}, "num_prompts": 4},
             "cuda",
-            "--ncu goes with neither --nsys nor --find-rate; give one of them",
+            "--ncu goes with neither --nsys nor --find-rate; give one",
         ),
         (
             {"engine": "transformers"},

@@ -17,8 +17,8 @@ from orchestrator.audit.claims import Claim, load_claims
 from orchestrator.audit.phrases import PARTS
 from orchestrator.audit.verdicts import ORDER, Audited
 from orchestrator.commands.audits import audited
+from orchestrator.report.audit import render
 from orchestrator.report.output import console_of
-from orchestrator.report.predicted.audit import render
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "article-claims.yaml"
