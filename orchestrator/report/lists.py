@@ -25,7 +25,6 @@ RECOMPUTED_TITLES = (
     *("model", "layout", "scenario", "concurrent", "start"),
     *("from its spans", "difference"),
 )
-SECONDS = len("2026-01-31T12:00:00")
 STYLES = {PASS: "green", WARN: "yellow", FAIL: "bold red"}
 
 

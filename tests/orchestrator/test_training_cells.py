@@ -575,7 +575,8 @@ def test_a_measured_bubble_stands_beside_that_of_the_schedule(store: Store) -> N
     assert found.rate.bubble_share == pytest.approx(0.2)
     CliRunner().invoke(main, ["report", str(store.folder)])
     page = (store.folder / "report.html").read_text()
-    for text in ("<td>3.21</td>", "send_recv</td>", "35.0%"):
+    words = '<td class="word">send_recv</td><td class="word">pp</td>'
+    for text in (f"{words}<td>\u2013</td><td>3.21</td><td>\u2013</td>", "35.0%"):
         assert text in page
     table = CliRunner().invoke(main, ["compare", str(store.folder)], terminal_width=400).output
     assert "as observed" in table
