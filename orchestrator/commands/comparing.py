@@ -90,8 +90,8 @@ def draw(found: Findings, objective: str, console: Console) -> None:
     """Print what results say."""
     from orchestrator.analysis.comparing import ablation, gaps
     from orchestrator.report import sweep, terminal
+    from orchestrator.report.kernels import render_kernels
     from orchestrator.report.text import full
-    from orchestrator.report.trace import render_kernels
 
     said = {} if terminal.on_cpu(found.comparison) else found.sentences(objective)
     terminal.render(found.comparison, console, said)

@@ -28,7 +28,7 @@ from orchestrator.analysis.load import found_rates, load
 from orchestrator.analysis.observed.accounting import CELL_PARTS, CELL_TIMED
 from orchestrator.analysis.summary import Summary
 from orchestrator.errors import UserError
-from orchestrator.report import environment, sections, side_by_side, sweep, trace
+from orchestrator.report import environment, kernels, sections, side_by_side, sweep
 from orchestrator.report.charts import cells, cost, latencies, memory, telemetry, timeline
 from orchestrator.report.charts.choices import choices
 from orchestrator.report.charts.communication import OperationFigures, communication
@@ -169,8 +169,8 @@ def describe(folder: Path) -> dict[str, object]:
         "rates": sweep.rate_tables(found.rates),
         "ablations": sections.ablations((content.layout_of(e.cell), e) for e in found.ablations),
         "techniques": sweep.technique_tables(found.techniques),
-        "kernels": trace.kernel_tables(found.kernels),
-        "kernel_titles": trace.TITLES,
+        "kernels": kernels.kernel_tables(found.kernels),
+        "kernel_titles": kernels.TITLES,
         "communication": sections.operations(content.operations),
         "waits": sections.waits(comparison, content.names),
         "missing": [*gaps.sentences(found.missing), *(one.sentence for one in found.imported)],

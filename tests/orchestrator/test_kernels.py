@@ -26,7 +26,7 @@ from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
 from orchestrator.plan.planning import plan_experiment
 from orchestrator.plan.remarks import remarks
-from orchestrator.report.trace import short_name
+from orchestrator.report.kernels import short_name
 from orchestrator.store.identity import identity_of
 from orchestrator.store.schema import CellKey
 from orchestrator.store.store import COUNTED, Store

@@ -12,10 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # The new column in every place where a column can be seen.
 SEEN = """
+from columns_page import page
 from test_summary import ATTEMPT, BUILDING, REPORTS, SERVED
 from orchestrator.analysis.comparing.compare import COMPARED, compare
 from orchestrator.analysis.summary import MEASURED, SUMMARY, Summary, measured
-from orchestrator.report.columns_page import page
 from workers.rows import nothing, widened
 from orchestrator.analysis.summary import Observed
 
@@ -67,7 +67,8 @@ def test_one_file_is_enough(
     assert text.count(before) == 1
     text = text.replace(before, DECLARED + before)
     source.write_text(text.replace(made_in, f"{made_in}        brand_new={value},\n"))
-    folders = [tmp_path, ROOT / "tests" / "support", ROOT / "tests" / "orchestrator"]
+    others = ("tests/support", "tests/orchestrator", "scripts")
+    folders = [tmp_path, *(ROOT / folder for folder in others)]
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path[:0] = {[*map(str, folders)]}\n{SEEN}"],
         capture_output=True,

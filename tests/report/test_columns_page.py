@@ -5,19 +5,17 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from columns_page import PAGE, SECTIONS, Section, page, unit_of
 
 import orchestrator.analysis
 import orchestrator.node
 import orchestrator.store
-from orchestrator.report.columns_page import SECTIONS, Section, page, unit_of
 from orchestrator.store.schema import CELL_KEYS, RUN_KEYS, START_KEYS
 from workers.rows import Table, column, columns, row
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "columns.md"
 WINGS = (orchestrator.analysis, orchestrator.node, orchestrator.store)
 KEYS = {table.name for table in (CELL_KEYS, START_KEYS, RUN_KEYS)}
 
