@@ -4,11 +4,13 @@ of kernels and what is shown of it."""
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import fake_ncu
@@ -28,19 +30,29 @@ from workers.records import COUNTERS
 
 @pytest.fixture
 def ncu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in front of the PATH in which `ncu` is; its calls are noted in the file "calls"."""
+    """A folder in front of the PATH in which `ncu` is; its calls are noted in the file "calls". No
+    Ray is known here that was begun with another PATH."""
     folder = fake_ncu.install(tmp_path / "bin", fake_ncu.output())
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
     return folder
 
 
-def counted(results: Path, strategy: str) -> tuple[Path, Recorder]:
-    """A run on the CPU whose kernels are counted, which `submit` would refuse."""
+def counted(results: Path, strategy: str) -> tuple[Path, list[str]]:
+    """A run on the CPU whose kernels are counted, which `submit` would refuse, and what was noted:
+    in a process of its own, as this one may be in a Ray of other tests."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(_counted, results, strategy).result()
+
+
+def _counted(results: Path, strategy: str) -> tuple[Path, list[str]]:
     fields = {"strategy": strategy, "input_len": 16, "output_len": 4, "max_concurrency": 2}
     asked = Experiment(**{**fields, "device": "cpu", "result_dir": results, "num_warmups": 1})
     planned = plan_experiment(asked, "cpu", cpu_devices(asked.strategy))
     seen = Recorder()
-    return run_experiment(planned, asked.model_copy(update={"ncu": True}), seen), seen
+    folder = run_experiment(planned, asked.model_copy(update={"ncu": True}), seen)
+    return folder, seen.notes
 
 
 def kernels(folder: Path) -> list[CellKernel]:
@@ -59,8 +71,8 @@ def orchestrator(*arguments: str) -> str:
 
 @pytest.mark.ray
 def test_a_rank_is_counted_and_its_kernels_are_in_every_result(ncu: Path, tmp_path: Path) -> None:
-    folder, seen = counted(tmp_path / "50% off", "tp2")
-    assert seen.notes == []
+    folder, notes = counted(tmp_path / "50% off", "tp2")
+    assert notes == []
     found = kernels(folder)
     assert [one.kernel for one in found] == [name for name, *_ in fake_ncu.ROWS]
     assert {(one.cell.strategy, one.start, one.rank, one.num_requests) for one in found} == {
