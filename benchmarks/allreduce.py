@@ -40,7 +40,7 @@ from workers.rows import Table, column, row
 
 CALLS, REPLAYS, ROUNDS = 20, 10, 7
 TOKENS = "1,2,4,8,16,24,32,48,64,100,128,256"
-ONE_SHOT_BYTES = 2 << 20  # more than the engine lets it have, to see from where it is slower
+ONE_SHOT_BYTES = 4 << 20  # more than the engine lets it have, to see from where it is slower
 EPS = 1e-5
 
 

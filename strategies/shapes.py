@@ -238,6 +238,7 @@ class Device:
 
     node: the name of its machine. index: its number there. memory_bytes: 0 where it is unknown.
     name: the model of the GPU, or "cpu". capability: CUDA's, as (9, 0); None where it is unknown.
+    linked: NVLink joins it to all other GPUs of its node.
     """
 
     node: str
@@ -245,6 +246,7 @@ class Device:
     memory_bytes: int = 0
     name: str = "cpu"
     capability: tuple[int, int] | None = None
+    linked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +259,12 @@ class Topology:
     def uniform(cls, count: int, memory_bytes: int = 0, name: str = "cpu") -> Topology:
         """`count` devices of one kind on one node."""
         return cls(tuple(Device("local", i, memory_bytes, name) for i in range(count)))
+
+    @property
+    def linked(self) -> bool:
+        """Whether NVLink joins all of them: they are GPUs of one node."""
+        nodes = {device.node for device in self.devices}
+        return len(nodes) == 1 and all(device.linked for device in self.devices)
 
     @property
     def memory_bytes(self) -> int:

@@ -33,9 +33,9 @@ class Switches:
     """How an engine does what can be done in several ways; None: in the way it has by itself.
 
     attention: "eager", all scores as a matrix; "sdpa", torch's `scaled_dot_product_attention`;
-    "triton", over pages; "fa3" and "flashinfer", by a library. cuda_graphs: whether steps are
-    captured, "on" or "off". fusion: whether small operations share a kernel, "on" or "off".
-    batching: "continuous", or "static", in which a batch begins when the one before has ended.
+    "triton", over pages; "fa3", "fa3-prefill" and "flashinfer", by a library. cuda_graphs, fusion:
+    whether steps are captured, and small operations share a kernel, "on" or "off". batching:
+    "continuous", or "static", in which a batch begins when the one before has ended.
     chunked_prefill_size: prompt tokens to which prompts are cut, or "off". allreduce: what sums
     over tp; "shm" is memory that ranks on CPUs share, for every group that is on one host;
     "one-shot" and "two-shot" are memory that GPUs of a node share, for small enough messages.
@@ -73,8 +73,8 @@ class EnginePlan:
     these. engine_args: settings of the engine's own, as they were given. nsys_dir: where Nsight
     Systems puts its reports on a rank's node, None where it does not watch. ncu_file: that of
     Nsight Compute, likewise. spans_nodes: the nodes have no room for every replica on one of them,
-    so the engine's process takes its devices by itself from the placement group. quantization,
-    kv_cache_dtype: see `Precision`. training: what an optimizer step trains on, or None.
+    so the engine's process takes its devices by itself from the placement group. linked: NVLink
+    joins the GPUs. quantization, kv_cache_dtype: see `Precision`. training: of an optimizer step.
     """
 
     model: ModelShape
@@ -99,6 +99,7 @@ class EnginePlan:
     quantization: str = "none"
     kv_cache_dtype: str = "auto"
     training: TrainingLoad | None = None
+    linked: bool = False
 
     @property
     def precision(self) -> Precision:
@@ -217,8 +218,7 @@ class Work:
         return first
 
     def cache_of(self) -> dict[int, int]:
-        """Request -> a number that it has in common with those in whose prompts it may find the
-        beginning of its own."""
+        """Request -> a number in common with those in whose prompts it may find its beginning."""
         if self.reuse == "conversation":
             return self.first_turns()
         return {one.index: 0 if self.reuse == "all" else one.index for one in self.requests}

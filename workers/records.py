@@ -191,10 +191,6 @@ class KernelRow:
         "%",
         source="sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed",
     )
-    passes: int | None = column(
-        "how often it was run to be counted; from the second on, L2 holds what the one before left",
-        "1",
-    )
 
 
 @row

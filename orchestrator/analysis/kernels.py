@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,6 @@ UNITS = {
     **dict.fromkeys(("ns", "nsecond"), 1e-3),
     "Gbyte": 1e9,
 }
-PASSES = re.compile(r'==PROF== Profiling ".*" - (\d+)\b.* - (\d+) pass')
 ERROR = "==ERROR== "
 # Part of a message of Nsight Compute -> what is true, and what to do.
 REFUSALS = {
@@ -83,12 +81,8 @@ def read_kernels(text: str, rank: int, num_requests: int) -> list[KernelRow]:
     lines = csv.reader(line for line in text.splitlines() if line.startswith('"'))
     names, units = next(lines, []), next(lines, [])
     unit_of = dict(zip(names, units, strict=False))
-    passes = {one[1]: int(one[2]) for one in PASSES.finditer(text)}
     found = (dict(zip(names, values, strict=False)) for values in lines)
-    return [
-        _kernel(one, unit_of, rank, num_requests, number, passes.get(one["ID"]))
-        for number, one in enumerate(found)
-    ]
+    return [_kernel(one, unit_of, rank, num_requests, number) for number, one in enumerate(found)]
 
 
 def refusal(text: str) -> str | None:
@@ -110,12 +104,7 @@ def unknown(kernels: Sequence[KernelRow]) -> list[str]:
 
 
 def _kernel(
-    values: Mapping[str, str],
-    units: Mapping[str, str],
-    rank: int,
-    num_requests: int,
-    number: int,
-    passes: int | None,
+    values: Mapping[str, str], units: Mapping[str, str], rank: int, num_requests: int, number: int
 ) -> KernelRow:
     counted: dict[str, Any] = {
         name: _value(values.get(metric, ""), units.get(metric, ""))
@@ -130,7 +119,6 @@ def _kernel(
         kernel=values["Kernel Name"],
         grid=values["Grid Size"],
         block=values["Block Size"],
-        passes=passes,
         **counted,
     )
 

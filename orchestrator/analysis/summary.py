@@ -42,7 +42,8 @@ class Settings:
     """The switches of the engine as they were set; null where it has none of that name."""
 
     attention: str | None = column(
-        "how attention is computed: eager, sdpa, triton, fa3 or flashinfer", over_runs="first"
+        "how attention is computed: eager, sdpa, triton, fa3, fa3-prefill or flashinfer",
+        over_runs="first",
     )
     cuda_graphs: str | None = column(
         "whether steps are captured in graphs: on or off", over_runs="first"

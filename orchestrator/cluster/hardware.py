@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ class Gpu:
     not report it, as for a virtual GPU.
 
     application_...: clocks that were set for it. default_power_limit_w: its power limit as it came.
-    compute_capability: CUDA's, "9.0".
+    compute_capability: CUDA's, "9.0". linked: NVLink joins it to every other visible GPU.
     """
 
     index: int
@@ -39,13 +39,14 @@ class Gpu:
     application_memory_clock_mhz: int | None = None
     default_power_limit_w: float | None = None
     compute_capability: str | None = None
+    linked: bool | None = None
 
     def device(self, node: str) -> Device:
         """It, as a place for a rank on a node."""
         told = self.compute_capability
         major, minor = map(int, told.split(".")) if told else (0, 0)
         capability = (major, minor) if told else None
-        return Device(node, self.index, self.memory_bytes, self.name, capability)
+        return Device(node, self.index, self.memory_bytes, self.name, capability, bool(self.linked))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def gpus() -> list[Gpu]:
     """Every visible GPU, in torch's order."""
     with visible_gpus() as (nvml, handles):
         driver = nvml.nvmlSystemGetDriverVersion() if handles else ""
-        return [_describe(nvml, handle, index, driver) for index, handle in enumerate(handles)]
+        return [_describe(nvml, handles, index, driver) for index in range(len(handles))]
 
 
 def host() -> Host:
@@ -152,7 +153,17 @@ def _visible(nvml: Any, handles: list[Any]) -> list[Any]:
     return [named[name] for name in (part.strip() for part in wanted.split(",")) if name in named]
 
 
-def _describe(nvml: Any, handle: Any, index: int, driver: str) -> Gpu:
+def is_linked(nvml: Any, one: Any, other: Any) -> bool:
+    """Whether one GPU reaches the other over NVLink, directly or through a switch."""
+    status = answer_of(
+        nvml, nvml.nvmlDeviceGetP2PStatus, one, other, nvml.NVML_P2P_CAPS_INDEX_NVLINK
+    )
+    return bool(status == nvml.NVML_P2P_STATUS_OK)
+
+
+def _describe(nvml: Any, handles: Sequence[Any], index: int, driver: str) -> Gpu:
+    handle, others = handles[index], [one for i, one in enumerate(handles) if i != index]
+
     def told(function: Callable[..., Any], *arguments: object) -> Any:
         return answer_of(nvml, function, handle, *arguments)
 
@@ -171,6 +182,7 @@ def _describe(nvml: Any, handle: Any, index: int, driver: str) -> Gpu:
         application_memory_clock_mhz=told(nvml.nvmlDeviceGetApplicationsClock, nvml.NVML_CLOCK_MEM),
         default_power_limit_w=_watts(told(nvml.nvmlDeviceGetPowerManagementDefaultLimit)),
         compute_capability=_dotted(told(nvml.nvmlDeviceGetCudaComputeCapability)),
+        linked=all(is_linked(nvml, handle, other) for other in others) if others else None,
     )
 
 

@@ -50,7 +50,7 @@ def _pair(
     p2p = answer_of(nvml, nvml.nvmlDeviceGetP2PStatus, one, other, P2P_READ)
     level = answer_of(nvml, nvml.nvmlDeviceGetTopologyCommonAncestor, one, other)
     direct = ports[a].count(_bus_id(nvml, other))
-    switched = min(len(ports[a]), len(ports[b])) if _is_linked(nvml, one, other) else 0
+    switched = min(len(ports[a]), len(ports[b])) if hardware.is_linked(nvml, one, other) else 0
     links = direct or switched
     return Pair(
         a=a,
@@ -59,14 +59,6 @@ def _pair(
         p2p=None if p2p is None else p2p == nvml.NVML_P2P_STATUS_OK,
         path="NVLink" if links else PATHS.get(level, "unknown"),
     )
-
-
-def _is_linked(nvml: Any, one: Any, other: Any) -> bool:
-    """Whether one GPU reaches the other over NVLink, directly or through a switch."""
-    status = answer_of(
-        nvml, nvml.nvmlDeviceGetP2PStatus, one, other, nvml.NVML_P2P_CAPS_INDEX_NVLINK
-    )
-    return bool(status == nvml.NVML_P2P_STATUS_OK)
 
 
 def _ports(nvml: Any, handle: Any) -> list[str | None]:

@@ -8,7 +8,8 @@ SWITCH_OPTIONS = (
     click.option(
         "--attention",
         metavar="KIND",
-        help="eager, sdpa, triton, fa3 or flashinfer. [auto: triton on GPUs, sdpa on CPUs]",
+        help="eager, sdpa, triton, fa3, fa3-prefill or flashinfer. [auto: triton on GPUs, sdpa on "
+        "CPUs]",
     ),
     click.option("--cuda-graphs", metavar="on|off", help="Capture steps in graphs. [on, on GPUs]"),
     click.option(
@@ -28,7 +29,8 @@ SWITCH_OPTIONS = (
     click.option(
         "--allreduce",
         metavar="KIND",
-        help="What sums over tp: nccl, one-shot, two-shot; shm or gloo. [auto: nccl or shm]",
+        help="What sums over tp: one-shot, nccl, two-shot; shm or gloo. [auto: one-shot over "
+        "NVLink, else nccl; shm on CPUs]",
     ),
 )
 technique_option = click.option(

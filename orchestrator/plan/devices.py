@@ -14,7 +14,7 @@ DEFAULT_ENGINE = "torch"
 SHORT_OF = {"cuda": ("GPUs", "use --device cpu or fewer"), "cpu": ("CPU workers", "use fewer")}
 
 # kind of attention -> the compute capabilities that its library has, by their first number
-ATTENTION_NEEDS = {"fa3": (9,), "flashinfer": (9, 10, 12)}
+ATTENTION_NEEDS = {"fa3": (9,), "fa3-prefill": (9,), "flashinfer": (9, 10, 12)}
 
 Device = Literal["cuda", "cpu"]
 

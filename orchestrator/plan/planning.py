@@ -211,7 +211,6 @@ class _Planner:
 
     def _engine_plan(self, engine: str, layout: Layout) -> EnginePlan:
         experiment, model, load = self.experiment, self.model, self.load
-        longest = self.workload.longest_prompt()
         kept = precision.resolve(experiment, model.shape, self.device)
         return EnginePlan(
             model=model.shape,
@@ -222,7 +221,7 @@ class _Planner:
             device=self.device,
             max_concurrency=load.max_concurrency,
             max_len=load.max_len,
-            prefill_tokens=choose_prefill_tokens(experiment, longest),
+            prefill_tokens=choose_prefill_tokens(experiment, self.workload.longest_prompt()),
             switches=switches_of(experiment),
             temperature=experiment.temperature,
             seed=experiment.seed,
@@ -231,6 +230,7 @@ class _Planner:
             engine_args=self._arguments(engine),
             quantization=kept.quantization,
             kv_cache_dtype=kept.kv_cache_dtype,
+            linked=self.topology.linked,
         )
 
     def _deployment(self, asked: Deployment, plan: EnginePlan) -> PlannedDeployment:

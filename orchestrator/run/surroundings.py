@@ -4,11 +4,13 @@ Ray takes of this machine. All of it is tried before Ray is started."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import pyarrow as pa
 
 from orchestrator.cluster.connection import Cluster
-from orchestrator.experiment import Experiment
+from orchestrator.errors import UserError
+from orchestrator.experiment import SWITCHES, Experiment
 from orchestrator.node import fabric
 from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.run.jobs import Job
@@ -38,10 +40,29 @@ def check_surroundings(
     if Schedule(jobs, experiment, store).is_unfinished():
         origin = origin_of(planned[0].plan.device, cluster)
         check_origin(store, origin, experiment.allow_other_node)
+        _check_switches(store, planned)
         check_writable(store.folder, "results", "--result-dir")
         if cluster is None:
             check_limits()
     return calibration
+
+
+def _check_switches(store: Store, planned: Sequence[PlannedDeployment]) -> None:
+    """Raise UserError where runs that are there were made with another value of a switch than it
+    has now: the engine has come to do by itself what it did not do then."""
+    there = store.read("summary")
+    rows = there.to_pylist() if there is not None else []
+    for one in planned:
+        asked, switches = one.deployment, asdict(one.plan.switches)
+        key = {"strategy": asked.strategy, "engine": asked.engine, "ablation": asked.ablation}
+        for row in (row for row in rows if key.items() <= row.items()):
+            known = (name for name in SWITCHES if None not in (row.get(name), switches[name]))
+            if changed := [name for name in known if row[name] != switches[name]]:
+                was = ", ".join(f"{name} {row[name]} (now {switches[name]})" for name in changed)
+                raise UserError(
+                    f"{store.folder} holds runs of {asked.strategy} by {asked.engine} with {was}; "
+                    "give another --result-dir, or move it away"
+                )
 
 
 def settled_counts(store: Store) -> Mapping[str, int]:

@@ -55,7 +55,6 @@ def test_every_metric_is_counted_for_the_kernels_of_one_step(tmp_path: Path) -> 
     assert kernels, f"{refusal(text)}\n{text}\n{done.stdout}\n{done.stderr}"
     assert unknown(kernels) == []
     assert all(one.time_us and one.registers for one in kernels)
-    assert all(one.passes is not None for one in kernels)
     registry = Registry.beside(())
     assert not any(registry.of(one.kernel).operations for one in kernels)
     for name in ("dram_pct", "l2_pct", "l2_hit_pct", "occupancy_pct", "tensor_pct"):

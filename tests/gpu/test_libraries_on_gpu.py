@@ -116,11 +116,12 @@ def test_decoding_over_a_cache_in_fp8(kind: str, window: int | None, load: Load)
     assert_close(load(kind).decode_attention(q, *args), expected, 2**-4)
 
 
+@pytest.mark.parametrize("kind", ["fa3", "fa3-prefill"])
 @pytest.mark.parametrize("cache", [BF16, FP8])
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("heads", HEADS)
 def test_chunks_of_prompts(
-    heads: tuple[int, int], window: int | None, cache: torch.dtype, load: Load
+    heads: tuple[int, int], window: int | None, cache: torch.dtype, kind: str, load: Load
 ) -> None:
     """A whole prompt, the end of a longer one, a chunk of one token, and one that fills a page."""
     new, whole = (300, 90, 1, PAGE), (300, 2500, 129, PAGE)
@@ -128,7 +129,7 @@ def test_chunks_of_prompts(
     ends = [int32([0, *lens]).cumsum(0).int() for lens in (new, whole)]
     q = torch.randn(sum(new), heads[0], 128, device="cuda").to(BF16)
     args = (q, *caches(heads[1], 128, cache), slots, *ends, max(new), max(whole), window)
-    assert_close(load("fa3").prefill_attention(*args), reference.prefill_attention(*args))
+    assert_close(load(kind).prefill_attention(*args), reference.prefill_attention(*args))
 
 
 @pytest.mark.parametrize(("kind", "cache"), [("fa3", BF16), ("fa3", FP8), ("flashinfer", BF16)])

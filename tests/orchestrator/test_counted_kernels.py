@@ -52,12 +52,12 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> Groups:
 def test_a_kernel_has_its_figures_in_our_units() -> None:
     first, second, third = read_kernels(fake_ncu.output(), rank=1, num_requests=8)
     assert (first.rank, first.num_requests, first.number, first.kernel) == (1, 8, 0, MATMUL)
-    assert (first.block, first.grid, first.passes) == ("(384, 1, 1)", "(132, 1, 1)", 1)
+    assert (first.block, first.grid) == ("(384, 1, 1)", "(132, 1, 1)")
     assert [getattr(first, name) for name in COUNTERS] == [
         *(pytest.approx(40.96), 159_383_552, 81.25, 161_480_704, 33.1, 1.3, 168, 18.75, 12.5)
     ]
-    assert (second.kernel, second.time_us, second.passes) == (NORM, pytest.approx(2.048), 3)
-    assert (third.number, third.passes) == (2, 2)
+    assert (second.kernel, second.time_us) == (NORM, pytest.approx(2.048))
+    assert third.number == 2
 
 
 def test_what_was_not_counted_is_null() -> None:
@@ -87,7 +87,6 @@ def test_units_of_several_versions_are_known_and_others_are_not_guessed(
     )
     (kernel,) = read_kernels(written, 0, 1)
     assert kernel.time_us == (None if us is None else pytest.approx(us))
-    assert kernel.passes is None
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ def agreement(found: dict[int, list[int]], expected: dict[int, list[int]]) -> fl
 SHAPE = ModelShape("m", "llama", 64, 4, 4, 4, 16, 96, 128, 256, 1e-5, 1e4)
 
 
-KINDS = ["fa3", "flashinfer"]
+KINDS = ["fa3", "fa3-prefill", "flashinfer"]
 
 
 def plan(model: ModelShape = SHAPE, attention: str = "fa3", **changes: object) -> EnginePlan:
@@ -226,7 +226,6 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
         ({}, None),
         ({"dtype": "float16"}, None),
         ({"model": replace(SHAPE, head_dim=128), "kv_cache_dtype": "fp8"}, None),
-        ({"model": replace(SHAPE, head_dim=96)}, None),
         ({"dtype": "float32"}, "has bfloat16 and float16, not float32; use --attention triton"),
         ({"model": replace(SHAPE, head_dim=272)}, ", ... 256, not 272; use --attention sdpa"),
         ({"model": replace(SHAPE, head_dim=20)}, ", ... 256, not 20; use --attention sdpa"),
@@ -238,6 +237,18 @@ def test_what_a_library_does_not_have_is_refused(
 ) -> None:
     said = engines.refusal("torch", plan(attention=kind, **changes))  # type: ignore[arg-type]
     assert said is None if reason is None else reason in str(said)
+
+
+def test_decode_steps_of_triton_need_a_power_of_two_and_those_of_libraries_do_not(
+    installed: None,
+) -> None:
+    said = {
+        kind: engines.refusal("torch", plan(replace(SHAPE, head_dim=96), kind)) for kind in KINDS
+    }
+    assert said["fa3"] is said["flashinfer"] is None
+    assert "FlashAttention-3 takes a head_dim of 16, 32, ... 256, not 96" in str(
+        said["fa3-prefill"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -261,7 +272,8 @@ def test_where_a_library_is_not_installed_the_refusal_says_how_to(
 ) -> None:
     monkeypatch.setattr(support, "find_spec", lambda name: None)
     said = str(engines.refusal("torch", plan(attention=kind)))
-    assert f"pip install 'shard-orchestrator[{kind}]', or use --attention triton" in said
+    extra = kind.removesuffix("-prefill")
+    assert f"pip install 'shard-orchestrator[{extra}]', or use --attention triton" in said
     assert engines.refusal("torch", plan(attention="triton")) is None
 
 

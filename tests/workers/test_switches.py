@@ -33,7 +33,7 @@ def plan(device: str = "cpu", model: ModelShape = MODEL, **switches: str) -> Eng
             "cuda",
             "attention",
             "flex",
-            "has --attention triton or sdpa or eager or fa3 or flash",
+            "has --attention triton or sdpa or eager or fa3 or fa3-p",
         ),
         ("torch", "cpu", "cuda_graphs", "on", "on cpu it has --cuda-graphs off, not on"),
         ("torch", "cpu", "fusion", "on", "on cpu it has --fusion off, not on"),

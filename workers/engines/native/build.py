@@ -47,7 +47,9 @@ def make_communicator(context: RankContext, plan: EnginePlan) -> Communicator:
             two = TwoShot(group, context.device, dtype)
             communicator.backend = PeerBackend(context, kind, {"tp": [two]}, {})
         else:
-            width = plan.model.hidden_size if switches.fusion == "on" else 0
+            # One program sends a row: to one other rank faster than two kernels, to more not.
+            fuses = switches.fusion == "on" and group.size() == 2
+            width = plan.model.hidden_size if fuses else 0
             one = OneShot(group, context.device, dtype, width)
             communicator.backend = PeerBackend(context, kind, {"tp": [one]}, {"tp": one})
     return communicator
@@ -175,7 +177,7 @@ def attention_bytes(plan: EnginePlan, rank: int) -> int:
     scores of a pass over a prompt, with their softmax in float32. "fa3": what the parts of contexts
     come to, in float32."""
     kind, plain = switches_of(plan).attention, Precision(plan.dtype)
-    if kind in ("triton", "flashinfer"):
+    if kind in ("triton", "fa3-prefill", "flashinfer"):
         return 0
     placement, model = plan.placement, plan.model
     heads = -(-model.num_heads // placement.degree("tp"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import chain
@@ -21,18 +21,23 @@ ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 @dataclass(frozen=True, slots=True)
 class Library:
     """One that attends. module: what is imported. dims, fp8_dims: the head dims that it takes, with
-    KV in the model's dtype and in FP8."""
+    KV in the model's dtype and in FP8. extra: of our package, which installs it."""
 
     name: str
     module: str
-    dims: range
-    fp8_dims: range
+    dims: Sequence[int]
+    fp8_dims: Sequence[int]
+    extra: str
 
 
-# By the kind of `Switches.attention`, which is also the extra of our package that installs it.
+TRITON_DIMS = tuple(16 << power for power in range(5))
+# By the kind of `Switches.attention`. Under "fa3-prefill" a decode step is Triton's.
 LIBRARIES = {
-    "fa3": Library("FlashAttention-3", "flash_attn_3", range(8, 257, 8), range(16, 257, 16)),
-    "flashinfer": Library("FlashInfer", "flashinfer", range(16, 257, 16), range(128, 129)),
+    "fa3": Library("FlashAttention-3", "flash_attn_3", range(8, 257, 8), range(16, 257, 16), "fa3"),
+    "fa3-prefill": Library("FlashAttention-3", "flash_attn_3", TRITON_DIMS, TRITON_DIMS, "fa3"),
+    "flashinfer": Library(
+        "FlashInfer", "flashinfer", range(16, 257, 16), range(128, 129), "flashinfer"
+    ),
 }
 LIBRARY_DTYPES = ("bfloat16", "float16")
 # Kinds of `Switches.attention` in which the host never waits for the device.
@@ -53,8 +58,17 @@ def choices(plan: EnginePlan) -> dict[str, tuple[str, ...]]:
         "fusion": either,
         "batching": ("continuous", "static"),
         "chunked_prefill_size": (str(plan.prefill_tokens), "off"),
-        "allreduce": ("nccl", "one-shot", "two-shot") if on_gpu else ("shm", "gloo"),
+        "allreduce": _ways_to_sum(plan) if on_gpu else ("shm", "gloo"),
     }
+
+
+def _ways_to_sum(plan: EnginePlan) -> tuple[str, ...]:
+    """Through memory of the GPUs where NVLink joins them, unless there are runs in which NCCL is to
+    go without it."""
+    shares = plan.linked and plan.placement.degree("tp") in SHARING["one-shot"]
+    if shares and "p2p" not in (plan.ablation, *plan.ablations):
+        return ("one-shot", "nccl", "two-shot")
+    return ("nccl", "one-shot", "two-shot")
 
 
 def switches_of(plan: EnginePlan) -> Switches:
@@ -109,12 +123,12 @@ def _of_library(plan: EnginePlan, kind: str) -> str | None:
             "--attention sdpa"
         )
     if find_spec(library.module) is None:
-        install = f"pip install 'shard-orchestrator[{kind}]'"
+        install = f"pip install 'shard-orchestrator[{library.extra}]'"
         return f"{library.name} is not installed: {install}, or {triton}"
     return None
 
 
-def _listed(dims: range) -> str:
+def _listed(dims: Sequence[int]) -> str:
     """As "8, 16, ... 256"."""
     return str(dims[0]) if len(dims) == 1 else f"{dims[0]}, {dims[1]}, ... {dims[-1]}"
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -109,6 +110,14 @@ class Attention(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ByPhase:
+    """`Attention` of two kinds, each for the phase that it is faster in."""
+
+    decode_attention: Callable[..., Tensor]
+    prefill_attention: Callable[..., Tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class Kernels:
     """The kernels of one decoder."""
 
@@ -118,19 +127,20 @@ class Kernels:
 
 
 def kernels_of(attention: str, fusion: bool) -> Kernels:
-    """The kernels of a decoder. attention: "eager", "sdpa", "triton", "fa3" or "flashinfer".
-    fusion: whether operations on a token share a kernel, in Triton. Raises RuntimeError where a
-    library cannot be loaded."""
+    """The kernels of a decoder. attention: "eager", "sdpa", "triton", "fa3", "fa3-prefill" or
+    "flashinfer". fusion: whether operations on a token share a kernel, in Triton. Raises
+    RuntimeError where a library cannot be loaded."""
     from workers.engines.native.kernels import dense, fa3, fp8, reference
 
     attends: dict[str, Attention] = {"eager": dense.EAGER, "sdpa": dense.SDPA, "fa3": fa3}
-    if attention == "fa3":
+    if attention in ("fa3", "fa3-prefill"):
         fa3.load()
     if attention in attends and not fusion:
         return Kernels(reference, fp8, attends[attention])
     from workers.engines.native.kernels import fused, fused_fp8  # importing Triton takes long
 
     attends["triton"] = fused
+    attends["fa3-prefill"] = ByPhase(fused.decode_attention, fa3.prefill_attention)
     if attention == "flashinfer":
         from workers.engines.native.kernels.flashinfer import FlashInfer
 

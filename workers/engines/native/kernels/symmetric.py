@@ -27,9 +27,16 @@ from torch.distributed import _symmetric_memory as memory
 
 from workers.engines.native.kernels.fused import scaled
 
-ONE_SHOT_BYTES = 512 << 10  # of the largest message; beyond, each word sent to each rank costs more
+SENT_BYTES = 3 << 19  # see `most_bytes`
 TWO_SHOT_BYTES = 8 << 20  # the same; beyond, NCCL is as fast
 PIECE = 1024  # elements of a message that one program sums
+
+
+def most_bytes(ranks: int) -> int:
+    """Of the largest message of `OneShot`. It goes to each other rank, so what counts is how much
+    all of them get. Beyond, NCCL with the norm behind it is as fast: from 640 KiB on between four
+    H200, and not yet at 1.25 MiB between two (benchmarks/allreduce.py)."""
+    return SENT_BYTES // (ranks - 1)
 
 
 class Slots:
@@ -66,7 +73,7 @@ class Slots:
 
 class OneShot:
     """Sums of small messages over a group. dtype: of the messages. width: elements of a row to be
-    normed; 0: no norm is fused."""
+    normed; 0: no norm is fused. most: bytes of the largest message; None: `most_bytes`."""
 
     def __init__(
         self,
@@ -74,9 +81,10 @@ class OneShot:
         device: torch.device,
         dtype: torch.dtype,
         width: int,
-        most_bytes: int = ONE_SHOT_BYTES,
+        most: int | None = None,
     ) -> None:
-        self._dtype, self._most, self._width = dtype, most_bytes // dtype.itemsize, width
+        self._dtype, self._width = dtype, width
+        self._most = (most or most_bytes(group.size())) // dtype.itemsize
         self._rows = self._most // width if width else 0
         self._pieces = Slots(group, device, dtype, triton.cdiv(self._most, PIECE), PIECE)
         self._of_rows = Slots(group, device, dtype, self._rows, width) if self._rows else None
