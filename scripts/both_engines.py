@@ -76,7 +76,8 @@ def over(found: Published, layout: str, concurrency: int) -> Over | None:
     """`torch` over vLLM under one layout; None where one of them has no run."""
     if not all(found.at(layout, concurrency, engine) for engine in ENGINES):
         return None
-    one = found.verdict(*(f"{layout} {engine}" for engine in ENGINES), concurrency)
+    ours, theirs = (f"{layout} {engine}" for engine in ENGINES)
+    one = found.verdict(ours, theirs, concurrency)
     if not one.rounds:
         sides = [list(_values(found, layout, concurrency, engine)) for engine in ENGINES]
         apart = ratio(*sides)
@@ -84,7 +85,7 @@ def over(found: Published, layout: str, concurrency: int) -> Over | None:
         return Over(apart, 0, "")
     assert one.ratio is not None
     shown = one.verdict if one.p_different is not None else ""
-    if one.better == f"{layout} {OURS}":
+    if one.better == ours:
         return Over(Ratio(one.ratio, one.ci_low, one.ci_high), one.rounds, shown)
     ends = (1 / end if end else None for end in (one.ci_high, one.ci_low))
     return Over(Ratio(1 / one.ratio, *ends), one.rounds, shown)
