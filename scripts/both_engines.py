@@ -20,15 +20,15 @@ from workers.rows import grouped
 OURS, THEIRS = ENGINES = ("torch", "vllm")
 NAMES = {OURS: "`torch`", THEIRS: "vLLM"}
 LAYOUTS = ("tp4", "tp2pp2", "dp4", "pp4")
-APART = "†"  # marks a ratio of starts that are of no common round
+APART = "†"  # marks a ratio of starts that are no pairs
 
 Pair = tuple[Comparison, Comparison]
 
 
 @dataclass(frozen=True, slots=True)
 class Over:
-    """`torch` over vLLM. rounds: those that both were started in; 0 where it is of all starts of
-    each. verdict: what is shown; empty where too few rounds can show anything."""
+    """`torch` over vLLM. rounds: of starts, that it is of; 0 where it is of all starts of each.
+    verdict: what is shown; empty where too few rounds can show anything."""
 
     ratio: Ratio
     rounds: int
@@ -73,13 +73,14 @@ def pairs(found: Sequence[Published], layout: str) -> Iterator[Pair]:
 
 
 def over(found: Published, layout: str, concurrency: int) -> Over | None:
-    """`torch` over vLLM under one layout; None where one of them has no run."""
+    """`torch` over vLLM under one layout; None where one of them has no run. Of pairs where these
+    have an interval, or nothing has one."""
     if not all(found.at(layout, concurrency, engine) for engine in ENGINES):
         return None
     ours, theirs = (f"{layout} {engine}" for engine in ENGINES)
     one = found.verdict(ours, theirs, concurrency)
-    if not one.rounds:
-        sides = [list(_values(found, layout, concurrency, engine)) for engine in ENGINES]
+    sides = [list(_values(found, layout, concurrency, engine)) for engine in ENGINES]
+    if not one.rounds or (one.rounds < 2 <= min(map(len, sides))):
         apart = ratio(*sides)
         assert apart is not None
         return Over(apart, 0, "")
@@ -87,8 +88,8 @@ def over(found: Published, layout: str, concurrency: int) -> Over | None:
     shown = one.verdict if one.p_different is not None else ""
     if one.better == ours:
         return Over(Ratio(one.ratio, one.ci_low, one.ci_high), one.rounds, shown)
-    ends = (1 / end if end else None for end in (one.ci_high, one.ci_low))
-    return Over(Ratio(1 / one.ratio, *ends), one.rounds, shown)
+    low, high = (1 / end if end else None for end in (one.ci_high, one.ci_low))
+    return Over(Ratio(1 / one.ratio, low, high), one.rounds, shown)
 
 
 def _values(found: Published, layout: str, concurrency: int, engine: str) -> Iterator[float]:
@@ -102,15 +103,6 @@ def _runs(found: Published, layout: str, engine: str) -> list[Summary]:
         for one in whole(found.results.runs)
         if (one.cell.strategy, one.cell.engine, one.status) == (layout, engine, COMPLETED)
     ]
-
-
-def is_best(found: Published, one: Comparison | None) -> bool:
-    """Whether it is of the best of its load, and another cell is shown to be worse."""
-    if one is None or not one.in_best_set:
-        return False
-    rest = [each for each in found.findings.comparison if each.cell.scenario == one.cell.scenario]
-    at = one.cell.max_concurrency
-    return any(x.in_best_set is False for x in rest if x.cell.max_concurrency == at)
 
 
 def speed(one: Comparison | None) -> str:

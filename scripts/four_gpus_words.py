@@ -24,10 +24,11 @@ from both_engines import (
 from figures_elsewhere import foretold, peers
 from published import THROUGHPUT, Published, between, kind, known, listed, model_of, reached, users
 
+from orchestrator.analysis.comparing.significance import DIFFERENT, EQUIVALENT, NOT_SHOWN
 from orchestrator.report.text import EN_DASH
 
 COUNTS = {1: "once", 2: "twice"}
-VERDICTS = ("different", "equivalent", "not shown")
+VERDICTS = (DIFFERENT, EQUIVALENT, NOT_SHOWN)
 
 
 def repetition(found: Sequence[Published]) -> str:
@@ -115,7 +116,31 @@ def verdicts(found: Sequence[Published]) -> str:
     said = listed(f"{tested[verdict]} {verdict}" for verdict in VERDICTS if tested[verdict])
     fewer = len(every) - tested.total()
     rest = f"; {fewer} have fewer than two rounds in common" if fewer else ""
-    return f"Verdicts of {pairs_}, corrected for their number: {said}{rest}."
+    return f"Verdicts of {pairs_}, corrected for their number: {said}{rest}.{_shown_lead(found)}"
+
+
+def _shown_lead(found: Sequence[Published]) -> str:
+    """Where tp4 is shown to deliver more than every other layout of its engine."""
+    said = [
+        f"{_at(loads, each)} with {model_of(each)} and {NAMES[engine]}"
+        for each in found
+        for engine in ENGINES
+        if (loads := [n for n in each.concurrencies if _is_shown_first(each, n, engine)])
+    ]
+    return f" tp4 is shown to deliver more than each other layout {'; '.join(said)}." * bool(said)
+
+
+def _at(loads: Sequence[int], found: Published) -> str:
+    every = list(loads) == found.concurrencies
+    return "under every load" if every else f"at {listed(loads)} concurrent"
+
+
+def _is_shown_first(found: Published, concurrency: int, engine: str) -> bool:
+    first, *others = (name for name in LAYOUTS if found.at(name, concurrency, engine))
+    every = [found.verdict(f"{first} {engine}", f"{name} {engine}", concurrency) for name in others]
+    return first == "tp4" and all(
+        (one.verdict, one.better) == (DIFFERENT, f"tp4 {engine}") for one in every
+    )
 
 
 def _is_asked(one: str, other: str) -> bool:

@@ -11,7 +11,6 @@ from both_engines import (
     LAYOUTS,
     THEIRS,
     Nodes,
-    is_best,
     loads_of,
     num_starts,
     over,
@@ -21,7 +20,6 @@ from both_engines import (
 from figures_elsewhere import foretold, peers
 from published import (
     Published,
-    bold,
     bullets,
     device,
     kind,
@@ -108,15 +106,13 @@ def _columns(found: Sequence[Published]) -> Iterator[str]:
         "Generated tokens per second, prompts included: the mean over starts, their number in "
         f"brackets, {intervals}."
     )
-    if any(is_best(each, one) for each in found for one in each.findings.comparison):
-        yield "Bold is the best, with all that is not shown to be worse."
     if any(one.rounds for one in every):
         yield (
             "*torch / vllm* is of the rounds in which both were started, with its 95% interval and "
             "what it shows where there are two."
         )
     if any(not one.rounds for one in every):
-        yield f"{APART}: no round has both engines, so it is of all starts of each, on their nodes."
+        yield f"{APART}: no two rounds have both, so it is of all starts of each, on their nodes."
     yield "*plan* is what `orchestrator plan` predicts of an engine."
     if any(map(peers, found)):
         yield (
@@ -134,22 +130,16 @@ def _speeds(found: Published) -> str:
 
 def _row(found: Published, layout: str, n: int) -> list[str]:
     cells = [found.at(layout, n, engine) for engine in ENGINES]
-    row = [
-        str(n),
-        layout,
-        *(_mean(found, x) for x in cells),
-        str(over(found, layout, n) or EN_DASH),
-    ]
+    ratio = over(found, layout, n)
+    row = [str(n), layout, *map(_mean, cells), str(ratio or EN_DASH)]
     row += [aligned(foretold(found)[layout, n, engine]) for engine in ENGINES]
     if peers(found):
         row += [_beside(one, peers(found).get((layout, n))) for one in cells]
     return row
 
 
-def _mean(found: Published, one: Comparison | None) -> str:
-    if one is None:
-        return EN_DASH
-    return f"{bold(speed(one), is_best(found, one))} ({one.num_starts})"
+def _mean(one: Comparison | None) -> str:
+    return EN_DASH if one is None else f"{speed(one)} ({one.num_starts})"
 
 
 def _beside(one: Comparison | None, peer: float | None) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import four_gpus_words as words
 from both_engines import (
+    APART,
     ENGINES,
     OURS,
     THEIRS,
-    is_best,
     layouts_of,
     num_starts,
     over,
@@ -20,7 +20,6 @@ from figures_elsewhere import foretold
 from published import (
     Published,
     between,
-    bold,
     bullets,
     decode_comm,
     device,
@@ -67,12 +66,10 @@ def _conditions(found: Sequence[Published]) -> Iterator[str]:
     every = [over(each, name, n) for each in found for name in layouts_of(each)
              for n in each.concurrencies]  # fmt: skip
     if any(one and not one.rounds for one in every):
-        yield "†: the two ran on different nodes, or in different turns."
+        yield f"{APART}: of all starts of each, on different nodes or in different turns."
     yield words.repetition(found)
     if max(num_starts(found)) > 1:
         yield "Figures are means over starts, ± half of a 95% interval where there are two or more."
-    if any(is_best(each, one) for each in found for one in each.findings.comparison):
-        yield "Bold is the best, with all that is not shown to be worse."
     yield (
         f"*plan* is what `orchestrator plan` predicts at {SHOWN}, *GPU-ms* what a token costs "
         f"there, of `{OURS}` / vLLM."
@@ -99,7 +96,7 @@ def _spent(one: Comparison | None) -> str:
 def _shown(found: Published, layout: str, concurrency: int) -> str:
     one, ratio = found.at(layout, concurrency), over(found, layout, concurrency)
     beside = ratio.short if ratio else EN_DASH
-    return f"{bold(speed(one), is_best(found, one))} ({beside})"
+    return f"{speed(one)} ({beside})"
 
 
 def _lead(found: Sequence[Published]) -> str:
