@@ -10,7 +10,16 @@ from collections.abc import Iterator, Sequence
 
 import four_gpus_words as words
 import readme_results
-from both_engines import ENGINES, LAYOUTS, NAMES, OURS, THEIRS, layouts_of, vllm_version
+from both_engines import (
+    ENGINES,
+    LAYOUTS,
+    NAMES,
+    OURS,
+    THEIRS,
+    all_batches,
+    layouts_of,
+    vllm_version,
+)
 from published import (
     RESULTS,
     Published,
@@ -139,12 +148,17 @@ def _pipelining(found: Sequence[Published]) -> Iterator[str]:
     for engine, at in said.items():
         if at:
             yield f"pp4 with {NAMES[engine]} delivers {listed(at)} concurrent of what tp4 does."
+    theirs = [many for each in found for many in all_batches(each, "pp4", THEIRS)]
     yield (
         "For one user the four stages take turns, and a token waits for the weights of the whole "
         "model to pass through one GPU's bandwidth after the other's. With more users `torch` has "
-        "four micro-batches, and each streams the weights anew; vLLM has one, and three stages "
-        "wait for it."
+        "four micro-batches, and each streams the weights anew."
     )
+    if theirs:
+        yield (
+            f"vLLM has {between([round(many, 1) for many in theirs], 'g', '')} at 32 and 100 "
+            "concurrent; of one, three stages wait for it."
+        )
 
 
 def _shares(found: Sequence[Published], engine: str) -> Iterator[str]:

@@ -105,6 +105,24 @@ def _runs(found: Published, layout: str, engine: str) -> list[Summary]:
     ]
 
 
+def batches(found: Published, layout: str, concurrency: int, engine: str) -> float | None:
+    """Into how many batches a pipeline shares its requests: how often a token's step streams the
+    weights, over how often it does under tp4, which has one batch. None without a run of either."""
+    one = found.at(layout, concurrency, engine)
+    whole_ = (found.at("tp4", concurrency, name) for name in ENGINES)
+    single = next((each for each in whole_ if each), None)
+    if one is None or single is None:
+        return None
+    often, once = (x.device_time.decode.roofline.weights for x in (one, single))
+    return often / once if often and once else None
+
+
+def all_batches(found: Published, layout: str, engine: str) -> list[float]:
+    """The same under every load of several requests, as far as it is known."""
+    every = (batches(found, layout, n, engine) for n in found.concurrencies if n > 1)
+    return [each for each in every if each]
+
+
 def speed(one: Comparison | None) -> str:
     """Tokens per second, and half of the interval of the mean over starts where there is one."""
     if one is None:

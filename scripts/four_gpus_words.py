@@ -14,6 +14,7 @@ from both_engines import (
     OURS,
     THEIRS,
     Nodes,
+    all_batches,
     layouts_of,
     loads_of,
     num_starts,
@@ -96,6 +97,23 @@ def ratios(found: Sequence[Published]) -> str:
 def _over(found: Sequence[Published], layout: str) -> list[float]:
     every = [over(each, layout, n) for each in found for n in each.concurrencies]
     return [one.ratio.value for one in every if one]
+
+
+def in_flight(found: Sequence[Published]) -> str:
+    """Into how many batches both engines share several requests."""
+    said: dict[str, list[str]] = {engine: [] for engine in ENGINES}
+    for engine in ENGINES:
+        for each in found:
+            for layout in ("tp2pp2", "pp4"):
+                if values := all_batches(each, layout, engine):
+                    many = between([round(one, 1) for one in values], "g", "")
+                    said[engine].append(f"{many} under {layout} of {model_of(each)}")
+    return (
+        "A pipeline works on as many batches at a time as its requests are shared into, and each "
+        "streams the weights. By how often that is, `torch` has, of several requests, "
+        f"{listed(said[OURS])}. vLLM puts into a batch what has arrived when a pass begins: "
+        f"{listed(said[THEIRS])}."
+    )
 
 
 def verdicts(found: Sequence[Published]) -> str:

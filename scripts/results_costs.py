@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from both_engines import ENGINES, NAMES, OURS, THEIRS, layouts_of, loads_of, over, pairs
+from both_engines import ENGINES, NAMES, OURS, THEIRS, batches, layouts_of, loads_of, over, pairs
 from published import (
     Published,
     between,
@@ -125,32 +125,32 @@ def _fixed(values: Sequence[float]) -> str:
     return listed(f"{value:.2f}" for value in values)
 
 
-def _batches(found: Sequence[Published]) -> list[tuple[Comparison, Comparison]]:
-    """The pipelines of several requests that both engines ran, and whose bubbles are known."""
-    return [
-        pair
-        for pair in pairs(found, "pp4")
-        if pair[0].cell.max_concurrency > 1
-        and all(one.step.decode.bubble.pct is not None for one in pair)
-    ]
-
-
 def _one_batch(found: Sequence[Published]) -> Iterator[str]:
-    if batches := _batches(found):
-        mine, idle = (
-            [known(one.step.decode.bubble.pct) for one in each]
-            for each in zip(*batches, strict=True)
-        )
+    cells = [
+        (each, pair)
+        for each in found
+        for pair in pairs([each], "pp4")
+        if _is_one_batch(each, pair[1]) and all(_bubble(one) is not None for one in pair)
+    ]
+    if cells:
+        mine, idle = ([known(_bubble(pair[side])) for _, pair in cells] for side in (0, 1))
         assert min(idle) > 70 > 10 > max(mine)
-        every = [over(each, "pp4", n) for each in found for n in each.concurrencies if n > 1]
-        ratios = [one.ratio.value for one in every if one]
+        loads = [over(each, "pp4", pair[0].cell.max_concurrency) for each, pair in cells]
+        ratios = [one.ratio.value for one in loads if one]
         yield (
-            f"What a pipeline of vLLM loses is bubbles: under pp4 a GPU waits for "
-            f"{between(idle, '.0f', '%')} of a step also at 32 and 100 concurrent, as all requests "
-            "are in one batch, which is in one stage at a time. `torch` makes four micro-batches "
-            f"of them, waits for {between(mine, '.1f', '%')}, and delivers "
-            f"{between(ratios, '.2f', 'x')}."
+            "One batch is in one stage at a time: under pp4 a GPU of vLLM then waits for "
+            f"{between(idle, '.0f', '%')} of a step also with several users. `torch` waits for "
+            f"{between(mine, '.1f', '%')} there, and delivers {between(ratios, '.2f', 'x')}."
         )
+
+
+def _is_one_batch(found: Published, one: Comparison) -> bool:
+    n = one.cell.max_concurrency
+    return n > 1 and (batches(found, one.cell.strategy, n, one.cell.engine) or 0.0) < 1.2
+
+
+def _bubble(one: Comparison) -> float | None:
+    return one.step.decode.bubble.pct
 
 
 def _energy(found: Sequence[Published]) -> Iterator[str]:

@@ -141,6 +141,17 @@ def test_a_cell_that_was_not_run_is_a_dash_and_named_below() -> None:
     list(results_costs.section(found))
 
 
+def test_batches_in_flight_are_told_by_how_often_weights_are_streamed() -> None:
+    large, small = readme_results.both_engines(readme_results.FOUR_H100)
+    told = {
+        (each.folder.name, engine): both_engines.batches(each, "pp4", 100, engine)
+        for each in (large, small)
+        for engine in both_engines.ENGINES
+    }
+    assert [round(many or 0.0, 1) for many in told.values()] == [4.0, 4.0, 4.0, 1.0]
+    assert both_engines.batches(large, "tp2pp2", 100, "vllm") is None
+
+
 def test_a_lead_that_an_engine_does_not_bear_out_is_not_written() -> None:
     _, small = readme_results.both_engines(readme_results.FOUR_H100)
     slower = replace(
