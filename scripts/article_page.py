@@ -24,6 +24,7 @@ from published import (
     RESULTS,
     Published,
     between,
+    completed_of,
     known,
     lengths,
     listed,
@@ -34,6 +35,7 @@ from published import (
 )
 
 from orchestrator.analysis.comparing.compare import Comparison
+from orchestrator.analysis.comparing.rounds import completed
 from orchestrator.report.text import EN_DASH, aligned
 
 PAGE = RESULTS.parent / "the-article.md"
@@ -265,11 +267,20 @@ def _user_speed(found: Published, layout: str, concurrency: int) -> float:
 
 def _best_point(found: Sequence[Published]) -> Iterator[str]:
     gains = {engine: list(_gains(found, engine)) for engine in ENGINES}
-    said = [f"{between(v, '.2f', 'x')} with {NAMES[x]}" for x, v in gains.items() if v]
+    said = [
+        f"{between([gain for gain, _ in mine], '.2f', 'x')} with {NAMES[engine]}"
+        for engine, mine in gains.items()
+        if mine
+    ]
+    every = [pair for mine in gains.values() for pair in mine]
+    assert min(gain for gain, _ in every) > 1
+    better = sum(gain > slower for gain, slower in every)
+    assert better > len(every) / 2
+    some = "Each" if better == len(every) else f"{better} of {len(every)} cells"
     yield (
         "**Not here.** From 32 to 100 concurrent every layout still gains throughput: "
-        f"{listed(said)}. Each gains more than a user loses in speed, so by the product of the two "
-        "100 is the better point. No knee lies between."
+        f"{listed(said)}. {some} gains more than a user loses in speed, so by the product of the "
+        "two 100 is the better point."
     )
     lines = [
         one
@@ -286,16 +297,14 @@ def _best_point(found: Sequence[Published]) -> Iterator[str]:
     )
 
 
-def _gains(found: Sequence[Published], engine: str) -> Iterator[float]:
-    """Throughput at 100 over that at 32. AssertionError where a user loses as much in speed."""
+def _gains(found: Sequence[Published], engine: str) -> Iterator[tuple[float, float]]:
+    """Of each layout throughput at 100 over that at 32, and how much longer a token takes."""
     for each in found:
         for layout in LAYOUTS:
             some, most = (each.at(layout, n, engine) for n in each.concurrencies[1:])
             if some and most:
                 slower = known(most.latency.tpot.median) / known(some.latency.tpot.median)
-                gain = reached(most) / reached(some)
-                assert gain > slower, (layout, engine)
-                yield gain
+                yield reached(most) / reached(some), slower
 
 
 def _one_gpu(small: Published) -> Iterator[str]:
@@ -311,15 +320,15 @@ def _one_gpu(small: Published) -> Iterator[str]:
 
 def _utilisation(found: Sequence[Published]) -> Iterator[str]:
     values = [
-        known(run.energy.mean_gpu_utilization_pct)
+        value
         for each in found
-        for run in each.results.runs
+        for run in completed(each.results.runs)
         if run.cell.max_concurrency > 1
+        and (value := run.energy.mean_gpu_utilization_pct) is not None
     ]
     bounds = [
         value
-        for each in found
-        for one in each.findings.comparison
+        for one in completed_of(found)
         if one.cell.max_concurrency > 1 and (value := one.bounds.bound_pct) is not None
     ]
     yield (

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from published import Published, listed, model_of, reached
+from published import Published, completed_of, listed, model_of, reached
 
 from orchestrator.analysis.comparing.compare import Comparison
 from orchestrator.analysis.comparing.confidence import Ratio, ratio
@@ -140,8 +140,7 @@ def _half(share: float) -> str:
 
 def num_starts(found: Sequence[Published]) -> list[int]:
     """How many starts cells have, in order, those that have none left out."""
-    counts = {one.num_starts for each in found for one in each.findings.comparison}
-    return sorted(counts - {0})
+    return sorted({one.num_starts for one in completed_of(found)})
 
 
 class Nodes:

@@ -23,7 +23,18 @@ from both_engines import (
     unrun,
 )
 from figures_elsewhere import foretold, peers
-from published import THROUGHPUT, Published, between, kind, known, listed, model_of, reached, users
+from published import (
+    THROUGHPUT,
+    Published,
+    between,
+    completed_of,
+    kind,
+    known,
+    listed,
+    model_of,
+    reached,
+    users,
+)
 
 from orchestrator.analysis.comparing.significance import DIFFERENT, EQUIVALENT, NOT_SHOWN
 from orchestrator.report.text import EN_DASH
@@ -218,10 +229,7 @@ def first_token(found: Sequence[Published]) -> str:
     later = [known(b.latency.ttft.median) / known(a.latency.ttft.median) for a, b in both]
     took = {
         engine: [
-            known(one.startup.startup_s)
-            for each in found
-            for one in each.findings.comparison
-            if one.cell.engine == engine and one.num_runs
+            known(one.startup.startup_s) for one in completed_of(found) if one.cell.engine == engine
         ]
         for engine in ENGINES
     }

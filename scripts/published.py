@@ -98,9 +98,14 @@ def model_of(found: Published) -> str:
 
 def device(found: Sequence[Published]) -> str:
     """The name of the GPUs of some results."""
-    (name,) = {one.conditions.device_name for each in found for one in each.findings.comparison}
+    (name,) = {one.conditions.device_name for one in completed_of(found)}
     assert name is not None
     return name
+
+
+def completed_of(found: Sequence[Published]) -> list[Comparison]:
+    """The cells that have a completed run."""
+    return [one for each in found for one in each.findings.comparison if one.num_runs]
 
 
 def kind(found: Sequence[Published]) -> str:
@@ -110,7 +115,7 @@ def kind(found: Sequence[Published]) -> str:
 
 def lengths(found: Sequence[Published]) -> str:
     """Of prompts and outputs, in words."""
-    rows = [one.conditions for each in found for one in each.findings.comparison]
+    rows = (one.conditions for one in completed_of(found))
     ((read, made),) = {(one.input_len, one.output_len) for one in rows}
     return f"{read} tokens in and {made} out"
 
