@@ -18,6 +18,7 @@ import argparse
 import csv
 import json
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -43,6 +44,7 @@ from workers.rows import grouped
 
 MOST = 32  # concurrency of the cells that are fitted on
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "predictions.md"
+PAGE_WIDTH = 118
 START, END = "<!-- held out: begin -->", "<!-- held out: end -->"
 # Relative errors that are as large as the model is wrong anyway: of a step, of reading prompts, of
 # a part of a step.
@@ -598,11 +600,12 @@ def other_errors(held: Sequence[HeldOut], engines: Mapping[str, EngineFactors]) 
     said = "; ".join(
         f"{engine} {median(found):.1f}% of {len(found)}" for engine, found in communication.items()
     )
-    return (
+    text = (
         f"Median absolute error of weights on the fullest GPU: {median(weights):.1f}% of "
-        f"{len(weights)} cells; of communication in a decode step (transfer and\nwait, layouts "
-        f"with tp): {said}."
+        f"{len(weights)} cells; of communication in a decode step (transfer and wait, layouts with "
+        f"tp): {said}."
     )
+    return textwrap.fill(text, PAGE_WIDTH)
 
 
 def by_kind(held: Sequence[HeldOut], engines: Mapping[str, EngineFactors]) -> Iterator[str]:

@@ -1,36 +1,73 @@
 """Write docs/the-article.md from the published tables: `python scripts/article_page.py`.
 
 What an article says of TP, PP, TP x PP and DP on four GPUs, sentence by sentence, beside
-what four H200 did. A test compares the page with what this makes.
+what four H200 did under two engines. A test compares the page with what this makes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from published import RESULTS, Published, between, decode_comm, known, listed, paragraph, table
-from results_four_gpus import LAYOUTS, reached
+import four_gpus_words as words
+import readme_results
+from both_engines import (
+    ENGINES,
+    LAYOUTS,
+    NAMES,
+    OURS,
+    THEIRS,
+    all_batches,
+    layouts_of,
+    vllm_version,
+)
+from published import (
+    RESULTS,
+    Published,
+    between,
+    completed_of,
+    known,
+    lengths,
+    listed,
+    model_of,
+    paragraph,
+    reached,
+    table,
+)
 
-from orchestrator.report.text import EN_DASH, three_digits
+from orchestrator.analysis.comparing.compare import Comparison
+from orchestrator.analysis.comparing.rounds import completed
+from orchestrator.report.text import EN_DASH, aligned
 
 PAGE = RESULTS.parent / "the-article.md"
-LARGE, SMALL = "llama-70b", "qwen2.5-32b"
+# (model, layout) -> what the article says of it.
+SAID = {
+    ("llama-70b", "tp4"): "68.2, 22% communication",
+    ("llama-70b", "pp4"): "61.7, 18% communication",
+    ("llama-70b", "tp2pp2"): "recommended",
+    ("qwen2.5-32b", "tp4"): "132.4, 22% communication",
+    ("qwen2.5-32b", "pp4"): "125.8, 18% communication",
+    ("qwen2.5-32b", "tp2pp2"): EN_DASH,
+    ("qwen2.5-32b", "dp4"): "recommended",
+}
+ALONE, SOME = 1, 32  # users, of its table
 
 
 def page() -> str:
     """The whole page."""
-    large, small = (Published(RESULTS / "4xh200" / name) for name in (LARGE, SMALL))
-    return "\n\n".join([*_opening(), *_speeds(large, small), *_sentences(large, small)]) + "\n"
+    found = readme_results.both_engines(readme_results.FOUR)
+    return "\n\n".join([*_opening(found), *_speeds(found), *_sentences(found)]) + "\n"
 
 
-def _opening() -> Iterator[str]:
+def _opening(found: Sequence[Published]) -> Iterator[str]:
     yield "# An article's figures, held against measurements"
     yield paragraph(
         "This project began with an article that compares parallel layouts of a 70B and a 32B on "
         'four GPUs of 48 GB, "Ada" cards without NVLink, and recommends one for each. The page '
         "takes its statements one by one, in our words. The measurements are those of "
-        "[the results](results.md): four H200 joined by NVLink, BF16, 256 tokens in and "
-        "128 out, engine `torch`, one start of each layout, so without intervals.",
+        f"[the results](results.md): four H200 joined by NVLink, BF16, {lengths(found)}, under the "
+        f"engine `torch` and under vLLM {vllm_version(found)}.",
+        f"{words.repetition(found)} The figures are means over starts, and the results have their "
+        "intervals where there are any.",
         "An H200 reads its memory at 4.8 TB/s and such a card at 0.86 to 0.96, and NVLink moves "
         "several times what PCIe does. So absolute figures are not comparable. What is comparable "
         "is the order of layouts and where the time goes.",
@@ -38,52 +75,64 @@ def _opening() -> Iterator[str]:
     )
 
 
-def _speeds(large: Published, small: Published) -> Iterator[str]:
+# -- its table
+
+
+def _speeds(found: Sequence[Published]) -> Iterator[str]:
     yield "## Its table"
     yield paragraph(
-        "Generated tokens per second. The article does not say for how many users; below are one "
-        "and 32."
+        "Generated tokens per second, and in brackets communication as a share of a decode step, "
+        "waits for other ranks included. The article does not say for how many users; below are "
+        "one and 32. *at least*: vLLM's fused kernel, which also transfers, is left out."
     )
+    titles = ["layout", "the article"]
+    titles += [f"{x}, {n} user{'s' * (n > 1)}" for n in (ALONE, SOME) for x in ENGINES]
     rows = [
-        ("70B, tp4", "68.2, 22% communication", *_cell(large, "tp4")),
-        ("70B, pp4", "61.7, 18% communication", *_cell(large, "pp4")),
-        ("70B, tp2pp2", "recommended", *_cell(large, "tp2pp2")),
-        ("32B, tp4", "132.4, 22% communication", *_cell(small, "tp4")),
-        ("32B, pp4", "125.8, 18% communication", *_cell(small, "pp4")),
-        ("32B, tp2pp2", EN_DASH, *_cell(small, "tp2pp2")),
-        ("32B, dp4", "recommended", *_cell(small, "dp4")),
+        [f"{model.rpartition('-')[2].upper()}, {layout}", said, *_cells(each, layout)]
+        for (model, layout), said in SAID.items()
+        for each in found
+        if model_of(each) == model
     ]
-    titles = ["layout", "the article", "one user", "communication", "32 users", "communication"]
     yield table(titles, rows)
-    yield "Communication is its share of a decode step, waits for other ranks included."
+    yield from map(paragraph, words.unrun_cells(found))
 
 
-def _cell(found: Published, layout: str) -> list[str]:
-    shares = decode_comm(found, layout)
-    return [
-        text
-        for n, share in zip(found.concurrencies[:2], shares, strict=False)
-        for text in (three_digits(reached(found, layout, n)), f"{share:.1f}%")
-    ]
+def _cells(found: Published, layout: str) -> Iterator[str]:
+    for n in (ALONE, SOME):
+        yield from (_cell(found.at(layout, n, engine)) for engine in ENGINES)
 
 
-def _sentences(large: Published, small: Published) -> Iterator[str]:
+def _cell(one: Comparison | None) -> str:
+    if one is None:
+        return EN_DASH
+    decode = one.step.decode
+    if decode.comm_exposed.pct is None:
+        return aligned(reached(one))
+    more = "at least " if (decode.fused.pct or 0.0) > 0.05 else ""
+    return f"{aligned(reached(one))} ({more}{decode.comm_exposed.pct:.1f}%)"
+
+
+# -- its sentences
+
+
+def _sentences(found: Sequence[Published]) -> Iterator[str]:
+    large, small = found
     yield "## Its sentences"
-    for said, found in (
-        ("Pipelining delivers nine tenths of tensor parallelism.", _pipelining(large, small)),
-        ("Communication takes 22% under TP4 and 18% under PP4.", _communication(large, small)),
+    for said, answer in (
+        ("Pipelining delivers nine tenths of tensor parallelism.", _pipelining(found)),
+        ("Communication takes 22% under TP4 and 18% under PP4.", _communication(found)),
         ("TP2 x PP2 is the layout for the 70B.", _recommended(large, "tp2pp2")),
         ("DP4 is the layout for the 32B.", _recommended(small, "dp4")),
         (
             "At 100 concurrent a request of the 70B gets 9.9 tokens a second, of the 32B 18.1.",
-            _per_user(large, small),
+            _per_user(found),
         ),
-        ("32 concurrent is the best operating point.", _best_point(large, small)),
+        ("32 concurrent is the best operating point.", _best_point(found)),
         ("One GPU makes 19.9 (70B) and 39.5 (32B) tokens a second.", _one_gpu(small)),
-        ("Dynamic batching holds the GPUs above 75% utilisation.", _utilisation(large, small)),
+        ("Dynamic batching holds the GPUs above 75% utilisation.", _utilisation(found)),
     ):
         yield f'### "{said}"'
-        yield paragraph(*found)
+        yield paragraph(*answer)
     yield "## Not measured here"
     yield paragraph(
         "Longer prompts (8.8 and 17.3 tokens a second a request at 100 concurrent), FP8 with FP16 "
@@ -94,32 +143,67 @@ def _sentences(large: Published, small: Published) -> Iterator[str]:
     )
 
 
-def _pipelining(large: Published, small: Published) -> Iterator[str]:
-    shares = {
-        n: [100 * reached(each, "pp4", n) / reached(each, "tp4", n) for each in (large, small)]
-        for n in large.concurrencies
-    }
-    assert max(max(values) for values in shares.values()) < 90
-    at = [f"{between(values, '.0f', '%')} at {n}" for n, values in shares.items()]
-    yield f"**Not here.** pp4 delivers {listed(at)} concurrent of what tp4 does."
+def _pipelining(found: Sequence[Published]) -> Iterator[str]:
+    said = {engine: list(_shares(found, engine)) for engine in ENGINES}
+    assert said[OURS]
+    yield "**Not here.**"
+    for engine, at in said.items():
+        if at:
+            yield f"pp4 with {NAMES[engine]} delivers {listed(at)} concurrent of what tp4 does."
+    theirs = [many for each in found for many in all_batches(each, "pp4", THEIRS)]
     yield (
         "For one user the four stages take turns, and a token waits for the weights of the whole "
-        "model to pass through one GPU's bandwidth after the other's. With more users there are "
+        "model to pass through one GPU's bandwidth after the other's. With more users `torch` has "
         "four micro-batches, and each streams the weights anew."
     )
+    if theirs:
+        yield (
+            f"vLLM has {between([round(many, 1) for many in theirs], 'g', '')} at 32 and 100 "
+            "concurrent; of one, three stages wait for it."
+        )
 
 
-def _communication(large: Published, small: Published) -> Iterator[str]:
-    tensor = [share for each in (large, small) for share in decode_comm(each, "tp4")]
-    pipeline = [share for each in (large, small) for share in decode_comm(each, "pp4")]
+def _shares(found: Sequence[Published], engine: str) -> Iterator[str]:
+    """pp4 of tp4 in percent, by load, where an engine has both."""
+    for n in found[0].concurrencies:
+        cells = [[each.at(name, n, engine) for name in ("pp4", "tp4")] for each in found]
+        shares = [100 * reached(one) / reached(other) for one, other in cells if one and other]
+        assert max(shares, default=0) < 90
+        if shares:
+            yield f"{between(shares, '.0f', '%')} at {n}"
+
+
+def _comm(found: Sequence[Published], layout: str, engine: str) -> list[float]:
+    """Shares of a decode step, fused kernels left out."""
+    cells = [each.at(layout, n, engine) for each in found for n in each.concurrencies]
+    shares = [one.step.decode.comm_exposed.pct for one in cells if one]
+    return [share for share in shares if share is not None]
+
+
+def _communication(found: Sequence[Published]) -> Iterator[str]:
+    tensor, pipeline = (_comm(found, layout, OURS) for layout in ("tp4", "pp4"))
     assert min(tensor) < 22 < max(tensor)
-    assert max(pipeline) < 1
+    assert max([*pipeline, *_comm(found, "pp4", THEIRS)]) < 1
     yield (
-        f"**TP4 is of that size, PP4 is not.** Under tp4 it is {between(tensor, '.1f', '%')} of a "
-        f"decode step, by load and model. Under pp4 it is {between(pipeline, '.1f', '%')}: a "
-        "hidden state a stage is little to move."
+        f"**TP4 is of that size, PP4 is not.** With `torch` it is {between(tensor, '.1f', '%')} of "
+        f"a decode step under tp4, by load and model, and {between(pipeline, '.1f', '%')} under "
+        "pp4: a hidden state a stage is little to move."
     )
-    bubbles = [known(each.cell("pp4", 1).step.decode.bubble.pct) for each in (large, small)]
+    if theirs := _comm(found, "tp4", THEIRS):
+        cells = [each.at("tp4", n, THEIRS) for each in found for n in each.concurrencies]
+        fused = [known(one.step.decode.fused.pct) for one in cells if one and _comm_known(one)]
+        yield (
+            f"vLLM fuses its sums with the norms behind them: {between(theirs, '.1f', '%')} of its "
+            f"step only communicates, and {between(fused, '.1f', '%')} does both."
+        )
+    if theirs := _comm(found, "pp4", THEIRS):
+        yield f"Under its pp4 it is {between(theirs, '.1f', '%')}."
+    bubbles = [
+        known(one.step.decode.bubble.pct)
+        for each in found
+        for engine in ENGINES
+        if (one := each.at("pp4", 1, engine)) and _comm_known(one)
+    ]
     yield (
         "A stage that waits for the stage before it is not communicating. These bubbles are "
         f"{between(bubbles, '.0f', '%')} for one user; an account that books them as communication "
@@ -127,41 +211,49 @@ def _communication(large: Published, small: Published) -> Iterator[str]:
     )
 
 
+def _comm_known(one: Comparison) -> bool:
+    return one.step.decode.comm_exposed.pct is not None
+
+
 def _recommended(found: Published, layout: str) -> Iterator[str]:
-    (name,) = {one.cell.model for one in found.findings.comparison}
-    over = [reached(found, "tp4", n) / reached(found, layout, n) for n in found.concurrencies]
-    assert min(over) > 1.1
-    ratios = [f"{ratio:.2f}x" for ratio in over]
+    said = []
+    for engine in ENGINES:
+        cells = [[found.at(x, n, engine) for x in ("tp4", layout)] for n in found.concurrencies]
+        over = [reached(one) / reached(other) for one, other in cells if one and other]
+        assert min(over, default=2.0) > 1.1
+        if over:
+            said.append(f"{listed(f'{ratio:.2f}x' for ratio in over)} with {NAMES[engine]}")
     yield (
-        f"**Not with NVLink, at these loads.** tp4 delivers {listed(ratios)} of {layout} at "
-        f"{listed(found.concurrencies)} concurrent."
+        f"**Not with NVLink, at these loads.** tp4 delivers, of {layout} at "
+        f"{listed(found.concurrencies)} concurrent, {', and '.join(said)}."
     )
-    others = [
-        other
-        for other in LAYOUTS[name]
-        if all(reached(found, other, n) > reached(found, layout, n) for n in found.concurrencies)
-    ]
+    others = [name for name in layouts_of(found) if _always_more(found, name, layout)]
     if len(others) > 1:
-        yield f"More than {layout} under every load: {listed(others)}."
+        yield f"More than {layout} under every load, with `torch`: {listed(others)}."
     yield (
-        "The lead shrinks with load, as weights cost less for each token and communication does "
-        "not. Over PCIe it shrinks further: `--ablate p2p` shows how far."
+        "With `torch` the lead shrinks with load, as weights cost less for each token and "
+        "communication does not. Over PCIe it shrinks further: `--ablate p2p` shows how far."
     )
 
 
-def _per_user(large: Published, small: Published) -> Iterator[str]:
-    most = large.concurrencies[-1]
-    for each, title in ((large, "70B"), (small, "32B")):
-        (name,) = {one.cell.model for one in each.findings.comparison}
-        said = [f"{_user_speed(each, layout, most):.0f} under {layout}" for layout in LAYOUTS[name]]
-        lost = [
-            100 * (1 - _user_speed(each, layout, most) / _user_speed(each, layout, 1))
-            for layout in LAYOUTS[name]
-        ]
+def _always_more(found: Published, one: str, other: str) -> bool:
+    return all(
+        reached(found.cell(one, n)) > reached(found.cell(other, n)) for n in found.concurrencies
+    )
+
+
+def _per_user(found: Sequence[Published]) -> Iterator[str]:
+    for each in found:
+        most = each.concurrencies[-1]
+        names = layouts_of(each)
+        speeds = {name: _user_speed(each, name, most) for name in names}
+        lost = [100 * (1 - speeds[name] / _user_speed(each, name, 1)) for name in names]
+        said = listed(f"{value:.0f} under {name}" for name, value in speeds.items())
         yield (
-            f"A request of the {title} gets {listed(said)} at {most} concurrent, "
-            f"{between(lost, '.0f', '%')} less than alone."
+            f"A request of the {model_of(each).rpartition('-')[2].upper()} gets with `torch` "
+            f"{said} at {most} concurrent, {between(lost, '.0f', '%')} less than alone."
         )
+        assert max(lost) < 85
     yield (
         "The article's fall, from 68.2 to 9.9, is 85%. A fall of that size is what requests that "
         "queue look like, or a decode step that arithmetic bounds; neither is so here."
@@ -169,62 +261,81 @@ def _per_user(large: Published, small: Published) -> Iterator[str]:
 
 
 def _user_speed(found: Published, layout: str, concurrency: int) -> float:
-    """Tokens per second of one request, its first token left out."""
+    """Tokens per second of one request of `torch`, its first token left out."""
     return 1000 / known(found.cell(layout, concurrency).latency.tpot.median)
 
 
-def _best_point(large: Published, small: Published) -> Iterator[str]:
-    gains = []
-    for each in (large, small):
-        (name,) = {one.cell.model for one in each.findings.comparison}
-        some, most = each.concurrencies[1:]
-        for layout in LAYOUTS[name]:
-            ratio = reached(each, layout, most) / reached(each, layout, some)
-            slower = _user_speed(each, layout, some) / _user_speed(each, layout, most)
-            assert ratio > slower
-            gains.append(ratio)
+def _best_point(found: Sequence[Published]) -> Iterator[str]:
+    gains = {engine: list(_gains(found, engine)) for engine in ENGINES}
+    said = [
+        f"{between([gain for gain, _ in mine], '.2f', 'x')} with {NAMES[engine]}"
+        for engine, mine in gains.items()
+        if mine
+    ]
+    every = [pair for mine in gains.values() for pair in mine]
+    assert min(gain for gain, _ in every) > 1
+    better = sum(gain > slower for gain, slower in every)
+    assert better > len(every) / 2
+    some = "Each" if better == len(every) else f"{better} of {len(every)} cells"
     yield (
-        f"**Not here.** From 32 to 100 concurrent every layout still gains: "
-        f"{between(gains, '.2f', 'x')} the throughput. Each gains more than a user loses in speed, "
-        "so by the product of the two 100 is the better point. No knee lies between."
+        "**Not here.** From 32 to 100 concurrent every layout still gains throughput: "
+        f"{listed(said)}. {some} gains more than a user loses in speed, so by the product of the "
+        "two 100 is the better point."
     )
-    lines = [one for each in (large, small) for one in each.findings.curves]
+    lines = [
+        one
+        for each in found
+        for one in each.findings.curves
+        if one.engine == OURS and one.fitted.best_point is not None
+    ]
     best = [known(one.fitted.best_point) for one in lines if one.strategy == "tp4"]
     rest = min(known(one.fitted.best_point) for one in lines if one.strategy != "tp4")
     yield (
         "The closed form of [predictions.md](predictions.md#against-concurrency) puts the best "
-        f"point of tp4 at {between(best, '.0f', '')}, of every other layout at {rest:.0f} or more, "
-        "and that of the article's own speeds at 16 (70B) and 15 (32B)."
+        f"point of tp4 with `torch` at {between(best, '.0f', '')}, of every other layout at "
+        f"{rest:.0f} or more, and that of the article's own speeds at 16 (70B) and 15 (32B)."
     )
 
 
+def _gains(found: Sequence[Published], engine: str) -> Iterator[tuple[float, float]]:
+    """Of each layout throughput at 100 over that at 32, and how much longer a token takes."""
+    for each in found:
+        for layout in LAYOUTS:
+            some, most = (each.at(layout, n, engine) for n in each.concurrencies[1:])
+            if some and most:
+                slower = known(most.latency.tpot.median) / known(some.latency.tpot.median)
+                yield reached(most) / reached(some), slower
+
+
 def _one_gpu(small: Published) -> Iterator[str]:
-    alone = reached(small, "dp4", 1)
+    cells = {engine: small.at("dp4", 1, engine) for engine in ENGINES}
+    said = [f"{aligned(reached(one))} with {NAMES[x]}" for x, one in cells.items() if one]
     yield (
         "The 70B in BF16 has 141 GB of weights, which neither a card of 48 GB nor one H200 holds "
         "beside its KV cache. "
-        f"One H200 makes {three_digits(alone)} tokens a second of the 32B for one user (dp4, whose "
+        f"One H200 makes of the 32B, for one user, {listed(said)} tokens a second (dp4, whose "
         "other replicas are idle then)."
     )
 
 
-def _utilisation(large: Published, small: Published) -> Iterator[str]:
+def _utilisation(found: Sequence[Published]) -> Iterator[str]:
     values = [
-        known(run.energy.mean_gpu_utilization_pct)
-        for each in (large, small)
-        for run in each.results.runs
+        value
+        for each in found
+        for run in completed(each.results.runs)
         if run.cell.max_concurrency > 1
+        and (value := run.energy.mean_gpu_utilization_pct) is not None
     ]
     bounds = [
         value
-        for each in (large, small)
-        for one in each.findings.comparison
+        for one in completed_of(found)
         if one.cell.max_concurrency > 1 and (value := one.bounds.bound_pct) is not None
     ]
     yield (
-        f"What NVML calls utilisation is {between(values, '.0f', '%')} at 32 and 100 concurrent. "
-        "It says that some kernel ran, and no more: the same runs reach "
-        f"{between(bounds, '.0f', '%')} of what memory and arithmetic would allow."
+        f"What NVML calls utilisation is {between(values, '.0f', '%')} at 32 and 100 concurrent, "
+        "of both engines. It says that some kernel ran, and no more: a stage that waits in a "
+        f"receive counts as used, and the same runs reach {between(bounds, '.0f', '%')} of what "
+        "memory and arithmetic would allow."
     )
 
 

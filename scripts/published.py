@@ -14,26 +14,10 @@ from orchestrator.analysis.comparing.findings import Findings, of_results
 from orchestrator.analysis.comparing.spreads import Statistic
 from orchestrator.analysis.comparing.verdicts import Verdict
 from orchestrator.analysis.load import Results, load
-from orchestrator.report.text import EN_DASH, fixed
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 WIDTH = 118
 THROUGHPUT = "output_throughput"
-# Title of a column -> what a token costs of it, in GPU-ms; None where it was not taken apart.
-COST: dict[str, Callable[[Comparison], float | None]] = {
-    "total": lambda one: one.device_time.device_ms_per_token,
-    "weights": lambda one: one.device_time.roofline.weights,
-    "KV": lambda one: one.device_time.roofline.kv,
-    "arithmetic": lambda one: one.device_time.roofline.arithmetic,
-    "rest of compute": lambda one: one.cost.parts.rest,
-    "transfer": lambda one: one.cost.parts.transfer,
-    "wait": lambda one: one.cost.parts.wait,
-    "bubble": lambda one: one.cost.parts.bubble,
-    "launch gap": lambda one: one.cost.parts.launch_gap,
-    "ramp, idle": lambda one: (
-        (one.device_time.ramp_ms_per_token or 0.0) + (one.device_time.outside_ms_per_token or 0.0)
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -58,15 +42,23 @@ class Published:
         """In order."""
         return sorted({one.cell.max_concurrency for one in self.findings.comparison})
 
+    def at(self, strategy: str, concurrency: int, engine: str = "torch") -> Comparison | None:
+        """The row of the comparison of a layout; None where it has no completed run."""
+        return self._cells.get((strategy, concurrency, engine))
+
     def cell(self, strategy: str, concurrency: int, engine: str = "torch") -> Comparison:
-        """The row of the comparison of a layout."""
-        wanted = (strategy, concurrency, engine)
-        (found,) = (
-            one
-            for one in self.findings.comparison
-            if (one.cell.strategy, one.cell.max_concurrency, one.cell.engine) == wanted
-        )
+        """The same; AssertionError where there is none."""
+        found = self.at(strategy, concurrency, engine)
+        assert found is not None, (self.folder, strategy, concurrency, engine)
         return found
+
+    @cached_property
+    def _cells(self) -> dict[tuple[str, int, str], Comparison]:
+        return {
+            (one.cell.strategy, one.cell.max_concurrency, one.cell.engine): one
+            for one in self.findings.comparison
+            if one.num_runs
+        }
 
     def verdict(self, one: str, other: str, concurrency: int) -> Verdict:
         """The verdict on the throughput of two layouts."""
@@ -104,31 +96,37 @@ def model_of(found: Published) -> str:
     return name
 
 
-def costs(
-    found: Published, layouts: Sequence[str], concurrencies: Sequence[int] | None = None
-) -> str:
-    """The table of what a token costs."""
-    rows = []
-    for concurrency in concurrencies or found.concurrencies:
-        for layout in layouts:
-            one = found.cell(layout, concurrency)
-            parts = {title: of(one) for title, of in COST.items()}
-            check_sum(parts)
-            values = [cost(parts[title]) for title in COST]
-            rows.append([str(concurrency), layout, *values])
-    return table(["concurrent", "layout", *COST], rows)
+def device(found: Sequence[Published]) -> str:
+    """The name of the GPUs of some results."""
+    (name,) = {one.conditions.device_name for one in completed_of(found)}
+    assert name is not None
+    return name
 
 
-def check_sum(parts: dict[str, float | None]) -> None:
-    """Raise AssertionError where known parts miss their total by over 1%."""
-    total, *rest = parts.values()
-    known = [value for value in rest if value is not None]
-    assert total is not None
-    assert len(known) < len(rest) or abs(sum(known) - total) <= 0.01 * total, parts
+def completed_of(found: Sequence[Published]) -> list[Comparison]:
+    """The cells that have a completed run."""
+    return [one for each in found for one in each.findings.comparison if one.num_runs]
+
+
+def kind(found: Sequence[Published]) -> str:
+    """The same as `plan` calls it: h200 of "NVIDIA H200"."""
+    return device(found).split()[1].lower()
+
+
+def lengths(found: Sequence[Published]) -> str:
+    """Of prompts and outputs, in words."""
+    rows = (one.conditions for one in completed_of(found))
+    ((read, made),) = {(one.input_len, one.output_len) for one in rows}
+    return f"{read} tokens in and {made} out"
+
+
+def reached(one: Comparison) -> float:
+    """Generated tokens per second, the mean over starts."""
+    return known(one.throughput.output_throughput)
 
 
 def decode_comm(found: Published, layout: str) -> list[float]:
-    """Share of communication in a decode step, in percent, by concurrency."""
+    """Share of communication in a decode step of `torch`, in percent, by concurrency."""
     return [known(found.cell(layout, n).step.decode.comm_exposed.pct) for n in found.concurrencies]
 
 
@@ -157,11 +155,6 @@ def listed(items: Iterable[object]) -> str:
     """Items in a sentence."""
     *head, last = map(str, items)
     return f"{', '.join(head)} and {last}" if head else last
-
-
-def cost(value: float | None) -> str:
-    """GPU-ms of a token."""
-    return EN_DASH if value is None else fixed(value + 0.0, 2).replace("-0.00", "0.00")
 
 
 def bold(text: str, yes: object) -> str:

@@ -7,8 +7,10 @@ out raises AssertionError instead of being written. A test compares the pages wi
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import results_checks
-import results_engines
+import results_costs
 import results_four_gpus
 import results_headline
 import results_two_gpus
@@ -19,32 +21,34 @@ PAGE = RESULTS.parent / "results.md"
 FOUR = RESULTS / "4xh200"
 FOUR_H100 = RESULTS / "4xh100"
 TWO = RESULTS / "2xh100"
+MODELS = ("llama-70b", "qwen2.5-32b")
 BEGIN, END = "<!-- begin: scripts/readme_results.py -->", "<!-- end: scripts/readme_results.py -->"
+
+
+def both_engines(node: Path) -> list[Published]:
+    """A result of each model under both engines."""
+    return [Published(node / f"engines-{name}") for name in MODELS]
 
 
 def headline() -> str:
     """What is between the marks in README.md."""
-    return "\n\n".join(results_headline.section(_both_engines()))
+    return "\n\n".join(results_headline.section(both_engines(FOUR)))
 
 
 def section() -> str:
     """What is between the marks in docs/results.md."""
-    models = [Published(FOUR / name) for name in results_four_gpus.LAYOUTS]
     return "\n\n".join(
         [
-            *results_four_gpus.section(models),
+            *results_four_gpus.section(both_engines(FOUR)),
+            *results_costs.section(both_engines(FOUR)),
             *results_two_gpus.section(Published(TWO / "qwen2.5-32b")),
-            *results_engines.section(_both_engines()),
+            *results_four_gpus.section(both_engines(FOUR_H100)),
             *results_checks.without(Published(FOUR / "ablation-comm-qwen2.5-32b")),
             *results_checks.swapped(
                 TWO / "swap-qwen2.5-32b" / "inorder", TWO / "swap-qwen2.5-32b" / "swapped"
             ),
         ]
     )
-
-
-def _both_engines() -> list[Published]:
-    return [Published(FOUR_H100 / f"engines-{name}") for name in results_four_gpus.LAYOUTS]
 
 
 def page(text: str, made: str) -> str:

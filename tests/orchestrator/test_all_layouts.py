@@ -10,6 +10,10 @@ from types import ModuleType
 import pytest
 
 from orchestrator.cli import main as cli
+from orchestrator.commands import predicting, submitting
+from orchestrator.config import load_experiment
+from orchestrator.options.given import given
+from orchestrator.store.identity import identity_of
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "all_layouts.py"
 
@@ -29,33 +33,69 @@ def asked(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: str) -> l
     return [list(command) for command in script.commands(script.parse())]
 
 
+def value(call: list[str], option: str) -> str:
+    return call[call.index(option) + 1]
+
+
 @pytest.mark.parametrize("gpus", ["2", "4"])
-@pytest.mark.parametrize("model", ["qwen2.5-32b", "llama-70b"])
 def test_every_call_is_one_that_the_command_line_takes(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, model: str, gpus: str, tmp_path: Path
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, gpus: str, tmp_path: Path
 ) -> None:
-    words = (model, "--gpus", gpus, "--engine", "torch,vllm", "--result-dir", str(tmp_path))
+    words = ("--gpus", gpus, "--engine", "torch,vllm", "--result-dir", str(tmp_path))
     calls = asked(script, monkeypatch, *words)
-    assert [name for name, *_ in calls] == ["calibrate", "submit", "submit", "submit"]
+    assert [name for name, *_ in calls] == ["calibrate", *["submit"] * 18]
     for name, *rest in calls:
         cli.commands[name].make_context(name, rest)
 
 
-def test_the_larger_model_has_no_replica_on_each_gpu(
+def test_each_model_has_one_more_start_of_every_layout_in_turn(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layouts = {
-        model: call[call.index("--strategy") + 1]
-        for model in ("qwen2.5-32b", "llama-70b")
-        for call in asked(script, monkeypatch, model)[1:2]
-    }
-    assert layouts == {"qwen2.5-32b": "tp4,pp4,tp2pp2,dp4", "llama-70b": "tp4,pp4,tp2pp2"}
+    calls = asked(script, monkeypatch, "--parts", "layouts", "--engine", "torch,vllm")[1:]
+    turns = [(value(call, "--model"), value(call, "--num-starts")) for call in calls]
+    models = ("qwen2.5-32b", "llama-70b")
+    assert turns == [(model, str(starts)) for starts in (1, 2, 3) for model in models]
+    assert {value(call, "--strategy") for call in calls[::2]} == {"tp4,pp4,tp2pp2,dp4"}
+    assert {value(call, "--strategy") for call in calls[1::2]} == {"tp4,pp4,tp2pp2"}
+    assert all("--save-spans" in call for call in calls)
+    assert {value(call, "--max-concurrency") for call in calls} == {"1,32,100"}
 
 
-def test_parts_can_be_left_out(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = asked(script, monkeypatch, "llama-70b", "--parts", "layouts", "without")
-    folders = [call[call.index("--result-dir") + 1] for call in calls[1:]]
-    assert folders == ["results/layouts", "results/without"]
+def identity(call: list[str]) -> str:
+    """Of the results that a call adds to."""
+    options = cli.commands["submit"].make_context("submit", call[1:]).params
+    predicting.machines_of(options)
+    submitting.flags_of(options)
+    del options["config"], options["as_json"]
+    return identity_of(load_experiment(None, given(**options)))
+
+
+@pytest.mark.parametrize(
+    ("model", "published"), [("qwen2.5-32b", "01cb93f24a"), ("llama-70b", "6b2d31c712")]
+)
+def test_later_starts_add_to_the_results_of_the_first_which_are_those_published(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, model: str, published: str
+) -> None:
+    words = (model, "--parts", "layouts", "--engine", "torch,vllm")
+    assert {identity(call) for call in asked(script, monkeypatch, *words)[1:]} == {published}
+
+
+def test_longer_prompts_are_for_tp_alone_and_collectives_left_out_where_tp_has_some(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = asked(script, monkeypatch, "qwen2.5-32b", "--starts", "1")[1:]
+    assert [value(call, "--strategy") for call in calls[1:]] == ["tp4", "tp4,tp2pp2"]
+    assert value(calls[1], "--scenario") == "long"
+    assert value(calls[2], "--ablate") == "comm"
+
+
+def test_layouts_and_parts_can_be_chosen(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("llama-70b", "--parts", "layouts", "without", "--layouts", "pp4,tp2pp2")
+    calls = asked(script, monkeypatch, *words, "--starts", "1")[1:]
+    assert [value(call, "--result-dir") for call in calls] == ["results/layouts", "results/without"]
+    assert [value(call, "--strategy") for call in calls] == ["pp4,tp2pp2", "tp2pp2"]
 
 
 def test_a_node_that_was_calibrated_is_not_calibrated_again(
@@ -81,3 +121,21 @@ def test_a_call_that_outlasts_its_time_is_warned_and_leaves_the_rest(
     assert not script.ran([warned], script.time.monotonic() + 2)
     with pytest.raises(SystemExit, match="status 2"):
         script.ran(["raise SystemExit(2)"], script.time.monotonic() + 30)
+
+
+def test_a_call_that_ignores_its_warning_is_stopped(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaf = "import signal, time\nsignal.signal(signal.SIGUSR1, signal.SIG_IGN)\ntime.sleep(60)"
+    monkeypatch.setattr(script, "ORCHESTRATOR", (sys.executable, "-c"))
+    monkeypatch.setattr(script, "NOTICE_S", 0.5)
+    began = script.time.monotonic()
+    assert not script.ran([deaf], began + 2)
+    assert script.time.monotonic() - began < 30
+
+
+def test_nothing_begins_after_the_deadline(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "ORCHESTRATOR", (sys.executable, "-c"))
+    assert not script.ran(["raise SystemExit(2)"], script.time.monotonic())

@@ -1,0 +1,55 @@
+"""Figures to hold measured ones against: what `orchestrator plan` predicts, and vLLM's on another
+node."""
+
+from __future__ import annotations
+
+import csv
+from functools import cache
+
+from both_engines import ENGINES, LAYOUTS, THEIRS
+from published import RESULTS, Published, kind, model_of
+
+from orchestrator.commands.predicting import predicted
+from orchestrator.experiment import Experiment
+from orchestrator.predict.plan import Machines
+
+PEERS = {"h200": RESULTS / "peers-4xh200.csv"}  # by what `plan` calls the GPUs
+
+
+def foretold(found: Published) -> dict[tuple[str, int, str], float]:
+    """(layout, concurrency, engine) -> tokens per second that `plan` predicts."""
+    return _predicted(model_of(found), kind([found]), tuple(found.concurrencies))
+
+
+@cache
+def _predicted(
+    model: str, gpu: str, concurrencies: tuple[int, ...]
+) -> dict[tuple[str, int, str], float]:
+    asked = Experiment(model=model, engine=ENGINES, max_concurrency=concurrencies)
+    plan = predicted(asked, Machines(gpu, 4), LAYOUTS)
+    assert all(one.provenance.endswith("benchmarks/fit_predictions.py") for one in plan.planned)
+    return {
+        (one.layout, ranking.max_concurrency, planned.engine): one.output_throughput.value
+        for planned in plan.planned
+        for ranking in planned.rankings
+        for one in ranking.predictions
+    }
+
+
+def peers(found: Published) -> dict[tuple[str, int], float]:
+    """(layout, concurrency) -> tokens per second of vLLM in BF16 on another node of such GPUs."""
+    return _peers(kind([found])).get(model_of(found), {})
+
+
+@cache
+def _peers(gpu: str) -> dict[str, dict[tuple[str, int], float]]:
+    if gpu not in PEERS:
+        return {}
+    by_model: dict[str, dict[tuple[str, int], float]] = {}
+    with PEERS[gpu].open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            alike = row["engine"], row["version"], row["quantization"], row["scenario"]
+            if alike == (THEIRS, "0.24.0", "none", "short"):
+                at = row["strategy"], int(row["max_concurrency"])
+                by_model.setdefault(row["model"], {})[at] = float(row["output_throughput"])
+    return by_model
