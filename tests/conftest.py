@@ -3,6 +3,7 @@ say what a test needs."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,10 @@ MARK_OF_FIXTURE = {"ray_cluster": "ray", "pool": "ranks", "chromium": "browser"}
 
 def pytest_configure() -> None:
     """Let tests, and what they start, be stopped by signals that this process was told to ignore,
-    as under nohup or in the background of a shell."""
+    as under nohup or in the background of a shell; and let no terminal say how wide to print."""
+    for name in ("COLUMNS", "LINES"):  # readline also sets them, for the processes of pytest-xdist
+        os.environ.pop(name, None)
+        os.unsetenv(name)
     for number, handler in (
         (signal.SIGINT, signal.default_int_handler),
         (signal.SIGHUP, signal.SIG_DFL),

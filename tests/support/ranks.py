@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from workers.engines.native.engine import TorchEngine
 
 POOL_SIZE = 4
+# Imported once for all ranks, which are forked from the process that did.
+SLOW_TO_IMPORT = ["torch.distributed.tensor", "transformers.models.llama.modeling_llama"]
 
 
 def small_cache() -> TorchEngine:
@@ -99,7 +101,8 @@ class Pool:
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     site = register(tmp_path_factory.mktemp("engines"), "small", "ranks:small_cache")
     register(site, "stuck", "stuck_trainer:StuckTrainer", "orchestrator.trainers")
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(SLOW_TO_IMPORT)
     pairs = [context.Pipe() for _ in range(POOL_SIZE)]
     processes = [
         context.Process(target=_serve, args=(child, str(site)), daemon=True) for _, child in pairs
