@@ -16,6 +16,10 @@ from ranks import checkpoint, pool  # noqa: F401  (fixtures)
 if TYPE_CHECKING:
     from orchestrator.cluster.connection import Cluster
 
+# Of torch, which reads it as it is imported. Models here are so small that threads would wait for
+# each other more than they compute, and longer where other tests have the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 GPU_TESTS = Path(__file__).parent / "gpu"
 # A test that uses one of these fixtures, also through another fixture, gets the mark beside it. A
 # test that starts Ray or ranks by itself carries its mark in its own file.
