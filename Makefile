@@ -18,6 +18,9 @@ REFUSED = GPL;General Public;UNKNOWN
 # What needs no Ray, no rank processes, no GPU and no browser, and takes no seconds.
 FAST = not ray and not ranks and not gpu and not browser and not nodes and not netns and not slow
 
+# Three processes for two cores, as tests with Ray mostly wait. See tests/conftest.py.
+SIDE_BY_SIDE = -n 3 --dist loadgroup --no-loadscope-reorder
+
 .PHONY: demo demo-vllm test test-fast test-nodes test-vllm chaos corruption lint docs audit clean
 
 demo: $(READY)
@@ -29,7 +32,7 @@ demo-vllm: $(VLLM_READY)
 	  --output-len 16 --max-concurrency 4 --num-prompts 8 --num-warmups 1
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest --ignore tests/integration -m '$(FAST)'

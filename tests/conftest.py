@@ -3,6 +3,7 @@ say what a test needs."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,10 @@ from ranks import checkpoint, pool  # noqa: F401  (fixtures)
 if TYPE_CHECKING:
     from orchestrator.cluster.connection import Cluster
 
+# Of torch, which reads it as it is imported. Models here are so small that threads would wait for
+# each other more than they compute, and longer where other tests have the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 GPU_TESTS = Path(__file__).parent / "gpu"
 # A test that uses one of these fixtures, also through another fixture, gets the mark beside it. A
 # test that starts Ray or ranks by itself carries its mark in its own file.
@@ -23,7 +28,10 @@ MARK_OF_FIXTURE = {"ray_cluster": "ray", "pool": "ranks", "chromium": "browser"}
 
 def pytest_configure() -> None:
     """Let tests, and what they start, be stopped by signals that this process was told to ignore,
-    as under nohup or in the background of a shell."""
+    as under nohup or in the background of a shell; and let no terminal say how wide to print."""
+    for name in ("COLUMNS", "LINES"):  # readline also sets them, for the processes of pytest-xdist
+        os.environ.pop(name, None)
+        os.unsetenv(name)
     for number, handler in (
         (signal.SIGINT, signal.default_int_handler),
         (signal.SIGHUP, signal.SIG_DFL),
@@ -40,6 +48,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(MARK_OF_FIXTURE[fixture])
         if GPU_TESTS in item.path.parents:
             item.add_marker("gpu")
+    _share_out(items)
+
+
+def _share_out(items: list[pytest.Item]) -> None:
+    """Say which tests stay in one process where there are several: those of a file; all with ranks,
+    which compute and have one pool; and all with the Ray of `ray_cluster`. Mostly a Ray waits, so
+    those of other files may be beside it. What takes longest begins first."""
+    needs: dict[Path, set[str]] = {}
+    for item in items:
+        found = needs.setdefault(item.path, set())
+        found.update(mark.name for mark in item.iter_markers())
+        found.update({"ray_cluster"}.intersection(getattr(item, "fixturenames", ())))
+    kinds = ("ranks", "ray_cluster", "ray")
+
+    def first(item: pytest.Item) -> int:
+        return next((i for i, kind in enumerate(kinds) if kind in needs[item.path]), len(kinds))
+
+    for item in items:
+        group = kinds[first(item)] if first(item) < kinds.index("ray") else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=first)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from workers.engines.native.engine import TorchEngine
 
 POOL_SIZE = 4
+SLOW_TO_IMPORT = ["torch.distributed.tensor", "transformers.models.llama.modeling_llama"]
 
 
 def small_cache() -> TorchEngine:
@@ -95,11 +97,19 @@ class Pool:
         ]
 
 
+def forking() -> ForkServerContext:
+    """Starts processes that have imported already what takes seconds: they are forked from one that
+    did, and that has no threads and no process groups."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(SLOW_TO_IMPORT)
+    return context
+
+
 @pytest.fixture(scope="session")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     site = register(tmp_path_factory.mktemp("engines"), "small", "ranks:small_cache")
     register(site, "stuck", "stuck_trainer:StuckTrainer", "orchestrator.trainers")
-    context = multiprocessing.get_context("spawn")
+    context = forking()
     pairs = [context.Pipe() for _ in range(POOL_SIZE)]
     processes = [
         context.Process(target=_serve, args=(child, str(site)), daemon=True) for _, child in pairs

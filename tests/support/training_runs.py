@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,16 @@ from strategies import ModelShape, Topology, TrainingLoad, plan_layout
 from workers.messages import EnginePlan, RankReport
 from workers.training_records import TRAINING_STEPS, TrainingStepRow
 
-STEPS, FEW = 20, 4
+STEPS, SOME, FEW = 20, 8, 4
 TOLERANCE = 1e-4
 LOAD = TrainingLoad(16, 8, 2, precision="fp32")
 
 Curve = list[TrainingStepRow]
+
+
+def load_of(layout: str) -> TrainingLoad:
+    """LOAD, under tp in fewer micro-batches: the many small operations of one take long there."""
+    return replace(LOAD, micro_batch_size=4) if "tp2" in layout else LOAD
 
 
 def training_plan(

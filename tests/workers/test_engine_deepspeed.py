@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-import torch.multiprocessing as multiprocessing
+from ranks import forking
 from test_engine_transformers import (
     BASE,
     LENGTHS,
@@ -80,10 +80,10 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
 @pytest.fixture(scope="module")
 def results(plans: dict[str, Case]) -> Results:
     """Every case's reports, by rank."""
-    spawn = multiprocessing.get_context("spawn")
-    addresses, reports = spawn.Queue(), spawn.Queue()
+    context = forking()
+    addresses, reports = context.Queue(), context.Queue()
     processes = [
-        spawn.Process(target=run_rank, args=(rank, plans, addresses, reports))
+        context.Process(target=run_rank, args=(rank, plans, addresses, reports))
         for rank in range(RANKS)
     ]
     for process in processes:

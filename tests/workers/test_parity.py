@@ -35,14 +35,6 @@ def work_of(case: Case) -> Work:
     return Work(tuple(requests), max_concurrency=2, ignore_eos=not case.stops)
 
 
-def alone(folder: Path, work: Work) -> dict[int, list[int]]:
-    """See `ranks.plain`."""
-    import torch
-
-    torch.set_num_threads(1)  # for models so small more threads wait for each other
-    return plain(folder, work)
-
-
 @dataclass
 class Outcomes:
     """What became of each checkpoint.
@@ -66,7 +58,7 @@ class Outcomes:
         except Refused as refusal:
             self.refused[case.name] = str(refusal)
         else:
-            self.expected[case.name] = alone(folder, work_of(case))
+            self.expected[case.name] = plain(folder, work_of(case))
 
     def of(self, engine: str, layout: str) -> dict[str, Outcome]:
         """Of each checkpoint the tokens, or why it is not run. The ranks meet once for all."""

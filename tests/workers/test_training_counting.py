@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from ranks import Pool
-from training_runs import LOAD, shape_of, training_plan
+from training_runs import LOAD, load_of, shape_of, training_plan
 
 from strategies import TrainingLoad
 from strategies.training import training_traffic
@@ -25,10 +25,10 @@ INTERLEAVED = replace(LOAD, schedule="interleaved")
 TORCH = ("dp2", "fsdp2", "tp2", "pp2", "tp2pp2", "tp2dp2", "pp2fsdp2", "pp2dp2", "dp2fsdp2")
 ZERO = ("dp2zero1", "dp2zero2", "dp2zero3")
 CASES = [
-    *(("torch", layout, "Llama", LOAD) for layout in TORCH),
+    *(("torch", layout, "Llama", load_of(layout)) for layout in TORCH),
     *(("torch", layout, "Llama", FULL) for layout in ("tp2", "fsdp2")),
     ("torch", "pp2", "Mistral", INTERLEAVED),
-    ("torch", "tp2pp2", "Qwen3", LOAD),
+    ("torch", "tp2pp2", "Qwen3", load_of("tp2pp2")),
     *(("deepspeed", layout, "Llama", LOAD) for layout in ZERO),
 ]
 
@@ -61,7 +61,7 @@ def test_counted_bytes_and_calls_are_the_analytic_ones(
     ("engine", "layout", "load"),
     [
         ("torch", "dp2", LOAD),
-        ("torch", "tp2fsdp2", LOAD),
+        ("torch", "tp2fsdp2", load_of("tp2fsdp2")),
         ("torch", "pp2", replace(LOAD, schedule="gpipe")),
         ("torch", "pp2dp2", LOAD),
         ("torch", "pp2", INTERLEAVED),

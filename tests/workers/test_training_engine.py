@@ -11,7 +11,18 @@ from typing import Any
 
 import pytest
 from ranks import Pool, read_shape
-from training_runs import FEW, LOAD, STEPS, alone, check_same, curve, shape_of, training_plan
+from training_runs import (
+    FEW,
+    LOAD,
+    SOME,
+    STEPS,
+    alone,
+    check_same,
+    curve,
+    load_of,
+    shape_of,
+    training_plan,
+)
 
 from strategies import TrainingLoad
 from workers.messages import RankReport, TrainingWork
@@ -48,7 +59,7 @@ def test_one_process_trains_as_transformers_and_plain_torch_do(
 def test_every_layout_has_the_losses_and_norms_of_one_process(
     layout: str, trains: Callable[..., list[RankReport]]
 ) -> None:
-    check_same(curve(trains(layout, steps=STEPS)), alone("Llama"))
+    check_same(curve(trains(layout, steps=SOME)), alone("Llama"))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +68,7 @@ def test_every_layout_has_the_losses_and_norms_of_one_process(
 def test_tied_heads_uneven_vocabularies_biases_and_norms_of_heads_train_alike(
     layout: str, family: str, trains: Callable[..., list[RankReport]]
 ) -> None:
-    check_same(curve(trains(layout, family)), alone(family))
+    check_same(curve(trains(layout, family, load_of(layout))), alone(family))
 
 
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved"])
@@ -82,7 +93,7 @@ def test_a_batch_in_pieces_trains_as_the_whole_one(
 def test_what_is_not_kept_changes_no_loss(
     mode: Any, layout: str, trains: Callable[..., list[RankReport]]
 ) -> None:
-    load = replace(LOAD, activation_checkpointing=mode)
+    load = replace(load_of(layout), activation_checkpointing=mode)
     check_same(curve(trains(layout, load=load)), alone("Llama"))
 
 
@@ -97,7 +108,7 @@ def test_what_is_kept_in_main_memory_changes_no_loss(
     shape = shape_of("Llama")
     curves = []
     for where in ("none", offload):
-        load = replace(LOAD, precision=precision, offload=where)
+        load = replace(load_of(layout), precision=precision, offload=where)
         plan = training_plan(layout, shape, None, load, dtype=load.dtype)
         curves.append(curve(pool.serve(plan, TrainingWork(FEW))[0]))
     check_same(*curves, 1e-6)
@@ -107,7 +118,7 @@ def test_what_is_kept_in_main_memory_changes_no_loss(
 def test_in_fp16_losses_are_scaled_and_steps_that_overflow_are_left_out(
     layout: str, pool: Pool
 ) -> None:
-    shape, load = shape_of("Llama"), replace(LOAD, precision="fp16")
+    shape, load = shape_of("Llama"), replace(load_of(layout), precision="fp16")
     plan = training_plan(layout, shape, None, load, dtype="float16")
     (reports,) = pool.serve(plan, TrainingWork(2 * FEW))
     found, expected = curve(reports), alone("Llama")
@@ -196,7 +207,7 @@ def test_sharded_ranks_keep_their_share_of_everything(
 def test_in_bf16_a_parameter_takes_16_bytes_and_its_updates_are_of_float32(
     layout: str, pool: Pool
 ) -> None:
-    shape, load = shape_of("Llama"), replace(LOAD, precision="bf16")
+    shape, load = shape_of("Llama"), replace(load_of(layout), precision="bf16")
     plan = training_plan(layout, shape, None, load, dtype="bfloat16")
     (reports,) = pool.serve(plan, TrainingWork(FEW))
     check_same(curve(reports), alone("Llama"), 0.05)
@@ -210,7 +221,7 @@ def test_in_bf16_a_parameter_takes_16_bytes_and_its_updates_are_of_float32(
 def test_without_collectives_ranks_still_agree_in_a_loss_and_sum_no_gradients(
     layout: str, pool: Pool
 ) -> None:
-    plan = training_plan(layout, shape_of("Llama"), None, ablation="comm")
+    plan = training_plan(layout, shape_of("Llama"), None, load_of(layout), ablation="comm")
     (reports,) = pool.serve(plan, TrainingWork(2))
     first, whole = curve(reports)[0], alone("Llama")[0]
     assert first.grad_norm != pytest.approx(whole.grad_norm, rel=1e-3)

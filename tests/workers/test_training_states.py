@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from ranks import Pool
-from training_runs import LOAD, Curve, alone, check_same, curve, shape_of, training_plan
+from training_runs import LOAD, Curve, alone, check_same, curve, load_of, shape_of, training_plan
 
 from strategies.errors import Refused
 from workers.engines import training_state
@@ -32,7 +32,7 @@ STOP, LAST = 3, 6
 def run(pool: Pool, layout: str, work: TrainingWork, family: str = "Llama") -> Curve:
     """A run under a layout; "deepspeed:dp2" names its engine."""
     engine, _, name = layout.rpartition(":")
-    plan = training_plan(name, shape_of(family), None)
+    plan = training_plan(name, shape_of(family), None, load_of(name))
     return curve(pool.serve(plan, work, engine=engine or "torch")[0])
 
 
