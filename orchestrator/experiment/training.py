@@ -13,7 +13,7 @@ ONLY_GENERATES = (
     *("scenario", "input_len", "output_len", "range_ratio", "max_concurrency", "num_prompts"),
     *("min_duration", "request_rate", "burstiness", "ignore_eos", "temperature", "dtype"),
     *("quantization", "kv_cache_dtype", "precision_policy", "dataset_path", "save_detailed"),
-    *("save_spans", "chunked_prefill_size", "attention", "cuda_graphs", "batching"),
+    *("save_spans", "chunked_prefill_size", "cuda_graphs", "batching"),
     *("allreduce", "nsys", "ncu", "goodput", "slo", "find_rate", "engine_arg"),
 )
 

@@ -56,8 +56,14 @@ def test_gradients_of_replicas_lie_in_their_buckets_from_the_first_micro_batch_o
 @pytest.mark.parametrize("fusion", ["on", "off"])
 @pytest.mark.parametrize(
     "change",
-    [{}, {"activation_checkpointing": "full"}, {"offload": "optimizer"}],
-    ids=["plain", "recomputed", "offloaded"],
+    [
+        {},
+        {"activation_checkpointing": "full"},
+        {"activation_checkpointing": "selective"},
+        {"activation_checkpointing": "cpu-offload"},
+        {"offload": "optimizer"},
+    ],
+    ids=["plain", "recomputed", "selected", "on-host", "offloaded"],
 )
 def test_fusion_changes_no_loss(
     fusion: str, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -78,7 +84,8 @@ def test_fusion_changes_no_loss(
     results = [trainer.step(tokens) for tokens in batches(plan, TrainingWork(FEW), 0, range(FEW))]
     expected = alone("Llama")[:FEW]
     assert [one.loss for one in results] == pytest.approx([one.loss for one in expected], abs=1e-4)
-    assert len(compiled) == (shape_of("Llama").num_layers if fusion == "on" else 0)
+    layers = shape_of("Llama").num_layers
+    assert len(compiled) == (layers + 1 if fusion == "on" else 0)  # the loss too
 
 
 @pytest.mark.parametrize("layout", ["dp2", "fsdp2", "tp2"])

@@ -250,7 +250,7 @@ def test_attention_in_float32_keeps_no_scores_where_heads_share_keys() -> None:
 
     shape = replace(shape_of("Llama"), num_kv_heads=2)
     plan = training_plan("tp1", shape, None)
-    (stage,) = stages_of(shape, plan.placement, 0, torch.float32, 16, "off")
+    (stage,) = stages_of(plan, 0)
     stage.materialize(torch.device("cpu"))
     for parameter in stage.parameters():
         torch.nn.init.normal_(parameter)

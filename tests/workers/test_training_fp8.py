@@ -34,7 +34,7 @@ def test_layers_are_in_fp8_and_the_head_is_not() -> None:
     from workers.engines.training.model import stages_of
 
     plan = training_plan("tp1", shape_of("Llama"), None)
-    (stage,) = stages_of(plan.model, plan.placement, 0, torch.bfloat16, 16, "off")
+    (stage,) = stages_of(plan, 0)
     use_fp8(stage, emulate=True)
     kinds = {
         name.rpartition(".")[2]: type(module).__name__

@@ -58,7 +58,10 @@ def test_fused_or_offloaded_or_in_buckets_an_update_is_that_of_float32(
         adam.step()
         optimizer.step(scale)
         if step == 2:
-            kept = {key: dict(value) for key, value in optimizer.state().items()}
+            kept = {
+                parameter: {name: tensor.clone() for name, tensor in tensors.items()}
+                for parameter, tensors in optimizer.state().items()
+            }
             optimizer.begin_after(2)
             for parameter, tensors in optimizer.state().items():
                 for name, tensor in tensors.items():

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from workers.engines.training.engine import TorchTrainer, Trains
+from workers.engines.training.engine import TorchTrainer, Trains, switches_of
 from workers.engines.training.scaling import FIRST, INTERVAL
 from workers.engines.training.support import of_model
 from workers.messages import EnginePlan
@@ -41,8 +41,8 @@ class DeepSpeedTrainer(TorchTrainer):
         return _of_switches(plan) or of_model(plan)
 
     def choices(self, plan: EnginePlan) -> Mapping[str, Sequence[str]]:
-        """What its collectives go through. Nothing is fused here."""
-        return {"allreduce": ("gloo" if plan.device == "cpu" else "nccl",)}
+        """What its collectives go through, and its attention. Nothing is fused here."""
+        return switches_of(plan)
 
     def close(self) -> None:
         """Free the model, and have DeepSpeed leave the process groups."""
@@ -174,15 +174,9 @@ class Replica:
         from workers.engines.training.optimizer import BETAS, EPSILON, LEARNING_RATE, WEIGHT_DECAY
 
         self._drop()
-        plan, asked = self._plan, self._asked
-        (stage,) = stages_of(
-            plan.model,
-            plan.placement,
-            self._context.rank,
-            getattr(torch, plan.dtype),
-            asked.seq_len,
-            asked.activation_checkpointing,
-        )
+        plan = self._plan
+        (stage,) = stages_of(plan, self._context.rank)
+        stage.settle(self._asked.activation_checkpointing, fuses=False)
         stage.materialize(self._context.device)
         fill(stage)
         # Of all parameters at once it would need room for one more copy of the gradients.

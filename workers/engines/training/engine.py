@@ -3,10 +3,11 @@ placement says. The module imports without torch."""
 
 from __future__ import annotations
 
+import gc
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -44,6 +45,13 @@ SETTLING = 17
 READING_S = 300.0  # for what the profiler wrote
 # In the first step a pipeline tells its shapes, and in the second one DDP makes its buckets anew.
 BEFORE_COUNTING = 2
+
+
+def switches_of(plan: EnginePlan) -> dict[str, tuple[str, ...]]:
+    """What collectives go through, and on GPUs the kernel of attention that is tried first."""
+    if plan.device == "cpu":
+        return {"allreduce": ("gloo",)}
+    return {"allreduce": ("nccl",), "attention": ("cudnn", "flash")}
 
 
 class Trains(Resumable, Protocol):
@@ -96,8 +104,8 @@ class TorchTrainer:
         return refusal(plan)
 
     def choices(self, plan: EnginePlan) -> Mapping[str, Sequence[str]]:
-        """What its collectives go through, and what is fused."""
-        return {"allreduce": ("gloo" if plan.device == "cpu" else "nccl",), "fusion": FUSION}
+        """What its collectives go through, its attention, and what is fused."""
+        return {**switches_of(plan), "fusion": FUSION}
 
     def build(self, context: RankContext, plan: EnginePlan) -> Built:
         """Cut the model and load the first weights. Raises torch.OutOfMemoryError."""
@@ -120,10 +128,12 @@ class TorchTrainer:
         """Train from the first weights, or from where the run was stopped. Before the first run, a
         few steps are taken, and what the last one communicates is counted: counting would slow the
         timed ones."""
+        from workers.engines.training.model import attending
         from workers.engines.training.watching import watched
 
         assert self._context is not None, "build first"
-        with watched(self._context):
+        assert self._plan is not None
+        with watched(self._context), attending(self._plan.switches.attention):
             return self._run(work)
 
     def _run(self, work: TrainingWork) -> RankReport:
@@ -135,14 +145,15 @@ class TorchTrainer:
         trainer, context = self._trainer, self._context
         if self._traffic is None:
             self._count_step(work)
-        trainer.reset()
         if work.observe:
             return self._observed(work)
+        trainer.reset()
         states = States(trainer, context, self._plan, work)
         taken, rows = states.resume()
         context.barrier()
         reset_peak([context.device])
-        began = self._take_steps(work, states, taken, rows)
+        with _uncollected():
+            began = self._take_steps(work, states, taken, rows)
         if work.save is not None:
             trainer.save(Path(work.save))
         return self._report(rows, began, states.seconds)
@@ -221,7 +232,7 @@ class TorchTrainer:
         context.barrier()
         timed = [self._seconds(tokens) for tokens in itertools.islice(batches, TIMED)]
         context.barrier()
-        with watch.watching():
+        with _uncollected(), watch.watching():
             for number, tokens in enumerate(itertools.islice(batches, profiled)):
                 with watch.step(number):
                     self._seconds(tokens)
@@ -284,3 +295,14 @@ class TorchTrainer:
             began_s=began_s,
             training=training,
         )
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Inside, Python's collector leaves alone what there is: looking through the objects of torch
+    holds a rank up for a fraction of a second, and the others wait for it."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

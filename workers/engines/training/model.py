@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -10,17 +11,18 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
     create_selective_checkpoint_contexts,
 )
 
-from strategies.placement import EMBEDDING, Placement, Stage
-from strategies.shapes import ModelShape
+from strategies.placement import EMBEDDING, Stage
 from workers.engines.training.observing import part
 from workers.engines.transformers_config import shape_to_config
+from workers.messages import EnginePlan
 
 HEAD = "lm_head.weight"
 REPEATED = "repeated_heads"  # the name of our attention in float32
@@ -33,7 +35,15 @@ KEPT = (
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
 )
-Recompute = Callable[..., Tensor]
+# The kernels of torch's attention, fastest first on Hopper, by the names of --attention; those that
+# take any input come last.
+ATTENTION = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+Forward = Callable[..., Tensor]
 
 
 class StageModule(nn.Module):
@@ -47,9 +57,9 @@ class StageModule(nn.Module):
     lm_head: Any
     rotary: Any
 
-    def __init__(self, whole: Any, stage: Stage, tied: bool, seq_len: int, recompute: str) -> None:
+    def __init__(self, whole: Any, stage: Stage, tied: bool, seq_len: int) -> None:
         super().__init__()
-        self.seq_len, self._recompute = seq_len, recompute_of(recompute)
+        self.seq_len = seq_len
         self.model = nn.Module()
         if stage.embed:
             self.model.embed_tokens = whole.model.embed_tokens
@@ -67,12 +77,21 @@ class StageModule(nn.Module):
         """Its layers, in order."""
         return list(self.model.layers.values())
 
-    def fuse(self) -> None:
-        """Compile each layer by itself, inside of what is hooked to it, as FSDP2's gathering. Under
-        DDP torch would cut a layer at its buckets."""
-        torch._dynamo.config.optimize_ddp = False
+    def settle(self, recompute: str, fuses: bool, over_tp: bool = False) -> None:
+        """Say how each layer runs, inside of what is hooked to it, as FSDP2's gathering.
+
+        recompute: what of it is kept, see `kept_by`. fuses: whether it is compiled, with what it
+        recomputes; but torch 2.13 traces neither what moves to the host nor, of DTensors, what is
+        recomputed.
+        """
+        keep = kept_by(recompute)
         for layer in self.layers:
-            layer.forward = torch.compile(layer.forward)
+            if fuses and (over_tp or recompute == "cpu-offload"):
+                layer.forward = keep(compiled(layer.forward))
+            elif fuses:
+                layer.forward = compiled(keep(layer.forward))
+            else:
+                layer.forward = keep(layer.forward)
 
     def tie(self) -> None:
         """Let embedding and head be one parameter where the model ties them. A head whose stage has
@@ -99,12 +118,14 @@ class StageModule(nn.Module):
             return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        hidden: Tensor = self.model.embed_tokens(x) if hasattr(self.model, "embed_tokens") else x
+        hidden = x
+        if hasattr(self.model, "embed_tokens"):
+            # Over tp its sum is still under way, and compiled layers do not take such a tensor.
+            hidden = self.model.embed_tokens(x).clone()
         positions = torch.arange(self.seq_len, device=hidden.device)[None]
         rotation = self.rotary(hidden, positions)
         for layer in self.layers:
-            hidden = self._recompute(
-                layer,
+            hidden = layer(
                 hidden,
                 attention_mask=None,
                 position_ids=positions,
@@ -115,22 +136,17 @@ class StageModule(nn.Module):
         return hidden
 
 
-def stages_of(
-    shape: ModelShape,
-    placement: Placement,
-    rank: int,
-    dtype: torch.dtype,
-    seq_len: int,
-    recompute: str,
-) -> list[StageModule]:
+def stages_of(plan: EnginePlan, rank: int) -> list[StageModule]:
     """The stages of a rank, in order, their parameters on the meta device."""
+    assert plan.training is not None, "the plan trains"
+    shape, dtype = plan.model, getattr(torch, plan.dtype)
     with torch.device("meta"):
         make: Any = transformers.AutoModelForCausalLM.from_config
         whole = make(shape_to_config(shape), dtype=dtype, attn_implementation=attention_of(dtype))
     whole.train()
     return [
-        StageModule(whole, stage, shape.tie_embeddings, seq_len, recompute)
-        for stage in placement.stages_of(rank)
+        StageModule(whole, stage, shape.tie_embeddings, plan.training.seq_len)
+        for stage in plan.placement.stages_of(rank)
     ]
 
 
@@ -157,25 +173,51 @@ def _repeated(
     return out.transpose(1, 2).contiguous(), None
 
 
-def recompute_of(mode: str) -> Recompute:
-    """How a layer is called: what of it is kept for the backward pass.
+def kept_by(mode: str) -> Callable[[Forward], Forward]:
+    """What makes of a layer's forward pass one that keeps less for the backward pass.
 
     mode: "off", everything; "full", its input; "selective", the outputs of products too;
     "cpu-offload", its input, in the memory of the host.
     """
     if mode == "off":
-        return lambda layer, *args, **kwargs: layer(*args, **kwargs)
+        return lambda forward: forward
     if mode == "full":
-        return partial(checkpoint, use_reentrant=False)
+        return lambda forward: partial(checkpoint, forward, use_reentrant=False)
     if mode == "selective":
         contexts = partial(create_selective_checkpoint_contexts, _policy)
-        return partial(checkpoint, use_reentrant=False, context_fn=contexts)
-    return _on_host
+        return lambda forward: partial(
+            checkpoint, forward, use_reentrant=False, context_fn=contexts
+        )
+    return lambda forward: partial(_on_host, forward)
 
 
-def _on_host(layer: nn.Module, hidden: Tensor, **kwargs: Any) -> Tensor:
+def compiled(function: Forward) -> Forward:
+    """The same, its small operations together in few kernels. Under DDP torch would cut a layer at
+    its buckets."""
+    torch._dynamo.config.optimize_ddp = False
+    return torch.compile(function)
+
+
+def attending(first: str | None) -> AbstractContextManager[None]:
+    """Inside, torch's attention takes the first of its kernels that computes what is asked for.
+    first: "cudnn" or "flash", which of them is tried before the others; None: as torch has it."""
+    if first is None:
+        return nullcontext()
+    kernels = sorted(ATTENTION.values(), key=lambda one: one != ATTENTION[first])
+    context: Any = sdpa_kernel
+    found: AbstractContextManager[None] = context(kernels, set_priority=True)
+    return found
+
+
+def summed(logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss of all tokens, float32 []. logits: [batch, seq_len, vocabulary]; labels: int64
+    [batch, seq_len]."""
+    return cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+
+
+def _on_host(forward: Forward, hidden: Tensor, **kwargs: Any) -> Tensor:
     with save_on_cpu(pin_memory=hidden.is_cuda):
-        out: Tensor = checkpoint(layer, hidden, use_reentrant=False, **kwargs)
+        out: Tensor = checkpoint(forward, hidden, use_reentrant=False, **kwargs)
     return out
 
 

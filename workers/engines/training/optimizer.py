@@ -2,42 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 LEARNING_RATE, BETAS, EPSILON, WEIGHT_DECAY = 3e-4, (0.9, 0.95), 1e-8, 0.1
 # What is kept of a parameter to go on from, each in float32, by what torch's AdamW calls it.
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 
 
+# Elements whose gradients in float32 exist at once: half a gigabyte, and one kernel's worth of work.
+CHUNK = 2**27
+
+
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A parameter, its copy in float32 (itself where it is float32 and not offloaded) and what
-    steps that. keeps: whether its gradient stays where it is."""
+    """A parameter, its copy in float32 (itself where it is float32 and not offloaded), and the
+    moments of that. stepped: this rank's part of the copy, which shares its memory: as a DTensor it
+    would cost the host more time than the device. keeps: whether its gradient stays where it is."""
 
     parameter: Tensor
     master: Tensor
-    adam: torch.optim.AdamW
+    moments: Mapping[str, Tensor]
+    stepped: nn.Parameter
     keeps: bool
 
     @property
     def is_copied(self) -> bool:
         return self.master is not self.parameter
 
-    def step(self, scale: float) -> None:
-        """Update the parameter by its gradient, which is `scale` times the loss's."""
+    def begin(self, scale: float) -> None:
+        """Give its copy the gradient, which is `scale` times the loss's."""
         gradient = self.parameter.grad
         if gradient is None:
             return
-        self.master.grad = gradient.to(device=self.master.device, dtype=torch.float32)
-        if scale != 1.0:
-            self.master.grad /= scale
-        self.adam.step()
-        if self.is_copied:
-            self.master.grad = None
+        mine = local_of(gradient).to(device=self.stepped.device, dtype=torch.float32)
+        self.stepped.grad = mine.div_(scale) if scale != 1.0 else mine
+
+    def end(self) -> None:
+        """Forget the gradient, and take the value of the copy."""
+        self.stepped.grad = None
         self.drop()
         self.round()
 
@@ -51,18 +58,35 @@ class _Entry:
     def round(self) -> None:
         """Give the parameter the value of its copy."""
         if self.is_copied:
-            with torch.no_grad():
-                self.parameter.copy_(self.master)
+            local_of(self.parameter).copy_(self.stepped)
 
-    def begin_after(self, steps: int, fused: bool) -> None:
-        """Have moments, as after so many steps, to be filled."""
-        taken = torch.tensor(float(steps), device=self.master.device if fused else "cpu")
-        moments = {name: torch.zeros_like(self.master.detach()) for name in MOMENTS}
-        self.adam.state[self.master] = {"step": taken, **moments}
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Parameters that are updated together, and what does it."""
+
+    entries: Sequence[_Entry]
+    adam: torch.optim.AdamW
+
+    def step(self, scale: float) -> None:
+        """Update the parameters that have a gradient."""
+        for one in self.entries:
+            one.begin(scale)
+        self.adam.step()
+        for one in self.entries:
+            one.end()
+
+    def begin_after(self, steps: int) -> None:
+        """Have moments that are zero, as if after so many steps."""
+        is_fused = self.adam.defaults["fused"]
+        for one in self.entries:
+            taken = torch.tensor(float(steps), device=one.stepped.device if is_fused else "cpu")
+            moments = {name: local_of(tensor).zero_() for name, tensor in one.moments.items()}
+            self.adam.state[one.stepped] = {"step": taken, **moments}
 
 
 class Optimizer:
-    """One AdamW a parameter, so that gradients in float32 exist one at a time.
+    """AdamW over some parameters at a time, so that gradients in float32 are few at a time.
 
     fused: whether an update is one kernel. keeps: whether gradients stay where they are, as in the
     buckets of DDP, and are set to zero. offloads: whether copies and moments are in main memory and
@@ -74,81 +98,101 @@ class Optimizer:
         self, modules: Iterable[nn.Module], fused: bool, keeps: bool = False, offloads: bool = False
     ) -> None:
         found = dict.fromkeys(one for module in modules for one in module.parameters())
-        self._fused = fused
-        self._entries = [_entry(one, fused, keeps, offloads) for one in found]
+        self._chunks = [
+            _chunk([_entry(one, keeps, offloads) for one in some], fused) for some in _chunked(found)
+        ]
 
+    @torch.no_grad()
     def step(self, scale: float = 1.0) -> None:
         """Update every parameter that has a gradient, and drop the gradients. scale: what the
         loss was multiplied by."""
-        for one in self._entries:
-            one.step(scale)
+        for chunk in self._chunks:
+            chunk.step(scale)
 
     def drop(self) -> None:
         """Forget the gradients."""
-        for one in self._entries:
+        for one in self._entries():
             one.drop()
 
+    @torch.no_grad()
     def reset(self) -> None:
         """Begin with the weights as they are."""
         self.drop()
-        for one in self._entries:
-            one.adam.state.clear()
+        self.begin_after(0)
+        for one in self._entries():
             if one.is_copied:
-                with torch.no_grad():
-                    one.master.copy_(one.parameter)
+                one.stepped.copy_(local_of(one.parameter))
 
     def begin_after(self, steps: int) -> None:
         """Have moments, as after so many steps, for what `state` names to be filled; then
         `round`."""
-        for one in self._entries:
-            one.begin_after(steps, self._fused)
+        for chunk in self._chunks:
+            chunk.begin_after(steps)
 
     def state(self) -> dict[Tensor, dict[str, Tensor]]:
         """Parameter -> its weight in float32 and its moments: the tensors that are stepped, this
         rank's part of each. Moments are zero before the first update, as after steps that
         overflowed."""
-        for one in self._entries:
-            if one.master not in one.adam.state:
-                one.begin_after(0, self._fused)
         return {
-            one.parameter: {
-                WEIGHT: one.master.detach(),
-                **{name: one.adam.state[one.master][name] for name in MOMENTS},
-            }
-            for one in self._entries
+            one.parameter: {WEIGHT: one.master.detach(), **one.moments} for one in self._entries()
         }
 
+    @torch.no_grad()
     def round(self) -> None:
         """Give every parameter the value of its copy."""
-        for one in self._entries:
+        for one in self._entries():
             one.round()
 
     @property
     def state_bytes(self) -> int:
         """Bytes of this rank's moments and copies."""
-        moments = (
-            value
-            for one in self._entries
-            for state in one.adam.state.values()
-            for value in state.values()
-        )
-        copies = (one.master for one in self._entries if one.is_copied)
-        return sum(map(bytes_of, (*moments, *copies)))
+        kept = [tensor for one in self._entries() for tensor in one.moments.values()]
+        copies = [one.master for one in self._entries() if one.is_copied]
+        return sum(map(bytes_of, (*kept, *copies)))
+
+    def _entries(self) -> Iterator[_Entry]:
+        for chunk in self._chunks:
+            yield from chunk.entries
+
+
+def local_of(tensor: Tensor) -> Tensor:
+    """What this rank has of a tensor, which shares its memory."""
+    mine: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return mine.detach()
 
 
 def bytes_of(tensor: object) -> int:
     """Bytes that this rank keeps of a tensor; 0 of what is none."""
-    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return local.numel() * local.element_size() if isinstance(local, Tensor) else 0
+    if not isinstance(tensor, Tensor):
+        return 0
+    local = local_of(tensor)
+    return local.numel() * local.element_size()
 
 
-def _entry(parameter: Tensor, fused: bool, keeps: bool, offloads: bool) -> _Entry:
+def _chunked(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Parameters in order, as many at a time as have CHUNK elements on this rank; one at least."""
+    some: list[Tensor] = []
+    for one in parameters:
+        if some and sum(local_of(each).numel() for each in (*some, one)) > CHUNK:
+            yield some
+            some = []
+        some.append(one)
+    if some:
+        yield some
+
+
+def _entry(parameter: Tensor, keeps: bool, offloads: bool) -> _Entry:
     master = parameter
     if offloads or parameter.dtype != torch.float32:
         device = torch.device("cpu") if offloads else parameter.device
-        master = nn.Parameter(parameter.detach().to(device, torch.float32, copy=True))
+        master = parameter.detach().to(device, torch.float32, copy=True)
+    moments = {name: torch.zeros_like(master.detach()) for name in MOMENTS}
+    return _Entry(parameter, master, moments, nn.Parameter(local_of(master)), keeps)
+
+
+def _chunk(entries: Sequence[_Entry], fused: bool) -> _Chunk:
     adam = torch.optim.AdamW(
-        [master],
+        [one.stepped for one in entries],
         lr=LEARNING_RATE,
         betas=BETAS,
         eps=EPSILON,
@@ -156,4 +200,6 @@ def _entry(parameter: Tensor, fused: bool, keeps: bool, offloads: bool) -> _Entr
         fused=fused,
         foreach=False,
     )
-    return _Entry(parameter, master, adam, keeps)
+    chunk = _Chunk(entries, adam)
+    chunk.begin_after(0)
+    return chunk

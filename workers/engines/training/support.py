@@ -47,13 +47,12 @@ def _of_fusion(plan: EnginePlan) -> str | None:
     assert plan.training is not None, "the plan trains"
     if plan.switches.fusion != "on":
         return None
-    if plan.training.activation_checkpointing == "selective":
+    recomputes = plan.training.activation_checkpointing == "selective"
+    if recomputes and plan.placement.degree("tp") > 1:
         return (
-            "in layers that are compiled it cannot select what to keep; use --fusion off, or "
-            "another --activation-checkpointing"
+            "in layers that are compiled and cut over tp it cannot select what to keep; use "
+            "--fusion off, or another --activation-checkpointing"
         )
-    if plan.placement.degree("tp") > 1:
-        return "torch does not compile layers that are cut over tp; leave --fusion on out"
     names = (os.environ.get("CXX", ""), *COMPILERS)
     if plan.device == "cpu" and not any(name and shutil.which(name) for name in names):
         return (

@@ -13,15 +13,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import loss_parallel
-from torch.nn.functional import cross_entropy
+from torch.linalg import vector_norm
 from torch.nn.parallel import DistributedDataParallel
 
 from strategies.placement import EMBEDDING
 from strategies.training import micro_batches
 from workers.engines.training.fp8 import use_fp8
-from workers.engines.training.model import StageModule, stages_of
+from workers.engines.training.model import StageModule, compiled, stages_of, summed
 from workers.engines.training.observing import part
-from workers.engines.training.optimizer import Optimizer, bytes_of
+from workers.engines.training.optimizer import Optimizer, bytes_of, local_of
 from workers.engines.training.pipeline import ends_of, schedule_of
 from workers.engines.training.saving import save
 from workers.engines.training.scaling import Scaling
@@ -60,19 +60,22 @@ class Trainer:
         self._source, self._plan = open_source(plan.checkpoint), plan
         timeout = timedelta(seconds=plan.timeout_s)
         self._mesh: Any = mesh_of(placement, device, timeout, silent=plan.ablation == "comm")
-        seq_len, recompute = asked.seq_len, asked.activation_checkpointing
-        self.stages = stages_of(shape, placement, rank, self.dtype, seq_len, recompute)
+        self.stages = stages_of(plan, rank)
         if asked.is_fp8:
             for stage in self.stages:
                 use_fp8(stage, emulate=device.type == "cpu")
-        if plan.switches.fusion == "on":
-            for stage in self.stages:
-                stage.fuse()
+        is_compiled, over_tp = plan.switches.fusion == "on", placement.degree("tp") > 1
+        for stage in self.stages:
+            stage.settle(asked.activation_checkpointing, is_compiled, over_tp)
+        # Over tp the loss is DTensor's.
+        self._summed = compiled(summed) if is_compiled and not over_tp else summed
         offloads = asked.offload == "optimizer+params"
         self.modules = [
             distributed(stage, placement, self._mesh, device, offloads) for stage in self.stages
         ]
         self._ends = ends_of(placement, rank, timeout) if shape.tie_embeddings else None
+        self._parameters = [one for stage in self.stages for one in stage.parameters()]
+        self._shares = self._shares_of()
         self._schedule: Any = self._pipeline() if placement.degree("pp") > 1 else None
         self.gradient_bytes: int | None = None
         self.updates = 0
@@ -97,7 +100,7 @@ class Trainer:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the parameters of this rank."""
-        return sum(bytes_of(one) for stage in self.stages for one in stage.parameters())
+        return sum(map(bytes_of, self._parameters))
 
     @property
     def optimizer_bytes(self) -> int:
@@ -146,17 +149,19 @@ class Trainer:
         while the layout communicates."""
         with counting:
             loss = self._backward(tokens)
-        self.gradient_bytes = sum(
-            bytes_of(one.grad) for stage in self.stages for one in stage.parameters()
-        )
-        result = self._result(loss)
+        if self.gradient_bytes is None:
+            self.gradient_bytes = sum(bytes_of(one.grad) for one in self._parameters)
+        known, scale = self._agreed(loss), self._scale
+        # Read before the update where that depends on it: else the device need not wait for it.
+        norm = known[1].item() if self._scaling is not None else 0.0
         with part("optimizer"):
-            self._update(result.grad_norm)
-        return result
+            self._update(norm)
+        mean, squares = known.tolist()
+        return StepResult(mean / scale, squares**0.5 / scale)
 
-    def _update(self, grad_norm: float) -> None:
+    def _update(self, squares: float) -> None:
         """Update the weights; where gradients overflowed in fp16, leave them and scale less."""
-        scale, overflowed = self._scale, not math.isfinite(grad_norm)
+        scale, overflowed = self._scale, not math.isfinite(squares)
         if self._scaling is not None:
             self._scaling = self._scaling.after(overflowed)
             if overflowed:
@@ -240,8 +245,7 @@ class Trainer:
             logits = DTensor.from_local(
                 logits, self._mesh["tp"], [Shard(2)], run_check=False, shape=size, stride=stride
             )
-        summed = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
-        mean = summed * (self._scale * self.placement.num_replicas / self._tokens)
+        mean = self._summed(logits, labels) * (self._scale * self.placement.num_replicas / self._tokens)
         return mean.to_local() if isinstance(mean, DTensor) else mean
 
     @property
@@ -279,19 +283,27 @@ class Trainer:
         named = [pair for stage in self.stages for pair in stage.stored_parameters()]
         return [parameter for name, parameter in named if name == EMBEDDING]
 
-    def _result(self, loss: Tensor) -> StepResult:
-        """What all ranks know together; not counted as communication of the layout."""
-        twice = {id(one) for one in self._tied()} if self._ends is not None else set()
-        squares = torch.zeros((), device=self.device)
-        for parameter in (one for stage in self.stages for one in stage.parameters()):
-            if parameter.grad is not None:
-                times = copies(parameter, self.placement) * (2 if id(parameter) in twice else 1)
-                square = local_part(parameter.grad)[0].float().square().sum() / times
-                squares += square.to(self.device)
+    def _agreed(self, loss: Tensor) -> Tensor:
+        """The loss and the square of the norm, times the scale of fp16, float32 [2]: what all ranks
+        know together; not counted as communication of the layout."""
+        nothing = torch.zeros((), device=self._shares.device)
+        norms = [
+            nothing if one.grad is None else vector_norm(local_of(one.grad), dtype=torch.float32)
+            for one in self._parameters
+        ]
+        squares = torch.dot(torch.stack(norms).square(), self._shares)
         alike = self.placement.degree("tp") * self.placement.num_replicas
-        both = torch.stack([loss.float() / alike, squares])
+        both = torch.stack([loss.float() / alike, squares.to(self.device)])
         if self.placement.num_ranks > 1:
             with part("agree"):
                 dist.all_reduce(both)
-        mean, total = both.tolist()
-        return StepResult(mean / self._scale, total**0.5 / self._scale)
+        return both
+
+    def _shares_of(self) -> Tensor:
+        """Of the square of each parameter's gradient, the share that this rank adds to the sum over
+        ranks, of which several may have the same. Where the gradients are."""
+        twice = {id(one) for one in self._tied()} if self._ends is not None else set()
+        times = [
+            copies(one, self.placement) * (2 if id(one) in twice else 1) for one in self._parameters
+        ]
+        return torch.tensor([1 / one for one in times], device=self._parameters[0].device)

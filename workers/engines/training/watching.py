@@ -64,7 +64,7 @@ class _Watch:
     def _pending(self) -> str | None:
         """The collective that this rank began first of those that have not ended, as "all_gather
         over fsdp"; None where there is none."""
-        found = pickle.loads(self._dump(True, False, False)) if self._dump else {}
+        found = pickle.loads(self._dump(True, False, True)) if self._dump else {}
         for one in found.get("entries", ()):
             # What is sent in a batch has no end of its own there: the frame tells of it.
             is_alone = any(name in one["profiling_name"] for name in ("send", "recv"))

@@ -1,0 +1,87 @@
+"""Compiled layers in several ranks: what torch traces of them, run without the compiler of kernels,
+which takes minutes."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_runs import FEW, LOAD, alone, shape_of, training_plan
+
+from strategies import TrainingLoad
+
+RANKS = 2
+MANY = 12  # layers, more than torch compiles anew of one function
+
+
+def train(rank: int, store: str, layout: str, load: TrainingLoad, layers: int, tell: Any) -> None:
+    """Take a few steps as one of two ranks; tell the losses, the norms and how many graphs torch
+    compiled."""
+    import torch
+    import torch.distributed as dist
+    from torch._dynamo.utils import counters
+
+    from workers.engines.training.batches import batches
+    from workers.engines.training.trainer import Trainer
+    from workers.messages import Switches, TrainingWork
+
+    compiles: Callable[..., Any] = torch.compile
+    torch.compile = functools.partial(compiles, backend="aot_eager", fullgraph=True)  # type: ignore[assignment]
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
+    shape = replace(shape_of("Llama"), num_layers=layers)
+    plan = training_plan(layout, shape, None, load, switches=Switches(fusion="on"))
+    trainer = Trainer(rank, plan, torch.device("cpu"))
+    trainer.reset()
+    steps = batches(plan, TrainingWork(FEW), trainer.replica, range(FEW))
+    found = [tuple(trainer.step(tokens)) for tokens in steps]
+    tell.send((found, counters["stats"]["unique_graphs"]))
+    dist.destroy_process_group()
+
+
+def trained(layout: str, load: TrainingLoad, layers: int, folder: Path) -> tuple[Any, int]:
+    """What the first of two ranks tells."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = zip(*(context.Pipe() for _ in range(RANKS)), strict=True)
+    ranks = [
+        context.Process(
+            target=train, args=(rank, str(folder / "store"), layout, load, layers, theirs[rank])
+        )
+        for rank in range(RANKS)
+    ]
+    for one, end in zip(ranks, theirs, strict=True):
+        one.start()
+        end.close()
+    told = [end.recv() for end in ours]
+    for one in ranks:
+        one.join()
+    assert told[0][0] == told[1][0]
+    return told[0]  # type: ignore[no-any-return]
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("layout", "mode"), [("tp2", "off"), ("tp2", "full"), ("fsdp2", "selective"), ("pp2", "full")]
+)
+def test_compiled_layers_that_are_cut_change_no_loss(
+    layout: str, mode: Any, tmp_path: Path
+) -> None:
+    load = replace(LOAD, activation_checkpointing=mode)
+    found, _ = trained(layout, load, shape_of("Llama").num_layers, tmp_path)
+    expected = [(one.loss, one.grad_norm) for one in alone("Llama")[:FEW]]
+    assert found == [pytest.approx(one, abs=1e-4, rel=1e-4) for one in expected]
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(("layout", "graphs"), [("tp2", 1), ("fsdp2", 2)])
+def test_layers_are_compiled_once_however_many_there_are(
+    layout: str, graphs: int, tmp_path: Path
+) -> None:
+    """And so is the loss, where the vocabulary is not cut."""
+    load = replace(LOAD, activation_checkpointing="full")
+    assert trained(layout, load, MANY, tmp_path)[1] == graphs
