@@ -36,10 +36,9 @@ class Switches:
     "triton", over pages; "fa3", "fa3-prefill" and "flashinfer", by a library; in training "cudnn"
     or "flash", which kernel of torch's is tried first. cuda_graphs, fusion: are steps captured, and
     do small operations share a kernel, "on" or "off". batching: "continuous", or "static", in which
-    a batch begins when the one before has ended.
-    chunked_prefill_size: prompt tokens to which prompts are cut, or "off". allreduce: what sums
-    over tp; "shm" is memory that ranks on CPUs share, for every group that is on one host;
-    "one-shot" and "two-shot" are memory that GPUs of a node share, for small enough messages.
+    a batch begins when the one before has ended. chunked_prefill_size: prompt tokens to which
+    prompts are cut, or "off". allreduce: what sums over tp; "shm" is memory of a host that ranks on
+    CPUs share, for every group; "one-shot", "two-shot" that of GPUs of a node, for small messages.
     """
 
     attention: str | None = None
