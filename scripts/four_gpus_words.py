@@ -120,10 +120,9 @@ def in_flight(found: Sequence[Published]) -> str:
                     many = between([round(one, 1) for one in values], "g", "")
                     said[engine].append(f"{many} under {layout} of {model_of(each)}")
     return (
-        "A pipeline works on as many batches at a time as its requests are shared into, and each "
-        "streams the weights. By how often that is, `torch` has, of several requests, "
-        f"{listed(said[OURS])}. vLLM puts into a batch what has arrived when a pass begins: "
-        f"{listed(said[THEIRS])}."
+        "A pipeline works on as many batches at a time as several requests are shared into, and "
+        f"each streams the weights anew. `torch` has {listed(said[OURS])}. vLLM puts into a batch "
+        f"what has arrived when a pass begins, and had {listed(said[THEIRS])}."
     )
 
 
