@@ -7,9 +7,9 @@ add and norm behind it.
 Starts a process for each GPU, without Ray. A message is the activations of so many tokens. Of each
 kind a graph of CALLS calls is captured, each of which has what the one before made, and replayed
 REPLAYS times in ROUNDS rounds, in which the kinds take turns. A figure is the median over rounds of
-the time of one call, and of the ranks the slowest one's. "library" is torch's own one-shot with
-the copy into shared memory that it needs; + norm is with the add and norm in another kernel;
-"fused" is one-shot with them in its own.
+the time of one call, and of the ranks the slowest one's. "torch one" and "torch two" are torch's
+own one-shot and two-shot with the copy into shared memory that they need; + norm is with the add
+and norm in another kernel; "fused one" and "fused two" are ours with them in their own.
 """
 
 from __future__ import annotations
@@ -34,13 +34,12 @@ from torch import Tensor
 
 from orchestrator.cluster.environment import WORKER_ENVIRONMENT
 from orchestrator.store.arrow_files import write_part
-from workers.engines.native.support import SHARING
 from workers.rendezvous import ON_LOOPBACK, join, open_store
 from workers.rows import Table, column, row
 
 CALLS, REPLAYS, ROUNDS = 20, 10, 7
 TOKENS = "1,2,4,8,16,24,32,48,64,100,128,256"
-ONE_SHOT_BYTES = 4 << 20  # more than the engine lets it have, to see from where it is slower
+MOST_BYTES = 4 << 20  # more than the engine lets them have, to see from where they are slower
 EPS = 1e-5
 
 
@@ -145,19 +144,21 @@ def kinds_of(device: torch.device, asked: Asked) -> Mapping[str, tuple[Takes, Ca
     from torch.distributed import _symmetric_memory as memory
 
     from workers.engines.native.kernels import fused
-    from workers.engines.native.kernels.symmetric import OneShot, TwoShot
+    from workers.engines.native.kernels.symmetric import OneShot, PeerSum, TwoShot
 
     group, dtype = dist.group.WORLD, getattr(torch, asked.dtype)
     assert group is not None
-    one = OneShot(group, device, dtype, asked.hidden, ONE_SHOT_BYTES)
-    two = TwoShot(group, device, dtype)
+    one, two = (kind(group, device, dtype, asked.hidden, MOST_BYTES) for kind in (OneShot, TwoShot))
     weight = torch.ones(asked.hidden, dtype=dtype, device=device)
-    shared = memory.empty(ONE_SHOT_BYTES // dtype.itemsize, dtype=dtype, device=device)
+    shared = memory.empty(MOST_BYTES // dtype.itemsize, dtype=dtype, device=device)
     memory.rendezvous(shared, group)
 
-    def library(x: Tensor) -> None:
-        part = shared[: x.numel()].view(x.shape).copy_(x)
-        torch.ops.symm_mem.one_shot_all_reduce_out(part, "sum", group.group_name, x)
+    def library(operator: Callable[..., object]) -> tuple[Takes, Sum]:
+        def call(x: Tensor) -> None:
+            part = shared[: x.numel()].view(x.shape).copy_(x)
+            operator(part, "sum", group.group_name, x)
+
+        return lambda x: dtype != torch.float16 and one.takes(x), call
 
     def normed(all_reduce: Sum) -> Call:
         def call(x: Tensor, residual: Tensor) -> None:
@@ -169,19 +170,22 @@ def kinds_of(device: torch.device, asked: Asked) -> Mapping[str, tuple[Takes, Ca
     def alone(all_reduce: Sum) -> Call:
         return lambda x, residual: all_reduce(x)
 
-    has_two = dtype != torch.float16 and group.size() in SHARING["two-shot"]
+    def together(ours: PeerSum) -> tuple[Takes, Call]:
+        return ours.fuses, lambda x, residual: ours.all_reduce_norm(x, residual, weight, EPS)
+
     sums: dict[str, tuple[Takes, Sum]] = {
         "nccl": (lambda x: True, dist.all_reduce),
         "one-shot": (one.takes, one.all_reduce),
-        "library": (lambda x: dtype != torch.float16 and one.takes(x), library),
-        "two-shot": (lambda x: has_two and two.takes(x), two.all_reduce),
+        "two-shot": (two.takes, two.all_reduce),
     }
-    together = {f"{name} + norm": (takes, normed(call)) for name, (takes, call) in sums.items()}
-    del together["library + norm"]
+    torchs = {"torch one": library(torch.ops.symm_mem.one_shot_all_reduce_out)}
+    if group.size() in (2, 4, 8):
+        torchs["torch two"] = library(torch.ops.symm_mem.two_shot_all_reduce_out)
     return {
-        **{name: (takes, alone(call)) for name, (takes, call) in sums.items()},
-        **together,
-        "fused": (one.fuses, lambda x, r: one.all_reduce_norm(x, r, weight, EPS)),
+        **{name: (takes, alone(call)) for name, (takes, call) in (sums | torchs).items()},
+        **{f"{name} + norm": (takes, normed(call)) for name, (takes, call) in sums.items()},
+        "fused one": together(one),
+        "fused two": together(two),
     }
 
 

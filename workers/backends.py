@@ -39,7 +39,7 @@ NCCL_KERNELS = (
     CommunicationKernel(r"nccl", ANY_OPERATION),
 )
 PEER_KERNELS = (
-    CommunicationKernel(r"one_shot_all_reduce_norm", ("all_reduce",), fused=True),
+    CommunicationKernel(r"(one|two)_shot_all_reduce_norm", ("all_reduce",), fused=True),
     CommunicationKernel(r"(one|two)_shot_all_reduce", ("all_reduce",)),
 )
 

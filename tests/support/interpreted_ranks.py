@@ -1,7 +1,7 @@
-"""`OneShot` without a GPU: processes stand for ranks, their memory is the shared one, and Triton's
-interpreter runs the kernels.
+"""`OneShot` and `TwoShot` without a GPU: processes stand for ranks, their memory is the shared one,
+and Triton's interpreter runs the kernels.
 
-    TRITON_INTERPRET=1 python tests/support/interpreted_ranks.py RANKS DTYPE
+    TRITON_INTERPRET=1 python tests/support/interpreted_ranks.py OneShot|TwoShot RANKS DTYPE
 
 Exits with 1 and says which call went wrong where one did. The interpreter does not round to
 bfloat16 as a GPU does.
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from workers.engines.native.kernels import reference, symmetric
 
-WIDTH, CALLS, WORDS = 200, 60, 200_000  # 64-bit words of a rank, for slots
+WIDTH, CALLS, WORDS = 200, 60, 300_000  # 64-bit words of a rank, for slots
 COUNTS = (1, 7, 1024, 1025, 3000, 4096)
 
 
@@ -64,7 +64,7 @@ def drawn(rank: int, call: int, *shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(*shape, generator=seed).to(dtype)
 
 
-def right(one: symmetric.OneShot, rank: int, ranks: int, call: int, dtype: torch.dtype) -> bool:
+def right(one: symmetric.PeerSum, rank: int, ranks: int, call: int, dtype: torch.dtype) -> bool:
     """Whether a call made what it should."""
     if call % 3 < 2:
         shape: tuple[int, ...] = (COUNTS[call % len(COUNTS)],)
@@ -83,12 +83,14 @@ def right(one: symmetric.OneShot, rank: int, ranks: int, call: int, dtype: torch
     return torch.equal(ours, theirs) and torch.allclose(out, wanted, rtol=4e-3, atol=4e-3)
 
 
-def run(rank: int, ranks: int, dtype: torch.dtype, pools: list[Tensor], barrier: Barrier) -> None:
+def run(
+    rank: int, kind: str, ranks: int, dtype: torch.dtype, pools: list[Tensor], barrier: Barrier
+) -> None:
     """One rank. In turn one of them is late."""
     torch.set_num_threads(1)
     symmetric.memory = Memory(rank, pools, barrier)  # type: ignore[assignment]
     device, most = torch.device("cpu"), max(COUNTS) * dtype.itemsize
-    one = symmetric.OneShot(Group(rank, ranks), device, dtype, WIDTH, most)  # type: ignore[arg-type]
+    one = getattr(symmetric, kind)(Group(rank, ranks), device, dtype, WIDTH, most)
     for call in range(CALLS):
         if call % ranks == rank:
             time.sleep(0.005)
@@ -98,11 +100,11 @@ def run(rank: int, ranks: int, dtype: torch.dtype, pools: list[Tensor], barrier:
 
 def main() -> None:
     """All ranks."""
-    ranks, dtype = int(sys.argv[1]), getattr(torch, sys.argv[2])
+    kind, ranks, dtype = sys.argv[1], int(sys.argv[2]), getattr(torch, sys.argv[3])
     context = multiprocessing.get_context("fork")
     pools = [torch.zeros(WORDS, dtype=torch.int64).share_memory_() for _ in range(ranks)]
     barrier = context.Barrier(ranks)
-    arguments = ((rank, ranks, dtype, pools, barrier) for rank in range(ranks))
+    arguments = ((rank, kind, ranks, dtype, pools, barrier) for rank in range(ranks))
     processes = [context.Process(target=run, args=each, daemon=True) for each in arguments]
     for process in processes:
         process.start()

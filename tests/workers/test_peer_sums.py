@@ -206,11 +206,8 @@ def test_where_layers_are_looked_at_sums_are_apart_from_norms(noted: Communicato
     [
         ("_one_shot_all_reduce", False),
         ("_one_shot_all_reduce_norm", True),
-        (
-            "void (anonymous namespace)::two_shot_all_reduce_kernel<c10::BFloat16, 16, 4, false, "
-            "false>(c10::BFloat16**)",
-            False,
-        ),
+        ("_two_shot_all_reduce", False),
+        ("_two_shot_all_reduce_norm", True),
     ],
 )
 def test_its_kernels_communicate(name: str, fused: bool) -> None:
@@ -227,47 +224,27 @@ def plan_of(layout: str, kind: str, **changes: Any) -> EnginePlan:
     return engine_plan(layout, wide, None, WORK, device="cuda", switches=switches, **changes)
 
 
-@pytest.mark.parametrize(
-    ("layout", "kind", "dtype", "reason"),
-    [
-        (
-            "tp16",
-            "one-shot",
-            "bfloat16",
-            "is for tp2, tp3, tp4, tp5, tp6, tp7, tp8, not tp16; use nccl",
-        ),
-        (
-            "tp16",
-            "two-shot",
-            "bfloat16",
-            "--allreduce two-shot is for tp2, tp4, tp8, not tp16; use nccl",
-        ),
-        (
-            "tp3",
-            "two-shot",
-            "bfloat16",
-            "--allreduce two-shot is for tp2, tp4, tp8, not tp3; use nccl",
-        ),
-        ("tp2", "two-shot", "float16", "--allreduce two-shot has no float16; use one-shot or nccl"),
-    ],
-)
-def test_what_cannot_be_summed_so_is_refused(
-    layout: str, kind: str, dtype: str, reason: str
-) -> None:
-    assert reason in str(engines.refusal("torch", plan_of(layout, kind, dtype=dtype)))
-
-
-@pytest.mark.parametrize("layout", ["tp1", "pp2", "tp2", "tp2pp2"])
 @pytest.mark.parametrize("kind", ["one-shot", "two-shot"])
-def test_what_can_be_is_not(layout: str, kind: str) -> None:
-    assert engines.refusal("torch", plan_of(layout, kind, dtype="bfloat16")) is None
+def test_too_many_ranks_are_refused(kind: str) -> None:
+    reason = f"--allreduce {kind} is for tp2, tp3, tp4, tp5, tp6, tp7, tp8, not tp16; use nccl"
+    assert reason in str(engines.refusal("torch", plan_of("tp16", kind)))
+
+
+@pytest.mark.parametrize("layout", ["tp1", "pp2", "tp2", "tp3", "tp2pp2"])
+@pytest.mark.parametrize("kind", ["one-shot", "two-shot"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_others_are_not(layout: str, kind: str, dtype: str) -> None:
+    assert engines.refusal("torch", plan_of(layout, kind, dtype=dtype)) is None
 
 
 class Group:
-    """A process group of two."""
+    """A process group."""
+
+    def __init__(self, members: int) -> None:
+        self.members = members
 
     def size(self) -> int:
-        return RANKS
+        return self.members
 
 
 @pytest.mark.parametrize(
@@ -275,7 +252,9 @@ class Group:
     [
         ("tp2", {"allreduce": "one-shot"}, ["OneShot of 64"], "one-shot and nccl"),
         ("tp2", {"allreduce": "one-shot", "fusion": "off"}, ["OneShot of 0"], "one-shot and nccl"),
-        ("tp2", {"allreduce": "two-shot"}, ["TwoShot"], "two-shot and nccl"),
+        ("tp4", {"allreduce": "one-shot"}, ["OneShot of 0"], "one-shot and nccl"),
+        ("tp4", {"allreduce": "two-shot"}, ["TwoShot of 64"], "two-shot and nccl"),
+        ("tp4", {"allreduce": "two-shot", "fusion": "off"}, ["TwoShot of 0"], "two-shot and nccl"),
         ("tp2", {}, [], "nccl"),
         ("pp2", {"allreduce": "one-shot"}, [], "nccl"),
     ],
@@ -296,8 +275,8 @@ def test_the_engine_sums_as_it_is_told(
             found.append(f"OneShot of {width}")
             return f"{dtype}"
 
-        def TwoShot(self, group: Group, device: Any, dtype: Any) -> str:
-            found.append("TwoShot")
+        def TwoShot(self, group: Group, device: Any, dtype: Any, width: int) -> str:
+            found.append(f"TwoShot of {width}")
             return f"{dtype}"
 
     kernels = "workers.engines.native.kernels.symmetric"
@@ -305,7 +284,7 @@ def test_the_engine_sums_as_it_is_told(
     monkeypatch.setattr(build, "_check_peers", lambda *_: None)
     asked = Switches(**switches)
     plan = engine_plan(layout, LLAMA, None, WORK, device="cuda", switches=asked)
-    groups: Any = {layout[:2]: Group()}
+    groups: Any = {layout[:2]: Group(int(layout[2]))}
     context = RankContext(0, plan.placement, torch.device("cuda", 0), groups)
     assert build.make_communicator(context, plan).backend.name == name
     assert found == made

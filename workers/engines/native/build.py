@@ -42,16 +42,12 @@ def make_communicator(context: RankContext, plan: EnginePlan) -> Communicator:
         # It imports Triton, which takes long.
         from workers.engines.native.kernels.symmetric import OneShot, TwoShot
 
-        dtype = getattr(torch, plan.dtype)
-        if kind == "two-shot":
-            two = TwoShot(group, context.device, dtype)
-            communicator.backend = PeerBackend(context, kind, {"tp": [two]}, {})
-        else:
-            # One program sends a row: to one other rank faster than two kernels, to more not.
-            fuses = switches.fusion == "on" and group.size() == 2
-            width = plan.model.hidden_size if fuses else 0
-            one = OneShot(group, context.device, dtype, width)
-            communicator.backend = PeerBackend(context, kind, {"tp": [one]}, {"tp": one})
+        # One program has a row. In one shot it sends it to each other rank, which is faster than
+        # two kernels where that is one rank.
+        fuses = switches.fusion == "on" and (kind == "two-shot" or group.size() == 2)
+        width, made = plan.model.hidden_size if fuses else 0, {"one-shot": OneShot}
+        sums = made.get(kind, TwoShot)(group, context.device, getattr(torch, plan.dtype), width)
+        communicator.backend = PeerBackend(context, kind, {"tp": [sums]}, {"tp": sums})
     return communicator
 
 

@@ -43,7 +43,7 @@ LIBRARY_DTYPES = ("bfloat16", "float16")
 # Kinds of `Switches.attention` in which the host never waits for the device.
 WAITLESS = ("triton", *LIBRARIES)
 # Kinds of `Switches.allreduce` that go through memory of GPUs, and how many may share it.
-SHARING = {"one-shot": range(2, 9), "two-shot": (2, 4, 8)}
+SHARING = {"one-shot": range(2, 9), "two-shot": range(2, 9)}
 LAYER = re.compile(r"model\.layers\.\d+\.")
 
 
@@ -212,8 +212,6 @@ def _sums(plan: EnginePlan) -> str | None:
     if ranks not in SHARING[kind]:
         degrees = ", ".join(f"tp{one}" for one in SHARING[kind])
         return f"--allreduce {kind} is for {degrees}, not tp{ranks}; use nccl"
-    if kind == "two-shot" and plan.dtype == "float16":
-        return "--allreduce two-shot has no float16; use one-shot or nccl"
     return None
 
 

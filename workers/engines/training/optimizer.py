@@ -99,7 +99,8 @@ class Optimizer:
     ) -> None:
         found = dict.fromkeys(one for module in modules for one in module.parameters())
         self._chunks = [
-            _chunk([_entry(one, keeps, offloads) for one in some], fused) for some in _chunked(found)
+            _chunk([_entry(one, keeps, offloads) for one in some], fused)
+            for some in _chunked(found)
         ]
 
     @torch.no_grad()

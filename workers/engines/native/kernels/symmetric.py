@@ -2,16 +2,15 @@
 without multicast. Nothing here makes the host wait, and a captured call can be replayed.
 
 `OneShot` is for small messages: every rank hands its whole message to every other one, and each
-sums. Its kernels are Triton, alone or with the residual and the norm behind the sum. `TwoShot` is
-for larger ones: each rank sums a part, and hands it to the others. It is torch's own operator,
-which rounds to the dtype after each addition.
+sums. `TwoShot` is for larger ones: each rank sums a part, and hands it to the others. Their kernels
+are Triton, alone or with the residual and the norm behind the sum.
 
-A message of `OneShot` travels as 64-bit words: 32 bits of values, and the number of the call. A
-64-bit store is seen whole or not at all, so a reader that finds the number has the values too: no
-flag and no fence is needed. Every program of a kernel has slots of its own on each rank, for each
+A message travels as 64-bit words: 32 bits of values, and the number of the call. A 64-bit store is
+seen whole or not at all, so a reader that finds the number has the values too: no flag and no fence
+is needed. Every program of a kernel has slots of its own on each rank, for each
 sender, in two sets that take turns, and counts its own calls on the device. Before it writes a set
-again, it has had the words of all others of the call between: each other rank had ended the call
-before that one by then, and reads the set no more.
+again, it has had the words of the others of the call between, or of who had words of them all: the
+reader had ended the call before that one by then, and reads the set no more.
 """
 # Triton's decorator has no types, and pointers have none either.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
@@ -28,7 +27,7 @@ from torch.distributed import _symmetric_memory as memory
 from workers.engines.native.kernels.fused import scaled
 
 SENT_BYTES = 3 << 19  # see `most_bytes`
-TWO_SHOT_BYTES = 8 << 20  # the same; beyond, NCCL is as fast
+TWO_SHOT_BYTES = 2 << 20  # of the largest message of `TwoShot`
 PIECE = 1024  # elements of a message that one program sums
 
 
@@ -42,8 +41,8 @@ def most_bytes(ranks: int) -> int:
 class Slots:
     """Where the programs of a kernel receive words, on every rank of a group.
 
-    programs: at most so many. elements: of a message, that one program has. Every rank of the group
-    makes it at once.
+    programs: at most so many. elements: of a message, that one program has. areas: for words of so
+    many. Every rank of the group makes it at once.
     """
 
     def __init__(
@@ -53,14 +52,15 @@ class Slots:
         dtype: torch.dtype,
         programs: int,
         elements: int,
+        areas: int,
     ) -> None:
-        self.rank, self.ranks = group.rank(), group.size()
+        self.rank, ranks = group.rank(), group.size()
         words = -(-elements * dtype.itemsize // 4)
-        size = programs * 2 * self.ranks * words
+        size = programs * 2 * areas * words
         self._words = memory.empty(size, dtype=torch.int64, device=device)
         self._words.zero_()  # the number of no call
         self._handle = handle = memory.rendezvous(self._words, group)
-        places = [handle.get_buffer(r, (size,), torch.int64).data_ptr() for r in range(self.ranks)]
+        places = [handle.get_buffer(r, (size,), torch.int64).data_ptr() for r in range(ranks)]
         self.places = torch.tensor(places, device=device)
         self.calls = torch.zeros(programs, dtype=torch.int32, device=device)
         handle.barrier(channel=0)  # on the device: none writes before all have cleared
@@ -71,9 +71,12 @@ class Slots:
         return self.places, self.calls, self.rank
 
 
-class OneShot:
-    """Sums of small messages over a group. dtype: of the messages. width: elements of a row to be
-    normed; 0: no norm is fused. most: bytes of the largest message; None: `most_bytes`."""
+class PeerSum:
+    """Sums over a group through memory that its GPUs share; every rank makes it at once.
+
+    dtype: of the messages. width: elements of a row to be normed; 0: no norm is fused. most: bytes
+    of the largest message.
+    """
 
     def __init__(
         self,
@@ -81,13 +84,16 @@ class OneShot:
         device: torch.device,
         dtype: torch.dtype,
         width: int,
-        most: int | None = None,
+        most: int,
+        two_shot: bool,
     ) -> None:
-        self._dtype, self._width = dtype, width
-        self._most = (most or most_bytes(group.size())) // dtype.itemsize
+        self._dtype, self._width, self._two_shot = dtype, width, two_shot
+        self._most = most // dtype.itemsize
         self._rows = self._most // width if width else 0
-        self._pieces = Slots(group, device, dtype, triton.cdiv(self._most, PIECE), PIECE)
-        self._of_rows = Slots(group, device, dtype, self._rows, width) if self._rows else None
+        areas = group.size() + two_shot
+        self._pieces = Slots(group, device, dtype, triton.cdiv(self._most, PIECE), PIECE, areas)
+        of_rows = (group, device, dtype, self._rows, width, areas)
+        self._of_rows = Slots(*of_rows) if self._rows else None
         self._ranks = (group.size(), triton.next_power_of_2(group.size()))
 
     def takes(self, x: Tensor) -> bool:
@@ -96,8 +102,9 @@ class OneShot:
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over the group, in place: in float32, rounded once, on each rank the same."""
+        kernel = _two_shot_all_reduce if self._two_shot else _one_shot_all_reduce
         grid, tensors = (triton.cdiv(x.numel(), PIECE),), (x, *self._pieces.arguments)
-        _one_shot_all_reduce[grid](*tensors, x.numel(), PIECE, *self._ranks, num_warps=4)
+        kernel[grid](*tensors, x.numel(), PIECE, *self._ranks, num_warps=4)
         return x
 
     def fuses(self, x: Tensor) -> bool:
@@ -108,40 +115,42 @@ class OneShot:
         """residual += the sum of `x` over the group, in place, then its norm; see `Pointwise`. One
         program a row."""
         assert self._of_rows is not None
+        kernel = _two_shot_all_reduce_norm if self._two_shot else _one_shot_all_reduce_norm
         out, block = torch.empty_like(x), triton.next_power_of_2(self._width)
         tensors = (x, residual, weight, out, *self._of_rows.arguments)
         sizes = (self._width, block, *self._ranks)
         warps = min(max(block // 512, 4), 16)
-        _one_shot_all_reduce_norm[(x.shape[0],)](*tensors, eps, *sizes, num_warps=warps)
+        kernel[(x.shape[0],)](*tensors, eps, *sizes, num_warps=warps)
         return out
 
 
-class TwoShot:
-    """Sums of larger messages over a group, by torch's operator: each rank sums a part. dtype:
-    bfloat16 or float32."""
+class OneShot(PeerSum):
+    """Each rank has all parts and sums. most: None: `most_bytes`."""
 
     def __init__(
         self,
         group: dist.ProcessGroup,
         device: torch.device,
         dtype: torch.dtype,
-        most_bytes: int = TWO_SHOT_BYTES,
+        width: int,
+        most: int | None = None,
     ) -> None:
-        self._shared = memory.empty(most_bytes // dtype.itemsize, dtype=dtype, device=device)
-        memory.rendezvous(self._shared, group)
-        self._group = group.group_name
+        super().__init__(group, device, dtype, width, most or most_bytes(group.size()), False)
 
-    def takes(self, x: Tensor) -> bool:
-        """Whether `all_reduce` sums `x`: it moves 16 bytes at a time."""
-        aligned = x.nbytes % 16 == 0 and x.storage_offset() * x.itemsize % 16 == 0
-        fits = x.dtype == self._shared.dtype and 0 < x.nbytes <= self._shared.nbytes
-        return fits and aligned and x.is_contiguous()
 
-    def all_reduce(self, x: Tensor) -> Tensor:
-        """The sum over the group, in place: the same bits on each rank."""
-        part = self._shared[: x.numel()].view(x.shape).copy_(x)
-        torch.ops.symm_mem.two_shot_all_reduce_out(part, "sum", self._group, x)
-        return x
+class TwoShot(PeerSum):
+    """A row, or a piece, is summed by one rank, which hands the sum to the others: two ways over
+    the link, and of each rank as much as all of its message instead of that much to each other."""
+
+    def __init__(
+        self,
+        group: dist.ProcessGroup,
+        device: torch.device,
+        dtype: torch.dtype,
+        width: int,
+        most: int = TWO_SHOT_BYTES,
+    ) -> None:
+        super().__init__(group, device, dtype, width, most, True)
 
 
 @triton.jit(do_not_specialize=["rank", "count"])
@@ -149,9 +158,25 @@ def _one_shot_all_reduce(
     x_ptr, places_ptr, calls_ptr, rank, count,
     block: tl.constexpr, ranks: tl.constexpr, padded: tl.constexpr,
 ):  # fmt: skip
+    _all_reduce(x_ptr, places_ptr, calls_ptr, rank, count, block, ranks, padded, False)
+
+
+@triton.jit(do_not_specialize=["rank", "count"])
+def _two_shot_all_reduce(
+    x_ptr, places_ptr, calls_ptr, rank, count,
+    block: tl.constexpr, ranks: tl.constexpr, padded: tl.constexpr,
+):  # fmt: skip
+    _all_reduce(x_ptr, places_ptr, calls_ptr, rank, count, block, ranks, padded, True)
+
+
+@triton.jit
+def _all_reduce(
+    x_ptr, places_ptr, calls_ptr, rank, count,
+    block: tl.constexpr, ranks: tl.constexpr, padded: tl.constexpr, two_shot: tl.constexpr,
+):  # fmt: skip
     at = tl.program_id(0) * block + tl.arange(0, block)
     x = tl.load(x_ptr + at, mask=at < count, other=0.0)
-    total = summed(x, places_ptr, calls_ptr, rank, block, ranks, padded)
+    total = _summed(x, places_ptr, calls_ptr, rank, block, ranks, padded, two_shot)
     tl.store(x_ptr + at, total.to(x.dtype), mask=at < count)
 
 
@@ -160,48 +185,100 @@ def _one_shot_all_reduce_norm(
     x_ptr, res_ptr, w_ptr, out_ptr, places_ptr, calls_ptr, rank, eps,
     width: tl.constexpr, block: tl.constexpr, ranks: tl.constexpr, padded: tl.constexpr,
 ):  # fmt: skip
+    _all_reduce_norm(
+        x_ptr, res_ptr, w_ptr, out_ptr, places_ptr, calls_ptr, rank, eps,
+        width, block, ranks, padded, False,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["rank"])
+def _two_shot_all_reduce_norm(
+    x_ptr, res_ptr, w_ptr, out_ptr, places_ptr, calls_ptr, rank, eps,
+    width: tl.constexpr, block: tl.constexpr, ranks: tl.constexpr, padded: tl.constexpr,
+):  # fmt: skip
+    _all_reduce_norm(
+        x_ptr, res_ptr, w_ptr, out_ptr, places_ptr, calls_ptr, rank, eps,
+        width, block, ranks, padded, True,
+    )  # fmt: skip
+
+
+@triton.jit
+def _all_reduce_norm(
+    x_ptr, res_ptr, w_ptr, out_ptr, places_ptr, calls_ptr, rank, eps, width: tl.constexpr,
+    block: tl.constexpr, ranks: tl.constexpr, padded: tl.constexpr, two_shot: tl.constexpr,
+):  # fmt: skip
     at = tl.arange(0, block)
     inside, row = at < width, tl.program_id(0) * width + at
     x = tl.load(x_ptr + row, mask=inside, other=0.0)
     residual = tl.load(res_ptr + row, mask=inside, other=0.0)  # both while the words travel
     weight = tl.load(w_ptr + at, mask=inside, other=0.0)
-    total = summed(x, places_ptr, calls_ptr, rank, width, ranks, padded)
+    total = _summed(x, places_ptr, calls_ptr, rank, width, ranks, padded, two_shot)
     x = total.to(x.dtype) + residual
     tl.store(res_ptr + row, x, mask=inside)
     tl.store(out_ptr + row, scaled(x, weight, width, eps), mask=inside)
 
 
 @triton.jit
-def summed(
+def _summed(
     x, places_ptr, calls_ptr, rank,
-    width: tl.constexpr, ranks: tl.constexpr, padded: tl.constexpr,
+    width: tl.constexpr, ranks: tl.constexpr, padded: tl.constexpr, two_shot: tl.constexpr,
 ):  # fmt: skip
     """The sum over the ranks of the first `width` elements of `x` [block], in float32; the others
     are zero. padded: the power of two from `ranks` on."""
     share: tl.constexpr = 32 // x.dtype.primitive_bitwidth  # elements of a word
     words: tl.constexpr = (width + share - 1) // share
+    areas: tl.constexpr = ranks + 1 if two_shot else ranks
     values = packed(x)
     at = tl.arange(0, values.shape[0])
     call = tl.load(calls_ptr + tl.program_id(0)) + 1
-    number = call.to(tl.uint32).to(tl.uint64)
-    slots = (tl.program_id(0) * 2 + (call & 1)).to(tl.int64) * ranks * words
-    for turn in tl.static_range(ranks):  # each rank begins with another one
-        target = _place(places_ptr, (rank + turn) % ranks) + slots + rank * words
-        tl.store(target + at, values | (number << 32), mask=at < words, cache_modifier=".wt")
-    sender = tl.arange(0, padded)
-    wanted = (sender < ranks)[:, None] & (at < words)[None, :]
-    source = _place(places_ptr, rank) + slots + sender[:, None] * words + at[None, :]
-    none = tl.zeros([padded, values.shape[0]], tl.uint64) + (number << 32)
+    number = call.to(tl.uint32).to(tl.uint64) << 32
+    slots = (tl.program_id(0) * 2 + (call & 1)).to(tl.int64) * areas * words
+    own, sender = _place(places_ptr, rank) + slots, tl.arange(0, padded)
+    if two_shot:
+        owner = tl.program_id(0) % ranks
+        if rank == owner:
+            wanted = ((sender < ranks) & (sender != rank))[:, None] & (at < words)[None, :]
+            parts = _received(own + sender[:, None] * words + at[None, :], wanted, number)
+            mine = (sender == rank)[:, None] & (at < words)[None, :]
+            parts = tl.where(mine, values[None, :], parts)
+            result = packed(_total(parts, x.dtype).to(x.dtype))
+            for turn in tl.static_range(1, ranks):
+                target = _place(places_ptr, (rank + turn) % ranks) + slots + ranks * words
+                tl.store(target + at, result | number, mask=at < words, cache_modifier=".wt")
+        else:
+            target = _place(places_ptr, owner) + slots + rank * words
+            tl.store(target + at, values | number, mask=at < words, cache_modifier=".wt")
+            result = _received(own + ranks * words + at, at < words, number)
+        total = _total(result[None, :], x.dtype)
+    else:
+        for turn in tl.static_range(ranks):  # each rank begins with another one
+            target = _place(places_ptr, (rank + turn) % ranks) + slots + rank * words
+            tl.store(target + at, values | number, mask=at < words, cache_modifier=".wt")
+        wanted = (sender < ranks)[:, None] & (at < words)[None, :]
+        found = _received(own + sender[:, None] * words + at[None, :], wanted, number)
+        total = _total(found, x.dtype)
+    tl.store(calls_ptr + tl.program_id(0), call)
+    return total
+
+
+@triton.jit
+def _received(source, wanted, number):
+    """The words at `source` once all that are `wanted` have the number; the others are zero."""
+    none = tl.zeros(source.shape, tl.uint64) + number
     found, is_there = none, 0
     while is_there == 0:
         found = tl.load(source, mask=wanted, other=none, volatile=True)
-        is_there = tl.min(((found >> 32) == number).to(tl.int32))
-    tl.store(calls_ptr + tl.program_id(0), call)
-    if share == 1:
-        total = tl.sum(found.to(tl.uint32).to(tl.float32, bitcast=True), 0)
+        is_there = tl.min(((found >> 32) == (number >> 32)).to(tl.int32))
+    return found
+
+
+@triton.jit
+def _total(words, dtype: tl.constexpr):
+    """The sum over the first dim of the values in words [ranks, words], in float32."""
+    if dtype.primitive_bitwidth == 32:
+        total = tl.sum(words.to(tl.uint32).to(tl.float32, bitcast=True), 0)
     else:
-        low, high = tl.sum(_wide(found, x.dtype), 0), tl.sum(_wide(found >> 16, x.dtype), 0)
-        total = tl.interleave(low, high)
+        total = tl.interleave(tl.sum(_wide(words, dtype), 0), tl.sum(_wide(words >> 16, dtype), 0))
     return total
 
 
