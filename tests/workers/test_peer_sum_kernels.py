@@ -1,5 +1,5 @@
-"""The kernels of `OneShot` and `TwoShot` without a GPU: that they are compiled for one, and what they
-compute. Needs Triton, which comes with a torch that is built for CUDA."""
+"""The kernels of `OneShot` and `TwoShot` without a GPU: that they are compiled for one, and what
+they compute. Needs Triton, which comes with a torch that is built for CUDA."""
 
 from __future__ import annotations
 
