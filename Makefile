@@ -18,8 +18,9 @@ REFUSED = GPL;General Public;UNKNOWN
 # What needs no Ray, no rank processes, no GPU and no browser, and takes no seconds.
 FAST = not ray and not ranks and not gpu and not browser and not nodes and not netns and not slow
 
-# Three processes for two cores, as tests with Ray mostly wait. See tests/conftest.py.
-SIDE_BY_SIDE = -n 3 --dist loadgroup --no-loadscope-reorder
+# Where there are more than two cores: -n 3 --dist loadgroup --no-loadscope-reorder. On two, Rays that
+# start beside each other outlast what tests wait.
+SIDE_BY_SIDE ?=
 
 .PHONY: demo demo-vllm test test-fast test-nodes test-vllm chaos corruption lint docs audit clean
 

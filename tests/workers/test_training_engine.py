@@ -14,7 +14,6 @@ from ranks import Pool, read_shape
 from training_runs import (
     FEW,
     LOAD,
-    SOME,
     STEPS,
     alone,
     check_same,
@@ -59,7 +58,7 @@ def test_one_process_trains_as_transformers_and_plain_torch_do(
 def test_every_layout_has_the_losses_and_norms_of_one_process(
     layout: str, trains: Callable[..., list[RankReport]]
 ) -> None:
-    check_same(curve(trains(layout, steps=SOME)), alone("Llama"))
+    check_same(curve(trains(layout, steps=STEPS)), alone("Llama"))
 
 
 @pytest.mark.parametrize(
