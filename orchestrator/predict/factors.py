@@ -25,7 +25,7 @@ class Fitted:
 
     rows: requests in a decode pass. stage_bytes: weights that a GPU reads in a pass. tp, pp: their
     degrees. input_len: tokens of a prompt. kv_share: bytes of KV over those of weights in a decode
-    pass, from 0 on.
+    pass, from 0 on. one_shot: 1 where sums over tp are in one shot, 0 where they are NCCL's.
     """
 
     gpus: tuple[str, ...]
@@ -48,7 +48,8 @@ class EngineFactors:
     prompts and decoded tokens never share a pass. graph_tokens: most tokens of a pass with prompts
     that runs in a graph. prefill_tokens: most prompt tokens of a pass, unless it is said.
     idle_power, busy_power: shares of a GPU's power limit, the second one while it computes; None:
-    not fitted. half_width: metric -> log-ratio, see `interval.estimate`.
+    not fitted. half_width: metric -> log-ratio, see `interval.estimate`. one_shot: whether it sums
+    over tp in one shot where NVLink joins the GPUs.
     """
 
     engine: str
@@ -72,6 +73,7 @@ class EngineFactors:
     half_width: Mapping[str, float]
     fitted: Fitted
     provenance: str
+    one_shot: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -281,7 +281,7 @@ def test_the_engine_sums_as_it_is_told(
 
     kernels = "workers.engines.native.kernels.symmetric"
     monkeypatch.setitem(sys.modules, kernels, Kernels(kernels))
-    monkeypatch.setattr(build, "_check_peers", lambda *_: None)
+    monkeypatch.setattr(build, "check_peers", lambda *_: None)
     asked = Switches(**switches)
     plan = engine_plan(layout, LLAMA, None, WORK, device="cuda", switches=asked)
     groups: Any = {layout[:2]: Group(int(layout[2]))}
@@ -307,7 +307,7 @@ def test_a_group_whose_gpus_do_not_reach_each_other_is_refused(
     monkeypatch.setattr(build.dist, "all_gather_object", gather)
     monkeypatch.setattr(build, "boot_id", lambda: "here")
     monkeypatch.setattr(build.torch.cuda, "can_device_access_peer", lambda mine, theirs: reaches)
-    check = build._check_peers
+    check = build.check_peers
     if reason is None:
         check(torch.device("cuda", 0), Group(), "one-shot")  # type: ignore[arg-type]
         return

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from workers.backends import Backend, backend_for
+from strategies.traffic import ONE_SHOT
+from workers.backends import Backend, GroupSum, backend_for
+from workers.engines.native.support import SHARING
 from workers.engines.node_timing import (
     Operation,
     Ranks,
@@ -25,6 +29,7 @@ from workers.engines.node_timing import (
 from workers.rank import RankContext
 from workers.shared_memory import Meeting, Ring
 
+T = TypeVar("T")
 COLLECTIVE_OPS = ("all_reduce", "all_gather", "reduce_scatter", "send_recv")
 PAIR_OPS = ("send_recv",)
 
@@ -65,12 +70,11 @@ def several_ranks(context: RankContext, sweep: Sweep) -> Iterator[Timing]:
         process_group = dist.new_group(list(ranks))  # made by every rank, in the same order
         if context.rank in ranks:
             group = _group(context, process_group, ranks)
-            cases = itertools.product(ops, messages)
-            found = [
-                one
-                for op, message in cases
-                for one in collective(context.device, sweep, group, op, message)
-            ]
+            found = []
+            for op in ops:
+                for message in messages:
+                    found += collective(context.device, sweep, group, op, message)
+                found += one_shot(context.device, sweep, group) if op == "all_reduce" else ()
             yield from found if context.rank == ranks[0] else ()
             release(context.device)
 
@@ -144,6 +148,55 @@ def _collective_call(op: str, x: Tensor, group: Group) -> Operation:
         out = x.new_empty(part)
         return lambda: dist.reduce_scatter_tensor(out, x, group=among)
     return _ring_call(x, group)
+
+
+def one_shot(device: torch.device, sweep: Sweep, group: Group) -> Iterator[Timing]:
+    """All-reduces through memory that the GPUs of a group share, inside a CUDA graph as those of a
+    decode step are, up to the largest message of the engine; nothing where they share none."""
+    made = _one_shot(device, group)
+    if made is None:
+        return
+    sums, most = made
+    for message in (*(size for size in sweep.messages if size < most), most):
+        source = torch.randn(message // 2, device=device, dtype=torch.bfloat16)
+        x = source.clone()
+        call, renew = functools.partial(sums.all_reduce, x), functools.partial(x.copy_, source)
+        call()  # compiles, which cannot be captured
+        us = in_graph_us(device, sweep, call, renew)
+        if us is not None:
+            name = dtype_name(x.dtype)
+            yield Timing("collective", ONE_SHOT, x.nbytes, name, "graph", us, group.ranks)
+
+
+def _one_shot(device: torch.device, group: Group) -> tuple[GroupSum, int] | None:
+    """What sums messages in bfloat16, and the bytes of its largest one; None on each rank where one
+    of them cannot have it."""
+    if device.type != "cuda" or len(group.ranks) not in SHARING["one-shot"]:
+        return None
+    # It imports the engine, and Triton.
+    from workers.engines.native.build import check_peers
+
+    among = group.process_group
+
+    def reaches() -> bool:
+        check_peers(device, among, "one-shot")
+        return True
+
+    if not _if_all_can(reaches, among):
+        return None
+    from workers.engines.native.kernels.symmetric import OneShot, most_bytes
+
+    sums = _if_all_can(lambda: OneShot(among, device, torch.bfloat16, 0), among)
+    return None if sums is None else (sums, most_bytes(len(group.ranks)))
+
+
+def _if_all_can(make: Callable[[], T], among: dist.ProcessGroup) -> T | None:
+    """What it makes; None on each rank where it raises RuntimeError on one."""
+    made, can = None, [False] * among.size()
+    with contextlib.suppress(RuntimeError):
+        made = make()
+    dist.all_gather_object(can, made is not None, group=among)
+    return made if all(can) else None
 
 
 def _turn(after: Ring, before: Ring, x: Tensor, out: Tensor) -> None:

@@ -38,7 +38,7 @@ def make_communicator(context: RankContext, plan: EnginePlan) -> Communicator:
     communicator, switches = Communicator(context, plan.ablation == "comm"), switches_of(plan)
     kind, group = str(switches.allreduce), context.groups.get("tp")
     if kind in SHARING and group is not None and group.size() > 1:
-        _check_peers(context.device, group, kind)
+        check_peers(context.device, group, kind)
         # It imports Triton, which takes long.
         from workers.engines.native.kernels.symmetric import OneShot, TwoShot
 
@@ -51,7 +51,7 @@ def make_communicator(context: RankContext, plan: EnginePlan) -> Communicator:
     return communicator
 
 
-def _check_peers(device: torch.device, group: dist.ProcessGroup, kind: str) -> None:
+def check_peers(device: torch.device, group: dist.ProcessGroup, kind: str) -> None:
     """Raise RuntimeError unless this GPU reaches the memory of all others of the group."""
     places: list[tuple[str, int]] = [("", 0)] * group.size()
     dist.all_gather_object(places, (boot_id(), device.index), group=group)
