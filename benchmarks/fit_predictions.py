@@ -179,7 +179,7 @@ def _cell(origin: str, key, runs) -> Cell:
         key.max_concurrency,
         at.num_prompts,
         measured,
-        runs[0].settings.allreduce == "one-shot",
+        at.settings.allreduce == "one-shot",
     )
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from pkgutil import resolve_name
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from strategies.traffic import ONE_SHOT
-from workers.backends import Backend, GroupSum, backend_for
-from workers.engines.native.support import SHARING
+from workers.backends import Backend, backend_for
 from workers.engines.node_timing import (
     Operation,
     Ranks,
@@ -29,9 +27,10 @@ from workers.engines.node_timing import (
 from workers.rank import RankContext
 from workers.shared_memory import Meeting, Ring
 
-T = TypeVar("T")
 COLLECTIVE_OPS = ("all_reduce", "all_gather", "reduce_scatter", "send_recv")
 PAIR_OPS = ("send_recv",)
+# Of our engine, found by name as engines are: it imports the engine, and Triton.
+IN_ONE_SHOT = "workers.engines.native.build:in_one_shot"
 
 
 AMONG = "among"  # the mesh axis along which the ranks of a group lie
@@ -70,7 +69,7 @@ def several_ranks(context: RankContext, sweep: Sweep) -> Iterator[Timing]:
         process_group = dist.new_group(list(ranks))  # made by every rank, in the same order
         if context.rank in ranks:
             group = _group(context, process_group, ranks)
-            found = []
+            found: list[Timing] = []
             for op in ops:
                 for message in messages:
                     found += collective(context.device, sweep, group, op, message)
@@ -153,7 +152,7 @@ def _collective_call(op: str, x: Tensor, group: Group) -> Operation:
 def one_shot(device: torch.device, sweep: Sweep, group: Group) -> Iterator[Timing]:
     """All-reduces through memory that the GPUs of a group share, inside a CUDA graph as those of a
     decode step are, up to the largest message of the engine; nothing where they share none."""
-    made = _one_shot(device, group)
+    made = resolve_name(IN_ONE_SHOT)(device, group.process_group)
     if made is None:
         return
     sums, most = made
@@ -166,37 +165,6 @@ def one_shot(device: torch.device, sweep: Sweep, group: Group) -> Iterator[Timin
         if us is not None:
             name = dtype_name(x.dtype)
             yield Timing("collective", ONE_SHOT, x.nbytes, name, "graph", us, group.ranks)
-
-
-def _one_shot(device: torch.device, group: Group) -> tuple[GroupSum, int] | None:
-    """What sums messages in bfloat16, and the bytes of its largest one; None on each rank where one
-    of them cannot have it."""
-    if device.type != "cuda" or len(group.ranks) not in SHARING["one-shot"]:
-        return None
-    # It imports the engine, and Triton.
-    from workers.engines.native.build import check_peers
-
-    among = group.process_group
-
-    def reaches() -> bool:
-        check_peers(device, among, "one-shot")
-        return True
-
-    if not _if_all_can(reaches, among):
-        return None
-    from workers.engines.native.kernels.symmetric import OneShot, most_bytes
-
-    sums = _if_all_can(lambda: OneShot(among, device, torch.bfloat16, 0), among)
-    return None if sums is None else (sums, most_bytes(len(group.ranks)))
-
-
-def _if_all_can(make: Callable[[], T], among: dist.ProcessGroup) -> T | None:
-    """What it makes; None on each rank where it raises RuntimeError on one."""
-    made, can = None, [False] * among.size()
-    with contextlib.suppress(RuntimeError):
-        made = make()
-    dist.all_gather_object(can, made is not None, group=among)
-    return made if all(can) else None
 
 
 def _turn(after: Ring, before: Ring, x: Tensor, out: Tensor) -> None:
