@@ -25,7 +25,7 @@ class Fitted:
 
     rows: requests in a decode pass. stage_bytes: weights that a GPU reads in a pass. tp, pp: their
     degrees. input_len: tokens of a prompt. kv_share: bytes of KV over those of weights in a decode
-    pass, from 0 on. one_shot: 1 where sums over tp are in one shot, 0 where they are NCCL's.
+    pass, from 0 on.
     """
 
     gpus: tuple[str, ...]

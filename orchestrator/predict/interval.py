@@ -20,7 +20,6 @@ NAMED = {
     "stage_bytes": ("GB of weights on a GPU", 1e9),
     "input_len": ("tokens of a prompt", 1),
     "kv_share": ("bytes of KV over those of weights", 1),
-    "one_shot": ("share of one-shot in sums over tp", 1),
 }
 
 
@@ -75,7 +74,6 @@ def seen_of(setting: Setting, lengths: Lengths, requests: int) -> dict[str, floa
         "pp": placed.placement.degree("pp"),
         "input_len": lengths.input_len,
         "kv_share": rows * lengths.context * fullest.kv_bytes / fullest.weight_bytes,
-        "one_shot": float(placed.one_shot),
     }
 
 

@@ -309,7 +309,7 @@ def test_a_group_whose_gpus_do_not_reach_each_other_is_refused(
     monkeypatch.setattr(build.torch.cuda, "can_device_access_peer", lambda mine, theirs: reaches)
     check = build.check_peers
     if reason is None:
-        check(torch.device("cuda", 0), Group(), "one-shot")  # type: ignore[arg-type]
+        check(torch.device("cuda", 0), Group(RANKS), "one-shot")  # type: ignore[arg-type]
         return
     with pytest.raises(RuntimeError, match=reason):
-        check(torch.device("cuda", 0), Group(), "one-shot")  # type: ignore[arg-type]
+        check(torch.device("cuda", 0), Group(RANKS), "one-shot")  # type: ignore[arg-type]
