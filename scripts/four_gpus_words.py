@@ -46,8 +46,9 @@ VERDICTS = (DIFFERENT, EQUIVALENT, NOT_SHOWN)
 def repetition(found: Sequence[Published]) -> str:
     """How often layouts were started, and on how many nodes."""
     counts, nodes = num_starts(found), len(Nodes(found))
-    words = [COUNTS.get(count, str(count)) for count in counts]
-    times = " or ".join(words) + (" times" if counts[-1] not in COUNTS else "")
+    times = COUNTS.get(counts[-1], f"{counts[-1]} times")
+    if len(counts) > 1:
+        times = "once or twice" if counts == [1, 2] else f"{counts[0]} to {counts[-1]} times"
     places = "on one node" if nodes == 1 else f"on {nodes} nodes"
     pooled = "; the starts of a cell pool over nodes" if nodes > 1 else ""
     return f"A layout was started {times} under an engine, {places}{pooled}."

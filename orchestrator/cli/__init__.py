@@ -244,11 +244,11 @@ def pack(result_dir: Path, out: Path | None) -> None:
 
 
 @main.command()
-@click.argument("packed", type=RESULTS)
+@click.argument("packed", type=RESULTS, nargs=-1, required=True)
 @click.option("--result-dir", type=FOLDER, metavar="DIR", help="[results]")
-def unpack(packed: Path, result_dir: Path | None) -> None:
+def unpack(packed: tuple[Path, ...], result_dir: Path | None) -> None:
     """Make packed results a folder to which runs can be added: `submit` with the same DIR goes on
-    with them."""
+    with them. Starts of one experiment that were made apart, as on two nodes, get one folder."""
     results.unpack(packed, result_dir)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,17 +34,24 @@ def pack(folder: Path, into: Path) -> None:
         say(Store(into).write_rates(rates))
 
 
-def unpack(packed: Path, root: Path | None) -> None:
-    """Unpack the results at or below `packed` into a folder each below `root`, and print them."""
+def unpack(packed: Sequence[Path], root: Path | None) -> None:
+    """Unpack the results at or below `packed` into a folder each below `root`, and print them.
+    Those of one experiment are put together."""
     from orchestrator.analysis.load import parts
     from orchestrator.store.export import unpack as write
-    from orchestrator.store.folders import DEFAULT_ROOT, find, manifest_text
+    from orchestrator.store.folders import DEFAULT_ROOT, find, read_manifest
     from orchestrator.store.names import safe_name
+    from orchestrator.store.pooling import Packed, pooled
     from orchestrator.store.store import Store
 
-    for one in find(packed):
-        target = (root or DEFAULT_ROOT) / safe_name(Store(one).name)
-        say(write(parts(one), manifest_text(one), target))
+    by_name: dict[str, list[Packed]] = {}
+    for one in (one for root_of in packed for one in find(root_of)):
+        found = Packed(str(one), parts(one), read_manifest(one))
+        by_name.setdefault(safe_name(Store(one).name), []).append(found)
+    for name, packs in by_name.items():
+        whole = pooled(packs)
+        text = json.dumps(whole.manifest, indent=2)
+        say(write(whole.tables, f"{text}\n", (root or DEFAULT_ROOT) / name))
 
 
 def trace(root: Path) -> None:

@@ -11,22 +11,10 @@ from orchestrator.cluster.connection import Cluster
 from orchestrator.cluster.hardware import Gpu
 from orchestrator.errors import UserError
 from orchestrator.store.folders import lost_manifest
+from orchestrator.store.identity import DECISIVE
 from orchestrator.store.store import Store
 from workers.versions import versions
 
-# What all runs of one folder must agree on, whatever is allowed: kinds of devices, and the software
-# that executes the layouts.
-DECISIVE = (
-    "device",
-    "shard-orchestrator",
-    "torch",
-    "triton",
-    "nvidia-nccl-cu12",
-    "nvidia-nccl-cu13",
-    "ray",
-    "transformers",
-    "deepspeed",
-)
 UUID_SHOWN = 12  # characters: GPU-5ac1f5e2
 
 

@@ -46,6 +46,19 @@ IF_ASKED = (
     *("nsys", "engine_arg", "range_ratio"),
     *(*OF_PRECISION, *OF_DATASET, *SWITCHES, *OF_TRAINING),
 )
+# What all runs of one folder must agree on beside it: kinds of devices, and the software that
+# executes the layouts.
+DECISIVE = (
+    "device",
+    "shard-orchestrator",
+    "torch",
+    "triton",
+    "nvidia-nccl-cu12",
+    "nvidia-nccl-cu13",
+    "ray",
+    "transformers",
+    "deepspeed",
+)
 # Files of a dataset's folder.
 OF_ROWS = frozenset({".jsonl", ".csv", ".parquet", ".arrow", ".gz"})
 

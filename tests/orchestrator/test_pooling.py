@@ -1,0 +1,107 @@
+"""Packed results of one experiment that were made apart, put together by `unpack`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from stores import CELL, observed_tables, run_tables
+from summaries import write_run
+
+from orchestrator.analysis.load import summaries
+from orchestrator.cli import main
+from orchestrator.experiment import Run
+from orchestrator.store.store import Store
+
+VERSIONS = {"torch": "2.11"}
+DEVICE = {"node": "n", "index": 0}
+HERE = {"started_at": "2026-01-01", "node": 0, "gpu_uuids": ["GPU-a"], "cpu_model": None}
+THERE = {"started_at": "2026-01-02", "node": 0, "gpu_uuids": ["GPU-b"], "cpu_model": None}
+AGAIN = {"started_at": "2026-01-03", "node": 0, "gpu_uuids": ["GPU-a"], "cpu_model": None}
+
+Made = dict[int, int]  # start -> the block that made it
+
+
+def packed(folder: Path, ran: list[dict[str, Any]], made: Made, **manifest: Any) -> Path:
+    """Results with a run in each start, packed."""
+    store = Store(folder / "tiny-1")
+    store.create()
+    cells = {CELL.name: [[len(made), 1]]}
+    told = {"blocks": ran, "versions": VERSIONS, "asked": cells, "experiment": {}, **manifest}
+    store.update_manifest(**told)
+    for start, block in made.items():
+        row = {"block": block, "node": ran[block]["node"], "output_throughput": 100.0 * block}
+        write_run(store, Run(CELL, start, 0), run_tables(), **row)
+        store.write_observed(CELL, start, observed_tables())
+    assert not CliRunner().invoke(main, ["pack", str(store.folder)]).exit_code
+    return store.folder / "packed"
+
+
+def unpacked(root: Path, *packs: Path) -> Store:
+    done = CliRunner().invoke(main, ["unpack", *map(str, packs), "--result-dir", str(root)])
+    assert not done.exit_code, done.output
+    return Store(root / "tiny-1")
+
+
+def places_of(store: Store) -> list[tuple[int, int, int | None]]:
+    rows = store.read("summary")
+    assert rows is not None
+    return sorted((one["start"], one["block"], one["node"]) for one in rows.to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("blocks", "made", "expected"),
+    [
+        ([THERE], {0: 0, 1: 0}, [(0, 0, 0), (1, 0, 0), (2, 1, 1), (3, 1, 1)]),
+        ([AGAIN], {0: 0}, [(0, 0, 0), (1, 0, 0), (2, 1, 0)]),  # the same node, later
+        ([THERE], {5: 0}, [(0, 0, 0), (1, 0, 0), (5, 1, 1)]),  # a number that is free is kept
+        ([HERE], {0: 0, 1: 0}, [(0, 0, 0), (1, 0, 0)]),  # what is in both is taken once
+        ([HERE], {0: 0, 2: 0}, [(0, 0, 0), (1, 0, 0), (2, 0, 0)]),
+        ([HERE, {**THERE, "node": 1}], {0: 0, 1: 1}, [(0, 0, 0), (1, 0, 0), (2, 1, 1)]),
+    ],
+)
+def test_starts_follow_those_that_are_there(
+    blocks: list[dict[str, Any]], made: Made, expected: list[tuple[int, int, int]], tmp_path: Path
+) -> None:
+    first = packed(tmp_path / "one", [HERE], {0: 0, 1: 0})
+    whole = unpacked(tmp_path / "both", first, packed(tmp_path / "other", blocks, made))
+    assert places_of(whole) == expected
+    requests = whole.read("requests")
+    assert requests is not None
+    assert set(Counter(requests.column("start").to_pylist())) == {one for one, *_ in expected}
+    observed = [run.step.decode.comm_exposed.pct for run in summaries(whole)]
+    assert None not in observed
+    told = {(block["started_at"], block["node"]) for block in whole.manifest()["blocks"]}
+    assert len(told) == 1 + max(block for _, block, _ in expected)
+    assert {node for _, node in told} == {node for *_, node in expected}
+
+
+def test_a_node_that_a_manifest_does_not_tell_of_is_another_one(tmp_path: Path) -> None:
+    one = packed(tmp_path / "one", [HERE], {0: 0})
+    lost = packed(tmp_path / "lost", [HERE], {0: 0}, blocks=[])
+    assert places_of(unpacked(tmp_path / "both", one, lost)) == [(0, 0, 0), (1, 1, 1)]
+
+
+def test_runs_are_added_to_what_was_put_together(tmp_path: Path) -> None:
+    packs = (
+        packed(tmp_path / str(number), [block], {0: 0})
+        for number, block in enumerate((HERE, THERE))
+    )
+    whole = unpacked(tmp_path / "both", *packs)
+    with whole.opened():
+        write_run(whole, Run(CELL, 2, 0), run_tables(), block=2)
+    assert [one.start for one in whole.outcomes()] == [0, 1, 2]
+    assert whole.manifest()["asked"] == {CELL.name: [[1, 1]]}
+
+
+def test_results_of_other_software_are_not_put_together(tmp_path: Path) -> None:
+    one = packed(tmp_path / "one", [HERE], {0: 0})
+    other = packed(tmp_path / "other", [THERE], {0: 0}, topology=[{**DEVICE, "name": "H100"}])
+    assert unpacked(tmp_path / "both", one, other).folder.is_dir()  # one does not say
+    third = packed(tmp_path / "third", [THERE], {0: 0}, topology=[{**DEVICE, "name": "H200"}])
+    done = CliRunner().invoke(main, ["unpack", str(other), str(third), "--result-dir", "x"])
+    assert done.exit_code
+    assert "have device ['H100'] and ['H200']; they cannot be put together" in done.output
