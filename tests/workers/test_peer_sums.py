@@ -5,6 +5,7 @@ for the ranks, and plain torch for their kernels."""
 from __future__ import annotations
 
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Barrier
@@ -349,7 +350,10 @@ def test_one_shot_is_there_to_be_measured_where_every_rank_has_it(
     monkeypatch.setitem(sys.modules, kernels, Kernels(kernels))
     monkeypatch.setattr(build, "check_peers", check)
     monkeypatch.setattr(build.dist, "all_gather_object", gather)
-    found = build.in_one_shot(torch.device("cuda", 0), group)  # type: ignore[arg-type]
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        found = build.in_one_shot(torch.device("cuda", 0), group)  # type: ignore[arg-type]
+    assert len(warned) == (not reaches or not makes)  # the rank that has it not says why
     assert found == (("torch.bfloat16, 0", 2000) if is_there else None)
 
 

@@ -3,8 +3,8 @@ graphs."""
 
 from __future__ import annotations
 
-import contextlib
 import math
+import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -88,10 +88,13 @@ def in_one_shot(device: torch.device, group: dist.ProcessGroup) -> tuple[GroupSu
 
 
 def _if_all_can(make: Callable[[], T], group: dist.ProcessGroup) -> T | None:
-    """What it makes; None on each rank where it raises RuntimeError on one."""
+    """What it makes; None on each rank where it raises RuntimeError on one, which that one warns
+    of."""
     made, can = None, [False] * group.size()
-    with contextlib.suppress(RuntimeError):
+    try:
         made = make()
+    except RuntimeError as error:
+        warnings.warn(str(error), stacklevel=2)
     dist.all_gather_object(can, made is not None, group=group)
     return made if all(can) else None
 
