@@ -77,12 +77,19 @@ BEGIN = {
         half_width=dict.fromkeys(kept.METRICS, 0.0),
         fitted=Fitted((), (), {}),
         provenance="",
+        one_shot=True,
     )
 }
 # vLLM: one batch goes through all stages of a pipeline while prompts fit in one pass (the bubble
 # that is observed of it says so), 16384 prompt tokens in a pass.
 BEGIN["vllm"] = replace(
-    BEGIN["torch"], engine="vllm", lanes=False, separate=False, prefill_tokens=16384, start_s=20e-3
+    BEGIN["torch"],
+    engine="vllm",
+    lanes=False,
+    separate=False,
+    prefill_tokens=16384,
+    start_s=20e-3,
+    one_shot=False,
 )
 # Shares of a rate of the hardware: no engine is faster, so none is above 1.
 SHARES = frozenset({"stream", "math", "kv"})
@@ -120,6 +127,7 @@ class Cell:
     concurrency: int
     num_prompts: int
     measured: Mapping[str, float]
+    one_shot: bool = False
 
     @property
     def name(self) -> str:
@@ -171,6 +179,7 @@ def _cell(origin: str, key, runs) -> Cell:
         key.max_concurrency,
         at.num_prompts,
         measured,
+        at.settings.allreduce == "one-shot",
     )
 
 
@@ -225,7 +234,7 @@ class Bench:
 
     def setting(self, cell: Cell, factors: EngineFactors) -> tuple[Setting, Layout]:
         """What the cell was run as."""
-        key = (cell.model, cell.layout, cell.gpu, cell.precision)
+        key = (cell.model, cell.layout, cell.gpu, cell.precision, cell.one_shot)
         if key not in self._planned:
             shape = models.resolve(cell.model, "dummy").shape
             count = math.prod(int(n) for n in _numbers(cell.layout))
@@ -234,7 +243,7 @@ class Bench:
             layout = plan_layout(
                 cell.layout, shape, Load(*cell.lengths, cell.concurrency), topology
             )
-            placed = Placed(layout.placement, shape, cell.precision, hardware)
+            placed = Placed(layout.placement, shape, cell.precision, hardware, cell.one_shot)
             self._planned[key] = (placed, layout)
         placed, layout = self._planned[key]
         return Setting(placed, factors), layout

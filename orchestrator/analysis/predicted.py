@@ -68,7 +68,9 @@ class Predicted:
         "intervals; empty where none does",
         over_runs="first",
     )
-    reason: str | None = column("why nothing is predicted", over_runs="first")
+    reason: str | None = column(
+        "why nothing is predicted, or what a prediction had to do without", over_runs="first"
+    )
 
     @property
     def mark(self) -> str:

@@ -16,6 +16,7 @@ from orchestrator.errors import UserError
 from orchestrator.node import datasheet
 from orchestrator.store.arrow_files import OtherVersion, read_part
 from orchestrator.store.folders import DEFAULT_ROOT
+from strategies.traffic import ONE_SHOT
 from workers.records import FABRIC, FabricRow
 from workers.rows import Table, column, grouped, row
 
@@ -128,6 +129,17 @@ def fits(table: pa.Table) -> list[Fit]:
     collectives = [one for one in FABRIC.rows(table) if one.kind == "collective" and is_first(one)]
     groups = grouped(collectives, lambda one: (one.op, one.group_size, one.mode))
     return [_fit(rows) for rows in groups.values() if len({one.bytes for one in rows}) > 1]
+
+
+def without_one_shot(rows: Sequence[FabricRow]) -> str | None:
+    """What is said where collectives were measured and none of them in one shot."""
+    collectives = {one.op for one in rows if one.kind == "collective"}
+    if not collectives or ONE_SHOT in collectives:
+        return None
+    return (
+        "All-reduces in one shot are not measured: they are of two to eight GPUs of a node that "
+        "reach each other's memory."
+    )
 
 
 def is_first(collective: FabricRow) -> bool:

@@ -189,7 +189,8 @@ def _gpus(layout: str) -> int:
 
 
 def _speed(case: Case, layout: Layout, setting: Setting, link: Varied, bandwidth: float) -> float:
-    placed = replace(setting.placed, hardware=link.with_rate(case.hardware, bandwidth))
+    hardware = link.with_rate(case.hardware, bandwidth)
+    placed = replace(setting.placed, hardware=hardware, one_shot=False)  # PCIe has none
     one = predict(Setting(placed, setting.factors), layout.name, case.asked)
     assert isinstance(one, Prediction), "it is predicted over its own link"
     return one.output_throughput.value

@@ -48,7 +48,8 @@ class EngineFactors:
     prompts and decoded tokens never share a pass. graph_tokens: most tokens of a pass with prompts
     that runs in a graph. prefill_tokens: most prompt tokens of a pass, unless it is said.
     idle_power, busy_power: shares of a GPU's power limit, the second one while it computes; None:
-    not fitted. half_width: metric -> log-ratio, see `interval.estimate`.
+    not fitted. half_width: metric -> log-ratio, see `interval.estimate`. one_shot: whether it sums
+    over tp in one shot where NVLink joins the GPUs.
     """
 
     engine: str
@@ -72,6 +73,7 @@ class EngineFactors:
     half_width: Mapping[str, float]
     fitted: Fitted
     provenance: str
+    one_shot: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from orchestrator.analysis.roofline import Ceilings
 from orchestrator.errors import UserError
 from orchestrator.node.datasheet import SHEETS, Sheet, ceilings, entry
-from strategies.traffic import bus_factor
+from strategies.traffic import ONE_SHOT, bus_factor
 
 # Latency of NCCL's ring in its protocol for small messages: of a call, and of each step over a
 # link. github.com/NVIDIA/nccl, src/graph/tuning.cc of 2.2x, baseLat and hwLat, Ring LL.
@@ -20,6 +20,12 @@ CALL_S = 6.6e-6
 # ones. github.com/NVIDIA/nccl, PCI_BW of src/graph/topo.h, and ncclTopoAddPci in topo.cc.
 PCIE_SHARE = 0.75
 STEP_S = {"nvlink": 0.6e-6, "pcie": 1.0e-6, "network": 2.7e-6}
+# Latency of an all-reduce in one shot: of a call, and of each rank that is heard; and what a rank
+# sends to all others of the largest message (`most_bytes` of our kernels). Measured on two and four
+# H200: docs/results/2xh200/allreduce.arrow, docs/results/4xh200/allreduce.arrow.
+ONE_SHOT_S, ONE_SHOT_RANK_S = 2.1e-6, 0.35e-6
+ONE_SHOT_SENT = 3 << 19
+ONE_SHOT_RANKS = range(2, 9)
 GRAPH, EAGER = "graph", "eager"
 SHEET = "data sheet"
 
@@ -60,7 +66,7 @@ class Fabric:
     """What joins the GPUs of a node, and the nodes; None: not known.
 
     joined: GPUs that `link` joins, in the order of their numbers; None: all of a node. across: what
-    joins those islands.
+    joins those islands. nvlink: whether `link` is NVLink.
     """
 
     link: Link | None
@@ -68,6 +74,35 @@ class Fabric:
     curves: tuple[Curve, ...] = ()
     joined: int | None = None
     across: Link | None = None
+    nvlink: bool = False
+
+    @property
+    def knows_one_shot(self) -> bool:
+        """Whether it has times of all-reduces in one shot."""
+        return any(one.op == ONE_SHOT for one in self.curves)
+
+    def with_one_shot(self) -> Fabric:
+        """The same with times by latency and bandwidth in place of measured ones: each word goes
+        over the link with the number of its call, to each other rank."""
+        if self.link is None:
+            return self
+        return replace(self, curves=(*self.curves, *map(self._one_shot_line, ONE_SHOT_RANKS)))
+
+    def _one_shot_line(self, ranks: int) -> Curve:
+        assert self.link is not None, "the link is known"
+        rate, most = self.link.bandwidth / bus_factor(ONE_SHOT, ranks), ONE_SHOT_SENT / (ranks - 1)
+        latency = ONE_SHOT_S + ranks * ONE_SHOT_RANK_S
+        sizes = (most / 2**power for power in range(9, -1, -1))
+        return Curve(ONE_SHOT, ranks, GRAPH, tuple((size, latency + size / rate) for size in sizes))
+
+    def one_shot_seconds(self, span: Span, size: float) -> float | None:
+        """Seconds of one all-reduce in one shot; None for a message that is too large for it, and
+        where nothing is known of it."""
+        measured = self._curve(ONE_SHOT, span.ranks, GRAPH) if span.nodes == 1 else None
+        if measured is None:
+            return None
+        like = size * bus_factor(ONE_SHOT, span.ranks) / bus_factor(ONE_SHOT, measured.ranks)
+        return interpolated(measured.points, like) if like <= measured.points[-1][0] else None
 
     def seconds(self, op: str, span: Span, size: float, mode: str) -> float | None:
         """Seconds of one collective with a message of `size` bytes; None where a link is not known.
@@ -188,20 +223,19 @@ def of_sheet(
     if stated is None:
         raise UserError(f"no memory bandwidth of {name} is known; use another --gpu")
     reached = measured.ceilings if measured else _at(stated, attainable)
-    curves = measured.curves if measured else ()
     source = measured.source if measured else f"{SHEET}, at the share that calibrations reach"
     return Hardware(
         name=name,
         ceilings=reached,
         memory_bytes=sheet.usable_bytes,
         power_w=sheet.power,
-        fabric=_fabric(sheet, attainable, curves),
+        fabric=_fabric(sheet, attainable, measured),
         gpus_per_node=gpus_per_node or sheet.node,
         sources={
             "rates": source,
             "memory": f"{SHEET}, as nvidia-smi gives it" if sheet.usable else SHEET,
             "power": SHEET,
-            "link": measured.source if measured else f"{SHEET}; latency: NCCL's tuning.cc",
+            "link": measured.source if measured else f"{SHEET}; latency: {_latency(sheet)}",
         },
     )
 
@@ -211,13 +245,19 @@ def _at(stated: Ceilings, attainable: Attainable) -> Ceilings:
     return replace(stated, hbm=stated.hbm * attainable.memory, flops=flops)
 
 
-def _fabric(sheet: Sheet, attainable: Attainable, curves: tuple[Curve, ...]) -> Fabric:
-    rate = sheet.host_link
+def _fabric(sheet: Sheet, attainable: Attainable, measured: Calibration | None) -> Fabric:
+    rate, curves = sheet.host_link, measured.curves if measured else ()
     pcie = None if rate is None else Link(rate * PCIE_SHARE, STEP_S["pcie"], SHEET)
     nvlink, network = _nvlink(sheet, attainable), _network(sheet)
     if sheet.nvlink == 0:
         return Fabric(pcie, network, curves)
-    return Fabric(nvlink, network, curves, sheet.bridge, pcie if sheet.bridge else None)
+    across = pcie if sheet.bridge else None
+    found = Fabric(nvlink, network, curves, sheet.bridge, across, nvlink=True)
+    return found if measured else found.with_one_shot()
+
+
+def _latency(sheet: Sheet) -> str:
+    return "NCCL's tuning.cc" + (", of one-shot as on H200" if sheet.nvlink else "")
 
 
 def _nvlink(sheet: Sheet, attainable: Attainable) -> Link | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.predict.factors import EngineFactors
-from orchestrator.predict.hardware import Hardware
+from orchestrator.predict.hardware import ONE_SHOT_RANKS, Hardware
 from orchestrator.predict.load import Asked
 from orchestrator.predict.passes import Placed, Setting
 from orchestrator.predict.prediction import IMPOSSIBLE, NoPrediction, Prediction, predict
@@ -100,8 +100,18 @@ def candidates(case: Case, names: Sequence[str], gpus: int, concurrency: int) ->
 
 
 def _setting(case: Case, layout: Layout) -> Setting:
-    placed = Placed(layout.placement, case.model, case.precision, case.hardware)
+    placed = Placed(
+        layout.placement, case.model, case.precision, case.hardware, _one_shot(case, layout)
+    )
     return Setting(placed, case.factors)
+
+
+def _one_shot(case: Case, layout: Layout) -> bool:
+    """Whether the engine by itself sums over tp in one shot: where NVLink joins all GPUs."""
+    fabric, ranks = case.hardware.fabric, layout.placement.num_ranks
+    joined = min(case.hardware.gpus_per_node, fabric.joined or ranks)
+    is_linked = fabric.nvlink and ranks <= joined
+    return case.factors.one_shot and is_linked and layout.placement.degree("tp") in ONE_SHOT_RANKS
 
 
 def dominates(one: Prediction, other: Prediction) -> bool:

@@ -43,12 +43,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Placed:
-    """A placement of a model on GPUs, and what follows from it whatever the engine."""
+    """A placement of a model on GPUs, and what follows from it whatever the engine. one_shot:
+    whether messages that are small enough for it are summed over tp in one shot; else by NCCL."""
 
     placement: Placement
     model: ModelShape
     precision: Precision
     hardware: Hardware
+    one_shot: bool = False
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -129,8 +131,8 @@ class Placed:
         return {}
 
     def transfer(self, index: int, work: Work, mode: str) -> tuple[float, int]:
-        """Seconds in which data move, with NCCL and nothing in the way, and collectives that wait
-        for a last rank. Raises UnknownLink."""
+        """Seconds in which data move, with nothing in the way, and collectives that wait for a last
+        rank. Raises UnknownLink."""
         tokens, sampled = max(round(work.tokens), 1), max(round(work.sampled), 1)
         key = (index, tokens, sampled, mode)
         if key not in self._transfers:
@@ -151,10 +153,15 @@ class Placed:
         if one.op == "send":
             _, nodes, islands = self.hops[index]
             span = Span(span.ranks, nodes, islands)
-        found = self.hardware.fabric.seconds(one.op, span, one.bytes / one.calls, mode)
+        fabric, size = self.hardware.fabric, one.bytes / one.calls
+        if self.one_shot and (one.op, one.axis) == ("all_reduce", "tp"):
+            found = fabric.one_shot_seconds(span, size)
+            if found is not None:
+                return found
+        found = fabric.seconds(one.op, span, size, mode)
         if found is None:
             inside, between = "GPUs of a node; give a --fabric", "nodes; give its rate as --network"
-            where = between if span.nodes > 1 and self.hardware.fabric.link else inside
+            where = between if span.nodes > 1 and fabric.link else inside
             raise UnknownLink(
                 f"nothing is known of the link of {self.hardware.name} between {where}"
             )

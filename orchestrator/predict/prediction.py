@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.plan.fitting import shortage
 from orchestrator.predict.interval import Estimate, estimate, if_known, outside
@@ -14,6 +14,11 @@ from orchestrator.predict.replica import TooManyPasses
 from strategies import memory
 
 MS = 1e3
+# What is said of a prediction whose all-reduces are in one shot while the calibration has none.
+NOT_MEASURED = (
+    "all-reduce by one-shot was not measured on such GPUs: NCCL's times, and the interval reaches "
+    "to those of one-shot by latency and bandwidth; `orchestrator calibrate` measures it"
+)
 # Why a layout has no prediction.
 IMPOSSIBLE, UNKNOWN = "impossible", "unknown"
 
@@ -91,6 +96,37 @@ class NoPrediction:
 
 def predict(setting: Setting, name: str, asked: Asked) -> Prediction | NoPrediction:
     """Predict the layout of that name, or say why not."""
+    found, placed = _predict(setting, name, asked), setting.placed
+    fabric = placed.hardware.fabric
+    if not placed.one_shot or fabric.knows_one_shot or isinstance(found, NoPrediction):
+        return found
+    hardware = replace(placed.hardware, fabric=fabric.with_one_shot())
+    faster = _predict(Setting(replace(placed, hardware=hardware), setting.factors), name, asked)
+    assert isinstance(faster, Prediction), "the same with faster collectives"
+    return _reaching(found, faster)
+
+
+def _reaching(one: Prediction, faster: Prediction) -> Prediction:
+    """The same with intervals that reach to those of a faster case."""
+    return replace(
+        one,
+        output_throughput=_hull(one.output_throughput, faster.output_throughput),
+        ttft_ms=one.ttft_ms and _hull(one.ttft_ms, faster.ttft_ms),
+        tpot_ms=_hull(one.tpot_ms, faster.tpot_ms),
+        joules_per_output_token=one.joules_per_output_token
+        and _hull(one.joules_per_output_token, faster.joules_per_output_token),
+        cost_per_million_tokens=one.cost_per_million_tokens
+        and _hull(one.cost_per_million_tokens, faster.cost_per_million_tokens),
+        outside=(*one.outside, NOT_MEASURED),
+    )
+
+
+def _hull(one: Estimate, other: Estimate | None) -> Estimate:
+    ends = (one, other or one)
+    return replace(one, low=min(end.low for end in ends), high=max(end.high for end in ends))
+
+
+def _predict(setting: Setting, name: str, asked: Asked) -> Prediction | NoPrediction:
     hardware = setting.placed.hardware
     if any(rates is None for rates in setting.placed.rates.values()):
         why = f"no rate of {hardware.name} is known in the dtype of its matrices"

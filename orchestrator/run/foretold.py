@@ -16,7 +16,7 @@ from orchestrator.predict.hardware import of_sheet
 from orchestrator.predict.interval import Estimate
 from orchestrator.predict.load import Arrival, Asked
 from orchestrator.predict.passes import Placed, Setting
-from orchestrator.predict.prediction import NoPrediction, predict
+from orchestrator.predict.prediction import NOT_MEASURED, NoPrediction, predict
 from orchestrator.predict.replica import Lengths
 from workers.messages import EnginePlan, Work
 from workers.rows import nothing
@@ -44,7 +44,9 @@ def foretold(
     measured = measured or known.calibrations.get(gpu)
     hardware = of_sheet(gpu, known.attainable, measured, plan.placement.num_ranks)
     mine = known.engines[engine]
-    setting = Setting(Placed(plan.placement, plan.model, plan.precision, hardware), mine)
+    one_shot = plan.switches.allreduce == "one-shot" and plan.placement.degree("tp") > 1
+    placed = Placed(plan.placement, plan.model, plan.precision, hardware, one_shot)
+    setting = Setting(placed, mine)
     found = predict(setting, plan.layout, _asked(experiment, plan, work, mine))
     if isinstance(found, NoPrediction):
         return _none(found.reason)
@@ -58,7 +60,7 @@ def foretold(
         device_ms_per_token=found.device_ms_per_token,
         error_pct=None,
         missed=None,
-        reason=None,
+        reason=NOT_MEASURED if NOT_MEASURED in found.outside else None,
     )
 
 

@@ -67,6 +67,7 @@ def test_a_quick_calibration_on_cpu_workers(ray_cluster, tmp_path, monkeypatch):
     assert len(found["fits"]) == 4
     fits = pa.ipc.open_file(path.with_name(fabric.FITS_FILE)).read_all()
     assert fabric.FITS.rows(fits) == fabric.fits(table)
+    assert "not measured" in found["left_out"]  # in one shot, on CPUs
     assert found["statistic"] == f"percentile 50 of {QUICK_SWEEP.samples} samples"
     assert found["warnings"] == []  # of CPUs nothing is asked
     assert found["datasheet"] is None
@@ -158,31 +159,61 @@ def test_groups_and_modes_are_fitted_apart_and_one_size_is_no_line():
     assert sorted(found) == [("all_reduce", g, m) for g in (2, 4) for m in ("eager", "graph")]
 
 
+# -- in one shot
+
+
+def with_one_shot():
+    return [
+        {**timed_data(0, []), **collective(op, size, us, factor, 2), "group": [0, 1]}
+        for op, factor, times in (
+            ("all_reduce", 1.0, (6.5, 7.8)),
+            ("one_shot_all_reduce", 2.0, (2.8, 5.1)),
+        )
+        for size, us in zip((10240, 327680), times, strict=True)
+    ]
+
+
+def test_one_shot_is_shown_beside_nccl_and_fitted():
+    rows = FABRIC.rows(make(FABRIC, with_one_shot()))
+    lines = [line.split() for line in shown(rows).splitlines()]
+    assert ["all_reduce", "2", "graph", "6.5", "7.8"] in lines
+    assert ["one_shot_all_reduce", "2", "graph", "2.8", "5.1"] in lines
+    found = {fit.op: fit.alpha_us for fit in fabric.fits(FABRIC.make(rows))}
+    assert found["one_shot_all_reduce"] < 3 < found["all_reduce"]
+    assert "not measured" not in shown(rows)
+
+
+def test_where_one_shot_was_not_measured_it_is_said():
+    rows = FABRIC.rows(make(FABRIC, with_one_shot()[:2]))
+    said = "All-reduces in one shot are not measured"
+    assert said in shown(rows)
+    assert said not in shown(timed(0, []))  # one device has no collectives
+    calibration = Calibration(Path("fabric.arrow"), FABRIC.make(rows), [])
+    assert fabric_tables.as_data(calibration)["left_out"].startswith(said)
+
+
 # -- the statistic, and clocks that were held down
 
 
+def timed_data(rank, held, device="NVIDIA H200"):
+    return {
+        "host": "node",
+        "device_name": device,
+        "kind": "hbm",
+        "op": "copy",
+        "dtype": "float32",
+        "rank": rank,
+        "group_size": 1,
+        "algbw": 4000.0,
+        "time_us": 1.0,
+        "percentile": 50.0,
+        "samples": 7,
+        "held_down": held,
+    }
+
+
 def timed(rank, held, device="NVIDIA H200"):
-    return FABRIC.rows(
-        make(
-            FABRIC,
-            [
-                {
-                    "host": "node",
-                    "device_name": device,
-                    "kind": "hbm",
-                    "op": "copy",
-                    "dtype": "float32",
-                    "rank": rank,
-                    "group_size": 1,
-                    "algbw": 4000.0,
-                    "time_us": 1.0,
-                    "percentile": 50.0,
-                    "samples": 7,
-                    "held_down": held,
-                }
-            ],
-        )
-    )
+    return FABRIC.rows(make(FABRIC, [timed_data(rank, held, device)]))
 
 
 CAPPED = "sw_power_cap in 40% of the samples"

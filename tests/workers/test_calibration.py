@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from ranks import BASE, FAMILIES, Pool
 
 from strategies import ModelShape
 from strategies.placement import Placement
-from strategies.traffic import bus_factor
+from strategies.traffic import ONE_SHOT, bus_factor
 from workers.engines import node_collectives as collectives
 from workers.engines import node_timing as timing
 from workers.engines.calibration import CALIBRATION_LAYOUT, QUICK, SWEEP_OPTION
@@ -40,6 +41,7 @@ def test_group_sizes() -> None:
 
 
 def test_bus_factors_are_those_of_nccl_tests() -> None:
+    assert bus_factor(ONE_SHOT, 4) == 6.0  # to three others, each value with the number of its call
     assert {op: bus_factor(op, 4) for op in collectives.COLLECTIVE_OPS} == {
         "all_reduce": 1.5,
         "all_gather": 0.75,
@@ -139,3 +141,60 @@ def test_two_ranks_measure_every_collective_and_the_first_one_reports(pool: Pool
     for row in found:
         assert (row.group, row.group_size, row.mode, row.rank) == ((0, 1), 2, "eager", 0)
         assert row.busbw == pytest.approx(row.algbw * bus_factor(row.op, 2))
+
+
+# -- in one shot, which no CPU has: what sums is a stand-in
+
+
+class Sums:
+    """Notes the bytes that it is asked to sum."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        self.asked.append(x.nbytes)
+        return x
+
+
+def in_one_shot(made: object, monkeypatch: pytest.MonkeyPatch) -> list[Timing]:
+    """What is measured over four ranks where the engine has `made` for them; in a graph a call
+    takes as many us as it has KiB."""
+
+    def in_graph_us(device: torch.device, sweep: Sweep, call: Any, renew: Any) -> float:
+        renew()
+        return float(call().nbytes / 1024)
+
+    monkeypatch.setattr(collectives, "resolve_name", lambda _: lambda device, group: made)
+    monkeypatch.setattr(collectives, "in_graph_us", in_graph_us)
+    backend: Any = None
+    group = collectives.Group(backend, (0, 1, 2, 3), 0, backend)
+    return list(collectives.one_shot(CPU, QUICK_SWEEP, group))
+
+
+def test_one_shot_is_measured_in_a_graph_up_to_its_largest_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sums, sizes = Sums(), [4096, 65536, 524288]
+    found = in_one_shot((sums, 524288), monkeypatch)
+    assert [one.bytes for one in found] == sizes
+    # Once before it is captured: what compiles cannot be.
+    assert sums.asked == [size for size in sizes for _ in range(2)]
+    assert {(one.kind, one.op, one.dtype, one.mode, one.group) for one in found} == {
+        ("collective", ONE_SHOT, "bfloat16", "graph", (0, 1, 2, 3))
+    }
+    row = found[-1].row("node", "NVIDIA H200", 0, samples=7)
+    assert row.time_us == 512
+    assert row.busbw == pytest.approx(6 * row.algbw)
+
+
+def test_ranks_that_share_no_memory_have_no_one_shot(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert in_one_shot(None, monkeypatch) == []
+
+
+def test_the_engine_says_what_sums_in_one_shot() -> None:
+    from workers.engines.native import build
+
+    group: Any = None
+    assert collectives.resolve_name(collectives.IN_ONE_SHOT) is build.in_one_shot
+    assert build.in_one_shot(CPU, group) is None

@@ -5,6 +5,7 @@ for the ranks, and plain torch for their kernels."""
 from __future__ import annotations
 
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Barrier
@@ -281,7 +282,7 @@ def test_the_engine_sums_as_it_is_told(
 
     kernels = "workers.engines.native.kernels.symmetric"
     monkeypatch.setitem(sys.modules, kernels, Kernels(kernels))
-    monkeypatch.setattr(build, "_check_peers", lambda *_: None)
+    monkeypatch.setattr(build, "check_peers", lambda *_: None)
     asked = Switches(**switches)
     plan = engine_plan(layout, LLAMA, None, WORK, device="cuda", switches=asked)
     groups: Any = {layout[:2]: Group(int(layout[2]))}
@@ -307,9 +308,56 @@ def test_a_group_whose_gpus_do_not_reach_each_other_is_refused(
     monkeypatch.setattr(build.dist, "all_gather_object", gather)
     monkeypatch.setattr(build, "boot_id", lambda: "here")
     monkeypatch.setattr(build.torch.cuda, "can_device_access_peer", lambda mine, theirs: reaches)
-    check = build._check_peers
+    check = build.check_peers
     if reason is None:
         check(torch.device("cuda", 0), Group(RANKS), "one-shot")  # type: ignore[arg-type]
         return
     with pytest.raises(RuntimeError, match=reason):
         check(torch.device("cuda", 0), Group(RANKS), "one-shot")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("reaches", "makes", "others", "is_there"),
+    [
+        (True, True, True, True),
+        (False, True, True, False),  # this GPU does not reach another
+        (True, False, True, False),  # memory cannot be shared here
+        (True, True, False, False),  # nor on another rank
+    ],
+)
+def test_one_shot_is_there_to_be_measured_where_every_rank_has_it(
+    reaches: bool, makes: bool, others: bool, is_there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Kernels(ModuleType):
+        """In place of the module that needs Triton."""
+
+        def OneShot(self, group: Group, device: Any, dtype: Any, width: int) -> str:
+            if not makes:
+                raise RuntimeError("pidfd_getfd: operation not permitted")
+            return f"{dtype}, {width}"
+
+        def most_bytes(self, ranks: int) -> int:
+            return 1000 * ranks
+
+    def gather(found: list[bool], own: bool, group: Group) -> None:
+        found[:] = [own, others]
+
+    def check(*_: Any) -> None:
+        if not reaches:
+            raise RuntimeError("GPU 0 does not reach the memory of GPU 1")
+
+    kernels, group = "workers.engines.native.kernels.symmetric", Group(RANKS)
+    monkeypatch.setitem(sys.modules, kernels, Kernels(kernels))
+    monkeypatch.setattr(build, "check_peers", check)
+    monkeypatch.setattr(build.dist, "all_gather_object", gather)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        found = build.in_one_shot(torch.device("cuda", 0), group)  # type: ignore[arg-type]
+    assert len(warned) == (not reaches or not makes)  # the rank that has it not says why
+    assert found == (("torch.bfloat16, 0", 2000) if is_there else None)
+
+
+def test_one_rank_and_more_than_eight_have_no_one_shot() -> None:
+    for members in (1, 9):
+        group: Any = Group(members)
+        assert build.in_one_shot(torch.device("cuda", 0), group) is None

@@ -4,6 +4,9 @@ graphs."""
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -11,7 +14,7 @@ import torch.distributed as dist
 from strategies.memory import RESERVE_BYTES, UTILIZATION, kv_bytes_per_token, workspace_bytes
 from strategies.precision import Precision
 from strategies.shapes import DTYPE_BYTES
-from workers.backends import PeerBackend
+from workers.backends import GroupSum, PeerBackend
 from workers.communicator import Communicator
 from workers.engines.native.cache import PagedCache
 from workers.engines.native.graphs import decode_sizes, prompt_sizes
@@ -29,6 +32,7 @@ from workers.rank import RankContext
 from workers.units import format_bytes
 from workers.weights import open_source
 
+T = TypeVar("T")
 GRAPHS_BYTES = 1 << 30  # of the reserve, kept for CUDA graphs whatever else it went into
 
 
@@ -38,7 +42,7 @@ def make_communicator(context: RankContext, plan: EnginePlan) -> Communicator:
     communicator, switches = Communicator(context, plan.ablation == "comm"), switches_of(plan)
     kind, group = str(switches.allreduce), context.groups.get("tp")
     if kind in SHARING and group is not None and group.size() > 1:
-        _check_peers(context.device, group, kind)
+        check_peers(context.device, group, kind)
         # It imports Triton, which takes long.
         from workers.engines.native.kernels.symmetric import OneShot, TwoShot
 
@@ -51,7 +55,7 @@ def make_communicator(context: RankContext, plan: EnginePlan) -> Communicator:
     return communicator
 
 
-def _check_peers(device: torch.device, group: dist.ProcessGroup, kind: str) -> None:
+def check_peers(device: torch.device, group: dist.ProcessGroup, kind: str) -> None:
     """Raise RuntimeError unless this GPU reaches the memory of all others of the group."""
     places: list[tuple[str, int]] = [("", 0)] * group.size()
     dist.all_gather_object(places, (boot_id(), device.index), group=group)
@@ -63,6 +67,36 @@ def _check_peers(device: torch.device, group: dist.ProcessGroup, kind: str) -> N
         else:
             continue
         raise RuntimeError(f"--allreduce {kind} cannot be: of a group of tp {why}; use nccl")
+
+
+def in_one_shot(device: torch.device, group: dist.ProcessGroup) -> tuple[GroupSum, int] | None:
+    """What sums messages in bfloat16 over a group, to be measured, and the bytes of its largest
+    one; None on each rank where one of them cannot have it."""
+    if device.type != "cuda" or group.size() not in SHARING["one-shot"]:
+        return None
+
+    def reaches() -> bool:
+        check_peers(device, group, "one-shot")
+        return True
+
+    if not _if_all_can(reaches, group):
+        return None
+    from workers.engines.native.kernels.symmetric import OneShot, most_bytes
+
+    sums = _if_all_can(lambda: OneShot(group, device, torch.bfloat16, 0), group)
+    return None if sums is None else (sums, most_bytes(group.size()))
+
+
+def _if_all_can(make: Callable[[], T], group: dist.ProcessGroup) -> T | None:
+    """What it makes; None on each rank where it raises RuntimeError on one, which that one warns
+    of."""
+    made, can = None, [False] * group.size()
+    try:
+        made = make()
+    except RuntimeError as error:
+        warnings.warn(str(error), stacklevel=2)
+    dist.all_gather_object(can, made is not None, group=group)
+    return made if all(can) else None
 
 
 def load_decoder(context: RankContext, plan: EnginePlan, communicator: Communicator) -> Decoder:
