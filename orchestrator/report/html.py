@@ -47,7 +47,6 @@ from workers.rows import Table
 REPORT = "report.html"
 STATIC = files("orchestrator.report") / "static"
 LIBRARIES = ("vega.min.js", "vega-lite.min.js", "theme.js", "page.js", "drawing.js")
-WITHOUT_CHARTS = ("page.js", "tables.js")
 R = TypeVar("R")
 
 
@@ -68,14 +67,9 @@ def drawn(name: str, **values: object) -> str:
     """A page with charts, from a template and a script in `static` of that name."""
     scripts = [*map(_static, LIBRARIES), _static(f"{name}.js")]
     licences = _static("LICENSES.txt")
-    return filled(f"{name}.html.j2", **values, scripts=scripts, licences=licences)
-
-
-def filled(template: str, **values: object) -> str:
-    """A page from a template in `static`, with the style of the report in it, and with what tables
-    can do where it has no charts."""
-    scripts = {"scripts": list(map(_static, WITHOUT_CHARTS))} | values
-    return _template(template).render(**scripts, style=_static("report.css"))
+    template = _template(f"{name}.html.j2")
+    style = _static("report.css")
+    return template.render(**values, scripts=scripts, licences=licences, style=style)
 
 
 def colour(layout: str) -> str:

@@ -6,7 +6,7 @@
   const { element } = page;
   const {
     look, colour, order, number, fixed, precise, present, tips, layoutColour, layoutLine, layoutPoint, layoutDash, isHollow, box, stroke, mark, lookOf, layoutKey,
-    glyph, legend, embed, svg,
+    glyph, legend, embed, svg, maximum, tableOf,
   } = drawing(data.layouts);
   const state = { phase: "decode", zoom: "1", latency: "bars" };
   const PARTS = {
@@ -111,7 +111,6 @@
     return out;
   }
 
-  const maximum = (rows, ...fields) => Math.max(0, ...rows.flatMap((row) => fields.map((field) => row[field] || 0)));
   const bandHeight = (rows, step, onPaper = 320) => Math.max(1, rows) * (paper ? Math.min(step, onPaper / Math.max(1, rows)) : step);
   const tall = (width, full) => paper || width < 560 ? 300 : full;
   const rowHeight = (rows) => rows * Math.max(paper ? 8 : 16, Math.min(30, (paper ? 620 : 1000) / rows));
@@ -657,16 +656,6 @@
       drawn[id].push(embed(panel.appendChild(element("div", "plot")), spec, paper && paper / (COLUMNS[columns] || 1) - 20));
     }
     target.dataset.drawn = rows.length;
-  }
-
-  function tableOf([head, ...body]) {
-    const table = element("table"), add = (parent, tag, texts) => texts.forEach((text, i) => {
-      parent.append(Object.assign(element(i && tag === "td" ? "td" : "th", "", text), { scope: tag === "td" ? "row" : "col" }));
-    });
-    add(table.createTHead().insertRow(), "th", head);
-    const rows = table.createTBody();
-    for (const texts of body) add(rows.insertRow(), "td", texts);
-    return table;
   }
 
   /** Those in sight at once, the others one by one while the page is idle. */
