@@ -17,7 +17,7 @@
     weights: ["weights", "weights"], gradients: ["gradients", "arithmetic"], optimizer: ["optimizer state", "kv"], activations: ["activations and the rest of the peak", "rest"],
     buffers: ["buffers", "ramp"], rest: ["the rest of the process", "gap"], uncut: ["a peak that is not taken apart", "outside"],
   };
-  const HIDDEN = ["communication hidden", "wait"];
+  const HIDDEN = ["communication hidden", "fused"];
   const unique = (values) => [...new Set(values)];
   const total = (parts) => Object.values(parts).reduce((sum, value) => sum + (value ?? 0), 0);
   const known = (kinds, rows, ...fields) => Object.keys(kinds).filter((part) => rows.some((row) => fields.some((field) => row[field][part])));
@@ -28,7 +28,8 @@
   const heightOf = (count) => count * (paper ? Math.min(56, 320 / count) : 56);
   /** Why layouts are not taken apart, those with the same reason together. */
   const reasons = (rows) => unique(rows.map((row) => row.reason).filter(Boolean))
-    .map((reason) => `${unique(rows.filter((row) => row.reason === reason).map((row) => row.layout)).join(", ")}: ${reason}. `).join("");
+    .map((reason) => rows.filter((row) => row.reason === reason))
+    .map((mine) => `${present(mine).join(", ")}${!mine[0].parts.uncut ? "" : present(mine).length > 1 ? " are not taken apart" : " is not taken apart"}: ${mine[0].reason}. `).join("");
 
   const charts = {};
 
@@ -40,13 +41,13 @@
       ...rows.some((row) => row.hidden) ? [[HIDDEN[0], thin(`var(--${HIDDEN[1]})`)]] : [],
       ["as timed, mean over starts", `<path d="M13 0V14" stroke="var(--ink)" stroke-width="3"/>`],
     ],
-    note: (rows) => (rows.some((row) => !row.parts.uncut) ? "An observed step is longer than a timed one by what the profiler takes. " : "") + reasons(rows),
+    note: (rows) => (rows.some((row) => !row.parts.uncut) ? "An observed step has the profiler in it, and is another one than those that were timed. " : "") + reasons(rows),
     spec: (rows, width, all) => bars(rows.map((row) => ({
-      layout: row.layout, parts: row.parts, below: row.hidden ? { hidden: row.hidden } : {}, tick: row.timed, label: `${precise(total(row.parts))} ms`,
+      layout: row.layout, parts: row.parts, below: row.hidden ? { hidden: row.hidden } : {}, tick: row.timed, label: row.timed == null ? "" : `${precise(row.timed)} ms${width < 560 ? "" : " timed"}`,
     })), { ...STEP, hidden: HIDDEN }, { title: "ms of an optimizer step", unit: "ms", width, end: Math.max(...all.flatMap((row) => [total(row.parts), row.hidden ?? 0, row.timed ?? 0])) }),
     table: (rows) => [
-      ["layout", "timed, ms", ...known(STEP, rows, "parts").map((part) => `${STEP[part][0]}, ms`), `${HIDDEN[0]}, ms`],
-      ...rows.map((row) => [row.layout, precise(row.timed), ...known(STEP, rows, "parts").map((part) => precise(row.parts[part])), precise(row.hidden)]),
+      ["layout", "timed, ms", "observed, ms", ...known(STEP, rows, "parts").map((part) => `${STEP[part][0]}, ms`), `${HIDDEN[0]}, ms`],
+      ...rows.map((row) => [row.layout, precise(row.timed), row.parts.uncut ? "–" : precise(total(row.parts)), ...known(STEP, rows, "parts").map((part) => precise(row.parts[part])), precise(row.hidden)]),
     ],
     csv: (row) => ({ load: row.load, layout: row.layout, timed_ms: row.timed, ...columns("", STEP, row.parts, "ms"), hidden_ms: row.hidden, reason: row.reason }),
   };
@@ -57,15 +58,17 @@
   charts.memory = {
     key: (rows) => [
       ...keyOf(HELD, known(HELD, rows, "parts", "predicted")),
-      ...hasPredicted(rows) ? [["worked out before the run", thin("var(--ink-3)")]] : [],
+      ...hasPredicted(rows) ? [["as worked out by orchestrator explain", thin("var(--ink-3)")]] : [],
       ...data.capacity_gb ? [[`the ${number(data.capacity_gb)} GB of a GPU`, stroke("var(--ink-2)", "5 4", 1.5)]] : [],
     ],
-    note: (rows) => (rows.some((row) => row.parts.rest) ? "On a CPU the peak is what was resident of the whole process, libraries included, and nothing is worked out beforehand. " : "") + reasons(rows),
+    note: (rows) => (data.capacity_gb ? "Room between a bar and the dashed line could hold a larger batch or model. " : "")
+      + (hasPredicted(rows) ? "The thin bar is what orchestrator explain says without a run. " : "")
+      + (rows.some((row) => row.parts.rest) ? "On a CPU the peak is what was resident of the whole process, libraries included, and nothing is worked out of it. " : "") + reasons(rows),
     spec: (rows, width, all) => bars(rows.map((row) => ({
       layout: row.layout, parts: row.parts, below: row.predicted, label: `${fixed(row.peak)} GB`,
     })), HELD, { title: "GB", unit: "GB", width, line: data.capacity_gb, end: Math.max(data.capacity_gb ?? 0, ...all.flatMap((row) => [row.peak, total(row.predicted)])) }),
     table: (rows) => [
-      ["layout", "peak, GB", ...known(HELD, rows, "parts").map((part) => `${HELD[part][0]}, GB`), ...hasPredicted(rows) ? ["worked out before, GB", ...known(HELD, rows, "predicted").map((part) => `${HELD[part][0].split(" and ")[0]} before, GB`)] : []],
+      ["layout", "peak, GB", ...known(HELD, rows, "parts").map((part) => `${HELD[part][0]}, GB`), ...hasPredicted(rows) ? ["worked out, GB", ...known(HELD, rows, "predicted").map((part) => `${HELD[part][0].split(" and ")[0]} worked out, GB`)] : []],
       ...rows.map((row) => [row.layout, precise(row.peak), ...known(HELD, rows, "parts").map((part) => precise(row.parts[part])),
         ...hasPredicted(rows) ? [precise(total(row.predicted) || null), ...known(HELD, rows, "predicted").map((part) => precise(row.predicted[part]))] : []]),
     ],
@@ -89,7 +92,8 @@
     const y = { field: "layout", type: "nominal", sort: order, title: null, axis: { labelFontSize: 13, labelColor: "var(--ink)" } };
     const fill = (suffix) => ({ field: "key", type: "nominal", legend: null, scale: { domain: names, range: names.map((part) => `var(--${kinds[part][1]}${suffix})`) } });
     const tooltip = tips([["layout", "layout"], ["part", "part"], ["size", unit], ["total", `of all, ${unit}`]]);
-    const isThere = (one) => one.size / end * (width - 150) >= 8 + 7 * one.text.length;
+    const px = (width - 150) / end, tickOf = Object.fromEntries(rows.map((row) => [row.layout, row.tick ?? Infinity]));
+    const isThere = (one) => one.size * px >= 8 + 7 * one.text.length && Math.abs(one.middle - tickOf[one.layout]) * px > 4 + 3.5 * one.text.length;
     return {
       description: `${title}, cut into parts, a bar for each layout`, height, data: { values: main }, encoding: { y }, padding: { right: 12, left: 4, top: 4, bottom: 4 },
       resolve: { scale: { color: "independent" } },

@@ -161,4 +161,3 @@ def losses(
         for row in sorted(mine, key=lambda row: row.step)
         if (row.start, row.run) == min((one.start, one.run) for one in mine)
     ]
-

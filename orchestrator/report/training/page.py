@@ -12,10 +12,10 @@ from orchestrator.analysis.training.observed import Observed, TrainedParts, obse
 from orchestrator.analysis.training.rows import TRAFFIC
 from orchestrator.report import environment
 from orchestrator.report.charts.looks import looks
-from orchestrator.report.charts.views import layout_names
+from orchestrator.report.charts.views import layout_names, natural
 from orchestrator.report.html import drawn, write
 from orchestrator.report.output import inline_json
-from orchestrator.report.text import figure, percent, plural, ranges
+from orchestrator.report.text import figure, full, percent, plural, ranges
 from orchestrator.report.training import charts
 from orchestrator.report.training.predicted import predictions
 from orchestrator.report.training.terminal import (
@@ -52,6 +52,8 @@ def render_html(folders: Sequence[Path], path: Path) -> Path:
     written."""
     found, seen = findings_of(folders), [observed_in(folder) for folder in folders]
     cells, ranked = found.comparison, not on_cpu(found)
+    if not ranked:
+        cells = sorted(cells, key=lambda one: natural(one.cell.layout))
     page = drawn(
         "training",
         title=", ".join(dict.fromkeys(one.cell.model for one in cells)),
@@ -60,7 +62,7 @@ def render_html(folders: Sequence[Path], path: Path) -> Path:
         setup=setup_of(folders, cells),
         environments=list(map(environment.describe, folders)),
         sections=[
-            (*describe(mine), reasons(mine), found.sentences(load) if ranked else [])
+            (*describe(mine), reasons(mine), map(full, found.sentences(load)) if ranked else [])
             for load, mine in _loads(cells)
         ],
         is_ranked=ranked,

@@ -58,6 +58,4 @@ def _load(asked: TrainingConditions) -> TrainingLoad:
         "offload": asked.offload or "none",
         **({"schedule": asked.schedule} if asked.schedule else {}),
     }
-    return TrainingLoad(
-        asked.seq_len, asked.global_batch_size, asked.micro_batch_size, **known
-    )
+    return TrainingLoad(asked.seq_len, asked.global_batch_size, asked.micro_batch_size, **known)

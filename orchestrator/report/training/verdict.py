@@ -12,7 +12,7 @@ from orchestrator.analysis.training.comparison import (
     TrainingFindings,
 )
 from orchestrator.report.charts.headline import Headline, Speed, headlines
-from orchestrator.report.text import fixed, plural
+from orchestrator.report.text import figure, plural
 from orchestrator.store.schema import COMPLETED
 from workers.rows import grouped
 
@@ -42,6 +42,6 @@ def _of_one(one: TrainingComparison) -> str:
     once = one.num_starts == 1
     starts = "in one start" if once else f"the mean of {plural(one.num_starts, 'start')}"
     return (
-        f"Only {one.cell.strategy} has a result, {fixed(one.rate.tokens_per_second)} tokens per "
+        f"Only {one.cell.strategy} has a result, {figure(one.rate.tokens_per_second)} tokens per "
         f"second, {starts}: there is nothing to rank it against."
     )
