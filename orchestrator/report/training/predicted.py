@@ -8,11 +8,11 @@ from typing import Any
 
 from orchestrator.analysis.training.comparison import TrainingComparison
 from orchestrator.analysis.training.rows import TrainingConditions
-from orchestrator.errors import Refused
 from orchestrator.plan import models
 from orchestrator.store.folders import read_manifest
 from orchestrator.store.schema import COMPLETED, CellKey
 from strategies import ModelShape, Topology, TrainingLoad, plan_layout
+from strategies.errors import Refused
 from strategies.training import TrainingMemory, fullest
 from workers.units import is_cpu
 
