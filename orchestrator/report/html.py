@@ -17,7 +17,7 @@ import pyarrow as pa
 from orchestrator.analysis.comparing import gaps
 from orchestrator.analysis.comparing.ablation import EFFECTS, TECHNIQUE_EFFECTS
 from orchestrator.analysis.comparing.best import BEST
-from orchestrator.analysis.comparing.compare import COMPARED
+from orchestrator.analysis.comparing.compare import COMPARED, Comparison
 from orchestrator.analysis.comparing.curves import CURVES
 from orchestrator.analysis.comparing.findings import Findings, of_results
 from orchestrator.analysis.comparing.spreads import STATISTICS
@@ -30,7 +30,7 @@ from orchestrator.analysis.summary import Summary
 from orchestrator.errors import UserError
 from orchestrator.report import environment, kernels, sections, side_by_side, sweep
 from orchestrator.report.charts import cells, cost, latencies, memory, telemetry, timeline
-from orchestrator.report.charts.choices import choices
+from orchestrator.report.charts.choices import choices, load_in_words
 from orchestrator.report.charts.communication import OperationFigures, communication
 from orchestrator.report.charts.headline import headlines
 from orchestrator.report.charts.looks import Look, colour_of, looks
@@ -154,6 +154,7 @@ def describe(folder: Path) -> dict[str, object]:
         "setup": environment.setup(content.folders, comparison),
         "headlines": headlines(comparison, found.best, found.verdicts) if is_ranked else [],
         "groups": side_by_side.groups(found, content.runs, content.names),
+        "loads": _loads(comparison),
         "columns": known_columns(comparison),
         "run_orders": sections.run_orders(comparison, environment.nodes(content.folders)),
         "spreads": sections.spreads(found.statistics, content.names),
@@ -170,6 +171,14 @@ def describe(folder: Path) -> dict[str, object]:
         "missing": [*gaps.sentences(found.missing), *(one.sentence for one in found.imported)],
         "cpu_note": None if is_ranked else CPU_NOTE,
         "environments": list(map(environment.describe, content.folders)),
+    }
+
+
+def _loads(comparison: Iterable[Comparison]) -> dict[tuple[str, str, int], str]:
+    """Each load in words, by what the page selects it by."""
+    return {
+        (one.cell.experiment, one.cell.scenario, one.cell.max_concurrency): load_in_words(one)
+        for one in comparison
     }
 
 

@@ -389,6 +389,16 @@ def test_rates_that_were_found_fit_a_phone_and_are_of_the_layouts_shown(
     assert chromium.complaints == []
 
 
+def test_an_open_loop_is_called_by_its_rate(
+    chromium: Chromium, searched: Path, tmp_path: Path
+) -> None:
+    chromium.open(render_html(searched / "tiny-1200", tmp_path / "page.html"))
+    note = chromium.tab.locator("[data-note=throughput]").inner_text()
+    assert note.startswith("At 1200 requests/s, at most 8 concurrent.")
+    group = chromium.tab.locator("#comparison tr.group").first.inner_text()
+    assert group == "1200 requests/s, at most 8 concurrent"
+
+
 def test_the_page_prints(chromium: Chromium, page: Path, tmp_path: Path) -> None:
     chromium.open(page, dark=True)
     chromium.pdf(tmp_path / "page.pdf")
