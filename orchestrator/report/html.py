@@ -17,7 +17,7 @@ import pyarrow as pa
 from orchestrator.analysis.comparing import gaps
 from orchestrator.analysis.comparing.ablation import EFFECTS, TECHNIQUE_EFFECTS
 from orchestrator.analysis.comparing.best import BEST
-from orchestrator.analysis.comparing.compare import COMPARED
+from orchestrator.analysis.comparing.compare import COMPARED, Comparison
 from orchestrator.analysis.comparing.curves import CURVES
 from orchestrator.analysis.comparing.findings import Findings, of_results
 from orchestrator.analysis.comparing.spreads import STATISTICS
@@ -30,7 +30,7 @@ from orchestrator.analysis.summary import Summary
 from orchestrator.errors import UserError
 from orchestrator.report import environment, kernels, sections, side_by_side, sweep
 from orchestrator.report.charts import cells, cost, latencies, memory, telemetry, timeline
-from orchestrator.report.charts.choices import choices
+from orchestrator.report.charts.choices import choices, load_in_words
 from orchestrator.report.charts.communication import OperationFigures, communication
 from orchestrator.report.charts.headline import headlines
 from orchestrator.report.charts.looks import Look, colour_of, looks
@@ -47,7 +47,6 @@ from workers.rows import Table
 REPORT = "report.html"
 STATIC = files("orchestrator.report") / "static"
 LIBRARIES = ("vega.min.js", "vega-lite.min.js", "theme.js", "page.js", "drawing.js")
-WITHOUT_CHARTS = ("page.js", "tables.js")
 R = TypeVar("R")
 
 
@@ -68,14 +67,9 @@ def drawn(name: str, **values: object) -> str:
     """A page with charts, from a template and a script in `static` of that name."""
     scripts = [*map(_static, LIBRARIES), _static(f"{name}.js")]
     licences = _static("LICENSES.txt")
-    return filled(f"{name}.html.j2", **values, scripts=scripts, licences=licences)
-
-
-def filled(template: str, **values: object) -> str:
-    """A page from a template in `static`, with the style of the report in it, and with what tables
-    can do where it has no charts."""
-    scripts = {"scripts": list(map(_static, WITHOUT_CHARTS))} | values
-    return _template(template).render(**scripts, style=_static("report.css"))
+    template = _template(f"{name}.html.j2")
+    style = _static("report.css")
+    return template.render(**values, scripts=scripts, licences=licences, style=style)
 
 
 def colour(layout: str) -> str:
@@ -160,6 +154,7 @@ def describe(folder: Path) -> dict[str, object]:
         "setup": environment.setup(content.folders, comparison),
         "headlines": headlines(comparison, found.best, found.verdicts) if is_ranked else [],
         "groups": side_by_side.groups(found, content.runs, content.names),
+        "loads": _loads(comparison),
         "columns": known_columns(comparison),
         "run_orders": sections.run_orders(comparison, environment.nodes(content.folders)),
         "spreads": sections.spreads(found.statistics, content.names),
@@ -176,6 +171,14 @@ def describe(folder: Path) -> dict[str, object]:
         "missing": [*gaps.sentences(found.missing), *(one.sentence for one in found.imported)],
         "cpu_note": None if is_ranked else CPU_NOTE,
         "environments": list(map(environment.describe, content.folders)),
+    }
+
+
+def _loads(comparison: Iterable[Comparison]) -> dict[tuple[str, str, int], str]:
+    """Each load in words, by what the page selects it by."""
+    return {
+        (one.cell.experiment, one.cell.scenario, one.cell.max_concurrency): load_in_words(one)
+        for one in comparison
     }
 
 

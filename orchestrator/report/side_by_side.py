@@ -14,6 +14,7 @@ from orchestrator.analysis.comparing.rounds import Load, completed, load_of
 from orchestrator.analysis.roofline import CALIBRATED, DATASHEET
 from orchestrator.analysis.summary import Summary
 from orchestrator.report.charts import unshown
+from orchestrator.report.charts.choices import load_in_words
 from orchestrator.report.charts.views import Names
 from orchestrator.report.shown_columns import OF_BOUND, ShownColumn, Statistics, known_columns
 from orchestrator.store.schema import COMPLETED, INVALID
@@ -60,7 +61,7 @@ def groups(found: Findings, runs: Sequence[Summary], names: Names) -> list[Group
             load.experiment,
             load.scenario,
             load.max_concurrency,
-            f"{load.max_concurrency} concurrent",
+            load_in_words(cells[0]),
             [*_without_best(fastest.get(load), cells), *_notes(cells, names), *_energy(mine)],
             [_line(one, names[one.cell], columns, known) for one in cells],
         )

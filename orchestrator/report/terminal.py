@@ -13,7 +13,7 @@ from orchestrator.analysis import crosscheck, goodput, outputs, samples
 from orchestrator.analysis.comparing.compare import Comparison, outputs_of, run_order
 from orchestrator.analysis.comparing.rounds import Load, load_of, names_of
 from orchestrator.report.charts import unshown
-from orchestrator.report.charts.choices import lengths_of, rate_of
+from orchestrator.report.charts.choices import lengths_of, load_in_words
 from orchestrator.report.output import width_of
 from orchestrator.report.progress import RunProgress
 from orchestrator.report.text import aligned, figure, fixed, full, percent
@@ -187,9 +187,7 @@ def _legend(tables: Iterable[Table], ratios: bool) -> Text:
 def _title(cells: Sequence[Comparison]) -> str:
     cell, asked = cells[0].cell, cells[0].conditions
     lengths = lengths_of(asked)
-    rate = rate_of(cells[0])
-    arrivals = f" · {rate}, at most" if rate else " ·"
-    work = f"{cell.model} · {cell.scenario}{lengths}{arrivals} {cell.max_concurrency} concurrent"
+    work = f"{cell.model} · {cell.scenario}{lengths} · {load_in_words(cells[0])}"
     return " · ".join([work, *_shared(cells).values()])
 
 

@@ -15,7 +15,7 @@ from pages import MEGABYTE
 from report_inputs import CONCURRENCIES, LAYOUTS, write_results
 
 from orchestrator.report.charts.timeline import MAX_BARS
-from orchestrator.report.html import filled, render_html
+from orchestrator.report.html import render_html
 
 CHARTS = (
     "cost",
@@ -389,6 +389,16 @@ def test_rates_that_were_found_fit_a_phone_and_are_of_the_layouts_shown(
     assert chromium.complaints == []
 
 
+def test_an_open_loop_is_called_by_its_rate(
+    chromium: Chromium, searched: Path, tmp_path: Path
+) -> None:
+    chromium.open(render_html(searched / "tiny-1200", tmp_path / "page.html"))
+    note = chromium.tab.locator("[data-note=throughput]").inner_text()
+    assert note.startswith("At 1200 requests/s, at most 8 concurrent.")
+    group = chromium.tab.locator("#comparison tr.group").first.inner_text()
+    assert group == "1200 requests/s, at most 8 concurrent"
+
+
 def test_the_page_prints(chromium: Chromium, page: Path, tmp_path: Path) -> None:
     chromium.open(page, dark=True)
     chromium.pdf(tmp_path / "page.pdf")
@@ -462,15 +472,3 @@ def test_a_picture_of_a_chart_has_its_legend_and_no_variables(
         wrong = f"new DOMParser().parseFromString({json.dumps(picture)}, 'image/svg+xml')"
         assert chromium.evaluate(f"{wrong}.querySelector('parsererror')") is None, chart
     assert "streaming weights" in chromium.evaluate("report.svg('cost')")
-
-
-def test_tables_of_a_page_without_charts_are_sorted_too(chromium: Chromium, tmp_path: Path) -> None:
-    rows_ = [{"layout": name, "tok/s": speed} for name, speed in (("dp2", "900"), ("tp2", "1,024"))]
-    sections = [("load", rows_, [], [])]
-    text = filled("training.html.j2", title="t", sections=sections, meanings={}, setup={})
-    (tmp_path / "page.html").write_text(text)
-    chromium.open(tmp_path / "page.html")
-    chromium.tab.get_by_role("button", name="tok/s").click()
-    assert chromium.evaluate("document.querySelector('tbody th').textContent") == "tp2"
-    assert chromium.evaluate("location.hash") == "#sort=load-1-0.1.down"
-    assert chromium.complaints == []

@@ -98,9 +98,13 @@ def test_a_published_training_opens_whole_and_its_tables_are_saved_with_numbers(
     chromium: Chromium,
 ) -> None:
     (path,) = TRAINED
+    data = data_of(path)
     for width in WIDTHS:
         chromium.open(path, width)
         assert chromium.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    for chart in ("step", "memory", "loss"):
+        drawn = f"document.querySelector('[data-chart={chart}]').dataset.drawn"
+        assert int(chromium.evaluate(drawn)) == len(data[chart]) > 0, chart
     with chromium.tab.expect_download() as saved:
         chromium.tab.locator("#parts [data-table]").click()
     rows = list(csv.DictReader(saved.value.path().open()))

@@ -101,6 +101,8 @@ def test_experiments_that_differ_in_their_rate_are_called_by_it(
         ("tiny-1200", "tiny, 1200 requests/s"),
         ("tiny-2400", "tiny, 2400 requests/s"),
     ]
+    loads = [one["scenarios"][0]["loads"] for one in data_of(page)["experiments"]]
+    assert loads[:2] == [["8 concurrent"], ["1200 requests/s, at most 8 concurrent"]]
     alike = [comparison(experiment=name, request_rate=2.0) for name in ("a", "b")]
     assert [one.label for one in choices(alike)] == ["tiny (a)", "tiny (b)"]
 

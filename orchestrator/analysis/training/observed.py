@@ -102,7 +102,7 @@ def times_of(parts: Sequence[TrainedParts], on_cpu: bool) -> TrainingTimes:
     ratio, reason = mean(lambda one: one.profile_ratio), UNSEEN if not parts else None
     if ratio is not None and ratio > PROFILE_LIMIT and not on_cpu:
         reason, starts = f"the profiled step takes {ratio:.2f} of the timed one", []
-    said = dict.fromkeys(one.reason for one in parts if one.reason)
+    said = dict.fromkeys(why for one in parts if one.reason for why in one.reason.split("; "))
     return TrainingTimes(
         forward_ms=mean(lambda one: one.forward_ms),
         backward_ms=mean(lambda one: one.backward_ms),

@@ -14,7 +14,12 @@ from orchestrator.store.schema import COMPLETED, FAILED, Outcome, RunKey
 from strategies.training import micro_batches
 from workers.messages import Built, EnginePlan, RankReport
 from workers.rows import Table, column, group, nothing, row, widened
-from workers.training_records import TRAINING_COLLECTIVES, TRAINING_STEPS, TrainingCollectiveRow
+from workers.training_records import (
+    TRAINING_COLLECTIVES,
+    TRAINING_STEPS,
+    TrainingCollectiveRow,
+    TrainingStepRow,
+)
 
 
 @row
@@ -134,7 +139,13 @@ class TrainedCollective(TrainingCollectiveRow, RunKey):
     """What a run communicates in a step, as it is kept."""
 
 
+@row
+class TrainedStep(TrainingStepRow, RunKey):
+    """One optimizer step of a run, as it is kept."""
+
+
 TRAINED = Table("training", Trained)
+TRAINED_STEPS = Table("training_steps", TrainedStep)
 TRAFFIC = Table("training_collectives", TrainedCollective)
 
 

@@ -12,11 +12,12 @@ from workers.rows import grouped
 
 @dataclass(frozen=True, slots=True)
 class ScenarioChoice:
-    """A scenario of an experiment. label: with its lengths."""
+    """A scenario of an experiment. label: with its lengths. loads: each concurrency in words."""
 
     name: str
     label: str
     concurrencies: Sequence[int]
+    loads: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,12 @@ def rate_of(one: Comparison) -> str:
     return f"{rate:g} {what}/s" if rate else ""
 
 
+def load_in_words(one: Comparison) -> str:
+    """How many requests are in flight; in an open loop first how many arrive."""
+    rate, concurrent = rate_of(one), f"{one.cell.max_concurrency} concurrent"
+    return f"{rate}, at most {concurrent}" if rate else concurrent
+
+
 def lengths_of(asked: Conditions) -> str:
     """The lengths of requests in words, their means where they differ; empty where unknown."""
     if asked.input_len and asked.output_len:
@@ -76,6 +83,8 @@ def lengths_of(asked: Conditions) -> str:
 
 def _scenario(cells: Sequence[Comparison]) -> ScenarioChoice:
     asked, name = cells[0].conditions, cells[0].cell.scenario
+    loads = {one.cell.max_concurrency: load_in_words(one) for one in cells}
+    ordered = sorted(loads)
     return ScenarioChoice(
-        name, name + lengths_of(asked), sorted({one.cell.max_concurrency for one in cells})
+        name, name + lengths_of(asked), ordered, [loads[number] for number in ordered]
     )

@@ -5,20 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from orchestrator.analysis.comparing.best import Best
-from orchestrator.analysis.comparing.compare import Comparison
-from orchestrator.analysis.comparing.metrics import THROUGHPUT
+from orchestrator.analysis.comparing.metrics import THROUGHPUT, Metric
 from orchestrator.analysis.comparing.rounds import load_of
 from orchestrator.analysis.comparing.verdicts import Verdict
+from orchestrator.store.schema import CellKey
 from workers.rows import grouped
 
-# Confidence -> who is ahead, and how sure that is.
+# Confidence -> who is ahead, and how sure that is. verb: what a layout does to tokens.
 LEADS = {
-    "shown": "{names} makes the most tokens per second at {where}{ahead}",
-    "equal": "{names} make the most tokens per second at {where}",
-    "mean": "{names} makes the most tokens per second at {where}{ahead}",
-    "none": "no layout is ahead of all others at {where}",
+    "shown": "{names} {verb}s the most tokens per second {where}{ahead}",
+    "equal": "{names} {verb} the most tokens per second {where}",
+    "mean": "{names} {verb}s the most tokens per second {where}{ahead}",
+    "none": "no layout is ahead of all others {where}",
 }
 SURE = {
     "shown": "shown at 95% confidence over {rounds} rounds of starts",
@@ -55,23 +56,61 @@ class Standing:
     starts: int
 
 
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What the sentence is about. verb: what layouts do to the tokens that `metric` counts."""
+
+    metric: Metric = THROUGHPUT
+    verb: str = "make"
+
+    def is_of(self, one: Best | Verdict) -> bool:
+        """Whether a finding is about it."""
+        return one.metric == self.metric.column
+
+    def lead(self, mine: Sequence[Standing], is_all: bool) -> str:
+        """Who is ahead under these loads. is_all: whether there are no others."""
+        where = self.metric.at.format(listed([str(one.concurrency) for one in mine]))
+        if is_all and len(mine) > 1:
+            where = f"at every load ({where.removeprefix('at ')})"
+        return LEADS[mine[0].confidence].format(
+            names=listed(mine[0].names), verb=self.verb, where=where, ahead=_ahead(mine)
+        )
+
+
+class Compared(Protocol):
+    """A cell of a comparison, and its completed starts."""
+
+    @property
+    def cell(self) -> CellKey:
+        """Which one."""
+        ...
+
+    @property
+    def num_starts(self) -> int:
+        """How many there are."""
+        ...
+
+
+SERVING = Speed()
+
+
 def headlines(
-    comparison: Iterable[Comparison], best: Iterable[Best], verdicts: Iterable[Verdict]
+    comparison: Iterable[Compared],
+    best: Iterable[Best],
+    verdicts: Iterable[Verdict],
+    speed: Speed = SERVING,
 ) -> list[Headline]:
     """One for each scenario of which two layouts or more have a result."""
     cells = grouped(comparison, lambda one: load_of(one.cell))
     starts = {load: max(one.num_starts for one in mine) for load, mine in cells.items()}
-    pairs = grouped((one for one in verdicts if _is_speed(one)), lambda one: one.load)
-    contested = (one for one in best if _is_speed(one) and one.load in pairs)
+    pairs = grouped((one for one in verdicts if speed.is_of(one)), lambda one: one.load)
+    contested = (one for one in best if speed.is_of(one) and one.load in pairs)
     scenarios = grouped(contested, lambda one: (one.experiment, one.scenario))
-    return [
-        _headline(*where, [_standing(one, pairs[one.load][0], starts[one.load]) for one in mine])
-        for where, mine in scenarios.items()
-    ]
 
+    def standings(mine: Sequence[Best]) -> list[Standing]:
+        return [_standing(one, pairs[one.load][0], starts[one.load]) for one in mine]
 
-def _is_speed(one: Best | Verdict) -> bool:
-    return one.metric == THROUGHPUT.column
+    return [_headline(*where, standings(mine), speed) for where, mine in scenarios.items()]
 
 
 def _standing(one: Best, first: Verdict, starts: int) -> Standing:
@@ -83,25 +122,16 @@ def _standing(one: Best, first: Verdict, starts: int) -> Standing:
     return Standing(one.max_concurrency, names, confidence, first.ratio, first.rounds, starts)
 
 
-def _headline(experiment: str, scenario: str, found: Sequence[Standing]) -> Headline:
+def _headline(experiment: str, scenario: str, found: Sequence[Standing], speed: Speed) -> Headline:
     ordered = sorted(found, key=lambda one: one.concurrency)
     alike = grouped(ordered, lambda one: (one.confidence, tuple(one.names)))
     by_confidence = grouped(alike.values(), lambda mine: mine[0].confidence)
     said = [
-        f"{'; '.join(_lead(mine, len(alike) == 1) for mine in groups)}: {_sure(groups)}"
+        f"{'; '.join(speed.lead(mine, len(alike) == 1) for mine in groups)}: {_sure(groups)}"
         for groups in by_confidence.values()
     ]
     weakest = next(name for name in WEAKEST_FIRST if name in by_confidence)
     return Headline(experiment, scenario, f"{'. '.join(said)}.", weakest)
-
-
-def _lead(mine: Sequence[Standing], is_all: bool) -> str:
-    loads = listed([str(one.concurrency) for one in mine])
-    where = (
-        f"every load ({loads} concurrent)" if is_all and len(mine) > 1 else f"{loads} concurrent"
-    )
-    names = listed(mine[0].names)
-    return LEADS[mine[0].confidence].format(names=names, where=where, ahead=_ahead(mine))
 
 
 def _ahead(mine: Sequence[Standing]) -> str:

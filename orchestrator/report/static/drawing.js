@@ -24,6 +24,7 @@ const drawing = (layouts) => {
   /** Lines and points of layouts: told apart by colour, and without it by dash and shape. */
   const layoutLine = { color: layoutColour, strokeDash: layoutDash };
   const layoutPoint = { color: layoutColour, fill: layoutFill, shape: layoutShape };
+  const maximum = (rows, ...fields) => Math.max(0, ...rows.flatMap((row) => fields.map((field) => row[field] || 0)));
   const tips = (pairs) => pairs.map(([field, title]) => ({ field, title }));
 
   // Marks in a box of 26 x 14 px, as they stand in a legend.
@@ -52,6 +53,16 @@ const drawing = (layouts) => {
       item.append(name);
     }
     return list;
+  }
+
+  function tableOf([head, ...body]) {
+    const table = element("table"), add = (parent, tag, texts) => texts.forEach((text, i) => {
+      parent.append(Object.assign(element(i && tag === "td" ? "td" : "th", "", text), { scope: tag === "td" ? "row" : "col" }));
+    });
+    add(table.createTHead().insertRow(), "th", head);
+    const rows = table.createTBody();
+    for (const texts of body) add(rows.insertRow(), "td", texts);
+    return table;
   }
 
   function embed(container, spec, width) {
@@ -112,6 +123,6 @@ const drawing = (layouts) => {
 
   return {
     look, colour, order, number, fixed, precise, present, tips, layoutColour, layoutLine, layoutPoint, layoutDash, isHollow, box, stroke, mark, lookOf, layoutKey,
-    glyph, legend, embed, svg,
+    glyph, legend, embed, svg, maximum, tableOf,
   };
 };

@@ -6,7 +6,7 @@
   const { element } = page;
   const {
     look, colour, order, number, fixed, precise, present, tips, layoutColour, layoutLine, layoutPoint, layoutDash, isHollow, box, stroke, mark, lookOf, layoutKey,
-    glyph, legend, embed, svg,
+    glyph, legend, embed, svg, maximum, tableOf,
   } = drawing(data.layouts);
   const state = { phase: "decode", zoom: "1", latency: "bars" };
   const PARTS = {
@@ -27,6 +27,9 @@
   const shown = () => [...document.querySelectorAll('input[name="layout"]:checked')].map((box) => box.value);
   const experiment = () => data.experiments.find((e) => e.name === state.experiment);
   const scenario = () => experiment().scenarios.find((s) => s.name === state.scenario);
+
+  /** The chosen load in words. */
+  const load = () => scenario().loads[scenario().concurrencies.indexOf(state.concurrency)];
 
   /** Rows of the chosen model, scenario and layouts, and of the chosen concurrency unless `all`. */
   function chosen(rows, all = false) {
@@ -111,7 +114,6 @@
     return out;
   }
 
-  const maximum = (rows, ...fields) => Math.max(0, ...rows.flatMap((row) => fields.map((field) => row[field] || 0)));
   const bandHeight = (rows, step, onPaper = 320) => Math.max(1, rows) * (paper ? Math.min(step, onPaper / Math.max(1, rows)) : step);
   const tall = (width, full) => paper || width < 560 ? 300 : full;
   const rowHeight = (rows) => rows * Math.max(paper ? 8 : 16, Math.min(30, (paper ? 620 : 1000) / rows));
@@ -147,7 +149,7 @@
     note(rows) {
       const sources = [...new Set(rows.map((row) => row.bound_source).filter(Boolean))].map((name) => SOURCES[name] || name);
       const away = rows.filter((row) => row.bound > highest(rows)).map((row) => row.layout);
-      return rows.length ? `At ${state.concurrency} concurrent. ${rows.some((row) => row.low != null) ? "" : "One start each, so there is no interval to draw. "}`
+      return rows.length ? `At ${load()}. ${rows.some((row) => row.low != null) ? "" : "One start each, so there is no interval to draw. "}`
         + (sources.length ? `Bounds are from ${sources.join(" or ")}. ` : "") + (away.length ? `Outside of the chart: the bound of ${away.join(", ")}.` : "") : "";
     },
     panels: (rows, width) => (isPredicted(rows) ? Object.keys(FIGURES) : ["throughput"]).map((name) => ({
@@ -241,7 +243,7 @@
     rows: ({ take }) => groups(take(data.cells, true).filter((row) => row.per_user != null && row.per_gpu != null)).flatMap(withFront),
     key: (rows) => [...layoutKey(rows), ["worth choosing", stroke("var(--ink-2)", "5 4", 1.5)]],
     note: (rows) => !rows.length ? "" : "The dashed line is that of the layouts shown. "
-      + (labelled(rows, plotWidth).length ? "Numbers: requests in flight" + (labelled(rows, plotWidth).length < rows.length ? ", of the points worth choosing: there is no room for all." : ".")
+      + (labelled(rows, plotWidth).length ? `Numbers: requests in flight${labelled(rows, plotWidth).length < rows.length ? ", of the points worth choosing: there is no room for all." : "."}`
         : "Point at a mark for its layout and requests in flight: there is no room for their numbers."),
     panels: (rows, width) => [{ spec: tradeoff(rows, width) }],
   };
@@ -276,10 +278,15 @@
     return { box, xEnd, yEnd, at };
   }
 
-  /** A label at every point; where there is no room for one of them, at those on the front; or none at all. */
+  /** A label at every point; where there is no room for one of them, at those on the front; or none at all. The note
+      and the drawing ask for the same ones. */
+  let told = {};
   function labelled(rows, width) {
-    const all = labelsOf(rows, rows, width);
-    return all.length ? all : labelsOf(rows, rows.filter((row) => row.on_front), width);
+    if (told.rows !== rows || told.width !== width) {
+      const all = labelsOf(rows, rows, width);
+      told = { rows, width, labels: all.length ? all : labelsOf(rows, rows.filter((row) => row.on_front), width) };
+    }
+    return told.labels;
   }
 
   function labelsOf(rows, named, width) {
@@ -339,7 +346,7 @@
     note(rows) {
       if (!rows.length) return "";
       const sources = [...new Set(rows.map((row) => row.rates).filter(Boolean))].map((name) => SOURCES[name] || name);
-      return `At ${state.concurrency} concurrent, mean over starts. `
+      return `At ${load()}, mean over starts. `
         + (sources.length ? `Weights, keys and values and arithmetic: ${sources.join(" or ")}. ` : "No rate of these devices is known, so compute is one part. ")
         + rows.filter((row) => row.reasons).map((row) => `${row.layout}: ${row.reasons}. `).join("");
     },
@@ -399,7 +406,7 @@
     key: (rows) => partsOf(rows).map((part) => [PARTS[part][0], box(`var(--${PARTS[part][1]})`)]),
     note(rows) {
       if (!rows.length) return "";
-      const where = `${state.phase === "decode" ? "Decode" : "Prefill"} at ${state.concurrency} concurrent`;
+      const where = `${state.phase === "decode" ? "Decode" : "Prefill"} at ${load()}`;
       const unseen = shown().filter((name) => !rows.some((row) => row.layout === name) && chosen(data.cells).some((row) => row.layout === name && row.throughput != null));
       const without = unseen.length ? ` Without ${unseen.join(", ")}: not taken apart; the reason is below the comparison.` : "";
       return sentence() + without;
@@ -518,7 +525,7 @@
     }))),
     columns: "three",
     key: (rows) => state.latency === "bars" ? [] : present(rows).map((name) => [name, stroke(colour[name], look[name].dash)]),
-    note: (rows) => rows.length ? `At ${state.concurrency} concurrent, requests of all runs together.` : "",
+    note: (rows) => rows.length ? `At ${load()}, requests of all runs together.` : "",
     panels: (rows, width) => Object.keys(LATENCIES).filter((name) => rows.some((row) => row.latency === name)).map((name) => ({
       title: LATENCIES[name],
       spec: (state.latency === "bars" ? spreads : shares)(rows.filter((row) => row.latency === name), width),
@@ -605,7 +612,7 @@
     }))),
     columns: "two",
     key: (rows) => present(rows).map((name) => [name, stroke(colour[name], look[name].dash)]),
-    note: (rows) => rows.length ? `At ${state.concurrency} concurrent, one run of each layout.` : "",
+    note: (rows) => rows.length ? `At ${load()}, one run of each layout.` : "",
     panels: (rows) => [...new Set(rows.map((row) => row.gauge))].map((gauge) => over_time(gauge, rows.filter((row) => row.gauge === gauge))),
   };
 
@@ -659,16 +666,6 @@
     target.dataset.drawn = rows.length;
   }
 
-  function tableOf([head, ...body]) {
-    const table = element("table"), add = (parent, tag, texts) => texts.forEach((text, i) => {
-      parent.append(Object.assign(element(i && tag === "td" ? "td" : "th", "", text), { scope: tag === "td" ? "row" : "col" }));
-    });
-    add(table.createTHead().insertRow(), "th", head);
-    const rows = table.createTBody();
-    for (const texts of body) add(rows.insertRow(), "td", texts);
-    return table;
-  }
-
   /** Those in sight at once, the others one by one while the page is idle. */
   let waiting = [];
   function drawAll() {
@@ -712,7 +709,7 @@
       part.hidden = !table.querySelector("tbody:not([hidden]) tr:not([hidden])");
     }
     const all = shown().filter((name) => data.cells.some((cell) => cell.experiment === state.experiment && cell.layout === name)).join(", ");
-    document.getElementById("chosen").textContent = `${experiment().label} · ${scenario().label} · ${state.concurrency} concurrent · ${all}`;
+    document.getElementById("chosen").textContent = `${experiment().label} · ${scenario().label} · ${load()} · ${all}`;
     for (const id of ["cost", "timeline", "telemetry", "memory"]) document.getElementById(id).hidden = !data[id].length;
     for (const part of document.querySelectorAll("#concurrency, .sweeps")) part.hidden = scenario().concurrencies.length < 2;
     page.contents();

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from orchestrator.analysis.comparing.rounds import load_of
+from orchestrator.analysis.comparing.rounds import Load, load_of
 from orchestrator.analysis.training.comparison import TrainingComparison, findings_of
 from orchestrator.analysis.training.observed import Observed, TrainedParts, observed_in
 from orchestrator.analysis.training.rows import TRAFFIC
 from orchestrator.report import environment
-from orchestrator.report.html import filled, write
-from orchestrator.report.text import figure, percent, plural, ranges
+from orchestrator.report.charts.looks import looks
+from orchestrator.report.charts.views import layout_names, natural
+from orchestrator.report.html import drawn, write
+from orchestrator.report.output import inline_json
+from orchestrator.report.text import figure, full, percent, plural, ranges
+from orchestrator.report.training import charts
+from orchestrator.report.training.predicted import predictions
 from orchestrator.report.training.terminal import (
     COLUMNS,
     CPU_NOTE,
@@ -21,6 +26,7 @@ from orchestrator.report.training.terminal import (
     on_cpu,
     reasons,
 )
+from orchestrator.report.training.verdict import verdicts_of
 from orchestrator.store.store import Store
 from workers.rows import grouped
 from workers.units import format_bytes
@@ -45,26 +51,50 @@ def render_html(folders: Sequence[Path], path: Path) -> Path:
     """Write the page of the experiments in `folders` to `path`. Raises UserError where it cannot be
     written."""
     found, seen = findings_of(folders), [observed_in(folder) for folder in folders]
-    loads = grouped(found.comparison, lambda one: load_of(one.cell))
-    sections = [
-        (*describe(cells), reasons(cells), found.sentences(load)) for load, cells in loads.items()
-    ]
-    page = filled(
-        "training.html.j2",
-        title=", ".join(dict.fromkeys(one.cell.model for one in found.comparison)),
-        setup=setup_of(folders, found.comparison),
+    cells, ranked = found.comparison, not on_cpu(found)
+    if not ranked:
+        cells = sorted(cells, key=lambda one: natural(one.cell.layout))
+    page = drawn(
+        "training",
+        title=", ".join(dict.fromkeys(one.cell.model for one in cells)),
+        headlines=verdicts_of(found) if ranked else [],
+        data=inline_json(_data(folders, cells, seen)),
+        setup=setup_of(folders, cells),
         environments=list(map(environment.describe, folders)),
-        sections=sections,
+        sections=[
+            (*describe(mine), reasons(mine), map(full, found.sentences(load)) if ranked else [])
+            for load, mine in _loads(cells)
+        ],
+        is_ranked=ranked,
         meanings={name: meaning for name, (meaning, _) in COLUMNS.items()},
         traffic=[row for folder in folders for row in traffic_of(folder)],
         lost=found.lost,
         effects=[effect_shown(one) for one in found.effects],
         parts=[row for one in seen for row in parts_shown(one)],
         overlaps=[row for one in seen for row in overlaps_shown(one)],
-        cpu_note=CPU_NOTE if on_cpu(found) else None,
+        cpu_note=None if ranked else CPU_NOTE,
     )
     write(page, path, "--out")
     return path
+
+
+def _loads(cells: Sequence[TrainingComparison]) -> Iterable[tuple[Load, list[TrainingComparison]]]:
+    return grouped(cells, lambda one: load_of(one.cell)).items()
+
+
+def _data(
+    folders: Sequence[Path], cells: Sequence[TrainingComparison], seen: Sequence[Observed]
+) -> dict[str, object]:
+    """What the charts show."""
+    names = layout_names(one.cell for one in cells)
+    titles = {one.cell: describe(mine)[0] for _, mine in _loads(cells) for one in mine}
+    return {
+        "layouts": looks(names),
+        "step": charts.steps(cells, [row for one in seen for row in one.parts], names, titles),
+        "memory": charts.memory(cells, names, titles, predictions(folders, cells)),
+        "loss": charts.losses(folders, cells, names, titles),
+        "capacity_gb": environment.capacity_gb(folders),
+    }
 
 
 def setup_of(folders: Sequence[Path], trained: Sequence[TrainingComparison]) -> dict[str, str]:
