@@ -54,8 +54,8 @@ def _legend(plan: Planned) -> str:
         best = "has both more tokens/s a GPU and a shorter TPOT"
     late = " late: requests that wait when the last one arrives." if plan.arrivals else ""
     return (
-        f"{FRONT} no other layout {best}.{late} ±: the farther end of a 90% interval; the other "
-        "one is no farther in ratio. Where that is above 100%, both ends stand instead, to one digit."
+        f"{FRONT} no other layout {best}.{late} ±: the farther end of a 90% interval, in ratio; "
+        "the other one is no farther. Where that is above 100%, both stand instead, to one digit."
     )
 
 
