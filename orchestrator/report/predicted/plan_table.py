@@ -54,8 +54,8 @@ def _legend(plan: Planned) -> str:
         best = "has both more tokens/s a GPU and a shorter TPOT"
     late = " late: requests that wait when the last one arrives." if plan.arrivals else ""
     return (
-        f"{FRONT} no other layout {best}.{late} ±: the upper end of a 90% interval; the lower one "
-        "is as far in ratio. Where that is above 100%, both ends stand instead, to one digit."
+        f"{FRONT} no other layout {best}.{late} ±: the farther end of a 90% interval, in ratio; "
+        "the other one is no farther. Where that is above 100%, both stand instead, to one digit."
     )
 
 
@@ -194,15 +194,16 @@ _COLUMNS: dict[str, Show] = {
 
 
 def estimated(one: Estimate | None) -> str:
-    """A value and how far the upper end of its interval is from it; both ends to a digit where that
-    is more than once the value; "unknown" where they are a factor of 100 apart."""
+    """A value and how far the farther end of its interval is from it, in ratio; both ends to a
+    digit where that is more than twice; "unknown" where they are a factor of 100 apart."""
     if one is None:
         return "-"
     if one.high > MOST_APART * one.low:
         return "unknown"
-    if one.high > 2 * one.value:
+    apart = max(one.high / one.value, one.value / one.low)
+    if apart > 2:
         return f"{_one_digit(one.low)} to {_one_digit(one.high)}"
-    return f"{one.value:.4g} ±{100 * (one.high / one.value - 1):.0f}%"
+    return f"{one.value:.4g} ±{100 * (apart - 1):.0f}%"
 
 
 def _one_digit(value: float) -> str:
