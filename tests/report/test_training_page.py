@@ -167,6 +167,16 @@ def test_the_losses_of_the_first_run_of_each_layout_are_kept(page: Path) -> None
     assert [row["step"] for row in losses[:3]] == [0, 1, 2]
 
 
+def test_experiments_with_the_same_load_are_told_apart(page: Path, tmp_path: Path) -> None:
+    folders = [write_training(tmp_path / name, {"fsdp2": (66000.0,)}) for name in ("a", "b")]
+    found = render_html(folders, tmp_path / "page.html")
+    loads = [f"llama-8b, 16 x 4096 tokens a step, 3 steps, bf16 ({name})" for name in ("a", "b")]
+    for chart in CHARTS:
+        assert list(dict.fromkeys(row["load"] for row in data_of(found)[chart])) == loads
+    assert f"{loads[1]}: Only fsdp2 has a result" in found.read_text()
+    assert data_of(page)["step"][0]["load"] == loads[0].removesuffix(" (a)")
+
+
 # -- in a browser
 
 

@@ -160,6 +160,7 @@
       if (loads.length > 1) panel.append(page.element("h3", "", load));
       const plot = panel.appendChild(page.element("div", "plot"));
       drawn[id].push(embed(plot, chart.spec(mine, paper || plot.clientWidth, rows), paper));
+      if (chart.table && loads.length > 1) figures.append(page.element("h3", "", load));
       if (chart.table) figures.append(tableOf(chart.table(mine)));
     }
     page.ready(figures);
