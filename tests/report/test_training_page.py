@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from browser import WIDTHS, Chromium
+from click.testing import CliRunner
 from pages import data_of
 from training_inputs import GIGABYTE, write_training
 
 from orchestrator.analysis.training.comparison import findings_of
+from orchestrator.cli import main
 from orchestrator.report.training.page import render_html
 from orchestrator.report.training.verdict import verdicts_of
 
@@ -110,6 +112,9 @@ def test_nothing_is_ranked_on_a_cpu(tmp_path: Path) -> None:
         "the tokens a second of",
     ):
         assert said not in text
+    table = CliRunner().invoke(main, ["compare", str(folder)]).output
+    assert "It is no ranking" in " ".join(table.split())
+    assert "the tokens a second of" not in " ".join(table.split())
     names = [row["layout"] for row in data_of(page)["step"]]
     assert names == sorted(names)
     assert all(not row["predicted"] for row in data_of(page)["memory"])

@@ -26,6 +26,7 @@ from orchestrator.report.training.terminal import (
     effect_shown,
     on_cpu,
     reasons,
+    sentences,
 )
 from orchestrator.report.training.verdict import verdicts_of
 from orchestrator.store.store import Store
@@ -64,7 +65,7 @@ def render_html(folders: Sequence[Path], path: Path) -> Path:
         setup=setup_of(folders, cells),
         environments=list(map(environment.describe, folders)),
         sections=[
-            (titles[load.experiment], *_said(mine), found.sentences(load) if ranked else ())
+            (titles[load.experiment], *_said(mine), sentences(found, load))
             for load, mine in _loads(cells)
         ],
         titles=titles,
