@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from browser import WIDTHS, Chromium
+from click.testing import CliRunner
 from pages import data_of
 from training_inputs import GIGABYTE, write_training
 
 from orchestrator.analysis.training.comparison import findings_of
+from orchestrator.cli import main
 from orchestrator.report.training.page import render_html
 from orchestrator.report.training.verdict import verdicts_of
 
@@ -110,6 +112,9 @@ def test_nothing_is_ranked_on_a_cpu(tmp_path: Path) -> None:
         "the tokens a second of",
     ):
         assert said not in text
+    table = CliRunner().invoke(main, ["compare", str(folder)]).output
+    assert "It is no ranking" in " ".join(table.split())
+    assert "the tokens a second of" not in " ".join(table.split())
     names = [row["layout"] for row in data_of(page)["step"]]
     assert names == sorted(names)
     assert all(not row["predicted"] for row in data_of(page)["memory"])
@@ -165,6 +170,16 @@ def test_the_losses_of_the_first_run_of_each_layout_are_kept(page: Path) -> None
     losses = data_of(page)["loss"]
     assert len(losses) == 3 * len(SPEEDS)
     assert [row["step"] for row in losses[:3]] == [0, 1, 2]
+
+
+def test_experiments_with_the_same_load_are_told_apart(page: Path, tmp_path: Path) -> None:
+    folders = [write_training(tmp_path / name, {"fsdp2": (66000.0,)}) for name in ("a", "b")]
+    found = render_html(folders, tmp_path / "page.html")
+    loads = [f"llama-8b, 16 x 4096 tokens a step, 3 steps, bf16 ({name})" for name in ("a", "b")]
+    for chart in CHARTS:
+        assert list(dict.fromkeys(row["load"] for row in data_of(found)[chart])) == loads
+    assert f"{loads[1]}: Only fsdp2 has a result" in found.read_text()
+    assert data_of(page)["step"][0]["load"] == loads[0].removesuffix(" (a)")
 
 
 # -- in a browser

@@ -63,7 +63,7 @@
     ],
     note: (rows) => (data.capacity_gb ? "Room between a bar and the dashed line could hold a larger batch or model. " : "")
       + (hasPredicted(rows) ? "The thin bar is what orchestrator explain says without a run. " : "")
-      + (rows.some((row) => row.parts.rest) ? "On a CPU the peak is what was resident of the whole process, libraries included, and nothing is worked out of it. " : "") + reasons(rows),
+      + (rows.some((row) => row.parts.rest) ? "On a CPU the peak is what was resident of the whole process, libraries included, and orchestrator explain says nothing of that. " : "") + reasons(rows),
     spec: (rows, width, all) => bars(rows.map((row) => ({
       layout: row.layout, parts: row.parts, below: row.predicted, label: `${fixed(row.peak)} GB`,
     })), HELD, { title: "GB", unit: "GB", width, line: data.capacity_gb, end: Math.max(data.capacity_gb ?? 0, ...all.flatMap((row) => [row.peak, total(row.predicted)])) }),
@@ -160,6 +160,7 @@
       if (loads.length > 1) panel.append(page.element("h3", "", load));
       const plot = panel.appendChild(page.element("div", "plot"));
       drawn[id].push(embed(plot, chart.spec(mine, paper || plot.clientWidth, rows), paper));
+      if (chart.table && loads.length > 1) figures.append(page.element("h3", "", load));
       if (chart.table) figures.append(tableOf(chart.table(mine)));
     }
     page.ready(figures);

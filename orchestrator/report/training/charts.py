@@ -12,13 +12,13 @@ from orchestrator.analysis.training.observed import TrainedParts, by_cell
 from orchestrator.analysis.training.rows import TRAINED_STEPS
 from orchestrator.report.charts.views import Names, rounded
 from orchestrator.report.training.predicted import Predictions
-from orchestrator.store.schema import COMPLETED, CellKey
+from orchestrator.store.schema import COMPLETED
 from orchestrator.store.store import Store
 from strategies.training import TrainingMemory
 from workers.rows import grouped
 from workers.units import is_cpu
 
-Titles = Mapping[CellKey, str]  # cell -> what its load is called
+Titles = Mapping[str, str]  # experiment -> what its load is called
 # Part of a step, in the order of the bar -> how long it is. A wait for the last rank is the bubble
 # of a pipeline.
 PARTS: Mapping[str, Callable[[TrainedParts], float]] = {
@@ -80,7 +80,7 @@ def steps(
     """A row for each cell that has a result. parts: of those that were observed."""
     seen = by_cell(list(parts))
     return [
-        _step(one, seen.get(one.cell, ()), titles[one.cell], names[one.cell])
+        _step(one, seen.get(one.cell, ()), titles[one.cell.experiment], names[one.cell])
         for one in cells
         if one.status == COMPLETED
     ]
@@ -108,7 +108,7 @@ def memory(
     """A row for each cell whose peak is known."""
     return [
         MemoryFigures(
-            titles[one.cell],
+            titles[one.cell.experiment],
             names[one.cell],
             one.memory.peak_memory_bytes / 1e9,
             *_held(one, one.memory.peak_memory_bytes, predictions.get(one.cell)),
@@ -156,7 +156,7 @@ def losses(
     rows = [row for table in tables if table is not None for row in TRAINED_STEPS.rows(table)]
     of_cell = grouped((row for row in rows if row.cell in done), lambda row: row.cell)
     return [
-        LossFigures(titles[cell], names[cell], row.step, row.loss)
+        LossFigures(titles[cell.experiment], names[cell], row.step, row.loss)
         for cell, mine in of_cell.items()
         for row in sorted(mine, key=lambda row: row.step)
         if (row.start, row.run) == min((one.start, one.run) for one in mine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -15,7 +16,7 @@ from orchestrator.report.charts.looks import looks
 from orchestrator.report.charts.views import layout_names, natural
 from orchestrator.report.html import drawn, write
 from orchestrator.report.output import inline_json
-from orchestrator.report.text import figure, full, percent, plural, ranges
+from orchestrator.report.text import figure, percent, plural, ranges
 from orchestrator.report.training import charts
 from orchestrator.report.training.predicted import predictions
 from orchestrator.report.training.terminal import (
@@ -25,6 +26,7 @@ from orchestrator.report.training.terminal import (
     effect_shown,
     on_cpu,
     reasons,
+    sentences,
 )
 from orchestrator.report.training.verdict import verdicts_of
 from orchestrator.store.store import Store
@@ -54,17 +56,19 @@ def render_html(folders: Sequence[Path], path: Path) -> Path:
     cells, ranked = found.comparison, not on_cpu(found)
     if not ranked:
         cells = sorted(cells, key=lambda one: natural(one.cell.layout))
+    titles = titles_of(cells)
     page = drawn(
         "training",
         title=", ".join(dict.fromkeys(one.cell.model for one in cells)),
         headlines=verdicts_of(found) if ranked else [],
-        data=inline_json(_data(folders, cells, seen)),
+        data=inline_json(_data(folders, cells, seen, titles)),
         setup=setup_of(folders, cells),
         environments=list(map(environment.describe, folders)),
         sections=[
-            (*describe(mine), reasons(mine), map(full, found.sentences(load)) if ranked else [])
+            (titles[load.experiment], *_said(mine), sentences(found, load))
             for load, mine in _loads(cells)
         ],
+        titles=titles,
         is_ranked=ranked,
         meanings={name: meaning for name, (meaning, _) in COLUMNS.items()},
         traffic=[row for folder in folders for row in traffic_of(folder)],
@@ -78,16 +82,32 @@ def render_html(folders: Sequence[Path], path: Path) -> Path:
     return path
 
 
+def titles_of(cells: Sequence[TrainingComparison]) -> dict[str, str]:
+    """Experiment -> its load in words, with its name where another one has the same."""
+    said = {load.experiment: describe(mine)[0] for load, mine in _loads(cells)}
+    counts = Counter(said.values())
+    return {
+        name: title if counts[title] == 1 else f"{title} ({name})" for name, title in said.items()
+    }
+
+
 def _loads(cells: Sequence[TrainingComparison]) -> Iterable[tuple[Load, list[TrainingComparison]]]:
     return grouped(cells, lambda one: load_of(one.cell)).items()
 
 
+def _said(cells: Sequence[TrainingComparison]) -> tuple[list[dict[str, str]], list[str]]:
+    """The rows of a load's table, and why others have none."""
+    return describe(cells)[1], reasons(cells)
+
+
 def _data(
-    folders: Sequence[Path], cells: Sequence[TrainingComparison], seen: Sequence[Observed]
+    folders: Sequence[Path],
+    cells: Sequence[TrainingComparison],
+    seen: Sequence[Observed],
+    titles: charts.Titles,
 ) -> dict[str, object]:
     """What the charts show."""
     names = layout_names(one.cell for one in cells)
-    titles = {one.cell: describe(mine)[0] for _, mine in _loads(cells) for one in mine}
     return {
         "layouts": looks(names),
         "step": charts.steps(cells, [row for one in seen for row in one.parts], names, titles),

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.analysis.comparing.rounds import load_of, names_of
+from orchestrator.analysis.comparing.rounds import Load, load_of, names_of
 from orchestrator.analysis.training.ablation import TrainingEffect
 from orchestrator.analysis.training.comparison import TrainingComparison, TrainingFindings
 from orchestrator.report.text import fixed, percent
@@ -82,7 +82,7 @@ def render(found: TrainingFindings, console: Console) -> None:
             table.add_row(*row.values())
         console.print(table)
         shown |= {name: COLUMNS[name][0] for name in (rows[0] if rows else ()) if name in COLUMNS}
-        for line in (*reasons(cells), *found.sentences(load)):
+        for line in (*reasons(cells), *sentences(found, load)):
             console.print(line, highlight=False, soft_wrap=True)
     if found.effects:
         table = Table(
@@ -102,6 +102,11 @@ def render(found: TrainingFindings, console: Console) -> None:
         console.print(Text.assemble((name, "bold"), f": {meaning}"), style="dim", soft_wrap=True)
     if on_cpu(found):
         console.print(CPU_NOTE, style="yellow")
+
+
+def sentences(found: TrainingFindings, load: Load) -> list[str]:
+    """What is shown of each pair of layouts of a load: nothing on CPU devices."""
+    return [] if on_cpu(found) else found.sentences(load)
 
 
 def on_cpu(found: TrainingFindings) -> bool:
