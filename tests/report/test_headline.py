@@ -75,6 +75,17 @@ def test_layouts_that_are_not_told_apart_are_named_together() -> None:
     )
 
 
+def test_layouts_that_took_no_turns_with_the_first_are_not_said_to_be_level_with_it() -> None:
+    """Nothing excludes a layout of which nothing could be tested."""
+    found = said((8, {"tp4": (100.0, 101.0), "pp4": (100.0, 99.0), "dp4": (50.0,)}))
+    assert found is not None
+    assert (found.confidence, found.sentence) == (
+        "mean",
+        "tp4 makes the most tokens per second at 8 concurrent, 1.01x the next: by the means alone, "
+        "which shows nothing yet: too few of their starts are of the same rounds.",
+    )
+
+
 def test_the_weakest_load_says_how_sure_the_whole_is() -> None:
     shown, once = {"tp4": STEADY, "pp4": halved(STEADY)}, {"tp4": (100.0,), "pp4": (80.0,)}
     found = said((1, shown), (8, once))

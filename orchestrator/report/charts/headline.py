@@ -108,14 +108,15 @@ def headlines(
     scenarios = grouped(contested, lambda one: (one.experiment, one.scenario))
 
     def standings(mine: Sequence[Best]) -> list[Standing]:
-        return [_standing(one, pairs[one.load][0], starts[one.load]) for one in mine]
+        return [_standing(one, pairs[one.load], starts[one.load]) for one in mine]
 
     return [_headline(*where, standings(mine), speed) for where, mine in scenarios.items()]
 
 
-def _standing(one: Best, first: Verdict, starts: int) -> Standing:
-    names, confidence = one.layouts or (), "none"
-    if one.layouts is not None:
+def _standing(one: Best, verdicts: Sequence[Verdict], starts: int) -> Standing:
+    names, confidence, first = one.layouts or (), "none", verdicts[0]
+    are_tested = all(pair.rounds > 1 for pair in verdicts)
+    if one.layouts is not None and (are_tested or len(one.layouts) == 1):
         confidence = "shown" if len(one.layouts) == 1 else "equal"
     elif one.leader is not None:
         names, confidence = (one.leader,), "mean"
