@@ -8,8 +8,8 @@ SWITCH_OPTIONS = (
     click.option(
         "--attention",
         metavar="KIND",
-        help="eager, sdpa, triton, fa3 or flashinfer; train, on GPUs: cudnn or flash. [auto: triton "
-        "on GPUs, sdpa on CPUs; train: cudnn]",
+        help="eager, sdpa, triton, fa3 or flashinfer; train: cudnn or flash, on GPUs. "
+        "[auto: triton on GPUs, sdpa on CPUs; train: cudnn]",
     ),
     click.option("--cuda-graphs", metavar="on|off", help="Capture steps in graphs. [on, on GPUs]"),
     click.option(

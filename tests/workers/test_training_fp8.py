@@ -28,7 +28,6 @@ def test_in_fp8_losses_are_those_of_bf16_but_for_rounding(layout: str, pool: Poo
 
 
 def test_layers_are_in_fp8_and_the_head_is_not() -> None:
-    import torch
 
     from workers.engines.training.fp8 import use_fp8
     from workers.engines.training.model import stages_of

@@ -197,9 +197,9 @@ def test_in_fp16_steps_are_taken_apart_after_those_that_overflow(
     load = replace(LOAD, precision="fp16")
     plan = training_plan("tp1", shape_of("Llama"), None, load, dtype="float16")
     engine, updates = TorchTrainer(), list[int]()
+    monkeypatch.setattr(trainer, "Scaling", partial(Scaling, 2.0**24))
     engine.build(RankContext(0, plan.placement, torch.device("cpu")), plan)
     engine._traffic = []  # counted by other tests
-    monkeypatch.setattr(trainer, "Scaling", partial(Scaling, 2.0**24))
     whole = Trainer.step
 
     def counted(mine: Trainer, *args: torch.Tensor) -> object:

@@ -126,10 +126,7 @@ class StageModule(nn.Module):
         rotation = self.rotary(hidden, positions)
         for layer in self.layers:
             hidden = layer(
-                hidden,
-                attention_mask=None,
-                position_ids=positions,
-                position_embeddings=rotation,
+                hidden, attention_mask=None, position_ids=positions, position_embeddings=rotation
             )
         if hasattr(self, "lm_head"):
             hidden = self.lm_head(self.model.norm(hidden))

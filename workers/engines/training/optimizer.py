@@ -14,7 +14,7 @@ LEARNING_RATE, BETAS, EPSILON, WEIGHT_DECAY = 3e-4, (0.9, 0.95), 1e-8, 0.1
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 
 
-# Elements whose gradients in float32 exist at once: half a gigabyte, and one kernel's worth of work.
+# Elements whose gradients in float32 exist at once: half a gigabyte, and work for a kernel.
 CHUNK = 2**27
 
 
@@ -99,7 +99,8 @@ class Optimizer:
     ) -> None:
         found = dict.fromkeys(one for module in modules for one in module.parameters())
         self._chunks = [
-            _chunk([_entry(one, keeps, offloads) for one in some], fused) for some in _chunked(found)
+            _chunk([_entry(one, keeps, offloads) for one in some], fused)
+            for some in _chunked(found)
         ]
 
     @torch.no_grad()

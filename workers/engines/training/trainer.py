@@ -245,7 +245,9 @@ class Trainer:
             logits = DTensor.from_local(
                 logits, self._mesh["tp"], [Shard(2)], run_check=False, shape=size, stride=stride
             )
-        mean = self._summed(logits, labels) * (self._scale * self.placement.num_replicas / self._tokens)
+        mean = self._summed(logits, labels) * (
+            self._scale * self.placement.num_replicas / self._tokens
+        )
         return mean.to_local() if isinstance(mean, DTensor) else mean
 
     @property
