@@ -33,13 +33,12 @@ class Switches:
     """How an engine does what can be done in several ways; None: in the way it has by itself.
 
     attention: "eager", all scores as a matrix; "sdpa", torch's `scaled_dot_product_attention`;
-    "triton", over pages; "fa3" and "flashinfer", by a library; to train "cudnn" or "flash", the
-    kernel of torch's tried first. cuda_graphs: whether steps are captured, "on" or "off". fusion:
-    whether small operations share a kernel, "on" or "off". batching: "continuous", or "static", in
-    which a batch begins when the one before has ended. chunked_prefill_size: prompt tokens to which
-    prompts are cut, or "off". allreduce: what sums over tp; "shm" is memory that ranks on CPUs
-    share, for every group that is on one host; "one-shot" and "two-shot" are memory that GPUs of a
-    node share, for small enough messages.
+    "triton", over pages; "fa3", "flashinfer", by a library; to train "cudnn" or "flash", tried
+    first. cuda_graphs: whether steps are captured, "on" or "off". fusion: whether small operations
+    share a kernel, "on" or "off". batching: "continuous", or "static", in which a batch begins when
+    the one before has ended. chunked_prefill_size: prompt tokens to which prompts are cut, or
+    "off". allreduce: what sums over tp; "shm" is memory that ranks on CPUs share, for groups on one
+    host; "one-shot" and "two-shot", memory that GPUs of a node share, for small messages.
     """
 
     attention: str | None = None
