@@ -14,7 +14,7 @@ LEARNING_RATE, BETAS, EPSILON, WEIGHT_DECAY = 3e-4, (0.9, 0.95), 1e-8, 0.1
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 
 
-# Elements whose gradients in float32 exist at once: half a gigabyte, and the work of one kernel.
+# Elements whose gradients in float32 exist at once: half a gigabyte, and work for a kernel.
 CHUNK = 2**27
 
 
