@@ -49,8 +49,11 @@ def make_communicator(context: RankContext, plan: EnginePlan) -> Communicator:
         # One program has a row. In one shot it sends it to each other rank, which is faster than
         # two kernels where that is one rank.
         fuses = switches.fusion == "on" and (kind == "two-shot" or group.size() == 2)
-        width, made = plan.model.hidden_size if fuses else 0, {"one-shot": OneShot}
-        sums = made.get(kind, TwoShot)(group, context.device, getattr(torch, plan.dtype), width)
+        width, make = (
+            plan.model.hidden_size if fuses else 0,
+            {"one-shot": OneShot, "two-shot": TwoShot},
+        )
+        sums = make[kind](group, context.device, getattr(torch, plan.dtype), width)
         communicator.backend = PeerBackend(context, kind, {"tp": [sums]}, {"tp": sums})
     return communicator
 
