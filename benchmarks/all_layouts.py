@@ -27,7 +27,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 LEFT = 3  # the exit status where something is left
@@ -44,8 +44,18 @@ ORCHESTRATOR = (sys.executable, "-m", "orchestrator")
 def main() -> int:
     """Run what is left. Returns the exit status."""
     asked = parse()
+    return run_all(commands(asked), asked, ran)
+
+
+def run_all(
+    calls: Iterable[Sequence[str]],
+    asked: argparse.Namespace,
+    ran: Callable[[Sequence[str], float], bool],
+) -> int:
+    """Print every call, and make it unless that is all that is asked for, until the time is up.
+    Returns the exit status. ran: whether a call ended before the deadline."""
     deadline = time.monotonic() + 60 * asked.minutes
-    for command in commands(asked):
+    for command in calls:
         print(f"$ {shlex.join(('orchestrator', *command))}", flush=True)
         if not asked.dry_run and not ran(command, deadline):
             print("Something is left: the same call again goes on from here.")

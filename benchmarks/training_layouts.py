@@ -22,13 +22,11 @@ left: exit status 3. The same call again goes on.
 from __future__ import annotations
 
 import argparse
-import shlex
 import subprocess
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from all_layouts import LEFT, ORCHESTRATOR, ran
+from all_layouts import ORCHESTRATOR, ran, run_all
 
 LOAD = (
     *("--workload", "train", "--model", "llama-8b", "--load-format", "dummy", "--seq-len", "4096"),
@@ -42,15 +40,10 @@ ENDED_BADLY = "orchestrator ended with status 2"  # a refusal, and nothing was r
 def main() -> int:
     """Run what is left. Returns the exit status."""
     asked = parse()
-    deadline = time.monotonic() + 60 * asked.minutes
-    for command in commands(asked):
-        print(f"$ {shlex.join(('orchestrator', *command))}", flush=True)
-        if not asked.dry_run and not done(command, deadline):
-            print("Something is left: the same call again goes on from here.")
-            return LEFT
-    if not asked.dry_run:
+    status = run_all(commands(asked), asked, done)
+    if not status and not asked.dry_run:
         subprocess.run([*ORCHESTRATOR, "compare", str(asked.result_dir)], check=False)
-    return 0
+    return status
 
 
 def parse() -> argparse.Namespace:
@@ -96,7 +89,7 @@ PARTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
 }
 
 
-def done(command: tuple[str, ...], deadline: float) -> bool:
+def done(command: Sequence[str], deadline: float) -> bool:
     """Whether it ended before the deadline; what is refused has. Ends this process where it fails
     in another way."""
     try:

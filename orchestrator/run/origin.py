@@ -11,7 +11,7 @@ from orchestrator.cluster.connection import Cluster
 from orchestrator.cluster.hardware import Gpu
 from orchestrator.errors import UserError
 from orchestrator.store.folders import lost_manifest
-from orchestrator.store.identity import DECISIVE
+from orchestrator.store.identity import decisive_of
 from orchestrator.store.store import Store
 from workers.versions import versions
 
@@ -88,13 +88,9 @@ def check_origin(store: Store, origin: Origin, allow_other_node: bool) -> None:
 
 def _check_same(store: Store, before: Mapping[str, Any], origin: Origin) -> None:
     here = {"device": sorted(origin.kinds), **versions()}
-    there = {
-        "device": sorted({device["name"] for device in before.get("topology", ())}),
-        **before.get("versions", {}),
-    }
-    known = [name for name in DECISIVE if there.get(name)]
+    there = decisive_of(before)
     # What is not installed here takes no part in what is to be added.
-    other = [name for name in known if here.get(name) not in (None, there[name])]
+    other = [name for name in there if here.get(name) not in (None, there[name])]
     changed = [f"{name} {there[name]} (here {here.get(name)})" for name in other]
     if changed:
         raise UserError(

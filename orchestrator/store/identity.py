@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from orchestrator.experiment import OF_DATASET, ONLY_TRAINS, SWITCHES, Experiment, preset_names
 from orchestrator.store.names import digest
@@ -82,6 +84,13 @@ def identity_of(experiment: Experiment) -> str:
     if "vllm" in experiment.engine and "comm" in experiment.ablate:
         fields["unfused"] = True  # its whole runs too, see `unfused` in workers/engines/vllm
     return digest({**fields, "files": stamps} if stamps else fields)
+
+
+def decisive_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says of `DECISIVE`."""
+    devices = sorted({device["name"] for device in manifest.get("topology") or ()})
+    there = {"device": devices, **(manifest.get("versions") or {})}
+    return {name: there[name] for name in DECISIVE if there.get(name)}
 
 
 def _is_asked(experiment: Experiment, name: str) -> bool:

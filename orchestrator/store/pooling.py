@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from orchestrator.errors import UserError
 from orchestrator.store.arrow_files import concat
-from orchestrator.store.identity import DECISIVE
+from orchestrator.store.identity import decisive_of
 from orchestrator.store.schema import OUTCOME_TABLES, START_KEYS, StartKey, places
 
 Manifest = Mapping[str, Any]
@@ -50,16 +50,10 @@ def pooled(packs: Sequence[Packed]) -> Packed:
 
 
 def _check(one: Packed, other: Packed) -> None:
-    mine, theirs = _software(one.manifest), _software(other.manifest)
+    mine, theirs = decisive_of(one.manifest), decisive_of(other.manifest)
     if changed := [name for name in mine if name in theirs and mine[name] != theirs[name]]:
         said = ", ".join(f"{name} {mine[name]} and {theirs[name]}" for name in changed)
         raise UserError(f"{one.name} and {other.name} have {said}; they cannot be put together")
-
-
-def _software(manifest: Manifest) -> dict[str, Any]:
-    devices = sorted({device["name"] for device in manifest.get("topology") or ()})
-    there = {"device": devices, **(manifest.get("versions") or {})}
-    return {name: there[name] for name in DECISIVE if there.get(name)}
 
 
 def _together(one: Packed, other: Packed) -> Packed:
