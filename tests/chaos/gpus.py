@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -66,8 +66,11 @@ def driver(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 def worker_of(driver_pid: int) -> psutil.Process:
     """A rank's process below the driver."""
-    below = psutil.Process(driver_pid).children(recursive=True)
-    return next(one for one in below if "Worker" in " ".join(one.cmdline()))
+    for one in psutil.Process(driver_pid).children(recursive=True):
+        with suppress(psutil.Error):  # others end meanwhile
+            if "Worker" in " ".join(one.cmdline()):
+                return one
+    raise LookupError(f"no rank below {driver_pid}")
 
 
 def free_after(before: list[int]) -> float | None:

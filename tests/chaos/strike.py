@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 from cases import FOLDERS_GO, HUP, TERM, Case
 from kept import kept
+from process_lists import below
 from victim import FULL
 
 from orchestrator.cluster import guard
@@ -155,12 +156,11 @@ def _child(parent: int, name: str) -> psutil.Process:
     """A process of that name below `parent`; it may be about to start. Of actors, the busy one."""
     deadline = time.monotonic() + LONGEST_S
     while time.monotonic() < deadline:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(parent).children(recursive=True):
-                title = " ".join(child.cmdline()) or child.name()
-                is_it = title.startswith("ray::") and "Worker" in title
-                if is_it if name == "ray::" else child.name() == name:
-                    return child
+        for child, its, words in below(parent):
+            title = " ".join(words) or its
+            is_it = title.startswith("ray::") and "Worker" in title
+            if is_it if name == "ray::" else its == name:
+                return child
         time.sleep(0.05)
     raise TimeoutError(f"no {name} below {parent}")
 

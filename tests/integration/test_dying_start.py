@@ -10,6 +10,7 @@ import time
 
 import psutil
 import pytest
+from process_lists import below
 
 STARTS = """
 from orchestrator.cluster.connection import start
@@ -49,8 +50,8 @@ def child(parent: int, name: str) -> psutil.Process:
     """The child of that name, as soon as there is one."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        for one in psutil.Process(parent).children():
-            if one.name() == name:
+        for one, its, _ in below(parent):
+            if its == name:
                 return one
         time.sleep(0.002)
     raise TimeoutError(f"no {name} below {parent}")

@@ -16,6 +16,7 @@ import fake_engine
 import psutil
 import pytest
 from existing_cluster import BIN, Existing, cluster, environment
+from process_lists import below
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -53,8 +54,7 @@ class User:
         """The process of a job's driver."""
         deadline = time.monotonic() + WAIT_S
         while time.monotonic() < deadline:
-            for process in self.there.head.children(recursive=True):
-                words = process.cmdline() if process.is_running() else []
+            for process, _, words in below(self.there.head.pid):
                 if "experiment.yaml" in words and "orchestrator" in " ".join(words[:2]):
                     return process
             time.sleep(0.1)

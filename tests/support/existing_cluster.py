@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from process_lists import below
 
 from orchestrator.cluster.processes import end
 
@@ -32,11 +33,7 @@ class Existing:
     jobs: str
 
     def workers(self) -> list[str]:
-        return [
-            process.name()
-            for process in self.head.children(recursive=True)
-            if "Worker" in process.name()
-        ]
+        return [name for _, name, _ in below(self.head.pid) if "Worker" in name]
 
 
 @contextlib.contextmanager

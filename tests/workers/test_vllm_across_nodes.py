@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from process_lists import named
 from ranks import engine_plan
 
 from orchestrator.cluster import connection, nodes
@@ -102,7 +103,7 @@ def processes_of_vllm() -> list[psutil.Process]:
     """The engine core and the workers, which have the environment of the raylets here."""
     mine = [one for one in psutil.process_iter(["environ"]) if _is_here(one.info["environ"] or {})]
     names = ("EngineCore", "RayWorkerProc")
-    return [one for one in mine if any(name in " ".join(one.cmdline()) for name in names)]
+    return [one for one, _, words in named(mine) if any(name in " ".join(words) for name in names)]
 
 
 def _is_here(environment: Mapping[str, str]) -> bool:
