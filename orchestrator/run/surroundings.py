@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from orchestrator.cluster.connection import Cluster
 from orchestrator.errors import UserError
-from orchestrator.experiment import SWITCHES, Experiment
+from orchestrator.experiment import Experiment
 from orchestrator.node import fabric
 from orchestrator.plan.deployments import PlannedDeployment
 from orchestrator.run.jobs import Job
@@ -18,6 +18,7 @@ from orchestrator.run.limits import check_limits
 from orchestrator.run.origin import check_origin, origin_of
 from orchestrator.run.schedule import Schedule
 from orchestrator.store.folders import check_writable
+from orchestrator.store.identity import changed, switches_of
 from orchestrator.store.store import Store
 
 
@@ -50,19 +51,16 @@ def check_surroundings(
 def _check_switches(store: Store, planned: Sequence[PlannedDeployment]) -> None:
     """Raise UserError where runs that are there were made with another value of a switch than it
     has now: the engine has come to do by itself what it did not do then."""
-    there = store.read("summary")
-    rows = there.to_pylist() if there is not None else []
+    there = switches_of(store.read("summary"))
     for one in planned:
         asked, switches = one.deployment, asdict(one.plan.switches)
-        key = {"strategy": asked.strategy, "engine": asked.engine, "ablation": asked.ablation}
-        for row in (row for row in rows if key.items() <= row.items()):
-            known = (name for name in SWITCHES if None not in (row.get(name), switches[name]))
-            if changed := [name for name in known if row[name] != switches[name]]:
-                was = ", ".join(f"{name} {row[name]} (now {switches[name]})" for name in changed)
-                raise UserError(
-                    f"{store.folder} holds runs of {asked.strategy} by {asked.engine} with {was}; "
-                    "give another --result-dir, or move it away"
-                )
+        row = there.get((asked.strategy, asked.engine, asked.ablation), {})
+        if names := changed(row, switches):
+            was = ", ".join(f"{name} {row[name]} (now {switches[name]})" for name in names)
+            raise UserError(
+                f"{store.folder} holds runs of {asked.strategy} by {asked.engine} with {was}; "
+                "give another --result-dir, or move it away"
+            )
 
 
 def settled_counts(store: Store) -> Mapping[str, int]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from orchestrator.experiment import OF_DATASET, ONLY_TRAINS, SWITCHES, Experiment, preset_names
 from orchestrator.store.names import digest
 
@@ -61,6 +63,7 @@ DECISIVE = (
     "transformers",
     "deepspeed",
 )
+MadeBy = tuple[str, str, str]  # strategy, engine, ablation
 # Files of a dataset's folder.
 OF_ROWS = frozenset({".jsonl", ".csv", ".parquet", ".arrow", ".gz"})
 
@@ -91,6 +94,20 @@ def decisive_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
     devices = sorted({device["name"] for device in manifest.get("topology") or ()})
     there = {"device": devices, **(manifest.get("versions") or {})}
     return {name: there[name] for name in DECISIVE if there.get(name)}
+
+
+def switches_of(runs: pa.Table | None) -> dict[MadeBy, dict[str, str]]:
+    """Of what made the runs of a summary, the switches that they tell of."""
+    found = dict[MadeBy, dict[str, str]]()
+    for one in runs.to_pylist() if runs is not None else []:
+        told = {name: one[name] for name in SWITCHES if one.get(name) is not None}
+        found.setdefault((one["strategy"], one["engine"], one["ablation"]), {}).update(told)
+    return found
+
+
+def changed(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What both tell of differently."""
+    return [name for name in was if name in now and None is not now[name] != was[name]]
 
 
 def _is_asked(experiment: Experiment, name: str) -> bool:

@@ -3,21 +3,24 @@ experiment asked for is in its name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from orchestrator.errors import UserError
 from orchestrator.store.arrow_files import concat
-from orchestrator.store.identity import decisive_of
+from orchestrator.store.identity import changed, decisive_of, switches_of
 from orchestrator.store.schema import OUTCOME_TABLES, START_KEYS, StartKey, places
 
 Manifest = Mapping[str, Any]
-# Fields of a manifest in which both results are told; the others are those of the first.
-OF_BOTH = ("experiment", "cells", "asked", "meshes", "engine_settings")
+# Fields of a manifest by the names of cells or deployments.
+OF_CELLS = ("cells", "asked", "engine_settings")
+# Fields in which both results are told; the others are those of the first.
+OF_BOTH = ("experiment", "meshes", *OF_CELLS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,35 @@ class Packed:
         return [*told, *({} for _ in range(lost))]
 
 
+def of_engines(pack: Packed, engines: Collection[str]) -> Packed:
+    """Its runs by these engines. Raises UserError where there are none."""
+    made = _made_by(pack.tables.get(name) for name in OUTCOME_TABLES)
+    if made.isdisjoint(engines):
+        asked, has = (", ".join(sorted(names)) or "none" for names in (engines, made))
+        raise UserError(f"{pack.name} has no runs by {asked}; it has runs by {has}")
+    wanted = pa.array(sorted(engines))
+    tables = {
+        name: table.filter(pc.is_in(table.column("engine"), wanted))
+        for name, table in pack.tables.items()
+    }
+    others = [f".{engine}." for engine in made.difference(engines)]
+    asked_of = {
+        name: _without(pack.manifest[name], others) for name in OF_CELLS if name in pack.manifest
+    }
+    return replace(pack, tables=tables, manifest={**pack.manifest, **asked_of})
+
+
+def _made_by(outcomes: Iterable[pa.Table | None]) -> set[str]:
+    tables = (table for table in outcomes if table is not None)
+    return {engine for table in tables for engine in table.column("engine").to_pylist()}
+
+
+def _without(names: Any, parts: Sequence[str]) -> Any:
+    """A list, or a mapping, without the names that hold one of `parts`."""
+    kept = [name for name in names if not any(part in f"{name}." for part in parts)]
+    return {name: names[name] for name in kept} if isinstance(names, Mapping) else kept
+
+
 def pooled(packs: Sequence[Packed]) -> Packed:
     """All of them. What is in two is taken once. The starts of commands that an earlier one has not
     get the numbers behind those that are there, and so have their blocks and nodes.
@@ -50,10 +82,21 @@ def pooled(packs: Sequence[Packed]) -> Packed:
 
 
 def _check(one: Packed, other: Packed) -> None:
-    mine, theirs = decisive_of(one.manifest), decisive_of(other.manifest)
-    if changed := [name for name in mine if name in theirs and mine[name] != theirs[name]]:
-        said = ", ".join(f"{name} {mine[name]} and {theirs[name]}" for name in changed)
-        raise UserError(f"{one.name} and {other.name} have {said}; they cannot be put together")
+    _refuse(one, other, decisive_of(one.manifest), decisive_of(other.manifest))
+    there, added = (switches_of(each.tables.get("summary")) for each in (one, other))
+    for by in (by for by in there if by in added):
+        of = f" in runs of {by[0]} by {by[1]}"
+        _refuse(one, other, there[by], added[by], of, "; --engine takes those of some engines")
+
+
+def _refuse(one: Packed, other: Packed, mine: Manifest, theirs: Manifest, *more: str) -> None:
+    """Raise UserError where they differ; `more`: of what, and what to do."""
+    if names := changed(mine, theirs):
+        said = ", ".join(f"{name} {mine[name]} and {theirs[name]}" for name in names)
+        of, advice = more or ("", "")
+        raise UserError(
+            f"{one.name} and {other.name} have {said}{of}; they cannot be put together{advice}"
+        )
 
 
 def _together(one: Packed, other: Packed) -> Packed:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from stores import CELL, observed_tables, run_tables
@@ -13,7 +16,7 @@ from summaries import write_run
 
 from orchestrator.analysis.load import summaries
 from orchestrator.cli import main
-from orchestrator.experiment import Run
+from orchestrator.experiment import Cell, Run
 from orchestrator.store.store import Store
 
 VERSIONS = {"torch": "2.11"}
@@ -25,22 +28,30 @@ AGAIN = {"started_at": "2026-01-03", "node": 0, "gpu_uuids": ["GPU-a"], "cpu_mod
 Made = dict[int, int]  # start -> the block that made it
 
 
-def packed(folder: Path, ran: list[dict[str, Any]], made: Made, **manifest: Any) -> Path:
-    """Results with a run in each start, packed."""
+def packed(
+    folder: Path,
+    ran: list[dict[str, Any]],
+    made: Made,
+    cells: Sequence[Cell] = (CELL,),
+    switches: Mapping[str, str] | None = None,
+    **manifest: Any,
+) -> Path:
+    """Results with a run of each cell in each start, packed."""
     store = Store(folder / "tiny-1")
     store.create()
-    cells = {CELL.name: [[len(made), 1]]}
-    told = {"blocks": ran, "versions": VERSIONS, "asked": cells, "experiment": {}, **manifest}
+    asked = {cell.name: [[len(made), 1]] for cell in cells}
+    told = {"blocks": ran, "versions": VERSIONS, "asked": asked, "experiment": {}, **manifest}
     store.update_manifest(**told)
     for start, block in made.items():
         row = {"block": block, "node": ran[block]["node"], "output_throughput": 100.0 * block}
-        write_run(store, Run(CELL, start, 0), run_tables(), **row)
-        store.write_observed(CELL, start, observed_tables())
+        for cell in cells:
+            write_run(store, Run(cell, start, 0), run_tables(), **row, **(switches or {}))
+            store.write_observed(cell, start, observed_tables())
     assert not CliRunner().invoke(main, ["pack", str(store.folder)]).exit_code
     return store.folder / "packed"
 
 
-def unpacked(root: Path, *packs: Path) -> Store:
+def unpacked(root: Path, *packs: Path | str) -> Store:
     done = CliRunner().invoke(main, ["unpack", *map(str, packs), "--result-dir", str(root)])
     assert not done.exit_code, done.output
     return Store(root / "tiny-1")
@@ -105,3 +116,35 @@ def test_results_of_other_software_are_not_put_together(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["unpack", str(other), str(third), "--result-dir", "x"])
     assert done.exit_code
     assert "have device ['H100'] and ['H200']; they cannot be put together" in done.output
+
+
+def test_runs_with_another_switch_are_not_put_together(tmp_path: Path) -> None:
+    one = packed(tmp_path / "one", [HERE], {0: 0}, switches={"allreduce": "nccl"})
+    other = packed(tmp_path / "other", [THERE], {0: 0}, switches={"allreduce": "one-shot"})
+    done = CliRunner().invoke(main, ["unpack", str(one), str(other), "--result-dir", "x"])
+    assert done.exit_code
+    said = "have allreduce nccl and one-shot in runs of tp4 by torch; they cannot be put together"
+    assert said in done.output
+    untold = packed(tmp_path / "untold", [THERE], {0: 0})
+    assert len(places_of(unpacked(tmp_path / "both", one, untold))) == 2
+
+
+def test_the_runs_of_one_engine_are_taken_alone(tmp_path: Path) -> None:
+    peers = replace(CELL, deployment=replace(CELL.deployment, engine="vllm"))
+    old = packed(tmp_path / "old", [HERE], {0: 0, 1: 0}, (CELL, peers))
+    alone = unpacked(tmp_path / "alone", old, "--engine", "vllm")
+    assert {one.cell.engine for one in alone.outcomes()} == {"vllm"}
+    assert list(alone.manifest()["asked"]) == [peers.name]
+    assert set((alone.read("requests") or pa.table({})).column("engine").to_pylist()) == {"vllm"}
+    CliRunner().invoke(main, ["pack", str(alone.folder)])
+    new = packed(tmp_path / "new", [THERE], {0: 0}, (CELL, peers))
+    whole = unpacked(tmp_path / "whole", alone.folder / "packed", new)
+    starts = Counter((one.cell.engine, one.start) for one in whole.outcomes())
+    assert set(starts) == {("vllm", 0), ("vllm", 1), ("vllm", 2), ("torch", 2)}
+
+
+def test_an_engine_that_made_nothing_is_named(tmp_path: Path) -> None:
+    old = str(packed(tmp_path / "old", [HERE], {0: 0}))
+    done = CliRunner().invoke(main, ["unpack", old, "--engine", "vllm", "--result-dir", "x"])
+    assert done.exit_code
+    assert "has no runs by vllm; it has runs by torch" in done.output
