@@ -110,7 +110,7 @@ class Decoder:
     def forward(self, batch: Batch, cache: PagedCache) -> Tensor:
         """Logits [n, vocabulary shard] on the last stage, activations [T, hidden] on the others."""
         x = self._embed(batch.inputs) if self.has_embedding else batch.inputs
-        is_cut = self._overlaps and x.shape[0] >= OVERLAPPED
+        is_cut = self._overlaps and batch.context.phase == PREFILL and x.shape[0] >= OVERLAPPED
         x, residual = (self._in_halves if is_cut else self._in_one)(x, batch, cache)
         return self._logits(x, residual, batch.sampled) if self.has_head else residual.add_(x)
 
