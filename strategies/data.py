@@ -12,8 +12,10 @@ from strategies.shapes import Load, ModelShape, Topology
 def dp(
     placement: Placement, number: int, model: ModelShape, load: Load, topology: Topology
 ) -> Placement:
-    """`number` replicas of the placement; the batch is shared out over them. Raises LayoutError for
-    a number under 1."""
+    """`number` replicas of the placement; the batch is shared out over them.
+
+    Raises LayoutError for a number under 1.
+    """
     if number < 1:
         raise LayoutError(f"dp={number} asks for {number} replicas; use 1 or more")
     if number == 1:

@@ -40,6 +40,11 @@ class ProcessId:
         host, boot = str(fields["host"]), str(fields["boot"])
         return cls(host, int(fields["pid"]), int(fields["ticks"]), boot)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs, or ran, in this boot of this machine."""
+        return (self.host, self.boot) == (socket.gethostname(), boot_id())
+
     def may_run(self, of_this_machine: bool) -> bool:
         """Whether it may still run. Of a process of another host nobody knows.
 

@@ -13,6 +13,13 @@ def format_bytes(count: int) -> str:
     return f"{value:.1f} TB"
 
 
+def duration(seconds: float) -> str:
+    """To a digit or two: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
 def device_ms(device_name: str | None) -> str:
     """The unit of a device's time: GPU-ms, or worker-ms on a CPU."""
     return "worker-ms" if is_cpu(device_name) else "GPU-ms"

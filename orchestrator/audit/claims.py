@@ -118,7 +118,7 @@ class Claim(BaseModel):
             raise ValueError(f"fp8 and {self.bits:g} bits say the bits of a weight twice; say one")
         missing = [name for name in ("model", "gpu") if not getattr(self, name)]
         if missing and not self.kind.needs:
-            raise ValueError(f"{' and '.join(missing)} is missing, without which nothing is judged")
+            raise ValueError(f"nothing is judged without {' and '.join(missing)}")
         return self
 
     @property

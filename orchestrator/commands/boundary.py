@@ -16,7 +16,7 @@ from typing import IO, Any
 import click
 
 from orchestrator.errors import Refused, Stop
-from orchestrator.store.names import shortened
+from orchestrator.store.names import broken, shortened, width_of_stderr
 
 BAD_INPUT = 2  # the exit statuses
 SEVERAL_LEVELS, LEVEL = ("--goodput", "--slo"), r"[a-z0-9]+(:p[0-9.]+)?:[0-9.]+"
@@ -32,7 +32,7 @@ class BadInput(click.ClickException):
     def show(self, file: IO[Any] | None = None) -> None:
         """Print it."""
         line = shortened(" ".join(self.format_message().split()))
-        click.echo(f"error: {line}", file=file, err=True)
+        click.echo(broken(f"error: {line}", width_of_stderr()), file=file, err=True)
 
 
 class Unforeseen(BadInput):

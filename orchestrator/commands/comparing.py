@@ -33,7 +33,7 @@ def compare(
     from orchestrator.analysis.comparing.metrics import OBJECTIVES
 
     if trained := training.trained_at(folders):
-        _refuse_of_serving(objective, page)
+        _refuse_of_serving({"--objective": objective, "--html": page, "--goodput, --slo": levels})
         said = training.findings(trained, difference)
         _shown(said.as_data, lambda console: training.draw(said, console), svg, as_json)
         return
@@ -44,7 +44,8 @@ def compare(
 
     results = _in_common(folders, levels)
     if results is not None:
-        _show_both(folders, results, find, objective, svg, page, as_json)
+        _refuse_of_one({"--objective": objective, "--difference": difference})
+        _show_both(folders, results, find, svg, page, as_json)
         return
     if page is not None:
         raise click.UsageError(
@@ -53,11 +54,7 @@ def compare(
         )
 
     found = find()
-
-    def render(console: Console) -> None:
-        draw(found, judged_by, console)
-
-    _shown(found.as_data, render, svg, as_json)
+    _shown(found.as_data, lambda console: draw(found, judged_by, console), svg, as_json)
 
 
 def gate(
@@ -112,12 +109,22 @@ def draw(found: Findings, objective: str, console: Console) -> None:
     sweep.render_rates(found.rates, console)
 
 
-def _refuse_of_serving(objective: str | None, page: Path | None) -> None:
+def _refuse_of_serving(options: Mapping[str, object]) -> None:
     """Raise a usage error for what means nothing where runs trained."""
-    given = [name for name, one in (("--objective", objective), ("--html", page)) if one]
+    given = [name for name, one in options.items() if one]
     if given:
         raise click.UsageError(
             f"{' and '.join(given)} is of runs that serve, and these trained; leave it out"
+        )
+
+
+def _refuse_of_one(options: Mapping[str, object]) -> None:
+    """Raise a usage error for what means nothing where two results are laid side by side."""
+    given = [name for name, one in options.items() if one is not None]
+    if given:
+        raise click.UsageError(
+            f"{' and '.join(given)} is of the verdicts within one result, and these two have cells "
+            "in common, so they are laid side by side; give one of them"
         )
 
 
@@ -132,7 +139,7 @@ def _in_common(folders: Sequence[Path], levels: Mapping[str, float]) -> TwoResul
     try:
         found = two_results(base, new, levels)
     except CellTwice as error:
-        say(f"note: not laid side by side: {error}", err=True)
+        say(f"note: not laid side by side: {error}.", err=True)
         return None
     return found if found.have_cells_in_common else None
 
@@ -141,7 +148,6 @@ def _show_both(
     folders: Sequence[Path],
     results: TwoResults,
     find: Callable[[], Findings],
-    objective: str | None,
     svg: Path | None,
     page: Path | None,
     as_json: bool,
@@ -150,11 +156,6 @@ def _show_both(
     from orchestrator.analysis.comparing.changes import CHANGES, changes
     from orchestrator.report import two_results as report
 
-    if objective is not None:
-        raise click.UsageError(
-            "--objective is of the verdicts within one result, and these two have cells in common, "
-            "so they are laid side by side; give one of them"
-        )
     rows = changes(results)
     if page is not None:
         report.write_page(folders, rows, results.surroundings, page)

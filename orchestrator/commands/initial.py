@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 from orchestrator.errors import UserError
 from orchestrator.report.output import Output, say
-from orchestrator.report.text import duration
 from strategies.errors import LayoutError
+from workers.units import duration
 
 if TYPE_CHECKING:
     from orchestrator.experiment import Experiment

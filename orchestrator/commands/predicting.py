@@ -54,6 +54,8 @@ def plan(
             "how fast a layout trains is not predicted; `orchestrator explain LAYOUT --workload "
             "train` says what it takes and sends"
         )
+    if experiment.device == "cpu":
+        raise UserError("--gpu is about GPUs, and the device cpu is asked for; give one of them")
     if machines is None:
         raise UserError("a plan is for GPUs of some kind; give --gpu and --gpus, as h200 and 4")
     found = predicted(experiment, machines, layouts, is_to_run)
@@ -71,7 +73,7 @@ def predicted(
     from orchestrator.predict.plan import Plan
 
     _check_engine(experiment)
-    machines.check_reliability()
+    machines.check_nodes()
     shape = models.resolve(experiment.model, "dummy").shape
     kept = precision.resolve(experiment, shape, "cuda")
     planned = tuple(

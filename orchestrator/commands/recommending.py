@@ -56,7 +56,13 @@ class Search:
         names = [word for text in self.gpu for name in text.split(",") if (word := name.strip())]
         if self.gpu and not names:
             raise UserError("--gpu names no kind of GPU; give one, as h200, or leave it out")
-        return kinds(names, precision, self.gpus_per_node, self.network)
+        found = kinds(names, precision, self.gpus_per_node, self.network)
+        if self.network and all(self.gpus_max <= one.gpus_per_node for one in found.hardware):
+            raise UserError(
+                f"--network is between nodes, and {self.gpus_max} GPUs are within one; leave it "
+                "out, or change --gpus-max or --gpus-per-node"
+            )
+        return found
 
 
 def search_of(options: dict[str, Any]) -> Search:

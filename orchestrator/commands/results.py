@@ -104,7 +104,7 @@ def write_report(folder: Path, console: Console) -> Path | None:
         path = page_of(folder, None)
     except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__
-        say(f"note: the report could not be made: {why}", err=True)
+        say(f"note: the report could not be made: {why}.", err=True)
         return None
     console.print(f"Report: {path}", soft_wrap=True, highlight=False)
     return path

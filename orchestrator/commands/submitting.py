@@ -124,6 +124,7 @@ def planned(experiment: Experiment, cluster: Cluster | None, flags: Flags) -> Pl
     from orchestrator.plan import planning
     from orchestrator.plan.deployments import PlannedExperiment
     from orchestrator.plan.remarks import remarks
+    from orchestrator.report.text import full
     from orchestrator.run.source import remark as of_source
     from orchestrator.run.source import source
     from orchestrator.run.surroundings import check_surroundings
@@ -138,13 +139,13 @@ def planned(experiment: Experiment, cluster: Cluster | None, flags: Flags) -> Pl
     deployments = planning.plan_experiment(experiment, device, topology, cluster)
     if flags.force and not flags.dry_run and (kept := set_aside(folder_of(experiment))):
         say(
-            f"note: the results that were there are kept in {kept}; to go on, leave out --force",
+            f"note: the results that were there are kept in {kept}; to go on, leave out --force.",
             err=True,
         )
     check_surroundings(Store(folder_of(experiment)), experiment, deployments, cluster)
     for remark in (of_source(source()), *remarks(experiment, deployments, topology, cluster)):
         if remark:
-            say(f"note: {remark}", err=True)
+            say(f"note: {full(remark)}", err=True)
     return PlannedExperiment(deployments, topology)
 
 
@@ -240,7 +241,7 @@ def show_run(
         draw(found, OBJECTIVES[0], notes)
         _say_left_out(results, asked, notes)
     for line in outputs.samples(store.read("requests")) if experiment.save_detailed else ():
-        notes.print(line, soft_wrap=True, highlight=False)
+        notes.print(line, highlight=False)
     _show_places(folder, found.as_data(), out)
     if flags.trace and store.read("spans"):
         write_traces(folder, to_stderr=out.as_json)

@@ -32,7 +32,8 @@ def watch(roots: Sequence[Path], once: bool, out: Output) -> None:
         left = live.seconds_left(time.time())
         out.document(asdict(live) | {"works": live.works, "seconds_left": left})
         return
-    with watched_gpus() as devices:
+    with watched_gpus() as of_this_machine:
+        devices = of_this_machine if live.process.is_here else lambda: None
         if once:
             console.print(LiveView(live, time.time(), devices()))
         elif console.is_terminal:

@@ -70,9 +70,11 @@ def _of_replicas(planned: PlannedDeployment) -> Iterator[str]:
     name, replicas = planned.deployment.strategy, planned.plan.placement.degree("dp")
     for concurrency in sorted({cell.cell.max_concurrency for cell in planned.cells}):
         if concurrency < replicas:
+            idle = replicas - concurrency
+            have = "has" if idle == 1 else "have"
             yield (
-                f"{name} at max_concurrency {concurrency}: {replicas - concurrency} of "
-                f"{replicas} replicas have nothing to do"
+                f"{name} at max_concurrency {concurrency}: {idle} of {replicas} replicas {have} "
+                "nothing to do"
             )
 
 

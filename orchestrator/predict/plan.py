@@ -15,6 +15,7 @@ from orchestrator.predict.layouts import Ranking
 from orchestrator.predict.prediction import NoPrediction, Prediction
 from strategies import parse
 
+GOODPUT = "goodput is worked out of more than one node"
 SWEPT = 8  # layouts whose figures are said against concurrency
 
 
@@ -43,15 +44,16 @@ class Machines:
             SPREAD if self.straggler is None else self.straggler,
         )
 
-    def check_reliability(self) -> None:
-        """Raise UserError where something is asked of goodput within one node, which has none."""
-        names = ("failure_rate", "recovery", "straggler")
+    def check_nodes(self) -> None:
+        """Raise UserError where something is asked of several nodes, and there is one."""
+        names = ("network", "failure_rate", "recovery", "straggler")
         asked = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
         node = self.hardware().gpus_per_node
         if asked and self.gpus <= node:
+            what = "a network is between nodes" if self.network else GOODPUT
             raise UserError(
-                f"{', '.join(asked)}: goodput is worked out of more than one node, and {self.gpus} "
-                f"GPUs are within one of {node}; leave it out, or change --gpus or --gpus-per-node"
+                f"{', '.join(asked)}: {what}, and {self.gpus} GPUs are within one of {node}; leave "
+                "it out, or change --gpus or --gpus-per-node"
             )
 
     def hardware(self) -> Hardware:

@@ -37,7 +37,7 @@ def render(found: Sequence[Audited], console: Console) -> None:
     for number, one in enumerate(found, 1):
         _explain(number, one, console)
     counts = Counter(one.verdict for one in found)
-    told = ", ".join(f"{counts[kind]} {kind}" for kind in ORDER if counts[kind])
+    told = ", ".join(f"{kind} {counts[kind]}" for kind in ORDER if counts[kind])
     console.print(f"{plural(len(found), 'claim')}: {told}.", highlight=False)
 
 

@@ -21,7 +21,7 @@ from workers.units import format_bytes
 
 # Rows of a table of ranks; more of them repeat the pattern.
 MOST_ROWS = 16
-UNKNOWN = "What fits: unknown without the memory of a device; give it as --memory 141GB"
+UNKNOWN = "What fits: unknown without the memory of a device; give it as --memory 141GB."
 # Slices a reader looks for: title, the parameter of a layer that shows it, what one unit of it is.
 SLICES = (
     ("heads", "self_attn.q_proj"),

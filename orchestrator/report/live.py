@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.report.output import fitted, width_of
-from orchestrator.report.text import duration, fixed, plural
+from orchestrator.report.text import fixed, plural
 from orchestrator.store.live import Live, LiveLayout
 from workers.device import DevicesNow
-from workers.units import format_bytes
+from workers.units import duration, format_bytes
 
 BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 BARS_SHOWN = 12
@@ -69,6 +69,7 @@ def summary(live: Live, now: float) -> str:
     """How many runs have ended, how long the rest takes, and which layout is next."""
     left, following = live.seconds_left(now), _next(live) if live.works else ""
     parts = (
+        "" if live.process.is_here else f"on {live.process.host}",
         f"{live.done} of {plural(live.runs, 'run')}",
         "" if left is None or live.done >= live.runs else f"about {duration(left)} left",
         f"next: {following}" if following else "",

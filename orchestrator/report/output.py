@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.errors import UserError
-from orchestrator.store.names import shown
+from orchestrator.store.names import broken, shown, width_of_stderr
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,8 +61,8 @@ class Output:
 
 
 def say(text: object, err: bool = False) -> None:
-    """Print a line, as it can be shown."""
-    click.echo(shown(text), err=err)
+    """Print a line, as it can be shown; on stderr, in a terminal, broken between its words."""
+    click.echo(broken(shown(text), width_of_stderr() if err else None), err=err)
 
 
 def console_of(**options: Any) -> Console:

@@ -100,11 +100,11 @@ class RunProgress:
             rate = _rate(run) if run.status == COMPLETED else None
             self._keep(self._live.ended(run.cell.deployment, rate))
             head = f"[{self._live.done}/{self._live.runs}] {head}"
-        self._console.print(Text(head).append(_said(run)), soft_wrap=True)
+        self._console.print(Text(head).append(_said(run)))
 
     def note(self, line: str) -> None:
         """Something that the user should read."""
-        self._console.print(Text(line), soft_wrap=True)
+        self._console.print(Text(line))
 
     def _keep(self, live: Live) -> None:
         """Once a phase has begun the folder is ours: until then another driver may write there."""

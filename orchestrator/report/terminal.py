@@ -16,7 +16,7 @@ from orchestrator.report.charts import unshown
 from orchestrator.report.charts.choices import lengths_of, load_in_words
 from orchestrator.report.output import width_of
 from orchestrator.report.progress import RunProgress
-from orchestrator.report.text import aligned, figure, fixed, full, percent
+from orchestrator.report.text import aligned, figure, fixed, full, legend, percent
 from orchestrator.store.schema import COMPLETED, INVALID
 from workers.rows import grouped
 from workers.units import device_ms, format_bytes, is_cpu
@@ -89,7 +89,8 @@ def render(
     for load, table in zip(ordered, tables, strict=True):
         _render_load(loads[load], table, console, said.get(load, ()))
     several = any(one.num_starts > 1 for one in comparison)
-    console.print(_legend(tables, ratios=several and bool(said)))
+    device = "worker" if on_cpu(comparison) else "GPU"
+    console.print(_legend(tables, several and bool(said), device))
     if left_out := _left_out(loads.values(), tables):
         text = f"For {', '.join(left_out)} the terminal is too narrow; --json has all."
         console.print(text, style="dim", highlight=False)
@@ -174,14 +175,12 @@ def _table(cells: Sequence[Comparison], spared: Sequence[str]) -> Table:
     return table
 
 
-def _legend(tables: Iterable[Table], ratios: bool) -> Text:
+def _legend(tables: Iterable[Table], ratios: bool, device: str) -> Text:
     shown = _headings(tables) | ({RATIO} if ratios else set())
-    said = [
-        Text.assemble((name, "bold"), f": {meaning}.")
-        for name, meaning in LEGEND.items()
-        if name in shown
-    ]
-    return Text(" ", style="dim").join(said)
+    meanings = {
+        name: meaning.replace("GPU", device) for name, meaning in LEGEND.items() if name in shown
+    }
+    return legend(meanings)
 
 
 def _title(cells: Sequence[Comparison]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 EN_DASH = "\u2013"
 
@@ -71,11 +72,12 @@ def full(sentence: str) -> str:
     return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
 
 
-def duration(seconds: float) -> str:
-    """To a digit or two: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+def legend(meanings: Mapping[str, str]) -> Text:
+    """What headings mean, as sentences of one paragraph."""
+    from rich.text import Text
+
+    said = [Text.assemble((name, "bold"), f": {full(one)}") for name, one in meanings.items()]
+    return Text(" ", style="dim").join(said)
 
 
 def stretch(bounds: tuple[int, int]) -> str:

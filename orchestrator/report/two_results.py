@@ -70,11 +70,11 @@ def render_gate(report: Report, console: Console) -> None:
     failing = {id(one) for one in report.failing}
     for one in report.outcomes:
         style = "red" if id(one) in failing else STYLES.get(one.outcome, "")
-        console.print(Text(one.sentence, style=style), soft_wrap=True)
+        console.print(Text(one.sentence, style=style))
     style = CONCLUSIONS.get(report.status, "bold green")
-    console.print(Text(report.conclusion, style=style), soft_wrap=True)
+    console.print(Text(report.conclusion, style=style))
     if report.advice:
-        console.print(Text(report.advice), soft_wrap=True)
+        console.print(Text(report.advice))
 
 
 def render_changes(
@@ -90,7 +90,7 @@ def render_changes(
     for note in notes(changes):
         console.print(Text(note, style="dim"))
     alone = f"What each says by itself: orchestrator compare {base}; orchestrator compare {new}"
-    console.print(Text(alone, style="dim"), soft_wrap=True)
+    console.print(Text(alone, style="dim"))
 
 
 def notes(changes: Iterable[Change]) -> list[str]:
@@ -117,7 +117,7 @@ def facts(surroundings: Surroundings) -> list[str]:
 def _render_surroundings(surroundings: Surroundings, console: Console) -> None:
     for line in facts(surroundings):
         style = "bold yellow" if line == surroundings.node and surroundings.another_node else ""
-        console.print(Text(line, style=style), soft_wrap=True)
+        console.print(Text(line, style=style))
     if surroundings.differences:
         table = _table("different", "base", "new")
         for one in surroundings.differences:

@@ -51,7 +51,7 @@ class Claim:
         who = f"pid {other.get('pid')} on {other.get('host')}"
         click.echo(
             f"note: {who} has written to {self.objects.uri}; watching for {WATCH_S:g} s whether it "
-            "still does",
+            "still does.",
             err=True,
         )
         deadline = time.monotonic() + WATCH_S

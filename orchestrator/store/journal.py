@@ -160,11 +160,11 @@ def tell(folder: Path, path: Path, why: str) -> None:
         return
     before.add((path, why))
     if len(before) <= MOST_TOLD:
-        click.echo(f"note: {path} counts as missing: {why}", err=True)
+        click.echo(f"note: {path} counts as missing: {why}.", err=True)
     elif len(before) == MOST_TOLD + 1:
         click.echo(
             f"note: more files in {folder} count as missing; `sha256sum --check {CHECKSUMS}` there "
-            "names them",
+            "names them.",
             err=True,
         )
 
@@ -179,7 +179,7 @@ def told(folder: Path) -> set[tuple[Path, str]]:
 def _tell_unverified(folder: Path) -> None:
     click.echo(
         f"note: {folder} has no {CHECKSUMS}: it is from before there were checksums, and is read "
-        "as it is",
+        "as it is.",
         err=True,
     )
 

@@ -7,6 +7,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,19 @@ def shown(text: object, keep: str = "") -> str:
         return one if one in keep else one.encode("unicode_escape").decode()
 
     return UNSEEN.sub(written, str(text))
+
+
+def broken(line: str, width: int | None) -> str:
+    """`line` in lines of a terminal, broken between its words; None: nobody looks, and it stays
+    one."""
+    if width is None:
+        return line
+    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+
+
+def width_of_stderr() -> int | None:
+    """Columns of the terminal that stderr is; None where it is something else."""
+    return shutil.get_terminal_size().columns if sys.stderr.isatty() else None
 
 
 def shortened(text: str, most: int = LONGEST_LINE) -> str:

@@ -79,7 +79,7 @@ class Spool:
             if not self._behind:
                 click.echo(
                     f"note: {self.objects.uri} cannot be written: {reason(error)}; results are "
-                    f"kept in {self.folder} and sent later",
+                    f"kept in {self.folder} and sent later.",
                     err=True,
                 )
             self._behind = reason(error)
@@ -119,7 +119,7 @@ class Spool:
             self.objects.put(name, here)
             if age_there < 0:
                 click.echo(
-                    f"note: {self.objects.uri}/{name} was damaged; it is mended from {path}",
+                    f"note: {self.objects.uri}/{name} was damaged; it is mended from {path}.",
                     err=True,
                 )
 
@@ -180,7 +180,7 @@ class Spool:
                 path.rename(aside / path.name)
         click.echo(
             f"note: another driver has gone on at {self.objects.uri}; what was only here is moved "
-            f"to {aside}",
+            f"to {aside}.",
             err=True,
         )
 

@@ -134,7 +134,7 @@ def test_defaults_hold_where_the_file_says_nothing(tmp_path: Path) -> None:
         (f"claims: [{{{FIGURE}, dtype: int3}}]", "dtype: input should be 'bfloat16'"),
         ("claims: [{model: tiny, gpu: L4, ttft_ms: 5}]", "ttft_ms depends on the prompt"),
         ("claims: [{model: tiny, output_throughput: 5}]", "gpu is missing"),
-        ("claims: [{source: nothing}]", "model and gpu is missing"),
+        ("claims: [{source: nothing}]", "nothing is judged without model and gpu"),
     ],
 )
 def test_what_is_no_claim_is_refused_in_one_line(tmp_path: Path, text: str, words: str) -> None:

@@ -163,7 +163,7 @@ def dry_run(*asked: str) -> Result:
 
 def test_runs_of_a_least_duration_take_that_long_each() -> None:
     done = dry_run("--strategy", "tp4", "--min-duration", "60", "--num-starts", "5")
-    assert "1 cell, 5 runs of each, at least 5 minutes beside" in done.stdout
+    assert "1 cell, 5 runs of each, at least 5 min beside" in done.stdout
 
 
 def test_cells_without_communication_are_counted_where_a_layout_has_some() -> None:
@@ -262,9 +262,41 @@ def test_layouts_that_are_refused_alike_share_a_line() -> None:
 def test_the_sources_are_of_the_figures_that_are_known_and_used() -> None:
     inside = plan("--model", "llama-8b", "--gpu", "h800", "--gpus", "8")["sources"]
     assert set(inside) == {"rates", "link"}
-    asked = ("--model", "llama-8b", "--gpu", "l40s", "--strategy", "tp8", "--network", "50")
+    asked = ("--model", "llama-8b", "--gpu", "l40s", "--strategy", "tp8")
     assert "network" not in plan(*asked, "--gpus", "8")["sources"]
-    assert plan(*asked, "--gpus", "16")["sources"]["network"] == "as asked"
+    assert plan(*asked, "--gpus", "16", "--network", "50")["sources"]["network"] == "as asked"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("plan", "--gpus", "8"),
+        ("recommend", "--slo", "tpot:50", "--gpus-max", "4"),
+        ("matrix", "--gpus-max", "8"),
+    ],
+    ids=lambda asked: asked[0],
+)
+def test_a_network_that_no_layout_would_use_is_refused(asked: tuple[str, ...]) -> None:
+    done = run(*asked, "--model", "llama-8b", "--gpu", "l40s", "--network", "50")
+    assert done.exit_code == 2
+    (line,) = done.stderr.splitlines()
+    assert "network" in line
+    assert "leave it out" in line
+
+
+def test_a_device_that_no_prediction_is_made_of_is_refused() -> None:
+    done = run("submit", "--dry-run", *ASKED, "--device", "cpu")
+    assert done.exit_code == 2
+    assert "--gpu is about GPUs, and the device cpu is asked for" in done.stderr
+
+
+def test_every_sentence_below_a_ranking_has_its_full_stop() -> None:
+    shown = run("submit", "--dry-run", *ASKED, "--strategy", "tp4,dp4").stdout.splitlines()
+    below = shown[next(n for n, line in enumerate(shown) if line.startswith("Against")) + 1 :]
+    assert any(line.startswith("tp4: tok/s = ") for line in below)
+    assert any(line.startswith("dp4: impossible: ") for line in below)
+    assert any("at least 1 s beside" in line or "at least 2 s beside" in line for line in below)
+    assert [line for line in below if not line.endswith(".")] == []
 
 
 def test_gpus_that_are_not_here_run_nothing() -> None:

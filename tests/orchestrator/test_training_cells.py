@@ -441,6 +441,9 @@ def test_compare_and_report_show_runs_that_trained(store: Store) -> None:
     assert (cell["strategy"], cell["loss"], cell["tokens_per_second"]) == ("dp2", 1.0, 1024.0)
     table = CliRunner().invoke(main, ["compare", str(store.folder)])
     assert "8 x 64 tokens a step, 5 steps, fp32" in table.output
+    assert (
+        "tok/s: tokens trained on per second of all replicas; mean of the starts. " in table.output
+    )
     CliRunner().invoke(main, ["report", str(store.folder)])
     page = (store.folder / "report.html").read_text()
     assert "all_reduce" in page
@@ -453,12 +456,14 @@ def test_what_is_of_runs_that_serve_is_refused(store: Store) -> None:
     kept(store, one, row(store, one, 0, 0.5), {})
     compared = CliRunner().invoke(main, ["compare", str(store.folder), "--objective", "latency"])
     assert "--objective is of runs that serve" in compared.output
+    levels = CliRunner().invoke(main, ["compare", str(store.folder), "--goodput", "ttft:2000"])
+    assert "--goodput, --slo is of runs that serve" in levels.output
     train = ["submit", "--workload", "train", "--device", "cpu"]
     traced = CliRunner().invoke(main, [*train, "--trace"])
     assert "no spans are kept of training" in traced.output
     predicted = CliRunner().invoke(main, [*train[:3], "--dry-run", "--gpu", "h100", "--gpus", "2"])
     assert "how fast a layout trains is not predicted" in predicted.output
-    assert {compared.exit_code, traced.exit_code, predicted.exit_code} == {2}
+    assert {compared.exit_code, levels.exit_code, traced.exit_code, predicted.exit_code} == {2}
 
 
 def test_packed_results_are_read_as_they_are(store: Store) -> None:

@@ -79,7 +79,7 @@ def test_claims_in_words_are_a_row_each_with_their_arithmetic() -> None:
     assert "only as an aggregate over >= 3 requests" in first
     assert "does not fit in memory" in second
     assert "2 make 55.4 tok/s" in done.stdout
-    assert done.stdout.endswith("2 claims: 1 only as an aggregate, 1 does not fit in memory.\n")
+    assert done.stdout.endswith("2 claims: only as an aggregate 1, does not fit in memory 1.\n")
 
 
 def test_json_has_what_the_table_has() -> None:
@@ -111,7 +111,7 @@ def test_json_has_what_the_table_has() -> None:
         ((), "give a file of claims, or --claim"),
         ((str(EXAMPLE), "--claim", "5 tok/s"), "give a file of claims, or --claim"),
         (("none.yaml",), "none.yaml cannot be read"),
-        (("--claim", "5 tok/s"), "model and gpu is missing"),
+        (("--claim", "5 tok/s"), "nothing is judged without model and gpu"),
         ((*OF, "--claim", "5 tok/s tp3"), "64 heads of llama-70b do not divide over tp=3"),
         ((*OF, "--claim", "5 tok/s tp4", "--claim", "5 tok/s tp3"), "claim 2: 64 heads"),
         ((*OF, "--claim", "5 furlongs"), "'5 furlongs' is not understood"),

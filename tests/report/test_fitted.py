@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
 
 import pytest
 from click.testing import CliRunner
@@ -91,3 +98,21 @@ def test_a_pipe_gets_whole_sentences_and_tables_as_wide_as_columns_says() -> Non
     tables = [line for line in narrow.splitlines() if line.startswith("  ")]
     assert max(map(len, tables)) <= 80
     assert "\u2026" not in narrow
+
+
+def test_a_refusal_is_broken_between_words_in_a_terminal_alone() -> None:
+    command = [sys.executable, "-m", "orchestrator", "submit", "--max-starts", "3"]
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 50, 0, 0))
+    variables = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    with os.fdopen(ours, "rb") as seen, os.fdopen(theirs, "wb") as terminal:
+        there = subprocess.run(
+            command, stdin=terminal, stdout=terminal, stderr=terminal, check=False, env=variables
+        )
+        lines = os.read(seen.fileno(), 10_000).decode().splitlines()
+    piped = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
+    assert there.returncode == piped.returncode == 2
+    assert len(piped.stderr.splitlines()) == 1
+    assert len(lines) > 1
+    assert max(map(len, lines)) <= 50
+    assert " ".join(lines) == piped.stderr.strip()

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import io
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from live_inputs import DEPLOYMENT, live
 from summaries import one_run
 
+from orchestrator.cli import main
+from orchestrator.cluster import hardware
 from orchestrator.errors import UserError
 from orchestrator.report.live import LiveView, beginning, spark, summary
 from orchestrator.report.output import console_of
 from orchestrator.report.progress import RunProgress
-from orchestrator.report.text import duration
 from orchestrator.store.live import LIVE, LiveLayout, latest, read, write
 from workers.device import DevicesNow, devices_now
+from workers.units import duration
 
 OTHER = LiveLayout("m.pp4.torch.bfloat16", "pp4 torch", 3)
 BUSY = DevicesNow(utilization_pct=97.0, power_w=2412.0, memory_bytes=71_200_000_000)
@@ -146,6 +150,25 @@ def test_a_command_that_has_begun_no_phase_leaves_the_word_of_another_as_it_is(
     assert (kept.runs, kept.works) == (5, True)
 
 
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_terminal_breaks_what_is_told_between_words_and_a_pipe_not_at_all(
+    tmp_path: Path, width: int
+) -> None:
+    run = one_run("tp2pp2", 185.6, median_ttft_ms=114.7, median_tpot_ms=36.65)
+    told = {}
+    for is_terminal in (True, False):
+        file = io.StringIO()
+        console = console_of(file=file, width=width, force_terminal=is_terminal)
+        progress = RunProgress(console)
+        progress.begin(live(tmp_path, 4))
+        progress.finished(run)
+        told[is_terminal] = file.getvalue().splitlines()
+    assert "TPOT 36.65 ms" in told[False][-1]
+    words = [word for line in told[True] for word in line.split()]
+    assert words == [word for line in told[False] for word in line.split()]
+    assert max(map(len, told[True])) <= width
+
+
 def test_runs_of_a_search_are_found_and_each_rate_ends_when_the_next_begins(tmp_path: Path) -> None:
     rates = [tmp_path / "tiny-1-rates" / rate for rate in ("1", "2")]
     with RunProgress(console_of(file=io.StringIO(), width=100)) as progress:
@@ -172,6 +195,19 @@ def test_a_driver_that_died_is_told_from_one_that_ended(tmp_path: Path) -> None:
     )
     write(gone)
     assert "its driver is gone; the same command goes on" in summary(latest([tmp_path]), 0.0)
+
+
+@pytest.mark.parametrize("host", [None, "another-node"])
+def test_a_run_of_another_host_is_shown_with_its_name_and_without_the_gpus_of_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str | None
+) -> None:
+    monkeypatch.setattr(hardware, "watched_gpus", lambda: nullcontext(lambda: BUSY))
+    one = live(tmp_path).entered(DEPLOYMENT, "", "building", 1.0)
+    write(replace(one, process=replace(one.process, host=host)) if host else one)
+    shown = CliRunner().invoke(main, ["watch", str(tmp_path), "--once"]).output
+    assert shown.startswith(f"on {host}, 0 of 2 runs" if host else "0 of 2 runs")
+    assert "building" in shown
+    assert ("2412 W" in shown) == (host is None)
 
 
 def test_a_run_that_works_is_found_before_one_that_began_later(tmp_path: Path) -> None:

@@ -133,4 +133,4 @@ def test_a_report_that_fails_takes_nothing_from_the_run(
 
     monkeypatch.setattr(html, "render_html", fail)
     write_report(folder, Output().console())
-    assert capsys.readouterr().err == "note: the report could not be made: no room\n"
+    assert capsys.readouterr().err == "note: the report could not be made: no room.\n"

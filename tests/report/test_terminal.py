@@ -202,6 +202,16 @@ def test_engine_and_dtype_stand_in_the_title_unless_they_differ():
     assert headers(text)[0].split()[0] == "engine"
 
 
+def test_on_a_cpu_there_are_workers_and_no_gpus():
+    parts = {"comm_exposed_pct": 4.0, "bubble_pct": 8.0}
+    on_cpu = shown(compared(run("pp2", 100.0, device_name="cpu", **parts)))
+    on_gpu = shown(compared(run("pp2", 100.0, device_name="NVIDIA H200", **parts)))
+    assert "in which workers exchange data" in " ".join(on_cpu.split())
+    assert "a worker waits for another pipeline stage" in " ".join(on_cpu.split())
+    assert "GPU" not in on_cpu
+    assert "in which GPUs exchange data" in " ".join(on_gpu.split())
+
+
 def test_the_cpu_note_is_for_cpus():
     assert "share a few cores" in shown(compared(run("tp4", 100.0, device_name="cpu")))
     assert "share a few cores" not in shown(compared(run("tp4", 100.0, device_name="NVIDIA H200")))

@@ -146,10 +146,13 @@ def test_the_json_has_both_the_changes_and_what_each_says_by_itself(
     assert half["ci_low"] < 0.5 < half["ci_high"] < 1
 
 
-def test_an_objective_is_refused_for_two_results_side_by_side(folders: tuple[Path, Path]) -> None:
-    done = call(*folders, "--objective", "latency")
+@pytest.mark.parametrize("option", [("--objective", "latency"), ("--difference", "0.1")])
+def test_what_is_of_verdicts_within_one_result_is_refused_for_two_side_by_side(
+    folders: tuple[Path, Path], option: tuple[str, str]
+) -> None:
+    done = call(*folders, *option)
     assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert "--objective is of the verdicts within one result" in done.stderr
+    assert f"{option[0]} is of the verdicts within one result" in done.stderr
 
 
 def test_the_side_by_side_can_be_a_picture(folders: tuple[Path, Path], tmp_path: Path) -> None:

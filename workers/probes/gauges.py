@@ -51,9 +51,13 @@ STATE = Metric(
 THROUGHPUT = Metric(
     "Gauge",
     "orchestrator_output_throughput",
-    "Output tokens per second over the last second or step",
+    "Output tokens per second over the last second, or the last step where that is longer",
 )
-OUTPUT_TOKENS = Metric("Counter", "orchestrator_output_tokens", "Output tokens made")
+OUTPUT_TOKENS = Metric(
+    "Counter",
+    "orchestrator_output_tokens",
+    "Output tokens made, warm-ups and observed runs included",
+)
 STEP_TIME = Metric(
     "Histogram",
     "orchestrator_step_time_ms",
@@ -61,18 +65,29 @@ STEP_TIME = Metric(
     PHASED,
 )
 COMM_EXPOSED = Metric(
-    "Gauge", "orchestrator_comm_exposed_pct", "Exposed communication in percent of the step", PHASED
+    "Gauge",
+    "orchestrator_comm_exposed_pct",
+    "Exposed communication in percent of the step, of the last cell that was observed",
+    PHASED,
 )
 REQUESTS_RUNNING = Metric("Gauge", "orchestrator_requests_running", "Requests being served")
 REQUESTS_WAITING = Metric(
-    "Gauge", "orchestrator_requests_waiting", "Requests that wait for a place"
+    "Gauge", "orchestrator_requests_waiting", "Requests that have arrived and wait for a place"
 )
 KV_USED = Metric(
-    "Gauge", "orchestrator_kv_used_pct", "KV pages taken, in percent of those there are"
+    "Gauge",
+    "orchestrator_kv_used_pct",
+    "KV pages taken, in percent of those there are (engine torch)",
 )
-POWER = Metric("Gauge", "orchestrator_power_w", "Power drawn by the GPUs of this process, in W")
+POWER = Metric(
+    "Gauge",
+    "orchestrator_power_w",
+    "Power drawn by the GPUs of this process, in W; absent on a CPU",
+)
 GPU_UTILIZATION = Metric(
-    "Gauge", "orchestrator_gpu_utilization_pct", "Time in which the GPU ran a kernel, in percent"
+    "Gauge",
+    "orchestrator_gpu_utilization_pct",
+    "Time in which the GPU ran a kernel, in percent; absent on a CPU",
 )
 
 OF_A_RANK = (

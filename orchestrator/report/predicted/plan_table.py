@@ -16,7 +16,7 @@ from orchestrator.predict.parts import NAMES
 from orchestrator.predict.plan import Plan, Planned, front_of, refused, used_sources
 from orchestrator.predict.prediction import Prediction
 from workers.rows import grouped
-from workers.units import format_bytes
+from workers.units import duration, format_bytes
 
 MOST_ROWS = 16  # of a ranking, and of what is refused
 MOST_NAMES = 2  # of layouts that are refused alike
@@ -65,7 +65,7 @@ def _print_sources(plan: Plan, console: Console) -> None:
     if plan.runs is not None:
         cells, each = _counted(plan.cells, "cell"), _counted(plan.runs.of_a_cell, "run")
         console.print(
-            f"To be run: {cells}, {each} of each, at least {plan.duration_s / 60:.3g} minutes "
+            f"To be run: {cells}, {each} of each, at least {duration(plan.duration_s)} "
             "beside starts of workers, warm-ups and what is observed.",
             highlight=False,
         )
@@ -89,7 +89,7 @@ def _print_ranking(plan: Planned, ranking: Ranking, console: Console) -> None:
     console.print(f"\n{title}", style="italic", highlight=False)
     console.print(_table(shown, names, _columns(plan, shown)))
     if len(ranking.predictions) > MOST_ROWS:
-        console.print(f"and {len(ranking.predictions) - MOST_ROWS} slower ones")
+        console.print(f"and {len(ranking.predictions) - MOST_ROWS} slower ones.")
     console.print("GPU-ms for each token", style="italic")
     console.print(_table(shown, [""] * len(shown), _parts()))
 
@@ -115,7 +115,7 @@ def _print_sweeps(plan: Planned, console: Console) -> None:
     if said:
         console.print("Against concurrency, of c requests in flight", style="italic")
     for layout, text in said.items():
-        console.print(f"{layout}: {text}", highlight=False)
+        console.print(f"{layout}: {text}.", highlight=False)
 
 
 def _columns(plan: Planned, shown: Sequence[Prediction]) -> Mapping[str, Show]:
@@ -217,7 +217,7 @@ def _print_refused(plan: Planned, console: Console) -> None:
         names = ", ".join(one.layout for one in alike[:MOST_NAMES])
         if len(alike) > MOST_NAMES:
             names += f" and {len(alike) - MOST_NAMES} more"
-        console.print(f"{names}: {alike[0].kind}: {alike[0].reason}", highlight=False)
+        console.print(f"{names}: {alike[0].kind}: {alike[0].reason}.", highlight=False)
     if len(found) > MOST_ROWS:
         console.print(f"and {len(found) - MOST_ROWS} more reasons; --json has all.")
 

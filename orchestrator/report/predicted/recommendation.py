@@ -66,7 +66,7 @@ def _lines(answer: Answer) -> Iterator[str]:
     yield from (_impossible if found.smallest is None else _choices)(found)
     yield _legend(found)
     unknown = [one.name for one in found.wanted.hardware if found.of(one) is None]
-    yield from (why(found, name) for name in unknown)
+    yield from (f"{why(found, name)}." for name in unknown)
     if answer.left_out:
         reasons = [why.partition(";")[0] for why in answer.left_out.values()]
         yield f"Left out: {'; '.join(reasons)}."
@@ -92,28 +92,32 @@ def _named(one: Offer) -> str:
 
 
 def _about(choice: Choice) -> Iterator[str]:
+    return (f"  {one}." for one in _facts(choice))
+
+
+def _facts(choice: Choice) -> Iterator[str]:
     offer, limit = choice.offer, choice.limit
     for margin in offer.margins:
-        yield f"  {_margin(margin)}"
+        yield _margin(margin)
     part, share = offer.bottleneck
-    full = offer.memory_share
-    memory = f"; memory {full:.0%} full" if full is not None else ""
+    filled = offer.memory_share
+    memory = f"; memory {filled:.0%} full" if filled is not None else ""
     yield (
-        f"  next bottleneck: {part}, {share:.0%} of GPU-ms{memory}; least margin: "
+        f"next bottleneck: {part}, {share:.0%} of GPU-ms{memory}; least margin: "
         f"{offer.least.objective.metric}"
     )
-    yield f"  {_until(choice)}"
+    yield _until(choice)
     if isinstance(choice.smaller, Offer):
-        yield f"  next smaller: {_named(choice.smaller)} {missed(choice.smaller)}"
+        yield f"next smaller: {_named(choice.smaller)} {missed(choice.smaller)}"
     elif choice.smaller is not None:
-        yield f"  next smaller: {_refused(choice.smaller)}"
+        yield f"next smaller: {_refused(choice.smaller)}"
     if choice.fp8:
-        yield f"  in FP8 it would take {_named(choice.fp8)}: {_kept(choice.fp8)}"
+        yield f"in FP8 it would take {_named(choice.fp8)}: {_kept(choice.fp8)}"
     if offer.prediction.late:
-        yield f"  {offer.prediction.late} requests wait when the last one arrives"
+        yield f"{offer.prediction.late} requests wait when the last one arrives"
     is_short = offer.prediction.in_flight < offer.prediction.max_concurrency
     if limit.closed_rate is None and limit.broken is None and is_short:
-        yield f"  at once are served {offer.prediction.in_flight} requests; the others wait"
+        yield f"at once are served {offer.prediction.in_flight} requests; the others wait"
 
 
 def _margin(margin: Margin) -> str:

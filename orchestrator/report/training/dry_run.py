@@ -20,9 +20,8 @@ def render(planned: Sequence[PlannedDeployment], console: Console) -> None:
     for row in map(_deployment, planned):
         console.print(
             f"{row['name']}: {row['num_ranks']} x {row['device']}, {row['replicas']} replicas of "
-            f"{row['micro_batches']} micro-batches of {row['micro_batch_size']} sequences",
+            f"{row['micro_batches']} micro-batches of {row['micro_batch_size']} sequences.",
             highlight=False,
-            soft_wrap=True,
         )
 
 

@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from orchestrator.analysis.comparing.rounds import Load, load_of, names_of
 from orchestrator.analysis.training.ablation import TrainingEffect
 from orchestrator.analysis.training.comparison import TrainingComparison, TrainingFindings
-from orchestrator.report.text import fixed, percent
+from orchestrator.report.text import fixed, full, legend, percent
 from orchestrator.store.schema import COMPLETED
 from workers.rows import grouped
 from workers.units import format_bytes, is_cpu
@@ -83,7 +82,7 @@ def render(found: TrainingFindings, console: Console) -> None:
         console.print(table)
         shown |= {name: COLUMNS[name][0] for name in (rows[0] if rows else ()) if name in COLUMNS}
         for line in (*reasons(cells), *sentences(found, load)):
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(full(line), highlight=False)
     if found.effects:
         table = Table(
             box=SIMPLE_HEAD,
@@ -97,9 +96,8 @@ def render(found: TrainingFindings, console: Console) -> None:
             table.add_row(*texts.values())
         console.print(table)
     for line in found.lost:
-        console.print(line, highlight=False, soft_wrap=True)
-    for name, meaning in shown.items():
-        console.print(Text.assemble((name, "bold"), f": {meaning}"), style="dim", soft_wrap=True)
+        console.print(full(line), highlight=False)
+    console.print(legend(shown))
     if on_cpu(found):
         console.print(CPU_NOTE, style="yellow")
 
