@@ -43,6 +43,13 @@
   const WHOLE = { take: (rows) => rows, phases: () => ["decode", "prefill"] };
   const named = ({ experiment, scenario, layout, concurrency }) => ({ experiment, scenario, layout, concurrency });
 
+  /** The chosen layouts that have figures and yet no row here, and why. */
+  function without(rows, why) {
+    const there = new Set(chosen(rows).map((row) => row.layout));
+    const missing = chosen(data.cells).filter((cell) => cell.throughput != null && !there.has(cell.layout)).map((cell) => cell.layout);
+    return missing.length ? `Without ${missing.join(", ")}: ${why}. ` : "";
+  }
+
   function fill(name, options) {
     const element = select(name);
     element.replaceChildren(...options.map(([value, label]) => new Option(label, value)));
@@ -407,9 +414,7 @@
     note(rows) {
       if (!rows.length) return "";
       const where = `${state.phase === "decode" ? "Decode" : "Prefill"} at ${load()}`;
-      const unseen = shown().filter((name) => !rows.some((row) => row.layout === name) && chosen(data.cells).some((row) => row.layout === name && row.throughput != null));
-      const without = unseen.length ? ` Without ${unseen.join(", ")}: not taken apart; the reason is below the comparison.` : "";
-      return sentence() + without;
+      return `${sentence()} ${without(rows, "not taken apart; the reason is below the comparison")}`;
       function sentence() { return state.phase === "prefill" ? `${where}: a pass reads as many tokens as fit, not as many under each layout, so that only its shares can be compared.`
         : inTime(rows) ? `${where}; to the right, milliseconds from a token to the next.` : `${where}. Shares alone: how long a step took is not known of every layout.`; }
     },
@@ -471,47 +476,39 @@
       ...kindsOf(rows).map((kind) => [(KINDS[kind] || kind).replaceAll("_", "-"), box(`var(--${KINDS[kind] || "other"})`)]),
       ["idle", box("var(--idle)")], ["not recorded", stroke("var(--ink-3)", "1 4", 1.5)],
     ],
-    note: () => {
-      const cut = chosen(data.timeline).filter((cell) => cell.cut).map((cell) => cell.layout);
-      const crowded = chosen(data.timeline).some((cell) => tooClose(cell));
-      return (cut.length ? `Of ${cut.join(", ")} only the beginning is drawn: a step has more calls than fit. ` : "")
-        + (crowded ? "Calls too close to be told apart blend into one colour; show less of it to see each." : "");
-    },
+    note: (rows) => !rows.length ? "" : `At ${load()}, the same ${fixed(stretch() / 1e3)} ms of each layout. ${without(rows, "no calls were kept")}`
+      + (chosen(data.timeline).some((cell) => tooClose(cell)) ? "Calls too close to be told apart blend into one colour; show less of it to see each." : ""),
     panels: (rows, width) => [{ spec: gantt(rows, width) }],
   };
 
   const kindsOf = (rows) => [...new Set(rows.map((row) => row.kind))].sort((a, b) => Object.keys(KINDS).indexOf(a) - Object.keys(KINDS).indexOf(b));
 
+  /** How long the stretch is that is drawn, in us: that of all layouts of a load. */
+  const stretch = () => Number(state.zoom) * maximum(chosen(data.timeline), "length");
+
   /** Whether most bars of a layout are narrower than a pixel or so. */
   function tooClose(cell) {
-    const longest = Math.max(...chosen(data.timeline).flatMap((one) => one.bars.map(([, , , start, length]) => start + length)));
-    const short = cell.bars.filter(([, , , , length]) => length < longest * Number(state.zoom) / 600).length;
+    const short = cell.bars.filter(([, , , , length]) => length < stretch() / 600).length;
     return short > cell.bars.length / 3;
   }
 
-  /** A row per rank. What lies between the first and the last call that were recorded of it is idle where nothing ran;
-      nothing is known of what lies outside. */
+  /** A row per rank. What was recorded of it is idle where nothing ran; nothing is known of what lies outside. */
   function gantt(rows, width) {
-    const end = maximum(rows, "end_us") / 1e3 * Number(state.zoom), kinds = kindsOf(rows);
-    const named = (row) => `${row.layout} · rank ${row.rank}`, window = new Map();
-    for (const row of rows) {
-      const [from, to] = window.get(named(row)) || [Infinity, 0];
-      window.set(named(row), [Math.min(from, row.start_us / 1e3), Math.max(to, row.end_us / 1e3)]);
-    }
-    const recorded = [...window].map(([row, [from, to]]) => ({ row, start: Math.min(end, from), end: Math.min(end, to), kind: "idle" }));
-    const unknown = recorded.flatMap((one) => [{ row: one.row, start: 0, end: one.start }, { row: one.row, start: one.end, end }]).filter((one) => one.end - one.start > end / 500);
-    const values = rows.filter((row) => row.start_us / 1e3 <= end)
-      .map((row) => ({ ...row, row: named(row), start: row.start_us / 1e3, end: Math.min(end, row.end_us / 1e3), us: row.end_us - row.start_us }));
-    const sort = order.flatMap((layout) => [...new Set(rows.filter((row) => row.layout === layout).map((row) => row.rank))]
-      .sort((a, b) => a - b).map((rank) => `${layout} · rank ${rank}`));
-    const x = { field: "start", type: "quantitative", title: width < 560 ? "ms from a layout's first call" : "milliseconds from the first call recorded of a layout", scale: { domain: [0, end], nice: false }, axis: { grid: true, tickCount: 8 } };
+    const end = stretch() / 1e3, kinds = kindsOf(rows), cells = chosen(data.timeline);
+    const rowOf = (layout, rank) => `${layout} · rank ${rank}`;
+    const within = (one) => ({ ...one, start: Math.max(0, one.start), end: Math.min(end, one.end) });
+    const recorded = cells.flatMap((cell) => cell.recorded.map(([rank, from, to]) => ({ row: rowOf(cell.layout, rank), kind: "idle", start: from / 1e3, end: to / 1e3 })));
+    const values = rows.map((row) => ({ ...row, row: rowOf(row.layout, row.rank), start: row.start_us / 1e3, end: row.end_us / 1e3, us: row.end_us - row.start_us }));
+    const sort = order.flatMap((layout) => cells.filter((cell) => cell.layout === layout).flatMap((cell) => [...new Set(cell.recorded.map(([rank]) => rowOf(layout, rank)))]));
+    const shown = (bars) => ({ values: bars.filter((one) => one.start < end).map(within) });
+    const x = { field: "start", type: "quantitative", title: width < 560 ? "ms" : "milliseconds from where the stretch of each layout begins", scale: { domain: [0, end], nice: false }, axis: { grid: true, tickCount: 8 } };
     return {
-      description: "What each rank does over a few steps", height: rowHeight(sort.length), data: { values },
+      description: "What each rank does over a few steps", height: rowHeight(sort.length), data: shown(values),
       padding: { right: 12, left: 4, top: 4, bottom: 4 },
       encoding: { y: { field: "row", type: "nominal", sort, title: null, scale: { domain: sort, paddingInner: .3, paddingOuter: .1 }, axis: { labelColor: "var(--ink)", labelLimit: 260 } } },
       layer: [
-        { data: { values: unknown }, mark: { type: "rule", stroke: "var(--ink-3)", strokeDash: [1, 4], strokeWidth: 1.5 }, encoding: { x, x2: { field: "end" } } },
-        { data: { values: recorded }, mark: { type: "bar", color: "var(--idle)" }, encoding: { x, x2: { field: "end" }, tooltip: tips([["row", "rank"], ["kind", "kind"]]) } },
+        { data: { values: sort.map((row) => ({ row, start: 0, end })) }, mark: { type: "rule", stroke: "var(--ink-3)", strokeDash: [1, 4], strokeWidth: 1.5 }, encoding: { x, x2: { field: "end" } } },
+        { data: shown(recorded), mark: { type: "bar", color: "var(--idle)" }, encoding: { x, x2: { field: "end" }, tooltip: tips([["row", "rank"], ["kind", "kind"]]) } },
         { mark: { type: "bar" }, encoding: { x, x2: { field: "end" },
           color: { field: "kind", type: "nominal", legend: null, scale: { domain: kinds, range: kinds.map((kind) => `var(--${KINDS[kind] || "other"})`) } },
           tooltip: tips([["row", "rank"], ["kind", "kind"], ["step", "step"], ["start", "from, ms"], ["us", "length, µs"]]) } },
@@ -525,7 +522,7 @@
     }))),
     columns: "three",
     key: (rows) => state.latency === "bars" ? [] : present(rows).map((name) => [name, stroke(colour[name], look[name].dash)]),
-    note: (rows) => rows.length ? `At ${load()}, requests of all runs together.` : "",
+    note: (rows) => rows.length ? `At ${load()}, requests of all runs together. ${without(rows, "no request was kept")}` : "",
     panels: (rows, width) => Object.keys(LATENCIES).filter((name) => rows.some((row) => row.latency === name)).map((name) => ({
       title: LATENCIES[name],
       spec: (state.latency === "bars" ? spreads : shares)(rows.filter((row) => row.latency === name), width),
@@ -575,7 +572,7 @@
       ...held().map((name) => [HELD[name][0], box(`var(--${HELD[name][1]})`)]),
       ...data.capacity_gb ? [[`the ${number(data.capacity_gb)} GB of a GPU`, stroke("var(--ink-2)", "5 4", 1.5)]] : [],
     ],
-    note: () => held().includes("whole") && held().length > 1 ? "A peak is not taken apart where the engine reports more weights and KV cache than the rank ever held, or neither." : "",
+    note: (rows) => !rows.length ? "" : `At ${load()}. ${without(rows, "its memory was not measured")}` + (held().includes("whole") && held().length > 1 ? "A peak is not taken apart where the engine reports more weights and KV cache than the rank ever held, or neither." : ""),
     panels: () => [{ spec: heldBars(chosen(data.memory)) }],
   };
   /** What a rank held, as parts of its peak: they end at it. */
@@ -612,7 +609,7 @@
     }))),
     columns: "two",
     key: (rows) => present(rows).map((name) => [name, stroke(colour[name], look[name].dash)]),
-    note: (rows) => rows.length ? `At ${load()}, one run of each layout.` : "",
+    note: (rows) => rows.length ? `At ${load()}, one run of each layout. ${without(rows, "no samples were kept")}` : "",
     panels: (rows) => [...new Set(rows.map((row) => row.gauge))].map((gauge) => over_time(gauge, rows.filter((row) => row.gauge === gauge))),
   };
 
