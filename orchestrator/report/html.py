@@ -30,7 +30,7 @@ from orchestrator.analysis.summary import Summary
 from orchestrator.errors import UserError
 from orchestrator.report import environment, kernels, sections, side_by_side, sweep
 from orchestrator.report.charts import cells, cost, latencies, memory, telemetry, timeline
-from orchestrator.report.charts.choices import choices, load_in_words
+from orchestrator.report.charts.choices import axes_in_words, choices, load_in_words
 from orchestrator.report.charts.communication import OperationFigures, communication
 from orchestrator.report.charts.headline import headlines
 from orchestrator.report.charts.looks import Look, colour_of, looks
@@ -102,8 +102,9 @@ class Content:
         runs = [run for one in results for run in one.runs]
         found = of_results(results)
         comparison = cells.with_bounds(found.comparison, runs)
-        rates = found_rates([folder])
-        return cls(folders.find(folder), runs, replace(found, comparison=comparison, rates=rates))
+        kept = replace(found, comparison=comparison, rates=found_rates([folder]))
+        kept = unranked(kept) if on_cpu(comparison) else kept
+        return cls(folders.find(folder), runs, kept)
 
     @cached_property
     def names(self) -> dict[CellKey, str]:
@@ -141,6 +142,12 @@ class Content:
         return [row for one in tables for row in chart(one, self.names)]
 
 
+def unranked(found: Findings) -> Findings:
+    """Without what says that a layout is better than another one."""
+    cells = [replace(one, relative_to_best=None, in_best_set=None) for one in found.comparison]
+    return replace(found, comparison=cells, best=[], verdicts=[], curves=[])
+
+
 def describe(folder: Path) -> dict[str, object]:
     """Everything that the template shows."""
     content = Content.of(folder)
@@ -152,7 +159,7 @@ def describe(folder: Path) -> dict[str, object]:
         "layouts": content.looks,
         "colours": {one.name: one.colour for one in content.looks},
         "setup": environment.setup(content.folders, comparison),
-        "headlines": headlines(comparison, found.best, found.verdicts) if is_ranked else [],
+        "headlines": headlines(comparison, found.best, found.verdicts),
         "groups": side_by_side.groups(found, content.runs, content.names),
         "loads": _loads(comparison),
         "columns": known_columns(comparison),
@@ -161,6 +168,9 @@ def describe(folder: Path) -> dict[str, object]:
         "bound_sources": side_by_side.bound_sources(comparison),
         "findings": sections.verdicts(found.best, found.verdicts),
         "sweeps": sections.sweeps(found.curves),
+        "is_ranked": is_ranked,
+        "devices": "GPUs" if is_ranked else "workers",
+        "axes": axes_in_words(one.cell.strategy for one in comparison),
         "rates": sweep.rate_tables(found.rates),
         "ablations": sections.ablations((content.layout_of(e.cell), e) for e in found.ablations),
         "techniques": sweep.technique_tables(found.techniques),

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.analysis.comparing.compare import Comparison
 from orchestrator.analysis.summary import Conditions
 from workers.rows import grouped
+
+# Axis of a layout -> what its number says, for somebody who meets the name for the first time.
+AXES = {
+    "tp": "Tensor parallel: every layer is cut over so many devices, which sum up their results.",
+    "pp": "Pipeline parallel: so many stages, each of some of the layers, on devices of their own. "
+    "Requests pass through them in micro-batches.",
+    "dp": "Data parallel: so many whole copies of the model, each with a share of the requests.",
+    "zero": "ZeRO, at this stage: copies of the model that share out what each would keep.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,12 @@ def choices(comparison: Iterable[Comparison]) -> list[ExperimentChoice]:
         )
         for name in labels
     ]
+
+
+def axes_in_words(strategies: Iterable[str]) -> dict[str, str]:
+    """What the parts of the names of layouts mean: axis -> a sentence."""
+    found = {axis for strategy in strategies for axis in re.findall(r"[a-z]+", strategy)}
+    return {axis: words for axis, words in AXES.items() if axis in found}
 
 
 def _labels(experiments: Mapping[str, Comparison]) -> dict[str, str]:

@@ -124,6 +124,15 @@
   const bandHeight = (rows, step, onPaper = 320) => Math.max(1, rows) * (paper ? Math.min(step, onPaper / Math.max(1, rows)) : step);
   const tall = (width, full) => paper || width < 560 ? 300 : full;
   const rowHeight = (rows) => rows * Math.max(paper ? 8 : 16, Math.min(30, (paper ? 620 : 1000) / rows));
+  /** Some rows of each line, where its shape is drawn: without colour it is told by that. */
+  function stations(rows) {
+    const names = present(rows);
+    return names.flatMap((name, nth) => {
+      const mine = rows.filter((row) => row.layout === name), gap = Math.ceil(mine.length / 6);
+      return mine.filter((_, place) => place % gap === Math.floor(gap * (nth + .5) / names.length));
+    });
+  }
+  const shapesOf = (rows, encoding) => ({ data: { values: stations(rows) }, mark: { type: "point", size: 46, strokeWidth: 1.6, opacity: 1 }, encoding: { ...encoding, ...layoutPoint } });
   const labelRoom = (names) => 14 + 7.2 * Math.max(0, ...names.map((name) => name.length));
 
   // -- charts: rows are what is downloaded, panels what is drawn -----------------------------------------------
@@ -248,8 +257,8 @@
 
   charts.tradeoff = {
     rows: ({ take }) => groups(take(data.cells, true).filter((row) => row.per_user != null && row.per_gpu != null)).flatMap(withFront),
-    key: (rows) => [...layoutKey(rows), ["worth choosing", stroke("var(--ink-2)", "5 4", 1.5)]],
-    note: (rows) => !rows.length ? "" : "The dashed line is that of the layouts shown. "
+    key: (rows) => [...layoutKey(rows), ["worth choosing", stroke("var(--front)", "", 9)]],
+    note: (rows) => !rows.length ? "" : "The broad line is that of the layouts shown. "
       + (labelled(rows, plotWidth).length ? `Numbers: requests in flight${labelled(rows, plotWidth).length < rows.length ? ", of the points worth choosing: there is no room for all." : "."}`
         : "Point at a mark for its layout and requests in flight: there is no room for their numbers."),
     panels: (rows, width) => [{ spec: tradeoff(rows, width) }],
@@ -324,9 +333,9 @@
       description: "Tokens per second per user against tokens per second per GPU, with the Pareto front", height: box.height,
       padding: { right: 12, left: 4, top: 8, bottom: 4 }, data: { values: rows }, encoding: { x, y },
       layer: [
-        { mark: { type: "line", strokeWidth: 1.2, opacity: .4 }, encoding: { ...layoutLine, order: { field: "concurrency" } } },
-        { transform: [{ filter: "datum.on_front" }], mark: { type: "line", interpolate: "linear", strokeDash: [5, 4], stroke: "var(--ink-2)", strokeWidth: 1.5 },
+        { transform: [{ filter: "datum.on_front" }], mark: { type: "line", interpolate: "linear", stroke: "var(--front)", strokeWidth: 9, strokeCap: "round", strokeJoin: "round" },
           encoding: { order: { field: "tokens_per_second_per_user" } } },
+        { mark: { type: "line", strokeWidth: 1.2, opacity: .6 }, encoding: { ...layoutLine, order: { field: "concurrency" } } },
         { mark: { type: "point", size: 90, strokeWidth: 1.8 }, encoding: { ...layoutPoint, opacity,
           tooltip: tips([["layout", "layout"], ["concurrency", "requests in flight"], ["tokens_per_second_per_user", "tokens/s/user"],
             ["tokens_per_second_per_gpu", "tokens/s/GPU"], ["on_front", "on the front"]]) } },
@@ -521,7 +530,7 @@
       ...named(row), latency: row.metric, percentile, ms, requests: row.requests,
     }))),
     columns: "three",
-    key: (rows) => state.latency === "bars" ? [] : present(rows).map((name) => [name, stroke(colour[name], look[name].dash)]),
+    key: (rows) => state.latency === "bars" ? [] : layoutKey(rows),
     note: (rows) => rows.length ? `At ${load()}, requests of all runs together. ${without(rows, "no request was kept")}` : "",
     panels: (rows, width) => Object.keys(LATENCIES).filter((name) => rows.some((row) => row.latency === name)).map((name) => ({
       title: LATENCIES[name],
@@ -552,14 +561,14 @@
   }
 
   function shares(rows) {
-    const values = rows.map((row) => ({ ...row, share: row.percentile }));
+    const x = { field: "ms", type: "quantitative", title: "ms", scale: { zero: true, nice: false }, axis: { grid: true, tickCount: 4 } };
+    const y = { field: "percentile", type: "quantitative", title: "% of requests", axis: { tickCount: 5 } };
     return {
-      description: "Share of requests served within a latency, a line per layout", height: 240, data: { values }, padding: { right: 12, left: 4, top: 8, bottom: 4 },
-      mark: { type: "line", strokeWidth: 2, interpolate: "step-after" },
-      encoding: {
-        x: { field: "ms", type: "quantitative", title: "ms", scale: { zero: true, nice: false }, axis: { grid: true, tickCount: 4 } },
-        y: { field: "share", type: "quantitative", title: "% of requests", axis: { tickCount: 5 } }, ...layoutLine, order: { field: "percentile" },
-      },
+      description: "Share of requests served within a latency, a line per layout", height: 240, data: { values: rows }, padding: { right: 12, left: 4, top: 8, bottom: 4 },
+      layer: [
+        { mark: { type: "line", strokeWidth: 2, interpolate: "step-after" }, encoding: { x, y, ...layoutLine, order: { field: "percentile" } } },
+        shapesOf(rows, { x, y }),
+      ],
     };
   }
 
@@ -608,7 +617,7 @@
       ...named(row), gauge: row.gauge, unit: row.unit, second, mean: row.mean[i], low: row.low[i], high: row.high[i],
     }))),
     columns: "two",
-    key: (rows) => present(rows).map((name) => [name, stroke(colour[name], look[name].dash)]),
+    key: layoutKey,
     note: (rows) => rows.length ? `At ${load()}, one run of each layout. ${without(rows, "no samples were kept")}` : "",
     panels: (rows) => [...new Set(rows.map((row) => row.gauge))].map((gauge) => over_time(gauge, rows.filter((row) => row.gauge === gauge))),
   };
@@ -622,6 +631,7 @@
       layer: [
         { mark: { type: "area", opacity: .12 }, encoding: { y: { ...y, field: "low" }, y2: { field: "high" } } },
         { mark: { type: "line", strokeWidth: 1.8 }, encoding: { y, strokeDash: layoutDash, tooltip: tips([["layout", "layout"], ["second", "second"], ["mean", "mean"], ["low", "least"], ["high", "greatest"]]) } },
+        shapesOf(rows, { y }),
       ],
     } };
   }
@@ -629,6 +639,7 @@
   // -- drawing -------------------------------------------------------------------------------------------------
 
   const chartOf = (id) => document.querySelector(`[data-chart="${id}"]`);
+  const onPage = () => Object.keys(charts).filter(chartOf);
   const drawn = {};
   const PAPER = 690, COLUMNS = { two: 2, three: 3 }; // px between the margins of A4
   let paper = 0, plotWidth = 0;
@@ -671,7 +682,7 @@
       const { top, bottom } = document.getElementById(id).getBoundingClientRect();
       return bottom > -200 && top < innerHeight + 200;
     };
-    const ids = Object.keys(charts);
+    const ids = onPage();
     waiting = ids.filter((id) => !near(id));
     ids.filter(near).forEach(draw);
     idle(next);
@@ -683,7 +694,7 @@
   function print(on) {
     paper = on ? PAPER : 0;
     waiting = [];
-    if (on) Object.keys(charts).forEach(draw); else drawAll();
+    if (on) onPage().forEach(draw); else drawAll();
   }
 
   function begun() {
