@@ -172,7 +172,7 @@ def _written(found: Selections, folder: Path) -> list[Path]:
     rows = [crossing(load.model, load.scenario, one) for load, one in crossings]
     tables = {SELECTIONS.name: SELECTIONS.make(found.rows), CROSSINGS.name: CROSSINGS.make(rows)}
     written = write_tables(tables, "arrow", folder)
-    data = inline_json(data_of(found, crossings, html.colour))
+    data = inline_json(data_of(found, crossings))
     page = folder / "selection.html"
     html.write(html.drawn("selection", **texts_of(found), data=data), page, "--out")
     return [*written, page]

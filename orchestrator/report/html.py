@@ -33,7 +33,7 @@ from orchestrator.report.charts import cells, cost, latencies, memory, telemetry
 from orchestrator.report.charts.choices import axes_in_words, choices, load_in_words
 from orchestrator.report.charts.communication import OperationFigures, communication
 from orchestrator.report.charts.headline import headlines
-from orchestrator.report.charts.looks import Look, colour_of, looks
+from orchestrator.report.charts.looks import Look, looks
 from orchestrator.report.charts.views import Names, layout_names
 from orchestrator.report.output import inline_json, plain
 from orchestrator.report.shown_columns import known_columns
@@ -70,11 +70,6 @@ def drawn(name: str, **values: object) -> str:
     template = _template(f"{name}.html.j2")
     style = _static("report.css")
     return template.render(**values, scripts=scripts, licences=licences, style=style)
-
-
-def colour(layout: str) -> str:
-    """The variable of the style sheet that a layout such as `tp2pp2` is drawn in."""
-    return colour_of(layout)[0]
 
 
 def write(page: str, path: Path, flag: str) -> None:
