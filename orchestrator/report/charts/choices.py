@@ -14,9 +14,10 @@ from workers.rows import grouped
 AXES = {
     "tp": "Tensor parallel: every layer is cut over so many devices, which sum up their results.",
     "pp": "Pipeline parallel: so many stages, each of some of the layers, on devices of their own. "
-    "Requests pass through them in micro-batches.",
-    "dp": "Data parallel: so many whole copies of the model, each with a share of the requests.",
-    "zero": "ZeRO, at this stage: copies of the model that share out what each would keep.",
+    "The work passes through them in micro-batches.",
+    "dp": "Data parallel: so many whole copies of the model, each with a share of the work.",
+    "fsdp": "Fully sharded: as dp, but each keeps a part alone and gathers a layer to use it.",
+    "zero": "ZeRO, at this stage: as dp, with what each would keep shared out.",
 }
 
 
