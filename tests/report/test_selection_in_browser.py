@@ -47,6 +47,8 @@ def test_the_page_has_a_field_for_each_row_and_a_curve_for_each_layout(
     assert lines(chromium) == 2 * 2  # pairs x layouts
     assert not chromium.complaints
     assert len(chromium.requests) == 1
+    chromium.open(page, 390, dark)
+    assert chromium.faults() == {"overlapping": [], "cut": [], "faint": []}
 
 
 def test_a_field_says_without_its_colour_how_many_gpus_serve_the_load(

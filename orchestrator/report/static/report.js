@@ -454,7 +454,7 @@
         return {
           layout: row.layout, key: part, part: PARTS[part][0], percent, worst: row.worst[part], step_ms: row.step_ms, ms: timed ? length : null,
           token_ms: timed ? row.token_to_token_ms : null, from: start, to: from, middle: start + length / 2,
-          label: length / end * width >= 42 ? `${fixed(percent)}%` : "",
+          label: length / end * (width - 160) >= 42 ? `${fixed(percent)}%` : "",
         };
       });
     });
