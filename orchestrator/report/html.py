@@ -30,10 +30,10 @@ from orchestrator.analysis.summary import Summary
 from orchestrator.errors import UserError
 from orchestrator.report import environment, kernels, sections, side_by_side, sweep
 from orchestrator.report.charts import cells, cost, latencies, memory, telemetry, timeline
-from orchestrator.report.charts.choices import axes_in_words, choices, load_in_words
+from orchestrator.report.charts.choices import choices, load_in_words
 from orchestrator.report.charts.communication import OperationFigures, communication
 from orchestrator.report.charts.headline import headlines
-from orchestrator.report.charts.looks import Look, looks
+from orchestrator.report.charts.looks import Look, axes_in_words, looks, planned_looks
 from orchestrator.report.charts.views import Names, layout_names
 from orchestrator.report.output import inline_json, plain
 from orchestrator.report.shown_columns import known_columns
@@ -43,6 +43,8 @@ from orchestrator.store.arrow_files import concat
 from orchestrator.store.schema import COMPLETED, INVALID, CellKey
 from orchestrator.store.store import Store
 from workers.rows import Table
+
+__all__ = ["Content", "describe", "drawn", "planned_looks", "render_html", "write"]
 
 REPORT = "report.html"
 STATIC = files("orchestrator.report") / "static"
@@ -56,20 +58,24 @@ def render_html(folder: Path, out: Path | None = None) -> Path:
 
     Raises UserError where there are no results, or the page cannot be written.
     """
-    values = describe(folder) | {"COMPLETED": COMPLETED, "INVALID": INVALID}
-    page = drawn("report", **values)
+    content = Content.of(folder)
+    strategies = (one.cell.strategy for one in content.found.comparison)
+    values = describe(content, folder.name) | {"COMPLETED": COMPLETED, "INVALID": INVALID}
+    page = drawn("report", strategies, **values)
     path = out or folder / REPORT
     write(page, path, "--out")
     return path
 
 
-def drawn(name: str, **values: object) -> str:
-    """A page with charts, from a template and a script in `static` of that name."""
+def drawn(name: str, strategies: Iterable[str], **values: object) -> str:
+    """A page with charts, from a template and a script in `static` of that name. strategies: of the
+    layouts that are on it."""
+    axes = axes_in_words(strategies)
     scripts = [*map(_static, LIBRARIES), _static(f"{name}.js")]
     licences = _static("LICENSES.txt")
     template = _template(f"{name}.html.j2")
     style = _static("report.css")
-    return template.render(**values, scripts=scripts, licences=licences, style=style)
+    return template.render(**values, axes=axes, scripts=scripts, licences=licences, style=style)
 
 
 def write(page: str, path: Path, flag: str) -> None:
@@ -143,13 +149,12 @@ def unranked(found: Findings) -> Findings:
     return replace(found, comparison=cells, best=[], verdicts=[], curves=[])
 
 
-def describe(folder: Path) -> dict[str, object]:
-    """Everything that the template shows."""
-    content = Content.of(folder)
+def describe(content: Content, name: str) -> dict[str, object]:
+    """Everything that the template shows. name: of the page where no cell names a model."""
     comparison, found = content.found.comparison, content.found
     is_ranked = not on_cpu(comparison)
     return {
-        "title": ", ".join(dict.fromkeys(one.cell.model for one in comparison)) or folder.name,
+        "title": ", ".join(dict.fromkeys(one.cell.model for one in comparison)) or name,
         "data": inline_json(_data(content)),
         "layouts": content.looks,
         "colours": {one.name: one.colour for one in content.looks},
@@ -165,7 +170,6 @@ def describe(folder: Path) -> dict[str, object]:
         "sweeps": sections.sweeps(found.curves),
         "is_ranked": is_ranked,
         "devices": "GPUs" if is_ranked else "workers",
-        "axes": axes_in_words(one.cell.strategy for one in comparison),
         "rates": sweep.rate_tables(found.rates),
         "ablations": sections.ablations((content.layout_of(e.cell), e) for e in found.ablations),
         "techniques": sweep.technique_tables(found.techniques),

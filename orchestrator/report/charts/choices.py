@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.analysis.comparing.compare import Comparison
 from orchestrator.analysis.summary import Conditions
 from workers.rows import grouped
-
-# Axis of a layout -> what its number says, for somebody who meets the name for the first time.
-AXES = {
-    "tp": "Tensor parallel: every layer is cut over so many devices, which sum up their results.",
-    "pp": "Pipeline parallel: so many stages, each of some of the layers, on devices of their own. "
-    "The work passes through them in micro-batches.",
-    "dp": "Data parallel: so many whole copies of the model, each with a share of the work.",
-    "fsdp": "Fully sharded: as dp, but each keeps a part alone and gathers a layer to use it.",
-    "zero": "ZeRO, at this stage: as dp, with what each would keep shared out.",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +44,6 @@ def choices(comparison: Iterable[Comparison]) -> list[ExperimentChoice]:
         )
         for name in labels
     ]
-
-
-def axes_in_words(strategies: Iterable[str]) -> dict[str, str]:
-    """What the parts of the names of layouts mean: axis -> a sentence."""
-    found = {axis for strategy in strategies for axis in re.findall(r"[a-z]+", strategy)}
-    return {axis: words for axis, words in AXES.items() if axis in found}
 
 
 def _labels(experiments: Mapping[str, Comparison]) -> dict[str, str]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 
 from orchestrator.predict.crossover import Crossover, marks
 from orchestrator.predict.matrix import MOST_CONCURRENT, SELECTIONS, Load, Selection
-from orchestrator.report.charts.choices import axes_in_words
-from orchestrator.report.charts.looks import looks
 from orchestrator.report.predicted.crossings import notes, sentence
 from orchestrator.report.predicted.selection_table import Selections, then
 from workers.rows import grouped
@@ -29,22 +27,17 @@ class Field:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """A layout of a curve."""
-
-    strategy: str
-    engine: str
-
-
-def data_of(found: Selections, crossings: Sequence[tuple[Load, Crossover]]) -> dict[str, object]:
-    """The data of its chart, and of what can be downloaded."""
-    engine = found.load.case.factors.engine
+def data_of(
+    found: Selections,
+    crossings: Sequence[tuple[Load, Crossover]],
+    looks: Callable[[Iterable[str], str], Sequence[object]],
+) -> dict[str, object]:
+    """The data of its chart, and of what can be downloaded. looks: of layouts under an engine."""
     layouts = {name for _, one in crossings for name in (one.first, one.second)}
     return {
         "shown": SHOWN,
         "links": marks(),
-        "layouts": looks({Drawn(name, engine): name for name in layouts}),
+        "layouts": looks(layouts, found.load.case.factors.engine),
         "selection": SELECTIONS.data(found.rows),
         "crossover": [_crossing(*one) for one in crossings],
     }
@@ -60,7 +53,6 @@ def texts_of(found: Selections) -> dict[str, object]:
     _, *others = found.notes
     *fewer, most = map(str, found.asked.counts)
     counts = f"{', '.join(fewer)} or {most}" if fewer else most
-    layouts = chain.from_iterable(one.best_layouts for one in found.rows)
     return {
         "title": found.heading,
         "how": (
@@ -69,7 +61,6 @@ def texts_of(found: Selections) -> dict[str, object]:
             f"field's colour: the fewest GPUs that serve the load, of {counts}."
         ),
         "setup": _setup(found),
-        "axes": axes_in_words(layouts),
         "tables": [
             _table(found, rows) for rows in grouped(found.rows, lambda one: one.scenario).values()
         ],
@@ -78,6 +69,11 @@ def texts_of(found: Selections) -> dict[str, object]:
         ),
         "notes": others,
     }
+
+
+def layouts_of(found: Selections) -> set[str]:
+    """Those that are best anywhere."""
+    return {layout for one in found.rows for layout in one.best_layouts}
 
 
 def _setup(found: Selections) -> dict[str, str]:

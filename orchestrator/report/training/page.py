@@ -12,7 +12,6 @@ from orchestrator.analysis.training.comparison import TrainingComparison, findin
 from orchestrator.analysis.training.observed import Observed, TrainedParts, observed_in
 from orchestrator.analysis.training.rows import TRAFFIC
 from orchestrator.report import environment
-from orchestrator.report.charts.choices import axes_in_words
 from orchestrator.report.charts.looks import looks
 from orchestrator.report.charts.views import layout_names, natural
 from orchestrator.report.html import drawn, write
@@ -70,7 +69,7 @@ def render_html(folders: Sequence[Path], path: Path) -> Path:
             for load, mine in _loads(cells)
         ],
         titles=titles,
-        axes=axes_in_words(one.cell.layout for one in cells),
+        strategies=(one.cell.strategy for one in cells),
         is_ranked=ranked,
         meanings={name: meaning for name, (meaning, _) in COLUMNS.items()},
         traffic=[row for folder in folders for row in traffic_of(folder)],
