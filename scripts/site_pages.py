@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = ROOT / "build" / "pages"  # what Zensical reads: docs_dir of zensical.toml
 SITE = ROOT / "build" / "site"  # what it writes
+STYLE = DOCS / "site.css"
 TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 SHOWN = {".svg", ".png", ".html"}  # a browser shows these as they are
 CODE = re.compile(r"^```.*?^```$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
@@ -131,6 +132,7 @@ def prepare() -> None:
     """Write what Zensical reads."""
     shutil.rmtree(PAGES, ignore_errors=True)
     PAGES.mkdir(parents=True)
+    shutil.copyfile(STYLE, PAGES / STYLE.name)
     found: set[Path] = set()
     for page in pages():
         text = page.read_text(encoding="utf-8")

@@ -166,7 +166,7 @@ def _written(found: Selections, folder: Path) -> list[Path]:
     from orchestrator.predict.matrix import SELECTIONS
     from orchestrator.report import html
     from orchestrator.report.output import inline_json
-    from orchestrator.report.predicted.selection_page import data_of, texts_of
+    from orchestrator.report.predicted.selection_page import data_of, layouts_of, texts_of
     from orchestrator.store.export import write_tables
 
     crossings = [
@@ -178,9 +178,10 @@ def _written(found: Selections, folder: Path) -> list[Path]:
     rows = [crossing(load.model, load.scenario, one) for load, one in crossings]
     tables = {SELECTIONS.name: SELECTIONS.make(found.rows), CROSSINGS.name: CROSSINGS.make(rows)}
     written = write_tables(tables, "arrow", folder)
-    data = inline_json(data_of(found, crossings, html.colour))
+    data = inline_json(data_of(found, crossings, html.planned_looks))
     page = folder / "selection.html"
-    html.write(html.drawn("selection", **texts_of(found), data=data), page, "--out")
+    text = html.drawn("selection", layouts_of(found), **texts_of(found), data=data)
+    html.write(text, page, "--out")
     return [*written, page]
 
 

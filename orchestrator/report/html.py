@@ -33,7 +33,7 @@ from orchestrator.report.charts import cells, cost, latencies, memory, telemetry
 from orchestrator.report.charts.choices import choices, load_in_words
 from orchestrator.report.charts.communication import OperationFigures, communication
 from orchestrator.report.charts.headline import headlines
-from orchestrator.report.charts.looks import Look, colour_of, looks
+from orchestrator.report.charts.looks import Look, axes_in_words, looks, planned_looks
 from orchestrator.report.charts.views import Names, layout_names
 from orchestrator.report.output import inline_json, plain
 from orchestrator.report.shown_columns import known_columns
@@ -43,6 +43,8 @@ from orchestrator.store.arrow_files import concat
 from orchestrator.store.schema import COMPLETED, INVALID, CellKey
 from orchestrator.store.store import Store
 from workers.rows import Table
+
+__all__ = ["Content", "describe", "drawn", "planned_looks", "render_html", "write"]
 
 REPORT = "report.html"
 STATIC = files("orchestrator.report") / "static"
@@ -56,25 +58,24 @@ def render_html(folder: Path, out: Path | None = None) -> Path:
 
     Raises UserError where there are no results, or the page cannot be written.
     """
-    values = describe(folder) | {"COMPLETED": COMPLETED, "INVALID": INVALID}
-    page = drawn("report", **values)
+    content = Content.of(folder)
+    strategies = (one.cell.strategy for one in content.found.comparison)
+    values = describe(content, folder.name) | {"COMPLETED": COMPLETED, "INVALID": INVALID}
+    page = drawn("report", strategies, **values)
     path = out or folder / REPORT
     write(page, path, "--out")
     return path
 
 
-def drawn(name: str, **values: object) -> str:
-    """A page with charts, from a template and a script in `static` of that name."""
+def drawn(name: str, strategies: Iterable[str], **values: object) -> str:
+    """A page with charts, from a template and a script in `static` of that name. strategies: of the
+    layouts that are on it."""
+    axes = axes_in_words(strategies)
     scripts = [*map(_static, LIBRARIES), _static(f"{name}.js")]
     licences = _static("LICENSES.txt")
     template = _template(f"{name}.html.j2")
     style = _static("report.css")
-    return template.render(**values, scripts=scripts, licences=licences, style=style)
-
-
-def colour(layout: str) -> str:
-    """The variable of the style sheet that a layout such as `tp2pp2` is drawn in."""
-    return colour_of(layout)[0]
+    return template.render(**values, axes=axes, scripts=scripts, licences=licences, style=style)
 
 
 def write(page: str, path: Path, flag: str) -> None:
@@ -102,8 +103,9 @@ class Content:
         runs = [run for one in results for run in one.runs]
         found = of_results(results)
         comparison = cells.with_bounds(found.comparison, runs)
-        rates = found_rates([folder])
-        return cls(folders.find(folder), runs, replace(found, comparison=comparison, rates=rates))
+        kept = replace(found, comparison=comparison, rates=found_rates([folder]))
+        kept = unranked(kept) if on_cpu(comparison) else kept
+        return cls(folders.find(folder), runs, kept)
 
     @cached_property
     def names(self) -> dict[CellKey, str]:
@@ -141,18 +143,23 @@ class Content:
         return [row for one in tables for row in chart(one, self.names)]
 
 
-def describe(folder: Path) -> dict[str, object]:
-    """Everything that the template shows."""
-    content = Content.of(folder)
+def unranked(found: Findings) -> Findings:
+    """Without what says that a layout is better than another one."""
+    cells = [replace(one, relative_to_best=None, in_best_set=None) for one in found.comparison]
+    return replace(found, comparison=cells, best=[], verdicts=[], curves=[])
+
+
+def describe(content: Content, name: str) -> dict[str, object]:
+    """Everything that the template shows. name: of the page where no cell names a model."""
     comparison, found = content.found.comparison, content.found
     is_ranked = not on_cpu(comparison)
     return {
-        "title": ", ".join(dict.fromkeys(one.cell.model for one in comparison)) or folder.name,
+        "title": ", ".join(dict.fromkeys(one.cell.model for one in comparison)) or name,
         "data": inline_json(_data(content)),
         "layouts": content.looks,
         "colours": {one.name: one.colour for one in content.looks},
         "setup": environment.setup(content.folders, comparison),
-        "headlines": headlines(comparison, found.best, found.verdicts) if is_ranked else [],
+        "headlines": headlines(comparison, found.best, found.verdicts),
         "groups": side_by_side.groups(found, content.runs, content.names),
         "loads": _loads(comparison),
         "columns": known_columns(comparison),
@@ -161,6 +168,8 @@ def describe(folder: Path) -> dict[str, object]:
         "bound_sources": side_by_side.bound_sources(comparison),
         "findings": sections.verdicts(found.best, found.verdicts),
         "sweeps": sections.sweeps(found.curves),
+        "is_ranked": is_ranked,
+        "devices": "GPUs" if is_ranked else "workers",
         "rates": sweep.rate_tables(found.rates),
         "ablations": sections.ablations((content.layout_of(e.cell), e) for e in found.ablations),
         "techniques": sweep.technique_tables(found.techniques),

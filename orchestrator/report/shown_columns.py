@@ -10,7 +10,7 @@ from orchestrator.analysis.comparing.spreads import Statistic
 from orchestrator.analysis.goodput import slo_text
 from orchestrator.report.text import aligned, figure
 from orchestrator.store.schema import CellKey
-from workers.units import device_ms, format_bytes
+from workers.units import device_ms, format_bytes, is_cpu
 
 Show = Callable[[Comparison], str]
 Statistics = Mapping[tuple[CellKey, str], Statistic]  # by cell and column of the summary
@@ -102,13 +102,25 @@ def _missed(one: Comparison) -> str:
     return f"outside: {one.predicted.missed}" if one.predicted.missed else ""
 
 
+def _devices(title: str, *, are_cpus: bool) -> ShownColumn:
+    """How many devices a layout has, by what they are called."""
+
+    def show(one: Comparison) -> str:
+        number, is_mine = one.conditions.num_gpus, is_cpu(one.conditions.device_name) == are_cpus
+        return str(number) if is_mine and number is not None else ""
+
+    return ShownColumn(title, f"{title} of the layout", show)
+
+
+def _per_gpu(one: Comparison) -> str:
+    on_cpu = is_cpu(one.conditions.device_name)
+    return "" if on_cpu else figure(one.throughput.output_throughput_per_gpu)
+
+
 OF_BOUND = "of bound"
 COLUMNS = (
-    ShownColumn(
-        "GPUs",
-        "GPUs of the layout",
-        lambda one: "" if one.conditions.num_gpus is None else str(one.conditions.num_gpus),
-    ),
+    _devices("GPUs", are_cpus=False),
+    _devices("workers", are_cpus=True),
     ShownColumn(
         "tok/s",
         f"generated tokens per second, reading the prompts included; below: {INTERVAL}",
@@ -120,9 +132,7 @@ COLUMNS = (
         "tok/s while as many requests are in flight as may be: without ramp-up and drain",
         lambda one: figure(one.steady.steady_output_throughput),
     ),
-    ShownColumn(
-        "tok/s/GPU", "tok/s per GPU", lambda one: figure(one.throughput.output_throughput_per_gpu)
-    ),
+    ShownColumn("tok/s/GPU", "tok/s per GPU", _per_gpu),
     _cost("GPU-ms"),
     _cost("worker-ms"),
     ShownColumn(

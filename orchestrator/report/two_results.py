@@ -225,6 +225,7 @@ def write_page(
         verdict=conclusion(changes),
         data=inline_json(data_of(changes, {name: SHOWN[name][0] for name in metrics})),
         sides=sides,
+        strategies=(one.joined.strategy for one in changes),
         headings=dict.fromkeys(heading for side in sides for heading in side.setup),
         node=surroundings.node if surroundings.another_node else "",
         facts=facts(surroundings),

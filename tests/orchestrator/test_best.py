@@ -85,8 +85,8 @@ def test_nobody_wins_an_objective_that_a_faster_layout_has_no_figure_for():
     one = found(tp2, pp2, starts("dp2", times(2.0), **doubtful), metric=energy)
     assert (one.leader, one.layouts) == (None, None)
     assert one.reason == (
-        "nobody is best in energy per token: dp2 delivers more tokens than tp2, and has no "
-        "joules_per_output_token"
+        "nobody is best in energy per token: dp2 delivers more tokens than tp2, and its "
+        "figure is not known"
     )
     one = found(tp2, pp2, starts("dp2", times(0.1), **doubtful), metric=energy)
     assert one.leader == "tp2"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +24,7 @@ from orchestrator.report.charts.cost import cost
 from orchestrator.report.charts.latencies import latencies
 from orchestrator.store.schema import CellKey
 from workers.messages import Built
+from workers.records import SpanRow
 from workers.rows import columns, nothing
 
 PP2 = from_flat(CellKey, {**CELL, "strategy": "pp2"})
@@ -106,22 +108,48 @@ def test_latencies_of_requests_need_as_many_tokens_as_they_span() -> None:
     assert latencies(requests, {}) == latencies(None, NAMES) == []
 
 
-def test_a_timeline_joins_compute_and_gives_up_steps_before_it_gives_up_time() -> None:
-    rows = [
-        span(0, step, kind, 100.0 * step + begin, 100.0 * step + end)
-        for step in range(5)
-        for kind, begin, end in (
-            ("compute", 0.0, 40.0),
-            ("compute", 40.0, 90.0),
-            ("send", 90.0, 100.0),
-        )
+def steps_of(rank: int, numbers: Iterable[int], length: float, begin: float = 0.0) -> list[SpanRow]:
+    """Steps of a rank, one after another: compute in two stretches, and a call."""
+    return [
+        span(rank, step, kind, begin + (place + at) * length, begin + (place + to) * length)
+        for place, step in enumerate(numbers)
+        for kind, at, to in (("compute", 0.0, 0.4), ("compute", 0.4, 0.9), ("send", 0.9, 1.0))
     ]
-    assert [timeline.steps_within(rows, budget) for budget in (100, 4, 1)] == [3, 2, 1]
-    assert len(timeline.window(rows, 100, 3).bars) == 6
-    two = timeline.window(rows, 4, 2)
-    assert [bar[1] for bar in two.bars] == [3, 3, 4, 4]
-    assert (two.bars[0][3:], two.cut) == ([0.0, 90.0], False)
-    assert timeline.window(rows, 1, 1).cut
+
+
+def drawn(**seen: list[SpanRow]) -> dict[str, timeline.Window]:
+    return timeline.windows({name: timeline.bars_of(spans) for name, spans in seen.items()})
+
+
+def test_a_timeline_shows_as_long_a_time_of_every_layout_with_compute_joined() -> None:
+    found = drawn(tp2=steps_of(0, range(20), 100.0), dp2=steps_of(0, range(4), 300.0))
+    assert {one.length for one in found.values()} == {900.0}  # three steps of the slower one
+    assert found["dp2"].recorded == found["tp2"].recorded == [[0, 0.0, 900.0]]
+    assert [bar[1] for bar in found["dp2"].bars] == [1, 1, 2, 2, 3, 3]
+    assert found["dp2"].bars[0][3:] == [0.0, 270.0]
+    assert len(found["tp2"].bars) == 2 * 9
+
+
+def test_a_timeline_tells_time_that_was_not_recorded_from_idle_time() -> None:
+    gap = steps_of(0, (5, 6), 100.0) + steps_of(0, (8, 9), 100.0, 300.0)
+    idle = steps_of(1, (5,), 100.0) + steps_of(1, (6, 7, 8), 100.0, 200.0)
+    (found,) = drawn(dp2=gap + idle).values()
+    assert found.length == 400.0  # steps 6, 8 and 9 of rank 0, and what lies between
+    assert found.recorded == [[0, 0.0, 100.0], [0, 200.0, 400.0], [1, 0.0, 400.0]]
+
+
+def test_a_timeline_is_of_a_shorter_time_where_not_all_of_it_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(timeline, "MAX_BARS", 10)
+    found = drawn(tp2=steps_of(0, range(20), 100.0), pp2=steps_of(0, range(20), 50.0))
+    assert len({one.length for one in found.values()}) == 1
+    assert sum(len(one.bars) for one in found.values()) == 10
+
+
+def test_a_timeline_without_a_call_that_was_seen_is_none() -> None:
+    unseen = replace(span(0, 0, "send", 0.0, 1.0), start_us=None, end_us=None)
+    assert timeline.bars_of([unseen]) == []
 
 
 def test_samples_are_binned_so_that_each_bin_has_every_device() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from browser import WIDTHS, Chromium
-from pages import MEGABYTE
+from pages import DATA, MEGABYTE, data_of
 from report_inputs import CONCURRENCIES, LAYOUTS, write_results
 
 from orchestrator.report.charts.timeline import MAX_BARS
@@ -338,6 +338,60 @@ def test_layouts_differ_without_colour(chromium: Chromium, page: Path) -> None:
     shapes += ".replace(/var[^)]*./g, ''))"
     found = chromium.evaluate(shapes)
     assert len(set(found)) == len(found) == len(LAYOUTS)
+
+
+@pytest.mark.parametrize(("chart", "where"), [("telemetry", ""), ("latencies", "#latency=curves")])
+def test_lines_have_the_marks_of_their_layouts(
+    chromium: Chromium, page: Path, chart: str, where: str
+) -> None:
+    chromium.open(page, where=where)
+    panels = f"document.querySelectorAll('[data-chart={chart}] .panel').length"
+    looks = f"[...document.querySelectorAll('[data-chart={chart}] .mark-symbol path')]"
+    looks += ".map((one) => one.getAttribute('d').replace(/[0-9.-]+/g, ''))"
+    assert marks(chromium, chart, "symbol") >= 3 * chromium.evaluate(panels)
+    assert len(set(chromium.evaluate(looks))) == 3
+    assert chromium.evaluate(f"document.querySelectorAll('#{chart} .key path').length") == 2 * 3
+
+
+@pytest.mark.parametrize(("width", "columns"), [(1440, 3), (1024, 2), (768, 2), (390, 1)])
+def test_charts_side_by_side_have_room(
+    chromium: Chromium, predicted: Path, width: int, columns: int
+) -> None:
+    chromium.open(predicted, width)
+    lefts = "[...document.querySelectorAll('[data-chart=throughput] .panel')].map((one) => "
+    lefts += "one.getBoundingClientRect().left)"
+    assert len(set(chromium.evaluate(lefts))) == columns
+    assert chromium.faults() == {"overlapping": [], "cut": [], "faint": []}
+
+
+def test_a_page_of_cpus_ranks_nothing(chromium: Chromium, tmp_path: Path) -> None:
+    made = write_results(tmp_path / "cpu", ("tp2", "pp2"), (1, 8), device="cpu")
+    chromium.open(render_html(made))
+    assert chromium.evaluate("document.querySelectorAll('#findings, #tradeoff').length") == 0
+    assert "best" not in chromium.tab.locator("#main").inner_text().lower()
+    heads = chromium.tab.locator("#comparison thead th").all_inner_texts()
+    assert heads[:3] == ["layout", "workers", "tok/s"]
+    assert "tok/s/GPU" not in heads
+    assert chromium.complaints == []
+
+
+def test_a_page_says_what_its_layouts_are(chromium: Chromium, page: Path) -> None:
+    chromium.open(page)
+    chromium.tab.get_by_text("What the layouts are").click()
+    assert chromium.tab.locator("header .more dt").all_inner_texts() == ["tp", "pp", "dp"]
+
+
+def test_a_chart_says_which_layouts_it_lacks(
+    chromium: Chromium, page: Path, tmp_path: Path
+) -> None:
+    data = data_of(page)
+    data["timeline"] = [one for one in data["timeline"] if one["layout"] != "tp4"]
+    before, _, rest = page.read_text().partition(DATA)
+    less = tmp_path / "less.html"
+    less.write_text(before + DATA + json.dumps(data) + rest[rest.index("</script>") :])
+    chromium.open(less)
+    said = chromium.tab.locator("[data-note=timeline]").inner_text()
+    assert "Without tp4: no calls were kept." in said
 
 
 def test_controls_work_from_the_keyboard(chromium: Chromium, page: Path) -> None:

@@ -81,6 +81,16 @@ def test_every_load_of_a_published_report_draws_its_rows(chromium: Chromium, pat
     assert chromium.complaints == []
 
 
+@pytest.mark.parametrize("path", REPORTS + TRAINED, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(("width", "dark"), [(1440, True), (768, False), (390, True)])
+def test_every_text_of_a_published_report_can_be_read(
+    chromium: Chromium, path: Path, width: int, dark: bool
+) -> None:
+    chromium.open(path, width, dark)
+    assert chromium.faults() == {"overlapping": [], "cut": [], "faint": []}
+    assert chromium.evaluate("document.documentElement.scrollWidth") <= width
+
+
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: str(path.parent.relative_to(RESULTS)))
 def test_a_chart_of_a_published_report_prints_on_one_page_with_its_heading(
     chromium: Chromium, path: Path

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import site_pages
 
-NAVIGATION = tomllib.loads((site_pages.ROOT / "zensical.toml").read_text())["project"]["nav"]
+SITE = tomllib.loads((site_pages.ROOT / "zensical.toml").read_text())["project"]
+NAVIGATION = SITE["nav"]
 
 
 def named(nodes: list[Any]) -> Iterator[str]:
@@ -24,6 +25,14 @@ def test_every_page_is_once_in_the_navigation() -> None:
     assert sorted(named(NAVIGATION)) == sorted(
         str(site_pages.place(page)) for page in site_pages.pages()
     )
+
+
+def test_the_site_has_its_own_style(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site_pages, "PAGES", tmp_path / "pages")
+    site_pages.prepare()
+    (style,) = SITE["extra_css"]
+    assert "overflow" not in (tmp_path / "pages" / style).read_text()  # scrolling is the theme's
+    assert "__scrollwrap" in (tmp_path / "pages" / style).read_text()
 
 
 def test_links_lead_to_pages_to_numbered_files_and_to_lists_of_folders() -> None:

@@ -37,6 +37,7 @@ def test_a_mark_is_drawn_for_each_ratio_and_a_line_for_each_interval(
 ) -> None:
     chromium.open(page, width, dark)
     assert chromium.evaluate("document.documentElement.scrollWidth") <= width
+    assert chromium.faults() == {"overlapping": [], "cut": [], "faint": []}
     marks = "document.querySelectorAll('[data-chart=ratios] .mark-symbol path').length"
     lines = "document.querySelectorAll('[data-chart=ratios] .mark-rule.role-mark line').length"
     assert chromium.evaluate(marks) == 3 + 2

@@ -13,6 +13,7 @@ from playwright.sync_api import Error, Page, sync_playwright
 NAMES = ("google-chrome-stable", "google-chrome", "chromium", "chromium-browser", "chrome")
 # The second line of defence beside an offline context: no name has an address.
 FLAGS = ("--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND")
+FAULTS = Path(__file__).with_name("faults.js")
 WIDTHS = (1440, 1200, 390)  # px: a desktop, a small laptop, a phone
 READY = "document.body && document.body.dataset.ready === 'yes'"
 
@@ -54,6 +55,11 @@ class Chromium:
             self.tab.wait_for_function(f"() => Boolean({expression})")
         except Error as error:
             raise AssertionError(f"never came true: {expression}; {self.complaints}") from error
+
+    def faults(self) -> dict[str, list[str]]:
+        """What cannot be read on the page; see `faults.js`."""
+        found: dict[str, list[str]] = self.tab.evaluate(FAULTS.read_text())
+        return found
 
     def pdf(self, path: Path) -> None:
         """Print the page as a person would."""

@@ -74,10 +74,11 @@ def _disputed(ruling: Ruling, speeds: Field | None) -> str | None:
     first = ruling.field.order[0]
     faster = list(_faster(first, ruling.field.without, speeds)) if speeds else []
     if faster:
-        delivers, has = ("delivers", "has") if len(faster) == 1 else ("deliver", "have")
+        is_one = len(faster) == 1
+        delivers, figures = ("delivers", "its figure is") if is_one else ("deliver", "theirs are")
         return (
             f"nobody is best{ruling.field.metric.subject}: {' and '.join(faster)} {delivers} more "
-            f"tokens than {first.name}, and {has} no {ruling.field.metric.column}"
+            f"tokens than {first.name}, and {figures} not known"
         )
     if not ruling.field.is_led:
         return "each is beaten by another in the rounds that both have: run all in one command"

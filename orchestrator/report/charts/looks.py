@@ -1,4 +1,4 @@
-"""How a layout is drawn: its colour, its mark and its dash.
+"""How a layout is drawn: its colour, its mark and its dash; and what its name says.
 
 Colour and mark follow from the layout alone, and the dash from its engine, so that it looks the
 same on every page. Layouts that share a mark there get a dash of their own, so that mark and dash
@@ -30,6 +30,15 @@ SHADES = 3  # of a hue: by the degree of the first axis, as tp2, tp4 and tp8 sta
 DASHES: tuple[tuple[int, ...], ...] = ((), (7, 3), (2, 3), (9, 3, 2, 3), (14, 4), (4, 4), (1, 5))
 ENGINES = {"torch": 0, "vllm": 1, "transformers": 2, "deepspeed": 3}  # engine -> its dash
 
+# Axis of a layout -> what its number says, for somebody who meets the name for the first time.
+AXES = {
+    "tp": "Tensor parallel: every layer is cut over so many devices, which sum up their results.",
+    "pp": "Pipeline parallel: so many stages, each of some of the layers, on devices of their own. "
+    "The work passes through them in micro-batches.",
+    "dp": "Data parallel: so many whole copies of the model, each with a share of the work.",
+    "fsdp": "Fully sharded: as dp, but each keeps a part alone and gathers a layer to use it.",
+    "zero": "ZeRO, at this stage: as dp, with what each would keep shared out.",
+}
 
 D = TypeVar("D", bound="Drawn")
 
@@ -70,6 +79,19 @@ def looks(names: Mapping[D, str]) -> list[Look]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A layout that was not run."""
+
+    strategy: str
+    engine: str
+
+
+def planned_looks(strategies: Iterable[str], engine: str) -> list[Look]:
+    """Those of layouts that were not run, under one engine."""
+    return looks({Planned(strategy, engine): strategy for strategy in strategies})
+
+
 def colour_of(strategy: str) -> tuple[str, str]:
     """The colour and the mark of a layout such as `tp2pp2`."""
     parts = [(axis, int(number)) for axis, number in re.findall(r"([a-z]+)(\d+)", strategy)]
@@ -77,6 +99,12 @@ def colour_of(strategy: str) -> tuple[str, str]:
     hue, shape = HUES.get(" ".join(sorted(axis for axis, _ in cut)), OTHER)
     first = cut[0][1] if cut else 2
     return f"{hue}-{(first.bit_length() - 2) % SHADES}", shape
+
+
+def axes_in_words(strategies: Iterable[str]) -> dict[str, str]:
+    """What the parts of the names of layouts mean: axis -> a sentence."""
+    found = {axis for strategy in strategies for axis in re.findall(r"[a-z]+", strategy)}
+    return {axis: words for axis, words in AXES.items() if axis in found}
 
 
 def _dash(engine: str, taken: Iterable[tuple[int, ...]]) -> tuple[int, ...]:

@@ -1,10 +1,10 @@
-"""A few steps rank by rank: bars that fit on a page."""
+"""The same stretch of time under every layout, rank by rank: bars that fit on a page."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 
@@ -14,39 +14,51 @@ from orchestrator.store.schema import CellKey
 from workers.records import COMPUTE, DECODE, SPANS, SpanRow
 from workers.rows import grouped, widened
 
+K = TypeVar("K", bound=Hashable)
 MAX_BARS = 8000  # over the layouts of one view
-MAX_STEPS = 3
+STEPS = 3  # of each rank, where as many are kept and fit
 # A gap between two stretches of compute cannot be seen if it is a smaller part of the window than
 # this.
-SEEN = 1 / 2000
+SEEN = 1 / 4000
 
 
 class Bar(NamedTuple):
     """A stretch of one kind on one rank, in us on the clock of the spans."""
 
     rank: int
+    phase: str
     step: int
     kind: str
     start: float
     end: float
 
 
+class Known(NamedTuple):
+    """A stretch in which all that a rank did is known, in us on the same clock."""
+
+    rank: int
+    start: float
+    end: float
+
+
 @dataclass(frozen=True)
 class Window:
-    """The bars of a few steps.
+    """What each rank did in a stretch of time.
 
-    bars: [rank, step, kind, start, length] each, in us from the first of them; kind indexes
-    `kinds`. cut: not the whole of a step fits.
+    length: of the stretch, in us. bars: [rank, step, kind, start, length] each, in us from its
+    beginning; kind indexes `kinds`, and a bar that began before starts below 0. recorded: [rank,
+    from, to] each, between which all that the rank did is known.
     """
 
+    length: float
     kinds: list[str]
     bars: list[list[float]]
-    cut: bool
+    recorded: list[list[float]]
 
 
 @dataclass(frozen=True)
 class Timeline(Window, View):
-    """The last decode steps of a cell."""
+    """That of a cell."""
 
 
 def timeline(spans: pa.Table | None, names: Names) -> list[Timeline]:
@@ -56,64 +68,107 @@ def timeline(spans: pa.Table | None, names: Names) -> list[Timeline]:
     chosen = {cell: places for cell, places in first_start(spans).items() if cell in names}
 
     def drawn(cells: Sequence[CellKey]) -> Iterator[Timeline]:
-        """Those of one load, with as many steps of each."""
-        found = {cell: SPANS.rows(spans.take(chosen[cell])) for cell in cells}
-        budget = MAX_BARS // len(cells)
-        count = min(steps_within(mine, budget) for mine in found.values())
-        for cell, mine in found.items():
-            yield widened(Timeline, view(cell, names), **vars(window(mine, budget, count)))
+        """Those of one load, each as long as the others."""
+        seen = {cell: bars_of(SPANS.rows(spans.take(chosen[cell]))) for cell in cells}
+        known = {cell: bars for cell, bars in seen.items() if bars}
+        for cell, one in windows(known).items() if known else ():
+            yield widened(Timeline, view(cell, names), **vars(one))
 
     return [row for cells in grouped(chosen, load_of).values() for row in drawn(cells)]
 
 
-def steps_within(spans: Sequence[SpanRow], budget: int) -> int:
-    """How many of the last steps of a cell have no more bars than `budget`: from 1, which may have
-    more, to MAX_STEPS."""
-    counts = range(MAX_STEPS, 1, -1)
-    return next((count for count in counts if len(_last(spans, count)) <= budget), 1)
+def bars_of(spans: Iterable[SpanRow]) -> list[Bar]:
+    """A bar for each span that has times, rank by rank in their order."""
+    found = (Bar(s.rank, s.phase, s.step, s.kind, *s.when) for s in spans if s.when)
+    return sorted(found, key=lambda bar: (bar.rank, bar.start))
 
 
-def window(spans: Sequence[SpanRow], budget: int, count: int) -> Window:
-    """The bars of the last `count` steps of one cell; of a shorter time where they are more than
-    `budget`."""
-    bars = sorted(_last(spans, count), key=lambda bar: bar.start)
-    cut = len(bars) > budget
-    return _drawn([bar for bar in bars if not cut or bar.start < bars[budget].start], cut)
+def windows(seen: Mapping[K, Sequence[Bar]]) -> dict[K, Window]:
+    """The windows of several layouts, all as long: the last STEPS decode steps of every rank fit,
+    unless these have more than MAX_BARS bars. seen: what is known of each, which is not nothing."""
+    decode = {
+        key: [bar for bar in bars if bar.phase == DECODE] or bars for key, bars in seen.items()
+    }
+    length = max(_last_steps(mine) for bars in decode.values() for mine in by_rank(bars).values())
+    ends = {key: _end(recorded(bars), length) for key, bars in decode.items()}
+
+    def drawn(key: K) -> list[Bar]:
+        end = ends[key]
+        inside = (bar for bar in seen[key] if end - length < bar.end and bar.start < end)
+        return merged(inside, SEEN * length)
+
+    bars = {key: drawn(key) for key in seen}
+    ages = sorted(ends[key] - bar.end for key, mine in bars.items() for bar in mine)
+    shown = length if len(ages) <= MAX_BARS else ages[MAX_BARS]
+    return {key: _window(bars[key], recorded(seen[key]), ends[key] - shown, shown) for key in seen}
 
 
-def _last(spans: Sequence[SpanRow], count: int) -> list[Bar]:
-    """The bars of the last steps, of decode where there are any."""
-    decode = [span for span in spans if span.phase == DECODE] or spans
-    steps = sorted({span.step for span in decode})
-    return merged([span for span in decode if span.step in steps[-count:]])
+def by_rank(bars: Iterable[Bar]) -> dict[int, list[Bar]]:
+    """The bars of each rank."""
+    return grouped(bars, lambda bar: bar.rank)
 
 
-def _drawn(bars: Sequence[Bar], cut: bool) -> Window:
-    origin = bars[0].start if bars else 0.0
+def _last_steps(bars: Sequence[Bar]) -> float:
+    """How long the last STEPS steps of one rank took, in us."""
+    first = sorted({bar.step for bar in bars})[-STEPS:][0]
+    return max(bar.end for bar in bars) - min(bar.start for bar in bars if bar.step == first)
+
+
+def recorded(bars: Iterable[Bar]) -> list[Known]:
+    """The stretches of which all is known: those of steps without one that is left out between."""
+    out: list[Known] = []
+    for rank, mine in by_rank(bars).items():
+        steps = grouped(mine, lambda bar: bar.step)
+        for step in sorted(steps):
+            start, end = steps[step][0].start, max(bar.end for bar in steps[step])
+            if step - 1 in steps:
+                start = out.pop().start
+            out.append(Known(rank, start, end))
+    return out
+
+
+def _end(known: Sequence[Known], length: float) -> float:
+    """Where a window of `length` ends in which most is recorded, all ranks together; the first of
+    those that are as good."""
+
+    def inside(end: float) -> float:
+        return sum(max(0.0, min(one.end, end) - max(one.start, end - length)) for one in known)
+
+    return max(sorted(one.end for one in known), key=inside)
+
+
+def _window(bars: Sequence[Bar], known: Sequence[Known], origin: float, length: float) -> Window:
+    end = origin + length
     kinds = sorted({bar.kind for bar in bars})
-    short = [
+
+    def since(at: float) -> float:
+        return round(at - origin, 1)
+
+    return Window(
+        round(length, 1),
+        kinds,
         [
-            bar.rank,
-            bar.step,
-            kinds.index(bar.kind),
-            round(bar.start - origin, 1),
-            round(bar.end - bar.start, 1),
-        ]
-        for bar in bars
-    ]
-    return Window(kinds, short, cut)
+            [
+                bar.rank,
+                bar.step,
+                kinds.index(bar.kind),
+                since(bar.start),
+                round(bar.end - bar.start, 1),
+            ]
+            for bar in bars
+            if bar.end > origin
+        ],
+        [
+            [one.rank, since(max(origin, one.start)), since(min(end, one.end))]
+            for one in known
+            if one.end > origin and one.start < end
+        ],
+    )
 
 
-def merged(spans: Sequence[SpanRow]) -> list[Bar]:
-    """The bars of `spans`, in which stretches of compute with no visible gap between them are one.
-
-    A call that was not seen has no bar.
-    """
-    found = (Bar(one.rank, one.step, one.kind, *one.when) for one in spans if one.when)
-    bars = sorted(found, key=lambda bar: (bar.rank, bar.start))
-    if not bars:
-        return []
-    unseen = SEEN * (max(bar.end for bar in bars) - min(bar.start for bar in bars))
+def merged(bars: Iterable[Bar], unseen: float) -> list[Bar]:
+    """`bars`, rank by rank in their order, with those stretches of compute made one between which
+    there is no gap of more than `unseen` us."""
     out: list[Bar] = []
     for bar in bars:
         if out and _continues(out[-1], bar, unseen):
@@ -124,5 +179,5 @@ def merged(spans: Sequence[SpanRow]) -> list[Bar]:
 
 
 def _continues(before: Bar, bar: Bar, unseen: float) -> bool:
-    same = before[:3] == bar[:3] and bar.kind == COMPUTE
+    same = before[:4] == bar[:4] and bar.kind == COMPUTE
     return same and bar.start - before.end <= unseen

@@ -144,6 +144,11 @@ const page = (() => {
         watched.observe(scroll);
       }
       for (const table of scroll.querySelectorAll("table")) watched.observe(table);
+      if (!scroll.hasAttribute("tabindex")) { // the keyboard can scroll it
+        scroll.tabIndex = 0;
+        scroll.setAttribute("role", "region");
+        scroll.setAttribute("aria-label", scroll.closest("section")?.querySelector("h2").textContent ?? "figures");
+      }
       cue(scroll);
     }
   }

@@ -43,6 +43,13 @@
   const WHOLE = { take: (rows) => rows, phases: () => ["decode", "prefill"] };
   const named = ({ experiment, scenario, layout, concurrency }) => ({ experiment, scenario, layout, concurrency });
 
+  /** The chosen layouts that have figures and yet no row here, and why. */
+  function without(rows, why) {
+    const there = new Set(chosen(rows).map((row) => row.layout));
+    const missing = chosen(data.cells).filter((cell) => cell.throughput != null && !there.has(cell.layout)).map((cell) => cell.layout);
+    return missing.length ? `Without ${missing.join(", ")}: ${why}. ` : "";
+  }
+
   function fill(name, options) {
     const element = select(name);
     element.replaceChildren(...options.map(([value, label]) => new Option(label, value)));
@@ -117,6 +124,15 @@
   const bandHeight = (rows, step, onPaper = 320) => Math.max(1, rows) * (paper ? Math.min(step, onPaper / Math.max(1, rows)) : step);
   const tall = (width, full) => paper || width < 560 ? 300 : full;
   const rowHeight = (rows) => rows * Math.max(paper ? 8 : 16, Math.min(30, (paper ? 620 : 1000) / rows));
+  /** Some rows of each line, where its shape is drawn: without colour it is told by that. */
+  function stations(rows) {
+    const names = present(rows);
+    return names.flatMap((name, nth) => {
+      const mine = rows.filter((row) => row.layout === name), gap = Math.ceil(mine.length / 6);
+      return mine.filter((_, place) => place % gap === Math.floor(gap * (nth + .5) / names.length));
+    });
+  }
+  const shapesOf = (rows, encoding) => ({ data: { values: stations(rows) }, mark: { type: "point", size: 46, strokeWidth: 1.6, opacity: 1 }, encoding: { ...encoding, ...layoutPoint } });
   const labelRoom = (names) => 14 + 7.2 * Math.max(0, ...names.map((name) => name.length));
 
   // -- charts: rows are what is downloaded, panels what is drawn -----------------------------------------------
@@ -241,8 +257,8 @@
 
   charts.tradeoff = {
     rows: ({ take }) => groups(take(data.cells, true).filter((row) => row.per_user != null && row.per_gpu != null)).flatMap(withFront),
-    key: (rows) => [...layoutKey(rows), ["worth choosing", stroke("var(--ink-2)", "5 4", 1.5)]],
-    note: (rows) => !rows.length ? "" : "The dashed line is that of the layouts shown. "
+    key: (rows) => [...layoutKey(rows), ["worth choosing", stroke("var(--front)", "", 9)]],
+    note: (rows) => !rows.length ? "" : "The broad line is that of the layouts shown. "
       + (labelled(rows, plotWidth).length ? `Numbers: requests in flight${labelled(rows, plotWidth).length < rows.length ? ", of the points worth choosing: there is no room for all." : "."}`
         : "Point at a mark for its layout and requests in flight: there is no room for their numbers."),
     panels: (rows, width) => [{ spec: tradeoff(rows, width) }],
@@ -317,9 +333,9 @@
       description: "Tokens per second per user against tokens per second per GPU, with the Pareto front", height: box.height,
       padding: { right: 12, left: 4, top: 8, bottom: 4 }, data: { values: rows }, encoding: { x, y },
       layer: [
-        { mark: { type: "line", strokeWidth: 1.2, opacity: .4 }, encoding: { ...layoutLine, order: { field: "concurrency" } } },
-        { transform: [{ filter: "datum.on_front" }], mark: { type: "line", interpolate: "linear", strokeDash: [5, 4], stroke: "var(--ink-2)", strokeWidth: 1.5 },
+        { transform: [{ filter: "datum.on_front" }], mark: { type: "line", interpolate: "linear", stroke: "var(--front)", strokeWidth: 9, strokeCap: "round", strokeJoin: "round" },
           encoding: { order: { field: "tokens_per_second_per_user" } } },
+        { mark: { type: "line", strokeWidth: 1.2, opacity: .6 }, encoding: { ...layoutLine, order: { field: "concurrency" } } },
         { mark: { type: "point", size: 90, strokeWidth: 1.8 }, encoding: { ...layoutPoint, opacity,
           tooltip: tips([["layout", "layout"], ["concurrency", "requests in flight"], ["tokens_per_second_per_user", "tokens/s/user"],
             ["tokens_per_second_per_gpu", "tokens/s/GPU"], ["on_front", "on the front"]]) } },
@@ -407,9 +423,7 @@
     note(rows) {
       if (!rows.length) return "";
       const where = `${state.phase === "decode" ? "Decode" : "Prefill"} at ${load()}`;
-      const unseen = shown().filter((name) => !rows.some((row) => row.layout === name) && chosen(data.cells).some((row) => row.layout === name && row.throughput != null));
-      const without = unseen.length ? ` Without ${unseen.join(", ")}: not taken apart; the reason is below the comparison.` : "";
-      return sentence() + without;
+      return `${sentence()} ${without(rows, "not taken apart; the reason is below the comparison")}`;
       function sentence() { return state.phase === "prefill" ? `${where}: a pass reads as many tokens as fit, not as many under each layout, so that only its shares can be compared.`
         : inTime(rows) ? `${where}; to the right, milliseconds from a token to the next.` : `${where}. Shares alone: how long a step took is not known of every layout.`; }
     },
@@ -440,7 +454,7 @@
         return {
           layout: row.layout, key: part, part: PARTS[part][0], percent, worst: row.worst[part], step_ms: row.step_ms, ms: timed ? length : null,
           token_ms: timed ? row.token_to_token_ms : null, from: start, to: from, middle: start + length / 2,
-          label: length / end * width >= 42 ? `${fixed(percent)}%` : "",
+          label: length / end * (width - 160) >= 42 ? `${fixed(percent)}%` : "",
         };
       });
     });
@@ -471,47 +485,39 @@
       ...kindsOf(rows).map((kind) => [(KINDS[kind] || kind).replaceAll("_", "-"), box(`var(--${KINDS[kind] || "other"})`)]),
       ["idle", box("var(--idle)")], ["not recorded", stroke("var(--ink-3)", "1 4", 1.5)],
     ],
-    note: () => {
-      const cut = chosen(data.timeline).filter((cell) => cell.cut).map((cell) => cell.layout);
-      const crowded = chosen(data.timeline).some((cell) => tooClose(cell));
-      return (cut.length ? `Of ${cut.join(", ")} only the beginning is drawn: a step has more calls than fit. ` : "")
-        + (crowded ? "Calls too close to be told apart blend into one colour; show less of it to see each." : "");
-    },
+    note: (rows) => !rows.length ? "" : `At ${load()}, the same ${fixed(stretch() / 1e3)} ms of each layout. ${without(rows, "no calls were kept")}`
+      + (chosen(data.timeline).some((cell) => tooClose(cell)) ? "Calls too close to be told apart blend into one colour; show less of it to see each." : ""),
     panels: (rows, width) => [{ spec: gantt(rows, width) }],
   };
 
   const kindsOf = (rows) => [...new Set(rows.map((row) => row.kind))].sort((a, b) => Object.keys(KINDS).indexOf(a) - Object.keys(KINDS).indexOf(b));
 
+  /** How long the stretch is that is drawn, in us: that of all layouts of a load. */
+  const stretch = () => Number(state.zoom) * maximum(chosen(data.timeline), "length");
+
   /** Whether most bars of a layout are narrower than a pixel or so. */
   function tooClose(cell) {
-    const longest = Math.max(...chosen(data.timeline).flatMap((one) => one.bars.map(([, , , start, length]) => start + length)));
-    const short = cell.bars.filter(([, , , , length]) => length < longest * Number(state.zoom) / 600).length;
+    const short = cell.bars.filter(([, , , , length]) => length < stretch() / 600).length;
     return short > cell.bars.length / 3;
   }
 
-  /** A row per rank. What lies between the first and the last call that were recorded of it is idle where nothing ran;
-      nothing is known of what lies outside. */
+  /** A row per rank. What was recorded of it is idle where nothing ran; nothing is known of what lies outside. */
   function gantt(rows, width) {
-    const end = maximum(rows, "end_us") / 1e3 * Number(state.zoom), kinds = kindsOf(rows);
-    const named = (row) => `${row.layout} · rank ${row.rank}`, window = new Map();
-    for (const row of rows) {
-      const [from, to] = window.get(named(row)) || [Infinity, 0];
-      window.set(named(row), [Math.min(from, row.start_us / 1e3), Math.max(to, row.end_us / 1e3)]);
-    }
-    const recorded = [...window].map(([row, [from, to]]) => ({ row, start: Math.min(end, from), end: Math.min(end, to), kind: "idle" }));
-    const unknown = recorded.flatMap((one) => [{ row: one.row, start: 0, end: one.start }, { row: one.row, start: one.end, end }]).filter((one) => one.end - one.start > end / 500);
-    const values = rows.filter((row) => row.start_us / 1e3 <= end)
-      .map((row) => ({ ...row, row: named(row), start: row.start_us / 1e3, end: Math.min(end, row.end_us / 1e3), us: row.end_us - row.start_us }));
-    const sort = order.flatMap((layout) => [...new Set(rows.filter((row) => row.layout === layout).map((row) => row.rank))]
-      .sort((a, b) => a - b).map((rank) => `${layout} · rank ${rank}`));
-    const x = { field: "start", type: "quantitative", title: width < 560 ? "ms from a layout's first call" : "milliseconds from the first call recorded of a layout", scale: { domain: [0, end], nice: false }, axis: { grid: true, tickCount: 8 } };
+    const end = stretch() / 1e3, kinds = kindsOf(rows), cells = chosen(data.timeline);
+    const rowOf = (layout, rank) => `${layout} · rank ${rank}`;
+    const within = (one) => ({ ...one, start: Math.max(0, one.start), end: Math.min(end, one.end) });
+    const recorded = cells.flatMap((cell) => cell.recorded.map(([rank, from, to]) => ({ row: rowOf(cell.layout, rank), kind: "idle", start: from / 1e3, end: to / 1e3 })));
+    const values = rows.map((row) => ({ ...row, row: rowOf(row.layout, row.rank), start: row.start_us / 1e3, end: row.end_us / 1e3, us: row.end_us - row.start_us }));
+    const sort = order.flatMap((layout) => cells.filter((cell) => cell.layout === layout).flatMap((cell) => [...new Set(cell.recorded.map(([rank]) => rowOf(layout, rank)))]));
+    const shown = (bars) => ({ values: bars.filter((one) => one.start < end).map(within) });
+    const x = { field: "start", type: "quantitative", title: width < 560 ? "ms" : "milliseconds from where the stretch of each layout begins", scale: { domain: [0, end], nice: false }, axis: { grid: true, tickCount: 8 } };
     return {
-      description: "What each rank does over a few steps", height: rowHeight(sort.length), data: { values },
+      description: "What each rank does over a few steps", height: rowHeight(sort.length), data: shown(values),
       padding: { right: 12, left: 4, top: 4, bottom: 4 },
       encoding: { y: { field: "row", type: "nominal", sort, title: null, scale: { domain: sort, paddingInner: .3, paddingOuter: .1 }, axis: { labelColor: "var(--ink)", labelLimit: 260 } } },
       layer: [
-        { data: { values: unknown }, mark: { type: "rule", stroke: "var(--ink-3)", strokeDash: [1, 4], strokeWidth: 1.5 }, encoding: { x, x2: { field: "end" } } },
-        { data: { values: recorded }, mark: { type: "bar", color: "var(--idle)" }, encoding: { x, x2: { field: "end" }, tooltip: tips([["row", "rank"], ["kind", "kind"]]) } },
+        { data: { values: sort.map((row) => ({ row, start: 0, end })) }, mark: { type: "rule", stroke: "var(--ink-3)", strokeDash: [1, 4], strokeWidth: 1.5 }, encoding: { x, x2: { field: "end" } } },
+        { data: shown(recorded), mark: { type: "bar", color: "var(--idle)" }, encoding: { x, x2: { field: "end" }, tooltip: tips([["row", "rank"], ["kind", "kind"]]) } },
         { mark: { type: "bar" }, encoding: { x, x2: { field: "end" },
           color: { field: "kind", type: "nominal", legend: null, scale: { domain: kinds, range: kinds.map((kind) => `var(--${KINDS[kind] || "other"})`) } },
           tooltip: tips([["row", "rank"], ["kind", "kind"], ["step", "step"], ["start", "from, ms"], ["us", "length, µs"]]) } },
@@ -524,8 +530,8 @@
       ...named(row), latency: row.metric, percentile, ms, requests: row.requests,
     }))),
     columns: "three",
-    key: (rows) => state.latency === "bars" ? [] : present(rows).map((name) => [name, stroke(colour[name], look[name].dash)]),
-    note: (rows) => rows.length ? `At ${load()}, requests of all runs together.` : "",
+    key: (rows) => state.latency === "bars" ? [] : layoutKey(rows),
+    note: (rows) => rows.length ? `At ${load()}, requests of all runs together. ${without(rows, "no request was kept")}` : "",
     panels: (rows, width) => Object.keys(LATENCIES).filter((name) => rows.some((row) => row.latency === name)).map((name) => ({
       title: LATENCIES[name],
       spec: (state.latency === "bars" ? spreads : shares)(rows.filter((row) => row.latency === name), width),
@@ -555,14 +561,14 @@
   }
 
   function shares(rows) {
-    const values = rows.map((row) => ({ ...row, share: row.percentile }));
+    const x = { field: "ms", type: "quantitative", title: "ms", scale: { zero: true, nice: false }, axis: { grid: true, tickCount: 4 } };
+    const y = { field: "percentile", type: "quantitative", title: "% of requests", axis: { tickCount: 5 } };
     return {
-      description: "Share of requests served within a latency, a line per layout", height: 240, data: { values }, padding: { right: 12, left: 4, top: 8, bottom: 4 },
-      mark: { type: "line", strokeWidth: 2, interpolate: "step-after" },
-      encoding: {
-        x: { field: "ms", type: "quantitative", title: "ms", scale: { zero: true, nice: false }, axis: { grid: true, tickCount: 4 } },
-        y: { field: "share", type: "quantitative", title: "% of requests", axis: { tickCount: 5 } }, ...layoutLine, order: { field: "percentile" },
-      },
+      description: "Share of requests served within a latency, a line per layout", height: 240, data: { values: rows }, padding: { right: 12, left: 4, top: 8, bottom: 4 },
+      layer: [
+        { mark: { type: "line", strokeWidth: 2, interpolate: "step-after" }, encoding: { x, y, ...layoutLine, order: { field: "percentile" } } },
+        shapesOf(rows, { x, y }),
+      ],
     };
   }
 
@@ -575,7 +581,7 @@
       ...held().map((name) => [HELD[name][0], box(`var(--${HELD[name][1]})`)]),
       ...data.capacity_gb ? [[`the ${number(data.capacity_gb)} GB of a GPU`, stroke("var(--ink-2)", "5 4", 1.5)]] : [],
     ],
-    note: () => held().includes("whole") && held().length > 1 ? "A peak is not taken apart where the engine reports more weights and KV cache than the rank ever held, or neither." : "",
+    note: (rows) => !rows.length ? "" : `At ${load()}. ${without(rows, "its memory was not measured")}` + (held().includes("whole") && held().length > 1 ? "A peak is not taken apart where the engine reports more weights and KV cache than the rank ever held, or neither." : ""),
     panels: () => [{ spec: heldBars(chosen(data.memory)) }],
   };
   /** What a rank held, as parts of its peak: they end at it. */
@@ -611,8 +617,8 @@
       ...named(row), gauge: row.gauge, unit: row.unit, second, mean: row.mean[i], low: row.low[i], high: row.high[i],
     }))),
     columns: "two",
-    key: (rows) => present(rows).map((name) => [name, stroke(colour[name], look[name].dash)]),
-    note: (rows) => rows.length ? `At ${load()}, one run of each layout.` : "",
+    key: layoutKey,
+    note: (rows) => rows.length ? `At ${load()}, one run of each layout. ${without(rows, "no samples were kept")}` : "",
     panels: (rows) => [...new Set(rows.map((row) => row.gauge))].map((gauge) => over_time(gauge, rows.filter((row) => row.gauge === gauge))),
   };
 
@@ -625,6 +631,7 @@
       layer: [
         { mark: { type: "area", opacity: .12 }, encoding: { y: { ...y, field: "low" }, y2: { field: "high" } } },
         { mark: { type: "line", strokeWidth: 1.8 }, encoding: { y, strokeDash: layoutDash, tooltip: tips([["layout", "layout"], ["second", "second"], ["mean", "mean"], ["low", "least"], ["high", "greatest"]]) } },
+        shapesOf(rows, { y }),
       ],
     } };
   }
@@ -632,6 +639,7 @@
   // -- drawing -------------------------------------------------------------------------------------------------
 
   const chartOf = (id) => document.querySelector(`[data-chart="${id}"]`);
+  const onPage = () => Object.keys(charts).filter(chartOf);
   const drawn = {};
   const PAPER = 690, COLUMNS = { two: 2, three: 3 }; // px between the margins of A4
   let paper = 0, plotWidth = 0;
@@ -674,7 +682,7 @@
       const { top, bottom } = document.getElementById(id).getBoundingClientRect();
       return bottom > -200 && top < innerHeight + 200;
     };
-    const ids = Object.keys(charts);
+    const ids = onPage();
     waiting = ids.filter((id) => !near(id));
     ids.filter(near).forEach(draw);
     idle(next);
@@ -686,7 +694,7 @@
   function print(on) {
     paper = on ? PAPER : 0;
     waiting = [];
-    if (on) Object.keys(charts).forEach(draw); else drawAll();
+    if (on) onPage().forEach(draw); else drawAll();
   }
 
   function begun() {

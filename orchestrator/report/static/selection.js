@@ -1,106 +1,83 @@
 "use strict";
-/* The heat map of layouts and the curves over the link's bandwidth, from the data of the page's one JSON block. */
+/* The curves of two layouts over the link's bandwidth, from the data of the page's one JSON block. */
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const unique = (values) => [...new Set(values)];
+  const { layoutLine, layoutPoint, lookOf, stroke, legend, embed, svg, tips } = drawing(data.layouts);
+  const NAMES = ["gpu", "scenario"], PAPER = 690, GB = 1e9;
+  const target = document.querySelector('[data-chart="crossover"]');
   const select = (name) => document.querySelector(`select[name="${name}"]`);
-  const SEVERAL = [...data.counts.map((count, index) => [String(count), `var(--heat-${Math.min(index, 4)})`]), ["none", "var(--heat-none)"]];
+  let paper = 0, views = [];
 
-  function panel(target, title, note, spec) {
-    const box = target.appendChild(document.createElement("div"));
-    box.className = "panel";
-    box.appendChild(document.createElement("h3")).textContent = title;
-    if (spec) embed(box.appendChild(document.createElement("div")), spec);
-    const said = box.appendChild(document.createElement("p"));
-    said.className = "note";
-    said.textContent = note;
-  }
+  const shown = () => data.crossover.filter((row) => NAMES.every((name) => row[name] === select(name).value));
 
-  function embed(container, spec) {
-    const sized = { $schema: "https://vega.github.io/schema/vega-lite/v5.json", width: container.clientWidth, autosize: { type: "fit", contains: "padding" }, ...spec };
-    const { spec: compiled } = vegaLite.compile(sized, { config: CONFIG });
-    new vega.View(vega.parse(compiled), { renderer: "svg", container, hover: true }).run();
-  }
-
-  // -- the matrix ----------------------------------------------------------------------------------------------
-
-  function matrix() {
-    const target = document.querySelector('[data-chart="matrix"]');
-    for (const scenario of unique(data.selection.map((row) => row.scenario))) {
-      const rows = data.selection.filter((row) => row.scenario === scenario);
-      const title = `${scenario} (${rows[0].input_len} tokens in, ${rows[0].output_len} out)`;
-      panel(target, title, "", heat(rows.map(cell)));
-    }
-    target.dataset.drawn = data.selection.length;
-  }
-
-  function cell(row) {
-    const from = row.best_from.map((number, index) => `from ${number}: ${row.best_layouts[index] || "none"}`);
-    return {
-      model: row.model, gpu: row.gpu, least: String(row.least_gpus ?? "none"), layout: row.layout ?? "–", then: row.then && `from ${row.then}`,
-      says: `${row.gpu}, ${row.model}\nfewest GPUs: ${row.least_gpus ?? "none"}${row.least_layout ? ` (${row.least_layout})` : ""}\n${from.join("\n")}${row.reason ? `\n${row.reason}` : ""}`,
-    };
-  }
-
-  function heat(rows) {
-    const known = new Set(rows.map((row) => row.least));
-    const shown = SEVERAL.filter(([name]) => known.has(name));
-    const x = { field: "model", type: "nominal", sort: null, axis: { orient: "top", labelAngle: 0, title: null, domain: false, ticks: false } };
-    const y = { field: "gpu", type: "nominal", sort: null, axis: { title: null, labelLimit: 260 } };
-    const scale = { domain: shown.map(([name]) => name), range: shown.map(([, fill]) => fill) };
-    return {
-      height: 46 * unique(rows.map((row) => row.gpu)).length + 60, data: { values: rows }, encoding: { x, y },
-      layer: [
-        { mark: { type: "rect", stroke: "var(--page)", strokeWidth: 3 }, encoding: {
-          color: { field: "least", type: "nominal", scale, legend: { title: "fewest GPUs", orient: "bottom", labelColor: "var(--ink-2)", titleColor: "var(--ink-2)" } },
-          tooltip: { field: "says" },
-        } },
-        { mark: { type: "text", fontWeight: 650, fontSize: 14, dy: -7 }, encoding: { text: { field: "layout" }, tooltip: { field: "says" } } },
-        { mark: { type: "text", fontSize: 12, dy: 10, fill: "var(--ink-2)" }, encoding: { text: { field: "then" }, tooltip: { field: "says" } } },
-      ],
-    };
-  }
-
-  // -- the crossover -------------------------------------------------------------------------------------------
-
-  function crossover() {
-    const target = document.querySelector('[data-chart="crossover"]');
-    const rows = data.crossover.filter((row) => row.gpu === select("gpu").value && row.scenario === select("scenario").value);
-    target.replaceChildren();
+  function draw() {
+    const rows = shown(), names = [...new Set(rows.flatMap((row) => [row.first, row.second]))];
+    views.forEach((view) => view.finalize());
+    views = [];
+    target.replaceChildren(legend([...names.map((name) => [name, lookOf(name)]), ["where the two change places", stroke("var(--ink)", "5 4", 1.5)], ["a kind of link", stroke("var(--grid)", "", 3)]]));
+    target.className = "panels two";
     for (const row of rows) {
-      panel(target, `${row.model}: ${row.first} and ${row.second}`, `${row.sentence}.`, row.curve.length ? curves(row) : null);
+      const panel = target.appendChild(page.element("div", "panel"));
+      panel.append(page.element("h3", "", `${row.model}: ${row.first} and ${row.second}`));
+      if (row.curve.length) views.push(embed(panel.appendChild(page.element("div", "plot")), curves(row), paper && paper / 2 - 20));
+      panel.append(page.element("p", "note", `${row.sentence}.`));
     }
     target.dataset.drawn = rows.length;
   }
 
+  function points(row) {
+    return row.curve.flatMap(([bandwidth, ...speeds]) => speeds.map((speed, place) => ({ bandwidth: bandwidth / GB, speed, layout: [row.first, row.second][place] })));
+  }
+
   function curves(row) {
-    const points = row.curve.flatMap(([bandwidth, ...speeds]) => speeds.map((speed, index) => ({ bandwidth: bandwidth / 1e9, speed, layout: [row.first, row.second][index] })));
-    const x = { field: "bandwidth", type: "quantitative", scale: { type: "log", nice: false, padding: 14 }, axis: { title: "GB/s of bus bandwidth", grid: false, values: [20, 50, 100, 200, 500] } };
-    const links = Object.entries(data.links).map(([name, rate]) => ({ name, bandwidth: rate / 1e9 }));
+    const values = points(row), some = values.filter((_, place) => place % 16 < 2);
+    const x = { field: "bandwidth", type: "quantitative", title: "GB/s of bus bandwidth", scale: { type: "log", nice: false, padding: 14 }, axis: { grid: false, values: [20, 50, 100, 200, 500] } };
+    const y = { field: "speed", type: "quantitative", title: "output tokens/s", scale: { zero: true }, axis: { tickCount: 5 } };
+    const links = Object.entries(data.links).map(([name, rate]) => ({ name, bandwidth: rate / GB }));
+    const tooltip = tips([["layout", "layout"], ["bandwidth", "GB/s"], ["speed", "tokens/s"]]);
     return {
-      height: 250, encoding: { x },
+      description: `Tokens per second of ${row.first} and ${row.second} over the bandwidth of the link`, height: 220, padding: { right: 12, left: 4, top: 8, bottom: 4 }, encoding: { x },
       layer: [
-        { data: { values: links }, mark: { type: "rule", stroke: "var(--grid)", strokeWidth: 2 }, encoding: { tooltip: { field: "name" } } },
-        { data: { values: links }, mark: { type: "text", angle: 270, align: "left", baseline: "bottom", dx: 4, dy: -2, fontSize: 11, fill: "var(--ink-3)" }, encoding: { y: { value: "height" }, text: { field: "name" } } },
-        { data: { values: points }, mark: { type: "line", strokeWidth: 2.5 }, encoding: {
-          y: { field: "speed", type: "quantitative", scale: { zero: true }, axis: { title: "output tokens/s", tickCount: 5 } },
-          color: { field: "layout", type: "nominal", scale: { domain: [row.first, row.second], range: row.colours.map((name) => `var(--${name})`) }, legend: { title: null, orient: "top", labelColor: "var(--ink)", symbolType: "stroke" } },
-          strokeDash: { field: "layout", type: "nominal", scale: { domain: [row.first, row.second], range: [[1, 0], [2, 3]] } },
-        } },
-        { data: { values: row.bandwidth ? [{ bandwidth: row.bandwidth / 1e9 }] : [] }, mark: { type: "rule", stroke: "var(--ink)", strokeDash: [5, 4] } },
+        { data: { values: links }, mark: { type: "rule", stroke: "var(--grid)", strokeWidth: 2 } },
+        { data: { values: links }, mark: { type: "text", angle: 270, align: "left", baseline: "bottom", dx: 4, dy: -2, fontSize: 12, fill: "var(--ink-3)" }, encoding: { y: { value: "height" }, text: { field: "name" } } },
+        { data: { values: row.bandwidth ? [{ bandwidth: row.bandwidth / GB }] : [] }, mark: { type: "rule", stroke: "var(--ink)", strokeDash: [5, 4] } },
+        { data: { values }, mark: { type: "line", strokeWidth: 2.5 }, encoding: { y, ...layoutLine } },
+        { data: { values: some }, mark: { type: "point", size: 60, strokeWidth: 1.6, opacity: 1 }, encoding: { y, ...layoutPoint, tooltip } },
       ],
     };
   }
 
-  function fill(name, values) {
-    select(name).replaceChildren(...values.map((value) => new Option(value, value)));
-    select(name).value = values.find((value) => value === data.shown) ?? values[0];
-    select(name).addEventListener("change", crossover);
+  /** The points of curves, or the fields of the matrix with lists as JSON. */
+  function csv(name, whole) {
+    const rows = name === "selection" ? data.selection
+      : (whole ? data.crossover : shown()).flatMap((row) => points(row).map((one) => ({ model: row.model, scenario: row.scenario, gpu: row.gpu, bandwidth_gb_per_s: one.bandwidth, layout: one.layout, tokens_per_s: one.speed })));
+    const names = [...new Set(rows.flatMap(Object.keys))];
+    return page.csv([names, ...rows.map((row) => names.map((one) => Array.isArray(row[one]) ? JSON.stringify(row[one]) : row[one]))]);
   }
 
-  matrix();
-  fill("gpu", unique(data.crossover.map((row) => row.gpu)));
-  fill("scenario", unique(data.crossover.map((row) => row.scenario)));
-  crossover();
+  function fill(name, first) {
+    const values = [...new Set(data.crossover.map((row) => row[name]))], list = select(name);
+    list.replaceChildren(...values.map((value) => new Option(value, value)));
+    list.value = [page.given.get(name), first].find((value) => values.includes(value)) ?? values[0];
+    list.addEventListener("change", () => { page.link(Object.fromEntries(NAMES.map((one) => [one, select(one).value]))); draw(); });
+  }
+
+  fill("gpu", data.shown);
+  fill("scenario");
+  document.addEventListener("click", ({ target: button }) => {
+    const { csv: some, all, svg: picture } = button.dataset;
+    if (some) page.save(`${some}.csv`, csv(some, false), "text/csv");
+    if (all) page.save(`${all}-all.csv`, csv(all, true), "text/csv");
+    if (picture) page.save(`${picture}.svg`, svg(target), "image/svg+xml");
+  });
+  let width = innerWidth;
+  window.addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; draw(); } });
+  window.addEventListener("beforeprint", () => { paper = PAPER; draw(); });
+  window.addEventListener("afterprint", () => { paper = 0; draw(); });
+  page.ready();
+  page.contents();
+  draw();
+  page.arrive();
   document.body.dataset.ready = "yes";
+  window.report = { csv, svg: () => svg(target) }; // for tests
 })();

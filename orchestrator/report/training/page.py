@@ -69,6 +69,7 @@ def render_html(folders: Sequence[Path], path: Path) -> Path:
             for load, mine in _loads(cells)
         ],
         titles=titles,
+        strategies=(one.cell.strategy for one in cells),
         is_ranked=ranked,
         meanings={name: meaning for name, (meaning, _) in COLUMNS.items()},
         traffic=[row for folder in folders for row in traffic_of(folder)],
@@ -97,7 +98,13 @@ def _loads(cells: Sequence[TrainingComparison]) -> Iterable[tuple[Load, list[Tra
 
 def _said(cells: Sequence[TrainingComparison]) -> tuple[list[dict[str, str]], list[str]]:
     """The rows of a load's table, and why others have none."""
-    return describe(cells)[1], reasons(cells)
+    rows = [{name: _grouped(text) for name, text in row.items()} for row in describe(cells)[1]]
+    return rows, reasons(cells)
+
+
+def _grouped(text: str) -> str:
+    """A large number as elsewhere on pages: 25,535."""
+    return f"{int(text):,}" if text.isdigit() else text
 
 
 def _data(
@@ -121,6 +128,7 @@ def setup_of(folders: Sequence[Path], trained: Sequence[TrainingComparison]) -> 
     """What was trained, how and on what: heading -> fact."""
     known = environment.setup(folders, ())
     facts = {
+        "Model": (one.cell.model for one in trained),
         "Precision": (one.conditions.precision for one in trained),
         "Engine": (one.cell.engine for one in trained),
         "Batch": (
