@@ -40,6 +40,11 @@ class ProcessId:
         host, boot = str(fields["host"]), str(fields["boot"])
         return cls(host, int(fields["pid"]), int(fields["ticks"]), boot)
 
+    @property
+    def is_of_this_host(self) -> bool:
+        """Whether its host has the name of this one."""
+        return self.host == socket.gethostname()
+
     def may_run(self, of_this_machine: bool) -> bool:
         """Whether it may still run. Of a process of another host nobody knows.
 
@@ -47,7 +52,7 @@ class ProcessId:
         is an earlier one, and its processes are gone. In a folder that machines share it may be
         the boot of another machine that has the same name.
         """
-        if self.host != socket.gethostname():
+        if not self.is_of_this_host:
             return True
         if self.boot != boot_id():
             return not of_this_machine

@@ -1,4 +1,4 @@
-"""A node that is slower than the others, in a run of real ranks: they wait for it, and it is named."""
+"""A node that is slower than the others, in a run of real ranks: they wait, and it is named."""
 
 from __future__ import annotations
 
