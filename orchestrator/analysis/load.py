@@ -19,7 +19,7 @@ from orchestrator.analysis.goodput import (
 )
 from orchestrator.analysis.kernels import CELL_KERNELS, CellKernel
 from orchestrator.analysis.observed.accounting import CELL_PARTS, CELL_TIMED
-from orchestrator.analysis.observed.communication import StepParts, step_parts_of
+from orchestrator.analysis.observed.communication import StepParts, slowest_of, step_parts_of
 from orchestrator.analysis.observed.operations import (
     JOINED_COLLECTIVES,
     RUN_COLLECTIVES,
@@ -156,6 +156,7 @@ def _joined(store: Store, runs: Sequence[Measured]) -> list[Summary]:
             Summary,
             run,
             step=step,
+            slowest=slowest_of(mine, run.links.nodes or ()),
             cost=token_cost_of(run.device_time, tokens, mine, step, is_open),
             operations=operations_of(counted.get(_run_key(run), ()), timed.get(observed, ())),
         )

@@ -18,7 +18,7 @@ from orchestrator.analysis.device_time import DeviceTime, device_time_of
 from orchestrator.analysis.energy import Energy, energy_of
 from orchestrator.analysis.goodput import Goodput, Slo, goodput_of, slo_of
 from orchestrator.analysis.latency import Arrivals, Latency, TokenTimes, arrivals_of, latency_of
-from orchestrator.analysis.observed.communication import StepParts
+from orchestrator.analysis.observed.communication import SlowestRank, StepParts
 from orchestrator.analysis.observed.operations import (
     Links,
     Operations,
@@ -133,6 +133,7 @@ class Observed:
     """What is observed of a cell in a start, for all runs of that start."""
 
     step: StepParts = group()
+    slowest: SlowestRank = group()
     cost: TokenCost = group(better="lower")
     operations: Operations = group()
 

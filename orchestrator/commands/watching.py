@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -47,29 +48,24 @@ def _follow(live: Live, devices: Devices, console: Console) -> None:
     from rich.live import Live as Display
 
     from orchestrator.report.live import LiveView
-    from orchestrator.store.live import read
+    from orchestrator.store.live import newer
 
     def drawn() -> RenderableType:
         return LiveView(live, time.time(), devices())
 
     with Display(console=console, refresh_per_second=1 / POLL_S, get_renderable=drawn) as display:
-        while live.works:
-            time.sleep(POLL_S)
-            live = read(Path(live.folder)) or live
+        for one in newer(live, POLL_S):
+            live = one
         display.refresh()
 
 
 def _tell(live: Live) -> None:
     """Print a line whenever a run has ended."""
     from orchestrator.report.live import summary
-    from orchestrator.store.live import read
+    from orchestrator.store.live import newer
 
-    told = -1
-    while True:
-        if live.done != told or not live.works:
-            told = live.done
-            say(summary(live, time.time()))
-        if not live.works:
-            return
-        time.sleep(POLL_S)
-        live = read(Path(live.folder)) or live
+    told = None
+    for one in itertools.chain([live], newer(live, POLL_S)):
+        if (one.done, one.works) != told:
+            told = one.done, one.works
+            say(summary(one, time.time()))

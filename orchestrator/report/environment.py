@@ -16,6 +16,7 @@ from orchestrator.analysis.comparing.rounds import dtype_of
 from orchestrator.report import text
 from orchestrator.report.charts.choices import lengths_of
 from orchestrator.store.folders import read_manifest
+from orchestrator.store.node_id import NodeId, distinct
 from workers.rows import grouped
 from workers.units import format_bytes
 
@@ -134,10 +135,9 @@ def _of_gpus(manifests: Sequence[Mapping[str, Any]], field: str, said: str) -> s
 
 
 def nodes(folders: Sequence[Path]) -> dict[str, int]:
-    """Experiment -> how many nodes its blocks were made on, as far as it is known. Two blocks are
-    of one node where they have a GPU in common, or without GPUs the processor."""
+    """Experiment -> how many nodes its blocks were made on, as far as it is known."""
     return {
-        folder.resolve().name: len(_nodes(read_manifest(folder).get("blocks") or ()))
+        folder.resolve().name: distinct(map(NodeId.of, read_manifest(folder).get("blocks") or ()))
         for folder in folders
     }
 
@@ -145,16 +145,6 @@ def nodes(folders: Sequence[Path]) -> dict[str, int]:
 def pooled(nodes: int) -> str:
     """What starts on several nodes are worth; empty for one."""
     return f"Starts pool over {nodes} nodes; pairs stay within a node." if nodes > 1 else ""
-
-
-def _nodes(blocks: Sequence[Mapping[str, Any]]) -> list[set[str]]:
-    """What each node is known by: its GPUs, or its processor."""
-    found: list[set[str]] = []
-    for block in blocks:
-        mine = set(block.get("gpu_uuids") or [str(block.get("cpu_model"))])
-        shared = [node for node in found if node & mine]
-        found = [node for node in found if not node & mine] + [mine.union(*shared)]
-    return found
 
 
 def describe(folder: Path) -> Environment:
@@ -176,7 +166,7 @@ def describe(folder: Path) -> Environment:
     return Environment(
         name=folder.resolve().name,
         day=str(manifest.get("started_at") or "")[:10],
-        note=pooled(len(_nodes(blocks))),
+        note=pooled(distinct(map(NodeId.of, blocks))),
         lists={heading: facts for heading, facts in lists.items() if facts},
         manifest=json.dumps(manifest, indent=2),
     )

@@ -59,7 +59,9 @@ def render(found: Calibration, console: Console) -> None:
     rows = FABRIC.rows(found.table)
     sheet = datasheet.sheet(rows[0].device_name)
     ranks = max(max(one.rank + 1, one.group_size) for one in rows)
-    heading = Text.assemble((rows[0].host, "bold"), f": {ranks} x {rows[0].device_name}")
+    nodes = max(one.nodes or 1 for one in rows)
+    where = f" on {nodes} nodes" if nodes > 1 else ""
+    heading = Text.assemble((rows[0].host, "bold"), f": {ranks} x {rows[0].device_name}{where}")
     console.print(heading, highlight=False)
     console.print(_devices(rows, sheet))
     collectives = [one for one in rows if one.kind == "collective" and fabric.is_first(one)]
@@ -152,18 +154,17 @@ def _fits(fits: Sequence[fabric.Fit]) -> Table:
 
 
 def _pairs(table: pa.Table) -> Iterator[str]:
-    """The slowest pair of ranks and the fastest, where there are several; those of one node and
-    those of two apart, where there are both."""
+    """The slowest pair of ranks and the fastest; those of one node and those of two apart, where
+    some are of two. Nothing of the only pair of a node: the tables are of it."""
     pairs = fabric.pairs(table)
-    if len(pairs) < 2:
+    if len(pairs) == 1 and (pairs[0].nodes or 1) == 1:
         return
-    several = {pair.nodes for pair in pairs} > {1}
+    several = any((pair.nodes or 1) > 1 for pair in pairs)
     where = {1: " inside a node", 2: " across nodes"} if several else {}
     for nodes, same in grouped(pairs, lambda pair: pair.nodes).items():
-        slow, fast = (
-            f"{one.a}-{one.b} with {three_digits(one.busbw)} GB/s" for one in (same[0], same[-1])
-        )
-        yield f"Pairs{where.get(nodes or 1, '')}: slowest {slow} each way, fastest {fast}"
+        slow, *fast = (f"{one.a}-{one.b} with {three_digits(one.busbw)} GB/s" for one in same)
+        among = f"slowest {slow} each way, fastest {fast[-1]}" if fast else f"{slow} each way"
+        yield f"{'Pairs' if fast else 'Pair'}{where.get(nodes or 1, '')}: {among}"
 
 
 def _links(pairs: Sequence[Pair], sheet: datasheet.Sheet | None) -> Iterator[str]:

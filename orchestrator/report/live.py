@@ -139,4 +139,11 @@ def _next(live: Live) -> str:
 
 
 def _how_it_ended(live: Live) -> str:
-    return "it has ended" if live.has_ended else "its driver is gone; the same command goes on"
+    if live.has_ended:
+        return "it has ended"
+    if live.is_silent:
+        return (
+            f"its driver on {live.process.host} shows no more that it lives; if it does not, the "
+            "same command goes on"
+        )
+    return "its driver is gone; the same command goes on"

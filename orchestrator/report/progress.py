@@ -50,6 +50,7 @@ class RunProgress:
     ) -> None:
         self._console, self._devices = console, devices
         self._live: Live | None = None
+        self._pulse: keeping.Pulse | None = None
         self._told: set[str] = set()  # lines about the cluster
         self._display = Display(
             console=console, refresh_per_second=A_SECOND, transient=True, get_renderable=self._drawn
@@ -110,10 +111,14 @@ class RunProgress:
         """Once a phase has begun the folder is ours: until then another driver may write there."""
         self._live = live
         keeping.write(live)
+        if self._pulse is None:
+            self._pulse = keeping.Pulse(live.folder)
 
     def _end(self) -> None:
-        if self._live is not None and self._live.first_at is not None:
-            self._keep(self._live.finished())
+        if self._live is not None and self._pulse is not None:
+            self._pulse.end()
+            self._live, self._pulse = self._live.finished(), None
+            keeping.write(self._live)
 
     def _drawn(self) -> RenderableType:
         if self._live is None or not self._live.runs:

@@ -13,7 +13,7 @@ from orchestrator.analysis.comparing.metrics import THROUGHPUT
 from orchestrator.analysis.comparing.rounds import Load, completed, load_of
 from orchestrator.analysis.roofline import CALIBRATED, DATASHEET
 from orchestrator.analysis.summary import Summary
-from orchestrator.report.charts import unshown
+from orchestrator.report.charts import across_nodes, unshown
 from orchestrator.report.charts.choices import load_in_words
 from orchestrator.report.charts.views import Names
 from orchestrator.report.shown_columns import OF_BOUND, ShownColumn, Statistics, known_columns
@@ -82,6 +82,7 @@ def _notes(cells: Sequence[Comparison], names: Names) -> Iterator[str]:
     named = {names[one.cell]: one for one in cells if one.status == COMPLETED}
     yield from _tokens(cells, names)
     yield from goodput.slo_sentences({name: one.slo for name, one in named.items()})
+    yield from across_nodes.sentences(named)
     yield from unshown.sentences(named)
     yield from samples.clock_sentences({name: one.clocks for name, one in named.items()})
     yield from crosscheck.sentences({name: one.crosscheck for name, one in named.items()})

@@ -12,7 +12,7 @@ from rich.text import Text
 from orchestrator.analysis import crosscheck, goodput, outputs, samples
 from orchestrator.analysis.comparing.compare import Comparison, outputs_of, run_order
 from orchestrator.analysis.comparing.rounds import Load, load_of, names_of
-from orchestrator.report.charts import unshown
+from orchestrator.report.charts import across_nodes, unshown
 from orchestrator.report.charts.choices import lengths_of, load_in_words
 from orchestrator.report.output import width_of
 from orchestrator.report.progress import RunProgress
@@ -117,7 +117,7 @@ def _render_load(
     held = samples.clock_sentences({name: one.clocks for name, one in named.items()})
     slos = goodput.slo_sentences({name: one.slo for name, one in seen.items()})
     doubts = crosscheck.sentences({name: one.crosscheck for name, one in named.items()})
-    said = (*verdicts, *([same] if same else []), *held, *slos)
+    said = (*verdicts, *([same] if same else []), *held, *slos, *across_nodes.sentences(seen))
     styled = ((said, ""), (unshown.sentences(seen), "dim"), (doubts, "yellow"))
     lines = [Text(full(line), style=style) for mine, style in styled for line in mine]
     lines += [Text(line, style="red") for line in _reasons(cells)]

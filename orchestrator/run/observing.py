@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from orchestrator.analysis.observed.accounting import PARTS_OF_STEP, account
-from orchestrator.analysis.observed.communication import awaited
+from orchestrator.analysis.observed.communication import slowest_of
 from orchestrator.cluster.failures import RunFailed
 from orchestrator.experiment import Cell
 from orchestrator.plan.deployments import PlannedCell
@@ -85,8 +85,7 @@ class _Observing:
         )
         self.job.store.write_observed(cell.cell, self.start, tables)
         nodes = self.session.workers.group.nodes if self.session.workers else ()
-        said = awaited(PARTS_OF_STEP.rows(tables["parts"]), nodes) if len(set(nodes)) > 1 else None
-        if said:
+        if said := slowest_of(PARTS_OF_STEP.rows(tables["parts"]), nodes).awaited:
             self._tell(cell, said)
 
     def _take_apart(self, cell: PlannedCell, work: TrainingWork) -> None:

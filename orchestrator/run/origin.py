@@ -12,47 +12,37 @@ from orchestrator.cluster.hardware import Gpu
 from orchestrator.errors import UserError
 from orchestrator.store.folders import lost_manifest
 from orchestrator.store.identity import decisive_of
+from orchestrator.store.node_id import NodeId, found_among, next_number, number_of
 from orchestrator.store.store import Store
 from workers.versions import versions
-
-UUID_SHOWN = 12  # characters: GPU-5ac1f5e2
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
     """The hardware of one command. kinds: names of the devices. gpus: none on a CPU. cpu_model:
-    None where the system does not say.
-
-    A host's name says nothing: nodes that are lent are often all called alike.
-    """
+    None where the system does not say."""
 
     kinds: frozenset[str]
     gpus: tuple[Gpu, ...]
     cpu_model: str | None
 
     @property
-    def uuids(self) -> frozenset[str]:
-        """Of its GPUs."""
-        return frozenset(gpu.uuid for gpu in self.gpus)
+    def node(self) -> NodeId:
+        """By which its node is known again."""
+        return NodeId(frozenset(gpu.uuid for gpu in self.gpus), self.cpu_model)
 
-    def is_that_of(self, block: Mapping[str, Any]) -> bool | None:
-        """Whether a block was made on this node: it has a GPU in common, or without GPUs the CPU.
-        None where it does not say."""
-        theirs = frozenset(block.get("gpu_uuids") or ())
-        if theirs or self.uuids:
-            return bool(theirs & self.uuids) if theirs and self.uuids else None
-        model = block.get("cpu_model")
-        return model == self.cpu_model if model and self.cpu_model else None
+    def may_be_that_of(self, block: Mapping[str, Any]) -> bool:
+        """Whether a block was made on this node, or does not say."""
+        return self.node.is_same(NodeId.of(block)) is not False
 
     def node_among(self, blocks: Sequence[Mapping[str, Any]]) -> int:
-        """The number of this node among those that `blocks` were made on, the next one where none
-        is this."""
-        numbers = [_number(block) for block in blocks]
-        mine = (n for n, block in zip(numbers, blocks, strict=True) if self.is_that_of(block))
-        unknown = (
-            n for n, block in zip(numbers, blocks, strict=True) if self.is_that_of(block) is None
-        )
-        return next(mine, next(unknown, 1 + max(numbers, default=-1)))
+        """The number of this node among those that `blocks` were made on: that of a block which
+        does not say where none is this one for certain, the next one where all are others."""
+        found = found_among(self.node, blocks)
+        if found is not None:
+            return found
+        unknown = (number_of(block) for block in blocks if self.may_be_that_of(block))
+        return next(unknown, next_number(blocks))
 
 
 def origin_of(device: str, cluster: Cluster | None) -> Origin:
@@ -79,10 +69,10 @@ def check_origin(store: Store, origin: Origin, allow_other_node: bool) -> None:
             f"{store.folder}: manifest.json cannot be read, so nobody knows on which node its runs "
             "were made; give another --result-dir, or --allow-other-node if it was this one"
         )
-    if blocks and not any(origin.is_that_of(block) in (True, None) for block in blocks):
+    if blocks and not any(map(origin.may_be_that_of, blocks)):
         raise UserError(
-            f"{store.folder} holds results of another node, {_shown(blocks[-1])} (here "
-            f"{_here(origin)}); give another --result-dir, or --allow-other-node to add to them"
+            f"{store.folder} holds results of another node, {NodeId.of(blocks[-1])} (here "
+            f"{origin.node}); give another --result-dir, or --allow-other-node to add to them"
         )
 
 
@@ -97,16 +87,3 @@ def _check_same(store: Store, before: Mapping[str, Any], origin: Origin) -> None
             f"{store.folder} holds results of {', '.join(changed)}; give another --result-dir, or "
             "move it away"
         )
-
-
-def _number(block: Mapping[str, Any]) -> int:
-    return block.get("node") or 0
-
-
-def _shown(block: Mapping[str, Any]) -> str:
-    uuids = sorted(block.get("gpu_uuids") or ())
-    return " ".join(uuid[:UUID_SHOWN] for uuid in uuids) or str(block.get("cpu_model"))
-
-
-def _here(origin: Origin) -> str:
-    return _shown({"gpu_uuids": origin.uuids, "cpu_model": origin.cpu_model})

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,6 +17,9 @@ from workers.process import ProcessId
 
 LIVE = "live.json"
 MOST_RATES = 24  # of a layout, kept for its spark line
+RENEW_S = 10.0  # a driver shows that it lives so often
+SILENT_S = 6 * RENEW_S  # after which it counts as gone: a shared folder shows what is new late
+CLOCKS_S = 600.0  # the same by clocks, which another host may have set otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,8 @@ class Live:
     folder: of its results. process: its driver. began_at, first_at: seconds since 1970 when the
     command began, and when its first phase did; None where it has not come to that. skipped: runs
     that had a result. expected_s: how long its runs should take, without builds; None where nobody
-    knows. has_ended: whether the driver said so.
+    knows. has_ended: whether the driver said so. is_silent: whether that of another host has not
+    shown for long that it lives. shown_at: when it last did; None before it is read.
     """
 
     folder: str
@@ -54,6 +60,8 @@ class Live:
     expected_s: float | None = None
     first_at: float | None = None
     has_ended: bool = False
+    is_silent: bool = False
+    shown_at: float | None = None
 
     @property
     def runs(self) -> int:
@@ -68,7 +76,8 @@ class Live:
     @property
     def works(self) -> bool:
         """Whether its driver still does something, as far as this machine can tell."""
-        return not self.has_ended and self.process.may_run(of_this_machine=False)
+        over = self.has_ended or self.is_silent
+        return not over and self.process.may_run(of_this_machine=False)
 
     def seconds_left(self, now: float) -> float | None:
         """At the pace so far, builds included; None before the first run has ended."""
@@ -125,14 +134,57 @@ def write(live: Live) -> None:
 def read(folder: Path) -> Live | None:
     """What the last command on these results wrote; None where there is none that can be read."""
     try:
-        found = json.loads((folder / LIVE).read_text(encoding="utf-8"))
+        with (folder / LIVE).open(encoding="utf-8") as file:
+            found, shown_at = json.load(file), os.fstat(file.fileno()).st_mtime
         layouts = tuple(
             LiveLayout(**one | {"rates": tuple(one["rates"])}) for one in found["layouts"]
         )
         process = ProcessId.read(found["process"])
-        return Live(**found | {"layouts": layouts, "process": process, "folder": str(folder)})
+        told = {"layouts": layouts, "process": process, "folder": str(folder)}
+        return Live(**found | told | _shown(process, shown_at))
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def _shown(process: ProcessId, shown_at: float) -> dict[str, object]:
+    is_silent = not process.is_here and time.time() - shown_at > CLOCKS_S
+    return {"shown_at": shown_at, "is_silent": is_silent}
+
+
+class Pulse:
+    """Shows that this driver lives while it has nothing to tell, by the time of its file: for who
+    watches from another host, and sees no process."""
+
+    def __init__(self, folder: str) -> None:
+        self._file = Path(folder) / LIVE
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._renew, daemon=True, name="pulse")
+        self._thread.start()
+
+    def end(self) -> None:
+        """Show it no longer."""
+        self._over.set()
+        self._thread.join()
+
+    def _renew(self) -> None:
+        while not self._over.wait(RENEW_S):
+            with contextlib.suppress(OSError):
+                os.utime(self._file)
+
+
+def newer(live: Live, wait_s: float) -> Iterator[Live]:
+    """What a command tells, again and again, until it ends. One of another host whose driver shows
+    nothing for SILENT_S is silent then: nobody can tell whether it still runs. wait_s: between two
+    looks."""
+    changed = time.monotonic()
+    while live.works:
+        time.sleep(wait_s)
+        before, live = live, read(Path(live.folder)) or live
+        if live.shown_at != before.shown_at:
+            changed = time.monotonic()
+        elif not live.process.is_here and time.monotonic() - changed > SILENT_S:
+            live = replace(live, is_silent=True)
+        yield live
 
 
 def latest(roots: Iterable[Path]) -> Live:

@@ -14,7 +14,9 @@ import pyarrow.compute as pc
 from orchestrator.errors import UserError
 from orchestrator.store.arrow_files import concat
 from orchestrator.store.identity import changed, decisive_of, switches_of
+from orchestrator.store.node_id import NodeId, found_among, next_number, number_of
 from orchestrator.store.schema import OUTCOME_TABLES, START_KEYS, StartKey, places
+from workers.rows import grouped
 
 Manifest = Mapping[str, Any]
 # Fields of a manifest by the names of cells or deployments.
@@ -116,7 +118,7 @@ def _together(one: Packed, other: Packed) -> Packed:
         assert whole is not None
         tables[name] = whole
     joined = [
-        {**block, "node": nodes.get(block.get("node") or 0)}
+        {**block, "node": nodes[number_of(block)]}
         for block, new in zip(other.blocks, blocks, strict=True)
         if new >= len(one.blocks)
     ]
@@ -130,24 +132,24 @@ def _numbers(
     mine: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]
 ) -> tuple[list[int], dict[int, int]]:
     """Of each block of theirs its number among all, and their nodes with the numbers among all. A
-    block is known by when and where it ran, a node by its GPUs, or its CPU."""
-    known = {(one.get("started_at"), _place(one)): number for number, one in enumerate(mine)}
-    there = {_place(one): one.get("node") or 0 for one in mine}
-    blocks, nodes, following = [], dict[int, int](), len(mine)
+    block is known by when and where it ran."""
+    known = {_when_and_where(one): number for number, one in enumerate(mine)}
+    blocks, following = [], len(mine)
     for one in theirs:
-        place = _place(one)
-        found = known.get((one.get("started_at"), place)) if place else None
+        found = known.get(_when_and_where(one)) if NodeId.of(one).is_known else None
         blocks.append(following if found is None else found)
         following += found is None
-        another = 1 + max(there.values(), default=-1)
-        nodes[one.get("node") or 0] = there.setdefault(place, another) if place else another
+    nodes, another = dict[int, int](), next_number(mine)
+    for node, same in grouped(theirs, number_of).items():
+        there = (found_among(NodeId.of(block), mine) for block in same)
+        found = next((number for number in there if number is not None), None)
+        nodes[node] = another if found is None else found
+        another += found is None
     return blocks, nodes
 
 
-def _place(block: Mapping[str, Any]) -> tuple[str, ...]:
-    """Where it ran; () if it does not say."""
-    cpu = block.get("cpu_model")
-    return tuple(sorted(block.get("gpu_uuids") or ())) or ((cpu,) if cpu else ())
+def _when_and_where(block: Mapping[str, Any]) -> tuple[Any, NodeId]:
+    return block.get("started_at"), NodeId.of(block)
 
 
 def _blocks_of(tables: Mapping[str, pa.Table]) -> dict[StartKey, set[int]]:

@@ -13,9 +13,11 @@ import pytest
 from click.testing import CliRunner
 from driver_inputs import deployment, plan, run
 from rich.console import Console
+from summaries import comparison
 
+from orchestrator.analysis.comparing.compare import Comparison
 from orchestrator.analysis.observed.accounting import PartsRow
-from orchestrator.analysis.observed.communication import awaited
+from orchestrator.analysis.observed.communication import slowest_of
 from orchestrator.analysis.observed.operations import links_of
 from orchestrator.cli import main
 from orchestrator.cluster.failures import RunFailed
@@ -24,6 +26,7 @@ from orchestrator.cluster.room import bundles_for
 from orchestrator.node import fabric
 from orchestrator.node.calibrate import Calibration, with_nodes
 from orchestrator.report import fabric_tables
+from orchestrator.report.charts import across_nodes
 from orchestrator.report.text import three_digits
 from orchestrator.run.serving import RETRIES
 from orchestrator.store.store import Store
@@ -99,10 +102,20 @@ def test_bytes_are_counted_inside_nodes_and_across_them() -> None:
     by_stage = links_of(reports, mesh(pp=2, tp=2), ("a", "a", "b", "b"))
     assert by_stage.sent_inside_nodes_bytes == 400
     assert by_stage.sent_across_nodes_bytes == 2 * 40 + 2 * 4  # a broadcast: half from each of two
+    assert by_stage.sent_on_busiest_link_bytes == by_stage.sent_across_nodes_bytes
     across_tp = links_of(reports, mesh(pp=2, tp=2), ("a", "b", "a", "b"))
     assert across_tp.sent_across_nodes_bytes == 400
     one = links_of(reports, mesh(pp=2, tp=2), ("a",) * 4)
     assert (one.nodes, one.sent_across_nodes_bytes) == (("a",) * 4, 0)
+    assert one.sent_on_busiest_link_bytes == 0
+
+
+def test_of_several_links_the_busiest_is_told() -> None:
+    """A ring over a, b and c: the ranks 0 to 1 stay, 1 to 2, 2 to 3 and 3 to 0 go between nodes."""
+    reports = [counted(rank, ("all_reduce", "tp", 100)) for rank in range(4)]
+    found = links_of(reports, mesh(tp=4), ("a", "a", "b", "c"))
+    assert (found.sent_inside_nodes_bytes, found.sent_across_nodes_bytes) == (150, 450)
+    assert found.sent_on_busiest_link_bytes == 150
 
 
 def test_a_ring_over_two_nodes_crosses_between_them_twice() -> None:
@@ -130,14 +143,36 @@ def test_a_throttled_rank_is_named_with_its_node_by_the_wait_of_the_others() -> 
         parts(2, 0.0, bubble_ms=5.0),
         parts(3, 1.0, bubble_ms=3.0),
     ]
-    assert awaited(rows, ("a", "b", "a", "c")) == (
+    assert slowest_of(rows, ("a", "b", "a", "c")).awaited == (
         "the others wait for rank 1 on node b: they spend 40% of a decode step waiting, it 2%"
     )
 
 
 def test_nobody_is_named_where_all_wait_alike() -> None:
-    assert awaited([parts(0, 4.0), parts(1, 3.5)], ("a", "b")) is None
-    assert awaited([parts(0, 4.0)], ("a",)) is None
+    assert slowest_of([parts(0, 4.0), parts(1, 3.5)], ("a", "b")).awaited is None
+    assert slowest_of([parts(0, 4.0)], ("a",)).awaited is None
+    assert slowest_of([parts(0, 4.0), parts(1, 0.2)], ("a", "a")).awaited is None
+
+
+def test_a_report_says_what_goes_between_nodes_and_for_whom_others_wait() -> None:
+    waits = "the others wait for rank 1 on node b: they spend 40% of a decode step waiting, it 2%"
+    asked = {"num_prompts": 10, "mean_output_len": 5.0}
+
+    def sent(across: int, busiest: int, **more: object) -> Comparison:
+        links = {"sent_across_nodes_bytes": across, "sent_on_busiest_link_bytes": busiest}
+        return comparison(**asked, **links, **more)
+
+    shown = {
+        "tp2": sent(100_000, 100_000, awaited=waits),
+        "tp4": sent(150_000, 50_000),
+        "tp1": sent(0, 0),
+    }
+    assert list(across_nodes.sentences(shown)) == [
+        "Sent between nodes for each token asked for: tp2 2.0 kB, tp4 3.0 kB (1.0 kB on the "
+        "busiest link).",
+        f"In tp2 {waits}.",
+    ]
+    assert list(across_nodes.sentences({"tp1": shown["tp1"]})) == []
 
 
 # -- a node that dies
@@ -217,6 +252,19 @@ def test_a_calibration_of_two_nodes_tells_pairs_inside_one_from_pairs_across() -
     across = f"1-3 with {three_digits(0.4)} GB/s each way, fastest 0-2 with {three_digits(0.5)}"
     assert f"Pairs inside a node: slowest {inside}" in said
     assert f"Pairs across nodes: slowest {across}" in said
+    assert "x cpu on 2 nodes " in said
+
+
+def test_the_only_pair_of_ranks_is_told_where_its_nodes_are_two() -> None:
+    def said(nodes: tuple[str, str]) -> str:
+        table = with_nodes(FABRIC.make([sent((0, 1), 0.5)]), nodes)
+        console = Console(width=200, file=io.StringIO())
+        fabric_tables.render(Calibration(Path("fabric.arrow"), table, []), console)
+        return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+    assert f"Pair across nodes: 0-1 with {three_digits(0.5)} GB/s each way" in said(("a", "b"))
+    assert "Pair" not in said(("a", "a"))
+    assert "nodes" not in said(("a", "a")).splitlines()[0]
 
 
 def test_what_was_measured_over_the_network_is_no_curve_of_a_node() -> None:

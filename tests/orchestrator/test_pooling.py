@@ -68,6 +68,7 @@ def places_of(store: Store) -> list[tuple[int, int, int | None]]:
     [
         ([THERE], {0: 0, 1: 0}, [(0, 0, 0), (1, 0, 0), (2, 1, 1), (3, 1, 1)]),
         ([AGAIN], {0: 0}, [(0, 0, 0), (1, 0, 0), (2, 1, 0)]),  # the same node, later
+        ([{**AGAIN, "gpu_uuids": ["GPU-a", "GPU-c"]}], {0: 0}, [(0, 0, 0), (1, 0, 0), (2, 1, 0)]),
         ([THERE], {5: 0}, [(0, 0, 0), (1, 0, 0), (5, 1, 1)]),  # a number that is free is kept
         ([HERE], {0: 0, 1: 0}, [(0, 0, 0), (1, 0, 0)]),  # what is in both is taken once
         ([HERE], {0: 0, 2: 0}, [(0, 0, 0), (1, 0, 0), (2, 0, 0)]),

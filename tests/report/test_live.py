@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from orchestrator.errors import UserError
 from orchestrator.report.live import LiveView, beginning, spark, summary
 from orchestrator.report.output import console_of
 from orchestrator.report.progress import RunProgress
-from orchestrator.store.live import LIVE, LiveLayout, latest, read, write
+from orchestrator.store.live import CLOCKS_S, LIVE, LiveLayout, latest, newer, read, write
 from workers.device import DevicesNow, devices_now
 from workers.units import duration
 
@@ -208,6 +209,60 @@ def test_a_run_of_another_host_is_shown_with_its_name_and_without_the_gpus_of_th
     assert shown.startswith(f"on {host}, 0 of 2 runs" if host else "0 of 2 runs")
     assert "building" in shown
     assert ("2412 W" in shown) == (host is None)
+
+
+def test_a_driver_of_another_host_counts_as_gone_when_its_file_is_not_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.store.live.SILENT_S", 0.5)
+    one = live(tmp_path).ended(DEPLOYMENT, 1.0)
+    away = replace(one, process=replace(one.process, host="elsewhere"))
+    write(away)
+    (*told, last) = newer(latest([tmp_path]), 0.05)
+    assert all(found.works for found in told)
+    assert not last.works
+    assert "its driver on elsewhere shows no more that it lives" in summary(last, 0.0)
+    done = CliRunner().invoke(main, ["watch", str(tmp_path)])
+    assert done.exit_code == 0
+    assert "1 of 2 runs, next: tp4 torch." in done.output.splitlines()[0]
+    assert "shows no more that it lives" in done.output.splitlines()[1]
+
+
+def test_word_of_another_host_that_is_old_is_of_a_driver_that_is_gone(tmp_path: Path) -> None:
+    for name, age in (("old", 2 * CLOCKS_S), ("new", 0.0)):
+        (tmp_path / name).mkdir()
+        one = live(tmp_path / name)
+        began = one.began_at + age  # that which began later is the one that is old
+        write(replace(one, began_at=began, process=replace(one.process, host="elsewhere")))
+        shown_at = time.time() - age
+        os.utime(tmp_path / name / LIVE, (shown_at, shown_at))
+    assert latest([tmp_path]).folder.endswith("new")
+    old = read(tmp_path / "old")
+    assert old is not None
+    assert not old.works
+
+
+def test_a_driver_shows_that_it_lives_until_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.store.live.RENEW_S", 0.02)
+
+    def shown_at() -> float:
+        found = read(tmp_path)
+        assert found is not None
+        assert found.shown_at is not None
+        return found.shown_at
+
+    with RunProgress(console_of(file=io.StringIO(), width=100)) as progress:
+        progress.begin(live(tmp_path, 2))
+        progress.phase(DEPLOYMENT, "", "building")
+        began, deadline = shown_at(), time.monotonic() + 20
+        while shown_at() == began:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    ended = shown_at()
+    time.sleep(0.2)
+    assert shown_at() == ended
 
 
 def test_a_run_that_works_is_found_before_one_that_began_later(tmp_path: Path) -> None:

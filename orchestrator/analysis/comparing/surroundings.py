@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from orchestrator.experiment import OF_DATASET, SWITCHES
+from orchestrator.store.node_id import NodeId
 
 Manifest = Mapping[str, Any]
 ENVIRONMENT = (
@@ -45,7 +46,6 @@ WORKLOAD = (
     "ignore_eos",
     "nsys",
 )
-UUID_SHOWN = 12  # characters: GPU-5ac1f5e2
 ABSENT = "-"
 
 
@@ -93,13 +93,6 @@ class Surroundings:
         }
 
 
-class Place(NamedTuple):
-    """Where a part of a result was made. uuids: of the GPUs; empty where they are unknown."""
-
-    uuids: frozenset[str]
-    cpu_model: str | None
-
-
 def surroundings_of(pairs: Iterable[tuple[Manifest, Manifest]]) -> Surroundings:
     """What the manifests of experiments say that share a cell, the base's first in each pair."""
     known = list(pairs)
@@ -124,8 +117,8 @@ def surroundings_of(pairs: Iterable[tuple[Manifest, Manifest]]) -> Surroundings:
 def another_node(base: Manifest, new: Manifest) -> tuple[bool | None, str]:
     """Whether two results were made on different nodes, and the same in words. None: unknown.
 
-    By the UUIDs of the GPUs where both know them, else by the models of the CPUs. Names of hosts
-    say nothing: nodes that are lent are often all called alike.
+    By the UUIDs of the GPUs where both know them, else by the models of the CPUs: two of one model
+    may be one node or two.
     """
     ours, theirs = _places(base), _places(new)
     if all(place.uuids for place in (*ours, *theirs)):
@@ -156,22 +149,19 @@ def unknown(base: Manifest, new: Manifest) -> list[Unknown]:
     return [Unknown(name, without) for name, without in lacking.items() if without]
 
 
-def _places(manifest: Manifest) -> list[Place]:
+def _places(manifest: Manifest) -> list[NodeId]:
     """Where the blocks of a result were made; one place where its manifest has no blocks."""
     host = manifest.get("host") or {}
     gpus = sorted(gpu["uuid"] for gpu in manifest.get("gpus") or () if gpu.get("uuid"))
     blocks = manifest.get("blocks") or [{"gpu_uuids": gpus}]
-    return [
-        Place(frozenset(one.get("gpu_uuids") or ()), one.get("cpu_model") or host.get("cpu_model"))
-        for one in blocks
-    ]
+    return [NodeId.of(one, host.get("cpu_model")) for one in blocks]
 
 
-def _by_gpus(base: Sequence[Place], new: Sequence[Place]) -> tuple[bool, str]:
+def _by_gpus(base: Sequence[NodeId], new: Sequence[NodeId]) -> tuple[bool, str]:
     """Two places are on one node where they have a GPU in common."""
 
-    def are_shared(places: Sequence[Place], others: Sequence[Place]) -> bool:
-        return all(any(one.uuids & other.uuids for other in others) for one in places)
+    def are_shared(places: Sequence[NodeId], others: Sequence[NodeId]) -> bool:
+        return all(any(one.is_same(other) for other in others) for one in places)
 
     gpus = f"GPUs {_uuids(base)} in the base, {_uuids(new)} in the new result"
     if not (are_shared(base, new) and are_shared(new, base)):
@@ -180,7 +170,7 @@ def _by_gpus(base: Sequence[Place], new: Sequence[Place]) -> tuple[bool, str]:
     return False, f"another node: no, {'the same GPUs' if same else f'but other {gpus}'}"
 
 
-def _by_cpus(base: Sequence[Place], new: Sequence[Place]) -> tuple[bool | None, str]:
+def _by_cpus(base: Sequence[NodeId], new: Sequence[NodeId]) -> tuple[bool | None, str]:
     ours, theirs = _cpus(base), _cpus(new)
     if ours and theirs and ours != theirs:
         return True, f"another node: yes, {ours} in the base, {theirs} in the new result"
@@ -188,15 +178,14 @@ def _by_cpus(base: Sequence[Place], new: Sequence[Place]) -> tuple[bool | None, 
     return None, f"another node: unknown, the manifests do not both say which GPUs ran{same}"
 
 
-def _cpus(places: Sequence[Place]) -> str:
+def _cpus(places: Sequence[NodeId]) -> str:
     """The models of the CPUs; empty where one of them is unknown."""
     models = [place.cpu_model for place in places]
     return ", ".join(sorted({str(model) for model in models})) if all(models) else ""
 
 
-def _uuids(places: Sequence[Place]) -> str:
-    found = sorted({uuid[:UUID_SHOWN] for place in places for uuid in place.uuids})
-    return " ".join(found)
+def _uuids(places: Sequence[NodeId]) -> str:
+    return str(NodeId(frozenset(uuid for place in places for uuid in place.uuids), None))
 
 
 def _is_dirty(manifest: Manifest) -> bool:

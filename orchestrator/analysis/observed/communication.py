@@ -107,6 +107,17 @@ class StepParts:
     prefill: PhaseParts = group("prefill_{}")
 
 
+@row
+class SlowestRank:
+    """The rank of a layout over several nodes that slows the others down."""
+
+    awaited: str | None = column(
+        "for which rank the others wait in decode steps, with its node; null where none stands "
+        "out, or all are on one node",
+        over_runs="first",
+    )
+
+
 ALONE = (*PARTS, *WAITS, "comm_busy")
 SHARES = {part: (part,) for part in ALONE} | {"comm_exposed": ("exposed_transfer", "exposed_wait")}
 
@@ -203,21 +214,21 @@ def mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def awaited(rows: Sequence[PartsRow], nodes: Sequence[str]) -> str | None:
-    """For which rank the others wait in decode steps, with its node, in words; None where none of
-    them stands out. rows: of all ranks of a cell. nodes: rank -> its node."""
+def slowest_of(rows: Sequence[PartsRow], nodes: Sequence[str]) -> SlowestRank:
+    """The column of a cell's slowest rank. rows: of all its ranks. nodes: rank -> its node."""
     idle = {
         one.rank: 100 * ((one.exposed_wait_ms or 0.0) + (one.bubble_ms or 0.0)) / one.step_ms
         for one in rows
         if one.phase == DECODE and one.step_ms
     }
-    if len(idle) < 2:
-        return None
+    if len(idle) < 2 or len(set(nodes)) < 2:
+        return nothing(SlowestRank)
     slow = min(idle, key=lambda rank: idle[rank])
     others = median(share for rank, share in idle.items() if rank != slow)
     if others - idle[slow] < AWAITED_PCT:
-        return None
-    return (
+        return nothing(SlowestRank)
+    said = (
         f"the others wait for rank {slow} on node {nodes[slow]}: they spend {others:.0f}% of a "
         f"decode step waiting, it {idle[slow]:.0f}%"
     )
+    return SlowestRank(awaited=said)

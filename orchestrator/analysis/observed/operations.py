@@ -7,6 +7,7 @@ which is kept once and put beside each of its runs when the results are read.
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -46,6 +47,13 @@ class Links:
     )
     sent_across_nodes_bytes: int | None = column(
         "the same, to ranks of other nodes",
+        "B",
+        source=NCCL_TESTS,
+        over_runs="first",
+        better="lower",
+    )
+    sent_on_busiest_link_bytes: int | None = column(
+        "the most of it that went between two nodes, both ways together",
         "B",
         source=NCCL_TESTS,
         over_runs="first",
@@ -140,31 +148,33 @@ def links_of(reports: Sequence[RankReport], placement: Placement, nodes: Sequenc
     tables = [report.collectives for report in reports if report.collectives is not None]
     if len(tables) < len(reports) or not nodes:
         return known
-    inside = across = 0.0
+    sent = defaultdict[frozenset[str], float](float)  # nodes, one or two -> bytes
     for one in (one for table in tables for one in COLLECTIVES.rows(table)):
         factor = sent_factor(one.op, placement.degree(one.axis))
         if factor is None or one.bytes is None:
             return known
-        share = _share_across(one, placement, nodes)
-        inside += (1 - share) * factor * one.bytes
-        across += share * factor * one.bytes
+        edges = _edges(one, placement)
+        for a, b in edges:
+            sent[frozenset((nodes[a], nodes[b]))] += factor * one.bytes / len(edges)
+    across = [count for pair, count in sent.items() if len(pair) > 1]
     return Links(
         nodes=known.nodes,
-        sent_inside_nodes_bytes=round(inside),
-        sent_across_nodes_bytes=round(across),
+        sent_inside_nodes_bytes=round(sum(sent.values()) - sum(across)),
+        sent_across_nodes_bytes=round(sum(across)),
+        sent_on_busiest_link_bytes=round(max(across, default=0)),
     )
 
 
-def _share_across(one: CollectiveRow, placement: Placement, nodes: Sequence[str]) -> float:
-    """Of what the ranks of its group send. A send goes to the next rank; a broadcast, from the
+def _edges(one: CollectiveRow, placement: Placement) -> list[tuple[int, int]]:
+    """Along which the ranks of its group send. A send goes to the next rank; a broadcast, from the
     last, along all edges of the ring but the one that leads back to it; others along all."""
     group = placement.group(one.axis, one.rank)
     edges = list(itertools.pairwise((*group, group[0])))
     if one.op == "send":
-        edges = [edge for edge in edges if edge[0] == one.rank]
-    elif one.op == "broadcast" and len(edges) > 1:
-        edges = [edge for edge in edges if edge[1] != group[-1]]
-    return sum(nodes[a] != nodes[b] for a, b in edges) / len(edges)
+        return [edge for edge in edges if edge[0] == one.rank]
+    if one.op == "broadcast" and len(edges) > 1:
+        return [edge for edge in edges if edge[1] != group[-1]]
+    return edges
 
 
 def operations_of(collectives: Sequence[CollectiveRow], timed: Sequence[TimedRow]) -> Operations:
