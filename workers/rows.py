@@ -186,17 +186,24 @@ def reduced(
 
 def _made(kind: type[R], value: Callable[[Column], Any]) -> R:
     """A row of `kind`, each column given by `value`."""
-    values = {column.path: value(column) for column in columns(kind)}
-    return typing.cast(R, _nested(kind, values, ()))
+    (one,) = _assembled(kind, {column.path: [value(column)] for column in columns(kind)})
+    return typing.cast(R, one)
 
 
-def _nested(kind: Any, values: Mapping[tuple[str, ...], Any], path: tuple[str, ...]) -> object:
-    hints, made = _hints(kind), {}
-    for field in dataclasses.fields(kind):
-        here = (*path, field.name)
-        inner = "pattern" in field.metadata
-        made[field.name] = _nested(hints[field.name], values, here) if inner else values[here]
-    return kind(**made)
+def _assembled(
+    kind: Any, values: Mapping[tuple[str, ...], Sequence[Any]], path: tuple[str, ...] = ()
+) -> list[object]:
+    """Rows of `kind` from the values of each column, all of one length: group by group, as tables
+    have hundreds of thousands of rows."""
+    hints, fields = _hints(kind), dataclasses.fields(kind)
+    names = [field.name for field in fields]
+    inner = [
+        _assembled(hints[field.name], values, (*path, field.name))
+        if "pattern" in field.metadata
+        else values[(*path, field.name)]
+        for field in fields
+    ]
+    return [kind(**dict(zip(names, one, strict=True))) for one in zip(*inner, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -236,17 +243,15 @@ class Table(Generic[R]):
         One that may be None and is not there, as in a result from before it was added, is None.
         Raises KeyError with the name of another one that is not there.
         """
-        unknown = dict.fromkeys(column.path for column in columns(self.kind))
+        unknown: Sequence[None] = [None] * table.num_rows
+        values: dict[tuple[str, ...], Sequence[Any]] = {
+            column.path: unknown for column in columns(self.kind)
+        }
         there = set(table.column_names)
-        known = [one for one in self.columns if one.name in there or not one.optional]
-        values = [_values(table.column(column.name)) for column in known]
-        paths = [column.path for column in known]
-        return [
-            typing.cast(
-                R, _nested(self.kind, {**unknown, **dict(zip(paths, one, strict=True))}, ())
-            )
-            for one in zip(*values, strict=True)
-        ]
+        for one in self.columns:
+            if one.name in there or not one.optional:
+                values[one.path] = _values(table.column(one.name))
+        return typing.cast(list[R], _assembled(self.kind, values))
 
     def data(self, rows: Iterable[R]) -> list[dict[str, object]]:
         """Rows as plain data for `json.dumps`: the columns of the table by name."""

@@ -21,6 +21,7 @@ from orchestrator.store.schema import RUN_KEYS
 from strategies import Placement
 from workers.messages import EnginePlan, RankReport
 from workers.records import COLLECTIVES
+from workers.rows import grouped
 
 BUSY = [500.0] * 41  # 4 s
 MIB = 1 << 20
@@ -249,12 +250,13 @@ def published_runs() -> list[tuple[str, Crosscheck]]:
 
 def published(folder: Path) -> list[tuple[str, Crosscheck]]:
     tables = [read_part(folder / f"{name}.arrow") for name in ("telemetry", "collectives")]
+    places = [grouped(range(one.num_rows), RUN_KEYS.rows(one).__getitem__) for one in tables]
     runs = read_part(folder / "summary.arrow")
     found = []
     for key, row in zip(RUN_KEYS.rows(runs), runs.to_pylist(), strict=True):
         samples, counted = (
-            one.filter(pa.array([other == key for other in RUN_KEYS.rows(one)], pa.bool_()))
-            for one in tables
+            table.take(pa.array(of_run.get(key, []), pa.int64()))
+            for table, of_run in zip(tables, places, strict=True)
         )
         calls = None if row["comm_bytes"] is None else counted
         whole = RankReport(0, None, pa.table({}), calls, 0, telemetry=samples)
