@@ -94,7 +94,7 @@ def render(
     if left_out := _left_out(loads.values(), tables):
         text = f"For {', '.join(left_out)} the terminal is too narrow; --json has all."
         console.print(text, style="dim", highlight=False)
-    if order := run_order(comparison):
+    if (order := run_order(comparison)) and not on_cpu(comparison):
         console.print(order, style="dim", highlight=False)
     if on_cpu(comparison):
         console.print(CPU_NOTE, style="yellow")
