@@ -348,3 +348,14 @@ def test_where_ray_is_stands_once_however_often_a_search_connects():
         progress.connected(cluster)
     lines = console.file.getvalue().splitlines()
     assert [line.split()[2] for line in lines] == [one.dashboard, "/tmp/orc-1", "/tmp/orc-2"]
+
+
+def test_several_experiments_are_told_apart_by_their_names_and_their_settings():
+    def one(experiment, attention):
+        return run("tp4", 10.0, experiment=experiment, attention=attention, fusion="on")
+
+    shown_ = shown(compared(one("a-1", "triton"), one("a-2", "fa3"))).splitlines()
+    assert "tiny (a-1), attention triton" in shown_
+    assert "tiny (a-2), attention fa3" in shown_
+    assert shown_.index("tiny (a-1), attention triton") < shown_.index("tiny (a-2), attention fa3")
+    assert "a-1" not in shown(compared(one("a-1", "triton")))
