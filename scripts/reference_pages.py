@@ -78,9 +78,11 @@ def _options(name: str, command: click.Command) -> dict[str, str]:
 
 
 def config_page() -> str:
-    """Every field of a file for `--config`."""
+    """Every field of a file for `--config`, in the order of their options."""
     fields = Experiment.model_json_schema()["properties"]
-    rows = [[f"`{name}`", _type(one), _default(one), meaning(name)] for name, one in fields.items()]
+    order = list(options())
+    named = sorted(fields.items(), key=lambda item: order.index(item[0]))
+    rows = [[f"`{name}`", _type(one), _default(one), meaning(name)] for name, one in named]
     return _page(
         "# Fields of an experiment",
         "A file for `orchestrator submit --config FILE` is YAML and holds these fields. Each is "
@@ -94,12 +96,15 @@ def config_page() -> str:
 
 
 def meaning(field: str) -> str:
-    """What the command line says of a field."""
-    for command in (main.commands["submit"], main.commands["ablate"]):
-        for option in command.params:
-            if option.name == field and isinstance(option, click.Option) and option.help:
-                return option.help
-    raise LookupError(f"no option of submit or ablate fills {field}")
+    """What the command line says of a field. Raises KeyError for one that no option fills."""
+    return options()[field]
+
+
+def options() -> dict[str, str]:
+    """The options of submit, then those of ablate: name -> help."""
+    given = (one for name in ("submit", "ablate") for one in main.commands[name].params)
+    told = {one.name: one.help for one in given if isinstance(one, click.Option)}
+    return {name: text for name, text in told.items() if name and text}
 
 
 def _type(schema: Mapping[str, Any]) -> str:

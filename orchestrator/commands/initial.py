@@ -113,18 +113,20 @@ def _load_format(model: str) -> Literal["auto", "dummy"]:
 def _text(model: str, gpus: Topology, choices: Sequence[Choice]) -> str:
     asked = _asked([one.layout for one in choices if one.planned], model, gpus)
     lines = [
-        f"# {_machine(gpus)}. The fields are those of `orchestrator submit --help`.",
+        f"# {_machine(gpus)}.",
+        "# The fields are the options of `orchestrator submit --help`.",
         f"# {_how_long(asked, choices, gpus)}",
         f"model: {json.dumps(str(Path(model).resolve()) if Path(model).is_dir() else model)}",
     ]
     if asked.load_format == "dummy":
         lines += ["load_format: dummy  # random weights; for yours: model: PATH, without this line"]
     lines += ["strategy:", *(_line(one) for one in choices)]
+    what_for = "from 2 on there are intervals" + (", and verdicts" if gpus.devices else "")
     lines += [
         "engine: [torch]  # [torch, vllm] compares both, where vLLM is installed",
         "scenario: short  # 256 tokens in, 128 out; or dataset_path: FILE",
         f"max_concurrency: {list(asked.max_concurrency)}  # requests in flight",
-        f"num_starts: {asked.num_starts}  # from 2 on there are intervals, and verdicts",
+        f"num_starts: {asked.num_starts}  # {what_for}",
     ]
     return "\n".join(lines) + "\n"
 

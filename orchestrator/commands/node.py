@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.commands import SOME_FAILED, training
 from orchestrator.errors import UserError
-from orchestrator.report.output import Output
+from orchestrator.report.output import Output, say
 
 if TYPE_CHECKING:
     from orchestrator.experiment import Experiment
@@ -85,7 +86,7 @@ def calibrate(
     from orchestrator.node.calibrate import calibrate as measure
     from orchestrator.report import fabric_tables
 
-    found = measure(device, ranks, folder, address, quick)
+    found = measure(device, ranks, folder, address, quick, partial(say, err=True))
     Output(as_json).show(
         lambda: fabric_tables.as_data(found), lambda console: fabric_tables.render(found, console)
     )

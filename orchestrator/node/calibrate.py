@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -23,7 +23,8 @@ from strategies.placement import Placement
 from strategies.shapes import ModelShape
 from workers import engines
 from workers.engines.calibration import CALIBRATION_LAYOUT, QUICK, SWEEP_OPTION
-from workers.messages import EnginePlan, Work
+from workers.engines.calibration_parts import COLLECTIVES, PARTS, Part
+from workers.messages import EnginePlan, RankReport
 from workers.records import FABRIC
 
 TIMEOUT_S = 300.0
@@ -47,18 +48,21 @@ def calibrate(
     out: Path | None = None,
     address: str | None = None,
     quick: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Calibration:
     """Measure one node on `ranks` of its GPUs or CPU workers, or with more ranks than it has the
-    network too, and write fabric.arrow and fits.arrow into `out`.
+    network too, and write fabric.arrow and fits.arrow into `out`. tell: is given a line whenever
+    something begins.
 
     Raises UserError where there is no such cluster or device, or where the measurement fails.
     """
     kind, there = _device(device), address_of(address)
     check_writable(out or DEFAULT_ROOT, "the calibration", "--out")
     needed = ranks or (_on_this_machine(kind) if there is None else 0)
+    tell("Connecting to Ray.")
     with connect(there, kind, needed, dashboard=False) as cluster:
         plan = calibration_plan(kind, ranks or _on_one_node(cluster, kind), quick)
-        table = _measure(cluster, plan)
+        table = _measure(cluster, plan, tell)
     path = (out or fabric.folder(host=table.column("host")[0].as_py())) / fabric.FILE
     _write(path, table)
     return Calibration(path, table, links.pairs() if kind == "cuda" else [])
@@ -74,12 +78,18 @@ def calibration_plan(device: Device, ranks: int, quick: bool) -> EnginePlan:
     )
 
 
-def _measure(cluster: Cluster, plan: EnginePlan) -> pa.Table:
+def _measure(cluster: Cluster, plan: EnginePlan, tell: Callable[[str], None]) -> pa.Table:
+    ranks = plan.placement.num_ranks
+    parts = [part for part in PARTS if part != COLLECTIVES or ranks > 1]
+    reports: list[RankReport] = []
+    tell(f"Starting {ranks} x {plan.device}.")
     try:
         group = WorkerGroup.start(cluster, CALIBRATION_LAYOUT, plan, engines.CALIBRATION.name)
         try:
             group.build(TIMEOUT_S)
-            reports = group.run(Work((), 1), TIMEOUT_S)
+            for number, part in enumerate(parts, 1):
+                tell(f"[{number}/{len(parts)}] {part}")
+                reports += group.run(Part((), 1, part=part, is_last=part == parts[-1]), TIMEOUT_S)
             nodes = group.nodes
             group.close()
         finally:

@@ -29,6 +29,7 @@ def remarks(
     will queue, replicas on several nodes, ablations that change nothing, and where Nsight Systems
     and Nsight Compute write. An ablated layout gets no remarks of its own."""
     yield from planned[0].remarks if planned else ()
+    yield from _of_starts(experiment)
     if experiment.workload == "train":
         yield from (remark for one in planned[1:] for remark in one.remarks)
         for one in planned:
@@ -58,6 +59,14 @@ def remarks(
         yield nsight.remark(folder_of(experiment), joined=cluster is not None)
     if experiment.ncu:
         yield nsight.counting_remark(folder_of(experiment), joined=cluster is not None)
+
+
+def _of_starts(experiment: Experiment) -> Iterator[str]:
+    if experiment.until_ci and experiment.max_starts <= experiment.num_starts:
+        yield (
+            f"--until-ci adds no starts: there are {experiment.num_starts} anyhow, and "
+            f"--max-starts is {experiment.max_starts}"
+        )
 
 
 def _of_engine(experiment: Experiment, planned: PlannedDeployment) -> Iterator[str]:

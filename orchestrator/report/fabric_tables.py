@@ -79,17 +79,19 @@ def render(found: Calibration, console: Console) -> None:
 
 
 def _devices(rows: Sequence[FabricRow], sheet: datasheet.Sheet | None) -> Table:
-    """A line per thing measured, over the devices of all ranks."""
+    """A line per thing measured, over the devices of all ranks; beside the data sheet, if any."""
     table = Table(box=SIMPLE_HEAD)
     for title in ("what", "of", "dtype"):
         table.add_column(title)
-    for title in ("slowest device", "fastest device", "data sheet", "reached"):
+    rates = ("slowest device", "fastest device", *(("data sheet", "reached") if sheet else ()))
+    for title in rates:
         table.add_column(title, justify="right")
     measured = (one for one in rows if one.kind in TITLES)
     for (kind, op, dtype), same in grouped(
         measured, lambda one: (one.kind, one.op, one.dtype)
     ).items():
-        table.add_row(TITLES[kind], op, dtype, *_reached(kind, same, _limit(sheet, kind, dtype)))
+        reached = [*_reached(kind, same, _limit(sheet, kind, dtype))][: len(rates)]
+        table.add_row(TITLES[kind], op, dtype, *reached)
     return table
 
 

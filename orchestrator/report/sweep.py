@@ -137,8 +137,11 @@ def _between(mean: float | None, low: float | None, high: float | None, size: fl
 
 def render(curves: Sequence[Curve], console: Console) -> None:
     """Print each sweep as a table, with a line per layout below; nothing where there is none."""
+    several = len({one.experiment for one in curves}) > 1
     for mine in grouped(curves, lambda one: one.sweep).values():
-        heading = f"{mine[0].model} · {mine[0].scenario} · against concurrency"
+        first = mine[0]
+        named = first.experiment if several else first.model
+        heading = f"{named} · {first.scenario} · against concurrency"
         console.print(heading, style="bold", highlight=False)
         console.print(_table(mine))
         for text in sentences(mine):

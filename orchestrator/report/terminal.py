@@ -13,7 +13,7 @@ from orchestrator.analysis import crosscheck, goodput, outputs, samples
 from orchestrator.analysis.comparing.compare import Comparison, outputs_of, run_order
 from orchestrator.analysis.comparing.rounds import Load, load_of, names_of
 from orchestrator.report.charts import across_nodes, unshown
-from orchestrator.report.charts.choices import lengths_of, load_in_words
+from orchestrator.report.charts.choices import labels_of, lengths_of, load_in_words
 from orchestrator.report.output import width_of
 from orchestrator.report.progress import RunProgress
 from orchestrator.report.text import aligned, figure, fixed, full, legend, percent
@@ -86,7 +86,10 @@ def render(
         table for mine in experiments for table in _tables([loads[load] for load in mine], console)
     ]
     ordered = [load for mine in experiments for load in mine]
+    labels = labels_of(grouped(comparison, lambda one: one.cell.experiment))
     for load, table in zip(ordered, tables, strict=True):
+        if (label := labels.pop(load.experiment, load.model)) != load.model:
+            console.print(label, style="bold underline", highlight=False)
         _render_load(loads[load], table, console, said.get(load, ()))
     several = any(one.num_starts > 1 for one in comparison)
     device = "worker" if on_cpu(comparison) else "GPU"
@@ -94,7 +97,7 @@ def render(
     if left_out := _left_out(loads.values(), tables):
         text = f"For {', '.join(left_out)} the terminal is too narrow; --json has all."
         console.print(text, style="dim", highlight=False)
-    if order := run_order(comparison):
+    if (order := run_order(comparison)) and not on_cpu(comparison):
         console.print(order, style="dim", highlight=False)
     if on_cpu(comparison):
         console.print(CPU_NOTE, style="yellow")

@@ -54,6 +54,14 @@ def test_a_quick_calibration_on_cpu_workers(ray_cluster, tmp_path, monkeypatch):
     )
     assert time.monotonic() - start < 60
     assert done.exit_code == 0, done.output
+    assert done.stderr.splitlines() == [
+        "Connecting to Ray.",
+        "Starting 2 x cpu.",
+        "[1/4] memory",
+        "[2/4] matrix products",
+        "[3/4] matrix products of decoding",
+        "[4/4] collectives",
+    ]
     path = tmp_path / "results" / f"fabric-{socket.gethostname()}" / "fabric.arrow"
     table = fabric.load(path)
     assert table.schema.equals(FABRIC.schema, check_metadata=True)
@@ -264,6 +272,12 @@ def test_cells_of_a_data_sheet_that_are_unknown_are_a_dash():
     text = shown(timed(0, [], "NVIDIA H800 PCIe"))
     assert "4000 GB/s" in text
     assert "Data sheet:" not in text
+
+
+def test_without_a_data_sheet_there_are_no_columns_of_one():
+    assert "data sheet" in shown(timed(0, [], "NVIDIA H200"))
+    assert "data sheet  " not in shown(timed(0, [], "cpu"))
+    assert "reached" not in shown(timed(0, [], "cpu"))
 
 
 # -- the engine

@@ -34,6 +34,8 @@ def test_without_gpus_it_is_tiny_and_nothing_is_ranked(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     text = (tmp_path / "e.yaml").read_text()
     assert "No GPU was found" in text
+    assert "verdicts" not in text
+    assert max(map(len, text.splitlines())) <= 100
     asked = load_experiment(tmp_path / "e.yaml", {})
     assert (asked.model, asked.strategy) == ("tiny", ("tp4", "tp2pp2", "pp4", "dp4"))
 
@@ -45,7 +47,8 @@ def test_on_gpus_it_is_the_largest_preset_that_fits_with_how_long_that_takes(
     done = init(tmp_path)
     assert done.exit_code == 0, done.output
     text = (tmp_path / "e.yaml").read_text()
-    assert "# Found 2 x NVIDIA H200." in text
+    assert "# Found 2 x NVIDIA H200.\n" in text
+    assert "verdicts" in text
     assert "as predicted, and the builds of the layouts" in text
     asked = load_experiment(tmp_path / "e.yaml", {})
     assert (asked.model, asked.load_format) == ("llama-70b", "dummy")

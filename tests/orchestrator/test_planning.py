@@ -157,6 +157,12 @@ def test_zero_brings_its_engine_and_says_so() -> None:
     )
 
 
+def test_starts_that_cannot_be_added_are_remarked_on() -> None:
+    said = "--until-ci adds no starts: there are 20 anyhow, and --max-starts is 10"
+    assert said in remarks(strategy="dp4", until_ci=0.05, num_starts=20)
+    assert said not in remarks(strategy="dp4", until_ci=0.05, num_starts=20, max_starts=30)
+
+
 def test_replicas_without_work_and_queues_are_remarked_on() -> None:
     assert "dp4 at max_concurrency 1: 3 of 4 replicas have nothing to do" in remarks(
         strategy="dp4", max_concurrency=1

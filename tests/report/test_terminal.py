@@ -202,6 +202,15 @@ def test_engine_and_dtype_stand_in_the_title_unless_they_differ():
     assert headers(text)[0].split()[0] == "engine"
 
 
+def test_on_a_cpu_nothing_is_said_of_ratios_and_verdicts():
+    def told(device):
+        each = [(name, n) for name in ("tp4", "pp4") for n in range(2)]
+        return shown(compared(*(run(name, 10.0, n, device_name=device) for name, n in each)))
+
+    assert "verdicts" in told("NVIDIA H200")
+    assert "verdicts" not in told("cpu")
+
+
 def test_on_a_cpu_there_are_workers_and_no_gpus():
     parts = {"comm_exposed_pct": 4.0, "bubble_pct": 8.0}
     on_cpu = shown(compared(run("pp2", 100.0, device_name="cpu", **parts)))
@@ -270,7 +279,7 @@ def test_each_group_says_which_layouts_made_the_same_tokens():
 def test_repeats_come_with_a_note_on_what_they_are_worth():
     def noted(starts, runs):
         rows = [
-            run(name, 10.0 + index, start, run=index)
+            run(name, 10.0 + index, start, run=index, device_name="NVIDIA H200")
             for name in ("tp4", "pp4")
             for start in range(starts)
             for index in range(runs)
@@ -339,3 +348,14 @@ def test_where_ray_is_stands_once_however_often_a_search_connects():
         progress.connected(cluster)
     lines = console.file.getvalue().splitlines()
     assert [line.split()[2] for line in lines] == [one.dashboard, "/tmp/orc-1", "/tmp/orc-2"]
+
+
+def test_several_experiments_are_told_apart_by_their_names_and_their_settings():
+    def one(experiment, attention):
+        return run("tp4", 10.0, experiment=experiment, attention=attention, fusion="on")
+
+    shown_ = shown(compared(one("a-1", "triton"), one("a-2", "fa3"))).splitlines()
+    assert "tiny (a-1), attention triton" in shown_
+    assert "tiny (a-2), attention fa3" in shown_
+    assert shown_.index("tiny (a-1), attention triton") < shown_.index("tiny (a-2), attention fa3")
+    assert "a-1" not in shown(compared(one("a-1", "triton")))

@@ -15,11 +15,12 @@ from strategies.traffic import ONE_SHOT, bus_factor
 from workers.engines import node_collectives as collectives
 from workers.engines import node_timing as timing
 from workers.engines.calibration import CALIBRATION_LAYOUT, QUICK, SWEEP_OPTION
-from workers.engines.node_sweep import measure
+from workers.engines.calibration_parts import PARTS
+from workers.engines.node_sweep import Measurement
 from workers.engines.node_timing import CPU_SWEEP, GPU_SWEEP, QUICK_SWEEP, Sweep, Timing
 from workers.messages import EnginePlan, Work
 from workers.rank import RankContext
-from workers.records import FABRIC
+from workers.records import FABRIC, FabricRow
 
 CPU = torch.device("cpu")
 TINY = Sweep((4096,), 1 << 20, ((16, 16, 16),), (32, 16), samples=1, calls=1, rows=(1, 4))
@@ -27,6 +28,13 @@ TINY = Sweep((4096,), 1 << 20, ((16, 16, 16),), (32, 16), samples=1, calls=1, ro
 
 def context(rank: int = 0) -> RankContext:
     return RankContext(rank, Placement(), CPU)
+
+
+def measured(rank: int) -> list[FabricRow]:
+    measurement = Measurement(context(rank), TINY)
+    for part in PARTS:
+        measurement.take(part)
+    return measurement.end()
 
 
 def test_group_sizes() -> None:
@@ -99,7 +107,7 @@ def test_a_time_says_that_it_is_the_median_and_of_how_many_samples() -> None:
 
 @pytest.mark.slow
 def test_one_cpu_worker_measures_its_memory_and_its_products() -> None:
-    rows = measure(context(), TINY)
+    rows = measured(0)
     assert [(row.kind, row.op, row.dtype) for row in rows] == [
         ("cache", "capacity", None),
         ("hbm", "read", "float32"),
@@ -117,7 +125,7 @@ def test_one_cpu_worker_measures_its_memory_and_its_products() -> None:
 
 
 def test_cpu_workers_share_what_is_measured_so_the_first_one_measures_it() -> None:
-    assert measure(context(rank=1), TINY) == []
+    assert measured(1) == []
 
 
 def test_how_much_is_measured_depends_on_the_device_and_on_what_is_asked() -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from workers.engines.calibration_parts import PARTS, Part
 from workers.messages import Built, EnginePlan, RankReport, Work
 from workers.records import FABRIC, STEPS
 from workers.versions import versions
 
 if TYPE_CHECKING:
+    from workers.engines.node_sweep import Measurement
     from workers.rank import RankContext
 
 CALIBRATION_LAYOUT = "calibration"  # the name of the layout of a plan for this engine
@@ -28,6 +30,7 @@ class CalibrationEngine:
 
     def __init__(self) -> None:
         self._context: RankContext | None = None
+        self._measurement: Measurement | None = None
         self._quick = False
 
     def supports(self, plan: EnginePlan) -> str | None:
@@ -45,16 +48,24 @@ class CalibrationEngine:
         return Built(context.rank, 0.0, None, 0, None, device_name(context.device), versions())
 
     def run(self, work: Work) -> RankReport:
-        """Measure; the report's `fabric` has what this rank found. The work has no requests."""
-        from workers.engines.node_sweep import measure
+        """Measure a part, or everything at once; the report's `fabric` has what this rank found, at
+        the end. The work has no requests."""
+        from workers.engines.node_sweep import Measurement
         from workers.engines.node_timing import sweep_for
 
         assert self._context is not None, "build first"
-        rows = measure(self._context, sweep_for(self._context.device, self._quick))
-        return RankReport(
-            self._context.rank, None, STEPS.make([]), None, 0, fabric=FABRIC.make(rows)
-        )
+        context = self._context
+        sweep = sweep_for(context.device, self._quick)
+        measurement = self._measurement = self._measurement or Measurement(context, sweep)
+        for part in (work.part,) if isinstance(work, Part) else PARTS:
+            measurement.take(part)
+        found = None
+        if not isinstance(work, Part) or work.is_last:
+            found, self._measurement = FABRIC.make(measurement.end()), None
+        return RankReport(context.rank, None, STEPS.make([]), None, 0, fabric=found)
 
     def close(self) -> None:
-        """Drop the context. Nothing else was taken."""
-        self._context = None
+        """Drop the context, and what was measured."""
+        if self._measurement is not None:
+            self._measurement.end()
+        self._context = self._measurement = None

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.device import device_name
+from workers.engines.calibration_parts import COLLECTIVES, DECODE, MEMORY, PRODUCTS
 from workers.engines.node_collectives import several_ranks
 from workers.engines.node_conditions import watching
 from workers.engines.node_timing import (
@@ -35,25 +36,40 @@ from workers.records import FabricRow
 FP8 = torch.float8_e4m3fn
 
 
-@torch.inference_mode()
-def measure(context: RankContext, sweep: Sweep) -> list[FabricRow]:
-    """What this rank measured of the node. Every rank calls this at once."""
-    host, device = socket.gethostname(), device_name(context.device)
-    with watching(context.device) as watched:
-        found = [*_one_device(context, sweep), *several_ranks(context, sweep)]
-    held = watched.held_down() if watched else None
-    return [one.row(host, device, context.rank, sweep.samples, held) for one in found]
+class Measurement:
+    """A node while it is measured, its GPU watched from the first part to the end. Every rank takes
+    the same parts at once."""
+
+    def __init__(self, context: RankContext, sweep: Sweep) -> None:
+        self._context, self._sweep = context, sweep
+        self._found: list[Timing] = []
+        self._watching = contextlib.ExitStack()
+        self._watched = self._watching.enter_context(watching(context.device))
+
+    @torch.inference_mode()
+    def take(self, part: str) -> None:
+        """Measure one of PARTS."""
+        self._found += _part(self._context, self._sweep, part)
+
+    def end(self) -> list[FabricRow]:
+        """What this rank measured of the node."""
+        host, device = socket.gethostname(), device_name(self._context.device)
+        held = self._watched.held_down() if self._watched else None
+        self._watching.close()
+        rank, samples = self._context.rank, self._sweep.samples
+        return [one.row(host, device, rank, samples, held) for one in self._found]
 
 
-def _one_device(context: RankContext, sweep: Sweep) -> Iterator[Timing]:
+def _part(context: RankContext, sweep: Sweep, part: str) -> Iterator[Timing]:
     """Every GPU is measured. The CPU workers of a node share its memory and cores, so only the
     first one measures them."""
     device = context.device
-    if device.type == "cpu" and context.rank > 0:
-        return
-    yield Timing("cache", "capacity", cache_bytes(device))
-    for part in (memory, products, decode_products):
-        yield from part(device, sweep)
+    if part == COLLECTIVES:
+        yield from several_ranks(context, sweep)
+    elif device.type != "cpu" or context.rank == 0:
+        if part == MEMORY:
+            yield Timing("cache", "capacity", cache_bytes(device))
+        yield from ON_ONE_DEVICE[part](device, sweep)
         release(device)
 
 
@@ -133,6 +149,9 @@ def decode_products(device: torch.device, sweep: Sweep) -> Iterator[Timing]:
                 us, flop = median_us(device, sweep, call, max(sweep.calls, count)), 2 * m * n * k
                 name = dtype_name(dtype)
                 yield Timing("decode_gemm", f"m{m}", size, name, "eager", us, flop=flop)
+
+
+ON_ONE_DEVICE = {MEMORY: memory, PRODUCTS: products, DECODE: decode_products}
 
 
 def _in_turn(x: Tensor, weights: Sequence[Tensor]) -> Operation | None:

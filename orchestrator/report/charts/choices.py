@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 
 from orchestrator.analysis.comparing.compare import Comparison
-from orchestrator.analysis.summary import Conditions
+from orchestrator.analysis.summary import Conditions, Settings
 from workers.rows import grouped
 
 
@@ -33,7 +33,7 @@ def choices(comparison: Iterable[Comparison]) -> list[ExperimentChoice]:
     """Every experiment with its scenarios and their concurrencies; those of one model by their
     request rates, closed loops first."""
     experiments = grouped(comparison, lambda one: one.cell.experiment)
-    labels = _labels({name: cells[-1] for name, cells in experiments.items()})
+    labels = labels_of(experiments)
     return [
         ExperimentChoice(
             name,
@@ -46,17 +46,34 @@ def choices(comparison: Iterable[Comparison]) -> list[ExperimentChoice]:
     ]
 
 
-def _labels(experiments: Mapping[str, Comparison]) -> dict[str, str]:
-    """What experiments are called, by name, given a cell of each: the model, with the request rate
-    where that tells them apart, else with the whole name."""
-    models = {name: one.cell.model for name, one in experiments.items()}
+def labels_of(experiments: Mapping[str, Sequence[Comparison]]) -> dict[str, str]:
+    """What experiments are called, by name, given the cells of each: the model, with the request
+    rate where that tells them apart, else the whole name with the switches that are set otherwise
+    elsewhere."""
+    models = {name: cells[-1].cell.model for name, cells in experiments.items()}
     if len(set(models.values())) == len(models):
         return models
-    ordered = sorted(experiments.items(), key=lambda one: one[1].arrivals.request_rate or 0.0)
+    last = {name: cells[-1] for name, cells in experiments.items()}
+    ordered = sorted(last.items(), key=lambda one: one[1].arrivals.request_rate or 0.0)
     by_rate = {name: f"{models[name]}, {rate_of(one) or 'closed loop'}" for name, one in ordered}
     if len(set(by_rate.values())) == len(by_rate):
         return by_rate
-    return {name: f"{model} ({name})" for name, model in models.items()}
+    told = {name: list(_settings(cells)) for name, cells in experiments.items()}
+    unlike = [n for n, values in enumerate(zip(*told.values(), strict=True)) if len({*values}) > 1]
+    return {
+        name: ", ".join([f"{models[name]} ({name})", *(values[n] for n in unlike if values[n])])
+        for name, values in told.items()
+    }
+
+
+def _settings(cells: Sequence[Comparison]) -> Iterator[str]:
+    """Each switch with what it is set to, empty where cells do not agree; those that try the layout
+    without something are left out."""
+    whole = [one.conditions.settings for one in cells if one.cell.ablation == "none"]
+    for field in fields(Settings):
+        values = {getattr(one, field.name) for one in whole}
+        value = values.pop() if len(values) == 1 else None
+        yield f"{field.name.replace('_', ' ')} {value}" if value else ""
 
 
 def rate_of(one: Comparison) -> str:
