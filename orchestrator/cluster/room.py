@@ -4,6 +4,7 @@ cluster has no room."""
 from __future__ import annotations
 
 import functools
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,17 +28,21 @@ from workers.messages import EnginePlan
 T = TypeVar("T")
 
 PLANNED_S = 3.0  # for nodes that nobody holds
+LOOK_S = 1.0  # between two looks whether a node has come back
 NODE_LABEL = "ray.io/node-id"  # which Ray gives each node
 RESERVE_S = 30.0  # to wait in any case: another job may be about to end
+FIRST_WORD_S, NEXT_WORD_S = 10.0, 30.0  # after which it is said what is waited for, and said again
 MOST_SHOWN = 4  # of those that hold devices
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to wait for devices that others hold, in seconds, and whom to tell meanwhile."""
+    """How long to wait for devices, in seconds, and whom to tell meanwhile. wait_s: 0 where nothing
+    was asked for. back_s: for a node that is gone, where wait_s is less."""
 
     wait_s: float = 0.0
     tell: Callable[[str], None] = print
+    back_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -54,11 +59,9 @@ class Reservation:
 
     def make(self, patience: Patience) -> None:
         """Reserve. Raises RunFailed where there is no room, or ClusterLost."""
-        counts = self._counts()
+        began = time.monotonic()
+        counts = self._counts_with_room(patience)
         room = list(counts.values())
-        self.bundles = bundles_for(self.plan, self.engine, room)
-        if not patience.wait_s:  # else a node that is gone may come back
-            check_bundles(self.bundles, room)
         ranks = self.plan.placement.num_ranks
         on_one = ranks <= max(room, default=0)
         strategy = "STRICT_PACK" if on_one else "PACK"
@@ -68,6 +71,7 @@ class Reservation:
         await_room(
             lambda seconds: self._patiently(lambda: group.wait(seconds)),
             lambda: self._patiently(lambda: shortage(ranks, self.plan.device, on_one, self.name)),
+            max(RESERVE_S, patience.wait_s - (time.monotonic() - began)),
             patience,
         )
 
@@ -103,6 +107,37 @@ class Reservation:
         self._patiently(self.release)
         return False
 
+    def _counts_with_room(self, patience: Patience) -> Mapping[str, int]:
+        """Address -> devices of each node that lives, once they could hold the bundles if nobody
+        else did. Where they could not, a node that is gone may come back."""
+        counts: Mapping[str, int] = {}
+
+        def lacking() -> str:
+            return too_large(self.bundles, list(counts.values())) + self._gone(counts)
+
+        def has_room(seconds: float) -> bool:
+            nonlocal counts
+            deadline = time.monotonic() + seconds
+            while True:
+                counts = self._counts()
+                room = list(counts.values())
+                self.bundles = bundles_for(self.plan, self.engine, room)
+                if not too_large(self.bundles, room) or time.monotonic() > deadline:
+                    return not too_large(self.bundles, room)
+                time.sleep(min(LOOK_S, max(0.0, deadline - time.monotonic())))
+
+        await_room(has_room, lacking, max(patience.wait_s, patience.back_s), patience)
+        return counts
+
+    def _gone(self, counts: Mapping[str, int]) -> str:
+        """Which nodes that were there when the cluster was joined have gone since; what to do where
+        none has."""
+        had = (node.address for node in self.cluster.nodes if node.has(self.plan.device))
+        gone = sorted(set(had) - set(counts))
+        if not gone:
+            return "; use fewer ranks a replica"
+        return f"; gone since it was joined: {', '.join(gone)}"
+
     def _counts(self) -> Mapping[str, int]:
         """Address -> devices of each node that lives."""
         if self.cluster.embedded:
@@ -121,30 +156,33 @@ def bundles_for(
     return [{RESOURCES[plan.device]: size}] * (plan.placement.num_ranks // size)
 
 
-def check_bundles(bundles: Sequence[Mapping[str, float]], counts: Sequence[int]) -> None:
-    """Raise RunFailed where the bundles, which are alike, can never be reserved. counts: devices of
-    each node."""
+def too_large(bundles: Sequence[Mapping[str, float]], counts: Sequence[int]) -> str:
+    """Why the bundles, which are alike, can never be reserved; empty where they can. counts:
+    devices of each node."""
     resource, size = next(iter(bundles[0].items()))
-    if sum(count // size for count in counts) < len(bundles):
-        raise RunFailed(
-            f"{len(bundles)} x {size:g} {resource}s, each {size:g} of them on one node, are more "
-            f"than this cluster has: its nodes have {', '.join(map(str, counts)) or 'none'}; use "
-            "fewer ranks a replica"
-        )
+    if sum(count // size for count in counts) >= len(bundles):
+        return ""
+    return (
+        f"{len(bundles)} x {size:g} {resource}s, each {size:g} of them on one node, are more than "
+        f"this cluster has: its nodes have {', '.join(map(str, counts)) or 'none'}"
+    )
 
 
-def await_room(wait: Callable[[float], bool], why: Callable[[], str], patience: Patience) -> None:
-    """Wait until `wait(seconds)` says that devices are reserved. why: says what is in the way.
+def await_room(
+    wait: Callable[[float], bool], why: Callable[[], str], limit_s: float, patience: Patience
+) -> None:
+    """Wait until `wait(seconds)` says that there is room. why: says what is in the way.
 
-    Raises RunFailed with that when RESERVE_S, or a greater patience, is over.
+    Raises RunFailed with that when `limit_s` is over.
     """
-    waited, limit = 0.0, max(RESERVE_S, patience.wait_s)
-    while not wait(min(RESERVE_S, limit - waited)):
-        waited += RESERVE_S
-        if waited >= limit:
+    waited, step = 0.0, min(FIRST_WORD_S, limit_s)
+    while not wait(step):
+        waited += step
+        if waited >= limit_s:
             advice = "" if patience.wait_s else "; --wait-for-resources 10m waits for them"
             raise RunFailed(f"{why()}{advice}")
-        patience.tell(f"waiting since {waited:.0f} s, {limit:.0f} s at most: {why()}")
+        patience.tell(f"waiting since {waited:.0f} s, {limit_s:.0f} s at most: {why()}")
+        step = min(NEXT_WORD_S, limit_s - waited)
 
 
 def shortage(ranks: int, device: str, on_one_node: bool, mine: str) -> str:

@@ -24,6 +24,8 @@ from orchestrator.run.progress import Progress
 from orchestrator.store.arrow_files import concat
 from workers.messages import EnginePlan, RankReport, TrainingWork, Work
 
+BACK_S = 60.0  # for a node that is gone to come back, where runs that lose one are made again
+
 
 class BuildFailed(RunFailed):
     """No workers could be started, or they could not be built."""
@@ -56,7 +58,8 @@ class Workers:
         # Nsight Compute takes far longer than a run
         timeout_s = job.experiment.timeout if plan.ncu_file is None else plan.timeout_s
         name = f"{asked.model}/{asked.strategy}"
-        patience = Patience(job.experiment.wait_for_resources, tell)
+        back_s = BACK_S if job.experiment.on_node_loss == "retry" else 0.0
+        patience = Patience(job.experiment.wait_for_resources, tell, back_s)
         try:
             group = WorkerGroup.start(cluster, name, plan, asked.engine, job.tags, patience)
             try:

@@ -22,7 +22,7 @@ from orchestrator.cluster.hardware import Gpu, local_topology
 from orchestrator.cluster.health import Server
 from orchestrator.cluster.nodes import Node, refuse_other_versions
 from orchestrator.cluster.ranks import Place, in_rank_order, meeting_host, ranks_at, shared_out
-from orchestrator.cluster.room import Patience, check_bundles
+from orchestrator.cluster.room import Patience, await_room, too_large
 from orchestrator.cluster.waiting import patiently
 from orchestrator.errors import ClusterLost, UserError
 from strategies.shapes import Device
@@ -145,10 +145,31 @@ def test_a_gpu_is_counted_among_the_visible_ones(monkeypatch):
 # -- which process is which rank
 
 
-def test_bundles_that_no_node_can_hold_are_not_waited_for():
-    check_bundles([{"GPU": 2}] * 2, [2, 3])
-    with pytest.raises(RunFailed, match=r"3 x 2 GPUs, each 2 .* its nodes have 3, 3; use fewer"):
-        check_bundles([{"GPU": 2}] * 3, [3, 3])
+def test_bundles_that_no_node_can_hold_are_told_with_what_nodes_have():
+    assert too_large([{"GPU": 2}] * 2, [2, 3]) == ""
+    why = "3 x 2 GPUs, each 2 of them on one node, are more than this cluster has: its nodes have"
+    assert too_large([{"GPU": 2}] * 3, [3, 3]) == f"{why} 3, 3"
+    assert too_large([{"GPU": 2}], []) == (
+        "1 x 2 GPUs, each 2 of them on one node, are more than this cluster has: its nodes have "
+        "none"
+    )
+
+
+def test_the_first_word_of_a_wait_comes_early_and_the_others_now_and_then():
+    waits, told = [], []
+
+    def wait(seconds):
+        waits.append(seconds)
+        return len(waits) == 4
+
+    await_room(wait, lambda: "no room", 100.0, Patience(100.0, told.append))
+    assert waits == [10.0, 30.0, 30.0, 30.0]
+    assert [line.split(":")[0] for line in told] == [
+        f"waiting since {seconds} s, 100 s at most" for seconds in (10, 40, 70)
+    ]
+    with pytest.raises(RunFailed, match=r"^no room; --wait-for-resources 10m waits for them$"):
+        await_room(lambda _: False, lambda: "no room", 0.0, Patience(tell=told.append))
+    assert len(told) == 3
 
 
 @pytest.mark.parametrize(
@@ -302,6 +323,7 @@ def test_a_ray_that_cannot_start_is_one_line_and_its_logs_are_kept(monkeypatch):
 def test_devices_that_others_hold_are_a_failure_and_not_a_hang(ray_cluster, monkeypatch):
     first = started(ray_cluster, 4)
     monkeypatch.setattr("orchestrator.cluster.room.RESERVE_S", 1.0)
+    monkeypatch.setattr("orchestrator.cluster.room.FIRST_WORD_S", 1.0)
     told = []
     try:
         with pytest.raises(RunFailed) as found:
@@ -321,6 +343,7 @@ def test_devices_that_others_hold_are_a_failure_and_not_a_hang(ray_cluster, monk
 def test_devices_that_come_free_in_time_are_taken(ray_cluster, monkeypatch):
     first, told = started(ray_cluster, 4), []
     monkeypatch.setattr("orchestrator.cluster.room.RESERVE_S", 1.0)
+    monkeypatch.setattr("orchestrator.cluster.room.FIRST_WORD_S", 1.0)
 
     def tell(line):
         told.append(line)

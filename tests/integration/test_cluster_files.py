@@ -16,6 +16,7 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import psutil
 import pytest
 import yaml
@@ -301,6 +302,16 @@ def test_the_manifest_of_kuberay_asks_for_what_the_project_is():
     heads = cluster["headGroupSpec"]["template"]["spec"]
     assert heads["containers"][0]["image"] == container["image"]
     assert heads["containers"][0]["volumeMounts"][0]["mountPath"] == context.params["result_dir"]
+
+
+def test_kuberay_knows_every_field_of_the_manifest():
+    schema = json.loads((ROOT / "tests" / "support" / "kuberay_rayjob.json").read_text())
+    spec = yaml.safe_load((ROOT / "docs" / "kuberay.yaml").read_text())["spec"]
+    known = jsonschema.Draft7Validator(schema)
+    assert not list(known.iter_errors(spec))
+    spec["rayClusterSpec"]["workerGroupSpecs"][0]["minReplica"] = "2"
+    (error,) = known.iter_errors(spec)
+    assert "'minReplica' was unexpected" in error.message
 
 
 def parse_layout(name):

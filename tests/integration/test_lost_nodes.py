@@ -40,7 +40,7 @@ def rows(result_dir: Path) -> list[dict[str, Any]]:
 def test_ranks_of_two_nodes_make_the_tokens_of_one_and_a_node_that_dies_costs_its_run_alone(
     tmp_path: Path,
 ) -> None:
-    with nodes.in_one_machine([2, 2, 2]) as (address, there):
+    with nodes.in_one_machine([2, 2, 2]) as (address, there, _):
         head = next(iter(there))
         makes_the_same_tokens(address, tmp_path / "same", sorted(there)[:2])
         first = lose(address, tmp_path / "again", there, head, "retry")
@@ -123,3 +123,28 @@ def a_run_was_left_out(lost: Lost) -> None:
     assert len(lost.of("tp2", "completed")) == 3
     (why,) = {row["reason"] for row in lost.of("tp2pp2", "failed")}
     assert f"lost node {lost.node} with rank" in why
+
+
+@pytest.mark.ray
+@pytest.mark.nodes
+@pytest.mark.timeout(2 * TIMEOUT_S)
+def test_a_run_is_made_again_when_its_node_comes_back(tmp_path: Path) -> None:
+    """No other node has room for it meanwhile."""
+    with nodes.in_one_machine([2, 2]) as (address, there, bring_back):
+        head, node = there
+        flags = ("--strategy", "tp2pp2", "--output-len", "64", "--num-runs", "2")
+        asked = command(address, tmp_path, *flags, "--on-node-loss", "retry")
+        with subprocess.Popen(
+            asked, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as running:
+            assert running.stdout is not None
+            said = list(until(running.stdout, "run 1: "))
+            there[node].kill_raylet()
+            said += until(running.stdout, "waiting since 10 s, 60 s at most: ")
+            gone = f"its nodes have 2; gone since it was joined: {node}"
+            assert gone in said[-1], "".join(said)
+            bring_back(2, node)
+            said += running.stdout
+        assert running.returncode == 0, "".join(said)
+        last = max(rows(tmp_path), key=lambda row: row["run"])
+        assert (last["status"], last["nodes"]) == ("completed", sorted([head, node] * 2))

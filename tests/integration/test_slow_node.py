@@ -47,7 +47,7 @@ def test_a_rank_on_a_slow_node_is_named_with_its_node_while_it_runs_and_afterwar
     (tmp_path / "config.json").write_text(json.dumps(MODEL))
     words = f"submit --strategy {strategy} --load-format dummy --device cpu --num-runs 2"
     load = "--input-len 16 --output-len 16 --max-concurrency 4"
-    with nodes.in_one_machine([1, 1]) as (address, there):
+    with nodes.in_one_machine([1, 1]) as (address, there, _):
         slow = "127.0.0.2"
         where = ("--address", address, "--model", tmp_path, "--result-dir", tmp_path / "results")
         asked = [BIN / "orchestrator", *words.split(), *load.split(), *where]

@@ -34,7 +34,7 @@ from orchestrator.run.foretold import foretold
 from strategies import Topology
 from strategies.precision import Precision
 from strategies.traffic import ONE_SHOT
-from workers.engines.native.support import SHARING
+from workers.engines.native.support import SHARED_BY
 from workers.records import FABRIC
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
@@ -165,7 +165,7 @@ def test_the_engine_sums_in_one_shot_by_itself_where_nvlink_joins_all(
 
 
 def test_its_limits_are_those_of_the_kernels() -> None:
-    assert SHARING["one-shot"] == ONE_SHOT_RANKS
+    assert SHARED_BY == ONE_SHOT_RANKS
     pytest.importorskip("triton")
     from workers.engines.native.kernels.symmetric import most_bytes
 

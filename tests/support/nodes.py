@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,16 @@ import pytest
 from existing_cluster import environment
 
 BIN = Path(sys.executable).parent
+Again = Callable[[int, str], Any]  # CPUs and address of a node -> the node
 STORE_BYTES = 100_000_000
 START_S = 200
 
 
 @contextlib.contextmanager
-def in_one_machine(cpus: Sequence[int]) -> Iterator[tuple[str, dict[str, Any]]]:
+def in_one_machine(cpus: Sequence[int]) -> Iterator[tuple[str, dict[str, Any], Again]]:
     """A node of `ray.cluster_utils.Cluster` for each number of CPUs: the address of the cluster,
-    and each node by its own. The first one has that of this machine, by which drivers find it, the
-    others 127.0.0.2 and so on."""
+    each node by its own, and what brings one back that has died, with so many CPUs. The first one
+    has the address of this machine, by which drivers find it, the others 127.0.0.2 and so on."""
     from ray.cluster_utils import Cluster
 
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short, and not that of other clusters
@@ -34,17 +35,18 @@ def in_one_machine(cpus: Sequence[int]) -> Iterator[tuple[str, dict[str, Any]]]:
     os.environ.update(RAY_TMPDIR=folder, RAY_AUTH_MODE="disabled")
     there = Cluster()
     try:
+
+        def add(count: int, address: str | None = None) -> Any:
+            where = {"node_ip_address": address} if address else {}
+            quiet = {"object_store_memory": STORE_BYTES, "include_dashboard": False}
+            return there.add_node(num_cpus=count, **where, **quiet)
+
         nodes = [
-            there.add_node(
-                num_cpus=count,
-                **({} if number == 1 else {"node_ip_address": f"127.0.0.{number}"}),
-                object_store_memory=STORE_BYTES,
-                include_dashboard=False,
-            )
+            add(count, f"127.0.0.{number}" if number > 1 else None)
             for number, count in enumerate(cpus, start=1)
         ]
         there.wait_for_nodes(START_S)
-        yield there.address, {node.node_ip_address: node for node in nodes}
+        yield there.address, {node.node_ip_address: node for node in nodes}, add
     finally:
         there.shutdown()
         for name, value in before.items():

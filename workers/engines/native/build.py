@@ -25,7 +25,7 @@ from workers.engines.native.model import Decoder, NamedDecoder
 from workers.engines.native.pages import PAGE, pages_for
 from workers.engines.native.runner import Runner
 from workers.engines.native.sampling import Sampler
-from workers.engines.native.support import SHARING, WAITLESS, switches_of
+from workers.engines.native.support import SHARED_BY, SHARING, WAITLESS, switches_of
 from workers.messages import EnginePlan, dealt
 from workers.process import boot_id
 from workers.rank import RankContext
@@ -75,7 +75,7 @@ def check_peers(device: torch.device, group: dist.ProcessGroup, kind: str) -> No
 def in_one_shot(device: torch.device, group: dist.ProcessGroup) -> tuple[GroupSum, int] | None:
     """What sums messages in bfloat16 over a group, to be measured, and the bytes of its largest
     one; None on each rank where one of them cannot have it."""
-    if device.type != "cuda" or group.size() not in SHARING["one-shot"]:
+    if device.type != "cuda" or group.size() not in SHARED_BY:
         return None
 
     def reaches() -> bool:

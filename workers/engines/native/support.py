@@ -43,7 +43,8 @@ LIBRARY_DTYPES = ("bfloat16", "float16")
 # Kinds of `Switches.attention` in which the host never waits for the device.
 WAITLESS = ("triton", *LIBRARIES)
 # Kinds of `Switches.allreduce` that go through memory of GPUs, and how many may share it.
-SHARING = {"one-shot": range(2, 9), "two-shot": range(2, 9)}
+SHARING = ("one-shot", "two-shot")
+SHARED_BY = range(2, 9)
 LAYER = re.compile(r"model\.layers\.\d+\.")
 
 
@@ -66,7 +67,7 @@ def choices(plan: EnginePlan) -> dict[str, tuple[str, ...]]:
 def _ways_to_sum(plan: EnginePlan) -> tuple[str, ...]:
     """Through memory of the GPUs where NVLink joins them, unless there are runs in which NCCL is to
     go without it."""
-    shares = plan.linked and plan.placement.degree("tp") in SHARING["one-shot"]
+    shares = plan.linked and plan.placement.degree("tp") in SHARED_BY
     if shares and "p2p" not in (plan.ablation, *plan.ablations):
         return ("one-shot", "nccl", "two-shot")
     return ("nccl", "one-shot", "two-shot")
@@ -210,8 +211,8 @@ def _sums(plan: EnginePlan) -> str | None:
     kind, ranks = switches_of(plan).allreduce, plan.placement.degree("tp")
     if kind not in SHARING or ranks == 1:
         return None
-    if ranks not in SHARING[kind]:
-        degrees = ", ".join(f"tp{one}" for one in SHARING[kind])
+    if ranks not in SHARED_BY:
+        degrees = ", ".join(f"tp{one}" for one in SHARED_BY)
         return f"--allreduce {kind} is for {degrees}, not tp{ranks}; use nccl"
     return None
 
