@@ -419,7 +419,7 @@ def test_eight_layouts_at_ten_concurrencies_are_small_and_open_at_once(
     assert page.stat().st_size < 10 * MEGABYTE
     start = time.monotonic()
     chromium.open(page)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 25
     assert rows(chromium, "throughput") == 8
     assert rows(chromium, "concurrency") == 80
     assert rows(chromium, "timeline") <= MAX_BARS
