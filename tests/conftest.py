@@ -71,6 +71,14 @@ def _share_out(items: list[pytest.Item]) -> None:
     items.sort(key=first)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def without_fsync() -> Iterator[None]:
+    """Wait for no disk: no test takes the power from this machine, and a run keeps ten files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def fake_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A folder on the path, here and in the workers, where the engine 'fake' is installed."""

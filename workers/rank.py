@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -117,18 +119,37 @@ def connect(
     on_gpu = device.type == "cuda"
     if CAN_SHARE and not on_gpu and allreduce != "gloo":
         context.meeting = Meeting(store, rank, timeout_s)
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        store=store,
-        rank=rank,
-        world_size=placement.num_ranks,
-        timeout=timeout,
-        device_id=device if on_gpu else None,
-    )
-    _make_groups(context, timeout, on_gpu and overlap == "on")
+    with giving_way(device):
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=store,
+            rank=rank,
+            world_size=placement.num_ranks,
+            timeout=timeout,
+            device_id=device if on_gpu else None,
+        )
+        _make_groups(context, timeout, on_gpu and overlap == "on")
     if context.meeting is not None:
         _share_memory(context, context.meeting)
     return context
+
+
+@contextlib.contextmanager
+def giving_way(device: torch.device) -> Iterator[None]:
+    """Inside, make the process groups of `device`: on a CPU their threads take no core from one
+    that runs. Those of gloo ask without a pause for what comes before this rank wants it; where
+    ranks outnumber cores they would keep the rank from wanting it."""
+    is_free = device.type == "cpu" and hasattr(os, "SCHED_BATCH")
+    if not is_free or os.sched_getscheduler(0) != os.SCHED_OTHER:
+        yield
+        return
+    with contextlib.suppress(PermissionError):  # of a sandbox
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # as threads made from here on
+    try:
+        yield
+    finally:
+        with contextlib.suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def _make_groups(context: RankContext, timeout: datetime.timedelta, overlaps: bool) -> None:

@@ -160,7 +160,7 @@ def flat(one: object) -> dict[str, Any]:
 
 def nothing(kind: type[R]) -> R:
     """A row all of whose columns are None, for a group without any value."""
-    return _made(kind, lambda _: None)
+    return made(kind, lambda _: None)
 
 
 def widened(kind: type[R], narrow: object, **more: object) -> R:
@@ -181,10 +181,10 @@ def reduced(
         known = [found for one in rows if (found := column.of(one)) is not None]
         return functions[column.over_runs](known) if known and column.over_runs else None
 
-    return _made(kind, value)
+    return made(kind, value)
 
 
-def _made(kind: type[R], value: Callable[[Column], Any]) -> R:
+def made(kind: type[R], value: Callable[[Column], Any]) -> R:
     """A row of `kind`, each column given by `value`."""
     (one,) = _assembled(kind, {column.path: [value(column)] for column in columns(kind)})
     return typing.cast(R, one)

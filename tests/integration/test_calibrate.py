@@ -52,7 +52,7 @@ def test_a_quick_calibration_on_cpu_workers(ray_cluster, tmp_path, monkeypatch):
     done = CliRunner().invoke(
         cli.main, ["calibrate", "--device", "cpu", "--ranks", "2", "--quick", "--json"]
     )
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 200
     assert done.exit_code == 0, done.output
     assert done.stderr.splitlines() == [
         "Connecting to Ray.",

@@ -401,7 +401,7 @@ def test_an_address_that_does_not_answer() -> None:
     started = time.monotonic()
     refused("submit", "--address", "127.0.0.1:1", words=("no Ray cluster answers at 127.0.0.1:1",))
     refused("submit", "--address", "nonsense", words=("'nonsense' is no Ray address", "host:port"))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30  # Ray alone would wait two minutes
 
 
 def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
 """What a run is told of its hardware, and when it is refused."""
 
-import contextlib
 import random
 from dataclasses import replace
 from unittest.mock import MagicMock
 
 import pytest
 from driver_inputs import deployment
+from fake_group import installed
 from request_tables import request, requests
 from summaries import summary
 from tables import make
@@ -262,9 +262,9 @@ def test_an_invalid_run_is_no_result():
     ],
 )
 def test_the_driver_refuses_by_the_data_sheet_alone(
-    ray_cluster, monkeypatch, tmp_path, calibrated, sheet, status
+    monkeypatch, tmp_path, calibrated, sheet, status
 ):
-    monkeypatch.setattr(driver, "connect", lambda *_: contextlib.nullcontext(ray_cluster))
+    installed(monkeypatch)
     told = sheet and Ceilings(sheet, {"float32": 1e18}, 0, DATASHEET)
     monkeypatch.setattr(datasheet, "ceilings", lambda _: told)
     measured = {"device_name": "cpu", "dtype": "float32"}

@@ -96,7 +96,7 @@ def test_the_guard_ends_what_is_marked_once_its_command_is_gone(base):
     child = psutil.Process(int(command.stdout.readline()))
     command.kill()
     command.wait()
-    psutil.wait_procs([child], timeout=5)
+    psutil.wait_procs([child], timeout=30)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 

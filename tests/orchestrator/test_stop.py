@@ -39,11 +39,11 @@ def test_a_warning_leaves_the_run_in_flight_its_time_and_then_interrupts(monkeyp
     def go_on():
         signal.raise_signal(signal.SIGUSR1)
         assert stop.is_near
-        time.sleep(5)
+        time.sleep(60)
 
     with pytest.raises(KeyboardInterrupt), stop:
         go_on()
-    assert 0.2 <= time.monotonic() - began < 2
+    assert 0.2 <= time.monotonic() - began < 30
     assert stop.status == 138
 
 

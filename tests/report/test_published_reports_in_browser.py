@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import WIDTHS, Chromium
+from browser import READY, WIDTHS, Chromium
 from pages import data_of
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -70,8 +70,10 @@ def test_every_load_of_a_published_report_draws_its_rows(chromium: Chromium, pat
     """What was published is drawn under each load, not only under the one that is shown first."""
     data = data_of(path)
     loads = data["experiments"][0]["scenarios"][-1]["concurrencies"]
+    chromium.open(path)
     for load in loads:
-        chromium.open(path, where=f"#concurrency={load}")
+        chromium.choose("concurrency", load)
+        chromium.wait(READY)
         for chart, field in (("cost", "cost"), ("memory", "memory")):
             mine = [row for row in data[field] if row["concurrency"] == load]
             drawn = f"document.querySelector('[data-chart={chart}]').dataset.drawn"

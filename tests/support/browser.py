@@ -61,6 +61,14 @@ class Chromium:
         found: dict[str, list[str]] = self.tab.evaluate(FAULTS.read_text())
         return found
 
+    def choose(self, name: str, value: object) -> None:
+        """Choose `value` in the selection `name`. Where that draws all again, `READY` says when."""
+        self.evaluate(
+            f"(() => {{ const s = document.querySelector('select[name={name}]');"
+            f" s.value = '{value}'; delete document.body.dataset.ready;"
+            " s.dispatchEvent(new Event('change', { bubbles: true })); })()"
+        )
+
     def pdf(self, path: Path) -> None:
         """Print the page as a person would."""
         self.tab.emulate_media(media="print")

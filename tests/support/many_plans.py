@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -29,6 +30,15 @@ class Rank(Worker):
             if type(one) in (torch.Tensor, torch.nn.Parameter)
         }
         return sum(tensors.values()), len(dist.distributed_c10d._world.pg_map)
+
+    def policies(self) -> dict[str, set[int]]:
+        """How the system shares cores among the threads of this process, by their names; under
+        "main" the first one."""
+        found: dict[str, set[int]] = {"main": {os.sched_getscheduler(os.getpid())}}
+        for thread in Path("/proc/self/task").iterdir():
+            name = (thread / "comm").read_text().strip()
+            found.setdefault(name, set()).add(os.sched_getscheduler(int(thread.name)))
+        return found
 
     def serve_many(
         self, engine: str, jobs: list[tuple[EnginePlan, Work]], address: tuple[str, int]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from workers.rows import Table, columns
+from workers.rows import Column, Table, columns, made
 
 R = TypeVar("R")
 
@@ -32,6 +32,12 @@ def from_flat(kind: type[R], values: Mapping[str, object]) -> R:
         said = [f"no column {name}" for name in sorted(strange)]
         said += [f"{name} is not given" for name in sorted(left_out)]
         raise TypeError(f"{kind.__name__}: {', '.join(said)}")
-    table: Table[R] = Table("", kind)
-    (one,) = table.rows(make(table, [values]))
-    return one
+    return made(kind, lambda column: _held(column, values[column.name]))
+
+
+def _held(column: Column, value: Any) -> Any:
+    """The value as it is once a table has held it."""
+    if isinstance(value, list):
+        return tuple(value)
+    is_whole = pa.types.is_floating(column.type) and isinstance(value, int)
+    return float(value) if is_whole else value

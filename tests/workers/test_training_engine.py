@@ -4,6 +4,7 @@ or accumulated; and it communicates what its kind of parallelism needs."""
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -258,3 +259,14 @@ def test_attention_in_float32_keeps_no_scores_where_heads_share_keys() -> None:
     assert len(seen) == shape.num_layers
     assert all(queries == keys == 4 for _, queries, keys in seen)
     assert not any("math" in name for name, *_ in seen)
+
+
+def test_threads_of_gloo_give_way_and_the_rank_itself_does_not(pool: Pool) -> None:
+    shape = shape_of("Llama")
+    try:
+        pool.build(training_plan("tp2", shape, None, load_of("tp2")))
+        found = pool.call("policies", [()] * 2)
+    finally:
+        pool.call("close", [()] * 2)
+    for one in found:
+        assert (one["main"], one["gloo_tcp_loop"]) == ({os.SCHED_OTHER}, {os.SCHED_BATCH})

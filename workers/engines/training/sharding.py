@@ -31,6 +31,7 @@ from strategies.placement import Placement
 from strategies.shapes import ModelShape
 from workers.engines.training.counting import ALONE
 from workers.engines.training.model import StageModule
+from workers.rank import giving_way
 from workers.weights import Source
 
 NOTHING = "fake"  # torch's name of a backend that moves nothing
@@ -50,12 +51,13 @@ def mesh_of(
     sizes = tuple(axes.get(name, 1) for name in names)
     if silent:
         from torch.testing._internal.distributed import fake_pg  # noqa: F401  # it registers NOTHING
-    mesh = init_device_mesh(
-        device.type,
-        sizes,
-        mesh_dim_names=tuple(names),
-        backend_override=dict.fromkeys(names, NOTHING) if silent else None,
-    )
+    with giving_way(device):
+        mesh = init_device_mesh(
+            device.type,
+            sizes,
+            mesh_dim_names=tuple(names),
+            backend_override=dict.fromkeys(names, NOTHING) if silent else None,
+        )
     for name in () if silent else names:
         _set_pg_timeout(timeout, mesh.get_group(name))
     return mesh
