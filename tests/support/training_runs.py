@@ -14,7 +14,7 @@ from strategies import ModelShape, Topology, TrainingLoad, plan_layout
 from workers.messages import EnginePlan, RankReport
 from workers.training_records import TRAINING_STEPS, TrainingStepRow
 
-STEPS, FEW = 10, 4
+STEPS, FEW = 20, 4
 TOLERANCE = 1e-4
 LOAD = TrainingLoad(16, 8, 2, precision="fp32")
 
