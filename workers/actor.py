@@ -107,9 +107,8 @@ class Worker:
 
         device = self._device(plan)
         with self._progress.waiting():
-            context = connect(
-                self.rank, plan.placement, device, store, plan.timeout_s, plan.switches.allreduce
-            )
+            ways = plan.switches.allreduce, plan.switches.overlap
+            context = connect(self.rank, plan.placement, device, store, plan.timeout_s, *ways)
         context.progress, context.bundles = self._progress, self._bundles
         context.ranges = ranges_for(plan.nsys_dir is not None)
         return context

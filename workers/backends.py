@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -44,6 +44,10 @@ PEER_KERNELS = (
 )
 
 
+# Waits for a sum that was begun, on a GPU in its stream alone, and gives it.
+Sum = Callable[[], Tensor]
+
+
 class Backend(Protocol):
     """How tensors move; the seam for faster collectives.
 
@@ -55,50 +59,43 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """What carries the tensors of this rank."""
-        ...
 
     @property
     def kernels(self) -> Sequence[CommunicationKernel]:
         """What it launches; the first whose pattern fits a name counts."""
-        ...
 
     def all_reduce(self, x: Tensor, axis: str) -> Tensor:
         """The sum over the ranks along a mesh axis; may be `x` itself, overwritten."""
-        ...
+
+    def start_all_reduce(self, x: Tensor, axis: str) -> Sum:
+        """Begin to sum `x`, which nobody may touch until what is returned has given the sum."""
 
     def fuses(self, x: Tensor, axis: str) -> bool:
         """Whether it can sum `x` together with the residual and the norm behind the sum."""
-        ...
 
     def all_reduce_norm(
         self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, axis: str
     ) -> Tensor:
         """`residual` += the sum of `x` over the ranks along a mesh axis, in place; then its norm,
         times `weight`. x, residual: [T, H]; weight: [H] -> [T, H]. Only where it `fuses` `x`."""
-        ...
 
     def all_gather(self, x: Tensor, out: Tensor, axis: str) -> None:
         """Fill `out` [ranks along the axis, *shape of x] with the `x` of each."""
-        ...
 
     def send_next(self, x: Tensor) -> None:
         """Hand `x`, which must not be written again, to the next stage. This waits only where the
         next one is far behind."""
-        ...
 
     def receive_previous(self, out: Tensor) -> None:
         """Fill `out` with what the stage before sends. On a GPU the current stream waits for it,
         and the host does not."""
-        ...
 
     def broadcast_last(self, x: Tensor) -> None:
         """`x` from the last stage, where nothing is waited for, to every other, where it is
         filled."""
-        ...
 
     def flush(self) -> None:
         """Wait until everything sent has left."""
-        ...
 
 
 class LibraryBackend:
@@ -119,6 +116,24 @@ class LibraryBackend:
         """In place."""
         dist.all_reduce(x, group=self._context.groups[axis])
         return x
+
+    def start_all_reduce(self, x: Tensor, axis: str) -> Sum:
+        """In place. NCCL has a stream of its own for it."""
+        if self._shares(x, axis):
+            out = self.all_reduce(x, axis)
+            return lambda: out
+        work = dist.all_reduce(x, group=self._context.groups[axis], async_op=True)
+        assert work is not None
+
+        def ended() -> Tensor:
+            work.wait()
+            return x
+
+        return ended
+
+    def _shares(self, x: Tensor, axis: str) -> bool:
+        """Whether `x` goes through shared memory, at once."""
+        return False
 
     def fuses(self, x: Tensor, axis: str) -> bool:
         """Never."""
@@ -194,6 +209,9 @@ class SharedMemoryBackend(LibraryBackend):
         exchange.all_reduce(x)
         return x
 
+    def _shares(self, x: Tensor, axis: str) -> bool:
+        return self._exchanges.get(axis) is not None
+
     def all_gather(self, x: Tensor, out: Tensor, axis: str) -> None:
         """See `Backend`."""
         if (exchange := self._exchanges.get(axis)) is None:
@@ -230,11 +248,9 @@ class GroupSum(Protocol):
 
     def takes(self, x: Tensor) -> bool:
         """Whether it sums `x`, which depends on its shape and dtype alone."""
-        ...
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over the group: the same bits on every rank."""
-        ...
 
 
 class FusedSum(Protocol):
@@ -242,11 +258,9 @@ class FusedSum(Protocol):
 
     def fuses(self, x: Tensor) -> bool:
         """Whether it takes `x`, which depends on its shape and dtype alone."""
-        ...
 
     def all_reduce_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Backend`."""
-        ...
 
 
 class PeerBackend(LibraryBackend):
@@ -273,8 +287,14 @@ class PeerBackend(LibraryBackend):
 
     def all_reduce(self, x: Tensor, axis: str) -> Tensor:
         """See `Backend`."""
-        found = next((one for one in self._sums.get(axis, ()) if one.takes(x)), None)
+        found = self._sum_of(x, axis)
         return super().all_reduce(x, axis) if found is None else found.all_reduce(x)
+
+    def _shares(self, x: Tensor, axis: str) -> bool:
+        return self._sum_of(x, axis) is not None
+
+    def _sum_of(self, x: Tensor, axis: str) -> GroupSum | None:
+        return next((one for one in self._sums.get(axis, ()) if one.takes(x)), None)
 
     def fuses(self, x: Tensor, axis: str) -> bool:
         """See `Backend`."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from workers.backends import Backend, backend_for
+from workers.backends import Backend, Sum, backend_for
 from workers.rank import RankContext
 from workers.records import Call
 
@@ -64,6 +64,21 @@ class Communicator:
         out = self.backend.all_reduce(x, axis)
         self._count("all_reduce", axis, nbytes(x), began)
         return out
+
+    def start_all_reduce(self, x: Tensor, axis: str) -> Sum:
+        """Begin to sum `x` over the ranks along `axis`; see `Backend`. The call counts when the sum
+        is asked for, and takes as long as that waits."""
+        if self.ablated:
+            return lambda: x
+        ended = self.backend.start_all_reduce(x, axis)
+
+        def counted() -> Tensor:
+            began = self._begin()
+            out = ended()
+            self._count("all_reduce", axis, nbytes(x), began)
+            return out
+
+        return counted
 
     def fuses(self, x: Tensor, axis: str) -> bool:
         """Whether `all_reduce_norm` takes `x`."""

@@ -1,5 +1,4 @@
-"""The messages between the driver and a worker: plain data that is sent from one process to the
-other."""
+"""The messages between the driver and a worker: plain data, sent from process to process."""
 
 from __future__ import annotations
 
@@ -34,11 +33,12 @@ class Switches:
 
     attention: "eager", all scores as a matrix; "sdpa", torch's `scaled_dot_product_attention`;
     "triton", over pages; "fa3", "fa3-prefill" and "flashinfer", by a library; in training "cudnn"
-    or "flash", which kernel of torch's is tried first. cuda_graphs, fusion: are steps captured, and
-    do small operations share a kernel, "on" or "off". batching: "continuous", or "static", in which
-    a batch begins when the one before has ended. chunked_prefill_size: prompt tokens to which
-    prompts are cut, or "off". allreduce: what sums over tp; "shm" is memory of a host that ranks on
-    CPUs share, for every group; "one-shot", "two-shot" that of GPUs of a node, for small messages.
+    or "flash", which kernel of torch's is tried first. "on" or "off": cuda_graphs, steps are
+    captured; fusion, small operations share a kernel; overlap, one half of a large pass computes
+    while sums of the other go on. batching: "continuous", or "static", each batch after the one
+    before. chunked_prefill_size: prompt tokens to which prompts are cut, or "off". allreduce: what
+    sums over tp: "shm", memory of a host that ranks on CPUs share, for every group; "one-shot",
+    "two-shot", that of GPUs of a node, for small messages.
     """
 
     attention: str | None = None
@@ -47,6 +47,7 @@ class Switches:
     batching: str | None = None
     chunked_prefill_size: str | None = None
     allreduce: str | None = None
+    overlap: str | None = None
 
     @property
     def asked(self) -> dict[str, str]:
@@ -108,8 +109,7 @@ class EnginePlan:
 
     @property
     def fastest_dtype(self) -> str:
-        """The dtype of its fastest products: nothing in it is computed at a higher rate. A CPU
-        computes FP8 as the dtype beside it."""
+        """The dtype of its fastest products. A CPU computes FP8 as the dtype beside it."""
         is_fp8 = self.quantization != "none" or (self.training is not None and self.training.is_fp8)
         return "float8_e4m3fn" if is_fp8 and self.device == "cuda" else self.dtype
 

@@ -106,9 +106,10 @@ def connect(
     store: Store | None,
     timeout_s: float,
     allreduce: str | None = None,
+    overlap: str | None = None,
 ) -> RankContext:
     """Join the other ranks over `store` (None for a process that is alone) and make the groups of
-    the mesh. timeout_s: of every collective. allreduce: see `Switches`."""
+    the mesh. timeout_s: of every collective. allreduce, overlap: see `Switches`."""
     context = RankContext(rank, placement, device)
     if placement.num_ranks == 1 or store is None:
         return context
@@ -124,18 +125,20 @@ def connect(
         timeout=timeout,
         device_id=device if on_gpu else None,
     )
-    _make_groups(context, timeout)
+    _make_groups(context, timeout, on_gpu and overlap == "on")
     if context.meeting is not None:
         _share_memory(context, context.meeting)
     return context
 
 
-def _make_groups(context: RankContext, timeout: datetime.timedelta) -> None:
-    """Every rank makes every group in the same order, as torch.distributed asks."""
+def _make_groups(context: RankContext, timeout: datetime.timedelta, overlaps: bool) -> None:
+    """Every rank makes every group in the same order, as torch.distributed asks. overlaps: sums
+    over tp go on beside other kernels, which fill the GPU: they come before those that wait."""
     rank, placement = context.rank, context.placement
     for axis, _ in placement.mesh:
         for ranks in placement.groups(axis):
-            group = dist.new_group(list(ranks), timeout=timeout)
+            first = _at_high_priority(timeout) if overlaps and axis == "tp" else None
+            group = dist.new_group(list(ranks), timeout=timeout, pg_options=first)
             if rank in ranks:
                 context.groups[axis] = group
     for source, target in _boundaries(placement):
@@ -144,6 +147,12 @@ def _make_groups(context: RankContext, timeout: datetime.timedelta) -> None:
             context.edges["next"] = (group, target)
         if rank == target:
             context.edges["prev"] = (group, source)
+
+
+def _at_high_priority(timeout: datetime.timedelta) -> dist.ProcessGroupNCCL.Options:
+    options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
+    options._timeout = timeout  # else torch warns that it is overridden
+    return options
 
 
 def _share_memory(context: RankContext, meeting: Meeting) -> None:

@@ -59,6 +59,11 @@ class Settings:
         over_runs="first",
     )
     allreduce: str | None = column("what sums over tp", over_runs="first")
+    overlap: str | None = column(
+        "whether half of a large pass computes while sums over tp of the other half go on: on or "
+        "off",
+        over_runs="first",
+    )
 
 
 @row

@@ -98,6 +98,7 @@ class Experiment(TrainingFields):
     fusion: Literal["auto", "on", "off"] = "auto"
     batching: Literal["auto", "continuous", "static"] = "auto"
     allreduce: str = "auto"
+    overlap: Literal["auto", "on", "off"] = "auto"
     # run layouts again without collectives, or without peer-to-peer links
     ablate: tuple[Literal["comm", "p2p"], ...] = ()
     # run layouts again without each of these, and say what each one does
@@ -160,7 +161,7 @@ class Experiment(TrainingFields):
             )
         return {field.strip(): column.strip() for field, column in pairs}
 
-    @field_validator("chunked_prefill_size", "cuda_graphs", "fusion", mode="before")
+    @field_validator("chunked_prefill_size", "cuda_graphs", "fusion", "overlap", mode="before")
     @classmethod
     def _as_on_or_off(cls, value: Any) -> Any:
         """YAML reads `on` and `off` as truth values."""
@@ -225,9 +226,7 @@ class Experiment(TrainingFields):
     @model_validator(mode="after")
     def _one_source_of_lengths(self) -> Experiment:
         if self.scenario and (self.input_len or self.output_len):
-            raise ValueError(
-                "scenario and input_len/output_len say the lengths twice; give one of them"
-            )
+            raise ValueError("scenario and input_len/output_len say the lengths twice; give one")
         if self.dataset_path and (self.scenario or self.input_len):
             raise ValueError("a dataset brings its own prompts; leave scenario and input_len out")
         if self.dataset_path and (isinstance(self.output_len, str) or self.range_ratio):

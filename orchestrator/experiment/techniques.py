@@ -10,7 +10,10 @@ from pydantic import AfterValidator, ValidationInfo
 
 # Fields of an experiment: how the engine does what can be done in several ways. The engine says
 # which values it takes.
-SWITCHES = ("attention", "cuda_graphs", "fusion", "batching", "chunked_prefill_size", "allreduce")
+SWITCHES = (
+    *("attention", "cuda_graphs", "fusion", "batching", "chunked_prefill_size", "allreduce"),
+    "overlap",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ TECHNIQUES = {
         Technique("fusion", "fusion", "off"),
         Technique("graphs", "cuda_graphs", "off"),
         Technique("allreduce", "allreduce", "nccl", off_on_cpu="gloo", of_groups=True),
+        Technique("overlap", "overlap", "off", of_groups=True),
         Technique("quantization", "quantization", "none", also=(("precision_policy", "uniform"),)),
         Technique("kv-cache", "kv_cache_dtype", "auto"),
     )

@@ -32,11 +32,16 @@ SWITCH_OPTIONS = (
         help="What sums over tp: one-shot, nccl, two-shot; shm or gloo. [auto: one-shot over "
         "NVLink, else nccl; shm on CPUs]",
     ),
+    click.option(
+        "--overlap",
+        metavar="on|off",
+        help="Sum one half of a large pass over tp while the other computes. [off]",
+    ),
 )
 technique_option = click.option(
     "--technique",
     multiple=True,
     metavar="NAME,NAME,...",
-    help="attention, batching, chunking, fusion, graphs, allreduce, quantization, kv-cache; train: "
-    "checkpointing, accumulation, fusion, comm. [all that change anything]",
+    help="attention, batching, chunking, fusion, graphs, allreduce, overlap, quantization, "
+    "kv-cache; train: checkpointing, accumulation, fusion, comm. [all that change anything]",
 )

@@ -88,6 +88,7 @@ TEXTS = (
     "fusion",
     "batching",
     "allreduce",
+    "overlap",
 )
 REST = ("ablate", "goodput", "slo", "metadata", "dataset-columns", "fabric", "result-dir", "config")
 DRY = ("submit", "--dry-run", "--device", "cpu")

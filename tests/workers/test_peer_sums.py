@@ -194,7 +194,7 @@ def test_where_layers_are_looked_at_sums_are_apart_from_norms(noted: Communicato
         def __init__(self) -> None:
             self.layers: dict[str, Any] = {}
 
-        _embed = _attention = _mlp = _logits = None
+        _embed = _attention = _mlp = _logits = _in_one = None
 
     x = torch.ones(2, 8)
     with Examination(noted).of(Layers()):  # type: ignore[arg-type]

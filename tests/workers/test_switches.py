@@ -59,8 +59,8 @@ def test_what_an_engine_does_not_have_is_refused_with_what_it_has(
 @pytest.mark.parametrize(
     ("device", "values"),
     [
-        ("cpu", ("sdpa", "off", "off", "continuous", "16", "shm")),
-        ("cuda", ("triton", "on", "on", "continuous", "16", "nccl")),
+        ("cpu", ("sdpa", "off", "off", "continuous", "16", "shm", "off")),
+        ("cuda", ("triton", "on", "on", "continuous", "16", "nccl", "off")),
     ],
 )
 def test_what_is_left_to_the_engine_is_set_as_it_has_it(

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from workers.backends import Sum
 from workers.communicator import Communicator
 from workers.engines.native.cache import PagedCache
 from workers.engines.native.contexts import Context
@@ -17,8 +19,10 @@ from workers.engines.native.kernels import Kernels
 from workers.engines.native.loading import Layer, Loader
 from workers.engines.native.matrices import Matrix, Plain
 from workers.engines.native.rope import rotary_table
+from workers.engines.native.support import switches_of
 from workers.records import DECODE, PREFILL
 
+OVERLAPPED = 1536  # tokens of a pass from which on sums over tp may overlap with the other half
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 
@@ -43,6 +47,17 @@ class Partial(NamedTuple):
     """What this rank adds to a sum over tp, which is taken together with the norm behind it."""
 
     x: Tensor
+
+
+@dataclass(slots=True)
+class Half:
+    """Half of the tokens of a pass. What is done with each token by itself is done with one half
+    while that of the other is summed over tp. x: or the sum that was begun."""
+
+    positions: Tensor
+    slot_mapping: Tensor
+    x: Tensor | Partial | Sum
+    residual: Tensor | None = None
 
 
 class Decoder:
@@ -77,6 +92,8 @@ class Decoder:
         self.head_axis = "tp" if placement.is_split(model.head_name, "tp") else None
         self._sum_attention = placement.is_split("model.layers.0.self_attn.o_proj.weight", "tp")
         self._sum_mlp = placement.is_split("model.layers.0.mlp.down_proj.weight", "tp")
+        overlaps = switches_of(load.plan).overlap == "on"
+        self._overlaps = overlaps and (self._sum_attention or self._sum_mlp)
         self.weight_bytes = load.bytes
         self._cos, self._sin = (t.to(load.context.device) for t in rotary_table(model, max_len))
 
@@ -92,16 +109,51 @@ class Decoder:
 
     def forward(self, batch: Batch, cache: PagedCache) -> Tensor:
         """Logits [n, vocabulary shard] on the last stage, activations [T, hidden] on the others."""
-        x: Tensor | Partial = self._embed(batch.inputs) if self.has_embedding else batch.inputs
+        x = self._embed(batch.inputs) if self.has_embedding else batch.inputs
+        is_cut = self._overlaps and batch.context.phase == PREFILL and x.shape[0] >= OVERLAPPED
+        x, residual = (self._in_halves if is_cut else self._in_one)(x, batch, cache)
+        return self._logits(x, residual, batch.sampled) if self.has_head else residual.add_(x)
+
+    def _in_one(self, x: Tensor, batch: Batch, cache: PagedCache) -> tuple[Tensor, Tensor]:
+        """The layers: what the last one adds, and what it adds it to."""
+        out: Tensor | Partial = x
         residual: Tensor | None = None
         for index, layer in self._in_turn(batch.context.phase):
-            q, residual = self._normed(layer.qkv, x, residual, layer.input_norm)
-            x = self._attention(layer, q, batch, cache.keys[index], cache.values[index])
-            gated, residual = self._normed(layer.gate_up, x, residual, layer.post_norm)
-            x = self._mlp(layer, gated)
+            q, residual = self._normed(layer.qkv, out, residual, layer.input_norm)
+            out = self._attention(layer, q, batch, cache.keys[index], cache.values[index])
+            gated, residual = self._normed(layer.gate_up, out, residual, layer.post_norm)
+            out = self._mlp(layer, gated)
         assert residual is not None, "a stage has at least one layer"
-        x = self._whole(x)
-        return self._logits(x, residual, batch.sampled) if self.has_head else residual.add_(x)
+        return self._whole(out), residual
+
+    def _in_halves(self, x: Tensor, batch: Batch, cache: PagedCache) -> tuple[Tensor, Tensor]:
+        """The same. Only attention has all tokens at once."""
+        size = -(-x.shape[0] // 2)
+        whole = (batch.positions, batch.slot_mapping, x)
+        halves = [Half(*of) for of in zip(*(torch.split(one, size) for one in whole), strict=True)]
+        for index, layer in self._in_turn(batch.context.phase):
+            keys, values = cache.keys[index], cache.values[index]
+            queries = []
+            for half in halves:
+                made, half.residual = self._normed(
+                    layer.qkv, half.x, half.residual, layer.input_norm
+                )
+                places = (half.positions, half.slot_mapping, keys, values)
+                queries.append(self._queries(layer, made, *places))
+            seen = batch.context.attend(
+                self.attention, torch.cat(queries), keys, values, layer.window
+            )
+            for half, mine in zip(halves, torch.split(seen, size), strict=True):
+                half.x = self._begun(self._output(layer, mine), self._sum_attention)
+                if layer.output_bias is not None:
+                    half.x = self._whole(half.x) + layer.output_bias
+            for half in halves:
+                gated, half.residual = self._normed(
+                    layer.gate_up, half.x, half.residual, layer.post_norm
+                )
+                half.x = self._begun(self._down(layer, gated), self._sum_mlp)
+        residuals = [half.residual for half in halves if half.residual is not None]
+        return torch.cat([self._whole(half.x) for half in halves]), torch.cat(residuals)
 
     def _in_turn(self, phase: str) -> Iterable[tuple[int, Layer]]:
         """Each layer with its index. The caller takes the next one when it is done with one."""
@@ -126,7 +178,7 @@ class Decoder:
         return self._communicator.all_reduce(x, "tp")
 
     def _normed(
-        self, matrix: Matrix[Any], x: Tensor | Partial, residual: Tensor | None, norm: Tensor
+        self, matrix: Matrix[Any], x: Tensor | Partial | Sum, residual: Tensor | None, norm: Tensor
     ) -> tuple[Any, Tensor]:
         """See `Matrix.normed`; `x` is summed before."""
         if isinstance(x, Partial) and isinstance(matrix, Plain) and residual is not None:
@@ -134,38 +186,56 @@ class Decoder:
             return sum_and_norm(x.x, residual, norm, self._eps, "tp"), residual
         return matrix.normed(self._whole(x), residual, norm, self._eps)
 
-    def _whole(self, x: Tensor | Partial) -> Tensor:
-        return self._communicator.all_reduce(x.x, "tp") if isinstance(x, Partial) else x
+    def _whole(self, x: Tensor | Partial | Sum) -> Tensor:
+        if isinstance(x, Tensor):
+            return x
+        return self._communicator.all_reduce(x.x, "tp") if isinstance(x, Partial) else x()
 
     def _summed(self, x: Tensor) -> Tensor | Partial:
         """`x` over tp, now or together with the norm behind it."""
         return Partial(x) if self._communicator.fuses(x, "tp") else self._whole(Partial(x))
 
-    def _attention(
-        self, layer: Layer, x: Any, batch: Batch, keys: Tensor, values: Tensor
-    ) -> Tensor | Partial:
-        q = self._kernels.rope_and_cache(
+    def _begun(self, x: Tensor, is_part: bool) -> Tensor | Sum:
+        """The sum of `x` over tp, begun, where it is a part of one."""
+        return self._communicator.start_all_reduce(x, "tp") if is_part else x
+
+    def _queries(
+        self, layer: Layer, x: Any, positions: Tensor, slots: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        return self._kernels.rope_and_cache(
             layer.qkv.times(x, layer.qkv_bias),
             self._cos,
             self._sin,
-            batch.positions,
-            batch.slot_mapping,
+            positions,
+            slots,
             keys,
             values,
             layer.q_norm,
             layer.k_norm,
             self._eps,
         )
-        seen = batch.context.attend(self.attention, q, keys, values, layer.window)
-        out = layer.output.times(layer.output.input(seen.flatten(1)))
+
+    def _attention(
+        self, layer: Layer, x: Any, batch: Batch, keys: Tensor, values: Tensor
+    ) -> Tensor | Partial:
+        q = self._queries(layer, x, batch.positions, batch.slot_mapping, keys, values)
+        out = self._output(
+            layer, batch.context.attend(self.attention, q, keys, values, layer.window)
+        )
         if layer.output_bias is not None:
             out = self._whole(Partial(out)) if self._sum_attention else out
             return out + layer.output_bias
         return self._summed(out) if self._sum_attention else out
 
+    def _output(self, layer: Layer, seen: Tensor) -> Tensor:
+        return layer.output.times(layer.output.input(seen.flatten(1)))
+
     def _mlp(self, layer: Layer, x: Any) -> Tensor | Partial:
-        out = layer.down.times(layer.down.silu_mul(layer.gate_up.times(x)))
+        out = self._down(layer, x)
         return self._summed(out) if self._sum_mlp else out
+
+    def _down(self, layer: Layer, x: Any) -> Tensor:
+        return layer.down.times(layer.down.silu_mul(layer.gate_up.times(x)))
 
 
 class NamedDecoder(Decoder):

@@ -59,6 +59,7 @@ def choices(plan: EnginePlan) -> dict[str, tuple[str, ...]]:
         "batching": ("continuous", "static"),
         "chunked_prefill_size": (str(plan.prefill_tokens), "off"),
         "allreduce": _ways_to_sum(plan) if on_gpu else ("shm", "gloo"),
+        "overlap": ("off", "on"),
     }
 
 

@@ -183,7 +183,7 @@ def decode_attention(
     page, kv_heads = keys.shape[1], keys.shape[2]
     group, pages = heads // kv_heads, tables.shape[1]
     read = pages if window is None else min(pages, triton.cdiv(window, page) + 1)
-    splits = max(1, min(triton.cdiv(_TARGET_PROGRAMS, batch * kv_heads), triton.cdiv(read, 2), 16))
+    splits = _splits(batch * kv_heads, read)
     out = torch.empty_like(q)
     parts = torch.empty(batch, heads, splits, dim, dtype=torch.float32, device=q.device)
     sums = torch.empty(batch, heads, splits, dtype=torch.float32, device=q.device)
@@ -201,8 +201,15 @@ def decode_attention(
     _decode[grid](*tensors, dim**-0.5 * _LOG2_E, pages, *sizes, num_warps=4, num_stages=3)
     if splits > 1:
         block = triton.next_power_of_2(splits)
-        _join[(batch, heads)](parts, sums, out, splits, block, dim, num_warps=2)
+        _join[(batch, heads)](parts, sums, out, splits, block, dim, num_warps=max(2, block // 16))
     return out
+
+
+def _splits(contexts: int, pages: int) -> int:
+    """Parts of each context of at most `pages` pages: of 2 pages or more, and where there would be
+    more than 16 of them, of 4 or more."""
+    most = min(-(-pages // 2), max(16, -(-pages // 4)), 64)
+    return max(1, min(-(-_TARGET_PROGRAMS // contexts), most))
 
 
 @triton.jit
