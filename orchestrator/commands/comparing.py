@@ -99,8 +99,11 @@ def draw(found: Findings, objective: str, console: Console) -> None:
         *gaps.sentences(found.missing),
         *(one.sentence for one in found.imported),
     ]
-    for note in filter(None, notes):
+    shown = [note for note in notes if note]
+    for note in shown:
         console.print(full(note), style="yellow", highlight=False)
+    if shown:
+        console.print()
     sweep.render(found.curves, console)
     for effect in found.ablations:
         console.print(full(ablation.sentence(effect)), highlight=False)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.cluster.ranks import nodes_of_ranks, together
-from orchestrator.experiment import Cell, Deployment
+from orchestrator.experiment import SWITCHES, Cell, Deployment, Experiment
 from strategies import Placement, Topology, parse
-from workers.messages import EnginePlan, TrainingWork, Work
+from workers.messages import EnginePlan, Switches, TrainingWork, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,3 +99,9 @@ def devices_of(layout: str) -> int:
     """How many devices a layout needs, by its name: 4 for "tp2pp2". Raises LayoutError for a name
     that is none."""
     return math.prod(number for key, number in parse(layout) if key != "zero")
+
+
+def switches_of(experiment: Experiment) -> Switches:
+    """The switches that were asked for; None: left to the engine."""
+    asked = {name: getattr(experiment, name) for name in SWITCHES}
+    return Switches(**{name: str(one) for name, one in asked.items() if one not in (None, "auto")})

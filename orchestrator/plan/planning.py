@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from orchestrator.cluster import hardware, nsight
 from orchestrator.errors import UserError
-from orchestrator.experiment import SWITCHES, TECHNIQUES, Cell, Deployment, Experiment
+from orchestrator.experiment import TECHNIQUES, Cell, Deployment, Experiment
 from orchestrator.plan import models, precision
-from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
+from orchestrator.plan.deployments import PlannedCell, PlannedDeployment, switches_of
 from orchestrator.plan.devices import (
     DEFAULT_ENGINE,
     SHORT_OF,
@@ -32,7 +32,7 @@ from orchestrator.store.folders import folder_of
 from orchestrator.store.names import safe_name
 from strategies import Layout, Load, ModelShape, Topology, parse, plan_layout
 from workers import engines
-from workers.messages import EnginePlan, Switches
+from workers.messages import EnginePlan
 
 if TYPE_CHECKING:
     from orchestrator.cluster.connection import Cluster
@@ -279,12 +279,6 @@ def choose_prefill_tokens(experiment: Experiment, longest_prompt: int) -> int:
     if size == "off":
         return max(PREFILL_TOKENS, longest_prompt)
     return size or PREFILL_TOKENS
-
-
-def switches_of(experiment: Experiment) -> Switches:
-    """The switches that were asked for; None: left to the engine."""
-    asked = {name: getattr(experiment, name) for name in SWITCHES}
-    return Switches(**{name: str(one) for name, one in asked.items() if one not in (None, "auto")})
 
 
 def spans_nodes(engine: str, plan: EnginePlan, topology: Topology) -> bool:

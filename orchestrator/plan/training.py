@@ -11,7 +11,7 @@ from orchestrator.errors import Refused, UserError
 from orchestrator.experiment import IN_TRAINING, Cell, Deployment, Experiment, Scenario
 from orchestrator.plan import models
 from orchestrator.plan.corpus import pack
-from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
+from orchestrator.plan.deployments import PlannedCell, PlannedDeployment, switches_of
 from orchestrator.plan.devices import DEFAULT_ENGINE, Device, check_devices, choose_engines
 from orchestrator.plan.fitting import check_training_memory
 from orchestrator.plan.models import ResolvedModel
@@ -23,7 +23,7 @@ from strategies.training import check_batches, micro_batches
 from workers import engines
 from workers.engines import training_state
 from workers.engines.training_state import TrainingState
-from workers.messages import EnginePlan, Switches, TrainingWork
+from workers.messages import EnginePlan, TrainingWork
 
 PRECISIONS: Mapping[Device, TrainingPrecision] = {"cuda": "bf16", "cpu": "fp32"}
 SCHEDULE: Schedule = "1f1b"
@@ -178,7 +178,7 @@ class Trainable:
             prefill_tokens=0,
             seed=experiment.seed,
             timeout_s=experiment.timeout,
-            switches=Switches(fusion=None if experiment.fusion == "auto" else experiment.fusion),
+            switches=switches_of(experiment),
             training=load,
         )
 

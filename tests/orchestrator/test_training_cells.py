@@ -7,7 +7,7 @@ import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pytest
@@ -98,6 +98,18 @@ def test_every_layout_gets_one_cell_of_the_same_load() -> None:
 def test_a_flag_without_effect_is_refused(fields: dict[str, Any], why: str) -> None:
     with pytest.raises(ValidationError, match=why):
         Experiment(**fields)
+
+
+@pytest.mark.parametrize("kind", ["cudnn", "flash"])
+def test_the_attention_that_is_asked_for_reaches_the_workers(
+    kind: Literal["cudnn", "flash"],
+) -> None:
+    fields = {**TRAIN, "device": "cuda", "model": "llama-8b", "load_format": "dummy"}
+    experiment = Experiment(strategy="fsdp4", attention=kind, **fields)
+    (one,) = planning.plan_experiment(experiment, "cuda", Topology.uniform(4, 141 * 10**9))
+    assert one.plan.switches.attention == kind
+    with pytest.raises(Refused, match="it has no --attention; leave it out"):
+        plan(strategy="dp2", attention=kind)
 
 
 def test_what_training_is_asked_makes_another_experiment() -> None:
@@ -293,7 +305,8 @@ def test_text_that_is_not_enough_is_refused(tmp_path: Path) -> None:
 def test_a_dry_run_says_what_would_be_trained() -> None:
     options = [f"--{name.replace('_', '-')}={value}" for name, value in TRAIN.items()]
     result = CliRunner().invoke(main, ["submit", "--strategy", "dp2", "--dry-run", *options])
-    assert "2 x cpu, 2 replicas of 2 micro-batches of 2 sequences" in result.output
+    said = "2 x cpu; replicas: 2, micro-batches of each: 2, sequences of each of these: 2."
+    assert said in result.output
     assert result.exit_code == 0
 
 

@@ -19,8 +19,9 @@ def render(planned: Sequence[PlannedDeployment], console: Console) -> None:
     """Print a line for each deployment."""
     for row in map(_deployment, planned):
         console.print(
-            f"{row['name']}: {row['num_ranks']} x {row['device']}, {row['replicas']} replicas of "
-            f"{row['micro_batches']} micro-batches of {row['micro_batch_size']} sequences.",
+            f"{row['name']}: {row['num_ranks']} x {row['device']}; replicas: {row['replicas']}, "
+            f"micro-batches of each: {row['micro_batches']}, sequences of each of these: "
+            f"{row['micro_batch_size']}.",
             highlight=False,
         )
 
