@@ -1,20 +1,25 @@
-"""Make the pictures of docs/dashboard.md anew: `python scripts/dashboard_pictures.py`.
+"""Make the pictures of docs/dashboard.md anew: `python scripts/dashboard_pictures.py [PROMETHEUS]`.
 
 A run on the CPU, and what Ray's dashboard and its endpoint of metrics show while it lasts.
+PROMETHEUS: the program with its flags, as one word to a shell, for the picture of the metrics.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
-from gallery import MOST_BYTES, PICTURES, light_tab
+from gallery import MOST_BYTES, PICTURES, ROOT, light_tab
 from playwright.sync_api import Page
 from shown_output import environment
 
@@ -29,6 +34,9 @@ PAGES = {
     "dashboard-actors": ("#/actors", "ALIVE x 2"),
     "dashboard-placement-groups": ("#/jobs/01000000", "CREATED"),
 }
+GRAPH = "sum by (model, strategy) (ray_orchestrator_output_throughput)"
+WATCHED_S = 60  # how long Prometheus has looked when its picture is taken
+LISTEN = "127.0.0.1:9599"
 SECTION = "Placement Group Table"  # of the page of a job, which is closed at first
 
 
@@ -75,6 +83,32 @@ def draw(tab: Page, address: str, session: Path) -> None:
         assert out.stat().st_size <= MOST_BYTES, name
 
 
+@contextmanager
+def prometheus(program: str, session: Path, folder: Path) -> Iterator[str]:
+    """A Prometheus that reads the ranks of a session, at an address."""
+    asked = (ROOT / "docs" / "metrics" / "prometheus.yml").read_text(encoding="utf-8")
+    config = folder / "prometheus.yml"
+    config.write_text(asked.replace("/ray/", f"{session}/r/"), encoding="utf-8")
+    flags = (f"--config.file={config}", f"--storage.tsdb.path={folder}/metrics")
+    command = [*shlex.split(program), *flags, f"--web.listen-address={LISTEN}"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as running:
+        try:
+            yield f"http://{LISTEN}"
+        finally:
+            running.terminate()
+
+
+def draw_metrics(tab: Page, address: str) -> None:
+    """What Prometheus has seen of the ranks in the last minute."""
+    time.sleep(WATCHED_S)
+    tab.set_extra_http_headers({})
+    tab.goto(f"{address}/graph?g0.expr={quote(GRAPH)}&g0.tab=0&g0.range_input=1m")
+    tab.wait_for_timeout(4000)
+    out = PICTURES / "dashboard-metrics.png"
+    tab.screenshot(path=out)
+    assert out.stat().st_size <= MOST_BYTES, out.name
+
+
 def main() -> int:
     """Start the run, look at it, and end it."""
     with tempfile.TemporaryDirectory() as folder, light_tab(offline=False) as tab:
@@ -86,7 +120,12 @@ def main() -> int:
             )  # fmt: skip
         try:
             address, session = addresses(notes)
-            draw(tab, address, session)
+            if len(sys.argv) > 1:
+                with prometheus(sys.argv[1], session, Path(folder)) as there:
+                    draw(tab, address, session)
+                    draw_metrics(tab, there)
+            else:
+                draw(tab, address, session)
         finally:
             run.terminate()
             run.wait()

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 from shown_output import environment, workplace
@@ -22,6 +23,8 @@ from shown_output import environment, workplace
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "pictures"
 WIDTH, HEIGHT = 1100, 760  # px; a part that is higher is cut
+WHOLE = 940  # px: as high as the charts that are shown
+MATRIX = "orchestrator matrix --model qwen2.5-32b,llama-70b --out matrix"
 MOST_BYTES = 150_000
 PROGRAMS = ("google-chrome-stable", "google-chrome", "chromium", "chromium-browser", "chrome")
 # A page without charts has nothing to draw.
@@ -34,24 +37,27 @@ READY = (
 @dataclass(frozen=True)
 class Picture:
     """commands: those that write `page`, a path of the place where they run. part: the id of a
-    section, or none for the top of the page."""
+    section, or none for the top of the page. where: what follows `#` in the address. height: at
+    most, in px."""
 
     name: str
     commands: tuple[str, ...]
     part: str = ""
     page: str = "page.html"
+    where: str = ""
+    height: int = HEIGHT
 
 
-def of_report(name: str, results: str, part: str = "") -> Picture:
+def of_report(name: str, results: str, part: str = "", **how: Any) -> Picture:
     """A picture of the report of published results."""
     command = f"orchestrator report docs/results/{results} --out {results.replace('/', '-')}.html"
-    return Picture(name, (command,), part, f"{results.replace('/', '-')}.html")
+    return Picture(name, (command,), part, f"{results.replace('/', '-')}.html", **how)
 
 
 ALL = (
     of_report("layouts", "2xh100/qwen2.5-32b"),
     of_report("cost", "4xh200/qwen2.5-32b", "cost"),
-    of_report("timeline", "4xh200/qwen2.5-32b", "timeline"),
+    of_report("timeline", "4xh200/qwen2.5-32b", "timeline", where="#concurrency=1", height=WHOLE),
     of_report("engines", "4xh100/engines-qwen2.5-32b", "comparison"),
     of_report("without-communication", "4xh200/ablation-comm-qwen2.5-32b", "ablations"),
     of_report("open-loop", "2xh200/open-loop-llama-8b", "latencies"),
@@ -63,11 +69,8 @@ ALL = (
         ),
         "changes",
     ),
-    Picture(
-        "matrix",
-        ("orchestrator matrix --model qwen2.5-32b,llama-70b --out matrix",),
-        page="matrix/selection.html",
-    ),
+    Picture("matrix", (MATRIX,), "matrix", "matrix/selection.html"),
+    Picture("links", (MATRIX,), "crossover", "matrix/selection.html", height=WHOLE),
     of_report("training", "4xh200/training-llama-8b"),
 )
 
@@ -88,16 +91,16 @@ def light_tab(offline: bool = True) -> Iterator[Page]:
         browser.close()
 
 
-def draw(tab: Page, page: Path, part: str, out: Path) -> None:
+def draw(tab: Page, page: Path, one: Picture, out: Path) -> None:
     """A part of a page as a picture. Raises ValueError where it is too large to be looked at."""
-    tab.goto(page.resolve().as_uri())
+    tab.goto("about:blank")  # an address that differs in its end alone would load nothing
+    tab.goto(page.resolve().as_uri() + one.where)
     tab.wait_for_function(READY)
-    if part:
-        box = tab.locator(f"#{part}").bounding_box()
-        assert box is not None, f"{page.name} has no part #{part}"
-        top, height = box["y"], min(box["height"], HEIGHT)
-    else:
-        top, height = 0.0, float(HEIGHT)
+    top, height = 0.0, float(HEIGHT)
+    if one.part:
+        box = tab.locator(f"#{one.part}").bounding_box()
+        assert box is not None, f"{page.name} has no part #{one.part}"
+        top, height = box["y"], min(box["height"], one.height)
     clip = {"x": 0, "y": top, "width": WIDTH, "height": height}
     tab.screenshot(path=out, clip=clip, full_page=True)
     if (size := out.stat().st_size) > MOST_BYTES:
@@ -117,7 +120,7 @@ def main() -> int:
                         ["bash", "-c", command], cwd=place, env=environment(), check=True,
                         stdout=subprocess.DEVNULL,
                     )  # fmt: skip
-            draw(tab, place / one.page, one.part, PICTURES / f"{one.name}.png")
+            draw(tab, place / one.page, one, PICTURES / f"{one.name}.png")
             print(shlex.quote(one.name), (PICTURES / f"{one.name}.png").stat().st_size)
     return 0
 
