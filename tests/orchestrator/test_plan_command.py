@@ -56,6 +56,21 @@ def names(ranking: dict[str, Any]) -> list[str]:
     return [one["layout"] for one in ranking["layouts"]]
 
 
+def test_a_plan_says_which_axes_go_between_nodes() -> None:
+    asked = ("--model", "llama-70b", "--gpu", "h200", "--gpus", "16", "--strategy")
+    layouts = "tp16,tp8pp2,tp8dp2,tp4pp4"
+    (ranking,) = rankings(*asked, layouts)
+    assert {one["layout"]: one["between_nodes"] for one in ranking["layouts"]} == {
+        "tp16": ["tp"],
+        "tp8pp2": ["pp"],
+        "tp8dp2": ["dp"],
+        "tp4pp4": ["pp"],
+    }
+    said = run("plan", *asked, "tp8pp2,tp4pp4").stdout
+    assert re.search(r"Between nodes: pp of (tp8pp2, tp4pp4|tp4pp4, tp8pp2)\.", said)
+    assert "Between nodes" not in run("plan", *ASKED).stdout
+
+
 def test_a_plan_has_every_layout_of_the_gpus_or_why_not() -> None:
     found = rankings(*ASKED, "--max-concurrency", "1,32,100")
     assert [one["max_concurrency"] for one in found] == [1, 32, 100]

@@ -40,6 +40,8 @@ def render(plan: Plan, console: Console) -> None:
         _print_sweeps(one, console)
         _print_refused(one, console)
         if any(one.predictions):
+            if between := _between_nodes(one):
+                console.print(f"Between nodes: {between}.", highlight=False)
             console.print(_legend(one))
             _print_reliability(one, console)
             console.print(f"Factors of {one.engine}: {one.provenance}.", highlight=False)
@@ -56,6 +58,17 @@ def _legend(plan: Planned) -> str:
     return (
         f"{FRONT} no other layout {best}.{late} ±: the farther end of a 90% interval, in ratio; "
         "the other one is no farther. Where that is above 100%, both stand instead, to one digit."
+    )
+
+
+def _between_nodes(plan: Planned) -> str:
+    """Which axes of the layouts that are shown have groups on several nodes; empty where none."""
+    shown = (one for ranking in plan.rankings for one in ranking.predictions[:MOST_ROWS])
+    layouts = {one.layout: one.between_nodes for one in shown if one.between_nodes}
+    alike = grouped(layouts.items(), lambda item: item[1])
+    return "; ".join(
+        f"{' and '.join(axes)} of {', '.join(name for name, _ in same)}"
+        for axes, same in alike.items()
     )
 
 
