@@ -102,6 +102,20 @@ def on_loopback() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def lean() -> Iterator[None]:
+    """Let `ray.init` start neither the autoscaler, which has no node to add here, nor the process
+    that sends the lines of logs to a driver, which ours asks not to have."""
+    from ray._private.node import Node
+
+    kept = Node.start_monitor, Node.start_log_monitor
+    Node.start_monitor = Node.start_log_monitor = lambda _: None
+    try:
+        yield
+    finally:
+        Node.start_monitor, Node.start_log_monitor = kept
+
+
+@contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """Let other threads run, and signals be handled, while `ray.init` waits for the GCS to tell its
     port. Ray's own wait holds the interpreter for 30 s where the GCS has died."""

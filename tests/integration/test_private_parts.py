@@ -13,6 +13,7 @@ import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from packaging.requirements import Requirement
@@ -172,6 +173,31 @@ def test_the_port_of_a_gcs_is_read_as_ray_writes_it(tmp_path: Path) -> None:
             str(tmp_path), NO_NODE, "gcs_server_port", timeout_ms=1000
         )
     assert port == 6543
+
+
+def test_a_local_ray_starts_no_autoscaler_and_nothing_that_reads_its_logs(
+    ray_cluster: Cluster,
+) -> None:
+    from ray._private.node import Node
+
+    starts = (Node.start_monitor, Node.start_log_monitor)
+    head = inspect.getsource(Node.start_head_processes)
+    assert "self.start_monitor()" in head
+    assert "self.start_log_monitor()" in inspect.getsource(Node.start_ray_processes)
+    with ray_private.lean():
+        assert Node.start_monitor not in starts
+    assert (Node.start_monitor, Node.start_log_monitor) == starts
+    commands = [" ".join(command_of(one)) for one in psutil.Process().children()]
+    assert any("gcs_server" in command for command in commands)
+    assert not [command for command in commands if "monitor.py" in command]
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """Its command line; empty for one that has ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 # -- the token of a local Ray
