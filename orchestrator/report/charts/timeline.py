@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from orchestrator.analysis.comparing.rounds import load_of
@@ -54,10 +55,17 @@ def timeline(spans: pa.Table | None, names: Names) -> list[Timeline]:
     if spans is None:
         return []
     chosen = {cell: places for cell, places in first_start(spans).items() if cell in names}
+    is_decode = np.asarray(spans.column("phase")) == DECODE
+    steps = np.asarray(spans.column("step"))
+
+    def recent(places: np.ndarray) -> np.ndarray:
+        """Those of all steps that may be drawn: most of a table is not, and rows are slow."""
+        kept = places[is_decode[places]] if is_decode[places].any() else places
+        return kept[np.isin(steps[kept], np.unique(steps[kept])[-MAX_STEPS:])]
 
     def drawn(cells: Sequence[CellKey]) -> Iterator[Timeline]:
         """Those of one load, with as many steps of each."""
-        found = {cell: SPANS.rows(spans.take(chosen[cell])) for cell in cells}
+        found = {cell: SPANS.rows(spans.take(recent(chosen[cell]))) for cell in cells}
         budget = MAX_BARS // len(cells)
         count = min(steps_within(mine, budget) for mine in found.values())
         for cell, mine in found.items():
