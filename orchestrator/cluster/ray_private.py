@@ -28,6 +28,7 @@ from workers.rendezvous import LOOPBACK
 
 CLIENT_PREFIX = "ray://"
 TOKEN_FILE = "auth_token"
+PRESTART = "--num_prestart_python_workers="  # of a raylet
 PORT_S = 0.02  # between two looks for the port of a GCS
 TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -99,6 +100,28 @@ def on_loopback() -> Iterator[None]:
         yield
     finally:
         services.resolve_ip_for_localhost = replaced
+
+
+@contextlib.contextmanager
+def lean() -> Iterator[None]:
+    """Let `ray.init` start neither the autoscaler, which has no node to add here, nor the process
+    that sends the lines of logs to a driver, which ours asks not to have; nor workers in advance,
+    none of which becomes an actor of ours: these have an environment of their own."""
+    from ray._private import services
+    from ray._private.node import Node
+
+    start, kept = services.start_ray_process, (Node.start_monitor, Node.start_log_monitor)
+
+    def start_lean(command: list[str], *which: Any, **how: Any) -> Any:
+        return start([one for one in command if not one.startswith(PRESTART)], *which, **how)
+
+    services.start_ray_process = start_lean
+    Node.start_monitor = Node.start_log_monitor = lambda _: None
+    try:
+        yield
+    finally:
+        services.start_ray_process = start
+        Node.start_monitor, Node.start_log_monitor = kept
 
 
 @contextlib.contextmanager

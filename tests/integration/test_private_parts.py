@@ -13,6 +13,7 @@ import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from packaging.requirements import Requirement
@@ -172,6 +173,36 @@ def test_the_port_of_a_gcs_is_read_as_ray_writes_it(tmp_path: Path) -> None:
             str(tmp_path), NO_NODE, "gcs_server_port", timeout_ms=1000
         )
     assert port == 6543
+
+
+def test_a_local_ray_starts_no_autoscaler_no_reader_of_logs_and_no_worker_in_advance(
+    ray_cluster: Cluster,
+) -> None:
+    from ray._private import services
+    from ray._private.node import Node
+
+    def starts() -> tuple[object, ...]:
+        return services.start_ray_process, Node.start_monitor, Node.start_log_monitor
+
+    before = starts()
+    assert "self.start_monitor()" in inspect.getsource(Node.start_head_processes)
+    assert "self.start_log_monitor()" in inspect.getsource(Node.start_ray_processes)
+    assert f'"{ray_private.PRESTART}{{}}".format(' in inspect.getsource(services.start_raylet)
+    with ray_private.lean():
+        assert all(one is not other for one, other in zip(starts(), before, strict=True))
+    assert starts() == before
+    commands = [" ".join(command_of(one)) for one in psutil.Process().children()]
+    (raylet,) = (command for command in commands if "raylet_socket_name" in command)
+    assert ray_private.PRESTART not in raylet
+    assert not [command for command in commands if "monitor.py" in command]
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """Its command line; empty for one that has ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 # -- the token of a local Ray

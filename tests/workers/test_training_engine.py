@@ -99,7 +99,7 @@ def test_what_is_not_kept_changes_no_loss(
 
 @pytest.mark.parametrize(
     ("layout", "offload"),
-    [("tp1", "optimizer"), ("tp2pp2", "optimizer"), ("fsdp2", "optimizer+params")],
+    [("tp1", "optimizer"), ("tp2", "optimizer"), ("fsdp2", "optimizer+params")],
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_what_is_kept_in_main_memory_changes_no_loss(
