@@ -191,7 +191,7 @@ def _start(here: Node, ranks: int, dashboard: bool, mine: RaySession) -> Cluster
             mine.marking(),
             watched(mine.keep),
             ray_private.on_loopback(),
-            ray_private.lean(),
+            ray_private.lean(dashboard),
             ray_private.interruptible(),
             _init() as init,
         ):

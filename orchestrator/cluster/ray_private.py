@@ -28,7 +28,6 @@ from workers.rendezvous import LOOPBACK
 
 CLIENT_PREFIX = "ray://"
 TOKEN_FILE = "auth_token"
-PRESTART = "--num_prestart_python_workers="  # of a raylet
 PORT_S = 0.02  # between two looks for the port of a GCS
 TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -76,7 +75,8 @@ def lets_in(address: str, host: str, port: int, token: str, timeout_s: float) ->
 
 def settings(metrics_ms: int, folder: Path) -> dict[str, object]:
     """Arguments of `ray.init` for a Ray of this machine alone: it keeps its files in a folder of
-    its own in `folder`, and every process reports its metrics each `metrics_ms`.
+    its own in `folder`, and every process reports its metrics each `metrics_ms`. It starts no
+    workers in advance: none becomes an actor of ours, as these have an environment of their own.
 
     Ray opens the folder that it is given, and all in it, to everybody (mode 0777): nobody else may
     be able to enter `folder`.
@@ -84,7 +84,10 @@ def settings(metrics_ms: int, folder: Path) -> dict[str, object]:
     return {
         "_node_ip_address": LOOPBACK,
         "_temp_dir": str(folder / "r"),  # of one letter: see session.BELOW
-        "_system_config": {"metrics_report_interval_ms": metrics_ms},
+        "_system_config": {
+            "metrics_report_interval_ms": metrics_ms,
+            "prestart_worker_first_driver": False,
+        },
     }
 
 
@@ -103,25 +106,20 @@ def on_loopback() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lean() -> Iterator[None]:
-    """Let `ray.init` start neither the autoscaler, which has no node to add here, nor the process
-    that sends the lines of logs to a driver, which ours asks not to have; nor workers in advance,
-    none of which becomes an actor of ours: these have an environment of their own."""
-    from ray._private import services
+def lean(dashboard: bool) -> Iterator[None]:
+    """Let `ray.init` start no process that sends lines of logs to a driver, as ours asks for none;
+    and without a dashboard no autoscaler, whose status only that one shows."""
     from ray._private.node import Node
 
-    start, kept = services.start_ray_process, (Node.start_monitor, Node.start_log_monitor)
-
-    def start_lean(command: list[str], *which: Any, **how: Any) -> Any:
-        return start([one for one in command if not one.startswith(PRESTART)], *which, **how)
-
-    services.start_ray_process = start_lean
-    Node.start_monitor = Node.start_log_monitor = lambda _: None
+    names = ("start_log_monitor",) if dashboard else ("start_log_monitor", "start_monitor")
+    kept = {name: getattr(Node, name) for name in names}
+    for name in names:
+        setattr(Node, name, lambda _: None)
     try:
         yield
     finally:
-        services.start_ray_process = start
-        Node.start_monitor, Node.start_log_monitor = kept
+        for name, method in kept.items():
+            setattr(Node, name, method)
 
 
 @contextlib.contextmanager

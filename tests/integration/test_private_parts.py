@@ -13,10 +13,10 @@ import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
-import psutil
 import pytest
 import ray
 from packaging.requirements import Requirement
+from process_lists import below
 
 from orchestrator.cluster import ray_private
 from orchestrator.cluster.connection import Cluster
@@ -96,8 +96,8 @@ def test_config_initialize() -> None:
 def test_config_knows_the_setting_for_metrics(tmp_path: Path) -> None:
     from ray._raylet import Config
 
-    (setting,) = ray_private.settings(2000, tmp_path)["_system_config"]  # type: ignore[misc]
-    assert callable(getattr(Config, setting))
+    assert "metrics_report_interval_ms" in str(ray_private.settings(2000, tmp_path))
+    assert callable(Config.metrics_report_interval_ms)
 
 
 # -- ray.init
@@ -178,31 +178,23 @@ def test_the_port_of_a_gcs_is_read_as_ray_writes_it(tmp_path: Path) -> None:
 def test_a_local_ray_starts_no_autoscaler_no_reader_of_logs_and_no_worker_in_advance(
     ray_cluster: Cluster,
 ) -> None:
-    from ray._private import services
     from ray._private.node import Node
 
     def starts() -> tuple[object, ...]:
-        return services.start_ray_process, Node.start_monitor, Node.start_log_monitor
+        return Node.start_monitor, Node.start_log_monitor
 
     before = starts()
     assert "self.start_monitor()" in inspect.getsource(Node.start_head_processes)
     assert "self.start_log_monitor()" in inspect.getsource(Node.start_ray_processes)
-    assert f'"{ray_private.PRESTART}{{}}".format(' in inspect.getsource(services.start_raylet)
-    with ray_private.lean():
+    with ray_private.lean(dashboard=False):
         assert all(one is not other for one, other in zip(starts(), before, strict=True))
+    with ray_private.lean(dashboard=True):  # which shows what the autoscaler says
+        assert [one is other for one, other in zip(starts(), before, strict=True)] == [True, False]
     assert starts() == before
-    commands = [" ".join(command_of(one)) for one in psutil.Process().children()]
-    (raylet,) = (command for command in commands if "raylet_socket_name" in command)
-    assert ray_private.PRESTART not in raylet
+    commands = [" ".join(words) for _, _, words in below(os.getpid())]
+    assert any("raylet_socket_name" in command for command in commands)
     assert not [command for command in commands if "monitor.py" in command]
-
-
-def command_of(process: psutil.Process) -> list[str]:
-    """Its command line; empty for one that has ended."""
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
+    assert not [command for command in commands if command.startswith("ray::IDLE")]
 
 
 # -- the token of a local Ray
