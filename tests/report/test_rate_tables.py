@@ -79,7 +79,8 @@ def test_compare_of_the_folder_ends_with_what_was_found(searched: Path) -> None:
 def test_the_page_has_the_table_first_and_its_data(searched: Path, tmp_path: Path) -> None:
     page = render_html(searched, tmp_path / "page.html")
     text = text_of(page)
-    assert text.index("The highest request rate that meets the SLO") < text.index("side by side")
+    first = text.index("The highest request rate that meets the SLO")
+    assert first < text.index("The layouts side by side")
     assert f"{HEADING} layout met up to" in text
     assert "tp2 1200 600 4000 1800 2400 1200&nbsp;✓ 1800&nbsp;✗ 2400&nbsp;✗" in text
     table = data_of(page)["tables"]["rates"]
