@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Literal
 
 from strategies.errors import LayoutError
@@ -73,6 +74,11 @@ class Stage:
     layers: range
     embed: bool = False
     head: bool = False
+
+
+@lru_cache(maxsize=1 << 16)  # a plan asks for every parameter of a model under every layout
+def _first_that_matches(patterns: tuple[str, ...], name: str) -> str | None:
+    return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +213,7 @@ class Placement:
         mapping = self.cuts[of]
         if name in mapping:
             return name
-        return next((pattern for pattern in mapping if fnmatchcase(name, pattern)), None)
+        return _first_that_matches(tuple(mapping), name)
 
     def splits(self, name: str, of: Of = "params") -> tuple[Split, ...]:
         """The cuts of the parameter `name`, of its gradient or of its optimizer state; () =
