@@ -18,7 +18,7 @@ from orchestrator.run.limits import check_limits
 from orchestrator.run.origin import check_origin, origin_of
 from orchestrator.run.schedule import Schedule
 from orchestrator.store.folders import check_writable
-from orchestrator.store.identity import changed, switches_of
+from orchestrator.store.identity import changed, switches_told
 from orchestrator.store.store import Store
 
 
@@ -51,7 +51,7 @@ def check_surroundings(
 def _check_switches(store: Store, planned: Sequence[PlannedDeployment]) -> None:
     """Raise UserError where runs that are there were made with another value of a switch than it
     has now: the engine has come to do by itself what it did not do then."""
-    there = switches_of(store.read("summary"))
+    there = switches_told(store.read("summary"))
     for one in planned:
         asked, switches = one.deployment, asdict(one.plan.switches)
         row = there.get((asked.strategy, asked.engine, asked.ablation), {})

@@ -96,7 +96,7 @@ def decisive_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {name: there[name] for name in DECISIVE if there.get(name)}
 
 
-def switches_of(runs: pa.Table | None) -> dict[MadeBy, dict[str, str]]:
+def switches_told(runs: pa.Table | None) -> dict[MadeBy, dict[str, str]]:
     """Of what made the runs of a summary, the switches that they tell of."""
     found = dict[MadeBy, dict[str, str]]()
     for one in runs.to_pylist() if runs is not None else []:

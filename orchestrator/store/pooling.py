@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from orchestrator.errors import UserError
 from orchestrator.store.arrow_files import concat
-from orchestrator.store.identity import changed, decisive_of, switches_of
+from orchestrator.store.identity import changed, decisive_of, switches_told
 from orchestrator.store.node_id import NodeId, found_among, next_number, number_of
 from orchestrator.store.schema import OUTCOME_TABLES, START_KEYS, StartKey, places
 from workers.rows import grouped
@@ -85,7 +85,7 @@ def pooled(packs: Sequence[Packed]) -> Packed:
 
 def _check(one: Packed, other: Packed) -> None:
     _refuse(one, other, decisive_of(one.manifest), decisive_of(other.manifest))
-    there, added = (switches_of(each.tables.get("summary")) for each in (one, other))
+    there, added = (switches_told(each.tables.get("summary")) for each in (one, other))
     for by in (by for by in there if by in added):
         of = f" in runs of {by[0]} by {by[1]}"
         _refuse(one, other, there[by], added[by], of, "; --engine takes those of some engines")
