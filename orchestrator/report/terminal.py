@@ -14,6 +14,7 @@ from orchestrator.analysis.comparing.compare import Comparison, outputs_of, run_
 from orchestrator.analysis.comparing.rounds import Load, load_of, names_of
 from orchestrator.report.charts import across_nodes, unshown
 from orchestrator.report.charts.choices import labels_of, lengths_of, load_in_words
+from orchestrator.report.charts.views import natural
 from orchestrator.report.output import width_of
 from orchestrator.report.progress import RunProgress
 from orchestrator.report.text import aligned, figure, fixed, full, legend, percent
@@ -74,12 +75,14 @@ def render(
     console: Console,
     sentences: Mapping[Load, Sequence[str]] | None = None,
 ) -> None:
-    """Print a table for each model, scenario and concurrency, the best layout first; failed ones
-    with their reason below.
+    """Print a table for each model, scenario and concurrency, the best layout first, on CPU devices
+    by their names; failed ones with their reason below.
 
     sentences: verdicts to go under a table, by its load.
     """
     said = sentences or {}
+    if on_cpu(comparison):  # the order is no ranking
+        comparison = sorted(comparison, key=lambda one: natural(one.cell.layout))
     loads = grouped(comparison, lambda one: load_of(one.cell))
     experiments = grouped(loads, lambda load: load.experiment).values()
     tables = [

@@ -63,6 +63,8 @@ def test_the_table_is_plain_text_that_fits_and_tells_failures_and_that_cpu_is_no
     assert "123.4 GB" in text
     assert "dp4 (torch) failed: out_of_memory: rank 3" in text
     assert "no ranking" in " ".join(text.split())
+    first = [line.split()[0] for line in text.splitlines() if line.startswith((" pp4", " tp2pp2"))]
+    assert first == ["pp4", "tp2pp2"]  # by name, not by throughput
 
 
 LARGE = {
@@ -261,7 +263,7 @@ def test_the_table_shows_half_the_interval_in_percent_where_there_are_two_runs()
         )
     )
     rows = [line.split() for line in text.splitlines() if line.startswith((" tp4", " pp4"))]
-    assert [row[2:4] for row in rows] == [["100.0", "24.8%"], ["50.0", "-"]]
+    assert [row[2:4] for row in rows] == [["50.0", "-"], ["100.0", "24.8%"]]
     assert "half of that mean's 95% interval" in " ".join(text.split())
     assert "±" not in shown(compared(run("tp4", 100.0)))
 

@@ -16,8 +16,9 @@ from pages import data_of
 from training_inputs import GIGABYTE, write_training
 
 from orchestrator.analysis.training.comparison import findings_of
+from orchestrator.analysis.training.observed import observed_in
 from orchestrator.cli import main
-from orchestrator.report.training.page import render_html
+from orchestrator.report.training.page import parts_shown, render_html
 from orchestrator.report.training.verdict import verdicts_of
 
 CHARTS = ("step", "memory", "loss")
@@ -117,7 +118,32 @@ def test_nothing_is_ranked_on_a_cpu(tmp_path: Path) -> None:
     assert "the tokens a second of" not in " ".join(table.split())
     names = [row["layout"] for row in data_of(page)["step"]]
     assert names == sorted(names)
+    firsts = [word for line in table.splitlines() for word in line.split()[:1]]
+    assert [word for word in firsts if word in SPEEDS] == sorted(SPEEDS)
     assert all(not row["predicted"] for row in data_of(page)["memory"])
+
+
+def test_what_was_asked_for_and_never_ran_is_named(tmp_path: Path) -> None:
+    published = Path("docs/results/4xh200/training-llama-8b")
+    said = "llama-8b.pp4.torch.bfloat16.train4096.c16 was asked for and has no run that can be read"
+    page = render_html([published], tmp_path / "page.html").read_text()
+    assert "3 remarks on what is not here" in page
+    assert said in page
+    table = CliRunner().invoke(main, ["compare", str(published)], terminal_width=400).output
+    assert said in " ".join(table.split())
+    data = json.loads(CliRunner().invoke(main, ["compare", str(published), "--json"]).output)
+    assert sorted(one["cell"].split(".")[1] for one in data["missing"]) == [
+        "dp4zero3",
+        "pp4",
+        "tp4",
+    ]
+
+
+def test_only_ranks_of_a_pipeline_have_stages(page: Path) -> None:
+    (seen,) = [observed_in(page.parent)]
+    stages = {(row["layout"], row["rank"]): row["stages"] for row in parts_shown(seen)}
+    assert {stages["pp2", rank] for rank in "01"} == {"0", "1"}
+    assert stages["fsdp2", "0"] == "-"
 
 
 # -- the data of the charts

@@ -121,7 +121,10 @@ def _write_run(
 
 
 def _write_observed(store: Store, cell: Cell, changes: Mapping[str, object]) -> None:
-    rows = [{**PARTS, "rank": rank, "stages": [0], **changes} for rank in range(2)]
+    is_piped = changes.get("bubble_share") is not None
+    rows = [
+        {**PARTS, "rank": rank, "stages": [rank if is_piped else 0], **changes} for rank in range(2)
+    ]
     tables = {
         "training_parts": make(TRAINING_PARTS, rows),
         "training_overlaps": make(TRAINING_OVERLAPS, []),

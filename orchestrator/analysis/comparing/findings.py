@@ -168,7 +168,7 @@ def _of_experiment(
         statistics=statistics(one.runs),
         unsettled=unsettled(one.runs, until_ci or one.asked.get("until_ci")),
         drifts=drifts(one.runs, matters),
-        missing=missing(one),
+        missing=missing(one.folder, one.manifest, one.runs),
         imported=imported(one),
         kernels=top_kernels(one.kernels, (run.cell for run in one.runs)),
     )

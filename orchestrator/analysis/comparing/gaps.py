@@ -3,10 +3,15 @@ what an imported result never had."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from orchestrator.analysis.load import Results
+from orchestrator.store.schema import RunKey
 from workers.rows import Table, column, grouped, row
+
+Manifest = Mapping[str, Any]
 
 
 @row
@@ -48,16 +53,15 @@ def _layout(one: Missing) -> str:
     return one.cell.rsplit(".", 2)[0]
 
 
-def missing(results: Results) -> list[Missing]:
+def missing(folder: Path, manifest: Manifest, runs: Iterable[RunKey]) -> list[Missing]:
     """The cells of the manifest of which a run that was asked for is missing, or all are."""
-    return list(_missing(results))
+    return list(_missing(_name(folder, manifest), manifest, runs))
 
 
-def _missing(results: Results) -> Iterator[Missing]:
-    runs = grouped(results.runs, lambda run: run.cell.name)
-    experiment = str(results.manifest.get("name") or results.folder.name)
-    for cell in results.manifest.get("cells", ()):
-        asked, mine = _asked(results, cell), runs.get(cell, ())
+def _missing(experiment: str, manifest: Manifest, runs: Iterable[RunKey]) -> Iterator[Missing]:
+    made = grouped(runs, lambda run: run.cell.name)
+    for cell in manifest.get("cells", ()):
+        asked, mine = _asked(manifest, cell), made.get(cell, ())
         there = asked & {(run.start, run.run) for run in mine}
         if not mine or there < asked:
             yield Missing(
@@ -65,10 +69,14 @@ def _missing(results: Results) -> Iterator[Missing]:
             )
 
 
-def _asked(results: Results, cell: str) -> set[tuple[int, int]]:
+def _asked(manifest: Manifest, cell: str) -> set[tuple[int, int]]:
     """(start, run) of each run of a cell that any command asked for."""
-    pairs = results.manifest.get("asked", {}).get(cell, ())
+    pairs = manifest.get("asked", {}).get(cell, ())
     return {(s, run) for starts, runs in pairs for s in range(starts) for run in range(runs)}
+
+
+def _name(folder: Path, manifest: Manifest) -> str:
+    return str(manifest.get("name") or folder.name)
 
 
 @row
@@ -96,6 +104,6 @@ def imported(results: Results) -> list[Imported]:
     found = results.manifest.get("imported")
     if not isinstance(found, dict):
         return []
-    experiment = str(results.manifest.get("name") or results.folder.name)
+    experiment = _name(results.folder, results.manifest)
     files = ", ".join(map(str, found.get("files") or ()))
     return [Imported(experiment=experiment, format=str(found.get("format")), files=files)]

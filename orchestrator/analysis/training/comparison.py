@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.analysis.comparing.compare import FUNCTIONS, SAME_FOR_ALL
 from orchestrator.analysis.comparing.confidence import spread
+from orchestrator.analysis.comparing.gaps import MISSING, Missing, missing
 from orchestrator.analysis.comparing.metrics import Metric
 from orchestrator.analysis.comparing.rounds import Load, by_round, completed, load_of, whole
 from orchestrator.analysis.comparing.verdicts import VERDICTS, Ruling, rulings
@@ -80,12 +81,13 @@ def _is_compared(one: Column) -> bool:
 @dataclass(frozen=True, slots=True)
 class TrainingFindings:
     """A row for each cell, the best of a load first, what is shown of each pair, what changes do.
-    lost: why changed cells have no result."""
+    lost: why changed cells have no result. missing: cells with fewer runs than were asked for."""
 
     comparison: Sequence[TrainingComparison]
     found: Sequence[Ruling]
     effects: Sequence[TrainingEffect] = ()
     lost: Sequence[str] = ()
+    missing: Sequence[Missing] = ()
 
     def sentences(self, load: Load) -> list[str]:
         """What is shown of the layouts of one load."""
@@ -99,6 +101,7 @@ class TrainingFindings:
             "comparison": TRAINING_COMPARED.data(self.comparison),
             "verdicts": VERDICTS.data(verdicts),
             "ablations": TRAINING_EFFECTS.data(self.effects),
+            "missing": MISSING.data(self.missing),
         }
 
 
@@ -114,12 +117,15 @@ def findings_of(paths: Iterable[Path], difference: float | None = None) -> Train
     version. difference: see `rulings`."""
     runs: list[Trained] = []
     parts: list[TrainedParts] = []
+    lacking: list[Missing] = []
     for path in paths:
         folders.check_version(path)
         table = Store(path).read(TRAINED.name)
-        runs += [] if table is None else TRAINED.rows(table)
+        there = [] if table is None else TRAINED.rows(table)
+        runs += there
         parts += observed_in(path).parts
-    return compared(runs, difference, parts)
+        lacking += missing(path, folders.read_manifest(path), there)
+    return replace(compared(runs, difference, parts), missing=lacking)
 
 
 def compared(

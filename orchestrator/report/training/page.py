@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from orchestrator.analysis.comparing import gaps
 from orchestrator.analysis.comparing.rounds import Load, load_of
 from orchestrator.analysis.training.comparison import TrainingComparison, findings_of
 from orchestrator.analysis.training.observed import Observed, TrainedParts, observed_in
 from orchestrator.analysis.training.rows import TRAFFIC
 from orchestrator.report import environment
 from orchestrator.report.charts.looks import looks
-from orchestrator.report.charts.views import layout_names, natural
+from orchestrator.report.charts.views import layout_names
 from orchestrator.report.html import drawn, write
 from orchestrator.report.output import inline_json
 from orchestrator.report.text import figure, percent, plural, ranges
@@ -24,6 +25,7 @@ from orchestrator.report.training.terminal import (
     CPU_NOTE,
     describe,
     effect_shown,
+    in_order,
     on_cpu,
     reasons,
     sentences,
@@ -53,9 +55,7 @@ def render_html(folders: Sequence[Path], path: Path) -> Path:
     """Write the page of the experiments in `folders` to `path`. Raises UserError where it cannot be
     written."""
     found, seen = findings_of(folders), [observed_in(folder) for folder in folders]
-    cells, ranked = found.comparison, not on_cpu(found)
-    if not ranked:
-        cells = sorted(cells, key=lambda one: natural(one.cell.layout))
+    cells, ranked = in_order(found), not on_cpu(found)
     titles = titles_of(cells)
     page = drawn(
         "training",
@@ -74,6 +74,7 @@ def render_html(folders: Sequence[Path], path: Path) -> Path:
         meanings={name: meaning for name, (meaning, _) in COLUMNS.items()},
         traffic=[row for folder in folders for row in traffic_of(folder)],
         lost=found.lost,
+        missing=gaps.sentences(found.missing),
         effects=[effect_shown(one) for one in found.effects],
         parts=[row for one in seen for row in parts_shown(one)],
         overlaps=[row for one in seen for row in overlaps_shown(one)],
@@ -145,11 +146,12 @@ def setup_of(folders: Sequence[Path], trained: Sequence[TrainingComparison]) -> 
 def parts_shown(seen: Observed) -> list[dict[str, str]]:
     """Where the step of each rank goes, in ms: means over the starts of a cell."""
     ranks = grouped(seen.parts, lambda one: (one.cell, one.rank))
+    piped = {one.cell for one in seen.parts if any(one.stages)}
     return [
         {
             "layout": mine[0].cell.layout,
             "rank": str(rank),
-            "stages": ranges(mine[0].stages),
+            "stages": ranges(mine[0].stages) if mine[0].cell in piped else "-",
             **{title: mean_of(mine, name) for title, name in PARTS_SHOWN.items()},
             "bubble": bubble_of(mine),
         }

@@ -8,9 +8,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.analysis.comparing import gaps
 from orchestrator.analysis.comparing.rounds import Load, load_of, names_of
 from orchestrator.analysis.training.ablation import TrainingEffect
 from orchestrator.analysis.training.comparison import TrainingComparison, TrainingFindings
+from orchestrator.report.charts.views import natural
 from orchestrator.report.text import fixed, full, legend, percent
 from orchestrator.store.schema import COMPLETED
 from workers.rows import grouped
@@ -69,10 +71,9 @@ COLUMNS: dict[str, tuple[str, Callable[[TrainingComparison], str]]] = {
 
 
 def render(found: TrainingFindings, console: Console) -> None:
-    """Print a table for each load, the layout with the best mean first; failed ones with their
-    reason below."""
+    """Print a table for each load, its layouts `in_order`; failed ones with their reason below."""
     shown: dict[str, str] = {}
-    for load, cells in grouped(found.comparison, lambda one: load_of(one.cell)).items():
+    for load, cells in grouped(in_order(found), lambda one: load_of(one.cell)).items():
         title, rows = describe(cells)
         table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
         for name in rows[0] if rows else ():
@@ -95,11 +96,18 @@ def render(found: TrainingFindings, console: Console) -> None:
         for texts in changed:
             table.add_row(*texts.values())
         console.print(table)
-    for line in found.lost:
+    for line in (*found.lost, *gaps.sentences(found.missing)):
         console.print(full(line), highlight=False)
     console.print(legend(shown))
     if on_cpu(found):
         console.print(CPU_NOTE, style="yellow")
+
+
+def in_order(found: TrainingFindings) -> Sequence[TrainingComparison]:
+    """The best of a load first; by their names on CPU devices."""
+    if not on_cpu(found):
+        return found.comparison
+    return sorted(found.comparison, key=lambda one: natural(one.cell.layout))
 
 
 def sentences(found: TrainingFindings, load: Load) -> list[str]:
