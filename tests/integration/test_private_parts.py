@@ -7,6 +7,8 @@ import inspect
 import os
 import socket
 import stat
+import subprocess
+import sys
 import threading
 import time
 import tomllib
@@ -16,7 +18,6 @@ from pathlib import Path
 import pytest
 import ray
 from packaging.requirements import Requirement
-from process_lists import below
 
 from orchestrator.cluster import ray_private
 from orchestrator.cluster.connection import Cluster
@@ -175,9 +176,7 @@ def test_the_port_of_a_gcs_is_read_as_ray_writes_it(tmp_path: Path) -> None:
     assert port == 6543
 
 
-def test_a_local_ray_starts_no_autoscaler_no_reader_of_logs_and_no_worker_in_advance(
-    ray_cluster: Cluster,
-) -> None:
+def test_only_what_a_local_ray_needs_is_left_out_of_it() -> None:
     from ray._private.node import Node
 
     def starts() -> tuple[object, ...]:
@@ -191,10 +190,32 @@ def test_a_local_ray_starts_no_autoscaler_no_reader_of_logs_and_no_worker_in_adv
     with ray_private.lean(dashboard=True):  # which shows what the autoscaler says
         assert [one is other for one, other in zip(starts(), before, strict=True)] == [True, False]
     assert starts() == before
-    commands = [" ".join(words) for _, _, words in below(os.getpid())]
-    assert any("raylet_socket_name" in command for command in commands)
-    assert not [command for command in commands if "monitor.py" in command]
-    assert not [command for command in commands if command.startswith("ray::IDLE")]
+
+
+STARTED = """
+import os, time
+from orchestrator.cluster.connection import connect
+from process_lists import below
+with connect(None, "cpu", 2, dashboard=False):
+    time.sleep(3)
+    print(*(" ".join(words) for _, _, words in below(os.getpid())), sep="\\n")
+"""
+
+
+@pytest.mark.ray
+def test_a_local_ray_starts_no_autoscaler_no_reader_of_logs_and_no_worker_in_advance() -> None:
+    folders = (str(Path(__file__).parents[1] / "support"), *sys.path)
+    run = subprocess.run(
+        [sys.executable, "-c", STARTED],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "raylet_socket_name" in run.stdout
+    assert "monitor.py" not in run.stdout
+    assert "ray::IDLE" not in run.stdout
 
 
 # -- the token of a local Ray

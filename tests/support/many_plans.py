@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 from pathlib import Path
@@ -31,13 +32,14 @@ class Rank(Worker):
         }
         return sum(tensors.values()), len(dist.distributed_c10d._world.pg_map)
 
-    def policies(self) -> dict[str, set[int]]:
-        """How the system shares cores among the threads of this process, by their names; under
-        "main" the first one."""
-        found: dict[str, set[int]] = {"main": {os.sched_getscheduler(os.getpid())}}
+    def policies(self) -> dict[int, tuple[str, int]]:
+        """Of each thread of this process its name, and how the system gives it a core; the first
+        one is under 0 too."""
+        found = {0: ("main", os.sched_getscheduler(os.getpid()))}
         for thread in Path("/proc/self/task").iterdir():
-            name = (thread / "comm").read_text().strip()
-            found.setdefault(name, set()).add(os.sched_getscheduler(int(thread.name)))
+            with contextlib.suppress(OSError):  # it has ended
+                name, number = (thread / "comm").read_text().strip(), int(thread.name)
+                found[number] = name, os.sched_getscheduler(number)
         return found
 
     def serve_many(
