@@ -122,8 +122,9 @@ class Reservation:
                 counts = self._counts()
                 room = list(counts.values())
                 self.bundles = bundles_for(self.plan, self.engine, room)
-                if not too_large(self.bundles, room) or time.monotonic() > deadline:
-                    return not too_large(self.bundles, room)
+                fits = not too_large(self.bundles, room)
+                if fits or time.monotonic() > deadline:
+                    return fits
                 time.sleep(min(LOOK_S, max(0.0, deadline - time.monotonic())))
 
         await_room(has_room, lacking, max(patience.wait_s, patience.back_s), patience)

@@ -11,7 +11,7 @@ from orchestrator.cluster.connection import Cluster
 from orchestrator.cluster.hardware import Gpu
 from orchestrator.errors import UserError
 from orchestrator.store.folders import lost_manifest
-from orchestrator.store.identity import decisive_of
+from orchestrator.store.identity import changed, decisive_of
 from orchestrator.store.node_id import NodeId, found_among, next_number, number_of
 from orchestrator.store.store import Store
 from workers.versions import versions
@@ -80,10 +80,8 @@ def _check_same(store: Store, before: Mapping[str, Any], origin: Origin) -> None
     here = {"device": sorted(origin.kinds), **versions()}
     there = decisive_of(before)
     # What is not installed here takes no part in what is to be added.
-    other = [name for name in there if here.get(name) not in (None, there[name])]
-    changed = [f"{name} {there[name]} (here {here.get(name)})" for name in other]
-    if changed:
+    if names := changed(there, here):
+        said = ", ".join(f"{name} {there[name]} (here {here[name]})" for name in names)
         raise UserError(
-            f"{store.folder} holds results of {', '.join(changed)}; give another --result-dir, or "
-            "move it away"
+            f"{store.folder} holds results of {said}; give another --result-dir, or move it away"
         )

@@ -106,8 +106,8 @@ def switches_told(runs: pa.Table | None) -> dict[MadeBy, dict[str, str]]:
 
 
 def changed(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What both tell of differently."""
-    return [name for name in was if name in now and None is not now[name] != was[name]]
+    """What both tell of, and differently."""
+    return [name for name in was if now.get(name) not in (None, was[name])]
 
 
 def _is_asked(experiment: Experiment, name: str) -> bool:
