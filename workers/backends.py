@@ -252,12 +252,8 @@ class GroupSum(Protocol):
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over the group: the same bits on every rank."""
 
-
-class FusedSum(Protocol):
-    """The same, together with the residual and the norm behind the sum; see `Backend`."""
-
     def fuses(self, x: Tensor) -> bool:
-        """Whether it takes `x`, which depends on its shape and dtype alone."""
+        """Whether the residual and the norm behind the sum can be with it: of what it takes."""
 
     def all_reduce_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Backend`."""
@@ -265,20 +261,15 @@ class FusedSum(Protocol):
 
 class PeerBackend(LibraryBackend):
     """Sums through memory that GPUs share where a message is small enough for it; NCCL for all
-    else. kind: what it is called. sums: by mesh axis; of several the first that takes a message.
-    fused: by mesh axis."""
+    else. kind: what it is called. sums: by mesh axis; of several the first that takes a message."""
 
     kernels: ClassVar[Sequence[CommunicationKernel]] = (*PEER_KERNELS, *NCCL_KERNELS)
 
     def __init__(
-        self,
-        context: RankContext,
-        kind: str,
-        sums: Mapping[str, Sequence[GroupSum]],
-        fused: Mapping[str, FusedSum],
+        self, context: RankContext, kind: str, sums: Mapping[str, Sequence[GroupSum]]
     ) -> None:
         super().__init__(context)
-        self._kind, self._sums, self._fused = kind, sums, fused
+        self._kind, self._sums = kind, sums
 
     @property
     def name(self) -> str:
@@ -298,13 +289,16 @@ class PeerBackend(LibraryBackend):
 
     def fuses(self, x: Tensor, axis: str) -> bool:
         """See `Backend`."""
-        return axis in self._fused and self._fused[axis].fuses(x)
+        found = self._sum_of(x, axis)
+        return found is not None and found.fuses(x)
 
     def all_reduce_norm(
         self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, axis: str
     ) -> Tensor:
         """See `Backend`."""
-        return self._fused[axis].all_reduce_norm(x, residual, weight, eps)
+        found = self._sum_of(x, axis)
+        assert found is not None, "ask `fuses` first"
+        return found.all_reduce_norm(x, residual, weight, eps)
 
 
 def backend_for(context: RankContext) -> Backend:

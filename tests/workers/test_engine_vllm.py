@@ -35,6 +35,7 @@ from workers.engines.vllm import run as vllm_run
 from workers.engines.vllm import settings as vllm_settings
 from workers.engines.vllm import worker as vllm_worker
 from workers.engines.vllm.ablation import ABLATED, leave_out_communication
+from workers.engines.vllm.dummy_model import dummy_model
 from workers.engines.vllm.engine import OutOfMemoryError, VllmEngine, VllmFailed, failure, held
 from workers.engines.vllm.run import Watch, requests_table, serve, steps_table
 from workers.engines.vllm.settings import across_nodes, arguments, environment, refusal
@@ -223,6 +224,19 @@ def _vllm_with(monkeypatch: pytest.MonkeyPatch, coordinator: type) -> None:
     for name in ("vllm", "vllm.distributed"):
         monkeypatch.setitem(sys.modules, name, SimpleNamespace())
     monkeypatch.setitem(sys.modules, "vllm.distributed.parallel_state", state)
+
+
+def test_every_start_of_a_model_of_dummy_weights_has_its_config_at_the_same_path(
+    tmp_path: Path,
+) -> None:
+    """vLLM keys what it has compiled by that path."""
+    one, other = plan().model, replace(plan().model, num_layers=1)
+    folder = dummy_model(one, tmp_path)
+    assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == one.num_layers
+    made = (folder / "config.json").stat().st_ino
+    assert dummy_model(replace(one), tmp_path) == folder != dummy_model(other, tmp_path)
+    assert (folder / "config.json").stat().st_ino == made
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
 
 
 def test_a_setting_is_json_or_else_a_text() -> None:

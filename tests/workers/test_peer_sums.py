@@ -53,11 +53,13 @@ class Meeting:
 
 @dataclass
 class Gathered:
-    """`GroupSum` and `FusedSum` of one rank, by the reference. most: rows that it takes."""
+    """`GroupSum` of one rank, by the reference. most: rows that it takes. with_norm: whether it has
+    the norm too."""
 
     meeting: Meeting
     rank: int
     most: int = TOKENS
+    with_norm: bool = True
 
     def takes(self, x: Tensor) -> bool:
         return x.shape[0] <= self.most
@@ -66,7 +68,7 @@ class Gathered:
         return reference.summed(self._parts(x))
 
     def fuses(self, x: Tensor) -> bool:
-        return self.takes(x)
+        return self.with_norm and self.takes(x)
 
     def all_reduce_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         return reference.summed_norm(self._parts(x), residual, weight, eps)
@@ -95,9 +97,8 @@ def over_tp2(shape: ModelShape, fuses: bool, **changes: Any) -> tuple[Tensor, Co
 
     def run(rank: int) -> tuple[Tensor, Communicator]:
         context = RankContext(rank, plan.placement, torch.device("cpu"))
-        communicator, sums = Communicator(context), Gathered(meeting, rank)
-        fused = {"tp": sums} if fuses else {}
-        communicator.backend = PeerBackend(context, "one-shot", {"tp": [sums]}, fused)
+        communicator, sums = Communicator(context), Gathered(meeting, rank, with_norm=fuses)
+        communicator.backend = PeerBackend(context, "one-shot", {"tp": [sums]})
         return logits(plan, communicator), communicator
 
     with ThreadPoolExecutor(RANKS) as pool:
@@ -158,18 +159,20 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> Communicator:
 
     monkeypatch.setattr(LibraryBackend, "all_reduce", library)
     context = RankContext(0, engine_plan("tp2", LLAMA, None, WORK).placement, torch.device("cpu"))
-    communicator, sums = Communicator(context), Noting(Meeting(), 0, most=2)
-    larger = Noting(Meeting(), 0, most=4)
-    communicator.backend = PeerBackend(context, "one-shot", {"tp": [sums, larger]}, {"tp": sums})
+    small, medium = Noting(Meeting(), 0, most=2), Noting(Meeting(), 0, most=4, with_norm=False)
+    sums = [small, medium, Noting(Meeting(), 0, most=6)]
+    communicator = Communicator(context)
+    communicator.backend = PeerBackend(context, "one-shot", {"tp": sums})
     return communicator
 
 
 def test_the_first_that_takes_a_message_sums_it_and_else_the_library(noted: Communicator) -> None:
-    for rows in (1, 2, 3, 4, 5):
+    for rows in (1, 2, 3, 4, 6, 7):
         noted.all_reduce(torch.ones(rows, 8), "tp")
     noted.all_reduce(torch.ones(1, 8), "pp")
-    assert asked == [(1, 8), (2, 8), (3, 8), (4, 8), (-5,), (-1,)]
-    assert [noted.fuses(torch.ones(rows, 8), "tp") for rows in (2, 3)] == [True, False]
+    assert asked == [(1, 8), (2, 8), (3, 8), (4, 8), (6, 8), (-7,), (-1,)]
+    fused = [rows for rows in range(1, 8) if noted.fuses(torch.ones(rows, 8), "tp")]
+    assert fused == [1, 2, 5, 6]  # what takes 3 and 4 has no norm
     assert not noted.fuses(torch.ones(2, 8), "pp")
     assert noted.backend.name == "one-shot and gloo"
 
@@ -254,8 +257,13 @@ class Group:
         ("tp2", {"allreduce": "one-shot"}, ["OneShot of 64"], "one-shot and nccl"),
         ("tp2", {"allreduce": "one-shot", "fusion": "off"}, ["OneShot of 0"], "one-shot and nccl"),
         ("tp4", {"allreduce": "one-shot"}, ["OneShot of 0"], "one-shot and nccl"),
-        ("tp4", {"allreduce": "two-shot"}, ["TwoShot of 64"], "two-shot and nccl"),
-        ("tp4", {"allreduce": "two-shot", "fusion": "off"}, ["TwoShot of 0"], "two-shot and nccl"),
+        ("tp4", {"allreduce": "two-shot"}, ["OneShot of 0", "TwoShot of 64"], "two-shot and nccl"),
+        (
+            "tp4",
+            {"allreduce": "two-shot", "fusion": "off"},
+            ["OneShot of 0", "TwoShot of 0"],
+            "two-shot and nccl",
+        ),
         ("tp2", {}, [], "nccl"),
         ("pp2", {"allreduce": "one-shot"}, [], "nccl"),
     ],

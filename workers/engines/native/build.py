@@ -46,15 +46,15 @@ def make_communicator(context: RankContext, plan: EnginePlan) -> Communicator:
         # It imports Triton, which takes long.
         from workers.engines.native.kernels.symmetric import OneShot, TwoShot
 
+        dtype, width = getattr(torch, plan.dtype), plan.model.hidden_size
+        fuses = switches.fusion == "on"
         # One program has a row. In one shot it sends it to each other rank, which is faster than
         # two kernels where that is one rank.
-        fuses = switches.fusion == "on" and (kind == "two-shot" or group.size() == 2)
-        width, make = (
-            plan.model.hidden_size if fuses else 0,
-            {"one-shot": OneShot, "two-shot": TwoShot},
-        )
-        sums = make[kind](group, context.device, getattr(torch, plan.dtype), width)
-        communicator.backend = PeerBackend(context, kind, {"tp": [sums]}, {"tp": sums})
+        in_one = OneShot(group, context.device, dtype, width if fuses and group.size() == 2 else 0)
+        sums: list[GroupSum] = [in_one]
+        if kind == "two-shot":
+            sums.append(TwoShot(group, context.device, dtype, width if fuses else 0))
+        communicator.backend = PeerBackend(context, kind, {"tp": sums})
     return communicator
 
 

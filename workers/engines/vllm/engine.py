@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from strategies.memory import weight_bytes
 from workers.engines.vllm.ablation import ABLATED
+from workers.engines.vllm.dummy_model import dummy_model
 from workers.engines.vllm.settings import (
     COPIED,
     across_nodes,
     arguments,
     choices,
-    config_of,
     environment,
     recorded,
     refusal,
@@ -140,12 +140,14 @@ class VllmEngine:
 
     def _start(self, plan: EnginePlan) -> dict[str, str]:
         """Start vLLM's engine, whose core is a process of its own. Returns its settings."""
+        from vllm import envs
         from vllm.config import ProfilerConfig
         from vllm.engine.arg_utils import EngineArgs
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        given = arguments(plan, self._model_folder(plan))
+        model = plan.checkpoint or dummy_model(plan.model, Path(envs.VLLM_CACHE_ROOT))
+        given = arguments(plan, str(model))
         traces = str(self._folder_of_own() / TRACES)
         profiler = ProfilerConfig(**given["profiler_config"], torch_profiler_dir=traces)
         args = EngineArgs(**{**given, "profiler_config": profiler})
@@ -153,13 +155,6 @@ class VllmEngine:
         serving = UsageContext.OPENAI_API_SERVER  # its defaults are those that people meet
         self._engine = LLMEngine.from_engine_args(args, serving, enable_multiprocessing=True)
         return recorded(given, plain, self._engine.vllm_config)
-
-    def _model_folder(self, plan: EnginePlan) -> str:
-        if plan.checkpoint is not None:
-            return plan.checkpoint
-        folder = self._folder_of_own()
-        (folder / "config.json").write_text(json.dumps(config_of(plan)))
-        return str(folder)
 
     def _folder_of_own(self) -> Path:
         assert self._folder is not None, "build first"

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from strategies import Load, Topology, plan_layout
-from strategies.hub_config import ARCHITECTURES
 from strategies.memory import kv_bytes_per_token
 from workers.engines.vllm.ablation import ABLATED
 from workers.messages import EnginePlan, dealt
@@ -241,15 +240,6 @@ def value_of(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def config_of(plan: EnginePlan) -> Mapping[str, object]:
-    """The config.json of the plan's model, for dummy weights."""
-    from workers.engines.transformers_config import shape_to_config
-
-    config: dict[str, object] = shape_to_config(plan.model).to_dict()
-    names = (name for name, family in ARCHITECTURES.items() if family == plan.model.family)
-    return {**config, "architectures": [next(names)]}
 
 
 def environment(plan: EnginePlan) -> dict[str, str]:

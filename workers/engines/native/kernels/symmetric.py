@@ -135,7 +135,9 @@ class OneShot(PeerSum):
         width: int,
         most: int | None = None,
     ) -> None:
-        super().__init__(group, device, dtype, width, most or most_bytes(group.size()), False)
+        super().__init__(
+            group, device, dtype, width, most_bytes(group.size()) if most is None else most, False
+        )
 
 
 class TwoShot(PeerSum):
