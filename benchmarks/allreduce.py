@@ -9,7 +9,7 @@ kind a graph of CALLS calls is captured, each of which has what the one before m
 REPLAYS times in ROUNDS rounds, in which the kinds take turns. A figure is the median over rounds of
 the time of one call, and of the ranks the slowest one's. "torch one" and "torch two" are torch's
 own one-shot and two-shot with the copy into shared memory that they need; + norm is with the add
-and norm in another kernel; "fused one" and "fused two" are ours with them in their own.
+and norm in another kernel; "fused one" is our one-shot with them in its own.
 """
 
 from __future__ import annotations
@@ -144,11 +144,12 @@ def kinds_of(device: torch.device, asked: Asked) -> Mapping[str, tuple[Takes, Ca
     from torch.distributed import _symmetric_memory as memory
 
     from workers.engines.native.kernels import fused
-    from workers.engines.native.kernels.symmetric import OneShot, PeerSum, TwoShot
+    from workers.engines.native.kernels.symmetric import OneShot, TwoShot
 
     group, dtype = dist.group.WORLD, getattr(torch, asked.dtype)
     assert group is not None
-    one, two = (kind(group, device, dtype, asked.hidden, MOST_BYTES) for kind in (OneShot, TwoShot))
+    one = OneShot(group, device, dtype, asked.hidden, MOST_BYTES)
+    two = TwoShot(group, device, dtype, MOST_BYTES)
     weight = torch.ones(asked.hidden, dtype=dtype, device=device)
     shared = memory.empty(MOST_BYTES // dtype.itemsize, dtype=dtype, device=device)
     memory.rendezvous(shared, group)
@@ -170,8 +171,8 @@ def kinds_of(device: torch.device, asked: Asked) -> Mapping[str, tuple[Takes, Ca
     def alone(all_reduce: Sum) -> Call:
         return lambda x, residual: all_reduce(x)
 
-    def together(ours: PeerSum) -> tuple[Takes, Call]:
-        return ours.fuses, lambda x, residual: ours.all_reduce_norm(x, residual, weight, EPS)
+    def together(x: Tensor, residual: Tensor) -> None:
+        one.all_reduce_norm(x, residual, weight, EPS)
 
     sums: dict[str, tuple[Takes, Sum]] = {
         "nccl": (lambda x: True, dist.all_reduce),
@@ -184,8 +185,7 @@ def kinds_of(device: torch.device, asked: Asked) -> Mapping[str, tuple[Takes, Ca
     return {
         **{name: (takes, alone(call)) for name, (takes, call) in (sums | torchs).items()},
         **{f"{name} + norm": (takes, normed(call)) for name, (takes, call) in sums.items()},
-        "fused one": together(one),
-        "fused two": together(two),
+        "fused one": (one.fuses, together),
     }
 
 

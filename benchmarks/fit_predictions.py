@@ -77,7 +77,7 @@ BEGIN = {
         half_width=dict.fromkeys(kept.METRICS, 0.0),
         fitted=Fitted((), (), {}),
         provenance="",
-        one_shot=True,
+        peer_sums=True,
     )
 }
 # vLLM: one batch goes through all stages of a pipeline while prompts fit in one pass (the bubble
@@ -89,7 +89,7 @@ BEGIN["vllm"] = replace(
     separate=False,
     prefill_tokens=16384,
     start_s=20e-3,
-    one_shot=False,
+    peer_sums=False,
 )
 # Shares of a rate of the hardware: no engine is faster, so none is above 1.
 SHARES = frozenset({"stream", "math", "kv"})
@@ -127,7 +127,7 @@ class Cell:
     concurrency: int
     num_prompts: int
     measured: Mapping[str, float]
-    one_shot: bool = False
+    allreduce: str = "nccl"
 
     @property
     def name(self) -> str:
@@ -179,7 +179,7 @@ def _cell(origin: str, key, runs) -> Cell:
         key.max_concurrency,
         at.num_prompts,
         measured,
-        at.settings.allreduce == "one-shot",
+        at.settings.allreduce or "nccl",
     )
 
 
@@ -234,7 +234,7 @@ class Bench:
 
     def setting(self, cell: Cell, factors: EngineFactors) -> tuple[Setting, Layout]:
         """What the cell was run as."""
-        key = (cell.model, cell.layout, cell.gpu, cell.precision, cell.one_shot)
+        key = (cell.model, cell.layout, cell.gpu, cell.precision, cell.allreduce)
         if key not in self._planned:
             shape = models.resolve(cell.model, "dummy").shape
             count = math.prod(int(n) for n in _numbers(cell.layout))
@@ -243,7 +243,7 @@ class Bench:
             layout = plan_layout(
                 cell.layout, shape, Load(*cell.lengths, cell.concurrency), topology
             )
-            placed = Placed(layout.placement, shape, cell.precision, hardware, cell.one_shot)
+            placed = Placed(layout.placement, shape, cell.precision, hardware, cell.allreduce)
             self._planned[key] = (placed, layout)
         placed, layout = self._planned[key]
         return Setting(placed, factors), layout

@@ -16,8 +16,9 @@ CANDIDATE_BYTES = 8
 TOKEN_BYTES = 8
 # The projections that are summed over tp where they are cut.
 SUMMED = ("self_attn.o_proj", "mlp.down_proj")
-# An all-reduce through memory that GPUs share, in which each rank sends its message to all others.
-ONE_SHOT = "one_shot_all_reduce"
+# All-reduces through memory that GPUs share: each rank sends its message to all others; or each
+# sums a part, and sends the sum to all others.
+ONE_SHOT, TWO_SHOT = "one_shot_all_reduce", "two_shot_all_reduce"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +40,13 @@ def bus_factor(op: str, ranks: int) -> float:
     """Bytes that cross each link, as a multiple of the message: PERFORMANCE.md of nccl-tests.
 
     The message is the tensor of an all-reduce or a send, what an all-gather makes, what a
-    reduce-scatter takes. In one shot half of the bytes are values, and the others say which call
-    they are of.
+    reduce-scatter takes. In one shot and in two half of the bytes are values, and the others say
+    which call they are of.
     """
     if op == ONE_SHOT:
         return 2.0 * (ranks - 1)
+    if op == TWO_SHOT:
+        return 4 * (ranks - 1) / ranks
     if op == "all_reduce":
         return 2 * (ranks - 1) / ranks
     return (ranks - 1) / ranks if op in ("all_gather", "reduce_scatter") else 1.0

@@ -131,14 +131,14 @@ def fits(table: pa.Table) -> list[Fit]:
     return [_fit(rows) for rows in groups.values() if len({one.bytes for one in rows}) > 1]
 
 
-def without_one_shot(rows: Sequence[FabricRow]) -> str | None:
-    """What is said where collectives were measured and none of them in one shot."""
+def without_peer_sums(rows: Sequence[FabricRow]) -> str | None:
+    """What is said where collectives were measured and none through memory of GPUs."""
     collectives = {one.op for one in rows if one.kind == "collective"}
     if not collectives or ONE_SHOT in collectives:
         return None
     return (
-        "All-reduces in one shot are not measured: they are of two to eight GPUs of a node that "
-        "reach each other's memory."
+        "All-reduces through memory of GPUs are not measured: they are of two to eight GPUs of a "
+        "node that reach each other's."
     )
 
 

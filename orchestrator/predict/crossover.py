@@ -190,7 +190,7 @@ def _gpus(layout: str) -> int:
 
 def _speed(case: Case, layout: Layout, setting: Setting, link: Varied, bandwidth: float) -> float:
     hardware = link.with_rate(case.hardware, bandwidth)
-    placed = replace(setting.placed, hardware=hardware, one_shot=False)  # PCIe has none
+    placed = replace(setting.placed, hardware=hardware, allreduce="nccl")  # as over PCIe
     one = predict(Setting(placed, setting.factors), layout.name, case.asked)
     assert isinstance(one, Prediction), "it is predicted over its own link"
     return one.output_throughput.value

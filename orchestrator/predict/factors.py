@@ -48,8 +48,8 @@ class EngineFactors:
     prompts and decoded tokens never share a pass. graph_tokens: most tokens of a pass with prompts
     that runs in a graph. prefill_tokens: most prompt tokens of a pass, unless it is said.
     idle_power, busy_power: shares of a GPU's power limit, the second one while it computes; None:
-    not fitted. half_width: metric -> log-ratio, see `interval.estimate`. one_shot: whether it sums
-    over tp in one shot where NVLink joins the GPUs.
+    not fitted. half_width: metric -> log-ratio, see `interval.estimate`. peer_sums: whether it sums
+    over tp through memory of the GPUs where NVLink joins them.
     """
 
     engine: str
@@ -73,7 +73,7 @@ class EngineFactors:
     half_width: Mapping[str, float]
     fitted: Fitted
     provenance: str
-    one_shot: bool = False
+    peer_sums: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from orchestrator.analysis.roofline import Ceilings
 from orchestrator.errors import UserError
 from orchestrator.node.datasheet import SHEETS, Sheet, ceilings, entry
-from strategies.traffic import ONE_SHOT, bus_factor
+from strategies.peer_sums import RANKS, each_way, ways
+from strategies.traffic import TWO_SHOT, bus_factor
 
 # Latency of NCCL's ring in its protocol for small messages: of a call, and of each step over a
 # link. github.com/NVIDIA/nccl, src/graph/tuning.cc of 2.2x, baseLat and hwLat, Ring LL.
@@ -20,12 +21,10 @@ CALL_S = 6.6e-6
 # ones. github.com/NVIDIA/nccl, PCI_BW of src/graph/topo.h, and ncclTopoAddPci in topo.cc.
 PCIE_SHARE = 0.75
 STEP_S = {"nvlink": 0.6e-6, "pcie": 1.0e-6, "network": 2.7e-6}
-# Latency of an all-reduce in one shot: of a call, and of each rank that is heard; and what a rank
-# sends to all others of the largest message (`most_bytes` of our kernels). Measured on two and four
-# H200: docs/results/2xh200/allreduce.arrow, docs/results/4xh200/allreduce.arrow.
-ONE_SHOT_S, ONE_SHOT_RANK_S = 2.1e-6, 0.35e-6
-ONE_SHOT_SENT = 3 << 19
-ONE_SHOT_RANKS = range(2, 9)
+# Latency of an all-reduce through memory of GPUs: of a call, of each rank that is heard, and of the
+# second way in two shots. Measured on two and four H200 and four H100: allreduce.arrow of
+# docs/results/2xh200, 4xh200 and 4xh100.
+PEER_SUM_S, PEER_SUM_RANK_S, SECOND_WAY_S = 2.1e-6, 0.35e-6, 0.9e-6
 GRAPH, EAGER = "graph", "eager"
 SHEET = "data sheet"
 
@@ -76,33 +75,35 @@ class Fabric:
     across: Link | None = None
     nvlink: bool = False
 
-    @property
-    def knows_one_shot(self) -> bool:
-        """Whether it has times of all-reduces in one shot."""
-        return any(one.op == ONE_SHOT for one in self.curves)
+    def knows(self, kind: str, ranks: int) -> bool:
+        """Whether it has times of all that sums in a kind of `ways`."""
+        measured = {one.op for one in self.curves}
+        return all(op in measured for op, _ in ways(kind, ranks))
 
-    def with_one_shot(self) -> Fabric:
+    def with_peer_sums(self) -> Fabric:
         """The same with times by latency and bandwidth in place of measured ones: each word goes
-        over the link with the number of its call, to each other rank."""
+        over the link with the number of its call."""
         if self.link is None:
             return self
-        return replace(self, curves=(*self.curves, *map(self._one_shot_line, ONE_SHOT_RANKS)))
+        lines = (self._line(op, ranks, most) for ranks in RANKS for op, most in each_way(ranks))
+        return replace(self, curves=(*self.curves, *lines))
 
-    def _one_shot_line(self, ranks: int) -> Curve:
+    def _line(self, op: str, ranks: int, most: int) -> Curve:
         assert self.link is not None, "the link is known"
-        rate, most = self.link.bandwidth / bus_factor(ONE_SHOT, ranks), ONE_SHOT_SENT / (ranks - 1)
-        latency = ONE_SHOT_S + ranks * ONE_SHOT_RANK_S
+        rate = self.link.bandwidth / bus_factor(op, ranks)
+        latency = PEER_SUM_S + ranks * PEER_SUM_RANK_S + (SECOND_WAY_S if op == TWO_SHOT else 0)
         sizes = (most / 2**power for power in range(9, -1, -1))
-        return Curve(ONE_SHOT, ranks, GRAPH, tuple((size, latency + size / rate) for size in sizes))
+        return Curve(op, ranks, GRAPH, tuple((size, latency + size / rate) for size in sizes))
 
-    def one_shot_seconds(self, span: Span, size: float) -> float | None:
-        """Seconds of one all-reduce in one shot; None for a message that is too large for it, and
-        where nothing is known of it."""
-        measured = self._curve(ONE_SHOT, span.ranks, GRAPH) if span.nodes == 1 else None
-        if measured is None:
+    def peer_sum_seconds(self, kind: str, span: Span, size: float) -> float | None:
+        """Seconds of one all-reduce by a kind of `ways`; None for a message that is too large for
+        it, and where nothing is known of it."""
+        op = next((op for op, most in ways(kind, span.ranks) if size <= most), None)
+        measured = self._curve(op, span.ranks, GRAPH) if op and span.nodes == 1 else None
+        if op is None or measured is None:
             return None
-        like = size * bus_factor(ONE_SHOT, span.ranks) / bus_factor(ONE_SHOT, measured.ranks)
-        return interpolated(measured.points, like) if like <= measured.points[-1][0] else None
+        like = size * bus_factor(op, span.ranks) / bus_factor(op, measured.ranks)
+        return interpolated(measured.points, like)
 
     def seconds(self, op: str, span: Span, size: float, mode: str) -> float | None:
         """Seconds of one collective with a message of `size` bytes; None where a link is not known.
@@ -253,11 +254,13 @@ def _fabric(sheet: Sheet, attainable: Attainable, measured: Calibration | None) 
         return Fabric(pcie, network, curves)
     across = pcie if sheet.bridge else None
     found = Fabric(nvlink, network, curves, sheet.bridge, across, nvlink=True)
-    return found if measured else found.with_one_shot()
+    return found if measured else found.with_peer_sums()
 
 
 def _latency(sheet: Sheet) -> str:
-    return "NCCL's tuning.cc" + (", of one-shot as on H200" if sheet.nvlink else "")
+    return "NCCL's tuning.cc" + (
+        ", of one-shot and two-shot as on H100 and H200" if sheet.nvlink else ""
+    )
 
 
 def _nvlink(sheet: Sheet, attainable: Attainable) -> Link | None:

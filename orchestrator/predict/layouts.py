@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.predict.factors import EngineFactors
-from orchestrator.predict.hardware import ONE_SHOT_RANKS, Hardware
+from orchestrator.predict.hardware import Hardware
 from orchestrator.predict.load import Asked
 from orchestrator.predict.passes import Placed, Setting
 from orchestrator.predict.prediction import IMPOSSIBLE, NoPrediction, Prediction, predict
 from strategies import Layout, LayoutError, Load, ModelShape, Topology, parse, plan_layout
+from strategies.peer_sums import RANKS, kind_for
 from strategies.precision import Precision
 from strategies.registry import discover
 
@@ -101,17 +102,18 @@ def candidates(case: Case, names: Sequence[str], gpus: int, concurrency: int) ->
 
 def _setting(case: Case, layout: Layout) -> Setting:
     placed = Placed(
-        layout.placement, case.model, case.precision, case.hardware, _one_shot(case, layout)
+        layout.placement, case.model, case.precision, case.hardware, _allreduce(case, layout)
     )
     return Setting(placed, case.factors)
 
 
-def _one_shot(case: Case, layout: Layout) -> bool:
-    """Whether the engine by itself sums over tp in one shot: where NVLink joins all GPUs."""
+def _allreduce(case: Case, layout: Layout) -> str:
+    """What the engine by itself sums over tp with: memory of the GPUs where NVLink joins them."""
     fabric, ranks = case.hardware.fabric, layout.placement.num_ranks
     joined = min(case.hardware.gpus_per_node, fabric.joined or ranks)
     is_linked = fabric.nvlink and ranks <= joined
-    return case.factors.one_shot and is_linked and layout.placement.degree("tp") in ONE_SHOT_RANKS
+    tp = layout.placement.degree("tp")
+    return kind_for(tp) if case.factors.peer_sums and is_linked and tp in RANKS else "nccl"
 
 
 def dominates(one: Prediction, other: Prediction) -> bool:

@@ -43,14 +43,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Placed:
-    """A placement of a model on GPUs, and what follows from it whatever the engine. one_shot:
-    whether messages that are small enough for it are summed over tp in one shot; else by NCCL."""
+    """A placement of a model on GPUs, and what follows from it whatever the engine. allreduce: what
+    sums over tp, as `--allreduce` has it."""
 
     placement: Placement
     model: ModelShape
     precision: Precision
     hardware: Hardware
-    one_shot: bool = False
+    allreduce: str = "nccl"
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -154,8 +154,8 @@ class Placed:
             _, nodes, islands = self.hops[index]
             span = Span(span.ranks, nodes, islands)
         fabric, size = self.hardware.fabric, one.bytes / one.calls
-        if self.one_shot and (one.op, one.axis) == ("all_reduce", "tp"):
-            found = fabric.one_shot_seconds(span, size)
+        if (one.op, one.axis) == ("all_reduce", "tp"):
+            found = fabric.peer_sum_seconds(self.allreduce, span, size)
             if found is not None:
                 return found
         found = fabric.seconds(one.op, span, size, mode)

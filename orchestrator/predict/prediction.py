@@ -14,10 +14,11 @@ from orchestrator.predict.replica import TooManyPasses
 from strategies import memory
 
 MS = 1e3
-# What is said of a prediction whose all-reduces are in one shot while the calibration has none.
+# What is said of a prediction whose all-reduces go through memory of GPUs while the calibration has
+# none of these.
 NOT_MEASURED = (
-    "all-reduce by one-shot was not measured on such GPUs: NCCL's times, and the interval reaches "
-    "to those of one-shot by latency and bandwidth; `orchestrator calibrate` measures it"
+    "all-reduce by one-shot or two-shot was not measured on such GPUs: NCCL's times, and the "
+    "interval reaches to theirs by latency and bandwidth; `orchestrator calibrate` measures them"
 )
 # Why a layout has no prediction.
 IMPOSSIBLE, UNKNOWN = "impossible", "unknown"
@@ -98,10 +99,10 @@ class NoPrediction:
 def predict(setting: Setting, name: str, asked: Asked) -> Prediction | NoPrediction:
     """Predict the layout of that name, or say why not."""
     found, placed = _predict(setting, name, asked), setting.placed
-    fabric = placed.hardware.fabric
-    if not placed.one_shot or fabric.knows_one_shot or isinstance(found, NoPrediction):
+    fabric, ranks = placed.hardware.fabric, placed.placement.degree("tp")
+    if fabric.knows(placed.allreduce, ranks) or isinstance(found, NoPrediction):
         return found
-    hardware = replace(placed.hardware, fabric=fabric.with_one_shot())
+    hardware = replace(placed.hardware, fabric=fabric.with_peer_sums())
     faster = _predict(Setting(replace(placed, hardware=hardware), setting.factors), name, asked)
     assert isinstance(faster, Prediction), "the same with faster collectives"
     return _reaching(found, faster)

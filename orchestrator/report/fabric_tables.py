@@ -45,7 +45,7 @@ def as_data(found: Calibration) -> dict[str, object]:
         "path": str(found.path),
         "statistic": fabric.statistic(rows),
         "warnings": fabric.warnings(rows),
-        "left_out": fabric.without_one_shot(rows),
+        "left_out": fabric.without_peer_sums(rows),
         "rows": FABRIC.data(rows),
         "fits": fabric.FITS.data(fabric.fits(found.table)),
         "datasheet": asdict(sheet) if sheet else None,
@@ -68,7 +68,7 @@ def render(found: Calibration, console: Console) -> None:
     if collectives:
         console.print(_collectives(collectives))
         console.print(_fits(fabric.fits(found.table)))
-    left_out = fabric.without_one_shot(rows)
+    left_out = fabric.without_peer_sums(rows)
     said = (left_out,) if left_out else ()
     for line in (*said, *_pairs(found.table), *_links(found.pairs, sheet)):
         console.print(line, highlight=False)

@@ -44,8 +44,8 @@ def foretold(
     measured = measured or known.calibrations.get(gpu)
     hardware = of_sheet(gpu, known.attainable, measured, plan.placement.num_ranks)
     mine = known.engines[engine]
-    one_shot = plan.switches.allreduce == "one-shot" and plan.placement.degree("tp") > 1
-    placed = Placed(plan.placement, plan.model, plan.precision, hardware, one_shot)
+    sums = plan.switches.allreduce or "nccl"
+    placed = Placed(plan.placement, plan.model, plan.precision, hardware, sums)
     setting = Setting(placed, mine)
     found = predict(setting, plan.layout, _asked(experiment, plan, work, mine))
     if isinstance(found, NoPrediction):

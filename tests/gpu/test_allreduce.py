@@ -19,6 +19,8 @@ from ranks import BASE, FAMILIES, engine_plan, ragged_requests, tokens
 from torch import Tensor
 
 from strategies import ModelShape
+from strategies.peer_sums import each_way, ways
+from workers.engines.native.build import peer_sum
 from workers.engines.native.support import SHARING
 from workers.messages import RankReport, Switches, Work
 
@@ -64,13 +66,11 @@ class Here(NamedTuple):
 
 def sums_alone(here: Here) -> Iterator[str]:
     """Of one element, of some that fill no piece, and of as many as it takes."""
-    from workers.engines.native.kernels import symmetric
-
-    limits = {"OneShot": symmetric.most_bytes(here.ranks), "TwoShot": symmetric.TWO_SHOT_BYTES}
+    limits = dict(ways("two-shot", here.ranks))
     for kind, dtype in product(limits, (torch.bfloat16, torch.float16, torch.float32)):
-        sums: PeerSum = getattr(symmetric, kind)(here.group, here.device, dtype, 0)
+        sums = peer_sum(kind, here.group, here.device, dtype, 0, limits[kind])
         most = limits[kind] // dtype.itemsize
-        for count in (1, 7, 1023, 1024, 1025, 5120, 3 * 8192 + 1, most - 1, most):
+        for count in (1, 7, 1023, 1024, 1025, 5120, most - 1, most):
             x = here.drawn(count, dtype=dtype)
             exact = here.gathered(x).double().sum(0)
             if not sums.takes(x) or sums.fuses(x.view(1, -1)):
@@ -89,7 +89,7 @@ def sums_alone(here: Here) -> Iterator[str]:
 def sums_with_a_norm(here: Here) -> Iterator[str]:
     """The same bits as an all-reduce, and an add behind it; the norm of that."""
     from workers.engines.native.kernels import fused
-    from workers.engines.native.kernels.symmetric import OneShot, TwoShot
+    from workers.engines.native.kernels.symmetric import OneShot
 
     shapes = (
         (torch.bfloat16, 1, 8192),
@@ -99,8 +99,8 @@ def sums_with_a_norm(here: Here) -> Iterator[str]:
         (torch.float16, 7, 200),
         (torch.float32, 16, 8192),
     )
-    for kind, (dtype, rows, width) in product((OneShot, TwoShot), shapes):
-        one = kind(here.group, here.device, dtype, width)
+    for dtype, rows, width in shapes:
+        one = OneShot(here.group, here.device, dtype, width, 1 << 19)
         for seed in range(5):  # the sets of slots take turns
             x = here.drawn(rows, width, dtype=dtype, seed=10 * seed + here.rank)
             weight = here.drawn(width, dtype=dtype, seed=50 + seed)
@@ -122,10 +122,11 @@ class Replayed:
     [1], steps and wrong elements so far, on the device."""
 
     def __init__(self, here: Here) -> None:
-        from workers.engines.native.kernels.symmetric import OneShot, TwoShot
-
         self.here, width, dtype = here, 5120, torch.bfloat16
-        self.sums = [kind(here.group, here.device, dtype, width) for kind in (OneShot, TwoShot)]
+        among = each_way(max(here.ranks, 3))
+        self.sums = [
+            peer_sum(op, here.group, here.device, dtype, width, most) for op, most in among
+        ]
         self.weight = here.drawn(width, dtype=dtype, seed=3)
         self.step, self.bad = (
             torch.zeros(1, dtype=torch.int64, device=here.device) for _ in range(2)
@@ -161,7 +162,10 @@ class Replayed:
         for salt, rows in enumerate(sizes):
             for one in self.sums:
                 self.alone(one.all_reduce, salt, rows)
-                self.normed(one, salt, rows)
+                if one.fuses(self.values(0, salt, rows)):
+                    self.normed(one, salt, rows)
+                else:
+                    self.alone(one.all_reduce, salt + 1, rows)
         self.step += 1
 
     def captured(self, sizes: tuple[int, ...]) -> torch.cuda.CUDAGraph:
@@ -258,10 +262,10 @@ def served(rank: int, device: torch.device, layout: str) -> dict[str, tuple[str,
 
 
 def _served(worker: Any, address: tuple[str, int], kind: str, layout: str) -> Any:
-    from workers.engines.native.kernels import symmetric
+    from workers.engines.native import build
 
     if kind == "two-shot":  # messages of this model are small: they are to be summed in two shots
-        symmetric.SENT_BYTES = 16
+        build.ways = lambda kind, ranks: ways(kind, ranks)[1:]
     switches = Switches(allreduce=kind)
     plan = engine_plan(layout, SHAPE, None, WORK, device="cuda", switches=switches)
     try:
@@ -286,10 +290,9 @@ def test_the_engine_makes_the_same_tokens_and_its_sums_are_seen() -> None:
         fused[kind] = sum(bool(row["fused"]) for row in calls) / len(calls)
     assert made["nccl"] == made["one-shot"] == made["two-shot"]
     assert counted["nccl"] == counted["one-shot"] == counted["two-shot"]
-    # Two a layer, but for the last; and the embedding. In one shot the norm is by itself between
-    # more than two ranks.
+    # Two a layer, but for the last; and the embedding. The norm is with the sum in one shot, and
+    # between two ranks.
     share = 1 - 2 / (2 * SHAPE.num_layers + 1)
-    assert fused["nccl"] == 0
-    assert fused["two-shot"] == pytest.approx(share)
+    assert fused["nccl"] == fused["two-shot"] == 0
     assert fused["one-shot"] == pytest.approx(share if RANKS[-1] == 2 else 0)
     assert by_rank[0]["one-shot"][0] == "one-shot and nccl"

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from allreduce import on_each_gpu
 
+from strategies.peer_sums import each_way
 from strategies.placement import Placement
 from strategies.traffic import ONE_SHOT
 from workers.engines.node_collectives import several_ranks
@@ -27,11 +28,9 @@ def measured(rank: int, device: torch.device) -> list[Timing]:
 
 @pytest.mark.parametrize("ranks", RANKS)
 def test_one_shot_is_measured_by_size_and_group_and_is_ahead_of_nccl(ranks: int) -> None:
-    from workers.engines.native.kernels.symmetric import most_bytes
-
     found = [one for of_rank in on_each_gpu(ranks, measured, timeout_s=120) for one in of_rank]
     for size in (2, ranks):
-        group, most = tuple(range(size)), most_bytes(size)
+        group, most = tuple(range(size)), dict(each_way(size))[ONE_SHOT]
         in_graph = [one for one in found if (one.group, one.mode) == (group, "graph")]
         nccl, one_shot = (
             {one.bytes: one.time_us or 0.0 for one in in_graph if one.op == op}

@@ -34,11 +34,12 @@ def way(topology: Topology = JOINED, **fields: Any) -> str | None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({}, "one-shot"),
+        ({}, "two-shot"),
+        ({"strategy": "tp2"}, "one-shot"),
         ({"strategy": "tp2pp2"}, "one-shot"),
         ({"strategy": "pp4"}, "nccl"),  # nothing is summed
         ({"allreduce": "nccl"}, "nccl"),
-        ({"ablate": "comm"}, "one-shot"),
+        ({"ablate": "comm"}, "two-shot"),
         ({"ablate": "p2p"}, "nccl"),  # both arms, or they would differ in more than links
     ],
 )
@@ -50,7 +51,7 @@ def test_gpus_that_nvlink_joins_sum_through_their_memory(
 
 def test_without_an_all_reduce_of_their_own_they_go_through_nccl() -> None:
     assert [one.plan.switches.allreduce for one in plan(technique="allreduce")] == [
-        "one-shot",
+        "two-shot",
         "nccl",
     ]
 

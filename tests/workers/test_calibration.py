@@ -11,7 +11,7 @@ from ranks import BASE, FAMILIES, Pool
 
 from strategies import ModelShape
 from strategies.placement import Placement
-from strategies.traffic import ONE_SHOT, bus_factor
+from strategies.traffic import ONE_SHOT, TWO_SHOT, bus_factor
 from workers.engines import node_collectives as collectives
 from workers.engines import node_timing as timing
 from workers.engines.calibration import CALIBRATION_LAYOUT, QUICK, SWEEP_OPTION
@@ -165,7 +165,7 @@ class Sums:
         return x
 
 
-def in_one_shot(made: object, monkeypatch: pytest.MonkeyPatch) -> list[Timing]:
+def among_peers(made: object, monkeypatch: pytest.MonkeyPatch) -> list[Timing]:
     """What is measured over four ranks where the engine has `made` for them; in a graph a call
     takes as many us as it has KiB."""
 
@@ -177,14 +177,15 @@ def in_one_shot(made: object, monkeypatch: pytest.MonkeyPatch) -> list[Timing]:
     monkeypatch.setattr(collectives, "in_graph_us", in_graph_us)
     backend: Any = None
     group = collectives.Group(backend, (0, 1, 2, 3), 0, backend)
-    return list(collectives.one_shot(CPU, QUICK_SWEEP, group))
+    return list(collectives.among_peers(CPU, QUICK_SWEEP, group))
 
 
-def test_one_shot_is_measured_in_a_graph_up_to_its_largest_message(
+def test_sums_through_memory_are_measured_in_graphs_up_to_their_largest_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sums, sizes = Sums(), [4096, 65536, 524288]
-    found = in_one_shot((sums, 524288), monkeypatch)
+    *found, other = among_peers([(ONE_SHOT, sums, 524288), (TWO_SHOT, Sums(), 4096)], monkeypatch)
+    assert (other.op, other.bytes) == (TWO_SHOT, 4096)
     assert [one.bytes for one in found] == sizes
     # Once before it is captured: what compiles cannot be.
     assert sums.asked == [size for size in sizes for _ in range(2)]
@@ -196,13 +197,13 @@ def test_one_shot_is_measured_in_a_graph_up_to_its_largest_message(
     assert row.busbw == pytest.approx(6 * row.algbw)
 
 
-def test_ranks_that_share_no_memory_have_no_one_shot(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert in_one_shot(None, monkeypatch) == []
+def test_ranks_that_share_no_memory_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert among_peers([], monkeypatch) == []
 
 
-def test_the_engine_says_what_sums_in_one_shot() -> None:
+def test_the_engine_says_what_sums_through_memory() -> None:
     from workers.engines.native import build
 
     group: Any = None
-    assert collectives.resolve_name(collectives.IN_ONE_SHOT) is build.in_one_shot
-    assert build.in_one_shot(CPU, group) is None
+    assert collectives.resolve_name(collectives.PEER_SUMS) is build.peer_sums
+    assert build.peer_sums(CPU, group) == []

@@ -18,6 +18,7 @@ from ranks import BASE, FAMILIES, engine_plan, ragged_requests
 from torch import Tensor
 
 from strategies import ModelShape
+from strategies.traffic import ONE_SHOT, TWO_SHOT
 from workers import engines
 from workers.backends import LibraryBackend, PeerBackend
 from workers.communicator import Communicator
@@ -251,17 +252,30 @@ class Group:
         return self.members
 
 
+ONE, TWO = "OneShot of", "TwoShot to"
+
+
 @pytest.mark.parametrize(
     ("layout", "switches", "made", "name"),
     [
-        ("tp2", {"allreduce": "one-shot"}, ["OneShot of 64"], "one-shot and nccl"),
-        ("tp2", {"allreduce": "one-shot", "fusion": "off"}, ["OneShot of 0"], "one-shot and nccl"),
-        ("tp4", {"allreduce": "one-shot"}, ["OneShot of 0"], "one-shot and nccl"),
-        ("tp4", {"allreduce": "two-shot"}, ["OneShot of 0", "TwoShot of 64"], "two-shot and nccl"),
+        ("tp2", {"allreduce": "one-shot"}, [f"{ONE} 64 to 1536 KiB"], "one-shot and nccl"),
+        (
+            "tp2",
+            {"allreduce": "one-shot", "fusion": "off"},
+            [f"{ONE} 0 to 1536 KiB"],
+            "one-shot and nccl",
+        ),
+        (
+            "tp2",
+            {"allreduce": "two-shot"},
+            [f"{ONE} 64 to 1536 KiB", f"{TWO} 2560 KiB"],
+            "two-shot and nccl",
+        ),
+        ("tp4", {"allreduce": "one-shot"}, [f"{ONE} 0 to 512 KiB"], "one-shot and nccl"),
         (
             "tp4",
-            {"allreduce": "two-shot", "fusion": "off"},
-            ["OneShot of 0", "TwoShot of 0"],
+            {"allreduce": "two-shot"},
+            [f"{ONE} 0 to 85 KiB", f"{TWO} 2560 KiB"],
             "two-shot and nccl",
         ),
         ("tp2", {}, [], "nccl"),
@@ -280,12 +294,12 @@ def test_the_engine_sums_as_it_is_told(
     class Kernels(ModuleType):
         """In place of the module that needs Triton."""
 
-        def OneShot(self, group: Group, device: Any, dtype: Any, width: int) -> str:
-            found.append(f"OneShot of {width}")
+        def OneShot(self, group: Group, device: Any, dtype: Any, width: int, most: int) -> str:
+            found.append(f"OneShot of {width} to {most >> 10} KiB")
             return f"{dtype}"
 
-        def TwoShot(self, group: Group, device: Any, dtype: Any, width: int) -> str:
-            found.append(f"TwoShot of {width}")
+        def TwoShot(self, group: Group, device: Any, dtype: Any, most: int) -> str:
+            found.append(f"TwoShot to {most >> 10} KiB")
             return f"{dtype}"
 
     kernels = "workers.engines.native.kernels.symmetric"
@@ -333,19 +347,19 @@ def test_a_group_whose_gpus_do_not_reach_each_other_is_refused(
         (True, True, False, False),  # nor on another rank
     ],
 )
-def test_one_shot_is_there_to_be_measured_where_every_rank_has_it(
+def test_they_are_there_to_be_measured_where_every_rank_has_them(
     reaches: bool, makes: bool, others: bool, is_there: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Kernels(ModuleType):
         """In place of the module that needs Triton."""
 
-        def OneShot(self, group: Group, device: Any, dtype: Any, width: int) -> str:
+        def OneShot(self, group: Group, device: Any, dtype: Any, width: int, most: int) -> str:
             if not makes:
                 raise RuntimeError("pidfd_getfd: operation not permitted")
             return f"{dtype}, {width}"
 
-        def most_bytes(self, ranks: int) -> int:
-            return 1000 * ranks
+        def TwoShot(self, group: Group, device: Any, dtype: Any, most: int) -> str:
+            return self.OneShot(group, device, dtype, 0, most)
 
     def gather(found: list[bool], own: bool, group: Group) -> None:
         found[:] = [own, others]
@@ -354,18 +368,20 @@ def test_one_shot_is_there_to_be_measured_where_every_rank_has_it(
         if not reaches:
             raise RuntimeError("GPU 0 does not reach the memory of GPU 1")
 
-    kernels, group = "workers.engines.native.kernels.symmetric", Group(RANKS)
+    kernels, group = "workers.engines.native.kernels.symmetric", Group(4)
     monkeypatch.setitem(sys.modules, kernels, Kernels(kernels))
     monkeypatch.setattr(build, "check_peers", check)
     monkeypatch.setattr(build.dist, "all_gather_object", gather)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        found = build.in_one_shot(torch.device("cuda", 0), group)  # type: ignore[arg-type]
+        found = build.peer_sums(torch.device("cuda", 0), group)  # type: ignore[arg-type]
     assert len(warned) == (not reaches or not makes)  # the rank that has it not says why
-    assert found == (("torch.bfloat16, 0", 2000) if is_there else None)
+    sums = "torch.bfloat16, 0"
+    made = [(ONE_SHOT, sums, 512 << 10), (TWO_SHOT, sums, 2560 << 10)]
+    assert found == (made if is_there else [])
 
 
-def test_one_rank_and_more_than_eight_have_no_one_shot() -> None:
+def test_one_rank_and_more_than_eight_have_none() -> None:
     for members in (1, 9):
         group: Any = Group(members)
-        assert build.in_one_shot(torch.device("cuda", 0), group) is None
+        assert build.peer_sums(torch.device("cuda", 0), group) == []

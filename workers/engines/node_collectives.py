@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from strategies.traffic import ONE_SHOT
 from workers.backends import Backend, backend_for
 from workers.engines.node_timing import (
     Operation,
@@ -30,7 +29,7 @@ from workers.shared_memory import Meeting, Ring
 COLLECTIVE_OPS = ("all_reduce", "all_gather", "reduce_scatter", "send_recv")
 PAIR_OPS = ("send_recv",)
 # Of our engine, found by name as engines are: it imports the engine, and Triton.
-IN_ONE_SHOT = "workers.engines.native.build:in_one_shot"
+PEER_SUMS = "workers.engines.native.build:peer_sums"
 
 
 AMONG = "among"  # the mesh axis along which the ranks of a group lie
@@ -73,7 +72,7 @@ def several_ranks(context: RankContext, sweep: Sweep) -> Iterator[Timing]:
             for op in ops:
                 for message in messages:
                     found += collective(context.device, sweep, group, op, message)
-                found += one_shot(context.device, sweep, group) if op == "all_reduce" else ()
+                found += among_peers(context.device, sweep, group) if op == "all_reduce" else ()
             yield from found if context.rank == ranks[0] else ()
             release(context.device)
 
@@ -149,22 +148,19 @@ def _collective_call(op: str, x: Tensor, group: Group) -> Operation:
     return _ring_call(x, group)
 
 
-def one_shot(device: torch.device, sweep: Sweep, group: Group) -> Iterator[Timing]:
+def among_peers(device: torch.device, sweep: Sweep, group: Group) -> Iterator[Timing]:
     """All-reduces through memory that the GPUs of a group share, inside a CUDA graph as those of a
     decode step are, up to the largest message of the engine; nothing where they share none."""
-    made = resolve_name(IN_ONE_SHOT)(device, group.process_group)
-    if made is None:
-        return
-    sums, most = made
-    for message in (*(size for size in sweep.messages if size < most), most):
-        source = torch.randn(message // 2, device=device, dtype=torch.bfloat16)
-        x = source.clone()
-        call, renew = functools.partial(sums.all_reduce, x), functools.partial(x.copy_, source)
-        call()  # compiles, which cannot be captured
-        us = in_graph_us(device, sweep, call, renew)
-        if us is not None:
-            name = dtype_name(x.dtype)
-            yield Timing("collective", ONE_SHOT, x.nbytes, name, "graph", us, group.ranks)
+    for op, sums, most in resolve_name(PEER_SUMS)(device, group.process_group):
+        for message in (*(size for size in sweep.messages if size < most), most):
+            source = torch.randn(message // 2, device=device, dtype=torch.bfloat16)
+            x = source.clone()
+            call, renew = functools.partial(sums.all_reduce, x), functools.partial(x.copy_, source)
+            call()  # compiles, which cannot be captured
+            us = in_graph_us(device, sweep, call, renew)
+            if us is not None:
+                name = dtype_name(x.dtype)
+                yield Timing("collective", op, x.nbytes, name, "graph", us, group.ranks)
 
 
 def _turn(after: Ring, before: Ring, x: Tensor, out: Tensor) -> None:

@@ -3,6 +3,7 @@ graphs."""
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -12,8 +13,10 @@ import torch
 import torch.distributed as dist
 
 from strategies.memory import RESERVE_BYTES, UTILIZATION, kv_bytes_per_token, workspace_bytes
+from strategies.peer_sums import RANKS, each_way, ways
 from strategies.precision import Precision
 from strategies.shapes import DTYPE_BYTES
+from strategies.traffic import ONE_SHOT
 from workers.backends import GroupSum, PeerBackend
 from workers.communicator import Communicator
 from workers.engines.native.cache import PagedCache
@@ -25,7 +28,7 @@ from workers.engines.native.model import Decoder, NamedDecoder
 from workers.engines.native.pages import PAGE, pages_for
 from workers.engines.native.runner import Runner
 from workers.engines.native.sampling import Sampler
-from workers.engines.native.support import SHARED_BY, SHARING, WAITLESS, switches_of
+from workers.engines.native.support import SHARING, WAITLESS, switches_of
 from workers.messages import EnginePlan, dealt
 from workers.process import boot_id
 from workers.rank import RankContext
@@ -43,19 +46,31 @@ def make_communicator(context: RankContext, plan: EnginePlan) -> Communicator:
     kind, group = str(switches.allreduce), context.groups.get("tp")
     if kind in SHARING and group is not None and group.size() > 1:
         check_peers(context.device, group, kind)
-        # It imports Triton, which takes long.
-        from workers.engines.native.kernels.symmetric import OneShot, TwoShot
-
-        dtype, width = getattr(torch, plan.dtype), plan.model.hidden_size
-        fuses = switches.fusion == "on"
         # One program has a row. In one shot it sends it to each other rank, which is faster than
         # two kernels where that is one rank.
-        in_one = OneShot(group, context.device, dtype, width if fuses and group.size() == 2 else 0)
-        sums: list[GroupSum] = [in_one]
-        if kind == "two-shot":
-            sums.append(TwoShot(group, context.device, dtype, width if fuses else 0))
+        fuses = switches.fusion == "on" and group.size() == 2
+        width, dtype = plan.model.hidden_size if fuses else 0, getattr(torch, plan.dtype)
+        device, among = context.device, ways(kind, group.size())
+        sums = [peer_sum(op, group, device, dtype, width, most) for op, most in among]
         communicator.backend = PeerBackend(context, kind, {"tp": sums})
     return communicator
+
+
+def peer_sum(
+    op: str,
+    group: dist.ProcessGroup,
+    device: torch.device,
+    dtype: torch.dtype,
+    width: int,
+    most: int,
+) -> GroupSum:
+    """One of `ways`. width: elements of a row, where the norm behind a sum is in its kernel; else
+    0."""
+    from workers.engines.native.kernels.symmetric import OneShot, TwoShot  # Triton takes long
+
+    if op == ONE_SHOT:
+        return OneShot(group, device, dtype, width, most)
+    return TwoShot(group, device, dtype, most)
 
 
 def check_peers(device: torch.device, group: dist.ProcessGroup, kind: str) -> None:
@@ -72,22 +87,24 @@ def check_peers(device: torch.device, group: dist.ProcessGroup, kind: str) -> No
         raise RuntimeError(f"--allreduce {kind} cannot be: of a group of tp {why}; use nccl")
 
 
-def in_one_shot(device: torch.device, group: dist.ProcessGroup) -> tuple[GroupSum, int] | None:
-    """What sums messages in bfloat16 over a group, to be measured, and the bytes of its largest
-    one; None on each rank where one of them cannot have it."""
-    if device.type != "cuda" or group.size() not in SHARED_BY:
-        return None
+def peer_sums(device: torch.device, group: dist.ProcessGroup) -> list[tuple[str, GroupSum, int]]:
+    """What sums messages in bfloat16 over a group, to be measured, by name, and the bytes of its
+    largest one; nothing on each rank where one of them cannot have it."""
+    if device.type != "cuda" or group.size() not in RANKS:
+        return []
 
     def reaches() -> bool:
         check_peers(device, group, "one-shot")
         return True
 
     if not _if_all_can(reaches, group):
-        return None
-    from workers.engines.native.kernels.symmetric import OneShot, most_bytes
-
-    sums = _if_all_can(lambda: OneShot(group, device, torch.bfloat16, 0), group)
-    return None if sums is None else (sums, most_bytes(group.size()))
+        return []
+    found = []
+    for op, most in each_way(group.size()):
+        make = functools.partial(peer_sum, op, group, device, torch.bfloat16, 0, most)
+        if (sums := _if_all_can(make, group)) is not None:
+            found.append((op, sums, most))
+    return found
 
 
 def _if_all_can(make: Callable[[], T], group: dist.ProcessGroup) -> T | None:

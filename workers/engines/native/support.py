@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import chain
 
+from strategies.peer_sums import RANKS, kind_for
 from strategies.placement import EMBEDDING, Placement, Split
 from strategies.shapes import ModelShape
 from workers.engines.native.fp8_support import refusal as fp8
@@ -42,9 +43,8 @@ LIBRARIES = {
 LIBRARY_DTYPES = ("bfloat16", "float16")
 # Kinds of `Switches.attention` in which the host never waits for the device.
 WAITLESS = ("triton", *LIBRARIES)
-# Kinds of `Switches.allreduce` that go through memory of GPUs, and how many may share it.
+# Kinds of `Switches.allreduce` that go through memory of GPUs.
 SHARING = ("one-shot", "two-shot")
-SHARED_BY = range(2, 9)
 LAYER = re.compile(r"model\.layers\.\d+\.")
 
 
@@ -67,10 +67,10 @@ def choices(plan: EnginePlan) -> dict[str, tuple[str, ...]]:
 def _ways_to_sum(plan: EnginePlan) -> tuple[str, ...]:
     """Through memory of the GPUs where NVLink joins them, unless there are runs in which NCCL is to
     go without it."""
-    shares = plan.linked and plan.placement.degree("tp") in SHARED_BY
-    if shares and "p2p" not in (plan.ablation, *plan.ablations):
-        return ("one-shot", "nccl", "two-shot")
-    return ("nccl", "one-shot", "two-shot")
+    ranks = plan.placement.degree("tp")
+    shares = plan.linked and ranks in RANKS and "p2p" not in (plan.ablation, *plan.ablations)
+    first = kind_for(ranks) if shares else "nccl"
+    return (first, *(kind for kind in ("nccl", *SHARING) if kind != first))
 
 
 def switches_of(plan: EnginePlan) -> Switches:
@@ -211,8 +211,8 @@ def _sums(plan: EnginePlan) -> str | None:
     kind, ranks = switches_of(plan).allreduce, plan.placement.degree("tp")
     if kind not in SHARING or ranks == 1:
         return None
-    if ranks not in SHARED_BY:
-        degrees = ", ".join(f"tp{one}" for one in SHARED_BY)
+    if ranks not in RANKS:
+        degrees = ", ".join(f"tp{one}" for one in RANKS)
         return f"--allreduce {kind} is for {degrees}, not tp{ranks}; use nccl"
     return None
 

@@ -2,8 +2,8 @@
 without multicast. Nothing here makes the host wait, and a captured call can be replayed.
 
 `OneShot` is for small messages: every rank hands its whole message to every other one, and each
-sums. `TwoShot` is for larger ones: each rank sums a part, and hands it to the others. Their kernels
-are Triton, alone or with the residual and the norm behind the sum.
+sums, alone or with the residual and the norm behind the sum. `TwoShot` is for larger ones: each
+rank sums a part, and hands it to the others. Their kernels are Triton.
 
 A message travels as 64-bit words: 32 bits of values, and the number of the call. A 64-bit store is
 seen whole or not at all, so a reader that finds the number has the values too: no flag and no fence
@@ -17,6 +17,8 @@ reader had ended the call before that one by then, and reads the set no more.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import triton
@@ -26,16 +28,7 @@ from torch.distributed import _symmetric_memory as memory
 
 from workers.engines.native.kernels.fused import scaled
 
-SENT_BYTES = 3 << 19  # see `most_bytes`
-TWO_SHOT_BYTES = 2 << 20  # of the largest message of `TwoShot`
 PIECE = 1024  # elements of a message that one program sums
-
-
-def most_bytes(ranks: int) -> int:
-    """Of the largest message of `OneShot`. It goes to each other rank, so what counts is how much
-    all of them get. Beyond, NCCL with the norm behind it is as fast: from 640 KiB on between four
-    H200, and not yet at 1.25 MiB between two (benchmarks/allreduce.py)."""
-    return SENT_BYTES // (ranks - 1)
 
 
 class Slots:
@@ -74,8 +67,7 @@ class Slots:
 class PeerSum:
     """Sums over a group through memory that its GPUs share; every rank makes it at once.
 
-    dtype: of the messages. width: elements of a row to be normed; 0: no norm is fused. most: bytes
-    of the largest message.
+    dtype: of the messages. most: bytes of the largest one. areas: see `Slots`.
     """
 
     def __init__(
@@ -83,17 +75,11 @@ class PeerSum:
         group: dist.ProcessGroup,
         device: torch.device,
         dtype: torch.dtype,
-        width: int,
         most: int,
-        two_shot: bool,
+        areas: int,
     ) -> None:
-        self._dtype, self._width, self._two_shot = dtype, width, two_shot
-        self._most = most // dtype.itemsize
-        self._rows = self._most // width if width else 0
-        areas = group.size() + two_shot
+        self._dtype, self._most = dtype, most // dtype.itemsize
         self._pieces = Slots(group, device, dtype, triton.cdiv(self._most, PIECE), PIECE, areas)
-        of_rows = (group, device, dtype, self._rows, width, areas)
-        self._of_rows = Slots(*of_rows) if self._rows else None
         self._ranks = (group.size(), triton.next_power_of_2(group.size()))
 
     def takes(self, x: Tensor) -> bool:
@@ -102,30 +88,25 @@ class PeerSum:
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over the group, in place: in float32, rounded once, on each rank the same."""
-        kernel = _two_shot_all_reduce if self._two_shot else _one_shot_all_reduce
         grid, tensors = (triton.cdiv(x.numel(), PIECE),), (x, *self._pieces.arguments)
-        kernel[grid](*tensors, x.numel(), PIECE, *self._ranks, num_warps=4)
+        self._kernel()[grid](*tensors, x.numel(), PIECE, *self._ranks, num_warps=4)
         return x
+
+    def _kernel(self) -> Any:
+        raise NotImplementedError
 
     def fuses(self, x: Tensor) -> bool:
         """Whether `all_reduce_norm` takes `x`."""
-        return self.takes(x) and x.dim() == 2 and x.shape[1] == self._width
+        return False
 
     def all_reduce_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """residual += the sum of `x` over the group, in place, then its norm; see `Pointwise`. One
-        program a row."""
-        assert self._of_rows is not None
-        kernel = _two_shot_all_reduce_norm if self._two_shot else _one_shot_all_reduce_norm
-        out, block = torch.empty_like(x), triton.next_power_of_2(self._width)
-        tensors = (x, residual, weight, out, *self._of_rows.arguments)
-        sizes = (self._width, block, *self._ranks)
-        warps = min(max(block // 512, 4), 16)
-        kernel[(x.shape[0],)](*tensors, eps, *sizes, num_warps=warps)
-        return out
+        """residual += the sum of `x` over the group, in place, then its norm; see `Pointwise`."""
+        raise NotImplementedError
 
 
 class OneShot(PeerSum):
-    """Each rank has all parts and sums. most: None: `most_bytes`."""
+    """Each rank has all parts and sums. width: elements of a row to be normed; 0: no norm is
+    fused."""
 
     def __init__(
         self,
@@ -133,26 +114,42 @@ class OneShot(PeerSum):
         device: torch.device,
         dtype: torch.dtype,
         width: int,
-        most: int | None = None,
+        most: int,
     ) -> None:
-        super().__init__(
-            group, device, dtype, width, most_bytes(group.size()) if most is None else most, False
-        )
+        super().__init__(group, device, dtype, most, group.size())
+        rows, self._width = self._most // width if width else 0, width
+        self._rows = Slots(group, device, dtype, rows, width, group.size()) if rows else None
+
+    def _kernel(self) -> Any:
+        return _one_shot_all_reduce
+
+    def fuses(self, x: Tensor) -> bool:
+        """See `PeerSum`."""
+        return self.takes(x) and x.dim() == 2 and x.shape[1] == self._width
+
+    def all_reduce_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `PeerSum`. One program a row."""
+        assert self._rows is not None
+        out, block = torch.empty_like(x), triton.next_power_of_2(self._width)
+        tensors = (x, residual, weight, out, *self._rows.arguments)
+        sizes = (self._width, block, *self._ranks)
+        warps = min(max(block // 512, 4), 16)
+        _one_shot_all_reduce_norm[(x.shape[0],)](*tensors, eps, *sizes, num_warps=warps)
+        return out
 
 
 class TwoShot(PeerSum):
-    """A row, or a piece, is summed by one rank, which hands the sum to the others: two ways over
-    the link, and of each rank as much as all of its message instead of that much to each other."""
+    """A piece is summed by one rank, which hands the sum to the others: two ways over the link, and
+    of each rank as much as all of its message instead of that much to each other. The norm is
+    behind it: one program a row, or a row on one rank, is slower than two kernels."""
 
     def __init__(
-        self,
-        group: dist.ProcessGroup,
-        device: torch.device,
-        dtype: torch.dtype,
-        width: int,
-        most: int = TWO_SHOT_BYTES,
+        self, group: dist.ProcessGroup, device: torch.device, dtype: torch.dtype, most: int
     ) -> None:
-        super().__init__(group, device, dtype, width, most, True)
+        super().__init__(group, device, dtype, most, group.size() + 1)
+
+    def _kernel(self) -> Any:
+        return _two_shot_all_reduce
 
 
 @triton.jit(do_not_specialize=["rank", "count"])
@@ -187,34 +184,12 @@ def _one_shot_all_reduce_norm(
     x_ptr, res_ptr, w_ptr, out_ptr, places_ptr, calls_ptr, rank, eps,
     width: tl.constexpr, block: tl.constexpr, ranks: tl.constexpr, padded: tl.constexpr,
 ):  # fmt: skip
-    _all_reduce_norm(
-        x_ptr, res_ptr, w_ptr, out_ptr, places_ptr, calls_ptr, rank, eps,
-        width, block, ranks, padded, False,
-    )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["rank"])
-def _two_shot_all_reduce_norm(
-    x_ptr, res_ptr, w_ptr, out_ptr, places_ptr, calls_ptr, rank, eps,
-    width: tl.constexpr, block: tl.constexpr, ranks: tl.constexpr, padded: tl.constexpr,
-):  # fmt: skip
-    _all_reduce_norm(
-        x_ptr, res_ptr, w_ptr, out_ptr, places_ptr, calls_ptr, rank, eps,
-        width, block, ranks, padded, True,
-    )  # fmt: skip
-
-
-@triton.jit
-def _all_reduce_norm(
-    x_ptr, res_ptr, w_ptr, out_ptr, places_ptr, calls_ptr, rank, eps, width: tl.constexpr,
-    block: tl.constexpr, ranks: tl.constexpr, padded: tl.constexpr, two_shot: tl.constexpr,
-):  # fmt: skip
     at = tl.arange(0, block)
     inside, row = at < width, tl.program_id(0) * width + at
     x = tl.load(x_ptr + row, mask=inside, other=0.0)
     residual = tl.load(res_ptr + row, mask=inside, other=0.0)  # both while the words travel
     weight = tl.load(w_ptr + at, mask=inside, other=0.0)
-    total = _summed(x, places_ptr, calls_ptr, rank, width, ranks, padded, two_shot)
+    total = _summed(x, places_ptr, calls_ptr, rank, width, ranks, padded, False)
     x = total.to(x.dtype) + residual
     tl.store(res_ptr + row, x, mask=inside)
     tl.store(out_ptr + row, scaled(x, weight, width, eps), mask=inside)

@@ -1,0 +1,36 @@
+"""All-reduces through memory that the GPUs of one node share: which kernel sums a message."""
+
+from __future__ import annotations
+
+from strategies.traffic import ONE_SHOT, TWO_SHOT
+
+RANKS = range(2, 9)  # that may share memory
+ONE_SHOT_SENT = 3 << 19  # bytes to all other ranks; beyond, NCCL with the norm behind it is as fast
+FIRST_SENT = 1 << 18  # the same; beyond, two-shot is
+TWO_SHOT_BYTES = 5 << 19  # of a message; no larger one was measured
+
+
+def kind_for(ranks: int) -> str:
+    """What is fastest for so many. Between two ranks a message goes once over the link either way,
+    and one-shot has the norm with it."""
+    return "one-shot" if ranks == 2 else "two-shot"
+
+
+def ways(kind: str, ranks: int) -> tuple[tuple[str, int], ...]:
+    """The kernels of a kind of `--allreduce`, each with the bytes of its largest message: the first
+    that takes a message sums it, and NCCL where none does. Measured on H100 and H200
+    (benchmarks/allreduce.py)."""
+    if ranks not in RANKS:
+        return ()
+    if kind == "one-shot":
+        return ((ONE_SHOT, ONE_SHOT_SENT // (ranks - 1)),)
+    if kind == "two-shot":
+        sent = ONE_SHOT_SENT if ranks == 2 else FIRST_SENT
+        return ((ONE_SHOT, sent // (ranks - 1)), (TWO_SHOT, TWO_SHOT_BYTES))
+    return ()
+
+
+def each_way(ranks: int) -> tuple[tuple[str, int], ...]:
+    """Every kernel that so many ranks have, each with the bytes of the largest message that any
+    kind gives it."""
+    return ways("one-shot", ranks) + (ways("two-shot", ranks)[1:] if ranks > 2 else ())
