@@ -38,6 +38,8 @@ from published import (
 
 from orchestrator.analysis.comparing.significance import DIFFERENT, EQUIVALENT, NOT_SHOWN
 from orchestrator.report.text import EN_DASH
+from strategies import parse
+from strategies.peer_sums import kind_for
 
 COUNTS = {1: "once", 2: "twice"}
 VERDICTS = (DIFFERENT, EQUIVALENT, NOT_SHOWN)
@@ -238,7 +240,7 @@ def first_token(found: Sequence[Published]) -> str:
         f"cells that both have: vLLM takes {between(later, '.2f', 'x')} of its time. For "
         f"{users(1)} {_first_tokens(found)}. From the start of the actors to a first token it is "
         f"{between(took[OURS], '.0f', ' s')} with `torch` and {between(took[THEIRS], '.0f', ' s')} "
-        "with vLLM, which compiles each layout the first time."
+        "with vLLM, which compiled its layout in each of these starts."
     )
 
 
@@ -249,6 +251,22 @@ def _first_tokens(found: Sequence[Published]) -> str:
         assert min(firsts) == firsts[0]
         said.append(f"{between(firsts, '.0f', ' ms')} of {model_of(each)}")
     return f"it is {listed(said)} with `torch`, least under tp4"
+
+
+def sums(found: Sequence[Published]) -> Iterator[str]:
+    """What `torch` summed over tp with, where that is not what it takes by itself now."""
+    other: dict[str, list[str]] = {}
+    for each in found:
+        for layout in layouts_of(each):
+            by = each.cell(layout, each.concurrencies[0]).conditions.settings.allreduce
+            tp = dict(parse(layout)).get("tp", 1)
+            if by is not None and tp > 1 and by != kind_for(tp):
+                other.setdefault(by, []).append(f"{layout} of {model_of(each)}")
+    for by, places in other.items():
+        yield (
+            f"`torch` summed over tp by `--allreduce {by}` under {listed(places)}. By itself it "
+            "now takes `two-shot` between four GPUs, `one-shot` between two, and so does *plan*."
+        )
 
 
 def unrun_cells(found: Sequence[Published]) -> Iterator[str]:

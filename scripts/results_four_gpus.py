@@ -48,6 +48,7 @@ def section(found: Sequence[Published]) -> Iterator[str]:
         *words.lead(found),
         words.same_order(found),
         words.ratios(found),
+        *words.sums(found),
         words.in_flight(found),
         words.verdicts(found),
         *words.beside_peers(found),

@@ -49,6 +49,7 @@ def section(found: Sequence[Published]) -> Iterator[str]:
         _lead(found),
         _lost(found),
         words.ratios(found),
+        *words.sums(found),
         *words.beside_peers(found),
         words.verdicts(found),
         words.misses(found, "docs/"),

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 from orchestrator.analysis.energy import Joules, joules
 from orchestrator.analysis.samples import TOLERANCE, Sampled, Trace
+from strategies.peer_sums import ways
 from strategies.placement import Placement
-from strategies.traffic import sent_factor
+from strategies.traffic import bus_factor, sent_factor
 from workers.messages import EnginePlan, RankReport
 from workers.records import COLLECTIVES, CollectiveRow
 from workers.rows import column, nothing, row
@@ -38,8 +39,8 @@ class Crosscheck:
         over_runs="mean",
     )
     nvlink_over_counted_limit: float | None = column(
-        "what that ratio comes to where NCCL sends every message by the most wasteful protocol "
-        "that it may choose for its size",
+        "what that ratio comes to where every message is sent by the most wasteful protocol that "
+        "may be chosen for its size",
         "1",
         over_runs="mean",
     )
@@ -71,7 +72,7 @@ def crosscheck_of(
     """The cross-checks of a run, from what was sampled in it and the collectives it counted."""
     if seen is None:
         return replace(nothing(Crosscheck), nvlink_reasons="no GPU was sampled")
-    sent, energy = _sent(reports, plan.placement), joules(seen)
+    sent, energy = _sent(reports, plan), joules(seen)
     why = next(_obstacles(seen, sent, plan), None)
     ratio = limit = None
     if sent is not None and why is None:
@@ -94,29 +95,38 @@ def sentences(of: Mapping[str, Crosscheck]) -> Iterator[str]:
             yield f"Cross-check of {name} failed in a run: {one.crosscheck_reasons}."
 
 
-def sent_by(collectives: Iterable[CollectiveRow], placement: Placement) -> Sent | None:
+def sent_by(
+    collectives: Iterable[CollectiveRow], placement: Placement, allreduce: str | None = None
+) -> Sent | None:
     """What these collectives had to send; None where that is not known of one of them.
 
-    The size of a message is the mean of its operation, axis, phase and rank.
+    The size of a message is the mean of its operation, axis, phase and rank. allreduce: what sums
+    over tp, as `--allreduce` has it.
     """
     payload = large = most = 0.0
     for one in collectives:
-        factor = sent_factor(one.op, placement.degree(one.axis))
-        if factor is None or one.bytes is None or placement.degree(one.axis) < 2:
+        ranks = placement.degree(one.axis)
+        factor = sent_factor(one.op, ranks)
+        if factor is None or one.bytes is None or ranks < 2:
             return None
         bytes_, message = factor * one.bytes, one.bytes / max(one.calls, 1)
         payload += bytes_
         large += bytes_ if message >= LARGE else 0.0
-        most += bytes_ * _most_wasteful(message)
+        is_sum = (one.op, one.axis) == ("all_reduce", "tp")
+        peers = ways(allreduce or "nccl", ranks) if is_sum else ()
+        op = next((op for op, largest in peers if message <= largest), None)
+        by_peers = one.bytes * bus_factor(op, ranks) if op else 0.0
+        most += max(bytes_ * _most_wasteful(message), by_peers)
     return Sent(payload, large, most)
 
 
-def _sent(reports: Sequence[RankReport], placement: Placement) -> Sent | None:
+def _sent(reports: Sequence[RankReport], plan: EnginePlan) -> Sent | None:
     """What all ranks had to send; None where one did not count it."""
     tables = [report.collectives for report in reports if report.collectives is not None]
     if len(tables) < len(reports):
         return None
-    return sent_by((one for table in tables for one in COLLECTIVES.rows(table)), placement)
+    rows = (one for table in tables for one in COLLECTIVES.rows(table))
+    return sent_by(rows, plan.placement, plan.switches.allreduce)
 
 
 def _most_wasteful(message: float) -> float:

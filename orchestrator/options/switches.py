@@ -29,8 +29,8 @@ SWITCH_OPTIONS = (
     click.option(
         "--allreduce",
         metavar="KIND",
-        help="What sums over tp: one-shot, nccl, two-shot; shm or gloo. [auto: one-shot over "
-        "NVLink, else nccl; shm on CPUs]",
+        help="What sums over tp: one-shot, two-shot, nccl; shm or gloo. [auto: over NVLink "
+        "one-shot of two ranks, two-shot of more; else nccl; shm on CPUs]",
     ),
     click.option(
         "--overlap",

@@ -17,8 +17,8 @@ MS = 1e3
 # What is said of a prediction whose all-reduces go through memory of GPUs while the calibration has
 # none of these.
 NOT_MEASURED = (
-    "all-reduce by one-shot or two-shot was not measured on such GPUs: NCCL's times, and the "
-    "interval reaches to theirs by latency and bandwidth; `orchestrator calibrate` measures them"
+    "all-reduce by one-shot or two-shot was not measured on such GPUs: times by latency and "
+    "bandwidth, and the interval reaches to NCCL's; `orchestrator calibrate` measures them"
 )
 # Why a layout has no prediction.
 IMPOSSIBLE, UNKNOWN = "impossible", "unknown"
@@ -98,27 +98,28 @@ class NoPrediction:
 
 def predict(setting: Setting, name: str, asked: Asked) -> Prediction | NoPrediction:
     """Predict the layout of that name, or say why not."""
-    found, placed = _predict(setting, name, asked), setting.placed
+    placed = setting.placed
     fabric, ranks = placed.hardware.fabric, placed.placement.degree("tp")
-    if fabric.knows(placed.allreduce, ranks) or isinstance(found, NoPrediction):
-        return found
+    by_nccl = _predict(setting, name, asked)
+    if fabric.knows(placed.allreduce, ranks) or isinstance(by_nccl, NoPrediction):
+        return by_nccl
     hardware = replace(placed.hardware, fabric=fabric.with_peer_sums())
-    faster = _predict(Setting(replace(placed, hardware=hardware), setting.factors), name, asked)
-    assert isinstance(faster, Prediction), "the same with faster collectives"
-    return _reaching(found, faster)
+    found = _predict(Setting(replace(placed, hardware=hardware), setting.factors), name, asked)
+    assert isinstance(found, Prediction), "the same with other times of collectives"
+    return _reaching(found, by_nccl)
 
 
-def _reaching(one: Prediction, faster: Prediction) -> Prediction:
-    """The same with intervals that reach to those of a faster case."""
+def _reaching(one: Prediction, other: Prediction) -> Prediction:
+    """The same with intervals that reach to those of another case."""
     return replace(
         one,
-        output_throughput=_hull(one.output_throughput, faster.output_throughput),
-        ttft_ms=one.ttft_ms and _hull(one.ttft_ms, faster.ttft_ms),
-        tpot_ms=_hull(one.tpot_ms, faster.tpot_ms),
+        output_throughput=_hull(one.output_throughput, other.output_throughput),
+        ttft_ms=one.ttft_ms and _hull(one.ttft_ms, other.ttft_ms),
+        tpot_ms=_hull(one.tpot_ms, other.tpot_ms),
         joules_per_output_token=one.joules_per_output_token
-        and _hull(one.joules_per_output_token, faster.joules_per_output_token),
+        and _hull(one.joules_per_output_token, other.joules_per_output_token),
         cost_per_million_tokens=one.cost_per_million_tokens
-        and _hull(one.cost_per_million_tokens, faster.cost_per_million_tokens),
+        and _hull(one.cost_per_million_tokens, other.cost_per_million_tokens),
         outside=(*one.outside, NOT_MEASURED),
     )
 

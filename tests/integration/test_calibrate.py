@@ -193,7 +193,7 @@ def test_one_shot_is_shown_beside_nccl_and_fitted():
 
 def test_where_one_shot_was_not_measured_it_is_said():
     rows = FABRIC.rows(make(FABRIC, with_one_shot()[:2]))
-    said = "All-reduces in one shot are not measured"
+    said = "All-reduces through memory of GPUs are not measured"
     assert said in shown(rows)
     assert said not in shown(timed(0, []))  # one device has no collectives
     calibration = Calibration(Path("fabric.arrow"), FABRIC.make(rows), [])

@@ -19,7 +19,7 @@ from orchestrator.analysis.samples import sampled
 from orchestrator.store.arrow_files import read_part
 from orchestrator.store.schema import RUN_KEYS
 from strategies import Placement
-from workers.messages import EnginePlan, RankReport
+from workers.messages import EnginePlan, RankReport, Switches
 from workers.records import COLLECTIVES
 from workers.rows import grouped
 
@@ -99,6 +99,25 @@ def test_beside_large_messages_small_ones_may_cross_once_or_twice() -> None:
 def test_what_a_protocol_adds_depends_on_the_size_of_a_message(mib: float, limit: float) -> None:
     """LL sends 8 bytes for 4, LL128 128 bytes for 120."""
     sent = sent_by(COLLECTIVES.rows(report(0, [], collectives=[all_reduce(mib)]).collectives), TP2)
+    assert sent is not None
+    assert sent.most / sent.payload == pytest.approx(limit)
+
+
+@pytest.mark.parametrize(
+    ("kind", "kib", "limit"),
+    [
+        ("one-shot", 512, 4.0),  # to three others, and with each 4 bytes the number of the call
+        ("one-shot", 513, 2.0),  # by NCCL
+        ("two-shot", 85, 4.0),
+        ("two-shot", 86, 2.0),
+        ("nccl", 85, 2.0),
+    ],
+)
+def test_what_goes_through_memory_of_gpus_is_expected_of_it(
+    kind: str, kib: int, limit: float
+) -> None:
+    calls = report(0, [], collectives=[all_reduce(kib / 1024)]).collectives
+    sent = sent_by(COLLECTIVES.rows(calls), TP4, kind)
     assert sent is not None
     assert sent.most / sent.payload == pytest.approx(limit)
 
@@ -263,7 +282,8 @@ def published(folder: Path) -> list[tuple[str, Crosscheck]]:
         placement = Placement.single(SHAPE)
         for axis, degree in re.findall(r"(tp|pp|dp)(\d+)", row["strategy"]):
             placement = placement.with_axis(axis, int(degree))
-        asked = replace(plan(1), placement=placement, ablation=row["ablation"])
+        switches = Switches(allreduce=row.get("allreduce"))
+        asked = replace(plan(1), placement=placement, ablation=row["ablation"], switches=switches)
         seen = sampled([whole], row["duration"], placement.num_ranks)
         name = f"{folder.name} {row['strategy']} c{row['max_concurrency']} run {row['run']}"
         found.append((name, crosscheck_of(seen, [whole], asked)))

@@ -112,17 +112,17 @@ def test_a_decode_step_has_the_times_of_one_shot_and_a_large_one_those_of_nccl()
     assert transfer(nccl, hundred) == transfer(small, hundred)  # 2 MiB
 
 
-def test_without_times_of_one_shot_those_of_nccl_are_taken_and_it_is_said() -> None:
-    """The interval reaches down to one-shot by latency and bandwidth, and no higher."""
+def test_without_times_of_one_shot_there_is_a_line_and_it_is_said() -> None:
+    """By latency and bandwidth. The interval reaches to NCCL's times, and no further."""
     one = setting("tp2", hardware(calibrated(peer_sums=False)))
     found, nccl = predicted(one), predicted(Setting(replace(one.placed, allreduce="nccl"), TORCH))
-    by_line = replace(one.placed.hardware, fabric=one.placed.hardware.fabric.with_peer_sums())
-    faster = predicted(Setting(replace(one.placed, hardware=by_line), TORCH))
-    assert found.tpot_ms.value == nccl.tpot_ms.value > faster.tpot_ms.value
-    assert (found.tpot_ms.low, found.tpot_ms.high) == (faster.tpot_ms.low, nccl.tpot_ms.high)
+    line = replace(one.placed.hardware, fabric=one.placed.hardware.fabric.with_peer_sums())
+    by_line = predicted(Setting(replace(one.placed, hardware=line), TORCH))
+    assert found.tpot_ms.value == by_line.tpot_ms.value < nccl.tpot_ms.value
+    assert (found.tpot_ms.low, found.tpot_ms.high) == (by_line.tpot_ms.low, nccl.tpot_ms.high)
     speed = found.output_throughput
-    assert (speed.low, speed.high) == (nccl.output_throughput.low, faster.output_throughput.high)
-    assert found.outside == (*nccl.outside, NOT_MEASURED)
+    assert (speed.low, speed.high) == (nccl.output_throughput.low, by_line.output_throughput.high)
+    assert found.outside == (*by_line.outside, NOT_MEASURED)
     assert NOT_MEASURED not in predicted(setting("tp2", hardware(calibrated()))).outside
 
 
@@ -152,7 +152,7 @@ def test_a_data_sheet_has_them_by_latency_and_bandwidth(
 ) -> None:
     """Close to what was measured (docs/results/*/allreduce.arrow)."""
     found = hardware(gpu=gpu).fabric.peer_sum_seconds(kind, Span(ranks), kib * KIB)
-    assert found == pytest.approx(us * 1e-6, rel=0.1)
+    assert found == pytest.approx(us * 1e-6, rel=0.07 if kind == "one-shot" else 0.18)
 
 
 def test_gpus_on_pcie_have_none() -> None:

@@ -123,7 +123,7 @@ def rows(**changes: str | None) -> Any:
 
 
 def test_runs_are_not_added_to_those_that_an_engine_made_in_another_way() -> None:
-    words = r"results/x holds runs of tp4 by torch with allreduce nccl \(now one-shot\); give ano"
+    words = r"results/x holds runs of tp4 by torch with allreduce nccl \(now two-shot\); give ano"
     with pytest.raises(UserError, match=words):
         _check_switches(rows(), plan())
 
@@ -131,7 +131,7 @@ def test_runs_are_not_added_to_those_that_an_engine_made_in_another_way() -> Non
 @pytest.mark.parametrize(
     "changes",
     [
-        {"allreduce": "one-shot"},
+        {"allreduce": "two-shot"},
         {"allreduce": None},
         {"engine": "vllm"},
         {"strategy": "tp2"},
