@@ -3,7 +3,6 @@ graphs."""
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -97,14 +96,11 @@ def peer_sums(device: torch.device, group: dist.ProcessGroup) -> list[tuple[str,
         check_peers(device, group, "one-shot")
         return True
 
-    if not _if_all_can(reaches, group):
-        return []
-    found = []
-    for op, most in each_way(group.size()):
-        make = functools.partial(peer_sum, op, group, device, torch.bfloat16, 0, most)
-        if (sums := _if_all_can(make, group)) is not None:
-            found.append((op, sums, most))
-    return found
+    def made() -> list[tuple[str, GroupSum, int]]:
+        among = each_way(group.size())
+        return [(op, peer_sum(op, group, device, torch.bfloat16, 0, n), n) for op, n in among]
+
+    return (_if_all_can(made, group) or []) if _if_all_can(reaches, group) else []
 
 
 def _if_all_can(make: Callable[[], T], group: dist.ProcessGroup) -> T | None:
