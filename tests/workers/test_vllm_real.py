@@ -44,7 +44,9 @@ OBSERVED = replace(WORK, observe=True)
 def served(
     engine: str, layout: str, runs: Sequence[Work] = (WORK,), ablation: str = "none"
 ) -> list[list[RankReport]]:
-    """What an engine in this process reports of each run."""
+    """What an engine in this process reports of each run. Its variables go with it: the nodes that
+    a later test starts would have them."""
+    before = dict(os.environ)
     model = models.resolve("tiny", "auto")
     plan = engine_plan(
         layout, model.shape, model.checkpoint, runs[0], timeout_s=600.0, ablation=ablation
@@ -55,6 +57,8 @@ def served(
         answers = [worker.run(work) for work in runs]
     finally:
         worker.close()
+        os.environ.clear()
+        os.environ.update(before)
     return [[one] if isinstance(one, RankReport) else list(one) for one in answers]
 
 
