@@ -3,6 +3,7 @@ or accumulated; and it communicates what its kind of parallelism needs."""
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -36,8 +37,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="session")
 def trains(pool: Pool) -> Callable[..., list[RankReport]]:
-    """(layout, family, load, steps) -> the reports of a run."""
+    """(layout, family, load, steps) -> the reports of a run, which is made once."""
 
+    @functools.cache
     def run(
         layout: str, family: str = "Llama", load: TrainingLoad = LOAD, steps: int = FEW
     ) -> list[RankReport]:
@@ -59,7 +61,9 @@ def test_one_process_trains_as_transformers_and_plain_torch_do(
 def test_every_layout_has_the_losses_and_norms_of_one_process(
     layout: str, trains: Callable[..., list[RankReport]]
 ) -> None:
-    check_same(curve(trains(layout, steps=STEPS)), alone("Llama"))
+    """Under tp in fewer steps: the many small operations of one take long there."""
+    steps = 2 * FEW if "tp2" in layout else STEPS
+    check_same(curve(trains(layout, steps=steps)), alone("Llama"))
 
 
 @pytest.mark.parametrize(
