@@ -18,11 +18,11 @@ REFUSED = GPL;General Public;UNKNOWN
 # What needs no Ray, no rank processes, no GPU and no browser, and takes no seconds.
 FAST = not ray and not ranks and not gpu and not browser and not nodes and not netns and not slow
 
-# Where there are more than two cores: -n 3 --dist loadgroup --no-loadscope-reorder. On two, Rays that
-# start beside each other outlast what tests wait.
-SIDE_BY_SIDE ?=
+# Thousands of processes are started, each of which would compile the modules of this project anew.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-vllm test test-fast test-nodes test-vllm chaos corruption lint docs audit clean
+.PHONY: demo demo-vllm test test-ray test-others test-ranks test-fast test-nodes test-vllm chaos corruption \
+  lint docs audit clean
 
 demo: $(READY)
 	$(BIN)/orchestrator submit --config examples/demo.yaml
@@ -32,8 +32,20 @@ demo-vllm: $(VLLM_READY)
 	$(VLLM_BIN)/orchestrator submit --engine torch,vllm --strategy tp2,dp2 --device cpu --input-len 32 \
 	  --output-len 16 --max-concurrency 4 --num-prompts 8 --num-warmups 1
 
+# Tests with a Ray wait for much of their time, and so have others beside them, but no other Ray: that one
+# would outlast what they wait. Ranks compute on all cores, and have them to themselves.
 test: $(READY)
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	$(MAKE) --jobs 2 --output-sync test-ray test-others
+	$(MAKE) test-ranks
+
+test-ray: $(READY)
+	$(BIN)/python -m pytest -m 'ray and not nodes'
+
+test-others: $(READY)
+	$(BIN)/python -m pytest -m 'not ray and not ranks and not nodes'
+
+test-ranks: $(READY)
+	$(BIN)/python -m pytest -m 'ranks and not ray and not nodes'
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest --ignore tests/integration -m '$(FAST)'

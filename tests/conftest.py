@@ -29,7 +29,7 @@ MARK_OF_FIXTURE = {"ray_cluster": "ray", "pool": "ranks", "chromium": "browser"}
 def pytest_configure() -> None:
     """Let tests, and what they start, be stopped by signals that this process was told to ignore,
     as under nohup or in the background of a shell; and let no terminal say how wide to print."""
-    for name in ("COLUMNS", "LINES"):  # readline also sets them, for the processes of pytest-xdist
+    for name in ("COLUMNS", "LINES"):
         os.environ.pop(name, None)
         os.unsetenv(name)
     for number, handler in (
@@ -48,27 +48,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(MARK_OF_FIXTURE[fixture])
         if GPU_TESTS in item.path.parents:
             item.add_marker("gpu")
-    _share_out(items)
-
-
-def _share_out(items: list[pytest.Item]) -> None:
-    """Say which tests stay in one process where there are several: those of a file; all with ranks,
-    which compute and have one pool; and all with the Ray of `ray_cluster`. Mostly a Ray waits, so
-    those of other files may be beside it. What takes longest begins first."""
-    needs: dict[Path, set[str]] = {}
-    for item in items:
-        found = needs.setdefault(item.path, set())
-        found.update(mark.name for mark in item.iter_markers())
-        found.update({"ray_cluster"}.intersection(getattr(item, "fixturenames", ())))
-    kinds = ("ranks", "ray_cluster", "ray")
-
-    def first(item: pytest.Item) -> int:
-        return next((i for i, kind in enumerate(kinds) if kind in needs[item.path]), len(kinds))
-
-    for item in items:
-        group = kinds[first(item)] if first(item) < kinds.index("ray") else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=first)
 
 
 @pytest.fixture(scope="session", autouse=True)

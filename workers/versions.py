@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
@@ -26,6 +27,11 @@ PACKAGES = (
 def versions() -> dict[str, str]:
     """Installed version of every package that matters, Python's own included; what is not installed
     is left out."""
+    return dict(_installed())
+
+
+@functools.cache  # it reads a file of each, and a search of rates asks at each rate
+def _installed() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -14,16 +14,20 @@ from workers.rows import SCHEMA_VERSION
 
 DO_WITH_OTHERS = "give another --result-dir, or read it with the release that wrote it"
 ZSTD_LEVEL = 12  # higher ones take twice as long for 1% less
+# Of columns that take less, a compressed file is no smaller, and thirty times slower to read.
+LEAST_BYTES = 256
 
 
 def write_part(path: Path, table: pa.Table) -> Path:
-    """Write an Arrow IPC file, compressed, that is there whole or not at all."""
+    """Write an Arrow IPC file that is there whole or not at all."""
     return replace_file(path, lambda temporary: write_arrow(temporary, table))
 
 
 def write_arrow(path: Path, table: pa.Table) -> None:
-    """Fill the file at `path`. Raises OSError where the disk is full."""
-    codec = pa.Codec("zstd", compression_level=ZSTD_LEVEL)
+    """Fill the file at `path`, compressed where its columns are worth it. Raises OSError where the
+    disk is full."""
+    is_worth_it = table.nbytes >= LEAST_BYTES * table.num_columns
+    codec = pa.Codec("zstd", compression_level=ZSTD_LEVEL) if is_worth_it else None
     packed = pa.ipc.IpcWriteOptions(compression=codec)
     with (
         pa.OSFile(str(path), "wb") as sink,

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import fake_nsys
@@ -76,17 +77,6 @@ def assert_ran(done: subprocess.CompletedProcess[str], result_dir: Path, there: 
     assert there.workers() == []
 
 
-def test_a_cluster_that_asks_for_no_token(tmp_path):
-    """A token that is there all the same, for another cluster, does no harm."""
-    with cluster(environment(tmp_path / "cluster", token=False, RAY_AUTH_MODE="disabled")) as there:
-        result_dir = tmp_path / "results"
-        assert_ran(
-            submit(there.address, result_dir, environment(tmp_path / "here", token=True)),
-            result_dir,
-            there,
-        )
-
-
 def test_a_cluster_that_asks_for_a_token(tmp_path):
     """It is used where Ray keeps it, whether or not RAY_AUTH_MODE says so."""
     with cluster(environment(tmp_path / "cluster", token=True, RAY_AUTH_MODE="token")) as there:
@@ -107,22 +97,36 @@ def test_a_cluster_that_asks_for_a_token(tmp_path):
         assert "asks for a token" in without.stderr
 
 
-def test_a_command_connects_once(tmp_path):
+@pytest.fixture(scope="module")
+def open_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Existing]:
+    """One that asks for no token, and that has nsys."""
+    folder = tmp_path_factory.mktemp("open")
+    path = f"{fake_nsys.install(folder / 'bin')}{os.pathsep}{os.environ['PATH']}"
+    variables = environment(folder / "cluster", token=False, RAY_AUTH_MODE="disabled", PATH=path)
+    with cluster(variables) as there:
+        yield there
+
+
+def test_a_cluster_that_asks_for_no_token(open_cluster, tmp_path):
+    """A token that is there all the same, for another cluster, does no harm."""
+    result_dir = tmp_path / "results"
+    here = environment(tmp_path / "here", token=True)
+    assert_ran(submit(open_cluster.address, result_dir, here), result_dir, open_cluster)
+
+
+def test_a_command_connects_once(open_cluster, tmp_path):
     """The device, the places of nsys and the room are all known from one connection."""
-    path = f"{fake_nsys.install(tmp_path / 'bin')}{os.pathsep}{os.environ['PATH']}"
-    there = environment(tmp_path / "cluster", token=False, RAY_AUTH_MODE="disabled", PATH=path)
     joins, results = tmp_path / "joins", tmp_path / "results"
     here = environment(tmp_path / "here", token=False, JOINS=str(joins))
-    counting = (sys.executable, "-c", COUNTING)
-    with cluster(there) as running:
-        planned = submit(running.address, results, here, "--nsys", "--dry-run", program=counting)
-        assert planned.returncode == 0, planned.stdout + planned.stderr
-        assert joins.read_text().split() == [running.address]
-        assert not results.exists()
-        joins.unlink()
-        done = submit(running.address, results, here, "--nsys", program=counting)
-        assert joins.read_text().split() == [running.address]
-        assert_ran(done, results, running)
+    address, counting = open_cluster.address, (sys.executable, "-c", COUNTING)
+    planned = submit(address, results, here, "--nsys", "--dry-run", program=counting)
+    assert planned.returncode == 0, planned.stdout + planned.stderr
+    assert joins.read_text().split() == [address]
+    assert not results.exists()
+    joins.unlink()
+    done = submit(address, results, here, "--nsys", program=counting)
+    assert joins.read_text().split() == [address]
+    assert_ran(done, results, open_cluster)
     (reports,) = re.findall(r"on the node of each rank, in (/tmp/\S+?\.nsys);", done.stderr)
     written = sorted(file.name for file in Path(reports).rglob("*.nsys-rep"))
     shutil.rmtree(reports)

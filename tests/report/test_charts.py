@@ -24,7 +24,7 @@ from orchestrator.report.charts.cost import cost
 from orchestrator.report.charts.latencies import latencies
 from orchestrator.store.schema import CellKey
 from workers.messages import Built
-from workers.records import SpanRow
+from workers.records import SPANS, SpanRow
 from workers.rows import columns, nothing
 
 PP2 = from_flat(CellKey, {**CELL, "strategy": "pp2"})
@@ -118,7 +118,9 @@ def steps_of(rank: int, numbers: Iterable[int], length: float, begin: float = 0.
 
 
 def drawn(**seen: list[SpanRow]) -> dict[str, timeline.Window]:
-    return timeline.windows({name: timeline.bars_of(spans) for name, spans in seen.items()})
+    return timeline.windows(
+        {name: timeline.bars_of(SPANS.make(spans)) for name, spans in seen.items()}
+    )
 
 
 def test_a_timeline_shows_as_long_a_time_of_every_layout_with_compute_joined() -> None:
@@ -149,7 +151,7 @@ def test_a_timeline_is_of_a_shorter_time_where_not_all_of_it_fits(
 
 def test_a_timeline_without_a_call_that_was_seen_is_none() -> None:
     unseen = replace(span(0, 0, "send", 0.0, 1.0), start_us=None, end_us=None)
-    assert timeline.bars_of([unseen]) == []
+    assert timeline.bars_of(SPANS.make([unseen])) == []
 
 
 def test_samples_are_binned_so_that_each_bin_has_every_device() -> None:

@@ -44,7 +44,7 @@ def test_there_are_published_reports() -> None:
 
 
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: str(path.parent.relative_to(RESULTS)))
-def test_a_published_report_draws_every_row_without_a_complaint(
+def test_a_published_report_draws_every_row_and_every_load_without_a_complaint(
     chromium: Chromium, path: Path
 ) -> None:
     data = data_of(path)
@@ -61,17 +61,14 @@ def test_a_published_report_draws_every_row_without_a_complaint(
         assert (chromium.evaluate(marks) > 0) == (rows > 0), chart
         assert not THOUSANDS.search(shown + text), chart
     assert not THOUSANDS.search(chromium.evaluate("report.csv('comparison')"))
+    _draws_every_load(chromium, data)
     assert chromium.complaints == []
     assert chromium.requests == [path.resolve().as_uri()]
 
 
-@pytest.mark.parametrize("path", REPORTS, ids=lambda path: str(path.parent.relative_to(RESULTS)))
-def test_every_load_of_a_published_report_draws_its_rows(chromium: Chromium, path: Path) -> None:
+def _draws_every_load(chromium: Chromium, data: dict[str, Any]) -> None:
     """What was published is drawn under each load, not only under the one that is shown first."""
-    data = data_of(path)
-    loads = data["experiments"][0]["scenarios"][-1]["concurrencies"]
-    chromium.open(path)
-    for load in loads:
+    for load in data["experiments"][0]["scenarios"][-1]["concurrencies"]:
         chromium.choose("concurrency", load)
         chromium.wait(READY)
         for chart, field in (("cost", "cost"), ("memory", "memory")):
@@ -80,7 +77,6 @@ def test_every_load_of_a_published_report_draws_its_rows(chromium: Chromium, pat
             assert int(chromium.evaluate(drawn) or 0) == len(mine), (chart, load)
         said = json.loads(chromium.evaluate("JSON.stringify(report.state)"))
         assert said["concurrency"] == load
-    assert chromium.complaints == []
 
 
 @pytest.mark.parametrize("path", REPORTS + TRAINED, ids=lambda path: path.parent.name)

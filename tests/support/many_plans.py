@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from workers import engines
 from workers.actor import Worker
+from workers.engines.training.engine import TorchTrainer
 from workers.messages import EnginePlan, RankReport, Work
 
 
@@ -41,6 +42,11 @@ class Rank(Worker):
                 name, number = (thread / "comm").read_text().strip(), int(thread.name)
                 found[number] = name, os.sched_getscheduler(number)
         return found
+
+    def count_nothing(self) -> None:
+        """Have the training that was built count nothing before its first run."""
+        assert isinstance(self._engine, TorchTrainer)
+        self._engine._traffic = []
 
     def serve_many(
         self, engine: str, jobs: list[tuple[EnginePlan, Work]], address: tuple[str, int]

@@ -72,12 +72,15 @@ class Pool:
         return self.call("build", [(engine, engine_plan, address)] * ranks)
 
     def serve(
-        self, engine_plan: EnginePlan, *works: Work, engine: str = "torch"
+        self, engine_plan: EnginePlan, *works: Work, engine: str = "torch", counts: bool = True
     ) -> list[list[RankReport]]:
-        """Build, serve every work, close; the reports of all ranks for each work."""
+        """Build, serve every work, close; the reports of all ranks for each work. counts: whether a
+        training takes the steps before, in which what it communicates is counted."""
         ranks = engine_plan.placement.num_ranks
         try:
             self.build(engine_plan, engine)
+            if not counts:
+                self.call("count_nothing", [()] * ranks)
             return [self.call("run", [(work,)] * ranks) for work in works]
         finally:
             self.call("close", [()] * ranks)

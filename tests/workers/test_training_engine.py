@@ -3,6 +3,7 @@ or accumulated; and it communicates what its kind of parallelism needs."""
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -36,13 +37,19 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="session")
 def trains(pool: Pool) -> Callable[..., list[RankReport]]:
-    """(layout, family, load, steps) -> the reports of a run."""
+    """(layout, family, load, steps) -> the reports of a run, which is made once. counts: whether
+    they say what was communicated."""
 
+    @functools.cache
     def run(
-        layout: str, family: str = "Llama", load: TrainingLoad = LOAD, steps: int = FEW
+        layout: str,
+        family: str = "Llama",
+        load: TrainingLoad = LOAD,
+        steps: int = FEW,
+        counts: bool = False,
     ) -> list[RankReport]:
         plan = training_plan(layout, shape_of(family), None, load)
-        (reports,) = pool.serve(plan, TrainingWork(steps))
+        (reports,) = pool.serve(plan, TrainingWork(steps), counts=counts)
         return reports
 
     return run
@@ -59,7 +66,9 @@ def test_one_process_trains_as_transformers_and_plain_torch_do(
 def test_every_layout_has_the_losses_and_norms_of_one_process(
     layout: str, trains: Callable[..., list[RankReport]]
 ) -> None:
-    check_same(curve(trains(layout, steps=STEPS)), alone("Llama"))
+    """Under tp in fewer steps: the many small operations of one take long there."""
+    steps = 2 * FEW if "tp2" in layout else STEPS
+    check_same(curve(trains(layout, steps=steps)), alone("Llama"))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +119,7 @@ def test_what_is_kept_in_main_memory_changes_no_loss(
     for where in ("none", offload):
         load = replace(load_of(layout), precision=precision, offload=where)
         plan = training_plan(layout, shape, None, load, dtype=load.dtype)
-        curves.append(curve(pool.serve(plan, TrainingWork(FEW))[0]))
+        curves.append(curve(pool.serve(plan, TrainingWork(FEW), counts=False)[0]))
     check_same(*curves, 1e-6)
 
 
@@ -120,7 +129,7 @@ def test_in_fp16_losses_are_scaled_and_steps_that_overflow_are_left_out(
 ) -> None:
     shape, load = shape_of("Llama"), replace(load_of(layout), precision="fp16")
     plan = training_plan(layout, shape, None, load, dtype="float16")
-    (reports,) = pool.serve(plan, TrainingWork(2 * FEW))
+    (reports,) = pool.serve(plan, TrainingWork(2 * FEW), counts=False)
     found, expected = curve(reports), alone("Llama")
     left_out = [one for one in found if not math.isfinite(one.grad_norm)]
     taken = [one for one in found if math.isfinite(one.grad_norm)]
@@ -152,7 +161,7 @@ def test_text_is_dealt_over_replicas_in_one_order(pool: Pool) -> None:
     tokens = np.random.default_rng(1).integers(shape.vocab_size, size=(40, 17), dtype=np.int32)
     work = TrainingWork(FEW, tokens)
     curves = [
-        curve(pool.serve(training_plan(layout, shape, None), work)[0])
+        curve(pool.serve(training_plan(layout, shape, None), work, counts=False)[0])
         for layout in ("tp1", "dp2", "pp2fsdp2")
     ]
     check_same(curves[1], curves[0])
@@ -170,7 +179,7 @@ def test_gradients_of_replicas_are_summed_once_a_step(
         for columns in [rest[0] if rest else 1]
     )
     for size in (1, 4):
-        reports = trains("dp2", load=replace(LOAD, micro_batch_size=size))
+        reports = trains("dp2", load=replace(LOAD, micro_batch_size=size), counts=True)
         for one in reports:
             assert one.training is not None
             rows = TRAINING_COLLECTIVES.rows(one.training.traffic)
@@ -184,7 +193,7 @@ def test_a_stage_sends_each_micro_batch_once_in_either_direction(
     trains: Callable[..., list[RankReport]],
 ) -> None:
     hidden = shape_of("Llama").hidden_size
-    for one in trains("pp2"):
+    for one in trains("pp2", counts=True):
         assert one.training is not None
         (row,) = TRAINING_COLLECTIVES.rows(one.training.traffic)
         assert (row.op, row.axis, row.calls) == ("send", "pp", 4)
@@ -209,7 +218,7 @@ def test_in_bf16_a_parameter_takes_16_bytes_and_its_updates_are_of_float32(
 ) -> None:
     shape, load = shape_of("Llama"), replace(load_of(layout), precision="bf16")
     plan = training_plan(layout, shape, None, load, dtype="bfloat16")
-    (reports,) = pool.serve(plan, TrainingWork(FEW))
+    (reports,) = pool.serve(plan, TrainingWork(FEW), counts=False)
     check_same(curve(reports), alone("Llama"), 0.05)
     for one in reports:
         assert one.training is not None

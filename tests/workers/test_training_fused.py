@@ -4,14 +4,14 @@ which takes minutes."""
 from __future__ import annotations
 
 import functools
-import multiprocessing
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from training_runs import FEW, LOAD, alone, shape_of, training_plan
+from ranks import forking
+from training_runs import FEW, alone, load_of, shape_of, training_plan
 
 from strategies import TrainingLoad
 
@@ -19,7 +19,9 @@ RANKS = 2
 MANY = 12  # layers, more than torch compiles anew of one function
 
 
-def train(rank: int, store: str, layout: str, load: TrainingLoad, layers: int, tell: Any) -> None:
+def train(
+    rank: int, store: str, layout: str, load: TrainingLoad, layers: int, steps: int, tell: Any
+) -> None:
     """Take a few steps as one of two ranks; tell the losses, the norms and how many graphs torch
     compiled."""
     import torch
@@ -38,19 +40,22 @@ def train(rank: int, store: str, layout: str, load: TrainingLoad, layers: int, t
     plan = training_plan(layout, shape, None, load, switches=Switches(fusion="on"))
     trainer = Trainer(rank, plan, torch.device("cpu"))
     trainer.reset()
-    steps = batches(plan, TrainingWork(FEW), trainer.replica, range(FEW))
-    found = [tuple(trainer.step(tokens)) for tokens in steps]
+    data = batches(plan, TrainingWork(steps), trainer.replica, range(steps))
+    found = [tuple(trainer.step(tokens)) for tokens in data]
     tell.send((found, counters["stats"]["unique_graphs"]))
     dist.destroy_process_group()
 
 
-def trained(layout: str, load: TrainingLoad, layers: int, folder: Path) -> tuple[Any, int]:
+def trained(
+    layout: str, load: TrainingLoad, layers: int, steps: int, folder: Path
+) -> tuple[Any, int]:
     """What the first of two ranks tells."""
-    context = multiprocessing.get_context("spawn")
+    context = forking()
     ours, theirs = zip(*(context.Pipe() for _ in range(RANKS)), strict=True)
     ranks = [
         context.Process(
-            target=train, args=(rank, str(folder / "store"), layout, load, layers, theirs[rank])
+            target=train,
+            args=(rank, str(folder / "store"), layout, load, layers, steps, theirs[rank]),
         )
         for rank in range(RANKS)
     ]
@@ -71,8 +76,8 @@ def trained(layout: str, load: TrainingLoad, layers: int, folder: Path) -> tuple
 def test_compiled_layers_that_are_cut_change_no_loss(
     layout: str, mode: Any, tmp_path: Path
 ) -> None:
-    load = replace(LOAD, activation_checkpointing=mode)
-    found, _ = trained(layout, load, shape_of("Llama").num_layers, tmp_path)
+    load = replace(load_of(layout), activation_checkpointing=mode)
+    found, _ = trained(layout, load, shape_of("Llama").num_layers, FEW, tmp_path)
     expected = [(one.loss, one.grad_norm) for one in alone("Llama")[:FEW]]
     assert found == [pytest.approx(one, abs=1e-4, rel=1e-4) for one in expected]
 
@@ -83,5 +88,5 @@ def test_layers_are_compiled_once_however_many_there_are(
     layout: str, graphs: int, tmp_path: Path
 ) -> None:
     """And so is the loss, where the vocabulary is not cut."""
-    load = replace(LOAD, activation_checkpointing="full")
-    assert trained(layout, load, MANY, tmp_path)[1] == graphs
+    load = replace(load_of(layout), activation_checkpointing="full")
+    assert trained(layout, load, MANY, 2, tmp_path)[1] == graphs

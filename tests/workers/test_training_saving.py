@@ -21,7 +21,7 @@ def test_a_checkpoint_of_one_layout_generates_under_another(
     family: str, pool: Pool, tmp_path: Path
 ) -> None:
     plan = training_plan("tp2pp2", shape_of(family), None)
-    pool.serve(plan, TrainingWork(FEW, save=str(tmp_path)))
+    pool.serve(plan, TrainingWork(FEW, save=str(tmp_path)), counts=False)
     shape = read_shape(tmp_path)
     assert replace(shape, name=family, eos_token_ids=()) == replace(plan.model, eos_token_ids=())
     work = Work(ragged_requests(shape.vocab_size, 3), max_concurrency=3)
@@ -38,9 +38,8 @@ def test_a_checkpoint_has_the_weights_that_every_layout_ends_with(
     found = {}
     for name in ("tp1", layout):
         folder = tmp_path / f"of-{name}"
-        pool.serve(
-            training_plan(name, shape_of("Llama"), None), TrainingWork(FEW, save=str(folder))
-        )
+        plan = training_plan(name, shape_of("Llama"), None)
+        pool.serve(plan, TrainingWork(FEW, save=str(folder)), counts=False)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         found[name] = dict(model.named_parameters())
     for name, whole in found["tp1"].items():
@@ -50,9 +49,10 @@ def test_a_checkpoint_has_the_weights_that_every_layout_ends_with(
 def test_training_goes_on_from_it_under_another_layout(pool: Pool, tmp_path: Path) -> None:
     """With fresh moments: the optimizer's state is not kept."""
     shape = shape_of("Llama")
-    pool.serve(training_plan("fsdp2", shape, None, LOAD), TrainingWork(FEW, save=str(tmp_path)))
+    plan = training_plan("fsdp2", shape, None, LOAD)
+    pool.serve(plan, TrainingWork(FEW, save=str(tmp_path)), counts=False)
     curves = [
-        curve(pool.serve(training_plan(layout, shape, tmp_path), TrainingWork(2))[0])
+        curve(pool.serve(training_plan(layout, shape, tmp_path), TrainingWork(2), counts=False)[0])
         for layout in ("tp2", "pp2")
     ]
     check_same(*curves)

@@ -33,7 +33,7 @@ def run(pool: Pool, layout: str, work: TrainingWork, family: str = "Llama") -> C
     """A run under a layout; "deepspeed:dp2" names its engine."""
     engine, _, name = layout.rpartition(":")
     plan = training_plan(name, shape_of(family), None, load_of(name))
-    return curve(pool.serve(plan, work, engine=engine or "torch")[0])
+    return curve(pool.serve(plan, work, engine=engine or "torch", counts=False)[0])
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,7 @@ class Tracer:
 
     def __init__(self, communicator: Communicator) -> None:
         activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-        self._profiler = torch.profiler.profile(activities=activities, acc_events=True)
+        self._profiler = torch.profiler.profile(activities=activities)
         self._communicator = communicator
         self._calls: dict[StepOf, list[Call]] = {}
         self._kernels: list[Kernel] = []

@@ -11,10 +11,11 @@ import pyarrow as pa
 from orchestrator.analysis.comparing.rounds import load_of
 from orchestrator.report.charts.views import Names, View, first_start, view
 from orchestrator.store.schema import CellKey
-from workers.records import COMPUTE, DECODE, SPANS, SpanRow
+from workers.records import COMPUTE, DECODE
 from workers.rows import grouped, widened
 
 K = TypeVar("K", bound=Hashable)
+COLUMNS = ("rank", "phase", "step", "kind", "start_us", "end_us")  # of spans, as a bar has them
 MAX_BARS = 8000  # over the layouts of one view
 STEPS = 3  # of each rank, where as many are kept and fit
 # A gap between two stretches of compute cannot be seen if it is a smaller part of the window than
@@ -69,7 +70,7 @@ def timeline(spans: pa.Table | None, names: Names) -> list[Timeline]:
 
     def drawn(cells: Sequence[CellKey]) -> Iterator[Timeline]:
         """Those of one load, each as long as the others."""
-        seen = {cell: bars_of(SPANS.rows(spans.take(chosen[cell]))) for cell in cells}
+        seen = {cell: bars_of(spans.select(COLUMNS).take(chosen[cell])) for cell in cells}
         known = {cell: bars for cell, bars in seen.items() if bars}
         for cell, one in windows(known).items() if known else ():
             yield widened(Timeline, view(cell, names), **vars(one))
@@ -77,9 +78,11 @@ def timeline(spans: pa.Table | None, names: Names) -> list[Timeline]:
     return [row for cells in grouped(chosen, load_of).values() for row in drawn(cells)]
 
 
-def bars_of(spans: Iterable[SpanRow]) -> list[Bar]:
-    """A bar for each span that has times, rank by rank in their order."""
-    found = (Bar(s.rank, s.phase, s.step, s.kind, *s.when) for s in spans if s.when)
+def bars_of(spans: pa.Table) -> list[Bar]:
+    """A bar for each span that has times, rank by rank in their order. spans: COLUMNS are enough;
+    as rows with all columns, hundreds of thousands would take seconds."""
+    values = (spans.column(name).to_pylist() for name in COLUMNS)
+    found = (Bar(*one) for one in zip(*values, strict=True) if None not in one)
     return sorted(found, key=lambda bar: (bar.rank, bar.start))
 
 

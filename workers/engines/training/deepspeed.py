@@ -234,9 +234,10 @@ class Replica:
 
         from workers.engines import deepspeed_private
 
-        if self._engine is not None:
-            self._engine.destroy()
-            deepspeed_private.free(self._engine)
+        if self._engine is None:
+            return
+        self._engine.destroy()
+        deepspeed_private.free(self._engine)
         self._engine = None
         gc.collect()
         if self._context.device.type == "cuda":

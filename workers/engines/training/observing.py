@@ -64,7 +64,6 @@ class Watch:
         self.kept = KEPT[device.type]
         self._profiler = torch.profiler.profile(
             activities=activities,
-            acc_events=True,
             schedule=torch.profiler.schedule(wait=0, warmup=STARTING, active=self.kept, repeat=1),
         )
 
