@@ -35,7 +35,7 @@ demo-vllm: $(VLLM_READY)
 # Tests with a Ray wait for much of their time, and so have others beside them, but no other Ray: that one
 # would outlast what they wait. Ranks compute on all cores, and have them to themselves.
 test: $(READY)
-	$(MAKE) --jobs 2 --output-sync test-ray test-others
+	$(MAKE) --jobs 2 test-ray test-others
 	$(MAKE) test-ranks
 
 test-ray: $(READY)
