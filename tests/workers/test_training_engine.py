@@ -66,9 +66,7 @@ def test_one_process_trains_as_transformers_and_plain_torch_do(
 def test_every_layout_has_the_losses_and_norms_of_one_process(
     layout: str, trains: Callable[..., list[RankReport]]
 ) -> None:
-    """Under tp in fewer steps: the many small operations of one take long there."""
-    steps = 2 * FEW if "tp2" in layout else STEPS
-    check_same(curve(trains(layout, steps=steps)), alone("Llama"))
+    check_same(curve(trains(layout, steps=STEPS)), alone("Llama"))
 
 
 @pytest.mark.parametrize(
