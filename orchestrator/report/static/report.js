@@ -123,7 +123,7 @@
 
   const bandHeight = (rows, step, onPaper = 320) => Math.max(1, rows) * (paper ? Math.min(step, onPaper / Math.max(1, rows)) : step);
   const tall = (width, full) => paper || width < 560 ? 300 : full;
-  const rowHeight = (rows) => rows * Math.max(paper ? 8 : 16, Math.min(30, (paper ? 620 : 1000) / rows));
+  const rowHeight = (rows) => rows * Math.max(paper ? 8 : 16, Math.min(30, (paper ? 590 : 1000) / rows));
   /** Some rows of each line, where its shape is drawn: without colour it is told by that. */
   function stations(rows) {
     const names = present(rows);
