@@ -30,6 +30,11 @@ def ways(kind: str, ranks: int) -> tuple[tuple[str, int], ...]:
     return ()
 
 
+def way_of(kind: str, ranks: int, size: float) -> str | None:
+    """The kernel that sums a message of so many bytes; None: NCCL does."""
+    return next((op for op, most in ways(kind, ranks) if size <= most), None)
+
+
 def each_way(ranks: int) -> tuple[tuple[str, int], ...]:
     """Every kernel that so many ranks have, each with the bytes of the largest message that any
     kind gives it."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator.analysis.energy import Joules, joules
 from orchestrator.analysis.samples import TOLERANCE, Sampled, Trace
-from strategies.peer_sums import ways
+from strategies.peer_sums import way_of
 from strategies.placement import Placement
 from strategies.traffic import bus_factor, sent_factor
 from workers.messages import EnginePlan, RankReport
@@ -96,7 +96,7 @@ def sentences(of: Mapping[str, Crosscheck]) -> Iterator[str]:
 
 
 def sent_by(
-    collectives: Iterable[CollectiveRow], placement: Placement, allreduce: str | None = None
+    collectives: Iterable[CollectiveRow], placement: Placement, allreduce: str = "nccl"
 ) -> Sent | None:
     """What these collectives had to send; None where that is not known of one of them.
 
@@ -113,8 +113,7 @@ def sent_by(
         payload += bytes_
         large += bytes_ if message >= LARGE else 0.0
         is_sum = (one.op, one.axis) == ("all_reduce", "tp")
-        peers = ways(allreduce or "nccl", ranks) if is_sum else ()
-        op = next((op for op, largest in peers if message <= largest), None)
+        op = way_of(allreduce, ranks, message) if is_sum else None
         by_peers = one.bytes * bus_factor(op, ranks) if op else 0.0
         most += max(bytes_ * _most_wasteful(message), by_peers)
     return Sent(payload, large, most)
@@ -126,7 +125,7 @@ def _sent(reports: Sequence[RankReport], plan: EnginePlan) -> Sent | None:
     if len(tables) < len(reports):
         return None
     rows = (one for table in tables for one in COLLECTIVES.rows(table))
-    return sent_by(rows, plan.placement, plan.switches.allreduce)
+    return sent_by(rows, plan.placement, plan.switches.allreduce or "nccl")
 
 
 def _most_wasteful(message: float) -> float:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from orchestrator.analysis.roofline import Ceilings
 from orchestrator.errors import UserError
 from orchestrator.node.datasheet import SHEETS, Sheet, ceilings, entry
-from strategies.peer_sums import RANKS, each_way, ways
+from strategies.peer_sums import RANKS, each_way, way_of, ways
 from strategies.traffic import TWO_SHOT, bus_factor
 
 # Latency of NCCL's ring in its protocol for small messages: of a call, and of each step over a
@@ -98,7 +98,7 @@ class Fabric:
     def peer_sum_seconds(self, kind: str, span: Span, size: float) -> float | None:
         """Seconds of one all-reduce by a kind of `ways`; None for a message that is too large for
         it, and where nothing is known of it."""
-        op = next((op for op, most in ways(kind, span.ranks) if size <= most), None)
+        op = way_of(kind, span.ranks, size)
         measured = self._curve(op, span.ranks, GRAPH) if op and span.nodes == 1 else None
         if op is None or measured is None:
             return None
@@ -258,9 +258,8 @@ def _fabric(sheet: Sheet, attainable: Attainable, measured: Calibration | None) 
 
 
 def _latency(sheet: Sheet) -> str:
-    return "NCCL's tuning.cc" + (
-        ", of one-shot and two-shot as on H100 and H200" if sheet.nvlink else ""
-    )
+    peers = ", of one-shot and two-shot as on H100 and H200" if sheet.nvlink else ""
+    return f"NCCL's tuning.cc{peers}"
 
 
 def _nvlink(sheet: Sheet, attainable: Attainable) -> Link | None:

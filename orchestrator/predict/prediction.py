@@ -98,15 +98,14 @@ class NoPrediction:
 
 def predict(setting: Setting, name: str, asked: Asked) -> Prediction | NoPrediction:
     """Predict the layout of that name, or say why not."""
-    placed = setting.placed
+    found, placed = _predict(setting, name, asked), setting.placed
     fabric, ranks = placed.hardware.fabric, placed.placement.degree("tp")
-    by_nccl = _predict(setting, name, asked)
-    if fabric.knows(placed.allreduce, ranks) or isinstance(by_nccl, NoPrediction):
-        return by_nccl
+    if fabric.knows(placed.allreduce, ranks) or isinstance(found, NoPrediction):
+        return found
     hardware = replace(placed.hardware, fabric=fabric.with_peer_sums())
-    found = _predict(Setting(replace(placed, hardware=hardware), setting.factors), name, asked)
-    assert isinstance(found, Prediction), "the same with other times of collectives"
-    return _reaching(found, by_nccl)
+    by_line = _predict(Setting(replace(placed, hardware=hardware), setting.factors), name, asked)
+    assert isinstance(by_line, Prediction), "the same with other times of collectives"
+    return _reaching(by_line, found)
 
 
 def _reaching(one: Prediction, other: Prediction) -> Prediction:

@@ -19,7 +19,7 @@ from ranks import BASE, FAMILIES, engine_plan, ragged_requests, tokens
 from torch import Tensor
 
 from strategies import ModelShape
-from strategies.peer_sums import each_way, ways
+from strategies.peer_sums import ways
 from workers.engines.native.build import peer_sum
 from workers.engines.native.support import SHARING
 from workers.messages import RankReport, Switches, Work
@@ -64,13 +64,18 @@ class Here(NamedTuple):
         return not bool((parts == parts[0]).all())
 
 
+def every_way(ranks: int) -> tuple[tuple[str, int], ...]:
+    """Both kernels, whether or not so many ranks have them by themselves."""
+    return ways("one-shot", ranks) + ways("two-shot", ranks)[1:]
+
+
 def sums_alone(here: Here) -> Iterator[str]:
     """Of one element, of some that fill no piece, and of as many as it takes."""
-    limits = dict(ways("two-shot", here.ranks))
+    limits = dict(every_way(here.ranks))
     for kind, dtype in product(limits, (torch.bfloat16, torch.float16, torch.float32)):
         sums = peer_sum(kind, here.group, here.device, dtype, 0, limits[kind])
         most = limits[kind] // dtype.itemsize
-        for count in (1, 7, 1023, 1024, 1025, 5120, most - 1, most):
+        for count in (1, 7, 1023, 1024, 1025, 5120, 3 * 8192 + 1, most - 1, most):
             x = here.drawn(count, dtype=dtype)
             exact = here.gathered(x).double().sum(0)
             if not sums.takes(x) or sums.fuses(x.view(1, -1)):
@@ -123,9 +128,9 @@ class Replayed:
 
     def __init__(self, here: Here) -> None:
         self.here, width, dtype = here, 5120, torch.bfloat16
-        among = each_way(max(here.ranks, 3))
         self.sums = [
-            peer_sum(op, here.group, here.device, dtype, width, most) for op, most in among
+            peer_sum(op, here.group, here.device, dtype, width, most)
+            for op, most in every_way(here.ranks)
         ]
         self.weight = here.drawn(width, dtype=dtype, seed=3)
         self.step, self.bad = (
@@ -290,8 +295,8 @@ def test_the_engine_makes_the_same_tokens_and_its_sums_are_seen() -> None:
         fused[kind] = sum(bool(row["fused"]) for row in calls) / len(calls)
     assert made["nccl"] == made["one-shot"] == made["two-shot"]
     assert counted["nccl"] == counted["one-shot"] == counted["two-shot"]
-    # Two a layer, but for the last; and the embedding. The norm is with the sum in one shot, and
-    # between two ranks.
+    # Two a layer, but for the last; and the embedding. The norm is with the sum in one shot between
+    # two ranks alone.
     share = 1 - 2 / (2 * SHAPE.num_layers + 1)
     assert fused["nccl"] == fused["two-shot"] == 0
     assert fused["one-shot"] == pytest.approx(share if RANKS[-1] == 2 else 0)

@@ -100,7 +100,9 @@ def peer_sums(device: torch.device, group: dist.ProcessGroup) -> list[tuple[str,
         among = each_way(group.size())
         return [(op, peer_sum(op, group, device, torch.bfloat16, 0, n), n) for op, n in among]
 
-    return (_if_all_can(made, group) or []) if _if_all_can(reaches, group) else []
+    if not _if_all_can(reaches, group):
+        return []
+    return _if_all_can(made, group) or []
 
 
 def _if_all_can(make: Callable[[], T], group: dist.ProcessGroup) -> T | None:
