@@ -271,7 +271,7 @@ def _fit_lines(explanation: Explanation) -> Iterator[str]:
     if budget is None:
         yield UNKNOWN
         return
-    yield _taken(budget)
+    yield from _taken(budget)
     if budget.kv_tokens <= 0:
         yield "What fits: nothing, there is no room for KV."
         return
@@ -283,12 +283,14 @@ def _fit_lines(explanation: Explanation) -> Iterator[str]:
     yield f"What fits: {budget.kv_tokens} tokens of KV {replica}; at once, {requests}."
 
 
-def _taken(budget: memory.Budget) -> str:
+def _taken(budget: memory.Budget) -> Iterator[str]:
     usable = max(int(budget.available * memory.UTILIZATION) - memory.RESERVE_BYTES, 0)
-    return (
+    yield (
         f"Of {format_bytes(budget.available)} a device, {format_bytes(usable)} can be used "
-        f"({memory.UTILIZATION:.0%}, less {format_bytes(memory.RESERVE_BYTES)} in reserve); the "
-        f"fullest rank takes {format_bytes(budget.weights)} for weights and "
+        f"({memory.UTILIZATION:.0%}, less {format_bytes(memory.RESERVE_BYTES)} in reserve)."
+    )
+    yield (
+        f"The fullest rank takes {format_bytes(budget.weights)} for weights and "
         f"{format_bytes(budget.workspace)} for activations."
     )
 
