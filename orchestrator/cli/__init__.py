@@ -247,10 +247,11 @@ def pack(result_dir: Path, out: Path | None) -> None:
 @click.argument("packed", type=RESULTS, nargs=-1, required=True)
 @click.option("--result-dir", type=FOLDER, metavar="DIR", help="[results]")
 @click.option("--engine", multiple=True, metavar="NAME", help="Take its runs alone. Repeat.")
-def unpack(packed: tuple[Path, ...], result_dir: Path | None, engine: tuple[str, ...]) -> None:
+@click.option("--strategy", multiple=True, metavar="NAME", help="Take its runs alone. Repeat.")
+def unpack(packed: tuple[Path, ...], result_dir: Path | None, **named: tuple[str, ...]) -> None:
     """Make packed results a folder to which runs can be added: `submit` with the same DIR goes on
     with them. Starts of one experiment that were made apart, as on two nodes, get one folder."""
-    results.unpack(packed, result_dir, engine)
+    results.unpack(packed, result_dir, **named)
 
 
 @main.command()

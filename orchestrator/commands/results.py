@@ -34,22 +34,24 @@ def pack(folder: Path, into: Path) -> None:
         say(Store(into).write_rates(rates))
 
 
-def unpack(packed: Sequence[Path], root: Path | None, engines: Sequence[str]) -> None:
+def unpack(packed: Sequence[Path], root: Path | None, **named: Sequence[str]) -> None:
     """Unpack the results at or below `packed` into a folder each below `root`, and print them.
-    Those of one experiment are put together. engines: only their runs, if any are named."""
+    Those of one experiment are put together. named: of a key of runs, as engine, those to take."""
     from orchestrator.analysis.load import parts
     from orchestrator.store.export import unpack as write
     from orchestrator.store.folders import DEFAULT_ROOT, find, read_manifest
     from orchestrator.store.names import safe_name
-    from orchestrator.store.pooling import Packed, of_engines, pooled
+    from orchestrator.store.pooling import Packed, only, pooled
     from orchestrator.store.store import Store
 
     by_name: dict[str, list[Packed]] = {}
-    named = {name.strip() for text in engines for name in text.split(",") if name.strip()}
+    wanted = {
+        key: {name.strip() for text in texts for name in text.split(",") if name.strip()}
+        for key, texts in named.items()
+    }
     for one in (one for root_of in packed for one in find(root_of)):
         found = Packed(str(one), parts(one), read_manifest(one))
-        chosen = of_engines(found, named) if named else found
-        by_name.setdefault(safe_name(Store(one).name), []).append(chosen)
+        by_name.setdefault(safe_name(Store(one).name), []).append(only(found, wanted))
     for name, packs in by_name.items():
         whole = pooled(packs)
         text = json.dumps(whole.manifest, indent=2)

@@ -41,27 +41,34 @@ class Packed:
         return [*told, *({} for _ in range(lost))]
 
 
-def of_engines(pack: Packed, engines: Collection[str]) -> Packed:
-    """Its runs by these engines. Raises UserError where there are none."""
-    made = _made_by(pack.tables.get(name) for name in OUTCOME_TABLES)
-    if made.isdisjoint(engines):
-        asked, has = (", ".join(sorted(names)) or "none" for names in (engines, made))
+def only(pack: Packed, wanted: Mapping[str, Collection[str]]) -> Packed:
+    """Its runs that `wanted` names. wanted: of a key of runs, as engine, the names to take; all of
+    them where there are none. Raises UserError where a key leaves no run."""
+    for key, names in wanted.items():
+        pack = _only(pack, key, names) if names else pack
+    return pack
+
+
+def _only(pack: Packed, key: str, wanted: Collection[str]) -> Packed:
+    made = _made_by(key, (pack.tables.get(name) for name in OUTCOME_TABLES))
+    if made.isdisjoint(wanted):
+        asked, has = (", ".join(sorted(names)) or "none" for names in (wanted, made))
         raise UserError(f"{pack.name} has no runs by {asked}; it has runs by {has}")
-    wanted = pa.array(sorted(engines))
+    names = pa.array(sorted(wanted))
     tables = {
-        name: table.filter(pc.is_in(table.column("engine"), wanted))
+        name: table.filter(pc.is_in(table.column(key), names))
         for name, table in pack.tables.items()
     }
-    others = [f".{engine}." for engine in made.difference(engines)]
+    others = [f".{name}." for name in made.difference(wanted)]
     asked_of = {
         name: _without(pack.manifest[name], others) for name in OF_CELLS if name in pack.manifest
     }
     return replace(pack, tables=tables, manifest={**pack.manifest, **asked_of})
 
 
-def _made_by(outcomes: Iterable[pa.Table | None]) -> set[str]:
+def _made_by(key: str, outcomes: Iterable[pa.Table | None]) -> set[str]:
     tables = (table for table in outcomes if table is not None)
-    return {engine for table in tables for engine in table.column("engine").to_pylist()}
+    return {name for table in tables for name in table.column(key).to_pylist()}
 
 
 def _without(names: Any, parts: Sequence[str]) -> Any:
@@ -88,7 +95,14 @@ def _check(one: Packed, other: Packed) -> None:
     there, added = (switches_told(each.tables.get("summary")) for each in (one, other))
     for by in (by for by in there if by in added):
         of = f" in runs of {by[0]} by {by[1]}"
-        _refuse(one, other, there[by], added[by], of, "; --engine takes those of some engines")
+        _refuse(
+            one,
+            other,
+            there[by],
+            added[by],
+            of,
+            "; --engine and --strategy take some of them alone",
+        )
 
 
 def _refuse(one: Packed, other: Packed, mine: Manifest, theirs: Manifest, *more: str) -> None:

@@ -149,3 +149,16 @@ def test_an_engine_that_made_nothing_is_named(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["unpack", old, "--engine", "vllm", "--result-dir", "x"])
     assert done.exit_code
     assert "has no runs by vllm; it has runs by torch" in done.output
+
+
+def test_the_runs_of_one_strategy_are_taken_alone(tmp_path: Path) -> None:
+    pipeline = replace(CELL, deployment=replace(CELL.deployment, strategy="pp4"))
+    peers = replace(pipeline, deployment=replace(pipeline.deployment, engine="vllm"))
+    old = packed(tmp_path / "old", [HERE], {0: 0}, (CELL, pipeline, peers))
+    alone = unpacked(tmp_path / "alone", old, "--strategy", "pp4", "--engine", "torch")
+    assert {one.cell.name for one in alone.outcomes()} == {pipeline.name}
+    assert list(alone.manifest()["asked"]) == [pipeline.name]
+    named = ["unpack", str(old), "--strategy", "tp4", "--engine", "vllm", "--result-dir", "x"]
+    done = CliRunner().invoke(main, named)
+    assert done.exit_code
+    assert "has no runs by vllm; it has runs by torch" in done.output
