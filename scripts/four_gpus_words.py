@@ -240,7 +240,7 @@ def first_token(found: Sequence[Published]) -> str:
         f"cells that both have: vLLM takes {between(later, '.2f', 'x')} of its time. For "
         f"{users(1)} {_first_tokens(found)}. From the start of the actors to a first token it is "
         f"{between(took[OURS], '.0f', ' s')} with `torch` and {between(took[THEIRS], '.0f', ' s')} "
-        "with vLLM, which compiled its layout in each of these starts."
+        "with vLLM, which compiled its layout in most of these starts."
     )
 
 
