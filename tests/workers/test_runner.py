@@ -260,10 +260,27 @@ def test_graphs_are_captured_up_to_the_largest_batch_and_fine_below() -> None:
 
 
 def test_prefill_steps_are_captured_up_to_what_the_load_can_ask_for() -> None:
-    assert prompt_sizes(40) == [64]
-    assert prompt_sizes(256) == [64, 128, 192, 256]
-    assert prompt_sizes(257)[-1] == 384
-    assert prompt_sizes(2048)[-1] == prompt_sizes(1024)[-1] == 1024
+    assert prompt_sizes(40, 1) == [64]
+    assert prompt_sizes(256, 1) == [64, 128, 192, 256]
+    assert prompt_sizes(257, 1)[-1] == 384
+    assert prompt_sizes(1030, 1)[-1] == 1536
+    assert prompt_sizes(8192, 1)[-2:] == [1536, 2048]
+
+
+@pytest.mark.parametrize(
+    ("layer", "ranks", "largest"),
+    [  # millions of weights of a layer: qwen2.5-32b, llama-70b, llama-8b
+        (488, 1, 1024),
+        (488, 2, 1024),
+        (488, 4, 2048),
+        (856, 4, 1024),
+        (218, 2, 2048),
+    ],
+)
+def test_prefill_steps_are_captured_up_to_what_the_device_takes_longer_for(
+    layer: int, ranks: int, largest: int
+) -> None:
+    assert prompt_sizes(2048, layer * 10**6 // ranks)[-1] == largest
 
 
 def test_slots_follow_the_pages_in_their_order() -> None:

@@ -19,6 +19,9 @@ from workers.engines.native.scheduler import Chunk
 
 # Prompts that one captured prefill step can have.
 PROMPTS = 16
+# Weights times tokens that a Hopper GPU multiplies while the host launches a layer: 1 ms of 520
+# TFLOP/s, two operations each.
+LAUNCHED = 260 * 10**9
 
 
 @dataclass(slots=True)
@@ -156,8 +159,11 @@ def decode_sizes(largest: int) -> list[int]:
     return [*(size for size in sizes if size < largest), largest]
 
 
-def prompt_sizes(most: int) -> list[int]:
-    """Tokens of the prefill steps to capture, where a step has at most `most`. Beyond 1024 the
-    device takes longer than the host, and a graph saves nothing."""
+def prompt_sizes(most: int, weights: int) -> list[int]:
+    """Tokens of the prefill steps to capture, where a step has at most `most`. weights: of a layer
+    of one rank. Beyond 1024 tokens they end where the device takes longer than the host, and a
+    graph saves nothing."""
     sizes = (64, 128, 192, 256, 384, 512, 640, 768, 1024)
-    return [size for size in sizes if size < most] + [s for s in sizes if s >= most][:1]
+    more = (size for size in (1536, 2048) if size * weights <= LAUNCHED)
+    known = (*sizes, *more)
+    return [n for n in known if n < most] + [n for n in known if n >= most][:1]
