@@ -132,6 +132,27 @@ def test_the_ratio_that_is_too_much_is_written_as_more_than_the_limit(
     assert reason == f"the profiled pass takes {said} of the timed one"
 
 
+@pytest.mark.parametrize(
+    ("phase", "median", "bubble", "said"),
+    [
+        ("decode", 8.1, 0.0, None),
+        ("decode", 6.5, 0.0, "a step was held up: a mean one takes 1.54 of a median one"),
+        ("decode", 6.5, 2.0, None),  # which is as uneven as another stage's passes over prompts
+        ("prefill", 6.5, 0.0, None),  # of as many tokens as come
+    ],
+)
+def test_a_step_that_was_held_up_is_in_no_share(
+    phase: str, median: float, bubble: float, said: str | None
+) -> None:
+    seen = parts(phase, timed_step_ms=median / 1.01, profile_ratio=1.01)
+    rows = [replace(row, bubble_ms=bubble) for row in seen]
+    found = step_parts_of(rows)
+    step = found.decode if phase == "decode" else found.prefill
+    assert step.step_reason == said
+    assert (step.compute.pct is None) == (said is not None)
+    assert bool(exposed(rows)) == (said is None)
+
+
 def test_each_phase_is_shown_or_not_by_its_own_ratio() -> None:
     rows = [*parts(profile_ratio=1.01), *parts("prefill", profile_ratio=1.31)]
     found = step_parts_of(rows)
