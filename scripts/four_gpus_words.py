@@ -28,6 +28,7 @@ from published import (
     Published,
     between,
     completed_of,
+    device,
     kind,
     known,
     listed,
@@ -100,12 +101,26 @@ def same_order(found: Sequence[Published]) -> str:
 
 def ratios(found: Sequence[Published]) -> str:
     """`torch` over vLLM, of each layout."""
-    said = [
+    means = "as the geometric mean over loads and models"
+    return f"`torch` delivers of vLLM, {means}: {_ratios(found)}."
+
+
+def ratios_by_itself(found: Sequence[Published], docs: str) -> str:
+    """The same on other GPUs, where `torch` took what it takes by itself now. docs: the way to the
+    pages."""
+    assert not list(sums(found))
+    return (
+        f"On four {device(found)}, with the sums that it takes by itself now, it delivers of "
+        f"vLLM {_ratios(found)}: [results.md]({docs}results.md)."
+    )
+
+
+def _ratios(found: Sequence[Published]) -> str:
+    return listed(
         f"{geometric_mean(values):.2f}x under {name} ({between(values, '.2f', 'x')})"
         for name in LAYOUTS
         if (values := _over(found, name))
-    ]
-    return f"`torch` delivers of vLLM, as the geometric mean over loads and models: {listed(said)}."
+    )
 
 
 def _over(found: Sequence[Published], layout: str) -> list[float]:

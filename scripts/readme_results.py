@@ -32,7 +32,7 @@ def both_engines(node: Path) -> list[Published]:
 
 def headline() -> str:
     """What is between the marks in README.md."""
-    return "\n\n".join(results_headline.section(both_engines(FOUR)))
+    return "\n\n".join(results_headline.section(both_engines(FOUR), both_engines(FOUR_H100)))
 
 
 def section() -> str:

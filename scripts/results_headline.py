@@ -38,9 +38,9 @@ from orchestrator.report.text import EN_DASH, aligned
 WIDTH = 100
 
 
-def section(found: Sequence[Published]) -> Iterator[str]:
+def section(found: Sequence[Published], others: Sequence[Published]) -> Iterator[str]:
     """Conditions, a table of each model, and some sentences. found: a result of each model, under
-    both engines."""
+    both engines. others: the same on other GPUs."""
     yield paragraph(*_conditions(found), width=WIDTH)
     for each in found:
         yield f"**{model_of(each)}**"
@@ -50,6 +50,7 @@ def section(found: Sequence[Published]) -> Iterator[str]:
         _lost(found),
         words.ratios(found),
         *words.sums(found),
+        words.ratios_by_itself(others, "docs/"),
         *words.beside_peers(found),
         words.verdicts(found),
         words.misses(found, "docs/"),
