@@ -53,7 +53,7 @@ def _only(pack: Packed, key: str, wanted: Collection[str]) -> Packed:
     made = _made_by(key, (pack.tables.get(name) for name in OUTCOME_TABLES))
     if made.isdisjoint(wanted):
         asked, has = (", ".join(sorted(names)) or "none" for names in (wanted, made))
-        raise UserError(f"{pack.name} has no runs by {asked}; it has runs by {has}")
+        raise UserError(f"{pack.name} has no runs of {key} {asked}; it has {has}")
     names = pa.array(sorted(wanted))
     tables = {
         name: table.filter(pc.is_in(table.column(key), names))

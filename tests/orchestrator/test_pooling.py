@@ -148,7 +148,7 @@ def test_an_engine_that_made_nothing_is_named(tmp_path: Path) -> None:
     old = str(packed(tmp_path / "old", [HERE], {0: 0}))
     done = CliRunner().invoke(main, ["unpack", old, "--engine", "vllm", "--result-dir", "x"])
     assert done.exit_code
-    assert "has no runs by vllm; it has runs by torch" in done.output
+    assert "has no runs of engine vllm; it has torch" in done.output
 
 
 def test_the_runs_of_one_strategy_are_taken_alone(tmp_path: Path) -> None:
@@ -161,4 +161,4 @@ def test_the_runs_of_one_strategy_are_taken_alone(tmp_path: Path) -> None:
     named = ["unpack", str(old), "--strategy", "tp4", "--engine", "vllm", "--result-dir", "x"]
     done = CliRunner().invoke(main, named)
     assert done.exit_code
-    assert "has no runs by vllm; it has runs by torch" in done.output
+    assert "has no runs of engine vllm; it has torch" in done.output
