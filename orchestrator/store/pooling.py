@@ -50,7 +50,7 @@ def only(pack: Packed, wanted: Mapping[str, Collection[str]]) -> Packed:
 
 
 def _only(pack: Packed, key: str, wanted: Collection[str]) -> Packed:
-    made = _made_by(key, (pack.tables.get(name) for name in OUTCOME_TABLES))
+    made = _names_of(key, (pack.tables.get(name) for name in OUTCOME_TABLES))
     if made.isdisjoint(wanted):
         asked, has = (", ".join(sorted(names)) or "none" for names in (wanted, made))
         raise UserError(f"{pack.name} has no runs of {key} {asked}; it has {has}")
@@ -66,7 +66,7 @@ def _only(pack: Packed, key: str, wanted: Collection[str]) -> Packed:
     return replace(pack, tables=tables, manifest={**pack.manifest, **asked_of})
 
 
-def _made_by(key: str, outcomes: Iterable[pa.Table | None]) -> set[str]:
+def _names_of(key: str, outcomes: Iterable[pa.Table | None]) -> set[str]:
     tables = (table for table in outcomes if table is not None)
     return {name for table in tables for name in table.column(key).to_pylist()}
 
