@@ -499,6 +499,19 @@ def test_results_of_two_workloads_are_not_compared(store: Store) -> None:
     assert result.exit_code != 0
 
 
+def test_an_experiment_that_was_to_train_and_has_no_run_yet_stands_beside_one_that_trained(
+    store: Store,
+) -> None:
+    (one,) = plan(strategy="dp2")
+    kept(store, one, row(store, one, 0, 0.5), {})
+    other = Store(store.folder.parent / "tiny-9876543210")
+    other.create()
+    other.update_manifest(cells=["x"], experiment={"workload": "train"})
+    folders = [str(store.folder), str(other.folder)]
+    assert CliRunner().invoke(main, ["compare", *folders]).exit_code == 0
+    assert findings_of(trained_at([store.folder, other.folder])).comparison
+
+
 def test_rows_of_unlike_precision_stay_apart(store: Store) -> None:
     (one,) = plan(strategy="dp2")
     first = row(store, one, 0, 0.5)
