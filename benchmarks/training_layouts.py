@@ -14,7 +14,9 @@ in a folder of its own below --result-dir, which is for one model and size of mi
     recomputed  the same with activation checkpointing, which takes less memory
     interleaved the pipeline with two stages a rank
     fp8         products in FP8, which tensor parallelism does not have
-    techniques  fsdp2 without and with checkpointing, accumulation and compiled layers
+    offload     moments and FP32 weights in main memory, which a 14B needs (qwen2.5-14b)
+    techniques  fsdp2 without and with checkpointing, accumulation and compiled layers, and in other
+                precisions and with offload
     comm        fsdp2, tp2 and dp2 without their collectives, which the engine torch can leave out
 
 Each layout is a call. One that does not fit is refused before a GPU is taken, with the arithmetic,
@@ -39,6 +41,7 @@ LOAD = (
 )
 SHARDED, DEEPSPEED = ("fsdp2", "tp2", "pp2"), ("dp2zero3", "dp2zero2", "dp2zero1")
 FUSED, RECOMPUTED = ("--fusion", "on"), ("--activation-checkpointing", "full")
+OFFLOADED = ("--offload", "optimizer")
 REFUSED, FAILED = 2, 1  # exit statuses: nothing was run; some runs failed
 STATUSES = (REFUSED, FAILED, 70)  # of what ends by itself; 70 is a mistake of ours
 
@@ -96,7 +99,14 @@ PARTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     ),
     "interleaved": (("pp2", (*FUSED, "--schedule", "interleaved")),),
     "fp8": tuple((layout, (*FUSED, "--precision", "fp8")) for layout in ("fsdp2", "pp2", "dp2")),
-    "techniques": (("fsdp2", ("--technique", "checkpointing,accumulation,fusion")),),
+    "offload": (
+        ("dp2zero3", (*RECOMPUTED, *OFFLOADED)),
+        ("fsdp2", (*FUSED, *RECOMPUTED, *OFFLOADED)),
+    ),
+    "techniques": (
+        ("fsdp2", ("--technique", "checkpointing,accumulation,fusion")),
+        ("fsdp2", (*FUSED, *RECOMPUTED, "--technique", "precision,offload")),
+    ),
     "comm": (
         *((layout, (*FUSED, "--ablate", "comm")) for layout in ("fsdp2", "tp2")),
         ("dp2", (*FUSED, *RECOMPUTED, "--ablate", "comm")),

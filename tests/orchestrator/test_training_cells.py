@@ -627,6 +627,9 @@ def test_a_change_of_each_technique_gets_a_deployment_of_its_own() -> None:
         "dp2 with accumulation 4",
         "dp2 with fusion on",
         "dp2 with fusion off",
+        "dp2 with precision bf16",
+        "dp2 with precision fp16",
+        "dp2 with offload optimizer",
         "dp2 without comm",
         "pp2",
         "pp2 with checkpointing off",
@@ -635,13 +638,21 @@ def test_a_change_of_each_technique_gets_a_deployment_of_its_own() -> None:
         "pp2 with accumulation 8",
         "pp2 with fusion on",
         "pp2 with fusion off",
+        "pp2 with precision bf16",
+        "pp2 with precision fp16",
+        "pp2 with offload optimizer",
     ]
     by_name = dict(zip(names, planned, strict=True))
     loads = [by_name[f"dp2 with accumulation {n}"].plan.training for n in (1, 4)]
     assert [one.micro_batch_size for one in loads if one] == [4, 1]
     assert by_name["dp2 with fusion on"].plan.switches.fusion == "on"
     assert by_name["dp2 without comm"].plan.ablation == "comm"
+    half = by_name["dp2 with precision fp16"]
+    assert half.deployment == replace(by_name["dp2"].deployment, ablation="precision=fp16")
+    assert half.plan.dtype == "float16"
     refused = dict(by_name["pp2"].kept)
+    assert "needs GPUs" in refused["precision=fp8"]
+    assert "offload=optimizer+params" in refused
     assert "fewer than the 2 stages" in refused["accumulation=1"]
     assert refused["comm"] == "without hand-overs a pipeline has no order, and no bubble either"
 
