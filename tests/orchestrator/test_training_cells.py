@@ -539,6 +539,7 @@ def parts(store: Store, planned: PlannedDeployment, start: int, **fields: Any) -
         "agreement_ms": 10.0,
         "gap_ms": 10.0,
         "busy_ms": 30.0,
+        "host_copy_ms": 2.5,
         "bubble_ms": None,
         "bubble_share": None,
         "timed_step_ms": 98.0,
@@ -603,6 +604,7 @@ def test_a_measured_bubble_stands_beside_that_of_the_schedule(store: Store) -> N
     assert not job.is_unobserved(cell, 0)
     (found,) = findings_of([store.folder]).comparison
     assert found.times.bubble_measured == pytest.approx(0.3)
+    assert found.times.host_copy_ms == pytest.approx(2.5)
     assert found.rate.bubble_share == pytest.approx(0.2)
     CliRunner().invoke(main, ["report", str(store.folder)])
     page = (store.folder / "report.html").read_text()
