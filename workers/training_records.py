@@ -73,6 +73,11 @@ class TrainingPartsRow:
     busy_ms: float = column(
         "a collective of the layout is under way, whatever else is; hand-overs are not in it", "ms"
     )
+    host_copy_ms: float | None = column(
+        "data move between the GPU and main memory, as what is offloaded, whatever else runs; null "
+        "on a CPU",
+        "ms",
+    )
     bubble_ms: float | None = column(
         "hand-overs and agreement: a rank of a pipeline waits for another; null without one", "ms"
     )

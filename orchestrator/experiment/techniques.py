@@ -69,6 +69,8 @@ IN_TRAINING: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "checkpointing": ("activation_checkpointing", ("off", "full", "selective", "cpu-offload")),
     "accumulation": ("gradient_accumulation_steps", ()),
     "fusion": ("fusion", ("on", "off")),
+    "precision": ("precision", ("bf16", "fp16", "fp8", "fp8-fp16")),
+    "offload": ("offload", ("none", "optimizer", "optimizer+params")),
     "comm": ("ablate", ()),
 }
 

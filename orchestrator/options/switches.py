@@ -43,5 +43,6 @@ technique_option = click.option(
     multiple=True,
     metavar="NAME,NAME,...",
     help="attention, batching, chunking, fusion, graphs, allreduce, overlap, quantization, "
-    "kv-cache; train: checkpointing, accumulation, fusion, comm. [all that change anything]",
+    "kv-cache; train: checkpointing, accumulation, fusion, precision, offload, comm. [all that "
+    "change anything]",
 )

@@ -211,9 +211,11 @@ class _Planner:
                 kept["comm"] = reason
             else:
                 others["comm"] = replace(plan, ablation="comm")
-        yield replace(self._deployment(engine, plan, "none"), kept=tuple(kept.items()))
+        # Its dtype is in the names of the changed ones too, of which one may be in another.
+        whole = Deployment(plan.model.name, plan.layout, engine, plan.dtype)
+        yield replace(self._deployment(whole, plan), kept=tuple(kept.items()))
         for name, other in others.items():
-            yield self._deployment(engine, other, name)
+            yield self._deployment(replace(whole, ablation=name), other)
 
     def _changes(self, plan: EnginePlan) -> Iterator[tuple[str, dict[str, object]]]:
         """(what to call it, fields) of each change of the experiment for a technique."""
@@ -221,26 +223,25 @@ class _Planner:
         experiment = self.trainable.experiment
         for technique in experiment.technique:
             field, values = IN_TRAINING[technique]
+            was = plan.training.precision if field == "precision" else getattr(experiment, field)
             for value in values:
-                if value != getattr(experiment, field):
+                if value != was:
                     yield f"{technique}={value}", {field: value}
             if technique == "accumulation":
                 count = micro_batches(plan.placement, plan.training)
                 for pieces in {1, 2 * count} - {count}:
                     yield f"{technique}={pieces}", {"micro_batch_size": None, field: pieces}
 
-    def _deployment(self, engine: str, plan: EnginePlan, change: str) -> PlannedDeployment:
+    def _deployment(self, asked: Deployment, plan: EnginePlan) -> PlannedDeployment:
         experiment = self.trainable.experiment
         assert plan.training is not None, "the plan trains"
         warning = check_batches(plan.placement, plan.training)
-        model = self.trainable.model.name
-        asked = Deployment(model, plan.layout, engine, plan.dtype, ablation=change)
         scenario = Scenario(f"train{experiment.seq_len}", experiment.seq_len, 0)
         cell = Cell(asked, scenario, experiment.global_batch_size)
         work = self.work
         if experiment.resume_from is not None:
             work = replace(work, resume=self._state(plan, experiment.resume_from))
-        if experiment.save_checkpoint is not None and change == "none":
+        if experiment.save_checkpoint is not None and asked.ablation == "none":
             folder = experiment.save_checkpoint.absolute() / safe_name(asked.name)
             work = replace(work, save=str(folder))
         cells = (PlannedCell(cell, work, replace(self.work, steps=1)),)

@@ -25,7 +25,9 @@ class CellKey:
     model: str = column("name of the model")
     strategy: str = column("layout, in its canonical spelling")
     engine: str = column("engine that executes it")
-    dtype: str = column("type of weights and activations")
+    dtype: str = column(
+        "type of weights and activations; that as asked where ablation says another precision"
+    )
     quantization: str = column(
         'what is FP8: "none", or "fp8" (matrices of layers; "fp8-prefill", "fp8-decode": in that '
         'phase) and "kv-fp8" (KV cache), joined by +'

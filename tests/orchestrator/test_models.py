@@ -46,7 +46,10 @@ def edit_header(file: Path, name: str, **fields: Any) -> None:
 
 @pytest.mark.parametrize(
     ("name", "billions"),
-    [("llama-70b", 70.6), ("llama-8b", 8.0), ("qwen2.5-32b", 32.8), ("qwen3-32b", 32.8)],
+    [
+        *(("llama-70b", 70.6), ("llama-8b", 8.0), ("llama-3b", 3.2)),
+        *(("qwen2.5-32b", 32.8), ("qwen2.5-14b", 14.8), ("qwen3-32b", 32.8)),
+    ],
 )
 def test_presets_have_the_size_in_their_name(name: str, billions: float) -> None:
     model = models.resolve(name, "dummy")

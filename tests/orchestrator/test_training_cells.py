@@ -499,6 +499,19 @@ def test_results_of_two_workloads_are_not_compared(store: Store) -> None:
     assert result.exit_code != 0
 
 
+def test_an_experiment_that_was_to_train_and_has_no_run_yet_stands_beside_one_that_trained(
+    store: Store,
+) -> None:
+    (one,) = plan(strategy="dp2")
+    kept(store, one, row(store, one, 0, 0.5), {})
+    other = Store(store.folder.parent / "tiny-9876543210")
+    other.create()
+    other.update_manifest(cells=["x"], experiment={"workload": "train"})
+    folders = [str(store.folder), str(other.folder)]
+    assert CliRunner().invoke(main, ["compare", *folders]).exit_code == 0
+    assert findings_of(trained_at([store.folder, other.folder])).comparison
+
+
 def test_rows_of_unlike_precision_stay_apart(store: Store) -> None:
     (one,) = plan(strategy="dp2")
     first = row(store, one, 0, 0.5)
@@ -526,6 +539,7 @@ def parts(store: Store, planned: PlannedDeployment, start: int, **fields: Any) -
         "agreement_ms": 10.0,
         "gap_ms": 10.0,
         "busy_ms": 30.0,
+        "host_copy_ms": 2.5,
         "bubble_ms": None,
         "bubble_share": None,
         "timed_step_ms": 98.0,
@@ -590,6 +604,7 @@ def test_a_measured_bubble_stands_beside_that_of_the_schedule(store: Store) -> N
     assert not job.is_unobserved(cell, 0)
     (found,) = findings_of([store.folder]).comparison
     assert found.times.bubble_measured == pytest.approx(0.3)
+    assert found.times.host_copy_ms == pytest.approx(2.5)
     assert found.rate.bubble_share == pytest.approx(0.2)
     CliRunner().invoke(main, ["report", str(store.folder)])
     page = (store.folder / "report.html").read_text()
@@ -614,6 +629,9 @@ def test_a_change_of_each_technique_gets_a_deployment_of_its_own() -> None:
         "dp2 with accumulation 4",
         "dp2 with fusion on",
         "dp2 with fusion off",
+        "dp2 with precision bf16",
+        "dp2 with precision fp16",
+        "dp2 with offload optimizer",
         "dp2 without comm",
         "pp2",
         "pp2 with checkpointing off",
@@ -622,13 +640,21 @@ def test_a_change_of_each_technique_gets_a_deployment_of_its_own() -> None:
         "pp2 with accumulation 8",
         "pp2 with fusion on",
         "pp2 with fusion off",
+        "pp2 with precision bf16",
+        "pp2 with precision fp16",
+        "pp2 with offload optimizer",
     ]
     by_name = dict(zip(names, planned, strict=True))
     loads = [by_name[f"dp2 with accumulation {n}"].plan.training for n in (1, 4)]
     assert [one.micro_batch_size for one in loads if one] == [4, 1]
     assert by_name["dp2 with fusion on"].plan.switches.fusion == "on"
     assert by_name["dp2 without comm"].plan.ablation == "comm"
+    half = by_name["dp2 with precision fp16"]
+    assert half.deployment == replace(by_name["dp2"].deployment, ablation="precision=fp16")
+    assert half.plan.dtype == "float16"
     refused = dict(by_name["pp2"].kept)
+    assert "needs GPUs" in refused["precision=fp8"]
+    assert "offload=optimizer+params" in refused
     assert "fewer than the 2 stages" in refused["accumulation=1"]
     assert refused["comm"] == "without hand-overs a pipeline has no order, and no bubble either"
 

@@ -1,8 +1,9 @@
 """`benchmarks/training_layouts.py` asks for what the command line knows, and leaves out what is
-refused."""
+refused or fails."""
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 
@@ -10,6 +11,11 @@ import pytest
 import training_layouts as script
 
 from orchestrator.cli import main as cli
+from orchestrator.plan.models import resolve
+from strategies import Topology, TrainingLoad, plan_layout
+from strategies.training import training_memory
+
+H100 = 85_520_809_984  # bytes, as nvidia-smi says of one of 80 GB
 
 
 def asked(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[tuple[str, ...]]:
@@ -26,18 +32,58 @@ def test_every_call_is_one_that_the_command_line_takes(monkeypatch: pytest.Monke
     assert {name for name, *_ in asked(monkeypatch, "--parts", "techniques")} == {"ablate"}
 
 
-@pytest.mark.parametrize(("status", "goes_on"), [(0, True), (2, True), (1, False), (70, False)])
-def test_a_layout_that_is_refused_is_left_out_and_other_failures_end_it(
-    status: int, goes_on: bool, monkeypatch: pytest.MonkeyPatch
+def test_model_and_micro_batch_are_of_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = asked(monkeypatch, "--model", "llama-3b", "--micro-batch-size", "1")
+    for call in calls:
+        assert call[call.index("--model") + 1] == "llama-3b"
+        assert call[call.index("--micro-batch-size") + 1] == "1"
+
+
+def test_a_3b_fits_on_gpus_of_80_gb_under_every_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--parts", "layouts", "--model", "llama-3b", "--micro-batch-size", "1")
+    assert all(fits(call) for call in asked(monkeypatch, *words))
+
+
+def test_an_8b_fits_on_gpus_of_80_gb_where_layers_are_recomputed_and_all_is_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = asked(monkeypatch, "--parts", "recomputed", "--micro-batch-size", "1")
+    fitting = {call[call.index("--strategy") + 1] for call in calls if fits(call)}
+    assert fitting == {"fsdp2", "tp2", "pp2", "dp2zero3"}
+
+
+def fits(call: tuple[str, ...]) -> bool:
+    """Whether a layout fits on GPUs of as much memory as an H100 says to have."""
+    given = dict(itertools.pairwise(call))
+    load = TrainingLoad(
+        seq_len=int(given["--seq-len"]),
+        global_batch_size=int(given["--global-batch-size"]),
+        micro_batch_size=int(given["--micro-batch-size"]),
+        precision="bf16",
+        activation_checkpointing=given.get("--activation-checkpointing", "off"),  # type: ignore[arg-type]
+    )
+    model = resolve(given["--model"], "dummy").shape
+    layout = plan_layout(given["--strategy"], model, load.load, Topology.uniform(2, H100))
+    return all(rank.fits(H100) for rank in training_memory(layout.placement, model, load))
+
+
+@pytest.mark.parametrize(
+    ("status", "goes_on", "failed"),
+    [(0, True, False), (2, True, False), (1, True, True), (70, True, True), (130, False, False)],
+)
+def test_a_layout_that_is_refused_or_fails_is_left_out_and_a_signal_ends_it(
+    status: int, goes_on: bool, failed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ("-c", f"raise SystemExit({status})")
     monkeypatch.setattr("all_layouts.ORCHESTRATOR", (sys.executable,))
+    calls = script.Calls()
     if goes_on:
-        assert script.done(command, time.monotonic() + 60)
+        assert calls.done(command, time.monotonic() + 60)
+        assert calls.failed is failed
         return
     with pytest.raises(SystemExit, match=f"status {status}"):
-        script.done(command, time.monotonic() + 60)
+        calls.done(command, time.monotonic() + 60)
 
 
 def test_after_the_time_the_rest_is_left() -> None:
-    assert not script.done(("-c", "pass"), time.monotonic() - 1)
+    assert not script.Calls().done(("-c", "pass"), time.monotonic() - 1)

@@ -14,6 +14,7 @@ from training_runs import FEW, LOAD, alone, shape_of, training_plan
 from strategies.training import training_traffic
 from workers.engines.training.batches import batches
 from workers.engines.training.counting import Counting
+from workers.engines.training.pipeline import columns_of
 from workers.engines.training.trainer import Trainer
 from workers.messages import Switches, TrainingWork
 
@@ -26,6 +27,16 @@ def two_ranks() -> Iterator[None]:
     dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     yield
     dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("layout", "parts"), [("pp2fsdp2", 1), ("pp2dp2", 1), ("tp2pp2", 2)])
+def test_the_logits_of_a_pipeline_are_of_the_whole_vocabulary_but_over_tp(
+    layout: str, parts: int
+) -> None:
+    """torch 2.11 refuses a stage that returns another shape than it was told of."""
+    plan = training_plan(layout, shape_of("Llama"), None)
+    columns = {columns_of(plan, rank) for rank in range(plan.placement.num_ranks)}
+    assert columns == {plan.model.vocab_size // parts}
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 4])

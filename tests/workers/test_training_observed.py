@@ -56,6 +56,7 @@ def test_what_computes_beside_a_collective_hides_it() -> None:
     assert row.busy_ms == pytest.approx(0.3)
     assert row.profile_ratio == pytest.approx(1.25)
     assert (row.bubble_ms, row.bubble_share, row.reason) == (None, None, None)
+    assert row.host_copy_ms is None
 
 
 def test_the_parts_of_a_step_sum_to_it_whatever_overlaps() -> None:
@@ -146,6 +147,21 @@ def test_kernels_of_a_gpu_are_of_the_part_that_launched_them(tmp_path: Path) -> 
     row = parts_of(0, placed("dp2"), [found], [0.001])
     assert (row.forward_ms, row.backward_ms, row.optimizer_ms) == pytest.approx((0.2, 0.2, 0.1))
     assert (row.agreement_ms, row.gap_ms) == pytest.approx((0.05, 0.3))
+
+
+def test_copies_to_and_from_main_memory_are_told_apart_whatever_runs_beside_them(
+    tmp_path: Path,
+) -> None:
+    trace = GpuTrace()
+    trace.step("train", 0, 0, 1000)
+    trace.launch(10, (GEMM, 100, 300))
+    trace.launch(20, ("Memcpy DtoH (Device -> Pinned)", 200, 400))
+    trace.launch(30, ("Memcpy HtoD (Pinned -> Device)", 350, 500))
+    trace.launch(40, ("Memcpy DtoD (Device -> Device)", 600, 700))
+    (found,) = steps_seen(read(trace, tmp_path), placed("fsdp2"), 0, "cuda", ())
+    row = parts_of(0, placed("fsdp2"), [found], [0.001])
+    assert row.host_copy_ms == pytest.approx(0.3)
+    assert row.other_ms == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(

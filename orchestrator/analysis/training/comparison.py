@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -106,10 +106,16 @@ class TrainingFindings:
 
 
 def trained_at(paths: Iterable[Path]) -> list[Path]:
-    """The experiments at or below `paths` that trained. Raises UserError where there are no
-    results."""
+    """The experiments at or below `paths` that trained, or were to. Raises UserError where there
+    are no results."""
     found = (folder for path in paths for folder in folders.find(path))
-    return [folder for folder in found if Store(folder).holds(TRAINED.name)]
+    return [folder for folder in found if Store(folder).holds(TRAINED.name) or _was_to(folder)]
+
+
+def _was_to(folder: Path) -> bool:
+    """Whether an experiment was asked to train, by its manifest: it may have no run yet."""
+    asked: Mapping[str, object] = folders.read_manifest(folder).get("experiment", {})
+    return asked.get("workload") == "train"
 
 
 def findings_of(paths: Iterable[Path], difference: float | None = None) -> TrainingFindings:

@@ -46,6 +46,11 @@ class TrainingTimes:
         "computing gradients, with what is recomputed, mean over ranks", "ms"
     )
     optimizer_ms: float | None = column("updating the weights, mean over ranks", "ms")
+    host_copy_ms: float | None = column(
+        "data move between the GPU and main memory, whatever else runs, mean over ranks; null on a "
+        "CPU",
+        "ms",
+    )
     communication_ms: float | None = column(
         "collectives of the layout are under way, mean over ranks; hand-overs are not in it", "ms"
     )
@@ -107,6 +112,7 @@ def times_of(parts: Sequence[TrainedParts], on_cpu: bool) -> TrainingTimes:
         forward_ms=mean(lambda one: one.forward_ms),
         backward_ms=mean(lambda one: one.backward_ms),
         optimizer_ms=mean(lambda one: one.optimizer_ms),
+        host_copy_ms=mean(lambda one: one.host_copy_ms),
         communication_ms=mean(lambda one: one.busy_ms),
         communication_exposed_ms=mean(lambda one: one.exposed_ms),
         communication_hidden_ms=mean(lambda one: one.busy_ms - one.exposed_ms),

@@ -30,11 +30,13 @@ class SeenCall:
 
 @dataclass(frozen=True, slots=True)
 class SeenStep:
-    """An optimizer step of a rank, in us. computing: by part of PARTS, perhaps overlapping."""
+    """An optimizer step of a rank, in us. computing: by part of PARTS, perhaps overlapping. moved:
+    copies between device and main memory; None where the device is the host."""
 
     window: Span
     computing: Mapping[str, Sequence[Span]]
     calls: Sequence[SeenCall]
+    moved: Sequence[Span] | None = None
 
     @property
     def computes(self) -> list[Span]:
@@ -59,11 +61,17 @@ def parts_of(
         steps=len(steps),
         bubble_ms=bubble_ms,
         bubble_share=None if bubble_ms is None else bubble_ms / piped_ms,
+        host_copy_ms=_host_copy_ms(steps),
         timed_step_ms=timed_ms,
         profile_ratio=median(length([step.window]) for step in steps) / 1e3 / timed_ms,
         reason=_unknown(steps),
         **means,
     )
+
+
+def _host_copy_ms(steps: Sequence[SeenStep]) -> float | None:
+    copies = [step.moved for step in steps if step.moved is not None]
+    return fmean(length(union(one)) for one in copies) / 1e3 if copies else None
 
 
 def overlaps_of(rank: int, steps: Sequence[SeenStep]) -> list[TrainingOverlapRow]:

@@ -38,6 +38,7 @@ WAIT = "part/wait"
 COMPUTES = ("aten::", "Torch-Compiled Region")
 COMMUNICATES = ("c10d::", "_c10d_functional::")
 WAIT_OPERATOR = "_c10d_functional::wait_tensor"
+TO_OR_FROM_HOST = ("Memcpy HtoD", "Memcpy DtoH")
 # Steps under the profiler: one pays for its start and is not kept, then those that are. A step of a
 # large model has hundreds of thousands of events, which are slow to read.
 STARTING = 1
@@ -114,18 +115,21 @@ def _on_gpu(events: Sequence[TraceEvent], placement: Placement, rank: int) -> li
         ranges = _Ranges(mine)
         computing: dict[str, list[Span]] = {}
         calls: list[SeenCall] = []
+        moved: list[Span] = []
         for kernel in events:
             at = launched_by.get(kernel.correlation, -1.0)
             if kernel.category not in ON_THE_GPU or not step.start <= at <= step.end:
                 continue
             known = registry.of(kernel.name).operations
             when, where = (kernel.start, kernel.end), ranges.part_at(at)
+            if kernel.name.startswith(TO_OR_FROM_HOST):
+                moved.append(when)
             if known and not _is_copy(kernel):
                 calls.append(_call(kernel.told, known, when, axes, where == "agree"))
             else:
                 computing.setdefault("other" if where == "agree" else where, []).append(when)
         spans = {name: union(found) for name, found in computing.items()}
-        steps.append(SeenStep((step.start, step.end), spans, calls))
+        steps.append(SeenStep((step.start, step.end), spans, calls, moved))
     return steps
 
 

@@ -16,9 +16,8 @@ from torch.distributed.pipelining.schedules import (
     ScheduleInterleaved1F1B,
 )
 
-from strategies.placement import Placement
+from strategies.placement import Placement, Split
 from strategies.training import micro_batches
-from workers.engines.training.sharding import local_part
 from workers.messages import EnginePlan
 
 SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B, "interleaved": ScheduleInterleaved1F1B}
@@ -28,20 +27,19 @@ def schedule_of(
     plan: EnginePlan,
     rank: int,
     modules: Sequence[nn.Module],
-    heads: Sequence[Tensor | None],
     group: dist.ProcessGroup,
     device: torch.device,
     loss: Callable[[Tensor, Tensor], Tensor],
 ) -> Any:
-    """torch's schedule of a rank. modules: to call, of each of its stages. heads: the weight of the
-    head of each that has it. group: of the pipeline."""
+    """torch's schedule of a rank. modules: to call, of each of its stages. group: of the
+    pipeline."""
     assert plan.training is not None, "the plan trains"
     placement, asked = plan.placement, plan.training
     mine = placement.stages_of(rank)
     numbers = [i for i, one in enumerate(placement.stages) if one in mine]
     stages = [
-        _stage(plan, number, module, head, group, device)
-        for number, module, head in zip(numbers, modules, heads, strict=True)
+        _stage(plan, rank, number, module, group, device)
+        for number, module in zip(numbers, modules, strict=True)
     ]
     given: Any = stages if asked.schedule == "interleaved" else stages[0]
     kind: Any = SCHEDULES[asked.schedule]
@@ -50,9 +48,9 @@ def schedule_of(
 
 def _stage(
     plan: EnginePlan,
+    rank: int,
     number: int,
     module: nn.Module,
-    head: Tensor | None,
     group: dist.ProcessGroup,
     device: torch.device,
 ) -> PipelineStage:
@@ -62,8 +60,7 @@ def _stage(
     between = (batch[0], batch[1] // plan.placement.degree("tp"), plan.model.hidden_size)
     hidden = torch.empty(between, dtype=dtype, device="meta", requires_grad=True)
     tokens = torch.empty(batch, dtype=torch.int64, device="meta")
-    columns = 0 if head is None else local_part(head)[0].shape[0]
-    logits = torch.empty((*batch, columns), dtype=dtype, device="meta")
+    logits = torch.empty((*batch, columns_of(plan, rank)), dtype=dtype, device="meta")
     return PipelineStage(
         module,
         number,
@@ -73,6 +70,15 @@ def _stage(
         output_args=logits if stages[number].head else hidden,
         group=group,
     )
+
+
+def columns_of(plan: EnginePlan, rank: int) -> int:
+    """How much of the vocabulary the head of a rank computes; FSDP2 keeps a part of it, and gathers
+    it."""
+    over_tp, placement = Split("tp", 0, chunked=True), plan.placement
+    at = placement.coordinates(rank).get("tp", 0)
+    start, stop = over_tp.bounds(plan.model.vocab_size, at, placement.degree("tp"))
+    return stop - start
 
 
 def ends_of(placement: Placement, rank: int, timeout: timedelta) -> dist.ProcessGroup | None:

@@ -259,12 +259,10 @@ class Trainer:
         return loss_parallel() if over_tp else nullcontext()
 
     def _pipeline(self) -> Any:
-        heads = [getattr(stage, "lm_head", None) for stage in self.stages]
         return schedule_of(
             self._plan,
             self.rank,
             self.modules,
-            [None if head is None else head.weight for head in heads],
             self._mesh["pp"].get_group(),
             self.device,
             self._loss,
