@@ -6,6 +6,7 @@ seats is one such wave after another.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -139,16 +140,22 @@ def _prefill(
     """The passes of all prompts, micro-batch by micro-batch in turn: a flow shop, in which a pass
     starts on a stage when this is free and the stage before has done with it."""
     stages, start = range(len(setting.stages)), setting.factors.start_s
-    done, spent = [start] * len(stages), [Parts(gaps=start) for _ in stages]
-    first: list[tuple[float, int]] = []
+    done, first = [start] * len(stages), list[tuple[float, int]]()
+    each: dict[Work, list[float]] = {}  # of stages; most passes are alike
+    often = Counter[Work]()
     for work in _prompt_passes(setting, lengths, requests):
+        often[work] += 1
+        if work not in each:
+            each[work] = [setting.pass_of(index, work).seconds for index in stages]
         at = 0.0 if setting.factors.lanes else done[-1]
-        for index in stages:
-            one = setting.pass_of(index, work)
-            at = max(at, done[index]) + one.seconds
-            done[index], spent[index] = at, spent[index] + one
+        for index, seconds in enumerate(each[work]):
+            done[index] = at = max(at, done[index]) + seconds
         if work.sampled:
             first.append((at, int(work.sampled)))
+    spent = [
+        sum((setting.pass_of(index, work).times(n) for work, n in often.items()), Parts(gaps=start))
+        for index in stages
+    ]
     return Phase(done[-1], _all_gpus(setting, spent, done[-1])), tuple(first)
 
 
