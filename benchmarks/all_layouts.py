@@ -137,6 +137,14 @@ def submit(
     )
 
 
+class EndedBadly(SystemExit):
+    """A call of `orchestrator` failed. status: its exit status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"orchestrator ended with status {status}")
+        self.status = status
+
+
 def ran(command: Sequence[str], deadline: float) -> bool:
     """Whether it ended before the deadline. Ends this process where it fails."""
     if time.monotonic() >= deadline:
@@ -148,7 +156,7 @@ def ran(command: Sequence[str], deadline: float) -> bool:
         end(process)
         return False
     if status:
-        raise SystemExit(f"orchestrator ended with status {status}")
+        raise EndedBadly(status)
     return True
 
 

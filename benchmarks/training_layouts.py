@@ -33,7 +33,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-from all_layouts import ORCHESTRATOR, ran, run_all
+from all_layouts import ORCHESTRATOR, EndedBadly, ran, run_all
 
 LOAD = (
     *("--workload", "train", "--load-format", "dummy", "--global-batch-size", "8"),
@@ -125,11 +125,10 @@ class Calls:
         process where a signal stopped it."""
         try:
             return ran(command, deadline)
-        except SystemExit as ended:
-            status = int(str(ended).rpartition(" ")[2])
-            if status not in STATUSES:
+        except EndedBadly as ended:
+            if ended.status not in STATUSES:
                 raise
-            self.failed |= status != REFUSED
+            self.failed |= ended.status != REFUSED
             return True
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.commands.predicting import asked_of
 from orchestrator.report.output import Output
+from orchestrator.store.names import names_in
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +54,7 @@ class Search:
         from orchestrator.errors import UserError
         from orchestrator.predict.kinds import kinds
 
-        names = [word for text in self.gpu for name in text.split(",") if (word := name.strip())]
+        names = names_in(self.gpu)
         if self.gpu and not names:
             raise UserError("--gpu names no kind of GPU; give one, as h200, or leave it out")
         found = kinds(names, precision, self.gpus_per_node, self.network)
@@ -190,7 +191,7 @@ def _loads(search: Search, experiment: Experiment) -> tuple[Load, ...]:
     from orchestrator.errors import UserError
     from orchestrator.predict.matrix import Load
 
-    names = [word for text in search.model for name in text.split(",") if (word := name.strip())]
+    names = names_in(search.model)
     if not names:
         raise UserError("--model names no model; give one, as llama-70b, or leave it out")
     (first,) = search.kinds(precision_of(experiment, names[0])).hardware[:1]

@@ -40,15 +40,12 @@ def unpack(packed: Sequence[Path], root: Path | None, **named: Sequence[str]) ->
     from orchestrator.analysis.load import parts
     from orchestrator.store.export import unpack as write
     from orchestrator.store.folders import DEFAULT_ROOT, find, read_manifest
-    from orchestrator.store.names import safe_name
+    from orchestrator.store.names import names_in, safe_name
     from orchestrator.store.pooling import Packed, only, pooled
     from orchestrator.store.store import Store
 
     by_name: dict[str, list[Packed]] = {}
-    wanted = {
-        key: {name.strip() for text in texts for name in text.split(",") if name.strip()}
-        for key, texts in named.items()
-    }
+    wanted = {key: names_in(texts) for key, texts in named.items()}
     for one in (one for root_of in packed for one in find(root_of)):
         found = Packed(str(one), parts(one), read_manifest(one))
         by_name.setdefault(safe_name(Store(one).name), []).append(only(found, wanted))

@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ def safe_name(name: str) -> str:
     if safe == name and len(name) <= LONGEST_NAME and safe not in (".", ".."):
         return safe
     return f"{safe[: LONGEST_NAME - 20]}-{digest(name)}"
+
+
+def names_in(texts: Iterable[str]) -> list[str]:
+    """The names in values of a flag that may be repeated; commas separate those of one."""
+    return [word for text in texts for name in text.split(",") if (word := name.strip())]
 
 
 def as_path(text: str) -> Path:

@@ -50,7 +50,8 @@ def only(pack: Packed, wanted: Mapping[str, Collection[str]]) -> Packed:
 
 
 def _only(pack: Packed, key: str, wanted: Collection[str]) -> Packed:
-    made = _names_of(key, (pack.tables.get(name) for name in OUTCOME_TABLES))
+    outcomes = (pack.tables[name] for name in OUTCOME_TABLES if name in pack.tables)
+    made = {name for table in outcomes for name in table.column(key).to_pylist()}
     if made.isdisjoint(wanted):
         asked, has = (", ".join(sorted(names)) or "none" for names in (wanted, made))
         raise UserError(f"{pack.name} has no runs of {key} {asked}; it has {has}")
@@ -64,11 +65,6 @@ def _only(pack: Packed, key: str, wanted: Collection[str]) -> Packed:
         name: _without(pack.manifest[name], others) for name in OF_CELLS if name in pack.manifest
     }
     return replace(pack, tables=tables, manifest={**pack.manifest, **asked_of})
-
-
-def _names_of(key: str, outcomes: Iterable[pa.Table | None]) -> set[str]:
-    tables = (table for table in outcomes if table is not None)
-    return {name for table in tables for name in table.column(key).to_pylist()}
 
 
 def _without(names: Any, parts: Sequence[str]) -> Any:
@@ -94,15 +90,8 @@ def _check(one: Packed, other: Packed) -> None:
     _refuse(one, other, decisive_of(one.manifest), decisive_of(other.manifest))
     there, added = (switches_told(each.tables.get("summary")) for each in (one, other))
     for by in (by for by in there if by in added):
-        of = f" in runs of {by[0]} by {by[1]}"
-        _refuse(
-            one,
-            other,
-            there[by],
-            added[by],
-            of,
-            "; --engine and --strategy take some of them alone",
-        )
+        of, advice = f" in runs of {by[0]} by {by[1]}", "; --engine and --strategy take some alone"
+        _refuse(one, other, there[by], added[by], of, advice)
 
 
 def _refuse(one: Packed, other: Packed, mine: Manifest, theirs: Manifest, *more: str) -> None:

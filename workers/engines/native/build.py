@@ -158,9 +158,8 @@ def _prompt_sizes(plan: EnginePlan, seats: int) -> list[int]:
     for the device; that cannot be captured."""
     if plan.dtype == "float32" or switches_of(plan).attention not in WAITLESS:
         return []
-    layer = sum(math.prod(shape) for _, shape in plan.model.layer_parameters())
     most = min(plan.prefill_tokens, seats * plan.max_len)
-    return prompt_sizes(most, layer // plan.placement.degree("tp"))
+    return prompt_sizes(most, plan.model.layer_elements // plan.placement.degree("tp"))
 
 
 def seats_of(plan: EnginePlan) -> int:

@@ -73,8 +73,8 @@ def _stage(
 
 
 def columns_of(plan: EnginePlan, rank: int) -> int:
-    """How much of the vocabulary the head of a rank computes; FSDP2 keeps a part of it, and gathers
-    it."""
+    """How much of the vocabulary the head of a rank computes. FSDP2 keeps a part of it, and gathers
+    it; over tp, DTensor cuts it in chunks, where `Placement.shard` shares out what is left over."""
     over_tp, placement = Split("tp", 0, chunked=True), plan.placement
     at = placement.coordinates(rank).get("tp", 0)
     start, stop = over_tp.bounds(plan.model.vocab_size, at, placement.degree("tp"))
