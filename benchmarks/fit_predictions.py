@@ -36,7 +36,7 @@ from orchestrator.predict.factors import EngineFactors, Fitted
 from orchestrator.predict.hardware import Attainable, Calibration, Hardware, of_sheet
 from orchestrator.predict.interval import seen_of
 from orchestrator.predict.passes import DECODE, Placed, Setting, Work
-from orchestrator.predict.prediction import Asked, Prediction, predict
+from orchestrator.predict.prediction import Asked, Prediction, predict, with_sums
 from orchestrator.predict.replica import Lengths, micro_batches
 from strategies import Layout, Load, Topology, plan_layout
 from strategies.precision import Precision
@@ -269,6 +269,7 @@ class Bench:
         batch = seats / micro_batches(setting, seats)
         context = self.asked(cell, factors).lengths.context
         work = Work(DECODE, batch, batch, read=batch * context)
+        setting = with_sums(setting)
         passes = [setting.pass_of(index, work) for index in range(len(setting.stages))]
 
         def mean(part: Callable) -> float:

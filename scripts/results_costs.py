@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple
 
 from both_engines import ENGINES, NAMES, OURS, THEIRS, batches, layouts_of, loads_of, over, pairs
 from published import (
@@ -189,9 +190,13 @@ def _tensor_loses(found: Sequence[Published]) -> Iterator[str]:
             name: listed(f"{share:.1f}%" for share in decode_comm(each, name))
             for name in ("tp4", "tp2pp2")
         }
+        steps = [each.cell("tp2pp2", n).step.decode for n in each.concurrencies]
+        fused = [one.fused.pct or 0.0 for one in steps]
+        beside = f" beside {between(fused, '.1f', '%')} in which a sum and a norm are one kernel"
         yield (
             f"With {model_of(each)} it is {shares['tp4']} of a decode step of `torch` under tp4 at "
-            f"{listed(each.concurrencies)} concurrent, and {shares['tp2pp2']} under tp2pp2."
+            f"{listed(each.concurrencies)} concurrent, and {shares['tp2pp2']} under tp2pp2"
+            f"{beside if any(fused) else ''}."
         )
     yield f"Under pp4 it is at most {max(s for x in found for s in decode_comm(x, 'pp4')):.1f}%."
 
@@ -216,7 +221,7 @@ def _untaken(found: Sequence[Published]) -> Iterator[str]:
         for layout, n in loads_of(each)
         for engine in (OURS, THEIRS)
         if n == SHOWN and (one := each.at(layout, n, engine))
-        if (reason := one.cost.decode_cost_reason)
+        if (reason := one.cost.decode_cost_reason) and not any(astuple(one.cost.decode))
     ]
     for reason, mine in grouped(cells, lambda cell: cell[1]).items():
         yield f"Not taken apart ({EN_DASH}): {listed(name for name, _ in mine)}; {reason}."

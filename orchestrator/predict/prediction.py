@@ -98,14 +98,23 @@ class NoPrediction:
 
 def predict(setting: Setting, name: str, asked: Asked) -> Prediction | NoPrediction:
     """Predict the layout of that name, or say why not."""
-    found, placed = _predict(setting, name, asked), setting.placed
-    fabric, ranks = placed.hardware.fabric, placed.placement.degree("tp")
-    if fabric.knows(placed.allreduce, ranks) or isinstance(found, NoPrediction):
+    found, by_line = _predict(setting, name, asked), with_sums(setting)
+    if by_line is setting or isinstance(found, NoPrediction):
         return found
+    other = _predict(by_line, name, asked)
+    assert isinstance(other, Prediction), "the same with other times of collectives"
+    return _reaching(other, found)
+
+
+def with_sums(setting: Setting) -> Setting:
+    """The same, with times by latency and bandwidth of what sums over tp where they were not
+    measured."""
+    placed = setting.placed
+    fabric = placed.hardware.fabric
+    if fabric.knows(placed.allreduce, placed.placement.degree("tp")):
+        return setting
     hardware = replace(placed.hardware, fabric=fabric.with_peer_sums())
-    by_line = _predict(Setting(replace(placed, hardware=hardware), setting.factors), name, asked)
-    assert isinstance(by_line, Prediction), "the same with other times of collectives"
-    return _reaching(by_line, found)
+    return Setting(replace(placed, hardware=hardware), setting.factors)
 
 
 def _reaching(one: Prediction, other: Prediction) -> Prediction:

@@ -36,8 +36,10 @@ class Packed:
     @property
     def blocks(self) -> Sequence[Mapping[str, Any]]:
         """When and where each command ran; nothing of one that the manifest does not tell of."""
-        told, made = self.manifest.get("blocks") or [], _blocks_of(self.tables).values()
-        lost = 1 + max((number for numbers in made for number in numbers), default=-1) - len(told)
+        told = self.manifest.get("blocks") or []
+        outcomes = (self.tables[name] for name in OUTCOME_TABLES if name in self.tables)
+        made = (pc.max(table.column("block")).as_py() for table in outcomes if table.num_rows)
+        lost = 1 + max(made, default=-1) - len(told)
         return [*told, *({} for _ in range(lost))]
 
 
@@ -74,8 +76,8 @@ def _without(names: Any, parts: Sequence[str]) -> Any:
 
 
 def pooled(packs: Sequence[Packed]) -> Packed:
-    """All of them. What is in two is taken once. The starts of commands that an earlier one has not
-    get the numbers behind those that are there, and so have their blocks and nodes.
+    """All of them. A start that is in two is taken once. Starts that an earlier one has not get
+    numbers behind those that are there where theirs are taken, and so do their blocks and nodes.
 
     Raises UserError where they are of other software or devices.
     """
@@ -106,12 +108,11 @@ def _refuse(one: Packed, other: Packed, mine: Manifest, theirs: Manifest, *more:
 
 def _together(one: Packed, other: Packed) -> Packed:
     blocks, nodes = _numbers(one.blocks, other.blocks)
-    made = _blocks_of(other.tables)
-    known = {number for number, new in enumerate(blocks) if new < len(one.blocks)}
-    there, old = set(_blocks_of(one.tables)), {key for key in made if made[key] <= known}
-    fresh = [key for key in made if key not in old]
-    behind = next(n for n in range(len(there) + 1) if there.isdisjoint(_moved(fresh, n)))
-    numbers = {key: key.start for key in old - there} | {key: key.start + behind for key in fresh}
+    there, made = _begun(one.tables, range(len(one.blocks))), _begun(other.tables, blocks)
+    known = {(key.cell, begun) for key, begun in there.items()}
+    fresh = [key for key, begun in made.items() if (key.cell, begun) not in known]
+    behind = next(n for n in range(len(there) + 1) if there.keys().isdisjoint(_moved(fresh, n)))
+    numbers = {key: key.start + behind for key in fresh}
     tables = {}
     for name in dict.fromkeys((*one.tables, *other.tables)):
         added = _renumbered(other.tables.get(name), numbers)
@@ -155,13 +156,17 @@ def _when_and_where(block: Mapping[str, Any]) -> tuple[Any, NodeId]:
     return block.get("started_at"), NodeId.of(block)
 
 
-def _blocks_of(tables: Mapping[str, pa.Table]) -> dict[StartKey, set[int]]:
-    """Of each start the commands that made its runs."""
-    found = dict[StartKey, set[int]]()
+def _begun(
+    tables: Mapping[str, pa.Table], blocks: Sequence[int]
+) -> dict[StartKey, tuple[str, int]]:
+    """Of each start when its first run began, and in which block. blocks: their numbers by those
+    that the tables have. With its cell that is what a start is known by."""
+    found = dict[StartKey, tuple[str, int]]()
     for table in (tables[name] for name in OUTCOME_TABLES if name in tables):
-        blocks = np.asarray(table.column("block"))
+        began, by = (table.column(name).to_pylist() for name in ("started_at", "block"))
         for key, rows in places(table, START_KEYS).items():
-            found.setdefault(key, set()).update(blocks[rows].tolist())
+            first = min((began[row], blocks[by[row]]) for row in rows)
+            found[key] = min(first, found.get(key, first))
     return found
 
 

@@ -43,7 +43,8 @@ def packed(
     told = {"blocks": ran, "versions": VERSIONS, "asked": asked, "experiment": {}, **manifest}
     store.update_manifest(**told)
     for start, block in made.items():
-        row = {"block": block, "node": ran[block]["node"], "output_throughput": 100.0 * block}
+        began = f"{ran[block]['started_at']}T00:00:0{start}"
+        row = {"block": block, "node": ran[block]["node"], "started_at": began}
         for cell in cells:
             write_run(store, Run(cell, start, 0), run_tables(), **row, **(switches or {}))
             store.write_observed(cell, start, observed_tables())
@@ -95,6 +96,23 @@ def test_a_node_that_a_manifest_does_not_tell_of_is_another_one(tmp_path: Path) 
     one = packed(tmp_path / "one", [HERE], {0: 0})
     lost = packed(tmp_path / "lost", [HERE], {0: 0}, blocks=[])
     assert places_of(unpacked(tmp_path / "both", one, lost)) == [(0, 0, 0), (1, 1, 1)]
+
+
+def test_a_part_of_a_result_whose_numbers_another_took_is_not_lost(tmp_path: Path) -> None:
+    """One command's runs were taken apart by strategy; another's are put between the parts."""
+    tp, pp = CELL, replace(CELL, deployment=replace(CELL.deployment, strategy="pp2"))
+    tps = packed(tmp_path / "tp", [HERE], {0: 0}, [tp])
+    more = packed(tmp_path / "more", [THERE], {0: 0}, [pp])
+    pps = packed(tmp_path / "pp", [HERE], {0: 0}, [pp])
+    rows = unpacked(tmp_path / "all", tps, more, pps, pps).read("summary")
+    assert rows is not None
+    made = [(one["strategy"], one["start"], one["started_at"]) for one in rows.to_pylist()]
+    first, second = "2026-01-01T00:00:00", "2026-01-02T00:00:00"
+    assert sorted(made) == [
+        ("pp2", 0, second),
+        ("pp2", 1, first),
+        (CELL.deployment.strategy, 0, first),
+    ]
 
 
 def test_runs_are_added_to_what_was_put_together(tmp_path: Path) -> None:
