@@ -116,3 +116,9 @@ def fields_of(content: bytes) -> Mapping[str, Any]:
         raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
     found: Mapping[str, Any] = json.loads(content)
     return found
+
+
+def runs_asked(manifest: Mapping[str, Any], cell: str) -> set[tuple[int, int]]:
+    """(start, run) of each run of a cell that any command asked for."""
+    pairs = (manifest.get("asked") or {}).get(cell, ())
+    return {(s, run) for starts, runs in pairs for s in range(starts) for run in range(runs)}

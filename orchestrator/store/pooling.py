@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 from orchestrator.errors import UserError
 from orchestrator.store.arrow_files import concat
 from orchestrator.store.identity import changed, decisive_of, switches_told
+from orchestrator.store.manifest import runs_asked
 from orchestrator.store.node_id import NodeId, found_among, next_number, number_of
-from orchestrator.store.schema import OUTCOME_TABLES, START_KEYS, StartKey, places
+from orchestrator.store.schema import OUTCOME_TABLES, RUN_KEYS, START_KEYS, StartKey, places
 from workers.rows import grouped
 
 Manifest = Mapping[str, Any]
@@ -78,14 +79,28 @@ def _without(names: Any, parts: Sequence[str]) -> Any:
 def pooled(packs: Sequence[Packed]) -> Packed:
     """All of them. A start that is in two is taken once. Starts that an earlier one has not get
     numbers behind those that are there where theirs are taken, and so do their blocks and nodes.
+    A cell that lacks nothing in its own result asks for nothing more: the numbers of its starts are
+    others now.
 
     Raises UserError where they are of other software or devices.
     """
-    first, *others = packs
+    first, *others = map(_settled, packs) if len(packs) > 1 else packs
     for other in others:
         _check(first, other)
         first = _together(first, other)
     return first
+
+
+def _settled(pack: Packed) -> Packed:
+    made: set[tuple[str, int, int]] = set()
+    for table in (pack.tables[name] for name in OUTCOME_TABLES if name in pack.tables):
+        made |= {(key.cell.name, key.start, key.run) for key in RUN_KEYS.rows(table)}
+    asked = {
+        cell: pairs
+        for cell, pairs in (pack.manifest.get("asked") or {}).items()
+        if not {(cell, *run) for run in runs_asked(pack.manifest, cell)} <= made
+    }
+    return replace(pack, manifest={**pack.manifest, "asked": asked})
 
 
 def _check(one: Packed, other: Packed) -> None:

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from stores import CELL, observed_tables, run_tables
 from summaries import write_run
 
+from orchestrator.analysis.comparing.gaps import missing
 from orchestrator.analysis.load import summaries
 from orchestrator.cli import main
 from orchestrator.experiment import Cell, Run
@@ -40,7 +41,8 @@ def packed(
     store = Store(folder / "tiny-1")
     store.create()
     asked = {cell.name: [[len(made), 1]] for cell in cells}
-    told = {"blocks": ran, "versions": VERSIONS, "asked": asked, "experiment": {}, **manifest}
+    told = {"blocks": ran, "versions": VERSIONS, "asked": asked, "experiment": {}}
+    told |= {"cells": list(asked), **manifest}
     store.update_manifest(**told)
     for start, block in made.items():
         began = f"{ran[block]['started_at']}T00:00:0{start}"
@@ -124,7 +126,26 @@ def test_runs_are_added_to_what_was_put_together(tmp_path: Path) -> None:
     with whole.opened():
         write_run(whole, Run(CELL, 2, 0), run_tables(), block=2)
     assert [one.start for one in whole.outcomes()] == [0, 1, 2]
-    assert whole.manifest()["asked"] == {CELL.name: [[1, 1]]}
+    assert whole.manifest()["asked"] == {}
+
+
+def test_a_cell_that_lacked_nothing_lacks_nothing_under_another_number(tmp_path: Path) -> None:
+    """Its start has number 1, as another cell of the same command had to move."""
+    other = replace(CELL, deployment=replace(CELL.deployment, strategy="pp2"))
+    first = packed(tmp_path / "one", [HERE], {0: 0}, [other])
+    whole = unpacked(
+        tmp_path / "all", first, packed(tmp_path / "two", [THERE], {0: 0}, [CELL, other])
+    )
+    assert {one.start for one in whole.outcomes() if one.cell.name == CELL.name} == {1}
+    assert not missing(whole.folder, whole.manifest(), whole.outcomes())
+
+
+def test_what_a_result_lacks_it_lacks_among_others(tmp_path: Path) -> None:
+    asked = {CELL.name: [[4, 1]]}
+    first = packed(tmp_path / "one", [HERE], {0: 0}, asked=asked)
+    whole = unpacked(tmp_path / "all", first, packed(tmp_path / "two", [THERE], {0: 0}))
+    (found,) = missing(whole.folder, whole.manifest(), whole.outcomes())
+    assert (found.cell, found.runs, found.asked) == (CELL.name, 2, 4)
 
 
 def test_results_of_other_software_are_not_put_together(tmp_path: Path) -> None:

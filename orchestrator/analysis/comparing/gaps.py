@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.analysis.load import Results
+from orchestrator.store.manifest import runs_asked
 from orchestrator.store.schema import RunKey
 from workers.rows import Table, column, grouped, row
 
@@ -61,18 +62,12 @@ def missing(folder: Path, manifest: Manifest, runs: Iterable[RunKey]) -> list[Mi
 def _missing(experiment: str, manifest: Manifest, runs: Iterable[RunKey]) -> Iterator[Missing]:
     made = grouped(runs, lambda run: run.cell.name)
     for cell in manifest.get("cells", ()):
-        asked, mine = _asked(manifest, cell), made.get(cell, ())
+        asked, mine = runs_asked(manifest, cell), made.get(cell, ())
         there = asked & {(run.start, run.run) for run in mine}
         if not mine or there < asked:
             yield Missing(
                 experiment=experiment, cell=cell, runs=len(there), asked=len(asked) or None
             )
-
-
-def _asked(manifest: Manifest, cell: str) -> set[tuple[int, int]]:
-    """(start, run) of each run of a cell that any command asked for."""
-    pairs = manifest.get("asked", {}).get(cell, ())
-    return {(s, run) for starts, runs in pairs for s in range(starts) for run in range(runs)}
 
 
 def _name(folder: Path, manifest: Manifest) -> str:
