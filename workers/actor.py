@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from workers import engines
 from workers.messages import Built, EnginePlan, Process, RankReport, TrainingWork, Work
+from workers.probes.collector import uncollected
 from workers.probes.gauges import Publisher
 from workers.probes.nvml_readings import Readings
 from workers.probes.telemetry import Recording, Sampler, sampler_for
@@ -141,7 +142,7 @@ class Worker:
         self._recording = self._sampler.start()
         self._progress.state = OBSERVING if work.observe else RUNNING
         try:
-            with self._context.ranges.span(work.title):
+            with uncollected(), self._context.ranges.span(work.title):
                 report = self._engine.run(work)
         finally:
             self._end_run()

@@ -3,11 +3,10 @@ placement says. The module imports without torch."""
 
 from __future__ import annotations
 
-import gc
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -16,6 +15,7 @@ from workers.device import device_name, peak_memory, reset_peak, synchronize
 from workers.engines.training.support import refusal
 from workers.engines.training_state import Resumable
 from workers.messages import Built, EnginePlan, RankReport, TrainingWork
+from workers.probes.collector import uncollected
 from workers.records import STEPS
 from workers.training_records import (
     TRAINING_COLLECTIVES,
@@ -152,7 +152,7 @@ class TorchTrainer:
         taken, rows = states.resume()
         context.barrier()
         reset_peak([context.device])
-        with _uncollected():
+        with uncollected():
             began = self._take_steps(work, states, taken, rows)
         if work.save is not None:
             trainer.save(Path(work.save))
@@ -232,7 +232,7 @@ class TorchTrainer:
         context.barrier()
         timed = [self._seconds(tokens) for tokens in itertools.islice(batches, TIMED)]
         context.barrier()
-        with _uncollected(), watch.watching():
+        with uncollected(), watch.watching():
             for number, tokens in enumerate(itertools.islice(batches, profiled)):
                 with watch.step(number):
                     self._seconds(tokens)
@@ -295,14 +295,3 @@ class TorchTrainer:
             began_s=began_s,
             training=training,
         )
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Inside, Python's collector leaves alone what there is: looking through the objects of torch
-    holds a rank up for a fraction of a second, and the others wait for it."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
