@@ -21,13 +21,17 @@ FORMS = {
 
 def parse_levels(texts: Iterable[str], field: str) -> dict[str, str]:
     """`ttft:2000 tpot:200` as a mapping, unchecked. field: "goodput", "slo" or PREDICTED. Raises
-    ValueError for a word that does not have the form KEY:VALUE."""
+    ValueError for a word that does not have the form KEY:VALUE, and for two limits on one."""
     words = [word for text in texts for word in str(text).replace(",", " ").split()]
     pairs = [word.rpartition(":") for word in words]
     for word, (key, separator, value) in zip(words, pairs, strict=True):
         if not (key and separator and value):
             raise ValueError(f"{field} is {FORMS[field]}; found '{word}'")
-    return {key: value for key, _, value in pairs}
+    levels = {key: value for key, _, value in pairs}
+    for key, _, value in pairs:
+        if levels[key] != value:
+            raise ValueError(f"{field} {key} has two limits, {value} and {levels[key]}; give one")
+    return levels
 
 
 def medians(texts: Iterable[str]) -> dict[str, float]:
@@ -52,9 +56,11 @@ def _number(name: str, text: str) -> float:
 
 def check_levels(levels: dict[str, float], field: str) -> dict[str, float]:
     """`levels`, if it names latencies that there are and times above 0 ms. Raises ValueError."""
-    check = {"goodput": _check_level, "slo": _check_percentile, PREDICTED: _check_median}[field]
     for name, limit in levels.items():
-        check(name)
+        if field == "slo":
+            _check_percentile(name, limit)
+        else:
+            (_check_level if field == "goodput" else _check_median)(name)
         if not 0 < limit < float("inf"):
             raise ValueError(
                 f"{field} {name}:{limit:g}: a service level is a number of milliseconds above 0"
@@ -67,10 +73,10 @@ def _check_level(name: str) -> None:
         raise ValueError(f"goodput has no metric '{name}'; use {', '.join(LEVELS)}")
 
 
-def _check_percentile(name: str) -> None:
+def _check_percentile(name: str, limit: float) -> None:
     match = PERCENTILE.fullmatch(name)
     if match is None:
-        raise ValueError(f"slo is {FORMS['slo']}; found '{name}'")
+        raise ValueError(f"slo is {FORMS['slo']}; found '{name}:{limit:g}'")
     if match[1] not in LATENCIES:
         raise ValueError(f"slo has no metric '{match[1]}'; use {', '.join(LATENCIES)}")
     if not 0 < float(match[2]) <= 100:
