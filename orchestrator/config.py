@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, preset_names
+from orchestrator.experiment.pairs import once
 
 MOST_BYTES = 1_000_000
 PATHS = ("dataset_path", "fabric", "data", "save_checkpoint", "result_dir")  # fields of a file
@@ -22,6 +23,30 @@ EXAMPLES = {"strategy": "tp4", "max_concurrency": "8"}  # of the lists that must
 # A value as a message shows it. YAML's aliases make values of any length out of a few lines.
 _FOUND = reprlib.Repr()
 _FOUND.maxlevel, _FOUND.maxlong, _FOUND.maxstring, _FOUND.maxother = 2, 60, 120, 60
+
+
+def given(
+    metadata: tuple[str, ...] = (), engine_arg: tuple[str, ...] = (), **options: Any
+) -> dict[str, object]:
+    """Options that were given, those that are not None and not (), as fields of an experiment, with
+    pairs KEY=VALUE as mappings. Raises UserError for a text that is no pair, and for two values of
+    a key."""
+    fields = {name: value for name, value in options.items() if value is not None and value != ()}
+    for name, texts in (("metadata", metadata), ("engine_arg", engine_arg)):
+        if texts:
+            fields[name] = _pairs(f"--{name.replace('_', '-')}", texts)
+    return fields
+
+
+def _pairs(option: str, texts: tuple[str, ...]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in texts]
+    for text, (key, separator, _) in zip(texts, pairs, strict=True):
+        if not key or not separator:
+            raise UserError(f"{option} '{text}' is not KEY=VALUE")
+    try:
+        return once(option, ((key, value) for key, _, value in pairs))
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def load_experiment(config: Path | None, flags: Mapping[str, Any]) -> Experiment:

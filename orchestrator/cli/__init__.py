@@ -35,7 +35,6 @@ from orchestrator.options import (
     taking,
 )
 from orchestrator.options.audit import audit_options
-from orchestrator.options.given import given
 from orchestrator.options.importing import EXPORT_OPTIONS, IMPORT_OPTIONS
 from orchestrator.options.node import CALIBRATE_OPTIONS, DOCTOR_OPTIONS
 from orchestrator.options.places import FILE, FOLDER
@@ -69,7 +68,7 @@ def main() -> None:
 def submit(config: Path | None, as_json: bool, **options: Any) -> None:
     """Run one model under several layouts and compare them. With --json, progress, notes and paths
     go to stderr. With --dry-run and --gpu, predict them on GPUs that need not be here."""
-    from orchestrator.config import load_experiment
+    from orchestrator.config import given, load_experiment
 
     machines, flags = predicting.machines_of(options), submitting.flags_of(options)
     experiment = load_experiment(config, given(**options))
@@ -87,7 +86,7 @@ def submit(config: Path | None, as_json: bool, **options: Any) -> None:
 def ablate(config: Path | None, as_json: bool, **options: Any) -> None:
     """Run each cell as `submit` does, and again without each technique, in turns: what does it
     do?"""
-    from orchestrator.config import load_experiment
+    from orchestrator.config import given, load_experiment
 
     flags, fields = submitting.flags_of(options), given(**options)
     experiment = load_experiment(config, fields)
@@ -158,10 +157,9 @@ def explain(
 ) -> None:
     """Show where a layout puts a model, what fits beside it and what a decode step sends; or what
     training takes and sends."""
-    from orchestrator.config import load_experiment
+    from orchestrator.config import given, load_experiment
 
-    given = {name: value for name, value in fields.items() if value is not None}
-    asked = load_experiment(None, given)
+    asked = load_experiment(None, given(**fields))
     sizes = memory, batch, chunked_prefill_size, gpus_per_node
     names = [name.strip() for text in layouts for name in text.split(",")]
     node.explain(names, model, asked, *sizes, as_json)
@@ -302,7 +300,7 @@ for command in (*JOB_COMMANDS, *RUN_COMMANDS):
 
 def _experiment(**options: Any) -> Experiment:
     """What flags alone ask for."""
-    from orchestrator.config import load_experiment
+    from orchestrator.config import given, load_experiment
 
     return load_experiment(None, predicting.seated(given(**options)))
 

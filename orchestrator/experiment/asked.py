@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_v
 from orchestrator.experiment.cells import Scenario
 from orchestrator.experiment.lengths import Duration, Lengths, Window
 from orchestrator.experiment.levels import FORMS, check_levels, parse_levels
+from orchestrator.experiment.pairs import once
 from orchestrator.experiment.places import ResultDir
 from orchestrator.experiment.techniques import Techniques
 from orchestrator.experiment.training import TrainingFields
@@ -159,7 +160,7 @@ class Experiment(TrainingFields):
             raise ValueError(
                 "dataset_columns is FIELD=COLUMN, as in prompt=question,output_len=max_tokens"
             )
-        return {field.strip(): column.strip() for field, column in pairs}
+        return once("dataset_columns", ((key.strip(), column.strip()) for key, column in pairs))
 
     @field_validator("chunked_prefill_size", "cuda_graphs", "fusion", "overlap", mode="before")
     @classmethod

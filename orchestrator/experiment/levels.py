@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from orchestrator.experiment.pairs import once
+
 LEVELS = ("ttft", "tpot", "e2el")  # latencies that --goodput may limit: a request has one of each
 LATENCIES = ("ttft", "tpot", "itl", "e2el")  # those that --slo may limit
 PERCENTILE = re.compile(r"([a-z0-9]+):p([0-9]+(?:\.[0-9]+)?)")
@@ -27,11 +29,7 @@ def parse_levels(texts: Iterable[str], field: str) -> dict[str, str]:
     for word, (key, separator, value) in zip(words, pairs, strict=True):
         if not (key and separator and value):
             raise ValueError(f"{field} is {FORMS[field]}; found '{word}'")
-    levels = {key: value for key, _, value in pairs}
-    for key, _, value in pairs:
-        if levels[key] != value:
-            raise ValueError(f"{field} {key} has two limits, {value} and {levels[key]}; give one")
-    return levels
+    return once(field, ((key, value) for key, _, value in pairs))
 
 
 def medians(texts: Iterable[str]) -> dict[str, float]:

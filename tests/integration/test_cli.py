@@ -288,6 +288,8 @@ def test_ctrl_c_is_told_by_the_exit_status(monkeypatch: pytest.MonkeyPatch) -> N
         ("--dtype fp8", ("dtype", "bfloat16", "'fp8'")),
         ("--load-format gguf", ("load_format", "'auto' or 'dummy'")),
         ("--metadata owner", ("'owner' is not KEY=VALUE",)),
+        ("--metadata a=1 --metadata a=2", ("--metadata a is both 1 and 2; give one",)),
+        ("--dataset-path x --dataset-columns prompt=a,prompt=b", ("prompt is both a and b",)),
         ("--engine-arg block_size", ("--engine-arg 'block_size' is not KEY=VALUE",)),
         ("--dataset-path none.jsonl", ("none.jsonl cannot be read",)),
         ("--config none.yaml", ("none.yaml cannot be read",)),

@@ -11,8 +11,7 @@ import pytest
 
 from orchestrator.cli import main as cli
 from orchestrator.commands import predicting, submitting
-from orchestrator.config import load_experiment
-from orchestrator.options.given import given
+from orchestrator.config import given, load_experiment
 from orchestrator.store.identity import identity_of
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "all_layouts.py"

@@ -165,7 +165,7 @@ def test_an_slo_can_be_written_in_several_ways_and_belongs_in_the_same_folder(gi
         ("ttft:p0:5", "above p0 and at most p100"),
         ("ttft:p101:5", "above p0 and at most p100"),
         ("ttft:50", "found 'ttft:50'"),
-        ("ttft:p99:5 ttft:p99:6", "ttft:p99 has two limits, 5 and 6; give one"),
+        ("ttft:p99:5 ttft:p99:6", "ttft:p99 is both 5 and 6; give one"),
         ("ttft:p99:0", "above 0"),
         ("ttft:p99:fast", "number"),
         ("ttft:99:5", "METRIC:PERCENTILE:MILLISECONDS"),

@@ -259,4 +259,4 @@ def _unknown(name: str, group: str) -> str:
         return f"the engine '{name}' only generates; to train, use {' or '.join(installed)}"
     near = difflib.get_close_matches(name, installed, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else "."
-    return f"there is no engine '{name}'{hint} Installed: {', '.join(installed) or 'none'}"
+    return f"there is no engine '{name}'{hint} There are: {', '.join(installed) or 'none'}"
