@@ -56,13 +56,16 @@ class Candidates:
         return Candidates(case, self.gpus, settings, self.impossible)
 
     def ranking(self, concurrency: int) -> Ranking:
-        """All of them under a closed loop of so many requests."""
-        asked = replace(self.case.asked, max_concurrency=concurrency)
+        """All of them under the load of the case, with at most so many requests at once."""
+        return self.under(replace(self.case.asked, max_concurrency=concurrency))
+
+    def under(self, asked: Asked) -> Ranking:
+        """All of them under a load."""
         found = [predict(setting, layout.name, asked) for layout, setting in self.settings]
         predictions = ranked([one for one in found if isinstance(one, Prediction)])
         refused = [one for one in found if isinstance(one, NoPrediction)]
         return Ranking(
-            concurrency,
+            asked.max_concurrency,
             tuple(predictions),
             frozenset(pareto(predictions)),
             (*self.impossible, *refused),
