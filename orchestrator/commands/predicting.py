@@ -165,15 +165,17 @@ def asked_of(
     that are asked for. Raises UserError for one that no prediction is made of."""
     from orchestrator.plan import models
     from orchestrator.plan.open_loops import is_open, longest_prompt, timed_requests
-    from orchestrator.plan.workload import longest_input
+    from orchestrator.plan.workload import check_scenario, longest_input
     from orchestrator.predict.load import Arrival, Asked
     from orchestrator.predict.plan import check_known
     from orchestrator.predict.replica import Lengths
 
     scenario = experiment.scenarios[number]
+    model = models.resolve(experiment.model, "dummy")
     seats = seats or max(experiment.max_concurrency)
+    if experiment.dataset_path is None:
+        check_scenario(scenario, model)
     if is_open(experiment) and not experiment.find_rate:
-        model = models.resolve(experiment.model, "dummy")
         timed = timed_requests(experiment, scenario, seats, model)
         found = tuple(Arrival(*one) for one in timed)
         most = _prefill_tokens(experiment, fitted, longest_prompt(experiment, timed))

@@ -81,13 +81,13 @@ def rankings(
 
 
 def candidates(case: Case, names: Sequence[str], gpus: int, concurrency: int) -> Candidates:
-    """The layouts `names` of `gpus`. concurrency: the most that they are planned for. Raises
-    LayoutError for a name that is none."""
+    """The layouts `names` of `gpus`; two names of the same one count once. concurrency: the most
+    that they are planned for. Raises LayoutError for a name that is none."""
     for name in names:
         parse(name)
     load = Load(case.asked.lengths.input_len, case.asked.lengths.output_len, concurrency)
     topology = Topology.uniform(gpus, case.hardware.memory_bytes or 0, case.hardware.name)
-    installed, settings = discover(), []
+    installed, settings = discover(), dict[str, tuple[Layout, Setting]]()
     impossible: list[NoPrediction] = []
     for name in names:
         try:
@@ -98,9 +98,9 @@ def candidates(case: Case, names: Sequence[str], gpus: int, concurrency: int) ->
         if layout.placement.num_ranks > gpus:
             why = f"it needs {layout.placement.num_ranks} GPUs, of {gpus}"
             impossible.append(NoPrediction(layout.name, IMPOSSIBLE, why))
-        else:
-            settings.append((layout, _setting(case, layout)))
-    return Candidates(case, gpus, tuple(settings), tuple(impossible))
+        elif layout.name not in settings:
+            settings[layout.name] = layout, _setting(case, layout)
+    return Candidates(case, gpus, tuple(settings.values()), tuple(dict.fromkeys(impossible)))
 
 
 def _setting(case: Case, layout: Layout) -> Setting:
