@@ -11,10 +11,10 @@ from orchestrator.predict.hardware import Hardware
 from orchestrator.predict.load import Asked
 from orchestrator.predict.passes import Placed, Setting
 from orchestrator.predict.prediction import IMPOSSIBLE, NoPrediction, Prediction, predict
-from strategies import Layout, LayoutError, Load, ModelShape, Topology, parse, plan_layout
+from strategies import Layout, LayoutError, Load, ModelShape, Topology, plan_layout
 from strategies.peer_sums import RANKS, kind_for
 from strategies.precision import Precision
-from strategies.registry import discover
+from strategies.registry import discover, known_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +83,12 @@ def rankings(
 def candidates(case: Case, names: Sequence[str], gpus: int, concurrency: int) -> Candidates:
     """The layouts `names` of `gpus`; two names of the same one count once. concurrency: the most
     that they are planned for. Raises LayoutError for a name that is none."""
+    installed = discover()
     for name in names:
-        parse(name)
+        known_parts(name, installed)
     load = Load(case.asked.lengths.input_len, case.asked.lengths.output_len, concurrency)
     topology = Topology.uniform(gpus, case.hardware.memory_bytes or 0, case.hardware.name)
-    installed, settings = discover(), dict[str, tuple[Layout, Setting]]()
+    settings: dict[str, tuple[Layout, Setting]] = {}
     impossible: list[NoPrediction] = []
     for name in names:
         try:

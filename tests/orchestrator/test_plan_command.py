@@ -139,6 +139,8 @@ def test_a_plan_is_a_table_for_people() -> None:
         ((*ASKED, "--network", "nan"), "nan is not a finite number"),
         ((*ASKED, "--network", "inf"), "inf is not in the range"),
         (("--gpu", "h200", "--gpus", "2", "--strategy", "tpx"), "'tpx' is not a layout"),
+        ((*ASKED, "--strategy", "tp4,tq4"), "there is no strategy 'tq'; did you mean 'tp4'"),
+        ((*ASKED, "--strategy", "tp4,tp2tp2"), "a strategy is named twice"),
         ((*ASKED, "--input-len", "131000", "--output-len", "100"), "has 131072 positions"),
         (
             (*ASKED, "--input-len", "1:131000", "--output-len", "100", "--request-rate", "1"),
