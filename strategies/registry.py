@@ -107,7 +107,7 @@ def plan_layout(
     combination that cannot be made.
     """
     found = discover() if installed is None else installed
-    parts = _known_parts(name, found)
+    parts = known_parts(name, found)
     placement, spelled = Placement.single(model), ""
     for key, number in sorted(parts, key=_order):
         blame = f"{name}: the strategy '{key}' from {found[key].source}"
@@ -124,7 +124,7 @@ def _order(part: tuple[str, int]) -> tuple[int, str]:
     return (BUILT_IN_ORDER.index(key) if key in BUILT_IN_ORDER else len(BUILT_IN_ORDER), key)
 
 
-def _known_parts(name: str, found: Mapping[str, Installed]) -> tuple[tuple[str, int], ...]:
+def known_parts(name: str, found: Mapping[str, Installed]) -> tuple[tuple[str, int], ...]:
     """The parts of `name`. Raises LayoutError unless each is a strategy in `found`, named once,
     with a number that makes sense."""
     parts = parse(name)
@@ -140,7 +140,7 @@ def _known_parts(name: str, found: Mapping[str, Installed]) -> tuple[tuple[str, 
 def _check_known(key: str, name: str, found: Mapping[str, Installed]) -> None:
     if key not in found:
         near = difflib.get_close_matches(key, found, n=1, cutoff=0.3)
-        hint = f"; did you mean '{name.lower().replace(key, near[0])}'?" if near else ""
+        hint = f"; did you mean '{name.lower().replace(key, near[0])}'?" if near else "."
         raise LayoutError(
             f"{name}: there is no strategy '{key}'{hint} Installed: {', '.join(found) or 'none'}"
         )

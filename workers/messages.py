@@ -235,16 +235,16 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class TrainingWork:
-    """One run: `steps` optimizer steps in all, from the first weights on. tokens: int32 [sequences,
+    """One run: `steps` optimizer steps, from the first weights on. tokens: int32 [sequences,
     seq_len + 1], what it trains on (`packed.Packed`); None: random ones. save: the folder for what
-    was trained. state: the folder for what is needed to go on, kept after every `interval` steps
-    and the last; a run that was stopped goes on from what is there. resume: such a state of another
-    run, to begin with. observe: take a few steps from the first weights on apart instead; they are
-    none of the run's, and of them nothing is kept."""
+    was trained. like: that of the model, whose config and tokenizer come with it. state: where all
+    that a stopped run goes on from is kept, after every `interval` steps and the last. resume: such
+    a state of another run, to begin with. observe: take a few steps apart instead, of no run."""
 
     steps: int
     tokens: NDArray[np.int32] | None = field(default=None, compare=False, repr=False)
     save: str | None = None
+    like: str | None = None
     state: str | None = None
     interval: int = 0
     resume: str | None = None

@@ -76,6 +76,14 @@ class Placed:
             for rank in self.ranks
         )
 
+    def brought_s(self, card: Card) -> float:
+        """Seconds in which a rank gets from others what it reads in a pass and does not hold, as
+        under ZeRO-3."""
+        link = card.link_of(self.placement.num_ranks)
+        read = zip(self.stages, self.weights, strict=True)
+        missing = max(max(stage.weight_bytes - held, 0) for stage, held in read)
+        return missing / link if link else 0.0
+
     def sent_s(self, card: Card, tokens: int, sampled: int, width: int) -> float:
         """Seconds that a rank has to send for at least in a forward pass, the most of any rank;
         width: bytes of an activation. Of an all-reduce it sends its own message once, as a switch
@@ -296,4 +304,5 @@ class Deployed:
     def sent_s(self, tokens: int, sampled: int) -> float:
         """Least seconds that a forward pass keeps the busiest link of a GPU."""
         width = 1 if self.bits <= FP8_BITS else self.placed.precision.dtype_bytes
-        return self.placed.sent_s(self.card, tokens, sampled, width)
+        brought_s = self.placed.brought_s(self.card) * self.bits / self._placed_bits
+        return self.placed.sent_s(self.card, tokens, sampled, width) + brought_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.report.output import Output
@@ -121,11 +122,12 @@ def _planned(
     from strategies.registry import factorisations
 
     scenario, fitted = experiment.scenarios[number], factors.load().of(engine)
-    asked = asked_of(experiment, number, fitted, machines.gpu_hour_cost)
+    loads = _loads(experiment, number, fitted, machines.gpu_hour_cost)
+    asked = max(loads, key=lambda load: load.max_concurrency)
     case = Case(shape, kept, machines.hardware(), fitted, asked)
     names = tuple(layouts) or tuple(factorisations(machines.gpus))
-    found = candidates(case, names, machines.gpus, max(experiment.max_concurrency))
-    ranked = tuple(found.ranking(number) for number in experiment.max_concurrency)
+    found = candidates(case, names, machines.gpus, asked.max_concurrency)
+    ranked = tuple(map(found.under, loads))
     first = [one.layout for one in ranked[0].predictions[:SWEPT]]
     return Planned(
         scenario.name,
@@ -140,39 +142,57 @@ def _planned(
     )
 
 
+def _loads(
+    experiment: Experiment, number: int, fitted: EngineFactors, cost: float | None
+) -> list[Asked]:
+    """The load of a scenario at each concurrency. Lengths that are drawn are other ones at each, as
+    those of a run are."""
+    seats = experiment.max_concurrency
+    if experiment.dataset_path is None:
+        return [asked_of(experiment, number, fitted, cost, each) for each in seats]
+    asked = asked_of(experiment, number, fitted, cost)  # a dataset is read once
+    return [replace(asked, max_concurrency=each) for each in seats]
+
+
 def asked_of(
-    experiment: Experiment, number: int, fitted: EngineFactors, cost: float | None = None
+    experiment: Experiment,
+    number: int,
+    fitted: EngineFactors,
+    cost: float | None = None,
+    seats: int | None = None,
 ) -> Asked:
-    """The load of a scenario, at the highest concurrency that is asked for. cost: of an hour of a
-    GPU. Raises UserError for one that no prediction is made of."""
+    """The load of a scenario. cost: of an hour of a GPU. seats: requests at once; None: the most
+    that are asked for. Raises UserError for one that no prediction is made of."""
     from orchestrator.plan import models
     from orchestrator.plan.open_loops import is_open, longest_prompt, timed_requests
-    from orchestrator.plan.planning import choose_prefill_tokens
+    from orchestrator.plan.workload import check_scenario, longest_input
     from orchestrator.predict.load import Arrival, Asked
     from orchestrator.predict.plan import check_known
     from orchestrator.predict.replica import Lengths
 
     scenario = experiment.scenarios[number]
-    seats = max(experiment.max_concurrency)
+    model = models.resolve(experiment.model, "dummy")
+    seats = seats or max(experiment.max_concurrency)
+    if experiment.dataset_path is None:
+        check_scenario(scenario, model)
     if is_open(experiment) and not experiment.find_rate:
-        model = models.resolve(experiment.model, "dummy")
         timed = timed_requests(experiment, scenario, seats, model)
         found = tuple(Arrival(*one) for one in timed)
-        is_own = experiment.chunked_prefill_size is None and not fitted.separate
-        whole = longest_prompt(experiment, timed)
-        most = fitted.prefill_tokens if is_own else choose_prefill_tokens(experiment, whole)
+        most = _prefill_tokens(experiment, fitted, longest_prompt(experiment, timed))
         return Asked.opened(found, seats, most, cost)
     check_known(scenario.name, scenario.input_len, scenario.output_len, _other(experiment))
-    whole = max(fitted.prefill_tokens, scenario.input_len)
-    most = _prefill_tokens(experiment, fitted) or whole
+    most = _prefill_tokens(experiment, fitted, longest_input(experiment))
     lengths = Lengths(scenario.input_len, scenario.output_len, most)
     return Asked(lengths, seats, experiment.num_prompts, cost)
 
 
-def _prefill_tokens(experiment: Experiment, fitted: EngineFactors) -> int | None:
-    """Most prompt tokens of a pass; None: prompts go whole."""
-    size = experiment.chunked_prefill_size
-    return None if size == "off" else int(size or fitted.prefill_tokens)
+def _prefill_tokens(experiment: Experiment, fitted: EngineFactors, whole: int) -> int:
+    """Most prompt tokens of a pass: the engine's own number where none is asked for, else that of a
+    run. whole: tokens of the longest prompt."""
+    from orchestrator.plan.planning import choose_prefill_tokens
+
+    is_own = experiment.chunked_prefill_size is None and not fitted.separate
+    return fitted.prefill_tokens if is_own else choose_prefill_tokens(experiment, whole)
 
 
 def _other(experiment: Experiment) -> str | None:

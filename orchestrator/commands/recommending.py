@@ -105,7 +105,7 @@ def case_of(experiment: Experiment, model: str, scenario: int, hardware: Hardwar
     from orchestrator.predict.layouts import Case
 
     fitted = factors.load().of((experiment.engine or ("torch",))[0])
-    load = asked_of(experiment, scenario, fitted)
+    load = asked_of(experiment.model_copy(update={"model": model}), scenario, fitted)
     shape = models.resolve(model, "dummy").shape
     return Case(shape, precision_of(experiment, model), hardware, fitted, load)
 

@@ -67,6 +67,7 @@ def plan_training(
     model = models.resolve(experiment.model, experiment.load_format)
     trainable = Trainable(experiment, model, device, topology)
     check_schedule(experiment.schedule, experiment.strategy)
+    check_folder(experiment.save_checkpoint)
     tokens = None
     if experiment.data is not None:
         tokens = pack(
@@ -89,6 +90,14 @@ def check_schedule(schedule: Schedule | None, layouts: Sequence[str]) -> None:
             f"--schedule {schedule} is of a pipeline, and none of the layouts "
             f"{', '.join(layouts)} has one; leave it out, or train under pp2 too"
         )
+
+
+def check_folder(path: Path | None) -> None:
+    """Raises UserError where a file is in the way of a folder for checkpoints."""
+    places = (path.absolute(), *path.absolute().parents) if path else ()
+    there = next((place for place in places if place.exists()), None)
+    if there and not there.is_dir():
+        raise UserError(f"--save-checkpoint {path}: {there} is a file; give a folder")
 
 
 def why_not_silent(engine: str, plan: EnginePlan) -> str | None:
@@ -243,7 +252,9 @@ class _Planner:
             work = replace(work, resume=self._state(plan, experiment.resume_from))
         if experiment.save_checkpoint is not None and asked.ablation == "none":
             folder = experiment.save_checkpoint.absolute() / safe_name(asked.name)
-            work = replace(work, save=str(folder))
+            model = self.trainable.model
+            like = model.tokenizer or model.checkpoint  # of dummy weights there is no checkpoint
+            work = replace(work, save=str(folder), like=str(like) if like else None)
         cells = (PlannedCell(cell, work, replace(self.work, steps=1)),)
         remarks = (f"{asked.layout}: {warning}",) if warning else ()
         return PlannedDeployment(asked, plan, cells, remarks=remarks)

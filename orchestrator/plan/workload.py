@@ -89,7 +89,7 @@ class Workload:
         """The heaviest load of all cells: the longest request at the highest concurrency."""
         lengths = [(len(prompt.tokens), prompt.output_len) for prompt in self._dataset.served]
         for scenario in () if lengths else self.experiment.scenarios:
-            self._check_scenario(scenario)
+            check_scenario(scenario, self.model)
         lengths = lengths or [longest(scenario) for scenario in self.experiment.scenarios]
         return Load(*max(lengths, key=sum), max(self.experiment.max_concurrency))
 
@@ -104,7 +104,7 @@ class Workload:
     ) -> list[Request]:
         if self._dataset.conversations:
             return self._dataset_requests(self._dataset.conversations)
-        self._check_scenario(scenario)
+        check_scenario(scenario, self.model)
         number = count or self.experiment.num_prompts or max_concurrency
         if scenario.mixed:
             return self._mixed_requests(*scenario.mixed, (max_concurrency, stream), number)
@@ -153,11 +153,6 @@ class Workload:
             replace(one, arrival_s=next(times)) if one.after is None else one for one in requests
         ]
 
-    def _check_scenario(self, scenario: Scenario) -> None:
-        lengths = longest(scenario)
-        if sum(lengths) > self.model.shape.max_positions:
-            raise UserError(too_long(f"scenario {scenario.name}", *lengths, self.model))
-
 
 def check_counts(experiment: Experiment, dataset: Prompts) -> None:
     """Raise UserError for more requests of a trace than it has, and for a rate: it is served once,
@@ -169,6 +164,13 @@ def check_counts(experiment: Experiment, dataset: Prompts) -> None:
         raise UserError(f"num_prompts asks for {asked} requests of a trace that has {there}")
     if experiment.request_rate is not None:
         raise UserError("a trace brings its own times of arrival; leave request_rate out")
+
+
+def check_scenario(scenario: Scenario, model: ResolvedModel) -> None:
+    """Raise UserError for requests of more tokens than the model has positions."""
+    lengths = longest(scenario)
+    if sum(lengths) > model.shape.max_positions:
+        raise UserError(too_long(f"scenario {scenario.name}", *lengths, model))
 
 
 def longest_input(experiment: Experiment) -> int:

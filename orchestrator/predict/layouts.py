@@ -11,10 +11,10 @@ from orchestrator.predict.hardware import Hardware
 from orchestrator.predict.load import Asked
 from orchestrator.predict.passes import Placed, Setting
 from orchestrator.predict.prediction import IMPOSSIBLE, NoPrediction, Prediction, predict
-from strategies import Layout, LayoutError, Load, ModelShape, Topology, parse, plan_layout
+from strategies import Layout, LayoutError, Load, ModelShape, Topology, plan_layout
 from strategies.peer_sums import RANKS, kind_for
 from strategies.precision import Precision
-from strategies.registry import discover
+from strategies.registry import discover, known_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +56,16 @@ class Candidates:
         return Candidates(case, self.gpus, settings, self.impossible)
 
     def ranking(self, concurrency: int) -> Ranking:
-        """All of them under a closed loop of so many requests."""
-        asked = replace(self.case.asked, max_concurrency=concurrency)
+        """All of them under the load of the case, with at most so many requests at once."""
+        return self.under(replace(self.case.asked, max_concurrency=concurrency))
+
+    def under(self, asked: Asked) -> Ranking:
+        """All of them under a load."""
         found = [predict(setting, layout.name, asked) for layout, setting in self.settings]
         predictions = ranked([one for one in found if isinstance(one, Prediction)])
         refused = [one for one in found if isinstance(one, NoPrediction)]
         return Ranking(
-            concurrency,
+            asked.max_concurrency,
             tuple(predictions),
             frozenset(pareto(predictions)),
             (*self.impossible, *refused),
@@ -78,13 +81,14 @@ def rankings(
 
 
 def candidates(case: Case, names: Sequence[str], gpus: int, concurrency: int) -> Candidates:
-    """The layouts `names` of `gpus`. concurrency: the most that they are planned for. Raises
-    LayoutError for a name that is none."""
+    """The layouts `names` of `gpus`; two names of the same one count once. concurrency: the most
+    that they are planned for. Raises LayoutError for a name that is none."""
+    installed = discover()
     for name in names:
-        parse(name)
+        known_parts(name, installed)
     load = Load(case.asked.lengths.input_len, case.asked.lengths.output_len, concurrency)
     topology = Topology.uniform(gpus, case.hardware.memory_bytes or 0, case.hardware.name)
-    installed, settings = discover(), []
+    settings: dict[str, tuple[Layout, Setting]] = {}
     impossible: list[NoPrediction] = []
     for name in names:
         try:
@@ -95,9 +99,9 @@ def candidates(case: Case, names: Sequence[str], gpus: int, concurrency: int) ->
         if layout.placement.num_ranks > gpus:
             why = f"it needs {layout.placement.num_ranks} GPUs, of {gpus}"
             impossible.append(NoPrediction(layout.name, IMPOSSIBLE, why))
-        else:
-            settings.append((layout, _setting(case, layout)))
-    return Candidates(case, gpus, tuple(settings), tuple(impossible))
+        elif layout.name not in settings:
+            settings[layout.name] = layout, _setting(case, layout)
+    return Candidates(case, gpus, tuple(settings.values()), tuple(dict.fromkeys(impossible)))
 
 
 def _setting(case: Case, layout: Layout) -> Setting:

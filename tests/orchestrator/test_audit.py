@@ -86,6 +86,15 @@ def test_the_stages_of_a_pipeline_take_turns_for_one_request():
     assert (found.verdict, found.requests) == (AGGREGATE, math.ceil(61.7 / one))
 
 
+@pytest.mark.parametrize("bits", [16, 8])
+def test_a_gpu_that_keeps_a_quarter_of_the_weights_gets_the_others_over_its_link(bits: int):
+    found = said(strategy="dp4zero3", per_request_throughput=0.2, bits=bits)
+    brought = (READ - HELD / 4) * bits / 16 / 32e9  # at PCIe's rate: 3.3 s in 16 bits
+    assert found.limit == pytest.approx(1 / brought, rel=1e-3)
+    assert f"sends for {brought:.3g} s" in found.arithmetic[-1]
+    assert found.verdict == POSSIBLE
+
+
 def test_fewer_bits_are_named_to_a_tenth():
     found = said(strategy="tp4", tpot_ms=20.0)
     bits = 16 * (20e-3 * RTX + CACHE) / (READ / 4)

@@ -143,7 +143,8 @@ def test_labels_are_the_next_tokens(tmp_path: Path, model: ResolvedModel) -> Non
         (lambda at: lines(at / "a.jsonl", {"text": ""}), "a.jsonl: there is no text in it$"),
         (
             lambda at: lines(at / "a.jsonl", {"content": "hi", "id": 1}),
-            "a.jsonl, line 1: there is no column 'text'; its columns are content, id; name the one",
+            "a.jsonl, line 1: there is no column 'text'; "
+            "its columns are content, id; name the one that has the text as --data-column",
         ),
         (lambda at: lines(at / "a.jsonl", {"text": 3}), "line 1: text is int; it must be text"),
         (lambda at: lines(at / "a.jsonl", "{"), "line 1: not valid JSON"),

@@ -12,13 +12,16 @@ from summaries import comparison
 from orchestrator.analysis.latency import Latency
 from orchestrator.analysis.predicted import Interval, Predicted, beside
 from orchestrator.analysis.throughput import Throughput
+from orchestrator.commands.predicting import predicted
 from orchestrator.experiment import Experiment
 from orchestrator.node import fabric
 from orchestrator.plan import planning
+from orchestrator.predict.plan import Machines
 from orchestrator.report.shown_columns import known_columns
 from orchestrator.report.terminal import FIGURES
 from orchestrator.run.foretold import foretold
 from strategies import Topology
+from workers.messages import Switches
 from workers.rows import nothing
 
 H200 = 150_754_820_096
@@ -72,6 +75,48 @@ def test_a_run_of_an_open_loop_is_predicted_at_its_times_and_lengths() -> None:
     assert found.output_throughput is not None
     assert 400 < found.output_throughput < 4 * 128 * 1.25
     assert found.median_tpot_ms == pytest.approx(8.65, rel=0.15)
+
+
+@pytest.mark.parametrize("engine", ["torch", "vllm"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"max_concurrency": "1,32,100"},
+        {"max_concurrency": "100", "num_prompts": 250, "precision_policy": "fp8-prefill"},
+        {
+            "max_concurrency": "32",
+            "input_len": 5000,
+            "output_len": 9,
+            "chunked_prefill_size": "off",
+        },
+        {"max_concurrency": "100", "chunked_prefill_size": "off"},
+        {"max_concurrency": "4,64", "request_rate": 5.0, "num_prompts": 50},
+        {"max_concurrency": "4,64", "request_rate": 5.0, "num_prompts": 50, "range_ratio": 0.5},
+    ],
+)
+def test_a_plan_says_of_each_load_what_is_kept_beside_its_run(
+    asked: dict[str, Any], engine: str
+) -> None:
+    experiment = Experiment(
+        model="qwen2.5-32b", load_format="dummy", strategy="tp4,tp2pp2", **asked
+    )
+    by_engine = experiment.model_copy(update={"engine": (engine,)})
+    plan = predicted(by_engine, Machines("h200", 4), experiment.strategy)
+    planned = {(one.layout, one.max_concurrency): one for one in plan.predictions}
+    linked = Topology(
+        tuple(replace(one, linked=True) for one in Topology.uniform(4, H200, "NVIDIA H200").devices)
+    )
+    for one in planning.plan_experiment(experiment, "cuda", linked):
+        for cell in one.cells:
+            of = replace(cell.cell, deployment=replace(one.deployment, engine=engine))
+            sums = one.plan if engine == "torch" else replace(one.plan, switches=Switches())
+            found = foretold(of, experiment, sums, cell.work, "NVIDIA H200", None)
+            expected = planned.pop((one.plan.layout, of.max_concurrency))
+            assert found.output_throughput == pytest.approx(expected.output_throughput.value)
+            assert found.output_throughput_ends.low == pytest.approx(expected.output_throughput.low)
+            assert found.median_tpot_ms == pytest.approx(expected.tpot_ms.value)
+            assert found.device_ms_per_token == pytest.approx(expected.device_ms_per_token)
+    assert not planned
 
 
 @pytest.mark.parametrize(

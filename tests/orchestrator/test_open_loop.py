@@ -291,6 +291,14 @@ def test_a_higher_rate_takes_longer_and_above_what_is_served_requests_are_late()
     assert [one["late"] > 0 for one in ones] == [False, False, True]
 
 
+@pytest.mark.parametrize("rate", ["5", "5000"])
+def test_the_columns_of_an_open_loop_are_explained_where_they_are_shown(rate: str) -> None:
+    said = " ".join(run(*PLAN, "--strategy", "tp2", "--request-rate", rate).stdout.split())
+    is_late = rate == "5000"
+    assert (" late " in said, "late: requests that wait" in said) == (is_late, is_late)
+    assert (" at once " in said, "at once: the most" in said) == (not is_late, not is_late)
+
+
 def test_a_trace_brings_its_lengths_and_its_times(trace: Path) -> None:
     found = json.loads(run(*PLAN, "--dataset-path", str(trace), "--json").stdout)["plans"][0]
     assert (found["scenario"], found["input_len"], found["output_len"]) == ("trace", 500, 50)

@@ -105,6 +105,12 @@ def test_a_layout_of_more_gpus_than_there_are_is_impossible() -> None:
     assert "needs 8 GPUs, of 4" in found["refused"][0]["reason"]
 
 
+def test_two_names_of_a_layout_are_one_row_of_a_plan() -> None:
+    (found,) = rankings(*ASKED, "--strategy", "tp4,tp4dp1,3d,pp2tp2,dp4,dp4tp1")
+    assert names(found) == ["tp4", "tp2pp2"]
+    assert [one["layout"] for one in found["refused"]] == ["dp4"]
+
+
 def test_a_plan_is_a_table_for_people() -> None:
     done = run("plan", *ASKED, "--max-concurrency", "32", "--engine", "torch,vllm")
     assert done.exit_code == 0
@@ -133,6 +139,13 @@ def test_a_plan_is_a_table_for_people() -> None:
         ((*ASKED, "--network", "nan"), "nan is not a finite number"),
         ((*ASKED, "--network", "inf"), "inf is not in the range"),
         (("--gpu", "h200", "--gpus", "2", "--strategy", "tpx"), "'tpx' is not a layout"),
+        ((*ASKED, "--strategy", "tp4,tq4"), "there is no strategy 'tq'; did you mean 'tp4'"),
+        ((*ASKED, "--strategy", "tp4,tp2tp2"), "a strategy is named twice"),
+        ((*ASKED, "--input-len", "131000", "--output-len", "100"), "has 131072 positions"),
+        (
+            (*ASKED, "--input-len", "1:131000", "--output-len", "100", "--request-rate", "1"),
+            "has 131072 positions",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_said_in_a_line(asked: Sequence[str], says: str) -> None:

@@ -135,6 +135,7 @@ def test_what_training_is_asked_makes_another_experiment() -> None:
         ({"strategy": "tp2", "engine": "deepspeed"}, "trains replicas .dp. alone"),
         ({"strategy": "dp2", "engine": "vllm"}, "the engine 'vllm' only generates"),
         ({"strategy": "dp2zero2", "save_checkpoint": Path("x")}, "saves no checkpoint here"),
+        ({"save_checkpoint": Path(__file__, "x")}, r"test_training_cells.py is a file; give a fol"),
         ({"strategy": "dp2", "schedule": "gpipe"}, "none of the layouts dp2 has one; leave it out"),
         ({"strategy": "dp2,pp2", "schedule": "gpipe"}, None),
         ({"seq_len": 4096}, "longer than tiny knows positions: 2048"),
@@ -166,6 +167,15 @@ def test_what_cannot_be_trained_is_refused_in_a_line(
     with pytest.raises(Refused, match=why) as error:
         plan(**fields)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("load_format", ["auto", "dummy"])
+def test_what_is_saved_comes_with_the_tokenizer_of_the_model(load_format: str) -> None:
+    (one,) = plan(strategy="dp2", save_checkpoint=Path("out"), load_format=load_format)
+    work = one.cells[0].work
+    assert isinstance(work, TrainingWork)
+    assert work.like is not None
+    assert Path(work.like, "tokenizer.json").is_file()
 
 
 @pytest.fixture(autouse=True)

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import Pool, engine_plan, plain, ragged_requests, read_shape, tokens
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from training_runs import FEW, LOAD, check_same, curve, shape_of, training_plan
 
+from orchestrator.plan import models
+from strategies.errors import Refused
+from workers.engines.training.saving import make_folder, write
 from workers.messages import TrainingWork, Work
 
-pytestmark = pytest.mark.slow
 
-
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["Llama", "Mistral"])
 def test_a_checkpoint_of_one_layout_generates_under_another(
     family: str, pool: Pool, tmp_path: Path
@@ -29,6 +32,7 @@ def test_a_checkpoint_of_one_layout_generates_under_another(
     assert tokens(reports) == plain(tmp_path, work)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["tp1", "fsdp2", "pp2fsdp2", "tp2dp2"])
 def test_a_checkpoint_has_the_weights_that_every_layout_ends_with(
     layout: str, pool: Pool, tmp_path: Path
@@ -46,6 +50,7 @@ def test_a_checkpoint_has_the_weights_that_every_layout_ends_with(
         torch.testing.assert_close(found[layout][name], whole, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_it_under_another_layout(pool: Pool, tmp_path: Path) -> None:
     """With fresh moments: the optimizer's state is not kept."""
     shape = shape_of("Llama")
@@ -56,3 +61,34 @@ def test_training_goes_on_from_it_under_another_layout(pool: Pool, tmp_path: Pat
         for layout in ("tp2", "pp2")
     ]
     check_same(*curves)
+
+
+@pytest.mark.slow
+def test_it_has_the_tokenizer_of_a_model_that_was_trained_from_dummy_weights(
+    pool: Pool, tmp_path: Path
+) -> None:
+    model = models.resolve("tiny", "dummy")
+    plan = training_plan("tp1", model.shape, None)
+    work = TrainingWork(2, save=str(tmp_path), like=str(model.tokenizer))
+    pool.serve(plan, work, counts=False)
+    found = models.resolve(str(tmp_path))
+    assert found.tokenizer == found.checkpoint == tmp_path.resolve()
+    assert replace(found.shape, name="tiny") == model.shape
+
+
+def test_a_folder_that_cannot_be_written_is_known_before_anything_is_trained(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").touch()
+    make_folder(tmp_path / "new" / "one", rank=1)
+    assert not list((tmp_path / "new" / "one").iterdir())
+    with pytest.raises(Refused, match=r"file/one: Not a directory; give another --save-checkp"):
+        make_folder(tmp_path / "file" / "one", rank=1)
+
+
+def test_a_part_that_cannot_be_written_is_said_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    writer = FileSystemWriter(tmp_path / "gone")
+    writer.prepare_local_plan = lambda plan: tmp_path.joinpath("file").write_text(plan)  # type: ignore[assignment, return-value]
+    with pytest.raises(Refused, match="rank 0 cannot write its part: data must be str"):
+        write({"one": torch.ones(2)}, writer, several=False)

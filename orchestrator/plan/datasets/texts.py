@@ -47,7 +47,7 @@ def _column(path: Path, column: str, split: str | None) -> Iterator[tuple[str, s
             there = ", ".join(map(str, row.fields)) or "none"
             raise UserError(
                 f"{row.where}: there is no column '{column[:60]}'; its columns are {there[:200]}; "
-                "name the one that has the text"
+                "name the one that has the text as --data-column"
             )
         if row.has(column) and (text := row.text(column)).strip():
             yield row.where, text

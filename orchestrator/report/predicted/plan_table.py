@@ -54,10 +54,16 @@ def _legend(plan: Planned) -> str:
     best = "has more tokens/s a GPU"
     if plan.has_tpot:
         best = "has both more tokens/s a GPU and a shorter TPOT"
-    late = " late: requests that wait when the last one arrives." if plan.arrivals else ""
+    shown = [one for ranking in plan.rankings for one in ranking.predictions[:MOST_ROWS]]
+    said = {
+        " at once: the most requests that are served together.": map(_in_flight, shown),
+        " late: requests that wait when the last one arrives.": (one.late for one in shown),
+    }
+    columns = "".join(text for text, values in said.items() if any(values))
     return (
-        f"{FRONT} no other layout {best}.{late} ±: the farther end of a 90% interval, in ratio; "
-        "the other one is no farther. Where that is above 100%, both stand instead, to one digit."
+        f"{FRONT} no other layout {best}.{columns} ±: the farther end of a 90% interval, in "
+        "ratio; the other one is no farther. Where that is above 100%, both stand instead, to one "
+        "digit."
     )
 
 

@@ -214,7 +214,7 @@ class Replica:
         norm = self._engine.get_global_grad_norm()
         return StepResult(total.item(), self._norm if norm is None else float(norm))
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, like: str | None) -> None:
         """Never asked for: see `DeepSpeedTrainer.supports`."""
         raise NotImplementedError(folder)
 

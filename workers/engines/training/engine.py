@@ -82,8 +82,8 @@ class Trains(Resumable, Protocol):
         """Take a step."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write what was trained."""
+    def save(self, folder: Path, like: str | None) -> None:
+        """Write what was trained, with the config and the tokenizer of the folder `like`."""
         ...
 
 
@@ -137,6 +137,7 @@ class TorchTrainer:
             return self._run(work)
 
     def _run(self, work: TrainingWork) -> RankReport:
+        from workers.engines.training.saving import make_folder
         from workers.engines.training.states import States
 
         assert self._trainer is not None
@@ -147,6 +148,8 @@ class TorchTrainer:
             self._count_step(work)
         if work.observe:
             return self._observed(work)
+        if work.save is not None:
+            make_folder(Path(work.save), context.rank)
         trainer.reset()
         states = States(trainer, context, self._plan, work)
         taken, rows = states.resume()
@@ -155,7 +158,7 @@ class TorchTrainer:
         with uncollected():
             began = self._take_steps(work, states, taken, rows)
         if work.save is not None:
-            trainer.save(Path(work.save))
+            trainer.save(Path(work.save), work.like)
         return self._report(rows, began, states.seconds)
 
     def _take_steps(

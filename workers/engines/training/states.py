@@ -16,10 +16,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
-from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from strategies.errors import Refused
 from workers.engines import training_state
+from workers.engines.training.saving import write
 from workers.engines.training_state import Read, Resumable, TrainingState
 from workers.messages import EnginePlan, TrainingWork
 from workers.training_records import TrainingStepRow
@@ -107,11 +107,7 @@ def _write(
         unfinished.mkdir(parents=True)
     if several:
         dist.barrier()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*single process.*")
-        save_distributed(
-            dict(tensors), storage_writer=FileSystemWriter(unfinished), no_dist=not several
-        )
+    write(tensors, FileSystemWriter(unfinished), several)
     if several:
         dist.barrier()
     if is_first:

@@ -140,9 +140,9 @@ class Trainer:
         read(self.state())
         self.optimizer.round()
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, like: str | None) -> None:
         """Write what was trained to `folder`, with the other ranks."""
-        save(self.stages, self._plan, folder, self.rank == 0)
+        save(self.stages, self._plan, folder, self.rank == 0, like)
 
     def step(self, tokens: Tensor, counting: AbstractContextManager[Any] = NOTHING) -> StepResult:
         """Train on the sequences of this replica, int64 [sequences, seq_len + 1]. counting: entered
