@@ -1,10 +1,11 @@
-"""What docs/predictions.md says of the figures that others published."""
+"""What docs/predictions.md says of the figures that others published, and of curves."""
 
 from __future__ import annotations
 
 import csv
 import json
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,3 +56,10 @@ def test_the_page_says_how_many_published_figures_lie_in_their_interval() -> Non
     assert said is not None
     assert [int(number) for number in said.groups()] == [sum(inside), len(inside)]
     assert not any(measured < low for measured, low, _ in found)  # outside are those too fast
+
+
+def test_the_lines_against_concurrency_are_those_of_now() -> None:
+    written = runpy.run_path(str(ROOT / "scripts" / "curves_page.py"))["page"]()
+    assert written == (ROOT / "docs" / "predictions.md").read_text(encoding="utf-8"), (
+        "run `python scripts/curves_page.py`"
+    )
