@@ -470,6 +470,7 @@ def test_equal_hash_ids_are_equal_tokens_and_it_is_said_that_they_are_read_again
     ("rows", "fields", "words"),
     [
         (AZURE, {"request_rate": 2.0}, "a trace brings its own times of arrival"),
+        (AZURE, {"find_rate": True, "slo": "ttft:p99:2000"}, "no rate to search; leave find_rate"),
         (AZURE, {"num_prompts": 4}, "num_prompts asks for 4 requests of a trace that has 3"),
         ((*AZURE, AZURE[1]), {}, "line 5: it arrives before the row before it"),
         ((*AZURE, "soon,1,1"), {}, "line 5: 'soon' is not a time"),
