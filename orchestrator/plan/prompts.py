@@ -39,8 +39,8 @@ class Prompts:
     """What is served of a dataset, and what was left out.
 
     conversations: the turns of each; one alone where they are not asked for. silent: entries whose
-    reply has no tokens. unasked: conversations without a question and a reply. invalid: why each of
-    the others cannot run. cut: why each of the turns cannot run before which a conversation ends.
+    reply has no tokens. unasked: rows that ask for nothing. invalid: why each of the others
+    cannot run. cut: why each of the turns cannot run before which a conversation ends.
     """
 
     conversations: tuple[tuple[Prompt, ...], ...]
@@ -72,7 +72,8 @@ class Prompts:
         if self.silent:
             yield f"dataset: {entries} left out because their reply has no tokens: {self.silent}"
         if self.unasked:
-            yield f"dataset: conversations left out, without a question and a reply: {self.unasked}"
+            asks = "ask for nothing, as conversations without a question and a reply"
+            yield f"dataset: rows left out because they {asks}: {self.unasked}"
         if self.invalid:
             yield f"dataset: rows left out because they cannot run: {_counted(self.invalid)}"
         if self.cut:
