@@ -74,7 +74,9 @@ def _of_vllm(files: Sequence[Path], experiment: str, named: Named) -> dict[str, 
 
     records = [(record, path) for path in files for record in _records(path)]
     runs = _numbered([run_of(one, path.name, experiment, named) for one, path in records])
-    kept = [requests_of(one, run) for (one, _), run in zip(records, runs, strict=True)]
+    kept = [
+        requests_of(one, path.name, run) for (one, path), run in zip(records, runs, strict=True)
+    ]
     requests = concat(kept)
     found = {"summary": MEASURED.make(runs), "requests": requests}
     return {name: table for name, table in found.items() if table is not None}

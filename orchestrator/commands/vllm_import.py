@@ -26,6 +26,9 @@ from workers.rows import flat, nothing, widened
 # A generation benchmark has at least these. Those of Throughput have the same names there.
 NEEDED = ("duration", "completed", "total_input_tokens", "total_output_tokens", "output_throughput")
 UNKNOWN = "unknown"
+COUNTS = ("input_lens", "output_lens")
+LISTS = (*COUNTS, "start_times", "ttfts", "itls")
+MOST = 2**63 - 1  # of a whole number in a column
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +49,10 @@ def run_of(record: Record, where: str, experiment: str, named: Named) -> Measure
     benchmark, or does not say its layout and `named` does not either.
     """
     for name in NEEDED:
-        if not isinstance(record.get(name), int | float):
+        if (_number(record, name) or 0) < 0 or _number(record, name) is None:
             raise UserError(
                 f"{where} is no result of `vllm bench serve --save-result` of a model that "
-                f"generates: it has no number '{name}'"
+                f"generates: it has no number '{name}', 0 or more"
             )
     cell, figures = _cell(record, where, experiment, named), nothing(Figures)
     gpus = devices_of(cell.strategy)
@@ -128,7 +131,7 @@ def _conditions(record: Record, gpus: int) -> Conditions:
         num_conversations=None,
         seed=_whole(record, "seed"),
         num_gpus=gpus,
-        device_name=record.get("device_name"),
+        device_name=_text(record, "device_name"),
         started_at=_started_at(record),
         block=0,
         node=None,
@@ -156,7 +159,7 @@ def _statistics_of(record: Record, latency: str) -> Statistics:
 
 def _goodput(record: Record) -> Goodput:
     """None where the file does not say which service levels it is of: vLLM's own never do."""
-    levels = record.get("goodput")
+    levels = _text(record, "goodput")
     known = _number(record, "request_goodput") if levels else None
     return replace(nothing(Goodput), goodput=levels, request_goodput=known)
 
@@ -171,26 +174,59 @@ def _arrivals(record: Record, figures: Figures) -> object:
 def _number(record: Mapping[str, object], name: str) -> Any:
     """The finite number of that name; None where it is none."""
     value = record.get(name)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and math.isfinite(value) else None  # type: ignore[arg-type]
+    return value if _is_finite(value) else None
+
+
+def _is_finite(value: object) -> bool:
+    """Whether it is a number that a column can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) if isinstance(value, float) else abs(value) <= MOST
+
+
+def _text(record: Mapping[str, object], name: str) -> str | None:
+    """The text of that name; None where it is none."""
+    value = record.get(name)
+    return value if isinstance(value, str) else None
 
 
 def _whole(record: Mapping[str, object], name: str) -> int | None:
     """A whole number, which metadata holds as text."""
-    value = record.get(name)
-    return int(str(value)) if str(value).isdecimal() else None
+    text = str(record.get(name))
+    number = int(text) if text.isdecimal() and len(text) <= len(str(MOST)) else None
+    return number if _is_finite(number) else None
 
 
-def requests_of(record: Record, run: RunKey) -> pa.Table | None:
+def requests_of(record: Record, where: str, run: RunKey) -> pa.Table | None:
     """The requests of a detailed file, table REQUESTS with their keys. None where it has no such
-    lists, or a gap of it holds several tokens, so that their times are not known."""
-    names = ("input_lens", "output_lens", "start_times", "ttfts", "itls")
-    lists = [found for name in names if isinstance(found := record.get(name), list)]
-    if len(lists) < len(names) or len({*map(len, lists)}) > 1:
+    lists, or a gap of it holds several tokens, so that their times are not known. Raises UserError
+    where something else than a number is in them."""
+    lists = [found for name in LISTS if isinstance(found := record.get(name), list)]
+    if len(lists) < len(LISTS) or len({*map(len, lists)}) > 1:
         return None
+    for name, values in zip(LISTS, lists, strict=True):
+        wrong = next((place for place, one in enumerate(values) if not _fits(name, one)), None)
+        if wrong is not None:
+            found = repr(values[wrong])[:60]
+            raise UserError(
+                f"{where}: request {wrong} in {name} is {found}; it must be {_of(name)}"
+            )
     rows = list(zip(*lists, strict=True))
     whole = rows and all(made == _tokens(made, itl) for _, made, _, _, itl in rows)
     return _table(rows, run) if whole else None
+
+
+def _fits(name: str, value: object) -> bool:
+    """Whether it is what a request has in the list of that name."""
+    if name == "itls":
+        return isinstance(value, list) and all(map(_is_finite, value))
+    return _is_finite(value) and (name not in COUNTS or isinstance(value, int))
+
+
+def _of(name: str) -> str:
+    if name == "itls":
+        return "a list of numbers"
+    return "a whole number" if name in COUNTS else "a number"
 
 
 def _tokens(made: int, gaps: Sequence[float]) -> int:

@@ -39,12 +39,13 @@ class Prompts:
     """What is served of a dataset, and what was left out.
 
     conversations: the turns of each; one alone where they are not asked for. silent: entries whose
-    reply has no tokens. invalid: why each of the others cannot run. cut: why each of the turns
-    cannot run before which a conversation ends.
+    reply has no tokens. unasked: rows that ask for nothing. invalid: why each of the others
+    cannot run. cut: why each of the turns cannot run before which a conversation ends.
     """
 
     conversations: tuple[tuple[Prompt, ...], ...]
     silent: int = 0
+    unasked: int = 0
     invalid: tuple[str, ...] = ()
     cut: tuple[str, ...] = ()
 
@@ -70,6 +71,9 @@ class Prompts:
         entries = "turns" if self.reuse == "conversation" else "rows"
         if self.silent:
             yield f"dataset: {entries} left out because their reply has no tokens: {self.silent}"
+        if self.unasked:
+            asks = "ask for nothing, as conversations without a question and a reply"
+            yield f"dataset: rows left out because they {asks}: {self.unasked}"
         if self.invalid:
             yield f"dataset: rows left out because they cannot run: {_counted(self.invalid)}"
         if self.cut:
@@ -106,10 +110,12 @@ def read_prompts(experiment: Experiment, model: ResolvedModel) -> Prompts:
     reader = _Reader(experiment, model, _Vocabulary.of(experiment.seed, model))
     served = tuple(itertools.islice(reader.conversations(), experiment.num_prompts))
     if not served:
-        left_out = len(reader.invalid) + reader.silent
+        left_out = len(reader.invalid) + reader.silent + reader.unasked
         why = f"; {left_out} rows were left out" if left_out else ""
-        raise UserError(f"{experiment.dataset_path}: there is no prompt in it{why}")
-    return Prompts(served, reader.silent, tuple(reader.invalid), tuple(reader.cut))
+        window = experiment.trace_window
+        what = f"the window {window} of it" if window else "it"
+        raise UserError(f"{experiment.dataset_path}: there is no prompt in {what}{why}")
+    return Prompts(served, reader.silent, reader.unasked, tuple(reader.invalid), tuple(reader.cut))
 
 
 @dataclass(slots=True)
@@ -120,6 +126,7 @@ class _Reader:
     model: ResolvedModel
     vocabulary: _Vocabulary
     silent: int = 0
+    unasked: int = 0
     invalid: list[str] = field(default_factory=list)
     cut: list[str] = field(default_factory=list)
 
@@ -160,8 +167,10 @@ class _Reader:
         for one in found:
             if isinstance(one, CannotRun):
                 self._leave_out(one, self.invalid)
-            else:
+            elif one:
                 yield one
+            else:
+                self.unasked += 1
 
     def _leave_out(self, error: CannotRun, among: list[str]) -> None:
         if not self.experiment.skip_invalid:

@@ -155,8 +155,8 @@ class Workload:
 
 
 def check_counts(experiment: Experiment, dataset: Prompts) -> None:
-    """Raise UserError for more requests of a trace than it has, and for a rate: it is served once,
-    at its own times."""
+    """Raise UserError for more requests of a trace than it has, and for a rate or a search
+    of one: it is served once, at its own times."""
     if not dataset.is_trace:
         return
     asked, there = experiment.num_prompts or 0, len(dataset.served)
@@ -164,6 +164,11 @@ def check_counts(experiment: Experiment, dataset: Prompts) -> None:
         raise UserError(f"num_prompts asks for {asked} requests of a trace that has {there}")
     if experiment.request_rate is not None:
         raise UserError("a trace brings its own times of arrival; leave request_rate out")
+    if experiment.find_rate:
+        raise UserError(
+            "a trace brings its own times of arrival, so there is no rate to search; leave "
+            "find_rate out, and give trace_speed to have them arrive faster"
+        )
 
 
 def check_scenario(scenario: Scenario, model: ResolvedModel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from csv import writer
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -28,6 +29,7 @@ from strategies import Topology
 
 LINES = [{"prompt": "hello world", "output_len": 4}, {"prompt": "hi", "output_len": 3}]
 READ = [((5, 6), 4), ((7,), 3)]
+SPOILED = gzip.compress(b"no text")[:10] + b"\xff" * 20  # its head alone is that of gzip
 AZURE_HEAD = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 BURSTGPT_HEAD = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
 
@@ -102,6 +104,57 @@ def test_columns_are_mapped_and_others_are_not_read(tmp_path: Path, model: Resol
         read(path, model)
 
 
+def test_a_column_that_is_named_goes_before_other_names_of_its_field(
+    tmp_path: Path, model: ResolvedModel
+) -> None:
+    path = lines(tmp_path / "a.csv", "prompt,max_tokens,wanted", "hello world,9,4", "hi,9,3")
+    columns = "prompt=prompt,output_len=wanted"
+    assert read(path, model, dataset_columns=columns) == READ
+    spoiled = lines(tmp_path / "b.csv", "prompt,max_tokens,wanted", "hi,9,many")
+    with pytest.raises(UserError, match="line 2: wanted is 'many'"):
+        read(spoiled, model, dataset_columns=columns)
+
+
+def test_a_blank_cell_says_nothing(tmp_path: Path, model: ResolvedModel) -> None:
+    rows = ("prompt,prompt_token_ids,output_len,max_tokens", "hello world,,,4", ',"[7]",3,')
+    path = lines(tmp_path / "a.csv", *rows)
+    assert read(path, model) == [*READ]
+    with pytest.raises(UserError, match="line 4: the prompt is empty; --skip-invalid"):
+        read(lines(tmp_path / "a.csv", *rows, ",,3,"), model)
+
+
+def test_a_cell_of_csv_holds_as_json_what_is_no_text(
+    tmp_path: Path, model: ResolvedModel, chatty: ResolvedModel
+) -> None:
+    def table(name: str, value: object) -> Path:
+        with (tmp_path / "a.csv").open("w", newline="") as file:
+            writer(file).writerows([[name], [json.dumps(value)]])
+        return tmp_path / "a.csv"
+
+    said = [{"from": "human", "value": "hello world"}, {"from": "gpt", "value": "hi hi"}]
+    messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
+    body = {"prompt": "hello world", "max_tokens": 4}
+    assert read(table("conversations", said), model) == [(READ[0][0], 2)]
+    assert read(table("body", body), model) == READ[:1]
+    assert [made for _, made in read(table("messages", messages), chatty)] == [1]
+    rows = ("timestamp,input_length,output_length,hash_ids", '0,6,4,"[0]"', '1,6,4,"[0]"', "2,6,4,")
+    one, two, other = read(lines(tmp_path / "b.csv", *rows), model)
+    assert one == two != other
+
+
+def test_a_row_of_csv_is_named_by_its_line_though_lines_are_empty(
+    tmp_path: Path, model: ResolvedModel
+) -> None:
+    path = lines(tmp_path / "a.csv", "prompt,output_len", "hi,4", "", "", "hi,many")
+    with pytest.raises(UserError, match=r"a\.csv, line 5: output_len is 'many'"):
+        read(path, model)
+
+
+def test_a_cell_of_csv_may_be_long(tmp_path: Path, model: ResolvedModel) -> None:
+    path = lines(tmp_path / "a.csv", "prompt,output_len", f"hi{' ' * 200_000},3")
+    assert read(path, model) == READ[1:]
+
+
 def test_a_row_of_csv_is_named_by_its_line_though_cells_hold_line_ends(
     tmp_path: Path, model: ResolvedModel
 ) -> None:
@@ -143,7 +196,15 @@ def test_a_folder_of_hugging_face_is_read_by_its_split(
     [
         ("a.txt", b"A line of verse", "line 1: not valid JSON.* CSV, Parquet"),
         ("a.parquet", b"PAR1 and no more", "cannot be read"),
-        ("a.csv", b"prompt,output_len\nhi\n", "cannot be read: .*Expected 2 columns, got 1"),
+        (
+            "a.csv",
+            b"prompt,output_len\nhi\n",
+            "line 2: .*cannot be read: expected 2 columns, got 1",
+        ),
+        ("a.csv", b"", "cannot be read: it has no header"),
+        ("a.csv", b"prompt,prompt\nhi,hi\n", "line 1: two columns are called 'prompt'"),
+        ("a.csv", b'prompt\n"hi\n', "line 2: not valid CSV"),
+        ("a.jsonl.gz", SPOILED, "cannot be read"),
         ("a.jsonl.gz", b"\x1f\x8b\x08 broken", "cannot be read"),
         ("a.csv", b"prompt\n\xff\xfe\n", "a.csv"),
         ("b.jsonl", b'{"speech": 1}', "line 1: no format has the fields speech; .* mooncake"),
@@ -363,6 +424,16 @@ def test_a_trace_is_replayed_with_its_lengths_at_its_times(
     assert {one.arrival_s for one in made.warmup(made.experiment.scenarios[0], 4).requests} == {0}
 
 
+@pytest.mark.parametrize("unit", ["us", "ns"])
+def test_a_table_may_hold_times_as_such(tmp_path: Path, model: ResolvedModel, unit: str) -> None:
+    nanoseconds = [1_700_158_546_680_590_123, 1_700_158_548_180_590_123]
+    times = pa.array(nanoseconds, pa.timestamp("ns")).cast(pa.timestamp(unit), safe=False)
+    columns = {"TIMESTAMP": times, "ContextTokens": [5, 6], "GeneratedTokens": [2, 3]}
+    parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+    found = served(tmp_path / "a.parquet", model)
+    assert [one.arrival_s for one in found] == [0.0, pytest.approx(1.5)]
+
+
 def test_a_trace_is_the_same_under_every_layout_and_concurrency(
     tmp_path: Path, model: ResolvedModel
 ) -> None:
@@ -378,7 +449,7 @@ def test_a_trace_is_cut_and_sped_up(tmp_path: Path, model: ResolvedModel) -> Non
     fast = served(path, model, trace_speed=2.0, trace_window="2s:10s")
     assert [one.arrival_s for one in fast] == pytest.approx([0.5, 2.0], abs=1e-5)
     assert len(served(path, model, trace_window="6s")) == 2
-    with pytest.raises(UserError, match="no prompt in it"):
+    with pytest.raises(UserError, match="no prompt in the window 1h:2h of it"):
         served(path, model, trace_window="1h:2h")
 
 
@@ -399,6 +470,7 @@ def test_equal_hash_ids_are_equal_tokens_and_it_is_said_that_they_are_read_again
     ("rows", "fields", "words"),
     [
         (AZURE, {"request_rate": 2.0}, "a trace brings its own times of arrival"),
+        (AZURE, {"find_rate": True, "slo": "ttft:p99:2000"}, "no rate to search; leave find_rate"),
         (AZURE, {"num_prompts": 4}, "num_prompts asks for 4 requests of a trace that has 3"),
         ((*AZURE, AZURE[1]), {}, "line 5: it arrives before the row before it"),
         ((*AZURE, "soon,1,1"), {}, "line 5: 'soon' is not a time"),
@@ -465,6 +537,41 @@ def test_rows_that_are_no_rows_stop_the_dataset_in_any_case(
     for row in ("{", {"prompt": "hi", "answer": "x"}, {"prompt": 5}):
         with pytest.raises(UserError, match="line 2"):
             read(lines(tmp_path / "a.jsonl", LINES[0], row), model, skip_invalid=True)
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [{"role": "user", "content": "hi"}, {"from": "human"}, {"from": "human", "value": 5}],
+    ids=str,
+)
+@pytest.mark.parametrize("multi_turn", [False, True])
+def test_a_turn_that_is_none_is_named_with_what_a_turn_has(
+    tmp_path: Path, model: ResolvedModel, turn: object, multi_turn: bool
+) -> None:
+    rows = [{"conversations": [turn, {"from": "gpt", "value": "hello"}]}]
+    with pytest.raises(UserError, match="line 1, turn 1: a turn has 'from' and 'value'"):
+        read(lines(tmp_path / "a.jsonl", *rows), model, multi_turn=multi_turn, skip_invalid=True)
+
+
+@pytest.mark.parametrize("multi_turn", [False, True])
+def test_conversations_that_ask_for_nothing_are_counted(
+    tmp_path: Path, model: ResolvedModel, multi_turn: bool
+) -> None:
+    said = [{"from": "human", "value": "hello world"}, {"from": "gpt", "value": "hi"}]
+    rows = [{"conversations": turns} for turns in (said, said[:1], [], said[1:])]
+    made = workload(lines(tmp_path / "a.jsonl", *rows), model, multi_turn=multi_turn)
+    (said,) = made.remarks()
+    assert said.startswith("dataset: rows left out because they ask for nothing, as conversations")
+    assert said.endswith(": 3")
+
+
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_a_number_that_no_float_holds_is_none(
+    tmp_path: Path, model: ResolvedModel, sign: str
+) -> None:
+    row = f'{{"timestamp": {sign}1{"0" * 400}, "input_length": 5, "output_length": 5}}'
+    with pytest.raises(UserError, match=r"line 1: timestamp is .*; it must be a number"):
+        read(lines(tmp_path / "a.jsonl", row), model)
 
 
 def test_replies_without_tokens_are_counted(tmp_path: Path, model: ResolvedModel) -> None:

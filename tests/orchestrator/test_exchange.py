@@ -213,8 +213,56 @@ def test_tokens_that_came_several_at_once_have_no_times_of_their_own(tmp_path: P
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {"device_name": 5},
+        {"goodput": 5},
+        {"seed": "9" * 30},
+        {"mean_ttft_ms": 10**400},
+        {"request_goodput": True},
+    ],
+    ids=str,
+)
+def test_a_field_that_is_not_what_it_should_be_is_one_that_the_file_has_not(
+    tmp_path: Path, fields: dict[str, object]
+) -> None:
+    for name, given in (("plain", {}), ("odd", fields)):
+        path = theirs(tmp_path / "b.json", **{**dict.fromkeys(fields), **given})
+        done("import", path, "--strategy", "tp2", "--out", tmp_path / name)
+    plain, odd = (
+        replace(one, cell=None, conditions=replace(one.conditions, metadata=None))
+        for name in ("plain", "odd")
+        for one in load([tmp_path / name])[0].runs
+    )
+    assert plain == odd
+
+
+DETAILS = {
+    "input_lens": [9],
+    "output_lens": [2],
+    "start_times": [5.0],
+    "ttfts": [0.1],
+    "itls": [[0.2]],
+}
+
+
+@pytest.mark.parametrize(
     ("content", "options", "words"),
     [
+        ({"completed": True}, ("--strategy", "tp2"), "no number 'completed', 0 or more"),
+        ({"duration": -1.0}, ("--strategy", "tp2"), "no number 'duration', 0 or more"),
+        ({"duration": 10**400}, ("--strategy", "tp2"), "no number 'duration', 0 or more"),
+        *(
+            ({**DETAILS, name: [value]}, ("--strategy", "tp2"), f"request 0 in {name} is {value!r}")
+            for name, value in (
+                ("input_lens", "a"),
+                ("output_lens", 2.5),
+                ("start_times", "x"),
+                ("ttfts", None),
+                ("itls", "ab"),
+                ("itls", ["a"]),
+            )
+        ),
         ({}, (), "does not say which layout it is of; give --strategy"),
         ({"output_throughput": None}, ("--strategy", "tp2"), "no number 'output_throughput'"),
         ({}, ("--strategy", "fast"), "is not a layout"),

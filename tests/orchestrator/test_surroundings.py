@@ -188,3 +188,11 @@ def test_changes_that_no_commit_holds_are_said_of_each_side():
     assert surroundings_of([(MANIFEST, dirty)]).dirty == ["new"]
     assert surroundings_of([(before, dirty)]).dirty == ["base", "new"]
     assert surroundings_of([(MANIFEST, with_(git_dirty=False))]).dirty == []
+
+
+def test_the_work_of_an_import_is_unknown_and_no_difference():
+    asked = {"strategy": ["tp2"], "scenario": ["short"], "max_concurrency": [2]}
+    imported = with_(imported={"format": "vllm-bench"}, experiment=asked)
+    found = unknown(MANIFEST, imported)
+    assert Unknown("work", ("new",)) in found
+    assert not [one for one in differences(MANIFEST, imported) if one.what.startswith("work.")]

@@ -195,9 +195,12 @@ def _is_dirty(manifest: Manifest) -> bool:
 def _environment(manifest: Manifest) -> dict[str, object]:
     """What a manifest knows of hardware, software and work, by name."""
     asked, counts = manifest.get("experiment"), manifest.get("num_prompts")
-    work = asked if isinstance(asked, dict) else {}
+    if isinstance(asked, dict) and "imported" not in manifest:
+        work = {name: _asked(asked, name) for name in WORKLOAD}
+    else:  # of an import only the runs say what the work was
+        work = None
     found = {name: manifest.get(name) for name in ENVIRONMENT} | {
-        "work": {name: _asked(work, name) for name in WORKLOAD},
+        "work": work,
         "work.num_prompts": counts if isinstance(counts, Mapping) else None,
     }
     devices = {name: text for kind in DEVICES for name, text in _devices(manifest, kind).items()}

@@ -26,7 +26,7 @@ OF_SAMPLING = (
 
 
 def _messages(row: Row) -> tuple[tuple[str, str], ...]:
-    given = row.fields.get("messages")
+    given = row.value("messages")
     if not isinstance(given, list) or not given or not all(isinstance(m, dict) for m in given):
         raise UserError(f"{row.where}: messages must be a list of objects with role and content")
     return tuple((_role(m.get("role"), row), _content(m.get("content"), row)) for m in given)
@@ -81,10 +81,10 @@ def _length(row: Row) -> int | None:
 
 
 def _batch(row: Row) -> Entry:
-    body = row.fields.get("body")
+    body = row.value("body")
     if not isinstance(body, dict):
         raise UserError(f"{row.where}: expected 'body', the object of one request")
-    asked = BODY.named(replace(row, fields=body), selected=False)
+    asked = BODY.named(replace(row, fields=body, typed=True), {})
     if ("prompt" in asked.fields) == ("messages" in asked.fields):
         raise UserError(f"{row.where}: expected either 'messages' or 'prompt' in body")
     if "prompt" in asked.fields:

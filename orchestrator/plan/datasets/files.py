@@ -3,9 +3,11 @@ also gzipped where that is usual, and a folder of them."""
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,7 +21,7 @@ CONTAINERS = (
     "Face datasets"
 )
 GZIP, PARQUET, ARROW = b"\x1f\x8b", b"PAR1", b"ARROW1"
-CSV_BLOCK = 16 << 20  # bytes, of which no row may have more
+CELL = 16 << 20  # characters, of which no cell of CSV may have more
 
 
 def rows(path: Path, split: str | None = None) -> Iterator[Row]:
@@ -62,7 +64,7 @@ def naming(path: Path) -> Iterator[None]:
     except pa.ArrowException as error:
         text = " ".join(str(error).split())
         raise UserError(f"the dataset {path} cannot be read: {text[:300]}") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"the dataset {path} cannot be read: {reason}") from error
 
@@ -78,14 +80,14 @@ def _json(path: Path) -> Iterator[Row]:
             yield from _json_lines(path, stream)
 
 
-def opened(path: Path) -> TextIO:
-    """A file of text, gzipped or not. Windows tools begin a text with a mark, which is left
-    out."""
+def opened(path: Path, newline: str = "\n") -> TextIO:
+    """A file of text, gzipped or not. Windows tools begin a text with a mark, which is left out.
+    newline: of `open`."""
     with path.open("rb") as stream:
         zipped = stream.read(len(GZIP)) == GZIP
     if zipped:
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="\n")
-    return path.open(encoding="utf-8-sig", newline="\n")
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline=newline)
+    return path.open(encoding="utf-8-sig", newline=newline)
 
 
 def _first_character(stream: TextIO) -> str:
@@ -134,21 +136,38 @@ def _object(value: object, where: str) -> Mapping[str, Any]:
 
 def _csv(path: Path, suffix: str) -> Iterator[Row]:
     """All values as text, so that a column's types do not depend on its first rows. A row's line is
-    counted from the line ends in the cells before it; empty lines are not rows."""
-    import pyarrow as pa
-    from pyarrow import csv
+    the one it begins in; empty lines are not rows."""
+    csv.field_size_limit(CELL)  # a long prompt has more than the 128 KiB that it allows by itself
+    with opened(path, newline="") as stream:
+        reader = csv.reader(stream, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+        names: list[str] = []
+        line = 1
+        try:
+            for cells in reader:
+                where = f"{path}, line {line}"
+                line = reader.line_num + 1
+                if names and cells:
+                    yield Row(where, _cells(names, cells, where), typed=False)
+                names = names or _header(cells, where)
+        except csv.Error as error:
+            raise UserError(f"{path}, line {line}: not valid CSV: {error}") from error
+        if not names:
+            raise UserError(f"the dataset {path} cannot be read: it has no header")
 
-    read = csv.ReadOptions(block_size=CSV_BLOCK)
-    parse = csv.ParseOptions(newlines_in_values=True, delimiter="\t" if suffix == ".tsv" else ",")
-    with csv.open_csv(path, read, parse) as first:
-        names = first.schema.names
-    texts = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
-    line = 2
-    with csv.open_csv(path, read, parse, texts) as batches:
-        for batch in batches:
-            for fields in batch.to_pylist():
-                yield Row(f"{path}, line {line}", fields, typed=False)
-                line += 1 + sum(value.count("\n") for value in fields.values() if value)
+
+def _header(cells: list[str], where: str) -> list[str]:
+    twice = next((name for name in cells if cells.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{where}: two columns are called '{twice[:60]}'; rename one")
+    return cells
+
+
+def _cells(names: list[str], cells: list[str], where: str) -> Mapping[str, str]:
+    if len(cells) != len(names):
+        raise UserError(
+            f"{where}: the dataset cannot be read: expected {len(names)} columns, got {len(cells)}"
+        )
+    return dict(zip(names, cells, strict=True))
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -174,6 +193,21 @@ def _arrow(path: Path) -> Iterator[Row]:
 def _table(path: Path, batches: Iterable[Any]) -> Iterator[Row]:
     number = 1
     for batch in batches:
-        for fields in batch.to_pylist():
+        for fields in _values(path, batch):
             yield Row(f"{path}, row {number}", fields)
             number += 1
+
+
+def _values(path: Path, batch: Any) -> Sequence[Mapping[str, Any]]:
+    """The rows of a batch. Times are cut to microseconds, which is all that Python's have."""
+    import pyarrow as pa
+
+    for place, one in enumerate(batch.schema):
+        if pa.types.is_timestamp(one.type):
+            times = batch.column(place).cast(pa.timestamp("us", one.type.tz), safe=False)
+            batch = batch.set_column(place, one.name, times)
+    try:
+        found: Sequence[Mapping[str, Any]] = batch.to_pylist()
+    except (ValueError, OverflowError) as error:  # a date that Python has not
+        raise UserError(f"the dataset {path} cannot be read: {error}") from error
+    return found

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 
 from orchestrator.errors import UserError
 from orchestrator.plan.datasets.rows import OUTPUT_LEN, Entry, Format, Row, Said, alike
 
 HUMAN = ("human", "user")
+TEXT = (str, type(None))  # null, where nothing was said
 
 
 def _prompt(row: Row) -> Entry:
-    if ("prompt" in row.fields) == ("prompt_token_ids" in row.fields):
+    texts, ids = row.has("prompt"), row.has("prompt_token_ids")
+    if (texts and ids) or not any(name in row.fields for name in ("prompt", "prompt_token_ids")):
         raise UserError(
             f"{row.where}: expected either 'prompt' or 'prompt_token_ids', with 'output_len'"
         )
     length = row.whole("output_len", least=1) if row.has("output_len") else None
-    if "prompt" in row.fields:
-        return Entry(row.where, row.text("prompt"), length)
-    return Entry(row.where, _token_ids(row), length)
+    return Entry(row.where, _token_ids(row) if ids else row.text("prompt"), length)
 
 
 def _token_ids(row: Row) -> tuple[int, ...]:
-    ids = row.fields["prompt_token_ids"]
-    if not row.typed:  # a cell of CSV
-        try:
-            ids = json.loads(ids)
-        except (ValueError, RecursionError):
-            ids = None
+    ids = row.value("prompt_token_ids")
     if not isinstance(ids, list) or not all(type(one) is int for one in ids):
         raise UserError(f"{row.where}: prompt_token_ids must be a list of whole numbers")
     return tuple(ids)
@@ -43,9 +37,16 @@ def _first_exchange(row: Row) -> Entry | None:
 
 
 def _said(row: Row) -> Sequence[Mapping[str, object]]:
-    turns = row.fields.get("conversations")
+    turns = row.value("conversations")
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise UserError(f"{row.where}: expected 'conversations', a list of turns")
+    for place, turn in enumerate(turns, start=1):
+        if not isinstance(turn.get("from"), str) or not isinstance(turn.get("value", 0), TEXT):
+            there = ", ".join(f"{name} ({type(value).__name__})" for name, value in turn.items())
+            raise UserError(
+                f"{row.where}, turn {place}: a turn has 'from' and 'value', which are texts; found "
+                f"{there[:100] or 'nothing'}"
+            )
     return turns
 
 

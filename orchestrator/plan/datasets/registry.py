@@ -88,7 +88,7 @@ def described() -> str:
 
 def read(source: Source) -> Iterator[Sequence[Entry] | CannotRun]:
     """What each row of a dataset asks for, in order: the turns of a conversation, else one entry;
-    for a row that cannot run, the reason.
+    none where it asks for nothing; for a row that cannot run, the reason.
 
     Raises UserError for what cannot be read, with file and line.
     """
@@ -100,12 +100,11 @@ def read(source: Source) -> Iterator[Sequence[Entry] | CannotRun]:
     turns_of = _turns_of(form, source)
     for row in itertools.chain([first], found):
         try:
-            turns = turns_of(form.named(row, selected=bool(source.columns)))
+            turns = turns_of(form.named(row, source.columns))
         except CannotRun as error:
             yield error
             continue
-        if turns:
-            yield turns
+        yield turns
 
 
 def _turns_of(form: Format, source: Source) -> Callable[[Row], Sequence[Entry]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -42,6 +44,17 @@ class Row:
             )
         return value
 
+    def value(self, name: str) -> Any:
+        """A value that is no text. A cell of CSV holds it as JSON, and is itself where it holds
+        none."""
+        found = self.fields.get(name)
+        if self.typed or not isinstance(found, str):
+            return found
+        try:
+            return json.loads(found)
+        except (ValueError, RecursionError):
+            return found or None
+
     def whole(self, name: str, least: int = 0) -> int:
         """A whole number. Raises UserError where it is none, CannotRun where it is below
         `least`."""
@@ -58,7 +71,7 @@ class Row:
         try:
             if self.typed != isinstance(value, str) and not isinstance(value, bool):
                 number = value if isinstance(value, int) else float(value or 0)
-                if abs(number) < float("inf"):
+                if math.isfinite(number):
                     return number
         except (TypeError, ValueError, OverflowError):
             pass
@@ -135,22 +148,26 @@ class Format:
         """Whether a row looks like one of this format."""
         return any(sign in row.fields for sign in self.signs)
 
-    def named(self, row: Row, selected: bool) -> Row:
-        """The row with its fields under their names here. selected: columns were named, so one of
-        an unknown name is not read. Raises UserError for an unknown field, and for two names of a
-        field with values that differ."""
+    def named(self, row: Row, columns: Mapping[str, str]) -> Row:
+        """The row with its fields under their names here. columns: field -> the column of the file
+        that was named for it; then one of an unknown name is not read, nor another name of such a
+        field. Raises UserError for an unknown field, and for two names of a field with values that
+        differ."""
         known = {one: name for name, others in self.fields.items() for one in (name, *others)}
+        chosen = {known[one]: one for one in columns if one in known}
         found: dict[str, Any] = {}
         by: dict[str, str] = {}
-        for column, value in row.fields.items():
-            name = known.get(column)
-            if name is None and not selected and column not in self.unread:
+        for column in sorted(row.fields, key=row.has, reverse=True):  # a blank cell says nothing
+            name, value = known.get(column), row.fields[column]
+            if name is None and not columns and column not in self.unread:
                 raise self._unknown(row.where, column)
-            if name is None or value is None:
+            if name is None or value is None or chosen.get(name, column) != column:
+                continue
+            if name in found and not row.has(column):
                 continue
             if name in found and found[name] != value:
                 raise UserError(f"{row.where}: {by[name]} and {column} differ; give one of them")
-            found[name], by[name] = value, column
+            found[name], by[name] = value, columns.get(column, column)
         return replace(row, fields=found, names=by)
 
     def _unknown(self, where: str, column: str) -> UserError:

@@ -22,14 +22,19 @@ def _seconds(row: Row) -> float:
 
 def _date(row: Row) -> float:
     """Seconds since 1970, of a time with as many digits as there are."""
-    text = row.text("timestamp").strip()
+    at = row.fields.get("timestamp")  # Parquet and Arrow may hold a time
+    if not isinstance(at, datetime):
+        at = _read_date(row.text("timestamp").strip(), row.where)
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+
+
+def _read_date(text: str, where: str) -> datetime:
     try:
-        at = datetime.fromisoformat(text)
+        return datetime.fromisoformat(text)
     except ValueError as error:
         raise UserError(
-            f"{row.where}: '{text[:60]}' is not a time; write it as 2023-11-16 18:15:46.68"
+            f"{where}: '{text[:60]}' is not a time; write it as 2023-11-16 18:15:46.68"
         ) from error
-    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
 def _request(time: Callable[[Row], float], row: Row) -> Entry:
@@ -43,7 +48,7 @@ def _request(time: Callable[[Row], float], row: Row) -> Entry:
 
 
 def _blocks(row: Row) -> tuple[int, ...]:
-    ids = row.fields.get("hash_ids") or []
+    ids = row.value("hash_ids") or []
     if not isinstance(ids, list) or not all(type(one) is int and one >= 0 for one in ids):
         raise UserError(f"{row.where}: hash_ids must be a list of whole numbers, 0 or more")
     return tuple(ids)
