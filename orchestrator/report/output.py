@@ -218,6 +218,10 @@ def inline_json(data: object) -> str:
 def plain(data: object) -> object:
     """`data`, made of dataclasses, mappings, sequences and scalars, in a form that `json.dumps`
     takes: NaN and infinities become null, as JSON does not have them."""
+    if data is None or isinstance(data, (str, int)):  # most of what a page has, beside floats
+        return data
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
     if isinstance(data, Mapping):
         return {name: plain(value) for name, value in data.items()}
     if isinstance(data, (list, tuple)):
@@ -225,7 +229,7 @@ def plain(data: object) -> object:
     if dataclasses.is_dataclass(data):
         fields = dataclasses.fields(data)
         return {field.name: plain(getattr(data, field.name)) for field in fields}
-    return None if isinstance(data, float) and not math.isfinite(data) else data
+    return data
 
 
 def _console(stderr: bool) -> Console:

@@ -119,7 +119,7 @@ def steps_of(rank: int, numbers: Iterable[int], length: float, begin: float = 0.
 
 def drawn(**seen: list[SpanRow]) -> dict[str, timeline.Window]:
     return timeline.windows(
-        {name: timeline.bars_of(SPANS.make(spans)) for name, spans in seen.items()}
+        {name: timeline.spans_of(SPANS.make(spans)) for name, spans in seen.items()}
     )
 
 
@@ -151,7 +151,7 @@ def test_a_timeline_is_of_a_shorter_time_where_not_all_of_it_fits(
 
 def test_a_timeline_without_a_call_that_was_seen_is_none() -> None:
     unseen = replace(span(0, 0, "send", 0.0, 1.0), start_us=None, end_us=None)
-    assert timeline.bars_of(SPANS.make([unseen])) == []
+    assert timeline.spans_of(SPANS.make([unseen])).num_rows == 0
 
 
 def test_samples_are_binned_so_that_each_bin_has_every_device() -> None:

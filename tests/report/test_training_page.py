@@ -264,9 +264,8 @@ def test_the_tables_are_sorted(chromium: Chromium, page: Path) -> None:
 
 
 def test_a_chart_prints_on_one_page_with_its_heading(chromium: Chromium, page: Path) -> None:
-    chromium.open(page, PAPER_WIDTH)
-    chromium.tab.emulate_media(media="print")
-    chromium.evaluate("dispatchEvent(new Event('beforeprint'))")
+    chromium.look(page)
+    chromium.on_paper(PAPER_WIDTH)
     for chart in CHARTS:
         height = chromium.evaluate(f"document.getElementById('{chart}').offsetHeight")
         assert 0 < height < PAPER_HEIGHT, chart

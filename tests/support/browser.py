@@ -31,12 +31,14 @@ class Chromium:
         self.tab = tab
         self.complaints: list[str] = []
         self.requests: list[str] = []
+        self.read: tuple[Path, int, bool] | None = None  # what is open, as it was opened
         tab.on("console", lambda message: self.complaints.append(message.text))
         tab.on("pageerror", lambda error: self.complaints.append(str(error)))
         tab.on("request", lambda request: self.requests.append(request.url))
 
     def open(self, page: Path, width: int = 1440, dark: bool = False, where: str = "") -> None:
         """Open a page and wait until all of it is drawn. where: what follows `#` in its address."""
+        self.read = None
         # An address that differs in that alone would not load the page again.
         self.tab.goto("about:blank")
         self.complaints.clear()
@@ -45,6 +47,19 @@ class Chromium:
         self.tab.emulate_media(media="screen", color_scheme="dark" if dark else "light")
         self.tab.goto(page.resolve().as_uri() + where)
         self.wait(READY)
+
+    def look(self, page: Path, width: int = 1440, dark: bool = False) -> None:
+        """Open a page for a test that only reads it, unless the one before did so too."""
+        if self.read != (page, width, dark):
+            self.open(page, width, dark)
+            self.read = (page, width, dark)
+
+    def on_paper(self, width: int) -> None:
+        """Lay the open page out as for printing on paper that is so wide, in px."""
+        self.read = None
+        self.tab.set_viewport_size({"width": width, "height": 900})
+        self.tab.emulate_media(media="print")
+        self.evaluate("dispatchEvent(new Event('beforeprint'))")
 
     def evaluate(self, expression: str) -> Any:
         return self.tab.evaluate(expression)
@@ -63,6 +78,7 @@ class Chromium:
 
     def choose(self, name: str, value: object) -> None:
         """Choose `value` in the selection `name`. Where that draws all again, `READY` says when."""
+        self.read = None
         self.evaluate(
             f"(() => {{ const s = document.querySelector('select[name={name}]');"
             f" s.value = '{value}'; delete document.body.dataset.ready;"
@@ -71,6 +87,7 @@ class Chromium:
 
     def pdf(self, path: Path) -> None:
         """Print the page as a person would."""
+        self.read = None
         self.tab.emulate_media(media="print")
         self.tab.pdf(path=path, prefer_css_page_size=True)
 

@@ -6,7 +6,9 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from orchestrator.analysis.comparing.rounds import load_of
 from orchestrator.report.charts.views import Names, View, first_start, view
@@ -30,6 +32,15 @@ class Bar(NamedTuple):
     phase: str
     step: int
     kind: str
+    start: float
+    end: float
+
+
+class Step(NamedTuple):
+    """What a rank did in one step: from its first span to the end of its last one, in us."""
+
+    rank: int
+    step: int
     start: float
     end: float
 
@@ -70,63 +81,78 @@ def timeline(spans: pa.Table | None, names: Names) -> list[Timeline]:
 
     def drawn(cells: Sequence[CellKey]) -> Iterator[Timeline]:
         """Those of one load, each as long as the others."""
-        seen = {cell: bars_of(spans.select(COLUMNS).take(chosen[cell])) for cell in cells}
-        known = {cell: bars for cell, bars in seen.items() if bars}
+        seen = {cell: spans_of(spans.select(COLUMNS).take(chosen[cell])) for cell in cells}
+        known = {cell: mine for cell, mine in seen.items() if mine.num_rows}
         for cell, one in windows(known).items() if known else ():
             yield widened(Timeline, view(cell, names), **vars(one))
 
     return [row for cells in grouped(chosen, load_of).values() for row in drawn(cells)]
 
 
+def spans_of(spans: pa.Table) -> pa.Table:
+    """Those that have times, rank by rank in their order. They stay a table: as rows, hundreds of
+    thousands would take seconds."""
+    known = spans.select(COLUMNS).drop_null()
+    return known.take(np.lexsort((known["start_us"].to_numpy(), known["rank"].to_numpy())))
+
+
 def bars_of(spans: pa.Table) -> list[Bar]:
-    """A bar for each span that has times, rank by rank in their order. spans: COLUMNS are enough;
-    as rows with all columns, hundreds of thousands would take seconds."""
-    values = (spans.column(name).to_pylist() for name in COLUMNS)
-    found = (Bar(*one) for one in zip(*values, strict=True) if None not in one)
-    return sorted(found, key=lambda bar: (bar.rank, bar.start))
+    """A bar for each of them."""
+    return [Bar(*one) for one in zip(*(column.to_pylist() for column in spans), strict=True)]
 
 
-def windows(seen: Mapping[K, Sequence[Bar]]) -> dict[K, Window]:
+def steps_of(spans: pa.Table) -> list[Step]:
+    """The steps of each rank, in their order."""
+    by = [("rank", "ascending"), ("step", "ascending")]
+    found = spans.group_by(["rank", "step"]).aggregate([("start_us", "min"), ("end_us", "max")])
+    return [Step(*one) for one in zip(*(one.to_pylist() for one in found.sort_by(by)), strict=True)]
+
+
+def windows(seen: Mapping[K, pa.Table]) -> dict[K, Window]:
     """The windows of several layouts, all as long: the last STEPS decode steps of every rank fit,
-    unless these have more than MAX_BARS bars. seen: what is known of each, which is not nothing."""
-    decode = {
-        key: [bar for bar in bars if bar.phase == DECODE] or bars for key, bars in seen.items()
-    }
-    length = max(_last_steps(mine) for bars in decode.values() for mine in by_rank(bars).values())
-    ends = {key: _end(recorded(bars), length) for key, bars in decode.items()}
+    unless these have more than MAX_BARS bars. seen: what `spans_of` knows of each, which is not
+    nothing."""
+    decode = {key: steps_of(_decode(spans) or spans) for key, spans in seen.items()}
+    length = max(_last_steps(mine) for steps in decode.values() for mine in by_rank(steps).values())
+    ends = {key: _end(recorded(steps), length) for key, steps in decode.items()}
 
     def drawn(key: K) -> list[Bar]:
-        end = ends[key]
-        inside = (bar for bar in seen[key] if end - length < bar.end and bar.start < end)
-        return merged(inside, SEEN * length)
+        spans, end = seen[key], ends[key]
+        begun = pc.less(spans["start_us"], end)
+        inside = spans.filter(pc.and_(begun, pc.greater(spans["end_us"], end - length)))
+        return merged(bars_of(inside), SEEN * length)
 
     bars = {key: drawn(key) for key in seen}
     ages = sorted(ends[key] - bar.end for key, mine in bars.items() for bar in mine)
     shown = length if len(ages) <= MAX_BARS else ages[MAX_BARS]
-    return {key: _window(bars[key], recorded(seen[key]), ends[key] - shown, shown) for key in seen}
+    known = {key: recorded(steps_of(spans)) for key, spans in seen.items()}
+    return {key: _window(bars[key], known[key], ends[key] - shown, shown) for key in seen}
 
 
-def by_rank(bars: Iterable[Bar]) -> dict[int, list[Bar]]:
-    """The bars of each rank."""
-    return grouped(bars, lambda bar: bar.rank)
+def _decode(spans: pa.Table) -> pa.Table | None:
+    """Those of decode steps; None where there are none."""
+    found = spans.filter(pc.equal(spans["phase"], DECODE))
+    return found if found.num_rows else None
 
 
-def _last_steps(bars: Sequence[Bar]) -> float:
+def by_rank(steps: Iterable[Step]) -> dict[int, list[Step]]:
+    """The steps of each rank."""
+    return grouped(steps, lambda step: step.rank)
+
+
+def _last_steps(steps: Sequence[Step]) -> float:
     """How long the last STEPS steps of one rank took, in us."""
-    first = sorted({bar.step for bar in bars})[-STEPS:][0]
-    return max(bar.end for bar in bars) - min(bar.start for bar in bars if bar.step == first)
+    return max(step.end for step in steps) - steps[-STEPS:][0].start
 
 
-def recorded(bars: Iterable[Bar]) -> list[Known]:
+def recorded(steps: Iterable[Step]) -> list[Known]:
     """The stretches of which all is known: those of steps without one that is left out between."""
     out: list[Known] = []
-    for rank, mine in by_rank(bars).items():
-        steps = grouped(mine, lambda bar: bar.step)
-        for step in sorted(steps):
-            start, end = steps[step][0].start, max(bar.end for bar in steps[step])
-            if step - 1 in steps:
-                start = out.pop().start
-            out.append(Known(rank, start, end))
+    for rank, mine in by_rank(steps).items():
+        there = {one.step for one in mine}
+        for one in mine:
+            start = out.pop().start if one.step - 1 in there else one.start
+            out.append(Known(rank, start, one.end))
     return out
 
 

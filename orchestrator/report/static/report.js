@@ -485,8 +485,12 @@
       ...kindsOf(rows).map((kind) => [(KINDS[kind] || kind).replaceAll("_", "-"), box(`var(--${KINDS[kind] || "other"})`)]),
       ["idle", box("var(--idle)")], ["not recorded", stroke("var(--ink-3)", "1 4", 1.5)],
     ],
-    note: (rows) => !rows.length ? "" : `At ${load()}, the same ${fixed(stretch() / 1e3)} ms of each layout. ${without(rows, "no calls were kept")}`
-      + (chosen(data.timeline).some((cell) => tooClose(cell)) ? "Calls too close to be told apart blend into one colour; show less of it to see each." : ""),
+    note: (rows) => {
+      if (!rows.length) return "";
+      const us = stretch();
+      return `At ${load()}, the same ${fixed(us / 1e3)} ms of each layout. ${without(rows, "no calls were kept")}`
+        + (chosen(data.timeline).some((cell) => tooClose(cell, us)) ? "Calls too close to be told apart blend into one colour; show less of it to see each." : "");
+    },
     panels: (rows, width) => [{ spec: gantt(rows, width) }],
   };
 
@@ -495,9 +499,9 @@
   /** How long the stretch is that is drawn, in us: that of all layouts of a load. */
   const stretch = () => Number(state.zoom) * maximum(chosen(data.timeline), "length");
 
-  /** Whether most bars of a layout are narrower than a pixel or so. */
-  function tooClose(cell) {
-    const short = cell.bars.filter(([, , , , length]) => length < stretch() / 600).length;
+  /** Whether most bars of a layout are narrower than a pixel or so. us: how long the stretch is. */
+  function tooClose(cell, us) {
+    const short = cell.bars.filter(([, , , , length]) => length < us / 600).length;
     return short > cell.bars.length / 3;
   }
 
