@@ -80,6 +80,11 @@ def judge(claim: Claim, candidates: Sequence[Deployed]) -> Audited:
     return min((_judged(claim, one) for one in candidates), key=lambda one: one._kindness)
 
 
+def cannot_be(claim: Claim, reason: str) -> Audited:
+    """The verdict on a claim of a layout that the model cannot have."""
+    return Audited(claim, IMPOSSIBLE, IMPOSSIBLE, layout=claim.strategy, arithmetic=(reason,))
+
+
 def _judged(claim: Claim, on: Deployed) -> Audited:
     found = replace(_verdict(claim, on), layout=on.placed.layout.name, gpu=on.card.name)
     return replace(found, arithmetic=(words.memory(on), *found.arithmetic))

@@ -31,19 +31,31 @@ def audit(
 
 
 def audited(claims: Sequence[Claim]) -> list[Audited]:
-    """The verdict on each claim. Raises Refused for a model, a GPU or a layout that is not known,
+    """The verdict on each claim. Raises UserError for a model, a GPU or a layout that is not known,
     with the place of the claim."""
-    from orchestrator.audit.verdicts import judge
     from orchestrator.errors import Refused, UserError
 
     placed, found = functools.cache(_placed), []
     for number, claim in enumerate(claims, 1):
         try:
-            found.append(judge(claim, _candidates(claim, placed)))
+            found.append(_judged(claim, placed))
         except Refused as error:
             where = f"claim {number}: " if len(claims) > 1 else ""
             raise UserError(f"{where}{error}") from error
     return found
+
+
+def _judged(claim: Claim, placed: Callable[..., list[Placed]]) -> Audited:
+    from orchestrator.audit.verdicts import cannot_be, judge
+    from strategies import LayoutError
+    from strategies.registry import discover, known_parts
+
+    if claim.strategy is not None:
+        known_parts(claim.strategy, discover())
+    try:
+        return judge(claim, _candidates(claim, placed))
+    except LayoutError as error:
+        return cannot_be(claim, f"{error}.")
 
 
 def _claims(

@@ -333,7 +333,6 @@ def test_all_that_was_measured_is_possible():
     [
         ({"model": "lama-70b"}, "there is no model 'lama-70b'"),
         ({"gpu": "L41S"}, "there is no data sheet of the GPU 'L41S'; known are GB200"),
-        ({"strategy": "tp3"}, "64 heads of llama-70b do not divide over tp=3"),
         ({"strategy": "xx3"}, "there is no strategy 'xx'"),
         ({"strategy": "tp4", "gpus": 8}, "tp4 is a layout of 4 GPUs, and 8 are named"),
         ({"strategy": "tp64pp80dp64"}, "is a layout of 327680 GPUs"),
@@ -345,6 +344,18 @@ def test_what_is_not_known_is_said_in_one_line(fields, words):
         said(**fields)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "reason"),
+    [
+        ("tp3", "64 heads of llama-70b do not divide over tp=3; use 1, 2, 4, 8, 16, 32, 64."),
+        ("pp100", "pp=100 is more stages than llama-70b has layers; use 1 to 80."),
+    ],
+)
+def test_a_layout_that_the_model_cannot_have_is_impossible(strategy, reason):
+    found = said(strategy=strategy, output_throughput=1.0)
+    assert (found.verdict, found.layout, found.arithmetic) == (IMPOSSIBLE, strategy, (reason,))
 
 
 def test_beyond_a_bridge_bytes_go_over_pcie():

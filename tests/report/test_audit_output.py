@@ -112,8 +112,8 @@ def test_json_has_what_the_table_has() -> None:
         ((str(EXAMPLE), "--claim", "5 tok/s"), "give a file of claims, or --claim"),
         (("none.yaml",), "none.yaml cannot be read"),
         (("--claim", "5 tok/s"), "nothing is judged without model and gpu"),
-        ((*OF, "--claim", "5 tok/s tp3"), "64 heads of llama-70b do not divide over tp=3"),
-        ((*OF, "--claim", "5 tok/s tp4", "--claim", "5 tok/s tp3"), "claim 2: 64 heads"),
+        ((*OF, "--claim", "5 tok/s tq3"), "there is no strategy 'tq'; did you mean 'tp3'?"),
+        ((*OF, "--claim", "5 tok/s tp4", "--claim", "5 tok/s tq3"), "claim 2: tq3: there is no"),
         ((*OF, "--claim", "5 furlongs"), "'5 furlongs' is not understood"),
         (("--model", "x", "--gpu", "L4", "--claim", "5 tok/s"), "there is no model 'x'"),
         (("--model", "tiny", "--gpu", "x", "--claim", "5 tok/s"), "no data sheet of the GPU 'x'"),
@@ -140,3 +140,10 @@ def test_nothing_heavy_is_imported() -> None:
 def test_a_card_with_less_memory_than_is_claimed_is_named_without_an_article() -> None:
     done = call("--model", "llama-8b", "--gpu", "L40S", "--claim", "90 GB at tp1")
     assert "The L40S has no more than 51.5 GB." in done.stdout
+
+
+def test_a_layout_that_cannot_be_is_judged_beside_others() -> None:
+    done = call(*OF, "--claim", "5 tok/s tp4", "--claim", "5 tok/s tp3")
+    assert done.exit_code == 0
+    assert "2 claims: possible 1, impossible 1." in done.stdout
+    assert "64 heads of llama-70b do not divide over tp=3" in done.stdout
