@@ -21,35 +21,37 @@ FORMS = {
 }
 
 
-def parse_levels(texts: Iterable[str], field: str) -> dict[str, str]:
-    """`ttft:2000 tpot:200` as a mapping, unchecked. field: "goodput", "slo" or PREDICTED. Raises
-    ValueError for a word that does not have the form KEY:VALUE, and for two limits on one."""
+def parse_levels(texts: Iterable[str], field: str) -> dict[str, float]:
+    """`ttft:2000 tpot:200` as a mapping, its names unchecked. field: "goodput", "slo" or PREDICTED.
+    Raises ValueError for a word that does not have the form KEY:NUMBER, and for two limits on
+    one."""
     words = [word for text in texts for word in str(text).replace(",", " ").split()]
     pairs = [word.rpartition(":") for word in words]
-    for word, (key, separator, value) in zip(words, pairs, strict=True):
-        if not (key and separator and value):
+    for word, (key, _, value) in zip(words, pairs, strict=True):
+        if not (key and _is_number(value)):
             raise ValueError(f"{field} is {FORMS[field]}; found '{word}'")
-    return once(field, ((key, value) for key, _, value in pairs))
+    levels = once(field, ((key, value) for key, _, value in pairs))
+    return {key: float(value) for key, value in levels.items()}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def medians(texts: Iterable[str]) -> dict[str, float]:
     """`ttft:2000 tpot:p50:50` as limits in ms on medians, by latency. Raises ValueError for what is
     none, and for two limits on one latency."""
-    pairs = parse_levels(texts, PREDICTED).items()
-    levels = check_levels({name: _number(name, text) for name, text in pairs}, PREDICTED)
+    levels = check_levels(parse_levels(texts, PREDICTED), PREDICTED)
     found = {name.removesuffix(MEDIAN): limit for name, limit in levels.items()}
     if len(found) < len(levels):
         raise ValueError(
             f"slo {', '.join(levels)}: one metric has two limits; leave one of them out"
         )
     return found
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"slo {name}:{text}: '{text}' is no number of milliseconds") from None
 
 
 def check_levels(levels: dict[str, float], field: str) -> dict[str, float]:

@@ -71,7 +71,7 @@ def test_levels_can_be_written_in_several_ways(given):
         ("ttft", "METRIC:MILLISECONDS"),
         ("itl:5", "no metric 'itl'; use ttft, tpot, e2el"),
         ("ttft:0", "above 0"),
-        ("ttft:fast", "number"),
+        ("ttft:fast", "found 'ttft:fast'"),
     ],
 )
 def test_levels_that_are_none_are_refused(given, words):
@@ -167,7 +167,8 @@ def test_an_slo_can_be_written_in_several_ways_and_belongs_in_the_same_folder(gi
         ("ttft:50", "found 'ttft:50'"),
         ("ttft:p99:5 ttft:p99:6", "ttft:p99 is both 5 and 6; give one"),
         ("ttft:p99:0", "above 0"),
-        ("ttft:p99:fast", "number"),
+        ("ttft:p99:fast", "tpot:p95:50; found 'ttft:p99:fast'"),
+        ("ttft:p99", "tpot:p95:50; found 'ttft:p99'"),
         ("ttft:99:5", "METRIC:PERCENTILE:MILLISECONDS"),
     ],
 )
