@@ -38,6 +38,10 @@ def test_layouts_train_alike_and_are_resumed(
     assert first.exit_code == 0, first.output
     again = CliRunner().invoke(main, [*ASKED, "--strategy", "tp1,fsdp2", *result_dir])
     assert "1 of 2 runs have a result and are skipped." in again.output
+    unsaved = ("--save-checkpoint", str(tmp_path / "saved"))
+    saved = CliRunner().invoke(main, [*ASKED, "--strategy", "tp1", *result_dir, *unsaved])
+    assert saved.exit_code == 2
+    assert "tp1 has been trained, so no run is left" in saved.output
     (folder,) = tmp_path.iterdir()
     cells = findings_of([folder]).comparison
     assert all(one.times.backward_ms for one in cells)  # each start was taken apart
