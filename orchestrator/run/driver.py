@@ -60,6 +60,7 @@ def run_experiment(
     try:
         with stop:
             if not schedule.is_unfinished():
+                _tell_of_nothing_more(experiment, progress)
                 _compare_again(store, experiment, progress)
                 return store.folder
             with store.opened():
@@ -162,6 +163,16 @@ def _next_block(store: Store) -> int:
     is kept."""
     kept = [table for name in OUTCOME_TABLES if (table := store.read(name)) is not None]
     return 1 + max((block for table in kept for block in table["block"].to_pylist()), default=-1)
+
+
+def _tell_of_nothing_more(experiment: Experiment, progress: Progress) -> None:
+    """Say that finished results do not come to hold more than was kept of their runs."""
+    more = {"--save-detailed": experiment.save_detailed, "--save-spans": experiment.save_spans}
+    if asked := [option for option, is_asked in more.items() if is_asked]:
+        progress.note(
+            f"every run is there already, with what was kept of it then: {' and '.join(asked)} "
+            "would add to new runs alone, which --force makes"
+        )
 
 
 def _compare_again(store: Store, experiment: Experiment, progress: Progress) -> None:

@@ -22,7 +22,8 @@ def test_a_search_leaves_a_closed_loop_and_a_run_at_each_rate(
     work = "--input-len 4 --output-len 3 --max-concurrency 2 --num-prompts 4 --num-warmups 0"
     asked = f"--device cpu --strategy tp1 {work} --slo ttft:p99:60000 --find-rate --rate-runs 2"
     command = ["submit", *asked.split(), "--result-dir", str(tmp_path), "--json"]
-    first, again = (CliRunner().invoke(main, command) for _ in range(2))
+    first = CliRunner().invoke(main, command)
+    again = CliRunner().invoke(main, [*command, "--save-spans", "--save-detailed"])
     assert first.exit_code == 0, first.output
     (found,) = json.loads(first.stdout)["rates"]
     assert found["tried_rates"] == [found["rate"]] == [found["closed_rate"]]
@@ -31,4 +32,6 @@ def test_a_search_leaves_a_closed_loop_and_a_run_at_each_rate(
     assert rates == {None: True, found["rate"]: True}
     assert json.loads(again.stdout) == json.loads(first.stdout)
     assert "skipped" in again.stderr
+    assert "--save-detailed and --save-spans would add to new runs alone" in again.stderr
+    assert "new runs alone" not in first.stderr
     assert 'id="rates"' in Path(json.loads(first.stdout)["report"]).read_text()
