@@ -161,6 +161,7 @@ def _cell(origin: str, key, runs) -> Cell:
         "joules": lambda one: one.energy.joules_per_output_token,
         "kv_tokens": lambda one: one.memory.kv_tokens,
         "weight_bytes": lambda one: one.memory.weight_bytes,
+        "peak_bytes": lambda one: one.memory.peak_memory_bytes,
     }
     measured = {}
     for name, value in values.items():
@@ -593,7 +594,7 @@ def regrets(one: HeldOut, engines: Mapping[str, EngineFactors]) -> Iterator[str]
 
 
 def other_errors(held: Sequence[HeldOut], engines: Mapping[str, EngineFactors]) -> str:
-    """Weights in memory and communication of a decode step, where they were measured."""
+    """Memory and communication of a decode step, where they were measured."""
     weights: list[float] = []
     communication: dict[str, list[float]] = {}
     for one in held:
@@ -606,16 +607,35 @@ def other_errors(held: Sequence[HeldOut], engines: Mapping[str, EngineFactors]) 
                 error = abs(100 * (found / communication_ms(cell) - 1))
                 communication.setdefault(cell.engine, []).append(error)
     if not weights:
-        return "Neither weights in memory nor communication were measured."
+        return "Neither memory nor communication were measured."
+    peaks = [error for one in held for error in peak_errors(one, engines)]
+    peak = (
+        f"of the peak on it under torch, whose KV is made for the largest load of a start, "
+        f"{median(peaks):.1f}% of {len(peaks)}, {max(peaks):.1f}% at most; "
+        if peaks
+        else ""
+    )
     said = "; ".join(
         f"{engine} {median(found):.1f}% of {len(found)}" for engine, found in communication.items()
     )
     text = (
         f"Median absolute error of weights on the fullest GPU: {median(weights):.1f}% of "
-        f"{len(weights)} cells; of communication in a decode step (transfer and wait, layouts with "
-        f"tp): {said}."
+        f"{len(weights)} cells; {peak}of communication in a decode step (transfer and wait, "
+        f"layouts with tp): {said}."
     )
     return textwrap.fill(text, PAGE_WIDTH)
+
+
+def peak_errors(one: HeldOut, engines: Mapping[str, EngineFactors]) -> Iterator[float]:
+    """Absolute errors in percent of the peak of torch's own memory. An engine that fills a GPU
+    whatever it serves is left out."""
+    cells = [cell for cell in one.cells if cell.engine == "torch" and "peak_bytes" in cell.measured]
+    for same in grouped(cells, lambda cell: (cell.model, cell.layout, cell.precision)).values():
+        needed = [one.bench.prediction(cell, engines[cell.engine]).memory for cell in same]
+        kv = max(use.kv for use in needed)
+        for cell, use in zip(same, needed, strict=True):
+            found = use.weights + kv + use.activations
+            yield abs(100 * (found / cell.measured["peak_bytes"] - 1))
 
 
 def by_kind(held: Sequence[HeldOut], engines: Mapping[str, EngineFactors]) -> Iterator[str]:
