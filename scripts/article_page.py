@@ -49,8 +49,6 @@ SAID = {
     ("qwen2.5-32b", "tp2pp2"): EN_DASH,
     ("qwen2.5-32b", "dp4"): "recommended",
 }
-# Results of `torch` in which NCCL sums.
-BY_NCCL = ("llama-70b", "qwen2.5-32b")
 ALONE, SOME = 1, 32  # users, of its table
 
 
@@ -184,13 +182,14 @@ def _comm(found: Sequence[Published], layout: str, engine: str) -> list[float]:
 
 def _communication(found: Sequence[Published]) -> Iterator[str]:
     tensor, pipeline = (_comm(found, layout, OURS) for layout in ("tp4", "pp4"))
-    rings = _comm([Published(readme_results.FOUR / name) for name in BY_NCCL], "tp4", OURS)
+    by_nccl = readme_results.MODELS  # the names of results of `torch` in which NCCL sums
+    rings = _comm([Published(readme_results.FOUR / name) for name in by_nccl], "tp4", OURS)
     assert max(tensor) < 22 < max(rings)
     assert max([*pipeline, *_comm(found, "pp4", THEIRS)]) < 1
     yield (
         f"**TP4 is of that size by NCCL, PP4 is not.** With `torch` it is "
         f"{between(rings, '.1f', '%')} of a decode step under tp4, by load and model, where NCCL "
-        f"sums ({listed(f'[{name}](results/4xh200/{name})' for name in BY_NCCL)}), and "
+        f"sums ({listed(f'[{name}](results/4xh200/{name})' for name in by_nccl)}), and "
         f"{between(tensor, '.1f', '%')} where the GPUs sum through each other's memory, as they do "
         f"by themselves now. It is {between(pipeline, '.1f', '%')} under pp4: a hidden state a "
         "stage is little to move."

@@ -6,59 +6,54 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
+import readme_results
+from both_engines import OURS, layouts_of
 from click.testing import CliRunner
+from published import RESULTS, Published, model_of, table
 
 from orchestrator import cli
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "predictions.md"
-NODE = ROOT / "docs" / "results" / "4xh200"
-MODELS = {"llama-70b": "70B", "qwen2.5-32b": "32B"}
-LAYOUTS = ("tp4", "tp2pp2", "dp4", "pp4")
+PAGE = RESULTS.parent / "predictions.md"
 GPUS = ("--gpu", "h200", "--gpus", "4", "--scenario", "short", "--max-concurrency", "1,32,100")
 TABLE = re.compile("(?<=<!-- curves: begin -->\n).*?(?=<!-- curves: end -->)", re.DOTALL)
 FIELDS = ("within, %", "knee", "best point", "decay, %")
-HEADS = ("layout", "measured, tokens/s", *FIELDS, "predicted, tokens/s", *FIELDS)
+TITLES = ("layout", "measured, tokens/s", *FIELDS, "predicted, tokens/s", *FIELDS)
 
-Curve = Mapping[str, Any]
+Line = Mapping[str, Any]  # the fields of a `Degradation`
 
 
 def page() -> str:
     """The page with the table of now."""
-    rows = [HEADS, ["---:" if head in FIELDS else "---" for head in HEADS], *_rows()]
-    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-    return TABLE.sub(lambda _: f"\n{table}\n", PAGE.read_text(encoding="utf-8"))
+    found = readme_results.both_engines(readme_results.FOUR)
+    made = table(TITLES, [row for each in found for row in _rows(each)])
+    return TABLE.sub(lambda _: f"\n{made}\n\n", PAGE.read_text(encoding="utf-8"))
 
 
-def _rows() -> Iterator[list[str]]:
-    for model, name in MODELS.items():
-        found = _said("compare", str(NODE / f"engines-{model}"))["curves"]
-        measured = {one["strategy"]: one for one in found if one["engine"] == "torch"}
-        layouts = [layout for layout in LAYOUTS if layout in measured]
-        asked = ("--model", model, "--strategy", ",".join(layouts), *GPUS)
-        (plan,) = _said("plan", *asked)["plans"]
-        predicted = {
-            one["layout"]: {f"fitted_{name}": value for name, value in one["fitted"].items()}
-            for one in plan["against_concurrency"]
-        }
-        for layout in layouts:
-            yield [f"{name}, {layout}", *_shown(measured[layout]), *_shown(predicted[layout])]
+def _rows(found: Published) -> Iterator[list[str]]:
+    curves = (one for one in found.findings.curves if one.engine == OURS)
+    measured = {one.strategy: asdict(one.fitted) for one in curves}
+    model, layouts = model_of(found), layouts_of(found)
+    predicted = _predicted(model, ",".join(layouts))
+    for layout in layouts:
+        name = f"{model.rpartition('-')[2].upper()}, {layout}"
+        yield [name, *_shown(measured[layout]), *_shown(predicted[layout])]
 
 
-def _said(*arguments: str) -> Any:
-    done = CliRunner().invoke(cli.main, [*arguments, "--json"], catch_exceptions=False)
-    return json.loads(done.stdout)
+def _predicted(model: str, layouts: str) -> dict[str, Line]:
+    asked = ["plan", "--model", model, "--strategy", layouts, *GPUS, "--json"]
+    said = CliRunner().invoke(cli.main, asked, catch_exceptions=False).stdout
+    (plan,) = json.loads(said)["plans"]
+    return {one["layout"]: one["fitted"] for one in plan["against_concurrency"]}
 
 
-def _shown(curve: Curve) -> list[str]:
-    """The line and what follows from it."""
-    formula = curve["fitted_formula"].removeprefix("tok/s = ").partition(", TPOT")[0]
-    names = ("fitted_knee", "fitted_best_point", "fitted_decay_pct")
-    rest = [f"{curve[name]:.0f}" for name in names]
-    return [formula, f"{curve['fitted_error_pct']:.1f}", *rest]
+def _shown(line: Line) -> list[str]:
+    """The formula and what follows from it."""
+    formula = line["formula"].removeprefix("tok/s = ").partition(", TPOT")[0]
+    rest = [f"{line[name]:.0f}" for name in ("knee", "best_point", "decay_pct")]
+    return [formula, f"{line['error_pct']:.1f}", *rest]
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ def run_of(record: Record, where: str, experiment: str, named: Named) -> Measure
     benchmark, or does not say its layout and `named` does not either.
     """
     for name in NEEDED:
-        if (_number(record, name) or 0) < 0 or _number(record, name) is None:
+        value = _number(record, name)
+        if value is None or value < 0:
             raise UserError(
                 f"{where} is no result of `vllm bench serve --save-result` of a model that "
                 f"generates: it has no number '{name}', 0 or more"

@@ -59,8 +59,10 @@ def check_levels(levels: dict[str, float], field: str) -> dict[str, float]:
     for name, limit in levels.items():
         if field == "slo":
             _check_percentile(name, limit)
+        elif field == "goodput":
+            _check_level(name)
         else:
-            (_check_level if field == "goodput" else _check_median)(name)
+            _check_median(name)
         if not 0 < limit < float("inf"):
             raise ValueError(
                 f"{field} {name}:{limit:g}: a service level is a number of milliseconds above 0"

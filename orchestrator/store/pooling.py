@@ -35,11 +35,15 @@ class Packed:
     manifest: Manifest
 
     @property
+    def outcomes(self) -> Sequence[pa.Table]:
+        """The tables with a row for each run."""
+        return [self.tables[name] for name in OUTCOME_TABLES if name in self.tables]
+
+    @property
     def blocks(self) -> Sequence[Mapping[str, Any]]:
         """When and where each command ran; nothing of one that the manifest does not tell of."""
         told = self.manifest.get("blocks") or []
-        outcomes = (self.tables[name] for name in OUTCOME_TABLES if name in self.tables)
-        made = (pc.max(table.column("block")).as_py() for table in outcomes if table.num_rows)
+        made = (pc.max(table.column("block")).as_py() for table in self.outcomes if table.num_rows)
         lost = 1 + max(made, default=-1) - len(told)
         return [*told, *({} for _ in range(lost))]
 
@@ -53,8 +57,7 @@ def only(pack: Packed, wanted: Mapping[str, Collection[str]]) -> Packed:
 
 
 def _only(pack: Packed, key: str, wanted: Collection[str]) -> Packed:
-    outcomes = (pack.tables[name] for name in OUTCOME_TABLES if name in pack.tables)
-    made = {name for table in outcomes for name in table.column(key).to_pylist()}
+    made = {name for table in pack.outcomes for name in table.column(key).to_pylist()}
     if made.isdisjoint(wanted):
         asked, has = (", ".join(sorted(names)) or "none" for names in (wanted, made))
         raise UserError(f"{pack.name} has no runs of {key} {asked}; it has {has}")
@@ -92,9 +95,8 @@ def pooled(packs: Sequence[Packed]) -> Packed:
 
 
 def _settled(pack: Packed) -> Packed:
-    made: set[tuple[str, int, int]] = set()
-    for table in (pack.tables[name] for name in OUTCOME_TABLES if name in pack.tables):
-        made |= {(key.cell.name, key.start, key.run) for key in RUN_KEYS.rows(table)}
+    keys = (key for table in pack.outcomes for key in RUN_KEYS.rows(table))
+    made = {(key.cell.name, key.start, key.run) for key in keys}
     asked = {
         cell: pairs
         for cell, pairs in (pack.manifest.get("asked") or {}).items()
@@ -123,7 +125,7 @@ def _refuse(one: Packed, other: Packed, mine: Manifest, theirs: Manifest, *more:
 
 def _together(one: Packed, other: Packed) -> Packed:
     blocks, nodes = _numbers(one.blocks, other.blocks)
-    there, made = _begun(one.tables, range(len(one.blocks))), _begun(other.tables, blocks)
+    there, made = _begun(one, range(len(one.blocks))), _begun(other, blocks)
     known = {(key.cell, begun) for key, begun in there.items()}
     fresh = [key for key, begun in made.items() if (key.cell, begun) not in known]
     behind = next(n for n in range(len(there) + 1) if there.keys().isdisjoint(_moved(fresh, n)))
@@ -171,13 +173,11 @@ def _when_and_where(block: Mapping[str, Any]) -> tuple[Any, NodeId]:
     return block.get("started_at"), NodeId.of(block)
 
 
-def _begun(
-    tables: Mapping[str, pa.Table], blocks: Sequence[int]
-) -> dict[StartKey, tuple[str, int]]:
+def _begun(pack: Packed, blocks: Sequence[int]) -> dict[StartKey, tuple[str, int]]:
     """Of each start when its first run began, and in which block. blocks: their numbers by those
     that the tables have. With its cell that is what a start is known by."""
     found = dict[StartKey, tuple[str, int]]()
-    for table in (tables[name] for name in OUTCOME_TABLES if name in tables):
+    for table in pack.outcomes:
         began, by = (table.column(name).to_pylist() for name in ("started_at", "block"))
         for key, rows in places(table, START_KEYS).items():
             first = min((began[row], blocks[by[row]]) for row in rows)
