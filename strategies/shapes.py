@@ -267,6 +267,12 @@ class Topology:
         return len(nodes) == 1 and all(device.linked for device in self.devices)
 
     @property
+    def capability(self) -> tuple[int, int] | None:
+        """The least of all devices; None where that of one is unknown."""
+        known = [device.capability for device in self.devices if device.capability is not None]
+        return min(known) if known and len(known) == len(self.devices) else None
+
+    @property
     def memory_bytes(self) -> int:
         """Memory of the smallest device, in bytes; 0 where it is unknown."""
         return min((device.memory_bytes for device in self.devices), default=0)

@@ -23,8 +23,8 @@ BROKEN = -1  # in place of a sampled token: its logits were not finite
 
 
 class NotFinite(ArithmeticError):
-    """Logits that are not finite (NaN, infinity): a run that makes them counts for nothing. The
-    message says the step, the request, and where to look."""
+    """Logits that are NaN or infinite: a run that makes them counts for nothing. The message says
+    the step, the request, and where to look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,14 @@ class Switches:
     """How an engine does what can be done in several ways; None: in the way it has by itself.
 
     attention: "eager", all scores as a matrix; "sdpa", torch's `scaled_dot_product_attention`;
-    "triton", over pages; "fa3", "fa3-prefill" and "flashinfer", by a library; in training "cudnn"
-    or "flash", which kernel of torch's is tried first. "on" or "off": cuda_graphs, steps are
-    captured; fusion, small operations share a kernel; overlap, one half of a large pass computes
-    while sums of the other go on. batching: "continuous", or "static", each batch after the one
-    before. chunked_prefill_size: prompt tokens to which prompts are cut, or "off". allreduce: what
-    sums over tp: "shm", memory of a host that ranks on CPUs share, for every group; "one-shot",
-    "two-shot", that of GPUs of a node, for small messages.
+    "triton", over pages; "fa3", "fa3-prefill", "flashinfer", by a library; in training "cudnn" or
+    "flash", which kernel of torch's is tried first. "on" or "off": cuda_graphs, steps are captured;
+    fusion, small operations share a kernel; overlap, one half of a large pass computes while sums
+    of the other go on; pdl, kernels are launched before those before them have ended. batching:
+    "continuous", or "static", each batch after the one before. chunked_prefill_size: prompt tokens
+    to which prompts are cut, or "off". allreduce: what sums over tp: "shm", memory of a host that
+    ranks on CPUs share, for every group; "one-shot", "two-shot", that of GPUs of a node, for small
+    messages. products: what multiplies few rows by a matrix, "triton" or "cublas".
     """
 
     attention: str | None = None
@@ -48,6 +49,8 @@ class Switches:
     chunked_prefill_size: str | None = None
     allreduce: str | None = None
     overlap: str | None = None
+    products: str | None = None
+    pdl: str | None = None
 
     @property
     def asked(self) -> dict[str, str]:
@@ -55,8 +58,7 @@ class Switches:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def settled(self, choices: Mapping[str, Sequence[str]]) -> Switches:
-        """The same, those left to the engine as it has them by itself: the first of its
-        `choices`."""
+        """The same, those left to the engine by the first of its `choices`."""
         return Switches(**{name: values[0] for name, values in choices.items()} | self.asked)
 
 
@@ -70,12 +72,12 @@ class EnginePlan:
     tokens in one forward pass. switches: how the engine does what can be done in several ways.
     temperature: 0 is greedy. timeout_s: seconds, of a collective and of a run. ablation: "none";
     "comm", in which collectives are left out and outputs are wrong; "p2p", in which NCCL goes
-    without NVLink and PCIe peers. ablations: what is left out in other runs that are compared with
-    these. engine_args: settings of the engine's own, as they were given. nsys_dir: where Nsight
-    Systems puts its reports on a rank's node, None where it does not watch. ncu_file: that of
-    Nsight Compute, likewise. spans_nodes: the nodes have no room for every replica on one of them,
-    so the engine's process takes its devices by itself from the placement group. linked: NVLink
-    joins the GPUs. quantization, kv_cache_dtype: see `Precision`. training: of an optimizer step.
+    without NVLink and PCIe peers. ablations: what is left out in other runs, compared with these.
+    engine_args: settings of the engine's own, as given. nsys_dir: where Nsight Systems puts its
+    reports on a rank's node, None where it does not watch. ncu_file: that of Nsight Compute.
+    spans_nodes: no node has room for a whole replica, so the engine's process takes its devices by
+    itself from the placement group. linked: NVLink joins the GPUs. capability: CUDA's, the least of
+    theirs, as (9, 0). quantization, kv_cache_dtype: see `Precision`. training: an optimizer step's.
     """
 
     model: ModelShape
@@ -101,6 +103,7 @@ class EnginePlan:
     kv_cache_dtype: str = "auto"
     training: TrainingLoad | None = None
     linked: bool = False
+    capability: tuple[int, int] | None = None
 
     @property
     def precision(self) -> Precision:
@@ -148,9 +151,8 @@ def dealt(conversations: int, seats: int, replica: int, replicas: int) -> Dealt:
     """The share of one data-parallel replica of conversations and of seats, which are the places of
     the closed loop: `max_concurrency` of them in the whole layout.
 
-    Conversation i belongs to seat i mod `seats`, and seat s to replica s mod `replicas`. So a
-    replica beyond the concurrency serves nothing, and as many are in flight as were asked for. No
-    replica gets more conversations or seats than replica 0.
+    Conversation i belongs to seat i mod `seats`, and seat s to replica s mod `replicas`. So as many
+    are in flight as were asked for, and no replica has more of either than replica 0.
     """
     mine = [i for i in range(conversations) if i % seats % replicas == replica]
     return Dealt(mine, len(range(replica, seats, replicas)))
@@ -259,8 +261,7 @@ class TrainingWork:
 @dataclass(frozen=True, slots=True)
 class Process:
     """Where Ray put the process of a worker: Ray's id of the node, its GPU there as torch counts (0
-    on CPU), its process id, and the descriptor under which it keeps where it stands (-1: nowhere).
-    """
+    on CPU), its process id, and the descriptor where it keeps where it stands (-1: nowhere)."""
 
     node_id: str
     device_index: int
@@ -296,13 +297,12 @@ class RankReport:
     requests: from the one rank of a replica that has its sampled tokens, None from the others.
     collectives: None where an engine cannot count them. spans: None unless the run was observed,
     or where an engine cannot observe one. unobserved: why an observed run has no spans, where that
-    is known and no reason to let it fail. began_s: the moment at which the times of the tables are
-    zero, in seconds of `time.perf_counter` of that process; None where an engine does not say.
-    memory_swing_bytes: by how much allocated memory rose during the run above what it was before;
-    None where the device does not count it. attention: of an observed run, of the fullest step of
-    each phase, where an engine can run its attention by itself. telemetry: no engine fills it, it
-    is added where the reports of the ranks meet. fabric: only from the engine `calibration`.
-    training: of a run that trains, where `steps` is empty.
+    is no reason to let it fail. began_s: when the times of the tables are zero, in seconds of that
+    process' `time.perf_counter`; None where an engine does not say. memory_swing_bytes: by how much
+    allocated memory rose above what it was before; None where the device does not count it.
+    attention: of the fullest step of each phase of an observed run, where an engine can run it by
+    itself. telemetry: no engine fills it, it is added where the reports of the ranks meet. fabric:
+    only from the engine `calibration`. training: of a run that trains, where `steps` is empty.
     """
 
     rank: int

@@ -64,6 +64,13 @@ class Settings:
         "off",
         over_runs="first",
     )
+    products: str | None = column(
+        "what multiplies few rows by a matrix: triton or cublas", over_runs="first"
+    )
+    pdl: str | None = column(
+        "whether a kernel is launched before the one before it has ended: on or off",
+        over_runs="first",
+    )
 
 
 @row

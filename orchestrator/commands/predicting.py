@@ -95,7 +95,8 @@ def _check_engine(experiment: Experiment) -> None:
     if is_changed(experiment) or experiment.technique:
         raise UserError(
             "a prediction is of an engine as it is by itself; leave out its switches (attention, "
-            "cuda_graphs, fusion, batching, allreduce, overlap), engine_arg and technique"
+            "cuda_graphs, fusion, batching, allreduce, overlap, products, pdl), engine_arg and "
+            "technique"
         )
 
 

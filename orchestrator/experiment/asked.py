@@ -13,7 +13,7 @@ from orchestrator.experiment.lengths import Duration, Lengths, Window
 from orchestrator.experiment.levels import FORMS, check_levels, parse_levels
 from orchestrator.experiment.pairs import once
 from orchestrator.experiment.places import ResultDir
-from orchestrator.experiment.techniques import Techniques
+from orchestrator.experiment.techniques import ON_OR_OFF, Techniques
 from orchestrator.experiment.training import TrainingFields
 
 DIFFERENCE = 0.02  # the smallest difference between layouts that matters, unless it is said
@@ -100,6 +100,8 @@ class Experiment(TrainingFields):
     batching: Literal["auto", "continuous", "static"] = "auto"
     allreduce: str = "auto"
     overlap: Literal["auto", "on", "off"] = "auto"
+    products: Literal["auto", "triton", "cublas"] = "auto"
+    pdl: Literal["auto", "on", "off"] = "auto"
     # run layouts again without collectives, or without peer-to-peer links
     ablate: tuple[Literal["comm", "p2p"], ...] = ()
     # run layouts again without each of these, and say what each one does
@@ -162,7 +164,7 @@ class Experiment(TrainingFields):
             )
         return once("dataset_columns", ((key.strip(), column.strip()) for key, column in pairs))
 
-    @field_validator("chunked_prefill_size", "cuda_graphs", "fusion", "overlap", mode="before")
+    @field_validator("chunked_prefill_size", *ON_OR_OFF, mode="before")
     @classmethod
     def _as_on_or_off(cls, value: Any) -> Any:
         """YAML reads `on` and `off` as truth values."""
@@ -193,10 +195,8 @@ class Experiment(TrainingFields):
     def _known_scenario(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
             if name not in SCENARIOS:
-                raise ValueError(
-                    f"there is no scenario '{name}'; use {', '.join(SCENARIOS)}, or input_len and "
-                    "output_len"
-                )
+                known = f"{', '.join(SCENARIOS)}, or input_len and output_len"
+                raise ValueError(f"there is no scenario '{name}'; use {known}")
         return names
 
     @field_validator("engine_arg", mode="before")

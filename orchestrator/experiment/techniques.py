@@ -12,8 +12,10 @@ from pydantic import AfterValidator, ValidationInfo
 # which values it takes.
 SWITCHES = (
     *("attention", "cuda_graphs", "fusion", "batching", "chunked_prefill_size", "allreduce"),
-    "overlap",
+    *("overlap", "products", "pdl"),
 )
+# Those of them that are "on" or "off".
+ON_OR_OFF = ("cuda_graphs", "fusion", "overlap", "pdl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ TECHNIQUES = {
         Technique("graphs", "cuda_graphs", "off"),
         Technique("allreduce", "allreduce", "nccl", off_on_cpu="gloo", of_groups=True),
         Technique("overlap", "overlap", "off", of_groups=True),
+        Technique("products", "products", "cublas"),
+        Technique("pdl", "pdl", "off"),
         Technique("quantization", "quantization", "none", also=(("precision_policy", "uniform"),)),
         Technique("kv-cache", "kv_cache_dtype", "auto"),
     )

@@ -14,7 +14,8 @@ ONLY_GENERATES = (
     *("min_duration", "request_rate", "burstiness", "ignore_eos", "temperature", "dtype"),
     *("quantization", "kv_cache_dtype", "precision_policy", "dataset_path", "save_detailed"),
     *("save_spans", "chunked_prefill_size", "cuda_graphs", "batching"),
-    *("allreduce", "overlap", "nsys", "ncu", "goodput", "slo", "find_rate", "engine_arg"),
+    *("allreduce", "overlap", "products", "pdl"),
+    *("nsys", "ncu", "goodput", "slo", "find_rate", "engine_arg"),
 )
 
 

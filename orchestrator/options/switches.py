@@ -37,12 +37,23 @@ SWITCH_OPTIONS = (
         metavar="on|off",
         help="Sum one half of a large pass over tp while the other computes. [off]",
     ),
+    click.option(
+        "--products",
+        metavar="KIND",
+        help="What multiplies few rows by a matrix: triton, cublas. [triton on Hopper, else "
+        "cublas]",
+    ),
+    click.option(
+        "--pdl",
+        metavar="on|off",
+        help="Launch a kernel before the one before it has ended. [on, on Hopper]",
+    ),
 )
 technique_option = click.option(
     "--technique",
     multiple=True,
     metavar="NAME,NAME,...",
-    help="attention, batching, chunking, fusion, graphs, allreduce, overlap, quantization, "
-    "kv-cache; train: checkpointing, accumulation, fusion, precision, offload, comm. [all that "
-    "change anything]",
+    help="attention, batching, chunking, fusion, graphs, allreduce, overlap, products, "
+    "pdl, quantization, kv-cache; train: checkpointing, accumulation, fusion, precision, offload, "
+    "comm. [all that change anything]",
 )

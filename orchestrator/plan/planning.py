@@ -231,6 +231,7 @@ class _Planner:
             quantization=kept.quantization,
             kv_cache_dtype=kept.kv_cache_dtype,
             linked=self.topology.linked,
+            capability=self.topology.capability,
         )
 
     def _deployment(self, asked: Deployment, plan: EnginePlan) -> PlannedDeployment:

@@ -201,7 +201,8 @@ FORMS = [("fp8", "auto"), ("none", "fp8"), ("fp8", "fp8"), ("fp8-prefill", "auto
 def test_the_demos_model_has_the_logits_of_a_cpu_and_is_served(
     quantization: str, kv_cache_dtype: str
 ) -> None:
-    """In bfloat16 on both, so sums are rounded otherwise; FP8 itself loses ten times as much."""
+    """In bfloat16 on both, so sums are rounded otherwise, and so are inputs to FP8 from the second
+    layer on: neither is nearer to what is lost by FP8 than the other."""
     model = models.resolve("tiny")
     assert isinstance(model.checkpoint, Path)
     work = Work(ragged_requests(model.shape.vocab_size, count=9), max_concurrency=4)
@@ -212,9 +213,11 @@ def test_the_demos_model_has_the_logits_of_a_cpu_and_is_served(
         )
         for device in ("cuda", "cpu")
     ]  # fmt: skip
+    plain = engine_plan("tp1", model.shape, model.checkpoint, work)
     prompt = max((request.prompt for request in work.requests), key=len)
-    ours, theirs = (prompt_logits(plan, prompt).float().cpu() for plan in plans)
-    assert error(ours, theirs) < 0.06
+    ours, theirs, exact = (prompt_logits(plan, prompt).float().cpu() for plan in (*plans, plain))
+    assert error(ours, exact) < 1.25 * error(theirs, exact)
+    assert error(ours, theirs) < 1.25 * error(theirs, exact)
     worker = Worker()
     try:
         worker.build("torch", plans[0], None)

@@ -83,7 +83,8 @@ def test_what_changes_nothing_is_not_run_and_that_is_said_once_a_layout() -> Non
     ]
     said = [one for one in remarks(experiment, planned, topology) if "leaving out" in one]
     idle = (
-        "leaving out fusion, graphs, overlap, quantization, kv-cache changes nothing (torch, cpu)"
+        "leaving out fusion, graphs, overlap, products, pdl, quantization, kv-cache changes "
+        "nothing (torch, cpu)"
     )
     assert said == [f"{layout}: {idle}; it is not run without" for layout in ("tp2", "pp2")]
 

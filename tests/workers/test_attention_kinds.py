@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from workers.engines.native.attention_time import attention_times
 from workers.engines.native.cache import PagedCache
@@ -68,7 +69,7 @@ def test_the_switches_choose_the_kernels() -> None:
 
 class _Layer:
     def __init__(self, window: int | None) -> None:
-        self.window, self.qkv = window, Plain(torch.zeros((4 + 2 * 2) * DIM, 1), reference)
+        self.window, self.qkv = window, Plain(torch.zeros((4 + 2 * 2) * DIM, 1), reference, F.linear)
         self.input_norm = torch.zeros(1)
 
 

@@ -59,8 +59,8 @@ def test_what_an_engine_does_not_have_is_refused_with_what_it_has(
 @pytest.mark.parametrize(
     ("device", "values"),
     [
-        ("cpu", ("sdpa", "off", "off", "continuous", "16", "shm", "off")),
-        ("cuda", ("triton", "on", "on", "continuous", "16", "nccl", "off")),
+        ("cpu", ("sdpa", "off", "off", "continuous", "16", "shm", "off", "cublas", "off")),
+        ("cuda", ("triton", "on", "on", "continuous", "16", "nccl", "off", "cublas", "off")),
     ],
 )
 def test_what_is_left_to_the_engine_is_set_as_it_has_it(
@@ -70,6 +70,20 @@ def test_what_is_left_to_the_engine_is_set_as_it_has_it(
     asked = plan(device, attention="eager", chunked_prefill_size="off")
     changed = replace(Switches(*values), attention="eager", chunked_prefill_size="off")
     assert engines.settled("torch", asked).switches == changed
+
+
+@pytest.mark.parametrize(
+    ("capability", "values"),
+    [(None, ("cublas", "off")), ((8, 0), ("cublas", "off")), ((9, 0), ("triton", "on"))],
+)
+def test_kernels_are_launched_early_where_the_gpu_can(
+    capability: tuple[int, int] | None, values: tuple[str, str]
+) -> None:
+    asked = replace(plan("cuda"), capability=capability)
+    settled = engines.settled("torch", asked).switches
+    assert (settled.products, settled.pdl) == values
+    refused = engines.refusal("torch", replace(asked, switches=Switches(pdl="on")))
+    assert (refused is None) == (values[1] == "on")
 
 
 @pytest.mark.parametrize("engine", ["torch", *OTHERS])

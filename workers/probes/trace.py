@@ -11,7 +11,7 @@ import re
 import tempfile
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -29,6 +29,7 @@ LAUNCHES = frozenset({"cuda_runtime", "cuda_driver"})  # categories of events
 YEAR_NS = 365 * 24 * 3600 * 10**9
 ON_THE_GPU = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
 ANNOTATION = "user_annotation"
+ELSEWHERE = ("nccl", "Mem")  # begins of names of what may run beside an engine's own kernels
 WANTED = LAUNCHES | ON_THE_GPU | {ANNOTATION}
 # Names of element types in a trace.
 ELEMENT_BYTES = {
@@ -106,7 +107,7 @@ class Tracer:
             yield
             synchronize(self._communicator.context.device)
         self._communicator.journal = None
-        self._kernels = read_kernels(_export(self._profiler))
+        self._kernels = in_turn(read_kernels(_export(self._profiler)))
 
     @contextmanager
     def step(self, phase: str, index: int) -> Iterator[None]:
@@ -191,6 +192,22 @@ def match(operations: Sequence[tuple[str, ...]], calls: Sequence[Call]) -> bool:
 
 
 # -- from a trace to kernels
+
+
+def in_turn(kernels: Iterable[Kernel]) -> list[Kernel]:
+    """The kernels of one rank of an engine that computes in one stream, in order of start.
+
+    A kernel that was launched before the one before it had ended (programmatic dependent launch)
+    has waited for that one, so it counts from then on. NCCL has streams of its own, and so may
+    copies: they are left as they are.
+    """
+    found, free = [], -math.inf
+    for kernel in sorted(kernels, key=lambda one: one.start):
+        if not kernel.name.startswith(ELSEWHERE):
+            kernel = replace(kernel, start=min(max(kernel.start, free), kernel.end))
+            free = max(free, kernel.end)
+        found.append(kernel)
+    return found
 
 
 class TraceStep(NamedTuple):

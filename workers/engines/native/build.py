@@ -120,7 +120,8 @@ def _if_all_can(make: Callable[[], T], group: dist.ProcessGroup) -> T | None:
 def load_decoder(context: RankContext, plan: EnginePlan, communicator: Communicator) -> Decoder:
     """The rank's decoder, with its weights."""
     switches = switches_of(plan)
-    kernels = kernels_of(str(switches.attention), switches.fusion == "on")
+    multiplies, early = switches.products == "triton", switches.pdl == "on"
+    kernels = kernels_of(str(switches.attention), switches.fusion == "on", multiplies, early)
     load = Loader(open_source(plan.checkpoint, plan.model.fp8), plan, context, kernels)
     make = Decoder if plan.nsys_dir is None else NamedDecoder
     with torch.inference_mode():

@@ -3,11 +3,11 @@ dtype of the model, or in FP8."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from workers.engines.native.kernels import Pointwise
@@ -51,10 +51,11 @@ class Matrix(Protocol, Generic[Input]):
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """In the dtype of the model. weight: [N, K]."""
+    """In the dtype of the model. weight: [N, K]. linear: see `Kernels`."""
 
     weight: Tensor
     kernels: Pointwise
+    linear: Callable[..., Tensor]
 
     def normed(
         self, x: Tensor, residual: Tensor | None, norm: Tensor, eps: float
@@ -74,7 +75,8 @@ class Plain:
 
     def times(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """See `Matrix`."""
-        return F.linear(x, self.weight, bias)
+        out: Tensor = self.linear(x, self.weight, bias)
+        return out
 
     @property
     def outputs(self) -> int:

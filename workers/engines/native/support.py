@@ -45,6 +45,7 @@ LIBRARY_DTYPES = ("bfloat16", "float16")
 WAITLESS = ("triton", *LIBRARIES)
 # Kinds of `Switches.allreduce` that go through memory of GPUs.
 SHARING = ("one-shot", "two-shot")
+HOPPER = (9, 0)  # compute capability of the first GPUs whose kernels can be launched early
 LAYER = re.compile(r"model\.layers\.\d+\.")
 
 
@@ -52,6 +53,7 @@ def choices(plan: EnginePlan) -> dict[str, tuple[str, ...]]:
     """The switches of this engine and the values of each, that which it has by itself first. Its
     kernels in Triton, and graphs, are of GPUs."""
     on_gpu = plan.device == "cuda"
+    hopper = on_gpu and (plan.capability or (0, 0)) >= HOPPER
     either = ("on", "off") if on_gpu else ("off",)
     return {
         "attention": ("triton", "sdpa", "eager", *LIBRARIES) if on_gpu else ("sdpa", "eager"),
@@ -61,6 +63,8 @@ def choices(plan: EnginePlan) -> dict[str, tuple[str, ...]]:
         "chunked_prefill_size": (str(plan.prefill_tokens), "off"),
         "allreduce": _ways_to_sum(plan) if on_gpu else ("shm", "gloo"),
         "overlap": ("off", "on"),
+        "products": ("triton", "cublas") if hopper else ("cublas",),
+        "pdl": ("on", "off") if hopper else ("off",),
     }
 
 

@@ -3,6 +3,7 @@
 `reference` has both in plain torch, which runs anywhere; `fused` has both in Triton, for a GPU.
 `dense` has attention over gathered contexts, in the two ways that torch offers; `fa3` and
 `flashinfer` have that of libraries. `fp8` and `fused_fp8` are the first kind for matrices in FP8.
+`products` multiplies few rows by a matrix; `early` is how the kernels in Triton are launched.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from workers.engines.native.kernels.fp8 import Fp8Kernels
@@ -119,31 +121,43 @@ class ByPhase:
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """The kernels of one decoder."""
+    """The kernels of one decoder. linear: x weight^T + bias, of x [T, K], weight [N, K] and bias
+    [N] or None -> [T, N]."""
 
     pointwise: Pointwise
+    linear: Callable[..., Tensor]
     fp8: Fp8Kernels
     attention: Attention
 
 
-def kernels_of(attention: str, fusion: bool) -> Kernels:
+def kernels_of(
+    attention: str, fusion: bool, multiplies: bool = False, early: bool = False
+) -> Kernels:
     """The kernels of a decoder. attention: "eager", "sdpa", "triton", "fa3", "fa3-prefill" or
-    "flashinfer". fusion: whether operations on a token share a kernel, in Triton. Raises
+    "flashinfer". fusion: whether operations on a token share a kernel, multiplies: whether products
+    of few rows have one, in Triton. early: how those in Triton are launched, see `early`. Raises
     RuntimeError where a library cannot be loaded."""
     from workers.engines.native.kernels import dense, fa3, fp8, reference
 
     attends: dict[str, Attention] = {"eager": dense.EAGER, "sdpa": dense.SDPA, "fa3": fa3}
     if attention in ("fa3", "fa3-prefill"):
         fa3.load()
-    if attention in attends and not fusion:
-        return Kernels(reference, fp8, attends[attention])
-    from workers.engines.native.kernels import fused, fused_fp8  # importing Triton takes long
+    if attention in attends and not (fusion or multiplies):
+        return Kernels(reference, F.linear, fp8, attends[attention])
+    # Importing Triton takes long.
+    from workers.engines.native.kernels import fused, fused_fp8, products
+    from workers.engines.native.kernels.early import settle
 
+    settle(early)
     attends["triton"] = fused
     attends["fa3-prefill"] = ByPhase(fused.decode_attention, fa3.prefill_attention)
     if attention == "flashinfer":
         from workers.engines.native.kernels.flashinfer import FlashInfer
 
         attends[attention] = FlashInfer(fused.prefill_attention)
-    pointwise, products = (fused, fused_fp8) if fusion else (reference, fp8)
-    return Kernels(pointwise, products, attends[attention])
+    return Kernels(
+        fused if fusion else reference,
+        products.linear if multiplies else F.linear,
+        fused_fp8 if fusion else fp8,
+        attends[attention],
+    )

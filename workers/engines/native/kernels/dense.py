@@ -100,7 +100,7 @@ class Dense:
         rows = q.transpose(0, 1).reshape(1, kv_heads, group * new, dim)
         k, v = (x.transpose(0, 1).unsqueeze(0) for x in (k, v))
         out = self.attend(rows, k, v, seen.repeat(group, 1)[None, None])
-        return out.view(heads, new, dim).transpose(0, 1)
+        return out.reshape(heads, new, dim).transpose(0, 1)
 
 
 def _eager(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from workers.engines.native.kernels import reference
+from workers.engines.native.kernels.early import in_turn, launched
 
 # Enough programs to give every multiprocessor of a large GPU two.
 _TARGET_PROGRAMS = 264
@@ -34,14 +35,17 @@ def _normed(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> T
     out, width = torch.empty_like(x), x.shape[1]
     tensors = (x, x if residual is None else residual, weight, out)
     sizes = (width, triton.next_power_of_2(width))
-    _norm[(x.shape[0],)](*tensors, eps, *sizes, residual is not None, num_warps=8)
+    adds = residual is not None
+    _norm[(x.shape[0],)](*tensors, eps, *sizes, adds, num_warps=8, **launched(x.shape[0]))
     return out
 
 
 @triton.jit
 def _norm(
-    x_ptr, res_ptr, w_ptr, out_ptr, eps, width: tl.constexpr, block: tl.constexpr, add: tl.constexpr
-):
+    x_ptr, res_ptr, w_ptr, out_ptr, eps, width: tl.constexpr, block: tl.constexpr,
+    add: tl.constexpr, early: tl.constexpr,
+):  # fmt: skip
+    in_turn(early)
     row, at = tl.program_id(0).to(tl.int64) * width, tl.arange(0, block)
     out = normed(x_ptr, res_ptr, w_ptr, row, eps, width, block, add)
     tl.store(out_ptr + row + at, out, mask=at < width)
@@ -73,12 +77,13 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     """One program for 1024 columns of a token."""
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(rows, width, dtype=gate_up.dtype, device=gate_up.device)
-    _silu_mul[(rows, triton.cdiv(width, 1024))](gate_up, out, width, 1024)
+    _silu_mul[(rows, triton.cdiv(width, 1024))](gate_up, out, width, 1024, **launched(rows))
     return out
 
 
 @triton.jit
-def _silu_mul(x_ptr, out_ptr, width, block: tl.constexpr):
+def _silu_mul(x_ptr, out_ptr, width, block: tl.constexpr, early: tl.constexpr):
+    in_turn(early)
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * block + tl.arange(0, block)
     out = gated(x_ptr + row * 2 * width, at, width)
@@ -122,7 +127,7 @@ def rope_and_cache(
     tensors = (qkv, cos, sin, positions, slot_mapping, keys, values, out, *weights)
     sizes = (heads, kv_heads, dim // 2, triton.next_power_of_2(dim // 2))
     grid = (rows, heads + 2 * kv_heads)
-    _rope[grid](*tensors, eps, *sizes, q_norm is not None, num_warps=1)
+    _rope[grid](*tensors, eps, *sizes, q_norm is not None, num_warps=1, **launched(rows))
     return out
 
 
@@ -130,8 +135,9 @@ def rope_and_cache(
 def _rope(
     qkv_ptr, cos_ptr, sin_ptr, positions_ptr, slot_mapping_ptr, keys_ptr, values_ptr, out_ptr,
     q_norm_ptr, k_norm_ptr, eps, heads: tl.constexpr, kv_heads: tl.constexpr, half: tl.constexpr,
-    block: tl.constexpr, norm: tl.constexpr,
+    block: tl.constexpr, norm: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
+    in_turn(early)
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = tl.arange(0, block)
     inside = at < half
@@ -197,11 +203,12 @@ def decode_attention(
         splits,
         window or 0,
     )
-    grid = (batch, kv_heads, splits)
-    _decode[grid](*tensors, dim**-0.5 * _LOG2_E, pages, *sizes, num_warps=4, num_stages=3)
+    grid, scale = (batch, kv_heads, splits), dim**-0.5 * _LOG2_E
+    _decode[grid](*tensors, scale, pages, *sizes, num_warps=4, num_stages=3, **launched(batch))
     if splits > 1:
         block = triton.next_power_of_2(splits)
-        _join[(batch, heads)](parts, sums, out, splits, block, dim, num_warps=max(2, block // 16))
+        joined, warps = (parts, sums, out, splits, block, dim), max(2, block // 16)
+        _join[(batch, heads)](*joined, num_warps=warps, **launched(batch))
     return out
 
 
@@ -217,7 +224,9 @@ def _decode(
     q_ptr, keys_ptr, values_ptr, tables_ptr, lengths_ptr, parts_ptr, sums_ptr, out_ptr,
     scale, pages, kv_heads: tl.constexpr, group: tl.constexpr, rows: tl.constexpr,
     dim: tl.constexpr, page: tl.constexpr, splits: tl.constexpr, window: tl.constexpr,
+    early: tl.constexpr,
 ):  # fmt: skip
+    in_turn(early)
     request, kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths_ptr + request)
     oldest = tl.maximum(length - window, 0) if window else 0  # the first token that is seen
@@ -235,13 +244,11 @@ def _decode(
         place = at * dim + t[:, None] * kv_heads * dim + d[None, :]
         k = tl.load(keys_ptr + place).to(q.dtype)
         score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        place_in_text = i * page + t
-        seen = (place_in_text < length) & (place_in_text >= oldest)
+        seen = (i * page + t < length) & (i * page + t >= oldest)
         score = tl.where(seen[None, :], score, -1e30)
         top = tl.maximum(best, tl.max(score, 1))
         weight = tl.exp2(score - top[:, None])
-        fade = tl.exp2(best - top)
-        v = tl.load(values_ptr + place).to(q.dtype)
+        fade, v = tl.exp2(best - top), tl.load(values_ptr + place).to(q.dtype)
         acc = acc * fade[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="ieee")
         total = total * fade + tl.sum(weight, 1)
         best = top
@@ -257,8 +264,10 @@ def _decode(
 
 @triton.jit
 def _join(
-    parts_ptr, sums_ptr, out_ptr, splits: tl.constexpr, block: tl.constexpr, dim: tl.constexpr
-):
+    parts_ptr, sums_ptr, out_ptr, splits: tl.constexpr, block: tl.constexpr, dim: tl.constexpr,
+    early: tl.constexpr,
+):  # fmt: skip
+    in_turn(early)
     row = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     s, d = tl.arange(0, block), tl.arange(0, dim)
     inside = s < splits

@@ -12,22 +12,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.engines.native.kernels.early import FEW_ROWS, in_turn, launched
 from workers.engines.native.kernels.fp8 import Fp8, Fp8Weight
 from workers.engines.native.kernels.fused import gated, normed
 from workers.engines.native.kernels.reference import FP8
 
-# Rows up to which a product is bound by reading its weights. Beyond, it is cuBLAS's.
-FEW_ROWS = 32
 # cuBLAS wants both sizes of a matrix in multiples of it.
 ALIGNED = 16
-# Enough programs to give every multiprocessor of a large GPU one.
-_TARGET_PROGRAMS = 132
+# Output channels of a program, and of how many programs at least.
+_WIDTHS = ((128, 100), (64, 64), (32, 100))
 
 
 def quantize(x: Tensor, weight: Fp8Weight) -> Fp8:
     """Reads and writes each value once."""
     out, sizes = _room(x.shape[0], x.shape[1], x.device, weight)
-    _quantize[(x.shape[0],)](x, *out, *sizes, num_warps=_warps(sizes))
+    _quantize[(x.shape[0],)](x, *out, *sizes, num_warps=_warps(sizes), **launched(x.shape[0]))
     return Fp8(*out[:2])
 
 
@@ -45,7 +44,8 @@ def _normed(x: Tensor, residual: Tensor | None, norm: Tensor, eps: float, weight
     out, sizes = _room(x.shape[0], x.shape[1], x.device, weight)
     tensors = (x, x if residual is None else residual, norm)
     add = residual is not None
-    _norm[(x.shape[0],)](*tensors, *out, eps, *sizes, add, num_warps=_warps(sizes))
+    warps = _warps(sizes)
+    _norm[(x.shape[0],)](*tensors, *out, eps, *sizes, add, num_warps=warps, **launched(x.shape[0]))
     return Fp8(*out[:2])
 
 
@@ -53,7 +53,7 @@ def silu_mul(gate_up: Tensor, weight: Fp8Weight) -> Fp8:
     """One pass."""
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out, sizes = _room(rows, width, gate_up.device, weight)
-    _silu_mul[(rows,)](gate_up, *out, *sizes, num_warps=_warps(sizes))
+    _silu_mul[(rows,)](gate_up, *out, *sizes, num_warps=_warps(sizes), **launched(rows))
     return Fp8(*out[:2])
 
 
@@ -98,7 +98,9 @@ def _store(
 def _quantize(
     x_ptr, out_ptr, scales_ptr, static_ptr,
     width: tl.constexpr, block: tl.constexpr, columns: tl.constexpr, static: tl.constexpr,
+    early: tl.constexpr,
 ):  # fmt: skip
+    in_turn(early)
     row, at = tl.program_id(0).to(tl.int64), tl.arange(0, block)
     x = tl.load(x_ptr + row * width + at, mask=at < width, other=0.0).to(tl.float32)
     _store(x, out_ptr, scales_ptr, static_ptr, row, width, block, columns, static)
@@ -108,8 +110,9 @@ def _quantize(
 def _norm(
     x_ptr, res_ptr, w_ptr, out_ptr, scales_ptr, static_ptr, eps,
     width: tl.constexpr, block: tl.constexpr, columns: tl.constexpr, static: tl.constexpr,
-    add: tl.constexpr,
+    add: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
+    in_turn(early)
     row = tl.program_id(0).to(tl.int64)
     x = normed(x_ptr, res_ptr, w_ptr, row * width, eps, width, block, add).to(tl.float32)
     _store(x, out_ptr, scales_ptr, static_ptr, row, width, block, columns, static)
@@ -119,7 +122,9 @@ def _norm(
 def _silu_mul(
     x_ptr, out_ptr, scales_ptr, static_ptr,
     width: tl.constexpr, block: tl.constexpr, columns: tl.constexpr, static: tl.constexpr,
+    early: tl.constexpr,
 ):  # fmt: skip
+    in_turn(early)
     row, at = tl.program_id(0).to(tl.int64), tl.arange(0, block)
     x = gated(x_ptr + row * 2 * width, at, width).to(tl.float32)
     _store(x, out_ptr, scales_ptr, static_ptr, row, width, block, columns, static)
@@ -142,22 +147,21 @@ def linear(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype) -
 
 
 def _product(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """One program for some rows and some output channels. Of few rows it has few channels, so that
-    all multiprocessors read weights."""
+    """One program for some rows and some output channels, of which it has few where there would
+    else be fewer programs than multiprocessors that can read weights."""
     rows, (outputs, inputs) = x.values.shape[0], weight.values.shape
     out = torch.empty(rows, outputs, dtype=dtype, device=x.values.device)
     blocks = weight.share[1] < inputs or weight.share[0] > 1
     height = min(max(triton.next_power_of_2(rows), 16), 64)
-    fits = [n for n in (64, 32) if triton.cdiv(outputs, n) >= _TARGET_PROGRAMS]
-    width = 128 if height == 64 else [*fits, 16][0]
-    few_columns = 256 if width <= 32 else 128
-    depth = weight.share[1] if blocks else few_columns
+    fits = (n for n, least in _WIDTHS if triton.cdiv(outputs, n) >= least)
+    width = 128 if rows > FEW_ROWS else next(fits, 16)
+    depth = weight.share[1] if blocks else 256
     tensors = (x.values, x.scales, weight.values, weight.scales)
     grid = (triton.cdiv(outputs, width), triton.cdiv(rows, height))
     _linear[grid](
         *tensors, out if bias is None else bias, out, rows, outputs, inputs,
         x.scales.shape[1], weight.share[0], height, width, depth, blocks, bias is not None,
-        inputs % depth == 0, num_warps=8 if height == 64 else 4, num_stages=4,
+        inputs % depth == 0, num_warps=8 if width == 128 else 4, num_stages=4, **launched(rows),
     )  # fmt: skip
     return out
 
@@ -166,14 +170,16 @@ def _product(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype)
 def _linear(
     x_ptr, x_scales_ptr, w_ptr, w_scales_ptr, bias_ptr, out_ptr, rows, outputs, inputs,
     parts, share: tl.constexpr, height: tl.constexpr, width: tl.constexpr, depth: tl.constexpr,
-    blocks: tl.constexpr, has_bias: tl.constexpr, even: tl.constexpr,
+    blocks: tl.constexpr, has_bias: tl.constexpr, even: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
-    """blocks: each `depth` inputs of a token and of `share` channels have a scale of their own, and
-    `parts` is how many there are; else tokens and channels have one each."""
+    """The matrix comes first, as in `products`. blocks: each `depth` inputs of a token and of
+    `share` channels have a scale of their own, and `parts` is how many there are; else tokens and
+    channels have one each."""
+    in_turn(early)
     n = tl.program_id(0).to(tl.int64) * width + tl.arange(0, width)
     m = tl.program_id(1).to(tl.int64) * height + tl.arange(0, height)
     is_row, is_output = m < rows, n < outputs
-    acc = tl.zeros([height, width], tl.float32)
+    acc = tl.zeros([width, height], tl.float32)
     for part in range(tl.cdiv(inputs, depth)):
         k = part * depth + tl.arange(0, depth)
         x_mask, w_mask = is_row[:, None], is_output[:, None]
@@ -181,16 +187,16 @@ def _linear(
             x_mask, w_mask = x_mask & (k < inputs)[None, :], w_mask & (k < inputs)[None, :]
         x = tl.load(x_ptr + m[:, None] * inputs + k[None, :], mask=x_mask, other=0.0)
         w = tl.load(w_ptr + n[:, None] * inputs + k[None, :], mask=w_mask, other=0.0)
-        product = tl.dot(x, tl.trans(w))
+        product = tl.dot(w, tl.trans(x))
         if blocks:
             of_x = tl.load(x_scales_ptr + m * parts + part, mask=is_row, other=0.0)
             of_w = tl.load(w_scales_ptr + n // share * parts + part, mask=is_output, other=0.0)
-            product = product * of_x[:, None] * of_w[None, :]
+            product = product * of_w[:, None] * of_x[None, :]
         acc += product
     if not blocks:
         of_x = tl.load(x_scales_ptr + m, mask=is_row, other=0.0)
-        acc = acc * of_x[:, None] * tl.load(w_scales_ptr + n, mask=is_output, other=0.0)[None, :]
-    out = acc.to(out_ptr.dtype.element_ty)
+        acc = acc * tl.load(w_scales_ptr + n, mask=is_output, other=0.0)[:, None] * of_x[None, :]
+    out = tl.trans(acc).to(out_ptr.dtype.element_ty)
     if has_bias:
         out += tl.load(bias_ptr + n, mask=is_output, other=0.0)[None, :]
     place = out_ptr + m[:, None] * outputs + n[None, :]

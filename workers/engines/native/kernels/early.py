@@ -1,0 +1,45 @@
+"""Programmatic dependent launch: the GPU places a kernel while the one before it still runs, so
+that starting it takes no time of its own. Every kernel in Triton here can be launched so, in and
+outside of graphs, but for the sums over tp, which wait for other GPUs.
+
+A kernel that is placed early waits, before it reads what others have written and before it writes
+anything, until the one before has ended; that one has waited in turn. Then it lets the next one be
+placed, which happens once all of its programs run: so a kernel that waits for another takes no room
+from it. What torch or a library launches begins when everything before has ended, as ever.
+
+It is for steps of few rows: with many a kernel takes so long that starting it does not count.
+"""
+# Triton's decorator has no types.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+FEW_ROWS = 64
+LATE = {"early": False}  # Triton's interpreter does not know the option `launch_pdl`
+EARLY = {"early": True, "launch_pdl": True}
+_few = LATE
+
+
+def settle(early: bool) -> None:
+    """Whether kernels of this process are launched early from now on. early: needs compute
+    capability 9.0. A graph keeps what it was captured with."""
+    global _few
+    _few = EARLY if early else LATE
+
+
+def launched(rows: int) -> dict[str, bool]:
+    """What the launch of a kernel for so many tokens is told: its argument `early`, and an option
+    of Triton's."""
+    return _few if rows <= FEW_ROWS else LATE
+
+
+@triton.jit
+def in_turn(early: tl.constexpr):
+    """The first line of a kernel, or the first behind what it reads of the model's weights."""
+    if early:
+        gdc_wait()
+        gdc_launch_dependents()
