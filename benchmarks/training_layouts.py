@@ -21,8 +21,12 @@ model and size of micro-batch:
                 precisions and with offload
     comm        fsdp2, tp2 and dp2 without their collectives, which the engine torch can leave out
 
-On one GPU there are two, what techniques change coming first: precision, compiled layers and
-checkpointing; then, where layers are recomputed, accumulation and offload.
+On one GPU there are three, in the order in which their answers are of use:
+
+    techniques  FP8, compiled layers and checkpointing; then accumulation and offload, where layers
+                are recomputed
+    layouts     the engines torch and deepspeed, beside each other
+    others      FP16, FP8 beside it, and checkpointing in main memory
 
 Each layout is a call. One that does not fit is refused before a GPU is taken, with the arithmetic,
 and one that fails is said; both are left out, and exit status 1 tells of failures. After --minutes
@@ -50,6 +54,8 @@ DEFAULTS = {1: ("llama-3b", 1), 2: ("llama-8b", 2)}  # GPUs -> model, sequences 
 SHARDED, DEEPSPEED = ("fsdp2", "tp2", "pp2"), ("dp2zero3", "dp2zero2", "dp2zero1")
 FUSED, RECOMPUTED = ("--fusion", "on"), ("--activation-checkpointing", "full")
 OFFLOADED = ("--offload", "optimizer")
+KEPT_LESS = "checkpointing=full,checkpointing=selective"
+OTHERS = "precision=fp16,precision=fp8-fp16,checkpointing=cpu-offload"
 TWO_AT_ONCE = ("--micro-batch-size", "2")
 REFUSED, FAILED = 2, 1  # exit statuses: nothing was run; some runs failed
 STATUSES = (REFUSED, FAILED, 70)  # of what ends by itself; 70 is a mistake of ours
@@ -73,7 +79,8 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--gpus", type=int, choices=sorted(PARTS), default=2)
-    parser.add_argument("--parts", nargs="+", choices=PARTS[2], help="default: all of the GPUs")
+    every = list(dict.fromkeys(chain(*PARTS.values())))
+    parser.add_argument("--parts", nargs="+", choices=every, help="default: all of the GPUs")
     parser.add_argument("--model", help="default: llama-8b, on one GPU llama-3b")
     parser.add_argument("--micro-batch-size", type=int, help="sequences at once; default: 2, or 1")
     parser.add_argument("--global-batch-size", type=int, default=8, help="sequences of a step")
@@ -90,7 +97,8 @@ def parse() -> argparse.Namespace:
     asked.micro_batch_size = asked.micro_batch_size or micro_batch_size
     asked.parts = asked.parts or list(PARTS[asked.gpus])
     if missing := set(asked.parts) - set(PARTS[asked.gpus]):
-        parser.error(f"{', '.join(sorted(missing))} can be had on more than {asked.gpus} GPU")
+        known = ", ".join(PARTS[asked.gpus])
+        parser.error(f"--gpus {asked.gpus} has no {', '.join(sorted(missing))}; it has {known}")
     return asked
 
 
@@ -100,8 +108,8 @@ def commands(asked: argparse.Namespace) -> Iterator[tuple[str, ...]]:
     given = [(f"--{name.replace('_', '-')}", str(getattr(asked, name))) for name in fields]
     often = (*chain(*given), "--num-starts", str(asked.starts))
     for part in asked.parts:
-        verb = "ablate" if part == "techniques" else "submit"
         for layout, options in PARTS[asked.gpus][part]:
+            verb = "ablate" if "--technique" in options else "submit"
             where = ("--result-dir", str(asked.result_dir / part))
             # The options of a call come last, and so before what holds for all of them.
             yield (verb, *LOAD, "--strategy", layout, *often, *where, *options)
@@ -109,11 +117,15 @@ def commands(asked: argparse.Namespace) -> Iterator[tuple[str, ...]]:
 
 ON_ONE: Parts = {
     "techniques": (
-        ("tp1", (*FUSED, "--technique", "precision,fusion,checkpointing")),
+        ("tp1", (*FUSED, "--technique", f"precision=fp8,fusion,{KEPT_LESS}")),
         # Of two sequences at once accumulation has more, and fewer.
-        ("tp1", (*FUSED, *RECOMPUTED, *TWO_AT_ONCE, "--technique", "accumulation,offload")),
+        (
+            "tp1",
+            (*FUSED, *RECOMPUTED, *TWO_AT_ONCE, "--technique", "accumulation,offload=optimizer"),
+        ),
     ),
     "layouts": (("tp1", FUSED), ("tp1", ("--engine", "deepspeed"))),
+    "others": (("tp1", (*FUSED, "--technique", OTHERS)),),
 }
 ON_TWO: Parts = {
     "layouts": (

@@ -43,6 +43,6 @@ technique_option = click.option(
     multiple=True,
     metavar="NAME,NAME,...",
     help="attention, batching, chunking, fusion, graphs, allreduce, overlap, quantization, "
-    "kv-cache; train: checkpointing, accumulation, fusion, precision, offload, comm. [all that "
-    "change anything]",
+    "kv-cache; train: checkpointing, accumulation, fusion, precision, offload, comm. Or one value "
+    "of training, as precision=fp8. [all that change anything]",
 )
