@@ -72,11 +72,11 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Counting:
         self._uncompiled = torch.compiler.set_stance("force_eager")
-        entered: Counting = super().__enter__()
+        entered: Counting = super().__enter__()  # type: ignore[no-untyped-call]
         return entered
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._uncompiled.__exit__(*error)
 
     def __torch_dispatch__(
