@@ -237,13 +237,14 @@ class Work:
 class TrainingWork:
     """One run: `steps` optimizer steps, from the first weights on. tokens: int32 [sequences,
     seq_len + 1], what it trains on (`packed.Packed`); None: random ones. save: the folder for what
-    was trained. like: that of the model, whose config and tokenizer come with it. state: where all
-    that a stopped run goes on from is kept, after every `interval` steps and the last. resume: such
-    a state of another run, to begin with. observe: take a few steps apart instead, of no run."""
+    is trained. like: that of the model, whose config and tokenizer come with it. state: where all
+    that a stopped run goes on from is kept, every `interval` steps and at the end. resume: such a
+    state, to begin with. No runs: observe, take steps apart; write, fill `save` after a run."""
 
     steps: int
     tokens: NDArray[np.int32] | None = field(default=None, compare=False, repr=False)
     save: str | None = None
+    write: bool = False
     like: str | None = None
     state: str | None = None
     interval: int = 0
@@ -259,8 +260,7 @@ class TrainingWork:
 @dataclass(frozen=True, slots=True)
 class Process:
     """Where Ray put the process of a worker: Ray's id of the node, its GPU there as torch counts (0
-    on CPU), its process id, and the descriptor under which it keeps where it stands (-1: nowhere).
-    """
+    on CPU), its process id, and the descriptor that tells where it stands (-1: nowhere)."""
 
     node_id: str
     device_index: int
