@@ -38,7 +38,7 @@ class Switches:
     of the other go on; pdl, kernels are launched before those before them have ended. batching:
     "continuous", or "static", each batch after the one before. chunked_prefill_size: prompt tokens
     to which prompts are cut, or "off". allreduce: what sums over tp: "shm", memory of a host, for
-    every group; "one-shot", "two-shot", that of GPUs, for small messages. products: of few rows,
+    every group; "one-shot", "two-shot", that of GPUs, for small messages. products: of few rows, by
     "triton" or "cublas".
     """
 
