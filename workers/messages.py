@@ -33,13 +33,12 @@ class Switches:
 
     attention: "eager", all scores as a matrix; "sdpa", torch's `scaled_dot_product_attention`;
     "triton", over pages; "fa3", "fa3-prefill", "flashinfer", by a library; in training "cudnn" or
-    "flash", which kernel of torch's is tried first. "on" or "off": cuda_graphs, steps are captured;
-    fusion, small operations share a kernel; overlap, one half of a large pass computes while sums
-    of the other go on; pdl, kernels are launched before those before them have ended. batching:
-    "continuous", or "static", each batch after the one before. chunked_prefill_size: prompt tokens
-    to which prompts are cut, or "off". allreduce: what sums over tp: "shm", memory of a host, for
-    every group; "one-shot", "two-shot", that of GPUs, for small messages. products: of few rows, by
-    "triton" or "cublas".
+    "flash", torch's. "on" or "off": cuda_graphs, steps are captured; fusion, small operations share
+    a kernel; overlap, one half of a large pass computes while sums of the other go on; pdl, kernels
+    are launched early. batching: "continuous", or "static", each batch after the one before.
+    chunked_prefill_size: prompt tokens to which prompts are cut, or "off". allreduce: what sums
+    over tp: "shm", memory of a host, for every group; "one-shot", "two-shot", that of GPUs, for
+    small messages. products: of few rows, by "triton" or "cublas".
     """
 
     attention: str | None = None
