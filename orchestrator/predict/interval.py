@@ -78,9 +78,12 @@ def seen_of(setting: Setting, lengths: Lengths, requests: int) -> dict[str, floa
 
 
 def _outside(setting: Setting, seen: Mapping[str, float]) -> Iterator[str]:
-    fitted, placed = setting.factors.fitted, setting.placed
-    if placed.hardware.name not in fitted.gpus:
-        yield f"GPU {placed.hardware.name}, fitted on {', '.join(fitted.gpus)}"
+    fitted, placed, few = setting.factors.fitted, setting.placed, setting.few(seen["rows"])
+    gpus, name = {"fitted on": fitted.gpus}, placed.hardware.name
+    if few:
+        gpus["few rows fitted on"] = few.gpus
+    if other := [f"{what} {', '.join(one)}" for what, one in gpus.items() if name not in one]:
+        yield f"GPU {name}, {other[0]}"
     if placed.precision.name not in fitted.quantizations:
         yield f"quantization {placed.precision.name}"
     if any(span.nodes > 1 for span in placed.groups.values()):
