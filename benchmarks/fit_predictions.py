@@ -807,7 +807,7 @@ def main() -> None:
         for engine, same in grouped(rest, lambda one: one.engine).items()
     ]
     if unseen := [one for one in few if one not in seen]:
-        held.append(HeldOut("torch, launched early", unseen, bench))
+        held.append(HeldOut("torch, of the results of `--few`", unseen, bench))
     for text in asked.held_out:
         held += _held_out(text, bench, engines)
     tables = [page(held, engines)]

@@ -63,6 +63,15 @@ def outside(setting: Setting, lengths: Lengths, requests: int) -> tuple[str, ...
     return tuple(_outside(setting, seen_of(setting, lengths, requests)))
 
 
+def outside_few(setting: Setting, requests: int) -> tuple[str, ...]:
+    """Where the factors of few rows are of other GPUs than the rest. Prompts have more rows, so it
+    says nothing of a TTFT."""
+    few, gpu = setting.few(requests / micro_batches(setting, requests)), setting.placed.hardware
+    if few is None or gpu.name in few.gpus or gpu.name not in setting.factors.fitted.gpus:
+        return ()
+    return (f"few rows on {gpu.name}, fitted on {', '.join(few.gpus)}",)
+
+
 def seen_of(setting: Setting, lengths: Lengths, requests: int) -> dict[str, float]:
     """What factors are fitted over; see `factors.Fitted`. requests: of one replica."""
     placed, rows = setting.placed, requests / micro_batches(setting, requests)
@@ -78,12 +87,9 @@ def seen_of(setting: Setting, lengths: Lengths, requests: int) -> dict[str, floa
 
 
 def _outside(setting: Setting, seen: Mapping[str, float]) -> Iterator[str]:
-    fitted, placed, few = setting.factors.fitted, setting.placed, setting.few(seen["rows"])
-    gpus, name = {"fitted on": fitted.gpus}, placed.hardware.name
-    if few:
-        gpus["few rows fitted on"] = few.gpus
-    if other := [f"{what} {', '.join(one)}" for what, one in gpus.items() if name not in one]:
-        yield f"GPU {name}, {other[0]}"
+    fitted, placed = setting.factors.fitted, setting.placed
+    if placed.hardware.name not in fitted.gpus:
+        yield f"GPU {placed.hardware.name}, fitted on {', '.join(fitted.gpus)}"
     if placed.precision.name not in fitted.quantizations:
         yield f"quantization {placed.precision.name}"
     if any(span.nodes > 1 for span in placed.groups.values()):

@@ -47,8 +47,7 @@ def foretold(
     sums = plan.switches.allreduce or "nccl"
     early = (plan.switches.products, plan.switches.pdl) == ("triton", "on")
     placed = Placed(plan.placement, plan.model, plan.precision, hardware, sums, early)
-    setting = Setting(placed, mine)
-    found = predict(setting, plan.layout, _asked(experiment, plan, work, mine))
+    found = predict(Setting(placed, mine), plan.layout, _asked(experiment, plan, work, mine))
     if isinstance(found, NoPrediction):
         return _none(found.reason)
     return Predicted(
