@@ -1,14 +1,16 @@
 """Optimizer steps of a model under every layout of two GPUs, in both engines, and what its
-techniques change.
+techniques change; or on one GPU.
 
     python benchmarks/training_layouts.py --minutes 9
     python benchmarks/training_layouts.py --model llama-3b --micro-batch-size 1
     python benchmarks/training_layouts.py --parts layouts fp8 --dry-run
+    python benchmarks/training_layouts.py --gpus 1 --global-batch-size 4 --steps 5 --minutes 6
 
 Calls `orchestrator` only, and prints every call. Sequences of 4096 tokens, eight in a step. Of an
 8B every layout but dp2 fits on two H200 with two sequences at once; on two H100 it fits only with
-checkpointing, and a 3B with one sequence at once fits under every layout without. The parts, each
-in a folder of its own below --result-dir, which is for one model and size of micro-batch:
+checkpointing, and a 3B with one sequence at once fits under every layout without. One GPU trains
+that 3B. The parts, each in a folder of its own below --result-dir, which is for one number of GPUs,
+model and size of micro-batch:
 
     layouts     nothing is recomputed; layers are compiled where the engine can
     recomputed  the same with activation checkpointing, which takes less memory
@@ -18,6 +20,13 @@ in a folder of its own below --result-dir, which is for one model and size of mi
     techniques  fsdp2 without and with checkpointing, accumulation and compiled layers, and in other
                 precisions and with offload
     comm        fsdp2, tp2 and dp2 without their collectives, which the engine torch can leave out
+
+On one GPU there are three, in the order in which their answers are of use:
+
+    techniques  FP8, compiled layers and checkpointing; then accumulation and offload, where layers
+                are recomputed
+    layouts     the engines torch and deepspeed, beside each other
+    others      FP16, FP8 beside it, and checkpointing in main memory
 
 Each layout is a call. One that does not fit is refused before a GPU is taken, with the arithmetic,
 and one that fails is said; both are left out, and exit status 1 tells of failures. After --minutes
@@ -29,19 +38,25 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
 from all_layouts import ORCHESTRATOR, EndedBadly, ran, run_all
 
+Parts = Mapping[str, Sequence[tuple[str, Sequence[str]]]]  # part -> (layout, options) of each call
+
 LOAD = (
-    *("--workload", "train", "--load-format", "dummy", "--global-batch-size", "8"),
+    *("--workload", "train", "--load-format", "dummy"),
     *("--num-warmups", "1"),  # of a step; others are taken before the first run too
 )
+DEFAULTS = {1: ("llama-3b", 1), 2: ("llama-8b", 2)}  # GPUs -> model, sequences at once
 SHARDED, DEEPSPEED = ("fsdp2", "tp2", "pp2"), ("dp2zero3", "dp2zero2", "dp2zero1")
 FUSED, RECOMPUTED = ("--fusion", "on"), ("--activation-checkpointing", "full")
 OFFLOADED = ("--offload", "optimizer")
+KEPT_LESS = "checkpointing=full,checkpointing=selective"
+OTHERS = "precision=fp16,precision=fp8-fp16,checkpointing=cpu-offload"
+TWO_AT_ONCE = ("--micro-batch-size", "2")
 REFUSED, FAILED = 2, 1  # exit statuses: nothing was run; some runs failed
 STATUSES = (REFUSED, FAILED, 70)  # of what ends by itself; 70 is a mistake of ours
 
@@ -63,9 +78,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--model", default="llama-8b")
-    parser.add_argument("--micro-batch-size", type=int, default=2, help="sequences at once")
+    parser.add_argument("--gpus", type=int, choices=sorted(PARTS), default=2)
+    every = list(dict.fromkeys(chain(*PARTS.values())))
+    parser.add_argument("--parts", nargs="+", choices=every, help="default: all of the GPUs")
+    parser.add_argument("--model", help="default: llama-8b, on one GPU llama-3b")
+    parser.add_argument("--micro-batch-size", type=int, help="sequences at once; default: 2, or 1")
+    parser.add_argument("--global-batch-size", type=int, default=8, help="sequences of a step")
     parser.add_argument("--seq-len", type=int, default=4096, help="tokens of a sequence")
     parser.add_argument("--steps", type=int, default=10, help="of a run")
     parser.add_argument("--starts", type=int, default=1, help="of each layout")
@@ -73,22 +91,43 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=240, help="seconds of a run")
     parser.add_argument("--result-dir", type=Path, default=Path("results"))
     parser.add_argument("--dry-run", action="store_true", help="print the commands only")
-    return parser.parse_args()
+    asked = parser.parse_args()
+    model, micro_batch_size = DEFAULTS[asked.gpus]
+    asked.model = asked.model or model
+    asked.micro_batch_size = asked.micro_batch_size or micro_batch_size
+    asked.parts = asked.parts or list(PARTS[asked.gpus])
+    if missing := set(asked.parts) - set(PARTS[asked.gpus]):
+        known = ", ".join(PARTS[asked.gpus])
+        parser.error(f"--gpus {asked.gpus} has no {', '.join(sorted(missing))}; it has {known}")
+    return asked
 
 
 def commands(asked: argparse.Namespace) -> Iterator[tuple[str, ...]]:
     """The arguments of `orchestrator`, one call after the other."""
-    fields = ("model", "micro_batch_size", "seq_len", "steps", "timeout")
+    fields = ("model", "global_batch_size", "micro_batch_size", "seq_len", "steps", "timeout")
     given = [(f"--{name.replace('_', '-')}", str(getattr(asked, name))) for name in fields]
     often = (*chain(*given), "--num-starts", str(asked.starts))
     for part in asked.parts:
-        verb = "ablate" if part == "techniques" else "submit"
-        for layout, options in PARTS[part]:
+        for layout, options in PARTS[asked.gpus][part]:
+            verb = "ablate" if "--technique" in options else "submit"
             where = ("--result-dir", str(asked.result_dir / part))
-            yield (verb, *LOAD, "--strategy", layout, *options, *often, *where)
+            # The options of a call come last, and so before what holds for all of them.
+            yield (verb, *LOAD, "--strategy", layout, *often, *where, *options)
 
 
-PARTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+ON_ONE: Parts = {
+    "techniques": (
+        ("tp1", (*FUSED, "--technique", f"precision=fp8,fusion,{KEPT_LESS}")),
+        # Of two sequences at once accumulation has more, and fewer.
+        (
+            "tp1",
+            (*FUSED, *RECOMPUTED, *TWO_AT_ONCE, "--technique", "accumulation,offload=optimizer"),
+        ),
+    ),
+    "layouts": (("tp1", FUSED), ("tp1", ("--engine", "deepspeed"))),
+    "others": (("tp1", (*FUSED, "--technique", OTHERS)),),
+}
+ON_TWO: Parts = {
     "layouts": (
         *((layout, FUSED) for layout in (*SHARDED, "dp2")),
         *((layout, ()) for layout in DEEPSPEED),
@@ -112,6 +151,7 @@ PARTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("dp2", (*FUSED, *RECOMPUTED, "--ablate", "comm")),
     ),
 }
+PARTS = {1: ON_ONE, 2: ON_TWO}
 
 
 class Calls:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from workers import engines
+from workers.device import num_cores
 from workers.messages import Built, EnginePlan, Process, RankReport, TrainingWork, Work
 from workers.probes.collector import uncollected
 from workers.probes.gauges import Publisher
@@ -116,12 +117,16 @@ class Worker:
 
     def _device(self, plan: EnginePlan) -> torch.device:
         """The device of this process, made the current one. On a CPU torch gets one thread, so that
-        several ranks can share the machine."""
+        several ranks can share the machine; beside a GPU it has one, and its share of the cores
+        where an optimizer steps in main memory."""
         import torch
 
         if plan.device == "cpu":
             torch.set_num_threads(1)
             return torch.device("cpu")
+        if plan.training is not None and plan.training.offload != "none":
+            gpus = min(plan.placement.num_ranks, torch.cuda.device_count())  # of this node
+            torch.set_num_threads(max(1, num_cores() // gpus))  # Ray leaves one
         if self._engine is None or self._engine.processes != "per_replica":
             torch.cuda.set_device(self.device_index)  # else others compute, and this takes memory
         return torch.device("cuda", self.device_index)

@@ -3,6 +3,7 @@ need of NVML. Imports without torch."""
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -110,6 +111,11 @@ def memory_swing(devices: Sequence[torch.device], before: Sequence[int]) -> int 
     `before`, as `reset_peak` has returned it; None on a CPU."""
     rises = [peak_memory([one]) - there for one, there in zip(devices, before, strict=False)]
     return max(rises, default=None)
+
+
+def num_cores() -> int:
+    """Cores of this node that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def synchronize(device: torch.device) -> None:

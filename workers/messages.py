@@ -37,9 +37,9 @@ class Switches:
     fusion, small operations share a kernel; overlap, one half of a large pass computes while sums
     of the other go on; pdl, kernels are launched before those before them have ended. batching:
     "continuous", or "static", each batch after the one before. chunked_prefill_size: prompt tokens
-    to which prompts are cut, or "off". allreduce: what sums over tp: "shm", memory of a host that
-    ranks on CPUs share, for every group; "one-shot", "two-shot", that of GPUs of a node, for small
-    messages. products: what multiplies few rows by a matrix, "triton" or "cublas".
+    to which prompts are cut, or "off". allreduce: what sums over tp: "shm", memory of a host, for
+    every group; "one-shot", "two-shot", that of GPUs, for small messages. products: of few rows, by
+    "triton" or "cublas".
     """
 
     attention: str | None = None
@@ -239,13 +239,14 @@ class Work:
 class TrainingWork:
     """One run: `steps` optimizer steps, from the first weights on. tokens: int32 [sequences,
     seq_len + 1], what it trains on (`packed.Packed`); None: random ones. save: the folder for what
-    was trained. like: that of the model, whose config and tokenizer come with it. state: where all
-    that a stopped run goes on from is kept, after every `interval` steps and the last. resume: such
-    a state of another run, to begin with. observe: take a few steps apart instead, of no run."""
+    is trained. like: that of the model, whose config and tokenizer come with it. state: where all
+    that a stopped run goes on from is kept, every `interval` steps and at the end. resume: such a
+    state, to begin with. No runs: observe, take steps apart; write, fill `save` after a run."""
 
     steps: int
     tokens: NDArray[np.int32] | None = field(default=None, compare=False, repr=False)
     save: str | None = None
+    write: bool = False
     like: str | None = None
     state: str | None = None
     interval: int = 0
@@ -261,7 +262,7 @@ class TrainingWork:
 @dataclass(frozen=True, slots=True)
 class Process:
     """Where Ray put the process of a worker: Ray's id of the node, its GPU there as torch counts (0
-    on CPU), its process id, and the descriptor where it keeps where it stands (-1: nowhere)."""
+    on CPU), its process id, and the descriptor that tells where it stands (-1: nowhere)."""
 
     node_id: str
     device_index: int
@@ -300,9 +301,9 @@ class RankReport:
     is no reason to let it fail. began_s: when the times of the tables are zero, in seconds of that
     process' `time.perf_counter`; None where an engine does not say. memory_swing_bytes: by how much
     allocated memory rose above what it was before; None where the device does not count it.
-    attention: of the fullest step of each phase of an observed run, where an engine can run it by
-    itself. telemetry: no engine fills it, it is added where the reports of the ranks meet. fabric:
-    only from the engine `calibration`. training: of a run that trains, where `steps` is empty.
+    attention: of the fullest step of each phase of an observed run, where an engine runs it alone.
+    telemetry: no engine fills it, it is added where the reports meet. fabric: only from the engine
+    `calibration`. training: of a run that trains, where `steps` is empty.
     """
 
     rank: int

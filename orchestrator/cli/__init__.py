@@ -227,8 +227,8 @@ def export(
 def import_(
     files: tuple[Path, ...], result_dir: Path | None, out: Path | None, **named: str | None
 ) -> None:
-    """Take results of `vllm bench serve --save-result`, or those of `export`, as an experiment to
-    compare against."""
+    """Take results of `vllm bench serve --save-result` or AIPerf, or those of `export`, as an
+    experiment to compare against."""
     importing.import_results(files, named, result_dir, out)
 
 

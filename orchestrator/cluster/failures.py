@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from strategies.errors import Refused
 from workers.messages import OUT_OF_MEMORY
 
 # Parts of the messages that a rank raises when it has lost another one.
@@ -48,7 +49,8 @@ def explain(failures: Sequence[tuple[int, RayError]]) -> RunFailed:
     cause = cause_of(error)
     if is_out_of_memory(cause):
         return RunFailed(f"{OUT_OF_MEMORY}: rank {rank}: {first_line(cause)}", detail)
-    return RunFailed(f"rank {rank}: {type(cause).__name__}: {first_line(cause)}", detail)
+    kind = "" if isinstance(cause, Refused) else f"{type(cause).__name__}: "  # it says it in words
+    return RunFailed(f"rank {rank}: {kind}{first_line(cause)}", detail)
 
 
 def cause_of(error: BaseException) -> BaseException:

@@ -1,5 +1,5 @@
-"""A run as the JSON that AIPerf writes, `profile_export_aiperf.json`: a metric each, with its unit
-and its statistics.
+"""A run as the JSON that AIPerf writes, `profile_export_aiperf.json`, and back: a metric each, with
+its unit and its statistics.
 
 Names, units and statistics are those of ai-dynamo/aiperf: `JsonExportData` in
 aiperf/common/models/export_models.py, and aiperf/metrics/types. Its `inter_token_latency` is TPOT,
@@ -11,15 +11,43 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from orchestrator.analysis.goodput import text
 from orchestrator.analysis.latency import Statistics, TokenTimes
 from orchestrator.analysis.summary import Measured
+from orchestrator.commands.vllm_bench import Record
+from orchestrator.commands.vllm_import import is_number
+from orchestrator.errors import UserError
+from orchestrator.experiment.levels import parse_levels
+from workers.rows import flat
 
 FORMAT = "aiperf"
 PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
+STATISTICS = {"mean": "avg", "median": "p50", "p99": "p99", "std": "std"}
+LATENCIES = {
+    "e2el": "request_latency",
+    "ttft": "time_to_first_token",
+    "tpot": "inter_token_latency",
+    "itl": "inter_chunk_latency",
+}
+# Figures of a whole run -> the metric and its unit.
+TOTALS = {
+    "request_throughput": ("request_throughput", "requests/sec"),
+    "completed": ("request_count", "requests"),
+    "failed": ("error_request_count", "requests"),
+    "output_throughput": ("output_token_throughput", "tokens/sec"),
+    "total_input_tokens": ("total_isl", "tokens"),
+    "total_output_tokens": ("total_osl", "tokens"),
+    "duration": ("benchmark_duration", "sec"),
+    "request_goodput": ("goodput", "requests/sec"),
+}
+ALWAYS = TOTALS.keys() - {"failed", "request_goodput"}  # of a model that generates
+IN_MS = {"ns": 1e-6, "us": 1e-3, "ms": 1.0, "sec": 1e3}
+OF_LAYOUT = ("strategy", "engine", "dtype", "quantization", "ablation", "scenario")
 Metric = dict[str, object]
 
 
@@ -41,18 +69,12 @@ def record_of(run: Measured, requests: pa.Table | None) -> dict[str, object]:
 
 def _totals(run: Measured) -> Mapping[str, Metric | None]:
     """Metrics of the whole run, which have one value."""
-    made, good = run.throughput, run.goodput.request_goodput
-    return {
-        "request_throughput": _single(made.request_throughput, "requests/sec"),
-        "request_count": _single(made.completed, "requests"),
-        "output_token_throughput": _single(made.output_throughput, "tokens/sec"),
-        "total_output_tokens": _single(made.total_output_tokens, "tokens"),
-        "total_isl": _single(made.total_input_tokens, "tokens"),
-        "total_osl": _single(made.total_output_tokens, "tokens"),
-        "benchmark_duration": _single(made.duration, "sec"),
-        "goodput": _single(good, "requests/sec"),
-        "error_request_count": _single(made.failed or None, "requests"),
-    }
+    known = {**flat(run.throughput), **flat(run.goodput)}
+    found = {name: _single(known[ours], unit) for ours, (name, unit) in TOTALS.items()}
+    found["total_output_tokens"] = found["total_osl"]
+    if not run.throughput.failed:
+        del found["error_request_count"]
+    return found
 
 
 def _single(value: float | None, unit: str) -> Metric | None:
@@ -99,17 +121,11 @@ def _spread(values: np.ndarray, unit: str) -> Metric | None:
 
 
 def _of_summary(run: Measured) -> Mapping[str, Metric | None]:
-    latency = run.latency
-    return {
-        "request_latency": _known(latency.e2el),
-        "time_to_first_token": _known(latency.ttft),
-        "inter_token_latency": _known(latency.tpot),
-        "inter_chunk_latency": _known(latency.itl),
-    }
+    return {name: _known(getattr(run.latency, ours)) for ours, name in LATENCIES.items()}
 
 
 def _known(found: Statistics) -> Metric | None:
-    values = {"avg": found.mean, "p50": found.median, "p99": found.p99, "std": found.std}
+    values = {name: getattr(found, ours) for ours, name in STATISTICS.items()}
     known: Metric = {name: value for name, value in values.items() if value is not None}
     return {"unit": "ms", **known} if known else None
 
@@ -122,11 +138,9 @@ def _config(run: Measured) -> dict[str, object]:
         "request_count": run.conditions.num_prompts,
         **({} if rate is None or math.isinf(rate) else {"request_rate": rate}),
     }
+    levels = parse_levels([run.goodput.goodput or ""], "goodput")
     layout = {
-        "strategy": run.cell.strategy,
-        "engine": run.cell.engine,
-        "dtype": run.cell.dtype,
-        "scenario": run.cell.scenario,
+        **{name: getattr(run.cell, name) for name in OF_LAYOUT},
         "num_gpus": run.conditions.num_gpus,
         "device_name": run.conditions.device_name,
         "start": run.start,
@@ -134,7 +148,11 @@ def _config(run: Measured) -> dict[str, object]:
     }
     return {
         "endpoint": {"model_names": [run.cell.model], "streaming": True},
-        "input": {"extra": layout, "random_seed": run.conditions.seed},
+        "input": {
+            "extra": layout,
+            "random_seed": run.conditions.seed,
+            **({"goodput": {LATENCIES[ours]: ms for ours, ms in levels.items()}} if levels else {}),
+        },
         "loadgen": load,
     }
 
@@ -144,3 +162,94 @@ def _errors(run: Measured) -> list[dict[str, object]]:
     if not count:
         return []
     return [{"error_details": {"message": "no token was made"}, "count": count}]
+
+
+# -- back
+
+
+def is_record(found: Record) -> bool:
+    """Whether an object is AIPerf's: of a run, or of one request."""
+    return "input_config" in found or {"metadata", "metrics"} <= found.keys()
+
+
+def as_vllm(found: Record, where: str) -> Record:
+    """What a file of AIPerf says of its run, under the names of vLLM's benchmark.
+
+    where: names the file in errors. Raises UserError where it is of single requests, or of no model
+    that generates, or has a unit that is not known.
+    """
+    if "metrics" in found:
+        raise UserError(
+            f"{where} has AIPerf's requests one by one; give profile_export_aiperf.json, which "
+            "AIPerf writes beside it"
+        )
+    totals = {
+        ours: _whole(_value(found, name, "avg", unit, where))
+        for ours, (name, unit) in TOTALS.items()
+    }
+    for ours in sorted(ALWAYS):
+        if totals[ours] is None:
+            raise UserError(
+                f"{where} is no result of AIPerf of a model that generates: it has no metric "
+                f"'{TOTALS[ours][0]}'"
+            )
+    latencies = {
+        f"{statistic}_{ours}_ms": _value(found, name, theirs, "ms", where)
+        for ours, name in LATENCIES.items()
+        for statistic, theirs in STATISTICS.items()
+    }
+    totals["failed"] = totals["failed"] or 0  # not told of where there is none
+    sent = sum(totals[name] or 0 for name in ("completed", "failed"))
+    date = found.get("start_time")
+    return {**totals, **latencies, "num_prompts": sent, "date": date, **_asked(found)}
+
+
+def _asked(found: Record) -> Record:
+    """What the configuration says: of the load, and as `extra` inputs of the layout."""
+    config = _part(found, "input_config")
+    given, load = _part(config, "input"), _part(config, "loadgen")
+    models = _part(config, "endpoint").get("model_names")
+    known = {
+        "model_id": models[0] if isinstance(models, list) and models else None,
+        "max_concurrency": load.get("concurrency"),
+        "num_prompts": load.get("request_count"),
+        "request_rate": load.get("request_rate"),
+        "seed": given.get("random_seed"),
+        "goodput": _levels(_part(given, "goodput")),
+    }
+    return {name: value for name, value in {**_part(given, "extra"), **known}.items() if value}
+
+
+def _levels(limits: Record) -> str | None:
+    """The service levels of goodput, as we write them; None where any is none of ours."""
+    ours = {theirs: name for name, theirs in LATENCIES.items() if name != "itl"}
+    if not limits or not limits.keys() <= ours.keys() or not all(map(is_number, limits.values())):
+        return None
+    return text({ours[name]: limit for name, limit in limits.items()})
+
+
+def _part(found: Record, name: str) -> Record:
+    """An object in another; also one that is a list of pairs, as AIPerf writes `extra`."""
+    part = found.get(name)
+    if isinstance(part, list) and all(isinstance(one, list) and len(one) == 2 for one in part):
+        return {str(key): value for key, value in part}
+    return part if isinstance(part, dict) else {}
+
+
+def _value(found: Record, metric: str, statistic: str, unit: str, where: str) -> Any:
+    """A statistic of a metric in a unit; None where it is not there."""
+    told = _part(found, metric)
+    value: Any = told.get(statistic)
+    given = told.get("unit")
+    if not is_number(value):
+        return None
+    if given == unit:
+        return value
+    if given in IN_MS and unit in IN_MS:
+        return value * IN_MS[given] / IN_MS[unit]
+    raise UserError(f"{where} has {metric} in {given!r}, which is not known; {unit} is")
+
+
+def _whole(value: float | None) -> float | None:
+    """A count as a whole number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

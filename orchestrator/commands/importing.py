@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.errors import UserError
 from orchestrator.report.output import say
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from orchestrator.analysis.summary import Measured
+    from orchestrator.commands.vllm_bench import Record
     from orchestrator.commands.vllm_import import Named
 
 EXPORT = "orchestrator-export"
@@ -26,8 +27,7 @@ def import_results(
     out: Path | None,
 ) -> None:
     """Write what is in `files` as one experiment, and print its folder. named: what the user says
-    of runs of vLLM's benchmark; see `vllm_import.Named`."""
-    from orchestrator.commands.vllm_bench import FORMAT
+    of runs of other tools; see `vllm_import.Named`."""
     from orchestrator.commands.vllm_import import Named
     from orchestrator.store.export import pack
     from orchestrator.store.folders import DEFAULT_ROOT
@@ -37,9 +37,9 @@ def import_results(
     folder = out or (result_dir or DEFAULT_ROOT) / f"imported-{safe_name(files[0].stem)}"
     is_json = {path.suffix in (".json", ".jsonl") for path in given}
     if len(is_json) > 1:
-        raise UserError("files of vLLM's benchmark and exported tables are imported one by one")
+        raise UserError("files of other tools and exported tables are imported one by one")
     if is_json.pop():
-        tables, format_ = _of_vllm(given, folder.name, Named(**named)), FORMAT
+        tables, format_ = _of_tools(given, folder.name, Named(**named))
     else:
         if said := [name for name, value in named.items() if value]:
             raise UserError(f"exported tables name their cells themselves; leave --{said[0]} out")
@@ -58,32 +58,51 @@ def _files(path: Path) -> list[Path]:
     unknown = [one for one in found if one.suffix not in (".json", ".jsonl", *SUFFIXES)]
     if unknown:
         raise UserError(
-            f"{unknown[0]} is not read; give the JSON of `vllm bench serve --save-result`, or the "
-            f"tables of `orchestrator export` ({', '.join(SUFFIXES)})"
+            f"{unknown[0]} is not read; give the JSON of `vllm bench serve --save-result` or of "
+            f"AIPerf, or the tables of `orchestrator export` ({', '.join(SUFFIXES)})"
         )
     return found
 
 
-# -- vLLM's benchmark
+# -- other tools
 
 
-def _of_vllm(files: Sequence[Path], experiment: str, named: Named) -> dict[str, pa.Table]:
+class Told(NamedTuple):
+    """What a tool says of a run, under the names of vLLM's benchmark, and in which file."""
+
+    record: Record
+    where: str
+    tool: str
+    format: str
+
+
+def _of_tools(
+    files: Sequence[Path], experiment: str, named: Named
+) -> tuple[dict[str, pa.Table], str]:
+    """The tables of the runs, and the formats that they were in."""
     from orchestrator.analysis.summary import MEASURED
     from orchestrator.commands.vllm_import import requests_of, run_of
     from orchestrator.store.arrow_files import concat
 
-    records = [(record, path) for path in files for record in _records(path)]
-    runs = _numbered([run_of(one, path.name, experiment, named) for one, path in records])
-    kept = [
-        requests_of(one, path.name, run) for (one, path), run in zip(records, runs, strict=True)
-    ]
-    requests = concat(kept)
-    found = {"summary": MEASURED.make(runs), "requests": requests}
-    return {name: table for name, table in found.items() if table is not None}
+    told = [_told(record, path) for path in files for record in _records(path)]
+    runs = _numbered([run_of(one.record, one.where, one.tool, experiment, named) for one in told])
+    kept = [requests_of(one.record, one.where, run) for one, run in zip(told, runs, strict=True)]
+    found = {"summary": MEASURED.make(runs), "requests": concat(kept)}
+    tables = {name: table for name, table in found.items() if table is not None}
+    return tables, " and ".join(dict.fromkeys(one.format for one in told))
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file: one, or with --append-result one a line."""
+def _told(record: Record, path: Path) -> Told:
+    from orchestrator.commands import aiperf, vllm_bench
+
+    if not aiperf.is_record(record):
+        return Told(record, path.name, "`vllm bench serve`", vllm_bench.FORMAT)
+    where = f"{path.absolute().parent.name}/{path.name}"  # all files of AIPerf have one name
+    return Told(aiperf.as_vllm(record, where), where, "AIPerf", aiperf.FORMAT)
+
+
+def _records(path: Path) -> list[Record]:
+    """The objects of a file: one, or with vLLM's --append-result one a line."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         try:
@@ -94,7 +113,9 @@ def _records(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON that can be read: {error}") from error
     if not found or not all(isinstance(one, dict) for one in found):
-        raise UserError(f"{path} holds no JSON object; give what `vllm bench serve` wrote")
+        raise UserError(
+            f"{path} holds no JSON object; give what `vllm bench serve` or AIPerf wrote"
+        )
     return found
 
 

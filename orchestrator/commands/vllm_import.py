@@ -1,4 +1,5 @@
-"""A file of `vllm bench serve --save-result` as a run: the columns that it has, None elsewhere."""
+"""A file of `vllm bench serve --save-result`, or one under its names, as a run: the columns that it
+has, None elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from orchestrator.analysis.latency import Latency, Statistics
 from orchestrator.analysis.outputs import KEPT_REQUESTS
 from orchestrator.analysis.summary import Conditions, Figures, Measured, Settings
 from orchestrator.analysis.throughput import Throughput
-from orchestrator.commands.vllm_bench import DATE, LATENCIES, Record
+from orchestrator.commands.vllm_bench import LATENCIES, Record
 from orchestrator.errors import UserError
 from orchestrator.plan.deployments import devices_of
 from orchestrator.store.schema import COMPLETED, CellKey, RunKey
@@ -42,18 +43,25 @@ class Named:
     scenario: str | None = None
 
 
-def run_of(record: Record, where: str, experiment: str, named: Named) -> Measured:
+def is_number(value: object) -> bool:
+    """Whether it is a number that a column can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) if isinstance(value, float) else abs(value) <= MOST
+
+
+def run_of(record: Record, where: str, tool: str, experiment: str, named: Named) -> Measured:
     """The row of a run of vLLM's benchmark: what the file has, None elsewhere.
 
-    where: names the file in errors and in `reason`. Raises UserError where it is no generation
+    where, tool: name the file in errors and in `reason`. Raises UserError where it is no generation
     benchmark, or does not say its layout and `named` does not either.
     """
     for name in NEEDED:
         value = _number(record, name)
         if value is None or value < 0:
             raise UserError(
-                f"{where} is no result of `vllm bench serve --save-result` of a model that "
-                f"generates: it has no number '{name}', 0 or more"
+                f"{where} is no result of {tool} of a model that generates: it has no number "
+                f"'{name}', 0 or more"
             )
     cell, figures = _cell(record, where, experiment, named), nothing(Figures)
     gpus = devices_of(cell.strategy)
@@ -73,7 +81,7 @@ def run_of(record: Record, where: str, experiment: str, named: Named) -> Measure
             "arrivals": _arrivals(record, figures),
         },
         status=COMPLETED,
-        reason=f"imported from {where}, written by `vllm bench serve`: it has no other columns",
+        reason=f"imported from {where}, written by {tool}: it has no other columns",
         output_digest=None,
     )
 
@@ -142,9 +150,9 @@ def _conditions(record: Record, gpus: int) -> Conditions:
 
 
 def _started_at(record: Record) -> str:
-    """The date of the file, which has no time zone, as ISO 8601; empty where it is none."""
+    """The date of the file as ISO 8601; empty where it is none. vLLM's has no time zone."""
     try:
-        return datetime.strptime(str(record.get("date")), DATE).isoformat()
+        return datetime.fromisoformat(str(record.get("date"))).isoformat()
     except ValueError:
         return ""
 
@@ -175,14 +183,7 @@ def _arrivals(record: Record, figures: Figures) -> object:
 def _number(record: Mapping[str, object], name: str) -> Any:
     """The finite number of that name; None where it is none."""
     value = record.get(name)
-    return value if _is_finite(value) else None
-
-
-def _is_finite(value: object) -> bool:
-    """Whether it is a number that a column can hold."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return math.isfinite(value) if isinstance(value, float) else abs(value) <= MOST
+    return value if is_number(value) else None
 
 
 def _text(record: Mapping[str, object], name: str) -> str | None:
@@ -195,7 +196,7 @@ def _whole(record: Mapping[str, object], name: str) -> int | None:
     """A whole number, which metadata holds as text."""
     text = str(record.get(name))
     number = int(text) if text.isdecimal() and len(text) <= len(str(MOST)) else None
-    return number if _is_finite(number) else None
+    return number if is_number(number) else None
 
 
 def requests_of(record: Record, where: str, run: RunKey) -> pa.Table | None:
@@ -220,8 +221,8 @@ def requests_of(record: Record, where: str, run: RunKey) -> pa.Table | None:
 def _fits(name: str, value: object) -> bool:
     """Whether it is what a request has in the list of that name."""
     if name == "itls":
-        return isinstance(value, list) and all(map(_is_finite, value))
-    return _is_finite(value) and (name not in COUNTS or isinstance(value, int))
+        return isinstance(value, list) and all(map(is_number, value))
+    return is_number(value) and (name not in COUNTS or isinstance(value, int))
 
 
 def _of(name: str) -> str:

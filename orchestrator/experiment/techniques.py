@@ -67,8 +67,9 @@ TECHNIQUES = {
 }
 
 
-# Of training: a technique -> its field and the values that cells are run again with. The numbers of
-# micro-batches depend on the layout; without collectives another engine plan is made.
+# Of training: a technique -> its field and the values that cells are run again with, or with one of
+# them, as "precision=fp8". The numbers of micro-batches depend on the layout; without collectives
+# another engine plan is made.
 IN_TRAINING: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "checkpointing": ("activation_checkpointing", ("off", "full", "selective", "cpu-offload")),
     "accumulation": ("gradient_accumulation_steps", ()),
@@ -80,12 +81,18 @@ IN_TRAINING: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 
 def _known(names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-    known = tuple(IN_TRAINING if info.data.get("workload") == "train" else TECHNIQUES)
+    trains = info.data.get("workload") == "train"
+    known = tuple(IN_TRAINING if trains else TECHNIQUES)
     if names == ("all",):
         return known
     for name in names:
-        if name not in known:
-            raise ValueError(f"there is no technique '{name}'; use {', '.join(known)}, or all")
+        technique, one, value = name.partition("=") if trains else (name, "", "")
+        if technique not in known:
+            raise ValueError(f"there is no technique '{technique}'; use {', '.join(known)}, or all")
+        values = IN_TRAINING[technique][1] if one else (value,)
+        if value not in values:
+            others = ", ".join(f"{technique}={other}" for other in values)
+            raise ValueError(f"there is no '{name}'; use {others or technique}")
     return names
 
 

@@ -18,7 +18,7 @@ from orchestrator.errors import UserError
 from orchestrator.node import links
 from orchestrator.node.links import Pair
 from orchestrator.node.packages import Package, packages
-from workers.device import answer_of
+from workers.device import answer_of, num_cores
 
 SHM = "/dev/shm"
 PROBE_S = 120.0  # for torch to start, from a cold disk
@@ -119,7 +119,7 @@ def gather(address: str | None = None) -> Facts:
         nofile=_limit(resource.RLIMIT_NOFILE),
         memlock=_limit(resource.RLIMIT_MEMLOCK),
         packages=tuple(packages()),
-        cpus=_usable_cpus(),
+        cpus=num_cores(),
         load=os.getloadavg()[0],
         ray=ray_answer(address),
         keeps_bytecode=not sys.dont_write_bytecode,
@@ -192,12 +192,6 @@ def ray_answer(address: str | None) -> RayAnswer:
     except UserError as error:
         return RayAnswer(address, str(error))
     return RayAnswer(address)
-
-
-def _usable_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _limit(kind: int) -> int | None:

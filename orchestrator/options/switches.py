@@ -53,7 +53,7 @@ technique_option = click.option(
     "--technique",
     multiple=True,
     metavar="NAME,NAME,...",
-    help="attention, batching, chunking, fusion, graphs, allreduce, overlap, products, "
-    "pdl, quantization, kv-cache; train: checkpointing, accumulation, fusion, precision, offload, "
-    "comm. [all that change anything]",
+    help="attention, batching, chunking, fusion, graphs, allreduce, overlap, products, pdl, "
+    "quantization, kv-cache; train: checkpointing, accumulation, fusion, precision, offload, comm. "
+    "Or one value of training, as precision=fp8. [all that change anything]",
 )

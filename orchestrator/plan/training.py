@@ -78,6 +78,7 @@ def plan_training(
     asked = (*experiment.technique, *experiment.ablate)
     if asked and not any(one.deployment.ablation != "none" for one in planned):
         reasons = "; ".join(dict.fromkeys(why for one in planned for _, why in one.kept))
+        reasons = reasons or "it is so already"
         raise UserError(f"{', '.join(asked)} can be changed under no layout: {reasons}")
     return planned
 
@@ -230,10 +231,11 @@ class _Planner:
         """(what to call it, fields) of each change of the experiment for a technique."""
         assert plan.training is not None, "the plan trains"
         experiment = self.trainable.experiment
-        for technique in experiment.technique:
+        for name in experiment.technique:
+            technique, _, one = name.partition("=")
             field, values = IN_TRAINING[technique]
             was = plan.training.precision if field == "precision" else getattr(experiment, field)
-            for value in values:
+            for value in (one,) if one else values:
                 if value != was:
                     yield f"{technique}={value}", {field: value}
             if technique == "accumulation":

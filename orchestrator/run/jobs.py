@@ -23,6 +23,7 @@ from orchestrator.store.names import safe_name
 from orchestrator.store.store import COUNTED, Store
 from workers.messages import RankReport, TrainingWork, Work
 
+SAVED = "checkpoints"  # in the manifest: deployment -> the folder that was written
 STATES = "states"  # folder of the experiment: what runs that train go on from, a folder for each
 
 
@@ -32,9 +33,9 @@ class Job:
 
     block, node: numbers of this command and of its node among those that made the results.
     calibration: table FABRIC, None where there is none. tried: runs of this command, whatever came
-    of them. given_up, unobservable, uncountable: cells whose runs, or whose observing or counting,
-    failed; none of these is tried again before the next command. short: cells of which was told
-    that their runs are shorter than was asked for.
+    of them. given_up, unobservable, uncountable, unwritable: cells whose runs, or whose observing,
+    counting or checkpoint, failed; none of these is tried again before the next command. short:
+    cells of which was told that their runs are shorter than was asked for.
     """
 
     deployment: PlannedDeployment
@@ -47,6 +48,7 @@ class Job:
     given_up: set[Cell] = field(default_factory=set)
     unobservable: set[Cell] = field(default_factory=set)
     uncountable: set[Cell] = field(default_factory=set)
+    unwritable: set[Cell] = field(default_factory=set)
     short: set[Cell] = field(default_factory=set)
 
     @property
@@ -71,6 +73,7 @@ class Job:
                 self.missing(cell, start)
                 or self.is_unobserved(cell, start)
                 or self.is_uncounted(cell, start)
+                or self.is_unsaved(cell, start)
             )
         ]
 
@@ -104,6 +107,21 @@ class Job:
             return False
         left = self.given_up | self.uncountable
         return cell.cell not in left and self.store.observed(cell.cell, start, COUNTED) is None
+
+    def is_unsaved(self, cell: PlannedCell, start: int) -> bool:
+        """Whether the checkpoint of a cell is still to be written in a start: in the first one, as
+        every run ends with the same weights. One that lies there counts where it is of these
+        results."""
+        folder = cell.work.save if isinstance(cell.work, TrainingWork) else None
+        if folder is None or start > 0 or cell.cell in self.given_up | self.unwritable:
+            return False
+        written = self.store.manifest().get(SAVED, {}).get(self.deployment.deployment.name)
+        return written != folder or not Path(folder, "config.json").is_file()
+
+    def keep_saved(self, folder: str) -> None:
+        """Keep that the checkpoint of this deployment is in a folder."""
+        before = self.store.manifest().get(SAVED, {})
+        self.store.update_manifest(**{SAVED: {**before, self.deployment.deployment.name: folder}})
 
     def runs(self, cell: PlannedCell, start: int) -> list[Run]:
         """The runs of a cell in one start."""
@@ -175,13 +193,15 @@ class Job:
 
     def training_work(self, run: Run, cell: PlannedCell) -> TrainingWork:
         """What a run of `cell` does: with a folder of its own for its states, if it is to keep
-        some. One that is changed to be compared keeps none."""
+        some, and with that of the checkpoint, if it is to be written. One that is changed to be
+        compared keeps none."""
         assert isinstance(cell.work, TrainingWork), "the cell trains"
+        work = cell.work if self.is_unsaved(cell, run.start) else replace(cell.work, save=None)
         interval = self.experiment.checkpoint_interval
         if interval is None or cell.cell.deployment.ablation != "none":
-            return cell.work
+            return work
         folder = self.store.folder.absolute() / STATES / safe_name(run.name)
-        return replace(cell.work, state=str(folder), interval=interval)
+        return replace(work, state=str(folder), interval=interval)
 
     def keep_settings(self, settings: Mapping[str, str]) -> None:
         """Keep what an engine with settings of its own says of them, by deployment."""
@@ -223,8 +243,9 @@ class Job:
 def all_completed(
     planned: Sequence[PlannedDeployment], experiment: Experiment, folder: Path
 ) -> bool:
-    """Whether every run that was needed has a result in `folder`. Runs of starts that `until_ci`
-    may add are needed where they were tried."""
+    """Whether every run that was needed has a result in `folder`, and every checkpoint that was
+    asked for is written. Runs of starts that `until_ci` may add are needed where they were
+    tried."""
     store = Store(folder)
     jobs = [Job(deployment, experiment, store) for deployment in planned]
     runs = [
@@ -235,4 +256,5 @@ def all_completed(
         for run in job.runs(cell, start)
     ]
     needed = [run for run in runs if run.start < experiment.num_starts or store.summary_of(run)]
-    return all(map(store.is_completed, needed))
+    unsaved = (job.is_unsaved(cell, 0) for job in jobs for cell in job.deployment.cells)
+    return all(map(store.is_completed, needed)) and not any(unsaved)

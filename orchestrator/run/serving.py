@@ -18,6 +18,7 @@ from orchestrator.plan.deployments import PlannedCell
 from orchestrator.run.counting import count_kernels
 from orchestrator.run.jobs import Job
 from orchestrator.run.observing import observe
+from orchestrator.run.saving import save
 from orchestrator.run.workers import BuildFailed, Session, Workers, requests_of
 from orchestrator.store.folders import now
 from workers.messages import TrainingWork
@@ -40,9 +41,10 @@ class Start:
     def serve(self, cells: Sequence[PlannedCell]) -> None:
         """Make the runs that `cells` lack in this start, cell by cell; then observe the cells.
 
-        The runs of a cell are of one group of workers, whatever happens to other cells. Observed
-        runs come last, so that no timed run follows a profiled one in the same process; kernels are
-        counted in processes of their own. Leaves no worker behind.
+        The runs of a cell are of one group of workers, whatever happens to other cells. Its
+        checkpoint is written when they are kept. Observed runs come last, so that no timed run
+        follows a profiled one in the same process; kernels are counted in processes of their own.
+        Leaves no worker behind.
         """
         try:
             for cell in cells:
@@ -54,9 +56,12 @@ class Start:
         count_kernels(self.session, self.number, cells)
 
     def _serve_cell(self, cell: PlannedCell, cells: Sequence[PlannedCell]) -> None:
-        for run in self.job.missing(cell, self.number):
+        missing = self.job.missing(cell, self.number)
+        for run in missing:
             if not self._make(run, cell, cells):
                 return
+        if self.job.is_unsaved(cell, self.number):
+            save(self.session, cell, is_trained=bool(missing))
 
     def _make(self, run: Run, cell: PlannedCell, cells: Sequence[PlannedCell]) -> bool:
         """Whether the next run of the cell is to follow. A run that has lost a node is made again,

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -21,7 +20,6 @@ from orchestrator.run.schedule import Schedule
 from orchestrator.store.folders import check_writable
 from orchestrator.store.identity import changed, switches_told
 from orchestrator.store.store import Store
-from workers.messages import TrainingWork
 
 
 def check_surroundings(
@@ -33,15 +31,13 @@ def check_surroundings(
     """The calibration, table FABRIC, if there is one. cluster: the one that was joined.
 
     Raises UserError where a calibration that is asked for cannot be read, no run can be added to
-    the folder of the results (see `Store.check_open`), no run is left that a checkpoint could be
-    saved of, and, if any is to be added, where these come from other hardware or software, the
-    folder cannot be written, or this process may take too little of the machine for Ray. Results
-    that are finished need none of the latter.
+    the folder of the results (see `Store.check_open`), and, if any is to be added, where these come
+    from other hardware or software, the folder cannot be written, or this process may take too
+    little of the machine for Ray. Results that are finished need none of the latter.
     """
     calibration = fabric.look_up(experiment.fabric, experiment.result_dir)
     store.check_open()
     jobs = [Job(one, experiment, store) for one in planned]
-    _check_saves(jobs)
     if Schedule(jobs, experiment, store).is_unfinished():
         origin = origin_of(planned[0].plan.device, cluster)
         check_origin(store, origin, experiment.allow_other_node)
@@ -50,20 +46,6 @@ def check_surroundings(
         if cluster is None:
             check_limits()
     return calibration
-
-
-def _check_saves(jobs: Sequence[Job]) -> None:
-    """Raise UserError where a checkpoint is asked for of what is trained already, and is not
-    there."""
-    for job in jobs:
-        for cell in job.deployment.cells:
-            folder = cell.work.save if isinstance(cell.work, TrainingWork) else None
-            if folder and not job.lacking(cell, 0) and not Path(folder, "config.json").is_file():
-                raise UserError(
-                    f"{cell.cell.deployment.layout} has been trained, so no run is left that "
-                    f"{folder} could be saved of; to train again, give --force or another "
-                    "--result-dir"
-                )
 
 
 def _check_switches(store: Store, planned: Sequence[PlannedDeployment]) -> None:

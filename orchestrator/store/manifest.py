@@ -102,6 +102,7 @@ class ManifestFields(_Fields):
     git_commit: str | None = None
     git_dirty: bool | None = None
     engine_settings: dict[str, dict[str, str]] = {}  # deployment -> what its engine says
+    checkpoints: dict[str, str] = {}  # deployment -> the folder of what it trained
     metadata: dict[str, str] = {}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -33,16 +34,21 @@ def test_layouts_train_alike_and_are_resumed(
     ray_cluster: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(driver, "connect", lambda *_: contextlib.nullcontext(ray_cluster))
-    result_dir = ("--result-dir", str(tmp_path))
-    first = CliRunner().invoke(main, [*ASKED, "--strategy", "tp1", *result_dir, "--json"])
-    assert first.exit_code == 0, first.output
-    again = CliRunner().invoke(main, [*ASKED, "--strategy", "tp1,fsdp2", *result_dir])
-    assert "1 of 2 runs have a result and are skipped." in again.output
-    unsaved = ("--save-checkpoint", str(tmp_path / "saved"))
-    saved = CliRunner().invoke(main, [*ASKED, "--strategy", "tp1", *result_dir, *unsaved])
-    assert saved.exit_code == 2
-    assert "tp1 has been trained, so no run is left" in saved.output
-    (folder,) = tmp_path.iterdir()
+    saved = tmp_path / "saved"
+    asked = [*ASKED, "--result-dir", str(tmp_path / "to"), "--save-checkpoint", str(saved)]
+    asked += ["--strategy", "tp1,fsdp2"]
+    with monkeypatch.context() as patched:
+        patched.setattr(WorkerGroup, "run", vanishing(WorkerGroup.run, saved))
+        first = CliRunner().invoke(main, asked)
+    assert first.exit_code == 1, first.output
+    said = " ".join(first.output.split())
+    assert "its runs are kept, but no checkpoint was written" in said
+    assert "rank 0 cannot write its part: [Errno 20] Not a directory" in said
+    assert len(list(saved.glob("*fsdp2*/model*.safetensors"))) == 1
+    again = CliRunner().invoke(main, asked[:-4] + asked[-2:])
+    assert again.exit_code == 0, again.output
+    assert "2 of 2 runs have a result and are skipped." in again.output
+    (folder,) = (tmp_path / "to").iterdir()
     cells = findings_of([folder]).comparison
     assert all(one.times.backward_ms for one in cells)  # each start was taken apart
     losses = [one.result.loss for one in cells]
@@ -78,6 +84,23 @@ def test_a_run_whose_worker_is_killed_goes_on_from_its_last_state_and_the_sweep_
         assert [one["step"] for one in rows if one["resumed"]] == resumed
     losses = {one.cell.strategy: one.result.loss for one in findings_of([folder]).comparison}
     assert losses["dp2"] == pytest.approx(losses["tp1"], abs=1e-4)
+
+
+def vanishing(run: Callable[..., list[RankReport]], path: Path) -> Callable[..., list[RankReport]]:
+    """`WorkerGroup.run`; while one rank alone writes a checkpoint, a file is in place of its
+    folder."""
+
+    def struck(group: WorkerGroup, work: TrainingWork, timeout_s: float) -> list[RankReport]:
+        if not work.write or len(group._places) > 1:
+            return run(group, work, timeout_s)
+        shutil.rmtree(path)
+        path.touch()
+        try:
+            return run(group, work, timeout_s)
+        finally:
+            path.unlink()
+
+    return struck
 
 
 def killing(run: Callable[..., list[RankReport]], folder: Path) -> Callable[..., list[RankReport]]:

@@ -354,6 +354,119 @@ def test_without_requests_aiperf_gets_what_the_summary_knows(tmp_path: Path) -> 
     assert "request_latency" not in found
 
 
+def test_what_was_exported_for_aiperf_comes_back_with_the_same_figures(tmp_path: Path) -> None:
+    levels = {"goodput": "ttft:2000 tpot:50.5", "request_goodput": 1.25, "seed": 7}
+    results = written(tmp_path / "tiny-1", request_throughput=3.0, **levels)
+    path, _ = exported(results, format="aiperf")
+    done("import", path, "--out", tmp_path / "back")
+    (before,), (back,) = load([results]), load([tmp_path / "back"])
+    (run,), middle = back.runs, before.runs[1]
+    assert run.latency == middle.latency
+    assert replace(run.cell, experiment="") == replace(middle.cell, experiment="")
+    for name in ("completed", "failed", "duration", "total_input_tokens", "total_output_tokens"):
+        assert getattr(run.throughput, name) == getattr(middle.throughput, name)
+    assert (run.throughput.output_throughput, run.throughput.request_throughput) == (20.0, 3.0)
+    assert run.throughput.total_token_throughput is None
+    assert run.goodput == replace(middle.goodput, slo_attainment_pct=None)
+    assert (run.start, run.run) == (middle.start, middle.run)
+    for name in ("num_prompts", "num_gpus", "seed", "started_at"):
+        assert getattr(run.conditions, name) == getattr(middle.conditions, name)
+    both = json.loads(done("compare", results, tmp_path / "back", "--json"))
+    alike = {one["metric"]: one["ratio"] for one in both["changes"]}
+    assert {"output_throughput", "median_ttft_ms", "p99_tpot_ms"} <= alike.keys()
+    assert set(alike.values()) == {1.0}
+    assert back.manifest["imported"]["format"] == "aiperf"
+
+
+# What AIPerf writes (aiperf/common/models/export_models.py): `extra` as pairs, counts as numbers
+# with a point, and no errors where there were none.
+AIPERF = {
+    "request_throughput": {"unit": "requests/sec", "avg": 2.0},
+    "request_latency": {"unit": "ms", "avg": 900.0, "p50": 890.0, "min": 1.0, "std": 5.0},
+    "request_count": {"unit": "requests", "avg": 4.0},
+    "time_to_first_token": {"unit": "ns", "avg": 20_000_000.0, "p99": 30_000_000.0},
+    "inter_token_latency": {"unit": "ms", "avg": 7.0},
+    "output_token_throughput": {"unit": "tokens/sec", "avg": 256.0},
+    "benchmark_duration": {"unit": "sec", "avg": 2.0},
+    "total_isl": {"unit": "tokens", "avg": 1024.0},
+    "total_osl": {"unit": "tokens", "avg": 512.0},
+    "goodput": {"unit": "requests/sec", "avg": 1.5},
+    "input_config": {
+        "endpoint": {"model_names": ["meta-llama/Llama-3.1-8B"], "streaming": True},
+        "input": {"extra": [["ignore_eos", True]], "goodput": {"request_latency": 250}},
+        "loadgen": {"concurrency": 2, "request_count": 4},
+    },
+    "was_cancelled": False,
+    "error_summary": [],
+    "start_time": "2030-01-02T03:04:05.678901",
+    "end_time": "2030-01-02T03:04:07.678901",
+}
+
+
+def test_a_file_of_aiperf_has_its_columns_and_null_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "profile_export_aiperf.json"
+    path.write_text(json.dumps(AIPERF, indent=2))
+    done("import", path, "--strategy", "tp2pp2", "--engine", "vllm", "--out", tmp_path / "them")
+    (run,) = load([tmp_path / "them"])[0].runs
+    cell = (run.cell.model, run.cell.strategy, run.cell.engine, run.cell.scenario)
+    assert cell == ("Llama-3.1-8B", "tp2pp2", "vllm", "256x128")
+    assert (run.cell.max_concurrency, run.throughput.completed, run.throughput.failed) == (2, 4, 0)
+    assert run.throughput.output_throughput_per_gpu == 64.0
+    assert (run.latency.ttft.mean, run.latency.ttft.p99) == pytest.approx((20.0, 30.0))
+    assert (run.latency.e2el.median, run.latency.itl.mean) == (890.0, None)
+    assert (run.goodput.goodput, run.goodput.request_goodput) == ("e2el:250", 1.5)
+    assert run.conditions.started_at == "2030-01-02T03:04:05.678901"
+    assert "written by AIPerf" in (run.reason or "")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"total_osl": None}, "of a model that generates: it has no metric 'total_osl'"),
+        ({"request_count": {"unit": "requests", "avg": "4"}}, "has no metric 'request_count'"),
+        ({"request_latency": {"unit": "min", "avg": 1.0}}, "has request_latency in 'min', which"),
+        ({"metadata": {}, "metrics": {}}, "one by one; give profile_export_aiperf.json"),
+        ({"request_count": {"unit": "requests", "avg": -4}}, "no number 'completed', 0 or more"),
+    ],
+    ids=str,
+)
+def test_a_file_of_aiperf_that_cannot_be_imported_is_refused_in_a_line(
+    tmp_path: Path, fields: dict[str, Any], words: str
+) -> None:
+    path = tmp_path / "profile_export_aiperf.json"
+    path.write_text(json.dumps({**AIPERF, **fields}))
+    found = call("import", path, "--strategy", "tp2", "--out", tmp_path / "them")
+    assert (found.exit_code, len(found.stderr.splitlines())) == (2, 1)
+    assert words in found.stderr
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"goodput": {"unit": "requests/sec", "avg": True}},
+        {"request_latency": 5},
+        {"inter_chunk_latency": {"unit": "us", "avg": 10**400}},
+        {
+            "input_config": {
+                **AIPERF["input_config"],
+                "input": {"goodput": {"request_latency": "a"}},
+            }
+        },  # type: ignore[dict-item]
+        {"input_config": {"endpoint": 1, "input": [[1, 2]], "loadgen": {"concurrency": "x"}}},
+        {"input_config": None, "start_time": 5},
+    ],
+    ids=str,
+)
+def test_a_field_of_aiperf_that_is_not_what_it_should_be_is_one_that_the_file_has_not(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    path = tmp_path / "profile_export_aiperf.json"
+    path.write_text(json.dumps({**AIPERF, **fields}))
+    done("import", path, "--strategy", "tp2", "--out", tmp_path / "them")
+    (run,) = load([tmp_path / "them"])[0].runs
+    assert run.throughput.output_throughput == 256.0
+
+
 def test_an_unknown_format_is_refused_with_those_that_are_known(results: Path) -> None:
     found = call("export", results, "--format", "excel")
     assert "use arrow, parquet, csv, vllm-bench, aiperf" in found.stderr

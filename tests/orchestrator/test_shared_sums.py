@@ -66,6 +66,15 @@ def test_other_gpus_sum_through_nccl(changes: dict[str, Any]) -> None:
     assert way(Topology((*others, replace(last, **changes)))) == "nccl"
 
 
+def test_kernels_are_launched_early_where_every_gpu_can() -> None:
+    *others, last = JOINED.devices
+    found = [
+        Topology((*others, replace(last, capability=one))).capability
+        for one in ((9, 0), (10, 0), (8, 0), None)
+    ]
+    assert found == [(9, 0), (9, 0), (8, 0), None]
+
+
 class Nvml:
     """GPUs 0, 1 and 2, of which NVLink does not join 0 and 2."""
 

@@ -87,6 +87,11 @@ def test_every_layout_gets_one_cell_of_the_same_load() -> None:
         ({"seq_len": 64}, "seq_len is about the workload train, and generate is asked for"),
         ({"steps": 5}, "leave steps out, or give workload train"),
         ({"workload": "train", "technique": "graphs"}, "use checkpointing, accumulation, fusion"),
+        (
+            {"workload": "train", "technique": "fusion=half"},
+            "no 'fusion=half'; use fusion=on, fusion=off",
+        ),
+        ({"workload": "train", "technique": "comm=off"}, "no 'comm=off'; use comm"),
         ({"workload": "train", "ablate": "p2p"}, "training can do with comm"),
         ({"workload": "train", "data_column": "body"}, "give data too"),
         (
@@ -624,6 +629,14 @@ def test_a_measured_bubble_stands_beside_that_of_the_schedule(store: Store) -> N
     table = CliRunner().invoke(main, ["compare", str(store.folder)], terminal_width=400).output
     assert "as observed" in table
     assert "by the schedule alone" in table
+
+
+def test_one_value_of_a_technique_is_enough() -> None:
+    planned = plan(strategy="tp1", technique="checkpointing=full,precision=bf16")
+    names = [one.deployment.ablation for one in planned]
+    assert names == ["none", "checkpointing=full", "precision=bf16"]
+    with pytest.raises(Refused, match="under no layout: it is so already"):
+        plan(strategy="tp1", technique="checkpointing=off")
 
 
 def test_a_change_of_each_technique_gets_a_deployment_of_its_own() -> None:

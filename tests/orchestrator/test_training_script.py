@@ -9,8 +9,10 @@ import time
 
 import pytest
 import training_layouts as script
+from click.testing import CliRunner
 
 from orchestrator.cli import main as cli
+from orchestrator.experiment import IN_TRAINING
 from orchestrator.plan.models import resolve
 from strategies import Topology, TrainingLoad, plan_layout
 from strategies.training import training_memory
@@ -32,6 +34,39 @@ def test_every_call_is_one_that_the_command_line_takes(monkeypatch: pytest.Monke
     assert {name for name, *_ in asked(monkeypatch, "--parts", "techniques")} == {"ablate"}
 
 
+def test_one_gpu_has_every_technique_and_both_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = asked(monkeypatch, "--gpus", "1")
+    for name, *rest in calls:
+        cli.commands[name].make_context(name, rest)
+    given = [dict(itertools.pairwise(call)) for call in calls]
+    assert {one["--strategy"] for one in given} == {"tp1"}
+    words = [name for one in given for name in one.get("--technique", "").split(",") if name]
+    assert len(set(words)) == len(words)
+    assert {name.partition("=")[0] for name in words} == set(IN_TRAINING) - {"comm"}
+    assert {"precision=fp16", "precision=fp8", "precision=fp8-fp16"} <= set(words)
+    assert {one.get("--engine", "torch") for one in given} == {"torch", "deepspeed"}
+
+
+def test_accumulation_on_one_gpu_has_more_and_fewer_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = asked(monkeypatch, "--gpus", "1", "--global-batch-size", "4", "--model", "tiny")
+    (call,) = (one for one in calls if any("accumulation" in word for word in one))
+    # Without what is of GPUs and of compilers, and in sequences that a model of few positions has.
+    words = [*call[1:], "--device", "cpu", "--seq-len", "64", "--fusion", "off", "--dry-run"]
+    result = CliRunner().invoke(cli, ["ablate", *words])
+    assert result.exit_code == 0, result.output
+    assert "with-accumulation=1:" in result.output
+    assert "with-accumulation=4:" in result.output
+    assert "with-offload=optimizer:" in result.output
+
+
+def test_a_part_that_one_gpu_cannot_have_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        asked(monkeypatch, "--gpus", "1", "--parts", "layouts", "comm")
+    assert "--gpus 1 has no comm; it has techniques, layouts" in capsys.readouterr().err
+
+
 def test_model_and_micro_batch_are_of_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = asked(monkeypatch, "--model", "llama-3b", "--micro-batch-size", "1")
     for call in calls:
@@ -42,6 +77,10 @@ def test_model_and_micro_batch_are_of_every_call(monkeypatch: pytest.MonkeyPatch
 def test_a_3b_fits_on_gpus_of_80_gb_under_every_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("--parts", "layouts", "--model", "llama-3b", "--micro-batch-size", "1")
     assert all(fits(call) for call in asked(monkeypatch, *words))
+
+
+def test_all_that_one_gpu_of_80_gb_is_asked_for_fits_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(fits(call) for call in asked(monkeypatch, "--gpus", "1"))
 
 
 def test_an_8b_fits_on_gpus_of_80_gb_where_layers_are_recomputed_and_all_is_cut(
@@ -63,7 +102,8 @@ def fits(call: tuple[str, ...]) -> bool:
         activation_checkpointing=given.get("--activation-checkpointing", "off"),  # type: ignore[arg-type]
     )
     model = resolve(given["--model"], "dummy").shape
-    layout = plan_layout(given["--strategy"], model, load.load, Topology.uniform(2, H100))
+    gpus = Topology.uniform(1 if given["--strategy"] == "tp1" else 2, H100)
+    layout = plan_layout(given["--strategy"], model, load.load, gpus)
     return all(rank.fits(H100) for rank in training_memory(layout.placement, model, load))
 
 

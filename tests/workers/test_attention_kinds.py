@@ -69,7 +69,10 @@ def test_the_switches_choose_the_kernels() -> None:
 
 class _Layer:
     def __init__(self, window: int | None) -> None:
-        self.window, self.qkv = window, Plain(torch.zeros((4 + 2 * 2) * DIM, 1), reference, F.linear)
+        self.window, self.qkv = (
+            window,
+            Plain(torch.zeros((4 + 2 * 2) * DIM, 1), reference, F.linear),
+        )
         self.input_norm = torch.zeros(1)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -97,6 +99,35 @@ def test_fusion_changes_no_loss(
     assert [one.loss for one in results] == pytest.approx([one.loss for one in expected], abs=1e-4)
     layers = shape_of("Llama").num_layers
     assert len(compiled) == (layers + 1 if fusion == "on" else 0)  # the loss too
+
+
+@pytest.mark.parametrize("mode", ["off", "selective", "cpu-offload"])
+def test_layers_are_compiled_again_after_the_step_that_is_counted(
+    mode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs: list[object] = []
+
+    def backend(graph: Any, inputs: object) -> Any:
+        def run(*args: Any) -> Any:
+            graphs.append(graph)
+            return graph(*args)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    load = replace(LOAD, activation_checkpointing=mode)
+    plan = training_plan("tp1", shape_of("Llama"), None, load, switches=Switches(fusion="on"))
+    trainer = Trainer(0, plan, torch.device("cpu"))
+    trainer.reset()
+    ran = []
+    for step, tokens in enumerate(batches(plan, TrainingWork(4), 0, range(4))):
+        trainer.step(tokens, Counting(plan.placement, 0) if step == 1 else nullcontext())
+        ran.append(len(graphs))
+        graphs.clear()
+    first, counted, *after = ran
+    assert first > 0
+    assert counted == 0
+    assert after == [first, first]
 
 
 @pytest.mark.parametrize("layout", ["dp2", "fsdp2", "tp2"])

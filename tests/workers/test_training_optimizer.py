@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from training_runs import LOAD, shape_of, training_plan
 
+from workers.actor import Worker
 from workers.engines.training.optimizer import (
     BETAS,
     EPSILON,
@@ -77,3 +82,20 @@ def test_before_the_first_update_there_is_a_state_of_moments_that_are_zero() -> 
     for tensors in optimizer.state().values():
         assert set(tensors) == {"weight", "exp_avg", "exp_avg_sq"}
         assert not tensors["exp_avg"].any()
+
+
+@pytest.mark.parametrize(
+    ("offload", "threads"), [("none", []), ("optimizer", [6]), ("optimizer+params", [6])]
+)
+def test_an_optimizer_in_main_memory_has_its_ranks_share_of_the_cores(
+    offload: Any, threads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray gives one thread to a process that takes a GPU and no cores."""
+    given: list[int] = []
+    monkeypatch.setattr("workers.actor.num_cores", lambda: 13)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    load = replace(LOAD, offload=offload)
+    Worker()._device(training_plan("dp2", shape_of("Llama"), None, load, device="cuda"))
+    assert given == threads

@@ -14,8 +14,14 @@ from training_runs import FEW, LOAD, check_same, curve, shape_of, training_plan
 
 from orchestrator.plan import models
 from strategies.errors import Refused
-from workers.engines.training.saving import make_folder, write
+from workers.engines.training.saving import UNFINISHED, make_folder, write
 from workers.messages import TrainingWork, Work
+
+
+def saving(folder: Path, like: str | None = None) -> tuple[TrainingWork, TrainingWork]:
+    """A run of a few steps, and the writing of what it has trained."""
+    run = TrainingWork(FEW, save=str(folder), like=like)
+    return run, replace(run, write=True)
 
 
 @pytest.mark.slow
@@ -24,7 +30,7 @@ def test_a_checkpoint_of_one_layout_generates_under_another(
     family: str, pool: Pool, tmp_path: Path
 ) -> None:
     plan = training_plan("tp2pp2", shape_of(family), None)
-    pool.serve(plan, TrainingWork(FEW, save=str(tmp_path)), counts=False)
+    pool.serve(plan, *saving(tmp_path), counts=False)
     shape = read_shape(tmp_path)
     assert replace(shape, name=family, eos_token_ids=()) == replace(plan.model, eos_token_ids=())
     work = Work(ragged_requests(shape.vocab_size, 3), max_concurrency=3)
@@ -43,7 +49,7 @@ def test_a_checkpoint_has_the_weights_that_every_layout_ends_with(
     for name in ("tp1", layout):
         folder = tmp_path / f"of-{name}"
         plan = training_plan(name, shape_of("Llama"), None)
-        pool.serve(plan, TrainingWork(FEW, save=str(folder)), counts=False)
+        pool.serve(plan, *saving(folder), counts=False)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         found[name] = dict(model.named_parameters())
     for name, whole in found["tp1"].items():
@@ -55,7 +61,7 @@ def test_training_goes_on_from_it_under_another_layout(pool: Pool, tmp_path: Pat
     """With fresh moments: the optimizer's state is not kept."""
     shape = shape_of("Llama")
     plan = training_plan("fsdp2", shape, None, LOAD)
-    pool.serve(plan, TrainingWork(FEW, save=str(tmp_path)), counts=False)
+    pool.serve(plan, *saving(tmp_path), counts=False)
     curves = [
         curve(pool.serve(training_plan(layout, shape, tmp_path), TrainingWork(2), counts=False)[0])
         for layout in ("tp2", "pp2")
@@ -69,8 +75,7 @@ def test_it_has_the_tokenizer_of_a_model_that_was_trained_from_dummy_weights(
 ) -> None:
     model = models.resolve("tiny", "dummy")
     plan = training_plan("tp1", model.shape, None)
-    work = TrainingWork(2, save=str(tmp_path), like=str(model.tokenizer))
-    pool.serve(plan, work, counts=False)
+    pool.serve(plan, *saving(tmp_path, like=str(model.tokenizer)), counts=False)
     found = models.resolve(str(tmp_path))
     assert found.tokenizer == found.checkpoint == tmp_path.resolve()
     assert replace(found.shape, name="tiny") == model.shape
@@ -92,3 +97,19 @@ def test_a_part_that_cannot_be_written_is_said_with_its_reason(tmp_path: Path) -
     writer.prepare_local_plan = lambda plan: tmp_path.joinpath("file").write_text(plan)  # type: ignore[assignment, return-value]
     with pytest.raises(Refused, match="rank 0 cannot write its part: data must be str"):
         write({"one": torch.ones(2)}, writer, several=False)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_that_is_there(
+    pool: Pool, tmp_path: Path
+) -> None:
+    """And says why, on every rank, however many there are."""
+    plan, folder = training_plan("fsdp2", shape_of("Llama"), None), tmp_path / "saved"
+    run, write_it = saving(folder)
+    pool.serve(plan, run, write_it, counts=False)
+    before = {one.name: one.read_bytes() for one in folder.iterdir()}
+    (folder / UNFINISHED).touch()  # a file, where a folder would have to be
+    with pytest.raises(RuntimeError, match=r"Refused: rank 0 cannot write its part: .*Not a dir"):
+        pool.serve(plan, run, write_it, counts=False)
+    (folder / UNFINISHED).unlink()
+    assert {one.name: one.read_bytes() for one in folder.iterdir()} == before

@@ -125,9 +125,9 @@ class TorchTrainer:
         )
 
     def run(self, work: TrainingWork) -> RankReport:
-        """Train from the first weights, or from where the run was stopped. Before the first run, a
-        few steps are taken, and what the last one communicates is counted: counting would slow the
-        timed ones."""
+        """Train from the first weights, or from where the run was stopped; or write what is
+        trained. Before the first run, a few steps are taken, and what the last one communicates is
+        counted: counting would slow the timed ones."""
         from workers.engines.training.model import attending
         from workers.engines.training.watching import watched
 
@@ -144,6 +144,9 @@ class TorchTrainer:
         assert self._context is not None
         assert self._plan is not None
         trainer, context = self._trainer, self._context
+        if work.save is not None and work.write:
+            trainer.save(Path(work.save), work.like)
+            return self._report([], time.perf_counter(), states_s=0.0)
         if self._traffic is None:
             self._count_step(work)
         if work.observe:
@@ -157,8 +160,6 @@ class TorchTrainer:
         reset_peak([context.device])
         with uncollected():
             began = self._take_steps(work, states, taken, rows)
-        if work.save is not None:
-            trainer.save(Path(work.save), work.like)
         return self._report(rows, began, states.seconds)
 
     def _take_steps(

@@ -20,8 +20,10 @@ from workers.engines.training.model import StageModule
 from workers.engines.transformers_config import CONFIG_CLASSES, shape_to_config
 from workers.messages import EnginePlan
 
+CONFIG = "config.json"
 DESCRIBING = (".json", ".model", ".txt", ".jinja")  # config, tokenizer and chat template
 SHARDED = "sharded"  # where torch puts the parts of the ranks, before it joins them
+UNFINISHED = ".unfinished"  # what is being written, so that a checkpoint that is there stays whole
 
 
 def make_folder(folder: Path, rank: int) -> None:
@@ -55,24 +57,37 @@ def save(
     stages: Sequence[StageModule], plan: EnginePlan, folder: Path, is_first: bool, like: str | None
 ) -> None:
     """Write the weights of all ranks to `folder`, and the config and the tokenizer of the model's
-    folder `like` from rank 0. Every rank calls it. What was there is overwritten, weights of other
-    names among it."""
+    folder `like` from rank 0. Every rank calls it. A checkpoint that was there is replaced when
+    this one is whole, weights of other names included; of one that cannot be written nothing is
+    left."""
+    several, unfinished = plan.placement.num_ranks > 1, folder / UNFINISHED
     if is_first:
-        for file in folder.glob("*.safetensors*"):
-            file.unlink()
-    if plan.placement.num_ranks > 1:
-        dist.barrier()
-    state = {name: one.detach() for stage in stages for name, one in stage.stored_parameters()}
-    several = plan.placement.num_ranks > 1
-    writer = HuggingFaceStorageWriter(
-        str(folder), save_distributed=several, enable_consolidation=several
-    )
-    write(state, writer, several)
+        shutil.rmtree(unfinished, ignore_errors=True)
     if several:
         dist.barrier()
-    if is_first:
-        shutil.rmtree(folder / SHARDED, ignore_errors=True)
-        _describe(plan, folder, like)
+    state = {name: one.detach() for stage in stages for name, one in stage.stored_parameters()}
+    writer = HuggingFaceStorageWriter(
+        str(unfinished), save_distributed=several, enable_consolidation=several
+    )
+    try:
+        write(state, writer, several)
+        if is_first:
+            shutil.rmtree(unfinished / SHARDED, ignore_errors=True)
+            _describe(plan, unfinished, like)
+            _replace(unfinished, folder)
+    finally:
+        if is_first:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _replace(unfinished: Path, folder: Path) -> None:
+    """Have the files of one folder in another, for those of the checkpoint there. The config goes
+    first and comes last: a folder without one is none."""
+    config = folder / CONFIG
+    for file in (config, *folder.glob("*.safetensors*")):
+        file.unlink(missing_ok=True)
+    for file in sorted(unfinished.iterdir(), key=lambda one: one.name == CONFIG):
+        file.replace(folder / file.name)
 
 
 def _describe(plan: EnginePlan, folder: Path, like: str | None) -> None:
@@ -86,7 +101,7 @@ def _describe(plan: EnginePlan, folder: Path, like: str | None) -> None:
     for file in Path(like).iterdir():
         if file.is_file() and "safetensors" not in file.name and file.suffix in DESCRIBING:
             shutil.copy(file, folder / file.name)
-    config_file = folder / "config.json"
+    config_file = folder / CONFIG
     fields = json.loads(config_file.read_text(encoding="utf-8"))
     fields.pop("torch_dtype", None)
     config_file.write_text(json.dumps({**fields, "dtype": plan.dtype}, indent=2), encoding="utf-8")

@@ -20,7 +20,7 @@ from workers.engines.native.kernels.reference import FP8
 # cuBLAS wants both sizes of a matrix in multiples of it.
 ALIGNED = 16
 # Output channels of a program, and of how many programs at least.
-_WIDTHS = ((128, 100), (64, 64), (32, 100))
+_WIDTHS = ((64, 64), (32, 100))
 
 
 def quantize(x: Tensor, weight: Fp8Weight) -> Fp8:
@@ -156,12 +156,14 @@ def _product(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype)
     fits = (n for n, least in _WIDTHS if triton.cdiv(outputs, n) >= least)
     width = 128 if rows > FEW_ROWS else next(fits, 16)
     depth = weight.share[1] if blocks else 256
+    stages = 4 if blocks or width != 64 else 5 + (inputs > 8192)  # tiles on their way
+    sizes = (height, width, depth, blocks, bias is not None, inputs % depth == 0)
+    ways = {"num_warps": 8 if width == 128 else 4, "num_stages": stages, **launched(rows)}
     tensors = (x.values, x.scales, weight.values, weight.scales)
     grid = (triton.cdiv(outputs, width), triton.cdiv(rows, height))
     _linear[grid](
         *tensors, out if bias is None else bias, out, rows, outputs, inputs,
-        x.scales.shape[1], weight.share[0], height, width, depth, blocks, bias is not None,
-        inputs % depth == 0, num_warps=8 if width == 128 else 4, num_stages=4, **launched(rows),
+        x.scales.shape[1], weight.share[0], *sizes, **ways,
     )  # fmt: skip
     return out
 

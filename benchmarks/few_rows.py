@@ -1,0 +1,226 @@
+"""What the layers of one rank take in a decode step of few requests: with products of cuBLAS and of
+Triton, and with kernels that are launched when the one before has ended, and earlier.
+
+    python benchmarks/few_rows.py
+    python benchmarks/few_rows.py --models llama-8b --tp 1 --rows 1,64 --out few_rows.arrow
+
+One GPU stands for a rank of a layout: its matrices and heads are those that tensor parallelism over
+so many ranks leaves it, and sums over them are left out. LAYERS layers with weights of their own
+are a CUDA graph, so no cache of the GPU has what is read next. Beside each time is the bound: what
+reading the weights and the KV of a layer takes at the rate that this GPU reaches, measured first. A
+time is a median over samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+
+from orchestrator.plan import models
+from orchestrator.store.arrow_files import write_part
+from strategies.shapes import ModelShape
+from workers.device import device_name, synchronize
+from workers.engines.native.contexts import DecodeContext
+from workers.engines.native.kernels import Kernels, kernels_of
+from workers.engines.native.pages import PAGE, pages_for
+from workers.engines.node_sweep import memory
+from workers.engines.node_timing import GPU_SWEEP, Sweep, median_us, release
+from workers.rows import Table, column, row
+
+LAYERS, CONTEXT = 16, 320
+WAYS = tuple(product(("cublas", "triton"), ("off", "on")))
+EPS = 1e-6
+
+
+@row
+class FewRowsRow:
+    """One shape, computed in one way."""
+
+    gpu: str = column("name of the GPU")
+    model: str = column("whose layers these are")
+    tp: int = column("ranks that share them", "1")
+    requests: int = column("of a decode step, each with a context of 320 tokens", "1")
+    products: str = column("what multiplies, as --products has it")
+    pdl: str = column("whether kernels are launched early, as --pdl has it")
+    us: float = column("time of a layer, without sums", "us")
+    bound_us: float = column("of reading its weights and KV", "us")
+
+
+FEW_ROWS = Table("few_rows", FewRowsRow)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What one rank has of a layer. dim: of a head. columns: of the MLP."""
+
+    model: str
+    tp: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    dim: int
+    columns: int
+
+    @classmethod
+    def of(cls, model: ModelShape, tp: int) -> Shard:
+        """Of a model over `tp` ranks."""
+        heads, kv_heads = model.num_heads // tp, max(1, model.num_kv_heads // tp)
+        columns = model.intermediate_size // tp
+        return cls(model.name, tp, model.hidden_size, heads, kv_heads, model.head_dim, columns)
+
+    @property
+    def matrices(self) -> tuple[tuple[int, int], ...]:
+        """(outputs, inputs) of qkv, output, gate and up, and down."""
+        seen = self.heads * self.dim
+        qkv = seen + 2 * self.kv_heads * self.dim
+        wide, hidden = self.columns, self.hidden
+        return (qkv, hidden), (hidden, seen), (2 * wide, hidden), (hidden, wide)
+
+    def bytes(self, requests: int) -> int:
+        """That a layer reads in BF16."""
+        weights = sum(outputs * inputs for outputs, inputs in self.matrices)
+        return 2 * (weights + 2 * requests * CONTEXT * self.kv_heads * self.dim)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    asked = _asked()
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0):
+        sys.exit("kernels are launched early on a Hopper GPU or a newer one; there is none here")
+    device = torch.device("cuda", 0)
+    shapes = [models.resolve(name, "dummy").shape for name in asked.models.split(",")]
+    rows = []
+    with torch.inference_mode():
+        read = next(memory(device, GPU_SWEEP))
+        assert read.time_us is not None
+        for shape, tp, requests in product(shapes, asked.tp, asked.rows):
+            shard = Shard.of(shape, tp)
+            bound = shard.bytes(requests) * read.time_us / read.bytes
+            rows += measured(device, shard, requests, bound)
+            print(told(rows[-len(WAYS) :]), flush=True)
+    if asked.out is not None:
+        write_part(asked.out, FEW_ROWS.make(rows))
+
+
+def _asked() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", default="qwen2.5-32b,llama-70b")
+    parser.add_argument("--tp", type=_numbers, default="2,4")
+    parser.add_argument("--rows", type=_numbers, default="1,8,32,64", help="requests that decode")
+    parser.add_argument("--out", type=Path, help="an Arrow file")
+    return parser.parse_args()
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(one) for one in text.split(",")]
+
+
+def measured(
+    device: torch.device, shard: Shard, requests: int, bound: float
+) -> Iterator[FewRowsRow]:
+    """A row for each way."""
+    weights = [[_random(shape, device) for shape in shard.matrices] for _ in range(LAYERS)]
+    for products, pdl in WAYS:
+        kernels = kernels_of("triton", True, products == "triton", pdl == "on")
+        us = layer_us(device, kernels, shard, requests, weights)
+        yield FewRowsRow(
+            gpu=device_name(device),
+            model=shard.model,
+            tp=shard.tp,
+            requests=requests,
+            products=products,
+            pdl=pdl,
+            us=us,
+            bound_us=bound,
+        )
+    release(device)
+
+
+def layer_us(
+    device: torch.device,
+    kernels: Kernels,
+    shard: Shard,
+    requests: int,
+    weights: Sequence[Sequence[Tensor]],
+    sweep: Sweep = GPU_SWEEP,
+) -> float:
+    """Microseconds of a layer. weights: by layer, as `Shard.matrices` has them."""
+    step = step_of(device, kernels, shard, requests, weights)
+    return median_us(device, sweep, _captured(device, step), calls=1) / len(weights)
+
+
+def step_of(
+    device: torch.device,
+    kernels: Kernels,
+    shard: Shard,
+    requests: int,
+    weights: Sequence[Sequence[Tensor]],
+) -> Callable[[], Tensor]:
+    """The layers of a decode step, as the decoder has them."""
+    pages, small = pages_for(CONTEXT), kernels.pointwise
+    cache = (len(weights), requests * pages, PAGE, shard.kv_heads, shard.dim)
+    keys, values = _random(cache, device), _random(cache, device)
+    tables = torch.arange(requests * pages, device=device, dtype=torch.int32).view(requests, -1)
+    lengths = torch.full((requests,), CONTEXT, device=device, dtype=torch.int32)
+    context = DecodeContext(tables, lengths)
+    positions = torch.full((requests,), CONTEXT - 1, device=device)
+    slots = torch.arange(requests, device=device) * pages * PAGE + CONTEXT - 1
+    cos, sin = (torch.randn(CONTEXT, shard.dim // 2, device=device) for _ in range(2))
+    norm = torch.ones(shard.hidden, device=device, dtype=torch.bfloat16)
+    start = _random((requests, shard.hidden), device)
+
+    def step() -> Tensor:
+        x, residual = start, torch.zeros_like(start)
+        for layer, (qkv, output, gate_up, down) in enumerate(weights):
+            x = kernels.linear(small.add_rms_norm(x, residual, norm, EPS), qkv)
+            places = (positions, slots, keys[layer], values[layer])
+            q = small.rope_and_cache(x, cos, sin, *places, None, None, EPS)
+            x = context.attend(kernels.attention, q, keys[layer], values[layer], None)
+            x = kernels.linear(x.flatten(1), output)
+            x = kernels.linear(small.add_rms_norm(x, residual, norm, EPS), gate_up)
+            x = kernels.linear(small.silu_mul(x), down)
+        return x + residual
+
+    return step
+
+
+def _random(shape: Sequence[int], device: torch.device) -> Tensor:
+    return torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(0, 0.02)
+
+
+def _captured(device: torch.device, step: Callable[[], Tensor]) -> Callable[[], object]:
+    """As it is replayed; on a CPU as it is."""
+    step()  # compiles kernels
+    if device.type != "cuda":
+        return step
+    synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        step()
+    return graph.replay
+
+
+def told(rows: Sequence[FewRowsRow]) -> str:
+    """A line for one shape, from its rows."""
+    first = rows[0]
+    ways = ", ".join(f"{one.products} {one.pdl} {one.us:.1f}" for one in rows)
+    best = min(one.us for one in rows)
+    return (
+        f"{first.model} tp{first.tp}, {first.requests} requests: {ways} us a layer (products, "
+        f"pdl); bound {first.bound_us:.1f}, {first.bound_us / best:.0%} of it reached"
+    )
+
+
+if __name__ == "__main__":
+    main()

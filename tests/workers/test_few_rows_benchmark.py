@@ -1,0 +1,88 @@
+"""`benchmarks/few_rows.py`: the layers that it takes the time of, and what it says of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from workers.engines.native.kernels import kernels_of
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "few_rows.py"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    spec = importlib.util.spec_from_file_location("few_rows_benchmark", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "few_rows_benchmark", module)
+    spec.loader.exec_module(module)
+    with torch.inference_mode():
+        yield module
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there it would measure")
+def test_without_a_gpu_it_says_so_in_a_line() -> None:
+    done = subprocess.run([sys.executable, SCRIPT], check=False, capture_output=True, text=True)
+    said = "kernels are launched early on a Hopper GPU or a newer one; there is none here\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4])
+def test_a_shard_has_the_weights_of_a_rank(tp: int, script: ModuleType) -> None:
+    shape = script.models.resolve("qwen2.5-32b", "dummy").shape
+    shard = script.Shard.of(shape, tp)
+    matrices = (
+        columns * rows for name, (columns, rows) in _two_dimensional(shape.layer_parameters())
+    )
+    assert sum(a * b for a, b in shard.matrices) * tp == sum(matrices)
+    more = shard.bytes(8) - shard.bytes(0)
+    assert more == 8 * script.CONTEXT * 2 * shape.num_kv_heads * shape.head_dim * 2 // tp
+
+
+def _two_dimensional(
+    parameters: Iterator[tuple[str, tuple[int, ...]]],
+) -> list[tuple[str, tuple[int, int]]]:
+    return [(name, (shape[0], shape[1])) for name, shape in parameters if len(shape) == 2]
+
+
+def test_layers_are_computed_one_after_the_other(script: ModuleType) -> None:
+    """A step of two layers that end in zeros hands on what it began with."""
+    shard = script.Shard("m", 1, 64, 4, 2, 16, 96)
+    weights = [[torch.randn(shape).bfloat16() for shape in shard.matrices] for _ in range(2)]
+    kernels = kernels_of("sdpa", fusion=False)
+    torch.manual_seed(0)
+    computed = script.step_of(CPU, kernels, shard, 3, weights)()
+    for _, output, _, down in weights:
+        output.zero_()
+        down.zero_()
+    torch.manual_seed(0)
+    handed_on = script.step_of(CPU, kernels, shard, 3, weights)()
+    assert handed_on.float().std() == pytest.approx(0.02, rel=0.2)  # what a step begins with
+    assert computed.float().std() > 1
+    sweep = replace(script.GPU_SWEEP, samples=1)
+    assert script.layer_us(CPU, kernels, shard, 3, weights, sweep) > 0
+
+
+def test_a_line_says_what_each_way_takes_and_how_near_the_best_is(script: ModuleType) -> None:
+    rows = [
+        script.FewRowsRow(
+            gpu="H", model="m", tp=2, requests=8, products=products, pdl=pdl, us=us, bound_us=90.0
+        )
+        for (products, pdl), us in zip(script.WAYS, (150.0, 140.0, 130.0, 120.0), strict=True)
+    ]
+    assert script.told(rows) == (
+        "m tp2, 8 requests: cublas off 150.0, cublas on 140.0, triton off 130.0, triton on 120.0 "
+        "us a layer (products, pdl); bound 90.0, 75% of it reached"
+    )
+    assert script.FEW_ROWS.make(rows).num_rows == 4
