@@ -2,6 +2,7 @@
 
     python benchmarks/fit_predictions.py docs/results/2xh100/qwen2.5-32b \\
         --fabric docs/results/2xh100 --fabric docs/results/4xh200 \\
+        --few docs/results/1xh200/techniques-qwen2.5-32b \\
         --peers benchmarks/peers-2xh200.csv --published benchmarks/published.csv \\
         --held-out "2 x H200 llama-70b=docs/results/2xh200/llama-70b@docs/results/2xh200" \\
         --held-out "4 x H200=docs/results/peers-4xh200.csv"
@@ -9,7 +10,8 @@
 Writes orchestrator/predict/factors.json and the table of docs/predictions.md; with --check it fits
 nothing, writes nothing, and prints how far off the factors that are kept are. A few numbers of
 physical meaning are fitted, by least squares on relative errors and with a weak pull to where each
-begins; cells above MOST requests, and layouts of other degrees, are left for the check.
+begins; cells above MOST requests, and layouts of other degrees, are left for the check. What passes
+of few rows have of their own is fitted last, on cells that have it, with everything else as it is.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 
@@ -32,7 +35,7 @@ from orchestrator.node import datasheet, fabric
 from orchestrator.plan import models
 from orchestrator.predict import factors as kept
 from orchestrator.predict.calibrated import calibration
-from orchestrator.predict.factors import EngineFactors, Fitted
+from orchestrator.predict.factors import EngineFactors, Few, Fitted
 from orchestrator.predict.hardware import Attainable, Calibration, Hardware, of_sheet
 from orchestrator.predict.interval import seen_of
 from orchestrator.predict.passes import DECODE, Placed, Setting, Work
@@ -91,6 +94,8 @@ BEGIN["vllm"] = replace(
     start_s=20e-3,
     peer_sums=False,
 )
+# rows: FEW_ROWS of workers/engines/native/kernels/early.py.
+BEGIN_FEW = Few(rows=64, stream=0.97, layer_s=23e-6, gap_s=0.7e-6, gpus=(), provenance="")
 # Shares of a rate of the hardware: no engine is faster, so none is above 1.
 SHARES = frozenset({"stream", "math", "kv"})
 # What is fitted. Nothing was observed of the parts of vLLM's steps here, so it has those of torch
@@ -110,11 +115,14 @@ FREE = {
     ),
     "vllm": ("stream", "math", "layer_s", "collective", "start_s"),
 }
+FREE_FEW = ("stream", "layer_s", "gap_s")
+Begin = TypeVar("Begin", EngineFactors, Few)
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What was measured of one layout and load: metric -> median. origin: where it is kept."""
+    """What was measured of one layout and load: metric -> median. origin: where it is kept. early:
+    whether kernels of few rows are launched early, and multiply in Triton."""
 
     origin: str
     engine: str
@@ -128,6 +136,7 @@ class Cell:
     num_prompts: int
     measured: Mapping[str, float]
     allreduce: str = "nccl"
+    early: bool = False
 
     @property
     def name(self) -> str:
@@ -181,6 +190,7 @@ def _cell(origin: str, key, runs) -> Cell:
         at.num_prompts,
         measured,
         at.settings.allreduce or "nccl",
+        (at.settings.products, at.settings.pdl) == ("triton", "on"),
     )
 
 
@@ -235,7 +245,7 @@ class Bench:
 
     def setting(self, cell: Cell, factors: EngineFactors) -> tuple[Setting, Layout]:
         """What the cell was run as."""
-        key = (cell.model, cell.layout, cell.gpu, cell.precision, cell.allreduce)
+        key = (cell.model, cell.layout, cell.gpu, cell.precision, cell.allreduce, cell.early)
         if key not in self._planned:
             shape = models.resolve(cell.model, "dummy").shape
             count = math.prod(int(n) for n in _numbers(cell.layout))
@@ -244,7 +254,7 @@ class Bench:
             layout = plan_layout(
                 cell.layout, shape, Load(*cell.lengths, cell.concurrency), topology
             )
-            placed = Placed(layout.placement, shape, cell.precision, hardware, cell.allreduce)
+            placed = Placed(layout.placement, shape, cell.precision, hardware, *key[-2:])
             self._planned[key] = (placed, layout)
         placed, layout = self._planned[key]
         return Setting(placed, factors), layout
@@ -297,7 +307,7 @@ def observed(cell: Cell) -> dict[str, tuple[float, float]]:
     """What the fit looks at: metric -> (measured, its relative error)."""
     names = {"decode_ms": WHOLE, "ttft_ms": PROMPTS, "prefill_ms": PROMPTS, "compute_ms": PART / 2}
     out = {name: (cell.measured[name], e) for name, e in names.items() if name in cell.measured}
-    if "tp" in cell.layout and "transfer_ms" in cell.measured:
+    if "tp" in cell.layout and cell.measured.get("transfer_ms"):
         out["transfer_ms"] = (cell.measured["transfer_ms"], PART)
         out["comm_ms"] = (communication_ms(cell), PART)
     if "gap_ms" in cell.measured:
@@ -313,16 +323,37 @@ def communication_ms(cell: Cell) -> float:
 
 
 def fit(bench: Bench, cells: Sequence[Cell], begin: EngineFactors) -> EngineFactors:
-    """Gauss-Newton with damping on the logarithms of the free factors."""
-    free = FREE[begin.engine]
+    """The free factors of an engine."""
+    return _fit(bench, cells, begin, FREE[begin.engine], lambda found: found)
+
+
+def fit_few(
+    bench: Bench, cells: Sequence[Cell], factors: EngineFactors, source: str
+) -> EngineFactors:
+    """The same factors with those of few rows."""
+    found = _fit(bench, cells, BEGIN_FEW, FREE_FEW, lambda few: replace(factors, few=few))
+    gpus = tuple(sorted({cell.gpu for cell in cells}))
+    said = f"{len(cells)} cells of {source}; benchmarks/fit_predictions.py"
+    return replace(factors, few=replace(found, gpus=gpus, provenance=said))
+
+
+def _fit(
+    bench: Bench,
+    cells: Sequence[Cell],
+    begin: Begin,
+    free: Sequence[str],
+    whole: Callable[[Begin], EngineFactors],
+) -> Begin:
+    """Gauss-Newton with damping on the logarithms of the free fields. whole: the factors that have
+    them."""
     x0 = np.log([getattr(begin, name) for name in free])
 
-    def factors_at(x: np.ndarray) -> EngineFactors:
+    def factors_at(x: np.ndarray) -> Begin:
         found = dict(zip(free, map(float, np.exp(x)), strict=True))
         return replace(begin, **{k: min(v, 1.0) if k in SHARES else v for k, v in found.items()})
 
     def residuals(x: np.ndarray) -> np.ndarray:
-        factors = factors_at(x)
+        factors = whole(factors_at(x))
         errors = []
         for cell in cells:
             predicted = bench.predicted(cell, factors)
@@ -515,6 +546,7 @@ ROOFLINE = {
     "skew_s": 0.0,
     "turn_s": 0.0,
     "start_s": 0.0,
+    "few": None,
 }
 TITLES = {"output_throughput": "throughput", "ttft_ms": "TTFT", "tpot_ms": "TPOT"}
 BASELINE = math.log(0.8)
@@ -602,7 +634,7 @@ def other_errors(held: Sequence[HeldOut], engines: Mapping[str, EngineFactors]) 
             if "weight_bytes" in cell.measured:
                 found = one.bench.prediction(cell, engines[cell.engine]).memory.weights
                 weights.append(abs(100 * (found / cell.measured["weight_bytes"] - 1)))
-            if "tp" in cell.layout and "transfer_ms" in cell.measured:
+            if "tp" in cell.layout and cell.measured.get("transfer_ms"):
                 found = one.bench.predicted(cell, engines[cell.engine])["comm_ms"]
                 error = abs(100 * (found / communication_ms(cell) - 1))
                 communication.setdefault(cell.engine, []).append(error)
@@ -640,7 +672,10 @@ def peak_errors(one: HeldOut, engines: Mapping[str, EngineFactors]) -> Iterator[
 
 def by_kind(held: Sequence[HeldOut], engines: Mapping[str, EngineFactors]) -> Iterator[str]:
     """TPOT and throughput of pipelines beside the others."""
-    kinds = {"tp alone": lambda x: "pp" not in x and "tp" in x, "with pp": lambda x: "pp" in x}
+    kinds = {
+        "tp alone": lambda x: "pp" not in x and "tp" in x and x != "tp1",
+        "with pp": lambda x: "pp" in x,
+    }
     for engine in engines:
         for title, is_kind in kinds.items():
             errors: dict[str, list[float]] = {"tpot_ms": [], "output_throughput": []}
@@ -733,6 +768,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("results", nargs="*", type=Path, help="results to fit torch on")
     parser.add_argument("--fabric", default=[], type=Path, action="append", dest="fabrics")
+    parser.add_argument("--few", type=Path, help="results of torch with --products and --pdl")
     parser.add_argument("--peers", type=Path, help="rows of vLLM on H200, to fit it on")
     parser.add_argument(
         "--held-out",
@@ -756,10 +792,13 @@ def main() -> None:
     mine = [one for one in cells if _is_fitted(one, "torch")]
     source = ", ".join(map(str, asked.results))
     engines = {"torch": fitted(bench, mine, BEGIN["torch"], source)}
+    few = [one for one in cells_of(asked.few) if one.early] if asked.few else []
     if theirs := [one for one in cells if _is_fitted(one, "vllm")]:
         same = {name: getattr(engines["torch"], name) for name in FREE["torch"]}
         source = str(asked.peers)
         engines["vllm"] = fitted(bench, theirs, replace(BEGIN["vllm"], **same), source)
+    if seen := [one for one in few if _is_fitted(one, "torch")]:
+        engines["torch"] = fit_few(bench, seen, engines["torch"], str(asked.few))
     data = as_data(engines, shares, calibrations)
     kept.FILE.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     rest = [one for one in cells if one not in mine and one not in theirs]
@@ -767,6 +806,8 @@ def main() -> None:
         HeldOut(f"{engine}, of the results fitted on", same, bench)
         for engine, same in grouped(rest, lambda one: one.engine).items()
     ]
+    if unseen := [one for one in few if one not in seen]:
+        held.append(HeldOut("torch, of the results of `--few`", unseen, bench))
     for text in asked.held_out:
         held += _held_out(text, bench, engines)
     tables = [page(held, engines)]

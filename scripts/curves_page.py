@@ -3,21 +3,21 @@ and from what `orchestrator plan` says: `python scripts/curves_page.py`."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import readme_results
 from both_engines import OURS, layouts_of
-from click.testing import CliRunner
+from figures_elsewhere import switches
 from published import RESULTS, Published, model_of, table
 
-from orchestrator import cli
+from orchestrator.commands.predicting import predicted
+from orchestrator.experiment import Experiment
+from orchestrator.predict.plan import Machines, as_data
 
 PAGE = RESULTS.parent / "predictions.md"
-GPUS = ("--gpu", "h200", "--gpus", "4", "--scenario", "short", "--max-concurrency", "1,32,100")
 TABLE = re.compile("(?<=<!-- curves: begin -->\n).*?(?=<!-- curves: end -->)", re.DOTALL)
 FIELDS = ("within, %", "knee", "best point", "decay, %")
 TITLES = ("layout", "measured, tokens/s", *FIELDS, "predicted, tokens/s", *FIELDS)
@@ -36,16 +36,15 @@ def _rows(found: Published) -> Iterator[list[str]]:
     curves = (one for one in found.findings.curves if one.engine == OURS)
     measured = {one.strategy: asdict(one.fitted) for one in curves}
     model, layouts = model_of(found), layouts_of(found)
-    predicted = _predicted(model, ",".join(layouts))
+    planned = _predicted({"model": model, **switches(found)}, layouts)
     for layout in layouts:
         name = f"{model.rpartition('-')[2].upper()}, {layout}"
-        yield [name, *_shown(measured[layout]), *_shown(predicted[layout])]
+        yield [name, *_shown(measured[layout]), *_shown(planned[layout])]
 
 
-def _predicted(model: str, layouts: str) -> dict[str, Line]:
-    asked = ["plan", "--model", model, "--strategy", layouts, *GPUS, "--json"]
-    said = CliRunner().invoke(cli.main, asked, catch_exceptions=False).stdout
-    (plan,) = json.loads(said)["plans"]
+def _predicted(asked: Mapping[str, str], layouts: Sequence[str]) -> dict[str, Line]:
+    experiment = Experiment.model_validate({"max_concurrency": "1,32,100", **asked})
+    (plan,) = as_data(predicted(experiment, Machines("h200", 4), layouts))["plans"]
     return {one["layout"]: one["fitted"] for one in plan["against_concurrency"]}
 
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import csv
 from functools import cache
 
-from both_engines import ENGINES, LAYOUTS, THEIRS
-from published import RESULTS, Published, kind, model_of
+from both_engines import ENGINES, LAYOUTS, OURS, THEIRS
+from published import RESULTS, Published, completed_of, kind, model_of
 
 from orchestrator.commands.predicting import predicted
 from orchestrator.experiment import Experiment
@@ -18,15 +18,22 @@ PEERS = {"h200": RESULTS / "peers-4xh200.csv"}  # by what `plan` calls the GPUs
 
 def foretold(found: Published) -> dict[tuple[str, int, str], float]:
     """(layout, concurrency, engine) -> tokens per second that `plan` predicts."""
-    return _predicted(model_of(found), kind([found]), tuple(found.concurrencies))
+    return _predicted(model_of(found), kind([found]), tuple(found.concurrencies), **switches(found))
+
+
+def switches(found: Published) -> dict[str, str]:
+    """How `torch` ran passes of few rows. Results from before there was a choice say nothing."""
+    settings = (one.conditions.settings for one in completed_of([found]) if one.cell.engine == OURS)
+    ((products, pdl),) = {(one.products or "cublas", one.pdl or "off") for one in settings}
+    return {"products": products, "pdl": pdl}
 
 
 @cache
 def _predicted(
-    model: str, gpu: str, concurrencies: tuple[int, ...]
+    model: str, gpu: str, concurrencies: tuple[int, ...], **few_rows: str
 ) -> dict[tuple[str, int, str], float]:
-    asked = Experiment(model=model, engine=ENGINES, max_concurrency=concurrencies)
-    plan = predicted(asked, Machines(gpu, 4), LAYOUTS)
+    asked = {"model": model, "engine": ENGINES, "max_concurrency": concurrencies, **few_rows}
+    plan = predicted(Experiment.model_validate(asked), Machines(gpu, 4), LAYOUTS)
     assert all(one.provenance.endswith("benchmarks/fit_predictions.py") for one in plan.planned)
     return {
         (one.layout, ranking.max_concurrency, planned.engine): one.output_throughput.value

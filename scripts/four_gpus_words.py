@@ -22,14 +22,13 @@ from both_engines import (
     pairs,
     unrun,
 )
-from figures_elsewhere import foretold, peers
+from figures_elsewhere import foretold, peers, switches
 from published import (
     THROUGHPUT,
     Published,
     between,
     completed_of,
     device,
-    kind,
     known,
     listed,
     model_of,
@@ -211,6 +210,15 @@ def beside_peers(found: Sequence[Published]) -> Iterator[str]:
         yield f"Over vLLM's best of three on another node it is, in the same mean, {listed(said)}."
 
 
+def as_run(found: Sequence[Published]) -> str:
+    """What `torch` had not that it has by itself now, so that *plan* is predicted without."""
+    early = {tuple(switches(each).values()) for each in found}
+    if early == {("triton", "on")}:
+        return ""
+    assert early == {("cublas", "off")}
+    return " without `--products triton` and `--pdl on`, as these runs were"
+
+
 def misses(found: Sequence[Published], docs: str = "") -> str:
     """How far off `plan` is, by engine. docs: the way to the pages."""
     said = []
@@ -226,9 +234,8 @@ def misses(found: Sequence[Published], docs: str = "") -> str:
             f"{median(off):.1f}% in the median and {max(off):.1f}% at most with {NAMES[engine]}"
         )
     return (
-        f"`orchestrator plan --gpu {kind(found)} --gpus 4`, fitted on two GPUs, puts tp4 first "
-        f"under every load. It is off by {', and by '.join(said)}: "
-        f"[predictions.md]({docs}predictions.md)."
+        "*plan*, fitted on two GPUs, puts tp4 first under every load. It is off by "
+        f"{', and by '.join(said)}: [predictions.md]({docs}predictions.md)."
     )
 
 

@@ -115,7 +115,7 @@ def _columns(found: Sequence[Published]) -> Iterator[str]:
         )
     if any(not one.rounds for one in every):
         yield f"{APART}: no two rounds have both, so it is of all starts of each, on their nodes."
-    yield "*plan* is what `orchestrator plan` predicts of an engine."
+    yield f"*plan* is what `orchestrator plan` predicts of an engine{words.as_run(found)}."
     if any(map(peers, found)):
         yield (
             "*other node* is an engine over [figures of vLLM 0.24.0](results/peers-4xh200.csv) "

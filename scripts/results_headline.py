@@ -73,8 +73,8 @@ def _conditions(found: Sequence[Published]) -> Iterator[str]:
     if max(num_starts(found)) > 1:
         yield "Figures are means over starts, ± half of a 95% interval where there are two or more."
     yield (
-        f"*plan* is what `orchestrator plan` predicts at {SHOWN}, *GPU-ms* what a token costs "
-        f"there, of `{OURS}` / vLLM."
+        f"*plan* is what `orchestrator plan` predicts at {SHOWN}{words.as_run(found)}, *GPU-ms* "
+        f"what a token costs there, of `{OURS}` / vLLM."
     )
 
 

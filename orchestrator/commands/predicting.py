@@ -95,8 +95,7 @@ def _check_engine(experiment: Experiment) -> None:
     if is_changed(experiment) or experiment.technique:
         raise UserError(
             "a prediction is of an engine as it is by itself; leave out its switches (attention, "
-            "cuda_graphs, fusion, batching, allreduce, overlap, products, pdl), engine_arg and "
-            "technique"
+            "cuda_graphs, fusion, batching, allreduce, overlap), engine_arg and technique"
         )
 
 
@@ -116,13 +115,12 @@ def _planned(
     kept: Precision,
     number: int,
 ) -> Planned:
-    from orchestrator.predict import factors
     from orchestrator.predict.degradation import sweeps
     from orchestrator.predict.layouts import Case, candidates
     from orchestrator.predict.plan import SWEPT, Planned
     from strategies.registry import factorisations
 
-    scenario, fitted = experiment.scenarios[number], factors.load().of(engine)
+    scenario, fitted = experiment.scenarios[number], _factors(experiment, engine)
     loads = _loads(experiment, number, fitted, machines.gpu_hour_cost)
     asked = max(loads, key=lambda load: load.max_concurrency)
     case = Case(shape, kept, machines.hardware(), fitted, asked)
@@ -141,6 +139,15 @@ def _planned(
         asked.arriving,
         machines.reliability if machines.gpus > case.hardware.gpus_per_node else None,
     )
+
+
+def _factors(experiment: Experiment, engine: str) -> EngineFactors:
+    """Those of an engine with the switches that are asked for."""
+    from orchestrator.predict import factors
+
+    found = factors.load().of(engine)
+    is_without = experiment.products == "cublas" or experiment.pdl == "off"
+    return replace(found, few=None) if is_without else found
 
 
 def _loads(

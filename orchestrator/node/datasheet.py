@@ -128,6 +128,14 @@ SHEETS = {
 }
 
 
+# CUDA's compute capability by the first words of a name: developer.nvidia.com/cuda-gpus.
+CAPABILITIES = {
+    (12, 0): ("RTX 5090", "RTX PRO 6000"),
+    (10, 0): ("GB200", "B200"),
+    (9, 0): ("H200", "H100", "H800", "H20"),
+    (8, 9): ("L40S", "L4", "RTX 6000 Ada"),
+    (8, 0): ("A100",),
+}
 # Words by which a card differs from the one whose name it has; "mig": a slice of one.
 FORMS = frozenset({"pcie", "nvl", "laptop", "d", "maxq", "3e", "mig"})
 GIGABYTES = re.compile(r"(?<![a-z0-9.])(\d+) ?gb(?![a-z0-9])")
@@ -163,6 +171,12 @@ def _left(words: str, name: str) -> str | None:
     joined = r"[\s_-]*".join(map(re.escape, re.split(r"[\s_-]+", words.lower())))
     rest, found = re.subn(rf"(?<![a-z0-9]){joined}(?![a-z0-9])", " ", name)
     return f" {rest}" if found and not FORMS & {*re.split(r"[\s_-]+", rest)} else None
+
+
+def capability(device_name: str | None) -> tuple[int, int] | None:
+    """CUDA's compute capability of a GPU; None where it is not known here, or has none."""
+    name = name_of(device_name) or ""
+    return next((one for one, words in CAPABILITIES.items() if name.startswith(words)), None)
 
 
 def ceilings(device_name: str | None) -> Ceilings | None:

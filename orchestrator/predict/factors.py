@@ -34,6 +34,19 @@ class Fitted:
 
 
 @dataclass(frozen=True, slots=True)
+class Few:
+    """Factors of a pass of at most `rows` tokens whose products are Triton's and whose kernels are
+    launched early, in place of those of the same names. gpus: where they were fitted."""
+
+    rows: int
+    stream: float
+    layer_s: float
+    gap_s: float
+    gpus: tuple[str, ...]
+    provenance: str
+
+
+@dataclass(frozen=True, slots=True)
 class EngineFactors:
     """What distinguishes an engine from the hardware's limits.
 
@@ -49,7 +62,8 @@ class EngineFactors:
     that runs in a graph. prefill_tokens: most prompt tokens of a pass, unless it is said.
     idle_power, busy_power: shares of a GPU's power limit, the second one while it computes; None:
     not fitted. half_width: metric -> log-ratio, see `interval.estimate`. peer_sums: whether it sums
-    over tp through memory of the GPUs where NVLink joins them.
+    over tp through memory of the GPUs where NVLink joins them. few: None: it has no other kernels
+    for few tokens.
     """
 
     engine: str
@@ -74,6 +88,7 @@ class EngineFactors:
     fitted: Fitted
     provenance: str
     peer_sums: bool = False
+    few: Few | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +124,8 @@ def _engine(name: str, data: Mapping[str, Any]) -> EngineFactors:
     fitted = dict(data["fitted"])
     ranges = {key: (low, high) for key, (low, high) in fitted["ranges"].items()}
     where = Fitted(tuple(fitted["gpus"]), tuple(fitted["quantizations"]), ranges)
-    return EngineFactors(**{**data, "engine": name, "fitted": where})
+    few = data["few"] and Few(**{**data["few"], "gpus": tuple(data["few"]["gpus"])})
+    return EngineFactors(**{**data, "engine": name, "fitted": where, "few": few})
 
 
 def _calibration(data: Mapping[str, Any]) -> Calibration:

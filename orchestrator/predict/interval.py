@@ -63,6 +63,15 @@ def outside(setting: Setting, lengths: Lengths, requests: int) -> tuple[str, ...
     return tuple(_outside(setting, seen_of(setting, lengths, requests)))
 
 
+def outside_few(setting: Setting, requests: int) -> tuple[str, ...]:
+    """Where the factors of few rows are of other GPUs than the rest. Prompts have more rows, so it
+    says nothing of a TTFT."""
+    few, gpu = setting.few(requests / micro_batches(setting, requests)), setting.placed.hardware
+    if few is None or gpu.name in few.gpus or gpu.name not in setting.factors.fitted.gpus:
+        return ()
+    return (f"few rows on {gpu.name}, fitted on {', '.join(few.gpus)}",)
+
+
 def seen_of(setting: Setting, lengths: Lengths, requests: int) -> dict[str, float]:
     """What factors are fitted over; see `factors.Fitted`. requests: of one replica."""
     placed, rows = setting.placed, requests / micro_batches(setting, requests)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from orchestrator.node import datasheet
 from orchestrator.predict.factors import EngineFactors
 from orchestrator.predict.hardware import Hardware
 from orchestrator.predict.load import Asked
@@ -15,6 +16,7 @@ from strategies import Layout, LayoutError, Load, ModelShape, Topology, plan_lay
 from strategies.peer_sums import RANKS, kind_for
 from strategies.precision import Precision
 from strategies.registry import discover, known_parts
+from strategies.shapes import HOPPER
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +107,10 @@ def candidates(case: Case, names: Sequence[str], gpus: int, concurrency: int) ->
 
 
 def _setting(case: Case, layout: Layout) -> Setting:
-    placed = Placed(
-        layout.placement, case.model, case.precision, case.hardware, _allreduce(case, layout)
-    )
+    hardware = case.hardware
+    early = (datasheet.capability(hardware.name) or (0, 0)) >= HOPPER
+    sums = _allreduce(case, layout)
+    placed = Placed(layout.placement, case.model, case.precision, hardware, sums, early)
     return Setting(placed, case.factors)
 
 

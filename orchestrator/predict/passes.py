@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from orchestrator.analysis.roofline import Rates, Stage, stages_of
-from orchestrator.predict.factors import EngineFactors
+from orchestrator.predict.factors import EngineFactors, Few
 from orchestrator.predict.hardware import EAGER, GRAPH, Hardware, Span
 from orchestrator.predict.parts import Parts
 from strategies.memory import Budget
@@ -44,13 +44,14 @@ class Work:
 @dataclass(frozen=True)
 class Placed:
     """A placement of a model on GPUs, and what follows from it whatever the engine. allreduce: what
-    sums over tp, as `--allreduce` has it."""
+    sums over tp, as `--allreduce` has it. early: whether `--products` is triton and `--pdl` on."""
 
     placement: Placement
     model: ModelShape
     precision: Precision
     hardware: Hardware
     allreduce: str = "nccl"
+    early: bool = False
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -200,11 +201,19 @@ class Setting:
             each[index], total = one.seconds, total + one.times(count)
         return [each[index] for index in self.placed.like], total
 
+    def few(self, tokens: float) -> Few | None:
+        """The factors of a pass of so few tokens that it has other kernels; None: it has not. These
+        kernels are of types of 16 and 8 bits."""
+        few, placed = self.factors.few, self.placed
+        has = placed.early and placed.precision.dtype_bytes == 2
+        return few if few and has and tokens <= few.rows else None
+
     def _pass(self, index: int, work: Work) -> Parts:
         factors = self.factors
         eager = work.phase == PREFILL and work.tokens > factors.graph_tokens
         transfer, calls = self.placed.transfer(index, work, EAGER if eager else GRAPH)
-        gap_s = factors.eager_gap_s if eager else factors.gap_s
+        few = self.few(work.tokens) or factors
+        gap_s = factors.eager_gap_s if eager else few.gap_s
         around = Parts(
             transfer=transfer * factors.collective,
             wait=calls * factors.skew_s,
@@ -220,15 +229,16 @@ class Setting:
         """
         stage, factors, rates = self.stages[index], self.factors, self.placed.rates[work.phase]
         assert rates is not None, "checked before anything is predicted"
+        few = self.few(work.tokens) or factors
         read = stage.streamed if work.phase == PREFILL else stage.weight_bytes
         weights, kv = read / rates.memory, work.read * stage.kv_bytes / rates.memory
         products = (work.tokens * stage.token_flops + work.sampled * stage.head_flops) / rates.flops
         attention = work.pairs * stage.attention_flops / rates.flops
         power = factors.overlap
-        streaming, computing = weights / factors.stream, products / factors.math
+        streaming, computing = weights / few.stream, products / factors.math
         matrices = (streaming**power + computing**power) ** (1 / power)
         spent = matrices + kv / factors.kv + attention / factors.math
-        spent += self.placed.layers[index] * factors.layer_s
+        spent += self.placed.layers[index] * few.layer_s
         arithmetic = max(products + attention - weights - kv, 0.0)
         return Parts(weights, kv, arithmetic, spent - weights - kv - arithmetic)
 

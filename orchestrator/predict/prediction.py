@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from orchestrator.plan.fitting import shortage
-from orchestrator.predict.interval import Estimate, estimate, if_known, outside
+from orchestrator.predict.interval import Estimate, estimate, if_known, outside, outside_few
 from orchestrator.predict.load import Asked
 from orchestrator.predict.outcome import Outcome, outcome
 from orchestrator.predict.parts import TINY, Parts
@@ -177,7 +177,8 @@ def _prediction(
     beyond = outside(setting, asked.lengths, made.requests)
     if asked.arrivals:
         beyond = (*beyond, "requests that arrive by the clock, fitted on closed loops")
-    speed = estimate(asked.tokens / made.seconds, "output_throughput", setting.factors, beyond)
+    decoding = (*beyond, *outside_few(setting, made.requests))
+    speed = estimate(asked.tokens / made.seconds, "output_throughput", setting.factors, decoding)
     parts, total = (made.parts.times(MS / asked.tokens), made.seconds * ranks * MS / asked.tokens)
     rest = total - parts.seconds
     return Prediction(
@@ -188,7 +189,7 @@ def _prediction(
         in_flight=made.in_flight,
         output_throughput=speed,
         ttft_ms=if_known(made.ttft_s * MS, "ttft_ms", setting.factors, beyond),
-        tpot_ms=estimate(made.tpot_s * MS, "tpot_ms", setting.factors, beyond),
+        tpot_ms=estimate(made.tpot_s * MS, "tpot_ms", setting.factors, decoding),
         decode_ms_per_step=made.round_s * MS,
         prefill_s=made.prefill_s,
         duration_s=made.seconds,
@@ -199,7 +200,7 @@ def _prediction(
         memory=_memory(setting, budget, made.kept_tokens),
         joules_per_output_token=_joules(setting, parts, total, speed),
         cost_per_million_tokens=_cost(asked, ranks, speed),
-        outside=beyond,
+        outside=decoding,
         between_nodes=tuple(axis for axis, at in setting.placed.groups.items() if at.nodes > 1),
         late=made.late,
         closed_output_throughput=_closed(setting, asked, budget),

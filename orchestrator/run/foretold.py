@@ -45,9 +45,9 @@ def foretold(
     hardware = of_sheet(gpu, known.attainable, measured, plan.placement.num_ranks)
     mine = known.engines[engine]
     sums = plan.switches.allreduce or "nccl"
-    placed = Placed(plan.placement, plan.model, plan.precision, hardware, sums)
-    setting = Setting(placed, mine)
-    found = predict(setting, plan.layout, _asked(experiment, plan, work, mine))
+    early = (plan.switches.products, plan.switches.pdl) == ("triton", "on")
+    placed = Placed(plan.placement, plan.model, plan.precision, hardware, sums, early)
+    found = predict(Setting(placed, mine), plan.layout, _asked(experiment, plan, work, mine))
     if isinstance(found, NoPrediction):
         return _none(found.reason)
     return Predicted(

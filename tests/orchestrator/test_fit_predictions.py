@@ -68,6 +68,44 @@ def test_the_factors_that_made_the_times_are_found_again(
     assert found.layer_s == pytest.approx(50e-6, rel=1e-2)
 
 
+def test_the_factors_of_few_rows_are_found_with_all_others_as_they_are(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "PULL", 100.0)
+    by, torch = predictor(bench), factors.load().of("torch")
+    few = replace(bench.BEGIN_FEW, stream=0.8, layer_s=50e-6, gap_s=3e-6)
+    cells = []
+    for layout in ("tp1", "tp2"):
+        blank = replace(cell(bench, layout, 1), early=True)
+        made = by.predicted(blank, replace(torch, few=few))
+        assert made != by.predicted(replace(blank, early=False), replace(torch, few=few))
+        seen = {name: made[name] for name in ("decode_ms", "compute_ms", "gap_ms")}
+        cells.append(replace(blank, measured=seen))
+    found = bench.fit_few(by, cells, torch, "here")
+    assert replace(found, few=None) == replace(torch, few=None)
+    assert found.few.stream == pytest.approx(0.8, rel=1e-3)
+    assert found.few.layer_s == pytest.approx(50e-6, rel=1e-2)
+    assert found.few.gap_s == pytest.approx(3e-6, rel=1e-2)
+    assert found.few.gpus == ("H200",)
+
+
+def test_a_cell_has_few_rows_of_its_own_with_both_switches(bench: ModuleType) -> None:
+    """Results from before there were any have none."""
+    (found,) = bench.results.load([ROOT / "docs" / "results" / "2xh200" / "engines-llama-8b"])
+    run = next(one for one in found.runs if one.cell.engine == "torch")
+    at = run.conditions
+
+    def early(**switches: str) -> bool:
+        settings = replace(at.settings, **switches)
+        one = replace(run, conditions=replace(at, settings=settings))
+        return bench._cell("here", run.cell, [one]).early
+
+    assert early(products="triton", pdl="on")
+    assert not early()
+    assert not early(products="triton", pdl="off")
+    assert not early(products="cublas", pdl="on")
+
+
 def test_no_share_of_a_rate_is_fitted_above_1(
     bench: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

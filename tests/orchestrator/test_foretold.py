@@ -104,7 +104,10 @@ def test_a_plan_says_of_each_load_what_is_kept_beside_its_run(
     plan = predicted(by_engine, Machines("h200", 4), experiment.strategy)
     planned = {(one.layout, one.max_concurrency): one for one in plan.predictions}
     linked = Topology(
-        tuple(replace(one, linked=True) for one in Topology.uniform(4, H200, "NVIDIA H200").devices)
+        tuple(
+            replace(one, linked=True, capability=(9, 0))
+            for one in Topology.uniform(4, H200, "NVIDIA H200").devices
+        )
     )
     for one in planning.plan_experiment(experiment, "cuda", linked):
         for cell in one.cells:

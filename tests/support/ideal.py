@@ -19,4 +19,5 @@ IDEAL = replace(
     skew_s=0.0,
     turn_s=0.0,
     start_s=0.0,
+    few=None,
 )

@@ -10,7 +10,7 @@ from itertools import chain
 
 from strategies.peer_sums import RANKS, kind_for
 from strategies.placement import EMBEDDING, Placement, Split
-from strategies.shapes import ModelShape
+from strategies.shapes import HOPPER, ModelShape
 from workers.engines.native.fp8_support import refusal as fp8
 from workers.messages import EnginePlan, Switches
 
@@ -45,7 +45,6 @@ LIBRARY_DTYPES = ("bfloat16", "float16")
 WAITLESS = ("triton", *LIBRARIES)
 # Kinds of `Switches.allreduce` that go through memory of GPUs.
 SHARING = ("one-shot", "two-shot")
-HOPPER = (9, 0)  # compute capability of the first GPUs whose kernels can be launched early
 LAYER = re.compile(r"model\.layers\.\d+\.")
 
 
