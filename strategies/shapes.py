@@ -25,7 +25,7 @@ TRAINING_DTYPES: Mapping[TrainingPrecision, str] = {
     "fp8-fp16": "float16",
 }
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-HOPPER = (9, 0)  # compute capability of the first GPUs whose kernels can be launched early
+HOPPER = 9  # major compute capability of the GPUs that kernels of few rows were made for
 # The form of matrices that are made FP8 here, from weights that are not.
 MADE_FP8 = Fp8Format()
 

@@ -108,7 +108,7 @@ def candidates(case: Case, names: Sequence[str], gpus: int, concurrency: int) ->
 
 def _setting(case: Case, layout: Layout) -> Setting:
     hardware = case.hardware
-    early = (datasheet.capability(hardware.name) or (0, 0)) >= HOPPER
+    early = (datasheet.capability(hardware.name) or (0, 0))[0] == HOPPER
     sums = _allreduce(case, layout)
     placed = Placed(layout.placement, case.model, case.precision, hardware, sums, early)
     return Setting(placed, case.factors)

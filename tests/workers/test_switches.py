@@ -74,7 +74,12 @@ def test_what_is_left_to_the_engine_is_set_as_it_has_it(
 
 @pytest.mark.parametrize(
     ("capability", "values"),
-    [(None, ("cublas", "off")), ((8, 0), ("cublas", "off")), ((9, 0), ("triton", "on"))],
+    [
+        (None, ("cublas", "off")),
+        ((8, 0), ("cublas", "off")),
+        ((9, 0), ("triton", "on")),
+        ((12, 0), ("cublas", "off")),
+    ],
 )
 def test_kernels_are_launched_early_where_the_gpu_can(
     capability: tuple[int, int] | None, values: tuple[str, str]

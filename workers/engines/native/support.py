@@ -52,7 +52,7 @@ def choices(plan: EnginePlan) -> dict[str, tuple[str, ...]]:
     """The switches of this engine and the values of each, that which it has by itself first. Its
     kernels in Triton, and graphs, are of GPUs."""
     on_gpu = plan.device == "cuda"
-    hopper = on_gpu and (plan.capability or (0, 0)) >= HOPPER
+    hopper = on_gpu and (plan.capability or (0, 0))[0] == HOPPER
     either = ("on", "off") if on_gpu else ("off",)
     return {
         "attention": ("triton", "sdpa", "eager", *LIBRARIES) if on_gpu else ("sdpa", "eager"),
