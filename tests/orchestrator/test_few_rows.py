@@ -71,7 +71,8 @@ def test_a_plan_has_both_switches_on_hopper(gpu: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpu", "seats", "engine"), [("a100", 1, "torch"), ("b200", 1, "torch"), ("h200", 65, "torch"), ("h200", 1, "vllm")]
+    ("gpu", "seats", "engine"),
+    [("a100", 1, "torch"), ("b200", 1, "torch"), ("h200", 65, "torch"), ("h200", 1, "vllm")],
 )
 def test_elsewhere_nothing_changes(gpu: str, seats: int, engine: str) -> None:
     assert planned(gpu, seats, engine) == planned(gpu, seats, engine, **WITHOUT)
