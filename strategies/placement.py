@@ -122,6 +122,11 @@ class Placement:
         """The number of ranks: the degrees of all axes multiplied."""
         return math.prod(degree for _, degree in self.mesh)
 
+    @property
+    def replica_ranks(self) -> int:
+        """Of one data-parallel replica."""
+        return self.num_ranks // self.degree("dp")
+
     def degree(self, axis: str) -> int:
         """The number of ranks along `axis`; 1 for an axis that the mesh does not have."""
         return dict(self.mesh).get(axis, 1)

@@ -269,9 +269,11 @@ class Topology:
 
     @property
     def capability(self) -> tuple[int, int] | None:
-        """The least of all devices; None where that of one is unknown."""
-        known = [device.capability for device in self.devices if device.capability is not None]
-        return min(known) if known and len(known) == len(self.devices) else None
+        """The least of all devices; None where that of one is unknown, or of another generation."""
+        found = {device.capability for device in self.devices}
+        known = [one for one in found if one is not None]
+        alike = len(known) == len(found) and len({major for major, _ in known}) == 1
+        return min(known) if alike else None
 
     @property
     def memory_bytes(self) -> int:

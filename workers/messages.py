@@ -75,8 +75,8 @@ class EnginePlan:
     engine_args: settings of the engine's own, as given. nsys_dir: where Nsight Systems puts its
     reports on a rank's node, None where it does not watch. ncu_file: that of Nsight Compute.
     spans_nodes: no node has room for a whole replica, so the engine's process takes its devices by
-    itself from the placement group. linked: NVLink joins the GPUs. capability: CUDA's, the least of
-    theirs, as (9, 0). quantization, kv_cache_dtype: see `Precision`. training: an optimizer step's.
+    itself from the placement group. linked: NVLink joins the GPUs. capability: CUDA's, if of one
+    generation, as (9, 0). quantization, kv_cache_dtype: see `Precision`. training: of a step.
     """
 
     model: ModelShape

@@ -201,7 +201,8 @@ def as_vllm(found: Record, where: str) -> Record:
     totals["failed"] = totals["failed"] or 0  # not told of where there is none
     sent = sum(totals[name] or 0 for name in ("completed", "failed"))
     date = found.get("start_time")
-    return {**totals, **latencies, "num_prompts": sent, "date": date, **_asked(found)}
+    asked = {"num_prompts": sent, **_asked(found)}
+    return {**asked, **totals, **latencies, "date": date}
 
 
 def _asked(found: Record) -> Record:

@@ -146,8 +146,10 @@ def _factors(experiment: Experiment, engine: str) -> EngineFactors:
     from orchestrator.predict import factors
 
     found = factors.load().of(engine)
-    is_without = experiment.products == "cublas" or experiment.pdl == "off"
-    return replace(found, few=None) if is_without else found
+    if found.few is None or experiment.products == "cublas" or experiment.pdl == "off":
+        return replace(found, few=None)
+    is_asked = (experiment.products, experiment.pdl) == ("triton", "on")
+    return replace(found, few=replace(found.few, alone=not is_asked))
 
 
 def _loads(

@@ -118,6 +118,11 @@ def test_paths_in_code_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_nothing_is_left_of_a_merge(page: Path) -> None:
+    assert re.findall(r"^(?:<{7}|>{7}) ", page.read_text(encoding="utf-8"), re.MULTILINE) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_prose_is_not_wider_than_it_may_be(page: Path) -> None:
     assert list(wide_lines(page)) == []
 

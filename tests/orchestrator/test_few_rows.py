@@ -86,14 +86,28 @@ def test_what_was_measured_lies_in_its_interval() -> None:
 
 
 def test_on_a_gpu_that_few_rows_were_not_fitted_on_the_step_is_less_certain() -> None:
-    # passes of pp2 are of 43 requests, and of tp2 of 85
-    asked = Experiment(model="qwen2.5-32b", max_concurrency=(85,))
-    plan = predicted(asked, Machines("h100", 2), ["pp2", "tp2"])
-    by_layout = {one.layout: one for one in plan.predictions}
     said = "few rows on H100, fitted on H200"
-    assert said in by_layout["pp2"].outside
-    assert said not in by_layout["tp2"].outside
+    assert said in planned("h100", 64).outside
+    assert said not in planned("h100", 65).outside
     assert not any("few rows" in why for why in planned("h200", 1).outside)
+
+
+def test_over_several_gpus_a_plan_has_them_where_they_are_asked_for() -> None:
+    """Passes of pp2 are of 43 requests, and of tp2 of 85."""
+    asked = {"model": "qwen2.5-32b", "max_concurrency": 85}
+    without, by_both = (
+        {one.layout: one for one in plan.predictions}
+        for plan in (
+            predicted(
+                Experiment.model_validate({**asked, **more}), Machines("h200", 2), ["pp2", "tp2"]
+            )
+            for more in ({}, {"products": "triton", "pdl": "on"})
+        )
+    )
+    said = "few rows over several GPUs, fitted on one"
+    assert said in by_both["pp2"].outside
+    assert by_both["pp2"].tpot_ms.value < without["pp2"].tpot_ms.value
+    assert by_both["tp2"] == without["tp2"]
 
 
 def run(capability: tuple[int, int] | None, **asked: str) -> float | None:

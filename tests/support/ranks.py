@@ -158,6 +158,12 @@ def engine_plan(
         "prefill_tokens": 16,
         "timeout_s": 60.0,
     }
+    if changes.get("device") == "cuda":
+        import torch
+
+        fields["capability"] = (
+            torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+        )
     return EnginePlan(**{**fields, **changes})
 
 

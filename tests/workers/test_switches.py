@@ -16,12 +16,13 @@ from workers.engines.vllm.settings import arguments
 from workers.messages import EnginePlan, Request, Switches, Work
 
 MODEL = ModelShape("m", "llama", 64, 4, 4, 4, 16, 96, 128, 256, 1e-5, 1e4)
+WORK = Work((Request(0, (1,), 2),), 1)
 OTHERS = ["transformers", "deepspeed", "vllm"]
 
 
 def plan(device: str = "cpu", model: ModelShape = MODEL, **switches: str) -> EnginePlan:
     changes: dict[str, Any] = {"device": device, "switches": Switches(**switches)}
-    return engine_plan("tp1", model, None, Work((Request(0, (1,), 2),), 1), **changes)
+    return engine_plan("tp1", model, None, WORK, capability=None, **changes)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,14 @@ def test_kernels_are_launched_early_where_the_gpu_can(
     assert (settled.products, settled.pdl) == values
     refused = engines.refusal("torch", replace(asked, switches=Switches(pdl="on")))
     assert (refused is None) == (values[1] == "on")
+
+
+def test_over_several_gpus_kernels_are_launched_early_where_that_is_asked_for() -> None:
+    group = engine_plan("tp2", MODEL, None, WORK, device="cuda", capability=(9, 0))
+    settled = engines.settled("torch", group).switches
+    assert (settled.products, settled.pdl) == ("cublas", "off")
+    asked = Switches(products="triton", pdl="on")
+    assert engines.refusal("torch", replace(group, switches=asked)) is None
 
 
 @pytest.mark.parametrize("engine", ["torch", *OTHERS])

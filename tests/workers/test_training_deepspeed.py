@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from ranks import Pool
 from training_runs import FEW, LOAD, STEPS, alone, check_same, curve, shape_of, training_plan
 
@@ -16,6 +17,14 @@ from workers.training_records import TRAINING_COLLECTIVES
 
 pytest.importorskip("deepspeed")
 pytestmark = pytest.mark.slow
+
+
+def has_float16() -> bool:
+    """As DeepSpeed's accelerator of CPUs decides."""
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    except Exception:
+        return False
 
 
 @pytest.mark.parametrize("layout", ["tp1", "dp2", "dp2zero1", "dp2zero2", "dp2zero3"])
@@ -61,6 +70,7 @@ def test_what_zero_keeps_in_main_memory_changes_no_loss(
     check_same(curve(reports), alone("Llama"))
 
 
+@pytest.mark.skipif(not has_float16(), reason="DeepSpeed has no float16 on this CPU")
 @pytest.mark.parametrize("layout", ["dp2zero1", "dp2zero3"])
 def test_in_fp16_zero_leaves_out_steps_that_overflow(layout: str, pool: Pool) -> None:
     load = replace(LOAD, precision="fp16")
@@ -69,6 +79,14 @@ def test_in_fp16_zero_leaves_out_steps_that_overflow(layout: str, pool: Pool) ->
     finite = [one for one in curve(reports) if math.isfinite(one.grad_norm)]
     assert len(finite) >= FEW
     assert finite[0].loss == pytest.approx(alone("Llama")[0].loss, abs=0.02)
+
+
+@pytest.mark.skipif(has_float16(), reason="DeepSpeed has float16 on this CPU")
+def test_float16_is_refused_where_the_cpu_has_none(pool: Pool) -> None:
+    load = replace(LOAD, precision="fp16")
+    plan = training_plan("dp2zero1", shape_of("Llama"), None, load, dtype="float16")
+    with pytest.raises(RuntimeError, match=r"no float16 on this CPU.*use bfloat16, or --engine"):
+        pool.serve(plan, TrainingWork(FEW), engine="deepspeed", counts=False)
 
 
 def test_replicas_without_zero_count_their_updates_as_torch_does(pool: Pool) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from workers.engines.deepspeed_layouts import part_of
 from workers.engines.deepspeed_private import TensorParallelGroup
+from workers.engines.deepspeed_process import check_dtype
 from workers.engines.transformers import empty_model, fill, reset_rotary
 from workers.messages import EnginePlan
 from workers.weights import open_source
@@ -47,6 +48,7 @@ def zero_model(context: RankContext, plan: EnginePlan) -> tuple[Any, Callable[[]
     One block at a time is made whole on every rank and then cut at once, so no more than a block is
     ever whole.
     """
+    check_dtype(plan.dtype)
     config = _zero_config(plan)
     model, source = empty_model(plan), open_source(plan.checkpoint)
     made: dict[torch.nn.Parameter, torch.nn.Parameter] = {}

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from strategies.errors import Refused
 from workers.engines import deepspeed_private
 
 if TYPE_CHECKING:
@@ -40,6 +41,18 @@ def set_environment(context: RankContext) -> Callable[[], None]:
         os.environ.update(before)
 
     return restore
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise Refused where DeepSpeed refuses a dtype on this device, as float16 on CPUs that have no
+    instructions for it."""
+    from deepspeed.accelerator import get_accelerator
+
+    if dtype == "float16" and not get_accelerator().is_fp16_supported():
+        raise Refused(
+            "DeepSpeed has no float16 on this CPU, which cannot multiply in it (AVX512-FP16 or "
+            "AMX-FP16); use bfloat16, or --engine torch"
+        )
 
 
 @contextlib.contextmanager

@@ -198,8 +198,8 @@ def in_turn(kernels: Iterable[Kernel]) -> list[Kernel]:
     """The kernels of one rank of an engine that computes in one stream, in order of start.
 
     A kernel that was launched before the one before it had ended (programmatic dependent launch)
-    has waited for that one, so it counts from then on. NCCL has streams of its own, and so may
-    copies: they are left as they are.
+    has waited for that one, so it counts from then on. NCCL and copies may have streams of their
+    own: they are left as they are.
     """
     found, free = [], -math.inf
     for kernel in sorted(kernels, key=lambda one: one.start):

@@ -168,13 +168,14 @@ class Replica:
         import deepspeed
         import torch
 
-        from workers.engines.deepspeed_process import quiet
+        from workers.engines.deepspeed_process import check_dtype, quiet
         from workers.engines.training.deepspeed_states import begin_anew
         from workers.engines.training.model import stages_of
         from workers.engines.training.optimizer import BETAS, EPSILON, LEARNING_RATE, WEIGHT_DECAY
 
         self._drop()
         plan = self._plan
+        check_dtype(plan.dtype)
         (stage,) = stages_of(plan, self._context.rank)
         stage.settle(self._asked.activation_checkpointing, fuses=False)
         stage.materialize(self._context.device)

@@ -5,7 +5,9 @@ outside of graphs, but for the sums over tp, which wait for other GPUs.
 A kernel that is placed early waits, before it reads what others have written and before it writes
 anything, until the one before has ended; that one has waited in turn. Then it lets the next one be
 placed, which happens once all of its programs run: so a kernel that waits for another takes no room
-from it. What torch or a library launches begins when everything before has ended, as ever.
+from it. Only then may it let the next one be placed: FlashInfer's kernels, which are placed early
+too, read contexts before they wait. What torch and cuBLAS launch begins when everything before has
+ended, as ever.
 
 It is for steps of few rows: with many a kernel takes so long that starting it does not count.
 """

@@ -7,6 +7,8 @@ largest value is wanted before its first one can be written.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -146,6 +148,12 @@ def linear(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype) -
     )
 
 
+@cache
+def _is_deep(device: torch.device) -> bool:
+    """Whether a program can have 200 KB of shared memory, as on Hopper and B200; others have 99."""
+    return torch.cuda.get_device_capability(device)[0] in (9, 10)
+
+
 def _product(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """One program for some rows and some output channels, of which it has few where there would
     else be fewer programs than multiprocessors that can read weights."""
@@ -155,8 +163,11 @@ def _product(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype)
     height = min(max(triton.next_power_of_2(rows), 16), 64)
     fits = (n for n, least in _WIDTHS if triton.cdiv(outputs, n) >= least)
     width = 128 if rows > FEW_ROWS else next(fits, 16)
-    depth = weight.share[1] if blocks else 256
-    stages = 4 if blocks or width != 64 else 5 + (inputs > 8192)  # tiles on their way
+    deep = _is_deep(x.values.device)
+    deepest = 256 if deep or width < 64 else 128
+    depth = weight.share[1] if blocks else deepest
+    more = deep and width == 64 and not blocks
+    stages = 5 + (inputs > 8192) if more else 4  # tiles on their way
     sizes = (height, width, depth, blocks, bias is not None, inputs % depth == 0)
     ways = {"num_warps": 8 if width == 128 else 4, "num_stages": stages, **launched(rows)}
     tensors = (x.values, x.scales, weight.values, weight.scales)
