@@ -35,12 +35,21 @@ from orchestrator.plan import models
 from orchestrator.plan.devices import ATTENTION_NEEDS
 from orchestrator.store.arrow_files import write_part
 from strategies.shapes import ModelShape
-from workers.device import device_name, synchronize
+from workers.device import device_name
 from workers.engines.native.contexts import Context, DecodeContext, prefill_context, slots_of
 from workers.engines.native.kernels import Attention, kernels_of
 from workers.engines.native.pages import PAGE, pages_for
 from workers.engines.node_sweep import memory, products
-from workers.engines.node_timing import GIB, GPU_SWEEP, MIB, Sweep, dtype_name, median_us, release
+from workers.engines.node_timing import (
+    GIB,
+    GPU_SWEEP,
+    MIB,
+    Sweep,
+    captured,
+    dtype_name,
+    median_us,
+    release,
+)
 from workers.records import DECODE, PREFILL
 from workers.rows import Table, column, row
 
@@ -235,7 +244,9 @@ def layer_us(
         for layer in range(layers):
             contexts[layer % apart].attend(attention, q, keys, values, None)
 
-    return median_us(device, SWEEP, _captured(device, case, step), calls=1) / layers
+    # Attention over prompts may wait for the device, so it is not captured.
+    call = captured(device, step) if case.phase == DECODE else step
+    return median_us(device, SWEEP, call, calls=1) / layers
 
 
 def _random(shape: Sequence[int], device: torch.device) -> Tensor:
@@ -258,18 +269,6 @@ def _contexts(device: torch.device, case: Case, tables: Tensor) -> Callable[[], 
         return [replace(first, tables=table) for table in of_layers]
 
     return contexts
-
-
-def _captured(device: torch.device, case: Case, step: Callable[[], None]) -> Callable[[], None]:
-    """A step of decoding as it is replayed; on a CPU, and of prompts, as it is."""
-    step()  # compiles kernels
-    if device.type != "cuda" or case.phase == PREFILL:
-        return step
-    synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        step()
-    return graph.replay
 
 
 # -- in words

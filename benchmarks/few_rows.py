@@ -28,12 +28,12 @@ from torch import Tensor
 from orchestrator.plan import models
 from orchestrator.store.arrow_files import write_part
 from strategies.shapes import ModelShape
-from workers.device import device_name, synchronize
+from workers.device import device_name
 from workers.engines.native.contexts import DecodeContext
 from workers.engines.native.kernels import Kernels, kernels_of
 from workers.engines.native.pages import PAGE, pages_for
 from workers.engines.node_sweep import memory
-from workers.engines.node_timing import GPU_SWEEP, Sweep, median_us, release
+from workers.engines.node_timing import GPU_SWEEP, Sweep, captured, median_us, release
 from workers.rows import Table, column, row
 
 LAYERS, CONTEXT = 16, 320
@@ -157,7 +157,7 @@ def layer_us(
 ) -> float:
     """Microseconds of a layer. weights: by layer, as `Shard.matrices` has them."""
     step = step_of(device, kernels, shard, requests, weights)
-    return median_us(device, sweep, _captured(device, step), calls=1) / len(weights)
+    return median_us(device, sweep, captured(device, step), calls=1) / len(weights)
 
 
 def step_of(
@@ -197,18 +197,6 @@ def step_of(
 
 def _random(shape: Sequence[int], device: torch.device) -> Tensor:
     return torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(0, 0.02)
-
-
-def _captured(device: torch.device, step: Callable[[], Tensor]) -> Callable[[], object]:
-    """As it is replayed; on a CPU as it is."""
-    step()  # compiles kernels
-    if device.type != "cuda":
-        return step
-    synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        step()
-    return graph.replay
 
 
 def told(rows: Sequence[FewRowsRow]) -> str:

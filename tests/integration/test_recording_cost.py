@@ -3,8 +3,6 @@ counted where it is timed. The published results of both benchmarks can be read.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +11,7 @@ from types import ModuleType
 from unittest.mock import Mock
 
 import pytest
+from benchmark_scripts import loaded
 from ranks import BASE, FAMILIES, engine_plan, ragged_requests
 
 from orchestrator.store.arrow_files import read_part
@@ -26,18 +25,6 @@ from workers.rows import nothing
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "docs" / "results" / "2xh200"
 CHECKED = ROOT / "docs" / "results" / "2xh100" / "validation"
-
-
-def loaded(name: str, patch: pytest.MonkeyPatch) -> ModuleType:
-    """A script of benchmarks/ as a module, known under its name for as long as `patch` lasts: its
-    row types are looked up there."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    patch.setitem(sys.modules, name, module)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

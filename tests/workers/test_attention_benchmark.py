@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,23 +11,19 @@ from types import ModuleType
 
 import pytest
 import torch
+from benchmark_scripts import BENCHMARKS, loaded
 from fake_attention import fa3 as library
 
 from workers.engines.native.kernels import dense, fa3
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "attention.py"
+SCRIPT = BENCHMARKS / "attention.py"
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
 
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """With little to do."""
-    spec = importlib.util.spec_from_file_location("attention_benchmark", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "attention_benchmark", module)
-    spec.loader.exec_module(module)
+    module = loaded("attention", monkeypatch)
     monkeypatch.setattr(module, "SWEEP", replace(module.SWEEP, samples=1))
     monkeypatch.setattr(module, "FLOW", 1 << 16)
     monkeypatch.setattr(module, "APART", 1 << 15)

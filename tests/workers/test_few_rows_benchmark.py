@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from benchmark_scripts import BENCHMARKS, loaded
 
 from workers.engines.native.kernels import kernels_of
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "few_rows.py"
+SCRIPT = BENCHMARKS / "few_rows.py"
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("few_rows_benchmark", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "few_rows_benchmark", module)
-    spec.loader.exec_module(module)
+    module = loaded("few_rows", monkeypatch)
     with torch.inference_mode():
         yield module
 

@@ -165,6 +165,19 @@ def _elapsed_us(device: torch.device, call: Operation, calls: int) -> float:
     return 1e3 * elapsed_ms(start, end)
 
 
+def captured(device: torch.device, step: Operation) -> Operation:
+    """A step as a CUDA graph replays it; without CUDA as it is. It runs once before, which compiles
+    its kernels."""
+    step()
+    if device.type != "cuda":
+        return step
+    synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        step()
+    return graph.replay
+
+
 def in_graph_us(
     device: torch.device, sweep: Sweep, call: Operation, renew: Operation
 ) -> float | None:
