@@ -3,12 +3,14 @@ Triton, and with kernels that are launched when the one before has ended, and ea
 
     python benchmarks/few_rows.py
     python benchmarks/few_rows.py --models llama-8b --tp 1 --rows 1,64 --out few_rows.arrow
+    python benchmarks/few_rows.py --tp 2 --sums
 
 One GPU stands for a rank of a layout: its matrices and heads are those that tensor parallelism over
-so many ranks leaves it, and sums over them are left out. LAYERS layers with weights of their own
-are a CUDA graph, so no cache of the GPU has what is read next. Beside each time is the bound: what
-reading the weights and the KV of a layer takes at the rate that this GPU reaches, measured first. A
-time is a median over samples.
+so many ranks leaves it, and sums over them are left out. With --sums as many GPUs as share a layer
+sum as the engine does by itself, and the slowest one's time counts. LAYERS layers with weights of
+their own are a CUDA graph, so no cache of the GPU has what is read next. Beside each time is the
+bound: what reading the weights and the KV of a layer takes at the rate that this GPU reaches,
+measured first. A time is a median over samples.
 """
 
 from __future__ import annotations
@@ -23,12 +25,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+import torch.distributed as dist
+from allreduce import on_each_gpu
 from torch import Tensor
 
 from orchestrator.plan import models
 from orchestrator.store.arrow_files import write_part
+from strategies.peer_sums import kind_for, ways
 from strategies.shapes import ModelShape
+from workers.backends import GroupSum
 from workers.device import device_name
+from workers.engines.native.build import peer_sum
 from workers.engines.native.contexts import DecodeContext
 from workers.engines.native.kernels import Kernels, kernels_of
 from workers.engines.native.pages import PAGE, pages_for
@@ -51,7 +58,8 @@ class FewRowsRow:
     requests: int = column("of a decode step, each with a context of 320 tokens", "1")
     products: str = column("what multiplies, as --products has it")
     pdl: str = column("whether kernels are launched early, as --pdl has it")
-    us: float = column("time of a layer, without sums", "us")
+    sums: bool = column("whether the ranks sum, each a GPU; else one GPU stands for a rank")
+    us: float = column("time of a layer", "us")
     bound_us: float = column("of reading its weights and KV", "us")
 
 
@@ -96,19 +104,45 @@ def main() -> None:
     asked = _asked()
     if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:
         sys.exit("kernels of few rows are for Hopper GPUs, and this machine has none")
-    device = torch.device("cuda", 0)
-    shapes = [models.resolve(name, "dummy").shape for name in asked.models.split(",")]
-    rows = []
+    rows = list[FewRowsRow]()
+    for name, tp in product(asked.models.split(","), asked.tp):
+        if asked.sums:
+            by_rank = on_each_gpu(tp, of_model, name, tp, asked.rows, True, timeout_s=300)
+            found = [
+                max(of_ranks, key=lambda one: one.us) for of_ranks in zip(*by_rank, strict=True)
+            ]
+        else:
+            found = of_model(0, torch.device("cuda", 0), name, tp, asked.rows, False)
+        for at in range(0, len(found), len(WAYS)):
+            print(told(found[at : at + len(WAYS)]), flush=True)
+        rows += found
+    if asked.out is not None:
+        write_part(asked.out, FEW_ROWS.make(rows))
+
+
+def of_model(
+    rank: int, device: torch.device, name: str, tp: int, requests: Sequence[int], sums: bool
+) -> list[FewRowsRow]:
+    """The rows of one rank."""
+    shard = Shard.of(models.resolve(name, "dummy").shape, tp)
     with torch.inference_mode():
         read = next(memory(device, GPU_SWEEP))
         assert read.time_us is not None
-        for shape, tp, requests in product(shapes, asked.tp, asked.rows):
-            shard = Shard.of(shape, tp)
-            bound = shard.bytes(requests) * read.time_us / read.bytes
-            rows += measured(device, shard, requests, bound)
-            print(told(rows[-len(WAYS) :]), flush=True)
-    if asked.out is not None:
-        write_part(asked.out, FEW_ROWS.make(rows))
+        among = sums_of(device, shard) if sums else []
+        rows = list[FewRowsRow]()
+        for count in requests:
+            bound = shard.bytes(count) * read.time_us / read.bytes
+            rows += measured(device, shard, count, bound, among)
+    return rows
+
+
+def sums_of(device: torch.device, shard: Shard) -> list[GroupSum]:
+    """What sums over the default group, as the engine has it by itself."""
+    group = dist.group.WORLD
+    assert group is not None
+    width = shard.hidden if shard.tp == 2 else 0
+    among = ways(kind_for(shard.tp), shard.tp)
+    return [peer_sum(op, group, device, torch.bfloat16, width, most) for op, most in among]
 
 
 def _asked() -> argparse.Namespace:
@@ -118,6 +152,7 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--models", default="qwen2.5-32b,llama-70b")
     parser.add_argument("--tp", type=_numbers, default="2,4")
     parser.add_argument("--rows", type=_numbers, default="1,8,32,64", help="requests that decode")
+    parser.add_argument("--sums", action="store_true", help="over as many GPUs as share a layer")
     parser.add_argument("--out", type=Path, help="an Arrow file")
     return parser.parse_args()
 
@@ -127,13 +162,13 @@ def _numbers(text: str) -> list[int]:
 
 
 def measured(
-    device: torch.device, shard: Shard, requests: int, bound: float
+    device: torch.device, shard: Shard, requests: int, bound: float, sums: Sequence[GroupSum]
 ) -> Iterator[FewRowsRow]:
-    """A row for each way."""
+    """A row for each way. sums: what sums over the ranks; empty: nothing does."""
     weights = [[_random(shape, device) for shape in shard.matrices] for _ in range(LAYERS)]
     for products, pdl in WAYS:
         kernels = kernels_of("triton", True, products == "triton", pdl == "on")
-        us = layer_us(device, kernels, shard, requests, weights)
+        us = layer_us(device, kernels, shard, requests, weights, sums)
         yield FewRowsRow(
             gpu=device_name(device),
             model=shard.model,
@@ -141,6 +176,7 @@ def measured(
             requests=requests,
             products=products,
             pdl=pdl,
+            sums=bool(sums),
             us=us,
             bound_us=bound,
         )
@@ -153,10 +189,11 @@ def layer_us(
     shard: Shard,
     requests: int,
     weights: Sequence[Sequence[Tensor]],
+    sums: Sequence[GroupSum] = (),
     sweep: Sweep = GPU_SWEEP,
 ) -> float:
     """Microseconds of a layer. weights: by layer, as `Shard.matrices` has them."""
-    step = step_of(device, kernels, shard, requests, weights)
+    step = step_of(device, kernels, shard, requests, weights, sums)
     return median_us(device, sweep, captured(device, step), calls=1) / len(weights)
 
 
@@ -166,6 +203,7 @@ def step_of(
     shard: Shard,
     requests: int,
     weights: Sequence[Sequence[Tensor]],
+    sums: Sequence[GroupSum] = (),
 ) -> Callable[[], Tensor]:
     """The layers of a decode step, as the decoder has them."""
     pages, small = pages_for(CONTEXT), kernels.pointwise
@@ -180,16 +218,21 @@ def step_of(
     norm = torch.ones(shard.hidden, device=device, dtype=torch.bfloat16)
     start = _random((requests, shard.hidden), device)
 
+    def normed(x: Tensor, residual: Tensor) -> Tensor:
+        one = next((one for one in sums if one.takes(x)), None)
+        if one is not None and one.fuses(x):
+            return one.all_reduce_norm(x, residual, norm, EPS)
+        return small.add_rms_norm(one.all_reduce(x) if one else x, residual, norm, EPS)
+
     def step() -> Tensor:
-        x, residual = start, torch.zeros_like(start)
+        x, residual = start + 0, torch.zeros_like(start)
         for layer, (qkv, output, gate_up, down) in enumerate(weights):
-            x = kernels.linear(small.add_rms_norm(x, residual, norm, EPS), qkv)
+            x = kernels.linear(normed(x, residual), qkv)
             places = (positions, slots, keys[layer], values[layer])
             q = small.rope_and_cache(x, cos, sin, *places, None, None, EPS)
             x = context.attend(kernels.attention, q, keys[layer], values[layer], None)
             x = kernels.linear(x.flatten(1), output)
-            x = kernels.linear(small.add_rms_norm(x, residual, norm, EPS), gate_up)
-            x = kernels.linear(small.silu_mul(x), down)
+            x = kernels.linear(kernels.gated(normed(x, residual), gate_up), down)
         return x + residual
 
     return step
@@ -204,9 +247,10 @@ def told(rows: Sequence[FewRowsRow]) -> str:
     first = rows[0]
     ways = ", ".join(f"{one.products} {one.pdl} {one.us:.1f}" for one in rows)
     best = min(one.us for one in rows)
+    sums = " with sums" if first.sums else ""
     return (
-        f"{first.model} tp{first.tp}, {first.requests} requests: {ways} us a layer (products, "
-        f"pdl); bound {first.bound_us:.1f}, {first.bound_us / best:.0%} of it reached"
+        f"{first.model} tp{first.tp}{sums}, {first.requests} requests: {ways} us a layer "
+        f"(products, pdl); bound {first.bound_us:.1f}, {first.bound_us / best:.0%} of it reached"
     )
 
 

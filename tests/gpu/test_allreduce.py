@@ -27,6 +27,8 @@ from workers.messages import RankReport, Switches, Work
 if TYPE_CHECKING:
     from workers.engines.native.kernels.symmetric import PeerSum
 
+IS_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+LAUNCHES = (False, True) if IS_HOPPER else (False,)
 RANKS = [count for count in (2, 4) if count <= torch.cuda.device_count()]
 pytestmark = pytest.mark.skipif(not RANKS, reason="needs two GPUs or more")
 
@@ -231,14 +233,24 @@ CHECKS = (sums_alone, sums_with_a_norm, replays, graphs_in_turn, groups_beside_e
 
 def every_check(rank: int, device: torch.device) -> dict[str, list[str]]:
     """What each check says is wrong."""
+    from workers.engines.native.kernels import early
+
     group = dist.group.WORLD
     assert group is not None
-    here, found = Here(rank, group.size(), device, group), {}
-    for check in CHECKS:
+    here, found = Here(rank, group.size(), device, group), dict[str, list[str]]()
+    for soon, check in product(LAUNCHES, CHECKS):
+        early.settle(soon)
+        name = named(check, soon)
         if rank == 0:
-            print(f"{group.size()} ranks: {check.__name__}", file=sys.stderr, flush=True)
-        found[check.__name__] = list(check(here))
+            print(f"{group.size()} ranks: {name}", file=sys.stderr, flush=True)
+        found[name] = list(check(here))
+    early.settle(False)
     return found
+
+
+def named(check: Callable[..., object], soon: bool) -> str:
+    """A check of kernels that are launched so."""
+    return f"{check.__name__}{', launched early' if soon else ''}"
 
 
 @pytest.fixture(scope="module", params=RANKS)
@@ -246,32 +258,36 @@ def found(request: pytest.FixtureRequest) -> list[dict[str, list[str]]]:
     return on_each_gpu(request.param, every_check, timeout_s=60)
 
 
-@pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])
+@pytest.mark.parametrize("check", [named(of, soon) for soon, of in product(LAUNCHES, CHECKS)])
 def test_an_all_reduce_is_right(check: str, found: list[dict[str, list[str]]]) -> None:
     assert [of_rank[check] for of_rank in found] == [[]] * len(found)
 
 
-def served(rank: int, device: torch.device, layout: str) -> dict[str, tuple[str, RankReport]]:
-    """What carried the tensors, and the report, by the kind that was asked for."""
+Way = tuple[str, bool]  # a kind of `--allreduce`, and whether kernels are launched early
+
+
+def served(rank: int, device: torch.device, layout: str) -> dict[Way, tuple[str, RankReport]]:
+    """What carried the tensors, and the report, of each way."""
     from workers.actor import Worker
 
-    kinds = ("nccl", *SHARING)
-    workers = [Worker(rank, rank) for _ in kinds]
+    asked = [*product(("nccl", *SHARING), LAUNCHES)]
+    workers = [Worker(rank, rank) for _ in asked]
     addresses = [worker.open_store("127.0.0.1") if rank == 0 else ("", 0) for worker in workers]
     dist.broadcast_object_list(addresses, 0)
     dist.destroy_process_group()
     return {
-        kind: _served(*each, kind, layout)
-        for kind, *each in zip(kinds, workers, addresses, strict=True)
+        way: _served(*each, way, layout)
+        for way, *each in zip(asked, workers, addresses, strict=True)
     }
 
 
-def _served(worker: Any, address: tuple[str, int], kind: str, layout: str) -> Any:
+def _served(worker: Any, address: tuple[str, int], way: Way, layout: str) -> Any:
     from workers.engines.native import build
 
+    kind, soon = way
     if kind == "two-shot":  # messages of this model are small: they are to be summed in two shots
         build.ways = lambda kind, ranks: ways(kind, ranks)[1:]
-    switches = Switches(allreduce=kind)
+    switches = Switches(allreduce=kind, pdl="on" if soon else "off")
     plan = engine_plan(layout, SHAPE, None, WORK, device="cuda", switches=switches)
     try:
         built = worker.build("torch", plan, address)
@@ -284,20 +300,21 @@ def test_the_engine_makes_the_same_tokens_and_its_sums_are_seen() -> None:
     """Every call that was made was seen, fused or not; and they are as many, and as large."""
     by_rank = on_each_gpu(RANKS[-1], served, f"tp{RANKS[-1]}", timeout_s=80)
     made, counted, fused = {}, {}, {}
-    for kind in by_rank[0]:
-        reports = [of_rank[kind][1] for of_rank in by_rank]
-        made[kind] = tokens(reports)
-        counted[kind] = [one.collectives.to_pylist() for one in reports]
+    for way in by_rank[0]:
+        reports = [of_rank[way][1] for of_rank in by_rank]
+        made[way] = tokens(reports)
+        counted[way] = [one.collectives.to_pylist() for one in reports]
         spans = [row for one in reports for row in one.spans.to_pylist()]
         calls = [row for row in spans if row["kind"] == "all_reduce"]
         assert calls
         assert all(row["axis"] == "tp" and row["end_us"] is not None for row in calls)
-        fused[kind] = sum(bool(row["fused"]) for row in calls) / len(calls)
-    assert made["nccl"] == made["one-shot"] == made["two-shot"]
-    assert counted["nccl"] == counted["one-shot"] == counted["two-shot"]
+        fused[way] = sum(bool(row["fused"]) for row in calls) / len(calls)
+    assert all(one == made["nccl", False] for one in made.values())
+    assert all(one == counted["nccl", False] for one in counted.values())
     # Two a layer, but for the last; and the embedding. The norm is with the sum in one shot between
     # two ranks alone.
     share = 1 - 2 / (2 * SHAPE.num_layers + 1)
-    assert fused["nccl"] == fused["two-shot"] == 0
-    assert fused["one-shot"] == pytest.approx(share if RANKS[-1] == 2 else 0)
-    assert by_rank[0]["one-shot"][0] == "one-shot and nccl"
+    for (kind, _), found in fused.items():
+        expected = share if kind == "one-shot" and RANKS[-1] == 2 else 0
+        assert found == pytest.approx(expected), kind
+    assert by_rank[0]["one-shot", False][0] == "one-shot and nccl"

@@ -65,13 +65,21 @@ def test_layers_are_computed_one_after_the_other(script: ModuleType) -> None:
     assert handed_on.float().std() == pytest.approx(0.02, rel=0.2)  # what a step begins with
     assert computed.float().std() > 1
     sweep = replace(script.GPU_SWEEP, samples=1)
-    assert script.layer_us(CPU, kernels, shard, 3, weights, sweep) > 0
+    assert script.layer_us(CPU, kernels, shard, 3, weights, sweep=sweep) > 0
 
 
 def test_a_line_says_what_each_way_takes_and_how_near_the_best_is(script: ModuleType) -> None:
     rows = [
         script.FewRowsRow(
-            gpu="H", model="m", tp=2, requests=8, products=products, pdl=pdl, us=us, bound_us=90.0
+            gpu="H",
+            model="m",
+            tp=2,
+            requests=8,
+            products=products,
+            pdl=pdl,
+            sums=False,
+            us=us,
+            bound_us=90.0,
         )
         for (products, pdl), us in zip(script.WAYS, (150.0, 140.0, 130.0, 120.0), strict=True)
     ]

@@ -1,6 +1,6 @@
 """Programmatic dependent launch: the GPU places a kernel while the one before it still runs, so
 that starting it takes no time of its own. Every kernel in Triton here can be launched so, in and
-outside of graphs, but for the sums over tp, which wait for other GPUs.
+outside of graphs.
 
 A kernel that is placed early waits, before it reads what others have written and before it writes
 anything, until the one before has ended; that one has waited in turn. Then it lets the next one be

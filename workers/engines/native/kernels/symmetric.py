@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.distributed import _symmetric_memory as memory
 
+from workers.engines.native.kernels.early import in_turn, launched
 from workers.engines.native.kernels.fused import scaled
 
 PIECE = 1024  # elements of a message that one program sums
@@ -89,7 +90,8 @@ class PeerSum:
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over the group, in place: in float32, rounded once, on each rank the same."""
         grid, tensors = (triton.cdiv(x.numel(), PIECE),), (x, *self._pieces.arguments)
-        self._kernel()[grid](*tensors, x.numel(), PIECE, *self._ranks, num_warps=4)
+        sizes = (x.numel(), PIECE, *self._ranks)
+        self._kernel()[grid](*tensors, *sizes, num_warps=4, **launched(len(x)))
         return x
 
     def _kernel(self) -> Any:
@@ -134,7 +136,8 @@ class OneShot(PeerSum):
         tensors = (x, residual, weight, out, *self._rows.arguments)
         sizes = (self._width, block, *self._ranks)
         warps = min(max(block // 512, 4), 16)
-        _one_shot_all_reduce_norm[(x.shape[0],)](*tensors, eps, *sizes, num_warps=warps)
+        ways = {"num_warps": warps, **launched(len(x))}
+        _one_shot_all_reduce_norm[(len(x),)](*tensors, eps, *sizes, **ways)
         return out
 
 
@@ -155,24 +158,26 @@ class TwoShot(PeerSum):
 @triton.jit(do_not_specialize=["rank", "count"])
 def _one_shot_all_reduce(
     x_ptr, places_ptr, calls_ptr, rank, count,
-    block: tl.constexpr, ranks: tl.constexpr, padded: tl.constexpr,
+    block: tl.constexpr, ranks: tl.constexpr, padded: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
-    _all_reduce(x_ptr, places_ptr, calls_ptr, rank, count, block, ranks, padded, False)
+    _all_reduce(x_ptr, places_ptr, calls_ptr, rank, count, block, ranks, padded, early, False)
 
 
 @triton.jit(do_not_specialize=["rank", "count"])
 def _two_shot_all_reduce(
     x_ptr, places_ptr, calls_ptr, rank, count,
-    block: tl.constexpr, ranks: tl.constexpr, padded: tl.constexpr,
+    block: tl.constexpr, ranks: tl.constexpr, padded: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
-    _all_reduce(x_ptr, places_ptr, calls_ptr, rank, count, block, ranks, padded, True)
+    _all_reduce(x_ptr, places_ptr, calls_ptr, rank, count, block, ranks, padded, early, True)
 
 
 @triton.jit
 def _all_reduce(
     x_ptr, places_ptr, calls_ptr, rank, count,
-    block: tl.constexpr, ranks: tl.constexpr, padded: tl.constexpr, two_shot: tl.constexpr,
+    block: tl.constexpr, ranks: tl.constexpr, padded: tl.constexpr, early: tl.constexpr,
+    two_shot: tl.constexpr,
 ):  # fmt: skip
+    in_turn(early)
     at = tl.program_id(0) * block + tl.arange(0, block)
     x = tl.load(x_ptr + at, mask=at < count, other=0.0)
     total = _summed(x, places_ptr, calls_ptr, rank, block, ranks, padded, two_shot)
@@ -183,12 +188,14 @@ def _all_reduce(
 def _one_shot_all_reduce_norm(
     x_ptr, res_ptr, w_ptr, out_ptr, places_ptr, calls_ptr, rank, eps,
     width: tl.constexpr, block: tl.constexpr, ranks: tl.constexpr, padded: tl.constexpr,
+    early: tl.constexpr,
 ):  # fmt: skip
     at = tl.arange(0, block)
     inside, row = at < width, tl.program_id(0) * width + at
-    x = tl.load(x_ptr + row, mask=inside, other=0.0)
-    residual = tl.load(res_ptr + row, mask=inside, other=0.0)  # both while the words travel
     weight = tl.load(w_ptr + at, mask=inside, other=0.0)
+    in_turn(early)
+    x = tl.load(x_ptr + row, mask=inside, other=0.0)
+    residual = tl.load(res_ptr + row, mask=inside, other=0.0)  # while the words travel
     total = _summed(x, places_ptr, calls_ptr, rank, width, ranks, padded, False)
     x = total.to(x.dtype) + residual
     tl.store(res_ptr + row, x, mask=inside)
