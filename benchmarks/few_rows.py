@@ -232,7 +232,7 @@ def step_of(
             q = small.rope_and_cache(x, cos, sin, *places, None, None, EPS)
             x = context.attend(kernels.attention, q, keys[layer], values[layer], None)
             x = kernels.linear(x.flatten(1), output)
-            x = kernels.linear(kernels.gated(normed(x, residual), gate_up), down)
+            x = kernels.linear(small.silu_mul(kernels.linear(normed(x, residual), gate_up)), down)
         return x + residual
 
     return step

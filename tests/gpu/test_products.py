@@ -69,15 +69,6 @@ def test_a_product_is_torchs(
     assert tile is None or rows <= products.FEW_ROWS
 
 
-@pytest.mark.parametrize("rows", [1, 7, 16, 17, 64, 65])
-@pytest.mark.parametrize("shape", [(27648, 5120), (7168, 4096), (3584, 1024), (514, 1024)])
-def test_a_gated_product_has_the_bits_of_two_kernels(shape: tuple[int, int], rows: int) -> None:
-    x = torch.randn(rows, shape[1], device="cuda", dtype=torch.bfloat16)
-    weight = torch.randn(shape, device="cuda", dtype=torch.bfloat16) * 0.02
-    made = fused.silu_mul(products.linear(x, weight))
-    assert torch.equal(products.gated(x, weight), made)
-
-
 def test_what_is_not_contiguous_or_wider_is_torchs() -> None:
     weight = torch.randn(5120, 1024, device="cuda")
     assert products.tile_of(torch.randn(4, 1024, device="cuda"), weight) is None

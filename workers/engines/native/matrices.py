@@ -3,17 +3,17 @@ dtype of the model, or in FP8."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from workers.engines.native.kernels import Kernels
+from workers.engines.native.kernels import Pointwise
 from workers.engines.native.kernels.fp8 import Fp8, Fp8Kernels, Fp8Weight
 
 Input = TypeVar("Input")
-Read = TypeVar("Read")
 
 
 class Matrix(Protocol, Generic[Input]):
@@ -38,10 +38,6 @@ class Matrix(Protocol, Generic[Input]):
         """x matrix^T + bias -> [T, N]."""
         ...
 
-    def gated(self, x: Input, reader: Matrix[Read]) -> Read:
-        """silu(gate) x up of what this matrix makes, the gate first, as the `reader` reads it."""
-        ...
-
     @property
     def outputs(self) -> int:
         """N."""
@@ -55,23 +51,23 @@ class Matrix(Protocol, Generic[Input]):
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """In the dtype of the model. weight: [N, K]."""
+    """In the dtype of the model. weight: [N, K]. linear: see `Kernels`."""
 
     weight: Tensor
-    kernels: Kernels
+    kernels: Pointwise
+    linear: Callable[..., Tensor]
 
     def normed(
         self, x: Tensor, residual: Tensor | None, norm: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
         """See `Matrix`."""
-        small = self.kernels.pointwise
         if residual is None:
-            return small.rms_norm(x, norm, eps), x
-        return small.add_rms_norm(x, residual, norm, eps), residual
+            return self.kernels.rms_norm(x, norm, eps), x
+        return self.kernels.add_rms_norm(x, residual, norm, eps), residual
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """See `Matrix`."""
-        return self.kernels.pointwise.silu_mul(gate_up)
+        return self.kernels.silu_mul(gate_up)
 
     def input(self, x: Tensor) -> Tensor:
         """x itself."""
@@ -79,14 +75,8 @@ class Plain:
 
     def times(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """See `Matrix`."""
-        out: Tensor = self.kernels.linear(x, self.weight, bias)
+        out: Tensor = self.linear(x, self.weight, bias)
         return out
-
-    def gated(self, x: Tensor, reader: Matrix[Read]) -> Read:
-        """See `Matrix`."""
-        if isinstance(reader, Plain):
-            return reader.input(self.kernels.gated(x, self.weight))
-        return reader.silu_mul(self.times(x))
 
     @property
     def outputs(self) -> int:
@@ -126,10 +116,6 @@ class InFp8:
     def times(self, x: Fp8, bias: Tensor | None = None) -> Tensor:
         """See `Matrix`."""
         return self.kernels.linear(x, self.weight, bias, self.dtype)
-
-    def gated(self, x: Fp8, reader: Matrix[Read]) -> Read:
-        """See `Matrix`."""
-        return reader.silu_mul(self.times(x))
 
     @property
     def outputs(self) -> int:

@@ -235,7 +235,7 @@ class Decoder:
         return self._summed(out) if self._sum_mlp else out
 
     def _down(self, layer: Layer, x: Any) -> Tensor:
-        return layer.down.times(layer.gate_up.gated(x, layer.down))
+        return layer.down.times(layer.down.silu_mul(layer.gate_up.times(x)))
 
 
 class NamedDecoder(Decoder):

@@ -122,11 +122,10 @@ class ByPhase:
 @dataclass(frozen=True, slots=True)
 class Kernels:
     """The kernels of one decoder. linear: x weight^T + bias, of x [T, K], weight [N, K] and bias
-    [N] or None -> [T, N]. gated: `silu_mul` of x weight^T -> [T, N / 2]."""
+    [N] or None -> [T, N]."""
 
     pointwise: Pointwise
     linear: Callable[..., Tensor]
-    gated: Callable[[Tensor, Tensor], Tensor]
     fp8: Fp8Kernels
     attention: Attention
 
@@ -144,8 +143,7 @@ def kernels_of(
     if attention in ("fa3", "fa3-prefill"):
         fa3.load()
     if attention in attends and not (fusion or multiplies):
-        made = gated_by(F.linear, reference)
-        return Kernels(reference, F.linear, made, fp8, attends[attention])
+        return Kernels(reference, F.linear, fp8, attends[attention])
     # Importing Triton takes long.
     from workers.engines.native.kernels import fused, fused_fp8, products
     from workers.engines.native.kernels.early import settle
@@ -157,12 +155,9 @@ def kernels_of(
         from workers.engines.native.kernels.flashinfer import FlashInfer
 
         attends[attention] = FlashInfer(fused.prefill_attention)
-    small: Pointwise = fused if fusion else reference
-    linear = products.linear if multiplies else F.linear
-    made = products.gated if multiplies and fusion else gated_by(linear, small)
-    return Kernels(small, linear, made, fused_fp8 if fusion else fp8, attends[attention])
-
-
-def gated_by(linear: Callable[..., Tensor], small: Pointwise) -> Callable[[Tensor, Tensor], Tensor]:
-    """`Kernels.gated` of two kernels, one after the other."""
-    return lambda x, weight: small.silu_mul(linear(x, weight))
+    return Kernels(
+        fused if fusion else reference,
+        products.linear if multiplies else F.linear,
+        fused_fp8 if fusion else fp8,
+        attends[attention],
+    )

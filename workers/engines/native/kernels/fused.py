@@ -94,15 +94,9 @@ def _silu_mul(x_ptr, out_ptr, width, block: tl.constexpr, early: tl.constexpr):
 def gated(gate_ptr, at, width):
     """silu(gate) x up at the columns `at` of a token, zero beyond `width`."""
     inside = at < width
-    gate = tl.load(gate_ptr + at, mask=inside, other=0.0)
-    return silu(gate, tl.load(gate_ptr + width + at, mask=inside, other=0.0))
-
-
-@triton.jit
-def silu(gate, up):
-    """silu(gate) x up."""
-    wide = gate.to(tl.float32)
-    return (wide * tl.sigmoid(wide)).to(up.dtype) * up
+    gate = tl.load(gate_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_ptr + width + at, mask=inside, other=0.0)
+    return (gate * tl.sigmoid(gate)).to(up.dtype) * up
 
 
 @triton.jit

@@ -167,7 +167,7 @@ def _product(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype)
     deepest = 256 if deep or width < 64 else 128
     depth = weight.share[1] if blocks else deepest
     more = deep and width == 64 and not blocks
-    stages = 5 + (inputs > 8192) if more else 4  # tiles on their way
+    stages = 6 if more else 4  # tiles on their way
     sizes = (height, width, depth, blocks, bias is not None, inputs % depth == 0)
     ways = {"num_warps": 8 if width == 128 else 4, "num_stages": stages, **launched(rows)}
     tensors = (x.values, x.scales, weight.values, weight.scales)
