@@ -1,5 +1,5 @@
-"""What an all-reduce takes inside a CUDA graph: NCCL's, one-shot and two-shot, alone and with the
-add and norm behind it.
+"""What an all-reduce takes inside a CUDA graph: NCCL's, one-shot, two-shot and flagged, alone and
+with the add and norm behind it.
 
     python benchmarks/allreduce.py
     python benchmarks/allreduce.py --gpus 2 --hidden 5120 --out allreduce.arrow
@@ -9,7 +9,7 @@ kind a graph of CALLS calls is captured, each of which has what the one before m
 REPLAYS times in ROUNDS rounds, in which the kinds take turns. A figure is the median over rounds of
 the time of one call, and of the ranks the slowest one's. "torch one" and "torch two" are torch's
 own one-shot and two-shot with the copy into shared memory that they need; + norm is with the add
-and norm in another kernel; "fused one" is our one-shot with them in its own.
+and norm in another kernel; "fused" is with them in its own.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ from torch import Tensor
 
 from orchestrator.cluster.environment import WORKER_ENVIRONMENT
 from orchestrator.store.arrow_files import write_part
+from workers.backends import GroupSum
 from workers.rendezvous import ON_LOOPBACK, join, open_store
 from workers.rows import Table, column, row
 
 CALLS, REPLAYS, ROUNDS = 20, 10, 7
-TOKENS = "1,2,4,8,16,24,32,48,64,100,128,256"
-MOST_BYTES = 4 << 20  # more than the engine lets them have, to see from where they are slower
+TOKENS = "1,2,4,8,16,24,32,48,64,100,128,256,512,1024,2048"
+# More than the engine lets them have, to see from where they are slower.
+MOST_BYTES, MOST_FLAGGED = 4 << 20, 40 << 20
 EPS = 1e-5
 
 
@@ -144,12 +146,14 @@ def kinds_of(device: torch.device, asked: Asked) -> Mapping[str, tuple[Takes, Ca
     from torch.distributed import _symmetric_memory as memory
 
     from workers.engines.native.kernels import fused
+    from workers.engines.native.kernels.flagged import Flagged
     from workers.engines.native.kernels.symmetric import OneShot, TwoShot
 
     group, dtype = dist.group.WORLD, getattr(torch, asked.dtype)
     assert group is not None
     one = OneShot(group, device, dtype, asked.hidden, MOST_BYTES)
     two = TwoShot(group, device, dtype, MOST_BYTES)
+    flagged = Flagged(group, device, dtype, asked.hidden, MOST_FLAGGED)
     weight = torch.ones(asked.hidden, dtype=dtype, device=device)
     shared = memory.empty(MOST_BYTES // dtype.itemsize, dtype=dtype, device=device)
     memory.rendezvous(shared, group)
@@ -171,13 +175,14 @@ def kinds_of(device: torch.device, asked: Asked) -> Mapping[str, tuple[Takes, Ca
     def alone(all_reduce: Sum) -> Call:
         return lambda x, residual: all_reduce(x)
 
-    def together(x: Tensor, residual: Tensor) -> None:
-        one.all_reduce_norm(x, residual, weight, EPS)
+    def together(sums: GroupSum) -> tuple[Takes, Call]:
+        return sums.fuses, lambda x, residual: sums.all_reduce_norm(x, residual, weight, EPS)
 
     sums: dict[str, tuple[Takes, Sum]] = {
         "nccl": (lambda x: True, dist.all_reduce),
         "one-shot": (one.takes, one.all_reduce),
         "two-shot": (two.takes, two.all_reduce),
+        "flagged": (flagged.takes, flagged.all_reduce),
     }
     torchs = {"torch one": library(torch.ops.symm_mem.one_shot_all_reduce_out)}
     if group.size() in (2, 4, 8):
@@ -185,7 +190,8 @@ def kinds_of(device: torch.device, asked: Asked) -> Mapping[str, tuple[Takes, Ca
     return {
         **{name: (takes, alone(call)) for name, (takes, call) in (sums | torchs).items()},
         **{f"{name} + norm": (takes, normed(call)) for name, (takes, call) in sums.items()},
-        "fused one": (one.fuses, together),
+        "fused one": together(one),
+        "fused flagged": together(flagged),
     }
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from strategies.traffic import ONE_SHOT, TWO_SHOT
+from strategies.traffic import FLAGGED, ONE_SHOT, TWO_SHOT
 
 RANKS = range(2, 9)  # that may share memory
 ONE_SHOT_SENT = 3 << 19  # bytes to all other ranks; beyond, NCCL with the norm behind it is as fast
 FIRST_SENT = 1 << 18  # the same; beyond, two-shot is
+# Between two ranks: of a message whose words have the number of its call, and of one with flags.
+WORDS_BYTES, FLAGGED_BYTES = 1 << 17, 1 << 25
 TWO_SHOT_BYTES = 5 << 19  # of a message; no larger one was measured
 
 
@@ -23,6 +25,8 @@ def ways(kind: str, ranks: int) -> tuple[tuple[str, int], ...]:
     if ranks not in RANKS:
         return ()
     if kind == "one-shot":
+        if ranks == 2:
+            return ((ONE_SHOT, WORDS_BYTES), (FLAGGED, FLAGGED_BYTES))
         return ((ONE_SHOT, ONE_SHOT_SENT // (ranks - 1)),)
     if kind == "two-shot":
         sent = ONE_SHOT_SENT if ranks == 2 else FIRST_SENT

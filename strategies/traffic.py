@@ -16,9 +16,11 @@ CANDIDATE_BYTES = 8
 TOKEN_BYTES = 8
 # The projections that are summed over tp where they are cut.
 SUMMED = ("self_attn.o_proj", "mlp.down_proj")
-# All-reduces through memory that GPUs share: each rank sends its message to all others; or each
-# sums a part, and sends the sum to all others.
+# All-reduces through memory that GPUs share: each rank sends its message to all others, every word
+# with the number of the call; or each sums a part, and sends the sum to all others; or each sends
+# its message as it is, and a flag behind every row.
 ONE_SHOT, TWO_SHOT = "one_shot_all_reduce", "two_shot_all_reduce"
+FLAGGED = "flagged_all_reduce"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +42,10 @@ def bus_factor(op: str, ranks: int) -> float:
     """Bytes that cross each link, as a multiple of the message: PERFORMANCE.md of nccl-tests.
 
     The message is the tensor of an all-reduce or a send, what an all-gather makes, what a
-    reduce-scatter takes. In one shot and in two half of the bytes are values, and the others say
-    which call they are of.
+    reduce-scatter takes. Where each word has the number of its call half of the bytes are values.
     """
+    if op == FLAGGED:
+        return float(ranks - 1)
     if op == ONE_SHOT:
         return 2.0 * (ranks - 1)
     if op == TWO_SHOT:

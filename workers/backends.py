@@ -39,8 +39,10 @@ NCCL_KERNELS = (
     CommunicationKernel(r"nccl", ANY_OPERATION),
 )
 PEER_KERNELS = (
-    CommunicationKernel(r"(one|two)_shot_all_reduce_norm", ("all_reduce",), fused=True),
-    CommunicationKernel(r"(one|two)_shot_all_reduce", ("all_reduce",)),
+    CommunicationKernel(
+        r"(one_shot|two_shot|flagged)_all_reduce_norm", ("all_reduce",), fused=True
+    ),
+    CommunicationKernel(r"(one_shot|two_shot|flagged)_all_reduce", ("all_reduce",)),
 )
 
 

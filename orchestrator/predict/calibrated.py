@@ -12,9 +12,9 @@ from orchestrator.errors import UserError
 from orchestrator.node import fabric
 from orchestrator.node.datasheet import name_of
 from orchestrator.predict.hardware import Calibration, Curve
-from strategies.traffic import ONE_SHOT, TWO_SHOT
+from strategies.traffic import FLAGGED, ONE_SHOT, TWO_SHOT
 
-OPERATIONS = ("all_reduce", ONE_SHOT, TWO_SHOT, "all_gather", "send_recv")
+OPERATIONS = ("all_reduce", ONE_SHOT, TWO_SHOT, FLAGGED, "all_gather", "send_recv")
 
 
 def calibration(path: Path, gpu: str | None = None) -> tuple[str, Calibration]:

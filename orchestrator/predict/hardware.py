@@ -12,7 +12,7 @@ from orchestrator.analysis.roofline import Ceilings
 from orchestrator.errors import UserError
 from orchestrator.node.datasheet import SHEETS, Sheet, ceilings, entry
 from strategies.peer_sums import RANKS, each_way, way_of, ways
-from strategies.traffic import TWO_SHOT, bus_factor
+from strategies.traffic import FLAGGED, TWO_SHOT, bus_factor
 
 # Latency of NCCL's ring in its protocol for small messages: of a call, and of each step over a
 # link. github.com/NVIDIA/nccl, src/graph/tuning.cc of 2.2x, baseLat and hwLat, Ring LL.
@@ -21,10 +21,12 @@ CALL_S = 6.6e-6
 # ones. github.com/NVIDIA/nccl, PCI_BW of src/graph/topo.h, and ncclTopoAddPci in topo.cc.
 PCIE_SHARE = 0.75
 STEP_S = {"nvlink": 0.6e-6, "pcie": 1.0e-6, "network": 2.7e-6}
-# Latency of an all-reduce through memory of GPUs: of a call, of each rank that is heard, and of the
-# second way in two shots. Measured on two and four H200 and four H100: allreduce.arrow of
-# docs/results/2xh200, 4xh200 and 4xh100.
-PEER_SUM_S, PEER_SUM_RANK_S, SECOND_WAY_S = 2.1e-6, 0.35e-6, 0.9e-6
+# Latency of an all-reduce through memory of GPUs: of a call and of each rank that is heard, and
+# beside it what a kernel has of its own: the second way in two shots, the fence before a flag.
+# Measured on two and four H200 and four H100: allreduce.arrow of docs/results/2xh200, 4xh200 and
+# 4xh100.
+PEER_SUM_S, PEER_SUM_RANK_S = 2.1e-6, 0.35e-6
+MORE_S = {TWO_SHOT: 0.9e-6, FLAGGED: 0.2e-6}
 GRAPH, EAGER = "graph", "eager"
 SHEET = "data sheet"
 
@@ -91,7 +93,7 @@ class Fabric:
     def _line(self, op: str, ranks: int, most: int) -> Curve:
         assert self.link is not None, "the link is known"
         rate = self.link.bandwidth / bus_factor(op, ranks)
-        latency = PEER_SUM_S + ranks * PEER_SUM_RANK_S + (SECOND_WAY_S if op == TWO_SHOT else 0)
+        latency = PEER_SUM_S + ranks * PEER_SUM_RANK_S + MORE_S.get(op, 0.0)
         sizes = (most / 2**power for power in range(9, -1, -1))
         return Curve(op, ranks, GRAPH, tuple((size, latency + size / rate) for size in sizes))
 

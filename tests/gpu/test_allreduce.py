@@ -96,6 +96,7 @@ def sums_alone(here: Here) -> Iterator[str]:
 def sums_with_a_norm(here: Here) -> Iterator[str]:
     """The same bits as an all-reduce, and an add behind it; the norm of that."""
     from workers.engines.native.kernels import fused
+    from workers.engines.native.kernels.flagged import Flagged
     from workers.engines.native.kernels.symmetric import OneShot
 
     shapes = (
@@ -106,8 +107,8 @@ def sums_with_a_norm(here: Here) -> Iterator[str]:
         (torch.float16, 7, 200),
         (torch.float32, 16, 8192),
     )
-    for dtype, rows, width in shapes:
-        one = OneShot(here.group, here.device, dtype, width, 1 << 19)
+    for kind, (dtype, rows, width) in product((OneShot, Flagged), shapes):
+        one = kind(here.group, here.device, dtype, width, 1 << 19)
         for seed in range(5):  # the sets of slots take turns
             x = here.drawn(rows, width, dtype=dtype, seed=10 * seed + here.rank)
             weight = here.drawn(width, dtype=dtype, seed=50 + seed)
@@ -255,7 +256,7 @@ def named(check: Callable[..., object], soon: bool) -> str:
 
 @pytest.fixture(scope="module", params=RANKS)
 def found(request: pytest.FixtureRequest) -> list[dict[str, list[str]]]:
-    return on_each_gpu(request.param, every_check, timeout_s=60)
+    return on_each_gpu(request.param, every_check, timeout_s=120)
 
 
 @pytest.mark.parametrize("check", [named(of, soon) for soon, of in product(LAUNCHES, CHECKS)])

@@ -1,7 +1,7 @@
-"""`OneShot` and `TwoShot` without a GPU: processes stand for ranks, their memory is the shared one,
-and Triton's interpreter runs the kernels.
+"""`OneShot`, `TwoShot` and `Flagged` without a GPU: processes stand for ranks, their memory is the
+shared one, and Triton's interpreter runs the kernels.
 
-    TRITON_INTERPRET=1 python tests/support/interpreted_ranks.py OneShot|TwoShot RANKS DTYPE
+    TRITON_INTERPRET=1 python tests/support/interpreted_ranks.py OneShot|TwoShot|Flagged RANKS DTYPE
 
 Exits with 1 and says which call went wrong where one did. The interpreter does not round to
 bfloat16 as a GPU does.
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workers.engines.native.kernels import reference, symmetric
+from workers.engines.native.kernels import flagged, reference, symmetric
 
 WIDTH, CALLS, WORDS = 200, 60, 300_000  # 64-bit words of a rank, for slots
 COUNTS = (1, 7, 1024, 1025, 3000, 4096)
@@ -45,8 +45,8 @@ class Memory:
         self._newest: list[Tensor] = []
 
     def empty(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        begin, self._next = self._next, self._next + size
-        self._newest = [pool[begin : self._next] for pool in self._pools]
+        begin, self._next = self._next, self._next - (-size * dtype.itemsize // 8)
+        self._newest = [pool[begin : self._next].view(dtype)[:size] for pool in self._pools]
         return self._newest[self._rank]
 
     def rendezvous(self, words: Tensor, group: Group) -> Memory:
@@ -64,7 +64,9 @@ def drawn(rank: int, call: int, *shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(*shape, generator=seed).to(dtype)
 
 
-def right(one: symmetric.PeerSum, rank: int, ranks: int, call: int, dtype: torch.dtype) -> bool:
+def right(
+    one: symmetric.PeerSum | flagged.Flagged, rank: int, ranks: int, call: int, dtype: torch.dtype
+) -> bool:
     """Whether a call made what it should."""
     alone = call % 3 < 2 or isinstance(one, symmetric.TwoShot)
     if alone:
@@ -91,8 +93,10 @@ def run(
     torch.set_num_threads(1)
     symmetric.memory = Memory(rank, pools, barrier)  # type: ignore[assignment]
     device, most = torch.device("cpu"), max(COUNTS) * dtype.itemsize
-    width = (WIDTH,) if kind == "OneShot" else ()
-    one = getattr(symmetric, kind)(Group(rank, ranks), device, dtype, *width, most)
+    width = () if kind == "TwoShot" else (WIDTH,)
+    one = getattr(flagged if kind == "Flagged" else symmetric, kind)(
+        Group(rank, ranks), device, dtype, *width, most
+    )
     for call in range(CALLS):
         if call % ranks == rank:
             time.sleep(0.005)

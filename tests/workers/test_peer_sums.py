@@ -252,17 +252,29 @@ class Group:
         return self.members
 
 
-ONE, TWO = "OneShot of", "TwoShot to"
+ONE, TWO, FLAGS = "OneShot of", "TwoShot to", "Flagged of"
+
+
+def replace_kernels(kind: type[ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The modules that need Triton."""
+    for name in ("symmetric", "flagged"):
+        path = f"workers.engines.native.kernels.{name}"
+        monkeypatch.setitem(sys.modules, path, kind(path))
 
 
 @pytest.mark.parametrize(
     ("layout", "switches", "made", "name"),
     [
-        ("tp2", {"allreduce": "one-shot"}, [f"{ONE} 64 to 1536 KiB"], "one-shot and nccl"),
+        (
+            "tp2",
+            {"allreduce": "one-shot"},
+            [f"{ONE} 64 to 128 KiB", f"{FLAGS} 64 to 32768 KiB"],
+            "one-shot and nccl",
+        ),
         (
             "tp2",
             {"allreduce": "one-shot", "fusion": "off"},
-            [f"{ONE} 0 to 1536 KiB"],
+            [f"{ONE} 0 to 128 KiB", f"{FLAGS} 0 to 32768 KiB"],
             "one-shot and nccl",
         ),
         (
@@ -292,7 +304,7 @@ def test_the_engine_sums_as_it_is_told(
     found = []
 
     class Kernels(ModuleType):
-        """In place of the module that needs Triton."""
+        """In place of the modules that need Triton."""
 
         def OneShot(self, group: Group, device: Any, dtype: Any, width: int, most: int) -> str:
             found.append(f"OneShot of {width} to {most >> 10} KiB")
@@ -302,8 +314,11 @@ def test_the_engine_sums_as_it_is_told(
             found.append(f"TwoShot to {most >> 10} KiB")
             return f"{dtype}"
 
-    kernels = "workers.engines.native.kernels.symmetric"
-    monkeypatch.setitem(sys.modules, kernels, Kernels(kernels))
+        def Flagged(self, group: Group, device: Any, dtype: Any, width: int, most: int) -> str:
+            found.append(f"Flagged of {width} to {most >> 10} KiB")
+            return f"{dtype}"
+
+    replace_kernels(Kernels, monkeypatch)
     monkeypatch.setattr(build, "check_peers", lambda *_: None)
     asked = Switches(**switches)
     plan = engine_plan(layout, LLAMA, None, WORK, device="cuda", switches=asked)
@@ -351,7 +366,7 @@ def test_they_are_there_to_be_measured_where_every_rank_has_them(
     reaches: bool, makes: bool, others: bool, is_there: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Kernels(ModuleType):
-        """In place of the module that needs Triton."""
+        """In place of the modules that need Triton."""
 
         def OneShot(self, group: Group, device: Any, dtype: Any, width: int, most: int) -> str:
             if not makes:
@@ -361,6 +376,8 @@ def test_they_are_there_to_be_measured_where_every_rank_has_them(
         def TwoShot(self, group: Group, device: Any, dtype: Any, most: int) -> str:
             return self.OneShot(group, device, dtype, 0, most)
 
+        Flagged = OneShot
+
     def gather(found: list[bool], own: bool, group: Group) -> None:
         found[:] = [own, others]
 
@@ -368,8 +385,8 @@ def test_they_are_there_to_be_measured_where_every_rank_has_them(
         if not reaches:
             raise RuntimeError("GPU 0 does not reach the memory of GPU 1")
 
-    kernels, group = "workers.engines.native.kernels.symmetric", Group(4)
-    monkeypatch.setitem(sys.modules, kernels, Kernels(kernels))
+    replace_kernels(Kernels, monkeypatch)
+    group = Group(4)
     monkeypatch.setattr(build, "check_peers", check)
     monkeypatch.setattr(build.dist, "all_gather_object", gather)
     with warnings.catch_warnings(record=True) as warned:

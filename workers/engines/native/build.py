@@ -15,7 +15,7 @@ from strategies.memory import RESERVE_BYTES, UTILIZATION, kv_bytes_per_token, wo
 from strategies.peer_sums import RANKS, each_way, ways
 from strategies.precision import Precision
 from strategies.shapes import DTYPE_BYTES
-from strategies.traffic import ONE_SHOT
+from strategies.traffic import FLAGGED, ONE_SHOT
 from workers.backends import GroupSum, PeerBackend
 from workers.communicator import Communicator
 from workers.engines.native.cache import PagedCache
@@ -65,8 +65,11 @@ def peer_sum(
 ) -> GroupSum:
     """One of `ways`. width: elements of a row, where the norm behind a sum is in its kernel; else
     0."""
-    from workers.engines.native.kernels.symmetric import OneShot, TwoShot  # Triton takes long
+    from workers.engines.native.kernels.flagged import Flagged  # Triton takes long
+    from workers.engines.native.kernels.symmetric import OneShot, TwoShot
 
+    if op == FLAGGED:
+        return Flagged(group, device, dtype, width, most)
     if op == ONE_SHOT:
         return OneShot(group, device, dtype, width, most)
     return TwoShot(group, device, dtype, most)

@@ -32,6 +32,23 @@ from workers.engines.native.kernels.fused import scaled
 PIECE = 1024  # elements of a message that one program sums
 
 
+class Shared:
+    """Memory that each rank of a group has, and all of them reach. Every rank makes it at once.
+
+    size: elements. places: where that of each rank begins, int64 [ranks].
+    """
+
+    def __init__(
+        self, group: dist.ProcessGroup, device: torch.device, dtype: torch.dtype, size: int
+    ) -> None:
+        self._own = memory.empty(size, dtype=dtype, device=device)
+        self._own.zero_()  # the number of no call
+        self._handle = handle = memory.rendezvous(self._own, group)
+        buffers = (handle.get_buffer(rank, (size,), dtype) for rank in range(group.size()))
+        self.places = torch.tensor([one.data_ptr() for one in buffers], device=device)
+        handle.barrier(channel=0)  # on the device: none writes before all have cleared
+
+
 class Slots:
     """Where the programs of a kernel receive words, on every rank of a group.
 
@@ -48,21 +65,10 @@ class Slots:
         elements: int,
         areas: int,
     ) -> None:
-        self.rank, ranks = group.rank(), group.size()
         words = -(-elements * dtype.itemsize // 4)
-        size = programs * 2 * areas * words
-        self._words = memory.empty(size, dtype=torch.int64, device=device)
-        self._words.zero_()  # the number of no call
-        self._handle = handle = memory.rendezvous(self._words, group)
-        places = [handle.get_buffer(r, (size,), torch.int64).data_ptr() for r in range(ranks)]
-        self.places = torch.tensor(places, device=device)
-        self.calls = torch.zeros(programs, dtype=torch.int32, device=device)
-        handle.barrier(channel=0)  # on the device: none writes before all have cleared
-
-    @property
-    def arguments(self) -> tuple[Tensor, Tensor, int]:
-        """What a kernel is told of them."""
-        return self.places, self.calls, self.rank
+        self._words = Shared(group, device, torch.int64, programs * 2 * areas * words)
+        calls = torch.zeros(programs, dtype=torch.int32, device=device)
+        self.arguments = (self._words.places, calls, group.rank())  # of a kernel
 
 
 class PeerSum:
