@@ -283,9 +283,6 @@ class PeerBackend(LibraryBackend):
         found = self._sum_of(x, axis)
         return super().all_reduce(x, axis) if found is None else found.all_reduce(x)
 
-    def _shares(self, x: Tensor, axis: str) -> bool:
-        return self._sum_of(x, axis) is not None
-
     def _sum_of(self, x: Tensor, axis: str) -> GroupSum | None:
         return next((one for one in self._sums.get(axis, ()) if one.takes(x)), None)
 

@@ -64,7 +64,7 @@ def test_they_are_compiled_ahead_of_time(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "dtype"), [(2, "float32"), (3, "float32"), (4, "float16")])
-@pytest.mark.parametrize("kind", ["OneShot", "TwoShot"])
+@pytest.mark.parametrize("kind", ["OneShot", "TwoShot", "Flagged"])
 def test_they_sum_right_whoever_is_late(kind: str, ranks: int, dtype: str) -> None:
     script = ROOT / "tests" / "support" / "interpreted_ranks.py"
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])

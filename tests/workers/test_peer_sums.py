@@ -4,6 +4,7 @@ for the ranks, and plain torch for their kernels."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -263,35 +264,46 @@ def replace_kernels(kind: type[ModuleType], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("layout", "switches", "made", "name"),
+    ("layout", "switches", "made", "name", "tokens"),
     [
         (
             "tp2",
             {"allreduce": "one-shot"},
             [f"{ONE} 64 to 128 KiB", f"{FLAGS} 64 to 32768 KiB"],
             "one-shot and nccl",
+            1 << 20,
         ),
         (
             "tp2",
             {"allreduce": "one-shot", "fusion": "off"},
             [f"{ONE} 0 to 128 KiB", f"{FLAGS} 0 to 32768 KiB"],
             "one-shot and nccl",
+            1 << 20,
         ),
         (
             "tp2",
             {"allreduce": "two-shot"},
             [f"{ONE} 64 to 1536 KiB", f"{TWO} 2560 KiB"],
             "two-shot and nccl",
+            1 << 20,
         ),
-        ("tp4", {"allreduce": "one-shot"}, [f"{ONE} 0 to 512 KiB"], "one-shot and nccl"),
+        ("tp4", {"allreduce": "one-shot"}, [f"{ONE} 0 to 512 KiB"], "one-shot and nccl", 1 << 20),
         (
             "tp4",
             {"allreduce": "two-shot"},
             [f"{ONE} 0 to 85 KiB", f"{TWO} 2560 KiB"],
             "two-shot and nccl",
+            1 << 20,
         ),
-        ("tp2", {}, [], "nccl"),
-        ("pp2", {"allreduce": "one-shot"}, [], "nccl"),
+        ("tp2", {}, [], "nccl", 1 << 20),
+        ("pp2", {"allreduce": "one-shot"}, [], "nccl", 1 << 20),
+        (  # no pass has more than 1024 tokens of 64 float32
+            "tp2",
+            {"allreduce": "one-shot"},
+            [f"{ONE} 64 to 128 KiB", f"{FLAGS} 64 to 256 KiB"],
+            "one-shot and nccl",
+            1024,
+        ),
     ],
 )
 def test_the_engine_sums_as_it_is_told(
@@ -299,6 +311,7 @@ def test_the_engine_sums_as_it_is_told(
     switches: dict[str, str],
     made: list[str],
     name: str,
+    tokens: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = []
@@ -322,6 +335,7 @@ def test_the_engine_sums_as_it_is_told(
     monkeypatch.setattr(build, "check_peers", lambda *_: None)
     asked = Switches(**switches)
     plan = engine_plan(layout, LLAMA, None, WORK, device="cuda", switches=asked)
+    plan = dataclasses.replace(plan, prefill_tokens=tokens)
     groups: Any = {layout[:2]: Group(int(layout[2]))}
     context = RankContext(0, plan.placement, torch.device("cuda", 0), groups)
     assert build.make_communicator(context, plan).backend.name == name

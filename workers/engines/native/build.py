@@ -49,8 +49,11 @@ def make_communicator(context: RankContext, plan: EnginePlan) -> Communicator:
         # two kernels where that is one rank.
         fuses = switches.fusion == "on" and group.size() == 2
         width, dtype = plan.model.hidden_size if fuses else 0, getattr(torch, plan.dtype)
-        device, among = context.device, ways(kind, group.size())
-        sums = [peer_sum(op, group, device, dtype, width, most) for op, most in among]
+        largest = plan.prefill_tokens * plan.model.hidden_size * dtype.itemsize
+        sums = [
+            peer_sum(op, group, context.device, dtype, width, min(most, largest))
+            for op, most in ways(kind, group.size())
+        ]
         communicator.backend = PeerBackend(context, kind, {"tp": sums})
     return communicator
 
