@@ -166,12 +166,11 @@ class Replica:
     def _make(self, fill: Callable[[StageModule], None]) -> None:
         """Make DeepSpeed's engine anew, of a model that `fill` gives its weights."""
         import deepspeed
-        import torch
 
         from workers.engines.deepspeed_process import check_dtype, quiet
         from workers.engines.training.deepspeed_states import begin_anew
         from workers.engines.training.model import stages_of
-        from workers.engines.training.optimizer import BETAS, EPSILON, LEARNING_RATE, WEIGHT_DECAY
+        from workers.engines.training.optimizer import adamw
 
         self._drop()
         plan = self._plan
@@ -180,18 +179,13 @@ class Replica:
         stage.settle(self._asked.activation_checkpointing, fuses=False)
         stage.materialize(self._context.device)
         fill(stage)
-        # Of all parameters at once it would need room for one more copy of the gradients.
-        adam = torch.optim.AdamW(
-            stage.parameters(),
-            LEARNING_RATE,
-            BETAS,
-            EPSILON,
-            weight_decay=WEIGHT_DECAY,
-            foreach=False,
-        )
         with quiet():
             self._engine, *_ = deepspeed.initialize(
-                model=stage, optimizer=adam, config=config_of(plan), dist_init_required=False
+                model=stage,
+                # In one kernel, as DeepSpeed's FusedAdam, which would be compiled first.
+                optimizer=adamw(stage.parameters(), fused=True),
+                config=config_of(plan),
+                dist_init_required=False,
             )
         begin_anew(self._engine)
 

@@ -42,7 +42,7 @@ def restore(engine: Any, updates: int, rank: int, read: Read) -> None:
     masters, inner = _masters(engine), deepspeed_private.inner_optimizer(engine)
     for flat in deepspeed_private.stepped(engine):
         moments = {name: torch.zeros_like(flat.detach()) for name in MOMENTS}
-        inner.state[flat] = {"step": torch.tensor(float(updates)), **moments}
+        inner.state[flat] = {"step": torch.tensor(float(updates), device=flat.device), **moments}
     if masters is None:
         deepspeed_private.link_moments(engine)
     for name, parameter in engine.module.stored_parameters():

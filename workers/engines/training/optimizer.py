@@ -156,6 +156,20 @@ class Optimizer:
             yield from chunk.entries
 
 
+def adamw(parameters: Iterable[Tensor], fused: bool) -> torch.optim.AdamW:
+    """torch's AdamW as every layout and engine has it. fused: an update of a tensor is one kernel;
+    else several, but never of all tensors at once, which needs room for the gradients again."""
+    return torch.optim.AdamW(
+        parameters,
+        lr=LEARNING_RATE,
+        betas=BETAS,
+        eps=EPSILON,
+        weight_decay=WEIGHT_DECAY,
+        fused=fused,
+        foreach=False,
+    )
+
+
 def local_of(tensor: Tensor) -> Tensor:
     """What this rank has of a tensor, which shares its memory."""
     mine: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
@@ -192,15 +206,7 @@ def _entry(parameter: Tensor, keeps: bool, offloads: bool) -> _Entry:
 
 
 def _chunk(entries: Sequence[_Entry], fused: bool) -> _Chunk:
-    adam = torch.optim.AdamW(
-        [one.stepped for one in entries],
-        lr=LEARNING_RATE,
-        betas=BETAS,
-        eps=EPSILON,
-        weight_decay=WEIGHT_DECAY,
-        fused=fused,
-        foreach=False,
-    )
+    adam = adamw([one.stepped for one in entries], fused)
     chunk = _Chunk(entries, adam)
     chunk.begin_after(0)
     return chunk
