@@ -92,7 +92,6 @@ def run(
     """One rank. In turn one of them is late."""
     torch.set_num_threads(1)
     symmetric.memory = Memory(rank, pools, barrier)  # type: ignore[assignment]
-    flagged.MANY_BYTES = 2048 * dtype.itemsize  # messages of this test are of both kinds
     device, most = torch.device("cpu"), max(COUNTS) * dtype.itemsize
     width = () if kind == "TwoShot" else (WIDTH,)
     one = getattr(flagged if kind == "Flagged" else symmetric, kind)(

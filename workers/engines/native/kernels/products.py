@@ -10,6 +10,7 @@ ends, which cuBLAS's are not.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -34,9 +35,16 @@ class Tile(NamedTuple):
     stages: int
 
 
-# By how many programs there are at least. On 132 multiprocessors (docs/performance.md).
-_TILES = ((100, Tile(True, 128, 128, 8, 4)), (64, Tile(True, 64, 128, 4, 6)))
-_NARROW = ((100, Tile(False, 32, 256, 4, 4)), (1, Tile(False, 16, 512, 4, 3)))
+# By how many programs there are at least, and at most. On 132 multiprocessors, docs/performance.md.
+_WIDE = (100, math.inf, Tile(True, 128, 128, 8, 4))
+_HALF = Tile(True, 64, 128, 4, 6)
+_NARROW = ((100, 132, Tile(False, 32, 256, 4, 4)), (1, 132, Tile(False, 16, 512, 4, 3)))
+# By how many rows at most.
+_TILES = (
+    (16, (_WIDE, (64, math.inf, _HALF), *_NARROW)),
+    (32, (_WIDE, (64, math.inf, _HALF))),
+    (FEW_ROWS, (_WIDE, (100, math.inf, _HALF))),
+)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -61,8 +69,8 @@ def tile_of(x: Tensor, weight: Tensor) -> Tile | None:
     rows, (outputs, inputs) = x.shape[0], weight.shape
     if x.dtype not in DTYPES or not 0 < rows <= FEW_ROWS or not x.is_contiguous():
         return None
-    tiles = _TILES if rows > 16 else _TILES + _NARROW
-    fits = (t for least, t in tiles if triton.cdiv(outputs, t.outputs) >= least)
+    tiles = next(tiles for most, tiles in _TILES if rows <= most)
+    fits = (t for least, most, t in tiles if least <= triton.cdiv(outputs, t.outputs) <= most)
     return next((tile for tile in fits if inputs % tile.inputs == 0), None)
 
 
