@@ -146,10 +146,8 @@ def _factors(experiment: Experiment, engine: str) -> EngineFactors:
     from orchestrator.predict import factors
 
     found = factors.load().of(engine)
-    if found.few is None or experiment.products == "cublas" or experiment.pdl == "off":
-        return replace(found, few=None)
-    is_asked = (experiment.products, experiment.pdl) == ("triton", "on")
-    return replace(found, few=replace(found.few, alone=not is_asked))
+    is_off = experiment.products == "cublas" or experiment.pdl == "off"
+    return replace(found, few=None) if is_off else found
 
 
 def _loads(

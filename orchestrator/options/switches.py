@@ -40,14 +40,13 @@ SWITCH_OPTIONS = (
     click.option(
         "--products",
         metavar="KIND",
-        help="What multiplies few rows by a matrix: triton, cublas. [triton where a replica is one "
-        "Hopper GPU, else cublas]",
+        help="What multiplies few rows by a matrix: triton, cublas. [triton on Hopper, "
+        "else cublas]",
     ),
     click.option(
         "--pdl",
         metavar="on|off",
-        help="Launch a kernel before the one before it has ended. [on where a replica is one "
-        "Hopper GPU]",
+        help="Launch a kernel before the one before it has ended. [on on Hopper Hopper GPU]",
     ),
 )
 technique_option = click.option(

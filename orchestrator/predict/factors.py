@@ -36,8 +36,7 @@ class Fitted:
 @dataclass(frozen=True, slots=True)
 class Few:
     """Factors of a pass of at most `rows` tokens whose products are Triton's and whose kernels are
-    launched early, in place of those of the same names. gpus: where they were fitted. alone:
-    whether the engine by itself does so only where a replica is one GPU."""
+    launched early, in place of those of the same names. gpus: where they were fitted."""
 
     rows: int
     stream: float
@@ -45,7 +44,6 @@ class Few:
     gap_s: float
     gpus: tuple[str, ...]
     provenance: str
-    alone: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,9 +108,8 @@ def candidates(case: Case, names: Sequence[str], gpus: int, concurrency: int) ->
 
 def _setting(case: Case, layout: Layout) -> Setting:
     hardware, sums = case.hardware, _allreduce(case, layout)
-    few, is_alone = case.factors.few, layout.placement.replica_ranks == 1
     can = (datasheet.capability(hardware.name) or (0, 0))[0] == HOPPER
-    early = few is not None and can and (is_alone or not few.alone)
+    early = case.factors.few is not None and can
     placed = Placed(layout.placement, case.model, case.precision, hardware, sums, early)
     return Setting(placed, case.factors)
 

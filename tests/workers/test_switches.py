@@ -82,22 +82,15 @@ def test_what_is_left_to_the_engine_is_set_as_it_has_it(
         ((12, 0), ("cublas", "off")),
     ],
 )
+@pytest.mark.parametrize("layout", ["tp1", "tp2"])
 def test_kernels_are_launched_early_where_the_gpu_can(
-    capability: tuple[int, int] | None, values: tuple[str, str]
+    layout: str, capability: tuple[int, int] | None, values: tuple[str, str]
 ) -> None:
-    asked = replace(plan("cuda"), capability=capability)
+    asked = engine_plan(layout, MODEL, None, WORK, device="cuda", capability=capability)
     settled = engines.settled("torch", asked).switches
     assert (settled.products, settled.pdl) == values
     refused = engines.refusal("torch", replace(asked, switches=Switches(pdl="on")))
     assert (refused is None) == (values[1] == "on")
-
-
-def test_over_several_gpus_kernels_are_launched_early_where_that_is_asked_for() -> None:
-    group = engine_plan("tp2", MODEL, None, WORK, device="cuda", capability=(9, 0))
-    settled = engines.settled("torch", group).switches
-    assert (settled.products, settled.pdl) == ("cublas", "off")
-    asked = Switches(products="triton", pdl="on")
-    assert engines.refusal("torch", replace(group, switches=asked)) is None
 
 
 @pytest.mark.parametrize("engine", ["torch", *OTHERS])

@@ -50,7 +50,7 @@ LAYER = re.compile(r"model\.layers\.\d+\.")
 
 def choices(plan: EnginePlan) -> dict[str, tuple[str, ...]]:
     """The switches of this engine and the values of each, that which it has by itself first. Its
-    kernels in Triton, and graphs, are of GPUs. Those of few rows were run on single GPUs alone."""
+    kernels in Triton, and graphs, are of GPUs."""
     on_gpu = plan.device == "cuda"
     hopper = on_gpu and (plan.capability or (0, 0))[0] == HOPPER
     either = ("on", "off") if on_gpu else ("off",)
@@ -62,14 +62,9 @@ def choices(plan: EnginePlan) -> dict[str, tuple[str, ...]]:
         "chunked_prefill_size": (str(plan.prefill_tokens), "off"),
         "allreduce": _ways_to_sum(plan) if on_gpu else ("shm", "gloo"),
         "overlap": ("off", "on"),
-        "products": _if_alone(plan, "triton", "cublas") if hopper else ("cublas",),
-        "pdl": _if_alone(plan, "on", "off") if hopper else ("off",),
+        "products": ("triton", "cublas") if hopper else ("cublas",),
+        "pdl": either if hopper else ("off",),
     }
-
-
-def _if_alone(plan: EnginePlan, mine: str, other: str) -> tuple[str, str]:
-    """`mine` first where a replica is one GPU."""
-    return (mine, other) if plan.placement.replica_ranks == 1 else (other, mine)
 
 
 def _ways_to_sum(plan: EnginePlan) -> tuple[str, ...]:
