@@ -3,7 +3,7 @@
     python benchmarks/fit_predictions.py docs/results/2xh100/qwen2.5-32b \\
         --fabric docs/results/2xh100 --fabric docs/results/4xh200 \\
         --few docs/results/1xh200/techniques-qwen2.5-32b \\
-        --peers benchmarks/peers-2xh200.csv --published benchmarks/published.csv \\
+        --vllm docs/results/2xh100/engines-qwen2.5-32b --published benchmarks/published.csv \\
         --held-out "2 x H200 llama-70b=docs/results/2xh200/llama-70b@docs/results/2xh200" \\
         --held-out "4 x H200=docs/results/peers-4xh200.csv"
 
@@ -35,8 +35,8 @@ from orchestrator.node import datasheet, fabric
 from orchestrator.plan import models
 from orchestrator.predict import factors as kept
 from orchestrator.predict.calibrated import calibration
-from orchestrator.predict.factors import EngineFactors, Few, Fitted
-from orchestrator.predict.hardware import Attainable, Calibration, Hardware, of_sheet
+from orchestrator.predict.factors import PEERS, EngineFactors, Few, Fitted
+from orchestrator.predict.hardware import CUSTOM, Attainable, Calibration, Hardware, of_sheet
 from orchestrator.predict.interval import seen_of
 from orchestrator.predict.passes import DECODE, Placed, Setting, Work
 from orchestrator.predict.prediction import Asked, Prediction, predict, with_sums
@@ -45,6 +45,8 @@ from strategies import Layout, Load, Topology, plan_layout
 from strategies.precision import Precision
 from workers.rows import grouped
 
+# What an engine sums over tp with in results that do not say it.
+UNSAID = {"vllm": CUSTOM}
 MOST = 32  # concurrency of the cells that are fitted on
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "predictions.md"
 PAGE_WIDTH = 118
@@ -80,7 +82,7 @@ BEGIN = {
         half_width=dict.fromkeys(kept.METRICS, 0.0),
         fitted=Fitted((), (), {}),
         provenance="",
-        peer_sums=True,
+        sums=PEERS,
     )
 }
 # vLLM: one batch goes through all stages of a pipeline while prompts fit in one pass (the bubble
@@ -92,14 +94,14 @@ BEGIN["vllm"] = replace(
     separate=False,
     prefill_tokens=16384,
     start_s=20e-3,
-    peer_sums=False,
+    sums=CUSTOM,
+    norm_s=2e-6,
 )
 # rows: FEW_ROWS of workers/engines/native/kernels/early.py.
 BEGIN_FEW = Few(rows=64, stream=0.97, layer_s=23e-6, gap_s=0.7e-6, gpus=(), provenance="")
 # Shares of a rate of the hardware: no engine is faster, so none is above 1.
 SHARES = frozenset({"stream", "math", "kv"})
-# What is fitted. Nothing was observed of the parts of vLLM's steps here, so it has those of torch
-# but for the ones that times of whole steps tell apart.
+# What is fitted. Of vLLM, what its steps tell apart; the others are those of torch.
 FREE = {
     "torch": (
         "stream",
@@ -113,7 +115,16 @@ FREE = {
         "skew_s",
         "turn_s",
     ),
-    "vllm": ("stream", "math", "layer_s", "collective", "start_s"),
+    "vllm": (
+        "stream",
+        "math",
+        "layer_s",
+        "gap_s",
+        "collective",
+        "norm_s",
+        "skew_s",
+        "start_s",
+    ),
 }
 FREE_FEW = ("stream", "layer_s", "gap_s")
 Begin = TypeVar("Begin", EngineFactors, Few)
@@ -189,7 +200,7 @@ def _cell(origin: str, key, runs) -> Cell:
         key.max_concurrency,
         at.num_prompts,
         measured,
-        at.settings.allreduce or "nccl",
+        at.settings.allreduce or UNSAID.get(key.engine, "nccl"),
         (at.settings.products, at.settings.pdl) == ("triton", "on"),
     )
 
@@ -225,6 +236,7 @@ def peers_of(file: Path, gpu: str, engine: str = "vllm") -> Iterator[Cell]:
                 count,
                 count,
                 measured,
+                UNSAID.get(engine, "nccl"),
             )
 
 
@@ -308,7 +320,8 @@ def observed(cell: Cell) -> dict[str, tuple[float, float]]:
     names = {"decode_ms": WHOLE, "ttft_ms": PROMPTS, "prefill_ms": PROMPTS, "compute_ms": PART / 2}
     out = {name: (cell.measured[name], e) for name, e in names.items() if name in cell.measured}
     if "tp" in cell.layout and cell.measured.get("transfer_ms"):
-        out["transfer_ms"] = (cell.measured["transfer_ms"], PART)
+        waited = cell.measured.get("wait_ms", 0.0)
+        out["transfer_ms"] = (communication_ms(cell) - waited, PART)
         out["comm_ms"] = (communication_ms(cell), PART)
     if "gap_ms" in cell.measured:
         out["gap_ms"] = (cell.measured["gap_ms"], 2 * PART)
@@ -317,7 +330,7 @@ def observed(cell: Cell) -> dict[str, tuple[float, float]]:
 
 def communication_ms(cell: Cell) -> float:
     """Of a decode step: transfer, wait, and kernels that also do something else, as an all-reduce
-    with the norm behind it."""
+    with the norm behind it: `EngineFactors.norm_s`."""
     parts = ("transfer_ms", "wait_ms", "fused_ms")
     return sum(cell.measured.get(name, 0.0) for name in parts)
 
@@ -543,6 +556,7 @@ ROOFLINE = {
     "gap_s": 0.0,
     "eager_gap_s": 0.0,
     "collective": 0.0,
+    "norm_s": 0.0,
     "skew_s": 0.0,
     "turn_s": 0.0,
     "start_s": 0.0,
@@ -743,7 +757,7 @@ def _published(row: Mapping[str, str], bench: Bench, factors: EngineFactors) -> 
     form = Precision("bfloat16", "fp8" if row["dtype"] == "fp8" else "none")
     lengths = (int(row["input_len"]), int(row["output_len"]))
     model = PRESETS[row["model"].rpartition("-")[2]]
-    cell = Cell("", "vllm", gpu, model, layout, form, "", lengths, count, count, {})
+    cell = Cell("", "vllm", gpu, model, layout, form, "", lengths, count, count, {}, CUSTOM)
     found, measured = bench.prediction(cell, factors), float(row["value"])
     is_latency = row["metric"] == "latency_s"
     value = found.duration_s if is_latency else found.tpot_ms.value
@@ -769,7 +783,7 @@ def main() -> None:
     parser.add_argument("results", nargs="*", type=Path, help="results to fit torch on")
     parser.add_argument("--fabric", default=[], type=Path, action="append", dest="fabrics")
     parser.add_argument("--few", type=Path, help="results of torch with --products and --pdl")
-    parser.add_argument("--peers", type=Path, help="rows of vLLM on H200, to fit it on")
+    parser.add_argument("--vllm", type=Path, help="results of vLLM, to fit it on")
     parser.add_argument(
         "--held-out",
         action="append",
@@ -788,20 +802,20 @@ def main() -> None:
     shares = attainable(calibrations)
     bench = Bench(shares, calibrations)
     cells = [one for folder in asked.results for one in cells_of(folder)]
-    cells += peers_of(asked.peers, "H200") if asked.peers else []
     mine = [one for one in cells if _is_fitted(one, "torch")]
     source = ", ".join(map(str, asked.results))
     engines = {"torch": fitted(bench, mine, BEGIN["torch"], source)}
     few = [one for one in cells_of(asked.few) if one.early] if asked.few else []
-    if theirs := [one for one in cells if _is_fitted(one, "vllm")]:
+    peers = cells_of(asked.vllm) if asked.vllm else ()
+    if theirs := [one for one in peers if _is_fitted(one, "vllm")]:
         same = {name: getattr(engines["torch"], name) for name in FREE["torch"]}
-        source = str(asked.peers)
+        source = str(asked.vllm)
         engines["vllm"] = fitted(bench, theirs, replace(BEGIN["vllm"], **same), source)
     if seen := [one for one in few if _is_fitted(one, "torch")]:
         engines["torch"] = fit_few(bench, seen, engines["torch"], str(asked.few))
     data = as_data(engines, shares, calibrations)
     kept.FILE.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    rest = [one for one in cells if one not in mine and one not in theirs]
+    rest = [one for one in cells if one not in mine]
     held = [
         HeldOut(f"{engine}, of the results fitted on", same, bench)
         for engine, same in grouped(rest, lambda one: one.engine).items()
@@ -809,7 +823,9 @@ def main() -> None:
     if unseen := [one for one in few if one not in seen]:
         held.append(HeldOut("torch, of the results of `--few`", unseen, bench))
     for text in asked.held_out:
-        held += _held_out(text, bench, engines)
+        for one in _held_out(text, bench, engines):
+            unseen = [cell for cell in one.cells if cell not in theirs]
+            held.append(replace(one, cells=unseen))
     tables = [page(held, engines)]
     if asked.published:
         tables.append(published(asked.published, bench, engines["vllm"]))

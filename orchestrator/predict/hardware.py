@@ -25,6 +25,10 @@ STEP_S = {"nvlink": 0.6e-6, "pcie": 1.0e-6, "network": 2.7e-6}
 # second way in two shots. Measured on two and four H200 and four H100: allreduce.arrow of
 # docs/results/2xh200, 4xh200 and 4xh100.
 PEER_SUM_S, PEER_SUM_RANK_S, SECOND_WAY_S = 2.1e-6, 0.35e-6, 0.9e-6
+# What vLLM sums with by itself, and of so many ranks its largest message whose sum has the norm
+# behind it in the same kernel: on Hopper, by allreduce_rms_fusion.py of vLLM 0.24.
+CUSTOM = "custom"
+FUSED_BYTES = {2: 64 << 20, 4: 2 << 20, 8: 1 << 19}
 GRAPH, EAGER = "graph", "eager"
 SHEET = "data sheet"
 
@@ -91,7 +95,7 @@ class Fabric:
     def _line(self, op: str, ranks: int, most: int) -> Curve:
         assert self.link is not None, "the link is known"
         rate = self.link.bandwidth / bus_factor(op, ranks)
-        latency = PEER_SUM_S + ranks * PEER_SUM_RANK_S + (SECOND_WAY_S if op == TWO_SHOT else 0)
+        latency = _one_shot_s(ranks) + (SECOND_WAY_S if op == TWO_SHOT else 0)
         sizes = (most / 2**power for power in range(9, -1, -1))
         return Curve(op, ranks, GRAPH, tuple((size, latency + size / rate) for size in sizes))
 
@@ -104,6 +108,15 @@ class Fabric:
             return None
         like = size * bus_factor(op, span.ranks) / bus_factor(op, measured.ranks)
         return interpolated(measured.points, like)
+
+    def fused_sum_seconds(self, kind: str, span: Span, size: float) -> float | None:
+        """Seconds of one all-reduce of vLLM, without the norm that its kernel has: in one shot, as
+        each rank sends its message to all others, and nothing with it. None where NCCL sums."""
+        ranks, is_joined = span.ranks, span.nodes == span.islands == 1 and self.nvlink
+        small = kind == CUSTOM and size <= FUSED_BYTES.get(ranks, -1)
+        if not (small and is_joined and self.link):
+            return None
+        return _one_shot_s(ranks) + (ranks - 1) * size / self.link.bandwidth
 
     def seconds(self, op: str, span: Span, size: float, mode: str) -> float | None:
         """Seconds of one collective with a message of `size` bytes; None where a link is not known.
@@ -142,6 +155,11 @@ class Fabric:
             rails = 1 if op == "send" else max(ranks // nodes, 1)
             slowest = min(slowest, rails * between.bandwidth)
         return latency + size * bus_factor(op, ranks) / slowest
+
+
+def _one_shot_s(ranks: int) -> float:
+    """Latency of an all-reduce in one shot."""
+    return PEER_SUM_S + ranks * PEER_SUM_RANK_S
 
 
 def steps(op: str, ranks: int) -> int:

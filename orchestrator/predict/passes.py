@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from orchestrator.analysis.roofline import Rates, Stage, stages_of
 from orchestrator.predict.factors import EngineFactors, Few
@@ -24,6 +25,15 @@ OF_OTHERS = frozenset({"recv"})
 
 class UnknownLink(Exception):
     """A collective crosses a link of which nothing is known; says which."""
+
+
+class Moved(NamedTuple):
+    """Of a pass. seconds: in which data move, with nothing in the way. calls: collectives that wait
+    for a last rank. fused: of these, sums whose kernels have the norm behind them."""
+
+    seconds: float
+    calls: int
+    fused: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,26 +138,35 @@ class Placed:
         return {}
 
     @cached_property
-    def _transfers(self) -> dict[tuple[int, int, int, str], tuple[float, int]]:
+    def _transfers(self) -> dict[tuple[int, int, int, str], Moved]:
         return {}
 
-    def transfer(self, index: int, work: Work, mode: str) -> tuple[float, int]:
-        """Seconds in which data move, with nothing in the way, and collectives that wait for a last
-        rank. Raises UnknownLink."""
+    def transfer(self, index: int, work: Work, mode: str) -> Moved:
+        """What the collectives of a pass take. Raises UnknownLink."""
         tokens, sampled = max(round(work.tokens), 1), max(round(work.sampled), 1)
         key = (index, tokens, sampled, mode)
         if key not in self._transfers:
             self._transfers[key] = self._transfer(*key)
         return self._transfers[key]
 
-    def _transfer(self, index: int, tokens: int, sampled: int, mode: str) -> tuple[float, int]:
-        rank, seconds, calls = self.placement.rank_at({"pp": index}), 0.0, 0
+    def _transfer(self, index: int, tokens: int, sampled: int, mode: str) -> Moved:
+        rank, seconds, calls, fused = self.placement.rank_at({"pp": index}), 0.0, 0, 0
         width = self.precision.dtype_bytes
         for one in step(self.placement, self.model, rank, tokens, sampled, width):
             if one.op not in OF_OTHERS:
-                seconds += one.calls * self._each(index, one, mode)
+                by_norm = self._fused(one)
+                each = self._each(index, one, mode) if by_norm is None else by_norm
+                seconds += one.calls * each
                 calls += one.calls if one.axis == "tp" else 0
-        return seconds, calls
+                fused += one.calls if by_norm is not None else 0
+        return Moved(seconds, calls, fused)
+
+    def _fused(self, one: Traffic) -> float | None:
+        """Seconds of a sum whose kernel has the norm behind it, without that; None for others."""
+        if (one.op, one.axis) != ("all_reduce", "tp"):
+            return None
+        fabric, span = self.hardware.fabric, self.groups[one.axis]
+        return fabric.fused_sum_seconds(self.allreduce, span, one.bytes / one.calls)
 
     def _each(self, index: int, one: Traffic, mode: str) -> float:
         span = self.groups[one.axis]
@@ -211,18 +230,20 @@ class Setting:
     def _pass(self, index: int, work: Work) -> Parts:
         factors = self.factors
         eager = work.phase == PREFILL and work.tokens > factors.graph_tokens
-        transfer, calls = self.placed.transfer(index, work, EAGER if eager else GRAPH)
+        moved = self.placed.transfer(index, work, EAGER if eager else GRAPH)
         few = self.few(work.tokens) or factors
         gap_s = factors.eager_gap_s if eager else few.gap_s
+        norms = moved.fused * factors.norm_s
         around = Parts(
-            transfer=transfer * factors.collective,
-            wait=calls * factors.skew_s,
+            transfer=moved.seconds * factors.collective + norms,
+            wait=moved.calls * factors.skew_s,
             gaps=self.placed.layers[index] * gap_s,
         )
-        return self._compute(index, work) + around
+        return self._compute(index, work, norms) + around
 
-    def _compute(self, index: int, work: Work) -> Parts:
-        """Matrices, attention and small kernels, one after another.
+    def _compute(self, index: int, work: Work, norms: float) -> Parts:
+        """Matrices, attention and small kernels, one after another, without `norms`: seconds of
+        those that are in the kernels of sums.
 
         Streaming weights and computing with them overlap, but not wholly: (a^p + b^p)^(1/p), which
         is the roofline's maximum for a large p and the sum for p = 1.
@@ -238,7 +259,7 @@ class Setting:
         streaming, computing = weights / few.stream, products / factors.math
         matrices = (streaming**power + computing**power) ** (1 / power)
         spent = matrices + kv / factors.kv + attention / factors.math
-        spent += self.placed.layers[index] * few.layer_s
+        spent += max(self.placed.layers[index] * few.layer_s - norms, 0.0)
         arithmetic = max(products + attention - weights - kv, 0.0)
         return Parts(weights, kv, arithmetic, spent - weights - kv - arithmetic)
 
