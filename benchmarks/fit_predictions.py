@@ -115,16 +115,7 @@ FREE = {
         "skew_s",
         "turn_s",
     ),
-    "vllm": (
-        "stream",
-        "math",
-        "layer_s",
-        "gap_s",
-        "collective",
-        "norm_s",
-        "skew_s",
-        "start_s",
-    ),
+    "vllm": ("stream", "math", "layer_s", "gap_s", "collective", "norm_s", "skew_s", "start_s"),
 }
 FREE_FEW = ("stream", "layer_s", "gap_s")
 Begin = TypeVar("Begin", EngineFactors, Few)
@@ -469,6 +460,23 @@ def fitted(bench: Bench, cells: Sequence[Cell], begin: EngineFactors, source: st
     )
 
 
+def kinds_s(
+    bench: Bench, cells: Sequence[Cell], few: Sequence[Cell], factors: EngineFactors
+) -> float:
+    """The most by which a layer of a decode step differs from what the factors of another kind of
+    kernels say: those of few rows, and the others."""
+    plain, own = replace(factors, few=None), factors.few
+    assert own is not None, "both kinds were fitted"
+    other = replace(plain, stream=own.stream, layer_s=own.layer_s, gap_s=own.gap_s)
+    tried = [(cell, other) for cell in cells] + [(cell, plain) for cell in few]
+    return max(_of_layer(bench, cell, by) for cell, by in tried)
+
+
+def _of_layer(bench: Bench, cell: Cell, factors: EngineFactors) -> float:
+    ms = abs(bench.predicted(cell, factors)["decode_ms"] - cell.measured["decode_ms"])
+    return ms / 1e3 / models.resolve(cell.model, "dummy").shape.num_layers
+
+
 def _of(name: str) -> Callable[[Mapping[str, float]], float]:
     return lambda one: one[name]
 
@@ -481,11 +489,12 @@ def _seen(bench: Bench, cell: Cell, factors: EngineFactors) -> dict[str, float]:
 
 def attainable(calibrations: Mapping[str, Calibration]) -> Attainable:
     """The mean share of its data sheet that a calibrated GPU reaches."""
-    shares: dict[str, list[float]] = {"memory": [], "flops": [], "link": []}
+    shares: dict[str, list[float]] = {"memory": [], "flops": [], "link": [], "fp8_stream": []}
     for name, one in calibrations.items():
         stated, sheet = datasheet.ceilings(name), datasheet.SHEETS[name]
         assert stated is not None, "calibrated GPUs are known ones"
         assert sheet.nvlink, "with NVLink"
+        shares["fp8_stream"] += [one.fp8_stream] if one.fp8_stream else []
         shares["memory"].append(one.ceilings.hbm / stated.hbm)
         shares["flops"].append(one.ceilings.flops["bfloat16"] / stated.flops["bfloat16"])
         for curve in one.curves:
@@ -509,14 +518,15 @@ def as_data(
 
 def _calibration(one: Calibration) -> dict[str, object]:
     curves = [_rounded(asdict(curve)) for curve in one.curves]
-    ceilings = _rounded(
+    rates = _rounded(
         {
             "hbm": one.ceilings.hbm,
             "flops": dict(one.ceilings.flops),
             "cache_bytes": one.ceilings.cache_bytes,
+            "fp8_stream": one.fp8_stream,
         }
     )
-    return {"source": one.source, **ceilings, "curves": curves}
+    return {"source": one.source, **rates, "curves": curves}
 
 
 def _rounded(value):
@@ -812,7 +822,10 @@ def main() -> None:
         source = str(asked.vllm)
         engines["vllm"] = fitted(bench, theirs, replace(BEGIN["vllm"], **same), source)
     if seen := [one for one in few if _is_fitted(one, "torch")]:
-        engines["torch"] = fit_few(bench, seen, engines["torch"], str(asked.few))
+        torch = fit_few(bench, seen, engines["torch"], str(asked.few))
+        apart = kinds_s(bench, mine, seen, torch)
+        engines["torch"] = torch
+        engines = {name: replace(one, kinds_s=apart) for name, one in engines.items()}
     data = as_data(engines, shares, calibrations)
     kept.FILE.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     rest = [one for one in cells if one not in mine]

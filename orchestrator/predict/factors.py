@@ -67,8 +67,9 @@ class EngineFactors:
     idle_power, busy_power: shares of a GPU's power limit, the second one while it computes; None:
     not fitted. half_width: metric -> log-ratio, see `interval.estimate`. sums: what it sums over tp
     with where NVLink joins the GPUs. norm_s: of a norm that is in the kernel of the sum before it,
-    which counts as communication, and else is one of the small kernels. few: None: it has no other
-    kernels for few tokens.
+    which counts as communication, and else is one of the small kernels. kinds_s: of a layer, by
+    which kernels of one kind differ from what the factors of another kind say. few: None: it has no
+    other kernels for few tokens.
     """
 
     engine: str
@@ -94,6 +95,7 @@ class EngineFactors:
     provenance: str
     sums: str = "nccl"
     norm_s: float = 0.0
+    kinds_s: float = 0.0
     few: Few | None = None
 
 
@@ -140,4 +142,4 @@ def _calibration(data: Mapping[str, Any]) -> Calibration:
         for one in data["curves"]
     )
     stated = Ceilings(data["hbm"], data["flops"], data["cache_bytes"], CALIBRATED)
-    return Calibration(stated, curves, data["source"])
+    return Calibration(stated, curves, data["source"], data["fp8_stream"])

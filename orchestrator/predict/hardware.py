@@ -184,7 +184,8 @@ def interpolated(points: Points, size: float) -> float:
 @dataclass(frozen=True, slots=True)
 class Hardware:
     """GPUs of one kind. ceilings: rates that are reached, not those of a data sheet. memory_bytes,
-    power_w: None where no source is known. sources: figure -> where it comes from."""
+    power_w: None where no source is known. sources: figure -> where it comes from. fp8_stream: as
+    in `Calibration`."""
 
     name: str
     ceilings: Ceilings
@@ -193,6 +194,7 @@ class Hardware:
     fabric: Fabric
     gpus_per_node: int = 8
     sources: Mapping[str, str] = field(default_factory=dict)
+    fp8_stream: float = 1.0
 
     def with_network(self, bytes_s: float) -> Hardware:
         """The same with a network card of so many bytes a second for each GPU."""
@@ -204,20 +206,24 @@ class Hardware:
 @dataclass(frozen=True, slots=True)
 class Attainable:
     """Shares of a data sheet's rates that calibrations reach; of the memory, of arithmetic, of
-    NVLink's one direction."""
+    NVLink's one direction. fp8_stream: the mean of theirs."""
 
     memory: float
     flops: float
     link: float
+    fp8_stream: float
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What `orchestrator calibrate` measured of one kind of GPU."""
+    """What `orchestrator calibrate` measured of one kind of GPU. fp8_stream: the rate at which the
+    library's product of few rows reads weights in FP8, over that of bfloat16; None: not
+    measured."""
 
     ceilings: Ceilings
     curves: tuple[Curve, ...]
     source: str
+    fp8_stream: float | None = None
 
 
 def find(gpu: str) -> tuple[str, Sheet]:
@@ -250,6 +256,7 @@ def of_sheet(
         power_w=sheet.power,
         fabric=_fabric(sheet, attainable, measured),
         gpus_per_node=gpus_per_node or sheet.node,
+        fp8_stream=(measured and measured.fp8_stream) or attainable.fp8_stream,
         sources={
             "rates": source,
             "memory": f"{SHEET}, as nvidia-smi gives it" if sheet.usable else SHEET,
