@@ -13,10 +13,11 @@ from orchestrator.predict.factors import EngineFactors, Few
 from orchestrator.predict.hardware import EAGER, GRAPH, Hardware, Span
 from orchestrator.predict.parts import Parts
 from strategies.memory import Budget
+from strategies.peer_sums import way_of
 from strategies.placement import Placement
 from strategies.precision import Precision
 from strategies.shapes import ModelShape
-from strategies.traffic import Traffic, step
+from strategies.traffic import ONE_SHOT, Traffic, step
 
 DECODE, PREFILL = "decode", "prefill"
 # What a rank waits for in these is another stage: bubble, and no transfer of its own.
@@ -154,19 +155,20 @@ class Placed:
         width = self.precision.dtype_bytes
         for one in step(self.placement, self.model, rank, tokens, sampled, width):
             if one.op not in OF_OTHERS:
-                by_norm = self._fused(one)
-                each = self._each(index, one, mode) if by_norm is None else by_norm
-                seconds += one.calls * each
+                seconds += one.calls * self._each(index, one, mode)
                 calls += one.calls if one.axis == "tp" else 0
-                fused += one.calls if by_norm is not None else 0
+                fused += one.calls if self._has_norm(one) else 0
         return Moved(seconds, calls, fused)
 
-    def _fused(self, one: Traffic) -> float | None:
-        """Seconds of a sum whose kernel has the norm behind it, without that; None for others."""
-        if (one.op, one.axis) != ("all_reduce", "tp"):
-            return None
-        fabric, span = self.hardware.fabric, self.groups[one.axis]
-        return fabric.fused_sum_seconds(self.allreduce, span, one.bytes / one.calls)
+    def _has_norm(self, one: Traffic) -> bool:
+        """Whether it is a sum whose kernel has the norm behind it: one of vLLM's, and one-shot
+        between two."""
+        if not _is_sum(one):
+            return False
+        span, size = self.groups[one.axis], one.bytes / one.calls
+        ours = span.ranks == 2 and way_of(self.allreduce, 2, size) == ONE_SHOT
+        theirs = self.hardware.fabric.fused_sum_seconds(self.allreduce, span, size)
+        return ours or theirs is not None
 
     def _each(self, index: int, one: Traffic, mode: str) -> float:
         span = self.groups[one.axis]
@@ -174,8 +176,10 @@ class Placed:
             _, nodes, islands = self.hops[index]
             span = Span(span.ranks, nodes, islands)
         fabric, size = self.hardware.fabric, one.bytes / one.calls
-        if (one.op, one.axis) == ("all_reduce", "tp"):
-            found = fabric.peer_sum_seconds(self.allreduce, span, size)
+        if _is_sum(one):
+            ways = (fabric.peer_sum_seconds, fabric.fused_sum_seconds)
+            known = (way(self.allreduce, span, size) for way in ways)
+            found = next((seconds for seconds in known if seconds is not None), None)
             if found is not None:
                 return found
         found = fabric.seconds(one.op, span, size, mode)
@@ -270,6 +274,10 @@ class Setting:
         spent += max(self.placed.layers[index] * few.layer_s - norms, 0.0)
         arithmetic = max(products + attention - weights - kv, 0.0)
         return Parts(weights, kv, arithmetic, spent - weights - kv - arithmetic)
+
+
+def _is_sum(one: Traffic) -> bool:
+    return (one.op, one.axis) == ("all_reduce", "tp")
 
 
 def _span(placement: Placement, axis: str, size: int) -> int:
