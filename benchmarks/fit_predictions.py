@@ -47,6 +47,8 @@ from workers.rows import grouped
 
 # What an engine sums over tp with in results that do not say it.
 UNSAID = {"vllm": CUSTOM}
+# Most prompt tokens of a pass: where results do not say it; of vLLM as a class, and not as a server.
+UNSAID_TOKENS, CLASS_TOKENS = 2048, 16384
 MOST = 32  # concurrency of the cells that are fitted on
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "predictions.md"
 PAGE_WIDTH = 118
@@ -86,13 +88,13 @@ BEGIN = {
     )
 }
 # vLLM: one batch goes through all stages of a pipeline while prompts fit in one pass (the bubble
-# that is observed of it says so), 16384 prompt tokens in a pass.
+# that is observed of it says so), 8192 prompt tokens in a pass, as a server on H100 and H200 has it.
 BEGIN["vllm"] = replace(
     BEGIN["torch"],
     engine="vllm",
     lanes=False,
     separate=False,
-    prefill_tokens=16384,
+    prefill_tokens=8192,
     start_s=20e-3,
     sums=CUSTOM,
     norm_s=2e-6,
@@ -124,7 +126,8 @@ Begin = TypeVar("Begin", EngineFactors, Few)
 @dataclass(frozen=True, slots=True)
 class Cell:
     """What was measured of one layout and load: metric -> median. origin: where it is kept. early:
-    whether kernels of few rows are launched early, and multiply in Triton."""
+    whether kernels of few rows are launched early, and multiply in Triton. prefill_tokens: most
+    prompt tokens of a pass; None: as the engine has it by itself."""
 
     origin: str
     engine: str
@@ -139,6 +142,7 @@ class Cell:
     measured: Mapping[str, float]
     allreduce: str = "nccl"
     early: bool = False
+    prefill_tokens: int | None = None
 
     @property
     def name(self) -> str:
@@ -193,7 +197,15 @@ def _cell(origin: str, key, runs) -> Cell:
         measured,
         at.settings.allreduce or UNSAID.get(key.engine, "nccl"),
         (at.settings.products, at.settings.pdl) == ("triton", "on"),
+        _prefill_tokens(at.settings.chunked_prefill_size),
     )
+
+
+def _prefill_tokens(said: str | None) -> int | None:
+    """As the column `chunked_prefill_size` says it: a number, or "own"."""
+    if said is None:
+        return UNSAID_TOKENS
+    return int(said) if said.isdigit() else None
 
 
 def _forms(quantization: str) -> tuple[str, str]:
@@ -228,6 +240,7 @@ def peers_of(file: Path, gpu: str, engine: str = "vllm") -> Iterator[Cell]:
                 count,
                 measured,
                 UNSAID.get(engine, "nccl"),
+                prefill_tokens=CLASS_TOKENS,
             )
 
 
@@ -264,7 +277,7 @@ class Bench:
 
     def asked(self, cell: Cell, factors: EngineFactors) -> Asked:
         """Its load."""
-        lengths = Lengths(*cell.lengths, factors.prefill_tokens)
+        lengths = Lengths(*cell.lengths, cell.prefill_tokens or factors.prefill_tokens)
         return Asked(lengths, cell.concurrency, cell.num_prompts)
 
     def prediction(self, cell: Cell, factors: EngineFactors) -> Prediction:

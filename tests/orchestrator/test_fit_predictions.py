@@ -190,6 +190,19 @@ def test_kinds_of_kernels_differ_by_the_most_that_one_is_off_by_the_factors_of_a
     assert bench.kinds_s(by, [late], [early], few) == pytest.approx(found + 10e-6)  # 32 layers
 
 
+def test_a_cell_has_the_prompt_tokens_of_its_run(bench: ModuleType) -> None:
+    """Of vLLM by itself, of a run that asked for some, and of another one's rows."""
+    own, asked = ("engines-qwen2.5-32b", "4xh200"), ("engines-qwen2.5-32b", "2xh100")
+    vllm = factors.load().of("vllm")
+    for (name, node), tokens in ((own, 8192), (asked, 2048)):
+        cells = bench.cells_of(ROOT / "docs" / "results" / node / name)
+        of = {predictor(bench).asked(one, vllm).lengths.prefill_tokens for one in cells}
+        assert tokens in of
+        assert of <= {2048, tokens}  # torch's
+    rows = bench.peers_of(ROOT / "benchmarks" / "peers-2xh200.csv", "H200")
+    assert {predictor(bench).asked(one, vllm).lengths.prefill_tokens for one in rows} == {16384}
+
+
 def test_results_from_before_a_switch_say_what_vllm_sums_with(bench: ModuleType) -> None:
     folder = ROOT / "docs" / "results" / "2xh100" / "engines-qwen2.5-32b"
     kinds = {(one.engine, one.allreduce) for one in bench.cells_of(folder)}
