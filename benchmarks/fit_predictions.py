@@ -47,7 +47,7 @@ from workers.rows import grouped
 
 # What an engine sums over tp with in results that do not say it.
 UNSAID = {"vllm": CUSTOM}
-# Most prompt tokens of a pass: where results do not say it; of vLLM as a class, and not as a server.
+# Most prompt tokens of a pass: where results do not say it; of vLLM as a class, not as a server.
 UNSAID_TOKENS, CLASS_TOKENS = 2048, 16384
 MOST = 32  # concurrency of the cells that are fitted on
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "predictions.md"
@@ -88,7 +88,7 @@ BEGIN = {
     )
 }
 # vLLM: one batch goes through all stages of a pipeline while prompts fit in one pass (the bubble
-# that is observed of it says so), 8192 prompt tokens in a pass, as a server on H100 and H200 has it.
+# that is observed of it says so), 8192 prompt tokens in a pass, as a server has them on an H100.
 BEGIN["vllm"] = replace(
     BEGIN["torch"],
     engine="vllm",
