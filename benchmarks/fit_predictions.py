@@ -3,7 +3,7 @@
     python benchmarks/fit_predictions.py docs/results/2xh100/qwen2.5-32b \\
         --fabric docs/results/2xh100 --fabric docs/results/4xh200 \\
         --few docs/results/1xh200/techniques-qwen2.5-32b \\
-        --peers benchmarks/peers-2xh200.csv --published benchmarks/published.csv \\
+        --vllm docs/results/2xh100/engines-qwen2.5-32b --published benchmarks/published.csv \\
         --held-out "2 x H200 llama-70b=docs/results/2xh200/llama-70b@docs/results/2xh200" \\
         --held-out "4 x H200=docs/results/peers-4xh200.csv"
 
@@ -35,8 +35,8 @@ from orchestrator.node import datasheet, fabric
 from orchestrator.plan import models
 from orchestrator.predict import factors as kept
 from orchestrator.predict.calibrated import calibration
-from orchestrator.predict.factors import EngineFactors, Few, Fitted
-from orchestrator.predict.hardware import Attainable, Calibration, Hardware, of_sheet
+from orchestrator.predict.factors import PEERS, EngineFactors, Few, Fitted
+from orchestrator.predict.hardware import CUSTOM, Attainable, Calibration, Hardware, of_sheet
 from orchestrator.predict.interval import seen_of
 from orchestrator.predict.passes import DECODE, Placed, Setting, Work
 from orchestrator.predict.prediction import Asked, Prediction, predict, with_sums
@@ -45,6 +45,10 @@ from strategies import Layout, Load, Topology, plan_layout
 from strategies.precision import Precision
 from workers.rows import grouped
 
+# What an engine sums over tp with in results that do not say it.
+UNSAID = {"vllm": CUSTOM}
+# Most prompt tokens of a pass: where results do not say it; of vLLM as a class, not as a server.
+UNSAID_TOKENS, CLASS_TOKENS = 2048, 16384
 MOST = 32  # concurrency of the cells that are fitted on
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "predictions.md"
 PAGE_WIDTH = 118
@@ -80,26 +84,26 @@ BEGIN = {
         half_width=dict.fromkeys(kept.METRICS, 0.0),
         fitted=Fitted((), (), {}),
         provenance="",
-        peer_sums=True,
+        sums=PEERS,
     )
 }
 # vLLM: one batch goes through all stages of a pipeline while prompts fit in one pass (the bubble
-# that is observed of it says so), 16384 prompt tokens in a pass.
+# that is observed of it says so), 8192 prompt tokens in a pass, as a server has them on an H100.
 BEGIN["vllm"] = replace(
     BEGIN["torch"],
     engine="vllm",
     lanes=False,
     separate=False,
-    prefill_tokens=16384,
+    prefill_tokens=8192,
     start_s=20e-3,
-    peer_sums=False,
+    sums=CUSTOM,
+    norm_s=2e-6,
 )
 # rows: FEW_ROWS of workers/engines/native/kernels/early.py.
 BEGIN_FEW = Few(rows=64, stream=0.97, layer_s=23e-6, gap_s=0.7e-6, gpus=(), provenance="")
 # Shares of a rate of the hardware: no engine is faster, so none is above 1.
 SHARES = frozenset({"stream", "math", "kv"})
-# What is fitted. Nothing was observed of the parts of vLLM's steps here, so it has those of torch
-# but for the ones that times of whole steps tell apart.
+# What is fitted. Of vLLM, what its steps tell apart; the others are those of torch.
 FREE = {
     "torch": (
         "stream",
@@ -113,7 +117,7 @@ FREE = {
         "skew_s",
         "turn_s",
     ),
-    "vllm": ("stream", "math", "layer_s", "collective", "start_s"),
+    "vllm": ("stream", "math", "layer_s", "gap_s", "collective", "norm_s", "skew_s", "start_s"),
 }
 FREE_FEW = ("stream", "layer_s", "gap_s")
 Begin = TypeVar("Begin", EngineFactors, Few)
@@ -122,7 +126,8 @@ Begin = TypeVar("Begin", EngineFactors, Few)
 @dataclass(frozen=True, slots=True)
 class Cell:
     """What was measured of one layout and load: metric -> median. origin: where it is kept. early:
-    whether kernels of few rows are launched early, and multiply in Triton."""
+    whether kernels of few rows are launched early, and multiply in Triton. prefill_tokens: most
+    prompt tokens of a pass; None: as the engine has it by itself."""
 
     origin: str
     engine: str
@@ -137,6 +142,7 @@ class Cell:
     measured: Mapping[str, float]
     allreduce: str = "nccl"
     early: bool = False
+    prefill_tokens: int | None = None
 
     @property
     def name(self) -> str:
@@ -189,9 +195,17 @@ def _cell(origin: str, key, runs) -> Cell:
         key.max_concurrency,
         at.num_prompts,
         measured,
-        at.settings.allreduce or "nccl",
+        at.settings.allreduce or UNSAID.get(key.engine, "nccl"),
         (at.settings.products, at.settings.pdl) == ("triton", "on"),
+        _prefill_tokens(at.settings.chunked_prefill_size),
     )
+
+
+def _prefill_tokens(said: str | None) -> int | None:
+    """As the column `chunked_prefill_size` says it: a number, or "own"."""
+    if said is None:
+        return UNSAID_TOKENS
+    return int(said) if said.isdigit() else None
 
 
 def _forms(quantization: str) -> tuple[str, str]:
@@ -225,6 +239,8 @@ def peers_of(file: Path, gpu: str, engine: str = "vllm") -> Iterator[Cell]:
                 count,
                 count,
                 measured,
+                UNSAID.get(engine, "nccl"),
+                prefill_tokens=CLASS_TOKENS,
             )
 
 
@@ -261,7 +277,7 @@ class Bench:
 
     def asked(self, cell: Cell, factors: EngineFactors) -> Asked:
         """Its load."""
-        lengths = Lengths(*cell.lengths, factors.prefill_tokens)
+        lengths = Lengths(*cell.lengths, cell.prefill_tokens or factors.prefill_tokens)
         return Asked(lengths, cell.concurrency, cell.num_prompts)
 
     def prediction(self, cell: Cell, factors: EngineFactors) -> Prediction:
@@ -308,7 +324,8 @@ def observed(cell: Cell) -> dict[str, tuple[float, float]]:
     names = {"decode_ms": WHOLE, "ttft_ms": PROMPTS, "prefill_ms": PROMPTS, "compute_ms": PART / 2}
     out = {name: (cell.measured[name], e) for name, e in names.items() if name in cell.measured}
     if "tp" in cell.layout and cell.measured.get("transfer_ms"):
-        out["transfer_ms"] = (cell.measured["transfer_ms"], PART)
+        waited = cell.measured.get("wait_ms", 0.0)
+        out["transfer_ms"] = (communication_ms(cell) - waited, PART)
         out["comm_ms"] = (communication_ms(cell), PART)
     if "gap_ms" in cell.measured:
         out["gap_ms"] = (cell.measured["gap_ms"], 2 * PART)
@@ -317,7 +334,7 @@ def observed(cell: Cell) -> dict[str, tuple[float, float]]:
 
 def communication_ms(cell: Cell) -> float:
     """Of a decode step: transfer, wait, and kernels that also do something else, as an all-reduce
-    with the norm behind it."""
+    with the norm behind it: `EngineFactors.norm_s`."""
     parts = ("transfer_ms", "wait_ms", "fused_ms")
     return sum(cell.measured.get(name, 0.0) for name in parts)
 
@@ -456,6 +473,23 @@ def fitted(bench: Bench, cells: Sequence[Cell], begin: EngineFactors, source: st
     )
 
 
+def kinds_s(
+    bench: Bench, cells: Sequence[Cell], few: Sequence[Cell], factors: EngineFactors
+) -> float:
+    """The most by which a layer of a decode step differs from what the factors of another kind of
+    kernels say: those of few rows, and the others."""
+    plain, own = replace(factors, few=None), factors.few
+    assert own is not None, "both kinds were fitted"
+    other = replace(plain, stream=own.stream, layer_s=own.layer_s, gap_s=own.gap_s)
+    tried = [(cell, other) for cell in cells] + [(cell, plain) for cell in few]
+    return max(_of_layer(bench, cell, by) for cell, by in tried)
+
+
+def _of_layer(bench: Bench, cell: Cell, factors: EngineFactors) -> float:
+    ms = abs(bench.predicted(cell, factors)["decode_ms"] - cell.measured["decode_ms"])
+    return ms / 1e3 / models.resolve(cell.model, "dummy").shape.num_layers
+
+
 def _of(name: str) -> Callable[[Mapping[str, float]], float]:
     return lambda one: one[name]
 
@@ -468,11 +502,12 @@ def _seen(bench: Bench, cell: Cell, factors: EngineFactors) -> dict[str, float]:
 
 def attainable(calibrations: Mapping[str, Calibration]) -> Attainable:
     """The mean share of its data sheet that a calibrated GPU reaches."""
-    shares: dict[str, list[float]] = {"memory": [], "flops": [], "link": []}
+    shares: dict[str, list[float]] = {"memory": [], "flops": [], "link": [], "fp8_stream": []}
     for name, one in calibrations.items():
         stated, sheet = datasheet.ceilings(name), datasheet.SHEETS[name]
         assert stated is not None, "calibrated GPUs are known ones"
         assert sheet.nvlink, "with NVLink"
+        shares["fp8_stream"] += [one.fp8_stream] if one.fp8_stream else []
         shares["memory"].append(one.ceilings.hbm / stated.hbm)
         shares["flops"].append(one.ceilings.flops["bfloat16"] / stated.flops["bfloat16"])
         for curve in one.curves:
@@ -496,14 +531,15 @@ def as_data(
 
 def _calibration(one: Calibration) -> dict[str, object]:
     curves = [_rounded(asdict(curve)) for curve in one.curves]
-    ceilings = _rounded(
+    rates = _rounded(
         {
             "hbm": one.ceilings.hbm,
             "flops": dict(one.ceilings.flops),
             "cache_bytes": one.ceilings.cache_bytes,
+            "fp8_stream": one.fp8_stream,
         }
     )
-    return {"source": one.source, **ceilings, "curves": curves}
+    return {"source": one.source, **rates, "curves": curves}
 
 
 def _rounded(value):
@@ -543,6 +579,7 @@ ROOFLINE = {
     "gap_s": 0.0,
     "eager_gap_s": 0.0,
     "collective": 0.0,
+    "norm_s": 0.0,
     "skew_s": 0.0,
     "turn_s": 0.0,
     "start_s": 0.0,
@@ -648,12 +685,13 @@ def other_errors(held: Sequence[HeldOut], engines: Mapping[str, EngineFactors]) 
         else ""
     )
     said = "; ".join(
-        f"{engine} {median(found):.1f}% of {len(found)}" for engine, found in communication.items()
+        f"{engine} {median(found):.1f}% of {len(found)}, {max(found):.1f}% at most"
+        for engine, found in communication.items()
     )
     text = (
         f"Median absolute error of weights on the fullest GPU: {median(weights):.1f}% of "
-        f"{len(weights)} cells; {peak}of communication in a decode step (transfer and wait, "
-        f"layouts with tp): {said}."
+        f"{len(weights)} cells; {peak}of communication in a decode step (transfer, wait and "
+        f"norms in the kernels of sums, layouts with tp): {said}."
     )
     return textwrap.fill(text, PAGE_WIDTH)
 
@@ -743,7 +781,7 @@ def _published(row: Mapping[str, str], bench: Bench, factors: EngineFactors) -> 
     form = Precision("bfloat16", "fp8" if row["dtype"] == "fp8" else "none")
     lengths = (int(row["input_len"]), int(row["output_len"]))
     model = PRESETS[row["model"].rpartition("-")[2]]
-    cell = Cell("", "vllm", gpu, model, layout, form, "", lengths, count, count, {})
+    cell = Cell("", "vllm", gpu, model, layout, form, "", lengths, count, count, {}, CUSTOM)
     found, measured = bench.prediction(cell, factors), float(row["value"])
     is_latency = row["metric"] == "latency_s"
     value = found.duration_s if is_latency else found.tpot_ms.value
@@ -769,7 +807,7 @@ def main() -> None:
     parser.add_argument("results", nargs="*", type=Path, help="results to fit torch on")
     parser.add_argument("--fabric", default=[], type=Path, action="append", dest="fabrics")
     parser.add_argument("--few", type=Path, help="results of torch with --products and --pdl")
-    parser.add_argument("--peers", type=Path, help="rows of vLLM on H200, to fit it on")
+    parser.add_argument("--vllm", type=Path, help="results of vLLM, to fit it on")
     parser.add_argument(
         "--held-out",
         action="append",
@@ -788,20 +826,25 @@ def main() -> None:
     shares = attainable(calibrations)
     bench = Bench(shares, calibrations)
     cells = [one for folder in asked.results for one in cells_of(folder)]
-    cells += peers_of(asked.peers, "H200") if asked.peers else []
     mine = [one for one in cells if _is_fitted(one, "torch")]
     source = ", ".join(map(str, asked.results))
     engines = {"torch": fitted(bench, mine, BEGIN["torch"], source)}
     few = [one for one in cells_of(asked.few) if one.early] if asked.few else []
-    if theirs := [one for one in cells if _is_fitted(one, "vllm")]:
+    peers = cells_of(asked.vllm) if asked.vllm else ()
+    if theirs := [one for one in peers if _is_fitted(one, "vllm")]:
         same = {name: getattr(engines["torch"], name) for name in FREE["torch"]}
-        source = str(asked.peers)
+        source = str(asked.vllm)
         engines["vllm"] = fitted(bench, theirs, replace(BEGIN["vllm"], **same), source)
+        # Torch's fit has no sum with a norm in its kernel, and that norm does the same as vLLM's.
+        engines["torch"] = replace(engines["torch"], norm_s=engines["vllm"].norm_s)
     if seen := [one for one in few if _is_fitted(one, "torch")]:
-        engines["torch"] = fit_few(bench, seen, engines["torch"], str(asked.few))
+        torch = fit_few(bench, seen, engines["torch"], str(asked.few))
+        apart = kinds_s(bench, mine, seen, torch)
+        engines["torch"] = torch
+        engines = {name: replace(one, kinds_s=apart) for name, one in engines.items()}
     data = as_data(engines, shares, calibrations)
     kept.FILE.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    rest = [one for one in cells if one not in mine and one not in theirs]
+    rest = [one for one in cells if one not in mine]
     held = [
         HeldOut(f"{engine}, of the results fitted on", same, bench)
         for engine, same in grouped(rest, lambda one: one.engine).items()
@@ -809,7 +852,9 @@ def main() -> None:
     if unseen := [one for one in few if one not in seen]:
         held.append(HeldOut("torch, of the results of `--few`", unseen, bench))
     for text in asked.held_out:
-        held += _held_out(text, bench, engines)
+        for one in _held_out(text, bench, engines):
+            unseen = [cell for cell in one.cells if cell not in theirs]
+            held.append(replace(one, cells=unseen))
     tables = [page(held, engines)]
     if asked.published:
         tables.append(published(asked.published, bench, engines["vllm"]))

@@ -102,6 +102,20 @@ def ceilings(table: pa.Table | None, device_name: str | None) -> Ceilings | None
     return Ceilings(max(moved) * 1e9, flops, cache, CALIBRATED)
 
 
+def fp8_stream(table: pa.Table, device_name: str) -> float | None:
+    """The rate at which products of few rows read weights in FP8, over that in bfloat16: of the
+    most rows that were measured, and of several devices the fastest. None where it was not
+    measured."""
+    rates: dict[str, dict[int, float]] = {"bfloat16": {}, "float8_e4m3fn": {}}
+    for one in FABRIC.rows(table):
+        if (one.device_name, one.kind) == (device_name, "decode_gemm") and one.dtype in rates:
+            of_dtype, rows = rates[one.dtype], int(one.op.removeprefix("m"))
+            of_dtype[rows] = max(of_dtype.get(rows, 0.0), one.algbw or 0.0)
+    plain, fp8 = rates.values()
+    most = max(plain.keys() & fp8.keys(), default=None)
+    return fp8[most] / plain[most] if most and plain[most] else None
+
+
 def statistic(rows: Sequence[FabricRow]) -> str:
     """What of their samples the times of a calibration are, in words."""
     found = sorted({(one.percentile, one.samples) for one in rows if one.samples})

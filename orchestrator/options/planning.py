@@ -109,7 +109,7 @@ LENGTH_OPTIONS = (
 CHUNK_OPTION = click.option(
     "--chunked-prefill-size",
     metavar="N|off",
-    help="Prompt tokens of a forward pass. [torch: 2048; vllm: 16384]",
+    help="Prompt tokens of a forward pass. [torch: 2048; vllm: 8192]",
 )
 ARRIVAL_OPTIONS = (
     *RATE_OPTIONS,

@@ -37,11 +37,11 @@ def of_table(table: pa.Table, gpu: str) -> Calibration | None:
     """The calibration of one kind of GPU; None where it is of others."""
     device = next((one for one in fabric.devices(table) if name_of(one) == gpu), None)
     ceilings = fabric.ceilings(table, device) if device else None
-    if ceilings is None or ceilings.source != CALIBRATED:
+    if device is None or ceilings is None or ceilings.source != CALIBRATED:
         return None
     curves = tuple(
         Curve(op, ranks, mode, points)
         for (op, ranks, mode), points in fabric.times(table).items()
         if op in OPERATIONS
     )
-    return Calibration(ceilings, curves, "measured")
+    return Calibration(ceilings, curves, "measured", fabric.fp8_stream(table, device))

@@ -14,6 +14,8 @@ from orchestrator.analysis.roofline import CALIBRATED, Ceilings
 from orchestrator.errors import UserError
 from orchestrator.predict.hardware import Attainable, Calibration, Curve
 
+# What an engine sums over tp with beside NCCL and `hardware.CUSTOM`: `strategies.peer_sums`.
+PEERS = "peers"
 FILE = Path(__file__).with_name("factors.json")
 # What a prediction has an interval of.
 METRICS = ("output_throughput", "ttft_ms", "tpot_ms")
@@ -61,9 +63,11 @@ class EngineFactors:
     prompts and decoded tokens never share a pass. graph_tokens: most tokens of a pass with prompts
     that runs in a graph. prefill_tokens: most prompt tokens of a pass, unless it is said.
     idle_power, busy_power: shares of a GPU's power limit, the second one while it computes; None:
-    not fitted. half_width: metric -> log-ratio, see `interval.estimate`. peer_sums: whether it sums
-    over tp through memory of the GPUs where NVLink joins them. few: None: it has no other kernels
-    for few tokens.
+    not fitted. half_width: metric -> log-ratio, see `interval.estimate`. sums: what it sums over tp
+    with where NVLink joins the GPUs. norm_s: of a norm that is in the kernel of the sum before it,
+    which counts as communication, and else is one of the small kernels. kinds_s: of a layer, by
+    which kernels of one kind differ from what the factors of another kind say. few: None: it has no
+    other kernels for few tokens.
     """
 
     engine: str
@@ -87,7 +91,9 @@ class EngineFactors:
     half_width: Mapping[str, float]
     fitted: Fitted
     provenance: str
-    peer_sums: bool = False
+    sums: str = "nccl"
+    norm_s: float = 0.0
+    kinds_s: float = 0.0
     few: Few | None = None
 
 
@@ -134,4 +140,4 @@ def _calibration(data: Mapping[str, Any]) -> Calibration:
         for one in data["curves"]
     )
     stated = Ceilings(data["hbm"], data["flops"], data["cache_bytes"], CALIBRATED)
-    return Calibration(stated, curves, data["source"])
+    return Calibration(stated, curves, data["source"], data["fp8_stream"])

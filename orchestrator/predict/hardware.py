@@ -27,6 +27,10 @@ STEP_S = {"nvlink": 0.6e-6, "pcie": 1.0e-6, "network": 2.7e-6}
 # 4xh100.
 PEER_SUM_S, PEER_SUM_RANK_S = 2.1e-6, 0.35e-6
 MORE_S = {TWO_SHOT: 0.9e-6, FLAGGED: 0.2e-6}
+# What vLLM sums with by itself, and of so many ranks its largest message whose sum has the norm
+# behind it in the same kernel: on Hopper, by allreduce_rms_fusion.py of vLLM 0.24.
+CUSTOM = "custom"
+FUSED_BYTES = {2: 64 << 20, 4: 2 << 20, 8: 1 << 19}
 GRAPH, EAGER = "graph", "eager"
 SHEET = "data sheet"
 
@@ -93,7 +97,7 @@ class Fabric:
     def _line(self, op: str, ranks: int, most: int) -> Curve:
         assert self.link is not None, "the link is known"
         rate = self.link.bandwidth / bus_factor(op, ranks)
-        latency = PEER_SUM_S + ranks * PEER_SUM_RANK_S + MORE_S.get(op, 0.0)
+        latency = _one_shot_s(ranks) + MORE_S.get(op, 0.0)
         sizes = (most / 2**power for power in range(9, -1, -1))
         return Curve(op, ranks, GRAPH, tuple((size, latency + size / rate) for size in sizes))
 
@@ -106,6 +110,15 @@ class Fabric:
             return None
         like = size * bus_factor(op, span.ranks) / bus_factor(op, measured.ranks)
         return interpolated(measured.points, like)
+
+    def fused_sum_seconds(self, kind: str, span: Span, size: float) -> float | None:
+        """Seconds of one all-reduce of vLLM, without the norm that its kernel has: in one shot, as
+        each rank sends its message to all others, and nothing with it. None where NCCL sums."""
+        ranks, is_joined = span.ranks, span.nodes == span.islands == 1 and self.nvlink
+        small = kind == CUSTOM and size <= FUSED_BYTES.get(ranks, -1)
+        if not (small and is_joined and self.link):
+            return None
+        return _one_shot_s(ranks) + (ranks - 1) * size / self.link.bandwidth
 
     def seconds(self, op: str, span: Span, size: float, mode: str) -> float | None:
         """Seconds of one collective with a message of `size` bytes; None where a link is not known.
@@ -146,6 +159,11 @@ class Fabric:
         return latency + size * bus_factor(op, ranks) / slowest
 
 
+def _one_shot_s(ranks: int) -> float:
+    """Latency of an all-reduce in one shot."""
+    return PEER_SUM_S + ranks * PEER_SUM_RANK_S
+
+
 def steps(op: str, ranks: int) -> int:
     """Steps of a ring, one after another: tuning.cc of NCCL."""
     ring = {"all_reduce": 2 * (ranks - 1), "all_gather": ranks - 1, "reduce_scatter": ranks - 1}
@@ -168,7 +186,8 @@ def interpolated(points: Points, size: float) -> float:
 @dataclass(frozen=True, slots=True)
 class Hardware:
     """GPUs of one kind. ceilings: rates that are reached, not those of a data sheet. memory_bytes,
-    power_w: None where no source is known. sources: figure -> where it comes from."""
+    power_w: None where no source is known. sources: figure -> where it comes from. fp8_stream: as
+    in `Calibration`."""
 
     name: str
     ceilings: Ceilings
@@ -177,6 +196,7 @@ class Hardware:
     fabric: Fabric
     gpus_per_node: int = 8
     sources: Mapping[str, str] = field(default_factory=dict)
+    fp8_stream: float = 1.0
 
     def with_network(self, bytes_s: float) -> Hardware:
         """The same with a network card of so many bytes a second for each GPU."""
@@ -188,20 +208,24 @@ class Hardware:
 @dataclass(frozen=True, slots=True)
 class Attainable:
     """Shares of a data sheet's rates that calibrations reach; of the memory, of arithmetic, of
-    NVLink's one direction."""
+    NVLink's one direction. fp8_stream: the mean of theirs."""
 
     memory: float
     flops: float
     link: float
+    fp8_stream: float
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What `orchestrator calibrate` measured of one kind of GPU."""
+    """What `orchestrator calibrate` measured of one kind of GPU. fp8_stream: the rate at which the
+    library's product of few rows reads weights in FP8, over that of bfloat16; None: not
+    measured."""
 
     ceilings: Ceilings
     curves: tuple[Curve, ...]
     source: str
+    fp8_stream: float | None = None
 
 
 def find(gpu: str) -> tuple[str, Sheet]:
@@ -234,6 +258,7 @@ def of_sheet(
         power_w=sheet.power,
         fabric=_fabric(sheet, attainable, measured),
         gpus_per_node=gpus_per_node or sheet.node,
+        fp8_stream=(measured and measured.fp8_stream) or attainable.fp8_stream,
         sources={
             "rates": source,
             "memory": f"{SHEET}, as nvidia-smi gives it" if sheet.usable else SHEET,

@@ -75,6 +75,11 @@ def outside_few(setting: Setting, requests: int) -> tuple[str, ...]:
     return tuple(found)
 
 
+def has_other_kernels(setting: Setting) -> bool:
+    """Whether matrices or KV are of a type whose kernels no factor was fitted on."""
+    return setting.placed.precision.name not in setting.factors.fitted.quantizations
+
+
 def seen_of(setting: Setting, lengths: Lengths, requests: int) -> dict[str, float]:
     """What factors are fitted over; see `factors.Fitted`. requests: of one replica."""
     placed, rows = setting.placed, requests / micro_batches(setting, requests)
@@ -93,7 +98,7 @@ def _outside(setting: Setting, seen: Mapping[str, float]) -> Iterator[str]:
     fitted, placed = setting.factors.fitted, setting.placed
     if placed.hardware.name not in fitted.gpus:
         yield f"GPU {placed.hardware.name}, fitted on {', '.join(fitted.gpus)}"
-    if placed.precision.name not in fitted.quantizations:
+    if has_other_kernels(setting):
         yield f"quantization {placed.precision.name}"
     if any(span.nodes > 1 for span in placed.groups.values()):
         yield "several nodes"

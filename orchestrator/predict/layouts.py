@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.node import datasheet
-from orchestrator.predict.factors import EngineFactors
+from orchestrator.predict.factors import PEERS, EngineFactors
 from orchestrator.predict.hardware import Hardware
 from orchestrator.predict.load import Asked
 from orchestrator.predict.passes import Placed, Setting
@@ -115,12 +115,14 @@ def _setting(case: Case, layout: Layout) -> Setting:
 
 
 def _allreduce(case: Case, layout: Layout) -> str:
-    """What the engine by itself sums over tp with: memory of the GPUs where NVLink joins them."""
+    """What the engine by itself sums over tp with: NCCL where NVLink does not join the GPUs."""
     fabric, ranks = case.hardware.fabric, layout.placement.num_ranks
     joined = min(case.hardware.gpus_per_node, fabric.joined or ranks)
     is_linked = fabric.nvlink and ranks <= joined
-    tp = layout.placement.degree("tp")
-    return kind_for(tp) if case.factors.peer_sums and is_linked and tp in RANKS else "nccl"
+    tp, sums = layout.placement.degree("tp"), case.factors.sums
+    if not is_linked or tp not in RANKS:
+        return "nccl"
+    return kind_for(tp) if sums == PEERS else sums
 
 
 def dominates(one: Prediction, other: Prediction) -> bool:

@@ -6,16 +6,18 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from orchestrator.analysis.roofline import Rates, Stage, stages_of
 from orchestrator.predict.factors import EngineFactors, Few
 from orchestrator.predict.hardware import EAGER, GRAPH, Hardware, Span
 from orchestrator.predict.parts import Parts
 from strategies.memory import Budget
+from strategies.peer_sums import way_of
 from strategies.placement import Placement
 from strategies.precision import Precision
 from strategies.shapes import ModelShape
-from strategies.traffic import Traffic, step
+from strategies.traffic import FLAGGED, ONE_SHOT, Traffic, step
 
 DECODE, PREFILL = "decode", "prefill"
 # What a rank waits for in these is another stage: bubble, and no transfer of its own.
@@ -24,6 +26,15 @@ OF_OTHERS = frozenset({"recv"})
 
 class UnknownLink(Exception):
     """A collective crosses a link of which nothing is known; says which."""
+
+
+class Moved(NamedTuple):
+    """Of a pass. seconds: in which data move, with nothing in the way. calls: collectives that wait
+    for a last rank. fused: of these, sums whose kernels have the norm behind them."""
+
+    seconds: float
+    calls: int
+    fused: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,26 +139,36 @@ class Placed:
         return {}
 
     @cached_property
-    def _transfers(self) -> dict[tuple[int, int, int, str], tuple[float, int]]:
+    def _transfers(self) -> dict[tuple[int, int, int, str], Moved]:
         return {}
 
-    def transfer(self, index: int, work: Work, mode: str) -> tuple[float, int]:
-        """Seconds in which data move, with nothing in the way, and collectives that wait for a last
-        rank. Raises UnknownLink."""
+    def transfer(self, index: int, work: Work, mode: str) -> Moved:
+        """What the collectives of a pass take. Raises UnknownLink."""
         tokens, sampled = max(round(work.tokens), 1), max(round(work.sampled), 1)
         key = (index, tokens, sampled, mode)
         if key not in self._transfers:
             self._transfers[key] = self._transfer(*key)
         return self._transfers[key]
 
-    def _transfer(self, index: int, tokens: int, sampled: int, mode: str) -> tuple[float, int]:
-        rank, seconds, calls = self.placement.rank_at({"pp": index}), 0.0, 0
+    def _transfer(self, index: int, tokens: int, sampled: int, mode: str) -> Moved:
+        rank, seconds, calls, fused = self.placement.rank_at({"pp": index}), 0.0, 0, 0
         width = self.precision.dtype_bytes
         for one in step(self.placement, self.model, rank, tokens, sampled, width):
             if one.op not in OF_OTHERS:
                 seconds += one.calls * self._each(index, one, mode)
                 calls += one.calls if one.axis == "tp" else 0
-        return seconds, calls
+                fused += one.calls if self._has_norm(one) else 0
+        return Moved(seconds, calls, fused)
+
+    def _has_norm(self, one: Traffic) -> bool:
+        """Whether it is a sum whose kernel has the norm behind it: one of vLLM's, and one-shot
+        between two."""
+        if not _is_sum(one):
+            return False
+        span, size = self.groups[one.axis], one.bytes / one.calls
+        ours = span.ranks == 2 and way_of(self.allreduce, 2, size) in (ONE_SHOT, FLAGGED)
+        theirs = self.hardware.fabric.fused_sum_seconds(self.allreduce, span, size)
+        return ours or theirs is not None
 
     def _each(self, index: int, one: Traffic, mode: str) -> float:
         span = self.groups[one.axis]
@@ -155,8 +176,10 @@ class Placed:
             _, nodes, islands = self.hops[index]
             span = Span(span.ranks, nodes, islands)
         fabric, size = self.hardware.fabric, one.bytes / one.calls
-        if (one.op, one.axis) == ("all_reduce", "tp"):
-            found = fabric.peer_sum_seconds(self.allreduce, span, size)
+        if _is_sum(one):
+            ways = (fabric.peer_sum_seconds, fabric.fused_sum_seconds)
+            known = (way(self.allreduce, span, size) for way in ways)
+            found = next((seconds for seconds in known if seconds is not None), None)
             if found is not None:
                 return found
         found = fabric.seconds(one.op, span, size, mode)
@@ -208,21 +231,30 @@ class Setting:
         has = placed.early and placed.precision.dtype_bytes == 2
         return few if few and has and tokens <= few.rows else None
 
+    def _library(self, work: Work) -> float:
+        """By how much the library's products in FP8 stream slower than those in 16 bits. This
+        project's own kernels read few rows of either alike; of vLLM's nothing is known."""
+        few, placed = self.factors.few, self.placed
+        is_its = few is not None and work.tokens > few.rows
+        return placed.hardware.fp8_stream if is_its and placed.precision.is_fp8(work.phase) else 1.0
+
     def _pass(self, index: int, work: Work) -> Parts:
         factors = self.factors
         eager = work.phase == PREFILL and work.tokens > factors.graph_tokens
-        transfer, calls = self.placed.transfer(index, work, EAGER if eager else GRAPH)
+        moved = self.placed.transfer(index, work, EAGER if eager else GRAPH)
         few = self.few(work.tokens) or factors
         gap_s = factors.eager_gap_s if eager else few.gap_s
+        norms = moved.fused * factors.norm_s
         around = Parts(
-            transfer=transfer * factors.collective,
-            wait=calls * factors.skew_s,
+            transfer=moved.seconds * factors.collective + norms,
+            wait=moved.calls * factors.skew_s,
             gaps=self.placed.layers[index] * gap_s,
         )
-        return self._compute(index, work) + around
+        return self._compute(index, work, norms) + around
 
-    def _compute(self, index: int, work: Work) -> Parts:
-        """Matrices, attention and small kernels, one after another.
+    def _compute(self, index: int, work: Work, norms: float) -> Parts:
+        """Matrices, attention and small kernels, one after another, without `norms`: seconds of
+        those that are in the kernels of sums.
 
         Streaming weights and computing with them overlap, but not wholly: (a^p + b^p)^(1/p), which
         is the roofline's maximum for a large p and the sum for p = 1.
@@ -235,12 +267,17 @@ class Setting:
         products = (work.tokens * stage.token_flops + work.sampled * stage.head_flops) / rates.flops
         attention = work.pairs * stage.attention_flops / rates.flops
         power = factors.overlap
-        streaming, computing = weights / few.stream, products / factors.math
+        streaming = weights / (few.stream * self._library(work))
+        computing = products / factors.math
         matrices = (streaming**power + computing**power) ** (1 / power)
         spent = matrices + kv / factors.kv + attention / factors.math
-        spent += self.placed.layers[index] * few.layer_s
+        spent += max(self.placed.layers[index] * few.layer_s - norms, 0.0)
         arithmetic = max(products + attention - weights - kv, 0.0)
         return Parts(weights, kv, arithmetic, spent - weights - kv - arithmetic)
+
+
+def _is_sum(one: Traffic) -> bool:
+    return (one.op, one.axis) == ("all_reduce", "tp")
 
 
 def _span(placement: Placement, axis: str, size: int) -> int:

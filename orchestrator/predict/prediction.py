@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from orchestrator.plan.fitting import shortage
-from orchestrator.predict.interval import Estimate, estimate, if_known, outside, outside_few
+from orchestrator.predict.interval import (
+    Estimate,
+    estimate,
+    has_other_kernels,
+    if_known,
+    outside,
+    outside_few,
+)
 from orchestrator.predict.load import Asked
 from orchestrator.predict.outcome import Outcome, outcome
 from orchestrator.predict.parts import TINY, Parts
@@ -98,12 +105,49 @@ class NoPrediction:
 
 def predict(setting: Setting, name: str, asked: Asked) -> Prediction | NoPrediction:
     """Predict the layout of that name, or say why not."""
-    found, by_line = _predict(setting, name, asked), with_sums(setting)
-    if by_line is setting or isinstance(found, NoPrediction):
+    found = _predict(setting, name, asked)
+    if isinstance(found, NoPrediction):
         return found
-    other = _predict(by_line, name, asked)
-    assert isinstance(other, Prediction), "the same with other times of collectives"
-    return _reaching(other, found)
+    by_line = with_sums(setting)
+    if by_line is not setting:
+        other = _predict(by_line, name, asked)
+        assert isinstance(other, Prediction), "the same with other times of collectives"
+        found = _reaching(other, found)
+    if not has_other_kernels(setting):
+        return found
+    slower = _predict(with_sums(_slower(setting)), name, asked)
+    assert isinstance(slower, Prediction), "the same with longer layers"
+    return _widened(found, slower)
+
+
+def _slower(setting: Setting) -> Setting:
+    """The same whose layers take longer by what kinds of kernels differ by."""
+    factors, few = setting.factors, setting.factors.few
+    longer = few and replace(few, layer_s=few.layer_s + factors.kinds_s)
+    layer_s = factors.layer_s + factors.kinds_s
+    return Setting(setting.placed, replace(factors, layer_s=layer_s, few=longer))
+
+
+def _widened(one: Prediction, other: Prediction) -> Prediction:
+    """The same with each interval wider, both ways, by the ratio of the values of the two."""
+    speed, tpot, ttft = one.output_throughput, one.tpot_ms, one.ttft_ms
+    pace = speed.value / other.output_throughput.value
+    return replace(
+        one,
+        output_throughput=_times(speed, pace),
+        ttft_ms=ttft and other.ttft_ms and _times(ttft, other.ttft_ms.value / ttft.value),
+        tpot_ms=_times(tpot, other.tpot_ms.value / tpot.value if tpot.value else 1.0),
+        joules_per_output_token=_if(one.joules_per_output_token, pace),
+        cost_per_million_tokens=_if(one.cost_per_million_tokens, pace),
+    )
+
+
+def _if(one: Estimate | None, ratio: float) -> Estimate | None:
+    return one and _times(one, ratio)
+
+
+def _times(one: Estimate, ratio: float) -> Estimate:
+    return replace(one, low=one.low / ratio, high=one.high * ratio)
 
 
 def with_sums(setting: Setting) -> Setting:

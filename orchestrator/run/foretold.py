@@ -11,7 +11,7 @@ from orchestrator.experiment import Cell, Experiment, is_changed
 from orchestrator.node import datasheet
 from orchestrator.predict import factors
 from orchestrator.predict.calibrated import of_table
-from orchestrator.predict.factors import EngineFactors
+from orchestrator.predict.factors import PEERS, EngineFactors
 from orchestrator.predict.hardware import of_sheet
 from orchestrator.predict.interval import Estimate
 from orchestrator.predict.load import Arrival, Asked
@@ -44,7 +44,8 @@ def foretold(
     measured = measured or known.calibrations.get(gpu)
     hardware = of_sheet(gpu, known.attainable, measured, plan.placement.num_ranks)
     mine = known.engines[engine]
-    sums = plan.switches.allreduce or "nccl"
+    own = "nccl" if mine.sums == PEERS else mine.sums  # an engine that settles it by itself
+    sums = plan.switches.allreduce or own
     early = (plan.switches.products, plan.switches.pdl) == ("triton", "on")
     placed = Placed(plan.placement, plan.model, plan.precision, hardware, sums, early)
     found = predict(Setting(placed, mine), plan.layout, _asked(experiment, plan, work, mine))

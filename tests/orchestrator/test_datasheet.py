@@ -140,7 +140,7 @@ def test_an_unknown_card_is_refused_with_the_nearest_name():
 
 def test_a_card_whose_rates_are_not_known_is_refused_with_what_to_do():
     with pytest.raises(UserError, match="of RTX 5090 D is known; use another --gpu"):
-        of_sheet("rtx 5090 d", Attainable(0.9, 0.7, 0.8), None)
+        of_sheet("rtx 5090 d", Attainable(0.9, 0.7, 0.8, 0.9), None)
 
 
 def test_what_programs_see_of_a_memory_is_less_than_makers_write():

@@ -167,8 +167,46 @@ def test_only_two_gpus_and_few_requests_are_fitted_on(bench: ModuleType) -> None
 def test_communication_that_shares_a_kernel_with_other_work_counts(bench: ModuleType) -> None:
     parts = {"transfer_ms": 0.01, "wait_ms": 0.15, "fused_ms": 0.65}
     assert bench.communication_ms(cell(bench, "tp4", 1, parts)) == pytest.approx(0.81)
+    fused = bench.observed(cell(bench, "tp4", 1, parts))
+    assert fused["transfer_ms"][0] == pytest.approx(0.66)  # all but the wait
     apart = cell(bench, "tp4", 1, {"transfer_ms": 1.0, "wait_ms": 0.5})
     assert bench.observed(apart)["comm_ms"][0] == 1.5
+
+
+def test_kinds_of_kernels_differ_by_the_most_that_one_is_off_by_the_factors_of_another(
+    bench: ModuleType,
+) -> None:
+    by, torch = predictor(bench), factors.load().of("torch")
+    few = replace(torch, few=replace(torch.few, layer_s=torch.layer_s, stream=torch.stream))
+    plain, early = cell(bench, "tp1", 1), replace(cell(bench, "tp1", 1), early=True)
+    plain, early = (
+        replace(one, measured={"decode_ms": by.predicted(one, few)["decode_ms"]})
+        for one in (plain, early)
+    )
+    # they differ by nothing but gaps
+    found = bench.kinds_s(by, [plain], [early], few)
+    assert found == pytest.approx(few.gap_s - few.few.gap_s)
+    late = replace(plain, measured={"decode_ms": plain.measured["decode_ms"] + 32 * 10e-3})
+    assert bench.kinds_s(by, [late], [early], few) == pytest.approx(found + 10e-6)  # 32 layers
+
+
+def test_a_cell_has_the_prompt_tokens_of_its_run(bench: ModuleType) -> None:
+    """Of vLLM by itself, of a run that asked for some, and of another one's rows."""
+    own, asked = ("engines-qwen2.5-32b", "4xh200"), ("engines-qwen2.5-32b", "2xh100")
+    vllm = factors.load().of("vllm")
+    for (name, node), tokens in ((own, 8192), (asked, 2048)):
+        cells = bench.cells_of(ROOT / "docs" / "results" / node / name)
+        of = {predictor(bench).asked(one, vllm).lengths.prefill_tokens for one in cells}
+        assert tokens in of
+        assert of <= {2048, tokens}  # torch's
+    rows = bench.peers_of(ROOT / "benchmarks" / "peers-2xh200.csv", "H200")
+    assert {predictor(bench).asked(one, vllm).lengths.prefill_tokens for one in rows} == {16384}
+
+
+def test_results_from_before_a_switch_say_what_vllm_sums_with(bench: ModuleType) -> None:
+    folder = ROOT / "docs" / "results" / "2xh100" / "engines-qwen2.5-32b"
+    kinds = {(one.engine, one.allreduce) for one in bench.cells_of(folder)}
+    assert kinds == {("torch", "nccl"), ("vllm", "custom")}
 
 
 def test_a_check_prints_each_cell_and_writes_nothing(

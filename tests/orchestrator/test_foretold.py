@@ -61,7 +61,7 @@ def test_a_run_on_gpus_is_predicted_before_it_is_made(calibrated: bool) -> None:
 def test_a_run_of_vllm_is_predicted_with_the_prompt_tokens_that_are_asked_for() -> None:
     own, same, small, whole = (
         said(run_by="vllm", max_concurrency="100", chunked_prefill_size=size)
-        for size in (None, 16384, 2048, "off")
+        for size in (None, 8192, 2048, "off")
     )
     assert None not in (own.output_throughput, small.output_throughput)
     assert own == same

@@ -9,6 +9,7 @@ import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from orchestrator import cli
@@ -56,6 +57,25 @@ def test_the_page_says_how_many_published_figures_lie_in_their_interval() -> Non
     assert said is not None
     assert [int(number) for number in said.groups()] == [sum(inside), len(inside)]
     assert not any(measured < low for measured, low, _ in found)  # outside are those too fast
+
+
+@pytest.mark.parametrize("engine", ["torch", "vllm"])
+def test_the_page_reaches_what_predictions_are_to_reach(engine: str) -> None:
+    """Over all cells of an engine that nothing was fitted on."""
+    page = (ROOT / "docs" / "predictions.md").read_text(encoding="utf-8")
+    for metric, most in (("throughput", 10), ("TTFT", 20), ("TPOT", 10)):
+        row = rf"\*\*{engine}, all\*\* \| {metric} \| (\d+) \| ([\d.]+) \| .*? \| (\d+) of (\d+) \["
+        cells, error, inside, count = map(float, re.findall(row, page)[0])
+        assert error <= most
+        assert inside >= 0.9 * count == 0.9 * cells
+    (communication,) = re.findall(rf"[:;]\s{engine} ([\d.]+)% of \d+,", page)
+    assert float(communication) <= 15
+    alone, pipelines = (
+        float(re.findall(rf"\| {engine}, {kind} \| \d+ \| ([\d.]+)", page)[0])
+        for kind in ("tp alone", "with pp")
+    )
+    # of vLLM's the page says what they are off by, and why
+    assert pipelines <= alone or f"off by {pipelines}% of TPOT" in page
 
 
 def test_the_lines_against_concurrency_are_those_of_now() -> None:

@@ -81,13 +81,13 @@ class Trainer:
         self.updates = 0
         self._scaling = Scaling() if asked.dtype == "float16" else None
         sums = any(isinstance(module, DistributedDataParallel) for module in self.modules)
+        if sums:
+            self._settle_buckets()
         fusion = plan.switches.fusion
         fused = fusion == "on" or (device.type == "cuda" and fusion != "off")
         self.optimizer = Optimizer(
             self.stages, fused, keeps=sums, offloads=asked.offload == "optimizer"
         )
-        if sums:
-            self._settle_buckets()
 
     @property
     def replica(self) -> int:
