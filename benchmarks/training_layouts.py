@@ -9,8 +9,8 @@ techniques change; or on one GPU.
 Calls `orchestrator` only, and prints every call. Sequences of 4096 tokens, eight in a step. Of an
 8B every layout but dp2 fits on two H200 with two sequences at once; on two H100 it fits only with
 checkpointing, and a 3B with one sequence at once fits under every layout without. One GPU trains
-that 3B. The parts, each in a folder of its own below --result-dir, which is for one number of GPUs,
-model and size of micro-batch:
+that 3B. All results are in --result-dir, and a part trains nothing again that another one has
+trained. The parts:
 
     layouts     nothing is recomputed; layers are compiled where the engine can
     recomputed  the same with activation checkpointing, which takes less memory
@@ -67,9 +67,7 @@ def main() -> int:
     calls = Calls()
     status = run_all(commands(asked), asked, calls.done)
     if not asked.dry_run:
-        for part in asked.parts:
-            if (folder := asked.result_dir / part).is_dir():
-                subprocess.run([*ORCHESTRATOR, "compare", str(folder)], check=False)
+        subprocess.run([*ORCHESTRATOR, "compare", str(asked.result_dir)], check=False)
     return status or (FAILED if calls.failed else 0)
 
 
@@ -107,12 +105,11 @@ def commands(asked: argparse.Namespace) -> Iterator[tuple[str, ...]]:
     fields = ("model", "global_batch_size", "micro_batch_size", "seq_len", "steps", "timeout")
     given = [(f"--{name.replace('_', '-')}", str(getattr(asked, name))) for name in fields]
     often = (*chain(*given), "--num-starts", str(asked.starts))
-    for part in asked.parts:
-        for layout, options in PARTS[asked.gpus][part]:
-            verb = "ablate" if "--technique" in options else "submit"
-            where = ("--result-dir", str(asked.result_dir / part))
-            # The options of a call come last, and so before what holds for all of them.
-            yield (verb, *LOAD, "--strategy", layout, *often, *where, *options)
+    where = ("--result-dir", str(asked.result_dir))
+    for layout, options in chain(*(PARTS[asked.gpus][part] for part in asked.parts)):
+        verb = "ablate" if "--technique" in options else "submit"
+        # The options of a call come last, and so before what holds for all of them.
+        yield (verb, *LOAD, "--strategy", layout, *often, *where, *options)
 
 
 ON_ONE: Parts = {
