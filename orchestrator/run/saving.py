@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from orchestrator.analysis.training.rows import states_reason
 from orchestrator.cluster.failures import RunFailed
 from orchestrator.experiment import Run
 from orchestrator.plan.deployments import PlannedCell
@@ -54,7 +53,7 @@ def keep_state(session: Session, run: Run, cell: PlannedCell) -> None:
         job.store.write_failure(f"{run.name}.state", failure.detail)
         tell_states(session, cell, failure.reason)
         return
-    tell_states(session, cell, states_reason(reports))
+    tell_states(session, cell, reports[0].training and reports[0].training.states_reason)
 
 
 def tell_states(session: Session, cell: PlannedCell, reason: str | None) -> None:

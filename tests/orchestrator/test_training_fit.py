@@ -43,6 +43,14 @@ def test_a_gpu_that_is_too_small_is_refused_with_the_split() -> None:
     planned("fsdp2", "cuda", gpus(2, 141))
 
 
+def test_layers_are_counted_as_they_are_asked_for() -> None:
+    step = {"micro_batch_size": 2, "global_batch_size": 8}
+    planned("fsdp2", "cuda", gpus(2, 112), fusion="on", **step)
+    for fusion in ("auto", "off"):
+        with pytest.raises(UserError, match=r"a GPU would take 131.9 GB .* 65.5 GB of activations"):
+            planned("fsdp2", "cuda", gpus(2, 112), fusion=fusion, **step)
+
+
 def test_what_is_asked_already_is_not_advised() -> None:
     with pytest.raises(UserError, match=r"zero\), or give a smaller micro-batch$"):
         planned("dp2", "cuda", gpus(2, 80), micro_batch_size=2, activation_checkpointing="full")

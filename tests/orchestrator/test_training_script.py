@@ -91,6 +91,13 @@ def test_an_8b_fits_on_gpus_of_80_gb_where_layers_are_recomputed_and_all_is_cut(
     assert fitting == {"fsdp2", "tp2", "pp2", "dp2zero3"}
 
 
+def test_an_8b_fits_on_gpus_of_80_gb_with_nothing_recomputed_where_layers_are_cut_over_tp(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = asked(monkeypatch, "--parts", "layouts", "--micro-batch-size", "1")
+    assert {call[call.index("--strategy") + 1] for call in calls if fits(call)} == {"tp2"}
+
+
 def fits(call: tuple[str, ...]) -> bool:
     """Whether a layout fits on GPUs of as much memory as an H100 says to have."""
     given = dict(itertools.pairwise(call))
@@ -100,6 +107,7 @@ def fits(call: tuple[str, ...]) -> bool:
         micro_batch_size=int(given["--micro-batch-size"]),
         precision="bf16",
         activation_checkpointing=given.get("--activation-checkpointing", "off"),  # type: ignore[arg-type]
+        compiles=given.get("--fusion") == "on",
     )
     model = resolve(given["--model"], "dummy").shape
     gpus = Topology.uniform(1 if given["--strategy"] == "tp1" else 2, H100)

@@ -48,6 +48,17 @@ def test_what_does_not_fit_is_said() -> None:
     assert "What fits: unknown" in explained("dp2", *LLAMA, *STEP)
 
 
+def test_compiled_layers_are_said_and_keep_less() -> None:
+    step = [*LLAMA, *STEP, "--micro-batch-size", "2", "--memory", "120GB"]
+    said = explained("fsdp2", *step, "--fusion", "on")
+    assert "llama-8b trained under fsdp2 in bf16, layers compiled: 2 ranks" in said
+    assert "It fits: the fullest rank takes 107.4 GB of 120.0 GB" in said
+    assert "It does not fit: the fullest rank takes 131.9 GB" in explained("fsdp2", *step)
+    assert "It does not fit" in explained("fsdp2", *step, "--fusion", "off")
+    both = explained("fsdp2", "tp2", *step, "--fusion", "on")
+    assert "llama-8b trained in bf16, layers compiled; an optimizer step of 16" in both
+
+
 def test_the_bubble_and_what_a_step_sends_are_said() -> None:
     said = explained("tp2pp2", *LLAMA, *STEP)
     assert "16 sequences of 4096 tokens, 16 x 1 a replica; 48.2 GFLOP a token" in said

@@ -19,6 +19,7 @@ from orchestrator.analysis.training.comparison import findings_of
 from orchestrator.analysis.training.observed import observed_in
 from orchestrator.cli import main
 from orchestrator.report.training.page import parts_shown, render_html
+from orchestrator.report.training.predicted import predictions
 from orchestrator.report.training.verdict import verdicts_of
 
 CHARTS = ("step", "memory", "loss")
@@ -269,3 +270,10 @@ def test_a_chart_prints_on_one_page_with_its_heading(chromium: Chromium, page: P
     for chart in CHARTS:
         height = chromium.evaluate(f"document.getElementById('{chart}').offsetHeight")
         assert 0 < height < PAPER_HEIGHT, chart
+
+
+def test_what_was_to_be_taken_is_of_layers_as_they_were_compiled() -> None:
+    folder = Path(__file__).resolve().parents[2] / "docs/results/2xh200/training-llama-8b/layouts"
+    found = predictions([folder], findings_of([folder]).comparison)
+    said = {cell.strategy: round(taken.total / 1e9, 1) for cell, taken in found.items()}
+    assert said == {"fsdp2": 107.4, "tp2": 93.2, "pp2": 101.6}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from functools import partial
 
 import pytest
+import torch
 from layouts_inputs import shape
 from pipeline_orders import SCHEDULES, most_in_flight, order_of
-from saved import taken
+from saved import kept_compiled, taken
 
 from strategies import ModelShape, Placement, Topology, TrainingLoad, plan_layout
 from strategies.shapes import Checkpointing, Schedule, TrainingPrecision
 from strategies.training import TrainingMemory, fullest, training_memory
-from strategies.training.activations import in_flight, kept_bytes, layer_bytes
+from strategies.training.activations import in_flight, kept_bytes, layer_bytes, loss_bytes
 
 GB, GIB = 10**9, 1 << 30
 LLAMA_8B = ModelShape(
@@ -21,6 +24,10 @@ LLAMA_8B = ModelShape(
 QWEN_14B = ModelShape(
     "qwen2.5-14b", "qwen2", 5120, 48, 40, 8, 128, 13824, 152064, 131072, 1e-5, 1e6, qkv_bias=True
 )  # fmt: skip
+COMPILED = ModelShape(
+    "small", "llama", 64, 1, 4, 2, 16, 224, 512, 4096, 1e-5, 1e4
+)  # fmt: skip
+SCALES, STATE = 64, 5056  # bytes
 LOAD = TrainingLoad(seq_len=4096, global_batch_size=16)
 
 
@@ -163,6 +170,93 @@ def test_what_is_kept_is_what_torch_keeps(
     beside += 2 * width * 64 * model.head_dim + (0 if mode == "off" else 8 * 64)  # positions
     assert found == kept + beside
     assert gradients == width * model.num_parameters
+
+
+@pytest.mark.parametrize(
+    ("family", "mode", "precision"),
+    [
+        ("llama", "off", "bf16"),
+        ("llama", "off", "fp32"),
+        ("llama", "selective", "bf16"),
+        ("llama", "full", "bf16"),
+        ("qwen2", "off", "bf16"),
+        ("qwen3", "off", "bf16"),
+    ],
+)
+def test_what_a_compiled_layer_keeps_is_what_torch_keeps(
+    family: str, mode: Checkpointing, precision: TrainingPrecision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the partitioner that torch compiles with; the kernels themselves are not compiled. Where
+    attention is recomputed, the state of a generator is beside it."""
+    partitioned = partial(torch.compile, backend="aot_eager_decomp_partition")
+    monkeypatch.setattr(torch, "compile", partitioned)
+    model = replace(COMPILED, family=family, qkv_bias=family == "qwen2", qk_norm=family == "qwen3")
+    load = TrainingLoad(
+        256, 2, 2, precision=precision, activation_checkpointing=mode, compiles=True
+    )
+    found = kept_compiled(model, load)
+    expected = layer_bytes(Placement.single(model), model, load, mode)
+    assert found == expected + (STATE if mode == "full" else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="kernels are compiled")
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_so_it_is_where_its_kernels_are_compiled(family: str, precision: TrainingPrecision) -> None:
+    """In FP8 with a few scales beside it."""
+    if precision == "fp8":
+        pytest.importorskip("torchao")
+    model = replace(COMPILED, family=family, qk_norm=family == "qwen3")
+    load = TrainingLoad(256, 2, 2, precision=precision, compiles=True)
+    expected = layer_bytes(Placement.single(model), model, load, "off")
+    found = kept_compiled(model, load)
+    assert expected <= found <= expected + (SCALES if precision == "fp8" else 0)
+
+
+def test_a_compiled_layer_keeps_what_is_worked_out_by_hand() -> None:
+    """Of one token of the 8B in bf16: four tensors of 2 x 4096, two factors of 4; queries and
+    attention's output, keys and values, sums; three tensors of the MLP. Over tp two are whole. In
+    FP8 neither what norms make nor the last product's input is kept."""
+    load = replace(LOAD, compiles=True)
+    attention, mlp = 2 * 2 * 4096 + 2 * 2 * 1024 + 32 * 4, 2 * 14336
+    cut = 2 * (2 * 4096 + 4) + attention + 3 * mlp
+    assert layer_bytes(placed("tp1"), LLAMA_8B, load, "off") == 4096 * (cut + 2 * 2 * 4096)
+    assert layer_bytes(placed("tp4"), LLAMA_8B, load, "off") == 4096 * (cut // 4 + 2 * 2 * 4096)
+    eight = replace(load, precision="fp8")
+    assert layer_bytes(placed("tp1"), LLAMA_8B, eight, "off") == 4096 * (cut - mlp)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "measured", "before"),
+    [
+        ("fsdp2", "bf16", 107.43, 131.9),
+        ("tp2", "bf16", 93.83, 101.3),
+        ("pp2", "bf16", 101.61, 117.7),
+        ("fsdp2", "fp8", 95.62, 131.9),
+    ],
+)
+def test_the_peak_of_compiled_layers_is_that_of_two_gpus(
+    name: str, precision: TrainingPrecision, measured: float, before: float
+) -> None:
+    """The fullest rank of two H200, in GB: docs/results/2xh200/training-llama-8b. before: as if
+    layers were not compiled."""
+    load = TrainingLoad(4096, 8, 2, precision=precision, compiles=True)
+    assert memory(name, load=load).total / GB == pytest.approx(measured, rel=0.01)
+    eager = replace(load, compiles=False)
+    assert memory(name, load=eager).total / GB == pytest.approx(before, abs=0.05)
+
+
+def test_the_loss_takes_what_is_worked_out_by_hand() -> None:
+    """Of a logit, in bytes: three float32, over tp a fourth; compiled, two of the logits' own, but
+    over tp, where it is not compiled."""
+    compiles = replace(LOAD, compiles=True)
+    found = [
+        loss_bytes(placed(name), LLAMA_8B, load, 0) / (4096 * 128256)
+        for name in ("tp1", "tp2")
+        for load in (LOAD, compiles)
+    ]
+    assert found == [12, 4, 16 / 2, 16 / 2]
 
 
 @pytest.mark.parametrize("mode", ["off", "full", "selective"])

@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import (
@@ -19,7 +20,8 @@ from torch.utils.checkpoint import (
 )
 
 from strategies import ModelShape, TrainingLoad
-from workers.engines.training.model import attention_of
+from workers.engines.training.fp8 import use_fp8
+from workers.engines.training.model import attention_of, compiled, kept_by
 from workers.engines.transformers_config import shape_to_config
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -50,6 +52,41 @@ def taken(model: ModelShape, load: TrainingLoad) -> tuple[int, int, int]:
             loss.backward()
             gradients = _now(tracker)["Gradient"]
         return after, gradients, _now(tracker, "peak")["Total"]
+
+
+def kept_compiled(model: ModelShape, load: TrainingLoad) -> int:
+    """Bytes that a compiled layer keeps of one micro-batch, the rotation of all layers left out:
+    each memory once, whatever is packed of it."""
+    torch._dynamo.reset()
+    dtype = DTYPES.get(load.precision, torch.bfloat16)
+    made: Any = transformers.AutoModelForCausalLM.from_config(
+        shape_to_config(model), dtype=dtype, attn_implementation=attention_of(dtype)
+    )
+    made.train()
+    if load.is_fp8:
+        use_fp8(made, emulate=False)  # as on GPUs
+    size = load.micro_batch_size, load.seq_len, model.hidden_size
+    hidden = torch.zeros(size, dtype=dtype, requires_grad=True).clone()
+    positions = torch.arange(load.seq_len)[None]
+    rotation = made.model.rotary_emb(hidden, positions)
+    apart = {_memory(one) for one in (*made.parameters(), *rotation, positions)}
+    kept: dict[int, int] = {}
+    hold: list[Tensor] = []  # no memory is used twice meanwhile
+
+    def pack(one: Tensor) -> Tensor:
+        hold.append(one)
+        if _memory(one) not in apart:
+            kept[_memory(one)] = one.untyped_storage().nbytes()
+        return one
+
+    call = compiled(kept_by(load.activation_checkpointing)(made.model.layers[0].forward))
+    with saved_tensors_hooks(pack, lambda one: one):
+        call(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotation)
+    return sum(kept.values())
+
+
+def _memory(one: Tensor) -> int:
+    return one.untyped_storage().data_ptr()
 
 
 def _forward(made: Any, model: ModelShape, load: TrainingLoad) -> tuple[Tensor, Tensor]:

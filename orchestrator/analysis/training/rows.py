@@ -193,14 +193,9 @@ def trained(
             build_s=build_s,
             load_s=max(one.load_s for one in built),
             states_s=max(one.training.states_s for one in reports if one.training),
-            states_reason=states_reason(reports),
+            states_reason=next(one.training.states_reason for one in reports if one.training),
         ),
     )
-
-
-def states_reason(reports: Sequence[RankReport]) -> str | None:
-    """How many states of a run could not be written, and why; None: they all are."""
-    return next(one.training.states_reason for one in reports if one.training)
 
 
 def failed(attempt: TrainingAttempt, reason: str) -> Trained:

@@ -45,9 +45,6 @@ def _shape(model: str) -> tuple[str, ModelShape] | None:
 
 
 def _taken(shape: ModelShape, one: TrainingComparison, compiles: bool) -> TrainingMemory | None:
-    """compiles: whether layers are where nothing is changed."""
-    technique, _, value = one.cell.ablation.partition("=")
-    compiles = value == "on" if technique == "fusion" else compiles
     load, ranks = _load(one.conditions, compiles), Topology.uniform(one.conditions.num_gpus)
     try:
         layout = plan_layout(one.cell.strategy, shape, load.load, ranks)
