@@ -177,7 +177,8 @@ class TrainingLoad:
     but "fp32" keep an FP32 master copy. schedule: of a pipeline. stages_per_rank: stages that a
     rank of an interleaved pipeline has; the other schedules have one. activation_checkpointing:
     which activations are not kept for the backward pass, "cpu-offload": kept, but in main memory.
-    offload: what ZeRO keeps in main memory.
+    offload: what ZeRO keeps in main memory. compiles: whether layers are compiled, and without tp
+    the loss (`--fusion on`).
     """
 
     seq_len: int
@@ -188,6 +189,7 @@ class TrainingLoad:
     activation_checkpointing: Checkpointing = "off"
     offload: Offload = "none"
     stages_per_rank: int = 2
+    compiles: bool = False
 
     @property
     def load(self) -> Load:

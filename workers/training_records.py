@@ -126,7 +126,8 @@ class TrainingReport:
     steps: table TRAINING_STEPS, from rank 0 alone. traffic: table TRAINING_COLLECTIVES, of one
     step. weight_bytes, gradient_bytes, optimizer_bytes: what this rank keeps; of gradients, at the
     end of a backward pass, None where an engine does not say. states_s: seconds in which states
-    were written to go on from. parts, overlaps: of an observed run, tables TRAINING_PARTS and
+    were written to go on from. states_reason: how many of them could not be written, and why, as
+    rank 0 knows it. parts, overlaps: of an observed run, tables TRAINING_PARTS and
     TRAINING_OVERLAPS.
     """
 
@@ -136,5 +137,6 @@ class TrainingReport:
     gradient_bytes: int | None
     optimizer_bytes: int
     states_s: float = 0.0
+    states_reason: str | None = None
     parts: pa.Table | None = None
     overlaps: pa.Table | None = None

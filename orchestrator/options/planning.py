@@ -9,6 +9,7 @@ import click
 from orchestrator.options.comparing import Finite
 from orchestrator.options.dataset import DATASET_OPTIONS, RATE_OPTIONS
 from orchestrator.options.precision import FP8_OPTIONS, PRECISION_OPTIONS
+from orchestrator.options.switches import FUSION
 from orchestrator.options.training import EXPLAINED_TRAINING
 
 EXPLAIN_OPTIONS = (
@@ -44,6 +45,7 @@ EXPLAIN_OPTIONS = (
         help="Show the node of each rank, if so many GPUs share one.",
     ),
     *EXPLAINED_TRAINING,
+    FUSION,
 )
 NODE_OPTIONS = (
     click.option(

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import click
 
+FUSION = click.option(
+    "--fusion",
+    metavar="on|off",
+    help="One kernel for several small operations; train: layers are compiled. [on, on GPUs; "
+    "train: of the update alone]",
+)
 SWITCH_OPTIONS = (
     click.option(
         "--attention",
@@ -12,9 +18,7 @@ SWITCH_OPTIONS = (
         "[auto: triton on GPUs, sdpa on CPUs; train: cudnn]",
     ),
     click.option("--cuda-graphs", metavar="on|off", help="Capture steps in graphs. [on, on GPUs]"),
-    click.option(
-        "--fusion", metavar="on|off", help="One kernel for several small operations. [on, on GPUs]"
-    ),
+    FUSION,
     click.option(
         "--chunked-prefill-size",
         metavar="N|off",

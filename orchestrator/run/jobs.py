@@ -13,7 +13,7 @@ from orchestrator.analysis.observed.accounting import PARTS_OF_STEP
 from orchestrator.analysis.observed.communication import exposed
 from orchestrator.analysis.outputs import kept_requests
 from orchestrator.analysis.summary import Attempt
-from orchestrator.analysis.training.rows import TrainingAttempt
+from orchestrator.analysis.training.rows import TRAINED, TrainingAttempt
 from orchestrator.experiment import Cell, Experiment, Run
 from orchestrator.node import datasheet, fabric
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
@@ -21,6 +21,7 @@ from orchestrator.run.foretold import foretold
 from orchestrator.store.arrow_files import concat
 from orchestrator.store.names import safe_name
 from orchestrator.store.store import COUNTED, Store
+from workers.engines import training_state
 from workers.messages import RankReport, TrainingWork, Work
 
 SAVED = "checkpoints"  # in the manifest: deployment -> the folder that was written
@@ -74,6 +75,7 @@ class Job:
                 or self.is_unobserved(cell, start)
                 or self.is_uncounted(cell, start)
                 or self.is_unsaved(cell, start)
+                or self.stateless(cell, start)
             )
         ]
 
@@ -117,6 +119,27 @@ class Job:
             return False
         written = self.store.manifest().get(SAVED, {}).get(self.deployment.deployment.name)
         return written != folder or not Path(folder, "config.json").is_file()
+
+    def stateless(self, cell: PlannedCell, start: int) -> list[Run]:
+        """The runs of a start that are kept, whose last state could not be written and is not
+        there: another one could not begin with it. Those of this command are not tried again."""
+        if self.experiment.checkpoint_interval is None or not isinstance(cell.work, TrainingWork):
+            return []
+        last = training_state.name_of(cell.work.steps)
+        return [
+            run
+            for run in self.runs(cell, start)
+            if run not in self.tried
+            and self._lacks_states(run)
+            and not (self._states_of(run) / last).is_dir()
+        ]
+
+    def _lacks_states(self, run: Run) -> bool:
+        row = self.store.summary_of(run) if self.store.is_completed(run) else None
+        return row is not None and TRAINED.rows(row)[0].startup.states_reason is not None
+
+    def _states_of(self, run: Run) -> Path:
+        return self.store.folder.absolute() / STATES / safe_name(run.name)
 
     def keep_saved(self, folder: str) -> None:
         """Keep that the checkpoint of this deployment is in a folder."""
@@ -200,8 +223,7 @@ class Job:
         interval = self.experiment.checkpoint_interval
         if interval is None or cell.cell.deployment.ablation != "none":
             return work
-        folder = self.store.folder.absolute() / STATES / safe_name(run.name)
-        return replace(work, state=str(folder), interval=interval)
+        return replace(work, state=str(self._states_of(run)), interval=interval)
 
     def keep_settings(self, settings: Mapping[str, str]) -> None:
         """Keep what an engine with settings of its own says of them, by deployment."""
@@ -243,18 +265,23 @@ class Job:
 def all_completed(
     planned: Sequence[PlannedDeployment], experiment: Experiment, folder: Path
 ) -> bool:
-    """Whether every run that was needed has a result in `folder`, and every checkpoint that was
-    asked for is written. Runs of starts that `until_ci` may add are needed where they were
-    tried."""
+    """Whether every run that was needed has a result in `folder`, and every checkpoint and last
+    state that was asked for is written. Runs of starts that `until_ci` may add are needed where
+    they were tried."""
     store = Store(folder)
     jobs = [Job(deployment, experiment, store) for deployment in planned]
+    starts = range(experiment.start_limit)
     runs = [
         run
         for job in jobs
         for cell in job.deployment.cells
-        for start in range(experiment.start_limit)
+        for start in starts
         for run in job.runs(cell, start)
     ]
     needed = [run for run in runs if run.start < experiment.num_starts or store.summary_of(run)]
-    unsaved = (job.is_unsaved(cell, 0) for job in jobs for cell in job.deployment.cells)
+    unsaved = (
+        job.is_unsaved(cell, 0) or any(job.stateless(cell, start) for start in starts)
+        for job in jobs
+        for cell in job.deployment.cells
+    )
     return all(map(store.is_completed, needed)) and not any(unsaved)

@@ -1,10 +1,11 @@
-"""What a cell has trained, as a checkpoint: written once its runs are kept, which stay whatever
-happens to it."""
+"""What a cell has trained, as a checkpoint and as the last state of a run: the runs stay, whatever
+happens to that."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from orchestrator.analysis.training.rows import states_reason
 from orchestrator.cluster.failures import RunFailed
 from orchestrator.experiment import Run
 from orchestrator.plan.deployments import PlannedCell
@@ -37,3 +38,29 @@ def save(session: Session, cell: PlannedCell, is_trained: bool) -> None:
         job.store.write_failure(f"{name}.checkpoint", failure.detail)
         return
     job.keep_saved(work.save)
+
+
+def keep_state(session: Session, run: Run, cell: PlannedCell) -> None:
+    """Have a run that is kept go on to its last step once more, for the state there that could not
+    be written, and keep nothing else of that. Where it fails again, that is told."""
+    job = session.job
+    job.tried.add(run)
+    session.progress.note(f"{cell.cell.name}: has its runs; it trains once more, for a last state")
+    session.tell("training for a last state", cell)
+    try:
+        reports = session.prepared(cell).serve(job.training_work(run, cell))
+    except RunFailed as failure:
+        session.kill()
+        job.store.write_failure(f"{run.name}.state", failure.detail)
+        tell_states(session, cell, failure.reason)
+        return
+    tell_states(session, cell, states_reason(reports))
+
+
+def tell_states(session: Session, cell: PlannedCell, reason: str | None) -> None:
+    """Say of a run that is kept that states of it are not, unless reason is None."""
+    if reason is not None:
+        session.progress.note(
+            f"{cell.cell.name}: the run is kept, but {reason}; if its last state is not there, the "
+            "same command trains on to it once it can be written"
+        )

@@ -18,7 +18,7 @@ from orchestrator.plan.deployments import PlannedCell
 from orchestrator.run.counting import count_kernels
 from orchestrator.run.jobs import Job
 from orchestrator.run.observing import observe
-from orchestrator.run.saving import save
+from orchestrator.run.saving import keep_state, save, tell_states
 from orchestrator.run.workers import BuildFailed, Session, Workers, requests_of
 from orchestrator.store.folders import now
 from workers.messages import TrainingWork
@@ -62,6 +62,8 @@ class Start:
                 return
         if self.job.is_unsaved(cell, self.number):
             save(self.session, cell, is_trained=bool(missing))
+        for run in self.job.stateless(cell, self.number):
+            keep_state(self.session, run, cell)
 
     def _make(self, run: Run, cell: PlannedCell, cells: Sequence[PlannedCell]) -> bool:
         """Whether the next run of the cell is to follow. A run that has lost a node is made again,
@@ -110,6 +112,7 @@ class Start:
         reports = workers.serve(self.job.training_work(run, cell))
         kept = trained(attempt, building.built, building.build_s, building.device_name, reports)
         self.session.keep(run, kept, training_tables(reports))
+        tell_states(self.session, cell, kept.startup.states_reason)
 
     def _note_short(self, cell: PlannedCell, duration: float | None) -> None:
         """Say once of a cell that its runs are shorter than was asked for."""

@@ -3,6 +3,24 @@
 What is kept follows Korthikanti et al. (arXiv:2205.05198, section 4), for layers with RMSNorm,
 grouped queries and SwiGLU, attention that keeps no scores (FlashAttention), and no dropout. Norms
 are in float32, as in Transformers' modules. All figures are of one rank.
+
+A compiled layer keeps less: what its way back takes, torch's partitioner cuts where the fewest
+bytes are (`min_cut_rematerialization_partition`), and recomputes what small operations make of it.
+Of the layers here, with tokens t, hidden size H, Q and K query and KV heads times their size, A
+query heads and M columns of the MLP, it keeps, c bytes an element:
+
+    [t, H]     the layer's input, of which a norm is recomputed
+    [t, 1]     that norm's factor, in float32; likewise of the second norm
+    [t, H]     what the norm makes, the input of three products; likewise of the second norm, of two
+    [t, Q] x 2, [t, K] x 2, [t, A]     q and k after rotation, v, attention's output, float32 sums
+    [t, H]     what the output projection makes: the residual is the input and that
+    [t, M] x 3 gate, up, and their product, the input of the last matrix product
+    [t, Q], [t, K], [t, A + KV heads]  with norms of heads: their inputs and factors
+
+So there are neither norms in float32 nor the gate's activation. In FP8 a product takes its input
+cast by a scale of the whole tensor, which is a number that is kept: so what norms make and the
+MLP's product are recomputed from what is before them. The inputs of products are whole on each rank
+of tp, all else is cut. The loss keeps the logits as they are, and goes back to them at once.
 """
 
 from __future__ import annotations
@@ -36,13 +54,28 @@ def layer_bytes(placement: Placement, model: ModelShape, load: TrainingLoad, kep
     attention = c * (2 * queries + 2 * keys) + FLOAT * model.num_heads  # q, output; k, v; sums
     if kept == "selective":  # what matrix products and attention make, and the layer's input
         shared = c * (hidden + 2 * model.intermediate_size) + attention
-        return tokens * (shared // tp + 2 * c * hidden)
+        outputs = 1 if load.compiles else 2  # of the last product, there is no need to keep it
+        return tokens * (shared // tp + outputs * c * hidden)
     if load.precision == "fp32":  # keys and values are repeated for each head of queries
         attention += c * 2 * (queries - keys)
+    if load.compiles:
+        return tokens * _compiled_bytes(model, load, attention, tp)
     shared = 2 * _norm(hidden, 1, c) + attention + 4 * c * model.intermediate_size
     if model.qk_norm:
         shared += _norm(queries, model.num_heads, c) + _norm(keys, model.num_kv_heads, c)
     return tokens * (shared // tp + 2 * c * hidden)
+
+
+def _compiled_bytes(model: ModelShape, load: TrainingLoad, attention: int, tp: int) -> int:
+    """Bytes of a token that a compiled layer keeps. attention: of that, all heads'."""
+    c, hidden = compute_bytes(load), model.hidden_size
+    shared = 2 * (c * hidden + FLOAT) + attention + 2 * c * model.intermediate_size
+    if model.qk_norm:
+        heads = model.num_heads + model.num_kv_heads
+        shared += heads * (c * model.head_dim + FLOAT)
+    if load.is_fp8:
+        return shared // tp
+    return (shared + c * model.intermediate_size) // tp + 2 * c * hidden
 
 
 def stage_bytes(placement: Placement, model: ModelShape, load: TrainingLoad, stage: Stage) -> int:
@@ -57,9 +90,13 @@ def stage_bytes(placement: Placement, model: ModelShape, load: TrainingLoad, sta
 
 def loss_bytes(placement: Placement, model: ModelShape, load: TrainingLoad, rank: int) -> int:
     """Bytes that a rank with the head needs at the loss beside what is kept: of the logits, in
-    float32, their logarithms and two gradients."""
-    has_head = any(stage.head for stage in placement.stages_of(rank))
-    return 3 * FLOAT * logits(placement, model, load) if has_head else 0
+    float32, their logarithms and two gradients; over tp, where the loss is DTensor's, the exponents
+    of the logarithms too; compiled, the logits and their gradient."""
+    if not any(stage.head for stage in placement.stages_of(rank)):
+        return 0
+    over_tp = placement.degree("tp") > 1
+    each = 2 * compute_bytes(load) if _compiles_loss(placement, load) else (3 + over_tp) * FLOAT
+    return each * logits(placement, model, load)
 
 
 def going_back_bytes(placement: Placement, model: ModelShape, load: TrainingLoad) -> int:
@@ -102,12 +139,17 @@ def kept_bytes(
     whole = sum(stage_bytes(placement, model, load, stage) for stage in stages)
     kept = math.ceil(flying / len(stages) * whole)
     if load.schedule == "gpipe" and pp > 1 and any(stage.head for stage in stages):
-        kept += (count - 1) * FLOAT * logits(placement, model, load)  # logarithms of the others
+        each = compute_bytes(load) if _compiles_loss(placement, load) else FLOAT
+        kept += (count - 1) * each * logits(placement, model, load)  # of the others
     if load.activation_checkpointing != "cpu-offload":
         return kept, 0
     layers = sum(len(stage.layers) for stage in stages)
     inputs = layers * layer_bytes(placement, model, load, "full")
     return kept, math.ceil(flying / len(stages) * inputs)
+
+
+def _compiles_loss(placement: Placement, load: TrainingLoad) -> bool:
+    return load.compiles and placement.degree("tp") == 1
 
 
 def logits(placement: Placement, model: ModelShape, load: TrainingLoad) -> int:

@@ -184,7 +184,7 @@ def _tensor(step: _Step) -> Iterator[TrainingTraffic]:
     """Tensor parallelism with sequence parallelism (Korthikanti et al., arXiv:2205.05198, section
     4.2.2): before each block of a layer its input is gathered, behind it its output is scattered,
     and the reverse on the way back. What is recomputed is communicated again, but for the last
-    output of a layer, which nothing needs."""
+    output of a layer, which nothing needs; a layer that is compiled is recomputed as a whole."""
     placement = step.placement
     names = (f"model.layers.0.{name}.weight" for name in SUMMED)
     blocks = step.layers * sum(placement.is_split(name, "tp") for name in names)
@@ -193,7 +193,8 @@ def _tensor(step: _Step) -> Iterator[TrainingTraffic]:
     again = step.load.activation_checkpointing != "off"
     ends = embed + head
     gathers = step.count * (2 * blocks + ends + again * blocks)
-    scatters = step.count * (2 * blocks + ends + again * max(blocks - step.layers, 0))
+    redone = blocks if step.load.compiles else max(blocks - step.layers, 0)
+    scatters = step.count * (2 * blocks + ends + again * redone)
     yield TrainingTraffic("all_gather", "tp", gathers, gathers * step.hidden)
     yield TrainingTraffic("reduce_scatter", "tp", scatters, scatters * step.hidden)
     sums = LOSS_SUMS * step.count * head

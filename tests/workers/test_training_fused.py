@@ -14,6 +14,7 @@ from ranks import forking
 from training_runs import FEW, alone, load_of, shape_of, training_plan
 
 from strategies import TrainingLoad
+from strategies.training import training_traffic
 
 RANKS = 2
 MANY = 12  # layers, more than torch compiles anew of one function
@@ -22,13 +23,14 @@ MANY = 12  # layers, more than torch compiles anew of one function
 def train(
     rank: int, store: str, layout: str, load: TrainingLoad, layers: int, steps: int, tell: Any
 ) -> None:
-    """Take a few steps as one of two ranks; tell the losses, the norms and how many graphs torch
-    compiled."""
+    """Take a few steps as one of two ranks; tell the losses, the norms, how many graphs torch
+    compiled and the bytes that one more step communicates."""
     import torch
     import torch.distributed as dist
     from torch._dynamo.utils import counters
 
     from workers.engines.training.batches import batches
+    from workers.engines.training.counting import Counting
     from workers.engines.training.trainer import Trainer
     from workers.messages import Switches, TrainingWork
 
@@ -42,13 +44,17 @@ def train(
     trainer.reset()
     data = batches(plan, TrainingWork(steps), trainer.replica, range(steps))
     found = [tuple(trainer.step(tokens)) for tokens in data]
-    tell.send((found, counters["stats"]["unique_graphs"]))
+    graphs = counters["stats"]["unique_graphs"]
+    counting = Counting(plan.placement, rank)
+    trainer.step(next(batches(plan, TrainingWork(1), trainer.replica, range(1))), counting)
+    sent = {(one.op, one.axis): one.bytes for one in counting.rows(rank)}
+    tell.send((found, graphs, sent))
     dist.destroy_process_group()
 
 
 def trained(
     layout: str, load: TrainingLoad, layers: int, steps: int, folder: Path
-) -> tuple[Any, int]:
+) -> tuple[Any, int, dict[tuple[str, str], int]]:
     """What the first of two ranks tells."""
     context = forking()
     ours, theirs = zip(*(context.Pipe() for _ in range(RANKS)), strict=True)
@@ -77,7 +83,12 @@ def test_compiled_layers_that_are_cut_change_no_loss(
     layout: str, mode: Any, tmp_path: Path
 ) -> None:
     load = replace(load_of(layout), activation_checkpointing=mode)
-    found, _ = trained(layout, load, shape_of("Llama").num_layers, FEW, tmp_path)
+    found, _, sent = trained(layout, load, shape_of("Llama").num_layers, FEW, tmp_path)
+    load = replace(load, compiles=True)
+    plan = training_plan(layout, shape_of("Llama"), None, load)
+    counted = training_traffic(plan.placement, plan.model, load, 0)
+    assert sent
+    assert sent == {(one.op, one.axis): one.bytes for one in counted if (one.op, one.axis) in sent}
     expected = [(one.loss, one.grad_norm) for one in alone("Llama")[:FEW]]
     assert found == [pytest.approx(one, abs=1e-4, rel=1e-4) for one in expected]
 

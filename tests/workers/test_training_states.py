@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -161,6 +162,56 @@ def test_a_run_whose_last_state_is_its_end_takes_no_step(plan: EnginePlan, tmp_p
     work = TrainingWork(STOP, state=str(tmp_path), interval=2)
     first, again = alone_here(plan, work, work)
     assert again == first
+
+
+# -- a state that cannot be written
+
+
+@pytest.mark.parametrize("failing", [{4}, {LAST}, {2, 4, LAST}])
+def test_a_run_goes_on_where_a_state_cannot_be_written(
+    failing: set[int], plan: EnginePlan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It has all its steps and says what is not written; the state before stays, and the next is
+    tried."""
+    work, renamed = TrainingWork(LAST, state=str(tmp_path), interval=2), os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if training_state.step_of(Path(target)) in failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        renamed(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    engine = TorchTrainer()
+    engine.build(RankContext(0, plan.placement, torch.device("cpu")), plan)
+    engine._traffic = []  # counted by other tests
+    report = engine.run(work)
+    check_same(curve([report]), alone("Llama"))
+    assert len(curve([report])) == LAST
+    assert report.training is not None
+    said = f"{len(failing)} of 3 states could not be written, the last of them after step "
+    assert report.training.states_reason == (
+        f"{said}{max(failing)}: [Errno 28] No space left on device"
+    )
+    whole = sorted({2, 4, LAST} - failing)[-1:]
+    assert [one.name for one in tmp_path.iterdir()] == [training_state.name_of(n) for n in whole]
+
+
+@pytest.mark.parametrize("layout", ["fsdp2", "deepspeed:dp2zero2"])
+def test_no_rank_waits_for_one_that_cannot_write(layout: str, pool: Pool, tmp_path: Path) -> None:
+    """A file is in the way of the folder, which rank 0 makes."""
+    if "deepspeed" in layout:
+        pytest.importorskip("deepspeed")
+    (tmp_path / "file").touch()
+    engine, _, name = layout.rpartition(":")
+    plan = training_plan(name, shape_of("Llama"), None, load_of(name))
+    work = TrainingWork(STOP, state=str(tmp_path / "file" / "run"), interval=2)
+    (reports,) = pool.serve(plan, work, engine=engine or "torch", counts=False)
+    check_same(curve(reports), alone("Llama"))
+    said = [one.training.states_reason for one in reports if one.training]
+    assert said[0] is not None
+    assert said[0].startswith("2 of 2 states could not be written, the last of them after step 3: ")
+    assert "Not a directory" in said[0]
+    assert all(said)
 
 
 # -- steps that are taken apart

@@ -115,6 +115,9 @@ class TrainingStartup:
     states_s: float | None = column(
         "writing states to go on from, the slowest rank; no time of a step", "s", over_runs="mean"
     )
+    states_reason: str | None = column(
+        "how many of these states could not be written, and why; null: none"
+    )
 
 
 @row
@@ -190,8 +193,14 @@ def trained(
             build_s=build_s,
             load_s=max(one.load_s for one in built),
             states_s=max(one.training.states_s for one in reports if one.training),
+            states_reason=states_reason(reports),
         ),
     )
+
+
+def states_reason(reports: Sequence[RankReport]) -> str | None:
+    """How many states of a run could not be written, and why; None: they all are."""
+    return next(one.training.states_reason for one in reports if one.training)
 
 
 def failed(attempt: TrainingAttempt, reason: str) -> Trained:

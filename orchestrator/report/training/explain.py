@@ -118,7 +118,7 @@ def render(explained: Sequence[TrainingExplanation], console: Console) -> None:
         _render_one(first, console)
         return
     title = (
-        f"{first.model} trained in {load.precision}; an optimizer step of "
+        f"{first.model} trained in {_how(load)}; an optimizer step of "
         f"{load.global_batch_size} sequences of {load.seq_len} tokens"
     )
     show(title, explained, _rows(explained), console, is_known=first.fits is not None)
@@ -157,7 +157,11 @@ def _summary(explanation: TrainingExplanation) -> str:
     ranks, replicas = len(explanation.ranks), explanation.replicas
     parts = [plural(ranks, "rank"), *([plural(replicas, "replica")] if replicas > 1 else [])]
     parts += [f"on the engine {explanation.engine} alone"] if explanation.engine else []
-    return f"{explanation.load.precision}: {', '.join(parts)}"
+    return f"{_how(explanation.load)}: {', '.join(parts)}"
+
+
+def _how(load: TrainingLoad) -> str:
+    return f"{load.precision}, layers compiled" if load.compiles else load.precision
 
 
 def _lines(explanation: TrainingExplanation) -> Iterator[str]:

@@ -22,10 +22,12 @@ Predictions = Mapping[CellKey, TrainingMemory]
 def predictions(folders: Iterable[Path], cells: Iterable[TrainingComparison]) -> Predictions:
     """Of the fullest rank of each cell on GPUs, as `orchestrator explain` has it: its model is a
     preset, or still in the folder that it was trained from."""
-    asked = [read_manifest(folder).get("experiment") or {} for folder in folders]
+    manifests = [read_manifest(folder) for folder in folders]
+    asked = [one.get("experiment") or {} for one in manifests]
+    fusion = {one.get("name"): how.get("fusion") for one, how in zip(manifests, asked, strict=True)}
     shapes = dict(filter(None, map(_shape, {str(one.get("model")) for one in asked})))
     found = {
-        one.cell: _taken(shapes[one.cell.model], one)
+        one.cell: _taken(shapes[one.cell.model], one, fusion.get(one.cell.experiment) == "on")
         for one in cells
         if one.status == COMPLETED
         and one.cell.model in shapes
@@ -42,8 +44,11 @@ def _shape(model: str) -> tuple[str, ModelShape] | None:
     return shape.name, shape
 
 
-def _taken(shape: ModelShape, one: TrainingComparison) -> TrainingMemory | None:
-    load, ranks = _load(one.conditions), Topology.uniform(one.conditions.num_gpus)
+def _taken(shape: ModelShape, one: TrainingComparison, compiles: bool) -> TrainingMemory | None:
+    """compiles: whether layers are where nothing is changed."""
+    technique, _, value = one.cell.ablation.partition("=")
+    compiles = value == "on" if technique == "fusion" else compiles
+    load, ranks = _load(one.conditions, compiles), Topology.uniform(one.conditions.num_gpus)
     try:
         layout = plan_layout(one.cell.strategy, shape, load.load, ranks)
         return fullest(layout.placement, shape, load)
@@ -51,11 +56,12 @@ def _taken(shape: ModelShape, one: TrainingComparison) -> TrainingMemory | None:
         return None
 
 
-def _load(asked: TrainingConditions) -> TrainingLoad:
+def _load(asked: TrainingConditions, compiles: bool) -> TrainingLoad:
     known: Mapping[str, Any] = {
         "precision": asked.precision,
         "activation_checkpointing": asked.activation_checkpointing,
         "offload": asked.offload or "none",
+        "compiles": compiles,
         **({"schedule": asked.schedule} if asked.schedule else {}),
     }
     return TrainingLoad(asked.seq_len, asked.global_batch_size, asked.micro_batch_size, **known)

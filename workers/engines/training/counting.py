@@ -59,9 +59,9 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts while it is entered. Receives are left out: their sends count. So is a number or two
     in which ranks agree, as a norm. A group of one rank communicates nothing. journal: every call
     in order, with those that are left out.
-
-    Nothing is compiled meanwhile: torch would not compile it under a dispatch mode, nor ever after.
     """
+
+    supports_higher_order_operators = True  # what is recomputed calls its attention in such a one
 
     def __init__(self, placement: Placement, rank: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -70,14 +70,11 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.calls: Counter[tuple[str, str]] = Counter()
         self.bytes: Counter[tuple[str, str]] = Counter()
 
-    def __enter__(self) -> Counting:
-        self._uncompiled = torch.compiler.set_stance("force_eager")
-        entered: Counting = super().__enter__()  # type: ignore[no-untyped-call]
-        return entered
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._uncompiled.__exit__(*error)
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Compiled layers run as they do in other steps, and keep no more: they call what
+        communicates through the same operators."""
+        return True
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -160,7 +160,7 @@ class TorchTrainer:
         reset_peak([context.device])
         with uncollected():
             began = self._take_steps(work, states, taken, rows)
-        return self._report(rows, began, states.seconds)
+        return self._report(rows, began, states.seconds, states.lacking)
 
     def _take_steps(
         self, work: TrainingWork, states: States, taken: int, rows: list[TrainingStepRow]
@@ -278,7 +278,13 @@ class TorchTrainer:
         assert self._plan is not None
         return batches(self._plan, work, self._trainer.replica, range(first, steps))
 
-    def _report(self, rows: list[TrainingStepRow], began_s: float, states_s: float) -> RankReport:
+    def _report(
+        self,
+        rows: list[TrainingStepRow],
+        began_s: float,
+        states_s: float,
+        states_reason: str | None = None,
+    ) -> RankReport:
         assert self._trainer is not None
         assert self._context is not None
         rank = self._context.rank
@@ -289,6 +295,7 @@ class TorchTrainer:
             gradient_bytes=self._trainer.gradient_bytes,
             optimizer_bytes=self._trainer.optimizer_bytes,
             states_s=states_s,
+            states_reason=states_reason,
         )
         return RankReport(
             rank=rank,

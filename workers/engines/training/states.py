@@ -7,12 +7,11 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
@@ -29,7 +28,9 @@ if TYPE_CHECKING:
 
 
 class States:
-    """Of one run of a rank. seconds: what writing took so far."""
+    """Of one run of a rank. seconds: what writing took so far. A state is for a run that is
+    stopped, so one that cannot be written stops none: the one before it stays, and the next is
+    tried."""
 
     def __init__(
         self, trainer: Resumable, context: RankContext, plan: EnginePlan, work: TrainingWork
@@ -38,6 +39,18 @@ class States:
         self._begin = TrainingState.of(plan, work.tokens)
         self._folder = Path(work.state) if work.state else None
         self.seconds = 0.0
+        self._due, self._failed = 0, list[tuple[int, str]]()  # (step, why)
+
+    @property
+    def lacking(self) -> str | None:
+        """How many of those that were due are not written, and why; None: they all are."""
+        if not self._failed:
+            return None
+        step, why = self._failed[-1]
+        return (
+            f"{len(self._failed)} of {self._due} states could not be written, the last of them "
+            f"after step {step}: {why}"
+        )
 
     def resume(self) -> tuple[int, list[TrainingStepRow]]:
         """Take the last whole state of this run, or the one that it begins with, if there is one.
@@ -68,8 +81,11 @@ class States:
             loss_scale=self._trainer.loss_scale,
             steps=tuple(rows),
         )
-        _write(self._folder, state, self._trainer.state(), self._context)
+        reason = _write(self._folder, state, self._trainer.state(), self._context)
         self.seconds += time.perf_counter() - began
+        self._due += 1
+        if reason is not None:
+            self._failed.append((step, reason))
 
     def _take(self, folder: Path) -> TrainingState:
         """Give the trainer what is kept in a folder. Raises Refused where that is of another
@@ -96,21 +112,23 @@ def reader(folder: Path) -> Read:
 
 def _write(
     folder: Path, state: TrainingState, tensors: Mapping[str, Tensor], context: RankContext
-) -> None:
+) -> str | None:
     """Write a state under another name, and rename it when every rank has written: what has the
-    name is whole. Those before it are removed then."""
+    name is whole. Those before it are removed then. Returns why it could not be, as far as this
+    rank knows, with nothing left of it; None: it is written, on every rank."""
     several, is_first = context.placement.num_ranks > 1, context.rank == 0
     target = folder / training_state.name_of(state.step)
     unfinished = folder / f".{target.name}.tmp"
-    if is_first:
+    unseen = f"{target} is not seen by every rank; use a folder that all share"
+
+    def begin() -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-    if several:
-        dist.barrier()
-    write(tensors, FileSystemWriter(unfinished), several)
-    if several:
-        dist.barrier()
-    if is_first:
+
+    def share() -> None:
+        write(tensors, FileSystemWriter(unfinished), several)
+
+    def finish() -> None:
         training_state.write(state, unfinished)
         before = training_state.whole(folder)
         _sync(unfinished)
@@ -118,10 +136,28 @@ def _write(
         _sync(folder)
         for old in before:
             shutil.rmtree(old, ignore_errors=True)
-    if several:
-        dist.barrier()
-    if not target.is_dir():
-        raise NotADirectoryError(f"{target} is not seen by every rank; use a folder that all share")
+
+    def see() -> None:
+        if not target.is_dir():
+            raise Refused(unseen)
+
+    for act, is_mine in ((begin, is_first), (share, True), (finish, is_first), (see, True)):
+        reason = _tried(act) if is_mine else None
+        # Every rank goes on, or none: the others would wait for one that failed.
+        if not context.smallest(int(reason is None)):
+            if is_first:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            return reason or unseen  # rank 0 knows what else may be
+    return None
+
+
+def _tried(act: Callable[[], None]) -> str | None:
+    """None, or why that cannot be done."""
+    try:
+        act()
+    except (OSError, Refused) as error:
+        return str(error)
+    return None
 
 
 def _sync(folder: Path) -> None:
