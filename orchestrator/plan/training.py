@@ -283,3 +283,8 @@ def _fitting(trainable: Trainable, engine: str, layout: Layout) -> EnginePlan:
     plan = trainable.plan(engine, layout)
     check_training_memory(plan, trainable.topology)
     return plan
+
+
+def last_state(work: TrainingWork) -> str:
+    """The name of the folder that the state after the last step has."""
+    return training_state.name_of(work.steps)

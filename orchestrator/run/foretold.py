@@ -41,11 +41,10 @@ def foretold(
     if other := _other(cell, experiment, plan, work):
         return _none(other)
     measured = of_table(calibration, gpu) if calibration is not None else None
-    measured = measured or known.calibrations.get(gpu)
-    hardware = of_sheet(gpu, known.attainable, measured, plan.placement.num_ranks)
+    node = measured or known.calibrations.get(gpu)
+    hardware = of_sheet(gpu, known.attainable, node, plan.placement.num_ranks)
     mine = known.engines[engine]
-    own = "nccl" if mine.sums == PEERS else mine.sums  # an engine that settles it by itself
-    sums = plan.switches.allreduce or own
+    sums = plan.switches.allreduce or ("nccl" if mine.sums == PEERS else mine.sums)
     early = (plan.switches.products, plan.switches.pdl) == ("triton", "on")
     placed = Placed(plan.placement, plan.model, plan.precision, hardware, sums, early)
     found = predict(Setting(placed, mine), plan.layout, _asked(experiment, plan, work, mine))

@@ -17,11 +17,11 @@ from orchestrator.analysis.training.rows import TRAINED, TrainingAttempt
 from orchestrator.experiment import Cell, Experiment, Run
 from orchestrator.node import datasheet, fabric
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
+from orchestrator.plan.training import last_state
 from orchestrator.run.foretold import foretold
 from orchestrator.store.arrow_files import concat
 from orchestrator.store.names import safe_name
 from orchestrator.store.store import COUNTED, Store
-from workers.engines import training_state
 from workers.messages import RankReport, TrainingWork, Work
 
 SAVED = "checkpoints"  # in the manifest: deployment -> the folder that was written
@@ -125,7 +125,7 @@ class Job:
         there: another one could not begin with it. Those of this command are not tried again."""
         if self.experiment.checkpoint_interval is None or not isinstance(cell.work, TrainingWork):
             return []
-        last = training_state.name_of(cell.work.steps)
+        last = last_state(cell.work)
         return [
             run
             for run in self.runs(cell, start)
