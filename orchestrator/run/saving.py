@@ -53,7 +53,8 @@ def keep_state(session: Session, run: Run, cell: PlannedCell) -> None:
         job.store.write_failure(f"{run.name}.state", failure.detail)
         tell_states(session, cell, failure.reason)
         return
-    tell_states(session, cell, reports[0].training and reports[0].training.states_reason)
+    said = (one.training.states_reason for one in reports if one.training)
+    tell_states(session, cell, next(said))
 
 
 def tell_states(session: Session, cell: PlannedCell, reason: str | None) -> None:
