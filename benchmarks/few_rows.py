@@ -219,13 +219,15 @@ def step_of(
     start = _random((requests, shard.hidden), device)
 
     def normed(x: Tensor, residual: Tensor) -> Tensor:
-        one = next((one for one in sums if one.takes(x)), None)
-        if one is not None and one.fuses(x):
+        if not sums:
+            return small.add_rms_norm(x, residual, norm, EPS)
+        one = next(one for one in sums if one.takes(x))
+        if one.fuses(x):
             return one.all_reduce_norm(x, residual, norm, EPS)
-        return small.add_rms_norm(one.all_reduce(x) if one else x, residual, norm, EPS)
+        return small.add_rms_norm(one.all_reduce(x), residual, norm, EPS)
 
     def step() -> Tensor:
-        x, residual = start + 0, torch.zeros_like(start)
+        x, residual = start.clone(), torch.zeros_like(start)  # sums are in place
         for layer, (qkv, output, gate_up, down) in enumerate(weights):
             x = kernels.linear(normed(x, residual), qkv)
             places = (positions, slots, keys[layer], values[layer])

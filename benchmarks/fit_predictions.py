@@ -830,8 +830,8 @@ def main() -> None:
     source = ", ".join(map(str, asked.results))
     engines = {"torch": fitted(bench, mine, BEGIN["torch"], source)}
     few = [one for one in cells_of(asked.few) if one.early] if asked.few else []
-    peers = cells_of(asked.vllm) if asked.vllm else ()
-    if theirs := [one for one in peers if _is_fitted(one, "vllm")]:
+    of_vllm = cells_of(asked.vllm) if asked.vllm else ()
+    if theirs := [one for one in of_vllm if _is_fitted(one, "vllm")]:
         same = {name: getattr(engines["torch"], name) for name in FREE["torch"]}
         source = str(asked.vllm)
         engines["vllm"] = fitted(bench, theirs, replace(BEGIN["vllm"], **same), source)

@@ -263,7 +263,8 @@ class GroupSum(Protocol):
 
 class PeerBackend(LibraryBackend):
     """Sums through memory that GPUs share where a message is small enough for it; NCCL for all
-    else. kind: what it is called. sums: by mesh axis; of several the first that takes a message."""
+    else, and for sums that are begun beside other work, as it has a stream of its own. kind: what
+    it is called. sums: by mesh axis; of several the first that takes a message."""
 
     kernels: ClassVar[Sequence[CommunicationKernel]] = (*PEER_KERNELS, *NCCL_KERNELS)
 

@@ -115,15 +115,17 @@ def _planned(
     kept: Precision,
     number: int,
 ) -> Planned:
+    from orchestrator.predict import factors
     from orchestrator.predict.degradation import sweeps
     from orchestrator.predict.layouts import Case, candidates
     from orchestrator.predict.plan import SWEPT, Planned
     from strategies.registry import factorisations
 
-    scenario, fitted = experiment.scenarios[number], _factors(experiment, engine)
+    scenario, fitted = experiment.scenarios[number], factors.load().of(engine)
     loads = _loads(experiment, number, fitted, machines.gpu_hour_cost)
     asked = max(loads, key=lambda load: load.max_concurrency)
-    case = Case(shape, kept, machines.hardware(), fitted, asked)
+    few = experiment.products != "cublas" and experiment.pdl != "off"
+    case = Case(shape, kept, machines.hardware(), fitted, asked, few)
     names = tuple(layouts) or tuple(factorisations(machines.gpus))
     found = candidates(case, names, machines.gpus, asked.max_concurrency)
     ranked = tuple(map(found.under, loads))
@@ -139,15 +141,6 @@ def _planned(
         asked.arriving,
         machines.reliability if machines.gpus > case.hardware.gpus_per_node else None,
     )
-
-
-def _factors(experiment: Experiment, engine: str) -> EngineFactors:
-    """Those of an engine with the switches that are asked for."""
-    from orchestrator.predict import factors
-
-    found = factors.load().of(engine)
-    is_off = experiment.products == "cublas" or experiment.pdl == "off"
-    return replace(found, few=None) if is_off else found
 
 
 def _loads(

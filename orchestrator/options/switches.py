@@ -44,13 +44,13 @@ SWITCH_OPTIONS = (
     click.option(
         "--products",
         metavar="KIND",
-        help="What multiplies few rows by a matrix: triton, cublas. [triton on Hopper, "
-        "else cublas]",
+        help="What multiplies few rows by a matrix: triton, cublas. [triton, on Hopper; else "
+        "cublas]",
     ),
     click.option(
         "--pdl",
         metavar="on|off",
-        help="Launch a kernel before the one before it has ended. [on on Hopper Hopper GPU]",
+        help="Launch a kernel before the one before it has ended. [on, on Hopper]",
     ),
 )
 technique_option = click.option(

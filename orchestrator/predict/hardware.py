@@ -22,9 +22,9 @@ CALL_S = 6.6e-6
 PCIE_SHARE = 0.75
 STEP_S = {"nvlink": 0.6e-6, "pcie": 1.0e-6, "network": 2.7e-6}
 # Latency of an all-reduce through memory of GPUs: of a call and of each rank that is heard, and
-# beside it what a kernel has of its own: the second way in two shots, the fence before a flag.
-# Measured on two and four H200 and four H100: allreduce.arrow of docs/results/2xh200, 4xh200 and
-# 4xh100.
+# beside it what a kernel has of its own: the second way in two shots, the fence before a flag (with
+# the norm in it, less that of one-shot with it). Measured on two and four H200 and four H100:
+# allreduce*.arrow of docs/results/2xh200, 4xh200 and 4xh100.
 PEER_SUM_S, PEER_SUM_RANK_S = 2.1e-6, 0.35e-6
 MORE_S = {TWO_SHOT: 0.9e-6, FLAGGED: 0.2e-6}
 # What vLLM sums with by itself, and of so many ranks its largest message whose sum has the norm
@@ -87,8 +87,7 @@ class Fabric:
         return all(op in measured for op, _ in ways(kind, ranks))
 
     def with_peer_sums(self) -> Fabric:
-        """The same with times by latency and bandwidth in place of measured ones: each word goes
-        over the link with the number of its call."""
+        """The same with times by latency and bandwidth in place of measured ones."""
         if self.link is None:
             return self
         lines = (self._line(op, ranks, most) for ranks in RANKS for op, most in each_way(ranks))

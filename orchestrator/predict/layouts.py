@@ -32,13 +32,15 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What layouts are compared for."""
+    """What layouts are compared for. few: whether the engine has its kernels of few rows, where it
+    has some."""
 
     model: ModelShape
     precision: Precision
     hardware: Hardware
     factors: EngineFactors
     asked: Asked
+    few: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ def candidates(case: Case, names: Sequence[str], gpus: int, concurrency: int) ->
 def _setting(case: Case, layout: Layout) -> Setting:
     hardware, sums = case.hardware, _allreduce(case, layout)
     can = (datasheet.capability(hardware.name) or (0, 0))[0] == HOPPER
-    early = case.factors.few is not None and can
+    early = case.few and case.factors.few is not None and can
     placed = Placed(layout.placement, case.model, case.precision, hardware, sums, early)
     return Setting(placed, case.factors)
 

@@ -24,7 +24,7 @@ MS = 1e3
 # What is said of a prediction whose all-reduces go through memory of GPUs while the calibration has
 # none of these.
 NOT_MEASURED = (
-    "all-reduce by one-shot or two-shot was not measured on such GPUs: times by latency and "
+    "all-reduce through memory of GPUs was not measured on such GPUs: times by latency and "
     "bandwidth, and the interval reaches to NCCL's; `orchestrator calibrate` measures them"
 )
 # Why a layout has no prediction.

@@ -67,7 +67,7 @@ class Here(NamedTuple):
 
 
 def every_way(ranks: int) -> tuple[tuple[str, int], ...]:
-    """Both kernels, whether or not so many ranks have them by themselves."""
+    """Every kernel, whether or not so many ranks have it by themselves."""
     return ways("one-shot", ranks) + ways("two-shot", ranks)[1:]
 
 
@@ -106,9 +106,13 @@ def sums_with_a_norm(here: Here) -> Iterator[str]:
         (torch.bfloat16, 5, 333),
         (torch.float16, 7, 200),
         (torch.float32, 16, 8192),
+        (torch.bfloat16, 3276, 5120),  # more programs than fit at once
     )
-    for kind, (dtype, rows, width) in product((OneShot, Flagged), shapes):
-        one = kind(here.group, here.device, dtype, width, 1 << 19)
+    limits = {OneShot: 1 << 19, Flagged: 1 << 25}
+    for kind, (dtype, rows, width) in product(limits, shapes):
+        if rows * width * dtype.itemsize > limits[kind]:
+            continue
+        one = kind(here.group, here.device, dtype, width, limits[kind])
         for seed in range(5):  # the sets of slots take turns
             x = here.drawn(rows, width, dtype=dtype, seed=10 * seed + here.rank)
             weight = here.drawn(width, dtype=dtype, seed=50 + seed)

@@ -70,6 +70,11 @@ def test_a_plan_has_both_switches_on_hopper(gpu: str) -> None:
     assert planned(gpu, 1, pdl="off") == planned(gpu, 1, products="cublas") == without
 
 
+def test_without_the_switches_fp8_of_many_rows_stays_the_librarys() -> None:
+    fp8 = {"quantization": "fp8"}
+    assert planned("h200", 100, **fp8, **WITHOUT).tpot_ms == planned("h200", 100, **fp8).tpot_ms
+
+
 @pytest.mark.parametrize(
     ("gpu", "seats", "engine"),
     [("a100", 1, "torch"), ("b200", 1, "torch"), ("h200", 65, "torch"), ("h200", 1, "vllm")],

@@ -140,6 +140,7 @@ def test_where_nothing_is_summed_in_one_shot_nothing_is_said_of_it() -> None:
     [
         ("h200", "one-shot", 2, 10, 2.8),
         ("h200", "one-shot", 2, 640, 5.1),
+        ("h200", "two-shot", 2, 1000, 9.4),
         ("h200", "one-shot", 4, 10, 3.5),
         ("h200", "one-shot", 4, 160, 6.3),
         ("h200", "one-shot", 4, 480, 12.1),

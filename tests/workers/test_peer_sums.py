@@ -342,6 +342,28 @@ def test_the_engine_sums_as_it_is_told(
     assert found == made
 
 
+def test_a_sum_that_is_begun_beside_other_work_is_nccls(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    class Work:
+        def wait(self) -> None:
+            begun.append("waited for")
+
+    def all_reduce(x: Tensor, group: Any, async_op: bool) -> Work:
+        begun.append(f"begun, {async_op}")
+        return Work()
+
+    monkeypatch.setattr("workers.backends.dist.all_reduce", all_reduce)
+    plan = engine_plan("tp2", LLAMA, None, WORK)
+    context = RankContext(0, plan.placement, torch.device("cpu"), {"tp": Group(2)})  # type: ignore[dict-item]
+    sums = Gathered(Meeting(), 0)
+    x = torch.ones(TOKENS, 4)
+    assert sums.takes(x)
+    ended = PeerBackend(context, "one-shot", {"tp": [sums]}).start_all_reduce(x, "tp")
+    assert ended() is x
+    assert begun == ["begun, True", "waited for"]
+
+
 @pytest.mark.parametrize(
     ("other", "reaches", "reason"),
     [

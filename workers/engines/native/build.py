@@ -49,7 +49,8 @@ def make_communicator(context: RankContext, plan: EnginePlan) -> Communicator:
         # two kernels where that is one rank.
         fuses = switches.fusion == "on" and group.size() == 2
         width, dtype = plan.model.hidden_size if fuses else 0, getattr(torch, plan.dtype)
-        largest = plan.prefill_tokens * plan.model.hidden_size * dtype.itemsize
+        tokens = max(plan.prefill_tokens, seats_of(plan), *prompt_sizes(plan.prefill_tokens, 0))
+        largest = tokens * plan.model.hidden_size * dtype.itemsize
         sums = [
             peer_sum(op, group, context.device, dtype, width, min(most, largest))
             for op, most in ways(kind, group.size())

@@ -9,6 +9,10 @@ the norm behind the sum.
 
 There are two sets of rows, which take turns. Before a program writes a set again, it has seen the
 others' flags of the call between, so their kernels of the call before that one had ended by then.
+
+A program waits for that of its number on the other ranks, and a large message has more programs
+than a GPU holds at once. A GPU begins them in the order of their numbers. So the first one that has
+not ended everywhere has begun everywhere, and none waits for ever.
 """
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 
@@ -22,17 +26,14 @@ from torch import Tensor
 
 from workers.engines.native.kernels.early import in_turn, launched
 from workers.engines.native.kernels.fused import scaled
-from workers.engines.native.kernels.symmetric import Shared
+from workers.engines.native.kernels.symmetric import Messages, Shared, warps_of
 
 ROW = 4096  # elements that a program has where no norm is fused
 
 
-class Flagged:
-    """Sums over a group; see `workers.backends.GroupSum`. Every rank of the group makes it at once.
-
-    dtype: of the messages. width: elements of a row to be normed; 0: no norm is fused. most: bytes
-    of the largest message.
-    """
+class Flagged(Messages):
+    """Sums over a group; see `workers.backends.GroupSum`. Every rank of the group makes it at
+    once."""
 
     def __init__(
         self,
@@ -42,28 +43,21 @@ class Flagged:
         width: int,
         most: int,
     ) -> None:
-        ranks, self._width, self._row = group.size(), width, width or ROW
-        self._dtype, self._most = dtype, most // dtype.itemsize
+        super().__init__(dtype, width, most)
+        ranks, self._row = group.size(), width or ROW
         rows = triton.cdiv(self._most, self._row)
+        # A rank's own part is in them too, unused: so each lies where its number says.
         self._values = Shared(group, device, dtype, 2 * ranks * rows * self._row)
         self._flags = Shared(group, device, torch.int32, ranks * rows)
         calls = torch.zeros(rows, dtype=torch.int32, device=device)
         self._arguments = (self._values.places, self._flags.places, calls, group.rank())
         self._sizes = (rows, self._row, triton.next_power_of_2(self._row), ranks)
 
-    def takes(self, x: Tensor) -> bool:
-        """Whether `all_reduce` sums `x`."""
-        return x.dtype == self._dtype and x.is_contiguous() and 0 < x.numel() <= self._most
-
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over the group, in place: in float32, rounded once, on each rank the same."""
         grid, ways = (triton.cdiv(x.numel(), self._row),), self._ways(x)
         _flagged_all_reduce[grid](x, *self._arguments, x.numel(), *self._sizes, **ways)
         return x
-
-    def fuses(self, x: Tensor) -> bool:
-        """Whether `all_reduce_norm` takes `x`."""
-        return self.takes(x) and x.dim() == 2 and x.shape[1] == self._width
 
     def all_reduce_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """residual += the sum of `x` over the group, in place, then its norm; see `Pointwise`."""
@@ -74,7 +68,7 @@ class Flagged:
         return out
 
     def _ways(self, x: Tensor) -> dict[str, int | bool]:
-        return {"num_warps": min(max(self._sizes[2] // 512, 4), 16), **launched(len(x))}
+        return {"num_warps": warps_of(self._sizes[2]), **launched(len(x))}
 
 
 @triton.jit(do_not_specialize=["rank", "rows"])

@@ -71,27 +71,38 @@ class Slots:
         self.arguments = (self._words.places, calls, group.rank())  # of a kernel
 
 
-class PeerSum:
-    """Sums over a group through memory that its GPUs share; every rank makes it at once.
+class Messages:
+    """Which messages a sum takes. dtype: of them. width: elements of a row to be normed; 0: no norm
+    is fused. most: bytes of the largest one."""
 
-    dtype: of the messages. most: bytes of the largest one. areas: see `Slots`.
-    """
+    def __init__(self, dtype: torch.dtype, width: int, most: int) -> None:
+        self._dtype, self._width, self._most = dtype, width, most // dtype.itemsize
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether `all_reduce` sums `x`."""
+        return x.dtype == self._dtype and x.is_contiguous() and 0 < x.numel() <= self._most
+
+    def fuses(self, x: Tensor) -> bool:
+        """Whether `all_reduce_norm` takes `x`."""
+        return self.takes(x) and x.dim() == 2 and 0 < self._width == x.shape[1]
+
+
+class PeerSum(Messages):
+    """Sums over a group through memory that its GPUs share; every rank makes it at once. areas: see
+    `Slots`."""
 
     def __init__(
         self,
         group: dist.ProcessGroup,
         device: torch.device,
         dtype: torch.dtype,
+        width: int,
         most: int,
         areas: int,
     ) -> None:
-        self._dtype, self._most = dtype, most // dtype.itemsize
+        super().__init__(dtype, width, most)
         self._pieces = Slots(group, device, dtype, triton.cdiv(self._most, PIECE), PIECE, areas)
         self._ranks = (group.size(), triton.next_power_of_2(group.size()))
-
-    def takes(self, x: Tensor) -> bool:
-        """Whether `all_reduce` sums `x`."""
-        return x.dtype == self._dtype and x.is_contiguous() and 0 < x.numel() <= self._most
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over the group, in place: in float32, rounded once, on each rank the same."""
@@ -103,18 +114,13 @@ class PeerSum:
     def _kernel(self) -> Any:
         raise NotImplementedError
 
-    def fuses(self, x: Tensor) -> bool:
-        """Whether `all_reduce_norm` takes `x`."""
-        return False
-
     def all_reduce_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """residual += the sum of `x` over the group, in place, then its norm; see `Pointwise`."""
         raise NotImplementedError
 
 
 class OneShot(PeerSum):
-    """Each rank has all parts and sums. width: elements of a row to be normed; 0: no norm is
-    fused."""
+    """Each rank has all parts and sums."""
 
     def __init__(
         self,
@@ -124,26 +130,22 @@ class OneShot(PeerSum):
         width: int,
         most: int,
     ) -> None:
-        super().__init__(group, device, dtype, most, group.size())
-        rows, self._width = self._most // width if width else 0, width
+        super().__init__(group, device, dtype, width, most, group.size())
+        rows = self._most // width if width else 0
         self._rows = Slots(group, device, dtype, rows, width, group.size()) if rows else None
 
     def _kernel(self) -> Any:
         return _one_shot_all_reduce
-
-    def fuses(self, x: Tensor) -> bool:
-        """See `PeerSum`."""
-        return self.takes(x) and x.dim() == 2 and x.shape[1] == self._width
 
     def all_reduce_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `PeerSum`. One program a row."""
         assert self._rows is not None
         out, block = torch.empty_like(x), triton.next_power_of_2(self._width)
         tensors = (x, residual, weight, out, *self._rows.arguments)
-        sizes = (self._width, block, *self._ranks)
-        warps = min(max(block // 512, 4), 16)
-        ways = {"num_warps": warps, **launched(len(x))}
-        _one_shot_all_reduce_norm[(len(x),)](*tensors, eps, *sizes, **ways)
+        ways = {"num_warps": warps_of(block), **launched(len(x))}
+        _one_shot_all_reduce_norm[(len(x),)](
+            *tensors, eps, self._width, block, *self._ranks, **ways
+        )
         return out
 
 
@@ -155,10 +157,15 @@ class TwoShot(PeerSum):
     def __init__(
         self, group: dist.ProcessGroup, device: torch.device, dtype: torch.dtype, most: int
     ) -> None:
-        super().__init__(group, device, dtype, most, group.size() + 1)
+        super().__init__(group, device, dtype, 0, most, group.size() + 1)
 
     def _kernel(self) -> Any:
         return _two_shot_all_reduce
+
+
+def warps_of(block: int) -> int:
+    """Of a program that has `block` elements of a row."""
+    return min(max(block // 512, 4), 16)
 
 
 @triton.jit(do_not_specialize=["rank", "count"])
