@@ -88,9 +88,10 @@ def test_a_sum_by_nccl_has_its_norm_in_a_kernel_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "rows", "fused"), [("tp2", 32, True), ("tp2", 100, False), ("tp4", 1, False)]
+    ("layout", "rows", "fused"),
+    [("tp2", 32, True), ("tp2", 2048, True), ("tp2", 2049, False), ("tp4", 1, False)],
 )
 def test_one_shot_of_torch_between_two_has_a_norm_too(layout: str, rows: int, fused: bool) -> None:
-    """Up to 1.5 MiB, and between more ranks not."""
+    """Up to 32 MiB, and between more ranks not."""
     one = setting(layout, engine=KNOWN.of("torch"))
     assert one.placed.transfer(0, Work(DECODE, rows, rows), GRAPH).fused == fused * (2 * LAYERS + 1)
