@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -62,6 +62,16 @@ class AllReduceRow:
 ALL_REDUCE = Table("allreduce", AllReduceRow)
 
 
+class HasTime(Protocol):
+    """A row of a rank. us: time of what it is of."""
+
+    @property
+    def us(self) -> float: ...
+
+
+Timed = TypeVar("Timed", bound=HasTime)
+
+
 class Asked(NamedTuple):
     """What is measured."""
 
@@ -90,8 +100,8 @@ def main() -> None:
         write_part(asked.out, ALL_REDUCE.make(rows))
 
 
-def slowest(by_rank: Sequence[Sequence[AllReduceRow]]) -> list[AllReduceRow]:
-    """Of each kind and message the row of the rank that took longest."""
+def slowest(by_rank: Sequence[Sequence[Timed]]) -> list[Timed]:
+    """Of each thing that was measured the row of the rank that took longest."""
     return [max(of_ranks, key=lambda one: one.us) for of_ranks in zip(*by_rank, strict=True)]
 
 

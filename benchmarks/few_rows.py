@@ -26,16 +26,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.distributed as dist
-from allreduce import on_each_gpu
+from allreduce import on_each_gpu, slowest
 from torch import Tensor
 
 from orchestrator.plan import models
 from orchestrator.store.arrow_files import write_part
-from strategies.peer_sums import kind_for, ways
+from strategies.peer_sums import kind_for
 from strategies.shapes import ModelShape
 from workers.backends import GroupSum
 from workers.device import device_name
-from workers.engines.native.build import peer_sum
+from workers.engines.native.build import group_sums
 from workers.engines.native.contexts import DecodeContext
 from workers.engines.native.kernels import Kernels, kernels_of
 from workers.engines.native.pages import PAGE, pages_for
@@ -108,9 +108,7 @@ def main() -> None:
     for name, tp in product(asked.models.split(","), asked.tp):
         if asked.sums:
             by_rank = on_each_gpu(tp, of_model, name, tp, asked.rows, True, timeout_s=300)
-            found = [
-                max(of_ranks, key=lambda one: one.us) for of_ranks in zip(*by_rank, strict=True)
-            ]
+            found = slowest(by_rank)
         else:
             found = of_model(0, torch.device("cuda", 0), name, tp, asked.rows, False)
         for at in range(0, len(found), len(WAYS)):
@@ -128,7 +126,7 @@ def of_model(
     with torch.inference_mode():
         read = next(memory(device, GPU_SWEEP))
         assert read.time_us is not None
-        among = sums_of(device, shard) if sums else []
+        among = sums_of(device, shard, max(requests)) if sums else []
         rows = list[FewRowsRow]()
         for count in requests:
             bound = shard.bytes(count) * read.time_us / read.bytes
@@ -136,13 +134,12 @@ def of_model(
     return rows
 
 
-def sums_of(device: torch.device, shard: Shard) -> list[GroupSum]:
-    """What sums over the default group, as the engine has it by itself."""
-    group = dist.group.WORLD
+def sums_of(device: torch.device, shard: Shard, rows: int) -> list[GroupSum]:
+    """What sums up to so many rows over the default group, as the engine has it by itself."""
+    group, dtype = dist.group.WORLD, torch.bfloat16
     assert group is not None
-    width = shard.hidden if shard.tp == 2 else 0
-    among = ways(kind_for(shard.tp), shard.tp)
-    return [peer_sum(op, group, device, torch.bfloat16, width, most) for op, most in among]
+    most = rows * shard.hidden * dtype.itemsize
+    return group_sums(kind_for(shard.tp), group, device, dtype, shard.hidden, most)
 
 
 def _asked() -> argparse.Namespace:

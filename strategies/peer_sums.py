@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 from strategies.traffic import FLAGGED, ONE_SHOT, TWO_SHOT
 
 RANKS = range(2, 9)  # that may share memory
@@ -44,9 +46,7 @@ def way_of(kind: str, ranks: int, size: float) -> str | None:
 def each_way(ranks: int) -> tuple[tuple[str, int], ...]:
     """Every kernel that so many ranks have, each with the bytes of the largest message that any
     kind gives it."""
-    found: dict[str, int] = {}
-    for op, most in (*ways("one-shot", ranks), *ways("two-shot", ranks)):
-        found[op] = max(most, found.get(op, 0))
-    if ranks == 2:  # in two ways it sends as much
-        found.pop(TWO_SHOT)
-    return tuple(found.items())
+    every = sorted((*ways("one-shot", ranks), *ways("two-shot", ranks)), key=itemgetter(1))
+    largest = dict(every)  # the last of a kernel counts
+    # Between two, two ways send as much as one.
+    return tuple((op, most) for op, most in largest.items() if ranks > 2 or op != TWO_SHOT)

@@ -101,8 +101,10 @@ class Fabric:
         return Curve(op, ranks, GRAPH, tuple((size, latency + size / rate) for size in sizes))
 
     def peer_sum_seconds(self, kind: str, span: Span, size: float) -> float | None:
-        """Seconds of one all-reduce by a kind of `ways`; None for a message that is too large for
-        it, and where nothing is known of it."""
+        """Seconds of one all-reduce by a kind of `ways`, or by vLLM's; None for a message that is
+        too large for it, and where nothing is known of it."""
+        if kind == CUSTOM:
+            return self.fused_sum_seconds(kind, span, size)
         op = way_of(kind, span.ranks, size)
         measured = self._curve(op, span.ranks, GRAPH) if op and span.nodes == 1 else None
         if op is None or measured is None:

@@ -177,9 +177,7 @@ class Placed:
             span = Span(span.ranks, nodes, islands)
         fabric, size = self.hardware.fabric, one.bytes / one.calls
         if _is_sum(one):
-            ways = (fabric.peer_sum_seconds, fabric.fused_sum_seconds)
-            known = (way(self.allreduce, span, size) for way in ways)
-            found = next((seconds for seconds in known if seconds is not None), None)
+            found = fabric.peer_sum_seconds(self.allreduce, span, size)
             if found is not None:
                 return found
         found = fabric.seconds(one.op, span, size, mode)

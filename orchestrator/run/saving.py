@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from orchestrator.analysis.training.rows import states_reason
 from orchestrator.cluster.failures import RunFailed
 from orchestrator.experiment import Run
 from orchestrator.plan.deployments import PlannedCell
@@ -53,8 +54,7 @@ def keep_state(session: Session, run: Run, cell: PlannedCell) -> None:
         job.store.write_failure(f"{run.name}.state", failure.detail)
         tell_states(session, cell, failure.reason)
         return
-    said = (one.training.states_reason for one in reports if one.training)
-    tell_states(session, cell, next(said))
+    tell_states(session, cell, states_reason(reports))
 
 
 def tell_states(session: Session, cell: PlannedCell, reason: str | None) -> None:

@@ -167,6 +167,11 @@ class TrainingAttempt:
     peak: float | None = None
 
 
+def states_reason(reports: Sequence[RankReport]) -> str | None:
+    """See `TrainingStartup`; as the first rank knows it."""
+    return next(one.training.states_reason for one in reports if one.training)
+
+
 def trained(
     attempt: TrainingAttempt,
     built: Sequence[Built],
@@ -193,7 +198,7 @@ def trained(
             build_s=build_s,
             load_s=max(one.load_s for one in built),
             states_s=max(one.training.states_s for one in reports if one.training),
-            states_reason=next(one.training.states_reason for one in reports if one.training),
+            states_reason=states_reason(reports),
         ),
     )
 

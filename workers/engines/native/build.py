@@ -45,18 +45,29 @@ def make_communicator(context: RankContext, plan: EnginePlan) -> Communicator:
     kind, group = str(switches.allreduce), context.groups.get("tp")
     if kind in SHARING and group is not None and group.size() > 1:
         check_peers(context.device, group, kind)
-        # One program has a row. In one shot it sends it to each other rank, which is faster than
-        # two kernels where that is one rank.
-        fuses = switches.fusion == "on" and group.size() == 2
-        width, dtype = plan.model.hidden_size if fuses else 0, getattr(torch, plan.dtype)
+        hidden, dtype = plan.model.hidden_size, getattr(torch, plan.dtype)
         tokens = max(plan.prefill_tokens, seats_of(plan), *prompt_sizes(plan.prefill_tokens, 0))
-        largest = tokens * plan.model.hidden_size * dtype.itemsize
-        sums = [
-            peer_sum(op, group, context.device, dtype, width, min(most, largest))
-            for op, most in ways(kind, group.size())
-        ]
+        width = hidden if switches.fusion == "on" else 0
+        largest = tokens * hidden * dtype.itemsize
+        sums = group_sums(kind, group, context.device, dtype, width, largest)
         communicator.backend = PeerBackend(context, kind, {"tp": sums})
     return communicator
+
+
+def group_sums(
+    kind: str,
+    group: dist.ProcessGroup,
+    device: torch.device,
+    dtype: torch.dtype,
+    width: int,
+    largest: int,
+) -> list[GroupSum]:
+    """What sums over a group by a kind of `ways`. width: elements of a row that may be normed with
+    its sum; 0: none is. largest: bytes of the largest message that there is."""
+    # One program has a row. In one shot it sends it to each other rank, which is faster than two
+    # kernels where that is one rank.
+    normed, among = width if group.size() == 2 else 0, ways(kind, group.size())
+    return [peer_sum(op, group, device, dtype, normed, min(most, largest)) for op, most in among]
 
 
 def peer_sum(

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from workers.engines.native.kernels.early import in_turn, launched
 from workers.engines.native.kernels.fused import scaled
-from workers.engines.native.kernels.symmetric import Messages, Shared, warps_of
+from workers.engines.native.kernels.symmetric import Messages, Shared, home, warps_of
 
 ROW = 4096  # elements that a program has where no norm is fused
 
@@ -117,21 +117,19 @@ def _handed_out(
     begin = ((call & 1).to(tl.int64) * ranks * rows + program) * width
     for turn in tl.static_range(1, ranks):  # each rank begins with another one
         other = (rank + turn) % ranks
-        values = tl.load(values_ptr + other).to(tl.pointer_type(x.dtype))
-        target = tl.multiple_of(values, 16) + begin + rank.to(tl.int64) * rows * width
+        target = home(values_ptr, other, x.dtype) + begin + rank.to(tl.int64) * rows * width
         tl.store(target + at, x, mask=inside)
     tl.debug_barrier()  # all of the program has written, and what releases the flag is one thread
     for turn in tl.static_range(1, ranks):
-        flags = tl.load(flags_ptr + (rank + turn) % ranks).to(tl.pointer_type(tl.int32))
+        flags = home(flags_ptr, (rank + turn) % ranks, tl.int32)
         tl.atomic_xchg(flags + rank * rows + program, call, sem="release", scope="sys")
-    mine = tl.load(flags_ptr + rank).to(tl.pointer_type(tl.int32))
+    mine = home(flags_ptr, rank, tl.int32)
     for turn in tl.static_range(1, ranks):
         flag = mine + (rank + turn) % ranks * rows + program
         while tl.atomic_add(flag, 0, sem="acquire", scope="sys") - call < 0:
             pass
     tl.debug_barrier()  # and what has acquired is one thread too
-    own = tl.load(values_ptr + rank).to(tl.pointer_type(x.dtype))
-    return call, tl.multiple_of(own, 16) + begin
+    return call, home(values_ptr, rank, x.dtype) + begin
 
 
 @triton.jit

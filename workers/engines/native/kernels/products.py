@@ -35,15 +35,15 @@ class Tile(NamedTuple):
     stages: int
 
 
-# By how many programs there are at least, and at most. On 132 multiprocessors, docs/performance.md.
-_WIDE = (100, math.inf, Tile(True, 128, 128, 8, 4))
 _HALF = Tile(True, 64, 128, 4, 6)
-_NARROW = ((100, 132, Tile(False, 32, 256, 4, 4)), (1, 132, Tile(False, 16, 512, 4, 3)))
-# By how many rows at most.
+# Up to how many rows, and from and up to how many programs, the first that fits. On 132
+# multiprocessors (docs/performance.md).
 _TILES = (
-    (16, (_WIDE, (64, math.inf, _HALF), *_NARROW)),
-    (32, (_WIDE, (64, math.inf, _HALF))),
-    (FEW_ROWS, (_WIDE, (100, math.inf, _HALF))),
+    (FEW_ROWS, 100, math.inf, Tile(True, 128, 128, 8, 4)),
+    (32, 64, math.inf, _HALF),
+    (FEW_ROWS, 100, math.inf, _HALF),
+    (16, 100, 132, Tile(False, 32, 256, 4, 4)),
+    (16, 1, 132, Tile(False, 16, 512, 4, 3)),
 )
 
 
@@ -69,8 +69,11 @@ def tile_of(x: Tensor, weight: Tensor) -> Tile | None:
     rows, (outputs, inputs) = x.shape[0], weight.shape
     if x.dtype not in DTYPES or not 0 < rows <= FEW_ROWS or not x.is_contiguous():
         return None
-    tiles = next(tiles for most, tiles in _TILES if rows <= most)
-    fits = (t for least, most, t in tiles if least <= triton.cdiv(outputs, t.outputs) <= most)
+    fits = (
+        tile
+        for height, least, most, tile in _TILES
+        if rows <= height and least <= triton.cdiv(outputs, tile.outputs) <= most
+    )
     return next((tile for tile in fits if inputs % tile.inputs == 0), None)
 
 

@@ -230,7 +230,7 @@ def _summed(
     call = tl.load(calls_ptr + tl.program_id(0)) + 1
     number = call.to(tl.uint32).to(tl.uint64) << 32
     slots = (tl.program_id(0) * 2 + (call & 1)).to(tl.int64) * areas * words
-    own, sender = _place(places_ptr, rank) + slots, tl.arange(0, padded)
+    own, sender = home(places_ptr, rank, tl.uint64) + slots, tl.arange(0, padded)
     if two_shot:
         owner = tl.program_id(0) % ranks
         if rank == owner:
@@ -240,16 +240,16 @@ def _summed(
             parts = tl.where(mine, values[None, :], parts)
             result = packed(_total(parts, x.dtype).to(x.dtype))
             for turn in tl.static_range(1, ranks):
-                target = _place(places_ptr, (rank + turn) % ranks) + slots + ranks * words
+                target = home(places_ptr, (rank + turn) % ranks, tl.uint64) + slots + ranks * words
                 tl.store(target + at, result | number, mask=at < words, cache_modifier=".wt")
         else:
-            target = _place(places_ptr, owner) + slots + rank * words
+            target = home(places_ptr, owner, tl.uint64) + slots + rank * words
             tl.store(target + at, values | number, mask=at < words, cache_modifier=".wt")
             result = _received(own + ranks * words + at, at < words, number)
         total = _total(result[None, :], x.dtype)
     else:
         for turn in tl.static_range(ranks):  # each rank begins with another one
-            target = _place(places_ptr, (rank + turn) % ranks) + slots + rank * words
+            target = home(places_ptr, (rank + turn) % ranks, tl.uint64) + slots + rank * words
             tl.store(target + at, values | number, mask=at < words, cache_modifier=".wt")
         wanted = (sender < ranks)[:, None] & (at < words)[None, :]
         found = _received(own + sender[:, None] * words + at[None, :], wanted, number)
@@ -297,7 +297,6 @@ def _wide(words, dtype: tl.constexpr):
 
 
 @triton.jit
-def _place(places_ptr, rank):
-    """Where the words of a rank begin."""
-    place = tl.load(places_ptr + rank).to(tl.pointer_type(tl.uint64))
-    return tl.multiple_of(place, 16)
+def home(places_ptr, rank, dtype: tl.constexpr):
+    """Where what a rank shares begins, which is of a dtype."""
+    return tl.multiple_of(tl.load(places_ptr + rank).to(tl.pointer_type(dtype)), 16)
