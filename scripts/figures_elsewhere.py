@@ -12,6 +12,7 @@ from published import RESULTS, Published, completed_of, kind, model_of
 from orchestrator.commands.predicting import predicted
 from orchestrator.experiment import Experiment
 from orchestrator.predict.plan import Machines
+from orchestrator.store.identity import BEFORE
 
 PEERS = {"h200": RESULTS / "peers-4xh200.csv"}  # by what `plan` calls the GPUs
 
@@ -22,9 +23,11 @@ def foretold(found: Published) -> dict[tuple[str, int, str], float]:
 
 
 def switches(found: Published) -> dict[str, str]:
-    """How `torch` ran passes of few rows. Results from before there was a choice say nothing."""
+    """How `torch` ran passes of few rows."""
     settings = (one.conditions.settings for one in completed_of([found]) if one.cell.engine == OURS)
-    ((products, pdl),) = {(one.products or "cublas", one.pdl or "off") for one in settings}
+    ((products, pdl),) = {
+        (one.products or BEFORE["products"], one.pdl or BEFORE["pdl"]) for one in settings
+    }
     return {"products": products, "pdl": pdl}
 
 

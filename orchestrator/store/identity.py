@@ -64,6 +64,8 @@ DECISIVE = (
     "deepspeed",
 )
 MadeBy = tuple[str, str, str]  # strategy, engine, ablation
+# How passes were run before there was a choice. Results of then tell nothing of it.
+BEFORE = {"overlap": "off", "products": "cublas", "pdl": "off"}
 # Files of a dataset's folder.
 OF_ROWS = frozenset({".jsonl", ".csv", ".parquet", ".arrow", ".gz"})
 
@@ -97,11 +99,12 @@ def decisive_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def switches_told(runs: pa.Table | None) -> dict[MadeBy, dict[str, str]]:
-    """Of what made the runs of a summary, the switches that they tell of."""
+    """Of what made the runs of a summary, the switches that they tell of, or that are known."""
     found = dict[MadeBy, dict[str, str]]()
     for one in runs.to_pylist() if runs is not None else []:
         told = {name: one[name] for name in SWITCHES if one.get(name) is not None}
-        found.setdefault((one["strategy"], one["engine"], one["ablation"]), {}).update(told)
+        by = found.setdefault((one["strategy"], one["engine"], one["ablation"]), dict(BEFORE))
+        by.update(told)
     return found
 
 

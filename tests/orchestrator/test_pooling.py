@@ -169,6 +169,16 @@ def test_runs_with_another_switch_are_not_put_together(tmp_path: Path) -> None:
     assert len(places_of(unpacked(tmp_path / "both", one, untold))) == 2
 
 
+def test_runs_from_before_there_was_a_switch_count_as_they_were_made(tmp_path: Path) -> None:
+    then = packed(tmp_path / "then", [HERE], {0: 0}, switches={"allreduce": "nccl"})
+    for values, fits in ({"products": "cublas", "pdl": "off"}, True), ({"pdl": "on"}, False):
+        now = packed(tmp_path / values["pdl"], [THERE], {0: 0}, switches=values)
+        result_dir = str(tmp_path / f"both-{values['pdl']}")
+        done = CliRunner().invoke(main, ["unpack", str(then), str(now), "--result-dir", result_dir])
+        assert (done.exit_code == 0) == fits
+        assert fits or "have pdl off and on in runs of tp4 by torch" in done.output
+
+
 def test_the_runs_of_one_engine_are_taken_alone(tmp_path: Path) -> None:
     peers = replace(CELL, deployment=replace(CELL.deployment, engine="vllm"))
     old = packed(tmp_path / "old", [HERE], {0: 0, 1: 0}, (CELL, peers))

@@ -60,7 +60,16 @@ def test_bus_factors_are_those_of_nccl_tests() -> None:
 
 def test_every_pair_of_ranks_is_measured_and_no_group_twice() -> None:
     found = [ranks for ranks, _, _ in collectives._group_cases(4, QUICK_SWEEP)]
-    assert found == [(0, 1), (0, 1, 2, 3), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    assert found == [(0, 1, 2, 3), (0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4, 6, 8])
+def test_the_ranks_of_a_group_have_shared_memory_equally_often_before(ranks: int) -> None:
+    shared = dict.fromkeys(range(ranks), 0)
+    for group, ops, _ in collectives._group_cases(ranks, QUICK_SWEEP):
+        if "all_reduce" in ops:
+            assert len({shared[rank] for rank in group}) == 1
+            shared |= {rank: shared[rank] + 1 for rank in group}
 
 
 def test_a_median_leaves_the_first_sample_out(monkeypatch: pytest.MonkeyPatch) -> None:

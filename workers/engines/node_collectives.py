@@ -99,8 +99,13 @@ def _rings(meeting: Meeting, ranks: Ranks) -> tuple[Ring, Ring] | None:
 def _group_cases(
     ranks: int, sweep: Sweep
 ) -> Iterator[tuple[Ranks, tuple[str, ...], tuple[int, ...]]]:
-    """(ranks of a group, operations, message sizes) of every group."""
-    for size in group_sizes(ranks):
+    """(ranks of a group, operations, message sizes) of every group.
+
+    torch 2.11 numbers what a process shares of its GPU's memory, and the ranks of a group find each
+    other by that number. So the larger groups come first: then all ranks of a group have shared
+    memory as often as each other, and else they would wait for ever.
+    """
+    for size in reversed(group_sizes(ranks)):
         yield tuple(range(size)), COLLECTIVE_OPS, sweep.messages
     for pair in itertools.combinations(range(ranks), 2):
         if pair != (0, 1):
