@@ -82,8 +82,8 @@ def _without(names: Any, parts: Sequence[str]) -> Any:
 def pooled(packs: Sequence[Packed]) -> Packed:
     """All of them. A start that is in two is taken once. Starts that an earlier one has not get
     numbers behind those that are there where theirs are taken, and so do their blocks and nodes.
-    A cell that lacks nothing in its own result asks for nothing more: the numbers of its starts are
-    others now.
+    A cell that lacks nothing in its own result, or has as many runs in all of them as were asked
+    for, asks for nothing more: the numbers of its starts are others now.
 
     Raises UserError where they are of other software or devices.
     """
@@ -91,17 +91,19 @@ def pooled(packs: Sequence[Packed]) -> Packed:
     for other in others:
         _check(first, other)
         first = _together(first, other)
-    return first
+    return _settled(first, in_number=True) if others else first
 
 
-def _settled(pack: Packed) -> Packed:
-    keys = (key for table in pack.outcomes for key in RUN_KEYS.rows(table))
-    made = {(key.cell.name, key.start, key.run) for key in keys}
-    asked = {
-        cell: pairs
-        for cell, pairs in (pack.manifest.get("asked") or {}).items()
-        if not {(cell, *run) for run in runs_asked(pack.manifest, cell)} <= made
-    }
+def _settled(pack: Packed, in_number: bool = False) -> Packed:
+    """Without what is asked of cells that lack nothing. in_number: whichever runs they have."""
+    made = dict[str, set[tuple[int, int]]]()
+    for key in (key for table in pack.outcomes for key in RUN_KEYS.rows(table)):
+        made.setdefault(key.cell.name, set()).add((key.start, key.run))
+    asked = {}
+    for cell, pairs in (pack.manifest.get("asked") or {}).items():
+        wanted, there = runs_asked(pack.manifest, cell), made.get(cell, set())
+        if not (len(wanted) <= len(there) if in_number else wanted <= there):
+            asked[cell] = pairs
     return replace(pack, manifest={**pack.manifest, "asked": asked})
 
 

@@ -140,6 +140,16 @@ def test_a_cell_that_lacked_nothing_lacks_nothing_under_another_number(tmp_path:
     assert not missing(whole.folder, whole.manifest(), whole.outcomes())
 
 
+def test_a_cell_that_one_result_lacks_and_another_has_lacks_nothing(tmp_path: Path) -> None:
+    other = replace(CELL, deployment=replace(CELL.deployment, strategy="pp2"))
+    asked = {name.name: [[1, 1]] for name in (CELL, other)}
+    first = packed(tmp_path / "one", [HERE], {0: 0}, [other], asked=asked)
+    second = packed(tmp_path / "two", [THERE], {0: 0}, [CELL, other])
+    whole = unpacked(tmp_path / "all", first, second)
+    assert {one.start for one in whole.outcomes() if one.cell.name == CELL.name} == {1}
+    assert not missing(whole.folder, whole.manifest(), whole.outcomes())
+
+
 def test_what_a_result_lacks_it_lacks_among_others(tmp_path: Path) -> None:
     asked = {CELL.name: [[4, 1]]}
     first = packed(tmp_path / "one", [HERE], {0: 0}, asked=asked)
