@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from published import Published, completed_of, listed, model_of, reached
 
@@ -147,7 +148,7 @@ class Nodes:
     """The nodes of several results, each called by a letter in the order of their commands."""
 
     def __init__(self, found: Sequence[Published]) -> None:
-        blocks = [block for each in found for block in each.results.manifest["blocks"]]
+        blocks = [block for each in found for block in _used(each)]
         blocks.sort(key=lambda block: block["started_at"])
         nodes = dict.fromkeys(frozenset(block["gpu_uuids"]) for block in blocks)
         self._letters = {node: chr(ord("A") + place) for place, node in enumerate(nodes)}
@@ -168,15 +169,25 @@ class Nodes:
         return self._letters[node] + some
 
 
+def _used(found: Published) -> list[dict[str, Any]]:
+    """The blocks that runs are of."""
+    by = {round_of(one).block for one in whole(found.results.runs)}
+    return [one for n, one in enumerate(found.results.manifest["blocks"]) if n in by]
+
+
 def unrun(found: Sequence[Published]) -> list[str]:
-    """What has no completed run, in words: `vLLM under tp4 and pp4 of llama-70b`."""
-    return [
-        f"{NAMES[engine]} under {listed(names)} of {model_of(each)}"
-        for each in found
-        for engine in ENGINES
-        if (names := [name for name in layouts_of(each) if _lacks(each, name, engine)])
-    ]
-
-
-def _lacks(found: Published, layout: str, engine: str) -> bool:
-    return any(found.at(layout, n, engine) is None for n in found.concurrencies)
+    """What has no completed run, in words: `vLLM under tp4 and pp4 of llama-70b`, with its loads
+    where it has others."""
+    said = []
+    for each in found:
+        for engine in ENGINES:
+            lacking: dict[str, list[str]] = {}
+            for name in layouts_of(each):
+                if loads := [n for n in each.concurrencies if each.at(name, n, engine) is None]:
+                    at = "" if loads == each.concurrencies else f" at {listed(loads)} concurrent"
+                    lacking.setdefault(at, []).append(name)
+            said += [
+                f"{NAMES[engine]} under {listed(names)} of {model_of(each)}{at}"
+                for at, names in lacking.items()
+            ]
+    return said

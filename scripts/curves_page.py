@@ -4,13 +4,13 @@ and from what `orchestrator plan` says: `python scripts/curves_page.py`."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import readme_results
 from both_engines import OURS, layouts_of
-from figures_elsewhere import switches
+from figures_elsewhere import few_rows
 from published import RESULTS, Published, model_of, table
 
 from orchestrator.commands.predicting import predicted
@@ -35,17 +35,19 @@ def page() -> str:
 def _rows(found: Published) -> Iterator[list[str]]:
     curves = (one for one in found.findings.curves if one.engine == OURS)
     measured = {one.strategy: asdict(one.fitted) for one in curves}
-    model, layouts = model_of(found), layouts_of(found)
-    planned = _predicted({"model": model, **switches(found)}, layouts)
-    for layout in layouts:
+    model = model_of(found)
+    for layout in layouts_of(found):
         name = f"{model.rpartition('-')[2].upper()}, {layout}"
-        yield [name, *_shown(measured[layout]), *_shown(planned[layout])]
+        planned = _predicted({"model": model, **few_rows(found, layout)}, layout)
+        yield [name, *_shown(measured[layout]), *_shown(planned)]
 
 
-def _predicted(asked: Mapping[str, str], layouts: Sequence[str]) -> dict[str, Line]:
+def _predicted(asked: Mapping[str, str], layout: str) -> Line:
     experiment = Experiment.model_validate({"max_concurrency": "1,32,100", **asked})
-    (plan,) = as_data(predicted(experiment, Machines("h200", 4), layouts))["plans"]
-    return {one["layout"]: one["fitted"] for one in plan["against_concurrency"]}
+    (plan,) = as_data(predicted(experiment, Machines("h200", 4), [layout]))["plans"]
+    (found,) = plan["against_concurrency"]
+    line: Line = found["fitted"]
+    return line
 
 
 def _shown(line: Line) -> list[str]:

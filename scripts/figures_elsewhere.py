@@ -6,8 +6,8 @@ from __future__ import annotations
 import csv
 from functools import cache
 
-from both_engines import ENGINES, LAYOUTS, OURS, THEIRS
-from published import RESULTS, Published, completed_of, kind, model_of
+from both_engines import ENGINES, LAYOUTS, OURS, THEIRS, layouts_of
+from published import RESULTS, Published, kind, model_of
 
 from orchestrator.commands.predicting import predicted
 from orchestrator.experiment import Experiment
@@ -18,13 +18,20 @@ PEERS = {"h200": RESULTS / "peers-4xh200.csv"}  # by what `plan` calls the GPUs
 
 
 def foretold(found: Published) -> dict[tuple[str, int, str], float]:
-    """(layout, concurrency, engine) -> tokens per second that `plan` predicts."""
-    return _predicted(model_of(found), kind([found]), tuple(found.concurrencies), **switches(found))
+    """(layout, concurrency, engine) -> tokens per second that `plan` predicts, with the passes of
+    few rows as `torch` ran them there."""
+    known = {}
+    for layout in layouts_of(found):
+        what = model_of(found), kind([found]), tuple(found.concurrencies)
+        every = _predicted(*what, **few_rows(found, layout))
+        known |= {at: value for at, value in every.items() if at[0] == layout}
+    return known
 
 
-def switches(found: Published) -> dict[str, str]:
-    """How `torch` ran passes of few rows."""
-    settings = (one.conditions.settings for one in completed_of([found]) if one.cell.engine == OURS)
+def few_rows(found: Published, layout: str) -> dict[str, str]:
+    """How `torch` ran passes of few rows under a layout."""
+    cells = (found.at(layout, n, OURS) for n in found.concurrencies)
+    settings = [one.conditions.settings for one in cells if one]
     ((products, pdl),) = {
         (one.products or BEFORE["products"], one.pdl or BEFORE["pdl"]) for one in settings
     }

@@ -22,7 +22,7 @@ from both_engines import (
     pairs,
     unrun,
 )
-from figures_elsewhere import foretold, peers, switches
+from figures_elsewhere import few_rows, foretold, peers
 from published import (
     THROUGHPUT,
     Published,
@@ -38,10 +38,12 @@ from published import (
 
 from orchestrator.analysis.comparing.significance import DIFFERENT, EQUIVALENT, NOT_SHOWN
 from orchestrator.report.text import EN_DASH
+from orchestrator.store.identity import BEFORE
 from strategies import parse
 from strategies.peer_sums import kind_for
 
 COUNTS = {1: "once", 2: "twice"}
+WITHOUT = {"products": BEFORE["products"], "pdl": BEFORE["pdl"]}
 VERDICTS = (DIFFERENT, EQUIVALENT, NOT_SHOWN)
 
 
@@ -211,12 +213,23 @@ def beside_peers(found: Sequence[Published]) -> Iterator[str]:
 
 
 def as_run(found: Sequence[Published]) -> str:
-    """What `torch` had not that it has by itself now, so that *plan* is predicted without."""
-    early = {tuple(switches(each).values()) for each in found}
-    if early == {("triton", "on")}:
+    """Where `torch` had not what it has by itself now, so that *plan* is predicted without."""
+    without = {
+        model_of(each): [name for name in layouts_of(each) if few_rows(each, name) == WITHOUT]
+        for each in found
+    }
+    every = {model_of(each): layouts_of(each) for each in found}
+    if not any(without.values()):
         return ""
-    assert early == {("cublas", "off")}
-    return " without `--products triton` and `--pdl on`, as these runs were"
+    switches = " without `--products triton` and `--pdl on`"
+    if without == every:
+        return f"{switches}, as these runs were"
+    said = [
+        f"{model}{'' if names == every[model] else f' under {listed(names)}'}"
+        for model, names in without.items()
+        if names
+    ]
+    return f", of {listed(said)}{switches}, as those runs were"
 
 
 def misses(found: Sequence[Published], docs: str = "") -> str:

@@ -138,9 +138,10 @@ def _one_batch(found: Sequence[Published]) -> Iterator[str]:
         assert min(idle) > 70 > 10 > max(mine)
         loads = [over(each, "pp4", pair[0].cell.max_concurrency) for each, pair in cells]
         ratios = [one.ratio.value for one in loads if one]
+        models = listed(dict.fromkeys(model_of(each) for each, _ in cells))
         yield (
-            "One batch is in one stage at a time: under pp4 a GPU of vLLM then waits for "
-            f"{between(idle, '.0f', '%')} of a step also with several users. `torch` waits for "
+            f"One batch is in one stage at a time: under pp4 of {models} a GPU of vLLM then waits "
+            f"for {between(idle, '.0f', '%')} of a step also with several users. `torch` waits for "
             f"{between(mine, '.1f', '%')} there, and delivers {between(ratios, '.2f', 'x')}."
         )
 
