@@ -120,9 +120,9 @@ class Progress:
     standing: Standing | NoStanding = field(default_factory=NoStanding)
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Inside, this rank waits for others."""
-        self.standing.waits(True)
+    def waiting(self, name: str = "") -> Iterator[None]:
+        """Inside, this rank waits for others; name: in which collective."""
+        self.standing.waits(True, name)
         try:
             yield
         finally:

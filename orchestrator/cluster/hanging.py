@@ -45,15 +45,14 @@ def hanging(stands: Mapping[int, Stand | None]) -> str:
     if len(stands) < 2 or len(known) < len(stands):
         return f"waiting for {late}"
     outside = [rank for rank, stand in known.items() if not stand.waits]
+    where = " and ".join(sorted({stand.collective for stand in known.values()} - {""}))
     if 0 < len(outside) < len(known):
-        names = sorted({stand.collective for stand in known.values() if stand.waits})
-        where = " and ".join(filter(None, names)) or "a collective"
-        return f"{_named(outside)} hangs: the others wait for it in {where}"
+        return f"{_named(outside)} hangs: the others wait for it in {where or 'a collective'}"
     fewest = min(stand.steps for stand in known.values())
     behind = [rank for rank, stand in known.items() if stand.steps == fewest]
     if len(behind) < len(known):
         return f"{_named(behind)} hangs: after {fewest} steps, the others are ahead"
-    return f"waiting for {late}"
+    return f"waiting for {late}{f' in {where}' if where else ''}"
 
 
 def _named(ranks: Sequence[int]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
@@ -14,20 +14,19 @@ from orchestrator.cluster import hardware
 from orchestrator.cluster.address import address_of
 from orchestrator.cluster.connection import Cluster, connect
 from orchestrator.cluster.group import RunFailed, WorkerGroup
-from orchestrator.errors import UserError
-from orchestrator.node import fabric, links
+from orchestrator.errors import ClusterLost, UserError
+from orchestrator.node import links
 from orchestrator.node.links import Pair
-from orchestrator.store.arrow_files import write_part
+from orchestrator.node.partial import Partial
 from orchestrator.store.folders import DEFAULT_ROOT, check_writable
 from strategies.placement import Placement
 from strategies.shapes import ModelShape
 from workers import engines
 from workers.engines.calibration import CALIBRATION_LAYOUT, QUICK, SWEEP_OPTION
-from workers.engines.calibration_parts import COLLECTIVES, PARTS, Part
-from workers.messages import EnginePlan, RankReport
-from workers.records import FABRIC
+from workers.engines.calibration_parts import GROUP_S, Part, parts
+from workers.messages import EnginePlan
 
-TIMEOUT_S = 300.0
+BUILD_S = 300.0
 NO_MODEL = ModelShape("none", "llama", 0, 0, 1, 1, 0, 0, 0, 1, 0.0, 1.0)
 
 Device = Literal["cuda", "cpu"]
@@ -54,18 +53,26 @@ def calibrate(
     network too, and write fabric.arrow and fits.arrow into `out`. tell: is given a line whenever
     something begins.
 
-    Raises UserError where there is no such cluster or device, or where the measurement fails.
+    Raises UserError where there is no such cluster or device, or where the measurement fails. What
+    was measured until then is kept (`Partial`), and the message says where.
     """
     kind, there = _device(device), address_of(address)
     check_writable(out or DEFAULT_ROOT, "the calibration", "--out")
     needed = ranks or (_on_this_machine(kind) if there is None else 0)
+    partial = Partial(out)
     tell("Connecting to Ray.")
-    with connect(there, kind, needed, dashboard=False) as cluster:
-        plan = calibration_plan(kind, ranks or _on_one_node(cluster, kind), quick)
-        table = _measure(cluster, plan, tell)
-    path = (out or fabric.folder(host=table.column("host")[0].as_py())) / fabric.FILE
-    _write(path, table)
-    return Calibration(path, table, links.pairs() if kind == "cuda" else [])
+    try:
+        with connect(there, kind, needed, dashboard=False) as cluster:
+            plan = calibration_plan(kind, ranks or _on_one_node(cluster, kind), quick)
+            path = _measure(cluster, plan, partial, tell)
+    except (RunFailed, ClusterLost) as failure:
+        said = f"the calibration failed: {failure}", partial.told()
+        raise UserError(". ".join(filter(None, said))) from failure
+    except KeyboardInterrupt:
+        if kept := partial.told():
+            tell(kept)
+        raise
+    return Calibration(path, partial.table, links.pairs() if kind == "cuda" else [])
 
 
 def calibration_plan(device: Device, ranks: int, quick: bool) -> EnginePlan:
@@ -74,51 +81,33 @@ def calibration_plan(device: Device, ranks: int, quick: bool) -> EnginePlan:
     placement = placement.with_options(**{SWEEP_OPTION: QUICK}) if quick else placement
     dtype = "bfloat16" if device == "cuda" else "float32"
     return EnginePlan(
-        NO_MODEL, CALIBRATION_LAYOUT, placement, None, dtype, device, 1, 1, 1, timeout_s=TIMEOUT_S
+        NO_MODEL, CALIBRATION_LAYOUT, placement, None, dtype, device, 1, 1, 1, timeout_s=GROUP_S
     )
 
 
-def _measure(cluster: Cluster, plan: EnginePlan, tell: Callable[[str], None]) -> pa.Table:
+def _measure(
+    cluster: Cluster, plan: EnginePlan, partial: Partial, tell: Callable[[str], None]
+) -> Path:
+    """Measure part after part; the file of the whole calibration. Raises RunFailed, which names the
+    part."""
     ranks = plan.placement.num_ranks
-    parts = [part for part in PARTS if part != COLLECTIVES or ranks > 1]
-    reports: list[RankReport] = []
+    limits = parts(ranks)
     tell(f"Starting {ranks} x {plan.device}.")
+    group = WorkerGroup.start(cluster, CALIBRATION_LAYOUT, plan, engines.CALIBRATION.name)
     try:
-        group = WorkerGroup.start(cluster, CALIBRATION_LAYOUT, plan, engines.CALIBRATION.name)
-        try:
-            group.build(TIMEOUT_S)
-            for number, part in enumerate(parts, 1):
-                tell(f"[{number}/{len(parts)}] {part}")
-                reports += group.run(Part((), 1, part=part, is_last=part == parts[-1]), TIMEOUT_S)
-            nodes = group.nodes
-            group.close()
-        finally:
-            group.kill()
-    except RunFailed as failure:
-        raise UserError(f"the calibration failed: {failure.reason}") from failure
-    found = pa.concat_tables(report.fabric for report in reports if report.fabric is not None)
-    return with_nodes(found, nodes)
-
-
-def with_nodes(table: pa.Table, nodes: Sequence[str]) -> pa.Table:
-    """The measurements, each with the number of nodes that its ranks are on. nodes: rank -> its
-    node."""
-    rows = FABRIC.rows(table)
-    spans = [len({nodes[rank] for rank in one.group or (one.rank,)}) for one in rows]
-    return FABRIC.make([replace(one, nodes=n) for one, n in zip(rows, spans, strict=True)])
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    """The measurements to `path`, and the lines fitted to them beside it."""
-    fits = fabric.FITS.make(fabric.fits(table))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_part(path, table)
-        write_part(path.with_name(fabric.FITS_FILE), fits)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written: {error.strerror}; give another --out"
-        ) from error
+        group.build(BUILD_S)
+        for number, (part, limit_s) in enumerate(limits.items(), 1):
+            tell(f"[{number}/{len(limits)}] {part}")
+            try:
+                reports = group.run(Part((), 1, part=part), limit_s)
+            except RunFailed as failure:
+                raise failure.within(f"part {number} of {len(limits)}, {part}") from None
+            partial.add(part, reports, group.nodes)
+        path = partial.finish()
+        group.close()
+        return path
+    finally:
+        group.kill()
 
 
 def _device(asked: str) -> Device:

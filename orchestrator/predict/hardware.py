@@ -264,7 +264,7 @@ def of_sheet(
             "rates": source,
             "memory": f"{SHEET}, as nvidia-smi gives it" if sheet.usable else SHEET,
             "power": SHEET,
-            "link": measured.source if measured else f"{SHEET}; latency: {_latency(sheet)}",
+            "link": _link_source(sheet, measured),
         },
     )
 
@@ -283,6 +283,13 @@ def _fabric(sheet: Sheet, attainable: Attainable, measured: Calibration | None) 
     across = pcie if sheet.bridge else None
     found = Fabric(nvlink, network, curves, sheet.bridge, across, nvlink=True)
     return found if measured else found.with_peer_sums()
+
+
+def _link_source(sheet: Sheet, measured: Calibration | None) -> str:
+    """Where times of collectives come from: of one GPU alone, none were measured."""
+    if measured and measured.curves:
+        return measured.source
+    return f"{SHEET}; latency: {_latency(sheet)}"
 
 
 def _latency(sheet: Sheet) -> str:

@@ -11,6 +11,7 @@ from allreduce import on_each_gpu
 from strategies.peer_sums import each_way
 from strategies.placement import Placement
 from strategies.traffic import ONE_SHOT
+from workers.engines.calibration_parts import ON_ONE_DEVICE, parts
 from workers.engines.node_collectives import several_ranks
 from workers.engines.node_timing import QUICK_SWEEP, Timing
 from workers.rank import RankContext
@@ -21,9 +22,10 @@ pytestmark = pytest.mark.skipif(not RANKS, reason="needs two GPUs or more")
 
 def measured(rank: int, device: torch.device) -> list[Timing]:
     """The collectives that this rank reports."""
-    placement = Placement().with_axis("tp", dist.get_world_size())
+    context = RankContext(rank, Placement().with_axis("tp", dist.get_world_size()), device)
+    of_several = [part for part in parts(dist.get_world_size()) if part not in ON_ONE_DEVICE]
     with torch.inference_mode():
-        return list(several_ranks(RankContext(rank, placement, device), QUICK_SWEEP))
+        return [one for part in of_several for one in several_ranks(context, QUICK_SWEEP, part)]
 
 
 @pytest.mark.parametrize("ranks", RANKS)

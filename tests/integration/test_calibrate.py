@@ -6,10 +6,14 @@ import itertools
 import json
 import socket
 import time
+from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pytest
+import stuck_calibration
 from click.testing import CliRunner
 from rich.console import Console
 from tables import make
@@ -19,14 +23,16 @@ from orchestrator.cluster import hardware
 from orchestrator.errors import UserError
 from orchestrator.node import calibrate, fabric, links
 from orchestrator.node.calibrate import NO_MODEL, Calibration, calibration_plan
+from orchestrator.node.partial import Partial
 from orchestrator.plan.installed import installed
 from orchestrator.report import fabric_tables
 from orchestrator.store.arrow_files import write_part
 from strategies.placement import Placement
 from workers import engines
+from workers.engines.calibration_parts import Part, parts
 from workers.engines.node_timing import QUICK_SWEEP
-from workers.messages import EnginePlan
-from workers.records import FABRIC
+from workers.messages import EnginePlan, RankReport
+from workers.records import FABRIC, STEPS
 
 OPERATIONS = {"all_reduce", "all_gather", "reduce_scatter", "send_recv"}
 
@@ -60,9 +66,10 @@ def test_a_quick_calibration_on_cpu_workers(ray_cluster, tmp_path, monkeypatch):
         "[1/4] memory",
         "[2/4] matrix products",
         "[3/4] matrix products of decoding",
-        "[4/4] collectives",
+        "[4/4] collectives of 2 ranks",
     ]
     path = tmp_path / "results" / f"fabric-{socket.gethostname()}" / "fabric.arrow"
+    assert {file.name for file in path.parent.iterdir()} == {fabric.FILE, fabric.FITS_FILE}
     table = fabric.load(path)
     assert table.schema.equals(FABRIC.schema, check_metadata=True)
     rows = table.to_pylist()
@@ -87,6 +94,140 @@ def test_a_quick_calibration_on_cpu_workers(ray_cluster, tmp_path, monkeypatch):
     assert rates is not None
     assert rates.flops > 1e8
     assert fabric.look_up(None, None).num_rows == table.num_rows
+
+
+# -- a part that fails
+
+
+@pytest.fixture
+def failing(ray_cluster, tmp_path, monkeypatch):
+    """A function that calibrates two CPU workers, of which rank 1 raises or hangs in a part, and
+    returns how the command ended and the seconds that it took from that part on."""
+    site, pids = stuck_calibration.install(tmp_path / "site"), tmp_path / "pids"
+    pids.mkdir()
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(calibrate, "connect", lambda *_, **__: contextlib.nullcontext(ray_cluster))
+    engine = EntryPoint(stuck_calibration.NAME, "", engines.GROUP)
+    monkeypatch.setattr(calibrate.engines, "CALIBRATION", engine)
+
+    def run(fault, at):
+        def plan(*asked):
+            made = calibration_plan(*asked)
+            options = {"fault": fault, "at": at, "pids": str(pids)}
+            return replace(made, placement=made.placement.with_options(**options))
+
+        def limits(ranks):
+            return {part: HANG_S if part == at else limit for part, limit in parts(ranks).items()}
+
+        monkeypatch.setattr(calibrate, "calibration_plan", plan)
+        monkeypatch.setattr(calibrate, "parts", limits)
+        began = []
+        monkeypatch.setattr(
+            calibrate,
+            "Part",
+            lambda *_, part: began.append(time.monotonic()) or Part((), 1, part=part),
+        )
+        done = CliRunner().invoke(
+            cli.main, ["calibrate", "--device", "cpu", "--ranks", "2", "--quick"]
+        )
+        left = [file.name for file in pids.iterdir() if psutil.pid_exists(int(file.name))]
+        assert left == []  # also those that would wait for ever
+        return done, time.monotonic() - began[-1]
+
+    return run
+
+
+HANG_S = 3.0
+TWO_RANKS = "collectives of 2 ranks"
+
+
+def test_what_was_measured_before_a_part_hangs_is_kept_beside_the_calibration(failing, tmp_path):
+    done, seconds = failing("hang", TWO_RANKS)
+    assert seconds < HANG_S + 10
+    whole = Path("results", f"fabric-{socket.gethostname()}")
+    kept = whole / "partial-1" / fabric.FILE
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1] == (
+        f"error: the calibration failed: part 4 of 4, {TWO_RANKS}: timeout: the run took longer "
+        "than 3 s (rank 1 hangs: the others wait for it in the start of a group of 2). What was "
+        f"measured before is kept: {kept}, which `--fabric` takes for ceilings and predictions of "
+        "one device. Run the command again to measure everything"
+    )
+    assert not (whole / fabric.FILE).exists()
+    table = fabric.load(kept.parent)  # as `--fabric` does
+    kinds = {row.kind for row in FABRIC.rows(table)}
+    assert kinds == {"cache", "hbm", "gemm", "decode_gemm"}
+    assert {row.nodes for row in FABRIC.rows(table)} == {1}
+    assert fabric.ceilings(table, "cpu").rates("float32") is not None
+    assert fabric.look_up(None, None) is None  # nothing takes a part for the whole by itself
+
+
+def test_a_calibration_from_before_stays_where_another_fails(failing):
+    whole = fabric.folder()
+    whole.mkdir(parents=True)
+    before = FABRIC.make(timed(0, []))
+    write_part(whole / fabric.FILE, before)
+    for number in (1, 2):
+        done, _ = failing("raise", "matrix products")
+        kept = whole / f"partial-{number}" / fabric.FILE
+        assert done.exit_code == 2
+        assert done.stderr.splitlines()[-1] == (
+            "error: the calibration failed: part 2 of 4, matrix products: rank 1: ValueError: told "
+            f"to raise. What was measured before is kept: {kept}, too little to predict with; "
+            f"{whole / fabric.FILE}, made before, stays. Run the command again to measure "
+            "everything"
+        )
+        assert {row.kind for row in FABRIC.rows(fabric.load(kept))} == {"cache", "hbm"}
+    assert fabric.look_up(None, None).equals(before)
+
+
+def test_where_the_first_part_fails_nothing_is_kept(failing):
+    done, _ = failing("raise", "memory")
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1] == (
+        "error: the calibration failed: part 1 of 4, memory: rank 1: ValueError: told to raise"
+    )
+    assert not Path("results").exists()
+
+
+def reports(*rows):
+    return [RankReport(0, None, STEPS.make([]), None, 0, fabric=make(FABRIC, list(rows)))]
+
+
+def test_ctrl_c_says_what_is_kept(tmp_path, monkeypatch):
+    def interrupted(cluster, plan, partial, tell):
+        partial.add("memory", reports(timed_data(0, [])), ["a node"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibrate, "connect", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(calibrate, "_measure", interrupted)
+    done = CliRunner().invoke(
+        cli.main, ["calibrate", "--device=cpu", "--ranks=1", f"--out={tmp_path}"]
+    )
+    assert done.exit_code == 130
+    assert f"is kept: {tmp_path / 'partial-1' / fabric.FILE}, too little" in done.stderr
+
+
+def test_groups_that_were_measured_are_named_and_the_folder_goes_with_the_whole(tmp_path):
+    partial = Partial(tmp_path)
+    for part in [*parts(4)][:4]:
+        partial.add(part, reports(timed_data(0, [])), ["a node"])
+    assert "predictions of one device, with collectives of 4 ranks. Run" in partial.told()
+    assert partial.finish() == tmp_path / fabric.FILE
+    assert partial.told() == ""
+    assert {file.name for file in tmp_path.iterdir()} == {fabric.FILE, fabric.FITS_FILE}
+
+
+def test_what_cannot_take_its_place_is_kept_where_it_was(tmp_path):
+    (tmp_path / fabric.FILE).mkdir()
+    partial = Partial(tmp_path)
+    partial.add("memory", reports(timed_data(0, [])), ["a node"])
+    with pytest.raises(
+        UserError, match=r"cannot be written: Is a directory.* is kept: .*partial-1"
+    ):
+        partial.finish()
+    assert fabric.load(tmp_path / "partial-1").num_rows == 1
 
 
 def test_four_ranks_are_measured_in_groups_of_two_and_four(pool):

@@ -22,11 +22,19 @@ def test_without_a_difference_no_rank_is_blamed():
     assert hanging({3: Stand(False, 0)}) == "waiting for rank 3"
 
 
+def test_where_all_wait_it_is_said_in_what():
+    stands = {0: Stand(True, 0, "all_reduce of 4096 bytes"), 1: Stand(True, 0, "send_recv")}
+    where = "all_reduce of 4096 bytes and send_recv"
+    assert hanging(stands) == f"waiting for rank 0, 1 in {where}"
+
+
 def test_another_process_can_read_where_a_rank_stands():
     progress = Progress(standing=Standing())
     progress.begin(0.0)
     progress.step(0.1, "decode", 1, 1, 0)
     with progress.waiting():
         assert stand_of(os.getpid(), progress.standing.fd) == Stand(True, 1)
+    with progress.waiting("send_recv"):
+        assert stand_of(os.getpid(), progress.standing.fd) == Stand(True, 1, "send_recv")
     assert stand_of(os.getpid(), progress.standing.fd) == Stand(False, 1)
     assert stand_of(os.getpid(), NoStanding.fd) is None

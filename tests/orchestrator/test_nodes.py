@@ -24,7 +24,8 @@ from orchestrator.cluster.failures import RunFailed
 from orchestrator.cluster.ranks import nodes_of_ranks, together
 from orchestrator.cluster.room import bundles_for
 from orchestrator.node import fabric
-from orchestrator.node.calibrate import Calibration, with_nodes
+from orchestrator.node.calibrate import Calibration
+from orchestrator.node.partial import with_nodes
 from orchestrator.report import fabric_tables
 from orchestrator.report.charts import across_nodes
 from orchestrator.report.text import three_digits

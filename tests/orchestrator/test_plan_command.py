@@ -18,12 +18,15 @@ from click.testing import CliRunner, Result
 from orchestrator import cli
 from orchestrator.commands.predicting import predicted
 from orchestrator.experiment import Experiment
+from orchestrator.node import fabric
 from orchestrator.plan import fitting
 from orchestrator.predict.interval import Estimate
 from orchestrator.predict.parts import NAMES
 from orchestrator.predict.plan import Machines
 from orchestrator.report.output import console_of
 from orchestrator.report.predicted.plan_table import estimated, render
+from orchestrator.store.arrow_files import write_part
+from workers.records import FABRIC
 
 ASKED = ("--model", "llama-70b", "--gpu", "h200", "--gpus", "4")
 FABRICS = Path(__file__).resolve().parents[2] / "docs" / "results"
@@ -159,6 +162,17 @@ def test_what_cannot_be_planned_is_said_in_a_line(asked: Sequence[str], says: st
 def test_a_calibration_stands_for_the_gpus_it_was_made_of() -> None:
     mine = plan(*ASKED, "--fabric", str(FABRICS / "2xh200"))
     assert mine["sources"]["rates"] == "measured: 2xh200"
+    assert mine["sources"]["link"] == "measured: 2xh200"
+
+
+def test_where_a_calibration_has_no_collectives_they_are_those_of_the_data_sheet(
+    tmp_path: Path,
+) -> None:
+    rows = FABRIC.rows(fabric.load(FABRICS / "2xh200"))
+    write_part(tmp_path / fabric.FILE, FABRIC.make(r for r in rows if r.kind != "collective"))
+    found = plan(*ASKED, "--fabric", str(tmp_path))
+    assert found["sources"]["rates"] == f"measured: {tmp_path.name}"
+    assert found["sources"]["link"].startswith("data sheet")
 
 
 def test_nodes_beyond_one_are_joined_by_their_network() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from strategies.traffic import ONE_SHOT, TWO_SHOT, bus_factor
 from workers.engines import node_collectives as collectives
 from workers.engines import node_timing as timing
 from workers.engines.calibration import CALIBRATION_LAYOUT, QUICK, SWEEP_OPTION
-from workers.engines.calibration_parts import PARTS
+from workers.engines.calibration_parts import PAIRS, Part, parts
 from workers.engines.node_sweep import Measurement
 from workers.engines.node_timing import CPU_SWEEP, GPU_SWEEP, QUICK_SWEEP, Sweep, Timing
 from workers.messages import EnginePlan, Work
@@ -32,9 +33,10 @@ def context(rank: int = 0) -> RankContext:
 
 def measured(rank: int) -> list[FabricRow]:
     measurement = Measurement(context(rank), TINY)
-    for part in PARTS:
+    for part in parts(1):
         measurement.take(part)
-    return measurement.end()
+    measurement.end()
+    return measurement.found()
 
 
 def test_group_sizes() -> None:
@@ -70,6 +72,37 @@ def test_the_ranks_of_a_group_have_shared_memory_equally_often_before(ranks: int
         if "all_reduce" in ops:
             assert len({shared[rank] for rank in group}) == 1
             shared |= {rank: shared[rank] + 1 for rank in group}
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6, 8])
+def test_parts_are_in_the_order_in_which_ranks_meet(ranks: int) -> None:
+    cases = collectives._group_cases(ranks, QUICK_SWEEP)
+    met = [collectives.part_of(group, ops) for group, ops, _ in cases]
+    assert [*parts(ranks)] == [*parts(1), *dict.fromkeys(met)]
+    assert met == sorted(met, key=[*parts(ranks)].index)  # the cases of a part are together
+
+
+def test_of_pairs_the_more_there_are_the_more_time_they_have() -> None:
+    assert [parts(ranks)[PAIRS] for ranks in (3, 4)] == [320.0, 350.0]
+    assert PAIRS not in parts(2)
+
+
+def test_a_part_reports_itself_and_those_before_it(pool: Pool) -> None:
+    placement = Placement().with_axis("dp", 3).with_options(**{SWEEP_OPTION: QUICK})
+    work = [Part((), 1, part=part) for part in parts(3)]
+    found: list[set[tuple[str, tuple[int, ...]]]] = [set()]
+    for reports in pool.serve(calibration_of(placement), *work, engine="calibration"):
+        rows = [row for one in reports for row in FABRIC.rows(one.fabric)]
+        found.append({(row.kind, tuple(row.group or ())) for row in rows})
+    assert all(before < after for before, after in itertools.pairwise(found))
+    assert [after - before for before, after in itertools.pairwise(found)] == [
+        {("cache", ()), ("hbm", ())},
+        {("gemm", ())},
+        {("decode_gemm", ())},
+        {("collective", (0, 1, 2))},
+        {("collective", (0, 1))},
+        {("collective", (0, 2)), ("collective", (1, 2))},
+    ]
 
 
 def test_a_median_leaves_the_first_sample_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,11 +176,15 @@ def test_how_much_is_measured_depends_on_the_device_and_on_what_is_asked() -> No
     assert timing.sweep_for(torch.device("cuda"), quick=True) is QUICK_SWEEP
 
 
-def test_two_ranks_measure_every_collective_and_the_first_one_reports(pool: Pool) -> None:
+def calibration_of(placement: Placement) -> EnginePlan:
     config = {**BASE, **FAMILIES["Qwen2"], "architectures": ["Qwen2ForCausalLM"]}
     shape = ModelShape.from_config(config, "unused")
+    return EnginePlan(shape, CALIBRATION_LAYOUT, placement, None, "float32", "cpu", 1, 1, 1)
+
+
+def test_two_ranks_measure_every_collective_and_the_first_one_reports(pool: Pool) -> None:
     placement = Placement().with_axis("dp", 2).with_options(**{SWEEP_OPTION: QUICK})
-    plan = EnginePlan(shape, CALIBRATION_LAYOUT, placement, None, "float32", "cpu", 1, 1, 1)
+    plan = calibration_of(placement)
     (reports,) = pool.serve(plan, Work((), 1), engine="calibration")
     first, second = (FABRIC.rows(report.fabric) for report in reports)
     assert second == []

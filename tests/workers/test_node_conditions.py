@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -94,8 +95,11 @@ def test_a_gpu_is_sampled_while_it_is_measured(monkeypatch: pytest.MonkeyPatch) 
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="GPU-1")
     )
     with watching(torch.device("cuda", 0)) as watched:
-        pass
-    assert watched is not None
+        assert watched is not None
+        while not watched.recording.samples:
+            time.sleep(0.01)
+        assert "sw_power_cap in 100% of the samples" in watched.held_down()
+        assert watched.recording.thread.is_alive()  # after a part others come
     assert watched.held_down() == [
         "power limit 500 W, by default 700 W",
         "sw_power_cap in 100% of the samples",

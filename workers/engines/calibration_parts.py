@@ -1,7 +1,9 @@
-"""The parts that a calibration is measured in, so that its driver can tell how far it is."""
+"""The parts that a calibration is measured in, so that its driver can tell how far it is, and keep
+what was measured where a later one fails."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from workers.messages import Work
@@ -9,13 +11,37 @@ from workers.messages import Work
 MEMORY = "memory"
 PRODUCTS = "matrix products"
 DECODE = "matrix products of decoding"
-COLLECTIVES = "collectives"
-PARTS = (MEMORY, PRODUCTS, DECODE, COLLECTIVES)
+ON_ONE_DEVICE = (MEMORY, PRODUCTS, DECODE)
+PAIRS = "transfers between pairs"
+
+# Seconds that a part may take: on one device, over one group of ranks, and for each pair more.
+DEVICE_S = 120.0
+GROUP_S = 300.0
+PAIR_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Part(Work):
-    """Measure one of PARTS. is_last: then report what was found in all of them."""
+    """Measure one of the `parts`, and report what was found in this one and in those before."""
 
     part: str = MEMORY
-    is_last: bool = False
+
+
+def collectives_of(ranks: int) -> str:
+    """The part over the first `ranks` ranks."""
+    return f"collectives of {ranks} ranks"
+
+
+def parts(ranks: int) -> dict[str, float]:
+    """The parts of a calibration of so many ranks, in their order, each with the seconds that it
+    may take."""
+    groups = {collectives_of(size): GROUP_S for size in reversed(group_sizes(ranks))}
+    others = ranks * (ranks - 1) // 2 - 1  # the first two are a group
+    pairs = {PAIRS: GROUP_S + PAIR_S * others} if others > 0 else {}
+    return {**dict.fromkeys(ON_ONE_DEVICE, DEVICE_S), **groups, **pairs}
+
+
+def group_sizes(ranks: int) -> list[int]:
+    """2, 4, 8 ... and all of them; nothing for one rank."""
+    powers = itertools.takewhile(lambda size: size < ranks, (2**i for i in itertools.count(1)))
+    return [*powers, ranks] if ranks > 1 else []

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from workers.backends import Backend, backend_for
+from workers.engines.calibration_parts import PAIRS, collectives_of, group_sizes
 from workers.engines.node_timing import (
     Operation,
     Ranks,
@@ -55,26 +56,36 @@ class Group:
         return self.ranks.index(self.rank)
 
 
-def group_sizes(ranks: int) -> list[int]:
-    """2, 4, 8 ... and all of them; nothing for one rank."""
-    powers = itertools.takewhile(lambda size: size < ranks, (2**i for i in itertools.count(1)))
-    return [*powers, ranks] if ranks > 1 else []
-
-
-def several_ranks(context: RankContext, sweep: Sweep) -> Iterator[Timing]:
-    """Collectives over the first 2, 4, ... ranks and over all of them, and transfers between every
+def several_ranks(context: RankContext, sweep: Sweep, part: str) -> Iterator[Timing]:
+    """A part of a calibration: collectives over the first so many ranks, or transfers between every
     other pair, so that a weak link shows. The first rank of a group reports."""
     for ranks, ops, messages in _group_cases(context.placement.num_ranks, sweep):
-        process_group = dist.new_group(list(ranks))  # made by every rank, in the same order
-        if context.rank in ranks:
-            group = _group(context, process_group, ranks)
-            found: list[Timing] = []
-            for op in ops:
-                for message in messages:
-                    found += collective(context.device, sweep, group, op, message)
-                found += among_peers(context.device, sweep, group) if op == "all_reduce" else ()
+        if part != part_of(ranks, ops):
+            continue
+        with context.progress.waiting(f"the start of a group of {len(ranks)}"):
+            among = dist.new_group(list(ranks))  # made by every rank, in the same order
+            group = _group(context, among, ranks) if context.rank in ranks else None
+        if group is not None:
+            found = [one for op in ops for one in _operation(context, sweep, group, op, messages)]
             yield from found if context.rank == ranks[0] else ()
             release(context.device)
+
+
+def part_of(ranks: Ranks, ops: tuple[str, ...]) -> str:
+    """The part of a calibration in which these operations of a group are measured."""
+    return PAIRS if ops == PAIR_OPS else collectives_of(len(ranks))
+
+
+def _operation(
+    context: RankContext, sweep: Sweep, group: Group, op: str, messages: tuple[int, ...]
+) -> Iterator[Timing]:
+    """One operation by size. Where a rank does not answer, others read what it was in."""
+    for message in messages:
+        with context.progress.waiting(f"{op} of {message} bytes"):
+            yield from collective(context.device, sweep, group, op, message)
+    if op == "all_reduce":
+        with context.progress.waiting(f"{op} through memory of GPUs"):
+            yield from among_peers(context.device, sweep, group)
 
 
 def _group(context: RankContext, among: dist.ProcessGroup, ranks: Ranks) -> Group:

@@ -34,9 +34,8 @@ class Watched:
     recording: Recording
 
     def held_down(self) -> list[str]:
-        """End the sampling; what held clocks or power down, a clause for each."""
-        self.recording.stop()
-        return held_down(self.limits, [sample.readings for sample in self.recording.samples])
+        """What has held clocks or power down so far, a clause for each."""
+        return held_down(self.limits, [sample.readings for sample in [*self.recording.samples]])
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.device import device_name
-from workers.engines.calibration_parts import COLLECTIVES, DECODE, MEMORY, PRODUCTS
+from workers.engines.calibration_parts import DECODE, MEMORY, PRODUCTS
 from workers.engines.node_collectives import several_ranks
 from workers.engines.node_conditions import watching
 from workers.engines.node_timing import (
@@ -37,7 +37,7 @@ FP8 = torch.float8_e4m3fn
 
 
 class Measurement:
-    """A node while it is measured, its GPU watched from the first part to the end. Every rank takes
+    """A node while it is measured, its GPU watched from the first part to `end`. Every rank takes
     the same parts at once."""
 
     def __init__(self, context: RankContext, sweep: Sweep) -> None:
@@ -48,24 +48,27 @@ class Measurement:
 
     @torch.inference_mode()
     def take(self, part: str) -> None:
-        """Measure one of PARTS."""
+        """Measure one of the parts of a calibration."""
         self._found += _part(self._context, self._sweep, part)
 
-    def end(self) -> list[FabricRow]:
-        """What this rank measured of the node."""
+    def found(self) -> list[FabricRow]:
+        """What this rank has measured so far, each row with what held its GPU down until now."""
         host, device = socket.gethostname(), device_name(self._context.device)
         held = self._watched.held_down() if self._watched else None
-        self._watching.close()
         rank, samples = self._context.rank, self._sweep.samples
         return [one.row(host, device, rank, samples, held) for one in self._found]
+
+    def end(self) -> None:
+        """Watch the GPU no more."""
+        self._watching.close()
 
 
 def _part(context: RankContext, sweep: Sweep, part: str) -> Iterator[Timing]:
     """Every GPU is measured. The CPU workers of a node share its memory and cores, so only the
     first one measures them."""
     device = context.device
-    if part == COLLECTIVES:
-        yield from several_ranks(context, sweep)
+    if part not in ON_ONE_DEVICE:
+        yield from several_ranks(context, sweep, part)
     elif device.type != "cpu" or context.rank == 0:
         if part == MEMORY:
             yield Timing("cache", "capacity", cache_bytes(device))
