@@ -96,7 +96,7 @@ def _speeds(found: Sequence[Published]) -> Iterator[str]:
         if model_of(each) == model
     ]
     yield table(titles, rows)
-    yield from map(paragraph, words.unrun_cells(found))
+    yield from map(paragraph, words.unrun_cells(found, (ALONE, SOME)))
 
 
 def _cells(found: Published, layout: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from published import Published, completed_of, listed, model_of, reached
@@ -175,19 +176,21 @@ def _used(found: Published) -> list[dict[str, Any]]:
     return [one for n, one in enumerate(found.results.manifest["blocks"]) if n in by]
 
 
-def unrun(found: Sequence[Published]) -> list[str]:
-    """What has no completed run, in words: `vLLM under tp4 and pp4 of llama-70b`, with its loads
-    where it has others."""
-    said = []
-    for each in found:
-        for engine in ENGINES:
-            lacking: dict[str, list[str]] = {}
-            for name in layouts_of(each):
-                if loads := [n for n in each.concurrencies if each.at(name, n, engine) is None]:
-                    at = "" if loads == each.concurrencies else f" at {listed(loads)} concurrent"
-                    lacking.setdefault(at, []).append(name)
-            said += [
-                f"{NAMES[engine]} under {listed(names)} of {model_of(each)}{at}"
-                for at, names in lacking.items()
-            ]
-    return said
+def unrun(found: Sequence[Published], loads: Sequence[int]) -> list[str]:
+    """What has no completed run of some loads, in words: `vLLM under tp4 and pp4 of llama-70b`,
+    with those loads where it has others."""
+    return [
+        f"{NAMES[engine]} under {listed(names)} of {model_of(each)}{at}"
+        for each in found
+        for engine in ENGINES
+        for at, names in grouped(layouts_of(each), partial(_lacking, each, engine, loads)).items()
+        if at is not None
+    ]
+
+
+def _lacking(found: Published, engine: str, loads: Sequence[int], layout: str) -> str | None:
+    """Which of the loads have no completed run, in words: "" for all of them, None for none."""
+    lacking = [n for n in loads if found.at(layout, n, engine) is None]
+    if not lacking:
+        return None
+    return "" if lacking == [*loads] else f" at {listed(lacking)} concurrent"

@@ -32,8 +32,9 @@ def few_rows(found: Published, layout: str) -> dict[str, str]:
     """How `torch` ran passes of few rows under a layout."""
     cells = (found.at(layout, n, OURS) for n in found.concurrencies)
     settings = [one.conditions.settings for one in cells if one]
+    before = BEFORE[OURS]
     ((products, pdl),) = {
-        (one.products or BEFORE["products"], one.pdl or BEFORE["pdl"]) for one in settings
+        (one.products or before["products"], one.pdl or before["pdl"]) for one in settings
     }
     return {"products": products, "pdl": pdl}
 

@@ -43,7 +43,7 @@ from strategies import parse
 from strategies.peer_sums import kind_for
 
 COUNTS = {1: "once", 2: "twice"}
-WITHOUT = {"products": BEFORE["products"], "pdl": BEFORE["pdl"]}
+WITHOUT = {name: BEFORE[OURS][name] for name in ("products", "pdl")}
 VERDICTS = (DIFFERENT, EQUIVALENT, NOT_SHOWN)
 
 
@@ -225,11 +225,11 @@ def as_run(found: Sequence[Published]) -> str:
     if without == every:
         return f"{switches}, as these runs were"
     said = [
-        f"{model}{'' if names == every[model] else f' under {listed(names)}'}"
+        f"{'' if names == every[model] else f'{listed(names)} of '}{model}"
         for model, names in without.items()
         if names
     ]
-    return f", of {listed(said)}{switches}, as those runs were"
+    return f",{switches} for {listed(said)}, as those runs were"
 
 
 def misses(found: Sequence[Published], docs: str = "") -> str:
@@ -304,9 +304,9 @@ def sums(found: Sequence[Published]) -> Iterator[str]:
         )
 
 
-def unrun_cells(found: Sequence[Published]) -> Iterator[str]:
-    """What fits and has no figures, and why."""
-    if missing := unrun(found):
+def unrun_cells(found: Sequence[Published], loads: Sequence[int] | None = None) -> Iterator[str]:
+    """What fits and has no figures of some loads, or of any, and why."""
+    if missing := unrun(found, loads or found[0].concurrencies):
         yield f"Not run before the time on the nodes ended ({EN_DASH}): {'; '.join(missing)}."
 
 

@@ -114,7 +114,10 @@ def _columns(found: Sequence[Published]) -> Iterator[str]:
             "what it shows where there are two."
         )
     if any(not one.rounds for one in every):
-        yield f"{APART}: no two rounds have both, so it is of all starts of each, on their nodes."
+        yield (
+            f"{APART}: fewer than two rounds have both, and there are other starts, so it is of "
+            "all starts of each, on their nodes."
+        )
     yield f"*plan* is what `orchestrator plan` predicts of an engine{words.as_run(found)}."
     if any(map(peers, found)):
         yield (

@@ -119,9 +119,13 @@ def _lost(found: Sequence[Published]) -> str:
     }
     idle = [known(each.cell("pp4", 1).step.decode.bubble.pct) for each in found]
     assert max(shares["pp4"]) < 0.5
-    theirs = [one for each in found if (one := each.at("pp4", SHOWN, THEIRS))]
-    waits = [one.step.decode.bubble.pct for one in theirs if one.step.decode.bubble.pct is not None]
-    also = f", under vLLM for {between(waits, '.0f', '%')} also at {SHOWN}" if waits else ""
+    theirs = {model_of(each): each.at("pp4", SHOWN, THEIRS) for each in found}
+    waits = {name: one.step.decode.bubble.pct for name, one in theirs.items() if one}
+    also = "".join(
+        f", of {name} under vLLM for {pct:.0f}% also at {SHOWN}"
+        for name, pct in waits.items()
+        if pct is not None
+    )
     return (
         f"`{OURS}` spends {between(shares['tp4'], '.0f', '%')} of a decode step of tp4 on "
         f"communication, and of pp4 at most {max(shares['pp4']):.1f}%. A pipeline loses more "

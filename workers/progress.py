@@ -58,6 +58,8 @@ class Standing:
         if name:
             size = STANDING_BYTES - 16
             self._bytes[16:] = name.encode()[:size].ljust(size, b"\0")
+        elif in_collective:
+            self._bytes[16] = 0  # the name of another one ends where it began
         self._numbers[0] = in_collective
 
     def steps(self, launched: int) -> None:
@@ -97,7 +99,7 @@ def stand_of(pid: int, fd: int) -> Stand | None:
         waits, steps = memoryview(content)[:16].cast("q")
     except (OSError, TypeError, ValueError):
         return None
-    name = content[16:].rstrip(b"\0").decode(errors="replace")
+    name = content[16:].partition(b"\0")[0].decode(errors="replace")
     return Stand(bool(waits), steps, name if waits else "")
 
 

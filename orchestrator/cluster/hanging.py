@@ -40,19 +40,19 @@ def stands_of(places: Sequence[Place], embedded: bool) -> list[Stand | None]:
 
 def hanging(stands: Mapping[int, Stand | None]) -> str:
     """Of ranks that have not answered, in words: for which the others wait."""
-    late = _named(list(stands))
     known = {rank: stand for rank, stand in stands.items() if stand is not None}
-    if len(stands) < 2 or len(known) < len(stands):
-        return f"waiting for {late}"
-    outside = [rank for rank, stand in known.items() if not stand.waits]
     where = " and ".join(sorted({stand.collective for stand in known.values()} - {""}))
+    late = f"waiting for {_named(list(stands))}{f' in {where}' if where else ''}"
+    if len(stands) < 2 or len(known) < len(stands):
+        return late
+    outside = [rank for rank, stand in known.items() if not stand.waits]
     if 0 < len(outside) < len(known):
         return f"{_named(outside)} hangs: the others wait for it in {where or 'a collective'}"
     fewest = min(stand.steps for stand in known.values())
     behind = [rank for rank, stand in known.items() if stand.steps == fewest]
     if len(behind) < len(known):
         return f"{_named(behind)} hangs: after {fewest} steps, the others are ahead"
-    return f"waiting for {late}{f' in {where}' if where else ''}"
+    return late
 
 
 def _named(ranks: Sequence[int]) -> str:

@@ -23,7 +23,7 @@ from strategies.placement import Placement
 from strategies.shapes import ModelShape
 from workers import engines
 from workers.engines.calibration import CALIBRATION_LAYOUT, QUICK, SWEEP_OPTION
-from workers.engines.calibration_parts import GROUP_S, Part, parts
+from workers.engines.calibration_parts import Part, parts
 from workers.messages import EnginePlan
 
 BUILD_S = 300.0
@@ -80,8 +80,9 @@ def calibration_plan(device: Device, ranks: int, quick: bool) -> EnginePlan:
     placement = Placement() if ranks == 1 else Placement().with_axis("tp", ranks)
     placement = placement.with_options(**{SWEEP_OPTION: QUICK}) if quick else placement
     dtype = "bfloat16" if device == "cuda" else "float32"
+    limit_s = max(parts(ranks).values())
     return EnginePlan(
-        NO_MODEL, CALIBRATION_LAYOUT, placement, None, dtype, device, 1, 1, 1, timeout_s=GROUP_S
+        NO_MODEL, CALIBRATION_LAYOUT, placement, None, dtype, device, 1, 1, 1, timeout_s=limit_s
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -38,19 +38,15 @@ class Partial:
         """Keep what every rank has found in this part and in those before."""
         self.table = with_nodes(pa.concat_tables(one.fabric for one in reports), nodes)
         if self._folder is None:
-            names = (self._whole / f"{PARTIAL}-{number}" for number in itertools.count(1))
-            self._folder = next(folder for folder in names if not folder.exists())
-        _write(self._folder, self.table)
+            self._folder = _made_anew(self._whole)
+        self._keep(self._folder, self.table)
         self.parts.append(part)
 
     def finish(self) -> Path:
         """Put it where a whole calibration is looked for, and return its file."""
         assert self._folder is not None
         assert self.table is not None
-        try:
-            _write(self._whole, self.table)
-        except UserError as error:
-            raise UserError(f"{error}. {self.told()}") from error
+        self._keep(self._whole, self.table)
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder = None
         return self._whole / fabric.FILE
@@ -65,6 +61,14 @@ class Partial:
             f"What was measured before is kept: {file}, {_use(self.parts)}{before}. Run the "
             "command again to measure everything"
         )
+
+    def _keep(self, folder: Path, table: pa.Table) -> None:
+        """Write it; the error of one that cannot be says what is kept."""
+        try:
+            _write(folder, table)
+        except OSError as error:
+            said = _not_written(folder, error), self.told()
+            raise UserError(". ".join(filter(None, said))) from error
 
     @property
     def _whole(self) -> Path:
@@ -89,17 +93,25 @@ def with_nodes(table: pa.Table, nodes: Sequence[str]) -> pa.Table:
     return FABRIC.make([replace(one, nodes=n) for one, n in zip(rows, spans, strict=True)])
 
 
+def _made_anew(root: Path) -> Path:
+    """A folder for a calibration that is not whole, which no other one has."""
+    for number in itertools.count(1):
+        try:
+            (folder := root / f"{PARTIAL}-{number}").mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(_not_written(folder, error)) from error
+        break
+    return folder
+
+
 def _write(folder: Path, table: pa.Table) -> None:
     """The measurements into `folder`, and the lines fitted to them."""
-    files: Mapping[str, pa.Table] = {
-        fabric.FILE: table,
-        fabric.FITS_FILE: fabric.FITS.make(fabric.fits(table)),
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            write_part(folder / name, content)
-    except OSError as error:
-        raise UserError(
-            f"{folder / fabric.FILE} cannot be written: {error.strerror}; give another --out"
-        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    write_part(folder / fabric.FILE, table)
+    write_part(folder / fabric.FITS_FILE, fabric.FITS.make(fabric.fits(table)))
+
+
+def _not_written(folder: Path, error: OSError) -> str:
+    return f"{folder / fabric.FILE} cannot be written: {error.strerror}; give another --out"

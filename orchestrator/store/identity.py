@@ -64,8 +64,8 @@ DECISIVE = (
     "deepspeed",
 )
 MadeBy = tuple[str, str, str]  # strategy, engine, ablation
-# How passes were run before there was a choice. Results of then tell nothing of it.
-BEFORE = {"overlap": "off", "products": "cublas", "pdl": "off"}
+# By engine, how it ran before there was a choice. Results of then tell nothing of it.
+BEFORE = {"torch": {"overlap": "off", "products": "cublas", "pdl": "off"}}
 # Files of a dataset's folder.
 OF_ROWS = frozenset({".jsonl", ".csv", ".parquet", ".arrow", ".gz"})
 
@@ -103,8 +103,8 @@ def switches_told(runs: pa.Table | None) -> dict[MadeBy, dict[str, str]]:
     found = dict[MadeBy, dict[str, str]]()
     for one in runs.to_pylist() if runs is not None else []:
         told = {name: one[name] for name in SWITCHES if one.get(name) is not None}
-        by = found.setdefault((one["strategy"], one["engine"], one["ablation"]), dict(BEFORE))
-        by.update(told)
+        by, before = (one["strategy"], one["engine"], one["ablation"]), BEFORE.get(one["engine"])
+        found.setdefault(by, dict(before or {})).update(told)
     return found
 
 

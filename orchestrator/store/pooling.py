@@ -3,7 +3,9 @@ experiment asked for is in its name."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import operator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +22,7 @@ from orchestrator.store.schema import OUTCOME_TABLES, RUN_KEYS, START_KEYS, Star
 from workers.rows import grouped
 
 Manifest = Mapping[str, Any]
+StartRun = tuple[int, int]  # the number of a start, and of a run in it
 # Fields of a manifest by the names of cells or deployments.
 OF_CELLS = ("cells", "asked", "engine_settings")
 # Fields in which both results are told; the others are those of the first.
@@ -91,18 +94,32 @@ def pooled(packs: Sequence[Packed]) -> Packed:
     for other in others:
         _check(first, other)
         first = _together(first, other)
-    return _settled(first, in_number=True) if others else first
+    return _settled(first, _has_as_many) if others else first
 
 
-def _settled(pack: Packed, in_number: bool = False) -> Packed:
-    """Without what is asked of cells that lack nothing. in_number: whichever runs they have."""
-    made = dict[str, set[tuple[int, int]]]()
+def _has_these(wanted: Collection[StartRun], there: Collection[StartRun]) -> bool:
+    return set(wanted) <= set(there)
+
+
+def _has_as_many(wanted: Collection[StartRun], there: Collection[StartRun]) -> bool:
+    """As many starts, with as many runs each, whatever their numbers are."""
+    asked, made = (
+        sorted(Counter(start for start, _ in pairs).values(), reverse=True)
+        for pairs in (wanted, there)
+    )
+    return len(asked) <= len(made) and all(map(operator.le, asked, made))
+
+
+def _settled(
+    pack: Packed, has: Callable[[Collection[StartRun], Collection[StartRun]], bool] = _has_these
+) -> Packed:
+    """Without what is asked of cells that have the runs. has: whether they do."""
+    made = dict[str, set[StartRun]]()
     for key in (key for table in pack.outcomes for key in RUN_KEYS.rows(table)):
         made.setdefault(key.cell.name, set()).add((key.start, key.run))
     asked = {}
     for cell, pairs in (pack.manifest.get("asked") or {}).items():
-        wanted, there = runs_asked(pack.manifest, cell), made.get(cell, set())
-        if not (len(wanted) <= len(there) if in_number else wanted <= there):
+        if not has(runs_asked(pack.manifest, cell), made.get(cell, ())):
             asked[cell] = pairs
     return replace(pack, manifest={**pack.manifest, "asked": asked})
 

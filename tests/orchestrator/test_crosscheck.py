@@ -261,7 +261,7 @@ def published_runs() -> list[tuple[str, Crosscheck]]:
     """The cross-checks of every published run that was sampled, worked out from its tables."""
     folders = [
         path.parent
-        for path in sorted(PUBLISHED.glob("*/*/summary.arrow"))
+        for path in sorted(PUBLISHED.rglob("summary.arrow"))
         if (path.parent / "telemetry.arrow").exists()
     ]
     return [found for folder in folders for found in published(folder)]
@@ -285,32 +285,38 @@ def published(folder: Path) -> list[tuple[str, Crosscheck]]:
         switches = Switches(allreduce=row.get("allreduce"))
         asked = replace(plan(1), placement=placement, ablation=row["ablation"], switches=switches)
         seen = sampled([whole], row["duration"], placement.num_ranks)
-        of = f"{folder.parent.name} {row['strategy']} {row['engine']} c{row['max_concurrency']}"
+        place = folder.relative_to(PUBLISHED)
+        of = f"{place} {row['strategy']} {row['engine']} c{row['max_concurrency']}"
         name = f"{of} start {row['start']} run {row['run']}"
         found.append((name, crosscheck_of(seen, [whole], asked)))
     return found
 
 
-def test_of_the_published_runs_ten_are_accused_of_their_power_and_none_of_its_counters() -> None:
+def test_of_the_published_runs_eleven_are_accused_of_their_power_and_one_of_its_counters() -> None:
     """As docs/measurement.md says."""
     found = published_runs()
     compared = [one for _, one in found if one.nvlink_over_counted is not None]
     assert len(compared) >= len(found) / 4 > 0
-    assert sum(one.energy_over_counter is not None for _, one in found) == 539
-    accused = {name: one.crosscheck_reasons for name, one in found if one.crosscheck_reasons}
+    assert sum(one.energy_over_counter is not None for _, one in found) == 653
+    launched = "4xh200/switches-qwen2.5-32b/tp4-prompts-launched"
     joules = {
-        "2xh100 pp2 vllm c1 start 0 run 0": (2104, 1965),
-        "2xh100 pp2 vllm c1 start 0 run 1": (1825, 2002),
-        "4xh100 pp4 vllm c1 start 1 run 0": (2751, 2898),
-        "4xh100 pp4 vllm c1 start 1 run 1": (2959, 2816),
-        "4xh100 pp4 vllm c1 start 2 run 1": (2488, 2833),
-        "4xh100 tp2pp2 vllm c32 start 0 run 0": (2989, 3211),
-        "4xh100 tp4 torch c32 start 2 run 0": (2449, 2325),
-        "4xh100 tp4 vllm c1 start 1 run 1": (1434, 1513),
-        "4xh200 tp4 torch c1 start 0 run 1": (2357, 2237),
-        "4xh200 tp4 vllm c32 start 2 run 0": (2259, 2112),
+        "2xh100/engines-qwen2.5-32b pp2 vllm c1 start 0 run 0": (2104, 1965),
+        "2xh100/engines-qwen2.5-32b pp2 vllm c1 start 0 run 1": (1825, 2002),
+        "4xh100/engines-qwen2.5-32b pp4 vllm c1 start 1 run 0": (2751, 2898),
+        "4xh100/engines-qwen2.5-32b pp4 vllm c1 start 1 run 1": (2959, 2816),
+        "4xh100/engines-qwen2.5-32b pp4 vllm c1 start 2 run 1": (2488, 2833),
+        "4xh100/engines-qwen2.5-32b tp2pp2 vllm c32 start 0 run 0": (2989, 3211),
+        "4xh100/engines-qwen2.5-32b tp4 torch c32 start 2 run 0": (2449, 2325),
+        "4xh100/engines-qwen2.5-32b tp4 vllm c1 start 1 run 1": (1434, 1513),
+        "4xh200/engines-llama-70b tp4 torch c1 start 0 run 1": (2357, 2237),
+        "4xh200/engines-qwen2.5-32b tp4 vllm c32 start 2 run 0": (2259, 2112),
+        f"{launched} tp4 torch c32 start 1 run 3": (2302, 2186),
     }
-    assert accused == {
-        name: f"{samples} J by the samples, {counter} J by the energy counter"
+    expected = [
+        (name, f"{samples} J by the samples, {counter} J by the energy counter")
         for name, (samples, counter) in joules.items()
-    }
+    ]
+    link = "NVLink counters saw 0.92 of the bytes counted, 1.00 to 2.00 expected"
+    short = "2xh200/switches-qwen2.5-32b/tp2-nccl-flashinfer tp2 torch c1 start 0 run 0"
+    accused = [(name, one.crosscheck_reasons) for name, one in found if one.crosscheck_reasons]
+    assert sorted(accused) == sorted([*expected, (short, link)])

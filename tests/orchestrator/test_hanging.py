@@ -20,6 +20,7 @@ def test_without_a_difference_no_rank_is_blamed():
     assert hanging({0: Stand(False, 7), 2: Stand(False, 7)}) == "waiting for rank 0, 2"
     assert hanging({0: None, 1: Stand(False, 7)}) == "waiting for rank 0, 1"
     assert hanging({3: Stand(False, 0)}) == "waiting for rank 3"
+    assert hanging({3: Stand(True, 0, "send_recv")}) == "waiting for rank 3 in send_recv"
 
 
 def test_where_all_wait_it_is_said_in_what():
@@ -36,5 +37,7 @@ def test_another_process_can_read_where_a_rank_stands():
         assert stand_of(os.getpid(), progress.standing.fd) == Stand(True, 1)
     with progress.waiting("send_recv"):
         assert stand_of(os.getpid(), progress.standing.fd) == Stand(True, 1, "send_recv")
+    with progress.waiting():
+        assert stand_of(os.getpid(), progress.standing.fd) == Stand(True, 1)
     assert stand_of(os.getpid(), progress.standing.fd) == Stand(False, 1)
     assert stand_of(os.getpid(), NoStanding.fd) is None

@@ -150,6 +150,20 @@ def test_a_cell_that_one_result_lacks_and_another_has_lacks_nothing(tmp_path: Pa
     assert not missing(whole.folder, whole.manifest(), whole.outcomes())
 
 
+def test_runs_of_one_start_are_not_those_of_others(tmp_path: Path) -> None:
+    """Four runs in two starts are fewer than four starts."""
+    asked = {CELL.name: [[4, 1]]}
+    first = packed(tmp_path / "one", [HERE], {0: 0}, asked=asked)
+    second = unpacked(tmp_path / "two", packed(tmp_path / "made", [THERE], {0: 0}))
+    with second.opened():
+        for run in (1, 2):
+            write_run(second, Run(CELL, 0, run), run_tables(), block=0)
+    CliRunner().invoke(main, ["pack", str(second.folder)])
+    whole = unpacked(tmp_path / "all", first, second.folder / "packed")
+    assert len(list(whole.outcomes())) == 4
+    assert whole.manifest()["asked"] == asked
+
+
 def test_what_a_result_lacks_it_lacks_among_others(tmp_path: Path) -> None:
     asked = {CELL.name: [[4, 1]]}
     first = packed(tmp_path / "one", [HERE], {0: 0}, asked=asked)

@@ -126,6 +126,8 @@ def rows(**changes: str | None) -> Any:
         "attention": "triton",
         "allreduce": "nccl",
         "chunked_prefill_size": "2048",
+        "products": "triton",
+        "pdl": "on",
         **changes,
     }
     return SimpleNamespace(folder="results/x", read=lambda _: pa.Table.from_pylist([made]))
@@ -151,6 +153,14 @@ def test_runs_are_added_to_those_of_the_same_way_and_of_other_layouts(
     changes: dict[str, str | None],
 ) -> None:
     _check_switches(rows(**changes), plan())
+
+
+def test_runs_from_before_there_was_a_switch_are_ones_without_it() -> None:
+    old = rows(allreduce="two-shot", products=None, pdl=None)
+    words = r"with products cublas \(now triton\), pdl off \(now on\); give another"
+    with pytest.raises(UserError, match=words):
+        _check_switches(old, plan())
+    _check_switches(old, plan(products="cublas", pdl="off"))
 
 
 def test_runs_are_added_where_there_are_none() -> None:

@@ -96,7 +96,8 @@ def test_a_gpu_is_sampled_while_it_is_measured(monkeypatch: pytest.MonkeyPatch) 
     )
     with watching(torch.device("cuda", 0)) as watched:
         assert watched is not None
-        while not watched.recording.samples:
+        deadline = time.monotonic() + 30
+        while not watched.recording.samples and time.monotonic() < deadline:
             time.sleep(0.01)
         assert "sw_power_cap in 100% of the samples" in watched.held_down()
         assert watched.recording.thread.is_alive()  # after a part others come

@@ -14,9 +14,8 @@ DECODE = "matrix products of decoding"
 ON_ONE_DEVICE = (MEMORY, PRODUCTS, DECODE)
 PAIRS = "transfers between pairs"
 
-# Seconds that a part may take: on one device, over one group of ranks, and for each pair more.
-DEVICE_S = 120.0
-GROUP_S = 300.0
+# Seconds that a part may take, and that of the pairs more for each.
+PART_S = 300.0
 PAIR_S = 10.0
 
 
@@ -35,10 +34,10 @@ def collectives_of(ranks: int) -> str:
 def parts(ranks: int) -> dict[str, float]:
     """The parts of a calibration of so many ranks, in their order, each with the seconds that it
     may take."""
-    groups = {collectives_of(size): GROUP_S for size in reversed(group_sizes(ranks))}
+    groups = (collectives_of(size) for size in reversed(group_sizes(ranks)))
     others = ranks * (ranks - 1) // 2 - 1  # the first two are a group
-    pairs = {PAIRS: GROUP_S + PAIR_S * others} if others > 0 else {}
-    return {**dict.fromkeys(ON_ONE_DEVICE, DEVICE_S), **groups, **pairs}
+    pairs = {PAIRS: PART_S + PAIR_S * others} if others > 0 else {}
+    return {**dict.fromkeys((*ON_ONE_DEVICE, *groups), PART_S), **pairs}
 
 
 def group_sizes(ranks: int) -> list[int]:

@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pkgutil import resolve_name
 
 import torch
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from workers.backends import Backend, backend_for
-from workers.engines.calibration_parts import PAIRS, collectives_of, group_sizes
+from workers.engines.calibration_parts import PAIRS, collectives_of, group_sizes, parts
 from workers.engines.node_timing import (
     Operation,
     Ranks,
@@ -59,11 +60,13 @@ class Group:
 def several_ranks(context: RankContext, sweep: Sweep, part: str) -> Iterator[Timing]:
     """A part of a calibration: collectives over the first so many ranks, or transfers between every
     other pair, so that a weak link shows. The first rank of a group reports."""
-    for ranks, ops, messages in _group_cases(context.placement.num_ranks, sweep):
+    num_ranks = context.placement.num_ranks
+    limit = timedelta(seconds=parts(num_ranks)[part])
+    for ranks, ops, messages in _group_cases(num_ranks, sweep):
         if part != part_of(ranks, ops):
             continue
         with context.progress.waiting(f"the start of a group of {len(ranks)}"):
-            among = dist.new_group(list(ranks))  # made by every rank, in the same order
+            among = dist.new_group(list(ranks), limit)  # made by every rank, in the same order
             group = _group(context, among, ranks) if context.rank in ranks else None
         if group is not None:
             found = [one for op in ops for one in _operation(context, sweep, group, op, messages)]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.device import device_name
-from workers.engines.calibration_parts import DECODE, MEMORY, PRODUCTS
+from workers.engines.calibration_parts import DECODE, MEMORY, ON_ONE_DEVICE, PRODUCTS
 from workers.engines.node_collectives import several_ranks
 from workers.engines.node_conditions import watching
 from workers.engines.node_timing import (
@@ -72,7 +72,7 @@ def _part(context: RankContext, sweep: Sweep, part: str) -> Iterator[Timing]:
     elif device.type != "cpu" or context.rank == 0:
         if part == MEMORY:
             yield Timing("cache", "capacity", cache_bytes(device))
-        yield from ON_ONE_DEVICE[part](device, sweep)
+        yield from MEASURES[part](device, sweep)
         release(device)
 
 
@@ -154,7 +154,7 @@ def decode_products(device: torch.device, sweep: Sweep) -> Iterator[Timing]:
                 yield Timing("decode_gemm", f"m{m}", size, name, "eager", us, flop=flop)
 
 
-ON_ONE_DEVICE = {MEMORY: memory, PRODUCTS: products, DECODE: decode_products}
+MEASURES = {MEMORY: memory, PRODUCTS: products, DECODE: decode_products}
 
 
 def _in_turn(x: Tensor, weights: Sequence[Tensor]) -> Operation | None:
