@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import json
 import multiprocessing
 import sys
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 POOL_SIZE = 4
 SLOW_TO_IMPORT = ["torch.distributed.tensor", "transformers.models.llama.modeling_llama"]
+SLOW_TO_IMPORT += ["deepspeed"]  # passed over where it is not installed
 
 
 def small_cache() -> TorchEngine:
@@ -38,6 +41,7 @@ def _serve(connection: Connection, site: str) -> None:
 
     sys.path.append(site)
     worker = Rank()
+    _freeze()
     while True:
         method, args = connection.recv()
         if method == "stop":
@@ -46,6 +50,16 @@ def _serve(connection: Connection, site: str) -> None:
             connection.send(("ok", getattr(worker, method)(*args)))
         except Exception as error:
             connection.send(("error", f"{type(error).__name__}: {error}"))
+
+
+def _freeze() -> None:
+    """Have the collector never look through torch's modules: engines that collect as they close
+    would take longer for that than for a small run. A run would unfreeze them at its end."""
+    from workers import actor
+    from workers.engines.training import engine
+
+    gc.freeze()
+    actor.uncollected = engine.uncollected = contextlib.nullcontext
 
 
 @dataclass
