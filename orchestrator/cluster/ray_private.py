@@ -108,13 +108,16 @@ def on_loopback() -> Iterator[None]:
 @contextlib.contextmanager
 def lean(dashboard: bool) -> Iterator[None]:
     """Let `ray.init` start no process that sends lines of logs to a driver, as ours asks for none;
-    and without a dashboard no autoscaler, whose status only that one shows."""
+    and without a dashboard no autoscaler, whose status only that one shows, and none of the
+    dashboard's own, which would report to Ray's makers how Ray is used."""
     from ray._private.node import Node
 
-    names = ("start_log_monitor",) if dashboard else ("start_log_monitor", "start_monitor")
+    names = ["start_log_monitor"]
+    if not dashboard:
+        names += ["start_monitor", "start_api_server"]
     kept = {name: getattr(Node, name) for name in names}
     for name in names:
-        setattr(Node, name, lambda _: None)
+        setattr(Node, name, lambda *_, **__: None)
     try:
         yield
     finally:

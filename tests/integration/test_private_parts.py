@@ -180,15 +180,17 @@ def test_only_what_a_local_ray_needs_is_left_out_of_it() -> None:
     from ray._private.node import Node
 
     def starts() -> tuple[object, ...]:
-        return Node.start_monitor, Node.start_log_monitor
+        return Node.start_monitor, Node.start_log_monitor, Node.start_api_server
 
     before = starts()
     assert "self.start_monitor()" in inspect.getsource(Node.start_head_processes)
     assert "self.start_log_monitor()" in inspect.getsource(Node.start_ray_processes)
+    assert "self.start_api_server(" in inspect.getsource(Node.start_head_processes)
     with ray_private.lean(dashboard=False):
         assert all(one is not other for one, other in zip(starts(), before, strict=True))
     with ray_private.lean(dashboard=True):  # which shows what the autoscaler says
-        assert [one is other for one, other in zip(starts(), before, strict=True)] == [True, False]
+        kept = [one is other for one, other in zip(starts(), before, strict=True)]
+        assert kept == [True, False, True]
     assert starts() == before
 
 
@@ -203,7 +205,7 @@ with connect(None, "cpu", 2, dashboard=False):
 
 
 @pytest.mark.ray
-def test_a_local_ray_starts_no_autoscaler_no_reader_of_logs_and_no_worker_in_advance() -> None:
+def test_a_local_ray_starts_no_dashboard_no_reader_of_logs_and_no_worker_in_advance() -> None:
     folders = (str(Path(__file__).parents[1] / "support"), *sys.path)
     run = subprocess.run(
         [sys.executable, "-c", STARTED],
@@ -215,6 +217,7 @@ def test_a_local_ray_starts_no_autoscaler_no_reader_of_logs_and_no_worker_in_adv
     )
     assert "raylet_socket_name" in run.stdout
     assert "monitor.py" not in run.stdout
+    assert "dashboard.py" not in run.stdout
     assert "ray::IDLE" not in run.stdout
 
 
