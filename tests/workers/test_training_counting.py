@@ -9,7 +9,7 @@ import pytest
 from ranks import Pool
 from training_runs import LOAD, load_of, shape_of, training_plan
 
-from strategies import TrainingLoad
+from strategies import ModelShape, TrainingLoad
 from strategies.training import training_traffic
 from workers.messages import RankReport, TrainingWork
 from workers.training_records import (
@@ -20,17 +20,25 @@ from workers.training_records import (
 )
 
 pytestmark = pytest.mark.slow
-FULL = replace(LOAD, activation_checkpointing="full")
 INTERLEAVED = replace(LOAD, schedule="interleaved")
 TORCH = ("dp2", "fsdp2", "tp2", "pp2", "tp2pp2", "tp2dp2", "pp2fsdp2", "pp2dp2", "dp2fsdp2")
 ZERO = ("dp2zero1", "dp2zero2", "dp2zero3")
 CASES = [
     *(("torch", layout, "Llama", load_of(layout)) for layout in TORCH),
-    *(("torch", layout, "Llama", FULL) for layout in ("tp2", "fsdp2")),
+    *(
+        ("torch", layout, "Llama", replace(load_of(layout), activation_checkpointing="full"))
+        for layout in ("tp2", "fsdp2")
+    ),
     ("torch", "pp2", "Mistral", INTERLEAVED),
     ("torch", "tp2pp2", "Qwen3", load_of("tp2pp2")),
     *(("deepspeed", layout, "Llama", LOAD) for layout in ZERO),
 ]
+
+
+def model_of(family: str, load: TrainingLoad) -> ModelShape:
+    """A first layer, a last one and one between; as many as there are stages, and more, where a
+    rank has several."""
+    return replace(shape_of(family), num_layers=5 if load.schedule == "interleaved" else 3)
 
 
 @pytest.mark.parametrize(("engine", "layout", "family", "load"), CASES)
@@ -39,7 +47,7 @@ def test_counted_bytes_and_calls_are_the_analytic_ones(
 ) -> None:
     if engine == "deepspeed":
         pytest.importorskip("deepspeed")
-    plan = training_plan(layout, shape_of(family), None, load)
+    plan = training_plan(layout, model_of(family, load), None, load)
     (reports,) = pool.serve(plan, TrainingWork(2), engine=engine)
     for report in reports:
         assert report.training is not None
@@ -73,7 +81,7 @@ def test_every_call_of_a_step_is_timed_and_every_moment_of_it_has_a_part(
 ) -> None:
     if engine == "deepspeed":
         pytest.importorskip("deepspeed")
-    plan = training_plan(layout, shape_of("Llama"), None, load)
+    plan = training_plan(layout, model_of("Llama", load), None, load)
     (reports,) = pool.serve(plan, TrainingWork(2, observe=True), engine=engine)
     stages = [number for report in reports[::2] for number in _parts(report).stages]
     for report in reports:
