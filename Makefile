@@ -33,7 +33,8 @@ demo-vllm: $(VLLM_READY)
 	  --output-len 16 --max-concurrency 4 --num-prompts 8 --num-warmups 1
 
 # Tests with a Ray wait for much of their time, and so have others beside them, but no other Ray: that one
-# would outlast what they wait. Ranks compute on all cores, and have them to themselves.
+# would outlast what they wait. The others compute, and give way, so that a Ray has a core when its wait
+# ends. Ranks compute on all cores, and have them to themselves.
 #
 # Where a checkout takes less than a second, git has as new a time of its index as of the files, and reads
 # all of them whenever a run asks whether one was changed, until the index is written anew.
@@ -46,7 +47,7 @@ test-ray: $(READY)
 	$(BIN)/python -m pytest -m 'ray and not nodes'
 
 test-others: $(READY)
-	$(BIN)/python -m pytest -m 'not ray and not ranks and not nodes'
+	nice -n 10 $(BIN)/python -m pytest -m 'not ray and not ranks and not nodes'
 
 test-ranks: $(READY)
 	$(BIN)/python -m pytest -m 'ranks and not ray and not nodes'
