@@ -201,11 +201,12 @@ class Share:
         wanted - seats are before it: it waits for as many waves as these fill, and those sent
         at the start for all waves before theirs."""
         whole, left = divmod(self.wanted - self.seats, self.seats)
-        period, found, before = self.batch.seconds - self.overlap_s, [], 0
+        overlap_s, found, before = self.overlap_s, [], 0
+        period = self.batch.seconds - overlap_s
         for at, count in one.first_tokens:
             longer = min(max(left - before, 0), count)
             for n, waits in ((longer, whole + 1), (count - longer, whole)):
-                early = self.overlap_s if number > waits else 0.0
+                early = overlap_s if number > waits else 0.0
                 found.append((min(number, waits) * period + at - early, n))
             before += count
         return found

@@ -7,8 +7,9 @@ seats is one such wave after another.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 from orchestrator.predict.parts import Parts
@@ -101,9 +102,9 @@ def _check_passes(lengths: Lengths, requests: int) -> None:
 def _overlap(setting: Setting, lengths: Lengths, requests: int, passes: Sequence[Parts]) -> float:
     """How much of the first pass with prompts fits beside the last decode pass, while that goes
     through the later stages."""
-    work = next(_prompt_passes(setting, lengths, requests))
+    works, _ = _prompt_passes(lengths, requests, micro_batches(setting, requests))
     return sum(
-        min(one.seconds, setting.pass_of(index, work).seconds)
+        min(one.seconds, setting.pass_of(index, works[0]).seconds)
         for index, one in enumerate(passes[:-1])
     )
 
@@ -141,34 +142,38 @@ def _prefill(
     starts on a stage when this is free and the stage before has done with it."""
     stages, start = range(len(setting.stages)), setting.factors.start_s
     done, first = [start] * len(stages), list[tuple[float, int]]()
-    each: dict[Work, list[float]] = {}  # of stages; most passes are alike
-    often = Counter[Work]()
-    for work in _prompt_passes(setting, lengths, requests):
-        often[work] += 1
-        if work not in each:
-            each[work] = [setting.pass_of(index, work).seconds for index in stages]
+    works, order = _prompt_passes(lengths, requests, micro_batches(setting, requests))
+    each = [[setting.pass_of(index, work) for index in stages] for work in works]
+    seconds = [[one.seconds for one in passes] for passes in each]
+    for number in order:
         at = 0.0 if setting.factors.lanes else done[-1]
-        for index, seconds in enumerate(each[work]):
-            done[index] = at = max(at, done[index]) + seconds
-        if work.sampled:
-            first.append((at, int(work.sampled)))
+        for index, taken in enumerate(seconds[number]):
+            done[index] = at = max(at, done[index]) + taken
+        if sampled := works[number].sampled:
+            first.append((at, int(sampled)))
+    often = Counter(order)
     spent = [
-        sum((setting.pass_of(index, work).times(n) for work, n in often.items()), Parts(gaps=start))
+        sum((each[number][index].times(n) for number, n in often.items()), Parts(gaps=start))
         for index in stages
     ]
     return Phase(done[-1], _all_gpus(setting, spent, done[-1])), tuple(first)
 
 
-def _prompt_passes(setting: Setting, lengths: Lengths, requests: int) -> Iterator[Work]:
-    """The passes in the order in which the first stage runs them."""
-    lanes = micro_batches(setting, requests)
+@lru_cache(maxsize=256)  # the same whatever GPUs run them
+def _prompt_passes(
+    lengths: Lengths, requests: int, lanes: int
+) -> tuple[tuple[Work, ...], tuple[int, ...]]:
+    """The passes over prompts that there are, of which most are alike, and the number of each in
+    the order in which the first stage runs them."""
     shares = [requests // lanes + (lane < requests % lanes) for lane in range(lanes)]
-    queues = [_chunks(setting, lengths, share) for share in shares]
-    for turn in range(max(map(len, queues))):
-        yield from (queue[turn] for queue in queues if turn < len(queue))
+    queues = [_chunks(lengths, share) for share in shares]
+    turns = range(max(map(len, queues)))
+    works = [queue[turn] for turn in turns for queue in queues if turn < len(queue)]
+    numbers = {work: number for number, work in enumerate(dict.fromkeys(works))}
+    return tuple(numbers), tuple(map(numbers.__getitem__, works))
 
 
-def _chunks(setting: Setting, lengths: Lengths, requests: int) -> list[Work]:
+def _chunks(lengths: Lengths, requests: int) -> list[Work]:
     """The prompts of a micro-batch, cut into passes of `prefill_tokens`."""
     total, size = requests * lengths.input_len, lengths.prefill_tokens
     edges = [*range(0, total, size), total]
