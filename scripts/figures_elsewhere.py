@@ -14,15 +14,16 @@ from orchestrator.experiment import Experiment
 from orchestrator.predict.plan import Machines
 from orchestrator.store.identity import BEFORE
 
+# How `torch` ran passes of few rows before there was a choice.
+WITHOUT = {name: BEFORE[OURS][name] for name in ("products", "pdl")}
 PEERS = {"h200": RESULTS / "peers-4xh200.csv"}  # by what `plan` calls the GPUs
 
 
 def foretold(found: Published) -> dict[tuple[str, int, str], float]:
     """(layout, concurrency, engine) -> tokens per second that `plan` predicts, with the passes of
     few rows as `torch` ran them there."""
-    known = {}
+    known, what = {}, (model_of(found), kind([found]), tuple(found.concurrencies))
     for layout in layouts_of(found):
-        what = model_of(found), kind([found]), tuple(found.concurrencies)
         every = _predicted(*what, **few_rows(found, layout))
         known |= {at: value for at, value in every.items() if at[0] == layout}
     return known
@@ -32,9 +33,8 @@ def few_rows(found: Published, layout: str) -> dict[str, str]:
     """How `torch` ran passes of few rows under a layout."""
     cells = (found.at(layout, n, OURS) for n in found.concurrencies)
     settings = [one.conditions.settings for one in cells if one]
-    before = BEFORE[OURS]
     ((products, pdl),) = {
-        (one.products or before["products"], one.pdl or before["pdl"]) for one in settings
+        (one.products or WITHOUT["products"], one.pdl or WITHOUT["pdl"]) for one in settings
     }
     return {"products": products, "pdl": pdl}
 

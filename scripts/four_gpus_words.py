@@ -22,7 +22,7 @@ from both_engines import (
     pairs,
     unrun,
 )
-from figures_elsewhere import few_rows, foretold, peers
+from figures_elsewhere import WITHOUT, few_rows, foretold, peers
 from published import (
     THROUGHPUT,
     Published,
@@ -38,12 +38,10 @@ from published import (
 
 from orchestrator.analysis.comparing.significance import DIFFERENT, EQUIVALENT, NOT_SHOWN
 from orchestrator.report.text import EN_DASH
-from orchestrator.store.identity import BEFORE
 from strategies import parse
 from strategies.peer_sums import kind_for
 
 COUNTS = {1: "once", 2: "twice"}
-WITHOUT = {name: BEFORE[OURS][name] for name in ("products", "pdl")}
 VERDICTS = (DIFFERENT, EQUIVALENT, NOT_SHOWN)
 
 

@@ -103,8 +103,8 @@ def switches_told(runs: pa.Table | None) -> dict[MadeBy, dict[str, str]]:
     found = dict[MadeBy, dict[str, str]]()
     for one in runs.to_pylist() if runs is not None else []:
         told = {name: one[name] for name in SWITCHES if one.get(name) is not None}
-        by, before = (one["strategy"], one["engine"], one["ablation"]), BEFORE.get(one["engine"])
-        found.setdefault(by, dict(before or {})).update(told)
+        by = one["strategy"], one["engine"], one["ablation"]
+        found.setdefault(by, dict(BEFORE.get(one["engine"], {}))).update(told)
     return found
 
 

@@ -22,7 +22,7 @@ from orchestrator.store.schema import OUTCOME_TABLES, RUN_KEYS, START_KEYS, Star
 from workers.rows import grouped
 
 Manifest = Mapping[str, Any]
-StartRun = tuple[int, int]  # the number of a start, and of a run in it
+StartRuns = set[tuple[int, int]]  # of each the number of a start, and of a run in it
 # Fields of a manifest by the names of cells or deployments.
 OF_CELLS = ("cells", "asked", "engine_settings")
 # Fields in which both results are told; the others are those of the first.
@@ -97,11 +97,11 @@ def pooled(packs: Sequence[Packed]) -> Packed:
     return _settled(first, _has_as_many) if others else first
 
 
-def _has_these(wanted: Collection[StartRun], there: Collection[StartRun]) -> bool:
-    return set(wanted) <= set(there)
+def _has_these(wanted: StartRuns, there: StartRuns) -> bool:
+    return wanted <= there
 
 
-def _has_as_many(wanted: Collection[StartRun], there: Collection[StartRun]) -> bool:
+def _has_as_many(wanted: StartRuns, there: StartRuns) -> bool:
     """As many starts, with as many runs each, whatever their numbers are."""
     asked, made = (
         sorted(Counter(start for start, _ in pairs).values(), reverse=True)
@@ -110,16 +110,14 @@ def _has_as_many(wanted: Collection[StartRun], there: Collection[StartRun]) -> b
     return len(asked) <= len(made) and all(map(operator.le, asked, made))
 
 
-def _settled(
-    pack: Packed, has: Callable[[Collection[StartRun], Collection[StartRun]], bool] = _has_these
-) -> Packed:
+def _settled(pack: Packed, has: Callable[[StartRuns, StartRuns], bool] = _has_these) -> Packed:
     """Without what is asked of cells that have the runs. has: whether they do."""
-    made = dict[str, set[StartRun]]()
+    made = dict[str, StartRuns]()
     for key in (key for table in pack.outcomes for key in RUN_KEYS.rows(table)):
         made.setdefault(key.cell.name, set()).add((key.start, key.run))
     asked = {}
     for cell, pairs in (pack.manifest.get("asked") or {}).items():
-        if not has(runs_asked(pack.manifest, cell), made.get(cell, ())):
+        if not has(runs_asked(pack.manifest, cell), made.get(cell, set())):
             asked[cell] = pairs
     return replace(pack, manifest={**pack.manifest, "asked": asked})
 
