@@ -21,7 +21,9 @@ from workers.rows import grouped
 
 OURS, THEIRS = ENGINES = ("torch", "vllm")
 NAMES = {OURS: "`torch`", THEIRS: "vLLM"}
-LAYOUTS = ("tp4", "tp2pp2", "dp4", "pp4")
+# By the number of GPUs, as they are listed: tensor parallelism first, a pipeline last.
+LAYOUTS = {4: ("tp4", "tp2pp2", "dp4", "pp4"), 2: ("tp2", "dp2", "pp2")}
+WORDS = {1: "one", 2: "two", 3: "three", 4: "four"}
 APART = "†"  # marks a ratio of starts that are no pairs
 
 Pair = tuple[Comparison, Comparison]
@@ -48,10 +50,31 @@ class Over:
         return f"{self.short}{ends}{said}"
 
 
+def gpus_of(found: Published) -> int:
+    """How many GPUs the nodes of a result had."""
+    (count,) = {len(block["gpu_uuids"]) for block in found.results.manifest["blocks"]}
+    return count
+
+
+def every_layout(found: Published) -> tuple[str, ...]:
+    """The layouts of so many GPUs."""
+    return LAYOUTS[gpus_of(found)]
+
+
+def tensor(found: Published) -> str:
+    """Tensor parallelism over all GPUs."""
+    return every_layout(found)[0]
+
+
+def pipeline(found: Published) -> str:
+    """A pipeline over all GPUs."""
+    return every_layout(found)[-1]
+
+
 def layouts_of(found: Published) -> list[str]:
     """Those that an engine completed a run under."""
     there = {one.cell.strategy for one in found.findings.comparison if one.num_runs}
-    return [name for name in LAYOUTS if name in there]
+    return [name for name in every_layout(found) if name in there]
 
 
 def loads_of(found: Published) -> list[tuple[str, int]]:
@@ -109,9 +132,10 @@ def _runs(found: Published, layout: str, engine: str) -> list[Summary]:
 
 def batches(found: Published, layout: str, concurrency: int, engine: str) -> float | None:
     """Into how many batches a pipeline shares its requests: how often a token's step streams the
-    weights, over how often it does under tp4, which has one batch. None without a run of either."""
+    weights, over how often it does under tensor parallelism, which has one batch. None without a
+    run of either."""
     one = found.at(layout, concurrency, engine)
-    whole_ = (found.at("tp4", concurrency, name) for name in ENGINES)
+    whole_ = (found.at(tensor(found), concurrency, name) for name in ENGINES)
     single = next((each for each in whole_ if each), None)
     if one is None or single is None:
         return None

@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 from functools import cache
 
-from both_engines import ENGINES, LAYOUTS, OURS, THEIRS, layouts_of
+from both_engines import ENGINES, LAYOUTS, OURS, THEIRS, gpus_of, layouts_of
 from published import RESULTS, Published, kind, model_of
 
 from orchestrator.commands.predicting import predicted
@@ -16,13 +16,14 @@ from orchestrator.store.identity import BEFORE
 
 # How `torch` ran passes of few rows before there was a choice.
 WITHOUT = {name: BEFORE[OURS][name] for name in ("products", "pdl")}
-PEERS = {"h200": RESULTS / "peers-4xh200.csv"}  # by what `plan` calls the GPUs
+PEERS = {(4, "h200"): RESULTS / "peers-4xh200.csv"}  # by what `plan` calls the GPUs
 
 
 def foretold(found: Published) -> dict[tuple[str, int, str], float]:
     """(layout, concurrency, engine) -> tokens per second that `plan` predicts, with the passes of
     few rows as `torch` ran them there."""
-    known, what = {}, (model_of(found), kind([found]), tuple(found.concurrencies))
+    known: dict[tuple[str, int, str], float] = {}
+    what = (model_of(found), kind([found]), gpus_of(found), tuple(found.concurrencies))
     for layout in layouts_of(found):
         every = _predicted(*what, **few_rows(found, layout))
         known |= {at: value for at, value in every.items() if at[0] == layout}
@@ -41,10 +42,10 @@ def few_rows(found: Published, layout: str) -> dict[str, str]:
 
 @cache
 def _predicted(
-    model: str, gpu: str, concurrencies: tuple[int, ...], **few_rows: str
+    model: str, gpu: str, gpus: int, concurrencies: tuple[int, ...], **few_rows: str
 ) -> dict[tuple[str, int, str], float]:
     asked = {"model": model, "engine": ENGINES, "max_concurrency": concurrencies, **few_rows}
-    plan = predicted(Experiment.model_validate(asked), Machines(gpu, 4), LAYOUTS)
+    plan = predicted(Experiment.model_validate(asked), Machines(gpu, gpus), LAYOUTS[gpus])
     assert all(one.provenance.endswith("benchmarks/fit_predictions.py") for one in plan.planned)
     return {
         (one.layout, ranking.max_concurrency, planned.engine): one.output_throughput.value
@@ -56,15 +57,15 @@ def _predicted(
 
 def peers(found: Published) -> dict[tuple[str, int], float]:
     """(layout, concurrency) -> tokens per second of vLLM in BF16 on another node of such GPUs."""
-    return _peers(kind([found])).get(model_of(found), {})
+    return _peers(gpus_of(found), kind([found])).get(model_of(found), {})
 
 
 @cache
-def _peers(gpu: str) -> dict[str, dict[tuple[str, int], float]]:
-    if gpu not in PEERS:
+def _peers(gpus: int, gpu: str) -> dict[str, dict[tuple[str, int], float]]:
+    if (gpus, gpu) not in PEERS:
         return {}
     by_model: dict[str, dict[tuple[str, int], float]] = {}
-    with PEERS[gpu].open(encoding="utf-8", newline="") as file:
+    with PEERS[gpus, gpu].open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             alike = row["engine"], row["version"], row["quantization"], row["scenario"]
             if alike == (THEIRS, "0.24.0", "none", "short"):

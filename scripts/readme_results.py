@@ -7,11 +7,12 @@ out raises AssertionError instead of being written. A test compares the pages wi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import results_checks
 import results_costs
-import results_four_gpus
+import results_engines
 import results_headline
 import results_two_gpus
 from published import RESULTS, Published
@@ -21,28 +22,33 @@ PAGE = RESULTS.parent / "results.md"
 FOUR = RESULTS / "4xh200"
 FOUR_H100 = RESULTS / "4xh100"
 TWO = RESULTS / "2xh100"
+TWO_H200 = RESULTS / "2xh200"
 MODELS = ("llama-70b", "qwen2.5-32b")
+SMALLER = ("qwen2.5-32b", "llama-8b")  # on two GPUs, where one holds either
 BEGIN, END = "<!-- begin: scripts/readme_results.py -->", "<!-- end: scripts/readme_results.py -->"
 
 
-def both_engines(node: Path) -> list[Published]:
+def both_engines(node: Path, models: Sequence[str] = MODELS) -> list[Published]:
     """A result of each model under both engines."""
-    return [Published(node / f"engines-{name}") for name in MODELS]
+    return [Published(node / f"engines-{name}") for name in models]
 
 
 def headline() -> str:
     """What is between the marks in README.md."""
-    return "\n\n".join(results_headline.section(both_engines(FOUR), both_engines(FOUR_H100)))
+    others = [both_engines(FOUR_H100), both_engines(TWO_H200, SMALLER)]
+    return "\n\n".join(results_headline.section(both_engines(FOUR), others))
 
 
 def section() -> str:
     """What is between the marks in docs/results.md."""
     return "\n\n".join(
         [
-            *results_four_gpus.section(both_engines(FOUR)),
+            *results_engines.section(both_engines(FOUR)),
             *results_costs.section(both_engines(FOUR)),
             *results_two_gpus.section(Published(TWO / "qwen2.5-32b")),
-            *results_four_gpus.section(both_engines(FOUR_H100)),
+            *results_engines.section(both_engines(FOUR_H100)),
+            *results_engines.section(both_engines(TWO_H200, SMALLER)),
+            *results_costs.section(both_engines(TWO_H200, SMALLER)),
             *results_checks.without(Published(FOUR / "ablation-comm-qwen2.5-32b")),
             *results_checks.swapped(
                 TWO / "swap-qwen2.5-32b" / "inorder", TWO / "swap-qwen2.5-32b" / "swapped"

@@ -1,11 +1,26 @@
-"""What a token costs under every layout of four GPUs and both engines, part by part."""
+"""What a token costs under every layout and both engines, part by part."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple
 
-from both_engines import ENGINES, NAMES, OURS, THEIRS, batches, layouts_of, loads_of, over, pairs
+from both_engines import (
+    ENGINES,
+    NAMES,
+    OURS,
+    THEIRS,
+    WORDS,
+    batches,
+    every_layout,
+    gpus_of,
+    layouts_of,
+    loads_of,
+    over,
+    pairs,
+    pipeline,
+    tensor,
+)
 from published import (
     Published,
     between,
@@ -49,9 +64,11 @@ COST: dict[str, Callable[[Comparison], float | None]] = {
 
 def section(found: Sequence[Published]) -> Iterator[str]:
     """The paragraphs on where the time goes. found: a result of each model, under both engines."""
-    yield f"## What a token costs on four {kind(found).upper()}"
+    yield f"## What a token costs on {WORDS[gpus_of(found[0])]} {kind(found).upper()}"
+    gpus = gpus_of(found[0])
+    every = "both" if gpus == 2 else f"all {WORDS[gpus]}"
     yield paragraph(
-        f"At {SHOWN} concurrent, in milliseconds of GPU time: the time of all four GPUs for each "
+        f"At {SHOWN} concurrent, in milliseconds of GPU time: the time of {every} GPUs for each "
         "token that the run made.",
         "*prompts* is that of reading them; the columns behind it are the decode steps.",
         "*fused* is what sums and normalises in one kernel, where nobody can see how long the "
@@ -106,19 +123,21 @@ def _less(one: float | None, other: float | None) -> float | None:
 
 
 def pipeline_loses(found: Sequence[Published]) -> str:
-    """pp4 against tp4, of `torch`."""
+    """A pipeline against tensor parallelism, of `torch`."""
+    tp, pp, gpus = tensor(found[0]), pipeline(found[0]), gpus_of(found[0])
     more, weights, bubbles = [], [], []
     for each in found:
-        one, other = each.cell("tp4", SHOWN), each.cell("pp4", SHOWN)
+        one, other = each.cell(tp, SHOWN), each.cell(pp, SHOWN)
         more.append(known(COST["total"](other)) - known(COST["total"](one)))
         weights.append(known(COST["weights"](other)) - known(COST["weights"](one)))
         bubbles.append(known(COST["bubble"](other)))
-        assert weights[-1] > 0.8 * more[-1] > 5 * bubbles[-1]
+        assert weights[-1] > 0.8 * more[-1] > 3 * bubbles[-1]
     return (
         f"What a pipeline of `torch` loses is weights rather than bubbles. At {SHOWN} concurrent a "
-        f"token costs {_fixed(more)} GPU-ms more under pp4 than under tp4, with "
-        f"{listed(map(model_of, found))}. Each of the four micro-batches streams the weights of a "
-        f"stage by itself: {_fixed(weights)} of these. The bubble is {_fixed(bubbles)}."
+        f"token costs {_fixed(more)} GPU-ms more under {pp} than under {tp}, with "
+        f"{listed(map(model_of, found))}. Each of the {WORDS[gpus]} micro-batches streams the "
+        f"weights of a stage by itself: {_fixed(weights)} of these. The bubble is "
+        f"{_fixed(bubbles)}."
     )
 
 
@@ -130,19 +149,22 @@ def _one_batch(found: Sequence[Published]) -> Iterator[str]:
     cells = [
         (each, pair)
         for each in found
-        for pair in pairs([each], "pp4")
+        for pair in pairs([each], pipeline(each))
         if _is_one_batch(each, pair[1]) and all(_bubble(one) is not None for one in pair)
     ]
     if cells:
         mine, idle = ([known(_bubble(pair[side])) for _, pair in cells] for side in (0, 1))
-        assert min(idle) > 70 > 10 > max(mine)
-        loads = [over(each, "pp4", pair[0].cell.max_concurrency) for each, pair in cells]
+        others = 1 - 1 / gpus_of(found[0])  # the share of the stages that have no batch
+        assert min(idle) > 100 * others - 5 > 10 > max(mine)
+        loads = [over(each, pipeline(each), pair[0].cell.max_concurrency) for each, pair in cells]
         ratios = [one.ratio.value for one in loads if one]
         models = listed(dict.fromkeys(model_of(each) for each, _ in cells))
+        name = pipeline(found[0])
         yield (
-            f"One batch is in one stage at a time: under pp4 of {models} a GPU of vLLM then waits "
-            f"for {between(idle, '.0f', '%')} of a step also with several users. `torch` waits for "
-            f"{between(mine, '.1f', '%')} there, and delivers {between(ratios, '.2f', 'x')}."
+            f"One batch is in one stage at a time: under {name} of {models} a GPU of vLLM then "
+            f"waits for {between(idle, '.0f', '%')} of a step also with several users. `torch` "
+            f"waits for {between(mine, '.1f', '%')} there, and delivers "
+            f"{between(ratios, '.2f', 'x')}."
         )
 
 
@@ -156,61 +178,84 @@ def _bubble(one: Comparison) -> float | None:
 
 
 def _energy(found: Sequence[Published]) -> Iterator[str]:
-    said = []
-    for ours, theirs in pairs(found, "pp4"):
-        joules = [one.energy.joules_per_output_token for one in (ours, theirs)]
-        if ours.cell.max_concurrency == 100 and None not in joules:
-            a, b = map(known, joules)
-            said.append(f"{fixed(a, 2)} J and {fixed(b, 2)} J with {ours.cell.model}")
+    said = [
+        f"{fixed(ours, 2)} J and {fixed(theirs, 2)} J at {n} with {model_of(each)}"
+        for each in found
+        for n, (ours, theirs) in _joules(each)
+    ]
     if said:
         yield (
-            "A GPU that waits takes less power than one that streams weights anew. At 100 "
-            f"concurrent a token takes under pp4 of `torch` and of vLLM {listed(said)}."
+            "A GPU that waits takes less power than one that streams weights anew. A token then "
+            f"takes under {pipeline(found[0])} of `torch` and of vLLM {listed(said)}."
         )
+
+
+def _joules(found: Published) -> Iterator[tuple[int, tuple[float, float]]]:
+    """Concurrency, and joules a token of both engines, where vLLM has one batch."""
+    for pair in pairs([found], pipeline(found)):
+        ours, theirs = (one.energy.joules_per_output_token for one in pair)
+        if _is_one_batch(found, pair[1]) and ours is not None and theirs is not None:
+            assert ours > theirs
+            yield pair[0].cell.max_concurrency, (ours, theirs)
 
 
 def _one_user(found: Sequence[Published]) -> str:
     idle = {
         name: [known(each.cell(name, 1).step.decode.bubble.pct) for each in found]
-        for name in ("tp2pp2", "pp4")
+        for name in every_layout(found[0])
+        if "pp" in name
     }
     said = [f"{between(values, '.0f', '%')} under {name}" for name, values in idle.items()]
-    alone = [each.cell("dp4", 1) for each in found if "dp4" in layouts_of(each)]
+    gpus = gpus_of(found[0])
+    dp = f"dp{gpus}"
+    alone = [each.cell(dp, 1) for each in found if dp in layouts_of(each)]
     shares = [100 * known(COST["ramp, idle"](one)) / known(COST["total"](one)) for one in alone]
     return (
         f"For {users(1)} there is one micro-batch: of a step of `torch` a GPU waits {listed(said)}."
-        f" Under dp4 three replicas have nothing to do: {between(shares, '.0f', '%')} of the time "
-        "of the GPUs."
+        f" Under {dp} {_idle_replicas(gpus - 1)} nothing to do: {between(shares, '.0f', '%')} of "
+        "the time of the GPUs."
     )
+
+
+def _idle_replicas(count: int) -> str:
+    return f"{WORDS[count]} {'replica has' if count == 1 else 'replicas have'}"
 
 
 def _tensor_loses(found: Sequence[Published]) -> Iterator[str]:
     yield "What tensor parallelism loses is communication."
     for each in found:
-        shares = {
-            name: listed(f"{share:.1f}%" for share in decode_comm(each, name))
-            for name in ("tp4", "tp2pp2")
-        }
-        steps = [each.cell("tp2pp2", n).step.decode for n in each.concurrencies]
-        fused = [one.fused.pct or 0.0 for one in steps]
-        beside = f" beside {between(fused, '.1f', '%')} in which a sum and a norm are one kernel"
-        yield (
-            f"With {model_of(each)} it is {shares['tp4']} of a decode step of `torch` under tp4 at "
-            f"{listed(each.concurrencies)} concurrent, and {shares['tp2pp2']} under tp2pp2"
-            f"{beside if any(fused) else ''}."
-        )
-    yield f"Under pp4 it is at most {max(s for x in found for s in decode_comm(x, 'pp4')):.1f}%."
+        first, *more = (name for name in every_layout(each) if name.startswith("tp"))
+        loads = f"at {listed(each.concurrencies)} concurrent"
+        said = f"{_lost(each, first)} of a decode step of `torch` under {first} {loads}"
+        parts = [f"{said}{_summed(each, first)}"]
+        parts += [f"{_lost(each, name)} under {name}{_summed(each, name)}" for name in more]
+        yield f"With {model_of(each)} it is {', and '.join(parts)}."
+    name = pipeline(found[0])
+    yield f"Under {name} it is at most {max(s for x in found for s in decode_comm(x, name)):.1f}%."
+
+
+def _lost(found: Published, layout: str) -> str:
+    return listed(f"{share:.1f}%" for share in decode_comm(found, layout))
+
+
+def _summed(found: Published, layout: str) -> str:
+    steps = [found.cell(layout, n).step.decode for n in found.concurrencies]
+    fused = [one.fused.pct or 0.0 for one in steps]
+    if not any(fused):
+        return ""
+    return f" beside {between(fused, '.1f', '%')} in which a sum and a norm are one kernel"
 
 
 def _fused_sum(found: Sequence[Published]) -> Iterator[str]:
-    steps = [one.step.decode for _, one in pairs(found, "tp4")]
+    name = tensor(found[0])
+    steps = [one.step.decode for _, one in pairs(found, name)]
     fused = [one.fused.pct for one in steps if one.fused.pct is not None]
     exposed = [one.comm_exposed.pct for one in steps if one.comm_exposed.pct is not None]
     if fused and exposed:
         yield (
-            f"A step of vLLM under tp4 has {between(fused, '.1f', '%')} of such a kernel, beside "
-            f"{between(exposed, '.1f', '%')} that only communicates. The norms of `torch` are part "
-            "of its compute."
+            f"A step of vLLM under {name} has {between(fused, '.1f', '%')} of such a kernel, "
+            f"beside {between(exposed, '.1f', '%')} that only communicates. The norms of "
+            "`torch` are part of its compute."
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import four_gpus_words as words
+import engines_words as words
 from both_engines import (
     APART,
     ENGINES,
@@ -38,9 +38,9 @@ from orchestrator.report.text import EN_DASH, aligned
 WIDTH = 100
 
 
-def section(found: Sequence[Published], others: Sequence[Published]) -> Iterator[str]:
+def section(found: Sequence[Published], others: Sequence[Sequence[Published]]) -> Iterator[str]:
     """Conditions, a table of each model, and some sentences. found: a result of each model, under
-    both engines. others: the same on other GPUs."""
+    both engines. others: such results on other GPUs."""
     yield paragraph(*_conditions(found), width=WIDTH)
     for each in found:
         yield f"**{model_of(each)}**"
@@ -50,7 +50,7 @@ def section(found: Sequence[Published], others: Sequence[Published]) -> Iterator
         _lost(found),
         words.ratios(found),
         *words.sums(found),
-        words.ratios_by_itself(others, "docs/"),
+        *map(words.ratios_elsewhere, others),
         *words.beside_peers(found),
         words.verdicts(found),
         words.misses(found, "docs/"),

@@ -292,16 +292,19 @@ def published(folder: Path) -> list[tuple[str, Crosscheck]]:
     return found
 
 
-def test_of_the_published_runs_eleven_are_accused_of_their_power_and_one_of_its_counters() -> None:
+def test_of_the_published_runs_fourteen_are_accused_of_their_power_and_one_of_its_link() -> None:
     """As docs/measurement.md says."""
     found = published_runs()
     compared = [one for _, one in found if one.nvlink_over_counted is not None]
     assert len(compared) >= len(found) / 4 > 0
-    assert sum(one.energy_over_counter is not None for _, one in found) == 653
+    assert sum(one.energy_over_counter is not None for _, one in found) == 733
     launched = "4xh200/switches-qwen2.5-32b/tp4-prompts-launched"
     joules = {
         "2xh100/engines-qwen2.5-32b pp2 vllm c1 start 0 run 0": (2104, 1965),
         "2xh100/engines-qwen2.5-32b pp2 vllm c1 start 0 run 1": (1825, 2002),
+        "2xh200/engines-llama-8b pp2 vllm c32 start 0 run 1": (754, 840),
+        "2xh200/engines-qwen2.5-32b pp2 vllm c100 start 1 run 0": (4617, 4897),
+        "2xh200/engines-qwen2.5-32b tp2 torch c1 start 1 run 0": (1238, 1153),
         "4xh100/engines-qwen2.5-32b pp4 vllm c1 start 1 run 0": (2751, 2898),
         "4xh100/engines-qwen2.5-32b pp4 vllm c1 start 1 run 1": (2959, 2816),
         "4xh100/engines-qwen2.5-32b pp4 vllm c1 start 2 run 1": (2488, 2833),

@@ -91,7 +91,7 @@ def test_the_factors_of_few_rows_are_found_with_all_others_as_they_are(
 
 def test_a_cell_has_few_rows_of_its_own_with_both_switches(bench: ModuleType) -> None:
     """Results from before there were any have none."""
-    (found,) = bench.results.load([ROOT / "docs" / "results" / "2xh200" / "engines-llama-8b"])
+    (found,) = bench.results.load([ROOT / "docs" / "results" / "2xh200" / "other-engines-llama-8b"])
     run = next(one for one in found.runs if one.cell.engine == "torch")
     at = run.conditions
 

@@ -12,7 +12,7 @@ import both_engines
 import pytest
 import readme_results
 import results_costs
-import results_four_gpus
+import results_engines
 import results_headline
 import results_two_gpus
 from published import Published
@@ -121,12 +121,12 @@ def test_with_more_starts_means_have_intervals_and_pairs_have_verdicts() -> None
     assert ratio.rounds >= 2
     assert ratio.verdict == "different"
     assert None not in (ratio.ratio.low, ratio.ratio.high)
-    page = "\n".join(results_four_gpus.section(found))
+    page = "\n".join(results_engines.section(found))
     assert f"| {both_engines.speed(cell)} ({cell.num_starts}) | {ratio} |" in page
     assert "±" in both_engines.speed(cell)
     assert "Verdicts of" in page
     assert "There are no verdicts" not in page
-    others = readme_results.both_engines(readme_results.FOUR_H100)
+    others = [readme_results.both_engines(readme_results.FOUR_H100)]
     headline = "\n".join(results_headline.section(found, others)).splitlines()
     assert max(map(len, headline)) <= 100
     list(results_costs.section(found))
@@ -135,7 +135,7 @@ def test_with_more_starts_means_have_intervals_and_pairs_have_verdicts() -> None
 def test_a_cell_that_was_not_run_is_a_dash_and_named_below() -> None:
     large, small = readme_results.both_engines(readme_results.FOUR_H100)
     found = [large, without(small, "pp4", "vllm", 100)]
-    page = "\n".join(results_four_gpus.section(found))
+    page = "\n".join(results_engines.section(found))
     assert "vLLM under tp2pp2 of llama-70b; vLLM under pp4 of qwen2.5-32b" in page
     cell = both_engines.speed(small.cell("pp4", 100))
     assert f"| 100 | pp4 | {cell} (3) | {EN_DASH} | {EN_DASH} |" in page
@@ -168,4 +168,4 @@ def test_a_lead_that_an_engine_does_not_bear_out_is_not_written() -> None:
     turned = Published(small.folder)
     turned.__dict__["results"] = slower
     with pytest.raises(AssertionError):
-        list(results_four_gpus.section([turned]))
+        list(results_engines.section([turned]))

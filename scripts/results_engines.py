@@ -1,16 +1,18 @@
-"""llama-70b and qwen2.5-32b under every layout of four GPUs, with the engines `torch` and vLLM."""
+"""Two models under every layout of a node's GPUs, with the engines `torch` and vLLM."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import four_gpus_words as words
+import engines_words as words
 from both_engines import (
     APART,
     ENGINES,
-    LAYOUTS,
     THEIRS,
+    WORDS,
     Nodes,
+    every_layout,
+    gpus_of,
     loads_of,
     num_starts,
     over,
@@ -37,7 +39,7 @@ from orchestrator.report.text import EN_DASH, aligned
 
 def section(found: Sequence[Published]) -> Iterator[str]:
     """The paragraphs on throughput. found: a result of each model, under both engines."""
-    yield f"## Both models on four {kind(found).upper()}, under two engines"
+    yield f"## Both models on {WORDS[gpus_of(found[0])]} {kind(found).upper()}, under two engines"
     yield paragraph(*_conditions(found))
     yield _starts(found)
     yield paragraph(*_columns(found))
@@ -62,10 +64,10 @@ def _conditions(found: Sequence[Published]) -> Iterator[str]:
     for each in found:
         asked = each.results.asked
         assert (asked["num_prompts"], asked["num_runs"], asked["load_format"]) == (None, 2, "dummy")
-        assert all(len(block["gpu_uuids"]) == 4 for block in each.results.manifest["blocks"])
     (loads,) = {tuple(each.concurrencies) for each in found}
+    count = WORDS[gpus_of(found[0])].capitalize()
     yield (
-        f"Four {device(found)} of one node at a time, joined by NVLink; BF16, dummy weights, "
+        f"{count} {device(found)} of one node at a time, joined by NVLink; BF16, dummy weights, "
         f"{lengths(found)}, greedy, closed batches of {listed(loads)} requests, two runs of each "
         "in a start."
     )
@@ -91,7 +93,7 @@ def _starts(found: Sequence[Published]) -> str:
     nodes = Nodes(found)
     rows = [
         [name, *(nodes.of(each, name, engine) for each in found for engine in ENGINES)]
-        for name in LAYOUTS
+        for name in every_layout(found[0])
     ]
     titles = [f"{model_of(each)}, {engine}" for each in found for engine in ENGINES]
     return table(["starts", *titles], rows)

@@ -1,4 +1,4 @@
-"""What is said of both engines under the layouts of four GPUs, worked out of the tables: for any
+"""What is said of both engines under the same layouts, worked out of the tables: for any
 number of starts of a cell."""
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from statistics import geometric_mean, median
 
 from both_engines import (
     ENGINES,
-    LAYOUTS,
     NAMES,
     OURS,
     THEIRS,
+    WORDS,
     Nodes,
     all_batches,
+    every_layout,
+    gpus_of,
     layouts_of,
     loads_of,
     num_starts,
     over,
     pairs,
+    tensor,
     unrun,
 )
 from figures_elsewhere import WITHOUT, few_rows, foretold, peers
@@ -57,7 +60,7 @@ def repetition(found: Sequence[Published]) -> str:
 
 
 def lead(found: Sequence[Published]) -> Iterator[str]:
-    """How much more tp4 delivers than the next layout, of each model."""
+    """How much more tensor parallelism delivers than the next layout, of each model."""
     for each in found:
         said = [
             f"{listed(f'{one:.2f}x' for one in ahead)} with {NAMES[engine]}"
@@ -65,17 +68,17 @@ def lead(found: Sequence[Published]) -> Iterator[str]:
             if (ahead := leads(each, engine))
         ]
         yield (
-            f"{model_of(each)}: tp4 delivers most under every load, of the next layout "
+            f"{model_of(each)}: {tensor(each)} delivers most under every load, of the next layout "
             f"{', and '.join(said)}, at {listed(each.concurrencies)} concurrent."
         )
 
 
 def leads(found: Published, engine: str = OURS) -> list[float]:
-    """tp4 over the best other layout, by concurrency; empty where it has not every load.
-    AssertionError where another one delivers more."""
+    """Tensor parallelism over the best other layout, by concurrency; empty where it has not
+    every load. AssertionError where another one delivers more."""
     ahead = []
     for n in found.concurrencies:
-        first, *others = (found.at(name, n, engine) for name in LAYOUTS)
+        first, *others = (found.at(name, n, engine) for name in every_layout(found))
         rest = [reached(one) for one in others if one]
         if first and rest:
             ahead.append(reached(first) / max(rest))
@@ -85,17 +88,17 @@ def leads(found: Published, engine: str = OURS) -> list[float]:
 
 def same_order(found: Sequence[Published]) -> str:
     """The layouts by their means, and where the order is another one."""
-    others = []
+    others, order = [], every_layout(found[0])
     for each in found:
         for engine in ENGINES:
             for n in each.concurrencies:
-                cells = {name: one for name in LAYOUTS if (one := each.at(name, n, engine))}
-                order = sorted(cells, key=lambda name: -reached(cells[name]))
-                if order != list(cells):
+                cells = {name: one for name in order if (one := each.at(name, n, engine))}
+                here = sorted(cells, key=lambda name: -reached(cells[name]))
+                if here != list(cells):
                     at = f"at {n} with {model_of(each)} under {NAMES[engine]}"
-                    others.append(f"{', '.join(order)} {at}")
+                    others.append(f"{', '.join(here)} {at}")
     but = f", but {' and '.join(others)}" if others else " with both engines under every load"
-    return f"By their means the order is {', '.join(LAYOUTS)}{but}."
+    return f"By their means the order is {', '.join(order)}{but}."
 
 
 def ratios(found: Sequence[Published]) -> str:
@@ -104,20 +107,17 @@ def ratios(found: Sequence[Published]) -> str:
     return f"`torch` delivers of vLLM, {means}: {_ratios(found)}."
 
 
-def ratios_by_itself(found: Sequence[Published], docs: str) -> str:
-    """The same on other GPUs, where `torch` took what it takes by itself now. docs: the way to the
-    pages."""
+def ratios_elsewhere(found: Sequence[Published]) -> str:
+    """The same on other GPUs, where `torch` took what it takes by itself now."""
     assert not list(sums(found))
-    return (
-        f"On four {device(found)}, with the sums that it takes by itself now, it delivers of "
-        f"vLLM {_ratios(found)}: [results.md]({docs}results.md)."
-    )
+    where = f"{WORDS[gpus_of(found[0])]} {device(found)}, {listed(map(model_of, found))}"
+    return f"On {where}, it now delivers of vLLM {_ratios(found)}."
 
 
 def _ratios(found: Sequence[Published]) -> str:
     return listed(
         f"{geometric_mean(values):.2f}x under {name} ({between(values, '.2f', 'x')})"
-        for name in LAYOUTS
+        for name in every_layout(found[0])
         if (values := _over(found, name))
     )
 
@@ -132,7 +132,7 @@ def in_flight(found: Sequence[Published]) -> str:
     said: dict[str, list[str]] = {engine: [] for engine in ENGINES}
     for engine in ENGINES:
         for each in found:
-            for layout in ("tp2pp2", "pp4"):
+            for layout in (name for name in every_layout(each) if "pp" in name):
                 if values := all_batches(each, layout, engine):
                     many = between([round(one, 1) for one in values], "g", "")
                     said[engine].append(f"{many} under {layout} of {model_of(each)}")
@@ -165,14 +165,17 @@ def verdicts(found: Sequence[Published]) -> str:
 
 
 def _shown_lead(found: Sequence[Published]) -> str:
-    """Where tp4 is shown to deliver more than every other layout of its engine."""
+    """Where tensor parallelism is shown to deliver more than every other layout of its engine."""
     said = [
         f"{_at(loads, each)} with {model_of(each)} and {NAMES[engine]}"
         for each in found
         for engine in ENGINES
         if (loads := [n for n in each.concurrencies if _is_shown_first(each, n, engine)])
     ]
-    return f" tp4 is shown to deliver more than each other layout {'; '.join(said)}." * bool(said)
+    if not said:
+        return ""
+    name = tensor(found[0])
+    return f" {name} is shown to deliver more than each other layout {'; '.join(said)}."
 
 
 def _at(loads: Sequence[int], found: Published) -> str:
@@ -181,10 +184,11 @@ def _at(loads: Sequence[int], found: Published) -> str:
 
 
 def _is_shown_first(found: Published, concurrency: int, engine: str) -> bool:
-    first, *others = (name for name in LAYOUTS if found.at(name, concurrency, engine))
+    first, *others = (name for name in every_layout(found) if found.at(name, concurrency, engine))
     every = [found.verdict(f"{first} {engine}", f"{name} {engine}", concurrency) for name in others]
-    return first == "tp4" and all(
-        (one.verdict, one.better) == (DIFFERENT, f"tp4 {engine}") for one in every
+    best = f"{tensor(found)} {engine}"
+    return f"{first} {engine}" == best and all(
+        (one.verdict, one.better) == (DIFFERENT, best) for one in every
     )
 
 
@@ -240,19 +244,19 @@ def misses(found: Sequence[Published], docs: str = "") -> str:
             for layout, n in loads_of(each)
             if (one := each.at(layout, n, engine))
         ]
-        assert all(map(_puts_tp4_first, found))
+        assert all(map(_puts_tensor_first, found))
         said.append(
             f"{median(off):.1f}% in the median and {max(off):.1f}% at most with {NAMES[engine]}"
         )
     return (
-        "*plan*, fitted on two GPUs, puts tp4 first under every load. It is off by "
+        f"*plan*, fitted on two GPUs, puts {tensor(found[0])} first under every load. It is off by "
         f"{', and by '.join(said)}: [predictions.md]({docs}predictions.md)."
     )
 
 
-def _puts_tp4_first(found: Published) -> bool:
+def _puts_tensor_first(found: Published) -> bool:
     return all(
-        foretold(found)["tp4", n, engine] >= foretold(found)[layout, n, engine]
+        foretold(found)[tensor(found), n, engine] >= foretold(found)[layout, n, engine]
         for layout, n in loads_of(found)
         for engine in ENGINES
     )
@@ -260,7 +264,7 @@ def _puts_tp4_first(found: Published) -> bool:
 
 def first_token(found: Sequence[Published]) -> str:
     """When it comes, and how long a start takes."""
-    both = [pair for name in LAYOUTS for pair in pairs(found, name)]
+    both = [pair for name in every_layout(found[0]) for pair in pairs(found, name)]
     later = [known(b.latency.ttft.median) / known(a.latency.ttft.median) for a, b in both]
     took = {
         engine: [
@@ -283,7 +287,7 @@ def _first_tokens(found: Sequence[Published]) -> str:
         firsts = [known(each.cell(name, 1).latency.ttft.median) for name in layouts_of(each)]
         assert min(firsts) == firsts[0]
         said.append(f"{between(firsts, '.0f', ' ms')} of {model_of(each)}")
-    return f"it is {listed(said)} with `torch`, least under tp4"
+    return f"it is {listed(said)} with `torch`, least under {tensor(found[0])}"
 
 
 def sums(found: Sequence[Published]) -> Iterator[str]:
@@ -311,6 +315,7 @@ def unrun_cells(found: Sequence[Published], loads: Sequence[int] | None = None) 
 def absent(found: Sequence[Published]) -> Iterator[str]:
     """What has no figures, and why."""
     yield from unrun_cells(found)
-    whole = [model_of(each) for each in found if "dp4" not in layouts_of(each)]
+    name = f"dp{gpus_of(found[0])}"
+    whole = [model_of(each) for each in found if name not in layouts_of(each)]
     if whole:
-        yield f"One GPU does not hold {listed(whole)}, so it has no dp4."
+        yield f"One GPU does not hold {listed(whole)}, so it has no {name}."
