@@ -11,6 +11,7 @@ from published import RESULTS, Published, kind, model_of
 
 from orchestrator.commands.predicting import predicted
 from orchestrator.experiment import Experiment
+from orchestrator.predict import factors
 from orchestrator.predict.plan import Machines
 from orchestrator.store.identity import BEFORE
 
@@ -28,6 +29,16 @@ def foretold(found: Published) -> dict[tuple[str, int, str], float]:
         every = _predicted(*what, **few_rows(found, layout))
         known |= {at: value for at, value in every.items() if at[0] == layout}
     return known
+
+
+def is_fitted_on(found: Published, layout: str, concurrency: int, engine: str) -> bool:
+    """Whether `plan` may be fitted on the cell, as benchmarks/fit_predictions.py chooses them."""
+    of = factors.load().of(engine).provenance
+    return (
+        found.folder.relative_to(RESULTS.parents[1]).as_posix() in of
+        and layout in ("tp1", "tp2", "pp2")
+        and concurrency <= 32
+    )
 
 
 def few_rows(found: Published, layout: str) -> dict[str, str]:

@@ -58,7 +58,8 @@ class EngineFactors:
     of a layer. gap_s, eager_gap_s: between kernels, for each layer, in a graph and launched one by
     one. collective: time of its collectives over NCCL's. skew_s: wait for the last rank, for each
     collective. turn_s: from a stage's pass to the next one's start, while several micro-batches are
-    in flight. start_s: from when requests come to the first pass.
+    in flight. start_s: from when requests come to the first pass;
+    longest_start_s: the longest that was seen on another host, or 0.
     lanes: whether a pipeline has a micro-batch for each stage in flight; else one in all. separate:
     prompts and decoded tokens never share a pass. graph_tokens: most tokens of a pass with prompts
     that runs in a graph. prefill_tokens: most prompt tokens of a pass, unless it is said.
@@ -94,6 +95,7 @@ class EngineFactors:
     sums: str = "nccl"
     norm_s: float = 0.0
     kinds_s: float = 0.0
+    longest_start_s: float = 0.0
     few: Few | None = None
 
 

@@ -113,11 +113,41 @@ def predict(setting: Setting, name: str, asked: Asked) -> Prediction | NoPredict
         other = _predict(by_line, name, asked)
         assert isinstance(other, Prediction), "the same with other times of collectives"
         found = _reaching(other, found)
+    if setting.factors.longest_start_s > setting.factors.start_s:
+        later = _predict(with_sums(_later(setting)), name, asked)
+        assert isinstance(later, Prediction), "the same with a longer start"
+        found = _stretched(found, later)
     if not has_other_kernels(setting):
         return found
     slower = _predict(with_sums(_slower(setting)), name, asked)
     assert isinstance(slower, Prediction), "the same with longer layers"
     return _widened(found, slower)
+
+
+def _later(setting: Setting) -> Setting:
+    """The same on the host that took longest from a request to its first pass."""
+    factors = setting.factors
+    return Setting(setting.placed, replace(factors, start_s=factors.longest_start_s))
+
+
+def _stretched(one: Prediction, later: Prediction) -> Prediction:
+    """The same with intervals that reach as much farther as a longer start takes them. A token's
+    time is not the start's."""
+    speed, ttft = one.output_throughput, one.ttft_ms
+    pace = speed.value / later.output_throughput.value
+    return replace(
+        one,
+        output_throughput=replace(speed, low=speed.low / pace),
+        ttft_ms=ttft
+        and later.ttft_ms
+        and replace(ttft, high=ttft.high * later.ttft_ms.value / ttft.value),
+        joules_per_output_token=_higher(one.joules_per_output_token, pace),
+        cost_per_million_tokens=_higher(one.cost_per_million_tokens, pace),
+    )
+
+
+def _higher(one: Estimate | None, ratio: float) -> Estimate | None:
+    return one and replace(one, high=one.high * ratio)
 
 
 def _slower(setting: Setting) -> Setting:

@@ -190,6 +190,16 @@ def test_kinds_of_kernels_differ_by_the_most_that_one_is_off_by_the_factors_of_a
     assert bench.kinds_s(by, [late], [early], few) == pytest.approx(found + 10e-6)  # 32 layers
 
 
+def test_the_longest_start_is_what_first_tokens_leave_for_it(bench: ModuleType) -> None:
+    by, vllm = predictor(bench), factors.load().of("vllm")
+    plain = [replace(cell(bench, name, 1), engine="vllm") for name in ("tp2", "pp2")]
+    late = [
+        replace(one, measured={"ttft_ms": by.predicted(one, vllm)["ttft_ms"] + ms})
+        for one, ms in zip(plain, (20.0, 35.0), strict=True)
+    ]
+    assert bench.longest_start(by, late, vllm) == pytest.approx(vllm.start_s + 0.035)
+
+
 def test_a_cell_has_the_prompt_tokens_of_its_run(bench: ModuleType) -> None:
     """Of vLLM by itself, of a run that asked for some, and of another one's rows."""
     own, asked = ("engines-qwen2.5-32b", "4xh200"), ("engines-qwen2.5-32b", "2xh100")

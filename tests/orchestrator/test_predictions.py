@@ -52,6 +52,9 @@ def setting(
     return Setting(Placed(found.placement, shape, precision, hardware), engine)
 
 
+VLLM = KNOWN.of("vllm")
+
+
 def predicted(layout: str, concurrency: int, num_prompts: int | None = None, **at) -> Prediction:
     lengths = at.pop("lengths", SHORT)
     found = predict(setting(layout, **at), layout, Asked(lengths, concurrency, num_prompts, 3.0))
@@ -496,3 +499,28 @@ def test_stages_that_are_alike_are_worked_out_once(layout: str) -> None:
     assert seconds == pytest.approx([one.seconds for one in one_by_one])
     assert parts.seconds == pytest.approx(sum(seconds))
     assert len(set(at.placed.like)) <= 5
+
+
+@pytest.mark.parametrize("concurrency", [1, 100])
+def test_an_interval_reaches_to_the_start_of_the_slowest_host(concurrency: int) -> None:
+    assert 0 < VLLM.start_s < VLLM.longest_start_s
+    at = {"hardware": H200, "model": "qwen2.5-32b"}
+    found = predicted("tp2", concurrency, engine=VLLM, **at)
+    sure = predicted("tp2", concurrency, engine=replace(VLLM, longest_start_s=0.0), **at)
+    slow = replace(VLLM, start_s=VLLM.longest_start_s, longest_start_s=0.0)
+    late = predicted("tp2", concurrency, engine=slow, **at)
+    assert found.ttft_ms is not None
+    assert sure.ttft_ms is not None
+    assert late.ttft_ms is not None
+    assert late.ttft_ms.value - sure.ttft_ms.value == pytest.approx(
+        1e3 * (VLLM.longest_start_s - VLLM.start_s)
+    )
+    assert (found.ttft_ms.low, found.ttft_ms.value) == (sure.ttft_ms.low, sure.ttft_ms.value)
+    assert found.ttft_ms.high == pytest.approx(late.ttft_ms.high)
+    assert found.output_throughput.high == sure.output_throughput.high
+    assert found.output_throughput.low == pytest.approx(late.output_throughput.low)
+    assert found.tpot_ms == sure.tpot_ms
+    cost, other = found.cost_per_million_tokens, sure.cost_per_million_tokens
+    assert cost is not None
+    assert other is not None
+    assert cost.low == other.low < other.high < cost.high
