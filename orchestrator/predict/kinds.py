@@ -61,6 +61,23 @@ def _unjoined(hardware: Hardware) -> str | None:
     return None
 
 
+def unlooked(hardware: Iterable[Hardware], gpus: int) -> tuple[str, ...]:
+    """Which layouts of so many GPUs have no prediction, as a link is not known."""
+    return tuple(
+        f"of {one.name} layouts that send between {where}, as that link is not known"
+        for one in hardware
+        if (where := _unknown_link(one, gpus)) is not None
+    )
+
+
+def _unknown_link(hardware: Hardware, gpus: int) -> str | None:
+    """What it would join."""
+    fabric = hardware.fabric
+    if gpus > 1 and fabric.link is None and not fabric.curves:
+        return "GPUs"
+    return "nodes" if gpus > hardware.gpus_per_node and fabric.network is None else None
+
+
 def prices(texts: Iterable[str], hardware: Sequence[Hardware]) -> dict[str, float]:
     """`h200=4.0,h100=2.5` by the kinds' names. Raises UserError for another form, and for a kind
     that is not among `hardware`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+import itertools
 import json
 import math
 import os
@@ -78,10 +79,19 @@ def console_of(**options: Any) -> Console:
     class Plain(Console):
         def print(self, *objects: Any, **how: Any) -> None:
             if len(objects) == 1 and isinstance(objects[0], Table):
-                for part in fitted(objects[0], self):
+                for part in fitted(self._below_title(objects[0]), self):
                     self._print_whole(part, how)
             else:
                 super().print(*objects, **{"soft_wrap": not self.is_terminal} | how)
+
+        def _below_title(self, table: Table) -> Table:
+            """The table alone. Its title is printed: as a part of it, it would be broken at the
+            table's own width."""
+            untitled = copy.copy(table)
+            if table.title:
+                self.print(table.title, style="table.title")
+                untitled.title = None
+            return untitled
 
         def _print_whole(self, table: Table, how: dict[str, Any]) -> None:
             before, self.width = self.width, max(self.width, width_of(table, self))
@@ -167,12 +177,16 @@ def _part(table: Table, keys: int, start: int, end: int) -> Table:
 
 
 def _num_keys(table: Table) -> int:
-    """How many columns, from the left, are needed to tell the rows apart; at most three."""
-    rows = list(zip(*(column.cells for column in table.columns), strict=True))
+    """How many columns, from the left, are needed to tell the rows apart; at most three. An empty
+    cell does not say which row it is in, and neither does a mark, which has no heading."""
+    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    rows = list(zip(*columns, strict=True))
+    headed = [bool(str(column.header)) for column in table.columns]
     apart = (
         count
         for count in (1, 2, 3)
-        if len({tuple(map(str, row[:count])) for row in rows}) == len(rows)
+        if len({row[:count] for row in rows}) == len(rows)
+        and all(any(itertools.compress(row[:count], headed)) for row in rows)
     )
     return min(next(apart, 1), len(table.columns) - 1) or 1
 

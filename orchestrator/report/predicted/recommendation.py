@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.predict.kinds import unlooked
 from orchestrator.predict.load import Asked
 from orchestrator.predict.objectives import FASTEST, MOST_CONCURRENT, Limit, Margin
 from orchestrator.predict.recommend import Choice, Offer, Recommendation, Refusal, nearest
@@ -67,6 +68,8 @@ def _lines(answer: Answer) -> Iterator[str]:
     yield _legend(found)
     unknown = [one.name for one in found.wanted.hardware if found.of(one) is None]
     yield from (f"{why(found, name)}." for name in unknown)
+    if hidden := unlooked(found.wanted.hardware, found.wanted.counts[-1]):
+        yield f"Not looked at: {'; '.join(hidden)}."
     if answer.left_out:
         reasons = [why.partition(";")[0] for why in answer.left_out.values()]
         yield f"Left out: {'; '.join(reasons)}."
