@@ -7,7 +7,7 @@ import math
 from orchestrator.audit.claims import Claim
 from orchestrator.audit.limits import Deployed
 from strategies.memory import RESERVE_BYTES
-from workers.units import format_bytes
+from workers.units import format_bytes, significant
 
 UNLIMITED = "nothing limits the rate"
 
@@ -73,7 +73,7 @@ def aggregate(on: Deployed, requests: int, figure: float) -> str:
         fewer = f", {requests - 1} make {_rate(on.throughput(requests - 1))}"
     return (
         f"{requests} requests at once make {_rate(on.throughput(requests))} in all at most"
-        f"{fewer}; so {figure:g} tok/s is of no fewer."
+        f"{fewer}; so {significant(figure, 6)} tok/s is of no fewer."
     )
 
 

@@ -267,6 +267,26 @@ def test_a_narrow_terminal_has_narrower_tables_and_no_cut_in_any() -> None:
         assert f" {heading} " in text
 
 
+@pytest.mark.parametrize(
+    ("requests", "says"), [(1, "1 request at the start,"), (3, "3 requests at the start,")]
+)
+def test_a_trace_whose_requests_all_come_at_once_has_no_rate(
+    requests: int, says: str, tmp_path: Path
+) -> None:
+    row = json.dumps({"timestamp": 0, "input_length": 100, "output_length": 10})
+    path = tmp_path / "trace.jsonl"
+    path.write_text("\n".join([row] * requests))
+    asked = ("--model", "llama-8b", "--gpu", "h200", "--gpus", "2", "--dataset-path", str(path))
+    assert says in run("plan", *asked).stdout
+
+
+def test_no_figure_of_a_plan_needs_an_exponent() -> None:
+    asked = ("--model", "llama-8b", "--gpu", "h200", "--gpus", "64", "--max-concurrency", "4096")
+    found = run("plan", *asked, "--request-rate", "1000").stdout
+    assert "at 1000 requests/s" in found
+    assert not re.findall(r"\de\+\d+", found + run("plan", *asked).stdout)
+
+
 def test_one_token_of_output_has_no_time_for_each_further_one() -> None:
     asked = (*ASKED, "--input-len", "100", "--output-len", "1")
     (found,) = rankings(*asked)
