@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
-import itertools
 import json
 import math
 import os
@@ -178,15 +177,14 @@ def _part(table: Table, keys: int, start: int, end: int) -> Table:
 
 def _num_keys(table: Table) -> int:
     """How many columns, from the left, are needed to tell the rows apart; at most three. An empty
-    cell does not say which row it is in, and neither does a mark, which has no heading."""
+    cell does not say which row it is in, and neither does a mark."""
     columns = [[str(cell) for cell in column.cells] for column in table.columns]
     rows = list(zip(*columns, strict=True))
-    headed = [bool(str(column.header)) for column in table.columns]
     apart = (
         count
         for count in (1, 2, 3)
         if len({row[:count] for row in rows}) == len(rows)
-        and all(any(itertools.compress(row[:count], headed)) for row in rows)
+        and all(any(map(str.isalnum, "".join(row[:count]))) for row in rows)
     )
     return min(next(apart, 1), len(table.columns) - 1) or 1
 
