@@ -66,6 +66,7 @@ def test_every_example_that_an_error_shows_is_understood() -> None:
         ("", "says nothing; a claim is made of 9.9 tok/s per request"),
         ("68.2 parsecs", "'68.2 parsecs' is not understood; a claim is made of"),
         ("68.2 tok/s at tp4!", "'!' is not understood"),
+        (f"5 {'x' * 60}", f"'5 {'x' * 38}...' is not understood"),
         ("68.2 tok/s or 70 tok/s", "'or 70 tok/s' is not understood"),
         ("68.2 tok/s 70 tok/s", "says output_throughput twice, 68.2 and 70.0; say one"),
         ("-5 tok/s tp4", "output_throughput: input should be greater than 0, found -5.0"),
