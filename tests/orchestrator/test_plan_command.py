@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from orchestrator.node import fabric
 from orchestrator.plan import fitting
 from orchestrator.predict.interval import Estimate
 from orchestrator.predict.parts import NAMES
-from orchestrator.predict.plan import Machines
+from orchestrator.predict.plan import Machines, Runs
 from orchestrator.report.output import console_of
 from orchestrator.report.predicted.plan_table import estimated, render
 from orchestrator.store.arrow_files import write_part
@@ -215,6 +216,15 @@ def test_cells_without_communication_are_counted_where_a_layout_has_some() -> No
     assert found["cells"] == 5
     twice = took["tp4"] + took["tp2pp2"]
     assert found["duration_s"] == pytest.approx(sum(took.values()) + twice)
+
+
+def test_what_a_layout_does_is_told_by_its_axes_and_not_by_its_name() -> None:
+    """A plug-in cuts on the axis tp, too, and has a key of its own."""
+    asked = Experiment(model="llama-8b", scenario=("short",))
+    found = predicted(asked, Machines("h200", 2), ("tp2", "pp2", "dp2")).predictions
+    runs = Runs(1, 1, ablate=("comm", "p2p"))
+    counted = {one.layout: runs.cells(replace(one, layout="mine2")) for one in found}
+    assert counted == {"tp2": 3, "pp2": 2, "dp2": 1}
 
 
 @pytest.mark.parametrize(
