@@ -90,7 +90,8 @@ def prices(texts: Iterable[str], hardware: Sequence[Hardware]) -> dict[str, floa
         if kind not in [one.name for one in hardware]:
             known = ", ".join(one.name for one in hardware)
             raise UserError(f"--gpu-hour-cost {word}: {kind} is not looked at; these are: {known}")
-        found[kind] = float(price)
+        if found.setdefault(kind, float(price)) != float(price):
+            raise UserError(f"--gpu-hour-cost has two prices of {kind}; give one")
     return found
 
 
