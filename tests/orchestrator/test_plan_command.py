@@ -290,6 +290,13 @@ def test_a_trace_whose_requests_all_come_at_once_has_no_rate(
     assert says in run("plan", *asked).stdout
 
 
+def test_time_in_which_a_replica_has_nothing_to_do_is_explained_where_there_is_some() -> None:
+    asked = ("--model", "llama-8b", "--gpu", "h200", "--gpus", "2", "--max-concurrency")
+    said = "outside: a replica has nothing to do."
+    assert said in run("plan", *asked, "1").stdout
+    assert said not in run("plan", *asked, "2").stdout
+
+
 def test_no_figure_of_a_plan_needs_an_exponent() -> None:
     asked = ("--model", "llama-8b", "--gpu", "h200", "--gpus", "64", "--max-concurrency", "4096")
     found = run("plan", *asked, "--request-rate", "1000").stdout

@@ -58,6 +58,7 @@ def _legend(plan: Planned) -> str:
     said = {
         " at once: the most requests that are served together.": map(_in_flight, shown),
         " late: requests that wait when the last one arrives.": (one.late for one in shown),
+        " outside: a replica has nothing to do.": (one.outside_ms_per_token for one in shown),
     }
     columns = "".join(text for text, values in said.items() if any(values))
     return (
