@@ -297,6 +297,13 @@ def test_time_in_which_a_replica_has_nothing_to_do_is_explained_where_there_is_s
     assert said not in run("plan", *asked, "2").stdout
 
 
+def test_of_gpus_whose_memory_is_not_known_it_says_that_nothing_need_fit() -> None:
+    asked = ("--model", "llama-70b", "--gpus", "2", "--gpu")
+    said = "How much memory H800 has is not known: whether a layout fits was not looked at."
+    assert said in run("plan", *asked, "h800").stdout
+    assert "is not known" not in run("plan", *asked, "h100").stdout
+
+
 def test_no_figure_of_a_plan_needs_an_exponent() -> None:
     asked = ("--model", "llama-8b", "--gpu", "h200", "--gpus", "64", "--max-concurrency", "4096")
     found = run("plan", *asked, "--request-rate", "1000").stdout

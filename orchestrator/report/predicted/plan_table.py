@@ -82,6 +82,9 @@ def _between_nodes(plan: Planned) -> str:
 def _print_sources(plan: Plan, console: Console) -> None:
     sources = ", ".join(f"{what}: {source}" for what, source in used_sources(plan).items())
     console.print(f"{plan.hardware.name}: {sources}.", highlight=False)
+    if plan.hardware.memory_bytes is None:
+        unknown = f"How much memory {plan.hardware.name} has is not known"
+        console.print(f"{unknown}: whether a layout fits was not looked at.", highlight=False)
     if plan.runs is not None:
         cells, each = _counted(plan.cells, "cell"), _counted(plan.runs.of_a_cell, "run")
         console.print(
