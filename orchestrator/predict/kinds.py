@@ -81,7 +81,7 @@ def _unknown_link(hardware: Hardware, gpus: int) -> str | None:
 def prices(texts: Iterable[str], hardware: Sequence[Hardware]) -> dict[str, float]:
     """`h200=4.0,h100=2.5` by the kinds' names. Raises UserError for another form, and for a kind
     that is not among `hardware`."""
-    found = {}
+    found: dict[str, float] = {}
     for word in (word.strip() for text in texts for word in text.split(",")):
         name, separator, price = word.partition("=")
         if not (name and separator and _is_price(price)):

@@ -23,6 +23,7 @@ from orchestrator.store.names import broken, shown, width_of_stderr
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Column, Table
+    from rich.text import TextType
 
 UNLIMITED = 10_000  # columns
 SVG_WIDTH = 110
@@ -78,19 +79,13 @@ def console_of(**options: Any) -> Console:
     class Plain(Console):
         def print(self, *objects: Any, **how: Any) -> None:
             if len(objects) == 1 and isinstance(objects[0], Table):
-                for part in fitted(self._below_title(objects[0]), self):
+                title, table = _apart(objects[0])
+                if title:
+                    self.print(title, style="table.title")
+                for part in fitted(table, self):
                     self._print_whole(part, how)
             else:
                 super().print(*objects, **{"soft_wrap": not self.is_terminal} | how)
-
-        def _below_title(self, table: Table) -> Table:
-            """The table alone. Its title is printed: as a part of it, it would be broken at the
-            table's own width."""
-            untitled = copy.copy(table)
-            if table.title:
-                self.print(table.title, style="table.title")
-                untitled.title = None
-            return untitled
 
         def _print_whole(self, table: Table, how: dict[str, Any]) -> None:
             before, self.width = self.width, max(self.width, width_of(table, self))
@@ -107,6 +102,13 @@ def console_of(**options: Any) -> Console:
                 yield segment if control else Segment(shown(text, keep="\n"), style)
 
     return Plain(markup=False, emoji=False, **options)
+
+
+def _apart(table: Table) -> tuple[TextType | None, Table]:
+    """A table's title and the table without it: as a part of it, rich breaks it at its width."""
+    untitled = copy.copy(table)
+    untitled.title = None
+    return table.title, untitled
 
 
 def export_svg(

@@ -86,7 +86,7 @@ def _print_sources(plan: Plan, console: Console) -> None:
         unknown = f"How much memory {plan.hardware.name} has is not known"
         console.print(f"{unknown}: whether a layout fits was not looked at.", highlight=False)
     if plan.runs is not None:
-        cells, each = _counted(plan.cells, "cell"), _counted(plan.runs.of_a_cell, "run")
+        cells, each = counted(plan.cells, "cell"), counted(plan.runs.of_a_cell, "run")
         console.print(
             f"To be run: {cells}, {each} of each, at least {duration(plan.duration_s)} "
             "beside starts of workers, warm-ups and what is observed.",
@@ -94,7 +94,8 @@ def _print_sources(plan: Plan, console: Console) -> None:
         )
 
 
-def _counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
+    """1 cell, 2 cells."""
     return f"{count} {noun}{'s' if count != 1 else ''}"
 
 

@@ -10,8 +10,8 @@ from orchestrator.predict.crossover import Crossover, marks
 from orchestrator.predict.hardware import SHEET
 from orchestrator.predict.matrix import MISSED, MOST_CONCURRENT, SELECTIONS, Load, Selection
 from orchestrator.report.predicted.crossings import notes, sentence
+from orchestrator.report.predicted.plan_table import counted
 from orchestrator.report.predicted.selection_table import Selections, then
-from orchestrator.report.text import plural
 from workers.rows import grouped
 
 SHOWN = "H200"  # kind of GPU whose curves are shown first, where it is there
@@ -93,7 +93,7 @@ def _kinds(found: Selections) -> str:
     sheets = sum(one.sources["rates"].startswith(SHEET) for one in kinds)
     said = {"from data sheets": sheets, "measured": len(kinds) - sheets}
     parts = [f"{count} {what}" for what, count in said.items() if count]
-    return f"{plural(len(kinds), 'kind')}: {', '.join(parts)}"
+    return f"{counted(len(kinds), 'kind')}: {', '.join(parts)}"
 
 
 def _table(found: Selections, rows: Sequence[Selection]) -> dict[str, object]:
@@ -120,7 +120,7 @@ def _fields(rows: Iterable[Selection], counts: Sequence[int]) -> Iterable[Field]
         yield Field(
             one.chosen.layout or "\u2013",
             then(one).removeprefix(", "),
-            plural(least, "GPU") if least else _none(one),
+            counted(least, "GPU") if least else _none(one),
             str(min(counts.index(least), HEATS - 1)) if least else "none",
             one.reason or "",
         )

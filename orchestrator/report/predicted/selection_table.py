@@ -11,7 +11,7 @@ from rich.table import Table
 
 from orchestrator.predict.kinds import unlooked
 from orchestrator.predict.matrix import MOST_CONCURRENT, SELECTIONS, Asked, Load, Selection
-from orchestrator.report.text import plural
+from orchestrator.report.predicted.plan_table import counted
 from workers.rows import grouped
 
 
@@ -34,7 +34,7 @@ class Selections:
         case, limits = self.load.case, self.asked.objectives
         within = ", ".join(f"{one.metric} at most {one.limit_ms:g} ms" for one in limits)
         return (
-            f"Best of {plural(self.asked.counts[-1], 'GPU')} at {case.asked.max_concurrency} "
+            f"Best of {counted(self.asked.counts[-1], 'GPU')} at {case.asked.max_concurrency} "
             f"concurrent, "
             f"{case.factors.engine}{f', with {within}' if within else ''}"
         )
