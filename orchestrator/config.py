@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -104,7 +105,7 @@ def read_yaml(path: Path, example: str = "strategy: tp4") -> dict[str, Any]:
 
     text = _text(path)
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _loader())
     except RecursionError as error:
         raise UserError(
             f"{path} is nested too deep; it holds fields and values, as in '{example}'"
@@ -125,6 +126,25 @@ def read_yaml(path: Path, example: str = "strategy: tp4") -> dict[str, Any]:
             f"{type(value).__name__}"
         )
     return value
+
+
+@functools.cache
+def _loader() -> Any:
+    """What reads safe YAML as `yaml.safe_load` does, which keeps the last of two values of a field
+    and says nothing."""
+    import yaml
+
+    class Once(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            seen = set[str]()
+            for key, _ in node.value:
+                if key.tag == "tag:yaml.org,2002:str" and key.value in seen:
+                    problem = f"'{key.value}' is there twice"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
+            return super().construct_mapping(node, deep)
+
+    return Once
 
 
 def _text(path: Path) -> str:

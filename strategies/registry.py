@@ -21,6 +21,7 @@ ALIASES = {"3d": "tp2pp2dp1"}
 # Order of parts in a canonical name, and the order they are applied in; other keys follow in
 # alphabetical order.
 BUILT_IN_ORDER = ("tp", "pp", "dp", "fsdp")
+UNCHANGED = {(key, 1) for key in BUILT_IN_ORDER}  # parts that leave a placement as it is
 # The greatest number of a part, so that a typing error such as tp22222 does not fill the memory
 # with ranks.
 MOST = 4096
@@ -80,6 +81,14 @@ def parse(name: str) -> tuple[tuple[str, int], ...]:
             f"(or {aliases})"
         )
     return tuple((key, int(number)) for key, number in re.findall(r"([a-z]+)([0-9]+)", text))
+
+
+def spelled(name: str) -> str:
+    """A name of a layout as results have it: its parts in the order in which they are applied, and
+    degrees of 1 of tp, pp and dp left out. Raises LayoutError as `parse` does."""
+    parts = sorted(parse(name), key=_order)
+    kept = (f"{key}{number}" for key, number in parts if (key, number) not in UNCHANGED)
+    return "".join(kept) or "tp1"
 
 
 def factorisations(ranks: int) -> Iterator[str]:

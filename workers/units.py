@@ -13,6 +13,11 @@ def format_bytes(count: int) -> str:
     return f"{value:.1f} TB"
 
 
+def significant(value: float, digits: int) -> str:
+    """With so many significant digits, and whole where it has more: 0.0123, 12.3, 12345."""
+    return f"{value:.0f}" if abs(value) >= 10**digits - 0.5 else f"{value:.{digits}g}"
+
+
 def duration(seconds: float) -> str:
     """To a digit or two: 40 s, 12 min, 3.5 h."""
     if seconds < 90:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from workers.rows import column, nothing, row
+from workers.units import significant
 
 LITTLE = "Little 1961"
 ROUNDING = 1e-6  # share of a latency that a request adds, below which it adds nothing
@@ -186,9 +187,10 @@ def _errors(points: Sequence[Point], whole: Line, tpot: Line, output_len: int) -
 
 
 def _at(point: float, last: int) -> str:
-    return f"{point:.3g}" + (f" (beyond {last})" if point > last else "")
+    return significant(point, 3) + (f" (beyond {last})" if point > last else "")
 
 
 def _formula(alone: float, knee: float | None, tpot: Line) -> str:
-    bend = f" / (1 + c/{knee:.3g})" if knee else ""
-    return f"tok/s = {alone:.4g} c{bend}, TPOT = {tpot.base:.4g} + {tpot.each:.3g} c ms"
+    bend = f" / (1 + c/{significant(knee, 3)})" if knee else ""
+    line = f"{significant(tpot.base, 4)} + {significant(tpot.each, 3)} c ms"
+    return f"tok/s = {significant(alone, 4)} c{bend}, TPOT = {line}"

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from orchestrator.config import read_yaml, shown_value
 from orchestrator.errors import UserError
 from orchestrator.experiment import SCENARIOS
+from workers.units import significant
 
 Tokens = Annotated[int, Field(gt=0, le=10_000_000, strict=True)]
 Positive = Annotated[float, Field(gt=0, le=1e12)]
@@ -139,7 +140,7 @@ class Claim(BaseModel):
         if figure is None:
             return kind.says
         sign = "+" if figure[0] == "change_pct" and figure[1] > 0 else ""
-        return f"{sign}{figure[1]:g}{'' if kind.says[0] in '%x' else ' '}{kind.says}"
+        return f"{sign}{significant(figure[1], 6)}{'' if kind.says[0] in '%x' else ' '}{kind.says}"
 
     @property
     def lengths(self) -> tuple[int, int] | None:

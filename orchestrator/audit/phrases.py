@@ -12,6 +12,7 @@ from orchestrator.errors import UserError
 from orchestrator.experiment import SCENARIOS
 
 Fields = Mapping[str, Any]
+MOST_SHOWN = 40  # characters of what is not understood
 # With or without a comma between thousands.
 NUMBER = r"([+-]?(?:\d{1,3}(?:,\d{3}){1,3}|\d{1,12})(?:\.\d{1,12})?)"
 COUNT = r"(\d{1,3}(?:,\d{3}){1,2}|\d{1,9})"
@@ -111,7 +112,8 @@ def _next(text: str, position: int, where: str) -> tuple[Part, re.Match[str]]:
     for part in PARTS:
         if found := part.pattern.match(text, position):
             return part, found
-    rest = text[position:][:40]
+    rest = text[position:]
+    rest = rest if len(rest) <= MOST_SHOWN else f"{rest[:MOST_SHOWN]}..."
     raise UserError(f"{where}: '{rest}' is not understood; {_understood()}")
 
 

@@ -7,7 +7,7 @@ import math
 from orchestrator.audit.claims import Claim
 from orchestrator.audit.limits import Deployed
 from strategies.memory import RESERVE_BYTES
-from workers.units import format_bytes
+from workers.units import format_bytes, significant
 
 UNLIMITED = "nothing limits the rate"
 
@@ -49,11 +49,11 @@ def first_token(on: Deployed, _: int) -> str:
     hits = f", {on.cached} of them in a cache" if on.cached else ""
     sent = on.sent_s(on.computed, 1)
     links = f", and sending takes {_ms(sent)}" if sent else ""
+    computed = f"{on.computed} {'token is' if on.computed == 1 else 'tokens are'} computed"
     return (
         f"A prompt of {on.computed + on.cached} tokens{hits}: weights are read in "
-        f"{_ms(sum(stage.weights_s(on.rates) for stage in on.stages))}, {on.computed} tokens are "
-        f"computed in {_ms(on.prompt_s(1))}{links}; the longest counts, "
-        f"{_ms(on.first_token_s())}."
+        f"{_ms(sum(stage.weights_s(on.rates) for stage in on.stages))}, {computed} in "
+        f"{_ms(on.prompt_s(1))}{links}; the longest counts, {_ms(on.first_token_s())}."
     )
 
 
@@ -73,7 +73,7 @@ def aggregate(on: Deployed, requests: int, figure: float) -> str:
         fewer = f", {requests - 1} make {_rate(on.throughput(requests - 1))}"
     return (
         f"{requests} requests at once make {_rate(on.throughput(requests))} in all at most"
-        f"{fewer}; so {figure:g} tok/s is of no fewer."
+        f"{fewer}; so {significant(figure, 6)} tok/s is of no fewer."
     )
 
 
@@ -124,7 +124,7 @@ def _pass(on: Deployed, concurrency: int) -> str:
     name = f"each of {len(on.stages)} stages in turn" if len(on.stages) > 1 else "each GPU"
     cache = format_bytes(on.rates.cache_bytes)
     return (
-        f"With {_at_once(requests, on.replicas)}, {name} reads "
+        f"With {_at_once(on, concurrency)}, {name} reads "
         f"{format_bytes(stage.weight_bytes)} of weights"
         f"{f' and {format_bytes(round(kv))} of KV' if kv else ''} a pass, less {cache} that a "
         f"cache may hold, at {on.rates.memory / 1e9:g} GB/s"
@@ -132,9 +132,20 @@ def _pass(on: Deployed, concurrency: int) -> str:
     )
 
 
-def _at_once(requests: int, replicas: int) -> str:
-    count = "1 request" if requests == 1 else f"{requests} requests"
-    return f"{count} at once" + (f" in each of {replicas} replicas" if replicas > 1 else "")
+def _at_once(on: Deployed, concurrency: int) -> str:
+    """How many requests each replica serves; they are dealt out one by one."""
+    share, more = divmod(concurrency, on.replicas)
+    if share >= on.seats:
+        share, more = on.seats, 0
+    count = _requests(share or 1)
+    if share and more:
+        count = f"{share} or {share + 1} requests"
+    used = f"{more} of {on.replicas}" if not share else str(on.replicas)
+    return f"{count} at once" + (f" in each of {used} replicas" if on.replicas > 1 else "")
+
+
+def _requests(count: int) -> str:
+    return "1 request" if count == 1 else f"{count} requests"
 
 
 def _arithmetic(on: Deployed, requests: int, context: float) -> str:

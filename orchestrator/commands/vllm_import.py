@@ -22,6 +22,7 @@ from orchestrator.commands.vllm_bench import LATENCIES, Record
 from orchestrator.errors import UserError
 from orchestrator.plan.deployments import devices_of
 from orchestrator.store.schema import COMPLETED, CellKey, RunKey
+from strategies.registry import spelled
 from workers.rows import flat, nothing, widened
 
 # A generation benchmark has at least these. Those of Throughput have the same names there.
@@ -87,16 +88,11 @@ def run_of(record: Record, where: str, tool: str, experiment: str, named: Named)
 
 
 def _cell(record: Record, where: str, experiment: str, named: Named) -> CellKey:
-    strategy = named.strategy or record.get("strategy")
-    if not strategy:
-        raise UserError(
-            f"{where} does not say which layout it is of; give --strategy, as in --strategy tp4"
-        )
     model = named.model or str(record.get("model_id") or UNKNOWN).rstrip("/").rpartition("/")[2]
     return CellKey(
         experiment=experiment,
         model=model,
-        strategy=str(strategy),
+        strategy=_layout(record, where, named.strategy),
         engine=named.engine or str(record.get("engine") or record.get("backend") or UNKNOWN),
         dtype=named.dtype or str(record.get("dtype") or UNKNOWN),
         quantization=str(record.get("quantization") or "none"),
@@ -104,6 +100,22 @@ def _cell(record: Record, where: str, experiment: str, named: Named) -> CellKey:
         scenario=named.scenario or str(record.get("scenario") or _lengths_name(record)),
         max_concurrency=_whole(record, "max_concurrency") or _asked_for(record),
     )
+
+
+def _layout(record: Record, where: str, named: str | None) -> str:
+    """As results spell it, so that `compare` finds the same cell in both."""
+    said = record.get("strategy")
+    if not (said or named):
+        raise UserError(
+            f"{where} does not say which layout it is of; give --strategy, as in --strategy tp4"
+        )
+    found = spelled(str(said or named))
+    if named and spelled(named) != found:
+        raise UserError(
+            f"{where} says that it is of {found}, and --strategy {named} is another layout; leave "
+            "--strategy out"
+        )
+    return found
 
 
 def _lengths(record: Record) -> tuple[int | None, int | None]:

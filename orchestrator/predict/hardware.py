@@ -281,8 +281,7 @@ def _fabric(sheet: Sheet, attainable: Attainable, measured: Calibration | None) 
     if sheet.nvlink == 0:
         return Fabric(pcie, network, curves)
     across = pcie if sheet.bridge else None
-    found = Fabric(nvlink, network, curves, sheet.bridge, across, nvlink=True)
-    return found if measured else found.with_peer_sums()
+    return Fabric(nvlink, network, curves, sheet.bridge, across, nvlink=True)
 
 
 def _link_source(sheet: Sheet, measured: Calibration | None) -> str:

@@ -61,10 +61,27 @@ def _unjoined(hardware: Hardware) -> str | None:
     return None
 
 
+def unlooked(hardware: Iterable[Hardware], gpus: int) -> tuple[str, ...]:
+    """Which layouts of so many GPUs have no prediction, as a link is not known."""
+    return tuple(
+        f"of {one.name} layouts that send between {where}, as that link is not known"
+        for one in hardware
+        if (where := _unknown_link(one, gpus)) is not None
+    )
+
+
+def _unknown_link(hardware: Hardware, gpus: int) -> str | None:
+    """What it would join."""
+    fabric = hardware.fabric
+    if gpus > 1 and fabric.link is None and not fabric.curves:
+        return "GPUs"
+    return "nodes" if gpus > hardware.gpus_per_node and fabric.network is None else None
+
+
 def prices(texts: Iterable[str], hardware: Sequence[Hardware]) -> dict[str, float]:
     """`h200=4.0,h100=2.5` by the kinds' names. Raises UserError for another form, and for a kind
     that is not among `hardware`."""
-    found = {}
+    found: dict[str, float] = {}
     for word in (word.strip() for text in texts for word in text.split(",")):
         name, separator, price = word.partition("=")
         if not (name and separator and _is_price(price)):
@@ -73,7 +90,8 @@ def prices(texts: Iterable[str], hardware: Sequence[Hardware]) -> dict[str, floa
         if kind not in [one.name for one in hardware]:
             known = ", ".join(one.name for one in hardware)
             raise UserError(f"--gpu-hour-cost {word}: {kind} is not looked at; these are: {known}")
-        found[kind] = float(price)
+        if found.setdefault(kind, float(price)) != float(price):
+            raise UserError(f"--gpu-hour-cost has two prices of {kind}; give one")
     return found
 
 

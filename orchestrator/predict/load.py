@@ -11,6 +11,7 @@ from orchestrator.analysis.roofline import Closed
 from orchestrator.predict.parts import Parts
 from orchestrator.predict.passes import DECODE, Setting
 from orchestrator.predict.replica import MOST_PASSES, Lengths, Wave, wave
+from workers.units import significant
 
 FULL_WAVES = 16
 
@@ -78,8 +79,12 @@ class Asked:
     @property
     def arriving(self) -> str:
         """How requests arrive, in words; empty in a closed loop."""
-        count = len(self.arrivals)
-        return f"{count} requests at {self.rate:.3g} requests/s" if count else ""
+        if not self.arrivals:
+            return ""
+        count = f"{len(self.arrivals)} request{'s' * (len(self.arrivals) > 1)}"
+        if not self.arrivals[-1].at_s:
+            return f"{count} at the start"
+        return f"{count} at {significant(self.rate, 3)} requests/s"
 
     @property
     def closed(self) -> Asked:

@@ -14,6 +14,7 @@ from strategies.registry import factorisations
 from workers.rows import Table, column, group, nothing, row
 
 MOST_CONCURRENT = 256  # up to which the best layout is looked for
+MISSED = "no layout meets the limits"
 
 
 @row
@@ -152,9 +153,8 @@ def _name(one: Prediction | None) -> str:
 
 
 def _reason(found: Candidates, concurrency: int) -> str:
-    refused = found.ranking(concurrency).refused
-    missed = "no layout meets the limits"
-    return missed if len(refused) < len(found.settings) else refused[-1].reason
+    ranking = found.ranking(concurrency)
+    return MISSED if ranking.predictions else ranking.refused[-1].reason
 
 
 def changes(best: Callable[[int], str], most: int = MOST_CONCURRENT) -> Iterator[tuple[int, str]]:

@@ -13,7 +13,6 @@ from orchestrator.predict.goodput import FAILURES, RECOVERY_S, SPREAD, Goodput, 
 from orchestrator.predict.hardware import Calibration, Hardware, find, of_sheet
 from orchestrator.predict.layouts import Ranking
 from orchestrator.predict.prediction import NoPrediction, Prediction
-from strategies import parse
 
 GOODPUT = "goodput is worked out of more than one node"
 SWEPT = 8  # layouts whose figures are said against concurrency
@@ -117,10 +116,9 @@ class Runs:
         """Runs in all, warm-ups not counted."""
         return self.starts * self.runs
 
-    def cells(self, layout: str) -> int:
+    def cells(self, one: Prediction) -> int:
         """That of a layout, and those without something that it does."""
-        joined = [key for key, degree in parse(layout) if degree > 1 and key != "dp"]
-        kinds = {"comm": "tp" in joined, "p2p": bool(joined)}
+        kinds = {"comm": "tp" in one.axes, "p2p": any(axis != "dp" for axis in one.axes)}
         return 1 + sum(kinds[what] for what in self.ablate)
 
 
@@ -143,16 +141,14 @@ class Plan:
     @property
     def cells(self) -> int:
         """Predictions, and each once more for what it is run without."""
-        return sum(self.runs.cells(one.layout) if self.runs else 1 for one in self.predictions)
+        return sum(self.runs.cells(one) if self.runs else 1 for one in self.predictions)
 
     @property
     def duration_s(self) -> float:
         """Of all runs, or of one of each where none is to be made. Starts of workers, warm-ups and
         what is observed are not counted; a cell without communication as that with it."""
         runs = self.runs or Runs(1, 1)
-        each = (
-            runs.cells(one.layout) * max(one.duration_s, runs.least_s) for one in self.predictions
-        )
+        each = (runs.cells(one) * max(one.duration_s, runs.least_s) for one in self.predictions)
         return runs.of_a_cell * sum(each)
 
 

@@ -60,7 +60,8 @@ class Prediction:
     fitted; each widens the intervals. ttft_ms: None where that leaves nothing to be said. late: of
     an open loop, requests that wait for a seat when the last one arrives; closed_output_throughput:
     tokens/s that a closed loop of such requests and all seats makes, so that of more, ever more
-    wait; None of a closed loop. between_nodes: axes that have a group on several nodes.
+    wait; None of a closed loop. axes: that have groups of several ranks; between_nodes: those of
+    which one is on several nodes.
     """
 
     layout: str
@@ -84,6 +85,7 @@ class Prediction:
     outside: tuple[str, ...]
     late: int = 0
     closed_output_throughput: float | None = None
+    axes: tuple[str, ...] = ()
     between_nodes: tuple[str, ...] = ()
 
     @property
@@ -275,6 +277,7 @@ def _prediction(
         joules_per_output_token=_joules(setting, parts, total, speed),
         cost_per_million_tokens=_cost(asked, ranks, speed),
         outside=decoding,
+        axes=tuple(setting.placed.groups),
         between_nodes=tuple(axis for axis, at in setting.placed.groups.items() if at.nodes > 1),
         late=made.late,
         closed_output_throughput=_closed(setting, asked, budget),

@@ -23,6 +23,7 @@ from orchestrator.store.names import broken, shown, width_of_stderr
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Column, Table
+    from rich.text import TextType
 
 UNLIMITED = 10_000  # columns
 SVG_WIDTH = 110
@@ -78,7 +79,10 @@ def console_of(**options: Any) -> Console:
     class Plain(Console):
         def print(self, *objects: Any, **how: Any) -> None:
             if len(objects) == 1 and isinstance(objects[0], Table):
-                for part in fitted(objects[0], self):
+                title, table = _apart(objects[0])
+                if title:
+                    self.print(title, style="table.title")
+                for part in fitted(table, self):
                     self._print_whole(part, how)
             else:
                 super().print(*objects, **{"soft_wrap": not self.is_terminal} | how)
@@ -98,6 +102,13 @@ def console_of(**options: Any) -> Console:
                 yield segment if control else Segment(shown(text, keep="\n"), style)
 
     return Plain(markup=False, emoji=False, **options)
+
+
+def _apart(table: Table) -> tuple[TextType | None, Table]:
+    """A table's title and the table without it: as a part of it, rich breaks it at its width."""
+    untitled = copy.copy(table)
+    untitled.title = None
+    return table.title, untitled
 
 
 def export_svg(
@@ -167,12 +178,15 @@ def _part(table: Table, keys: int, start: int, end: int) -> Table:
 
 
 def _num_keys(table: Table) -> int:
-    """How many columns, from the left, are needed to tell the rows apart; at most three."""
-    rows = list(zip(*(column.cells for column in table.columns), strict=True))
+    """How many columns, from the left, are needed to tell the rows apart; at most three. An empty
+    cell does not say which row it is in, and neither does a mark."""
+    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    rows = list(zip(*columns, strict=True))
     apart = (
         count
         for count in (1, 2, 3)
-        if len({tuple(map(str, row[:count])) for row in rows}) == len(rows)
+        if len({row[:count] for row in rows}) == len(rows)
+        and all(any(map(str.isalnum, "".join(row[:count]))) for row in rows)
     )
     return min(next(apart, 1), len(table.columns) - 1) or 1
 

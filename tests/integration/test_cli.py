@@ -329,6 +329,7 @@ def test_a_model_that_leaves_no_room_for_kv(monkeypatch: pytest.MonkeyPatch) -> 
     [
         ("strategy: [tp2\nmodel: x: y\n", ("line 2", "not valid YAML")),
         ("a: b: c", ("line 1", "not valid YAML")),
+        ("strategy: tp2\nmodel: tiny\nstrategy: pp2", ("line 3", "'strategy' is there twice")),
         ("\tstrategy: tp2", ("line 1", "not valid YAML")),
         ("strateggy: tp2", ("no field 'strateggy'", "did you mean 'strategy'?")),
         ("- tp2", ("expected fields and their values",)),

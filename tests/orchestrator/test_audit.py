@@ -242,6 +242,20 @@ def test_messages_take_their_time_over_the_slowest_way():
     assert deployed("tp4", card(link=1e6)).token_s(1) == pytest.approx(161 * 16384 / 1e6, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("concurrency", "words"),
+    [
+        (2, "With 1 request at once in each of 2 of 4 replicas,"),
+        (4, "With 1 request at once in each of 4 replicas,"),
+        (6, "With 1 or 2 requests at once in each of 4 replicas,"),
+        (8, "With 2 requests at once in each of 4 replicas,"),
+    ],
+)
+def test_the_words_deal_requests_out_as_the_limit_does(concurrency, words):
+    found = said(strategy="dp4", model="llama-8b", concurrency=concurrency, output_throughput=1.0)
+    assert words in found.arithmetic[-1]
+
+
 def test_replicas_share_requests_and_add_up():
     one, four = (deployed(layout, card(memory=None)) for layout in ("tp1", "tp1dp4"))
     assert four.throughput(8) == pytest.approx(4 * one.throughput(2))

@@ -172,6 +172,24 @@ def test_a_file_of_vllm_has_its_columns_and_null_elsewhere(tmp_path: Path) -> No
     assert run.conditions.started_at == "2030-01-02T03:04:05"
 
 
+@pytest.mark.parametrize("name", ["tp2pp2", "PP2TP2", "pp2tp2dp1", "3d"])
+def test_a_layout_is_spelled_as_results_spell_it(name: str, tmp_path: Path) -> None:
+    """Else `compare` would not find the same cell in both."""
+    done("import", theirs(tmp_path / "b.json"), "--strategy", name, "--out", tmp_path / "them")
+    (run,) = load([tmp_path / "them"])[0].runs
+    assert (run.cell.strategy, run.conditions.num_gpus) == ("tp2pp2", 4)
+    path = theirs(tmp_path / "c.json", strategy="tp2pp2")
+    done("import", path, "--strategy", name, "--out", tmp_path / "same")
+
+
+def test_a_file_that_says_its_layout_is_not_taken_for_another_one(tmp_path: Path) -> None:
+    path = theirs(tmp_path / "b.json", strategy="dp2")
+    found = call("import", path, "--strategy", "tp2", "--out", tmp_path / "them")
+    assert found.exit_code == 2
+    assert "b.json says that it is of dp2, and --strategy tp2 is another layout" in found.stderr
+    assert not (tmp_path / "them").exists()
+
+
 def test_an_import_says_so_has_checksums_and_every_command_reads_it(
     results: Path, tmp_path: Path
 ) -> None:

@@ -156,8 +156,20 @@ def test_a_data_sheet_has_them_by_latency_and_bandwidth(
     gpu: str, kind: str, ranks: int, kib: int, us: float
 ) -> None:
     """Close to what was measured (docs/results/*/allreduce.arrow)."""
-    found = hardware(gpu=gpu).fabric.peer_sum_seconds(kind, Span(ranks), kib * KIB)
+    fabric = hardware(gpu=gpu).fabric.with_peer_sums()
+    found = fabric.peer_sum_seconds(kind, Span(ranks), kib * KIB)
     assert found == pytest.approx(us * 1e-6, rel=0.07 if kind == "one-shot" else 0.18)
+
+
+@pytest.mark.parametrize("layout", ["tp2", "tp4"])
+def test_gpus_that_nobody_measured_are_no_more_certain_than_those_that_were(layout: str) -> None:
+    """Of a data sheet the times of sums through memory are by a line, too."""
+    one = setting(layout, hardware(gpu="h800"))
+    assert one.placed.allreduce in ("one-shot", "two-shot")
+    found = predicted(one)
+    assert NOT_MEASURED in found.outside
+    nccl = predicted(Setting(replace(one.placed, allreduce="nccl"), TORCH))
+    assert found.tpot_ms.high == pytest.approx(nccl.tpot_ms.high)
 
 
 def test_gpus_on_pcie_have_none() -> None:

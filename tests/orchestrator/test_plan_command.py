@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from orchestrator.node import fabric
 from orchestrator.plan import fitting
 from orchestrator.predict.interval import Estimate
 from orchestrator.predict.parts import NAMES
-from orchestrator.predict.plan import Machines
+from orchestrator.predict.plan import Machines, Runs
 from orchestrator.report.output import console_of
 from orchestrator.report.predicted.plan_table import estimated, render
 from orchestrator.store.arrow_files import write_part
@@ -217,6 +218,15 @@ def test_cells_without_communication_are_counted_where_a_layout_has_some() -> No
     assert found["duration_s"] == pytest.approx(sum(took.values()) + twice)
 
 
+def test_what_a_layout_does_is_told_by_its_axes_and_not_by_its_name() -> None:
+    """A plug-in cuts on the axis tp, too, and has a key of its own."""
+    asked = Experiment(model="llama-8b", scenario=("short",))
+    found = predicted(asked, Machines("h200", 2), ("tp2", "pp2", "dp2")).predictions
+    runs = Runs(1, 1, ablate=("comm", "p2p"))
+    counted = {one.layout: runs.cells(replace(one, layout="mine2")) for one in found}
+    assert counted == {"tp2": 3, "pp2": 2, "dp2": 1}
+
+
 @pytest.mark.parametrize(
     "switch", [("--cuda-graphs", "off"), ("--batching", "static"), ("--fusion", "off")]
 )
@@ -265,6 +275,40 @@ def test_a_narrow_terminal_has_narrower_tables_and_no_cut_in_any() -> None:
         assert estimated(one.output_throughput) in text
     for heading in ("tokens/s", "TPOT ms", "weights", "KV"):
         assert f" {heading} " in text
+
+
+@pytest.mark.parametrize(
+    ("requests", "says"), [(1, "1 request at the start,"), (3, "3 requests at the start,")]
+)
+def test_a_trace_whose_requests_all_come_at_once_has_no_rate(
+    requests: int, says: str, tmp_path: Path
+) -> None:
+    row = json.dumps({"timestamp": 0, "input_length": 100, "output_length": 10})
+    path = tmp_path / "trace.jsonl"
+    path.write_text("\n".join([row] * requests))
+    asked = ("--model", "llama-8b", "--gpu", "h200", "--gpus", "2", "--dataset-path", str(path))
+    assert says in run("plan", *asked).stdout
+
+
+def test_time_in_which_a_replica_has_nothing_to_do_is_explained_where_there_is_some() -> None:
+    asked = ("--model", "llama-8b", "--gpu", "h200", "--gpus", "2", "--max-concurrency")
+    said = "outside: a replica has nothing to do."
+    assert said in run("plan", *asked, "1").stdout
+    assert said not in run("plan", *asked, "2").stdout
+
+
+def test_of_gpus_whose_memory_is_not_known_it_says_that_nothing_need_fit() -> None:
+    asked = ("--model", "llama-70b", "--gpus", "2", "--gpu")
+    said = "How much memory H800 has is not known: whether a layout fits was not looked at."
+    assert said in run("plan", *asked, "h800").stdout
+    assert "is not known" not in run("plan", *asked, "h100").stdout
+
+
+def test_no_figure_of_a_plan_needs_an_exponent() -> None:
+    asked = ("--model", "llama-8b", "--gpu", "h200", "--gpus", "64", "--max-concurrency", "4096")
+    found = run("plan", *asked, "--request-rate", "1000").stdout
+    assert "at 1000 requests/s" in found
+    assert not re.findall(r"\de\+\d+", found + run("plan", *asked).stdout)
 
 
 def test_one_token_of_output_has_no_time_for_each_further_one() -> None:

@@ -283,6 +283,10 @@ def test_what_is_impossible_is_said_with_how_near_the_best_comes() -> None:
         (("--slo", "tpot:5", "--gpu", "h800"), "how much memory H800 has"),
         (("--slo", "tpot:5", "--gpu", "h200", "--gpu-hour-cost", "l4=2"), "L4 is not looked at"),
         (("--slo", "tpot:5", "--gpu", "h200", "--gpu-hour-cost", "h200=-1"), "NAME=X"),
+        (
+            ("--slo", "tpot:5", "--gpu", "h200", "--gpu-hour-cost", "h200=3,H200=4"),
+            "--gpu-hour-cost has two prices of H200; give one",
+        ),
         (("--slo", "tpot:5", "--concurrency", "1,2"), "for one of them"),
         (("--slo", "tpot:5", "--scenario", "short,long"), "for one of them"),
         (("--slo", "tpot:5", "--gpu", "a100", "--quantization", "fp8"), "no rate of A100"),

@@ -116,6 +116,39 @@ def test_where_no_layout_meets_the_limits_the_field_says_so() -> None:
     assert "weights" in held["reason"]
 
 
+def test_layouts_that_cannot_be_placed_are_no_reason_where_others_miss_the_limits() -> None:
+    """Of 1,024 GPUs more layouts of this model are impossible than there are others."""
+    asked = ("--model", "qwen2.5-32b", "--scenario", "short", "--gpu", "h200")
+    (one,) = data("matrix", *asked, "--gpus-max", "1024", "--slo", "tpot:0.01")["selection"]
+    assert one["reason"] == "no layout meets the limits"
+
+
+def test_the_table_and_the_page_say_why_a_field_is_empty(tmp_path: Path) -> None:
+    asked = ("--model", "llama-8b", "--scenario", "short", "--gpu", "l4", "--gpus-max", "2")
+    done = run("matrix", *asked, "--slo", "tpot:1", "--out", str(tmp_path))
+    assert "the fewest GPUs that keep the limits" in done.stdout
+    assert "-: none; --json says why." in done.stdout
+    said = text_of(tmp_path / "selection.html")
+    assert "misses the limits" in said
+    assert "does not fit" not in said
+    assert "-: none" not in run("matrix", *asked).stdout
+
+
+def test_of_gpus_whose_link_is_not_known_it_says_what_is_not_looked_at() -> None:
+    asked = ("--model", "llama-8b", "--gpu", "mi300x,l40s", "--gpus-max", "16")
+    hidden = (
+        "Not looked at: of MI300X layouts that send between GPUs, as that link is not known; of "
+        "L40S layouts that send between nodes, as that link is not known."
+    )
+    assert hidden in run("matrix", *asked, "--scenario", "short").stdout
+    assert hidden in run("recommend", *asked, "--slo", "tpot:50").stdout
+    assert "Not looked at" not in run("matrix", *SMALL).stdout
+
+
+def test_the_page_says_of_how_many_kinds_the_rates_were_measured(written: Path) -> None:
+    assert "2 kinds: 1 from data sheets, 1 measured" in text_of(written / "selection.html")
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("selection")

@@ -62,6 +62,36 @@ def test_rows_are_told_apart_by_as_many_columns_as_that_takes() -> None:
     assert sum("vllm" in line for line in printed(twice, 120)) == 1
 
 
+def test_a_mark_in_front_of_the_names_does_not_stand_for_them() -> None:
+    """With two rows a mark tells them apart, and says nothing."""
+    rows = (("", ["*", ""]), ("layout", ["tp8", "pp5"]))
+    for number in (1, 2):
+        marked = table(
+            *((title, cells[:number]) for title, cells in rows),
+            ("a", ["1" * 30] * number),
+            ("b", ["2" * 30] * number),
+        )
+        assert sum("tp8" in line for line in printed(marked, 60)) == 2
+
+
+def test_a_row_that_leaves_out_what_the_one_above_it_has_is_told_by_more_columns() -> None:
+    below = table(
+        ("ranks", ["0-1", ""]), ("operation", ["all_gather", "all_reduce"]), ("a", ["1" * 30] * 2),
+        ("b", ["2" * 30] * 2),
+    )  # fmt: skip
+    assert sum("all_reduce" in line for line in printed(below, 60)) == 2
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_title_is_as_wide_as_the_console_and_not_as_its_table(width: int) -> None:
+    lines = printed(table(("a", ["1"]), ("b", ["2"])), width)
+    made = table(("a", ["1"]), ("b", ["2"]))
+    made.title = "short (256 tokens in, 128 out)"
+    assert [one.rstrip() for one in printed(made, width)] == [
+        made.title, *(one.rstrip() for one in lines[1:])
+    ]  # fmt: skip
+
+
 def test_rows_of_styled_text_are_told_apart_too() -> None:
     made = Table(box=SIMPLE_HEAD)
     for title in ("what", "base", "new"):

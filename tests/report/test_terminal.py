@@ -361,3 +361,15 @@ def test_several_experiments_are_told_apart_by_their_names_and_their_settings():
     assert "tiny (a-2), attention fa3" in shown_
     assert shown_.index("tiny (a-1), attention triton") < shown_.index("tiny (a-2), attention fa3")
     assert "a-1" not in shown(compared(one("a-1", "triton")))
+
+
+def test_results_of_two_kinds_of_gpu_are_told_apart_by_these():
+    def one(experiment, name):
+        return run("tp4", 10.0, experiment=experiment, device_name=name)
+
+    two = compared(one("a-1", "NVIDIA H100 80GB HBM3"), one("a-2", "NVIDIA H200"))
+    lines = shown(two).splitlines()
+    assert "tiny (a-1), NVIDIA H100 80GB HBM3" in lines
+    assert "tiny (a-2), NVIDIA H200" in lines
+    same = compared(one("a-1", "NVIDIA H200"), one("a-2", "NVIDIA H200"))
+    assert "NVIDIA" not in shown(same)

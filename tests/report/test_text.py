@@ -11,6 +11,7 @@ from summaries import comparison
 
 from orchestrator.report import environment, text
 from orchestrator.report.output import inline_json
+from workers.units import significant
 
 
 def test_gpus_of_a_kind_are_described_once() -> None:
@@ -151,3 +152,21 @@ def test_the_head_of_a_page_says_what_was_measured_and_under_which_conditions() 
         "Clocks": "SM up to 1,980 MHz",
     }
     assert environment.head([{}], []) == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "written"),
+    [
+        (0.012345, 3, "0.0123"),
+        (999.6, 3, "1000"),
+        (1234.5, 3, "1234"),
+        (9999.4, 4, "9999"),
+        (12345.6, 4, "12346"),
+        (4748191.0, 4, "4748191"),
+        (0.0, 3, "0"),
+    ],
+)
+def test_a_figure_of_significant_digits_has_no_exponent(
+    value: float, digits: int, written: str
+) -> None:
+    assert significant(value, digits) == written

@@ -12,7 +12,7 @@ import pytest
 from layouts_inputs import INSTALLED, LOAD, planned, shape
 
 from strategies import Installed, LayoutError, Placement, Topology, discover, parse, plan_layout
-from strategies.registry import GROUP
+from strategies.registry import GROUP, spelled
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,7 @@ from strategies.registry import GROUP
 )
 def test_a_layout_has_one_canonical_name(name: str, canonical: str) -> None:
     assert plan_layout(name, shape(), LOAD, Topology.uniform(12), INSTALLED).name == canonical
+    assert spelled(name) == canonical
 
 
 def test_a_name_is_keys_with_numbers() -> None:

@@ -90,7 +90,7 @@ def _no_metric(name: str, known: Sequence[str]) -> str:
     why = f"no metric '{name}'"
     if name in {one.name for one in COMPARED.columns}:
         why = f"neither a higher nor a lower '{name}' is better by itself"
-    hint = f"; did you mean '{near[0]}'?" if near else ";"
+    hint = f"; did you mean '{near[0]}'?" if near else "."
     more = f" and {len(known) - len(shown)} more, see `better` in docs/columns.md"
     return f"{why}{hint} There are {', '.join(shown)}{more}"
 

@@ -48,8 +48,8 @@ def choices(comparison: Iterable[Comparison]) -> list[ExperimentChoice]:
 
 def labels_of(experiments: Mapping[str, Sequence[Comparison]]) -> dict[str, str]:
     """What experiments are called, by name, given the cells of each: the model, with the request
-    rate where that tells them apart, else the whole name with the switches that are set otherwise
-    elsewhere."""
+    rate where that tells them apart, else the whole name with the device and the switches that
+    are others elsewhere."""
     models = {name: cells[-1].cell.model for name, cells in experiments.items()}
     if len(set(models.values())) == len(models):
         return models
@@ -58,12 +58,18 @@ def labels_of(experiments: Mapping[str, Sequence[Comparison]]) -> dict[str, str]
     by_rate = {name: f"{models[name]}, {rate_of(one) or 'closed loop'}" for name, one in ordered}
     if len(set(by_rate.values())) == len(by_rate):
         return by_rate
-    told = {name: list(_settings(cells)) for name, cells in experiments.items()}
+    told = {name: [_device(cells), *_settings(cells)] for name, cells in experiments.items()}
     unlike = [n for n, values in enumerate(zip(*told.values(), strict=True)) if len({*values}) > 1]
     return {
         name: ", ".join([f"{models[name]} ({name})", *(values[n] for n in unlike if values[n])])
         for name, values in told.items()
     }
+
+
+def _device(cells: Sequence[Comparison]) -> str:
+    """The kind of device that all cells ran on; empty where they do not agree."""
+    names = {one.conditions.device_name for one in cells}
+    return (names.pop() or "") if len(names) == 1 else ""
 
 
 def _settings(cells: Sequence[Comparison]) -> Iterator[str]:

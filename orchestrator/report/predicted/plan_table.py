@@ -16,7 +16,7 @@ from orchestrator.predict.parts import NAMES
 from orchestrator.predict.plan import Plan, Planned, front_of, refused, used_sources
 from orchestrator.predict.prediction import Prediction
 from workers.rows import grouped
-from workers.units import duration, format_bytes
+from workers.units import duration, format_bytes, significant
 
 MOST_ROWS = 16  # of a ranking, and of what is refused
 MOST_NAMES = 2  # of layouts that are refused alike
@@ -58,6 +58,7 @@ def _legend(plan: Planned) -> str:
     said = {
         " at once: the most requests that are served together.": map(_in_flight, shown),
         " late: requests that wait when the last one arrives.": (one.late for one in shown),
+        " outside: a replica has nothing to do.": (one.outside_ms_per_token for one in shown),
     }
     columns = "".join(text for text, values in said.items() if any(values))
     return (
@@ -81,8 +82,11 @@ def _between_nodes(plan: Planned) -> str:
 def _print_sources(plan: Plan, console: Console) -> None:
     sources = ", ".join(f"{what}: {source}" for what, source in used_sources(plan).items())
     console.print(f"{plan.hardware.name}: {sources}.", highlight=False)
+    if plan.hardware.memory_bytes is None:
+        unknown = f"How much memory {plan.hardware.name} has is not known"
+        console.print(f"{unknown}: whether a layout fits was not looked at.", highlight=False)
     if plan.runs is not None:
-        cells, each = _counted(plan.cells, "cell"), _counted(plan.runs.of_a_cell, "run")
+        cells, each = counted(plan.cells, "cell"), counted(plan.runs.of_a_cell, "run")
         console.print(
             f"To be run: {cells}, {each} of each, at least {duration(plan.duration_s)} "
             "beside starts of workers, warm-ups and what is observed.",
@@ -90,7 +94,8 @@ def _print_sources(plan: Plan, console: Console) -> None:
         )
 
 
-def _counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
+    """1 cell, 2 cells."""
     return f"{count} {noun}{'s' if count != 1 else ''}"
 
 
@@ -158,15 +163,15 @@ def _after(columns: Mapping[str, Show], before: str, name: str, show: Show) -> d
 
 def _left(plan: Planned, one: Prediction) -> str:
     left = plan.goodput(one)
-    return f"{left.output_throughput:.4g}" if left else ""
+    return significant(left.output_throughput, 4) if left else ""
 
 
 def _parts() -> Mapping[str, Show]:
     parts = {name: _of_part(name) for name in NAMES}
     return {
-        "total": lambda one: f"{one.device_ms_per_token:.3g}",
+        "total": lambda one: significant(one.device_ms_per_token, 3),
         **parts,
-        "outside": lambda one: f"{one.outside_ms_per_token:.3g}",
+        "outside": lambda one: significant(one.outside_ms_per_token, 3),
     }
 
 
@@ -174,7 +179,7 @@ def _of_part(name: str) -> Show:
     def show(one: Prediction) -> str:
         value: float = getattr(one.parts, name)
         is_rounding = abs(value) < TINY * one.device_ms_per_token
-        return f"{0 if is_rounding else value:.3g}"
+        return significant(0.0 if is_rounding else value, 3)
 
     return show
 
@@ -201,7 +206,7 @@ _COLUMNS: dict[str, Show] = {
     "at once": _in_flight,
     "late": lambda one: str(one.late or ""),
     "tokens/s": lambda one: estimated(one.output_throughput),
-    "bound": lambda one: f"{one.bound_output_throughput:.4g}",
+    "bound": lambda one: significant(one.bound_output_throughput, 4),
     "TTFT ms": lambda one: estimated(one.ttft_ms),
     "TPOT ms": lambda one: estimated(one.tpot_ms),
     "weights": lambda one: format_bytes(one.memory.weights),
@@ -222,11 +227,11 @@ def estimated(one: Estimate | None) -> str:
     apart = max(one.high / one.value, one.value / one.low)
     if apart > 2:
         return f"{_one_digit(one.low)} to {_one_digit(one.high)}"
-    return f"{one.value:.4g} ±{100 * (apart - 1):.0f}%"
+    return f"{significant(one.value, 4)} ±{100 * (apart - 1):.0f}%"
 
 
 def _one_digit(value: float) -> str:
-    return f"{float(f'{value:.1g}'):g}"
+    return significant(float(f"{value:.1g}"), 6)
 
 
 def _print_refused(plan: Planned, console: Console) -> None:

@@ -10,10 +10,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.predict.kinds import unlooked
 from orchestrator.predict.load import Asked
 from orchestrator.predict.objectives import FASTEST, MOST_CONCURRENT, Limit, Margin
 from orchestrator.predict.recommend import Choice, Offer, Recommendation, Refusal, nearest
 from orchestrator.report.predicted.plan_table import estimated
+from workers.units import significant
 
 CERTAIN, LIKELY = "certain", "likely"
 
@@ -67,6 +69,8 @@ def _lines(answer: Answer) -> Iterator[str]:
     yield _legend(found)
     unknown = [one.name for one in found.wanted.hardware if found.of(one) is None]
     yield from (f"{why(found, name)}." for name in unknown)
+    if hidden := unlooked(found.wanted.hardware, found.wanted.counts[-1]):
+        yield f"Not looked at: {'; '.join(hidden)}."
     if answer.left_out:
         reasons = [why.partition(";")[0] for why in answer.left_out.values()]
         yield f"Left out: {'; '.join(reasons)}."
@@ -125,8 +129,8 @@ def _margin(margin: Margin) -> str:
     far = CERTAIN if margin.far_share >= 0 else LIKELY
     limit = margin.objective
     return (
-        f"{limit.metric} {said.value:.4g} of {limit.limit_ms:g} ms, {left} left; at the far end of "
-        f"90% {said.high:.4g} ms: {far}"
+        f"{limit.metric} {significant(said.value, 4)} of {limit.limit_ms:g} ms, {left} left; at "
+        f"the far end of 90% {significant(said.high, 4)} ms: {far}"
     )
 
 
@@ -141,18 +145,20 @@ def _until(choice: Choice) -> str:
     broken, full = limit.broken, ", as KV has no room for it" if limit.is_full else ""
     return (
         f"holds up to {limit.concurrency} concurrent; with one more {broken.objective.metric} is "
-        f"{broken.predicted.value:.4g} ms{full}"
+        f"{significant(broken.predicted.value, 4)} ms{full}"
     )
 
 
 def _until_rate(limit: Limit, most: float) -> str:
-    served = f"a closed loop completes {most:.3g} requests/s, so of more, ever more wait"
+    served = (
+        f"a closed loop completes {significant(most, 3)} requests/s, so of more, ever more wait"
+    )
     if limit.rate is None:
         return f"holds for these requests alone and no longer stream at this rate: {served}"
-    said, broken = f"holds up to {limit.rate:.3g} requests/s", limit.broken
+    said, broken = f"holds up to {significant(limit.rate, 3)} requests/s", limit.broken
     if broken is None:
         return f"{said}; {served} (and {FASTEST} times the rate is the most looked at)"
-    found = f"{broken.objective.metric} is {broken.predicted.value:.4g} ms"
+    found = f"{broken.objective.metric} is {significant(broken.predicted.value, 4)} ms"
     return f"{said}; arriving a little faster {found}"
 
 
@@ -160,7 +166,7 @@ def missed(one: Offer) -> str:
     """Which limits an offer misses, and by how much; empty for none."""
     return ", ".join(
         f"misses {margin.objective.metric} by {-margin.share:.0%} "
-        f"({margin.predicted.value:.4g} of {margin.objective.limit_ms:g} ms)"
+        f"({significant(margin.predicted.value, 4)} of {margin.objective.limit_ms:g} ms)"
         for margin in one.margins
         if margin.share < 0
     )
@@ -175,7 +181,7 @@ def _impossible(found: Recommendation) -> Iterator[str]:
             alone = True
             yield (
                 f"No hardware here meets {objective.metric} {objective.limit_ms:g} ms: the best is "
-                f"{best.margins[index].predicted.value:.4g} ms, of {_named(best)}."
+                f"{significant(best.margins[index].predicted.value, 4)} ms, of {_named(best)}."
             )
     near = nearest(found.offers)
     if near is None:
@@ -213,12 +219,12 @@ def _columns(found: Recommendation) -> dict[str, Callable[[Offer], str]]:
         for index, one in enumerate(found.wanted.objectives)
     }
     cost: dict[str, Callable[[Offer], str]] = {
-        "cost/M": lambda one: "" if one.cost is None else f"{one.cost:.3g}"
+        "cost/M": lambda one: "" if one.cost is None else significant(one.cost, 3)
     }
     return {
-        "tokens/s": lambda one: f"{one.prediction.output_throughput.value:.4g}",
+        "tokens/s": lambda one: significant(one.prediction.output_throughput.value, 4),
         **limits,
-        "GPU-ms": lambda one: f"{one.gpu_ms:.3g}",
+        "GPU-ms": lambda one: significant(one.gpu_ms, 3),
         **(cost if found.wanted.prices else {}),
     }
 

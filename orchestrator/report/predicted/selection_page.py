@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 
 from orchestrator.predict.crossover import Crossover, marks
-from orchestrator.predict.matrix import MOST_CONCURRENT, SELECTIONS, Load, Selection
+from orchestrator.predict.hardware import SHEET
+from orchestrator.predict.matrix import MISSED, MOST_CONCURRENT, SELECTIONS, Load, Selection
 from orchestrator.report.predicted.crossings import notes, sentence
+from orchestrator.report.predicted.plan_table import counted
 from orchestrator.report.predicted.selection_table import Selections, then
 from workers.rows import grouped
 
@@ -50,15 +52,14 @@ def _crossing(load: Load, one: Crossover) -> dict[str, object]:
 
 def texts_of(found: Selections) -> dict[str, object]:
     """What is said on it."""
-    _, *others = found.notes
     *fewer, most = map(str, found.asked.counts)
     counts = f"{', '.join(fewer)} or {most}" if fewer else most
     return {
         "title": found.heading,
         "how": (
-            f"In each field: the layout with the most tokens/s on all {most} GPUs, and from which "
-            f"concurrency on another one is best, up to {MOST_CONCURRENT}. Below it, and in the "
-            f"field's colour: the fewest GPUs that serve the load, of {counts}."
+            f"In each field: {found.best}, and from which concurrency on another one is best, up "
+            f"to {MOST_CONCURRENT}. Below it, and in the field's colour: {found.fewest}, of "
+            f"{counts}."
         ),
         "setup": _setup(found),
         "tables": [
@@ -67,7 +68,7 @@ def texts_of(found: Selections) -> dict[str, object]:
         "crossover_how": " ".join(
             chain(("Tokens/s of two layouts of as many GPUs, over any bandwidth.",), notes())
         ),
-        "notes": others,
+        "notes": found.sources,
     }
 
 
@@ -82,8 +83,17 @@ def _setup(found: Selections) -> dict[str, str]:
         "Models": ", ".join(dict.fromkeys(one.model for one in found.rows)),
         "Data type": ", ".join(dict.fromkeys(one.precision for one in found.rows)),
         "Engine": found.load.case.factors.engine,
-        "GPUs": f"{len(dict.fromkeys(one.gpu for one in found.rows))} kinds, from data sheets",
+        "GPUs": _kinds(found),
     }
+
+
+def _kinds(found: Selections) -> str:
+    """How many, and where their rates come from."""
+    kinds = found.asked.hardware
+    sheets = sum(one.sources["rates"].startswith(SHEET) for one in kinds)
+    said = {"from data sheets": sheets, "measured": len(kinds) - sheets}
+    parts = [f"{count} {what}" for what, count in said.items() if count]
+    return f"{counted(len(kinds), 'kind')}: {', '.join(parts)}"
 
 
 def _table(found: Selections, rows: Sequence[Selection]) -> dict[str, object]:
@@ -99,13 +109,18 @@ def _table(found: Selections, rows: Sequence[Selection]) -> dict[str, object]:
     }
 
 
+def _none(one: Selection) -> str:
+    """Why there is nothing in a field, in two or three words; all of it is the field's title."""
+    return "misses the limits" if one.reason == MISSED else "no layout"
+
+
 def _fields(rows: Iterable[Selection], counts: Sequence[int]) -> Iterable[Field]:
     for one in rows:
         least = one.least_gpus
         yield Field(
             one.chosen.layout or "\u2013",
             then(one).removeprefix(", "),
-            f"{least} GPU{'s' * (least > 1)}" if least else "does not fit",
+            counted(least, "GPU") if least else _none(one),
             str(min(counts.index(least), HEATS - 1)) if least else "none",
             one.reason or "",
         )

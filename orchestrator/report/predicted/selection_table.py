@@ -9,7 +9,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.predict.kinds import unlooked
 from orchestrator.predict.matrix import MOST_CONCURRENT, SELECTIONS, Asked, Load, Selection
+from orchestrator.report.predicted.plan_table import counted
 from workers.rows import grouped
 
 
@@ -32,7 +34,8 @@ class Selections:
         case, limits = self.load.case, self.asked.objectives
         within = ", ".join(f"{one.metric} at most {one.limit_ms:g} ms" for one in limits)
         return (
-            f"Best of {self.asked.counts[-1]} GPUs at {case.asked.max_concurrency} concurrent, "
+            f"Best of {counted(self.asked.counts[-1], 'GPU')} at {case.asked.max_concurrency} "
+            f"concurrent, "
             f"{case.factors.engine}{f', with {within}' if within else ''}"
         )
 
@@ -40,14 +43,37 @@ class Selections:
     def notes(self) -> tuple[str, ...]:
         """How to read it, and where the figures come from."""
         counts = ", ".join(map(str, self.asked.counts))
-        engine = self.load.case.factors
-        left = "; ".join(why.partition(";")[0] for why in self.left_out.values())
+        none = "" if all(one.chosen.layout for one in self.rows) else " -: none; --json says why."
         return (
-            f"In each field: the layout with the most tokens/s on all {self.asked.counts[-1]} "
-            "GPUs, from which concurrency on another one is best (looked at: 1 to "
-            f"{MOST_CONCURRENT}), and in brackets the fewest GPUs that serve the load (looked at: "
-            f"{counts}).",
+            f"In each field: {self.best}, from which concurrency on another one is best (looked "
+            f"at: 1 to {MOST_CONCURRENT}), and in brackets {self.fewest} (looked at: {counts})."
+            f"{none}",
+            *self.sources,
+        )
+
+    @property
+    def best(self) -> str:
+        """What stands first in a field."""
+        most, limits = self.asked.counts[-1], self.asked.objectives
+        within = "of those that keep the limits, " if limits else ""
+        whole = f"all {most} GPUs" if most > 1 else "one GPU"
+        return f"{within}the layout with the most tokens/s on {whole}"
+
+    @property
+    def fewest(self) -> str:
+        """What stands last in a field."""
+        does = "keep the limits" if self.asked.objectives else "serve the load"
+        return f"the fewest GPUs that {does}"
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What is left out, and where the figures come from."""
+        engine, found = self.load.case.factors, self.asked
+        left = "; ".join(why.partition(";")[0] for why in self.left_out.values())
+        hidden = "; ".join(unlooked(found.hardware, found.counts[-1]))
+        return (
             *([f"Left out: {left}."] if left else []),
+            *([f"Not looked at: {hidden}."] if hidden else []),
             f"Factors of {engine.engine}: {engine.provenance}.",
         )
 
