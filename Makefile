@@ -43,8 +43,9 @@ test: $(READY)
 	$(MAKE) --jobs 2 test-ray test-others
 	$(MAKE) test-ranks
 
+# The folders that may have them (tests/conftest.py): to import the tests of all others takes seconds.
 test-ray: $(READY)
-	$(BIN)/python -m pytest -m 'ray and not nodes'
+	$(BIN)/python -m pytest -m 'ray and not nodes' tests/chaos tests/integration tests/report
 
 test-others: $(READY)
 	nice -n 10 $(BIN)/python -m pytest -m 'not ray and not ranks and not nodes'

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 GPU_TESTS = Path(__file__).parent / "gpu"
+RAY_TESTS = {Path(__file__).parent / name for name in ("chaos", "integration", "report")}
 # A test that uses one of these fixtures, also through another fixture, gets the mark beside it. A
 # test that starts Ray or ranks by itself carries its mark in its own file.
 MARK_OF_FIXTURE = {"ray_cluster": "ray", "pool": "ranks", "chromium": "browser"}
@@ -48,6 +49,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(MARK_OF_FIXTURE[fixture])
         if GPU_TESTS in item.path.parents:
             item.add_marker("gpu")
+        elsewhere = RAY_TESTS.isdisjoint(item.path.parents)
+        if elsewhere and item.get_closest_marker("ray") and not item.get_closest_marker("nodes"):
+            raise pytest.UsageError(f"`make test-ray` does not look for {item.nodeid}")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -28,7 +28,8 @@ from workers.records import (
 
 SERVE, RAISE, RAISE_OOM, DIE, DIE_AND_BREAK, HANG, HANG_OTHERS_WAIT, PAUSE = range(8)
 TOKEN_S = 0.01
-PAUSE_S = 1.5  # long enough to be struck in
+PAUSES = "FAKE_ENGINE_PAUSE_S"  # in the environment: how long it pauses
+PAUSE_S = float(os.environ.get(PAUSES, "1.5"))  # long enough to be struck in
 
 
 def install(folder: Path) -> Path:

@@ -26,6 +26,11 @@ def load_of(layout: str) -> TrainingLoad:
     return replace(LOAD, micro_batch_size=4) if "tp2" in layout else LOAD
 
 
+def layers_of(load: TrainingLoad) -> int:
+    """As many as there are stages, and more, where a rank has several."""
+    return 5 if load.schedule == "interleaved" else 3
+
+
 def training_plan(
     layout: str, shape: ModelShape, folder: Path | None, load: TrainingLoad = LOAD, **changes: Any
 ) -> EnginePlan:
@@ -67,15 +72,16 @@ def step_row(step: int, loss: float, grad_norm: float, end_s: float = 0.0) -> Tr
 
 
 @functools.cache
-def shape_of(family: str) -> ModelShape:
-    """A small model: 5 layers; with 4 KV heads, so that each rank has whole ones."""
-    fields = {**BASE, **FAMILIES[family], "num_key_value_heads": 4}
+def shape_of(family: str, layers: int = 3) -> ModelShape:
+    """A small model: a first layer, a last one and one between; with 4 KV heads, so that each rank
+    has whole ones."""
+    fields = {**BASE, **FAMILIES[family], "num_key_value_heads": 4, "num_hidden_layers": layers}
     fields |= {"architectures": [f"{family}ForCausalLM"], "model_type": family.lower()}
     return ModelShape.from_config(fields, family)
 
 
 @functools.cache
-def alone(family: str) -> Curve:
+def alone(family: str, layers: int = 3) -> Curve:
     """What AdamW of plain torch makes of Transformers' own model: each step on the whole batch."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -85,7 +91,7 @@ def alone(family: str) -> Curve:
     from workers.engines.transformers_config import shape_to_config
     from workers.weights import DummyWeights
 
-    shape = shape_of(family)
+    shape = shape_of(family, layers)
     model = AutoModelForCausalLM.from_config(shape_to_config(shape))
     for name, one in model.named_parameters():
         box = tuple(slice(0, size) for size in one.shape)

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 from ranks import Pool
-from training_runs import LOAD, load_of, shape_of, training_plan
+from training_runs import LOAD, layers_of, load_of, shape_of, training_plan
 
-from strategies import ModelShape, TrainingLoad
+from strategies import TrainingLoad
 from strategies.training import training_traffic
 from workers.messages import RankReport, TrainingWork
 from workers.training_records import (
@@ -35,19 +35,13 @@ CASES = [
 ]
 
 
-def model_of(family: str, load: TrainingLoad) -> ModelShape:
-    """A first layer, a last one and one between; as many as there are stages, and more, where a
-    rank has several."""
-    return replace(shape_of(family), num_layers=5 if load.schedule == "interleaved" else 3)
-
-
 @pytest.mark.parametrize(("engine", "layout", "family", "load"), CASES)
 def test_counted_bytes_and_calls_are_the_analytic_ones(
     engine: str, layout: str, family: str, load: TrainingLoad, pool: Pool
 ) -> None:
     if engine == "deepspeed":
         pytest.importorskip("deepspeed")
-    plan = training_plan(layout, model_of(family, load), None, load)
+    plan = training_plan(layout, shape_of(family, layers_of(load)), None, load)
     (reports,) = pool.serve(plan, TrainingWork(2), engine=engine)
     for report in reports:
         assert report.training is not None
@@ -81,7 +75,7 @@ def test_every_call_of_a_step_is_timed_and_every_moment_of_it_has_a_part(
 ) -> None:
     if engine == "deepspeed":
         pytest.importorskip("deepspeed")
-    plan = training_plan(layout, model_of("Llama", load), None, load)
+    plan = training_plan(layout, shape_of("Llama", layers_of(load)), None, load)
     (reports,) = pool.serve(plan, TrainingWork(2, observe=True), engine=engine)
     stages = [number for report in reports[::2] for number in _parts(report).stages]
     for report in reports:

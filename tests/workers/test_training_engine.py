@@ -20,6 +20,7 @@ from training_runs import (
     alone,
     check_same,
     curve,
+    layers_of,
     load_of,
     shape_of,
     training_plan,
@@ -48,7 +49,7 @@ def trains(pool: Pool) -> Callable[..., list[RankReport]]:
         steps: int = FEW,
         counts: bool = False,
     ) -> list[RankReport]:
-        plan = training_plan(layout, shape_of(family), None, load)
+        plan = training_plan(layout, shape_of(family, layers_of(load)), None, load)
         (reports,) = pool.serve(plan, TrainingWork(steps), counts=counts)
         return reports
 
@@ -82,7 +83,8 @@ def test_tied_heads_uneven_vocabularies_biases_and_norms_of_heads_train_alike(
 
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved"])
 def test_a_schedule_changes_no_loss(schedule: Any, trains: Callable[..., list[RankReport]]) -> None:
-    check_same(curve(trains("pp2", load=replace(LOAD, schedule=schedule))), alone("Llama"))
+    load = replace(LOAD, schedule=schedule)
+    check_same(curve(trains("pp2", load=load)), alone("Llama", layers_of(load)))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from strategies import TrainingLoad
 from strategies.training import training_traffic
 
 RANKS = 2
-MANY = 12  # layers, more than torch compiles anew of one function
+MANY = 10  # layers, more than torch compiles anew of one function
 
 
 def train(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from ranks import Pool, engine_plan, plain, ragged_requests, read_shape, tokens
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from training_runs import FEW, LOAD, check_same, curve, shape_of, training_plan
+from training_runs import FEW, LOAD, check_same, curve, load_of, shape_of, training_plan
 
 from orchestrator.plan import models
 from strategies.errors import Refused
@@ -29,7 +29,7 @@ def saving(folder: Path, like: str | None = None) -> tuple[TrainingWork, Trainin
 def test_a_checkpoint_of_one_layout_generates_under_another(
     family: str, pool: Pool, tmp_path: Path
 ) -> None:
-    plan = training_plan("tp2pp2", shape_of(family), None)
+    plan = training_plan("tp2pp2", shape_of(family), None, load_of("tp2pp2"))
     pool.serve(plan, *saving(tmp_path), counts=False)
     shape = read_shape(tmp_path)
     assert replace(shape, name=family, eos_token_ids=()) == replace(plan.model, eos_token_ids=())
@@ -48,7 +48,7 @@ def test_a_checkpoint_has_the_weights_that_every_layout_ends_with(
     found = {}
     for name in ("tp1", layout):
         folder = tmp_path / f"of-{name}"
-        plan = training_plan(name, shape_of("Llama"), None)
+        plan = training_plan(name, shape_of("Llama"), None, load_of(name))
         pool.serve(plan, *saving(folder), counts=False)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         found[name] = dict(model.named_parameters())
