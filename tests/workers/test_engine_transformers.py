@@ -175,7 +175,7 @@ def test_one_device_communicates_nothing(checkpoint: str) -> None:
     rows = account(observed.spans, make_plan("tp1", checkpoint).placement)["parts"].to_pylist()
     assert [(row["phase"], row["steps"]) for row in rows] == [("prefill", 2), ("decode", 14)]
     assert all(
-        row["compute_ms"] > 0.9 * row["step_ms"] and row["comm_busy_ms"] == 0 for row in rows
+        row["compute_ms"] > 0.5 * row["step_ms"] and row["comm_busy_ms"] == 0 for row in rows
     )
 
 
