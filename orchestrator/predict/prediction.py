@@ -33,8 +33,8 @@ IMPOSSIBLE, UNKNOWN = "impossible", "unknown"
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Bytes on the fullest GPU. kv: of the requests in flight. reserve: kept free for the CUDA
-    context, NCCL and graphs."""
+    """Bytes on the fullest GPU. kv: of the requests in flight. reserve: for the CUDA context, NCCL,
+    graphs and fragments, as measured."""
 
     weights: int
     kv: int
@@ -294,7 +294,7 @@ def _closed(setting: Setting, asked: Asked, budget: memory.Budget) -> float | No
 
 def _memory(setting: Setting, budget: memory.Budget, tokens: int) -> MemoryUse:
     there, kept = setting.placed.hardware.memory_bytes, tokens * budget.kv_per_token
-    return MemoryUse(budget.weights, kept, budget.workspace, memory.RESERVE_BYTES, there)
+    return MemoryUse(budget.weights, kept, budget.workspace, memory.OVERHEAD_BYTES, there)
 
 
 def _joules(setting: Setting, parts: Parts, gpu_ms: float, speed: Estimate) -> Estimate | None:
