@@ -12,8 +12,9 @@
 Writes orchestrator/predict/factors.json and the table of docs/predictions.md; with --check it fits
 nothing, writes nothing, and prints how far off the factors that are kept are. A few numbers of
 physical meaning are fitted, by least squares on relative errors and with a weak pull to where each
-begins; cells above MOST requests, and layouts of other degrees, are left for the check. What passes
-of few rows have of their own is fitted last, on cells that have it, with everything else as it is.
+begins; cells above `factors.FITTED_MOST` requests, and layouts of other degrees, are left for the
+check. What passes of few rows have of their own is fitted last, on cells that have it, with
+everything else as it is.
 """
 
 from __future__ import annotations
@@ -51,7 +52,6 @@ from workers.rows import grouped
 UNSAID = {"vllm": CUSTOM}
 # Most prompt tokens of a pass: where results do not say it; of vLLM as a class, not as a server.
 UNSAID_TOKENS, CLASS_TOKENS = 2048, 16384
-MOST = 32  # concurrency of the cells that are fitted on
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "predictions.md"
 PAGE_WIDTH = 118
 START, END = "<!-- held out: begin -->", "<!-- held out: end -->"
@@ -848,7 +848,7 @@ def main() -> None:
         engines["vllm"] = fitted(bench, theirs, replace(BEGIN["vllm"], **same), source)
         # Torch's fit has no sum with a norm in its kernel, and that norm does the same as vLLM's.
         engines["torch"] = replace(engines["torch"], norm_s=engines["vllm"].norm_s)
-    slow = cells_of(asked.slow_host) if asked.slow_host else ()
+    slow = cells_of(asked.slow_host) if asked.slow_host and "vllm" in engines else ()
     if late := [one for one in slow if _is_fitted(one, "vllm") and one.concurrency == 1]:
         longest = longest_start(bench, late, engines["vllm"])
         engines["vllm"] = replace(engines["vllm"], longest_start_s=longest)
@@ -866,9 +866,10 @@ def main() -> None:
     ]
     if unseen := [one for one in few if one not in seen]:
         held.append(HeldOut("torch, of the results of `--few`", unseen, bench))
+    used = [*theirs, *late]
     for text in asked.held_out:
         for one in _held_out(text, bench, engines):
-            unseen = [cell for cell in one.cells if cell not in (*theirs, *late)]
+            unseen = [cell for cell in one.cells if cell not in used]
             held.append(replace(one, cells=unseen))
     tables = [page(held, engines)]
     if asked.published:
@@ -905,8 +906,8 @@ def _is_fitted(cell: Cell, engine: str) -> bool:
     """On tp1, tp2 and pp2 of the 32B, with few requests."""
     return (
         cell.engine == engine
-        and cell.concurrency <= MOST
-        and cell.layout in ("tp1", "tp2", "pp2")
+        and cell.concurrency <= kept.FITTED_MOST
+        and cell.layout in kept.FITTED_LAYOUTS
         and cell.model == "qwen2.5-32b"
     )
 

@@ -12,11 +12,11 @@ import engines_words as words
 import readme_results
 from both_engines import (
     ENGINES,
-    LAYOUTS,
     NAMES,
     OURS,
     THEIRS,
     all_batches,
+    every_layout,
     layouts_of,
     vllm_version,
 )
@@ -308,7 +308,7 @@ def _best_point(found: Sequence[Published]) -> Iterator[str]:
 def _gains(found: Sequence[Published], engine: str) -> Iterator[tuple[float, float]]:
     """Of each layout throughput at 100 over that at 32, and how much longer a token takes."""
     for each in found:
-        for layout in LAYOUTS[4]:
+        for layout in every_layout(each):
             some, most = (each.at(layout, n, engine) for n in each.concurrencies[1:])
             if some and most:
                 slower = known(most.latency.tpot.median) / known(some.latency.tpot.median)

@@ -36,8 +36,8 @@ def is_fitted_on(found: Published, layout: str, concurrency: int, engine: str) -
     of = factors.load().of(engine).provenance
     return (
         found.folder.relative_to(RESULTS.parents[1]).as_posix() in of
-        and layout in ("tp1", "tp2", "pp2")
-        and concurrency <= 32
+        and layout in factors.FITTED_LAYOUTS
+        and concurrency <= factors.FITTED_MOST
     )
 
 

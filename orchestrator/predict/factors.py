@@ -17,6 +17,8 @@ from orchestrator.predict.hardware import Attainable, Calibration, Curve
 # What an engine sums over tp with beside NCCL and `hardware.CUSTOM`: `strategies.peer_sums`.
 PEERS = "peers"
 FILE = Path(__file__).with_name("factors.json")
+# The cells of a model that factors are fitted on: these layouts, with few requests.
+FITTED_LAYOUTS, FITTED_MOST = ("tp1", "tp2", "pp2"), 32
 # What a prediction has an interval of.
 METRICS = ("output_throughput", "ttft_ms", "tpot_ms")
 
