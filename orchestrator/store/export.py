@@ -80,7 +80,10 @@ def unpack(tables: Mapping[str, pa.Table], manifest: str, out: Path) -> Path:
 
 
 def _parts(name: str, table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-    """What each part of a table is called, and its rows."""
+    """What each part of a table is called, and its rows. A table of none keeps its columns: that
+    nothing was sent is not the same as that nothing was counted."""
+    if not table.num_rows:
+        yield name, table
     if any(name in tables for tables in OF_STARTS):
         for start, rows in places(table, START_KEYS).items():
             yield start.name, table.take(rows)

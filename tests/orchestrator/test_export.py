@@ -79,6 +79,15 @@ def test_what_is_unpacked_is_part_for_part_what_was_packed(store: Store, packed:
     assert len(again.outcomes()) == len(store.outcomes()) + 1
 
 
+def test_a_table_without_rows_is_there_when_it_is_packed_again(store: Store, packed: Path) -> None:
+    whole = parts(packed)
+    nothing = whole["collectives"].slice(0, 0)
+    again = export.unpack({**whole, "collectives": nothing}, "{}", store.folder.parent / "again")
+    found = Store(again).read("collectives")
+    assert found is not None
+    assert found.num_rows == 0
+
+
 def test_what_cannot_be_unpacked_is_refused(store: Store, packed: Path) -> None:
     with pytest.raises(UserError, match="holds no packed results"):
         parts(store.folder)
