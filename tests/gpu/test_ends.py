@@ -33,10 +33,11 @@ def test_a_step_begins(rows: list[int], pages: int) -> None:
     position[8] = 0
     state, same = ([one.to(DEVICE) for one in (token, position.clone(), tables)] for _ in range(2))
     at = torch.tensor(rows, device=DEVICE)
+    both = ((fused_ends, state), (ends, same))
     for _ in range(2):  # the second one goes on from the first
         state[1].clamp_(max=pages * PAGE - 1)
         same[1].clamp_(max=pages * PAGE - 1)
-        found, expected = fused_ends.begun(at, *state), ends.begun(at, *same)
+        found, expected = (m.begun(at, *s, PAGE) for m, s in both)
         assert [one.dtype for one in found] == [one.dtype for one in expected]
         assert all(map(torch.equal, found, expected))
         assert torch.equal(state[1], same[1])
@@ -77,10 +78,21 @@ def test_a_value_that_is_not_finite_is_told(value: float) -> None:
     logits[1, 1, 8999] = value
     for module in (fused_ends, ends):
         mine = torch.stack([module.likeliest(logits[r], 9000 * r, True) for r in range(2)])
-        tokens = module.chosen(mine, True)
+        tokens = module.chosen(mine, BROKEN)
         assert (tokens == BROKEN).tolist() == [False, True, False]
         whole = logits[:, 0].flatten().argmax()
         assert tokens[0] == whole
+
+
+@pytest.mark.parametrize("width", [5, 4097, 9000])
+def test_a_token_of_nothing_but_nan_is_in_the_shard(width: int) -> None:
+    from workers.engines.native.kernels import fused_ends
+
+    logits = torch.full((2, width), math.nan, device=DEVICE)
+    found = fused_ends.likeliest(logits, 100, False)[:, 1]
+    assert ((found >= 100) & (found < 100 + width)).all()
+    tokens = fused_ends.chosen(found[None, :, None].expand(3, 2, 2) * math.nan, BROKEN)
+    assert (tokens == BROKEN).all()
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4, 8])
@@ -89,7 +101,7 @@ def test_the_token_of_the_greatest_logit_of_all_shards_is_chosen(shards: int) ->
 
     candidates = torch.randint(0, 4, (shards, 33, 2), device=DEVICE).float()  # with many ties
     candidates[..., 1] += 16_000_000 + 10 * torch.arange(shards, device=DEVICE)[:, None]
-    for checks in (True, False):
-        found = fused_ends.chosen(candidates, checks)
+    for broken in (BROKEN, None):
+        found = fused_ends.chosen(candidates, broken)
         assert found.dtype == torch.int64
-        assert torch.equal(found, ends.chosen(candidates, checks))
+        assert torch.equal(found, ends.chosen(candidates, broken))

@@ -19,7 +19,7 @@ from workers.engines.native.contexts import DecodeContext, prefill_context, slot
 from workers.engines.native.examining import Examination
 from workers.engines.native.graphs import DecodeStep, PromptStep, Replay, prompt_fields, takes
 from workers.engines.native.model import Batch, Decoder
-from workers.engines.native.pages import pages_for
+from workers.engines.native.pages import PAGE, pages_for
 from workers.engines.native.sampling import Sampler
 from workers.engines.native.scheduler import Chunk, Sequence, Step
 from workers.records import DECODE, AttentionTime
@@ -133,7 +133,7 @@ class Runner:
     def _decode_forward(self, step: DecodeStep) -> Tensor:
         state = self.state
         tokens, positions, slots, tables, lengths = self._decoder.ends.begun(
-            step.rows, state.token, state.position, state.tables
+            step.rows, state.token, state.position, state.tables, PAGE
         )
         inputs = tokens if step.inputs is None else step.inputs
         batch = Batch(inputs, positions, slots, DecodeContext(tables, lengths))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from workers.communicator import Communicator
 from workers.engines.native.kernels import Ends, ends
+from workers.messages import BROKEN
 from workers.weights import uniform
 
 
@@ -44,7 +45,7 @@ class Sampler:
             scores = logits.float() / self.temperature + noise
         mine = self.ends.likeliest(scores, self.first, self.checks)
         every = mine[None] if self.axis is None else self.communicator.all_gather(mine, self.axis)
-        return self.ends.chosen(every, self.checks)
+        return self.ends.chosen(every, BROKEN if self.checks else None)
 
     def _gumbel(self, requests: Tensor, positions: Tensor, width: int) -> Tensor:
         key = (requests * 1_000_003 + positions) * 69_069 + self.seed

@@ -69,14 +69,14 @@ class Ends(Protocol):
     """What is before the first layer of a step and behind its last one. B: requests."""
 
     def begun(
-        self, rows: Tensor, token: Tensor, position: Tensor, tables: Tensor
+        self, rows: Tensor, token: Tensor, position: Tensor, tables: Tensor, page: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """What a decode step takes of the state of its requests, whose positions go on by one.
 
         rows: [B] int64, rows of the others, which have a last one for padding, and that stays:
-        token, position: [rows] int64. tables: [rows, most pages] int32. Returns tokens [B] int64,
-        positions [B] int64, slots [B] int64, tables [B, most pages] int32, and tokens of each
-        context, the new one included, [B] int32.
+        token, position: [rows] int64. tables: [rows, most pages] int32. page: slots of one. Returns
+        tokens [B] int64, positions [B] int64, slots [B] int64, tables [B, most pages] int32, and
+        tokens of each context, the new one included, [B] int32.
         """
         ...
 
@@ -91,10 +91,10 @@ class Ends(Protocol):
         NaN stands for the logit of a row that holds a value that is not finite."""
         ...
 
-    def chosen(self, candidates: Tensor, checks: bool) -> Tensor:
+    def chosen(self, candidates: Tensor, broken: int | None) -> Tensor:
         """The token of the greatest logit over all shards, the first of several. candidates:
-        [shards, B, 2], as `likeliest` makes them -> [B] int64. checks: BROKEN stands for a row of
-        which one logit is NaN."""
+        [shards, B, 2], as `likeliest` makes them -> [B] int64. broken: stands for a row of
+        which one logit is NaN, None where that is not asked."""
         ...
 
 

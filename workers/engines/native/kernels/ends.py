@@ -10,18 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.engines.native.pages import PAGE
-from workers.messages import BROKEN
-
 
 def begun(
-    rows: Tensor, token: Tensor, position: Tensor, tables: Tensor
+    rows: Tensor, token: Tensor, position: Tensor, tables: Tensor, page: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gathers, and a scatter for the next step."""
     at, pages = position[rows], tables[rows]
-    page = pages.gather(1, (at // PAGE)[:, None])[:, 0].long()
+    last = pages.gather(1, (at // page)[:, None])[:, 0].long()
     position[rows] = at + (rows < position.shape[0] - 1)
-    return token[rows], at, page * PAGE + at % PAGE, pages, (at + 1).int()
+    return token[rows], at, last * page + at % page, pages, (at + 1).int()
 
 
 def embedded(tokens: Tensor, table: Tensor, first: int) -> Tensor:
@@ -40,8 +37,8 @@ def likeliest(logits: Tensor, first: int, checks: bool) -> Tensor:
     return torch.stack((best, (token + first).float()), dim=-1)
 
 
-def chosen(candidates: Tensor, checks: bool) -> Tensor:
+def chosen(candidates: Tensor, broken: int | None) -> Tensor:
     """The first of the maxima; NaN is the maximum of whatever it is compared with."""
     best, winner = candidates[..., 0].max(dim=0, keepdim=True)
     token = candidates[..., 1].gather(0, winner)[0].long()
-    return token.masked_fill(best[0].isnan(), BROKEN) if checks else token
+    return token if broken is None else token.masked_fill(best[0].isnan(), broken)

@@ -15,14 +15,12 @@ import triton.language as tl
 from torch import Tensor
 
 from workers.engines.native.kernels.early import in_turn, launched
-from workers.engines.native.pages import PAGE
-from workers.messages import BROKEN
 
 _LOGITS = 4096  # that one program looks at
 
 
 def begun(
-    rows: Tensor, token: Tensor, position: Tensor, tables: Tensor
+    rows: Tensor, token: Tensor, position: Tensor, tables: Tensor, page: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """One program a row."""
     count, pages = rows.shape[0], tables.shape[1]
@@ -30,7 +28,7 @@ def begun(
     mine = torch.empty(count, pages, dtype=tables.dtype, device=tables.device)
     lengths = torch.empty(count, dtype=torch.int32, device=tables.device)
     tensors = (rows, token, position, tables, inputs, at, slots, mine, lengths)
-    sizes = (pages, min(triton.next_power_of_2(pages), 1024), PAGE)
+    sizes = (pages, min(triton.next_power_of_2(pages), 1024), page)
     _begin[(count,)](*tensors, position.shape[0] - 1, *sizes, num_warps=1, **launched(count))
     return inputs, at, slots, mine, lengths
 
@@ -45,10 +43,10 @@ def _begin(
     place = tl.program_id(0)
     row = tl.load(rows_ptr + place)
     at = tl.load(position_ptr + row)
-    first = tl.load(tables_ptr + row * pages + at // page).to(tl.int64)
+    last = tl.load(tables_ptr + row * pages + at // page).to(tl.int64)
     tl.store(inputs_ptr + place, tl.load(token_ptr + row))
     tl.store(at_ptr + place, at)
-    tl.store(slots_ptr + place, first * page + at % page)
+    tl.store(slots_ptr + place, last * page + at % page)
     tl.store(lengths_ptr + place, (at + 1).to(tl.int32))
     if row < padding:  # several programs may have the row of padding
         tl.store(position_ptr + row, at + 1)
@@ -89,18 +87,17 @@ def likeliest(logits: Tensor, first: int, checks: bool) -> Tensor:
     _likeliest[(count, parts)](*at, **launched(count))
     out = torch.empty(count, 2, dtype=torch.float32, device=logits.device)
     block = triton.next_power_of_2(parts)
-    _choose[(count,)](
-        found, out, parts, block, checks, True, BROKEN, num_warps=1, **launched(count)
-    )
+    _choose[(count,)](found, out, parts, block, checks, True, 0, num_warps=1, **launched(count))
     return out
 
 
-def chosen(candidates: Tensor, checks: bool) -> Tensor:
+def chosen(candidates: Tensor, broken: int | None) -> Tensor:
     """One program a row."""
     parts, count = candidates.shape[:2]
     out = torch.empty(count, dtype=torch.int64, device=candidates.device)
     block, tensors = triton.next_power_of_2(parts), (candidates.contiguous(), out)
-    _choose[(count,)](*tensors, parts, block, checks, False, BROKEN, num_warps=1, **launched(count))
+    told = (broken is not None, False, broken or 0)
+    _choose[(count,)](*tensors, parts, block, *told, num_warps=1, **launched(count))
     return out
 
 
@@ -115,6 +112,7 @@ def _likeliest(
     inside = at < width
     x = tl.load(logits_ptr + row * stride + at, mask=inside, other=float("-inf")).to(tl.float32)
     best, place = tl.max(x, 0, return_indices=True)
+    place = tl.minimum(place, width - 1 - part * block)  # NaN is no greater than what is outside
     if checks:
         # x - x is zero, and NaN where x is not finite.
         best += tl.sum(tl.where(inside, x - x, 0.0), 0)
@@ -133,6 +131,7 @@ def _choose(
     source = found_ptr + (part * tl.num_programs(0) + row) * 2
     score = tl.load(source, mask=part < parts, other=float("-inf"))
     best, place = tl.max(score, 0, return_indices=True)
+    place = tl.minimum(place, parts - 1)  # as in `_likeliest`
     token = tl.load(found_ptr + (place * tl.num_programs(0) + row) * 2 + 1)
     if checks:
         best += tl.sum(tl.where(part < parts, score - score, 0.0), 0)
