@@ -158,7 +158,8 @@ def test_temperature_sampling_follows_the_softmax() -> None:
     sampler = Sampler(
         Communicator(RankContext(0, Placement(), torch.device("cpu"))), 0, None, 0.7, seed=1
     )
-    drawn = sampler(logits.expand(draws, -1), torch.arange(draws), torch.full((draws,), 9))
+    every = torch.arange(draws)
+    drawn = sampler(logits.expand(draws, -1), every, torch.full((draws,), 9), every)
     share = torch.softmax(logits / 0.7, 0)
     assert (
         chisquare(

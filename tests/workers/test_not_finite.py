@@ -127,7 +127,7 @@ def test_one_value_of_one_row_is_told(value: float, temperature: float) -> None:
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)) * 1e4
     logits[1, 17] = value
     rows = torch.arange(3)
-    assert (sampler(logits.bfloat16(), rows, rows) == BROKEN).tolist() == [False, True, False]
+    assert (sampler(logits.bfloat16(), rows, rows, rows) == BROKEN).tolist() == [False, True, False]
 
 
 def test_the_config_of_the_checkpoints_is_whole(checkpoint: Callable[[str], Path]) -> None:

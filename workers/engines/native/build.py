@@ -162,7 +162,7 @@ def make_runner(
     first, axis = decoder.first_logit, decoder.head_axis
     # Without collectives a layout computes something else, which need not be finite.
     checks = not communicator.ablated
-    sampler = Sampler(communicator, first, axis, plan.temperature, plan.seed, checks)
+    sampler = Sampler(communicator, first, axis, plan.temperature, plan.seed, checks, decoder.ends)
     seats = seats_of(plan)
     micro_batches = min(plan.placement.degree("pp"), seats)
     with torch.inference_mode():

@@ -64,9 +64,9 @@ class Decoder:
     """The stage of one rank. Where a placement cuts a projection by its rows over tp, the result is
     summed over tp.
 
-    attention: its kernels. hidden_size, dtype: of the activations. layers: by phase and index, as
-    the phase reads them. first_logit: the token of its first logit. head_axis: the mesh axis over
-    which its vocabulary is cut, None where it is whole.
+    attention, ends: their kernels. hidden_size, dtype: of the activations. layers: by phase and
+    index, as the phase reads them. first_logit: the token of its first logit. head_axis: the mesh
+    axis over which its vocabulary is cut, None where it is whole.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Decoder:
     ) -> None:
         model, placement = load.plan.model, load.plan.placement
         self._communicator, self._kernels = communicator, kernels.pointwise
-        self.attention = kernels.attention
+        self.attention, self.ends = kernels.attention, kernels.ends
         self._eps, self.hidden_size, self.dtype = model.norm_eps, model.hidden_size, load.dtype
         rank = load.context.rank
         stages = placement.stages_of(rank)
@@ -172,10 +172,8 @@ class Decoder:
         assert table is not None
         if not self._cuts_embedding:
             return F.embedding(tokens, table)
-        local = tokens - self._first_token
-        mine = (local >= 0) & (local < table.shape[0])
-        x = F.embedding(local.where(mine, 0), table) * mine[:, None]
-        return self._communicator.all_reduce(x, "tp")
+        mine = self.ends.embedded(tokens, table, self._first_token)
+        return self._communicator.all_reduce(mine, "tp")
 
     def _normed(
         self, matrix: Matrix[Any], x: Tensor | Partial | Sum, residual: Tensor | None, norm: Tensor

@@ -131,20 +131,14 @@ class Runner:
         return None
 
     def _decode_forward(self, step: DecodeStep) -> Tensor:
-        rows, state = step.rows, self.state
-        position, tables = state.position[rows], state.tables[rows]
-        page = tables.gather(1, (position // PAGE)[:, None])[:, 0].long()
-        output = self._decoder.forward(
-            Batch(
-                inputs=state.token[rows] if step.inputs is None else step.inputs,
-                positions=position,
-                slot_mapping=page * PAGE + position % PAGE,
-                context=DecodeContext(tables, (position + 1).int()),
-            ),
-            self._cache,
+        state = self.state
+        tokens, positions, slots, tables, lengths = self._decoder.ends.begun(
+            step.rows, state.token, state.position, state.tables, PAGE
         )
-        state.position[rows] = position + (rows < state.padding_row)
-        return self._sample(output, rows) if self._decoder.has_head else output
+        inputs = tokens if step.inputs is None else step.inputs
+        batch = Batch(inputs, positions, slots, DecodeContext(tables, lengths))
+        output = self._decoder.forward(batch, self._cache)
+        return self._sample(output, step.rows) if self._decoder.has_head else output
 
     def _prompt_forward(self, step: PromptStep) -> Tensor:
         output = self._decoder.forward(step.batch(), self._cache)
@@ -152,7 +146,7 @@ class Runner:
         return self._sample(output, step.rows) if self._decoder.has_head else output
 
     def _sample(self, logits: Tensor, rows: Tensor) -> Tensor:
-        tokens = self._sampler(logits, self.state.request[rows], self.state.position[rows])
+        tokens = self._sampler(logits, self.state.request, self.state.position, rows)
         self.state.token[rows] = tokens.clamp(min=0)  # BROKEN has no embedding
         return tokens
 

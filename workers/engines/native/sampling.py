@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from workers.communicator import Communicator
+from workers.engines.native.kernels import Ends, ends
 from workers.messages import BROKEN
 from workers.weights import uniform
 
@@ -19,7 +20,7 @@ class Sampler:
     first: the token of the shard's first row. axis: the mesh axis over which the vocabulary is cut,
     None where it is whole. temperature: 0 is greedy. The noise depends on seed, request, position
     and token alone, so that every layout draws the same tokens. checks: whether a row of logits
-    that are not all finite is told.
+    that are not all finite is told. ends: the kernels of the greatest logit.
     """
 
     communicator: Communicator
@@ -28,34 +29,23 @@ class Sampler:
     temperature: float
     seed: int
     checks: bool = True
+    ends: Ends = ends
 
-    def __call__(self, logits: Tensor, requests: Tensor, positions: Tensor) -> Tensor:
-        """One token a row. logits: [n, shard]; requests, positions: [n] int64 -> [n] int64.
+    def __call__(self, logits: Tensor, requests: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+        """One token a row. logits: [n, shard]; requests, positions: [r] int64, of which the tokens
+        have those at rows: [n] int64 -> [n] int64.
         BROKEN stands for a row that holds a value that is not finite, on any shard.
 
         Adding Gumbel noise and taking the maximum draws from the softmax (Gumbel-max trick), and a
         maximum over shards is the maximum of their maxima.
         """
-        scores = logits.float()
+        scores = logits
         if self.temperature > 0:
-            scores = scores / self.temperature + self._gumbel(requests, positions, logits.shape[1])
-        best, token = scores.max(dim=-1)
-        token = token + self.first
-        if self.checks:
-            # Nothing but NaN comes of 0 x a sum with a NaN or an infinity in it, and NaN is the
-            # maximum of whatever it is compared with.
-            best = torch.add(best, logits.sum(dim=-1, dtype=torch.float32), alpha=0)
-        if self.axis is None:
-            return self._told(best, token)
-        # A float32 holds every integer below 2^24 exactly; vocabularies are smaller.
-        candidates = self.communicator.all_gather(
-            torch.stack((best, token.float()), dim=-1), self.axis
-        )
-        best, winner = candidates[..., 0].max(dim=0, keepdim=True)
-        return self._told(best[0], candidates[..., 1].gather(0, winner)[0].long())
-
-    def _told(self, best: Tensor, token: Tensor) -> Tensor:
-        return token.masked_fill(best.isnan(), BROKEN) if self.checks else token
+            noise = self._gumbel(requests[rows], positions[rows], logits.shape[1])
+            scores = logits.float() / self.temperature + noise
+        mine = self.ends.likeliest(scores, self.first, self.checks)
+        every = mine[None] if self.axis is None else self.communicator.all_gather(mine, self.axis)
+        return self.ends.chosen(every, BROKEN if self.checks else None)
 
     def _gumbel(self, requests: Tensor, positions: Tensor, width: int) -> Tensor:
         key = (requests * 1_000_003 + positions) * 69_069 + self.seed

@@ -3,7 +3,8 @@
 `reference` has both in plain torch, which runs anywhere; `fused` has both in Triton, for a GPU.
 `dense` has attention over gathered contexts, in the two ways that torch offers; `fa3` and
 `flashinfer` have that of libraries. `fp8` and `fused_fp8` are the first kind for matrices in FP8.
-`products` multiplies few rows by a matrix; `early` is how the kernels in Triton are launched.
+`ends` and `fused_ends` are what is before the layers and behind them. `products` multiplies few
+rows by a matrix; `early` is how the kernels in Triton are launched.
 """
 
 from __future__ import annotations
@@ -61,6 +62,39 @@ class Pointwise(Protocol):
         [T] int64, places in the sequences. slot_mapping: [T] int64, the slots that are written.
         q_norm, k_norm: [D], weights of the norms before the rotation (Qwen3); both or neither.
         """
+        ...
+
+
+class Ends(Protocol):
+    """What is before the first layer of a step and behind its last one. B: requests."""
+
+    def begun(
+        self, rows: Tensor, token: Tensor, position: Tensor, tables: Tensor, page: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What a decode step takes of the state of its requests, whose positions go on by one.
+
+        rows: [B] int64, rows of the others, which have a last one for padding, and that stays:
+        token, position: [rows] int64. tables: [rows, most pages] int32. page: slots of one. Returns
+        tokens [B] int64, positions [B] int64, slots [B] int64, tables [B, most pages] int32, and
+        tokens of each context, the new one included, [B] int32.
+        """
+        ...
+
+    def embedded(self, tokens: Tensor, table: Tensor, first: int) -> Tensor:
+        """Rows of a shard of the embedding, zero for tokens that are not in it. tokens: [T] int64.
+        table: [shard, H], from the token `first` on -> [T, H]."""
+        ...
+
+    def likeliest(self, logits: Tensor, first: int, checks: bool) -> Tensor:
+        """The greatest logit of each row, and its token, the first of several. logits: [B, shard],
+        from the token `first` on -> [B, 2] float32, which holds every integer below 2^24. checks:
+        NaN stands for the logit of a row that holds a value that is not finite."""
+        ...
+
+    def chosen(self, candidates: Tensor, broken: int | None) -> Tensor:
+        """The token of the greatest logit over all shards, the first of several. candidates:
+        [shards, B, 2], as `likeliest` makes them -> [B] int64. broken: stands for a row of
+        which one logit is NaN, None where that is not asked."""
         ...
 
 
@@ -127,6 +161,7 @@ class Kernels:
     pointwise: Pointwise
     linear: Callable[..., Tensor]
     fp8: Fp8Kernels
+    ends: Ends
     attention: Attention
 
 
@@ -137,15 +172,15 @@ def kernels_of(
     "flashinfer". fusion: whether operations on a token share a kernel, multiplies: whether products
     of few rows have one, in Triton. early: how those in Triton are launched, see `early`. Raises
     RuntimeError where a library cannot be loaded."""
-    from workers.engines.native.kernels import dense, fa3, fp8, reference
+    from workers.engines.native.kernels import dense, ends, fa3, fp8, reference
 
     attends: dict[str, Attention] = {"eager": dense.EAGER, "sdpa": dense.SDPA, "fa3": fa3}
     if attention in ("fa3", "fa3-prefill"):
         fa3.load()
     if attention in attends and not (fusion or multiplies):
-        return Kernels(reference, F.linear, fp8, attends[attention])
+        return Kernels(reference, F.linear, fp8, ends, attends[attention])
     # Importing Triton takes long.
-    from workers.engines.native.kernels import fused, fused_fp8, products
+    from workers.engines.native.kernels import fused, fused_ends, fused_fp8, products
     from workers.engines.native.kernels.early import settle
 
     settle(early)
@@ -159,5 +194,6 @@ def kernels_of(
         fused if fusion else reference,
         products.linear if multiplies else F.linear,
         fused_fp8 if fusion else fp8,
+        fused_ends if fusion else ends,
         attends[attention],
     )
