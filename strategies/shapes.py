@@ -178,7 +178,8 @@ class TrainingLoad:
     rank of an interleaved pipeline has; the other schedules have one. activation_checkpointing:
     which activations are not kept for the backward pass, "cpu-offload": kept, but in main memory.
     offload: what ZeRO keeps in main memory. compiles: whether layers are compiled, and without tp
-    the loss (`--fusion on`).
+    the loss (`--fusion on`). keeps_gradients: whether the engine has them in flat buffers from step
+    to step, as DeepSpeed does.
     """
 
     seq_len: int
@@ -190,6 +191,7 @@ class TrainingLoad:
     offload: Offload = "none"
     stages_per_rank: int = 2
     compiles: bool = False
+    keeps_gradients: bool = False
 
     @property
     def load(self) -> Load:

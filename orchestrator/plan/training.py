@@ -160,7 +160,7 @@ class Trainable:
     def plan(self, engine: str, layout: Layout) -> EnginePlan:
         """The plan of a layout on an engine. Raises UserError, LayoutError or EngineError for what
         is refused whatever memory there is."""
-        plan = self._plan(layout)
+        plan = self._plan(engine, layout)
         if self.experiment.save_checkpoint is not None and engine != DEFAULT_ENGINE:
             raise UserError(
                 f"the engine {engine} saves no checkpoint here; leave --save-checkpoint out, or "
@@ -174,9 +174,10 @@ class Trainable:
         check_training_hardware(plan, self.topology)
         return plan
 
-    def _plan(self, layout: Layout) -> EnginePlan:
+    def _plan(self, engine: str, layout: Layout) -> EnginePlan:
         experiment, model = self.experiment, self.model
         load = load_of(experiment, self.device, layout.placement.num_replicas)
+        load = replace(load, keeps_gradients=engine != DEFAULT_ENGINE)
         return EnginePlan(
             model=model.shape,
             layout=layout.name,

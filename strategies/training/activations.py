@@ -99,6 +99,16 @@ def loss_bytes(placement: Placement, model: ModelShape, load: TrainingLoad, rank
     return each * logits(placement, model, load)
 
 
+def head_bytes(placement: Placement, model: ModelShape, load: TrainingLoad, rank: int) -> int:
+    """Bytes that going back through the head needs beside what is kept: gradients of the logits, of
+    its matrix and of its input: more than the loss does where tokens are few."""
+    if not any(stage.head for stage in placement.stages_of(rank)):
+        return 0
+    tokens, columns = load.micro_batch_size * load.seq_len, _columns(placement, model)
+    gradients = tokens * columns + columns * model.hidden_size + tokens * model.hidden_size
+    return compute_bytes(load) * gradients
+
+
 def going_back_bytes(placement: Placement, model: ModelShape, load: TrainingLoad) -> int:
     """Bytes that going back through a layer needs beside what is kept: what is recomputed of it,
     two gradients of the MLP and one of its input."""
@@ -154,8 +164,11 @@ def _compiles_loss(placement: Placement, load: TrainingLoad) -> bool:
 
 def logits(placement: Placement, model: ModelShape, load: TrainingLoad) -> int:
     """Elements of the logits of one micro-batch on a rank, the largest part of the vocabulary."""
-    columns = -(-model.vocab_size // placement.degree("tp"))
-    return load.micro_batch_size * load.seq_len * columns
+    return load.micro_batch_size * load.seq_len * _columns(placement, model)
+
+
+def _columns(placement: Placement, model: ModelShape) -> int:
+    return -(-model.vocab_size // placement.degree("tp"))
 
 
 def _norm(size: int, rows: int, c: int) -> int:

@@ -193,6 +193,15 @@ def test_offloaded_states_are_no_part_of_the_peak_of_a_device(tmp_path: Path) ->
     assert "main memory" in row["reason"]
 
 
+def test_gradients_that_are_not_there_at_the_peak_are_no_part_of_it(tmp_path: Path) -> None:
+    whole: dict[str, Any] = {"micro_batch_size": 8, "micro_batches": 1}
+    folder = write_training(tmp_path / "llama-8b", {"fsdp2": (1.0,)}, {"fsdp2": whole})
+    (row,) = data_of(render_html([folder], tmp_path / "page.html"))["memory"]
+    assert row["parts"] == {"uncut": 86.0}
+    assert "gradients" in row["reason"]
+    assert row["predicted"]["gradients"] == 0
+
+
 def test_the_losses_of_the_first_run_of_each_layout_are_kept(page: Path) -> None:
     losses = data_of(page)["loss"]
     assert len(losses) == 3 * len(SPEEDS)

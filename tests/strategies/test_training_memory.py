@@ -10,7 +10,7 @@ import pytest
 import torch
 from layouts_inputs import shape
 from pipeline_orders import SCHEDULES, most_in_flight, order_of
-from saved import kept_compiled, taken
+from saved import kept_compiled, taken, taken_by_a_step
 
 from strategies import ModelShape, Placement, Topology, TrainingLoad, plan_layout
 from strategies.shapes import Checkpointing, Schedule, TrainingPrecision
@@ -20,6 +20,9 @@ from strategies.training.activations import in_flight, kept_bytes, layer_bytes, 
 GB, GIB = 10**9, 1 << 30
 LLAMA_8B = ModelShape(
     "llama-8b", "llama", 4096, 32, 32, 8, 128, 14336, 128256, 131072, 1e-5, 5e5
+)  # fmt: skip
+LLAMA_3B = ModelShape(
+    "llama-3b", "llama", 3072, 28, 24, 8, 128, 8192, 128256, 131072, 1e-5, 5e5, tie_embeddings=True
 )  # fmt: skip
 QWEN_14B = ModelShape(
     "qwen2.5-14b", "qwen2", 5120, 48, 40, 8, 128, 13824, 152064, 131072, 1e-5, 1e6, qkv_bias=True
@@ -268,6 +271,76 @@ def test_the_peak_is_that_which_torch_reaches(mode: Checkpointing) -> None:
     _, _, peak = taken(model, load)
     one = fullest(Placement.single(model), model, load)
     assert one.weights + one.activations == pytest.approx(peak, rel=0.01)
+
+
+# -- gradients beside activations
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize(
+    ("seq_len", "mode"), [(256, "off"), (1024, "full"), (2048, "off"), (4096, "full")]
+)
+def test_the_peak_of_a_step_is_that_which_torch_reaches(
+    seq_len: int, mode: Checkpointing, tied: bool, precision: TrainingPrecision, micro_batches: int
+) -> None:
+    """Of layers as wide as the 8B's, with its vocabulary: at the loss, in the first or the last
+    layer that goes back, where a tied matrix has its gradients summed, or in the update."""
+    model = replace(LLAMA_8B, num_layers=4, tie_embeddings=tied)
+    load = TrainingLoad(seq_len, micro_batches, precision=precision, activation_checkpointing=mode)
+    found = fullest(Placement.single(model), model, load).total
+    assert found == pytest.approx(taken_by_a_step(model, load), rel=0.0025)
+
+
+@pytest.mark.parametrize(("micro_batch_size", "measured"), [(1, 54.38), (2, 57.29), (4, 56.68)])
+def test_the_peak_of_fewer_larger_micro_batches_is_that_of_a_gpu(
+    micro_batch_size: int, measured: float
+) -> None:
+    """Of one H200, in GB: docs/results/1xh200/training-llama-3b/accumulation. The largest is the
+    whole batch, and has no gradients at its peak."""
+    load = TrainingLoad(4096, 4, micro_batch_size, activation_checkpointing="full", compiles=True)
+    one = memory("tp1", LLAMA_3B, load)
+    assert one.total / GB == pytest.approx(measured, rel=0.002)
+    assert one.gradients == (0 if micro_batch_size == 4 else one.weights)
+
+
+@pytest.mark.parametrize("name", ["tp1", "tp2", "fsdp2", "dp2fsdp2", "tp2dp2", "tp2fsdp2"])
+def test_one_micro_batch_has_no_gradients_at_its_loss_and_few_activations_at_its_end(
+    name: str,
+) -> None:
+    replicas = placed(name).num_replicas
+    long, short = (TrainingLoad(length, replicas) for length in (16384, 64))
+    accumulated = memory(name, load=replace(long, global_batch_size=2 * replicas))
+    one = memory(name, load=long)
+    assert (one.gradients, accumulated.gradients) == (0, accumulated.weights)
+    assert one == replace(accumulated, gradients=0)
+    end = memory(name, load=short)
+    assert end.gradients == end.weights
+    assert end.activations < GB / 50
+
+
+@pytest.mark.parametrize("name", ["dp2", "dp2zero1", "dp2zero2", "dp2zero3", "pp2", "pp2fsdp2"])
+def test_what_keeps_gradients_has_them_beside_activations_always(name: str) -> None:
+    """DDP in its buckets; of DeepSpeed and of pipelines nothing is left out."""
+    load = TrainingLoad(16384, placed(name).num_replicas, schedule="gpipe")
+    one, parameters = memory(name, load=load), LLAMA_8B.num_parameters
+    cut = 1 if name in ("dp2", "dp2zero1") else 4 if name == "pp2fsdp2" else 2
+    assert one.gradients == pytest.approx(2 * parameters / cut, rel=1e-3)
+    assert one.activations > 12 * 16384 * 128256
+
+
+def test_an_engine_that_keeps_gradients_has_them_beside_activations() -> None:
+    load = TrainingLoad(16384, 1)
+    one, kept = (memory("tp1", load=replace(load, keeps_gradients=is_so)) for is_so in (0, 1))
+    assert kept == replace(one, gradients=one.weights)
+
+
+def test_gradients_of_one_micro_batch_are_in_main_memory_where_they_are_offloaded() -> None:
+    here = memory("fsdp2", load=TrainingLoad(4096, 4))
+    there = memory("fsdp2", load=TrainingLoad(4096, 2, offload="optimizer+params"))
+    assert there.gradients == 0
+    assert there.host == here.weights + here.gradients + here.optimizer
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

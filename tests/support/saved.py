@@ -22,6 +22,7 @@ from torch.utils.checkpoint import (
 from strategies import ModelShape, TrainingLoad
 from workers.engines.training.fp8 import use_fp8
 from workers.engines.training.model import attention_of, compiled, kept_by
+from workers.engines.training.optimizer import Optimizer
 from workers.engines.transformers_config import shape_to_config
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -52,6 +53,31 @@ def taken(model: ModelShape, load: TrainingLoad) -> tuple[int, int, int]:
             loss.backward()
             gradients = _now(tracker)["Gradient"]
         return after, gradients, _now(tracker, "peak")["Total"]
+
+
+def taken_by_a_step(model: ModelShape, load: TrainingLoad) -> int:
+    """Bytes of everything at the peak of an optimizer step of one rank, from micro-batch to
+    micro-batch and through the update of our optimizer."""
+    with FakeTensorMode():
+        dtype = DTYPES[load.precision]
+        made = transformers.AutoModelForCausalLM.from_config(
+            shape_to_config(model), dtype=dtype, attn_implementation=attention_of(dtype)
+        )
+        made.train()
+        optimizer, tracker = Optimizer([made], fused=True), MemTracker()
+        tracker.track_external(made)
+        for state in optimizer.state().values():
+            tracker.track_external(*state.values())
+        with tracker:
+            for _ in range(load.global_batch_size // load.micro_batch_size):
+                tracker.reset_mod_stats()
+                logits, labels = _forward(made, model, load)
+                loss = cross_entropy(logits.flatten(0, 1).float(), labels, reduction="sum")
+                del logits
+                loss.backward()
+                del loss
+            optimizer.step()
+        return _now(tracker, "peak")["Total"]
 
 
 def kept_compiled(model: ModelShape, load: TrainingLoad) -> int:

@@ -138,6 +138,8 @@ def _held(
         reason = "what lies in main memory, and what on the device, is not told apart"
     elif all_kept + rest > SMALL * peak:
         reason = "its parts are greatest on different ranks"
+    elif predicted and not predicted.gradients:
+        reason = "its gradients come as its activations go, and are not there at the peak"
     else:
         kept["activations"] = peak - all_kept
     return _gb(kept if reason is None else {UNCUT: peak}), _gb(said), reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def _shape(model: str) -> tuple[str, ModelShape] | None:
 
 
 def _taken(shape: ModelShape, one: TrainingComparison, compiles: bool) -> TrainingMemory | None:
-    load, ranks = _load(one.conditions, compiles), Topology.uniform(one.conditions.num_gpus)
+    load = replace(_load(one.conditions, compiles), keeps_gradients=one.cell.engine != "torch")
+    ranks = Topology.uniform(one.conditions.num_gpus)
     try:
         layout = plan_layout(one.cell.strategy, shape, load.load, ranks)
         return fullest(layout.placement, shape, load)
