@@ -178,8 +178,9 @@ class TrainingLoad:
     rank of an interleaved pipeline has; the other schedules have one. activation_checkpointing:
     which activations are not kept for the backward pass, "cpu-offload": kept, but in main memory.
     offload: what ZeRO keeps in main memory. compiles: whether layers are compiled, and without tp
-    the loss (`--fusion on`). keeps_gradients: whether the engine has them in flat buffers from step
-    to step, as DeepSpeed does.
+    the loss (`--fusion on`). fuses_updates: whether a parameter is updated by one kernel.
+    keeps_gradients: whether the engine has them in flat buffers from step to step, as DeepSpeed
+    does.
     """
 
     seq_len: int
@@ -191,6 +192,7 @@ class TrainingLoad:
     offload: Offload = "none"
     stages_per_rank: int = 2
     compiles: bool = False
+    fuses_updates: bool = True
     keeps_gradients: bool = False
 
     @property

@@ -52,6 +52,7 @@ def load_of(experiment: Experiment, device: Device, replicas: int = 1) -> Traini
         activation_checkpointing=asked.activation_checkpointing,
         offload=asked.offload,
         compiles=asked.fusion == "on",
+        fuses_updates=asked.fusion == "on" or (asked.fusion == "auto" and device == "cuda"),
     )
 
 

@@ -17,7 +17,7 @@ from strategies.shapes import ModelShape, TrainingLoad
 from strategies.traffic import SUMMED
 from strategies.training.activations import FLOAT, compute_bytes
 from strategies.training.batches import micro_batches
-from strategies.training.memory import elements, is_gathered, kept_elements
+from strategies.training.elements import elements, is_gathered, kept_elements
 
 ALIGNMENT = 2  # elements: DeepSpeed's flat buffers are multiples of this times the ranks
 LOSS_SUMS = 3  # of a vocabulary that is cut: maximum, sum and the label's logit, for each token

@@ -7,12 +7,17 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import transformers
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -37,13 +42,7 @@ def taken(model: ModelShape, load: TrainingLoad) -> tuple[int, int, int]:
     """Bytes of one micro-batch: of activations after the forward pass, with logits; of gradients at
     the end; and of everything at the peak."""
     with FakeTensorMode():
-        config = shape_to_config(model)
-        dtype = DTYPES[load.precision]
-        made = transformers.AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=attention_of(dtype)
-        )
-        made.train()
-        tracker = MemTracker()
+        made, tracker = _made(model, load), MemTracker()
         tracker.track_external(made)
         with tracker:
             logits, labels = _forward(made, model, load)
@@ -55,29 +54,61 @@ def taken(model: ModelShape, load: TrainingLoad) -> tuple[int, int, int]:
         return after, gradients, _now(tracker, "peak")["Total"]
 
 
-def taken_by_a_step(model: ModelShape, load: TrainingLoad) -> int:
-    """Bytes of everything at the peak of an optimizer step of one rank, from micro-batch to
-    micro-batch and through the update of our optimizer."""
+def taken_by_a_step(model: ModelShape, load: TrainingLoad, count: int) -> int:
+    """Bytes of everything at the peak of an optimizer step of one rank: `count` micro-batches, and
+    the update of our optimizer."""
     with FakeTensorMode():
-        dtype = DTYPES[load.precision]
-        made = transformers.AutoModelForCausalLM.from_config(
-            shape_to_config(model), dtype=dtype, attn_implementation=attention_of(dtype)
-        )
-        made.train()
-        optimizer, tracker = Optimizer([made], fused=True), MemTracker()
+        made = _made(model, load)
+        optimizer, tracker = Optimizer([made], fused=load.fuses_updates), MemTracker()
         tracker.track_external(made)
         for state in optimizer.state().values():
             tracker.track_external(*state.values())
         with tracker:
-            for _ in range(load.global_batch_size // load.micro_batch_size):
-                tracker.reset_mod_stats()
-                logits, labels = _forward(made, model, load)
-                loss = cross_entropy(logits.flatten(0, 1).float(), labels, reduction="sum")
-                del logits
-                loss.backward()
-                del loss
+            _accumulate(tracker, partial(_forward, made, model, load), count)
             optimizer.step()
         return _now(tracker, "peak")["Total"]
+
+
+def taken_over_replicas(model: ModelShape, load: TrainingLoad, count: int, ranks: int) -> int:
+    """Bytes of everything but the optimizer's state at the peak of `count` micro-batches of a rank,
+    whose layers and the rest FSDP2 cuts over `ranks`, as ours does."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    try:
+        mesh = init_device_mesh("cpu", (ranks,))
+        with FakeTensorMode():
+            made = _made(model, load)
+            # What is called is what gathers the parameters.
+            made.forward = lambda: _forward(made, model, load)
+            for module in (*made.model.layers, made):
+                fully_shard(module, mesh=mesh)
+            tracker = FSDPMemTracker(made)
+            with tracker:
+                _accumulate(tracker, made, count)
+            return _now(tracker, "peak")["Total"]
+    finally:
+        dist.destroy_process_group()
+
+
+def _made(model: ModelShape, load: TrainingLoad) -> Any:
+    dtype = DTYPES[load.precision]
+    made: Any = transformers.AutoModelForCausalLM.from_config(
+        shape_to_config(model), dtype=dtype, attn_implementation=attention_of(dtype)
+    )
+    made.train()
+    return made
+
+
+def _accumulate(
+    tracker: MemTracker, forward: Callable[[], tuple[Tensor, Tensor]], count: int
+) -> None:
+    """The gradients of `count` micro-batches."""
+    for _ in range(count):
+        tracker.reset_mod_stats()
+        logits, labels = forward()
+        loss = cross_entropy(logits.flatten(0, 1).float(), labels, reduction="sum")
+        del logits
+        loss.backward()
+        del loss
 
 
 def kept_compiled(model: ModelShape, load: TrainingLoad) -> int:

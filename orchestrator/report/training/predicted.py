@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.analysis.training.comparison import TrainingComparison
 from orchestrator.analysis.training.rows import TrainingConditions
 from orchestrator.plan import models
+from orchestrator.plan.devices import DEFAULT_ENGINE
 from orchestrator.store.folders import read_manifest
 from orchestrator.store.schema import COMPLETED, CellKey
 from strategies import ModelShape, Topology, TrainingLoad, plan_layout
@@ -28,7 +29,7 @@ def predictions(folders: Iterable[Path], cells: Iterable[TrainingComparison]) ->
     fusion = {one.get("name"): how.get("fusion") for one, how in zip(manifests, asked, strict=True)}
     shapes = dict(filter(None, map(_shape, {str(one.get("model")) for one in asked})))
     found = {
-        one.cell: _taken(shapes[one.cell.model], one, fusion.get(one.cell.experiment) == "on")
+        one.cell: _taken(shapes[one.cell.model], one, fusion.get(one.cell.experiment))
         for one in cells
         if one.status == COMPLETED
         and one.cell.model in shapes
@@ -45,8 +46,13 @@ def _shape(model: str) -> tuple[str, ModelShape] | None:
     return shape.name, shape
 
 
-def _taken(shape: ModelShape, one: TrainingComparison, compiles: bool) -> TrainingMemory | None:
-    load = replace(_load(one.conditions, compiles), keeps_gradients=one.cell.engine != "torch")
+def _taken(shape: ModelShape, one: TrainingComparison, fusion: str | None) -> TrainingMemory | None:
+    load = replace(
+        _load(one.conditions),
+        compiles=fusion == "on",
+        fuses_updates=fusion != "off",
+        keeps_gradients=one.cell.engine != DEFAULT_ENGINE,
+    )
     ranks = Topology.uniform(one.conditions.num_gpus)
     try:
         layout = plan_layout(one.cell.strategy, shape, load.load, ranks)
@@ -55,12 +61,11 @@ def _taken(shape: ModelShape, one: TrainingComparison, compiles: bool) -> Traini
         return None
 
 
-def _load(asked: TrainingConditions, compiles: bool) -> TrainingLoad:
+def _load(asked: TrainingConditions) -> TrainingLoad:
     known: Mapping[str, Any] = {
         "precision": asked.precision,
         "activation_checkpointing": asked.activation_checkpointing,
         "offload": asked.offload or "none",
-        "compiles": compiles,
         **({"schedule": asked.schedule} if asked.schedule else {}),
     }
     return TrainingLoad(asked.seq_len, asked.global_batch_size, asked.micro_batch_size, **known)

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from strategies.training.moments import UPDATED
+
 LEARNING_RATE, BETAS, EPSILON, WEIGHT_DECAY = 3e-4, (0.9, 0.95), 1e-8, 0.1
 # What is kept of a parameter to go on from, each in float32, by what torch's AdamW calls it.
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
-
-
-# Elements whose gradients in float32 exist at once: half a gigabyte, and work for a kernel.
-CHUNK = 2**27
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +183,10 @@ def bytes_of(tensor: object) -> int:
 
 
 def _chunked(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Parameters in order, as many at a time as have CHUNK elements on this rank; one at least."""
+    """Parameters in order, as many at a time as have UPDATED elements on this rank, or one."""
     some: list[Tensor] = []
     for one in parameters:
-        if some and sum(local_of(each).numel() for each in (*some, one)) > CHUNK:
+        if some and sum(local_of(each).numel() for each in (*some, one)) > UPDATED:
             yield some
             some = []
         some.append(one)
