@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -687,6 +688,17 @@ def test_a_change_that_no_layout_can_have_is_refused() -> None:
         plan(strategy="tp1", technique="comm")
     with pytest.raises(Refused, match="the engine deepspeed cannot leave collectives out"):
         plan(strategy="dp2zero1", ablate="comm")
+
+
+def test_of_a_change_whose_loss_is_no_number_no_time_is_told(store: Store) -> None:
+    asked, silent = plan(strategy="dp2", technique="comm")
+    without = row(store, silent, 0, 0.30)
+    lost = replace(without, result=replace(without.result, loss=math.nan))
+    found = compared([row(store, asked, 0, 0.50), lost])
+    (effect,) = found.effects
+    assert (effect.saved_pct, effect.step_time.with_it) == (None, pytest.approx(300.0))
+    (reason,) = found.lost
+    assert reason.startswith("dp2 without comm has a loss that is no number")
 
 
 def test_each_change_has_a_row_beside_what_was_asked(store: Store) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import gc
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,6 +16,7 @@ import torch.distributed as dist
 from training_runs import FEW, LOAD, alone, shape_of, training_plan
 
 from strategies.training import training_traffic
+from workers.engines.training import silent
 from workers.engines.training.batches import batches
 from workers.engines.training.counting import Counting
 from workers.engines.training.pipeline import columns_of
@@ -145,3 +148,42 @@ def test_without_collectives_a_step_has_the_shapes_and_the_calls_that_it_has_wit
     expected = training_traffic(plan.placement, plan.model, LOAD, 0)
     assert sent == {(one.op, one.axis): one.bytes for one in expected if (one.op, one.axis) in sent}
     assert len(sent) == (0 if layout == "dp2" else len(expected))  # a hook stands for those of DDP
+
+
+@pytest.mark.usefixtures("two_ranks")
+def test_without_collectives_what_is_scattered_is_a_ranks_own_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torch 2.11 leaves it unwritten, torch 2.13 does not."""
+    taken: list[int] = []
+
+    def own_part(output: Any, source: Any, *rest: Any) -> Any:
+        taken.append(output.numel())
+        return part_of(output, source, *rest)
+
+    part_of, world = silent._own_part, dist.group.WORLD
+    assert world is not None
+    monkeypatch.setattr(silent, "_own_part", own_part)
+    monkeypatch.setattr(silent, "_takes_own_part", lambda _: False)
+    kept = silent.reducing_own_parts(world, torch.device("cpu"))
+    source, output = torch.arange(4.0), torch.full((2,), torch.nan)
+    dist.reduce_scatter_tensor(output, source)
+    functional: Any = torch.ops._c10d_functional
+    other = functional.reduce_scatter_tensor(source, "sum", 2, world.group_name)
+    assert output.tolist() == functional.wait_tensor(other).tolist() == [0.0, 1.0]
+    assert taken == [2, 2]
+    assert kept is not None
+    del kept
+    gc.collect()
+    dist.reduce_scatter_tensor(output, source)
+    assert taken == [2, 2]
+
+
+@pytest.mark.parametrize("layout", ["tp2", "fsdp2"])
+@pytest.mark.usefixtures("two_ranks")
+def test_without_collectives_losses_are_numbers(layout: str) -> None:
+    plan = training_plan(layout, shape_of("Llama"), None, ablation="comm")
+    trainer = Trainer(0, plan, torch.device("cpu"))
+    trainer.reset()
+    steps = batches(plan, TrainingWork(4), trainer.replica, range(4))
+    assert all(math.isfinite(trainer.step(tokens).loss) for tokens in steps)

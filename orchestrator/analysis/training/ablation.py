@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import isfinite
 from statistics import fmean
 
 from orchestrator.analysis.comparing.ablation import Sides, pairs_of, sides_of
@@ -40,7 +41,10 @@ class TrainingEffect:
         "nat",
     )
     saved_pct: float | None = column(
-        "what the step is shorter by with it", "%", formula="100 x (1 - with / as asked)"
+        "what the step is shorter by with it; null where a loss is no number, as GPUs run at a "
+        "higher clock on matrices of NaN",
+        "%",
+        formula="100 x (1 - with / as asked)",
     )
     exposed_pct: float | None = column(
         "without collectives: communication that the profile of the whole cell saw exposed, to "
@@ -74,13 +78,25 @@ def training_effects(
 
 
 def without_result(runs: Sequence[Trained]) -> list[str]:
-    """Why changed cells have no result, a line each."""
+    """Why changed cells have no result, or none of time, a line each."""
     changed = grouped((run for run in runs if run.cell.ablation != "none"), lambda run: run.cell)
-    return [
-        f"{cell.layout} {mine[-1].status}: {mine[-1].reason}"
-        for cell, mine in changed.items()
-        if not completed(mine)
-    ]
+    reasons = ((cell.layout, _why_without(mine)) for cell, mine in changed.items())
+    return [f"{layout} {reason}" for layout, reason in reasons if reason]
+
+
+def _why_without(runs: Sequence[Trained]) -> str | None:
+    done = completed(runs)
+    if not done:
+        return f"{runs[-1].status}: {runs[-1].reason}"
+    if _is_sound(done):
+        return None
+    return "has a loss that is no number: on NaN a GPU's clock is higher, so its time says nothing"
+
+
+def _is_sound(runs: Sequence[Trained]) -> bool:
+    """Whether all losses are numbers."""
+    losses = (run.result.loss for run in runs)
+    return all(isfinite(loss) for loss in losses if loss is not None)
 
 
 def _effect(
@@ -101,7 +117,7 @@ def _effect(
         loss_difference=None
         if is_silent or losses[0] is None or losses[1] is None
         else losses[0] - losses[1],
-        saved_pct=_saved(sides["step_time"]),
+        saved_pct=_saved(sides["step_time"]) if _is_sound(changed) else None,
         exposed_pct=None if share is None else 100.0 * share,
         **sides,
     )

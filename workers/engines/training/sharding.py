@@ -29,36 +29,36 @@ from torch.nn.parallel import DistributedDataParallel
 
 from strategies.placement import Placement
 from strategies.shapes import ModelShape
+from workers.engines.training import silent
 from workers.engines.training.counting import ALONE
 from workers.engines.training.model import StageModule
 from workers.rank import giving_way
 from workers.weights import Source
 
-NOTHING = "fake"  # torch's name of a backend that moves nothing
 HEAD_NORMS = ("q_norm", "k_norm")
 
 
 def mesh_of(
-    placement: Placement, device: torch.device, timeout: timedelta, silent: bool = False
+    placement: Placement, device: torch.device, timeout: timedelta, is_silent: bool = False
 ) -> DeviceMesh | None:
     """The mesh of the placement, with an axis of one rank more; None for a single rank. timeout: of
-    its collectives. silent: these return at once and move nothing, their outputs having the shapes
-    that they would."""
+    its collectives. is_silent: these return at once and move nothing, their outputs having the
+    shapes that they would."""
     if placement.num_ranks == 1:
         return None
     axes = dict(placement.mesh)
     names = [*(name for name in axes if name != "tp"), ALONE, *(["tp"] if "tp" in axes else [])]
     sizes = tuple(axes.get(name, 1) for name in names)
-    if silent:
-        from torch.testing._internal.distributed import fake_pg  # noqa: F401  # it registers NOTHING
+    if is_silent:
+        silent.register()
     with giving_way(device):
         mesh = init_device_mesh(
             device.type,
             sizes,
             mesh_dim_names=tuple(names),
-            backend_override=dict.fromkeys(names, NOTHING) if silent else None,
+            backend_override=dict.fromkeys(names, silent.NOTHING) if is_silent else None,
         )
-    for name in () if silent else names:
+    for name in () if is_silent else names:
         _set_pg_timeout(timeout, mesh.get_group(name))
     return mesh
 
@@ -96,7 +96,7 @@ def distributed(
             init_sync=False,
             broadcast_buffers=False,
         )
-        if dist.get_backend(group) == NOTHING:  # it wants a result
+        if dist.get_backend(group) == silent.NOTHING:  # it wants a result
             replicated.register_comm_hook(None, noop_hook)
         return replicated
     return stage

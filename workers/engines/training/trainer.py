@@ -34,6 +34,7 @@ from workers.engines.training.sharding import (
     mesh_of,
     sum_partial,
 )
+from workers.engines.training.silent import reducing_own_parts
 from workers.engines.training_state import Read, TrainingState
 from workers.messages import EnginePlan
 from workers.weights import open_source
@@ -59,7 +60,12 @@ class Trainer:
         self.dtype, self.device = getattr(torch, plan.dtype), device
         self._source, self._plan = open_source(plan.checkpoint), plan
         timeout = timedelta(seconds=plan.timeout_s)
-        self._mesh: Any = mesh_of(placement, device, timeout, silent=plan.ablation == "comm")
+        is_silent = plan.ablation == "comm"
+        mesh = mesh_of(placement, device, timeout, is_silent)
+        self._mesh: Any = mesh
+        self._silence = (
+            reducing_own_parts(mesh.get_group(0), device) if mesh and is_silent else None
+        )
         self.stages = stages_of(plan, rank)
         if asked.is_fp8:
             for stage in self.stages:
@@ -83,8 +89,7 @@ class Trainer:
         sums = any(isinstance(module, DistributedDataParallel) for module in self.modules)
         if sums:
             self._settle_buckets()
-        fusion = plan.switches.fusion
-        fused = fusion == "on" or (device.type == "cuda" and fusion != "off")
+        fused = is_compiled or (device.type == "cuda" and plan.switches.fusion != "off")
         self.optimizer = Optimizer(
             self.stages, fused, keeps=sums, offloads=asked.offload == "optimizer"
         )
