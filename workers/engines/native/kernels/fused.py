@@ -16,8 +16,11 @@ from torch import Tensor
 from workers.engines.native.kernels import reference
 from workers.engines.native.kernels.early import in_turn, launched
 
-# Enough programs to give every multiprocessor of a large GPU two.
-_TARGET_PROGRAMS = 264
+# Enough programs to give every multiprocessor of a large GPU two, and those that it runs at once:
+# five each.
+_TARGET_PROGRAMS, _PLACES = 264, 660
+_MANY = 192  # contexts that need no parts where they are short
+_LONG = 16  # pages of a context from which on parts are worth their join
 _LOG2_E = 1.4426950408889634  # scores are powers of 2 inside, which the GPU has an instruction for
 
 
@@ -204,7 +207,7 @@ def decode_attention(
         window or 0,
     )
     grid, scale = (batch, kv_heads, splits), dim**-0.5 * _LOG2_E
-    _decode[grid](*tensors, scale, pages, *sizes, num_warps=4, num_stages=3, **launched(batch))
+    _decode[grid](*tensors, scale, pages, *sizes, num_warps=2, num_stages=3, **launched(batch))
     if splits > 1:
         block = triton.next_power_of_2(splits)
         joined, warps = (parts, sums, out, splits, block, dim), max(2, block // 16)
@@ -214,7 +217,13 @@ def decode_attention(
 
 def _splits(contexts: int, pages: int) -> int:
     """Parts of each context of at most `pages` pages: of 2 pages or more, and where there would be
-    more than 16 of them, of 4 or more."""
+    more than 16 of them, of 4 or more. Two of long ones whose last round would leave most of the
+    GPU without a program."""
+    is_long = pages >= _LONG
+    if contexts >= _MANY and not is_long:
+        return 1
+    if contexts > _PLACES:
+        return 2 if is_long and contexts % _PLACES <= _PLACES // 4 else 1
     most = min(-(-pages // 2), max(16, -(-pages // 4)), 64)
     return max(1, min(-(-_TARGET_PROGRAMS // contexts), most))
 
