@@ -21,8 +21,8 @@ FAST = not ray and not ranks and not gpu and not browser and not nodes and not n
 # Thousands of processes are started, each of which would compile the modules of this project anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-vllm test test-ray test-others test-ranks test-fast test-nodes test-vllm chaos corruption \
-  lint docs audit clean
+.PHONY: demo demo-vllm test test-waiting test-ray test-others test-ranks test-fast test-nodes test-vllm \
+  chaos corruption lint docs audit clean
 
 demo: $(READY)
 	$(BIN)/orchestrator submit --config examples/demo.yaml
@@ -32,15 +32,19 @@ demo-vllm: $(VLLM_READY)
 	$(VLLM_BIN)/orchestrator submit --engine torch,vllm --strategy tp2,dp2 --device cpu --input-len 32 \
 	  --output-len 16 --max-concurrency 4 --num-prompts 8 --num-warmups 1
 
-# Tests with a Ray wait for much of their time, and so have others beside them, but no other Ray: that one
-# would outlast what they wait. The others compute, and give way, so that a Ray has a core when its wait
-# ends. Ranks compute on all cores, and have them to themselves.
+# Tests with a Ray or with ranks wait for much of their time, and so have others beside them, but no other
+# Ray: that one would outlast what they wait. Ranks compute on all cores in between, and come after the Ray.
+# The others compute, and give way, so that a Ray or a rank has a core when its wait ends.
 #
 # Where a checkout takes less than a second, git has as new a time of its index as of the files, and reads
 # all of them whenever a run asks whether one was changed, until the index is written anew.
 test: $(READY)
 	@git update-index -q --refresh || true
-	$(MAKE) --jobs 2 test-ray test-others
+	$(MAKE) --jobs 2 test-waiting test-others
+
+# One after the other, whatever the number of jobs.
+test-waiting: $(READY)
+	$(MAKE) test-ray
 	$(MAKE) test-ranks
 
 # The folders that may have them (tests/conftest.py): to import the tests of all others takes seconds.

@@ -8,9 +8,10 @@ import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 
 from strategies import checks
+from strategies.entries import entry_points
 from strategies.errors import LayoutError
 from strategies.guarded import LIMIT_S, guarded
 from strategies.placement import Placement

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 
 from orchestrator.errors import UserError
 from orchestrator.plan.datasets import registry
 from orchestrator.plan.datasets.rows import Format
+from strategies.entries import entry_points
 from strategies.registry import discover
 from workers import engines
 from workers.versions import PROJECT

@@ -158,7 +158,8 @@ class Store:
         What an earlier try left is dropped: its tables, and what it had to say of its failure where
         this one is completed.
         """
-        of_run = {name: named(table, self.run_key(run)) for name, table in tables.items()}
+        key = self.run_key(run)
+        of_run = {name: named(table, key) for name, table in tables.items()}
         last = outcome.schema.metadata[b"table"].decode()
         with self._writing():
             for table, content in {**of_run, last: outcome}.items():

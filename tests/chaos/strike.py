@@ -73,16 +73,16 @@ def strike(case: Case, site: str, folder: Path) -> Outcome:
     sessions.mkdir()
     environment = _environment(sessions, full=case.event == "full disk")
     with _head(case, site, folder / "h") as (address, servers):
-        driver = _start(site, results, environment, address)
+        driver = _start(site, results, environment, case.phase, address)
         said = _wait_for(driver, case.phase)
         before = kept(results)
-        other = _strike(case, driver, servers, (site, results, environment))
+        other = _strike(case, driver, servers, (site, results, environment, case.phase))
         struck = time.monotonic()
         rest, errors = _ended(driver)
         left = _left(sessions, driver.pid, case)
         gone_s = time.monotonic() - struck
     lost = len(before.lost(kept(results)))
-    resumed = _resumes(site, results, _environment(sessions))
+    resumed = _resumes(site, results, _environment(sessions), case.phase)
     text = [*said, *rest.splitlines(), *errors.splitlines(), *other]
     return Outcome(
         case.event,
@@ -104,9 +104,9 @@ def _environment(sessions: Path, full: bool = False) -> dict[str, str]:
 
 
 def _start(
-    site: str, results: Path, environment: dict[str, str], address: str | None = None
+    site: str, results: Path, environment: dict[str, str], phase: str, address: str | None = None
 ) -> subprocess.Popen[str]:
-    command = [sys.executable, str(HERE / "victim.py"), site, str(results)]
+    command = [sys.executable, str(HERE / "victim.py"), site, str(results), phase]
     return subprocess.Popen(
         [*command, *([address] if address else [])],
         stdout=subprocess.PIPE,
@@ -133,7 +133,7 @@ def _strike(
     case: Case,
     driver: subprocess.Popen[str],
     servers: dict[str, psutil.Process],
-    again: tuple[str, Path, dict[str, str]],
+    again: tuple[str, Path, dict[str, str], str],
 ) -> list[str]:
     """What another driver said, if the strike is one."""
     if case.event in (TERM, HUP):
@@ -189,10 +189,10 @@ def _left(sessions: Path, driver: int, case: Case) -> list[str]:
     return running + folders
 
 
-def _resumes(site: str, results: Path, environment: dict[str, str]) -> bool:
+def _resumes(site: str, results: Path, environment: dict[str, str], phase: str) -> bool:
     """Whether the same command ends well, with both runs completed. Nothing strikes it, so that it
     needs no pauses."""
-    driver = _start(site, results, {**environment, PAUSES: "0"})
+    driver = _start(site, results, {**environment, PAUSES: "0"}, phase)
     _ended(driver)
     runs = list(results.rglob("summary/*.arrow"))
     failed = list(results.rglob("failures/*.r0.txt"))

@@ -1,5 +1,5 @@
-"""A driver that things happen to: one cell that ends at once, one whose every phase takes a while.
-Usage: victim.py SITE RESULT_DIR [ADDRESS].
+"""A driver that things happen to: of its second cell, one phase takes a while.
+Usage: victim.py SITE RESULT_DIR PHASE [ADDRESS].
 
 It tells each phase on stdout as it begins, so that who strikes knows when.
 """
@@ -95,24 +95,29 @@ def full_disk() -> Any:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def planned() -> PlannedDeployment:
-    one = deployment(
-        "tp1", [(fake_engine.SERVE, 0), (fake_engine.PAUSE, 0)], build_order=fake_engine.PAUSE
-    )
+def planned(slow: str) -> PlannedDeployment:
+    """Two cells. slow: the phase in which the engine pauses."""
+
+    def order(*phases: str) -> int:
+        return fake_engine.PAUSE if slow in phases else fake_engine.SERVE
+
+    orders = [(fake_engine.SERVE, 0), (order("measuring", "observing"), 0)]
+    one = deployment("tp1", orders, build_order=order("building"))
     first, second = one.cells
-    warmup = Work(fake_engine.requests(1, fake_engine.PAUSE), 1)
+    warmup = Work(fake_engine.requests(1, order("warm-up")), 1)
     return replace(one, cells=(first, replace(second, warmup=warmup)))
 
 
-def main(site: str, folder: str, address: str | None = None) -> int:
+def main(site: str, folder: str, phase: str, address: str | None = None) -> int:
     sys.path.append(site)
-    Store.write_run = slow_writing(Store.write_run)  # type: ignore[method-assign]
+    if phase == "writing":
+        Store.write_run = slow_writing(Store.write_run)  # type: ignore[method-assign]
     driver.connect = functools.partial(driver.connect, dashboard=False)  # type: ignore[assignment]
     asked, stop = Experiment(result_dir=Path(folder), timeout=60, num_warmups=1), Stop()
     tell("connecting")
     try:
         with stop, join(address) if address else contextlib.nullcontext() as cluster:
-            driver.run_experiment([planned()], asked, Lines(), cluster)
+            driver.run_experiment([planned(phase)], asked, Lines(), cluster)
     except KeyboardInterrupt:
         return stop.status
     except (UserError, OSError) as error:

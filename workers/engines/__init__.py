@@ -11,9 +11,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
+from strategies.entries import entry_points
 from strategies.errors import Refused
 from strategies.guarded import LIMIT_S, guarded
 from workers.clock import Clock

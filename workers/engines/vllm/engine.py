@@ -15,10 +15,10 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from strategies.entries import entry_points
 from strategies.memory import weight_bytes
 from workers.engines.vllm.ablation import ABLATED
 from workers.engines.vllm.dummy_model import dummy_model
