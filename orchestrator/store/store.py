@@ -158,9 +158,8 @@ class Store:
         What an earlier try left is dropped: its tables, and what it had to say of its failure where
         this one is completed.
         """
-        key = self.run_key(run)
+        key, last = self.run_key(run), outcome.schema.metadata[b"table"].decode()
         of_run = {name: named(table, key) for name, table in tables.items()}
-        last = outcome.schema.metadata[b"table"].decode()
         with self._writing():
             for table, content in {**of_run, last: outcome}.items():
                 self._write(self._part(table, run.name), content)
