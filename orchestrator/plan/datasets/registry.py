@@ -6,14 +6,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from orchestrator.errors import UserError
 from orchestrator.plan.datasets import chats, prompts, traces
 from orchestrator.plan.datasets.files import rows
 from orchestrator.plan.datasets.rows import CannotRun, Entry, Format, Row
-from strategies.entries import entry_points
 
 GROUP = "orchestrator.datasets"
 AUTO = "auto"
