@@ -29,7 +29,7 @@ class MemoryWatch:
     for lack of memory before."""
 
     def __init__(self) -> None:
-        self._kills, self._most = oom_kills(), 0
+        self._kills, self._most = oom_kills(), used_memory()
 
     def look(self) -> None:
         """See how much is in use."""

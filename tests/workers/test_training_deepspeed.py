@@ -63,7 +63,12 @@ def test_in_bf16_updates_are_of_float32(layout: str, pool: Pool) -> None:
 
 @pytest.mark.parametrize(
     ("layout", "offload"),
-    [("dp2zero1", "optimizer"), ("dp2zero2", "optimizer"), ("dp2zero3", "optimizer+params")],
+    [
+        ("dp2zero1", "optimizer"),
+        ("dp2zero2", "optimizer"),
+        ("dp2zero3", "optimizer"),
+        ("dp2zero3", "optimizer+params"),
+    ],
 )
 def test_what_zero_keeps_in_main_memory_changes_no_loss(
     layout: str, offload: Any, pool: Pool
