@@ -20,6 +20,8 @@ LOST_PEER = (
     "gloo",
     "TCPStore",
 )
+# How a process ended of which Ray knows only that it is gone.
+UNKNOWN_END = "it crashed or was killed; the kernel's log says whether memory ran out"
 
 
 class RunFailed(Exception):
@@ -83,7 +85,7 @@ def _exit_of(error: RayActorError) -> str:
         return " (ended by Ray: the node was low on memory)"
     found = re.search(r"Worker exit detail: ([^\n]+)", str(error))
     if found is None or "connection error" in found.group(1):
-        return " (it crashed or was killed; the kernel's log says whether memory ran out)"
+        return f" ({UNKNOWN_END})"
     return f" ({found.group(1).strip().split('. ')[0].rstrip('.')})"
 
 

@@ -22,6 +22,7 @@ from orchestrator.cluster.connection import NO_MASK, Cluster
 from orchestrator.cluster.environment import WORKER_ENVIRONMENT
 from orchestrator.cluster.failures import RunFailed
 from orchestrator.cluster.hanging import hanging, stands_of
+from orchestrator.cluster.main_memory import MemoryWatch
 from orchestrator.cluster.nodes import RESOURCES, START_S, of_lost_nodes
 from orchestrator.cluster.processes import end, processes, uninterrupted
 from orchestrator.cluster.ranks import Place, in_rank_order, meeting_host, ranks_at, shared_out
@@ -69,6 +70,7 @@ class WorkerGroup:
         self._places: list[Place] = []
         self._of_bundles: tuple[str, ...] = ()  # addresses of their nodes
         self._reports: list[Path] = []  # of Nsight Systems, each on its rank's node
+        self._memory = MemoryWatch()
         self._counted = 0  # the rank that Nsight Compute watches, where it does
 
     @classmethod
@@ -162,11 +164,18 @@ class WorkerGroup:
         """The answers of all ranks. Raises RunFailed, which names a node that was lost."""
         check = self._cluster.check_alive
         try:
-            return gather(refs, what, timeout_s, check, self._hanging, self._step)
+            return gather(refs, what, timeout_s, self._check, self._hanging, self._step)
         except RunFailed as failure:
             if self._cluster.embedded:
-                raise
+                raise self._memory.explained(failure) from None
             raise of_lost_nodes(failure, dict(enumerate(self.nodes)), check) from None
+
+    def _check(self) -> None:
+        """Raise ClusterLost where the cluster is gone, and see what its workers leave of main
+        memory where they are on this machine."""
+        self._cluster.check_alive()
+        if self._cluster.embedded:
+            self._memory.look()
 
     def _hanging(self, pending: Sequence[int]) -> str:
         """Which of the ranks that have not answered the others wait for."""

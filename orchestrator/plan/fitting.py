@@ -4,12 +4,14 @@ reserved."""
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from collections.abc import Sequence
 
 from orchestrator.cluster import hardware
+from orchestrator.cluster.main_memory import main_memory
 from orchestrator.errors import UserError
 from strategies import Load, Topology, TrainingLoad, memory
-from strategies.training import TrainingMemory, training_memory
+from strategies.training import HostMemory, TrainingMemory, training_memory
+from strategies.training.host import PROCESS_BYTES, USABLE
 from workers.messages import EnginePlan
 from workers.units import format_bytes
 
@@ -40,18 +42,55 @@ def check_training_memory(plan: EnginePlan, topology: Topology) -> None:
             f"{named}: a GPU would take {format_bytes(fullest.total)} ({_split(fullest)}), and has "
             f"{format_bytes(topology.memory_bytes)}; {_lighter(plan.training)}"
         )
-    on_cpu = sum(one.total for one in ranks) if plan.device == "cpu" else 0
-    taken, there = on_cpu + sum(one.host for one in ranks), main_memory()
-    if taken > there and len({device.node for device in topology.devices}) == 1:
-        each = f" (each up to {_split(fullest)})" if on_cpu else ""
+    if len({device.node for device in topology.devices}) > 1:
+        return
+    if plan.device == "cpu":
+        _check_cpu_ranks(named, ranks)
+    elif any(one.host.total for one in ranks):
+        _check_host(named, plan, ranks)
+
+
+def _check_cpu_ranks(named: str, ranks: Sequence[TrainingMemory]) -> None:
+    """Raise UserError where ranks that compute on this machine's CPU take more than it has."""
+    taken, there = sum(one.total + one.host.total for one in ranks), main_memory()
+    if taken > there:
+        fullest = max(ranks, key=lambda one: one.total)
         raise UserError(
-            f"{named}: its {len(ranks)} ranks would take {format_bytes(taken)} of main memory"
-            f"{each}, and this machine has {format_bytes(there)}; use a smaller model, shorter "
-            "sequences or a smaller micro-batch, or cut it over the ranks (fsdp, tp, pp, zero)"
+            f"{named}: its {len(ranks)} ranks would take {format_bytes(taken)} of main memory "
+            f"(each up to {_split(fullest)}), and this machine has {format_bytes(there)}; use a "
+            "smaller model, shorter sequences or a smaller micro-batch, or cut it over the ranks "
+            "(fsdp, tp, pp, zero)"
         )
 
 
-def _split(taken: TrainingMemory) -> str:
+def _check_host(named: str, plan: EnginePlan, ranks: Sequence[TrainingMemory]) -> None:
+    """Raise UserError where what ranks keep in the main memory of this machine, beside their
+    processes, is more than may be used of it."""
+    taken, there = sum(one.host.total + PROCESS_BYTES for one in ranks), main_memory()
+    if taken <= USABLE * there:
+        return
+    most = max((one.host for one in ranks), key=lambda one: one.total)
+    raise UserError(
+        f"{named}: its {len(ranks)} ranks would take {format_bytes(taken)} of main memory (each up "
+        f"to {_split(most)}, and {format_bytes(PROCESS_BYTES)} of its process), and of this "
+        f"machine's {format_bytes(there)}, {format_bytes(int(USABLE * there))} may be used; "
+        f"{_lighter_on_host(plan)}"
+    )
+
+
+def _lighter_on_host(plan: EnginePlan) -> str:
+    """What would take less of main memory."""
+    assert plan.training is not None, "the plan trains"
+    if plan.training.offload == "none":  # activations are there
+        return "use shorter sequences, a smaller micro-batch or --activation-checkpointing full"
+    if plan.training.offload == "optimizer+params":
+        return "use a smaller model, or --offload optimizer, which leaves weights on the GPUs"
+    less = ", or --engine torch, which keeps no gradients there"
+    has_zero = plan.placement.option("zero_stage") is not None
+    return f"use a smaller model or more machines{less if has_zero else ''}"
+
+
+def _split(taken: TrainingMemory | HostMemory) -> str:
     """What a rank takes, by what it is for."""
     parts = {
         "weights": taken.weights,
@@ -109,15 +148,6 @@ def gpu_memory(asked: str | None) -> int:
     """Bytes of memory of one GPU: as asked, "141GB", else of the smallest one here; 0 where there
     is none. Raises UserError for what is not an amount of memory."""
     return parse_bytes(asked) if asked else hardware.local_topology("cuda").memory_bytes
-
-
-def main_memory() -> int:
-    """Bytes of main memory that this process may use: the machine's, or less where a control group
-    says so."""
-    total = hardware.host().memory_bytes
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    return min(total, int(text)) if text.isdigit() else total
 
 
 def _check_main_memory(plan: EnginePlan) -> None:

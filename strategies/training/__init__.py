@@ -3,10 +3,12 @@ step. Pure data and functions."""
 
 from strategies.training.batches import bubble_share, check_batches, micro_batches
 from strategies.training.flops import flops_per_token, model_flops_utilization
+from strategies.training.host import HostMemory
 from strategies.training.memory import TrainingMemory, fullest, training_memory
 from strategies.training.traffic import TrainingTraffic, training_traffic
 
 __all__ = [
+    "HostMemory",
     "TrainingMemory",
     "TrainingTraffic",
     "bubble_share",

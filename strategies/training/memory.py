@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from strategies.memory import RESERVE_BYTES
 from strategies.placement import Placement
 from strategies.shapes import ModelShape, TrainingLoad
-from strategies.training.activations import kept_bytes
-from strategies.training.batches import micro_batches
 from strategies.training.elements import kept_elements
+from strategies.training.host import HostMemory, host_memory, is_on_host
 from strategies.training.moments import fullest_moment
 
 # Bytes of a parameter, of its gradient, and of what AdamW keeps for it: two moments in float32, and
@@ -26,8 +25,8 @@ class TrainingMemory:
     weights, gradients: in the precision that is computed in. optimizer: its state, and the float32
     copy of the weights. activations: those kept for the backward pass and those worked with.
     buffers: parameters and gradients that are whole only while they are used, buckets, what a
-    pipeline receives into, and what an update needs. host: bytes in main memory, of
-    this rank too. Gradients, activations and buffers are those of the moment that takes the most.
+    pipeline receives into, and what an update needs. host: what lies in main memory
+    of this rank. Gradients, activations and buffers are those of the moment that takes the most.
     """
 
     weights: int
@@ -35,7 +34,7 @@ class TrainingMemory:
     optimizer: int
     activations: int
     buffers: int
-    host: int = 0
+    host: HostMemory = field(default_factory=HostMemory)
 
     @property
     def total(self) -> int:
@@ -79,39 +78,15 @@ def _of_rank(
     weight, gradient, state = KEPT["fp32" if load.precision == "fp32" else "mixed"]
     kept = {of: kept_elements(placement, model, rank, of) for of in placement.cuts}
     whole = gradient * kept["grads"]
-    on_host = _gradients_on_host(placement, load)
+    on_host = is_on_host(placement, load)
     made, activations, buffers = fullest_moment(
         placement, model, load, rank, 0 if on_host else whole
     )
-    _, kept_on_host = kept_bytes(placement, model, load, rank, micro_batches(placement, load))
-    memory = TrainingMemory(
-        weights=weight * kept["params"],
+    return TrainingMemory(
+        weights=0 if load.offload == "optimizer+params" else weight * kept["params"],
         gradients=made,
-        optimizer=state * kept["optimizer"],
+        optimizer=0 if load.offload != "none" else state * kept["optimizer"],
         activations=activations,
         buffers=buffers,
-        host=kept_on_host + (whole if on_host else 0),
+        host=host_memory(placement, model, load, rank),
     )
-    return _offloaded(memory, placement, load)
-
-
-def _gradients_on_host(placement: Placement, load: TrainingLoad) -> bool:
-    """Whether gradients lie in main memory: those of what reads them there (ZeRO 2 and 3: Ren et
-    al., arXiv:2101.06840, section 4; FSDP2)."""
-    if load.offload == "none":
-        return False
-    return load.offload == "optimizer+params" or placement.option("zero_stage") in ("2", "3")
-
-
-def _offloaded(memory: TrainingMemory, placement: Placement, load: TrainingLoad) -> TrainingMemory:
-    """The same with what lies in main memory moved there: the optimizer's state, and perhaps the
-    weights."""
-    if load.offload == "none":
-        return memory
-    stage, takes_weights = placement.option("zero_stage"), load.offload == "optimizer+params"
-    host = memory.host + memory.optimizer
-    if not stage and not takes_weights and load.precision == "fp32":
-        host += memory.optimizer // 2  # a copy of the weights, as large as one of two moments
-    if not takes_weights:
-        return replace(memory, optimizer=0, host=host)
-    return replace(memory, weights=0, optimizer=0, host=host + memory.weights)

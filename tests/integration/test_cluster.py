@@ -14,6 +14,7 @@ import psutil
 import pytest
 from driver_inputs import plan
 
+from orchestrator.cluster import main_memory
 from orchestrator.cluster.address import address_of
 from orchestrator.cluster.connection import Cluster, connect
 from orchestrator.cluster.failures import RunFailed
@@ -272,6 +273,18 @@ def test_the_rank_that_failed_is_named_rather_than_one_that_lost_it(ray_cluster)
     group.build(60)
     with pytest.raises(RunFailed, match="the worker of rank 1 died"):
         group.run(Work(fake_engine.requests(2, fake_engine.DIE_AND_BREAK, 1), 2), 60)
+    group.kill()
+
+
+def test_a_worker_that_dies_while_the_kernel_ends_processes_ran_out_of_memory(
+    ray_cluster, monkeypatch
+):
+    group = started(ray_cluster, 1)
+    group.build(60)
+    kills = main_memory.oom_kills()
+    monkeypatch.setattr(main_memory, "oom_kills", lambda: kills + 1)
+    with pytest.raises(RunFailed, match=r"0 died \(main memory ran out: [1-9].* of [1-9].*\)$"):
+        group.run(Work(fake_engine.requests(2, fake_engine.DIE, 0), 2), 60)
     group.kill()
 
 

@@ -86,7 +86,36 @@ def test_what_is_offloaded_must_fit_into_the_main_memory_of_one_machine() -> Non
     fields = {"activation_checkpointing": "cpu-offload", "micro_batch_size": 32, "seq_len": 8192}
     taken = 2 * 32 * 32 * 8192 * 4096 * 2
     assert taken > 64 * 10**9
-    with pytest.raises(UserError, match=r"its 2 ranks would take 137.4 GB of main memory, and th"):
+    with pytest.raises(UserError, match=r"would take 143.9 GB of main memory \(each up to 68.7 "):
         planned("fsdp2", "cuda", gpus(2, 2000), global_batch_size=64, **fields)
     apart = Topology(tuple(Place(f"node{i}", 0, 2000 * GIB, "H200") for i in range(2)))
     planned("fsdp2", "cuda", apart, global_batch_size=64, **fields)
+
+
+LARGE = {"model": "qwen2.5-14b", "global_batch_size": 8, "activation_checkpointing": "full"}
+
+
+@pytest.mark.parametrize(
+    ("layout", "engine", "gigabytes"),
+    [("dp2zero3", "deepspeed", 261), ("dp2zero2", "deepspeed", 321), ("fsdp2", "torch", 196)],
+)
+def test_what_an_optimizer_takes_in_main_memory_is_refused_with_its_split(
+    monkeypatch: pytest.MonkeyPatch, layout: str, engine: str, gigabytes: int
+) -> None:
+    """Of a machine, 95 in 100 bytes may be used. A 14B fits under ZeRO-3 into 270 GB."""
+    if engine == "deepspeed":
+        pytest.importorskip("deepspeed")
+    asked = {**LARGE, "engine": (engine,), "offload": "optimizer"}
+    monkeypatch.setattr(fitting, "main_memory", lambda: (gigabytes + 1) * 10**9)
+    planned(layout, "cuda", gpus(2, 141), **asked)
+    monkeypatch.setattr(fitting, "main_memory", lambda: (gigabytes - 1) * 10**9)
+    with pytest.raises(UserError, match=r"88.6 GB of optimizer state.* and 3.2 GB of its proc"):
+        planned(layout, "cuda", gpus(2, 141), **asked)
+
+
+def test_an_engine_that_keeps_fewer_gradients_in_main_memory_is_advised() -> None:
+    pytest.importorskip("deepspeed")
+    asked = {**LARGE, "engine": ("deepspeed",), "offload": "optimizer"}
+    message = r"29.5 GB of gradients.*of this machine's 64.0 GB, 60.8 GB may be used;.*engine torch"
+    with pytest.raises(UserError, match=message):
+        planned("dp2zero3", "cuda", gpus(2, 141), **asked)

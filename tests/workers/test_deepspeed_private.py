@@ -135,7 +135,10 @@ def test_zero_3_keeps_its_part_of_the_weights_in_float32() -> None:
 
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 
-    assert "self.fp32_partitioned_groups_flat" in inspect.getsource(DeepSpeedZeroOptimizer_Stage3)
+    source = inspect.getsource(DeepSpeedZeroOptimizer_Stage3)
+    for part in ("fp32_partitioned_groups_flat", "grad_partitions_flat_buffer"):
+        assert f"self.{part}" in source
+    assert "get_accelerator().pin_memory(" in source
 
 
 def test_what_zero_finds_its_moments_by_and_keeps_of_modules_and_scales() -> None:

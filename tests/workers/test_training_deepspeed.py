@@ -12,6 +12,9 @@ import torch
 from ranks import Pool
 from training_runs import FEW, LOAD, STEPS, alone, check_same, curve, shape_of, training_plan
 
+from strategies import TrainingLoad
+from strategies.training import training_memory
+from strategies.training.moments import BUCKET
 from workers.messages import TrainingWork
 from workers.training_records import TRAINING_COLLECTIVES
 
@@ -60,7 +63,12 @@ def test_in_bf16_updates_are_of_float32(layout: str, pool: Pool) -> None:
 
 @pytest.mark.parametrize(
     ("layout", "offload"),
-    [("dp2zero1", "optimizer"), ("dp2zero2", "optimizer"), ("dp2zero3", "optimizer+params")],
+    [
+        ("dp2zero1", "optimizer"),
+        ("dp2zero2", "optimizer"),
+        ("dp2zero3", "optimizer"),
+        ("dp2zero3", "optimizer+params"),
+    ],
 )
 def test_what_zero_keeps_in_main_memory_changes_no_loss(
     layout: str, offload: Any, pool: Pool
@@ -68,6 +76,40 @@ def test_what_zero_keeps_in_main_memory_changes_no_loss(
     plan = training_plan(layout, shape_of("Llama"), None, replace(LOAD, offload=offload))
     (reports,) = pool.serve(plan, TrainingWork(FEW), engine="deepspeed", counts=False)
     check_same(curve(reports), alone("Llama"))
+
+
+def kept_by(layout: str, load: TrainingLoad, pool: Pool) -> int:
+    """Bytes of all tensors of rank 0 after a step."""
+    dtype = "bfloat16" if load.precision == "bf16" else "float32"
+    plan = training_plan(layout, shape_of("Llama"), None, load, dtype=dtype)
+    try:
+        pool.build(plan, "deepspeed")
+        pool.call("count_nothing", [()] * 2)
+        pool.call("run", [(TrainingWork(1),)] * 2)
+        return int(pool.call("kept", [()] * 2)[0][0])
+    finally:
+        pool.call("close", [()] * 2)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("layout", ["dp2zero2", "dp2zero3"])
+def test_what_zero_keeps_in_main_memory_is_as_predicted(
+    layout: str, precision: Any, pool: Pool
+) -> None:
+    """Beside the weights and the buckets of the device, which is the same memory here."""
+    shape = shape_of("Llama")
+    load = replace(LOAD, precision=precision, offload="optimizer")
+    placement = training_plan(layout, shape, None, load).placement
+    predicted = training_memory(placement, shape, load)[0]
+    host, width = predicted.host, 2 if precision == "bf16" else 4
+    largest = max(math.prod(size) for _, size in shape.parameters())
+    if layout == "dp2zero3":  # what is there only while it is moved is gone
+        expected = host.total - host.buffers + predicted.weights + width * BUCKET
+    else:  # the device has a gradient of its own
+        expected = host.total + predicted.weights + width * largest
+    found = kept_by(layout, load, pool)
+    # A matrix of which a rank steps a part is summed whole.
+    assert found == pytest.approx(expected, abs=2 * width * largest)
 
 
 @pytest.mark.skipif(not has_float16(), reason="DeepSpeed has no float16 on this CPU")

@@ -86,6 +86,17 @@ def float32_parts(optimizer: Any) -> Sequence[Tensor]:
     return parts
 
 
+def share_gradients(optimizer: Any) -> Tensor:
+    """Have ZeRO-3 in main memory step from the gradients that it sums, in float32, in place of a
+    copy of them. Returns all of them, flat."""
+    summed: Tensor = optimizer.grad_partitions_flat_buffer
+    begin = 0
+    for part in float32_parts(optimizer):
+        part.grad = summed.narrow(0, begin, part.numel())
+        begin += part.numel()
+    return summed
+
+
 def inner_optimizer(engine: Any) -> Any:
     """torch's optimizer, around which DeepSpeed may have one of its own."""
     return getattr(engine.optimizer, "optimizer", engine.optimizer)

@@ -132,14 +132,20 @@ def _rows(explained: Sequence[TrainingExplanation]) -> Iterator[Row]:
     if any(one.bubble for one in explained):
         yield "waits in the pipeline", [percent(one.bubble, of=1.0) for one in explained]
     yield "layers", [between(rank.layers for rank in one.ranks) for one in explained]
-    host = ["host"] if any(rank.memory.host for one in explained for rank in one.ranks) else []
+    host = (
+        ["host"] if any(rank.memory.host.total for one in explained for rank in one.ranks) else []
+    )
     for part in (*PARTS, "total", *host):
-        held = ([getattr(rank.memory, part) for rank in one.ranks] for one in explained)
+        held = ([_held(rank.memory, part) for rank in one.ranks] for one in explained)
         yield HEADINGS.get(part, part), [between(one, format_bytes) for one in held]
     if explained[0].fits is not None:
         yield "fits", ["yes" if one.fits else "no" for one in explained]
     ranks = ([rank.collectives for rank in one.ranks] for one in explained)
     yield from sent(ranks, lambda one: f"{one.calls or UNTOLD}, {format_bytes(one.bytes)}")
+
+
+def _held(memory: TrainingMemory, part: str) -> int:
+    return memory.host.total if part == "host" else int(getattr(memory, part))
 
 
 def _render_one(explanation: TrainingExplanation, console: Console) -> None:
@@ -181,12 +187,12 @@ def _lines(explanation: TrainingExplanation) -> Iterator[str]:
 def _ranks_table(explanation: TrainingExplanation) -> Table:
     table = Table(box=SIMPLE_HEAD)
     axes = list(reversed(explanation.ranks[0].coordinates))  # outermost first
-    host = ["main\nmemory"] if any(one.memory.host for one in explanation.ranks) else []
+    host = ["main\nmemory"] if any(one.memory.host.total for one in explanation.ranks) else []
     for title in ("rank", *axes, "layers", *PARTS, "all", *host):
         table.add_column(title, justify="right")
     for one in explanation.ranks[:MOST_ROWS]:
         parts = [getattr(one.memory, part) for part in PARTS]
-        sizes = [*parts, one.total_bytes, *([one.memory.host] if host else [])]
+        sizes = [*parts, one.total_bytes, *([one.memory.host.total] if host else [])]
         table.add_row(
             str(one.rank),
             *(str(one.coordinates[axis]) for axis in axes),

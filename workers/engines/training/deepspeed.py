@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from workers.engines.deepspeed_pins import Pins
 from workers.engines.training.engine import TorchTrainer, Trains, switches_of
 from workers.engines.training.scaling import FIRST, INTERVAL
 from workers.engines.training.support import of_model
@@ -89,6 +90,7 @@ class Replica:
         with deepspeed_process.quiet():
             deepspeed_process.connect()
         self._engine: Any = None
+        self._pins = Pins()
 
     @property
     def replica(self) -> int:
@@ -167,6 +169,7 @@ class Replica:
         """Make DeepSpeed's engine anew, of a model that `fill` gives its weights."""
         import deepspeed
 
+        from workers.engines.deepspeed_private import share_gradients
         from workers.engines.deepspeed_process import check_dtype, quiet
         from workers.engines.training.deepspeed_states import begin_anew
         from workers.engines.training.model import stages_of
@@ -179,6 +182,9 @@ class Replica:
         stage.settle(self._asked.activation_checkpointing, fuses=False)
         stage.materialize(self._context.device)
         fill(stage)
+        is_pinned = plan.device == "cuda" and self._asked.offload != "none"
+        if is_pinned:
+            self._pins.install()
         with quiet():
             self._engine, *_ = deepspeed.initialize(
                 model=stage,
@@ -188,6 +194,10 @@ class Replica:
                 dist_init_required=False,
             )
         begin_anew(self._engine)
+        if _sums_in_main_memory(plan):
+            gradients = share_gradients(self._engine.optimizer)
+            if is_pinned:
+                self._pins.pin(gradients)
 
     def step(self, tokens: Tensor, counting: AbstractContextManager[Any] = NOTHING) -> StepResult:
         """Train on the sequences of this replica, int64 [sequences, seq_len + 1]."""
@@ -229,9 +239,11 @@ class Replica:
 
         from workers.engines import deepspeed_private
 
-        if self._engine is None:
+        if self._engine is None:  # it may have failed to begin
+            self._pins.close()
             return
         self._engine.destroy()
+        self._pins.close()
         deepspeed_private.free(self._engine)
         self._engine = None
         gc.collect()
@@ -262,10 +274,12 @@ def config_of(plan: EnginePlan) -> dict[str, Any]:
     asked, replicas = plan.training, plan.placement.num_replicas
     assert asked is not None, "the plan trains"
     stage = int(plan.placement.option("zero_stage") or 0)
-    in_main_memory = {"device": "cpu", "pin_memory": plan.device == "cuda"}
-    offloaded = {} if asked.offload == "none" else {"offload_optimizer": in_main_memory}
+    # Of ZeRO-3, what moves in every step is pinned once it is made: parameters, by DeepSpeed, and
+    # the gradients.
+    pinned = {"device": "cpu", "pin_memory": plan.device == "cuda" and stage < 3}
+    offloaded = {} if asked.offload == "none" else {"offload_optimizer": pinned}
     if asked.offload == "optimizer+params":
-        offloaded["offload_param"] = in_main_memory
+        offloaded["offload_param"] = pinned
     return {
         "train_batch_size": asked.global_batch_size,
         "train_micro_batch_size_per_gpu": asked.micro_batch_size,
@@ -290,5 +304,14 @@ def config_of(plan: EnginePlan) -> dict[str, Any]:
             "loss_scale_window": INTERVAL,
             "hysteresis": 1,
         },
+        "data_types": {"grad_accum_dtype": "fp32"} if _sums_in_main_memory(plan) else {},
         "steps_per_print": 10**9,
     }
+
+
+def _sums_in_main_memory(plan: EnginePlan) -> bool:
+    """Whether ZeRO-3 sums gradients in main memory. It would in the dtype of the weights, and step
+    from a second copy of them, in float32."""
+    asked = plan.training
+    assert asked is not None, "the plan trains"
+    return asked.offload != "none" and plan.placement.option("zero_stage") == "3"
