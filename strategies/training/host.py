@@ -87,11 +87,8 @@ def _of_zero(
     gradients = FLOAT32 * part
     largest = max(math.prod(shape) for _, shape in model.parameters())
     if stage == "3":
-        rounded = (
-            0
-            if load.precision == "fp32"
-            else c * min(part, SUB_GROUP + largest // placement.num_ranks)
-        )
+        sub_group = min(part, SUB_GROUP + largest // placement.num_ranks)
+        rounded = 0 if load.precision == "fp32" else c * sub_group
         compared = (FLOAT32 + 1) * part if load.precision == "fp16" else 0
         weights = c * part if load.offload == "optimizer+params" else 0
         return weights, gradients, max(rounded, compared)
