@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
@@ -37,6 +37,13 @@ class RunFailed(Exception):
     def within(self, what: str) -> RunFailed:
         """The same, and in what it came."""
         return RunFailed(f"{what}: {self.reason}", self.detail, self.lost_nodes)
+
+    def ended_by(self, lack: Callable[[], str | None]) -> RunFailed:
+        """The same; where it is unknown how a worker ended, with what it lacked."""
+        why = lack() if UNKNOWN_END in self.reason else None
+        if why is None:
+            return self
+        return RunFailed(self.reason.replace(UNKNOWN_END, why), self.detail, self.lost_nodes)
 
 
 def explain(failures: Sequence[tuple[int, RayError]]) -> RunFailed:

@@ -167,7 +167,7 @@ class WorkerGroup:
             return gather(refs, what, timeout_s, self._check, self._hanging, self._step)
         except RunFailed as failure:
             if self._cluster.embedded:
-                raise self._memory.explained(failure) from None
+                raise failure.ended_by(self._memory.lack) from None
             raise of_lost_nodes(failure, dict(enumerate(self.nodes)), check) from None
 
     def _check(self) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import psutil
 
 from orchestrator.cluster import hardware
-from orchestrator.cluster.failures import UNKNOWN_END, RunFailed
 from workers.units import format_bytes
 
 VMSTAT = Path("/proc/vmstat")
@@ -35,17 +34,13 @@ class MemoryWatch:
         """See how much is in use."""
         self._most = max(self._most, used_memory())
 
-    def explained(self, failure: RunFailed) -> RunFailed:
-        """The same failure; where a worker died and main memory ran out, that is the reason."""
-        if UNKNOWN_END not in failure.reason:
-            return failure
+    def lack(self) -> str | None:
+        """That main memory ran out, and how much was in use; None where it most likely did not."""
         there = main_memory()
         is_full = _limit() is None and self._most >= FULL * there  # else files are in it too
         if not is_full and oom_kills() <= self._kills:
-            return failure
-        taken = f"main memory ran out: {format_bytes(self._most)} of {format_bytes(there)}"
-        reason = failure.reason.replace(UNKNOWN_END, taken)
-        return RunFailed(reason, failure.detail, failure.lost_nodes)
+            return None
+        return f"main memory ran out: {format_bytes(self._most)} of {format_bytes(there)}"
 
 
 def oom_kills() -> int:

@@ -34,13 +34,13 @@ def watched() -> subject.MemoryWatch:
 
 
 def test_a_worker_that_died_beside_free_memory_may_have_crashed(system: Path) -> None:
-    assert watched().explained(DIED) is DIED
+    assert DIED.ended_by(watched().lack) is DIED
 
 
 def test_the_kernel_counts_those_that_it_ends(system: Path) -> None:
     watch = watched()
     (system / "vmstat").write_text("oom_kill 3\nswpin 9\n")
-    found = watch.explained(DIED)
+    found = DIED.ended_by(watch.lack)
     assert found.reason.startswith("the worker of rank 1 died (main memory ran out: ")
     assert found.detail == "all of it"
 
@@ -52,13 +52,13 @@ def test_memory_that_was_full_is_said_where_the_kernel_counts_nothing(
     watch = watched()
     use(monkeypatch, 0.1)  # what died has given its memory back
     watch.look()
-    assert "main memory ran out: " in watch.explained(DIED).reason
+    assert "main memory ran out: " in DIED.ended_by(watch.lack).reason
 
 
 def test_other_failures_stay_as_they_are(system: Path) -> None:
     watch, other = watched(), RunFailed("rank 0: ValueError: no")
     (system / "vmstat").write_text("oom_kill 3\n")
-    assert watch.explained(other) is other
+    assert other.ended_by(watch.lack) is other
 
 
 def test_a_control_group_limits_memory_and_counts_too(
@@ -71,8 +71,8 @@ def test_a_control_group_limits_memory_and_counts_too(
     (system / "memory.current").write_text("2999000000\n")
     assert subject.main_memory() == 3 * 10**9
     watch = watched()
-    assert watch.explained(DIED) is DIED  # files that were read are in it too
+    assert DIED.ended_by(watch.lack) is DIED  # files that were read are in it too
     (system / "memory.events").write_text("oom 1\noom_kill 1\n")
-    assert "main memory ran out: 3.0 GB of 3.0 GB" in watch.explained(DIED).reason
+    assert "main memory ran out: 3.0 GB of 3.0 GB" in DIED.ended_by(watch.lack).reason
     (system / "memory.max").write_text("max\n")
     assert subject.main_memory() == host().memory_bytes
