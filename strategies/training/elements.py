@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from strategies.placement import Of, Placement
 from strategies.shapes import ModelShape
@@ -12,11 +12,14 @@ from strategies.shapes import ModelShape
 
 def kept_elements(placement: Placement, model: ModelShape, rank: int, of: Of) -> int:
     """Elements of all parameters, gradients or optimizer states that `rank` keeps."""
-    return sum(
-        elements(placement.shard(name, shape, rank, of=of))
-        for name, shape in model.parameters()
-        if placement.holds(name, rank, model)
-    )
+    return sum(kept_sizes(placement, model, rank, of))
+
+
+def kept_sizes(placement: Placement, model: ModelShape, rank: int, of: Of) -> Iterator[int]:
+    """The same of each parameter."""
+    for name, shape in model.parameters():
+        if placement.holds(name, rank, model):
+            yield elements(placement.shard(name, shape, rank, of=of))
 
 
 def elements(box: Sequence[slice]) -> int:

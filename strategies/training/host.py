@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from strategies.placement import Of, Placement
+from strategies.placement import Placement
 from strategies.shapes import ModelShape, TrainingLoad
 from strategies.training.activations import compute_bytes, kept_bytes
 from strategies.training.batches import micro_batches
-from strategies.training.elements import elements, kept_elements
+from strategies.training.elements import kept_elements, kept_sizes
 from strategies.training.moments import FLOAT32, SUB_GROUP, UPDATED
 
 # What a process that drives a GPU has resident before it trains: Python, torch, CUDA and NCCL. On
@@ -103,23 +102,16 @@ def _of_torch(
     """Weights, gradients and buffers of the engine `torch`: those in float32 of UPDATED elements
     are there at once. FSDP2 pins each parameter by itself, and torch takes a power of two for it;
     so it does for each gradient."""
-    sizes = list(_sizes(placement, model, rank, "optimizer"))
+    sizes = list(kept_sizes(placement, model, rank, "optimizer"))
     updated = FLOAT32 * min(sum(sizes), max(UPDATED, *sizes))
     if load.offload != "optimizer+params":
         return 0, 0, updated
     c = compute_bytes(load)
     weights, gradients = (
-        sum(_pinned(c * size) for size in _sizes(placement, model, rank, of))
+        sum(_pinned(c * size) for size in kept_sizes(placement, model, rank, of))
         for of in ("params", "grads")
     )
     return weights, gradients, 0 if load.precision == "fp32" else updated
-
-
-def _sizes(placement: Placement, model: ModelShape, rank: int, of: Of) -> Iterator[int]:
-    """Elements that a rank keeps of each parameter."""
-    for name, shape in model.parameters():
-        if placement.holds(name, rank, model):
-            yield elements(placement.shard(name, shape, rank, of=of))
 
 
 def _pinned(size: int) -> int:

@@ -17,7 +17,7 @@ from strategies.training.activations import (
     loss_bytes,
 )
 from strategies.training.batches import micro_batches
-from strategies.training.elements import elements, is_fsdp, is_gathered, whole_elements
+from strategies.training.elements import is_fsdp, is_gathered, kept_sizes, whole_elements
 
 BUCKET = 500_000_000  # elements: DeepSpeed's reduce_bucket_size
 SUB_GROUP = 1_000_000_000  # elements: its sub_group_size, of ZeRO-3
@@ -150,11 +150,7 @@ def _updating_bytes(placement: Placement, model: ModelShape, load: TrainingLoad,
     weights; and two tensors as large as a parameter where several kernels make it."""
     if load.offload != "none":
         return 0
-    sizes = [
-        elements(placement.shard(name, shape, rank, of="grads"))
-        for name, shape in model.parameters()
-        if placement.holds(name, rank, model)
-    ]
+    sizes = list(kept_sizes(placement, model, rank, "grads"))
     copied = 0 if load.precision == "fp32" else min(sum(sizes), max(UPDATED, *sizes))
     return FLOAT32 * (copied + (0 if load.fuses_updates else 2 * max(sizes)))
 

@@ -219,11 +219,10 @@ def _splits(contexts: int, pages: int) -> int:
     """Parts of each context of at most `pages` pages: of 2 pages or more, and where there would be
     more than 16 of them, of 4 or more. Two of long ones whose last round would leave most of the
     GPU without a program."""
-    is_long = pages >= _LONG
-    if contexts >= _MANY and not is_long:
+    if contexts >= _MANY and pages < _LONG:
         return 1
     if contexts > _PLACES:
-        return 2 if is_long and contexts % _PLACES <= _PLACES // 4 else 1
+        return 2 if contexts % _PLACES <= _PLACES // 4 else 1
     most = min(-(-pages // 2), max(16, -(-pages // 4)), 64)
     return max(1, min(-(-_TARGET_PROGRAMS // contexts), most))
 
