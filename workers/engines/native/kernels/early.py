@@ -2,11 +2,12 @@
 that starting it takes no time of its own. Every kernel in Triton here can be launched so, in and
 outside of graphs.
 
-A kernel that is placed early waits, before it reads what others have written and before it writes
-anything, until the one before has ended; that one has waited in turn. Then it lets the next one be
+A kernel that is placed early waits, before it reads what the one before has written and before it
+writes anything, until that one has ended; it has waited in turn. Then it lets the next one be
 placed, which happens once all of its programs run: so a kernel that waits for another takes no room
-from it. Only then may it let the next one be placed: FlashInfer's kernels, which are placed early
-too, read contexts before they wait. What torch and cuBLAS launch begins when everything before has
+from it. Only then may it let the next one be placed, so that all but the one before have ended when
+a kernel is placed: weights, and contexts, which nothing in a layer writes, are read before the wait
+(FlashInfer's kernels do so too). What torch and cuBLAS launch begins when everything before has
 ended, as ever.
 
 It is for steps of few rows: with many a kernel takes so long that starting it does not count.
@@ -41,7 +42,7 @@ def launched(rows: int) -> dict[str, bool]:
 
 @triton.jit
 def in_turn(early: tl.constexpr):
-    """The first line of a kernel, or the first behind what it reads of the model's weights."""
+    """The first line of a kernel, or the first behind what it reads of weights and contexts."""
     if early:
         gdc_wait()
         gdc_launch_dependents()

@@ -140,13 +140,16 @@ def _rope(
     q_norm_ptr, k_norm_ptr, eps, heads: tl.constexpr, kv_heads: tl.constexpr, half: tl.constexpr,
     block: tl.constexpr, norm: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
-    in_turn(early)
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = tl.arange(0, block)
     inside = at < half
+    # Contexts, which kernels wrote that have ended: a norm and a product are in between (`early`).
+    slot, position = tl.load(slot_mapping_ptr + row), tl.load(positions_ptr + row)
+    cos = tl.load(cos_ptr + position * half + at, mask=inside)
+    sin = tl.load(sin_ptr + position * half + at, mask=inside)
+    in_turn(early)
     source = qkv_ptr + (row * (heads + 2 * kv_heads) + head) * 2 * half + at
     a, b = tl.load(source, mask=inside, other=0.0), tl.load(source + half, mask=inside, other=0.0)
-    slot = tl.load(slot_mapping_ptr + row)
     if head >= heads + kv_heads:
         cached = values_ptr + (slot * kv_heads + head - heads - kv_heads) * 2 * half + at
         tl.store(cached, _narrowed(a, values_ptr), mask=inside)
@@ -161,9 +164,6 @@ def _rope(
         scale = tl.rsqrt(squares / (2 * half) + eps)
         a = (wide_a * scale).to(a.dtype) * tl.load(weight + at, mask=inside)
         b = (wide_b * scale).to(b.dtype) * tl.load(weight + half + at, mask=inside)
-    position = tl.load(positions_ptr + row)
-    cos = tl.load(cos_ptr + position * half + at, mask=inside)
-    sin = tl.load(sin_ptr + position * half + at, mask=inside)
     wide_a, wide_b = a.to(tl.float32), b.to(tl.float32)
     first = (wide_a * cos - wide_b * sin).to(a.dtype)
     second = (wide_b * cos + wide_a * sin).to(a.dtype)
@@ -234,12 +234,12 @@ def _decode(
     dim: tl.constexpr, page: tl.constexpr, splits: tl.constexpr, window: tl.constexpr,
     early: tl.constexpr,
 ):  # fmt: skip
-    in_turn(early)
     request, kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
-    length = tl.load(lengths_ptr + request)
+    length = tl.load(lengths_ptr + request)  # a context, as in `_rope`
     oldest = tl.maximum(length - window, 0) if window else 0  # the first token that is seen
     begin, end = oldest // page, tl.cdiv(length, page)
     count = tl.cdiv(end - begin, splits)
+    in_turn(early)
     r, d, t = tl.arange(0, rows), tl.arange(0, dim), tl.arange(0, page)
     head = request * kv_heads * group + kv_head * group + r
     real = (r < group)[:, None]
