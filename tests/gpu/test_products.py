@@ -1,5 +1,5 @@
-"""Products of few rows in Triton against torch's, launched early and not, in graphs too. Shapes are
-those of models, of each kind of tile, and ragged ones."""
+"""Products of few rows in Triton and Gluon against torch's, launched early and not, in graphs too.
+Shapes are those of models, of each kind of tile, and ragged ones."""
 
 from __future__ import annotations
 
@@ -19,16 +19,21 @@ pytestmark = pytest.mark.skipif(not IS_HOPPER, reason="needs a Hopper GPU")
 if IS_HOPPER:
     from workers.engines.native.kernels import early, fused, products
 
-# (output channels, inputs), with the width of the tile of 16 rows or fewer: 0 is cuBLAS's.
+# (output channels, inputs), with the width of the tile of 16 rows or fewer, and whether it is
+# streamed: a width of 0 is cuBLAS's.
 SHAPES = [
-    ((27648, 5120), 128),
-    ((5120, 13824), 64),
-    ((8192, 4096), 64),
-    ((3584, 5120), 32),
-    ((1792, 5120), 16),
-    ((4100, 1024), 64),
-    ((130, 1024), 16),
-    ((5120, 1000), 0),
+    ((27648, 5120), 128, True),
+    ((55300, 256), 128, True),  # up to four tiles of outputs a program, each of fewer than stages
+    ((12810, 128), 128, True),  # one tile of inputs, and fewer programs than may be
+    ((12800, 8192), 128, False),
+    ((5120, 13824), 64, True),
+    ((8192, 4096), 64, False),
+    ((3584, 5120), 64, True),
+    ((5120, 384), 64, True),  # three tiles of inputs in six stages
+    ((4100, 1024), 64, True),
+    ((1792, 5120), 16, False),
+    ((130, 1024), 16, False),
+    ((5120, 1000), 0, False),
 ]
 SIZES = {
     "hidden_size": 1024,
@@ -49,31 +54,61 @@ def is_early(request: pytest.FixtureRequest) -> Iterator[bool]:
     early.settle(False)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("dtype", "bias"), [(torch.bfloat16, True), (torch.float16, False)])
 @pytest.mark.parametrize("rows", [1, 2, 7, 16, 17, 33, 64, 65])
-@pytest.mark.parametrize(("shape", "width"), SHAPES)
+@pytest.mark.parametrize(("shape", "width", "is_streamed"), SHAPES)
 def test_a_product_is_torchs(
-    shape: tuple[int, int], width: int, rows: int, bias: bool, dtype: torch.dtype
+    shape: tuple[int, int], width: int, is_streamed: bool, rows: int, bias: bool, dtype: torch.dtype
 ) -> None:
-    x = torch.randn(rows, shape[1], device="cuda", dtype=dtype)
-    weight = torch.randn(shape, device="cuda", dtype=dtype) * 0.02
-    added = torch.randn(shape[0], device="cuda", dtype=dtype) if bias else None
-    exact = F.linear(x.double(), weight.double(), None if added is None else added.double())
-    ours, theirs = products.linear(x, weight, added), F.linear(x, weight, added)
+    x, weight, added = operands(shape, rows, dtype)
+    check(x, weight, added if bias else None)
+    tile = products.chosen(x, weight)
+    if rows <= 16:
+        assert (tile.outputs, tile.streamed) == (width, is_streamed) if tile else width == 0
+    assert tile is None or rows <= products.FEW_ROWS
+
+
+@pytest.mark.parametrize("shape", [(27648, 5120), (5120, 13824), (3584, 5120)])
+def test_without_gluon_it_is_tritons_or_cublass(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "STREAMS", False)
+    x, weight, _ = operands(shape, 7, torch.bfloat16)
+    tile = products.chosen(x, weight)
+    assert tile is None or not tile.streamed
+    check(x, weight, None)
+
+
+def operands(shape: tuple[int, int], rows: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Tokens, a matrix and a bias."""
+    shapes = [(rows, shape[1]), shape, shape[:1]]
+    x, weight, bias = (torch.randn(one, device="cuda", dtype=dtype) for one in shapes)
+    return [x, weight * 0.02, bias]
+
+
+def check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Our error is no larger than torch's."""
+    exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    ours, theirs = products.linear(x, weight, bias), F.linear(x, weight, bias)
     error = (ours.double() - exact).norm() / exact.norm()
     assert error < 1.2 * (theirs.double() - exact).norm() / exact.norm() + 1e-5
-    tile = products.tile_of(x, weight)
-    if rows <= 16:
-        assert (tile.outputs if tile else 0) == width
-    assert tile is None or rows <= products.FEW_ROWS
 
 
 def test_what_is_not_contiguous_or_wider_is_torchs() -> None:
     weight = torch.randn(5120, 1024, device="cuda")
-    assert products.tile_of(torch.randn(4, 1024, device="cuda"), weight) is None
-    narrow = torch.randn(4, 2048, device="cuda", dtype=torch.bfloat16)[:, ::2]
-    assert products.tile_of(narrow, weight.bfloat16()) is None
+    assert products.chosen(torch.randn(4, 1024, device="cuda"), weight) is None
+    narrow = torch.randn(4, 2048, device="cuda", dtype=torch.bfloat16)
+    assert products.chosen(narrow[:, ::2], weight.bfloat16()) is None
+    assert products.chosen(narrow[:, :1024].contiguous(), weight.bfloat16().T[:, :1024]) is None
+
+
+def test_what_tma_cannot_read_is_not_streamed() -> None:
+    flat = torch.randn(5120 * 1024 + 1, device="cuda", dtype=torch.bfloat16)
+    x, weight = flat[: 4 * 1024].view(4, 1024), flat[1:].view(5120, 1024)
+    tile = products.chosen(x, weight)
+    assert tile is not None
+    assert not tile.streamed
+    check(x, weight, None)
 
 
 def test_a_chain_of_kernels_is_replayed_alike(is_early: bool) -> None:

@@ -1,5 +1,5 @@
 """Products of few rows by a matrix, in Triton, for Hopper: how fast weights are read is all that
-counts. cuBLAS does the others.
+counts. `tiles` says which are in the kernel here, which in `streamed`; cuBLAS does the others.
 
 The matrix comes first: a tile of its rows is what the tensor cores take as their larger operand, 64
 or 128 rows, and the tokens are the columns. So few tokens do not leave them idle, and weights go
@@ -10,9 +10,6 @@ ends, which cuBLAS's are not.
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 import triton
@@ -20,43 +17,32 @@ import triton.language as tl
 from torch import Tensor
 
 from workers.engines.native.kernels.early import FEW_ROWS, in_turn, launched
+from workers.engines.native.kernels.tiles import Tile, height_of, tile_of
+
+try:
+    from workers.engines.native.kernels import streamed
+except ImportError as why:  # Gluon is experimental: other releases may have it in other places
+    if not str(why.name).startswith("triton."):
+        raise
+    STREAMS = False
+else:
+    STREAMS = True
 
 DTYPES = (torch.bfloat16, torch.float16)
-
-
-class Tile(NamedTuple):
-    """What a program has of a matrix at once. matrix_first: the matrix is the larger operand, else
-    the tokens are. outputs, inputs: of the tile. stages: tiles on their way."""
-
-    matrix_first: bool
-    outputs: int
-    inputs: int
-    warps: int
-    stages: int
-
-
-_HALF = Tile(True, 64, 128, 4, 6)
-# Up to how many rows, and from and up to how many programs, the first that fits. On 132
-# multiprocessors (docs/performance.md).
-_TILES = (
-    (FEW_ROWS, 100, math.inf, Tile(True, 128, 128, 8, 4)),
-    (32, 64, math.inf, _HALF),
-    (FEW_ROWS, 100, math.inf, _HALF),
-    (16, 100, 132, Tile(False, 32, 256, 4, 4)),
-    (16, 1, 132, Tile(False, 16, 512, 4, 3)),
-)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weight^T + bias, summed in float32 and rounded once. x: [T, K], weight: [N, K], bias: [N]
     -> [T, N]."""
-    tile = tile_of(x, weight)
+    tile = chosen(x, weight)
     if tile is None:
         return F.linear(x, weight, bias)
+    if tile.streamed:
+        return streamed.linear(x, weight, bias, tile)
     rows, (outputs, inputs) = x.shape[0], weight.shape
     out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
     tensors = (x, weight, out if bias is None else bias, out)
-    sizes = (rows, outputs, inputs, max(16, triton.next_power_of_2(rows)))
+    sizes = (rows, outputs, inputs, height_of(rows))
     _linear[(triton.cdiv(outputs, tile.outputs),)](
         *tensors, *sizes, tile.outputs, tile.inputs, tile.matrix_first, bias is not None,
         tile.stages, num_warps=tile.warps, **launched(rows),
@@ -64,17 +50,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out
 
 
-def tile_of(x: Tensor, weight: Tensor) -> Tile | None:
+def chosen(x: Tensor, weight: Tensor) -> Tile | None:
     """The tile of a product; None: it is cuBLAS's."""
     rows, (outputs, inputs) = x.shape[0], weight.shape
-    if x.dtype not in DTYPES or not 0 < rows <= FEW_ROWS or not x.is_contiguous():
+    plain = x.is_contiguous() and weight.is_contiguous()
+    if x.dtype not in DTYPES or not 0 < rows <= FEW_ROWS or not plain:
         return None
-    fits = (
-        tile
-        for height, least, most, tile in _TILES
-        if rows <= height and least <= triton.cdiv(outputs, tile.outputs) <= most
-    )
-    return next((tile for tile in fits if inputs % tile.inputs == 0), None)
+    even = (x.data_ptr() | weight.data_ptr()) % 16 == 0  # as TMA wants it
+    return tile_of(rows, outputs, inputs, STREAMS and even)
 
 
 @triton.jit(do_not_specialize=["rows"])

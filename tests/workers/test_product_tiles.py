@@ -1,0 +1,67 @@
+"""Which tile multiplies few rows by a matrix, for those of models; no GPU is needed."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from workers.engines.native.kernels.tiles import Tile, height_of, tile_of
+
+LARGE = Tile(128, 128, 8, 4)
+HALF = Tile(64, 128, 4, 6)
+SMALL = Tile(16, 512, 4, 3, matrix_first=False)
+STREAMED = Tile(64, 256, 4, 4, streamed=True)
+# (outputs, inputs) of a rank's matrices, with the tile of one row
+CASES = [
+    ("32B tp2, gate and up", (27648, 5120), LARGE._replace(streamed=True)),
+    ("70B tp2, gate and up", (28672, 8192), LARGE),
+    ("70B, output", (8192, 4096), HALF),
+    ("32B tp2, down", (5120, 13824), STREAMED),
+    ("32B tp2, qkv", (3584, 5120), STREAMED),
+    ("8B tp2, qkv", (3072, 4096), STREAMED),
+    ("32B tp8, down", (5120, 3456), HALF._replace(streamed=True)),
+    ("32B tp4, qkv", (1792, 5120), SMALL),
+    ("70B tp4, qkv", (2560, 8192), None),
+    ("inputs of no tile", (5120, 1000), None),
+]
+
+
+@pytest.mark.parametrize(("shape", "tile"), [case[1:] for case in CASES], ids=[c[0] for c in CASES])
+def test_a_matrix_has_a_tile_by_its_outputs(shape: tuple[int, int], tile: Tile | None) -> None:
+    assert tile_of(1, *shape, True) == tile
+
+
+def test_what_cannot_be_streamed_has_a_tile_in_triton_or_is_cublass() -> None:
+    found = {shape: tile_of(1, *shape, False) for _, shape, tile in CASES if tile and tile.streamed}
+    assert found == {(27648, 5120): LARGE, (5120, 13824): HALF, (5120, 3456): HALF,
+                     (3584, 5120): None, (3072, 4096): None}  # fmt: skip
+
+
+def test_a_small_matrix_is_cublass_beyond_16_rows() -> None:
+    assert tile_of(16, 1792, 5120, True) == SMALL
+    assert tile_of(17, 1792, 5120, True) is None
+
+
+def test_a_ring_has_as_many_stages_as_there_is_room_for() -> None:
+    stages = {rows: tile_of(rows, 5120, 5120, True) for rows in (1, 16, 17, 32, 33, 64)}
+    assert [tile.stages for tile in stages.values() if tile] == [4, 4, 4, 4, 3, 3]
+
+
+def test_every_tile_that_is_streamed_fits_in_shared_memory_and_divides_the_inputs() -> None:
+    streamed = 0
+    for rows, outputs, inputs in product(
+        range(1, 65), (3072, 5120, 6144, 27648), range(128, 16385, 128)
+    ):
+        tile = tile_of(rows, outputs, inputs, True)
+        assert tile is not None
+        assert inputs % tile.inputs == 0
+        stage = (tile.outputs + height_of(rows)) * tile.inputs * 2
+        assert not tile.streamed or tile.stages * (stage + 8) <= 227 * 1024
+        streamed += tile.streamed
+    assert streamed > 0
+
+
+@pytest.mark.parametrize(("rows", "height"), [(1, 16), (16, 16), (17, 32), (33, 64), (64, 64)])
+def test_tokens_are_filled_up_to_a_power_of_two(rows: int, height: int) -> None:
+    assert height_of(rows) == height

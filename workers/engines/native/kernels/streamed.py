@@ -1,0 +1,130 @@
+"""Products of few rows whose weights are on their way before the kernel before has ended, in Gluon,
+for Hopper: a kernel that is launched early can ask for them while it waits, as no kernel writes
+them. Triton's own pipeline asks for weights and tokens together, and so only after the wait.
+
+Tiles of the matrix come by TMA into a ring in shared memory, each stage with a barrier that counts
+bytes. Programs are persistent, one a multiprocessor at most: the ring runs on from one tile of
+outputs into the next.
+"""
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from workers.engines.native.kernels.early import in_turn, launched
+from workers.engines.native.kernels.tiles import Tile, height_of
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, tile: Tile) -> Tensor:
+    """As `products.linear`. weight: written by no kernel that is launched early, nor by the one
+    before."""
+    rows, outputs = x.shape[0], weight.shape[0]
+    out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
+    programs = min(triton.cdiv(outputs, tile.outputs), _multiprocessors(x.device))
+    tiled = (_tiled(x, height_of(rows), tile.inputs), _tiled(weight, tile.outputs, tile.inputs))
+    _streamed[(programs,)](
+        *tiled, out if bias is None else bias, out, rows, outputs, x.shape[1], tile.stages,
+        bias is not None, num_warps=tile.warps, **launched(rows),
+    )  # fmt: skip
+    return out
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _tiled(matrix: Tensor, height: int, width: int) -> Any:
+    """What TMA is told of a contiguous matrix that it reads in tiles, which are zero beyond it."""
+    rows, columns = matrix.shape
+    layout = _layout(height, width)
+    return TensorDescriptor(matrix, [rows, columns], [columns, 1], [height, width], layout)
+
+
+@cache
+def _layout(height: int, width: int) -> Any:
+    """Of a tile in shared memory, alike for both dtypes."""
+    return gl.NVMMASharedLayout.get_default_for([height, width], gl.bfloat16)
+
+
+@gluon.jit(do_not_specialize=["rows"])
+def _streamed(
+    x_desc, w_desc, bias_ptr, out_ptr, rows, outputs, inputs: gl.constexpr, stages: gl.constexpr,
+    has_bias: gl.constexpr, early: gl.constexpr,
+):  # fmt: skip
+    height: gl.constexpr = x_desc.block_type.shape[0]
+    width: gl.constexpr = w_desc.block_type.shape[0]
+    depth: gl.constexpr = w_desc.block_type.shape[1]
+    size: gl.constexpr = (height + width) * depth * 2
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, height, 16])
+    w_ring = gl.allocate_shared_memory(w_desc.dtype, [stages, width, depth], w_desc.layout)
+    x_ring = gl.allocate_shared_memory(x_desc.dtype, [stages, height, depth], x_desc.layout)
+    arrived = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
+    for s in gl.static_range(stages):
+        mbarrier.init(arrived.index(s), count=1)
+    fence_async_shared()
+    # A stage has arrived with all of its bytes, of weights and of tokens.
+    for s in gl.static_range(stages):
+        n, k = _place(s, width, depth, inputs)
+        mbarrier.expect(arrived.index(s), size, pred=n < outputs)
+        _ask(w_desc, n, k, arrived, w_ring, s, n < outputs)
+    in_turn(early)  # only tokens are of the kernel before
+    for s in gl.static_range(stages):
+        n, k = _place(s, width, depth, inputs)
+        _ask(x_desc, 0, k, arrived, x_ring, s, n < outputs)
+    count = 0  # tiles that are multiplied
+    for tile in range(gl.program_id(0), gl.cdiv(outputs, width), gl.num_programs(0)):
+        acc = gl.zeros([width, height], gl.float32, layout)
+        for _ in range(inputs // depth):
+            slot = count % stages
+            mbarrier.wait(arrived.index(slot), (count // stages) & 1)
+            acc = warpgroup_mma(w_ring.index(slot), x_ring.index(slot).permute((1, 0)), acc)
+            n, k = _place(count + stages, width, depth, inputs)
+            mbarrier.expect(arrived.index(slot), size, pred=n < outputs)
+            _ask(w_desc, n, k, arrived, w_ring, slot, n < outputs)
+            _ask(x_desc, 0, k, arrived, x_ring, slot, n < outputs)
+            count += 1
+        _store(acc, bias_ptr, out_ptr, tile * width, rows, outputs, has_bias, layout)
+
+
+@gluon.jit
+def _place(count, width: gl.constexpr, depth: gl.constexpr, inputs: gl.constexpr):
+    """Where this program's tile number `count` begins: output, input."""
+    steps: gl.constexpr = inputs // depth
+    tile = gl.program_id(0) + count // steps * gl.num_programs(0)
+    return tile * width, count % steps * depth
+
+
+@gluon.jit
+def _ask(desc, row, column, arrived, ring, slot, wanted):
+    place = (arrived.index(slot), ring.index(slot))
+    tma.async_copy_global_to_shared(desc, [row, column], *place, pred=wanted)
+
+
+@gluon.jit
+def _store(
+    acc, bias_ptr, out_ptr, first, rows, outputs, has_bias: gl.constexpr, layout: gl.constexpr
+):
+    """acc: [outputs of a tile, tokens] of the matrix's rows from `first` on."""
+    n = first + gl.arange(0, acc.shape[0], gl.SliceLayout(1, layout))
+    m = gl.arange(0, acc.shape[1], gl.SliceLayout(0, layout))
+    if has_bias:
+        acc += gl.load(bias_ptr + n, mask=n < outputs, other=0.0).to(gl.float32)[:, None]
+    place = out_ptr + m[None, :] * outputs + n[:, None]
+    inside = (m < rows)[None, :] & (n < outputs)[:, None]
+    gl.store(place, acc.to(out_ptr.dtype.element_ty), mask=inside)

@@ -1,0 +1,62 @@
+"""Which tile multiplies few rows by a matrix, and in which kernel. Needs no GPU and no Triton."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+_SHARED_BYTES = 227 << 10  # that a program has on Hopper
+_LOWEST = 16  # rows of tokens in a tile
+_MANY = 1 << 31
+
+
+class Tile(NamedTuple):
+    """What a program has of a matrix at once. outputs, inputs: of the tile. stages: tiles on their
+    way. streamed: in `streamed`, else in `products`. matrix_first: the matrix is the larger
+    operand, else the tokens are."""
+
+    outputs: int
+    inputs: int
+    warps: int
+    stages: int
+    streamed: bool = False
+    matrix_first: bool = True
+
+
+_HALF = Tile(64, 128, 4, 6)
+# Up to how many rows, how many tiles of outputs, up to how many inputs: the first that fits. On 132
+# multiprocessors (docs/performance.md).
+_TILES = (
+    (64, range(100, _MANY), 5120, Tile(128, 128, 8, 4, streamed=True)),
+    (64, range(100, _MANY), math.inf, Tile(128, 128, 8, 4)),
+    (64, range(100, _MANY), math.inf, _HALF),
+    (64, range(48, 100), math.inf, Tile(64, 256, 4, 4, streamed=True)),
+    (64, range(48, 100), math.inf, _HALF._replace(streamed=True)),
+    (32, range(64, 100), math.inf, _HALF),  # where nothing can be streamed
+    (16, range(1, 133), math.inf, Tile(16, 512, 4, 3, matrix_first=False)),
+)
+
+
+def tile_of(rows: int, outputs: int, inputs: int, streams: bool) -> Tile | None:
+    """The tile for [rows, inputs] by [outputs, inputs]; None: it is cuBLAS's. streams: whether
+    `streamed` is there."""
+    fits = (
+        tile
+        for most, tiles, longest, tile in _TILES
+        if rows <= most and -(-outputs // tile.outputs) in tiles and inputs <= longest
+    )
+    even = (tile for tile in fits if inputs % tile.inputs == 0 and streams >= tile.streamed)
+    tile = next(even, None)
+    return _with_room(tile, rows) if tile is not None and tile.streamed else tile
+
+
+def _with_room(tile: Tile, rows: int) -> Tile:
+    """With as many stages as there is room for: one has the inputs of outputs and tokens, of two
+    bytes each, and a barrier of 8."""
+    stage = (tile.outputs + height_of(rows)) * tile.inputs * 2 + 8
+    return tile._replace(stages=min(tile.stages, _SHARED_BYTES // stage))
+
+
+def height_of(rows: int) -> int:
+    """Rows of tokens in a tile: a power of 2."""
+    return max(_LOWEST, 1 << (rows - 1).bit_length())
