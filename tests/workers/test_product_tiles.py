@@ -15,6 +15,7 @@ STREAMED = Tile(64, 256, 4, 4, streamed=True)
 # (outputs, inputs) of a rank's matrices, with the tile of one row
 CASES = [
     ("32B tp2, gate and up", (27648, 5120), LARGE._replace(streamed=True)),
+    ("32B tp1, gate and up", (55296, 5120), LARGE),
     ("70B tp2, gate and up", (28672, 8192), LARGE),
     ("70B, output", (8192, 4096), HALF),
     ("32B tp2, down", (5120, 13824), STREAMED),

@@ -27,7 +27,7 @@ _HALF = Tile(64, 128, 4, 6)
 # Up to how many rows, how many tiles of outputs, up to how many inputs: the first that fits. On 132
 # multiprocessors (docs/performance.md).
 _TILES = (
-    (64, range(100, _MANY), 5120, Tile(128, 128, 8, 4, streamed=True)),
+    (64, range(100, 265), 5120, Tile(128, 128, 8, 4, streamed=True)),
     (64, range(100, _MANY), math.inf, Tile(128, 128, 8, 4)),
     (64, range(100, _MANY), math.inf, _HALF),
     (64, range(48, 100), math.inf, Tile(64, 256, 4, 4, streamed=True)),
