@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from strategies.fp8 import Fp8Format
@@ -199,6 +199,13 @@ class TrainingLoad:
     def load(self) -> Load:
         """The load that a strategy is told: sequences of `seq_len` tokens, none made."""
         return Load(self.seq_len, 0, self.global_batch_size, self)
+
+    def with_fusion(self, fusion: str | None, on_gpu: bool) -> TrainingLoad:
+        """The same under `--fusion`. None or "auto": only updates are fused, and on a GPU."""
+        compiles = fusion == "on"
+        return replace(
+            self, compiles=compiles, fuses_updates=compiles or (on_gpu and fusion != "off")
+        )
 
     @property
     def dtype(self) -> str:

@@ -51,9 +51,7 @@ def load_of(experiment: Experiment, device: Device, replicas: int = 1) -> Traini
         schedule=asked.schedule or SCHEDULE,
         activation_checkpointing=asked.activation_checkpointing,
         offload=asked.offload,
-        compiles=asked.fusion == "on",
-        fuses_updates=asked.fusion == "on" or (asked.fusion == "auto" and device == "cuda"),
-    )
+    ).with_fusion(asked.fusion, device == "cuda")
 
 
 def whole(experiment: Experiment) -> Experiment:

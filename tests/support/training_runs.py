@@ -49,7 +49,8 @@ def training_plan(
         "timeout_s": 60.0,
         "training": load,
     }
-    return EnginePlan(**{**fields, **changes})
+    plan = EnginePlan(**{**fields, **changes})
+    return replace(plan, training=load.with_fusion(plan.switches.fusion, on_gpu=False))
 
 
 def curve(reports: list[RankReport]) -> Curve:

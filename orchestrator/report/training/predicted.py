@@ -48,9 +48,7 @@ def _shape(model: str) -> tuple[str, ModelShape] | None:
 
 def _taken(shape: ModelShape, one: TrainingComparison, fusion: str | None) -> TrainingMemory | None:
     load = replace(
-        _load(one.conditions),
-        compiles=fusion == "on",
-        fuses_updates=fusion != "off",
+        _load(one.conditions).with_fusion(fusion, on_gpu=True),
         keeps_gradients=one.cell.engine != DEFAULT_ENGINE,
     )
     ranks = Topology.uniform(one.conditions.num_gpus)

@@ -45,7 +45,7 @@ def of_model(plan: EnginePlan) -> str | None:
 def _of_fusion(plan: EnginePlan) -> str | None:
     """None, or why layers are not compiled in this layout, as a clause."""
     assert plan.training is not None, "the plan trains"
-    if plan.switches.fusion != "on":
+    if not plan.training.compiles:
         return None
     recomputes = plan.training.activation_checkpointing == "selective"
     if recomputes and plan.placement.degree("tp") > 1:

@@ -70,11 +70,11 @@ class Trainer:
         if asked.is_fp8:
             for stage in self.stages:
                 use_fp8(stage, emulate=device.type == "cpu")
-        is_compiled, over_tp = plan.switches.fusion == "on", placement.degree("tp") > 1
+        over_tp = placement.degree("tp") > 1
         for stage in self.stages:
-            stage.settle(asked.activation_checkpointing, is_compiled, over_tp)
+            stage.settle(asked.activation_checkpointing, asked.compiles, over_tp)
         # Over tp the loss is DTensor's.
-        self._summed = compiled(summed) if is_compiled and not over_tp else summed
+        self._summed = compiled(summed) if asked.compiles and not over_tp else summed
         offloads = asked.offload == "optimizer+params"
         self.modules = [
             distributed(stage, placement, self._mesh, device, offloads) for stage in self.stages
@@ -89,9 +89,8 @@ class Trainer:
         sums = any(isinstance(module, DistributedDataParallel) for module in self.modules)
         if sums:
             self._settle_buckets()
-        fused = is_compiled or (device.type == "cuda" and plan.switches.fusion != "off")
         self.optimizer = Optimizer(
-            self.stages, fused, keeps=sums, offloads=asked.offload == "optimizer"
+            self.stages, asked.fuses_updates, keeps=sums, offloads=asked.offload == "optimizer"
         )
 
     @property
