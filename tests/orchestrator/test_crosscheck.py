@@ -292,15 +292,16 @@ def published(folder: Path) -> list[tuple[str, Crosscheck]]:
     return found
 
 
-def test_of_the_published_runs_25_are_accused_of_their_power_and_one_of_its_link() -> None:
+def test_of_the_published_runs_28_are_accused_of_their_power_and_one_of_its_link() -> None:
     """As docs/measurement.md says."""
     found = published_runs()
     compared = [one for _, one in found if one.nvlink_over_counted is not None]
     assert len(compared) >= len(found) / 4 > 0
-    assert sum(one.energy_over_counter is not None for _, one in found) == 820
+    assert sum(one.energy_over_counter is not None for _, one in found) == 870
     launched = "4xh200/switches-qwen2.5-32b/tp4-prompts-launched"
     fewer = "1xh200/fewer-kernels-llama-8b"
     streamed = "1xh200/streamed-llama-8b"
+    prompts = "1xh200/prompts-by-fa3/llama-8b"
     joules = {
         f"{fewer}/with tp1 torch c100 start 0 run 0": (802, 761),
         f"{fewer}/with tp1 torch c100 start 0 run 2": (885, 945),
@@ -313,6 +314,9 @@ def test_of_the_published_runs_25_are_accused_of_their_power_and_one_of_its_link
         f"{streamed}/with tp1 torch c100 start 0 run 2": (790, 835),
         f"{streamed}/without tp1 torch c100 start 0 run 2": (879, 936),
         f"{streamed}/without tp1 torch c100 start 1 run 1": (805, 765),
+        f"{prompts}/short-fa3-prefill tp1 torch c100 start 0 run 2": (788, 836),
+        f"{prompts}/short-fa3-prefill tp1 torch c100 start 1 run 1": (811, 767),
+        f"{prompts}/short-triton tp1 torch c100 start 0 run 2": (878, 933),
         "2xh100/engines-qwen2.5-32b pp2 vllm c1 start 0 run 0": (2104, 1965),
         "2xh100/engines-qwen2.5-32b pp2 vllm c1 start 0 run 1": (1825, 2002),
         "2xh200/engines-llama-8b pp2 vllm c32 start 0 run 1": (754, 840),
