@@ -51,7 +51,7 @@ class Crosscheck:
         over_runs="mean",
     )
     crosscheck_reasons: str | None = column(
-        "which of these are further apart than 5%; null where none is", over_runs="first"
+        "which of these are further apart than they may be; null where none is", over_runs="first"
     )
 
 

@@ -17,6 +17,7 @@ from workers.rows import column, nothing, row
 # Samples of a GPU during a run below which its power is not believed, whatever its counter says.
 FEWEST_SAMPLES = 10
 LEAST_COVERED = 0.95  # of a run's duration, from a GPU's first sample to its last
+UPDATE_S = 0.1  # from one update of a GPU's energy counter to the next (docs/measurement.md)
 
 
 @row
@@ -56,15 +57,16 @@ class Energy:
 
 class Joules(NamedTuple):
     """The energy of all GPUs over the same time, measured twice: by the trapezoid of sampled power,
-    and by their energy counters."""
+    and by their energy counters. update: by which the counters go up at once."""
 
     sampled: float
     counted: float
+    update: float
 
     @property
     def agree(self) -> bool:
-        """Whether the two are within TOLERANCE of the counters."""
-        return abs(self.sampled - self.counted) <= TOLERANCE * self.counted
+        """Whether the two are within TOLERANCE of the counters, and an update of them."""
+        return abs(self.sampled - self.counted) <= TOLERANCE * self.counted + self.update
 
     def __str__(self) -> str:
         return f"{self.sampled:.0f} J by the samples, {self.counted:.0f} J by the energy counter"
@@ -108,12 +110,12 @@ def joules(seen: Sampled) -> Joules | None:
     counted = _counted_j(seen)
     if not counted or list(_unknown_power(seen)) or seen.fewest < FEWEST_SAMPLES:
         return None
-    spans = [trace.known("energy_mj", seen.duration)[0] for trace in seen.traces]
-    by_samples = sum(
-        energy_j(*trace.known("power_w"), times[0], times[-1])
-        for trace, times in zip(seen.traces, spans, strict=True)
-    )
-    return Joules(by_samples, counted)
+    sampled = update = 0.0
+    for trace in seen.traces:
+        times, counts = trace.known("energy_mj", seen.duration)
+        sampled += energy_j(*trace.known("power_w"), times[0], times[-1])
+        update += (counts[-1] - counts[0]) / 1e3 * UPDATE_S / (times[-1] - times[0])
+    return Joules(sampled, counted, update)
 
 
 def other_processes(samples: Iterable[SampleRow]) -> int:

@@ -206,13 +206,15 @@ def test_bytes_on_the_links_without_any_collective_are_told() -> None:
 @pytest.mark.parametrize(
     ("watts", "told"),
     [
-        (465.0, "1860 J by the samples, 2000 J by the energy counter"),
-        (535.0, "2140 J by the samples, 2000 J by the energy counter"),
+        (462.0, "1848 J by the samples, 2000 J by the energy counter"),
+        (463.0, None),
+        (537.0, None),
+        (538.0, "2152 J by the samples, 2000 J by the energy counter"),
         (480.0, None),
         (500.0, None),
     ],
 )
-def test_sampled_power_is_told_where_it_is_off_by_7_percent_and_not_by_4(
+def test_sampled_power_is_told_where_it_is_off_by_5_percent_and_an_update_of_the_counter(
     watts: float, told: str | None
 ) -> None:
     counted = [50_000 * i for i in range(41)]  # 50 J every 0.1 s
@@ -292,45 +294,15 @@ def published(folder: Path) -> list[tuple[str, Crosscheck]]:
     return found
 
 
-def test_of_the_published_runs_28_are_accused_of_their_power_and_one_of_its_link() -> None:
+def test_of_the_published_runs_two_are_accused_of_their_power_and_one_of_its_link() -> None:
     """As docs/measurement.md says."""
     found = published_runs()
     compared = [one for _, one in found if one.nvlink_over_counted is not None]
     assert len(compared) >= len(found) / 4 > 0
     assert sum(one.energy_over_counter is not None for _, one in found) == 870
-    launched = "4xh200/switches-qwen2.5-32b/tp4-prompts-launched"
-    fewer = "1xh200/fewer-kernels-llama-8b"
-    streamed = "1xh200/streamed-llama-8b"
-    prompts = "1xh200/prompts-by-fa3/llama-8b"
     joules = {
-        f"{fewer}/with tp1 torch c100 start 0 run 0": (802, 761),
-        f"{fewer}/with tp1 torch c100 start 0 run 2": (885, 945),
-        f"{fewer}/without tp1 torch c100 start 0 run 1": (879, 927),
-        f"{fewer}/without tp1 torch c100 start 1 run 1": (796, 842),
-        f"{fewer}/without tp1 torch c100 start 2 run 1": (947, 887),
-        f"{fewer}/without tp1 torch c100 start 2 run 2": (876, 935),
-        f"{streamed}/with tp1 torch c100 start 0 run 0": (797, 758),
-        f"{streamed}/with tp1 torch c100 start 0 run 1": (792, 837),
-        f"{streamed}/with tp1 torch c100 start 0 run 2": (790, 835),
-        f"{streamed}/without tp1 torch c100 start 0 run 2": (879, 936),
-        f"{streamed}/without tp1 torch c100 start 1 run 1": (805, 765),
-        f"{prompts}/short-fa3-prefill tp1 torch c100 start 0 run 2": (788, 836),
-        f"{prompts}/short-fa3-prefill tp1 torch c100 start 1 run 1": (811, 767),
-        f"{prompts}/short-triton tp1 torch c100 start 0 run 2": (878, 933),
-        "2xh100/engines-qwen2.5-32b pp2 vllm c1 start 0 run 0": (2104, 1965),
         "2xh100/engines-qwen2.5-32b pp2 vllm c1 start 0 run 1": (1825, 2002),
-        "2xh200/engines-llama-8b pp2 vllm c32 start 0 run 1": (754, 840),
-        "2xh200/engines-qwen2.5-32b pp2 vllm c100 start 1 run 0": (4617, 4897),
-        "2xh200/engines-qwen2.5-32b tp2 torch c1 start 1 run 0": (1238, 1153),
-        "4xh100/engines-qwen2.5-32b pp4 vllm c1 start 1 run 0": (2751, 2898),
-        "4xh100/engines-qwen2.5-32b pp4 vllm c1 start 1 run 1": (2959, 2816),
         "4xh100/engines-qwen2.5-32b pp4 vllm c1 start 2 run 1": (2488, 2833),
-        "4xh100/engines-qwen2.5-32b tp2pp2 vllm c32 start 0 run 0": (2989, 3211),
-        "4xh100/engines-qwen2.5-32b tp4 torch c32 start 2 run 0": (2449, 2325),
-        "4xh100/engines-qwen2.5-32b tp4 vllm c1 start 1 run 1": (1434, 1513),
-        "4xh200/engines-llama-70b tp4 torch c1 start 0 run 1": (2357, 2237),
-        "4xh200/engines-qwen2.5-32b tp4 vllm c32 start 2 run 0": (2259, 2112),
-        f"{launched} tp4 torch c32 start 1 run 3": (2302, 2186),
     }
     expected = [
         (name, f"{samples} J by the samples, {counter} J by the energy counter")

@@ -87,8 +87,8 @@ def test_the_energy_counter_is_heard():
     assert doubts(report(0, [500.0] * 41, energy_mj=counted)) is None
     assert doubts(report(0, [480.0] * 41, energy_mj=counted)) is None
     assert (
-        doubts(report(0, [465.0] * 41, energy_mj=counted))
-        == "1860 J by the samples, 2000 J by the energy counter"
+        doubts(report(0, [460.0] * 41, energy_mj=counted))
+        == "1840 J by the samples, 2000 J by the energy counter"
     )
 
 
