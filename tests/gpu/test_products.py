@@ -23,7 +23,8 @@ if IS_HOPPER:
 # streamed: a width of 0 is cuBLAS's.
 SHAPES = [
     ((27648, 5120), 128, True),
-    ((55300, 256), 128, True),  # up to four tiles of outputs a program, each of fewer than stages
+    ((33700, 256), 128, True),  # two tiles of outputs a program, each of fewer than stages
+    ((55300, 256), 128, False),  # more than two
     ((12810, 128), 128, True),  # one tile of inputs, and fewer programs than may be
     ((12800, 8192), 128, False),
     ((5120, 13824), 64, True),

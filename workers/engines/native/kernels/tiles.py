@@ -8,6 +8,7 @@ from typing import NamedTuple
 _SHARED_BYTES = 227 << 10  # that a program has on Hopper
 _LOWEST = 16  # rows of tokens in a tile
 _MANY = 1 << 31
+_PROGRAMS = 132  # that run at once, one a multiprocessor
 
 
 class Tile(NamedTuple):
@@ -24,16 +25,16 @@ class Tile(NamedTuple):
 
 
 _HALF = Tile(64, 128, 4, 6)
-# Up to how many rows, how many tiles of outputs, up to how many inputs: the first that fits. On 132
-# multiprocessors (docs/performance.md).
+# Up to how many rows, how many tiles of outputs, up to how many inputs: the first that fits
+# (docs/performance.md). With more than two tiles of outputs a program, Triton's rate is higher.
 _TILES = (
-    (64, range(100, 265), 5120, Tile(128, 128, 8, 4, streamed=True)),
+    (64, range(100, 2 * _PROGRAMS + 1), 5120, Tile(128, 128, 8, 4, streamed=True)),
     (64, range(100, _MANY), math.inf, Tile(128, 128, 8, 4)),
     (64, range(100, _MANY), math.inf, _HALF),
     (64, range(48, 100), math.inf, Tile(64, 256, 4, 4, streamed=True)),
     (64, range(48, 100), math.inf, _HALF._replace(streamed=True)),
     (32, range(64, 100), math.inf, _HALF),  # where nothing can be streamed
-    (16, range(1, 133), math.inf, Tile(16, 512, 4, 3, matrix_first=False)),
+    (16, range(1, _PROGRAMS + 1), math.inf, Tile(16, 512, 4, 3, matrix_first=False)),
 )
 
 
