@@ -21,11 +21,12 @@ trained. The parts:
                 precisions and with offload
     comm        fsdp2, tp2 and dp2 without their collectives, which the engine torch can leave out
 
-On one GPU there are three, in the order in which their answers are of use:
+On one GPU there are four, in the order in which their answers are of use:
 
     techniques  FP8, compiled layers and checkpointing; then accumulation and offload, where layers
                 are recomputed
     layouts     the engines torch and deepspeed, beside each other
+    offload     of DeepSpeed: moments, FP32 weights and gradients in main memory, then weights too
     others      FP16, FP8 beside it, and checkpointing in main memory
 
 Each layout is a call. One that does not fit is refused before a GPU is taken, with the arithmetic,
@@ -122,6 +123,11 @@ ON_ONE: Parts = {
         ),
     ),
     "layouts": (("tp1", FUSED), ("tp1", ("--engine", "deepspeed"))),
+    "offload": (
+        ("zero2", (*RECOMPUTED, *OFFLOADED)),
+        ("zero3", (*RECOMPUTED, *OFFLOADED)),
+        ("zero3", (*RECOMPUTED, "--offload", "optimizer+params")),
+    ),
     "others": (("tp1", (*FUSED, "--technique", OTHERS)),),
 }
 ON_TWO: Parts = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -96,14 +97,8 @@ class _Buffers:
         """Those of `rank`."""
         c, whole = compute_bytes(load), whole_elements(placement, model, rank)
         received = _received_bytes(placement, model, load, rank)
-        stage = placement.option("zero_stage")
-        if stage:
-            bucket = min(BUCKET, sum(whole.values()))
-            size = c * (bucket + (_most_gathered(whole) if stage == "3" else 0))
-            # DeepSpeed updates from a float32 copy of the gradients of its part.
-            part = -(-sum(whole.values()) // placement.num_ranks)
-            copied = FLOAT32 * (min(part, SUB_GROUP) if stage == "3" else part)
-            return cls(size, size, c * bucket + copied)
+        if placement.option("zero_stage"):
+            return cls._of_zero(placement, model, load, whole)
         if is_gathered(placement) and placement.degree("pp") > 1:
             # gathered until the last micro-batch is back
             size = 2 * c * sum(whole.values()) + received
@@ -114,6 +109,24 @@ class _Buffers:
         # DDP keeps gradients in its buckets alone.
         waiting, summed = _tied_bytes(placement, model, load, whole)
         return cls(received, received + waiting, received + max(summed, updating))
+
+    @classmethod
+    def _of_zero(
+        cls, placement: Placement, model: ModelShape, load: TrainingLoad, whole: Mapping[str, int]
+    ) -> _Buffers:
+        """DeepSpeed has a bucket of gradients, what stage 3 gathers, and for what stages 1 and 2
+        offload the largest gradient once more. On the device it updates from a float32 copy of the
+        gradients of a part."""
+        stage, c, every = placement.option("zero_stage"), compute_bytes(load), sum(whole.values())
+        bucket, part = min(BUCKET, every), -(-every // placement.num_ranks)
+        updated = FLOAT32 * (min(part, SUB_GROUP) if stage == "3" else part)
+        beside = 0
+        if stage == "3":
+            beside = _most_gathered(whole)
+        elif load.offload != "none":
+            beside = max(math.prod(shape) for _, shape in model.parameters())
+        size = c * (bucket + beside)
+        return cls(size, size, c * bucket + (updated if load.offload == "none" else 0))
 
     @classmethod
     def _of_fsdp(

@@ -97,6 +97,8 @@ def _joined(parts: list[TrainingTraffic]) -> TrainingTraffic:
 
 def _replicas(step: _Step) -> Iterator[TrainingTraffic]:
     """What replicas exchange: parameters that are cut over them, and gradients."""
+    if step.placement.num_ranks == 1:
+        return
     if step.placement.option("zero_stage"):
         yield from _zero(step, int(step.placement.option("zero_stage") or 0))
     elif is_gathered(step.placement):

@@ -17,6 +17,7 @@ from orchestrator.plan.models import resolve
 from strategies import Topology, TrainingLoad, plan_layout
 from strategies.training import training_memory
 
+ON_ONE = ("tp1", "zero2", "zero3")
 H100 = 85_520_809_984  # bytes, as nvidia-smi says of one of 80 GB
 
 
@@ -39,7 +40,7 @@ def test_one_gpu_has_every_technique_and_both_engines(monkeypatch: pytest.Monkey
     for name, *rest in calls:
         cli.commands[name].make_context(name, rest)
     given = [dict(itertools.pairwise(call)) for call in calls]
-    assert {one["--strategy"] for one in given} == {"tp1"}
+    assert {one["--strategy"] for one in given} == {"tp1", "zero2", "zero3"}
     words = [name for one in given for name in one.get("--technique", "").split(",") if name]
     assert len(set(words)) == len(words)
     assert {name.partition("=")[0] for name in words} == set(IN_TRAINING) - {"comm"}
@@ -108,9 +109,10 @@ def fits(call: tuple[str, ...]) -> bool:
         precision="bf16",
         activation_checkpointing=given.get("--activation-checkpointing", "off"),  # type: ignore[arg-type]
         compiles=given.get("--fusion") == "on",
+        offload=given.get("--offload", "none"),  # type: ignore[arg-type]
     )
     model = resolve(given["--model"], "dummy").shape
-    gpus = Topology.uniform(1 if given["--strategy"] == "tp1" else 2, H100)
+    gpus = Topology.uniform(1 if given["--strategy"] in ON_ONE else 2, H100)
     layout = plan_layout(given["--strategy"], model, load.load, gpus)
     return all(rank.fits(H100) for rank in training_memory(layout.placement, model, load))
 

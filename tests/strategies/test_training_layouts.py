@@ -62,6 +62,14 @@ def test_each_stage_of_zero_cuts_one_more_of_what_training_keeps(
     assert placement.num_replicas == 4
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_zero_of_one_replica_cuts_nothing_and_is_for_what_is_offloaded(stage: int) -> None:
+    placement = trained(f"dp1zero{stage}", load=replace(TRAINING, offload="optimizer"))
+    assert placement == trained("tp1").with_options(engine="deepspeed", zero_stage=str(stage))
+    with pytest.raises(LayoutError, match=r"dp4zero\d, or give --offload optimizer"):
+        trained(f"zero{stage}")
+
+
 @pytest.mark.parametrize("name", ["fsdp3", "tp2fsdp3", "tp4pp2fsdp3"])
 def test_fsdp_cuts_what_other_axes_left_and_covers_every_element_once(name: str) -> None:
     model, placement = shape(), trained(name)

@@ -106,6 +106,15 @@ def test_offload_moves_the_optimizer_and_its_gradients_to_main_memory() -> None:
     assert (params.weights, params.host) == (0, replace(there.host, weights=here.weights))
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_one_replica_offloads_all_that_two_share_out(stage: int) -> None:
+    load = replace(LOAD, offload="optimizer")
+    alone, shared = (memory(name, load=load) for name in (f"zero{stage}", f"dp2zero{stage}"))
+    assert alone.optimizer == 0
+    assert alone.host.optimizer == pytest.approx(2 * shared.host.optimizer, rel=1e-3)
+    assert alone.host.gradients == pytest.approx(2 * shared.host.gradients, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("name", "load", "bytes_a_parameter"),
     [
@@ -489,6 +498,16 @@ def test_fsdp_in_a_pipeline_keeps_its_stage_gathered() -> None:
 def test_zero_has_a_bucket_of_gradients() -> None:
     assert memory("dp2zero1").buffers == memory("dp2zero2").buffers == 2 * 500_000_000
     assert memory("dp2zero3").buffers == 2 * (500_000_000 + 128256 * 4096)
+
+
+@pytest.mark.parametrize("seq_len", [128, 4096])
+@pytest.mark.parametrize("name", ["zero1", "dp2zero1", "dp2zero2", "dp2zero3"])
+def test_offloaded_zero_has_the_largest_gradient_once_more_and_updates_in_main_memory(
+    name: str, seq_len: int
+) -> None:
+    """So a 3B under zero2 took 15.4 GB on an H200, and no 20."""
+    load = replace(LOAD, seq_len=seq_len, offload="optimizer", activation_checkpointing="full")
+    assert memory(name, load=load).buffers == 2 * (500_000_000 + 128256 * 4096)
 
 
 @pytest.mark.parametrize(("name", "part"), [("dp2zero1", 0.5), ("dp2zero2", 0.5)])

@@ -72,6 +72,11 @@ def test_zero_sends_what_its_stage_cuts(name: str, expected: dict[str, int]) -> 
         assert found[op] / (4 * PARAMETERS) == pytest.approx(times, rel=0.01)  # padding
 
 
+@pytest.mark.parametrize("name", ["tp1", "zero1", "zero2", "zero3"])
+def test_one_replica_sends_nothing(name: str) -> None:
+    assert volume(name, replace(LOAD, offload="optimizer")) == {}
+
+
 def test_bf16_halves_what_is_sent() -> None:
     half = volume("dp2", replace(LOAD, precision="bf16"))
     assert half == {"all_reduce": 2 * PARAMETERS}
