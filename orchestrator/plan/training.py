@@ -70,9 +70,9 @@ def plan_training(
     check_folder(experiment.save_checkpoint)
     tokens = None
     if experiment.data is not None:
-        tokens = pack(
-            experiment.data, model, load_of(whole(experiment), device), experiment.data_column
-        )
+        load = load_of(whole(experiment), device)
+        column, split = experiment.data_column, experiment.dataset_split
+        tokens = pack(experiment.data, model, load, column, split)
     planner = _Planner(trainable, TrainingWork(experiment.steps, tokens))
     planned = tuple(one for layout in trainable.layouts() for one in planner.deployments(layout))
     asked = (*experiment.technique, *experiment.ablate)

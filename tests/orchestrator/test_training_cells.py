@@ -95,6 +95,7 @@ def test_every_layout_gets_one_cell_of_the_same_load() -> None:
         ({"workload": "train", "technique": "comm=off"}, "no 'comm=off'; use comm"),
         ({"workload": "train", "ablate": "p2p"}, "training can do with comm"),
         ({"workload": "train", "data_column": "body"}, "give data too"),
+        ({"workload": "train", "dataset_split": "a"}, "splits; give dataset_path or data too"),
         (
             {"workload": "train", "micro_batch_size": 2, "gradient_accumulation_steps": 2},
             "say the same twice",
@@ -304,12 +305,30 @@ def test_text_is_packed_once_for_every_layout(tmp_path: Path) -> None:
     assert one.work.tokens.shape[1] == 17
 
 
-def test_other_text_is_another_experiment(tmp_path: Path) -> None:
-    names = set()
+@pytest.mark.parametrize("name", ["a.txt", "A.TXT", "a.text", "a.md", "a.json", "data/a.json"])
+def test_other_text_is_another_experiment(name: str, tmp_path: Path) -> None:
+    names, file = set(), tmp_path / "texts" / name
+    file.parent.mkdir(parents=True)
     for words in ("one", "two"):
-        (tmp_path / "text.txt").write_text(words)
-        names.add(identity_of(Experiment(**TRAIN, data=tmp_path / "text.txt")))
-    assert len(names) == 2
+        file.write_text(words)
+        names |= {identity_of(Experiment(**TRAIN, data=one)) for one in (file, tmp_path / "texts")}
+    assert len(names) == 4
+
+
+def test_a_split_of_the_data_is_another_experiment(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        rows = [json.dumps({"text": f"{split} {number}"}) for number in range(99)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
+    tokens = []
+    for split in ("train", "test"):
+        (one,) = plan(strategy="tp1", data=tmp_path, dataset_split=split, seq_len=16)
+        assert isinstance(one.cells[0].work, TrainingWork)
+        tokens.append(one.cells[0].work.tokens)
+    assert tokens[0] is not None
+    assert tokens[1] is not None
+    assert tokens[0].tolist() != tokens[1].tolist()
+    asked = [Experiment(**TRAIN, data=tmp_path, dataset_split=one) for one in ("train", "test")]
+    assert identity_of(asked[0]) != identity_of(asked[1])
 
 
 def test_text_that_is_not_enough_is_refused(tmp_path: Path) -> None:
