@@ -6,13 +6,14 @@ import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from workers.engines.deepspeed_pins import Pins
 from workers.engines.training.engine import TorchTrainer, Trains, switches_of
 from workers.engines.training.scaling import FIRST, INTERVAL
 from workers.engines.training.support import of_model
-from workers.messages import EnginePlan
+from workers.messages import Built, EnginePlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +45,12 @@ class DeepSpeedTrainer(TorchTrainer):
     def choices(self, plan: EnginePlan) -> Mapping[str, Sequence[str]]:
         """What its collectives go through, and its attention. Nothing is fused here."""
         return switches_of(plan)
+
+    def build(self, context: RankContext, plan: EnginePlan) -> Built:
+        """Have DeepSpeed take the model. What of main memory could not be pinned is told."""
+        built = super().build(context, plan)
+        assert isinstance(self._trainer, Replica)
+        return replace(built, remark=self._trainer.pins.lacking)
 
     def close(self) -> None:
         """Free the model, and have DeepSpeed leave the process groups."""
@@ -90,7 +97,7 @@ class Replica:
         with deepspeed_process.quiet():
             deepspeed_process.connect()
         self._engine: Any = None
-        self._pins = Pins()
+        self.pins = Pins()
 
     @property
     def replica(self) -> int:
@@ -107,18 +114,14 @@ class Replica:
 
     @property
     def optimizer_bytes(self) -> int:
-        """Bytes of its moments, and of the weights in float32 that it steps where these are not
-        the model's own."""
-        from workers.engines.deepspeed_private import float32_parts
+        """Bytes of its moments, and of what it steps that is none of the model's own weights."""
+        from workers.engines.deepspeed_private import inner_optimizer, stepped
         from workers.engines.training.optimizer import bytes_of
 
-        outer = self._engine.optimizer
-        inner = getattr(outer, "optimizer", outer)
-        moments = [value for state in inner.state.values() for value in state.values()]
-        stepped = [one for group in inner.param_groups for one in group["params"]]
+        states = inner_optimizer(self._engine).state.values()
+        moments = [value for state in states for value in state.values()]
         mine = {id(one) for one in self._engine.module.parameters()}
-        weights = {id(one): one for one in (*stepped, *float32_parts(outer))}
-        apart = [one for key, one in weights.items() if key not in mine]
+        apart = [one for one in stepped(self._engine) if id(one) not in mine]
         return sum(map(bytes_of, (*moments, *apart)))
 
     @property
@@ -184,7 +187,7 @@ class Replica:
         fill(stage)
         is_pinned = plan.device == "cuda" and self._asked.offload != "none"
         if is_pinned:
-            self._pins.install()
+            self.pins.install()
         with quiet():
             self._engine, *_ = deepspeed.initialize(
                 model=stage,
@@ -197,7 +200,7 @@ class Replica:
         if _sums_in_main_memory(plan):
             gradients = share_gradients(self._engine.optimizer)
             if is_pinned:
-                self._pins.pin(gradients)
+                self.pins.pin(gradients)
 
     def step(self, tokens: Tensor, counting: AbstractContextManager[Any] = NOTHING) -> StepResult:
         """Train on the sequences of this replica, int64 [sequences, seq_len + 1]."""
@@ -240,10 +243,10 @@ class Replica:
         from workers.engines import deepspeed_private
 
         if self._engine is None:  # it may have failed to begin
-            self._pins.close()
+            self.pins.close()
             return
         self._engine.destroy()
-        self._pins.close()
+        self.pins.close()
         deepspeed_private.free(self._engine)
         self._engine = None
         gc.collect()
