@@ -13,7 +13,7 @@ import pytest
 from browser import WIDTHS, Chromium
 from click.testing import CliRunner
 from pages import data_of
-from training_inputs import GIGABYTE, write_training
+from training_inputs import GIGABYTE, H200, write_training
 
 from orchestrator.analysis.training.comparison import findings_of
 from orchestrator.analysis.training.observed import observed_in
@@ -191,6 +191,20 @@ def test_offloaded_states_are_no_part_of_the_peak_of_a_device(tmp_path: Path) ->
     (row,) = data_of(render_html([folder], tmp_path / "page.html"))["memory"]
     assert row["parts"] == {"uncut": 86.0}
     assert "main memory" in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("device", "parts"),
+    [("cpu", {"weights": 8.0, "optimizer": 48.0, "rest": 30.0}), (H200, {"uncut": 86.0})],
+)
+def test_gradients_that_an_engine_does_not_tell_are_not_zero(
+    device: str, parts: dict[str, float], tmp_path: Path
+) -> None:
+    held: dict[str, Any] = {"gradient_bytes": None, "activation_bytes": None}
+    folder = write_training(tmp_path / "a", {"fsdp2": (1.0,)}, {"fsdp2": held}, device=device)
+    (row,) = data_of(render_html([folder], tmp_path / "page.html"))["memory"]
+    assert row["parts"] == parts
+    assert row["reason"] == "its engine does not tell its gradients"
 
 
 def test_gradients_that_are_not_there_at_the_peak_are_no_part_of_it(tmp_path: Path) -> None:
