@@ -279,6 +279,16 @@ def test_a_loss_of_one_step_is_not_drawn(chromium: Chromium, tmp_path: Path) -> 
     assert chromium.complaints == []
 
 
+@pytest.mark.parametrize(("steps", "ticks"), [(3, ["0", "1", "2"]), (11, [*map(str, range(11))])])
+def test_no_step_stands_twice_below_the_losses(
+    chromium: Chromium, tmp_path: Path, steps: int, ticks: list[str]
+) -> None:
+    folder = write_training(tmp_path / "llama-8b", {"fsdp2": (1.0,)}, steps=steps)
+    chromium.open(render_html([folder], tmp_path / "page.html"))
+    labels = chromium.tab.locator("#loss .role-axis-label text").all_text_contents()
+    assert labels[: len(ticks)] == ticks  # of the first axis
+
+
 def test_the_tables_are_sorted(chromium: Chromium, page: Path) -> None:
     chromium.open(page)
     table = chromium.tab.locator("#load-1")
