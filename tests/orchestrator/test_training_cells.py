@@ -207,6 +207,8 @@ def test_fp8_is_refused_without_its_package(monkeypatch: pytest.MonkeyPatch) -> 
     experiment = Experiment(**{**TRAIN, "precision": "fp8", "strategy": "fsdp2"})
     with pytest.raises(Refused, match=r"FP8 needs torchao: pip install 'shard-orchestrator.fp8.'"):
         planning.plan_experiment(experiment, "cuda", Topology.uniform(2, 80 * 10**9))
+    with pytest.raises(Refused, match="needs GPUs, and CPUs are asked for"):  # which none mends
+        plan(precision="fp8", strategy="fsdp2")
 
 
 def test_runs_keep_their_states_in_folders_of_their_own(store: Store) -> None:

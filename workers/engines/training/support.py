@@ -83,7 +83,7 @@ def _of_switches(plan: EnginePlan) -> str | None:
             f"{asked.micro_batch_size} x {asked.seq_len} are {tokens}; use --seq-len "
             f"{FP8_TOKENS * -(-asked.seq_len // FP8_TOKENS)}"
         )
-    if importlib.util.find_spec(FP8) is None:
+    if plan.device != "cpu" and importlib.util.find_spec(FP8) is None:  # a CPU is refused anyway
         return f"FP8 needs {FP8}: pip install 'shard-orchestrator[fp8]'; or use --precision bf16"
     return None
 
