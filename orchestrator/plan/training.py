@@ -161,10 +161,7 @@ class Trainable:
         is refused whatever memory there is."""
         plan = self._plan(engine, layout)
         if self.experiment.save_checkpoint is not None and engine != DEFAULT_ENGINE:
-            raise UserError(
-                f"the engine {engine} saves no checkpoint here; leave --save-checkpoint out, or "
-                f"use --engine {DEFAULT_ENGINE}"
-            )
+            raise UserError(_unsaved(engine, layout))
         if reason := engines.refusal(engine, plan):
             raise UserError(f"the engine {engine} cannot train {layout.name}: {reason}")
         plan = engines.settled(engine, plan)
@@ -283,6 +280,17 @@ def _fitting(trainable: Trainable, engine: str, layout: Layout) -> EnginePlan:
     plan = trainable.plan(engine, layout)
     check_training_memory(plan, trainable.topology)
     return plan
+
+
+def _unsaved(engine: str, layout: Layout) -> str:
+    """Why a layout is not trained for a checkpoint, and how to get one."""
+    said = f"the engine {engine} saves no checkpoint of {layout.name}; leave --save-checkpoint out"
+    if layout.engine is None:
+        return f"{said}, or use --engine {DEFAULT_ENGINE}"
+    return (
+        f"{said}, keep a state with --checkpoint-interval, and go on from that with --resume-from "
+        f"under a layout of the engine {DEFAULT_ENGINE}, which saves"
+    )
 
 
 def last_state(work: TrainingWork) -> str:

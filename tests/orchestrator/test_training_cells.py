@@ -141,7 +141,14 @@ def test_what_training_is_asked_makes_another_experiment() -> None:
         ({"strategy": "dp2zero2", "engine": "torch"}, "dp2zero2 needs the engine deepspeed"),
         ({"strategy": "tp2", "engine": "deepspeed"}, "trains replicas .dp. alone"),
         ({"strategy": "dp2", "engine": "vllm"}, "the engine 'vllm' only generates"),
-        ({"strategy": "dp2zero2", "save_checkpoint": Path("x")}, "saves no checkpoint here"),
+        (
+            {"strategy": "dp2zero2", "save_checkpoint": Path("x")},
+            "saves no checkpoint of dp2zero2; .* with --resume-from under a layout of the engine",
+        ),
+        (
+            {"strategy": "dp2", "engine": "deepspeed", "save_checkpoint": Path("x")},
+            "saves no checkpoint of dp2; leave --save-checkpoint out, or use --engine torch$",
+        ),
         ({"save_checkpoint": Path(__file__, "x")}, r"test_training_cells.py is a file; give a fol"),
         ({"strategy": "dp2", "schedule": "gpipe"}, "none of the layouts dp2 has one; leave it out"),
         ({"strategy": "dp2,pp2", "schedule": "gpipe"}, None),
