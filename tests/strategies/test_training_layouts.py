@@ -137,7 +137,7 @@ def test_an_interleaved_pipeline_of_more_stages_than_layers_is_refused(
     layers: int, most: str
 ) -> None:
     message = (
-        rf"of 2 to a rank, interleaved\) than m has layers; use {most}, or another --schedule$"
+        rf"of 2 to a rank, interleaved\) than m has layers; use {most}, or another --sch"
     )
     model = replace(shape(), num_layers=layers)
     with pytest.raises(LayoutError, match=message):
