@@ -136,9 +136,7 @@ def test_a_layout_that_cannot_train_is_refused_with_the_reason(name: str, messag
 def test_an_interleaved_pipeline_of_more_stages_than_layers_is_refused(
     layers: int, most: str
 ) -> None:
-    message = (
-        rf"of 2 to a rank, interleaved\) than m has layers; use {most}, or another --sch"
-    )
+    message = rf"of 2 to a rank, interleaved\) than m has layers; use {most}, or another --sch"
     model = replace(shape(), num_layers=layers)
     with pytest.raises(LayoutError, match=message):
         trained("pp4", model, replace(TRAINING, schedule="interleaved"))
