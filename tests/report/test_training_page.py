@@ -310,3 +310,12 @@ def test_what_was_to_be_taken_is_of_layers_as_they_were_compiled() -> None:
     found = predictions([folder], findings_of([folder]).comparison)
     said = {cell.strategy: round(taken.total / 1e9, 1) for cell, taken in found.items()}
     assert said == {"fsdp2": 107.4, "tp2": 93.2, "pp2": 101.6}
+
+
+def test_tables_of_the_same_load_are_told_apart_in_the_terminal(tmp_path: Path) -> None:
+    folders = [write_training(tmp_path / name, {"fsdp2": (66000.0,)}) for name in ("a", "b")]
+    said = CliRunner().invoke(main, ["compare", *map(str, folders)]).output
+    assert "steps, bf16 (a)" in said
+    assert "steps, bf16 (b)" in said
+    alone = CliRunner().invoke(main, ["compare", str(folders[0])]).output
+    assert "steps, bf16 (a)" not in alone
