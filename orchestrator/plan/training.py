@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from orchestrator.cluster.address import address_of
 from orchestrator.errors import Refused, UserError
 from orchestrator.experiment import IN_TRAINING, Cell, Deployment, Experiment, Scenario
 from orchestrator.plan import models
@@ -67,7 +69,7 @@ def plan_training(
     model = models.resolve(experiment.model, experiment.load_format)
     trainable = Trainable(experiment, model, device, topology)
     check_schedule(experiment.schedule, experiment.strategy)
-    check_folder(experiment.save_checkpoint)
+    check_folder(experiment.save_checkpoint, is_local=address_of(experiment.address) is None)
     tokens = None
     if experiment.data is not None:
         load = load_of(whole(experiment), device)
@@ -93,12 +95,17 @@ def check_schedule(schedule: Schedule | None, layouts: Sequence[str]) -> None:
         )
 
 
-def check_folder(path: Path | None) -> None:
-    """Raises UserError where a file is in the way of a folder for checkpoints."""
+def check_folder(path: Path | None, is_local: bool) -> None:
+    """Raises UserError where a file is in the way of a folder for checkpoints, or where nothing can
+    be written there. is_local: whether workers run on this machine; else it need not have it."""
     places = (path.absolute(), *path.absolute().parents) if path else ()
     there = next((place for place in places if place.exists()), None)
     if there and not there.is_dir():
         raise UserError(f"--save-checkpoint {path}: {there} is a file; give a folder")
+    if there and is_local and not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"--save-checkpoint {path}: {there} cannot be written to; give another folder"
+        )
 
 
 def why_not_silent(engine: str, plan: EnginePlan) -> str | None:

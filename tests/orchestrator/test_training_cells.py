@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
+from fakes import write_config
 from pydantic import ValidationError
 from rich.console import Console
 
@@ -181,6 +183,26 @@ def test_what_cannot_be_trained_is_refused_in_a_line(
     with pytest.raises(Refused, match=why) as error:
         plan(**fields)
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_where_workers_have_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    folder = tmp_path / "a" / "b"
+    with pytest.raises(Refused, match=f"{folder}: {tmp_path} cannot be written to; give another"):
+        plan(strategy="dp2", save_checkpoint=folder)
+    assert plan(strategy="dp2", save_checkpoint=folder, address="10.0.0.1:6379")
+
+
+def test_sequences_are_no_longer_than_a_window(tmp_path: Path) -> None:
+    mistral = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+    folder = write_config(tmp_path / "m", **mistral, sliding_window=16)
+    asked = {"model": str(folder), "load_format": "dummy", "strategy": "dp2"}
+    assert plan(**asked, seq_len=16)
+    with pytest.raises(Refused, match="that of m is 16 tokens; use --seq-len 16 or less"):
+        plan(**asked, seq_len=32)
 
 
 @pytest.mark.parametrize("load_format", ["auto", "dummy"])

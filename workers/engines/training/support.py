@@ -35,10 +35,13 @@ def of_model(plan: EnginePlan) -> str | None:
     model, asked = plan.model, plan.training
     assert asked is not None, "the plan trains"
     if model.family not in CONFIG_CLASSES:
-        return f"it does not train the family {model.family}"
+        return f"it does not train the family {model.family}; it trains {', '.join(CONFIG_CLASSES)}"
     windows = [window for i in range(model.num_layers) if (window := window_of(model, i))]
     if windows and min(windows) < asked.seq_len:
-        return f"its attention has no window, and that of {model.name} is {min(windows)} tokens"
+        return (
+            f"its attention has no window, and that of {model.name} is {min(windows)} tokens; use "
+            f"--seq-len {min(windows)} or less"
+        )
     return None
 
 
