@@ -50,7 +50,7 @@ class DeepSpeedTrainer(TorchTrainer):
         """Have DeepSpeed take the model. What of main memory could not be pinned is told."""
         built = super().build(context, plan)
         assert isinstance(self._trainer, Replica)
-        return replace(built, remark=self._trainer.pins.lacking)
+        return replace(built, remark=self._trainer._pins.lacking)
 
     def close(self) -> None:
         """Free the model, and have DeepSpeed leave the process groups."""
@@ -97,7 +97,7 @@ class Replica:
         with deepspeed_process.quiet():
             deepspeed_process.connect()
         self._engine: Any = None
-        self.pins = Pins()
+        self._pins = Pins()
 
     @property
     def replica(self) -> int:
@@ -187,7 +187,7 @@ class Replica:
         fill(stage)
         is_pinned = plan.device == "cuda" and self._asked.offload != "none"
         if is_pinned:
-            self.pins.install()
+            self._pins.install()
         with quiet():
             self._engine, *_ = deepspeed.initialize(
                 model=stage,
@@ -200,7 +200,7 @@ class Replica:
         if _sums_in_main_memory(plan):
             gradients = share_gradients(self._engine.optimizer)
             if is_pinned:
-                self.pins.pin(gradients)
+                self._pins.pin(gradients)
 
     def step(self, tokens: Tensor, counting: AbstractContextManager[Any] = NOTHING) -> StepResult:
         """Train on the sequences of this replica, int64 [sequences, seq_len + 1]."""
@@ -243,10 +243,10 @@ class Replica:
         from workers.engines import deepspeed_private
 
         if self._engine is None:  # it may have failed to begin
-            self.pins.close()
+            self._pins.close()
             return
         self._engine.destroy()
-        self.pins.close()
+        self._pins.close()
         deepspeed_private.free(self._engine)
         self._engine = None
         gc.collect()
