@@ -22,9 +22,12 @@ def pp(
     chunks = load.training.chunks if load.training else 1
     most = model.num_layers // chunks
     if number < 1 or number > most:
-        of_rank = "" if chunks == 1 else f" (of {chunks} to a rank, interleaved)"
+        few = f"use {f'1 to {most}' if most > 1 else most}"
+        if chunks == 1:
+            raise LayoutError(f"pp={number} is more stages than {model.name} has layers; {few}")
         raise LayoutError(
-            f"pp={number} is more stages{of_rank} than {model.name} has layers; use 1 to {most}"
+            f"pp={number} is more stages (of {chunks} to a rank, interleaved) than {model.name} "
+            f"has layers; {few}, or another --schedule"
         )
     table = model.vocab_size * model.hidden_size
     counts = balance(

@@ -277,8 +277,7 @@ class Built:
     None where an engine captures none. weight_bytes: of this rank. kv_tokens: tokens that the KV
     cache of the replica holds, None without a paged cache. versions: of packages, by name.
     settings: of an engine with settings of its own, those that are not its defaults and what it
-    made of them; of our own, what its collectives go through.
-    """
+    made of them; of our own, what its collectives go through. remark: what a user is to know."""
 
     rank: int
     load_s: float
@@ -288,6 +287,7 @@ class Built:
     device_name: str
     versions: dict[str, str] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
+    remark: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ def export(
 
     if detailed and format_ != vllm_bench.FORMAT:
         raise UserError(f"--save-detailed is of --format {vllm_bench.FORMAT}")
+    if tracker is not None or format_ in (vllm_bench.FORMAT, aiperf.FORMAT):
+        _check_served(folder, f"--track {tracker}" if tracker else f"--format {format_}")
     if format_ == vllm_bench.FORMAT:
         record: Record = partial(vllm_bench.record_of, detailed=detailed)
         _write_cells(folder, into, "{}.json", record)
@@ -43,6 +45,18 @@ def export(
             say(path)
     if tracker is not None:
         _track(folder, tracker, into)
+
+
+def _check_served(folder: Path, into: str) -> None:
+    """Raise UserError where experiments at or below `folder` trained: no request was served."""
+    from orchestrator.analysis.training.comparison import trained_at
+    from orchestrator.store.export import FORMATS
+
+    for one in trained_at([folder]):
+        raise UserError(
+            f"{one} trained, and {into} takes requests that were served; use --format "
+            f"{', '.join(FORMATS)}"
+        )
 
 
 def _of_aiperf(run: Measured, requests: pa.Table | None, runs: int) -> Mapping[str, Any]:

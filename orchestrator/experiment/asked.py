@@ -23,14 +23,16 @@ Tokens = Annotated[int, Field(gt=0, le=10_000_000)]
 Count = Annotated[int, Field(gt=0, le=10_000)]
 # Fields that mean nothing without a dataset.
 OF_DATASET = (
-    *("dataset_format", "dataset_columns", "dataset_split", "multi_turn", "skip_invalid"),
+    *("dataset_split", "dataset_format", "dataset_columns", "multi_turn", "skip_invalid"),
     *("trace_speed", "trace_window"),
 )
-# Field -> what others are about that mean nothing without it.
+# Fields -> what others are about that mean nothing without one of them.
 NEEDED = {
-    "dataset_path": ("a dataset", OF_DATASET),
-    "until_ci": ("starts that are added", ("max_starts",)),
-    "find_rate": ("a search of rates", ("rate_runs",)),
+    ("dataset_path",): ("a dataset", OF_DATASET[1:]),
+    ("dataset_path", "data"): ("a folder with splits", OF_DATASET[:1]),
+    ("request_rate", "find_rate"): ("the gaps between arrivals", ("burstiness",)),
+    ("until_ci",): ("starts that are added", ("max_starts",)),
+    ("find_rate",): ("a search of rates", ("rate_runs",)),
 }
 LONGEST_S = 1e6  # 12 days; a wait that is much longer overflows in the libraries below
 
@@ -235,8 +237,6 @@ class Experiment(TrainingFields):
                 "a dataset brings its own lengths; output_len is one number there, and range_ratio "
                 "is left out"
             )
-        if self.burstiness != 1.0 and self.request_rate is None and not self.find_rate:
-            raise ValueError("burstiness is about the gaps between arrivals; give request_rate too")
         if bool(self.input_len) != bool(self.output_len) and not self.dataset_path:
             raise ValueError("input_len and output_len go together; give both")
         if self.range_ratio and any(isinstance(one, str) for one in self._asked_lengths):
@@ -246,10 +246,10 @@ class Experiment(TrainingFields):
     @model_validator(mode="after")
     def _have_an_effect(self) -> Experiment:
         for needed, (what, names) in NEEDED.items():
-            for name in () if getattr(self, needed) else names:
+            for name in () if any(getattr(self, one) for one in needed) else names:
                 default = type(self).model_fields[name].get_default(call_default_factory=True)
                 if getattr(self, name) != default:
-                    raise ValueError(f"{name} is about {what}; give {needed} too")
+                    raise ValueError(f"{name} is about {what}; give {' or '.join(needed)} too")
         return self
 
     @model_validator(mode="after")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from orchestrator.cluster.address import address_of
 from orchestrator.errors import Refused, UserError
 from orchestrator.experiment import IN_TRAINING, Cell, Deployment, Experiment, Scenario
 from orchestrator.plan import models
@@ -67,12 +69,12 @@ def plan_training(
     model = models.resolve(experiment.model, experiment.load_format)
     trainable = Trainable(experiment, model, device, topology)
     check_schedule(experiment.schedule, experiment.strategy)
-    check_folder(experiment.save_checkpoint)
+    check_folder(experiment.save_checkpoint, is_local=address_of(experiment.address) is None)
     tokens = None
     if experiment.data is not None:
-        tokens = pack(
-            experiment.data, model, load_of(whole(experiment), device), experiment.data_column
-        )
+        load = load_of(whole(experiment), device)
+        column, split = experiment.data_column, experiment.dataset_split
+        tokens = pack(experiment.data, model, load, column, split)
     planner = _Planner(trainable, TrainingWork(experiment.steps, tokens))
     planned = tuple(one for layout in trainable.layouts() for one in planner.deployments(layout))
     asked = (*experiment.technique, *experiment.ablate)
@@ -93,12 +95,17 @@ def check_schedule(schedule: Schedule | None, layouts: Sequence[str]) -> None:
         )
 
 
-def check_folder(path: Path | None) -> None:
-    """Raises UserError where a file is in the way of a folder for checkpoints."""
+def check_folder(path: Path | None, is_local: bool) -> None:
+    """Raises UserError where a file is in the way of a folder for checkpoints, or where nothing can
+    be written there. is_local: whether workers run on this machine; else it need not have it."""
     places = (path.absolute(), *path.absolute().parents) if path else ()
     there = next((place for place in places if place.exists()), None)
     if there and not there.is_dir():
         raise UserError(f"--save-checkpoint {path}: {there} is a file; give a folder")
+    if there and is_local and not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"--save-checkpoint {path}: {there} cannot be written to; give another folder"
+        )
 
 
 def why_not_silent(engine: str, plan: EnginePlan) -> str | None:
@@ -161,10 +168,7 @@ class Trainable:
         is refused whatever memory there is."""
         plan = self._plan(engine, layout)
         if self.experiment.save_checkpoint is not None and engine != DEFAULT_ENGINE:
-            raise UserError(
-                f"the engine {engine} saves no checkpoint here; leave --save-checkpoint out, or "
-                f"use --engine {DEFAULT_ENGINE}"
-            )
+            raise UserError(_unsaved(engine, layout))
         if reason := engines.refusal(engine, plan):
             raise UserError(f"the engine {engine} cannot train {layout.name}: {reason}")
         plan = engines.settled(engine, plan)
@@ -283,6 +287,17 @@ def _fitting(trainable: Trainable, engine: str, layout: Layout) -> EnginePlan:
     plan = trainable.plan(engine, layout)
     check_training_memory(plan, trainable.topology)
     return plan
+
+
+def _unsaved(engine: str, layout: Layout) -> str:
+    """Why a layout is not trained for a checkpoint, and how to get one."""
+    said = f"the engine {engine} saves no checkpoint of {layout.name}; leave --save-checkpoint out"
+    if layout.engine is None:
+        return f"{said}, or use --engine {DEFAULT_ENGINE}"
+    return (
+        f"{said}, keep a state with --checkpoint-interval, and go on from that with --resume-from "
+        f"under a layout of the engine {DEFAULT_ENGINE}, which saves"
+    )
 
 
 def last_state(work: TrainingWork) -> str:

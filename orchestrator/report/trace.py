@@ -64,7 +64,10 @@ def write_traces(folder: Path) -> list[Path]:
     """
     table = Store(folder).read(SPANS.name)
     if table is None or not table.num_rows:
-        raise UserError(f"{folder} holds no spans: none of its cells was observed")
+        raise UserError(
+            f"{folder} holds no spans: none of its cells was observed, or it trained: no spans are "
+            "kept of training"
+        )
     cells = {_name(cell): places for cell, places in first_start(table).items()}
     traces = folder / "traces"
     try:

@@ -22,7 +22,7 @@ from orchestrator.plan.deployments import PlannedCell
 from orchestrator.run.jobs import Job
 from orchestrator.run.progress import Progress
 from orchestrator.store.arrow_files import concat
-from workers.messages import EnginePlan, RankReport, TrainingWork, Work
+from workers.messages import Built, EnginePlan, RankReport, TrainingWork, Work
 
 BACK_S = 60.0  # for a node that is gone to come back, where runs that lose one are made again
 
@@ -128,8 +128,15 @@ class Session:
             self.tell("building")
             plan = self.plan or self.job.deployment.plan
             self.workers = Workers.of(self.job, plan, self.cluster, self.progress.note)
-            self.job.keep_settings(self.workers.building.built[0].settings)
+            self._keep_settings(self.workers.building.built)
         return self.workers
+
+    def _keep_settings(self, built: Sequence[Built]) -> None:
+        """Keep what the engine says of how it was built, and tell a remark."""
+        remark = next((one.remark for one in built if one.remark), None)
+        self.job.keep_settings(built[0].settings | ({"remark": remark} if remark else {}))
+        if remark:
+            self.progress.note(f"{self.job.deployment.deployment.name}: {remark}")
 
     def _warm_up(self, workers: Workers, cell: PlannedCell) -> None:
         for _ in range(self.job.experiment.num_warmups):

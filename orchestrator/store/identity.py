@@ -66,8 +66,10 @@ DECISIVE = (
 MadeBy = tuple[str, str, str]  # strategy, engine, ablation
 # By engine, how it ran before there was a choice. Results of then tell nothing of it.
 BEFORE = {"torch": {"overlap": "off", "products": "cublas", "pdl": "off"}}
-# Files of a dataset's folder.
-OF_ROWS = frozenset({".jsonl", ".csv", ".parquet", ".arrow", ".gz"})
+# Files of a dataset's folder, or of one with text to train on.
+OF_ROWS = frozenset(
+    {".jsonl", ".json", ".csv", ".parquet", ".arrow", ".gz", ".txt", ".text", ".md"}
+)
 
 
 def identity_of(experiment: Experiment) -> str:
@@ -127,8 +129,13 @@ def stamp(path: Path) -> str:
     if any(file.suffix == ".safetensors" for file in weights):
         found = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in weights]
         return digest(found)
-    rows = sorted(file for file in path.rglob("*") if file.suffix in OF_ROWS)
+    rows = sorted(file for file in path.rglob("*") if _is_read(file))
     return digest([(file.name, _content(file)) for file in dict.fromkeys((*weights, *rows))])
+
+
+def _is_read(file: Path) -> bool:
+    """Whether a file of a folder may have rows or text of a dataset."""
+    return file.suffix.lower() in OF_ROWS and file.is_file()
 
 
 def _content(file: Path) -> str:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -173,6 +174,20 @@ def test_a_failed_run_is_tried_again_and_finished_ones_are_not(groups, tmp_path)
     assert (seen.asked, seen.ends()) == ((1, 1), [("tp1", 2, "completed", None)])
     assert [row.status for row in summaries(store)] == ["completed"] * 2
     assert not list((store.folder / "failures").iterdir())
+
+
+def test_a_remark_of_any_rank_on_how_it_was_built_is_told_and_kept(groups, tmp_path, monkeypatch):
+    build = FakeGroup.build
+
+    def with_a_remark(group, timeout_s):
+        first, second = build(group, timeout_s)
+        return [first, replace(second, remark="no page is pinned")]
+
+    monkeypatch.setattr(FakeGroup, "build", with_a_remark)
+    store, seen = run([deployment("tp2")], tmp_path, num_warmups=0)
+    assert seen.notes[0] == "tiny.tp2.fake.float32: no page is pinned"
+    said = store.manifest()["engine_settings"]["tiny.tp2.fake.float32"]
+    assert said == {"remark": "no page is pinned"}
 
 
 def test_a_cell_that_could_not_be_observed_keeps_its_runs(groups, tmp_path, monkeypatch):

@@ -76,7 +76,7 @@ def test_results_of_open_and_closed_loops_are_kept_apart():
     closed, open_ = Experiment(), Experiment(request_rate=2.0)
     bursts = Experiment(request_rate=2.0, burstiness=0.5)
     assert len({identity_of(one) for one in (closed, open_, bursts)}) == 3
-    with pytest.raises(ValueError, match="give request_rate too"):
+    with pytest.raises(ValueError, match="give request_rate or find_rate too"):
         Experiment(burstiness=2.0)
 
 

@@ -110,3 +110,13 @@ def test_commands_are_found_in_blocks_and_in_sentences() -> None:
 def test_a_command_with_a_mistake_cannot_be_given(line: str) -> None:
     with pytest.raises((click.ClickException, UserError, ValueError, AssertionError)):
         given(line)
+
+
+def test_the_readme_generates_with_what_it_has_trained() -> None:
+    lines = [shlex.split(line) for line in commands((ROOT / "README.md").read_text("utf-8"))]
+    (trains,) = [line for line in lines if "train" in line]
+    folder, layout = (
+        trains[trains.index(name) + 1] for name in ("--save-checkpoint", "--strategy")
+    )
+    (generates,) = [line for line in lines if f"{folder}/tiny.{layout}.torch.float32" in line]
+    assert generates[generates.index("--strategy") + 1] != layout

@@ -77,6 +77,29 @@ def test_documents_follow_each_other_each_with_its_end(
     assert packed.ravel().tolist() == expected[: len(expected) // 4 * 4]
 
 
+def hub(path: Path, *splits: str) -> Path:
+    """A folder as the hub has them: splits in Parquet, and a card that describes them."""
+    (path / "data").mkdir(parents=True)
+    for number, split in enumerate(splits):
+        table(path / "data" / f"{split}-00000-of-00001.parquet", text=TEXTS[number : number + 2])
+    (path / "README.md").write_text("user : hello world\n" * 9)
+    return path
+
+
+def test_the_card_of_a_dataset_is_not_trained_on(tmp_path: Path, model: ResolvedModel) -> None:
+    assert pack(hub(tmp_path / "d", "train"), model, LOAD).flatten().tolist() == ids(TEXTS[:2])
+    (tmp_path / "d" / "notes.txt").write_text("hello")
+    with pytest.raises(UserError, match=r"holds a dataset and also text, as notes.txt; give one"):
+        pack(tmp_path / "d", model, LOAD)
+
+
+def test_a_split_is_read_where_it_is_named(tmp_path: Path, model: ResolvedModel) -> None:
+    path = hub(tmp_path / "d", "train", "test")
+    with pytest.raises(UserError, match="has the splits test, train; name one: --dataset-split"):
+        pack(path, model, LOAD)
+    assert pack(path, model, LOAD, split="test").flatten().tolist() == ids(TEXTS[1:])
+
+
 def test_another_column_is_read_where_it_is_named(tmp_path: Path, model: ResolvedModel) -> None:
     path = table(tmp_path / "a.parquet", body=list(TEXTS), text=["hi"] * 3)
     assert pack(path, model, LOAD, column="body").ravel().tolist() == ids(TEXTS)
@@ -166,6 +189,14 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path, model: ResolvedModel) 
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00hello")
     with pytest.raises(UserError, match=r"a.txt is not UTF-8 text"):
         pack(tmp_path / "a.txt", model, LOAD)
+
+
+def test_what_is_refused_says_which_files_are_text(tmp_path: Path, model: ResolvedModel) -> None:
+    (tmp_path / "notes").write_text("hello world")
+    (tmp_path / "empty").mkdir()
+    for name, words in (("notes", r"text too \(.txt, .text, .md\)$"), ("empty", "files of text")):
+        with pytest.raises(UserError, match=words):
+            pack(tmp_path / name, model, LOAD)
 
 
 def test_fewer_sequences_than_a_batch_are_refused(tmp_path: Path, model: ResolvedModel) -> None:

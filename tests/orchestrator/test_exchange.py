@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from request_tables import request, requests
 from summaries import write_run
+from training_inputs import write_training
 
 from orchestrator.analysis.comparing.findings import of_folders
 from orchestrator.analysis.latency import TokenTimes, latency_of
@@ -565,3 +566,15 @@ def test_a_tracker_that_refuses_is_told_in_a_line(
     monkeypatch.setitem(sys.modules, "mlflow", Refuses("mlflow"))
     found = call("export", results, "--track", "mlflow")
     assert "mlflow has not taken the results: no server answers" in found.stderr
+
+
+@pytest.mark.parametrize(
+    "way", [("--format", "aiperf"), ("--format", "vllm-bench"), ("--track", "mlflow")]
+)
+def test_what_trained_is_not_exported_as_requests(tmp_path: Path, way: tuple[str, str]) -> None:
+    folder = write_training(tmp_path / "llama-8b", {"fsdp2": (1.0,)})
+    found = call("export", folder, *way)
+    assert found.exit_code == 2
+    said = " ".join(found.stderr.split())
+    assert f"llama-8b trained, and {way[0]} {way[1]} takes requests that were served" in said
+    assert "use --format arrow, parquet, csv" in said

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
+from fakes import write_config
 from pydantic import ValidationError
 from rich.console import Console
 
@@ -95,6 +97,7 @@ def test_every_layout_gets_one_cell_of_the_same_load() -> None:
         ({"workload": "train", "technique": "comm=off"}, "no 'comm=off'; use comm"),
         ({"workload": "train", "ablate": "p2p"}, "training can do with comm"),
         ({"workload": "train", "data_column": "body"}, "give data too"),
+        ({"workload": "train", "dataset_split": "a"}, "splits; give dataset_path or data too"),
         (
             {"workload": "train", "micro_batch_size": 2, "gradient_accumulation_steps": 2},
             "say the same twice",
@@ -140,7 +143,14 @@ def test_what_training_is_asked_makes_another_experiment() -> None:
         ({"strategy": "dp2zero2", "engine": "torch"}, "dp2zero2 needs the engine deepspeed"),
         ({"strategy": "tp2", "engine": "deepspeed"}, "trains replicas .dp. alone"),
         ({"strategy": "dp2", "engine": "vllm"}, "the engine 'vllm' only generates"),
-        ({"strategy": "dp2zero2", "save_checkpoint": Path("x")}, "saves no checkpoint here"),
+        (
+            {"strategy": "dp2zero2", "save_checkpoint": Path("x")},
+            "saves no checkpoint of dp2zero2; .* with --resume-from under a layout of the engine",
+        ),
+        (
+            {"strategy": "dp2", "engine": "deepspeed", "save_checkpoint": Path("x")},
+            "saves no checkpoint of dp2; leave --save-checkpoint out, or use --engine torch$",
+        ),
         ({"save_checkpoint": Path(__file__, "x")}, r"test_training_cells.py is a file; give a fol"),
         ({"strategy": "dp2", "schedule": "gpipe"}, "none of the layouts dp2 has one; leave it out"),
         ({"strategy": "dp2,pp2", "schedule": "gpipe"}, None),
@@ -175,6 +185,26 @@ def test_what_cannot_be_trained_is_refused_in_a_line(
     assert "\n" not in str(error.value)
 
 
+def test_a_folder_that_cannot_be_written_is_refused_where_workers_have_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    folder = tmp_path / "a" / "b"
+    with pytest.raises(Refused, match=f"{folder}: {tmp_path} cannot be written to; give another"):
+        plan(strategy="dp2", save_checkpoint=folder)
+    assert plan(strategy="dp2", save_checkpoint=folder, address="10.0.0.1:6379")
+
+
+def test_sequences_are_no_longer_than_a_window(tmp_path: Path) -> None:
+    mistral = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+    folder = write_config(tmp_path / "m", **mistral, sliding_window=16)
+    asked = {"model": str(folder), "load_format": "dummy", "strategy": "dp2"}
+    assert plan(**asked, seq_len=16)
+    with pytest.raises(Refused, match="that of m is 16 tokens; use --seq-len 16 or less"):
+        plan(**asked, seq_len=32)
+
+
 @pytest.mark.parametrize("load_format", ["auto", "dummy"])
 def test_what_is_saved_comes_with_the_tokenizer_of_the_model(load_format: str) -> None:
     (one,) = plan(strategy="dp2", save_checkpoint=Path("out"), load_format=load_format)
@@ -206,6 +236,8 @@ def test_fp8_is_refused_without_its_package(monkeypatch: pytest.MonkeyPatch) -> 
     experiment = Experiment(**{**TRAIN, "precision": "fp8", "strategy": "fsdp2"})
     with pytest.raises(Refused, match=r"FP8 needs torchao: pip install 'shard-orchestrator.fp8.'"):
         planning.plan_experiment(experiment, "cuda", Topology.uniform(2, 80 * 10**9))
+    with pytest.raises(Refused, match="needs GPUs, and CPUs are asked for"):  # which none mends
+        plan(precision="fp8", strategy="fsdp2")
 
 
 def test_runs_keep_their_states_in_folders_of_their_own(store: Store) -> None:
@@ -304,12 +336,30 @@ def test_text_is_packed_once_for_every_layout(tmp_path: Path) -> None:
     assert one.work.tokens.shape[1] == 17
 
 
-def test_other_text_is_another_experiment(tmp_path: Path) -> None:
-    names = set()
+@pytest.mark.parametrize("name", ["a.txt", "A.TXT", "a.text", "a.md", "a.json", "data/a.json"])
+def test_other_text_is_another_experiment(name: str, tmp_path: Path) -> None:
+    names, file = set(), tmp_path / "texts" / name
+    file.parent.mkdir(parents=True)
     for words in ("one", "two"):
-        (tmp_path / "text.txt").write_text(words)
-        names.add(identity_of(Experiment(**TRAIN, data=tmp_path / "text.txt")))
-    assert len(names) == 2
+        file.write_text(words)
+        names |= {identity_of(Experiment(**TRAIN, data=one)) for one in (file, tmp_path / "texts")}
+    assert len(names) == 4
+
+
+def test_a_split_of_the_data_is_another_experiment(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        rows = [json.dumps({"text": f"{split} {number}"}) for number in range(99)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
+    tokens = []
+    for split in ("train", "test"):
+        (one,) = plan(strategy="tp1", data=tmp_path, dataset_split=split, seq_len=16)
+        assert isinstance(one.cells[0].work, TrainingWork)
+        tokens.append(one.cells[0].work.tokens)
+    assert tokens[0] is not None
+    assert tokens[1] is not None
+    assert tokens[0].tolist() != tokens[1].tolist()
+    asked = [Experiment(**TRAIN, data=tmp_path, dataset_split=one) for one in ("train", "test")]
+    assert identity_of(asked[0]) != identity_of(asked[1])
 
 
 def test_text_that_is_not_enough_is_refused(tmp_path: Path) -> None:

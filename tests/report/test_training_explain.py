@@ -135,6 +135,19 @@ def test_what_is_kept_in_main_memory_is_said_beside_what_a_gpu_takes() -> None:
     assert everything["host"]["gradients"] >= here["gradients"]
 
 
+def test_main_memory_is_split_too_and_is_that_of_all_ranks_with_their_processes() -> None:
+    offloads = ["--offload", "optimizer", "--memory", "141GB"]
+    said = explained("dp2zero3", *LLAMA, *STEP, *offloads)
+    (memory, _) = [
+        one["memory"]["host"] for one in data("dp2zero3", *LLAMA, *STEP, *offloads)["ranks"]
+    ]
+    together = 2 * (sum(memory.values()) + 3 * 2**30)
+    assert f"In main memory, all ranks take {together / 1e9:.1f} GB: each up to" in said
+    assert f"{memory['gradients'] / 1e9:.1f} GB of gradients, 48.2 GB of optimizer" in said
+    assert f"needs {together / 0.95e9:.1f} GB, of which 95% may be used" in said
+    assert "In main memory" not in explained("dp2zero3", *LLAMA, *STEP)
+
+
 def test_each_precision_has_its_memory() -> None:
     totals = {
         kind: data("fsdp2", *LLAMA, *STEP, "--precision", kind)["ranks"][0]["memory"]

@@ -13,7 +13,7 @@ import pytest
 from browser import WIDTHS, Chromium
 from click.testing import CliRunner
 from pages import data_of
-from training_inputs import GIGABYTE, write_training
+from training_inputs import GIGABYTE, H200, write_training
 
 from orchestrator.analysis.training.comparison import findings_of
 from orchestrator.analysis.training.observed import observed_in
@@ -193,6 +193,20 @@ def test_offloaded_states_are_no_part_of_the_peak_of_a_device(tmp_path: Path) ->
     assert "main memory" in row["reason"]
 
 
+@pytest.mark.parametrize(
+    ("device", "parts"),
+    [("cpu", {"weights": 8.0, "optimizer": 48.0, "rest": 30.0}), (H200, {"uncut": 86.0})],
+)
+def test_gradients_that_an_engine_does_not_tell_are_not_zero(
+    device: str, parts: dict[str, float], tmp_path: Path
+) -> None:
+    held: dict[str, Any] = {"gradient_bytes": None, "activation_bytes": None}
+    folder = write_training(tmp_path / "a", {"fsdp2": (1.0,)}, {"fsdp2": held}, device=device)
+    (row,) = data_of(render_html([folder], tmp_path / "page.html"))["memory"]
+    assert row["parts"] == parts
+    assert row["reason"] == "its engine does not tell its gradients"
+
+
 def test_gradients_that_are_not_there_at_the_peak_are_no_part_of_it(tmp_path: Path) -> None:
     whole: dict[str, Any] = {"micro_batch_size": 8, "micro_batches": 1}
     folder = write_training(tmp_path / "llama-8b", {"fsdp2": (1.0,)}, {"fsdp2": whole})
@@ -265,6 +279,16 @@ def test_a_loss_of_one_step_is_not_drawn(chromium: Chromium, tmp_path: Path) -> 
     assert chromium.complaints == []
 
 
+@pytest.mark.parametrize(("steps", "ticks"), [(3, ["0", "1", "2"]), (11, [*map(str, range(11))])])
+def test_no_step_stands_twice_below_the_losses(
+    chromium: Chromium, tmp_path: Path, steps: int, ticks: list[str]
+) -> None:
+    folder = write_training(tmp_path / "llama-8b", {"fsdp2": (1.0,)}, steps=steps)
+    chromium.open(render_html([folder], tmp_path / "page.html"))
+    labels = chromium.tab.locator("#loss .role-axis-label text").all_text_contents()
+    assert labels[: len(ticks)] == ticks  # of the first axis
+
+
 def test_the_tables_are_sorted(chromium: Chromium, page: Path) -> None:
     chromium.open(page)
     table = chromium.tab.locator("#load-1")
@@ -286,3 +310,19 @@ def test_what_was_to_be_taken_is_of_layers_as_they_were_compiled() -> None:
     found = predictions([folder], findings_of([folder]).comparison)
     said = {cell.strategy: round(taken.total / 1e9, 1) for cell, taken in found.items()}
     assert said == {"fsdp2": 107.4, "tp2": 93.2, "pp2": 101.6}
+
+
+def test_tables_of_the_same_load_are_told_apart_in_the_terminal(tmp_path: Path) -> None:
+    folders = [write_training(tmp_path / name, {"fsdp2": (66000.0,)}) for name in ("a", "b")]
+    said = CliRunner().invoke(main, ["compare", *map(str, folders)]).output
+    assert "steps, bf16 (a)" in said
+    assert "steps, bf16 (b)" in said
+    alone = CliRunner().invoke(main, ["compare", str(folders[0])]).output
+    assert "steps, bf16 (a)" not in alone
+
+
+def test_what_trained_has_no_trace_and_that_is_said(tmp_path: Path) -> None:
+    folder = write_training(tmp_path / "llama-8b", {"fsdp2": (1.0,)})
+    found = CliRunner().invoke(main, ["trace", str(folder)])
+    assert found.exit_code == 2
+    assert "or it trained: no spans are kept of training" in " ".join(found.stderr.split())

@@ -140,10 +140,14 @@ def test_a_layout_that_cannot_train_is_refused_with_the_reason(name: str, messag
         trained(name)
 
 
-def test_an_interleaved_pipeline_of_more_stages_than_layers_is_refused() -> None:
-    message = r"pp=4 is more stages \(of 2 to a rank, interleaved\) than m has layers; use 1 to 3"
+@pytest.mark.parametrize(("layers", "most"), [(6, "1 to 3"), (3, "1")])
+def test_an_interleaved_pipeline_of_more_stages_than_layers_is_refused(
+    layers: int, most: str
+) -> None:
+    message = rf"of 2 to a rank, interleaved\) than m has layers; use {most}, or another --sch"
+    model = replace(shape(), num_layers=layers)
     with pytest.raises(LayoutError, match=message):
-        trained("pp4", load=replace(TRAINING, schedule="interleaved"))
+        trained("pp4", model, replace(TRAINING, schedule="interleaved"))
 
 
 def test_cuts_of_gradients_and_optimizer_state_are_checked_like_those_of_parameters() -> None:

@@ -164,6 +164,24 @@ def test_a_run_whose_last_state_is_its_end_takes_no_step(plan: EnginePlan, tmp_p
     assert again == first
 
 
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
+@pytest.mark.parametrize("content", [None, b"", b"spoiled"])
+def test_a_state_of_which_a_part_is_gone_or_spoiled_is_refused(
+    name: str, content: bytes | None, plan: EnginePlan, tmp_path: Path
+) -> None:
+    alone_here(plan, TrainingWork(STOP, state=str(tmp_path), interval=STOP))
+    folder = training_state.given(tmp_path)
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    for work in (
+        TrainingWork(LAST, state=str(tmp_path), interval=STOP),
+        TrainingWork(LAST, resume=str(folder)),
+    ):
+        with pytest.raises(Refused, match=f"{folder} is not whole, so .*; go on from another sta"):
+            alone_here(plan, work)
+
+
 # -- a state that cannot be written
 
 

@@ -83,7 +83,7 @@ class TrainingState:
                 before, now = getattr(self, name), getattr(other, name)
                 return f"it was written with {flag} {before}, and {now} is asked for"
         if self.data != other.data:
-            return "it was trained on other data; give the same --data and --data-column"
+            return "it was trained on other data; give the same --data, with its column and split"
         return None
 
 

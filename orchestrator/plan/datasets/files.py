@@ -16,9 +16,10 @@ from orchestrator.errors import UserError
 from orchestrator.plan.datasets.folders import files_of
 from orchestrator.plan.datasets.rows import Row
 
+PLAIN = (".txt", ".text", ".md")  # text, to train on alone
 CONTAINERS = (
     "a dataset is JSON lines, a JSON list, CSV, Parquet or Arrow (.gz too), or a folder of Hugging "
-    "Face datasets"
+    f"Face datasets; to train on, text too ({', '.join(PLAIN)})"
 )
 GZIP, PARQUET, ARROW = b"\x1f\x8b", b"PAR1", b"ARROW1"
 CELL = 16 << 20  # characters, of which no cell of CSV may have more

@@ -16,6 +16,12 @@ DESCRIPTIONS = frozenset({"dataset_info", "dataset_infos"})  # JSON, and no rows
 _SPLIT = re.compile(r"([A-Za-z0-9_.]+?)(?:-\d+-of-\d+)?\.(?:jsonl|json|csv|parquet)(?:\.gz)?")
 
 
+def holds_dataset(folder: Path) -> bool:
+    """Whether `files_of` finds files in a folder."""
+    saved = any((folder / name).is_file() for name in (STATE, SPLITS))
+    return saved or bool(_hub_splits(folder))
+
+
 def files_of(folder: Path, split: str | None) -> Sequence[Path]:
     """The files of one split of a folder, in order. split: None where there is one alone. Raises
     UserError where there is no such split, or several and none was named."""
@@ -25,7 +31,7 @@ def files_of(folder: Path, split: str | None) -> Sequence[Path]:
     if not splits:
         raise UserError(
             f"the folder {folder} holds no dataset; a dataset is a file, or a folder with "
-            f"{STATE}, {SPLITS} or data/train-*.parquet"
+            f"{STATE}, {SPLITS} or data/train-*.parquet; to train on, one with files of text too"
         )
     if split is None and len(splits) > 1:
         raise UserError(f"{folder} has the splits {', '.join(splits)}; name one: --dataset-split")

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from orchestrator.errors import UserError
-from orchestrator.plan.datasets.files import naming, opened, rows
+from orchestrator.plan.datasets.files import PLAIN, naming, opened, rows
+from orchestrator.plan.datasets.folders import holds_dataset
 
 COLUMN = "text"  # what the published corpora call it
-PLAIN = (".txt", ".text", ".md")
+CARD = "readme"  # that describes the dataset beside it
 
 
 def documents(
@@ -36,9 +37,18 @@ def documents(
 
 
 def _plain_files(path: Path) -> Sequence[Path]:
-    """The files of text at `path`, by name; none where it is no text."""
+    """The files of text at `path`, by name; none where it is no text, or describes a dataset.
+    Raises UserError for a folder of both."""
     found = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [one for one in found if Path(one.name.removesuffix(".gz")).suffix.lower() in PLAIN]
+    plain = [one for one in found if Path(one.name.removesuffix(".gz")).suffix.lower() in PLAIN]
+    if not plain or not path.is_dir() or not holds_dataset(path):
+        return plain
+    for one in plain:
+        if one.stem.lower() != CARD:
+            raise UserError(
+                f"the folder {path} holds a dataset and also text, as {one.name}; give one of them"
+            )
+    return ()
 
 
 def _column(path: Path, column: str, split: str | None) -> Iterator[tuple[str, str]]:

@@ -128,7 +128,8 @@
   function curves(rows, width) {
     const names = present(rows), low = Math.min(...rows.map((row) => row.loss)), high = maximum(rows, "loss"), room = .06 * (high - low) || .01;
     const steps = unique(rows.map((row) => row.step)).sort((a, b) => a - b);
-    const x = { field: "step", type: "quantitative", title: "optimizer step", scale: { domain: [steps[0], steps[steps.length - 1]], nice: false, padding: 10 }, axis: { tickMinStep: 1, format: "d", tickCount: Math.min(steps.length, width < 560 ? 5 : 10) } };
+    const count = width < 560 ? 5 : 10, ticks = steps.length > count ? { tickMinStep: 1, tickCount: count } : { values: steps };  // of few it would halve steps
+    const x = { field: "step", type: "quantitative", title: "optimizer step", scale: { domain: [steps[0], steps[steps.length - 1]], nice: false, padding: 10 }, axis: { ...ticks, format: "d" } };
     const y = { field: "loss", type: "quantitative", title: "mean loss of a token", scale: { domain: [low - room, high + room], nice: false, zero: false }, axis: { grid: true, tickCount: 5 } };
     const tooltip = tips([["layout", "layout"], ["step", "step"], ["loss", "loss"]]);
     const wide = (place) => 2 + 8 * (1 - place / Math.max(1, names.length - 1)) * (names.length > 1);

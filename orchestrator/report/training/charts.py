@@ -124,25 +124,35 @@ def _held(
     """The parts of a peak, what was predicted of them, and why they are not known. Each part is of
     the rank with most of it: where these are several ranks, no one of them held their sum."""
     known, on_cpu = one.memory, is_cpu(one.conditions.device_name)
-    kept = {
-        "weights": known.weight_bytes or 0,
-        "gradients": known.gradient_bytes or 0,
-        "optimizer": known.optimizer_bytes or 0,
+    sizes = {
+        "weights": known.weight_bytes,
+        "gradients": known.gradient_bytes,
+        "optimizer": known.optimizer_bytes,
     }
+    kept = {name: size for name, size in sizes.items() if size is not None}
     said = {name: getattr(predicted, name) for name in PREDICTED} if predicted else {}
-    rest, all_kept = known.activation_bytes, sum(kept.values())
-    reason = None
+    all_kept, reason = sum(kept.values()), None
+    if known.gradient_bytes is None:
+        reason = "its engine does not tell its gradients"
     if on_cpu and all_kept <= peak:
-        kept["rest"] = peak - all_kept
-    elif rest is None:
-        reason = "what lies in main memory, and what on the device, is not told apart"
-    elif all_kept + rest > SMALL * peak:
-        reason = "its parts are greatest on different ranks"
-    elif predicted and not predicted.gradients:
-        reason = "its gradients come as its activations go, and are not there at the peak"
-    else:
-        kept["activations"] = peak - all_kept
+        return _gb(kept | {"rest": peak - all_kept}), _gb(said), reason
+    reason = reason or _why_no_parts(known.activation_bytes, all_kept, peak, predicted)
+    kept["activations"] = peak - all_kept
     return _gb(kept if reason is None else {UNCUT: peak}), _gb(said), reason
+
+
+def _why_no_parts(
+    rest: int | None, all_kept: int, peak: int, predicted: TrainingMemory | None
+) -> str | None:
+    """Why what lies beside weights, gradients and states at a peak is not known; None where it
+    is."""
+    if rest is None:
+        return "what lies in main memory, and what on the device, is not told apart"
+    if all_kept + rest > SMALL * peak:
+        return "its parts are greatest on different ranks"
+    if predicted and not predicted.gradients:
+        return "its gradients come as its activations go, and are not there at the peak"
+    return None
 
 
 def _gb(sizes: Mapping[str, int]) -> dict[str, float | None]:

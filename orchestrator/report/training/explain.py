@@ -25,6 +25,7 @@ from strategies.training import (
     training_memory,
     training_traffic,
 )
+from strategies.training.host import PROCESS_BYTES, USABLE
 from strategies.training.memory import likes
 from workers.units import format_bytes
 
@@ -155,7 +156,8 @@ def _render_one(explanation: TrainingExplanation, console: Console) -> None:
     for line in _lines(explanation):
         console.print(line, highlight=False)
     console.print(_ranks_table(explanation))
-    console.print(_fit_line(explanation), highlight=False)
+    for line in (_fit_line(explanation), *_host_line(explanation)):
+        console.print(line, highlight=False)
     console.print(_collectives_table(explanation))
 
 
@@ -214,6 +216,22 @@ def _fit_line(explanation: TrainingExplanation) -> str:
         f"{answer}: the fullest rank takes {format_bytes(fullest)} of "
         f"{format_bytes(explanation.memory_bytes)}, of which "
         f"{format_bytes(memory.RESERVE_BYTES)} are in reserve."
+    )
+
+
+def _host_line(explanation: TrainingExplanation) -> Iterator[str]:
+    """What all ranks take of main memory, by what it is for; nothing where they keep nothing."""
+    taken = [one.memory.host for one in explanation.ranks]
+    most = max(taken, key=lambda one: one.total)
+    if not most.total:
+        return
+    parts = ((getattr(most, part), part) for part in PARTS)
+    split = ", ".join(f"{format_bytes(size)} of {part}" for size, part in parts if size)
+    together = sum(one.total + PROCESS_BYTES for one in taken)
+    yield (
+        f"In main memory, all ranks take {format_bytes(together)}: each up to {split}, and "
+        f"{format_bytes(PROCESS_BYTES)} of its process. One machine for all of them needs "
+        f"{format_bytes(int(together / USABLE))}, of which {USABLE:.0%} may be used."
     )
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
 from orchestrator.analysis.comparing import gaps
-from orchestrator.analysis.comparing.rounds import Load, load_of
 from orchestrator.analysis.training.comparison import TrainingComparison, findings_of
 from orchestrator.analysis.training.observed import Observed, TrainedParts, observed_in
 from orchestrator.analysis.training.rows import TRAFFIC
@@ -26,9 +24,11 @@ from orchestrator.report.training.terminal import (
     describe,
     effect_shown,
     in_order,
+    loads_of,
     on_cpu,
     reasons,
     sentences,
+    titles_of,
 )
 from orchestrator.report.training.verdict import verdicts_of
 from orchestrator.store.store import Store
@@ -66,7 +66,7 @@ def render_html(folders: Sequence[Path], path: Path) -> Path:
         environments=list(map(environment.describe, folders)),
         sections=[
             (titles[load.experiment], *_said(mine), sentences(found, load))
-            for load, mine in _loads(cells)
+            for load, mine in loads_of(cells)
         ],
         titles=titles,
         strategies=(one.cell.strategy for one in cells),
@@ -82,19 +82,6 @@ def render_html(folders: Sequence[Path], path: Path) -> Path:
     )
     write(page, path, "--out")
     return path
-
-
-def titles_of(cells: Sequence[TrainingComparison]) -> dict[str, str]:
-    """Experiment -> its load in words, with its name where another one has the same."""
-    said = {load.experiment: describe(mine)[0] for load, mine in _loads(cells)}
-    counts = Counter(said.values())
-    return {
-        name: title if counts[title] == 1 else f"{title} ({name})" for name, title in said.items()
-    }
-
-
-def _loads(cells: Sequence[TrainingComparison]) -> Iterable[tuple[Load, list[TrainingComparison]]]:
-    return grouped(cells, lambda one: load_of(one.cell)).items()
 
 
 def _said(cells: Sequence[TrainingComparison]) -> tuple[list[dict[str, str]], list[str]]:

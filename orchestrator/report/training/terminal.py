@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -73,9 +74,10 @@ COLUMNS: dict[str, tuple[str, Callable[[TrainingComparison], str]]] = {
 def render(found: TrainingFindings, console: Console) -> None:
     """Print a table for each load, its layouts `in_order`; failed ones with their reason below."""
     shown: dict[str, str] = {}
-    for load, cells in grouped(in_order(found), lambda one: load_of(one.cell)).items():
-        title, rows = describe(cells)
-        table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
+    titles = titles_of(found.comparison)
+    for load, cells in loads_of(in_order(found)):
+        _, rows = describe(cells)
+        table = Table(box=SIMPLE_HEAD, title=titles[load.experiment], title_justify="left")
         for name in rows[0] if rows else ():
             table.add_column(name, justify="left" if name == "layout" else "right")
         for row in rows:
@@ -118,6 +120,22 @@ def sentences(found: TrainingFindings, load: Load) -> list[str]:
 def on_cpu(found: TrainingFindings) -> bool:
     """Whether any cell was trained on CPU devices, whose figures are no ranking."""
     return any(is_cpu(one.conditions.device_name) for one in found.comparison)
+
+
+def titles_of(cells: Sequence[TrainingComparison]) -> dict[str, str]:
+    """Experiment -> its load in words, with its name where another one has the same."""
+    said = {load.experiment: describe(mine)[0] for load, mine in loads_of(cells)}
+    counts = Counter(said.values())
+    return {
+        name: title if counts[title] == 1 else f"{title} ({name})" for name, title in said.items()
+    }
+
+
+def loads_of(
+    cells: Sequence[TrainingComparison],
+) -> Iterable[tuple[Load, list[TrainingComparison]]]:
+    """Each load with its cells."""
+    return grouped(cells, lambda one: load_of(one.cell)).items()
 
 
 def describe(cells: Sequence[TrainingComparison]) -> tuple[str, list[dict[str, str]]]:

@@ -6,13 +6,14 @@ import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from workers.engines.deepspeed_pins import Pins
 from workers.engines.training.engine import TorchTrainer, Trains, switches_of
 from workers.engines.training.scaling import FIRST, INTERVAL
 from workers.engines.training.support import of_model
-from workers.messages import EnginePlan
+from workers.messages import Built, EnginePlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +45,12 @@ class DeepSpeedTrainer(TorchTrainer):
     def choices(self, plan: EnginePlan) -> Mapping[str, Sequence[str]]:
         """What its collectives go through, and its attention. Nothing is fused here."""
         return switches_of(plan)
+
+    def build(self, context: RankContext, plan: EnginePlan) -> Built:
+        """Have DeepSpeed take the model. What of main memory could not be pinned is told."""
+        built = super().build(context, plan)
+        assert isinstance(self._trainer, Replica)
+        return replace(built, remark=self._trainer._pins.lacking)
 
     def close(self) -> None:
         """Free the model, and have DeepSpeed leave the process groups."""
@@ -107,18 +114,14 @@ class Replica:
 
     @property
     def optimizer_bytes(self) -> int:
-        """Bytes of its moments, and of the weights in float32 that it steps where these are not
-        the model's own."""
-        from workers.engines.deepspeed_private import float32_parts
+        """Bytes of its moments, and of what it steps that is none of the model's own weights."""
+        from workers.engines.deepspeed_private import inner_optimizer, stepped
         from workers.engines.training.optimizer import bytes_of
 
-        outer = self._engine.optimizer
-        inner = getattr(outer, "optimizer", outer)
-        moments = [value for state in inner.state.values() for value in state.values()]
-        stepped = [one for group in inner.param_groups for one in group["params"]]
+        states = inner_optimizer(self._engine).state.values()
+        moments = [value for state in states for value in state.values()]
         mine = {id(one) for one in self._engine.module.parameters()}
-        weights = {id(one): one for one in (*stepped, *float32_parts(outer))}
-        apart = [one for key, one in weights.items() if key not in mine]
+        apart = [one for one in stepped(self._engine) if id(one) not in mine]
         return sum(map(bytes_of, (*moments, *apart)))
 
     @property

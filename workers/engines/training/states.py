@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 
@@ -99,13 +100,21 @@ class States:
 
 def reader(folder: Path) -> Read:
     """What fills tensors, of DTensors this rank's part, with what is kept in a folder. Each rank
-    reads by itself."""
+    reads by itself. It raises Refused for a folder of which a part is gone or spoiled: torch's own
+    exception is no Exception."""
 
     def read(tensors: Mapping[str, Tensor]) -> None:
         wanted: dict[str, Any] = dict(tensors)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*single process.*")
-            load_distributed(wanted, storage_reader=FileSystemReader(folder), no_dist=True)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*single process.*")
+                load_distributed(wanted, storage_reader=FileSystemReader(folder), no_dist=True)
+        except CheckpointException as error:
+            ((cause, _),) = error.failures.values()
+            raise Refused(
+                f"{folder} is not whole, so nothing can go on from it: {type(cause).__name__}: "
+                f"{cause}; go on from another state, or remove this one and begin anew"
+            ) from error
 
     return read
 

@@ -35,10 +35,13 @@ def of_model(plan: EnginePlan) -> str | None:
     model, asked = plan.model, plan.training
     assert asked is not None, "the plan trains"
     if model.family not in CONFIG_CLASSES:
-        return f"it does not train the family {model.family}"
+        return f"it does not train the family {model.family}; it trains {', '.join(CONFIG_CLASSES)}"
     windows = [window for i in range(model.num_layers) if (window := window_of(model, i))]
     if windows and min(windows) < asked.seq_len:
-        return f"its attention has no window, and that of {model.name} is {min(windows)} tokens"
+        return (
+            f"its attention has no window, and that of {model.name} is {min(windows)} tokens; use "
+            f"--seq-len {min(windows)} or less"
+        )
     return None
 
 
@@ -83,7 +86,7 @@ def _of_switches(plan: EnginePlan) -> str | None:
             f"{asked.micro_batch_size} x {asked.seq_len} are {tokens}; use --seq-len "
             f"{FP8_TOKENS * -(-asked.seq_len // FP8_TOKENS)}"
         )
-    if importlib.util.find_spec(FP8) is None:
+    if plan.device != "cpu" and importlib.util.find_spec(FP8) is None:  # a CPU is refused anyway
         return f"FP8 needs {FP8}: pip install 'shard-orchestrator[fp8]'; or use --precision bf16"
     return None
 
