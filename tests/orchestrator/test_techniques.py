@@ -249,6 +249,24 @@ def test_a_technique_that_names_the_cell_is_told_by_it(monkeypatch: pytest.Monke
     assert (found.with_setting, found.without_setting) == ("bfloat16", "float32")
 
 
+@pytest.mark.parametrize(
+    ("name", "left_out", "settings"),
+    [
+        ("fp8+kv-fp8", "quantization", ("fp8", "none")),
+        ("fp8+kv-fp8", "kv-cache", ("fp8", "auto")),
+        ("fp8-decode+kv-fp8", "quantization", ("fp8-decode", "none")),
+        ("kv-fp8", "kv-cache", ("fp8", "auto")),
+        ("fp8", "quantization", ("fp8", "none")),
+    ],
+)
+def test_of_a_precision_only_what_is_left_out_is_told(
+    name: str, left_out: str, settings: tuple[str, str]
+) -> None:
+    both = [*runs("none", 2.0, quantization=name), *runs(left_out, 1.0, quantization=name)]
+    (found,) = technique_effects(both)
+    assert (found.with_setting, found.without_setting) == settings
+
+
 def test_collectives_and_techniques_are_told_apart() -> None:
     whole = runs("none", 100.0, decode_ms_per_step=10.0)
     comm = runs("comm", 110.0, decode_ms_per_step=9.0)

@@ -214,6 +214,10 @@ def _settings(
 ) -> tuple[str | None, str | None]:
     """How a technique was set, with it and without. What names the cell is the same in the keys of
     both, and was off in the second."""
+    if technique.field in ("quantization", "kv_cache_dtype"):  # one name, as "fp8+kv-fp8"
+        of_kv, parts = technique.field == "kv_cache_dtype", whole.cell.quantization.split("+")
+        mine = (part for part in parts if part.startswith("kv-") == of_kv)
+        return next(mine, technique.off).removeprefix("kv-"), technique.off
     if hasattr(whole.cell, technique.field):
         return getattr(whole.cell, technique.field), technique.off
     before, after = (
