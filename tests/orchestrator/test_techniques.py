@@ -108,6 +108,25 @@ def test_a_command_that_would_leave_nothing_out_is_refused(fields: dict[str, str
         plan(**fields)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"technique": "pdl"},
+        {"technique": "allreduce", "strategy": "dp2"},
+        {"technique": "overlap", "strategy": "pp2"},
+        {"technique": "quantization,pdl", "engine": "transformers"},
+    ],
+)
+def test_no_option_is_named_that_would_turn_nothing_on(fields: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=r": there is none of it; use other layouts"):
+        plan(**fields)
+
+
+def test_overlap_is_left_out_of_layouts_that_sum_over_tp_alone() -> None:
+    planned = plan(strategy="tp2,pp2", overlap="on", technique="overlap")
+    assert [one.deployment.layout for one in planned] == ["tp2", "tp2 without overlap", "pp2"]
+
+
 def test_a_refusal_names_the_option_that_turns_a_technique_on() -> None:
     with pytest.raises(UserError, match=r"it is off as it is; --quantization would turn it on"):
         plan(technique="quantization")
