@@ -3,6 +3,7 @@ shown."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -294,6 +295,20 @@ def test_collectives_and_techniques_are_told_apart() -> None:
     assert [one.cell.ablation for one in ablation.effects(every)] == ["comm"]
     assert [one.cell.ablation for one in technique_effects(every)] == ["attention"]
     assert [one.throughput.output_throughput for one in compare(every)] == [100.0]
+
+
+def test_effects_are_in_the_order_of_techniques_layouts_and_users() -> None:
+    every = [
+        one
+        for users in (1, 100, 32)
+        for layout in ("tp2", "pp2")
+        for what in ("pdl", "none", "attention")
+        for one in runs(what, 1.0, strategy=layout, max_concurrency=users)
+    ]
+    assert [
+        (one.cell.ablation, one.cell.strategy, one.cell.max_concurrency)
+        for one in technique_effects(every)
+    ] == list(itertools.product(("attention", "pdl"), ("tp2", "pp2"), (1, 32, 100)))
 
 
 def test_the_table_has_the_figures_that_are_known() -> None:

@@ -1,4 +1,5 @@
-"""The goals of docs/performance.md: what is said to be reached is what the published tables say."""
+"""The goals of docs/performance.md, and what techniques gave in docs/techniques.md: what is said is
+what the published tables say."""
 
 from __future__ import annotations
 
@@ -229,3 +230,20 @@ def test_a_cpu() -> None:
         for engine in ("torch", "vllm")
     ]
     assert f"{rows[0] / rows[1]:.2f}x" in reached("on two cores")
+
+
+def test_what_techniques_gave() -> None:
+    text = (DOCS / "techniques.md").read_text(encoding="utf-8")
+    for name, folder in (
+        ("products", "techniques"),
+        ("pdl", "techniques"),
+        ("quantization", "fp8"),
+    ):
+        rows = table(f"1xh200/{folder}-qwen2.5-32b", "ablation").to_pylist()
+        ratios = {
+            row["max_concurrency"]: row["output_throughput_ratio"]
+            for row in rows
+            if row["ablation"] == name
+        }
+        words = " | ".join(f"{ratios[users]:.2f}" for users in (1, 32, 100))
+        assert f"| `{name}` | {words} |" in text

@@ -159,9 +159,18 @@ def effects(runs: Iterable[Summary]) -> list[Effect]:
 
 
 def technique_effects(runs: Iterable[Summary]) -> list[TechniqueEffect]:
-    """A row per cell and technique that it was run without, where both have a result."""
+    """A row per cell and technique that it was run without, where both have a result: technique by
+    technique, layout by layout, from few users to many."""
     pairs = pairs_of(completed(runs))
-    return [_technique_effect(*pair) for pair in pairs if pair[1][0].cell.ablation in TECHNIQUES]
+    found = [_technique_effect(*pair) for pair in pairs if pair[1][0].cell.ablation in TECHNIQUES]
+    by_load = sorted(found, key=lambda one: one.cell.max_concurrency)
+    layouts = [_without_load(one.cell) for one in found]
+    by_layout = sorted(by_load, key=lambda one: layouts.index(_without_load(one.cell)))
+    return sorted(by_layout, key=lambda one: [*TECHNIQUES].index(one.cell.ablation))
+
+
+def _without_load(cell: CellKey) -> CellKey:
+    return replace(cell, ablation="none", max_concurrency=0)
 
 
 def pairs_of(runs: Iterable[R]) -> Iterator[tuple[list[R], list[R]]]:
