@@ -167,7 +167,7 @@ def _text(path: Path) -> str:
 
 def one_line(error: ValidationError, source: Path | None = None) -> str:
     """The first thing wrong, as one line; an unknown field with the nearest known one."""
-    first = error.errors()[0]
+    first, *others = error.errors()
     where = f"{source}: " if source else ""
     field = ".".join(str(part) for part in first["loc"][:1])
     if first["type"] == "extra_forbidden":
@@ -180,4 +180,13 @@ def one_line(error: ValidationError, source: Path | None = None) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{where}{message}"
+    message = message.removesuffix(", unable to parse string as an integer")
+    words = (one["msg"].removeprefix("Input should be") for one in others if _is_of(first, one))
+    message = " or".join((message, *words))
     return f"{where}{field}: {message[0].lower()}{message[1:]}, found {shown_value(first['input'])}"
+
+
+def _is_of(first: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the other is what the first might have been: a word instead of a number."""
+    is_word = other["type"] == "literal_error"
+    return is_word and (other["loc"][:1], other["input"]) == (first["loc"][:1], first["input"])

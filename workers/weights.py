@@ -77,13 +77,17 @@ class Checkpoint:
             out.copy_(self._slice(name, box))
             return
         stored = stored.to(out.device)  # a GPU converts faster
-        height, width = (1, 1) if self._fp8 is None else self._fp8.block or (1, 1)
-        scales = stored.scales.repeat_interleave(height, 0)[: out.shape[0]]
-        scales = scales.repeat_interleave(width, 1)[:, : out.shape[1]]
+        (rows, columns), scales = box, stored.scales
+        if self._fp8 is not None and self._fp8.block is not None:
+            height, width = self._fp8.block
+            tall = scales.repeat_interleave(height, 0)[rows.start % height :][: out.shape[0]]
+            wide = tall.repeat_interleave(width, 1)[:, columns.start % width :]
+            scales = wide[:, : out.shape[1]]
         out.copy_(stored.values.to(torch.float32) * scales)
 
     def stored_fp8(self, name: str, box: Box) -> StoredFp8 | None:
-        """A part begins and ends where a block does, or at the end of the matrix."""
+        """A part that is multiplied in FP8 begins where a block does. Of one that is not the scales
+        begin with those of the block that it begins in."""
         if self._stored[name].dtype != "F8_E4M3" or self._fp8 is None:
             return None
         scales = self._scales(name, box, self._fp8)

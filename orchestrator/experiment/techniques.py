@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ValidationInfo
 
@@ -23,8 +23,8 @@ class Technique:
     """A field of an experiment that is changed to see what it does.
 
     off: what the field is without the technique; with it, it is as it was asked for. off_on_cpu:
-    the same on a CPU, where that is something else. also: other fields that go with it. of_groups:
-    it changes nothing for replicas of one rank.
+    the same on a CPU, where that is something else. also: other fields that go with it. among: it
+    changes nothing for replicas of one rank, or unless tp has several.
     """
 
     name: str
@@ -32,16 +32,16 @@ class Technique:
     off: str
     off_on_cpu: str | None = None
     also: tuple[tuple[str, str], ...] = ()
-    of_groups: bool = False
+    among: Literal["replica", "tp"] | None = None
 
     @property
     def option(self) -> str:
         """The option that sets its field."""
         return f"--{self.field.replace('_', '-')}"
 
-    def concerns(self, ranks: int) -> bool:
-        """Whether it can change anything in a replica of so many ranks."""
-        return ranks > 1 or not self.of_groups
+    def concerns(self, replica: int, tp: int) -> bool:
+        """Whether it can change anything in a replica of so many ranks, of which so many are tp."""
+        return {"replica": replica, "tp": tp, None: 2}[self.among] > 1
 
     def without(self, device: str) -> Mapping[str, object]:
         """The change to an experiment on a kind of device, "cuda" or "cpu"."""
@@ -57,8 +57,8 @@ TECHNIQUES = {
         Technique("chunking", "chunked_prefill_size", "off"),
         Technique("fusion", "fusion", "off"),
         Technique("graphs", "cuda_graphs", "off"),
-        Technique("allreduce", "allreduce", "nccl", off_on_cpu="gloo", of_groups=True),
-        Technique("overlap", "overlap", "off", of_groups=True),
+        Technique("allreduce", "allreduce", "nccl", off_on_cpu="gloo", among="replica"),
+        Technique("overlap", "overlap", "off", among="tp"),
         Technique("products", "products", "cublas"),
         Technique("pdl", "pdl", "off"),
         Technique("quantization", "quantization", "none", also=(("precision_policy", "uniform"),)),

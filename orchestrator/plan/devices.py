@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 from orchestrator.errors import UserError
+from orchestrator.experiment import SWITCHES, TECHNIQUES
+from orchestrator.plan.deployments import PlannedDeployment
 from strategies import Layout, Topology
+from workers import engines
 from workers.messages import EnginePlan
 
 DEFAULT_ENGINE = "torch"
@@ -30,6 +34,24 @@ def choose_engines(layout: Layout, asked: Sequence[str]) -> tuple[str, ...]:
     if layout.engine:
         return (layout.engine,)
     return tuple(asked) or (DEFAULT_ENGINE,)
+
+
+def concerned(technique: str, plan: EnginePlan) -> bool:
+    """Whether a technique can change anything under the layout of a plan."""
+    placement = plan.placement
+    replica = placement.num_ranks // placement.degree("dp")
+    return TECHNIQUES[technique].concerns(replica, placement.degree("tp"))
+
+
+def could_have(technique: str, planned: PlannedDeployment) -> bool:
+    """Whether a technique that changes nothing for a deployment would, were it asked for."""
+    field = TECHNIQUES[technique].field
+    engine, plan = planned.deployment.engine, planned.plan
+    if field in SWITCHES:
+        several = len(engines.choices(engine, plan).get(field, ())) > 1
+        return several and concerned(technique, plan)
+    fp8: dict[str, Any] = {field: "fp8"}
+    return engines.refusal(engine, replace(plan, **fp8)) is None
 
 
 def check_devices(layout: Layout, device: Device, topology: Topology) -> None:

@@ -23,6 +23,8 @@ from orchestrator.plan.devices import (
     check_attention,
     check_devices,
     choose_engines,
+    concerned,
+    could_have,
 )
 from orchestrator.plan.fitting import check_memory
 from orchestrator.plan.models import ResolvedModel
@@ -145,8 +147,7 @@ class _Planner:
         self._check_waiting(engine, layout)
         fp8 = plan.precision.name
         asked = Deployment(self.model.name, plan.layout, engine, plan.dtype, fp8)
-        ranks = plan.placement.num_ranks // plan.placement.degree("dp")
-        names = [one for one in self.experiment.technique if TECHNIQUES[one].concerns(ranks)]
+        names = [name for name in self.experiment.technique if concerned(name, plan)]
         others = {name: self._without(name, engine, layout) for name in names}
         kept = tuple((name, why) for name, why in others.items() if isinstance(why, str))
         yield replace(self._deployment(asked, plan), kept=kept)
@@ -308,8 +309,10 @@ def _check_techniques(
     asked = experiment.technique
     if asked and not any(one.deployment.ablation in asked for one in planned):
         names = ", ".join(dict.fromkeys(one.deployment.engine for one in planned))
-        options = " or ".join(TECHNIQUES[name].option for name in asked)
+        off = [name for name in asked if any(could_have(name, one) for one in planned)]
+        options = " or ".join(TECHNIQUES[name].option for name in off)
+        why = f"it is off as it is; {options} would turn it on"
         raise UserError(
-            f"leaving out {', '.join(asked)} changes nothing for {names} on {device}: the engine "
-            f"has none of it, or it is off as it is; {options} would turn it on"
+            f"leaving out {', '.join(asked)} changes nothing for {names} on {device}: "
+            f"{why if off else 'there is none of it; use other layouts, engines or devices'}"
         )

@@ -118,38 +118,18 @@ def predict(setting: Setting, name: str, asked: Asked) -> Prediction | NoPredict
     if setting.factors.longest_start_s > setting.factors.start_s:
         later = _predict(with_sums(_later(setting)), name, asked)
         assert isinstance(later, Prediction), "the same with a longer start"
-        found = _stretched(found, later)
+        found = _widened(found, later, both_ways=False)
     if not has_other_kernels(setting):
         return found
     slower = _predict(with_sums(_slower(setting)), name, asked)
     assert isinstance(slower, Prediction), "the same with longer layers"
-    return _widened(found, slower)
+    return _widened(found, slower, both_ways=True)
 
 
 def _later(setting: Setting) -> Setting:
     """The same on the host that took longest from a request to its first pass."""
     factors = setting.factors
     return Setting(setting.placed, replace(factors, start_s=factors.longest_start_s))
-
-
-def _stretched(one: Prediction, later: Prediction) -> Prediction:
-    """The same with intervals that reach as much farther as a longer start takes them. A token's
-    time is not the start's."""
-    speed, ttft = one.output_throughput, one.ttft_ms
-    pace = speed.value / later.output_throughput.value
-    return replace(
-        one,
-        output_throughput=replace(speed, low=speed.low / pace),
-        ttft_ms=ttft
-        and later.ttft_ms
-        and replace(ttft, high=ttft.high * later.ttft_ms.value / ttft.value),
-        joules_per_output_token=_higher(one.joules_per_output_token, pace),
-        cost_per_million_tokens=_higher(one.cost_per_million_tokens, pace),
-    )
-
-
-def _higher(one: Estimate | None, ratio: float) -> Estimate | None:
-    return one and replace(one, high=one.high * ratio)
 
 
 def _slower(setting: Setting) -> Setting:
@@ -160,26 +140,26 @@ def _slower(setting: Setting) -> Setting:
     return Setting(setting.placed, replace(factors, layer_s=layer_s, few=longer))
 
 
-def _widened(one: Prediction, other: Prediction) -> Prediction:
-    """The same with each interval wider, both ways, by the ratio of the values of the two."""
-    speed, tpot, ttft = one.output_throughput, one.tpot_ms, one.ttft_ms
-    pace = speed.value / other.output_throughput.value
+def _widened(one: Prediction, worse: Prediction, both_ways: bool) -> Prediction:
+    """The same with intervals that reach as much farther as a worse case takes them; both_ways: to
+    the better side too."""
+
+    def wider(value: Estimate, ratio: float) -> Estimate:
+        back = ratio if both_ways else 1.0
+        return replace(value, low=value.low / back, high=value.high * ratio)
+
+    speed, ttft, tpot = one.output_throughput, one.ttft_ms, one.tpot_ms
+    pace = speed.value / worse.output_throughput.value
+    energy, cost = one.joules_per_output_token, one.cost_per_million_tokens
+    high = speed.high * pace if both_ways else speed.high
     return replace(
         one,
-        output_throughput=_times(speed, pace),
-        ttft_ms=ttft and other.ttft_ms and _times(ttft, other.ttft_ms.value / ttft.value),
-        tpot_ms=_times(tpot, other.tpot_ms.value / tpot.value if tpot.value else 1.0),
-        joules_per_output_token=_if(one.joules_per_output_token, pace),
-        cost_per_million_tokens=_if(one.cost_per_million_tokens, pace),
+        output_throughput=replace(speed, low=speed.low / pace, high=high),
+        ttft_ms=ttft and worse.ttft_ms and wider(ttft, worse.ttft_ms.value / ttft.value),
+        tpot_ms=wider(tpot, worse.tpot_ms.value / tpot.value if tpot.value else 1.0),
+        joules_per_output_token=energy and wider(energy, pace),
+        cost_per_million_tokens=cost and wider(cost, pace),
     )
-
-
-def _if(one: Estimate | None, ratio: float) -> Estimate | None:
-    return one and _times(one, ratio)
-
-
-def _times(one: Estimate, ratio: float) -> Estimate:
-    return replace(one, low=one.low / ratio, high=one.high * ratio)
 
 
 def with_sums(setting: Setting) -> Setting:

@@ -38,12 +38,12 @@ def three_digits(value: float | None) -> str:
     """With three digits, or whole from 100 on: 0.0123, 2.11, 2111. "-" where it is unknown."""
     if value is None:
         return "-"
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def aligned(value: float | None) -> str:
     """`three_digits` with their zeros, for columns of them: 0.730, 1.20, 2111."""
-    if value is None or value >= 100:
+    if value is None or abs(value) >= 100:
         return three_digits(value)
     return f"{value:#.3g}".rstrip(".")
 

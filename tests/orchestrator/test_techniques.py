@@ -3,6 +3,7 @@ shown."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,25 @@ def test_an_engine_that_has_no_choice_is_run_as_it_is() -> None:
 def test_a_command_that_would_leave_nothing_out_is_refused(fields: dict[str, str]) -> None:
     with pytest.raises(UserError, match=r"leaving out \w+ changes nothing for torch on cpu"):
         plan(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"technique": "pdl"},
+        {"technique": "allreduce", "strategy": "dp2"},
+        {"technique": "overlap", "strategy": "pp2"},
+        {"technique": "quantization,pdl", "engine": "transformers"},
+    ],
+)
+def test_no_option_is_named_that_would_turn_nothing_on(fields: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=r": there is none of it; use other layouts"):
+        plan(**fields)
+
+
+def test_overlap_is_left_out_of_layouts_that_sum_over_tp_alone() -> None:
+    planned = plan(strategy="tp2,pp2", overlap="on", technique="overlap")
+    assert [one.deployment.layout for one in planned] == ["tp2", "tp2 without overlap", "pp2"]
 
 
 def test_a_refusal_names_the_option_that_turns_a_technique_on() -> None:
@@ -249,6 +269,24 @@ def test_a_technique_that_names_the_cell_is_told_by_it(monkeypatch: pytest.Monke
     assert (found.with_setting, found.without_setting) == ("bfloat16", "float32")
 
 
+@pytest.mark.parametrize(
+    ("name", "left_out", "settings"),
+    [
+        ("fp8+kv-fp8", "quantization", ("fp8", "none")),
+        ("fp8+kv-fp8", "kv-cache", ("fp8", "auto")),
+        ("fp8-decode+kv-fp8", "quantization", ("fp8-decode", "none")),
+        ("kv-fp8", "kv-cache", ("fp8", "auto")),
+        ("fp8", "quantization", ("fp8", "none")),
+    ],
+)
+def test_of_a_precision_only_what_is_left_out_is_told(
+    name: str, left_out: str, settings: tuple[str, str]
+) -> None:
+    both = [*runs("none", 2.0, quantization=name), *runs(left_out, 1.0, quantization=name)]
+    (found,) = technique_effects(both)
+    assert (found.with_setting, found.without_setting) == settings
+
+
 def test_collectives_and_techniques_are_told_apart() -> None:
     whole = runs("none", 100.0, decode_ms_per_step=10.0)
     comm = runs("comm", 110.0, decode_ms_per_step=9.0)
@@ -257,6 +295,20 @@ def test_collectives_and_techniques_are_told_apart() -> None:
     assert [one.cell.ablation for one in ablation.effects(every)] == ["comm"]
     assert [one.cell.ablation for one in technique_effects(every)] == ["attention"]
     assert [one.throughput.output_throughput for one in compare(every)] == [100.0]
+
+
+def test_effects_are_in_the_order_of_techniques_layouts_and_users() -> None:
+    every = [
+        one
+        for users in (1, 100, 32)
+        for layout in ("tp2", "pp2")
+        for what in ("pdl", "none", "attention")
+        for one in runs(what, 1.0, strategy=layout, max_concurrency=users)
+    ]
+    assert [
+        (one.cell.ablation, one.cell.strategy, one.cell.max_concurrency)
+        for one in technique_effects(every)
+    ] == list(itertools.product(("attention", "pdl"), ("tp2", "pp2"), (1, 32, 100)))
 
 
 def test_the_table_has_the_figures_that_are_known() -> None:

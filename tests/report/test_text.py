@@ -67,6 +67,7 @@ def test_neighbours_are_written_as_a_range(numbers: list[int], shown: str) -> No
         (21.14, "21.1", "21.1", "21.1"),
         (211.4, "211.4", "211", "211"),
         (2111.4, "2111", "2,111", "2111"),
+        (-2111.4, "-2111", "-2,111", "-2111"),
     ],
 )
 def test_a_figure_is_written_for_a_terminal_for_the_page_and_for_a_calibration(

@@ -13,6 +13,7 @@ from workers.engines.native.attention_time import attention_times
 from workers.engines.native.cache import PagedCache
 from workers.engines.native.kernels import dense, kernels_of, reference
 from workers.engines.native.matrices import Plain
+from workers.engines.native.runner import fullest_decode
 from workers.engines.native.scheduler import Chunk, Sequence, Step
 from workers.messages import Request
 from workers.records import DECODE, PREFILL
@@ -99,9 +100,34 @@ def test_the_arithmetic_of_attention_is_of_the_fullest_step_and_what_its_windows
         Step(2, DECODE, 0, (), (long,)),
         Step(3, DECODE, 0, (), (long, short)),
     ]
+    assert fullest_decode(steps) == steps[3]
     prefill, decode = attention_times(_Decoder(None, 10), cache, steps, width=2)  # type: ignore
     pairs = sum(range(1, 61)) + sum(min(at, 10) for at in range(1, 61))
     assert (prefill.phase, prefill.operations) == (PREFILL, 4 * 4 * DIM * pairs)
     # `long` has made two tokens before, `short` one.
     assert (decode.phase, decode.operations) == (DECODE, 4 * 4 * DIM * (102 + 10 + 4 + 4))
     assert min(prefill.seconds, decode.seconds) > 0
+    # Of several such steps it is the last, with the longest contexts.
+    more = [*steps, Step(4, DECODE, 0, (), (long, short))]
+    assert fullest_decode(more) == more[4]
+    _, decode = attention_times(_Decoder(None, 10), cache, more, width=2)  # type: ignore
+    assert decode.operations == 4 * 4 * DIM * (103 + 10 + 5 + 5)
+
+
+def test_a_cpu_reads_as_many_contexts_together_as_its_cache_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each as long as the longest of those that are read with it, in whole pages."""
+    seen: list[tuple[int, int]] = []
+
+    def attend(q: torch.Tensor, k: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        seen.append((k.shape[0], k.shape[2]))
+        return q
+
+    token = 2 * DIM * 4
+    monkeypatch.setattr(dense, "AT_ONCE", 2 * 40 * token)
+    tables, lengths = torch.ones(3, 3, dtype=torch.int32), torch.tensor([5, 17, 40])
+    dense.Dense(attend).decode_attention(
+        torch.zeros(3, 4, DIM), *caches(2), tables, lengths.int(), None
+    )
+    assert seen == [(2, 2 * PAGE), (1, 3 * PAGE)]

@@ -19,6 +19,7 @@ from orchestrator.plan import models
 from strategies import memory
 from workers.engines.native.support import refusal
 from workers.messages import EnginePlan, Work
+from workers.weights import open_source
 
 WORK = Work(ragged_requests(128, count=4), max_concurrency=3)
 
@@ -131,8 +132,38 @@ def test_a_cut_within_a_block_is_refused(folders: Folders) -> None:
     """64 channels over 4 ranks are one block of 16 each; 96 are one and a half."""
     reason = refusal(folders.plan("qwen-blocks", "tp4", "fp8"))
     assert reason is not None
-    assert "within a block of [16, 16]" in reason
+    assert "cuts model.layers.0.mlp.gate_proj.weight of shape [96, 64] within a block" in reason
+    assert "use fewer ranks of tp, or --quantization none" in reason
     assert refusal(folders.plan("channels", "tp4", "fp8")) is None
+    assert refusal(folders.plan("qwen-blocks", "tp4", "none")) is None
+
+
+def test_a_block_that_a_joined_matrix_ends_in_is_refused_and_is_no_matter_of_ranks(
+    folders: Folders,
+) -> None:
+    """Up lies below gate, of 88 channels: five blocks of 16 and a half."""
+    plan = folders.plan("qwen-blocks", "tp1", "fp8")
+    plan = replace(plan, model=replace(plan.model, intermediate_size=88))
+    reason = refusal(plan)
+    assert reason is not None
+    assert "puts another matrix below model.layers.0.mlp.gate_proj.weight" in reason
+    assert "ranks" not in reason
+    assert refusal(replace(plan, quantization="none")) is None
+
+
+def test_any_part_of_a_matrix_in_blocks_is_read_as_its_real_values(folders: Folders) -> None:
+    folder = folders.of["qwen-blocks"][0]
+    source = open_source(str(folder), models.resolve(str(folder)).shape.fp8)
+    name, shape = "model.layers.0.mlp.gate_proj.weight", (96, 64)
+
+    def read(*box: slice) -> torch.Tensor:
+        out = torch.empty([side.stop - side.start for side in box])
+        source.read(name, shape, box, out)
+        return out
+
+    whole = read(slice(0, 96), slice(0, 64))
+    for rows, columns in ((slice(24, 48), slice(0, 64)), (slice(7, 90), slice(13, 50))):
+        assert torch.equal(read(rows, columns), whole[rows, columns])
 
 
 def test_matrices_that_are_one_here_are_of_one_form(
@@ -142,9 +173,11 @@ def test_matrices_that_are_one_here_are_of_one_form(
     config = {**form.config, "ignore": ["lm_head", "model.layers.2.self_attn.k_proj"]}
     odd = replace(form, config=config, plain=r".*layers\.2\.self_attn\.k_proj")
     folder, _ = publish(checkpoint("Qwen2"), odd, tmp_path)
-    reason = refusal(engine_plan("tp1", models.resolve(str(folder)).shape, folder, WORK))
+    plan = engine_plan("tp1", models.resolve(str(folder)).shape, folder, WORK, quantization="fp8")
+    reason = refusal(plan)
     assert reason is not None
-    assert "model.layers.2.self_attn.k_proj.weight is not" in reason
+    assert "model.layers.2.self_attn.k_proj.weight is not; use --quantization none" in reason
+    assert refusal(replace(plan, quantization="none")) is None
 
 
 Edit = Callable[[dict[str, torch.Tensor]], object]

@@ -1,4 +1,5 @@
-"""Which tile multiplies few rows by a matrix, for those of models; no GPU is needed."""
+"""Which tile multiplies few rows by a matrix, for those of models, and into how many parts
+attention cuts contexts; no GPU is needed."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from workers.engines.native.kernels.tiles import Tile, height_of, tile_of
+from workers.engines.native.kernels.tiles import Tile, height_of, parts_of, tile_of
 
 LARGE = Tile(128, 128, 8, 4)
 HALF = Tile(64, 128, 4, 6)
@@ -68,3 +69,25 @@ def test_every_tile_that_is_streamed_fits_in_shared_memory_and_divides_the_input
 @pytest.mark.parametrize(("rows", "height"), [(1, 16), (16, 16), (17, 32), (33, 64), (64, 64)])
 def test_tokens_are_filled_up_to_a_power_of_two(rows: int, height: int) -> None:
     assert height_of(rows) == height
+
+
+@pytest.mark.parametrize(
+    ("contexts", "pages", "parts"),
+    [
+        (1, 6, 3),  # of two pages or more
+        (4, 64, 16),
+        (4, 512, 64),  # of four or more where there are more than 16
+        (128, 64, 3),  # two programs a multiprocessor
+        (191, 15, 2),
+        (192, 15, 1),  # short ones stay whole
+        (192, 16, 2),
+        (660, 64, 1),
+        (800, 64, 2),  # else the last round would leave most of the GPU without a program
+        (1280, 64, 1),
+        (800, 15, 1),
+    ],
+)
+def test_contexts_are_cut_into_as_many_parts_as_a_gpu_has_room_for(
+    contexts: int, pages: int, parts: int
+) -> None:
+    assert parts_of(contexts, pages) == parts

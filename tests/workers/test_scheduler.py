@@ -270,12 +270,15 @@ def test_a_waiting_turn_holds_no_seat() -> None:
 
 
 def test_no_step_waits_for_a_reply_on_its_way_through_the_stages() -> None:
-    """Under a pipeline a reply's micro-batch comes round again before the turn after it goes in, so
-    its tokens have left the last stage."""
-    found = list(steps(scheduler(talks(2, 1, 1), seats=2, micro_batches=2)))
-    ended = next(step for step in found if sampled(step) == [0] and step.phase == DECODE)
-    began = next(step for step in found if any(c.sequence.request.index == 1 for c in step.chunks))
-    assert began.index - ended.index >= 2
+    """Under a pipeline a reply's micro-batch comes round again before the turn after it goes in,
+    even into another one, which is free: so its tokens have left the last stage."""
+    lengths, after = (9, 1, 2, 2), {3: 2}
+    asked = tuple(Request(i, (1, 2), n, 0.0, after.get(i)) for i, n in enumerate(lengths))
+    found = list(steps(scheduler(asked, seats=3, micro_batches=3)))
+    ended = next(step for step in found if sampled(step) == [2] and step.phase == DECODE)
+    began = next(step for step in found if any(c.sequence.request.index == 3 for c in step.chunks))
+    assert began.micro_batch != ended.micro_batch
+    assert began.index - ended.index == 3
 
 
 def test_in_an_open_loop_a_turn_arrives_with_the_reply_before_it() -> None:

@@ -177,13 +177,13 @@ def _fp8_in(plan: EnginePlan) -> str | None:
 
 def settled(name: str, plan: EnginePlan) -> EnginePlan:
     """The plan with the switches that are left to the engine as it has them by itself."""
-    return replace(plan, switches=plan.switches.settled(_choices(name, plan)))
+    return replace(plan, switches=plan.switches.settled(choices(name, plan)))
 
 
-def _choices(name: str, plan: EnginePlan) -> Mapping[str, Sequence[str]]:
+def choices(name: str, plan: EnginePlan) -> Mapping[str, Sequence[str]]:
     """The switches that the engine has, each with the values it takes."""
-    choices = getattr(of_plan(name, plan), "choices", None)
-    return _answer(name, choices, plan) if choices else {}
+    known = getattr(of_plan(name, plan), "choices", None)
+    return _answer(name, known, plan) if known else {}
 
 
 def _answer(name: str, question: Callable[[EnginePlan], T], plan: EnginePlan) -> T:
@@ -199,7 +199,7 @@ def _answer(name: str, question: Callable[[EnginePlan], T], plan: EnginePlan) ->
 
 def _without_choice(name: str, plan: EnginePlan) -> str | None:
     """Why the engine cannot be asked for a switch as it is asked for; None where it can."""
-    known = _choices(name, plan)
+    known = choices(name, plan)
     for switch, value in plan.switches.asked.items():
         flag, values = f"--{switch.replace('_', '-')}", known.get(switch, ())
         if not values:

@@ -159,9 +159,18 @@ def effects(runs: Iterable[Summary]) -> list[Effect]:
 
 
 def technique_effects(runs: Iterable[Summary]) -> list[TechniqueEffect]:
-    """A row per cell and technique that it was run without, where both have a result."""
+    """A row per cell and technique that it was run without, where both have a result: technique by
+    technique, layout by layout, from few users to many."""
     pairs = pairs_of(completed(runs))
-    return [_technique_effect(*pair) for pair in pairs if pair[1][0].cell.ablation in TECHNIQUES]
+    found = [_technique_effect(*pair) for pair in pairs if pair[1][0].cell.ablation in TECHNIQUES]
+    by_load = sorted(found, key=lambda one: one.cell.max_concurrency)
+    layouts = [_without_load(one.cell) for one in found]
+    by_layout = sorted(by_load, key=lambda one: layouts.index(_without_load(one.cell)))
+    return sorted(by_layout, key=lambda one: [*TECHNIQUES].index(one.cell.ablation))
+
+
+def _without_load(cell: CellKey) -> CellKey:
+    return replace(cell, ablation="none", max_concurrency=0)
 
 
 def pairs_of(runs: Iterable[R]) -> Iterator[tuple[list[R], list[R]]]:
@@ -214,6 +223,10 @@ def _settings(
 ) -> tuple[str | None, str | None]:
     """How a technique was set, with it and without. What names the cell is the same in the keys of
     both, and was off in the second."""
+    if technique.field in ("quantization", "kv_cache_dtype"):  # one name, as "fp8+kv-fp8"
+        of_kv, parts = technique.field == "kv_cache_dtype", whole.cell.quantization.split("+")
+        mine = (part for part in parts if part.startswith("kv-") == of_kv)
+        return next(mine, technique.off).removeprefix("kv-"), technique.off
     if hasattr(whole.cell, technique.field):
         return getattr(whole.cell, technique.field), technique.off
     before, after = (

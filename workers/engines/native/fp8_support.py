@@ -20,14 +20,14 @@ DTYPE = "bfloat16"
 
 def refusal(plan: EnginePlan) -> str | None:
     """None, or the first reason why this engine cannot run the FP8 of a plan, as a clause."""
-    if plan.model.fp8 is None and plan.quantization == "none":
+    if plan.quantization == "none":
         return None
     found = (check(plan) for check in (_on_gpu, _mixed, _cut_blocks))
     return next((reason for reason in found if reason is not None), None)
 
 
 def _on_gpu(plan: EnginePlan) -> str | None:
-    if plan.device != "cuda" or plan.quantization == "none":
+    if plan.device != "cuda":
         return None
     if plan.dtype != DTYPE:
         return f"its FP8 products on a GPU make {DTYPE}, and the dtype is {plan.dtype}"
@@ -35,7 +35,10 @@ def _on_gpu(plan: EnginePlan) -> str | None:
         return "on a GPU its FP8 products come with the kernels that quantise; use --fusion on"
     block = plan.model.fp8.block if plan.model.fp8 else None
     if block not in (None, BLOCK):
-        return f"its GPU kernels need FP8 blocks of {list(BLOCK)}, not {list(block)}"
+        return (
+            f"its GPU kernels need FP8 blocks of {list(BLOCK)}, not {list(block)}; use "
+            "--quantization none"
+        )
     return None
 
 
@@ -45,7 +48,10 @@ def _mixed(plan: EnginePlan) -> str | None:
         covered = [plan.model.fp8_of(name) is not None for name in names]
         if len(set(covered)) > 1:
             fp8, other = names[covered.index(True)], names[covered.index(False)]
-            return f"it keeps them as one matrix, and {fp8} is FP8 and {other} is not"
+            return (
+                f"it keeps them as one matrix, and {fp8} is FP8 and {other} is not; use "
+                "--quantization none"
+            )
     return None
 
 
@@ -57,6 +63,8 @@ def _cut_blocks(plan: EnginePlan) -> str | None:
     shapes = dict(plan.model.parameters())
     for names in _matrices(plan):
         for name in (name for name in names if plan.model.fp8_of(name) is not None):
+            if name != names[-1] and shapes[name][0] % form.block[0]:
+                return _within(name, shapes[name], form.block, "puts another matrix below")
             for index in range(plan.placement.degree("tp")):
                 rank = plan.placement.rank_at({"tp": index})
                 box = plan.placement.shard(name, shapes[name], rank)
@@ -64,11 +72,16 @@ def _cut_blocks(plan: EnginePlan) -> str | None:
                 starts.append(0 if name == names[-1] else box[0].stop - box[0].start)
                 heights = (*form.block, form.block[0])
                 if any(at % size for at, size in zip(starts, heights, strict=True)):
-                    return (
-                        f"it cuts {name} of shape {list(shapes[name])} within a block of "
-                        f"{list(form.block)} that has one scale; use fewer ranks of tp"
-                    )
+                    return _within(name, shapes[name], form.block, "cuts")
     return None
+
+
+def _within(name: str, shape: tuple[int, ...], block: tuple[int, int], what: str) -> str:
+    fewer = "fewer ranks of tp, or " if what == "cuts" else ""
+    return (
+        f"it {what} {name} of shape {list(shape)} within a block of {list(block)} that has one "
+        f"scale; use {fewer}--quantization none"
+    )
 
 
 def _matrices(plan: EnginePlan) -> Iterator[list[str]]:

@@ -56,7 +56,7 @@ class Half:
 
     positions: Tensor
     slot_mapping: Tensor
-    x: Tensor | Partial | Sum
+    x: Tensor | Sum
     residual: Tensor | None = None
 
 

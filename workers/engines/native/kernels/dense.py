@@ -15,10 +15,10 @@ from torch import Tensor
 
 from workers.engines.native.kernels.reference import Plans, gathered
 
-# (q [B, KV heads, R, D], k and v [B, KV heads, L, D], what is seen: bool, [B, 1, 1, L] or
-# [1, 1, R, L]) -> [B, KV heads, R, D]. The rows R of a KV head are its queries, of all its heads.
 # Bytes of keys that a CPU looks at together: what they are copied to stays in its cache.
 AT_ONCE = 1 << 20
+# (q [B, KV heads, R, D], k and v [B, KV heads, L, D], what is seen: bool, [B, 1, 1, L] or
+# [1, 1, R, L]) -> [B, KV heads, R, D]. The rows R of a KV head are its queries, of all its heads.
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 

@@ -15,12 +15,8 @@ from torch import Tensor
 
 from workers.engines.native.kernels import reference
 from workers.engines.native.kernels.early import in_turn, launched
+from workers.engines.native.kernels.tiles import parts_of
 
-# Enough programs to give every multiprocessor of a large GPU two, and those that it runs at once:
-# five each.
-_TARGET_PROGRAMS, _PLACES = 264, 660
-_MANY = 192  # contexts that need no parts where they are short
-_LONG = 16  # pages of a context from which on parts are worth their join
 _LOG2_E = 1.4426950408889634  # scores are powers of 2 inside, which the GPU has an instruction for
 
 
@@ -192,7 +188,7 @@ def decode_attention(
     page, kv_heads = keys.shape[1], keys.shape[2]
     group, pages = heads // kv_heads, tables.shape[1]
     read = pages if window is None else min(pages, triton.cdiv(window, page) + 1)
-    splits = _splits(batch * kv_heads, read)
+    splits = parts_of(batch * kv_heads, read)
     out = torch.empty_like(q)
     parts = torch.empty(batch, heads, splits, dim, dtype=torch.float32, device=q.device)
     sums = torch.empty(batch, heads, splits, dtype=torch.float32, device=q.device)
@@ -213,18 +209,6 @@ def decode_attention(
         joined, warps = (parts, sums, out, splits, block, dim), max(2, block // 16)
         _join[(batch, heads)](*joined, num_warps=warps, **launched(batch))
     return out
-
-
-def _splits(contexts: int, pages: int) -> int:
-    """Parts of each context of at most `pages` pages: of 2 pages or more, and where there would be
-    more than 16 of them, of 4 or more. Two of long ones whose last round would leave most of the
-    GPU without a program."""
-    if contexts >= _MANY and pages < _LONG:
-        return 1
-    if contexts > _PLACES:
-        return 2 if contexts % _PLACES <= _PLACES // 4 else 1
-    most = min(-(-pages // 2), max(16, -(-pages // 4)), 64)
-    return max(1, min(-(-_TARGET_PROGRAMS // contexts), most))
 
 
 @triton.jit

@@ -1,4 +1,5 @@
-"""Which tile multiplies few rows by a matrix, and in which kernel. Needs no GPU and no Triton."""
+"""Which tile multiplies few rows by a matrix, and in which kernel; and into how many parts decode
+attention in Triton cuts contexts. Needs no GPU and no Triton."""
 
 from __future__ import annotations
 
@@ -9,6 +10,11 @@ _SHARED_BYTES = 227 << 10  # that a program has on Hopper
 _LOWEST = 16  # rows of tokens in a tile
 _MANY = 1 << 31
 _PROGRAMS = 132  # that run at once, one a multiprocessor
+# Of attention: enough programs to give every multiprocessor of a large GPU two, and those that it
+# runs at once: five each.
+_TARGET, _PLACES = 2 * _PROGRAMS, 5 * _PROGRAMS
+_CONTEXTS = 192  # that need no parts where they are short
+_LONG = 16  # pages of a context from which on parts are worth their join
 
 
 class Tile(NamedTuple):
@@ -61,3 +67,15 @@ def _with_room(tile: Tile, rows: int) -> Tile:
 def height_of(rows: int) -> int:
     """Rows of tokens in a tile: a power of 2."""
     return max(_LOWEST, 1 << (rows - 1).bit_length())
+
+
+def parts_of(contexts: int, pages: int) -> int:
+    """Parts of each context of at most `pages` pages: of 2 pages or more, and where there would be
+    more than 16 of them, of 4 or more. Two of long ones whose last round would leave most of the
+    GPU without a program. contexts: one a request and KV head."""
+    if contexts >= _CONTEXTS and pages < _LONG:
+        return 1
+    if contexts > _PLACES:
+        return 2 if contexts % _PLACES <= _PLACES // 4 else 1
+    most = min(-(-pages // 2), max(16, -(-pages // 4)), 64)
+    return max(1, min(-(-_TARGET // contexts), most))
