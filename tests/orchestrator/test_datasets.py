@@ -199,6 +199,14 @@ def test_a_row_of_csv_is_named_by_its_line_though_cells_hold_line_ends(
         read(path, model)
 
 
+def test_numbered_files_of_a_folder_are_one_split(tmp_path: Path, model: ResolvedModel) -> None:
+    folder = tmp_path / "default" / "train"
+    folder.mkdir(parents=True)
+    for number, row in enumerate(LINES):
+        parquet.write_table(pa.Table.from_pylist([row]), folder / f"{number:04}.parquet")
+    assert read(folder, model) == read(folder, model, dataset_split="train") == READ
+
+
 @pytest.mark.parametrize("layout", ["saved", "splits", "hub"])
 def test_a_folder_of_hugging_face_is_read_by_its_split(
     tmp_path: Path, model: ResolvedModel, layout: str
