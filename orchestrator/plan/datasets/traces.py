@@ -55,8 +55,9 @@ def _blocks(row: Row, inputs: int) -> tuple[int, ...]:
     most = -(-inputs // BLOCK)
     if len(ids) > most:  # other published traces have blocks of 16 tokens
         raise UserError(
-            f"{row.where}: there are {len(ids)} hash_ids, but {inputs} tokens are {most} blocks of "
-            f"{BLOCK}; blocks of another size are not read: take hash_ids out of the trace"
+            f"{row.where}: there are {len(ids)} hash_ids for {inputs} tokens, and with blocks of "
+            f"{BLOCK} tokens it would be {most}; blocks of another size are not read, so take "
+            "hash_ids out of the trace"
         )
     return tuple(ids)
 
