@@ -53,7 +53,8 @@ def _pairs(option: str, texts: tuple[str, ...]) -> dict[str, str]:
 def load_experiment(config: Path | None, flags: Mapping[str, Any]) -> Experiment:
     """The experiment of `config` with the `flags` that were given laid over it. A relative path in
     `config` is seen from the folder of that file. Raises UserError with one line for bad input."""
-    fields = {**(_seen_from(config.parent, read_yaml(config)) if config else {}), **flags}
+    there = _seen_from(config.parent, _from_home(read_yaml(config))) if config else {}
+    fields = {**there, **_from_home(flags)}
     for name, value in fields.items():
         _check_text(name, value)
     try:
@@ -62,13 +63,29 @@ def load_experiment(config: Path | None, flags: Mapping[str, Any]) -> Experiment
         raise UserError(one_line(error, config)) from error
 
 
+def _from_home(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields with their paths, of which `~` is a home, also where no shell has said so."""
+
+    def whole(name: str, value: Any) -> Any:
+        if name not in PATHS or not str(value).startswith("~"):
+            return value
+        try:
+            return type(value)(Path(value).expanduser())
+        except RuntimeError as error:
+            raise UserError(
+                f"{name}: {shown_value(str(value))} names the home of a user that is not known"
+            ) from error
+
+    return {name: whole(name, value) for name, value in fields.items()}
+
+
 def _seen_from(folder: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a file in `folder`, with their relative paths from here."""
 
     def placed(name: str, value: Any) -> Any:
         is_path = name in PATHS and isinstance(value, str) and "://" not in value
         is_seen = bool(value) and (is_path or _is_checkpoint(folder, name, value))
-        return str(folder / Path(value).expanduser()) if is_seen else value
+        return str(folder / value) if is_seen else value
 
     return {name: placed(name, value) for name, value in fields.items()}
 

@@ -175,14 +175,16 @@ def is_record(found: Record) -> bool:
 def as_vllm(found: Record, where: str) -> Record:
     """What a file of AIPerf says of its run, under the names of vLLM's benchmark.
 
-    where: names the file in errors. Raises UserError where it is of single requests, or of no model
-    that generates, or has a unit that is not known.
+    where: names the file in errors. Raises UserError where it is of single requests, of several
+    runs, of one that was stopped, or of no model that generates, or has a unit that is not known.
     """
     if "metrics" in found:
         raise UserError(
-            f"{where} has AIPerf's requests one by one; give profile_export_aiperf.json, which "
-            "AIPerf writes beside it"
+            f"{where} is of single requests, or several runs; give profile_export_aiperf.json, "
+            "which AIPerf writes for each run"
         )
+    if found.get("was_cancelled") or found.get("is_complete") is False:
+        raise UserError(f"{where} is of a run that was stopped, so it has figures of a part of it")
     totals = {
         ours: _whole(_value(found, name, "avg", unit, where))
         for ours, (name, unit) in TOTALS.items()
@@ -206,19 +208,31 @@ def as_vllm(found: Record, where: str) -> Record:
 
 
 def _asked(found: Record) -> Record:
-    """What the configuration says: of the load, and as `extra` inputs of the layout."""
+    """What the configuration says: of the load, and as `extra` inputs of the layout. It has two
+    forms: ours, and since AIPerf's schema 1.2 one with `models`, `phases` and `slos`."""
     config = _part(found, "input_config")
-    given, load = _part(config, "input"), _part(config, "loadgen")
-    models = _part(config, "endpoint").get("model_names")
+    given, endpoint, load = _part(config, "input"), _part(config, "endpoint"), _load(config)
+    models = _part(config, "models").get("items") or endpoint.get("model_names")
+    model = models[0] if isinstance(models, list) and models else None
     known = {
-        "model_id": models[0] if isinstance(models, list) and models else None,
+        "model_id": model.get("name") if isinstance(model, dict) else model,
         "max_concurrency": load.get("concurrency"),
-        "num_prompts": load.get("request_count"),
-        "request_rate": load.get("request_rate"),
-        "seed": given.get("random_seed"),
-        "goodput": _levels(_part(given, "goodput")),
+        "num_prompts": load.get("request_count") or load.get("requests"),
+        "request_rate": load.get("request_rate") or load.get("rate"),
+        "burstiness": load.get("smoothness") or (load.get("type") == "poisson" and 1.0),
+        "seed": given.get("random_seed") or _part(found, "run_info").get("random_seed"),
+        "goodput": _levels(_part(given, "goodput") or _part(config, "slos")),
     }
-    return {name: value for name, value in {**_part(given, "extra"), **known}.items() if value}
+    extra = {**_part(given, "extra"), **_part(endpoint, "extra")}
+    return {name: value for name, value in {**extra, **known}.items() if value}
+
+
+def _load(config: Record) -> Record:
+    """How requests were sent: `loadgen`, or the one phase that was measured."""
+    phases = config.get("phases")
+    found = [one for one in phases if isinstance(one, dict)] if isinstance(phases, list) else []
+    measured = [one for one in found if "profiling" in (one.get("kind"), one.get("name"))]
+    return measured[0] if len(measured) == 1 else _part(config, "loadgen")
 
 
 def _levels(limits: Record) -> str | None:

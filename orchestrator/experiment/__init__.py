@@ -13,12 +13,13 @@ from orchestrator.experiment.cells import (
 from orchestrator.experiment.changed import is_changed
 from orchestrator.experiment.lengths import Lengths, Window
 from orchestrator.experiment.techniques import IN_TRAINING, SWITCHES, TECHNIQUES, Technique
-from orchestrator.experiment.training import ONLY_TRAINS
+from orchestrator.experiment.training import ONLY_GENERATES, ONLY_TRAINS
 
 __all__ = [
     "DIFFERENCE",
     "IN_TRAINING",
     "OF_DATASET",
+    "ONLY_GENERATES",
     "ONLY_TRAINS",
     "PRESETS",
     "SCENARIOS",

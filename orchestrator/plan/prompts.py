@@ -109,13 +109,14 @@ def read_prompts(experiment: Experiment, model: ResolvedModel) -> Prompts:
     assert experiment.dataset_path is not None
     reader = _Reader(experiment, model, _Vocabulary.of(experiment.seed, model))
     served = tuple(itertools.islice(reader.conversations(), experiment.num_prompts))
+    invalid, cut = tuple(reader.invalid), tuple(reader.cut)
+    found = Prompts(served, reader.silent, reader.unasked, invalid, cut)
     if not served:
-        left_out = len(reader.invalid) + reader.silent + reader.unasked
-        why = f"; {left_out} rows were left out" if left_out else ""
         window = experiment.trace_window
         what = f"the window {window} of it" if window else "it"
+        why = "".join(f"; {remark.removeprefix('dataset: ')}" for remark in found.remarks())
         raise UserError(f"{experiment.dataset_path}: there is no prompt in {what}{why}")
-    return Prompts(served, reader.silent, reader.unasked, tuple(reader.invalid), tuple(reader.cut))
+    return found
 
 
 @dataclass(slots=True)

@@ -155,13 +155,15 @@ class Workload:
 
 
 def check_counts(experiment: Experiment, dataset: Prompts) -> None:
-    """Raise UserError for more requests of a trace than it has, and for a rate or a search
-    of one: it is served once, at its own times."""
+    """Raise UserError for more requests of a trace than it has, and for lengths, a rate or a search
+    of one: it is served once, as it is, at its own times."""
     if not dataset.is_trace:
         return
     asked, there = experiment.num_prompts or 0, len(dataset.served)
     if asked > there:
         raise UserError(f"num_prompts asks for {asked} requests of a trace that has {there}")
+    if experiment.output_len is not None:
+        raise UserError("a trace brings its own lengths; leave output_len out")
     if experiment.request_rate is not None:
         raise UserError("a trace brings its own times of arrival; leave request_rate out")
     if experiment.find_rate:

@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestrator.analysis.comparing.compare import Comparison
 from orchestrator.analysis.comparing.rounds import dtype_of
+from orchestrator.experiment import ONLY_GENERATES, ONLY_TRAINS
 from orchestrator.report import text
 from orchestrator.report.charts.choices import lengths_of
 from orchestrator.store.folders import read_manifest
@@ -83,8 +84,10 @@ def _each(facts: Iterable[str]) -> str:
 
 
 def _engine(name: str, manifests: Sequence[Mapping[str, Any]]) -> str:
-    """An engine with the version of the package that it is named after, where that is known."""
-    known = ((manifest.get("versions") or {}).get(name) for manifest in manifests)
+    """An engine with the version of the package that it is named after, or of its build for CPUs,
+    where that is known."""
+    versions = [manifest.get("versions") or {} for manifest in manifests]
+    known = (found.get(package) for found in versions for package in (name, f"{name}-cpu"))
     return " ".join(filter(None, [name, next(filter(None, known), "")]))
 
 
@@ -227,12 +230,13 @@ def _commit(manifest: Mapping[str, Any]) -> str | None:
 
 
 def _asked(experiment: Mapping[str, Any]) -> dict[str, str]:
-    """The fields of the experiment that are set. Its result folder is left out: the page lies in
-    it."""
+    """The fields of the experiment that are set, but for those of another workload. Its result
+    folder is left out: the page lies in it."""
+    others = ONLY_GENERATES if experiment.get("workload") == "train" else ONLY_TRAINS
     known = {
         name: value
         for name, value in experiment.items()
-        if value not in (None, [], {}, "", False) and name != "result_dir"
+        if value not in (None, [], {}, "", False) and name not in ("result_dir", *others)
     }
     return {name: _text(value) for name, value in known.items()}
 

@@ -21,6 +21,7 @@ from orchestrator.store import live as keeping
 from orchestrator.store.live import Live
 from orchestrator.store.schema import COMPLETED
 from workers.device import DevicesNow
+from workers.units import significant
 
 A_SECOND = 2  # times that the table is drawn
 
@@ -146,5 +147,7 @@ def _rate(run: Measured | Trained) -> float | None:
 def _name(run: Measured | Trained) -> str:
     cell = run.cell
     layout = layout_name(cell.strategy, cell.ablation)
-    load = f"{cell.scenario} c{cell.max_concurrency}"
+    rate = None if isinstance(run, Trained) else run.arrivals.request_rate
+    at = f" at {significant(rate, 3)}/s" if rate else ""
+    load = f"{cell.scenario} c{cell.max_concurrency}{at}"
     return f"{layout} {cell.engine} {load} start {run.start + 1} run {run.run + 1}"

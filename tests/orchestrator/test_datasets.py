@@ -104,6 +104,42 @@ def test_columns_are_mapped_and_others_are_not_read(tmp_path: Path, model: Resol
         read(path, model)
 
 
+def test_names_of_columns_may_have_spaces_around_them(tmp_path: Path, model: ResolvedModel) -> None:
+    path = lines(tmp_path / "a.csv", "prompt, output_len", "hello world, 4", "hi, 3")
+    assert read(path, model) == READ
+
+
+def test_two_columns_of_one_name_are_refused_in_a_table_too(
+    tmp_path: Path, model: ResolvedModel
+) -> None:
+    table = pa.Table.from_arrays([pa.array(["hello"]), pa.array(["hi"])], names=["prompt"] * 2)
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="two columns are called 'prompt'; rename one"):
+        read(tmp_path / "a.parquet", model)
+
+
+def test_a_column_that_is_named_says_the_format_where_a_row_fits_several(
+    tmp_path: Path, chatty: ResolvedModel
+) -> None:
+    path = lines(tmp_path / "a.jsonl", {"prompt": "hello", "messages": MESSAGES, "prompt_id": "x"})
+    assert read(path, chatty, dataset_columns="messages=messages") == [(CHAT_TOKENS, 2)]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**LINES[0], "id": 7, "temperature": 0.5, "min_p": 0.1},
+        {**LINES[0], "system": None},
+        {"custom_id": "1", "body": {**LINES[0], "service_tier": "auto", "stop": None}},
+    ],
+    ids=str,
+)
+def test_a_field_that_changes_nothing_about_the_work_is_not_read(
+    tmp_path: Path, model: ResolvedModel, row: Any
+) -> None:
+    assert read(lines(tmp_path / "a.jsonl", row), model) == READ[:1]
+
+
 def test_a_column_that_is_named_goes_before_other_names_of_its_field(
     tmp_path: Path, model: ResolvedModel
 ) -> None:
@@ -161,6 +197,14 @@ def test_a_row_of_csv_is_named_by_its_line_though_cells_hold_line_ends(
     path = lines(tmp_path / "a.csv", "prompt,output_len", '"hello\nworld",4', "hi,many")
     with pytest.raises(UserError, match=r"a\.csv, line 4: output_len is 'many'; it must be a num"):
         read(path, model)
+
+
+def test_numbered_files_of_a_folder_are_one_split(tmp_path: Path, model: ResolvedModel) -> None:
+    folder = tmp_path / "default" / "train"
+    folder.mkdir(parents=True)
+    for number, row in enumerate(LINES):
+        parquet.write_table(pa.Table.from_pylist([row]), folder / f"{number:04}.parquet")
+    assert read(folder, model) == read(folder, model, dataset_split="train") == READ
 
 
 @pytest.mark.parametrize("layout", ["saved", "splits", "hub"])
@@ -279,7 +323,10 @@ def test_a_completion_of_a_batch_is_a_prompt(tmp_path: Path, model: ResolvedMode
         ({"messages": MESSAGES[1:]}, "line 1: there is no message before the reply"),
         ({"messages": [{"content": "hello"}]}, "line 1: a message has no role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "line 1: the cont"),
-        ({"body": {"messages": MESSAGES, "tools": []}}, r"no field 'tools' in .*batch \(body\)"),
+        (
+            {"body": {"messages": MESSAGES, "tools": []}},
+            r"no field 'tools' in .*batch \(body\).* What it asks for is not served; take it out$",
+        ),
         ({"body": {}}, "line 1: expected either 'messages' or 'prompt' in body"),
         ({"body": 3}, "line 1: expected 'body'"),
     ],
@@ -306,6 +353,8 @@ def test_a_plugin_brings_a_format(
     monkeypatch.setattr(registry, "entry_points", lambda group: points)
     path = lines(tmp_path / "a.jsonl", {"verse": "hello world"})
     assert read(path, model) == read(path, model, dataset_format="poem") == READ[:1]
+    with pytest.raises(UserError, match="no field 'rhyme' in the format poem; it has verse"):
+        read(lines(tmp_path / "b.jsonl", {"verse": "hello", "rhyme": "x"}), model)
     points[0].name = "prompts"
     with pytest.raises(UserError, match="two formats of datasets are called 'prompts'"):
         read(path, model)
@@ -470,6 +519,7 @@ def test_equal_hash_ids_are_equal_tokens_and_it_is_said_that_they_are_read_again
     ("rows", "fields", "words"),
     [
         (AZURE, {"request_rate": 2.0}, "a trace brings its own times of arrival"),
+        (AZURE, {"output_len": 4}, "a trace brings its own lengths; leave output_len out"),
         (AZURE, {"find_rate": True, "slo": "ttft:p99:2000"}, "no rate to search; leave find_rate"),
         (AZURE, {"num_prompts": 4}, "num_prompts asks for 4 requests of a trace that has 3"),
         ((*AZURE, AZURE[1]), {}, "line 5: it arrives before the row before it"),
@@ -477,9 +527,15 @@ def test_equal_hash_ids_are_equal_tokens_and_it_is_said_that_they_are_read_again
         ((*AZURE, "2023-11-16 18:15:53,x,1"), {}, "line 5: ContextTokens is 'x'"),
         ((*AZURE, "2023-11-16 18:15:53,60,9"), {}, r"line 5: 60 prompt \+ 9 output tokens = 69"),
         ((*AZURE, "2023-11-16 18:15:53,99999999999999,9"), {}, "line 5: 99999999999999 prompt"),
-        ((*AZURE, "2023-11-16 18:15:53,,9"), {}, "line 5: input_len is missing"),
+        ((*AZURE, "2023-11-16 18:15:53,,9"), {}, "line 5: ContextTokens is missing"),
         ((*AZURE, "2023-11-16 18:15:53,0,9"), {}, "line 5: the prompt is empty"),
         (("prompt,output_len", "hi,3"), {"trace_speed": 2.0}, "no times of arrival; leave --trace"),
+        (("timestamp,input_length", "0,5"), {}, "line 2: output_length is missing"),
+        (
+            ("timestamp,input_length,output_length,hash_ids", '0,6,4,"[0]"', '1,6,4,"[0, 1]"'),
+            {},
+            "line 3: there are 2 hash_ids for 6 tokens, and with blocks of 512 tokens it",
+        ),
     ],
 )
 def test_a_trace_that_cannot_be_replayed_is_refused(
@@ -551,6 +607,21 @@ def test_a_turn_that_is_none_is_named_with_what_a_turn_has(
     rows = [{"conversations": [turn, {"from": "gpt", "value": "hello"}]}]
     with pytest.raises(UserError, match="line 1, turn 1: a turn has 'from' and 'value'"):
         read(lines(tmp_path / "a.jsonl", *rows), model, multi_turn=multi_turn, skip_invalid=True)
+
+
+def test_conversations_of_messages_say_how_they_are_read(
+    tmp_path: Path, model: ResolvedModel, chatty: ResolvedModel
+) -> None:
+    path = lines(tmp_path / "a.jsonl", {"conversations": MESSAGES})
+    with pytest.raises(UserError, match="--dataset-columns messages=conversations reads messages"):
+        read(path, model)
+    assert read(path, chatty, dataset_columns="messages=conversations") == [(CHAT_TOKENS, 2)]
+
+
+def test_a_dataset_of_which_nothing_is_left_says_why(tmp_path: Path, model: ResolvedModel) -> None:
+    path = lines(tmp_path / "a.jsonl", {"prompt": "", "output_len": 4})
+    with pytest.raises(UserError, match=r"no prompt in it; rows left out .* 1 \(.* is empty\)$"):
+        read(path, model, skip_invalid=True)
 
 
 @pytest.mark.parametrize("multi_turn", [False, True])

@@ -438,13 +438,55 @@ def test_a_file_of_aiperf_has_its_columns_and_null_elsewhere(tmp_path: Path) -> 
     assert "written by AIPerf" in (run.reason or "")
 
 
+# What AIPerf 0.13 (schema 1.4) writes of its configuration, with a warm-up before what is measured.
+OF_PHASES = {
+    "models": {"items": [{"name": "meta-llama/Llama-3.1-8B"}]},
+    "endpoint": {"urls": ["http://127.0.0.1:8000"], "extra": {"ignore_eos": True}},
+    "phases": [
+        {"name": "warmup", "kind": "warmup", "type": "poisson", "requests": 3, "concurrency": 9},
+        {"name": "profiling", "kind": "profiling", "type": "poisson", "requests": 4}
+        | {"concurrency": 2, "rate": 30.0},
+    ],
+    "slos": {"request_latency": 250.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("phase", "asked"),
+    [
+        ({}, (2, 30.0, 1.0)),
+        ({"type": "gamma", "smoothness": 2.0}, (2, 30.0, 2.0)),
+        ({"type": "constant"}, (2, 30.0, None)),
+        ({"type": "concurrency", "rate": None}, (2, None, None)),
+        ({"kind": None}, (2, 30.0, 1.0)),
+        ({"concurrency": None}, (4, 30.0, 1.0)),
+    ],
+    ids=str,
+)
+def test_a_file_of_a_newer_aiperf_says_its_model_its_load_and_its_levels_elsewhere(
+    tmp_path: Path, phase: dict[str, object], asked: tuple[object, ...]
+) -> None:
+    warmup, measured = OF_PHASES["phases"]
+    config = {**OF_PHASES, "phases": [warmup, {**measured, **phase}]}
+    path = tmp_path / "profile_export_aiperf.json"
+    path.write_text(json.dumps({**AIPERF, "input_config": config, "run_info": {"random_seed": 7}}))
+    done("import", path, "--strategy", "tp2", "--out", tmp_path / "them")
+    (run,) = load([tmp_path / "them"])[0].runs
+    assert (run.cell.model, run.conditions.seed) == ("Llama-3.1-8B", 7)
+    arrivals = run.arrivals.request_rate, run.arrivals.burstiness
+    assert (run.cell.max_concurrency, *arrivals) == asked
+    assert (run.goodput.goodput, run.conditions.num_prompts) == ("e2el:250", 4)
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"total_osl": None}, "of a model that generates: it has no metric 'total_osl'"),
         ({"request_count": {"unit": "requests", "avg": "4"}}, "has no metric 'request_count'"),
         ({"request_latency": {"unit": "min", "avg": 1.0}}, "has request_latency in 'min', which"),
-        ({"metadata": {}, "metrics": {}}, "one by one; give profile_export_aiperf.json"),
+        ({"metadata": {}, "metrics": {}}, "or several runs; give profile_export_aiperf.json"),
+        ({"was_cancelled": True}, "is of a run that was stopped"),
+        ({"is_complete": False}, "is of a run that was stopped"),
         ({"request_count": {"unit": "requests", "avg": -4}}, "no number 'completed', 0 or more"),
     ],
     ids=str,

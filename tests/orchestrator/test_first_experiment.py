@@ -13,6 +13,7 @@ from orchestrator.cluster import hardware
 from orchestrator.cluster.hardware import Device, Topology
 from orchestrator.commands.initial import _choice, _layouts, _text
 from orchestrator.config import load_experiment
+from orchestrator.errors import UserError
 from orchestrator.store.identity import identity_of
 
 H200 = 150_754_820_096
@@ -99,6 +100,19 @@ def test_a_relative_path_of_a_file_is_seen_from_its_folder(tmp_path: Path) -> No
     (folder / "e.yaml").write_text("model: tiny\ndataset_path: /there.jsonl\n")
     there = load_experiment(folder / "e.yaml", {})
     assert (there.model, there.dataset_path) == ("tiny", Path("/there.jsonl"))
+
+
+def test_a_path_that_begins_with_a_tilde_is_seen_from_a_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "e.yaml").write_text("dataset_path: ~/a.jsonl\n")
+    assert load_experiment(tmp_path / "e.yaml", {}).dataset_path == tmp_path / "a.jsonl"
+    flagged = load_experiment(None, {"dataset_path": Path("~/b.jsonl"), "result_dir": Path("~")})
+    assert (flagged.dataset_path, flagged.result_dir) == (tmp_path / "b.jsonl", tmp_path)
+    (tmp_path / "e.yaml").write_text("dataset_path: ~nobody-here/a.jsonl\n")
+    with pytest.raises(UserError, match=r"'~nobody-here/a\.jsonl' names the home of"):
+        load_experiment(tmp_path / "e.yaml", {})
 
 
 def test_the_same_file_is_the_same_experiment_from_wherever_it_is_seen(

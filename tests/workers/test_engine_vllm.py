@@ -285,11 +285,15 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
         (plan(nsys_dir="/tmp"), "its processes do not run under Nsight Systems"),
         (
             plan(engine_args=(("seed", "1"),)),
-            "--engine-arg seed is not its to set; --seed decides it",
+            "--engine-arg seed is not its to set; it follows --seed",
         ),
         (
-            plan(engine_args=(("blocksize", "1"),)),
-            "it has no setting blocksize (--engine-arg); its EngineArgs names them",
+            plan(engine_args=(("block-size", "1"),)),
+            "it has no setting block-size (--engine-arg); the nearest is block_size",
+        ),
+        (
+            plan(engine_args=(("speed", "1"),)),
+            "it has no setting speed (--engine-arg); its EngineArgs names them",
         ),
         (
             replace(plan("tp2"), placement=replace(plan("tp2").placement, devices=(1, 0))),
@@ -712,6 +716,22 @@ def test_a_failure_is_what_vllms_first_process_to_fail_logged(tmp_path: Path) ->
     engine._folder = tmp_path
     cause = engine._cause(RuntimeError("core failed"))
     assert (type(cause), str(cause)) == (VllmFailed, "vLLM: ValueError: no such layer")
+
+
+def test_a_worker_of_vllm_that_was_killed_is_the_cause_of_the_call_that_it_cancels(
+    tmp_path: Path,
+) -> None:
+    logger = logging.getLogger("test-vllm-death")
+    logger.addHandler(ErrorFile(str(tmp_path / "errors")))
+    logger.error("Worker proc %s died unexpectedly (exit code: %s)", "VllmWorker-0", -9)
+    try:
+        raise RuntimeError("cancelled")
+    except RuntimeError:
+        logger.exception("EngineCore encountered a fatal error.")
+    engine = VllmEngine()
+    engine._folder = tmp_path
+    cause = str(engine._cause(RuntimeError("EngineCore encountered an issue.")))
+    assert cause == "vLLM: WorkerDied: Worker proc VllmWorker-0 died unexpectedly (exit code: -9)"
 
 
 @pytest.mark.parametrize(

@@ -6,23 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from orchestrator.errors import UserError
-from orchestrator.plan.datasets.rows import OUTPUT_LEN, Chat, Entry, Format, Row, alike
-
-# Fields of a request to OpenAI that do not change how much work it is. Sampling is asked for the
-# whole experiment, by --temperature and --seed.
-OF_SAMPLING = (
-    "model",
-    "temperature",
-    "top_p",
-    "top_k",
-    "seed",
-    "stream",
-    "stream_options",
-    "user",
-    "metadata",
-    "frequency_penalty",
-    "presence_penalty",
-)
+from orchestrator.plan.datasets.rows import OF_SAMPLING, OUTPUT_LEN, Chat, Entry, Format, Row, alike
 
 
 def _messages(row: Row) -> tuple[tuple[str, str], ...]:

@@ -157,10 +157,16 @@ def _csv(path: Path, suffix: str) -> Iterator[Row]:
 
 
 def _header(cells: list[str], where: str) -> list[str]:
-    twice = next((name for name in cells if cells.count(name) > 1), None)
+    """The names of the columns, which may have spaces around them."""
+    return _once([name.strip() for name in cells], where)
+
+
+def _once(names: list[str], where: str) -> list[str]:
+    """The names of the columns. Raises UserError where two are the same."""
+    twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"{where}: two columns are called '{twice[:60]}'; rename one")
-    return cells
+    return names
 
 
 def _cells(names: list[str], cells: list[str], where: str) -> Mapping[str, str]:
@@ -203,6 +209,7 @@ def _values(path: Path, batch: Any) -> Sequence[Mapping[str, Any]]:
     """The rows of a batch. Times are cut to microseconds, which is all that Python's have."""
     import pyarrow as pa
 
+    _once(batch.schema.names, str(path))
     for place, one in enumerate(batch.schema):
         if pa.types.is_timestamp(one.type):
             times = batch.column(place).cast(pa.timestamp("us", one.type.tz), safe=False)

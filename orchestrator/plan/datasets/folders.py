@@ -61,13 +61,15 @@ def _saved_splits(folder: Path) -> dict[str, Sequence[Path]]:
 
 
 def _hub_splits(folder: Path) -> dict[str, Sequence[Path]]:
-    """The files of each split, of the folder `data` where there is one."""
+    """The files of each split, of the folder `data` where there is one. What the hub has converted
+    to Parquet is numbered in a folder that has the name of the split."""
     data = folder / "data" if (folder / "data").is_dir() else folder
     found: dict[str, list[Path]] = {}
     for file in sorted(data.iterdir()):
         match = _SPLIT.fullmatch(file.name)
         if match and file.is_file() and match[1] not in DESCRIPTIONS:
-            found.setdefault(match[1], []).append(file)
+            split = folder.name if match[1].isdecimal() else match[1]
+            found.setdefault(split, []).append(file)
     return dict(found)
 
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from orchestrator.errors import UserError
-from orchestrator.plan.datasets.rows import OUTPUT_LEN, Entry, Format, Row, Said, alike
+from orchestrator.plan.datasets.rows import OF_SAMPLING, OUTPUT_LEN, Entry, Format, Row, Said, alike
 
 HUMAN = ("human", "user")
 TEXT = (str, type(None))  # null, where nothing was said
@@ -43,9 +43,10 @@ def _said(row: Row) -> Sequence[Mapping[str, object]]:
     for place, turn in enumerate(turns, start=1):
         if not isinstance(turn.get("from"), str) or not isinstance(turn.get("value", 0), TEXT):
             there = ", ".join(f"{name} ({type(value).__name__})" for name, value in turn.items())
+            way_out = "--dataset-columns messages=conversations reads messages"
             raise UserError(
                 f"{row.where}, turn {place}: a turn has 'from' and 'value', which are texts; found "
-                f"{there[:100] or 'nothing'}"
+                f"{there[:100] or 'nothing'}{f'; {way_out}' if 'role' in turn else ''}"
             )
     return turns
 
@@ -79,6 +80,7 @@ PROMPTS = Format(
     signs=("prompt", "prompt_token_ids"),
     entry=_prompt,
     fields={**alike("prompt", "prompt_token_ids"), "output_len": OUTPUT_LEN},
+    unread=("id", *OF_SAMPLING),
 )
 SHAREGPT = Format(
     "sharegpt",

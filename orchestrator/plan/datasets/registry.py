@@ -154,18 +154,24 @@ def _format_of(source: Source, first: Row) -> Format:
             f"{first.where}: no format has the fields {_some(first.fields)}; those that are read: "
             f"{described()}. --dataset-columns prompt=COLUMN names the columns of other tables"
         )
-    return _with_columns(found[0], source)
+    fitting = (one for one in found if not _missing(one, source))
+    return _with_columns(next(fitting, found[0]), source)
 
 
 def _with_columns(form: Format, source: Source) -> Format:
     """The format, if it has the fields whose columns were named."""
-    for name in source.columns:
-        if all(name not in (one, *others) for one, others in form.fields.items()):
-            raise UserError(
-                f"--dataset-columns names '{name}', which the format {form.name} does not have; "
-                f"it has {', '.join(form.fields)}"
-            )
+    if missing := _missing(form, source):
+        raise UserError(
+            f"--dataset-columns names '{missing[0]}', which the format {form.name} does not have; "
+            f"it has {', '.join(form.fields)}"
+        )
     return form
+
+
+def _missing(form: Format, source: Source) -> Sequence[str]:
+    """The fields whose columns were named, and which the format does not have."""
+    known = {name for one, others in form.fields.items() for name in (one, *others)}
+    return [name for name in source.columns if name not in known]
 
 
 def _some(fields: Mapping[str, object]) -> str:

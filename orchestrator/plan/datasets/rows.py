@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,13 @@ from orchestrator.errors import UserError
 
 # What the datasets of this project, of vLLM, of AIPerf and of OpenAI call the length of a reply.
 OUTPUT_LEN = ("output_len", "output_tokens", "output_length", "max_tokens", "max_completion_tokens")
+# Fields of a request to OpenAI, or to vLLM, that do not change how much work it is. Sampling is
+# asked for the whole experiment, by --temperature and --seed.
+OF_SAMPLING = (
+    *("model", "temperature", "top_p", "top_k", "min_p", "seed", "logit_bias"),
+    *("frequency_penalty", "presence_penalty", "repetition_penalty"),
+    *("stream", "stream_options", "user", "metadata", "store", "service_tier"),
+)
 
 
 class CannotRun(UserError):
@@ -22,7 +29,7 @@ class CannotRun(UserError):
 class Row:
     """One row of a dataset; `where` names its file and line. typed: whether its values have types;
     those of CSV are all text. A value that is null counts as one that is not there. names: field ->
-    its name in the file, where that is another one."""
+    what it is called in the file."""
 
     where: str
     fields: Mapping[str, Any]
@@ -159,25 +166,38 @@ class Format:
         by: dict[str, str] = {}
         for column in sorted(row.fields, key=row.has, reverse=True):  # a blank cell says nothing
             name, value = known.get(column), row.fields[column]
+            if value is None:
+                continue
             if name is None and not columns and column not in self.unread:
                 raise self._unknown(row.where, column)
-            if name is None or value is None or chosen.get(name, column) != column:
+            if name is None or chosen.get(name, column) != column:
                 continue
             if name in found and not row.has(column):
                 continue
             if name in found and found[name] != value:
                 raise UserError(f"{row.where}: {by[name]} and {column} differ; give one of them")
             found[name], by[name] = value, columns.get(column, column)
-        return replace(row, fields=found, names=by)
+        usual = {name: others[0] for name, others in self._names()}
+        return replace(row, fields=found, names={**usual, **by})
+
+    def _names(self) -> Iterator[tuple[str, Sequence[str]]]:
+        """Each field, and what it may be called; the usual name comes first."""
+        for name, others in self.fields.items():
+            yield name, others or (name,)
 
     def _unknown(self, where: str, column: str) -> UserError:
         names = ", ".join(
             aliases[0] + (f" (or {', '.join(aliases[1:])})" if aliases[1:] else "")
-            for aliases in self.fields.values()
+            for _, aliases in self._names()
+        )
+        way_out = (
+            "--dataset-columns names the columns to be read, then others are not"
+            if self.signs
+            else "What it asks for is not served; take it out"
         )
         return UserError(
             f"{where}: there is no field '{column[:60]}' in the format {self.name}; it has "
-            f"{names}. --dataset-columns names the columns to be read, then others are not"
+            f"{names}. {way_out}"
         )
 
 

@@ -40,17 +40,25 @@ def _read_date(text: str, where: str) -> datetime:
 def _request(time: Callable[[Row], float], row: Row) -> Entry:
     for name in ("timestamp", "input_len", "output_len"):
         if not row.has(name):
-            raise UserError(f"{row.where}: {name} is missing")
+            raise UserError(f"{row.where}: {row.names[name]} is missing")
     inputs, outputs = row.whole("input_len"), row.whole("output_len")
     if not inputs:
         raise CannotRun(f"{row.where}: the prompt is empty")
-    return Entry(row.where, Drawn(inputs, _blocks(row), BLOCK), outputs, arrival_s=time(row))
+    prompt = Drawn(inputs, _blocks(row, inputs), BLOCK)
+    return Entry(row.where, prompt, outputs, arrival_s=time(row))
 
 
-def _blocks(row: Row) -> tuple[int, ...]:
+def _blocks(row: Row, inputs: int) -> tuple[int, ...]:
     ids = row.value("hash_ids") or []
     if not isinstance(ids, list) or not all(type(one) is int and one >= 0 for one in ids):
         raise UserError(f"{row.where}: hash_ids must be a list of whole numbers, 0 or more")
+    most = -(-inputs // BLOCK)
+    if len(ids) > most:  # other published traces have blocks of 16 tokens
+        raise UserError(
+            f"{row.where}: there are {len(ids)} hash_ids for {inputs} tokens, and with blocks of "
+            f"{BLOCK} tokens it would be {most}; blocks of another size are not read, so take "
+            "hash_ids out of the trace"
+        )
     return tuple(ids)
 
 

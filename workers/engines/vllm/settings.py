@@ -4,6 +4,7 @@ vLLM."""
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib.util
 import json
 import math
@@ -50,8 +51,6 @@ OURS = {
     "skip_tokenizer_init": "the measurement",
     "worker_extension_cls": "the measurement",
 }
-
-
 OWN = "own"  # as `vllm serve` has it
 LEAST = 2048  # tokens of a step that this is at least
 LEAST_SEATS = {"cpu": 128, "cuda": 256}  # requests at once that it has room for at least
@@ -125,9 +124,11 @@ def _arguments(plan: EnginePlan) -> str | None:
     known = known_arguments()
     for name, _ in plan.engine_args:
         if name in OURS:
-            return f"--engine-arg {name} is not its to set; {OURS[name]} decides it"
+            return f"--engine-arg {name} is not its to set; it follows {OURS[name]}"
         if name not in known:
-            return f"it has no setting {name} (--engine-arg); its EngineArgs names them"
+            near = difflib.get_close_matches(name, known - OURS.keys(), 1)
+            there = f"the nearest is {near[0]}" if near else "its EngineArgs names them"
+            return f"it has no setting {name} (--engine-arg); {there}"
     return None
 
 

@@ -22,6 +22,7 @@ from workers.engines.vllm.ablation import ABLATED, leave_out_communication, left
 
 OWNER = "ORCHESTRATOR_VLLM_OWNER"  # process id of the actor; unset where vLLM is not ours
 ERRORS = "ORCHESTRATOR_VLLM_ERRORS"  # a file to which errors are added, a JSON object a line
+DIED = "died unexpectedly"  # said of a worker by vLLM's executors, which raise nothing then
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -59,7 +60,8 @@ def _is_actor() -> bool:
 
 
 class ErrorFile(logging.Handler):
-    """Adds the exceptions that are logged to a file: their type and message."""
+    """Adds the exceptions that are logged to a file, their type and message, and the death of a
+    worker: all that is raised after it is that a call was cancelled."""
 
     def __init__(self, path: str) -> None:
         super().__init__(logging.ERROR)
@@ -68,8 +70,10 @@ class ErrorFile(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Add one, in one write, as several processes share the file."""
         error = record.exc_info[1] if record.exc_info else None
-        if error is not None:
-            line = json.dumps({"type": type(error).__name__, "message": str(error)}) + "\n"
+        message = record.getMessage() if error is None else str(error)
+        if error is not None or DIED in message:
+            kind = "WorkerDied" if error is None else type(error).__name__
+            line = json.dumps({"type": kind, "message": message}) + "\n"
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(line)
 
