@@ -47,7 +47,7 @@ test-waiting: $(READY)
 	$(MAKE) test-ray
 	$(MAKE) test-ranks
 
-# The folders that may have them (tests/conftest.py): to import the tests of all others takes seconds.
+# Both in the folders that may have them (tests/conftest.py): to import the tests of all others takes seconds.
 test-ray: $(READY)
 	$(BIN)/python -m pytest -m 'ray and not nodes' tests/chaos tests/integration tests/report
 
@@ -55,7 +55,7 @@ test-others: $(READY)
 	nice -n 10 $(BIN)/python -m pytest -m 'not ray and not ranks and not nodes'
 
 test-ranks: $(READY)
-	$(BIN)/python -m pytest -m 'ranks and not ray and not nodes'
+	$(BIN)/python -m pytest -m 'ranks and not ray and not nodes' tests/integration tests/workers
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest --ignore tests/integration -m '$(FAST)'

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 GPU_TESTS = Path(__file__).parent / "gpu"
-RAY_TESTS = {Path(__file__).parent / name for name in ("chaos", "integration", "report")}
+# Where `make test-ray` and `make test-ranks` look for theirs.
+FOLDERS = {
+    mark: {Path(__file__).parent / name for name in names}
+    for mark, names in (
+        ("ray", ("chaos", "integration", "report")),
+        ("ranks", ("integration", "workers")),
+    )
+}
 # A test that uses one of these fixtures, also through another fixture, gets the mark beside it. A
 # test that starts Ray or ranks by itself carries its mark in its own file.
 MARK_OF_FIXTURE = {"ray_cluster": "ray", "pool": "ranks", "chromium": "browser"}
@@ -49,9 +56,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(MARK_OF_FIXTURE[fixture])
         if GPU_TESTS in item.path.parents:
             item.add_marker("gpu")
-        elsewhere = RAY_TESTS.isdisjoint(item.path.parents)
-        if elsewhere and item.get_closest_marker("ray") and not item.get_closest_marker("nodes"):
-            raise pytest.UsageError(f"`make test-ray` does not look for {item.nodeid}")
+        row = next((one for one in ("nodes", *FOLDERS) if item.get_closest_marker(one)), "others")
+        if row in FOLDERS and FOLDERS[row].isdisjoint(item.path.parents):
+            raise pytest.UsageError(f"`make test-{row}` does not look for {item.nodeid}")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
@@ -73,7 +73,7 @@ def drawn(name: str, strategies: Iterable[str], **values: object) -> str:
     axes = axes_in_words(strategies)
     scripts = [*map(_static, LIBRARIES), _static(f"{name}.js")]
     licences = _static("LICENSES.txt")
-    template = _template(f"{name}.html.j2")
+    template = _templates().get_template(f"{name}.html.j2")
     style = _static("report.css")
     return template.render(**values, axes=axes, scripts=scripts, licences=licences, style=style)
 
@@ -247,12 +247,11 @@ def _field(value: object) -> object:
 # -- the files of the page
 
 
-def _template(file: str) -> jinja2.Template:
+@cache
+def _templates() -> jinja2.Environment:
+    """It keeps each template that it has compiled."""
     loader = jinja2.FunctionLoader(lambda name: (STATIC / name).read_text(encoding="utf-8"))
-    templates = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return templates.get_template(file)
+    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
 def _static(name: str) -> str:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from benchmark_scripts import ended
 from click.testing import CliRunner
 from page_commands import FENCED, PAGES, ROOT, commands
-from shown_output import environment, workplace
+from shown_output import workplace
 
 from orchestrator.cli import main
 
@@ -60,11 +59,11 @@ def test_a_command_that_needs_no_devices_does_its_work(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("program", sorted({name for name, _ in programs()}))
-def test_a_program_of_a_page_takes_the_options_that_it_is_given_there(program: str) -> None:
-    helped = subprocess.run(
-        [sys.executable, program, "--help"], cwd=ROOT, env=environment(), capture_output=True,
-        text=True, check=True,
-    ).stdout  # fmt: skip
+def test_a_program_of_a_page_takes_the_options_that_it_is_given_there(
+    program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(ROOT / program, "--help", patch=monkeypatch) == 0
+    helped = capsys.readouterr().out
     for name, given in programs():
         if name == program:
             for option in re.findall(r"--[a-z-]+", given):

@@ -1,10 +1,7 @@
 """Open loops: when requests arrive, and who is let in when."""
 
-import itertools
-
 import numpy as np
 import pytest
-from ranks import engine_plan, ragged_requests, read_shape, tokens
 
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
@@ -15,7 +12,7 @@ from strategies import Topology
 from workers import engines
 from workers.engines.native.arrivals import Arrivals
 from workers.engines.native.scheduler import Limits, Scheduler
-from workers.messages import Request, Work
+from workers.messages import Request
 
 # -- when requests arrive
 
@@ -158,26 +155,3 @@ def test_a_closed_loop_knows_no_clock():
     scheduler = Scheduler(requests, 2, Limits(micro_batches=1, pages=64, prefill_tokens=64))
     scheduler.next_micro_batch()
     assert [s.admitted_s for s in scheduler.next_step(0).sampled] == [None, None]
-
-
-@pytest.mark.parametrize("layout", ["tp1", "tp2pp2", "tp2dp2"])
-def test_an_open_loop_makes_the_same_tokens_on_every_layout(layout, pool, checkpoint):
-    shape = read_shape(checkpoint("Llama"))
-    requests = ragged_requests(shape.vocab_size)
-    late = tuple(
-        Request(r.index, r.prompt, r.output_len, 0.05 * (i + 1)) for i, r in enumerate(requests)
-    )
-    closed, open_ = Work(requests, 4), Work(late, 4)
-    reports = pool.serve(
-        engine_plan(layout, shape, checkpoint("Llama"), closed), closed, open_, open_
-    )
-    assert tokens(reports[0]) == tokens(reports[1]) == tokens(reports[2])
-    rows = [row for report in reports[1] if report.requests for row in report.requests.to_pylist()]
-    assert {row["request_index"]: row["arrival_s"] for row in rows} == {
-        r.index: r.arrival_s for r in late
-    }
-    for row in rows:
-        moments = [row["arrival_s"], row["admitted_s"], *row["token_times_s"]]
-        assert all(
-            later > earlier - 0.25 for earlier, later in itertools.pairwise(moments)
-        )  # ranks start within that

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import runpy
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -22,3 +23,13 @@ def loaded(name: str, patch: pytest.MonkeyPatch) -> ModuleType:
     patch.setitem(sys.modules, name, module)
     spec.loader.exec_module(module)
     return module
+
+
+def ended(path: Path, *arguments: str, patch: pytest.MonkeyPatch) -> object:
+    """The status or last words of a program that is started with `arguments` and ends by itself. In
+    this process: its imports take seconds in one of its own."""
+    patch.setattr(sys, "argv", [str(path), *arguments])
+    patch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as ending:
+        runpy.run_path(str(path), run_name="__main__")
+    return ending.value.code

@@ -1,9 +1,10 @@
-"""Conversations on the engine `torch`: each turn after the reply before it, on real ranks."""
+"""Conversations and open loops on the engine `torch`: each request at its time, on real ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,25 @@ def test_every_layout_makes_the_same_tokens_and_no_turn_comes_before_its_time(
     for index, before in TURNS.items():
         assert timed[index]["arrival_s"] == timed[before]["token_times_s"][-1]
         assert timed[index]["admitted_s"] >= timed[index]["arrival_s"]
+
+
+@pytest.mark.parametrize("layout", ["tp1", "tp2pp2", "tp2dp2"])
+def test_an_open_loop_makes_the_same_tokens_on_every_layout(
+    layout: str, pool: Pool, checkpoint: Callable[[str], Path]
+) -> None:
+    shape = read_shape(checkpoint("Llama"))
+    requests = ragged_requests(shape.vocab_size)
+    late = tuple(replace(one, arrival_s=0.05 * (i + 1)) for i, one in enumerate(requests))
+    closed, open_ = Work(requests, 4), Work(late, 4)
+    reports = pool.serve(
+        engine_plan(layout, shape, checkpoint("Llama"), closed), closed, open_, open_
+    )
+    assert tokens(reports[0]) == tokens(reports[1]) == tokens(reports[2])
+    found = rows(reports[1])
+    assert {index: row["arrival_s"] for index, row in found.items()} == {
+        one.index: one.arrival_s for one in late
+    }
+    for row in found.values():
+        moments = [row["arrival_s"], row["admitted_s"], *row["token_times_s"]]
+        for earlier, later in pairwise(moments):
+            assert later > earlier - 0.25  # ranks start within that

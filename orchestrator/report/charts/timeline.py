@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -96,9 +96,19 @@ def spans_of(spans: pa.Table) -> pa.Table:
     return known.take(np.lexsort((known["start_us"].to_numpy(), known["rank"].to_numpy())))
 
 
-def bars_of(spans: pa.Table) -> list[Bar]:
-    """A bar for each of them."""
-    return [Bar(*one) for one in zip(*(column.to_pylist() for column in spans), strict=True)]
+def bars_of(spans: pa.Table, unseen: float) -> list[Bar]:
+    """A bar for each of them, rank by rank in their order, and one for those stretches of compute
+    between which there is no gap of more than `unseen` us."""
+    firsts, ends = list[tuple[Any, ...]](), list[float]()
+    for one in zip(*(column.to_pylist() for column in spans), strict=True):
+        (*_, kind, start, end) = one
+        near = firsts and kind == COMPUTE and start - ends[-1] <= unseen
+        if near and firsts[-1][:4] == one[:4]:
+            ends[-1] = max(ends[-1], end)
+        else:
+            firsts.append(one)
+            ends.append(end)
+    return [Bar(*one[:-1], end) for one, end in zip(firsts, ends, strict=True)]
 
 
 def steps_of(spans: pa.Table) -> list[Step]:
@@ -120,7 +130,7 @@ def windows(seen: Mapping[K, pa.Table]) -> dict[K, Window]:
         spans, end = seen[key], ends[key]
         begun = pc.less(spans["start_us"], end)
         inside = spans.filter(pc.and_(begun, pc.greater(spans["end_us"], end - length)))
-        return merged(bars_of(inside), SEEN * length)
+        return bars_of(inside, SEEN * length)
 
     bars = {key: drawn(key) for key in seen}
     ages = sorted(ends[key] - bar.end for key, mine in bars.items() for bar in mine)
@@ -193,20 +203,3 @@ def _window(bars: Sequence[Bar], known: Sequence[Known], origin: float, length: 
             if one.end > origin and one.start < end
         ],
     )
-
-
-def merged(bars: Iterable[Bar], unseen: float) -> list[Bar]:
-    """`bars`, rank by rank in their order, with those stretches of compute made one between which
-    there is no gap of more than `unseen` us."""
-    out: list[Bar] = []
-    for bar in bars:
-        if out and _continues(out[-1], bar, unseen):
-            out[-1] = out[-1]._replace(end=max(out[-1].end, bar.end))
-        else:
-            out.append(bar)
-    return out
-
-
-def _continues(before: Bar, bar: Bar, unseen: float) -> bool:
-    same = before[:4] == bar[:4] and bar.kind == COMPUTE
-    return same and bar.start - before.end <= unseen
