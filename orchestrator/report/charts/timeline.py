@@ -108,7 +108,7 @@ def bars_of(spans: pa.Table, unseen: float) -> list[Bar]:
         else:
             firsts.append(one)
             ends.append(end)
-    return [Bar(*one[:-1], end) for one, end in zip(firsts, ends, strict=True)]
+    return [Bar._make((*one[:-1], end)) for one, end in zip(firsts, ends, strict=True)]
 
 
 def steps_of(spans: pa.Table) -> list[Step]:
