@@ -67,7 +67,8 @@ def _from_home(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields with their paths, of which `~` is a home, also where no shell has said so."""
 
     def whole(name: str, value: Any) -> Any:
-        if name not in PATHS or not str(value).startswith("~"):
+        is_path = name in PATHS and isinstance(value, str | Path)
+        if not is_path or not str(value).startswith("~"):
             return value
         try:
             return type(value)(Path(value).expanduser())
