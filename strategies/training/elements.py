@@ -22,6 +22,11 @@ def kept_sizes(placement: Placement, model: ModelShape, rank: int, of: Of) -> It
             yield elements(placement.shard(name, shape, rank, of=of))
 
 
+def largest_parameter(model: ModelShape) -> int:
+    """Elements of the largest one, whole."""
+    return max(math.prod(shape) for _, shape in model.parameters())
+
+
 def elements(box: Sequence[slice]) -> int:
     """Elements of a slice of a tensor."""
     return math.prod(part.stop - part.start for part in box)

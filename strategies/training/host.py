@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 
 from strategies.placement import Placement
 from strategies.shapes import ModelShape, TrainingLoad
 from strategies.training.activations import compute_bytes, kept_bytes
 from strategies.training.batches import micro_batches
-from strategies.training.elements import kept_elements, kept_sizes
+from strategies.training.elements import kept_elements, kept_sizes, largest_parameter
 from strategies.training.moments import FLOAT32, SUB_GROUP, UPDATED
 
 # What a process that drives a GPU has resident before it trains: Python, torch, CUDA and NCCL. On
@@ -84,7 +83,7 @@ def _of_zero(
     stage, c = placement.option("zero_stage"), compute_bytes(load)
     part = kept_elements(placement, model, rank, "optimizer")
     gradients = FLOAT32 * part
-    largest = max(math.prod(shape) for _, shape in model.parameters())
+    largest = largest_parameter(model)
     if stage == "3":
         sub_group = min(part, SUB_GROUP + largest // placement.num_ranks)
         rounded = 0 if load.precision == "fp32" else c * sub_group

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,7 +17,13 @@ from strategies.training.activations import (
     loss_bytes,
 )
 from strategies.training.batches import micro_batches
-from strategies.training.elements import is_fsdp, is_gathered, kept_sizes, whole_elements
+from strategies.training.elements import (
+    is_fsdp,
+    is_gathered,
+    kept_sizes,
+    largest_parameter,
+    whole_elements,
+)
 
 BUCKET = 500_000_000  # elements: DeepSpeed's reduce_bucket_size
 SUB_GROUP = 1_000_000_000  # elements: its sub_group_size, of ZeRO-3
@@ -124,7 +129,7 @@ class _Buffers:
         if stage == "3":
             beside = _most_gathered(whole)
         elif load.offload != "none":
-            beside = max(math.prod(shape) for _, shape in model.parameters())
+            beside = largest_parameter(model)
         size = c * (bucket + beside)
         return cls(size, size, c * bucket + (updated if load.offload == "none" else 0))
 

@@ -163,10 +163,13 @@ def technique_effects(runs: Iterable[Summary]) -> list[TechniqueEffect]:
     technique, layout by layout, from few users to many."""
     pairs = pairs_of(completed(runs))
     found = [_technique_effect(*pair) for pair in pairs if pair[1][0].cell.ablation in TECHNIQUES]
-    by_load = sorted(found, key=lambda one: one.cell.max_concurrency)
-    layouts = [_without_load(one.cell) for one in found]
-    by_layout = sorted(by_load, key=lambda one: layouts.index(_without_load(one.cell)))
-    return sorted(by_layout, key=lambda one: [*TECHNIQUES].index(one.cell.ablation))
+    techniques, layouts = [*TECHNIQUES], [_without_load(one.cell) for one in found]
+
+    def place(one: TechniqueEffect) -> tuple[int, int, int]:
+        layout = layouts.index(_without_load(one.cell))
+        return techniques.index(one.cell.ablation), layout, one.cell.max_concurrency
+
+    return sorted(found, key=place)
 
 
 def _without_load(cell: CellKey) -> CellKey:
