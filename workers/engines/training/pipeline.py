@@ -60,7 +60,7 @@ def _stage(
     between = (batch[0], batch[1] // plan.placement.degree("tp"), plan.model.hidden_size)
     hidden = torch.empty(between, dtype=dtype, device="meta", requires_grad=True)
     tokens = torch.empty(batch, dtype=torch.int64, device="meta")
-    logits = torch.empty((*batch, columns_of(plan, rank)), dtype=dtype, device="meta")
+    logits = torch.empty((*batch, len(columns_of(plan, rank))), dtype=dtype, device="meta")
     return PipelineStage(
         module,
         number,
@@ -72,13 +72,12 @@ def _stage(
     )
 
 
-def columns_of(plan: EnginePlan, rank: int) -> int:
-    """How much of the vocabulary the head of a rank computes. FSDP2 keeps a part of it, and gathers
+def columns_of(plan: EnginePlan, rank: int) -> range:
+    """The part of the vocabulary whose logits a rank computes. FSDP2 keeps less of it, and gathers
     it; over tp, DTensor cuts it in chunks, where `Placement.shard` shares out what is left over."""
     over_tp, placement = Split("tp", 0, chunked=True), plan.placement
     at = placement.coordinates(rank).get("tp", 0)
-    start, stop = over_tp.bounds(plan.model.vocab_size, at, placement.degree("tp"))
-    return stop - start
+    return range(*over_tp.bounds(plan.model.vocab_size, at, placement.degree("tp")))
 
 
 def ends_of(placement: Placement, rank: int, timeout: timedelta) -> dist.ProcessGroup | None:

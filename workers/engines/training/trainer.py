@@ -22,7 +22,7 @@ from workers.engines.training.fp8 import use_fp8
 from workers.engines.training.model import StageModule, compiled, stages_of, summed
 from workers.engines.training.observing import part
 from workers.engines.training.optimizer import Optimizer, bytes_of, local_of
-from workers.engines.training.pipeline import ends_of, schedule_of
+from workers.engines.training.pipeline import columns_of, ends_of, schedule_of
 from workers.engines.training.saving import save
 from workers.engines.training.scaling import Scaling
 from workers.engines.training.sharding import (
@@ -34,7 +34,7 @@ from workers.engines.training.sharding import (
     mesh_of,
     sum_partial,
 )
-from workers.engines.training.silent import reducing_own_parts
+from workers.engines.training.silent import among, reducing_own_parts
 from workers.engines.training_state import Read, TrainingState
 from workers.messages import EnginePlan
 from workers.weights import open_source
@@ -181,6 +181,8 @@ class Trainer:
     def _backward(self, tokens: Tensor) -> Tensor:
         """The gradients of a step. Returns this rank's part of the loss, float32 []."""
         tokens = tokens.to(self.device)
+        if self._plan.ablation == "comm":
+            tokens = among(tokens, columns_of(self._plan, self.rank))
         inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
         with self._losses_over_tp():
             loss = self._accumulate(inputs, labels)
