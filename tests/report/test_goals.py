@@ -23,6 +23,7 @@ from strategies.precision import Precision
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BOTH, EIGHT = "2xh200/engines-qwen2.5-32b", "2xh200/engines-llama-8b"
 SINCE = "2xh200/streamed-qwen2.5-32b"
+NOW, SEVENTY = "2xh200/tp2-qwen2.5-32b", "2xh200/tp2-llama-70b/short"
 READS, MULTIPLIES = 4.2e12, 797e12  # of the page: bytes/s, operations/s
 SHORT = (256, 128)
 
@@ -102,11 +103,11 @@ def steps(folder: str) -> list[float]:
     return [mean("decode_ms_per_step", folder, "tp2", users) for users in (1, 32)]
 
 
-def test_steps_that_were_not_measured_since_are_held_against_it_too() -> None:
-    seventy = "2xh200/llama-70b"
-    shares = [share(seventy, "tp2", users, "llama-70b") for users in (1, 32)]
-    words = "{:.1f} and {:.1f} ms".format(*steps(seventy)) + ", {:.0f}% and {:.0f}%".format(*shares)
-    assert words in reached("the same of llama-70b under tp2")
+def test_steps_of_other_models_and_gpus_are_held_against_it_too() -> None:
+    said = reached("the same of llama-70b under tp2")
+    for users, took in zip((1, 32), steps(SEVENTY), strict=True):
+        words = f"for {users}: {took:.1f} ms, {share(SEVENTY, 'tp2', users, 'llama-70b'):.0f}%"
+        assert words in said
     rates = [row["algbw"] for row in table("2xh100", "fabric").to_pylist() if row["op"] == "read"]
     found = [
         share("2xh100/engines-qwen2.5-32b", "tp2", n, rate=fmean(rates) * 1e9) for n in (1, 32)
@@ -173,12 +174,18 @@ def test_a_long_prompt(model: str) -> None:
         assert f"{part:.0f}%" in reached("16,000 tokens").partition(said.partition("{")[0])[2]
 
 
+def test_a_long_prompt_over_tp() -> None:
+    flops = stages("tp2")[0].prefill_flops(Closed.equal(16_000, 8, 1, 1))
+    took = mean("median_ttft_ms", f"{NOW}/prompt-16000", "tp2", 1) / 1e3
+    assert f"under tp2 {100 * flops / took / MULTIPLIES:.0f}%" in reached("16,000 tokens")
+
+
 def test_many_users() -> None:
     shares, made = [], []
     for users in (256, 512):
         load = Closed.equal(*SHORT, users, users)
         bound = users * SHORT[1] / least(stages("tp2"), load, Rates(READS, MULTIPLIES, 0)).seconds
-        made.append(mean("output_throughput", "2xh200/qwen2.5-32b-many", "tp2", users))
+        made.append(mean("output_throughput", f"{NOW}/many", "tp2", users))
         shares.append(100 * made[-1] / bound)
     said = reached("for 256 and 512 users")
     assert "{:.0f}% and {:.0f}%, {:,.0f} and {:,.0f} tok/s".format(*shares, *made) in said
@@ -191,6 +198,37 @@ def test_fp8() -> None:
     assert "{:.2f} and {:.2f}".format(*faster) in reached("1.6 times as fast in FP8")
     made = [mean("output_throughput", "1xh200/fp8-llama-70b", "tp1", users) for users in (1, 32)]
     assert "{:.1f} and {:,.0f} tok/s".format(*made) in reached("llama-70b in FP8 on one GPU")
+
+
+@pytest.mark.parametrize(
+    ("bf16", "fp8", "words"),
+    [
+        (SEVENTY, "2xh200/tp2-llama-70b/fp8", "Under tp2 of llama-70b for 1: "),
+        (f"{NOW}/short", f"{NOW}/fp8", "Not under tp2 of the 32B: "),
+    ],
+)
+def test_fp8_over_tp(bf16: str, fp8: str, words: str) -> None:
+    faster = [before / now for before, now in zip(steps(bf16), steps(fp8), strict=True)]
+    said = words + "{:.2f} and {:.2f}".format(*faster)
+    assert said in reached("1.6 times as fast in FP8")
+
+
+def test_the_table_of_tp2_is_of_its_runs() -> None:
+    text = (DOCS / "performance.md").read_text(encoding="utf-8")
+    for folder in (
+        SEVENTY,
+        f"{NOW}/short",
+        f"{NOW}/long",
+        f"{NOW}/fp8",
+        "2xh200/tp2-llama-70b/fp8",
+    ):
+        made, took = (
+            [mean(column, folder, "tp2", users) for users in (1, 32, 100)]
+            for column in ("output_throughput", "decode_ms_per_step")
+        )
+        row = "| tok/s | {:.1f} | {:,.0f} | {:,.0f} |\n".format(*made)
+        row += "| | a decode step, ms | {:.2f} | {:.2f} | {:.2f} |".format(*took)
+        assert row in text
 
 
 def test_starts() -> None:
