@@ -23,6 +23,7 @@ from orchestrator.analysis.building import memory_of
 from orchestrator.analysis.comparing import ablation
 from orchestrator.analysis.comparing.ablation import TECHNIQUE_EFFECTS, technique_effects
 from orchestrator.analysis.comparing.compare import compare
+from orchestrator.analysis.comparing.findings import tables
 from orchestrator.analysis.observed.accounting import PARTS_OF_STEP, account
 from orchestrator.analysis.observed.communication import step_parts_of
 from orchestrator.analysis.summary import Summary
@@ -193,6 +194,9 @@ def test_with_and_without_take_turns_and_what_they_say_is_kept(
         into = ["--out", str(tmp_path / command[0])]
         assert CliRunner().invoke(main, [*command, str(both.folder), *into]).exit_code == 0
         assert (tmp_path / command[0] / "ablation.arrow").is_file()
+    for name in ("comparison.arrow", "ablation.arrow"):  # as a signal leaves it
+        (both.folder / name).unlink()
+    assert TECHNIQUE_EFFECTS.rows(tables(both.folder)["ablation"]) == [row]
     again = CliRunner().invoke(main, ["compare", str(tmp_path / "pack"), "--json"])
     assert json.loads(again.stdout)["techniques"] == [shown]
 

@@ -296,3 +296,22 @@ def test_what_techniques_gave() -> None:
         }
         words = " | ".join(f"{ratios[users]:.2f}" for users in (1, 32, 100))
         assert f"| `{name}` | {words} |" in text
+
+
+def test_what_techniques_of_mixed_lengths_gave() -> None:
+    text = (DOCS / "techniques.md").read_text(encoding="utf-8")
+    for row in table("1xh200/techniques-llama-8b", "ablation").to_pylist():
+        for name, side in ((f"`{row['ablation']}`", "without"), ("nothing", "with_it")):
+            tokens, first, further, swing, used, energy = (
+                row[f"{column}_{side}"]
+                for column in (
+                    "output_throughput",
+                    "median_ttft_ms",
+                    "median_tpot_ms",
+                    "memory_swing_bytes",
+                    "mean_gpu_utilization_pct",
+                    "joules_per_output_token",
+                )
+            )
+            made = f"| {name} | {tokens:,.0f} | {first:.1f} | {further:.2f} "
+            assert f"{made}| {swing / 1e6:.0f} | {used:.0f}% | {energy:.3f} |" in text

@@ -140,11 +140,14 @@ def of_results(
 
 
 def tables(folder: Path) -> dict[str, pa.Table]:
-    """Every table of the experiments at or below `folder`. The comparison is worked out where one
-    has none, as after a signal. See `load.tables`."""
+    """Every table of the experiments at or below `folder`. The comparison and the effects of
+    techniques are worked out where one has none, as after a signal. See `load.tables`."""
     whole = kept_tables(folder)
     if _experiments(whole.get("summary")) - _experiments(whole.get("comparison")):
-        whole["comparison"] = COMPARED.make(of_folders([folder]).comparison)
+        found = of_folders([folder])
+        whole["comparison"] = COMPARED.make(found.comparison)
+        if found.techniques:
+            whole["ablation"] = TECHNIQUE_EFFECTS.make(found.techniques)
     return whole
 
 
