@@ -238,6 +238,8 @@ def test_starts() -> None:
     seventy, said = took("2xh200/llama-70b", "tp2").values(), reached("from `submit`")
     assert f"{min(seventy):.1f} to {max(seventy):.1f} s under tp2" in said
     assert min(seventy) == next(iter(seventy))
+    (now,) = took(SEVENTY, "tp2").values()
+    assert f"{now:.1f} s from asking for the actors now" in said
     second = [took(BOTH, layout)[1] for layout in ("tp2", "dp2", "pp2")]
     assert f"{min(second):.1f} to {max(second):.1f} s" in said
 
