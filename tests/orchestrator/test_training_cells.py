@@ -757,7 +757,8 @@ def test_each_change_has_a_row_beside_what_was_asked(store: Store) -> None:
     runs += [row(store, full, start, 0.60 + 0.01 * start) for start in range(2)]
     runs += [row(store, silent, start, 0.40 + 0.01 * start) for start in range(2)]
     runs.append(failed(attempt(store, selective, 0), "out_of_memory"))
-    found = compared(runs, None, [parts(store, asked, 0)])
+    clocks = {runs[0].cell: 1600.0, runs[-2].cell: 1520.0}  # MHz
+    found = compared(runs, None, [parts(store, asked, 0)], clocks)
     assert [one.cell.ablation for one in found.comparison] == ["none"]
     of_full, of_silent = found.effects
     assert of_full.step_time.with_it == pytest.approx(605.0)
@@ -767,10 +768,14 @@ def test_each_change_has_a_row_beside_what_was_asked(store: Store) -> None:
     assert (of_full.loss_difference, of_full.communication_calls) == (0.0, 2)
     assert (of_full.peak_memory.with_it, of_full.exposed_pct) == (1000, None)
     assert of_silent.saved_pct == pytest.approx(100 * (1 - 405 / 505))
+    at_one_clock = 100 * (1 - 405 * 0.95 / 505)
+    assert of_silent.saved_at_one_clock_pct == pytest.approx(at_one_clock)
+    assert of_full.saved_at_one_clock_pct is None
     assert (of_silent.exposed_pct, of_silent.loss_difference) == (pytest.approx(10.0), None)
     console = Console(record=True, width=200)
     render(found, console)
     shown = console.export_text()
     assert "dp2 with checkpointing full" in shown
     assert "605.0 of 505.0" in shown
+    assert f"{at_one_clock:.1f}%" in shown
     assert "dp2 with checkpointing selective failed: out_of_memory" in shown

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from statistics import fmean
 
@@ -46,6 +46,13 @@ class TrainingEffect:
         "%",
         formula="100 x (1 - with / as asked)",
     )
+    saved_at_one_clock_pct: float | None = column(
+        "without collectives: the same at the clock as asked, if a step takes as many cycles; a "
+        "GPU that never waits draws more power, and a power limit then lowers its clock",
+        "%",
+        formula="100 - (100 - saved_pct) x sm_clock_mhz with / as asked, medians over samples",
+        source="NVML",
+    )
     exposed_pct: float | None = column(
         "without collectives: communication that the profile of the whole cell saw exposed, to "
         "which saved_pct is an independent check",
@@ -66,13 +73,15 @@ FIGURES = {
 
 
 def training_effects(
-    runs: Sequence[Trained], parts: Sequence[TrainedParts] = ()
+    runs: Sequence[Trained],
+    parts: Sequence[TrainedParts] = (),
+    clocks: Mapping[CellKey, float] | None = None,
 ) -> list[TrainingEffect]:
     """A row for each cell and change of it, where both have a result. parts: of the cells that were
-    observed."""
+    observed. clocks: MHz of the GPUs in the runs of a cell."""
     seen = by_cell(parts)
     return [
-        _effect(asked, changed, seen.get(asked[0].cell, ()))
+        _effect(asked, changed, seen.get(asked[0].cell, ()), clocks or {})
         for asked, changed in pairs_of(completed(runs))
     ]
 
@@ -100,12 +109,16 @@ def _is_sound(runs: Sequence[Trained]) -> bool:
 
 
 def _effect(
-    asked: Sequence[Trained], changed: Sequence[Trained], parts: Sequence[TrainedParts]
+    asked: Sequence[Trained],
+    changed: Sequence[Trained],
+    parts: Sequence[TrainedParts],
+    clocks: Mapping[CellKey, float],
 ) -> TrainingEffect:
     is_silent = changed[0].cell.ablation == "comm"
     sides = {name: sides_of(one, changed, asked) for name, one in FIGURES.items()}
     times = times_of(parts, is_cpu(asked[0].conditions.device_name))
     share = times.communication_exposed_share if is_silent else None
+    saved = _saved(sides["step_time"]) if _is_sound(changed) else None
     losses = [_mean(runs, lambda run: run.result.loss) for runs in (changed, asked)]
     return TrainingEffect(
         cell=changed[0].cell,
@@ -117,7 +130,12 @@ def _effect(
         loss_difference=None
         if is_silent or losses[0] is None or losses[1] is None
         else losses[0] - losses[1],
-        saved_pct=_saved(sides["step_time"]) if _is_sound(changed) else None,
+        saved_pct=saved,
+        saved_at_one_clock_pct=_at_clock(
+            saved, clocks.get(asked[0].cell), clocks.get(changed[0].cell)
+        )
+        if is_silent
+        else None,
         exposed_pct=None if share is None else 100.0 * share,
         **sides,
     )
@@ -128,6 +146,13 @@ def _saved(step: Sides) -> float | None:
     if step.with_it is None or not step.without:
         return None
     return 100.0 * (1.0 - (step.with_it / step.without if step.ratio is None else step.ratio))
+
+
+def _at_clock(saved: float | None, asked: float | None, changed: float | None) -> float | None:
+    """Percent saved if the changed runs had had the clock of those as asked, in MHz."""
+    if saved is None or asked is None or changed is None:
+        return None
+    return 100.0 - (100.0 - saved) * changed / asked
 
 
 def _mean(runs: Sequence[Trained], of: Callable[[Trained], float | None]) -> float | None:

@@ -23,6 +23,7 @@ from orchestrator.analysis.training.observed import (
     TrainedParts,
     TrainingTimes,
     by_cell,
+    clocks_in,
     observed_in,
     times_of,
 )
@@ -123,6 +124,7 @@ def findings_of(paths: Iterable[Path], difference: float | None = None) -> Train
     version. difference: see `rulings`."""
     runs: list[Trained] = []
     parts: list[TrainedParts] = []
+    clocks: dict[CellKey, float] = {}
     lacking: list[Missing] = []
     for path in paths:
         folders.check_version(path)
@@ -130,14 +132,18 @@ def findings_of(paths: Iterable[Path], difference: float | None = None) -> Train
         there = [] if table is None else TRAINED.rows(table)
         runs += there
         parts += observed_in(path).parts
+        clocks |= clocks_in(path)
         lacking += missing(path, folders.read_manifest(path), there)
-    return replace(compared(runs, difference, parts), missing=lacking)
+    return replace(compared(runs, difference, parts, clocks), missing=lacking)
 
 
 def compared(
-    runs: Sequence[Trained], difference: float | None = None, parts: Sequence[TrainedParts] = ()
+    runs: Sequence[Trained],
+    difference: float | None = None,
+    parts: Sequence[TrainedParts] = (),
+    clocks: Mapping[CellKey, float] | None = None,
 ) -> TrainingFindings:
-    """What runs say. parts: of the cells that were observed."""
+    """What runs say. parts: of the cells that were observed. clocks: MHz of their GPUs."""
     asked = {} if difference is None else {"difference": difference}
     found = rulings(runs, metrics=[THROUGHPUT], **asked)
     order = {
@@ -151,7 +157,9 @@ def compared(
         for mine in grouped(whole(runs), lambda run: run.cell).values()
     ]
     cells.sort(key=lambda one: (*load_of(one.cell), order.get(one.cell, (len(order), 0))[0]))
-    return TrainingFindings(cells, found, training_effects(runs, parts), without_result(runs))
+    return TrainingFindings(
+        cells, found, training_effects(runs, parts, clocks), without_result(runs)
+    )
 
 
 def _cell(

@@ -7,13 +7,13 @@ Each start is observed once, after its timed runs, and kept as the tables `train
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 from orchestrator.store.schema import CellKey, StartKey
 from orchestrator.store.store import Store
-from workers.records import PROFILE_LIMIT
+from workers.records import PROFILE_LIMIT, TELEMETRY
 from workers.rows import Table, column, grouped, row
 from workers.training_records import TrainingOverlapRow, TrainingPartsRow
 
@@ -94,6 +94,19 @@ def observed_in(folder: Path) -> Observed:
         [] if parts is None else TRAINED_PARTS.rows(parts),
         [] if overlaps is None else TRAINED_OVERLAPS.rows(overlaps),
     )
+
+
+def clocks_in(folder: Path) -> dict[CellKey, float]:
+    """MHz of the multiprocessors in the runs of a cell: the median over samples of all GPUs.
+    Without cells of which no GPU was sampled."""
+    table = Store(folder).read(TELEMETRY.name)
+    if table is None:
+        return {}
+    keys, clock = [one.name for one in fields(CellKey)], "sm_clock_mhz"
+    rows = table.select([*keys, clock]).to_pylist()
+    known = ((CellKey(**{key: one[key] for key in keys}), one[clock]) for one in rows if one[clock])
+    by_one = grouped(known, lambda pair: pair[0])
+    return {cell: median(mhz for _, mhz in mine) for cell, mine in by_one.items()}
 
 
 def times_of(parts: Sequence[TrainedParts], on_cpu: bool) -> TrainingTimes:

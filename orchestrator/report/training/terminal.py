@@ -158,7 +158,7 @@ def describe(cells: Sequence[TrainingComparison]) -> tuple[str, list[dict[str, s
 
 def effect_shown(one: TrainingEffect) -> dict[str, str]:
     """A changed cell beside the same as asked: heading -> text."""
-    step, difference, exposed = one.step_time, one.loss_difference, one.exposed_pct
+    step, difference = one.step_time, one.loss_difference
     low, high = step.ratio_ci_low, step.ratio_ci_high
     within = f" [{low:.2f}, {high:.2f}]" if low is not None and high is not None else ""
     return {
@@ -170,9 +170,14 @@ def effect_shown(one: TrainingEffect) -> dict[str, str]:
         "calls": f"{one.communication_calls} of {one.communication_calls_asked}",
         "sent": f"{_bytes(one.communication_bytes)} of {_bytes(one.communication_bytes_asked)}",
         "loss": "-" if difference is None else f"{difference:+.1e}",
-        "saved": "-" if one.saved_pct is None else f"{one.saved_pct:.1f}%",
-        "exposed by profile": "-" if exposed is None else f"{exposed:.1f}%",
+        "saved": _percent(one.saved_pct),
+        "at one clock": _percent(one.saved_at_one_clock_pct),
+        "exposed by profile": _percent(one.exposed_pct),
     }
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}%"
 
 
 def _of(value: float | None) -> str:
