@@ -78,6 +78,14 @@ def test_in_float32_a_parameter_has_no_copy() -> None:
     )
 
 
+def test_zero_copies_weights_that_are_float32_already() -> None:
+    """So DeepSpeed's own do that were counted on a CPU."""
+    fp32 = replace(LOAD, precision="fp32")
+    for name, part in (("dp2zero1", 2), ("dp2zero2", 2), ("dp2zero3", 2), ("dp4zero3", 4)):
+        found = memory(name, load=fp32).optimizer
+        assert found == pytest.approx(12 * LLAMA_8B.num_parameters / part, rel=1e-3)
+
+
 def test_a_pipeline_keeps_on_each_rank_what_its_stages_have() -> None:
     ranks = training_memory(placed("pp2"), LLAMA_8B, LOAD)
     assert sum(one.weights for one in ranks) == 2 * LLAMA_8B.num_parameters
