@@ -7,10 +7,10 @@ techniques change; or on one GPU.
     python benchmarks/training_layouts.py --gpus 1 --global-batch-size 4 --steps 5 --minutes 6
 
 Calls `orchestrator` only, and prints every call. Sequences of 4096 tokens, eight in a step. Of an
-8B every layout but dp2 fits on two H200 with two sequences at once; on two H100 it fits only with
-checkpointing, and a 3B with one sequence at once fits under every layout without. One GPU trains
-that 3B. All results are in --result-dir, and a part trains nothing again that another one has
-trained. The parts:
+8B every layout but dp2 and dp2zero1 fits on two H200 with two sequences at once; on two H100 it
+fits only with checkpointing, and a 3B with one sequence at once fits under every layout without.
+One GPU trains that 3B. All results are in --result-dir, and a part trains nothing again that
+another one has trained. The parts:
 
     layouts     nothing is recomputed; layers are compiled where the engine can
     recomputed  the same with activation checkpointing, which takes less memory

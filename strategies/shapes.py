@@ -179,8 +179,8 @@ class TrainingLoad:
     which activations are not kept for the backward pass, "cpu-offload": kept, but in main memory.
     offload: what ZeRO keeps in main memory. compiles: whether layers are compiled, and without tp
     the loss (`--fusion on`). fuses_updates: whether a parameter is updated by one kernel.
-    keeps_gradients: whether the engine has them in flat buffers from step to step, as DeepSpeed
-    does.
+    keeps_gradients: whether the engine has them in flat buffers from step to step, and logits for
+    as long as their micro-batch lasts, as DeepSpeed does.
     """
 
     seq_len: int

@@ -9,7 +9,7 @@ from strategies.shapes import ModelShape, TrainingLoad
 from strategies.training.activations import compute_bytes, kept_bytes
 from strategies.training.batches import micro_batches
 from strategies.training.elements import kept_elements, kept_sizes, largest_parameter
-from strategies.training.moments import FLOAT32, SUB_GROUP, UPDATED
+from strategies.training.moments import FLOAT32, UPDATED, sub_group
 
 # What a process that drives a GPU has resident before it trains: Python, torch, CUDA and NCCL. On
 # two H200, layouts that keep nothing in main memory had 2.1 to 2.4 GB.
@@ -83,16 +83,14 @@ def _of_zero(
     stage, c = placement.option("zero_stage"), compute_bytes(load)
     part = kept_elements(placement, model, rank, "optimizer")
     gradients = FLOAT32 * part
-    largest = largest_parameter(model)
     if stage == "3":
-        sub_group = min(part, SUB_GROUP + largest // placement.num_ranks)
-        rounded = 0 if load.precision == "fp32" else c * sub_group
+        rounded = 0 if load.precision == "fp32" else c * sub_group(placement, model)
         compared = (FLOAT32 + 1) * part if load.precision == "fp16" else 0
         weights = c * part if load.offload == "optimizer+params" else 0
         return weights, gradients, max(rounded, compared)
     if stage == "2" and micro_batches(placement, load) > 1:
         gradients += c * part
-    return 0, gradients, c * (part + largest)
+    return 0, gradients, c * (part + largest_parameter(model))
 
 
 def _of_torch(

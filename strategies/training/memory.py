@@ -16,6 +16,9 @@ from strategies.training.moments import fullest_moment
 # a float32 copy of a parameter that is in fewer bits (Rajbhandari et al., arXiv:1910.02054, section
 # 3.1: 16 bytes a parameter).
 KEPT = {"fp32": (4, 4, 8), "mixed": (2, 2, 12)}
+# DeepSpeed's ZeRO copies what is float32 already too (`single_partition_of_fp32_groups`,
+# `fp32_partitioned_groups_flat`).
+ZERO_STATE = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,8 @@ def _of_rank(
     placement: Placement, model: ModelShape, load: TrainingLoad, rank: int
 ) -> TrainingMemory:
     weight, gradient, state = KEPT["fp32" if load.precision == "fp32" else "mixed"]
+    if placement.option("zero_stage"):
+        state = ZERO_STATE
     kept = {of: kept_elements(placement, model, rank, of) for of in placement.cuts}
     whole = gradient * kept["grads"]
     on_host = is_on_host(placement, load)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from strategies.training.activations import (
     head_bytes,
     kept_bytes,
     layer_bytes,
+    logits,
     loss_bytes,
 )
 from strategies.training.batches import micro_batches
@@ -27,10 +29,12 @@ from strategies.training.elements import (
 
 BUCKET = 500_000_000  # elements: DeepSpeed's reduce_bucket_size
 SUB_GROUP = 1_000_000_000  # elements: its sub_group_size, of ZeRO-3
+LIVE = 1_000_000_000  # elements: its stage3_max_live_parameters
+NORMED = 250_000_000  # elements of a gradient of which ZeRO-3 works out the norm at a time
 # Elements of the parameters that the engine `torch` updates at a time, one parameter at least: so
 # many gradients in float32 exist at once, half a gigabyte, and work for a kernel.
 UPDATED = 2**27
-FLOAT32 = 4  # bytes
+FLOAT32, FLOAT64 = 4, 8  # bytes
 
 
 class Moment(NamedTuple):
@@ -47,19 +51,41 @@ def fullest_moment(
     """The moment of a step that takes the most: at the loss, going back through the first layer or
     the last, in between which as much is made as goes, or at the end. made: bytes of gradients on
     the device once all are there."""
+    held = _held_bytes(placement, model, load)
     kept, _ = kept_bytes(placement, model, load, rank, micro_batches(placement, load))
     buffers = _Buffers.of(placement, model, load, rank)
     back = going_back_bytes(placement, model, load)
     one = layer_bytes(placement, model, load, load.activation_checkpointing)
     loss, head = (of(placement, model, load, rank) for of in (loss_bytes, head_bytes))
     so_far = _gradients_so_far(placement, model, load, rank, made)
+    # Of ZeRO 1, an update has the gradients of the rank's part alone.
+    updating = made // placement.num_ranks if placement.option("zero_stage") == "1" else made
     moments = (
-        Moment(so_far[0], kept + max(loss, head), buffers.loss),
-        Moment(so_far[1], kept + back, buffers.layer),
-        Moment(so_far[2], one + back, buffers.layer),
-        Moment(made, 0, buffers.end),
+        Moment(so_far[0], held + kept + max(loss, head), buffers.loss),
+        Moment(so_far[1], held + kept, buffers.largest),
+        Moment(so_far[1], held + kept + back, buffers.layer),
+        Moment(so_far[2], held + one + back, buffers.layer),
+        Moment(updating, held, buffers.end),
     )
     return max(moments, key=sum)
+
+
+def _held_bytes(placement: Placement, model: ModelShape, load: TrainingLoad) -> int:
+    """Bytes of the logits before they are in float32: where DeepSpeed computes, a micro-batch has
+    them until it ends, its update included (`_micro_batch` of the engine)."""
+    is_held = load.keeps_gradients or placement.option("zero_stage")
+    return compute_bytes(load) * logits(placement, model, load) if is_held else 0
+
+
+def sub_group(placement: Placement, model: ModelShape) -> int:
+    """Elements of a rank's part that ZeRO-3 updates at a time, at most: parameters one after
+    another until a sub-group is full (`_create_fp16_sub_groups` of stage3.py)."""
+    groups = [0]
+    for _, shape in model.parameters():
+        groups[-1] += -(-math.prod(shape) // placement.num_ranks)
+        if groups[-1] >= SUB_GROUP:
+            groups.append(0)
+    return max(groups)
 
 
 def _begins_without_gradients(placement: Placement, load: TrainingLoad) -> bool:
@@ -91,19 +117,22 @@ def _gradients_so_far(
 @dataclass(frozen=True, slots=True)
 class _Buffers:
     """Bytes of what a rank has only while it is sent, received or computed with: at the loss, going
-    back through a layer, and at the end."""
+    back through a layer, at the end, and when the largest gradient is reduced where that is a
+    moment of its own."""
 
     loss: int
     layer: int
     end: int
+    largest: int = 0
 
     @classmethod
     def of(cls, placement: Placement, model: ModelShape, load: TrainingLoad, rank: int) -> _Buffers:
         """Those of `rank`."""
         c, whole = compute_bytes(load), whole_elements(placement, model, rank)
         received = _received_bytes(placement, model, load, rank)
-        if placement.option("zero_stage"):
-            return cls._of_zero(placement, model, load, whole)
+        if stage := placement.option("zero_stage"):
+            make = cls._of_zero_3 if stage == "3" else cls._of_zero
+            return make(placement, model, load, sum(whole.values()))
         if is_gathered(placement) and placement.degree("pp") > 1:
             # gathered until the last micro-batch is back
             size = 2 * c * sum(whole.values()) + received
@@ -117,21 +146,49 @@ class _Buffers:
 
     @classmethod
     def _of_zero(
-        cls, placement: Placement, model: ModelShape, load: TrainingLoad, whole: Mapping[str, int]
+        cls, placement: Placement, model: ModelShape, load: TrainingLoad, every: int
     ) -> _Buffers:
-        """DeepSpeed has a bucket of gradients, what stage 3 gathers, and for what stages 1 and 2
-        offload the largest gradient once more. On the device it updates from a float32 copy of the
-        gradients of a part."""
-        stage, c, every = placement.option("zero_stage"), compute_bytes(load), sum(whole.values())
-        bucket, part = min(BUCKET, every), -(-every // placement.num_ranks)
-        updated = FLOAT32 * (min(part, SUB_GROUP) if stage == "3" else part)
-        beside = 0
-        if stage == "3":
-            beside = _most_gathered(whole)
-        elif load.offload != "none":
-            beside = largest_parameter(model)
-        size = c * (bucket + beside)
-        return cls(size, size, c * bucket + (updated if load.offload == "none" else 0))
+        """Of ZeRO 1 and 2 (stage_1_and_2.py). The first gradient makes a bucket (`setup_buckets`),
+        which goes when they are reduced: under 2 in every micro-batch, under 1 in the last. What is
+        larger waits beside it (`extra_large_param_to_reduce`). Under 2 the rank's part of a
+        micro-batch's gradients lies beside the sums of those before (`copy_grads_in_partition`).
+        Offloaded, the largest one is there once more (`temp_grad_buffer_for_gpu_offload`), and in
+        float64 for its norm. An update has the part's gradients as `_flat_bytes` says."""
+        c, accumulates = compute_bytes(load), micro_batches(placement, load) > 1
+        is_first, part = placement.option("zero_stage") == "1", -(-every // placement.num_ranks)
+        bucket, largest = c * BUCKET, largest_parameter(model)
+        loss = bucket if is_first and accumulates else 0
+        waiting = c * largest if largest > BUCKET else 0
+        if load.offload != "none":
+            again = c * largest
+            normed = FLOAT64 * min(largest, part)
+            layer = again + bucket
+            return cls(again + loss, layer, again, layer + waiting + normed)
+        layer = bucket + (0 if is_first or not accumulates else c * part)
+        return cls(loss, layer, _flat_bytes(load) * part, layer + waiting)
+
+    @classmethod
+    def _of_zero_3(
+        cls, placement: Placement, model: ModelShape, load: TrainingLoad, every: int
+    ) -> _Buffers:
+        """Of ZeRO-3 (stage3.py). A bucket is there always; to be scattered, its gradients are
+        copied (`reduce_scatter_coalesced`). Parameters are gathered ahead of their use until LIVE
+        elements are whole (`__max_n_available_params` of partitioned_param_coordinator.py): each
+        module begins to gather more than most use. One rank gathers nothing of what is on its
+        device (`_no_gather_coalesced`). Offloaded, a gradient is there in float64 for its norm
+        (`_constant_buffered_norm2`). An update has the gradients of a sub-group as `_flat_bytes`
+        says."""
+        c, largest = compute_bytes(load), largest_parameter(model)
+        bucket, gathered = c * BUCKET, c * max(largest, min(LIVE, every))
+        if placement.num_ranks == 1 and load.offload != "optimizer+params":
+            gathered = 0
+        waiting, loss = c * largest if largest > BUCKET else 0, bucket + gathered
+        layer = loss + c * min(BUCKET, every)
+        if load.offload != "none":
+            normed = FLOAT64 * min(NORMED, -(-largest // placement.num_ranks))
+            return cls(loss, layer, bucket, loss + waiting + normed)
+        end = bucket + _flat_bytes(load) * sub_group(placement, model)
+        return cls(loss, layer, end, loss + waiting)
 
     @classmethod
     def _of_fsdp(
@@ -144,6 +201,12 @@ class _Buffers:
         going_back = apart + whole.get(model.head_name, 0) + 4 * _largest_layer(whole)
         last = (4 if model.tie_embeddings else 2) * apart
         return cls(c * apart, c * going_back, max(c * last, updating))
+
+
+def _flat_bytes(load: TrainingLoad) -> int:
+    """Bytes that DeepSpeed has of a gradient in an update beside what is kept: in a flat copy, and
+    in one that is float32 where that is not."""
+    return compute_bytes(load) + (0 if load.precision == "fp32" else FLOAT32)
 
 
 def _largest_layer(whole: Mapping[str, int]) -> int:
@@ -171,11 +234,6 @@ def _updating_bytes(placement: Placement, model: ModelShape, load: TrainingLoad,
     sizes = list(kept_sizes(placement, model, rank, "grads"))
     copied = 0 if load.precision == "fp32" else min(sum(sizes), max(UPDATED, *sizes))
     return FLOAT32 * (copied + (0 if load.fuses_updates else 2 * max(sizes)))
-
-
-def _most_gathered(whole: Mapping[str, int]) -> int:
-    """Two layers, as the next one is fetched meanwhile, or the embedding or the head."""
-    return max(2 * size if group.isdigit() else size for group, size in whole.items())
 
 
 def _received_bytes(placement: Placement, model: ModelShape, load: TrainingLoad, rank: int) -> int:
