@@ -122,17 +122,17 @@ def why_not_silent(engine: str, plan: EnginePlan) -> str | None:
 
 def explained(
     experiment: Experiment, name: str, model: str, memory_bytes: int
-) -> tuple[Layout, EnginePlan]:
-    """A layout and its plan on as many GPUs of `memory_bytes` as it asks for, whatever this machine
-    has: refused as `plan_training` refuses it, but for what these GPUs have no memory for, which is
-    to be shown. Raises as that does."""
+) -> tuple[str, EnginePlan]:
+    """The engine that trains a layout, and its plan on as many GPUs of `memory_bytes` as it asks
+    for, whatever this machine has: refused as `plan_training` refuses it, but for what these GPUs
+    have no memory for, which is to be shown. Raises as that does."""
     ranks = math.prod(number for _, number in parse(name))
     gpus = Topology.uniform(ranks, memory_bytes)
     asked = experiment.model_copy(update={"strategy": (name,)})
     trainable = Trainable(asked, models.resolve(model, "dummy"), "cuda", gpus)
     (layout,) = trainable.layouts()
-    plans = [trainable.plan(engine, layout) for engine in trainable.engines(layout)]
-    return layout, plans[0]
+    engine = trainable.engines(layout)[0]
+    return engine, trainable.plan(engine, layout)
 
 
 @dataclass(frozen=True, slots=True)
