@@ -191,7 +191,8 @@ def test_a_run_goes_on_where_a_state_cannot_be_written(
 ) -> None:
     """It has all its steps and says what is not written; the state before stays, and the next is
     tried."""
-    work, renamed = TrainingWork(LAST, state=str(tmp_path), interval=2), os.replace
+    folder, renamed = tmp_path / "states" / "run", os.replace
+    work = TrainingWork(LAST, state=str(folder), interval=2)
 
     def full(source: Path, target: Path) -> None:
         if training_state.step_of(Path(target)) in failing:
@@ -211,7 +212,8 @@ def test_a_run_goes_on_where_a_state_cannot_be_written(
         f"{said}{max(failing)}: [Errno 28] No space left on device"
     )
     whole = sorted({2, 4, LAST} - failing)[-1:]
-    assert [one.name for one in tmp_path.iterdir()] == [training_state.name_of(n) for n in whole]
+    assert [one.name for one in folder.glob("*")] == [training_state.name_of(n) for n in whole]
+    assert folder.parent.exists() == bool(whole)  # no empty folder is left
 
 
 @pytest.mark.parametrize("layout", ["fsdp2", "deepspeed:dp2zero2"])

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 
 from strategies.errors import Refused
+from workers.checkpoint_files import discard, missing
 from workers.engines import training_state
 from workers.engines.training.saving import write
 from workers.engines.training_state import Read, Resumable, TrainingState
@@ -128,10 +129,11 @@ def _write(
     several, is_first = context.placement.num_ranks > 1, context.rank == 0
     target = folder / training_state.name_of(state.step)
     unfinished = folder / f".{target.name}.tmp"
+    made = missing(folder)
     unseen = f"{target} is not seen by every rank; use a folder that all share"
 
     def begin() -> None:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        discard(unfinished, ())
         unfinished.mkdir(parents=True)
 
     def share() -> None:
@@ -155,7 +157,7 @@ def _write(
         # Every rank goes on, or none: the others would wait for one that failed.
         if not context.smallest(int(reason is None)):
             if is_first:
-                shutil.rmtree(unfinished, ignore_errors=True)
+                discard(unfinished, made)
             return reason or unseen  # rank 0 knows what else may be
     return None
 
