@@ -186,10 +186,11 @@ def _goodput(record: Record) -> Goodput:
 
 
 def _arrivals(record: Record, figures: Figures) -> object:
-    """The rate and burstiness of an open loop; vLLM writes "inf" for a closed one."""
-    rate = _number(record, "request_rate")
-    burstiness = _number(record, "burstiness") if rate else None
-    return replace(figures.arrivals, request_rate=rate, burstiness=burstiness)
+    """The rate and burstiness of an open loop; vLLM writes "inf" for a closed one, and knows no
+    trace."""
+    rate, trace = _number(record, "request_rate"), _text(record, "trace")
+    burstiness = _number(record, "burstiness") if rate and not trace else None
+    return replace(figures.arrivals, request_rate=rate, burstiness=burstiness, trace=trace)
 
 
 def _number(record: Mapping[str, object], name: str) -> Any:

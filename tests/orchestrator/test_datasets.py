@@ -552,16 +552,16 @@ def test_an_engine_of_closed_loops_refuses_a_trace(tmp_path: Path) -> None:
         planning.plan_experiment(asked, "cpu", Topology.uniform(1))
 
 
-def test_a_run_of_a_trace_has_its_mean_rate_and_no_burstiness(tmp_path: Path) -> None:
+def test_a_run_of_a_trace_has_its_mean_rate_and_what_of_it_is_served(tmp_path: Path) -> None:
     path = lines(tmp_path / "a.csv", *AZURE)
-    asked = Experiment(dataset_path=path, model="tiny", device="cpu")
+    asked = Experiment(dataset_path=path, model="tiny", device="cpu", trace_speed=0.5)
     (planned,) = planning.plan_experiment(asked, "cpu", Topology.uniform(1))
     job = MagicMock(
         spec=Job, experiment=asked, deployment=planned, block=0, node=0, calibration=None
     )
     attempt = Job.attempt(job, MagicMock(), planned.cells[0], "2030-01-01T00:00:00+00:00")
-    assert attempt.request_rate == pytest.approx(0.5)
-    assert attempt.burstiness is None
+    assert attempt.request_rate == pytest.approx(0.25)
+    assert (attempt.burstiness, attempt.trace) == (None, "all at speed 0.5")
 
 
 # -- rows that cannot run

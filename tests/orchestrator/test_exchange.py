@@ -342,6 +342,15 @@ def test_tables_of_another_schema_version_are_refused(results: Path, tmp_path: P
     assert "schema version 1" in found.stderr
 
 
+@pytest.mark.parametrize("format", ["vllm-bench"])
+def test_a_trace_comes_back_as_one(tmp_path: Path, format: str) -> None:
+    asked = {"request_rate": 9.5, "burstiness": None, "trace": "60s at speed 2"}
+    path, _ = exported(written(tmp_path / "tiny-1", **asked), format=format)
+    done("import", path, "--out", tmp_path / "back")
+    arrivals = load([tmp_path / "back"])[0].runs[0].arrivals
+    assert {name: getattr(arrivals, name) for name in asked} == asked
+
+
 # -- AIPerf
 
 
