@@ -188,7 +188,8 @@ def _goodput(record: Record) -> Goodput:
 def _arrivals(record: Record, figures: Figures) -> object:
     """The rate and burstiness of an open loop; vLLM writes "inf" for a closed one, and knows no
     trace."""
-    rate, trace = _number(record, "request_rate"), _text(record, "trace")
+    rate = _number(record, "request_rate")
+    trace = _text(record, "trace") if rate else None
     burstiness = _number(record, "burstiness") if rate and not trace else None
     return replace(figures.arrivals, request_rate=rate, burstiness=burstiness, trace=trace)
 
