@@ -151,7 +151,8 @@ def test_what_training_is_asked_makes_another_experiment() -> None:
             {"strategy": "dp2", "engine": "deepspeed", "save_checkpoint": Path("x")},
             "saves no checkpoint of dp2; leave --save-checkpoint out, or use --engine torch$",
         ),
-        ({"save_checkpoint": Path(__file__, "x")}, r"test_training_cells.py is a file; give a fol"),
+        ({"save_checkpoint": Path(__file__, "x")}, r"test_training_cells.py is a file; give ano"),
+        ({"save_checkpoint": Path("x" * 300)}, "^--save-checkpoint x+: File name too long; give"),
         ({"strategy": "dp2", "schedule": "gpipe"}, "none of the layouts dp2 has one; leave it out"),
         ({"strategy": "dp2,pp2", "schedule": "gpipe"}, None),
         ({"seq_len": 4096}, "longer than tiny knows positions: 2048"),
@@ -194,6 +195,14 @@ def test_a_folder_that_cannot_be_written_is_refused_where_workers_have_it(
     with pytest.raises(Refused, match=f"{folder}: {tmp_path} cannot be written to; give another"):
         plan(strategy="dp2", save_checkpoint=folder)
     assert plan(strategy="dp2", save_checkpoint=folder, address="10.0.0.1:6379")
+
+
+def test_a_file_in_place_of_a_layout_s_own_folder_is_refused(tmp_path: Path) -> None:
+    for layout, name in (("dp2", "tiny.dp2.torch.float32"), ("tp2", "tiny.tp2.torch.float32")):
+        (tmp_path / name).touch()
+        with pytest.raises(Refused, match=f"{tmp_path}: {tmp_path / name} is a file; give another"):
+            plan(strategy=f"tp1,{layout}", save_checkpoint=tmp_path)
+        (tmp_path / name).unlink()
 
 
 def test_sequences_are_no_longer_than_a_window(tmp_path: Path) -> None:

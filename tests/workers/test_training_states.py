@@ -178,7 +178,7 @@ def test_a_state_of_which_a_part_is_gone_or_spoiled_is_refused(
         TrainingWork(LAST, state=str(tmp_path), interval=STOP),
         TrainingWork(LAST, resume=str(folder)),
     ):
-        with pytest.raises(Refused, match=f"{folder} is not whole, so .*; go on from another sta"):
+        with pytest.raises(Refused, match=rf"{folder} is not whole, so .*\S; go on from another"):
             alone_here(plan, work)
 
 

@@ -112,9 +112,10 @@ def reader(folder: Path) -> Read:
                 load_distributed(wanted, storage_reader=FileSystemReader(folder), no_dist=True)
         except CheckpointException as error:
             ((cause, _),) = error.failures.values()
+            why = ": ".join(filter(None, (type(cause).__name__, str(cause))))
             raise Refused(
-                f"{folder} is not whole, so nothing can go on from it: {type(cause).__name__}: "
-                f"{cause}; go on from another state, or remove this one and begin anew"
+                f"{folder} is not whole, so nothing can go on from it: {why}; go on from another "
+                "state, or remove this one and begin anew"
             ) from error
 
     return read
