@@ -15,7 +15,9 @@ ONLY_GENERATES = (
     *("quantization", "kv_cache_dtype", "precision_policy", "dataset_path", "save_detailed"),
     *("save_spans", "chunked_prefill_size", "cuda_graphs", "batching"),
     *("allreduce", "overlap", "products", "pdl"),
-    *("nsys", "ncu", "goodput", "slo", "find_rate", "engine_arg"),
+    *("nsys", "ncu", "goodput", "slo", "find_rate", "rate_runs", "engine_arg"),
+    *("dataset_format", "dataset_columns", "multi_turn", "skip_invalid"),
+    *("trace_speed", "trace_window"),
 )
 
 

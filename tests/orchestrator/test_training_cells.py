@@ -86,6 +86,18 @@ def test_every_layout_gets_one_cell_of_the_same_load() -> None:
     [
         ({"workload": "train", "output_len": 5, "input_len": 5}, "input_len is about the workload"),
         ({"workload": "train", "max_concurrency": 4}, "max_concurrency is about the workload"),
+        ({"workload": "train", "trace_speed": 2.0}, "trace_speed is about the workload generate"),
+        ({"workload": "train", "rate_runs": 2}, "rate_runs is about the workload generate"),
+        *(
+            ({"workload": "train", name: value}, f"{name} is about the workload generate")
+            for name, value in {
+                "dataset_format": "chat",
+                "dataset_columns": {"prompt": "a"},
+                "multi_turn": True,
+                "skip_invalid": True,
+                "trace_window": "60s",
+            }.items()
+        ),
         ({"workload": "train", "dtype": "float16"}, "leave dtype out, or give workload generate"),
         ({"seq_len": 64}, "seq_len is about the workload train, and generate is asked for"),
         ({"steps": 5}, "leave steps out, or give workload train"),
@@ -140,6 +152,7 @@ def test_what_training_is_asked_makes_another_experiment() -> None:
         ({"strategy": "pp4", "micro_batch_size": 4}, "fewer than the 4 stages"),
         ({"strategy": "tp4", "seq_len": 66}, "66 tokens do not divide over tp=4; use --seq-len 68"),
         ({"strategy": "tp8"}, "use 4 ranks of tp at most"),
+        ({"strategy": "tp3"}, "8 heads of tiny do not divide over tp=3; use 1, 2, 4$"),
         ({"strategy": "dp2zero2", "engine": "torch"}, "dp2zero2 needs the engine deepspeed"),
         ({"strategy": "tp2", "engine": "deepspeed"}, "trains replicas .dp. alone"),
         ({"strategy": "dp2", "engine": "vllm"}, "the engine 'vllm' only generates"),
