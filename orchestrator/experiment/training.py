@@ -67,7 +67,7 @@ class TrainingFields(BaseModel):
                 "micro_batch_size and gradient_accumulation_steps say the same twice; give one of "
                 "them"
             )
-        if self.data_column and self.data is None:
+        if self.data_column is not None and self.data is None:
             raise ValueError("data_column is about the text to train on; give data too")
         return self
 

@@ -31,7 +31,8 @@ def arrival_times(count: int, rate: float, burstiness: float, seed: int) -> list
 
 def trace_in_words(window: str | None, speed: float) -> str:
     """The part of a trace that is served, and how much faster than it was."""
-    return f"{window or 'all'} at speed {speed:g}"
+    unit = "s" if window and window[-1].isdigit() else ""
+    return f"{window or 'all'}{unit} at speed {speed:g}"
 
 
 def replayed(
