@@ -205,6 +205,7 @@ def one_line(error: ValidationError, source: Path | None = None) -> str:
     if first["type"] == "value_error":
         return f"{where}{message}"
     message = message.removesuffix(", unable to parse string as an integer")
+    message = message.replace("not a valid path for <class 'pathlib.Path'>", "not a path")
     words = (one["msg"].removeprefix("Input should be") for one in others if _is_of(first, one))
     message = " or".join((message, *words))
     return f"{where}{field}: {message[0].lower()}{message[1:]}, found {shown_value(first['input'])}"

@@ -123,6 +123,9 @@ def test_a_path_is_named_and_of_this_machine(name: str, tmp_path: Path) -> None:
         (tmp_path / "e.yaml").write_text(f"{name}: '{blank}'\n")
         with pytest.raises(UserError, match=f"^{name} is blank; name a file or a folder"):
             load_experiment(tmp_path / "e.yaml", {})
+    (tmp_path / "e.yaml").write_text(f"{name}: 5\n")
+    with pytest.raises(UserError, match=f"e.yaml: {name}: input is not a path, found 5$"):
+        load_experiment(tmp_path / "e.yaml", {})
     (tmp_path / "e.yaml").write_text(f"{name}: s4://b/c\n")
     with pytest.raises(UserError, match=r"s4://b/c'? is (no place for|a URI; give a)"):
         load_experiment(tmp_path / "e.yaml", {})
