@@ -20,7 +20,9 @@ from workers.engines import training_state
 from workers.engines.training import trainer
 from workers.engines.training.engine import TIMED, TorchTrainer
 from workers.engines.training.observing import KEPT, STARTING
+from workers.engines.training.saving import write
 from workers.engines.training.scaling import Scaling
+from workers.engines.training.states import StateWriter
 from workers.engines.training.trainer import Trainer
 from workers.engines.training_state import TrainingState
 from workers.messages import EnginePlan, TrainingWork
@@ -214,6 +216,19 @@ def test_a_run_goes_on_where_a_state_cannot_be_written(
     whole = sorted({2, 4, LAST} - failing)[-1:]
     assert [one.name for one in folder.glob("*")] == [training_state.name_of(n) for n in whole]
     assert folder.parent.exists() == bool(whole)  # no empty folder is left
+
+
+def test_a_full_disk_is_named_and_not_where_torch_met_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*_: object) -> None:
+        error = RuntimeError("unexpected pos 704 vs 598")
+        error.__context__ = OSError(errno.ENOSPC, "No space left on device")
+        raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(Refused, match=r"rank 0 cannot write its part: \[Errno 28\] No space left"):
+        write({"one": torch.ones(2)}, StateWriter(tmp_path), several=False)
 
 
 @pytest.mark.parametrize("layout", ["fsdp2", "deepspeed:dp2zero2"])

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from strategies.errors import Refused
 from workers.checkpoint_files import discard, missing
@@ -99,6 +102,19 @@ class States:
         return state
 
 
+class StateWriter(FileSystemWriter):
+    """Torch's, which says of a full disk that it is one: its archives raise "unexpected pos"."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write what this rank has. Raises OSError where the disk cannot take it."""
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
 def reader(folder: Path) -> Read:
     """What fills tensors, of DTensors this rank's part, with what is kept in a folder. Each rank
     reads by itself. It raises Refused for a folder of which a part is gone or spoiled: torch's own
@@ -138,7 +154,7 @@ def _write(
         unfinished.mkdir(parents=True)
 
     def share() -> None:
-        write(tensors, FileSystemWriter(unfinished), several)
+        write(tensors, StateWriter(unfinished), several)
 
     def finish() -> None:
         training_state.write(state, unfinished)
