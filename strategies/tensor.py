@@ -17,7 +17,7 @@ def tp(
     KV heads are replicated in groups where there are fewer of them than ranks, but not in training.
     Raises LayoutError where heads or the MLP's width do not divide.
     """
-    check_degree(number, model, trains=load.training)
+    check_degree(number, model, trains=load.training is not None)
     if load.training and model.num_kv_heads % number:
         raise LayoutError(
             f"tp={number} copies the {model.num_kv_heads} KV heads of {model.name} over ranks, "
