@@ -44,6 +44,7 @@ def save(session: Session, cell: PlannedCell, is_trained: bool) -> None:
     finally:
         discard(folder / UNFINISHED, made)  # workers that died have not
     job.keep_saved(work.save)
+    session.progress.note(f"{name}: its checkpoint is {folder}")
 
 
 def keep_state(session: Session, run: Run, cell: PlannedCell) -> None:

@@ -135,6 +135,7 @@ def test_a_run_is_kept_whose_checkpoint_cannot_be_written(
     assert ranks.did == ["train", "write"]  # and no row is written again
     assert rows(tmp_path) == ["completed"] * 2
     assert "trains once more, for its checkpoint" in " ".join(seen.notes)
+    assert seen.notes[-1].endswith(f"its checkpoint is {tmp_path / 'saved/tiny.tp1.torch.float32'}")
     assert submit(**asked)[1]
     assert ranks.did == ["train", "write"]
 
