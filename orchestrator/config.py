@@ -17,7 +17,8 @@ from orchestrator.experiment import Experiment, preset_names
 from orchestrator.experiment.pairs import once
 
 MOST_BYTES = 1_000_000
-PATHS = ("dataset_path", "fabric", "data", "save_checkpoint", "result_dir")  # fields of a file
+# fields of a file
+PATHS = ("dataset_path", "fabric", "data", "save_checkpoint", "resume_from", "result_dir")
 EXAMPLES = {"strategy": "tp4", "max_concurrency": "8"}  # of the lists that must not be empty
 
 
@@ -64,10 +65,15 @@ def load_experiment(config: Path | None, flags: Mapping[str, Any]) -> Experiment
 
 
 def _from_home(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields with their paths, of which `~` is a home, also where no shell has said so."""
+    """The fields with their paths, of which `~` is a home, also where no shell has said so. Raises
+    UserError for a path that is blank, and for a URI where none can be."""
 
     def whole(name: str, value: Any) -> Any:
         is_path = name in PATHS and isinstance(value, str | Path)
+        if is_path and not str(value).strip():
+            raise UserError(f"{name} is blank; name a file or a folder")
+        if is_path and name != "result_dir" and "://" in str(value):
+            raise UserError(f"{name}: {value} is a URI; give a file or a folder of this machine")
         if not is_path or not str(value).startswith("~"):
             return value
         try:
@@ -199,6 +205,7 @@ def one_line(error: ValidationError, source: Path | None = None) -> str:
     if first["type"] == "value_error":
         return f"{where}{message}"
     message = message.removesuffix(", unable to parse string as an integer")
+    message = message.replace("not a valid path for <class 'pathlib.Path'>", "not a path")
     words = (one["msg"].removeprefix("Input should be") for one in others if _is_of(first, one))
     message = " or".join((message, *words))
     return f"{where}{field}: {message[0].lower()}{message[1:]}, found {shown_value(first['input'])}"

@@ -17,7 +17,7 @@ def tp(
     KV heads are replicated in groups where there are fewer of them than ranks, but not in training.
     Raises LayoutError where heads or the MLP's width do not divide.
     """
-    check_degree(number, model)
+    check_degree(number, model, trains=load.training is not None)
     if load.training and model.num_kv_heads % number:
         raise LayoutError(
             f"tp={number} copies the {model.num_kv_heads} KV heads of {model.name} over ranks, "
@@ -47,11 +47,13 @@ def near_even(size: int, parts: int) -> tuple[int, ...]:
     return tuple(share + (i < rest) for i in range(parts))
 
 
-def check_degree(number: int, model: ModelShape) -> None:
-    """Raise LayoutError unless heads, KV heads and the MLP's width divide over `number` ranks."""
-    fits = [n for n in range(1, model.num_heads + 1) if _divides(n, model)]
-    if number in fits:
+def check_degree(number: int, model: ModelShape, trains: bool = False) -> None:
+    """Raise LayoutError unless heads, KV heads and the MLP's width divide over `number` ranks.
+    trains: then no more ranks than KV heads are named as what would do."""
+    if _divides(number, model):
         return
+    most = model.num_kv_heads if trains else model.num_heads
+    fits = [n for n in range(1, most + 1) if _divides(n, model)]
     what = f"{model.num_heads} heads"
     if model.num_heads % number == 0:
         what = f"{model.num_kv_heads} KV heads"

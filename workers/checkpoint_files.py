@@ -7,11 +7,13 @@ shape, data_offsets), and the data, tensor behind tensor without a gap.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import shutil
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,22 @@ ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 # scale, whatever "inv" stands for.
 WEIGHT_SCALES = ("weight_scale", "weight_scale_inv")
 INPUT_SCALES = ("input_scale", "activation_scale")
+UNFINISHED = ".unfinished"  # what is being written, so that a checkpoint that is there stays whole
 MAX_HEADER_BYTES = 100_000_000  # what the safetensors library itself accepts
+
+
+def missing(folder: Path) -> list[Path]:
+    """Of a folder and those that it is in, the ones that are not there, the innermost first."""
+    return [one for one in (folder, *folder.parents) if not os.path.exists(one)]
+
+
+def discard(unfinished: Path, made: Sequence[Path]) -> None:
+    """Remove what is being written, if it is there, and the folders that were made for it, as far
+    as they are empty."""
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for folder in made:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 @dataclass(frozen=True, slots=True)

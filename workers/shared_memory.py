@@ -105,8 +105,8 @@ class Memory:
                 self._give_up(place, f"it has not come within {self._timeout_s:g} s")
 
     def _give_up(self, place: int, why: str) -> NoReturn:
-        me, other = self.members[self.place].rank, self.members[place].rank
-        raise DistBackendError(f"shared memory: rank {me} waits for rank {other}: {why}")
+        rank = self.members[place].rank
+        raise DistBackendError(f"it waits for rank {rank} in shared memory: {why}")
 
 
 def _soon() -> Timespec:

@@ -73,6 +73,10 @@ class Arrivals:
         source=SOURCE,
         over_runs="first",
     )
+    trace: str | None = column(
+        "of a trace, the part that is served and how much faster than it was; null: no trace",
+        over_runs="first",
+    )
     mean_schedule_delay_ms: float | None = column(
         "from a request's scheduled arrival to being let in, mean: the client's own queue, for a "
         "seat, for KV, for the step under way",
@@ -185,7 +189,10 @@ def statistics_of(values_ms: np.ndarray) -> Statistics:
 
 
 def arrivals_of(
-    requests: pa.Table, request_rate: float | None, burstiness: float | None
+    requests: pa.Table,
+    request_rate: float | None,
+    burstiness: float | None,
+    trace: str | None = None,
 ) -> Arrivals:
     """How requests arrived and were let in. requests: table REQUESTS."""
     known = requests.filter(requests.column("admitted_s").is_valid())
@@ -194,6 +201,7 @@ def arrivals_of(
     return Arrivals(
         request_rate=request_rate,
         burstiness=burstiness,
+        trace=trace,
         mean_schedule_delay_ms=float(delays.mean()) if delays.size else None,
         median_schedule_delay_ms=float(np.median(delays)) if delays.size else None,
         p99_schedule_delay_ms=float(np.percentile(delays, 99)) if delays.size else None,

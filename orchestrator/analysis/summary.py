@@ -169,9 +169,10 @@ class Attempt:
     """A run that is to be made: of what, and under which conditions.
 
     levels: service levels in ms. request_rate: of a trace, its mean; None in a closed loop.
-    burstiness: None in a closed loop and of a trace. ceilings: what its devices can do as measured,
-    or else as their maker says; sheet: as their maker says; None where that is unknown. predicted:
-    what the cost model says of it.
+    burstiness: None in a closed loop and of a trace. trace: what of it is served, and how fast;
+    None where there is none. ceilings: what its devices can do as measured, or else as their maker
+    says; sheet: as their maker says; None where that is unknown. predicted: what the cost model
+    says of it.
     """
 
     key: RunKey
@@ -184,6 +185,7 @@ class Attempt:
     node: int | None = None
     request_rate: float | None = None
     burstiness: float | None = None
+    trace: str | None = None
     ceilings: Ceilings | None = None
     sheet: Ceilings | None = None
     predicted: Predicted | None = None
@@ -224,7 +226,7 @@ def measured(
         device_time=device_time_of(plan, made, reports, requests, ceilings),
         goodput=goodput_of(requests, attempt.levels, num_prompts),
         slo=slo_of(requests, attempt.levels, num_prompts),
-        arrivals=arrivals_of(requests, attempt.request_rate, attempt.burstiness),
+        arrivals=arrivals_of(requests, attempt.request_rate, attempt.burstiness, attempt.trace),
         latency=latency,
         startup=startup_of(building.built, building.build_s, building.startup_s),
         memory=memory_of(building.built, plan, reports),
@@ -255,7 +257,10 @@ def failed(attempt: Attempt, reason: str) -> Measured:
         conditions=_conditions(attempt, None),
         throughput=replace(nothing(Throughput), completed=0, failed=asked),
         arrivals=replace(
-            nothing(Arrivals), request_rate=attempt.request_rate, burstiness=attempt.burstiness
+            nothing(Arrivals),
+            request_rate=attempt.request_rate,
+            burstiness=attempt.burstiness,
+            trace=attempt.trace,
         ),
     )
     outcome = {"status": FAILED, "reason": reason, "output_digest": None}

@@ -12,6 +12,7 @@ import click
 
 from orchestrator.cli.jobs import COMMANDS as JOB_COMMANDS
 from orchestrator.cli.runs import COMMANDS as RUN_COMMANDS
+from orchestrator.cli.runs import RESULTS
 from orchestrator.commands import (
     audits,
     comparing,
@@ -24,7 +25,7 @@ from orchestrator.commands import (
     submitting,
 )
 from orchestrator.commands.boundary import OneLineErrors, TakesLevels
-from orchestrator.commands.places import Results, beside
+from orchestrator.commands.places import beside
 from orchestrator.options import (
     asking_options,
     compare_options,
@@ -37,15 +38,13 @@ from orchestrator.options import (
 from orchestrator.options.audit import audit_options
 from orchestrator.options.importing import EXPORT_OPTIONS, IMPORT_OPTIONS
 from orchestrator.options.node import CALIBRATE_OPTIONS, DOCTOR_OPTIONS
-from orchestrator.options.places import FILE, FOLDER
+from orchestrator.options.places import FILE, PATH
 from orchestrator.options.recommending import CROSSOVER_OPTIONS, MATRIX_OPTIONS, RECOMMEND_OPTIONS
 from orchestrator.options.switches import technique_option
 from orchestrator.report.output import Output
 
 if TYPE_CHECKING:
     from orchestrator.experiment import Experiment
-
-RESULTS = Results()
 
 
 @click.group(
@@ -234,7 +233,7 @@ def import_(
 
 @main.command()
 @click.argument("result_dir", type=RESULTS)
-@click.option("--out", type=FOLDER, metavar="DIR", help="[RESULT_DIR/packed]")
+@click.option("--out", type=PATH, metavar="DIR", help="[RESULT_DIR/packed]")
 def pack(result_dir: Path, out: Path | None) -> None:
     """Put results into one small file a table, to be handed to somebody. Every command reads them
     as they are."""
@@ -243,7 +242,7 @@ def pack(result_dir: Path, out: Path | None) -> None:
 
 @main.command()
 @click.argument("packed", type=RESULTS, nargs=-1, required=True)
-@click.option("--result-dir", type=FOLDER, metavar="DIR", help="[results]")
+@click.option("--result-dir", type=PATH, metavar="DIR", help="[results]")
 @click.option("--engine", multiple=True, metavar="NAME", help="Take its runs alone. Repeat.")
 @click.option("--strategy", multiple=True, metavar="NAME", help="Take its runs alone. Repeat.")
 def unpack(packed: tuple[Path, ...], result_dir: Path | None, **named: tuple[str, ...]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from orchestrator.options import json_option
-from orchestrator.options.places import FOLDER
+from orchestrator.options.places import PATH
 from orchestrator.report.output import Output
 
 address_option = click.option(
@@ -73,7 +73,7 @@ def cancel(name: str, address: str | None, as_json: bool) -> None:
 @click.command()
 @click.argument("name", metavar="JOB|EXPERIMENT|URI")
 @address_option
-@click.option("--out", type=FOLDER, default=Path("results"), metavar="DIR", help="[results]")
+@click.option("--out", type=PATH, default=Path("results"), metavar="DIR", help="[results]")
 @json_option
 def fetch(name: str, address: str | None, out: Path, as_json: bool) -> None:
     """Bring the results of a job here, packed, or those at a URI, as they are. Every command reads

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 
 from orchestrator.commands import initial, results, watching
-from orchestrator.commands.places import Results
+from orchestrator.commands.places import FILE, downloaded
 from orchestrator.options import json_option
+from orchestrator.options.places import PATH, Named
 from orchestrator.report.output import Output
 
-PATH = click.Path(path_type=Path)
+
+class Results(Named):
+    """A folder of results. Of a URI it is a copy, which is removed when the command ends; its path
+    says the URI."""
+
+    name = "results"
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Read it. Raises UserError where there are no results at the URI, or its store cannot be
+        reached."""
+        from orchestrator.experiment.places import folder_of_uri, is_uri
+
+        if not is_uri(value) or ctx is None:
+            return super().convert(value, param, ctx)
+        if value.startswith(FILE):
+            return folder_of_uri(value)
+        root = ctx.with_resource(tempfile.TemporaryDirectory(prefix="orchestrator-"))
+        return downloaded(value, Path(root))
+
+
+RESULTS = Results()
 
 
 @click.command()
@@ -35,7 +61,7 @@ def watch(roots: tuple[Path, ...], once: bool, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("roots", metavar="[ROOT]...", default=("results",), nargs=-1, type=Results())
+@click.argument("roots", metavar="[ROOT]...", default=("results",), nargs=-1, type=RESULTS)
 @json_option
 def runs(roots: tuple[Path, ...], as_json: bool) -> None:
     """List what was run under each ROOT. [results]"""

@@ -20,6 +20,8 @@ LOST_PEER = (
     "gloo",
     "TCPStore",
 )
+# A message that begins so says itself which rank it is about, perhaps not the one that raises it.
+NAMES_RANK = re.compile(r"(the worker of )?rank \d")
 # How a process ended of which Ray knows only that it is gone.
 UNKNOWN_END = "it crashed or was killed; the kernel's log says whether memory ran out"
 
@@ -56,10 +58,12 @@ def explain(failures: Sequence[tuple[int, RayError]]) -> RunFailed:
     if isinstance(error, RayActorError):
         return RunFailed(f"the worker of rank {rank} died{_exit_of(error)}", detail)
     cause = cause_of(error)
+    said = first_line(cause)
+    at = "" if NAMES_RANK.match(said) else f"rank {rank}: "
     if is_out_of_memory(cause):
-        return RunFailed(f"{OUT_OF_MEMORY}: rank {rank}: {first_line(cause)}", detail)
+        return RunFailed(f"{OUT_OF_MEMORY}: {at}{said}", detail)
     kind = "" if isinstance(cause, Refused) else f"{type(cause).__name__}: "  # it says it in words
-    return RunFailed(f"rank {rank}: {kind}{first_line(cause)}", detail)
+    return RunFailed(f"{at}{kind}{said}", detail)
 
 
 def cause_of(error: BaseException) -> BaseException:

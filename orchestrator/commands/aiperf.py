@@ -48,6 +48,7 @@ TOTALS = {
 ALWAYS = TOTALS.keys() - {"failed", "request_goodput"}  # of a model that generates
 IN_MS = {"ns": 1e-6, "us": 1e-3, "ms": 1.0, "sec": 1e3}
 OF_LAYOUT = ("strategy", "engine", "dtype", "quantization", "ablation", "scenario")
+MEASURED = "profiling"  # the phase of a run that is not its warm-up
 Metric = dict[str, object]
 
 
@@ -60,6 +61,7 @@ def record_of(run: Measured, requests: pa.Table | None) -> dict[str, object]:
     return {
         **{name: found for name, found in {**_totals(run), **metrics}.items() if found},
         "input_config": _config(run),
+        "run_info": {"random_seed": run.conditions.seed},
         "was_cancelled": False,
         "error_summary": _errors(run),
         "start_time": begun.isoformat(),
@@ -131,13 +133,8 @@ def _known(found: Statistics) -> Metric | None:
 
 
 def _config(run: Measured) -> dict[str, object]:
-    """What was asked, under AIPerf's names. What it does not know stands as `extra`: its inputs."""
-    rate = run.arrivals.request_rate
-    load = {
-        "concurrency": run.cell.max_concurrency,
-        "request_count": run.conditions.num_prompts,
-        **({} if rate is None or math.isinf(rate) else {"request_rate": rate}),
-    }
+    """What was asked, under the names of AIPerf's `BenchmarkConfig`; what that does not know as
+    `extra`, its inputs. Its `urls` and `datasets` are left out, as there was no server."""
     levels = parse_levels([run.goodput.goodput or ""], "goodput")
     layout = {
         **{name: getattr(run.cell, name) for name in OF_LAYOUT},
@@ -145,16 +142,33 @@ def _config(run: Measured) -> dict[str, object]:
         "device_name": run.conditions.device_name,
         "start": run.start,
         "run": run.run,
+        **_traced(run),
     }
     return {
-        "endpoint": {"model_names": [run.cell.model], "streaming": True},
-        "input": {
-            "extra": layout,
-            "random_seed": run.conditions.seed,
-            **({"goodput": {LATENCIES[ours]: ms for ours, ms in levels.items()}} if levels else {}),
-        },
-        "loadgen": load,
+        "models": {"items": [{"name": run.cell.model}]},
+        "endpoint": {"streaming": True, "extra": layout},
+        "phases": [{"name": MEASURED, "kind": MEASURED, **_sent(run)}],
+        **({"slos": {LATENCIES[ours]: ms for ours, ms in levels.items()}} if levels else {}),
     }
+
+
+def _traced(run: Measured) -> dict[str, object]:
+    """What AIPerf's fixed schedule does not say of a trace."""
+    known = run.arrivals
+    return {"trace": known.trace, "request_rate": known.request_rate} if known.trace else {}
+
+
+def _sent(run: Measured) -> dict[str, object]:
+    """How requests were sent."""
+    load = {"requests": run.conditions.num_prompts, "concurrency": run.cell.max_concurrency}
+    rate, shape = run.arrivals.request_rate, run.arrivals.burstiness
+    if run.arrivals.trace:
+        return {"type": "fixed_schedule", **load}
+    if rate is None or math.isinf(rate):
+        return {"type": "concurrency", **load}
+    gaps = {None: "constant", 1.0: "poisson"}.get(shape, "gamma")
+    smoothness = {"smoothness": shape} if gaps == "gamma" else {}
+    return {"type": gaps, **load, "rate": rate, **smoothness}
 
 
 def _errors(run: Measured) -> list[dict[str, object]]:
@@ -209,7 +223,7 @@ def as_vllm(found: Record, where: str) -> Record:
 
 def _asked(found: Record) -> Record:
     """What the configuration says: of the load, and as `extra` inputs of the layout. It has two
-    forms: ours, and since AIPerf's schema 1.2 one with `models`, `phases` and `slos`."""
+    forms: with `models`, `phases` and `slos` since AIPerf's schema 1.2, and the one before."""
     config = _part(found, "input_config")
     given, endpoint, load = _part(config, "input"), _part(config, "endpoint"), _load(config)
     models = _part(config, "models").get("items") or endpoint.get("model_names")
@@ -224,14 +238,14 @@ def _asked(found: Record) -> Record:
         "goodput": _levels(_part(given, "goodput") or _part(config, "slos")),
     }
     extra = {**_part(given, "extra"), **_part(endpoint, "extra")}
-    return {name: value for name, value in {**extra, **known}.items() if value}
+    return {**extra, **{name: value for name, value in known.items() if value}}
 
 
 def _load(config: Record) -> Record:
     """How requests were sent: `loadgen`, or the one phase that was measured."""
     phases = config.get("phases")
     found = [one for one in phases if isinstance(one, dict)] if isinstance(phases, list) else []
-    measured = [one for one in found if "profiling" in (one.get("kind"), one.get("name"))]
+    measured = [one for one in found if MEASURED in (one.get("kind"), one.get("name"))]
     return measured[0] if len(measured) == 1 else _part(config, "loadgen")
 
 

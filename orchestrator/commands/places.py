@@ -4,36 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
-
-import click
 
 from orchestrator.errors import UserError
 from orchestrator.report.output import Output, say
 
 FILE = "file:"
-
-
-class Results(click.Path):
-    """A folder of results. Of a URI it is a copy, which is removed when the command ends; its path
-    says the URI."""
-
-    name = "results"
-
-    def __init__(self) -> None:
-        super().__init__(path_type=Path)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Read it. Raises UserError where there are no results at the URI, or its store cannot be
-        reached."""
-        from orchestrator.experiment.places import folder_of_uri, is_uri
-
-        if not is_uri(value) or ctx is None:
-            return Path(str(super().convert(value, param, ctx)))
-        if value.startswith(FILE):
-            return folder_of_uri(value)
-        root = ctx.with_resource(tempfile.TemporaryDirectory(prefix="orchestrator-"))
-        return _downloaded(value, Path(root))
 
 
 def fetch(uri: str, into: Path, out: Output) -> None:
@@ -46,11 +21,13 @@ def fetch(uri: str, into: Path, out: Output) -> None:
         raise UserError(f"{target} is there already; give another --out, or move it away")
     into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=into, prefix=".fetch-") as halfway:
-        _downloaded(uri, Path(halfway)).rename(target)
+        downloaded(uri, Path(halfway)).rename(target)
     out.show(lambda: {"results": str(target)}, lambda console: say(target))
 
 
-def _downloaded(uri: str, root: Path) -> Path:
+def downloaded(uri: str, root: Path) -> Path:
+    """A copy of the results at a URI, under `root`. Raises UserError where there are none, or their
+    store cannot be reached."""
     from orchestrator.store.spool import download
 
     try:

@@ -165,6 +165,7 @@ def asked_of(
     """The load of a scenario. cost: of an hour of a GPU. seats: requests at once; None: the most
     that are asked for. Raises UserError for one that no prediction is made of."""
     from orchestrator.plan import models
+    from orchestrator.plan.arrival_times import trace_in_words
     from orchestrator.plan.open_loops import is_open, longest_prompt, timed_requests
     from orchestrator.plan.workload import check_scenario, longest_input
     from orchestrator.predict.load import Arrival, Asked
@@ -180,7 +181,9 @@ def asked_of(
         timed = timed_requests(experiment, scenario, seats, model)
         found = tuple(Arrival(*one) for one in timed)
         most = _prefill_tokens(experiment, fitted, longest_prompt(experiment, timed))
-        return Asked.opened(found, seats, most, cost)
+        window, speed = experiment.trace_window, experiment.trace_speed
+        trace = trace_in_words(window, speed) if experiment.request_rate is None else ""
+        return replace(Asked.opened(found, seats, most, cost), trace=trace)
     check_known(scenario.name, scenario.input_len, scenario.output_len, _other(experiment))
     most = _prefill_tokens(experiment, fitted, longest_input(experiment))
     lengths = Lengths(scenario.input_len, scenario.output_len, most)

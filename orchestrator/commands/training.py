@@ -72,12 +72,9 @@ def explain(
     from orchestrator.report.training import explain as report
 
     check_schedule(asked.schedule, layouts)
-    available, explained = fitting.gpu_memory(memory), []
-    for name in layouts:
-        layout, plan = planned(asked, name, model, available)
-        assert plan.training is not None, "the plan trains"
-        explained.append(report.explain(layout, plan.model, plan.training, available))
-
+    available = fitting.gpu_memory(memory)
+    plans = (planned(asked, name, model, available) for name in layouts)
+    explained = [report.explain(engine, plan, available) for engine, plan in plans]
     out.show(
         lambda: [report.as_data(one) for one in explained],
         lambda console: report.render(explained, console),

@@ -78,6 +78,7 @@ def _metadata(run: Measured, runs: int) -> dict[str, str]:
         "seed": asked.seed,
         "device_name": asked.device_name,
         "goodput": run.goodput.goodput,
+        "trace": run.arrivals.trace,
         "start": run.start,
         "run": run.run,
         "num_runs": runs,

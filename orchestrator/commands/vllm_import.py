@@ -186,10 +186,12 @@ def _goodput(record: Record) -> Goodput:
 
 
 def _arrivals(record: Record, figures: Figures) -> object:
-    """The rate and burstiness of an open loop; vLLM writes "inf" for a closed one."""
+    """The rate and burstiness of an open loop; vLLM writes "inf" for a closed one, and knows no
+    trace."""
     rate = _number(record, "request_rate")
-    burstiness = _number(record, "burstiness") if rate else None
-    return replace(figures.arrivals, request_rate=rate, burstiness=burstiness)
+    trace = _text(record, "trace") if rate else None
+    burstiness = _number(record, "burstiness") if rate and not trace else None
+    return replace(figures.arrivals, request_rate=rate, burstiness=burstiness, trace=trace)
 
 
 def _number(record: Mapping[str, object], name: str) -> Any:

@@ -15,7 +15,9 @@ ONLY_GENERATES = (
     *("quantization", "kv_cache_dtype", "precision_policy", "dataset_path", "save_detailed"),
     *("save_spans", "chunked_prefill_size", "cuda_graphs", "batching"),
     *("allreduce", "overlap", "products", "pdl"),
-    *("nsys", "ncu", "goodput", "slo", "find_rate", "engine_arg"),
+    *("nsys", "ncu", "goodput", "slo", "find_rate", "rate_runs", "engine_arg"),
+    *("dataset_format", "dataset_columns", "multi_turn", "skip_invalid"),
+    *("trace_speed", "trace_window"),
 )
 
 
@@ -65,7 +67,7 @@ class TrainingFields(BaseModel):
                 "micro_batch_size and gradient_accumulation_steps say the same twice; give one of "
                 "them"
             )
-        if self.data_column and self.data is None:
+        if self.data_column is not None and self.data is None:
             raise ValueError("data_column is about the text to train on; give data too")
         return self
 

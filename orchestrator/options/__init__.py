@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from orchestrator.options.comparing import COMPARE_OPTIONS
 from orchestrator.options.dataset import DATASET_OPTIONS, RATE_OPTIONS
+from orchestrator.options.places import PATH
 from orchestrator.options.planning import EXPLAIN_OPTIONS, MACHINE_OPTIONS, PLAN_OPTIONS
 from orchestrator.options.precision import PRECISION_OPTIONS
 from orchestrator.options.switches import SWITCH_OPTIONS
@@ -204,10 +204,7 @@ EXPERIMENT_OPTIONS = (
         "a local one]",
     ),
     click.option(
-        "--fabric",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="What `calibrate` wrote. [this host's, if any]",
+        "--fabric", type=PATH, metavar="FILE", help="What `calibrate` wrote. [this host's, if any]"
     ),
     click.option(
         "--allow-other-node",
@@ -219,12 +216,7 @@ EXPERIMENT_OPTIONS = (
 
 
 OF_ASKING = (
-    click.option(
-        "--config",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="The same fields in YAML; flags win.",
-    ),
+    click.option("--config", type=PATH, metavar="FILE", help="The same fields in YAML; flags win."),
     click.option(
         "--dry-run",
         is_flag=True,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from orchestrator.options.places import FILE
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -19,12 +20,7 @@ def audit_options(command: Command) -> Command:
 
 
 _OPTIONS = (
-    click.argument(
-        "file",
-        required=False,
-        type=click.Path(path_type=Path, dir_okay=False),
-        metavar="[CLAIMS.yaml]",
-    ),
+    click.argument("file", required=False, type=FILE, metavar="[CLAIMS.yaml]"),
     click.option(
         "--claim",
         "phrases",

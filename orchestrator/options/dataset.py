@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
+
+from orchestrator.options.places import PATH
 
 DATASET_OPTIONS = (
     click.option(
         "--dataset-path",
-        type=click.Path(path_type=Path),
+        type=PATH,
         metavar="FILE|FOLDER",
         help="Prompts, conversations or a trace; docs/datasets.md has the formats.",
     ),

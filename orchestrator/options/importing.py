@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from orchestrator.options.places import FOLDER
+from orchestrator.options.places import PATH
 
 IMPORT_OPTIONS = (
-    click.argument("files", nargs=-1, required=True, type=FOLDER, metavar="FILE..."),
+    click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE..."),
     click.option(
         "--strategy", metavar="LAYOUT", help="Layout of the runs, where FILE does not say."
     ),
@@ -16,9 +16,9 @@ IMPORT_OPTIONS = (
     click.option("--dtype", metavar="DTYPE", help="Of weights and activations. [FILE's]"),
     click.option("--scenario", metavar="NAME", help="Name of the lengths. [as 256x128]"),
     click.option(
-        "--result-dir", type=FOLDER, metavar="DIR", help="Where results are kept. [results]"
+        "--result-dir", type=PATH, metavar="DIR", help="Where results are kept. [results]"
     ),
-    click.option("--out", type=FOLDER, metavar="DIR", help="[RESULT_DIR/imported-FILE]"),
+    click.option("--out", type=PATH, metavar="DIR", help="[RESULT_DIR/imported-FILE]"),
 )
 
 EXPORT_OPTIONS = (
@@ -36,5 +36,5 @@ EXPORT_OPTIONS = (
         type=click.Choice(["mlflow", "wandb", "tensorboard"]),
         help="Log the comparison's rows and the page to a tracker.",
     ),
-    click.option("--out", type=FOLDER, metavar="DIR", help="[RESULT_DIR/export]"),
+    click.option("--out", type=PATH, metavar="DIR", help="[RESULT_DIR/export]"),
 )

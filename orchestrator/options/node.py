@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
+
+from orchestrator.options.places import PATH
 
 CALIBRATE_OPTIONS = (
     click.option(
@@ -16,9 +16,7 @@ CALIBRATE_OPTIONS = (
         metavar="N",
         help="GPUs or CPU workers. [all GPUs of a node; 2 to 4 workers]",
     ),
-    click.option(
-        "--out", type=click.Path(path_type=Path), metavar="DIR", help="[results/fabric-HOST]"
-    ),
+    click.option("--out", type=PATH, metavar="DIR", help="[results/fabric-HOST]"),
     click.option(
         "--address",
         metavar="HOST:PORT",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from orchestrator.options.comparing import Finite
 from orchestrator.options.dataset import DATASET_OPTIONS, RATE_OPTIONS
+from orchestrator.options.places import PATH
 from orchestrator.options.precision import FP8_OPTIONS, PRECISION_OPTIONS
 from orchestrator.options.switches import FUSION
 from orchestrator.options.training import EXPLAINED_TRAINING
@@ -144,7 +143,7 @@ PLAN_OPTIONS = (
     CHUNK_OPTION,
     click.option(
         "--fabric",
-        type=click.Path(path_type=Path),
+        type=PATH,
         metavar="FILE",
         help="What `calibrate` wrote of such GPUs. [what is known of them]",
     ),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import click
 
+from orchestrator.options.places import PATH
 from orchestrator.options.planning import (
     ARRIVAL_OPTIONS,
     CHUNK_OPTION,
@@ -80,7 +80,7 @@ MATRIX_OPTIONS = (
     CHUNK_OPTION,
     click.option(
         "--out",
-        type=click.Path(path_type=Path),
+        type=PATH,
         metavar="DIR",
         help="Also write selection.arrow, crossover.arrow and selection.html there.",
     ),

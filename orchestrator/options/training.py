@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
+
+from orchestrator.options.places import PATH
 
 # What says how a step is trained.
 EXPLAINED_TRAINING = (
@@ -51,14 +51,11 @@ TRAINING_OPTIONS = (
     *EXPLAINED_TRAINING,
     click.option("--steps", type=int, metavar="N", help="train: optimizer steps of a run. [20]"),
     click.option(
-        "--data",
-        type=click.Path(path_type=Path),
-        metavar="PATH",
-        help="train: text, JSONL or Parquet. [random tokens]",
+        "--data", type=PATH, metavar="PATH", help="train: text, JSONL or Parquet. [random tokens]"
     ),
     click.option(
         "--save-checkpoint",
-        type=click.Path(path_type=Path),
+        type=PATH,
         metavar="DIR",
         help="train: keep the weights in DIR/DEPLOYMENT, as Transformers reads them.",
     ),
@@ -70,7 +67,7 @@ TRAINING_OPTIONS = (
     ),
     click.option(
         "--resume-from",
-        type=click.Path(path_type=Path),
+        type=PATH,
         metavar="DIR",
         help="train: begin with such a state, of any layout. [the first weights]",
     ),

@@ -29,6 +29,12 @@ def arrival_times(count: int, rate: float, burstiness: float, seed: int) -> list
     return [float(at) for at in arrivals * (count / rate / arrivals[-1])]
 
 
+def trace_in_words(window: str | None, speed: float) -> str:
+    """The part of a trace that is served, and how much faster than it was."""
+    unit = "s" if window and window[-1].isdigit() else ""
+    return f"{window or 'all'}{unit} at speed {speed:g}"
+
+
 def replayed(
     found: Iterable[Sequence[Entry]], asked_window: str | None, speed: float
 ) -> Iterator[Sequence[Entry]]:

@@ -76,6 +76,8 @@ def _config_file(model: str) -> Path:
     for preset in (PRESETS / f"{model}.json", PRESETS / model / "config.json"):
         if model in preset_names() and preset.is_file():
             return preset
+    if not model.strip():
+        raise UserError(f"the model has no name. {_choice()}")
     folder = as_path(model)
     if (folder / "config.json").is_file():
         return folder.resolve() / "config.json"
@@ -83,13 +85,13 @@ def _config_file(model: str) -> Path:
         raise UserError(
             f"the folder {model} has no config.json; --model wants a Hugging Face checkpoint folder"
         )
-    presets = preset_names()
-    near = difflib.get_close_matches(model.lower(), presets, n=1)
+    near = difflib.get_close_matches(model.lower(), preset_names(), n=1)
     hint = f"; did you mean '{near[0]}'?" if near else "."
-    raise UserError(
-        f"there is no model '{model}'{hint} Presets: {', '.join(presets)}; or give a folder with "
-        "a config.json"
-    )
+    raise UserError(f"there is no model '{model}'{hint} {_choice()}")
+
+
+def _choice() -> str:
+    return f"Presets: {', '.join(preset_names())}; or give a folder with a config.json"
 
 
 def _fields(config: Path, name: str) -> Mapping[str, object]:

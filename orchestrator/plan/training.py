@@ -69,7 +69,6 @@ def plan_training(
     model = models.resolve(experiment.model, experiment.load_format)
     trainable = Trainable(experiment, model, device, topology)
     check_schedule(experiment.schedule, experiment.strategy)
-    check_folder(experiment.save_checkpoint, is_local=address_of(experiment.address) is None)
     tokens = None
     if experiment.data is not None:
         load = load_of(whole(experiment), device)
@@ -95,14 +94,19 @@ def check_schedule(schedule: Schedule | None, layouts: Sequence[str]) -> None:
         )
 
 
-def check_folder(path: Path | None, is_local: bool) -> None:
-    """Raises UserError where a file is in the way of a folder for checkpoints, or where nothing can
-    be written there. is_local: whether workers run on this machine; else it need not have it."""
-    places = (path.absolute(), *path.absolute().parents) if path else ()
-    there = next((place for place in places if place.exists()), None)
-    if there and not there.is_dir():
-        raise UserError(f"--save-checkpoint {path}: {there} is a file; give a folder")
-    if there and is_local and not os.access(there, os.W_OK | os.X_OK):
+def check_folder(path: Path, folder: Path, is_local: bool) -> None:
+    """Raises UserError where a file is in the way of the folder for a checkpoint, where none can
+    have its name, or where nothing can be written there. path: as it is asked for. is_local:
+    whether workers run on this machine; else it need not have the folder."""
+    try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+    except OSError as error:
+        raise UserError(
+            f"--save-checkpoint {path}: {error.strerror}; give another folder"
+        ) from error
+    if not there.is_dir():
+        raise UserError(f"--save-checkpoint {path}: {there} is a file; give another folder")
+    if is_local and not os.access(there, os.W_OK | os.X_OK):
         raise UserError(
             f"--save-checkpoint {path}: {there} cannot be written to; give another folder"
         )
@@ -122,17 +126,17 @@ def why_not_silent(engine: str, plan: EnginePlan) -> str | None:
 
 def explained(
     experiment: Experiment, name: str, model: str, memory_bytes: int
-) -> tuple[Layout, EnginePlan]:
-    """A layout and its plan on as many GPUs of `memory_bytes` as it asks for, whatever this machine
-    has: refused as `plan_training` refuses it, but for what these GPUs have no memory for, which is
-    to be shown. Raises as that does."""
+) -> tuple[str, EnginePlan]:
+    """The engine that trains a layout, and its plan on as many GPUs of `memory_bytes` as it asks
+    for, whatever this machine has: refused as `plan_training` refuses it, but for what these GPUs
+    have no memory for, which is to be shown. Raises as that does."""
     ranks = math.prod(number for _, number in parse(name))
     gpus = Topology.uniform(ranks, memory_bytes)
     asked = experiment.model_copy(update={"strategy": (name,)})
     trainable = Trainable(asked, models.resolve(model, "dummy"), "cuda", gpus)
     (layout,) = trainable.layouts()
-    plans = [trainable.plan(engine, layout) for engine in trainable.engines(layout)]
-    return layout, plans[0]
+    engine = trainable.engines(layout)[0]
+    return engine, trainable.plan(engine, layout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +263,8 @@ class _Planner:
             work = replace(work, resume=self._state(plan, experiment.resume_from))
         if experiment.save_checkpoint is not None and asked.ablation == "none":
             folder = experiment.save_checkpoint.absolute() / safe_name(asked.name)
+            is_local = address_of(experiment.address) is None
+            check_folder(experiment.save_checkpoint, folder, is_local)
             model = self.trainable.model
             like = model.tokenizer or model.checkpoint  # of dummy weights there is no checkpoint
             work = replace(work, save=str(folder), like=str(like) if like else None)

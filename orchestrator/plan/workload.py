@@ -161,7 +161,10 @@ def check_counts(experiment: Experiment, dataset: Prompts) -> None:
         return
     asked, there = experiment.num_prompts or 0, len(dataset.served)
     if asked > there:
-        raise UserError(f"num_prompts asks for {asked} requests of a trace that has {there}")
+        raise UserError(
+            f"num_prompts asks for {asked} requests of a trace that has {there}; ask for no more, "
+            "or leave num_prompts out"
+        )
     if experiment.output_len is not None:
         raise UserError("a trace brings its own lengths; leave output_len out")
     if experiment.request_rate is not None:

@@ -36,7 +36,8 @@ class Asked:
 
     num_prompts: requests in all; None: max_concurrency, a closed batch. gpu_hour_cost: of one GPU,
     in whatever currency; None: not said. arrivals: of an open loop, in which at most
-    max_concurrency are served at once; lengths are their means then.
+    max_concurrency are served at once; lengths are their means then. trace: what of it they are,
+    empty where they are of none.
     """
 
     lengths: Lengths
@@ -44,6 +45,7 @@ class Asked:
     num_prompts: int | None = None
     gpu_hour_cost: float | None = None
     arrivals: tuple[Arrival, ...] = ()
+    trace: str = ""
 
     @classmethod
     def opened(
@@ -84,7 +86,10 @@ class Asked:
         count = f"{len(self.arrivals)} request{'s' * (len(self.arrivals) > 1)}"
         if not self.arrivals[-1].at_s:
             return f"{count} at the start"
-        return f"{count} at {significant(self.rate, 3)} requests/s"
+        rate = f"{significant(self.rate, 3)} requests/s"
+        if self.trace:
+            return f"{count} of a trace ({self.trace}), {rate} on average"
+        return f"{count} at {rate}"
 
     @property
     def closed(self) -> Asked:

@@ -144,10 +144,17 @@ def _rate(run: Measured | Trained) -> float | None:
     return run.throughput.output_throughput
 
 
+def _at(run: Measured | Trained) -> str:
+    """How requests arrive in an open loop."""
+    if isinstance(run, Trained) or not run.arrivals.request_rate:
+        return ""
+    if run.arrivals.trace:
+        return f" of a trace, {run.arrivals.trace},"
+    return f" at {significant(run.arrivals.request_rate, 3)}/s"
+
+
 def _name(run: Measured | Trained) -> str:
     cell = run.cell
     layout = layout_name(cell.strategy, cell.ablation)
-    rate = None if isinstance(run, Trained) else run.arrivals.request_rate
-    at = f" at {significant(rate, 3)}/s" if rate else ""
-    load = f"{cell.scenario} c{cell.max_concurrency}{at}"
+    load = f"{cell.scenario} c{cell.max_concurrency}{_at(run)}"
     return f"{layout} {cell.engine} {load} start {run.start + 1} run {run.run + 1}"

@@ -16,6 +16,7 @@ from orchestrator.analysis.summary import Attempt
 from orchestrator.analysis.training.rows import TRAINED, TrainingAttempt
 from orchestrator.experiment import Cell, Experiment, Run
 from orchestrator.node import datasheet, fabric
+from orchestrator.plan.arrival_times import trace_in_words
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
 from orchestrator.plan.training import last_state
 from orchestrator.run.foretold import foretold
@@ -166,7 +167,8 @@ class Job:
         self, run: Run, cell: PlannedCell, started_at: str, device_name: str | None = None
     ) -> Attempt:
         """A run of `cell`. device_name: None where it did not come so far."""
-        asked = self.experiment
+        asked, mean_rate = self.experiment, cell.served.request_rate
+        is_trace = asked.request_rate is None and mean_rate is not None
         return Attempt(
             key=self.store.run_key(run),
             plan=self.deployment.plan,
@@ -176,10 +178,9 @@ class Job:
             node=self.node,
             metadata=json.dumps(asked.metadata),
             levels=asked.levels,
-            request_rate=cell.served.request_rate
-            if asked.request_rate is None
-            else asked.request_rate,
+            request_rate=mean_rate if is_trace else asked.request_rate,
             burstiness=None if asked.request_rate is None else asked.burstiness,
+            trace=trace_in_words(asked.trace_window, asked.trace_speed) if is_trace else None,
             ceilings=fabric.ceilings(self.calibration, device_name) if device_name else None,
             sheet=datasheet.ceilings(device_name),
             predicted=foretold(

@@ -4,12 +4,14 @@ happens to that."""
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from orchestrator.analysis.training.rows import states_reason
 from orchestrator.cluster.failures import RunFailed
 from orchestrator.experiment import Run
 from orchestrator.plan.deployments import PlannedCell
 from orchestrator.run.workers import Session
+from workers.checkpoint_files import UNFINISHED, discard, missing
 
 
 def save(session: Session, cell: PlannedCell, is_trained: bool) -> None:
@@ -18,6 +20,8 @@ def save(session: Session, cell: PlannedCell, is_trained: bool) -> None:
     job, name = session.job, cell.cell.name
     work = job.training_work(Run(cell.cell, 0, 0), cell)
     assert work.save is not None, "a checkpoint is asked for"
+    folder = Path(work.save)
+    made = missing(folder)
     if not is_trained:
         session.progress.note(f"{name}: has its runs; it trains once more, for its checkpoint")
     try:
@@ -37,7 +41,10 @@ def save(session: Session, cell: PlannedCell, is_trained: bool) -> None:
         )
         job.store.write_failure(f"{name}.checkpoint", failure.detail)
         return
+    finally:
+        discard(folder / UNFINISHED, made)  # workers that died have not
     job.keep_saved(work.save)
+    session.progress.note(f"{name}: its checkpoint is {folder}")
 
 
 def keep_state(session: Session, run: Run, cell: PlannedCell) -> None:

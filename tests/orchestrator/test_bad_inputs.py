@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 LONGEST = 700  # characters of an error
 KINDS: dict[str, Callable[[Path], Iterable[Case]]] = {
     "flags": lambda _: bad_inputs.flags(),
+    "training": lambda _: bad_inputs.training(),
     "commands": lambda _: bad_inputs.commands(),
     "YAML": lambda _: bad_inputs.yaml_files(),
     "datasets": lambda _: bad_inputs.datasets(),

@@ -24,6 +24,7 @@ from orchestrator.run import driver
 from orchestrator.run.jobs import all_completed
 from orchestrator.store.store import Store
 from strategies import Topology
+from workers.checkpoint_files import UNFINISHED
 from workers.engines.training_state import name_of
 from workers.messages import Built, RankReport, TrainingWork
 from workers.records import STEPS
@@ -62,9 +63,10 @@ class Trainers:
     def run(self, group: FakeGroup, work: TrainingWork, timeout_s: float) -> list[RankReport]:
         self.did.append("write" if work.write else "observe" if work.observe else "train")
         if work.write:
-            if self.fails is not None:
-                raise self.fails
             assert work.save is not None
+            if self.fails is not None:
+                Path(work.save, UNFINISHED).mkdir(parents=True)
+                raise self.fails
             Path(work.save).mkdir(parents=True, exist_ok=True)
             Path(work.save, "config.json").write_text("{}")
         if work.state is not None and not work.observe and self.lacks is None:
@@ -125,6 +127,7 @@ def test_a_run_is_kept_whose_checkpoint_cannot_be_written(
     assert "its runs are kept, but no checkpoint was written to" in line
     assert "No space left on device; once it can be, or with another --save-checkpoint" in line
     assert "\n" not in line
+    assert not (tmp_path / "saved").exists()  # nor what a worker had written
 
     ranks.did, ranks.fails = [], None
     seen, is_all = submit(**asked)
@@ -132,6 +135,7 @@ def test_a_run_is_kept_whose_checkpoint_cannot_be_written(
     assert ranks.did == ["train", "write"]  # and no row is written again
     assert rows(tmp_path) == ["completed"] * 2
     assert "trains once more, for its checkpoint" in " ".join(seen.notes)
+    assert seen.notes[-1].endswith(f"its checkpoint is {tmp_path / 'saved/tiny.tp1.torch.float32'}")
     assert submit(**asked)[1]
     assert ranks.did == ["train", "write"]
 

@@ -12,10 +12,11 @@ import pytest
 from page_commands import PAGES, ROOT, commands
 
 from orchestrator.cli import main
+from orchestrator.cli.runs import Results
 from orchestrator.commands import node, predicting, recommending, submitting
-from orchestrator.commands.places import Results
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
+from orchestrator.options.places import Here
 from strategies import discover, parse
 
 OF_EXAMPLES = {"mtp", "ppfront"}  # strategies that examples/ adds
@@ -68,7 +69,7 @@ def _nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module, name in ASKING.values():
         monkeypatch.setattr(module, name, begin)
-    for kind in (click.Path, Results):
+    for kind in (Here, Results):
         monkeypatch.setattr(kind, "convert", _path)
     monkeypatch.chdir(ROOT)
 

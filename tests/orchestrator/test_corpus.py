@@ -98,10 +98,14 @@ def test_a_split_is_read_where_it_is_named(tmp_path: Path, model: ResolvedModel)
     with pytest.raises(UserError, match="has the splits test, train; name one: --dataset-split"):
         pack(path, model, LOAD)
     assert pack(path, model, LOAD, split="test").flatten().tolist() == ids(TEXTS[1:])
+    with pytest.raises(UserError, match="has no split ''; it has test, train"):
+        pack(path, model, LOAD, split="")
 
 
 def test_another_column_is_read_where_it_is_named(tmp_path: Path, model: ResolvedModel) -> None:
     path = table(tmp_path / "a.parquet", body=list(TEXTS), text=["hi"] * 3)
+    with pytest.raises(UserError, match="there is no column ''; its columns are body, text"):
+        pack(path, model, LOAD, column="")
     assert pack(path, model, LOAD, column="body").ravel().tolist() == ids(TEXTS)
 
 

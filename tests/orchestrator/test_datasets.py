@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, Lengths, Window
 from orchestrator.plan import models, planning
+from orchestrator.plan.arrival_times import trace_in_words
 from orchestrator.plan.datasets import registry
 from orchestrator.plan.datasets.rows import Entry, Format
 from orchestrator.plan.installed import installed
@@ -102,6 +103,8 @@ def test_columns_are_mapped_and_others_are_not_read(tmp_path: Path, model: Resol
         read(path, model, dataset_format="prompts", dataset_columns="prompts=question")
     with pytest.raises(UserError, match="no format has the fields id, question, limit"):
         read(path, model)
+    with pytest.raises(UserError, match="line 1: no format has rows without a field; those that"):
+        read(lines(tmp_path / "b.jsonl", "{}"), model)
 
 
 def test_names_of_columns_may_have_spaces_around_them(tmp_path: Path, model: ResolvedModel) -> None:
@@ -521,7 +524,7 @@ def test_equal_hash_ids_are_equal_tokens_and_it_is_said_that_they_are_read_again
         (AZURE, {"request_rate": 2.0}, "a trace brings its own times of arrival"),
         (AZURE, {"output_len": 4}, "a trace brings its own lengths; leave output_len out"),
         (AZURE, {"find_rate": True, "slo": "ttft:p99:2000"}, "no rate to search; leave find_rate"),
-        (AZURE, {"num_prompts": 4}, "num_prompts asks for 4 requests of a trace that has 3"),
+        (AZURE, {"num_prompts": 4}, "of a trace that has 3; ask for no more, or leave"),
         ((*AZURE, AZURE[1]), {}, "line 5: it arrives before the row before it"),
         ((*AZURE, "soon,1,1"), {}, "line 5: 'soon' is not a time"),
         ((*AZURE, "2023-11-16 18:15:53,x,1"), {}, "line 5: ContextTokens is 'x'"),
@@ -552,16 +555,21 @@ def test_an_engine_of_closed_loops_refuses_a_trace(tmp_path: Path) -> None:
         planning.plan_experiment(asked, "cpu", Topology.uniform(1))
 
 
-def test_a_run_of_a_trace_has_its_mean_rate_and_no_burstiness(tmp_path: Path) -> None:
+def test_a_window_without_a_unit_is_told_in_seconds() -> None:
+    for window, said in ((None, "all"), ("60", "60s"), ("5:60", "5:60s"), ("1m:2m", "1m:2m")):
+        assert trace_in_words(window, 2.0) == f"{said} at speed 2"
+
+
+def test_a_run_of_a_trace_has_its_mean_rate_and_what_of_it_is_served(tmp_path: Path) -> None:
     path = lines(tmp_path / "a.csv", *AZURE)
-    asked = Experiment(dataset_path=path, model="tiny", device="cpu")
+    asked = Experiment(dataset_path=path, model="tiny", device="cpu", trace_speed=0.5)
     (planned,) = planning.plan_experiment(asked, "cpu", Topology.uniform(1))
     job = MagicMock(
         spec=Job, experiment=asked, deployment=planned, block=0, node=0, calibration=None
     )
     attempt = Job.attempt(job, MagicMock(), planned.cells[0], "2030-01-01T00:00:00+00:00")
-    assert attempt.request_rate == pytest.approx(0.5)
-    assert attempt.burstiness is None
+    assert attempt.request_rate == pytest.approx(0.25)
+    assert (attempt.burstiness, attempt.trace) == (None, "all at speed 0.5")
 
 
 # -- rows that cannot run

@@ -342,6 +342,15 @@ def test_tables_of_another_schema_version_are_refused(results: Path, tmp_path: P
     assert "schema version 1" in found.stderr
 
 
+@pytest.mark.parametrize("format", ["vllm-bench", "aiperf"])
+def test_a_trace_comes_back_as_one(tmp_path: Path, format: str) -> None:
+    asked = {"request_rate": 9.5, "burstiness": None, "trace": "60s at speed 2"}
+    path, _ = exported(written(tmp_path / "tiny-1", **asked), format=format)
+    done("import", path, "--out", tmp_path / "back")
+    arrivals = load([tmp_path / "back"])[0].runs[0].arrivals
+    assert {name: getattr(arrivals, name) for name in asked} == asked
+
+
 # -- AIPerf
 
 
@@ -361,7 +370,38 @@ def test_aiperfs_metrics_have_its_names_units_and_statistics(results: Path) -> N
     assert found["error_summary"] == [
         {"error_details": {"message": "no token was made"}, "count": 1}
     ]
-    assert found["input_config"]["loadgen"] == {"concurrency": 2, "request_count": 3}
+    config = found["input_config"]
+    assert config["models"] == {"items": [{"name": "tiny"}]}
+    assert config["endpoint"]["extra"]["strategy"] == "tp2"
+    load = {"name": "profiling", "kind": "profiling", "requests": 3, "concurrency": 2}
+    assert config["phases"] == [{**load, "type": "concurrency"}]
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "told"),
+    [
+        ({"request_rate": 4.0, "burstiness": 1.0}, {"type": "poisson", "rate": 4.0}),
+        (
+            {"request_rate": 4.0, "burstiness": 0.5},
+            {"type": "gamma", "rate": 4.0, "smoothness": 0.5},
+        ),
+        ({"request_rate": 4.0}, {"type": "constant", "rate": 4.0}),
+        ({"request_rate": 4.0, "trace": "all at speed 1"}, {"type": "fixed_schedule"}),
+        ({}, {"type": "concurrency"}),
+    ],
+    ids=str,
+)
+def test_aiperf_is_told_how_requests_arrived_as_it_says_that_itself_and_it_comes_back(
+    tmp_path: Path, arrivals: dict[str, object], told: dict[str, object]
+) -> None:
+    path, found = exported(written(tmp_path / "tiny-1", **arrivals), format="aiperf")
+    (phase,) = found["input_config"]["phases"]
+    assert told.items() <= phase.items()
+    assert phase.keys() == {"name", "kind", "requests", "concurrency"} | told.keys()
+    done("import", path, "--out", tmp_path / "back")
+    back = load([tmp_path / "back"])[0].runs[0].arrivals
+    names = ("request_rate", "burstiness", "trace")
+    assert [getattr(back, name) for name in names] == [arrivals.get(name) for name in names]
 
 
 def test_without_requests_aiperf_gets_what_the_summary_knows(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -12,8 +13,9 @@ from orchestrator import cli
 from orchestrator.cluster import hardware
 from orchestrator.cluster.hardware import Device, Topology
 from orchestrator.commands.initial import _choice, _layouts, _text
-from orchestrator.config import load_experiment
+from orchestrator.config import PATHS, load_experiment
 from orchestrator.errors import UserError
+from orchestrator.experiment import Experiment
 from orchestrator.store.identity import identity_of
 
 H200 = 150_754_820_096
@@ -113,6 +115,45 @@ def test_a_path_that_begins_with_a_tilde_is_seen_from_a_home(
     (tmp_path / "e.yaml").write_text("dataset_path: ~nobody-here/a.jsonl\n")
     with pytest.raises(UserError, match=r"'~nobody-here/a\.jsonl' names the home of"):
         load_experiment(tmp_path / "e.yaml", {})
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_path_is_named_and_of_this_machine(name: str, tmp_path: Path) -> None:
+    for blank in ("", "  "):
+        (tmp_path / "e.yaml").write_text(f"{name}: '{blank}'\n")
+        with pytest.raises(UserError, match=f"^{name} is blank; name a file or a folder"):
+            load_experiment(tmp_path / "e.yaml", {})
+    (tmp_path / "e.yaml").write_text(f"{name}: 5\n")
+    with pytest.raises(UserError, match=f"e.yaml: {name}: input is not a path, found 5$"):
+        load_experiment(tmp_path / "e.yaml", {})
+    (tmp_path / "e.yaml").write_text(f"{name}: s4://b/c\n")
+    with pytest.raises(UserError, match=r"s4://b/c'? is (no place for|a URI; give a)"):
+        load_experiment(tmp_path / "e.yaml", {})
+
+
+@pytest.mark.parametrize("blank", ["", "  "])
+def test_no_command_takes_a_blank_path_for_the_folder_that_one_is_in(blank: str) -> None:
+    """Each has options or arguments that are paths; all of them go through one of two types."""
+    taken = 0
+    for command in cli.main.commands.values():
+        for parameter in command.params:
+            if isinstance(parameter.type, click.Path):
+                context = click.Context(command)
+                with pytest.raises(click.BadParameter, match="it is blank; name a file or a"):
+                    parameter.type.convert(blank, parameter, context)
+                taken += 1
+    assert taken > 30
+
+
+@pytest.mark.parametrize("blank", ["", "  "])
+def test_a_blank_model_is_refused(blank: str) -> None:
+    done = CliRunner().invoke(cli.main, ["explain", "tp1", "--model", blank])
+    assert done.stderr.startswith("error: the model has no name. Presets: llama-3b,")
+
+
+def test_every_field_that_is_a_path_is_seen_as_one() -> None:
+    fields = Experiment.model_fields.items()
+    assert {name for name, field in fields if "Path" in str(field.annotation)} == set(PATHS)
 
 
 def test_the_same_file_is_the_same_experiment_from_wherever_it_is_seen(

@@ -439,6 +439,7 @@ def test_what_cannot_be_joined_is_refused_in_one_line(tmp_path):
     base = write_result(tmp_path / "base", {("tp4", 32): STEADY})
     new = write_result(tmp_path / "new", {("pp4", 32): STEADY})
     open_ = write_result(tmp_path / "open", {("tp4", 32): STEADY}, request_rate=8.0, burstiness=1.0)
+    trace = write_result(tmp_path / "trace", {("tp4", 32): STEADY}, request_rate=8.0)
     twice = tmp_path / "both"
     for name in ("one", "two"):
         write_result(twice / name, {("tp4", 32): STEADY})
@@ -446,6 +447,7 @@ def test_what_cannot_be_joined_is_refused_in_one_line(tmp_path):
         ((base, new), "no cell in common; give two results of the same models"),
         ((base,), "BASE and NEW; 1 were given"),
         ((base, open_), "one is a closed loop, the other an open loop at a rate of 8/s"),
+        ((base, trace), "the other an open loop at its own times, on average 8/s"),
         ((twice, base), "the same cell in one and two"),
         ((base, base, "--objective", "latency"), "leave out --objective"),
         ((base, base, "--html", tmp_path / "x.html"), "leave out --html"),

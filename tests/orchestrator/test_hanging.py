@@ -1,8 +1,13 @@
-"""Which of the ranks that have not answered hangs."""
+"""Which of the ranks that have not answered hangs, and which of those that answered failed."""
 
 import os
 
+import pytest
+from ray.exceptions import RayTaskError
+
+from orchestrator.cluster.failures import explain
 from orchestrator.cluster.hanging import hanging
+from strategies.errors import Refused
 from workers.progress import NoStanding, Progress, Stand, Standing, stand_of
 
 
@@ -41,3 +46,21 @@ def test_another_process_can_read_where_a_rank_stands():
         assert stand_of(os.getpid(), progress.standing.fd) == Stand(True, 1)
     assert stand_of(os.getpid(), progress.standing.fd) == Stand(False, 1)
     assert stand_of(os.getpid(), NoStanding.fd) is None
+
+
+@pytest.mark.parametrize(
+    ("raised", "reason"),
+    [
+        (Refused("no room"), "rank 2: no room"),
+        (ValueError("rank of a tensor"), "rank 2: ValueError: rank of a tensor"),
+        (Refused("rank 0 cannot write its part: full"), "rank 0 cannot write its part: full"),
+        (
+            ValueError("the worker of rank 1 leaves out none"),
+            "ValueError: the worker of rank 1 leaves out none",
+        ),
+        (MemoryError("no more"), "out_of_memory: rank 2: no more"),
+    ],
+)
+def test_a_failure_names_its_rank_once(raised: Exception, reason: str) -> None:
+    failures = [(rank, RayTaskError("run", "its lines", cause=raised)) for rank in (3, 2)]
+    assert explain(failures).reason == reason

@@ -59,6 +59,7 @@ def test_latency_counts_from_the_scheduled_arrival_and_the_delay_is_told():
     assert arrivals_of(OPEN, 4.0, 0.5) == Arrivals(
         request_rate=4.0,
         burstiness=0.5,
+        trace=None,
         mean_schedule_delay_ms=pytest.approx(200.0),
         median_schedule_delay_ms=pytest.approx(100.0),
         p99_schedule_delay_ms=pytest.approx(492.0),

@@ -302,9 +302,13 @@ def test_the_columns_of_an_open_loop_are_explained_where_they_are_shown(rate: st
 def test_a_trace_brings_its_lengths_and_its_times(trace: Path) -> None:
     found = json.loads(run(*PLAN, "--dataset-path", str(trace), "--json").stdout)["plans"][0]
     assert (found["scenario"], found["input_len"], found["output_len"]) == ("trace", 500, 50)
-    assert found["arrivals"] == "120 requests at 2.02 requests/s"
+    assert found["arrivals"] == (
+        "120 requests of a trace (all at speed 1), 2.02 requests/s on average"
+    )
     fast = run(*PLAN, "--dataset-path", str(trace), "--trace-speed", "4", "--json").stdout
-    assert json.loads(fast)["plans"][0]["arrivals"] == "120 requests at 8.07 requests/s"
+    assert json.loads(fast)["plans"][0]["arrivals"] == (
+        "120 requests of a trace (all at speed 4), 8.07 requests/s on average"
+    )
 
 
 def test_a_recommendation_for_a_trace_says_up_to_which_rate_it_holds(trace: Path) -> None:
@@ -313,7 +317,7 @@ def test_a_recommendation_for_a_trace_says_up_to_which_rate_it_holds(trace: Path
     found = json.loads(run(*asked, *limits, "--json").stdout)
     choice = found["smallest"]
     assert (choice["gpus"], choice["layout"], choice["meets"]) == (1, "tp1", True)
-    assert found["arrivals"] == "120 requests at 2.02 requests/s"
+    assert found["arrivals"].startswith("120 requests of a trace (all at speed 1), 2.02 requests")
     assert 2 < choice["holds_up_to_rate"] < 40
     assert choice["then_misses"]["predicted_ms"]["value"] > choice["then_misses"]["limit_ms"]
     shown = " ".join(run(*asked, *limits).stdout.split())

@@ -86,6 +86,18 @@ def test_every_layout_gets_one_cell_of_the_same_load() -> None:
     [
         ({"workload": "train", "output_len": 5, "input_len": 5}, "input_len is about the workload"),
         ({"workload": "train", "max_concurrency": 4}, "max_concurrency is about the workload"),
+        ({"workload": "train", "trace_speed": 2.0}, "trace_speed is about the workload generate"),
+        ({"workload": "train", "rate_runs": 2}, "rate_runs is about the workload generate"),
+        *(
+            ({"workload": "train", name: value}, f"{name} is about the workload generate")
+            for name, value in {
+                "dataset_format": "chat",
+                "dataset_columns": {"prompt": "a"},
+                "multi_turn": True,
+                "skip_invalid": True,
+                "trace_window": "60s",
+            }.items()
+        ),
         ({"workload": "train", "dtype": "float16"}, "leave dtype out, or give workload generate"),
         ({"seq_len": 64}, "seq_len is about the workload train, and generate is asked for"),
         ({"steps": 5}, "leave steps out, or give workload train"),
@@ -140,6 +152,7 @@ def test_what_training_is_asked_makes_another_experiment() -> None:
         ({"strategy": "pp4", "micro_batch_size": 4}, "fewer than the 4 stages"),
         ({"strategy": "tp4", "seq_len": 66}, "66 tokens do not divide over tp=4; use --seq-len 68"),
         ({"strategy": "tp8"}, "use 4 ranks of tp at most"),
+        ({"strategy": "tp3"}, "8 heads of tiny do not divide over tp=3; use 1, 2, 4$"),
         ({"strategy": "dp2zero2", "engine": "torch"}, "dp2zero2 needs the engine deepspeed"),
         ({"strategy": "tp2", "engine": "deepspeed"}, "trains replicas .dp. alone"),
         ({"strategy": "dp2", "engine": "vllm"}, "the engine 'vllm' only generates"),
@@ -151,7 +164,8 @@ def test_what_training_is_asked_makes_another_experiment() -> None:
             {"strategy": "dp2", "engine": "deepspeed", "save_checkpoint": Path("x")},
             "saves no checkpoint of dp2; leave --save-checkpoint out, or use --engine torch$",
         ),
-        ({"save_checkpoint": Path(__file__, "x")}, r"test_training_cells.py is a file; give a fol"),
+        ({"save_checkpoint": Path(__file__, "x")}, r"test_training_cells.py is a file; give ano"),
+        ({"save_checkpoint": Path("x" * 300)}, "^--save-checkpoint x+: File name too long; give"),
         ({"strategy": "dp2", "schedule": "gpipe"}, "none of the layouts dp2 has one; leave it out"),
         ({"strategy": "dp2,pp2", "schedule": "gpipe"}, None),
         ({"seq_len": 4096}, "longer than tiny knows positions: 2048"),
@@ -194,6 +208,14 @@ def test_a_folder_that_cannot_be_written_is_refused_where_workers_have_it(
     with pytest.raises(Refused, match=f"{folder}: {tmp_path} cannot be written to; give another"):
         plan(strategy="dp2", save_checkpoint=folder)
     assert plan(strategy="dp2", save_checkpoint=folder, address="10.0.0.1:6379")
+
+
+def test_a_file_in_place_of_a_layout_s_own_folder_is_refused(tmp_path: Path) -> None:
+    for layout, name in (("dp2", "tiny.dp2.torch.float32"), ("tp2", "tiny.tp2.torch.float32")):
+        (tmp_path / name).touch()
+        with pytest.raises(Refused, match=f"{tmp_path}: {tmp_path / name} is a file; give another"):
+            plan(strategy=f"tp1,{layout}", save_checkpoint=tmp_path)
+        (tmp_path / name).unlink()
 
 
 def test_sequences_are_no_longer_than_a_window(tmp_path: Path) -> None:

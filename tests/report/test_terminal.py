@@ -242,16 +242,19 @@ def test_the_comparison_as_a_picture(tmp_path):
 def test_outside_a_terminal_progress_is_a_line_per_finished_run(tmp_path):
     console = Console(file=io.StringIO(), width=100)
     with terminal.RunProgress(console) as progress:
-        progress.begin(live(tmp_path, runs=2, skipped=1))
+        progress.begin(live(tmp_path, runs=3, skipped=1))
         progress.phase("tiny.tp4", "tiny.tp4.short.c8", "start 1/1 run 1/2")
         progress.finished(run("tp4", 10.0, median_ttft_ms=5.0, median_tpot_ms=1.0))
         progress.finished(run("tp4", run=1, reason="timeout", request_rate=2.8125))
+        trace = {"request_rate": 2.8125, "trace": "60s at speed 2"}
+        progress.finished(run("tp4", reason="timeout", **trace))
     lines = console.file.getvalue().splitlines()
     assert lines == [
-        "1 of 3 runs have a result and are skipped.",
-        "2 runs of 1 layout: how long that takes is known after the first.",
-        "[1/2] tp4 torch short c8 start 1 run 1: 10.0 tok/s, TTFT 5.0 ms, TPOT 1.00 ms",
-        "[2/2] tp4 torch short c8 at 2.81/s start 1 run 2: failed: timeout",
+        "1 of 4 runs have a result and are skipped.",
+        "3 runs of 1 layout: how long that takes is known after the first.",
+        "[1/3] tp4 torch short c8 start 1 run 1: 10.0 tok/s, TTFT 5.0 ms, TPOT 1.00 ms",
+        "[2/3] tp4 torch short c8 at 2.81/s start 1 run 2: failed: timeout",
+        "[3/3] tp4 torch short c8 of a trace, 60s at speed 2, start 1 run 1: failed: timeout",
     ]
 
 
@@ -337,6 +340,8 @@ def test_an_open_loop_is_named_and_shows_its_delay_where_a_closed_one_shows_its_
     assert "2.5 requests/s, at most 8 concurrent" in text
     talks = shown(compared(run("tp4", 10.0, request_rate=2.5, num_conversations=3)))
     assert "2.5 conversations/s, at most 8 concurrent" in talks
+    trace = shown(compared(run("tp4", 10.0, request_rate=2.8125, trace="60s at speed 2")))
+    assert "a trace (60s at speed 2), 2.81 requests/s on average, at most 8 concurrent" in trace
     assert "12.3" in text
     assert "delay ms" in text
     assert "delay ms" not in shown(compared(run("tp4", 10.0, steady_output_throughput=11.0)))

@@ -165,3 +165,11 @@ def test_layouts_that_train_stand_side_by_side_in_one_table() -> None:
     assert "fits yes yes yes" in said
     assert said.count("reduce_scatter over fsdp") == 1
     assert "Note on pp4: 2 micro-batches are fewer than the 4 ranks" in said
+
+
+def test_the_engine_that_trains_a_layout_is_said() -> None:
+    assert "engine torch torch deepspeed" in explained("dp2", "tp2", "dp2zero1", *LLAMA, *STEP)
+    assert "trained under dp2 in bf16: 2 ranks, 2 replicas, on the engine torch" in explained(
+        "dp2", *LLAMA, *STEP
+    )
+    assert data("tp2", *LLAMA, *STEP)["engine"] == "torch"

@@ -117,6 +117,8 @@ def test_nothing_is_ranked_on_a_cpu(tmp_path: Path) -> None:
     table = CliRunner().invoke(main, ["compare", str(folder)]).output
     assert "It is no ranking" in " ".join(table.split())
     assert "the tokens a second of" not in " ".join(table.split())
+    assert ">/GPU<" not in text
+    assert "/GPU" not in table
     names = [row["layout"] for row in data_of(page)["step"]]
     assert names == sorted(names)
     firsts = [word for line in table.splitlines() for word in line.split()[:1]]

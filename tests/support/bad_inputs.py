@@ -90,6 +90,25 @@ TEXTS = (
     "allreduce",
     "overlap",
 )
+OF_TRAINING = (
+    "seq-len",
+    "global-batch-size",
+    "micro-batch-size",
+    "gradient-accumulation-steps",
+    "steps",
+    "checkpoint-interval",
+)
+HOW_TO_TRAIN = (
+    "workload",
+    "schedule",
+    "activation-checkpointing",
+    "precision",
+    "offload",
+    "data",
+    "data-column",
+    "save-checkpoint",
+    "resume-from",
+)
 REST = ("ablate", "goodput", "slo", "metadata", "dataset-columns", "fabric", "result-dir", "config")
 DRY = ("submit", "--dry-run", "--device", "cpu")
 
@@ -118,6 +137,18 @@ def flags() -> Iterator[Case]:
     for option in (*TEXTS, *REST):
         for value in ODD_TEXTS:
             yield Case(f"--{option} {_short(value)}", (*DRY, f"--{option}={value}"))
+
+
+def training() -> Iterator[Case]:
+    """The same of what is asked of training."""
+    asked = (*DRY, "--workload", "train", "--strategy", "tp1")
+    for options, values in ((OF_TRAINING, ODD_NUMBERS), (HOW_TO_TRAIN, ODD_TEXTS)):
+        for option in options:
+            data = ("--data", "x.jsonl") if option == "data-column" else ()
+            for value in values:
+                name = f"train --{option} {_short(value)}"
+                files = {"x.jsonl": b'{"text": "hello"}\n'} if data else {}
+                yield Case(name, (*asked, *data, f"--{option}={value}"), files)
 
 
 def commands() -> Iterator[Case]:

@@ -115,7 +115,7 @@ def test_a_writer_goes_on_until_a_reader_is_far_behind() -> None:
         if meeting.rank == 0:
             for _ in range(PIECES):
                 ring.write(torch.zeros(4))
-            with pytest.raises(DistBackendError, match=r"rank 0 waits for rank 1: it has not come"):
+            with pytest.raises(DistBackendError, match=r"waits for rank 1 in shared m.*not come"):
                 ring.write(torch.zeros(4))
 
     together(2, ahead, timeout_s=0.1)
@@ -130,7 +130,7 @@ def test_a_rank_that_hangs_is_named_when_the_timeout_is_over(
         exchange = meeting.exchange("tp", (0, 1, 2))
         assert exchange is not None
         if meeting.rank != 1:
-            why = f"rank {meeting.rank} waits for rank 1: it has not come within 0.2 s"
+            why = "it waits for rank 1 in shared memory: it has not come within 0.2 s"
             with pytest.raises(DistBackendError, match=re.escape(why)):
                 exchange.all_reduce(torch.ones(3))
 
@@ -153,7 +153,7 @@ def test_a_rank_that_has_died_is_named_long_before_the_timeout(
     process.kill()
     process.wait()
     began = time.monotonic()
-    with pytest.raises(DistBackendError, match=r"rank 1: Connection closed"):
+    with pytest.raises(DistBackendError, match=r"rank 1 in shared memory: Connection closed"):
         exchange.all_reduce(torch.ones(3))
     assert time.monotonic() - began < FOREVER_S / 3
 

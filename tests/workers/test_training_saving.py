@@ -14,7 +14,8 @@ from training_runs import FEW, LOAD, check_same, curve, load_of, shape_of, train
 
 from orchestrator.plan import models
 from strategies.errors import Refused
-from workers.engines.training.saving import UNFINISHED, make_folder, write
+from workers.checkpoint_files import UNFINISHED
+from workers.engines.training.saving import check_folder, write
 from workers.messages import TrainingWork, Work
 
 
@@ -85,10 +86,10 @@ def test_a_folder_that_cannot_be_written_is_known_before_anything_is_trained(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "file").touch()
-    make_folder(tmp_path / "new" / "one", rank=1)
-    assert not list((tmp_path / "new" / "one").iterdir())
+    check_folder(tmp_path / "new" / "one")
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
     with pytest.raises(Refused, match=r"file/one: Not a directory; give another --save-checkp"):
-        make_folder(tmp_path / "file" / "one", rank=1)
+        check_folder(tmp_path / "file" / "one")
 
 
 def test_a_part_that_cannot_be_written_is_said_with_its_reason(tmp_path: Path) -> None:
@@ -113,3 +114,14 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_that_is_there(
         pool.serve(plan, run, write_it, counts=False)
     (folder / UNFINISHED).unlink()
     assert {one.name: one.read_bytes() for one in folder.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_no_folder_is_left_of_a_checkpoint_that_cannot_be_written(
+    pool: Pool, tmp_path: Path
+) -> None:
+    plan = training_plan("fsdp2", shape_of("Llama"), None)
+    work = saving(tmp_path / "new" / "saved", like=str(tmp_path / "gone"))
+    with pytest.raises(RuntimeError, match=r"No such file or directory: .*/gone"):
+        pool.serve(plan, *work, counts=False)
+    assert not list(tmp_path.iterdir())

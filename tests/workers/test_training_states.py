@@ -20,7 +20,9 @@ from workers.engines import training_state
 from workers.engines.training import trainer
 from workers.engines.training.engine import TIMED, TorchTrainer
 from workers.engines.training.observing import KEPT, STARTING
+from workers.engines.training.saving import write
 from workers.engines.training.scaling import Scaling
+from workers.engines.training.states import StateWriter
 from workers.engines.training.trainer import Trainer
 from workers.engines.training_state import TrainingState
 from workers.messages import EnginePlan, TrainingWork
@@ -178,7 +180,7 @@ def test_a_state_of_which_a_part_is_gone_or_spoiled_is_refused(
         TrainingWork(LAST, state=str(tmp_path), interval=STOP),
         TrainingWork(LAST, resume=str(folder)),
     ):
-        with pytest.raises(Refused, match=f"{folder} is not whole, so .*; go on from another sta"):
+        with pytest.raises(Refused, match=rf"{folder} is not whole, so .*\S; go on from another"):
             alone_here(plan, work)
 
 
@@ -191,7 +193,8 @@ def test_a_run_goes_on_where_a_state_cannot_be_written(
 ) -> None:
     """It has all its steps and says what is not written; the state before stays, and the next is
     tried."""
-    work, renamed = TrainingWork(LAST, state=str(tmp_path), interval=2), os.replace
+    folder, renamed = tmp_path / "states" / "run", os.replace
+    work = TrainingWork(LAST, state=str(folder), interval=2)
 
     def full(source: Path, target: Path) -> None:
         if training_state.step_of(Path(target)) in failing:
@@ -211,7 +214,21 @@ def test_a_run_goes_on_where_a_state_cannot_be_written(
         f"{said}{max(failing)}: [Errno 28] No space left on device"
     )
     whole = sorted({2, 4, LAST} - failing)[-1:]
-    assert [one.name for one in tmp_path.iterdir()] == [training_state.name_of(n) for n in whole]
+    assert [one.name for one in folder.glob("*")] == [training_state.name_of(n) for n in whole]
+    assert folder.parent.exists() == bool(whole)  # no empty folder is left
+
+
+def test_a_full_disk_is_named_and_not_where_torch_met_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*_: object) -> None:
+        error = RuntimeError("unexpected pos 704 vs 598")
+        error.__context__ = OSError(errno.ENOSPC, "No space left on device")
+        raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(Refused, match=r"rank 0 cannot write its part: \[Errno 28\] No space left"):
+        write({"one": torch.ones(2)}, StateWriter(tmp_path), several=False)
 
 
 @pytest.mark.parametrize("layout", ["fsdp2", "deepspeed:dp2zero2"])

@@ -65,8 +65,9 @@ class JoinedCell:
         """How requests arrive, in words."""
         if not self.request_rate:
             return "a closed loop"
-        uneven = self.burstiness not in (None, 1.0)
-        burstiness = f" with burstiness {self.burstiness:g}" if uneven else ""
+        if self.burstiness is None:
+            return f"an open loop at its own times, on average {self.request_rate:.3g}/s"
+        burstiness = f" with burstiness {self.burstiness:g}" if self.burstiness != 1.0 else ""
         return f"an open loop at a rate of {self.request_rate:g}/s{burstiness}"
 
     @property

@@ -35,7 +35,7 @@ def files_of(folder: Path, split: str | None) -> Sequence[Path]:
         )
     if split is None and len(splits) > 1:
         raise UserError(f"{folder} has the splits {', '.join(splits)}; name one: --dataset-split")
-    name = split or next(iter(splits))
+    name = next(iter(splits)) if split is None else split
     if name not in splits:
         raise UserError(f"{folder} has no split '{name}'; it has {', '.join(splits)}")
     return splits[name]

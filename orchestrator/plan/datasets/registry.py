@@ -151,7 +151,7 @@ def _format_of(source: Source, first: Row) -> Format:
     found = [one for one in known.values() if one.knows(first)]
     if not found:
         raise UserError(
-            f"{first.where}: no format has the fields {_some(first.fields)}; those that are read: "
+            f"{first.where}: no format has {_fields_in_words(first)}; those that are read: "
             f"{described()}. --dataset-columns prompt=COLUMN names the columns of other tables"
         )
     fitting = (one for one in found if not _missing(one, source))
@@ -172,6 +172,10 @@ def _missing(form: Format, source: Source) -> Sequence[str]:
     """The fields whose columns were named, and which the format does not have."""
     known = {name for one, others in form.fields.items() for name in (one, *others)}
     return [name for name in source.columns if name not in known]
+
+
+def _fields_in_words(row: Row) -> str:
+    return f"the fields {_some(row.fields)}" if row.fields else "rows without a field"
 
 
 def _some(fields: Mapping[str, object]) -> str:

@@ -24,7 +24,7 @@ def documents(
     """
     plain = _plain_files(path)
     if not plain:
-        yield from _column(path, column or COLUMN, split)
+        yield from _column(path, COLUMN if column is None else column, split)
         return
     for given, name in ((column, "column"), (split, "split")):
         if given is not None:

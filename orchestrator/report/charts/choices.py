@@ -83,9 +83,12 @@ def _settings(cells: Sequence[Comparison]) -> Iterator[str]:
 
 
 def rate_of(one: Comparison) -> str:
-    """The rate at which requests arrive, or conversations, in words; empty in a closed loop."""
-    rate = one.arrivals.request_rate
+    """The rate at which requests arrive, or conversations, in words, of a trace which it is too;
+    empty in a closed loop."""
+    rate, trace = one.arrivals.request_rate, one.arrivals.trace
     what = "conversations" if one.conditions.num_conversations else "requests"
+    if trace:
+        return f"a trace ({trace}), {rate:.3g} {what}/s on average"
     return f"{rate:g} {what}/s" if rate else ""
 
 

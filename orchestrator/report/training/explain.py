@@ -14,7 +14,7 @@ from rich.text import Text
 from orchestrator.report.explain import UNKNOWN
 from orchestrator.report.explain_several import Row, between, sent, show
 from orchestrator.report.text import collectives_table, percent, plural
-from strategies import Layout, ModelShape, TrainingLoad, memory
+from strategies import TrainingLoad, memory
 from strategies.training import (
     TrainingMemory,
     TrainingTraffic,
@@ -27,6 +27,7 @@ from strategies.training import (
 )
 from strategies.training.host import PROCESS_BYTES, USABLE
 from strategies.training.memory import likes
+from workers.messages import EnginePlan
 from workers.units import format_bytes
 
 MOST_ROWS = 16  # of the table of ranks; more of them repeat the pattern
@@ -51,14 +52,15 @@ class TrainingRank:
 class TrainingExplanation:
     """A layout that trains a model, worked out.
 
-    micro_batches: of a replica in a step. bubble: the share of a step that a pipeline waits.
-    warning: of the batches. memory_bytes: of a device, 0 where it is unknown. fits: whether the
-    fullest rank does; None where memory is unknown. flops_per_token: of training, in all.
+    engine: the one that trains it. micro_batches: of a replica in a step. bubble: the share of a
+    step that a pipeline waits. warning: of the batches. memory_bytes: of a device, 0 where it is
+    unknown. fits: whether the fullest rank does; None where memory is unknown. flops_per_token: of
+    training, in all.
     """
 
     model: str
     layout: str
-    engine: str | None
+    engine: str
     load: TrainingLoad
     replicas: int
     micro_batches: int
@@ -70,12 +72,11 @@ class TrainingExplanation:
     flops_per_token: float
 
 
-def explain(
-    layout: Layout, model: ModelShape, load: TrainingLoad, memory_bytes: int = 0
-) -> TrainingExplanation:
-    """Work out the training of `model` under `layout` on devices of `memory_bytes` (0 = unknown).
-    Raises LayoutError for batches that it cannot train on."""
-    placement = layout.placement
+def explain(engine: str, plan: EnginePlan, memory_bytes: int) -> TrainingExplanation:
+    """Work out what a plan trains on devices of `memory_bytes` (0 = unknown). Raises LayoutError
+    for batches that it cannot train on."""
+    placement, model, load = plan.placement, plan.model, plan.training
+    assert load is not None, "the plan trains"
     warning, count = check_batches(placement, load), micro_batches(placement, load)
     taken, alike = training_memory(placement, model, load), likes(placement)
     traffic = {rank: training_traffic(placement, model, load, rank) for rank in set(alike)}
@@ -92,8 +93,8 @@ def explain(
     )
     return TrainingExplanation(
         model=model.name,
-        layout=layout.name,
-        engine=layout.engine,
+        layout=plan.layout,
+        engine=engine,
         load=load,
         replicas=placement.num_replicas,
         micro_batches=count,
@@ -164,8 +165,7 @@ def _render_one(explanation: TrainingExplanation, console: Console) -> None:
 def _summary(explanation: TrainingExplanation) -> str:
     ranks, replicas = len(explanation.ranks), explanation.replicas
     parts = [plural(ranks, "rank"), *([plural(replicas, "replica")] if replicas > 1 else [])]
-    parts += [f"on the engine {explanation.engine} alone"] if explanation.engine else []
-    return f"{_how(explanation.load)}: {', '.join(parts)}"
+    return f"{_how(explanation.load)}: {', '.join(parts)}, on the engine {explanation.engine}"
 
 
 def _how(load: TrainingLoad) -> str:

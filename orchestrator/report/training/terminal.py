@@ -23,6 +23,7 @@ CPU_NOTE = (
     "On CPU, the ranks of a layout share a few cores: this shows that the layouts work and learn "
     "the same. It is no ranking of them."
 )
+OF_GPU = "/GPU"  # a column of GPUs alone
 # Title -> (what it means, how it is written). One that no layout has a value for is left out.
 COLUMNS: dict[str, tuple[str, Callable[[TrainingComparison], str]]] = {
     "tok/s": (
@@ -30,7 +31,7 @@ COLUMNS: dict[str, tuple[str, Callable[[TrainingComparison], str]]] = {
         lambda one: fixed(one.rate.tokens_per_second),
     ),
     "±": ("half of that mean's 95% interval, in percent of it", lambda one: _half(one)),
-    "/GPU": ("tok/s per GPU", lambda one: fixed(one.rate.tokens_per_second_per_gpu)),
+    OF_GPU: ("tok/s per GPU", lambda one: fixed(one.rate.tokens_per_second_per_gpu)),
     "step ms": ("time of an optimizer step", lambda one: fixed(one.rate.step_time_ms)),
     "MFU": (
         "arithmetic of the model over what the data sheet allows",
@@ -139,7 +140,8 @@ def loads_of(
 
 
 def describe(cells: Sequence[TrainingComparison]) -> tuple[str, list[dict[str, str]]]:
-    """The title of a load and a row for each of its layouts that was trained: column -> text."""
+    """The title of a load and a row for each of its layouts that was trained: column -> text.
+    Ranks on CPUs share cores, so nothing is told of each."""
     first, names = cells[0], names_of([one.cell for one in cells])
     asked = first.conditions
     title = (
@@ -147,8 +149,9 @@ def describe(cells: Sequence[TrainingComparison]) -> tuple[str, list[dict[str, s
         f"{asked.steps} steps, {asked.precision}"
     )
     done = [(name, one) for name, one in zip(names, cells, strict=True) if one.status == COMPLETED]
+    left_out = OF_GPU if any(is_cpu(one.conditions.device_name) for one in cells) else None
     written = {key: [write(one) for _, one in done] for key, (_, write) in COLUMNS.items()}
-    known = {key: texts for key, texts in written.items() if set(texts) - {"-"}}
+    known = {key: texts for key, texts in written.items() if set(texts) - {"-"} and key != left_out}
     rows = [
         {"layout": name, **{key: texts[place] for key, texts in known.items()}}
         for place, (name, _) in enumerate(done)

@@ -137,7 +137,7 @@ class TorchTrainer:
             return self._run(work)
 
     def _run(self, work: TrainingWork) -> RankReport:
-        from workers.engines.training.saving import make_folder
+        from workers.engines.training.saving import check_folder
         from workers.engines.training.states import States
 
         assert self._trainer is not None
@@ -152,7 +152,7 @@ class TorchTrainer:
         if work.observe:
             return self._observed(work)
         if work.save is not None:
-            make_folder(Path(work.save), context.rank)
+            check_folder(Path(work.save))
         trainer.reset()
         states = States(trainer, context, self._plan, work)
         taken, rows = states.resume()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_distribut
 from torch.distributed.checkpoint.storage import StorageWriter
 
 from strategies.errors import Refused
+from workers.checkpoint_files import UNFINISHED, discard, missing
 from workers.engines.training.model import StageModule
 from workers.engines.transformers_config import CONFIG_CLASSES, shape_to_config
 from workers.messages import EnginePlan
@@ -23,17 +25,14 @@ from workers.messages import EnginePlan
 CONFIG = "config.json"
 DESCRIBING = (".json", ".model", ".txt", ".jinja")  # config, tokenizer and chat template
 SHARDED = "sharded"  # where torch puts the parts of the ranks, before it joins them
-UNFINISHED = ".unfinished"  # what is being written, so that a checkpoint that is there stays whole
 
 
-def make_folder(folder: Path, rank: int) -> None:
-    """Make the folder of `save`. Raises Refused where this rank cannot write there, which is better
-    known before it trains than after."""
-    probe = folder / f".rank-{rank}"
+def check_folder(folder: Path) -> None:
+    """Raises Refused where `save` could not write to a folder, or make it, which is better known
+    before training than after. Nothing is left of the trial."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        there = next(one for one in (folder, *folder.parents) if one.exists())
+        tempfile.TemporaryDirectory(dir=there).cleanup()
     except OSError as error:
         raise Refused(
             f"a checkpoint cannot be written to {folder}: {error.strerror}; give another "
@@ -61,8 +60,9 @@ def save(
     this one is whole, weights of other names included; of one that cannot be written nothing is
     left."""
     several, unfinished = plan.placement.num_ranks > 1, folder / UNFINISHED
+    made = missing(folder)
     if is_first:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        discard(unfinished, ())
     if several:
         dist.barrier()
     state = {name: one.detach() for stage in stages for name, one in stage.stored_parameters()}
@@ -77,7 +77,7 @@ def save(
             _replace(unfinished, folder)
     finally:
         if is_first:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            discard(unfinished, made)
 
 
 def _replace(unfinished: Path, folder: Path) -> None:

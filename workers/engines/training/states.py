@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from strategies.errors import Refused
+from workers.checkpoint_files import discard, missing
 from workers.engines import training_state
 from workers.engines.training.saving import write
 from workers.engines.training_state import Read, Resumable, TrainingState
@@ -98,6 +102,19 @@ class States:
         return state
 
 
+class StateWriter(FileSystemWriter):
+    """Torch's, which says of a full disk that it is one: its archives raise "unexpected pos"."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write what this rank has. Raises OSError where the disk cannot take it."""
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
 def reader(folder: Path) -> Read:
     """What fills tensors, of DTensors this rank's part, with what is kept in a folder. Each rank
     reads by itself. It raises Refused for a folder of which a part is gone or spoiled: torch's own
@@ -111,9 +128,10 @@ def reader(folder: Path) -> Read:
                 load_distributed(wanted, storage_reader=FileSystemReader(folder), no_dist=True)
         except CheckpointException as error:
             ((cause, _),) = error.failures.values()
+            why = ": ".join(filter(None, (type(cause).__name__, str(cause))))
             raise Refused(
-                f"{folder} is not whole, so nothing can go on from it: {type(cause).__name__}: "
-                f"{cause}; go on from another state, or remove this one and begin anew"
+                f"{folder} is not whole, so nothing can go on from it: {why}; go on from another "
+                "state, or remove this one and begin anew"
             ) from error
 
     return read
@@ -128,14 +146,15 @@ def _write(
     several, is_first = context.placement.num_ranks > 1, context.rank == 0
     target = folder / training_state.name_of(state.step)
     unfinished = folder / f".{target.name}.tmp"
+    made = missing(folder)
     unseen = f"{target} is not seen by every rank; use a folder that all share"
 
     def begin() -> None:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        discard(unfinished, ())
         unfinished.mkdir(parents=True)
 
     def share() -> None:
-        write(tensors, FileSystemWriter(unfinished), several)
+        write(tensors, StateWriter(unfinished), several)
 
     def finish() -> None:
         training_state.write(state, unfinished)
@@ -155,7 +174,7 @@ def _write(
         # Every rank goes on, or none: the others would wait for one that failed.
         if not context.smallest(int(reason is None)):
             if is_first:
-                shutil.rmtree(unfinished, ignore_errors=True)
+                discard(unfinished, made)
             return reason or unseen  # rank 0 knows what else may be
     return None
 
