@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from page_commands import FENCED, PAGES, ROOT, commands
 from shown_output import workplace
 
 from orchestrator.cli import main
+from orchestrator.predict import crossover, matrix
 
 ALONE = ("audit", "compare", "crossover", "explain", "matrix", "plan", "recommend", "recompute")
 ALONE += ("report", "strategies", "submit --dry-run --gpu")
@@ -49,8 +51,11 @@ def programs() -> Iterator[tuple[str, str]]:
 def test_a_command_that_needs_no_devices_does_its_work(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In this process: most of them take less time than the imports of one of their own."""
+    """In this process: most of them take less time than the imports of one of their own. A matrix
+    has all its fields, each up to a few concurrencies, and its curves have their ends."""
     monkeypatch.chdir(workplace(tmp_path))
+    monkeypatch.setattr(matrix, "changes", functools.partial(matrix.changes, most=2))
+    monkeypatch.setattr(crossover, "DRAWN", 2)
     out = ["--out", "report.html"] if command.startswith("report") else []
     done = CliRunner().invoke(main, [*shlex.split(command), *out])
     assert done.exit_code == 0, done.output

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 POOL_SIZE = 4
 SLOW_TO_IMPORT = ["torch.distributed.tensor", "transformers.models.llama.modeling_llama"]
+SLOW_TO_IMPORT += ["torch._inductor.compile_fx"]  # of compiled layers
 SLOW_TO_IMPORT += ["deepspeed"]  # passed over where it is not installed
 
 

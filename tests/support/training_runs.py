@@ -14,7 +14,9 @@ from strategies import ModelShape, Topology, TrainingLoad, plan_layout
 from workers.messages import EnginePlan, RankReport
 from workers.training_records import TRAINING_STEPS, TrainingStepRow
 
-STEPS, FEW = 20, 4
+# A step begins with the weights that the one before it left, so an update that is wrong is seen in
+# the next. One process takes the most steps, where they cost the least.
+STEPS, SOME, FEW = 20, 8, 4
 TOLERANCE = 1e-4
 LOAD = TrainingLoad(16, 8, 2, precision="fp32")
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,12 +16,10 @@ from strategies import TrainingLoad
 from strategies.training import training_traffic
 
 RANKS = 2
-MANY = 10  # layers, more than torch compiles anew of one function
+Told = tuple[Any, int, dict[tuple[str, str], int]]
 
 
-def train(
-    rank: int, store: str, layout: str, load: TrainingLoad, layers: int, steps: int, tell: Any
-) -> None:
+def train(rank: int, store: str, layout: str, load: TrainingLoad, tell: Any) -> None:
     """Take a few steps as one of two ranks; tell the losses, the norms, how many graphs torch
     compiled and the bytes that one more step communicates."""
     import torch
@@ -38,11 +35,10 @@ def train(
     torch.compile = functools.partial(compiles, backend="aot_eager", fullgraph=True)  # type: ignore[assignment]
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
-    shape = replace(shape_of("Llama"), num_layers=layers)
-    plan = training_plan(layout, shape, None, load, switches=Switches(fusion="on"))
+    plan = training_plan(layout, shape_of("Llama"), None, load, switches=Switches(fusion="on"))
     trainer = Trainer(rank, plan, torch.device("cpu"))
     trainer.reset()
-    data = batches(plan, TrainingWork(steps), trainer.replica, range(steps))
+    data = batches(plan, TrainingWork(FEW), trainer.replica, range(FEW))
     found = [tuple(trainer.step(tokens)) for tokens in data]
     graphs = counters["stats"]["unique_graphs"]
     counting = Counting(plan.placement, rank)
@@ -52,27 +48,29 @@ def train(
     dist.destroy_process_group()
 
 
-def trained(
-    layout: str, load: TrainingLoad, layers: int, steps: int, folder: Path
-) -> tuple[Any, int, dict[tuple[str, str], int]]:
-    """What the first of two ranks tells."""
-    context = forking()
-    ours, theirs = zip(*(context.Pipe() for _ in range(RANKS)), strict=True)
-    ranks = [
-        context.Process(
-            target=train,
-            args=(rank, str(folder / "store"), layout, load, layers, steps, theirs[rank]),
-        )
-        for rank in range(RANKS)
-    ]
-    for one, end in zip(ranks, theirs, strict=True):
-        one.start()
-        end.close()
-    told = [end.recv() for end in ours]
-    for one in ranks:
-        one.join()
-    assert told[0][0] == told[1][0]
-    return told[0]  # type: ignore[no-any-return]
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Any], Told]:
+    """(layout, what is recomputed) -> what the first of two ranks tells of a run, made once."""
+
+    @functools.cache
+    def run(layout: str, mode: Any) -> Told:
+        context, store = forking(), tmp_path_factory.mktemp("trained") / "store"
+        load = replace(load_of(layout), activation_checkpointing=mode)
+        ours, theirs = zip(*(context.Pipe() for _ in range(RANKS)), strict=True)
+        ranks = [
+            context.Process(target=train, args=(rank, str(store), layout, load, theirs[rank]))
+            for rank in range(RANKS)
+        ]
+        for one, end in zip(ranks, theirs, strict=True):
+            one.start()
+            end.close()
+        told: list[Told] = [end.recv() for end in ours]
+        for one in ranks:
+            one.join()
+        assert told[0][0] == told[1][0]
+        return told[0]
+
+    return run
 
 
 @pytest.mark.ranks
@@ -80,11 +78,10 @@ def trained(
     ("layout", "mode"), [("tp2", "off"), ("tp2", "full"), ("fsdp2", "selective"), ("pp2", "full")]
 )
 def test_compiled_layers_that_are_cut_change_no_loss(
-    layout: str, mode: Any, tmp_path: Path
+    layout: str, mode: Any, trained: Callable[[str, Any], Told]
 ) -> None:
-    load = replace(load_of(layout), activation_checkpointing=mode)
-    found, _, sent = trained(layout, load, shape_of("Llama").num_layers, FEW, tmp_path)
-    load = replace(load, compiles=True)
+    found, _, sent = trained(layout, mode)
+    load = replace(load_of(layout), activation_checkpointing=mode, compiles=True)
     plan = training_plan(layout, shape_of("Llama"), None, load)
     counted = training_traffic(plan.placement, plan.model, load, 0)
     assert sent
@@ -94,10 +91,12 @@ def test_compiled_layers_that_are_cut_change_no_loss(
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize(("layout", "graphs"), [("tp2", 1), ("fsdp2", 2)])
+@pytest.mark.parametrize(
+    ("layout", "mode", "graphs"), [("tp2", "full", 1), ("fsdp2", "selective", 2)]
+)
 def test_layers_are_compiled_once_however_many_there_are(
-    layout: str, graphs: int, tmp_path: Path
+    layout: str, mode: Any, graphs: int, trained: Callable[[str, Any], Told]
 ) -> None:
-    """And so is the loss, where the vocabulary is not cut."""
-    load = replace(load_of(layout), activation_checkpointing="full")
-    assert trained(layout, load, MANY, 2, tmp_path)[1] == graphs
+    """Three here. And so is the loss, where the vocabulary is not cut."""
+    assert shape_of("Llama").num_layers > graphs
+    assert trained(layout, mode)[1] == graphs
