@@ -132,7 +132,8 @@ def findings_of(paths: Iterable[Path], difference: float | None = None) -> Train
         there = [] if table is None else TRAINED.rows(table)
         runs += there
         parts += observed_in(path).parts
-        clocks |= clocks_in(path)
+        if any(run.cell.ablation == "comm" for run in there):  # clocks are asked of these alone
+            clocks |= clocks_in(path)
         lacking += missing(path, folders.read_manifest(path), there)
     return replace(compared(runs, difference, parts, clocks), missing=lacking)
 

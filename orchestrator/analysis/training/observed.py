@@ -103,10 +103,12 @@ def clocks_in(folder: Path) -> dict[CellKey, float]:
     if table is None:
         return {}
     keys, clock = [one.name for one in fields(CellKey)], "sm_clock_mhz"
-    rows = table.select([*keys, clock]).to_pylist()
-    known = ((CellKey(**{key: one[key] for key in keys}), one[clock]) for one in rows if one[clock])
-    by_one = grouped(known, lambda pair: pair[0])
-    return {cell: median(mhz for _, mhz in mine) for cell, mine in by_one.items()}
+    sampled = (one for one in table.select([*keys, clock]).to_pylist() if one[clock])
+    by_keys = grouped(sampled, lambda one: tuple(one[key] for key in keys))
+    return {
+        CellKey(**dict(zip(keys, of, strict=True))): median(one[clock] for one in mine)
+        for of, mine in by_keys.items()
+    }
 
 
 def times_of(parts: Sequence[TrainedParts], on_cpu: bool) -> TrainingTimes:
