@@ -173,14 +173,10 @@ def effect_shown(one: TrainingEffect) -> dict[str, str]:
         "calls": f"{one.communication_calls} of {one.communication_calls_asked}",
         "sent": f"{_bytes(one.communication_bytes)} of {_bytes(one.communication_bytes_asked)}",
         "loss": "-" if difference is None else f"{difference:+.1e}",
-        "saved": _percent(one.saved_pct),
-        "at one clock": _percent(one.saved_at_one_clock_pct),
-        "exposed by profile": _percent(one.exposed_pct),
+        "saved": percent(one.saved_pct),
+        "at one clock": percent(one.saved_at_one_clock_pct),
+        "exposed by profile": percent(one.exposed_pct),
     }
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}%"
 
 
 def _of(value: float | None) -> str:
