@@ -204,6 +204,7 @@ class Job:
         """A run of `cell`, which trains. device_name: None where it did not come so far."""
         sheet, plan = datasheet.ceilings(device_name), self.deployment.plan
         assert isinstance(cell.work, TrainingWork), "the cell trains"
+        limit = sheet.rates(plan.fastest_dtype) if sheet else None
         return TrainingAttempt(
             key=self.store.run_key(run),
             plan=plan,
@@ -212,7 +213,7 @@ class Job:
             block=self.block,
             node=self.node,
             metadata=json.dumps(self.experiment.metadata),
-            peak=sheet.flops.get(plan.fastest_dtype) if sheet else None,
+            peak=limit.flops if limit else None,
         )
 
     def training_work(self, run: Run, cell: PlannedCell) -> TrainingWork:

@@ -418,10 +418,12 @@ def report(rank: int, seconds: float) -> RankReport:
     return RankReport(rank, None, STEPS.make(()), None, 1000, training=training)
 
 
-def attempt(store: Store, planned: PlannedDeployment, start: int) -> TrainingAttempt:
+def attempt(
+    store: Store, planned: PlannedDeployment, start: int, device_name: str | None = None
+) -> TrainingAttempt:
     (cell,) = planned.cells
     job = Job(planned, Experiment(**TRAIN), store)
-    return job.training_attempt(Run(cell.cell, start, 0), cell, "2026-01-01")
+    return job.training_attempt(Run(cell.cell, start, 0), cell, "2026-01-01", device_name)
 
 
 def row(store: Store, planned: PlannedDeployment, start: int, seconds: float) -> Trained:
@@ -474,6 +476,14 @@ def test_the_share_of_the_data_sheet_is_that_of_the_arithmetic_of_the_model(stor
     found = trained(asked, built, 5.0, "H100", [report(rank, 0.5) for rank in range(2)])
     per_token = flops_per_token(one.plan.model, 64)
     assert found.rate.model_flops_utilization == pytest.approx(per_token * 1024 / 2e9)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_data_sheet_is_read_for_every_precision_of_16_bits(
+    store: Store, precision: str
+) -> None:
+    (one,) = plan(strategy="dp2", precision=precision)
+    assert attempt(store, one, 0, "NVIDIA H200").peak == 989.4e12
 
 
 def test_a_pipeline_has_the_bubble_of_its_schedule(store: Store) -> None:
