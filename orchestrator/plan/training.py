@@ -115,8 +115,6 @@ def check_folder(path: Path, folder: Path, is_local: bool) -> None:
 def why_not_silent(engine: str, plan: EnginePlan) -> str | None:
     """Why a plan is not trained without its collectives; None where it can be."""
     placement = plan.placement
-    if engine != DEFAULT_ENGINE:
-        return f"the engine {engine} cannot leave collectives out"
     if placement.degree("pp") > 1:
         return "without hand-overs a pipeline has no order, and no bubble either"
     if plan.training is not None and plan.training.dtype == "float16":

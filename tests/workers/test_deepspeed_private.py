@@ -28,9 +28,8 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
         monkeypatch.setenv(name, value)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        yield connect()
+        yield connect(torch.device("cpu"))
     finally:
         disconnect()
 
@@ -60,6 +59,15 @@ def test_deepspeed_comm_comm_cdb_is_the_backend(backend: object) -> None:
     assert backend is private.backend()
     assert isinstance(backend, TorchBackend)
     assert backend.is_initialized()
+
+
+def test_the_group_of_all_ranks_and_its_copy_are_asked_of_the_backend(backend: object) -> None:
+    from deepspeed.utils import groups
+
+    with private.taking_for_all(taken := object()):
+        assert deepspeed.comm.get_world_group() is taken
+        assert groups._get_data_parallel_group() is taken
+    assert deepspeed.comm.get_world_group() is dist.group.WORLD
 
 
 @pytest.mark.parametrize("method", private.BACKEND_METHODS)

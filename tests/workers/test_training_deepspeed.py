@@ -154,3 +154,18 @@ def test_runs_of_one_process_keep_no_memory_and_no_process_group(layout: str, po
     for (before, groups), (after, _) in zip(*kept, strict=True):
         assert after - before < whole / 100
         assert groups == 0
+
+
+@pytest.mark.parametrize("layout", ["dp2", "dp2zero1", "dp2zero2", "dp2zero3"])
+def test_without_collectives_ranks_step_by_themselves(layout: str, pool: Pool) -> None:
+    """A rank has its own part in place of what it would receive, so all it computes is a number."""
+    plan = training_plan(layout, shape_of("Llama"), None, LOAD, ablation="comm")
+    (reports,) = pool.serve(plan, TrainingWork(FEW), engine="deepspeed")
+    first, whole = curve(reports)[0], alone("Llama")[0]
+    assert first.grad_norm != pytest.approx(whole.grad_norm, rel=1e-3)
+    assert all(math.isfinite(one.loss) and one.grad_norm < 100 for one in curve(reports))
+    is_whole = layout != "dp2zero3"  # which gathers a rank's own part as each of the others
+    assert (first.loss == pytest.approx(whole.loss, abs=1e-4)) == is_whole
+    for one in reports:
+        assert one.training is not None
+        assert one.training.traffic.num_rows == 0

@@ -118,7 +118,7 @@ class DeepSpeedEngine:
         self._undo.append(deepspeed_process.set_environment(context))
         with deepspeed_process.quiet():
             if axis is not None:
-                self._backend = deepspeed_process.connect()
+                self._backend = deepspeed_process.connect(context.device)
                 self._undo.append(deepspeed_process.disconnect)
             # It imports deepspeed, so not before the environment is set.
             from workers.engines.deepspeed_models import auto_tp_model

@@ -6,6 +6,7 @@ itself in tests/workers/test_deepspeed_private.py. This module imports without t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,21 @@ def backend() -> Any:
     import deepspeed
 
     return deepspeed.comm.comm.cdb
+
+
+@contextlib.contextmanager
+def taking_for_all(group: Any) -> Iterator[None]:
+    """Inside, DeepSpeed takes this process group for that of all ranks, and for those of all ranks
+    that it would make. None: its own."""
+    if group is None:
+        yield
+        return
+    made = backend()
+    made.new_group, made.get_world_group = (lambda ranks: group), (lambda: group)
+    try:
+        yield
+    finally:
+        del made.new_group, made.get_world_group
 
 
 def stored(parameter: Tensor) -> Tensor:

@@ -66,10 +66,16 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def connect() -> Any:
-    """Have DeepSpeed use the process group that there is; returns its backend."""
+def connect(device: torch.device) -> Any:
+    """Have DeepSpeed use the process group that there is, or one of this rank alone, which it wants
+    too; returns its backend."""
     import deepspeed
+    import torch.distributed as dist
+    from torch._C._distributed_c10d import HashStore  # torch.distributed has it, not for mypy
 
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     deepspeed_private.disable_shared_memory_op()
     deepspeed.init_distributed(auto_mpi_discovery=False)
     return deepspeed_private.backend()

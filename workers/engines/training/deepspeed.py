@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from strategies.training import micro_batches
 from workers.engines.deepspeed_pins import Pins
 from workers.engines.training.engine import TorchTrainer, Trains, switches_of
 from workers.engines.training.scaling import FIRST, INTERVAL
@@ -81,21 +82,19 @@ class Replica:
     """A whole model that DeepSpeed keeps, or shares out over replicas."""
 
     def __init__(self, context: RankContext, plan: EnginePlan) -> None:
-        import torch.distributed as dist
-        from torch._C._distributed_c10d import HashStore  # torch.distributed has it, not for mypy
-
         from workers.engines import deepspeed_process
+        from workers.engines.training.silent import group_of_all
 
         assert plan.training is not None, "the plan trains"
         self._context, self._plan, self._asked = context, plan, plan.training
         self.gradient_bytes: int | None = None
         self._norm = 0.0
         self._undo: Callable[[], None] = deepspeed_process.set_environment(context)
-        if not dist.is_initialized():  # DeepSpeed wants a group for a single rank too
-            backend = "nccl" if context.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         with deepspeed_process.quiet():
-            deepspeed_process.connect()
+            deepspeed_process.connect(context.device)
+        self._silence: tuple[Any, Any] = (None, None)  # a group, and what makes it silent
+        if plan.ablation == "comm":
+            self._silence = group_of_all(context.device)
         self._engine: Any = None
         self._pins = Pins()
 
@@ -172,7 +171,7 @@ class Replica:
         """Make DeepSpeed's engine anew, of a model that `fill` gives its weights."""
         import deepspeed
 
-        from workers.engines.deepspeed_private import share_gradients
+        from workers.engines.deepspeed_private import share_gradients, taking_for_all
         from workers.engines.deepspeed_process import check_dtype, quiet
         from workers.engines.training.deepspeed_states import begin_anew
         from workers.engines.training.model import stages_of
@@ -188,7 +187,7 @@ class Replica:
         is_pinned = plan.device == "cuda" and self._asked.offload != "none"
         if is_pinned:
             self._pins.install()
-        with quiet():
+        with quiet(), taking_for_all(self._silence[0]):
             self._engine, *_ = deepspeed.initialize(
                 model=stage,
                 # In one kernel, as DeepSpeed's FusedAdam, which would be compiled first.
@@ -274,7 +273,7 @@ class Replica:
 
 def config_of(plan: EnginePlan) -> dict[str, Any]:
     """DeepSpeed's config of a plan."""
-    asked, replicas = plan.training, plan.placement.num_replicas
+    asked = plan.training
     assert asked is not None, "the plan trains"
     stage = int(plan.placement.option("zero_stage") or 0)
     # Of ZeRO-3, what moves in every step is pinned once it is made: parameters, by DeepSpeed, and
@@ -286,8 +285,7 @@ def config_of(plan: EnginePlan) -> dict[str, Any]:
     return {
         "train_batch_size": asked.global_batch_size,
         "train_micro_batch_size_per_gpu": asked.micro_batch_size,
-        "gradient_accumulation_steps": asked.global_batch_size
-        // (asked.micro_batch_size * replicas),
+        "gradient_accumulation_steps": micro_batches(plan.placement, asked),
         "gradient_clipping": NO_CLIPPING,
         # Parameters are kept for no longer than they are used, however small they are. What is
         # gathered ahead of its use is as much as Transformers' Trainer has it.

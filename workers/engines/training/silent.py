@@ -44,6 +44,13 @@ def reducing_own_parts(group: dist.ProcessGroup, device: torch.device) -> Librar
     return library
 
 
+def group_of_all(device: torch.device) -> tuple[dist.ProcessGroup, Library | None]:
+    """A group of all ranks, and what `reducing_own_parts` returns for it."""
+    register()
+    group = dist.new_group(backend=NOTHING)
+    return group, reducing_own_parts(group, device)
+
+
 def among(tokens: Tensor, rows: range) -> Tensor:
     """Tokens of these rows of the embedding instead of any. tokens: int64; the shape stays."""
     return rows.start + tokens % len(rows)
