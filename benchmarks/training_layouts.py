@@ -19,7 +19,7 @@ another one has trained. The parts:
     offload     moments and FP32 weights in main memory, which a 14B needs (qwen2.5-14b)
     techniques  fsdp2 without and with checkpointing, accumulation and compiled layers, and in other
                 precisions and with offload
-    comm        fsdp2, tp2 and dp2 without their collectives, which the engine torch can leave out
+    comm        all layouts but pipelines without their collectives
 
 On one GPU there are four, in the order in which their answers are of use:
 
@@ -152,6 +152,8 @@ ON_TWO: Parts = {
     "comm": (
         *((layout, (*FUSED, "--ablate", "comm")) for layout in ("fsdp2", "tp2")),
         ("dp2", (*FUSED, *RECOMPUTED, "--ablate", "comm")),
+        *((layout, ("--ablate", "comm")) for layout in ("dp2zero3", "dp2zero2")),
+        ("dp2zero1", (*RECOMPUTED, "--ablate", "comm")),
     ),
 }
 PARTS = {1: ON_ONE, 2: ON_TWO}
