@@ -20,7 +20,7 @@ from orchestrator.analysis.goodput import text
 from orchestrator.analysis.latency import Statistics, TokenTimes
 from orchestrator.analysis.summary import Measured
 from orchestrator.commands.vllm_bench import Record
-from orchestrator.commands.vllm_import import is_number
+from orchestrator.commands.vllm_import import CLOSED, is_number
 from orchestrator.errors import UserError
 from orchestrator.experiment.levels import parse_levels
 from workers.rows import flat
@@ -48,6 +48,8 @@ TOTALS = {
 ALWAYS = TOTALS.keys() - {"failed", "request_goodput"}  # of a model that generates
 IN_MS = {"ns": 1e-6, "us": 1e-3, "ms": 1.0, "sec": 1e3}
 OF_LAYOUT = ("strategy", "engine", "dtype", "quantization", "ablation", "scenario")
+RATES = ("request_rate", "user_centric_rate", "rate")  # before schema 1.2, and since
+BURST = "concurrency_burst"  # how AIPerf called a closed loop before schema 1.2
 MEASURED = "profiling"  # the phase of a run that is not its warm-up
 Metric = dict[str, object]
 
@@ -155,7 +157,8 @@ def _config(run: Measured) -> dict[str, object]:
 def _traced(run: Measured) -> dict[str, object]:
     """What AIPerf's fixed schedule does not say of a trace."""
     known = run.arrivals
-    return {"trace": known.trace, "request_rate": known.request_rate} if known.trace else {}
+    told = {"trace": known.trace, "request_rate": known.request_rate} if known.trace else {}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _sent(run: Measured) -> dict[str, object]:
@@ -232,13 +235,45 @@ def _asked(found: Record) -> Record:
         "model_id": model.get("name") if isinstance(model, dict) else model,
         "max_concurrency": load.get("concurrency"),
         "num_prompts": load.get("request_count") or load.get("requests"),
-        "request_rate": load.get("request_rate") or load.get("rate"),
-        "burstiness": load.get("smoothness") or (load.get("type") == "poisson" and 1.0),
+        "burstiness": _burstiness(load),
         "seed": given.get("random_seed") or _part(found, "run_info").get("random_seed"),
         "goodput": _levels(_part(given, "goodput") or _part(config, "slos")),
     }
     extra = {**_part(given, "extra"), **_part(endpoint, "extra")}
-    return {**extra, **{name: value for name, value in known.items() if value}}
+    said, schedule = extra.pop("trace", None), _schedule(given, load)
+    rate = _first(load, *RATES) or CLOSED
+    arrivals = {"trace": said or schedule} if schedule else {"request_rate": rate}
+    return {**extra, **arrivals, **{name: value for name, value in known.items() if value}}
+
+
+def _burstiness(load: Record) -> Any:
+    """The shape of the gaps, which are those of Poisson where nothing else is said; None of others
+    that are not drawn."""
+    kind = _first(load, "type", "request_rate_mode", "arrival_pattern") or "poisson"
+    return _first(load, "smoothness", "arrival_smoothness") or (1.0 if kind == "poisson" else None)
+
+
+def _first(found: Record, *names: str) -> Any:
+    """The first of these that is there."""
+    return next((found[name] for name in names if found.get(name)), None)
+
+
+def _schedule(given: Record, load: Record) -> str | None:
+    """What requests of an open loop followed that had no rate; None of all others. Before schema
+    1.2 it is an input, and a dataset of a trace is a schedule unless it was asked for otherwise."""
+    if load.get("rate_series"):
+        return "a rate series of AIPerf"
+    is_asked = given.get("fixed_schedule") or load.get("type") == "fixed_schedule"
+    is_burst = BURST in (load.get("request_rate_mode"), load.get("arrival_pattern"))
+    is_trace = str(given.get("custom_dataset_type")).endswith("_trace")
+    if not (is_asked or (is_trace and not _first(load, *RATES) and not is_burst)):
+        return None
+    ends = [
+        load.get(f"{end}_offset") or given.get(f"fixed_schedule_{end}_offset")
+        for end in ("start", "end")
+    ]
+    part = f", {ends[0] or 0} to {ends[1] or 'its end'} ms" if any(ends) else ""
+    return f"a fixed schedule of AIPerf{part}"
 
 
 def _load(config: Record) -> Record:

@@ -139,13 +139,14 @@ def _check_cells(tables: Mapping[str, pa.Table]) -> None:
     """Raise UserError where a cell has runs that arrived differently: those are other work."""
     from orchestrator.analysis.summary import MEASURED
 
-    rates: dict[object, object] = {}
+    ways: dict[object, str] = {}
     for run in MEASURED.rows(tables["summary"]):
-        rate = run.arrivals.request_rate
-        if rates.setdefault(run.cell, rate) != rate:
+        rate, trace = run.arrivals.request_rate, run.arrivals.trace
+        way = f"{rate or 'no'} requests/s" + (f" of a trace ({trace})" if trace else "")
+        if ways.setdefault(run.cell, way) != way:
             raise UserError(
-                f"{run.cell.name} is there at {rates[run.cell] or 'no'} and at {rate or 'no'} "
-                "requests/s, which are different work; import them one by one"
+                f"{run.cell.name} is there at {ways[run.cell]} and at {way}, which are different "
+                "work; import them one by one"
             )
 
 

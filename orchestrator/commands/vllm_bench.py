@@ -57,7 +57,7 @@ def record_of(run: Measured, requests: pa.Table | None, runs: int, detailed: boo
         "tokenizer_id": run.cell.model,
         "num_prompts": run.conditions.num_prompts,
         **_metadata(run, runs),
-        "request_rate": run.arrivals.request_rate or "inf",
+        "request_rate": run.arrivals.request_rate if run.arrivals.is_open else "inf",
         "burstiness": run.arrivals.burstiness or 1.0,
         "max_concurrency": run.cell.max_concurrency,
         **_totals(run),

@@ -28,6 +28,7 @@ from workers.rows import flat, nothing, widened
 # A generation benchmark has at least these. Those of Throughput have the same names there.
 NEEDED = ("duration", "completed", "total_input_tokens", "total_output_tokens", "output_throughput")
 UNKNOWN = "unknown"
+CLOSED = "inf"  # the rate of requests that all arrive at once
 COUNTS = ("input_lens", "output_lens")
 LISTS = (*COUNTS, "start_times", "ttfts", "itls")
 MOST = 2**63 - 1  # of a whole number in a column
@@ -187,9 +188,9 @@ def _goodput(record: Record) -> Goodput:
 
 def _arrivals(record: Record, figures: Figures) -> object:
     """The rate and burstiness of an open loop; vLLM writes "inf" for a closed one, and knows no
-    trace."""
+    trace: what exported one has the rate of, or null where it was not known."""
     rate = _number(record, "request_rate")
-    trace = _text(record, "trace") if rate else None
+    trace = _text(record, "trace") if record.get("request_rate") != CLOSED else None
     burstiness = _number(record, "burstiness") if rate and not trace else None
     return replace(figures.arrivals, request_rate=rate, burstiness=burstiness, trace=trace)
 

@@ -17,11 +17,14 @@ from summaries import write_run
 from training_inputs import write_training
 
 from orchestrator.analysis.comparing.findings import of_folders
+from orchestrator.analysis.comparing.two_results import cells_of, two_results
 from orchestrator.analysis.latency import TokenTimes, latency_of
 from orchestrator.analysis.load import load
 from orchestrator.analysis.throughput import throughput_of
 from orchestrator.cli import main
+from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Deployment, Run, Scenario
+from orchestrator.report.charts.choices import rate_of
 from orchestrator.store.journal import CHECKSUMS, Journal
 from orchestrator.store.store import Store
 from workers.rows import flat
@@ -342,9 +345,10 @@ def test_tables_of_another_schema_version_are_refused(results: Path, tmp_path: P
     assert "schema version 1" in found.stderr
 
 
+@pytest.mark.parametrize("rate", [9.5, None])
 @pytest.mark.parametrize("format", ["vllm-bench", "aiperf"])
-def test_a_trace_comes_back_as_one(tmp_path: Path, format: str) -> None:
-    asked = {"request_rate": 9.5, "burstiness": None, "trace": "60s at speed 2"}
+def test_a_trace_comes_back_as_one(tmp_path: Path, format: str, rate: float | None) -> None:
+    asked = {"request_rate": rate, "burstiness": None, "trace": "60s at speed 2"}
     path, _ = exported(written(tmp_path / "tiny-1", **asked), format=format)
     done("import", path, "--out", tmp_path / "back")
     arrivals = load([tmp_path / "back"])[0].runs[0].arrivals
@@ -516,6 +520,81 @@ def test_a_file_of_a_newer_aiperf_says_its_model_its_load_and_its_levels_elsewhe
     arrivals = run.arrivals.request_rate, run.arrivals.burstiness
     assert (run.cell.max_concurrency, *arrivals) == asked
     assert (run.goodput.goodput, run.conditions.num_prompts) == ("e2el:250", 4)
+
+
+SCHEDULE = "a fixed schedule of AIPerf"
+
+
+@pytest.mark.parametrize(
+    ("config", "arrivals"),
+    [  # of AIPerf before schema 1.2, whose default is Poisson, and since
+        ({"input": {"fixed_schedule": True}}, (None, None, SCHEDULE)),
+        ({"input": {"custom_dataset_type": "mooncake_trace"}}, (None, None, SCHEDULE)),
+        (
+            {"input": {"fixed_schedule": True, "fixed_schedule_end_offset": 9000}},
+            (None, None, f"{SCHEDULE}, 0 to 9000 ms"),
+        ),
+        (
+            {
+                "input": {"custom_dataset_type": "mooncake_trace"},
+                "loadgen": {"concurrency": 1, "request_rate_mode": "concurrency_burst"},
+            },
+            (None, None, None),
+        ),
+        ({"loadgen": {"request_rate": 3.0}}, (3.0, 1.0, None)),
+        ({"loadgen": {"request_rate": 3.0, "request_rate_mode": "constant"}}, (3.0, None, None)),
+        ({"loadgen": {"concurrency": 2}}, (None, None, None)),
+        ({"phases": [{"name": "profiling", "type": "fixed_schedule"}]}, (None, None, SCHEDULE)),
+        (
+            {"phases": [{"name": "profiling", "type": "fixed_schedule", "start_offset": 5}]},
+            (None, None, f"{SCHEDULE}, 5 to its end ms"),
+        ),
+        (
+            {"phases": [{"name": "profiling", "type": "poisson", "rate_series": {"points": []}}]},
+            (None, None, "a rate series of AIPerf"),
+        ),
+        ({"phases": [{"name": "profiling", "type": "user_centric", "rate": 4}]}, (4.0, None, None)),
+        (
+            {
+                "phases": [{"name": "profiling", "type": "concurrency"}],
+                "endpoint": {"extra": {"trace": "x"}},
+            },
+            (None, None, None),
+        ),
+    ],
+    ids=str,
+)
+def test_a_file_of_aiperf_is_of_an_open_loop_where_requests_had_times_of_their_own(
+    tmp_path: Path, config: dict[str, object], arrivals: tuple[object, ...]
+) -> None:
+    path = tmp_path / "profile_export_aiperf.json"
+    path.write_text(json.dumps({**AIPERF, "input_config": config}))
+    done("import", path, "--strategy", "tp2", "--out", tmp_path / "them")
+    (cell,) = of_folders([tmp_path / "them"]).comparison
+    told = cell.arrivals
+    assert (told.request_rate, told.burstiness, told.trace) == arrivals
+    trace = arrivals[2]
+    assert told.is_open == any(arrivals)
+    if trace:
+        assert rate_of(cell) == f"a trace ({trace})"
+
+
+def test_a_schedule_of_aiperf_is_other_work_than_its_closed_loop(tmp_path: Path) -> None:
+    path = tmp_path / "profile_export_aiperf.json"
+    for name, sent in (("closed", {"concurrency": 4}), ("open", {})):
+        config = {"input": {"fixed_schedule": not sent}, "loadgen": sent}
+        path.write_text(json.dumps({**AIPERF, "input_config": config}))
+        done("import", path, "--strategy", "tp2", "--out", tmp_path / name)
+    joined = {
+        cell for name in ("closed", "open") for cell in cells_of(load([tmp_path / name])[0].runs)
+    }
+    assert len(joined) == 2
+    assert sorted(cell.arrivals for cell in joined) == [
+        "a closed loop",
+        f"an open loop at its own times ({SCHEDULE})",
+    ]
+    with pytest.raises(UserError, match="one is a closed loop, the other an open loop at its own"):
+        two_results(tmp_path / "closed", tmp_path / "open").check_common_cells()
 
 
 @pytest.mark.parametrize(
