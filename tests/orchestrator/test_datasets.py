@@ -589,6 +589,31 @@ def test_a_trace_that_cannot_be_replayed_is_refused(
         served(lines(tmp_path / "a.csv", *rows), model, **fields)
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"dataset_path": "a.csv"}, "after 6 s, .* after 6 s; .* --trace-window or --trace-speed"),
+        ({"request_rate": 0.5, "num_prompts": 4}, "after 8 s, .* or another --request-rate"),
+    ],
+    ids=str,
+)
+def test_requests_that_would_arrive_after_the_timeout_are_refused_before_a_run(
+    tmp_path: Path, model: ResolvedModel, fields: dict[str, Any], words: str
+) -> None:
+    lines(tmp_path / "a.csv", *AZURE)
+    if "dataset_path" in fields:
+        fields = {"dataset_path": tmp_path / "a.csv"}
+    lengths = {} if "dataset_path" in fields else {"input_len": 5, "output_len": 5}
+
+    def work(timeout: float) -> None:
+        made = Workload(Experiment(**fields, **lengths, timeout=timeout), model)
+        made.work(made.experiment.scenarios[0], 4)
+
+    work(8.1)
+    with pytest.raises(UserError, match=f"the last request arrives {words}$"):
+        work(6.0)
+
+
 def test_an_engine_of_closed_loops_refuses_a_trace(tmp_path: Path) -> None:
     path = lines(tmp_path / "a.csv", *AZURE)
     asked = Experiment(dataset_path=path, model="tiny", engine="transformers", device="cpu")
