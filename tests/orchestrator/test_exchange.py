@@ -108,6 +108,24 @@ def test_a_file_is_of_the_middle_run_of_its_cell(results: Path) -> None:
     assert (found["output_throughput"], found["run"]) == (20.0, "1")
 
 
+@pytest.mark.parametrize("format", ["vllm-bench", "aiperf"])
+def test_a_cell_without_a_completed_run_has_no_file_which_is_said(
+    tmp_path: Path, format: str
+) -> None:
+    store = Store(tmp_path / "e")
+    store.create()
+    other = replace(CELL, max_concurrency=4)
+    write_run(store, Run(other, 0, 0), status="failed")
+    asked = ("export", store.folder, "--format", format, "--out", tmp_path / "out")
+    found = call(*asked)
+    assert (found.exit_code, found.stderr.count("\n")) == (2, 1)
+    assert "was completed, so there is nothing to export" in found.stderr
+    write_run(store, Run(CELL, 0, 0))
+    found = call(*asked)
+    assert (found.exit_code, len(found.stdout.splitlines())) == (0, 1)
+    assert found.stderr == f"note: {other.name} has no file, as no run of it was completed.\n"
+
+
 def test_the_lists_have_a_value_for_each_request_a_failed_one_too(results: Path) -> None:
     _, found = exported(results, "--save-detailed")
     assert found["ttfts"] == [pytest.approx(0.1), pytest.approx(0.2), 0.0]
