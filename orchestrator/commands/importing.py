@@ -163,6 +163,10 @@ def _of_export(files: Sequence[Path]) -> dict[str, pa.Table]:
     known = [path for path in files if path.stem in TABLES]
     readable = [path for path in known if path.suffix != ".csv" or path.stem in schemas]
     tables = {path.stem: read_table(path, schemas) for path in readable}
+    if "training" in {path.stem for path in files}:
+        raise UserError(
+            f"{files[0].parent} is of training, which is not imported; `compare` reads its results"
+        )
     if "summary" not in tables:
         raise UserError(
             f"there is no table 'summary' among {', '.join(path.name for path in files)}; give the "

@@ -27,6 +27,11 @@ from workers.rows import flat, nothing, widened
 
 # A generation benchmark has at least these. Those of Throughput have the same names there.
 NEEDED = ("duration", "completed", "total_input_tokens", "total_output_tokens", "output_throughput")
+COUNTED = (
+    "completed",
+    "failed",
+    *(f"total_{kind}_tokens" for kind in ("input", "cached", "output")),
+)
 UNKNOWN = "unknown"
 CLOSED = "inf"  # the rate of requests that all arrive at once
 COUNTS = ("input_lens", "output_lens")
@@ -61,8 +66,9 @@ def run_of(record: Record, where: str, tool: str, experiment: str, named: Named)
     for name in NEEDED:
         value = _number(record, name)
         if value is None or value < 0:
+            number = "whole number" if name in COUNTED else "number"
             raise UserError(
-                f"{where} is no result of {tool} of a model that generates: it has no number "
+                f"{where} is no result of {tool} of a model that generates: it has no {number} "
                 f"'{name}', 0 or more"
             )
     cell, figures = _cell(record, where, experiment, named), nothing(Figures)
@@ -196,9 +202,17 @@ def _arrivals(record: Record, figures: Figures) -> object:
 
 
 def _number(record: Mapping[str, object], name: str) -> Any:
-    """The finite number of that name; None where it is none."""
+    """The finite number of that name, a whole one of a count; None where it is none."""
     value = record.get(name)
+    if name in COUNTED:
+        return _counted(value)
     return value if is_number(value) else None
+
+
+def _counted(value: object) -> int | None:
+    """A number that is whole, which may be written with a point; None where it is none."""
+    whole = int(value) if isinstance(value, float) and value.is_integer() else value
+    return whole if isinstance(whole, int) and is_number(whole) else None
 
 
 def _text(record: Mapping[str, object], name: str) -> str | None:
@@ -208,10 +222,12 @@ def _text(record: Mapping[str, object], name: str) -> str | None:
 
 
 def _whole(record: Mapping[str, object], name: str) -> int | None:
-    """A whole number, which metadata holds as text."""
-    text = str(record.get(name))
-    number = int(text) if text.isdecimal() and len(text) <= len(str(MOST)) else None
-    return number if is_number(number) else None
+    """A whole number, 0 or more, which metadata holds as text."""
+    value = record.get(name)
+    if isinstance(value, str):
+        value = int(value) if value.isdecimal() and len(value) <= len(str(MOST)) else None
+    number = _counted(value)
+    return number if number is None or number >= 0 else None
 
 
 def requests_of(record: Record, where: str, run: RunKey) -> pa.Table | None:

@@ -245,6 +245,22 @@ def test_a_file_of_append_result_has_a_run_a_line(tmp_path: Path) -> None:
     assert sorted(one.cell.max_concurrency for one in cells) == [1, 8]
 
 
+def test_a_count_may_be_written_with_a_point(tmp_path: Path) -> None:
+    path = theirs(tmp_path / "b.json", completed=4.0, max_concurrency=3.0, total_input_tokens=8.0)
+    done("import", path, "--strategy", "tp2", "--out", tmp_path / "them")
+    (run,) = load([tmp_path / "them"])[0].runs
+    assert (run.throughput.completed, run.cell.max_concurrency) == (4, 3)
+    assert run.conditions.input_len == 2
+
+
+def test_tables_of_training_are_refused_as_such(tmp_path: Path) -> None:
+    folder = write_training(tmp_path / "llama-8b", {"fsdp2": (1.0,)})
+    done("export", folder, "--out", tmp_path / "export")
+    found = call("import", tmp_path / "export", "--out", tmp_path / "back")
+    assert (found.exit_code, found.stderr.count("\n")) == (2, 1)
+    assert "export is of training, which is not imported" in found.stderr
+
+
 def test_tokens_that_came_several_at_once_have_no_times_of_their_own(tmp_path: Path) -> None:
     lists = {"input_lens": [9], "output_lens": [4], "start_times": [5.0], "ttfts": [0.1]}
     path = theirs(tmp_path / "b.json", **lists, itls=[[0.2]])
@@ -289,7 +305,9 @@ DETAILS = {
 @pytest.mark.parametrize(
     ("content", "options", "words"),
     [
-        ({"completed": True}, ("--strategy", "tp2"), "no number 'completed', 0 or more"),
+        ({"completed": True}, ("--strategy", "tp2"), "no whole number 'completed', 0 or more"),
+        ({"completed": 1.5}, ("--strategy", "tp2"), "no whole number 'completed', 0 or more"),
+        ({"total_input_tokens": 1e308}, ("--strategy", "tp2"), "no whole number 'total_input_to"),
         ({"duration": -1.0}, ("--strategy", "tp2"), "no number 'duration', 0 or more"),
         ({"duration": 10**400}, ("--strategy", "tp2"), "no number 'duration', 0 or more"),
         *(
@@ -624,7 +642,7 @@ def test_a_schedule_of_aiperf_is_other_work_than_its_closed_loop(tmp_path: Path)
         ({"metadata": {}, "metrics": {}}, "or several runs; give profile_export_aiperf.json"),
         ({"was_cancelled": True}, "is of a run that was stopped"),
         ({"is_complete": False}, "is of a run that was stopped"),
-        ({"request_count": {"unit": "requests", "avg": -4}}, "no number 'completed', 0 or more"),
+        ({"request_count": {"unit": "requests", "avg": -4}}, "no whole number 'completed', 0"),
     ],
     ids=str,
 )
