@@ -37,6 +37,7 @@ CLOSED = "inf"  # the rate of requests that all arrive at once
 COUNTS = ("input_lens", "output_lens")
 LISTS = (*COUNTS, "start_times", "ttfts", "itls")
 MOST = 2**63 - 1  # of a whole number in a column
+LONGEST_S = 1_000_000  # of a time of a request
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,7 @@ def run_of(record: Record, where: str, tool: str, experiment: str, named: Named)
     benchmark, or does not say its layout and `named` does not either.
     """
     for name in NEEDED:
-        value = _number(record, name)
-        if value is None or value < 0:
+        if _number(record, name) is None:
             number = "whole number" if name in COUNTED else "number"
             raise UserError(
                 f"{where} is no result of {tool} of a model that generates: it has no {number} "
@@ -202,11 +202,10 @@ def _arrivals(record: Record, figures: Figures) -> object:
 
 
 def _number(record: Mapping[str, object], name: str) -> Any:
-    """The finite number of that name, a whole one of a count; None where it is none."""
-    value = record.get(name)
-    if name in COUNTED:
-        return _counted(value)
-    return value if is_number(value) else None
+    """The finite number of that name, 0 or more, a whole one of a count; None where it is none."""
+    found: Any = record.get(name)
+    value = _counted(found) if name in COUNTED else found
+    return value if value is not None and is_number(value) and value >= 0 else None
 
 
 def _counted(value: object) -> int | None:
@@ -252,14 +251,21 @@ def requests_of(record: Record, where: str, run: RunKey) -> pa.Table | None:
 def _fits(name: str, value: object) -> bool:
     """Whether it is what a request has in the list of that name."""
     if name == "itls":
-        return isinstance(value, list) and all(map(is_number, value))
-    return is_number(value) and (name not in COUNTS or isinstance(value, int))
+        return isinstance(value, list) and all(_fits("ttfts", one) for one in value)
+    if not isinstance(value, int | float) or not is_number(value):
+        return False
+    if name in COUNTS:
+        return isinstance(value, int) and value >= 0
+    return name == "start_times" or 0 <= value <= LONGEST_S
 
 
 def _of(name: str) -> str:
+    times = f"from 0 to {LONGEST_S:,}"
     if name == "itls":
-        return "a list of numbers"
-    return "a whole number" if name in COUNTS else "a number"
+        return f"a list of numbers {times}"
+    if name in COUNTS:
+        return "a whole number, 0 or more"
+    return "a number" if name == "start_times" else f"a number {times}"
 
 
 def _tokens(made: int, gaps: Sequence[float]) -> int:

@@ -230,6 +230,16 @@ def test_an_import_says_so_has_checksums_and_every_command_reads_it(
     assert call("import", path, *names, "--out", out).exit_code == 2
 
 
+@pytest.mark.parametrize("format", ["vllm-bench", "aiperf"])
+def test_an_imported_run_without_a_date_can_be_exported(tmp_path: Path, format: str) -> None:
+    path = theirs(tmp_path / "b.json", date=None)
+    done("import", path, "--strategy", "tp2", "--out", tmp_path / "them")
+    out, _ = exported(tmp_path / "them", format=format)
+    done("import", out, "--strategy", "tp2", "--out", tmp_path / "back")
+    (run,) = load([tmp_path / "back"])[0].runs
+    assert (run.conditions.started_at, run.throughput.output_throughput) == ("", 256.0)
+
+
 def test_repeats_without_numbers_are_runs_of_one_start(tmp_path: Path) -> None:
     files = [theirs(tmp_path / f"{index}.json") for index in range(3)]
     done("import", *files, "--strategy", "tp2", "--out", tmp_path / "them")
@@ -246,7 +256,7 @@ def test_a_file_of_append_result_has_a_run_a_line(tmp_path: Path) -> None:
 
 
 def test_a_count_may_be_written_with_a_point(tmp_path: Path) -> None:
-    path = theirs(tmp_path / "b.json", completed=4.0, max_concurrency=3.0, total_input_tokens=8.0)
+    path = theirs(tmp_path / "B.JSON", completed=4.0, max_concurrency=3.0, total_input_tokens=8.0)
     done("import", path, "--strategy", "tp2", "--out", tmp_path / "them")
     (run,) = load([tmp_path / "them"])[0].runs
     assert (run.throughput.completed, run.cell.max_concurrency) == (4, 3)
@@ -275,6 +285,7 @@ def test_tokens_that_came_several_at_once_have_no_times_of_their_own(tmp_path: P
         {"goodput": 5},
         {"seed": "9" * 30},
         {"mean_ttft_ms": 10**400},
+        {"mean_ttft_ms": -1.0},
         {"request_goodput": True},
     ],
     ids=str,
@@ -317,6 +328,10 @@ DETAILS = {
                 ("output_lens", 2.5),
                 ("start_times", "x"),
                 ("ttfts", None),
+                ("input_lens", -1),
+                ("ttfts", -0.5),
+                ("ttfts", 1e300),
+                ("itls", [-0.5]),
                 ("itls", "ab"),
                 ("itls", ["a"]),
             )
@@ -642,6 +657,10 @@ def test_a_schedule_of_aiperf_is_other_work_than_its_closed_loop(tmp_path: Path)
         ({"metadata": {}, "metrics": {}}, "or several runs; give profile_export_aiperf.json"),
         ({"was_cancelled": True}, "is of a run that was stopped"),
         ({"is_complete": False}, "is of a run that was stopped"),
+        (
+            {"input_config": {"phases": [{"kind": "profiling"}, {"kind": "profiling"}]}},
+            "is of several phases with loads of their own",
+        ),
         ({"request_count": {"unit": "requests", "avg": -4}}, "no whole number 'completed', 0"),
     ],
     ids=str,
