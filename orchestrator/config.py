@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, preset_names
 from orchestrator.experiment.pairs import once
+from orchestrator.experiment.places import fault_of
 
 MOST_BYTES = 1_000_000
 # fields of a file
@@ -70,10 +71,8 @@ def _from_home(fields: Mapping[str, Any]) -> dict[str, Any]:
 
     def whole(name: str, value: Any) -> Any:
         is_path = name in PATHS and isinstance(value, str | Path)
-        if is_path and not str(value).strip():
-            raise UserError(f"{name} is blank; name a file or a folder")
-        if is_path and name != "result_dir" and "://" in str(value):
-            raise UserError(f"{name}: {value} is a URI; give a file or a folder of this machine")
+        if is_path and (fault := fault_of(str(value), takes_uris=name == "result_dir")):
+            raise UserError(f"{name}: {fault}")
         if not is_path or not str(value).startswith("~"):
             return value
         try:

@@ -33,3 +33,8 @@ def device_ms(device_name: str | None) -> str:
 def is_cpu(device_name: str | None) -> bool:
     """Whether a device of that name is a CPU."""
     return (device_name or "").lower() == "cpu"
+
+
+def unnamed(device: str) -> str | None:
+    """The name of a device of that kind ("cuda", "cpu") that has not told it; None of a GPU."""
+    return device if is_cpu(device) else None

@@ -63,7 +63,7 @@ class Arrivals:
 
     request_rate: float | None = column(
         "requests that arrive a second, or conversations; of a trace, their mean until the last "
-        "one",
+        "one, null where an imported one does not say it",
         "requests/s",
         over_runs="first",
     )
@@ -74,7 +74,8 @@ class Arrivals:
         over_runs="first",
     )
     trace: str | None = column(
-        "of a trace, the part that is served and how much faster than it was; null: no trace",
+        "of a trace, the part that is served and how much faster than it was, or the words of an "
+        "imported one; null: no trace",
         over_runs="first",
     )
     mean_schedule_delay_ms: float | None = column(
@@ -90,6 +91,11 @@ class Arrivals:
     p99_schedule_delay_ms: float | None = column(
         "the same, 99th percentile", "ms", over_runs="mean", better="lower"
     )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests arrive at times of their own."""
+        return self.request_rate is not None or self.trace is not None
 
 
 @dataclass(frozen=True)

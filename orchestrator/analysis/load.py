@@ -149,7 +149,7 @@ def _joined(store: Store, runs: Sequence[Measured]) -> list[Summary]:
 
     def joined(run: Measured) -> Summary:
         observed = _start_key(run) if run.status == COMPLETED else None
-        mine, is_open = parts.get(observed, ()), run.arrivals.request_rate is not None
+        mine, is_open = parts.get(observed, ()), run.arrivals.is_open
         step = step_parts_of(mine) if observed else nothing(StepParts)
         tokens = run.throughput.total_output_tokens
         return widened(

@@ -35,6 +35,7 @@ from orchestrator.analysis.token_cost import TokenCost
 from orchestrator.store.schema import COMPLETED, FAILED, INVALID, Outcome, RunKey
 from workers.messages import Built, EnginePlan, RankReport, Work
 from workers.rows import Table, column, group, nothing, row, widened
+from workers.units import unnamed
 
 
 @row
@@ -254,7 +255,7 @@ def failed(attempt: Attempt, reason: str) -> Measured:
     asked = len(attempt.work.requests)
     figures = replace(
         nothing(Figures),
-        conditions=_conditions(attempt, None),
+        conditions=_conditions(attempt, unnamed(attempt.plan.device)),
         throughput=replace(nothing(Throughput), completed=0, failed=asked),
         arrivals=replace(
             nothing(Arrivals),

@@ -6,7 +6,7 @@ Only click is imported here at the top, so that `--help` answers at once.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -42,9 +42,6 @@ from orchestrator.options.places import FILE, PATH
 from orchestrator.options.recommending import CROSSOVER_OPTIONS, MATRIX_OPTIONS, RECOMMEND_OPTIONS
 from orchestrator.options.switches import technique_option
 from orchestrator.report.output import Output
-
-if TYPE_CHECKING:
-    from orchestrator.experiment import Experiment
 
 
 @click.group(
@@ -99,8 +96,11 @@ def ablate(config: Path | None, as_json: bool, **options: Any) -> None:
 @json_option
 def plan(as_json: bool, strategy: tuple[str, ...], **options: Any) -> None:
     """Predict layouts on GPUs that need not be here, and rank them. Nothing is run."""
+    from orchestrator.config import given, load_experiment
+
     machines = predicting.machines_of(options)
-    experiment = _experiment(strategy=strategy, **options)
+    flags = predicting.seated(given(strategy=strategy, **options))
+    experiment = load_experiment(None, flags)
     layouts = experiment.strategy if strategy else ()
     predicting.plan(experiment, machines, layouts, Output(as_json))
 
@@ -111,8 +111,11 @@ def plan(as_json: bool, strategy: tuple[str, ...], **options: Any) -> None:
 def recommend(as_json: bool, **options: Any) -> None:
     """Which GPUs and layout meet limits on latency: the fewest, and the cheapest. Nothing is
     run."""
+    from orchestrator.config import given, load_experiment
+
     search = recommending.search_of(options)
-    recommending.recommend(search, _experiment(**options), Output(as_json))
+    experiment = load_experiment(None, predicting.seated(given(**options)))
+    recommending.recommend(search, experiment, Output(as_json))
 
 
 @main.command()
@@ -120,8 +123,11 @@ def recommend(as_json: bool, **options: Any) -> None:
 @json_option
 def crossover(as_json: bool, **options: Any) -> None:
     """Above which bandwidth of the link tensor parallelism beats a pipeline. Nothing is run."""
+    from orchestrator.config import given, load_experiment
+
     search = recommending.search_of(options)
-    recommending.crossover(search, _experiment(**options), Output(as_json))
+    experiment = load_experiment(None, predicting.seated(given(**options)))
+    recommending.crossover(search, experiment, Output(as_json))
 
 
 @main.command(cls=TakesLevels)
@@ -129,8 +135,11 @@ def crossover(as_json: bool, **options: Any) -> None:
 @json_option
 def matrix(as_json: bool, **options: Any) -> None:
     """The best layout and the fewest GPUs for each load, model and kind of GPU. Nothing is run."""
+    from orchestrator.config import given, load_experiment
+
     search = recommending.search_of(options)
-    recommending.matrix(search, _experiment(**options), Output(as_json))
+    experiment = load_experiment(None, predicting.seated(given(**options)))
+    recommending.matrix(search, experiment, Output(as_json))
 
 
 @main.command()
@@ -295,13 +304,6 @@ def doctor(address: str | None, as_json: bool) -> None:
 
 for command in (*JOB_COMMANDS, *RUN_COMMANDS):
     main.add_command(command)
-
-
-def _experiment(**options: Any) -> Experiment:
-    """What flags alone ask for."""
-    from orchestrator.config import given, load_experiment
-
-    return load_experiment(None, predicting.seated(given(**options)))
 
 
 def _refuse(why: str, *names: str) -> None:

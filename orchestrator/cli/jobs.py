@@ -80,9 +80,8 @@ def fetch(name: str, address: str | None, out: Path, as_json: bool) -> None:
     both."""
     from orchestrator.commands import jobs as work
     from orchestrator.commands import places
-    from orchestrator.experiment.places import is_uri
 
-    if is_uri(name):
+    if places.is_uri(name):
         return places.fetch(name, out, Output(as_json))
     work.fetch(work.address_of(address), name, out, Output(as_json))
 

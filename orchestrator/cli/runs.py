@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from orchestrator.commands import initial, results, watching
-from orchestrator.commands.places import FILE, downloaded
+from orchestrator.commands.places import downloaded, is_uri
 from orchestrator.options import json_option
 from orchestrator.options.places import PATH, Named
 from orchestrator.report.output import Output
@@ -27,12 +27,8 @@ class Results(Named):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Read it. Raises UserError where there are no results at the URI, or its store cannot be
         reached."""
-        from orchestrator.experiment.places import folder_of_uri, is_uri
-
         if not is_uri(value) or ctx is None:
             return super().convert(value, param, ctx)
-        if value.startswith(FILE):
-            return folder_of_uri(value)
         root = ctx.with_resource(tempfile.TemporaryDirectory(prefix="orchestrator-"))
         return downloaded(value, Path(root))
 

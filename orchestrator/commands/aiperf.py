@@ -1,5 +1,5 @@
-"""A run as the JSON that AIPerf writes, `profile_export_aiperf.json`, and back: a metric each, with
-its unit and its statistics.
+"""A run as the JSON that AIPerf writes, `profile_export_aiperf.json`: a metric each, with its unit
+and its statistics.
 
 Names, units and statistics are those of ai-dynamo/aiperf: `JsonExportData` in
 aiperf/common/models/export_models.py, and aiperf/metrics/types. Its `inter_token_latency` is TPOT,
@@ -11,17 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.analysis.goodput import text
 from orchestrator.analysis.latency import Statistics, TokenTimes
 from orchestrator.analysis.summary import Measured
-from orchestrator.commands.vllm_bench import Record
-from orchestrator.commands.vllm_import import is_number
-from orchestrator.errors import UserError
 from orchestrator.experiment.levels import parse_levels
 from workers.rows import flat
 
@@ -45,8 +40,6 @@ TOTALS = {
     "duration": ("benchmark_duration", "sec"),
     "request_goodput": ("goodput", "requests/sec"),
 }
-ALWAYS = TOTALS.keys() - {"failed", "request_goodput"}  # of a model that generates
-IN_MS = {"ns": 1e-6, "us": 1e-3, "ms": 1.0, "sec": 1e3}
 OF_LAYOUT = ("strategy", "engine", "dtype", "quantization", "ablation", "scenario")
 MEASURED = "profiling"  # the phase of a run that is not its warm-up
 Metric = dict[str, object]
@@ -56,17 +49,23 @@ def record_of(run: Measured, requests: pa.Table | None) -> dict[str, object]:
     """The JSON of one run. requests: its rows of the table REQUESTS; None where they were not kept:
     then metrics have those statistics that the summary has."""
     metrics = _of_summary(run) if requests is None else _of_requests(requests)
-    begun = datetime.fromisoformat(run.conditions.started_at)
-    ended = begun + timedelta(seconds=run.throughput.duration or 0.0)
     return {
         **{name: found for name, found in {**_totals(run), **metrics}.items() if found},
         "input_config": _config(run),
         "run_info": {"random_seed": run.conditions.seed},
         "was_cancelled": False,
         "error_summary": _errors(run),
-        "start_time": begun.isoformat(),
-        "end_time": ended.isoformat(),
+        **_times(run),
     }
+
+
+def _times(run: Measured) -> dict[str, str]:
+    """When it began and ended; nothing of an imported run that does not say it."""
+    if not run.conditions.started_at:
+        return {}
+    begun = datetime.fromisoformat(run.conditions.started_at)
+    ended = begun + timedelta(seconds=run.throughput.duration or 0.0)
+    return {"start_time": begun.isoformat(), "end_time": ended.isoformat()}
 
 
 def _totals(run: Measured) -> Mapping[str, Metric | None]:
@@ -155,7 +154,8 @@ def _config(run: Measured) -> dict[str, object]:
 def _traced(run: Measured) -> dict[str, object]:
     """What AIPerf's fixed schedule does not say of a trace."""
     known = run.arrivals
-    return {"trace": known.trace, "request_rate": known.request_rate} if known.trace else {}
+    told = {"trace": known.trace, "request_rate": known.request_rate} if known.trace else {}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _sent(run: Measured) -> dict[str, object]:
@@ -176,109 +176,3 @@ def _errors(run: Measured) -> list[dict[str, object]]:
     if not count:
         return []
     return [{"error_details": {"message": "no token was made"}, "count": count}]
-
-
-# -- back
-
-
-def is_record(found: Record) -> bool:
-    """Whether an object is AIPerf's: of a run, or of one request."""
-    return "input_config" in found or {"metadata", "metrics"} <= found.keys()
-
-
-def as_vllm(found: Record, where: str) -> Record:
-    """What a file of AIPerf says of its run, under the names of vLLM's benchmark.
-
-    where: names the file in errors. Raises UserError where it is of single requests, of several
-    runs, of one that was stopped, or of no model that generates, or has a unit that is not known.
-    """
-    if "metrics" in found:
-        raise UserError(
-            f"{where} is of single requests, or several runs; give profile_export_aiperf.json, "
-            "which AIPerf writes for each run"
-        )
-    if found.get("was_cancelled") or found.get("is_complete") is False:
-        raise UserError(f"{where} is of a run that was stopped, so it has figures of a part of it")
-    totals = {
-        ours: _whole(_value(found, name, "avg", unit, where))
-        for ours, (name, unit) in TOTALS.items()
-    }
-    for ours in sorted(ALWAYS):
-        if totals[ours] is None:
-            raise UserError(
-                f"{where} is no result of AIPerf of a model that generates: it has no metric "
-                f"'{TOTALS[ours][0]}'"
-            )
-    latencies = {
-        f"{statistic}_{ours}_ms": _value(found, name, theirs, "ms", where)
-        for ours, name in LATENCIES.items()
-        for statistic, theirs in STATISTICS.items()
-    }
-    totals["failed"] = totals["failed"] or 0  # not told of where there is none
-    sent = sum(totals[name] or 0 for name in ("completed", "failed"))
-    date = found.get("start_time")
-    asked = {"num_prompts": sent, **_asked(found)}
-    return {**asked, **totals, **latencies, "date": date}
-
-
-def _asked(found: Record) -> Record:
-    """What the configuration says: of the load, and as `extra` inputs of the layout. It has two
-    forms: with `models`, `phases` and `slos` since AIPerf's schema 1.2, and the one before."""
-    config = _part(found, "input_config")
-    given, endpoint, load = _part(config, "input"), _part(config, "endpoint"), _load(config)
-    models = _part(config, "models").get("items") or endpoint.get("model_names")
-    model = models[0] if isinstance(models, list) and models else None
-    known = {
-        "model_id": model.get("name") if isinstance(model, dict) else model,
-        "max_concurrency": load.get("concurrency"),
-        "num_prompts": load.get("request_count") or load.get("requests"),
-        "request_rate": load.get("request_rate") or load.get("rate"),
-        "burstiness": load.get("smoothness") or (load.get("type") == "poisson" and 1.0),
-        "seed": given.get("random_seed") or _part(found, "run_info").get("random_seed"),
-        "goodput": _levels(_part(given, "goodput") or _part(config, "slos")),
-    }
-    extra = {**_part(given, "extra"), **_part(endpoint, "extra")}
-    return {**extra, **{name: value for name, value in known.items() if value}}
-
-
-def _load(config: Record) -> Record:
-    """How requests were sent: `loadgen`, or the one phase that was measured."""
-    phases = config.get("phases")
-    found = [one for one in phases if isinstance(one, dict)] if isinstance(phases, list) else []
-    measured = [one for one in found if MEASURED in (one.get("kind"), one.get("name"))]
-    return measured[0] if len(measured) == 1 else _part(config, "loadgen")
-
-
-def _levels(limits: Record) -> str | None:
-    """The service levels of goodput, as we write them; None where any is none of ours."""
-    ours = {theirs: name for name, theirs in LATENCIES.items() if name != "itl"}
-    if not limits or not limits.keys() <= ours.keys() or not all(map(is_number, limits.values())):
-        return None
-    return text({ours[name]: limit for name, limit in limits.items()})
-
-
-def _part(found: Record, name: str) -> Record:
-    """An object in another; also one that is a list of pairs, as AIPerf writes `extra`."""
-    part = found.get(name)
-    if isinstance(part, list) and all(isinstance(one, list) and len(one) == 2 for one in part):
-        return {str(key): value for key, value in part}
-    return part if isinstance(part, dict) else {}
-
-
-def _value(found: Record, metric: str, statistic: str, unit: str, where: str) -> Any:
-    """A statistic of a metric in a unit; None where it is not there."""
-    told = _part(found, metric)
-    value: Any = told.get(statistic)
-    given = told.get("unit")
-    if not is_number(value):
-        return None
-    if given == unit:
-        return value
-    if given in IN_MS and unit in IN_MS:
-        return value * IN_MS[given] / IN_MS[unit]
-    raise UserError(f"{where} has {metric} in {given!r}, which is not known; {unit} is")
-
-
-def _whole(value: float | None) -> float | None:
-    """A count as a whole number."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value

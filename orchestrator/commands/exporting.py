@@ -75,9 +75,14 @@ def _write_cells(root: Path, into: Path, pattern: str, record: Record) -> None:
     from orchestrator.store.store import Store
 
     results = load([root])
-    for one in results:
+    done = [(one, completed_by_cell(one.runs)) for one in results]
+    if not any(cells for _, cells in done):
+        raise UserError(f"no run in {root} was completed, so there is nothing to export of it")
+    for one, cells in done:
         requests = requests_by_run(Store(one.folder).read("requests"))
-        for cell, runs in completed_by_cell(one.runs).items():
+        for left in sorted({run.cell.name for run in one.runs} - {cell.name for cell in cells}):
+            say(f"note: {left} has no file, as no run of it was completed.", err=True)
+        for cell, runs in cells.items():
             run = runs[(len(runs) - 1) // 2]
             name = cell.name if len(results) == 1 else f"{one.folder.name}.{cell.name}"
             path = into / pattern.format(safe_name(name))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.commands.vllm_import import Named
 
 EXPORT = "orchestrator-export"
+JSON = (".json", ".jsonl")
 
 
 def import_results(
@@ -35,7 +36,7 @@ def import_results(
 
     given = [path for one in files for path in _files(one)]
     folder = out or (result_dir or DEFAULT_ROOT) / f"imported-{safe_name(files[0].stem)}"
-    is_json = {path.suffix in (".json", ".jsonl") for path in given}
+    is_json = {path.suffix.lower() in JSON for path in given}
     if len(is_json) > 1:
         raise UserError("files of other tools and exported tables are imported one by one")
     if is_json.pop():
@@ -55,7 +56,9 @@ def _files(path: Path) -> list[Path]:
     found = exported(path)
     if not path.exists() or not found:
         raise UserError(f"there is nothing to import at {path}; give a file, or a folder of tables")
-    unknown = [one for one in found if one.suffix not in (".json", ".jsonl", *SUFFIXES)]
+    unknown = [
+        one for one in found if one.suffix.lower() not in JSON and one.suffix not in SUFFIXES
+    ]
     if unknown:
         raise UserError(
             f"{unknown[0]} is not read; give the JSON of `vllm bench serve --save-result` or of "
@@ -93,12 +96,12 @@ def _of_tools(
 
 
 def _told(record: Record, path: Path) -> Told:
-    from orchestrator.commands import aiperf, vllm_bench
+    from orchestrator.commands import aiperf, aiperf_import, vllm_bench
 
-    if not aiperf.is_record(record):
+    if not aiperf_import.is_record(record):
         return Told(record, path.name, "`vllm bench serve`", vllm_bench.FORMAT)
     where = f"{path.absolute().parent.name}/{path.name}"  # all files of AIPerf have one name
-    return Told(aiperf.as_vllm(record, where), where, "AIPerf", aiperf.FORMAT)
+    return Told(aiperf_import.as_vllm(record, where), where, "AIPerf", aiperf.FORMAT)
 
 
 def _records(path: Path) -> list[Record]:
@@ -139,13 +142,14 @@ def _check_cells(tables: Mapping[str, pa.Table]) -> None:
     """Raise UserError where a cell has runs that arrived differently: those are other work."""
     from orchestrator.analysis.summary import MEASURED
 
-    rates: dict[object, object] = {}
+    ways: dict[object, str] = {}
     for run in MEASURED.rows(tables["summary"]):
-        rate = run.arrivals.request_rate
-        if rates.setdefault(run.cell, rate) != rate:
+        rate, trace = run.arrivals.request_rate, run.arrivals.trace
+        way = f"{rate or 'no'} requests/s" + (f" of a trace ({trace})" if trace else "")
+        if ways.setdefault(run.cell, way) != way:
             raise UserError(
-                f"{run.cell.name} is there at {rates[run.cell] or 'no'} and at {rate or 'no'} "
-                "requests/s, which are different work; import them one by one"
+                f"{run.cell.name} is there at {ways[run.cell]} and at {way}, which are different "
+                "work; import them one by one"
             )
 
 
@@ -162,6 +166,10 @@ def _of_export(files: Sequence[Path]) -> dict[str, pa.Table]:
     known = [path for path in files if path.stem in TABLES]
     readable = [path for path in known if path.suffix != ".csv" or path.stem in schemas]
     tables = {path.stem: read_table(path, schemas) for path in readable}
+    if "training" in {path.stem for path in files}:
+        raise UserError(
+            f"{files[0].parent} is of training, which is not imported; `compare` reads its results"
+        )
     if "summary" not in tables:
         raise UserError(
             f"there is no table 'summary' among {', '.join(path.name for path in files)}; give the "

@@ -11,6 +11,13 @@ from orchestrator.report.output import Output, say
 FILE = "file:"
 
 
+def is_uri(text: str) -> bool:
+    """Whether it is written as a URI."""
+    from orchestrator.experiment.places import is_uri
+
+    return is_uri(text)
+
+
 def fetch(uri: str, into: Path, out: Output) -> None:
     """Bring the results at a URI to a folder of that name in `into`. Raises UserError where it is
     there already, or there are no results."""
@@ -26,12 +33,13 @@ def fetch(uri: str, into: Path, out: Output) -> None:
 
 
 def downloaded(uri: str, root: Path) -> Path:
-    """A copy of the results at a URI, under `root`. Raises UserError where there are none, or their
-    store cannot be reached."""
+    """A copy of the results at a URI, under `root`, or the folder here that it names. Raises
+    UserError where there are none, or their store cannot be reached."""
+    from orchestrator.experiment.places import folder_of_uri
     from orchestrator.store.spool import download
 
     try:
-        return download(uri, root)
+        return folder_of_uri(uri) if uri.startswith(FILE) else download(uri, root)
     except ValueError as error:
         raise UserError(str(error)) from error
 

@@ -47,9 +47,9 @@ def record_of(run: Measured, requests: pa.Table | None, runs: int, detailed: boo
     """
     lists = {} if requests is None else _lists(requests)
     left_out = () if detailed else DETAILED
-    started_at = datetime.fromisoformat(run.conditions.started_at)
+    at = run.conditions.started_at  # empty of an imported run that does not say it
     return {
-        "date": started_at.strftime(DATE),
+        "date": datetime.fromisoformat(at).strftime(DATE) if at else None,
         "endpoint_type": run.cell.engine,
         "backend": run.cell.engine,
         "label": run.cell.strategy,
@@ -57,7 +57,7 @@ def record_of(run: Measured, requests: pa.Table | None, runs: int, detailed: boo
         "tokenizer_id": run.cell.model,
         "num_prompts": run.conditions.num_prompts,
         **_metadata(run, runs),
-        "request_rate": run.arrivals.request_rate or "inf",
+        "request_rate": run.arrivals.request_rate if run.arrivals.is_open else "inf",
         "burstiness": run.arrivals.burstiness or 1.0,
         "max_concurrency": run.cell.max_concurrency,
         **_totals(run),

@@ -27,10 +27,17 @@ from workers.rows import flat, nothing, widened
 
 # A generation benchmark has at least these. Those of Throughput have the same names there.
 NEEDED = ("duration", "completed", "total_input_tokens", "total_output_tokens", "output_throughput")
+COUNTED = (
+    "completed",
+    "failed",
+    *(f"total_{kind}_tokens" for kind in ("input", "cached", "output")),
+)
 UNKNOWN = "unknown"
+CLOSED = "inf"  # the rate of requests that all arrive at once
 COUNTS = ("input_lens", "output_lens")
 LISTS = (*COUNTS, "start_times", "ttfts", "itls")
 MOST = 2**63 - 1  # of a whole number in a column
+LONGEST_S = 1_000_000  # of a time of a request
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +65,10 @@ def run_of(record: Record, where: str, tool: str, experiment: str, named: Named)
     benchmark, or does not say its layout and `named` does not either.
     """
     for name in NEEDED:
-        value = _number(record, name)
-        if value is None or value < 0:
+        if _number(record, name) is None:
+            number = "whole number" if name in COUNTED else "number"
             raise UserError(
-                f"{where} is no result of {tool} of a model that generates: it has no number "
+                f"{where} is no result of {tool} of a model that generates: it has no {number} "
                 f"'{name}', 0 or more"
             )
     cell, figures = _cell(record, where, experiment, named), nothing(Figures)
@@ -187,17 +194,24 @@ def _goodput(record: Record) -> Goodput:
 
 def _arrivals(record: Record, figures: Figures) -> object:
     """The rate and burstiness of an open loop; vLLM writes "inf" for a closed one, and knows no
-    trace."""
+    trace: what exported one has the rate of, or null where it was not known."""
     rate = _number(record, "request_rate")
-    trace = _text(record, "trace") if rate else None
+    trace = _text(record, "trace") if record.get("request_rate") != CLOSED else None
     burstiness = _number(record, "burstiness") if rate and not trace else None
     return replace(figures.arrivals, request_rate=rate, burstiness=burstiness, trace=trace)
 
 
 def _number(record: Mapping[str, object], name: str) -> Any:
-    """The finite number of that name; None where it is none."""
-    value = record.get(name)
-    return value if is_number(value) else None
+    """The finite number of that name, 0 or more, a whole one of a count; None where it is none."""
+    found: Any = record.get(name)
+    value = _counted(found) if name in COUNTED else found
+    return value if value is not None and is_number(value) and value >= 0 else None
+
+
+def _counted(value: object) -> int | None:
+    """A number that is whole, which may be written with a point; None where it is none."""
+    whole = int(value) if isinstance(value, float) and value.is_integer() else value
+    return whole if isinstance(whole, int) and is_number(whole) else None
 
 
 def _text(record: Mapping[str, object], name: str) -> str | None:
@@ -207,10 +221,12 @@ def _text(record: Mapping[str, object], name: str) -> str | None:
 
 
 def _whole(record: Mapping[str, object], name: str) -> int | None:
-    """A whole number, which metadata holds as text."""
-    text = str(record.get(name))
-    number = int(text) if text.isdecimal() and len(text) <= len(str(MOST)) else None
-    return number if is_number(number) else None
+    """A whole number, 0 or more, which metadata holds as text."""
+    value = record.get(name)
+    if isinstance(value, str):
+        value = int(value) if value.isdecimal() and len(value) <= len(str(MOST)) else None
+    number = _counted(value)
+    return number if number is None or number >= 0 else None
 
 
 def requests_of(record: Record, where: str, run: RunKey) -> pa.Table | None:
@@ -235,14 +251,21 @@ def requests_of(record: Record, where: str, run: RunKey) -> pa.Table | None:
 def _fits(name: str, value: object) -> bool:
     """Whether it is what a request has in the list of that name."""
     if name == "itls":
-        return isinstance(value, list) and all(map(is_number, value))
-    return is_number(value) and (name not in COUNTS or isinstance(value, int))
+        return isinstance(value, list) and all(_fits("ttfts", one) for one in value)
+    if not isinstance(value, int | float) or not is_number(value):
+        return False
+    if name in COUNTS:
+        return isinstance(value, int) and value >= 0
+    return name == "start_times" or 0 <= value <= LONGEST_S
 
 
 def _of(name: str) -> str:
+    times = f"from 0 to {LONGEST_S:,}"
     if name == "itls":
-        return "a list of numbers"
-    return "a whole number" if name in COUNTS else "a number"
+        return f"a list of numbers {times}"
+    if name in COUNTS:
+        return "a whole number, 0 or more"
+    return "a number" if name == "start_times" else f"a number {times}"
 
 
 def _tokens(made: int, gaps: Sequence[float]) -> int:

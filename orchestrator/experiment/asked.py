@@ -291,8 +291,9 @@ class Experiment(TrainingFields):
     @property
     def scenarios(self) -> tuple[Scenario, ...]:
         """The lengths to be run; a dataset is one scenario, named after its file."""
-        if self.dataset_path:
-            return (Scenario(Path(self.dataset_path.name.removesuffix(".gz")).stem, 0, 0),)
+        if path := self.dataset_path:
+            named = path.with_suffix("") if path.suffix.lower() == ".gz" else path
+            return (Scenario(named.stem, 0, 0),)
         if self.input_len and self.output_len:
             inputs, outputs = map(Lengths.parse, self._asked_lengths)
             return (self._scenario(f"{inputs.name}x{outputs.name}", inputs, outputs),)
@@ -302,10 +303,8 @@ class Experiment(TrainingFields):
         )
 
     def _scenario(self, name: str, inputs: Lengths, outputs: Lengths) -> Scenario:
-        if self.range_ratio:
-            inputs, outputs = (
-                Lengths.around(one.fixed, self.range_ratio) for one in (inputs, outputs)
-            )
+        if ratio := self.range_ratio:
+            inputs, outputs = (Lengths.around(one.fixed, ratio) for one in (inputs, outputs))
         if inputs.fixed and outputs.fixed:
             return Scenario(name, inputs.fixed, outputs.fixed)
         return Scenario(name, inputs.fixed, outputs.fixed, (inputs, outputs))

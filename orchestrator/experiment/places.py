@@ -22,6 +22,16 @@ def is_uri(text: object) -> bool:
     return isinstance(text, str) and "://" in text
 
 
+def fault_of(path: str, takes_uris: bool) -> str | None:
+    """Why a text names no file and no folder of this machine, and what to give; None where it does.
+    One without a name would be the folder that the user is in, and a URI one called `s3:`."""
+    if not path.strip():
+        return "it is blank; name a file or a folder, the one you are in as '.'"
+    if is_uri(path) and not takes_uris:
+        return f"{path} is a URI; give a file or a folder of this machine"
+    return None
+
+
 def folder_of_uri(uri: str, root: Path | None = None) -> Path:
     """The folder of a URI: for `file://` the one it names, else the one under `root` through which
     its results pass. root: the user's cache if it is left out. Raises ValueError for a URI that is

@@ -9,23 +9,23 @@ import click
 
 
 class Named(click.Path):
-    """A path. One without a name is refused: it would be the folder that the user is in."""
+    """A path, which has a name; as `takes_uris` says, also one that is a URI."""
+
+    takes_uris = True
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Read it."""
-        if isinstance(value, str) and not value.strip():
-            self.fail("it is blank; name a file or a folder, the one you are in as '.'", param, ctx)
+        from orchestrator.experiment.places import fault_of
+
+        if isinstance(value, str) and (fault := fault_of(value, self.takes_uris)):
+            self.fail(fault, param, ctx)
         return Path(str(super().convert(value, param, ctx)))
 
 
 class Here(Named):
-    """A path of this machine. A URI is refused: as a path it would be a folder called `s3:`."""
+    """A path of this machine."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Read it."""
-        if isinstance(value, str) and "://" in value:
-            self.fail(f"{value} is a URI; give a file or a folder of this machine", param, ctx)
-        return super().convert(value, param, ctx)
+    takes_uris = False
 
 
 PATH = Here(path_type=Path)

@@ -207,6 +207,8 @@ class _Reader:
 
     def _tokens(self, entry: Entry, index: int) -> tuple[int, ...]:
         prompt = entry.prompt
+        if isinstance(prompt, CannotRun):
+            raise prompt
         if isinstance(prompt, Drawn):
             return self.vocabulary.drawn(prompt, index)
         if isinstance(prompt, Chat):

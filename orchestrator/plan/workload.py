@@ -68,10 +68,12 @@ class Workload:
         """What a run of one cell serves: equal for equal seed, lengths, concurrency and count.
 
         count: requests, as many as were asked for or as are in flight where it is None. The
-        requests of a smaller count are the first ones of a larger one.
+        requests of a smaller count are the first ones of a larger one. Raises UserError where the
+        last one arrives when the run is timed out.
         """
         requests = self._requests(scenario, max_concurrency, MEASURED, count)
         timed, reuse = tuple(self._timed(requests)), self._dataset.reuse
+        self._check_time(timed)
         return Work(timed, max_concurrency, self.ignore_eos, reuse)
 
     def warmup(self, scenario: Scenario, max_concurrency: int) -> Work:
@@ -152,6 +154,16 @@ class Workload:
         return [
             replace(one, arrival_s=next(times)) if one.after is None else one for one in requests
         ]
+
+    def _check_time(self, requests: Sequence[Request]) -> None:
+        last, timeout = max(one.arrival_s for one in requests), self.experiment.timeout
+        if last >= timeout:
+            faster = "--trace-window or --trace-speed" if self.is_trace else "--request-rate"
+            raise UserError(
+                f"the last request arrives after {last:.4g} s, and --timeout ends a run after "
+                f"{timeout:g} s; give a longer --timeout, a smaller --num-prompts, or another "
+                f"{faster}"
+            )
 
 
 def check_counts(experiment: Experiment, dataset: Prompts) -> None:

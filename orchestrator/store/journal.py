@@ -118,7 +118,7 @@ class Journal:
             stamp = _stamp(self.path)
             if self._digests[0] != stamp:
                 self._digests = stamp, _digests(self.path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # there is no such folder
             return {}
         except OSError as error:
             tell(self.folder, self.path, f"it cannot be read: {error.strerror}")

@@ -474,7 +474,9 @@ def test_a_file_in_place_of_a_folder_is_said_before_anything_starts(
     ):
         done = call(*command, tmp_path / "file" / below)
         assert (done.exit_code, done.stdout) == (2, "")
-        assert "Not a directory" in done.stderr
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: ")
+        assert "Not a directory" in line
 
 
 def test_a_lock_or_a_report_on_a_full_device_is_one_line(store: Store) -> None:

@@ -82,6 +82,7 @@ def arrow(path: Path) -> None:
         ("a.json", json_list),
         ("a.csv", lambda path: csv.write_csv(pa.Table.from_pylist(LINES), path)),
         ("a.csv.gz", zipped_csv),
+        ("a.CSV.GZ", zipped_csv),
         ("a.parquet", lambda path: parquet.write_table(pa.Table.from_pylist(LINES), path)),
         ("a.arrow", arrow),
     ],
@@ -241,7 +242,7 @@ def test_a_folder_of_hugging_face_is_read_by_its_split(
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.txt", b"A line of verse", "line 1: not valid JSON.* CSV, Parquet"),
+        ("a.txt", b"A line of verse", "line 1: not valid JSON.* Parquet, Arrow"),
         ("a.parquet", b"PAR1 and no more", "cannot be read"),
         (
             "a.csv",
@@ -323,9 +324,9 @@ def test_a_completion_of_a_batch_is_a_prompt(tmp_path: Path, model: ResolvedMode
             "^the tokenizer of .* has no chat template, so messages cannot become prompts",
         ),
         ({"messages": []}, "line 1: messages must be a list"),
-        ({"messages": MESSAGES[1:]}, "line 1: there is no message before the reply"),
         ({"messages": [{"content": "hello"}]}, "line 1: a message has no role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "line 1: the cont"),
+        ({"messages": [{"role": "user", "content": 5}]}, "line 1: .* no text and no list of parts"),
         (
             {"body": {"messages": MESSAGES, "tools": []}},
             r"no field 'tools' in .*batch \(body\).* What it asks for is not served; take it out$",
@@ -339,6 +340,42 @@ def test_messages_that_cannot_be_served_are_refused_with_the_reason(
 ) -> None:
     with pytest.raises(UserError, match=words):
         read(lines(tmp_path / "a.jsonl", row), model)
+
+
+IMAGE = {"role": "user", "content": [{"type": "image_url", "text": "hi"}]}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        IMAGE,
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "hi"}]},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "a"}]},
+        {"role": "assistant", "content": "", "tool_calls": [{"id": "a"}]},
+        {"role": "assistant", "content": "hi", "function_call": {"name": "f"}},
+        {"role": "user", "content": []},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("multi_turn", [False, True])
+def test_a_message_that_is_no_text_may_be_left_out_with_what_comes_after_it(
+    tmp_path: Path, chatty: ResolvedModel, message: Any, multi_turn: bool
+) -> None:
+    rows = [{"messages": [*MESSAGES, message, MESSAGES[1]]}, {"messages": MESSAGES}]
+    path = lines(tmp_path / "a.jsonl", *rows)
+    with pytest.raises(UserError, match=r"line 1.* no text; .* --skip-invalid"):
+        read(path, chatty, multi_turn=multi_turn)
+    kept = [(CHAT_TOKENS, 2)] * (1 + multi_turn)  # what was said before it is served
+    assert read(path, chatty, multi_turn=multi_turn, skip_invalid=True) == kept
+
+
+def test_parts_of_a_message_may_say_that_they_are_text(
+    tmp_path: Path, chatty: ResolvedModel
+) -> None:
+    for kind in ({}, {"type": "text"}, {"type": "input_text"}, {"type": None}):
+        parts = [{"text": MESSAGES[0]["content"], **kind}]
+        row = {"messages": [{"role": "user", "content": parts, "tool_calls": None}, MESSAGES[1]]}
+        assert read(lines(tmp_path / "a.jsonl", row), chatty) == [(CHAT_TOKENS, 2)]
 
 
 def test_a_plugin_brings_a_format(
@@ -476,10 +513,14 @@ def test_a_trace_is_replayed_with_its_lengths_at_its_times(
     assert {one.arrival_s for one in made.warmup(made.experiment.scenarios[0], 4).requests} == {0}
 
 
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin", "Mars/Olympus"])
 @pytest.mark.parametrize("unit", ["us", "ns"])
-def test_a_table_may_hold_times_as_such(tmp_path: Path, model: ResolvedModel, unit: str) -> None:
+def test_a_table_may_hold_times_as_such(
+    tmp_path: Path, model: ResolvedModel, unit: str, zone: str | None
+) -> None:
     nanoseconds = [1_700_158_546_680_590_123, 1_700_158_548_180_590_123]
-    times = pa.array(nanoseconds, pa.timestamp("ns")).cast(pa.timestamp(unit), safe=False)
+    times = pa.array(nanoseconds, pa.timestamp("ns", zone))
+    times = times.cast(pa.timestamp(unit, zone), safe=False)
     columns = {"TIMESTAMP": times, "ContextTokens": [5, 6], "GeneratedTokens": [2, 3]}
     parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
     found = served(tmp_path / "a.parquet", model)
@@ -546,6 +587,31 @@ def test_a_trace_that_cannot_be_replayed_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=words):
         served(lines(tmp_path / "a.csv", *rows), model, **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"dataset_path": "a.csv"}, "after 6 s, .* after 6 s; .* --trace-window or --trace-speed"),
+        ({"request_rate": 0.5, "num_prompts": 4}, "after 8 s, .* or another --request-rate"),
+    ],
+    ids=str,
+)
+def test_requests_that_would_arrive_after_the_timeout_are_refused_before_a_run(
+    tmp_path: Path, model: ResolvedModel, fields: dict[str, Any], words: str
+) -> None:
+    lines(tmp_path / "a.csv", *AZURE)
+    if "dataset_path" in fields:
+        fields = {"dataset_path": tmp_path / "a.csv"}
+    lengths = {} if "dataset_path" in fields else {"input_len": 5, "output_len": 5}
+
+    def work(timeout: float) -> None:
+        made = Workload(Experiment(**fields, **lengths, timeout=timeout), model)
+        made.work(made.experiment.scenarios[0], 4)
+
+    work(8.1)
+    with pytest.raises(UserError, match=f"the last request arrives {words}$"):
+        work(6.0)
 
 
 def test_an_engine_of_closed_loops_refuses_a_trace(tmp_path: Path) -> None:
@@ -634,14 +700,60 @@ def test_a_dataset_of_which_nothing_is_left_says_why(tmp_path: Path, model: Reso
 
 @pytest.mark.parametrize("multi_turn", [False, True])
 def test_conversations_that_ask_for_nothing_are_counted(
-    tmp_path: Path, model: ResolvedModel, multi_turn: bool
+    tmp_path: Path, model: ResolvedModel, chatty: ResolvedModel, multi_turn: bool
 ) -> None:
     said = [{"from": "human", "value": "hello world"}, {"from": "gpt", "value": "hi"}]
-    rows = [{"conversations": turns} for turns in (said, said[:1], [], said[1:])]
+    rows = [
+        {"conversations": turns} for turns in (said, said[:1], [], said[1:], [said[0], said[0]])
+    ]
     made = workload(lines(tmp_path / "a.jsonl", *rows), model, multi_turn=multi_turn)
-    (said,) = made.remarks()
-    assert said.startswith("dataset: rows left out because they ask for nothing, as conversations")
-    assert said.endswith(": 3")
+    (told,) = made.remarks()
+    assert told.startswith("dataset: rows left out because they ask for nothing, as conversations")
+    assert told.endswith(": 4")
+    replies = [{"messages": MESSAGES}, {"messages": MESSAGES[1:]}]
+    made = workload(lines(tmp_path / "b.jsonl", *replies), chatty, multi_turn=multi_turn)
+    (told,) = made.remarks()
+    assert told.endswith(": 1")
+
+
+@pytest.mark.parametrize("multi_turn", [False, True])
+def test_what_a_human_adds_is_no_reply(
+    tmp_path: Path, model: ResolvedModel, multi_turn: bool
+) -> None:
+    asked = [{"from": "human", "value": "hello world"}, {"from": "human", "value": "hi"}]
+    row = {"conversations": [*asked, {"from": "gpt", "value": "hello hello hello"}]}
+    ((tokens, length),) = read(lines(tmp_path / "a.jsonl", row), model, multi_turn=multi_turn)
+    assert (tokens[-1], length) == (7, 3)
+
+
+def test_two_values_of_a_field_of_json_are_refused(tmp_path: Path, model: ResolvedModel) -> None:
+    row = '{"prompt": "hello", "output_len": 3, "output_len": 4}'
+    for name, text, where in (("a.jsonl", row, ", line 1"), ("a.json", f"[{row}]", "")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=f"{name}{where}: .* 'output_len' is there twice"):
+            read(tmp_path / name, model)
+
+
+@pytest.mark.parametrize("value", [[], {}, "", False])
+def test_what_is_empty_is_no_number(tmp_path: Path, model: ResolvedModel, value: object) -> None:
+    good = {"timestamp": 0, "input_length": 5, "output_length": 5}
+    for name in good:
+        with pytest.raises(UserError, match=f"line 1: {name} is .*; it must be a number"):
+            read(lines(tmp_path / "a.jsonl", {**good, name: value}), model)
+
+
+@pytest.mark.parametrize("first", [0, -4, 900])
+def test_times_count_from_the_first_row_of_a_trace_though_it_cannot_run(
+    tmp_path: Path, model: ResolvedModel, first: int
+) -> None:
+    row = {"timestamp": 5000, "input_length": first, "output_length": 5}
+    path = lines(tmp_path / "a.jsonl", row, {**row, "timestamp": 7000, "input_length": 5})
+    with pytest.raises(UserError, match=r"line 1: .* --skip-invalid leaves such rows out"):
+        served(path, model)
+    (request,) = served(path, model, skip_invalid=True)
+    assert request.arrival_s == 2.0
+    (request,) = served(path, model, trace_window="1s:3s")  # the row lies outside
+    assert request.arrival_s == 1.0
 
 
 @pytest.mark.parametrize("sign", ["", "-"])

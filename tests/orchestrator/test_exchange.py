@@ -17,11 +17,14 @@ from summaries import write_run
 from training_inputs import write_training
 
 from orchestrator.analysis.comparing.findings import of_folders
+from orchestrator.analysis.comparing.two_results import cells_of, two_results
 from orchestrator.analysis.latency import TokenTimes, latency_of
 from orchestrator.analysis.load import load
 from orchestrator.analysis.throughput import throughput_of
 from orchestrator.cli import main
+from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Deployment, Run, Scenario
+from orchestrator.report.charts.choices import rate_of
 from orchestrator.store.journal import CHECKSUMS, Journal
 from orchestrator.store.store import Store
 from workers.rows import flat
@@ -103,6 +106,24 @@ def test_the_fields_are_those_of_vllms_benchmark_in_its_order(
 def test_a_file_is_of_the_middle_run_of_its_cell(results: Path) -> None:
     _, found = exported(results)
     assert (found["output_throughput"], found["run"]) == (20.0, "1")
+
+
+@pytest.mark.parametrize("format", ["vllm-bench", "aiperf"])
+def test_a_cell_without_a_completed_run_has_no_file_which_is_said(
+    tmp_path: Path, format: str
+) -> None:
+    store = Store(tmp_path / "e")
+    store.create()
+    other = replace(CELL, max_concurrency=4)
+    write_run(store, Run(other, 0, 0), status="failed")
+    asked = ("export", store.folder, "--format", format, "--out", tmp_path / "out")
+    found = call(*asked)
+    assert (found.exit_code, found.stderr.count("\n")) == (2, 1)
+    assert "was completed, so there is nothing to export" in found.stderr
+    write_run(store, Run(CELL, 0, 0))
+    found = call(*asked)
+    assert (found.exit_code, len(found.stdout.splitlines())) == (0, 1)
+    assert found.stderr == f"note: {other.name} has no file, as no run of it was completed.\n"
 
 
 def test_the_lists_have_a_value_for_each_request_a_failed_one_too(results: Path) -> None:
@@ -209,6 +230,16 @@ def test_an_import_says_so_has_checksums_and_every_command_reads_it(
     assert call("import", path, *names, "--out", out).exit_code == 2
 
 
+@pytest.mark.parametrize("format", ["vllm-bench", "aiperf"])
+def test_an_imported_run_without_a_date_can_be_exported(tmp_path: Path, format: str) -> None:
+    path = theirs(tmp_path / "b.json", date=None)
+    done("import", path, "--strategy", "tp2", "--out", tmp_path / "them")
+    out, _ = exported(tmp_path / "them", format=format)
+    done("import", out, "--strategy", "tp2", "--out", tmp_path / "back")
+    (run,) = load([tmp_path / "back"])[0].runs
+    assert (run.conditions.started_at, run.throughput.output_throughput) == ("", 256.0)
+
+
 def test_repeats_without_numbers_are_runs_of_one_start(tmp_path: Path) -> None:
     files = [theirs(tmp_path / f"{index}.json") for index in range(3)]
     done("import", *files, "--strategy", "tp2", "--out", tmp_path / "them")
@@ -222,6 +253,22 @@ def test_a_file_of_append_result_has_a_run_a_line(tmp_path: Path) -> None:
     done("import", path, "--strategy", "dp2", "--out", tmp_path / "them")
     cells = of_folders([tmp_path / "them"]).comparison
     assert sorted(one.cell.max_concurrency for one in cells) == [1, 8]
+
+
+def test_a_count_may_be_written_with_a_point(tmp_path: Path) -> None:
+    path = theirs(tmp_path / "B.JSON", completed=4.0, max_concurrency=3.0, total_input_tokens=8.0)
+    done("import", path, "--strategy", "tp2", "--out", tmp_path / "them")
+    (run,) = load([tmp_path / "them"])[0].runs
+    assert (run.throughput.completed, run.cell.max_concurrency) == (4, 3)
+    assert run.conditions.input_len == 2
+
+
+def test_tables_of_training_are_refused_as_such(tmp_path: Path) -> None:
+    folder = write_training(tmp_path / "llama-8b", {"fsdp2": (1.0,)})
+    done("export", folder, "--out", tmp_path / "export")
+    found = call("import", tmp_path / "export", "--out", tmp_path / "back")
+    assert (found.exit_code, found.stderr.count("\n")) == (2, 1)
+    assert "export is of training, which is not imported" in found.stderr
 
 
 def test_tokens_that_came_several_at_once_have_no_times_of_their_own(tmp_path: Path) -> None:
@@ -238,6 +285,7 @@ def test_tokens_that_came_several_at_once_have_no_times_of_their_own(tmp_path: P
         {"goodput": 5},
         {"seed": "9" * 30},
         {"mean_ttft_ms": 10**400},
+        {"mean_ttft_ms": -1.0},
         {"request_goodput": True},
     ],
     ids=str,
@@ -268,7 +316,9 @@ DETAILS = {
 @pytest.mark.parametrize(
     ("content", "options", "words"),
     [
-        ({"completed": True}, ("--strategy", "tp2"), "no number 'completed', 0 or more"),
+        ({"completed": True}, ("--strategy", "tp2"), "no whole number 'completed', 0 or more"),
+        ({"completed": 1.5}, ("--strategy", "tp2"), "no whole number 'completed', 0 or more"),
+        ({"total_input_tokens": 1e308}, ("--strategy", "tp2"), "no whole number 'total_input_to"),
         ({"duration": -1.0}, ("--strategy", "tp2"), "no number 'duration', 0 or more"),
         ({"duration": 10**400}, ("--strategy", "tp2"), "no number 'duration', 0 or more"),
         *(
@@ -278,6 +328,10 @@ DETAILS = {
                 ("output_lens", 2.5),
                 ("start_times", "x"),
                 ("ttfts", None),
+                ("input_lens", -1),
+                ("ttfts", -0.5),
+                ("ttfts", 1e300),
+                ("itls", [-0.5]),
                 ("itls", "ab"),
                 ("itls", ["a"]),
             )
@@ -342,9 +396,10 @@ def test_tables_of_another_schema_version_are_refused(results: Path, tmp_path: P
     assert "schema version 1" in found.stderr
 
 
+@pytest.mark.parametrize("rate", [9.5, None])
 @pytest.mark.parametrize("format", ["vllm-bench", "aiperf"])
-def test_a_trace_comes_back_as_one(tmp_path: Path, format: str) -> None:
-    asked = {"request_rate": 9.5, "burstiness": None, "trace": "60s at speed 2"}
+def test_a_trace_comes_back_as_one(tmp_path: Path, format: str, rate: float | None) -> None:
+    asked = {"request_rate": rate, "burstiness": None, "trace": "60s at speed 2"}
     path, _ = exported(written(tmp_path / "tiny-1", **asked), format=format)
     done("import", path, "--out", tmp_path / "back")
     arrivals = load([tmp_path / "back"])[0].runs[0].arrivals
@@ -518,6 +573,81 @@ def test_a_file_of_a_newer_aiperf_says_its_model_its_load_and_its_levels_elsewhe
     assert (run.goodput.goodput, run.conditions.num_prompts) == ("e2el:250", 4)
 
 
+SCHEDULE = "a fixed schedule of AIPerf"
+
+
+@pytest.mark.parametrize(
+    ("config", "arrivals"),
+    [  # of AIPerf before schema 1.2, whose default is Poisson, and since
+        ({"input": {"fixed_schedule": True}}, (None, None, SCHEDULE)),
+        ({"input": {"custom_dataset_type": "mooncake_trace"}}, (None, None, SCHEDULE)),
+        (
+            {"input": {"fixed_schedule": True, "fixed_schedule_end_offset": 9000}},
+            (None, None, f"{SCHEDULE}, 0 to 9000 ms"),
+        ),
+        (
+            {
+                "input": {"custom_dataset_type": "mooncake_trace"},
+                "loadgen": {"concurrency": 1, "request_rate_mode": "concurrency_burst"},
+            },
+            (None, None, None),
+        ),
+        ({"loadgen": {"request_rate": 3.0}}, (3.0, 1.0, None)),
+        ({"loadgen": {"request_rate": 3.0, "request_rate_mode": "constant"}}, (3.0, None, None)),
+        ({"loadgen": {"concurrency": 2}}, (None, None, None)),
+        ({"phases": [{"name": "profiling", "type": "fixed_schedule"}]}, (None, None, SCHEDULE)),
+        (
+            {"phases": [{"name": "profiling", "type": "fixed_schedule", "start_offset": 5}]},
+            (None, None, f"{SCHEDULE}, 5 to its end ms"),
+        ),
+        (
+            {"phases": [{"name": "profiling", "type": "poisson", "rate_series": {"points": []}}]},
+            (None, None, "a rate series of AIPerf"),
+        ),
+        ({"phases": [{"name": "profiling", "type": "user_centric", "rate": 4}]}, (4.0, None, None)),
+        (
+            {
+                "phases": [{"name": "profiling", "type": "concurrency"}],
+                "endpoint": {"extra": {"trace": "x"}},
+            },
+            (None, None, None),
+        ),
+    ],
+    ids=str,
+)
+def test_a_file_of_aiperf_is_of_an_open_loop_where_requests_had_times_of_their_own(
+    tmp_path: Path, config: dict[str, object], arrivals: tuple[object, ...]
+) -> None:
+    path = tmp_path / "profile_export_aiperf.json"
+    path.write_text(json.dumps({**AIPERF, "input_config": config}))
+    done("import", path, "--strategy", "tp2", "--out", tmp_path / "them")
+    (cell,) = of_folders([tmp_path / "them"]).comparison
+    told = cell.arrivals
+    assert (told.request_rate, told.burstiness, told.trace) == arrivals
+    trace = arrivals[2]
+    assert told.is_open == any(arrivals)
+    if trace:
+        assert rate_of(cell) == f"a trace ({trace})"
+
+
+def test_a_schedule_of_aiperf_is_other_work_than_its_closed_loop(tmp_path: Path) -> None:
+    path = tmp_path / "profile_export_aiperf.json"
+    for name, sent in (("closed", {"concurrency": 4}), ("open", {})):
+        config = {"input": {"fixed_schedule": not sent}, "loadgen": sent}
+        path.write_text(json.dumps({**AIPERF, "input_config": config}))
+        done("import", path, "--strategy", "tp2", "--out", tmp_path / name)
+    joined = {
+        cell for name in ("closed", "open") for cell in cells_of(load([tmp_path / name])[0].runs)
+    }
+    assert len(joined) == 2
+    assert sorted(cell.arrivals for cell in joined) == [
+        "a closed loop",
+        f"an open loop at its own times ({SCHEDULE})",
+    ]
+    with pytest.raises(UserError, match="one is a closed loop, the other an open loop at its own"):
+        two_results(tmp_path / "closed", tmp_path / "open").check_common_cells()
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -527,7 +657,11 @@ def test_a_file_of_a_newer_aiperf_says_its_model_its_load_and_its_levels_elsewhe
         ({"metadata": {}, "metrics": {}}, "or several runs; give profile_export_aiperf.json"),
         ({"was_cancelled": True}, "is of a run that was stopped"),
         ({"is_complete": False}, "is of a run that was stopped"),
-        ({"request_count": {"unit": "requests", "avg": -4}}, "no number 'completed', 0 or more"),
+        (
+            {"input_config": {"phases": [{"kind": "profiling"}, {"kind": "profiling"}]}},
+            "is of several phases with loads of their own",
+        ),
+        ({"request_count": {"unit": "requests", "avg": -4}}, "no whole number 'completed', 0"),
     ],
     ids=str,
 )

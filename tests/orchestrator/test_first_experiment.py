@@ -121,7 +121,7 @@ def test_a_path_that_begins_with_a_tilde_is_seen_from_a_home(
 def test_a_path_is_named_and_of_this_machine(name: str, tmp_path: Path) -> None:
     for blank in ("", "  "):
         (tmp_path / "e.yaml").write_text(f"{name}: '{blank}'\n")
-        with pytest.raises(UserError, match=f"^{name} is blank; name a file or a folder"):
+        with pytest.raises(UserError, match=f"^{name}: it is blank; name a file or a folder"):
             load_experiment(tmp_path / "e.yaml", {})
     (tmp_path / "e.yaml").write_text(f"{name}: 5\n")
     with pytest.raises(UserError, match=f"e.yaml: {name}: input is not a path, found 5$"):

@@ -471,6 +471,12 @@ def test_a_folder_to_be_written_here_is_no_uri(tmp_path: Path, command: str) -> 
     assert "is a URI" in done.stderr
 
 
+def test_results_are_not_read_from_a_folder_of_another_host() -> None:
+    done = ran("compare", "file://host/a")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "'file://host/a' is no place for results; give a folder" in done.stderr
+
+
 def test_a_job_is_given_the_uri() -> None:
     asked = Experiment(result_dir="s3://bucket/my results")
     assert _root(asked.result_dir, "tiny-1") == "'s3://bucket/my results/tiny-1'"

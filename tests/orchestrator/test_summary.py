@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -155,12 +156,18 @@ def test_a_failed_run_has_every_column_and_says_what_was_asked() -> None:
     assert (row.throughput.completed, row.throughput.failed) == (0, 4)
     assert (row.conditions.num_prompts, row.conditions.num_gpus, row.conditions.block) == (4, 2, 3)
     assert (row.arrivals.request_rate, row.arrivals.burstiness) == (10.0, 0.5)
-    assert row.conditions.device_name is row.throughput.output_throughput is None
+    assert row.throughput.output_throughput is None
     assert (row.goodput, row.latency, row.memory) == (
         nothing(Goodput),
         nothing(Latency),
         nothing(Memory),
     )
+
+
+@pytest.mark.parametrize(("device", "name"), [("cpu", "cpu"), ("cuda", None)])
+def test_a_failed_run_on_a_cpu_is_known_to_be_of_one(device: Any, name: str | None) -> None:
+    row = failed(replace(ATTEMPT, plan=replace(ATTEMPT.plan, device=device)), "timeout")
+    assert row.conditions.device_name == name
 
 
 SLOW = Ceilings(hbm=1e3, flops={"float32": 1e3}, cache_bytes=0, source=CALIBRATED)

@@ -197,7 +197,7 @@ def test_a_reply_without_tokens_is_left_out_as_an_empty_one_is(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "line 2: not valid JSON.* a dataset is JSON lines, a JSON list, CSV, Parquet"),
+        ("{", "line 2: not valid JSON.* a dataset is JSON lines, a JSON list or CSV"),
         ("TIMESTAMP,ContextTokens", "line 2: not valid JSON.* JSON lines"),
         ({"conversations": []}, "line 2: there is no field 'conversations' in the format prompts"),
         (

@@ -28,26 +28,56 @@ def plan(device: str = "cpu", model: ModelShape = MODEL, **switches: str) -> Eng
 @pytest.mark.parametrize(
     ("engine", "device", "switch", "value", "reason"),
     [
-        ("torch", "cpu", "attention", "triton", "on cpu it has --attention sdpa or eager"),
+        (
+            "torch",
+            "cpu",
+            "attention",
+            "triton",
+            "on a CPU it has no --attention triton; use sdpa or eager, or leave it out",
+        ),
         (
             "torch",
             "cuda",
             "attention",
             "flex",
-            "has --attention triton or sdpa or eager or fa3 or fa3-p",
+            "no --attention flex; use triton or sdpa or eager or fa3 or fa3-p",
         ),
-        ("torch", "cpu", "cuda_graphs", "on", "on cpu it has --cuda-graphs off, not on"),
-        ("torch", "cpu", "fusion", "on", "on cpu it has --fusion off, not on"),
-        ("torch", "cpu", "allreduce", "nccl", "on cpu it has --allreduce shm or gloo, not nccl"),
-        ("torch", "cuda", "allreduce", "custom", "nccl or one-shot or two-shot, not custom"),
-        ("transformers", "cpu", "attention", "triton", "it has --attention sdpa or eager"),
-        ("transformers", "cuda", "batching", "continuous", "it has --batching static"),
-        ("transformers", "cuda", "cuda_graphs", "on", "it has --cuda-graphs off"),
-        ("transformers", "cpu", "chunked_prefill_size", "64", "--chunked-prefill-size off, not 64"),
+        (
+            "torch",
+            "cpu",
+            "cuda_graphs",
+            "on",
+            "on a CPU it has no --cuda-graphs on; use off, or leave it out",
+        ),
+        ("torch", "cpu", "fusion", "on", "on a CPU it has no --fusion on; use off"),
+        (
+            "torch",
+            "cpu",
+            "allreduce",
+            "nccl",
+            "on a CPU it has no --allreduce nccl; use shm or gloo",
+        ),
+        (
+            "torch",
+            "cuda",
+            "allreduce",
+            "custom",
+            "on a GPU it has no --allreduce custom; use nccl or one-shot",
+        ),
+        ("transformers", "cpu", "attention", "triton", "no --attention triton; use sdpa or eager"),
+        ("transformers", "cuda", "batching", "continuous", "no --batching continuous; use static"),
+        ("transformers", "cuda", "cuda_graphs", "on", "no --cuda-graphs on; use off"),
+        (
+            "transformers",
+            "cpu",
+            "chunked_prefill_size",
+            "64",
+            "no --chunked-prefill-size 64; use off",
+        ),
         ("transformers", "cpu", "allreduce", "gloo", "it has no --allreduce; leave it out"),
-        ("deepspeed", "cpu", "fusion", "on", "it has --fusion off"),
+        ("deepspeed", "cpu", "fusion", "on", "no --fusion on; use off"),
         ("vllm", "cuda", "attention", "sdpa", "it has no --attention; leave it out"),
-        ("vllm", "cuda", "batching", "static", "it has --batching continuous"),
+        ("vllm", "cuda", "batching", "static", "no --batching static; use continuous"),
         ("vllm", "cpu", "allreduce", "custom", "it has no --allreduce; leave it out"),
     ],
 )
@@ -133,7 +163,7 @@ def test_a_plug_in_without_choices_has_no_switch(monkeypatch: pytest.MonkeyPatch
     assert engines.refusal("plain", plan()) is None
     assert engines.settled("plain", plan()) == plan()
     said = engines.refusal("plain", plan(batching="static"))
-    assert said == "it has no --batching; leave it out"
+    assert said == "on a CPU it has no --batching; leave it out"
 
 
 def test_switches_become_settings_of_vllm() -> None:

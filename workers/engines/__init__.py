@@ -199,13 +199,14 @@ def _answer(name: str, question: Callable[[EnginePlan], T], plan: EnginePlan) ->
 
 def _without_choice(name: str, plan: EnginePlan) -> str | None:
     """Why the engine cannot be asked for a switch as it is asked for; None where it can."""
-    known = choices(name, plan)
+    known, where = choices(name, plan), "a CPU" if plan.device == "cpu" else "a GPU"
     for switch, value in plan.switches.asked.items():
         flag, values = f"--{switch.replace('_', '-')}", known.get(switch, ())
         if not values:
-            return f"it has no {flag}; leave it out"
+            return f"on {where} it has no {flag}; leave it out"
         if value not in values:
-            return f"on {plan.device} it has {flag} {' or '.join(values)}, not {value}"
+            use = " or ".join(values)
+            return f"on {where} it has no {flag} {value}; use {use}, or leave it out"
     return None
 
 

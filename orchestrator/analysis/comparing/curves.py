@@ -159,7 +159,7 @@ def _fitted(points: Sequence[Comparison]) -> Degradation:
     """The closed form of a closed loop whose requests make as many tokens each; else nulls."""
     lengths = {one.conditions.output_len for one in points}
     (output_len,) = lengths if len(lengths) == 1 else (None,)
-    if output_len is None or any(one.arrivals.request_rate for one in points):
+    if output_len is None or any(one.arrivals.is_open for one in points):
         return nothing(Degradation)
     return fit([point for one in points if (point := _point(one))], output_len)
 

@@ -49,6 +49,12 @@ class JoinedCell:
         "requests that arrive a second, or conversations", "requests/s"
     )
     burstiness: float | None = column("shape of the gaps between them", "1")
+    trace: str | None = column("of a trace, the part and the speed")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests arrive at times of their own."""
+        return bool(self.request_rate or self.trace)
 
     @property
     def name(self) -> str:
@@ -57,28 +63,30 @@ class JoinedCell:
         parts = (*deployment, self.scenario, f"c{self.max_concurrency}")
         name = ".".join(part for part in parts if part != "none")
         uneven = self.request_rate and self.burstiness not in (None, 1.0)
-        rate = f".rate{self.request_rate:g}" if self.request_rate else ""
+        rate = f".rate{self.request_rate:g}" if self.request_rate else ".trace" * self.is_open
         return name + rate + (f".burst{self.burstiness:g}" if uneven else "")
 
     @property
     def arrivals(self) -> str:
         """How requests arrive, in words."""
-        if not self.request_rate:
+        if not self.is_open:
             return "a closed loop"
         if self.burstiness is None:
-            return f"an open loop at its own times, on average {self.request_rate:.3g}/s"
+            rate = f", on average {self.request_rate:.3g}/s" if self.request_rate else ""
+            trace = f" ({self.trace})" if self.trace else ""
+            return f"an open loop at its own times{trace}{rate}"
         burstiness = f" with burstiness {self.burstiness:g}" if self.burstiness != 1.0 else ""
         return f"an open loop at a rate of {self.request_rate:g}/s{burstiness}"
 
     @property
     def closed(self) -> JoinedCell:
         """The same cell in a closed loop."""
-        return replace(self, request_rate=None, burstiness=None)
+        return replace(self, request_rate=None, burstiness=None, trace=None)
 
     @property
-    def load(self) -> tuple[str, str, int, float, float]:
+    def load(self) -> tuple[str, str, int, float, float, str]:
         """What its layouts are shown beside each other for; a closed loop comes first in order."""
-        arrivals = self.request_rate or 0.0, self.burstiness or 0.0
+        arrivals = self.request_rate or 0.0, self.burstiness or 0.0, self.trace or ""
         return self.model, self.scenario, self.max_concurrency, *arrivals
 
 
@@ -208,6 +216,7 @@ def _cell_of(run: Summary) -> JoinedCell:
         max_concurrency=cell.max_concurrency,
         request_rate=arrivals.request_rate,
         burstiness=arrivals.burstiness,
+        trace=arrivals.trace,
     )
 
 

@@ -20,6 +20,7 @@ from workers.training_records import (
     TrainingCollectiveRow,
     TrainingStepRow,
 )
+from workers.units import unnamed
 
 
 @row
@@ -210,7 +211,7 @@ def failed(attempt: TrainingAttempt, reason: str) -> Trained:
         attempt.key,
         status=FAILED,
         reason=reason,
-        conditions=_conditions(attempt, None),
+        conditions=_conditions(attempt, unnamed(attempt.plan.device)),
         rate=nothing(TrainingRate),
         result=nothing(TrainingOutcome),
         memory=nothing(TrainingMemory),

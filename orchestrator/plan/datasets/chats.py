@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from orchestrator.errors import UserError
-from orchestrator.plan.datasets.rows import OF_SAMPLING, OUTPUT_LEN, Chat, Entry, Format, Row, alike
+from orchestrator.plan.datasets.rows import (
+    OF_SAMPLING,
+    OUTPUT_LEN,
+    CannotRun,
+    Chat,
+    Entry,
+    Format,
+    Row,
+    alike,
+)
+
+Messages = Sequence[tuple[str, str | CannotRun]]
+CALLS = ("tool_calls", "function_call")
 
 
-def _messages(row: Row) -> tuple[tuple[str, str], ...]:
+def _messages(row: Row) -> Messages:
+    """Each with its role and its text, or why it has none that can be read."""
     given = row.value("messages")
     if not isinstance(given, list) or not given or not all(isinstance(m, dict) for m in given):
         raise UserError(f"{row.where}: messages must be a list of objects with role and content")
-    return tuple((_role(m.get("role"), row), _content(m.get("content"), row)) for m in given)
+    return [(_role(one.get("role"), row), _content(one, row)) for one in given]
 
 
 def _role(role: object, row: Row) -> str:
@@ -22,42 +36,59 @@ def _role(role: object, row: Row) -> str:
     return role
 
 
-def _content(content: object, row: Row) -> str:
+def _content(message: Mapping[str, Any], row: Row) -> str | CannotRun:
     """The text of a message, which may come in parts."""
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) and content else (None,)
-    texts = [one.get("text") if isinstance(one, dict) else None for one in parts]
+    content = message.get("content")
+    parts = [{"text": content}] if isinstance(content, str | None) else content
+    if not isinstance(parts, list) or not all(isinstance(one, dict) for one in parts):
+        raise UserError(f"{row.where}: the content of a message is no text and no list of parts")
+    texts = [one.get("text") for one in parts if str(one.get("type") or "text").endswith("text")]
     known = [text for text in texts if isinstance(text, str)]
-    if len(known) < len(texts):
-        raise UserError(
+    if not parts or len(known) < len(parts) or any(message.get(one) for one in CALLS):
+        return CannotRun(
             f"{row.where}: the content of a message is no text; images, sounds and calls of tools "
             "are not read"
         )
     return "".join(known)
 
 
-def _chat(row: Row) -> Entry:
-    """The last reply says how long it is; what comes before it is the prompt."""
-    messages, reply = _messages(row), None
-    if messages[-1][0] == "assistant":
-        messages, reply = messages[:-1], messages[-1][1]
-    if not messages:
-        raise UserError(f"{row.where}: there is no message before the reply")
-    return Entry(row.where, Chat(messages), _length(row), reply)
+def _prompt(messages: Messages) -> Chat | CannotRun:
+    texts = tuple((role, text) for role, text in messages if isinstance(text, str))
+    wrong = next((content for _, content in messages if isinstance(content, CannotRun)), None)
+    return wrong or Chat(texts)
+
+
+def _asked(where: str, messages: Messages, length: int | None) -> Entry | None:
+    """What the last message asks for: a reply says how long it is, and what comes before it is the
+    prompt. None where there is nothing before it."""
+    role, reply = messages[-1]
+    if role != "assistant":
+        return Entry(where, _prompt(messages), length)
+    if len(messages) == 1:
+        return None
+    if isinstance(reply, CannotRun):
+        return Entry(where, reply, length)
+    return Entry(where, _prompt(messages[:-1]), length, reply)
+
+
+def _chat(row: Row) -> Entry | None:
+    return _asked(row.where, _messages(row), _length(row))
 
 
 def _turns(row: Row) -> Sequence[Entry]:
     """Each reply with the messages before it, and what the last message asks for if it is none."""
     messages, length = _messages(row), _length(row)
+    last = len(messages)
     found = [
-        Entry(f"{row.where}, message {place + 1}", Chat(messages[:place]), length, text)
-        for place, (role, text) in enumerate(messages)
-        if role == "assistant" and place
+        _asked(
+            f"{row.where}, message {end}" if role == "assistant" else row.where,
+            messages[:end],
+            length,
+        )
+        for end, (role, _) in enumerate(messages, start=1)
+        if role == "assistant" or end == last
     ]
-    if messages[-1][0] != "assistant":
-        found.append(Entry(row.where, Chat(messages), length))
-    return found
+    return [entry for entry in found if entry]
 
 
 def _length(row: Row) -> int | None:
@@ -73,7 +104,7 @@ def _batch(row: Row) -> Entry:
         raise UserError(f"{row.where}: expected either 'messages' or 'prompt' in body")
     if "prompt" in asked.fields:
         return Entry(row.where, asked.text("prompt"), _length(asked))
-    return Entry(row.where, Chat(_messages(asked)), _length(asked))
+    return Entry(row.where, _prompt(_messages(asked)), _length(asked))
 
 
 CHAT = Format(

@@ -18,7 +18,7 @@ from orchestrator.plan.datasets.rows import Row
 
 PLAIN = (".txt", ".text", ".md")  # text, to train on alone
 CONTAINERS = (
-    "a dataset is JSON lines, a JSON list, CSV, Parquet or Arrow (.gz too), or a folder of Hugging "
+    "a dataset is JSON lines, a JSON list or CSV (.gz too), Parquet, Arrow, or a folder of Hugging "
     f"Face datasets; to train on, text too ({', '.join(PLAIN)})"
 )
 GZIP, PARQUET, ARROW = b"\x1f\x8b", b"PAR1", b"ARROW1"
@@ -45,12 +45,17 @@ def _rows_of_file(path: Path) -> Iterator[Row]:
         raise UserError(f"the dataset {path} is not a file; {CONTAINERS}")
     with path.open("rb") as stream:
         begin = stream.read(len(ARROW))
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    suffix = suffix_of(path)
     if begin.startswith(PARQUET):
         return _parquet(path)
     if begin.startswith(ARROW) or suffix == ".arrow":
         return _arrow(path)
     return _csv(path, suffix) if suffix in (".csv", ".tsv") else _json(path)
+
+
+def suffix_of(path: Path) -> str:
+    """What a name ends in, in lower case, `.gz` left out."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 @contextmanager
@@ -116,7 +121,7 @@ def _json_list(path: Path, text: str) -> Iterator[Row]:
 def _parsed(text: str, where: str, first_line: int) -> Any:
     """first_line: 0 where `where` names the line already."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_fields)
     except json.JSONDecodeError as error:
         line = f", line {error.lineno}" if first_line else ""
         raise UserError(
@@ -124,6 +129,16 @@ def _parsed(text: str, where: str, first_line: int) -> Any:
         ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: the JSON cannot be read: {error}") from error
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
+    """An object of JSON, of which Python would keep the last of two values."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"'{twice[:60]}' is there twice")
+    return found
 
 
 def _object(value: object, where: str) -> Mapping[str, Any]:
@@ -206,13 +221,14 @@ def _table(path: Path, batches: Iterable[Any]) -> Iterator[Row]:
 
 
 def _values(path: Path, batch: Any) -> Sequence[Mapping[str, Any]]:
-    """The rows of a batch. Times are cut to microseconds, which is all that Python's have."""
+    """The rows of a batch. Times are cut to microseconds, which is all that Python's have; those of
+    a zone are the same moments in UTC, which needs no data of zones."""
     import pyarrow as pa
 
     _once(batch.schema.names, str(path))
     for place, one in enumerate(batch.schema):
         if pa.types.is_timestamp(one.type):
-            times = batch.column(place).cast(pa.timestamp("us", one.type.tz), safe=False)
+            times = batch.column(place).cast(pa.timestamp("us", one.type.tz and "UTC"), safe=False)
             batch = batch.set_column(place, one.name, times)
     try:
         found: Sequence[Mapping[str, Any]] = batch.to_pylist()

@@ -53,7 +53,7 @@ def _said(row: Row) -> Sequence[Mapping[str, object]]:
 
 def _exchange(turns: Sequence[Mapping[str, object]]) -> tuple[str, str]:
     for turn, reply in itertools.pairwise(turns):
-        if turn.get("from") in HUMAN:
+        if turn.get("from") in HUMAN and reply.get("from") not in HUMAN:
             return _text(turn), _text(reply)
     return "", ""
 

@@ -74,10 +74,10 @@ class Row:
 
     def number(self, name: str) -> float:
         """A finite number. Raises UserError for anything else."""
-        value = self.fields.get(name)
+        value: Any = self.fields.get(name)
         try:
             if self.typed != isinstance(value, str) and not isinstance(value, bool):
-                number = value if isinstance(value, int) else float(value or 0)
+                number = value if isinstance(value, int) else float(value)
                 if math.isfinite(number):
                     return number
         except (TypeError, ValueError, OverflowError):
@@ -120,12 +120,13 @@ class Drawn:
 class Entry:
     """What one row, or one turn of it, asks for.
 
-    prompt: a text, token ids, texts in a row, messages, or random tokens. output_len: tokens; None
+    prompt: a text, token ids, texts in a row, messages, random tokens, or why it cannot run, where
+    its place among turns or its time counts all the same. output_len: tokens; None
     where `reply`, or else a default, says it. arrival_s: of a trace, in seconds since any moment.
     """
 
     where: str
-    prompt: str | tuple[int, ...] | Said | Chat | Drawn
+    prompt: str | tuple[int, ...] | Said | Chat | Drawn | CannotRun
     output_len: int | None = None
     reply: str | None = None
     arrival_s: float | None = None

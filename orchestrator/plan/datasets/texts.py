@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from orchestrator.errors import UserError
-from orchestrator.plan.datasets.files import PLAIN, naming, opened, rows
+from orchestrator.plan.datasets.files import PLAIN, naming, opened, rows, suffix_of
 from orchestrator.plan.datasets.folders import holds_dataset
 
 COLUMN = "text"  # what the published corpora call it
@@ -40,7 +40,7 @@ def _plain_files(path: Path) -> Sequence[Path]:
     """The files of text at `path`, by name; none where it is no text, or describes a dataset.
     Raises UserError for a folder of both."""
     found = sorted(path.iterdir()) if path.is_dir() else [path]
-    plain = [one for one in found if Path(one.name.removesuffix(".gz")).suffix.lower() in PLAIN]
+    plain = [one for one in found if suffix_of(one) in PLAIN]
     if not plain or not path.is_dir() or not holds_dataset(path):
         return plain
     for one in plain:

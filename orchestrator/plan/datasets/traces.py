@@ -41,11 +41,12 @@ def _request(time: Callable[[Row], float], row: Row) -> Entry:
     for name in ("timestamp", "input_len", "output_len"):
         if not row.has(name):
             raise UserError(f"{row.where}: {row.names[name]} is missing")
-    inputs, outputs = row.whole("input_len"), row.whole("output_len")
-    if not inputs:
-        raise CannotRun(f"{row.where}: the prompt is empty")
-    prompt = Drawn(inputs, _blocks(row, inputs), BLOCK)
-    return Entry(row.where, prompt, outputs, arrival_s=time(row))
+    at = time(row)
+    try:
+        inputs, outputs = row.whole("input_len"), row.whole("output_len")
+        return Entry(row.where, Drawn(inputs, _blocks(row, inputs), BLOCK), outputs, arrival_s=at)
+    except CannotRun as error:  # the others' times count from this row's, if it is the first
+        return Entry(row.where, error, 1, arrival_s=at)
 
 
 def _blocks(row: Row, inputs: int) -> tuple[int, ...]:

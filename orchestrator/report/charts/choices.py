@@ -88,7 +88,7 @@ def rate_of(one: Comparison) -> str:
     rate, trace = one.arrivals.request_rate, one.arrivals.trace
     what = "conversations" if one.conditions.num_conversations else "requests"
     if trace:
-        return f"a trace ({trace}), {rate:.3g} {what}/s on average"
+        return f"a trace ({trace})" + (f", {rate:.3g} {what}/s on average" if rate else "")
     return f"{rate:g} {what}/s" if rate else ""
 
 

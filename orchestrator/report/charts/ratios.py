@@ -86,4 +86,4 @@ def title_of(one: Change) -> str:
     """The load of a cell as a heading."""
     cell = one.joined
     work = f"{cell.model} · {cell.scenario} · {cell.max_concurrency} concurrent"
-    return f"{work} · {cell.arrivals}" if cell.request_rate else work
+    return f"{work} · {cell.arrivals}" if cell.is_open else work
