@@ -18,6 +18,7 @@ from orchestrator.analysis.goodput import RATES, FoundRate, slo_miss, text
 from orchestrator.analysis.load import summaries
 from orchestrator.analysis.summary import Summary
 from orchestrator.cluster.connection import Cluster
+from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
 from orchestrator.plan.deployments import PlannedCell, PlannedDeployment
 from orchestrator.run.driver import run_experiment, with_room
@@ -162,9 +163,12 @@ class Search:
 
     def _runs(self, cell: PlannedCell, rate: float | None) -> list[Summary]:
         """The runs of a cell at a rate, None: in a closed loop; those that have no result are made.
-        Raises NoResult where one of them has failed."""
+        Raises NoResult where one of them has failed, or there is no plan for the rate."""
         asked = self._asked(cell, rate)
-        planned = self.plan(asked)
+        try:
+            planned = self.plan(asked)
+        except UserError as error:
+            raise NoResult(str(error)) from error
         if self._cluster is None and not all_completed(planned, asked, folder_of(asked)):
             self._cluster = self._stack.enter_context(self._room())
         store = Store(run_experiment(planned, asked, self.progress, self._cluster))

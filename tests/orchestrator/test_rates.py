@@ -13,6 +13,7 @@ from rich.console import Console
 
 from orchestrator.analysis.goodput import RATES
 from orchestrator.analysis.load import load
+from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
 from orchestrator.report.sweep import render_rates
 from orchestrator.run.rates import PRECISION, Bisection, NoResult, Search, Tried, rounded
@@ -156,6 +157,17 @@ def test_a_layout_whose_runs_fail_says_so_and_the_others_are_searched(groups, tm
 def test_a_rate_so_low_that_a_run_outlasts_the_timeout_is_not_tried(groups, tmp_path):
     _, (found,) = searched(experiment(tmp_path, strategy="tp1", timeout=0.05, num_prompts=4))
     assert "take longer than --timeout" in found.reason
+
+
+def test_a_rate_that_cannot_be_planned_ends_the_search_of_its_layout_alone(groups, tmp_path):
+    def at_once(asked):
+        if asked.request_rate and asked.strategy == ("tp1",):
+            raise UserError("the last request arrives after 99 s")
+        return plan(asked)
+
+    _, (bad, good) = searched(experiment(tmp_path), at_once)
+    assert bad.reason == "the last request arrives after 99 s"
+    assert len(good.tried_rates) > 1
 
 
 def test_the_rate_of_conversations_is_searched_where_requests_are_turns(groups, tmp_path):
