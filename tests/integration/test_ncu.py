@@ -3,6 +3,7 @@ of kernels and what is shown of it."""
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -22,7 +23,7 @@ from orchestrator.analysis.kernels import CELL_KERNELS, CellKernel
 from orchestrator.cluster import nsight
 from orchestrator.experiment import Experiment
 from orchestrator.plan.planning import cpu_devices, plan_experiment
-from orchestrator.run.driver import run_experiment
+from orchestrator.run import driver
 from orchestrator.store.folders import find
 from orchestrator.store.store import Store
 from workers.records import COUNTERS
@@ -51,7 +52,8 @@ def _counted(results: Path, strategy: str) -> tuple[Path, list[str]]:
     asked = Experiment(**{**fields, "device": "cpu", "result_dir": results, "num_warmups": 1})
     planned = plan_experiment(asked, "cpu", cpu_devices(asked.strategy))
     seen = Recorder()
-    folder = run_experiment(planned, asked.model_copy(update={"ncu": True}), seen)
+    driver.connect = functools.partial(driver.connect, dashboard=False)  # type: ignore[assignment]
+    folder = driver.run_experiment(planned, asked.model_copy(update={"ncu": True}), seen)
     return folder, seen.notes
 
 

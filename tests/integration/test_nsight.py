@@ -32,6 +32,8 @@ from workers.progress import NoRanges, PushedRanges, ranges_for
 from workers.rank import RankContext
 from workers.versions import PROJECT, versions
 
+WITHOUT_DASHBOARD = Path(__file__).parents[1] / "support" / "without_dashboard.py"
+
 
 @pytest.fixture
 def nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -50,8 +52,7 @@ def no_nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def submit(result_dir: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
-        "-m",
-        "orchestrator",
+        str(WITHOUT_DASHBOARD),
         "submit",
         "--nsys",
         "--device",
