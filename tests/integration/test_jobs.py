@@ -1,5 +1,5 @@
-"""Experiments as jobs of a cluster that others started: files and plug-ins travel, attempts are
-counted, what ended is resumed, and results come back."""
+"""Experiments as jobs of a cluster that others started, and that wants a token: files and plug-ins
+travel, attempts are counted, what ended is resumed, and results come back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import fake_engine
 import psutil
 import pytest
-from existing_cluster import BIN, Existing, cluster, environment
+from existing_cluster import BIN, Existing, assert_ran, cluster, environment, submit
 from process_lists import below
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -85,6 +85,22 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
         known = os.pathsep.join((str(plugins), str(root)))
         mine = environment(here, token=True, RAY_ADDRESS=there.jobs, PYTHONPATH=known)
         yield User(there, here, mine)
+
+
+def test_who_joins_the_cluster_by_its_address_needs_its_token_too(
+    user: User, tmp_path: Path
+) -> None:
+    """It is used where Ray keeps it, whether or not RAY_AUTH_MODE says so."""
+    there, results = user.there, tmp_path / "results"
+    assert_ran(
+        submit(there.address, results, environment(tmp_path / "here", token=True)), results, there
+    )
+    said = environment(tmp_path / "here", token=True, RAY_AUTH_MODE="token")
+    assert submit(there.address, results, said, "--device", "auto", "--dry-run").returncode == 0
+    stranger = environment(tmp_path / "stranger", token=False)
+    without = submit(there.address, tmp_path / "refused", stranger)
+    assert without.returncode == 2
+    assert "asks for a token" in without.stderr
 
 
 def test_a_job_takes_files_and_plug_ins_along_and_its_results_come_back(user: User) -> None:
