@@ -17,6 +17,7 @@ from pathlib import Path
 import fake_ncu
 import pytest
 from recorder import Recorder
+from variables import without_ray
 
 from orchestrator.analysis.comparing.findings import of_folders
 from orchestrator.analysis.kernels import CELL_KERNELS, CellKernel
@@ -35,7 +36,7 @@ def ncu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Ray is known here that was begun with another PATH."""
     folder = fake_ncu.install(tmp_path / "bin", fake_ncu.output())
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    for name in [name for name in os.environ if name.startswith("RAY_")]:
+    for name in os.environ.keys() - without_ray().keys():
         monkeypatch.delenv(name)
     return folder
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from process_lists import below
+from variables import without_ray
 
 from orchestrator.cluster.processes import end
 
@@ -114,8 +115,7 @@ def environment(home: Path, token: bool, **variables: str) -> dict[str, str]:
     if token:
         (home / ".ray").mkdir(exist_ok=True)
         (home / ".ray" / "auth_token").write_text(TOKEN)
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return {**kept, "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", **variables}
+    return {**without_ray(), "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", **variables}
 
 
 def submit(
