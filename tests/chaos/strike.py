@@ -18,6 +18,7 @@ from cases import FOLDERS_GO, HUP, TERM, Case
 from fake_engine import PAUSES
 from kept import kept
 from process_lists import below
+from variables import without_ray
 from victim import FULL
 
 from orchestrator.cluster import guard
@@ -99,8 +100,7 @@ def strike(case: Case, site: str, folder: Path) -> Outcome:
 
 
 def _environment(sessions: Path, full: bool = False) -> dict[str, str]:
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return {**ours, "RAY_TMPDIR": str(sessions), **({FULL: "1"} if full else {})}
+    return {**without_ray(), "RAY_TMPDIR": str(sessions), **({FULL: "1"} if full else {})}
 
 
 def _start(

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from reach import Reach, open_to_others
+from variables import without_ray
 
 pytestmark = pytest.mark.ray
 
@@ -27,7 +28,6 @@ def reached(tmp_path_factory: pytest.TempPathFactory) -> Reach:
     """All that the processes of a whole `submit` listened on and kept open, seen while they ran.
     The user has no token, and an umask that lets others read."""
     home = tmp_path_factory.mktemp("home")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     command = [
         str(BIN / "orchestrator"),
         "submit",
@@ -37,7 +37,7 @@ def reached(tmp_path_factory: pytest.TempPathFactory) -> Reach:
     ]
     run = psutil.Popen(
         list(map(str, command)),
-        env={**kept, "HOME": str(home)},
+        env={**without_ray(), "HOME": str(home)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

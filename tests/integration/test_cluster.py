@@ -13,6 +13,7 @@ import fake_engine
 import psutil
 import pytest
 from driver_inputs import plan
+from variables import without_ray
 
 from orchestrator.cluster import main_memory
 from orchestrator.cluster.address import address_of
@@ -379,8 +380,8 @@ def test_a_running_cluster_is_joined_and_left_running(ray_cluster):
         f"with ray_private.on_loopback(), connect({address!r}, 'cpu', 2) as cluster:\n"
         "    print(cluster.embedded, len(cluster.topology('cpu').devices))\n"
     )
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    environment["RAY_AUTH_TOKEN_PATH"] = os.environ["RAY_AUTH_TOKEN_PATH"]
+    token = {"RAY_AUTH_TOKEN_PATH": os.environ["RAY_AUTH_TOKEN_PATH"]}
+    environment = {**without_ray(), **token}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
     )

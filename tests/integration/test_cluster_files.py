@@ -21,6 +21,7 @@ import psutil
 import pytest
 import yaml
 from driver_inputs import plan
+from variables import without_ray
 
 from orchestrator.cli import main
 from orchestrator.cluster.connection import NO_MASK
@@ -169,10 +170,9 @@ def allocation(folder, nodes):
         (shims / name).write_text(f"#!/bin/bash\n{text}\n")
         (shims / name).chmod(0o755)
     job = str(20000 + os.getpid() % 10000)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     try:
         yield {
-            **kept,
+            **without_ray(),
             "PATH": f"{shims}{os.pathsep}{os.environ['PATH']}",
             "NODES": str(nodes),
             "SLURM_JOB_ID": job,

@@ -18,6 +18,7 @@ import pytest
 from driver_inputs import TIMEOUT_S, deployment, run
 from fake_group import FakeGroup, installed
 from summaries import measured
+from variables import without_ray
 
 from orchestrator.analysis.load import summaries
 from orchestrator.analysis.summary import MEASURED
@@ -373,9 +374,8 @@ def hanging_driver(site: str, folder: Path):
         site,
         str(folder),
     ]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=without_ray()
     )
     assert process.stdout is not None
     try:

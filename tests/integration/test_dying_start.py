@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -11,6 +10,7 @@ import time
 import psutil
 import pytest
 from process_lists import below
+from variables import without_ray
 
 STARTS = """
 from orchestrator.cluster.connection import start
@@ -28,11 +28,10 @@ NOTICED_S = 10.0  # it takes half a second; Ray waits for 30 s
 @pytest.mark.ray
 @pytest.mark.parametrize("after_s", [0.0, 0.05])
 def test_a_gcs_that_dies_before_it_has_told_its_port_is_noticed(after_s: float) -> None:
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # a short name, for the sockets
         driver = subprocess.Popen(
             [sys.executable, "-c", STARTS],
-            env={**ours, "RAY_TMPDIR": folder},
+            env={**without_ray(), "RAY_TMPDIR": folder},
             stderr=subprocess.PIPE,
             text=True,
         )

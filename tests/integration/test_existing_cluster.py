@@ -1,5 +1,5 @@
-"""`orchestrator submit --address` against a Ray cluster that others started, with and without token
-authentication."""
+"""`orchestrator submit --address` against a Ray cluster that others started, and that asks for no
+token. tests/integration/test_jobs.py has one that does."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import fake_nsys
 import pytest
-from existing_cluster import BIN, Existing, cluster, environment
+from existing_cluster import Existing, assert_ran, cluster, environment, submit
 
 pytestmark = pytest.mark.ray
 
@@ -30,71 +30,7 @@ ray.init = noted
 from orchestrator.cli import main
 main()
 """
-
-
-def submit(
-    address: str,
-    result_dir: Path,
-    env: dict[str, str],
-    *flags: str,
-    program: tuple[str | Path, ...] = (BIN / "orchestrator",),
-) -> subprocess.CompletedProcess[str]:
-    command = [
-        *program,
-        "submit",
-        "--address",
-        address,
-        "--strategy",
-        "tp2",
-        "--input-len",
-        "16",
-        "--output-len",
-        "4",
-        "--max-concurrency",
-        "2",
-        "--device",
-        "cpu",
-        "--result-dir",
-        result_dir,
-        *flags,
-    ]
-    return subprocess.run(
-        list(map(str, command)), env=env, capture_output=True, text=True, timeout=120
-    )
-
-
-def assert_ran(done: subprocess.CompletedProcess[str], result_dir: Path, there: Existing) -> None:
-    """It printed a result, kept it, and left the cluster running without a worker of ours."""
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"run 1: [\d.]+ tok/s", done.stderr)
-    assert re.search(r"dashboard: http://[\w.]+:\d+", done.stderr)
-    assert len(list(result_dir.glob("*/summary/*.arrow"))) == 1
-    assert len(list(result_dir.glob("*/comparison.arrow"))) == 1
-    assert there.head.is_running()
-    deadline = time.monotonic() + 10
-    while there.workers() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert there.workers() == []
-
-
-def test_a_cluster_that_asks_for_a_token(tmp_path):
-    """It is used where Ray keeps it, whether or not RAY_AUTH_MODE says so."""
-    with cluster(environment(tmp_path / "cluster", token=True, RAY_AUTH_MODE="token")) as there:
-        result_dir = tmp_path / "results"
-        assert_ran(
-            submit(there.address, result_dir, environment(tmp_path / "here", token=True)),
-            result_dir,
-            there,
-        )
-        said = environment(tmp_path / "here", token=True, RAY_AUTH_MODE="token")
-        assert (
-            submit(there.address, result_dir, said, "--device", "auto", "--dry-run").returncode == 0
-        )
-        without = submit(
-            there.address, tmp_path / "refused", environment(tmp_path / "stranger", token=False)
-        )
-        assert without.returncode == 2
-        assert "asks for a token" in without.stderr
+COUNTED = (sys.executable, "-c", COUNTING)
 
 
 @pytest.fixture(scope="module")
@@ -107,27 +43,42 @@ def open_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Existing]
         yield there
 
 
-def test_a_cluster_that_asks_for_no_token(open_cluster, tmp_path):
-    """A token that is there all the same, for another cluster, does no harm."""
-    result_dir = tmp_path / "results"
-    here = environment(tmp_path / "here", token=True)
-    assert_ran(submit(open_cluster.address, result_dir, here), result_dir, open_cluster)
+@dataclass(frozen=True)
+class Joined:
+    """A command that has measured there: what it said, and where it connected to."""
+
+    done: subprocess.CompletedProcess[str]
+    results: Path
+    joins: list[str]
 
 
-def test_a_command_connects_once(open_cluster, tmp_path):
+@pytest.fixture(scope="module")
+def joined(open_cluster: Existing, tmp_path_factory: pytest.TempPathFactory) -> Joined:
+    """With a token, which is for another cluster, and with nsys."""
+    folder = tmp_path_factory.mktemp("joined")
+    joins, results = folder / "joins", folder / "results"
+    here = environment(folder / "here", token=True, JOINS=str(joins))
+    done = submit(open_cluster.address, results, here, "--nsys", program=COUNTED)
+    return Joined(done, results, joins.read_text().split())
+
+
+def test_a_token_does_no_harm_where_a_cluster_asks_for_none(open_cluster, joined):
+    assert_ran(joined.done, joined.results, open_cluster)
+
+
+def test_a_command_connects_once(open_cluster, joined, tmp_path):
     """The device, the places of nsys and the room are all known from one connection."""
+    assert joined.joins == [open_cluster.address]
     joins, results = tmp_path / "joins", tmp_path / "results"
     here = environment(tmp_path / "here", token=False, JOINS=str(joins))
-    address, counting = open_cluster.address, (sys.executable, "-c", COUNTING)
-    planned = submit(address, results, here, "--nsys", "--dry-run", program=counting)
+    planned = submit(open_cluster.address, results, here, "--nsys", "--dry-run", program=COUNTED)
     assert planned.returncode == 0, planned.stdout + planned.stderr
-    assert joins.read_text().split() == [address]
+    assert joins.read_text().split() == [open_cluster.address]
     assert not results.exists()
-    joins.unlink()
-    done = submit(address, results, here, "--nsys", program=counting)
-    assert joins.read_text().split() == [address]
-    assert_ran(done, results, open_cluster)
-    (reports,) = re.findall(r"on the node of each rank, in (/tmp/\S+?\.nsys);", done.stderr)
+
+
+def test_every_rank_there_leaves_a_report_of_nsys_on_its_node(joined):
+    (reports,) = re.findall(r"on the node of each rank, in (/tmp/\S+?\.nsys);", joined.done.stderr)
     written = sorted(file.name for file in Path(reports).rglob("*.nsys-rep"))
     shutil.rmtree(reports)
     assert written == ["rank0.nsys-rep", "rank1.nsys-rep"]

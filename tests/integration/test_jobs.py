@@ -1,21 +1,22 @@
-"""Experiments as jobs of a cluster that others started: files and plug-ins travel, attempts are
-counted, what ended is resumed, and results come back."""
+"""Experiments as jobs of a cluster that others started, and that wants a token: files and plug-ins
+travel, attempts are counted, what ended is resumed, and results come back."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import fake_engine
 import psutil
 import pytest
-from existing_cluster import BIN, Existing, cluster, environment
+from existing_cluster import BIN, Existing, assert_ran, cluster, environment, submit
 from process_lists import below
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -47,6 +48,18 @@ class User:
         how = ("--engine", "fake", "--device", "cpu", "--max-concurrency", 2)
         return self.run("submit", *lengths, *how, *words)
 
+    @contextlib.contextmanager
+    def following(self, job: str) -> Iterator[Iterable[str]]:
+        """The lines of a job as it prints them; the block ends when the job has ended. One process
+        waits: one that looks again and again takes the cores from what it waits for."""
+        command = [str(BIN / "orchestrator"), "logs", "-f", job]
+        with subprocess.Popen(
+            command, cwd=self.folder, env=self.variables, stdout=subprocess.PIPE, text=True
+        ) as follower:
+            assert follower.stdout is not None
+            yield follower.stdout
+            follower.communicate(timeout=WAIT_S)
+
     def job(self, name: str) -> dict[str, str]:
         return dict(json.loads(self.run("status", name, "--json").stdout))
 
@@ -72,6 +85,22 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
         known = os.pathsep.join((str(plugins), str(root)))
         mine = environment(here, token=True, RAY_ADDRESS=there.jobs, PYTHONPATH=known)
         yield User(there, here, mine)
+
+
+def test_who_joins_the_cluster_by_its_address_needs_its_token_too(
+    user: User, tmp_path: Path
+) -> None:
+    """It is used where Ray keeps it, whether or not RAY_AUTH_MODE says so."""
+    there, results = user.there, tmp_path / "results"
+    assert_ran(
+        submit(there.address, results, environment(tmp_path / "here", token=True)), results, there
+    )
+    said = environment(tmp_path / "here", token=True, RAY_AUTH_MODE="token")
+    assert submit(there.address, results, said, "--device", "auto", "--dry-run").returncode == 0
+    stranger = environment(tmp_path / "stranger", token=False)
+    without = submit(there.address, tmp_path / "refused", stranger)
+    assert without.returncode == 2
+    assert "asks for a token" in without.stderr
 
 
 def test_a_job_takes_files_and_plug_ins_along_and_its_results_come_back(user: User) -> None:
@@ -105,10 +134,11 @@ def test_a_driver_that_is_killed_leaves_no_worker_and_the_same_submit_goes_on(us
     started = user.submit(*asked, "--no-wait")
     assert started.returncode == 0, started.stderr
     (job_id,) = started.stdout.split()
-    _until(lambda: "[1/3]" in user.run("logs", job_id).stdout)
-    user.driver().send_signal(signal.SIGKILL)
-    _until(lambda: user.job(job_id)["status"] == "FAILED")
-    _until(lambda: not any("Rank" in name for name in user.there.workers()))
+    with user.following(job_id) as lines:
+        assert any("[1/3]" in line for line in lines)
+        user.driver().send_signal(signal.SIGKILL)
+    assert user.job(job_id)["status"] == "FAILED"
+    _until(lambda: not user.there.workers())
     went_on = user.submit(*asked)
     assert went_on.returncode == 0, went_on.stderr
     assert "of 3 runs have a result and are skipped" in went_on.stdout
@@ -123,11 +153,11 @@ def test_a_live_job_is_attached_to_and_can_be_cancelled(user: User) -> None:
     assert second.stdout.split() == [job_id]
     user.driver()
     assert user.run("cancel", job_id).returncode == 0
-    _until(lambda: user.job(job_id)["status"] == "STOPPED")
-    assert "Running entrypoint" in user.run("logs", job_id).stdout
-    assert "has ended already" in user.run("cancel", job_id).stderr
     followed = user.run("logs", "-f", job_id)
     assert followed.returncode != 0
+    assert user.job(job_id)["status"] == "STOPPED"
+    assert "Running entrypoint" in user.run("logs", job_id).stdout
+    assert "has ended already" in user.run("cancel", job_id).stderr
 
 
 def test_what_is_refused_is_refused_before_or_by_the_job(user: User) -> None:

@@ -3,6 +3,7 @@ of kernels and what is shown of it."""
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -16,13 +17,14 @@ from pathlib import Path
 import fake_ncu
 import pytest
 from recorder import Recorder
+from variables import without_ray
 
 from orchestrator.analysis.comparing.findings import of_folders
 from orchestrator.analysis.kernels import CELL_KERNELS, CellKernel
 from orchestrator.cluster import nsight
 from orchestrator.experiment import Experiment
 from orchestrator.plan.planning import cpu_devices, plan_experiment
-from orchestrator.run.driver import run_experiment
+from orchestrator.run import driver
 from orchestrator.store.folders import find
 from orchestrator.store.store import Store
 from workers.records import COUNTERS
@@ -34,7 +36,7 @@ def ncu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Ray is known here that was begun with another PATH."""
     folder = fake_ncu.install(tmp_path / "bin", fake_ncu.output())
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    for name in [name for name in os.environ if name.startswith("RAY_")]:
+    for name in os.environ.keys() - without_ray().keys():
         monkeypatch.delenv(name)
     return folder
 
@@ -51,7 +53,8 @@ def _counted(results: Path, strategy: str) -> tuple[Path, list[str]]:
     asked = Experiment(**{**fields, "device": "cpu", "result_dir": results, "num_warmups": 1})
     planned = plan_experiment(asked, "cpu", cpu_devices(asked.strategy))
     seen = Recorder()
-    folder = run_experiment(planned, asked.model_copy(update={"ncu": True}), seen)
+    driver.connect = functools.partial(driver.connect, dashboard=False)  # type: ignore[assignment]
+    folder = driver.run_experiment(planned, asked.model_copy(update={"ncu": True}), seen)
     return folder, seen.notes
 
 

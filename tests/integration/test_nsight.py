@@ -16,6 +16,7 @@ import fake_nsys
 import pytest
 import torch
 from ranks import engine_plan, ragged_requests, read_shape
+from variables import without_ray
 
 from orchestrator.cluster import nsight
 from orchestrator.cluster.connection import Cluster
@@ -31,6 +32,8 @@ from workers.messages import Work
 from workers.progress import NoRanges, PushedRanges, ranges_for
 from workers.rank import RankContext
 from workers.versions import PROJECT, versions
+
+WITHOUT_DASHBOARD = Path(__file__).parents[1] / "support" / "without_dashboard.py"
 
 
 @pytest.fixture
@@ -50,8 +53,7 @@ def no_nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def submit(result_dir: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
-        "-m",
-        "orchestrator",
+        str(WITHOUT_DASHBOARD),
         "submit",
         "--nsys",
         "--device",
@@ -68,8 +70,7 @@ def submit(result_dir: Path, *flags: str) -> subprocess.CompletedProcess[str]:
         str(result_dir),
         *flags,
     ]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, env=without_ray(), capture_output=True, text=True, timeout=200)
 
 
 # -- the workers under nsys

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import re
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from process_lists import below
+from variables import without_ray
 
 from orchestrator.cluster.processes import end
 
@@ -113,5 +115,49 @@ def environment(home: Path, token: bool, **variables: str) -> dict[str, str]:
     if token:
         (home / ".ray").mkdir(exist_ok=True)
         (home / ".ray" / "auth_token").write_text(TOKEN)
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return {**kept, "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", **variables}
+    return {**without_ray(), "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", **variables}
+
+
+def submit(
+    address: str,
+    result_dir: Path,
+    env: dict[str, str],
+    *flags: str,
+    program: tuple[str | Path, ...] = (BIN / "orchestrator",),
+) -> subprocess.CompletedProcess[str]:
+    command = [
+        *program,
+        "submit",
+        "--address",
+        address,
+        "--strategy",
+        "tp2",
+        "--input-len",
+        "16",
+        "--output-len",
+        "4",
+        "--max-concurrency",
+        "2",
+        "--device",
+        "cpu",
+        "--result-dir",
+        result_dir,
+        *flags,
+    ]
+    return subprocess.run(
+        list(map(str, command)), env=env, capture_output=True, text=True, timeout=120
+    )
+
+
+def assert_ran(done: subprocess.CompletedProcess[str], result_dir: Path, there: Existing) -> None:
+    """It printed a result, kept it, and left the cluster running without a worker of ours."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"run 1: [\d.]+ tok/s", done.stderr)
+    assert re.search(r"dashboard: http://[\w.]+:\d+", done.stderr)
+    assert len(list(result_dir.glob("*/summary/*.arrow"))) == 1
+    assert len(list(result_dir.glob("*/comparison.arrow"))) == 1
+    assert there.head.is_running()
+    deadline = time.monotonic() + 10
+    while there.workers() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert there.workers() == []
