@@ -22,7 +22,7 @@ FAST = not ray and not ranks and not gpu and not browser and not nodes and not n
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo demo-vllm test test-waiting test-ray test-others test-ranks test-fast test-nodes test-vllm \
-  chaos corruption environments check check-others lint docs audit clean
+  chaos corruption environments lint docs audit clean
 
 demo: $(READY)
 	$(BIN)/orchestrator submit --config examples/demo.yaml
@@ -42,16 +42,7 @@ test: $(READY)
 	@git update-index -q --refresh || true
 	$(MAKE) --jobs 2 test-waiting test-others
 
-# All that a change must pass. The checks of lines, types, pages and packages compute for a minute, or
-# wait for a network: they come before the tests that give way, and give way too.
-check: $(READY) $(AUDIT_READY)
-	@git update-index -q --refresh || true
-	$(MAKE) --jobs 2 test-waiting check-others
-
-check-others:
-	nice -n 10 $(MAKE) lint docs audit
-	$(MAKE) test-others
-
+# The environments of all checks.
 environments: $(READY) $(AUDIT_READY)
 
 # One after the other, whatever the number of jobs.
