@@ -150,10 +150,14 @@ def test_zero_3_keeps_its_part_of_the_weights_in_float32() -> None:
 
 
 def test_what_zero_finds_its_moments_by_and_keeps_of_modules_and_scales() -> None:
-    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero import parameter_offload, partition_parameters
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
+    register = parameter_offload.DeepSpeedZeRoOffload._register_deepspeed_module
+    ((last_module,),) = register.__defaults__
+    assert isinstance(last_module, int)
+    assert isinstance(partition_parameters.Init.param_id, int)
     assert callable(DeepSpeedZeroOptimizer._lazy_init_hp_params_optimizer_state)
     assert isinstance(parameter_offload.FWD_MODULE_STACK, list)
     for kind in (DeepSpeedZeroOptimizer, DeepSpeedZeroOptimizer_Stage3):

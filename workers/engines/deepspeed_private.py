@@ -255,9 +255,13 @@ def loss_scaler(engine: Any) -> Any:
 def free(engine: Any) -> None:
     """Give back the memory of an engine that was destroyed. Its objects live on, where hooks of
     ZeRO-3 refer to it and autograd to them; of its modules there is a list too."""
-    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero import parameter_offload, partition_parameters
 
     parameter_offload.FWD_MODULE_STACK.clear()
+    # Ranks compare the numbers of their modules and parameters, and the process of another rank may
+    # have had fewer engines. Those of modules go on in a default argument.
+    partition_parameters.Init.param_id = 0
+    parameter_offload.DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__[0][0] = 0
     inner = inner_optimizer(engine)
     held = [list(engine.module.parameters()), vars(engine.optimizer), inner.state]
     for one in {id(tensor): tensor for tensor in _tensors(held)}.values():
