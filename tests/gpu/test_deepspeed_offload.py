@@ -58,10 +58,12 @@ def plan_of(layout: str, offload: Any, precision: Any) -> EnginePlan:
 
 
 def curve(plan: EnginePlan) -> list[tuple[float, float]]:
-    """Loss and gradient norm of each step, of an engine that is made twice."""
+    """Loss and gradient norm of each step: of an engine that begins again, and is made anew."""
     replica = Replica(RankContext(0, plan.placement, torch.device("cuda", 0)), plan)
     try:
-        for _ in range(2):
+        for is_made_anew in (False, False, True):
+            if is_made_anew:
+                replica._drop()
             replica.reset()
             found = [replica.step(one) for one in random_batches(plan, 0, range(STEPS))]
         held = list(replica._pins._held.values())

@@ -150,10 +150,14 @@ def test_zero_3_keeps_its_part_of_the_weights_in_float32() -> None:
 
 
 def test_what_zero_finds_its_moments_by_and_keeps_of_modules_and_scales() -> None:
-    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero import parameter_offload, partition_parameters
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
+    register = parameter_offload.DeepSpeedZeRoOffload._register_deepspeed_module
+    ((last_module,),) = register.__defaults__
+    assert isinstance(last_module, int)
+    assert isinstance(partition_parameters.Init.param_id, int)
     assert callable(DeepSpeedZeroOptimizer._lazy_init_hp_params_optimizer_state)
     assert isinstance(parameter_offload.FWD_MODULE_STACK, list)
     for kind in (DeepSpeedZeroOptimizer, DeepSpeedZeroOptimizer_Stage3):
@@ -171,3 +175,35 @@ def test_memory_that_has_no_other_size_is_left_as_pinned_memory_is() -> None:
     private.free(engine)
     assert other.untyped_storage().nbytes() == 0
     assert fixed.untyped_storage().nbytes() == 16
+
+
+def test_tensors_in_a_flat_one_keep_their_values_and_shapes_and_lie_in_it() -> None:
+    tensors = [torch.randn(2, 3), torch.randn(5)]
+    before = [one.clone() for one in tensors]
+    flat = private.flattened(tensors)
+    assert torch.equal(flat, torch.cat([one.flatten() for one in before]))
+    flat.zero_()
+    assert [one.shape for one in tensors] == [one.shape for one in before]
+    assert not any(one.any() for one in tensors)
+
+
+def test_what_a_lean_beginning_replaces_is_there_and_comes_back() -> None:
+    from deepspeed.runtime.zero import stage3
+
+    made, source = stage3.DeepSpeedZeroOptimizer_Stage3, inspect.getsource(stage3)
+    before = stage3.defragment, made._create_fp32_partitions, made.initialize_optimizer_states
+    with private.lean_beginning(shares=True):
+        assert made._create_fp32_partitions is not before[1]
+    assert before == (
+        stage3.defragment,
+        made._create_fp32_partitions,
+        made.initialize_optimizer_states,
+    )
+    for part in (
+        "self.lp_param_buffer = defragment(parameter_partitions)",
+        "self._create_fp32_partitions()",
+        "self.initialize_optimizer_states()",
+        "self.subgroup_to_device[",
+        "self.fp16_partitioned_groups_flat_id",
+    ):
+        assert part in source

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from ranks import Pool
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from training_runs import FEW, LOAD, SOME, alone, check_same, curve, shape_of, training_plan
 
 from strategies import TrainingLoad
 from strategies.training import training_memory
 from strategies.training.moments import BUCKET
+from workers.engines.training.batches import random_batches
+from workers.engines.training.deepspeed import Replica
 from workers.messages import TrainingWork
+from workers.rank import RankContext
 from workers.training_records import TRAINING_COLLECTIVES
+from workers.weights import DummyWeights
 
 pytest.importorskip("deepspeed")
 pytestmark = pytest.mark.slow
@@ -66,9 +73,10 @@ def test_in_bf16_updates_are_of_float32(layout: str, pool: Pool) -> None:
     [
         ("dp2zero1", "optimizer"),
         ("dp2zero2", "optimizer"),
+        ("zero2", "optimizer"),
+        ("zero3", "optimizer"),  # then rank 0 has had an engine more than rank 1
         ("dp2zero3", "optimizer"),
         ("dp2zero3", "optimizer+params"),
-        ("zero2", "optimizer"),  # after zero3 of one rank, dp2zero3 hangs in these processes
     ],
 )
 def test_what_zero_keeps_in_main_memory_changes_no_loss(
@@ -111,6 +119,74 @@ def test_what_zero_keeps_in_main_memory_is_as_predicted(
     found = kept_by(layout, load, pool)
     # A matrix of which a rank steps a part is summed whole.
     assert found == pytest.approx(expected, abs=2 * width * largest)
+
+
+@pytest.mark.parametrize(
+    ("layout", "offload"),
+    [
+        ("dp2", "none"),
+        ("dp2zero1", "none"),
+        ("dp2zero2", "optimizer"),
+        ("dp2zero3", "none"),
+        ("dp2zero3", "optimizer"),
+        ("dp2zero3", "optimizer+params"),
+    ],
+)
+def test_each_run_begins_with_the_first_weights_and_no_moments(
+    layout: str, offload: Any, pool: Pool
+) -> None:
+    load = replace(LOAD, precision="bf16", offload=offload)
+    plan = training_plan(layout, shape_of("Llama"), None, load, dtype="bfloat16")
+    works = [TrainingWork(FEW)] * 2
+    first, second = pool.serve(plan, *works, engine="deepspeed", counts=False)
+    check_same(curve(second), curve(first), 0.0)
+
+
+class Made(TorchDispatchMode):
+    """Counts the elements in float32 of tensors whose memory is new."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = set(storages((args, kwargs)))
+        new = {at: one for at, one in storages(out).items() if at not in given}
+        self.elements += sum(one.numel() for one in new.values() if one.dtype == torch.float32)
+        return out
+
+
+def storages(values: Any) -> dict[int, torch.Tensor]:
+    """Where the memory of each tensor begins -> the tensor."""
+    tensors = [one for one in tree_leaves(values) if torch.is_tensor(one)]
+    return {one.untyped_storage().data_ptr(): one for one in tensors}
+
+
+@pytest.fixture
+def alone_in_main_memory() -> Iterator[Replica]:
+    """ZeRO-3 offloaded of a single rank, in this process."""
+    load = replace(LOAD, precision="bf16", offload="optimizer")
+    plan = training_plan("zero3", shape_of("Llama"), None, load, dtype="bfloat16")
+    replica = Replica(RankContext(0, plan.placement, torch.device("cpu")), plan)
+    yield replica
+    replica.close()
+
+
+def test_zero_3_makes_once_what_it_keeps_in_main_memory_and_keeps_it_from_run_to_run(
+    alone_in_main_memory: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that is touched for the first time is slow."""
+    monkeypatch.setattr(DummyWeights, "read", lambda self, name, shape, box, out: out.fill_(0.01))
+    replica, parameters = alone_in_main_memory, shape_of("Llama").num_parameters
+    with Made() as first:
+        replica.reset()
+    assert first.elements == pytest.approx(2 * parameters, rel=0.05)  # weights and gradients
+    for tokens in random_batches(replica._plan, 0, range(1)):
+        replica.step(tokens)
+    assert replica.updates == 1
+    with Made() as again:
+        replica.reset()
+    assert again.elements < 0.05 * parameters
+    assert replica.updates == 0
 
 
 @pytest.mark.skipif(not has_float16(), reason="DeepSpeed has no float16 on this CPU")

@@ -142,12 +142,16 @@ class Replica:
         return float(scaler.cur_scale), scaler.cur_iter - scaler.last_overflow_iter - 1
 
     def reset(self) -> None:
-        """Take the first weights and make DeepSpeed's engine anew."""
+        """Take the first weights. Under ZeRO, DeepSpeed's engine stays; else it is made anew."""
+        from workers.engines.training import deepspeed_states
         from workers.engines.training.sharding import load
         from workers.weights import open_source
 
-        source, shape = open_source(self._plan.checkpoint), self._plan.model
-        self._make(lambda stage: load(stage, source, shape))
+        shape, source = self._plan.model, open_source(self._plan.checkpoint)
+        if self._engine is None or not self._plan.placement.option("zero_stage"):
+            self._make(lambda stage: load(stage, source, shape))
+            return
+        deepspeed_states.begin_again(self._engine, self._context, source, shape)
 
     def state(self) -> dict[str, Tensor]:
         """Weights in float32 and moments of some parameters; the other ranks have the others."""
@@ -157,21 +161,18 @@ class Replica:
 
     def restore(self, state: TrainingState, read: Read) -> None:
         """Be as in a state."""
-        from workers.engines import deepspeed_private
-        from workers.engines.training import deepspeed_states
+        from workers.engines.training import deepspeed_states as states
 
-        self._make(lambda stage: deepspeed_states.fill(stage, read))
-        deepspeed_states.restore(self._engine, state.updates, self._context.rank, read)
-        if self._asked.dtype == "float16" and state.loss_scale is not None:
-            scaler = deepspeed_private.loss_scaler(self._engine)
-            scaler.cur_scale, scaler.cur_iter = state.loss_scale
-            scaler.last_overflow_iter = -1
+        self._make(lambda stage: states.fill(stage, read))
+        states.restore(self._engine, state.updates, self._context.rank, read)
+        if state.loss_scale is not None:
+            states.scale_by(self._engine, *state.loss_scale)
 
     def _make(self, fill: Callable[[StageModule], None]) -> None:
         """Make DeepSpeed's engine anew, of a model that `fill` gives its weights."""
         import deepspeed
 
-        from workers.engines.deepspeed_private import share_gradients, taking_for_all
+        from workers.engines import deepspeed_private as private
         from workers.engines.deepspeed_process import check_dtype, quiet
         from workers.engines.training.deepspeed_states import begin_anew
         from workers.engines.training.model import stages_of
@@ -187,7 +188,8 @@ class Replica:
         is_pinned = plan.device == "cuda" and self._asked.offload != "none"
         if is_pinned:
             self._pins.install()
-        with quiet(), taking_for_all(self._silence[0]):
+        shares = _sums_in_main_memory(plan)
+        with quiet(), private.taking_for_all(self._silence[0]), private.lean_beginning(shares):
             self._engine, *_ = deepspeed.initialize(
                 model=stage,
                 # In one kernel, as DeepSpeed's FusedAdam, which would be compiled first.
@@ -196,8 +198,8 @@ class Replica:
                 dist_init_required=False,
             )
         begin_anew(self._engine)
-        if _sums_in_main_memory(plan):
-            gradients = share_gradients(self._engine.optimizer)
+        if shares:
+            gradients = private.share_gradients(self._engine.optimizer)
             if is_pinned:
                 self._pins.pin(gradients)
 

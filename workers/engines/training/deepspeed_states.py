@@ -10,10 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from strategies.shapes import ModelShape
 from workers.engines import deepspeed_private
 from workers.engines.training.model import StageModule
 from workers.engines.training.optimizer import MOMENTS, WEIGHT
+from workers.engines.training.scaling import FIRST
 from workers.engines.training_state import Read
+from workers.rank import RankContext
+from workers.weights import Source
 
 
 def state_of(engine: Any, rank: int, ranks: int) -> dict[str, Tensor]:
@@ -56,6 +60,27 @@ def restore(engine: Any, updates: int, rank: int, read: Read) -> None:
                 target = master if what == WEIGHT else inner.state[master][what]
                 with torch.no_grad():
                     target.copy_(value)
+
+
+def begin_again(engine: Any, context: RankContext, source: Source, shape: ModelShape) -> None:
+    """Give an engine of ZeRO the first weights and moments of zero, where they lie: memory that is
+    there already is fast, and new memory is not."""
+    sizes = dict(shape.parameters())
+    for name, parameter in engine.module.stored_parameters():
+        value = torch.empty(sizes[name], dtype=parameter.dtype, device=context.device)
+        source.read(name, sizes[name], tuple(slice(0, size) for size in value.shape), value)
+        deepspeed_private.put_weight(parameter, value, context.rank)
+    for state in deepspeed_private.inner_optimizer(engine).state.values():
+        for moment in state.values():  # and the number of updates
+            moment.zero_()
+    scale_by(engine, FIRST, 0)
+
+
+def scale_by(engine: Any, scale: float, steps: int) -> None:
+    """In fp16, multiply losses so from now on, as after so many steps of that."""
+    if engine.fp16_enabled():
+        scaler = deepspeed_private.loss_scaler(engine)
+        scaler.cur_scale, scaler.cur_iter, scaler.last_overflow_iter = scale, steps, -1
 
 
 def begin_anew(engine: Any) -> None:
