@@ -175,35 +175,3 @@ def test_memory_that_has_no_other_size_is_left_as_pinned_memory_is() -> None:
     private.free(engine)
     assert other.untyped_storage().nbytes() == 0
     assert fixed.untyped_storage().nbytes() == 16
-
-
-def test_tensors_in_a_flat_one_keep_their_values_and_shapes_and_lie_in_it() -> None:
-    tensors = [torch.randn(2, 3), torch.randn(5)]
-    before = [one.clone() for one in tensors]
-    flat = private.flattened(tensors)
-    assert torch.equal(flat, torch.cat([one.flatten() for one in before]))
-    flat.zero_()
-    assert [one.shape for one in tensors] == [one.shape for one in before]
-    assert not any(one.any() for one in tensors)
-
-
-def test_what_a_lean_beginning_replaces_is_there_and_comes_back() -> None:
-    from deepspeed.runtime.zero import stage3
-
-    made, source = stage3.DeepSpeedZeroOptimizer_Stage3, inspect.getsource(stage3)
-    before = stage3.defragment, made._create_fp32_partitions, made.initialize_optimizer_states
-    with private.lean_beginning(shares=True):
-        assert made._create_fp32_partitions is not before[1]
-    assert before == (
-        stage3.defragment,
-        made._create_fp32_partitions,
-        made.initialize_optimizer_states,
-    )
-    for part in (
-        "self.lp_param_buffer = defragment(parameter_partitions)",
-        "self._create_fp32_partitions()",
-        "self.initialize_optimizer_states()",
-        "self.subgroup_to_device[",
-        "self.fp16_partitioned_groups_flat_id",
-    ):
-        assert part in source

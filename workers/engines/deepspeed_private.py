@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-MOVED = 2**22  # elements that move to main memory at once
 SHARED_MEMORY_OP = "deepspeed_shm_comm"  # NAME of the builder ShareMemCommBuilder
 
 
@@ -112,69 +111,6 @@ def share_gradients(optimizer: Any) -> Tensor:
         part.grad = summed.narrow(0, begin, part.numel())
         begin += part.numel()
     return summed
-
-
-@contextlib.contextmanager
-def lean_beginning(shares: bool) -> Iterator[None]:
-    """Inside, ZeRO-3 begins without what it makes twice, or by way of main memory: what is new of
-    that is slow to touch, and offloaded it touches 10 bytes a parameter for nothing, and more of a
-    sub-group. shares: whether it is offloaded, and `share_gradients` follows."""
-    from deepspeed.accelerator import get_accelerator
-    from deepspeed.runtime.zero import stage3
-
-    made, flatten = stage3.DeepSpeedZeroOptimizer_Stage3, stage3.defragment
-    before = made._create_fp32_partitions, made.initialize_optimizer_states
-    stage3.defragment = lambda tensors: (
-        flattened(tensors) if _has_room(tensors) else flatten(tensors)
-    )
-    if shares:
-        made._create_fp32_partitions = _make_float32_parts
-        made.initialize_optimizer_states = lambda optimizer: None  # gradients, of their own
-    try:
-        yield
-    finally:
-        get_accelerator().empty_cache()  # of the parts that lay apart
-        stage3.defragment = flatten
-        made._create_fp32_partitions, made.initialize_optimizer_states = before
-
-
-def flattened(tensors: Sequence[Tensor]) -> Tensor:
-    """All of them in one flat tensor of their device, of which each is a part from now on."""
-    import torch
-
-    flat = torch.cat([one.flatten() for one in tensors])
-    parts = torch.split(flat, [one.numel() for one in tensors])
-    for one, part in zip(tensors, parts, strict=True):
-        one.data = part.view(one.shape)
-    return flat
-
-
-def _has_room(tensors: Sequence[Tensor]) -> bool:
-    """Whether a GPU has room for them once more. DeepSpeed goes by way of main memory always."""
-    import torch
-
-    if not tensors[0].is_cuda:
-        return False
-    torch.cuda.empty_cache()
-    return sum(one.nbytes for one in tensors) < torch.cuda.mem_get_info(tensors[0].device)[0]
-
-
-def _make_float32_parts(optimizer: Any) -> None:
-    """What ZeRO-3 steps in main memory, made once. Some elements at a time come in the dtype of the
-    weights, so that all threads touch the memory that is new."""
-    import torch
-
-    stored = optimizer.fp16_partitioned_groups_flat
-    optimizer.subgroup_to_device = dict.fromkeys(range(len(stored)), "cpu")
-    for part, ids in zip(stored, optimizer.fp16_partitioned_groups_flat_id, strict=True):
-        float32 = torch.empty(part.numel(), dtype=torch.float32)
-        pieces = torch.split(float32, MOVED), torch.split(part, MOVED)
-        for target, some in zip(*pieces, strict=True):
-            target.copy_(some.cpu())
-        float32.ds_id = f"{ids[0]}_{ids[-1]}"  # type: ignore[attr-defined]
-        optimizer.fp32_partitioned_groups_flat.append(float32.requires_grad_())
-    for group in optimizer.optimizer.param_groups:
-        group["params"] = []  # each update enters its own
 
 
 def inner_optimizer(engine: Any) -> Any:

@@ -188,8 +188,7 @@ class Replica:
         is_pinned = plan.device == "cuda" and self._asked.offload != "none"
         if is_pinned:
             self._pins.install()
-        shares = _sums_in_main_memory(plan)
-        with quiet(), private.taking_for_all(self._silence[0]), private.lean_beginning(shares):
+        with quiet(), private.taking_for_all(self._silence[0]):
             self._engine, *_ = deepspeed.initialize(
                 model=stage,
                 # In one kernel, as DeepSpeed's FusedAdam, which would be compiled first.
@@ -198,7 +197,7 @@ class Replica:
                 dist_init_required=False,
             )
         begin_anew(self._engine)
-        if shares:
+        if _sums_in_main_memory(plan):
             gradients = private.share_gradients(self._engine.optimizer)
             if is_pinned:
                 self._pins.pin(gradients)
