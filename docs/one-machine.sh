@@ -15,6 +15,6 @@ FOLDER=${FOLDER:-/tmp/ray-$(id -un)-$PORT}   # short: paths of sockets have at m
 
 [[ -e ~/.ray/auth_token ]] || ray get-auth-token --generate > /dev/null
 chmod 600 ~/.ray/auth_token
-export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0
 exec ray start --head --block --node-ip-address=127.0.0.1 --port="$PORT" --dashboard-port="$DASHBOARD_PORT" \
     --dashboard-agent-listen-port=$((PORT + 1)) --ray-client-server-port=$((PORT + 2)) --temp-dir="$FOLDER" "$@"

@@ -21,7 +21,7 @@ PATIENCE_S=600                                                            # for 
 # it calls `ray stop`, which ends every Ray of the node.
 PORT=$((20000 + 3 * (SLURM_JOB_ID % 4000)))   # and the next two: above Ray's own, below those that the system gives out
 FOLDER=/tmp/ray-$SLURM_JOB_ID                 # short: paths of sockets have at most 107 characters
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export PATH=$ENVIRONMENT/bin:$PATH
 

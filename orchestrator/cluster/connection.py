@@ -40,6 +40,8 @@ OBJECT_STORE_BYTES = 256 << 20  # only records pass through it
 METRICS_MS = 2000
 
 NO_MASK = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
+# By itself Ray has its workers give way (15) to all that serves them, and to all else on a machine.
+NICENESS = "RAY_worker_niceness"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,7 @@ def _join_with_room(address: str, device: str, ranks: int) -> Iterator[Cluster]:
 
 def _start(here: Node, ranks: int, dashboard: bool, mine: RaySession) -> Cluster:
     os.environ.setdefault(NO_MASK, "1")
+    os.environ.setdefault(NICENESS, "0")
     try:
         with (
             mine.marking(),

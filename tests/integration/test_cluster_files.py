@@ -24,7 +24,7 @@ from driver_inputs import plan
 from variables import without_ray
 
 from orchestrator.cli import main
-from orchestrator.cluster.connection import NO_MASK
+from orchestrator.cluster.connection import NICENESS, NO_MASK
 from orchestrator.cluster.environment import WORKER_ENVIRONMENT
 from orchestrator.cluster.room import bundles_for
 from orchestrator.config import load_experiment
@@ -60,7 +60,8 @@ def test_ray_accepts_the_file(file):
 @pytest.mark.parametrize("file", FILES)
 def test_ray_is_started_with_the_environment_of_a_worker(file, which):
     environment, start = start_command(prepared(file), which)
-    assert environment == {**WORKER_ENVIRONMENT, NO_MASK: "1", "RAY_AUTH_MODE": "token"}
+    cluster = {NO_MASK: "1", NICENESS: "0", "RAY_AUTH_MODE": "token"}
+    assert environment == {**WORKER_ENVIRONMENT, **cluster}
     assert start[:2] == ["ray", "start"]
 
 
