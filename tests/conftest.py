@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import variables
 from ranks import checkpoint, pool  # noqa: F401  (fixtures)
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 # Of torch, which reads it as it is imported. Models here are so small that threads would wait for
 # each other more than they compute, and longer where other tests have the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault(variables.NICENESS, "0")
 
 GPU_TESTS = Path(__file__).parent / "gpu"
 # Where `make test-ray` and `make test-ranks` look for theirs.

@@ -66,6 +66,10 @@ def test_the_ranks_meet_on_loopback(reached):
     assert sorted(reached.ports_of("ray::Worker")) == [3, 4]
 
 
+def test_no_process_gives_way_to_those_of_others(reached):
+    assert set(reached.niceness.values()) == {os.nice(0)}
+
+
 def test_another_user_reaches_no_socket_and_no_file_of_the_session(reached):
     assert len({Path(path).name for path in reached.sockets} & {"raylet", "plasma_store"}) == 2
     assert not {path for path in reached.sockets if reached.sockets[path]}

@@ -19,6 +19,7 @@ import pytest
 from process_lists import below
 from variables import without_ray
 
+from orchestrator.cluster.connection import NICENESS
 from orchestrator.cluster.processes import end
 
 TOKEN = "0123456789abcdef" * 4
@@ -115,7 +116,8 @@ def environment(home: Path, token: bool, **variables: str) -> dict[str, str]:
     if token:
         (home / ".ray").mkdir(exist_ok=True)
         (home / ".ray" / "auth_token").write_text(TOKEN)
-    return {**without_ray(), "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", **variables}
+    ours = {"HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", NICENESS: "0"}
+    return {**without_ray(), **ours, **variables}
 
 
 def submit(

@@ -1,4 +1,5 @@
-"""What others could reach of processes: the sockets that they listen on, the files they write."""
+"""What others could reach of processes: the sockets that they listen on, the files they write, and
+their cores."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Reach:
     """All that was seen whenever `look` was called.
 
     sockets, written: paths of sockets and of files open for writing -> whether others can use them.
-    tokens: files that RAY_AUTH_TOKEN_PATH names -> their mode.
+    tokens: files that RAY_AUTH_TOKEN_PATH names -> their mode. niceness: process id -> how far it
+    gives way.
     """
 
     home: Path
@@ -41,6 +43,7 @@ class Reach:
     sockets: dict[str, bool] = field(default_factory=dict)
     written: dict[str, bool] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
+    niceness: dict[int, int] = field(default_factory=dict)
 
     def look(self, processes: Iterable[psutil.Process]) -> None:
         """Add what these processes have now."""
@@ -55,6 +58,7 @@ class Reach:
 
     def _look_at(self, process: psutil.Process) -> None:
         name = process.name()
+        self.niceness[process.pid] = process.nice()
         for one in process.net_connections("inet"):
             waits = one.status == psutil.CONN_LISTEN or (
                 one.status == psutil.CONN_NONE and not one.raddr
