@@ -5,6 +5,7 @@ Only click is imported here at the top, so that `--help` answers at once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +112,7 @@ def plan(as_json: bool, strategy: tuple[str, ...], **options: Any) -> None:
 def recommend(as_json: bool, **options: Any) -> None:
     """Which GPUs and layout meet limits on latency: the fewest, and the cheapest. Nothing is
     run."""
-    from orchestrator.config import given, load_experiment
-
-    search = recommending.search_of(options)
-    experiment = load_experiment(None, predicting.seated(given(**options)))
-    recommending.recommend(search, experiment, Output(as_json))
+    _search(recommending.recommend, as_json, **options)
 
 
 @main.command()
@@ -123,11 +120,7 @@ def recommend(as_json: bool, **options: Any) -> None:
 @json_option
 def crossover(as_json: bool, **options: Any) -> None:
     """Above which bandwidth of the link tensor parallelism beats a pipeline. Nothing is run."""
-    from orchestrator.config import given, load_experiment
-
-    search = recommending.search_of(options)
-    experiment = load_experiment(None, predicting.seated(given(**options)))
-    recommending.crossover(search, experiment, Output(as_json))
+    _search(recommending.crossover, as_json, **options)
 
 
 @main.command(cls=TakesLevels)
@@ -135,11 +128,7 @@ def crossover(as_json: bool, **options: Any) -> None:
 @json_option
 def matrix(as_json: bool, **options: Any) -> None:
     """The best layout and the fewest GPUs for each load, model and kind of GPU. Nothing is run."""
-    from orchestrator.config import given, load_experiment
-
-    search = recommending.search_of(options)
-    experiment = load_experiment(None, predicting.seated(given(**options)))
-    recommending.matrix(search, experiment, Output(as_json))
+    _search(recommending.matrix, as_json, **options)
 
 
 @main.command()
@@ -304,6 +293,15 @@ def doctor(address: str | None, as_json: bool) -> None:
 
 for command in (*JOB_COMMANDS, *RUN_COMMANDS):
     main.add_command(command)
+
+
+def _search(finding: Callable[..., None], as_json: bool, **options: Any) -> None:
+    """Search as flags alone ask for. finding: a command of `recommending`."""
+    from orchestrator.config import given, load_experiment
+
+    search = recommending.search_of(options)
+    experiment = load_experiment(None, predicting.seated(given(**options)))
+    finding(search, experiment, Output(as_json))
 
 
 def _refuse(why: str, *names: str) -> None:

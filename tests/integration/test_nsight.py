@@ -15,6 +15,7 @@ from pathlib import Path
 import fake_nsys
 import pytest
 import torch
+from existing_cluster import SMALL
 from ranks import engine_plan, ragged_requests, read_shape
 from variables import without_ray
 
@@ -56,16 +57,7 @@ def submit(result_dir: Path, *flags: str) -> subprocess.CompletedProcess[str]:
         str(WITHOUT_DASHBOARD),
         "submit",
         "--nsys",
-        "--device",
-        "cpu",
-        "--strategy",
-        "tp2",
-        "--input-len",
-        "16",
-        "--output-len",
-        "4",
-        "--max-concurrency",
-        "2",
+        *SMALL,
         "--result-dir",
         str(result_dir),
         *flags,

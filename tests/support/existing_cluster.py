@@ -25,6 +25,11 @@ from orchestrator.cluster.processes import end
 TOKEN = "0123456789abcdef" * 4
 START_S = 180
 BIN = Path(sys.executable).parent
+# One run of four tokens for each of two requests.
+SMALL = (
+    *("--strategy", "tp2", "--device", "cpu"),
+    *("--input-len", "16", "--output-len", "4", "--max-concurrency", "2"),
+)
 
 
 @dataclass(frozen=True)
@@ -127,25 +132,7 @@ def submit(
     *flags: str,
     program: tuple[str | Path, ...] = (BIN / "orchestrator",),
 ) -> subprocess.CompletedProcess[str]:
-    command = [
-        *program,
-        "submit",
-        "--address",
-        address,
-        "--strategy",
-        "tp2",
-        "--input-len",
-        "16",
-        "--output-len",
-        "4",
-        "--max-concurrency",
-        "2",
-        "--device",
-        "cpu",
-        "--result-dir",
-        result_dir,
-        *flags,
-    ]
+    command = [*program, "submit", "--address", address, *SMALL, "--result-dir", result_dir, *flags]
     return subprocess.run(
         list(map(str, command)), env=env, capture_output=True, text=True, timeout=120
     )
