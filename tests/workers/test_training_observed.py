@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu_traces import GpuTrace
+import torch
+from gpu_traces import BASE_NS, GpuTrace
 from training_runs import LOAD, shape_of, training_plan
 
 from strategies.placement import Placement
@@ -18,6 +19,7 @@ from workers.engines.training.counting import Issued
 from workers.engines.training.observed import SeenCall, SeenStep, overlaps_of, parts_of
 from workers.engines.training.observing import WANTED, steps_seen
 from workers.intervals import Span
+from workers.probes.marks import Marks
 from workers.probes.trace_files import TraceFile, read_trace
 from workers.training_records import TrainingOverlapRow
 
@@ -162,6 +164,68 @@ def test_copies_to_and_from_main_memory_are_told_apart_whatever_runs_beside_them
     row = parts_of(0, placed("fsdp2"), [found], [0.001])
     assert row.host_copy_ms == pytest.approx(0.3)
     assert row.other_ms == pytest.approx(0.5)
+
+
+def test_where_the_gpu_alone_is_profiled_the_host_marks_its_ranges_by_the_same_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ZeRO-3 gathers beside the forward pass, and sums a norm in its update."""
+    trace, marks, now = GpuTrace(), Marks(), 0.0
+    monkeypatch.setattr(time, "time_ns", lambda: BASE_NS + round(1000 * now))
+    with marks.kept(), marks.range("step/train/1"):
+        for name, at in {"forward": 10, "backward": 40, "optimizer": 70, "agree": 90}.items():
+            now = at
+            with marks.range(f"part/{name}"):
+                now = at + 15
+        now = 110
+    trace.launch(12, ("ncclDevKernel_AllGather_RING_LL()", 50, 200))
+    trace.launch(20, (GEMM, 100, 300))
+    trace.launch(45, (GEMM, 300, 500))
+    trace.launch(50, ("ncclDevKernel_ReduceScatter_Sum_bf16_RING_LL()", 450, 650))
+    trace.launch(75, (ALL_REDUCE, 650, 660))
+    trace.launch(80, (GEMM, 700, 800))
+    trace.launch(95, (ALL_REDUCE, 800, 830))
+    found, layout = read(trace, tmp_path), placed("dp2zero3")
+    found.events.extend(marks.events(found.origin))
+    journal = [
+        Issued("all_gather", "dp"),
+        Issued("reduce_scatter", "dp"),
+        Issued("all_reduce", None),
+    ]
+    (seen,) = steps_seen(found, layout, 0, "cuda", journal)
+    assert seen.window == pytest.approx((0, 110))
+    assert by_op(overlaps_of(0, [seen])) == {
+        "all_gather": ("dp", 0.15, 0.05, pytest.approx(0.1)),
+        "reduce_scatter": ("dp", 0.2, 0.15, pytest.approx(0.05)),
+    }
+    assert {name: len(spans) for name, spans in seen.computing.items()} == {
+        "forward": 1,
+        "backward": 1,
+        "optimizer": 1,
+    }
+    assert [call.op for call in seen.calls if call.agrees] == ["all_reduce", "all_reduce"]
+
+
+def test_the_clock_of_marks_is_that_of_the_profiler(tmp_path: Path) -> None:
+    marks = Marks()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        with marks.kept(), marks.range("mine"), torch.profiler.record_function("theirs"):
+            time.sleep(0.01)
+        with marks.range("theirs too"):  # kept no longer
+            pass
+    profiler.export_chrome_trace(str(tmp_path / "trace.json"))
+    trace = read_trace(tmp_path / "trace.json", WANTED, time.monotonic() + 60)
+    (mine,) = marks.events(trace.origin)
+    theirs, others = (one for one in trace.events if one.name.startswith("theirs"))
+    assert (mine.name, others.name) == ("mine", "theirs too")
+    assert mine.start == pytest.approx(theirs.start, abs=5e3)
+    assert mine.end == pytest.approx(theirs.end, abs=5e3)
+
+
+def test_a_step_of_which_no_kernel_was_seen_is_not_taken_apart(tmp_path: Path) -> None:
+    trace = GpuTrace()
+    trace.step("train", 0, 0, 1000)
+    assert not steps_seen(read(trace, tmp_path), placed("dp2zero3"), 0, "cuda", ())
 
 
 @pytest.mark.parametrize(

@@ -263,7 +263,8 @@ class Replica:
         with part("forward"):
             logits = self._engine(tokens[:, :-1].contiguous())
             loss = cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
-        self._engine.backward(loss)
+        with part("backward"):
+            self._engine.backward(loss)
         if isinstance(self._engine.optimizer, torch.optim.Optimizer):  # DeepSpeed keeps no norm
             grads = [one.grad for one in self._engine.module.parameters() if one.grad is not None]
             self._norm = float(torch.nn.utils.get_total_norm(grads))

@@ -243,10 +243,11 @@ class TorchTrainer:
         steps = watch.steps(time.monotonic() + READING_S)
         report = self._report([], began, states_s=0.0)
         assert report.training is not None
+        rank, placement = context.rank, context.placement
         training = replace(
             report.training,
-            parts=TRAINING_PARTS.make([parts_of(context.rank, context.placement, steps, timed)]),
-            overlaps=TRAINING_OVERLAPS.make(overlaps_of(context.rank, steps)),
+            parts=TRAINING_PARTS.make([parts_of(rank, placement, steps, timed)] if steps else []),
+            overlaps=TRAINING_OVERLAPS.make(overlaps_of(rank, steps)),
         )
         return replace(report, training=training)
 

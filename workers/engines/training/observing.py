@@ -1,7 +1,8 @@
 """Optimizer steps under torch's profiler (Kineto): when what computes, and when what communicates.
 
-On a GPU these are kernels. On a CPU gloo's calls are seen from issue to end, and the host computes
-while it waits for none of them.
+On a GPU these are kernels. Under ZeRO-3 a step waits for the host, which gathers for each module in
+Python: there the GPU alone is profiled, and the host marks its ranges by itself. On a CPU gloo's
+calls are seen from issue to end, and the host computes while it waits for none of them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -26,13 +27,15 @@ from workers.engines.training.observed import HANDOVERS, SeenCall, SeenStep
 from workers.intervals import Span, intersect, subtract, union
 from workers.probes import trace
 from workers.probes.kernels import Registry
+from workers.probes.marks import Marks
 from workers.probes.trace import ANNOTATION, LAUNCHES, ON_THE_GPU, Told, TraceEvent, TraceStep
 from workers.probes.trace_files import TraceFile, read_trace
 
 STEP_PHASE = "train"
 OPERATOR = "cpu_op"
 WANTED = frozenset({*LAUNCHES, *ON_THE_GPU, ANNOTATION, OPERATOR})
-NODE = "autograd::engine::evaluate_function"  # torch's range around a node of the backward pass
+# Torch's range around a node of the backward pass, and ours around all, where no node is seen.
+NODE, BACKWARD = "autograd::engine::evaluate_function", "part/backward"
 WAIT = "part/wait"
 # Operators that compute, and the range of torch.compile around those that it has made one.
 COMPUTES = ("aten::", "Torch-Compiled Region")
@@ -43,11 +46,12 @@ TO_OR_FROM_HOST = ("Memcpy HtoD", "Memcpy DtoH")
 # large model has hundreds of thousands of events, which are slow to read.
 STARTING = 1
 KEPT = {"cuda": 1, "cpu": 2}
+MARKS = Marks()
 
 
 def part(name: str) -> AbstractContextManager[object]:
-    """A range of a step, by which the profiler tells what it is for."""
-    return torch.profiler.record_function(f"part/{name}")
+    """A range of a step, by which a profile tells what it is for."""
+    return MARKS.range(f"part/{name}")
 
 
 class Watch:
@@ -59,8 +63,10 @@ class Watch:
     ) -> None:
         self._placement, self._rank, self._device = placement, rank, device
         self._journal = journal
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if device.type == "cuda":
+        on_gpu = device.type == "cuda"
+        self._is_host_seen = not (on_gpu and placement.option("zero_stage") == "3")
+        activities = [torch.profiler.ProfilerActivity.CPU] if self._is_host_seen else []
+        if on_gpu:
             activities.append(torch.profiler.ProfilerActivity.CUDA)
         self.kept = KEPT[device.type]
         self._profiler = torch.profiler.profile(
@@ -71,27 +77,24 @@ class Watch:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Profile what runs inside."""
-        marked = nullcontext() if self._device.type == "cuda" else _waits_marked()
-        with marked, self._profiler:
+        MARKS.forget()
+        with nullcontext() if self._device.type == "cuda" else _waits_marked(), self._profiler:
             yield
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
         """Around a step, until its device is done."""
-        with torch.profiler.record_function(trace.step_name(STEP_PHASE, number)):
+        kept = nullcontext() if self._is_host_seen or number < STARTING else MARKS.kept()
+        with kept, MARKS.range(trace.step_name(STEP_PHASE, number)):
             yield
         self._profiler.step()
 
     def steps(self, deadline: float) -> list[SeenStep]:
         """The steps that are kept. deadline: of `time.monotonic`, for reading them. Raises
         TimeoutError."""
-        return steps_seen(
-            _exported(self._profiler, deadline),
-            self._placement,
-            self._rank,
-            self._device.type,
-            self._journal,
-        )
+        found, device = _exported(self._profiler, deadline), self._device.type
+        found.events.extend(MARKS.events(found.origin))
+        return steps_seen(found, self._placement, self._rank, device, self._journal)
 
 
 def steps_seen(
@@ -99,16 +102,19 @@ def steps_seen(
 ) -> list[SeenStep]:
     """What a trace tells of each step. device: "cuda" or "cpu"."""
     if device == "cuda":
-        return _on_gpu(found.events, placement, rank)
+        return _on_gpu(found.events, placement, rank, journal)
     return [_on_cpu(mine, step, journal) for step, mine in _by_step(found.events)]
 
 
 # -- on a GPU
 
 
-def _on_gpu(events: Sequence[TraceEvent], placement: Placement, rank: int) -> list[SeenStep]:
-    """Kernels, by what launched them."""
+def _on_gpu(
+    events: Sequence[TraceEvent], placement: Placement, rank: int, journal: Sequence[Issued]
+) -> list[SeenStep]:
+    """Kernels, by what launched them; steps of which none was seen are left out."""
     registry, axes = Registry.beside(()), axes_by_ranks(placement, rank)
+    of_layout = {one.op for one in journal if one.axis is not None}
     launched_by = {one.correlation: one.start for one in events if one.category in LAUNCHES}
     steps = []
     for step, mine in _by_step(events):
@@ -125,11 +131,12 @@ def _on_gpu(events: Sequence[TraceEvent], placement: Placement, rank: int) -> li
             if kernel.name.startswith(TO_OR_FROM_HOST):
                 moved.append(when)
             if known and not _is_copy(kernel):
-                calls.append(_call(kernel.told, known, when, axes, where == "agree"))
+                calls.append(_call(kernel.told, known, when, axes, of_layout, where == "agree"))
             else:
                 computing.setdefault("other" if where == "agree" else where, []).append(when)
         spans = {name: union(found) for name, found in computing.items()}
-        steps.append(SeenStep((step.start, step.end), spans, calls, moved))
+        if spans or calls:
+            steps.append(SeenStep((step.start, step.end), spans, calls, moved))
     return steps
 
 
@@ -144,21 +151,23 @@ def _call(
     able: tuple[str, ...],
     when: Span,
     axes: Mapping[tuple[int, ...], str],
+    of_layout: Container[str],
     agrees: bool,
 ) -> SeenCall:
     """The call of a kernel. able: what a kernel of its name may carry out; of sends and receives
-    one kernel may be several."""
+    one kernel may be several. of_layout: the operations of the layout, by which a kernel that
+    nothing is told of is known."""
     if set(able) == {"send", "recv"}:
         return SeenCall("send_recv", "pp", [when], agrees)
-    op = OPERATIONS.get(told.name, OPERATIONS.get(f"{told.name}_")) if told else None
-    ranks = told.ranks if told else None
-    axis = axes.get(tuple(sorted(ranks)), "world") if ranks else _only(axes)
-    is_number = told is not None and told.bytes is not None and told.bytes <= NUMBERS
-    return SeenCall(op or able[0], axis, [when], agrees or is_number)
+    if told is None:
+        return SeenCall(able[0], _only(axes), [when], agrees or able[0] not in of_layout)
+    op = OPERATIONS.get(told.name, OPERATIONS.get(f"{told.name}_")) or able[0]
+    axis = axes.get(tuple(sorted(told.ranks)), "world") if told.ranks else _only(axes)
+    is_number = told.bytes is not None and told.bytes <= NUMBERS
+    return SeenCall(op, axis, [when], agrees or is_number)
 
 
 def _only(axes: Mapping[tuple[int, ...], str]) -> str | None:
-    """The axis, where there is one alone."""
     return next(iter(axes.values())) if len(axes) == 1 else None
 
 
@@ -238,7 +247,8 @@ class _Ranges:
     def __init__(self, events: Sequence[TraceEvent]) -> None:
         self._spans = {
             "agree": _spans(events, lambda one: one.name == "part/agree"),
-            "backward": _spans(events, lambda one: one.name.startswith(NODE)),
+            "backward": _spans(events, lambda one: one.name.startswith(NODE))
+            or _spans(events, lambda one: one.name == BACKWARD),
             "forward": _spans(events, lambda one: one.name == "part/forward"),
             "optimizer": _spans(events, lambda one: one.name == "part/optimizer"),
         }
