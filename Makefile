@@ -69,7 +69,7 @@ test-nodes: $(READY)
 
 # A real vLLM on a CPU: minutes.
 test-vllm: $(VLLM_READY)
-	$(VLLM_BIN)/python -m pytest tests/workers/test_vllm_real.py tests/workers/test_vllm_across_nodes.py
+	$(VLLM_BIN)/python -m pytest tests/workers/test_vllm_real.py tests/integration/test_vllm_across_nodes.py
 
 # Every byte and bit of a small result: minutes, a process a file.
 corruption: $(READY)

@@ -233,6 +233,24 @@ def test_fast_tests_are_those_without_a_marker() -> None:
     assert fast[1] == " and ".join(f"not {name}" for name in names)
 
 
+@pytest.mark.parametrize("mark", ["ray", "ranks"])
+def test_files_that_carry_a_mark_are_where_make_looks_for_it(mark: str) -> None:
+    """Also those that are skipped here before they are collected, as tests of a real vLLM."""
+    makefile = (ROOT / "Makefile").read_text()
+    (line,) = re.findall(rf"pytest -m '{mark} and .*?' (tests/.*)", makefile)
+    folders = {ROOT / name for name in line.split()}
+    marked = re.compile(rf"mark\.{mark}\b")
+    files = [one for one in (ROOT / "tests").rglob("test_*.py") if marked.search(one.read_text())]
+    assert files
+    assert [name_of(one) for one in files if folders.isdisjoint(one.parents)] == []
+
+
+def test_files_that_make_names_exist() -> None:
+    named = re.findall(r"\btests/[\w/]+\.py\b", (ROOT / "Makefile").read_text())
+    assert named
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
 def test_hooks_use_programs_whose_versions_are_fixed() -> None:
     pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
     local = next(one for one in load(".pre-commit-config.yaml")["repos"] if one["repo"] == "local")
