@@ -102,6 +102,8 @@ def test_columns_are_mapped_and_others_are_not_read(tmp_path: Path, model: Resol
         read(path, model, dataset_columns="prompt=text")
     with pytest.raises(UserError, match="names 'prompts', which the format prompts does not have"):
         read(path, model, dataset_format="prompts", dataset_columns="prompts=question")
+    with pytest.raises(UserError, match="names 'promt', which no format has; fields are prompt, "):
+        read(path, model, dataset_columns="promt=question")
     with pytest.raises(UserError, match="no format has the fields id, question, limit"):
         read(path, model)
     with pytest.raises(UserError, match="line 1: no format has rows without a field; those that"):
@@ -209,6 +211,20 @@ def test_numbered_files_of_a_folder_are_one_split(tmp_path: Path, model: Resolve
     for number, row in enumerate(LINES):
         parquet.write_table(pa.Table.from_pylist([row]), folder / f"{number:04}.parquet")
     assert read(folder, model) == read(folder, model, dataset_split="train") == READ
+
+
+def test_a_folder_of_configurations_names_those_that_can_be_given(
+    tmp_path: Path, model: ResolvedModel
+) -> None:
+    for name in ("large", "small"):
+        (tmp_path / name).mkdir()
+        lines(tmp_path / name / "train-00000-of-00001.jsonl", *LINES)
+    (tmp_path / "images").mkdir()
+    with pytest.raises(
+        UserError, match=r"holds no dataset; these folders in it do.*: large, small"
+    ):
+        read(tmp_path, model)
+    assert read(tmp_path / "small", model) == READ
 
 
 @pytest.mark.parametrize("layout", ["saved", "splits", "hub"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from orchestrator.errors import UserError
 
 STATE, SPLITS = "state.json", "dataset_dict.json"  # of `Dataset` and `DatasetDict`
 DESCRIPTIONS = frozenset({"dataset_info", "dataset_infos"})  # JSON, and no rows
+SHOWN = 8  # folders that an error names
 # Splits as the hub knows them by the names of files: train-00000-of-00002.parquet, test.jsonl.
 _SPLIT = re.compile(r"([A-Za-z0-9_.]+?)(?:-\d+-of-\d+)?\.(?:jsonl|json|csv|parquet)(?:\.gz)?")
 
@@ -29,16 +31,26 @@ def files_of(folder: Path, split: str | None) -> Sequence[Path]:
         return _saved(folder, split)
     splits = _saved_splits(folder) if (folder / SPLITS).is_file() else _hub_splits(folder)
     if not splits:
-        raise UserError(
-            f"the folder {folder} holds no dataset; a dataset is a file, or a folder with "
-            f"{STATE}, {SPLITS} or data/train-*.parquet; to train on, one with files of text too"
-        )
+        raise UserError(f"the folder {folder} holds no dataset; {_way_out(folder)}")
     if split is None and len(splits) > 1:
         raise UserError(f"{folder} has the splits {', '.join(splits)}; name one: --dataset-split")
     name = next(iter(splits)) if split is None else split
     if name not in splits:
         raise UserError(f"{folder} has no split '{name}'; it has {', '.join(splits)}")
     return splits[name]
+
+
+def _way_out(folder: Path) -> str:
+    """What to give instead of a folder without a dataset: the hub keeps several in folders of it,
+    one a configuration."""
+    inside = sorted(one for one in folder.iterdir() if one.is_dir() and os.access(one, os.R_OK))
+    if there := [one.name for one in inside if holds_dataset(one)]:
+        more = " ..." if len(there) > SHOWN else ""
+        return f"these folders in it do, so give one of them: {', '.join(there[:SHOWN])}{more}"
+    return (
+        f"a dataset is a file, or a folder with {STATE}, {SPLITS} or data/train-*.parquet; to "
+        "train on, one with files of text too"
+    )
 
 
 def _saved(folder: Path, split: str | None) -> Sequence[Path]:

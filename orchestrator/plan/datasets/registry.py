@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -148,6 +148,7 @@ def _format_of(source: Source, first: Row) -> Format:
                 f"{', '.join(known)}"
             )
         return _with_columns(known[source.format], source)
+    _check_columns(source, known.values())
     found = [one for one in known.values() if one.knows(first)]
     if not found:
         raise UserError(
@@ -156,6 +157,18 @@ def _format_of(source: Source, first: Row) -> Format:
         )
     fitting = (one for one in found if not _missing(one, source))
     return _with_columns(next(fitting, found[0]), source)
+
+
+def _check_columns(source: Source, known: Collection[Format]) -> None:
+    """Raise UserError where a column was named for a field that no format has."""
+    taken: set[str] = set().union(*map(_names_of, known))
+    strange = [name for name in source.columns if name not in taken]
+    if strange:
+        names = dict.fromkeys(itertools.chain.from_iterable(one.fields for one in known))
+        raise UserError(
+            f"--dataset-columns names '{strange[0][:60]}', which no format has; fields are "
+            f"{', '.join(names)}"
+        )
 
 
 def _with_columns(form: Format, source: Source) -> Format:
@@ -170,8 +183,13 @@ def _with_columns(form: Format, source: Source) -> Format:
 
 def _missing(form: Format, source: Source) -> Sequence[str]:
     """The fields whose columns were named, and which the format does not have."""
-    known = {name for one, others in form.fields.items() for name in (one, *others)}
+    known = _names_of(form)
     return [name for name in source.columns if name not in known]
+
+
+def _names_of(form: Format) -> set[str]:
+    """Every name that a field of the format may have."""
+    return {name for one, others in form.fields.items() for name in (one, *others)}
 
 
 def _fields_in_words(row: Row) -> str:
