@@ -9,6 +9,8 @@ from dataclasses import replace
 import pytest
 from training_runs import LOAD, shape_of, training_plan
 
+from orchestrator.errors import UserError
+from orchestrator.plan.training import check_schedule
 from strategies.pipeline import with_stages
 from strategies.placement import EMBEDDING, Placement, Split, Stage
 from workers.engines import refusal
@@ -145,3 +147,11 @@ def test_deepspeed_refuses_what_it_would_train_in_another_way(
     layout: str, made: Made, said: str
 ) -> None:
     assert said in (why(layout, made, "deepspeed") or "")
+
+
+def test_a_pipeline_of_ones_own_has_a_schedule_too() -> None:
+    shape = shape_of("Llama", 4)
+    one = training_plan("tp1", shape, None).placement
+    check_schedule("gpipe", {"own2": with_stages(one, (1, 3))})
+    with pytest.raises(UserError, match="none of the layouts tp1 has one"):
+        check_schedule("gpipe", {"tp1": one})
