@@ -177,8 +177,8 @@ class TrainingLoad:
     but "fp32" keep an FP32 master copy. schedule: of a pipeline. stages_per_rank: stages that a
     rank of an interleaved pipeline has; the other schedules have one. activation_checkpointing:
     which activations are not kept for the backward pass, "cpu-offload": kept, but in main memory.
-    offload: what ZeRO keeps in main memory. compiles: whether layers are compiled, and without tp
-    the loss (`--fusion on`). fuses_updates: whether a parameter is updated by one kernel.
+    offload: what is kept, and stepped, in main memory. compiles: whether layers are compiled, and
+    without tp the loss (`--fusion on`). fuses_updates: whether one kernel updates a parameter.
     keeps_gradients: whether the engine has them in flat buffers from step to step, and logits for
     as long as their micro-batch lasts, as DeepSpeed does.
     """

@@ -71,9 +71,9 @@ def explain(
     from orchestrator.plan.training import explained as planned
     from orchestrator.report.training import explain as report
 
-    check_schedule(asked.schedule, layouts)
     available = fitting.gpu_memory(memory)
-    plans = (planned(asked, name, model, available) for name in layouts)
+    plans = [planned(asked, name, model, available) for name in layouts]
+    check_schedule(asked.schedule, {plan.layout: plan.placement for _, plan in plans})
     explained = [report.explain(engine, plan, available) for engine, plan in plans]
     out.show(
         lambda: [report.as_data(one) for one in explained],

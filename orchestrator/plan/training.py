@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from orchestrator.plan.fitting import check_training_memory
 from orchestrator.plan.models import ResolvedModel
 from orchestrator.plan.precision import check_training_hardware
 from orchestrator.store.names import safe_name
-from strategies import Layout, Topology, TrainingLoad, parse, plan_layout
+from strategies import Layout, Placement, Topology, TrainingLoad, parse, plan_layout
 from strategies.shapes import Schedule, TrainingPrecision
 from strategies.training import check_batches, micro_batches
 from workers import engines
@@ -68,7 +68,8 @@ def plan_training(
     with the reason for the first one that cannot be run."""
     model = models.resolve(experiment.model, experiment.load_format)
     trainable = Trainable(experiment, model, device, topology)
-    check_schedule(experiment.schedule, experiment.strategy)
+    placements = {one.name: one.placement for one in trainable.layouts()}
+    check_schedule(experiment.schedule, placements)
     tokens = None
     if experiment.data is not None:
         load = load_of(whole(experiment), device)
@@ -84,10 +85,9 @@ def plan_training(
     return planned
 
 
-def check_schedule(schedule: Schedule | None, layouts: Sequence[str]) -> None:
-    """Raises UserError for the schedule of a pipeline where no layout has one."""
-    stages = (number for name in layouts for key, number in parse(name) if key == "pp")
-    if schedule and not any(number > 1 for number in stages):
+def check_schedule(schedule: Schedule | None, layouts: Mapping[str, Placement]) -> None:
+    """Raises UserError for the schedule of a pipeline where no layout, by its name, has one."""
+    if schedule and not any(one.degree("pp") > 1 for one in layouts.values()):
         raise UserError(
             f"--schedule {schedule} is of a pipeline, and none of the layouts "
             f"{', '.join(layouts)} has one; leave it out, or train under pp2 too"

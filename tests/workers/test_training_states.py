@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -167,15 +168,21 @@ def test_a_run_whose_last_state_is_its_end_takes_no_step(plan: EnginePlan, tmp_p
 
 
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
-@pytest.mark.parametrize("content", [None, b"", b"spoiled"])
+@pytest.mark.parametrize("left", [None, 0.0, 0.5, 1.0])
 def test_a_state_of_which_a_part_is_gone_or_spoiled_is_refused(
-    name: str, content: bytes | None, plan: EnginePlan, tmp_path: Path
+    name: str, left: float | None, plan: EnginePlan, tmp_path: Path
 ) -> None:
+    """What is gone or cut is refused where the command reads it, before anything is taken."""
     alone_here(plan, TrainingWork(STOP, state=str(tmp_path), interval=STOP))
     folder = training_state.given(tmp_path)
+    size = (folder / name).stat().st_size
     (folder / name).unlink()
-    if content is not None:
-        (folder / name).write_bytes(content)
+    if left is not None:
+        (folder / name).write_bytes(b"\xff" * int(left * size))
+    if left != 1.0:
+        why = rf"{folder} is not whole, so .*: {name}(: No such file|.* bytes of {size};)"
+        with pytest.raises(Refused, match=why):
+            training_state.read(folder)
     for work in (
         TrainingWork(LAST, state=str(tmp_path), interval=STOP),
         TrainingWork(LAST, resume=str(folder)),
@@ -298,6 +305,20 @@ def test_in_fp16_steps_are_taken_apart_after_those_that_overflow(
     before = updates[: -TIMED - STARTING - KEPT["cpu"]]
     assert before == [0] * (len(before) - 1) + [1]
     assert len(before) > 1, "the first scale is not too large"
+
+
+def test_a_state_that_has_no_sizes_of_its_files_is_gone_on_from(
+    plan: EnginePlan, tmp_path: Path
+) -> None:
+    """As those have none that were written before sizes were kept."""
+    folder = tmp_path / training_state.name_of(STOP)
+    folder.mkdir()
+    state = replace(TrainingState.of(plan, None), step=STOP)
+    training_state.write(state, folder)
+    kept = json.loads((folder / training_state.FILE).read_text())
+    del kept["files"]
+    (folder / training_state.FILE).write_text(json.dumps(kept))
+    assert training_state.read(folder) == state
 
 
 # -- what does not belong together

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from strategies.placement import Of
 from workers.messages import EnginePlan
 
 # The projections that AutoTP cuts by their outputs, and by their inputs.
@@ -9,6 +10,13 @@ COLUMN_PARALLEL = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}
 ROW_PARALLEL = {"o_proj", "down_proj"}
 ZERO_OPTION = "zero_stage"  # the placement's option that the strategy `zero` sets
 OPTIONS = {"engine", ZERO_OPTION}
+STAGES = ("1", "2", "3")
+# What each stage cuts beside that of the stages before.
+CUT_BY_ZERO: tuple[tuple[Of, str], ...] = (
+    ("optimizer", "the optimizer's state"),
+    ("grads", "gradients"),
+    ("params", "parameters"),
+)
 
 
 def communication_axis(plan: EnginePlan) -> str | None:
@@ -25,6 +33,34 @@ def refusal(plan: EnginePlan) -> str | None:
     if reason is None and plan.placement.option(ZERO_OPTION) is None:
         reason = _cut_otherwise(plan)
     return reason
+
+
+def trained_refusal(plan: EnginePlan) -> str | None:
+    """None, or what of a placement DeepSpeed would train in another way, as a clause: it has
+    replicas, and cuts over them what a stage of ZeRO cuts."""
+    placement = plan.placement
+    others = [axis for axis, degree in placement.mesh if axis != "dp" and degree > 1]
+    if others:
+        return f"here it trains replicas (dp) alone, and the layout has {others[0]}"
+    if unknown := {key for key, _ in placement.options} - OPTIONS:
+        return f"it has no option {min(unknown)}"
+    stage = placement.option(ZERO_OPTION) or "0"
+    if stage not in ("0", *STAGES):
+        return f"its {ZERO_OPTION} is {', '.join(STAGES)} or left out, not {stage}"
+    if placement.degree("dp") == 1:
+        return None
+    if placement.num_replicas == 1:
+        return "it shares out the batch over dp, and the layout does not"
+    for first, (of, what) in enumerate(CUT_BY_ZERO, start=1):
+        cut = [0] if int(stage) >= first else []
+        for name, _ in plan.model.parameters():
+            if [split.dim for split in placement.splits(name, of)] != cut:
+                how = "by rows, once" if cut else "into no parts"
+                return (
+                    f"under {ZERO_OPTION} {stage} it cuts {what} {how}, and the layout does not "
+                    f"cut {name} so"
+                )
+    return None
 
 
 def part_of(whole: tuple[int, ...], part: tuple[int, ...], index: int) -> tuple[slice, ...]:

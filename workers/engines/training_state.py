@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Read = Callable[[Mapping[str, "Tensor"]], None]  # fills tensors with what is kept by their names
 FILE = "training.json"
+FILES = "files"  # what it has of the others: the size of each
 PREFIX = "step-"
 
 
@@ -111,21 +112,24 @@ class Resumable(Protocol):
 
 
 def write(state: TrainingState, folder: Path) -> None:
-    """Write `state` into a folder that is not whole yet."""
+    """Write `state` into a folder that is not whole yet, with the sizes of the files there."""
+    sizes = {one.name: one.stat().st_size for one in folder.iterdir() if one.name != FILE}
     with (folder / FILE).open("w", encoding="utf-8") as file:
-        json.dump(asdict(state), file)
+        json.dump({**asdict(state), FILES: sizes}, file)
         file.flush()
         os.fsync(file.fileno())
 
 
 def read(folder: Path) -> TrainingState:
-    """The state in a folder. Raises Refused for what is none."""
+    """The state in a folder. Raises Refused for what is none, and for one of which a file is gone
+    or cut."""
     try:
         fields: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        sizes: dict[str, int] = dict(fields.pop(FILES, {}))  # older ones have none
         names = ((name, tuple(shape)) for name, shape in fields.pop("parameters"))
         steps = tuple(TrainingStepRow(**one) for one in fields.pop("steps"))
         scale = fields.pop("loss_scale")
-        return TrainingState(
+        state = TrainingState(
             **fields,
             parameters=tuple(names),
             loss_scale=(scale[0], scale[1]) if scale else None,
@@ -136,6 +140,26 @@ def read(folder: Path) -> TrainingState:
             f"{folder} is no training state ({type(error).__name__}); give a folder "
             f"{PREFIX}... that --checkpoint-interval wrote, or the one that it is in"
         ) from error
+    for name, size in sizes.items():
+        _check_size(folder, name, size)
+    return state
+
+
+def not_whole(folder: Path, why: str) -> Refused:
+    """Of a state of which a part is gone or spoiled."""
+    return Refused(
+        f"{folder} is not whole, so nothing can go on from it: {why}; go on from another state, "
+        "or remove this one and begin anew"
+    )
+
+
+def _check_size(folder: Path, name: str, size: int) -> None:
+    try:
+        found = (folder / name).stat().st_size
+    except OSError as error:
+        raise not_whole(folder, f"{name}: {error.strerror}") from error
+    if found != size:
+        raise not_whole(folder, f"{name} has {found} bytes of {size}")
 
 
 def whole(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from strategies.training import micro_batches
+from workers.engines.deepspeed_layouts import trained_refusal
 from workers.engines.deepspeed_pins import Pins
 from workers.engines.training.engine import TorchTrainer, Trains, switches_of
 from workers.engines.training.scaling import FIRST, INTERVAL
@@ -38,10 +39,7 @@ class DeepSpeedTrainer(TorchTrainer):
         """None, or why DeepSpeed cannot train the plan."""
         if importlib.util.find_spec("deepspeed") is None:
             return "it is not installed: pip install 'shard-orchestrator[deepspeed]'"
-        others = [axis for axis, degree in plan.placement.mesh if axis != "dp" and degree > 1]
-        if others:
-            return f"here it trains replicas (dp) alone, and the layout has {others[0]}"
-        return _of_switches(plan) or of_model(plan)
+        return trained_refusal(plan) or _of_switches(plan) or of_model(plan)
 
     def choices(self, plan: EnginePlan) -> Mapping[str, Sequence[str]]:
         """What its collectives go through, and its attention. Nothing is fused here."""

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -128,11 +129,10 @@ def reader(folder: Path) -> Read:
                 load_distributed(wanted, storage_reader=FileSystemReader(folder), no_dist=True)
         except CheckpointException as error:
             ((cause, _),) = error.failures.values()
-            why = ": ".join(filter(None, (type(cause).__name__, str(cause))))
-            raise Refused(
-                f"{folder} is not whole, so nothing can go on from it: {why}; go on from another "
-                "state, or remove this one and begin anew"
-            ) from error
+            # Of a pickle torch has lines of advice, to trust the file for one.
+            said = "" if isinstance(cause, UnpicklingError) else str(cause).partition("\n")[0]
+            why = ": ".join(filter(None, (type(cause).__name__, said)))
+            raise training_state.not_whole(folder, why) from error
 
     return read
 

@@ -7,7 +7,7 @@ import os
 import shutil
 
 from strategies.memory import window_of
-from strategies.placement import EMBEDDING, Placement
+from strategies.placement import EMBEDDING, Placement, Split
 from workers.engines.transformers_config import CONFIG_CLASSES
 from workers.messages import EnginePlan
 
@@ -16,7 +16,10 @@ AXES = ("dp", "fsdp", "pp", "tp")
 FP8 = "torchao"  # the package with FP8 for training
 FP8_TOKENS = 16  # what a product in FP8 sums over is a multiple of this
 COMPILERS = ("g++", "clang++")  # that torch.compile looks for
-OF_TP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+HEAD = "lm_head.weight"
+# What is cut over tp, by the rows of its weight and by their columns.
+BY_OUTPUTS = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "embed_tokens", "lm_head"}
+BY_INPUTS = {"o_proj", "down_proj"}
 
 
 def refusal(plan: EnginePlan) -> str | None:
@@ -26,7 +29,7 @@ def refusal(plan: EnginePlan) -> str | None:
         or _of_switches(plan)
         or _of_fusion(plan)
         or _of_heads(plan)
-        or _of_placement(plan.placement, plan.model.num_layers)
+        or _of_placement(plan)
     )
 
 
@@ -103,28 +106,85 @@ def _of_heads(plan: EnginePlan) -> str | None:
     return None
 
 
-def _of_placement(placement: Placement, layers: int) -> str | None:
+def _of_placement(plan: EnginePlan) -> str | None:
+    """None, or what of the placement the engine would do in another way, as a clause: its cuts are
+    those of FSDP2 and of one plan of DTensor, its stages those of torch's schedules."""
+    placement = plan.placement
     strange = [axis for axis, _ in placement.mesh if axis not in AXES]
     if strange:
         return f"it knows no axis {strange[0]}; it knows {', '.join(AXES)}"
+    if options := ", ".join(key for key, _ in placement.options if key != "engine"):
+        return f"it has no option {options}"
     if placement.grads or placement.optimizer:
         return (
             "it cuts gradients and optimizer state where it cuts parameters; use --engine deepspeed"
         )
-    if placement.degree("tp") == 1:
-        return None
-    names = [f"model.layers.{i}.{_module(one)}.weight" for i in range(layers) for one in OF_TP]
-    if not all(placement.is_split(name, "tp") for name in (*names, EMBEDDING)):
+    return _of_tokens(placement) or _of_stages(plan) or _of_cuts(plan)
+
+
+def _of_tokens(placement: Placement) -> str | None:
+    shared = [axis for axis, degree in placement.mesh if axis in SHARED and degree > 1]
+    batch = [axis for axis in placement.tokens.get("batch", ()) if placement.degree(axis) > 1]
+    if sorted(batch) != sorted(shared):
         return (
-            "over tp it cuts attention, MLP and embedding, and the layout leaves some of it whole"
+            f"it shares out the batch over all of {' and '.join(sorted(SHARED))} that a layout has "
+            f"({', '.join(shared) or 'none'}), and this one over {', '.join(batch) or 'none'}"
         )
-    if any(
-        split.axis == "tp" and split.parts for name in names for split in placement.splits(name)
-    ):
-        return "over tp it cuts layers into equal parts"
+    return "it shares out no sequence" if placement.tokens.get("sequence") else None
+
+
+def _of_stages(plan: EnginePlan) -> str | None:
+    assert plan.training is not None, "the plan trains"
+    stages, ranks = plan.placement.stages, plan.placement.degree("pp")
+    chunks = plan.training.chunks if ranks > 1 else 1
+    if [stage.pp_rank for stage in stages] != [i % ranks for i in range(ranks * chunks)]:
+        return (
+            f"its stages are {chunks} a rank under the schedule {plan.training.schedule}, dealt in "
+            "turns from pp_rank 0 on"
+        )
+    layers = [layer for stage in stages for layer in stage.layers]
+    if layers != [*range(plan.model.num_layers)] or not (stages[0].embed and stages[-1].head):
+        return "its stages have the layers in order, the first the embedding, the last the head"
+    return None if all(stage.layers for stage in stages) else "each of its stages needs a layer"
+
+
+def _of_cuts(plan: EnginePlan) -> str | None:
+    """None, or the first parameter that is cut otherwise, as a clause. Cuts over one rank are
+    none."""
+    placement = plan.placement
+    for name, _ in plan.model.parameters():
+        made = [split for split in placement.splits(name) if placement.degree(split.axis) > 1]
+        over_tp = [split for split in made if split.axis == "tp"]
+        dim = _dim_over_tp(name) if placement.degree("tp") > 1 else None
+        if [split.dim for split in over_tp] != ([] if dim is None else [dim]):
+            where = "whole" if dim is None else f"cut at dim {dim}"
+            return f"over tp it cuts attention, MLP, embedding and head, and needs {name} {where}"
+        if not all(_is_even(split, name) for split in over_tp):
+            return f"over tp it cuts into equal parts, and the layout does not cut {name} so"
+        over_fsdp = [split for split in made if split.axis != "tp"]
+        rows = [split.axis for split in over_fsdp if _is_by_rows(split)]
+        if len(rows) != len(over_fsdp) or rows != ["fsdp"] * (placement.degree("fsdp") > 1):
+            return (
+                "over fsdp it cuts every parameter once, by rows, chunked, and over dp none, and "
+                f"the layout does not cut {name} so"
+            )
     return None
 
 
-def _module(projection: str) -> str:
-    of_attention = projection[0] in "qkvo"
-    return f"{'self_attn' if of_attention else 'mlp'}.{projection}"
+def _dim_over_tp(name: str) -> int | None:
+    """The dim at which a parameter is cut over tp; None for one that is whole."""
+    module, kind = name.split(".")[-2:]
+    if module in BY_INPUTS:
+        return 1 if kind == "weight" else None
+    return 0 if module in BY_OUTPUTS else None
+
+
+def _is_even(split: Split, name: str) -> bool:
+    """Whether a cut over tp is into equal parts, of the vocabulary nearly so."""
+    if split.parts is None:
+        return True
+    return name in (EMBEDDING, HEAD) and max(split.parts) - min(split.parts) <= 1
+
+
+def _is_by_rows(split: Split) -> bool:
+    return split.dim == 0 and split.parts is None and (split.chunked or split.unit == 1)
