@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
-from strategies import ModelShape, Topology
+from strategies import ModelShape, Placement, Topology
 from strategies.precision import Precision
+from workers import engines
 from workers.messages import EnginePlan
 
 LEAST_CAPABILITY = (8, 9)  # compute capability of the first GPUs with e4m3: Ada
@@ -52,12 +54,58 @@ def check_hardware(plan: EnginePlan, topology: Topology) -> None:
     if plan.device != "cuda" or asked == "none":
         return
     for device in topology.devices:
-        if device.capability is not None and device.capability < LEAST_CAPABILITY:
+        if lacking := lacks_fp8(asked, device.name, device.capability):
             raise UserError(
-                f"{asked} needs GPUs of compute capability {_dotted(LEAST_CAPABILITY)} or more; "
-                f"{device.name} has {_dotted(device.capability)}, and no FP8; use --quantization "
-                "none, without --kv-cache-dtype and --precision-policy"
+                f"{lacking}; use --quantization none, without --kv-cache-dtype and "
+                "--precision-policy"
             )
+
+
+def lacks_fp8(asked: str, gpu: str, capability: tuple[int, int] | None) -> str | None:
+    """Why a GPU has not the FP8 that is asked for, as a clause; None where it has, where none is
+    asked for, and where its compute capability is not known."""
+    if asked == "none" or capability is None or capability >= LEAST_CAPABILITY:
+        return None
+    return (
+        f"{asked} needs GPUs of compute capability {_dotted(LEAST_CAPABILITY)} or more; "
+        f"{gpu} has {_dotted(capability)}, and no FP8"
+    )
+
+
+def not_run(
+    placement: Placement,
+    model: ModelShape,
+    kept: Precision,
+    engine: str,
+    gpu: str,
+    capability: tuple[int, int] | None,
+) -> str | None:
+    """Why no run is made of the FP8 of a placement on GPUs of a kind, as a clause; None where one
+    is, under any load, and where the engine could not run the placement without FP8 either, as one
+    that is not installed here."""
+    if kept.name == "none":
+        return None
+    if lacking := lacks_fp8(kept.name, gpu, capability):
+        return lacking
+    plan = EnginePlan(
+        model=model,
+        layout="the layout",
+        placement=placement,
+        checkpoint=None,
+        dtype=kept.dtype,
+        device="cuda",
+        max_concurrency=1,
+        max_len=1,
+        prefill_tokens=1,
+        quantization=kept.quantization,
+        kv_cache_dtype=kept.kv_cache_dtype,
+        capability=capability,
+    )
+    reason, shape = engines.refusal(engine, plan), replace(model, fp8=None)
+    plain = replace(plan, model=shape, quantization="none", kv_cache_dtype="auto")
+    if reason is None or reason == engines.refusal(engine, plain):
+        return None
+    return f"the engine {engine} cannot run it: {reason}"
 
 
 def check_training_hardware(plan: EnginePlan, topology: Topology) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import UserError
-from orchestrator.node.datasheet import SHEETS
+from orchestrator.node.datasheet import SHEETS, capability
+from orchestrator.plan.precision import lacks_fp8
 from orchestrator.predict.hardware import Hardware, find
 from orchestrator.predict.plan import Machines
 from strategies.precision import PHASES, Precision
@@ -45,9 +46,11 @@ def kinds(
 
 
 def _missing(hardware: Hardware, precision: Precision) -> str | None:
-    """What is not known and needed."""
+    """What it has not, or is not known, and is needed."""
     if hardware.memory_bytes is None:
         return f"how much memory {hardware.name} has is not known; use another --gpu"
+    if why := lacks_fp8(precision.name, hardware.name, capability(hardware.name)):
+        return f"{why}; use another --gpu"
     wanted = ["float8_e4m3fn" if precision.is_fp8(p) else precision.dtype for p in PHASES]
     lacking = [dtype for dtype in wanted if dtype not in hardware.ceilings.flops]
     if lacking:

@@ -9,6 +9,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 from orchestrator.analysis.roofline import Rates, Stage, stages_of
+from orchestrator.node import datasheet
+from orchestrator.plan.precision import not_run
 from orchestrator.predict.factors import EngineFactors, Few
 from orchestrator.predict.hardware import EAGER, GRAPH, Hardware, Span
 from orchestrator.predict.parts import Parts
@@ -196,6 +198,13 @@ class Setting:
 
     placed: Placed
     factors: EngineFactors
+
+    @cached_property
+    def not_run(self) -> str | None:
+        """See `precision.not_run`."""
+        on, gpu = self.placed, self.placed.hardware.name
+        engine, capability = self.factors.engine, datasheet.capability(gpu)
+        return not_run(on.placement, on.model, on.precision, engine, gpu, capability)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

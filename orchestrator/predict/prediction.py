@@ -107,6 +107,8 @@ class NoPrediction:
 
 def predict(setting: Setting, name: str, asked: Asked) -> Prediction | NoPrediction:
     """Predict the layout of that name, or say why not."""
+    if why := setting.not_run:
+        return NoPrediction(name, IMPOSSIBLE, why)
     found = _predict(setting, name, asked)
     if isinstance(found, NoPrediction):
         return found

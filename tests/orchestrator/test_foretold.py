@@ -82,7 +82,7 @@ def test_a_run_of_an_open_loop_is_predicted_at_its_times_and_lengths() -> None:
     "asked",
     [
         {"max_concurrency": "1,32,100"},
-        {"max_concurrency": "100", "num_prompts": 250, "precision_policy": "fp8-prefill"},
+        {"max_concurrency": "100", "num_prompts": 250, "quantization": "fp8"},
         {
             "max_concurrency": "32",
             "input_len": 5000,

@@ -156,6 +156,16 @@ def test_a_checkpoint_in_fp8_is_served_as_it_is_stored(tmp_path: Path) -> None:
     assert none.deployment.quantization == "none"
 
 
+def test_a_layout_that_cuts_blocks_is_not_predicted(tmp_path: Path) -> None:
+    """As no run of it is made: a rank of tp4 has 64 of the 256 columns."""
+    write_config(tmp_path, **BLOCKS)
+    asked = ["plan", "--model", str(tmp_path), "--gpu", "h200", "--gpus", "4"]
+    done = CliRunner().invoke(main, [*asked, "--strategy", "tp4", "--strategy", "pp1"])
+    said = " ".join(done.stdout.split())
+    assert "tp4: impossible: the engine torch cannot run it: it cuts model.layers.0." in said
+    assert "tp1: impossible" not in said
+
+
 def test_another_quantization_is_refused_with_those_that_run(tmp_path: Path) -> None:
     folder = write_config(tmp_path, quantization_config={"quant_method": "gptq", "bits": 4})
     with pytest.raises(Refused, match=r"method gptq .* fp8 and compressed-tensors") as refused:

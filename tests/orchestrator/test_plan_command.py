@@ -339,6 +339,33 @@ def test_where_nothing_is_predicted_only_the_reasons_are_printed(asked: Sequence
     assert all(re.match(r"[a-z0-9, ]+: (impossible|unknown): ", line) for line in reasons)
 
 
+FP8_IN = ("--gpus", "2", "--model", "llama-8b", "--strategy", "tp2")
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        (("--gpu", "a100", "--quantization", "fp8"), "A100 has 8.0, and no FP8"),
+        (("--gpu", "a100", "--kv-cache-dtype", "fp8"), "A100 has 8.0, and no FP8"),
+        (("--gpu", "h200", "--quantization", "fp8", "--dtype", "float16"), "the dtype is float16"),
+        (
+            ("--gpu", "h200", "--engine", "vllm", "--precision-policy", "fp8-decode"),
+            "the engine vllm cannot run it: it has one precision for both phases",
+        ),
+    ],
+)
+def test_fp8_that_a_run_would_refuse_is_not_predicted(asked: Sequence[str], why: str) -> None:
+    done = run("plan", *FP8_IN, *asked)
+    assert done.exit_code == 2
+    assert "tp2: impossible: " in done.stdout
+    assert why in " ".join(done.stdout.split())
+
+
+def test_an_engine_that_is_not_installed_here_is_predicted_in_fp8() -> None:
+    asked = ("--gpu", "h200", "--engine", "vllm", "--quantization", "fp8")
+    assert run("plan", *FP8_IN, *asked).exit_code == 0
+
+
 def test_layouts_that_are_refused_alike_share_a_line() -> None:
     asked = ("--gpu", "h200", "--gpus", "1024", "--model", "llama-8b", "--max-concurrency", "8")
     text = " ".join(run("plan", *asked).stdout.split())

@@ -349,9 +349,8 @@ def test_a_stage_pays_the_network_only_where_its_next_one_is_on_another_node():
 
 
 def test_gpus_without_a_rate_in_the_dtype_have_no_prediction():
-    a100 = of_sheet("a100", KNOWN.attainable, None, 8)
-    eight = setting("tp4", hardware=a100, precision=Precision("bfloat16", "fp8"))
-    found = predict(eight, "tp4", Asked(SHORT, 4))
+    bare = replace(H200, ceilings=replace(H200.ceilings, flops={}))
+    found = predict(setting("tp4", hardware=bare), "tp4", Asked(SHORT, 4))
     assert isinstance(found, NoPrediction)
     assert found.kind == UNKNOWN
 

@@ -222,7 +222,7 @@ def test_kinds_whose_figures_do_not_suffice_are_left_out_with_the_reason() -> No
     assert "how much memory" in every.left_out["H800"]
     assert "bfloat16" in every.left_out["RTX PRO 6000 Blackwell Server"]
     fp8 = kinds((), Precision("bfloat16", "fp8"), None, None)
-    assert "float8_e4m3fn" in fp8.left_out["A100"]
+    assert "A100 has 8.0, and no FP8" in fp8.left_out["A100"]
     with pytest.raises(UserError, match="how much memory H800 has"):
         kinds(("h800",), BF16, None, None)
 
@@ -289,7 +289,8 @@ def test_what_is_impossible_is_said_with_how_near_the_best_comes() -> None:
         ),
         (("--slo", "tpot:5", "--concurrency", "1,2"), "for one of them"),
         (("--slo", "tpot:5", "--scenario", "short,long"), "for one of them"),
-        (("--slo", "tpot:5", "--gpu", "a100", "--quantization", "fp8"), "no rate of A100"),
+        (("--slo", "tpot:5", "--gpu", "a100", "--quantization", "fp8"), "A100 has 8.0, and no FP8"),
+        (("--slo", "tpot:5", "--gpu", "a100", "--kv-cache-dtype", "fp8"), "and no FP8"),
         (
             ("--slo", "tpot:5", "--gpu", "h200", "--input-len", "9:9", "--output-len", "4:5"),
             "equal",

@@ -70,7 +70,7 @@ def choices(plan: EnginePlan) -> dict[str, tuple[str, ...]]:
 
 def refusal(plan: EnginePlan) -> str | None:
     """None, or the first reason why vLLM cannot run the plan, as a clause."""
-    checks = (_installed, _axes, _pipeline, _layout, _watched, _fp8, _arguments)
+    checks = (_fp8, _installed, _axes, _pipeline, _layout, _watched, _arguments)
     return next((reason for check in checks if (reason := check(plan)) is not None), None)
 
 
