@@ -11,6 +11,7 @@ from orchestrator.report.output import Output
 if TYPE_CHECKING:
     from orchestrator.experiment import Experiment
     from orchestrator.predict.factors import EngineFactors
+    from orchestrator.predict.layouts import Case
     from orchestrator.predict.load import Asked
     from orchestrator.predict.plan import Machines, Plan, Planned, Runs
     from strategies import ModelShape
@@ -126,6 +127,7 @@ def _planned(
     asked = max(loads, key=lambda load: load.max_concurrency)
     few = experiment.products != "cublas" and experiment.pdl != "off"
     case = Case(shape, kept, machines.hardware(), fitted, asked, few)
+    _check_few(experiment, case)
     names = tuple(layouts) or tuple(factorisations(machines.gpus))
     found = candidates(case, names, machines.gpus, asked.max_concurrency)
     ranked = tuple(map(found.under, loads))
@@ -141,6 +143,21 @@ def _planned(
         asked.arriving,
         machines.reliability if machines.gpus > case.hardware.gpus_per_node else None,
     )
+
+
+def _check_few(experiment: Experiment, case: Case) -> None:
+    """Raise UserError for kernels of few rows that the engine has not on such GPUs, as a run
+    does."""
+    from orchestrator.errors import UserError
+
+    if case.has_few:
+        return
+    for option, value in (("products", "triton"), ("pdl", "on")):
+        if getattr(experiment, option) == value:
+            raise UserError(
+                f"the engine {case.factors.engine} has no --{option} {value} on "
+                f"{case.hardware.name}; leave it out"
+            )
 
 
 def _loads(

@@ -42,6 +42,12 @@ class Case:
     asked: Asked
     few: bool = True
 
+    @property
+    def has_few(self) -> bool:
+        """Whether the engine has kernels of few rows on such GPUs."""
+        capability = datasheet.capability(self.hardware.name) or (0, 0)
+        return self.factors.few is not None and capability[0] == HOPPER
+
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
@@ -110,8 +116,7 @@ def candidates(case: Case, names: Sequence[str], gpus: int, concurrency: int) ->
 
 def _setting(case: Case, layout: Layout) -> Setting:
     hardware, sums = case.hardware, _allreduce(case, layout)
-    can = (datasheet.capability(hardware.name) or (0, 0))[0] == HOPPER
-    early = case.few and case.factors.few is not None and can
+    early = case.few and case.has_few
     placed = Placed(layout.placement, case.model, case.precision, hardware, sums, early)
     return Setting(placed, case.factors)
 

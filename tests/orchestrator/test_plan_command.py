@@ -339,7 +339,7 @@ def test_where_nothing_is_predicted_only_the_reasons_are_printed(asked: Sequence
     assert all(re.match(r"[a-z0-9, ]+: (impossible|unknown): ", line) for line in reasons)
 
 
-FP8_IN = ("--gpus", "2", "--model", "llama-8b", "--strategy", "tp2")
+TWO = ("--gpus", "2", "--model", "llama-8b", "--strategy", "tp2")
 
 
 @pytest.mark.parametrize(
@@ -355,15 +355,28 @@ FP8_IN = ("--gpus", "2", "--model", "llama-8b", "--strategy", "tp2")
     ],
 )
 def test_fp8_that_a_run_would_refuse_is_not_predicted(asked: Sequence[str], why: str) -> None:
-    done = run("plan", *FP8_IN, *asked)
+    done = run("plan", *TWO, *asked)
     assert done.exit_code == 2
     assert "tp2: impossible: " in done.stdout
     assert why in " ".join(done.stdout.split())
 
 
+@pytest.mark.parametrize("switch", [("--products", "triton"), ("--pdl", "on")])
+@pytest.mark.parametrize(("gpu", "engine"), [("a100", "torch"), ("h200", "vllm")])
+def test_kernels_that_are_not_there_are_not_predicted(
+    switch: tuple[str, str], gpu: str, engine: str
+) -> None:
+    asked = ("submit", "--dry-run", *TWO, "--load-format", "dummy", "--engine", engine)
+    done = run(*asked, "--gpu", gpu, *switch)
+    assert done.exit_code == 2
+    said = f"error: the engine {engine} has no {' '.join(switch)} on {gpu.upper()}; leave it out"
+    assert said in done.stderr
+    assert run(*asked, "--gpu", "h200", *(switch if engine == "torch" else ())).exit_code == 0
+
+
 def test_an_engine_that_is_not_installed_here_is_predicted_in_fp8() -> None:
     asked = ("--gpu", "h200", "--engine", "vllm", "--quantization", "fp8")
-    assert run("plan", *FP8_IN, *asked).exit_code == 0
+    assert run("plan", *TWO, *asked).exit_code == 0
 
 
 def test_layouts_that_are_refused_alike_share_a_line() -> None:
