@@ -149,7 +149,8 @@ def known_parts(name: str, found: Mapping[str, Installed]) -> tuple[tuple[str, i
 
 def _check_known(key: str, name: str, found: Mapping[str, Installed]) -> None:
     if key not in found:
-        near = difflib.get_close_matches(key, found, n=1, cutoff=0.3)
+        free = found.keys() - {other for other, _ in parse(name)}  # each may be named once
+        near = difflib.get_close_matches(key, sorted(free), n=1, cutoff=0.3)
         hint = f"; did you mean '{name.lower().replace(key, near[0])}'?" if near else "."
         raise LayoutError(
             f"{name}: there is no strategy '{key}'{hint} Installed: {', '.join(found) or 'none'}"

@@ -119,7 +119,11 @@ class Claim(BaseModel):
             raise ValueError(f"fp8 and {self.bits:g} bits say the bits of a weight twice; say one")
         missing = [name for name in ("model", "gpu") if not getattr(self, name)]
         if missing and not self.kind.needs:
-            raise ValueError(f"nothing is judged without {' and '.join(missing)}")
+            options = " and ".join(f"--{name}" for name in missing)
+            raise ValueError(
+                f"nothing is judged without {' and '.join(missing)}; give {options}, or a file of "
+                "claims that says it"
+            )
         return self
 
     @property

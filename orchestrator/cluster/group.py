@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -27,6 +28,7 @@ from orchestrator.cluster.nodes import RESOURCES, START_S, of_lost_nodes
 from orchestrator.cluster.processes import end, processes, uninterrupted
 from orchestrator.cluster.ranks import Place, in_rank_order, meeting_host, ranks_at, shared_out
 from orchestrator.cluster.room import Patience, Reservation
+from orchestrator.cluster.session import TEMPORARY
 from orchestrator.cluster.waiting import ask, gather, patiently
 from orchestrator.errors import ClusterLost
 from workers.actor import Worker
@@ -271,6 +273,8 @@ class WorkerGroup:
             environment["NCCL_P2P_DISABLE"] = "1"
         if self._plan.device == "cpu":
             environment["OMP_NUM_THREADS"] = "1"
+        if self._cluster.session:  # Ray has its own; what is compiled there is for later commands
+            environment[TEMPORARY] = tempfile.gettempdir()
         if self._cluster.embedded:
             environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
         return environment

@@ -37,6 +37,7 @@ SOCKET_PATH = 107  # bytes of the path of a socket, on Linux
 BELOW = "/r/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_MetricsHead"
 LONGEST = SOCKET_PATH - len(f"/{PREFIX}") - NAMED - len(BELOW)  # bytes of the folder above
 USUAL = ("/tmp", "/dev/shm")
+TEMPORARY = "TMPDIR"  # where a process puts temporary files
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +57,18 @@ class RaySession:
 
     @contextlib.contextmanager
     def marking(self) -> Iterator[None]:
-        """What is started inside, and all that it starts later, belongs to this session."""
-        os.environ[guard.MARK] = str(self.folder)
+        """What is started inside, and all that it starts later, belongs to this session. Its
+        temporary files go into the folder: Ray's servers are killed, and remove none."""
+        tempfile.gettempdir()  # this process stays with its own
+        before = dict(os.environ)
+        os.environ.update({guard.MARK: str(self.folder), TEMPORARY: str(self.folder)})
         try:
             yield
         finally:
-            del os.environ[guard.MARK]
+            for name in (guard.MARK, TEMPORARY):
+                os.environ.pop(name, None)
+                if name in before:
+                    os.environ[name] = before[name]
 
     def processes(self) -> list[psutil.Process]:
         """Every process that was started for this session, whoever is its parent now."""
@@ -101,7 +108,7 @@ def folder_of_ray() -> Path:
         base = Path(asked).absolute()
         _check_length(base)
         return base
-    usual = [Path(name).absolute() for name in (os.environ.get("TMPDIR"), *USUAL) if name]
+    usual = [Path(name).absolute() for name in (os.environ.get(TEMPORARY), *USUAL) if name]
     found = next((base for base in usual if _length(base) <= LONGEST and _is_writable(base)), None)
     if found is None:
         raise UserError(

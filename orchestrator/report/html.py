@@ -19,7 +19,7 @@ from orchestrator.analysis.comparing.ablation import EFFECTS, TECHNIQUE_EFFECTS
 from orchestrator.analysis.comparing.best import BEST
 from orchestrator.analysis.comparing.compare import COMPARED, Comparison
 from orchestrator.analysis.comparing.curves import CURVES
-from orchestrator.analysis.comparing.findings import Findings, of_results
+from orchestrator.analysis.comparing.findings import NONE_ENDED, Findings, of_results
 from orchestrator.analysis.comparing.spreads import STATISTICS
 from orchestrator.analysis.comparing.verdicts import VERDICTS
 from orchestrator.analysis.goodput import RATES
@@ -56,9 +56,12 @@ def render_html(folder: Path, out: Path | None = None) -> Path:
     """Write the report of the results at `folder`, an experiment's or one that holds several, to
     `out` [folder/report.html].
 
-    Raises UserError where there are no results, or the page cannot be written.
+    Raises UserError where there are no results, none of their runs has ended, or the page cannot be
+    written.
     """
     content = Content.of(folder)
+    if not content.found.comparison:
+        raise UserError(f"there is nothing to show of {folder}: {NONE_ENDED}")
     strategies = (one.cell.strategy for one in content.found.comparison)
     values = describe(content, folder.name) | {"COMPLETED": COMPLETED, "INVALID": INVALID}
     page = drawn("report", strategies, **values)

@@ -71,7 +71,7 @@ def summary(live: Live, now: float) -> str:
     parts = (
         "" if live.process.is_here else f"on {live.process.host}",
         f"{live.done} of {plural(live.runs, 'run')}",
-        "" if left is None or live.done >= live.runs else f"about {duration(left)} left",
+        "" if not left or live.done >= live.runs else f"about {duration(left)} left",
         f"next: {following}" if following else "",
         "" if live.works else _how_it_ended(live),
     )

@@ -178,13 +178,13 @@ def _part(table: Table, keys: int, start: int, end: int) -> Table:
 
 
 def _num_keys(table: Table) -> int:
-    """How many columns, from the left, are needed to tell the rows apart; at most three. An empty
+    """How many columns, from the left, are needed to tell the rows apart; at most four. An empty
     cell does not say which row it is in, and neither does a mark."""
     columns = [[str(cell) for cell in column.cells] for column in table.columns]
     rows = list(zip(*columns, strict=True))
     apart = (
         count
-        for count in (1, 2, 3)
+        for count in (1, 2, 3, 4)
         if len({row[:count] for row in rows}) == len(rows)
         and all(any(map(str.isalnum, "".join(row[:count]))) for row in rows)
     )

@@ -100,7 +100,7 @@ class RunProgress:
         head = f"{_name(run)}: "
         if self._live is not None:
             rate = _rate(run) if run.status == COMPLETED else None
-            self._keep(self._live.ended(run.cell.deployment, rate))
+            self._keep(self._live.ended(run.cell.deployment, rate, time.time()))
             head = f"[{self._live.done}/{self._live.runs}] {head}"
         self._console.print(Text(head).append(_said(run)))
 

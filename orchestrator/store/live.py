@@ -45,11 +45,12 @@ class LiveLayout:
 class Live:
     """A command that makes runs.
 
-    folder: of its results. process: its driver. began_at, first_at: seconds since 1970 when the
-    command began, and when its first phase did; None where it has not come to that. skipped: runs
-    that had a result. expected_s: how long its runs should take, without builds; None where nobody
-    knows. has_ended: whether the driver said so. is_silent: whether that of another host has not
-    shown for long that it lives. shown_at: when it last did; None before it is read.
+    folder: of its results. process: its driver. began_at, first_at, ended_at: seconds since 1970
+    when the command began, when its first phase did, and when its newest run ended; None where it
+    has not come to that. skipped: runs that had a result. expected_s: how long its runs should
+    take, without builds; None where nobody knows. has_ended: whether the driver said so. is_silent:
+    whether that of another host has not shown for long that it lives. shown_at: when it last did;
+    None before it is read.
     """
 
     folder: str
@@ -59,6 +60,7 @@ class Live:
     skipped: int = 0
     expected_s: float | None = None
     first_at: float | None = None
+    ended_at: float | None = None
     has_ended: bool = False
     is_silent: bool = False
     shown_at: float | None = None
@@ -80,10 +82,14 @@ class Live:
         return not over and self.process.may_run(of_this_machine=False)
 
     def seconds_left(self, now: float) -> float | None:
-        """At the pace so far, builds included; None before the first run has ended."""
+        """At the pace so far, builds included, less what the run in flight has had of it; None
+        before the first run has ended."""
         if self.first_at is None or not self.done or not self.works:
             return None
-        return (now - self.first_at) / self.done * (self.runs - self.done)
+        ended_at = now if self.ended_at is None else self.ended_at
+        longer = (now - self.first_at) / (self.done + 1)  # where the run in flight is a slow one
+        pace = max((ended_at - self.first_at) / self.done, longer)
+        return pace * (self.runs - self.done) - min(now - ended_at, pace)
 
     def entered(self, deployment: str, cell: str, phase: str, now: float) -> Live:
         """After a phase of a deployment began."""
@@ -100,12 +106,12 @@ class Live:
         layouts = tuple(replace(one, cell="", phase="") for one in self.layouts)
         return replace(self, layouts=layouts, has_ended=True)
 
-    def ended(self, deployment: str, rate: float | None) -> Live:
+    def ended(self, deployment: str, rate: float | None, now: float) -> Live:
         """After a run of a deployment ended. rate: its tokens per second; None where it failed."""
         layouts = tuple(
             _after(one, rate) if one.deployment == deployment else one for one in self.layouts
         )
-        return replace(self, layouts=layouts)
+        return replace(self, layouts=layouts, ended_at=now)
 
 
 def _after(one: LiveLayout, rate: float | None) -> LiveLayout:

@@ -24,7 +24,13 @@ FLAGS = (
 
 
 @pytest.fixture(scope="module")
-def reached(tmp_path_factory: pytest.TempPathFactory) -> Reach:
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the command below, and all that it starts, put temporary files."""
+    return tmp_path_factory.mktemp("t")
+
+
+@pytest.fixture(scope="module")
+def reached(tmp_path_factory: pytest.TempPathFactory, temporary: Path) -> Reach:
     """All that the processes of a whole `submit` listened on and kept open, seen while they ran.
     The user has no token, and an umask that lets others read."""
     home = tmp_path_factory.mktemp("home")
@@ -37,7 +43,7 @@ def reached(tmp_path_factory: pytest.TempPathFactory) -> Reach:
     ]
     run = psutil.Popen(
         list(map(str, command)),
-        env={**without_ray(), "HOME": str(home)},
+        env={**without_ray(), "HOME": str(home), "TMPDIR": str(temporary)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -52,6 +58,10 @@ def reached(tmp_path_factory: pytest.TempPathFactory) -> Reach:
     said = run.communicate()[0]
     assert run.returncode == 0, said
     return reach
+
+
+def test_nothing_is_left_among_temporary_files(reached, temporary):
+    assert list(temporary.iterdir()) == []
 
 
 def test_every_process_listens_on_loopback_alone(reached):

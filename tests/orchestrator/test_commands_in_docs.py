@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
-from page_commands import PAGES, ROOT, commands
+from page_commands import PAGES, ROOT, commands, options
 
 from orchestrator.cli import main
 from orchestrator.cli.runs import Results
@@ -31,6 +33,17 @@ def given(line: str) -> None:
     with command.make_context(name, list(rest), parent=context) as inner, suppress(SystemExit):
         if name in ASKING:
             command.invoke(inner)
+
+
+@contextmanager
+def only_said(allowed: re.Pattern[str], line: str) -> Iterator[None]:
+    """Fail with what is said of a line, unless it is `allowed`."""
+    try:
+        yield
+    except (click.ClickException, UserError) as error:
+        said = error.message if isinstance(error, click.ClickException) else str(error)
+        if not allowed.search(said):
+            pytest.fail(f"{line}\n{said}")
 
 
 def check(experiment: Experiment) -> None:
@@ -81,6 +94,22 @@ def test_every_command_on_a_page_can_be_given(page: Path) -> None:
             given(line)
         except (click.ClickException, UserError) as error:
             pytest.fail(f"orchestrator {line}\n{error}")
+
+
+# What a sentence leaves out, as the one around it says it: another option.
+LEFT_OUT = re.compile(r" is about | go together; give both|; give \w+ too")
+OF_OTHERS = {"CHANGELOG.md", "recommend.md"}  # their options are of other versions and commands
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name not in OF_OTHERS], ids=lambda page: page.name
+)
+def test_options_in_a_sentence_have_values_that_submit_takes(page: Path) -> None:
+    known = {name for one in main.commands["submit"].params for name in one.opts}
+    for line in options(page.read_text(encoding="utf-8")):
+        if known.issuperset(word for word in line.split() if word.startswith("--")):
+            with only_said(LEFT_OUT, line):
+                given(f"submit {line}")
 
 
 def test_commands_are_found_in_blocks_and_in_sentences() -> None:

@@ -83,6 +83,19 @@ def test_what_a_killed_command_left_is_removed_with_its_processes_and_what_lives
     assert sorted(path.name for path in base.iterdir()) == stay
 
 
+def test_temporary_files_of_what_it_starts_go_with_the_folder(base, monkeypatch):
+    monkeypatch.setenv("TMPDIR", "/dev/shm")
+    code = "import tempfile; print(tempfile.mkdtemp(), flush=True)"
+    with session() as mine:
+        with mine.marking():
+            left = subprocess.run(
+                [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True
+            ).stdout.strip()
+        assert left.startswith(f"{mine.folder}/")
+        assert os.environ["TMPDIR"] == "/dev/shm"
+    assert not os.path.exists(left)
+
+
 def test_the_guard_ends_what_is_marked_once_its_command_is_gone(base):
     code = (
         "import os, subprocess, sys, time\n"

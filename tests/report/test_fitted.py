@@ -62,6 +62,14 @@ def test_rows_are_told_apart_by_as_many_columns_as_that_takes() -> None:
     assert sum("vllm" in line for line in printed(twice, 120)) == 1
 
 
+def test_a_row_of_several_loads_is_told_by_its_load() -> None:
+    loads = table(
+        ("layout", ["tp2"] * 2), ("engine", ["torch"] * 2), ("scenario", ["short"] * 2),
+        ("load", ["c1", "c8"]), ("a", ["1" * 30] * 2), ("b", ["2" * 30] * 2),
+    )  # fmt: skip
+    assert sum("c8" in line for line in printed(loads, 70)) == 2
+
+
 def test_a_mark_in_front_of_the_names_does_not_stand_for_them() -> None:
     """With two rows a mark tells them apart, and says nothing."""
     rows = (("", ["*", ""]), ("layout", ["tp8", "pp5"]))

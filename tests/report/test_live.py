@@ -36,7 +36,8 @@ def drawn(shown: object, width: int = 100) -> str:
 
 def test_a_row_fills_and_only_that_of_the_layout_at_work_has_its_devices(tmp_path: Path) -> None:
     one = live(tmp_path, 4, 0, OTHER).entered(DEPLOYMENT, f"{DEPLOYMENT}.short.c8", "warming up", 9)
-    one = one.ended(DEPLOYMENT, 50.0).ended(DEPLOYMENT, 100.0).ended(DEPLOYMENT, None)
+    one = one.ended(DEPLOYMENT, 50.0, 9).ended(DEPLOYMENT, 100.0, 9)
+    one = one.ended(DEPLOYMENT, None, 9)
     first, second = drawn(LiveView(one, 10.0, BUSY)).splitlines()[4:6]
     for word in (
         "3/4",
@@ -60,7 +61,7 @@ def test_no_figure_of_it_is_cut_in_a_narrow_terminal(tmp_path: Path, width: int)
         DEPLOYMENT, f"{DEPLOYMENT}.short.c100", "start 1/3", 9
     )
     for n in range(24):
-        one = one.ended(DEPLOYMENT, 10_000.0 + n)
+        one = one.ended(DEPLOYMENT, 10_000.0 + n, 9)
     lines = drawn(LiveView(one, 10.0, BUSY), width).splitlines()
     assert "\u2026" not in " ".join(lines)
     assert max(len(line.rstrip()) for line in lines[1:]) <= width
@@ -83,9 +84,20 @@ def test_time_left_is_told_once_a_run_has_ended_at_the_pace_so_far(tmp_path: Pat
     one = live(tmp_path, 4).entered(DEPLOYMENT, "", "building", 100.0)
     assert one.seconds_left(130.0) is None
     assert "left" not in summary(one, 130.0)
-    assert one.ended(DEPLOYMENT, 5.0).seconds_left(130.0) == 90.0
-    assert "1 of 4 runs, about 90 s left" not in summary(one.ended(DEPLOYMENT, 5.0), 130.0)
-    assert "1 of 4 runs, about 2 min left" in summary(one.ended(DEPLOYMENT, 5.0), 130.0)
+    one = one.ended(DEPLOYMENT, 5.0, 130.0)
+    assert one.seconds_left(130.0) == 90.0
+    assert "1 of 4 runs, about 90 s left" not in summary(one, 130.0)
+    assert "1 of 4 runs, about 2 min left" in summary(one, 130.0)
+
+
+def test_time_left_gets_less_while_a_run_goes_on(tmp_path: Path) -> None:
+    one = live(tmp_path, 4).entered(DEPLOYMENT, "", "building", 100.0).ended(DEPLOYMENT, 5.0, 130.0)
+    assert [one.seconds_left(now) for now in (140.0, 150.0, 160.0)] == [80.0, 70.0, 60.0]
+    assert one.seconds_left(180.0) == 80.0  # it takes longer than the first: so may the others
+    last = live(tmp_path, 2).entered(DEPLOYMENT, "", "building", 100.0)
+    last = last.ended(DEPLOYMENT, 5.0, 130.0)
+    assert "about 10 s left" in summary(last, 150.0)
+    assert "left" not in summary(last, 170.0)
 
 
 def test_the_next_layout_is_the_one_after_that_at_work_round_and_round(tmp_path: Path) -> None:
@@ -98,7 +110,7 @@ def test_the_next_layout_is_the_one_after_that_at_work_round_and_round(tmp_path:
 def test_runs_that_are_added_until_means_agree_never_give_more_done_than_runs(
     tmp_path: Path,
 ) -> None:
-    one = live(tmp_path, 1).ended(DEPLOYMENT, 1.0).ended(DEPLOYMENT, 1.0)
+    one = live(tmp_path, 1).ended(DEPLOYMENT, 1.0, 9).ended(DEPLOYMENT, 1.0, 9)
     assert (one.done, one.runs) == (2, 2)
 
 
@@ -192,7 +204,7 @@ def test_results_that_were_moved_are_watched_where_they_are(tmp_path: Path) -> N
 def test_a_driver_that_died_is_told_from_one_that_ended(tmp_path: Path) -> None:
     one = live(tmp_path)
     gone = replace(
-        one.ended(DEPLOYMENT, 1.0), process=replace(one.process, pid=os.getppid(), ticks=1)
+        one.ended(DEPLOYMENT, 1.0, 9), process=replace(one.process, pid=os.getppid(), ticks=1)
     )
     write(gone)
     assert "its driver is gone; the same command goes on" in summary(latest([tmp_path]), 0.0)
@@ -215,7 +227,7 @@ def test_a_driver_of_another_host_counts_as_gone_when_its_file_is_not_renewed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.store.live.SILENT_S", 0.5)
-    one = live(tmp_path).ended(DEPLOYMENT, 1.0)
+    one = live(tmp_path).ended(DEPLOYMENT, 1.0, 9)
     away = replace(one, process=replace(one.process, host="elsewhere"))
     write(away)
     (*told, last) = newer(latest([tmp_path]), 0.05)

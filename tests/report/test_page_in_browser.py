@@ -386,6 +386,20 @@ def test_a_chart_says_which_layouts_it_lacks(
     assert "Without tp4: no calls were kept." in said
 
 
+def test_a_chart_of_steps_says_why_it_has_none(
+    chromium: Chromium, page: Path, tmp_path: Path
+) -> None:
+    data = data_of(page)
+    for one in data["cells"]:
+        one["parts"].pop("decode", None)
+    before, _, rest = page.read_text().partition(DATA)
+    less = tmp_path / "less.html"
+    less.write_text(before + DATA + json.dumps(data) + rest[rest.index("</script>") :])
+    chromium.open(less)
+    said = chromium.tab.locator("[data-note=step]").inner_text()
+    assert said == "Without tp4, pp4, tp2pp2: not taken apart; the reason is below the comparison."
+
+
 def test_controls_work_from_the_keyboard(chromium: Chromium, page: Path) -> None:
     chromium.open(page)
     chromium.evaluate("document.querySelector('input[value=pp4]').focus()")

@@ -29,6 +29,16 @@ def test_the_page_tells_failures_with_their_reason_and_escapes_it(page: Path) ->
     assert page.read_text().count('class="failed"') == len(CONCURRENCIES)
 
 
+def test_results_of_a_command_that_was_stopped_before_a_run_ended_are_told(tmp_path: Path) -> None:
+    write_results(tmp_path, layouts=())
+    asked = CliRunner().invoke(cli.main, ["report", str(tmp_path)])
+    assert asked.exit_code == 2
+    assert "no run of it has ended; the same `orchestrator submit` again goes on" in asked.stderr
+    assert not (tmp_path / html.REPORT).exists()
+    compared = CliRunner().invoke(cli.main, ["compare", str(tmp_path)])
+    assert "There is nothing to compare: no run of it has ended" in compared.stdout
+
+
 def test_the_data_are_there_once_and_whole(page: Path) -> None:
     data = data_of(page)
     assert len(data["cells"]) == len(LAYOUTS) * len(CONCURRENCIES)

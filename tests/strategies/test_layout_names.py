@@ -47,6 +47,7 @@ def test_a_name_is_keys_with_numbers() -> None:
         ("4tp", "not a layout"),
         ("tp-2", "not a layout"),
         ("xx3", "there is no strategy 'xx'\\. Installed: dp"),
+        ("tp2pq2", "did you mean 'tp2pp2'\\?"),
         ("tq4", "there is no strategy 'tq'; did you mean 'tp4'\\? Installed: dp, .*pp, tp, zero"),
         ("tp0", "tp0 makes no sense; numbers go from 1 to 4096"),
         ("dp999999999", "dp999999999 makes no sense"),

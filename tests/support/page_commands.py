@@ -32,3 +32,10 @@ def commands(text: str) -> Iterator[str]:
         words = " ".join(span.split()).removeprefix("orchestrator ")
         if re.match(r"orchestrator [a-z]+ ", span) and "..." not in words:
             yield re.sub(r"\bN\b", "4", words)
+
+
+def options(text: str) -> Iterator[str]:
+    """Options with values that a sentence of a page names without their command."""
+    for span in SPAN.findall(FENCED.sub("", text)):
+        if re.match(r"--[a-z-]+ [^A-Z]", span) and "..." not in span:
+            yield " ".join(span.split())

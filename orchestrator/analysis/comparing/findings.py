@@ -47,6 +47,8 @@ from orchestrator.analysis.load import tables as kept_tables
 from orchestrator.experiment import DIFFERENCE
 from workers.rows import grouped
 
+NONE_ENDED = "no run of it has ended; the same `orchestrator submit` again goes on"
+
 
 @dataclass(frozen=True, slots=True)
 class Findings:
@@ -98,6 +100,8 @@ class Findings:
 
     def lacking(self, objective: str) -> str:
         """That no layout can be judged by an objective, and what to do; empty where one can."""
+        if not self.comparison:
+            return f"There is nothing to compare: {NONE_ENDED}."
         if not self.best or any(one.objective == objective for one in self.best):
             return ""
         advice = ": give service levels, the same for all runs, with --goodput"

@@ -421,9 +421,10 @@
     hidden: ["parts", "worst"],
     key: (rows) => partsOf(rows).map((part) => [PARTS[part][0], box(`var(--${PARTS[part][1]})`)]),
     note(rows) {
-      if (!rows.length) return "";
+      const untaken = without(rows, "not taken apart; the reason is below the comparison");
+      if (!rows.length) return untaken;
       const where = `${state.phase === "decode" ? "Decode" : "Prefill"} at ${load()}`;
-      return `${sentence()} ${without(rows, "not taken apart; the reason is below the comparison")}`;
+      return `${sentence()} ${untaken}`;
       function sentence() { return state.phase === "prefill" ? `${where}: a pass reads as many tokens as fit, not as many under each layout, so that only its shares can be compared.`
         : inTime(rows) ? `${where}; to the right, milliseconds from a token to the next.` : `${where}. Shares alone: how long a step took is not known of every layout.`; }
     },
