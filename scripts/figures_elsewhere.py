@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 from functools import cache
+from itertools import product
 
 from both_engines import ENGINES, LAYOUTS, OURS, THEIRS, gpus_of, layouts_of
 from published import RESULTS, Published, kind, model_of
@@ -25,8 +26,8 @@ def foretold(found: Published) -> dict[tuple[str, int, str], float]:
     few rows as `torch` ran them there."""
     known: dict[tuple[str, int, str], float] = {}
     what = (model_of(found), kind([found]), gpus_of(found), tuple(found.concurrencies))
-    for layout in layouts_of(found):
-        every = _predicted(*what, **few_rows(found, layout))
+    for layout, engine in product(layouts_of(found), ENGINES):
+        every = _predicted(*what, engine, **(few_rows(found, layout) if engine == OURS else {}))
         known |= {at: value for at, value in every.items() if at[0] == layout}
     return known
 
@@ -53,9 +54,9 @@ def few_rows(found: Published, layout: str) -> dict[str, str]:
 
 @cache
 def _predicted(
-    model: str, gpu: str, gpus: int, concurrencies: tuple[int, ...], **few_rows: str
+    model: str, gpu: str, gpus: int, concurrencies: tuple[int, ...], engine: str, **few_rows: str
 ) -> dict[tuple[str, int, str], float]:
-    asked = {"model": model, "engine": ENGINES, "max_concurrency": concurrencies, **few_rows}
+    asked = {"model": model, "engine": (engine,), "max_concurrency": concurrencies, **few_rows}
     plan = predicted(Experiment.model_validate(asked), Machines(gpu, gpus), LAYOUTS[gpus])
     assert all(one.provenance.endswith("benchmarks/fit_predictions.py") for one in plan.planned)
     return {
