@@ -16,7 +16,7 @@ from strategies.shapes import ModelShape
 # Outermost first. Tensor parallelism communicates most, so its ranks are neighbours; an axis not
 # named here goes in between.
 AXIS_ORDER = {"dp": 0, "fsdp": 1, "pp": 2, "tp": 9}
-EMBEDDING = "model.embed_tokens.weight"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # What of a parameter is kept: itself, its gradient, the state that its optimizer has for it.
 Of = Literal["params", "grads", "optimizer"]
 

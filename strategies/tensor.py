@@ -7,6 +7,10 @@ from strategies.errors import LayoutError
 from strategies.placement import Placement, Split
 from strategies.shapes import Load, ModelShape, Topology
 
+# Projections as Megatron-LM cuts them: by their outputs, and by their inputs.
+COLUMN_PARALLEL = frozenset({"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"})
+ROW_PARALLEL = frozenset({"o_proj", "down_proj"})
+
 
 def tp(
     placement: Placement, number: int, model: ModelShape, load: Load, topology: Topology

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator.errors import UserError
 from strategies.fp8 import Fp8Format
-from strategies.placement import EMBEDDING
+from strategies.placement import EMBEDDING, HEAD
 from strategies.shapes import ModelShape
 from workers.checkpoint_files import (
     INPUT_SCALES,
@@ -22,7 +22,6 @@ from workers.checkpoint_files import (
 )
 
 ADAPTER = "adapter_config.json"
-HEAD = "lm_head.weight"
 # Stored by old versions of Transformers, and computed anew by every version.
 HARMLESS = re.compile(
     r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)"

@@ -118,12 +118,8 @@ def check_training_hardware(plan: EnginePlan, topology: Topology) -> None:
     if plan.device == "cpu":
         raise UserError(f"--precision {asked} needs GPUs, and CPUs are asked for; {use}")
     for device in topology.devices:
-        if device.capability is not None and device.capability < LEAST_CAPABILITY:
-            raise UserError(
-                f"--precision {asked} needs GPUs of compute capability "
-                f"{_dotted(LEAST_CAPABILITY)} or more; {device.name} has "
-                f"{_dotted(device.capability)}, and no FP8; {use}"
-            )
+        if lacking := lacks_fp8(f"--precision {asked}", device.name, device.capability):
+            raise UserError(f"{lacking}; {use}")
 
 
 def _dotted(capability: tuple[int, int]) -> str:

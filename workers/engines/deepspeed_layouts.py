@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from strategies.placement import Of
+from strategies.tensor import COLUMN_PARALLEL, ROW_PARALLEL
 from workers.messages import EnginePlan
 
-# The projections that AutoTP cuts by their outputs, and by their inputs.
-COLUMN_PARALLEL = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}
-ROW_PARALLEL = {"o_proj", "down_proj"}
 ZERO_OPTION = "zero_stage"  # the placement's option that the strategy `zero` sets
 OPTIONS = {"engine", ZERO_OPTION}
 STAGES = ("1", "2", "3")

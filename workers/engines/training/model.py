@@ -19,12 +19,11 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from strategies.placement import EMBEDDING, Stage
+from strategies.placement import EMBEDDING, HEAD, Stage
 from workers.engines.training.observing import part
 from workers.engines.transformers_config import shape_to_config
 from workers.messages import EnginePlan
 
-HEAD = "lm_head.weight"
 REPEATED = "repeated_heads"  # the name of our attention in float32
 # What selective checkpointing keeps: the outputs of matrix products and of attention.
 KEPT = (

@@ -7,7 +7,8 @@ import os
 import shutil
 
 from strategies.memory import window_of
-from strategies.placement import EMBEDDING, Placement, Split
+from strategies.placement import EMBEDDING, HEAD, Placement, Split
+from strategies.tensor import COLUMN_PARALLEL, ROW_PARALLEL
 from workers.engines.transformers_config import CONFIG_CLASSES
 from workers.messages import EnginePlan
 
@@ -16,10 +17,7 @@ AXES = ("dp", "fsdp", "pp", "tp")
 FP8 = "torchao"  # the package with FP8 for training
 FP8_TOKENS = 16  # what a product in FP8 sums over is a multiple of this
 COMPILERS = ("g++", "clang++")  # that torch.compile looks for
-HEAD = "lm_head.weight"
-# What is cut over tp, by the rows of its weight and by their columns.
-BY_OUTPUTS = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "embed_tokens", "lm_head"}
-BY_INPUTS = {"o_proj", "down_proj"}
+BY_ROWS = COLUMN_PARALLEL | {"embed_tokens", "lm_head"}  # of its weight, over tp
 
 
 def refusal(plan: EnginePlan) -> str | None:
@@ -174,9 +172,9 @@ def _of_cuts(plan: EnginePlan) -> str | None:
 def _dim_over_tp(name: str) -> int | None:
     """The dim at which a parameter is cut over tp; None for one that is whole."""
     module, kind = name.split(".")[-2:]
-    if module in BY_INPUTS:
+    if module in ROW_PARALLEL:
         return 1 if kind == "weight" else None
-    return 0 if module in BY_OUTPUTS else None
+    return 0 if module in BY_ROWS else None
 
 
 def _is_even(split: Split, name: str) -> bool:
