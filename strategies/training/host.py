@@ -97,13 +97,14 @@ def _of_torch(
     placement: Placement, model: ModelShape, load: TrainingLoad, rank: int
 ) -> tuple[int, int, int]:
     """Weights, gradients and buffers of the engine `torch`: those in float32 of UPDATED elements
-    are there at once. FSDP2 pins each parameter by itself, and torch takes a power of two for it;
-    so it does for each gradient."""
-    sizes = list(kept_sizes(placement, model, rank, "optimizer"))
-    updated = FLOAT32 * min(sum(sizes), max(UPDATED, *sizes))
+    are there at once, and pinned, in the weights' dtype, what comes from a device and goes back.
+    FSDP2 pins each parameter by itself, and torch takes a power of two for it; so it does for each
+    gradient."""
+    sizes, c = list(kept_sizes(placement, model, rank, "optimizer")), compute_bytes(load)
+    elements = min(sum(sizes), max(UPDATED, *sizes))
+    updated = FLOAT32 * elements
     if load.offload != "optimizer+params":
-        return 0, 0, updated
-    c = compute_bytes(load)
+        return 0, 0, _pinned(c * elements) + (0 if load.precision == "fp32" else updated)
     weights, gradients = (
         sum(_pinned(c * size) for size in kept_sizes(placement, model, rank, of))
         for of in ("params", "grads")

@@ -785,6 +785,16 @@ def test_of_a_change_whose_loss_is_no_number_no_time_is_told(store: Store) -> No
     assert reason.startswith("dp2 without comm has a loss that is no number")
 
 
+def test_a_clock_says_nothing_of_gpus_that_wait_for_their_host(store: Store) -> None:
+    asked, silent = plan(strategy="dp2", technique="comm")
+    runs = [row(store, asked, 0, 0.50), row(store, silent, 0, 0.40)]
+    clocks = {one.cell: 1600.0 for one in runs}
+    for gap_ms, told in ((5.0, 20.0), (6.0, None)):
+        (effect,) = compared(runs, None, [parts(store, asked, 0, gap_ms=gap_ms)], clocks).effects
+        assert effect.saved_pct == pytest.approx(20.0)
+        assert effect.saved_at_one_clock_pct == (told and pytest.approx(told))
+
+
 def test_each_change_has_a_row_beside_what_was_asked(store: Store) -> None:
     asked, full, selective, _, silent = plan(strategy="dp2", technique="checkpointing,comm")
     runs = [row(store, asked, start, 0.50 + 0.01 * start) for start in range(2)]
@@ -792,7 +802,7 @@ def test_each_change_has_a_row_beside_what_was_asked(store: Store) -> None:
     runs += [row(store, silent, start, 0.40 + 0.01 * start) for start in range(2)]
     runs.append(failed(attempt(store, selective, 0), "out_of_memory"))
     clocks = {runs[0].cell: 1600.0, runs[-2].cell: 1520.0}  # MHz
-    found = compared(runs, None, [parts(store, asked, 0)], clocks)
+    found = compared(runs, None, [parts(store, asked, 0, gap_ms=5.0, other_ms=10.0)], clocks)
     assert [one.cell.ablation for one in found.comparison] == ["none"]
     of_full, of_silent = found.effects
     assert of_full.step_time.with_it == pytest.approx(605.0)

@@ -37,9 +37,11 @@ def gradients(step: int, like: nn.Module) -> list[torch.Tensor]:
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_fused_or_offloaded_or_in_buckets_an_update_is_that_of_float32(
-    dtype: torch.dtype, fused: bool, offloads: bool, keeps: bool
+    dtype: torch.dtype, fused: bool, offloads: bool, keeps: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And after a step that is left out, and from a state that another one kept."""
+    """And after a step that is left out, and from a state that another one kept. Each parameter is
+    a chunk: where they are offloaded, they share the memory in which they are updated."""
+    monkeypatch.setattr("workers.engines.training.optimizer.UPDATED", 1)
     mine, whole = layer(dtype), layer(dtype).float()
     adam = torch.optim.AdamW(
         whole.parameters(), LEARNING_RATE, BETAS, EPSILON, weight_decay=WEIGHT_DECAY

@@ -48,7 +48,9 @@ class TrainingEffect:
     )
     saved_at_one_clock_pct: float | None = column(
         "without collectives: the same at the clock as asked, if a step takes as many cycles; a "
-        "GPU that never waits draws more power, and a power limit then lowers its clock",
+        "GPU that never waits draws more power, and a power limit then lowers its clock. Null "
+        "where nothing runs on the GPUs in more than 5% of an observed step, as they then wait for "
+        "the host, whatever their clock",
         "%",
         formula="100 - (100 - saved_pct) x sm_clock_mhz with / as asked, medians over samples",
         source="NVML",
@@ -60,6 +62,7 @@ class TrainingEffect:
     )
 
 
+WAITS = 0.05  # of a step in which nothing runs
 TRAINING_EFFECTS = Table("training_ablations", TrainingEffect)
 STEP_TIME = Figure("step_time_ms", "ms", lambda run: run.rate.step_time_ms)
 FIGURES = {
@@ -134,7 +137,7 @@ def _effect(
         saved_at_one_clock_pct=_at_clock(
             saved, clocks.get(asked[0].cell), clocks.get(changed[0].cell)
         )
-        if is_silent
+        if is_silent and not _waits_for_host(parts)
         else None,
         exposed_pct=None if share is None else 100.0 * share,
         **sides,
@@ -146,6 +149,11 @@ def _saved(step: Sides) -> float | None:
     if step.with_it is None or not step.without:
         return None
     return 100.0 * (1.0 - (step.with_it / step.without if step.ratio is None else step.ratio))
+
+
+def _waits_for_host(parts: Sequence[TrainedParts]) -> bool:
+    """Whether steps take other times than their GPUs' cycles do: there are gaps."""
+    return bool(parts) and fmean(one.gap_ms / one.step_ms for one in parts) > WAITS
 
 
 def _at_clock(saved: float | None, asked: float | None, changed: float | None) -> float | None:

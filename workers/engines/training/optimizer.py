@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from strategies.training.moments import UPDATED
+from workers.device import synchronize
 
 LEARNING_RATE, BETAS, EPSILON, WEIGHT_DECAY = 3e-4, (0.9, 0.95), 1e-8, 0.1
 # What is kept of a parameter to go on from, each in float32, by what torch's AdamW calls it.
@@ -17,27 +18,60 @@ WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, slots=True)
+class _Room:
+    """Main memory in which one chunk at a time is updated. It is made once, as memory is slow that
+    a process touches for the first time, and pinned for a GPU, as copies are slow otherwise.
+
+    moved: in the dtype of the parameters, what comes from their device and goes back there. wide:
+    gradients in float32; the same memory where parameters have that.
+    """
+
+    moved: Tensor
+    wide: Tensor
+
+    @classmethod
+    def of(cls, elements: int, dtype: torch.dtype, is_pinned: bool) -> _Room:
+        moved = torch.empty(elements, dtype=dtype, pin_memory=is_pinned)
+        return cls(moved, moved if dtype == torch.float32 else torch.empty(elements))
+
+    def part(self, begin: int, like: Tensor) -> _Room:
+        """That of a tensor, from an element on."""
+        end = begin + like.numel()
+        return _Room(self.moved[begin:end].view_as(like), self.wide[begin:end].view_as(like))
+
+
+@dataclass(frozen=True, slots=True)
 class _Entry:
     """A parameter, its copy in float32 (itself where it is float32 and not offloaded), and the
     moments of that. stepped: this rank's part of the copy, which shares its memory: as a DTensor it
-    would cost the host more time than the device. keeps: whether its gradient stays where it is."""
+    would cost the host more time than the device. keeps: whether its gradient stays where it is.
+    room: of an offloaded one, shared with the entries of other chunks."""
 
     parameter: Tensor
     master: Tensor
     moments: Mapping[str, Tensor]
     stepped: nn.Parameter
     keeps: bool
+    room: _Room | None
 
     @property
     def is_copied(self) -> bool:
         return self.master is not self.parameter
+
+    def fetch(self) -> None:
+        """Begin to bring the gradient of an offloaded one to main memory."""
+        if self.room is not None and self.parameter.grad is not None:
+            self.room.moved.copy_(local_of(self.parameter.grad), non_blocking=True)
 
     def begin(self, scale: float) -> None:
         """Give its copy the gradient, which is `scale` times the loss's."""
         gradient = self.parameter.grad
         if gradient is None:
             return
-        mine = local_of(gradient).to(device=self.stepped.device, dtype=torch.float32)
+        if self.room is None:
+            mine = local_of(gradient).to(device=self.stepped.device, dtype=torch.float32)
+        else:
+            mine = self.room.wide.copy_(self.room.moved)
         self.stepped.grad = mine.div_(scale) if scale != 1.0 else mine
 
     def end(self) -> None:
@@ -54,9 +88,11 @@ class _Entry:
             self.parameter.grad = None
 
     def round(self) -> None:
-        """Give the parameter the value of its copy."""
-        if self.is_copied:
-            local_of(self.parameter).copy_(self.stepped)
+        """Give the parameter the value of its copy. From main memory it is on its way."""
+        if not self.is_copied:
+            return
+        rounded = self.stepped if self.room is None else self.room.moved.copy_(self.stepped)
+        local_of(self.parameter).copy_(rounded, non_blocking=self.room is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +105,25 @@ class _Chunk:
     def step(self, scale: float) -> None:
         """Update the parameters that have a gradient."""
         for one in self.entries:
+            one.fetch()
+        self._wait()
+        for one in self.entries:
             one.begin(scale)
         self.adam.step()
         for one in self.entries:
             one.end()
+
+    def round(self) -> None:
+        """Give every parameter the value of its copy."""
+        self._wait()
+        for one in self.entries:
+            one.round()
+
+    def _wait(self) -> None:
+        """Until nothing is on its way from or to their room."""
+        first = self.entries[0]
+        if first.room is not None:
+            synchronize(first.parameter.device)
 
     def begin_after(self, steps: int) -> None:
         """Have moments that are zero, as if after so many steps."""
@@ -96,10 +147,9 @@ class Optimizer:
         self, modules: Iterable[nn.Module], fused: bool, keeps: bool = False, offloads: bool = False
     ) -> None:
         found = dict.fromkeys(one for module in modules for one in module.parameters())
-        self._chunks = [
-            _chunk([_entry(one, keeps, offloads) for one in some], fused)
-            for some in _chunked(found)
-        ]
+        chunked = list(_chunked(found))
+        rooms = _rooms(chunked) if offloads else {}
+        self._chunks = [_chunk(some, fused, keeps, rooms) for some in chunked]
 
     @torch.no_grad()
     def step(self, scale: float = 1.0) -> None:
@@ -139,8 +189,8 @@ class Optimizer:
     @torch.no_grad()
     def round(self) -> None:
         """Give every parameter the value of its copy."""
-        for one in self._entries():
-            one.round()
+        for chunk in self._chunks:
+            chunk.round()
 
     @property
     def state_bytes(self) -> int:
@@ -194,17 +244,32 @@ def _chunked(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         yield some
 
 
-def _entry(parameter: Tensor, keeps: bool, offloads: bool) -> _Entry:
-    master = parameter
-    if offloads or parameter.dtype != torch.float32:
-        device = torch.device("cpu") if offloads else parameter.device
-        master = parameter.detach().to(device, torch.float32, copy=True)
-    moments = {name: torch.zeros_like(master.detach()) for name in MOMENTS}
-    return _Entry(parameter, master, moments, nn.Parameter(local_of(master)), keeps)
+def _rooms(chunked: Sequence[Sequence[Tensor]]) -> dict[torch.dtype, _Room]:
+    """By dtype of parameters, room for the largest chunk."""
+    most = max(sum(local_of(one).numel() for one in some) for some in chunked)
+    on_gpu = {one.dtype: one.is_cuda for some in chunked for one in some}
+    return {dtype: _Room.of(most, dtype, is_pinned) for dtype, is_pinned in on_gpu.items()}
 
 
-def _chunk(entries: Sequence[_Entry], fused: bool) -> _Chunk:
-    adam = adamw([one.stepped for one in entries], fused)
-    chunk = _Chunk(entries, adam)
+def _chunk(
+    parameters: Sequence[Tensor], fused: bool, keeps: bool, rooms: Mapping[torch.dtype, _Room]
+) -> _Chunk:
+    """rooms: of offloaded ones, else none."""
+    entries, begin = [], 0
+    for one in parameters:
+        mine = local_of(one)
+        room = rooms[one.dtype].part(begin, mine) if rooms else None
+        entries.append(_entry(one, keeps, room))
+        begin += mine.numel()
+    chunk = _Chunk(entries, adamw([one.stepped for one in entries], fused))
     chunk.begin_after(0)
     return chunk
+
+
+def _entry(parameter: Tensor, keeps: bool, room: _Room | None) -> _Entry:
+    master = parameter
+    if room is not None or parameter.dtype != torch.float32:
+        device = parameter.device if room is None else torch.device("cpu")
+        master = parameter.detach().to(device, torch.float32, copy=True)
+    moments = {name: torch.zeros_like(master.detach()) for name in MOMENTS}
+    return _Entry(parameter, master, moments, nn.Parameter(local_of(master)), keeps, room)
