@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -20,24 +21,42 @@ WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 @dataclass(frozen=True, slots=True)
 class _Room:
     """Main memory in which one chunk at a time is updated. It is made once, as memory is slow that
-    a process touches for the first time, and pinned for a GPU, as copies are slow otherwise.
+    a process touches for the first time.
 
-    moved: in the dtype of the parameters, what comes from their device and goes back there. wide:
-    gradients in float32; the same memory where parameters have that.
+    moved: in the dtype of the parameters, what comes from their device and goes back there; None
+    where they are in main memory too. wide: gradients in float32; the same memory where what is
+    moved has that.
     """
 
-    moved: Tensor
+    moved: Tensor | None
     wide: Tensor
 
     @classmethod
-    def of(cls, elements: int, dtype: torch.dtype, is_pinned: bool) -> _Room:
-        moved = torch.empty(elements, dtype=dtype, pin_memory=is_pinned)
-        return cls(moved, moved if dtype == torch.float32 else torch.empty(elements))
+    def of(cls, elements: int, dtype: torch.dtype, moves: bool, is_pinned: bool) -> _Room:
+        """is_pinned: for a GPU, from and to which copies are slow otherwise."""
+        moved = torch.empty(elements, dtype=dtype, pin_memory=is_pinned) if moves else None
+        if moved is not None and dtype == torch.float32:
+            return cls(moved, moved)
+        return cls(moved, torch.empty(elements))
 
     def part(self, begin: int, like: Tensor) -> _Room:
         """That of a tensor, from an element on."""
-        end = begin + like.numel()
-        return _Room(self.moved[begin:end].view_as(like), self.wide[begin:end].view_as(like))
+        mine = slice(begin, begin + like.numel())
+        moved = None if self.moved is None else self.moved[mine].view_as(like)
+        return _Room(moved, self.wide[mine].view_as(like))
+
+    def fetch(self, gradient: Tensor) -> None:
+        """Begin to bring a gradient to main memory."""
+        if self.moved is not None:
+            self.moved.copy_(gradient, non_blocking=True)
+
+    def widened(self, gradient: Tensor) -> Tensor:
+        """The gradient in float32, once it is here."""
+        return self.wide.copy_(gradient if self.moved is None else self.moved)
+
+    def rounded(self, weight: Tensor) -> Tensor:
+        """What the parameter is to have of a weight in float32."""
+        return weight if self.moved is None else self.moved.copy_(weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +64,8 @@ class _Entry:
     """A parameter, its copy in float32 (itself where it is float32 and not offloaded), and the
     moments of that. stepped: this rank's part of the copy, which shares its memory: as a DTensor it
     would cost the host more time than the device. keeps: whether its gradient stays where it is.
-    room: of an offloaded one, shared with the entries of other chunks."""
+    room: of one that is updated in main memory, shared with the entries of other chunks; None where
+    there is nothing to move or to widen."""
 
     parameter: Tensor
     master: Tensor
@@ -59,19 +79,17 @@ class _Entry:
         return self.master is not self.parameter
 
     def fetch(self) -> None:
-        """Begin to bring the gradient of an offloaded one to main memory."""
+        """Begin to bring the gradient to where it is updated."""
         if self.room is not None and self.parameter.grad is not None:
-            self.room.moved.copy_(local_of(self.parameter.grad), non_blocking=True)
+            self.room.fetch(local_of(self.parameter.grad))
 
     def begin(self, scale: float) -> None:
         """Give its copy the gradient, which is `scale` times the loss's."""
         gradient = self.parameter.grad
         if gradient is None:
             return
-        if self.room is None:
-            mine = local_of(gradient).to(device=self.stepped.device, dtype=torch.float32)
-        else:
-            mine = self.room.wide.copy_(self.room.moved)
+        mine = local_of(gradient)
+        mine = mine.to(torch.float32) if self.room is None else self.room.widened(mine)
         self.stepped.grad = mine.div_(scale) if scale != 1.0 else mine
 
     def end(self) -> None:
@@ -89,10 +107,9 @@ class _Entry:
 
     def round(self) -> None:
         """Give the parameter the value of its copy. From main memory it is on its way."""
-        if not self.is_copied:
-            return
-        rounded = self.stepped if self.room is None else self.room.moved.copy_(self.stepped)
-        local_of(self.parameter).copy_(rounded, non_blocking=self.room is not None)
+        if self.is_copied:
+            rounded = self.stepped if self.room is None else self.room.rounded(self.stepped)
+            local_of(self.parameter).copy_(rounded, non_blocking=self.room is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +165,7 @@ class Optimizer:
     ) -> None:
         found = dict.fromkeys(one for module in modules for one in module.parameters())
         chunked = list(_chunked(found))
-        rooms = _rooms(chunked) if offloads else {}
+        rooms = _rooms(chunked, offloads)
         self._chunks = [_chunk(some, fused, keeps, rooms) for some in chunked]
 
     @torch.no_grad()
@@ -244,22 +261,24 @@ def _chunked(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         yield some
 
 
-def _rooms(chunked: Sequence[Sequence[Tensor]]) -> dict[torch.dtype, _Room]:
-    """By dtype of parameters, room for the largest chunk."""
-    most = max(sum(local_of(one).numel() for one in some) for some in chunked)
-    on_gpu = {one.dtype: one.is_cuda for some in chunked for one in some}
-    return {dtype: _Room.of(most, dtype, is_pinned) for dtype, is_pinned in on_gpu.items()}
+def _rooms(chunked: Sequence[Sequence[Tensor]], offloads: bool) -> dict[torch.dtype, _Room]:
+    """By dtype of parameters that are updated in main memory, room for the largest chunk."""
+    most = max((sum(local_of(one).numel() for one in some) for some in chunked), default=0)
+    is_cuda = {one.dtype: one.is_cuda for one in chain.from_iterable(chunked)}
+    return {
+        dtype: _Room.of(most, dtype, offloads, is_pinned)
+        for dtype, is_pinned in is_cuda.items()
+        if offloads or (dtype != torch.float32 and not is_pinned)
+    }
 
 
 def _chunk(
     parameters: Sequence[Tensor], fused: bool, keeps: bool, rooms: Mapping[torch.dtype, _Room]
 ) -> _Chunk:
-    """rooms: of offloaded ones, else none."""
     entries, begin = [], 0
     for one in parameters:
-        mine = local_of(one)
-        room = rooms[one.dtype].part(begin, mine) if rooms else None
-        entries.append(_entry(one, keeps, room))
+        mine, room = local_of(one), rooms.get(one.dtype)
+        entries.append(_entry(one, keeps, room and room.part(begin, mine)))
         begin += mine.numel()
     chunk = _Chunk(entries, adamw([one.stepped for one in entries], fused))
     chunk.begin_after(0)
