@@ -85,7 +85,10 @@ def of_folder(path: Path) -> list[Recomputed]:
         folders.check_version(folder)
         found += _of_store(Store(folder))
     if not found:
-        raise UserError(f"{path} holds nothing that was observed, so nothing can be recomputed")
+        raise UserError(
+            f"{path} holds nothing that can be recomputed: none of its cells was observed, or it "
+            "trained: no spans are kept of training"
+        )
     if not any(one.status in (EQUAL, DIFFERENT) for one in found):
         raise UserError(
             f"nothing in {path} can be recomputed. Of its {len(found)} observed cells: "

@@ -34,16 +34,18 @@ def check_batches(placement: Placement, load: TrainingLoad) -> str | None:
     if count >= ranks:
         return None
     few = f"{count} micro-batch{'es' if count > 1 else ''} {'are' if count > 1 else 'is'} fewer"
+    can_shrink = load.micro_batch_size > 1
     if load.schedule == "1f1b":
         least = ranks * load.micro_batch_size * placement.num_replicas
         raise LayoutError(
             f"{few} than the {ranks} stages, which the schedule 1f1b needs; use a global batch "
-            f"size of {least} or more, a smaller micro-batch, or --schedule gpipe"
+            f"size of {least} or more{', a smaller micro-batch' if can_shrink else ''}, or "
+            "--schedule gpipe"
         )
     bubble = bubble_share(load.schedule, ranks, count, load.chunks)
     return (
         f"{few} than the {ranks} ranks of the pipeline: {bubble:.0%} of a step is bubble; a larger "
-        "global batch or a smaller micro-batch makes it less"
+        f"global batch{' or a smaller micro-batch' if can_shrink else ''} makes it less"
     )
 
 

@@ -195,6 +195,14 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path, model: ResolvedModel) 
         pack(tmp_path / "a.txt", model, LOAD)
 
 
+def test_a_file_of_text_that_holds_zero_bytes_is_refused(
+    tmp_path: Path, model: ResolvedModel
+) -> None:
+    (tmp_path / "a.txt").write_bytes(b"hello world" + bytes(1000))
+    with pytest.raises(UserError, match=r"a.txt holds zero bytes, so it is no text"):
+        pack(tmp_path / "a.txt", model, LOAD)
+
+
 def test_what_is_refused_says_which_files_are_text(tmp_path: Path, model: ResolvedModel) -> None:
     (tmp_path / "notes").write_text("hello world")
     (tmp_path / "empty").mkdir()

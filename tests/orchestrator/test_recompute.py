@@ -165,7 +165,7 @@ def test_a_rank_that_was_not_observed_is_the_same_again(store: Store) -> None:
 
 
 def test_where_nothing_can_be_recomputed_the_error_says_why(store: Store) -> None:
-    with pytest.raises(UserError, match="holds nothing that was observed"):
+    with pytest.raises(UserError, match="none of its cells was observed, or it trained"):
         of_folder(store.folder)
     store.write_observed(cell("tp2"), 0, observed("tp2", whole=False))
     done = invoke(store)

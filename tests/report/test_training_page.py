@@ -323,8 +323,9 @@ def test_tables_of_the_same_load_are_told_apart_in_the_terminal(tmp_path: Path) 
     assert "steps, bf16 (a)" not in alone
 
 
-def test_what_trained_has_no_trace_and_that_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["trace", "recompute"])
+def test_what_trained_has_no_spans_and_that_is_said(command: str, tmp_path: Path) -> None:
     folder = write_training(tmp_path / "llama-8b", {"fsdp2": (1.0,)})
-    found = CliRunner().invoke(main, ["trace", str(folder)])
+    found = CliRunner().invoke(main, [command, str(folder)])
     assert found.exit_code == 2
     assert "or it trained: no spans are kept of training" in " ".join(found.stderr.split())

@@ -71,6 +71,17 @@ def test_gpipe_warns_of_the_bubble_of_fewer_micro_batches_than_stages() -> None:
     assert said.startswith("3 micro-batches are fewer than the 4 ranks of the pipeline: 50% of")
 
 
+@pytest.mark.parametrize(("micro", "said"), [(1, False), (2, True)])
+def test_a_smaller_micro_batch_is_advised_where_there_is_one(micro: int, said: bool) -> None:
+    load = replace(LOAD, global_batch_size=2 * micro, micro_batch_size=micro)
+    with pytest.raises(LayoutError) as refused:
+        check_batches(placed("pp4"), load)
+    warning = check_batches(placed("pp4"), replace(load, schedule="gpipe"))
+    assert warning is not None
+    for line in (str(refused.value), warning):
+        assert ("smaller micro-batch" in line) == said
+
+
 @pytest.mark.parametrize(
     ("ranks", "count", "fits"),
     [(2, 1, ""), (2, 4, ""), (2, 5, "8 or 12"), (2, 7, "12 or 16"), (3, 7, "12 or 16"), (3, 8, "")],

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from orchestrator.errors import UserError
-from orchestrator.plan.datasets.files import PLAIN, naming, opened, rows, suffix_of
+from orchestrator.plan.datasets.files import CONTAINERS, PLAIN, naming, opened, rows, suffix_of
 from orchestrator.plan.datasets.folders import holds_dataset
 
 COLUMN = "text"  # what the published corpora call it
@@ -32,6 +32,8 @@ def documents(
     for file in plain:
         with naming(file), opened(file) as stream:
             text = stream.read()
+        if "\0" in text:
+            raise UserError(f"the dataset {file} holds zero bytes, so it is no text; {CONTAINERS}")
         if text.strip():
             yield str(file), text
 
