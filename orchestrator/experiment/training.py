@@ -19,6 +19,14 @@ ONLY_GENERATES = (
     *("dataset_format", "dataset_columns", "multi_turn", "skip_invalid"),
     *("trace_speed", "trace_window"),
 )
+# What training has in the place of some of them.
+INSTEAD = {
+    **dict.fromkeys(("dtype", "quantization", "precision_policy"), "precision"),
+    **dict.fromkeys(("dataset_path", "dataset_format"), "data"),
+    "dataset_columns": "data_column",
+    "max_concurrency": "global_batch_size",
+    "num_prompts": "steps",
+}
 
 
 class TrainingFields(BaseModel):
@@ -56,9 +64,11 @@ class TrainingFields(BaseModel):
             field = type(self).model_fields.get(name)
             if field and getattr(self, name) != field.get_default(call_default_factory=True):
                 other = "generate" if trains else "train"
+                mine = INSTEAD.get(name)
+                advice = f"give {mine} instead" if mine else f"leave {name} out"
                 raise ValueError(
                     f"{name} is about the workload {other}, and {self.workload} is asked for; "
-                    f"leave {name} out, or give workload {other}"
+                    f"{advice}, or give workload {other}"
                 )
         if trains and "p2p" in getattr(self, "ablate", ()):
             raise ValueError("ablate p2p is about the workload generate; training can do with comm")

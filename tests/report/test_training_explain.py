@@ -101,7 +101,7 @@ def test_many_ranks_repeat_the_pattern() -> None:
         (["dp4", *LLAMA, "--global-batch-size", "6"], "does not divide over 4 replicas"),
         (["pp4", *LLAMA, "--global-batch-size", "2"], "fewer than the 4 stages"),
         (["dp2", *LLAMA, "--batch", "2"], "--batch, --chunked-prefill-size and --gpus-per-node"),
-        (["dp2", *LLAMA, "--dtype", "float16"], "dtype is about the workload generate"),
+        (["dp2", *LLAMA, "--dtype", "float16"], "train is asked for; give precision instead, or"),
         (["dp2", "--seq-len", "64"], "seq_len is about the workload train"),
         (["dp2", *LLAMA[:4], "--seq-len", "200000"], "longer than llama-8b knows positions: 131"),
         (["tp4", *LLAMA[:4], "--seq-len", "66"], "do not divide over tp=4; use --seq-len 68"),
