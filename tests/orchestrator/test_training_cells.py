@@ -98,7 +98,7 @@ def test_every_layout_gets_one_cell_of_the_same_load() -> None:
                 "trace_window": "60s",
             }.items()
         ),
-        ({"workload": "train", "dtype": "float16"}, "give precision instead, or give workload generate"),
+        ({"workload": "train", "dtype": "float16"}, "give precision instead, or give workload"),
         ({"seq_len": 64}, "seq_len is about the workload train, and generate is asked for"),
         ({"steps": 5}, "leave steps out, or give workload train"),
         ({"workload": "train", "technique": "graphs"}, "use checkpointing, accumulation, fusion"),
