@@ -217,8 +217,7 @@ class Trainer:
             is_last = number == len(batches) - 1
             with exchanging(module, is_last):
                 loss = self._loss(module(x), y)
-                with part("backward"):
-                    torch.autograd.backward(loss)
+                torch.autograd.backward(loss)
             total += loss.detach()
         return total
 
