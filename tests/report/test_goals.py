@@ -336,20 +336,24 @@ def test_what_techniques_gave() -> None:
         assert f"| `{name}` | {words} |" in text
 
 
+def figures(row: Mapping[str, Any], side: str, *names: str) -> Iterator[float]:
+    """Of a row of `ablation`, with a technique or without it."""
+    return (row[f"{name}_{side}"] for name in names)
+
+
 def test_what_chunks_of_long_prompts_gave() -> None:
     text = (DOCS / "techniques.md").read_text(encoding="utf-8")
     (row,) = table("1xh200/long-prompts-in-chunks", "ablation").to_pylist()
     for value, side in (("2048", "with_it"), ("off", "without")):
-        tokens, first, further, peak, swing, energy = (
-            row[f"{column}_{side}"]
-            for column in (
-                "output_throughput",
-                "median_ttft_ms",
-                "median_tpot_ms",
-                "peak_memory_bytes",
-                "memory_swing_bytes",
-                "joules_per_output_token",
-            )
+        tokens, first, further, peak, swing, energy = figures(
+            row,
+            side,
+            "output_throughput",
+            "median_ttft_ms",
+            "median_tpot_ms",
+            "peak_memory_bytes",
+            "memory_swing_bytes",
+            "joules_per_output_token",
         )
         made = f"| `{value}` | {tokens:.1f} | {first:,.0f} | {further:.2f} | {peak / 1e9:.1f} GB "
         assert f"{made}| {swing / 1e9:.2f} GB | {energy:.2f} |" in text
@@ -362,16 +366,15 @@ def test_what_techniques_of_mixed_lengths_gave() -> None:
     text = (DOCS / "techniques.md").read_text(encoding="utf-8")
     for row in table("1xh200/techniques-llama-8b", "ablation").to_pylist():
         for name, side in ((f"`{row['ablation']}`", "without"), ("nothing", "with_it")):
-            tokens, first, further, swing, used, energy = (
-                row[f"{column}_{side}"]
-                for column in (
-                    "output_throughput",
-                    "median_ttft_ms",
-                    "median_tpot_ms",
-                    "memory_swing_bytes",
-                    "mean_gpu_utilization_pct",
-                    "joules_per_output_token",
-                )
+            tokens, first, further, swing, used, energy = figures(
+                row,
+                side,
+                "output_throughput",
+                "median_ttft_ms",
+                "median_tpot_ms",
+                "memory_swing_bytes",
+                "mean_gpu_utilization_pct",
+                "joules_per_output_token",
             )
             made = f"| {name} | {tokens:,.0f} | {first:.1f} | {further:.2f} "
             assert f"{made}| {swing / 1e6:.0f} | {used:.0f}% | {energy:.3f} |" in text
