@@ -4,6 +4,7 @@ Triton, and with kernels that are launched when the one before has ended, and ea
     python benchmarks/few_rows.py
     python benchmarks/few_rows.py --models llama-8b --tp 1 --rows 1,64 --out few_rows.arrow
     python benchmarks/few_rows.py --tp 2 --sums
+    python benchmarks/few_rows.py --tp 2 --quantization fp8
 
 One GPU stands for a rank of a layout: its matrices and heads are those that tensor parallelism over
 so many ranks leaves it, and sums over them are left out. With --sums as many GPUs as share a layer
@@ -17,10 +18,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -38,14 +40,20 @@ from workers.device import device_name
 from workers.engines.native.build import group_sums
 from workers.engines.native.contexts import DecodeContext
 from workers.engines.native.kernels import Kernels, kernels_of
+from workers.engines.native.kernels.fp8 import Fp8Weight
+from workers.engines.native.kernels.reference import FP8
+from workers.engines.native.matrices import InFp8, Matrix, Plain
 from workers.engines.native.pages import PAGE, pages_for
 from workers.engines.node_sweep import memory
 from workers.engines.node_timing import GPU_SWEEP, Sweep, captured, median_us, release
 from workers.rows import Table, column, row
 
 LAYERS, CONTEXT = 16, 320
-WAYS = tuple(product(("cublas", "triton"), ("off", "on")))
+# Products and pdl. FP8 is multiplied in Triton and Gluon, whatever --products says.
+WAYS = {"none": tuple(product(("cublas", "triton"), ("off", "on")))}
+WAYS["fp8"] = WAYS["none"][2:]
 EPS = 1e-6
+Weights = Sequence[Sequence[Tensor | Fp8Weight]]  # by layer, as `Shard.matrices` has them
 
 
 @row
@@ -58,6 +66,7 @@ class FewRowsRow:
     requests: int = column("of a decode step, each with a context of 320 tokens", "1")
     products: str = column("what multiplies, as --products has it")
     pdl: str = column("whether kernels are launched early, as --pdl has it")
+    quantization: str = column("of the matrices, as --quantization has it")
     sums: bool = column("whether the ranks sum, each a GPU; else one GPU stands for a rank")
     us: float = column("time of a layer", "us")
     bound_us: float = column("of reading its weights and KV", "us")
@@ -93,10 +102,11 @@ class Shard:
         wide, hidden = self.columns, self.hidden
         return (qkv, hidden), (hidden, seen), (2 * wide, hidden), (hidden, wide)
 
-    def bytes(self, requests: int) -> int:
-        """That a layer reads in BF16."""
+    def bytes(self, requests: int, quantization: str = "none") -> int:
+        """That a layer reads, KV in BF16."""
         weights = sum(outputs * inputs for outputs, inputs in self.matrices)
-        return 2 * (weights + 2 * requests * CONTEXT * self.kv_heads * self.dim)
+        weights *= 1 if quantization == "fp8" else 2
+        return weights + 4 * requests * CONTEXT * self.kv_heads * self.dim
 
 
 def main() -> None:
@@ -104,22 +114,28 @@ def main() -> None:
     asked = _asked()
     if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:
         sys.exit("kernels of few rows are for Hopper GPUs, and this machine has none")
-    rows = list[FewRowsRow]()
+    rows, ways = list[FewRowsRow](), len(WAYS[asked.quantization])
     for name, tp in product(asked.models.split(","), asked.tp):
+        given = (name, tp, asked.rows, asked.quantization, asked.sums)
         if asked.sums:
-            by_rank = on_each_gpu(tp, of_model, name, tp, asked.rows, True, timeout_s=300)
-            found = slowest(by_rank)
+            found = slowest(on_each_gpu(tp, of_model, *given, timeout_s=300))
         else:
-            found = of_model(0, torch.device("cuda", 0), name, tp, asked.rows, False)
-        for at in range(0, len(found), len(WAYS)):
-            print(told(found[at : at + len(WAYS)]), flush=True)
+            found = of_model(0, torch.device("cuda", 0), *given)
+        for at in range(0, len(found), ways):
+            print(told(found[at : at + ways]), flush=True)
         rows += found
     if asked.out is not None:
         write_part(asked.out, FEW_ROWS.make(rows))
 
 
 def of_model(
-    rank: int, device: torch.device, name: str, tp: int, requests: Sequence[int], sums: bool
+    rank: int,
+    device: torch.device,
+    name: str,
+    tp: int,
+    requests: Sequence[int],
+    quantization: str,
+    sums: bool,
 ) -> list[FewRowsRow]:
     """The rows of one rank."""
     shard = Shard.of(models.resolve(name, "dummy").shape, tp)
@@ -129,8 +145,8 @@ def of_model(
         among = sums_of(device, shard, max(requests)) if sums else []
         rows = list[FewRowsRow]()
         for count in requests:
-            bound = shard.bytes(count) * read.time_us / read.bytes
-            rows += measured(device, shard, count, bound, among)
+            bound = shard.bytes(count, quantization) * read.time_us / read.bytes
+            rows += measured(device, shard, count, quantization, bound, among)
     return rows
 
 
@@ -149,6 +165,7 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--models", default="qwen2.5-32b,llama-70b")
     parser.add_argument("--tp", type=_numbers, default="2,4")
     parser.add_argument("--rows", type=_numbers, default="1,8,32,64", help="requests that decode")
+    parser.add_argument("--quantization", choices=tuple(WAYS), default="none")
     parser.add_argument("--sums", action="store_true", help="over as many GPUs as share a layer")
     parser.add_argument("--out", type=Path, help="an Arrow file")
     return parser.parse_args()
@@ -159,11 +176,17 @@ def _numbers(text: str) -> list[int]:
 
 
 def measured(
-    device: torch.device, shard: Shard, requests: int, bound: float, sums: Sequence[GroupSum]
+    device: torch.device,
+    shard: Shard,
+    requests: int,
+    quantization: str,
+    bound: float,
+    sums: Sequence[GroupSum],
 ) -> Iterator[FewRowsRow]:
     """A row for each way. sums: what sums over the ranks; empty: nothing does."""
-    weights = [[_random(shape, device) for shape in shard.matrices] for _ in range(LAYERS)]
-    for products, pdl in WAYS:
+    drawn = _random_fp8 if quantization == "fp8" else _random
+    weights = [[drawn(shape, device) for shape in shard.matrices] for _ in range(LAYERS)]
+    for products, pdl in WAYS[quantization]:
         kernels = kernels_of("triton", True, products == "triton", pdl == "on")
         us = layer_us(device, kernels, shard, requests, weights, sums)
         yield FewRowsRow(
@@ -173,6 +196,7 @@ def measured(
             requests=requests,
             products=products,
             pdl=pdl,
+            quantization=quantization,
             sums=bool(sums),
             us=us,
             bound_us=bound,
@@ -185,11 +209,11 @@ def layer_us(
     kernels: Kernels,
     shard: Shard,
     requests: int,
-    weights: Sequence[Sequence[Tensor]],
+    weights: Weights,
     sums: Sequence[GroupSum] = (),
     sweep: Sweep = GPU_SWEEP,
 ) -> float:
-    """Microseconds of a layer. weights: by layer, as `Shard.matrices` has them."""
+    """Microseconds of a layer."""
     step = step_of(device, kernels, shard, requests, weights, sums)
     return median_us(device, sweep, captured(device, step), calls=1) / len(weights)
 
@@ -199,7 +223,7 @@ def step_of(
     kernels: Kernels,
     shard: Shard,
     requests: int,
-    weights: Sequence[Sequence[Tensor]],
+    weights: Weights,
     sums: Sequence[GroupSum] = (),
 ) -> Callable[[], Tensor]:
     """The layers of a decode step, as the decoder has them."""
@@ -214,31 +238,44 @@ def step_of(
     cos, sin = (torch.randn(CONTEXT, shard.dim // 2, device=device) for _ in range(2))
     norm = torch.ones(shard.hidden, device=device, dtype=torch.bfloat16)
     start = _random((requests, shard.hidden), device)
+    layers = [[*_matrices(layer, kernels)] for layer in weights]
 
-    def normed(x: Tensor, residual: Tensor) -> Tensor:
-        if not sums:
-            return small.add_rms_norm(x, residual, norm, EPS)
-        one = next(one for one in sums if one.takes(x))
-        if one.fuses(x):
-            return one.all_reduce_norm(x, residual, norm, EPS)
-        return small.add_rms_norm(one.all_reduce(x), residual, norm, EPS)
+    def normed(x: Tensor, residual: Tensor, matrix: Matrix[Any]) -> Any:
+        one = next((one for one in sums if one.takes(x)), None)
+        if one is not None and one.fuses(x):
+            return one.all_reduce_norm(x, residual, norm, EPS, matrix.in_fp8)
+        x = x if one is None else one.all_reduce(x)
+        return matrix.normed(x, residual, norm, EPS)[0]
 
     def step() -> Tensor:
         x, residual = start.clone(), torch.zeros_like(start)  # sums are in place
-        for layer, (qkv, output, gate_up, down) in enumerate(weights):
-            x = kernels.linear(normed(x, residual), qkv)
+        for layer, (qkv, output, gate_up, down) in enumerate(layers):
+            x = qkv.times(normed(x, residual, qkv))
             places = (positions, slots, keys[layer], values[layer])
             q = small.rope_and_cache(x, cos, sin, *places, None, None, EPS)
             x = context.attend(kernels.attention, q, keys[layer], values[layer], None)
-            x = kernels.linear(x.flatten(1), output)
-            x = kernels.linear(small.silu_mul(kernels.linear(normed(x, residual), gate_up)), down)
+            x = output.times(output.input(x.flatten(1)))
+            x = down.times(down.silu_mul(gate_up.times(normed(x, residual, gate_up))))
         return x + residual
 
     return step
 
 
+def _matrices(layer: Iterable[Tensor | Fp8Weight], kernels: Kernels) -> Iterator[Matrix[Any]]:
+    for weight in layer:
+        if isinstance(weight, Fp8Weight):
+            yield InFp8(weight, kernels.fp8, torch.bfloat16)
+        else:
+            yield Plain(weight, kernels.pointwise, kernels.linear)
+
+
 def _random(shape: Sequence[int], device: torch.device) -> Tensor:
     return torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(0, 0.02)
+
+
+def _random_fp8(shape: Sequence[int], device: torch.device) -> Fp8Weight:
+    scales = torch.full((shape[0], 1), 2.0**-12, device=device)
+    return Fp8Weight((_random(shape, device) / scales).to(FP8), scales, (1, shape[1]))
 
 
 def told(rows: Sequence[FewRowsRow]) -> str:
@@ -247,8 +284,9 @@ def told(rows: Sequence[FewRowsRow]) -> str:
     ways = ", ".join(f"{one.products} {one.pdl} {one.us:.1f}" for one in rows)
     best = min(one.us for one in rows)
     sums = " with sums" if first.sums else ""
+    fp8 = " fp8" if first.quantization == "fp8" else ""
     return (
-        f"{first.model} tp{first.tp}{sums}, {first.requests} requests: {ways} us a layer "
+        f"{first.model} tp{first.tp}{fp8}{sums}, {first.requests} requests: {ways} us a layer "
         f"(products, pdl); bound {first.bound_us:.1f}, {first.bound_us / best:.0%} of it reached"
     )
 

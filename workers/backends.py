@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch.distributed as dist
 from torch import Tensor
@@ -76,10 +76,13 @@ class Backend(Protocol):
         """Whether it can sum `x` together with the residual and the norm behind the sum."""
 
     def all_reduce_norm(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, axis: str
-    ) -> Tensor:
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, axis: str, reads: object
+    ) -> Any:
         """`residual` += the sum of `x` over the ranks along a mesh axis, in place; then its norm,
-        times `weight`. x, residual: [T, H]; weight: [H] -> [T, H]. Only where it `fuses` `x`."""
+        times `weight`. x, residual: [T, H]; weight: [H] -> [T, H]. Only where it `fuses` `x`.
+
+        reads: the matrix in FP8 for which the norm is quantised, as kernels of the engine have it;
+        None: it is not."""
 
     def all_gather(self, x: Tensor, out: Tensor, axis: str) -> None:
         """Fill `out` [ranks along the axis, *shape of x] with the `x` of each."""
@@ -142,8 +145,8 @@ class LibraryBackend:
         return False
 
     def all_reduce_norm(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, axis: str
-    ) -> Tensor:
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, axis: str, reads: object
+    ) -> Any:
         """The library has none."""
         raise NotImplementedError(f"{self.name} sums without a norm")
 
@@ -257,7 +260,9 @@ class GroupSum(Protocol):
     def fuses(self, x: Tensor) -> bool:
         """Whether the residual and the norm behind the sum can be with it: of what it takes."""
 
-    def all_reduce_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def all_reduce_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, reads: Any = None
+    ) -> Any:
         """See `Backend`."""
 
 
@@ -293,12 +298,12 @@ class PeerBackend(LibraryBackend):
         return found is not None and found.fuses(x)
 
     def all_reduce_norm(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, axis: str
-    ) -> Tensor:
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, axis: str, reads: object
+    ) -> Any:
         """See `Backend`."""
         found = self._sum_of(x, axis)
         assert found is not None, "ask `fuses` first"
-        return found.all_reduce_norm(x, residual, weight, eps)
+        return found.all_reduce_norm(x, residual, weight, eps, reads)
 
 
 def backend_for(context: RankContext) -> Backend:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -85,12 +86,18 @@ class Communicator:
         return not self.ablated and self.backend.fuses(x, axis)
 
     def all_reduce_norm(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, axis: str
-    ) -> Tensor:
+        self,
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        eps: float,
+        axis: str,
+        reads: object = None,
+    ) -> Any:
         """`residual` += the sum of `x` over the ranks along `axis`, in place, then its norm; see
         `Backend`. It counts as an all-reduce."""
         began = self._begin()
-        out = self.backend.all_reduce_norm(x, residual, weight, eps, axis)
+        out = self.backend.all_reduce_norm(x, residual, weight, eps, axis, reads)
         self._count("all_reduce", axis, nbytes(x), began)
         return out
 

@@ -94,7 +94,7 @@ def sums_alone(here: Here) -> Iterator[str]:
 
 
 def sums_with_a_norm(here: Here) -> Iterator[str]:
-    """The same bits as an all-reduce, and an add behind it; the norm of that."""
+    """The same bits as an all-reduce, and an add behind it; the norm of that, also in FP8."""
     from workers.engines.native.kernels import fused
     from workers.engines.native.kernels.flagged import Flagged
     from workers.engines.native.kernels.symmetric import OneShot
@@ -121,12 +121,32 @@ def sums_with_a_norm(here: Here) -> Iterator[str]:
             if not one.fuses(x):
                 yield f"{dtype}, {rows} x {width}: it is not fused"
             out = one.all_reduce_norm(x, ours, weight, EPS)
+            if rows < 100 and dtype == torch.bfloat16:
+                for share in ((1, width), (128, 128)):
+                    if not quantised(one, x, residual.clone(), weight, share, out):
+                        yield f"{kind.__name__}, {rows} x {width}, {share}: FP8 is another"
             wanted = fused.add_rms_norm(one.all_reduce(x), theirs, weight, EPS)
             near = torch.allclose(out, wanted, rtol=4 * torch.finfo(dtype).eps, atol=1e-4)
             if not near or not torch.equal(ours, theirs):
                 yield f"{dtype}, {rows} x {width}: the norm, or the residual, is another"
             if here.differ(out) or here.differ(ours):
                 yield f"{dtype}, {rows} x {width}: the ranks differ"
+
+
+def quantised(
+    one: Any, x: Tensor, residual: Tensor, weight: Tensor, share: tuple[int, int], plain: Tensor
+) -> bool:
+    """Whether the norm in FP8, for a matrix of which a scale is of `share`, is that of `plain`."""
+    from workers.engines.native.kernels import fused_fp8
+    from workers.engines.native.kernels.fp8 import Fp8Weight
+
+    reads = Fp8Weight(plain, plain, share)  # of which only the share is looked at
+    made, wanted = (
+        one.all_reduce_norm(x, residual, weight, EPS, reads),
+        fused_fp8.quantize(plain, reads),
+    )
+    differ = (made.values.float() != wanted.values.float()).float().mean()
+    return bool(torch.allclose(made.scales, wanted.scales, rtol=1e-2) and differ < 0.01)
 
 
 class Replayed:

@@ -18,17 +18,21 @@ from workers.engines.native.kernels.fp8 import Fp8, Fp8Weight
 from workers.messages import Work
 
 HAS_FP8 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
+IS_HOPPER = HAS_FP8 and torch.cuda.get_device_capability()[0] == 9
 pytestmark = pytest.mark.skipif(not HAS_FP8, reason="needs a GPU with FP8")
 
 CHANNELS, BLOCKS = "channels", (128, 128)
-SHAPES = [  # (output channels, inputs)
-    (16, 32),
-    (48, 96),
-    (130, 200),
-    (1000, 1000),
-    (3584, 5120),
-    (5120, 13824),
-    (14336, 8192),
+# (output channels, inputs), with the most rows that are streamed on Hopper.
+SHAPES = [
+    ((16, 32), 0),
+    ((48, 96), 0),
+    ((130, 200), 0),
+    ((1000, 1000), 0),
+    ((3584, 5120), 128),
+    ((5120, 13824), 128),
+    ((5120, 3328), 128),  # 512 do not divide the inputs
+    ((14336, 8192), 64),
+    ((34000, 512), 64),  # some programs have more tiles of outputs than others
 ]
 
 
@@ -92,11 +96,10 @@ def test_what_is_not_a_number_stays_none_and_zeros_stay_zeros() -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("form", [CHANNELS, BLOCKS])
-@pytest.mark.parametrize("rows", [1, 2, 7, 16, 17, 32, 33, 100, 257])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_products(shape: tuple[int, int], rows: int, form: object, bias: bool) -> None:
-    """Up to 32 rows, of blocks, and of sizes that are no multiple of 16 by our kernel, else by
-    cuBLAS, whose fast accumulation rounds sums."""
+@pytest.mark.parametrize("rows", [1, 2, 7, 16, 17, 32, 33, 64, 100, 128, 257])
+@pytest.mark.parametrize(("shape", "most"), SHAPES)
+def test_products(shape: tuple[int, int], most: int, rows: int, form: object, bias: bool) -> None:
+    """By our kernels, and else by cuBLAS, whose fast accumulation rounds sums."""
     from workers.engines.native.kernels import fused_fp8
 
     weight = weight_of(shape, form)
@@ -104,6 +107,8 @@ def test_products(shape: tuple[int, int], rows: int, form: object, bias: bool) -
     added = torch.randn(shape[0], device="cuda", dtype=torch.bfloat16) if bias else None
     ours = fused_fp8.linear(x, weight, added, torch.bfloat16)
     assert ours.shape == (rows, shape[0])
+    if form == CHANNELS and IS_HOPPER:
+        assert (fused_fp8.chosen(x, weight) is not None) == (rows <= most)
     assert error(ours, fp8.linear(x, weight, added, torch.bfloat16)) < 1e-2
 
 
@@ -127,6 +132,35 @@ def test_a_captured_product_reads_its_inputs_at_each_replay(rows: int) -> None:
         graph.replay()
         wanted = fp8.linear(fp8.quantize(x, weight), weight, None, torch.bfloat16)
         assert error(out, wanted) < 1e-2
+
+
+@pytest.mark.skipif(not IS_HOPPER, reason="needs a Hopper GPU")
+@pytest.mark.parametrize("rows", [1, 40, 100])
+def test_products_that_are_streamed_are_replayed_alike(rows: int) -> None:
+    """Each reads what the one before wrote, over and over in the same memory."""
+    from workers.engines.native.kernels import early, fused_fp8
+
+    weights = [weight_of((5120, 5120), CHANNELS) for _ in range(4)]
+    start = torch.randn(rows, 5120, device="cuda", dtype=torch.bfloat16)
+
+    def chain() -> torch.Tensor:
+        x = start.clone()
+        for weight in weights * 10:
+            x = fused_fp8.linear(fused_fp8.quantize(x, weight), weight, None, torch.bfloat16)
+        return x
+
+    expected = chain()
+    early.settle(True)
+    try:
+        assert torch.equal(chain(), expected)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = chain()
+        for _ in range(20):
+            graph.replay()
+        assert torch.equal(out, expected)
+    finally:
+        early.settle(False)
 
 
 # -- the cache

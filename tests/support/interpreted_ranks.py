@@ -18,10 +18,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workers.engines.native.kernels import flagged, reference, symmetric
+from workers.engines.native.kernels import flagged, fp8, peer_memory, reference, symmetric
+from workers.engines.native.kernels.fp8 import Fp8, Fp8Weight
 
 WIDTH, CALLS, WORDS = 200, 60, 300_000  # 64-bit words of a rank, for slots
 COUNTS = (1, 7, 1024, 1025, 3000, 4096)
+READS = Fp8Weight(torch.zeros(1, WIDTH), torch.ones(1, 1), (1, WIDTH))
 
 
 class Group(NamedTuple):
@@ -81,9 +83,22 @@ def right(
     residual, weight = drawn(8, call, *shape, dtype=dtype), drawn(9, call, WIDTH, dtype=dtype)
     ours, theirs = residual.clone(), residual.clone()
     assert one.fuses(mine)
-    out = one.all_reduce_norm(mine, ours, weight, 1e-5)
+    reads = READS if call % 2 else None  # quantised or not
+    out = one.all_reduce_norm(mine, ours, weight, 1e-5, reads)
     wanted = reference.summed_norm(parts, theirs, weight, 1e-5)
-    return torch.equal(ours, theirs) and torch.allclose(out, wanted, rtol=4e-3, atol=4e-3)
+    assert isinstance(out, Fp8) == (reads is not None)
+    if isinstance(out, Fp8):
+        near = is_quantised(out, wanted)
+    else:
+        near = torch.allclose(out, wanted, rtol=4e-3, atol=4e-3)
+    return torch.equal(ours, theirs) and near
+
+
+def is_quantised(out: Fp8, wanted: Tensor) -> bool:
+    """The interpreter halves what it should round up to a power of two: a few values."""
+    theirs = fp8.quantize(wanted, READS)
+    equal = (out.values.float() == theirs.values.float()).float().mean()
+    return torch.allclose(out.scales, theirs.scales, rtol=4e-3) and float(equal) > 0.9
 
 
 def run(
@@ -91,7 +106,7 @@ def run(
 ) -> None:
     """One rank. In turn one of them is late."""
     torch.set_num_threads(1)
-    symmetric.memory = Memory(rank, pools, barrier)  # type: ignore[assignment]
+    peer_memory.memory = Memory(rank, pools, barrier)  # type: ignore[assignment]
     device, most = torch.device("cpu"), max(COUNTS) * dtype.itemsize
     width = () if kind == "TwoShot" else (WIDTH,)
     one = getattr(flagged if kind == "Flagged" else symmetric, kind)(

@@ -42,6 +42,7 @@ def test_a_shard_has_the_weights_of_a_rank(tp: int, script: ModuleType) -> None:
     assert sum(a * b for a, b in shard.matrices) * tp == sum(matrices)
     more = shard.bytes(8) - shard.bytes(0)
     assert more == 8 * script.CONTEXT * 2 * shape.num_kv_heads * shape.head_dim * 2 // tp
+    assert 2 * shard.bytes(0, "fp8") == shard.bytes(0)
 
 
 def _two_dimensional(
@@ -50,16 +51,23 @@ def _two_dimensional(
     return [(name, (shape[0], shape[1])) for name, shape in parameters if len(shape) == 2]
 
 
-def test_layers_are_computed_one_after_the_other(script: ModuleType) -> None:
+@pytest.mark.parametrize("quantization", ["none", "fp8"])
+def test_layers_are_computed_one_after_the_other(quantization: str, script: ModuleType) -> None:
     """A step of two layers that end in zeros hands on what it began with."""
     shard = script.Shard("m", 1, 64, 4, 2, 16, 96)
-    weights = [[torch.randn(shape).bfloat16() for shape in shard.matrices] for _ in range(2)]
+    drawn = script._random_fp8 if quantization == "fp8" else script._random
+    weights = [[drawn(shape, CPU) for shape in shard.matrices] for _ in range(2)]
+    for one in (one for layer in weights for one in layer):
+        if quantization == "fp8":
+            one.scales.mul_(50)
+        else:
+            one.mul_(50)
     kernels = kernels_of("sdpa", fusion=False)
     torch.manual_seed(0)
     computed = script.step_of(CPU, kernels, shard, 3, weights)()
     for _, output, _, down in weights:
-        output.zero_()
-        down.zero_()
+        for one in (output, down):
+            (one.scales if quantization == "fp8" else one).zero_()
     torch.manual_seed(0)
     handed_on = script.step_of(CPU, kernels, shard, 3, weights)()
     assert handed_on.float().std() == pytest.approx(0.02, rel=0.2)  # what a step begins with
@@ -77,11 +85,14 @@ def test_a_line_says_what_each_way_takes_and_how_near_the_best_is(script: Module
             requests=8,
             products=products,
             pdl=pdl,
+            quantization="none",
             sums=False,
             us=us,
             bound_us=90.0,
         )
-        for (products, pdl), us in zip(script.WAYS, (150.0, 140.0, 130.0, 120.0), strict=True)
+        for (products, pdl), us in zip(
+            script.WAYS["none"], (150.0, 140.0, 130.0, 120.0), strict=True
+        )
     ]
     assert script.told(rows) == (
         "m tp2, 8 requests: cublas off 150.0, cublas on 140.0, triton off 130.0, triton on 120.0 "

@@ -49,17 +49,33 @@ def test_they_are_compiled_ahead_of_time(
     alone = compiled(
         getattr(symmetric, f"_{kind}_shot_all_reduce"), signature, {"block": 1024, **many}, 4
     )
-    tensors = dict.fromkeys(("x_ptr", "res_ptr", "w_ptr", "out_ptr"), f"*{dtype}")
-    sizes = {"width": width, "block": triton.next_power_of_2(width), **many}
-    signature = {**tensors, **POINTERS, "eps": "fp32"}
-    with_norm = [symmetric._one_shot_all_reduce_norm] if kind == "one" else []
-    normed = [compiled(kernel, signature, sizes, 16) for kernel in with_norm]
+    normed = []
+    if kind == "one":
+        normed = [compiled_norm(dtype, width, many, columns) for columns in (0, width, 128)]
     for ptx in (alone, *normed):
         stores = set(re.findall(r"st\.global\.wt\.\S+", ptx))
         loads = set(re.findall(r"ld\.volatile\.global\.\S+", ptx))
         assert len(stores) >= 1 <= len(loads)
         assert stores <= {"st.global.wt.v2.b64", "st.global.wt.b64"}
         assert loads <= {"ld.volatile.global.v2.b64", "ld.volatile.global.b64"}
+
+
+def compiled_norm(dtype: str, width: int, ranks: dict[str, int], columns: int) -> str:
+    """The PTX of a sum with its norm, of which so many columns have one scale; 0: as it is."""
+    from workers.engines.native.kernels import symmetric
+
+    block = triton.next_power_of_2(width)
+    made = "fp8e4nv" if columns else dtype
+    signature = {
+        **dict.fromkeys(("x_ptr", "res_ptr", "w_ptr"), f"*{dtype}"),
+        "out_ptr": f"*{made}",
+        **dict.fromkeys(("scales_ptr", "static_ptr"), "*fp32" if columns else f"*{dtype}"),
+        **POINTERS,
+        "eps": "fp32",
+    }
+    share = block if columns == width else min(columns, block)
+    sizes = {"width": width, "block": block, "columns": share, "static": False, **ranks}
+    return compiled(symmetric._one_shot_all_reduce_norm, signature, sizes, 16)
 
 
 @pytest.mark.slow

@@ -26,7 +26,8 @@ from workers.communicator import Communicator
 from workers.engines.native import build
 from workers.engines.native.contexts import PrefillContext
 from workers.engines.native.examining import Examination
-from workers.engines.native.kernels import reference
+from workers.engines.native.kernels import fp8, reference
+from workers.engines.native.kernels.fp8 import Fp8, Fp8Weight
 from workers.engines.native.model import Batch
 from workers.engines.native.pages import PAGE
 from workers.messages import EnginePlan, Switches, Work
@@ -72,8 +73,16 @@ class Gathered:
     def fuses(self, x: Tensor) -> bool:
         return self.with_norm and self.takes(x)
 
-    def all_reduce_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return reference.summed_norm(self._parts(x), residual, weight, eps)
+    def all_reduce_norm(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        eps: float,
+        reads: Fp8Weight | None = None,
+    ) -> Tensor | Fp8:
+        normed = reference.summed_norm(self._parts(x), residual, weight, eps)
+        return normed if reads is None else fp8.quantize(normed, reads)
 
     def _parts(self, x: Tensor) -> Tensor:
         self.meeting.parts[self.rank] = x

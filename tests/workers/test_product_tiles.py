@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from workers.engines.native.kernels.tiles import Tile, height_of, parts_of, tile_of
+from workers.engines.native.kernels.tiles import Tile, fp8_tile_of, height_of, parts_of, tile_of
 
 LARGE = Tile(128, 128, 8, 4)
 HALF = Tile(64, 128, 4, 6)
@@ -64,6 +64,37 @@ def test_every_tile_that_is_streamed_fits_in_shared_memory_and_divides_the_input
         assert not tile.streamed or tile.stages * (stage + 8) <= 227 * 1024
         streamed += tile.streamed
     assert streamed > 0
+
+
+WIDE, NARROW = Tile(128, 256, 4, 6, streamed=True), Tile(64, 512, 4, 6, streamed=True)
+SHORT = Tile(64, 256, 4, 11, streamed=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "shape", "tile"),
+    [
+        (1, (27648, 5120), WIDE),
+        (32, (27648, 5120), WIDE._replace(stages=5)),
+        (1, (55296, 5120), NARROW._replace(stages=5)),
+        (64, (3584, 5120), NARROW._replace(stages=3)),
+        (1, (5120, 27648), NARROW._replace(stages=5)),
+        (1, (5120, 3328), SHORT),  # inputs that 512 do not divide
+        (65, (5120, 13824), SHORT._replace(stages=4)),
+        (128, (3584, 5120), SHORT._replace(stages=4)),
+        (65, (7168, 5120), None),
+        (129, (5120, 13824), None),
+        (1, (3008, 5120), None),
+        (1, (5120, 1000), None),
+    ],
+)
+def test_a_matrix_in_fp8_has_a_tile_by_its_outputs(
+    rows: int, shape: tuple[int, int], tile: Tile | None
+) -> None:
+    assert fp8_tile_of(rows, *shape, True) == tile
+    assert fp8_tile_of(rows, *shape, False) is None
+    if tile is not None:
+        stage = (tile.outputs + height_of(rows)) * tile.inputs + 8
+        assert tile.stages * stage <= 227 * 1024
 
 
 @pytest.mark.parametrize(("rows", "height"), [(1, 16), (16, 16), (17, 32), (33, 64), (64, 64)])

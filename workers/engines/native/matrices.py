@@ -39,6 +39,11 @@ class Matrix(Protocol, Generic[Input]):
         ...
 
     @property
+    def in_fp8(self) -> Fp8Weight | None:
+        """The matrix, where its inputs are quantised for it."""
+        ...
+
+    @property
     def outputs(self) -> int:
         """N."""
         ...
@@ -79,6 +84,11 @@ class Plain:
         return out
 
     @property
+    def in_fp8(self) -> None:
+        """See `Matrix`."""
+        return None
+
+    @property
     def outputs(self) -> int:
         """N."""
         return self.weight.shape[0]
@@ -116,6 +126,11 @@ class InFp8:
     def times(self, x: Fp8, bias: Tensor | None = None) -> Tensor:
         """See `Matrix`."""
         return self.kernels.linear(x, self.weight, bias, self.dtype)
+
+    @property
+    def in_fp8(self) -> Fp8Weight:
+        """See `Matrix`."""
+        return self.weight
 
     @property
     def outputs(self) -> int:

@@ -17,7 +17,7 @@ from workers.engines.native.cache import PagedCache
 from workers.engines.native.contexts import Context
 from workers.engines.native.kernels import Kernels
 from workers.engines.native.loading import Layer, Loader
-from workers.engines.native.matrices import Matrix, Plain
+from workers.engines.native.matrices import Matrix
 from workers.engines.native.rope import rotary_table
 from workers.engines.native.support import switches_of
 from workers.records import DECODE, PREFILL
@@ -179,9 +179,9 @@ class Decoder:
         self, matrix: Matrix[Any], x: Tensor | Partial | Sum, residual: Tensor | None, norm: Tensor
     ) -> tuple[Any, Tensor]:
         """See `Matrix.normed`; `x` is summed before."""
-        if isinstance(x, Partial) and isinstance(matrix, Plain) and residual is not None:
-            sum_and_norm = self._communicator.all_reduce_norm
-            return sum_and_norm(x.x, residual, norm, self._eps, "tp"), residual
+        if isinstance(x, Partial) and residual is not None:
+            ways = (norm, self._eps, "tp", matrix.in_fp8)
+            return self._communicator.all_reduce_norm(x.x, residual, *ways), residual
         return matrix.normed(self._whole(x), residual, norm, self._eps)
 
     def _whole(self, x: Tensor | Partial | Sum) -> Tensor:

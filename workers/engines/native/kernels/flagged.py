@@ -25,8 +25,9 @@ import triton.language as tl
 from torch import Tensor
 
 from workers.engines.native.kernels.early import in_turn, launched
+from workers.engines.native.kernels.fp8 import Fp8, Fp8Weight
 from workers.engines.native.kernels.fused import scaled
-from workers.engines.native.kernels.symmetric import Messages, Shared, home, warps_of
+from workers.engines.native.kernels.peer_memory import Messages, Shared, home, warps_of, written
 
 ROW = 4096  # elements that a program has where no norm is fused
 
@@ -51,24 +52,34 @@ class Flagged(Messages):
         self._flags = Shared(group, device, torch.int32, ranks * rows)
         calls = torch.zeros(rows, dtype=torch.int32, device=device)
         self._arguments = (self._values.places, self._flags.places, calls, group.rank())
-        self._sizes = (rows, self._row, triton.next_power_of_2(self._row), ranks)
+        self._rows, self._ranks = rows, ranks
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over the group, in place: in float32, rounded once, on each rank the same."""
-        grid, ways = (triton.cdiv(x.numel(), self._row),), self._ways(x)
-        _flagged_all_reduce[grid](x, *self._arguments, x.numel(), *self._sizes, **ways)
+        grid, block = (triton.cdiv(x.numel(), self._row),), triton.next_power_of_2(self._row)
+        sizes = (x.numel(), self._rows, self._row, block, self._ranks)
+        _flagged_all_reduce[grid](x, *self._arguments, *sizes, **_ways(x, block))
         return x
 
-    def all_reduce_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """residual += the sum of `x` over the group, in place, then its norm; see `Pointwise`."""
-        out, tensors = torch.empty_like(x), (x, residual, weight)
+    def all_reduce_norm(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        eps: float,
+        reads: Fp8Weight | None = None,
+    ) -> Tensor | Fp8:
+        """See `PeerSum`."""
+        made, out, sizes = self.made(x, reads)
         _flagged_all_reduce_norm[(len(x),)](
-            *tensors, out, *self._arguments, eps, *self._sizes, **self._ways(x)
-        )
-        return out
+            x, residual, weight, *out, *self._arguments, eps, self._rows, *sizes, self._ranks,
+            **_ways(x, sizes[1]),
+        )  # fmt: skip
+        return made
 
-    def _ways(self, x: Tensor) -> dict[str, int | bool]:
-        return {"num_warps": warps_of(self._sizes[2]), **launched(len(x))}
+
+def _ways(x: Tensor, block: int) -> dict[str, int | bool]:
+    return {"num_warps": warps_of(block), **launched(len(x))}
 
 
 @triton.jit(do_not_specialize=["rank", "rows"])
@@ -89,8 +100,9 @@ def _flagged_all_reduce(
 
 @triton.jit(do_not_specialize=["rank", "rows"])
 def _flagged_all_reduce_norm(
-    x_ptr, res_ptr, w_ptr, out_ptr, values_ptr, flags_ptr, calls_ptr, rank, eps, rows,
-    width: tl.constexpr, block: tl.constexpr, ranks: tl.constexpr, early: tl.constexpr,
+    x_ptr, res_ptr, w_ptr, out_ptr, scales_ptr, static_ptr, values_ptr, flags_ptr, calls_ptr,
+    rank, eps, rows, width: tl.constexpr, block: tl.constexpr, columns: tl.constexpr,
+    static: tl.constexpr, ranks: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
     at = tl.arange(0, block)
     inside, place = at < width, tl.program_id(0).to(tl.int64) * width + at
@@ -101,7 +113,8 @@ def _flagged_all_reduce_norm(
     call, own = _handed_out(x, inside, values_ptr, flags_ptr, calls_ptr, rank, rows, width, ranks)
     x = _summed(x, inside, own, rank, rows, width, ranks).to(x.dtype) + residual
     tl.store(res_ptr + place, x, mask=inside)
-    tl.store(out_ptr + place, scaled(x, weight, width, eps), mask=inside)
+    out, program = scaled(x, weight, width, eps), tl.program_id(0).to(tl.int64)
+    written(out, out_ptr, scales_ptr, static_ptr, program, width, block, columns, static)
     tl.store(calls_ptr + tl.program_id(0), call)
 
 

@@ -17,7 +17,12 @@ from torch import Tensor
 from workers.engines.native.kernels.early import FEW_ROWS, in_turn, launched
 from workers.engines.native.kernels.fp8 import Fp8, Fp8Weight
 from workers.engines.native.kernels.fused import gated, normed
+from workers.engines.native.kernels.products import STREAMS
 from workers.engines.native.kernels.reference import FP8
+from workers.engines.native.kernels.tiles import Tile, fp8_tile_of
+
+if STREAMS:
+    from workers.engines.native.kernels import streamed
 
 # cuBLAS wants both sizes of a matrix in multiples of it.
 ALIGNED = 16
@@ -27,7 +32,7 @@ _WIDTHS = ((64, 64), (32, 100))
 
 def quantize(x: Tensor, weight: Fp8Weight) -> Fp8:
     """Reads and writes each value once."""
-    out, sizes = _room(x.shape[0], x.shape[1], x.device, weight)
+    out, sizes = room(x, x.shape[1], weight)
     _quantize[(x.shape[0],)](x, *out, *sizes, num_warps=_warps(sizes), **launched(x.shape[0]))
     return Fp8(*out[:2])
 
@@ -43,7 +48,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, norm: Tensor, eps: float, weight: 
 
 
 def _normed(x: Tensor, residual: Tensor | None, norm: Tensor, eps: float, weight: Fp8Weight) -> Fp8:
-    out, sizes = _room(x.shape[0], x.shape[1], x.device, weight)
+    out, sizes = room(x, x.shape[1], weight)
     tensors = (x, x if residual is None else residual, norm)
     add = residual is not None
     warps = _warps(sizes)
@@ -54,31 +59,32 @@ def _normed(x: Tensor, residual: Tensor | None, norm: Tensor, eps: float, weight
 def silu_mul(gate_up: Tensor, weight: Fp8Weight) -> Fp8:
     """One pass."""
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
-    out, sizes = _room(rows, width, gate_up.device, weight)
+    out, sizes = room(gate_up, width, weight)
     _silu_mul[(rows,)](gate_up, *out, *sizes, num_warps=_warps(sizes), **launched(rows))
     return Fp8(*out[:2])
 
 
-def _room(
-    rows: int, width: int, device: torch.device, weight: Fp8Weight
+def room(
+    x: Tensor, width: int, weight: Fp8Weight
 ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int, int, int, bool]]:
-    """What a quantising kernel writes to, with the stored scale that it may read; and its sizes."""
-    columns = weight.share[1]
+    """What a kernel that quantises a row of `width` for each of `x` writes to, with the stored
+    scale that it may read; and the sizes that `stored` takes."""
+    columns, rows, device = weight.share[1], x.shape[0], x.device
     values = torch.empty(rows, width, dtype=FP8, device=device)
     scales = torch.empty(rows, triton.cdiv(width, columns), dtype=torch.float32, device=device)
     static = weight.input_scale is not None
-    stored = scales if weight.input_scale is None else weight.input_scale
+    given = scales if weight.input_scale is None else weight.input_scale
     alone = columns >= width  # a token has one scale
-    block = triton.next_power_of_2(width if alone else max(width, columns))
-    return (values, scales, stored), (width, block, block if alone else columns, static)
+    block = triton.next_power_of_2(width)
+    return (values, scales, given), (width, block, block if alone else columns, static)
 
 
 def _warps(sizes: tuple[int, int, int, bool]) -> int:
-    return 8 if sizes[1] <= 8192 else 16
+    return 8 if sizes[1] <= 8192 else 32
 
 
 @triton.jit
-def _store(
+def stored(
     x, out_ptr, scales_ptr, static_ptr, row,
     width: tl.constexpr, block: tl.constexpr, columns: tl.constexpr, static: tl.constexpr,
 ):  # fmt: skip
@@ -105,7 +111,7 @@ def _quantize(
     in_turn(early)
     row, at = tl.program_id(0).to(tl.int64), tl.arange(0, block)
     x = tl.load(x_ptr + row * width + at, mask=at < width, other=0.0).to(tl.float32)
-    _store(x, out_ptr, scales_ptr, static_ptr, row, width, block, columns, static)
+    stored(x, out_ptr, scales_ptr, static_ptr, row, width, block, columns, static)
 
 
 @triton.jit
@@ -117,7 +123,7 @@ def _norm(
     in_turn(early)
     row = tl.program_id(0).to(tl.int64)
     x = normed(x_ptr, res_ptr, w_ptr, row * width, eps, width, block, add).to(tl.float32)
-    _store(x, out_ptr, scales_ptr, static_ptr, row, width, block, columns, static)
+    stored(x, out_ptr, scales_ptr, static_ptr, row, width, block, columns, static)
 
 
 @triton.jit
@@ -129,23 +135,40 @@ def _silu_mul(
     in_turn(early)
     row, at = tl.program_id(0).to(tl.int64), tl.arange(0, block)
     x = gated(x_ptr + row * 2 * width, at, width).to(tl.float32)
-    _store(x, out_ptr, scales_ptr, static_ptr, row, width, block, columns, static)
+    stored(x, out_ptr, scales_ptr, static_ptr, row, width, block, columns, static)
 
 
 def linear(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """cuBLAS for many rows of a matrix with a scale a channel; else a kernel of ours.
+    """Of a matrix with a scale a channel, in `streamed` where there is a tile for it, and cuBLAS's
+    for many rows; else a kernel of this module.
 
     `_scaled_mm` with row-wise scales makes bfloat16 alone, and wants the second operand column by
     column, which a matrix [N, K] transposed is.
     """
     rows, (outputs, inputs) = x.values.shape[0], weight.values.shape
-    aligned = not (outputs % ALIGNED or inputs % ALIGNED)
-    if rows <= FEW_ROWS or weight.scales.shape[1] > 1 or weight.share[0] > 1 or not aligned:
+    by_channel = weight.scales.shape[1] == weight.share[0] == 1
+    tile = chosen(x, weight) if by_channel else None
+    if tile is not None:
+        return streamed.linear_fp8(x, weight, bias, dtype, tile)
+    if rows <= FEW_ROWS or not by_channel or outputs % ALIGNED or inputs % ALIGNED:
         return _product(x, weight, bias, dtype)
     second, scales = weight.values.t(), (x.scales, weight.scales.t())
     return torch._scaled_mm(
         x.values, second, *scales, bias=bias, out_dtype=dtype, use_fast_accum=True
     )
+
+
+def chosen(x: Fp8, weight: Fp8Weight) -> Tile | None:
+    """The tile by which `streamed` multiplies; None: something else does."""
+    rows, (outputs, inputs) = x.values.shape[0], weight.values.shape
+    even = (x.values.data_ptr() | weight.values.data_ptr()) % 16 == 0  # as TMA wants it
+    streams = STREAMS and even and _is_hopper(x.values.device)
+    return fp8_tile_of(rows, outputs, inputs, streams) if rows > 0 else None
+
+
+@cache
+def _is_hopper(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device)[0] == 9
 
 
 @cache

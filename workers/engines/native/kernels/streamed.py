@@ -27,19 +27,40 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from workers.engines.native.kernels.early import in_turn, launched
+from workers.engines.native.kernels.fp8 import Fp8, Fp8Weight
+from workers.engines.native.kernels.reference import FP8
 from workers.engines.native.kernels.tiles import Tile, height_of
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, tile: Tile) -> Tensor:
     """As `products.linear`. weight: written by no kernel that is launched early, nor by the one
     before."""
+    return _product(x, weight, (), bias, x.dtype, tile)
+
+
+def linear_fp8(
+    x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype, tile: Tile
+) -> Tensor:
+    """As `fused_fp8.linear`, of a matrix with a scale a channel, and of tokens with one each."""
+    return _product(x.values, weight.values, (x.scales, weight.scales), bias, dtype, tile)
+
+
+def _product(
+    x: Tensor,
+    weight: Tensor,
+    scales: tuple[()] | tuple[Tensor, Tensor],
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    tile: Tile,
+) -> Tensor:
     rows, outputs = x.shape[0], weight.shape[0]
-    out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
+    out = torch.empty(rows, outputs, dtype=dtype, device=x.device)
     programs = min(triton.cdiv(outputs, tile.outputs), _multiprocessors(x.device))
     tiled = (_tiled(x, height_of(rows), tile.inputs), _tiled(weight, tile.outputs, tile.inputs))
     _streamed[(programs,)](
-        *tiled, out if bias is None else bias, out, rows, outputs, x.shape[1], tile.stages,
-        bias is not None, num_warps=tile.warps, **launched(rows),
+        *tiled, *(scales or (out, out)), out if bias is None else bias, out, rows, outputs,
+        x.shape[1], tile.stages, bool(scales), bias is not None, num_warps=tile.warps,
+        **launched(rows),
     )  # fmt: skip
     return out
 
@@ -52,26 +73,31 @@ def _multiprocessors(device: torch.device) -> int:
 def _tiled(matrix: Tensor, height: int, width: int) -> Any:
     """What TMA is told of a contiguous matrix that it reads in tiles, which are zero beyond it."""
     rows, columns = matrix.shape
-    layout = _layout(height, width)
+    layout = _layout(height, width, matrix.dtype == FP8)
     return TensorDescriptor(matrix, [rows, columns], [columns, 1], [height, width], layout)
 
 
 @cache
-def _layout(height: int, width: int) -> Any:
-    """Of a tile in shared memory, alike for both dtypes."""
-    return gl.NVMMASharedLayout.get_default_for([height, width], gl.bfloat16)
+def _layout(height: int, width: int, is_fp8: bool) -> Any:
+    """Of a tile in shared memory, alike for both dtypes of 16 bits."""
+    dtype = gl.float8e4nv if is_fp8 else gl.bfloat16
+    return gl.NVMMASharedLayout.get_default_for([height, width], dtype)
 
 
 @gluon.jit(do_not_specialize=["rows"])
 def _streamed(
-    x_desc, w_desc, bias_ptr, out_ptr, rows, outputs, inputs: gl.constexpr, stages: gl.constexpr,
-    has_bias: gl.constexpr, early: gl.constexpr,
+    x_desc, w_desc, x_scales_ptr, w_scales_ptr, bias_ptr, out_ptr, rows, outputs,
+    inputs: gl.constexpr, stages: gl.constexpr, scaled: gl.constexpr, has_bias: gl.constexpr,
+    early: gl.constexpr,
 ):  # fmt: skip
     height: gl.constexpr = x_desc.block_type.shape[0]
     width: gl.constexpr = w_desc.block_type.shape[0]
     depth: gl.constexpr = w_desc.block_type.shape[1]
-    size: gl.constexpr = (height + width) * depth * 2
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, height, 16])
+    bits: gl.constexpr = w_desc.dtype.primitive_bitwidth
+    size: gl.constexpr = (height + width) * depth * bits // 8
+    of_a_warp: gl.constexpr = [16, height, 256 // bits]
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], of_a_warp)
+    m = gl.arange(0, height, gl.SliceLayout(0, layout))
     w_ring = gl.allocate_shared_memory(w_desc.dtype, [stages, width, depth], w_desc.layout)
     x_ring = gl.allocate_shared_memory(x_desc.dtype, [stages, height, depth], x_desc.layout)
     arrived = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
@@ -87,8 +113,13 @@ def _streamed(
     for s in gl.static_range(stages):
         n, k = _place(s, width, depth, inputs)
         _ask(x_desc, 0, k, arrived, x_ring, s, n < outputs)
+    if scaled:
+        of_x = gl.load(x_scales_ptr + m, mask=m < rows, other=0.0)
     count = 0  # tiles that are multiplied
     for tile in range(gl.program_id(0), gl.cdiv(outputs, width), gl.num_programs(0)):
+        out = tile * width + gl.arange(0, width, gl.SliceLayout(1, layout))
+        if scaled:  # on their way while tiles are multiplied
+            of_w = gl.load(w_scales_ptr + out, mask=out < outputs, other=0.0)
         acc = gl.zeros([width, height], gl.float32, layout)
         for _ in range(inputs // depth):
             slot = count % stages
@@ -99,7 +130,13 @@ def _streamed(
             _ask(w_desc, n, k, arrived, w_ring, slot, n < outputs)
             _ask(x_desc, 0, k, arrived, x_ring, slot, n < outputs)
             count += 1
-        _store(acc, bias_ptr, out_ptr, tile * width, rows, outputs, has_bias, layout)
+        if scaled:
+            acc = acc * of_w[:, None] * of_x[None, :]
+        if has_bias:
+            acc += gl.load(bias_ptr + out, mask=out < outputs, other=0.0).to(gl.float32)[:, None]
+        inside = (m < rows)[None, :] & (out < outputs)[:, None]
+        place = out_ptr + m[None, :] * outputs + out[:, None]
+        gl.store(place, acc.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @gluon.jit
@@ -114,17 +151,3 @@ def _place(count, width: gl.constexpr, depth: gl.constexpr, inputs: gl.constexpr
 def _ask(desc, row, column, arrived, ring, slot, wanted):
     place = (arrived.index(slot), ring.index(slot))
     tma.async_copy_global_to_shared(desc, [row, column], *place, pred=wanted)
-
-
-@gluon.jit
-def _store(
-    acc, bias_ptr, out_ptr, first, rows, outputs, has_bias: gl.constexpr, layout: gl.constexpr
-):
-    """acc: [outputs of a tile, tokens] of the matrix's rows from `first` on."""
-    n = first + gl.arange(0, acc.shape[0], gl.SliceLayout(1, layout))
-    m = gl.arange(0, acc.shape[1], gl.SliceLayout(0, layout))
-    if has_bias:
-        acc += gl.load(bias_ptr + n, mask=n < outputs, other=0.0).to(gl.float32)[:, None]
-    place = out_ptr + m[None, :] * outputs + n[:, None]
-    inside = (m < rows)[None, :] & (n < outputs)[:, None]
-    gl.store(place, acc.to(out_ptr.dtype.element_ty), mask=inside)

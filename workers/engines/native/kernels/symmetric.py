@@ -24,29 +24,13 @@ import torch.distributed as dist
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.distributed import _symmetric_memory as memory
 
 from workers.engines.native.kernels.early import in_turn, launched
+from workers.engines.native.kernels.fp8 import Fp8, Fp8Weight
 from workers.engines.native.kernels.fused import scaled
+from workers.engines.native.kernels.peer_memory import Messages, Shared, home, warps_of, written
 
 PIECE = 1024  # elements of a message that one program sums
-
-
-class Shared:
-    """Memory that each rank of a group has, and all of them reach. Every rank makes it at once.
-
-    size: elements. places: where that of each rank begins, int64 [ranks].
-    """
-
-    def __init__(
-        self, group: dist.ProcessGroup, device: torch.device, dtype: torch.dtype, size: int
-    ) -> None:
-        self._own = memory.empty(size, dtype=dtype, device=device)
-        self._own.zero_()  # the number of no call
-        self._handle = handle = memory.rendezvous(self._own, group)
-        buffers = (handle.get_buffer(rank, (size,), dtype) for rank in range(group.size()))
-        self.places = torch.tensor([one.data_ptr() for one in buffers], device=device)
-        handle.barrier(channel=0)  # on the device: none writes before all have cleared
 
 
 class Slots:
@@ -69,22 +53,6 @@ class Slots:
         self._words = Shared(group, device, torch.int64, programs * 2 * areas * words)
         calls = torch.zeros(programs, dtype=torch.int32, device=device)
         self.arguments = (self._words.places, calls, group.rank())  # of a kernel
-
-
-class Messages:
-    """Which messages a sum takes. dtype: of them. width: elements of a row to be normed; 0: no norm
-    is fused. most: bytes of the largest one."""
-
-    def __init__(self, dtype: torch.dtype, width: int, most: int) -> None:
-        self._dtype, self._width, self._most = dtype, width, most // dtype.itemsize
-
-    def takes(self, x: Tensor) -> bool:
-        """Whether `all_reduce` sums `x`."""
-        return x.dtype == self._dtype and x.is_contiguous() and 0 < x.numel() <= self._most
-
-    def fuses(self, x: Tensor) -> bool:
-        """Whether `all_reduce_norm` takes `x`."""
-        return self.takes(x) and x.dim() == 2 and 0 < self._width == x.shape[1]
 
 
 class PeerSum(Messages):
@@ -114,8 +82,16 @@ class PeerSum(Messages):
     def _kernel(self) -> Any:
         raise NotImplementedError
 
-    def all_reduce_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """residual += the sum of `x` over the group, in place, then its norm; see `Pointwise`."""
+    def all_reduce_norm(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        eps: float,
+        reads: Fp8Weight | None = None,
+    ) -> Tensor | Fp8:
+        """residual += the sum of `x` over the group, in place, then its norm; see `Pointwise`.
+        reads: the matrix for which that is quantised; None: it is not."""
         raise NotImplementedError
 
 
@@ -137,16 +113,21 @@ class OneShot(PeerSum):
     def _kernel(self) -> Any:
         return _one_shot_all_reduce
 
-    def all_reduce_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def all_reduce_norm(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        eps: float,
+        reads: Fp8Weight | None = None,
+    ) -> Tensor | Fp8:
         """See `PeerSum`. One program a row."""
         assert self._rows is not None
-        out, block = torch.empty_like(x), triton.next_power_of_2(self._width)
-        tensors = (x, residual, weight, out, *self._rows.arguments)
-        ways = {"num_warps": warps_of(block), **launched(len(x))}
-        _one_shot_all_reduce_norm[(len(x),)](
-            *tensors, eps, self._width, block, *self._ranks, **ways
-        )
-        return out
+        made, out, sizes = self.made(x, reads)
+        tensors = (x, residual, weight, *out, *self._rows.arguments)
+        ways = {"num_warps": warps_of(sizes[1]), **launched(len(x))}
+        _one_shot_all_reduce_norm[(len(x),)](*tensors, eps, *sizes, *self._ranks, **ways)
+        return made
 
 
 class TwoShot(PeerSum):
@@ -161,11 +142,6 @@ class TwoShot(PeerSum):
 
     def _kernel(self) -> Any:
         return _two_shot_all_reduce
-
-
-def warps_of(block: int) -> int:
-    """Of a program that has `block` elements of a row."""
-    return min(max(block // 512, 4), 16)
 
 
 @triton.jit(do_not_specialize=["rank", "count"])
@@ -199,9 +175,9 @@ def _all_reduce(
 
 @triton.jit(do_not_specialize=["rank"])
 def _one_shot_all_reduce_norm(
-    x_ptr, res_ptr, w_ptr, out_ptr, places_ptr, calls_ptr, rank, eps,
-    width: tl.constexpr, block: tl.constexpr, ranks: tl.constexpr, padded: tl.constexpr,
-    early: tl.constexpr,
+    x_ptr, res_ptr, w_ptr, out_ptr, scales_ptr, static_ptr, places_ptr, calls_ptr, rank, eps,
+    width: tl.constexpr, block: tl.constexpr, columns: tl.constexpr, static: tl.constexpr,
+    ranks: tl.constexpr, padded: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
     at = tl.arange(0, block)
     inside, row = at < width, tl.program_id(0) * width + at
@@ -212,7 +188,8 @@ def _one_shot_all_reduce_norm(
     total = _summed(x, places_ptr, calls_ptr, rank, width, ranks, padded, False)
     x = total.to(x.dtype) + residual
     tl.store(res_ptr + row, x, mask=inside)
-    tl.store(out_ptr + row, scaled(x, weight, width, eps), mask=inside)
+    out, program = scaled(x, weight, width, eps), tl.program_id(0)
+    written(out, out_ptr, scales_ptr, static_ptr, program, width, block, columns, static)
 
 
 @triton.jit
@@ -294,9 +271,3 @@ def packed(x):
 def _wide(words, dtype: tl.constexpr):
     """The lowest 16 bits of each word as a value."""
     return words.to(tl.uint16).to(dtype, bitcast=True).to(tl.float32)
-
-
-@triton.jit
-def home(places_ptr, rank, dtype: tl.constexpr):
-    """Where what a rank shares begins, which is of a dtype."""
-    return tl.multiple_of(tl.load(places_ptr + rank).to(tl.pointer_type(dtype)), 16)

@@ -30,10 +30,11 @@ class Tile(NamedTuple):
     matrix_first: bool = True
 
 
+_Tiles = tuple[tuple[int, range, float, Tile], ...]
 _HALF = Tile(64, 128, 4, 6)
 # Up to how many rows, how many tiles of outputs, up to how many inputs: the first that fits
 # (docs/performance.md). With more than two tiles of outputs a program, Triton's rate is higher.
-_TILES = (
+_TILES: _Tiles = (
     (64, range(100, 2 * _PROGRAMS + 1), 5120, Tile(128, 128, 8, 4, streamed=True)),
     (64, range(100, _MANY), math.inf, Tile(128, 128, 8, 4)),
     (64, range(100, _MANY), math.inf, _HALF),
@@ -44,23 +45,45 @@ _TILES = (
 )
 
 
+# The same of FP8, where all are streamed.
+_FP8_HALF = Tile(64, 512, 4, 6, streamed=True)
+_FP8_TILES: _Tiles = (
+    (64, range(100, 2 * _PROGRAMS + 1), math.inf, Tile(128, 256, 4, 6, streamed=True)),
+    (64, range(48, _MANY), math.inf, _FP8_HALF),
+    (64, range(48, _MANY), math.inf, _FP8_HALF._replace(inputs=256, stages=12)),
+    (128, range(48, 100), math.inf, _FP8_HALF._replace(inputs=256, stages=12)),
+)
+
+
 def tile_of(rows: int, outputs: int, inputs: int, streams: bool) -> Tile | None:
-    """The tile for [rows, inputs] by [outputs, inputs]; None: it is cuBLAS's. streams: whether
-    `streamed` is there."""
+    """The tile for [rows, inputs] by [outputs, inputs] in 16 bits; None: it is cuBLAS's. streams:
+    whether `streamed` is there."""
+    return _first(_TILES, rows, outputs, inputs, streams, 2)
+
+
+def fp8_tile_of(rows: int, outputs: int, inputs: int, streams: bool) -> Tile | None:
+    """The same of FP8, where a channel has one scale; None: it is as `fused_fp8` says."""
+    return _first(_FP8_TILES, rows, outputs, inputs, streams, 1)
+
+
+def _first(
+    among: _Tiles, rows: int, outputs: int, inputs: int, streams: bool, size: int
+) -> Tile | None:
+    """size: bytes of an element."""
     fits = (
         tile
-        for most, tiles, longest, tile in _TILES
+        for most, tiles, longest, tile in among
         if rows <= most and -(-outputs // tile.outputs) in tiles and inputs <= longest
     )
     even = (tile for tile in fits if inputs % tile.inputs == 0 and streams >= tile.streamed)
     tile = next(even, None)
-    return _with_room(tile, rows) if tile is not None and tile.streamed else tile
+    return _with_room(tile, rows, size) if tile is not None and tile.streamed else tile
 
 
-def _with_room(tile: Tile, rows: int) -> Tile:
-    """With as many stages as there is room for: one has the inputs of outputs and tokens, of two
-    bytes each, and a barrier of 8."""
-    stage = (tile.outputs + height_of(rows)) * tile.inputs * 2 + 8
+def _with_room(tile: Tile, rows: int, size: int) -> Tile:
+    """With as many stages as there is room for: one has the inputs of outputs and tokens, and a
+    barrier of 8 bytes."""
+    stage = (tile.outputs + height_of(rows)) * tile.inputs * size + 8
     return tile._replace(stages=min(tile.stages, _SHARED_BYTES // stage))
 
 
