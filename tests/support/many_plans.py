@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -12,8 +13,11 @@ import torch.distributed as dist
 
 from workers import engines
 from workers.actor import Worker
+from workers.engines.training.counting import axes_by_operation
 from workers.engines.training.engine import TorchTrainer
-from workers.messages import EnginePlan, RankReport, Work
+from workers.engines.training.observing import MARKS, NODE, WANTED
+from workers.messages import EnginePlan, RankReport, TrainingWork, Work
+from workers.probes.trace_files import exported
 
 
 class Rank(Worker):
@@ -47,6 +51,23 @@ class Rank(Worker):
         """Have the training that was built count nothing before its first run."""
         assert isinstance(self._engine, TorchTrainer)
         self._engine._traffic = []
+
+    def marked(self, work: TrainingWork) -> tuple[list[set[str]], dict[str, set[str | None]]]:
+        """Of each node of a backward pass, the ranges in which it began by the marks of the host;
+        and what each operation of a step is over."""
+        engine = self._engine
+        assert isinstance(engine, TorchTrainer)
+        assert engine._trainer is not None
+        engine._count_step(work)
+        (tokens,) = engine._batches(work, 1)
+        MARKS.forget()
+        with torch.profiler.profile() as profiler, MARKS.kept():
+            engine._trainer.step(tokens)
+        found = exported(profiler, WANTED, time.monotonic() + 60)
+        marks = [(one.name, one.start - 50, one.end + 50) for one in MARKS.events(found.origin)]
+        nodes = [one.start for one in found.events if one.name.startswith(NODE)]
+        within = [{name for name, begin, end in marks if begin <= at <= end} for at in nodes]
+        return within, axes_by_operation(engine._journal)
 
     def serve_many(
         self, engine: str, jobs: list[tuple[EnginePlan, Work]], address: tuple[str, int]

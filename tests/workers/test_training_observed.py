@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 import torch
 from gpu_traces import BASE_NS, GpuTrace
-from training_runs import LOAD, shape_of, training_plan
+from ranks import Pool
+from training_runs import LOAD, layers_of, load_of, shape_of, training_plan
 
 from strategies.placement import Placement
 from workers.engines.training.counting import Issued
 from workers.engines.training.observed import SeenCall, SeenStep, overlaps_of, parts_of
-from workers.engines.training.observing import WANTED, steps_seen
+from workers.engines.training.observing import WANTED, Watch, steps_seen
 from workers.intervals import Span
+from workers.messages import TrainingWork
 from workers.probes.marks import Marks
 from workers.probes.trace_files import TraceFile, read_trace
 from workers.training_records import TrainingOverlapRow
@@ -206,6 +208,81 @@ def test_where_the_gpu_alone_is_profiled_the_host_marks_its_ranges_by_the_same_c
     assert [call.op for call in seen.calls if call.agrees] == ["all_reduce", "all_reduce"]
 
 
+def test_a_kernel_that_nothing_is_told_of_is_over_what_its_operation_is_over(
+    tmp_path: Path,
+) -> None:
+    """One that the counted step did not call is over nobody knows what."""
+    trace = GpuTrace()
+    trace.step("train", 0, 0, 1000)
+    trace.add("user_annotation", "part/backward", 5, 60)
+    trace.add("user_annotation", "part/agree", 80, 90)
+    trace.launch(10, ("ncclDevKernel_AllGather_RING_LL()", 100, 200))
+    trace.launch(20, (SEND_RECV, 200, 300))
+    trace.launch(30, ("ncclDevKernel_ReduceScatter_Sum_bf16_RING_LL()", 300, 400))
+    trace.launch(70, (ALL_REDUCE, 400, 500))
+    trace.launch(85, (ALL_REDUCE, 500, 600))
+    journal = [
+        Issued("all_gather", "fsdp"),
+        Issued("recv", "pp"),
+        Issued("send", "pp"),
+        Issued("reduce_scatter", "fsdp"),
+    ]
+    layout = placed("pp2fsdp2")
+    (found,) = steps_seen(read(trace, tmp_path), layout, 0, "cuda", journal)
+    assert [(call.op, call.axis, call.agrees) for call in found.calls] == [
+        ("all_gather", "fsdp", False),
+        ("send_recv", "pp", False),
+        ("reduce_scatter", "fsdp", False),
+        ("all_reduce", None, False),
+        ("all_reduce", None, True),
+    ]
+    assert parts_of(0, layout, [found], [0.001]).reason == "the group of all_reduce is not told"
+
+
+DP, TP, NUMBER = (Issued("all_reduce", axis) for axis in ("dp", "tp", None))
+
+
+@pytest.mark.parametrize(
+    ("device", "journal", "is_seen"),
+    [
+        ("cuda", [], False),
+        ("cuda", [DP, Issued("all_gather", "fsdp"), DP], False),
+        ("cuda", [Issued("all_gather", "dp"), NUMBER], False),
+        ("cuda", [DP, NUMBER], True),
+        ("cuda", [TP, DP], True),
+        ("cpu", [DP], True),
+    ],
+)
+def test_the_host_is_profiled_where_an_operation_is_over_several_axes(
+    device: str, journal: list[Issued], is_seen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of kernels do not tell these apart."""
+    asked: list[Any] = []
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities, **_: asked.extend(activities))
+    Watch(placed("dp2"), 0, torch.device(device), journal)
+    kinds = torch.profiler.ProfilerActivity
+    assert asked == [kinds.CPU] * is_seen + [kinds.CUDA] * (device == "cuda")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("layout", "schedule"),
+    [("fsdp2", "1f1b"), ("pp2", "1f1b"), ("pp2", "gpipe"), ("pp2", "interleaved")],
+)
+def test_a_step_marks_its_backward_passes(layout: str, schedule: Any, pool: Pool) -> None:
+    load = replace(load_of(layout), schedule=schedule)
+    plan = training_plan(layout, shape_of("Llama", layers_of(load)), None, load)
+    try:
+        pool.build(plan)
+        marked = pool.call("marked", [(TrainingWork(1),)] * 2)
+    finally:
+        pool.call("close", [()] * 2)
+    for within, axes in marked:
+        assert within
+        assert all(one == {"part/backward"} for one in within)
+        assert all(over == {layout.rstrip("2")} for over in axes.values())
+
+
 def test_the_clock_of_marks_is_that_of_the_profiler(tmp_path: Path) -> None:
     marks = Marks()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
@@ -245,7 +322,8 @@ def test_the_axis_of_a_kernel_is_that_of_the_ranks_of_its_group(
     trace.step("train", 0, 0, 1000)
     sizes = {"In msg nelems": 500, "dtype": "BFloat16"}
     trace.launch(50, (ALL_REDUCE, 400, 650), **{"Collective name": "allreduce", **sizes, **told})
-    (found,) = steps_seen(read(trace, tmp_path), placed(layout), 0, "cuda", ())
+    journal = [NUMBER, TP] if layout == "tp2" else [TP, DP]
+    (found,) = steps_seen(read(trace, tmp_path), placed(layout), 0, "cuda", journal)
     assert [(call.op, call.axis) for call in found.calls] == [("all_reduce", axis)]
 
 
@@ -254,6 +332,12 @@ def test_a_group_of_one_rank_communicates_nothing(tmp_path: Path) -> None:
     trace.step("train", 0, 0, 1000)
     trace.launch(50, (ALL_REDUCE, 400, 650), **told)
     (found,) = steps_seen(read(trace, tmp_path), placed("tp2dp2"), 0, "cuda", ())
+    assert (list(found.calls), found.computing) == ([], {"other": [(400.0, 650.0)]})
+    trace.told, trace.events = False, []
+    trace.step("train", 0, 0, 1000)
+    trace.launch(50, (ALL_REDUCE, 400, 650))
+    journal = [Issued("all_reduce", "alone")]
+    (found,) = steps_seen(read(trace, tmp_path), placed("tp2dp2"), 0, "cuda", journal)
     assert (list(found.calls), found.computing) == ([], {"other": [(400.0, 650.0)]})
     trace = GpuTrace()
     trace.step("train", 0, 0, 1000)

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
+import tempfile
 import time
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+import torch
 
 from workers.probes.trace import TraceEvent, event_of, origin_us
 
@@ -26,6 +30,20 @@ class TraceFile:
 
     events: list[TraceEvent]
     origin: float
+
+
+def exported(
+    profiler: torch.profiler.profile, wanted: Container[str], deadline: float
+) -> TraceFile:
+    """What a profiler saw, by way of a file: it has no other that is public. Raises as `read_trace`
+    does."""
+    handle, path = tempfile.mkstemp(suffix=".json")
+    os.close(handle)
+    try:
+        profiler.export_chrome_trace(path)
+        return read_trace(Path(path), wanted, max(deadline, time.monotonic() + 1))
+    finally:
+        os.unlink(path)
 
 
 def read_trace(path: Path, wanted: Container[str], deadline: float) -> TraceFile:

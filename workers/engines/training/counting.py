@@ -7,7 +7,7 @@ through operators of `c10d`, which a dispatch mode sees, in the backward pass to
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -121,6 +121,15 @@ def axes_by_ranks(placement: Placement, rank: int) -> dict[tuple[int, ...], str]
     if placement.degree("pp") > 2:
         ends = placement.group("pp", rank)
         found.setdefault((ends[0], ends[-1]), "pp")
+    return found
+
+
+def axes_by_operation(journal: Iterable[Issued]) -> dict[str, set[str | None]]:
+    """What each operation of a step is over, as `Issued` has it. Where it is one thing, the name of
+    a kernel tells it."""
+    found: dict[str, set[str | None]] = {}
+    for op, axis in journal:
+        found.setdefault(op, set()).add(axis)
     return found
 
 

@@ -1,35 +1,39 @@
 """Optimizer steps under torch's profiler (Kineto): when what computes, and when what communicates.
 
-On a GPU these are kernels. Under ZeRO-3 a step waits for the host, which gathers for each module in
-Python: there the GPU alone is profiled, and the host marks its ranges by itself. On a CPU gloo's
-calls are seen from issue to end, and the host computes while it waits for none of them.
+On a GPU these are kernels. A profiler of the host slows one that launches operator by operator, and
+with it the GPU: where names of kernels tell what is called over which axis, the GPU alone is
+profiled, and the host marks its ranges by itself. On a CPU gloo's calls are seen from issue to end,
+and the host computes while it waits for none of them.
 """
 
 from __future__ import annotations
 
 import bisect
 import math
-import os
-import tempfile
-import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from strategies.placement import Placement
-from workers.engines.training.counting import ALONE, NUMBERS, OPERATIONS, Issued, axes_by_ranks
+from workers.engines.training.counting import (
+    ALONE,
+    NUMBERS,
+    OPERATIONS,
+    Issued,
+    axes_by_operation,
+    axes_by_ranks,
+)
 from workers.engines.training.observed import HANDOVERS, SeenCall, SeenStep
 from workers.intervals import Span, intersect, subtract, union
 from workers.probes import trace
 from workers.probes.kernels import Registry
 from workers.probes.marks import Marks
 from workers.probes.trace import ANNOTATION, LAUNCHES, ON_THE_GPU, Told, TraceEvent, TraceStep
-from workers.probes.trace_files import TraceFile, read_trace
+from workers.probes.trace_files import TraceFile, exported
 
 STEP_PHASE = "train"
 OPERATOR = "cpu_op"
@@ -64,7 +68,8 @@ class Watch:
         self._placement, self._rank, self._device = placement, rank, device
         self._journal = journal
         on_gpu = device.type == "cuda"
-        self._is_host_seen = not (on_gpu and placement.option("zero_stage") == "3")
+        axes = axes_by_operation(journal).values()
+        self._is_host_seen = not on_gpu or any(len(over) > 1 for over in axes)
         activities = [torch.profiler.ProfilerActivity.CPU] if self._is_host_seen else []
         if on_gpu:
             activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -92,7 +97,7 @@ class Watch:
     def steps(self, deadline: float) -> list[SeenStep]:
         """The steps that are kept. deadline: of `time.monotonic`, for reading them. Raises
         TimeoutError."""
-        found, device = _exported(self._profiler, deadline), self._device.type
+        found, device = exported(self._profiler, WANTED, deadline), self._device.type
         found.events.extend(MARKS.events(found.origin))
         return steps_seen(found, self._placement, self._rank, device, self._journal)
 
@@ -113,8 +118,8 @@ def _on_gpu(
     events: Sequence[TraceEvent], placement: Placement, rank: int, journal: Sequence[Issued]
 ) -> list[SeenStep]:
     """Kernels, by what launched them; steps of which none was seen are left out."""
-    registry, axes = Registry.beside(()), axes_by_ranks(placement, rank)
-    of_layout = {one.op for one in journal if one.axis is not None}
+    registry, issued = Registry.beside(()), axes_by_operation(journal)
+    axes = {(rank,): ALONE, **axes_by_ranks(placement, rank)}
     launched_by = {one.correlation: one.start for one in events if one.category in LAUNCHES}
     steps = []
     for step, mine in _by_step(events):
@@ -126,12 +131,14 @@ def _on_gpu(
             at = launched_by.get(kernel.correlation, -1.0)
             if kernel.category not in ON_THE_GPU or not step.start <= at <= step.end:
                 continue
-            known = registry.of(kernel.name).operations
             when, where = (kernel.start, kernel.end), ranges.part_at(at)
             if kernel.name.startswith(TO_OR_FROM_HOST):
                 moved.append(when)
-            if known and not _is_copy(kernel):
-                calls.append(_call(kernel.told, known, when, axes, of_layout, where == "agree"))
+            is_copy = kernel.name.startswith("Memcpy")
+            able = () if is_copy else registry.of(kernel.name).operations
+            call = _call(kernel.told, able, when, axes, issued, where == "agree") if able else None
+            if call is not None and call.axis != ALONE:
+                calls.append(call)
             else:
                 computing.setdefault("other" if where == "agree" else where, []).append(when)
         spans = {name: union(found) for name, found in computing.items()}
@@ -140,35 +147,33 @@ def _on_gpu(
     return steps
 
 
-def _is_copy(kernel: TraceEvent) -> bool:
-    """Whether it moves something within a rank."""
-    ranks = kernel.told.ranks if kernel.told else None
-    return kernel.name.startswith("Memcpy") or (ranks is not None and len(ranks) == 1)
-
-
 def _call(
     told: Told | None,
     able: tuple[str, ...],
     when: Span,
     axes: Mapping[tuple[int, ...], str],
-    of_layout: Container[str],
+    issued: Mapping[str, Set[str | None]],
     agrees: bool,
 ) -> SeenCall:
     """The call of a kernel. able: what a kernel of its name may carry out; of sends and receives
-    one kernel may be several. of_layout: the operations of the layout, by which a kernel that
+    one kernel may be several. issued: what each operation of a step is over, by which a kernel that
     nothing is told of is known."""
     if set(able) == {"send", "recv"}:
         return SeenCall("send_recv", "pp", [when], agrees)
     if told is None:
-        return SeenCall(able[0], _only(axes), [when], agrees or able[0] not in of_layout)
+        over = issued.get(able[0], set())
+        return SeenCall(able[0], _only(over), [when], agrees or over == {None})
     op = OPERATIONS.get(told.name, OPERATIONS.get(f"{told.name}_")) or able[0]
-    axis = axes.get(tuple(sorted(told.ranks)), "world") if told.ranks else _only(axes)
+    axis = _only(issued.get(op, set()))
+    if told.ranks:
+        axis = axes.get(tuple(sorted(told.ranks)), "world")
     is_number = told.bytes is not None and told.bytes <= NUMBERS
     return SeenCall(op, axis, [when], agrees or is_number)
 
 
-def _only(axes: Mapping[tuple[int, ...], str]) -> str | None:
-    return next(iter(axes.values())) if len(axes) == 1 else None
+def _only(over: Set[str | None]) -> str | None:
+    axes = over - {None}
+    return next(iter(axes)) if len(axes) == 1 else None
 
 
 # -- on a CPU
@@ -306,14 +311,3 @@ def _waits_marked() -> Iterator[None]:
         yield
     finally:
         kind.wait = wait
-
-
-def _exported(profiler: torch.profiler.profile, deadline: float) -> TraceFile:
-    """What the profiler saw, by way of a file: it has no other that is public."""
-    handle, path = tempfile.mkstemp(suffix=".json")
-    os.close(handle)
-    try:
-        profiler.export_chrome_trace(path)
-        return read_trace(Path(path), WANTED, max(deadline, time.monotonic() + 1))
-    finally:
-        os.unlink(path)

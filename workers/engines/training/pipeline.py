@@ -18,9 +18,20 @@ from torch.distributed.pipelining.schedules import (
 
 from strategies.placement import Placement, Split
 from strategies.training import micro_batches
+from workers.engines.training.observing import part
 from workers.messages import EnginePlan
 
 SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B, "interleaved": ScheduleInterleaved1F1B}
+
+
+class _Stage(PipelineStage):
+    """A stage whose backward passes are named for a profile, as its forward passes are by what it
+    calls."""
+
+    def backward_one_chunk(self, *args: Any, **kwargs: Any) -> None:
+        """Take a micro-batch back."""
+        with part("backward"):
+            super().backward_one_chunk(*args, **kwargs)
 
 
 def schedule_of(
@@ -61,7 +72,7 @@ def _stage(
     hidden = torch.empty(between, dtype=dtype, device="meta", requires_grad=True)
     tokens = torch.empty(batch, dtype=torch.int64, device="meta")
     logits = torch.empty((*batch, len(columns_of(plan, rank))), dtype=dtype, device="meta")
-    return PipelineStage(
+    return _Stage(
         module,
         number,
         len(stages),

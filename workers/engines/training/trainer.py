@@ -217,7 +217,8 @@ class Trainer:
             is_last = number == len(batches) - 1
             with exchanging(module, is_last):
                 loss = self._loss(module(x), y)
-                torch.autograd.backward(loss)
+                with part("backward"):
+                    torch.autograd.backward(loss)
             total += loss.detach()
         return total
 
