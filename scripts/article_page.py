@@ -7,6 +7,7 @@ what four H200 did under two engines. A test compares the page with what this ma
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 
 import engines_words as words
 import readme_results
@@ -397,9 +398,28 @@ def _fp8() -> Iterator[str]:
     yield (
         "**More, here.** With weights and activations of the layers in FP8 and the rest in BF16 "
         f"one H200 delivers of the 32B {listed(gains)} concurrent of what it does in BF16, in one "
-        "start ([performance.md](performance.md#fp8)). A part of the phases alone, as "
-        "`--precision-policy` has it, was not measured. What is lost is in "
-        "[precision.md](precision.md#what-it-loses)."
+        "start ([performance.md](performance.md#fp8)); with the kernels of now it is more. "
+        f"{_by_phase()} What is lost is in [precision.md](precision.md#what-it-loses)."
+    )
+
+
+def _by_phase() -> str:
+    """What FP8 in one phase alone delivers, of what it does in both."""
+    by_policy = {}
+    for policy in ("uniform", "fp8-prefill", "fp8-decode"):
+        (results,) = load([RESULTS / "1xh200" / "fp8-by-phase-qwen2.5-32b" / policy])
+        by_policy[policy] = {
+            of: fmean(run.throughput.output_throughput for run in runs)
+            for of, runs in grouped(results.runs, lambda run: run.cell.max_concurrency).items()
+        }
+    both = by_policy["uniform"]
+    prompts, replies = (
+        listed([f"{by_policy[policy][n] / both[n]:.0%} at {n}" for n in sorted(both)])
+        for policy in ("fp8-prefill", "fp8-decode")
+    )
+    return (
+        f"In prompts alone it delivers {prompts} concurrent of that in both phases, in decoding "
+        f"alone {replies} ([FP8 by phase](performance.md#fp8-by-phase))."
     )
 
 
