@@ -1,6 +1,7 @@
 """Products of few rows whose weights are on their way before the kernel before has ended, in Gluon,
-for Hopper: a kernel that is launched early can ask for them while it waits, as no kernel writes
-them. Triton's own pipeline asks for weights and tokens together, and so only after the wait.
+for Hopper, in 16 bits and in FP8: a kernel that is launched early can ask for them while it waits,
+as no kernel writes them. Triton's own pipeline asks for weights and tokens together, and so only
+after the wait.
 
 Tiles of the matrix come by TMA into a ring in shared memory, each stage with a barrier that counts
 bytes. Programs are persistent, one a multiprocessor at most: the ring runs on from one tile of
