@@ -102,18 +102,7 @@ def _streamed(
     w_ring = gl.allocate_shared_memory(w_desc.dtype, [stages, width, depth], w_desc.layout)
     x_ring = gl.allocate_shared_memory(x_desc.dtype, [stages, height, depth], x_desc.layout)
     arrived = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
-    for s in gl.static_range(stages):
-        mbarrier.init(arrived.index(s), count=1)
-    fence_async_shared()
-    # A stage has arrived with all of its bytes, of weights and of tokens.
-    for s in gl.static_range(stages):
-        n, k = _place(s, width, depth, inputs)
-        mbarrier.expect(arrived.index(s), size, pred=n < outputs)
-        _ask(w_desc, n, k, arrived, w_ring, s, n < outputs)
-    in_turn(early)  # only tokens are of the kernel before
-    for s in gl.static_range(stages):
-        n, k = _place(s, width, depth, inputs)
-        _ask(x_desc, 0, k, arrived, x_ring, s, n < outputs)
+    _begun(x_desc, w_desc, x_ring, w_ring, arrived, outputs, inputs, stages, size, early)
     if scaled:
         of_x = gl.load(x_scales_ptr + m, mask=m < rows, other=0.0)
     count = 0  # tiles that are multiplied
@@ -133,11 +122,29 @@ def _streamed(
             count += 1
         if scaled:
             acc = acc * of_w[:, None] * of_x[None, :]
-        if has_bias:
-            acc += gl.load(bias_ptr + out, mask=out < outputs, other=0.0).to(gl.float32)[:, None]
-        inside = (m < rows)[None, :] & (out < outputs)[:, None]
-        place = out_ptr + m[None, :] * outputs + out[:, None]
-        gl.store(place, acc.to(out_ptr.dtype.element_ty), mask=inside)
+        _store(acc, bias_ptr, out_ptr, out, m, rows, outputs, has_bias)
+
+
+@gluon.jit
+def _begun(
+    x_desc, w_desc, x_ring, w_ring, arrived, outputs, inputs: gl.constexpr, stages: gl.constexpr,
+    size: gl.constexpr, early: gl.constexpr,
+):  # fmt: skip
+    """Ask for the first stages, each of `size` bytes: for weights, and for tokens in turn."""
+    width: gl.constexpr = w_desc.block_type.shape[0]
+    depth: gl.constexpr = w_desc.block_type.shape[1]
+    for s in gl.static_range(stages):
+        mbarrier.init(arrived.index(s), count=1)
+    fence_async_shared()
+    # A stage has arrived with all of its bytes, of weights and of tokens.
+    for s in gl.static_range(stages):
+        n, k = _place(s, width, depth, inputs)
+        mbarrier.expect(arrived.index(s), size, pred=n < outputs)
+        _ask(w_desc, n, k, arrived, w_ring, s, n < outputs)
+    in_turn(early)  # only tokens are of the kernel before
+    for s in gl.static_range(stages):
+        n, k = _place(s, width, depth, inputs)
+        _ask(x_desc, 0, k, arrived, x_ring, s, n < outputs)
 
 
 @gluon.jit
@@ -152,3 +159,13 @@ def _place(count, width: gl.constexpr, depth: gl.constexpr, inputs: gl.constexpr
 def _ask(desc, row, column, arrived, ring, slot, wanted):
     place = (arrived.index(slot), ring.index(slot))
     tma.async_copy_global_to_shared(desc, [row, column], *place, pred=wanted)
+
+
+@gluon.jit
+def _store(acc, bias_ptr, out_ptr, out, m, rows, outputs, has_bias: gl.constexpr):
+    """acc: [outputs of a tile, tokens] of the matrix's rows `out` and the tokens `m`."""
+    if has_bias:
+        acc += gl.load(bias_ptr + out, mask=out < outputs, other=0.0).to(gl.float32)[:, None]
+    inside = (m < rows)[None, :] & (out < outputs)[:, None]
+    place = out_ptr + m[None, :] * outputs + out[:, None]
+    gl.store(place, acc.to(out_ptr.dtype.element_ty), mask=inside)
