@@ -157,6 +157,7 @@ def kinds_of(device: torch.device, asked: Asked) -> Mapping[str, tuple[Takes, Ca
 
     from workers.engines.native.kernels import fused
     from workers.engines.native.kernels.flagged import Flagged
+    from workers.engines.native.kernels.fp8 import Norm
     from workers.engines.native.kernels.symmetric import OneShot, TwoShot
 
     group, dtype = dist.group.WORLD, getattr(torch, asked.dtype)
@@ -165,6 +166,7 @@ def kinds_of(device: torch.device, asked: Asked) -> Mapping[str, tuple[Takes, Ca
     two = TwoShot(group, device, dtype, MOST_BYTES)
     flagged = Flagged(group, device, dtype, asked.hidden, MOST_FLAGGED)
     weight = torch.ones(asked.hidden, dtype=dtype, device=device)
+    norm = Norm(weight, EPS)
     shared = memory.empty(MOST_BYTES // dtype.itemsize, dtype=dtype, device=device)
     memory.rendezvous(shared, group)
 
@@ -186,7 +188,7 @@ def kinds_of(device: torch.device, asked: Asked) -> Mapping[str, tuple[Takes, Ca
         return lambda x, residual: all_reduce(x)
 
     def together(sums: GroupSum) -> tuple[Takes, Call]:
-        return sums.fuses, lambda x, residual: sums.all_reduce_norm(x, residual, weight, EPS)
+        return sums.fuses, lambda x, residual: sums.all_reduce_norm(x, residual, norm)
 
     sums: dict[str, tuple[Takes, Sum]] = {
         "nccl": (lambda x: True, dist.all_reduce),

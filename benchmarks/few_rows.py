@@ -40,8 +40,7 @@ from workers.device import device_name
 from workers.engines.native.build import group_sums
 from workers.engines.native.contexts import DecodeContext
 from workers.engines.native.kernels import Kernels, kernels_of
-from workers.engines.native.kernels.fp8 import Fp8Weight
-from workers.engines.native.kernels.reference import FP8
+from workers.engines.native.kernels.fp8 import Fp8Weight, Norm, made_fp8
 from workers.engines.native.matrices import InFp8, Matrix, Plain
 from workers.engines.native.pages import PAGE, pages_for
 from workers.engines.node_sweep import memory
@@ -243,7 +242,7 @@ def step_of(
     def normed(x: Tensor, residual: Tensor, matrix: Matrix[Any]) -> Any:
         one = next((one for one in sums if one.takes(x)), None)
         if one is not None and one.fuses(x):
-            return one.all_reduce_norm(x, residual, norm, EPS, matrix.in_fp8)
+            return one.all_reduce_norm(x, residual, Norm(norm, EPS, matrix.in_fp8))
         x = x if one is None else one.all_reduce(x)
         return matrix.normed(x, residual, norm, EPS)[0]
 
@@ -274,8 +273,8 @@ def _random(shape: Sequence[int], device: torch.device) -> Tensor:
 
 
 def _random_fp8(shape: Sequence[int], device: torch.device) -> Fp8Weight:
-    scales = torch.full((shape[0], 1), 2.0**-12, device=device)
-    return Fp8Weight((_random(shape, device) / scales).to(FP8), scales, (1, shape[1]))
+    scales, share = torch.full((shape[0], 1), 2.0**-12, device=device), (1, shape[1])
+    return Fp8Weight(made_fp8(_random(shape, device), scales, share), scales, share)
 
 
 def told(rows: Sequence[FewRowsRow]) -> str:

@@ -75,14 +75,10 @@ class Backend(Protocol):
     def fuses(self, x: Tensor, axis: str) -> bool:
         """Whether it can sum `x` together with the residual and the norm behind the sum."""
 
-    def all_reduce_norm(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, axis: str, reads: object
-    ) -> Any:
-        """`residual` += the sum of `x` over the ranks along a mesh axis, in place; then its norm,
-        times `weight`. x, residual: [T, H]; weight: [H] -> [T, H]. Only where it `fuses` `x`.
-
-        reads: the matrix in FP8 for which the norm is quantised, as kernels of the engine have it;
-        None: it is not."""
+    def all_reduce_norm(self, x: Tensor, residual: Tensor, norm: Any, axis: str) -> Any:
+        """`residual` += the sum of `x` over the ranks along a mesh axis, in place; then its norm.
+        x, residual: [T, H] -> [T, H]. Only where it `fuses` `x`. norm, and what comes of it: as
+        kernels of the engine have it."""
 
     def all_gather(self, x: Tensor, out: Tensor, axis: str) -> None:
         """Fill `out` [ranks along the axis, *shape of x] with the `x` of each."""
@@ -144,9 +140,7 @@ class LibraryBackend:
         """Never."""
         return False
 
-    def all_reduce_norm(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, axis: str, reads: object
-    ) -> Any:
+    def all_reduce_norm(self, x: Tensor, residual: Tensor, norm: Any, axis: str) -> Any:
         """The library has none."""
         raise NotImplementedError(f"{self.name} sums without a norm")
 
@@ -260,9 +254,7 @@ class GroupSum(Protocol):
     def fuses(self, x: Tensor) -> bool:
         """Whether the residual and the norm behind the sum can be with it: of what it takes."""
 
-    def all_reduce_norm(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, reads: Any = None
-    ) -> Any:
+    def all_reduce_norm(self, x: Tensor, residual: Tensor, norm: Any) -> Any:
         """See `Backend`."""
 
 
@@ -297,13 +289,11 @@ class PeerBackend(LibraryBackend):
         found = self._sum_of(x, axis)
         return found is not None and found.fuses(x)
 
-    def all_reduce_norm(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, axis: str, reads: object
-    ) -> Any:
+    def all_reduce_norm(self, x: Tensor, residual: Tensor, norm: Any, axis: str) -> Any:
         """See `Backend`."""
         found = self._sum_of(x, axis)
         assert found is not None, "ask `fuses` first"
-        return found.all_reduce_norm(x, residual, weight, eps, reads)
+        return found.all_reduce_norm(x, residual, norm)
 
 
 def backend_for(context: RankContext) -> Backend:

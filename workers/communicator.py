@@ -85,19 +85,11 @@ class Communicator:
         """Whether `all_reduce_norm` takes `x`."""
         return not self.ablated and self.backend.fuses(x, axis)
 
-    def all_reduce_norm(
-        self,
-        x: Tensor,
-        residual: Tensor,
-        weight: Tensor,
-        eps: float,
-        axis: str,
-        reads: object = None,
-    ) -> Any:
+    def all_reduce_norm(self, x: Tensor, residual: Tensor, norm: Any, axis: str) -> Any:
         """`residual` += the sum of `x` over the ranks along `axis`, in place, then its norm; see
         `Backend`. It counts as an all-reduce."""
         began = self._begin()
-        out = self.backend.all_reduce_norm(x, residual, weight, eps, axis, reads)
+        out = self.backend.all_reduce_norm(x, residual, norm, axis)
         self._count("all_reduce", axis, nbytes(x), began)
         return out
 

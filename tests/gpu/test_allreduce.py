@@ -21,6 +21,7 @@ from torch import Tensor
 from strategies import ModelShape
 from strategies.peer_sums import ways
 from workers.engines.native.build import peer_sum
+from workers.engines.native.kernels.fp8 import Fp8Weight, Norm
 from workers.engines.native.support import SHARING
 from workers.messages import RankReport, Switches, Work
 
@@ -120,7 +121,7 @@ def sums_with_a_norm(here: Here) -> Iterator[str]:
             ours, theirs = residual.clone(), residual.clone()
             if not one.fuses(x):
                 yield f"{dtype}, {rows} x {width}: it is not fused"
-            out = one.all_reduce_norm(x, ours, weight, EPS)
+            out = one.all_reduce_norm(x, ours, Norm(weight, EPS))
             if rows < 100 and dtype == torch.bfloat16:
                 for share in ((1, width), (128, 128)):
                     if not quantised(one, x, residual.clone(), weight, share, out):
@@ -138,11 +139,10 @@ def quantised(
 ) -> bool:
     """Whether the norm in FP8, for a matrix of which a scale is of `share`, is that of `plain`."""
     from workers.engines.native.kernels import fused_fp8
-    from workers.engines.native.kernels.fp8 import Fp8Weight
 
     reads = Fp8Weight(plain, plain, share)  # of which only the share is looked at
     made, wanted = (
-        one.all_reduce_norm(x, residual, weight, EPS, reads),
+        one.all_reduce_norm(x, residual, Norm(weight, EPS, reads)),
         fused_fp8.quantize(plain, reads),
     )
     differ = (made.values.float() != wanted.values.float()).float().mean()
@@ -184,7 +184,7 @@ class Replayed:
         residual, ranks = self.values(99, salt, rows), range(self.here.ranks)
         expected = sum(self.values(rank, salt, rows) for rank in ranks) + residual
         mine = self.values(self.here.rank, salt, rows)
-        out = one.all_reduce_norm(mine, residual, self.weight, EPS)
+        out = one.all_reduce_norm(mine, residual, Norm(self.weight, EPS))
         self.check(residual, expected)
         self.check(out, fused.rms_norm(expected, self.weight, EPS))
 

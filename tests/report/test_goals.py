@@ -4,7 +4,7 @@ what the published tables say."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -138,8 +138,8 @@ def test_vllm_is_behind_in_each_cell_of_that_start() -> None:
         assert re.search(rf"{words} (of vLLM )?under {layout}\b", page)
 
 
-def steps(folder: str) -> list[float]:
-    return [mean("decode_ms_per_step", folder, "tp2", users) for users in (1, 32)]
+def steps(folder: str, layout: str = "tp2", loads: Sequence[int] = (1, 32)) -> list[float]:
+    return [mean("decode_ms_per_step", folder, layout, users) for users in loads]
 
 
 def test_steps_of_other_models_and_gpus_are_held_against_it_too() -> None:
@@ -250,10 +250,7 @@ def test_fp8() -> None:
     ],
 )
 def test_how_much_faster_a_step_in_fp8_is(bf16: str, fp8: str, layout: str, words: str) -> None:
-    slow, fast = (
-        [mean("decode_ms_per_step", folder, layout, users) for users in (1, 32, 100)]
-        for folder in (bf16, fp8)
-    )
+    slow, fast = (steps(folder, layout, (1, 32, 100)) for folder in (bf16, fp8))
     faster = [f"{before / now:.2f}" for before, now in zip(slow, fast, strict=True)]
     assert words + " and ".join(faster[:2]) in reached("1.6 times as fast in FP8")
     text = (DOCS / "performance.md").read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from workers.engines.native.kernels import flagged, fp8, peer_memory, reference, symmetric
-from workers.engines.native.kernels.fp8 import Fp8, Fp8Weight
+from workers.engines.native.kernels.fp8 import Fp8, Fp8Weight, Norm
 
 WIDTH, CALLS, WORDS = 200, 60, 300_000  # 64-bit words of a rank, for slots
 COUNTS = (1, 7, 1024, 1025, 3000, 4096)
@@ -84,7 +84,7 @@ def right(
     ours, theirs = residual.clone(), residual.clone()
     assert one.fuses(mine)
     reads = READS if call % 2 else None  # quantised or not
-    out = one.all_reduce_norm(mine, ours, weight, 1e-5, reads)
+    out = one.all_reduce_norm(mine, ours, Norm(weight, 1e-5, reads))
     wanted = reference.summed_norm(parts, theirs, weight, 1e-5)
     assert isinstance(out, Fp8) == (reads is not None)
     if isinstance(out, Fp8):

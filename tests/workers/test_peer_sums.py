@@ -27,7 +27,7 @@ from workers.engines.native import build
 from workers.engines.native.contexts import PrefillContext
 from workers.engines.native.examining import Examination
 from workers.engines.native.kernels import fp8, reference
-from workers.engines.native.kernels.fp8 import Fp8, Fp8Weight
+from workers.engines.native.kernels.fp8 import Fp8, Norm
 from workers.engines.native.model import Batch
 from workers.engines.native.pages import PAGE
 from workers.messages import EnginePlan, Switches, Work
@@ -73,16 +73,9 @@ class Gathered:
     def fuses(self, x: Tensor) -> bool:
         return self.with_norm and self.takes(x)
 
-    def all_reduce_norm(
-        self,
-        x: Tensor,
-        residual: Tensor,
-        weight: Tensor,
-        eps: float,
-        reads: Fp8Weight | None = None,
-    ) -> Tensor | Fp8:
-        normed = reference.summed_norm(self._parts(x), residual, weight, eps)
-        return normed if reads is None else fp8.quantize(normed, reads)
+    def all_reduce_norm(self, x: Tensor, residual: Tensor, norm: Norm) -> Tensor | Fp8:
+        normed = reference.summed_norm(self._parts(x), residual, norm.weight, norm.eps)
+        return normed if norm.reads is None else fp8.quantize(normed, norm.reads)
 
     def _parts(self, x: Tensor) -> Tensor:
         self.meeting.parts[self.rank] = x
@@ -198,7 +191,7 @@ def test_without_collectives_nothing_is_fused_and_nothing_counted(noted: Communi
 
 def test_a_fused_sum_is_recorded_as_an_all_reduce(noted: Communicator) -> None:
     with noted.recorded() as recording:
-        noted.all_reduce_norm(torch.ones(2, 8), torch.ones(2, 8), torch.ones(8), 1e-5, "tp")
+        noted.all_reduce_norm(torch.ones(2, 8), torch.ones(2, 8), Norm(torch.ones(8), 1e-5), "tp")
     assert recording.events == [("all_reduce", "tp", 64)]
     assert not noted.calls
 

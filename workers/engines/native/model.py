@@ -16,6 +16,7 @@ from workers.communicator import Communicator
 from workers.engines.native.cache import PagedCache
 from workers.engines.native.contexts import Context
 from workers.engines.native.kernels import Kernels
+from workers.engines.native.kernels.fp8 import Norm
 from workers.engines.native.loading import Layer, Loader
 from workers.engines.native.matrices import Matrix
 from workers.engines.native.rope import rotary_table
@@ -180,8 +181,8 @@ class Decoder:
     ) -> tuple[Any, Tensor]:
         """See `Matrix.normed`; `x` is summed before."""
         if isinstance(x, Partial) and residual is not None:
-            ways = (norm, self._eps, "tp", matrix.in_fp8)
-            return self._communicator.all_reduce_norm(x.x, residual, *ways), residual
+            how = Norm(norm, self._eps, matrix.in_fp8)
+            return self._communicator.all_reduce_norm(x.x, residual, how, "tp"), residual
         return matrix.normed(self._whole(x), residual, norm, self._eps)
 
     def _whole(self, x: Tensor | Partial | Sum) -> Tensor:

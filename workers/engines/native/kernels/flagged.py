@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from workers.engines.native.kernels.early import in_turn, launched
-from workers.engines.native.kernels.fp8 import Fp8, Fp8Weight
+from workers.engines.native.kernels.fp8 import Fp8, Norm
 from workers.engines.native.kernels.fused import scaled
 from workers.engines.native.kernels.peer_memory import Messages, Shared, home, warps_of, written
 
@@ -61,20 +61,12 @@ class Flagged(Messages):
         _flagged_all_reduce[grid](x, *self._arguments, *sizes, **_ways(x, block))
         return x
 
-    def all_reduce_norm(
-        self,
-        x: Tensor,
-        residual: Tensor,
-        weight: Tensor,
-        eps: float,
-        reads: Fp8Weight | None = None,
-    ) -> Tensor | Fp8:
+    def all_reduce_norm(self, x: Tensor, residual: Tensor, norm: Norm) -> Tensor | Fp8:
         """See `PeerSum`."""
-        made, out, sizes = self.made(x, reads)
-        _flagged_all_reduce_norm[(len(x),)](
-            x, residual, weight, *out, *self._arguments, eps, self._rows, *sizes, self._ranks,
-            **_ways(x, sizes[1]),
-        )  # fmt: skip
+        made, out, sizes = self.made(x, norm.reads)
+        tensors = (x, residual, norm.weight, *out, *self._arguments)
+        among = (norm.eps, self._rows, *sizes, self._ranks)
+        _flagged_all_reduce_norm[(len(x),)](*tensors, *among, **_ways(x, sizes[1]))
         return made
 
 

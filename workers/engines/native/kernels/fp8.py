@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,15 @@ class Fp8:
 
     values: Tensor
     scales: Tensor
+
+
+class Norm(NamedTuple):
+    """The RMSNorm of rows [H] behind a sum; see `Pointwise`. weight: [H]. reads: the matrix for
+    which it is quantised; None: it is not."""
+
+    weight: Tensor
+    eps: float
+    reads: Fp8Weight | None = None
 
 
 class Fp8Kernels(Protocol):

@@ -17,9 +17,9 @@ from torch import Tensor
 from workers.engines.native.kernels.early import FEW_ROWS, in_turn, launched
 from workers.engines.native.kernels.fp8 import Fp8, Fp8Weight
 from workers.engines.native.kernels.fused import gated, normed
-from workers.engines.native.kernels.products import STREAMS
+from workers.engines.native.kernels.products import STREAMS, streams
 from workers.engines.native.kernels.reference import FP8
-from workers.engines.native.kernels.tiles import Tile, fp8_tile_of
+from workers.engines.native.kernels.tiles import FP8_ROWS, Tile, fp8_tile_of
 
 if STREAMS:
     from workers.engines.native.kernels import streamed
@@ -161,20 +161,16 @@ def linear(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype) -
 def chosen(x: Fp8, weight: Fp8Weight) -> Tile | None:
     """The tile by which `streamed` multiplies; None: something else does."""
     rows, (outputs, inputs) = x.values.shape[0], weight.values.shape
-    even = (x.values.data_ptr() | weight.values.data_ptr()) % 16 == 0  # as TMA wants it
-    streams = STREAMS and even and _is_hopper(x.values.device)
-    return fp8_tile_of(rows, outputs, inputs, streams) if rows > 0 else None
+    if not 0 < rows <= FP8_ROWS:
+        return None
+    is_hopper = _generation(x.values.device) == 9
+    return fp8_tile_of(rows, outputs, inputs, is_hopper and streams(x.values, weight.values))
 
 
 @cache
-def _is_hopper(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device)[0] == 9
-
-
-@cache
-def _is_deep(device: torch.device) -> bool:
-    """Whether a program can have 200 KB of shared memory, as on Hopper and B200; others have 99."""
-    return torch.cuda.get_device_capability(device)[0] in (9, 10)
+def _generation(device: torch.device) -> int:
+    """The first number of its compute capability."""
+    return torch.cuda.get_device_capability(device)[0]
 
 
 def _product(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -186,7 +182,8 @@ def _product(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype)
     height = min(max(triton.next_power_of_2(rows), 16), 64)
     fits = (n for n, least in _WIDTHS if triton.cdiv(outputs, n) >= least)
     width = 128 if rows > FEW_ROWS else next(fits, 16)
-    deep = _is_deep(x.values.device)
+    # Hopper and B200 have 200 KB of shared memory for a program; others have 99.
+    deep = _generation(x.values.device) in (9, 10)
     deepest = 256 if deep or width < 64 else 128
     depth = weight.share[1] if blocks else deepest
     more = deep and width == 64 and not blocks

@@ -56,8 +56,12 @@ def chosen(x: Tensor, weight: Tensor) -> Tile | None:
     plain = x.is_contiguous() and weight.is_contiguous()
     if x.dtype not in DTYPES or not 0 < rows <= FEW_ROWS or not plain:
         return None
-    even = (x.data_ptr() | weight.data_ptr()) % 16 == 0  # as TMA wants it
-    return tile_of(rows, outputs, inputs, STREAMS and even)
+    return tile_of(rows, outputs, inputs, streams(x, weight))
+
+
+def streams(x: Tensor, weight: Tensor) -> bool:
+    """Whether `streamed` is there, and both begin where TMA can read them."""
+    return STREAMS and (x.data_ptr() | weight.data_ptr()) % 16 == 0
 
 
 @triton.jit(do_not_specialize=["rows"])

@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from workers.engines.native.kernels.early import in_turn, launched
-from workers.engines.native.kernels.fp8 import Fp8, Fp8Weight
+from workers.engines.native.kernels.fp8 import Fp8, Norm
 from workers.engines.native.kernels.fused import scaled
 from workers.engines.native.kernels.peer_memory import Messages, Shared, home, warps_of, written
 
@@ -82,16 +82,8 @@ class PeerSum(Messages):
     def _kernel(self) -> Any:
         raise NotImplementedError
 
-    def all_reduce_norm(
-        self,
-        x: Tensor,
-        residual: Tensor,
-        weight: Tensor,
-        eps: float,
-        reads: Fp8Weight | None = None,
-    ) -> Tensor | Fp8:
-        """residual += the sum of `x` over the group, in place, then its norm; see `Pointwise`.
-        reads: the matrix for which that is quantised; None: it is not."""
+    def all_reduce_norm(self, x: Tensor, residual: Tensor, norm: Norm) -> Tensor | Fp8:
+        """residual += the sum of `x` over the group, in place, then its norm."""
         raise NotImplementedError
 
 
@@ -113,20 +105,13 @@ class OneShot(PeerSum):
     def _kernel(self) -> Any:
         return _one_shot_all_reduce
 
-    def all_reduce_norm(
-        self,
-        x: Tensor,
-        residual: Tensor,
-        weight: Tensor,
-        eps: float,
-        reads: Fp8Weight | None = None,
-    ) -> Tensor | Fp8:
+    def all_reduce_norm(self, x: Tensor, residual: Tensor, norm: Norm) -> Tensor | Fp8:
         """See `PeerSum`. One program a row."""
         assert self._rows is not None
-        made, out, sizes = self.made(x, reads)
-        tensors = (x, residual, weight, *out, *self._rows.arguments)
+        made, out, sizes = self.made(x, norm.reads)
+        tensors = (x, residual, norm.weight, *out, *self._rows.arguments)
         ways = {"num_warps": warps_of(sizes[1]), **launched(len(x))}
-        _one_shot_all_reduce_norm[(len(x),)](*tensors, eps, *sizes, *self._ranks, **ways)
+        _one_shot_all_reduce_norm[(len(x),)](*tensors, norm.eps, *sizes, *self._ranks, **ways)
         return made
 
 

@@ -45,13 +45,14 @@ _TILES: _Tiles = (
 )
 
 
-# The same of FP8, where all are streamed.
+# The same of FP8, where all are streamed, up to FP8_ROWS rows.
+FP8_ROWS = 128
 _FP8_HALF = Tile(64, 512, 4, 6, streamed=True)
 _FP8_TILES: _Tiles = (
     (64, range(100, 2 * _PROGRAMS + 1), math.inf, Tile(128, 256, 4, 6, streamed=True)),
     (64, range(48, _MANY), math.inf, _FP8_HALF),
     (64, range(48, _MANY), math.inf, _FP8_HALF._replace(inputs=256, stages=12)),
-    (128, range(48, 100), math.inf, _FP8_HALF._replace(inputs=256, stages=12)),
+    (FP8_ROWS, range(48, 100), math.inf, _FP8_HALF._replace(inputs=256, stages=12)),
 )
 
 
