@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -16,6 +17,7 @@ from orchestrator.report.text import figure, percent, plural
 from workers.rows import grouped
 
 TITLES = ("calls", "us", "share", "DRAM", "L2 hit", "regs", "occ.", "tensor")
+NAME_WIDTH = 60  # of a kernel: those of templates can have hundreds of characters
 FIGURES_WIDTH = 57  # of the columns of these in a terminal
 LEGEND = (
     "One decode step, its kernels one by one, those that communicate left out. share: of the time "
@@ -69,8 +71,12 @@ def render_kernels(found: Sequence[TopKernel], console: Console) -> None:
 
 def short_name(kernel: str) -> str:
     """The name of a kernel without its type and arguments."""
-    name = kernel.removeprefix("void ").replace("(anonymous namespace)::", "")
-    return name.split("(", 1)[0] or kernel
+    name = kernel.removeprefix("void ")
+    for unnamed in ("(anonymous namespace)::", "<unnamed>::"):
+        name = name.replace(unnamed, "")
+    depth = list(accumulate((char == "<") - (char == ">") for char in name))
+    begins = (at for at, char in enumerate(name) if char == "(" and not depth[at])
+    return name[: next(begins, None)] or kernel
 
 
 def _table(layout: str, mine: Sequence[TopKernel]) -> KernelTable:
@@ -89,7 +95,7 @@ def _line(one: TopKernel) -> KernelLine:
         "-" if one.registers is None else str(one.registers),
         *(percent(value, 0) for value in (one.occupancy_pct, one.tensor_pct)),
     ]
-    return KernelLine(short_name(one.kernel), one.kernel, figures)
+    return KernelLine(_cut(short_name(one.kernel), NAME_WIDTH), one.kernel, figures)
 
 
 def _cut(text: str, width: int) -> str:

@@ -154,6 +154,7 @@ def test_ten_kernels_of_each_cell_are_shown_and_only_of_those_that_are_asked_for
         (MATMUL, MATMUL),
         ("_decode", "_decode"),
         ("void at::native::fill<4>(int, float)", "at::native::fill<4>"),
+        ("void at::<unnamed>::pick<long, (int)-2>(T1, long)", "at::pick<long, (int)-2>"),
     ],
 )
 def test_a_kernel_is_shown_without_its_arguments(name: str, short: str) -> None:
