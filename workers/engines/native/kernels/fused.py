@@ -225,9 +225,9 @@ def _decode(
     count = tl.cdiv(end - begin, splits)
     in_turn(early)
     r, d, t = tl.arange(0, rows), tl.arange(0, dim), tl.arange(0, page)
-    head = request * kv_heads * group + kv_head * group + r
-    real = (r < group)[:, None]
+    head, real = request * kv_heads * group + kv_head * group + r, (r < group)[:, None]
     q = tl.load(q_ptr + head[:, None] * dim + d[None, :], mask=real, other=0.0)
+    q = _beside(q, keys_ptr)
     best = tl.full([rows], -1e30, tl.float32)
     total = tl.zeros([rows], tl.float32)
     acc = tl.zeros([rows, dim], tl.float32)
@@ -245,13 +245,22 @@ def _decode(
         total = total * fade + tl.sum(weight, 1)
         best = top
     if splits == 1:
-        out = (acc / total[:, None]).to(q.dtype)
+        out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
         tl.store(out_ptr + head[:, None] * dim + d[None, :], out, mask=real)
     else:
         part, safe = head * splits + split, tl.where(total > 0.0, total, 1.0)
         tl.store(parts_ptr + part[:, None] * dim + d[None, :], acc / safe[:, None], mask=real)
         share = tl.where(total > 0.0, best + tl.log2(safe), -1e30)
         tl.store(sums_ptr + part, share, mask=r < group)
+
+
+@triton.jit
+def _beside(q, keys_ptr):
+    """q in the dtype in which it and a cache are multiplied: beside e4m3 not bfloat16 but float16,
+    which holds all of e4m3 and takes two of them in one instruction."""
+    if keys_ptr.dtype.element_ty == tl.float8e4nv and q.dtype == tl.bfloat16:
+        q = q.to(tl.float16)
+    return q
 
 
 @triton.jit
