@@ -60,7 +60,11 @@ class Worker:
         return Process(context.get_node_id(), self.device_index, os.getpid(), fd)
 
     def assign(self, rank: int, bundles: tuple[int, ...] = ()) -> None:
-        """Give this process its rank; bundles: see `RankContext`."""
+        """Give this process its rank; bundles: see `RankContext`. Imports torch, which takes long,
+        in all ranks at once: else the others wait for the one that opens the rendezvous, and then
+        it for them."""
+        import torch.distributed  # noqa: F401
+
         self.rank, self._bundles = rank, bundles
 
     def publish(self, tags: dict[str, str]) -> None:

@@ -19,7 +19,7 @@ from workers.checkpoint_files import INPUT_SCALES, WEIGHT_SCALES, locate, scale_
 
 # Uniform on [-a, a) with the standard deviation 0.02 that such models are initialised with.
 _AMPLITUDE = 0.02 * math.sqrt(3.0)
-_CHUNK = 1 << 24
+_CHUNK = 1 << 22
 
 Box = tuple[slice, ...]
 
@@ -145,9 +145,10 @@ def dummy_tensor(
     columns = box[1] if len(box) > 1 else slice(0, 1)
     width = shape[1] if len(shape) > 1 else 1
     column = torch.arange(columns.start, columns.stop, device=device, dtype=torch.int64)
+    of_column = _spread(column, 0)
     for part, row in _in_chunks(rows, box[0].start):
-        values = uniform(row[:, None] * width + column[None, :], seed)
-        part.copy_(values.mul_(2.0).sub_(1.0).mul_(_AMPLITUDE))
+        values = _mixed(_spread(row * width, seed)[:, None] + of_column[None, :])
+        torch.mul(values.mul_(2.0).sub_(1.0), _AMPLITUDE, out=part)
     return out
 
 
@@ -164,7 +165,16 @@ def uniform(index: Tensor, seed: int | Tensor) -> Tensor:
 
     The finalizer is MurmurHash3's (Appleby, public domain); 24 bits fill a float32's mantissa.
     """
-    x = (index * 0x9E3779B1 + seed).to(torch.int32)
+    return _mixed(_spread(index, seed))
+
+
+def _spread(index: Tensor, seed: int | Tensor) -> Tensor:
+    """What `_mixed` mixes: of i + j with a seed it is that of i with it plus that of j with 0."""
+    return (index * 0x9E3779B1 + seed).to(torch.int32)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """Float32 in [0, 1). x: int32, overwritten."""
     x ^= (x >> 16) & 0xFFFF
     x *= -2048144789  # 0x85EBCA6B as a signed 32-bit number
     x ^= (x >> 13) & 0x7FFFF

@@ -14,11 +14,15 @@ import torch
 from ranks import BASE, Pool, engine_plan, generated, ragged_requests, tokens
 
 from strategies.shapes import ModelShape
+from workers.communicator import Communicator
+from workers.engines.native.build import load_decoder
 from workers.engines.native.engine import TorchEngine
 from workers.engines.native.kernels import reference
 from workers.engines.native.rope import rotary_table
 from workers.engines.transformers_config import shape_to_config
 from workers.messages import Request, Work
+from workers.rank import RankContext
+from workers.records import DECODE, PREFILL
 
 LAYOUTS = ["tp1", "tp2", "pp2", "tp2pp2"]
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
@@ -183,3 +187,19 @@ def test_rope_types_windows_and_head_sizes_that_it_does_not_know_are_refused() -
     assert "sliding_window" in str(said(replace(shape, sliding_window=0)))
     assert "sliding_layers" in str(said(replace(shape, sliding_layers=(True,))))
     assert "head_dim 15" in str(said(replace(shape, head_dim=15)))
+
+
+def test_in_brief_a_pass_has_two_layers_of_each_kind(
+    saved: Callable[[str], tuple[Path, Any]],
+) -> None:
+    folder, _ = saved("a window in the last layers")
+    shape, work = shape_of("a window in the last layers"), Work(ragged_requests(100, count=1), 1)
+    plan = engine_plan("tp1", shape, folder, work)
+    context = RankContext(0, plan.placement, torch.device("cpu"))
+    decoder = load_decoder(context, plan, Communicator(context))
+    with decoder.in_brief():
+        assert {phase: list(of) for phase, of in decoder.layers.items()} == {
+            PREFILL: [0, 1, 2, 3],
+            DECODE: [0, 1, 2, 3],
+        }
+    assert [list(of) for of in decoder.layers.values()] == 2 * [[0, 1, 2, 3, 4]]

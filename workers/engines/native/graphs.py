@@ -14,7 +14,7 @@ from torch import Tensor
 from workers.communicator import Communicator, Recording
 from workers.device import synchronize
 from workers.engines.native.contexts import PrefillContext
-from workers.engines.native.model import Batch
+from workers.engines.native.model import Batch, Decoder
 from workers.engines.native.scheduler import Chunk
 
 # Prompts that one captured prefill step can have.
@@ -48,13 +48,8 @@ class Replay:
         return self.output
 
     def capture(self, communicator: Communicator, pool: Any) -> Any:
-        """Capture it in the memory `pool`, None for a new one; returns the pool."""
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side), communicator.recorded():
-            self.forward()  # compiles kernels; cuBLAS and NCCL allocate what they need
-        torch.cuda.current_stream().wait_stream(side)
-        synchronize(communicator.context.device)
+        """Capture it in the memory `pool`, None for a new one; returns the pool. `warm_up` comes
+        before."""
         self.graph = torch.cuda.CUDAGraph()
         with (
             communicator.recorded() as self.recording,
@@ -62,6 +57,26 @@ class Replay:
         ):
             self.output = self.forward()
         return self.graph.pool()
+
+
+def warm_up(replays: Sequence[Replay], decoder: Decoder, communicator: Communicator) -> None:
+    """Launch, on a stream that no graph has, all that graphs of a decoder will have in them: it is
+    compiled then, and cuBLAS and NCCL have allocated what they need."""
+    device, side = communicator.context.device, torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    compiling = decoder.compiled_together
+    with torch.cuda.stream(side), communicator.recorded(), decoder.in_brief():
+        if compiling is not None:
+            with compiling():
+                _forward(replays)
+        _forward(replays)
+    torch.cuda.current_stream().wait_stream(side)
+    synchronize(device)
+
+
+def _forward(replays: Sequence[Replay]) -> None:
+    for replay in replays:
+        replay.forward()
 
 
 @dataclass(frozen=True, slots=True)

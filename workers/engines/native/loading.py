@@ -38,6 +38,13 @@ class Layer:
     down: Matrix[Any]
     window: int | None
 
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Layers of one kind have the same kernels."""
+        in_fp8 = [one.in_fp8 for one in (self.qkv, self.output, self.gate_up, self.down)]
+        forms = (one and (one.share, one.input_scale is None) for one in in_fp8)
+        return (self.window, *forms)
+
 
 @dataclass(slots=True)
 class Loader:

@@ -3,7 +3,9 @@ cut as its placement says."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -65,9 +67,9 @@ class Decoder:
     """The stage of one rank. Where a placement cuts a projection by its rows over tp, the result is
     summed over tp.
 
-    attention, ends: their kernels. hidden_size, dtype: of the activations. layers: by phase and
-    index, as the phase reads them. first_logit: the token of its first logit. head_axis: the mesh
-    axis over which its vocabulary is cut, None where it is whole.
+    attention, ends, compiled_together: see `Kernels`. hidden_size, dtype: of the activations.
+    layers: by phase and index, as the phase reads them. first_logit: the token of its first logit.
+    head_axis: the mesh axis over which its vocabulary is cut, None where it is whole.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Decoder:
         model, placement = load.plan.model, load.plan.placement
         self._communicator, self._kernels = communicator, kernels.pointwise
         self.attention, self.ends = kernels.attention, kernels.ends
+        self.compiled_together = kernels.compiled_together
         self._eps, self.hidden_size, self.dtype = model.norm_eps, model.hidden_size, load.dtype
         rank = load.context.rank
         stages = placement.stages_of(rank)
@@ -114,6 +117,17 @@ class Decoder:
         is_cut = self._overlaps and batch.context.phase == PREFILL and x.shape[0] >= OVERLAPPED
         x, residual = (self._in_halves if is_cut else self._in_one)(x, batch, cache)
         return self._logits(x, residual, batch.sampled) if self.has_head else residual.add_(x)
+
+    @contextmanager
+    def in_brief(self) -> Iterator[None]:
+        """Inside, a pass launches every kernel that a whole one does, each a few times: it has the
+        first two layers of each kind alone. What it returns means nothing."""
+        whole = self.layers
+        self.layers = {phase: _first_of_each_kind(layers) for phase, layers in whole.items()}
+        try:
+            yield
+        finally:
+            self.layers = whole
 
     def _in_one(self, x: Tensor, batch: Batch, cache: PagedCache) -> tuple[Tensor, Tensor]:
         """The layers: what the last one adds, and what it adds it to."""
@@ -235,6 +249,17 @@ class Decoder:
 
     def _down(self, layer: Layer, x: Any) -> Tensor:
         return layer.down.times(layer.down.silu_mul(layer.gate_up.times(x)))
+
+
+def _first_of_each_kind(layers: Mapping[int, Layer]) -> dict[int, Layer]:
+    """Two of each: nothing is added to what the very first one reads."""
+    found: Counter[tuple[object, ...]] = Counter()
+    first = {}
+    for index, layer in layers.items():
+        found[layer.kind] += 1
+        if found[layer.kind] <= 2:
+            first[index] = layer
+    return first
 
 
 class NamedDecoder(Decoder):

@@ -17,7 +17,14 @@ from workers.engines.native.attention_time import attention_times
 from workers.engines.native.cache import PagedCache
 from workers.engines.native.contexts import DecodeContext, prefill_context, slots_of
 from workers.engines.native.examining import Examination
-from workers.engines.native.graphs import DecodeStep, PromptStep, Replay, prompt_fields, takes
+from workers.engines.native.graphs import (
+    DecodeStep,
+    PromptStep,
+    Replay,
+    prompt_fields,
+    takes,
+    warm_up,
+)
 from workers.engines.native.model import Batch, Decoder
 from workers.engines.native.pages import PAGE, pages_for
 from workers.engines.native.sampling import Sampler
@@ -253,8 +260,10 @@ class Runner:
         first, in one memory pool."""
         self._decode_steps = {size: self._new_decode_step(size) for size in _falling(decode_sizes)}
         self._prompt_steps = {size: self._new_prompt_step(size) for size in _falling(prompt_sizes)}
+        steps = (*self._prompt_steps.values(), *self._decode_steps.values())
+        warm_up([replay for _, replay in steps], self._decoder, self._communicator)
         pool = None
-        for _, replay in (*self._prompt_steps.values(), *self._decode_steps.values()):
+        for _, replay in steps:
             pool = replay.capture(self._communicator, pool)
 
     def close(self) -> None:

@@ -4,12 +4,14 @@
 `dense` has attention over gathered contexts, in the two ways that torch offers; `fa3` and
 `flashinfer` have that of libraries. `fp8` and `fused_fp8` are the first kind for matrices in FP8.
 `ends` and `fused_ends` are what is before the layers and behind them. `products` multiplies few
-rows by a matrix; `early` is how the kernels in Triton are launched.
+rows by a matrix; `early` is how the kernels in Triton are launched, `compiling` how they are
+compiled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -156,13 +158,15 @@ class ByPhase:
 @dataclass(frozen=True, slots=True)
 class Kernels:
     """The kernels of one decoder. linear: x weight^T + bias, of x [T, K], weight [N, K] and bias
-    [N] or None -> [T, N]."""
+    [N] or None -> [T, N]. compiled_together: see `compiling`; None where no kernel is
+    compiled, or not all may be left out."""
 
     pointwise: Pointwise
     linear: Callable[..., Tensor]
     fp8: Fp8Kernels
     ends: Ends
     attention: Attention
+    compiled_together: Callable[[], AbstractContextManager[None]] | None = None
 
 
 def kernels_of(
@@ -181,6 +185,7 @@ def kernels_of(
         return Kernels(reference, F.linear, fp8, ends, attends[attention])
     # Importing Triton takes long.
     from workers.engines.native.kernels import fused, fused_ends, fused_fp8, products
+    from workers.engines.native.kernels.compiling import compiled_together
     from workers.engines.native.kernels.early import settle
 
     settle(early)
@@ -196,4 +201,6 @@ def kernels_of(
         fused_fp8 if fusion else fp8,
         fused_ends if fusion else ends,
         attends[attention],
+        # Libraries would be launched with contexts of no tokens.
+        compiled_together if attention in ("triton", "fa3-prefill") else None,
     )

@@ -10,6 +10,7 @@ import torch.distributed as dist
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch._C._distributed_c10d import _SymmetricMemory
 from torch.distributed import _symmetric_memory as memory
 
 from workers.engines.native.kernels.fp8 import Fp8, Fp8Weight
@@ -25,7 +26,8 @@ class Shared:
     def __init__(
         self, group: dist.ProcessGroup, device: torch.device, dtype: torch.dtype, size: int
     ) -> None:
-        self._own = memory.empty(size, dtype=dtype, device=device)
+        # `memory.empty` imports all of sympy first, which takes seconds, to check the size.
+        self._own = _SymmetricMemory.empty_strided_p2p((size,), (1,), dtype, device)
         self._own.zero_()  # the number of no call
         self._handle = handle = memory.rendezvous(self._own, group)
         buffers = (handle.get_buffer(rank, (size,), dtype) for rank in range(group.size()))
