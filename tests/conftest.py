@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from ranks import checkpoint, pool  # noqa: F401  (fixtures)
+from ranks import calibrated, checkpoint, pool  # noqa: F401  (fixtures)
 
 if TYPE_CHECKING:
     from orchestrator.cluster.connection import Cluster

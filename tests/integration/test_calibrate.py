@@ -230,9 +230,8 @@ def test_what_cannot_take_its_place_is_kept_where_it_was(tmp_path):
     assert fabric.load(tmp_path / "partial-1").num_rows == 1
 
 
-def test_four_ranks_are_measured_in_groups_of_two_and_four(pool):
-    engine_plan = calibration_plan("cpu", 4, quick=True)
-    reports = pool.serve(engine_plan, calibration_work(), engine="calibration")[0]
+def test_four_ranks_are_measured_in_groups_of_two_and_four(calibrated):
+    reports = calibrated[-1]
     rows = [row for report in reports for row in FABRIC.rows(report.fabric)]
     # CPU workers share what is measured
     assert {row.rank for row in rows if row.kind != "collective"} == {0}
@@ -248,12 +247,6 @@ def test_four_ranks_are_measured_in_groups_of_two_and_four(pool):
     pairs = fabric.pairs(pa.concat_tables(report.fabric for report in reports))
     assert {(pair.a, pair.b) for pair in pairs} == set(itertools.combinations(range(4), 2))
     assert [pair.busbw for pair in pairs] == sorted(pair.busbw for pair in pairs)
-
-
-def calibration_work():
-    from workers.messages import Work
-
-    return Work((), 1)
 
 
 # -- fits

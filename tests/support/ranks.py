@@ -141,6 +141,17 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
         process.join(10)
 
 
+@pytest.fixture(scope="session")
+def calibrated(pool: Pool) -> list[list[RankReport]]:
+    """What four ranks report of a quick calibration, part by part."""
+    from orchestrator.node.calibrate import calibration_plan
+    from workers.engines.calibration_parts import Part, parts
+
+    work = [Part((), 1, part=part) for part in parts(POOL_SIZE)]
+    plan = calibration_plan("cpu", POOL_SIZE, quick=True)
+    return pool.serve(plan, *work, engine="calibration")
+
+
 def tokens(reports: list[RankReport]) -> dict[int, list[int]]:
     """Request index -> the tokens that were made for it."""
     rows = [

@@ -8,18 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import BASE, FAMILIES, Pool
 
-from strategies import ModelShape
 from strategies.placement import Placement
 from strategies.traffic import ONE_SHOT, TWO_SHOT, bus_factor
 from workers.engines import node_collectives as collectives
+from workers.engines import node_sweep
 from workers.engines import node_timing as timing
-from workers.engines.calibration import CALIBRATION_LAYOUT, QUICK, SWEEP_OPTION
-from workers.engines.calibration_parts import PAIRS, Part, parts
+from workers.engines.calibration_parts import PAIRS, parts
 from workers.engines.node_sweep import Measurement
 from workers.engines.node_timing import CPU_SWEEP, GPU_SWEEP, QUICK_SWEEP, Sweep, Timing
-from workers.messages import EnginePlan, Work
+from workers.messages import RankReport
 from workers.rank import RankContext
 from workers.records import FABRIC, FabricRow
 
@@ -87,11 +85,9 @@ def test_of_pairs_the_more_there_are_the_more_time_they_have() -> None:
     assert PAIRS not in parts(2)
 
 
-def test_a_part_reports_itself_and_those_before_it(pool: Pool) -> None:
-    placement = Placement().with_axis("dp", 3).with_options(**{SWEEP_OPTION: QUICK})
-    work = [Part((), 1, part=part) for part in parts(3)]
+def test_a_part_reports_itself_and_those_before_it(calibrated: list[list[RankReport]]) -> None:
     found: list[set[tuple[str, tuple[int, ...]]]] = [set()]
-    for reports in pool.serve(calibration_of(placement), *work, engine="calibration"):
+    for reports in calibrated:
         rows = [row for one in reports for row in FABRIC.rows(one.fabric)]
         found.append({(row.kind, tuple(row.group or ())) for row in rows})
     assert all(before < after for before, after in itertools.pairwise(found))
@@ -99,9 +95,9 @@ def test_a_part_reports_itself_and_those_before_it(pool: Pool) -> None:
         {("cache", ()), ("hbm", ())},
         {("gemm", ())},
         {("decode_gemm", ())},
-        {("collective", (0, 1, 2))},
+        {("collective", (0, 1, 2, 3))},
         {("collective", (0, 1))},
-        {("collective", (0, 2)), ("collective", (1, 2))},
+        {("collective", pair) for pair in itertools.combinations(range(4), 2) if pair != (0, 1)},
     ]
 
 
@@ -147,8 +143,12 @@ def test_a_time_says_that_it_is_the_median_and_of_how_many_samples() -> None:
     assert (row.percentile, row.samples) == (50, 7)
 
 
-@pytest.mark.slow
-def test_one_cpu_worker_measures_its_memory_and_its_products() -> None:
+def test_one_cpu_worker_measures_its_memory_and_its_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        node_sweep, "cache_bytes", lambda _: 1 << 20
+    )  # to outgrow real ones is slow
     rows = measured(0)
     assert [(row.kind, row.op, row.dtype) for row in rows] == [
         ("cache", "capacity", None),
@@ -176,19 +176,11 @@ def test_how_much_is_measured_depends_on_the_device_and_on_what_is_asked() -> No
     assert timing.sweep_for(torch.device("cuda"), quick=True) is QUICK_SWEEP
 
 
-def calibration_of(placement: Placement) -> EnginePlan:
-    config = {**BASE, **FAMILIES["Qwen2"], "architectures": ["Qwen2ForCausalLM"]}
-    shape = ModelShape.from_config(config, "unused")
-    return EnginePlan(shape, CALIBRATION_LAYOUT, placement, None, "float32", "cpu", 1, 1, 1)
-
-
-def test_two_ranks_measure_every_collective_and_the_first_one_reports(pool: Pool) -> None:
-    placement = Placement().with_axis("dp", 2).with_options(**{SWEEP_OPTION: QUICK})
-    plan = calibration_of(placement)
-    (reports,) = pool.serve(plan, Work((), 1), engine="calibration")
-    first, second = (FABRIC.rows(report.fabric) for report in reports)
-    assert second == []
-    found = [row for row in first if row.kind == "collective"]
+def test_two_ranks_measure_every_collective_and_the_first_one_reports(
+    calibrated: list[list[RankReport]],
+) -> None:
+    rows = (row for report in calibrated[-1] for row in FABRIC.rows(report.fabric))
+    found = [row for row in rows if row.group == (0, 1)]
     assert {(row.op, row.bytes) for row in found} == {
         (op, size) for op in collectives.COLLECTIVE_OPS for size in QUICK_SWEEP.messages
     }

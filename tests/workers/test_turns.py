@@ -42,7 +42,7 @@ def test_every_layout_makes_the_same_tokens_and_no_turn_comes_before_its_time(
     folder = checkpoint("Llama")
     shape = read_shape(folder)
     closed = Work(talks(shape.vocab_size), 2)
-    at = {0: 0.05, 3: 0.1, 5: 0.6}
+    at = {0: 0.05, 3: 0.1, 5: 0.3}
     open_ = replace(
         closed,
         requests=tuple(replace(one, arrival_s=at.get(one.index, 0.0)) for one in closed.requests),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from workers.engines.calibration_parts import Part, parts
+from workers.engines.calibration_parts import Part
 from workers.messages import Built, EnginePlan, RankReport, Work
 from workers.records import FABRIC, STEPS
 from workers.versions import versions
@@ -48,28 +48,22 @@ class CalibrationEngine:
         return Built(context.rank, 0.0, None, 0, None, device_name(context.device), versions())
 
     def run(self, work: Work) -> RankReport:
-        """Measure a part, or everything at once. The report's `fabric` has what this rank found in
-        all parts so far. The work has no requests."""
+        """Measure a part. The report's `fabric` has what this rank found in all parts so far. The
+        work has no requests."""
         from workers.engines.node_sweep import Measurement
         from workers.engines.node_timing import sweep_for
 
         assert self._context is not None, "build first"
+        assert isinstance(work, Part), "it measures part by part"
         context = self._context
         sweep = sweep_for(context.device, self._quick)
         measurement = self._measurement = self._measurement or Measurement(context, sweep)
-        for part in (work.part,) if isinstance(work, Part) else parts(context.placement.num_ranks):
-            measurement.take(part)
+        measurement.take(work.part)
         found = FABRIC.make(measurement.found())
-        if not isinstance(work, Part):
-            self._end()
         return RankReport(context.rank, None, STEPS.make([]), None, 0, fabric=found)
 
     def close(self) -> None:
         """Drop the context, and what was measured."""
-        self._end()
-        self._context = None
-
-    def _end(self) -> None:
         if self._measurement is not None:
             self._measurement.end()
-        self._measurement = None
+        self._context = self._measurement = None

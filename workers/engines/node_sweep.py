@@ -23,6 +23,7 @@ from workers.engines.node_conditions import watching
 from workers.engines.node_timing import (
     GIB,
     KIB,
+    MIB,
     Operation,
     Sweep,
     Timing,
@@ -79,11 +80,12 @@ def _part(context: RankContext, sweep: Sweep, part: str) -> Iterator[Timing]:
 def memory(device: torch.device, sweep: Sweep) -> Iterator[Timing]:
     """Reading (a sum) and copying (bytes read plus bytes written) of more than the caches hold."""
     size = max(sweep.memory_bytes, min(2 * cache_bytes(device), GIB))
-    x = torch.randn(size // 4, device=device)
+    part = torch.randn(MIB // 4, device=device)  # made once: random numbers are slow on a CPU
+    x = part.repeat(size // MIB)
     y = torch.empty_like(x)
     cases: tuple[tuple[str, Operation, int], ...] = (
-        ("read", x.sum, size),
-        ("copy", lambda: y.copy_(x), 2 * size),
+        ("read", x.sum, x.nbytes),
+        ("copy", lambda: y.copy_(x), 2 * x.nbytes),
     )
     for op, call, moved in cases:
         us = median_us(device, sweep, call)
@@ -145,7 +147,8 @@ def decode_products(device: torch.device, sweep: Sweep) -> Iterator[Timing]:
     for dtype in (torch.bfloat16, FP8) if device.type == "cuda" else (torch.float32,):
         size = n * k * dtype.itemsize
         count = max(2, -(-2 * min(cache_bytes(device), GIB) // size))
-        weights = [torch.randn(n, k, device=device).to(dtype) for _ in range(count)]
+        weight = torch.randn(n, k, device=device).to(dtype)
+        weights = [weight.clone() for _ in range(count)]
         for m in sweep.rows:
             call = _in_turn(torch.randn(m, k, device=device).to(dtype), weights)
             if call is not None:
