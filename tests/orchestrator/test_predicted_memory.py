@@ -25,7 +25,14 @@ OTHERS = (
 )
 
 
-def errors(folder: str) -> Iterator[float]:
+SINCE = (  # passes that warm up have few layers
+    ("2xh200/starts/llama-70b", "llama-70b", "none"),
+    ("2xh200/starts/qwen2.5-32b", "qwen2.5-32b", "none"),
+    ("2xh200/starts/qwen2.5-32b-fp8", "qwen2.5-32b", "fp8"),
+)
+
+
+def errors(folder: str, model: str = "", quantization: str = "none") -> Iterator[float]:
     """Of each layout, in percent of what its fullest GPU held."""
     seen = Store(RESULTS / folder).read("telemetry")
     assert seen is not None
@@ -33,7 +40,8 @@ def errors(folder: str) -> Iterator[float]:
     seen = seen.filter(pc.equal(seen.column("engine"), "torch"))
     most = seen.group_by("strategy").aggregate([("memory_used_bytes", "max")]).to_pylist()
     held = {row["strategy"]: row["memory_used_bytes_max"] for row in most}
-    asked = {"model": folder.partition("engines-")[2], "max_concurrency": "100"}
+    asked = {"model": model or folder.partition("engines-")[2], "max_concurrency": "100"}
+    asked["quantization"] = quantization
     plan = predicted(Experiment.model_validate(asked), Machines(gpu, count), list(held))
     (planned,) = plan.planned
     (ranking,) = planned.rankings
@@ -55,6 +63,13 @@ def test_memory_is_predicted_within_4_percent_and_most_within_3(
     assert median(unseen) < 2.5
     assert sum(one <= 3 for one in unseen) >= 13
     assert max(unseen) < 3.7
+
+
+def test_since_warming_up_has_few_layers_a_gpu_of_tp2_is_less_full() -> None:
+    """As docs/predictions.md says."""
+    found = [one for case in SINCE for one in errors(*case)]
+    assert len(found) == 3
+    assert (round(min(found), 1), round(max(found), 1)) == (0.7, 2.9)
 
 
 def test_the_overhead_is_the_mean_of_those_it_is_taken_from(found: dict[str, list[float]]) -> None:
