@@ -7,6 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from workers.engines.training import watching
 from workers.engines.training.engine import TorchTrainer
 from workers.messages import RankReport, TrainingWork
 
@@ -32,4 +35,6 @@ class StuckTrainer(TorchTrainer):
 
         trainer.step = step
         self._traffic = []  # nothing is counted before
-        return super().run(replace(work, save=None))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(watching, "LOOK_S", 0.1)
+            return super().run(replace(work, save=None))
