@@ -146,9 +146,8 @@ def test_a_time_says_that_it_is_the_median_and_of_how_many_samples() -> None:
 def test_one_cpu_worker_measures_its_memory_and_its_products(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        node_sweep, "cache_bytes", lambda _: 1 << 20
-    )  # to outgrow real ones is slow
+    # To read more than real caches hold takes seconds.
+    monkeypatch.setattr(node_sweep, "cache_bytes", lambda _: 1 << 20)
     rows = measured(0)
     assert [(row.kind, row.op, row.dtype) for row in rows] == [
         ("cache", "capacity", None),
