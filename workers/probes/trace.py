@@ -6,12 +6,12 @@ from __future__ import annotations
 import bisect
 import json
 import math
-import os
 import re
 import tempfile
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -107,7 +107,9 @@ class Tracer:
             yield
             synchronize(self._communicator.context.device)
         self._communicator.journal = None
-        self._kernels = in_turn(read_kernels(_export(self._profiler)))
+        with written(self._profiler) as path:
+            trace = json.loads(path.read_text(encoding="utf-8"))
+        self._kernels = in_turn(read_kernels(trace))
 
     @contextmanager
     def step(self, phase: str, index: int) -> Iterator[None]:
@@ -308,13 +310,11 @@ def _kernel(event: TraceEvent, launch: _Launch, origin: float) -> Kernel:
     return Kernel(event.name, step.phase, step.number, launch.at, start, end, event.told)
 
 
-def _export(profiler: torch.profiler.profile) -> Any:
-    """The Chrome trace of a profile, as its JSON."""
-    handle, path = tempfile.mkstemp(suffix=".json")
-    os.close(handle)
-    try:
-        profiler.export_chrome_trace(path)
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    finally:
-        os.unlink(path)
+@contextmanager
+def written(profiler: torch.profiler.profile) -> Iterator[Path]:
+    """The Chrome trace of what a profiler saw, as a file that is gone afterwards: it has no other
+    way out that is public."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "trace.json")
+        profiler.export_chrome_trace(str(path))
+        yield path

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
-import tempfile
 import time
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from typing import IO, Any
 
 import torch
 
-from workers.probes.trace import TraceEvent, event_of, origin_us
+from workers.probes.trace import TraceEvent, event_of, origin_us, written
 
 PIECE = 2**22  # characters
 BETWEEN = re.compile(r"[\s,]*")
@@ -35,15 +33,9 @@ class TraceFile:
 def exported(
     profiler: torch.profiler.profile, wanted: Container[str], deadline: float
 ) -> TraceFile:
-    """What a profiler saw, by way of a file: it has no other that is public. Raises as `read_trace`
-    does."""
-    handle, path = tempfile.mkstemp(suffix=".json")
-    os.close(handle)
-    try:
-        profiler.export_chrome_trace(path)
-        return read_trace(Path(path), wanted, max(deadline, time.monotonic() + 1))
-    finally:
-        os.unlink(path)
+    """What a profiler saw. Raises as `read_trace` does."""
+    with written(profiler) as path:
+        return read_trace(path, wanted, max(deadline, time.monotonic() + 1))
 
 
 def read_trace(path: Path, wanted: Container[str], deadline: float) -> TraceFile:

@@ -3,10 +3,10 @@ cut as its placement says."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from workers.engines.native.matrices import Matrix
 from workers.engines.native.rope import rotary_table
 from workers.engines.native.support import switches_of
 from workers.records import DECODE, PREFILL
+from workers.rows import grouped
 
 OVERLAPPED = 1536  # tokens of a pass from which on sums over tp may overlap with the other half
 EMBEDDING = "model.embed_tokens.weight"
@@ -253,13 +254,9 @@ class Decoder:
 
 def _first_of_each_kind(layers: Mapping[int, Layer]) -> dict[int, Layer]:
     """Two of each: nothing is added to what the very first one reads."""
-    found: Counter[tuple[object, ...]] = Counter()
-    first = {}
-    for index, layer in layers.items():
-        found[layer.kind] += 1
-        if found[layer.kind] <= 2:
-            first[index] = layer
-    return first
+    kinds = grouped(layers, lambda index: layers[index].kind).values()
+    first = chain.from_iterable(mine[:2] for mine in kinds)
+    return {index: layers[index] for index in sorted(first)}
 
 
 class NamedDecoder(Decoder):

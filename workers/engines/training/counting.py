@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from strategies.placement import Placement
+from workers.rows import grouped
 from workers.training_records import TrainingCollectiveRow
 
 # Operators of c10d, and of its functional form, -> what nccl-tests call them.
@@ -127,10 +128,8 @@ def axes_by_ranks(placement: Placement, rank: int) -> dict[tuple[int, ...], str]
 def axes_by_operation(journal: Iterable[Issued]) -> dict[str, set[str | None]]:
     """What each operation of a step is over, as `Issued` has it. Where it is one thing, the name of
     a kernel tells it."""
-    found: dict[str, set[str | None]] = {}
-    for op, axis in journal:
-        found.setdefault(op, set()).add(axis)
-    return found
+    calls = grouped(journal, lambda one: one.op)
+    return {op: {one.axis for one in mine} for op, mine in calls.items()}
 
 
 def _group(placement: Placement, rank: int, axes: list[str]) -> tuple[int, ...]:

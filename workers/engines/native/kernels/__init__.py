@@ -195,12 +195,13 @@ def kernels_of(
         from workers.engines.native.kernels.flashinfer import FlashInfer
 
         attends[attention] = FlashInfer(fused.prefill_attention)
+    is_ours = attends[attention].decode_attention is fused.decode_attention
     return Kernels(
         fused if fusion else reference,
         products.linear if multiplies else F.linear,
         fused_fp8 if fusion else fp8,
         fused_ends if fusion else ends,
         attends[attention],
-        # Libraries would be launched with contexts of no tokens.
-        compiled_together if attention in ("triton", "fa3-prefill") else None,
+        # Any other would be launched with contexts of no tokens.
+        compiled_together if is_ours else None,
     )
