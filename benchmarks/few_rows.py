@@ -41,7 +41,8 @@ from workers.engines.native.build import group_sums
 from workers.engines.native.contexts import DecodeContext
 from workers.engines.native.kernels import Kernels, kernels_of
 from workers.engines.native.kernels.fp8 import Fp8Weight, Norm, made_fp8
-from workers.engines.native.matrices import InFp8, Matrix, Plain
+from workers.engines.native.kernels.reference import Rope
+from workers.engines.native.matrices import InFp8, Matrix, Plain, gated, queries
 from workers.engines.native.pages import PAGE, pages_for
 from workers.engines.node_sweep import memory
 from workers.engines.node_timing import GPU_SWEEP, Sweep, captured, median_us, release
@@ -226,7 +227,7 @@ def step_of(
     sums: Sequence[GroupSum] = (),
 ) -> Callable[[], Tensor]:
     """The layers of a decode step, as the decoder has them."""
-    pages, small = pages_for(CONTEXT), kernels.pointwise
+    pages = pages_for(CONTEXT)
     cache = (len(weights), requests * pages, PAGE, shard.kv_heads, shard.dim)
     keys, values = _random(cache, device), _random(cache, device)
     tables = torch.arange(requests * pages, device=device, dtype=torch.int32).view(requests, -1)
@@ -249,12 +250,12 @@ def step_of(
     def step() -> Tensor:
         x, residual = start.clone(), torch.zeros_like(start)  # sums are in place
         for layer, (qkv, output, gate_up, down) in enumerate(layers):
-            x = qkv.times(normed(x, residual, qkv))
             places = (positions, slots, keys[layer], values[layer])
-            q = small.rope_and_cache(x, cos, sin, *places, None, None, EPS)
+            rope = Rope(cos, sin, *places, None, None, EPS)
+            q = queries(qkv, normed(x, residual, qkv), None, rope, kernels.pointwise)
             x = context.attend(kernels.attention, q, keys[layer], values[layer], None)
             x = output.times(output.input(x.flatten(1)))
-            x = down.times(down.silu_mul(gate_up.times(normed(x, residual, gate_up))))
+            x = down.times(gated(gate_up, normed(x, residual, gate_up), down))
         return x + residual
 
     return step
@@ -265,7 +266,7 @@ def _matrices(layer: Iterable[Tensor | Fp8Weight], kernels: Kernels) -> Iterator
         if isinstance(weight, Fp8Weight):
             yield InFp8(weight, kernels.fp8, torch.bfloat16)
         else:
-            yield Plain(weight, kernels.pointwise, kernels.linear)
+            yield Plain(weight, kernels.pointwise, kernels.products)
 
 
 def _random(shape: Sequence[int], device: torch.device) -> Tensor:

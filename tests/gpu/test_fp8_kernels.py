@@ -159,6 +159,60 @@ def test_products_that_are_streamed_are_replayed_alike(rows: int) -> None:
         early.settle(False)
 
 
+@pytest.mark.skipif(not IS_HOPPER, reason="needs a Hopper GPU")
+@pytest.mark.parametrize("rows", [1, 7, 33, 64])
+@pytest.mark.parametrize("shape", [(27648, 5120), (12800, 512), (5120, 768)])
+@pytest.mark.parametrize("down", [None, CHANNELS, BLOCKS])
+def test_gate_and_up_are_multiplied_in_their_product(
+    shape: tuple[int, int], rows: int, down: object
+) -> None:
+    """And quantised by what the product has found, where a token has one scale."""
+    from workers.engines.native.kernels import fused, fused_fp8
+
+    weight = weight_of(shape, CHANNELS)
+    reads = weight_of((256, shape[0] // 2), down) if down else None
+    x = fp8.quantize(torch.randn(rows, shape[1], device="cuda", dtype=torch.bfloat16), weight)
+    product = fused_fp8.linear(x, weight, None, torch.bfloat16)
+    made = fused_fp8.gated(x, weight, torch.bfloat16, reads)
+    assert made is not None
+    if reads is None:
+        assert error(made, fused.silu_mul(product)) < 2e-3
+    else:
+        wanted = fused_fp8.silu_mul(product, reads)
+        assert error(made.scales, wanted.scales) < 2e-3
+        assert error(made.values.float(), wanted.values.float()) < 1e-2
+
+
+@pytest.mark.skipif(not IS_HOPPER, reason="needs a Hopper GPU")
+@pytest.mark.parametrize("cached", [torch.bfloat16, reference.FP8])
+@pytest.mark.parametrize("rows", [1, 7, 33, 64, 100])
+@pytest.mark.parametrize(("shape", "dim"), [((3584, 5120), 128), ((3072, 512), 64)])
+def test_queries_are_turned_and_keys_and_values_cached_in_their_product(
+    shape: tuple[int, int], dim: int, rows: int, cached: torch.dtype
+) -> None:
+    from workers.engines.native.kernels import fused, fused_fp8
+
+    weight, kv_heads = weight_of(shape, CHANNELS), 4
+    x = fp8.quantize(torch.randn(rows, shape[1], device="cuda", dtype=torch.bfloat16), weight)
+    bias = torch.randn(shape[0], device="cuda", dtype=torch.bfloat16)
+    cos, sin = (torch.randn(64, dim // 2, device="cuda") for _ in range(2))
+    positions = torch.randint(0, 64, (rows,), device="cuda")
+    slots = torch.randperm(8 * 16, device="cuda")[:rows]
+    caches = [
+        [torch.zeros(8, 16, kv_heads, dim, device="cuda").to(cached) for _ in range(2)]
+        for _ in range(2)
+    ]
+    one, other = (
+        reference.Rope(cos, sin, positions, slots, *both, None, None, 1e-6) for both in caches
+    )
+    made = fused_fp8.queries(x, weight, bias, torch.bfloat16, one)
+    assert made is not None
+    product = fused_fp8.linear(x, weight, bias, torch.bfloat16)
+    assert error(made, fused.rope_and_cache(product, *other)) < 2e-3
+    assert error(one.keys.float(), other.keys.float()) < 2e-3
+    assert error(one.values.float(), other.values.float()) < 2e-3
+
+
 # -- the cache
 
 
@@ -196,7 +250,7 @@ def test_keys_and_values_are_cached_in_e4m3(dim: int) -> None:
 def test_decoding_reads_a_cache_in_e4m3(
     batch: int, heads: int, kv_heads: int, page: int, window: int | None
 ) -> None:
-    from workers.engines.native.kernels import fused
+    from workers.engines.native.kernels import paged
 
     pages = 24
     q = torch.randn(batch, heads, 128, device="cuda", dtype=torch.bfloat16)
@@ -208,12 +262,12 @@ def test_decoding_reads_a_cache_in_e4m3(
     lengths = torch.randint(1, pages * page + 1, (batch,), device="cuda", dtype=torch.int32)
     lengths[0] = 1
     args = (q, keys, values, order.view(batch, pages), lengths, window)
-    assert error(fused.decode_attention(*args), reference.decode_attention(*args)) < 8e-3
+    assert error(paged.decode_attention(*args), reference.decode_attention(*args)) < 8e-3
 
 
 @pytest.mark.parametrize("window", [None, 7, 64])
 def test_prompts_read_a_cache_in_e4m3(window: int | None) -> None:
-    from workers.engines.native.kernels import fused
+    from workers.engines.native.kernels import paged
 
     query, context = (5, 64, 1), (5, 100, 17)
     q = torch.randn(sum(query), 16, 128, device="cuda", dtype=torch.bfloat16)
@@ -221,7 +275,7 @@ def test_prompts_read_a_cache_in_e4m3(window: int | None) -> None:
     slots = torch.randperm(512, device="cuda")[: sum(context)]
     ends = [torch.tensor([0, *lens], device="cuda").cumsum(0).int() for lens in (query, context)]
     args = (q, keys, values, slots, *ends, max(query), max(context), window)
-    assert error(fused.prefill_attention(*args), reference.prefill_attention(*args)) < 8e-3
+    assert error(paged.prefill_attention(*args), reference.prefill_attention(*args)) < 8e-3
 
 
 # -- the engine

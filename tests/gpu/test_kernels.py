@@ -71,12 +71,13 @@ def test_rope_and_cache(dim: int, norm: bool, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("window", [None, 1, 5, 64, 65, 1000, 10**6])
 @pytest.mark.parametrize(
     ("batch", "heads", "kv_heads", "page"),
-    [(1, 16, 2, 64), (100, 16, 2, 64), (7, 10, 2, 64), (5, 4, 4, 16)],
+    # In 16, 2, 12, 12 and 3 parts; of the last one programs join them.
+    [(1, 16, 2, 64), (100, 16, 2, 64), (7, 10, 2, 64), (5, 4, 4, 16), (50, 8, 2, 64)],
 )
 def test_decode_attention(
     batch: int, heads: int, kv_heads: int, page: int, window: int | None, dtype: torch.dtype
 ) -> None:
-    from workers.engines.native.kernels import fused
+    from workers.engines.native.kernels import paged
 
     pages = 24
     q = torch.randn(batch, heads, 128, device="cuda", dtype=dtype)
@@ -90,13 +91,13 @@ def test_decode_attention(
     lengths = torch.randint(1, pages * page + 1, (batch,), device="cuda", dtype=torch.int32)
     lengths[0] = 1
     args = (q, keys, values, tables, lengths, window)
-    assert close(fused.decode_attention(*args), reference.decode_attention(*args))
+    assert close(paged.decode_attention(*args), reference.decode_attention(*args))
 
 
 @pytest.mark.parametrize("window", [None, 1, 7, 40, 64, 1000])
 @pytest.mark.parametrize("heads", [(16, 2), (10, 2)])
 def test_prefill_attention(heads: tuple[int, int], window: int | None) -> None:
-    from workers.engines.native.kernels import fused
+    from workers.engines.native.kernels import paged
 
     query, context = (5, 64, 1), (5, 100, 17)
     q = torch.randn(sum(query), heads[0], 128, device="cuda", dtype=torch.bfloat16)
@@ -108,12 +109,12 @@ def test_prefill_attention(heads: tuple[int, int], window: int | None) -> None:
         torch.tensor([0, *lens], device="cuda").cumsum(0).int() for lens in (query, context)
     ]
     args = (q, keys, values, slot_mapping, *cu_seqlens, max(query), max(context), window)
-    assert close(fused.prefill_attention(*args), reference.prefill_attention(*args))
+    assert close(paged.prefill_attention(*args), reference.prefill_attention(*args))
 
 
 def test_the_window_of_a_captured_decode_moves_with_the_positions() -> None:
     """What a graph has captured is read from `lengths` at each replay."""
-    from workers.engines.native.kernels import fused
+    from workers.engines.native.kernels import paged
 
     q = torch.randn(2, 8, 64, device="cuda", dtype=torch.bfloat16)
     keys, values = (
@@ -122,10 +123,10 @@ def test_the_window_of_a_captured_decode_moves_with_the_positions() -> None:
     tables = torch.tensor([[3, 1, 7, 5], [2, 8, 4, 6]], device="cuda", dtype=torch.int32)
     lengths = torch.ones(2, device="cuda", dtype=torch.int32)
     args = (q, keys, values, tables, lengths, 70)
-    fused.decode_attention(*args)  # compiles
+    paged.decode_attention(*args)  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = fused.decode_attention(*args)
+        out = paged.decode_attention(*args)
     for now in ([1, 256], [70, 71], [200, 133]):
         lengths.copy_(torch.tensor(now, dtype=torch.int32))
         graph.replay()

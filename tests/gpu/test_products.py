@@ -13,6 +13,7 @@ from replays import replayed
 
 from strategies.shapes import ModelShape
 from workers.actor import Worker
+from workers.engines.native.kernels.reference import Rope
 from workers.messages import RankReport, Switches, Work
 
 IS_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
@@ -27,9 +28,10 @@ SHAPES = [
     ((33700, 256), 128, True),  # two tiles of outputs a program, each of fewer than stages
     ((55300, 256), 128, False),  # more than two
     ((12810, 128), 128, True),  # one tile of inputs, and fewer programs than may be
-    ((12800, 8192), 128, False),
+    ((12800, 8192), 128, True),
     ((5120, 13824), 64, True),
-    ((8192, 4096), 64, False),
+    ((8192, 4096), 64, True),
+    ((10240, 8192), 64, False),
     ((3584, 5120), 64, True),
     ((5120, 384), 64, True),  # three tiles of inputs in six stages
     ((4100, 1024), 64, True),
@@ -39,12 +41,13 @@ SHAPES = [
 ]
 SIZES = {
     "hidden_size": 1024,
-    "intermediate_size": 2816,
-    "num_attention_heads": 8,
+    "intermediate_size": 6400,
+    "num_attention_heads": 16,
     "num_key_value_heads": 4,
     "head_dim": 128,
     "architectures": ["LlamaForCausalLM"],
 }
+# qkv, and gate and up, are streamed.
 SHAPE = ModelShape.from_config({**BASE, **FAMILIES["Llama"], **SIZES}, "llama")
 WORK = Work(ragged_requests(SHAPE.vocab_size, count=20), max_concurrency=16)
 
@@ -94,6 +97,68 @@ def check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> N
     ours, theirs = products.linear(x, weight, bias), F.linear(x, weight, bias)
     error = (ours.double() - exact).norm() / exact.norm()
     assert error < 1.2 * (theirs.double() - exact).norm() / exact.norm() + 1e-5
+
+
+@pytest.mark.parametrize("rows", [1, 7, 16, 33, 64])
+@pytest.mark.parametrize("shape", [(27648, 5120), (33792, 256), (12800, 128), (5120, 384)])
+def test_gate_and_up_are_multiplied_in_their_product(shape: tuple[int, int], rows: int) -> None:
+    x, weight, _ = operands(shape, rows, torch.bfloat16)
+    made = products.gated(x, weight)
+    assert made is not None
+    assert close(made, fused.silu_mul(products.linear(x, weight)))
+
+
+def test_what_is_not_streamed_is_left_to_two_kernels() -> None:
+    x, weight, _ = operands((55300, 256), 7, torch.bfloat16)
+    assert products.gated(x, weight) is None
+    x, weight, bias = operands((3584, 1024), 7, torch.bfloat16)
+    assert products.gated(x[:, :1000].contiguous(), weight[:, :1000].contiguous()) is None
+    norm = torch.ones(128, device="cuda", dtype=torch.bfloat16)
+    for dim, norms in ((128, (norm, norm)), (96, (None, None))):
+        assert products.queries(x, weight, bias, rope_of(7, 4, dim, torch.bfloat16, *norms)) is None
+
+
+@pytest.mark.parametrize("cached", [torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 7, 16, 33, 64])
+@pytest.mark.parametrize(
+    ("shape", "kv_heads", "dim"),
+    [((3584, 5120), 4, 128), ((5120, 8192), 4, 128), ((3072, 256), 8, 64), ((3584, 384), 1, 256)],
+)
+def test_queries_are_turned_and_keys_and_values_cached_in_their_product(
+    shape: tuple[int, int], kv_heads: int, dim: int, rows: int, has_bias: bool, cached: torch.dtype
+) -> None:
+    x, weight, added = operands(shape, rows, torch.bfloat16)
+    bias = added if has_bias else None
+    one, other = (rope_of(rows, kv_heads, dim, cached) for _ in range(2))
+    made = products.queries(x, weight, bias, one)
+    assert made is not None
+    assert close(made, fused.rope_and_cache(products.linear(x, weight, bias), *other))
+    assert close(one.keys, other.keys)
+    assert close(one.values, other.values)
+
+
+def rope_of(
+    rows: int,
+    kv_heads: int,
+    dim: int,
+    cached: torch.dtype,
+    q_norm: torch.Tensor | None = None,
+    k_norm: torch.Tensor | None = None,
+) -> Rope:
+    """Alike whenever it is made."""
+    torch.manual_seed(0)
+    cos, sin = (torch.randn(99, dim // 2, device="cuda") for _ in range(2))
+    positions = torch.randint(0, 99, (rows,), device="cuda")
+    slots = torch.randperm(5 * 64, device="cuda")[:rows]
+    keys, values = (torch.zeros(5, 64, kv_heads, dim, device="cuda").to(cached) for _ in range(2))
+    return Rope(cos, sin, positions, slots, keys, values, q_norm, k_norm, 1e-6)
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """Both sum alike. What may differ is how a few values are rounded."""
+    assert ours.shape == theirs.shape
+    return bool((ours.float() - theirs.float()).norm() <= 2e-3 * theirs.float().norm())
 
 
 def test_what_is_not_contiguous_or_wider_is_torchs() -> None:

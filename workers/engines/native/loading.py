@@ -100,7 +100,7 @@ class Loader:
         if self.plan.precision.is_fp8(phase) and self.plan.model.fp8_of(names[0]) is not None:
             made = InFp8(self._fp8(names), self.kernels.fp8, self.dtype)
         else:
-            made = Plain(self._plain(tuple(names)), self.kernels.pointwise, self.kernels.linear)
+            made = Plain(self._plain(tuple(names)), self.kernels.pointwise, self.kernels.products)
         self.bytes += made.bytes
         return made
 

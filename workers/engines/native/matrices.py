@@ -3,17 +3,18 @@ dtype of the model, or in FP8."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from workers.engines.native.kernels import Pointwise
+from workers.engines.native.kernels import Pointwise, Products
 from workers.engines.native.kernels.fp8 import Fp8, Fp8Kernels, Fp8Weight
+from workers.engines.native.kernels.reference import Rope
 
 Input = TypeVar("Input")
+Read = TypeVar("Read")
 
 
 class Matrix(Protocol, Generic[Input]):
@@ -38,6 +39,15 @@ class Matrix(Protocol, Generic[Input]):
         """x matrix^T + bias -> [T, N]."""
         ...
 
+    def gated(self, x: Input, reads: Matrix[Read]) -> Read | None:
+        """silu(gate) x up of `times`, [T, N / 2], as `reads` reads it, where it is made with the
+        product; else None."""
+        ...
+
+    def queries(self, x: Input, bias: Tensor | None, rope: Rope) -> Tensor | None:
+        """`Pointwise.rope_and_cache` of `times`, where it is made with the product; else None."""
+        ...
+
     @property
     def in_fp8(self) -> Fp8Weight | None:
         """The matrix, where its inputs are quantised for it."""
@@ -56,11 +66,11 @@ class Matrix(Protocol, Generic[Input]):
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """In the dtype of the model. weight: [N, K]. linear: see `Kernels`."""
+    """In the dtype of the model. weight: [N, K]."""
 
     weight: Tensor
     kernels: Pointwise
-    linear: Callable[..., Tensor]
+    products: Products
 
     def normed(
         self, x: Tensor, residual: Tensor | None, norm: Tensor, eps: float
@@ -80,8 +90,16 @@ class Plain:
 
     def times(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """See `Matrix`."""
-        out: Tensor = self.linear(x, self.weight, bias)
-        return out
+        return self.products.linear(x, self.weight, bias)
+
+    def gated(self, x: Tensor, reads: Matrix[Read]) -> Read | None:
+        """See `Matrix`."""
+        made = self.products.gated(x, self.weight)
+        return None if made is None else reads.input(made)
+
+    def queries(self, x: Tensor, bias: Tensor | None, rope: Rope) -> Tensor | None:
+        """See `Matrix`."""
+        return self.products.queries(x, self.weight, bias, rope)
 
     @property
     def in_fp8(self) -> None:
@@ -127,6 +145,14 @@ class InFp8:
         """See `Matrix`."""
         return self.kernels.linear(x, self.weight, bias, self.dtype)
 
+    def gated(self, x: Fp8, reads: Matrix[Any]) -> Any:
+        """See `Matrix`."""
+        return self.kernels.gated(x, self.weight, self.dtype, reads.in_fp8)
+
+    def queries(self, x: Fp8, bias: Tensor | None, rope: Rope) -> Tensor | None:
+        """See `Matrix`."""
+        return self.kernels.queries(x, self.weight, bias, self.dtype, rope)
+
     @property
     def in_fp8(self) -> Fp8Weight:
         """See `Matrix`."""
@@ -141,3 +167,17 @@ class InFp8:
     def bytes(self) -> int:
         """Of the weight, its scales included."""
         return self.weight.bytes
+
+
+def queries(
+    qkv: Matrix[Any], x: Any, bias: Tensor | None, rope: Rope, kernels: Pointwise
+) -> Tensor:
+    """`Pointwise.rope_and_cache` of x qkv^T + bias."""
+    made = qkv.queries(x, bias, rope)
+    return kernels.rope_and_cache(qkv.times(x, bias), *rope) if made is None else made
+
+
+def gated(gate_up: Matrix[Any], x: Any, down: Matrix[Read]) -> Read:
+    """silu(gate) x up of x gate_up^T, as `down` reads it."""
+    made = gate_up.gated(x, down)
+    return down.silu_mul(gate_up.times(x)) if made is None else made

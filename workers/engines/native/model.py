@@ -19,8 +19,9 @@ from workers.engines.native.cache import PagedCache
 from workers.engines.native.contexts import Context
 from workers.engines.native.kernels import Kernels
 from workers.engines.native.kernels.fp8 import Norm
+from workers.engines.native.kernels.reference import Rope
 from workers.engines.native.loading import Layer, Loader
-from workers.engines.native.matrices import Matrix
+from workers.engines.native.matrices import Matrix, gated, queries
 from workers.engines.native.rope import rotary_table
 from workers.engines.native.support import switches_of
 from workers.records import DECODE, PREFILL
@@ -137,8 +138,8 @@ class Decoder:
         for index, layer in self._in_turn(batch.context.phase):
             q, residual = self._normed(layer.qkv, out, residual, layer.input_norm)
             out = self._attention(layer, q, batch, cache.keys[index], cache.values[index])
-            gated, residual = self._normed(layer.gate_up, out, residual, layer.post_norm)
-            out = self._mlp(layer, gated)
+            normed, residual = self._normed(layer.gate_up, out, residual, layer.post_norm)
+            out = self._mlp(layer, normed)
         assert residual is not None, "a stage has at least one layer"
         return self._whole(out), residual
 
@@ -149,25 +150,25 @@ class Decoder:
         halves = [Half(*of) for of in zip(*(torch.split(one, size) for one in whole), strict=True)]
         for index, layer in self._in_turn(batch.context.phase):
             keys, values = cache.keys[index], cache.values[index]
-            queries = []
+            asked = []
             for half in halves:
                 made, half.residual = self._normed(
                     layer.qkv, half.x, half.residual, layer.input_norm
                 )
                 places = (half.positions, half.slot_mapping, keys, values)
-                queries.append(self._queries(layer, made, *places))
+                asked.append(self._queries(layer, made, *places))
             seen = batch.context.attend(
-                self.attention, torch.cat(queries), keys, values, layer.window
+                self.attention, torch.cat(asked), keys, values, layer.window
             )
             for half, mine in zip(halves, torch.split(seen, size), strict=True):
                 half.x = self._begun(self._output(layer, mine), self._sum_attention)
                 if layer.output_bias is not None:
                     half.x = self._whole(half.x) + layer.output_bias
             for half in halves:
-                gated, half.residual = self._normed(
+                normed, half.residual = self._normed(
                     layer.gate_up, half.x, half.residual, layer.post_norm
                 )
-                half.x = self._begun(self._down(layer, gated), self._sum_mlp)
+                half.x = self._begun(self._down(layer, normed), self._sum_mlp)
         residuals = [half.residual for half in halves if half.residual is not None]
         return torch.cat([self._whole(half.x) for half in halves]), torch.cat(residuals)
 
@@ -216,18 +217,9 @@ class Decoder:
     def _queries(
         self, layer: Layer, x: Any, positions: Tensor, slots: Tensor, keys: Tensor, values: Tensor
     ) -> Tensor:
-        return self._kernels.rope_and_cache(
-            layer.qkv.times(x, layer.qkv_bias),
-            self._cos,
-            self._sin,
-            positions,
-            slots,
-            keys,
-            values,
-            layer.q_norm,
-            layer.k_norm,
-            self._eps,
-        )
+        norms = (layer.q_norm, layer.k_norm, self._eps)
+        rope = Rope(self._cos, self._sin, positions, slots, keys, values, *norms)
+        return queries(layer.qkv, x, layer.qkv_bias, rope, self._kernels)
 
     def _attention(
         self, layer: Layer, x: Any, batch: Batch, keys: Tensor, values: Tensor
@@ -249,7 +241,7 @@ class Decoder:
         return self._summed(out) if self._sum_mlp else out
 
     def _down(self, layer: Layer, x: Any) -> Tensor:
-        return layer.down.times(layer.down.silu_mul(layer.gate_up.times(x)))
+        return layer.down.times(gated(layer.gate_up, x, layer.down))
 
 
 def _first_of_each_kind(layers: Mapping[int, Layer]) -> dict[int, Layer]:

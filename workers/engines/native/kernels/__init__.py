@@ -1,11 +1,11 @@
 """The small kernels of a decoder step: those for each token by itself, and those of attention.
 
-`reference` has both in plain torch, which runs anywhere; `fused` has both in Triton, for a GPU.
-`dense` has attention over gathered contexts, in the two ways that torch offers; `fa3` and
-`flashinfer` have that of libraries. `fp8` and `fused_fp8` are the first kind for matrices in FP8.
-`ends` and `fused_ends` are what is before the layers and behind them. `products` multiplies few
-rows by a matrix; `early` is how the kernels in Triton are launched, `compiling` how they are
-compiled.
+`reference` has both in plain torch, which runs anywhere; `fused` and `paged` have them in Triton,
+for a GPU. `dense` has attention over gathered contexts, in the two ways that torch offers; `fa3`
+and `flashinfer` have that of libraries. `fp8` and `fused_fp8` are the first kind for matrices in
+FP8. `ends` and `fused_ends` are what is before the layers and behind them. `products` multiplies
+few rows by a matrix, in `streamed` with what follows where `paired` can; `early` is how the kernels
+in Triton are launched, `compiling` how they are compiled.
 """
 
 from __future__ import annotations
@@ -156,13 +156,27 @@ class ByPhase:
 
 
 @dataclass(frozen=True, slots=True)
+class Products:
+    """Products of [T, K] by a matrix [N, K].
+
+    linear: x weight^T + bias, of x, weight and bias [N] or None -> [T, N]. gated: of x and weight,
+    `Pointwise.silu_mul` of their product -> [T, N / 2]. queries: of x, weight, bias and a `Rope`,
+    `Pointwise.rope_and_cache` of their product. Where it is not made with the product, both are
+    None.
+    """
+
+    linear: Callable[..., Tensor]
+    gated: Callable[..., Tensor | None]
+    queries: Callable[..., Tensor | None]
+
+
+@dataclass(frozen=True, slots=True)
 class Kernels:
-    """The kernels of one decoder. linear: x weight^T + bias, of x [T, K], weight [N, K] and bias
-    [N] or None -> [T, N]. compiled_together: see `compiling`; None where no kernel is
+    """The kernels of one decoder. compiled_together: see `compiling`; None where no kernel is
     compiled, or not all may be left out."""
 
     pointwise: Pointwise
-    linear: Callable[..., Tensor]
+    products: Products
     fp8: Fp8Kernels
     ends: Ends
     attention: Attention
@@ -178,27 +192,30 @@ def kernels_of(
     RuntimeError where a library cannot be loaded."""
     from workers.engines.native.kernels import dense, ends, fa3, fp8, reference
 
+    plain = Products(F.linear, reference.gated, reference.queries)
     attends: dict[str, Attention] = {"eager": dense.EAGER, "sdpa": dense.SDPA, "fa3": fa3}
     if attention in ("fa3", "fa3-prefill"):
         fa3.load()
     if attention in attends and not (fusion or multiplies):
-        return Kernels(reference, F.linear, fp8, ends, attends[attention])
+        return Kernels(reference, plain, fp8, ends, attends[attention])
     # Importing Triton takes long.
-    from workers.engines.native.kernels import fused, fused_ends, fused_fp8, products
+    from workers.engines.native.kernels import fused, fused_ends, fused_fp8, paged, products
     from workers.engines.native.kernels.compiling import compiled_together
     from workers.engines.native.kernels.early import settle
 
     settle(early)
-    attends["triton"] = fused
-    attends["fa3-prefill"] = ByPhase(fused.decode_attention, fa3.prefill_attention)
+    attends["triton"] = paged
+    attends["fa3-prefill"] = ByPhase(paged.decode_attention, fa3.prefill_attention)
     if attention == "flashinfer":
         from workers.engines.native.kernels.flashinfer import FlashInfer
 
-        attends[attention] = FlashInfer(fused.prefill_attention)
-    is_ours = attends[attention].decode_attention is fused.decode_attention
+        attends[attention] = FlashInfer(paged.prefill_attention)
+    ends_too = products if multiplies and fusion else reference
+    multiply = products.linear if multiplies else F.linear
+    is_ours = attends[attention].decode_attention is paged.decode_attention
     return Kernels(
         fused if fusion else reference,
-        products.linear if multiplies else F.linear,
+        Products(multiply, ends_too.gated, ends_too.queries),
         fused_fp8 if fusion else fp8,
         fused_ends if fusion else ends,
         attends[attention],

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workers.engines.native.kernels import reference
-from workers.engines.native.kernels.reference import FP8, LARGEST, narrowed, widened
+from workers.engines.native.kernels.reference import FP8, LARGEST, Rope, narrowed, widened
 
 CHUNK = 1 << 24  # elements
 SMALLEST = 1e-10  # of the largest value of a token: of zeros alone a scale is wanted as well
@@ -87,6 +87,19 @@ class Fp8Kernels(Protocol):
         """x weight^T + bias, summed in float32 -> [T, N] of `dtype`."""
         ...
 
+    def gated(
+        self, x: Fp8, weight: Fp8Weight, dtype: torch.dtype, reads: Fp8Weight | None
+    ) -> Fp8 | Tensor | None:
+        """`Pointwise.silu_mul` of x weight^T, where it is made with the product, else None.
+        reads: the matrix for which it is quantised; None: it is not."""
+        ...
+
+    def queries(
+        self, x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype, rope: Rope
+    ) -> Tensor | None:
+        """`Pointwise.rope_and_cache` of `linear`, where it is made with the product, else None."""
+        ...
+
 
 def quantize(x: Tensor, weight: Fp8Weight) -> Fp8:
     """A scale is the largest value it is of over the largest of e4m3, 448 (Micikevicius et al.,
@@ -121,6 +134,14 @@ def linear(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype) -
     inputs = spread(x.values, x.scales, (1, weight.share[1]))
     out = F.linear(inputs, weight.plain(torch.float32)).to(dtype)
     return out if bias is None else out + bias
+
+
+def gated(x: Fp8, weight: Fp8Weight, dtype: torch.dtype, reads: Fp8Weight | None) -> None:
+    """Not made with the product."""
+
+
+def queries(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype, rope: Rope) -> None:
+    """Not made with the product."""
 
 
 def made_fp8(plain: Tensor, scales: Tensor, share: tuple[int, int]) -> Tensor:

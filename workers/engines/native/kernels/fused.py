@@ -1,4 +1,4 @@
-"""The kernels in Triton, for a GPU. Shapes and dtypes are those of the protocols in `kernels`.
+"""What is done with each token by itself, in Triton. Shapes and dtypes are those of `Pointwise`.
 
 A name that ends in `_ptr` is a pointer to the tensor of that name; those marked `tl.constexpr` are
 compiled in.
@@ -13,11 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workers.engines.native.kernels import reference
 from workers.engines.native.kernels.early import in_turn, launched
-from workers.engines.native.kernels.tiles import parts_of
-
-_LOG2_E = 1.4426950408889634  # scores are powers of 2 inside, which the GPU has an instruction for
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -85,21 +81,27 @@ def _silu_mul(x_ptr, out_ptr, width, block: tl.constexpr, early: tl.constexpr):
     in_turn(early)
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * block + tl.arange(0, block)
-    out = gated(x_ptr + row * 2 * width, at, width)
+    out = silu_of(x_ptr + row * 2 * width, at, width)
     tl.store(out_ptr + row * width + at, out, mask=at < width)
 
 
 @triton.jit
-def gated(gate_ptr, at, width):
+def silu_of(gate_ptr, at, width):
     """silu(gate) x up at the columns `at` of a token, zero beyond `width`."""
     inside = at < width
-    gate = tl.load(gate_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(gate_ptr + at, mask=inside, other=0.0)
     up = tl.load(gate_ptr + width + at, mask=inside, other=0.0)
-    return (gate * tl.sigmoid(gate)).to(up.dtype) * up
+    return silu_times(gate, up)
 
 
 @triton.jit
-def _narrowed(x, like):
+def silu_times(gate, up):
+    wide = gate.to(tl.float32)
+    return (wide * tl.sigmoid(wide)).to(up.dtype) * up
+
+
+@triton.jit
+def narrowed(x, like):
     """x in the dtype of the pointer `like`; cut off at the ends of e4m3, which has no infinity."""
     if like.dtype.element_ty == tl.float8e4nv:
         x = tl.clamp(x.to(tl.float32), -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
@@ -148,8 +150,8 @@ def _rope(
     a, b = tl.load(source, mask=inside, other=0.0), tl.load(source + half, mask=inside, other=0.0)
     if head >= heads + kv_heads:
         cached = values_ptr + (slot * kv_heads + head - heads - kv_heads) * 2 * half + at
-        tl.store(cached, _narrowed(a, values_ptr), mask=inside)
-        tl.store(cached + half, _narrowed(b, values_ptr), mask=inside)
+        tl.store(cached, narrowed(a, values_ptr), mask=inside)
+        tl.store(cached + half, narrowed(b, values_ptr), mask=inside)
         return
     if norm:
         weight = q_norm_ptr
@@ -165,143 +167,9 @@ def _rope(
     second = (wide_b * cos + wide_a * sin).to(a.dtype)
     if head >= heads:
         cached = keys_ptr + (slot * kv_heads + head - heads) * 2 * half + at
-        tl.store(cached, _narrowed(first, keys_ptr), mask=inside)
-        tl.store(cached + half, _narrowed(second, keys_ptr), mask=inside)
+        tl.store(cached, narrowed(first, keys_ptr), mask=inside)
+        tl.store(cached + half, narrowed(second, keys_ptr), mask=inside)
     else:
         target = out_ptr + (row * heads + head) * 2 * half + at
         tl.store(target, first, mask=inside)
         tl.store(target + half, second, mask=inside)
-
-
-def decode_attention(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    tables: Tensor,
-    lengths: Tensor,
-    window: int | None,
-    plans: reference.Plans | None = None,
-) -> Tensor:
-    """Split-KV decoding: every (request, KV head) is shared by several programs whose parts are
-    then joined. Pages before the window are not read."""
-    batch, heads, dim = q.shape
-    page, kv_heads = keys.shape[1], keys.shape[2]
-    group, pages = heads // kv_heads, tables.shape[1]
-    read = pages if window is None else min(pages, triton.cdiv(window, page) + 1)
-    splits = parts_of(batch * kv_heads, read)
-    out = torch.empty_like(q)
-    parts = torch.empty(batch, heads, splits, dim, dtype=torch.float32, device=q.device)
-    sums = torch.empty(batch, heads, splits, dtype=torch.float32, device=q.device)
-    tensors = (q, keys, values, tables, lengths, parts, sums, out)
-    sizes = (
-        kv_heads,
-        group,
-        max(16, triton.next_power_of_2(group)),
-        dim,
-        page,
-        splits,
-        window or 0,
-    )
-    grid, scale = (batch, kv_heads, splits), dim**-0.5 * _LOG2_E
-    _decode[grid](*tensors, scale, pages, *sizes, num_warps=2, num_stages=3, **launched(batch))
-    if splits > 1:
-        block = triton.next_power_of_2(splits)
-        joined, warps = (parts, sums, out, splits, block, dim), max(2, block // 16)
-        _join[(batch, heads)](*joined, num_warps=warps, **launched(batch))
-    return out
-
-
-@triton.jit
-def _decode(
-    q_ptr, keys_ptr, values_ptr, tables_ptr, lengths_ptr, parts_ptr, sums_ptr, out_ptr,
-    scale, pages, kv_heads: tl.constexpr, group: tl.constexpr, rows: tl.constexpr,
-    dim: tl.constexpr, page: tl.constexpr, splits: tl.constexpr, window: tl.constexpr,
-    early: tl.constexpr,
-):  # fmt: skip
-    request, kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
-    length = tl.load(lengths_ptr + request)  # a context, as in `_rope`
-    oldest = tl.maximum(length - window, 0) if window else 0  # the first token that is seen
-    begin, end = oldest // page, tl.cdiv(length, page)
-    count = tl.cdiv(end - begin, splits)
-    in_turn(early)
-    r, d, t = tl.arange(0, rows), tl.arange(0, dim), tl.arange(0, page)
-    head, real = request * kv_heads * group + kv_head * group + r, (r < group)[:, None]
-    q = tl.load(q_ptr + head[:, None] * dim + d[None, :], mask=real, other=0.0)
-    q = _beside(q, keys_ptr)
-    best = tl.full([rows], -1e30, tl.float32)
-    total = tl.zeros([rows], tl.float32)
-    acc = tl.zeros([rows, dim], tl.float32)
-    for i in range(begin + split * count, tl.minimum(begin + (split + 1) * count, end)):
-        at = tl.load(tables_ptr + request * pages + i).to(tl.int64) * page * kv_heads + kv_head
-        place = at * dim + t[:, None] * kv_heads * dim + d[None, :]
-        k = tl.load(keys_ptr + place).to(q.dtype)
-        score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        seen = (i * page + t < length) & (i * page + t >= oldest)
-        score = tl.where(seen[None, :], score, -1e30)
-        top = tl.maximum(best, tl.max(score, 1))
-        weight = tl.exp2(score - top[:, None])
-        fade, v = tl.exp2(best - top), tl.load(values_ptr + place).to(q.dtype)
-        acc = acc * fade[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="ieee")
-        total = total * fade + tl.sum(weight, 1)
-        best = top
-    if splits == 1:
-        out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + head[:, None] * dim + d[None, :], out, mask=real)
-    else:
-        part, safe = head * splits + split, tl.where(total > 0.0, total, 1.0)
-        tl.store(parts_ptr + part[:, None] * dim + d[None, :], acc / safe[:, None], mask=real)
-        share = tl.where(total > 0.0, best + tl.log2(safe), -1e30)
-        tl.store(sums_ptr + part, share, mask=r < group)
-
-
-@triton.jit
-def _beside(q, keys_ptr):
-    """q in the dtype in which it and a cache are multiplied: beside e4m3 not bfloat16 but float16,
-    which holds all of e4m3 and takes two of them in one instruction."""
-    if keys_ptr.dtype.element_ty == tl.float8e4nv and q.dtype == tl.bfloat16:
-        q = q.to(tl.float16)
-    return q
-
-
-@triton.jit
-def _join(
-    parts_ptr, sums_ptr, out_ptr, splits: tl.constexpr, block: tl.constexpr, dim: tl.constexpr,
-    early: tl.constexpr,
-):  # fmt: skip
-    in_turn(early)
-    row = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
-    s, d = tl.arange(0, block), tl.arange(0, dim)
-    inside = s < splits
-    share = tl.load(sums_ptr + row * splits + s, mask=inside, other=-1e30)
-    share = tl.exp2(share - tl.max(share, 0))
-    share = share / tl.sum(share, 0)
-    place = (row * splits + s[:, None]) * dim + d[None, :]
-    part = tl.load(parts_ptr + place, mask=inside[:, None], other=0.0)
-    tl.store(out_ptr + row * dim + d, tl.sum(part * share[:, None], 0).to(out_ptr.dtype.element_ty))
-
-
-def prefill_attention(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    slot_mapping: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    window: int | None,
-) -> Tensor:
-    """FlashAttention over variable lengths; the contexts are gathered from their pages first."""
-    lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-    if q.dtype == torch.float32:
-        return reference.prefill_attention(q, keys, values, slot_mapping, *lengths, window)
-    caches = (keys.flatten(0, 1), values.flatten(0, 1))
-    k, v = (reference.gathered(cache, slot_mapping, q.dtype) for cache in caches)
-    # Straight to the operator: its public form, `varlen_attn`, has other arguments in torch 2.13
-    # than in 2.11.
-    forward = torch.ops.aten._flash_attention_forward
-    left = None if window is None else window - 1  # tokens that are seen beside the query's own
-    right = None if window is None else 0
-    sides = {"window_size_left": left, "window_size_right": right}
-    out: Tensor = forward(q, k, v, *lengths, 0.0, True, False, **sides)[0]
-    return out

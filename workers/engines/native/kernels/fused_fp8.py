@@ -16,9 +16,9 @@ from torch import Tensor
 
 from workers.engines.native.kernels.early import FEW_ROWS, in_turn, launched
 from workers.engines.native.kernels.fp8 import Fp8, Fp8Weight
-from workers.engines.native.kernels.fused import gated, normed
+from workers.engines.native.kernels.fused import normed, silu_of
 from workers.engines.native.kernels.products import STREAMS, streams
-from workers.engines.native.kernels.reference import FP8
+from workers.engines.native.kernels.reference import FP8, Rope
 from workers.engines.native.kernels.tiles import FP8_ROWS, Tile, fp8_tile_of
 
 if STREAMS:
@@ -134,8 +134,25 @@ def _silu_mul(
 ):  # fmt: skip
     in_turn(early)
     row, at = tl.program_id(0).to(tl.int64), tl.arange(0, block)
-    x = gated(x_ptr + row * 2 * width, at, width).to(tl.float32)
+    x = silu_of(x_ptr + row * 2 * width, at, width).to(tl.float32)
     stored(x, out_ptr, scales_ptr, static_ptr, row, width, block, columns, static)
+
+
+@triton.jit
+def _quantize_by(
+    x_ptr, largest_ptr, out_ptr, scales_ptr, width, parts: tl.constexpr, many: tl.constexpr,
+    block: tl.constexpr, early: tl.constexpr,
+):  # fmt: skip
+    """As `stored`, by the largest values of all `parts` of a token."""
+    in_turn(early)
+    row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * block + tl.arange(0, block)
+    x = tl.load(x_ptr + row * width + at, mask=at < width, other=0.0).to(tl.float32)
+    p = tl.arange(0, many)
+    largest = tl.max(tl.load(largest_ptr + row * parts + p, mask=p < parts, other=0.0), 0)
+    scale = tl.maximum(largest, 1e-10) / 448.0
+    tl.store(scales_ptr + row, scale)
+    values = tl.clamp(x / scale, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(out_ptr + row * width + at, values.to(tl.float8e4nv), mask=at < width)
 
 
 def linear(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -146,10 +163,10 @@ def linear(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype) -
     column, which a matrix [N, K] transposed is.
     """
     rows, (outputs, inputs) = x.values.shape[0], weight.values.shape
-    by_channel = weight.scales.shape[1] == weight.share[0] == 1
-    tile = chosen(x, weight) if by_channel else None
+    tile = chosen(x, weight)
     if tile is not None:
-        return streamed.linear_fp8(x, weight, bias, dtype, tile)
+        return streamed.linear(_streamed(x, weight, bias, dtype), tile)
+    by_channel = _by_channel(weight)
     if rows <= FEW_ROWS or not by_channel or outputs % ALIGNED or inputs % ALIGNED:
         return _product(x, weight, bias, dtype)
     second, scales = weight.values.t(), (x.scales, weight.scales.t())
@@ -158,10 +175,53 @@ def linear(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype) -
     )
 
 
+def gated(
+    x: Fp8, weight: Fp8Weight, dtype: torch.dtype, reads: Fp8Weight | None
+) -> Fp8 | Tensor | None:
+    """In `streamed`, where there is a tile for it. That finds the largest values of each token, so
+    several programs can quantise one."""
+    tile = chosen(x, weight)
+    if tile is None or not tile.pairs(weight.values.shape[0]):
+        return None
+    made, largest = streamed.gated(_streamed(x, weight, None, dtype), tile)
+    if reads is None:
+        return made
+    out, (width, *_, static) = room(made, made.shape[1], reads)
+    if static or out[1].shape[1] > 1:
+        return quantize(made, reads)
+    rows, parts = largest.shape
+    sizes = (width, parts, triton.next_power_of_2(parts), 1024)
+    grid = (rows, triton.cdiv(width, 1024))
+    _quantize_by[grid](made, largest, *out[:2], *sizes, **launched(rows))
+    return Fp8(*out[:2])
+
+
+def queries(
+    x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype, rope: Rope
+) -> Tensor | None:
+    """In `streamed`, where there is a tile for it."""
+    tile = chosen(x, weight)
+    if tile is None or rope.q_norm is not None or not tile.pairs(rope.keys.shape[3]):
+        return None
+    return streamed.queries(_streamed(x, weight, bias, dtype), tile, rope)
+
+
+def _streamed(
+    x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype
+) -> streamed.Product:
+    scales = (x.scales, weight.scales)
+    return streamed.Product(x.values, weight.values, bias, dtype, scales)
+
+
+def _by_channel(weight: Fp8Weight) -> bool:
+    """Whether each channel has one scale."""
+    return weight.scales.shape[1] == weight.share[0] == 1
+
+
 def chosen(x: Fp8, weight: Fp8Weight) -> Tile | None:
     """The tile by which `streamed` multiplies; None: something else does."""
     rows, (outputs, inputs) = x.values.shape[0], weight.values.shape
-    if not 0 < rows <= FP8_ROWS:
+    if not 0 < rows <= FP8_ROWS or not _by_channel(weight):
         return None
     is_hopper = _generation(x.values.device) == 9
     return fp8_tile_of(rows, outputs, inputs, is_hopper and streams(x.values, weight.values))

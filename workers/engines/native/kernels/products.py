@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from workers.engines.native.kernels.early import FEW_ROWS, in_turn, launched
+from workers.engines.native.kernels.reference import Rope
 from workers.engines.native.kernels.tiles import Tile, height_of, tile_of
 
 try:
@@ -38,7 +39,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if tile is None:
         return F.linear(x, weight, bias)
     if tile.streamed:
-        return streamed.linear(x, weight, bias, tile)
+        return streamed.linear(streamed.Product(x, weight, bias, x.dtype), tile)
     rows, (outputs, inputs) = x.shape[0], weight.shape
     out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
     tensors = (x, weight, out if bias is None else bias, out)
@@ -48,6 +49,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         tile.stages, num_warps=tile.warps, **launched(rows),
     )  # fmt: skip
     return out
+
+
+def gated(x: Tensor, weight: Tensor) -> Tensor | None:
+    """See `Products`."""
+    tile = chosen(x, weight)
+    if tile is None or not tile.pairs(weight.shape[0]):
+        return None
+    return streamed.gated(streamed.Product(x, weight, None, x.dtype), tile)[0]
+
+
+def queries(x: Tensor, weight: Tensor, bias: Tensor | None, rope: Rope) -> Tensor | None:
+    """See `Products`."""
+    tile = chosen(x, weight)
+    if tile is None or rope.q_norm is not None or not tile.pairs(rope.keys.shape[3]):
+        return None
+    return streamed.queries(streamed.Product(x, weight, bias, x.dtype), tile, rope)
 
 
 def chosen(x: Tensor, weight: Tensor) -> Tile | None:

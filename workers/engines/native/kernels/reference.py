@@ -6,6 +6,8 @@ Shapes and dtypes are those of the protocols in `kernels`.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +16,20 @@ FP8, LARGEST = torch.float8_e4m3fn, 448.0
 # What attention has worked out for the contexts of a decode step, by window: the layers share it.
 Plans = dict[int | None, Tensor]
 _VALUES = torch.arange(256, dtype=torch.uint8).view(FP8).float()
+
+
+class Rope(NamedTuple):
+    """What `Pointwise.rope_and_cache` does with a product of queries, keys and values."""
+
+    cos: Tensor
+    sin: Tensor
+    positions: Tensor
+    slot_mapping: Tensor
+    keys: Tensor
+    values: Tensor
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    eps: float
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -69,6 +85,14 @@ def rope_and_cache(
         slots = _movable(cache).view(-1, kv_heads, dim)
         slots[slot_mapping] = _movable(narrowed(new, cache.dtype))
     return _rotate(q, *angles)
+
+
+def gated(x: Tensor, weight: Tensor) -> None:
+    """Not made with the product."""
+
+
+def queries(x: Tensor, weight: Tensor, bias: Tensor | None, rope: Rope) -> None:
+    """Not made with the product."""
 
 
 def decode_attention(

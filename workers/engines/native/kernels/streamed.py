@@ -12,7 +12,7 @@ outputs into the next.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -28,42 +28,80 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from workers.engines.native.kernels.early import in_turn, launched
-from workers.engines.native.kernels.fp8 import Fp8, Fp8Weight
-from workers.engines.native.kernels.reference import FP8
+from workers.engines.native.kernels.paired import (
+    angles,
+    in_shared,
+    keep_gated,
+    keep_heads,
+    of_pairs,
+    paired,
+)
+from workers.engines.native.kernels.reference import FP8, Rope
 from workers.engines.native.kernels.tiles import Tile, height_of
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, tile: Tile) -> Tensor:
-    """As `products.linear`. weight: written by no kernel that is launched early, nor by the one
-    before."""
-    return _product(x, weight, (), bias, x.dtype, tile)
+class Product(NamedTuple):
+    """x weight^T + bias, of `dtype`. x: [T, K], weight: [N, K], bias: [N]. In FP8 scales are of
+    each token and of each channel. weight: written by no kernel that is launched early, nor by the
+    one before."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    dtype: torch.dtype
+    scales: tuple[()] | tuple[Tensor, Tensor] = ()
 
 
-def linear_fp8(
-    x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype, tile: Tile
-) -> Tensor:
-    """As `fused_fp8.linear`, of a matrix with a scale a channel, and of tokens with one each."""
-    return _product(x.values, weight.values, (x.scales, weight.scales), bias, dtype, tile)
-
-
-def _product(
-    x: Tensor,
-    weight: Tensor,
-    scales: tuple[()] | tuple[Tensor, Tensor],
-    bias: Tensor | None,
-    dtype: torch.dtype,
-    tile: Tile,
-) -> Tensor:
-    rows, outputs = x.shape[0], weight.shape[0]
-    out = torch.empty(rows, outputs, dtype=dtype, device=x.device)
-    programs = min(triton.cdiv(outputs, tile.outputs), _multiprocessors(x.device))
-    tiled = (_tiled(x, height_of(rows), tile.inputs), _tiled(weight, tile.outputs, tile.inputs))
-    _streamed[(programs,)](
-        *tiled, *(scales or (out, out)), out if bias is None else bias, out, rows, outputs,
-        x.shape[1], tile.stages, bool(scales), bias is not None, num_warps=tile.warps,
-        **launched(rows),
-    )  # fmt: skip
+def linear(of: Product, tile: Tile) -> Tensor:
+    """-> [T, N]."""
+    out = torch.empty(of.x.shape[0], of.weight.shape[0], dtype=of.dtype, device=of.x.device)
+    _multiply(of, tile, out)
     return out
+
+
+def gated(of: Product, tile: Tile) -> tuple[Tensor, Tensor]:
+    """silu(gate) x up of its halves, see `Pointwise.silu_mul` -> [T, N / 2]; and the largest of
+    each token in parts of it, [T, parts] float32, which are empty where there are no scales."""
+    rows, outputs = of.x.shape[0], of.weight.shape[0]
+    out = torch.empty(rows, outputs // 2, dtype=of.dtype, device=of.x.device)
+    parts = outputs // tile.outputs if of.scales else 0
+    largest = torch.empty(rows, parts, dtype=torch.float32, device=of.x.device)
+    _multiply(of, tile, out, outputs, largest)
+    return out, largest
+
+
+def queries(of: Product, tile: Tile, rope: Rope) -> Tensor:
+    """`Pointwise.rope_and_cache` of it -> [T, heads, D]."""
+    rows, outputs, (kv_heads, dim) = of.x.shape[0], of.weight.shape[0], rope.keys.shape[2:]
+    heads = outputs // dim - 2 * kv_heads
+    out = torch.empty(rows, heads, dim, dtype=of.dtype, device=of.x.device)
+    _multiply(of, tile, out, dim, None, (heads, kv_heads), rope)
+    return out
+
+
+def _multiply(
+    of: Product,
+    tile: Tile,
+    out: Tensor,
+    dim: int = 0,
+    largest: Tensor | None = None,
+    heads: tuple[int, int] = (0, 0),
+    rope: Rope | None = None,
+) -> None:
+    """dim: of what is cut in halves that belong together; 0: nothing is. heads: of queries, and of
+    keys or values."""
+    rows, (outputs, inputs) = of.x.shape[0], of.weight.shape
+    box = [tile.outputs, tile.inputs]
+    tiled = paired(of.weight, dim, box) if dim else _tiled(of.weight, box)
+    tiles, at_once = triton.cdiv(outputs, tile.outputs), _multiprocessors(of.x.device)
+    # In 16 bits a step is shorter where programs without a tile are launched as well.
+    programs = min(tiles, at_once) if of.scales else at_once
+    _streamed[(programs,)](
+        _tiled(of.x, [height_of(rows), tile.inputs]), tiled, of.scales or (out, out),
+        out if of.bias is None else of.bias, out, out if largest is None else largest,
+        (out,) * 6 if rope is None else rope[:6], rows, outputs, inputs, *box, tile.stages, dim,
+        *heads, bool(of.scales), of.bias is not None, num_warps=tile.warps, **launched(rows),
+    )  # fmt: skip
 
 
 @cache
@@ -71,101 +109,141 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _tiled(matrix: Tensor, height: int, width: int) -> Any:
+def _tiled(matrix: Tensor, box: list[int]) -> Any:
     """What TMA is told of a contiguous matrix that it reads in tiles, which are zero beyond it."""
     rows, columns = matrix.shape
-    layout = _layout(height, width, matrix.dtype == FP8)
-    return TensorDescriptor(matrix, [rows, columns], [columns, 1], [height, width], layout)
-
-
-@cache
-def _layout(height: int, width: int, is_fp8: bool) -> Any:
-    """Of a tile in shared memory, alike for both dtypes of 16 bits."""
-    dtype = gl.float8e4nv if is_fp8 else gl.bfloat16
-    return gl.NVMMASharedLayout.get_default_for([height, width], dtype)
+    layout = in_shared(tuple(box), matrix.dtype == FP8)
+    return TensorDescriptor(matrix, [rows, columns], [columns, 1], box, layout)
 
 
 @gluon.jit(do_not_specialize=["rows"])
 def _streamed(
-    x_desc, w_desc, x_scales_ptr, w_scales_ptr, bias_ptr, out_ptr, rows, outputs,
-    inputs: gl.constexpr, stages: gl.constexpr, scaled: gl.constexpr, has_bias: gl.constexpr,
-    early: gl.constexpr,
+    x_desc, w_desc, scales, bias_ptr, out_ptr, largest_ptr, rope, rows, outputs,
+    inputs: gl.constexpr, width: gl.constexpr, depth: gl.constexpr, stages: gl.constexpr,
+    dim: gl.constexpr, heads: gl.constexpr, kv_heads: gl.constexpr, scaled: gl.constexpr,
+    has_bias: gl.constexpr, early: gl.constexpr,
 ):  # fmt: skip
     height: gl.constexpr = x_desc.block_type.shape[0]
-    width: gl.constexpr = w_desc.block_type.shape[0]
-    depth: gl.constexpr = w_desc.block_type.shape[1]
-    bits: gl.constexpr = w_desc.dtype.primitive_bitwidth
-    size: gl.constexpr = (height + width) * depth * bits // 8
-    of_a_warp: gl.constexpr = [16, height, 256 // bits]
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], of_a_warp)
+    layout: gl.constexpr = _of_sums(height, w_desc.dtype.primitive_bitwidth, gl.num_warps())
     m = gl.arange(0, height, gl.SliceLayout(0, layout))
-    w_ring = gl.allocate_shared_memory(w_desc.dtype, [stages, width, depth], w_desc.layout)
-    x_ring = gl.allocate_shared_memory(x_desc.dtype, [stages, height, depth], x_desc.layout)
-    arrived = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
-    _begun(x_desc, w_desc, x_ring, w_ring, arrived, outputs, inputs, stages, size, early)
-    if scaled:
-        of_x = gl.load(x_scales_ptr + m, mask=m < rows, other=0.0)
+    at = gl.arange(0, width, gl.SliceLayout(1, layout))
+    if heads:  # contexts, as in `fused._rope`
+        positions, slots = gl.load(rope[2] + m, m < rows, 0), gl.load(rope[3] + m, m < rows, 0)
+    ring = _ring(x_desc, w_desc, width, depth, stages)
+    _begin(ring, outputs, inputs, dim, early)
     count = 0  # tiles that are multiplied
-    for tile in range(gl.program_id(0), gl.cdiv(outputs, width), gl.num_programs(0)):
-        out = tile * width + gl.arange(0, width, gl.SliceLayout(1, layout))
-        if scaled:  # on their way while tiles are multiplied
-            of_w = gl.load(w_scales_ptr + out, mask=out < outputs, other=0.0)
+    for tile in range(_first(0, outputs, width), _first(1, outputs, width)):
+        out = tile * width + at
+        if dim:
+            out = of_pairs(out, at, dim)
+        # On its way while tiles are multiplied.
+        if heads:
+            turn = angles(rope, positions, out, m < rows, dim)
+        if scaled:
+            of_x = gl.load(scales[0] + m, mask=m < rows, other=0.0)
+            of_w = gl.load(scales[1] + out, mask=out < outputs, other=0.0)
         acc = gl.zeros([width, height], gl.float32, layout)
-        for _ in range(inputs // depth):
-            slot = count % stages
-            mbarrier.wait(arrived.index(slot), (count // stages) & 1)
-            acc = warpgroup_mma(w_ring.index(slot), x_ring.index(slot).permute((1, 0)), acc)
-            n, k = _place(count + stages, width, depth, inputs)
-            mbarrier.expect(arrived.index(slot), size, pred=n < outputs)
-            _ask(w_desc, n, k, arrived, w_ring, slot, n < outputs)
-            _ask(x_desc, 0, k, arrived, x_ring, slot, n < outputs)
-            count += 1
+        acc, count = _multiplied(ring, acc, count, outputs, inputs, dim)
         if scaled:
             acc = acc * of_w[:, None] * of_x[None, :]
-        _store(acc, bias_ptr, out_ptr, out, m, rows, outputs, has_bias)
+        if has_bias:
+            acc += gl.load(bias_ptr + out, mask=out < outputs, other=0.0).to(gl.float32)[:, None]
+        made = acc.to(out_ptr.dtype.element_ty)
+        if heads:
+            head, to = tile * width // dim, (out_ptr, rope[4], rope[5])
+            keep_heads(made, turn, to, head, out, at, m, slots, rows, dim, heads, kv_heads)
+        elif dim:
+            keep_gated(made, out_ptr, largest_ptr, out, at, m, rows, tile, dim, scaled)
+        else:
+            inside = (m < rows)[None, :] & (out < outputs)[:, None]
+            gl.store(out_ptr + m[None, :] * outputs + out[:, None], made, mask=inside)
+
+
+@gluon.constexpr_function
+def _of_sums(height, bits, warps):
+    """How threads share the sums of a tile: a warp has 16 outputs of all tokens."""
+    return gl.NVMMADistributedLayout([3, 0], [warps, 1], [16, height, 256 // bits])
+
+
+@gluon.constexpr_function
+def _flat(dtype, width, depth):
+    return gl.NVMMASharedLayout.get_default_for([width, depth], dtype)
 
 
 @gluon.jit
-def _begun(
-    x_desc, w_desc, x_ring, w_ring, arrived, outputs, inputs: gl.constexpr, stages: gl.constexpr,
-    size: gl.constexpr, early: gl.constexpr,
-):  # fmt: skip
-    """Ask for the first stages, each of `size` bytes: for weights, and for tokens in turn."""
-    width: gl.constexpr = w_desc.block_type.shape[0]
-    depth: gl.constexpr = w_desc.block_type.shape[1]
+def _ring(x_desc, w_desc, width: gl.constexpr, depth: gl.constexpr, stages: gl.constexpr):
+    """What both are told TMA by, their stages in shared memory, and the barriers of those."""
+    height: gl.constexpr = x_desc.block_type.shape[0]
+    flat: gl.constexpr = _flat(w_desc.dtype, width, depth)
+    w_ring = gl.allocate_shared_memory(w_desc.dtype, [stages, width, depth], flat)
+    x_ring = gl.allocate_shared_memory(x_desc.dtype, [stages, height, depth], x_desc.layout)
+    arrived = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
+    return x_desc, w_desc, x_ring, w_ring, arrived
+
+
+@gluon.jit
+def _begin(ring, outputs, inputs: gl.constexpr, dim: gl.constexpr, early: gl.constexpr):
+    """Ask for the first stages: for weights, and for tokens in turn."""
+    stages: gl.constexpr = ring[3].shape[0]
     for s in gl.static_range(stages):
-        mbarrier.init(arrived.index(s), count=1)
+        mbarrier.init(ring[4].index(s), count=1)
     fence_async_shared()
-    # A stage has arrived with all of its bytes, of weights and of tokens.
     for s in gl.static_range(stages):
-        n, k = _place(s, width, depth, inputs)
-        mbarrier.expect(arrived.index(s), size, pred=n < outputs)
-        _ask(w_desc, n, k, arrived, w_ring, s, n < outputs)
+        _ask_weights(ring, s, s, outputs, inputs, dim)
     in_turn(early)  # only tokens are of the kernel before
     for s in gl.static_range(stages):
-        n, k = _place(s, width, depth, inputs)
-        _ask(x_desc, 0, k, arrived, x_ring, s, n < outputs)
+        _ask_tokens(ring, s, s, outputs, inputs)
 
 
 @gluon.jit
-def _place(count, width: gl.constexpr, depth: gl.constexpr, inputs: gl.constexpr):
-    """Where this program's tile number `count` begins: output, input."""
+def _multiplied(ring, acc, count, outputs, inputs: gl.constexpr, dim: gl.constexpr):
+    """acc and a tile of outputs, and how many tiles of the ring are multiplied then."""
+    stages: gl.constexpr = ring[3].shape[0]
+    depth: gl.constexpr = ring[3].shape[2]
+    for _ in range(inputs // depth):
+        slot = count % stages
+        mbarrier.wait(ring[4].index(slot), (count // stages) & 1)
+        acc = warpgroup_mma(ring[3].index(slot), ring[2].index(slot).permute((1, 0)), acc)
+        _ask_weights(ring, slot, count + stages, outputs, inputs, dim)
+        _ask_tokens(ring, slot, count + stages, outputs, inputs)
+        count += 1
+    return acc, count
+
+
+@gluon.jit
+def _first(more: gl.constexpr, outputs, width: gl.constexpr):
+    """The first tile of this program, or of one that is `more` on. Programs that have a tile more
+    than others are spread over all: neighbours share what they read through."""
+    return (gl.program_id(0) + more) * gl.cdiv(outputs, width) // gl.num_programs(0)
+
+
+@gluon.jit
+def _place(ring, count, outputs, inputs: gl.constexpr):
+    """Where this program's tile number `count` begins, output and input, and whether it has one."""
+    width: gl.constexpr = ring[3].shape[1]
+    depth: gl.constexpr = ring[3].shape[2]
     steps: gl.constexpr = inputs // depth
-    tile = gl.program_id(0) + count // steps * gl.num_programs(0)
-    return tile * width, count % steps * depth
+    tile = _first(0, outputs, width) + count // steps
+    return tile * width, count % steps * depth, tile < _first(1, outputs, width)
 
 
 @gluon.jit
-def _ask(desc, row, column, arrived, ring, slot, wanted):
-    place = (arrived.index(slot), ring.index(slot))
-    tma.async_copy_global_to_shared(desc, [row, column], *place, pred=wanted)
+def _ask_weights(ring, slot, count, outputs, inputs: gl.constexpr, dim: gl.constexpr):
+    """A stage has arrived with all of its bytes, of weights and of tokens."""
+    w_desc, to, arrived = ring[1], ring[3].index(slot), ring[4].index(slot)
+    values: gl.constexpr = (ring[2].shape[1] + ring[3].shape[1]) * ring[3].shape[2]
+    n, k, is_there = _place(ring, count, outputs, inputs)
+    mbarrier.expect(arrived, values * w_desc.dtype.primitive_bitwidth // 8, pred=is_there)
+    if dim:
+        to = to._reinterpret(w_desc.dtype, w_desc.block_type.shape, w_desc.layout)
+        place = [n // dim, n % dim // 16, 0, 0, k]
+        tma.async_copy_global_to_shared(w_desc, place, arrived, to, pred=is_there)
+    else:
+        tma.async_copy_global_to_shared(w_desc, [n, k], arrived, to, pred=is_there)
 
 
 @gluon.jit
-def _store(acc, bias_ptr, out_ptr, out, m, rows, outputs, has_bias: gl.constexpr):
-    """acc: [outputs of a tile, tokens] of the matrix's rows `out` and the tokens `m`."""
-    if has_bias:
-        acc += gl.load(bias_ptr + out, mask=out < outputs, other=0.0).to(gl.float32)[:, None]
-    inside = (m < rows)[None, :] & (out < outputs)[:, None]
-    place = out_ptr + m[None, :] * outputs + out[:, None]
-    gl.store(place, acc.to(out_ptr.dtype.element_ty), mask=inside)
+def _ask_tokens(ring, slot, count, outputs, inputs: gl.constexpr):
+    _, k, is_there = _place(ring, count, outputs, inputs)
+    to, arrived = ring[2].index(slot), ring[4].index(slot)
+    tma.async_copy_global_to_shared(ring[0], [0, k], arrived, to, pred=is_there)

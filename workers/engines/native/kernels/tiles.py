@@ -3,10 +3,9 @@ attention in Triton cuts contexts. Needs no GPU and no Triton."""
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
-_SHARED_BYTES = 227 << 10  # that a program has on Hopper
+_SHARED_BYTES = 226 << 10  # of the 227 KiB that a program has on Hopper; one is for sums
 _LOWEST = 16  # rows of tokens in a tile
 _MANY = 1 << 31
 _PROGRAMS = 132  # that run at once, one a multiprocessor
@@ -14,6 +13,7 @@ _PROGRAMS = 132  # that run at once, one a multiprocessor
 # runs at once: five each.
 _TARGET, _PLACES = 2 * _PROGRAMS, 5 * _PROGRAMS
 _CONTEXTS = 192  # that need no parts where they are short
+_AHEAD = 2  # pages of a part that a kernel has while it waits
 _LONG = 16  # pages of a context from which on parts are worth their join
 
 
@@ -29,19 +29,23 @@ class Tile(NamedTuple):
     streamed: bool = False
     matrix_first: bool = True
 
+    def pairs(self, dim: int) -> bool:
+        """Whether it can have outputs i and i + dim / 2 of each `dim` side by side."""
+        return self.streamed and dim % self.outputs == 0
 
-_Tiles = tuple[tuple[int, range, float, Tile], ...]
+
+_Tiles = tuple[tuple[int, range, Tile], ...]
 _HALF = Tile(64, 128, 4, 6)
-# Up to how many rows, how many tiles of outputs, up to how many inputs: the first that fits
-# (docs/performance.md). With more than two tiles of outputs a program, Triton's rate is higher.
+# Up to how many rows, and how many tiles of outputs: the first that fits (docs/performance.md).
+# With more than two tiles of outputs a program, Triton's rate is higher.
 _TILES: _Tiles = (
-    (64, range(100, 2 * _PROGRAMS + 1), 5120, Tile(128, 128, 8, 4, streamed=True)),
-    (64, range(100, _MANY), math.inf, Tile(128, 128, 8, 4)),
-    (64, range(100, _MANY), math.inf, _HALF),
-    (64, range(48, 100), math.inf, Tile(64, 256, 4, 4, streamed=True)),
-    (64, range(48, 100), math.inf, _HALF._replace(streamed=True)),
-    (32, range(64, 100), math.inf, _HALF),  # where nothing can be streamed
-    (16, range(1, _PROGRAMS + 1), math.inf, Tile(16, 512, 4, 3, matrix_first=False)),
+    (64, range(100, 2 * _PROGRAMS + 1), Tile(128, 128, 8, 4, streamed=True)),
+    (64, range(100, _MANY), Tile(128, 128, 8, 4)),
+    (64, range(48, _PROGRAMS + 1), Tile(64, 256, 4, 4, streamed=True)),
+    (64, range(48, 100), _HALF._replace(streamed=True)),
+    (64, range(100, _MANY), _HALF),
+    (32, range(64, 100), _HALF),  # where nothing can be streamed
+    (16, range(1, _PROGRAMS + 1), Tile(16, 512, 4, 3, matrix_first=False)),
 )
 
 
@@ -49,10 +53,10 @@ _TILES: _Tiles = (
 FP8_ROWS = 128
 _FP8_HALF = Tile(64, 512, 4, 6, streamed=True)
 _FP8_TILES: _Tiles = (
-    (64, range(100, 2 * _PROGRAMS + 1), math.inf, Tile(128, 256, 4, 6, streamed=True)),
-    (64, range(48, _MANY), math.inf, _FP8_HALF),
-    (64, range(48, _MANY), math.inf, _FP8_HALF._replace(inputs=256, stages=12)),
-    (FP8_ROWS, range(48, 100), math.inf, _FP8_HALF._replace(inputs=256, stages=12)),
+    (64, range(100, 2 * _PROGRAMS + 1), Tile(128, 256, 4, 6, streamed=True)),
+    (64, range(48, _MANY), _FP8_HALF),
+    (64, range(48, _MANY), _FP8_HALF._replace(inputs=256, stages=12)),
+    (FP8_ROWS, range(48, 100), _FP8_HALF._replace(inputs=256, stages=12)),
 )
 
 
@@ -72,9 +76,7 @@ def _first(
 ) -> Tile | None:
     """size: bytes of an element."""
     fits = (
-        tile
-        for most, tiles, longest, tile in among
-        if rows <= most and -(-outputs // tile.outputs) in tiles and inputs <= longest
+        tile for most, tiles, tile in among if rows <= most and -(-outputs // tile.outputs) in tiles
     )
     even = (tile for tile in fits if inputs % tile.inputs == 0 and streams >= tile.streamed)
     tile = next(even, None)
@@ -103,3 +105,9 @@ def parts_of(contexts: int, pages: int) -> int:
         return 2 if contexts % _PLACES <= _PLACES // 4 else 1
     most = min(-(-pages // 2), max(16, -(-pages // 4)), 64)
     return max(1, min(-(-_TARGET // contexts), most))
+
+
+def pages_ahead(contexts: int) -> int:
+    """Pages of each part that are read while a kernel waits for the one before: none where there
+    are so many programs that they do not all run by then. contexts: as of `parts_of`."""
+    return _AHEAD if contexts < _CONTEXTS else 0
