@@ -163,15 +163,16 @@ def _asked() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", default="qwen2.5-32b,llama-70b")
-    parser.add_argument("--tp", type=_numbers, default="2,4")
-    parser.add_argument("--rows", type=_numbers, default="1,8,32,64", help="requests that decode")
+    parser.add_argument("--tp", type=numbers, default="2,4")
+    parser.add_argument("--rows", type=numbers, default="1,8,32,64", help="requests that decode")
     parser.add_argument("--quantization", choices=tuple(WAYS), default="none")
     parser.add_argument("--sums", action="store_true", help="over as many GPUs as share a layer")
     parser.add_argument("--out", type=Path, help="an Arrow file")
     return parser.parse_args()
 
 
-def _numbers(text: str) -> list[int]:
+def numbers(text: str) -> list[int]:
+    """Of an argument that lists them."""
     return [int(one) for one in text.split(",")]
 
 
@@ -184,8 +185,7 @@ def measured(
     sums: Sequence[GroupSum],
 ) -> Iterator[FewRowsRow]:
     """A row for each way. sums: what sums over the ranks; empty: nothing does."""
-    drawn = _random_fp8 if quantization == "fp8" else _random
-    weights = [[drawn(shape, device) for shape in shard.matrices] for _ in range(LAYERS)]
+    weights = weights_of(shard, quantization, device)
     for products, pdl in WAYS[quantization]:
         kernels = kernels_of("triton", True, products == "triton", pdl == "on")
         us = layer_us(device, kernels, shard, requests, weights, sums)
@@ -202,6 +202,12 @@ def measured(
             bound_us=bound,
         )
     release(device)
+
+
+def weights_of(shard: Shard, quantization: str, device: torch.device) -> Weights:
+    """Of LAYERS layers, drawn."""
+    drawn = _random_fp8 if quantization == "fp8" else _random
+    return [[drawn(shape, device) for shape in shard.matrices] for _ in range(LAYERS)]
 
 
 def layer_us(
