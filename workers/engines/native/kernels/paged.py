@@ -92,15 +92,16 @@ def _decode(
     head, real = pair * group + r, r < group
     q = tl.load(q_ptr + head[:, None] * dim + d[None, :], mask=real[:, None], other=0.0)
     q, newest = _beside(q, keys_ptr), (newest * kv_heads + kv_head) * dim + d
-    is_mine = (first < last) & (last == end)
-    top, total, acc = _begun(q, keys_ptr + newest, values_ptr + newest, is_mine, scale)
+    apart: tl.constexpr = early or ahead > 0  # the newest token, from those of its page
+    is_mine, old_end = apart & (first < last) & (last == end), length - apart
+    top, total, acc = _begun(q, keys_ptr + newest, values_ptr + newest, is_mine, scale, apart)
     if ahead:
-        old = mine & (tokens < length - 1) & (tokens >= oldest)
+        old = mine & (tokens < old_end) & (tokens >= oldest)
         top, total, acc = _with(q, k_ahead, v_ahead, old, scale, top, total, acc)
     for i in range(first + ahead, last):
         place = _place(tl.load(table + i).to(tl.int64) * page + t, kv_head, kv_heads, dim)
         k, v = tl.load(keys_ptr + place), tl.load(values_ptr + place)
-        seen = (i * page + t < length - 1) & (i * page + t >= oldest)
+        seen = (i * page + t < old_end) & (i * page + t >= oldest)
         top, total, acc = _with(q, k, v, seen, scale, top, total, acc)
     to = (made_ptr, sums_ptr, counts_ptr + pair, out_ptr)
     _store(top, total, acc, to, head, real, part, parts, joins)
@@ -113,14 +114,18 @@ def _place(slots, kv_head, kv_heads: tl.constexpr, dim: tl.constexpr):
 
 
 @triton.jit
-def _begun(q, key_ptr, value_ptr, is_mine, scale):
-    """Where only the newest token is seen, and it is of this part: the largest score, the sum of
+def _begun(q, key_ptr, value_ptr, is_mine, scale, apart: tl.constexpr):
+    """Where the newest token alone is seen, if it is of this part: the largest score, the sum of
     all weights, which are powers of 2 of scores less that one, and of values times them."""
-    k = tl.load(key_ptr).to(tl.float32)
-    score = tl.sum(q.to(tl.float32) * k[None, :], 1) * scale
-    total = tl.zeros_like(score) + is_mine.to(tl.float32)
-    v = tl.load(value_ptr).to(tl.float32)
-    return tl.where(is_mine, score, -1e30), total, total[:, None] * v[None, :]
+    top = tl.full([q.shape[0]], -1e30, tl.float32)
+    total, acc = tl.zeros_like(top), tl.zeros(q.shape, tl.float32)
+    if apart:
+        k, v = tl.load(key_ptr).to(tl.float32), tl.load(value_ptr).to(tl.float32)
+        score = tl.sum(q.to(tl.float32) * k[None, :], 1) * scale
+        top = tl.where(is_mine, score, top)
+        total += is_mine.to(tl.float32)
+        acc += tl.where(is_mine, v, 0.0)[None, :]
+    return top, total, acc
 
 
 @triton.jit
