@@ -5,7 +5,7 @@ after the wait.
 
 Tiles of the matrix come by TMA into a ring in shared memory, each stage with a barrier that counts
 bytes. Programs are persistent, one a multiprocessor at most: the ring runs on from one tile of
-outputs into the next.
+outputs into the next. What is made of a tile may be more than a product: see `paired`.
 """
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 
@@ -127,7 +127,7 @@ def _streamed(
     layout: gl.constexpr = _of_sums(height, w_desc.dtype.primitive_bitwidth, gl.num_warps())
     m = gl.arange(0, height, gl.SliceLayout(0, layout))
     at = gl.arange(0, width, gl.SliceLayout(1, layout))
-    if heads:  # contexts, as in `fused._rope`
+    if heads:  # contexts, as in `fused._rope`: a norm is in between
         positions, slots = gl.load(rope[2] + m, m < rows, 0), gl.load(rope[3] + m, m < rows, 0)
     ring = _ring(x_desc, w_desc, width, depth, stages)
     _begin(ring, outputs, inputs, dim, early)
@@ -229,13 +229,13 @@ def _place(ring, count, outputs, inputs: gl.constexpr):
 
 @gluon.jit
 def _ask_weights(ring, slot, count, outputs, inputs: gl.constexpr, dim: gl.constexpr):
-    """A stage has arrived with all of its bytes, of weights and of tokens."""
+    """Ask for the weights of a stage, which has arrived with all of its bytes, of tokens too."""
     w_desc, to, arrived = ring[1], ring[3].index(slot), ring[4].index(slot)
     values: gl.constexpr = (ring[2].shape[1] + ring[3].shape[1]) * ring[3].shape[2]
     n, k, is_there = _place(ring, count, outputs, inputs)
     mbarrier.expect(arrived, values * w_desc.dtype.primitive_bitwidth // 8, pred=is_there)
     if dim:
-        to = to._reinterpret(w_desc.dtype, w_desc.block_type.shape, w_desc.layout)
+        to = to.reshape(w_desc.block_type.shape)
         place = [n // dim, n % dim // 16, 0, 0, k]
         tma.async_copy_global_to_shared(w_desc, place, arrived, to, pred=is_there)
     else:
