@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -53,6 +53,7 @@ LAYERS, CONTEXT = 16, 320
 WAYS = {"none": tuple(product(("cublas", "triton"), ("off", "on")))}
 WAYS["fp8"] = WAYS["none"][2:]
 EPS = 1e-6
+Row = TypeVar("Row")
 Weights = Sequence[Sequence[Tensor | Fp8Weight]]  # by layer, as `Shard.matrices` has them
 
 
@@ -111,21 +112,31 @@ class Shard:
 
 def main() -> None:
     """Measure, print, write."""
-    asked = _asked()
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:
-        sys.exit("kernels of few rows are for Hopper GPUs, and this machine has none")
+    asked = parser_of(__doc__).parse_args()
     rows, ways = list[FewRowsRow](), len(WAYS[asked.quantization])
-    for name, tp in product(asked.models.split(","), asked.tp):
-        given = (name, tp, asked.rows, asked.quantization, asked.sums)
-        if asked.sums:
-            found = slowest(on_each_gpu(tp, of_model, *given, timeout_s=300))
-        else:
-            found = of_model(0, torch.device("cuda", 0), *given)
+    for found in of_models(asked, of_model, slowest):
         for at in range(0, len(found), ways):
             print(told(found[at : at + ways]), flush=True)
         rows += found
     if asked.out is not None:
         write_part(asked.out, FEW_ROWS.make(rows))
+
+
+def of_models(
+    asked: argparse.Namespace,
+    of_model: Callable[..., list[Row]],
+    over: Callable[[list[list[Row]]], list[Row]],
+) -> Iterator[list[Row]]:
+    """What `of_model` finds of each model and layout that is asked for, on one GPU, or `over` its
+    ranks."""
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:
+        sys.exit("kernels of few rows are for Hopper GPUs, and this machine has none")
+    for name, tp in product(asked.models.split(","), asked.tp):
+        given = (name, tp, asked.rows, asked.quantization, asked.sums)
+        if asked.sums:
+            yield over(on_each_gpu(tp, of_model, *given, timeout_s=300))
+        else:
+            yield of_model(0, torch.device("cuda", 0), *given)
 
 
 def of_model(
@@ -158,21 +169,21 @@ def sums_of(device: torch.device, shard: Shard, rows: int) -> list[GroupSum]:
     return group_sums(kind_for(shard.tp), group, device, dtype, shard.hidden, most)
 
 
-def _asked() -> argparse.Namespace:
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """Of what can be asked for. doc: the help."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", default="qwen2.5-32b,llama-70b")
-    parser.add_argument("--tp", type=numbers, default="2,4")
-    parser.add_argument("--rows", type=numbers, default="1,8,32,64", help="requests that decode")
+    parser.add_argument("--tp", type=_numbers, default="2,4")
+    parser.add_argument("--rows", type=_numbers, default="1,8,32,64", help="requests that decode")
     parser.add_argument("--quantization", choices=tuple(WAYS), default="none")
     parser.add_argument("--sums", action="store_true", help="over as many GPUs as share a layer")
     parser.add_argument("--out", type=Path, help="an Arrow file")
-    return parser.parse_args()
+    return parser
 
 
-def numbers(text: str) -> list[int]:
-    """Of an argument that lists them."""
+def _numbers(text: str) -> list[int]:
     return [int(one) for one in text.split(",")]
 
 

@@ -13,17 +13,12 @@ with --sums, of rank 0.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable, Sequence
-from itertools import product
-from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
 import torch
-from allreduce import on_each_gpu
-from few_rows import LAYERS, WAYS, Shard, numbers, step_of, sums_of, weights_of
+from few_rows import LAYERS, Shard, of_models, parser_of, step_of, sums_of, weights_of
 from torch.profiler import ProfilerActivity, profile
 
 from orchestrator.plan import models
@@ -63,16 +58,10 @@ class Launch(NamedTuple):
 
 def main() -> None:
     """Measure, print, write."""
-    asked = _asked()
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:
-        sys.exit("kernels of few rows are for Hopper GPUs, and this machine has none")
-    rows = list[LayerKernelRow]()
-    for name, tp in product(asked.models.split(","), asked.tp):
-        given = (name, tp, asked.rows, asked.quantization, asked.sums)
-        if asked.sums:
-            found = on_each_gpu(tp, of_model, *given, timeout_s=300)[0]
-        else:
-            found = of_model(0, torch.device("cuda", 0), *given)
+    parser = parser_of(__doc__)
+    parser.set_defaults(tp=[2], rows=[1, 32])
+    asked, rows = parser.parse_args(), list[LayerKernelRow]()
+    for found in of_models(asked, of_model, lambda ranks: ranks[0]):
         print("\n".join(told(found)), flush=True)
         rows += found
     if asked.out is not None:
@@ -165,19 +154,6 @@ def told(rows: Sequence[LayerKernelRow]) -> list[str]:
         total = sum(one.us for one in mine)
         lines.append(f"{of}, {count} requests: {parts}: {total:.1f} us a layer")
     return lines
-
-
-def _asked() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--models", default="qwen2.5-32b,llama-70b")
-    parser.add_argument("--tp", type=numbers, default="2")
-    parser.add_argument("--rows", type=numbers, default="1,32", help="requests that decode")
-    parser.add_argument("--quantization", choices=tuple(WAYS), default="none")
-    parser.add_argument("--sums", action="store_true", help="over as many GPUs as share a layer")
-    parser.add_argument("--out", type=Path, help="an Arrow file")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":
