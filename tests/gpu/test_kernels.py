@@ -71,7 +71,7 @@ def test_rope_and_cache(dim: int, norm: bool, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("window", [None, 1, 5, 64, 65, 1000, 10**6])
 @pytest.mark.parametrize(
     ("batch", "heads", "kv_heads", "page"),
-    # In 16, 2, 12, 12 and 3 parts; of the last one programs join them.
+    # In 12, 2, 12, 12 and 3 parts: up to 4 are joined by the program that ends last.
     [(1, 16, 2, 64), (100, 16, 2, 64), (7, 10, 2, 64), (5, 4, 4, 16), (50, 8, 2, 64)],
 )
 def test_decode_attention(

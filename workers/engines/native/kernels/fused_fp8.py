@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workers.engines.native.kernels.early import FEW_ROWS, in_turn, launched
 from workers.engines.native.kernels.fp8 import Fp8, Fp8Weight
-from workers.engines.native.kernels.fused import normed, silu_of
+from workers.engines.native.kernels.fused import narrowed, normed, silu_of
 from workers.engines.native.kernels.products import STREAMS, streams
 from workers.engines.native.kernels.reference import FP8, Rope
 from workers.engines.native.kernels.tiles import FP8_ROWS, Tile, fp8_tile_of
@@ -95,11 +95,10 @@ def stored(
         scale = tl.zeros([block // columns], tl.float32) + tl.load(static_ptr)
     else:
         scale = tl.maximum(tl.max(tl.abs(parts), 1), 1e-10) / 448.0
-    values = tl.clamp(parts / scale[:, None], -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
     count = tl.cdiv(width, columns)
     tl.store(scales_ptr + row * count + part, scale, mask=part < count)
-    narrow = tl.reshape(values, [block]).to(tl.float8e4nv)
-    tl.store(out_ptr + row * width + at, narrow, mask=at < width)
+    values = tl.reshape(parts / scale[:, None], [block])
+    tl.store(out_ptr + row * width + at, narrowed(values, out_ptr), mask=at < width)
 
 
 @triton.jit
@@ -151,8 +150,7 @@ def _quantize_by(
     largest = tl.max(tl.load(largest_ptr + row * parts + p, mask=p < parts, other=0.0), 0)
     scale = tl.maximum(largest, 1e-10) / 448.0
     tl.store(scales_ptr + row, scale)
-    values = tl.clamp(x / scale, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
-    tl.store(out_ptr + row * width + at, values.to(tl.float8e4nv), mask=at < width)
+    tl.store(out_ptr + row * width + at, narrowed(x / scale, out_ptr), mask=at < width)
 
 
 def linear(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
