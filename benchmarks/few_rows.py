@@ -41,8 +41,8 @@ from workers.engines.native.build import group_sums
 from workers.engines.native.contexts import DecodeContext
 from workers.engines.native.kernels import Kernels, kernels_of
 from workers.engines.native.kernels.fp8 import Fp8Weight, Norm, made_fp8
-from workers.engines.native.kernels.reference import Rope
-from workers.engines.native.matrices import InFp8, Matrix, Plain, gated, queries
+from workers.engines.native.kernels.reference import Outbox, Rope
+from workers.engines.native.matrices import InFp8, Matrix, Plain, Read, gated, queries
 from workers.engines.native.pages import PAGE, pages_for
 from workers.engines.node_sweep import memory
 from workers.engines.node_timing import GPU_SWEEP, Sweep, captured, median_us, release
@@ -257,7 +257,14 @@ def step_of(
     start = _random((requests, shard.hidden), device)
     layers = [[*_matrices(layer, kernels)] for layer in weights]
 
-    def normed(x: Tensor, residual: Tensor, matrix: Matrix[Any]) -> Any:
+    def product(matrix: Matrix[Read], x: Read, rows: int) -> Tensor | Outbox:
+        boxes = filter(None, (one.outbox(rows) for one in sums))
+        to = next(boxes, None)
+        return matrix.times(x) if to is None or not matrix.handed(x, to) else to
+
+    def normed(x: Tensor | Outbox, residual: Tensor, matrix: Matrix[Any]) -> Any:
+        if isinstance(x, Outbox):
+            return sums[0].all_reduce_norm(x, residual, Norm(norm, EPS, matrix.in_fp8))
         one = next((one for one in sums if one.takes(x)), None)
         if one is not None and one.fuses(x):
             return one.all_reduce_norm(x, residual, Norm(norm, EPS, matrix.in_fp8))
@@ -271,9 +278,9 @@ def step_of(
             rope = Rope(cos, sin, *places, None, None, EPS)
             q = queries(qkv, normed(x, residual, qkv), None, rope, kernels.pointwise)
             x = context.attend(kernels.attention, q, keys[layer], values[layer], None)
-            x = output.times(output.input(x.flatten(1)))
-            x = down.times(gated(gate_up, normed(x, residual, gate_up), down))
-        return x + residual
+            x = product(output, output.input(x.flatten(1)), requests)
+            x = product(down, gated(gate_up, normed(x, residual, gate_up), down), requests)
+        return normed(x, residual, layers[0][0])
 
     return step
 

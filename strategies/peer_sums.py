@@ -13,6 +13,7 @@ FIRST_SENT = 1 << 18  # the same; beyond, two-shot is
 # Between two ranks: of a message whose words have the number of its call, and of one with flags.
 # The first is where the two are level with the norm in them; alone they are at some 400 KiB.
 WORDS_BYTES, FLAGGED_BYTES = 1 << 17, 1 << 25
+HANDED_ROWS = 64  # of a message that products hand over: as many as they are launched early for
 TWO_SHOT_BYTES = 5 << 19  # of a message; no larger one was measured
 
 

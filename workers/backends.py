@@ -72,13 +72,16 @@ class Backend(Protocol):
     def start_all_reduce(self, x: Tensor, axis: str) -> Sum:
         """Begin to sum `x`, which nobody may touch until what is returned has given the sum."""
 
+    def outbox(self, rows: int, axis: str) -> Any | None:
+        """Where a product may put its part of a sum, for `all_reduce_norm`; None: nowhere."""
+
     def fuses(self, x: Tensor, axis: str) -> bool:
         """Whether it can sum `x` together with the residual and the norm behind the sum."""
 
-    def all_reduce_norm(self, x: Tensor, residual: Tensor, norm: Any, axis: str) -> Any:
+    def all_reduce_norm(self, x: Any, residual: Tensor, norm: Any, axis: str) -> Any:
         """`residual` += the sum of `x` over the ranks along a mesh axis, in place; then its norm.
-        x, residual: [T, H] -> [T, H]. Only where it `fuses` `x`. norm, and what comes of it: as
-        kernels of the engine have it."""
+        x, residual: [T, H] -> [T, H]. Only where it `fuses` `x`, or `x` is an `outbox` with a
+        product in it. norm, and what comes of it: as kernels of the engine have it."""
 
     def all_gather(self, x: Tensor, out: Tensor, axis: str) -> None:
         """Fill `out` [ranks along the axis, *shape of x] with the `x` of each."""
@@ -136,11 +139,15 @@ class LibraryBackend:
         """Whether `x` goes through shared memory, at once."""
         return False
 
+    def outbox(self, rows: int, axis: str) -> Any | None:
+        """None."""
+        return None
+
     def fuses(self, x: Tensor, axis: str) -> bool:
         """Never."""
         return False
 
-    def all_reduce_norm(self, x: Tensor, residual: Tensor, norm: Any, axis: str) -> Any:
+    def all_reduce_norm(self, x: Any, residual: Tensor, norm: Any, axis: str) -> Any:
         """The library has none."""
         raise NotImplementedError(f"{self.name} sums without a norm")
 
@@ -251,10 +258,13 @@ class GroupSum(Protocol):
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over the group: the same bits on every rank."""
 
+    def outbox(self, rows: int) -> Any | None:
+        """See `Backend`."""
+
     def fuses(self, x: Tensor) -> bool:
         """Whether the residual and the norm behind the sum can be with it: of what it takes."""
 
-    def all_reduce_norm(self, x: Tensor, residual: Tensor, norm: Any) -> Any:
+    def all_reduce_norm(self, x: Any, residual: Tensor, norm: Any) -> Any:
         """See `Backend`."""
 
 
@@ -284,15 +294,24 @@ class PeerBackend(LibraryBackend):
     def _sum_of(self, x: Tensor, axis: str) -> GroupSum | None:
         return next((one for one in self._sums.get(axis, ()) if one.takes(x)), None)
 
+    def outbox(self, rows: int, axis: str) -> Any | None:
+        """See `Backend`."""
+        found = self._receiver(rows, axis)
+        return None if found is None else found.outbox(rows)
+
+    def _receiver(self, rows: int, axis: str) -> GroupSum | None:
+        return next((one for one in self._sums.get(axis, ()) if one.outbox(rows)), None)
+
     def fuses(self, x: Tensor, axis: str) -> bool:
         """See `Backend`."""
         found = self._sum_of(x, axis)
         return found is not None and found.fuses(x)
 
-    def all_reduce_norm(self, x: Tensor, residual: Tensor, norm: Any, axis: str) -> Any:
+    def all_reduce_norm(self, x: Any, residual: Tensor, norm: Any, axis: str) -> Any:
         """See `Backend`."""
-        found = self._sum_of(x, axis)
-        assert found is not None, "ask `fuses` first"
+        is_mine = isinstance(x, Tensor)
+        found = self._sum_of(x, axis) if is_mine else self._receiver(len(residual), axis)
+        assert found is not None, "ask `fuses` or `outbox` first"
         return found.all_reduce_norm(x, residual, norm)
 
 

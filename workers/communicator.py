@@ -81,16 +81,20 @@ class Communicator:
 
         return counted
 
+    def outbox(self, rows: int, axis: str) -> Any | None:
+        """See `Backend`."""
+        return None if self.ablated else self.backend.outbox(rows, axis)
+
     def fuses(self, x: Tensor, axis: str) -> bool:
         """Whether `all_reduce_norm` takes `x`."""
         return not self.ablated and self.backend.fuses(x, axis)
 
-    def all_reduce_norm(self, x: Tensor, residual: Tensor, norm: Any, axis: str) -> Any:
+    def all_reduce_norm(self, x: Any, residual: Tensor, norm: Any, axis: str) -> Any:
         """`residual` += the sum of `x` over the ranks along `axis`, in place, then its norm; see
         `Backend`. It counts as an all-reduce."""
         began = self._begin()
         out = self.backend.all_reduce_norm(x, residual, norm, axis)
-        self._count("all_reduce", axis, nbytes(x), began)
+        self._count("all_reduce", axis, nbytes(residual), began)
         return out
 
     def all_gather(self, x: Tensor, axis: str) -> Tensor:

@@ -33,7 +33,7 @@ LAUNCHES = (False, True) if IS_HOPPER else (False,)
 RANKS = [count for count in (2, 4) if count <= torch.cuda.device_count()]
 pytestmark = pytest.mark.skipif(not RANKS, reason="needs two GPUs or more")
 
-EPS = 1e-5
+EPS, INPUTS = 1e-5, 512
 REPLAYS = 1000
 SHAPE = ModelShape.from_config(
     {**BASE, **FAMILIES["Llama"], "hidden_size": 256, "architectures": ["LlamaForCausalLM"]},
@@ -160,13 +160,16 @@ class Replayed:
             for op, most in every_way(here.ranks)
         ]
         self.weight = here.drawn(width, dtype=dtype, seed=3)
+        self.matrix = torch.zeros(width, INPUTS, dtype=dtype, device=here.device)
+        at = torch.arange(width, device=here.device)
+        self.matrix[at, at % INPUTS] = (1 + at // INPUTS % 3).to(dtype)
         self.step, self.bad = (
             torch.zeros(1, dtype=torch.int64, device=here.device) for _ in range(2)
         )
 
-    def values(self, rank: int, salt: int, rows: int) -> Tensor:
+    def values(self, rank: int, salt: int, rows: int, width: int | None = None) -> Tensor:
         """[rows, width], of a rank in this step."""
-        at = torch.arange(rows * len(self.weight), device=self.here.device)
+        at = torch.arange(rows * (width or len(self.weight)), device=self.here.device)
         values = (at + self.step * 5 + 3 * rank + salt) % 7
         return values.view(rows, -1).to(self.weight.dtype)
 
@@ -188,10 +191,40 @@ class Replayed:
         self.check(residual, expected)
         self.check(out, fused.rms_norm(expected, self.weight, EPS))
 
+    def handed(self, one: PeerSum, salt: int, rows: int) -> None:
+        """A product that hands itself over, in BF16 and in FP8."""
+        from workers.engines.native.kernels import fp8, fused, fused_fp8, products
+
+        parts = [self.values(rank, salt, rows, INPUTS) for rank in range(self.here.ranks)]
+        total, mine = sum(parts) @ self.matrix.T, parts[self.here.rank]
+        to = one.outbox(rows)
+        assert to is not None
+        ones = torch.ones(rows, 1, device=self.here.device)
+        quantised = fp8.Fp8(mine.to(torch.float8_e4m3fn), ones)
+        scales = torch.ones(len(self.matrix), 1, device=self.here.device)
+        matrix = Fp8Weight(self.matrix.to(torch.float8_e4m3fn), scales, (1, INPUTS))
+        for is_fp8 in (False, True, False):
+            residual = self.values(99, salt, rows)
+            expected = residual + total
+            if is_fp8:
+                went = fused_fp8.handed(quantised, matrix, mine.dtype, to)
+            else:
+                went = products.handed(mine, self.matrix, to)
+            assert went
+            out = one.all_reduce_norm(to, residual, Norm(self.weight, EPS))
+            self.check(residual, expected)
+            self.check(out, fused.rms_norm(expected, self.weight, EPS))
+
     def run(self, sizes: tuple[int, ...]) -> None:
         """A step: of each kind an odd number of calls, so that a step begins with the set of slots
         that the one before ended with."""
         for salt, rows in enumerate(sizes):
+            for one in filter(lambda one: IS_HOPPER and one.outbox(rows), self.sums):
+                self.handed(one, salt, rows)
+                if not one.takes(self.values(0, salt, rows)):
+                    continue
+                self.normed(one, salt + 1, rows)  # these have the same slots
+                self.normed(one, salt + 2, rows)
             for one in filter(lambda one: one.takes(self.values(0, salt, rows)), self.sums):
                 self.alone(one.all_reduce, salt, rows)
                 if one.fuses(self.values(0, salt, rows)):

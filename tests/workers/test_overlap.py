@@ -76,6 +76,9 @@ class Silent:
 
     noted: list[str] = field(default_factory=list)
 
+    def outbox(self, *_: object) -> None:
+        return None
+
     def fuses(self, *_: object) -> bool:
         return False
 

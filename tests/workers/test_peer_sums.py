@@ -8,13 +8,14 @@ import dataclasses
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Barrier
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from ranks import BASE, FAMILIES, engine_plan, ragged_requests
 from torch import Tensor
 
@@ -55,14 +56,28 @@ class Meeting:
 
 
 @dataclass
+class Box:
+    """In place of an `Outbox`. puts: how many products were put into it, of which this is the
+    last."""
+
+    product: Tensor = field(default_factory=lambda: torch.empty(0))
+    puts: int = 0
+
+    def put(self, product: Tensor) -> bool:
+        self.product, self.puts = product, self.puts + 1
+        return True
+
+
+@dataclass
 class Gathered:
     """`GroupSum` of one rank, by the reference. most: rows that it takes. with_norm: whether it has
-    the norm too."""
+    the norm too. box: for products that hand themselves over."""
 
     meeting: Meeting
     rank: int
     most: int = TOKENS
     with_norm: bool = True
+    box: Box | None = None
 
     def takes(self, x: Tensor) -> bool:
         return x.shape[0] <= self.most
@@ -70,10 +85,14 @@ class Gathered:
     def all_reduce(self, x: Tensor) -> Tensor:
         return reference.summed(self._parts(x))
 
+    def outbox(self, rows: int) -> Box | None:
+        return self.box if rows <= self.most else None
+
     def fuses(self, x: Tensor) -> bool:
         return self.with_norm and self.takes(x)
 
-    def all_reduce_norm(self, x: Tensor, residual: Tensor, norm: Norm) -> Tensor | Fp8:
+    def all_reduce_norm(self, x: Tensor | Box, residual: Tensor, norm: Norm) -> Tensor | Fp8:
+        x = x.product if isinstance(x, Box) else x
         normed = reference.summed_norm(self._parts(x), residual, norm.weight, norm.eps)
         return normed if norm.reads is None else fp8.quantize(normed, norm.reads)
 
@@ -95,13 +114,16 @@ def logits(plan: EnginePlan, communicator: Communicator) -> Tensor:
         return decoder.forward(Batch(at * 7 % 100, at, at + PAGE, seen), cache)
 
 
-def over_tp2(shape: ModelShape, fuses: bool, **changes: Any) -> tuple[Tensor, Communicator]:
-    """The logits of both ranks side by side, and the communicator of the first."""
+def over_tp2(
+    shape: ModelShape, fuses: bool, boxes: tuple[Box, Box] | None = None, **changes: Any
+) -> tuple[Tensor, Communicator]:
+    """The logits of both ranks side by side, and the communicator of the first. boxes: of each."""
     plan, meeting = engine_plan("tp2", shape, None, WORK, **changes), Meeting()
 
     def run(rank: int) -> tuple[Tensor, Communicator]:
         context = RankContext(rank, plan.placement, torch.device("cpu"))
-        communicator, sums = Communicator(context), Gathered(meeting, rank, with_norm=fuses)
+        box = boxes[rank] if boxes else None
+        communicator, sums = Communicator(context), Gathered(meeting, rank, TOKENS, fuses, box)
         communicator.backend = PeerBackend(context, "one-shot", {"tp": [sums]})
         return logits(plan, communicator), communicator
 
@@ -135,6 +157,38 @@ def test_a_norm_in_the_kernel_of_the_sum_changes_no_logits(
     assert communicator.bytes == counted.bytes == {("prefill", "all_reduce", "tp"): size}
 
 
+@pytest.mark.parametrize(
+    ("shape", "changes", "puts"),
+    [
+        (LLAMA, {}, 2 * LLAMA.num_layers - 1),
+        (shape_of("Llama", attention_bias=True), {}, LLAMA.num_layers - 1),
+        (LLAMA, {"quantization": "fp8"}, 2 * LLAMA.num_layers - 1),
+    ],
+    ids=["plain", "with a bias behind the sum", "in FP8"],
+)
+def test_products_that_hand_themselves_over_change_no_logits(
+    shape: ModelShape, changes: dict[str, Any], puts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the last one, which no norm is behind, and those that a bias is added to."""
+    together, counted = over_tp2(shape, fuses=True, **changes)
+    for kernels in (reference, fp8):
+        monkeypatch.setattr(kernels, "handed", handed)
+    boxes = Box(), Box()
+    out, communicator = over_tp2(shape, fuses=True, boxes=boxes, **changes)
+    assert torch.equal(out, together)
+    assert [box.puts for box in boxes] == [puts, puts]
+    assert communicator.calls == counted.calls
+    assert communicator.bytes == counted.bytes
+
+
+def handed(x: Tensor | Fp8, weight: Any, *rest: Any) -> bool:
+    """See `Products` and `Fp8Kernels`."""
+    *dtype, box = rest
+    if isinstance(x, Fp8):
+        return bool(box.put(fp8.linear(x, weight, None, *dtype)))
+    return bool(box.put(F.linear(x, weight)))
+
+
 def test_the_logits_are_those_of_one_rank() -> None:
     plan = engine_plan("tp1", LLAMA, None, WORK)
     alone = logits(plan, Communicator(RankContext(0, plan.placement, torch.device("cpu"))))
@@ -163,7 +217,8 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> Communicator:
 
     monkeypatch.setattr(LibraryBackend, "all_reduce", library)
     context = RankContext(0, engine_plan("tp2", LLAMA, None, WORK).placement, torch.device("cpu"))
-    small, medium = Noting(Meeting(), 0, most=2), Noting(Meeting(), 0, most=4, with_norm=False)
+    small = Noting(Meeting(), 0, most=2, box=Box())
+    medium = Noting(Meeting(), 0, most=4, with_norm=False)
     sums = [small, medium, Noting(Meeting(), 0, most=6)]
     communicator = Communicator(context)
     communicator.backend = PeerBackend(context, "one-shot", {"tp": sums})
@@ -178,12 +233,15 @@ def test_the_first_that_takes_a_message_sums_it_and_else_the_library(noted: Comm
     fused = [rows for rows in range(1, 8) if noted.fuses(torch.ones(rows, 8), "tp")]
     assert fused == [1, 2, 5, 6]  # what takes 3 and 4 has no norm
     assert not noted.fuses(torch.ones(2, 8), "pp")
+    boxes = [noted.outbox(2, "tp"), noted.outbox(3, "tp"), noted.outbox(2, "pp")]
+    assert [box is not None for box in boxes] == [True, False, False]
     assert noted.backend.name == "one-shot and gloo"
 
 
 def test_without_collectives_nothing_is_fused_and_nothing_counted(noted: Communicator) -> None:
     noted.ablated, x = True, torch.ones(1, 8)
     assert not noted.fuses(x, "tp")
+    assert noted.outbox(1, "tp") is None
     assert noted.all_reduce(x, "tp") is x
     assert asked == []
     assert not noted.calls
@@ -206,7 +264,9 @@ def test_where_layers_are_looked_at_sums_are_apart_from_norms(noted: Communicato
     x = torch.ones(2, 8)
     with Examination(noted).of(Layers()):  # type: ignore[arg-type]
         assert not noted.fuses(x, "tp")
+        assert noted.outbox(2, "tp") is None
     assert noted.fuses(x, "tp")
+    assert noted.outbox(2, "tp") is not None
 
 
 @pytest.mark.parametrize(
@@ -321,7 +381,10 @@ def test_the_engine_sums_as_it_is_told(
     class Kernels(ModuleType):
         """In place of the modules that need Triton."""
 
-        def OneShot(self, group: Group, device: Any, dtype: Any, width: int, most: int) -> str:
+        def OneShot(
+            self, group: Group, device: Any, dtype: Any, width: int, most: int, handed: int
+        ) -> str:
+            assert handed == 64
             found.append(f"OneShot of {width} to {most >> 10} KiB")
             return f"{dtype}"
 
@@ -406,7 +469,9 @@ def test_they_are_there_to_be_measured_where_every_rank_has_them(
     class Kernels(ModuleType):
         """In place of the modules that need Triton."""
 
-        def OneShot(self, group: Group, device: Any, dtype: Any, width: int, most: int) -> str:
+        def OneShot(
+            self, group: Group, device: Any, dtype: Any, width: int, most: int, *_: int
+        ) -> str:
             if not makes:
                 raise RuntimeError("pidfd_getfd: operation not permitted")
             return f"{dtype}, {width}"

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from strategies.memory import RESERVE_BYTES, UTILIZATION, kv_bytes_per_token, workspace_bytes
-from strategies.peer_sums import RANKS, each_way, ways
+from strategies.peer_sums import HANDED_ROWS, RANKS, each_way, ways
 from strategies.precision import Precision
 from strategies.shapes import DTYPE_BYTES
 from strategies.traffic import FLAGGED, ONE_SHOT
@@ -86,7 +86,7 @@ def peer_sum(
     if op == FLAGGED:
         return Flagged(group, device, dtype, width, most)
     if op == ONE_SHOT:
-        return OneShot(group, device, dtype, width, most)
+        return OneShot(group, device, dtype, width, most, HANDED_ROWS)
     return TwoShot(group, device, dtype, most)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workers.engines.native.kernels import Pointwise, Products
 from workers.engines.native.kernels.fp8 import Fp8, Fp8Kernels, Fp8Weight
-from workers.engines.native.kernels.reference import Rope
+from workers.engines.native.kernels.reference import Outbox, Rope
 
 Input = TypeVar("Input")
 Read = TypeVar("Read")
@@ -46,6 +46,10 @@ class Matrix(Protocol, Generic[Input]):
 
     def queries(self, x: Input, bias: Tensor | None, rope: Rope) -> Tensor | None:
         """`Pointwise.rope_and_cache` of `times`, where it is made with the product; else None."""
+        ...
+
+    def handed(self, x: Input, to: Outbox) -> bool:
+        """Whether `times`, without a bias, goes `to` the ranks that sum it."""
         ...
 
     @property
@@ -101,6 +105,10 @@ class Plain:
         """See `Matrix`."""
         return self.products.queries(x, self.weight, bias, rope)
 
+    def handed(self, x: Tensor, to: Outbox) -> bool:
+        """See `Matrix`."""
+        return self.products.handed(x, self.weight, to)
+
     @property
     def in_fp8(self) -> None:
         """See `Matrix`."""
@@ -152,6 +160,10 @@ class InFp8:
     def queries(self, x: Fp8, bias: Tensor | None, rope: Rope) -> Tensor | None:
         """See `Matrix`."""
         return self.kernels.queries(x, self.weight, bias, self.dtype, rope)
+
+    def handed(self, x: Fp8, to: Outbox) -> bool:
+        """See `Matrix`."""
+        return self.kernels.handed(x, self.weight, self.dtype, to)
 
     @property
     def in_fp8(self) -> Fp8Weight:

@@ -19,9 +19,9 @@ from workers.engines.native.cache import PagedCache
 from workers.engines.native.contexts import Context
 from workers.engines.native.kernels import Kernels
 from workers.engines.native.kernels.fp8 import Norm
-from workers.engines.native.kernels.reference import Rope
+from workers.engines.native.kernels.reference import Outbox, Rope
 from workers.engines.native.loading import Layer, Loader
-from workers.engines.native.matrices import Matrix, gated, queries
+from workers.engines.native.matrices import Matrix, Read, gated, queries
 from workers.engines.native.rope import rotary_table
 from workers.engines.native.support import switches_of
 from workers.records import DECODE, PREFILL
@@ -49,9 +49,10 @@ class Batch:
 
 
 class Partial(NamedTuple):
-    """What this rank adds to a sum over tp, which is taken together with the norm behind it."""
+    """What this rank adds to a sum over tp, which is taken together with the norm behind it; or
+    where the product has put it."""
 
-    x: Tensor
+    x: Tensor | Outbox
 
 
 @dataclass(slots=True)
@@ -135,11 +136,12 @@ class Decoder:
         """The layers: what the last one adds, and what it adds it to."""
         out: Tensor | Partial = x
         residual: Tensor | None = None
+        last = next(reversed(self.layers[batch.context.phase]))
         for index, layer in self._in_turn(batch.context.phase):
             q, residual = self._normed(layer.qkv, out, residual, layer.input_norm)
             out = self._attention(layer, q, batch, cache.keys[index], cache.values[index])
             normed, residual = self._normed(layer.gate_up, out, residual, layer.post_norm)
-            out = self._mlp(layer, normed)
+            out = self._mlp(layer, normed, len(x), index == last)
         assert residual is not None, "a stage has at least one layer"
         return self._whole(out), residual
 
@@ -161,14 +163,16 @@ class Decoder:
                 self.attention, torch.cat(asked), keys, values, layer.window
             )
             for half, mine in zip(halves, torch.split(seen, size), strict=True):
-                half.x = self._begun(self._output(layer, mine), self._sum_attention)
+                made = layer.output.times(layer.output.input(mine.flatten(1)))
+                half.x = self._begun(made, self._sum_attention)
                 if layer.output_bias is not None:
                     half.x = self._whole(half.x) + layer.output_bias
             for half in halves:
                 normed, half.residual = self._normed(
                     layer.gate_up, half.x, half.residual, layer.post_norm
                 )
-                half.x = self._begun(self._down(layer, normed), self._sum_mlp)
+                made = layer.down.times(gated(layer.gate_up, normed, layer.down))
+                half.x = self._begun(made, self._sum_mlp)
         residuals = [half.residual for half in halves if half.residual is not None]
         return torch.cat([self._whole(half.x) for half in halves]), torch.cat(residuals)
 
@@ -196,7 +200,8 @@ class Decoder:
         self, matrix: Matrix[Any], x: Tensor | Partial | Sum, residual: Tensor | None, norm: Tensor
     ) -> tuple[Any, Tensor]:
         """See `Matrix.normed`; `x` is summed before."""
-        if isinstance(x, Partial) and residual is not None:
+        if isinstance(x, Partial):
+            assert residual is not None, "a layer was before"
             how = Norm(norm, self._eps, matrix.in_fp8)
             return self._communicator.all_reduce_norm(x.x, residual, how, "tp"), residual
         return matrix.normed(self._whole(x), residual, norm, self._eps)
@@ -204,11 +209,10 @@ class Decoder:
     def _whole(self, x: Tensor | Partial | Sum) -> Tensor:
         if isinstance(x, Tensor):
             return x
-        return self._communicator.all_reduce(x.x, "tp") if isinstance(x, Partial) else x()
-
-    def _summed(self, x: Tensor) -> Tensor | Partial:
-        """`x` over tp, now or together with the norm behind it."""
-        return Partial(x) if self._communicator.fuses(x, "tp") else self._whole(Partial(x))
+        if isinstance(x, Partial):
+            assert isinstance(x.x, Tensor), "what a product hands over, a norm is behind"
+            return self._communicator.all_reduce(x.x, "tp")
+        return x()
 
     def _begun(self, x: Tensor, is_part: bool) -> Tensor | Sum:
         """The sum of `x` over tp, begun, where it is a part of one."""
@@ -225,23 +229,32 @@ class Decoder:
         self, layer: Layer, x: Any, batch: Batch, keys: Tensor, values: Tensor
     ) -> Tensor | Partial:
         q = self._queries(layer, x, batch.positions, batch.slot_mapping, keys, values)
-        out = self._output(
-            layer, batch.context.attend(self.attention, q, keys, values, layer.window)
-        )
+        seen = batch.context.attend(self.attention, q, keys, values, layer.window)
+        read = layer.output.input(seen.flatten(1))
         if layer.output_bias is not None:
+            out = layer.output.times(read)
             out = self._whole(Partial(out)) if self._sum_attention else out
             return out + layer.output_bias
-        return self._summed(out) if self._sum_attention else out
+        return self._product(layer.output, read, len(q), self._sum_attention)
 
-    def _output(self, layer: Layer, seen: Tensor) -> Tensor:
-        return layer.output.times(layer.output.input(seen.flatten(1)))
+    def _mlp(self, layer: Layer, x: Any, rows: int, is_last: bool) -> Tensor | Partial:
+        """rows: of x. is_last: no norm is behind it."""
+        read = gated(layer.gate_up, x, layer.down)
+        return self._product(layer.down, read, rows, self._sum_mlp, is_last)
 
-    def _mlp(self, layer: Layer, x: Any) -> Tensor | Partial:
-        out = self._down(layer, x)
-        return self._summed(out) if self._sum_mlp else out
-
-    def _down(self, layer: Layer, x: Any) -> Tensor:
-        return layer.down.times(gated(layer.gate_up, x, layer.down))
+    def _product(
+        self, matrix: Matrix[Read], x: Read, rows: int, is_part: bool, is_last: bool = False
+    ) -> Tensor | Partial:
+        """x matrix^T, where it is a part of a sum over tp summed, now or together with the norm
+        behind it."""
+        to = self._communicator.outbox(rows, "tp") if is_part and not is_last else None
+        if to is not None and matrix.handed(x, to):
+            return Partial(to)
+        out = matrix.times(x)
+        if not is_part:
+            return out
+        part = Partial(out)
+        return part if self._communicator.fuses(out, "tp") else self._whole(part)
 
 
 def _first_of_each_kind(layers: Mapping[int, Layer]) -> dict[int, Layer]:
@@ -266,6 +279,6 @@ class NamedDecoder(Decoder):
         with self._communicator.context.ranges.span("attention"):
             return super()._attention(layer, x, batch, keys, values)
 
-    def _mlp(self, layer: Layer, x: Any) -> Tensor | Partial:
+    def _mlp(self, layer: Layer, x: Any, rows: int, is_last: bool) -> Tensor | Partial:
         with self._communicator.context.ranges.span("mlp"):
-            return super()._mlp(layer, x)
+            return super()._mlp(layer, x, rows, is_last)

@@ -162,12 +162,13 @@ class Products:
     linear: x weight^T + bias, of x, weight and bias [N] or None -> [T, N]. gated: of x and weight,
     `Pointwise.silu_mul` of their product -> [T, N / 2]. queries: of x, weight, bias and a `Rope`,
     `Pointwise.rope_and_cache` of their product. Where it is not made with the product, both are
-    None.
+    None. handed: whether the product of x and weight puts itself into an `Outbox`.
     """
 
     linear: Callable[..., Tensor]
     gated: Callable[..., Tensor | None]
     queries: Callable[..., Tensor | None]
+    handed: Callable[..., bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +193,7 @@ def kernels_of(
     RuntimeError where a library cannot be loaded."""
     from workers.engines.native.kernels import dense, ends, fa3, fp8, reference
 
-    plain = Products(F.linear, reference.gated, reference.queries)
+    plain = Products(F.linear, reference.gated, reference.queries, reference.handed)
     attends: dict[str, Attention] = {"eager": dense.EAGER, "sdpa": dense.SDPA, "fa3": fa3}
     if attention in ("fa3", "fa3-prefill"):
         fa3.load()
@@ -215,7 +216,7 @@ def kernels_of(
     is_ours = attends[attention].decode_attention is paged.decode_attention
     return Kernels(
         fused if fusion else reference,
-        Products(multiply, ends_too.gated, ends_too.queries),
+        Products(multiply, ends_too.gated, ends_too.queries, ends_too.handed),
         fused_fp8 if fusion else fp8,
         fused_ends if fusion else ends,
         attends[attention],

@@ -7,8 +7,10 @@ writes anything, until that one has ended; it has waited in turn. Then it lets t
 placed, which happens once all of its programs run: so a kernel that waits for another takes no room
 from it. Only then may it let the next one be placed, so that all but the one before have ended when
 a kernel is placed: weights, and contexts, which nothing in a layer writes, are read before the wait
-(FlashInfer's kernels do so too). What torch and cuBLAS launch begins when everything before has
-ended, as ever.
+(FlashInfer's kernels do so too). Kernels that a product is behind let it be placed at once, and
+wait then: of a layer a product reads nothing before its wait but how many sums there have been, and
+that is written a kernel further back. What torch and cuBLAS launch begins when everything before
+has ended, as ever.
 
 It is for steps of few rows: with many a kernel takes so long that starting it does not count.
 """
@@ -43,6 +45,26 @@ def launched(rows: int) -> dict[str, bool]:
 @triton.jit
 def in_turn(early: tl.constexpr):
     """The first line of a kernel, or the first behind what it reads of weights and contexts."""
+    wait(early)
+    let_on(early)
+
+
+@triton.jit
+def before_product(early: tl.constexpr):
+    """The first line of a kernel that a product is behind, which may be placed at once."""
+    let_on(early)
+    wait(early)
+
+
+@triton.jit
+def wait(early: tl.constexpr):
+    """Until the kernel before has ended."""
     if early:
         gdc_wait()
+
+
+@triton.jit
+def let_on(early: tl.constexpr):
+    """Let the next kernel be placed."""
+    if early:
         gdc_launch_dependents()

@@ -61,6 +61,9 @@ class Flagged(Messages):
         _flagged_all_reduce[grid](x, *self._arguments, *sizes, **_ways(x, block))
         return x
 
+    def outbox(self, rows: int) -> None:
+        """None: its flags are its own."""
+
     def all_reduce_norm(self, x: Tensor, residual: Tensor, norm: Norm) -> Tensor | Fp8:
         """See `PeerSum`."""
         made, out, sizes = self.made(x, norm.reads)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workers.engines.native.kernels import reference
-from workers.engines.native.kernels.reference import FP8, LARGEST, Rope, narrowed, widened
+from workers.engines.native.kernels.reference import FP8, LARGEST, Outbox, Rope, narrowed, widened
 
 CHUNK = 1 << 24  # elements
 SMALLEST = 1e-10  # of the largest value of a token: of zeros alone a scale is wanted as well
@@ -100,6 +100,10 @@ class Fp8Kernels(Protocol):
         """`Pointwise.rope_and_cache` of `linear`, where it is made with the product, else None."""
         ...
 
+    def handed(self, x: Fp8, weight: Fp8Weight, dtype: torch.dtype, to: Outbox) -> bool:
+        """See `Products.handed`. dtype: of what is summed."""
+        ...
+
 
 def quantize(x: Tensor, weight: Fp8Weight) -> Fp8:
     """A scale is the largest value it is of over the largest of e4m3, 448 (Micikevicius et al.,
@@ -142,6 +146,11 @@ def gated(x: Fp8, weight: Fp8Weight, dtype: torch.dtype, reads: Fp8Weight | None
 
 def queries(x: Fp8, weight: Fp8Weight, bias: Tensor | None, dtype: torch.dtype, rope: Rope) -> None:
     """Not made with the product."""
+
+
+def handed(x: Fp8, weight: Fp8Weight, dtype: torch.dtype, to: Outbox) -> bool:
+    """Not by the product."""
+    return False
 
 
 def made_fp8(plain: Tensor, scales: Tensor, share: tuple[int, int]) -> Tensor:

@@ -14,11 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workers.engines.native.kernels.early import FEW_ROWS, in_turn, launched
+from workers.engines.native.kernels.early import FEW_ROWS, before_product, in_turn, launched
 from workers.engines.native.kernels.fp8 import Fp8, Fp8Weight
 from workers.engines.native.kernels.fused import narrowed, normed, silu_of
 from workers.engines.native.kernels.products import STREAMS, streams
-from workers.engines.native.kernels.reference import FP8, Rope
+from workers.engines.native.kernels.reference import FP8, Outbox, Rope
 from workers.engines.native.kernels.tiles import FP8_ROWS, Tile, fp8_tile_of
 
 if STREAMS:
@@ -107,7 +107,7 @@ def _quantize(
     width: tl.constexpr, block: tl.constexpr, columns: tl.constexpr, static: tl.constexpr,
     early: tl.constexpr,
 ):  # fmt: skip
-    in_turn(early)
+    before_product(early)
     row, at = tl.program_id(0).to(tl.int64), tl.arange(0, block)
     x = tl.load(x_ptr + row * width + at, mask=at < width, other=0.0).to(tl.float32)
     stored(x, out_ptr, scales_ptr, static_ptr, row, width, block, columns, static)
@@ -119,7 +119,7 @@ def _norm(
     width: tl.constexpr, block: tl.constexpr, columns: tl.constexpr, static: tl.constexpr,
     add: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
-    in_turn(early)
+    before_product(early)
     row = tl.program_id(0).to(tl.int64)
     x = normed(x_ptr, res_ptr, w_ptr, row * width, eps, width, block, add).to(tl.float32)
     stored(x, out_ptr, scales_ptr, static_ptr, row, width, block, columns, static)
@@ -131,7 +131,7 @@ def _silu_mul(
     width: tl.constexpr, block: tl.constexpr, columns: tl.constexpr, static: tl.constexpr,
     early: tl.constexpr,
 ):  # fmt: skip
-    in_turn(early)
+    before_product(early)
     row, at = tl.program_id(0).to(tl.int64), tl.arange(0, block)
     x = silu_of(x_ptr + row * 2 * width, at, width).to(tl.float32)
     stored(x, out_ptr, scales_ptr, static_ptr, row, width, block, columns, static)
@@ -143,7 +143,7 @@ def _quantize_by(
     block: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
     """As `stored`, by the largest values of all `parts` of a token."""
-    in_turn(early)
+    before_product(early)
     row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * block + tl.arange(0, block)
     x = tl.load(x_ptr + row * width + at, mask=at < width, other=0.0).to(tl.float32)
     p = tl.arange(0, many)
@@ -202,6 +202,15 @@ def queries(
     if tile is None or rope.q_norm is not None or not tile.pairs(rope.keys.shape[3]):
         return None
     return streamed.queries(_streamed(x, weight, bias, dtype), tile, rope)
+
+
+def handed(x: Fp8, weight: Fp8Weight, dtype: torch.dtype, to: Outbox) -> bool:
+    """In `streamed`, where there is a tile for it."""
+    tile = chosen(x, weight)
+    if tile is None:
+        return False
+    streamed.handed(_streamed(x, weight, None, dtype), tile, to)
+    return True
 
 
 def _streamed(

@@ -1,6 +1,6 @@
 """What a product in `streamed` does with outputs that belong together, in Gluon: gate and up, which
-are multiplied, and the two halves of a head, which rotary positions turn. So no kernel reads them
-again.
+are multiplied, the two halves of a head, which rotary positions turn, and neighbours, which travel
+to other ranks in one word. So no kernel reads them again.
 
 A tile has both: of its rows, each 8 are followed by the 8 that belong to them. A thread that has
 sums of the former has those of the latter.
@@ -32,6 +32,15 @@ def paired(matrix: Tensor, dim: int, box: list[int]) -> Any:
     return TensorDescriptor(matrix, shape, strides, tile, layout)
 
 
+def neighbours(matrix: Tensor, box: list[int]) -> Any:
+    """The same, of tiles of rows 2 i and 2 i + 1."""
+    (rows, columns), (height, width) = matrix.shape, box
+    shape, strides = [1, rows // 16, 2, 8, columns], [rows * columns, 16 * columns, columns]
+    tile = [1, height // 16, 2, 8, width]
+    layout = in_shared(tuple(tile), matrix.dtype == FP8)
+    return TensorDescriptor(matrix, shape, [*strides, 2 * columns, 1], tile, layout)
+
+
 @cache
 def in_shared(box: tuple[int, ...], is_fp8: bool) -> Any:
     """The layout of a tile in shared memory, alike for both dtypes of 16 bits."""
@@ -39,10 +48,16 @@ def in_shared(box: tuple[int, ...], is_fp8: bool) -> Any:
 
 
 @gluon.jit
-def of_pairs(out, at, dim: gl.constexpr):
-    """The outputs that a tile has in its rows `at`, which would be `out` if they were in order."""
-    pair = out % dim // 16 * 8 + at % 8
-    return out // dim * dim + at // 8 % 2 * (dim // 2) + pair
+def outputs_of(first, at, dim: gl.constexpr, are_neighbours: gl.constexpr):
+    """The outputs that a tile has in its rows `at`. first: of the tile. dim: see `paired`; 0: they
+    are in order."""
+    out = first + at
+    if are_neighbours:
+        out = first + at // 16 * 16 + at % 8 * 2 + at // 8 % 2
+    elif dim:
+        pair = out % dim // 16 * 8 + at % 8
+        out = out // dim * dim + at // 8 % 2 * (dim // 2) + pair
+    return out
 
 
 @gluon.jit
@@ -54,6 +69,13 @@ def _others(x):
     first, second = gl.split(pairs)
     changed = gl.permute(gl.join(second, first), (0, 3, 1, 2))
     return gl.convert_layout(gl.reshape(changed, [width, height]), x.type.layout)
+
+
+@gluon.jit
+def keep(made, out_ptr, out, m, rows, outputs):
+    """Store `made`, [outputs, tokens]."""
+    inside = (m < rows)[None, :] & (out < outputs)[:, None]
+    gl.store(out_ptr + m[None, :] * outputs + out[:, None], made, mask=inside)
 
 
 @gluon.jit
@@ -103,3 +125,18 @@ def _put(x, to_ptr, rows, head, heads: gl.constexpr, place, is_row, dim: gl.cons
     """x into the places `place` of a head, for the tokens or slots `rows`."""
     to = to_ptr + (rows[None, :] * heads + head) * dim + place
     gl.store(to, narrowed(x, to_ptr), mask=is_row[None, :])
+
+
+@gluon.jit
+def hand_over(made, places_ptr, calls, rank, ranks: gl.constexpr, out, at, m, rows, outputs):
+    """Store `made`, [outputs, tokens], in memory of each rank, in words as `symmetric` has them.
+    calls: the number of the call of each token."""
+    pair = made.to(gl.uint16, bitcast=True).to(gl.uint64)
+    other = _others(made).to(gl.uint16, bitcast=True).to(gl.uint64)
+    words = pair | (other << 16) | (calls.to(gl.uint32).to(gl.uint64) << 32)[None, :]
+    slots = ((m.to(gl.int64) * 2 + (calls & 1)) * ranks + rank) * (outputs // 2)
+    place = slots[None, :] + (out // 2)[:, None]
+    mask = (m < rows)[None, :] & ((at // 8 % 2 == 0) & (out < outputs))[:, None]
+    for turn in gl.static_range(ranks):  # each rank begins with another one
+        home = gl.load(places_ptr + (rank + turn) % ranks).to(gl.pointer_type(gl.uint64))
+        gl.store(home + place, words, mask=mask, cache_modifier=".wt")

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from workers.engines.native.kernels.early import FEW_ROWS, in_turn, launched
-from workers.engines.native.kernels.reference import Rope
+from workers.engines.native.kernels.reference import Outbox, Rope
 from workers.engines.native.kernels.tiles import Tile, height_of, tile_of
 
 try:
@@ -65,6 +65,15 @@ def queries(x: Tensor, weight: Tensor, bias: Tensor | None, rope: Rope) -> Tenso
     if tile is None or rope.q_norm is not None or not tile.pairs(rope.keys.shape[3]):
         return None
     return streamed.queries(streamed.Product(x, weight, bias, x.dtype), tile, rope)
+
+
+def handed(x: Tensor, weight: Tensor, to: Outbox) -> bool:
+    """See `Products`."""
+    tile = chosen(x, weight)
+    if tile is None or not tile.streamed:
+        return False
+    streamed.handed(streamed.Product(x, weight, None, x.dtype), tile, to)
+    return True
 
 
 def chosen(x: Tensor, weight: Tensor) -> Tile | None:

@@ -32,6 +32,17 @@ class Rope(NamedTuple):
     eps: float
 
 
+class Outbox(NamedTuple):
+    """Where a product puts this rank's part of a sum over `ranks`: into memory of all of them. See
+    `symmetric`. places: int64 [ranks], where that of each begins. calls: int32 [rows], how many
+    there have been of each row."""
+
+    places: Tensor
+    calls: Tensor
+    rank: int
+    ranks: int
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) x weight, in float32 inside."""
     wide = x.float()
@@ -93,6 +104,11 @@ def gated(x: Tensor, weight: Tensor) -> None:
 
 def queries(x: Tensor, weight: Tensor, bias: Tensor | None, rope: Rope) -> None:
     """Not made with the product."""
+
+
+def handed(x: Tensor, weight: Tensor, to: Outbox) -> bool:
+    """Not by the product."""
+    return False
 
 
 def decode_attention(

@@ -30,13 +30,16 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from workers.engines.native.kernels.early import in_turn, launched
 from workers.engines.native.kernels.paired import (
     angles,
+    hand_over,
     in_shared,
+    keep,
     keep_gated,
     keep_heads,
-    of_pairs,
+    neighbours,
+    outputs_of,
     paired,
 )
-from workers.engines.native.kernels.reference import FP8, Rope
+from workers.engines.native.kernels.reference import FP8, Outbox, Rope
 from workers.engines.native.kernels.tiles import Tile, height_of
 
 
@@ -79,6 +82,11 @@ def queries(of: Product, tile: Tile, rope: Rope) -> Tensor:
     return out
 
 
+def handed(of: Product, tile: Tile, to: Outbox) -> None:
+    """It goes `to` the ranks that sum it, and nowhere else."""
+    _multiply(of, tile, of.x.new_empty(0, dtype=of.dtype), of.weight.shape[0], to=to)
+
+
 def _multiply(
     of: Product,
     tile: Tile,
@@ -87,20 +95,26 @@ def _multiply(
     largest: Tensor | None = None,
     heads: tuple[int, int] = (0, 0),
     rope: Rope | None = None,
+    to: Outbox | None = None,
 ) -> None:
-    """dim: of what is cut in halves that belong together; 0: nothing is. heads: of queries, and of
-    keys or values."""
+    """dim: of what is cut in halves that belong together, or has neighbours that do; 0: nothing is.
+    heads: of queries, and of keys or values."""
     rows, (outputs, inputs) = of.x.shape[0], of.weight.shape
     box = [tile.outputs, tile.inputs]
-    tiled = paired(of.weight, dim, box) if dim else _tiled(of.weight, box)
+    if to is not None:
+        tiled = neighbours(of.weight, box)
+    else:
+        tiled = paired(of.weight, dim, box) if dim else _tiled(of.weight, box)
     tiles, at_once = triton.cdiv(outputs, tile.outputs), _multiprocessors(of.x.device)
     # In 16 bits a step is shorter where programs without a tile are launched as well.
     programs = min(tiles, at_once) if of.scales else at_once
     _streamed[(programs,)](
         _tiled(of.x, [height_of(rows), tile.inputs]), tiled, of.scales or (out, out),
         out if of.bias is None else of.bias, out, out if largest is None else largest,
-        (out,) * 6 if rope is None else rope[:6], rows, outputs, inputs, *box, tile.stages, dim,
-        *heads, bool(of.scales), of.bias is not None, num_warps=tile.warps, **launched(rows),
+        (out,) * 6 if rope is None else rope[:6], (out, out) if to is None else to[:2],
+        0 if to is None else to.rank, rows, outputs, inputs, *box, tile.stages, dim, *heads,
+        0 if to is None else to.ranks, bool(of.scales), of.bias is not None,
+        num_warps=tile.warps, **launched(rows),
     )  # fmt: skip
 
 
@@ -116,12 +130,12 @@ def _tiled(matrix: Tensor, box: list[int]) -> Any:
     return TensorDescriptor(matrix, [rows, columns], [columns, 1], box, layout)
 
 
-@gluon.jit(do_not_specialize=["rows"])
+@gluon.jit(do_not_specialize=["rank", "rows"])
 def _streamed(
-    x_desc, w_desc, scales, bias_ptr, out_ptr, largest_ptr, rope, rows, outputs,
+    x_desc, w_desc, scales, bias_ptr, out_ptr, largest_ptr, rope, outbox, rank, rows, outputs,
     inputs: gl.constexpr, width: gl.constexpr, depth: gl.constexpr, stages: gl.constexpr,
-    dim: gl.constexpr, heads: gl.constexpr, kv_heads: gl.constexpr, scaled: gl.constexpr,
-    has_bias: gl.constexpr, early: gl.constexpr,
+    dim: gl.constexpr, heads: gl.constexpr, kv_heads: gl.constexpr, ranks: gl.constexpr,
+    scaled: gl.constexpr, has_bias: gl.constexpr, early: gl.constexpr,
 ):  # fmt: skip
     height: gl.constexpr = x_desc.block_type.shape[0]
     layout: gl.constexpr = _of_sums(height, w_desc.dtype.primitive_bitwidth, gl.num_warps())
@@ -129,34 +143,34 @@ def _streamed(
     at = gl.arange(0, width, gl.SliceLayout(1, layout))
     if heads:  # contexts, as in `fused._rope`: a norm is in between
         positions, slots = gl.load(rope[2] + m, m < rows, 0), gl.load(rope[3] + m, m < rows, 0)
+    if ranks:  # sums write them, and between a sum and the next product there is another kernel
+        calls = gl.load(outbox[1] + m, m < rows, 0, cache_modifier=".cg") + 1
     ring = _ring(x_desc, w_desc, width, depth, stages)
     _begin(ring, outputs, inputs, dim, early)
     count = 0  # tiles that are multiplied
     for tile in range(_first(0, outputs, width), _first(1, outputs, width)):
-        out = tile * width + at
-        if dim:
-            out = of_pairs(out, at, dim)
+        out = outputs_of(tile * width, at, dim, ranks > 0)
         # On its way while tiles are multiplied.
         if heads:
             turn = angles(rope, positions, out, m < rows, dim)
         if scaled:
             of_x = gl.load(scales[0] + m, mask=m < rows, other=0.0)
             of_w = gl.load(scales[1] + out, mask=out < outputs, other=0.0)
-        acc = gl.zeros([width, height], gl.float32, layout)
-        acc, count = _multiplied(ring, acc, count, outputs, inputs, dim)
+        acc, count = _multiplied(ring, layout, count, outputs, inputs, dim)
         if scaled:
             acc = acc * of_w[:, None] * of_x[None, :]
         if has_bias:
             acc += gl.load(bias_ptr + out, mask=out < outputs, other=0.0).to(gl.float32)[:, None]
         made = acc.to(out_ptr.dtype.element_ty)
-        if heads:
+        if ranks:
+            hand_over(made, outbox[0], calls, rank, ranks, out, at, m, rows, outputs)
+        elif heads:
             head, to = tile * width // dim, (out_ptr, rope[4], rope[5])
             keep_heads(made, turn, to, head, out, at, m, slots, rows, dim, heads, kv_heads)
         elif dim:
             keep_gated(made, out_ptr, largest_ptr, out, at, m, rows, tile, dim, scaled)
         else:
-            inside = (m < rows)[None, :] & (out < outputs)[:, None]
-            gl.store(out_ptr + m[None, :] * outputs + out[:, None], made, mask=inside)
+            keep(made, out_ptr, out, m, rows, outputs)
 
 
 @gluon.constexpr_function
@@ -196,10 +210,15 @@ def _begin(ring, outputs, inputs: gl.constexpr, dim: gl.constexpr, early: gl.con
 
 
 @gluon.jit
-def _multiplied(ring, acc, count, outputs, inputs: gl.constexpr, dim: gl.constexpr):
-    """acc and a tile of outputs, and how many tiles of the ring are multiplied then."""
+def _multiplied(
+    ring, layout: gl.constexpr, count, outputs, inputs: gl.constexpr, dim: gl.constexpr
+):
+    """A tile of outputs, and how many tiles of the ring are multiplied then."""
     stages: gl.constexpr = ring[3].shape[0]
     depth: gl.constexpr = ring[3].shape[2]
+    width: gl.constexpr = ring[3].shape[1]
+    height: gl.constexpr = ring[2].shape[1]
+    acc = gl.zeros([width, height], gl.float32, layout)
     for _ in range(inputs // depth):
         slot = count % stages
         mbarrier.wait(ring[4].index(slot), (count // stages) & 1)

@@ -2,8 +2,9 @@
 without multicast. Nothing here makes the host wait, and a captured call can be replayed.
 
 `OneShot` is for small messages: every rank hands its whole message to every other one, and each
-sums, alone or with the residual and the norm behind the sum. `TwoShot` is for larger ones: each
-rank sums a part, and hands it to the others. Their kernels are Triton.
+sums, alone or with the residual and the norm behind the sum. A product in `streamed` can hand over
+its own outputs; the kernel that sums is placed beside it, and looks for them. `TwoShot` is for
+larger messages: each rank sums a part, and hands it to the others. Their kernels are Triton.
 
 A message travels as 64-bit words: 32 bits of values, and the number of the call. A 64-bit store is
 seen whole or not at all, so a reader that finds the number has the values too: no flag and no fence
@@ -25,10 +26,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workers.engines.native.kernels.early import in_turn, launched
+from workers.engines.native.kernels.early import in_turn, launched, let_on, wait
 from workers.engines.native.kernels.fp8 import Fp8, Norm
 from workers.engines.native.kernels.fused import scaled
 from workers.engines.native.kernels.peer_memory import Messages, Shared, home, warps_of, written
+from workers.engines.native.kernels.reference import Outbox
 
 PIECE = 1024  # elements of a message that one program sums
 
@@ -82,7 +84,11 @@ class PeerSum(Messages):
     def _kernel(self) -> Any:
         raise NotImplementedError
 
-    def all_reduce_norm(self, x: Tensor, residual: Tensor, norm: Norm) -> Tensor | Fp8:
+    def outbox(self, rows: int) -> Outbox | None:
+        """See `GroupSum`."""
+        return None
+
+    def all_reduce_norm(self, x: Any, residual: Tensor, norm: Norm) -> Tensor | Fp8:
         """residual += the sum of `x` over the group, in place, then its norm."""
         raise NotImplementedError
 
@@ -97,21 +103,34 @@ class OneShot(PeerSum):
         dtype: torch.dtype,
         width: int,
         most: int,
+        handed: int = 0,
     ) -> None:
+        """handed: most rows that products may hand over."""
         super().__init__(group, device, dtype, width, most, group.size())
-        rows = self._most // width if width else 0
+        packs = width > 0 and width % 16 == 0 and dtype.itemsize == 2
+        self._handed = handed if packs else 0
+        rows = max(self._most // width, self._handed) if width else 0
         self._rows = Slots(group, device, dtype, rows, width, group.size()) if rows else None
 
     def _kernel(self) -> Any:
         return _one_shot_all_reduce
 
-    def all_reduce_norm(self, x: Tensor, residual: Tensor, norm: Norm) -> Tensor | Fp8:
+    def outbox(self, rows: int) -> Outbox | None:
+        """See `GroupSum`."""
+        if not 0 < rows <= self._handed:
+            return None
+        assert self._rows is not None
+        return Outbox(*self._rows.arguments, self._ranks[0])
+
+    def all_reduce_norm(self, x: Tensor | Outbox, residual: Tensor, norm: Norm) -> Tensor | Fp8:
         """See `PeerSum`. One program a row."""
         assert self._rows is not None
-        made, out, sizes = self.made(x, norm.reads)
-        tensors = (x, residual, norm.weight, *out, *self._rows.arguments)
-        ways = {"num_warps": warps_of(sizes[1]), **launched(len(x))}
-        _one_shot_all_reduce_norm[(len(x),)](*tensors, norm.eps, *sizes, *self._ranks, **ways)
+        rows = len(residual)
+        made, out, sizes = self.made(residual, norm.reads)
+        sent = isinstance(x, Outbox)
+        tensors = (residual if sent else x, residual, norm.weight, *out, *self._rows.arguments)
+        ways = {"num_warps": warps_of(sizes[1]), **launched(rows)}
+        _one_shot_all_reduce_norm[(rows,)](*tensors, norm.eps, *sizes, sent, *self._ranks, **ways)
         return made
 
 
@@ -154,7 +173,7 @@ def _all_reduce(
     in_turn(early)
     at = tl.program_id(0) * block + tl.arange(0, block)
     x = tl.load(x_ptr + at, mask=at < count, other=0.0)
-    total = _summed(x, places_ptr, calls_ptr, rank, block, ranks, padded, two_shot)
+    total = _summed(x, places_ptr, calls_ptr, rank, block, ranks, padded, two_shot, False)
     tl.store(x_ptr + at, total.to(x.dtype), mask=at < count)
 
 
@@ -162,18 +181,27 @@ def _all_reduce(
 def _one_shot_all_reduce_norm(
     x_ptr, res_ptr, w_ptr, out_ptr, scales_ptr, static_ptr, places_ptr, calls_ptr, rank, eps,
     width: tl.constexpr, block: tl.constexpr, columns: tl.constexpr, static: tl.constexpr,
-    ranks: tl.constexpr, padded: tl.constexpr, early: tl.constexpr,
+    sent: tl.constexpr, ranks: tl.constexpr, padded: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
+    """sent: a product has sent the words, and `x` is not looked at. Then the next product may ask
+    for its weights at once, and words are looked for while the product still runs."""
     at = tl.arange(0, block)
     inside, row = at < width, tl.program_id(0) * width + at
     weight = tl.load(w_ptr + at, mask=inside, other=0.0)
-    in_turn(early)
-    x = tl.load(x_ptr + row, mask=inside, other=0.0)
-    residual = tl.load(res_ptr + row, mask=inside, other=0.0)  # while the words travel
-    total = _summed(x, places_ptr, calls_ptr, rank, width, ranks, padded, False)
+    if sent:
+        let_on(early)
+    else:
+        in_turn(early)
+    x = tl.load(x_ptr + row, mask=inside, other=0.0, cache_modifier=".cg")
+    residual = x
+    if not sent:
+        residual = tl.load(res_ptr + row, mask=inside, other=0.0)  # while the words travel
+    total = _summed(x, places_ptr, calls_ptr, rank, width, ranks, padded, False, sent)
     x = total.to(x.dtype) + residual
-    tl.store(res_ptr + row, x, mask=inside)
     out, program = scaled(x, weight, width, eps), tl.program_id(0)
+    if sent:
+        wait(early)
+    tl.store(res_ptr + row, x, mask=inside)
     written(out, out_ptr, scales_ptr, static_ptr, program, width, block, columns, static)
 
 
@@ -181,43 +209,59 @@ def _one_shot_all_reduce_norm(
 def _summed(
     x, places_ptr, calls_ptr, rank,
     width: tl.constexpr, ranks: tl.constexpr, padded: tl.constexpr, two_shot: tl.constexpr,
+    sent: tl.constexpr,
 ):  # fmt: skip
     """The sum over the ranks of the first `width` elements of `x` [block], in float32; the others
-    are zero. padded: the power of two from `ranks` on."""
+    are zero. padded: the power of two from `ranks` on. sent: the words are on their way, and `x` is
+    not looked at."""
     share: tl.constexpr = 32 // x.dtype.primitive_bitwidth  # elements of a word
     words: tl.constexpr = (width + share - 1) // share
     areas: tl.constexpr = ranks + 1 if two_shot else ranks
-    values = packed(x)
-    at = tl.arange(0, values.shape[0])
-    call = tl.load(calls_ptr + tl.program_id(0)) + 1
+    at = tl.arange(0, x.shape[0] // share)
+    call = tl.load(calls_ptr + tl.program_id(0), cache_modifier=".cg") + 1
     number = call.to(tl.uint32).to(tl.uint64) << 32
     slots = (tl.program_id(0) * 2 + (call & 1)).to(tl.int64) * areas * words
     own, sender = home(places_ptr, rank, tl.uint64) + slots, tl.arange(0, padded)
     if two_shot:
-        owner = tl.program_id(0) % ranks
-        if rank == owner:
-            wanted = ((sender < ranks) & (sender != rank))[:, None] & (at < words)[None, :]
-            parts = _received(own + sender[:, None] * words + at[None, :], wanted, number)
-            mine = (sender == rank)[:, None] & (at < words)[None, :]
-            parts = tl.where(mine, values[None, :], parts)
-            result = packed(_total(parts, x.dtype).to(x.dtype))
-            for turn in tl.static_range(1, ranks):
-                target = home(places_ptr, (rank + turn) % ranks, tl.uint64) + slots + ranks * words
-                tl.store(target + at, result | number, mask=at < words, cache_modifier=".wt")
-        else:
-            target = home(places_ptr, owner, tl.uint64) + slots + rank * words
-            tl.store(target + at, values | number, mask=at < words, cache_modifier=".wt")
-            result = _received(own + ranks * words + at, at < words, number)
-        total = _total(result[None, :], x.dtype)
+        found = _in_two_shots(x, places_ptr, own, slots, rank, number, words, ranks, padded)[
+            None, :
+        ]
     else:
-        for turn in tl.static_range(ranks):  # each rank begins with another one
-            target = home(places_ptr, (rank + turn) % ranks, tl.uint64) + slots + rank * words
-            tl.store(target + at, values | number, mask=at < words, cache_modifier=".wt")
+        if sent:  # while none is there, one word of each is asked for
+            _received(own + sender * words + words - 1, sender < ranks, number)
+        else:
+            message = packed(x) | number
+            for turn in tl.static_range(ranks):  # each rank begins with another one
+                target = home(places_ptr, (rank + turn) % ranks, tl.uint64) + slots + rank * words
+                tl.store(target + at, message, mask=at < words, cache_modifier=".wt")
         wanted = (sender < ranks)[:, None] & (at < words)[None, :]
         found = _received(own + sender[:, None] * words + at[None, :], wanted, number)
-        total = _total(found, x.dtype)
     tl.store(calls_ptr + tl.program_id(0), call)
-    return total
+    return _total(found, x.dtype)
+
+
+@triton.jit
+def _in_two_shots(
+    x, places_ptr, own, slots, rank, number, words: tl.constexpr, ranks: tl.constexpr,
+    padded: tl.constexpr,
+):  # fmt: skip
+    """The words of the sum, which one rank makes, and hands to the others."""
+    values, sender, owner = packed(x), tl.arange(0, padded), tl.program_id(0) % ranks
+    at = tl.arange(0, values.shape[0])
+    if rank == owner:
+        wanted = ((sender < ranks) & (sender != rank))[:, None] & (at < words)[None, :]
+        parts = _received(own + sender[:, None] * words + at[None, :], wanted, number)
+        mine = (sender == rank)[:, None] & (at < words)[None, :]
+        parts = tl.where(mine, values[None, :], parts)
+        result = packed(_total(parts, x.dtype).to(x.dtype))
+        for turn in tl.static_range(1, ranks):
+            target = home(places_ptr, (rank + turn) % ranks, tl.uint64) + slots + ranks * words
+            tl.store(target + at, result | number, mask=at < words, cache_modifier=".wt")
+    else:
+        target = home(places_ptr, owner, tl.uint64) + slots + rank * words
+        tl.store(target + at, values | number, mask=at < words, cache_modifier=".wt")
+        result = _received(own + ranks * words + at, at < words, number)
+    return result
 
 
 @triton.jit
