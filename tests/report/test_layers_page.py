@@ -11,9 +11,12 @@ import pyarrow.ipc
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "docs/results/1xh200"
+FOLDER = ROOT / "docs/results"
 PAGE = (ROOT / "docs/performance.md").read_text()
-SECTION = PAGE.partition("### Small kernels that go")[2].partition("\n### ")[0]
+SECTION, SUMS = (
+    PAGE.partition(f"### {words}")[2].partition("\n### ")[0]
+    for words in ("Small kernels that go", "Sums that products hand over")
+)
 NAMES = {"qwen2.5-32b": "32B tp2", "llama-70b": "70B tp2"}
 FORMS = {"none": "BF16", "fp8": "FP8"}
 
@@ -40,7 +43,10 @@ def cells_of(line: str) -> list[str]:
 @pytest.mark.parametrize("model", NAMES)
 @pytest.mark.parametrize("form", FORMS)
 def test_a_layer_takes_what_the_page_says(model: str, form: str) -> None:
-    before, after = with_both("few_rows_neighbours_before"), with_both("few_rows_neighbours")
+    before, after = (
+        with_both("1xh200/few_rows_neighbours_before"),
+        with_both("1xh200/few_rows_neighbours"),
+    )
     lines = SECTION.splitlines()
     begin = next(
         number
@@ -60,8 +66,41 @@ def test_a_layer_takes_what_the_page_says(model: str, form: str) -> None:
 def test_its_kernels_take_what_the_page_says(form: str, requests: int) -> None:
     kernels = [
         f"{row['us']:.1f}"
-        for row in rows_of("layer_kernels")
+        for row in rows_of("1xh200/layer_kernels")
         if (row["quantization"], row["requests"]) == (form, requests)
     ]
     (line,) = re.findall(rf"^\| {FORMS[form]} \| {requests} \|.*$", SECTION, re.MULTILINE)
     assert [cell for cell in cells_of(line)[2:] if cell] == kernels
+
+
+def layers(name: str) -> dict[tuple[str, int], float]:
+    """Form and requests -> us of a layer whose sums two GPUs make."""
+    found: dict[tuple[str, int], float] = {}
+    for row in rows_of(f"2xh200/layer_kernels_{name}"):
+        of = FORMS[row["quantization"]], row["requests"]
+        found[of] = found.get(of, 0.0) + row["us"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "wanted", "more"),
+    [
+        ("before", "handed", [(f, n) for f in FORMS.values() for n in (1, 8, 32, 64)], ""),
+        ("handed_again", "placed", [("FP8", 1), ("FP8", 32)], ", placed at once"),
+    ],
+)
+def test_layers_that_hand_sums_over_take_what_the_page_says(
+    before: str, after: str, wanted: list[tuple[str, int]], more: str
+) -> None:
+    then, now = layers(before), layers(after)
+    for form, requests in wanted:
+        name = f"{form}{more}" if requests == 1 else ""
+        figures = f"{then[form, requests]:.1f} | {now[form, requests]:.1f}"
+        less = f"{now[form, requests] / then[form, requests] - 1:+.1%}"
+        assert f"| {name}{' ' * bool(name)}| {requests} | {figures} | {less} |" in SUMS
+
+
+def test_how_much_longer_such_a_layer_takes_in_16_bits() -> None:
+    plain, quantised = layers("handed_again"), layers("placed")
+    ratios = [plain["BF16", n] / quantised["FP8", n] for n in (1, 32)]
+    assert "layers then take {:.2f} and {:.2f} times as long in BF16".format(*ratios) in PAGE
