@@ -3,6 +3,7 @@
     python benchmarks/fit_predictions.py docs/results/2xh100/qwen2.5-32b \\
         --fabric docs/results/2xh100 --fabric docs/results/4xh200 \\
         --few docs/results/1xh200/techniques-qwen2.5-32b \\
+        --few docs/results/2xh200/handed-qwen2.5-32b \\
         --vllm docs/results/2xh200/engines-qwen2.5-32b \\
         --slow-host docs/results/2xh100/engines-qwen2.5-32b \\
         --published benchmarks/published.csv \\
@@ -14,7 +15,8 @@ nothing, writes nothing, and prints how far off the factors that are kept are. A
 physical meaning are fitted, by least squares on relative errors and with a weak pull to where each
 begins; cells above `factors.FITTED_MOST` requests, and layouts of other degrees, are left for the
 check. What passes of few rows have of their own is fitted last, on cells that have it, with
-everything else as it is.
+everything else as it is: of each kind of kernels that there was, the newest last. A cell is
+predicted by those that it had.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from orchestrator.node import datasheet, fabric
 from orchestrator.plan import models
 from orchestrator.predict import factors as kept
 from orchestrator.predict.calibrated import calibration
-from orchestrator.predict.factors import PEERS, EngineFactors, Few, Fitted
+from orchestrator.predict.factors import NEWEST, PEERS, EngineFactors, Few, Fitted
 from orchestrator.predict.hardware import CUSTOM, Attainable, Calibration, Hardware, of_sheet
 from orchestrator.predict.interval import seen_of
 from orchestrator.predict.passes import DECODE, Placed, Setting, Work
@@ -129,7 +131,8 @@ Begin = TypeVar("Begin", EngineFactors, Few)
 class Cell:
     """What was measured of one layout and load: metric -> median. origin: where it is kept. early:
     whether kernels of few rows are launched early, and multiply in Triton. prefill_tokens: most
-    prompt tokens of a pass; None: as the engine has it by itself."""
+    prompt tokens of a pass; None: as the engine has it by itself. started: when its experiment
+    was, which says which kernels it had: see `EngineFactors.at`."""
 
     origin: str
     engine: str
@@ -145,6 +148,7 @@ class Cell:
     allreduce: str = "nccl"
     early: bool = False
     prefill_tokens: int | None = None
+    started: str = NEWEST
 
     @property
     def name(self) -> str:
@@ -158,7 +162,8 @@ def cells_of(folder: Path) -> Iterator[Cell]:
         runs = [one for one in found.runs if one.status == "completed"]
         for key, same in grouped(runs, lambda one: one.cell).items():
             if key.ablation == "none":
-                yield _cell(str(folder), key, same)
+                started = found.manifest.get("started_at", NEWEST)
+                yield replace(_cell(str(folder), key, same), started=started)
 
 
 def _cell(origin: str, key, runs) -> Cell:
@@ -275,7 +280,7 @@ class Bench:
             placed = Placed(layout.placement, shape, cell.precision, hardware, *key[-2:])
             self._planned[key] = (placed, layout)
         placed, layout = self._planned[key]
-        return Setting(placed, factors), layout
+        return Setting(placed, factors.at(cell.started)), layout
 
     def asked(self, cell: Cell, factors: EngineFactors) -> Asked:
         """Its load."""
@@ -349,11 +354,27 @@ def fit(bench: Bench, cells: Sequence[Cell], begin: EngineFactors) -> EngineFact
 def fit_few(
     bench: Bench, cells: Sequence[Cell], factors: EngineFactors, source: str
 ) -> EngineFactors:
-    """The same factors with those of few rows."""
-    found = _fit(bench, cells, BEGIN_FEW, FREE_FEW, lambda few: replace(factors, few=few))
-    gpus = tuple(sorted({cell.gpu for cell in cells}))
-    said = f"{len(cells)} cells of {source}; benchmarks/fit_predictions.py"
-    return replace(factors, few=replace(found, gpus=gpus, provenance=said))
+    """The same factors with those of few rows; what was there before is of the kernels before."""
+    begin, free, earlier = BEGIN_FEW, FREE_FEW, factors.earlier
+    if any(cell.measured.get("fused_ms") for cell in cells):
+        begin, free = replace(begin, sum_s=2e-6), (*free, "sum_s")
+    found = _fit(bench, cells, begin, free, lambda few: replace(factors, few=few))
+    since = ""
+    if factors.few is not None:
+        since, earlier = min(cell.started for cell in cells), (*earlier, factors.few)
+    found = replace(
+        found,
+        gpus=tuple(sorted({cell.gpu for cell in cells})),
+        provenance=f"{len(cells)} cells of {source}; benchmarks/fit_predictions.py",
+        most_ranks=max(_ranks(bench, cell, factors) for cell in cells),
+        since=since,
+    )
+    return replace(factors, few=found, earlier=earlier)
+
+
+def _ranks(bench: Bench, cell: Cell, factors: EngineFactors) -> int:
+    """Of a replica."""
+    return bench.setting(cell, factors)[0].placed.placement.replica_ranks
 
 
 def _fit(
@@ -814,7 +835,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("results", nargs="*", type=Path, help="results to fit torch on")
     parser.add_argument("--fabric", default=[], type=Path, action="append", dest="fabrics")
-    parser.add_argument("--few", type=Path, help="results of torch with --products and --pdl")
+    parser.add_argument(
+        "--few",
+        action="append",
+        default=[],
+        metavar="PATH[,PATH...]",
+        help="results of torch with --products and --pdl; the newest kernels last",
+    )
     parser.add_argument("--vllm", type=Path, help="results of vLLM, to fit it on")
     parser.add_argument(
         "--slow-host", type=Path, help="results of vLLM on the host that it started latest on"
@@ -840,7 +867,6 @@ def main() -> None:
     mine = [one for one in cells if _is_fitted(one, "torch")]
     source = ", ".join(map(str, asked.results))
     engines = {"torch": fitted(bench, mine, BEGIN["torch"], source)}
-    few = [one for one in cells_of(asked.few) if one.early] if asked.few else []
     of_vllm = cells_of(asked.vllm) if asked.vllm else ()
     if theirs := [one for one in of_vllm if _is_fitted(one, "vllm")]:
         same = {name: getattr(engines["torch"], name) for name in FREE["torch"]}
@@ -852,11 +878,16 @@ def main() -> None:
     if late := [one for one in slow if _is_fitted(one, "vllm") and one.concurrency == 1]:
         longest = longest_start(bench, late, engines["vllm"])
         engines["vllm"] = replace(engines["vllm"], longest_start_s=longest)
-    if seen := [one for one in few if _is_fitted(one, "torch")]:
-        torch = fit_few(bench, seen, engines["torch"], str(asked.few))
-        apart = kinds_s(bench, mine, seen, torch)
+    few, seen = list[Cell](), list[Cell]()
+    for paths in asked.few:
+        folders = list(map(Path, paths.split(",")))
+        few += (these := [one for of in map(cells_of, folders) for one in of if one.early])
+        seen += (fits := [one for one in these if one.concurrency <= kept.FITTED_MOST])
+        torch = fit_few(bench, fits, engines["torch"], ", ".join(map(str, folders)))
         engines["torch"] = torch
-        engines = {name: replace(one, kinds_s=apart) for name, one in engines.items()}
+        if not torch.earlier:
+            apart = kinds_s(bench, mine, fits, torch)
+            engines = {name: replace(one, kinds_s=apart) for name, one in engines.items()}
     data = as_data(engines, shares, calibrations)
     kept.FILE.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     rest = [one for one in cells if one not in mine]

@@ -38,13 +38,14 @@ def _rows(found: Published) -> Iterator[list[str]]:
     model = model_of(found)
     for layout in layouts_of(found):
         name = f"{model.rpartition('-')[2].upper()}, {layout}"
-        planned = _predicted({"model": model, **few_rows(found, layout)}, layout)
+        planned = _predicted({"model": model, **few_rows(found, layout)}, layout, found.started)
         yield [name, *_shown(measured[layout]), *_shown(planned)]
 
 
-def _predicted(asked: Mapping[str, str], layout: str) -> Line:
+def _predicted(asked: Mapping[str, str], layout: str, started: str) -> Line:
     experiment = Experiment.model_validate({"max_concurrency": "1,32,100", **asked})
-    (plan,) = as_data(predicted(experiment, Machines("h200", 4), [layout]))["plans"]
+    by = predicted(experiment, Machines("h200", 4), [layout], started=started)
+    (plan,) = as_data(by)["plans"]
     (found,) = plan["against_concurrency"]
     line: Line = found["fitted"]
     return line

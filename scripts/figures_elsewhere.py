@@ -23,9 +23,10 @@ PEERS = {(4, "h200"): RESULTS / "peers-4xh200.csv"}  # by what `plan` calls the 
 
 def foretold(found: Published) -> dict[tuple[str, int, str], float]:
     """(layout, concurrency, engine) -> tokens per second that `plan` predicts, with the passes of
-    few rows as `torch` ran them there."""
+    few rows as `torch` ran them there and then."""
     known: dict[tuple[str, int, str], float] = {}
-    what = (model_of(found), kind([found]), gpus_of(found), tuple(found.concurrencies))
+    loads = tuple(found.concurrencies)
+    what = (model_of(found), kind([found]), gpus_of(found), loads, found.started)
     for layout, engine in product(layouts_of(found), ENGINES):
         every = _predicted(*what, engine, **(few_rows(found, layout) if engine == OURS else {}))
         known |= {at: value for at, value in every.items() if at[0] == layout}
@@ -54,10 +55,17 @@ def few_rows(found: Published, layout: str) -> dict[str, str]:
 
 @cache
 def _predicted(
-    model: str, gpu: str, gpus: int, concurrencies: tuple[int, ...], engine: str, **few_rows: str
+    model: str,
+    gpu: str,
+    gpus: int,
+    concurrencies: tuple[int, ...],
+    started: str,
+    engine: str,
+    **few_rows: str,
 ) -> dict[tuple[str, int, str], float]:
     asked = {"model": model, "engine": (engine,), "max_concurrency": concurrencies, **few_rows}
-    plan = predicted(Experiment.model_validate(asked), Machines(gpu, gpus), LAYOUTS[gpus])
+    machines, layouts = Machines(gpu, gpus), LAYOUTS[gpus]
+    plan = predicted(Experiment.model_validate(asked), machines, layouts, started=started)
     assert all(one.provenance.endswith("benchmarks/fit_predictions.py") for one in plan.planned)
     return {
         (one.layout, ranking.max_concurrency, planned.engine): one.output_throughput.value

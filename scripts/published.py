@@ -32,6 +32,11 @@ class Published:
         (found,) = load([self.folder])
         return found
 
+    @property
+    def started(self) -> str:
+        """When its experiment was, in ISO 8601."""
+        return str(self.results.manifest["started_at"])
+
     @cached_property
     def findings(self) -> Findings:
         """Comparison, verdicts and statistics."""

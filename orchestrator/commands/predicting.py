@@ -67,10 +67,14 @@ def plan(
 
 
 def predicted(
-    experiment: Experiment, machines: Machines, layouts: Sequence[str], is_to_run: bool = False
+    experiment: Experiment,
+    machines: Machines,
+    layouts: Sequence[str],
+    is_to_run: bool = False,
+    started: str | None = None,
 ) -> Plan:
-    """Predict every cell of an experiment. Raises UserError for one that no prediction is made
-    of."""
+    """Predict every cell of an experiment. started: when it was, for one whose kernels were those
+    of then; see `EngineFactors.at`. Raises UserError for one that no prediction is made of."""
     from orchestrator.plan import models, precision
     from orchestrator.predict.plan import Plan
 
@@ -79,7 +83,7 @@ def predicted(
     shape = models.resolve(experiment.model, "dummy").shape
     kept = precision.resolve(experiment, shape, "cuda")
     planned = tuple(
-        _planned(experiment, machines, layouts, engine, shape, kept, number)
+        _planned(experiment, machines, layouts, engine, shape, kept, number, started)
         for engine in experiment.engine or ("torch",)
         for number in range(len(experiment.scenarios))
     )
@@ -115,6 +119,7 @@ def _planned(
     shape: ModelShape,
     kept: Precision,
     number: int,
+    started: str | None,
 ) -> Planned:
     from orchestrator.predict import factors
     from orchestrator.predict.degradation import sweeps
@@ -122,7 +127,8 @@ def _planned(
     from orchestrator.predict.plan import SWEPT, Planned
     from strategies.registry import factorisations
 
-    scenario, fitted = experiment.scenarios[number], factors.load().of(engine)
+    scenario = experiment.scenarios[number]
+    fitted = factors.load().of(engine).at(started or factors.NEWEST)
     loads = _loads(experiment, number, fitted, machines.gpu_hour_cost)
     asked = max(loads, key=lambda load: load.max_concurrency)
     few = experiment.products != "cublas" and experiment.pdl != "off"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from orchestrator.predict.hardware import Attainable, Calibration, Curve
 
 # What an engine sums over tp with beside NCCL and `hardware.CUSTOM`: `strategies.peer_sums`.
 PEERS = "peers"
+NEWEST = "9999"  # later than any run was started, in ISO 8601
 FILE = Path(__file__).with_name("factors.json")
 # The cells of a model that factors are fitted on: these layouts, with few requests.
 FITTED_LAYOUTS, FITTED_MOST = ("tp1", "tp2", "pp2"), 32
@@ -40,7 +41,11 @@ class Fitted:
 @dataclass(frozen=True, slots=True)
 class Few:
     """Factors of a pass of at most `rows` tokens whose products are Triton's and whose kernels are
-    launched early, in place of those of the same names. gpus: where they were fitted."""
+    launched early, in place of those of the same names. gpus: where they were fitted, on replicas
+    of at most `most_ranks`. sum_s: of a sum with a norm that products hand over, whatever its size;
+    None: they hand none over. since: when the first run was started that has these kernels, in ISO
+    8601.
+    """
 
     rows: int
     stream: float
@@ -48,6 +53,9 @@ class Few:
     gap_s: float
     gpus: tuple[str, ...]
     provenance: str
+    sum_s: float | None = None
+    most_ranks: int = 1
+    since: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +78,7 @@ class EngineFactors:
     with where NVLink joins the GPUs. norm_s: of a norm that is in the kernel of the sum before it,
     which counts as communication, and else is one of the small kernels. kinds_s: of a layer, by
     which kernels of one kind differ from what the factors of another kind say. few: None: it has no
-    other kernels for few tokens.
+    other kernels for few tokens. earlier: those of the kernels before, in the order of their runs.
     """
 
     engine: str
@@ -99,6 +107,15 @@ class EngineFactors:
     kinds_s: float = 0.0
     longest_start_s: float = 0.0
     few: Few | None = None
+    earlier: tuple[Few, ...] = ()
+
+    def at(self, started: str) -> EngineFactors:
+        """With the kernels for few tokens that a run had that was started then, in ISO 8601."""
+        if self.few is None:
+            return self
+        every = (*self.earlier, self.few)
+        of_then = [few for few in every if few.since <= started] or every[:1]
+        return replace(self, few=of_then[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +151,15 @@ def _engine(name: str, data: Mapping[str, Any]) -> EngineFactors:
     fitted = dict(data["fitted"])
     ranges = {key: (low, high) for key, (low, high) in fitted["ranges"].items()}
     where = Fitted(tuple(fitted["gpus"]), tuple(fitted["quantizations"]), ranges)
-    few = data["few"] and Few(**{**data["few"], "gpus": tuple(data["few"]["gpus"])})
-    return EngineFactors(**{**data, "engine": name, "fitted": where, "few": few})
+    few = data["few"] and _few(data["few"])
+    earlier = tuple(map(_few, data["earlier"]))
+    return EngineFactors(
+        **{**data, "engine": name, "fitted": where, "few": few, "earlier": earlier}
+    )
+
+
+def _few(data: Mapping[str, Any]) -> Few:
+    return Few(**{**data, "gpus": tuple(data["gpus"])})
 
 
 def _calibration(data: Mapping[str, Any]) -> Calibration:

@@ -64,14 +64,15 @@ def outside(setting: Setting, lengths: Lengths, requests: int) -> tuple[str, ...
 
 
 def outside_few(setting: Setting, requests: int) -> tuple[str, ...]:
-    """Where the factors of few rows are of other GPUs than the rest, or a replica has more than the
-    one they were fitted on. Prompts have more rows, so it says nothing of a TTFT."""
+    """Where the factors of few rows are of other GPUs than the rest, or a replica has more than
+    those they were fitted on. Prompts have more rows, so it says nothing of a TTFT."""
     few, placed = setting.few(requests / micro_batches(setting, requests)), setting.placed
     found, gpu = [], placed.hardware.name
     if few is not None and gpu not in few.gpus and gpu in setting.factors.fitted.gpus:
         found.append(f"few rows on {gpu}, fitted on {', '.join(few.gpus)}")
-    if few is not None and placed.placement.replica_ranks > 1:
-        found.append("few rows over several GPUs, fitted on one")
+    if few is not None and placed.placement.replica_ranks > few.most_ranks:
+        ranks = placed.placement.replica_ranks
+        found.append(f"few rows over {ranks} GPUs, fitted on {few.most_ranks} at most")
     return tuple(found)
 
 

@@ -32,11 +32,13 @@ class UnknownLink(Exception):
 
 class Moved(NamedTuple):
     """Of a pass. seconds: in which data move, with nothing in the way. calls: collectives that wait
-    for a last rank. fused: of these, sums whose kernels have the norm behind them."""
+    for a last rank. fused: of these, sums whose kernels have the norm behind them, and which take
+    `fused_seconds`."""
 
     seconds: float
     calls: int
     fused: int
+    fused_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +155,17 @@ class Placed:
         return self._transfers[key]
 
     def _transfer(self, index: int, tokens: int, sampled: int, mode: str) -> Moved:
-        rank, seconds, calls, fused = self.placement.rank_at({"pp": index}), 0.0, 0, 0
+        rank, seconds, calls = self.placement.rank_at({"pp": index}), 0.0, 0
+        fused, fused_seconds = 0, 0.0
         width = self.precision.dtype_bytes
         for one in step(self.placement, self.model, rank, tokens, sampled, width):
             if one.op not in OF_OTHERS:
-                seconds += one.calls * self._each(index, one, mode)
+                every = one.calls * self._each(index, one, mode)
+                seconds += every
                 calls += one.calls if one.axis == "tp" else 0
-                fused += one.calls if self._has_norm(one) else 0
-        return Moved(seconds, calls, fused)
+                if self._has_norm(one):
+                    fused, fused_seconds = fused + one.calls, fused_seconds + every
+        return Moved(seconds, calls, fused, fused_seconds)
 
     def _has_norm(self, one: Traffic) -> bool:
         """Whether it is a sum whose kernel has the norm behind it: one of vLLM's, and one-shot
@@ -249,11 +254,14 @@ class Setting:
         factors = self.factors
         eager = work.phase == PREFILL and work.tokens > factors.graph_tokens
         moved = self.placed.transfer(index, work, EAGER if eager else GRAPH)
-        few = self.few(work.tokens) or factors
-        gap_s = factors.eager_gap_s if eager else few.gap_s
-        norms = moved.fused * factors.norm_s
+        few = self.few(work.tokens)
+        gap_s = factors.eager_gap_s if eager else (few or factors).gap_s
+        norms = sums = moved.fused * factors.norm_s
+        others = moved.seconds
+        if few is not None and few.sum_s is not None:  # products hand those with norms over
+            others, sums = moved.seconds - moved.fused_seconds, moved.fused * few.sum_s
         around = Parts(
-            transfer=moved.seconds * factors.collective + norms,
+            transfer=others * factors.collective + sums,
             wait=moved.calls * factors.skew_s,
             gaps=self.placed.layers[index] * gap_s,
         )

@@ -56,8 +56,8 @@ def test_up_to_64_rows_in_a_type_of_16_bits_are_few(
     assert (plain != other) == has
 
 
-def planned(gpu: str, seats: int, engine: str = "torch", **switches: str) -> Prediction:
-    asked = {"model": "qwen2.5-32b", "engine": engine, "max_concurrency": seats, **switches}
+def planned(gpu: str, seats: int, engine: str = "torch", **more: str) -> Prediction:
+    asked = {"model": "qwen2.5-32b", "engine": engine, "max_concurrency": seats, **more}
     (found,) = predicted(Experiment.model_validate(asked), Machines(gpu, 1), ["tp1"]).predictions
     return found
 
@@ -84,9 +84,9 @@ def test_elsewhere_nothing_changes(gpu: str, seats: int, engine: str) -> None:
 
 
 def test_what_was_measured_lies_in_its_interval() -> None:
-    """Steps of one H200: `techniques-qwen2.5-32b`."""
-    for seats, tpot_ms in ((1, 16.62), (32, 20.82)):
-        found = planned("h200", seats).tpot_ms
+    """Steps of one H200: `neighbours-llama-8b/after`."""
+    for seats, tpot_ms in ((1, 3.96), (32, 5.10)):
+        found = planned("h200", seats, model="llama-8b").tpot_ms
         assert found.low < tpot_ms < found.high
 
 
@@ -95,6 +95,14 @@ def test_on_a_gpu_that_few_rows_were_not_fitted_on_the_step_is_less_certain() ->
     assert said in planned("h100", 64).outside
     assert said not in planned("h100", 65).outside
     assert not any("few rows" in why for why in planned("h200", 1).outside)
+
+
+def test_a_run_is_predicted_by_the_kernels_that_it_had() -> None:
+    first, newest = (replace(FEW, since=since) for since in ("2026-11-01", "2026-11-30"))
+    found = replace(IDEAL, few=newest, earlier=(first,))
+    days = ("2026-10-30", "2026-11-01", "2026-11-29T23:59:00+00:00", "2026-11-30T08:50:41+00:00")
+    assert [found.at(day).few for day in days] == [first, first, first, newest]
+    assert replace(found, few=None).at("2026-11-30").few is None
 
 
 def test_over_several_gpus_a_plan_has_them_too() -> None:
@@ -109,10 +117,12 @@ def test_over_several_gpus_a_plan_has_them_too() -> None:
             for more in ({"pdl": "off"}, {})
         )
     )
-    said = "few rows over several GPUs, fitted on one"
-    assert said in by_both["pp2"].outside
+    assert not any("few rows" in why for why in by_both["pp2"].outside)
     assert by_both["pp2"].tpot_ms.value < without["pp2"].tpot_ms.value
     assert by_both["tp2"] == without["tp2"]
+    four = Experiment.model_validate({"model": "qwen2.5-32b", "max_concurrency": 1})
+    (found,) = predicted(four, Machines("h200", 4), ["tp4"]).predictions
+    assert "few rows over 4 GPUs, fitted on 2 at most" in found.outside
 
 
 def run(capability: tuple[int, int] | None, **asked: str) -> float | None:

@@ -82,7 +82,10 @@ def test_the_factors_of_few_rows_are_found_with_all_others_as_they_are(
         seen = {name: made[name] for name in ("decode_ms", "compute_ms", "gap_ms")}
         cells.append(replace(blank, measured=seen))
     found = bench.fit_few(by, cells, torch, "here")
-    assert replace(found, few=None) == replace(torch, few=None)
+    assert replace(found, few=None, earlier=()) == replace(torch, few=None, earlier=())
+    assert found.earlier == (*torch.earlier, torch.few)
+    assert found.few.most_ranks == 2
+    assert found.few.since == bench.NEWEST  # of its cells
     assert found.few.stream == pytest.approx(0.8, rel=1e-3)
     assert found.few.layer_s == pytest.approx(50e-6, rel=1e-2)
     assert found.few.gap_s == pytest.approx(3e-6, rel=1e-2)

@@ -32,7 +32,7 @@ RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 KNOWN = factors.load()
 TORCH, VLLM = KNOWN.of("torch"), KNOWN.of("vllm")
 SHORT = Lengths(256, 128, 2048)
-KIB = 1 << 10
+KIB, MANY = 1 << 10, 100  # more requests than products hand sums over of
 
 
 def calibrated(peer_sums: bool = True, small_us: float = 3.0) -> Calibration:
@@ -117,9 +117,15 @@ def test_a_decode_step_has_the_times_of_one_shot_and_a_large_one_those_of_nccl()
 def test_without_times_of_one_shot_there_is_a_line_and_it_is_said() -> None:
     """By latency and bandwidth. The interval reaches to NCCL's times, and no further."""
     one = setting("tp2", hardware(calibrated(peer_sums=False)))
-    found, nccl = predicted(one), predicted(Setting(replace(one.placed, allreduce="nccl"), TORCH))
     line = replace(one.placed.hardware, fabric=one.placed.hardware.fabric.with_peer_sums())
-    by_line = predicted(Setting(replace(one.placed, hardware=line), TORCH))
+    found, nccl, by_line = (
+        predicted(Setting(placed, TORCH), MANY)
+        for placed in (
+            one.placed,
+            replace(one.placed, allreduce="nccl"),
+            replace(one.placed, hardware=line),
+        )
+    )
     assert found.tpot_ms.value == by_line.tpot_ms.value < nccl.tpot_ms.value
     ends = (by_line.tpot_ms.low, nccl.tpot_ms.high)
     assert (found.tpot_ms.low, found.tpot_ms.high) == pytest.approx(ends, rel=1e-12)
@@ -128,6 +134,25 @@ def test_without_times_of_one_shot_there_is_a_line_and_it_is_said() -> None:
     assert (speed.low, speed.high) == pytest.approx(ends, rel=1e-12)
     assert found.outside == (*by_line.outside, NOT_MEASURED)
     assert NOT_MEASURED not in predicted(setting("tp2", hardware(calibrated()))).outside
+
+
+def test_sums_that_products_hand_over_take_no_time_of_a_link() -> None:
+    """Those between two ranks, of a step of few rows."""
+    one = setting("tp2", hardware(calibrated(small_us=3.0)))
+    other = setting("tp2", hardware(calibrated(small_us=3.3)))
+    few, layers = TORCH.few, one.placed.model.num_layers
+    assert few is not None
+    assert few.sum_s is not None
+    work = Work(DECODE, 1, 1, 300)
+    for early in (True, False):
+        took, longer = (
+            Setting(replace(of.placed, early=early), TORCH).pass_of(0, work).transfer
+            for of in (one, other)
+        )
+        assert (took == pytest.approx(longer, rel=1e-6)) == early
+    slower = Setting(one.placed, replace(TORCH, few=replace(few, sum_s=few.sum_s + 1e-6)))
+    more = slower.pass_of(0, work).transfer - one.pass_of(0, work).transfer
+    assert more == pytest.approx((2 * layers + 1) * 1e-6)
 
 
 def test_where_nothing_is_summed_in_one_shot_nothing_is_said_of_it() -> None:
@@ -161,14 +186,16 @@ def test_a_data_sheet_has_them_by_latency_and_bandwidth(
     assert found == pytest.approx(us * 1e-6, rel=0.07 if kind == "one-shot" else 0.18)
 
 
-@pytest.mark.parametrize("layout", ["tp2", "tp4"])
-def test_gpus_that_nobody_measured_are_no_more_certain_than_those_that_were(layout: str) -> None:
+@pytest.mark.parametrize(("layout", "concurrency"), [("tp2", MANY), ("tp4", 1)])
+def test_gpus_that_nobody_measured_are_no_more_certain_than_those_that_were(
+    layout: str, concurrency: int
+) -> None:
     """Of a data sheet the times of sums through memory are by a line, too."""
     one = setting(layout, hardware(gpu="h800"))
     assert one.placed.allreduce in ("one-shot", "two-shot")
-    found = predicted(one)
+    found = predicted(one, concurrency)
     assert NOT_MEASURED in found.outside
-    nccl = predicted(Setting(replace(one.placed, allreduce="nccl"), TORCH))
+    nccl = predicted(Setting(replace(one.placed, allreduce="nccl"), TORCH), concurrency)
     assert found.tpot_ms.high == pytest.approx(nccl.tpot_ms.high)
 
 
