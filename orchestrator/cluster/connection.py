@@ -196,21 +196,22 @@ def _start(here: Node, ranks: int, dashboard: bool, mine: RaySession) -> Cluster
             ray_private.on_loopback(),
             ray_private.lean(dashboard),
             ray_private.interruptible(),
+            ray_private.dashboard_beside() as dashboard_url,
             _init() as init,
         ):
-            context = init(
+            init(
                 address="local",
                 num_cpus=max(os.cpu_count() or 1, ranks),
                 include_dashboard=dashboard,
                 object_store_memory=OBJECT_STORE_BYTES,
                 **ray_private.settings(METRICS_MS, mine.folder),
             )
+            url = _dashboard(dashboard_url())
     except Exception as error:
         mine.keep(first_line(error))
         raise UserError(
             f"Ray could not be started: {first_line(error)}; its logs are kept in {mine.folder}"
         ) from error
-    url = _dashboard(context.dashboard_url)
     return Cluster((here,), True, "local", url, _servers("local Ray", LOCAL_S), mine)
 
 

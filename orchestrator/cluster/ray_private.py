@@ -19,8 +19,10 @@ import contextlib
 import logging
 import os
 import secrets
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,34 @@ def lean(dashboard: bool) -> Iterator[None]:
     finally:
         for name, method in kept.items():
             setattr(Node, name, method)
+
+
+@contextlib.contextmanager
+def dashboard_beside() -> Iterator[Callable[[], str | None]]:
+    """Let `ray.init` go on while its dashboard starts, which takes seconds that its own context is
+    then without. Yields what waits for the dashboard, and gives its URL without a scheme, None
+    where there is none; it raises what Ray raises of one that does not start."""
+    from ray._private.node import Node
+
+    start, url = Node.start_api_server, Future[str | None]()
+
+    def run(node: Node, asked: Mapping[str, Any]) -> None:
+        try:
+            start(node, **asked)
+        except BaseException as error:
+            url.set_exception(error)
+        else:
+            url.set_result(node.webui_url)
+
+    def begin(node: Node, **asked: Any) -> None:
+        # Nobody waits for it where Ray does not start: its processes are ended, and so is it.
+        threading.Thread(target=run, args=(node, asked), daemon=True).start()
+
+    Node.start_api_server = begin
+    try:
+        yield url.result
+    finally:
+        Node.start_api_server = start
 
 
 @contextlib.contextmanager

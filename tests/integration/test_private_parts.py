@@ -194,6 +194,44 @@ def test_only_what_a_local_ray_needs_is_left_out_of_it() -> None:
     assert starts() == before
 
 
+class Dashboard:
+    """In place of a `Node`: its dashboard is there once `waits` is set."""
+
+    def __init__(self, waits: threading.Event, fails: bool) -> None:
+        self.waits, self.fails, self.webui_url = waits, fails, None
+
+    def start(self, *, include_dashboard: bool, raise_on_failure: bool) -> None:
+        assert (include_dashboard, raise_on_failure) == (True, True)
+        self.waits.wait(10)
+        if self.fails:
+            raise RuntimeError("no port is free")
+        self.webui_url = "127.0.0.1:8265"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_ray_goes_on_while_its_dashboard_starts(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray._private.node import Node
+
+    asked = ("include_dashboard=", "raise_on_failure=")
+    assert all(name in inspect.getsource(Node.start_head_processes) for name in asked)
+    assert "return self._webui_url" in inspect.getsource(Node.webui_url.fget)
+    waits = threading.Event()
+    monkeypatch.setattr(Node, "start_api_server", Dashboard.start)
+    with ray_private.dashboard_beside() as url:
+        Node.start_api_server(
+            Dashboard(waits, fails), include_dashboard=True, raise_on_failure=True
+        )
+        waits.set()
+        if fails:
+            with pytest.raises(RuntimeError, match="no port is free"):
+                url()
+        else:
+            assert url() == "127.0.0.1:8265"
+    assert Node.start_api_server is Dashboard.start
+
+
 STARTED = """
 import os, time
 from orchestrator.cluster.connection import connect
