@@ -80,7 +80,8 @@ def test_a_plan_has_every_layout_of_the_gpus_or_why_not() -> None:
     assert [one["max_concurrency"] for one in found] == [1, 32, 100]
     for one in found:
         assert set(names(one)) == {"tp4", "pp4", "tp2pp2", "tp2dp2", "pp2dp2"}
-        assert names(one)[0] == "tp4"
+        # Of 100 requests a replica of two has 50, whose kernels are those of few rows.
+        assert names(one)[0] == ("tp4" if one["max_concurrency"] < 100 else "tp2dp2")
         (refused,) = one["refused"]
         assert (refused["layout"], refused["kind"]) == ("dp4", "impossible")
         assert "weights" in refused["reason"]
@@ -456,7 +457,7 @@ def test_a_plan_has_the_closed_form_of_each_layout_against_concurrency() -> None
     for each in one["against_concurrency"]:
         fitted = each["fitted"]
         assert [point["concurrency"] for point in each["points"]] == [1, 2, 4, 8, 16, 32, 64, 100]
-        assert fitted["error_pct"] < 6
+        assert fitted["error_pct"] < 7
         # what one more request in flight adds to a step is more than its KV takes to read
         assert 0 < fitted["tpot_each_ms"] < fitted["tpot_base_ms"] / 50
 
